@@ -1,0 +1,109 @@
+"""Train and measure a model on a task: ``python experiments/run.py --task coloring``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from pyro_gram.cli import Parser, call
+from pyro_gram.config import RunConfig, add_options, read_preset, with_options
+from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.tasks.base import SPLITS, make_task
+
+PRESETS = Path(__file__).parent / "presets"
+WITHOUT_END = 10**9  # batches of a run that only the clock ends
+
+
+def make_parser(add_help: bool = True) -> Parser:
+    tasks = sorted(p.stem for p in PRESETS.glob("*.toml"))
+    parser = Parser(
+        "run.py",
+        description=__doc__,
+        add_help=add_help,
+        epilog="Give --task with --help to see every setting of its parts.",
+    )
+    parser.add_argument("--task", required=True, choices=tasks, help="the problem")
+    parser.add_argument("--preset", default="cpu", help="cpu (the default), tiny or paper")
+    for part in ("model", "prior", "guide"):
+        parser.add_argument(f"--{part}", metavar="NAME", help="a registered name, or your own as package.module:Class")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, data order and guidance (default 0)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/TASK-PRESET-seedS")
+    parser.add_argument("--resume", action="store_true", help="continue the run in DIR")
+    parser.add_argument("--minutes", type=float, metavar="M", help="train for M minutes instead of the preset's length")
+    parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
+    parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or mps")
+    parser.add_argument("--list-split", choices=SPLITS, help="print that split's inputs, one a line, and exit")
+    return parser
+
+
+def parse(argv: list[str]) -> tuple[RunConfig, dict]:
+    """The run's config, and the arguments that are not part of it."""
+    parser = make_parser(add_help=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    if not {"--task"} & {a.partition("=")[0] for a in argv} and {"-h", "--help"} & set(argv):
+        make_parser().parse_args(["--help"])
+    first, _ = parser.parse_known_args(argv)
+    names = {part: getattr(first, part) for part in ("model", "prior", "guide")}
+    config = read_preset(PRESETS / f"{first.task}.toml", first.preset, names=names, seed=first.seed)
+    full = make_parser()
+    add_options(full, config)
+    arguments = vars(full.parse_args(argv))
+    config = with_options(config, arguments)
+    if arguments["minutes"] is not None:
+        if not arguments["minutes"] > 0:
+            raise ConfigError(f"--minutes must be positive, not {arguments['minutes']}")
+        length = {"train.minutes": arguments["minutes"]}
+        if "train.batches" not in arguments:
+            length["train.batches"] = WITHOUT_END
+        config = with_options(config, length)
+    return config, arguments
+
+
+def pick_device(name: str) -> torch.device:
+    """Raises ConfigError where the device is not there."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(name.partition(":")[0], False):
+        raise ConfigError(f"no device {name!r} here; available: {', '.join(k for k, v in there.items() if v)}")
+    return torch.device(name)
+
+
+def list_split(config: RunConfig, split: str, data_dir: str | None) -> int:
+    task = make_task(config.names["task"], config.task, data_dir)
+    for x in task.split(split).inputs:
+        print(task.format_input(x))
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    config, arguments = parse(argv)
+    if arguments["list_split"]:
+        return list_split(config, arguments["list_split"], arguments["data_dir"])
+    device = pick_device(arguments["device"])
+    out = arguments["out"] or Path("runs") / f"{config.names['task']}-{config.preset}-seed{config.seed}"
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; give a directory")
+
+    from pyro_gram.run import InterruptedRunError, finish, open_run, train
+
+    run = open_run(config, out, resume=arguments["resume"], data_dir=arguments["data_dir"], device=device)
+    try:
+        train(run)
+    except InterruptedRunError as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
+    print("evaluating on held-out inputs, prior trajectories only", file=sys.stderr)
+    results = finish(run)
+    m = results["metrics"]
+    print(
+        f"{config.names['task']}, {m['num_inputs']} held-out inputs: accuracy {m['accuracy']:.3f} and {m['violations']} "
+        f"violations (one sample), coverage {m['coverage']:.3f} of a possible {m['coverage_limit']:.3f} "
+        f"({m['num_samples']} samples)"
+    )
+    print(f"results: {out / 'results.json'}   report: {out / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(call(main))

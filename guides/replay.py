@@ -1,0 +1,61 @@
+"""The amortized posterior as an ordinary two-pass guide: Pyro's trace and replay, with no messenger.
+
+It walks the recursion itself to find each u_t, and Pyro then replays the model along the same draws, so every
+transition is computed twice. It exists to check the one-pass guide: same parameters, same seed, same ELBO.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyro_gram.inference.sites import announce, data_plates, guidance
+from pyro_gram.networks.core import LatentState
+from pyro_gram.registry import GUIDES
+from pyro_gram.tasks.base import TaskSpec
+
+from .amortized import AmortizedGuide, AmortizedGuideConfig
+
+
+@GUIDES.register("replay")
+class ReplayGuide(nn.Module):
+    """q(tau | x, y) as a Pyro program of its own. Arguments as for :class:`AmortizedGuide`, whose networks it uses."""
+
+    Config = AmortizedGuideConfig
+
+    def __init__(self, config: AmortizedGuideConfig, spec: TaskSpec, model: Any, width: int) -> None:
+        super().__init__()
+        self.inference = AmortizedGuide(config, spec, model, width)
+
+    def forward(
+        self,
+        x: Tensor | None,
+        y: Tensor,
+        state: LatentState | None = None,
+        *,
+        steps: int = 1,
+        truncated: bool | None = None,
+        beta: float = 1.0,
+    ) -> None:
+        """Draw the trajectory's guidance. Arguments as for the model; y is required."""
+        if y is None:
+            raise ValueError("ReplayGuide infers from y: call it with y, or sample from the model itself")
+        model: Any = self.inference.model
+        announce("guide", self)
+        T = model.config.transitions
+        truncated = model.config.truncated if truncated is None else truncated
+        e_x = model.encode(x, y.shape[:-1])
+        h, l = state or model.initial_state(e_x)  # noqa: E741
+        code = self.inference.encode(x, y)
+        with data_plates(e_x.shape[:-2]):
+            for t in pyro.markov(range(steps * T)):
+                charged = not truncated or (t + 1) % T == 0
+                with torch.set_grad_enabled(charged and torch.is_grad_enabled()), poutine.mask(mask=charged):
+                    u, l = model.core(LatentState(h, l), e_x)  # noqa: E741
+                    with poutine.scale(scale=beta):
+                        eps = pyro.sample(guidance(t), self.inference.posterior(u, code, model.prior(u)))
+                    h = u + eps

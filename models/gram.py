@@ -1,0 +1,149 @@
+r"""GRAM: recursive reasoning as a Pyro program (arXiv 2605.19376, Section 2).
+
+.. math::
+
+    l_{t,k} &= f_L(h_{t-1}, l_{t,k-1}, e_x), \quad k = 1..K        &\text{(6)} \\
+    u_t &= f_H(h_{t-1}, l_t)                                        &\text{(7)} \\
+    \epsilon_t &\sim N(\mu_\theta(u_t), \sigma_\theta(u_t)^2 I)     &\text{(8)} \\
+    h_t &= u_t + \epsilon_t                                         &\text{(9)}
+
+T transitions make one supervision step; the answer is decoded from the h it ends in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyro_gram.errors import ConfigError
+from pyro_gram.inference.sites import OBSERVED, STATE_H, STATE_L, announce, data_plates, guidance, proposal
+from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
+from pyro_gram.networks.decoders import TokenDecoder
+from pyro_gram.networks.encoders import make_encoder
+from pyro_gram.registry import MODELS
+from pyro_gram.tasks.base import TaskSpec
+
+
+@dataclass(frozen=True)
+class GRAMConfig(CoreConfig):
+    """The core's sizes, and the process.
+
+    Attributes:
+        transitions: T, transitions in one supervision step.
+        truncated: Eq. 14: only the last transition of a supervision step carries gradient and is charged its KL.
+            False: all of them. The same at T = 1.
+        prefix: zero positions before the input (the paper's 16 puzzle tokens).
+    """
+
+    transitions: int = 3
+    truncated: bool = True
+    prefix: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.transitions < 1:
+            raise ConfigError(f"transitions must be at least 1, not {self.transitions}")
+
+
+@MODELS.register("gram")
+class GRAM(nn.Module):
+    """The generative program p(y, tau | x), and p(y, tau) where x is None.
+
+    Args:
+        config: sizes and process.
+        spec: shapes of the task.
+        prior: module u -> p(eps | u).
+    """
+
+    Config = GRAMConfig
+    h0: Tensor
+    l0: Tensor
+
+    def __init__(self, config: GRAMConfig, spec: TaskSpec, prior: nn.Module) -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+        length = config.prefix + spec.input_length
+        self.encoder = make_encoder(
+            spec.input_length, spec.input_features, spec.input_vocabulary, config.width, config.prefix
+        )
+        self.core = RecursiveCore(config, length)
+        self.prior = prior
+        self.decoder = TokenDecoder(spec.output_length, spec.output_classes, config.width)
+        # z_0 is drawn once from N(0, I) and stored with the weights (Section 2.1).
+        self.register_buffer("h0", torch.randn(length, config.width))
+        self.register_buffer("l0", torch.randn(length, config.width))
+
+    def forward(
+        self,
+        x: Tensor | None,
+        y: Tensor | None = None,
+        state: LatentState | None = None,
+        *,
+        steps: int = 1,
+        truncated: bool | None = None,
+        beta: float = 1.0,
+    ) -> Tensor:
+        """``steps`` supervision steps from ``state``, then the answer. One for training (Eq. 14), N_sup for Eq. 13.
+
+        Args:
+            x: input tokens, ``[..., B, *event]``; None is the empty condition of p(x).
+            y: the answer, int64 ``[..., B, L_out]``; None samples it.
+            state: where the last supervision step ended; None is z_0.
+            steps: supervision steps in this program.
+            truncated: overrides the config's; the full bound (Eq. 13) takes False.
+            beta: weight of the KL; 1 is the ELBO.
+
+        Returns:
+            y, int64 ``[..., B, L_out]``.
+        """
+        announce("model", self)
+        e_x = self.encode(x, None if y is None else y.shape[:-1])
+        state = state or self.initial_state(e_x)
+        with data_plates(e_x.shape[:-2]):
+            state = self.reason(e_x, state, steps=steps, truncated=truncated, beta=beta)
+            pyro.deterministic(STATE_H, state.h, event_dim=2)
+            pyro.deterministic(STATE_L, state.l, event_dim=2)
+            return pyro.sample(OBSERVED, self.likelihood(state.h), obs=y)
+
+    def reason(
+        self,
+        e_x: Tensor,
+        state: LatentState,
+        *,
+        first: int = 0,
+        steps: int = 1,
+        truncated: bool | None = None,
+        beta: float = 1.0,
+    ) -> LatentState:
+        """The latent trajectory: ``steps * T`` transitions (Eq. 6-9), their sites numbered from ``first``."""
+        T = self.config.transitions
+        truncated = self.config.truncated if truncated is None else truncated
+        h, l = state  # noqa: E741
+        for t in pyro.markov(range(first, first + steps * T)):
+            charged = not truncated or (t + 1) % T == 0
+            with torch.set_grad_enabled(charged and torch.is_grad_enabled()), poutine.mask(mask=charged):
+                u, l = self.core(LatentState(h, l), e_x)  # noqa: E741
+                u = pyro.deterministic(proposal(t), u, event_dim=2)
+                with poutine.scale(scale=beta):
+                    eps = pyro.sample(guidance(t), self.prior(u))
+                h = u + eps
+        return LatentState(h, l)
+
+    def encode(self, x: Tensor | None, batch: torch.Size | None = None) -> Tensor:
+        """e_x, ``[..., L, D]``; zeros of ``[*batch, L, D]`` for the empty condition."""
+        if x is not None:
+            return self.encoder(x)
+        return self.h0.new_zeros(*(batch or ()), *self.h0.shape)
+
+    def initial_state(self, e_x: Tensor) -> LatentState:
+        """z_0, expanded to the batch of e_x."""
+        return LatentState(self.h0.expand_as(e_x), self.l0.expand_as(e_x))
+
+    def likelihood(self, h: Tensor) -> dist.TorchDistribution:
+        """p(y | h_T): independent categoricals, event shape ``[L_out]``."""
+        return dist.Categorical(logits=self.decoder(h)).to_event(1)

@@ -1,0 +1,127 @@
+"""Checkpoints: tensors in safetensors, everything else in its JSON header. Nothing pickled is read or written.
+
+Two kinds: a *model* (averaged weights of model and guide, with the config that rebuilds them), and a *training state*
+(all that the next update depends on).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from pyro_gram.build import Assembly, build
+from pyro_gram.config import RunConfig
+from pyro_gram.errors import CheckpointError, ConfigError
+from pyro_gram.files import write_bytes
+from pyro_gram.inference.training import Trainer, pair
+from pyro_gram.version import __version__
+
+FORMAT = "pyro_gram/1"
+
+
+def save_model(path: Path, config: RunConfig, model: nn.Module, guide: nn.Module) -> None:
+    """Write a model checkpoint, atomically."""
+    _save(path, dict(pair(model, guide).state_dict()), {"kind": "model", "config": config.to_dict()})
+
+
+def load_model(path: str | Path, data_dir: str | None = None) -> Assembly:
+    """Rebuild task, model and guide from a model checkpoint (or a run's directory), ready for sampling.
+
+    Raises:
+        CheckpointError: missing, damaged, of another format, or weights that do not fit the config.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    tensors, header = _read(path, "model")
+    try:
+        assembly = build(RunConfig.from_dict(header["config"]), data_dir)
+    except ConfigError as e:
+        raise CheckpointError(f"{path} was made with settings this version does not know: {e}") from None
+    _fit(path, pair(assembly.model, assembly.guide), tensors)
+    assembly.model.eval()
+    assembly.guide.eval()
+    return assembly
+
+
+def save_training(path: Path, config: RunConfig, trainer: Trainer) -> None:
+    """Write everything that the next batch depends on, atomically."""
+    tensors = {f"weights/{k}": v for k, v in pair(trainer.model, trainer.guide).state_dict().items()}
+    tensors |= {f"average/{k}": v for k, v in trainer.average.state_dict().items()}
+    tensors |= {f"optim/{k}": v for k, v in trainer.optim.get_state().items()}
+    header = {
+        "kind": "training",
+        "config": config.to_dict(),
+        "number": trainer.number,
+        "elapsed": trainer.elapsed,
+        "beta": trainer.beta.get_state(),
+    }
+    _save(path, tensors, header)
+
+
+def load_training(path: Path, config: RunConfig, trainer: Trainer) -> None:
+    """Put a saved training state into a freshly built trainer.
+
+    Raises:
+        CheckpointError: missing, damaged, or of a run with other settings (the length of the run may differ).
+    """
+    tensors, header = _read(path, "training")
+    saved, wanted = dict(header["config"]), config.to_dict()
+    for field in ("batches", "minutes", "save_seconds", "evaluate_every"):
+        saved["train"] = {**saved["train"], field: wanted["train"][field]}
+    differing = [f"{k}: {saved.get(k)} then, {wanted[k]} now" for k in wanted if saved.get(k) != wanted[k]]
+    if differing:
+        raise CheckpointError(f"{path} belongs to a run with other settings ({differing[0]}); use another --out")
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    _fit(path, pair(trainer.model, trainer.guide), part("weights/"))
+    _fit(path, trainer.average, part("average/"))
+    try:
+        trainer.optim.set_state(part("optim/"))
+    except KeyError as e:
+        raise CheckpointError(f"{path} holds no state, or a stray one, for the optimizer's {e}") from None
+    trainer.number, trainer.elapsed = header["number"], header["elapsed"]
+    trainer.beta.set_state(header["beta"])
+
+
+def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    header = {"version": __version__, **header}
+    flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}  # safetensors refuses shared storage
+    write_bytes(path, save(flat, metadata={"format": FORMAT, "pyro_gram": json.dumps(header)}))
+
+
+def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        with safe_open(path, framework="pt") as f:
+            metadata = f.metadata() or {}
+            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as e:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {e}") from None
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} was not written by pyro_gram (format {metadata.get('format')!r})")
+    try:
+        header = json.loads(metadata["pyro_gram"])
+    except (KeyError, ValueError):
+        raise CheckpointError(f"{path} has a damaged header") from None
+    if header.get("kind") != kind:
+        raise CheckpointError(f"{path} holds a {header.get('kind')}, not a {kind}")
+    return tensors, header
+
+
+def _fit(path: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    expected = module.state_dict()
+    wrong = sorted(set(expected) ^ set(tensors)) or [k for k in expected if expected[k].shape != tensors[k].shape]
+    if wrong:
+        raise CheckpointError(f"{path} does not fit its own config: {len(wrong)} tensors differ, first {wrong[0]}")
+    with torch.no_grad():
+        module.load_state_dict(tensors)

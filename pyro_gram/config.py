@@ -1,0 +1,180 @@
+"""A run, as frozen dataclasses: one a part, JSON in and out, and command-line options made from the fields.
+
+``RunConfig`` names a task, model, prior and guide; each name brings its own ``Config`` dataclass through the registry.
+A field that does not exist is an error everywhere: in a preset, in a JSON file, on the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tomllib
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pyro_gram.errors import ConfigError
+from pyro_gram.inference.beta import BetaConfig
+from pyro_gram.inference.optim import OptimConfig
+from pyro_gram.inference.training import TrainConfig
+from pyro_gram.registry import GUIDES, MODELS, PRIORS, TASKS, Registry
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How a model is measured: on fresh trajectories of the prior, on held-out inputs.
+
+    Attributes:
+        num_samples: N, trajectories an input (the paper's tables: 20).
+        depth: supervision steps of a roll-out; 0 for as many as in training.
+        seed: of the roll-outs.
+    """
+
+    num_samples: int = 20
+    depth: int = 0
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise ConfigError(f"num_samples must be at least 1, not {self.num_samples}")
+        if self.depth < 0:
+            raise ConfigError(f"depth must not be negative, not {self.depth}")
+
+
+NAMED: dict[str, Registry] = {"task": TASKS, "model": MODELS, "prior": PRIORS, "guide": GUIDES}
+FIXED: dict[str, type] = {"train": TrainConfig, "optim": OptimConfig, "beta": BetaConfig, "evaluate": EvaluateConfig}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that determines a run.
+
+    Attributes:
+        names: the registered name (or dotted path) of the task, model, prior and guide.
+        parts: the config dataclass of each part: those four, and train, optim, beta, evaluate.
+        preset: where the settings started from.
+        seed: of weights, data order and guidance.
+    """
+
+    names: dict[str, str]
+    parts: dict[str, Any]
+    preset: str = "cpu"
+    seed: int = 0
+
+    def __getattr__(self, part: str) -> Any:
+        try:
+            return self.__dict__["parts"][part]
+        except KeyError:
+            raise AttributeError(part) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; :meth:`from_dict` takes it back."""
+        parts = {part: dataclasses.asdict(config) for part, config in self.parts.items()}
+        return {"preset": self.preset, "seed": self.seed, "names": dict(self.names), **parts}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> RunConfig:
+        """Raises ConfigError on an unknown or missing part, name or field."""
+        if not isinstance(data, dict) or not isinstance(data.get("names"), dict):
+            raise ConfigError("not a run's config: no 'names' in it")
+        data = dict(data)
+        names = data.pop("names")
+        preset, seed = data.pop("preset", "cpu"), data.pop("seed", 0)
+        return make_run_config(names, data, preset=preset, seed=seed)
+
+
+def make_run_config(
+    names: dict[str, str], settings: dict[str, dict[str, Any]], *, preset: str = "cpu", seed: int = 0
+) -> RunConfig:
+    """A RunConfig from names and, for each part, the fields that differ from their defaults.
+
+    Raises:
+        ConfigError: unknown name, part or field, or a value that a field cannot have.
+    """
+    unknown = set(names) ^ set(NAMED)
+    if unknown:
+        raise ConfigError(f"a run names {', '.join(NAMED)}; wrong or missing: {', '.join(sorted(unknown))}")
+    classes = {part: registry.get(names[part]).Config for part, registry in NAMED.items()} | FIXED
+    stray = set(settings) - set(classes)
+    if stray:
+        raise ConfigError(f"unknown part {sorted(stray)[0]!r}; known: {', '.join(classes)}")
+    parts = {part: from_fields(cls, settings.get(part, {}), part) for part, cls in classes.items()}
+    return RunConfig(dict(names), parts, preset, seed)
+
+
+def from_fields(cls: type[T], values: dict[str, Any], part: str = "") -> T:
+    """An instance of a config dataclass; a name that is not a field, or a value of the wrong type, is an error."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name, value in values.items():
+        if name not in fields:
+            raise ConfigError(f"unknown setting {part}.{name}; known in {part}: {', '.join(sorted(fields))}")
+        kind = hints[name]
+        if kind is float and type(value) is int:
+            continue
+        if isinstance(kind, type) and type(value) is not kind:
+            raise ConfigError(f"{part}.{name} must be {kind.__name__}, not {value!r}")
+    return cls(**values)
+
+
+def add_options(parser: argparse.ArgumentParser, config: RunConfig) -> None:
+    """One option a field of every part, ``--part.field VALUE``, with the value of ``config`` shown as its default."""
+    for part, value in config.parts.items():
+        group = parser.add_argument_group(f"{part} ({type(value).__name__})")
+        hints = typing.get_type_hints(type(value))
+        for field in dataclasses.fields(value):
+            kind = hints[field.name]
+            if isinstance(kind, types.UnionType) or kind not in (int, float, str, bool):
+                continue
+            group.add_argument(
+                f"--{part}.{field.name}",
+                type=_boolean if kind is bool else kind,
+                metavar=kind.__name__.upper(),
+                default=argparse.SUPPRESS,
+                help=f"default {getattr(value, field.name)}",
+            )
+
+
+def with_options(config: RunConfig, arguments: dict[str, Any]) -> RunConfig:
+    """``config`` with the ``part.field`` entries of parsed arguments put in."""
+    changes: dict[str, dict[str, Any]] = {}
+    for key, value in arguments.items():
+        part, _, name = key.partition(".")
+        if name:
+            changes.setdefault(part, {})[name] = value
+    parts = {part: dataclasses.replace(value, **changes.get(part, {})) for part, value in config.parts.items()}
+    return dataclasses.replace(config, parts=parts)
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() in ("true", "yes", "1"):
+        return True
+    if text.lower() in ("false", "no", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"expected true or false, not {text!r}")
+
+
+def read_preset(path: Path, preset: str, *, names: dict[str, str] | None = None, seed: int = 0) -> RunConfig:
+    """One table of a TOML file of presets; ``names`` overrides the model, prior or guide it names.
+
+    Fields that the preset sets for a part whose name was overridden apply where the other class has them too (a width
+    stays a width), and are dropped where it has not.
+    """
+    try:
+        tables = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"no presets for task {path.stem!r} ({path} does not exist)") from None
+    if preset not in tables:
+        raise ConfigError(f"unknown preset {preset!r} for {path.stem}; known: {', '.join(tables)}")
+    table = dict(tables[preset])
+    chosen = {"task": path.stem, "model": "gram", "prior": "gaussian", "guide": "amortized"} | table.pop("names", {})
+    for part, name in (names or {}).items():
+        if name is not None and name != chosen[part]:
+            chosen[part] = name
+            known = {f.name for f in dataclasses.fields(NAMED[part].get(name).Config)}
+            table[part] = {k: v for k, v in table.get(part, {}).items() if k in known}
+    return make_run_config(chosen, table, preset=preset, seed=seed)

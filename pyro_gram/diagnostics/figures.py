@@ -1,0 +1,146 @@
+"""Figures of a run. Each function returns a matplotlib Figure; no display and no global state is used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit
+
+if TYPE_CHECKING:
+    from pyro_gram.tasks.base import PuzzleSet, Task
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#777777"
+
+
+def _clean(axes: Any, xlabel: str, ylabel: str) -> None:
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+
+
+def training(rows: list[dict[str, Any]]) -> Figure:
+    """Losses, bounds on validation inputs, and accuracy of the prior, over training.
+
+    Args:
+        rows: the lines of ``metrics.jsonl``; those with a ``prior_accuracy`` are looks at the validation split.
+    """
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    number = [r["batch"] for r in rows]
+    left.plot(number, [r["reconstruction"] for r in rows], color=BLUE, label="reconstruction")
+    left.plot(number, [r["kl"] for r in rows], color=ORANGE, label="KL")
+    left.set_yscale("log")
+    _clean(left, "batch", "nats per input (log scale)")
+    beta = left.twinx()
+    beta.plot(number, [r["beta"] for r in rows], color=GREY, linestyle="--")
+    beta.set_ylabel("beta (dashed)", color=GREY)
+    beta.set_ylim(bottom=0)
+    beta.spines["top"].set_visible(False)
+    left.legend(frameon=False)
+    left.set_title("Training loss")
+
+    looks = [r for r in rows if "prior_accuracy" in r]
+    number = [r["batch"] for r in looks]
+    middle.plot(number, [r["elbo_surrogate"] for r in looks], color=BLUE, marker=".", label="surrogate (Eq. 14)")
+    middle.plot(number, [r["elbo_full"] for r in looks], color=ORANGE, marker=".", label="full ELBO (Eq. 13)")
+    _clean(middle, "batch", "nats per input, beta = 1")
+    middle.legend(frameon=False, loc="lower right")
+    middle.set_title("Bounds, validation inputs")
+
+    right.plot(number, [r["prior_accuracy"] for r in looks], color=BLUE, marker=".", label="accuracy, one sample")
+    right.plot(number, [r["prior_coverage"] for r in looks], color=GREEN, marker=".", label="coverage")
+    if looks:
+        right.axhline(looks[-1]["coverage_limit"], color=GREEN, linestyle=":", label="coverage, i.i.d. limit")
+    right.set_ylim(0, 1.02)
+    _clean(right, "batch", "fraction")
+    right.legend(frameon=False, loc="lower right")
+    right.set_title("Prior trajectories, validation inputs")
+    return figure
+
+
+def solved(task: Task, puzzles: PuzzleSet, tokens: Tensor, inputs: int = 4, answers: int = 4) -> Figure:
+    """Inputs, each beside its most frequent answers; mistakes are marked by the task.
+
+    Args:
+        tokens: samples, int64 ``[N, B, L_out]``.
+    """
+    inputs = min(inputs, len(puzzles))
+    figure = Figure(figsize=(2.3 * (answers + 1), 2.55 * inputs), layout="constrained")
+    grid = figure.subplots(inputs, answers + 1, squeeze=False)
+    canonical = task.canonical(puzzles.inputs, tokens)
+    for row in range(inputs):
+        x = puzzles.inputs[row]
+        task.draw(grid[row, 0], x)
+        m = int(puzzles.num_solutions[row])
+        grid[row, 0].set_title(f"input {row + 1}: {m} solution{'s' if m > 1 else ''}", fontsize=10)
+        found, counts = canonical[:, row].unique(dim=0, return_counts=True)
+        order = counts.argsort(descending=True, stable=True)
+        for column in range(answers):
+            axes = grid[row, column + 1]
+            if column >= len(found):
+                axes.set_axis_off()
+                continue
+            y = found[order[column]]
+            broken = int(task.violations(x, y))
+            task.draw(axes, x, y)
+            verdict = "valid" if broken == 0 else f"{broken} {task.unit}"
+            axes.set_title(f"{int(counts[order[column]])} of {len(tokens)}: {verdict}", fontsize=10)
+    figure.suptitle(f"Most frequent of {len(tokens)} prior trajectories on held-out inputs")
+    return figure
+
+
+def coverage_by_solutions(ids: Tensor, num_solutions: Tensor) -> Figure:
+    """Coverage against the number of solutions, beside what i.i.d. uniform draws would reach.
+
+    Args:
+        ids: int64 ``[N, B]`` from ``metrics.solution_ids``.
+        num_solutions: int64 ``[B]``.
+    """
+    n = len(ids)
+    coverage = coverage_by_input(ids, num_solutions)
+    valid = (ids >= 0).double().mean(0)
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    jitter = torch.rand(len(num_solutions), generator=torch.Generator().manual_seed(0)).numpy() * 0.12 + 0.94
+    for axes, values, name in ((left, coverage, f"coverage, {n} samples"), (right, valid, "share of valid samples")):
+        axes.scatter(num_solutions * jitter, values, s=12, alpha=0.35, color=BLUE, linewidths=0, label="one input")
+        edges = [1, 2, 3, 5, 9, 17, 33, 65, 129, 10**9]
+        bins = torch.bucketize(num_solutions, torch.tensor(edges), right=True)
+        centres = [num_solutions[bins == b].double().mean().item() for b in bins.unique()]
+        means = [values[bins == b].mean().item() for b in bins.unique()]
+        axes.plot(centres, means, color=ORANGE, marker="o", label="mean of a bin")
+        axes.set_xscale("log")
+        axes.set_ylim(-0.02, 1.05)
+        _clean(axes, "number of solutions", name)
+    m = torch.arange(1, int(num_solutions.max()) + 1)
+    left.plot(m, coverage_limit(m, n), color=GREEN, linestyle=":", label="i.i.d. uniform limit")
+    left.legend(frameon=False)
+    return figure
+
+
+def formation(task: Task, x: Tensor, history: Tensor, columns: int = 9) -> Figure:
+    """How answers to one input form: one row a trajectory, one column a supervision step.
+
+    Args:
+        x: one input, ``[*event]``.
+        history: int64 ``[depth, N, L_out]``.
+    """
+    depth, n = history.shape[:2]
+    steps = torch.linspace(0, depth - 1, min(depth, columns)).round().long().unique().tolist()
+    figure = Figure(figsize=(1.75 * len(steps) + 0.6, 2.1 * n + 0.4), layout="constrained")
+    grid = figure.subplots(n, len(steps), squeeze=False)
+    for row in range(n):
+        for column, step in enumerate(steps):
+            y = task.canonical(x, history[step, row])
+            task.draw(grid[row, column], x, y)
+            broken = int(task.violations(x, y))
+            grid[row, column].set_title(
+                f"step {step + 1}: " + ("valid" if broken == 0 else f"{broken} wrong"), fontsize=9
+            )
+    figure.suptitle("One input, each row a trajectory of the prior, over the supervision steps")
+    return figure

@@ -1,0 +1,61 @@
+"""Writing files so that nothing is ever half-written: to a temporary name beside the target, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pyro_gram.errors import UserError
+
+
+def write_via(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` fill a temporary file with the target's suffix, then rename it to ``path``.
+
+    Raises:
+        UserError: the directory cannot be written, or the disk is full; an older ``path`` stays as it was.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror or e}") from e
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """As :func:`write_via`, for bytes; synced to disk before the rename."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+
+    write_via(path, write)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """As :func:`write_bytes`, for JSON with two spaces of indent."""
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file. Raises UserError where there is none."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path} cannot be read as JSON: {e}") from None

@@ -1,0 +1,1 @@
+"""Guides' base class, bounds, optimisation, deep supervision, and roll-outs from the prior."""

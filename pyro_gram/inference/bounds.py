@@ -1,0 +1,75 @@
+"""The bounds of a model on given pairs (x, y): full (Eq. 13) and surrogate (Eq. 14), at beta = 1, and log p(y | x)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_gram.inference.elbo import MeanFieldELBO, StepTerms
+from pyro_gram.inference.sampling import MAX_TRAJECTORIES, rollout_log_prob
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Nats per input, each ``[B]``.
+
+    Attributes:
+        full: Eq. 13: log p(y | h_T) at the end of the trajectory less every KL on the way.
+        surrogate: Eq. 14, the mean over supervision steps: what each update maximises.
+        kl: KL of every transition of the full trajectory, ``[transitions, B]``.
+        reconstruction: -log p(y | h) at the trajectory's end.
+    """
+
+    full: Tensor
+    surrogate: Tensor
+    kl: Tensor
+    reconstruction: Tensor
+
+
+def terms(model: nn.Module, guide: nn.Module, *args: Any, **kwargs: Any) -> StepTerms:
+    """Reconstruction, KLs and final state of one pass under the guide, at beta = 1, without gradient."""
+    elbo = MeanFieldELBO()
+    with torch.no_grad(), pyro.validation_enabled(False):
+        elbo.loss(model, guide, *args, **kwargs)
+    assert elbo.terms is not None
+    return elbo.terms
+
+
+def bounds(model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps: int, seed: int = 0) -> Bounds:
+    """One draw of the guide an input, ``steps`` supervision steps deep. The caller's random state is left as it was."""
+    with torch.random.fork_rng(devices=[y.device] if y.is_cuda else []):
+        torch.manual_seed(seed)
+        whole = terms(model, guide, x, y, steps=steps, truncated=False)
+        state, by_step = None, []
+        for _ in range(steps):
+            one = terms(model, guide, x, y, state)
+            state = one.state
+            by_step.append(one.elbo)
+    return Bounds(whole.elbo, torch.stack(by_step).mean(0), whole.kl, whole.reconstruction)
+
+
+def prior_log_likelihood(
+    model: nn.Module, x: Tensor, y: Tensor, *, depth: int, num_samples: int, seed: int = 0
+) -> Tensor:
+    """log p(y | x) by prior Monte Carlo: the log of the mean of p(y | h_T) over trajectories of the prior.
+
+    Unbiased for p, so below log p on average, by an amount that falls with ``num_samples``.
+
+    Args:
+        x: inputs, ``[B, *event]``.
+        y: answers, ``[B, L_out]``; they are looked at only after each trajectory has ended.
+        depth: supervision steps.
+        num_samples: S.
+
+    Returns:
+        nats per input, ``[B]``.
+    """
+    log_p = rollout_log_prob(
+        model, x, y, depth=depth, num_samples=num_samples, seed=seed, max_trajectories=MAX_TRAJECTORIES
+    )
+    return log_p.logsumexp(0) - math.log(num_samples)

@@ -1,0 +1,191 @@
+"""Bounds: Pyro's own, with the terms of each step kept, and the balanced analytic one that trains by default.
+
+Everything is in nats. Losses are sums over the batch times whatever ``poutine.scale`` the caller put around the step
+(the trainer scales by 1 / batch); the kept terms are per input, unscaled, at beta = 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyro_gram.errors import ConfigError
+from pyro_gram.inference.guide import EffectGuide
+from pyro_gram.inference.sites import OBSERVED, STATE_H, STATE_L, transition_of
+from pyro_gram.networks.core import LatentState
+
+
+@dataclass(frozen=True)
+class StepTerms:
+    """What one pass under the guide left behind, detached.
+
+    Attributes:
+        reconstruction: -log p(y | h_T), nats per input, ``[..., B]``.
+        kl: KL(q || p) of each charged transition, nats per input, ``[T, ..., B]``, without beta; where a KL has no
+            closed form, the one-sample estimate log q - log p.
+        state: the final latent state, for the next supervision step to start from.
+    """
+
+    reconstruction: Tensor
+    kl: Tensor
+    state: LatentState
+
+    @property
+    def elbo(self) -> Tensor:
+        """The bound per input at beta = 1, nats, ``[..., B]``."""
+        return -self.reconstruction - self.kl.sum(0)
+
+
+def read_terms(model_trace: Trace, guide_trace: Trace) -> StepTerms:
+    """The terms of a pair of traces. The bound of Eq. 13, or of Eq. 14 where the program was truncated."""
+    with torch.no_grad():
+        kls = []
+        for name, site in model_trace.nodes.items():
+            if site["type"] == "sample" and transition_of(name) is not None and site["mask"] is not False:
+                q = guide_trace.nodes[name]["fn"]
+                kls.append(_kl(q, site["fn"], site["value"]))
+        observed = model_trace.nodes[OBSERVED]
+        reconstruction = -observed["fn"].log_prob(observed["value"])
+        kl = torch.stack([k.expand_as(reconstruction) for k in kls]) if kls else reconstruction.new_zeros(0)
+    state = LatentState(model_trace.nodes[STATE_H]["value"], model_trace.nodes[STATE_L]["value"])
+    return StepTerms(reconstruction, kl, state.detach())
+
+
+def _kl(q: Any, p: Any, value: Tensor) -> Tensor:
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError:
+        return q.log_prob(value) - p.log_prob(value)
+
+
+class _KeepTerms:
+    """Mixin: keeps the terms of the last pass as ``self.terms`` and lets the guide forget its trace."""
+
+    terms: StepTerms | None = None
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)  # type: ignore[misc]
+        self.terms = read_terms(model_trace, guide_trace)
+        unwrapped = poutine.unwrap(guide)
+        if isinstance(unwrapped, EffectGuide):
+            unwrapped.forget()
+        return model_trace, guide_trace
+
+
+class TraceELBO(_KeepTerms, Trace_ELBO):
+    """Pyro's ``Trace_ELBO``: the Monte Carlo bound, log p - log q at the draws."""
+
+
+class MeanFieldELBO(_KeepTerms, TraceMeanField_ELBO):
+    """Pyro's ``TraceMeanField_ELBO``: closed-form KLs where there are any."""
+
+
+class BalancedELBO(_KeepTerms, TraceMeanField_ELBO):
+    r"""The analytic bound with KL balancing (DreamerV2; Section 2.2 of the paper).
+
+    Value: that of ``TraceMeanField_ELBO``. Gradient of each guidance KL: ``balance`` of it reaches the prior's
+    parameters and ``1 - balance`` the posterior's, which is the gradient of
+    :math:`b\,KL(sg(q)\|p) + (1-b)\,KL(q\|sg(p))`, computed with one KL instead of two.
+    Sites without a closed form are refused: use ``TraceELBO`` for them.
+
+    Args:
+        balance: b in [0, 1]; the paper's 0.8.
+        **kwargs: as for ``pyro.infer.ELBO``.
+    """
+
+    def __init__(self, balance: float = 0.8, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0 <= balance <= 1:
+            raise ConfigError(f"balance must lie in [0, 1], not {balance}")
+        self.balance = balance
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        unwrapped = poutine.unwrap(guide)
+        if not isinstance(unwrapped, Messenger):
+            return super()._get_trace(model, guide, args, kwargs)
+        guide(*args, **kwargs)
+        # The log-densities of draws, which get_importance_trace would compute, are not needed: every KL is analytic.
+        model_trace, guide_trace = unwrapped.get_traces()
+        if isinstance(unwrapped, EffectGuide):
+            unwrapped.forget()
+        return model_trace, guide_trace
+
+    def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
+        loss: Tensor | float = 0.0
+        kls: list[Tensor] = []
+        reconstruction: Tensor | None = None
+        for name, site in model_trace.nodes.items():
+            if site["type"] != "sample" or site["mask"] is False or site["infer"].get("_deterministic"):
+                continue
+            if site["is_observed"]:
+                log_p = site["fn"].log_prob(site["value"])
+                loss = loss - scale_and_mask(log_p, site["scale"], site["mask"]).sum()
+                if name == OBSERVED:
+                    reconstruction = -log_p.detach()
+                continue
+            q, p = guide_trace.nodes[name]["fn"], site["fn"]
+            try:
+                kl = kl_divergence(scale_gradient(q, 1 - self.balance), scale_gradient(p, self.balance))
+            except NotImplementedError:
+                raise ConfigError(
+                    f"no closed-form KL at {name} ({_name(q)} against {_name(p)}): train with --train.elbo trace"
+                ) from None
+            loss = loss + scale_and_mask(kl, site["scale"], site["mask"]).sum()
+            kls.append(kl.detach())
+        assert reconstruction is not None, f"the model has no observed site {OBSERVED!r}"
+        state = LatentState(model_trace.nodes[STATE_H]["value"], model_trace.nodes[STATE_L]["value"])
+        self.terms = StepTerms(reconstruction, torch.stack(kls) if kls else reconstruction[None][:0], state.detach())
+        assert isinstance(loss, Tensor)
+        return loss.detach(), loss
+
+
+def _name(distribution: Any) -> str:
+    return type(getattr(distribution, "base_dist", distribution)).__name__
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.factor, None
+
+
+def scale_gradient(distribution: Any, factor: float) -> Any:
+    """The same distribution, with every gradient into its parameters multiplied by ``factor``."""
+    if isinstance(distribution, torch.distributions.Independent):
+        base = scale_gradient(distribution.base_dist, factor)
+        return dist.Independent(base, distribution.reinterpreted_batch_ndims)
+    names = distribution.arg_constraints
+    # Distributions given twice over (probs and logits) name both; only what was given stands in the instance.
+    arguments = {
+        name: _ScaleGradient.apply(vars(distribution)[name], factor) for name in names if name in vars(distribution)
+    }
+    return type(distribution)(**arguments, validate_args=False)
+
+
+ELBOS = ("balanced", "mean_field", "trace")
+
+
+def make_elbo(name: str, balance: float = 0.8, num_particles: int = 1) -> BalancedELBO | MeanFieldELBO | TraceELBO:
+    """The bound called ``name``, one of ``ELBOS``. Raises ConfigError for another."""
+    if name == "balanced":
+        return BalancedELBO(balance, num_particles=num_particles)
+    if name == "mean_field":
+        return MeanFieldELBO(num_particles=num_particles)
+    if name == "trace":
+        return TraceELBO(num_particles=num_particles)
+    raise ConfigError(f"unknown elbo {name!r}; known: {', '.join(ELBOS)}")

@@ -1,0 +1,106 @@
+r"""The base class of effect-based guides.
+
+Such a guide listens to the model's own pass: at each guidance site it answers with :math:`q(\epsilon_t \mid u_t, y)`
+(Section 2.2), the model goes on with that draw, and one forward pass yields both traces. A trace-and-replay guide
+computes every transition twice.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from typing import Any
+
+import pyro.distributions as dist
+from pyro.poutine import Trace
+from pyro.poutine.guide import GuideMessenger
+from torch import Tensor, nn
+
+from pyro_gram.inference.sites import announce, proposal, transition_of
+
+
+class EffectGuide(GuideMessenger, nn.Module):
+    """Answer every guidance site with a posterior computed from ``u_t`` and ``y``.
+
+    Subclasses implement :meth:`posterior`, and :meth:`encode` where something of y can be computed once a call::
+
+        class Shift(EffectGuide):
+            def __init__(self, model, width, classes):
+                super().__init__(model)              # first, as for any module
+                self.shift = nn.Embedding(classes, width)
+
+            def encode(self, x, y):
+                return self.shift(y)                 # once a call
+
+            def posterior(self, u, code, prior):     # once a transition
+                return dist.Normal(u * 0 + code, 0.1).to_event(2)
+
+    Handlers around the model (conditions, masks) must be put there before the guide is built: Pyro's ELBOs take the
+    model from the guide, not from their ``model`` argument, when the guide is of this kind.
+
+    Args:
+        model: the generative program; its signature must name ``x`` and ``y``.
+    """
+
+    trace: Trace
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
+        missing = {"x", "y"} - set(signature.parameters)
+        if missing:
+            raise TypeError(f"the model must take x and y by name; {', '.join(sorted(missing))} missing in {signature}")
+        self._signature = signature
+        self._code: Any = None
+        self.trace = Trace()
+
+    @abstractmethod
+    def posterior(self, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
+        """q(eps_t | u_t, y).
+
+        Args:
+            u: the proposal u_t, ``[..., L, D]``.
+            code: what :meth:`encode` returned for this call.
+            prior: p(eps_t | u_t), batch shape ``[...]``, event shape ``[L, D]``.
+        """
+
+    def encode(self, x: Tensor | None, y: Tensor) -> Any:
+        """What the posterior needs of x and y, computed once a call. The default: y itself."""
+        return y
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Run the model under this guide; returns the value of each site.
+
+        Raises:
+            ValueError: y is missing. A guide that then became the prior would hide the mistake.
+        """
+        arguments = self._signature.bind(*args, **kwargs).arguments
+        if arguments.get("y") is None:
+            raise ValueError(f"{type(self).__name__} infers from y: call it with y, or sample from the model itself")
+        announce("guide", self)
+        self._code = self.encode(arguments.get("x"), arguments["y"])
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            self._code = None
+
+    def get_posterior(self, name: str, prior: dist.TorchDistribution) -> dist.TorchDistribution:
+        """The posterior at guidance sites; the prior itself at every other (an unobserved ``y``, a user's own)."""
+        t = transition_of(name)
+        if t is None:
+            return prior
+        u = self.upstream_value(proposal(t))
+        assert u is not None
+        return self.posterior(u, self._code, prior)
+
+    def forget(self) -> None:
+        """Drop the last trace: it would keep that pass's whole graph alive."""
+        self.trace = Trace()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()  # without the trace
+        return {**state, "_code": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        nn.Module.__setstate__(self, state)
+        self.trace = Trace()

@@ -1,0 +1,106 @@
+"""Importance weights of the guide's trajectories, per input and at beta = 1.
+
+Pyro's own helpers (``Importance``, ``psis_diagnostic``, ``WeighedPredictive``) assume that the guide's trace holds
+latent sites only; an effect guide's pass holds the observed site too, and their weights are silently wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer.enum import get_importance_trace
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from pyro_gram.inference.elbo import read_terms
+from pyro_gram.inference.guide import EffectGuide
+from pyro_gram.inference.sites import OBSERVED, transition_of
+
+
+@dataclass(frozen=True)
+class GuideDraws:
+    """Trajectories drawn from the guide, for S draws of each of B inputs; nats.
+
+    Attributes:
+        log_weight: log p(y, tau | x) - log q(tau | x, y), ``[S, B]``.
+        log_likelihood: log p(y | h_T), ``[S, B]``.
+        kl: KL(q || p) of each transition along the draw, ``[transitions, S, B]``.
+        guidance: root mean square of eps_t over positions and channels, ``[transitions, S, B]``.
+        tokens: the mode of p(y | h_T), int64 ``[S, B, L_out]``. It has seen y: never score it.
+        h: the final high-level state, ``[S, B, L, D]``.
+    """
+
+    log_weight: Tensor
+    log_likelihood: Tensor
+    kl: Tensor
+    guidance: Tensor
+    tokens: Tensor
+    h: Tensor
+
+
+class GuidanceScale(Messenger):
+    """Notes the root mean square of each transition's guidance as it passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_transition: list[Tensor] = []
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if transition_of(msg["name"]) is not None:
+            self.by_transition.append(msg["value"].square().mean((-2, -1)).sqrt())
+
+
+def guide_draws(
+    model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor, *, steps: int, num_samples: int, seed: int = 0
+) -> GuideDraws:
+    """Draw ``num_samples`` trajectories of ``steps`` supervision steps from the guide, each with its weight.
+
+    Args:
+        x: inputs, ``[B, *event]``.
+        y: answers, int64 ``[B, L_out]``.
+    """
+    with (
+        torch.random.fork_rng(devices=[x.device] if x.is_cuda else []),
+        torch.no_grad(),
+        pyro.validation_enabled(False),
+        GuidanceScale() as scale,
+        pyro.plate("trajectories", num_samples, dim=-2),
+    ):
+        torch.manual_seed(seed)
+        model_trace, guide_trace = get_importance_trace(
+            "flat", math.inf, model, guide, (x, y), {"steps": steps, "truncated": False}
+        )
+    terms = read_terms(model_trace, guide_trace)
+    shape = (num_samples, len(x))
+    log_q = _sum_log_prob(guide_trace, shape, lambda name: transition_of(name) is not None)
+    log_p = _sum_log_prob(model_trace, shape, lambda name: transition_of(name) is not None or name == OBSERVED)
+    if isinstance(guide, EffectGuide):
+        guide.forget()
+    likelihood = model_trace.nodes[OBSERVED]["fn"]
+    transitions = len(terms.kl)
+    return GuideDraws(
+        log_weight=log_p - log_q,
+        log_likelihood=(-terms.reconstruction).expand(shape),
+        kl=terms.kl.expand(transitions, *shape),
+        # A two-pass guide runs every transition twice, the replay of the model second; both carry the same draw.
+        guidance=torch.stack(scale.by_transition[-transitions:]).expand(transitions, *shape),
+        tokens=likelihood.mode.expand(*shape, -1),
+        h=terms.state.h,
+    )
+
+
+def _sum_log_prob(trace: Any, shape: tuple[int, int], wanted: Any) -> Tensor:
+    total = torch.zeros(shape)
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and wanted(name):
+            total = total + site["unscaled_log_prob"].cpu()
+    return total
+
+
+def log_evidence(log_weight: Tensor) -> Tensor:
+    """The importance-weighted bound IWAE_S: log of the mean weight, ``[S, B] -> [B]``, nats."""
+    return log_weight.logsumexp(0) - math.log(len(log_weight))

@@ -1,0 +1,113 @@
+"""One fused AdamW behind Pyro's optimizer interface.
+
+Pyro's own optimizers keep a torch optimizer per tensor and clip per tensor. ``TorchOptim`` keeps one for all, clips the
+global norm and steps the learning-rate schedule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.optim import PyroOptim
+from torch import Tensor, nn
+
+from pyro_gram.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW (Appendix B.2: lr 1e-4, decay 1.0, clip 1.0 at D = 512).
+
+    Attributes:
+        lr: the learning rate after warm-up.
+        weight_decay: decoupled decay; matrices only where ``decay_matrices_only``.
+        clip: largest global norm of the gradient of the mean loss per input, nats.
+        warmup: updates over which the rate rises linearly from 0.
+        final: the rate falls along a half cosine to ``final * lr`` at the last update of the run; 1 keeps it constant.
+    """
+
+    lr: float = 1e-4
+    weight_decay: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip: float = 1.0
+    warmup: int = 2000
+    final: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ConfigError(f"lr must be positive, not {self.lr}")
+        if not self.clip > 0:
+            raise ConfigError(f"clip must be positive, not {self.clip}")
+        if not 0 <= self.final <= 1:
+            raise ConfigError(f"final must lie in [0, 1], not {self.final}")
+
+    def rate(self, update: int, updates: int) -> float:
+        """The learning rate of one update (counted from 0) of a run of ``updates``."""
+        rising = min(1.0, (update + 1) / max(1, self.warmup))
+        done = min(1.0, update / max(1, updates))
+        return self.lr * rising * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+class TorchOptim(PyroOptim):
+    """A PyroOptim over a fixed, named set of parameters.
+
+    Args:
+        modules: every module to train, by name: ``{"model": model, "guide": guide}``.
+        config: rates and limits.
+        updates: length of the run, for the schedule.
+
+    Raises:
+        ConfigError: when called with a parameter of no given module, which would stay untrained in silence.
+    """
+
+    def __init__(self, modules: dict[str, nn.Module], config: OptimConfig, updates: int) -> None:
+        super().__init__(torch.optim.AdamW, {"lr": config.lr})
+        self.config = config
+        self.updates = updates
+        self.update = 0
+        self.named = {f"{name}.{key}": p for name, module in modules.items() for key, p in module.named_parameters()}
+        parameters = list(self.named.values())
+        self._known = set(parameters)
+        self.torch_optimizer = torch.optim.AdamW(
+            parameters,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            betas=(config.beta1, config.beta2),
+            fused=all(p.device.type in ("cpu", "cuda", "mps") for p in parameters),
+        )
+
+    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
+        """One update. Raises ConfigError on an unknown parameter."""
+        unknown = [tuple(p.shape) for p in params if p not in self._known]
+        if unknown:
+            raise ConfigError(f"{len(unknown)} parameters (first shape {unknown[0]}) belong to no module of TorchOptim")
+        # SVI clears the gradients of announced parameters only; this class trains, and so clears, all of its own.
+        nn.utils.clip_grad_norm_(self.named.values(), self.config.clip)  # in order: sums of floats repeat
+        for group in self.torch_optimizer.param_groups:
+            group["lr"] = self.config.rate(self.update, self.updates)
+        self.torch_optimizer.step()
+        self.torch_optimizer.zero_grad(set_to_none=True)
+        self.update += 1
+
+    def get_state(self) -> dict[str, Tensor]:
+        """The optimizer's state as flat named tensors (safetensors holds nothing else)."""
+        state: dict[str, Tensor] = {"update": torch.tensor(self.update)}
+        for name, p in self.named.items():
+            for key, value in self.torch_optimizer.state.get(p, {}).items():
+                state[f"{name}/{key}"] = value
+        return state
+
+    def set_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what :meth:`get_state` gave. Raises KeyError on a name that is not here."""
+        self.update = int(state["update"])
+        for key, value in state.items():
+            if key != "update":
+                name, _, slot = key.rpartition("/")
+                self.torch_optimizer.state[self.named[name]][slot] = value.to(
+                    self.named[name].device if slot != "step" else value.device
+                )

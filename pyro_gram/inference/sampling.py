@@ -1,0 +1,170 @@
+"""Roll-outs from the prior: width (many trajectories) times depth (many supervision steps), untraced and in chunks.
+
+This is the same Pyro program that ``Predictive`` runs, with the same draws under the same seed, without a trace to
+keep. It takes no y: what it returns can be scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_gram.errors import UserError
+from pyro_gram.inference.sites import OBSERVED, STATE_H, STATE_L
+from pyro_gram.networks.core import LatentState
+
+MAX_TRAJECTORIES = 4096  # at L = 8, D = 128 about 150 MB; a chunk of one seed
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Trajectories of the prior, decoded.
+
+    Attributes:
+        tokens: the most probable answer at each trajectory's end, int64 ``[N, B, L_out]``.
+        score: log p(tokens | h_T), nats, ``[N, B]``: the decoder's confidence.
+        history: the answer after each supervision step, int64 ``[depth, N, B, L_out]``; None unless asked for.
+    """
+
+    tokens: Tensor
+    score: Tensor
+    history: Tensor | None = None
+
+
+class Decode(Messenger):
+    """Answers an unobserved ``y`` with its mode, drawing nothing, and keeps the final state and the likelihood."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[str, Tensor] = {}
+        self.likelihood: Any = None
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == OBSERVED:
+            if msg["is_observed"]:
+                raise UserError("a roll-out of the prior must not be given y")
+            msg["value"] = msg["fn"].mode
+            msg["done"] = True
+            self.likelihood = msg["fn"]
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in (OBSERVED, STATE_H, STATE_L):
+            self.values[msg["name"]] = msg["value"]
+
+
+def rollout(
+    model: Callable[..., Any],
+    x: Tensor | None,
+    *,
+    num_samples: int,
+    depth: int,
+    seed: int = 0,
+    history: bool = False,
+    max_trajectories: int = MAX_TRAJECTORIES,
+    progress: Callable[[int], None] | None = None,
+) -> Rollout:
+    """Run the program ``num_samples`` times on each input, ``depth`` supervision steps deep, from z_0.
+
+    Args:
+        model: a program ``model(x, y, state, steps=1)`` with sites ``y``, ``h`` and ``l`` (``models.gram.GRAM``).
+        x: inputs, int64 ``[B, *event]``; None for p(x), where B is 1.
+        num_samples: N, trajectories an input.
+        depth: supervision steps.
+        seed: of the draws. The answer depends on the seed and on ``max_trajectories`` alone; chunk 0 draws as
+            ``Predictive`` would under ``seed``. The caller's random state is left as it was.
+        history: keep every supervision step's answer.
+        max_trajectories: the most that run at once.
+        progress: called with the number of trajectories done after each chunk.
+
+    Raises:
+        UserError: ``num_samples`` or ``depth`` below 1.
+    """
+    _at_least_one(num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
+    inputs = [None] if x is None else list(x.split(max(1, max_trajectories // num_samples)))
+    rows: list[Rollout] = []
+    chunk = 0
+    with _quiet(x):
+        for part in inputs:
+            columns = []
+            for start in range(0, num_samples, max_trajectories):
+                torch.manual_seed(seed + chunk)
+                chunk += 1
+                columns.append(_run(model, part, min(max_trajectories, num_samples - start), depth, history))
+                if progress:
+                    progress(columns[-1].score.numel())
+            rows.append(_join(columns, dim=0))
+    return _join(rows, dim=1)
+
+
+def rollout_log_prob(
+    model: Callable[..., Any],
+    x: Tensor,
+    y: Tensor,
+    *,
+    num_samples: int,
+    depth: int,
+    seed: int = 0,
+    max_trajectories: int = MAX_TRAJECTORIES,
+) -> Tensor:
+    """log p(y | h_T) at the end of each of ``num_samples`` trajectories of the prior, nats, ``[N, B]``.
+
+    The trajectories are those of :func:`rollout`; y is looked at when they have ended.
+    """
+    _at_least_one(num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
+    width = max(1, max_trajectories // num_samples)
+    parts = []
+    with _quiet(x):
+        for chunk, (a, b) in enumerate(zip(x.split(width), y.split(width), strict=True)):
+            torch.manual_seed(seed + chunk)
+            decode = _final(model, a, None, num_samples, depth)
+            parts.append(decode.likelihood.log_prob(b))
+    return torch.cat(parts, dim=1)
+
+
+def _at_least_one(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, not {value}")
+
+
+@contextmanager
+def _quiet(x: Tensor | None) -> Iterator[None]:
+    """No gradient, no validation, and the caller's random state put back at the end."""
+    devices = [x.device] if x is not None and x.is_cuda else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), pyro.validation_enabled(False):
+        yield
+
+
+def _final(model: Callable[..., Any], x: Tensor | None, state: LatentState | None, width: int, steps: int) -> Decode:
+    with Decode() as decode, pyro.plate("trajectories", width, dim=-2):
+        model(x, None, state, steps=steps)
+    return decode
+
+
+def _run(model: Callable[..., Any], x: Tensor | None, width: int, depth: int, history: bool) -> Rollout:
+    state, answers = None, []
+    steps = 1 if history else depth
+    for _ in range(depth // steps):
+        decode = _final(model, x, state, width, steps)
+        state = LatentState(decode.values[STATE_H], decode.values[STATE_L])
+        answers.append(decode.values[OBSERVED])
+    score = decode.likelihood.log_prob(answers[-1])
+    return Rollout(answers[-1], score, torch.stack(answers) if history else None)
+
+
+def _join(parts: list[Rollout], dim: int) -> Rollout:
+    if len(parts) == 1:
+        return parts[0]
+    kept = [p.history for p in parts if p.history is not None]
+    return Rollout(
+        torch.cat([p.tokens for p in parts], dim),
+        torch.cat([p.score for p in parts], dim),
+        torch.cat(kept, dim + 1) if kept else None,
+    )

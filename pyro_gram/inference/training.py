@@ -1,0 +1,180 @@
+"""Deep supervision by SVI: one optimizer update a supervision step, the latent state carried and detached (Eq. 14)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import SVI
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.inference.beta import BetaConfig, BetaController
+from pyro_gram.inference.elbo import ELBOS, make_elbo
+from pyro_gram.inference.optim import OptimConfig, TorchOptim
+
+Batches = Callable[[int], tuple[Tensor | None, Tensor]]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length and recipe of a run.
+
+    Attributes:
+        batches: batches in the run, each of ``supervision_steps`` updates.
+        minutes: wall-clock limit on training; 0 for none. Reached first, it ends the run early.
+        batch: inputs a batch.
+        supervision_steps: N_sup.
+        elbo: ``balanced``, ``mean_field`` or ``trace``.
+        balance: share of the KL's gradient that trains the prior (``balanced`` only).
+        particles: draws of the guide an update.
+        ema: decay of the running average of the weights, an update; evaluation uses the average.
+        augment: apply the task's symmetries to training pairs.
+        evaluate_every: batches between two looks at the validation split.
+        save_seconds: time between two saves of the training state.
+    """
+
+    batches: int = 10_000
+    minutes: float = 0.0
+    batch: int = 768
+    supervision_steps: int = 16
+    elbo: str = "balanced"
+    balance: float = 0.8
+    particles: int = 1
+    ema: float = 0.9999
+    augment: bool = True
+    evaluate_every: int = 500
+    save_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("batches", "batch", "supervision_steps", "particles", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.elbo not in ELBOS:
+            raise ConfigError(f"unknown elbo {self.elbo!r}; known: {', '.join(ELBOS)}")
+        if not 0 <= self.balance <= 1:
+            raise ConfigError(f"balance must lie in [0, 1], not {self.balance}")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"ema must lie in [0, 1), not {self.ema}")
+        if self.minutes < 0:
+            raise ConfigError(f"minutes must not be negative, not {self.minutes}")
+
+
+class DivergedError(UserError):
+    """The loss became infinite or not a number."""
+
+
+@dataclass
+class BatchReport:
+    """What one batch cost, means over its supervision steps and inputs, nats per input at beta = 1."""
+
+    number: int
+    reconstruction: float
+    kl: float
+    beta: float
+    seconds: float = field(default=0.0)
+
+    @property
+    def loss(self) -> float:
+        """-ELBO of Eq. 14, nats per input."""
+        return self.reconstruction + self.kl
+
+
+def pair(model: nn.Module, guide: nn.Module) -> nn.ModuleDict:
+    """Model and guide as one module, so that copies and averages keep the guide attached to its model."""
+    return nn.ModuleDict({"model": model, "guide": guide})
+
+
+class Trainer:
+    """Trains a model and its guide.
+
+    Args:
+        model: the generative program.
+        guide: its inference program.
+        batches: number -> (x, y), a pure function.
+        config, optim, beta: the recipe.
+        seed: of the guidance drawn in training; with the batch's number it fixes every draw of that batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        guide: nn.Module,
+        batches: Batches,
+        config: TrainConfig,
+        optim: OptimConfig,
+        beta: BetaConfig,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.guide, self.batches, self.config, self.seed = model, guide, batches, config, seed
+        self.elbo = make_elbo(config.elbo, config.balance, config.particles)
+        modules = {"model": model, "guide": guide}
+        self.optim = TorchOptim(modules, optim, config.batches * config.supervision_steps)
+        self.svi = SVI(model, guide, self.optim, loss=self.elbo)
+        self.beta = BetaController(beta)
+        self.average = AveragedModel(pair(model, guide), multi_avg_fn=self._ema)
+        self.number = 0  # the next batch
+        self.elapsed = 0.0  # seconds of training behind this state, over all sittings
+
+    @torch.no_grad()
+    def _ema(self, averages: Any, currents: Any, count: Any) -> None:
+        n = float(count)
+        decay = min(self.config.ema, (1 + n) / (10 + n))  # the average of a short run must not be its start
+        torch._foreach_lerp_(averages, currents, 1 - decay)
+
+    def run(self) -> Iterator[BatchReport]:
+        """Train until the batches or the minutes are used up, yielding after each batch.
+
+        Raises:
+            DivergedError: at the first loss that is not finite; the state before that batch is the last saved one.
+        """
+        limit = self.config.minutes * 60 or math.inf
+        self.model.train()
+        self.guide.train()
+        while self.number < self.config.batches and self.elapsed < limit:
+            start = time.perf_counter()
+            with pyro.validation_enabled(False):
+                report = self.one_batch(*self.batches(self.number))
+            self.elapsed += time.perf_counter() - start
+            report.seconds = self.elapsed
+            yield report
+
+    def one_batch(self, x: Tensor | None, y: Tensor) -> BatchReport:
+        """N_sup updates on one batch, each supervision step starting where the last one ended."""
+        torch.manual_seed((self.seed * 1_000_003 + self.number) % 2**63)
+        device = next(self.model.parameters()).device
+        x, y = None if x is None else x.to(device), y.to(device)
+        state = None
+        totals = torch.zeros(2, device=device)
+        for _ in range(self.config.supervision_steps):
+            with poutine.scale(scale=1 / y[..., 0].numel()):
+                loss = self.svi.step(x, y, state, beta=self.beta.value)
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the loss became {loss} in batch {self.number}: lower --optim.lr, or raise --beta.start if the "
+                    "KL exploded; the last good state is kept"
+                )
+            terms = self.elbo.terms
+            assert terms is not None
+            state = terms.state
+            totals += torch.stack((terms.reconstruction.mean(), terms.kl.sum(0).mean()))
+            self.average.update_parameters(pair(self.model, self.guide))
+        reconstruction, kl = (totals / self.config.supervision_steps).tolist()
+        report = BatchReport(self.number, reconstruction, kl, self.beta.value)
+        self.beta.update(reconstruction)
+        self.number += 1
+        return report
+
+    @property
+    def averaged(self) -> tuple[nn.Module, nn.Module]:
+        """The averaged model and the guide attached to it."""
+        module = self.average.module
+        assert isinstance(module, nn.ModuleDict)
+        return module["model"], module["guide"]

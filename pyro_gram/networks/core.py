@@ -1,0 +1,61 @@
+"""The recursive core: ``f_L``, ``f_H`` and one transition of Eq. 6-8, without its noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from pyro_gram.errors import ConfigError
+from pyro_gram.networks.layers import make_stack
+
+
+class LatentState(NamedTuple):
+    """z = (h, l): the high-level and the low-level state, ``[..., L, D]`` each."""
+
+    h: Tensor
+    l: Tensor  # noqa: E741  (the paper's symbol)
+
+    def detach(self) -> LatentState:
+        """The same state, cut from the graph: what one supervision step hands to the next."""
+        return LatentState(self.h.detach(), self.l.detach())
+
+
+@dataclass(frozen=True)
+class CoreConfig:
+    """Sizes of the core (Appendix B.1). ``mixer`` is ``attention`` or ``swiglu`` (over positions, for Sudoku)."""
+
+    width: int = 512
+    heads: int = 8
+    hidden: int = 512
+    layers: int = 2
+    mixer: str = "attention"
+    low_steps: int = 4  # K
+
+    def __post_init__(self) -> None:
+        for name in ("width", "heads", "hidden", "layers", "low_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+class RecursiveCore(nn.Module):
+    """K refinements of l, then one proposal for h.
+
+    ``l_{t,k} = f_L(l_{t,k-1} + h_{t-1} + e_x)`` for k = 1..K (Eq. 6), ``u_t = f_H(h_{t-1} + l_t)`` (Eq. 7).
+    """
+
+    def __init__(self, config: CoreConfig, length: int) -> None:
+        super().__init__()
+        sizes = (config.mixer, config.layers, length, config.width, config.heads, config.hidden)
+        self.low_steps = config.low_steps
+        self.f_L = make_stack(*sizes)
+        self.f_H = make_stack(*sizes)
+
+    def forward(self, state: LatentState, e_x: Tensor) -> tuple[Tensor, Tensor]:
+        """One deterministic transition. All ``[..., L, D]``; returns ``(u_t, l_t)``."""
+        h, l = state  # noqa: E741
+        injected = h + e_x
+        for _ in range(self.low_steps):
+            l = self.f_L(l + injected)  # noqa: E741
+        return self.f_H(h + l), l

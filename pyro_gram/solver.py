@@ -1,0 +1,149 @@
+"""A trained model at work: inputs in, distinct answers with their frequencies out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_gram.checkpoint import load_model
+from pyro_gram.config import RunConfig
+from pyro_gram.errors import InputError, UserError
+from pyro_gram.inference.sampling import MAX_TRAJECTORIES, Rollout, rollout
+from pyro_gram.tasks.base import Task
+
+SELECTIONS = ("all", "vote")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One distinct answer to one input.
+
+    Attributes:
+        solution: its text.
+        count: trajectories that ended in it; ``count / num_samples`` estimates p(y | x).
+        valid: does the task's check accept it?
+        score: the best decoder confidence log p(y | h_T) among those trajectories, nats.
+    """
+
+    solution: str
+    count: int
+    valid: bool
+    score: float
+
+
+@dataclass(frozen=True)
+class Solved:
+    """The answers to one input, most frequent first."""
+
+    input: str
+    solutions: list[Answer]
+    num_samples: int
+    depth: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``solve.py --json`` prints it."""
+        return asdict(self)
+
+
+class Solver:
+    """Samples p(y | x) from a checkpoint.
+
+    Args:
+        config: the run that made the model.
+        task: its task.
+        model: the generative program, with trained weights.
+        guide: the inference program it was trained with (for diagnostics; sampling does not use it).
+    """
+
+    def __init__(self, config: RunConfig, task: Task, model: nn.Module, guide: nn.Module) -> None:
+        self.config, self.task, self.model, self.guide = config, task, model, guide
+
+    @property
+    def default_depth(self) -> int:
+        """The supervision steps of a roll-out unless asked otherwise."""
+        return self.config.evaluate.depth or self.config.train.supervision_steps
+
+    def sample(
+        self,
+        x: Tensor | str | list[str],
+        num_samples: int = 20,
+        depth: int | None = None,
+        seed: int = 0,
+        max_trajectories: int = MAX_TRAJECTORIES,
+    ) -> Rollout:
+        """Trajectories of the prior.
+
+        Args:
+            x: input tokens, int64 ``[B, *event]``, or the text of one input or of several.
+            num_samples: N, trajectories an input.
+            depth: supervision steps; as in training where None.
+            seed: of the draws.
+            max_trajectories: the most that run at once; bounds the memory.
+
+        Returns:
+            ``tokens`` int64 ``[N, B, L_out]`` and ``score`` (log p(tokens | h_T), nats) ``[N, B]``.
+
+        Raises:
+            InputError: x is no input of this task.
+            UserError: ``num_samples`` or ``depth`` below 1.
+        """
+        if isinstance(x, str):
+            x = [x]
+        if isinstance(x, list):
+            x = torch.stack([self.task.parse(text) for text in x])
+        spec = self.task.spec
+        event = (spec.input_length,) if spec.input_features is None else (spec.input_length, spec.input_features)
+        if tuple(x.shape[1:]) != event or x.dtype != torch.int64:
+            raise InputError(f"x must be int64 [B, {', '.join(map(str, event))}], not {x.dtype} {list(x.shape)}")
+        if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < spec.input_vocabulary:
+            raise InputError(f"input tokens must lie in [0, {spec.input_vocabulary})")
+        depth = self.default_depth if depth is None else depth
+        return rollout(
+            self.model, x, num_samples=num_samples, depth=depth, seed=seed, max_trajectories=max_trajectories
+        )
+
+    def solve(
+        self, x: Tensor, num_samples: int = 20, depth: int | None = None, seed: int = 0, select: str = "all"
+    ) -> list[Solved]:
+        """Distinct answers of each input, most frequent first, ties by score and then by text.
+
+        Args:
+            x: input tokens, int64 ``[B, *event]``.
+            num_samples, depth, seed: as for :meth:`sample`.
+            select: ``all`` distinct answers, or the one that won the ``vote``.
+        """
+        if select not in SELECTIONS:
+            raise UserError(f"unknown selection {select!r}; known: {', '.join(SELECTIONS)}")
+        rolled = self.sample(x, num_samples, depth, seed)
+        depth = self.default_depth if depth is None else depth
+        canonical = self.task.canonical(x, rolled.tokens)
+        valid = self.task.valid(x, canonical)
+        solved = []
+        for i in range(len(x)):
+            tally: dict[str, Answer] = {}
+            for n in range(num_samples):
+                text = self.task.format_solution(x[i], canonical[n, i])
+                held = tally.get(text)
+                score = rolled.score[n, i].item()
+                if held is None:
+                    tally[text] = Answer(text, 1, bool(valid[n, i]), score)
+                else:
+                    tally[text] = Answer(text, held.count + 1, held.valid, max(held.score, score))
+            answers = sorted(tally.values(), key=lambda a: (-a.count, -a.score, a.solution))
+            chosen = answers if select == "all" else answers[:1]
+            solved.append(Solved(self.task.format_input(x[i]), chosen, num_samples, depth))
+        return solved
+
+
+def load(path: str | Path, data_dir: str | None = None) -> Solver:
+    """A Solver from a model checkpoint (``.safetensors``) or a run's directory.
+
+    Raises:
+        CheckpointError: missing, damaged, or made by something else. Nothing pickled is ever loaded.
+    """
+    assembly = load_model(path, data_dir)
+    return Solver(assembly.config, assembly.task, assembly.model, assembly.guide)

@@ -1,0 +1,248 @@
+"""The bounds, on cases small enough to know the answer."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from torch.distributions import kl_divergence
+
+from pyro_gram.build import build
+from pyro_gram.errors import ConfigError
+from pyro_gram.inference.bounds import bounds, prior_log_likelihood, terms
+from pyro_gram.inference.elbo import BalancedELBO, make_elbo, scale_gradient
+from pyro_gram.inference.importance import guide_draws, log_evidence
+from tests.conftest import Case, case_of, small_config, warm_
+
+
+def double(case):
+    case.assembly.model.double()
+    case.assembly.guide.double()
+    return case
+
+
+def gaussians():
+    parameters = [torch.randn(3, 2, dtype=torch.float64) for _ in range(4)]
+    mq, sq, mp, sp = (p.clone().requires_grad_() for p in parameters)
+    q = dist.Normal(mq, sq.exp()).to_event(2)
+    p = dist.Normal(mp, sp.exp()).to_event(2)
+    return (mq, sq, mp, sp), q, p
+
+
+def test_gradient_scaling_keeps_the_kl_and_balances_its_gradient_as_the_closed_form_says():
+    (mq, sq, mp, sp), q, p = gaussians()
+    kl = kl_divergence(scale_gradient(q, 0.2), scale_gradient(p, 0.8))
+    vq, vp, gap = (2 * sq).exp(), (2 * sp).exp(), mq - mp
+    torch.testing.assert_close(kl, (sp - sq + (vq + gap**2) / (2 * vp) - 0.5).sum())
+    got = torch.autograd.grad(kl, (mq, sq, mp, sp))
+    expected = (
+        0.2 * gap / vp,
+        0.2 * (vq / vp - 1),
+        -0.8 * gap / vp,
+        0.8 * (1 - (vq + gap**2) / vp),
+    )
+    for g, e in zip(got, expected, strict=True):
+        torch.testing.assert_close(g, e)
+
+
+def test_gradient_scaling_equals_the_two_stop_gradient_terms_of_the_paper():
+    parameters, q, p = gaussians()
+
+    def stopped(d):
+        base = d.base_dist
+        return dist.Normal(base.loc.detach(), base.scale.detach()).to_event(2)
+
+    two = 0.8 * kl_divergence(stopped(q), p) + 0.2 * kl_divergence(q, stopped(p))
+    one = kl_divergence(scale_gradient(q, 0.2), scale_gradient(p, 0.8))
+    torch.testing.assert_close(one, two)
+    for a, b in zip(
+        torch.autograd.grad(one, parameters, retain_graph=True), torch.autograd.grad(two, parameters), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_scaling_reaches_distributions_given_by_logits():
+    logits = torch.randn(4, requires_grad=True)
+    scaled = scale_gradient(dist.Categorical(logits=logits), 0.5)
+    (g,) = torch.autograd.grad(scaled.logits[0], logits)
+    (full,) = torch.autograd.grad(dist.Categorical(logits=logits).logits[0], logits)
+    torch.testing.assert_close(g, 0.5 * full)
+
+
+def by_hand(case, beta=1.0):
+    """-ELBO of one untruncated supervision step, summed over the batch, written without Pyro's machinery."""
+    model, guide = case.assembly.model, case.assembly.guide
+    e_x, code = model.encoder(case.x), guide.encode(case.x, case.y)
+    h, l = model.initial_state(e_x)  # noqa: E741
+    loss = torch.zeros((), dtype=h.dtype)
+    for _ in range(2):
+        for _ in range(2):
+            l = model.core.f_L(l + (h + e_x))  # noqa: E741
+        u = model.core.f_H(h + l)
+        loc_q, scale_q = guide.head(torch.cat((u, code), -1))
+        loc_p, scale_p = model.prior.head(u)
+        kl = (scale_p / scale_q).log() + (scale_q**2 + (loc_q - loc_p) ** 2) / (2 * scale_p**2) - 0.5
+        loss = loss + beta * kl.sum()
+        h = u + loc_q + scale_q * torch.empty(loc_q.shape, dtype=torch.float64).normal_().to(h.dtype)
+    log_p = model.decoder(h).log_softmax(-1).gather(-1, case.y[..., None]).sum()
+    return loss - log_p
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.5])
+@pytest.mark.parametrize("elbo", [TraceMeanField_ELBO(), BalancedELBO(0.5), BalancedELBO(0.8)], ids=str)
+def test_the_bound_equals_a_hand_written_loss(elbo, beta):
+    case = double(case_of(model={"truncated": False}))
+    pyro.set_rng_seed(5)
+    expected = by_hand(case, beta)
+    pyro.set_rng_seed(5)
+    got = elbo.loss(case.assembly.model, case.assembly.guide, case.x, case.y, beta=beta)
+    assert float(got) == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_an_even_balance_has_half_the_kl_gradient_and_the_full_reconstruction_gradient():
+    """Balanced at b and at 1 - b, added, are the plain gradient plus one more reconstruction gradient."""
+    case = double(case_of(model={"truncated": False, "transitions": 1}))
+    model, guide = case.assembly.model, case.assembly.guide
+
+    def gradients(elbo, beta):
+        pyro.set_rng_seed(5)
+        model.zero_grad()
+        guide.zero_grad()
+        elbo.loss_and_grads(model, guide, case.x, case.y, beta=beta)
+        return [p.grad.clone() for m in (model, guide) for p in m.parameters()]
+
+    a, b = gradients(BalancedELBO(0.8), 1.0), gradients(BalancedELBO(0.2), 1.0)
+    plain, without = gradients(TraceMeanField_ELBO(), 1.0), gradients(TraceMeanField_ELBO(), 1e-15)
+    for ga, gb, gp, g0 in zip(a, b, plain, without, strict=True):
+        torch.testing.assert_close(ga + gb, gp + g0)
+
+
+def test_messenger_and_replay_guide_give_the_same_bound_and_gradients():
+    one = double(case_of(guide_name="amortized"))
+    two = double(case_of(guide_name="replay"))
+    two.assembly.model.load_state_dict(one.assembly.model.state_dict())
+    two.assembly.guide.inference.load_state_dict(one.assembly.guide.state_dict())
+    losses, gradients = [], []
+    for case in (one, two):
+        pyro.set_rng_seed(7)
+        losses.append(
+            float(TraceMeanField_ELBO().loss_and_grads(case.assembly.model, case.assembly.guide, case.x, case.y))
+        )
+        modules = (case.assembly.model, case.assembly.guide)
+        gradients.append([p.grad for m in modules for p in m.parameters()])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-10)
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("guide", ["amortized", "replay"])
+def test_trace_elbo_and_analytic_elbo_agree_on_average(guide):
+    case = double(case_of(guide_name=guide, model={"truncated": False}))
+    model, guide = case.assembly.model, case.assembly.guide
+    sampled = Trace_ELBO(num_particles=4000, vectorize_particles=True, max_plate_nesting=1)
+    analytic = TraceMeanField_ELBO(num_particles=4000, vectorize_particles=True, max_plate_nesting=1)
+    with torch.no_grad():
+        a = sampled.loss(model, guide, case.x, case.y)
+        b = analytic.loss(model, guide, case.x, case.y)
+    assert a == pytest.approx(float(b), rel=0.02)
+
+
+def gentle_case():
+    """A guide near its prior, so that a few thousand weights pin log p down."""
+    assembly = build(small_config())
+    warm_(assembly.model.prior, 0.002)
+    warm_(assembly.guide, 0.002)
+    puzzles = assembly.task.split("train").subset(5)
+    return Case(assembly, puzzles.inputs, puzzles.sample_targets(torch.arange(5), torch.Generator().manual_seed(0)))
+
+
+def test_full_elbo_is_below_the_importance_bound_which_is_below_log_p():
+    case = gentle_case()
+    model, guide = case.assembly.model, case.assembly.guide
+    full = torch.stack([bounds(model, guide, case.x, case.y, steps=2, seed=s).full for s in range(50)]).mean(0)
+    weights = guide_draws(model, guide, case.x, case.y, steps=2, num_samples=4000).log_weight
+    log_p = prior_log_likelihood(model, case.x, case.y, depth=2, num_samples=20_000)
+    iwae5 = log_evidence(weights.view(5, 800, -1)).mean(0)
+    iwae = log_evidence(weights)
+    assert full.mean() < iwae5.mean()
+    assert iwae5.mean() < iwae.mean() + 0.02
+    assert full.mean() < log_p.mean()
+    torch.testing.assert_close(iwae.mean(), log_p.mean(), atol=0.15, rtol=0)
+
+
+def test_bounds_are_reported_at_beta_one_whatever_training_used(case):
+    model, guide = case.assembly.model, case.assembly.guide
+    elbo = make_elbo("balanced")
+    pyro.set_rng_seed(1)
+    elbo.loss(model, guide, case.x, case.y, beta=9.0)
+    weighted = elbo.terms
+    pyro.set_rng_seed(1)
+    plain = terms(model, guide, case.x, case.y)
+    torch.testing.assert_close(weighted.kl, plain.kl)
+    torch.testing.assert_close(weighted.elbo, plain.elbo)
+
+
+def test_terms_are_unscaled_under_the_trainers_scale(case):
+    model, guide = case.assembly.model, case.assembly.guide
+    elbo = make_elbo("balanced")
+    with poutine.scale(scale=0.2):
+        pyro.set_rng_seed(1)
+        scaled = float(elbo.loss(model, guide, case.x, case.y))
+    assert scaled == pytest.approx(-elbo.terms.elbo.mean().item(), rel=1e-5)
+
+
+def test_the_surrogate_charges_the_last_transition_only():
+    case = case_of(model={"transitions": 3})
+    found = bounds(case.assembly.model, case.assembly.guide, case.x, case.y, steps=2)
+    assert found.kl.shape == (6, 5)  # the full bound charges all
+    assert terms(case.assembly.model, case.assembly.guide, case.x, case.y).kl.shape == (1, 5)
+
+
+def test_each_step_keeps_the_state_for_the_next_detached(case):
+    elbo = make_elbo("balanced")
+    elbo.loss_and_grads(case.assembly.model, case.assembly.guide, case.x, case.y)
+    state = elbo.terms.state
+    assert state.h.shape == state.l.shape == (5, 4, 16)
+    assert not state.h.requires_grad
+    assert not state.l.requires_grad
+
+
+def test_the_guide_forgets_its_trace_after_a_step(case):
+    guide = case.assembly.guide
+    make_elbo("balanced").loss_and_grads(case.assembly.model, guide, case.x, case.y)
+    assert len(guide.trace.nodes) == 0
+
+
+def test_a_site_without_closed_form_kl_is_refused_by_name(case):
+    model = case.assembly.model
+
+    class Uniform(torch.nn.Module):
+        def forward(self, u):
+            return dist.StudentT(3.0, torch.zeros_like(u), torch.ones_like(u)).to_event(2)
+
+    model.prior = Uniform()
+    with pytest.raises(ConfigError, match=r"no closed-form KL at eps_1 \(Normal against StudentT\).*elbo trace"):
+        make_elbo("balanced").loss(model, case.assembly.guide, case.x, case.y)
+    assert math.isfinite(make_elbo("trace").loss(model, case.assembly.guide, case.x, case.y))
+
+
+def test_unknown_elbo_and_bad_balance_are_named():
+    with pytest.raises(ConfigError, match="unknown elbo 'iwae'"):
+        make_elbo("iwae")
+    with pytest.raises(ConfigError, match="balance"):
+        BalancedELBO(1.5)
+
+
+def test_pyros_importance_helpers_disagree_with_the_true_weights():
+    """Why importance.py exists: the observed site sits in both traces of an effect guide."""
+    case = case_of()
+    model, guide = case.assembly.model, case.assembly.guide
+    pyro.set_rng_seed(0)
+    guide_trace = poutine.trace(guide).get_trace(case.x, case.y)
+    assert "y" in guide_trace.nodes
+    weights = guide_draws(model, guide, case.x, case.y, steps=1, num_samples=3).log_weight
+    assert weights.shape == (3, 5)
+    assert torch.isfinite(weights).all()

@@ -1,0 +1,126 @@
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Predictive
+
+from pyro_gram.errors import UserError
+from pyro_gram.inference.importance import GuidanceScale
+from pyro_gram.inference.sampling import rollout, rollout_log_prob
+from tests.conftest import case_of
+
+
+class Collect(pyro.poutine.messenger.Messenger):
+    """Every value that passes, by site."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = {}
+
+    def _pyro_post_sample(self, msg):
+        self.values[msg["name"]] = msg["value"]
+
+
+@pytest.mark.parametrize("transitions", [1, 3])
+def test_rollout_agrees_site_for_site_with_predictive_under_the_same_seed(transitions):
+    case = case_of(model={"transitions": transitions})
+    model = case.assembly.model
+
+    def seeded(x):  # Predictive runs the model several times to learn its shapes; only the last one counts
+        pyro.set_rng_seed(11)
+        return model(x, steps=4)
+
+    with Collect() as ours:
+        rolled = rollout(model, case.x, num_samples=6, depth=4, seed=11)
+    theirs = Predictive(seeded, num_samples=6, parallel=True)(case.x)
+    names = [f"eps_{t}" for t in range(4 * transitions)] + ["h", "l"]
+    for name in names:
+        torch.testing.assert_close(ours.values[name], theirs[name])
+    logits = model.decoder(theirs["h"])
+    assert torch.equal(rolled.tokens, logits.argmax(-1))
+    best = logits.log_softmax(-1).amax(-1).sum(-1)
+    torch.testing.assert_close(rolled.score, best)
+
+
+def test_history_ends_in_the_answer_and_changes_no_draw(case):
+    model = case.assembly.model
+    plain = rollout(model, case.x, num_samples=4, depth=5, seed=2)
+    kept = rollout(model, case.x, num_samples=4, depth=5, seed=2, history=True)
+    assert kept.history.shape == (5, 4, 5, 4)
+    assert torch.equal(kept.history[-1], kept.tokens)
+    assert torch.equal(plain.tokens, kept.tokens)
+
+
+def test_rollouts_are_the_same_whether_or_not_a_y_exists(case):
+    """Nothing that the guide or an answer leaves behind reaches a roll-out."""
+    model, guide = case.assembly.model, case.assembly.guide
+    before = rollout(model, case.x, num_samples=4, depth=2, seed=3)
+    guide(case.x, case.y)
+    after = rollout(model, case.x, num_samples=4, depth=2, seed=3)
+    assert torch.equal(before.score, after.score)
+    assert torch.equal(before.tokens, after.tokens)
+
+
+def test_a_rollout_refuses_to_see_y(case):
+    model = poutine.condition(case.assembly.model, {"y": case.y})
+    with pytest.raises(UserError, match="must not be given y"):
+        rollout(model, case.x, num_samples=2, depth=1)
+
+
+def test_seeds_reproduce_and_differ_and_leave_the_callers_random_state_alone(case):
+    model = case.assembly.model
+    torch.manual_seed(5)
+    expected = torch.randn(3)
+    torch.manual_seed(5)
+    a = rollout(model, case.x, num_samples=3, depth=2, seed=1)
+    assert torch.equal(torch.randn(3), expected)
+    assert torch.equal(a.score, rollout(model, case.x, num_samples=3, depth=2, seed=1).score)
+    assert not torch.equal(a.score, rollout(model, case.x, num_samples=3, depth=2, seed=2).score)
+
+
+def test_chunks_bound_the_width_and_keep_the_shape(case):
+    widths = []
+
+    class Watch(pyro.poutine.messenger.Messenger):
+        def _pyro_post_sample(self, msg):
+            if msg["name"].startswith("eps"):
+                widths.append(msg["value"][..., 0, 0].numel())
+
+    done = []
+    with Watch():
+        rolled = rollout(case.assembly.model, case.x, num_samples=7, depth=2, max_trajectories=3, progress=done.append)
+    assert rolled.tokens.shape == (7, 5, 4)
+    assert max(widths) <= 3
+    assert sum(done) == 35
+
+
+def test_unconditional_rollouts_have_one_column(case):
+    rolled = rollout(case.assembly.model, None, num_samples=9, depth=2, history=True)
+    assert rolled.tokens.shape == (9, 1, 4)
+    assert rolled.history.shape == (2, 9, 1, 4)
+
+
+def test_no_gradient_and_no_trace_is_kept(case):
+    rolled = rollout(case.assembly.model, case.x, num_samples=2, depth=1)
+    assert not rolled.score.requires_grad
+
+
+def test_log_prob_of_an_answer_is_that_of_the_same_trajectories(case):
+    model = case.assembly.model
+    rolled = rollout(model, case.x, num_samples=4, depth=2, seed=6)
+    log_p = rollout_log_prob(model, case.x, rolled.tokens[0], num_samples=4, depth=2, seed=6)
+    torch.testing.assert_close(log_p[0], rolled.score[0])
+    assert (log_p <= rolled.score + 1e-6).all()
+
+
+def test_guidance_scale_is_noted_per_transition(case):
+    with GuidanceScale() as scale:
+        rollout(case.assembly.model, case.x, num_samples=3, depth=2)
+    assert len(scale.by_transition) == 4
+    assert all(s.shape == (3, 5) and (s > 0).all() for s in scale.by_transition)
+
+
+@pytest.mark.parametrize("settings", [{"num_samples": 0, "depth": 1}, {"num_samples": 1, "depth": 0}])
+def test_nothing_to_do_is_an_error(case, settings):
+    with pytest.raises(UserError, match="must be at least 1, not 0"):
+        rollout(case.assembly.model, case.x, **settings)

@@ -1,0 +1,202 @@
+import gc
+import math
+
+import pyro
+import pytest
+import torch
+from pyro.infer import SVI
+from pyro.infer.elbo import ELBOModule
+
+from pyro_gram.errors import ConfigError
+from pyro_gram.inference.beta import BetaConfig, BetaController
+from pyro_gram.inference.elbo import make_elbo
+from pyro_gram.inference.optim import OptimConfig, TorchOptim
+from pyro_gram.inference.training import DivergedError, TrainConfig, Trainer
+from pyro_gram.tasks.stream import TargetStream
+from tests.conftest import case_of, small
+
+OPTIM = OptimConfig(lr=1e-2, warmup=1, weight_decay=0.1, clip=0.5)
+
+
+def make_trainer(assembly=None, **train):
+    assembly = assembly or small()
+    c = assembly.config
+    stream = TargetStream(assembly.task, assembly.task.split("train"), c.train.batch, c.seed)
+    settings = {**vars(c.train), **train}
+    return Trainer(assembly.model, assembly.guide, stream, TrainConfig(**settings), OPTIM, BetaConfig(), c.seed)
+
+
+def weights(trainer):
+    return [p.detach().clone() for m in (trainer.model, trainer.guide) for p in m.parameters()]
+
+
+def test_svi_step_equals_elbo_module_step():
+    """The same update through SVI and TorchOptim, and through an ELBOModule and bare torch."""
+    one, two = case_of(), case_of()
+    for case in (two,):
+        case.assembly.model.load_state_dict(one.assembly.model.state_dict())
+        case.assembly.guide.load_state_dict(one.assembly.guide.state_dict())
+    model, guide = one.assembly.model, one.assembly.guide
+    svi = SVI(model, guide, TorchOptim({"model": model, "guide": guide}, OPTIM, 10), make_elbo("balanced"))
+    pyro.set_rng_seed(4)
+    svi.step(one.x, one.y)
+
+    module = make_elbo("balanced")(two.assembly.model, two.assembly.guide)
+    assert isinstance(module, ELBOModule)
+    parameters = [p for m in (two.assembly.model, two.assembly.guide) for p in m.parameters()]
+    adam = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95))
+    pyro.set_rng_seed(4)
+    module(two.x, two.y).backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 0.5)
+    adam.step()
+    trained = [p for m in (model, guide) for p in m.parameters()]
+    for a, b in zip(trained, parameters, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_batch_makes_one_update_a_supervision_step_and_hands_the_state_on():
+    trainer = make_trainer(supervision_steps=3)
+    seen = []
+    step = trainer.svi.step
+
+    def spy(x, y, state, **kwargs):
+        seen.append(state)
+        return step(x, y, state, **kwargs)
+
+    trainer.svi.step = spy
+    next(trainer.run())
+    assert trainer.optim.update == 3
+    assert seen[0] is None
+    assert all(s is not None and not s.h.requires_grad for s in seen[1:])
+    assert not torch.equal(seen[1].h, seen[2].h)
+
+
+def test_training_lowers_the_loss():
+    trainer = make_trainer(batches=60)
+    losses = [report.loss for report in trainer.run()]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_training_is_reproducible_and_untouched_by_what_happens_between_batches():
+    a, b = make_trainer(small()), make_trainer(small())
+    b.model.load_state_dict(a.model.state_dict())
+    b.guide.load_state_dict(a.guide.state_dict())
+    for _ in a.run():
+        pass
+    for _ in b.run():
+        torch.randn(7)  # somebody else's draws
+    for p, q in zip(weights(a), weights(b), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_memory_does_not_grow_with_the_number_of_supervision_steps():
+    def live(steps):
+        trainer = make_trainer(supervision_steps=steps, batches=2)
+        for _ in trainer.run():
+            pass
+        gc.collect()
+        return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+
+    live(2)
+    assert abs(live(32) - live(2)) <= 5
+
+
+def test_the_carried_state_holds_no_graph():
+    trainer = make_trainer()
+    next(trainer.run())
+    assert trainer.elbo.terms.state.h.grad_fn is None
+
+
+def test_evaluation_weights_are_the_running_average_with_a_warm_start():
+    trainer = make_trainer(ema=0.9, batches=1, supervision_steps=1)
+    start = weights(trainer)
+    next(trainer.run())
+    end, (model, guide) = weights(trainer), trainer.averaged
+    averaged = [p for m in (model, guide) for p in m.parameters()]
+    assert guide.model is model
+    for s, e, a in zip(start, end, averaged, strict=True):
+        assert not torch.equal(s, e)
+        torch.testing.assert_close(a, e)  # the first update starts the average
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch():
+    trainer = make_trainer()
+    next(trainer.run())
+    with torch.no_grad():
+        next(trainer.model.parameters()).fill_(math.nan)
+    with pytest.warns(UserWarning, match="NaN"), pytest.raises(DivergedError, match="in batch 1"):
+        next(trainer.run())
+
+
+def test_minutes_end_a_run():
+    trainer = make_trainer(batches=10**6, minutes=0.01)
+    assert len(list(trainer.run())) >= 1
+    assert trainer.elapsed >= 0.6
+
+
+def test_optimizer_refuses_a_parameter_it_would_leave_untrained():
+    case = case_of()
+    optim = TorchOptim({"model": case.assembly.model}, OPTIM, 10)
+    svi = SVI(case.assembly.model, case.assembly.guide, optim, make_elbo("balanced"))
+    with pytest.raises(ConfigError, match="belong to no module"):
+        svi.step(case.x, case.y)
+
+
+def test_optimizer_clips_the_global_norm():
+    layer = torch.nn.Linear(4, 4)
+    optim = TorchOptim({"layer": layer}, OptimConfig(lr=1.0, clip=1e-3, warmup=1), 10)
+    (1e6 * layer(torch.ones(4)).sum()).backward()
+    seen = {}
+    step = optim.torch_optimizer.step
+    optim.torch_optimizer.step = lambda: (seen.update(n=[p.grad.clone() for p in layer.parameters()]), step())[1]
+    optim(list(layer.parameters()))
+    assert torch.cat([g.flatten() for g in seen["n"]]).norm().item() == pytest.approx(1e-3, rel=1e-3)
+    assert all(p.grad is None for p in layer.parameters())
+
+
+def test_learning_rate_warms_up_and_falls():
+    config = OptimConfig(lr=1.0, warmup=10, final=0.1)
+    assert config.rate(0, 100) == pytest.approx(0.1)
+    assert config.rate(9, 1000) == pytest.approx(1.0, abs=1e-3)
+    assert config.rate(100, 100) == pytest.approx(0.1)
+    assert OptimConfig(lr=1.0, warmup=1).rate(99, 100) == 1.0
+
+
+def test_beta_waits_for_the_constraint_then_rises_and_never_falls_below_its_start():
+    beta = BetaController(BetaConfig(start=1.0, target=0.3, smoothing=0.0))
+    for _ in range(5):
+        beta.update(3.0)
+    assert beta.value == 1.0
+    for _ in range(10):
+        beta.update(0.1)
+    assert beta.value == pytest.approx(1.02**10)
+    beta.update(0.5)
+    assert beta.value == pytest.approx(1.02**10 * 0.97)
+
+
+def test_a_target_of_zero_keeps_beta_constant():
+    beta = BetaController(BetaConfig(start=0.5, target=0.0))
+    beta.update(0.0)
+    assert beta.value == 0.5
+
+
+@pytest.mark.parametrize("elbo", ["balanced", "mean_field", "trace"])
+@pytest.mark.parametrize("guide", ["amortized", "replay"])
+def test_every_bound_trains_with_every_guide(elbo, guide):
+    assembly = small(guide_name=guide)
+    reports = list(make_trainer(assembly, elbo=elbo, batches=2).run())
+    assert all(math.isfinite(r.loss) for r in reports)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batches": 0}, "batches"),
+        ({"elbo": "x"}, "unknown elbo"),
+        ({"ema": 1.0}, "ema"),
+        ({"balance": 2.0}, "balance"),
+    ],
+)
+def test_bad_train_settings_are_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**settings)

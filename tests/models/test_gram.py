@@ -1,0 +1,142 @@
+"""The Pyro program: its sites, its conditions, and that ordinary Pyro tools work on it."""
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Predictive
+
+from pyro_gram.errors import ConfigError
+from pyro_gram.networks.core import LatentState
+from tests.conftest import case_of, small
+
+
+def sites(trace, kind="sample"):
+    return [n for n, s in trace.nodes.items() if s["type"] == kind]
+
+
+def test_one_supervision_step_has_t_transitions_and_reads_its_answer_from_the_last(case):
+    trace = poutine.trace(case.assembly.model).get_trace(case.x, case.y)
+    assert [n for n in sites(trace) if n != "data"] == ["u_0", "eps_0", "u_1", "eps_1", "h", "l", "y"]
+    h = trace.nodes["u_1"]["value"] + trace.nodes["eps_1"]["value"]
+    torch.testing.assert_close(trace.nodes["h"]["value"], h)
+    torch.testing.assert_close(trace.nodes["y"]["fn"].base_dist.logits.exp().sum(-1), torch.ones(5, 4))
+    assert trace.nodes["eps_0"]["fn"].batch_shape == (5,)
+    assert trace.nodes["eps_0"]["fn"].event_shape == (4, 16)
+
+
+def test_the_full_trajectory_is_the_same_program_made_longer(case):
+    model = case.assembly.model
+    with torch.no_grad():
+        pyro.set_rng_seed(1)
+        whole = poutine.trace(model).get_trace(case.x, case.y, steps=3)
+        pyro.set_rng_seed(1)
+        state, pieces = None, []
+        for _ in range(3):
+            piece = poutine.trace(model).get_trace(case.x, case.y, state)
+            state = LatentState(piece.nodes["h"]["value"], piece.nodes["l"]["value"])
+            pieces.append(piece)
+    assert sum(n.startswith("eps_") for n in whole.nodes) == 6
+    torch.testing.assert_close(whole.nodes["h"]["value"], state.h)
+    torch.testing.assert_close(whole.nodes["eps_5"]["value"], pieces[2].nodes["eps_1"]["value"])
+
+
+def test_markov_keeps_a_history_of_one(case):
+    trace = poutine.trace(case.assembly.model).get_trace(case.x, case.y, steps=2)
+    frames = [f for f in trace.nodes["eps_3"]["cond_indep_stack"] if not f.vectorized]
+    assert frames == []  # a markov loop adds no plate
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+def test_any_leading_batch_shape(batch):
+    assembly = small()
+    x = assembly.task.split("train").inputs[0].expand(*batch, 4, 4)
+    trace = poutine.trace(assembly.model).get_trace(x)
+    trace.compute_log_prob()
+    assert trace.nodes["y"]["value"].shape == (*batch, 4)
+    assert trace.nodes["eps_0"]["log_prob"].shape == batch
+    assert trace.nodes["h"]["value"].shape == (*batch, 4, 16)
+
+
+def test_the_empty_condition_gives_p_of_x():
+    assembly = small()
+    y = torch.zeros(7, 4, dtype=torch.long)
+    trace = poutine.trace(assembly.model).get_trace(None, y)
+    assert trace.nodes["y"]["fn"].batch_shape == (7,)
+    assert (assembly.model.encode(None, torch.Size([7])) == 0).all()
+    drawn = Predictive(assembly.model, num_samples=6)(None)
+    assert drawn["y"].shape[0] == 6
+
+
+def test_truncation_lets_no_gradient_reach_the_first_transitions_and_leaves_their_kl_out():
+    case = case_of(model={"transitions": 3})
+    trace = poutine.trace(case.assembly.model).get_trace(case.x, case.y)
+    assert [trace.nodes[f"u_{t}"]["value"].requires_grad for t in range(3)] == [False, False, True]
+    trace.compute_log_prob()
+    assert [bool(trace.nodes[f"eps_{t}"]["log_prob_sum"] != 0) for t in range(3)] == [False, False, True]
+    whole = poutine.trace(case.assembly.model).get_trace(case.x, case.y, truncated=False)
+    whole.compute_log_prob()
+    assert all(whole.nodes[f"u_{t}"]["value"].requires_grad for t in range(3))
+    assert all(bool(whole.nodes[f"eps_{t}"]["log_prob_sum"] != 0) for t in range(3))
+
+
+def test_beta_scales_the_guidance_and_nothing_else(case):
+    trace = poutine.trace(case.assembly.model).get_trace(case.x, case.y, beta=3.0)
+    trace.compute_log_prob()
+    assert trace.nodes["eps_1"]["scale"] == 3.0
+    assert trace.nodes["y"]["scale"] == 1.0
+    torch.testing.assert_close(trace.nodes["eps_1"]["log_prob"], 3 * trace.nodes["eps_1"]["unscaled_log_prob"])
+
+
+def test_conditioning_on_no_guidance_is_the_deterministic_recursion(case):
+    """TRM is GRAM conditioned on eps = 0."""
+    model = case.assembly.model
+    zero = {f"eps_{t}": torch.zeros(5, 4, 16) for t in range(2)}
+    trace = poutine.trace(poutine.condition(model, zero)).get_trace(case.x)
+    h, l = model.h0.expand(5, 4, 16), model.l0.expand(5, 4, 16)  # noqa: E741
+    e_x = model.encoder(case.x)
+    for _ in range(2):
+        for _ in range(2):
+            l = model.core.f_L(l + (h + e_x))  # noqa: E741
+        h = model.core.f_H(h + l)
+    torch.testing.assert_close(trace.nodes["h"]["value"], h)
+
+
+def test_z0_is_a_buffer_saved_with_the_weights_and_never_resampled(case):
+    model = case.assembly.model
+    assert {"h0", "l0"} <= set(model.state_dict())
+    before = model.h0.clone()
+    model(case.x)
+    assert torch.equal(model.h0, before)
+    assert abs(model.h0.std() - 1) < 0.3
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_predictive_draws_answers(case, parallel):
+    drawn = Predictive(case.assembly.model, num_samples=3, parallel=parallel)(case.x)
+    assert drawn["y"].shape == (3, 5, 4)
+    assert drawn["eps_0"].shape == (3, 5, 4, 16)
+
+
+def test_render_model_shows_the_program(case):
+    graph = pyro.render_model(case.assembly.model, (case.x, case.y))
+    for site in ("eps_0", "u_1", "h", "y"):
+        assert site in graph.source
+
+
+def test_a_user_can_extend_the_model_in_plain_pyro(case):
+    """One more latent, a global temperature, in five lines around the program."""
+    model = case.assembly.model
+
+    def tempered(x, y=None):
+        temperature = pyro.sample("temperature", pyro.distributions.LogNormal(0.0, 0.1))
+        with poutine.scale(scale=1 / temperature.item()):
+            return model(x, y)
+
+    trace = poutine.trace(tempered).get_trace(case.x, case.y)
+    assert torch.isfinite(trace.log_prob_sum())
+
+
+def test_no_transitions_is_an_error():
+    with pytest.raises(ConfigError, match="transitions must be at least 1"):
+        small(model={"transitions": 0})
