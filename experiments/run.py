@@ -17,14 +17,14 @@ WITHOUT_END = 10**9  # batches of a run that only the clock ends
 
 
 def make_parser(add_help: bool = True) -> Parser:
-    tasks = sorted(p.stem for p in PRESETS.glob("*.toml"))
     parser = Parser(
         "run.py",
         description=__doc__,
         add_help=add_help,
         epilog="Give --task with --help to see every setting of its parts.",
     )
-    parser.add_argument("--task", required=True, choices=tasks, help="the problem")
+    tasks = ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))
+    parser.add_argument("--task", required=True, metavar="NAME", help=f"{tasks}, or your own as package.module:Class")
     parser.add_argument("--preset", default="cpu", help="cpu (the default), tiny or paper")
     for part in ("model", "prior", "guide"):
         parser.add_argument(f"--{part}", metavar="NAME", help="a registered name, or your own as package.module:Class")
@@ -46,7 +46,7 @@ def parse(argv: list[str]) -> tuple[RunConfig, dict]:
         make_parser().parse_args(["--help"])
     first, _ = parser.parse_known_args(argv)
     names = {part: getattr(first, part) for part in ("model", "prior", "guide")}
-    config = read_preset(PRESETS / f"{first.task}.toml", first.preset, names=names, seed=first.seed)
+    config = read_preset(PRESETS, first.task, first.preset, names=names, seed=first.seed)
     full = make_parser()
     add_options(full, config)
     arguments = vars(full.parse_args(argv))
@@ -81,7 +81,8 @@ def main(argv: list[str]) -> int:
     if arguments["list_split"]:
         return list_split(config, arguments["list_split"], arguments["data_dir"])
     device = pick_device(arguments["device"])
-    out = arguments["out"] or Path("runs") / f"{config.names['task']}-{config.preset}-seed{config.seed}"
+    task = config.names["task"].rpartition(":")[2]
+    out = arguments["out"] or Path("runs") / f"{task}-{config.preset}-seed{config.seed}"
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; give a directory")
 
@@ -97,8 +98,8 @@ def main(argv: list[str]) -> int:
     results = finish(run)
     m = results["metrics"]
     print(
-        f"{config.names['task']}, {m['num_inputs']} held-out inputs: accuracy {m['accuracy']:.3f} and {m['violations']} "
-        f"violations (one sample), coverage {m['coverage']:.3f} of a possible {m['coverage_limit']:.3f} "
+        f"{config.names['task']}, {m['num_inputs']} held-out inputs: accuracy {m['accuracy']:.3f}, {m['violations']} "
+        f"violations (first sample), coverage {m['coverage']:.3f} of a possible {m['coverage_limit']:.3f} "
         f"({m['num_samples']} samples)"
     )
     print(f"results: {out / 'results.json'}   report: {out / 'report.html'}")

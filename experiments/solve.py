@@ -1,4 +1,4 @@
-"""Solve your own puzzles: ``python experiments/solve.py --checkpoint checkpoints/coloring8.safetensors --input FILE``."""
+"""Solve your own puzzles: ``python experiments/solve.py --checkpoint PATH --input FILE``."""
 
 from __future__ import annotations
 

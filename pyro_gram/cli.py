@@ -23,6 +23,8 @@ class Parser(argparse.ArgumentParser):
 
 def call(main: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
     """Run a program's main; a UserError becomes one line on stderr and exit code 2."""
+    if os.getcwd() not in sys.path:  # where a user's own package.module:Class lives
+        sys.path.append(os.getcwd())
     try:
         return main(sys.argv[1:] if argv is None else argv)
     except UserError as e:

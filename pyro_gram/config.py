@@ -158,23 +158,34 @@ def _boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"expected true or false, not {text!r}")
 
 
-def read_preset(path: Path, preset: str, *, names: dict[str, str] | None = None, seed: int = 0) -> RunConfig:
-    """One table of a TOML file of presets; ``names`` overrides the model, prior or guide it names.
+def read_preset(
+    folder: Path, task: str, preset: str, *, names: dict[str, str | None] | None = None, seed: int = 0
+) -> RunConfig:
+    """A preset of a task, from the table ``preset`` of ``folder/TASK.toml``.
 
-    Fields that the preset sets for a part whose name was overridden apply where the other class has them too (a width
-    stays a width), and are dropped where it has not.
+    A task given by its dotted path borrows the presets of colouring, with its own task settings at their defaults.
+    ``names`` overrides the model, prior or guide. Fields that the preset sets for a part so replaced apply where the
+    other class has them too (a width stays a width), and are dropped where it has not.
+
+    Raises:
+        ConfigError: no presets for the task, or no such preset.
     """
-    try:
-        tables = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"no presets for task {path.stem!r} ({path} does not exist)") from None
+    own = ":" in task
+    path = folder / f"{'coloring' if own else task}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
+        raise ConfigError(f"unknown task {task!r}; known: {known}; or give your own as package.module:Class")
+    tables = tomllib.loads(path.read_text())
     if preset not in tables:
         raise ConfigError(f"unknown preset {preset!r} for {path.stem}; known: {', '.join(tables)}")
     table = dict(tables[preset])
     chosen = {"task": path.stem, "model": "gram", "prior": "gaussian", "guide": "amortized"} | table.pop("names", {})
+    if own:
+        table.pop("task", None)
+        chosen["task"] = task
     for part, name in (names or {}).items():
         if name is not None and name != chosen[part]:
             chosen[part] = name
-            known = {f.name for f in dataclasses.fields(NAMED[part].get(name).Config)}
-            table[part] = {k: v for k, v in table.get(part, {}).items() if k in known}
+            known_fields = {f.name for f in dataclasses.fields(NAMED[part].get(name).Config)}
+            table[part] = {k: v for k, v in table.get(part, {}).items() if k in known_fields}
     return make_run_config(chosen, table, preset=preset, seed=seed)

@@ -89,9 +89,7 @@ class EffectGuide(GuideMessenger, nn.Module):
         t = transition_of(name)
         if t is None:
             return prior
-        u = self.upstream_value(proposal(t))
-        assert u is not None
-        return self.posterior(u, self._code, prior)
+        return self.posterior(self.trace.nodes[proposal(t)]["value"], self._code, prior)
 
     def forget(self) -> None:
         """Drop the last trace: it would keep that pass's whole graph alive."""
