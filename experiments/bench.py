@@ -35,18 +35,17 @@ PRESETS = Path(__file__).parent / "presets"
 Step = Callable[[], float]
 
 
-def sizes(name: str) -> dict[str, dict[str, Any]]:
-    """The settings that each named size changes in the cpu preset of colouring."""
-    return {
-        "cpu": {},
-        "edge": {"task": {"layout": "edge"}, "train": {"batch": 64}},
-        "paper-step": {"model": {"transitions": 3}, "train": {"batch": 64}},
-    }[name]
+# The settings that each size changes in the cpu preset of colouring.
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
+    "cpu": {},
+    "edge": {"task": {"layout": "edge"}, "train": {"batch": 64}},
+    "paper-step": {"model": {"transitions": 3}, "train": {"batch": 64}},
+}
 
 
 def assemble(name: str) -> Assembly:
     data = read_preset(PRESETS, "coloring", "cpu").to_dict()
-    for part, fields in sizes(name).items():
+    for part, fields in SIZES[name].items():
         data[part] = {**data[part], **fields}
     names = data.pop("names")
     data.pop("preset"), data.pop("seed")
@@ -96,7 +95,8 @@ def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
                 loc, scale = guide.head(torch.cat((u, code), -1))
                 if charged:
                     q = scale_gradient(Normal(loc, scale, validate_args=False), 1 - balance)
-                    p = scale_gradient(Normal(*model.prior.head(u), validate_args=False), balance)
+                    loc_p, scale_p = model.prior.head(u)
+                    p = scale_gradient(Normal(loc_p, scale_p, validate_args=False), balance)
                     loss = loss + kl_divergence(q, p).sum() / len(y)
                 h = u + loc + scale * torch.normal(torch.zeros_like(loc), torch.ones_like(scale))
         logits = model.decoder(h)
@@ -135,7 +135,7 @@ def compare(name: str, repeats: int, warmup: int = 3) -> dict[str, Any]:
     return {
         "size": name,
         "batch": len(y),
-        "positions": int(ours.model.h0.shape[0]),  # type: ignore[union-attr, index]
+        "positions": ours.model.get_buffer("h0").shape[0],
         "pyro_ms": 1e3 * statistics.median(a for a, _ in pairs),
         "torch_ms": 1e3 * statistics.median(b for _, b in pairs),
         "pyro_over_torch": statistics.median(ratios),
@@ -155,7 +155,7 @@ def main(argv: list[str]) -> int:
     repeats = arguments.repeats or (40 if arguments.quick else 60)
     if repeats < 4:
         raise UserError(f"--repeats must be at least 4, not {repeats}")
-    names = ["cpu"] if arguments.quick else ["cpu", "edge", "paper-step"]
+    names = ["cpu"] if arguments.quick else list(SIZES)
     rows = []
     for name in names:
         print(f"timing {name}", file=sys.stderr)

@@ -33,6 +33,9 @@ def call(main: Callable[[list[str]], int], argv: list[str] | None = None) -> int
     except BrokenPipeError:  # the reader of our output has gone: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as e:  # a full disk, a directory taken away
+        print(f"error: {e.strerror or e}{f' ({e.filename})' if e.filename else ''}", file=sys.stderr)
+        return 2
 
 
 class StopOnSignal:

@@ -54,3 +54,47 @@ def test_a_prior_without_closed_form_says_what_to_do(my_gram, capsys):
 
     assert call(run.main, [*COLORING, "--prior", "my_gram:StudentTPrior", *TINY, "--out", "out"]) == 2
     assert "--train.elbo trace" in capsys.readouterr().err
+
+
+README = (ROOT / "README.md").read_text()
+
+
+def readme_blocks(start):
+    return [b for b in re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL) if b.startswith(start)]
+
+
+def test_the_readmes_tables_are_those_of_the_committed_json():
+    from experiments.readme import filled
+
+    assert filled(README) == README
+
+
+def test_the_readmes_excerpt_is_the_program():
+    source = (ROOT / "models" / "gram.py").read_text()
+    (block,) = readme_blocks("for t in")
+    for line in block.splitlines():
+        assert line.partition("#")[0].strip() in source
+
+
+def test_the_readmes_python_runs_as_written(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    space: dict = {}
+    for block in (*readme_blocks("import pyro_gram"), *readme_blocks("import torch")):
+        exec(block, space)
+    assert space["rolled"].tokens.shape == (100, 1, 8)
+    assert space["answers"].shape == (20, 4, 8)
+    assert space["bound"] < 0
+
+
+def test_the_readmes_arviz_calls_run_as_written(tmp_path, monkeypatch):
+    from experiments import run
+
+    monkeypatch.chdir(tmp_path)
+    assert call(run.main, [*COLORING, *TINY, "--out", "runs/coloring-cpu-seed0"]) == 0
+    (block,) = readme_blocks("import arviz")
+    exec(block, {})
+
+
+def test_every_file_the_readme_links_to_exists():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target

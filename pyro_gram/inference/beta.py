@@ -16,11 +16,13 @@ from pyro_gram.errors import ConfigError
 class BetaConfig:
     """``start``: beta, and its least value. ``target``: nats per input, 0 for a constant beta.
 
+    ``watch``: which reconstruction is held to the target: the ``mean`` over supervision steps, or the ``last`` one.
     ``rise``, ``fall``: factors a batch under and over the target. ``smoothing``: decay of the running mean.
     """
 
     start: float = 1.0
     target: float = 0.3
+    watch: str = "mean"
     rise: float = 1.02
     fall: float = 0.97
     smoothing: float = 0.9
@@ -29,6 +31,8 @@ class BetaConfig:
     def __post_init__(self) -> None:
         if not self.start > 0:
             raise ConfigError(f"beta's start must be positive, not {self.start}")
+        if self.watch not in ("mean", "last"):
+            raise ConfigError(f"watch must be 'mean' or 'last', not {self.watch!r}")
         if not (self.rise >= 1 >= self.fall > 0):
             raise ConfigError(f"beta must rise by a factor >= 1 and fall by one <= 1, not {self.rise} and {self.fall}")
 
@@ -42,7 +46,7 @@ class BetaController:
         self.mean: float | None = None
 
     def update(self, reconstruction: float) -> None:
-        """Take note of a batch's mean reconstruction, nats per input."""
+        """Take note of the watched reconstruction of a batch, nats per input."""
         c = self.config
         self.mean = (
             reconstruction if self.mean is None else c.smoothing * self.mean + (1 - c.smoothing) * reconstruction

@@ -78,7 +78,7 @@ class TorchOptim(PyroOptim):
             lr=config.lr,
             weight_decay=config.weight_decay,
             betas=(config.beta1, config.beta2),
-            fused=all(p.device.type in ("cpu", "cuda", "mps") for p in parameters),
+            fused=all(p.device.type in ("cpu", "cuda") for p in parameters),
         )
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:

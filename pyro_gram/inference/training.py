@@ -167,9 +167,10 @@ class Trainer:
             state = terms.state
             totals += torch.stack((terms.reconstruction.mean(), terms.kl.sum(0).mean()))
             self.average.update_parameters(pair(self.model, self.guide))
+            last = terms.reconstruction.mean()
         reconstruction, kl = (totals / self.config.supervision_steps).tolist()
         report = BatchReport(self.number, reconstruction, kl, self.beta.value)
-        self.beta.update(reconstruction)
+        self.beta.update(last.item() if self.beta.config.watch == "last" else reconstruction)
         self.number += 1
         return report
 
