@@ -251,7 +251,7 @@ def draw_figures(run: Run, puzzles: PuzzleSet, tokens: torch.Tensor) -> dict[str
     task = run.assembly.task
     rows = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
     # An input with several solutions shows best how trajectories part.
-    several = int((puzzles.num_solutions.clamp(max=6) - 6).abs().argmin())
+    several = int((puzzles.num_solutions - 6).abs().argmin())
     one = PuzzleSet(puzzles.inputs[several : several + 1], puzzles.solutions, puzzles.offsets)
     history = _roll(run, one, num_samples=3, history=True).history
     assert history is not None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 from torch import Tensor
 
 from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from pyro_gram.tasks.base import PuzzleSet, Task
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#777777"
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 conflict", "2 conflicts"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _clean(axes: Any, xlabel: str, ylabel: str) -> None:
@@ -39,7 +45,7 @@ def training(rows: list[dict[str, Any]]) -> Figure:
     beta = left.twinx()
     beta.plot(number, [r["beta"] for r in rows], color=GREY, linestyle="--")
     beta.set_ylabel("beta (dashed)", color=GREY)
-    beta.set_ylim(bottom=0)
+    beta.set_ylim(0, 1.5 * max((r["beta"] for r in rows), default=1))
     beta.spines["top"].set_visible(False)
     left.legend(frameon=False)
     left.set_title("Training loss")
@@ -49,7 +55,7 @@ def training(rows: list[dict[str, Any]]) -> Figure:
     middle.plot(number, [r["elbo_surrogate"] for r in looks], color=BLUE, marker=".", label="surrogate (Eq. 14)")
     middle.plot(number, [r["elbo_full"] for r in looks], color=ORANGE, marker=".", label="full ELBO (Eq. 13)")
     _clean(middle, "batch", "nats per input, beta = 1")
-    middle.legend(frameon=False, loc="lower right")
+    middle.legend(frameon=False, loc="best")
     middle.set_title("Bounds, validation inputs")
 
     right.plot(number, [r["prior_accuracy"] for r in looks], color=BLUE, marker=".", label="accuracy, one sample")
@@ -58,7 +64,7 @@ def training(rows: list[dict[str, Any]]) -> Figure:
         right.axhline(looks[-1]["coverage_limit"], color=GREEN, linestyle=":", label="coverage, i.i.d. limit")
     right.set_ylim(0, 1.02)
     _clean(right, "batch", "fraction")
-    right.legend(frameon=False, loc="lower right")
+    right.legend(frameon=False, loc="best")
     right.set_title("Prior trajectories, validation inputs")
     return figure
 
@@ -70,15 +76,17 @@ def solved(task: Task, puzzles: PuzzleSet, tokens: Tensor, inputs: int = 4, answ
         tokens: samples, int64 ``[N, B, L_out]``.
     """
     inputs = min(inputs, len(puzzles))
+    # From few solutions to many: the inputs at even steps through the order of their numbers of solutions.
+    places = torch.linspace(0.2, 0.95, inputs).mul(len(puzzles) - 1).round().long()
+    shown = puzzles.num_solutions.argsort(stable=True)[places].tolist()
     figure = Figure(figsize=(2.3 * (answers + 1), 2.55 * inputs), layout="constrained")
     grid = figure.subplots(inputs, answers + 1, squeeze=False)
     canonical = task.canonical(puzzles.inputs, tokens)
-    for row in range(inputs):
-        x = puzzles.inputs[row]
+    for row, index in enumerate(shown):
+        x = puzzles.inputs[index]
         task.draw(grid[row, 0], x)
-        m = int(puzzles.num_solutions[row])
-        grid[row, 0].set_title(f"input {row + 1}: {m} solution{'s' if m > 1 else ''}", fontsize=10)
-        found, counts = canonical[:, row].unique(dim=0, return_counts=True)
+        grid[row, 0].set_title(f"input: {counted(int(puzzles.num_solutions[index]), 'solution')}", fontsize=10)
+        found, counts = canonical[:, index].unique(dim=0, return_counts=True)
         order = counts.argsort(descending=True, stable=True)
         for column in range(answers):
             axes = grid[row, column + 1]
@@ -88,7 +96,7 @@ def solved(task: Task, puzzles: PuzzleSet, tokens: Tensor, inputs: int = 4, answ
             y = found[order[column]]
             broken = int(task.violations(x, y))
             task.draw(axes, x, y)
-            verdict = "valid" if broken == 0 else f"{broken} {task.unit}"
+            verdict = "valid" if broken == 0 else counted(broken, task.unit)
             axes.set_title(f"{int(counts[order[column]])} of {len(tokens)}: {verdict}", fontsize=10)
     figure.suptitle(f"Most frequent of {len(tokens)} prior trajectories on held-out inputs")
     return figure
@@ -115,6 +123,9 @@ def coverage_by_solutions(ids: Tensor, num_solutions: Tensor) -> Figure:
         means = [values[bins == b].mean().item() for b in bins.unique()]
         axes.plot(centres, means, color=ORANGE, marker="o", label="mean of a bin")
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_ylim(-0.02, 1.05)
         _clean(axes, "number of solutions", name)
     m = torch.arange(1, int(num_solutions.max()) + 1)
@@ -140,7 +151,7 @@ def formation(task: Task, x: Tensor, history: Tensor, columns: int = 9) -> Figur
             task.draw(grid[row, column], x, y)
             broken = int(task.violations(x, y))
             grid[row, column].set_title(
-                f"step {step + 1}: " + ("valid" if broken == 0 else f"{broken} wrong"), fontsize=9
+                f"step {step + 1}: " + ("valid" if broken == 0 else counted(broken, task.unit)), fontsize=9
             )
     figure.suptitle("One input, each row a trajectory of the prior, over the supervision steps")
     return figure

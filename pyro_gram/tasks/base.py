@@ -90,7 +90,7 @@ class Task(ABC):
     Config: ClassVar[type]
     registered_name: ClassVar[str] = ""
     spec: TaskSpec
-    unit: ClassVar[str] = "violations"  # what ``violations`` counts, for axis labels
+    unit: ClassVar[str] = "violation"  # what ``violations`` counts, in the singular
 
     @abstractmethod
     def split(self, name: str) -> PuzzleSet:

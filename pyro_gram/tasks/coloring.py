@@ -70,7 +70,7 @@ class Coloring(Task):
     """Colour the vertices of a graph with three colours so that no edge joins two of one colour."""
 
     Config = ColoringConfig
-    unit = "conflicting edges"
+    unit = "conflict"
 
     def __init__(self, config: ColoringConfig, data_dir: str | None = None) -> None:
         self.config = config

@@ -1,0 +1,353 @@
+import errno
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from pyro_gram.build import build
+from pyro_gram.checkpoint import load_model, load_training, save_model, save_training
+from pyro_gram.errors import CheckpointError, UserError
+from pyro_gram.files import read_json, write_bytes, write_json, write_via
+from pyro_gram.inference.sampling import rollout
+from pyro_gram.inference.training import Trainer
+from pyro_gram.tasks.stream import TargetStream
+from tests.conftest import case_of, small, small_config, warm_
+
+
+@pytest.fixture
+def model_file(tmp_path):
+    case = case_of()
+    path = tmp_path / "model.safetensors"
+    save_model(path, case.assembly.config, case.assembly.model, case.assembly.guide)
+    return path
+
+
+def trainer_of(config, perturb=0.0):
+    assembly = build(config)
+    warm_(assembly.model, perturb)
+    stream = TargetStream(assembly.task, assembly.task.split("train"), config.train.batch, config.seed)
+    return Trainer(assembly.model, assembly.guide, stream, config.train, config.optim, config.beta, config.seed)
+
+
+@pytest.fixture
+def state_file(tmp_path):
+    """The state of a run of three batches after two."""
+    config = small_config()
+    trainer = trainer_of(config)
+    run = trainer.run()
+    next(run), next(run)
+    path = tmp_path / "state.safetensors"
+    save_training(path, config, trainer)
+    return path
+
+
+def rewrite(path, change=lambda header: None, tensors=lambda t: None, **metadata):
+    """Write a checkpoint again after ``change(header)`` and ``tensors(dict)``; ``metadata`` replaces whole entries."""
+    with safe_open(path, framework="pt") as f:
+        entries = f.metadata()
+        held = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dict)
+    header = json.loads(entries["pyro_gram"])
+    change(header)
+    tensors(held)
+    entries = {**entries, "pyro_gram": json.dumps(header), **metadata}
+    save_file(held, path, {k: v for k, v in entries.items() if v is not None})
+
+
+# ---- models ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guide", ["amortized", "replay"])
+def test_a_loaded_model_rolls_out_as_the_saved_one(guide, tmp_path):
+    case = case_of(guide_name=guide)
+    path = tmp_path / "model.safetensors"
+    save_model(path, case.assembly.config, case.assembly.model, case.assembly.guide)
+    loaded = load_model(path)
+    assert loaded.config == case.assembly.config
+    a, b = (rollout(m, case.x, num_samples=7, depth=3, seed=5) for m in (case.assembly.model, loaded.model))
+    assert torch.equal(a.tokens, b.tokens)
+    assert torch.equal(a.score, b.score)
+    saved, kept = case.assembly.guide.state_dict(), loaded.guide.state_dict()
+    assert saved.keys() == kept.keys()
+    assert all(torch.equal(saved[k], kept[k]) for k in saved)
+
+
+def test_a_loaded_model_is_ready_for_sampling_and_leaves_the_random_state_alone(model_file):
+    before = torch.get_rng_state()
+    loaded = load_model(str(model_file))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not loaded.model.training
+    assert not loaded.guide.training
+
+
+def test_the_directory_of_a_run_is_a_checkpoint(model_file):
+    assert load_model(model_file.parent).config == load_model(model_file).config
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint at .*nothing.safetensors"):
+        load_model(tmp_path / "nothing.safetensors")
+    with pytest.raises(CheckpointError, match="no checkpoint at .*model.safetensors"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 0.5, -1])
+def test_a_truncated_checkpoint_is_refused(keep, model_file):
+    data = model_file.read_bytes()
+    model_file.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        load_model(model_file)
+
+
+@pytest.mark.parametrize("data", [b"just some text\n" * 50, b"\xff" * 200, b"{}"])
+def test_a_file_that_is_no_safetensors_is_refused(data, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        load_model(path)
+
+
+class _Bomb:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+@pytest.mark.parametrize("write", [pickle.dumps, None], ids=["pickle", "torch.save"])
+def test_a_pickle_in_disguise_does_not_run(write, tmp_path):
+    path, marker = tmp_path / "model.safetensors", tmp_path / "marker"
+    if write:
+        path.write_bytes(pickle.dumps(_Bomb(marker)))
+        pickle.loads(path.read_bytes()).close()
+    else:
+        torch.save(_Bomb(marker), path)
+        torch.load(path, weights_only=False).close()
+    assert marker.exists()  # the bomb works
+    marker.unlink()
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        load_model(path)
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        load_training(path, small_config(), trainer_of(small_config()))
+    assert not marker.exists()
+
+
+def test_a_foreign_safetensors_file_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.ones(2)}, path)
+    with pytest.raises(CheckpointError, match="not written by pyro_gram"):
+        load_model(path)
+    save_file({"weight": torch.ones(2)}, path, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="not written by pyro_gram .format 'pt'"):
+        load_model(path)
+
+
+def test_another_version_of_the_format_is_refused(model_file):
+    rewrite(model_file, format="pyro_gram/999")
+    with pytest.raises(CheckpointError, match="format 'pyro_gram/999'"):
+        load_model(model_file)
+
+
+@pytest.mark.parametrize("header", [None, "", "{", "[]", "[1]", "3", "null", '"model"'])
+def test_a_damaged_header_is_a_checkpoint_error(header, model_file):
+    rewrite(model_file, pyro_gram=header)
+    with pytest.raises(CheckpointError, match="damaged header"):
+        load_model(model_file)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h: h.pop("config"),
+        lambda h: h.update(config=None),
+        lambda h: h.update(config={}),
+        lambda h: h["config"].pop("names"),
+        lambda h: h["config"]["names"].update(model="grim"),
+        lambda h: h["config"]["names"].update(model=3),
+        lambda h: h["config"]["names"].update(model="pathlib:Path"),
+        lambda h: h["config"]["model"].update(depth=3),
+        lambda h: h["config"]["model"].update(width="16"),
+        lambda h: h["config"]["model"].update(width=-16),
+        lambda h: h["config"].update(model=16),
+        lambda h: h["config"].update(seed="x"),
+        lambda h: h["config"]["model"].update(width=32, hidden=32),
+        lambda h: h["config"]["task"].update(vertices=5),
+        lambda h: h["config"]["names"].update(guide="replay"),
+    ],
+    ids=lambda change: None,
+)
+def test_a_tampered_config_is_a_checkpoint_error_that_names_the_file(change, model_file):
+    rewrite(model_file, change)
+    with pytest.raises(CheckpointError, match="model.safetensors"):
+        load_model(model_file)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (lambda t: t.pop("model.h0"), "1 tensors differ, first model.h0"),
+        (lambda t: t.update(stray=torch.ones(1)), "1 tensors differ, first stray"),
+        (lambda t: t.update({"model.h0": torch.ones(2)}), "1 tensors differ, first model.h0"),
+    ],
+)
+def test_weights_that_do_not_fit_their_config_are_refused(tensors, message, model_file):
+    rewrite(model_file, tensors=tensors)
+    with pytest.raises(CheckpointError, match=message):
+        load_model(model_file)
+
+
+def test_a_model_is_no_training_state_and_the_other_way_round(model_file, state_file):
+    with pytest.raises(CheckpointError, match="holds a training, not a model"):
+        load_model(state_file)
+    with pytest.raises(CheckpointError, match="holds a model, not a training"):
+        load_training(model_file, small_config(), trainer_of(small_config()))
+
+
+# ---- training states ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beta", [{}, {"target": 1e6}])
+def test_a_resumed_run_is_bit_for_bit_an_unbroken_one(beta, tmp_path):
+    config = small_config(train={"batches": 5}, beta=beta)
+    unbroken = trainer_of(config)
+    expected = [(r.number, r.loss, r.kl, r.beta) for r in unbroken.run()]
+
+    first = trainer_of(config)
+    run = first.run()
+    seen = [next(run) for _ in range(2)]
+    save_training(tmp_path / "state.safetensors", config, first)
+    second = trainer_of(config, perturb=1.0)  # whatever its weights were, the file's replace them
+    load_training(tmp_path / "state.safetensors", config, second)
+    assert second.elapsed == first.elapsed
+    seen += list(second.run())
+
+    assert [(r.number, r.loss, r.kl, r.beta) for r in seen] == expected
+    for a, b in (
+        (unbroken.model.state_dict(), second.model.state_dict()),
+        (unbroken.guide.state_dict(), second.guide.state_dict()),
+        (unbroken.average.state_dict(), second.average.state_dict()),
+        (unbroken.optim.get_state(), second.optim.get_state()),
+    ):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[k], b[k]) for k in a)
+    assert unbroken.beta.get_state() == second.beta.get_state()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optim": {"lr": 0.5}},
+        {"train": {"balance": 0.5}},
+        {"beta": {"start": 2.0}},
+        {"task": {"data_seed": 1}},
+        {"guide_name": "replay"},
+    ],
+    ids=str,
+)
+def test_the_state_of_a_run_with_other_settings_is_refused(changes, state_file):
+    config = small_config(**changes)
+    with pytest.raises(CheckpointError, match="other settings .* use another --out"):
+        load_training(state_file, config, trainer_of(config))
+
+
+def test_a_run_may_be_made_longer(state_file):
+    config = small_config(train={"batches": 4, "minutes": 3.0, "evaluate_every": 7, "save_seconds": 1.0})
+    trainer = trainer_of(config)
+    load_training(state_file, config, trainer)
+    assert trainer.number == 2
+    assert len(list(trainer.run())) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"change": lambda h: h.pop("config")},
+        {"change": lambda h: h["config"].pop("train")},
+        {"change": lambda h: h.pop("number")},
+        {"change": lambda h: h.pop("beta")},
+        {"change": lambda h: h["beta"].pop("value")},
+        {"tensors": lambda t: t.pop("weights/model.h0")},
+        {"tensors": lambda t: t.pop("average/n_averaged")},
+        {"tensors": lambda t: t.pop("optim/update")},
+        {"tensors": lambda t: t.pop(next(k for k in t if k.endswith("/exp_avg")))},
+        {"tensors": lambda t: t.update({next(k for k in t if k.endswith("/exp_avg")): torch.ones(3, 3, 3)})},
+        {"tensors": lambda t: t.update({"optim/model.nothing/exp_avg": torch.ones(1)})},
+    ],
+    ids=lambda change: None,
+)
+def test_a_damaged_training_state_is_a_checkpoint_error_that_names_the_file(change, state_file):
+    rewrite(state_file, **change)
+    with pytest.raises(CheckpointError, match="state.safetensors"):
+        load_training(state_file, small_config(), trainer_of(small_config()))
+
+
+# ---- files -------------------------------------------------------------------------------------------------------
+
+
+def fill_disk(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_no_temporary_file(model_file, monkeypatch):
+    before = model_file.read_bytes()
+    other = small(optim={"lr": 0.5})
+    monkeypatch.setattr(os, "fsync", fill_disk)
+    with pytest.raises(UserError, match="cannot write .*model.safetensors: No space left"):
+        save_model(model_file, other.config, other.model, other.guide)
+    assert model_file.read_bytes() == before
+    assert list(model_file.parent.iterdir()) == [model_file]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), RuntimeError("bug"), KeyboardInterrupt()])
+def test_a_writer_that_fails_half_way_changes_nothing(error, tmp_path):
+    path = tmp_path / "results.json"
+    write_json(path, {"a": 1})
+
+    def half(temporary):
+        temporary.write_text("{")
+        raise error
+
+    with pytest.raises(UserError if isinstance(error, OSError) else type(error)):
+        write_via(path, half)
+    assert read_json(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_value_that_is_no_json_changes_nothing(tmp_path):
+    path = tmp_path / "results.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": torch.ones(1)})
+    assert read_json(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="cannot write"):
+        write_bytes(tmp_path / "file" / "model.safetensors", b"x")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_directory_is_a_user_error_and_keeps_its_files(model_file):
+    before = model_file.read_bytes()
+    model_file.parent.chmod(0o555)
+    try:
+        with pytest.raises(UserError, match="Permission denied"):
+            write_bytes(model_file, b"x")
+    finally:
+        model_file.parent.chmod(0o755)
+    assert model_file.read_bytes() == before
+
+
+def test_missing_folders_are_made_and_the_file_is_readable_by_others(tmp_path):
+    path = tmp_path / "a" / "b" / "x.json"
+    write_json(path, [1])
+    assert read_json(path) == [1]
+    assert path.stat().st_mode & 0o777 == 0o644
