@@ -86,12 +86,12 @@ def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
     def step() -> float:
         e_x, code = model.encoder(x), guide.answer(y)
         code = nn.functional.pad(code, (0, 0, e_x.shape[-2] - code.shape[-2], 0))
-        h, l = model.h0.expand_as(e_x), model.l0.expand_as(e_x)  # noqa: E741
+        h, l = model.h0.expand_as(e_x), model.l0.expand_as(e_x)
         loss = torch.zeros(())
         for t in range(T):
             charged = not model.config.truncated or t == T - 1
             with torch.set_grad_enabled(charged):
-                u, l = model.core(LatentState(h, l), e_x)  # noqa: E741
+                u, l = model.core(LatentState(h, l), e_x)
                 loc, scale = guide.head(torch.cat((u, code), -1))
                 if charged:
                     q = scale_gradient(Normal(loc, scale, validate_args=False), 1 - balance)

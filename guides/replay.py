@@ -49,13 +49,13 @@ class ReplayGuide(nn.Module):
         T = model.config.transitions
         truncated = model.config.truncated if truncated is None else truncated
         e_x = model.encode(x, y.shape[:-1])
-        h, l = state or model.initial_state(e_x)  # noqa: E741
+        h, l = state or model.initial_state(e_x)
         code = self.inference.encode(x, y)
         with data_plates(e_x.shape[:-2]):
             for t in pyro.markov(range(steps * T)):
                 charged = not truncated or (t + 1) % T == 0
                 with torch.set_grad_enabled(charged and torch.is_grad_enabled()), poutine.mask(mask=charged):
-                    u, l = model.core(LatentState(h, l), e_x)  # noqa: E741
+                    u, l = model.core(LatentState(h, l), e_x)
                     with poutine.scale(scale=beta):
                         eps = pyro.sample(guidance(t), self.inference.posterior(u, code, model.prior(u)))
                     h = u + eps

@@ -123,11 +123,11 @@ class GRAM(nn.Module):
         """The latent trajectory: ``steps * T`` transitions (Eq. 6-9), their sites numbered from ``first``."""
         T = self.config.transitions
         truncated = self.config.truncated if truncated is None else truncated
-        h, l = state  # noqa: E741
+        h, l = state
         for t in pyro.markov(range(first, first + steps * T)):
             charged = not truncated or (t + 1) % T == 0
             with torch.set_grad_enabled(charged and torch.is_grad_enabled()), poutine.mask(mask=charged):
-                u, l = self.core(LatentState(h, l), e_x)  # noqa: E741
+                u, l = self.core(LatentState(h, l), e_x)
                 u = pyro.deterministic(proposal(t), u, event_dim=2)
                 with poutine.scale(scale=beta):
                     eps = pyro.sample(guidance(t), self.prior(u))

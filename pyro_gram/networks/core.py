@@ -15,7 +15,7 @@ class LatentState(NamedTuple):
     """z = (h, l): the high-level and the low-level state, ``[..., L, D]`` each."""
 
     h: Tensor
-    l: Tensor  # noqa: E741  (the paper's symbol)
+    l: Tensor  (the paper's symbol)
 
     def detach(self) -> LatentState:
         """The same state, cut from the graph: what one supervision step hands to the next."""
@@ -54,8 +54,8 @@ class RecursiveCore(nn.Module):
 
     def forward(self, state: LatentState, e_x: Tensor) -> tuple[Tensor, Tensor]:
         """One deterministic transition. All ``[..., L, D]``; returns ``(u_t, l_t)``."""
-        h, l = state  # noqa: E741
+        h, l = state
         injected = h + e_x
         for _ in range(self.low_steps):
-            l = self.f_L(l + injected)  # noqa: E741
+            l = self.f_L(l + injected)
         return self.f_H(h + l), l

@@ -76,11 +76,11 @@ def by_hand(case, beta=1.0):
     """-ELBO of one untruncated supervision step, summed over the batch, written without Pyro's machinery."""
     model, guide = case.assembly.model, case.assembly.guide
     e_x, code = model.encoder(case.x), guide.encode(case.x, case.y)
-    h, l = model.initial_state(e_x)  # noqa: E741
+    h, l = model.initial_state(e_x)
     loss = torch.zeros((), dtype=h.dtype)
     for _ in range(2):
         for _ in range(2):
-            l = model.core.f_L(l + (h + e_x))  # noqa: E741
+            l = model.core.f_L(l + (h + e_x))
         u = model.core.f_H(h + l)
         loc_q, scale_q = guide.head(torch.cat((u, code), -1))
         loc_p, scale_p = model.prior.head(u)

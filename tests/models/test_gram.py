@@ -93,11 +93,11 @@ def test_conditioning_on_no_guidance_is_the_deterministic_recursion(case):
     model = case.assembly.model
     zero = {f"eps_{t}": torch.zeros(5, 4, 16) for t in range(2)}
     trace = poutine.trace(poutine.condition(model, zero)).get_trace(case.x)
-    h, l = model.h0.expand(5, 4, 16), model.l0.expand(5, 4, 16)  # noqa: E741
+    h, l = model.h0.expand(5, 4, 16), model.l0.expand(5, 4, 16)
     e_x = model.encoder(case.x)
     for _ in range(2):
         for _ in range(2):
-            l = model.core.f_L(l + (h + e_x))  # noqa: E741
+            l = model.core.f_L(l + (h + e_x))
         h = model.core.f_H(h + l)
     torch.testing.assert_close(trace.nodes["h"]["value"], h)
 

@@ -73,10 +73,10 @@ def test_unknown_mixer_is_named():
 
 def test_core_is_k_low_steps_then_one_high_step():
     core = RecursiveCore(CoreConfig(width=D, heads=2, hidden=8, layers=1, low_steps=3), L)
-    h, l, e = (torch.randn(2, L, D) for _ in range(3))  # noqa: E741
+    h, l, e = (torch.randn(2, L, D) for _ in range(3))
     u, l_new = core(LatentState(h, l), e)
     for _ in range(3):
-        l = core.f_L(l + (h + e))  # noqa: E741
+        l = core.f_L(l + (h + e))
     torch.testing.assert_close(l_new, l)
     torch.testing.assert_close(u, core.f_H(h + l))
 
@@ -119,7 +119,7 @@ def test_prefix_positions_are_zero_and_the_decoder_reads_the_end():
 
 def test_every_parameter_gets_a_gradient():
     core = RecursiveCore(CoreConfig(width=D, heads=2, hidden=8, layers=1), L)
-    u, l = core(LatentState(torch.randn(L, D), torch.randn(L, D)), torch.randn(L, D))  # noqa: E741
+    u, l = core(LatentState(torch.randn(L, D), torch.randn(L, D)), torch.randn(L, D))
     (u.square().sum() + l.sum()).backward()
     missing = [n for n, p in nn.Module.named_parameters(core) if p.grad is None or not p.grad.any()]
     assert missing == []

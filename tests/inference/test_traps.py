@@ -1,0 +1,134 @@
+"""Places where effect guides and Pyro's inference go wrong in silence, each with what this library does about it."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Importance, RenyiELBO, Trace_ELBO
+
+from pyro_gram.inference.bounds import terms
+from pyro_gram.inference.guide import EffectGuide
+from pyro_gram.inference.importance import guide_draws, log_evidence
+from pyro_gram.inference.sites import announce
+from tests.conftest import case_of, small_config
+
+
+def test_handlers_must_be_around_the_model_before_the_guide_is_built(case):
+    """Pyro's ELBOs run the guide's own model and ignore the one that they are given."""
+    model, guide = case.assembly.model, case.assembly.guide
+    silenced = poutine.mask(model, mask=False)
+    pyro.set_rng_seed(0)
+    plain = Trace_ELBO().loss(model, guide, case.x, case.y)
+    pyro.set_rng_seed(0)
+    assert Trace_ELBO().loss(silenced, guide, case.x, case.y) == plain  # the handler had no effect
+
+    class Silent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x, y=None, state=None):
+            with poutine.mask(mask=False):
+                return self.inner(x, y, state)
+
+    rebuilt = type(guide)(small_config().guide, case.assembly.task.spec, Silent(), 16)
+    assert Trace_ELBO().loss(model, rebuilt, case.x, case.y) == 0
+
+
+def test_sites_that_are_not_guidance_keep_their_prior(case):
+    """A user's own latent, or an unobserved y, must not be answered with a posterior over guidance."""
+    inner = case.assembly.model
+
+    class Tempered(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x, y=None, state=None):
+            pyro.sample("temperature", dist.LogNormal(0.0, 0.1))
+            return self.inner(x, y, state)
+
+    guide = type(case.assembly.guide)(small_config().guide, case.assembly.task.spec, Tempered(), 16)
+    values = guide(case.x, case.y)
+    model_trace, guide_trace = guide.get_traces()
+    assert "temperature" in values
+    assert guide_trace.nodes["temperature"]["fn"] is model_trace.nodes["temperature"]["fn"]
+    prior = dist.Normal(0.0, 1.0)
+    assert guide.get_posterior("y", prior) is prior
+    assert guide.get_posterior("eps_hat", prior) is prior
+
+
+def test_importance_of_pyro_loses_the_likelihood_with_an_effect_guide(case):
+    """The observed site is in both of its traces and cancels; ours keeps it."""
+    model, guide = case.assembly.model, case.assembly.guide
+    pyro.set_rng_seed(0)
+    theirs = Importance(model, guide, num_samples=1)
+    theirs.run(case.x, case.y)
+    pyro.set_rng_seed(0)
+    guide(case.x, case.y)  # the same draws
+    model_trace, guide_trace = guide.get_traces()
+    weight = model_trace.log_prob_sum() - guide_trace.log_prob_sum()
+    likelihood = model_trace.nodes["y"]["log_prob_sum"]
+    assert likelihood < -1
+    assert theirs.log_weights[0].item() == pytest.approx((weight - likelihood).item(), rel=1e-4)
+
+
+def test_weights_are_log_p_minus_log_q_of_each_datum(case):
+    model, guide = case.assembly.model, case.assembly.guide
+    torch.manual_seed(4)
+    with torch.no_grad(), pyro.plate("trajectories", 3, dim=-2):
+        guide(case.x, case.y, truncated=False)
+    model_trace, guide_trace = guide.get_traces()
+    expected = torch.zeros(3, 5)
+    for t in range(2):
+        value = guide_trace.nodes[f"eps_{t}"]["value"]
+        expected += model_trace.nodes[f"eps_{t}"]["fn"].log_prob(value) - guide_trace.nodes[f"eps_{t}"]["fn"].log_prob(
+            value
+        )
+    expected += model_trace.nodes["y"]["fn"].log_prob(case.y)
+    ours = guide_draws(model, guide, case.x, case.y, steps=1, num_samples=3, seed=4)
+    torch.testing.assert_close(ours.log_weight, expected)
+
+
+def test_renyi_elbo_is_a_bound_per_datum_not_on_the_joint_batch(case):
+    """One deterministic site outside the plate would make Pyro average over the product of the batch."""
+    model, guide = case.assembly.model, case.assembly.guide
+    bound = RenyiELBO(alpha=0.0, num_particles=6, vectorize_particles=True, max_plate_nesting=1)
+    torch.manual_seed(9)
+    with torch.no_grad():
+        loss = bound.loss(model, guide, case.x, case.y, truncated=False)
+    weights = guide_draws(model, guide, case.x, case.y, steps=1, num_samples=6, seed=9).log_weight
+    assert -loss == pytest.approx(log_evidence(weights).sum().item(), rel=1e-4)
+    joint = weights.sum(1).logsumexp(0) - torch.tensor(6.0).log()
+    assert abs(joint.item() + loss) > 1e-3
+
+
+def test_two_models_in_one_process_do_not_share_parameters():
+    """pyro.module would hand the second model the parameters of the first, by name."""
+    a, b = case_of(), case_of()
+    with poutine.trace(param_only=True) as seen:
+        announce("model", a.assembly.model)
+    with poutine.trace(param_only=True) as again:
+        announce("model", b.assembly.model)
+    for name, site in again.trace.nodes.items():
+        assert site["value"].unconstrained() is not seen.trace.nodes[name]["value"].unconstrained()
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_a_guide_must_find_x_and_y_by_name():
+    class Blind(EffectGuide):
+        def posterior(self, u, code, prior):
+            return prior
+
+    with pytest.raises(TypeError, match="must take x and y by name; y missing"):
+        Blind(lambda x: None)
+
+
+def test_reported_terms_do_not_depend_on_a_scale_around_the_program(case):
+    pyro.set_rng_seed(1)
+    plain = terms(case.assembly.model, case.assembly.guide, case.x, case.y)
+    with poutine.scale(scale=0.1):
+        pyro.set_rng_seed(1)
+        scaled = terms(case.assembly.model, case.assembly.guide, case.x, case.y)
+    torch.testing.assert_close(plain.elbo, scaled.elbo)
