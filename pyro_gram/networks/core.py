@@ -15,7 +15,7 @@ class LatentState(NamedTuple):
     """z = (h, l): the high-level and the low-level state, ``[..., L, D]`` each."""
 
     h: Tensor
-    l: Tensor  (the paper's symbol)
+    l: Tensor
 
     def detach(self) -> LatentState:
         """The same state, cut from the graph: what one supervision step hands to the next."""
