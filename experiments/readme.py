@@ -26,7 +26,10 @@ def results_table(results: dict[str, Any]) -> str:
         (f"graphs with a valid answer among {m['num_samples']}", f"{m['any_valid']:.3f}"),
         ("full ELBO (Eq. 13), nats per graph", f"{m['elbo_full']:.2f}"),
         ("surrogate ELBO (Eq. 14), nats per graph", f"{m['elbo_surrogate']:.2f}"),
-        (f"log p(y\\|x), {m['log_likelihood_samples']} prior samples", f"{m['log_likelihood_prior_mc']:.2f}"),
+        (
+            f"log p(y\\|x), {m['log_likelihood_inputs']} graphs, {m['log_likelihood_samples']} prior samples each",
+            f"{m['log_likelihood_prior_mc']:.2f}",
+        ),
         ("best possible log p(y\\|x): minus the mean of log m", f"{-m['log_num_solutions']:.2f}"),
         ("parameters", f"{results['parameters']:,} (guide {results['guide_parameters']:,})"),
         ("seconds: training, evaluation", f"{seconds['train']:.0f}, {seconds['evaluate']:.0f}"),

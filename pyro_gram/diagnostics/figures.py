@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from torch import Tensor
 
 from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit
@@ -124,7 +125,7 @@ def coverage_by_solutions(ids: Tensor, num_solutions: Tensor) -> Figure:
         axes.plot(centres, means, color=ORANGE, marker="o", label="mean of a bin")
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_ylim(-0.02, 1.05)
         _clean(axes, "number of solutions", name)
@@ -142,7 +143,8 @@ def formation(task: Task, x: Tensor, history: Tensor, columns: int = 9) -> Figur
         history: int64 ``[depth, N, L_out]``.
     """
     depth, n = history.shape[:2]
-    steps = torch.linspace(0, depth - 1, min(depth, columns)).round().long().unique().tolist()
+    # Most happens early: steps 1, 2, 3, 4, 6, ... up to the last.
+    steps = (torch.logspace(0, math.log2(depth), columns, base=2) - 1).round().long().unique().tolist()
     figure = Figure(figsize=(1.75 * len(steps) + 0.6, 2.1 * n + 0.4), layout="constrained")
     grid = figure.subplots(n, len(steps), squeeze=False)
     for row in range(n):

@@ -7,7 +7,7 @@ latent sites only; an effect guide's pass holds the observed site too, and their
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pyro
@@ -42,6 +42,9 @@ class GuideDraws:
     h: Tensor
 
 
+PER_TRANSITION = ("kl", "guidance")  # their first dimension is the transition
+
+
 class GuidanceScale(Messenger):
     """Notes the root mean square of each transition's guidance as it passes."""
 
@@ -54,6 +57,9 @@ class GuidanceScale(Messenger):
             self.by_transition.append(msg["value"].square().mean((-2, -1)).sqrt())
 
 
+MAX_TRACED = 256  # trajectories traced at once: a trace holds every tensor of the whole trajectory
+
+
 def guide_draws(
     model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor, *, steps: int, num_samples: int, seed: int = 0
 ) -> GuideDraws:
@@ -63,14 +69,25 @@ def guide_draws(
         x: inputs, ``[B, *event]``.
         y: answers, int64 ``[B, L_out]``.
     """
-    with (
-        torch.random.fork_rng(devices=[x.device] if x.is_cuda else []),
-        torch.no_grad(),
-        pyro.validation_enabled(False),
-        GuidanceScale() as scale,
-        pyro.plate("trajectories", num_samples, dim=-2),
-    ):
-        torch.manual_seed(seed)
+    at_once = max(1, MAX_TRACED // num_samples)
+    devices = [x.device] if x.is_cuda else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), pyro.validation_enabled(False):
+        parts = []
+        for chunk, (a, b) in enumerate(zip(x.split(at_once), y.split(at_once), strict=True)):
+            torch.manual_seed(seed + chunk)
+            parts.append(_draw(model, guide, a, b, steps, num_samples))
+    if isinstance(guide, EffectGuide):
+        guide.forget()
+    return GuideDraws(
+        **{
+            f.name: torch.cat([getattr(part, f.name) for part in parts], dim=2 if f.name in PER_TRANSITION else 1)
+            for f in fields(GuideDraws)
+        }
+    )
+
+
+def _draw(model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor, steps: int, num_samples: int) -> GuideDraws:
+    with GuidanceScale() as scale, pyro.plate("trajectories", num_samples, dim=-2):
         model_trace, guide_trace = get_importance_trace(
             "flat", math.inf, model, guide, (x, y), {"steps": steps, "truncated": False}
         )
@@ -78,8 +95,6 @@ def guide_draws(
     shape = (num_samples, len(x))
     log_q = _sum_log_prob(guide_trace, shape, lambda name: transition_of(name) is not None)
     log_p = _sum_log_prob(model_trace, shape, lambda name: transition_of(name) is not None or name == OBSERVED)
-    if isinstance(guide, EffectGuide):
-        guide.forget()
     likelihood = model_trace.nodes[OBSERVED]["fn"]
     transitions = len(terms.kl)
     return GuideDraws(

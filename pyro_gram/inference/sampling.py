@@ -20,7 +20,7 @@ from pyro_gram.errors import UserError
 from pyro_gram.inference.sites import OBSERVED, STATE_H, STATE_L
 from pyro_gram.networks.core import LatentState
 
-MAX_TRAJECTORIES = 4096  # at L = 8, D = 128 about 150 MB; a chunk of one seed
+MAX_TRAJECTORIES = 2048  # at L = 8, D = 128 about 250 MB at the widest point of a transition
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,162 @@
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_gram.diagnostics import inference_data
+from pyro_gram.tasks.base import PuzzleSet
+from tests.conftest import small
+
+CHAINS, DRAWS, DEPTH, INPUTS, VERTICES, WIDTH, T = 2, 6, 3, 4, 4, 16, 2
+GUIDE = ("posterior", "posterior_predictive", "log_likelihood", "sample_stats")
+PRIOR = ("prior", "prior_predictive", "sample_stats_prior")
+GROUPS = {*GUIDE, *PRIOR, "observed_data", "constant_data"}
+SAMPLE = {"chain": CHAINS, "draw": DRAWS}
+DIMS = {
+    ("posterior", "guidance"): {**SAMPLE, "instance": INPUTS, "transition": DEPTH * T},
+    ("posterior", "h"): {**SAMPLE, "state_instance": 2, "latent_position": VERTICES, "channel": WIDTH},
+    ("prior", "guidance"): {**SAMPLE, "instance": INPUTS, "transition": DEPTH * T},
+    ("posterior_predictive", "y"): {**SAMPLE, "instance": INPUTS, "position": VERTICES},
+    ("posterior_predictive", "solution"): {**SAMPLE, "instance": INPUTS},
+    ("prior_predictive", "y"): {**SAMPLE, "instance": INPUTS, "position": VERTICES},
+    ("prior_predictive", "violations"): {**SAMPLE, "instance": INPUTS},
+    ("log_likelihood", "log_p_y"): {**SAMPLE, "instance": INPUTS},
+    ("sample_stats", "log_weight"): {**SAMPLE, "instance": INPUTS},
+    ("sample_stats", "kl"): {**SAMPLE, "instance": INPUTS, "transition": DEPTH * T},
+    ("sample_stats_prior", "score"): {**SAMPLE, "instance": INPUTS},
+    ("observed_data", "y"): {"instance": INPUTS, "position": VERTICES},
+    ("constant_data", "x"): {"instance": INPUTS, "position_in": VERTICES, "feature": VERTICES},
+    ("constant_data", "num_solutions"): {"instance": INPUTS},
+}
+
+
+@dataclass(frozen=True)
+class LastSolutions(PuzzleSet):
+    """The same puzzles, with the last solution of each as its target."""
+
+    def sample_targets(self, index, generator):
+        return self.solutions[self.offsets[index + 1] - 1]
+
+
+@pytest.fixture(scope="module")
+def assembly():
+    torch.manual_seed(0)
+    return small()
+
+
+def collect(assembly, puzzles=None, **settings):
+    puzzles = puzzles or assembly.task.split("test")
+    settings = {"depth": DEPTH, "chains": CHAINS, "draws": DRAWS, **settings}
+    return inference_data.collect(assembly.task, assembly.model, assembly.guide, puzzles, **settings)
+
+
+@pytest.fixture(scope="module")
+def data(assembly):
+    return collect(assembly)
+
+
+def names(data):
+    """Group names, of an InferenceData (0.23) or a DataTree (1.x)."""
+    return set(data.groups()) if callable(data.groups) else {g.strip("/") for g in data.groups} - {""}
+
+
+def test_every_group_is_there(data):
+    assert names(data) == GROUPS
+
+
+@pytest.mark.parametrize(("group", "name"), DIMS, ids=lambda v: v)
+def test_dimensions_are_named_and_sized(group, name, data):
+    assert dict(data[group][name].sizes) == DIMS[group, name]
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "unit"),
+    [
+        ("posterior", "guidance", "root mean square"),
+        ("sample_stats", "kl", "nats"),
+        ("sample_stats", "log_weight", "nats"),
+        ("sample_stats_prior", "score", "nats"),
+        ("log_likelihood", "log_p_y", "nats"),
+        ("prior_predictive", "violations", "number of violated constraints"),
+        ("prior_predictive", "solution", "-1 for none"),
+    ],
+)
+def test_units_are_written_beside_the_numbers(group, name, unit, data):
+    assert unit in data[group][name].attrs["description"]
+
+
+@pytest.mark.parametrize("group", ["posterior_predictive", "prior_predictive"])
+def test_statistics_are_integers_that_agree(group, data):
+    part = data[group]
+    assert all(part[name].dtype.kind == "i" for name in ("y", "violations", "valid", "solution"))
+    valid = part["valid"].values
+    assert set(np.unique(valid)) <= {0, 1}
+    assert ((part["violations"].values == 0) == (valid == 1)).all()
+    assert ((part["solution"].values >= 0) == (valid == 1)).all()
+    assert (part["solution"].values < data["constant_data"]["num_solutions"].values).all()
+
+
+def test_densities_have_their_signs_and_everything_is_finite(data):
+    assert (data["log_likelihood"]["log_p_y"].values <= 0).all()
+    assert (data["sample_stats"]["kl"].values >= 0).all()
+    for group in GROUPS:
+        assert all(np.isfinite(v.values).all() for v in data[group].data_vars.values())
+
+
+def test_chains_are_different_draws_and_the_seed_fixes_them(assembly, data):
+    h = data["posterior"]["h"].values
+    assert not np.array_equal(h[0], h[1])
+    assert np.array_equal(collect(assembly)["posterior"]["h"].values, h)
+    assert not np.array_equal(collect(assembly, seed=9)["posterior"]["h"].values, h)
+
+
+def test_the_prior_does_not_know_y(assembly, data):
+    puzzles = assembly.task.split("test")
+    other = collect(assembly, LastSolutions(puzzles.inputs, puzzles.solutions, puzzles.offsets))
+    assert not np.array_equal(other["observed_data"]["y"].values, data["observed_data"]["y"].values)
+    for group in PRIOR:
+        for name, values in data[group].data_vars.items():
+            np.testing.assert_array_equal(values.values, other[group][name].values, err_msg=f"{group}.{name}")
+    assert not np.array_equal(other["posterior"]["guidance"].values, data["posterior"]["guidance"].values)
+
+
+def test_observed_y_is_a_solution_of_x(assembly, data):
+    x, y = (torch.from_numpy(v.values) for v in (data["constant_data"]["x"], data["observed_data"]["y"]))
+    assert torch.equal(x, assembly.task.split("test").inputs)
+    assert assembly.task.valid(x, y).all()
+
+
+def test_round_trip_through_netcdf(data, tmp_path):
+    path = tmp_path / "inference.nc"
+    inference_data.save(data, path)
+    assert list(tmp_path.iterdir()) == [path]
+    loaded = inference_data.load(path)
+    assert names(loaded) == GROUPS
+    for group in GROUPS:
+        assert set(loaded[group].data_vars) == set(data[group].data_vars)
+        for name, values in data[group].data_vars.items():
+            again = loaded[group][name]
+            assert again.dims == values.dims
+            assert again.dtype == values.dtype
+            assert again.attrs == values.attrs
+            np.testing.assert_array_equal(again.values, values.values)
+
+
+def test_arviz_summarises_the_posterior(data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.x
+        import arviz as az
+    table = az.summary(data, var_names=["guidance"])
+    assert len(table) == INPUTS * DEPTH * T
+    assert {"mean", "r_hat"} <= set(table.columns)
+    expected = data["posterior"]["guidance"].values.mean((0, 1)).ravel()
+    np.testing.assert_allclose(table["mean"].to_numpy(float), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{"guide_name": "replay"}, {"task": {"layout": "edge"}}], ids=str)
+def test_other_guides_and_layouts_are_collected_too(changes):
+    data = collect(small(**changes), depth=2, draws=3)
+    assert names(data) == GROUPS
+    assert data["posterior"]["guidance"].sizes["transition"] == 4

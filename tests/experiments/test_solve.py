@@ -1,0 +1,277 @@
+import io
+import json
+import re
+
+import networkx as nx
+import pytest
+import torch
+
+import experiments.run
+import experiments.solve
+import pyro_gram
+from pyro_gram.errors import CheckpointError, InputError, UserError
+from tests.experiments.test_run import SMALL, cli
+
+GRAPHS = ("C?", "C~", "Cr", "CF", "C^")  # of four vertices; C~ is complete
+SOLVABLE = [g for g in GRAPHS if g != "C~"]
+
+
+def graph_of(text):
+    return nx.from_graph6_bytes(text.encode())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert cli(experiments.run.main, *SMALL, "--out", out, "--train.batches", 2) == 0
+    return out / "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def solver(checkpoint):
+    return pyro_gram.load(checkpoint)
+
+
+@pytest.fixture
+def solve(checkpoint, tmp_path, monkeypatch, capsys):
+    """Solve a text as a file, or from stdin: the JSON objects printed."""
+
+    def call(text, *words, stdin=False):
+        path = tmp_path / "puzzles.txt"
+        path.write_text(text)
+        if stdin:
+            monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        words = ["--checkpoint", checkpoint, "--input", "-" if stdin else path, "--json", *words]
+        assert cli(experiments.solve.main, *words) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        return [json.loads(line) for line in out.splitlines()]
+
+    return call
+
+
+def test_json_has_an_object_an_input_with_the_promised_keys(solve):
+    objects = solve("\n".join(SOLVABLE) + "\n\n")
+    assert [o["input"] for o in objects] == SOLVABLE
+    for o in objects:
+        assert o.keys() == {"input", "solutions", "num_samples", "depth"}
+        assert (o["num_samples"], o["depth"]) == (20, 2)  # the default, and as in training
+        for s in o["solutions"]:
+            assert s.keys() == {"solution", "count", "valid", "score"}
+            assert re.fullmatch("[012]{4}", s["solution"])
+            assert s["score"] <= 0
+
+
+def test_all_answers_are_distinct_and_counted_most_frequent_first(solve):
+    for o in solve("\n".join(SOLVABLE), "--num-samples", "33"):
+        counts = [s["count"] for s in o["solutions"]]
+        assert sum(counts) == o["num_samples"] == 33
+        assert counts == sorted(counts, reverse=True)
+        assert len({s["solution"] for s in o["solutions"]}) == len(counts)
+
+
+def test_answers_that_differ_in_the_names_of_colors_are_one(solve):
+    for o in solve("\n".join(SOLVABLE)):
+        for s in o["solutions"]:
+            order = list(dict.fromkeys(s["solution"]))
+            assert order == sorted(order) == [str(i) for i in range(len(order))]
+
+
+def test_vote_keeps_the_most_frequent_answer_only(solve):
+    every, voted = (solve("\n".join(SOLVABLE), "--select", select) for select in ("all", "vote"))
+    assert [o["solutions"] for o in voted] == [o["solutions"][:1] for o in every]
+
+
+def test_the_valid_flag_agrees_with_networkx(solve):
+    flags = []
+    objects = solve("\n".join(nx.to_graph6_bytes(g, header=False).decode().strip() for g in every_graph()))
+    for o in objects:
+        edges = graph_of(o["input"]).edges
+        for s in o["solutions"]:
+            assert s["valid"] == all(s["solution"][u] != s["solution"][v] for u, v in edges)
+            flags.append(s["valid"])
+    assert set(flags) == {True, False}
+
+
+def every_graph():
+    """Every labelled graph of four vertices but the complete one."""
+    pairs = [(u, v) for v in range(4) for u in range(v)]
+    for bits in range(2**6 - 1):
+        graph = nx.empty_graph(4)
+        graph.add_edges_from(pair for i, pair in enumerate(pairs) if bits >> i & 1)
+        yield graph
+
+
+def test_the_seed_fixes_the_answers(solve):
+    text = "\n".join(SOLVABLE)
+    a, b, c = solve(text, "--seed", "3"), solve(text, "--seed", "3"), solve(text, "--seed", "4")
+    assert a == b
+    assert a != c
+
+
+def test_depth_and_width_are_what_was_asked_for(solve, solver):
+    (o,) = solve("Cr", "--depth", "5", "--num-samples", "3", "--seed", "8")
+    assert (o["depth"], o["num_samples"]) == (5, 3)
+    rolled = solver.sample("Cr", num_samples=3, depth=5, seed=8)
+    assert max(s["score"] for s in o["solutions"]) == pytest.approx(rolled.score.max().item())
+
+
+def test_stdin_is_read_like_a_file(solve):
+    text = "\n".join(SOLVABLE)
+    assert solve(text, stdin=True) == solve(text)
+
+
+def test_a_dimacs_file_is_one_graph(solve):
+    (o,) = solve("c a square\np edge 4 4\ne 1 2\ne 2 3\ne 3 4\ne 4 1\n")
+    assert nx.utils.edges_equal(graph_of(o["input"]).edges, nx.cycle_graph(4).edges)
+
+
+def test_the_directory_of_a_run_is_a_checkpoint(solve, checkpoint, tmp_path, capsys):
+    (tmp_path / "one.g6").write_text("Cr")
+    words = ["--checkpoint", checkpoint.parent, "--input", tmp_path / "one.g6", "--json"]
+    assert cli(experiments.solve.main, *words) == 0
+    assert [json.loads(capsys.readouterr().out)] == solve("Cr")
+
+
+def test_without_json_a_person_can_read_it(checkpoint, tmp_path, capsys):
+    (tmp_path / "one.g6").write_text("C?")
+    assert cli(experiments.solve.main, "--checkpoint", checkpoint, "--input", tmp_path / "one.g6") == 0
+    out = capsys.readouterr().out
+    assert re.match(r"C\?: \d+ distinct answers in 20 samples\n  [012]{4}  valid  ", out)
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------------
+
+
+def refused(capsys, *words):
+    """One line on stderr, nothing on stdout and exit code 2; the line."""
+    assert cli(experiments.solve.main, *words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("DQc", "5 vertices; this task has vertices = 4"),
+        ("C~", "not 3-colourable"),
+        ("Cr\nC~", "not 3-colourable"),  # the good line is not answered either
+        ("C", "malformed graph6"),
+        ("Crr", "malformed graph6"),
+        ("hello world", "malformed graph6"),
+        ("p edge 4 1\ne 1 9", "vertex beyond"),
+        ("", "is empty"),
+        ("\n \n", "is empty"),
+        ("\x00\x01", "malformed graph6"),
+    ],
+)
+def test_bad_puzzles_end_in_one_line(text, message, checkpoint, tmp_path, capsys):
+    path = tmp_path / "puzzles.txt"
+    path.write_text(text)
+    err = refused(capsys, "--checkpoint", checkpoint, "--input", path, "--json")
+    assert re.search(message, err)
+
+
+def test_bad_puzzles_from_stdin_end_in_one_line(checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert "is empty" in refused(capsys, "--checkpoint", checkpoint, "--json")
+
+
+def test_files_that_cannot_be_read_end_in_one_line(checkpoint, tmp_path, capsys):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    for name, message in (("nothing", "No such file"), ("binary", "not a text file"), (".", "Is a directory")):
+        err = refused(capsys, "--checkpoint", checkpoint, "--input", tmp_path / name)
+        assert message in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--num-samples 0", "--num-samples must be at least 1, not 0"),
+        ("--num-samples -3", "--num-samples must be at least 1, not -3"),
+        ("--num-samples many", "--num-samples"),
+        ("--depth 0", "--depth must be at least 1, not 0"),
+        ("--select best", "--select"),
+        ("--seed x", "--seed"),
+        ("--seed 100000000000000000000", "seed"),
+        ("--num-sample 3", "--num-sample"),
+        ("stray", "unrecognized arguments: stray"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(words, message, checkpoint, tmp_path, capsys):
+    (tmp_path / "one.g6").write_text("Cr")
+    err = refused(capsys, "--checkpoint", checkpoint, "--input", tmp_path / "one.g6", "--json", *words.split())
+    assert message in err
+
+
+def test_checkpoints_that_cannot_be_loaded_end_in_one_line(tmp_path, capsys):
+    (tmp_path / "one.g6").write_text("Cr")
+    for checkpoint, message in (("nothing.safetensors", "no checkpoint at"), ("one.g6", "not a readable safetensors")):
+        err = refused(capsys, "--checkpoint", tmp_path / checkpoint, "--input", tmp_path / "one.g6")
+        assert message in err
+    assert "--checkpoint" in refused(capsys)
+
+
+# ---- from Python -------------------------------------------------------------------------------------------------
+
+
+def test_sample_gives_tokens_and_scores_for_each_trajectory_and_input(solver):
+    x = torch.stack([solver.task.parse(g) for g in SOLVABLE])
+    rolled = solver.sample(x, num_samples=7, depth=3, seed=1)
+    assert rolled.tokens.shape == (7, 4, 4)
+    assert rolled.tokens.dtype == torch.int64
+    assert rolled.score.shape == (7, 4)
+    assert ((rolled.tokens >= 0) & (rolled.tokens < 3)).all()
+    again = solver.sample(x, num_samples=7, depth=3, seed=1)
+    assert torch.equal(rolled.tokens, again.tokens)
+
+
+def test_text_is_an_input_too(solver):
+    x = torch.stack([solver.task.parse(g) for g in SOLVABLE])
+    expected = solver.sample(x, num_samples=3, seed=2).tokens
+    assert torch.equal(solver.sample(SOLVABLE, num_samples=3, seed=2).tokens, expected)
+    assert solver.sample("Cr", num_samples=3).tokens.shape == (3, 1, 4)
+
+
+def test_sampling_leaves_the_random_state_alone(solver):
+    before = torch.get_rng_state()
+    solver.sample("Cr")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(2, 4, 4),
+        torch.zeros(2, 5, 5, dtype=torch.long),
+        torch.zeros(4, 4, dtype=torch.long),
+        torch.zeros(1, 2, 4, 4, dtype=torch.long),
+        torch.zeros(0, 4, 4, dtype=torch.long),
+        torch.full((1, 4, 4), 3),
+        torch.full((1, 4, 4), -1),
+        "C~",
+        "",
+        ["Cr", "DQc"],
+        [],
+    ],
+    ids=lambda x: str(x) if not isinstance(x, torch.Tensor) else f"{x.dtype}{list(x.shape)}",
+)
+def test_what_is_no_input_is_an_input_error(x, solver):
+    with pytest.raises(InputError):
+        solver.sample(x, num_samples=2)
+
+
+def test_width_depth_and_selection_are_checked(solver):
+    x = solver.task.parse("Cr")[None]
+    for settings in ({"num_samples": 0}, {"depth": 0}):
+        with pytest.raises(UserError, match="must be at least 1, not 0"):
+            solver.sample(x, **settings)
+    with pytest.raises(UserError, match="unknown selection 'best'; known: all, vote"):
+        solver.solve(x, select="best")
+
+
+def test_load_names_a_missing_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        pyro_gram.load(tmp_path / "nothing.safetensors")
