@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -14,6 +15,12 @@ from pyro_gram.tasks.base import SPLITS, make_task
 
 PRESETS = Path(__file__).parent / "presets"
 WITHOUT_END = 10**9  # batches of a run that only the clock ends
+
+
+def directory(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("give a directory")
+    return Path(text)
 
 
 def make_parser(add_help: bool = True) -> Parser:
@@ -29,7 +36,7 @@ def make_parser(add_help: bool = True) -> Parser:
     for part in ("model", "prior", "guide"):
         parser.add_argument(f"--{part}", metavar="NAME", help="a registered name, or your own as package.module:Class")
     parser.add_argument("--seed", type=int, default=0, help="of weights, data order and guidance (default 0)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default runs/TASK-PRESET-seedS")
+    parser.add_argument("--out", type=directory, metavar="DIR", help="default runs/TASK-PRESET-seedS")
     parser.add_argument("--resume", action="store_true", help="continue the run in DIR")
     parser.add_argument("--minutes", type=float, metavar="M", help="train for M minutes instead of the preset's length")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
@@ -63,8 +70,12 @@ def parse(argv: list[str]) -> tuple[RunConfig, dict]:
 
 def pick_device(name: str) -> torch.device:
     """Raises ConfigError where the device is not there."""
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        kind = ""
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(name.partition(":")[0], False):
+    if not there.get(kind, False):
         raise ConfigError(f"no device {name!r} here; available: {', '.join(k for k, v in there.items() if v)}")
     return torch.device(name)
 
@@ -83,8 +94,8 @@ def main(argv: list[str]) -> int:
     device = pick_device(arguments["device"])
     task = config.names["task"].rpartition(":")[2]
     out = arguments["out"] or Path("runs") / f"{task}-{config.preset}-seed{config.seed}"
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; give a directory")
+    if any(p.exists() and not p.is_dir() for p in (out, *out.parents)):
+        raise UserError(f"--out {out} is, or lies in, a file; give a directory")
 
     from pyro_gram.run import InterruptedRunError, finish, open_run, train
 

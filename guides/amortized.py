@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pyro_gram.checks import AT_LEAST_1, check_range
 from pyro_gram.inference.guide import EffectGuide
 from pyro_gram.networks.encoders import TokenEncoder
 from pyro_gram.networks.heads import GaussianHead
@@ -26,6 +27,9 @@ class AmortizedGuideConfig:
 
     hidden: int = 512
     initial_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_range(self, hidden=AT_LEAST_1, initial_scale=(0.01, 10))
 
 
 @GUIDES.register("amortized")

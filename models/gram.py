@@ -20,7 +20,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_gram.errors import ConfigError
+from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
 from pyro_gram.inference.sites import OBSERVED, STATE_H, STATE_L, announce, data_plates, guidance, proposal
 from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
 from pyro_gram.networks.decoders import TokenDecoder
@@ -46,8 +46,7 @@ class GRAMConfig(CoreConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.transitions < 1:
-            raise ConfigError(f"transitions must be at least 1, not {self.transitions}")
+        check_range(self, transitions=AT_LEAST_1, prefix=AT_LEAST_0)
 
 
 @MODELS.register("gram")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from pyro_gram.checks import AT_LEAST_1, check_range
 from pyro_gram.networks.heads import GaussianHead
 from pyro_gram.registry import PRIORS
 
@@ -20,6 +21,9 @@ class GaussianPriorConfig:
 
     hidden: int = 512
     initial_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_range(self, hidden=AT_LEAST_1, initial_scale=(0.01, 10))
 
 
 @PRIORS.register("gaussian")

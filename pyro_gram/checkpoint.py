@@ -41,7 +41,7 @@ def load_model(path: str | Path, data_dir: str | None = None) -> Assembly:
         path = path / "model.safetensors"
     tensors, header = _read(path, "model")
     try:
-        assembly = build(RunConfig.from_dict(header["config"]), data_dir)
+        assembly = build(RunConfig.from_dict(header.get("config", {})), data_dir)
     except ConfigError as e:
         raise CheckpointError(f"{path} was made with settings this version does not know: {e}") from None
     _fit(path, pair(assembly.model, assembly.guide), tensors)
@@ -72,7 +72,13 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer) -> None:
         CheckpointError: missing, damaged, or of a run with other settings (the length of the run may differ).
     """
     tensors, header = _read(path, "training")
-    saved, wanted = dict(header["config"]), config.to_dict()
+    try:
+        saved = RunConfig.from_dict(header["config"]).to_dict()
+        number, elapsed, beta = int(header["number"]), float(header["elapsed"]), dict(header["beta"])
+        value, mean = float(beta["value"]), beta["mean"]
+    except (ConfigError, KeyError, TypeError, ValueError) as e:
+        raise CheckpointError(f"{path} has a damaged header, or one of another version: {e}") from None
+    wanted = config.to_dict()
     for field in ("batches", "minutes", "save_seconds", "evaluate_every"):
         saved["train"] = {**saved["train"], field: wanted["train"][field]}
     differing = [f"{k}: {saved.get(k)} then, {wanted[k]} now" for k in wanted if saved.get(k) != wanted[k]]
@@ -88,8 +94,8 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer) -> None:
         trainer.optim.set_state(part("optim/"))
     except KeyError as e:
         raise CheckpointError(f"{path} holds no state, or a stray one, for the optimizer's {e}") from None
-    trainer.number, trainer.elapsed = header["number"], header["elapsed"]
-    trainer.beta.set_state(header["beta"])
+    trainer.number, trainer.elapsed = number, elapsed
+    trainer.beta.set_state({"value": value, "mean": mean})
 
 
 def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
@@ -112,7 +118,9 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         header = json.loads(metadata["pyro_gram"])
     except (KeyError, ValueError):
-        raise CheckpointError(f"{path} has a damaged header") from None
+        header = None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path} has a damaged header")
     if header.get("kind") != kind:
         raise CheckpointError(f"{path} holds a {header.get('kind')}, not a {kind}")
     return tensors, header

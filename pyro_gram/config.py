@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range, check_seed
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.beta import BetaConfig
 from pyro_gram.inference.optim import OptimConfig
@@ -39,10 +40,8 @@ class EvaluateConfig:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise ConfigError(f"num_samples must be at least 1, not {self.num_samples}")
-        if self.depth < 0:
-            raise ConfigError(f"depth must not be negative, not {self.depth}")
+        check_range(self, num_samples=AT_LEAST_1, depth=AT_LEAST_0)
+        check_seed(self.seed)
 
 
 NAMED: dict[str, Registry] = {"task": TASKS, "model": MODELS, "prior": PRIORS, "guide": GUIDES}
@@ -98,16 +97,27 @@ def make_run_config(
     unknown = set(names) ^ set(NAMED)
     if unknown:
         raise ConfigError(f"a run names {', '.join(NAMED)}; wrong or missing: {', '.join(sorted(unknown))}")
-    classes = {part: registry.get(names[part]).Config for part, registry in NAMED.items()} | FIXED
+    check_seed(seed)
+    classes = {part: config_class(part, names[part]) for part in NAMED} | FIXED
     stray = set(settings) - set(classes)
     if stray:
         raise ConfigError(f"unknown part {sorted(stray)[0]!r}; known: {', '.join(classes)}")
-    parts = {part: from_fields(cls, settings.get(part, {}), part) for part, cls in classes.items()}
+    parts: dict[str, Any] = {part: from_fields(cls, settings.get(part, {}), part) for part, cls in classes.items()}
     return RunConfig(dict(names), parts, preset, seed)
+
+
+def config_class(part: str, name: str) -> type:
+    """The config dataclass of the task, model, prior or guide called ``name``. Raises ConfigError where it has none."""
+    found = getattr(NAMED[part].get(name), "Config", None)
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise ConfigError(f"{part} {name!r} has no attribute Config, a dataclass of its settings")
+    return found
 
 
 def from_fields(cls: type[T], values: dict[str, Any], part: str = "") -> T:
     """An instance of a config dataclass; a name that is not a field, or a value of the wrong type, is an error."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"the settings of {part} must be a table of names and values, not {values!r}")
     hints = typing.get_type_hints(cls)
     fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name, value in values.items():
@@ -186,6 +196,6 @@ def read_preset(
     for part, name in (names or {}).items():
         if name is not None and name != chosen[part]:
             chosen[part] = name
-            known_fields = {f.name for f in dataclasses.fields(NAMED[part].get(name).Config)}
+            known_fields = {f.name for f in dataclasses.fields(config_class(part, name))}
             table[part] = {k: v for k, v in table.get(part, {}).items() if k in known_fields}
     return make_run_config(chosen, table, preset=preset, seed=seed)

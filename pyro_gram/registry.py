@@ -57,6 +57,8 @@ class Registry:
         Raises:
             ConfigError: no such name, module or attribute.
         """
+        if not isinstance(name, str):
+            raise ConfigError(f"the name of a {self.kind} must be a word, not {name!r}")
         if ":" in name:
             return self._by_path(name)
         self._load()
@@ -70,6 +72,8 @@ class Registry:
 
     def _by_path(self, path: str) -> type:
         module_name, _, attribute = path.partition(":")
+        if not all(word.isidentifier() for word in (*module_name.split("."), attribute)):
+            raise ConfigError(f"{self.kind} {path!r} is no path of the form package.module:Class")
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as e:

@@ -232,6 +232,7 @@ def test_metrics(run: Run, puzzles: PuzzleSet, metrics: Metrics) -> dict[str, An
     model, guide = run.trainer.averaged
     x, y = (_to(run, t) for t in _targets(puzzles, seed))
     found = bounds(model, guide, x, y, steps=run.depth, seed=seed)
+    log_m = puzzles.num_solutions.double().log()
     few = slice(LIKELIHOOD_INPUTS)
     log_p = prior_log_likelihood(model, x[few], y[few], depth=run.depth, num_samples=LIKELIHOOD_SAMPLES, seed=seed)
     return {
@@ -243,7 +244,8 @@ def test_metrics(run: Run, puzzles: PuzzleSet, metrics: Metrics) -> dict[str, An
         "log_likelihood_prior_mc": log_p.mean().item(),
         "log_likelihood_samples": LIKELIHOOD_SAMPLES,
         "log_likelihood_inputs": len(log_p),
-        "log_num_solutions": puzzles.num_solutions.double().log().mean().item(),
+        "log_likelihood_limit": -log_m[few].mean().item(),
+        "log_num_solutions": log_m.mean().item(),
         "depth": run.depth,
     }
 

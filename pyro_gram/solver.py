@@ -93,6 +93,8 @@ class Solver:
         """
         if isinstance(x, str):
             x = [x]
+        if len(x) == 0:
+            raise InputError("no input: give at least one")
         if isinstance(x, list):
             x = torch.stack([self.task.parse(text) for text in x])
         spec = self.task.spec

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,7 +40,8 @@ def training(rows: list[dict[str, Any]]) -> Figure:
     number = [r["batch"] for r in rows]
     left.plot(number, [r["reconstruction"] for r in rows], color=BLUE, label="reconstruction")
     left.plot(number, [r["kl"] for r in rows], color=ORANGE, label="KL")
-    left.set_yscale("log")
+    if any(r[term] > 0 for r in rows for term in ("reconstruction", "kl")):
+        left.set_yscale("log")
     _clean(left, "batch", "nats per input (log scale)")
     beta = left.twinx()
     beta.plot(number, [r["beta"] for r in rows], color=GREY, linestyle="--")
@@ -86,7 +86,9 @@ def solved(task: Task, puzzles: PuzzleSet, tokens: Tensor, inputs: int = 4, answ
     for row, index in enumerate(shown):
         x = puzzles.inputs[index]
         task.draw(grid[row, 0], x)
-        grid[row, 0].set_title(f"input: {counted(int(puzzles.num_solutions[index]), 'solution')}", fontsize=10)
+        grid[row, 0].set_title(
+            f"input {index + 1}: {counted(int(puzzles.num_solutions[index]), 'solution')}", fontsize=10
+        )
         found, counts = canonical[:, index].unique(dim=0, return_counts=True)
         order = counts.argsort(descending=True, stable=True)
         for column in range(answers):
@@ -144,11 +146,13 @@ def formation(task: Task, x: Tensor, history: Tensor, columns: int = 9) -> Figur
     """
     depth, n = history.shape[:2]
     # Most happens early: steps 1, 2, 3, 4, 6, ... up to the last.
-    steps = (torch.logspace(0, math.log2(depth), columns, base=2) - 1).round().long().unique().tolist()
+    wanted = min(depth, columns)
+    steps = {round(depth ** (i / max(1, wanted - 1))) - 1 for i in range(wanted)}
+    steps |= set(sorted(set(range(depth)) - steps)[: wanted - len(steps)])  # rounding merged some: add early ones
     figure = Figure(figsize=(1.75 * len(steps) + 0.6, 2.1 * n + 0.4), layout="constrained")
     grid = figure.subplots(n, len(steps), squeeze=False)
     for row in range(n):
-        for column, step in enumerate(steps):
+        for column, step in enumerate(sorted(steps)):
             y = task.canonical(x, history[step, row])
             task.draw(grid[row, column], x, y)
             broken = int(task.violations(x, y))

@@ -29,6 +29,7 @@ DIMS = {
     "guidance": ["instance", "transition"],
     "h": ["state_instance", "latent_position", "channel"],
     "kl": ["instance", "transition"],
+    "log_p_y": ["instance"],
     "log_weight": ["instance"],
     "score": ["instance"],
     "y": ["instance", "position"],
@@ -38,6 +39,7 @@ DIMS = {
     "num_solutions": ["instance"],
 }
 UNITS = {
+    "log_p_y": "nats, log p(y | h_T)",
     "guidance": "root mean square of eps_t over positions and channels",
     "h": "final high-level state h_T",
     "kl": "nats, KL(q || p) of one transition",
@@ -128,7 +130,7 @@ def collect(
     dims = dict(DIMS)
     dims["x"] = ["instance", "position_in"] + ["feature"] * (x.ndim - 2)
     likelihood = stacked.pop("log_likelihood")
-    return from_groups({**stacked, "log_likelihood": {"log_p_y": likelihood["y"]}}, {**dims, "log_p_y": ["instance"]})
+    return from_groups({**stacked, "log_likelihood": {"log_p_y": likelihood["y"]}}, dims)
 
 
 def _decoded(task: Task, puzzles: PuzzleSet, tokens: torch.Tensor) -> dict[str, Any]:

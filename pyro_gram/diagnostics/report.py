@@ -37,8 +37,9 @@ ROWS = (
     ("coverage_ratio", "Coverage / limit"),
     ("elbo", "Full ELBO (Eq. 13), nats per input"),
     ("elbo_surrogate", "Surrogate ELBO (Eq. 14), nats per input"),
-    ("log_likelihood_prior_mc", "log p(y|x) by prior Monte Carlo, nats per input"),
-    ("log_num_solutions", "Mean of log m, the least possible -log p(y|x)"),
+    ("log_num_solutions", "Mean of log m, the least possible -ELBO"),
+    ("log_likelihood_prior_mc", "log p(y|x) by prior Monte Carlo on a few inputs, nats per input"),
+    ("log_likelihood_limit", "The greatest possible on those inputs"),
 )
 
 

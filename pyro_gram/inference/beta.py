@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pyro_gram.errors import ConfigError
+from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, check_choice, check_range
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,16 @@ class BetaConfig:
     most: float = 20.0
 
     def __post_init__(self) -> None:
-        if not self.start > 0:
-            raise ConfigError(f"beta's start must be positive, not {self.start}")
-        if self.watch not in ("mean", "last"):
-            raise ConfigError(f"watch must be 'mean' or 'last', not {self.watch!r}")
-        if not (self.rise >= 1 >= self.fall > 0):
-            raise ConfigError(f"beta must rise by a factor >= 1 and fall by one <= 1, not {self.rise} and {self.fall}")
+        check_range(
+            self,
+            start=POSITIVE,
+            target=AT_LEAST_0,
+            rise=AT_LEAST_1,
+            fall=(1e-3, 1),
+            smoothing=(0, 1 - 1e-9),
+            most=POSITIVE,
+        )
+        check_choice("watch", self.watch, ("mean", "last"))
 
 
 class BetaController:

@@ -19,6 +19,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_gram.checks import FRACTION, check_choice, check_range
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.guide import EffectGuide
 from pyro_gram.inference.sites import OBSERVED, STATE_H, STATE_L, transition_of
@@ -105,9 +106,8 @@ class BalancedELBO(_KeepTerms, TraceMeanField_ELBO):
 
     def __init__(self, balance: float = 0.8, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not 0 <= balance <= 1:
-            raise ConfigError(f"balance must lie in [0, 1], not {balance}")
         self.balance = balance
+        check_range(self, balance=FRACTION)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         unwrapped = poutine.unwrap(guide)
@@ -182,10 +182,10 @@ ELBOS = ("balanced", "mean_field", "trace")
 
 def make_elbo(name: str, balance: float = 0.8, num_particles: int = 1) -> BalancedELBO | MeanFieldELBO | TraceELBO:
     """The bound called ``name``, one of ``ELBOS``. Raises ConfigError for another."""
+    check_choice("elbo", name, ELBOS)
     if name == "balanced":
         return BalancedELBO(balance, num_particles=num_particles)
     if name == "mean_field":
         return MeanFieldELBO(num_particles=num_particles)
-    if name == "trace":
-        return TraceELBO(num_particles=num_particles)
-    raise ConfigError(f"unknown elbo {name!r}; known: {', '.join(ELBOS)}")
+    assert name == "trace"
+    return TraceELBO(num_particles=num_particles)

@@ -15,6 +15,7 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
+from pyro_gram.checks import AT_LEAST_0, FRACTION, POSITIVE, check_range
 from pyro_gram.errors import ConfigError
 
 
@@ -39,12 +40,16 @@ class OptimConfig:
     final: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ConfigError(f"lr must be positive, not {self.lr}")
-        if not self.clip > 0:
-            raise ConfigError(f"clip must be positive, not {self.clip}")
-        if not 0 <= self.final <= 1:
-            raise ConfigError(f"final must lie in [0, 1], not {self.final}")
+        check_range(
+            self,
+            lr=POSITIVE,
+            weight_decay=AT_LEAST_0,
+            beta1=(0, 1 - 1e-9),
+            beta2=(0, 1 - 1e-9),
+            clip=POSITIVE,
+            warmup=AT_LEAST_0,
+            final=FRACTION,
+        )
 
     def rate(self, update: int, updates: int) -> float:
         """The learning rate of one update (counted from 0) of a run of ``updates``."""
@@ -103,11 +108,17 @@ class TorchOptim(PyroOptim):
         return state
 
     def set_state(self, state: dict[str, Tensor]) -> None:
-        """Take back what :meth:`get_state` gave. Raises KeyError on a name that is not here."""
-        self.update = int(state["update"])
-        for key, value in state.items():
-            if key != "update":
-                name, _, slot = key.rpartition("/")
-                self.torch_optimizer.state[self.named[name]][slot] = value.to(
-                    self.named[name].device if slot != "step" else value.device
-                )
+        """Take back what :meth:`get_state` gave. Raises KeyError naming a missing, stray or misshapen tensor."""
+        update = int(state["update"])
+        names = {key.rpartition("/")[0] for key in state if key != "update"}
+        slots = {name: {slot: state[f"{name}/{slot}"] for slot in ("step", "exp_avg", "exp_avg_sq")} for name in names}
+        for name, values in slots.items():
+            p = self.named[name]
+            if any(values[slot].shape != p.shape for slot in ("exp_avg", "exp_avg_sq")):
+                raise KeyError(name)
+        self.update = update
+        for name, values in slots.items():
+            p = self.named[name]
+            self.torch_optimizer.state[p] = {
+                slot: value if slot == "step" else value.to(p.device) for slot, value in values.items()
+            }

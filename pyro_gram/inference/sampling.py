@@ -16,6 +16,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_gram.checks import check_seed
 from pyro_gram.errors import UserError
 from pyro_gram.inference.sites import OBSERVED, STATE_H, STATE_L
 from pyro_gram.networks.core import LatentState
@@ -86,7 +87,7 @@ def rollout(
     Raises:
         UserError: ``num_samples`` or ``depth`` below 1.
     """
-    _at_least_one(num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
+    _check(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
     inputs = [None] if x is None else list(x.split(max(1, max_trajectories // num_samples)))
     rows: list[Rollout] = []
     chunk = 0
@@ -117,7 +118,7 @@ def rollout_log_prob(
 
     The trajectories are those of :func:`rollout`; y is looked at when they have ended.
     """
-    _at_least_one(num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
+    _check(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
     width = max(1, max_trajectories // num_samples)
     parts = []
     with _quiet(x):
@@ -128,7 +129,8 @@ def rollout_log_prob(
     return torch.cat(parts, dim=1)
 
 
-def _at_least_one(**values: int) -> None:
+def _check(**values: int) -> None:
+    check_seed(values.pop("seed"))
     for name, value in values.items():
         if value < 1:
             raise UserError(f"{name} must be at least 1, not {value}")

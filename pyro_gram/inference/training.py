@@ -15,7 +15,8 @@ from pyro.infer import SVI
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, FRACTION, check_choice, check_range
+from pyro_gram.errors import UserError
 from pyro_gram.inference.beta import BetaConfig, BetaController
 from pyro_gram.inference.elbo import ELBOS, make_elbo
 from pyro_gram.inference.optim import OptimConfig, TorchOptim
@@ -54,17 +55,19 @@ class TrainConfig:
     save_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        for name in ("batches", "batch", "supervision_steps", "particles", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.elbo not in ELBOS:
-            raise ConfigError(f"unknown elbo {self.elbo!r}; known: {', '.join(ELBOS)}")
-        if not 0 <= self.balance <= 1:
-            raise ConfigError(f"balance must lie in [0, 1], not {self.balance}")
-        if not 0 <= self.ema < 1:
-            raise ConfigError(f"ema must lie in [0, 1), not {self.ema}")
-        if self.minutes < 0:
-            raise ConfigError(f"minutes must not be negative, not {self.minutes}")
+        check_range(
+            self,
+            batches=AT_LEAST_1,
+            batch=AT_LEAST_1,
+            supervision_steps=AT_LEAST_1,
+            particles=AT_LEAST_1,
+            evaluate_every=AT_LEAST_1,
+            minutes=AT_LEAST_0,
+            save_seconds=AT_LEAST_0,
+            balance=FRACTION,
+            ema=(0, 1 - 1e-9),
+        )
+        check_choice("elbo", self.elbo, ELBOS)
 
 
 class DivergedError(UserError):

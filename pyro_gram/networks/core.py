@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from pyro_gram.errors import ConfigError
-from pyro_gram.networks.layers import make_stack
+from pyro_gram.checks import AT_LEAST_1, check_choice, check_range
+from pyro_gram.networks.layers import MIXERS, make_stack
 
 
 class LatentState(NamedTuple):
@@ -34,9 +34,8 @@ class CoreConfig:
     low_steps: int = 4  # K
 
     def __post_init__(self) -> None:
-        for name in ("width", "heads", "hidden", "layers", "low_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        check_range(self, **dict.fromkeys(("width", "heads", "hidden", "layers", "low_steps"), AT_LEAST_1))
+        check_choice("mixer", self.mixer, MIXERS)
 
 
 class RecursiveCore(nn.Module):

@@ -11,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_gram.checks import check_choice
 from pyro_gram.errors import ConfigError
+
+MIXERS = ("attention", "swiglu")
 
 
 def init_linear_(linear: nn.Linear) -> nn.Linear:
@@ -114,8 +117,7 @@ def make_stack(mixer: str, layers: int, length: int, width: int, heads: int, hid
     Raises:
         ConfigError: another ``mixer``.
     """
-    if mixer not in ("attention", "swiglu"):
-        raise ConfigError(f"mixer must be 'attention' or 'swiglu', not {mixer!r}")
+    check_choice("mixer", mixer, MIXERS)
 
     def one() -> nn.Module:
         if mixer == "attention":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from pyro_gram.errors import ConfigError
+from pyro_gram.checks import check_choice
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -137,8 +137,7 @@ class Task(ABC):
 
 def check_split(name: str) -> None:
     """Raises ConfigError unless ``name`` is a split."""
-    if name not in SPLITS:
-        raise ConfigError(f"unknown split {name!r}; known: {', '.join(SPLITS)}")
+    check_choice("split", name, SPLITS)
 
 
 def make_task(name: str, config: Any, data_dir: str | None = None) -> Task:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_gram.checks import AT_LEAST_1, check_choice, check_range, check_seed
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task, TaskSpec, check_split
@@ -54,15 +55,14 @@ class ColoringConfig:
     data_seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 3 <= self.vertices <= MAX_VERTICES:
-            raise ConfigError(f"vertices must be between 3 and {MAX_VERTICES}, not {self.vertices}")
-        if not 0 < self.edge_probability < 1:
-            raise ConfigError(f"edge_probability must lie between 0 and 1, not {self.edge_probability}")
-        if self.layout not in ("vertex", "edge"):
-            raise ConfigError(f"layout must be 'vertex' or 'edge', not {self.layout!r}")
-        for split in SPLITS:
-            if getattr(self, split) < 1:
-                raise ConfigError(f"{split} must be at least 1, not {getattr(self, split)}")
+        check_range(
+            self,
+            vertices=(3, MAX_VERTICES),
+            edge_probability=(1e-6, 1 - 1e-6),
+            **dict.fromkeys(SPLITS, AT_LEAST_1),
+        )
+        check_choice("layout", self.layout, ("vertex", "edge"))
+        check_seed(self.data_seed, "data_seed")
 
 
 @TASKS.register("coloring")

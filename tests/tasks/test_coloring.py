@@ -193,7 +193,7 @@ def test_each_kind_of_bad_input_has_its_own_message(text, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"vertices": 40}, "vertices must be between 3 and 12"),
+        ({"vertices": 40}, "vertices must lie between 3 and 12"),
         ({"edge_probability": 1.5}, "edge_probability"),
         ({"layout": "matrix"}, "layout"),
         ({"test": 0}, "test must be at least 1"),

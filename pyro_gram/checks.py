@@ -1,0 +1,46 @@
+"""Checks that config dataclasses share: one wording for each kind of wrong value."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+from pyro_gram.errors import ConfigError
+
+POSITIVE = (sys.float_info.min, math.inf)
+FRACTION = (0.0, 1.0)
+AT_LEAST_0 = (0, math.inf)
+AT_LEAST_1 = (1, math.inf)
+MAX_SEED = 2**62  # leaves room for the chunks of a roll-out, which count on from the seed
+
+
+def check_range(config: Any, **ranges: tuple[float, float]) -> None:
+    """Each named field of ``config`` must be a number within its closed range.
+
+    Raises:
+        ConfigError: naming the field, what it may be, and what it is. NaN is in no range.
+    """
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if low <= value <= high:
+            continue
+        if (low, high) == POSITIVE:
+            wanted = "be positive"
+        elif high == math.inf:
+            wanted = f"be at least {low:g}"
+        else:
+            wanted = f"lie between {low:g} and {high:g}"
+        raise ConfigError(f"{name} must {wanted}, not {value}")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises ConfigError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(choices)}")
+
+
+def check_seed(seed: Any, name: str = "seed") -> None:
+    """Raises ConfigError unless ``seed`` is an integer that every generator takes."""
+    if type(seed) is not int or not 0 <= seed < MAX_SEED:
+        raise ConfigError(f"{name} must be an integer from 0 to 2^62 - 1, not {seed!r}")

@@ -1,0 +1,294 @@
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+import experiments.run
+from pyro_gram.cli import call
+from pyro_gram.config import RunConfig
+from pyro_gram.diagnostics import inference_data
+from tests.conftest import ROOT
+
+SMALL = [
+    "--task",
+    "coloring",
+    "--preset",
+    "tiny",
+    "--task.vertices",
+    "4",
+    "--task.train",
+    "20",
+    "--task.validation",
+    "4",
+    "--task.test",
+    "4",
+    "--model.width",
+    "16",
+    "--model.hidden",
+    "16",
+    "--prior.hidden",
+    "16",
+    "--guide.hidden",
+    "16",
+    "--optim.warmup",
+    "1",
+    "--train.batch",
+    "8",
+    "--train.supervision_steps",
+    "2",
+    "--evaluate.num_samples",
+    "5",
+]
+METRICS = {
+    "accuracy", "sample_accuracy", "any_valid", "coverage", "coverage_limit", "violations", "num_inputs", "num_samples",
+    "elbo", "elbo_full", "elbo_surrogate",
+}  # fmt: skip
+
+
+def cli(main, *words):
+    """The exit code of a program run in this process."""
+    try:
+        return call(main, [str(w) for w in words])
+    except SystemExit as e:
+        return e.code
+
+
+def run(out, *words):
+    return cli(experiments.run.main, *SMALL, "--out", out, *words)
+
+
+def rows(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def results(out):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads((out / "results.json").read_text(), parse_constant=refuse)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The directory of a run of four batches, never interrupted."""
+    out = tmp_path_factory.mktemp("runs") / "new" / "run"
+    assert run(out, "--train.batches", 4, "--train.evaluate_every", 2) == 0
+    return out
+
+
+def test_a_run_writes_everything_and_leaves_no_temporary_files(finished):
+    figures = {"training", "solved", "coverage_by_solutions", "formation"}
+    assert {p.relative_to(finished).as_posix() for p in finished.rglob("*") if p.is_file()} == {
+        *(f"figures/{name}.png" for name in figures),
+        "config.json", "metrics.jsonl", "results.json", "model.safetensors", "state.safetensors", "inference.nc",
+        "report.html",
+    }  # fmt: skip
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in finished.glob("figures/*.png"))
+    assert {"posterior", "prior_predictive"} <= set(inference_data.load(finished / "inference.nc").groups())
+
+
+def test_the_config_of_a_run_holds_the_preset_and_its_changes(finished):
+    config = RunConfig.from_dict(json.loads((finished / "config.json").read_text()))
+    assert (config.preset, config.names["task"], config.seed) == ("tiny", "coloring", 0)
+    assert (config.train.batches, config.task.vertices, config.model.width) == (4, 4, 16)
+    assert config.model.heads == 2  # from the preset
+
+
+def test_the_results_have_the_promised_keys_and_ranges(finished):
+    r = results(finished)
+    assert {"task", "preset", "seed", "parameters", "seconds", "metrics"} <= r.keys()
+    assert (r["task"], r["preset"], r["seed"], r["batches"]) == ("coloring", "tiny", 0, 4)
+    assert r["seconds"].keys() == {"train", "evaluate", "total"}
+    assert r["seconds"]["total"] == pytest.approx(r["seconds"]["train"] + r["seconds"]["evaluate"])
+    m = r["metrics"]
+    assert m.keys() >= METRICS
+    for name in ("accuracy", "sample_accuracy", "any_valid", "coverage", "coverage_limit"):
+        assert 0 <= m[name] <= 1
+    assert (m["num_inputs"], m["num_samples"]) == (4, 5)
+    assert isinstance(m["violations"], int)
+    assert m["violations"] >= 4 * (1 - m["accuracy"])  # every wrong answer breaks a constraint
+    assert m["elbo"] <= 0
+    assert math.isfinite(m["elbo"])
+    assert m["log_likelihood_prior_mc"] <= 0
+
+
+def test_every_batch_has_a_line_and_some_look_at_the_validation_split(finished):
+    lines = rows(finished)
+    assert [row["batch"] for row in lines] == [0, 1, 2, 3]
+    assert all({"seconds", "reconstruction", "kl", "beta"} <= row.keys() for row in lines)
+    assert ["prior_accuracy" in row for row in lines] == [False, True, False, True]
+    assert {"prior_coverage", "coverage_limit", "elbo_full", "elbo_surrogate"} <= lines[-1].keys()
+
+
+def test_the_report_is_one_file_that_loads_nothing(finished):
+    page = (finished / "report.html").read_text()
+    assert page.count("src='data:image/png;base64,") == page.count("<img") == 4
+    bare = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
+    assert not re.search(r"https?:|<script|<link|<iframe|@import|url\(|href|file:", bare)
+    assert str(finished) not in bare
+    assert f"{results(finished)['metrics']['coverage']:.3f}" in bare
+
+
+def test_a_run_is_not_overwritten(finished, capsys):
+    before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+    assert run(finished) == 2
+    assert re.fullmatch(r"error: .* holds a run already: add --resume .*\n", capsys.readouterr().err)
+    assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
+
+
+def test_a_resumed_run_ends_as_an_unbroken_one(finished, tmp_path):
+    out = tmp_path / "run"
+    assert run(out, "--train.batches", 2) == 0
+    with (out / "metrics.jsonl").open("a") as f:  # a line that was written after the last saved state
+        f.write('{"batch": 2, "reconstruction": 1e9}\n')
+    assert run(out, "--train.batches", 4, "--train.evaluate_every", 2, "--resume") == 0
+    a, b = (load_file(o / "model.safetensors") for o in (finished, out))
+    assert a.keys() == b.keys()
+    assert all(a[k].equal(b[k]) for k in a)
+    assert results(out)["metrics"] == results(finished)["metrics"]
+    plain = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows(o)] for o in (finished, out)]
+    assert plain[0] == plain[1]
+    assert (out / "config.json").read_bytes() == (finished / "config.json").read_bytes()
+
+
+def test_resuming_a_run_with_other_settings_is_refused(finished, capsys):
+    before = (finished / "config.json").read_bytes()
+    assert run(finished, "--resume", "--train.batches", 4, "--optim.lr", 0.5) == 2
+    err = capsys.readouterr().err
+    assert "other settings" in err
+    assert len(err.splitlines()) == 1
+    assert (finished / "config.json").read_bytes() == before
+
+
+def test_resume_without_a_run_starts_one(tmp_path):
+    assert run(tmp_path, "--resume", "--train.batches", 1) == 0
+    assert results(tmp_path)["batches"] == 1
+
+
+def test_minutes_replace_the_presets_length(tmp_path):
+    assert run(tmp_path / "run", "--minutes", 0.004) == 0
+    r = results(tmp_path / "run")
+    assert 0.24 <= r["seconds"]["train"] < 5
+    assert r["batches"] == len(rows(tmp_path / "run")) >= 1
+
+
+def test_sigterm_saves_exits_with_143_and_the_run_goes_on(tmp_path):
+    out = tmp_path / "run"
+    words = [*SMALL, "--out", str(out), "--train.batches", "1000000", "--train.evaluate_every", "1000000"]
+    script = [sys.executable, str(ROOT / "experiments" / "run.py"), *words]
+    process = subprocess.Popen(script, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not ((out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_text().splitlines()) > 2):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 143
+    assert err.splitlines()[-1] == f"stopped by signal 15; continue with --resume --out {out}"
+    assert "Traceback" not in err
+    assert not (out / "results.json").exists()
+    done = len(rows(out))
+    assert run(out, "--resume", "--train.batches", done + 1) == 0
+    assert [row["batch"] for row in rows(out)] == list(range(done + 1))
+    assert results(out)["batches"] == done + 1
+
+
+# ---- --list-split ------------------------------------------------------------------------------------------------
+
+
+def test_listed_splits_are_disjoint_inputs_and_write_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lines = {}
+    for split, count in (("train", 20), ("test", 4)):
+        assert run(tmp_path / "out", "--list-split", split) == 0
+        captured = capsys.readouterr()
+        lines[split] = captured.out.splitlines()
+        assert captured.err == ""
+        assert len(set(lines[split])) == len(lines[split]) == count
+        assert all(re.fullmatch(r"C[?-~]", line) for line in lines[split])  # graph6 of four vertices
+    assert not set(lines["train"]) & set(lines["test"])
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- arguments ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--task chess", "unknown task 'chess'; known: .*coloring"),
+        ("--preset huge", "unknown preset 'huge'"),
+        ("--model grim", "unknown model 'grim'"),
+        ("--model pathlib:Path", "pathlib:Path"),
+        ("--model nowhere:GRAM", "no module named 'nowhere'"),
+        ("--prior flat", "unknown prior 'flat'"),
+        ("--guide psychic", "unknown guide 'psychic'; known: amortized, replay"),
+        ("--minutes -1", "--minutes must be positive"),
+        ("--minutes nan", "--minutes must be positive"),
+        ("--minutes soon", "invalid float value: 'soon'"),
+        ("--train.minutes nan", "minutes"),
+        ("--task.color 3", "--task.color"),
+        ("--task.vertice 4", "--task.vertice"),
+        ("--task.vertices four", "--task.vertices.*'four'"),
+        ("--task.vertices 40", "vertices must lie between 3 and 12"),
+        ("--task.train 5000", "too few 3-colourable graphs"),
+        ("--task.data_seed -1", "seed"),
+        ("--train.elbo best", "unknown elbo 'best'"),
+        ("--train.augment maybe", "expected true or false"),
+        ("--optim.weight_decay -1", "weight_decay"),
+        ("--prior.initial_scale 0", "initial_scale"),
+        ("--model.heads 3", "multiple of"),
+        ("--model.prefix -1", "prefix"),
+        ("--seed x", "--seed"),
+        ("--seed -1", "seed"),
+        ("--seed 100000000000000000000", "seed"),
+        ("--evaluate.seed -1", "seed"),
+        ("--evaluate.num_samples 0", "num_samples must be at least 1"),
+        ("--device nope", "no device 'nope' here; available: cpu"),
+        ("--device cpu:x", "cpu:x"),
+        ("--list-split holdout", "--list-split"),
+        ("stray", "unrecognized arguments: stray"),
+    ],
+)
+def test_bad_arguments_end_in_one_line_and_write_nothing(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(tmp_path / "out", "--train.batches", 1, *words.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert re.search(message, err)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("out", ["file", "file/run", ""])
+def test_an_out_that_is_no_directory_is_refused_and_left_alone(out, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    assert run(out, "--train.batches", 1) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert (tmp_path / "file").read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_task_is_required(capsys):
+    assert cli(experiments.run.main) == 2
+    assert "--task" in capsys.readouterr().err
+
+
+def test_help_with_a_task_lists_every_setting(capsys):
+    assert cli(experiments.run.main, "--task", "coloring", "--help") == 0
+    out = capsys.readouterr().out
+    assert "--train.supervision_steps" in out
+    assert cli(experiments.run.main, "--help") == 0
+    assert "--list-split" in capsys.readouterr().out
