@@ -76,7 +76,7 @@ def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
     parameters = [p for m in (model, guide) for p in m.parameters()]
     adam = torch.optim.AdamW(
         parameters,
-        lr=config.rate(0, 1),
+        lr=config.rate(0, 0.0),
         weight_decay=config.weight_decay,
         betas=(config.beta1, config.beta2),
         fused=True,

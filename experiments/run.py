@@ -14,7 +14,6 @@ from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.tasks.base import SPLITS, make_task
 
 PRESETS = Path(__file__).parent / "presets"
-WITHOUT_END = 10**9  # batches of a run that only the clock ends
 
 
 def directory(text: str) -> Path:
@@ -63,7 +62,7 @@ def parse(argv: list[str]) -> tuple[RunConfig, dict]:
             raise ConfigError(f"--minutes must be positive, not {arguments['minutes']}")
         length = {"train.minutes": arguments["minutes"]}
         if "train.batches" not in arguments:
-            length["train.batches"] = WITHOUT_END
+            length["train.batches"] = 0
         config = with_options(config, length)
     return config, arguments
 

@@ -24,7 +24,7 @@ from pyro_gram.diagnostics import figures
 from pyro_gram.diagnostics.metrics import Metrics, measure, solution_ids
 from pyro_gram.diagnostics.report import write_report
 from pyro_gram.errors import UserError
-from pyro_gram.files import read_json, write_json, write_via
+from pyro_gram.files import write_json, write_via
 from pyro_gram.inference.bounds import bounds, prior_log_likelihood
 from pyro_gram.inference.sampling import Rollout, rollout
 from pyro_gram.inference.training import BatchReport, Trainer
@@ -117,7 +117,7 @@ def train(run: Run) -> None:
     saved = time.monotonic()
     look: dict[str, float] = {}
     # The bar counts batches, or seconds where only the clock ends the run.
-    by_clock = limit > 0 and config.batches >= 10**6
+    by_clock = not config.batches
     total = round(limit) if by_clock else config.batches
     bar = tqdm(
         total=total,
@@ -129,13 +129,13 @@ def train(run: Run) -> None:
     )
     with StopOnSignal() as stop, bar, run.metrics_path.open("a", buffering=1) as log:
         for report in run.trainer.run():
-            last = run.trainer.number >= config.batches or 0 < limit <= run.trainer.elapsed
+            last = run.trainer.finished
             row = _row(report)
             if run.trainer.number % config.evaluate_every == 0 or last:
                 look = monitor(run)
                 row |= look
             log.write(json.dumps(row) + "\n")
-            bar.update(min(report.seconds, total) - bar.n if by_clock else 1)
+            bar.update(min(round(report.seconds), total) - bar.n if by_clock else 1)
             bar.set_postfix_str(_postfix(report, look), refresh=False)
             if time.monotonic() - saved > config.save_seconds or last or stop.signal:
                 save_training(run.state_path, run.assembly.config, run.trainer)
@@ -300,8 +300,3 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
     }
-
-
-def read_results(out: Path) -> dict[str, Any]:
-    """The results.json of a finished run."""
-    return read_json(out / "results.json")

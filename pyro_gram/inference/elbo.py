@@ -134,6 +134,8 @@ class BalancedELBO(_KeepTerms, TraceMeanField_ELBO):
                     reconstruction = -log_p.detach()
                 continue
             q, p = guide_trace.nodes[name]["fn"], site["fn"]
+            if q is p:
+                continue  # a user's own latent, which the guide leaves at its prior
             try:
                 kl = kl_divergence(scale_gradient(q, 1 - self.balance), scale_gradient(p, self.balance))
             except NotImplementedError:

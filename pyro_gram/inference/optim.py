@@ -51,29 +51,30 @@ class OptimConfig:
             final=FRACTION,
         )
 
-    def rate(self, update: int, updates: int) -> float:
-        """The learning rate of one update (counted from 0) of a run of ``updates``."""
+    def rate(self, update: int, done: float) -> float:
+        """The learning rate of one update (counted from 0), with the share ``done`` of the run behind it."""
         rising = min(1.0, (update + 1) / max(1, self.warmup))
-        done = min(1.0, update / max(1, updates))
-        return self.lr * rising * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done)))
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return self.lr * rising * (self.final + (1 - self.final) * cosine)
 
 
 class TorchOptim(PyroOptim):
     """A PyroOptim over a fixed, named set of parameters.
 
+    The schedule follows ``done``, the share of the run that is over, which the caller sets.
+
     Args:
         modules: every module to train, by name: ``{"model": model, "guide": guide}``.
         config: rates and limits.
-        updates: length of the run, for the schedule.
 
     Raises:
         ConfigError: when called with a parameter of no given module, which would stay untrained in silence.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], config: OptimConfig, updates: int) -> None:
+    def __init__(self, modules: dict[str, nn.Module], config: OptimConfig) -> None:
         super().__init__(torch.optim.AdamW, {"lr": config.lr})
         self.config = config
-        self.updates = updates
+        self.done = 0.0
         self.update = 0
         self.named = {f"{name}.{key}": p for name, module in modules.items() for key, p in module.named_parameters()}
         parameters = list(self.named.values())
@@ -94,7 +95,7 @@ class TorchOptim(PyroOptim):
         # SVI clears the gradients of announced parameters only; this class trains, and so clears, all of its own.
         nn.utils.clip_grad_norm_(self.named.values(), self.config.clip)  # in order: sums of floats repeat
         for group in self.torch_optimizer.param_groups:
-            group["lr"] = self.config.rate(self.update, self.updates)
+            group["lr"] = self.config.rate(self.update, self.done)
         self.torch_optimizer.step()
         self.torch_optimizer.zero_grad(set_to_none=True)
         self.update += 1

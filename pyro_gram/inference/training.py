@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, FRACTION, check_choice, check_range
-from pyro_gram.errors import UserError
+from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.beta import BetaConfig, BetaController
 from pyro_gram.inference.elbo import ELBOS, make_elbo
 from pyro_gram.inference.optim import OptimConfig, TorchOptim
@@ -29,7 +29,7 @@ class TrainConfig:
     """Length and recipe of a run.
 
     Attributes:
-        batches: batches in the run, each of ``supervision_steps`` updates.
+        batches: batches in the run, each of ``supervision_steps`` updates; 0 for as many as the minutes hold.
         minutes: wall-clock limit on training; 0 for none. Reached first, it ends the run early.
         batch: inputs a batch.
         supervision_steps: N_sup.
@@ -57,7 +57,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_range(
             self,
-            batches=AT_LEAST_1,
+            batches=AT_LEAST_0,
             batch=AT_LEAST_1,
             supervision_steps=AT_LEAST_1,
             particles=AT_LEAST_1,
@@ -68,6 +68,8 @@ class TrainConfig:
             ema=(0, 1 - 1e-9),
         )
         check_choice("elbo", self.elbo, ELBOS)
+        if not self.batches and not self.minutes:
+            raise ConfigError("a run needs an end: batches or minutes must be positive")
 
 
 class DivergedError(UserError):
@@ -119,7 +121,7 @@ class Trainer:
         self.model, self.guide, self.batches, self.config, self.seed = model, guide, batches, config, seed
         self.elbo = make_elbo(config.elbo, config.balance, config.particles)
         modules = {"model": model, "guide": guide}
-        self.optim = TorchOptim(modules, optim, config.batches * config.supervision_steps)
+        self.optim = TorchOptim(modules, optim)
         self.svi = SVI(model, guide, self.optim, loss=self.elbo)
         self.beta = BetaController(beta)
         self.average = AveragedModel(pair(model, guide), multi_avg_fn=self._ema)
@@ -138,17 +140,29 @@ class Trainer:
         Raises:
             DivergedError: at the first loss that is not finite; the state before that batch is the last saved one.
         """
-        limit = self.config.minutes * 60 or math.inf
         self.model.train()
         self.guide.train()
         before, start = self.elapsed, time.perf_counter()
-        while self.number < self.config.batches and self.elapsed < limit:
+        while not self.finished:
             with pyro.validation_enabled(False):
                 report = self.one_batch(*self.batches(self.number))
             # What the caller does between batches (evaluation, saving) counts: minutes are the user's minutes.
             report.seconds = self.elapsed = before + time.perf_counter() - start
             yield report
             self.elapsed = before + time.perf_counter() - start
+
+    @property
+    def finished(self) -> bool:
+        """Are the batches, or the minutes, used up?"""
+        c = self.config
+        return 0 < c.batches <= self.number or 0 < c.minutes * 60 <= self.elapsed
+
+    def _done(self) -> float:
+        """The share of the run that is over. By updates, which repeat exactly, unless only the clock ends the run."""
+        c = self.config
+        if c.batches:
+            return self.optim.update / (c.batches * c.supervision_steps)
+        return self.elapsed / (c.minutes * 60)
 
     def one_batch(self, x: Tensor | None, y: Tensor) -> BatchReport:
         """N_sup updates on one batch, each supervision step starting where the last one ended."""
@@ -158,6 +172,7 @@ class Trainer:
         state = None
         totals = torch.zeros(2, device=device)
         for _ in range(self.config.supervision_steps):
+            self.optim.done = self._done()
             with poutine.scale(scale=1 / y[..., 0].numel()):
                 loss = self.svi.step(x, y, state, beta=self.beta.value)
             if not math.isfinite(loss):

@@ -36,11 +36,6 @@ class TaskSpec:
     output_length: int
     output_classes: int
 
-    @property
-    def input_event_dim(self) -> int:
-        """How many of x's last dimensions belong to one input."""
-        return 1 if self.input_features is None else 2
-
 
 @dataclass(frozen=True)
 class PuzzleSet:

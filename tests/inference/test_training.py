@@ -37,7 +37,7 @@ def test_svi_step_equals_elbo_module_step():
         case.assembly.model.load_state_dict(one.assembly.model.state_dict())
         case.assembly.guide.load_state_dict(one.assembly.guide.state_dict())
     model, guide = one.assembly.model, one.assembly.guide
-    svi = SVI(model, guide, TorchOptim({"model": model, "guide": guide}, OPTIM, 10), make_elbo("balanced"))
+    svi = SVI(model, guide, TorchOptim({"model": model, "guide": guide}, OPTIM), make_elbo("balanced"))
     pyro.set_rng_seed(4)
     svi.step(one.x, one.y)
 
@@ -129,14 +129,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch():
 
 
 def test_minutes_end_a_run():
-    trainer = make_trainer(batches=10**6, minutes=0.01)
+    trainer = make_trainer(batches=0, minutes=0.01)
     assert len(list(trainer.run())) >= 1
     assert trainer.elapsed >= 0.6
 
 
 def test_optimizer_refuses_a_parameter_it_would_leave_untrained():
     case = case_of()
-    optim = TorchOptim({"model": case.assembly.model}, OPTIM, 10)
+    optim = TorchOptim({"model": case.assembly.model}, OPTIM)
     svi = SVI(case.assembly.model, case.assembly.guide, optim, make_elbo("balanced"))
     with pytest.raises(ConfigError, match="belong to no module"):
         svi.step(case.x, case.y)
@@ -144,7 +144,7 @@ def test_optimizer_refuses_a_parameter_it_would_leave_untrained():
 
 def test_optimizer_clips_the_global_norm():
     layer = torch.nn.Linear(4, 4)
-    optim = TorchOptim({"layer": layer}, OptimConfig(lr=1.0, clip=1e-3, warmup=1), 10)
+    optim = TorchOptim({"layer": layer}, OptimConfig(lr=1.0, clip=1e-3, warmup=1))
     (1e6 * layer(torch.ones(4)).sum()).backward()
     seen = {}
     step = optim.torch_optimizer.step
@@ -156,10 +156,21 @@ def test_optimizer_clips_the_global_norm():
 
 def test_learning_rate_warms_up_and_falls():
     config = OptimConfig(lr=1.0, warmup=10, final=0.1)
-    assert config.rate(0, 100) == pytest.approx(0.1)
-    assert config.rate(9, 1000) == pytest.approx(1.0, abs=1e-3)
-    assert config.rate(100, 100) == pytest.approx(0.1)
-    assert OptimConfig(lr=1.0, warmup=1).rate(99, 100) == 1.0
+    assert config.rate(0, 0.0) == pytest.approx(0.1)
+    assert config.rate(9, 0.009) == pytest.approx(1.0, abs=1e-3)
+    assert config.rate(100, 1.0) == pytest.approx(0.1)
+    assert OptimConfig(lr=1.0, warmup=1).rate(99, 0.99) == 1.0
+
+
+@pytest.mark.parametrize("length", [{"batches": 6}, {"batches": 0, "minutes": 0.02}])
+def test_the_schedule_follows_the_batches_or_where_only_it_ends_the_run_the_clock(length):
+    trainer = make_trainer(**length)
+    seen = []
+    for _ in trainer.run():
+        seen.append(trainer.optim.done)
+    assert seen == sorted(seen)
+    assert 0 <= seen[0] < 0.9
+    assert seen[-1] > 0.8
 
 
 def test_beta_waits_for_the_constraint_then_rises_and_never_falls_below_its_start():
@@ -191,7 +202,8 @@ def test_every_bound_trains_with_every_guide(elbo, guide):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batches": 0}, "batches"),
+        ({"batches": 0}, "needs an end"),
+        ({"batches": -1}, "batches"),
         ({"elbo": "x"}, "unknown elbo"),
         ({"ema": 1.0}, "ema"),
         ({"balance": 2.0}, "balance"),

@@ -8,6 +8,7 @@ from pyro import poutine
 from pyro.infer import Importance, RenyiELBO, Trace_ELBO
 
 from pyro_gram.inference.bounds import terms
+from pyro_gram.inference.elbo import make_elbo
 from pyro_gram.inference.guide import EffectGuide
 from pyro_gram.inference.importance import guide_draws, log_evidence
 from pyro_gram.inference.sites import announce
@@ -54,6 +55,7 @@ def test_sites_that_are_not_guidance_keep_their_prior(case):
     model_trace, guide_trace = guide.get_traces()
     assert "temperature" in values
     assert guide_trace.nodes["temperature"]["fn"] is model_trace.nodes["temperature"]["fn"]
+    assert torch.isfinite(torch.as_tensor(make_elbo("balanced").loss_and_grads(guide.model, guide, case.x, case.y)))
     prior = dist.Normal(0.0, 1.0)
     assert guide.get_posterior("y", prior) is prior
     assert guide.get_posterior("eps_hat", prior) is prior
