@@ -24,11 +24,11 @@ from pyro_gram.build import Assembly, build
 from pyro_gram.cli import Parser, call
 from pyro_gram.config import make_run_config, read_preset
 from pyro_gram.errors import UserError
+from pyro_gram.evaluate import environment
 from pyro_gram.files import write_json
 from pyro_gram.inference.elbo import scale_gradient
 from pyro_gram.inference.training import Trainer
 from pyro_gram.networks.core import LatentState
-from pyro_gram.run import environment
 from pyro_gram.tasks.stream import TargetStream
 
 PRESETS = Path(__file__).parent / "presets"

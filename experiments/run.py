@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -81,9 +82,27 @@ def pick_device(name: str) -> torch.device:
 
 def list_split(config: RunConfig, split: str, data_dir: str | None) -> int:
     task = make_task(config.names["task"], config.task, data_dir)
-    for x in task.split(split).inputs:
-        print(task.format_input(x))
+    puzzles = task.split(split)
+    if puzzles.inputs is None:  # p(x): what training sees, or does not see, are the data
+        for y in puzzles.solutions:
+            print(task.format_solution(None, y.long()))
+    else:
+        for x in puzzles.inputs:
+            print(task.format_input(x))
     return 0
+
+
+def summary(task: str, m: dict[str, Any]) -> str:
+    """One line on the metrics of a run."""
+    told = [f"accuracy {m['accuracy']:.3f}"] if m["accuracy"] is not None else []
+    if m["vote_accuracy"] is not None:
+        told += [f"{m['violations']} violations (first sample)", f"vote {m['vote_accuracy']:.3f}"]
+    if m["coverage"] is not None:
+        told += [f"coverage {m['coverage']:.3f} of a possible {m['coverage_limit']:.3f}"]
+    if m["accuracy"] is None:
+        told += [f"{name.replace('_', ' ')} {m[name]:.2f}" for name in list(m)[-3:]]
+    measured = "no input" if m["vote_accuracy"] is None else f"{m['num_inputs']} held-out inputs"
+    return f"{task}, {measured}, {m['num_samples']} samples: {', '.join(told)}"
 
 
 def main(argv: list[str]) -> int:
@@ -96,7 +115,8 @@ def main(argv: list[str]) -> int:
     if any(p.exists() and not p.is_dir() for p in (out, *out.parents)):
         raise UserError(f"--out {out} is, or lies in, a file; give a directory")
 
-    from pyro_gram.run import InterruptedRunError, finish, open_run, train
+    from pyro_gram.evaluate import finish
+    from pyro_gram.run import InterruptedRunError, open_run, train
 
     run = open_run(config, out, resume=arguments["resume"], data_dir=arguments["data_dir"], device=device)
     try:
@@ -107,11 +127,7 @@ def main(argv: list[str]) -> int:
     print("evaluating on held-out inputs, prior trajectories only", file=sys.stderr)
     results = finish(run)
     m = results["metrics"]
-    print(
-        f"{config.names['task']}, {m['num_inputs']} held-out inputs: accuracy {m['accuracy']:.3f}, {m['violations']} "
-        f"violations (first sample), coverage {m['coverage']:.3f} of a possible {m['coverage_limit']:.3f} "
-        f"({m['num_samples']} samples)"
-    )
+    print(summary(config.names["task"], m))
     print(f"results: {out / 'results.json'}   report: {out / 'report.html'}")
     return 0
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pyro_gram.checks import AT_LEAST_1, check_range
+from pyro_gram.embeddings import answer_encoder
 from pyro_gram.inference.guide import EffectGuide
-from pyro_gram.networks.encoders import TokenEncoder
 from pyro_gram.networks.heads import GaussianHead
 from pyro_gram.registry import GUIDES
 from pyro_gram.tasks.base import TaskSpec
@@ -47,7 +47,7 @@ class AmortizedGuide(EffectGuide):
 
     def __init__(self, config: AmortizedGuideConfig, spec: TaskSpec, model: Any, width: int) -> None:
         super().__init__(model)
-        self.answer = TokenEncoder(spec.output_classes, width)
+        self.answer = answer_encoder(spec, width)
         self.head = GaussianHead(2 * width, config.hidden, width, config.initial_scale)
 
     def encode(self, x: Tensor | None, y: Tensor) -> Tensor:

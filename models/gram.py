@@ -21,10 +21,9 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
+from pyro_gram.embeddings import answer_decoder, input_encoder
 from pyro_gram.inference.sites import OBSERVED, STATE_H, STATE_L, announce, data_plates, guidance, proposal
 from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
-from pyro_gram.networks.decoders import TokenDecoder
-from pyro_gram.networks.encoders import make_encoder
 from pyro_gram.registry import MODELS
 from pyro_gram.tasks.base import TaskSpec
 
@@ -67,12 +66,10 @@ class GRAM(nn.Module):
         super().__init__()
         self.config, self.spec = config, spec
         length = config.prefix + spec.input_length
-        self.encoder = make_encoder(
-            spec.input_length, spec.input_features, spec.input_vocabulary, config.width, config.prefix
-        )
+        self.encoder = input_encoder(spec, config.width, config.prefix)
         self.core = RecursiveCore(config, length)
         self.prior = prior
-        self.decoder = TokenDecoder(spec.output_length, spec.output_classes, config.width)
+        self.decoder = answer_decoder(spec, config.width)
         # z_0 is drawn once from N(0, I) and stored with the weights (Section 2.1).
         self.register_buffer("h0", torch.randn(length, config.width))
         self.register_buffer("l0", torch.randn(length, config.width))
@@ -135,7 +132,7 @@ class GRAM(nn.Module):
 
     def encode(self, x: Tensor | None, batch: torch.Size | None = None) -> Tensor:
         """e_x, ``[..., L, D]``; zeros of ``[*batch, L, D]`` for the empty condition."""
-        if x is not None:
+        if x is not None and self.encoder is not None:
             return self.encoder(x)
         return self.h0.new_zeros(*(batch or ()), *self.h0.shape)
 

@@ -69,7 +69,8 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer) -> None:
     """Put a saved training state into a freshly built trainer.
 
     Raises:
-        CheckpointError: missing, damaged, or of a run with other settings (the length of the run may differ).
+        CheckpointError: missing, damaged, or of a run with other settings (its length, and how it is evaluated, may
+            differ).
     """
     tensors, header = _read(path, "training")
     try:
@@ -81,6 +82,7 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer) -> None:
     wanted = config.to_dict()
     for field in ("batches", "minutes", "save_seconds", "evaluate_every"):
         saved["train"] = {**saved["train"], field: wanted["train"][field]}
+    saved["evaluate"] = wanted["evaluate"]
     differing = [f"{k}: {saved.get(k)} then, {wanted[k]} now" for k in wanted if saved.get(k) != wanted[k]]
     if differing:
         raise CheckpointError(f"{path} belongs to a run with other settings ({differing[0]}); use another --out")

@@ -32,15 +32,17 @@ class EvaluateConfig:
     Attributes:
         num_samples: N, trajectories an input (the paper's tables: 20).
         depth: supervision steps of a roll-out; 0 for as many as in training.
+        inputs: the most held-out inputs that are measured (the first; splits are in random order); 0 for all.
         seed: of the roll-outs.
     """
 
     num_samples: int = 20
     depth: int = 0
+    inputs: int = 0
     seed: int = 1
 
     def __post_init__(self) -> None:
-        check_range(self, num_samples=AT_LEAST_1, depth=AT_LEAST_0)
+        check_range(self, num_samples=AT_LEAST_1, depth=AT_LEAST_0, inputs=AT_LEAST_0)
         check_seed(self.seed)
 
 

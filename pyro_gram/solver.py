@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_gram.checkpoint import load_model
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import InputError, UserError
-from pyro_gram.inference.sampling import MAX_TRAJECTORIES, Rollout, rollout
+from pyro_gram.inference.sampling import Rollout, at_once, rollout
 from pyro_gram.tasks.base import Task
 
 SELECTIONS = ("all", "vote")
@@ -69,20 +69,22 @@ class Solver:
 
     def sample(
         self,
-        x: Tensor | str | list[str],
+        x: Tensor | str | list[str] | None,
         num_samples: int = 20,
         depth: int | None = None,
         seed: int = 0,
-        max_trajectories: int = MAX_TRAJECTORIES,
+        max_trajectories: int | None = None,
+        history: bool = False,
     ) -> Rollout:
         """Trajectories of the prior.
 
         Args:
-            x: input tokens, int64 ``[B, *event]``, or the text of one input or of several.
+            x: input tokens, int64 ``[B, *event]``, or the text of one input or of several; None for p(x), where B is 1.
             num_samples: N, trajectories an input.
             depth: supervision steps; as in training where None.
             seed: of the draws.
-            max_trajectories: the most that run at once; bounds the memory.
+            max_trajectories: the most that run at once; bounds the memory. By default by the length of the sequence.
+            history: keep every supervision step's answer.
 
         Returns:
             ``tokens`` int64 ``[N, B, L_out]`` and ``score`` (log p(tokens | h_T), nats) ``[N, B]``.
@@ -91,22 +93,44 @@ class Solver:
             InputError: x is no input of this task.
             UserError: ``num_samples`` or ``depth`` below 1.
         """
+        return rollout(
+            self.model,
+            self._tokens(x),
+            num_samples=num_samples,
+            depth=self.default_depth if depth is None else depth,
+            seed=seed,
+            history=history,
+            max_trajectories=at_once(self.task.spec.input_length) if max_trajectories is None else max_trajectories,
+        )
+
+    def _tokens(self, x: Tensor | str | list[str] | None) -> Tensor | None:
+        """Checked input tokens, int64 ``[B, *event]``. Raises InputError."""
+        spec = self.task.spec
+        if not spec.conditional:
+            if x is not None:
+                raise InputError(
+                    "this checkpoint is a model p(x), without input: use x = None, or experiments/sample.py"
+                )
+            return None
+        if x is None:
+            raise InputError("this checkpoint solves inputs: give at least one")
         if isinstance(x, str):
             x = [x]
         if len(x) == 0:
             raise InputError("no input: give at least one")
         if isinstance(x, list):
             x = torch.stack([self.task.parse(text) for text in x])
-        spec = self.task.spec
-        event = (spec.input_length,) if spec.input_features is None else (spec.input_length, spec.input_features)
+        event = spec.input_shape
         if tuple(x.shape[1:]) != event or x.dtype != torch.int64:
             raise InputError(f"x must be int64 [B, {', '.join(map(str, event))}], not {x.dtype} {list(x.shape)}")
-        if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < spec.input_vocabulary:
+        tokens = x
+        if spec.puzzles:
+            tokens = x[:, 1:]
+            if not 0 <= int(x[:, 0].min()) <= int(x[:, 0].max()) < spec.puzzles:
+                raise InputError(f"the number of a puzzle, the first token, must lie in [0, {spec.puzzles})")
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < spec.input_vocabulary:
             raise InputError(f"input tokens must lie in [0, {spec.input_vocabulary})")
-        depth = self.default_depth if depth is None else depth
-        return rollout(
-            self.model, x, num_samples=num_samples, depth=depth, seed=seed, max_trajectories=max_trajectories
-        )
+        return x
 
     def solve(
         self, x: Tensor, num_samples: int = 20, depth: int | None = None, seed: int = 0, select: str = "all"

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
+import shutil
+import struct
+import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -27,8 +33,16 @@ def _fresh() -> None:
 
 
 NAMES = {"task": "coloring", "model": "gram", "prior": "gaussian", "guide": "amortized"}
+SMALL_TASKS: dict[str, dict] = {
+    "coloring": {"vertices": 4, "edge_probability": 0.4, "train": 20, "validation": 4, "test": 4},
+    "nqueens": {"size": 5, "validation": 4},
+    "sudoku": {"size": 4, "train": 40, "validation": 4, "test": 4},
+    "sudoku_uncond": {"size": 4},
+    "arc": {"canvas": 4, "augmentations": 2, "evaluate_augmentations": 2, "validation": 2},
+    "mnist": {"side": 14, "patch": 7, "train": 20, "validation": 4, "test": 10},
+}
+SMALL_MODELS: dict[str, dict] = {"arc": {"prefix": 1}}  # puzzle embeddings need a place
 SMALL: dict[str, dict] = {
-    "task": {"vertices": 4, "edge_probability": 0.4, "train": 20, "validation": 4, "test": 4},
     "model": {"width": 16, "heads": 2, "hidden": 16, "layers": 1, "low_steps": 2, "transitions": 2},
     "prior": {"hidden": 16},
     "guide": {"hidden": 16},
@@ -40,7 +54,13 @@ SMALL: dict[str, dict] = {
 def small_config(**changes: Any) -> RunConfig:
     """A run of seconds. ``prior_name="gaussian"`` names a part, ``prior={...}`` sets its fields."""
     names = {part: changes.pop(f"{part}_name", name) for part, name in NAMES.items()}
-    parts = {part: {**SMALL.get(part, {}), **changes.get(part, {})} for part in {*SMALL, *changes}}
+    task = names["task"]
+    small_parts = {
+        **SMALL,
+        "task": SMALL_TASKS.get(task, {}),
+        "model": {**SMALL["model"], **SMALL_MODELS.get(task, {})},
+    }
+    parts = {part: {**small_parts.get(part, {}), **changes.get(part, {})} for part in {*small_parts, *changes}}
     return make_run_config(names, parts, preset="test")
 
 
@@ -52,8 +72,26 @@ def warm_(module: nn.Module, scale: float = 0.05) -> nn.Module:
     return module
 
 
+@cache
+def digits_folder() -> str:
+    """A folder with the four MNIST files, holding a few squares and crosses for digits."""
+    folder = Path(tempfile.mkdtemp(prefix="pyro_gram-digits-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 40), ("t10k", 20)):
+        images = np.zeros((count, 28, 28), np.uint8)
+        labels = rng.integers(0, 2, count).astype(np.uint8)
+        for image, label, (row, column) in zip(images, labels, rng.integers(4, 16, (count, 2)), strict=True):
+            image[row : row + 8, column + (3 if label else 0) : column + (5 if label else 8)] = 255
+        header = struct.pack(">IIII", 2051, count, 28, 28)
+        (folder / f"{split}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        (folder / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + labels.tobytes())
+    return str(folder)
+
+
 def small(**changes: Any) -> Assembly:
-    assembly = build(small_config(**changes))
+    config = small_config(**changes)
+    assembly = build(config, digits_folder() if config.names["task"] == "mnist" else None)
     warm_(assembly.model)
     warm_(assembly.guide)
     return assembly
@@ -62,15 +100,14 @@ def small(**changes: Any) -> Assembly:
 @dataclass
 class Case:
     assembly: Assembly
-    x: Tensor
+    x: Tensor | None
     y: Tensor
 
 
 def case_of(**changes: Any) -> Case:
     assembly = small(**changes)
-    puzzles = assembly.task.split("train").subset(5)
-    y = puzzles.sample_targets(torch.arange(5), torch.Generator().manual_seed(0))
-    return Case(assembly, puzzles.inputs, y)
+    x, y = assembly.task.split("train").pairs(5, torch.Generator().manual_seed(0))
+    return Case(assembly, x, y)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def training(rows: list[dict[str, Any]]) -> Figure:
     left.legend(frameon=False)
     left.set_title("Training loss")
 
-    looks = [r for r in rows if "prior_accuracy" in r]
+    looks = [r for r in rows if "elbo_full" in r]
     number = [r["batch"] for r in looks]
     middle.plot(number, [r["elbo_surrogate"] for r in looks], color=BLUE, marker=".", label="surrogate (Eq. 14)")
     middle.plot(number, [r["elbo_full"] for r in looks], color=ORANGE, marker=".", label="full ELBO (Eq. 13)")
@@ -59,15 +59,35 @@ def training(rows: list[dict[str, Any]]) -> Figure:
     middle.legend(frameon=False, loc="best")
     middle.set_title("Bounds, validation inputs")
 
-    right.plot(number, [r["prior_accuracy"] for r in looks], color=BLUE, marker=".", label="accuracy, one sample")
-    right.plot(number, [r["prior_coverage"] for r in looks], color=GREEN, marker=".", label="coverage")
-    if looks:
-        right.axhline(looks[-1]["coverage_limit"], color=GREEN, linestyle=":", label="coverage, i.i.d. limit")
-    right.set_ylim(0, 1.02)
-    _clean(right, "batch", "fraction")
-    right.legend(frameon=False, loc="best")
-    right.set_title("Prior trajectories, validation inputs")
+    _prior_over_training(right, looks)
     return figure
+
+
+def _prior_over_training(axes: Any, looks: list[dict[str, Any]]) -> None:
+    """Accuracy and coverage of the prior; where there are none (images), the first figure of the task's own."""
+    axes.set_title("Prior trajectories, validation inputs")
+
+    def plot(name: str, label: str, color: str) -> None:
+        found = [(r["batch"], r[name]) for r in looks if name in r]
+        axes.plot(*zip(*found, strict=True), color=color, marker=".", label=label)
+
+    last = looks[-1] if looks else {}
+    own = [name for name in last if name.startswith("prior_") and name not in ("prior_accuracy", "prior_coverage")]
+    if "prior_accuracy" not in last and own:
+        label = own[0].removeprefix("prior_").replace("_", " ")
+        plot(own[0], label, BLUE)
+        axes.set_yscale("log")
+        _clean(axes, "batch", f"{label} (log scale)")
+        return
+    if "prior_accuracy" in last:
+        plot("prior_accuracy", "accuracy, one sample", BLUE)
+    if "prior_coverage" in last:
+        plot("prior_coverage", "coverage", GREEN)
+        axes.axhline(last["coverage_limit"], color=GREEN, linestyle=":", label="coverage, i.i.d. limit")
+    axes.set_ylim(0, 1.02)
+    _clean(axes, "batch", "fraction")
+    if looks:
+        axes.legend(frameon=False, loc="best")
 
 
 def solved(task: Task, puzzles: PuzzleSet, tokens: Tensor, inputs: int = 4, answers: int = 4) -> Figure:
@@ -76,6 +96,7 @@ def solved(task: Task, puzzles: PuzzleSet, tokens: Tensor, inputs: int = 4, answ
     Args:
         tokens: samples, int64 ``[N, B, L_out]``.
     """
+    assert puzzles.inputs is not None
     inputs = min(inputs, len(puzzles))
     # From few solutions to many: the inputs at even steps through the order of their numbers of solutions.
     places = torch.linspace(0.2, 0.95, inputs).mul(len(puzzles) - 1).round().long()
@@ -85,10 +106,9 @@ def solved(task: Task, puzzles: PuzzleSet, tokens: Tensor, inputs: int = 4, answ
     canonical = task.canonical(puzzles.inputs, tokens)
     for row, index in enumerate(shown):
         x = puzzles.inputs[index]
+        many = f": {counted(int(puzzles.num_solutions[index]), 'solution')}" if puzzles.complete else ""
         task.draw(grid[row, 0], x)
-        grid[row, 0].set_title(
-            f"input {index + 1}: {counted(int(puzzles.num_solutions[index]), 'solution')}", fontsize=10
-        )
+        grid[row, 0].set_title(f"input {index + 1}{many}", fontsize=10)
         found, counts = canonical[:, index].unique(dim=0, return_counts=True)
         order = counts.argsort(descending=True, stable=True)
         for column in range(answers):
@@ -137,11 +157,32 @@ def coverage_by_solutions(ids: Tensor, num_solutions: Tensor) -> Figure:
     return figure
 
 
-def formation(task: Task, x: Tensor, history: Tensor, columns: int = 9) -> Figure:
+def samples(task: Task, tokens: Tensor, columns: int = 8, rows: int = 8) -> Figure:
+    """Samples of p(x), as they came; mistakes are marked by the task.
+
+    Args:
+        tokens: int64 ``[N, L_out]``.
+    """
+    shown = tokens[: rows * columns]
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(1.15 * columns, 1.15 * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    wrong = 0
+    for axes, y in zip(grid, shown, strict=False):
+        task.draw(axes, None, y)
+        wrong += bool(task.checkable and int(task.violations(None, y)) > 0)
+    for axes in grid[len(shown) :]:
+        axes.set_axis_off()
+    verdict = f", {len(shown) - wrong} of them valid" if task.checkable else ""
+    figure.suptitle(f"{len(shown)} trajectories of the prior{verdict}")
+    return figure
+
+
+def formation(task: Task, x: Tensor | None, history: Tensor, columns: int = 9) -> Figure:
     """How answers to one input form: one row a trajectory, one column a supervision step.
 
     Args:
-        x: one input, ``[*event]``.
+        x: one input, ``[*event]``; None for p(x).
         history: int64 ``[depth, N, L_out]``.
     """
     depth, n = history.shape[:2]
@@ -155,9 +196,11 @@ def formation(task: Task, x: Tensor, history: Tensor, columns: int = 9) -> Figur
         for column, step in enumerate(sorted(steps)):
             y = task.canonical(x, history[step, row])
             task.draw(grid[row, column], x, y)
-            broken = int(task.violations(x, y))
-            grid[row, column].set_title(
-                f"step {step + 1}: " + ("valid" if broken == 0 else counted(broken, task.unit)), fontsize=9
-            )
-    figure.suptitle("One input, each row a trajectory of the prior, over the supervision steps")
+            verdict = ""
+            if task.checkable:
+                broken = int(task.violations(x, y))
+                verdict = ": valid" if broken == 0 else f": {counted(broken, task.unit)}"
+            grid[row, column].set_title(f"step {step + 1}{verdict}", fontsize=9)
+    rows = "Each" if x is None else "One input, each"
+    figure.suptitle(f"{rows} row a trajectory of the prior, over the supervision steps")
     return figure

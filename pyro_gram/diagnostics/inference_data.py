@@ -89,11 +89,15 @@ def collect(
     puzzles: PuzzleSet,
     *,
     depth: int,
+    inputs: int = 32,
     chains: int = 4,
     draws: int = 25,
     seed: int = 0,
 ) -> Any:
-    """The guide's and the prior's trajectories on ``puzzles``, each with one target drawn uniformly.
+    """The guide's and the prior's trajectories on the first ``inputs`` puzzles, each with one target drawn uniformly.
+
+    Without input (p(x)) an instance is a datum for the guide; the prior's trajectories belong to no datum, and its
+    groups have one instance.
 
     Groups ``posterior``, ``posterior_predictive``, ``log_likelihood`` and ``sample_stats`` come from the guide, which
     has seen y, and say nothing about accuracy; ``prior``, ``prior_predictive`` and ``sample_stats_prior`` from fresh
@@ -101,12 +105,13 @@ def collect(
     """
     import torch
 
-    from pyro_gram.inference.importance import GuidanceScale, guide_draws
+    from pyro_gram.inference.importance import MAX_TRACED, GuidanceScale, guide_draws
     from pyro_gram.inference.sampling import rollout
     from pyro_gram.tasks.stream import generator_for
 
-    x = puzzles.inputs
-    y = puzzles.sample_targets(torch.arange(len(puzzles)), generator_for(seed, len(puzzles)))
+    puzzles = puzzles.subset(inputs)
+    x, y = puzzles.pairs(inputs, generator_for(seed, len(puzzles)))
+    max_traced = max(1, MAX_TRACED * 8 // task.spec.input_length)
     groups: dict[str, dict[str, list[Any]]] = {}
 
     def keep(group: str, **values: Any) -> None:
@@ -114,21 +119,23 @@ def collect(
             groups.setdefault(group, {}).setdefault(name, []).append(np.asarray(value))
 
     for chain in range(chains):
-        q = guide_draws(model, guide, x, y, steps=depth, num_samples=draws, seed=seed + chain)
+        q = guide_draws(model, guide, x, y, steps=depth, num_samples=draws, seed=seed + chain, max_traced=max_traced)
         keep("posterior", guidance=q.guidance.permute(1, 2, 0), h=q.h[:, :STATE_INSTANCES])
         keep("posterior_predictive", **_decoded(task, puzzles, q.tokens))
         keep("log_likelihood", y=q.log_likelihood)
         keep("sample_stats", log_weight=q.log_weight, kl=q.kl.permute(1, 2, 0))
         with GuidanceScale() as scale:
-            p = rollout(model, x, num_samples=draws, depth=depth, seed=seed + chain, max_trajectories=draws * len(x))
+            whole = draws * len(puzzles)
+            p = rollout(model, x, num_samples=draws, depth=depth, seed=seed + chain, max_trajectories=whole)
         keep("prior", guidance=torch.stack(scale.by_transition).permute(1, 2, 0))
         keep("prior_predictive", **_decoded(task, puzzles, p.tokens))
         keep("sample_stats_prior", score=p.score)
     stacked: dict[str, dict[str, Any]] = {g: {k: np.stack(v) for k, v in vs.items()} for g, vs in groups.items()}
     stacked["observed_data"] = {"y": y}
-    stacked["constant_data"] = {"x": x, "num_solutions": puzzles.num_solutions}
     dims = dict(DIMS)
-    dims["x"] = ["instance", "position_in"] + ["feature"] * (x.ndim - 2)
+    if x is not None:
+        stacked["constant_data"] = {"x": x, "num_solutions": puzzles.num_solutions}
+        dims["x"] = ["instance", "position_in"] + ["feature"] * (x.ndim - 2)
     likelihood = stacked.pop("log_likelihood")
     return from_groups({**stacked, "log_likelihood": {"log_p_y": likelihood["y"]}}, dims)
 
@@ -136,10 +143,10 @@ def collect(
 def _decoded(task: Task, puzzles: PuzzleSet, tokens: torch.Tensor) -> dict[str, Any]:
     from pyro_gram.diagnostics.metrics import solution_ids
 
-    broken = task.violations(puzzles.inputs, tokens)
-    return {
-        "y": tokens,
-        "violations": broken,
-        "valid": (broken == 0).long(),
-        "solution": solution_ids(task, puzzles, tokens),
-    }
+    decoded: dict[str, Any] = {"y": tokens}
+    if task.checkable:
+        broken = task.violations(puzzles.inputs, tokens)
+        decoded |= {"violations": broken, "valid": (broken == 0).long()}
+    if puzzles.complete:
+        decoded["solution"] = solution_ids(task, puzzles, tokens)
+    return decoded

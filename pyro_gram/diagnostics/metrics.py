@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,41 +13,47 @@ from pyro_gram.tasks.base import PuzzleSet, Task
 
 @dataclass(frozen=True)
 class Metrics:
-    """Fractions lie in [0, 1]; ``*_se`` is a standard error over inputs.
+    """Fractions lie in [0, 1]; ``*_se`` is a standard error over inputs. None where a figure has no meaning.
 
     Attributes:
-        accuracy: inputs whose first sample is right.
-        violations: constraints broken by the first sample, summed over the inputs.
+        accuracy: inputs whose first sample is right. Without input (p(x)): right samples among all.
+        violations: constraints broken by those same samples, summed.
         sample_accuracy: right samples among all.
         any_valid: inputs with at least one right sample.
+        vote_accuracy: inputs whose most frequent sample is right; ties go to the one that came first.
         coverage: mean over inputs of the share of all solutions that the samples found.
         coverage_limit: what i.i.d. uniform draws of solutions would cover: the mean of 1 - (1 - 1/m)^N.
         num_inputs, num_samples: B and N.
     """
 
-    accuracy: float
-    accuracy_se: float
-    violations: int
-    sample_accuracy: float
-    any_valid: float
-    coverage: float
-    coverage_se: float
-    coverage_limit: float
+    accuracy: float | None
+    accuracy_se: float | None
+    violations: int | None
+    sample_accuracy: float | None
+    any_valid: float | None
+    vote_accuracy: float | None
+    coverage: float | None
+    coverage_se: float | None
+    coverage_limit: float | None
     num_inputs: int
     num_samples: int
 
-    def to_dict(self) -> dict[str, float | int]:
+    def to_dict(self) -> dict[str, float | int | None]:
         return asdict(self)
 
 
 def solution_ids(task: Task, puzzles: PuzzleSet, tokens: Tensor) -> Tensor:
-    """Which solution each sample is: its place among the solutions of its input, or -1. int64 ``[N, B]``."""
+    """Which solution each sample is: its place among the solutions of its input, or -1. int64 ``[N, B]``.
+
+    Without input, among the data.
+    """
     canonical = task.canonical(puzzles.inputs, tokens)
     ids = torch.full(tokens.shape[:2], -1)
-    for i in range(len(puzzles)):
-        same = (canonical[:, i, None] == puzzles.solutions_of(i)).all(-1)  # [N, m]
-        hit, which = same.max(-1)
-        ids[:, i] = torch.where(hit, which, -1)
+    for i in range(tokens.shape[1]):
+        solutions = puzzles.solutions if puzzles.inputs is None else puzzles.solutions_of(i)
+        for at, part in zip(ids[:, i].split(1000), canonical[:, i].split(1000), strict=True):
+            hit, which = (part[:, None] == solutions).all(-1).max(-1)  # [N, m]
+            at.copy_(torch.where(hit, which, -1))
     return ids
 
 
@@ -61,26 +68,40 @@ def coverage_limit(num_solutions: Tensor, num_samples: int) -> Tensor:
     return 1 - (1 - 1 / num_solutions.double()) ** num_samples
 
 
+def votes(canonical: Tensor) -> Tensor:
+    """The most frequent of the samples of each input, ties to the first: int64 ``[N, B, L_out] -> [B, L_out]``."""
+    winners = []
+    for samples in canonical.unbind(1):
+        _, which, counts = samples.unique(dim=0, return_inverse=True, return_counts=True)
+        winners.append(samples[counts[which].argmax()])  # argmax takes the first of equals
+    return torch.stack(winners)
+
+
 def measure(task: Task, puzzles: PuzzleSet, tokens: Tensor) -> Metrics:
-    """Metrics of the samples ``tokens``, int64 ``[N, B, L_out]``, drawn for the inputs of ``puzzles``."""
-    broken = task.violations(puzzles.inputs, tokens)
-    valid = (broken == 0).double()
-    m = puzzles.num_solutions
-    coverage = coverage_by_input(solution_ids(task, puzzles, tokens), m)
+    """Metrics of the samples ``tokens``, int64 ``[N, B, L_out]``, drawn for the inputs of ``puzzles``.
+
+    Without input B is 1: the samples of p(x) are measured one by one.
+    """
     n, b = tokens.shape[:2]
+    x = puzzles.inputs
+    found: dict[str, Any] = dict.fromkeys(f.name for f in fields(Metrics))
 
-    def error(values: Tensor) -> float:
-        return (values.std(correction=0) / b**0.5).item()
+    def mean_of(name: str, values: Tensor) -> None:
+        found[name] = values.double().mean().item()
+        found[f"{name}_se"] = (values.double().std(correction=0) / len(values) ** 0.5).item()
 
-    return Metrics(
-        accuracy=valid[0].mean().item(),
-        accuracy_se=error(valid[0]),
-        violations=int(broken[0].sum()),
-        sample_accuracy=valid.mean().item(),
-        any_valid=valid.amax(0).mean().item(),
-        coverage=coverage.mean().item(),
-        coverage_se=error(coverage),
-        coverage_limit=coverage_limit(m, n).mean().item(),
-        num_inputs=b,
-        num_samples=n,
-    )
+    if task.checkable:
+        broken = task.violations(x, tokens)
+        valid = (broken == 0).double()
+        first = (slice(None), 0) if x is None else (0,)
+        mean_of("accuracy", valid[first])
+        found["violations"] = int(broken[first].sum())
+        found["sample_accuracy"] = valid.mean().item()
+        if x is not None:
+            found["any_valid"] = valid.amax(0).mean().item()
+            found["vote_accuracy"] = task.valid(x, votes(task.canonical(x, tokens))).double().mean().item()
+    if puzzles.complete:
+        m = puzzles.num_solutions
+        mean_of("coverage", coverage_by_input(solution_ids(task, puzzles, tokens), m))
+        found["coverage_limit"] = coverage_limit(m, n).mean().item()
+    return Metrics(**{**found, "num_inputs": b, "num_samples": n})

@@ -25,11 +25,15 @@ CAPTIONS = {
     "different valid answers in one row are what a generative reasoner is for.",
     "coverage_by_solutions": "A perfectly calibrated sampler follows the dotted line on the left and "
     "stays at 1 on the right.",
+    "samples": "Draws of p(x), not chosen: each the end of one trajectory from z_0.",
+    "neighbours": "Samples, each beside the training image nearest to it: a sample that equals its neighbour is "
+    "remembered, not made.",
     "formation": "Answers settle over the supervision steps; rows that end differently are different solutions.",
 }
 ROWS = (
     ("accuracy", "Right first sample"),
     ("violations", "Violations in the first samples, summed"),
+    ("vote_accuracy", "Right most frequent sample"),
     ("sample_accuracy", "Right samples among all"),
     ("any_valid", "Inputs with any right sample"),
     ("coverage", "Coverage of all solutions"),
@@ -41,6 +45,9 @@ ROWS = (
     ("log_likelihood_prior_mc", "log p(y|x) by prior Monte Carlo on a few inputs, nats per input"),
     ("log_likelihood_limit", "The greatest possible on those inputs"),
 )
+LISTED = {key for key, _ in ROWS} | {
+    "elbo_full", "elbo_inputs", "log_likelihood_samples", "log_likelihood_inputs", "num_inputs", "num_samples", "depth",
+}  # fmt: skip
 
 
 def write_report(path: Path, config: dict[str, Any], results: dict[str, Any], figures: dict[str, Path]) -> None:
@@ -49,7 +56,12 @@ def write_report(path: Path, config: dict[str, Any], results: dict[str, Any], fi
     rows = "".join(
         f"<tr><td>{html.escape(label)}</td><td class=n>{_number(metrics[key])}</td></tr>"
         for key, label in ROWS
-        if key in metrics
+        if metrics.get(key) is not None
+    )
+    rows += "".join(
+        f"<tr><td>{html.escape(key.replace('_', ' ').capitalize())}</td><td class=n>{_number(metrics[key])}</td></tr>"
+        for key in metrics
+        if key not in LISTED and not key.endswith("_se") and metrics[key] is not None
     )
     pictures = "".join(
         f"<h2>{html.escape(name.replace('_', ' ').capitalize())}</h2><p>{html.escape(CAPTIONS.get(name, ''))}</p>"
@@ -62,15 +74,21 @@ def write_report(path: Path, config: dict[str, Any], results: dict[str, Any], fi
 <style>{STYLE}</style></head><body>
 <h1>pyro_gram: {html.escape(results["task"])}, preset {html.escape(results["preset"])}, seed {results["seed"]}</h1>
 <p>{results["parameters"]:,} parameters, {results["batches"]:,} batches; trained in {seconds["train"]:.0f} s,
-evaluated in {seconds["evaluate"]:.0f} s. Every figure below is from fresh trajectories of the prior on
-{metrics["num_inputs"]} inputs that training never saw, {metrics["num_samples"]} samples each, {metrics["depth"]}
-supervision steps deep; only the bounds use the guide.</p>
+evaluated in {seconds["evaluate"]:.0f} s. Every figure below is from fresh trajectories of the
+prior{_measured(results)}, {metrics["depth"]} supervision steps deep; only the bounds use the guide.</p>
 <div class=wide><table>{rows}</table></div>{pictures}
 <details><summary>Settings</summary><pre>{html.escape(json.dumps(config, indent=2))}</pre></details>
 <details><summary>results.json</summary><pre>{html.escape(json.dumps(results, indent=2))}</pre></details>
 </body></html>
 """
     write_bytes(path, page.encode())
+
+
+def _measured(results: dict[str, Any]) -> str:
+    m = results["metrics"]
+    if m["vote_accuracy"] is None:  # p(x)
+        return f" without input, {m['num_samples']:,} samples"
+    return f" on {m['num_inputs']:,} inputs that training never saw, {m['num_samples']} samples each"
 
 
 def _number(value: float) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_gram.inference.elbo import MeanFieldELBO, StepTerms
+from pyro_gram.inference.importance import MAX_TRACED
 from pyro_gram.inference.sampling import MAX_TRAJECTORIES, rollout_log_prob
 
 
@@ -40,36 +41,69 @@ def terms(model: nn.Module, guide: nn.Module, *args: Any, **kwargs: Any) -> Step
     return elbo.terms
 
 
-def bounds(model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps: int, seed: int = 0) -> Bounds:
-    """One draw of the guide an input, ``steps`` supervision steps deep. The caller's random state is left as it was."""
+def bounds(
+    model: nn.Module,
+    guide: nn.Module,
+    x: Tensor | None,
+    y: Tensor,
+    steps: int,
+    seed: int = 0,
+    max_traced: int = 4 * MAX_TRACED,
+) -> Bounds:
+    """One draw of the guide an input, ``steps`` supervision steps deep. The caller's random state is left as it was.
+
+    ``max_traced`` bounds the memory: the most inputs whose whole trajectories are held at once.
+    """
+    ys = y.split(max_traced)
+    xs = [None] * len(ys) if x is None else x.split(max_traced)
+    parts = []
     with torch.random.fork_rng(devices=[y.device] if y.is_cuda else []):
-        torch.manual_seed(seed)
-        whole = terms(model, guide, x, y, steps=steps, truncated=False)
-        state, by_step = None, []
-        for _ in range(steps):
-            one = terms(model, guide, x, y, state)
-            state = one.state
-            by_step.append(one.elbo)
+        for chunk, (a, b) in enumerate(zip(xs, ys, strict=True)):
+            torch.manual_seed(seed + chunk)
+            parts.append(_bounds(model, guide, a, b, steps))
+    return Bounds(
+        full=torch.cat([p.full for p in parts]),
+        surrogate=torch.cat([p.surrogate for p in parts]),
+        kl=torch.cat([p.kl for p in parts], dim=1),
+        reconstruction=torch.cat([p.reconstruction for p in parts]),
+    )
+
+
+def _bounds(model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps: int) -> Bounds:
+    whole = terms(model, guide, x, y, steps=steps, truncated=False)
+    state, by_step = None, []
+    for _ in range(steps):
+        one = terms(model, guide, x, y, state)
+        state = one.state
+        by_step.append(one.elbo)
     return Bounds(whole.elbo, torch.stack(by_step).mean(0), whole.kl, whole.reconstruction)
 
 
 def prior_log_likelihood(
-    model: nn.Module, x: Tensor, y: Tensor, *, depth: int, num_samples: int, seed: int = 0
+    model: nn.Module,
+    x: Tensor | None,
+    y: Tensor,
+    *,
+    depth: int,
+    num_samples: int,
+    seed: int = 0,
+    max_trajectories: int = MAX_TRAJECTORIES,
 ) -> Tensor:
     """log p(y | x) by prior Monte Carlo: the log of the mean of p(y | h_T) over trajectories of the prior.
 
     Unbiased for p, so below log p on average, by an amount that falls with ``num_samples``.
 
     Args:
-        x: inputs, ``[B, *event]``.
+        x: inputs, ``[B, *event]``; None for p(x).
         y: answers, ``[B, L_out]``; they are looked at only after each trajectory has ended.
         depth: supervision steps.
         num_samples: S.
+        max_trajectories: the most that run at once.
 
     Returns:
         nats per input, ``[B]``.
     """
     log_p = rollout_log_prob(
-        model, x, y, depth=depth, num_samples=num_samples, seed=seed, max_trajectories=MAX_TRAJECTORIES
+        model, x, y, depth=depth, num_samples=num_samples, seed=seed, max_trajectories=max_trajectories
     )
     return log_p.logsumexp(0) - math.log(num_samples)

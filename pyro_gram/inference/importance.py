@@ -57,23 +57,34 @@ class GuidanceScale(Messenger):
             self.by_transition.append(msg["value"].square().mean((-2, -1)).sqrt())
 
 
-MAX_TRACED = 256  # trajectories traced at once: a trace holds every tensor of the whole trajectory
+MAX_TRACED = 256  # trajectories of 8 positions traced at once: a trace holds every tensor of the whole trajectory
 
 
 def guide_draws(
-    model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor, *, steps: int, num_samples: int, seed: int = 0
+    model: nn.Module,
+    guide: nn.Module,
+    x: Tensor | None,
+    y: Tensor,
+    *,
+    steps: int,
+    num_samples: int,
+    seed: int = 0,
+    max_traced: int = MAX_TRACED,
 ) -> GuideDraws:
     """Draw ``num_samples`` trajectories of ``steps`` supervision steps from the guide, each with its weight.
 
     Args:
-        x: inputs, ``[B, *event]``.
+        x: inputs, ``[B, *event]``; None for p(x).
         y: answers, int64 ``[B, L_out]``.
+        max_traced: the most trajectories that are traced at once.
     """
-    at_once = max(1, MAX_TRACED // num_samples)
-    devices = [x.device] if x.is_cuda else []
+    at_once = max(1, max_traced // num_samples)
+    devices = [y.device] if y.is_cuda else []
+    ys = y.split(at_once)
+    xs = [None] * len(ys) if x is None else x.split(at_once)
     with torch.random.fork_rng(devices=devices), torch.no_grad(), pyro.validation_enabled(False):
         parts = []
-        for chunk, (a, b) in enumerate(zip(x.split(at_once), y.split(at_once), strict=True)):
+        for chunk, (a, b) in enumerate(zip(xs, ys, strict=True)):
             torch.manual_seed(seed + chunk)
             parts.append(_draw(model, guide, a, b, steps, num_samples))
     if isinstance(guide, EffectGuide):
@@ -86,13 +97,13 @@ def guide_draws(
     )
 
 
-def _draw(model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor, steps: int, num_samples: int) -> GuideDraws:
+def _draw(model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps: int, num_samples: int) -> GuideDraws:
     with GuidanceScale() as scale, pyro.plate("trajectories", num_samples, dim=-2):
         model_trace, guide_trace = get_importance_trace(
             "flat", math.inf, model, guide, (x, y), {"steps": steps, "truncated": False}
         )
     terms = read_terms(model_trace, guide_trace)
-    shape = (num_samples, len(x))
+    shape = (num_samples, len(y))
     log_q = _sum_log_prob(guide_trace, shape, lambda name: transition_of(name) is not None)
     log_p = _sum_log_prob(model_trace, shape, lambda name: transition_of(name) is not None or name == OBSERVED)
     likelihood = model_trace.nodes[OBSERVED]["fn"]

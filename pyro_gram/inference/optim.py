@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from pyro_gram.checks import AT_LEAST_0, FRACTION, POSITIVE, check_range
 from pyro_gram.errors import ConfigError
 
+EMBEDDING = "puzzle_embedding"  # parameters of this name have a rate and a decay of their own
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -25,9 +27,11 @@ class OptimConfig:
 
     Attributes:
         lr: the learning rate after warm-up.
-        weight_decay: decoupled decay; matrices only where ``decay_matrices_only``.
+        weight_decay: decoupled decay.
         clip: largest global norm of the gradient of the mean loss per input, nats.
         warmup: updates over which the rate rises linearly from 0.
+        embedding_lr: the rate of puzzle embeddings (ARC; TRM's is 100 times the rest); 0 for ``lr``.
+        embedding_decay: their decay.
         final: the rate falls along a half cosine to ``final * lr`` at the last update of the run; 1 keeps it constant.
     """
 
@@ -38,6 +42,8 @@ class OptimConfig:
     clip: float = 1.0
     warmup: int = 2000
     final: float = 1.0
+    embedding_lr: float = 0.0
+    embedding_decay: float = 0.1
 
     def __post_init__(self) -> None:
         check_range(
@@ -49,10 +55,15 @@ class OptimConfig:
             clip=POSITIVE,
             warmup=AT_LEAST_0,
             final=FRACTION,
+            embedding_lr=AT_LEAST_0,
+            embedding_decay=AT_LEAST_0,
         )
 
     def rate(self, update: int, done: float) -> float:
-        """The learning rate of one update (counted from 0), with the share ``done`` of the run behind it."""
+        """The learning rate of one update (counted from 0), with the share ``done`` of the run behind it.
+
+        Puzzle embeddings take ``embedding_lr / lr`` times as much.
+        """
         rising = min(1.0, (update + 1) / max(1, self.warmup))
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         return self.lr * rising * (self.final + (1 - self.final) * cosine)
@@ -79,8 +90,15 @@ class TorchOptim(PyroOptim):
         self.named = {f"{name}.{key}": p for name, module in modules.items() for key, p in module.named_parameters()}
         parameters = list(self.named.values())
         self._known = set(parameters)
+        embeddings = [p for name, p in self.named.items() if name.endswith(EMBEDDING)]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for name, p in self.named.items() if not name.endswith(EMBEDDING)], "relative": 1.0}
+        ]
+        if embeddings:
+            relative = config.embedding_lr / config.lr if config.embedding_lr else 1.0
+            groups.append({"params": embeddings, "relative": relative, "weight_decay": config.embedding_decay})
         self.torch_optimizer = torch.optim.AdamW(
-            parameters,
+            groups,
             lr=config.lr,
             weight_decay=config.weight_decay,
             betas=(config.beta1, config.beta2),
@@ -95,7 +113,7 @@ class TorchOptim(PyroOptim):
         # SVI clears the gradients of announced parameters only; this class trains, and so clears, all of its own.
         nn.utils.clip_grad_norm_(self.named.values(), self.config.clip)  # in order: sums of floats repeat
         for group in self.torch_optimizer.param_groups:
-            group["lr"] = self.config.rate(self.update, self.done)
+            group["lr"] = self.config.rate(self.update, self.done) * group["relative"]
         self.torch_optimizer.step()
         self.torch_optimizer.zero_grad(set_to_none=True)
         self.update += 1

@@ -24,6 +24,11 @@ from pyro_gram.networks.core import LatentState
 MAX_TRAJECTORIES = 2048  # at L = 8, D = 128 about 250 MB at the widest point of a transition
 
 
+def at_once(length: int) -> int:
+    """How many trajectories of ``length`` positions run at once unless told otherwise: as much memory as 2048 of 8."""
+    return max(1, min(MAX_TRAJECTORIES, MAX_TRAJECTORIES * 8 // length))
+
+
 @dataclass(frozen=True)
 class Rollout:
     """Trajectories of the prior, decoded.
@@ -106,7 +111,7 @@ def rollout(
 
 def rollout_log_prob(
     model: Callable[..., Any],
-    x: Tensor,
+    x: Tensor | None,
     y: Tensor,
     *,
     num_samples: int,
@@ -116,12 +121,16 @@ def rollout_log_prob(
 ) -> Tensor:
     """log p(y | h_T) at the end of each of ``num_samples`` trajectories of the prior, nats, ``[N, B]``.
 
-    The trajectories are those of :func:`rollout`; y is looked at when they have ended.
+    The trajectories are those of :func:`rollout`; y is looked at when they have ended. Where x is None, every datum
+    is scored under the same N trajectories.
     """
     _check(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
-    width = max(1, max_trajectories // num_samples)
     parts = []
     with _quiet(x):
+        if x is None:
+            decode = _final(model, None, None, num_samples, depth)
+            return torch.cat([decode.likelihood.log_prob(b) for b in y.split(64)], dim=1)
+        width = max(1, max_trajectories // num_samples)
         for chunk, (a, b) in enumerate(zip(x.split(width), y.split(width), strict=True)):
             torch.manual_seed(seed + chunk)
             decode = _final(model, a, None, num_samples, depth)

@@ -53,8 +53,22 @@ class PaddedEncoder(nn.Module):
         return F.pad(e, (0, 0, self.prefix, 0)) if self.prefix else e
 
 
-def make_encoder(length: int, features: int | None, vocabulary: int, width: int, prefix: int) -> nn.Module:
-    """The encoder of an input of ``features`` tokens a position (``None``: a plain sequence of tokens)."""
-    if features is None:
-        return PaddedEncoder(TokenEncoder(vocabulary, width), prefix)
-    return PaddedEncoder(FeatureEncoder(features, vocabulary, width), prefix)
+class PuzzleEncoder(nn.Module):
+    """Puts the learned embedding of a puzzle before the encoded tokens (ARC, Appendix B.2).
+
+    ``int64 [..., 1 + L] -> [..., prefix + L, D]``; the first token is the number of the puzzle. As in TRM the embedding
+    is one vector and stands at the first of ``prefix`` positions, the others are zero: with a puzzle for each of 1,000
+    versions of a task, 16 vectors each would be tens of gigabytes. Embeddings start at zero, and the optimizer gives
+    them a rate of their own by their name.
+    """
+
+    def __init__(self, encoder: nn.Module, puzzles: int, prefix: int, width: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.prefix = prefix
+        self.puzzle_embedding = nn.Parameter(torch.zeros(puzzles, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        puzzle = self.puzzle_embedding[tokens[..., 0]] * math.sqrt(self.puzzle_embedding.shape[-1])
+        puzzle = F.pad(puzzle[..., None, :], (0, 0, 0, self.prefix - 1))
+        return torch.cat((puzzle, self.encoder(tokens[..., 1:])), dim=-2)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from pyro_gram.checks import check_choice
+from pyro_gram.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,11 +24,15 @@ class TaskSpec:
     """The shapes that networks are built for.
 
     Attributes:
-        input_length: L of x.
+        input_length: L, the positions of the sequence.
         input_features: tokens a position (x is ``[B, L, F]``), or None for one (x is ``[B, L]``).
-        input_vocabulary: input tokens lie in ``[0, input_vocabulary)``.
-        output_length: L of y; an answer stands at the last ``output_length`` positions of the sequence.
+        input_vocabulary: input tokens lie in ``[0, input_vocabulary)``; 0 where there is no input (p(x)).
+        output_length: L_out, tokens in an answer; they stand at the last positions of the sequence.
         output_classes: output tokens lie in ``[0, output_classes)``.
+        puzzles: where positive, x is ``[B, 1 + L]`` and its first token the number of the puzzle, in
+            ``[0, puzzles)``: each has a learned embedding (ARC).
+        image: rows and columns of an answer that is an image, its L_out pixels row by row; None for a sequence.
+        patch: side of the square of pixels that one position of the sequence holds (images only).
     """
 
     input_length: int
@@ -35,24 +40,47 @@ class TaskSpec:
     input_vocabulary: int
     output_length: int
     output_classes: int
+    puzzles: int = 0
+    image: tuple[int, int] | None = None
+    patch: int = 1
+
+    @property
+    def conditional(self) -> bool:
+        """Is there an input? If not, the program is p(x) and its answers are the data."""
+        return self.input_vocabulary > 0
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The event shape of x."""
+        if self.puzzles:
+            return (1 + self.input_length,)
+        return (self.input_length,) if self.input_features is None else (self.input_length, self.input_features)
 
 
 @dataclass(frozen=True)
 class PuzzleSet:
-    """Inputs and, for each, every solution.
+    """Inputs and, for each, its solutions.
 
     Attributes:
-        inputs: int64 ``[N, ...]``.
-        solutions: int64 ``[M, L_out]``, the solutions of input i at rows ``offsets[i] : offsets[i + 1]``.
+        inputs: int64 ``[N, ...]``; None for the empty condition of p(x), which is one input: its solutions are data.
+        solutions: integers ``[M, L_out]`` (uint8 where int64 would be large), those of input i at rows
+            ``offsets[i] : offsets[i + 1]``.
         offsets: int64 ``[N + 1]``.
+        complete: are these all the solutions? If not, coverage has no meaning and is left out.
     """
 
-    inputs: Tensor
+    inputs: Tensor | None
     solutions: Tensor
     offsets: Tensor
+    complete: bool = True
+
+    @classmethod
+    def unconditional(cls, data: Tensor, complete: bool = False) -> PuzzleSet:
+        """The empty condition, with ``data`` int64 ``[M, L_out]`` for its solutions."""
+        return cls(None, data, torch.tensor([0, len(data)]), complete)
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(self.offsets) - 1
 
     @property
     def num_solutions(self) -> Tensor:
@@ -67,32 +95,43 @@ class PuzzleSet:
         """One solution of each input ``index`` (int64 ``[B]``), uniform over its solutions: int64 ``[B, L_out]``."""
         counts = self.num_solutions[index]
         draw = (torch.rand(len(index), generator=generator, dtype=torch.float64) * counts).long()
-        return self.solutions[self.offsets[index] + draw]
+        return self.solutions[self.offsets[index] + draw].long()
+
+    def pairs(self, count: int, generator: torch.Generator) -> tuple[Tensor | None, Tensor]:
+        """Up to ``count`` pairs (x, y): the first inputs with a target each, or for p(x) data drawn at random."""
+        if self.inputs is None:
+            return None, self.solutions[torch.randperm(len(self.solutions), generator=generator)[:count]].long()
+        first = self.subset(count)
+        return first.inputs, first.sample_targets(torch.arange(len(first)), generator)
 
     def subset(self, count: int) -> PuzzleSet:
         """The first ``count`` puzzles (all, where there are fewer)."""
         count = min(count, len(self))
-        return PuzzleSet(self.inputs[:count], self.solutions[: self.offsets[count]], self.offsets[: count + 1])
+        inputs = None if self.inputs is None else self.inputs[:count]
+        return replace(
+            self, inputs=inputs, solutions=self.solutions[: self.offsets[count]], offsets=self.offsets[: count + 1]
+        )
 
 
 class Task(ABC):
     """A problem: where its data comes from, what is right, how it reads and looks.
 
     Subclasses are registered in ``TASKS``, name their frozen config dataclass as ``Config``, and take
-    ``(config, data_dir)``. Every tensor argument may have any leading shape.
+    ``(config, data_dir)``. Every tensor argument may have any leading shape; x is None in tasks without input.
     """
 
     Config: ClassVar[type]
     registered_name: ClassVar[str] = ""
     spec: TaskSpec
     unit: ClassVar[str] = "violation"  # what ``violations`` counts, in the singular
+    checkable: ClassVar[bool] = True  # can an answer be right or wrong? (a handwritten digit cannot)
 
     @abstractmethod
     def split(self, name: str) -> PuzzleSet:
-        """The puzzles of ``train``, ``validation`` or ``test``; no input, nor a symmetry of it, in two of them."""
+        """The puzzles of ``train``, ``validation`` or ``test``, in random order; no input is in two of them."""
 
     @abstractmethod
-    def violations(self, x: Tensor, y: Tensor) -> Tensor:
+    def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
         """int64 ``[...]``: how many constraints of ``x [..., *event]`` the answer ``y [..., L_out]`` breaks."""
 
     @abstractmethod
@@ -100,15 +139,15 @@ class Task(ABC):
         """One input from its text: int64 ``[*event]``. Raises InputError naming what is wrong."""
 
     @abstractmethod
-    def format_input(self, x: Tensor) -> str:
+    def format_input(self, x: Tensor | None) -> str:
         """The text of one input, as ``parse`` reads it."""
 
     @abstractmethod
-    def format_solution(self, x: Tensor, y: Tensor) -> str:
+    def format_solution(self, x: Tensor | None, y: Tensor) -> str:
         """The text of one answer."""
 
     @abstractmethod
-    def draw(self, axes: Axes, x: Tensor, y: Tensor | None = None) -> None:
+    def draw(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
         """A picture of one input and, where given, an answer with its mistakes marked."""
 
     def read(self, text: str) -> Iterator[Tensor]:
@@ -117,17 +156,38 @@ class Task(ABC):
             if line.strip():
                 yield self.parse(line.strip())
 
-    def valid(self, x: Tensor, y: Tensor) -> Tensor:
+    def valid(self, x: Tensor | None, y: Tensor) -> Tensor:
         """bool ``[...]``: is the answer right?"""
         return self.violations(x, y) == 0
 
-    def canonical(self, x: Tensor, y: Tensor) -> Tensor:
+    def canonical(self, x: Tensor | None, y: Tensor) -> Tensor:
         """The representative of all answers that count as the same. The default: the answer itself."""
         return y
 
-    def augment(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor | None, Tensor]:
         """A random symmetry of each training pair that is never a held-out input. The default: none."""
         return x, y
+
+    def assess(self, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, float]:
+        """Further figures of this task, from samples ``tokens`` int64 ``[N, B, L_out]`` for ``puzzles``."""
+        return {}
+
+
+class GenerativeTask(Task):
+    """A task without input: its answers are data, and the program is p(x).
+
+    ``split`` returns ``PuzzleSet.unconditional``; every x is None. Subclasses implement :meth:`split`,
+    :meth:`violations`, :meth:`format_solution` and :meth:`draw`.
+    """
+
+    def parse(self, text: str) -> Tensor:
+        raise InputError(
+            f"the task {self.registered_name or type(self).__name__} takes no input: its checkpoints are models p(x), "
+            "sampled with experiments/sample.py"
+        )
+
+    def format_input(self, x: Tensor | None) -> str:
+        return ""
 
 
 def check_split(name: str) -> None:

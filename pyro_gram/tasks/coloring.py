@@ -92,13 +92,14 @@ class Coloring(Task):
         edges = adjacency[..., self._rows, self._cols].long() + 1
         return torch.nn.functional.pad(edges, (0, self.n))
 
-    def edges(self, x: Tensor) -> Tensor:
+    def edges(self, x: Tensor | None) -> Tensor:
         """Which pairs are edges: input tokens to bool ``[..., pairs]``, in the order of the upper triangle."""
+        assert x is not None
         if self.config.layout == "vertex":
             return x[..., self._rows, self._cols] == 1
         return x[..., : self.pairs] == 2
 
-    def adjacency(self, x: Tensor) -> Tensor:
+    def adjacency(self, x: Tensor | None) -> Tensor:
         """Input tokens to a symmetric bool ``[..., n, n]``."""
         edges = self.edges(x)
         matrix = edges.new_zeros(*edges.shape[:-1], self.n, self.n)
@@ -107,12 +108,12 @@ class Coloring(Task):
 
     # ---- what is right -----------------------------------------------------------------------------------------
 
-    def violations(self, x: Tensor, y: Tensor) -> Tensor:
+    def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
         """Edges whose ends have one colour, plus vertices that hold no colour at all (``edge`` layout)."""
         same = y[..., self._rows] == y[..., self._cols]
         return (same & self.edges(x)).sum(-1) + (y < self._first_color).sum(-1)
 
-    def canonical(self, x: Tensor, y: Tensor) -> Tensor:
+    def canonical(self, x: Tensor | None, y: Tensor) -> Tensor:
         """Colours renumbered in order of first appearance; tokens that are no colour stay as they are."""
         color = y - self._first_color
         which = torch.arange(COLORS)
@@ -158,8 +159,9 @@ class Coloring(Task):
         offsets = torch.cat((torch.zeros(1, dtype=torch.long), counts.cumsum(0)))
         return PuzzleSet(self.encode(adjacency), solutions + self._first_color, offsets)
 
-    def augment(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A random renumbering of the vertices of each pair, the answer made canonical again."""
+        assert x is not None
         order = torch.rand(*y.shape, generator=generator).argsort(-1)  # [..., n]
         adjacency = self.adjacency(x)
         adjacency = adjacency.gather(-2, order[..., :, None].expand_as(adjacency))
@@ -192,14 +194,14 @@ class Coloring(Task):
         else:
             yield from super().read(text)
 
-    def format_input(self, x: Tensor) -> str:
+    def format_input(self, x: Tensor | None) -> str:
         return nx.to_graph6_bytes(self._graph(x), header=False).decode().strip()
 
-    def format_solution(self, x: Tensor, y: Tensor) -> str:
+    def format_solution(self, x: Tensor | None, y: Tensor) -> str:
         """Colours 0-2 as a digit string, vertex by vertex; ``?`` for a token that is no colour."""
         return "".join("?" if c < 0 else str(c) for c in (y - self._first_color).tolist())
 
-    def draw(self, axes: Axes, x: Tensor, y: Tensor | None = None) -> None:
+    def draw(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
         graph = self._graph(x)
         position = nx.circular_layout(graph)
         colors = [-1] * self.n if y is None else (y - self._first_color).tolist()
@@ -212,7 +214,7 @@ class Coloring(Task):
         axes.margins(0.15)
         axes.set_axis_off()
 
-    def _graph(self, x: Tensor) -> nx.Graph:
+    def _graph(self, x: Tensor | None) -> nx.Graph:
         return nx.from_numpy_array(self.adjacency(x).numpy().astype(int))
 
 

@@ -17,25 +17,32 @@ def generator_for(*key: int) -> torch.Generator:
 class TargetStream:
     """Batch number -> (x, y): each input once an epoch, its target uniform over its solutions at each visit.
 
+    Without input (p(x)): each datum once an epoch, and x is None.
+
     Args:
         task: for its augmentation.
         puzzles: the training split.
-        batch: inputs a batch; lowered to the size of the split where that is smaller.
+        batch: pairs a batch; lowered to the size of the split where that is smaller.
         seed: of order, targets and augmentation.
         augment: apply the task's symmetries.
     """
 
     def __init__(self, task: Task, puzzles: PuzzleSet, batch: int, seed: int, augment: bool = True) -> None:
         self.task, self.puzzles, self.seed, self.augment = task, puzzles, seed, augment
-        self.batch = min(batch, len(puzzles))
-        self.per_epoch = len(puzzles) // self.batch
+        self.size = len(puzzles.solutions) if puzzles.inputs is None else len(puzzles)
+        self.batch = min(batch, self.size)
+        self.per_epoch = self.size // self.batch
         self._order: tuple[int, Tensor] | None = None
 
-    def __call__(self, number: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, number: int) -> tuple[Tensor | None, Tensor]:
         epoch, place = divmod(number, self.per_epoch)
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, torch.randperm(len(self.puzzles), generator=generator_for(self.seed, 0, epoch))
+            self._order = epoch, torch.randperm(self.size, generator=generator_for(self.seed, 0, epoch))
         index = self._order[1][place * self.batch : (place + 1) * self.batch]
         generator = generator_for(self.seed, 1, number)
-        x, y = self.puzzles.inputs[index], self.puzzles.sample_targets(index, generator)
+        x: Tensor | None
+        if self.puzzles.inputs is None:
+            x, y = None, self.puzzles.solutions[index].long()
+        else:
+            x, y = self.puzzles.inputs[index], self.puzzles.sample_targets(index, generator)
         return self.task.augment(x, y, generator) if self.augment else (x, y)

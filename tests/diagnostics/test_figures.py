@@ -6,6 +6,8 @@ from matplotlib.figure import Figure
 
 from pyro_gram.diagnostics import figures
 from pyro_gram.diagnostics.metrics import solution_ids
+from pyro_gram.tasks.mnist import MNIST, MNISTConfig
+from pyro_gram.tasks.sudoku_uncond import SudokuBoards
 from tests.conftest import small
 
 LOOK = {
@@ -119,3 +121,37 @@ def test_formation_has_a_row_a_trajectory_and_a_column_a_step(depth, columns, ta
     assert text.count("step 1: valid") == 2
     assert f"step {depth}: valid" in text
     assert "each row a trajectory" in text
+
+
+def test_samples_are_shown_as_they_came():
+    task = MNIST(MNISTConfig(side=14, patch=2))
+    tokens = torch.randint(0, 2, (80, 196), generator=torch.Generator().manual_seed(0))
+    figure = figures.samples(task, tokens)
+    assert "64 trajectories of the prior" in words(figure)
+    assert "valid" not in words(figure)
+    shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    assert [picture.tolist() for picture in shown] == tokens[:64].view(-1, 14, 14).tolist()
+    assert len(figures.samples(task, tokens[:5]).axes) == 8
+
+
+def test_samples_of_boards_are_counted():
+    task = SudokuBoards(SudokuBoards.Config(size=4))
+    boards = task.split("test").solutions[:4].long().clone()
+    boards[1] = 0
+    assert "4 trajectories of the prior, 3 of them valid" in words(figures.samples(task, boards))
+
+
+def test_formation_without_input_names_the_steps_only():
+    task = MNIST(MNISTConfig(side=14, patch=2))
+    figure = figures.formation(task, None, torch.zeros(3, 2, 196, dtype=torch.long))
+    text = words(figure)
+    assert text.count("step 3") == 2
+    assert "valid" not in text
+    assert "One input" not in text
+
+
+def test_training_on_images_shows_the_tasks_own_figure():
+    look = {"elbo_full": -3.0, "elbo_surrogate": -2.0, "prior_frechet_distance": 20.0}
+    figure = figures.training([row(i, **look) for i in range(3)])
+    assert "frechet distance (log scale)" in words(figure)
+    assert figure.axes[2].lines[0].get_ydata().tolist() == [20.0] * 3

@@ -1,9 +1,11 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
-from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit, measure, solution_ids
+from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit, measure, solution_ids, votes
+from pyro_gram.registry import TASKS
 from pyro_gram.tasks.base import PuzzleSet
 from pyro_gram.tasks.coloring import Coloring, ColoringConfig
 
@@ -128,3 +130,37 @@ def test_metrics_are_plain_numbers():
     task = make()
     values = measure(task, path_and_triangle(task), tokens(task, "010 012")).to_dict().values()
     assert {type(v) for v in values} == {int, float}
+
+
+def test_the_vote_goes_to_the_most_frequent_and_a_tie_to_the_first():
+    task = make()
+    puzzles = path_and_triangle(task)
+    samples = tokens(task, "000 001", "010 012", "101 001", "111 012", "000 012")
+    winners = votes(task.canonical(puzzles.inputs, samples))
+    # the path: 010 twice (101 is the same), 000 thrice (111 is the same); the triangle: 012 thrice
+    assert winners.tolist() == [[0, 0, 0], [0, 1, 2]]
+    assert measure(task, puzzles, samples).vote_accuracy == 0.5
+    tie = votes(tokens(task, "010 012", "000 001", "000 001", "010 012"))
+    assert tie.tolist() == [[0, 1, 0], [0, 1, 2]]
+
+
+def test_where_not_all_solutions_are_known_there_is_no_coverage():
+    task = make()
+    puzzles = replace(path_and_triangle(task), complete=False)
+    m = measure(task, puzzles, tokens(task, "010 000"))
+    assert m.coverage is m.coverage_limit is m.coverage_se is None
+    assert (m.accuracy, m.violations) == (0.5, 3)
+
+
+def test_samples_of_p_x_are_measured_one_by_one():
+    task = TASKS.get("sudoku_uncond")(TASKS.get("sudoku_uncond").Config(size=4))
+    puzzles = task.split("test")
+    drawn = puzzles.solutions[[0, 1, 1, 2]].long()[:, None]
+    drawn[3, 0, :2] = drawn[3, 0, 0]  # a digit twice in its row, and another gone
+    m = measure(task, puzzles, drawn)
+    assert (m.accuracy, m.sample_accuracy) == (0.75, 0.75)
+    assert m.violations == int(task.violations(None, drawn).sum()) > 0
+    assert m.any_valid is m.vote_accuracy is None
+    assert m.coverage == pytest.approx(2 / 288)
+    assert m.coverage_limit == pytest.approx(1 - (1 - 1 / 288) ** 4)
+    assert (m.num_inputs, m.num_samples) == (1, 4)

@@ -4,7 +4,7 @@ import math
 import pyro
 import pytest
 import torch
-from pyro.infer import SVI
+from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.elbo import ELBOModule
 
 from pyro_gram.errors import ConfigError
@@ -212,3 +212,31 @@ def test_every_bound_trains_with_every_guide(elbo, guide):
 def test_bad_train_settings_are_named(settings, message):
     with pytest.raises(ConfigError, match=message):
         TrainConfig(**settings)
+
+
+def test_puzzle_embeddings_have_a_rate_and_a_decay_of_their_own():
+    case = case_of(task_name="arc", optim={"lr": 1e-3, "embedding_lr": 0.1, "embedding_decay": 0.5, "warmup": 1})
+    model, guide = case.assembly.model, case.assembly.guide
+    config = case.assembly.config.optim
+    optim = TorchOptim({"model": model, "guide": guide}, config)
+    main, embeddings = optim.torch_optimizer.param_groups
+    (embedding,) = embeddings["params"]
+    assert embedding is model.encoder.puzzle_embedding
+    assert all(p is not embedding for p in main["params"])
+    assert embeddings["weight_decay"] == 0.5
+    before = embedding.detach().clone()
+    SVI(model, guide, optim, Trace_ELBO()).step(case.x, case.y)
+    assert (main["lr"], embeddings["lr"]) == pytest.approx((1e-3, 0.1))
+    seen = case.x[:, 0].unique()
+    step = (embedding - before * (1 - 0.1 * 0.5)).abs()
+    assert step[seen].amax().item() == pytest.approx(0.1, rel=1e-2)  # Adam's first step is its rate
+    optim.set_state({key: value.clone() for key, value in optim.get_state().items()})
+    assert len(optim.get_state()) == 1 + 3 * len(optim.named)
+
+
+def test_without_a_rate_of_their_own_embeddings_take_the_common_one():
+    case = case_of(task_name="arc", optim={"lr": 1e-3, "warmup": 1})
+    optim = TorchOptim({"model": case.assembly.model}, case.assembly.config.optim)
+    case.assembly.model(case.x, case.y).sum()
+    optim(case.assembly.model.parameters())
+    assert {group["lr"] for group in optim.torch_optimizer.param_groups} == {1e-3}

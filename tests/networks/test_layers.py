@@ -5,7 +5,7 @@ from torch import nn
 from pyro_gram.errors import ConfigError
 from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
 from pyro_gram.networks.decoders import TokenDecoder
-from pyro_gram.networks.encoders import FeatureEncoder, TokenEncoder, make_encoder
+from pyro_gram.networks.encoders import FeatureEncoder, PaddedEncoder, TokenEncoder
 from pyro_gram.networks.heads import GaussianHead
 from pyro_gram.networks.layers import PositionSwiGLU, RMSNorm, RotaryAttention, SwiGLU, make_stack
 
@@ -106,7 +106,7 @@ def test_feature_encoder_sums_one_embedding_per_feature_and_value():
 
 
 def test_prefix_positions_are_zero_and_the_decoder_reads_the_end():
-    encoder = make_encoder(L, None, 5, D, prefix=3)
+    encoder = PaddedEncoder(TokenEncoder(5, D), prefix=3)
     e = encoder(torch.randint(0, 5, (2, L)))
     assert e.shape == (2, L + 3, D)
     assert (e[:, :3] == 0).all()

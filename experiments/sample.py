@@ -1,0 +1,87 @@
+"""Draw from a model p(x): ``python experiments/sample.py --checkpoint PATH --num-samples 64 --out boards.png``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import pyro_gram
+from pyro_gram.cli import Parser, call
+from pyro_gram.diagnostics import figures
+from pyro_gram.errors import UserError
+from pyro_gram.files import write_via
+from pyro_gram.inference.sampling import Rollout
+from pyro_gram.solver import Solver
+
+SUFFIXES = (".npz", ".png")
+
+
+def out_file(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in SUFFIXES:
+        raise argparse.ArgumentTypeError(f"give a file ending in .npz (all samples) or .png (a picture), not {text!r}")
+    return path
+
+
+def make_parser() -> Parser:
+    parser = Parser("sample.py", description=__doc__)
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="PATH", help=".safetensors, or a run's directory"
+    )
+    parser.add_argument("--num-samples", type=int, default=64, metavar="N", help="trajectories (default 64)")
+    parser.add_argument("--out", type=out_file, required=True, metavar="FILE", help="FILE.npz or FILE.png")
+    parser.add_argument("--depth", type=int, metavar="S", help="supervision steps (default: as the run was measured)")
+    parser.add_argument("--formation", action="store_true", help="how samples form over the steps (.png: of 6)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
+    parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
+    return parser
+
+
+def arrays(solver: Solver, rolled: Rollout) -> dict[str, Any]:
+    """What the .npz holds: ``tokens [N, L_out]``, ``score [N]`` (nats), ``valid [N]``, ``history [S, N, L_out]``."""
+    tokens = rolled.tokens[:, 0]
+    found = {"tokens": tokens.numpy().astype(np.uint8), "score": rolled.score[:, 0].numpy()}
+    if solver.task.checkable:
+        found["valid"] = solver.task.valid(None, tokens).numpy()
+    if rolled.history is not None:
+        found["history"] = rolled.history[:, :, 0].numpy().astype(np.uint8)
+    return found
+
+
+def picture(solver: Solver, rolled: Rollout) -> Any:
+    if rolled.history is not None:
+        return figures.formation(solver.task, None, rolled.history[:, :6, 0])
+    columns = min(8, max(1, round(len(rolled.tokens) ** 0.5)))
+    return figures.samples(solver.task, rolled.tokens[:, 0], columns=columns, rows=-(-len(rolled.tokens) // columns))
+
+
+def main(argv: list[str]) -> int:
+    arguments = make_parser().parse_args(argv)
+    solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir)
+    if solver.task.spec.conditional:
+        raise UserError(
+            f"{arguments.checkpoint} solves inputs of the task {solver.config.names['task']}; it is no model p(x): "
+            "use experiments/solve.py"
+        )
+    if arguments.out.suffix == ".png" and arguments.num_samples > 400:
+        raise UserError("a picture holds at most 400 samples: lower --num-samples, or write an .npz")
+    rolled = solver.sample(None, arguments.num_samples, arguments.depth, arguments.seed, history=arguments.formation)
+    if arguments.out.suffix == ".npz":
+        found = arrays(solver, rolled)
+        write_via(arguments.out, lambda temporary: np.savez_compressed(temporary, **found))
+    else:
+        figure = picture(solver, rolled)
+        write_via(arguments.out, lambda temporary: figure.savefig(temporary, dpi=110))
+    share = ""
+    if solver.task.checkable:
+        share = f", {solver.task.valid(None, rolled.tokens).double().mean().item():.4f} of them valid"
+    print(f"{len(rolled.tokens)} samples{share}: {arguments.out}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(call(main))

@@ -1,0 +1,227 @@
+"""What is measured of a trained run, and everything that is written about it: weights, results, figures, the report."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_gram.checkpoint import save_model
+from pyro_gram.diagnostics import figures
+from pyro_gram.diagnostics.metrics import measure, solution_ids
+from pyro_gram.diagnostics.report import write_report
+from pyro_gram.files import write_json, write_via
+from pyro_gram.inference.bounds import Bounds, bounds, prior_log_likelihood
+from pyro_gram.inference.importance import MAX_TRACED
+from pyro_gram.inference.sampling import Rollout, at_once, rollout
+from pyro_gram.tasks.base import PuzzleSet, Task
+from pyro_gram.tasks.stream import generator_for
+from pyro_gram.version import __version__
+
+if TYPE_CHECKING:
+    from pyro_gram.run import Run
+
+MONITOR_INPUTS = 64  # validation inputs looked at during training
+MONITOR_SAMPLES = 1024  # samples of p(x) looked at during training
+BOUND_INPUTS = 1024  # the most pairs (x, y) whose bounds are computed
+LIKELIHOOD_INPUTS, LIKELIHOOD_SAMPLES = 64, 100  # the prior Monte Carlo estimate of log p(y | x)
+TRACED_DRAWS = 25  # trajectories a chain in inference.nc; fewer of more than 16 positions
+
+
+def monitor(run: Run) -> dict[str, float]:
+    """Bounds, and accuracy and coverage of the prior, of the averaged weights on a few validation inputs."""
+    task, config = run.assembly.task, run.assembly.config
+    puzzles = task.split("validation").subset(MONITOR_INPUTS)
+    seed = config.evaluate.seed
+    rolled = roll(run, puzzles.inputs, num_samples=min(config.evaluate.num_samples, MONITOR_SAMPLES))
+    metrics = measure(task, puzzles, rolled.tokens)
+    x, y = puzzles.pairs(MONITOR_INPUTS, generator_for(seed, len(puzzles)))
+    found = _bounds(run, x, y)
+    looked = {
+        "prior_accuracy": metrics.sample_accuracy,
+        "prior_coverage": metrics.coverage,
+        "coverage_limit": metrics.coverage_limit,
+        "elbo_full": found.full.mean().item(),
+        "elbo_surrogate": found.surrogate.mean().item(),
+    }
+    looked |= {f"prior_{name}": value for name, value in assess(task, puzzles, rolled.tokens).items()}
+    return {name: value for name, value in looked.items() if value is not None}
+
+
+def _bounds(run: Run, x: Tensor | None, y: Tensor) -> Bounds:
+    """The bounds of the averaged weights, at beta = 1; whole trajectories are traced, few of long sequences at once."""
+    model, guide = run.trainer.averaged
+    max_traced = max(1, 4 * MAX_TRACED * 8 // run.assembly.task.spec.input_length)
+    seed = run.assembly.config.evaluate.seed
+    return bounds(model, guide, run.to(x), run.to(y), steps=run.depth, seed=seed, max_traced=max_traced)
+
+
+def assess(task: Task, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, float]:
+    """A task's own figures, and for samples of digits the distances that a classifier sees."""
+    found = task.assess(puzzles, tokens)
+    if task.spec.image is not None:
+        from pyro_gram.diagnostics import digits
+
+        found |= digits.assess(task, task.split("train").solutions, tokens[:, 0])
+    return found
+
+
+def roll(run: Run, x: Tensor | None, **changes: Any) -> Rollout:
+    """Fresh trajectories of the averaged model's prior on inputs x, on the CPU again."""
+    evaluate, spec = run.assembly.config.evaluate, run.assembly.task.spec
+    settings = {
+        "num_samples": evaluate.num_samples,
+        "depth": run.depth,
+        "seed": evaluate.seed,
+        "max_trajectories": at_once(spec.input_length),
+    }
+    rolled = rollout(run.trainer.averaged[0], run.to(x), **{**settings, **changes})
+    return Rollout(rolled.tokens.cpu(), rolled.score.cpu(), None if rolled.history is None else rolled.history.cpu())
+
+
+def finish(run: Run) -> dict[str, Any]:
+    """Measure on the test split and write everything: weights, results, figures, inference.nc and the report."""
+    start = time.perf_counter()
+    model, guide = (m.eval() for m in run.trainer.averaged)
+    config, task = run.assembly.config, run.assembly.task
+    save_model(run.out / "model.safetensors", config, model, guide)
+    puzzles = task.split("test")
+    if config.evaluate.inputs:
+        puzzles = puzzles.subset(config.evaluate.inputs)
+    rolled = roll(run, puzzles.inputs)
+    metrics = test_metrics(run, puzzles, rolled.tokens)
+    drawn = draw_figures(run, puzzles, rolled.tokens)
+    write_inference_data(run, puzzles)
+    trained = run.trainer.elapsed
+    evaluated = time.perf_counter() - start
+    results = {
+        "task": config.names["task"],
+        "preset": config.preset,
+        "seed": config.seed,
+        "parameters": sum(p.numel() for p in run.assembly.model.parameters()),
+        "guide_parameters": sum(p.numel() for p in run.assembly.guide.parameters()),
+        "batches": run.trainer.number,
+        "seconds": {"train": trained, "evaluate": evaluated, "total": trained + evaluated},
+        "peak_memory_mb": peak_memory_mb(),
+        "metrics": metrics,
+        "environment": environment(),
+    }
+    write_json(run.out / "results.json", results)
+    write_report(run.out / "report.html", config.to_dict(), results, drawn)
+    return results
+
+
+def test_metrics(run: Run, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, Any]:
+    """The metrics of the roll-outs, and the bounds at beta = 1."""
+    seed = run.assembly.config.evaluate.seed
+    task = run.assembly.task
+    metrics = measure(task, puzzles, tokens)
+    x, y = puzzles.pairs(BOUND_INPUTS, generator_for(seed, len(puzzles)))
+    found = _bounds(run, x, y)
+    few = slice(LIKELIHOOD_INPUTS)
+    # Without input all data share their trajectories, so that many cost little.
+    samples = LIKELIHOOD_SAMPLES if x is not None else 10 * LIKELIHOOD_SAMPLES
+    log_p = prior_log_likelihood(
+        run.trainer.averaged[0],
+        run.to(None if x is None else x[few]),
+        run.to(y[few]),
+        depth=run.depth,
+        num_samples=samples,
+        seed=seed,
+        max_trajectories=at_once(task.spec.input_length),
+    )
+    return {
+        **metrics.to_dict(),
+        **_against_limits(puzzles, metrics.coverage, metrics.coverage_limit),
+        "elbo": found.full.mean().item(),
+        "elbo_full": found.full.mean().item(),
+        "elbo_surrogate": found.surrogate.mean().item(),
+        "elbo_inputs": len(y),
+        "log_likelihood_prior_mc": log_p.mean().item(),
+        "log_likelihood_samples": samples,
+        "log_likelihood_inputs": len(log_p),
+        "depth": run.depth,
+        **assess(task, puzzles, tokens),
+    }
+
+
+def _against_limits(puzzles: PuzzleSet, coverage: float | None, limit: float | None) -> dict[str, float]:
+    """What a perfect model would reach, where all solutions are known."""
+    if not puzzles.complete or coverage is None or limit is None:
+        return {}
+    log_m = puzzles.num_solutions.double().log()
+    return {
+        "coverage_ratio": coverage / limit,
+        "log_num_solutions": log_m.mean().item(),
+        "log_likelihood_limit": -log_m[:LIKELIHOOD_INPUTS].mean().item(),
+    }
+
+
+def draw_figures(run: Run, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, Path]:
+    """Every figure of the run as a PNG file, by name."""
+    task = run.assembly.task
+    rows = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    drawn = {"training": figures.training(rows)}
+    if puzzles.inputs is None:
+        history = roll(run, None, num_samples=4, history=True).history
+        assert history is not None
+        drawn["samples"] = figures.samples(task, tokens[:, 0])
+        drawn["formation"] = figures.formation(task, None, history[:, :, 0])
+        if task.spec.image is not None:
+            from pyro_gram.diagnostics import digits
+
+            drawn["neighbours"] = digits.neighbours(tokens[:, 0], task.split("train").solutions, task.spec.image[0])
+    else:
+        # An input with several solutions shows best how trajectories part.
+        several = int((puzzles.num_solutions - 6).abs().argmin())
+        history = roll(run, puzzles.inputs[several : several + 1], num_samples=3, history=True).history
+        assert history is not None
+        drawn["solved"] = figures.solved(task, puzzles, tokens)
+        if puzzles.complete and int(puzzles.num_solutions.max()) > 1:
+            drawn["coverage_by_solutions"] = figures.coverage_by_solutions(
+                solution_ids(task, puzzles, tokens), puzzles.num_solutions
+            )
+        drawn["formation"] = figures.formation(task, puzzles.inputs[several], history[:, :, 0])
+    paths = {name: run.out / "figures" / f"{name}.png" for name in drawn}
+    for name, figure in drawn.items():
+        write_via(paths[name], partial(figure.savefig, dpi=110))
+    return paths
+
+
+def write_inference_data(run: Run, puzzles: PuzzleSet, inputs: int = 32) -> None:
+    """inference.nc: the guide's and the prior's trajectories on a few held-out inputs."""
+    from pyro_gram.diagnostics import inference_data
+
+    model, guide = (m.cpu() for m in run.trainer.averaged)
+    config, task = run.assembly.config, run.assembly.task
+    draws = max(2, min(TRACED_DRAWS, 16 * TRACED_DRAWS // task.spec.input_length))
+    data = inference_data.collect(
+        task, model, guide, puzzles, inputs=inputs, depth=run.depth, draws=draws, seed=config.evaluate.seed
+    )
+    inference_data.save(data, run.out / "inference.nc")
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process has held, MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if platform.system() == "Darwin" else 2**10)
+
+
+def environment() -> dict[str, Any]:
+    """What the figures depend on besides the config."""
+    return {
+        "pyro_gram": __version__,
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+    }

@@ -1,0 +1,31 @@
+import torch
+
+from pyro_gram.tasks.symmetry import InputSet, unless_held_out
+
+
+def test_a_set_knows_its_members_and_nothing_else():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randint(0, 5, (2000, 3, 4), generator=generator).unique(dim=0)
+    members, others = inputs[::2], inputs[1::2]
+    known = InputSet(members, 5)
+    assert known.contains(members).all()
+    assert not known.contains(others).any()
+    assert known.contains(members[None, :3]).shape == (1, 3)
+
+
+def test_one_changed_token_is_another_input():
+    x = torch.zeros(1, 81, dtype=torch.long)
+    known = InputSet(x, 10)
+    for place in range(81):
+        y = x.clone()
+        y[0, place] = 9
+        assert not known.contains(y).any()
+
+
+def test_pairs_stay_where_their_image_is_held_out():
+    held = InputSet(torch.tensor([[1, 1]]), 2)
+    x, y = torch.tensor([[0, 0], [0, 1]]), torch.tensor([[5], [6]])
+    image_x, image_y = torch.tensor([[1, 1], [1, 0]]), torch.tensor([[7], [8]])
+    got_x, got_y = unless_held_out(held, x, y, image_x, image_y)
+    assert got_x.tolist() == [[0, 0], [1, 0]]
+    assert got_y.tolist() == [[5], [8]]
