@@ -1,0 +1,330 @@
+"""N-Queens completion (Section 4.2 and Appendix B.2 of the paper): put the missing queens back, in every possible way.
+
+Inputs are solutions with all but a few queens removed; each distinct input stands once, with all its completions. They
+are split 85:15 at random, as in the paper, so that the reflections and rotations of a held-out input are mostly
+training inputs; the augmentation of training by the eight symmetries of the board leaves out every image that is
+held out.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_choice, check_range, check_seed
+from pyro_gram.errors import ConfigError, InputError
+from pyro_gram.registry import TASKS
+from pyro_gram.tasks.base import PuzzleSet, Task, TaskSpec, check_split
+from pyro_gram.tasks.symmetry import InputSet, unless_held_out
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_ENUMERATED = 12  # 14,200 solutions; beyond, inputs come with the one solution they were made from
+TRAIN_SHARE = 0.85
+EMPTY, QUEEN = 1, 2  # tokens of the cell layout; 0 is the paper's padding
+GIVEN, FILLED, WRONG = "#222222", "#0072B2", "#C00000"
+
+
+@dataclass(frozen=True)
+class NQueensConfig:
+    """Which boards, and how they are laid out as tokens.
+
+    Attributes:
+        size: n. Up to 12 every solution of every input is known; beyond, one is, and coverage is left out.
+        fewest, most: queens left on the board (the paper removes 5 to 7 of 8, 7 to 9 of 10: 1 to 3 are left).
+        layout: ``row``: one token a row, 0 blank or 1 + column, answers the column; ``cell``: the paper's, one token a
+            square, 1 empty or 2 queen.
+        validation: inputs taken out of the training 85 %.
+        solutions: how many random solutions to draw where they cannot all be enumerated (n > 12).
+        data_seed: seed of the split; the same for every run that is to be compared.
+    """
+
+    size: int = 8
+    fewest: int = 1
+    most: int = 3
+    layout: str = "row"
+    validation: int = 128
+    solutions: int = 5000
+    data_seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_range(self, size=(4, 64), fewest=AT_LEAST_0, validation=AT_LEAST_1, solutions=(100, 1_000_000))
+        check_range(self, most=(self.fewest, self.size))
+        check_choice("layout", self.layout, ("row", "cell"))
+        check_seed(self.data_seed, "data_seed")
+
+
+@TASKS.register("nqueens")
+class NQueens(Task):
+    """Place n queens on an n x n board, none attacking another, some of them given."""
+
+    Config = NQueensConfig
+    unit = "conflict"
+
+    def __init__(self, config: NQueensConfig, data_dir: str | None = None) -> None:
+        self.config = config
+        n = self.n = config.size
+        if config.layout == "row":
+            self.spec = TaskSpec(n, None, n + 1, n, n)
+        else:
+            self.spec = TaskSpec(n * n, None, 3, n * n, 3)
+        self._lines = board_lines(n)
+        self._symmetries = board_symmetries(n)
+
+    # ---- layouts -----------------------------------------------------------------------------------------------
+
+    def encode(self, board: Tensor) -> Tensor:
+        """Queens, bool ``[..., n, n]`` with at most one a row, to input tokens by layout."""
+        if self.config.layout == "cell":
+            return board.flatten(-2).long() + EMPTY
+        return torch.where(board.any(-1), board.long().argmax(-1) + 1, 0)
+
+    def encode_answer(self, columns: Tensor) -> Tensor:
+        """The column of each row's queen, int64 ``[..., n]``, to output tokens by layout."""
+        if self.config.layout == "cell":
+            return torch.nn.functional.one_hot(columns, self.n).flatten(-2) + EMPTY
+        return columns
+
+    def board(self, x: Tensor) -> Tensor:
+        """The given queens of input tokens: bool ``[..., n, n]``."""
+        if self.config.layout == "cell":
+            return (x == QUEEN).unflatten(-1, (self.n, self.n))
+        return torch.arange(1, self.n + 1) == x[..., None]
+
+    def answer_board(self, y: Tensor) -> Tensor:
+        """The queens of output tokens: bool ``[..., n, n]``."""
+        if self.config.layout == "cell":
+            return (y == QUEEN).unflatten(-1, (self.n, self.n))
+        return torch.arange(self.n) == y[..., None]
+
+    # ---- what is right -----------------------------------------------------------------------------------------
+
+    def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
+        """Pairs of queens in one row, column or diagonal, plus given queens that are gone, plus queens not placed."""
+        assert x is not None
+        queens = self.answer_board(y)
+        on_line = queens.flatten(-2).float() @ self._lines.T  # [..., lines]
+        pairs = (on_line * (on_line - 1) / 2).sum(-1).long()
+        lost = (self.board(x) & ~queens).flatten(-2).sum(-1)
+        missing = (self.n - queens.flatten(-2).sum(-1)).clamp(min=0)
+        return pairs + lost + missing
+
+    # ---- data --------------------------------------------------------------------------------------------------
+
+    def split(self, name: str) -> PuzzleSet:
+        check_split(name)
+        return self._splits[name]
+
+    @cached_property
+    def _splits(self) -> dict[str, PuzzleSet]:
+        c = self.config
+        rng = np.random.default_rng(c.data_seed)
+        complete = c.size <= MAX_ENUMERATED
+        if complete:
+            given, solutions, offsets = completions(all_solutions(c.size), c.fewest, c.most)
+        else:
+            drawn = random_solutions(rng, c.size, c.solutions)
+            given, solutions, offsets = one_completion(drawn, rng, c.fewest, c.most)
+        order = torch.from_numpy(rng.permutation(len(given)))
+        train = int(TRAIN_SHARE * len(given))  # rounded down: what is left over goes to the test
+        if c.validation >= train:
+            raise ConfigError(f"validation = {c.validation} leaves nothing of the {train} training inputs: lower it")
+        bounds = {"validation": (0, c.validation), "train": (c.validation, train), "test": (train, len(given))}
+        whole = PuzzleSet(given, solutions, offsets, complete)
+        return {split: self._puzzles(whole, order[a:b]) for split, (a, b) in bounds.items()}
+
+    def _puzzles(self, whole: PuzzleSet, index: Tensor) -> PuzzleSet:
+        """The puzzles ``index`` of ``whole``, whose inputs and solutions are columns, in the task's layout."""
+        assert whole.inputs is not None
+        counts = whole.num_solutions[index]
+        rows = torch.cat([torch.arange(*whole.offsets[i : i + 2].tolist()) for i in index])
+        offsets = torch.cat((torch.zeros(1, dtype=torch.long), counts.cumsum(0)))
+        board = torch.arange(1, self.n + 1) == whole.inputs[index][..., None]
+        return PuzzleSet(self.encode(board), self.encode_answer(whole.solutions[rows]), offsets, whole.complete)
+
+    @cached_property
+    def _held_out(self) -> InputSet:
+        held = [self._splits[name].inputs for name in ("validation", "test")]
+        return InputSet(torch.cat([x for x in held if x is not None]), self.spec.input_vocabulary)
+
+    def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One of the eight symmetries of the board for each pair; the pair itself where the image is held out."""
+        assert x is not None
+        which = torch.randint(8, (len(y),), generator=generator)
+        cells = self._symmetries[which]  # [B, n * n]
+        image_x = self.board(x).flatten(-2).gather(-1, cells).unflatten(-1, (self.n, self.n))
+        image_y = self.answer_board(y).flatten(-2).gather(-1, cells).unflatten(-1, (self.n, self.n))
+        images = self.encode(image_x), self.encode_answer(image_y.long().argmax(-1))
+        return unless_held_out(self._held_out, x, y, *images)
+
+    # ---- text and picture --------------------------------------------------------------------------------------
+
+    def parse(self, text: str) -> Tensor:
+        """A board as rows joined by ``/``, queens ``Q`` and empty squares ``.``."""
+        n, rows = self.n, text.strip().split("/")
+        if len(rows) != n:
+            raise InputError(f"the board has {len(rows)} rows; this task has size = {n} (rows are joined by '/')")
+        for r, row in enumerate(rows, start=1):
+            if len(row) != n:
+                raise InputError(f"row {r} of the board has {len(row)} squares, not {n}: {row[:40]!r}")
+            strange = next((c for c in row if c not in "Q."), None)
+            if strange is not None:
+                raise InputError(f"row {r} of the board holds {strange!r}: use Q for a queen and . for an empty square")
+        board = torch.tensor([[c == "Q" for c in row] for row in rows])
+        queens = board.nonzero().tolist()
+        for (r1, c1), (r2, c2) in itertools.combinations(queens, 2):
+            if r1 == r2 or c1 == c2 or abs(r1 - r2) == abs(c1 - c2):
+                raise InputError(
+                    f"the queens at row {r1 + 1}, column {c1 + 1} and row {r2 + 1}, column {c2 + 1} attack each other"
+                )
+        if n <= MAX_ENUMERATED:
+            known = all_solutions(n)
+            given = torch.where(board.any(1), board.long().argmax(1), -1)
+            if not ((given < 0) | (known == given)).all(1).any():
+                raise InputError("these queens cannot be completed (checked against every solution): no answer exists")
+        return self.encode(board)
+
+    def format_input(self, x: Tensor | None) -> str:
+        assert x is not None
+        return _text(self.board(x))
+
+    def format_solution(self, x: Tensor | None, y: Tensor) -> str:
+        """The board in the form of the input."""
+        return _text(self.answer_board(y))
+
+    def draw(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
+        assert x is not None
+        n = self.n
+        given = self.board(x)
+        queens = given if y is None else self.answer_board(y)
+        checks = ((torch.arange(n)[:, None] + torch.arange(n)) % 2).numpy()
+        axes.imshow(checks, cmap="Greys", vmin=-0.3, vmax=4, extent=(0, n, n, 0))
+        lines = self._lines.view(-1, n, n) > 0
+        crowded = lines[(lines & queens).flatten(1).sum(1) > 1].any(0)  # squares on a line with two queens or more
+        for r, c in (queens | given).nonzero().tolist():
+            if not queens[r, c]:
+                color, mark = WRONG, "\N{MULTIPLICATION SIGN}"  # a given queen that the answer has taken away
+            else:
+                color = WRONG if crowded[r, c] else GIVEN if given[r, c] else FILLED
+                mark = "\N{BLACK CHESS QUEEN}"
+            axes.text(c + 0.5, r + 0.53, mark, ha="center", va="center", color=color, fontsize=72 / n + 3)
+        axes.set_xlim(0, n)
+        axes.set_ylim(n, 0)
+        axes.set_aspect("equal")
+        axes.set_xticks([])
+        axes.set_yticks([])
+
+
+def _text(board: Tensor) -> str:
+    return "/".join("".join("Q" if queen else "." for queen in row) for row in board.tolist())
+
+
+# ---- boards ------------------------------------------------------------------------------------------------------
+
+
+def board_lines(n: int) -> Tensor:
+    """Every row, column and diagonal of the board as a set of squares: float32 ``[6 n - 2, n * n]``."""
+    r, c = torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij")
+    families = (r, c, r + c, r - c + n - 1)
+    lines = [family.flatten() == i for family in families for i in range(int(family.max()) + 1)]
+    return torch.stack(lines).float()
+
+
+def board_symmetries(n: int) -> Tensor:
+    """The symmetries of the board as permutations of its squares: ``image[i] = board[p[i]]``, int64 ``[8, n * n]``."""
+    square = torch.arange(n * n).view(n, n)
+    return torch.stack([torch.rot90(s, k).flatten() for s in (square, square.T) for k in range(4)])
+
+
+_SOLUTIONS: dict[int, Tensor] = {}
+
+
+def all_solutions(n: int) -> Tensor:
+    """Every solution of n queens, the column of each row's queen: int64 ``[M, n]``, in lexicographic order."""
+    if n not in _SOLUTIONS:
+        grown = torch.arange(n)[:, None]
+        for row in range(1, n):
+            column = torch.arange(n)
+            gap = row - torch.arange(row)
+            apart = (grown[:, :, None] - column).abs()  # [prefixes, row, n]
+            free = ((apart != 0) & (apart != gap[:, None])).all(1)
+            prefix, new = free.nonzero().T
+            grown = torch.cat((grown[prefix], new[:, None]), 1)
+        _SOLUTIONS[n] = grown
+    return _SOLUTIONS[n]
+
+
+def completions(solutions: Tensor, fewest: int, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Every distinct input with ``fewest`` to ``most`` queens, and all its completions.
+
+    Args:
+        solutions: int64 ``[M, n]``.
+
+    Returns:
+        the inputs, 0 or 1 + column a row, int64 ``[N, n]``; their completions, int64 ``[C, n]``, input after input; and
+        where each input's begin, int64 ``[N + 1]``.
+    """
+    n = solutions.shape[1]
+    weights = torch.tensor([(n + 1) ** i for i in range(n)])  # (n + 1)^n fits an int64 up to n = 12
+    keys, sources = [], []
+    for count in range(fewest, most + 1):
+        for rows in itertools.combinations(range(n), count):
+            kept = torch.zeros(n, dtype=torch.long)
+            kept[list(rows)] = 1
+            keys.append(((solutions + 1) * kept) @ weights)
+            sources.append(torch.arange(len(solutions)))
+    key, order = torch.cat(keys).sort(stable=True)
+    distinct, counts = key.unique_consecutive(return_counts=True)
+    given = distinct[:, None] // weights % (n + 1)
+    return given, solutions[torch.cat(sources)[order]], torch.cat((torch.zeros(1, dtype=torch.long), counts.cumsum(0)))
+
+
+def random_solutions(rng: np.random.Generator, n: int, count: int) -> Tensor:
+    """Up to ``count`` distinct random solutions, int64 ``[<= count, n]``, by min-conflicts repair of random boards.
+
+    Not uniform over the solutions: no way is known to draw uniformly where they cannot be enumerated.
+    """
+    found: dict[bytes, np.ndarray] = {}
+    chains = 256
+    rows = np.arange(n)
+    column = rng.permuted(np.tile(rows, (chains, 1)), axis=1)
+    every = np.arange(chains)
+    while len(found) < count:
+        for _ in range(8 * n):
+            apart = np.abs(column[:, :, None] - column[:, None, :])
+            clash = (apart == 0) | (apart == np.abs(rows[:, None] - rows))
+            clash[:, rows, rows] = False
+            hit = clash.any(2)
+            done = ~hit.any(1)
+            for solution in column[done]:
+                found.setdefault(solution.tobytes(), solution.copy())
+            # Take a random queen in conflict (any queen on a solved board: a fresh start nearby), and move it to the
+            # column of its row with the fewest conflicts, ties at random.
+            column[done] = rng.permuted(column[done], axis=1)
+            row = np.where(hit, rng.random(hit.shape), -1).argmax(1)
+            gap = np.abs(rows - row[:, None])
+            others = gap[:, :, None] > 0
+            away = np.abs(column[:, :, None] - rows)  # [chains, queens, columns]
+            cost = (((away == 0) | (away == gap[:, :, None])) & others).sum(1) + rng.random((chains, n)) * 0.9
+            column[every, row] = cost.argmin(1)
+        column[: chains // 4] = rng.permuted(column[: chains // 4], axis=1)  # some may be stuck
+    return torch.from_numpy(np.stack(list(found.values())[:count]))
+
+
+def one_completion(
+    solutions: Tensor, rng: np.random.Generator, fewest: int, most: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One distinct input a solution, with that solution alone. As :func:`completions`."""
+    kept = torch.from_numpy(rng.random(solutions.shape)).argsort(1).argsort(1)
+    count = torch.from_numpy(rng.integers(fewest, most + 1, size=len(solutions)))
+    given = torch.where(kept < count[:, None], solutions + 1, 0)
+    _, which = np.unique(given.numpy(), axis=0, return_index=True)
+    index = torch.from_numpy(np.sort(which))
+    return given[index], solutions[index], torch.arange(len(index) + 1)

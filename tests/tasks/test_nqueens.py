@@ -1,0 +1,249 @@
+import itertools
+
+import pytest
+import torch
+
+from pyro_gram.errors import ConfigError, InputError
+from pyro_gram.registry import TASKS
+from pyro_gram.tasks.nqueens import (
+    NQueens,
+    NQueensConfig,
+    all_solutions,
+    board_symmetries,
+    completions,
+    random_solutions,
+)
+from pyro_gram.tasks.stream import TargetStream
+
+LAYOUTS = ("row", "cell")
+
+
+def make(layout="row", size=6, **changes) -> NQueens:
+    return NQueens(NQueensConfig(size=size, layout=layout, **{"validation": 5, **changes}))
+
+
+def attacks(a, b) -> bool:
+    return a[0] == b[0] or a[1] == b[1] or abs(a[0] - b[0]) == abs(a[1] - b[1])
+
+
+def brute_force(n) -> set[tuple[int, ...]]:
+    return {
+        p
+        for p in itertools.permutations(range(n))
+        if not any(attacks(a, b) for a, b in itertools.combinations(enumerate(p), 2))
+    }
+
+
+def squares(board) -> list[tuple[int, ...]]:
+    return [tuple(s) for s in board.nonzero().tolist()]
+
+
+def test_it_is_registered():
+    assert TASKS.get("nqueens") is NQueens
+
+
+@pytest.mark.parametrize(("n", "count"), [(4, 2), (5, 10), (6, 4), (7, 40), (8, 92), (9, 352), (10, 724)])
+def test_every_solution_is_found_once(n, count):
+    found = all_solutions(n)
+    assert len(found) == len(found.unique(dim=0)) == count
+    if n <= 7:
+        assert {tuple(s) for s in found.tolist()} == brute_force(n)
+
+
+@pytest.mark.parametrize(("size", "train", "test"), [(8, 4375, 773), (10, 36907, 6513)])
+def test_the_inputs_are_as_many_as_in_the_paper(size, train, test):
+    task = make(size=size, validation=100)
+    assert len(task.split("train")) + len(task.split("validation")) == train
+    assert len(task.split("validation")) == 100
+    assert len(task.split("test")) == test
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_completions_are_exactly_those_of_brute_force(layout):
+    task = make(layout)
+    known = brute_force(6)
+    for split in ("train", "validation", "test"):
+        puzzles = task.split(split)
+        for i in range(len(puzzles)):
+            given = squares(task.board(puzzles.inputs[i]))
+            assert 1 <= len(given) <= 3
+            expected = {s for s in known if all(s[r] == c for r, c in given)}
+            listed = task.answer_board(puzzles.solutions_of(i)).long().argmax(-1)
+            assert {tuple(s) for s in listed.tolist()} == expected
+            assert len(listed) == len(expected) == puzzles.num_solutions[i]
+
+
+def test_no_input_is_in_two_splits_and_the_split_follows_its_seed():
+    task = make(size=8)
+    inputs = torch.cat([task.split(s).inputs for s in ("train", "validation", "test")])
+    assert len(inputs.unique(dim=0)) == len(inputs) == 5148
+    assert torch.equal(make(size=8).split("test").inputs, task.split("test").inputs)
+    assert not torch.equal(make(size=8, data_seed=1).split("test").inputs, task.split("test").inputs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_check_counts_attacking_pairs_and_lost_queens(layout):
+    task = make(layout)
+    x = task.split("test").inputs[0]
+    given = squares(task.board(x))
+    generator = torch.Generator().manual_seed(0)
+    columns = torch.randint(6, (200, 6), generator=generator)
+    broken = task.violations(x, task.encode_answer(columns))
+    for y, found in zip(columns.tolist(), broken.tolist(), strict=True):
+        pairs = sum(attacks(a, b) for a, b in itertools.combinations(enumerate(y), 2))
+        assert found == pairs + sum(y[r] != c for r, c in given)
+
+
+def test_a_board_with_too_few_or_too_many_queens_is_wrong():
+    task = make("cell")
+    puzzles = task.split("test")
+    x, y = puzzles.inputs[0], puzzles.solutions_of(0)[0]
+    assert task.valid(x, y)
+    place = int((y == 2).nonzero()[0])
+    fewer = y.clone()
+    fewer[place] = 1
+    assert task.violations(x, fewer) >= 1
+    assert (task.violations(x, torch.full_like(y, 2)) > 0).all()
+    assert task.violations(x, torch.zeros_like(y)) >= 6
+
+
+def test_the_symmetries_are_a_group_of_eight():
+    group = board_symmetries(5)
+    assert len(group.unique(dim=0)) == 8
+    products = torch.stack([a[b] for a in group for b in group])
+    assert len(products.unique(dim=0)) == 8
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_augmentation_keeps_pairs_right_and_never_shows_a_held_out_input(layout):
+    task = make(layout, size=8)
+    puzzles = task.split("train")
+    generator = torch.Generator().manual_seed(0)
+    held = {task.format_input(x) for s in ("validation", "test") for x in task.split(s).inputs}
+    index = torch.arange(len(puzzles))
+    seen = set()
+    for _ in range(3):
+        y = puzzles.sample_targets(index, generator)
+        x2, y2 = task.augment(puzzles.inputs, y, generator)
+        assert task.valid(x2, y2).all()
+        same = (x2 == puzzles.inputs).flatten(1).all(1)
+        assert torch.equal(y2[same & (y2 == y).all(1)], y[same & (y2 == y).all(1)])
+        assert 0.6 < 1 - same.double().mean() < 0.9  # 7 of 8 move, about 15 % of those are held out
+        seen |= {task.format_input(x) for x in x2}
+    assert not seen & held
+    assert len(seen) > 0.9 * (5148 - len(held))
+
+
+def test_images_are_in_the_orbit_of_the_input():
+    task = make(size=8)
+    puzzles = task.split("train").subset(20)
+    generator = torch.Generator().manual_seed(0)
+    x2, _ = task.augment(puzzles.inputs, puzzles.sample_targets(torch.arange(20), generator), generator)
+    for x, image in zip(puzzles.inputs, x2, strict=True):
+        board = task.board(x)
+        orbit = [torch.rot90(b, k) for b in (board, board.T) for k in range(4)]
+        assert any(torch.equal(task.board(image), b) for b in orbit)
+
+
+def test_the_training_stream_holds_no_held_out_input():
+    task = make(size=6)
+    stream = TargetStream(task, task.split("train"), 16, seed=0)
+    held = {task.format_input(x) for s in ("validation", "test") for x in task.split(s).inputs}
+    for number in range(20):
+        x, y = stream(number)
+        assert task.valid(x, y).all()
+        assert not held & {task.format_input(row) for row in x}
+
+
+def test_beyond_enumeration_each_input_has_one_known_solution():
+    task = make(size=14, solutions=200, most=5)
+    for split in ("train", "validation", "test"):
+        puzzles = task.split(split)
+        assert not puzzles.complete
+        assert (puzzles.num_solutions == 1).all()
+        assert task.valid(puzzles.inputs, puzzles.solutions).all()
+
+
+def test_random_solutions_are_distinct_and_solve():
+    import numpy as np
+
+    found = random_solutions(np.random.default_rng(0), 16, 300)
+    assert len(found.unique(dim=0)) == len(found) == 300
+    task = make(size=16)
+    assert (task.violations(torch.zeros(16, dtype=torch.long), found) == 0).all()
+
+
+def test_the_empty_board_has_every_solution():
+    given, solutions, offsets = completions(all_solutions(6), 0, 0)
+    assert given.tolist() == [[0] * 6]
+    assert torch.equal(solutions, all_solutions(6))
+    assert offsets.tolist() == [0, 4]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_text_round_trips(layout):
+    task = make(layout)
+    puzzles = task.split("test")
+    for i, x in enumerate(puzzles.inputs):
+        text = task.format_input(x)
+        assert len(text.split("/")) == 6
+        assert torch.equal(task.parse(text), x)
+        answer = task.format_solution(x, puzzles.solutions_of(i)[0])
+        assert answer.count("Q") == 6
+        assert all(a in (g, "Q") for g, a in zip(text, answer, strict=True))
+    assert len(list(task.read("\n\n".join(task.format_input(x) for x in puzzles.inputs)))) == len(puzzles)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("....../......", "2 rows; this task has size = 6"),
+        ("", "1 rows; this task has size = 6"),
+        ("....../....../.../....../....../......", "row 3 of the board has 3 squares, not 6"),
+        ("....../...x../....../....../....../......", "row 2 of the board holds 'x'"),
+        ("Q...Q./....../....../....../....../......", "row 1, column 1 and row 1, column 5 attack"),
+        ("Q...../....../....../...Q../....../......", "row 1, column 1 and row 4, column 4 attack"),
+        ("Q...../....../....../....../....../......", "cannot be completed"),  # no solution of 6 has a corner
+    ],
+)
+def test_each_kind_of_bad_input_has_its_own_message(text, message):
+    with pytest.raises(InputError, match=message):
+        make().parse(text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": 3}, "size must lie between 4 and 64"),
+        ({"layout": "matrix"}, "layout"),
+        ({"fewest": 4, "most": 3}, "most must lie between 4 and 8"),
+        ({"most": 9}, "most must lie between 1 and 8"),
+        ({"validation": 0}, "validation"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        NQueensConfig(**settings)
+
+
+def test_a_validation_split_that_leaves_no_training_says_so():
+    with pytest.raises(ConfigError, match="leaves nothing of the"):
+        make(validation=5000).split("train")
+
+
+def test_pictures_mark_given_filled_and_attacked_queens():
+    from matplotlib.figure import Figure
+
+    from pyro_gram.tasks.nqueens import FILLED, GIVEN, WRONG
+
+    task = make()
+    puzzles = task.split("test")
+    x, y = puzzles.inputs[0], puzzles.solutions_of(0)[0]
+    one, right, wrong = Figure().subplots(1, 3)
+    task.draw(one, x)
+    assert {t.get_color() for t in one.texts} == {GIVEN}
+    task.draw(right, x, y)
+    assert {t.get_color() for t in right.texts} == {GIVEN, FILLED}
+    assert len(right.texts) == 6
+    task.draw(wrong, x, torch.zeros(6, dtype=torch.long))
+    assert WRONG in {t.get_color() for t in wrong.texts}
