@@ -1,0 +1,90 @@
+"""Files of data sets: looked for in a folder of the user's, else downloaded once and checked against their checksum."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pyro_gram.errors import ConfigError
+
+DATA_VARIABLE = "PYRO_GRAM_DATA"
+
+
+def data_folder(data_dir: str | None) -> Path | None:
+    """The folder ``--data-dir`` or, without it, the environment variable ``PYRO_GRAM_DATA`` names; None without both.
+
+    Raises:
+        ConfigError: it is no directory.
+    """
+    source, folder = "--data-dir", data_dir
+    if folder is None:
+        source, folder = DATA_VARIABLE, os.environ.get(DATA_VARIABLE)
+        if not folder:
+            return None
+    path = Path(folder).expanduser()
+    if not folder or not path.is_dir():
+        raise ConfigError(f"{source} {folder!r} is not a directory")
+    return path
+
+
+def find(data_dir: str | None, *names: str) -> Path | None:
+    """The first of ``names`` that the data folder holds, plain or with ``.gz`` added.
+
+    Args:
+        data_dir: the folder; None for the one that ``PYRO_GRAM_DATA`` names, if any.
+        names: in order of preference; of ``"sudoku/train.csv"``, both that path and a bare ``train.csv`` are tried.
+
+    Raises:
+        ConfigError: the folder is no directory.
+    """
+    folder = data_folder(data_dir)
+    if folder is None:
+        return None
+    for name in names:
+        for relative in dict.fromkeys((name, Path(name).name)):
+            for path in (folder / relative, folder / f"{relative}.gz"):
+                if path.is_file():
+                    return path
+    return None
+
+
+def fetch(url: str, known_hash: str, name: str) -> Path:
+    """A file of the internet from the cache of downloads; the first time it is downloaded, with a progress bar.
+
+    Args:
+        url: where it is.
+        known_hash: its SHA-256, or another digest with its name (``md5:...``).
+        name: what the file is called in the cache; may contain a subfolder.
+
+    Raises:
+        ConfigError: the download fails or has another checksum. The message says how to do without it.
+    """
+    try:
+        import pooch
+    except ImportError:
+        raise ConfigError(
+            f"downloading {name} needs the package pooch: pip install 'pyro-gram[all]', or name a folder that holds "
+            "the file with --data-dir"
+        ) from None
+    pooch.get_logger().setLevel("WARNING")  # its own notice of the download; the progress bar says as much
+    try:
+        return Path(
+            pooch.retrieve(
+                url,
+                known_hash,
+                fname=name,
+                path=pooch.os_cache("pyro_gram"),
+                downloader=pooch.HTTPDownloader(progressbar=True, timeout=30),
+            )
+        )
+    except (OSError, ValueError) as e:  # requests' errors are OSErrors; pooch's wrong checksum is a ValueError
+        if isinstance(e, ValueError) and "hash" in str(e):
+            reason = "its checksum is not the expected one"
+        elif type(e).__name__ in ("ConnectionError", "ConnectTimeout"):  # of requests: half a page, twice the address
+            reason = "no connection"
+        else:
+            reason = " ".join(str(e).split())[:200]
+        raise ConfigError(
+            f"cannot download {name} from {url}: {reason}; get the file by other means and name its folder with "
+            f"--data-dir (or {DATA_VARIABLE})"
+        ) from None
