@@ -1,0 +1,273 @@
+"""Where Sudoku puzzles come from: random ones with every solution, or files of Sudoku-Extreme, every row checked."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pyro_gram.download import data_folder, fetch, find
+from pyro_gram.errors import ConfigError, InputError
+from pyro_gram.tasks.sudoku_boards import all_grids_4, missing_digits, random_grids, solve
+
+BATCH = 1000  # random puzzles drawn at a time
+PATIENCE = 8  # batches without any puzzle of a kind before it counts as not to be had
+CHUNK = 50_000  # rows of a file checked at a time
+
+_HUB = "https://huggingface.co/datasets/sapientinc/sudoku-extreme/resolve/58942f96baeb572ca3127e2a9e9c70f330783d6b"
+SHA256 = {
+    "train.csv": "64b46674db0148e0d73a16346dadeb2b1c00824d3fca3f85b2ae7037f6b4b38e",
+    "test.csv": "a2fd52aea23d331d5b4ee723c856236e838a9fb9a70e66f4e0e0cf26c338c6a8",
+}
+SMALL = {"train.csv": "sudoku-extreme-1k_train.csv", "test.csv": "sudoku-extreme-1k_test_hard.csv"}
+
+
+@dataclass(frozen=True)
+class Puzzles:
+    """Boards of digits, 0 for a blank.
+
+    Attributes:
+        boards: uint8 ``[N, L]``.
+        solutions: uint8 ``[M, L]``, those of board i at rows ``offsets[i] : offsets[i + 1]``.
+        offsets: int64 ``[N + 1]``.
+        ratings: how hard each is, int64 ``[N]``; None where that is not known.
+    """
+
+    boards: np.ndarray
+    solutions: np.ndarray
+    offsets: np.ndarray
+    ratings: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.boards)
+
+    def take(self, index: np.ndarray) -> Puzzles:
+        """The puzzles ``index``, int64 ``[n]``, in that order."""
+        counts = np.diff(self.offsets)[index]
+        offsets = np.concatenate(([0], counts.cumsum()))
+        rows = np.arange(offsets[-1]) + np.repeat(self.offsets[index] - offsets[:-1], counts)
+        ratings = None if self.ratings is None else self.ratings[index]
+        return Puzzles(self.boards[index], self.solutions[rows], offsets, ratings)
+
+
+# ---- random puzzles ----------------------------------------------------------------------------------------------
+
+
+def random_puzzles(
+    size: int, count: int, clues: tuple[int, int], unique: float, max_solutions: int, seed: int
+) -> Puzzles:
+    """Distinct random puzzles with all their solutions: a random grid, of which random cells stay.
+
+    Args:
+        size: 4, 6 or 9.
+        count: N.
+        clues: fewest and most cells that stay; the number is uniform between them before selection.
+        unique: share of puzzles with exactly one solution; the others have 2 to ``max_solutions``.
+        max_solutions: puzzles with more are dropped.
+        seed: of everything.
+
+    Raises:
+        ConfigError: such puzzles are too rare, or there are not so many.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    one = round(unique * count)
+    missing = {"one solution": one, f"2 to {max_solutions} solutions": count - one}
+    single, several = missing
+    found: dict[bytes, np.ndarray] = {}
+    barren = dict.fromkeys(missing, 0)
+    while any(missing.values()):
+        before = dict(missing)
+        boards = _random_clues(size, clues, generator)
+        for board, solutions in zip(boards, _solutions(boards, size, max_solutions + 1), strict=True):
+            kind = single if len(solutions) == 1 else several
+            key = board.tobytes()
+            if len(solutions) <= max_solutions and missing[kind] and key not in found:
+                found[key] = solutions
+                missing[kind] -= 1
+        for kind, number in missing.items():
+            barren[kind] = barren[kind] + 1 if number and number == before[kind] else 0
+            if barren[kind] == PATIENCE:
+                raise ConfigError(
+                    f"too few {size}x{size} puzzles with {clues[0]} to {clues[1]} clues and {kind}: widen "
+                    "min_clues and max_clues, change unique or max_solutions, or ask for fewer puzzles"
+                )
+    order = torch.randperm(count, generator=generator).numpy()
+    boards = np.frombuffer(b"".join(found), np.uint8).reshape(count, size * size)
+    counts = [len(solutions) for solutions in found.values()]
+    whole = Puzzles(boards, np.concatenate(list(found.values())), np.concatenate(([0], np.cumsum(counts))))
+    return whole.take(order)
+
+
+def _random_clues(size: int, clues: tuple[int, int], generator: torch.Generator) -> np.ndarray:
+    """Random grids with all but some cells blanked: uint8 ``[BATCH, L]``."""
+    grids = random_grids(size, BATCH, generator)
+    number = torch.randint(clues[0], clues[1] + 1, (BATCH, 1), generator=generator)
+    rank = torch.rand(grids.shape, generator=generator).argsort(-1)
+    return torch.where(rank < number, grids, 0).to(torch.uint8).numpy()
+
+
+def _solutions(boards: np.ndarray, size: int, limit: int) -> Iterator[np.ndarray]:
+    """For each board up to ``limit`` solutions (or all), uint8 ``[m, L]``."""
+    if size == 4:
+        grids = all_grids_4().numpy().astype(np.uint8)
+        given = boards[:, None]
+        yield from (grids[fits] for fits in ((given == grids) | (given == 0)).all(-1))
+    else:
+        yield from (np.array(solve(board, size, limit), dtype=np.uint8) for board in boards.tolist())
+
+
+def deal(keys: np.ndarray, wanted: dict[str, int], rng: np.random.Generator) -> dict[str, np.ndarray] | None:
+    """Indices for each split, so that equal keys are never in two of them; None where there are too few.
+
+    Args:
+        keys: ``[N]``; puzzles with one key go to one split, or nowhere.
+        wanted: how many puzzles each split is to have; filled in this order.
+    """
+    _, group = np.unique(keys, return_inverse=True)
+    place = rng.permutation(group.max() + 1)[group.ravel()]
+    deck = np.argsort(place, kind="stable")
+    place = place[deck]
+    dealt: dict[str, np.ndarray] = {}
+    start = 0
+    for split, count in wanted.items():
+        if start + count > len(deck):
+            return None
+        dealt[split] = rng.permutation(deck[start : start + count])
+        start = int(np.searchsorted(place, place[start + count - 1], side="right"))  # the rest of a cut class: nowhere
+    return dealt
+
+
+# ---- Sudoku-Extreme ----------------------------------------------------------------------------------------------
+
+
+def locate(name: str, wanted: str, data_dir: str | None) -> Path:
+    """The training or test file of Sudoku-Extreme.
+
+    Args:
+        name: ``train.csv`` or ``test.csv``, the files of the full set; those of the set of 1,000 are taken too.
+        wanted: the user's own file, in the data folder or a path; ``""`` for none.
+        data_dir: as in :func:`pyro_gram.download.find`. Without a data folder the full set is downloaded.
+
+    Raises:
+        ConfigError: no such file, or the download fails.
+    """
+    if wanted:
+        path = find(data_dir, wanted) or Path(wanted).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"no file {wanted!r}, neither in the data folder (--data-dir) nor as a path")
+        return path
+    names = (f"sudoku/{name}", f"sudoku/{SMALL[name]}")
+    found = find(data_dir, *names)
+    if found is not None:
+        return found
+    folder = data_folder(data_dir)
+    if folder is not None:
+        raise ConfigError(
+            f"{folder} holds neither {name} nor {SMALL[name]} (plain or .gz, there or in its folder sudoku): name "
+            "another folder with --data-dir, or leave it out to download Sudoku-Extreme"
+        )
+    return fetch(f"{_HUB}/{name}", SHA256[name], names[0])
+
+
+def read_csv(path: Path, size: int) -> Puzzles:
+    """The puzzles of a CSV file, plain or gzipped, with the columns ``question`` and ``answer`` (and ``rating``).
+
+    Every row is checked: its answer is a correct grid that keeps the question's clues. That there is no other
+    answer is taken on trust. About 30 s and 1 GB for the 3.8 million rows of the full training set.
+
+    Raises:
+        InputError: naming file, line and fault.
+    """
+    cells = size * size
+    boards, answers, ratings = bytearray(), bytearray(), []
+    chunk: list[tuple[int, str, str]] = []
+    rated = False
+
+    def flush() -> None:
+        if chunk:
+            questions, solved = _checked(path, size, chunk)
+            boards.extend(questions.tobytes())
+            answers.extend(solved.tobytes())
+            chunk.clear()
+
+    try:
+        with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
+            reader = csv.reader(file)
+            header = [name.strip() for name in next(reader, [])]
+            if "question" not in header or "answer" not in header:
+                found = f"{','.join(header)[:60]!r}" if header else "nothing"
+                raise InputError(
+                    f"{path}, line 1: expected a header with the columns question and answer, found {found}"
+                )
+            question, answer = header.index("question"), header.index("answer")
+            rated = "rating" in header
+            for row in reader:
+                if not row:
+                    continue
+                fault = _shape_fault(row, header, cells)
+                if fault:
+                    flush()  # a fault further up comes first
+                    raise InputError(f"{path}, line {reader.line_num}: {fault}")
+                chunk.append((reader.line_num, row[question], row[answer]))
+                if rated:
+                    ratings.append(int(row[header.index("rating")]))
+                if len(chunk) == CHUNK:
+                    flush()
+            flush()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as e:
+        raise InputError(f"cannot read {path}: {e}") from None
+    if not boards:
+        raise InputError(f"{path} holds no puzzles")
+    grids = np.frombuffer(boards, np.uint8).reshape(-1, cells)
+    return Puzzles(
+        grids,
+        np.frombuffer(answers, np.uint8).reshape(-1, cells),
+        np.arange(len(grids) + 1),
+        np.array(ratings, dtype=np.int64) if rated else None,
+    )
+
+
+def _shape_fault(row: list[str], header: list[str], cells: int) -> str:
+    """What is wrong with the shape of a row, ``""`` for nothing."""
+    if len(row) != len(header):
+        return f"{len(row)} fields, but the header has {len(header)}"
+    for name, value in zip(header, row, strict=True):
+        if name in ("question", "answer") and len(value) != cells:
+            return f"the {name} has {len(value)} characters, not {cells}"
+        if name == "rating" and not (value.isdecimal() and value.isascii() and len(value) < 19):
+            return f"the rating {value!r} is no whole number"
+    return ""
+
+
+def _checked(path: Path, size: int, rows: list[tuple[int, str, str]]) -> tuple[np.ndarray, np.ndarray]:
+    """Questions and answers as digits, uint8 ``[n, L]``. Raises InputError for the first row that is wrong."""
+    digit_of = np.full(256, 255, np.uint8)
+    digit_of[[ord("."), *range(ord("0"), ord("1") + size)]] = [0, *range(size + 1)]
+
+    def digits(texts: list[str]) -> np.ndarray:
+        codes = np.frombuffer("".join(texts).encode("latin-1", "replace"), np.uint8)
+        return digit_of[codes].reshape(len(texts), size * size)
+
+    questions, answers = digits([row[1] for row in rows]), digits([row[2] for row in rows])
+    faults = {
+        f"the question has a character that is neither a digit from 1 to {size} nor a blank (. or 0)": (
+            (questions == 255).any(1)
+        ),
+        f"the answer has a character that is no digit from 1 to {size}": ((answers == 255) | (answers == 0)).any(1),
+        "the answer does not keep the clues of its question": ((questions > 0) & (questions != answers)).any(1),
+        "the answer repeats a digit in a row, column or box": (
+            missing_digits(torch.from_numpy(answers.astype(np.int64)) - 1, size).numpy() > 0
+        ),
+    }
+    wrong = np.logical_or.reduce(list(faults.values()))
+    if wrong.any():
+        first = int(wrong.argmax())
+        fault = next(text for text, rows_with in faults.items() if rows_with[first])
+        raise InputError(f"{path}, line {rows[first][0]}: {fault}")
+    return questions, answers

@@ -1,0 +1,206 @@
+import numpy as np
+import pytest
+import torch
+
+from pyro_gram.errors import ConfigError, InputError
+from pyro_gram.registry import TASKS
+from pyro_gram.tasks.stream import TargetStream
+from pyro_gram.tasks.sudoku_boards import all_grids_4, random_grids
+from pyro_gram.tasks.sudoku_uncond import SudokuBoards, SudokuBoardsConfig
+from pyro_gram.tasks.symmetry import InputSet
+
+SMALL = {6: {"count": 200, "validation": 20, "test": 40}, 9: {"count": 60, "validation": 10, "test": 20}, 4: {}}
+SIZES = tuple(SMALL)
+
+
+def make(size, **changes) -> SudokuBoards:
+    return SudokuBoards(SudokuBoardsConfig(size=size, **{**SMALL[size], **changes}))
+
+
+def rows(boards):
+    return {tuple(row) for row in boards.tolist()}
+
+
+def test_it_is_registered():
+    assert TASKS.get("sudoku_uncond") is SudokuBoards
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_there_is_no_input_and_a_token_for_each_digit(size):
+    task = make(size)
+    assert not task.spec.conditional
+    assert task.spec.input_length == task.spec.output_length == size * size
+    assert task.spec.output_classes == size
+    assert task.format_input(None) == ""
+    with pytest.raises(InputError, match="takes no input"):
+        task.parse("1" * size * size)
+
+
+def test_4x4_is_the_whole_set_of_288_grids():
+    task = make(4)
+    for split in ("train", "validation", "test"):
+        puzzles = task.split(split)
+        assert puzzles.inputs is None
+        assert puzzles.complete
+        assert len(puzzles) == 1
+        assert rows(puzzles.solutions) == rows(all_grids_4() - 1)
+    some = make(4, count=100).split("train")
+    assert len(rows(some.solutions)) == 100
+    assert not some.complete
+
+
+@pytest.mark.parametrize("size", [6, 9])
+def test_splits_are_distinct_valid_boards(size):
+    task = make(size)
+    splits = [task.split(split) for split in ("train", "validation", "test")]
+    assert [len(s.solutions) for s in splits] == list(SMALL[size].values())
+    for puzzles in splits:
+        assert puzzles.inputs is None
+        assert not puzzles.complete
+        assert task.valid(None, puzzles.solutions).all()
+    everything = torch.cat([s.solutions for s in splits])
+    assert len(rows(everything)) == len(everything)
+
+
+def test_boards_follow_their_seed():
+    a, b, c = make(6), make(6), make(6, data_seed=1)
+    assert torch.equal(a.split("train").solutions, b.split("train").solutions)
+    assert not rows(a.split("train").solutions) & rows(c.split("train").solutions)
+
+
+def test_there_are_as_many_boards_as_in_the_paper():
+    boards = SudokuBoards(SudokuBoardsConfig()).split("train").solutions
+    assert boards.shape == (50_000, 81)
+    assert len(np.unique(boards.numpy().astype(np.uint8).view("V81"))) == 50_000
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_augmented_boards_are_valid_and_new(size):
+    task = make(size)
+    y = task.split("train").solutions[:60]
+    x, image = task.augment(None, y, torch.Generator().manual_seed(0))
+    assert x is None
+    assert task.valid(None, image).all()
+    assert (image != y).any(1).float().mean() > 0.9
+    _, wide = task.augment(None, y.view(3, 20, -1), torch.Generator().manual_seed(0))
+    assert torch.equal(wide.reshape(60, -1), image)
+
+
+def test_augmentation_never_shows_a_held_out_board():
+    task = make(6)
+    y = task.split("train").solutions
+    _, images = task.augment(None, y, torch.Generator().manual_seed(0))
+    forbidden = images[:100]
+    task.__dict__["_held_out"] = InputSet(forbidden, 6)
+    _, again = task.augment(None, y, torch.Generator().manual_seed(0))
+    assert torch.equal(again[:100], y[:100])
+    assert torch.equal(again[100:], images[100:])
+
+
+def test_what_is_held_out_are_validation_and_test():
+    task = make(6)
+    assert task._held_out.contains(torch.cat([task.split(s).solutions for s in ("validation", "test")])).all()
+    assert not task._held_out.contains(task.split("train").solutions).any()
+
+
+def test_the_stream_visits_each_board_once_an_epoch():
+    task = make(4)
+    stream = TargetStream(task, task.split("train"), 96, seed=0, augment=False)
+    assert rows(torch.cat([stream(i)[1] for i in range(3)])) == rows(all_grids_4() - 1)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_violations_count_missing_digits(size):
+    task = make(size)
+    board = random_grids(size, 1, torch.Generator().manual_seed(0))[0] - 1
+    assert task.violations(None, board) == 0
+    assert task.violations(None, torch.zeros_like(board)) == 3 * size * (size - 1)
+    board[0] = board[1]
+    assert task.violations(None, board) == 3  # row 1, column 1 and box 1 lack what stood there
+    assert task.violations(None, board.expand(2, 3, -1)).shape == (2, 3)
+
+
+# ---- figures -----------------------------------------------------------------------------------------------------
+
+
+def test_perfect_samples_of_4x4_are_as_far_from_uniform_as_a_perfect_sampler():
+    task = make(4)
+    samples = random_grids(4, 5000, torch.Generator().manual_seed(0))[:, None] - 1
+    figures = task.assess(task.split("test"), samples)
+    assert figures["validity"] == 1
+    assert figures["grids_found"] == 288
+    assert figures["uniqueness"] == 288 / 5000
+    assert abs(figures["total_variation"] - figures["total_variation_perfect"]) < 0.015
+    assert 0.08 < figures["total_variation_perfect"] < 0.11  # sqrt(288 / (2 pi 5000)) = 0.096
+    assert "novelty" not in figures
+
+
+def test_a_sampler_that_knows_half_of_the_grids_is_found_out():
+    task = make(4)
+    half = (all_grids_4()[:144] - 1).repeat(10, 1)
+    broken = torch.zeros(480, 16, dtype=torch.long)
+    figures = task.assess(task.split("test"), torch.cat((half, broken))[:, None])
+    assert figures["validity"] == 0.75
+    assert figures["grids_found"] == 144
+    assert figures["total_variation"] == pytest.approx(0.5)
+    assert figures["total_variation_perfect"] < 0.3
+    assert figures["uniqueness"] == 0.1
+
+
+@pytest.mark.parametrize("size", [6, 9])
+def test_training_boards_are_not_novel_and_copies_not_unique(size):
+    task = make(size)
+    known, new = task.split("train").solutions[:30], task.split("test").solutions[:10]
+    samples = torch.cat((known, known, new, torch.zeros_like(new)))[:, None]
+    figures = task.assess(task.split("test"), samples)
+    assert figures["validity"] == pytest.approx(70 / 80)
+    assert figures["uniqueness"] == pytest.approx(40 / 70)
+    assert figures["novelty"] == pytest.approx(10 / 40)
+    assert set(figures) == {"validity", "uniqueness", "novelty"}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_figures_without_any_valid_sample_are_left_out(size):
+    figures = make(size).assess(make(size).split("test"), torch.zeros(5, 1, size * size, dtype=torch.long))
+    assert figures == ({"validity": 0.0, "grids_found": 0.0} if size == 4 else {"validity": 0.0})
+
+
+# ---- text, picture, settings -------------------------------------------------------------------------------------
+
+
+def test_text_has_digits_from_1():
+    board = all_grids_4()[0]
+    assert make(4).format_solution(None, board - 1) == "".join(map(str, board.tolist())) == "1234341221434321"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pictures_show_every_digit(size):
+    from matplotlib.figure import Figure
+
+    task = make(size)
+    axes = Figure().subplots(1, 2)
+    y = random_grids(size, 1, torch.Generator().manual_seed(0))[0] - 1
+    task.draw(axes[0], None, y)
+    assert "".join(t.get_text() for t in axes[0].texts) == task.format_solution(None, y)
+    task.draw(axes[1], None)
+    assert not axes[1].texts
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": 8}, "size must be 4, 6 or 9, not 8"),
+        ({"size": 4, "count": 289}, "at most 288"),
+        ({"count": -1}, "count must be at least 0"),
+        ({"test": 0}, "test must be at least 1"),
+        ({"data_seed": -1}, "data_seed"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        SudokuBoardsConfig(**settings)
+
+
+def test_unknown_split_is_named():
+    with pytest.raises(ConfigError, match="holdout"):
+        make(4).split("holdout")
