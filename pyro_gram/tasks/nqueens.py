@@ -214,7 +214,7 @@ class NQueens(Task):
             else:
                 color = WRONG if crowded[r, c] else GIVEN if given[r, c] else FILLED
                 mark = "\N{BLACK CHESS QUEEN}"
-            axes.text(c + 0.5, r + 0.53, mark, ha="center", va="center", color=color, fontsize=72 / n + 3)
+            axes.text(c + 0.5, r + 0.53, mark, ha="center", va="center", color=color, fontsize=110 / n + 3)
         axes.set_xlim(0, n)
         axes.set_ylim(n, 0)
         axes.set_aspect("equal")

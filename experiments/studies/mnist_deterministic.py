@@ -1,0 +1,117 @@
+"""The deterministic model's p(x) of MNIST, for the Frechet distance that GRAM has to beat.
+
+TRM is GRAM conditioned on eps = 0 (``poutine.condition``). Trained on digits without input, its one trajectory can only
+end in one image, the most probable value of every pixel: Table 2 of the paper gives it an Inception score of 1.00. This
+script trains that program with the settings of a preset and writes its figures beside those of a GRAM run:
+
+    python experiments/studies/mnist_deterministic.py --data-dir DIR --gram checkpoints/mnist.results.json
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from experiments.run import PRESETS
+from pyro_gram.build import build
+from pyro_gram.cli import Parser, call
+from pyro_gram.config import RunConfig, read_preset
+from pyro_gram.diagnostics import digits
+from pyro_gram.errors import ConfigError
+from pyro_gram.evaluate import environment
+from pyro_gram.files import read_json, write_json
+from pyro_gram.inference.optim import TorchOptim
+from pyro_gram.inference.sampling import rollout
+from pyro_gram.inference.sites import OBSERVED, STATE_H, STATE_L, transition_of
+from pyro_gram.networks.core import LatentState
+from pyro_gram.tasks.stream import TargetStream
+
+OUT = Path(__file__).with_suffix(".json")
+
+
+class NoGuidance(poutine.messenger.Messenger):
+    """Every eps_t is 0, and no site of its own: what is left of the program is TRM."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if transition_of(msg["name"]) is not None:
+            msg["value"] = torch.zeros_like(msg["fn"].mean)
+            msg["done"] = msg["stop"] = True
+
+
+def deterministic(model: nn.Module) -> Any:
+    """The model's program without guidance."""
+
+    def program(*args: Any, **kwargs: Any) -> Tensor:
+        with NoGuidance():
+            return model(*args, **kwargs)
+
+    return program
+
+
+def train(config: RunConfig, task: Any, model: nn.Module, batches: int) -> float:
+    """Deep supervision, an update a supervision step, as in training GRAM; returns seconds."""
+    start = time.perf_counter()
+    stream = TargetStream(task, task.split("train"), config.train.batch, config.seed, config.train.augment)
+    optim = TorchOptim({"model": model}, config.optim)
+    program = deterministic(model)
+    for number in range(batches):
+        _, y = stream(number)
+        state = None
+        for _ in range(config.train.supervision_steps):
+            optim.done = optim.update / (batches * config.train.supervision_steps)
+            nodes = poutine.trace(program).get_trace(None, y, state).nodes
+            (-nodes[OBSERVED]["fn"].log_prob(y).mean()).backward()
+            optim(model.parameters())
+            state = LatentState(nodes[STATE_H]["value"], nodes[STATE_L]["value"]).detach()
+    return time.perf_counter() - start
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser("mnist_deterministic.py", description=__doc__)
+    parser.add_argument("--preset", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batches", type=int, default=200, help="it has converged long before (default 200)")
+    parser.add_argument("--data-dir", metavar="DIR", help="where the MNIST files are")
+    parser.add_argument("--gram", type=Path, required=True, metavar="FILE", help="results.json of the GRAM run")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="FILE")
+    arguments = parser.parse_args(argv)
+    if arguments.batches < 1:
+        raise ConfigError(f"--batches must be at least 1, not {arguments.batches}")
+    gram = read_json(arguments.gram)
+    config = read_preset(PRESETS, "mnist", arguments.preset, seed=arguments.seed)
+    assembly = build(config, arguments.data_dir)
+    task, model = assembly.task, assembly.model
+    seconds = train(config, task, model, arguments.batches)
+    samples = gram["metrics"]["num_samples"]
+    depth = config.evaluate.depth or config.train.supervision_steps
+    tokens = rollout(deterministic(model), None, num_samples=samples, depth=depth).tokens[:, 0]
+    found = digits.assess(task, task.split("train").solutions, tokens)
+    ours = {name: gram["metrics"][name] for name in ("frechet_distance", "inception_score", "num_samples")}
+    write_json(
+        arguments.out,
+        {
+            "preset": config.preset,
+            "seed": config.seed,
+            "batches": arguments.batches,
+            "seconds": seconds,
+            "distinct_images": len(tokens.unique(dim=0)),
+            "deterministic": found,
+            "gram": ours,
+            "frechet_ratio": found["frechet_distance"] / ours["frechet_distance"],
+            "environment": environment(),
+        },
+    )
+    print(
+        f"deterministic: Frechet distance {found['frechet_distance']:.1f}, Inception score "
+        f"{found['inception_score']:.2f}; GRAM: {ours['frechet_distance']:.1f}, {ours['inception_score']:.2f}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(call(main))

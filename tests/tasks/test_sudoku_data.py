@@ -1,0 +1,194 @@
+import csv
+import gzip
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_gram import download
+from pyro_gram.errors import ConfigError, InputError
+from pyro_gram.tasks import sudoku_data
+from pyro_gram.tasks.sudoku import Sudoku, SudokuConfig
+from pyro_gram.tasks.sudoku_boards import random_symmetries, solve, symmetry_invariants, transform
+from pyro_gram.tasks.sudoku_data import locate, read_csv
+from tests.conftest import ROOT
+from tests.tasks.sudoku_cases import ANSWER, QUESTION, some_grids
+
+DATA = Path(os.environ.get("PYRO_GRAM_DATA") or ROOT.parent / "shared" / "data")
+needs_data = pytest.mark.skipif(
+    not (DATA / "sudoku" / "sudoku-extreme-1k_train.csv.gz").is_file(), reason=f"no Sudoku-Extreme under {DATA}"
+)
+
+
+def write(path: Path, rows, header="source,question,answer,rating") -> Path:
+    text = "\n".join([header, *rows]) + "\n"
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def invented(count, seed) -> list[str]:
+    """Rows of a file: random boards with many clues."""
+    grids = some_grids(9, count, seed)
+    rank = torch.rand(count, 81, generator=torch.Generator().manual_seed(seed)).argsort(-1)
+    rows = []
+    for i, (grid, kept) in enumerate(zip(grids.tolist(), (rank < 60).tolist(), strict=True)):
+        question = "".join(str(d) if k else "." for d, k in zip(grid, kept, strict=True))
+        rows.append(f"s,{question},{''.join(map(str, grid))},{i}")
+    return rows
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz"])
+def test_a_file_is_read_with_its_ratings(tmp_path, suffix):
+    puzzles = read_csv(write(tmp_path / f"a.{suffix}", [f"s,{QUESTION},{ANSWER},22", "", *invented(3, 0)]), 9)
+    assert len(puzzles) == 4
+    assert "".join(map(str, puzzles.boards[0])) == QUESTION.replace(".", "0")
+    assert "".join(map(str, puzzles.solutions[0])) == ANSWER
+    assert puzzles.ratings.tolist() == [22, 0, 1, 2]
+
+
+def test_question_and_answer_are_enough(tmp_path):
+    puzzles = read_csv(write(tmp_path / "a.csv", [f"{ANSWER},{QUESTION}"], header="answer, question"), 9)
+    assert puzzles.boards[0, 1] == 4
+    assert puzzles.ratings is None
+
+
+BROKEN = QUESTION[:1] + "5" + QUESTION[2:]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (f"s,{QUESTION[:-1]},{ANSWER},1", "line 4: the question has 80 characters, not 81"),
+        (f"s,{QUESTION},{ANSWER}1,1", "line 4: the answer has 82 characters, not 81"),
+        (f"s,{QUESTION[:-1]}x,{ANSWER},1", "line 4: the question has a character that is neither"),
+        (f"s,{QUESTION[:-1]}é,{ANSWER},1", "line 4: the question has a character that is neither"),
+        (f"s,{QUESTION},{ANSWER[:-1]}0,1", "line 4: the answer has a character that is no digit"),
+        (f"s,{QUESTION},{ANSWER[:-1]}.,1", "line 4: the answer has a character that is no digit"),
+        (f"s,{BROKEN},{ANSWER},1", "line 4: the answer does not keep the clues"),
+        (f"s,{QUESTION},{ANSWER[:-1]}9,1", "line 4: the answer repeats a digit"),
+        (f"s,{QUESTION},{ANSWER},hard", "line 4: the rating 'hard' is no whole number"),
+        (f"s,{QUESTION}", "line 4: 2 fields, but the header has 4"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_line_and_fault(tmp_path, row, message, monkeypatch):
+    path = write(tmp_path / "bad.csv", [*invented(2, 0), row, *invented(2, 1), "s,short,row,1"])
+    for chunk in (1, 3, 1000):
+        monkeypatch.setattr(sudoku_data, "CHUNK", chunk)
+        with pytest.raises(InputError, match=f"bad.csv, {message}"):
+            read_csv(path, 9)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "line 1: expected a header with the columns question and answer, found nothing"),
+        (b"puzzle,solution\n", "line 1: expected a header .* found 'puzzle,solution'"),
+        (b"source,question,answer,rating\n", "holds no puzzles"),
+        (b"question,answer\n\xff\xfe\n", "cannot read"),
+    ],
+)
+def test_a_file_that_is_none_is_named(tmp_path, content, message):
+    (tmp_path / "odd.csv").write_bytes(content)
+    with pytest.raises(
+        InputError, match=f"odd.csv.*{message}" if message != "cannot read" else "cannot read .*odd.csv"
+    ):
+        read_csv(tmp_path / "odd.csv", 9)
+
+
+def test_a_file_that_is_not_gzip_or_is_cut_short_is_named(tmp_path):
+    (tmp_path / "a.csv.gz").write_bytes(b"source,question,answer,rating\n")
+    with pytest.raises(InputError, match="cannot read .*a.csv.gz"):
+        read_csv(tmp_path / "a.csv.gz", 9)
+    whole = write(tmp_path / "b.csv.gz", invented(50, 0)).read_bytes()
+    (tmp_path / "b.csv.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="cannot read .*b.csv.gz"):
+        read_csv(tmp_path / "b.csv.gz", 9)
+
+
+def extreme(tmp_path, **changes) -> Sudoku:
+    settings = {"train": -1, "validation": 5, "test": -1, **changes}
+    return Sudoku(SudokuConfig(size=9, **settings), str(tmp_path))
+
+
+def test_training_puzzles_symmetric_to_held_out_ones_are_left_out(tmp_path):
+    test = invented(10, 0)
+    _, question, answer, _ = next(csv.reader(test[:1]))
+    pair = torch.tensor([[int(c) if c != "." else 0 for c in text] for text in (question, answer)])
+    cells, digits = random_symmetries(1, 9, torch.Generator().manual_seed(0))
+    image = transform(pair, cells.expand(2, -1), digits.expand(2, -1), first=1)
+    texts = ["".join(map(str, row)) for row in image.tolist()]
+    (tmp_path / "sudoku").mkdir()
+    write(tmp_path / "sudoku" / "sudoku-extreme-1k_test_hard.csv.gz", test)
+    write(tmp_path / "sudoku" / "sudoku-extreme-1k_train.csv.gz", [*invented(30, 1), f"s,{texts[0]},{texts[1]},99"])
+    task = extreme(tmp_path, train=0, data_seed=1)
+    train, test_split = task.split("train"), task.split("test")
+    assert len(test_split) == 10
+    assert len(train) == 31 - 5 - 1
+    assert 99 not in torch.cat((task.ratings("train"), task.ratings("validation"))).tolist()
+    x, y = task.augment(train.inputs, train.solutions, torch.Generator().manual_seed(0))
+    assert task.valid(x, y).all()
+    assert train.num_solutions.tolist() == [1] * len(train)
+
+
+def test_counts_of_a_file(tmp_path):
+    write(tmp_path / "train.csv", invented(40, 0))
+    write(tmp_path / "test.csv", invented(20, 1))
+    task = extreme(tmp_path, train=10, test=7)
+    assert [len(task.split(split)) for split in ("train", "validation", "test")] == [10, 5, 7]
+    whole = extreme(tmp_path, train=0, test=0)
+    assert [len(whole.split(split)) for split in ("train", "validation", "test")] == [35, 5, 20]
+    assert torch.equal(whole.split("test").inputs[:7], task.split("test").inputs)
+    assert torch.equal(whole.split("validation").inputs, task.split("validation").inputs)
+    assert torch.equal(whole.split("train").inputs[:10], task.split("train").inputs)
+    for settings, message in (
+        ({"train": 36}, "train = 36, but .*train.csv holds only 35 puzzles"),
+        ({"test": 21}, "test = 21, but .*test.csv holds only 20 puzzles"),
+        ({"validation": 40}, "validation = 40, but .*train.csv holds only 40 puzzles"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            extreme(tmp_path, **settings).split("train")
+
+
+def test_files_can_be_named(tmp_path):
+    write(tmp_path / "mine.csv", invented(40, 0))
+    write(tmp_path / "other.csv", invented(20, 1))
+    path = str(tmp_path / "other.csv")
+    assert len(extreme(tmp_path, train_file="mine.csv", test_file=path, test=0).split("test")) == 20
+    with pytest.raises(ConfigError, match="no file 'gone.csv'"):
+        extreme(tmp_path, train_file="gone.csv", test_file=path).split("test")
+
+
+def test_a_folder_without_the_files_is_an_error_and_no_folder_a_download(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="holds neither train.csv nor sudoku-extreme-1k_train.csv.*--data-dir"):
+        extreme(tmp_path).split("train")
+    with pytest.raises(ConfigError, match="--data-dir .*gone' is not a directory"):
+        extreme(tmp_path / "gone")
+    monkeypatch.delenv("PYRO_GRAM_DATA", raising=False)
+    asked = []
+    monkeypatch.setattr(sudoku_data, "fetch", lambda *arguments: asked.append(arguments))
+    locate("test.csv", "", None)
+    [(url, known_hash, name)] = asked
+    assert url.startswith("https://huggingface.co/datasets/sapientinc/sudoku-extreme/resolve/")
+    assert url.endswith("/test.csv")
+    assert known_hash.startswith("a2fd52ae")
+    assert name == "sudoku/test.csv"
+    assert download.fetch is not sudoku_data.fetch
+
+
+@needs_data
+def test_the_real_data_is_split_as_it_says():
+    task = Sudoku(SudokuConfig(size=9, test=0), str(DATA))
+    train, validation, test = (task.split(split) for split in ("train", "validation", "test"))
+    assert [len(train), len(validation), len(test)] == [872, 128, 20_000]
+    for split, puzzles in (("train", train), ("validation", validation), ("test", test)):
+        assert task.valid(puzzles.inputs, puzzles.solutions).all()
+        assert len(task.ratings(split)) == len(puzzles)
+    keys = [symmetry_invariants((p.inputs - 1).numpy(), 9) for p in (train, validation, test)]
+    assert not np.isin(keys[0], np.concatenate(keys[1:])).any()
+    for x, y in zip(test.inputs[:20], test.solutions, strict=False):
+        assert solve((x - 1).tolist(), 9, limit=2) == [tuple((y - 1).tolist())]
+        assert torch.equal(task.parse(task.format_input(x)), x)
+    x, y = task.augment(train.inputs, train.solutions, torch.Generator().manual_seed(0))
+    assert task.valid(x, y).all()
