@@ -57,7 +57,7 @@ def show(solved: Solved) -> str:
     """A few lines for a person."""
     lines = [f"{solved.input}: {len(solved.solutions)} distinct answers in {solved.num_samples} samples"]
     for a in solved.solutions:
-        mark = "valid  " if a.valid else "INVALID"
+        mark = "unknown" if a.valid is None else "valid  " if a.valid else "INVALID"
         lines.append(f"  {a.solution}  {mark}  {a.count:>4} of {solved.num_samples}   log p(y|h) {a.score:.3f}")
     return "\n".join(lines)
 

@@ -132,7 +132,9 @@ class GRAM(nn.Module):
 
     def encode(self, x: Tensor | None, batch: torch.Size | None = None) -> Tensor:
         """e_x, ``[..., L, D]``; zeros of ``[*batch, L, D]`` for the empty condition."""
-        if x is not None and self.encoder is not None:
+        if x is not None:
+            if self.encoder is None:
+                raise ValueError("this task has no input: the program is p(x), call it with x = None")
             return self.encoder(x)
         return self.h0.new_zeros(*(batch or ()), *self.h0.shape)
 

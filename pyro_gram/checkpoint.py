@@ -25,9 +25,28 @@ from pyro_gram.version import __version__
 FORMAT = "pyro_gram/1"
 
 
-def save_model(path: Path, config: RunConfig, model: nn.Module, guide: nn.Module) -> None:
-    """Write a model checkpoint, atomically."""
-    _save(path, dict(pair(model, guide).state_dict()), {"kind": "model", "config": config.to_dict()})
+def save_model(
+    path: Path,
+    config: RunConfig,
+    model: nn.Module,
+    guide: nn.Module,
+    *,
+    data: dict[str, str] | None = None,
+    half: bool = False,
+) -> None:
+    """Write a model checkpoint, atomically.
+
+    Args:
+        path: the file.
+        config: of the run.
+        model, guide: their weights are kept.
+        data: the task's provenance.
+        half: keep weights as bfloat16, at half the size; they are float32 again once loaded.
+    """
+    tensors = dict(pair(model, guide).state_dict())
+    if half:
+        tensors = {k: v.bfloat16() if v.is_floating_point() else v for k, v in tensors.items()}
+    _save(path, tensors, {"kind": "model", "config": config.to_dict(), "data": data or {}})
 
 
 def load_model(path: str | Path, data_dir: str | None = None) -> Assembly:
@@ -43,15 +62,17 @@ def load_model(path: str | Path, data_dir: str | None = None) -> Assembly:
     try:
         assembly = build(RunConfig.from_dict(header.get("config", {})), data_dir)
     except ConfigError as e:
-        raise CheckpointError(f"{path} was made with settings this version does not know: {e}") from None
+        raise CheckpointError(f"{path} cannot be rebuilt from its settings: {e}") from None
+    if assembly.task.spec.puzzles:  # which embedding is whose
+        _same_data(path, header, assembly.task.provenance())
     _fit(path, pair(assembly.model, assembly.guide), tensors)
     assembly.model.eval()
     assembly.guide.eval()
     return assembly
 
 
-def save_training(path: Path, config: RunConfig, trainer: Trainer) -> None:
-    """Write everything that the next batch depends on, atomically."""
+def save_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[str, str] | None = None) -> None:
+    """Write everything that the next batch depends on, atomically. ``data``: the task's provenance."""
     tensors = {f"weights/{k}": v for k, v in pair(trainer.model, trainer.guide).state_dict().items()}
     tensors |= {f"average/{k}": v for k, v in trainer.average.state_dict().items()}
     tensors |= {f"optim/{k}": v for k, v in trainer.optim.get_state().items()}
@@ -61,11 +82,12 @@ def save_training(path: Path, config: RunConfig, trainer: Trainer) -> None:
         "number": trainer.number,
         "elapsed": trainer.elapsed,
         "beta": trainer.beta.get_state(),
+        "data": data or {},
     }
     _save(path, tensors, header)
 
 
-def load_training(path: Path, config: RunConfig, trainer: Trainer) -> None:
+def load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[str, str] | None = None) -> None:
     """Put a saved training state into a freshly built trainer.
 
     Raises:
@@ -86,6 +108,7 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer) -> None:
     differing = [f"{k}: {saved.get(k)} then, {wanted[k]} now" for k in wanted if saved.get(k) != wanted[k]]
     if differing:
         raise CheckpointError(f"{path} belongs to a run with other settings ({differing[0]}); use another --out")
+    _same_data(path, header, data or {})
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -126,6 +149,17 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if header.get("kind") != kind:
         raise CheckpointError(f"{path} holds a {header.get('kind')}, not a {kind}")
     return tensors, header
+
+
+def _same_data(path: Path, header: dict[str, Any], data: dict[str, str]) -> None:
+    """Raises CheckpointError where the files that a task found are not those that the checkpoint was made with."""
+    made = header.get("data", {})
+    for name in sorted(set(made) & set(data)):
+        if made[name] != data[name]:
+            raise CheckpointError(
+                f"{path} was made with other data ({name}: {made[name]} then, {data[name]} now): give it the files "
+                "that it was trained with"
+            )
 
 
 def _fit(path: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -22,7 +22,7 @@ from pyro_gram.files import write_json, write_via
 from pyro_gram.inference.bounds import Bounds, bounds, prior_log_likelihood
 from pyro_gram.inference.importance import MAX_TRACED
 from pyro_gram.inference.sampling import Rollout, at_once, rollout
-from pyro_gram.tasks.base import PuzzleSet, Task
+from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task
 from pyro_gram.tasks.stream import generator_for
 from pyro_gram.version import __version__
 
@@ -42,7 +42,7 @@ def monitor(run: Run) -> dict[str, float]:
     puzzles = task.split("validation").subset(MONITOR_INPUTS)
     seed = config.evaluate.seed
     rolled = roll(run, puzzles.inputs, num_samples=min(config.evaluate.num_samples, MONITOR_SAMPLES))
-    metrics = measure(task, puzzles, rolled.tokens)
+    metrics = measure(task, puzzles, rolled.tokens, rolled.score)
     x, y = puzzles.pairs(MONITOR_INPUTS, generator_for(seed, len(puzzles)))
     found = _bounds(run, x, y)
     looked = {
@@ -52,7 +52,8 @@ def monitor(run: Run) -> dict[str, float]:
         "elbo_full": found.full.mean().item(),
         "elbo_surrogate": found.surrogate.mean().item(),
     }
-    looked |= {f"prior_{name}": value for name, value in assess(task, puzzles, rolled.tokens).items()}
+    own = assess(task, puzzles, rolled.tokens, split="validation")
+    looked |= {f"prior_{name}": value for name, value in own.items()}
     return {name: value for name, value in looked.items() if value is not None}
 
 
@@ -64,14 +65,30 @@ def _bounds(run: Run, x: Tensor | None, y: Tensor) -> Bounds:
     return bounds(model, guide, run.to(x), run.to(y), steps=run.depth, seed=seed, max_traced=max_traced)
 
 
-def assess(task: Task, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, float]:
-    """A task's own figures, and for samples of digits the distances that a classifier sees."""
+def assess(task: Task, puzzles: PuzzleSet, tokens: Tensor, split: str) -> dict[str, float]:
+    """A task's own figures; for samples of digits also what a classifier sees, beside the real ones of ``split``."""
     found = task.assess(puzzles, tokens)
-    if task.spec.image is not None:
+    if task.classifier == "digits":
         from pyro_gram.diagnostics import digits
 
-        found |= digits.assess(task, task.split("train").solutions, tokens[:, 0])
+        found |= digits.assess(digits.reference(task, split), tokens[:, 0])
     return found
+
+
+def check_ready(task: Task) -> None:
+    """Everything that measuring the task will need, before any training.
+
+    Raises:
+        InputError: a file of the task is damaged.
+        ConfigError: data or a package is missing.
+    """
+    for split in SPLITS:
+        task.split(split)
+    if task.classifier == "digits":
+        from pyro_gram.diagnostics import digits
+
+        digits.check_installed()
+        digits.load_classifier()
 
 
 def roll(run: Run, x: Tensor | None, **changes: Any) -> Rollout:
@@ -87,17 +104,20 @@ def roll(run: Run, x: Tensor | None, **changes: Any) -> Rollout:
     return Rollout(rolled.tokens.cpu(), rolled.score.cpu(), None if rolled.history is None else rolled.history.cpu())
 
 
-def finish(run: Run) -> dict[str, Any]:
-    """Measure on the test split and write everything: weights, results, figures, inference.nc and the report."""
+def finish(run: Run, half: bool = False) -> dict[str, Any]:
+    """Measure on the test split and write everything: weights, results, figures, inference.nc and the report.
+
+    ``half`` writes the weights as bfloat16.
+    """
     start = time.perf_counter()
     model, guide = (m.eval() for m in run.trainer.averaged)
     config, task = run.assembly.config, run.assembly.task
-    save_model(run.out / "model.safetensors", config, model, guide)
+    save_model(run.out / "model.safetensors", config, model, guide, data=task.provenance(), half=half)
     puzzles = task.split("test")
     if config.evaluate.inputs:
         puzzles = puzzles.subset(config.evaluate.inputs)
     rolled = roll(run, puzzles.inputs)
-    metrics = test_metrics(run, puzzles, rolled.tokens)
+    metrics = test_metrics(run, puzzles, rolled)
     drawn = draw_figures(run, puzzles, rolled.tokens)
     write_inference_data(run, puzzles)
     trained = run.trainer.elapsed
@@ -112,6 +132,7 @@ def finish(run: Run) -> dict[str, Any]:
         "seconds": {"train": trained, "evaluate": evaluated, "total": trained + evaluated},
         "peak_memory_mb": peak_memory_mb(),
         "metrics": metrics,
+        "data": task.provenance(),
         "environment": environment(),
     }
     write_json(run.out / "results.json", results)
@@ -119,13 +140,30 @@ def finish(run: Run) -> dict[str, Any]:
     return results
 
 
-def test_metrics(run: Run, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, Any]:
+def test_metrics(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, Any]:
     """The metrics of the roll-outs, and the bounds at beta = 1."""
-    seed = run.assembly.config.evaluate.seed
-    task = run.assembly.task
-    metrics = measure(task, puzzles, tokens)
+    task, seed = run.assembly.task, run.assembly.config.evaluate.seed
+    metrics = measure(task, puzzles, rolled.tokens, rolled.score)
     x, y = puzzles.pairs(BOUND_INPUTS, generator_for(seed, len(puzzles)))
     found = _bounds(run, x, y)
+    return {
+        **metrics.to_dict(),
+        **_against_limits(puzzles, metrics.coverage, metrics.coverage_limit),
+        "elbo": found.full.mean().item(),
+        "elbo_full": found.full.mean().item(),
+        "elbo_surrogate": found.surrogate.mean().item(),
+        "elbo_inputs": len(y),
+        **_likelihood(run, x, y),
+        "depth": run.depth,
+        **assess(task, puzzles, rolled.tokens, split="test"),
+    }
+
+
+def _likelihood(run: Run, x: Tensor | None, y: Tensor) -> dict[str, float]:
+    """log p(y | x) by prior Monte Carlo on a few inputs. Not of images, none of which a trajectory ever hits."""
+    task = run.assembly.task
+    if not task.checkable:
+        return {}
     few = slice(LIKELIHOOD_INPUTS)
     # Without input all data share their trajectories, so that many cost little.
     samples = LIKELIHOOD_SAMPLES if x is not None else 10 * LIKELIHOOD_SAMPLES
@@ -135,21 +173,13 @@ def test_metrics(run: Run, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, Any]
         run.to(y[few]),
         depth=run.depth,
         num_samples=samples,
-        seed=seed,
+        seed=run.assembly.config.evaluate.seed,
         max_trajectories=at_once(task.spec.input_length),
     )
     return {
-        **metrics.to_dict(),
-        **_against_limits(puzzles, metrics.coverage, metrics.coverage_limit),
-        "elbo": found.full.mean().item(),
-        "elbo_full": found.full.mean().item(),
-        "elbo_surrogate": found.surrogate.mean().item(),
-        "elbo_inputs": len(y),
         "log_likelihood_prior_mc": log_p.mean().item(),
         "log_likelihood_samples": samples,
         "log_likelihood_inputs": len(log_p),
-        "depth": run.depth,
-        **assess(task, puzzles, tokens),
     }
 
 
@@ -175,7 +205,7 @@ def draw_figures(run: Run, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, Path
         assert history is not None
         drawn["samples"] = figures.samples(task, tokens[:, 0])
         drawn["formation"] = figures.formation(task, None, history[:, :, 0])
-        if task.spec.image is not None:
+        if task.classifier == "digits" and task.spec.image is not None:
             from pyro_gram.diagnostics import digits
 
             drawn["neighbours"] = digits.neighbours(tokens[:, 0], task.split("train").solutions, task.spec.image[0])

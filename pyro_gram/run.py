@@ -17,7 +17,7 @@ from pyro_gram.checkpoint import load_training, save_training
 from pyro_gram.cli import StopOnSignal
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import UserError
-from pyro_gram.evaluate import monitor
+from pyro_gram.evaluate import check_ready, monitor
 from pyro_gram.files import write_json, write_via
 from pyro_gram.inference.training import BatchReport, Trainer
 from pyro_gram.tasks.stream import TargetStream
@@ -68,11 +68,13 @@ def open_run(config: RunConfig, out: Path, *, resume: bool, data_dir: str | None
     """A new run in ``out``, or the one that is there.
 
     Raises:
-        UserError: ``out`` holds a run and ``resume`` was not asked for, or cannot be written, or holds another run.
+        UserError: ``out`` holds a run and ``resume`` was not asked for, or cannot be written, or holds another run;
+            data or a package that the task needs is missing or damaged.
     """
     if (out / "config.json").exists() and not resume:
         raise UserError(f"{out} holds a run already: add --resume to continue it, or choose another --out")
     assembly = build(config, data_dir)
+    check_ready(assembly.task)
     assembly.model.to(device)
     assembly.guide.to(device)
     stream = TargetStream(
@@ -81,7 +83,7 @@ def open_run(config: RunConfig, out: Path, *, resume: bool, data_dir: str | None
     trainer = Trainer(assembly.model, assembly.guide, stream, config.train, config.optim, config.beta, seed=config.seed)
     run = Run(assembly, trainer, out)
     if resume and run.state_path.exists():
-        load_training(run.state_path, config, trainer)
+        load_training(run.state_path, config, trainer, assembly.task.provenance())
         _cut_metrics(run.metrics_path, trainer.number)
     else:
         run.metrics_path.unlink(missing_ok=True)
@@ -129,7 +131,7 @@ def train(run: Run) -> None:
             bar.update(min(round(report.seconds), total) - bar.n if by_clock else 1)
             bar.set_postfix_str(_postfix(report, look), refresh=False)
             if time.monotonic() - saved > config.save_seconds or last or stop.signal:
-                save_training(run.state_path, run.assembly.config, run.trainer)
+                save_training(run.state_path, run.assembly.config, run.trainer, run.assembly.task.provenance())
                 saved = time.monotonic()
             if stop.signal:
                 raise InterruptedRunError(stop.signal, run.out)

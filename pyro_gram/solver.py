@@ -13,6 +13,7 @@ from pyro_gram.checkpoint import load_model
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import InputError, UserError
 from pyro_gram.inference.sampling import Rollout, at_once, rollout
+from pyro_gram.inference.selection import tally
 from pyro_gram.tasks.base import Task
 
 SELECTIONS = ("all", "vote")
@@ -25,13 +26,13 @@ class Answer:
     Attributes:
         solution: its text.
         count: trajectories that ended in it; ``count / num_samples`` estimates p(y | x).
-        valid: does the task's check accept it?
+        valid: does the task's check accept it? None where no right answer is known (a user's own ARC test).
         score: the best decoder confidence log p(y | h_T) among those trajectories, nats.
     """
 
     solution: str
     count: int
-    valid: bool
+    valid: bool | None
     score: float
 
 
@@ -135,31 +136,27 @@ class Solver:
     def solve(
         self, x: Tensor, num_samples: int = 20, depth: int | None = None, seed: int = 0, select: str = "all"
     ) -> list[Solved]:
-        """Distinct answers of each input, most frequent first, ties by score and then by text.
+        """Distinct answers of each input, most frequent first, ties by score and then by appearance.
 
         Args:
             x: input tokens, int64 ``[B, *event]``.
             num_samples, depth, seed: as for :meth:`sample`.
             select: ``all`` distinct answers, or the one that won the ``vote``.
         """
+        self._tokens(x)
         if select not in SELECTIONS:
             raise UserError(f"unknown selection {select!r}; known: {', '.join(SELECTIONS)}")
         rolled = self.sample(x, num_samples, depth, seed)
         depth = self.default_depth if depth is None else depth
         canonical = self.task.canonical(x, rolled.tokens)
-        valid = self.task.valid(x, canonical)
+        valid, known = self.task.valid(x, canonical), self.task.known(x, canonical)
         solved = []
         for i in range(len(x)):
-            tally: dict[str, Answer] = {}
-            for n in range(num_samples):
-                text = self.task.format_solution(x[i], canonical[n, i])
-                held = tally.get(text)
-                score = rolled.score[n, i].item()
-                if held is None:
-                    tally[text] = Answer(text, 1, bool(valid[n, i]), score)
-                else:
-                    tally[text] = Answer(text, held.count + 1, held.valid, max(held.score, score))
-            answers = sorted(tally.values(), key=lambda a: (-a.count, -a.score, a.solution))
+            texts = [self.task.format_solution(x[i], y) for y in canonical[:, i]]
+            answers = [
+                Answer(texts[c.first], c.count, bool(valid[c.first, i]) if known[c.first, i] else None, c.score)
+                for c in tally(texts, rolled.score[:, i].tolist())
+            ]
             chosen = answers if select == "all" else answers[:1]
             solved.append(Solved(self.task.format_input(x[i]), chosen, num_samples, depth))
         return solved

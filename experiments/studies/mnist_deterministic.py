@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
     samples = gram["metrics"]["num_samples"]
     depth = config.evaluate.depth or config.train.supervision_steps
     tokens = rollout(deterministic(model), None, num_samples=samples, depth=depth).tokens[:, 0]
-    found = digits.assess(task, task.split("train").solutions, tokens)
+    found = digits.assess(digits.reference(task, "test"), tokens)
     ours = {name: gram["metrics"][name] for name in ("frechet_distance", "inception_score", "num_samples")}
     write_json(
         arguments.out,

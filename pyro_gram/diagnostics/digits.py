@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -189,6 +190,11 @@ def _inception_score(logits: Tensor) -> float:
         return metric.compute()[0].item()
 
 
+def check_installed() -> None:
+    """Raises ConfigError unless torchmetrics is there."""
+    _torchmetrics()
+
+
 def _torchmetrics() -> ModuleType:
     try:
         import torchmetrics.image.fid
@@ -232,56 +238,75 @@ def nearest_neighbours(fake: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
     return index, ((fake.shape[-1] - best) / 2).round().long()
 
 
-def assess(task: Task, data: Tensor, tokens: Tensor) -> dict[str, float]:
+@dataclass(frozen=True)
+class Reference:
+    """What samples are compared with, computed once.
+
+    Attributes:
+        features, logits: what the classifier makes of real images that training did not see, float64 ``[R, .]``.
+        train: the training images, ``[M, P]``.
+        distance: of some of the real images to their nearest training images, int64.
+    """
+
+    features: Tensor
+    logits: Tensor
+    train: Tensor
+    distance: Tensor
+
+
+@lru_cache(maxsize=4)
+def reference(task: Task, split: str) -> Reference:
+    """The real images of ``split``: ``validation`` while a model is being made, ``test`` once it is done."""
+    real, train = task.split(split).solutions, task.split("train").solutions
+    features, logits = look(real)
+    return Reference(features, logits, train, nearest_neighbours(real[:YARDSTICK], train)[1])
+
+
+def assess(real: Reference, tokens: Tensor) -> dict[str, float]:
     """All figures of a set of samples, each beside what real data score.
 
     Args:
-        task: for its test images: the reference of the Frechet distance, and the yardstick of the rest.
-        data: the training images, uint8 or int64 ``[M, P]``.
+        real: what to compare with.
         tokens: the samples, int64 ``[N, P]``, at least 2.
 
     Returns:
-        frechet_distance: of the samples to the test images.
-        frechet_distance_floor: of as many test images, at most half, to the other test images.
-        inception_score, inception_score_test: 1 to 10.
-        digits_recognized, digits_recognized_test: the share that the classifier is at least 90 % sure of. Never read it
+        frechet_distance: of the samples to the real images.
+        frechet_distance_floor: of as many real images, at most half, to the other real images.
+        inception_score, inception_score_real: 1 to 10.
+        digits_recognized, digits_recognized_real: the share that the classifier is at least 90 % sure of. Never read it
             alone: it is sure of some noise as well (drawing every pixel by its own mean scores .88).
         classes_found: how many of the ten digits are among the samples that it is sure of.
         class_entropy: of the digits it sees most likely in each sample, nats; log 10 = 2.30 at most.
-        nearest_distance, nearest_distance_test: mean of the pixels that differ from the nearest training image. Samples
-            far nearer than test images are copies.
-        exact_copies, exact_copies_test: the share of images that are training images to the pixel.
-        real_images: the size of the reference.
+        nearest_distance, nearest_distance_real: mean of the pixels that differ from the nearest training image. Samples
+            far nearer than real images are copies.
+        exact_copies, exact_copies_real: the share of images that are training images to the pixel.
+        real_images: how many.
 
     Raises:
         InputError: fewer than 2 samples, or images of the wrong size.
         ConfigError: torchmetrics is not installed.
     """
-    _torchmetrics()  # before any work
-    pixels = task.spec.output_length
-    for name, images in (("data", data), ("samples", tokens)):
-        if images.dim() != 2 or images.shape[-1] != pixels or len(images) < 2:
-            raise InputError(f"{name} of shape {list(images.shape)}: expected at least 2 images of {pixels} pixels")
-    real = task.split("test").solutions
-    real_features, real_logits = look(real)
+    check_installed()  # before any work
+    pixels = real.train.shape[-1]
+    if tokens.dim() != 2 or tokens.shape[-1] != pixels or len(tokens) < 2:
+        raise InputError(f"samples of shape {list(tokens.shape)}: expected at least 2 images of {pixels} pixels")
     features, logits = look(tokens)
     confidence, digit = logits.softmax(-1).max(-1)
-    distance = nearest_neighbours(tokens, data)[1]
-    distance_test = nearest_neighbours(real[:YARDSTICK], data)[1]
+    distance = nearest_neighbours(tokens, real.train)[1]
     return {
-        "frechet_distance": _frechet(real_features, features),
-        "frechet_distance_floor": _frechet_floor(real_features, len(tokens)),
+        "frechet_distance": _frechet(real.features, features),
+        "frechet_distance_floor": _frechet_floor(real.features, len(tokens)),
         "inception_score": _inception_score(logits),
-        "inception_score_test": _inception_score(real_logits),
+        "inception_score_real": _inception_score(real.logits),
         "digits_recognized": _share(confidence >= CONFIDENT),
-        "digits_recognized_test": _share(real_logits.softmax(-1).amax(-1) >= CONFIDENT),
+        "digits_recognized_real": _share(real.logits.softmax(-1).amax(-1) >= CONFIDENT),
         "classes_found": len(digit[confidence >= CONFIDENT].unique()),
         "class_entropy": torch.special.entr(digit.bincount(minlength=DIGITS) / len(digit)).sum().item(),
         "nearest_distance": distance.double().mean().item(),
-        "nearest_distance_test": distance_test.double().mean().item(),
+        "nearest_distance_real": real.distance.double().mean().item(),
         "exact_copies": _share(distance == 0),
-        "exact_copies_test": _share(distance_test == 0),
-        "real_images": len(real),
+        "exact_copies_real": _share(real.distance == 0),
+        "real_images": len(real.features),
     }
 
 

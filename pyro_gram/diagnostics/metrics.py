@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_gram.inference.selection import tally
 from pyro_gram.tasks.base import PuzzleSet, Task
 
 
@@ -20,7 +21,7 @@ class Metrics:
         violations: constraints broken by those same samples, summed.
         sample_accuracy: right samples among all.
         any_valid: inputs with at least one right sample.
-        vote_accuracy: inputs whose most frequent sample is right; ties go to the one that came first.
+        vote_accuracy: inputs whose most frequent sample is right; ties go to the better score.
         coverage: mean over inputs of the share of all solutions that the samples found.
         coverage_limit: what i.i.d. uniform draws of solutions would cover: the mean of 1 - (1 - 1/m)^N.
         num_inputs, num_samples: B and N.
@@ -68,27 +69,44 @@ def coverage_limit(num_solutions: Tensor, num_samples: int) -> Tensor:
     return 1 - (1 - 1 / num_solutions.double()) ** num_samples
 
 
-def votes(canonical: Tensor) -> Tensor:
-    """The most frequent of the samples of each input, ties to the first: int64 ``[N, B, L_out] -> [B, L_out]``."""
+def votes(canonical: Tensor, score: Tensor | None = None) -> Tensor:
+    """The winner of the vote among the samples of each input (``selection.tally``).
+
+    Args:
+        canonical: int64 ``[N, B, L_out]``.
+        score: of each sample, nats, ``[N, B]``; it breaks ties. Without, they go to the first.
+
+    Returns:
+        int64 ``[B, L_out]``.
+    """
+    score = torch.zeros(canonical.shape[:2]) if score is None else score
     winners = []
-    for samples in canonical.unbind(1):
-        _, which, counts = samples.unique(dim=0, return_inverse=True, return_counts=True)
-        winners.append(samples[counts[which].argmax()])  # argmax takes the first of equals
+    for samples, scores in zip(canonical.unbind(1), score.unbind(1), strict=True):
+        best = tally([tuple(row) for row in samples.tolist()], scores.tolist())[0]
+        winners.append(samples[best.first])
     return torch.stack(winners)
 
 
-def measure(task: Task, puzzles: PuzzleSet, tokens: Tensor) -> Metrics:
-    """Metrics of the samples ``tokens``, int64 ``[N, B, L_out]``, drawn for the inputs of ``puzzles``.
+def measure(task: Task, puzzles: PuzzleSet, tokens: Tensor, score: Tensor | None = None) -> Metrics:
+    """Metrics of the samples of a roll-out.
 
-    Without input B is 1: the samples of p(x) are measured one by one.
+    Without input B is 1: the samples of p(x) are measured one by one. Versions of an input are left out.
+
+    Args:
+        tokens: int64 ``[N, B, L_out]``, drawn for the inputs of ``puzzles``.
+        score: of each sample, nats, ``[N, B]``; it breaks ties of the vote.
     """
+    plain = puzzles.primary
+    if plain is not None:
+        puzzles, tokens, score = puzzles.select(plain), tokens[:, plain], None if score is None else score[:, plain]
     n, b = tokens.shape[:2]
     x = puzzles.inputs
     found: dict[str, Any] = dict.fromkeys(f.name for f in fields(Metrics))
 
     def mean_of(name: str, values: Tensor) -> None:
         found[name] = values.double().mean().item()
-        found[f"{name}_se"] = (values.double().std(correction=0) / len(values) ** 0.5).item()
+        if len(values) > 1:
+            found[f"{name}_se"] = (values.double().std(correction=0) / len(values) ** 0.5).item()
 
     if task.checkable:
         broken = task.violations(x, tokens)
@@ -99,7 +117,7 @@ def measure(task: Task, puzzles: PuzzleSet, tokens: Tensor) -> Metrics:
         found["sample_accuracy"] = valid.mean().item()
         if x is not None:
             found["any_valid"] = valid.amax(0).mean().item()
-            found["vote_accuracy"] = task.valid(x, votes(task.canonical(x, tokens))).double().mean().item()
+            found["vote_accuracy"] = task.valid(x, votes(task.canonical(x, tokens), score)).double().mean().item()
     if puzzles.complete:
         m = puzzles.num_solutions
         mean_of("coverage", coverage_by_input(solution_ids(task, puzzles, tokens), m))

@@ -7,6 +7,8 @@ inputs the test split. What may be trained on is settled in :mod:`pyro_gram.task
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections.abc import Callable, Hashable, Iterator
 from functools import cached_property
@@ -19,7 +21,7 @@ from torch import Tensor
 from pyro_gram.errors import InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks import arc_grids as grids
-from pyro_gram.tasks.arc_data import ArcConfig, Pair, collect, grid_text, read_grid, read_json, read_puzzle
+from pyro_gram.tasks.arc_data import ArcConfig, Pair, collect, grid_text, read_grid, read_json, read_named, read_puzzle
 from pyro_gram.tasks.arc_grids import INVERSE, VOCABULARY, Augmentation, Grid, grid_key
 from pyro_gram.tasks.base import PuzzleSet, Task, TaskSpec, check_split
 
@@ -48,7 +50,7 @@ class Arc(Task):
         self.config = config
         self.canvas = config.canvas
         pool = self._pool = collect(config, data_dir)
-        self.puzzles, self.dropped = pool.puzzles, pool.dropped
+        self.puzzles = pool.puzzles
         self._splits: dict[str, PuzzleSet] = {}
         drawn = [grids.draw_augmentations(p.id, p.seen, config.augmentations, config.data_seed) for p in self.puzzles]
         self._versions = torch.tensor([len(t) for t, _ in drawn])
@@ -64,10 +66,23 @@ class Arc(Task):
         version = Augmentation(int(self._transforms[number]), tuple(self._colors[number].tolist()))
         return self.puzzles[int(self._task[number])].id, version
 
+    def provenance(self) -> dict[str, str]:
+        """What the puzzle numbers stand for, on which learned embeddings depend.
+
+        ``puzzles``: SHA-256 of the id and the demonstrations of every task, in order. ``versions``: that of the
+        transform and the colours of every number.
+        """
+        puzzles = "".join(f"{p.id} {p.digest}\n" for p in self.puzzles)
+        versions = torch.cat((self._transforms[:, None], self._colors), dim=-1)
+        return {
+            "puzzles": hashlib.sha256(puzzles.encode()).hexdigest(),
+            "versions": hashlib.sha256(versions.numpy().tobytes()).hexdigest(),
+        }
+
     # ---- data --------------------------------------------------------------------------------------------------
 
     def split(self, name: str) -> PuzzleSet:
-        """``test`` keeps the versions of one test input together, the plain one first."""
+        """``test`` keeps the versions of one test input together, the plain one, which is ``primary``, first."""
         check_split(name)
         if name not in self._splits:
             pool, shuffle = self._pool, random.Random(self.config.data_seed)
@@ -85,14 +100,17 @@ class Arc(Task):
         task = torch.tensor([i for i, _, _ in pairs])
         count = self._versions[task].clamp(max=versions)
         row = torch.arange(len(pairs)).repeat_interleave(count)
-        number = self._first[task[row]] + torch.arange(len(row)) - (count.cumsum(0) - count)[row]
+        version = torch.arange(len(row)) - (count.cumsum(0) - count)[row]
+        number = self._first[task[row]] + version
         canvases = []
         for side in ([a for _, a, _ in pairs], [b for _, _, b in pairs]):
             size = torch.tensor([g.shape for g in side])
             cells, _ = grids.crop(self._square(grids.encode(side, self.canvas)), torch.zeros_like(size))
             turned = [self._turned(cells[r], size[r], n) for r, n in zip(*self._parts(row, number), strict=True)]
             canvases.append(torch.cat([grids.place(c, s, torch.zeros_like(s)).flatten(-2) for c, s in turned]))
-        return PuzzleSet(torch.cat((number[:, None], canvases[0]), -1), canvases[1], torch.arange(len(row) + 1))
+        x = torch.cat((number[:, None], canvases[0]), dim=-1)
+        primary = version == 0 if versions > 1 else None
+        return PuzzleSet(x, canvases[1], torch.arange(len(row) + 1), primary=primary)
 
     @staticmethod
     def _parts(*tensors: Tensor) -> tuple[tuple[Tensor, ...], ...]:
@@ -171,16 +189,27 @@ class Arc(Task):
 
     def _expected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cells and size of the answers to ``x [N, event]``, and which are known, bool ``[N]``."""
-        rows, cells, size = self._answers
-        found = torch.tensor([rows.get(key, -1) for key in self._keys(x)], dtype=torch.long)
-        here = found.clamp(min=0)
-        return *self._turned(cells[here].long(), size[here], x[:, 0]), found >= 0
+        _, cells, size = self._answers
+        row = self._answer_of(x)
+        here = row.clamp(min=0)
+        return *self._turned(cells[here].long(), size[here], x[:, 0]), row >= 0
+
+    def _answer_of(self, x: Tensor) -> Tensor:
+        """The row of ``_answers`` of each of ``x [N, event]``, -1 where it is not known: int64 ``[N]``."""
+        rows = self._answers[0]
+        return torch.tensor([rows.get(key, -1) for key in self._keys(x)], dtype=torch.long)
+
+    def known(self, x: Tensor | None, y: Tensor) -> Tensor:
+        """False for a user's own test without its output, and for an input that no task of this run has."""
+        assert x is not None
+        found = self._answer_of(x.reshape(-1, x.shape[-1])) >= 0
+        return found.view(x.shape[:-1]).expand(torch.broadcast_shapes(x.shape[:-1], y.shape[:-1]))
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
         """Cells that differ from the known answer; where even the shape differs, all of its cells and one more.
 
-        For an input whose answer is not known (a user's own test): 1 if no grid can be read off ``y``, else 0. Only
-        there, 0 does not mean that the answer is right.
+        For an input whose answer is not :meth:`known`: 1 if no grid can be read off ``y``, else 0. Only there, 0 does
+        not mean that the answer is right.
         """
         assert x is not None
         cells, size, known = self._expected(x.reshape(-1, x.shape[-1]))
@@ -244,9 +273,12 @@ class Arc(Task):
     # ---- text and picture --------------------------------------------------------------------------------------
 
     @cached_property
-    def _known(self) -> dict[Hashable, int]:
-        """The task of each set of demonstrations."""
+    def _by_demonstrations(self) -> dict[Hashable, int]:
         return {p.demonstrations: i for i, p in reversed(list(enumerate(self.puzzles)))}
+
+    @cached_property
+    def _by_id(self) -> dict[str, int]:
+        return {p.id: i for i, p in enumerate(self.puzzles)}
 
     @cached_property
     def _by_grid(self) -> dict[Hashable, dict[int, Tensor]]:
@@ -261,7 +293,9 @@ class Arc(Task):
         return found
 
     def parse(self, text: str) -> Tensor:
-        """One test input: an ARC task in JSON with one test input, or the bare grid of an input of the splits."""
+        """One input, in JSON: what :meth:`format_input` prints; an ARC task with one test input, known by its
+        demonstrations; or the bare grid of an input that only one task has.
+        """
         inputs = self._inputs(text)
         if len(inputs) > 1:
             raise InputError(f"the task has {len(inputs)} test inputs: give one at a time, or the file to solve.py")
@@ -269,37 +303,57 @@ class Arc(Task):
 
     def read(self, text: str) -> Iterator[Tensor]:
         """Every test input of an ARC task in JSON, over as many lines as it likes; or one JSON value a line."""
-        lines = [line for line in text.splitlines() if line.strip()]
+        lines = [(n, line) for n, line in enumerate(text.splitlines(), start=1) if line.strip()]
         try:
-            read_json(lines[0] if lines else "")
+            read_json(lines[0][1] if lines else "")
         except InputError:
-            lines = [text]
-        for line in lines:
-            yield from self._inputs(line)
+            lines = [(1, text)]
+        for number, line in lines:
+            try:
+                yield from self._inputs(line)
+            except InputError as e:
+                raise InputError(f"line {number}: {e}" if len(lines) > 1 else str(e)) from None
 
     def _inputs(self, text: str) -> list[Tensor]:
         data = read_json(text)
         if isinstance(data, list):
-            grid = read_grid(data, "the grid", self.canvas)
-            found = self._by_grid.get(grid_key(grid), {})
-            if len(found) == 1:
-                return list(found.values())
-            why = f"is an input of {len(found)} tasks" if found else "is an input of no task of this run"
-            raise InputError(f"the grid {why}, and so names no rule: give the whole task, with its demonstrations")
+            return [self._lone_grid(read_grid(data, "the grid", self.canvas))]
+        if isinstance(data, dict) and data.keys() & {"id", "input"} and not data.keys() & {"train", "test"}:
+            return [self._named_input(*read_named(data, self.canvas))]
         puzzle = read_puzzle(data, "input", self.canvas)
-        task = self._known.get(puzzle.demonstrations)
+        task = self._by_demonstrations.get(puzzle.demonstrations)
         if task is None:
             raise InputError(
                 "this checkpoint has no embedding for the task, as it was not trained on these demonstrations: put the "
                 "file into a folder and train with --task.files FOLDER"
             )
-        canvases = grids.encode((a for a, _ in puzzle.test), self.canvas)
-        return [torch.cat((self._first[task].view(1), canvas)) for canvas in canvases]
+        return [self._input(task, 0, grid) for grid, _ in puzzle.test]
+
+    def _input(self, task: int, version: int, grid: Grid) -> Tensor:
+        return torch.cat((self._first[task].view(1) + version, grids.encode([grid], self.canvas)[0]))
+
+    def _named_input(self, name: str, version: int, grid: Grid) -> Tensor:
+        task = self._by_id.get(name)
+        if task is None:
+            raise InputError(f"id {json.dumps(name)} is no task of this run: give the task, with its demonstrations")
+        last = int(self._versions[task]) - 1
+        if version > last:
+            raise InputError(f"version {version} of task {name} does not exist: the last is {last}, the plain one 0")
+        return self._input(task, version, grid)
+
+    def _lone_grid(self, grid: Grid) -> Tensor:
+        found = list(self._by_grid.get(grid_key(grid), {}).values())
+        if len(found) == 1:
+            return found[0]
+        why = f"is an input of {len(found)} tasks" if found else "is an input of no task of this run"
+        raise InputError(f"the grid {why}, and so names no rule: add the id of its task or its demonstrations")
 
     def format_input(self, x: Tensor | None) -> str:
-        """The input grid as compact JSON. (A grid alone does not tell its task where several share it.)"""
-        _, cells, size, _ = self._opened(x)
-        return grid_text(_cut(cells, size))
+        """Task, version and grid as compact JSON: ``{"id":"0d3d703e","version":0,"input":[[3,1,2]]}``."""
+        number, cells, size, _ = self._opened(x)
+        task = self._task[number]
+        named = f'"id":{json.dumps(self.puzzles[int(task)].id)},"version":{int(number - self._first[task])}'
+        return f'{{{named},"input":{grid_text(_cut(cells, size))}}}'
 
     def format_solution(self, x: Tensor | None, y: Tensor) -> str:
         """The answer's grid as compact JSON; ``?`` where there is none."""

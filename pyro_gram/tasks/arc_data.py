@@ -7,11 +7,12 @@ equal a held-out one up to a symmetry are dropped by content (ARC-AGI-1 has one 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import warnings
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_choice, check_range, check_seed
+from pyro_gram.download import data_folder
 from pyro_gram.errors import ConfigError, InputError
-from pyro_gram.tasks.arc_grids import COLORS, MAX_SIDE, Grid, grid_key, pair_key, rough_key
+from pyro_gram.tasks.arc_grids import COLORS, MAX_SIDE, Grid, GridKey, grid_key, pair_key, rough_key
 
 DATASETS = ("arcagi", "arcagi2")
 SETS = tuple(f"{dataset}/{part}" for dataset in DATASETS for part in ("training", "evaluation"))
@@ -51,9 +53,14 @@ class ArcPuzzle:
         return [g for pair in self.train for g in pair] + [a for a, _ in self.test]
 
     @property
-    def demonstrations(self) -> frozenset[tuple[Hashable, Hashable]]:
+    def demonstrations(self) -> frozenset[tuple[GridKey, GridKey]]:
         """What makes two tasks the same, whatever their names and the order of their pairs."""
         return frozenset((grid_key(a), grid_key(b)) for a, b in self.train)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the demonstrations, in hexadecimal."""
+        return hashlib.sha256(repr(sorted(self.demonstrations)).encode()).hexdigest()
 
 
 # ---- text ----------------------------------------------------------------------------------------------------------
@@ -116,25 +123,63 @@ def read_puzzle(data: Any, name: str, largest: int) -> ArcPuzzle:
     return ArcPuzzle(name, tuple(pairs["train"]), tuple(pairs["test"]))
 
 
-def read_folder(folder: Path, largest: int) -> list[ArcPuzzle]:
-    """Every ``*.json`` of a folder as a task, in the order of their names.
+def read_named(data: dict[str, Any], largest: int) -> tuple[str, int, Grid]:
+    """Id, version and input from ``{"id": "0d3d703e", "version": 3, "input": [[...]]}``; without version, 0 (plain).
 
     Raises:
-        ConfigError: no such folder, or none in it.
+        InputError: naming the key at fault. Whether there are such a task and version is for the caller to say.
+    """
+    for key in ("id", "input"):
+        if key not in data:
+            raise InputError(f'the object has no "{key}": an input is {{"id": TASK, "version": V, "input": GRID}}')
+    extra = sorted(data.keys() - {"id", "version", "input"})
+    if extra:
+        raise InputError(f'an input has "id", "version" and "input"; {json.dumps(extra[0])} is none of them')
+    name, version = data["id"], data.get("version", 0)
+    if not isinstance(name, str):
+        raise InputError(f"id must be a text, not {json.dumps(name)}")
+    if type(version) is not int or version < 0:
+        raise InputError(f"version must be an integer from 0 (the plain task), not {json.dumps(version)}")
+    return name, version, read_grid(data["input"], "input", largest)
+
+
+def find_folder(files: str, data_dir: str | None) -> Path:
+    """The folder that ``task.files`` names: in the data directory, where there is one, else as the path it is.
+
+    Raises:
+        ConfigError: no such folder, or a data directory that is none.
+    """
+    data = None if Path(files).is_absolute() else data_folder(data_dir)
+    places = [Path(files)] if data is None else [data / files, Path(files)]
+    for folder in places:
+        if folder.is_dir():
+            return folder
+    raise ConfigError(f"task.files = {places[0]} must be a folder of ARC tasks, one .json file each")
+
+
+def read_folder(folder: Path, largest: int) -> list[ArcPuzzle]:
+    """Every ``*.json`` of a folder as a task, named and ordered by its demonstrations whatever the file is called.
+
+    A checkpoint knows tasks by number, so files may be renamed. Files with the same demonstrations are one task.
+
+    Raises:
+        ConfigError: there are none.
         InputError: naming the file at fault.
     """
-    paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
-    if not paths:
-        raise ConfigError(f"task.files = {folder} must be a folder of ARC tasks, one .json file each")
-    puzzles = []
-    for path in paths:
+    found: dict[str, ArcPuzzle] = {}
+    for path in sorted(folder.glob("*.json")):
         try:
-            puzzles.append(read_puzzle(read_json(path.read_text(encoding="utf-8")), f"files/{path.stem}", largest))
+            puzzle = read_puzzle(read_json(path.read_text(encoding="utf-8")), path.stem, largest)
         except (OSError, UnicodeDecodeError) as e:
             raise InputError(f"cannot read {path}: {getattr(e, 'strerror', None) or 'not a text file'}") from None
         except InputError as e:
             raise InputError(f"{path}: {e}") from None
-    return puzzles
+        digest = puzzle.digest
+        first = found.get(digest, replace(puzzle, id=f"files/{digest[:12]}", test=()))
+        found[digest] = replace(first, test=first.test + puzzle.test)
+    if not found:
+        raise ConfigError(f"task.files = {folder} must be a folder of ARC tasks, one .json file each")
+    return [found[digest] for digest in sorted(found)]
 
 
 # ---- settings -----------------------------------------------------------------------------------------------------
@@ -149,7 +194,8 @@ class ArcConfig:
         train_sets: comma-separated sets whose tasks are trained on whole, tests included, such as ``arcagi/training``;
             empty for the training tasks of ``dataset``. Demonstrations of the scored tasks are always trained on.
         files: a folder of ARC tasks of one's own, one .json file each, whose demonstrations are trained on too, so
-            that solve.py can answer their tests. A relative path is looked for in the data directory, where given.
+            that solve.py can answer their tests. A relative path is looked for in the data directory first (--data-dir
+            or PYRO_GRAM_DATA).
         tasks: comma-separated ids of the tasks to use, or a number n for the first n of the training and the
             first n of the scored tasks; empty for all.
         max_side: tasks with a longer grid are left out; 0 for those that fit the canvas.
@@ -238,14 +284,12 @@ class Pool:
         puzzles: tasks trained on whole, then scored ones, then a user's own.
         scored: places of the scored tasks.
         train, validation: pairs.
-        dropped: pairs left out of training because a held-out pair is the same up to a symmetry.
     """
 
     puzzles: list[ArcPuzzle]
     scored: range
     train: list[Pair] = field(default_factory=list)
     validation: list[Pair] = field(default_factory=list)
-    dropped: int = 0
 
 
 def refuse_overlap(config: ArcConfig) -> None:
@@ -277,7 +321,7 @@ def collect(config: ArcConfig, data_dir: str | None = None) -> Pool:
     known = {p.demonstrations for p in (*whole, *scored)}
     own = []
     if config.files:
-        folder = Path(data_dir or "") / config.files
+        folder = find_folder(config.files, data_dir)
         own = [p for p in read_folder(folder, config.canvas) if p.demonstrations not in known]
     pool = Pool([*whole, *scored, *own], range(len(whole), len(whole) + len(scored)))
     _deal(pool, len(whole), config)
@@ -309,11 +353,9 @@ def _deal(pool: Pool, whole: int, config: ArcConfig) -> None:
     scored = [(i, a, b) for i in pool.scored for a, b in pool.puzzles[i].test if b is not None]
     demonstrations = [(i, a, b) for i, p in enumerate(pool.puzzles) for a, b in p.train]
     clean = _without(scored, tests)
-    pool.dropped = len(tests) - len(clean)
     random.Random(config.data_seed).shuffle(clean)
     pool.validation, rest = clean[: config.validation], demonstrations + clean[config.validation :]
     pool.train = _without(scored + pool.validation, rest)
-    pool.dropped += len(rest) - len(pool.train)
     if not pool.validation:
         raise ConfigError("no validation pair is left: name more training tasks in task.tasks")
 

@@ -22,9 +22,10 @@ TRANSFORMS = 8  # bit 0: transposed, after bit 1: upside down, and bit 2: left t
 MAX_SIDE = 30
 
 Grid = np.ndarray  # uint8 [rows, columns], colours 0-9
+GridKey = tuple[tuple[int, ...], bytes]
 
 
-def grid_key(grid: Grid) -> tuple[tuple[int, ...], bytes]:
+def grid_key(grid: Grid) -> GridKey:
     """Equal for equal grids only."""
     return grid.shape, np.ascontiguousarray(grid, dtype=np.uint8).tobytes()
 
@@ -41,11 +42,6 @@ class Augmentation(NamedTuple):
     def apply(self, grid: Grid) -> Grid:
         """The grid in this version."""
         return transformed(np.array(self.colors, dtype=np.uint8)[grid], self.transform)
-
-    @property
-    def inverse(self) -> Augmentation:
-        """The version that undoes this one."""
-        return Augmentation(int(INVERSE[self.transform]), tuple(np.argsort(self.colors).tolist()))
 
 
 def transformed(grid: Grid, transform: int) -> Grid:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_gram.checks import check_choice
+from pyro_gram.download import data_folder
 from pyro_gram.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,12 +68,15 @@ class PuzzleSet:
             ``offsets[i] : offsets[i + 1]``.
         offsets: int64 ``[N + 1]``.
         complete: are these all the solutions? If not, coverage has no meaning and is left out.
+        primary: bool ``[N]``, where several rows are versions of one input (ARC): True for the first of each, which is
+            what counts as an input; its versions follow it. None where every row is an input.
     """
 
     inputs: Tensor | None
     solutions: Tensor
     offsets: Tensor
     complete: bool = True
+    primary: Tensor | None = None
 
     @classmethod
     def unconditional(cls, data: Tensor, complete: bool = False) -> PuzzleSet:
@@ -105,11 +109,33 @@ class PuzzleSet:
         return first.inputs, first.sample_targets(torch.arange(len(first)), generator)
 
     def subset(self, count: int) -> PuzzleSet:
-        """The first ``count`` puzzles (all, where there are fewer)."""
+        """The first ``count`` puzzles (all, where there are fewer), each with all its versions."""
         count = min(count, len(self))
+        primary = self.primary
+        if primary is not None:
+            starts = primary.nonzero().flatten().tolist()
+            count = starts[count] if count < len(starts) else len(self)
+            primary = primary[:count]
         inputs = None if self.inputs is None else self.inputs[:count]
         return replace(
-            self, inputs=inputs, solutions=self.solutions[: self.offsets[count]], offsets=self.offsets[: count + 1]
+            self,
+            inputs=inputs,
+            solutions=self.solutions[: self.offsets[count]],
+            offsets=self.offsets[: count + 1],
+            primary=primary,
+        )
+
+    def select(self, keep: Tensor) -> PuzzleSet:
+        """The puzzles where ``keep``, bool ``[N]``, is True, each counted as an input of its own."""
+        assert self.inputs is not None
+        counts = self.num_solutions
+        offsets = torch.cat((torch.zeros(1, dtype=torch.long), counts[keep].cumsum(0)))
+        return replace(
+            self,
+            inputs=self.inputs[keep],
+            solutions=self.solutions[keep.repeat_interleave(counts)],
+            offsets=offsets,
+            primary=None,
         )
 
 
@@ -125,6 +151,7 @@ class Task(ABC):
     spec: TaskSpec
     unit: ClassVar[str] = "violation"  # what ``violations`` counts, in the singular
     checkable: ClassVar[bool] = True  # can an answer be right or wrong? (a handwritten digit cannot)
+    classifier: ClassVar[str] = ""  # what judges samples of images: "digits", or nothing
 
     @abstractmethod
     def split(self, name: str) -> PuzzleSet:
@@ -152,13 +179,25 @@ class Task(ABC):
 
     def read(self, text: str) -> Iterator[Tensor]:
         """Every input in the text of a file. The default: one a line, blank lines skipped."""
-        for line in text.splitlines():
+        lines = text.splitlines()
+        for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield self.parse(line.strip())
+                try:
+                    yield self.parse(line.strip())
+                except InputError as e:
+                    raise InputError(f"line {number}: {e}" if len(lines) > 1 else str(e)) from None
 
     def valid(self, x: Tensor | None, y: Tensor) -> Tensor:
         """bool ``[...]``: is the answer right?"""
         return self.violations(x, y) == 0
+
+    def known(self, x: Tensor | None, y: Tensor) -> Tensor:
+        """bool ``[...]``: can the task tell whether the answer is right? The default: always."""
+        return torch.ones_like(y[..., 0], dtype=torch.bool)
+
+    def provenance(self) -> dict[str, str]:
+        """What of outside the data come from: names and digests, for results and checkpoints. The default: nothing."""
+        return {}
 
     def canonical(self, x: Tensor | None, y: Tensor) -> Tensor:
         """The representative of all answers that count as the same. The default: the answer itself."""
@@ -196,7 +235,13 @@ def check_split(name: str) -> None:
 
 
 def make_task(name: str, config: Any, data_dir: str | None = None) -> Task:
-    """The task ``name`` with its ``config``; ``data_dir`` holds the files of tasks that read any."""
+    """The task ``name`` with its ``config``; ``data_dir`` holds the files of tasks that read any.
+
+    Raises:
+        ConfigError: an unknown task, or a ``data_dir`` that is no directory, whether the task reads files or not.
+    """
     from pyro_gram.registry import TASKS
 
+    if data_dir is not None:
+        data_folder(data_dir)
     return TASKS.get(name)(config, data_dir)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range, check_seed
-from pyro_gram.download import fetch, find
+from pyro_gram.download import DATA_VARIABLE, data_folder, fetch, find
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks.base import GenerativeTask, PuzzleSet, TaskSpec, check_split
@@ -91,10 +91,12 @@ class MNIST(GenerativeTask):
     Config = MNISTConfig
     unit = "fault"
     checkable: ClassVar[bool] = False  # no image is wrong
+    classifier: ClassVar[str] = "digits"
 
     def __init__(self, config: MNISTConfig, data_dir: str | None = None) -> None:
         # Nothing is read yet: a trained model draws digits without the data.
         self.config, self.data_dir = config, data_dir
+        self._sources: dict[str, str] = {}
         side, patch = config.side, config.patch
         self.side = side
         self.spec = TaskSpec((side // patch) ** 2, None, 0, side**2, 2, image=(side, side), patch=patch)
@@ -106,7 +108,7 @@ class MNIST(GenerativeTask):
 
         Raises:
             InputError: a file is damaged or holds something else.
-            ConfigError: no such folder, no download, or fewer images than the config asks for.
+            ConfigError: no such folder, none of its files in it, no download, or fewer images than the config asks for.
         """
         pixels = self._shuffled(name)
         return PuzzleSet.unconditional(pixels[self._rows(name, len(pixels))])
@@ -120,6 +122,7 @@ class MNIST(GenerativeTask):
         file = "t10k-labels-idx1-ubyte" if name == "test" else "train-labels-idx1-ubyte"
         path = self._locate(file)
         labels = read_labels(path)
+        self._note(path)
         if len(labels) != len(pixels):
             raise InputError(f"{path} holds {len(labels)} labels for {len(pixels)} images: they do not belong together")
         return labels[self._order(file, len(labels))][self._rows(name, len(labels))].long()
@@ -137,7 +140,9 @@ class MNIST(GenerativeTask):
         return self._pixels("t10k-images-idx3-ubyte")
 
     def _pixels(self, file: str) -> Tensor:
-        pixels = binarize(read_images(self._locate(file)), self.config.threshold, self.side)
+        path = self._locate(file)
+        pixels = binarize(read_images(path), self.config.threshold, self.side)
+        self._note(path)
         return pixels[self._order(file, len(pixels))]
 
     def _order(self, file: str, count: int) -> Tensor:
@@ -159,7 +164,26 @@ class MNIST(GenerativeTask):
 
     def _locate(self, file: str) -> Path:
         found = find(self.data_dir, f"mnist/{file}", f"MNIST/raw/{file}")  # the second is torchvision's
-        return found or fetch(f"{MIRROR}{file}.gz", f"md5:{MD5[file]}", f"mnist/{file}.gz")
+        if found is not None:
+            return found
+        folder = data_folder(self.data_dir)
+        if folder is not None:
+            raise ConfigError(
+                f"{folder} does not hold {file} (plain or .gz, there, in mnist or in MNIST/raw): name another "
+                f"folder with --data-dir, or leave it (and {DATA_VARIABLE}) out to download MNIST"
+            )
+        return fetch(f"{MIRROR}{file}.gz", f"md5:{MD5[file]}", f"mnist/{file}.gz")
+
+    def provenance(self) -> dict[str, str]:
+        """The MD5 of each file that was read, by its name: ``{"train-images-idx3-ubyte.gz": "md5:..."}``.
+
+        Images are read by :meth:`split` and labels by :meth:`labels`, so four files at most.
+        """
+        return dict(self._sources)
+
+    def _note(self, path: Path) -> None:
+        # A .gz file would not have been read with another digest than the published one.
+        self._sources[path.name] = f"md5:{MD5[path.stem] if path.suffix == '.gz' else md5(path.read_bytes())}"
 
     # ---- what is right, text and picture -----------------------------------------------------------------------
 
@@ -222,14 +246,18 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(f"cannot read {path}: {e.strerror or e}") from None
     if path.suffix != ".gz":
         return data
-    expected = MD5[path.stem]
-    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    expected, found = MD5[path.stem], md5(data)
     if found != expected:
         raise InputError(
             f"{path} is damaged, cut short or another file: its MD5 is {found}, MNIST's is {expected}; delete it and "
             "get it again (files of your own are read uncompressed, without .gz)"
         )
     return gzip.decompress(data)
+
+
+def md5(data: bytes) -> str:
+    """The digest that MNIST's files are published with, in hexadecimal."""
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 def _header(path: Path, data: bytes, magic: int, dimensions: int) -> tuple[int, ...]:

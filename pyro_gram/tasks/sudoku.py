@@ -32,7 +32,7 @@ from pyro_gram.tasks.sudoku_boards import (
     symmetry_invariants,
     transform,
 )
-from pyro_gram.tasks.sudoku_data import Puzzles, deal, locate, random_puzzles, read_csv
+from pyro_gram.tasks.sudoku_data import Puzzles, deal, digest, locate, random_puzzles, read_csv, take_unlike
 from pyro_gram.tasks.symmetry import InputSet, unless_held_out
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ class SudokuConfig:
             generated for the others.
         train, test: puzzles in the split. -1: the usual number (7000, 10000, 1000 for training, 500, 500, 1000 to
             test for sizes 4, 6, 9; of a smaller file, all); 0: all that the file holds (extreme).
-        validation: puzzles to validate on, from the training file where there is one.
+        validation: puzzles to validate on, from the training file where there is one. Of that file, puzzles that are
+            symmetric to one of the test split count for nothing.
         min_clues, max_clues: of generated puzzles; 0: 4-10, 9-20, 28-45 for sizes 4, 6, 9.
         unique: share of generated puzzles that have exactly one solution.
         max_solutions: the most that the others have; all are listed.
@@ -130,6 +131,7 @@ class Sudoku(Task):
     def __init__(self, config: SudokuConfig, data_dir: str | None = None) -> None:
         self.config = config
         self.data_dir = data_dir
+        self._sources: dict[str, str] = {}
         self.size, self.cells = config.size, config.size**2
         self.spec = TaskSpec(self.cells, None, self.size + FIRST, self.cells, self.size + FIRST)
         if config.from_file:
@@ -157,6 +159,10 @@ class Sudoku(Task):
         check_split(split)
         ratings = self._puzzles[split].ratings
         return None if ratings is None else torch.from_numpy(ratings)
+
+    def provenance(self) -> dict[str, str]:
+        """Name and SHA-256 of the training and the test file once they are read; nothing for generated puzzles."""
+        return dict(self._sources)
 
     @cached_property
     def _puzzles(self) -> dict[str, Puzzles]:
@@ -186,19 +192,22 @@ class Sudoku(Task):
             "test": locate("test.csv", c.test_file, self.data_dir),
         }
         test, train = (read_csv(paths[split], self.size) for split in ("test", "train"))
-        if c.validation >= len(train):
-            raise ConfigError(f"validation = {c.validation}, but {paths['train']} holds only {len(train)} puzzles")
+        self._sources = {split: f"{path.name} {digest(path)}" for split, path in paths.items()}
         number = _number("test", c.test, USUAL_TEST[9], len(test), f"{paths['test']} holds")
         test = test.take(rng.permutation(len(test))[:number])
         order = rng.permutation(len(train))
-        validation, rest = train.take(order[: c.validation]), order[c.validation :]
-        held_out = symmetry_invariants(np.concatenate((test.boards, validation.boards)), self.size)
+        held_out = symmetry_invariants(test.boards, self.size)
+        kept = take_unlike(train.boards, order, held_out, c.validation + 1, self.size)
+        if len(kept) <= c.validation:
+            raise ConfigError(
+                f"validation = {c.validation}, but without symmetries of test puzzles, {paths['train']} holds only "
+                f"{len(kept)} puzzles: lower it, or take other files or a smaller test"
+            )
+        kept = kept[: c.validation]
+        validation, rest = train.take(kept), order[~np.isin(order, kept)]
+        held_out = np.concatenate((held_out, symmetry_invariants(validation.boards, self.size)))
         most = len(rest) if c.train == 0 else USUAL_TRAIN[9] if c.train < 0 else c.train
-        kept = np.zeros(0, dtype=np.int64)
-        for part in np.array_split(rest, max(1, len(rest) // 20_000)):
-            if len(kept) < most:
-                keys = symmetry_invariants(train.boards[part], self.size)
-                kept = np.concatenate((kept, part[~np.isin(keys, held_out)]))
+        kept = take_unlike(train.boards, rest, held_out, most, self.size)
         reason = f"besides validation, and without symmetries of held-out puzzles, {paths['train']} holds"
         number = _number("train", c.train, USUAL_TRAIN[9], len(kept), reason)
         return {"train": train.take(kept[:number]), "validation": validation, "test": test}
@@ -256,6 +265,8 @@ class Sudoku(Task):
 
 def _number(split: str, asked: int, usual: int, available: int, reason: str) -> int:
     """How many puzzles of a file a split gets. Raises ConfigError where more are asked for than there are."""
+    if not available:
+        raise ConfigError(f"{reason} no puzzles that could be the {split} split: take other files, or hold out fewer")
     if asked > available:
         raise ConfigError(f"{split} = {asked}, but {reason} only {available} puzzles: lower it, or set it to 0 for all")
     return min(usual, available) if asked < 0 else asked or available

@@ -28,7 +28,6 @@ class Geometry:
     Attributes:
         size: cells in a row.
         box_rows, box_cols: the sides of a box.
-        place: int64 ``[L, 3]``, the row, column and box of each cell.
         units: int64 ``[3 size, size]``, the cells of each row, then of each column, then of each box.
         unit_masks: the same as bits of an integer.
         peer_masks: for each cell, the other cells of its units.
@@ -37,7 +36,6 @@ class Geometry:
     size: int
     box_rows: int
     box_cols: int
-    place: np.ndarray
     units: np.ndarray
     unit_masks: tuple[int, ...]
     peer_masks: tuple[int, ...]
@@ -68,7 +66,7 @@ def geometry(size: int) -> Geometry:
     peers = []
     for cell, (r, c, b) in enumerate(place.tolist()):
         peers.append((masks[r] | masks[size + c] | masks[2 * size + b]) & ~(1 << cell))
-    return Geometry(size, box_rows, box_cols, place, units, masks, tuple(peers))
+    return Geometry(size, box_rows, box_cols, units, masks, tuple(peers))
 
 
 # ---- what is right -----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ import torch
 
 from pyro_gram.download import data_folder, fetch, find
 from pyro_gram.errors import ConfigError, InputError
-from pyro_gram.tasks.sudoku_boards import all_grids_4, missing_digits, random_grids, solve
+from pyro_gram.tasks.sudoku_boards import all_grids_4, missing_digits, random_grids, solve, symmetry_invariants
 
 BATCH = 1000  # random puzzles drawn at a time
 PATIENCE = 8  # batches without any puzzle of a kind before it counts as not to be had
 CHUNK = 50_000  # rows of a file checked at a time
+COMPARED = 20_000  # puzzles compared with held-out ones at a time: about a second
 
 _HUB = "https://huggingface.co/datasets/sapientinc/sudoku-extreme/resolve/58942f96baeb572ca3127e2a9e9c70f330783d6b"
 SHA256 = {
@@ -143,6 +145,29 @@ def deal(keys: np.ndarray, wanted: dict[str, int], rng: np.random.Generator) -> 
     return dealt
 
 
+def take_unlike(boards: np.ndarray, order: np.ndarray, held_out: np.ndarray, most: int, size: int) -> np.ndarray:
+    """The first puzzles of an order that are symmetric to no held-out one.
+
+    Args:
+        boards: uint8 ``[N, L]``.
+        order: the puzzles to go through, int64 ``[n]``.
+        held_out: keys (:func:`~pyro_gram.tasks.sudoku_boards.symmetry_invariants`) of the held-out puzzles.
+        most: stop at this many.
+        size: of the boards.
+
+    Returns:
+        int64 ``[m]``, m at most ``most``.
+    """
+    kept = order[:0]
+    for start in range(0, len(order), COMPARED):
+        if len(kept) >= most:
+            break
+        part = order[start : start + COMPARED]
+        keys = symmetry_invariants(boards[part], size)
+        kept = np.concatenate((kept, part[~np.isin(keys, held_out)]))
+    return kept[:most]
+
+
 # ---- Sudoku-Extreme ----------------------------------------------------------------------------------------------
 
 
@@ -173,6 +198,15 @@ def locate(name: str, wanted: str, data_dir: str | None) -> Path:
             "another folder with --data-dir, or leave it out to download Sudoku-Extreme"
         )
     return fetch(f"{_HUB}/{name}", SHA256[name], names[0])
+
+
+def digest(path: Path) -> str:
+    """``sha256:...`` of a file as it is stored. Raises InputError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    except OSError as e:
+        raise InputError(f"cannot read {path}: {e.strerror or e}") from None
 
 
 def read_csv(path: Path, size: int) -> Puzzles:

@@ -36,8 +36,8 @@ class SudokuBoardsConfig:
     Attributes:
         size: 4, 6 or 9.
         count: training boards; 0: all 288 for size 4, 20,000 for size 6, 50,000 for size 9.
-        validation, test: held-out boards. For size 4 there are none to hold out: both are the 288 grids, whatever
-            these say, and what is measured is how well the whole set is covered.
+        validation, test: held-out boards. For size 4 both are the 288 grids, whatever these say, and what is measured
+            is how well the whole set is covered; grids that a smaller count leaves out are never trained on.
         data_seed: seed of the boards; the same for every run that is to be compared.
     """
 
@@ -107,18 +107,26 @@ class SudokuBoards(GenerativeTask):
         """A random element of the symmetry group for each board; one that would become a held-out board stays."""
         flat = y.reshape(-1, self.cells)
         image = transform(flat, *random_symmetries(len(flat), self.size, generator), first=0)
-        if self.size != 4:
+        if self._held_out is not None:
             _, image = unless_held_out(self._held_out, flat, flat, image, image)
         return None, image.reshape(y.shape)
 
     @cached_property
-    def _held_out(self) -> InputSet:
-        return InputSet(torch.cat((self._boards["validation"], self._boards["test"])), self.size)
+    def _held_out(self) -> InputSet | None:
+        """Validation and test; for size 4, the grids that are no training board. None where nothing is held out."""
+        boards = self._boards
+        held_out = torch.cat((boards["validation"], boards["test"]))
+        if self.size == 4:
+            held_out = held_out[~InputSet(boards["train"], self.size).contains(held_out)]
+        return InputSet(held_out, self.size) if len(held_out) else None
 
     # ---- figures -----------------------------------------------------------------------------------------------
 
     def assess(self, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, float]:
         """What samples are worth as draws from the set of correct boards.
+
+        Novelty means "not among the training boards as they are": a symmetric image of one, which augmentation may
+        have shown, counts as new. So ``train.augment`` should be off where novelty is read, as in the presets.
 
         Args:
             puzzles: not looked at: every split has the same condition, the empty one.

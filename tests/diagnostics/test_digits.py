@@ -12,6 +12,7 @@ from pyro_gram.diagnostics import digits
 from pyro_gram.diagnostics.digits import (
     WEIGHTS,
     DigitClassifier,
+    Reference,
     as_images,
     assess,
     frechet_distance,
@@ -19,6 +20,7 @@ from pyro_gram.diagnostics.digits import (
     inception_score,
     load_classifier,
     nearest_neighbours,
+    reference,
 )
 from pyro_gram.errors import CheckpointError, ConfigError, InputError
 from pyro_gram.tasks.mnist import MNIST, MNISTConfig
@@ -249,9 +251,11 @@ def test_no_samples_have_no_neighbours_and_no_training_images_are_an_error():
 def test_assess_tells_fresh_digits_from_copies_and_from_noise():
     task = MNIST(MNISTConfig(train=4000, validation=400, test=1200), str(DATA))
     data = task.split("train").solutions
-    fresh = assess(task, data, task.split("validation").solutions.long())
-    copies = assess(task, data, data[:400].long())
-    bad = assess(task, data, noise(400))
+    real = reference(task, "test")
+    assert reference(task, "test") is real
+    fresh = assess(real, task.split("validation").solutions.long())
+    copies = assess(real, data[:400].long())
+    bad = assess(real, noise(400))
     assert all(math.isfinite(value) for value in fresh.values())
     assert set(fresh) == set(copies) == set(bad)
     assert fresh["classes_found"] == copies["classes_found"] == 10
@@ -260,7 +264,7 @@ def test_assess_tells_fresh_digits_from_copies_and_from_noise():
     assert fresh["digits_recognized"] > 0.95
     assert fresh["frechet_distance"] < 3 * fresh["frechet_distance_floor"]
     assert fresh["exact_copies"] < 0.01
-    assert fresh["nearest_distance"] == pytest.approx(fresh["nearest_distance_test"], rel=0.1)
+    assert fresh["nearest_distance"] == pytest.approx(fresh["nearest_distance_real"], rel=0.1)
     assert copies["exact_copies"] == 1
     assert copies["nearest_distance"] == 0
     assert bad["frechet_distance"] > 50 * fresh["frechet_distance"]
@@ -270,10 +274,10 @@ def test_assess_tells_fresh_digits_from_copies_and_from_noise():
 
 
 def test_assess_refuses_images_of_another_size():
-    task = MNIST(MNISTConfig())
-    for data, tokens, name in ((noise(5), noise(5, pixels=196), "samples"), (noise(1), noise(5), "data")):
-        with pytest.raises(InputError, match=f"{name} of shape .*: expected at least 2 images of 784 pixels"):
-            assess(task, data, tokens)
+    real = Reference(torch.zeros(2, 64), torch.zeros(2, 10), noise(5), torch.zeros(2))
+    for tokens in (noise(5, pixels=196), noise(1), noise(5)[None]):
+        with pytest.raises(InputError, match="samples of shape .*: expected at least 2 images of 784 pixels"):
+            assess(real, tokens)
 
 
 # ---- figures -----------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_gram.errors import ConfigError, InputError
+from pyro_gram.errors import ConfigError
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks import arc_grids as grids
 from pyro_gram.tasks.arc import Arc
@@ -40,6 +40,10 @@ def pairs_of(puzzles: PuzzleSet):
     return zip(puzzles.inputs, puzzles.solutions, strict=True)
 
 
+def grid_of(task, x):
+    return json.loads(task.format_input(x))["input"]
+
+
 def test_it_is_registered(task):
     assert TASKS.get("arc") is Arc
     assert task.spec.input_shape == (37,)
@@ -73,10 +77,10 @@ def test_augmentation_keeps_what_the_plain_pair_says(task):
     for (x, y), new_x, new_y in zip(pairs_of(puzzles), x2, y2, strict=True):
         version = task.task_of(int(new_x[0]))[1]
         for before, after in (
-            (task.format_input(x), task.format_input(new_x)),
-            (task.format_solution(x, y), task.format_solution(new_x, new_y)),
+            (grid_of(task, x), grid_of(task, new_x)),
+            (json.loads(task.format_solution(x, y)), json.loads(task.format_solution(new_x, new_y))),
         ):
-            assert json.loads(after) == version.apply(np.array(json.loads(before), dtype=np.uint8)).tolist()
+            assert after == version.apply(np.array(before, dtype=np.uint8)).tolist()
 
 
 def test_augmenting_twice_is_an_augmentation(task):
@@ -155,6 +159,23 @@ def test_an_answer_that_nobody_knows_must_only_be_a_grid(own_folder):
     assert task.violations(unknown, torch.zeros(36, dtype=torch.long)) == 1
 
 
+def test_only_answers_that_somebody_gave_are_known(own_folder):
+    task = make(files=str(own_folder))
+    given, missing = task.read((own_folder / "mirror.json").read_text())
+    y = torch.zeros(36, dtype=torch.long)
+    assert task.known(given, y).tolist() is True
+    assert task.known(missing, y).tolist() is False
+    several = torch.stack((missing, given, missing))
+    assert task.known(several, y.expand(4, 3, 36)).tolist() == [[False, True, False]] * 4
+    assert task.known(given, y.expand(2, 5, 36)).tolist() == [[True] * 5] * 2
+    assert task.known(several[:, None], y.expand(2, 36)).tolist() == [[False] * 2, [True] * 2, [False] * 2]
+    foreign = torch.cat((given[:1], missing[1:] + (missing[1:] > 1)))  # another grid under a task that is there
+    assert not task.known(foreign, y)
+    for name in ("train", "validation", "test"):
+        puzzles = task.split(name)
+        assert task.known(puzzles.inputs, puzzles.solutions).all()
+
+
 # ---- scores --------------------------------------------------------------------------------------------------------
 
 
@@ -221,125 +242,40 @@ def test_a_tie_goes_to_the_earlier_sample_of_the_plain_version(task):
     assert task.assess(puzzles, first.flip(0)) == {"pass_at_1": 0.0, "pass_at_2": 1.0, "arc_score": 1.0}
 
 
-def test_a_truncated_test_split_is_scored_on_what_is_there(task):
-    puzzles = task.split("test").subset(4)
-    assert task.assess(puzzles, puzzles.solutions[None])["arc_score"] == 1.0
-    tokens = puzzles.solutions[None].clone()
+def test_a_subset_keeps_every_version_of_its_test_inputs(task):
+    puzzles = task.split("test")
+    assert puzzles.primary.tolist() == [True, False, False] * 3
+    plain = puzzles.select(puzzles.primary)
+    assert all(task.task_of(int(x[0]))[1] == grids.Augmentation() for x in plain.inputs)
+    for count in range(5):
+        part = puzzles.subset(count)
+        assert len(part) == 3 * min(count, 3)
+        assert torch.equal(part.inputs, puzzles.inputs[: len(part)])
+        assert torch.equal(part.primary, puzzles.primary[: len(part)])
+        expected = 1.0 if count else 0.0
+        assert set(task.assess(part, part.solutions.repeat(2, 1, 1)).values()) == {expected}
+
+
+def test_splits_without_versions_count_every_row(task):
+    for puzzles in (task.split("train"), task.split("validation"), make().split("test")):
+        assert puzzles.primary is None
+        assert len(puzzles.subset(2)) == 2
+
+
+def test_any_selection_of_rows_is_scored_on_what_is_there(task):
+    puzzles = task.split("test")
+    part = puzzles.select(torch.arange(len(puzzles)) < 4)
+    assert task.assess(part, part.solutions[None])["arc_score"] == 1.0
+    tokens = part.solutions[None].clone()
     tokens[0, 3] = 0  # all that is left of the second test input
-    assert task.assess(puzzles, tokens)["pass_at_2"] == 0.5
+    assert task.assess(part, tokens)["pass_at_2"] == 0.5
+    versions = puzzles.select(~puzzles.primary)
+    assert task.assess(versions, versions.solutions[None])["arc_score"] == 1.0
+    train = task.split("train").subset(6)
+    assert task.assess(train, train.solutions[None])["pass_at_1"] == 1.0
 
 
-# ---- text and pictures ---------------------------------------------------------------------------------------------
-
-
-def as_json(puzzle, tests=None):
-    pairs = {
-        "train": [{"input": a.tolist(), "output": b.tolist()} for a, b in puzzle.train],
-        "test": [{"input": a.tolist()} for a, _ in puzzle.test][:tests],
-    }
-    return json.dumps(pairs, indent=1)
-
-
-def test_a_known_task_is_recognised_by_its_demonstrations(task):
-    for puzzle in task.puzzles:
-        inputs = list(task.read(as_json(puzzle)))
-        assert len(inputs) == len(puzzle.test)
-        for x, (a, _) in zip(inputs, puzzle.test, strict=True):
-            assert task.task_of(int(x[0])) == (puzzle.id, grids.Augmentation())
-            assert task.format_input(x) == json.dumps(a.tolist(), separators=(",", ":"))
-        assert torch.equal(task.parse(as_json(puzzle, tests=1)), inputs[0])
-
-
-def test_the_order_of_demonstrations_does_not_matter(task):
-    puzzle = json.loads(as_json(task.puzzles[0]))
-    puzzle["train"].reverse()
-    assert task.task_of(int(task.parse(json.dumps(puzzle))[0]))[0] == task.puzzles[0].id
-
-
-def test_listed_inputs_are_read_back(task):
-    for name in ("train", "validation", "test"):
-        inputs = task.split(name).inputs
-        lines = "\n".join(task.format_input(x) for x in inputs)
-        assert torch.equal(torch.stack(list(task.read(lines))), inputs)
-
-
-def test_own_files_are_trained_on_without_their_tests(own_folder):
-    plain, task = make(), make(files=str(own_folder))
-    assert len(task.split("train")) == len(plain.split("train")) + 2
-    assert task.spec.puzzles > plain.spec.puzzles
-    assert [task.task_of(n) for n in range(plain.spec.puzzles)] == [plain.task_of(n) for n in range(plain.spec.puzzles)]
-    inputs = list(task.read((own_folder / "mirror.json").read_text()))
-    assert [task.task_of(int(x[0]))[0] for x in inputs] == ["files/mirror"] * 2
-    trained = [task.format_input(x) for x in task.split("train").inputs]
-    assert "[[1,0]]" in trained
-    assert "[[3,0,4]]" not in trained
-    relative = Arc(ArcConfig(tasks=SMALL, canvas=6, files=own_folder.name), str(own_folder.parent))
-    assert relative.puzzles[-1].id == "files/mirror"
-
-
-def test_own_files_that_are_no_tasks_are_named(own_folder, tmp_path):
-    with pytest.raises(ConfigError, match=f"task.files = {tmp_path}/nowhere must be a folder"):
-        make(files=str(tmp_path / "nowhere"))
-    for text, message in (("{", "is not JSON"), ('{"train": []}', "JSON object"), ("\xff", "not a text file")):
-        (own_folder / "wrong.json").write_bytes(text.encode("latin-1"))
-        with pytest.raises(InputError, match=f"wrong.json.*{message}|wrong.json: .*{message}"):
-            make(files=str(own_folder))
-
-
-def broken(part="train", key="output", value=None):
-    task = json.loads(json.dumps(OWN))
-    if value is None:
-        del task[part][1][key]
-    else:
-        task[part][1][key] = value
-    return json.dumps(task)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "not JSON"),
-        ("{'train': 1}", "not JSON: Expecting property name"),
-        ("[" * 100_000, "not JSON"),
-        ('"text"', 'a JSON object with "train"'),
-        ('{"train": []}', 'a JSON object with "train"'),
-        ('{"train": [], "test": []}', '"train" must be a list of at least one pair'),
-        ('{"train": 3, "test": []}', '"train" must be a list'),
-        (json.dumps({**OWN, "test": []}), '"test" must be a list of at least one pair'),
-        (json.dumps({**OWN, "train": [3]}), 'train pair 1 has no "input"'),
-        (broken(), 'train pair 2 has no "output"'),
-        (broken("test", "input"), 'test pair 2 has no "input"'),
-        (broken(value=[[1, 2], [3]]), "train pair 2, output is ragged: row 2 has 1 cells, row 1 has 2"),
-        (broken(value=[[1, 2], [3, 10]]), "train pair 2, output, row 2: 10 is no colour"),
-        (broken(value=[[1, True]]), "row 1: true is no colour"),
-        (broken(value=[[1, 1.0]]), "row 1: 1.0 is no colour"),
-        (broken(value=[[-1]]), "row 1: -1 is no colour"),
-        (broken(value=[]), "train pair 2, output is an empty grid"),
-        (broken(value=[[]]), "is an empty grid"),
-        (broken(value=[1, 2]), "must be a list of rows"),
-        (broken("test", "input", [[0] * 7]), "test pair 2, input has 1 x 7 cells; this canvas holds 6 x 6"),
-        (json.dumps(OWN), "no embedding for the task.*train with --task.files FOLDER"),
-        ("[[9,9,9,9,9]]", "the grid is an input of no task of this run"),
-    ],
-)
-def test_each_kind_of_bad_input_has_its_own_message(task, text, message):
-    with pytest.raises(InputError, match=message):
-        task.parse(text)
-
-
-def test_parse_takes_one_test_input(task):
-    puzzle = next(p for p in task.puzzles if len(p.test) == 2)
-    with pytest.raises(InputError, match="2 test inputs: give one at a time"):
-        task.parse(as_json(puzzle))
-
-
-def test_a_grid_that_several_tasks_share_names_no_rule(tmp_path):
-    task = make()
-    shared = json.loads(task.format_input(task.split("test").inputs[0]))
-    own = {"train": [{"input": shared, "output": [[1]]}], "test": [{"input": [[1]]}]}
-    (tmp_path / "a.json").write_text(json.dumps(own))
-    with pytest.raises(InputError, match="is an input of 2 tasks"):
-        make(files=str(tmp_path)).parse(json.dumps(shared))
+# ---- settings and pictures -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -373,7 +309,7 @@ def test_pictures_mark_wrong_cells(task):
     task.draw(axes[2], x, y)
     task.draw(axes[3], x, torch.zeros_like(y))
     shown = [np.asarray(a.images[0].get_array()).tolist() for a in axes[:2]]
-    assert shown == [json.loads(task.format_input(x)), json.loads(task.format_solution(x, first_test(task)[1]))]
+    assert shown == [grid_of(task, x), json.loads(task.format_solution(x, first_test(task)[1]))]
     assert len(axes[0].collections) == 0
     assert sum(len(c.get_offsets()) for c in axes[1].collections) == 0
     assert {len(c.get_offsets()) for c in axes[2].collections} == {2}

@@ -77,6 +77,7 @@ def test_it_is_registered_and_generative():
     assert TASKS.get("mnist") is MNIST
     task = MNIST(MNISTConfig())
     assert not task.checkable
+    assert task.classifier == "digits"
     assert not task.spec.conditional
     with pytest.raises(InputError, match="takes no input"):
         task.parse("....")
@@ -159,7 +160,7 @@ def test_files_are_found_in_the_usual_subfolders_and_through_the_environment(fol
     assert len(MNIST(MNISTConfig(validation=5)).split("train").solutions) == 25
 
 
-def test_absent_files_are_fetched_with_their_checksum(tmp_path, monkeypatch):
+def test_without_a_folder_files_are_fetched_with_their_checksum(monkeypatch):
     asked = []
 
     def fetch(url, known_hash, name):
@@ -167,13 +168,42 @@ def test_absent_files_are_fetched_with_their_checksum(tmp_path, monkeypatch):
         raise ConfigError("offline")
 
     monkeypatch.setattr(mnist, "fetch", fetch)
-    task = MNIST(MNISTConfig(), str(tmp_path))  # building a task reads nothing
+    task = MNIST(MNISTConfig())  # building a task reads nothing
     with pytest.raises(ConfigError, match="offline"):
         task.split("test")
     file = "t10k-images-idx3-ubyte"
     assert asked == [
         (f"https://ossci-datasets.s3.amazonaws.com/mnist/{file}.gz", f"md5:{MD5[file]}", f"mnist/{file}.gz")
     ]
+
+
+@pytest.mark.parametrize("named_by", ["argument", "environment"])
+def test_a_folder_without_the_files_is_an_error_and_no_download(tmp_path, monkeypatch, named_by):
+    (tmp_path / "sudoku").mkdir()
+    if named_by == "environment":
+        monkeypatch.setenv("PYRO_GRAM_DATA", str(tmp_path))
+    task = MNIST(MNISTConfig(), str(tmp_path) if named_by == "argument" else None)
+    with pytest.raises(ConfigError, match=f"{tmp_path} does not hold {IMAGES} .*--data-dir") as caught:
+        task.split("train")
+    assert "\n" not in str(caught.value)
+
+
+def test_provenance_is_the_digests_of_the_files_that_were_read(folder, monkeypatch):
+    packed = folder / f"{LABELS}.gz"
+    packed.write_bytes(gzip.compress((folder / LABELS).read_bytes()))
+    (folder / LABELS).unlink()
+    monkeypatch.setitem(MD5, LABELS, hashlib.md5(packed.read_bytes()).hexdigest())
+    task = make(folder)
+    assert task.provenance() == {}
+    task.split("train")
+    expected = {IMAGES: f"md5:{hashlib.md5((folder / IMAGES).read_bytes()).hexdigest()}"}
+    assert task.provenance() == expected
+    for name in ("train", "validation", "test"):
+        task.split(name)
+        task.labels(name)
+    files = [IMAGES, f"{LABELS}.gz", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
+    expected = {file: f"md5:{hashlib.md5((folder / file).read_bytes()).hexdigest()}" for file in files}
+    assert task.provenance() == expected
 
 
 def test_a_missing_directory_is_named(tmp_path):
@@ -340,3 +370,4 @@ def test_the_real_files_hold_70000_digits_thresholded_at_one_half():
     whole = torch.cat((task.labels("train"), task.labels("validation"))).bincount()
     assert whole.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert 0.13 < found["train"].float().mean() < 0.135
+    assert task.provenance() == {f"{file}.gz": f"md5:{digest}" for file, digest in MD5.items()}

@@ -1,5 +1,6 @@
 import csv
 import gzip
+import hashlib
 import os
 from pathlib import Path
 
@@ -130,6 +131,50 @@ def test_training_puzzles_symmetric_to_held_out_ones_are_left_out(tmp_path):
     x, y = task.augment(train.inputs, train.solutions, torch.Generator().manual_seed(0))
     assert task.valid(x, y).all()
     assert train.num_solutions.tolist() == [1] * len(train)
+
+
+@pytest.mark.parametrize("compared", [7, 20_000])
+def test_a_file_given_for_both_shares_no_puzzle_among_its_splits(tmp_path, monkeypatch, compared):
+    monkeypatch.setattr(sudoku_data, "COMPARED", compared)
+    write(tmp_path / "one.csv", invented(60, 0))
+    task = extreme(tmp_path, train_file="one.csv", test_file="one.csv", train=0, validation=20, test=30)
+    splits = [task.split(split) for split in ("train", "validation", "test")]
+    assert [len(puzzles) for puzzles in splits] == [10, 20, 30]
+    keys = np.concatenate([symmetry_invariants((puzzles.inputs - 1).numpy(), 9) for puzzles in splits])
+    assert len(np.unique(keys)) == 60
+
+
+def test_files_that_leave_nothing_to_train_or_validate_on_are_an_error(tmp_path):
+    write(tmp_path / "one.csv", invented(30, 0))
+    settings = {"train_file": "one.csv", "test_file": "one.csv"}
+    message = "validation = 5, but without symmetries of test puzzles, .*one.csv holds only {} puzzles"
+    with pytest.raises(ConfigError, match=message.format(0)):
+        extreme(tmp_path, **settings, test=0).split("test")
+    with pytest.raises(ConfigError, match=message.format(5)):
+        extreme(tmp_path, **settings, test=25).split("test")
+    write(tmp_path / "same.csv", invented(1, 1) * 8)
+    with pytest.raises(ConfigError, match="same.csv holds no puzzles that could be the train split"):
+        extreme(tmp_path, train_file="same.csv", test_file="one.csv").split("train")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz"])
+def test_provenance_is_names_and_digests_of_the_files_once_read(tmp_path, suffix):
+    paths = {
+        "train": write(tmp_path / f"train.{suffix}", invented(40, 0)),
+        "test": write(tmp_path / f"mine.{suffix}", invented(20, 1)),
+    }
+    task = extreme(tmp_path, test_file=f"mine.{suffix}")
+    assert task.provenance() == {}
+    task.split("validation")
+    assert task.provenance() == {
+        split: f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" for split, path in paths.items()
+    }
+
+
+def test_generated_puzzles_come_from_no_file():
+    task = Sudoku(SudokuConfig(size=4, train=20, validation=5, test=5))
+    task.split("train")
+    assert task.provenance() == {}
 
 
 def test_counts_of_a_file(tmp_path):

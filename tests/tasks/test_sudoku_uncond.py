@@ -97,6 +97,16 @@ def test_augmentation_never_shows_a_held_out_board():
     assert torch.equal(again[100:], images[100:])
 
 
+def test_augmentation_of_4x4_shows_training_boards_only():
+    task = make(4, count=100)
+    y = task.split("train").solutions
+    _, images = task.augment(None, y.repeat(50, 1), torch.Generator().manual_seed(0))
+    assert (images != y.repeat(50, 1)).any(1).float().mean() > 0.2
+    assert rows(images) == rows(y)
+    _, images = make(4).augment(None, y.repeat(50, 1), torch.Generator().manual_seed(0))
+    assert rows(images) == rows(all_grids_4() - 1)
+
+
 def test_what_is_held_out_are_validation_and_test():
     task = make(6)
     assert task._held_out.contains(torch.cat([task.split(s).solutions for s in ("validation", "test")])).all()

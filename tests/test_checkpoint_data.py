@@ -1,0 +1,63 @@
+"""What a checkpoint keeps of the data it was made with, and its weights at half the size."""
+
+import shutil
+
+import pytest
+import torch
+
+import experiments.run
+from pyro_gram.checkpoint import load_model, load_training, save_model, save_training
+from pyro_gram.errors import CheckpointError
+from pyro_gram.inference.sampling import rollout
+from tests.conftest import case_of, digits_folder, small_config
+from tests.experiments.test_run import cli
+from tests.test_checkpoint import trainer_of
+
+
+def test_half_the_size_is_nearly_the_same_model(tmp_path):
+    case = case_of()
+    parts = case.assembly.config, case.assembly.model, case.assembly.guide
+    whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
+    save_model(whole, *parts)
+    save_model(half, *parts, half=True)
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    loaded = load_model(half).model
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    for name, p in loaded.state_dict().items():
+        torch.testing.assert_close(p, case.assembly.model.state_dict()[name], rtol=1e-2, atol=1e-3)
+    assert torch.isfinite(rollout(loaded, case.x, num_samples=2, depth=2).score).all()
+
+
+def test_puzzle_numbers_of_other_data_are_refused(tmp_path):
+    case = case_of(task_name="arc")
+    path = tmp_path / "model.safetensors"
+    parts = case.assembly.config, case.assembly.model, case.assembly.guide
+    save_model(path, *parts, data=case.assembly.task.provenance())
+    assert load_model(path).task.provenance() == case.assembly.task.provenance() != {}
+    save_model(path, *parts, data={"puzzles": "other"})
+    with pytest.raises(CheckpointError, match="made with other data .puzzles: other then"):
+        load_model(path)
+
+
+def test_a_run_goes_on_with_its_own_data_only(tmp_path):
+    config, path = small_config(), tmp_path / "state.safetensors"
+    save_training(path, config, trainer_of(config), {"train": "a"})
+    load_training(path, config, trainer_of(config), {"train": "a"})
+    with pytest.raises(CheckpointError, match="made with other data .train: a then, b now"):
+        load_training(path, config, trainer_of(config), {"train": "b"})
+
+
+@pytest.mark.parametrize("name", ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_data_that_only_measuring_needs_are_read_before_training(name, tmp_path, capsys):
+    folder = tmp_path / "digits"
+    shutil.copytree(digits_folder(), folder)
+    (folder / name).write_bytes((folder / name).read_bytes()[:-5])
+    words = ["--task", "mnist", "--preset", "tiny", "--task.train", 20, "--task.validation", 4, "--task.test", 10]
+    code = cli(experiments.run.main, *words, "--data-dir", folder, "--out", tmp_path / "out")
+    err = capsys.readouterr().err
+    if "labels" in name:  # the model never looks at them
+        assert code == 0
+    else:
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert name in err
+        assert not (tmp_path / "out").exists()
