@@ -54,19 +54,25 @@ def read_results(name: str) -> dict[str, Any]:
 def solved_table() -> str:
     """Every committed checkpoint that solves inputs, beside the paper."""
     lines = [
-        "| checkpoint | unseen inputs | accuracy, one sample | vote of 20 | violations | coverage, 20 samples (limit) "
-        "| training | paper |",
+        "| checkpoint, `run.py` ... | unseen inputs | accuracy, one sample | vote of 20 | violations "
+        "| coverage, 20 samples (limit) | training | paper |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in SOLVED:
         results = read_results(name)
         m = results["metrics"]
         lines.append(
-            f"| `{name}` | {m['num_inputs']:,} | {m['accuracy']:.3f} ± {m['accuracy_se']:.3f} "
+            f"| `{name}`, `{made_by(results)}` | {m['num_inputs']:,} | {m['accuracy']:.3f} ± {m['accuracy_se']:.3f} "
             f"| {m['vote_accuracy']:.3f} | {m['violations']} | {m['coverage']:.3f} ({m['coverage_limit']:.3f}) "
             f"| {results['seconds']['train'] / 60:.0f} min, {counted_threads(results)} | {PAPER.get(name, '')} |"
         )
     return "\n".join(lines)
+
+
+def made_by(results: dict[str, Any]) -> str:
+    """The options of ``run.py`` that make a checkpoint."""
+    preset = "" if results["preset"] == "cpu" else f" --preset {results['preset']}"
+    return f"--task {results['task']}{preset}"
 
 
 def counted_threads(results: dict[str, Any]) -> str:
@@ -79,7 +85,11 @@ def generated_table() -> str:
     boards, digits = read_results("sudoku4-uncond"), read_results("mnist")
     b, d, trm = boards["metrics"], digits["metrics"], read_json(DETERMINISTIC)["deterministic"]
     rows = [
-        (f"`sudoku4-uncond`, {b['num_samples']:,} samples: valid boards", f"{b['validity']:.4f}", "1"),
+        (
+            f"`sudoku4-uncond` (`{made_by(boards)}`), {b['num_samples']:,} samples: valid boards",
+            f"{b['validity']:.4f}",
+            "1",
+        ),
         ("the 288 boards of 4x4 among them", f"{b['grids_found']:.0f}", "288"),
         (
             "total variation to uniform over the 288",
@@ -87,7 +97,7 @@ def generated_table() -> str:
             f"{b['total_variation_perfect']:.3f} (perfect sampling, as many samples)",
         ),
         (
-            f"`mnist`, {d['num_samples']:,} samples: Frechet distance",
+            f"`mnist` (`{made_by(digits)}`), {d['num_samples']:,} samples: Frechet distance",
             f"{d['frechet_distance']:.1f}",
             f"{d['frechet_distance_floor']:.1f} (real against real); deterministic model {trm['frechet_distance']:.0f}",
         ),
