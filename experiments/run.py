@@ -32,7 +32,11 @@ def make_parser(add_help: bool = True) -> Parser:
     )
     tasks = ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))
     parser.add_argument("--task", required=True, metavar="NAME", help=f"{tasks}, or your own as package.module:Class")
-    parser.add_argument("--preset", default="cpu", help="cpu (the default), tiny or paper")
+    parser.add_argument(
+        "--preset",
+        default="cpu",
+        help="cpu (the default), tiny, paper, or another of the task's",
+    )
     for part in ("model", "prior", "guide"):
         parser.add_argument(f"--{part}", metavar="NAME", help="a registered name, or your own as package.module:Class")
     parser.add_argument("--seed", type=int, default=0, help="of weights, data order and guidance (default 0)")

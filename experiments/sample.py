@@ -18,6 +18,7 @@ from pyro_gram.inference.sampling import Rollout
 from pyro_gram.solver import Solver
 
 SUFFIXES = (".npz", ".png")
+FORMED = 6  # samples whose formation a picture shows
 
 
 def out_file(text: str) -> Path:
@@ -35,7 +36,7 @@ def make_parser() -> Parser:
     parser.add_argument("--num-samples", type=int, default=64, metavar="N", help="trajectories (default 64)")
     parser.add_argument("--out", type=out_file, required=True, metavar="FILE", help="FILE.npz or FILE.png")
     parser.add_argument("--depth", type=int, metavar="S", help="supervision steps (default: as the run was measured)")
-    parser.add_argument("--formation", action="store_true", help="how samples form over the steps (.png: of 6)")
+    parser.add_argument("--formation", action="store_true", help=f"how samples form over the steps (.png: of {FORMED})")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
     return parser
@@ -54,7 +55,7 @@ def arrays(solver: Solver, rolled: Rollout) -> dict[str, Any]:
 
 def picture(solver: Solver, rolled: Rollout) -> Any:
     if rolled.history is not None:
-        return figures.formation(solver.task, None, rolled.history[:, :6, 0])
+        return figures.formation(solver.task, None, rolled.history[:, :FORMED, 0])
     columns = min(8, max(1, round(len(rolled.tokens) ** 0.5)))
     return figures.samples(solver.task, rolled.tokens[:, 0], columns=columns, rows=-(-len(rolled.tokens) // columns))
 
@@ -79,7 +80,8 @@ def main(argv: list[str]) -> int:
     share = ""
     if solver.task.checkable:
         share = f", {solver.task.valid(None, rolled.tokens).double().mean().item():.4f} of them valid"
-    print(f"{len(rolled.tokens)} samples{share}: {arguments.out}", file=sys.stderr)
+    shown = f", {FORMED} of them shown" if arguments.formation and arguments.out.suffix == ".png" else ""
+    print(f"{len(rolled.tokens)} samples{share}{shown}: {arguments.out}", file=sys.stderr)
     return 0
 
 

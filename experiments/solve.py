@@ -26,7 +26,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--input", default="-", metavar="FILE", help="puzzles, one a line; - (the default) reads stdin")
     parser.add_argument("--num-samples", type=int, default=20, metavar="N", help="trajectories an input (default 20)")
-    parser.add_argument("--depth", type=int, metavar="S", help="supervision steps (default: as in training)")
+    parser.add_argument("--depth", type=int, metavar="S", help="supervision steps (default: as the run was measured)")
     parser.add_argument(
         "--select", choices=SELECTIONS, default="all", help="all distinct answers, or the most frequent"
     )

@@ -126,7 +126,7 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
 def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     header = {"version": __version__, **header}
     flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}  # safetensors refuses shared storage
-    write_bytes(path, save(flat, metadata={"format": FORMAT, "pyro_gram": json.dumps(header)}))
+    write_bytes(path, save(flat, metadata={"format": FORMAT, "pyro_gram": json.dumps(header, sort_keys=True)}))
 
 
 def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -27,7 +27,7 @@ class InterruptedRunError(Exception):
     """The user stopped the run; its state is saved."""
 
     def __init__(self, number: int, out: Path) -> None:
-        super().__init__(f"stopped by signal {number}; continue with --resume --out {out}")
+        super().__init__(f"stopped by signal {number}; the same command with --resume --out {out} goes on")
         self.exit_code = 128 + number
 
 
@@ -135,6 +135,12 @@ def train(run: Run) -> None:
                 saved = time.monotonic()
             if stop.signal:
                 raise InterruptedRunError(stop.signal, run.out)
+    if 0 < run.trainer.number < config.batches:
+        print(
+            f"the clock ended training after {config.minutes:g} minutes, at batch {run.trainer.number} of "
+            f"{config.batches}: --train.minutes raises the limit, --minutes M fits the schedule to M minutes",
+            file=sys.stderr,
+        )
 
 
 def _row(report: BatchReport) -> dict[str, float]:

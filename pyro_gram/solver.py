@@ -82,7 +82,7 @@ class Solver:
         Args:
             x: input tokens, int64 ``[B, *event]``, or the text of one input or of several; None for p(x), where B is 1.
             num_samples: N, trajectories an input.
-            depth: supervision steps; as in training where None.
+            depth: supervision steps; as the run was measured where None.
             seed: of the draws.
             max_trajectories: the most that run at once; bounds the memory. By default by the length of the sequence.
             history: keep every supervision step's answer.
@@ -134,31 +134,38 @@ class Solver:
         return x
 
     def solve(
-        self, x: Tensor, num_samples: int = 20, depth: int | None = None, seed: int = 0, select: str = "all"
+        self,
+        x: Tensor | str | list[str],
+        num_samples: int = 20,
+        depth: int | None = None,
+        seed: int = 0,
+        select: str = "all",
     ) -> list[Solved]:
         """Distinct answers of each input, most frequent first, ties by score and then by appearance.
 
         Args:
-            x: input tokens, int64 ``[B, *event]``.
+            x: input tokens, int64 ``[B, *event]``, or the text of one input or of several.
             num_samples, depth, seed: as for :meth:`sample`.
             select: ``all`` distinct answers, or the one that won the ``vote``.
         """
-        self._tokens(x)
+        tokens = self._tokens(x)
+        if tokens is None:
+            raise InputError("this checkpoint is a model p(x): there is no input to solve, use sample")
         if select not in SELECTIONS:
             raise UserError(f"unknown selection {select!r}; known: {', '.join(SELECTIONS)}")
-        rolled = self.sample(x, num_samples, depth, seed)
+        rolled = self.sample(tokens, num_samples, depth, seed)
         depth = self.default_depth if depth is None else depth
-        canonical = self.task.canonical(x, rolled.tokens)
-        valid, known = self.task.valid(x, canonical), self.task.known(x, canonical)
+        canonical = self.task.canonical(tokens, rolled.tokens)
+        valid, known = self.task.valid(tokens, canonical), self.task.known(tokens, canonical)
         solved = []
-        for i in range(len(x)):
-            texts = [self.task.format_solution(x[i], y) for y in canonical[:, i]]
+        for i, one in enumerate(tokens):
+            texts = [self.task.format_solution(one, y) for y in canonical[:, i]]
             answers = [
                 Answer(texts[c.first], c.count, bool(valid[c.first, i]) if known[c.first, i] else None, c.score)
                 for c in tally(texts, rolled.score[:, i].tolist())
             ]
             chosen = answers if select == "all" else answers[:1]
-            solved.append(Solved(self.task.format_input(x[i]), chosen, num_samples, depth))
+            solved.append(Solved(self.task.format_input(one), chosen, num_samples, depth))
         return solved
 
 

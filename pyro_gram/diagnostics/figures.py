@@ -65,7 +65,7 @@ def training(rows: list[dict[str, Any]]) -> Figure:
 
 def _prior_over_training(axes: Any, looks: list[dict[str, Any]]) -> None:
     """Accuracy and coverage of the prior; where there are none (images), the first figure of the task's own."""
-    axes.set_title("Prior trajectories, validation inputs")
+    axes.set_title("Prior trajectories while training")
 
     def plot(name: str, label: str, color: str) -> None:
         found = [(r["batch"], r[name]) for r in looks if name in r]
@@ -190,7 +190,7 @@ def formation(task: Task, x: Tensor | None, history: Tensor, columns: int = 9) -
     wanted = min(depth, columns)
     steps = {round(depth ** (i / max(1, wanted - 1))) - 1 for i in range(wanted)}
     steps |= set(sorted(set(range(depth)) - steps)[: wanted - len(steps)])  # rounding merged some: add early ones
-    figure = Figure(figsize=(1.75 * len(steps) + 0.6, 2.1 * n + 0.4), layout="constrained")
+    figure = Figure(figsize=(max(5.5, 1.75 * len(steps) + 0.6), 2.1 * n + 0.4), layout="constrained")
     grid = figure.subplots(n, len(steps), squeeze=False)
     for row in range(n):
         for column, step in enumerate(sorted(steps)):
@@ -202,5 +202,5 @@ def formation(task: Task, x: Tensor | None, history: Tensor, columns: int = 9) -
                 verdict = ": valid" if broken == 0 else f": {counted(broken, task.unit)}"
             grid[row, column].set_title(f"step {step + 1}{verdict}", fontsize=9)
     rows = "Each" if x is None else "One input, each"
-    figure.suptitle(f"{rows} row a trajectory of the prior, over the supervision steps")
+    figure.suptitle(f"{rows} row a trajectory of the prior,\nover the supervision steps")
     return figure

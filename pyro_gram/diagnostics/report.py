@@ -73,8 +73,8 @@ def write_report(path: Path, config: dict[str, Any], results: dict[str, Any], fi
 <meta name=viewport content="width=device-width,initial-scale=1"><title>{html.escape(results["task"])} report</title>
 <style>{STYLE}</style></head><body>
 <h1>pyro_gram: {html.escape(results["task"])}, preset {html.escape(results["preset"])}, seed {results["seed"]}</h1>
-<p>{results["parameters"]:,} parameters, {results["batches"]:,} batches; trained in {seconds["train"]:.0f} s,
-evaluated in {seconds["evaluate"]:.0f} s. Every figure below is from fresh trajectories of the
+<p>{results["parameters"]:,} parameters, {results["batches"]:,}{_of(results, config)} batches; trained in
+{seconds["train"]:.0f} s, evaluated in {seconds["evaluate"]:.0f} s. Every figure below is from fresh trajectories of the
 prior{_measured(results)}, {metrics["depth"]} supervision steps deep; only the bounds use the guide.</p>
 <div class=wide><table>{rows}</table></div>{pictures}
 <details><summary>Settings</summary><pre>{html.escape(json.dumps(config, indent=2))}</pre></details>
@@ -82,6 +82,11 @@ prior{_measured(results)}, {metrics["depth"]} supervision steps deep; only the b
 </body></html>
 """
     write_bytes(path, page.encode())
+
+
+def _of(results: dict[str, Any], config: dict[str, Any]) -> str:
+    planned = config["train"]["batches"]
+    return f" of {planned:,} (the clock ended it)" if results["batches"] < planned else ""
 
 
 def _measured(results: dict[str, Any]) -> str:

@@ -178,6 +178,23 @@ def test_minutes_replace_the_presets_length(tmp_path):
     assert r["batches"] == len(rows(tmp_path / "run")) >= 1
 
 
+def test_a_run_that_the_clock_ends_early_says_so(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run(out, "--train.batches", 100000, "--train.minutes", 0.004, "--train.evaluate_every", 100000) == 0
+    done = results(out)["batches"]
+    assert f"at batch {done} of 100000" in capsys.readouterr().err
+    assert f"{done:,} of 100,000 (the clock ended it) batches" in (out / "report.html").read_text()
+
+
+def test_an_interrupt_outside_training_is_one_line(tmp_path, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pyro_gram.evaluate.finish", interrupt)
+    assert run(tmp_path, "--train.batches", 1) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+
+
 def test_sigterm_saves_exits_with_143_and_the_run_goes_on(tmp_path):
     out = tmp_path / "run"
     words = [*SMALL, "--out", str(out), "--train.batches", "1000000", "--train.evaluate_every", "1000000"]
@@ -195,7 +212,7 @@ def test_sigterm_saves_exits_with_143_and_the_run_goes_on(tmp_path):
         process.kill()
         process.wait()
     assert process.returncode == 143
-    assert err.splitlines()[-1] == f"stopped by signal 15; continue with --resume --out {out}"
+    assert err.splitlines()[-1] == f"stopped by signal 15; the same command with --resume --out {out} goes on"
     assert "Traceback" not in err
     assert not (out / "results.json").exists()
     done = len(rows(out))

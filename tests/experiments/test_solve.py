@@ -275,3 +275,16 @@ def test_width_depth_and_selection_are_checked(solver):
 def test_load_names_a_missing_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         pyro_gram.load(tmp_path / "nothing.safetensors")
+
+
+def test_text_is_solved_too(solver):
+    x = torch.stack([solver.task.parse(g) for g in SOLVABLE])
+    assert solver.solve(SOLVABLE, num_samples=5) == solver.solve(x, num_samples=5)
+    assert [s.input for s in solver.solve("Cr", num_samples=2)] == ["Cr"]
+
+
+def test_an_answer_of_which_nobody_knows_whether_it_is_right_has_no_verdict(solver, monkeypatch):
+    monkeypatch.setattr(solver.task, "known", lambda x, y: torch.zeros_like(y[..., 0], dtype=torch.bool))
+    (solved,) = solver.solve("Cr", num_samples=4)
+    assert {a.valid for a in solved.solutions} == {None}
+    assert "unknown" in experiments.solve.show(solved)
