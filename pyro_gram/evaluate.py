@@ -60,7 +60,7 @@ def monitor(run: Run) -> dict[str, float]:
 def _bounds(run: Run, x: Tensor | None, y: Tensor) -> Bounds:
     """The bounds of the averaged weights, at beta = 1; whole trajectories are traced, few of long sequences at once."""
     model, guide = run.trainer.averaged
-    max_traced = max(1, 4 * MAX_TRACED * 8 // run.assembly.task.spec.input_length)
+    max_traced = at_once(run.assembly.task.spec.input_length, 4 * MAX_TRACED)
     seed = run.assembly.config.evaluate.seed
     return bounds(model, guide, run.to(x), run.to(y), steps=run.depth, seed=seed, max_traced=max_traced)
 

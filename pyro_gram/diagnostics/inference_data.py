@@ -106,12 +106,12 @@ def collect(
     import torch
 
     from pyro_gram.inference.importance import MAX_TRACED, GuidanceScale, guide_draws
-    from pyro_gram.inference.sampling import rollout
+    from pyro_gram.inference.sampling import at_once, rollout
     from pyro_gram.tasks.stream import generator_for
 
     puzzles = puzzles.subset(inputs)
     x, y = puzzles.pairs(inputs, generator_for(seed, len(puzzles)))
-    max_traced = max(1, MAX_TRACED * 8 // task.spec.input_length)
+    max_traced = at_once(task.spec.input_length, MAX_TRACED)
     groups: dict[str, dict[str, list[Any]]] = {}
 
     def keep(group: str, **values: Any) -> None:

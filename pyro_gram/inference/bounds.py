@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_gram.inference.elbo import MeanFieldELBO, StepTerms
-from pyro_gram.inference.importance import MAX_TRACED
+from pyro_gram.inference.importance import MAX_TRACED, split_pairs
 from pyro_gram.inference.sampling import MAX_TRAJECTORIES, rollout_log_prob
 
 
@@ -54,11 +54,9 @@ def bounds(
 
     ``max_traced`` bounds the memory: the most inputs whose whole trajectories are held at once.
     """
-    ys = y.split(max_traced)
-    xs = [None] * len(ys) if x is None else x.split(max_traced)
     parts = []
     with torch.random.fork_rng(devices=[y.device] if y.is_cuda else []):
-        for chunk, (a, b) in enumerate(zip(xs, ys, strict=True)):
+        for chunk, (a, b) in enumerate(split_pairs(x, y, max_traced)):
             torch.manual_seed(seed + chunk)
             parts.append(_bounds(model, guide, a, b, steps))
     return Bounds(

@@ -60,6 +60,12 @@ class GuidanceScale(Messenger):
 MAX_TRACED = 256  # trajectories of 8 positions traced at once: a trace holds every tensor of the whole trajectory
 
 
+def split_pairs(x: Tensor | None, y: Tensor, size: int) -> list[tuple[Tensor | None, Tensor]]:
+    """Pairs (x, y) in pieces of ``size``; x stays None for p(x)."""
+    ys = y.split(size)
+    return list(zip([None] * len(ys) if x is None else x.split(size), ys, strict=True))
+
+
 def guide_draws(
     model: nn.Module,
     guide: nn.Module,
@@ -80,11 +86,9 @@ def guide_draws(
     """
     at_once = max(1, max_traced // num_samples)
     devices = [y.device] if y.is_cuda else []
-    ys = y.split(at_once)
-    xs = [None] * len(ys) if x is None else x.split(at_once)
     with torch.random.fork_rng(devices=devices), torch.no_grad(), pyro.validation_enabled(False):
         parts = []
-        for chunk, (a, b) in enumerate(zip(xs, ys, strict=True)):
+        for chunk, (a, b) in enumerate(split_pairs(x, y, at_once)):
             torch.manual_seed(seed + chunk)
             parts.append(_draw(model, guide, a, b, steps, num_samples))
     if isinstance(guide, EffectGuide):

@@ -24,9 +24,9 @@ from pyro_gram.networks.core import LatentState
 MAX_TRAJECTORIES = 2048  # at L = 8, D = 128 about 250 MB at the widest point of a transition
 
 
-def at_once(length: int) -> int:
-    """How many trajectories of ``length`` positions run at once unless told otherwise: as much memory as 2048 of 8."""
-    return max(1, min(MAX_TRAJECTORIES, MAX_TRAJECTORIES * 8 // length))
+def at_once(length: int, most: int = MAX_TRAJECTORIES) -> int:
+    """How many trajectories of ``length`` positions fit into the memory of ``most`` trajectories of 8."""
+    return max(1, min(most, most * 8 // length))
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,11 @@ def rollout_log_prob(
     parts = []
     with _quiet(x):
         if x is None:
-            decode = _final(model, None, None, num_samples, depth)
-            return torch.cat([decode.likelihood.log_prob(b) for b in y.split(64)], dim=1)
+            for chunk, start in enumerate(range(0, num_samples, max_trajectories)):
+                torch.manual_seed(seed + chunk)
+                decode = _final(model, None, None, min(max_trajectories, num_samples - start), depth)
+                parts.append(torch.cat([decode.likelihood.log_prob(b) for b in y.split(64)], dim=1))
+            return torch.cat(parts)
         width = max(1, max_trajectories // num_samples)
         for chunk, (a, b) in enumerate(zip(x.split(width), y.split(width), strict=True)):
             torch.manual_seed(seed + chunk)

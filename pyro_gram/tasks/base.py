@@ -125,18 +125,13 @@ class PuzzleSet:
             primary=primary,
         )
 
-    def select(self, keep: Tensor) -> PuzzleSet:
-        """The puzzles where ``keep``, bool ``[N]``, is True, each counted as an input of its own."""
+    def select(self, index: Tensor) -> PuzzleSet:
+        """The puzzles at ``index`` (int64, or bool ``[N]``), in its order, each counted as an input of its own."""
         assert self.inputs is not None
-        counts = self.num_solutions
-        offsets = torch.cat((torch.zeros(1, dtype=torch.long), counts[keep].cumsum(0)))
-        return replace(
-            self,
-            inputs=self.inputs[keep],
-            solutions=self.solutions[keep.repeat_interleave(counts)],
-            offsets=offsets,
-            primary=None,
-        )
+        counts = self.num_solutions[index]
+        offsets = torch.cat((torch.zeros(1, dtype=torch.long), counts.cumsum(0)))
+        rows = torch.arange(int(offsets[-1])) + (self.offsets[:-1][index] - offsets[:-1]).repeat_interleave(counts)
+        return replace(self, inputs=self.inputs[index], solutions=self.solutions[rows], offsets=offsets, primary=None)
 
 
 class Task(ABC):

@@ -9,7 +9,7 @@ held out.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -138,16 +138,13 @@ class NQueens(Task):
             raise ConfigError(f"validation = {c.validation} leaves nothing of the {train} training inputs: lower it")
         bounds = {"validation": (0, c.validation), "train": (c.validation, train), "test": (train, len(given))}
         whole = PuzzleSet(given, solutions, offsets, complete)
-        return {split: self._puzzles(whole, order[a:b]) for split, (a, b) in bounds.items()}
+        return {split: self._laid_out(whole.select(order[a:b])) for split, (a, b) in bounds.items()}
 
-    def _puzzles(self, whole: PuzzleSet, index: Tensor) -> PuzzleSet:
-        """The puzzles ``index`` of ``whole``, whose inputs and solutions are columns, in the task's layout."""
-        assert whole.inputs is not None
-        counts = whole.num_solutions[index]
-        rows = torch.cat([torch.arange(*whole.offsets[i : i + 2].tolist()) for i in index])
-        offsets = torch.cat((torch.zeros(1, dtype=torch.long), counts.cumsum(0)))
-        board = torch.arange(1, self.n + 1) == whole.inputs[index][..., None]
-        return PuzzleSet(self.encode(board), self.encode_answer(whole.solutions[rows]), offsets, whole.complete)
+    def _laid_out(self, puzzles: PuzzleSet) -> PuzzleSet:
+        """Puzzles whose inputs and solutions are columns, in the task's layout."""
+        assert puzzles.inputs is not None
+        board = torch.arange(1, self.n + 1) == puzzles.inputs[..., None]
+        return replace(puzzles, inputs=self.encode(board), solutions=self.encode_answer(puzzles.solutions))
 
     @cached_property
     def _held_out(self) -> InputSet:

@@ -124,3 +124,16 @@ def test_guidance_scale_is_noted_per_transition(case):
 def test_nothing_to_do_is_an_error(case, settings):
     with pytest.raises(UserError, match="must be at least 1, not 0"):
         rollout(case.assembly.model, case.x, **settings)
+
+
+def test_data_without_input_are_scored_under_seeded_trajectories_in_chunks(case):
+    model = case.assembly.model
+    settings = {"num_samples": 7, "depth": 2, "seed": 3}
+    a, b = (rollout_log_prob(model, None, case.y, **settings) for _ in range(2))
+    assert a.shape == (7, len(case.y))
+    assert torch.equal(a, b)
+    chunked = rollout_log_prob(model, None, case.y, **settings, max_trajectories=3)
+    assert chunked.shape == a.shape
+    torch.manual_seed(1)
+    assert torch.equal(chunked, rollout_log_prob(model, None, case.y, **settings, max_trajectories=3))
+    assert not torch.equal(a, rollout_log_prob(model, None, case.y, **{**settings, "seed": 4}))
