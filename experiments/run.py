@@ -107,7 +107,7 @@ def summary(task: str, m: dict[str, Any]) -> str:
         told += [f"{m['violations']} violations (first sample)", f"vote {m['vote_accuracy']:.3f}"]
     if m["coverage"] is not None:
         told += [f"coverage {m['coverage']:.3f} of a possible {m['coverage_limit']:.3f}"]
-    told += [f"{name.replace('_', ' ')} {m[name]:.2f}" for name in TOLD if name in m]
+    told += [f"{name.replace('_', ' ')} {m[name]:.2f}" for name in TOLD if m.get(name) is not None]
     measured = "no input" if m["vote_accuracy"] is None else f"{m['num_inputs']} held-out inputs"
     return f"{task}, {measured}, {m['num_samples']} samples: {', '.join(told)}"
 

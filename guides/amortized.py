@@ -6,7 +6,7 @@ The paper does not say how y enters; here its embedding is concatenated with u_t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pyro.distributions as dist
 import torch
@@ -32,15 +32,20 @@ class AmortizedGuideConfig:
         layers: attention layers over the embedded answer. With none, the posterior of a position sees its own part of
             y only; with some, all of it, so that few positions can say what many need (images).
         heads: of those layers.
+        budget: the most that the posterior may say of y at one transition, nats an input; 0 for no limit. A prior of
+            another family than the Gaussian cannot be kept within one.
     """
 
     hidden: int = 512
     initial_scale: float = 0.1
     layers: int = 0
     heads: int = 4
+    budget: float = 0.0
 
     def __post_init__(self) -> None:
-        check_range(self, hidden=AT_LEAST_1, initial_scale=(0.01, 10), layers=AT_LEAST_0, heads=AT_LEAST_1)
+        check_range(
+            self, hidden=AT_LEAST_1, initial_scale=(0.01, 10), layers=AT_LEAST_0, heads=AT_LEAST_1, budget=AT_LEAST_0
+        )
 
 
 @GUIDES.register("amortized")
@@ -58,6 +63,7 @@ class AmortizedGuide(EffectGuide):
 
     def __init__(self, config: AmortizedGuideConfig, spec: TaskSpec, model: Any, width: int) -> None:
         super().__init__(model)
+        self.budget = config.budget
         self.answer = answer_encoder(spec, width)
         length = max(spec.input_length, spec.output_length)
         self.mix = make_stack("attention", config.layers, length, width, config.heads, config.hidden)
@@ -69,4 +75,25 @@ class AmortizedGuide(EffectGuide):
     def posterior(self, u: Tensor, code: Tensor, prior: dist.TorchDistribution) -> dist.TorchDistribution:
         code = pad(code, (0, 0, u.shape[-2] - code.shape[-2], 0))  # the answer stands at the last positions
         code = code.expand(*u.shape[:-1], code.shape[-1])
-        return dist.Normal(*self.head(torch.cat((u, code), dim=-1))).to_event(2)
+        loc, scale = self.head(torch.cat((u, code), dim=-1))
+        if self.budget:
+            loc, scale = within_budget(loc, scale, cast(Any, prior).base_dist, self.budget)
+        return dist.Normal(loc, scale).to_event(2)
+
+
+def within_budget(loc: Tensor, scale: Tensor, prior: dist.Normal, budget: float) -> tuple[Tensor, Tensor]:
+    r"""The Gaussian, drawn towards the prior until it says at most ``budget`` nats.
+
+    It moves along the path that is linear in the mean and in the log of the scale. At the share :math:`\lambda` of the
+    way the KL is :math:`\lambda^2` times the whole where the scales are equal, and close to it where they are not.
+
+    Args:
+        loc, scale: of the posterior, ``[..., L, D]``.
+        prior: p(eps | u), batch shape ``[..., L, D]``; it is not trained through this.
+        budget: nats, summed over positions and channels.
+    """
+    loc_p, scale_p = prior.loc.detach(), prior.scale.detach()
+    shift, log_ratio = (loc - loc_p) / scale_p, (scale / scale_p).log()
+    kl = 0.5 * (shift**2 + (2 * log_ratio).exp() - 1 - 2 * log_ratio).sum((-1, -2), keepdim=True)
+    share = (budget / kl.clamp(min=budget)).sqrt()
+    return loc_p + share * shift * scale_p, scale_p * (share * log_ratio).exp()

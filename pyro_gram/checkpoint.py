@@ -98,7 +98,7 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
     try:
         saved = RunConfig.from_dict(header["config"]).to_dict()
         number, elapsed, beta = int(header["number"]), float(header["elapsed"]), dict(header["beta"])
-        value, mean = float(beta["value"]), beta["mean"]
+        beta = {"value": float(beta["value"]), "mean": beta["mean"], "quiet": beta["quiet"]}
     except (ConfigError, KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f"{path} has a damaged header, or one of another version: {e}") from None
     wanted = config.to_dict()
@@ -120,7 +120,7 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
     except KeyError as e:
         raise CheckpointError(f"{path} holds no state, or a stray one, for the optimizer's {e}") from None
     trainer.number, trainer.elapsed = number, elapsed
-    trainer.beta.set_state({"value": value, "mean": mean})
+    trainer.beta.set_state(beta)
 
 
 def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:

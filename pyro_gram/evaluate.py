@@ -148,7 +148,7 @@ def test_metrics(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, Any
     found = _bounds(run, x, y)
     return {
         **metrics.to_dict(),
-        **_against_limits(puzzles, metrics.coverage, metrics.coverage_limit),
+        **_against_limits(puzzles, metrics.coverage, metrics.coverage_limit, found.full),
         "elbo": found.full.mean().item(),
         "elbo_full": found.full.mean().item(),
         "elbo_surrogate": found.surrogate.mean().item(),
@@ -183,8 +183,12 @@ def _likelihood(run: Run, x: Tensor | None, y: Tensor) -> dict[str, float]:
     }
 
 
-def _against_limits(puzzles: PuzzleSet, coverage: float | None, limit: float | None) -> dict[str, float]:
-    """What a perfect model would reach, where all solutions are known."""
+def _against_limits(puzzles: PuzzleSet, coverage: float | None, limit: float | None, full: Tensor) -> dict[str, float]:
+    """What a perfect model would reach, where all solutions are known.
+
+    ``excess`` is what the full bound of the first inputs, ``[B]``, is short of it: -ELBO - log m, nats. A perfect model
+    has 0, and a trajectory of the prior is right with probability exp(-excess) at least (Jensen).
+    """
     if not puzzles.complete or coverage is None or limit is None:
         return {}
     log_m = puzzles.num_solutions.double().log()
@@ -192,6 +196,7 @@ def _against_limits(puzzles: PuzzleSet, coverage: float | None, limit: float | N
         "coverage_ratio": coverage / limit,
         "log_num_solutions": log_m.mean().item(),
         "log_likelihood_limit": -log_m[:LIKELIHOOD_INPUTS].mean().item(),
+        "excess": (-full.double() - log_m[: len(full)]).mean().item(),
     }
 
 

@@ -212,9 +212,19 @@ def test_a_model_is_no_training_state_and_the_other_way_round(model_file, state_
 # ---- training states ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("beta", [{}, {"target": 1e6}])
-def test_a_resumed_run_is_bit_for_bit_an_unbroken_one(beta, tmp_path):
-    config = small_config(train={"batches": 5}, beta=beta)
+RECIPES = [
+    {},
+    {"beta": {"target": 1e6}},
+    {"beta": {"target": 1e6, "quiet": 0.3}},
+    {"beta": {"target": 1e6, "quiet": 0.7}},
+    {"optim": {"matrices": "muon"}},
+    {"train": {"on_policy": 3, "on_policy_after": 0.6}},
+]
+
+
+@pytest.mark.parametrize("changes", RECIPES, ids=str)
+def test_a_resumed_run_is_bit_for_bit_an_unbroken_one(changes, tmp_path):
+    config = small_config(**{**changes, "train": {"batches": 5, **changes.get("train", {})}})
     unbroken = trainer_of(config)
     expected = [(r.number, r.loss, r.kl, r.beta) for r in unbroken.run()]
 

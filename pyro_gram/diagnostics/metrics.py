@@ -24,6 +24,9 @@ class Metrics:
         vote_accuracy: inputs whose most frequent sample is right; ties go to the better score.
         coverage: mean over inputs of the share of all solutions that the samples found.
         coverage_limit: what i.i.d. uniform draws of solutions would cover: the mean of 1 - (1 - 1/m)^N.
+        total_variation: between the frequencies of an input's solutions among its right samples and uniform over its m
+            solutions, 1 where no sample is right; the mean over inputs.
+        total_variation_perfect: its expectation for N i.i.d. uniform draws: what finitely many samples cost.
         num_inputs, num_samples: B and N.
     """
 
@@ -36,6 +39,8 @@ class Metrics:
     coverage: float | None
     coverage_se: float | None
     coverage_limit: float | None
+    total_variation: float | None
+    total_variation_perfect: float | None
     num_inputs: int
     num_samples: int
 
@@ -67,6 +72,30 @@ def coverage_by_input(ids: Tensor, num_solutions: Tensor) -> Tensor:
 def coverage_limit(num_solutions: Tensor, num_samples: int) -> Tensor:
     """The coverage expected of ``num_samples`` i.i.d. uniform draws from m solutions, ``[B]``."""
     return 1 - (1 - 1 / num_solutions.double()) ** num_samples
+
+
+def total_variation(ids: Tensor, num_solutions: Tensor) -> Tensor:
+    """Of an input's right samples to uniform over its solutions: ids ``[N, B]`` of :func:`solution_ids` to ``[B]``."""
+    found = []
+    for column, m in zip(ids.T, num_solutions.tolist(), strict=True):
+        right = column[column >= 0]
+        share = torch.bincount(right, minlength=m).double() / max(1, len(right))
+        found.append(1 - share.clamp(max=1 / m).sum())
+    return torch.stack(found)
+
+
+def total_variation_perfect(num_solutions: Tensor, num_samples: int) -> Tensor:
+    """The total variation to uniform expected of ``num_samples`` i.i.d. uniform draws from m solutions, ``[B]``.
+
+    Each count is binomial, Bin(N, 1/m), whose mean absolute deviation has De Moivre's closed form,
+    2 k C(N, k) p^k (1 - p)^(N - k + 1) with k = floor(N p) + 1.
+    """
+    m, n = num_solutions.double(), torch.tensor(float(num_samples), dtype=torch.double)
+    p = 1 / m.clamp(min=2)  # one solution is never missed; it is put in below
+    k = (n / m.clamp(min=2)).floor() + 1
+    log_choose = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
+    deviation = 2 * k * (log_choose + k * p.log() + (n - k + 1) * torch.log1p(-p)).exp()
+    return torch.where(m > 1, m * deviation / (2 * n), 0.0)
 
 
 def votes(canonical: Tensor, score: Tensor | None = None) -> Tensor:
@@ -120,6 +149,9 @@ def measure(task: Task, puzzles: PuzzleSet, tokens: Tensor, score: Tensor | None
             found["vote_accuracy"] = task.valid(x, votes(task.canonical(x, tokens), score)).double().mean().item()
     if puzzles.complete:
         m = puzzles.num_solutions
-        mean_of("coverage", coverage_by_input(solution_ids(task, puzzles, tokens), m))
+        ids = solution_ids(task, puzzles, tokens)
+        mean_of("coverage", coverage_by_input(ids, m))
         found["coverage_limit"] = coverage_limit(m, n).mean().item()
+        found["total_variation"] = total_variation(ids, m).mean().item()
+        found["total_variation_perfect"] = total_variation_perfect(m, n).mean().item()
     return Metrics(**{**found, "num_inputs": b, "num_samples": n})

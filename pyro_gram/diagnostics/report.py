@@ -39,9 +39,12 @@ ROWS = (
     ("coverage", "Coverage of all solutions"),
     ("coverage_limit", "Coverage limit of i.i.d. uniform draws"),
     ("coverage_ratio", "Coverage / limit"),
+    ("total_variation", "Total variation of right samples to uniform over the solutions"),
+    ("total_variation_perfect", "The same of as many i.i.d. uniform draws"),
     ("elbo", "Full ELBO (Eq. 13), nats per input"),
     ("elbo_surrogate", "Surrogate ELBO (Eq. 14), nats per input"),
     ("log_num_solutions", "Mean of log m, the least possible -ELBO"),
+    ("excess", "Excess: -ELBO less log m, nats per input"),
     ("log_likelihood_prior_mc", "log p(y|x) by prior Monte Carlo on a few inputs, nats per input"),
     ("log_likelihood_limit", "The greatest possible on those inputs"),
 )

@@ -1,4 +1,4 @@
-"""One fused AdamW behind Pyro's optimizer interface.
+"""One fused AdamW, and Muon for the hidden matrices where it is asked for, behind Pyro's optimizer interface.
 
 Pyro's own optimizers keep a torch optimizer per tensor and clip per tensor. ``TorchOptim`` keeps one for all, clips the
 global norm and steps the learning-rate schedule.
@@ -15,10 +15,11 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
-from pyro_gram.checks import AT_LEAST_0, FRACTION, POSITIVE, check_range
+from pyro_gram.checks import AT_LEAST_0, FRACTION, POSITIVE, check_choice, check_range
 from pyro_gram.errors import ConfigError
 
 EMBEDDING = "puzzle_embedding"  # parameters of this name have a rate and a decay of their own
+MATRICES = ("adamw", "muon")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class OptimConfig:
     """AdamW (Appendix B.2: lr 1e-4, decay 1.0, clip 1.0 at D = 512).
 
     Attributes:
+        matrices: what trains the hidden matrices (:func:`hidden_matrices`): ``adamw``, as everything else, or ``muon``,
+            which makes each update's singular values equal. Muon's updates are scaled to the size of AdamW's, so that
+            one ``lr`` serves both.
         lr: the learning rate after warm-up.
         weight_decay: decoupled decay.
         clip: largest global norm of the gradient of the mean loss per input, nats.
@@ -35,6 +39,7 @@ class OptimConfig:
         final: the rate falls along a half cosine to ``final * lr`` at the last update of the run; 1 keeps it constant.
     """
 
+    matrices: str = "adamw"
     lr: float = 1e-4
     weight_decay: float = 1.0
     beta1: float = 0.9
@@ -58,6 +63,7 @@ class OptimConfig:
             embedding_lr=AT_LEAST_0,
             embedding_decay=AT_LEAST_0,
         )
+        check_choice("matrices", self.matrices, MATRICES)
 
     def rate(self, update: int, done: float) -> float:
         """The learning rate of one update (counted from 0), with the share ``done`` of the run behind it.
@@ -67,6 +73,16 @@ class OptimConfig:
         rising = min(1.0, (update + 1) / max(1, self.warmup))
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         return self.lr * rising * (self.final + (1 - self.final) * cosine)
+
+
+def hidden_matrices(modules: dict[str, nn.Module]) -> list[str]:
+    """The matrices between embeddings and logits, by their names in ``TorchOptim.named``: where Muon belongs."""
+    return [
+        f"{part}.{path}.weight"
+        for part, module in modules.items()
+        for path, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and "decoder" not in path.split(".")
+    ]
 
 
 class TorchOptim(PyroOptim):
@@ -88,22 +104,40 @@ class TorchOptim(PyroOptim):
         self.done = 0.0
         self.update = 0
         self.named = {f"{name}.{key}": p for name, module in modules.items() for key, p in module.named_parameters()}
-        parameters = list(self.named.values())
-        self._known = set(parameters)
-        embeddings = [p for name, p in self.named.items() if name.endswith(EMBEDDING)]
-        groups: list[dict[str, Any]] = [
-            {"params": [p for name, p in self.named.items() if not name.endswith(EMBEDDING)], "relative": 1.0}
-        ]
+        self._known = set(self.named.values())
+        matrices = hidden_matrices(modules) if config.matrices == "muon" else []
+        adamw = self._adamw([name for name in self.named if name not in set(matrices)])
+        self.optimizers: dict[torch.optim.Optimizer, tuple[str, ...]] = {adamw: ("step", "exp_avg", "exp_avg_sq")}
+        if matrices:
+            muon = torch.optim.Muon(
+                [self.named[name] for name in matrices],
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+            self.optimizers[muon] = ("momentum_buffer",)
+
+    def _adamw(self, names: list[str]) -> torch.optim.AdamW:
+        c = self.config
+        embeddings = [name for name in names if name.endswith(EMBEDDING)]
+        others = [name for name in names if not name.endswith(EMBEDDING)]
+        groups: list[dict[str, Any]] = [{"params": [self.named[name] for name in others]}]
         if embeddings:
-            relative = config.embedding_lr / config.lr if config.embedding_lr else 1.0
-            groups.append({"params": embeddings, "relative": relative, "weight_decay": config.embedding_decay})
-        self.torch_optimizer = torch.optim.AdamW(
+            relative = c.embedding_lr / c.lr if c.embedding_lr else 1.0
+            parameters = [self.named[name] for name in embeddings]
+            groups.append({"params": parameters, "relative": relative, "weight_decay": c.embedding_decay})
+        return torch.optim.AdamW(
             groups,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            betas=(config.beta1, config.beta2),
-            fused=all(p.device.type in ("cpu", "cuda") for p in parameters),
+            lr=c.lr,
+            weight_decay=c.weight_decay,
+            betas=(c.beta1, c.beta2),
+            fused=all(p.device.type in ("cpu", "cuda") for p in self.named.values()),
         )
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of every optimizer."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         """One update. Raises ConfigError on an unknown parameter."""
@@ -112,32 +146,35 @@ class TorchOptim(PyroOptim):
             raise ConfigError(f"{len(unknown)} parameters (first shape {unknown[0]}) belong to no module of TorchOptim")
         # SVI clears the gradients of announced parameters only; this class trains, and so clears, all of its own.
         nn.utils.clip_grad_norm_(self.named.values(), self.config.clip)  # in order: sums of floats repeat
-        for group in self.torch_optimizer.param_groups:
-            group["lr"] = self.config.rate(self.update, self.done) * group["relative"]
-        self.torch_optimizer.step()
-        self.torch_optimizer.zero_grad(set_to_none=True)
+        for group in self.groups:
+            group["lr"] = self.config.rate(self.update, self.done) * group.get("relative", 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.update += 1
 
     def get_state(self) -> dict[str, Tensor]:
-        """The optimizer's state as flat named tensors (safetensors holds nothing else)."""
+        """The optimizers' state as flat named tensors (safetensors holds nothing else)."""
         state: dict[str, Tensor] = {"update": torch.tensor(self.update)}
-        for name, p in self.named.items():
-            for key, value in self.torch_optimizer.state.get(p, {}).items():
-                state[f"{name}/{key}"] = value
+        for optimizer in self.optimizers:
+            for name, p in self.named.items():
+                for key, value in optimizer.state.get(p, {}).items():
+                    state[f"{name}/{key}"] = value
         return state
 
     def set_state(self, state: dict[str, Tensor]) -> None:
         """Take back what :meth:`get_state` gave. Raises KeyError naming a missing, stray or misshapen tensor."""
         update = int(state["update"])
         names = {key.rpartition("/")[0] for key in state if key != "update"}
-        slots = {name: {slot: state[f"{name}/{slot}"] for slot in ("step", "exp_avg", "exp_avg_sq")} for name in names}
-        for name, values in slots.items():
+        holder = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        found: list[tuple[nn.Parameter, dict[str, Tensor]]] = []
+        for name in names:
             p = self.named[name]
-            if any(values[slot].shape != p.shape for slot in ("exp_avg", "exp_avg_sq")):
+            slots = {slot: state[f"{name}/{slot}"] for slot in self.optimizers[holder[id(p)]]}
+            if any(value.shape != p.shape for slot, value in slots.items() if slot != "step"):
                 raise KeyError(name)
+            found.append((p, slots))
         self.update = update
-        for name, values in slots.items():
-            p = self.named[name]
-            self.torch_optimizer.state[p] = {
-                slot: value if slot == "step" else value.to(p.device) for slot, value in values.items()
-            }
+        for p, slots in found:
+            moved = {slot: value if slot == "step" else value.to(p.device) for slot, value in slots.items()}
+            holder[id(p)].state[p] = moved

@@ -19,9 +19,11 @@ from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, FRACTION, check_choice, che
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.beta import BetaConfig, BetaController
 from pyro_gram.inference.elbo import ELBOS, make_elbo
+from pyro_gram.inference.on_policy import draw_targets, prior_state
 from pyro_gram.inference.optim import OptimConfig, TorchOptim
+from pyro_gram.networks.core import LatentState
 
-Batches = Callable[[int], tuple[Tensor | None, Tensor]]
+Batches = Callable[[int], tuple[Tensor | None, Tensor]]  # and for on-policy training ``TargetStream.candidates``
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class TrainConfig:
         augment: apply the task's symmetries to training pairs.
         evaluate_every: batches between two looks at the validation split.
         save_seconds: time between two saves of the training state.
+        on_policy: the most supervision steps of a roll-out of the prior from whose end training also goes on, N_sup
+            updates a batch towards the solution that it is heading for (``inference.on_policy``); 0 for none. Needs
+            inputs.
+        on_policy_after: share of the run before that begins: early trajectories head nowhere.
     """
 
     batches: int = 10_000
@@ -53,6 +59,8 @@ class TrainConfig:
     augment: bool = True
     evaluate_every: int = 500
     save_seconds: float = 60.0
+    on_policy: int = 0
+    on_policy_after: float = 0.5
 
     def __post_init__(self) -> None:
         check_range(
@@ -64,6 +72,8 @@ class TrainConfig:
             evaluate_every=AT_LEAST_1,
             minutes=AT_LEAST_0,
             save_seconds=AT_LEAST_0,
+            on_policy=AT_LEAST_0,
+            on_policy_after=FRACTION,
             balance=FRACTION,
             ema=(0, 1 - 1e-9),
         )
@@ -106,6 +116,9 @@ class Trainer:
         batches: number -> (x, y), a pure function.
         config, optim, beta: the recipe.
         seed: of the guidance drawn in training; with the batch's number it fixes every draw of that batch.
+
+    Raises:
+        ConfigError: on-policy training of p(x), or from batches that cannot give every solution.
     """
 
     def __init__(
@@ -119,6 +132,10 @@ class Trainer:
         seed: int = 0,
     ) -> None:
         self.model, self.guide, self.batches, self.config, self.seed = model, guide, batches, config, seed
+        if config.on_policy:
+            if not hasattr(batches, "candidates"):
+                raise ConfigError("train.on_policy needs batches that know every solution (tasks.stream.TargetStream)")
+            batches.candidates(0)  # raises now, not in the middle of the run, where the task has no input
         self.elbo = make_elbo(config.elbo, config.balance, config.particles)
         modules = {"model": model, "guide": guide}
         self.optim = TorchOptim(modules, optim)
@@ -157,22 +174,35 @@ class Trainer:
         c = self.config
         return 0 < c.batches <= self.number or 0 < c.minutes * 60 <= self.elapsed
 
-    def _done(self) -> float:
-        """The share of the run that is over. By updates, which repeat exactly, unless only the clock ends the run."""
+    def _done(self, step: int = 0) -> float:
+        """The share of the run that is over. By batches, which repeat exactly, unless only the clock ends the run."""
         c = self.config
         if c.batches:
-            return self.optim.update / (c.batches * c.supervision_steps)
+            return (self.number + step / c.supervision_steps) / c.batches
         return self.elapsed / (c.minutes * 60)
 
     def one_batch(self, x: Tensor | None, y: Tensor) -> BatchReport:
-        """N_sup updates on one batch, each supervision step starting where the last one ended."""
+        """N_sup updates on one batch, each supervision step starting where the last one ended.
+
+        In the on-policy part of a run, as many more from where the prior ended on other inputs.
+        """
         torch.manual_seed((self.seed * 1_000_003 + self.number) % 2**63)
+        reconstructions, kls = self._supervise(x, y, None)
+        mean, kl = reconstructions.mean().item(), kls.mean().item()
+        report = BatchReport(self.number, mean, kl, self.beta.value)
+        if self.config.on_policy and self._done() >= self.config.on_policy_after:
+            self._supervise(*self._from_the_prior())
+        self.beta.update(reconstructions[-1].item() if self.beta.config.watch == "last" else mean, self._done())
+        self.number += 1
+        return report
+
+    def _supervise(self, x: Tensor | None, y: Tensor, state: LatentState | None) -> tuple[Tensor, Tensor]:
+        """N_sup updates from ``state``; the mean reconstruction and KL of each, nats per input, ``[N_sup]``."""
         device = next(self.model.parameters()).device
         x, y = None if x is None else x.to(device), y.to(device)
-        state = None
-        totals = torch.zeros(2, device=device)
-        for _ in range(self.config.supervision_steps):
-            self.optim.done = self._done()
+        found = []
+        for step in range(self.config.supervision_steps):
+            self.optim.done = self._done(step)
             with poutine.scale(scale=1 / y[..., 0].numel()):
                 loss = self.svi.step(x, y, state, beta=self.beta.value)
             if not math.isfinite(loss):
@@ -183,14 +213,19 @@ class Trainer:
             terms = self.elbo.terms
             assert terms is not None
             state = terms.state
-            totals += torch.stack((terms.reconstruction.mean(), terms.kl.sum(0).mean()))
+            found.append(torch.stack((terms.reconstruction.mean(), terms.kl.sum(0).mean())))
             self.average.update_parameters(pair(self.model, self.guide))
-            last = terms.reconstruction.mean()
-        reconstruction, kl = (totals / self.config.supervision_steps).tolist()
-        report = BatchReport(self.number, reconstruction, kl, self.beta.value)
-        self.beta.update(last.item() if self.beta.config.watch == "last" else reconstruction)
-        self.number += 1
-        return report
+        reconstructions, kls = torch.stack(found).unbind(-1)
+        return reconstructions, kls
+
+    def _from_the_prior(self) -> tuple[Tensor, Tensor, LatentState]:
+        """Inputs, where trajectories of the prior of random length end on them, and solutions to end in instead."""
+        device = next(self.model.parameters()).device
+        found = self.batches.candidates(self.number)  # type: ignore[attr-defined]
+        x = found.x.to(device)
+        steps = int(torch.randint(1, self.config.on_policy + 1, ()))
+        state, likelihood = prior_state(self.model, x, steps)
+        return x, draw_targets(likelihood, found.solutions.to(device), found.there.to(device)), state
 
     @property
     def averaged(self) -> tuple[nn.Module, nn.Module]:

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_gram.errors import ConfigError
 from pyro_gram.tasks.base import PuzzleSet, Task
 
 
 def generator_for(*key: int) -> torch.Generator:
     """A generator seeded by a tuple of integers, without collisions between neighbours."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Inputs with every known solution of each.
+
+    Attributes:
+        x: int64 ``[B, *event]``.
+        solutions: int64 ``[K, B, L_out]``, K the most that an input of the batch has.
+        there: bool ``[K, B]``: False where an input has no k-th solution.
+    """
+
+    x: Tensor
+    solutions: Tensor
+    there: Tensor
 
 
 class TargetStream:
@@ -46,3 +64,19 @@ class TargetStream:
         else:
             x, y = self.puzzles.inputs[index], self.puzzles.sample_targets(index, generator)
         return self.task.augment(x, y, generator) if self.augment else (x, y)
+
+    def candidates(self, number: int) -> Candidates:
+        """A random batch of inputs, as they are, with all their known solutions; as pure as the batch ``number``.
+
+        Raises:
+            ConfigError: the task has no input.
+        """
+        puzzles = self.puzzles
+        if puzzles.inputs is None:
+            raise ConfigError("train.on_policy needs a task with inputs: set it to 0 for p(x)")
+        index = torch.randint(len(puzzles), (self.batch,), generator=generator_for(self.seed, 2, number))
+        counts = puzzles.num_solutions[index]
+        k = torch.arange(int(counts.max()))[:, None]
+        there = k < counts
+        rows = puzzles.offsets[index] + torch.where(there, k, 0)
+        return Candidates(puzzles.inputs[index], puzzles.solutions[rows].long(), there)

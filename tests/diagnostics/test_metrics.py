@@ -4,7 +4,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit, measure, solution_ids, votes
+from pyro_gram.diagnostics.metrics import (
+    coverage_by_input,
+    coverage_limit,
+    measure,
+    solution_ids,
+    total_variation,
+    total_variation_perfect,
+    votes,
+)
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks.base import PuzzleSet
 from pyro_gram.tasks.coloring import Coloring, ColoringConfig
@@ -44,6 +52,8 @@ def test_hand_made_samples_have_known_metrics(layout):
     assert m.any_valid == 1
     assert m.coverage == pytest.approx((1 / 2 + 1) / 2)
     assert m.coverage_limit == pytest.approx((7 / 8 + 1) / 2)
+    assert m.total_variation == pytest.approx((1 / 2 + 0) / 2)
+    assert m.total_variation_perfect == pytest.approx((1 / 4 + 0) / 2)
     assert m.accuracy_se == pytest.approx(0.5 / 2**0.5)
     assert m.coverage_se == pytest.approx(0.25 / 2**0.5)
     assert (m.num_inputs, m.num_samples) == (2, 3)
@@ -164,3 +174,20 @@ def test_samples_of_p_x_are_measured_one_by_one():
     assert m.coverage == pytest.approx(2 / 288)
     assert m.coverage_limit == pytest.approx(1 - (1 - 1 / 288) ** 4)
     assert (m.num_inputs, m.num_samples) == (1, 4)
+
+
+def test_total_variation_counts_right_samples_only_and_is_one_without_any():
+    ids = torch.tensor([[0, -1, 2, 1], [0, -1, 2, -1], [1, -1, 1, -1], [1, -1, -1, -1]])
+    found = total_variation(ids, torch.tensor([2, 2, 4, 1]))
+    assert found[[0, 1, 2]].tolist() == [0, 1, pytest.approx(0.5)]
+    assert total_variation(torch.full((4, 1), -1), torch.tensor([1])).item() == 1
+
+
+@pytest.mark.parametrize("m", [1, 2, 7, 50])
+@pytest.mark.parametrize("n", [1, 5, 20])
+def test_perfect_total_variation_is_what_uniform_draws_show(m, n):
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randint(m, (n, 4000), generator=generator)
+    shown = total_variation(draws, torch.full((4000,), m))
+    expected = total_variation_perfect(torch.tensor([m]), n).item()
+    assert shown.mean().item() == pytest.approx(expected, abs=4 * shown.std().item() / 4000**0.5 + 1e-9)

@@ -10,7 +10,7 @@ from pyro.infer.elbo import ELBOModule
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.beta import BetaConfig, BetaController
 from pyro_gram.inference.elbo import make_elbo
-from pyro_gram.inference.optim import OptimConfig, TorchOptim
+from pyro_gram.inference.optim import OptimConfig, TorchOptim, hidden_matrices
 from pyro_gram.inference.training import DivergedError, TrainConfig, Trainer
 from pyro_gram.tasks.stream import TargetStream
 from tests.conftest import case_of, small
@@ -146,11 +146,11 @@ def test_optimizer_clips_the_global_norm():
     layer = torch.nn.Linear(4, 4)
     optim = TorchOptim({"layer": layer}, OptimConfig(lr=1.0, clip=1e-3, warmup=1))
     (1e6 * layer(torch.ones(4)).sum()).backward()
-    seen = {}
-    step = optim.torch_optimizer.step
-    optim.torch_optimizer.step = lambda: (seen.update(n=[p.grad.clone() for p in layer.parameters()]), step())[1]
+    seen = []
+    (adamw,) = optim.optimizers
+    adamw.register_step_pre_hook(lambda *_: seen.extend(p.grad.flatten().clone() for p in layer.parameters()))
     optim(list(layer.parameters()))
-    assert torch.cat([g.flatten() for g in seen["n"]]).norm().item() == pytest.approx(1e-3, rel=1e-3)
+    assert torch.cat(seen).norm().item() == pytest.approx(1e-3, rel=1e-3)
     assert all(p.grad is None for p in layer.parameters())
 
 
@@ -183,6 +183,15 @@ def test_beta_waits_for_the_constraint_then_rises_and_never_falls_below_its_star
     assert beta.value == pytest.approx(1.02**10)
     beta.update(0.5)
     assert beta.value == pytest.approx(1.02**10 * 0.97)
+
+
+def test_beta_is_kept_high_in_the_quiet_part_and_starts_at_its_start_after_it():
+    beta = BetaController(BetaConfig(start=1.0, target=0.3, smoothing=0.0, most=9.0, quiet=0.5))
+    seen = []
+    for done in (0.1, 0.3, 0.5, 0.7, 0.9):
+        beta.update(0.1, done)
+        seen.append(beta.value)
+    assert seen == [9.0, 9.0, 1.0, pytest.approx(1.02), pytest.approx(1.02**2)]
 
 
 def test_a_target_of_zero_keeps_beta_constant():
@@ -219,7 +228,7 @@ def test_puzzle_embeddings_have_a_rate_and_a_decay_of_their_own():
     model, guide = case.assembly.model, case.assembly.guide
     config = case.assembly.config.optim
     optim = TorchOptim({"model": model, "guide": guide}, config)
-    main, embeddings = optim.torch_optimizer.param_groups
+    main, embeddings = optim.groups
     (embedding,) = embeddings["params"]
     assert embedding is model.encoder.puzzle_embedding
     assert all(p is not embedding for p in main["params"])
@@ -239,4 +248,43 @@ def test_without_a_rate_of_their_own_embeddings_take_the_common_one():
     optim = TorchOptim({"model": case.assembly.model}, case.assembly.config.optim)
     case.assembly.model(case.x, case.y).sum()
     optim(case.assembly.model.parameters())
-    assert {group["lr"] for group in optim.torch_optimizer.param_groups} == {1e-3}
+    assert {group["lr"] for group in optim.groups} == {1e-3}
+
+
+def test_muon_trains_the_hidden_matrices_and_adamw_the_rest():
+    case = case_of(optim={"matrices": "muon", "lr": 1e-2, "weight_decay": 0.0, "warmup": 1})
+    model, guide = case.assembly.model, case.assembly.guide
+    modules = {"model": model, "guide": guide}
+    optim = TorchOptim(modules, case.assembly.config.optim)
+    matrices = hidden_matrices(modules)
+    assert {"model.core.f_L.0.mixer.qkv.weight", "model.prior.head.mlp.down.weight"} <= set(matrices)
+    assert not [name for name in matrices if "decoder" in name or "embedding" in name]
+    held = [p for group in optim.groups for p in group["params"]]
+    assert len(held) == len(optim.named)
+    before = {name: p.detach().clone() for name, p in optim.named.items()}
+    SVI(model, guide, optim, Trace_ELBO()).step(case.x, case.y)
+    name = "model.core.f_H.0.channels.gate_up.weight"
+    change = optim.named[name].detach() - before[name]
+    # An orthogonal matrix of a x b, scaled to the size of AdamW's updates: 0.2 lr sqrt(max(a, b)) in every direction.
+    scale = 0.2 * 1e-2 * max(change.shape) ** 0.5
+    singular = torch.linalg.svdvals(change) / scale
+    assert 0.5 < singular.median() < 1.3
+    assert singular.max() < 1.4
+    head = optim.named["model.decoder.head.weight"].detach() - before["model.decoder.head.weight"]
+    assert head.abs().median().item() == pytest.approx(1e-2, rel=1e-2)  # Adam's first step is its rate
+
+
+def test_a_damaged_state_of_muon_is_named():
+    case = case_of(optim={"matrices": "muon"})
+    optim = TorchOptim({"model": case.assembly.model, "guide": case.assembly.guide}, case.assembly.config.optim)
+    SVI(case.assembly.model, case.assembly.guide, optim, Trace_ELBO()).step(case.x, case.y)
+    state = optim.get_state()
+    name = next(key for key in state if key.endswith("/momentum_buffer"))
+    for damaged in ({**state, name: state[name][:1]}, {**state, "model.nothing/momentum_buffer": state[name]}):
+        with pytest.raises(KeyError):
+            optim.set_state(damaged)
+
+
+def test_an_unknown_optimizer_of_matrices_is_named():
+    with pytest.raises(ConfigError, match="unknown matrices 'sgd'"):
+        OptimConfig(matrices="sgd")

@@ -1,0 +1,55 @@
+"""What the amortized guide may say: its budget."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.distributions import kl_divergence
+
+from guides.amortized import within_budget
+from pyro_gram.inference.bounds import terms
+from tests.conftest import case_of
+
+
+def draw(seed, spread):
+    generator = torch.Generator().manual_seed(seed)
+    loc, other = (spread * torch.randn(6, 3, 5, generator=generator) for _ in range(2))
+    scale, narrow = (torch.rand(6, 3, 5, generator=generator) + 0.1 for _ in range(2))
+    return loc, narrow, dist.Normal(other, scale)
+
+
+def said(loc, scale, prior):
+    return kl_divergence(dist.Normal(loc, scale), prior).sum((-1, -2))
+
+
+@pytest.mark.parametrize("budget", [0.01, 0.5, 4.0])
+def test_what_says_too_much_is_drawn_to_the_budget_and_what_does_not_is_left_alone(budget):
+    loc, scale, prior = draw(0, 1.0)
+    limited = said(*within_budget(loc, scale, prior, budget), prior)
+    assert (said(loc, scale, prior) > budget).all()
+    assert ((limited / budget - 1).abs() < 0.35).all()  # close where the scales differ ...
+    same = within_budget(loc, prior.scale, prior, budget)
+    torch.testing.assert_close(said(*same, prior), torch.full((6,), budget))  # ... and exact where they do not
+    little = within_budget(prior.loc + 1e-3, prior.scale, prior, budget)
+    torch.testing.assert_close(little, (prior.loc + 1e-3, prior.scale))
+
+
+def test_the_prior_is_not_trained_through_the_budget():
+    loc, scale, prior = draw(1, 1.0)
+    prior.loc.requires_grad_(), prior.scale.requires_grad_(), loc.requires_grad_()
+    sum(t.sum() for t in within_budget(loc, scale, prior, 0.5)).backward()
+    assert prior.loc.grad is None
+    assert prior.scale.grad is None
+    assert loc.grad.any()
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.05])
+def test_a_guide_keeps_its_budget_at_every_transition(budget):
+    case = case_of(guide={"budget": budget})
+    with torch.no_grad():
+        case.assembly.guide.head.mlp.down.weight.normal_()
+    found = terms(case.assembly.model, case.assembly.guide, case.x, case.y, steps=3, truncated=False).kl
+    assert found.shape[0] >= 3
+    if budget:
+        assert found.max() < 0.1
+    else:
+        assert found.min() > 1
