@@ -1,7 +1,7 @@
 """What the Pyro machinery costs: one SVI step against the same step written in bare torch.
 
 Both steps compute the same numbers (checked before timing): forward under the guide, balanced KL, backward, global-norm
-clip, fused AdamW. They are timed in turn, so that a change in the machine's speed meets both.
+clip, the same optimizers. They are timed in turn, so that a change in the machine's speed meets both.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pyro_gram.errors import UserError
 from pyro_gram.evaluate import environment
 from pyro_gram.files import write_json
 from pyro_gram.inference.elbo import scale_gradient
+from pyro_gram.inference.optim import hidden_matrices
 from pyro_gram.inference.training import Trainer
 from pyro_gram.networks.core import LatentState
 from pyro_gram.tasks.stream import TargetStream
@@ -73,14 +74,17 @@ def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
     model: Any = trainer.model
     guide: Any = trainer.guide
     config = trainer.optim.config
-    parameters = [p for m in (model, guide) for p in m.parameters()]
-    adam = torch.optim.AdamW(
-        parameters,
-        lr=config.rate(0, 0.0),
-        weight_decay=config.weight_decay,
-        betas=(config.beta1, config.beta2),
-        fused=True,
-    )
+    named = trainer.optim.named
+    parameters = list(named.values())
+    matrices = hidden_matrices({"model": model, "guide": guide}) if config.matrices == "muon" else []
+    common: dict[str, Any] = {"lr": config.rate(0, 0.0), "weight_decay": config.weight_decay}
+    others = [p for name, p in named.items() if name not in set(matrices)]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, betas=(config.beta1, config.beta2), fused=True, **common)
+    ]
+    if matrices:
+        hidden = [named[name] for name in matrices]
+        optimizers.append(torch.optim.Muon(hidden, adjust_lr_fn="match_rms_adamw", **common))
     balance, T = trainer.config.balance, model.config.transitions
 
     def step() -> float:
@@ -103,8 +107,9 @@ def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
         loss = loss - Categorical(logits=logits, validate_args=False).log_prob(y).sum() / len(y)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, config.clip)
-        adam.step()
-        adam.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
     return step

@@ -7,7 +7,7 @@ import pytest
 from experiments.studies import gap
 from pyro_gram.errors import ConfigError
 
-STUDIES = ("queens8", "queens10")
+STUDIES = ("queens8", "coloring8", "queens10")
 
 
 @pytest.mark.parametrize("name", STUDIES)
