@@ -97,7 +97,7 @@ def list_split(config: RunConfig, split: str, data_dir: str | None) -> int:
     return 0
 
 
-TOLD = ("frechet_distance", "inception_score", "pass_at_1", "pass_at_2", "total_variation")  # of a task's own figures
+TOLD = ("frechet_distance", "inception_score", "pass_at_1", "pass_at_2", "total_variation")  # told where there are any
 
 
 def summary(task: str, m: dict[str, Any]) -> str:
