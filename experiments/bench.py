@@ -22,7 +22,7 @@ from torch.distributions import Categorical, Normal, kl_divergence
 
 from pyro_gram.build import Assembly, build
 from pyro_gram.cli import Parser, call
-from pyro_gram.config import make_run_config, read_preset
+from pyro_gram.config import read_preset, with_settings
 from pyro_gram.errors import UserError
 from pyro_gram.evaluate import environment
 from pyro_gram.files import write_json
@@ -45,12 +45,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def assemble(name: str) -> Assembly:
-    data = read_preset(PRESETS, "coloring", "cpu").to_dict()
-    for part, fields in SIZES[name].items():
-        data[part] = {**data[part], **fields}
-    names = data.pop("names")
-    data.pop("preset"), data.pop("seed")
-    return build(make_run_config(names, data))
+    return build(with_settings(read_preset(PRESETS, "coloring", "cpu"), SIZES[name]))
 
 
 def make_trainer(assembly: Assembly) -> Trainer:

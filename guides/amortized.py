@@ -6,15 +6,17 @@ The paper does not say how y enters; here its embedding is concatenated with u_t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import kl_divergence
 from torch.nn.functional import pad
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
 from pyro_gram.embeddings import answer_encoder
+from pyro_gram.errors import ConfigError
 from pyro_gram.inference.guide import EffectGuide
 from pyro_gram.networks.heads import GaussianHead
 from pyro_gram.networks.layers import make_stack
@@ -32,8 +34,8 @@ class AmortizedGuideConfig:
         layers: attention layers over the embedded answer. With none, the posterior of a position sees its own part of
             y only; with some, all of it, so that few positions can say what many need (images).
         heads: of those layers.
-        budget: the most that the posterior may say of y at one transition, nats an input; 0 for no limit. A prior of
-            another family than the Gaussian cannot be kept within one.
+        budget: the most that the posterior may say of y at one transition, nats an input; 0 for no limit. Needs a
+            Gaussian prior.
     """
 
     hidden: int = 512
@@ -77,7 +79,10 @@ class AmortizedGuide(EffectGuide):
         code = code.expand(*u.shape[:-1], code.shape[-1])
         loc, scale = self.head(torch.cat((u, code), dim=-1))
         if self.budget:
-            loc, scale = within_budget(loc, scale, cast(Any, prior).base_dist, self.budget)
+            gaussian = getattr(prior, "base_dist", None)
+            if not isinstance(gaussian, dist.Normal):
+                raise ConfigError("guide.budget needs a Gaussian prior: set it to 0 for one of another family")
+            loc, scale = within_budget(loc, scale, gaussian, self.budget)
         return dist.Normal(loc, scale).to_event(2)
 
 
@@ -94,6 +99,6 @@ def within_budget(loc: Tensor, scale: Tensor, prior: dist.Normal, budget: float)
     """
     loc_p, scale_p = prior.loc.detach(), prior.scale.detach()
     shift, log_ratio = (loc - loc_p) / scale_p, (scale / scale_p).log()
-    kl = 0.5 * (shift**2 + (2 * log_ratio).exp() - 1 - 2 * log_ratio).sum((-1, -2), keepdim=True)
+    kl = kl_divergence(dist.Normal(loc, scale), dist.Normal(loc_p, scale_p)).sum((-1, -2), keepdim=True)
     share = (budget / kl.clamp(min=budget)).sqrt()
     return loc_p + share * shift * scale_p, scale_p * (share * log_ratio).exp()

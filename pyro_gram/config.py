@@ -162,6 +162,16 @@ def with_options(config: RunConfig, arguments: dict[str, Any]) -> RunConfig:
     return dataclasses.replace(config, parts=parts)
 
 
+def with_settings(config: RunConfig, settings: dict[str, dict[str, Any]]) -> RunConfig:
+    """``config`` with the fields of each part put in, checked as a preset is.
+
+    Raises:
+        ConfigError: unknown part or field, or a value that a field cannot have.
+    """
+    data = config.to_dict()
+    return RunConfig.from_dict(data | {part: data.get(part, {}) | fields for part, fields in settings.items()})
+
+
 def _boolean(text: str) -> bool:
     if text.lower() in ("true", "yes", "1"):
         return True

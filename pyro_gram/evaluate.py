@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_gram.checkpoint import save_model
 from pyro_gram.diagnostics import figures
-from pyro_gram.diagnostics.metrics import measure, solution_ids
+from pyro_gram.diagnostics.metrics import excess, measure, solution_ids
 from pyro_gram.diagnostics.report import write_report
 from pyro_gram.files import write_json, write_via
 from pyro_gram.inference.bounds import Bounds, bounds, prior_log_likelihood
@@ -44,7 +44,7 @@ def monitor(run: Run) -> dict[str, float]:
     rolled = roll(run, puzzles.inputs, num_samples=min(config.evaluate.num_samples, MONITOR_SAMPLES))
     metrics = measure(task, puzzles, rolled.tokens, rolled.score)
     x, y = puzzles.pairs(MONITOR_INPUTS, generator_for(seed, len(puzzles)))
-    found = _bounds(run, x, y)
+    found = bounds_of(run, x, y)
     looked = {
         "prior_accuracy": metrics.sample_accuracy,
         "prior_coverage": metrics.coverage,
@@ -57,7 +57,7 @@ def monitor(run: Run) -> dict[str, float]:
     return {name: value for name, value in looked.items() if value is not None}
 
 
-def _bounds(run: Run, x: Tensor | None, y: Tensor) -> Bounds:
+def bounds_of(run: Run, x: Tensor | None, y: Tensor) -> Bounds:
     """The bounds of the averaged weights, at beta = 1; whole trajectories are traced, few of long sequences at once."""
     model, guide = run.trainer.averaged
     max_traced = at_once(run.assembly.task.spec.input_length, 4 * MAX_TRACED)
@@ -145,7 +145,7 @@ def test_metrics(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, Any
     task, seed = run.assembly.task, run.assembly.config.evaluate.seed
     metrics = measure(task, puzzles, rolled.tokens, rolled.score)
     x, y = puzzles.pairs(BOUND_INPUTS, generator_for(seed, len(puzzles)))
-    found = _bounds(run, x, y)
+    found = bounds_of(run, x, y)
     return {
         **metrics.to_dict(),
         **_against_limits(puzzles, metrics.coverage, metrics.coverage_limit, found.full),
@@ -184,11 +184,7 @@ def _likelihood(run: Run, x: Tensor | None, y: Tensor) -> dict[str, float]:
 
 
 def _against_limits(puzzles: PuzzleSet, coverage: float | None, limit: float | None, full: Tensor) -> dict[str, float]:
-    """What a perfect model would reach, where all solutions are known.
-
-    ``excess`` is what the full bound of the first inputs, ``[B]``, is short of it: -ELBO - log m, nats. A perfect model
-    has 0, and a trajectory of the prior is right with probability exp(-excess) at least (Jensen).
-    """
+    """What a perfect model would reach, where all solutions are known. ``full``: the bound of the first inputs."""
     if not puzzles.complete or coverage is None or limit is None:
         return {}
     log_m = puzzles.num_solutions.double().log()
@@ -196,7 +192,7 @@ def _against_limits(puzzles: PuzzleSet, coverage: float | None, limit: float | N
         "coverage_ratio": coverage / limit,
         "log_num_solutions": log_m.mean().item(),
         "log_likelihood_limit": -log_m[:LIKELIHOOD_INPUTS].mean().item(),
-        "excess": (-full.double() - log_m[: len(full)]).mean().item(),
+        "excess": excess(full, puzzles.num_solutions[: len(full)]).mean().item(),
     }
 
 

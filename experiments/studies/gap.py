@@ -22,12 +22,13 @@ import torch
 
 from experiments.run import PRESETS
 from pyro_gram.cli import Parser, call
-from pyro_gram.config import RunConfig, make_run_config, read_preset
-from pyro_gram.diagnostics.metrics import measure
+from pyro_gram.config import RunConfig, read_preset, with_settings
+from pyro_gram.diagnostics.metrics import excess, measure
 from pyro_gram.errors import ConfigError
-from pyro_gram.evaluate import environment, monitor, roll
+from pyro_gram.evaluate import bounds_of, environment, roll
 from pyro_gram.files import read_json, write_json
 from pyro_gram.run import InterruptedRunError, Run, open_run, train
+from pyro_gram.tasks.stream import generator_for
 
 HERE = Path(__file__).parent
 DEPTHS = (1, 2, 4, 8, 16, 32)
@@ -49,16 +50,19 @@ def config_of(study: dict[str, Any], variant: str, seed: int) -> RunConfig:
     """
     if variant not in study["variants"]:
         raise ConfigError(f"unknown variant {variant!r}; known: {', '.join(study['variants'])}")
-    changes = {part: fields for part, fields in study["variants"][variant].items() if part != "asks"}
-    data = read_preset(PRESETS, study["task"], study["preset"], seed=seed).to_dict()
-    names = data.pop("names")
-    del data["preset"], data["seed"]
-    data["train"] |= {"batches": 0, "minutes": study["minutes"]}
-    unknown = set(changes) - set(data)
+    changes = changes_of(study, variant)
+    config = read_preset(PRESETS, study["task"], study["preset"], seed=seed)
+    unknown = set(changes) - set(config.parts)
     if unknown:
-        raise ConfigError(f"unknown part {sorted(unknown)[0]!r} in variant {variant!r}; known: {', '.join(data)}")
-    parts = {part: fields | changes.get(part, {}) for part, fields in data.items()}
-    return make_run_config(names, parts, preset=study["preset"], seed=seed)
+        known = ", ".join(config.parts)
+        raise ConfigError(f"unknown part {sorted(unknown)[0]!r} in variant {variant!r}; known: {known}")
+    length = {"batches": 0, "minutes": study["minutes"]}
+    return with_settings(with_settings(config, {"train": length}), changes)
+
+
+def changes_of(study: dict[str, Any], variant: str) -> dict[str, dict[str, Any]]:
+    """The settings in which a variant differs from its preset."""
+    return {part: fields for part, fields in study["variants"][variant].items() if part != "asks"}
 
 
 def measure_run(run: Run) -> dict[str, Any]:
@@ -72,13 +76,16 @@ def measure_run(run: Run) -> dict[str, Any]:
         depths[str(depth)] = {
             k: v for k, v in found.items() if v is not None and k not in ("num_inputs", "num_samples")
         }
+    x, y = puzzles.pairs(len(puzzles), generator_for(run.assembly.config.evaluate.seed, len(puzzles)))
+    bounds = bounds_of(run, x, y)
     rows = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
     looks = [row for row in rows if "prior_accuracy" in row]
     return {
         "depth": run.depth,
         "by_depth": depths,
-        "bounds": {k: v for k, v in monitor(run).items() if k.startswith("elbo")},
-        "log_num_solutions": puzzles.subset(64).num_solutions.double().log().mean().item(),
+        "elbo_full": bounds.full.mean().item(),
+        "elbo_surrogate": bounds.surrogate.mean().item(),
+        "excess": excess(bounds.full, puzzles.num_solutions).mean().item(),
         "batches": run.trainer.number,
         "updates": run.trainer.optim.update,
         "seconds": run.trainer.elapsed,
@@ -88,6 +95,11 @@ def measure_run(run: Run) -> dict[str, Any]:
         ],
         "last": {k: mean(row[k] for row in rows[-20:]) for k in ("reconstruction", "kl", "beta")},
     }
+
+
+def so_far(path: Path) -> dict[str, Any]:
+    """What is in the JSON already."""
+    return read_json(path) if path.exists() else {"variants": {}}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -100,12 +112,11 @@ def table(results: dict[str, Any]) -> str:
         runs = list(variant["seeds"].values())
         at = [run["by_depth"][str(run["depth"])] for run in runs]
         accuracy = [found["sample_accuracy"] for found in at]
-        excess = mean(-run["bounds"]["elbo_full"] - run["log_num_solutions"] for run in runs)
         lines.append(
             f"| `{name}` | {len(runs)} | {mean(accuracy):.3f} ({min(accuracy):.3f} to {max(accuracy):.3f}) "
-            f"| {mean(f['coverage'] for f in at):.3f} ({at[0]['coverage_limit']:.3f}) | {excess:.2f} "
-            f"| {mean(run['last']['kl'] for run in runs):.2f} | {mean(run['updates'] for run in runs):.0f} "
-            f"| {variant['asks']} |"
+            f"| {mean(f['coverage'] for f in at):.3f} ({at[0]['coverage_limit']:.3f}) "
+            f"| {mean(run['excess'] for run in runs):.2f} | {mean(run['last']['kl'] for run in runs):.2f} "
+            f"| {mean(run['updates'] for run in runs):.0f} | {variant['asks']} |"
         )
     return "\n".join(lines)
 
@@ -125,12 +136,12 @@ def main(argv: list[str]) -> int:
     if arguments.table:
         print(table(read_json(out)))
         return 0
-    study["minutes"] = study["minutes"] if arguments.minutes is None else arguments.minutes
+    if arguments.minutes is not None:
+        study["minutes"] = arguments.minutes
     names = arguments.variants or list(study["variants"])
     configs = {(seed, name): config_of(study, name, seed) for seed in arguments.seeds for name in names}
     for (seed, name), config in configs.items():  # every variant once, then the next seed
-        results = read_json(out) if out.exists() else {"study": arguments.study, "variants": {}}
-        if str(seed) in results["variants"].get(name, {}).get("seeds", {}):
+        if str(seed) in so_far(out)["variants"].get(name, {}).get("seeds", {}):
             continue
         print(f"{arguments.study}: {name}, seed {seed}", file=sys.stderr)
         folder = arguments.runs / f"{arguments.study}-{name}-seed{seed}"
@@ -141,12 +152,16 @@ def main(argv: list[str]) -> int:
             print("stopped; the same command goes on", file=sys.stderr)
             return stopped.exit_code
         found = measure_run(run)
-        results = read_json(out) if out.exists() else results  # another process may write to the same file
+        results = so_far(out)  # read again: another process may write to the same file
         variant = results["variants"].setdefault(name, {"seeds": {}})
         variant["asks"] = study["variants"][name]["asks"]
-        variant["changes"] = {k: v for k, v in study["variants"][name].items() if k != "asks"}
+        variant["changes"] = changes_of(study, name)
         variant["seeds"][str(seed)] = found
-        results |= {key: study[key] for key in ("task", "preset", "minutes")} | {"environment": environment()}
+        results |= (
+            {"study": arguments.study}
+            | {key: study[key] for key in ("task", "preset", "minutes")}
+            | {"environment": environment()}
+        )
         write_json(out, results)
     print(table(read_json(out)))
     return 0

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_gram.inference.selection import tally
 from pyro_gram.tasks.base import PuzzleSet, Task
+from pyro_gram.tasks.uniform import total_variation, total_variation_perfect
 
 
 @dataclass(frozen=True)
@@ -74,28 +75,13 @@ def coverage_limit(num_solutions: Tensor, num_samples: int) -> Tensor:
     return 1 - (1 - 1 / num_solutions.double()) ** num_samples
 
 
-def total_variation(ids: Tensor, num_solutions: Tensor) -> Tensor:
-    """Of an input's right samples to uniform over its solutions: ids ``[N, B]`` of :func:`solution_ids` to ``[B]``."""
-    found = []
-    for column, m in zip(ids.T, num_solutions.tolist(), strict=True):
-        right = column[column >= 0]
-        share = torch.bincount(right, minlength=m).double() / max(1, len(right))
-        found.append(1 - share.clamp(max=1 / m).sum())
-    return torch.stack(found)
+def excess(full: Tensor, num_solutions: Tensor) -> Tensor:
+    """What the full bound (Eq. 13) of targets drawn uniformly is short of a perfect model's: -ELBO - log m, ``[B]``.
 
-
-def total_variation_perfect(num_solutions: Tensor, num_samples: int) -> Tensor:
-    """The total variation to uniform expected of ``num_samples`` i.i.d. uniform draws from m solutions, ``[B]``.
-
-    Each count is binomial, Bin(N, 1/m), whose mean absolute deviation has De Moivre's closed form,
-    2 k C(N, k) p^k (1 - p)^(N - k + 1) with k = floor(N p) + 1.
+    Nats. Its mean e is 0 for a perfect model, and a trajectory of the prior is right with probability exp(-e) at least
+    (Jensen).
     """
-    m, n = num_solutions.double(), torch.tensor(float(num_samples), dtype=torch.double)
-    p = 1 / m.clamp(min=2)  # one solution is never missed; it is put in below
-    k = (n / m.clamp(min=2)).floor() + 1
-    log_choose = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
-    deviation = 2 * k * (log_choose + k * p.log() + (n - k + 1) * torch.log1p(-p)).exp()
-    return torch.where(m > 1, m * deviation / (2 * n), 0.0)
+    return -full.double() - num_solutions.double().log()
 
 
 def votes(canonical: Tensor, score: Tensor | None = None) -> Tensor:

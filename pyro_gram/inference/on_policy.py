@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from pyro_gram.inference.sampling import Decode
-from pyro_gram.inference.sites import STATE_H, STATE_L
 from pyro_gram.networks.core import LatentState
 
 
@@ -23,7 +22,7 @@ def prior_state(model: Callable[..., Any], x: Tensor, steps: int) -> tuple[Laten
     """The state after ``steps`` supervision steps of the prior from z_0, without gradient, and p(y | h) there."""
     with torch.no_grad(), Decode() as decode:
         model(x, None, None, steps=steps)
-    return LatentState(decode.values[STATE_H], decode.values[STATE_L]).detach(), decode.likelihood
+    return decode.state, decode.likelihood
 
 
 def draw_targets(likelihood: Any, solutions: Tensor, there: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """One fused AdamW, and Muon for the hidden matrices where it is asked for, behind Pyro's optimizer interface.
 
-Pyro's own optimizers keep a torch optimizer per tensor and clip per tensor. ``TorchOptim`` keeps one for all, clips the
-global norm and steps the learning-rate schedule.
+Pyro's own optimizers keep a torch optimizer per tensor and clip per tensor. ``TorchOptim`` keeps these one or two for
+all, clips the global norm and steps the learning-rate schedule.
 """
 
 from __future__ import annotations

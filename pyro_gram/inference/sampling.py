@@ -52,6 +52,11 @@ class Decode(Messenger):
         self.values: dict[str, Tensor] = {}
         self.likelihood: Any = None
 
+    @property
+    def state(self) -> LatentState:
+        """Where the program ended."""
+        return LatentState(self.values[STATE_H], self.values[STATE_L])
+
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] == OBSERVED:
             if msg["is_observed"]:
@@ -167,7 +172,7 @@ def _run(model: Callable[..., Any], x: Tensor | None, width: int, depth: int, hi
     steps = 1 if history else depth
     for _ in range(depth // steps):
         decode = _final(model, x, state, width, steps)
-        state = LatentState(decode.values[STATE_H], decode.values[STATE_L])
+        state = decode.state
         answers.append(decode.values[OBSERVED])
     score = decode.likelihood.log_prob(answers[-1])
     return Rollout(answers[-1], score, torch.stack(answers) if history else None)

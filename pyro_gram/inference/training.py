@@ -132,10 +132,11 @@ class Trainer:
         seed: int = 0,
     ) -> None:
         self.model, self.guide, self.batches, self.config, self.seed = model, guide, batches, config, seed
+        self.candidates: Callable[[int], Any] | None = getattr(batches, "candidates", None)
         if config.on_policy:
-            if not hasattr(batches, "candidates"):
+            if self.candidates is None:
                 raise ConfigError("train.on_policy needs batches that know every solution (tasks.stream.TargetStream)")
-            batches.candidates(0)  # raises now, not in the middle of the run, where the task has no input
+            self.candidates(0)  # raises now, not in the middle of the run, where the task has no input
         self.elbo = make_elbo(config.elbo, config.balance, config.particles)
         modules = {"model": model, "guide": guide}
         self.optim = TorchOptim(modules, optim)
@@ -169,6 +170,11 @@ class Trainer:
             self.elapsed = before + time.perf_counter() - start
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
     def finished(self) -> bool:
         """Are the batches, or the minutes, used up?"""
         c = self.config
@@ -187,19 +193,18 @@ class Trainer:
         In the on-policy part of a run, as many more from where the prior ended on other inputs.
         """
         torch.manual_seed((self.seed * 1_000_003 + self.number) % 2**63)
-        reconstructions, kls = self._supervise(x, y, None)
-        mean, kl = reconstructions.mean().item(), kls.mean().item()
+        terms = self._supervise(x, y, None)
+        mean, kl = terms.mean(0).tolist()
         report = BatchReport(self.number, mean, kl, self.beta.value)
         if self.config.on_policy and self._done() >= self.config.on_policy_after:
             self._supervise(*self._from_the_prior())
-        self.beta.update(reconstructions[-1].item() if self.beta.config.watch == "last" else mean, self._done())
+        self.beta.update(terms[-1, 0].item() if self.beta.config.watch == "last" else mean, self._done())
         self.number += 1
         return report
 
-    def _supervise(self, x: Tensor | None, y: Tensor, state: LatentState | None) -> tuple[Tensor, Tensor]:
-        """N_sup updates from ``state``; the mean reconstruction and KL of each, nats per input, ``[N_sup]``."""
-        device = next(self.model.parameters()).device
-        x, y = None if x is None else x.to(device), y.to(device)
+    def _supervise(self, x: Tensor | None, y: Tensor, state: LatentState | None) -> Tensor:
+        """N_sup updates from ``state``; the mean reconstruction and KL of each, nats per input, ``[N_sup, 2]``."""
+        x, y = None if x is None else x.to(self.device), y.to(self.device)
         found = []
         for step in range(self.config.supervision_steps):
             self.optim.done = self._done(step)
@@ -215,17 +220,16 @@ class Trainer:
             state = terms.state
             found.append(torch.stack((terms.reconstruction.mean(), terms.kl.sum(0).mean())))
             self.average.update_parameters(pair(self.model, self.guide))
-        reconstructions, kls = torch.stack(found).unbind(-1)
-        return reconstructions, kls
+        return torch.stack(found)
 
     def _from_the_prior(self) -> tuple[Tensor, Tensor, LatentState]:
         """Inputs, where trajectories of the prior of random length end on them, and solutions to end in instead."""
-        device = next(self.model.parameters()).device
-        found = self.batches.candidates(self.number)  # type: ignore[attr-defined]
-        x = found.x.to(device)
+        assert self.candidates is not None
+        found = self.candidates(self.number)
+        x = found.x.to(self.device)
         steps = int(torch.randint(1, self.config.on_policy + 1, ()))
         state, likelihood = prior_state(self.model, x, steps)
-        return x, draw_targets(likelihood, found.solutions.to(device), found.there.to(device)), state
+        return x, draw_targets(likelihood, found.solutions.to(self.device), found.there.to(self.device)), state
 
     @property
     def averaged(self) -> tuple[nn.Module, nn.Module]:

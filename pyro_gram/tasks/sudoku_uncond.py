@@ -21,12 +21,12 @@ from pyro_gram.tasks.base import GenerativeTask, PuzzleSet, TaskSpec, check_spli
 from pyro_gram.tasks.sudoku import check_size, draw_board
 from pyro_gram.tasks.sudoku_boards import all_grids_4, missing_digits, random_grids, random_symmetries, transform
 from pyro_gram.tasks.symmetry import InputSet, unless_held_out
+from pyro_gram.tasks.uniform import total_variation, total_variation_perfect
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COUNTS = {4: 288, 6: 20_000, 9: 50_000}  # 9: as in the paper
-SIMULATIONS = 200
 
 
 @dataclass(frozen=True)
@@ -136,12 +136,12 @@ class SudokuBoards(GenerativeTask):
             ``validity``: share of samples that are correct boards. Of these: ``uniqueness``, the share of distinct
             ones; for sizes 6 and 9 ``novelty``, the share of the distinct ones that are no training board. For
             size 4 ``grids_found`` of the 288; ``total_variation`` between the correct samples and uniform over the
-            288; ``total_variation_perfect``, its mean for as many independent uniform draws. Without any correct
+            288; ``total_variation_perfect``, expected of as many independent uniform draws. Without any correct
             sample, only ``validity`` and ``grids_found`` are defined, and given.
         """
         samples = tokens.reshape(-1, self.cells)
         valid = samples[self.valid(None, samples)]
-        keys, first, counts = np.unique(_keys(valid), return_index=True, return_counts=True)
+        keys, first, ids = np.unique(_keys(valid), return_index=True, return_inverse=True)
         figures = {"validity": len(valid) / max(1, len(samples))}
         if self.size == 4:
             figures["grids_found"] = float(len(keys))
@@ -149,9 +149,9 @@ class SudokuBoards(GenerativeTask):
             return figures
         figures["uniqueness"] = len(keys) / len(valid)
         if self.size == 4:
-            figures["total_variation"] = _distance_to_uniform(counts)
-            draws = np.random.default_rng(0).multinomial(len(valid), np.full(288, 1 / 288), size=SIMULATIONS)
-            figures["total_variation_perfect"] = float(np.mean([_distance_to_uniform(draw) for draw in draws]))
+            every = torch.tensor([288])
+            figures["total_variation"] = total_variation(torch.from_numpy(ids)[:, None], every).item()
+            figures["total_variation_perfect"] = total_variation_perfect(every, len(valid)).item()
         else:
             known = InputSet(self._boards["train"], self.size).contains(valid[torch.from_numpy(first)])
             figures["novelty"] = 1 - known.double().mean().item()
@@ -172,9 +172,3 @@ def _keys(boards: Tensor) -> np.ndarray:
     """One comparable item a board, its tokens as bytes: ``[N]``."""
     bytes_ = np.ascontiguousarray(boards.numpy().astype(np.uint8))
     return bytes_.view(np.dtype((np.void, boards.shape[-1])))[:, 0]
-
-
-def _distance_to_uniform(counts: np.ndarray) -> float:
-    """Total variation between observed frequencies of grids (grids not seen left out or 0) and uniform over 288."""
-    share = counts / counts.sum()
-    return float(np.maximum(share - 1 / 288, 0).sum())

@@ -6,6 +6,7 @@ import torch
 from torch.distributions import kl_divergence
 
 from guides.amortized import within_budget
+from pyro_gram.errors import ConfigError
 from pyro_gram.inference.bounds import terms
 from tests.conftest import case_of
 
@@ -40,6 +41,13 @@ def test_the_prior_is_not_trained_through_the_budget():
     assert prior.loc.grad is None
     assert prior.scale.grad is None
     assert loc.grad.any()
+
+
+def test_a_prior_that_is_no_gaussian_is_refused():
+    case = case_of(guide={"budget": 0.5})
+    u = torch.zeros(5, *case.assembly.model.h0.shape)
+    with pytest.raises(ConfigError, match="guide.budget needs a Gaussian prior"):
+        case.assembly.guide.posterior(u, u, dist.Laplace(u, 1.0).to_event(2))
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.05])
