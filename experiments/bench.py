@@ -40,7 +40,7 @@ Step = Callable[[], float]
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "cpu": {},
     "edge": {"task": {"layout": "edge"}, "train": {"batch": 64}},
-    "paper-step": {"model": {"transitions": 3}, "train": {"batch": 64}},
+    "paper-step": {"model": {"transitions": 3}, "train": {"batch": 64}, "optim": {"matrices": "adamw"}},
 }
 
 
@@ -71,9 +71,9 @@ def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
     config = trainer.optim.config
     named = trainer.optim.named
     parameters = list(named.values())
-    matrices = hidden_matrices({"model": model, "guide": guide}) if config.matrices == "muon" else []
+    matrices = set(hidden_matrices({"model": model, "guide": guide})) if config.matrices == "muon" else set()
     common: dict[str, Any] = {"lr": config.rate(0, 0.0), "weight_decay": config.weight_decay}
-    others = [p for name, p in named.items() if name not in set(matrices)]
+    others = [p for name, p in named.items() if name not in matrices]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(others, betas=(config.beta1, config.beta2), fused=True, **common)
     ]

@@ -97,7 +97,7 @@ def list_split(config: RunConfig, split: str, data_dir: str | None) -> int:
     return 0
 
 
-TOLD = ("frechet_distance", "inception_score", "pass_at_1", "pass_at_2", "total_variation")  # told where there are any
+TOLD = ("frechet_distance", "inception_score", "pass_at_1", "pass_at_2")  # told where there are any
 
 
 def summary(task: str, m: dict[str, Any]) -> str:
@@ -107,6 +107,8 @@ def summary(task: str, m: dict[str, Any]) -> str:
         told += [f"{m['violations']} violations (first sample)", f"vote {m['vote_accuracy']:.3f}"]
     if m["coverage"] is not None:
         told += [f"coverage {m['coverage']:.3f} of a possible {m['coverage_limit']:.3f}"]
+    if m["total_variation"] is not None:
+        told += [f"total variation {m['total_variation']:.2f} (perfect {m['total_variation_perfect']:.2f})"]
     told += [f"{name.replace('_', ' ')} {m[name]:.2f}" for name in TOLD if m.get(name) is not None]
     measured = "no input" if m["vote_accuracy"] is None else f"{m['num_inputs']} held-out inputs"
     return f"{task}, {measured}, {m['num_samples']} samples: {', '.join(told)}"

@@ -11,7 +11,6 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
 from torch.nn.functional import pad
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
@@ -22,6 +21,8 @@ from pyro_gram.networks.heads import GaussianHead
 from pyro_gram.networks.layers import make_stack
 from pyro_gram.registry import GUIDES
 from pyro_gram.tasks.base import TaskSpec
+
+HALVINGS = 10  # of the interval in which the share is sought that a budget allows
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class AmortizedGuideConfig:
         layers: attention layers over the embedded answer. With none, the posterior of a position sees its own part of
             y only; with some, all of it, so that few positions can say what many need (images).
         heads: of those layers.
+        until: transitions of a trajectory after which the guide follows the prior; 0 for none. A guide that was trained
+            on few supervision steps knows nothing of deeper ones, where the prior may be sure of itself.
         budget: the most that the posterior may say of y at one transition, nats an input; 0 for no limit. Needs a
             Gaussian prior.
     """
@@ -42,11 +45,18 @@ class AmortizedGuideConfig:
     initial_scale: float = 0.1
     layers: int = 0
     heads: int = 4
+    until: int = 0
     budget: float = 0.0
 
     def __post_init__(self) -> None:
         check_range(
-            self, hidden=AT_LEAST_1, initial_scale=(0.01, 10), layers=AT_LEAST_0, heads=AT_LEAST_1, budget=AT_LEAST_0
+            self,
+            hidden=AT_LEAST_1,
+            initial_scale=(0.01, 10),
+            layers=AT_LEAST_0,
+            heads=AT_LEAST_1,
+            until=AT_LEAST_0,
+            budget=AT_LEAST_0,
         )
 
 
@@ -65,7 +75,7 @@ class AmortizedGuide(EffectGuide):
 
     def __init__(self, config: AmortizedGuideConfig, spec: TaskSpec, model: Any, width: int) -> None:
         super().__init__(model)
-        self.budget = config.budget
+        self.until, self.budget = config.until, config.budget
         self.answer = answer_encoder(spec, width)
         length = max(spec.input_length, spec.output_length)
         self.mix = make_stack("attention", config.layers, length, width, config.heads, config.hidden)
@@ -79,26 +89,39 @@ class AmortizedGuide(EffectGuide):
         code = code.expand(*u.shape[:-1], code.shape[-1])
         loc, scale = self.head(torch.cat((u, code), dim=-1))
         if self.budget:
-            gaussian = getattr(prior, "base_dist", None)
-            if not isinstance(gaussian, dist.Normal):
+            if not isinstance(prior, dist.Independent) or not isinstance(prior.base_dist, dist.Normal):
                 raise ConfigError("guide.budget needs a Gaussian prior: set it to 0 for one of another family")
-            loc, scale = within_budget(loc, scale, gaussian, self.budget)
+            loc, scale = within_budget(loc, scale, prior.base_dist, self.budget)
         return dist.Normal(loc, scale).to_event(2)
 
 
 def within_budget(loc: Tensor, scale: Tensor, prior: dist.Normal, budget: float) -> tuple[Tensor, Tensor]:
-    r"""The Gaussian, drawn towards the prior until it says at most ``budget`` nats.
+    r"""The Gaussian, drawn towards the prior until it says at most ``budget`` nats (to 2 %).
 
     It moves along the path that is linear in the mean and in the log of the scale. At the share :math:`\lambda` of the
-    way the KL is :math:`\lambda^2` times the whole where the scales are equal, and close to it where they are not.
+    way the KL is :math:`\lambda^2` times the whole where the scales are equal; where they are not, the share is found
+    by halving.
 
     Args:
         loc, scale: of the posterior, ``[..., L, D]``.
-        prior: p(eps | u), batch shape ``[..., L, D]``; it is not trained through this.
+        prior: p(eps | u), batch shape ``[..., L, D]``; it is not trained through this, only through the KL.
         budget: nats, summed over positions and channels.
     """
     loc_p, scale_p = prior.loc.detach(), prior.scale.detach()
     shift, log_ratio = (loc - loc_p) / scale_p, (scale / scale_p).log()
-    kl = kl_divergence(dist.Normal(loc, scale), dist.Normal(loc_p, scale_p)).sum((-1, -2), keepdim=True)
-    share = (budget / kl.clamp(min=budget)).sqrt()
-    return loc_p + share * shift * scale_p, scale_p * (share * log_ratio).exp()
+    with torch.no_grad():
+        low, high = (torch.full_like(shift[..., :1, :1], share) for share in (0.0, 1.0))
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            over = _kl(middle * shift, middle * log_ratio) > budget
+            low, high = torch.where(over, low, middle), torch.where(over, middle, high)
+    shift, log_ratio = high * shift, high * log_ratio
+    # What is still over the budget is little, where the KL is quadratic; and this step has a gradient.
+    share = (budget / _kl(shift, log_ratio).clamp(min=budget)).sqrt()
+    shift, log_ratio = share * shift, share * log_ratio
+    return loc_p + shift * scale_p, scale_p * log_ratio.exp()
+
+
+def _kl(shift: Tensor, log_ratio: Tensor) -> Tensor:
+    """KL of a Gaussian from the standard one, summed over positions and channels, ``[..., 1, 1]``."""
+    return (0.5 * (shift.square() + (2 * log_ratio).exp() - 1) - log_ratio).sum((-1, -2), keepdim=True)

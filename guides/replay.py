@@ -57,5 +57,5 @@ class ReplayGuide(nn.Module):
                 with torch.set_grad_enabled(charged and torch.is_grad_enabled()), poutine.mask(mask=charged):
                     u, l = model.core(LatentState(h, l), e_x)
                     with poutine.scale(scale=beta):
-                        eps = pyro.sample(guidance(t), self.inference.posterior(u, code, model.prior(u)))
+                        eps = pyro.sample(guidance(t), self.inference.at_transition(t, u, code, model.prior(u)))
                     h = u + eps

@@ -98,7 +98,7 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
     try:
         saved = RunConfig.from_dict(header["config"]).to_dict()
         number, elapsed, beta = int(header["number"]), float(header["elapsed"]), dict(header["beta"])
-        beta = {"value": float(beta["value"]), "mean": beta["mean"], "quiet": beta["quiet"]}
+        beta = {"value": float(beta["value"]), "mean": None if beta["mean"] is None else float(beta["mean"])}
     except (ConfigError, KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f"{path} has a damaged header, or one of another version: {e}") from None
     wanted = config.to_dict()

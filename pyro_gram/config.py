@@ -169,7 +169,13 @@ def with_settings(config: RunConfig, settings: dict[str, dict[str, Any]]) -> Run
         ConfigError: unknown part or field, or a value that a field cannot have.
     """
     data = config.to_dict()
-    return RunConfig.from_dict(data | {part: data.get(part, {}) | fields for part, fields in settings.items()})
+    for part, fields in settings.items():
+        if part not in config.parts:
+            raise ConfigError(f"unknown part {part!r}; known: {', '.join(config.parts)}")
+        if not isinstance(fields, dict):
+            raise ConfigError(f"the settings of {part!r} must be a table of fields, not {fields!r}")
+        data[part] = data[part] | fields
+    return RunConfig.from_dict(data)
 
 
 def _boolean(text: str) -> bool:

@@ -178,6 +178,7 @@ def _likelihood(run: Run, x: Tensor | None, y: Tensor) -> dict[str, float]:
     )
     return {
         "log_likelihood_prior_mc": log_p.mean().item(),
+        "log_likelihood_se": (log_p.std(correction=0) / len(log_p) ** 0.5).item(),
         "log_likelihood_samples": samples,
         "log_likelihood_inputs": len(log_p),
     }

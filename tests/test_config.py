@@ -16,6 +16,7 @@ from pyro_gram.config import (
     make_run_config,
     read_preset,
     with_options,
+    with_settings,
 )
 from pyro_gram.errors import ConfigError
 from tests.conftest import NAMES, ROOT, small_config
@@ -276,3 +277,27 @@ def test_another_guide_keeps_the_presets_fields_that_it_has_too():
     config = read_preset(PRESETS, "coloring", "tiny", names={"guide": "replay", "model": None})
     assert config.names["guide"] == "replay"
     assert config.guide.hidden == 32
+
+
+def test_settings_are_put_over_a_config_and_checked_as_a_presets():
+    config = make_run_config(NAMES, {})
+    changed = with_settings(config, {"train": {"batch": 3}, "beta": {"quiet": 0.5}})
+    assert (changed.train.batch, changed.beta.quiet) == (3, 0.5)
+    assert changed.train.minutes == config.train.minutes
+    assert with_settings(config, {}) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"trian": {"batch": 3}}, "unknown part 'trian'"),
+        ({"seed": {"x": 3}}, "unknown part 'seed'"),
+        ({"names": {"model": "x"}}, "unknown part 'names'"),
+        ({"train": 3}, "settings of 'train' must be a table"),
+        ({"train": {"batches_": 3}}, "train.batches_"),
+        ({"train": {"batch": "3"}}, "train.batch must be int"),
+    ],
+)
+def test_wrong_settings_are_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        with_settings(make_run_config(NAMES, {}), settings)

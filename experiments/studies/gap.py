@@ -3,7 +3,7 @@
 Each variant of ``gap.toml`` changes a few settings of its preset and asks one question. Every run is measured on the
 *validation* split alone, on fresh trajectories of the prior, at several depths:
 
-    python experiments/studies/gap.py --study queens8 --seeds 0 1 2
+    python experiments/studies/gap.py --study queens8
     python experiments/studies/gap.py --study queens8 --table
 
 Runs lie under ``--runs`` and resume; a run that is in the JSON already is not made again.
@@ -14,24 +14,29 @@ from __future__ import annotations
 import json
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from experiments.run import PRESETS
 from pyro_gram.cli import Parser, call
 from pyro_gram.config import RunConfig, read_preset, with_settings
+from pyro_gram.diagnostics.inference_data import pareto_k
 from pyro_gram.diagnostics.metrics import excess, measure
 from pyro_gram.errors import ConfigError
 from pyro_gram.evaluate import bounds_of, environment, roll
 from pyro_gram.files import read_json, write_json
+from pyro_gram.inference.importance import guide_draws
 from pyro_gram.run import InterruptedRunError, Run, open_run, train
 from pyro_gram.tasks.stream import generator_for
 
 HERE = Path(__file__).parent
 DEPTHS = (1, 2, 4, 8, 16, 32)
+WEIGHED, WEIGHTS = 24, 100  # inputs whose importance weights are drawn, and how many of each
 
 
 def read_study(name: str) -> dict[str, Any]:
@@ -39,7 +44,7 @@ def read_study(name: str) -> dict[str, Any]:
     studies = tomllib.loads((HERE / "gap.toml").read_text())
     if name not in studies:
         raise ConfigError(f"unknown study {name!r}; known: {', '.join(studies)}")
-    return studies[name]
+    return {"name": name, **studies[name]}
 
 
 def config_of(study: dict[str, Any], variant: str, seed: int) -> RunConfig:
@@ -50,14 +55,9 @@ def config_of(study: dict[str, Any], variant: str, seed: int) -> RunConfig:
     """
     if variant not in study["variants"]:
         raise ConfigError(f"unknown variant {variant!r}; known: {', '.join(study['variants'])}")
-    changes = changes_of(study, variant)
     config = read_preset(PRESETS, study["task"], study["preset"], seed=seed)
-    unknown = set(changes) - set(config.parts)
-    if unknown:
-        known = ", ".join(config.parts)
-        raise ConfigError(f"unknown part {sorted(unknown)[0]!r} in variant {variant!r}; known: {known}")
-    length = {"batches": 0, "minutes": study["minutes"]}
-    return with_settings(with_settings(config, {"train": length}), changes)
+    length = {"batches": 0, "minutes": study["minutes"]}  # last: no variant trains longer than another
+    return with_settings(with_settings(config, changes_of(study, variant)), {"train": length})
 
 
 def changes_of(study: dict[str, Any], variant: str) -> dict[str, dict[str, Any]]:
@@ -78,6 +78,7 @@ def measure_run(run: Run) -> dict[str, Any]:
         }
     x, y = puzzles.pairs(len(puzzles), generator_for(run.assembly.config.evaluate.seed, len(puzzles)))
     bounds = bounds_of(run, x, y)
+    k_hat = pareto_k_of(run, x, y)
     rows = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
     looks = [row for row in rows if "prior_accuracy" in row]
     return {
@@ -86,6 +87,7 @@ def measure_run(run: Run) -> dict[str, Any]:
         "elbo_full": bounds.full.mean().item(),
         "elbo_surrogate": bounds.surrogate.mean().item(),
         "excess": excess(bounds.full, puzzles.num_solutions).mean().item(),
+        "k_hat": {"median": k_hat.median().item(), "above_0.7": (k_hat > 0.7).float().mean().item()},
         "batches": run.trainer.number,
         "updates": run.trainer.optim.update,
         "seconds": run.trainer.elapsed,
@@ -97,27 +99,89 @@ def measure_run(run: Run) -> dict[str, Any]:
     }
 
 
+def pareto_k_of(run: Run, x: Tensor | None, y: Tensor) -> Tensor:
+    """k-hat of the guide's importance weights on the first ``WEIGHED`` inputs."""
+    model, guide = run.trainer.averaged
+    few = slice(WEIGHED)
+    seed = run.assembly.config.evaluate.seed
+    drawn = guide_draws(
+        model, guide, None if x is None else x[few], y[few], steps=run.depth, num_samples=WEIGHTS, seed=seed
+    )
+    return torch.from_numpy(pareto_k(drawn.log_weight))
+
+
 def so_far(path: Path) -> dict[str, Any]:
     """What is in the JSON already."""
     return read_json(path) if path.exists() else {"variants": {}}
 
 
+def shared_settings(config: RunConfig) -> dict[str, Any]:
+    """What every seed of a variant has in common."""
+    return {part: fields for part, fields in config.to_dict().items() if part != "seed"}
+
+
+def is_done(results: dict[str, Any], variant: str, config: RunConfig) -> bool:
+    """Is this run in the JSON?
+
+    Raises:
+        ConfigError: the variant is there with other settings.
+    """
+    held = results["variants"].get(variant)
+    if held is None:
+        return False
+    if held["config"] != shared_settings(config):
+        wanted = shared_settings(config)
+        part = next(part for part in wanted if held["config"].get(part) != wanted[part])
+        raise ConfigError(f"{variant!r} was run with other settings of {part!r}: give another --out")
+    return str(config.seed) in held["seeds"]
+
+
+def collect(out: Path, study: dict[str, Any], runs: Path) -> None:
+    """Put every measured run of the study into its JSON, in the order of ``gap.toml``.
+
+    Each run leaves its own file, so that processes which share a study lose nothing.
+    """
+    results = so_far(out)
+    for path in sorted(runs.glob(f"{study['name']}-*-seed*/measured.json")):
+        found = read_json(path)
+        variant, seed = found.pop("variant"), str(found.pop("seed"))
+        about = {"asks": study["variants"][variant]["asks"], "changes": changes_of(study, variant)}
+        held = results["variants"].setdefault(variant, {})
+        held |= about | {"config": found.pop("config"), "seeds": held.get("seeds", {}) | {seed: found}}
+    results["variants"] = {name: results["variants"][name] for name in study["variants"] if name in results["variants"]}
+    write_json(out, {"study": study["name"]} | {key: study[key] for key in ("task", "preset", "minutes")} | results)
+
+
+COLUMNS: dict[str, Callable[[dict[str, Any]], float]] = {
+    "coverage": lambda run: at_its_depth(run)["coverage"],
+    "its limit": lambda run: at_its_depth(run)["coverage_limit"],
+    "total variation above perfect": lambda run: (
+        at_its_depth(run)["total_variation"] - at_its_depth(run)["total_variation_perfect"]
+    ),
+    "accuracy at its deepest": lambda run: run["by_depth"][max(run["by_depth"], key=int)]["sample_accuracy"],
+    "excess, nats": lambda run: run["excess"],
+    "k-hat above 0.7": lambda run: run["k_hat"]["above_0.7"],
+    "KL a step, nats": lambda run: run["last"]["kl"],
+    "updates": lambda run: run["updates"],
+}
+
+
+def at_its_depth(run: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a run at the depth of its preset."""
+    return run["by_depth"][str(run["depth"])]
+
+
 def table(results: dict[str, Any]) -> str:
-    """Markdown: a line a variant, mean over seeds, with the least and the greatest accuracy."""
-    lines = [
-        "| variant | seeds | accuracy, one sample | coverage (limit) | excess, nats | KL a step | updates | question |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    """Markdown: a line a variant, means over seeds, the accuracy of one sample also at its least and its greatest."""
+    lines = [f"| variant | seeds | accuracy | {' | '.join(COLUMNS)} |", "|---" * (3 + len(COLUMNS)) + "|"]
     for name, variant in results["variants"].items():
         runs = list(variant["seeds"].values())
-        at = [run["by_depth"][str(run["depth"])] for run in runs]
-        accuracy = [found["sample_accuracy"] for found in at]
-        lines.append(
-            f"| `{name}` | {len(runs)} | {mean(accuracy):.3f} ({min(accuracy):.3f} to {max(accuracy):.3f}) "
-            f"| {mean(f['coverage'] for f in at):.3f} ({at[0]['coverage_limit']:.3f}) "
-            f"| {mean(run['excess'] for run in runs):.2f} | {mean(run['last']['kl'] for run in runs):.2f} "
-            f"| {mean(run['updates'] for run in runs):.0f} | {variant['asks']} |"
-        )
+        accuracy = [at_its_depth(run)["sample_accuracy"] for run in runs]
+        means = {column: mean(value(run) for run in runs) for column, value in COLUMNS.items()}
+        cells = [f"{value:.0f}" if column == "updates" else f"{value:.3f}" for column, value in means.items()]
+        spread = f"{mean(accuracy):.3f} ({min(accuracy):.3f} to {max(accuracy):.3f})"
+        lines.append(f"| `{name}` | {len(runs)} | {spread} | {' | '.join(cells)} |")
+    lines += ["", *(f"- `{name}`: {variant['asks']}" for name, variant in results["variants"].items())]
     return "\n".join(lines)
 
 
@@ -125,7 +189,7 @@ def main(argv: list[str]) -> int:
     parser = Parser("gap.py", description=__doc__)
     parser.add_argument("--study", required=True, help="a table of gap.toml")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these (default: all)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="S")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="S", help="instead of the study's")
     parser.add_argument("--minutes", type=float, metavar="M", help="of training a run, instead of the study's")
     parser.add_argument("--runs", type=Path, default=Path("runs/studies"), metavar="DIR")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: experiments/studies/gap_STUDY.json")
@@ -139,10 +203,10 @@ def main(argv: list[str]) -> int:
     if arguments.minutes is not None:
         study["minutes"] = arguments.minutes
     names = arguments.variants or list(study["variants"])
-    configs = {(seed, name): config_of(study, name, seed) for seed in arguments.seeds for name in names}
-    for (seed, name), config in configs.items():  # every variant once, then the next seed
-        if str(seed) in so_far(out)["variants"].get(name, {}).get("seeds", {}):
-            continue
+    seeds = arguments.seeds or study["seeds"]
+    configs = {(seed, name): config_of(study, name, seed) for seed in seeds for name in names}
+    missing = {key: config for key, config in configs.items() if not is_done(so_far(out), key[1], config)}
+    for (seed, name), config in missing.items():  # every variant once, then the next seed
         print(f"{arguments.study}: {name}, seed {seed}", file=sys.stderr)
         folder = arguments.runs / f"{arguments.study}-{name}-seed{seed}"
         run = open_run(config, folder, resume=True, data_dir=None, device=torch.device("cpu"))
@@ -151,18 +215,9 @@ def main(argv: list[str]) -> int:
         except InterruptedRunError as stopped:
             print("stopped; the same command goes on", file=sys.stderr)
             return stopped.exit_code
-        found = measure_run(run)
-        results = so_far(out)  # read again: another process may write to the same file
-        variant = results["variants"].setdefault(name, {"seeds": {}})
-        variant["asks"] = study["variants"][name]["asks"]
-        variant["changes"] = changes_of(study, name)
-        variant["seeds"][str(seed)] = found
-        results |= (
-            {"study": arguments.study}
-            | {key: study[key] for key in ("task", "preset", "minutes")}
-            | {"environment": environment()}
-        )
-        write_json(out, results)
+        about = {"variant": name, "seed": seed, "config": shared_settings(config), "environment": environment()}
+        write_json(folder / "measured.json", about | measure_run(run))
+        collect(out, study, arguments.runs)
     print(table(read_json(out)))
     return 0
 

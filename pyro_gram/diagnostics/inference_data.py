@@ -72,6 +72,16 @@ def from_groups(groups: dict[str, dict[str, Any]], dims: dict[str, list[str]] | 
     return data
 
 
+def pareto_k(log_weight: Any) -> np.ndarray:
+    """k-hat of importance weights, ``[S, B] -> [B]``: above 0.7 their mean cannot be trusted (Vehtari et al., 2024)."""
+    rows = np.asarray(log_weight, dtype=np.float64).T
+    if ARVIZ_MAJOR == 0:
+        return np.atleast_1d(az.psislw(rows)[1])
+    from arviz_stats.base import array_stats
+
+    return np.atleast_1d(array_stats.psislw(-rows)[1])  # takes log-likelihoods, and turns their sign itself
+
+
 def save(data: Any, path: Path) -> None:
     """Write netCDF through h5netcdf, atomically."""
     write_via(path, lambda temporary: data.to_netcdf(str(temporary), engine="h5netcdf"))

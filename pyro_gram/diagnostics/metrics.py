@@ -78,8 +78,9 @@ def coverage_limit(num_solutions: Tensor, num_samples: int) -> Tensor:
 def excess(full: Tensor, num_solutions: Tensor) -> Tensor:
     """What the full bound (Eq. 13) of targets drawn uniformly is short of a perfect model's: -ELBO - log m, ``[B]``.
 
-    Nats. Its mean e is 0 for a perfect model, and a trajectory of the prior is right with probability exp(-e) at least
-    (Jensen).
+    Nats. Each is an estimate from one target and one draw of the guide; their mean e over inputs is 0 for a perfect
+    model, and an answer *drawn* at the end of a prior trajectory is right with probability exp(-e) at least (Jensen).
+    Accuracy is of the most probable answer there, which no theorem puts above that.
     """
     return -full.double() - num_solutions.double().log()
 

@@ -40,13 +40,16 @@ ROWS = (
     ("coverage_limit", "Coverage limit of i.i.d. uniform draws"),
     ("coverage_ratio", "Coverage / limit"),
     ("total_variation", "Total variation of right samples to uniform over the solutions"),
-    ("total_variation_perfect", "The same of as many i.i.d. uniform draws"),
+    (
+        "total_variation_perfect",
+        "The same of N i.i.d. uniform draws (of fewer, where samples are wrong, it is greater)",
+    ),
     ("elbo", "Full ELBO (Eq. 13), nats per input"),
     ("elbo_surrogate", "Surrogate ELBO (Eq. 14), nats per input"),
     ("log_num_solutions", "Mean of log m, the least possible -ELBO"),
     ("excess", "Excess: -ELBO less log m, nats per input"),
     ("log_likelihood_prior_mc", "log p(y|x) by prior Monte Carlo on a few inputs, nats per input"),
-    ("log_likelihood_limit", "The greatest possible on those inputs"),
+    ("log_likelihood_limit", "What a perfect model has on average: minus the mean of log m on those inputs"),
 )
 LISTED = {key for key, _ in ROWS} | {
     "elbo_full", "elbo_inputs", "log_likelihood_samples", "log_likelihood_inputs", "num_inputs", "num_samples", "depth",

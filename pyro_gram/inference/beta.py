@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, FRACTION, POSITIVE, check_choice, check_range
+from pyro_gram.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -44,33 +45,43 @@ class BetaConfig:
             quiet=FRACTION,
         )
         check_choice("watch", self.watch, ("mean", "last"))
+        if self.quiet and self.most < self.start:
+            raise ConfigError(f"beta.most = {self.most:g} quiets nothing below beta.start = {self.start:g}: raise it")
 
 
 class BetaController:
-    """Follows a BetaConfig, one call to :meth:`update` a batch."""
+    """Follows a BetaConfig: :meth:`begin` before and :meth:`update` after each batch."""
 
     def __init__(self, config: BetaConfig) -> None:
         self.config = config
         self.quiet = config.quiet > 0
-        self.value = config.most if self.quiet else config.start
         self.mean: float | None = None
+        self._raised = config.start
 
-    def update(self, reconstruction: float, done: float = 1.0) -> None:
-        """Take note of the watched reconstruction of a batch, nats per input, and of the share of the run behind it."""
+    @property
+    def value(self) -> float:
+        """beta."""
+        return self.config.most if self.quiet else self._raised
+
+    def begin(self, done: float) -> None:
+        """A batch begins, with the share ``done`` of the run behind it."""
+        self.quiet = done < self.config.quiet
+
+    def update(self, reconstruction: float) -> None:
+        """Take note of the batch's watched reconstruction, nats per input. Those of the quiet part do not count."""
         c = self.config
+        if self.quiet:
+            return
         self.mean = (
             reconstruction if self.mean is None else c.smoothing * self.mean + (1 - c.smoothing) * reconstruction
         )
-        if self.quiet:
-            if done >= c.quiet:
-                self.quiet, self.value = False, c.start
-        elif c.target > 0:
+        if c.target > 0:
             factor = c.rise if self.mean < c.target else c.fall
-            self.value = min(max(self.value * factor, c.start), max(c.most, c.start))
+            self._raised = min(max(self._raised * factor, c.start), max(c.most, c.start))
 
     def get_state(self) -> dict[str, float | None]:
-        return {"value": self.value, "mean": self.mean, "quiet": self.quiet}
+        return {"value": self._raised, "mean": self.mean}
 
     def set_state(self, state: dict[str, float | None]) -> None:
         assert state["value"] is not None
-        self.value, self.mean, self.quiet = state["value"], state["mean"], bool(state["quiet"])
+        self._raised, self.mean = state["value"], state["mean"]

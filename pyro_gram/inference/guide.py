@@ -43,6 +43,7 @@ class EffectGuide(GuideMessenger, nn.Module):
     """
 
     trace: Trace
+    until: int = 0  # transitions of a trajectory after which it follows the prior; 0 for none
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
@@ -89,7 +90,11 @@ class EffectGuide(GuideMessenger, nn.Module):
         t = transition_of(name)
         if t is None:
             return prior
-        return self.posterior(self.trace.nodes[proposal(t)]["value"], self._code, prior)
+        return self.at_transition(t, self.trace.nodes[proposal(t)]["value"], self._code, prior)
+
+    def at_transition(self, t: int, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
+        """:meth:`posterior`, and from transition ``until`` on the prior. Arguments as there."""
+        return prior if 0 < self.until <= t else self.posterior(u, code, prior)
 
     def forget(self) -> None:
         """Drop the last trace: it would keep that pass's whole graph alive."""
@@ -102,3 +107,10 @@ class EffectGuide(GuideMessenger, nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__setstate__(self, state)
         self.trace = Trace()
+
+
+class PriorGuide(EffectGuide):
+    """No inference network: q(eps_t | u_t, y) = p(eps_t | u_t), so that every KL is 0."""
+
+    def posterior(self, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
+        return prior

@@ -20,6 +20,7 @@ from pyro_gram.errors import ConfigError
 
 EMBEDDING = "puzzle_embedding"  # parameters of this name have a rate and a decay of their own
 MATRICES = ("adamw", "muon")
+RIM = {"encoder", "answer", "decoder"}  # what a model or a guide calls its embeddings of x and of y, and its logits
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,13 @@ class OptimConfig:
 
     Attributes:
         matrices: what trains the hidden matrices (:func:`hidden_matrices`): ``adamw``, as everything else, or ``muon``,
-            which makes each update's singular values equal. Muon's updates are scaled to the size of AdamW's, so that
-            one ``lr`` serves both.
-        lr: the learning rate after warm-up.
-        weight_decay: decoupled decay.
-        clip: largest global norm of the gradient of the mean loss per input, nats.
+            whose updates have singular values of nearly one size (torch's: momentum 0.95, Nesterov, five Newton-Schulz
+            iterations in bfloat16) and are scaled to the size of AdamW's.
+        lr: the learning rate after warm-up, of both.
+        weight_decay: decoupled decay, of both.
+        beta1, beta2: AdamW's. Muon has a momentum of its own.
+        clip: largest global norm of the gradient of the mean loss per input, nats. Muon's updates do not grow with the
+            gradient, so that it only weighs its momentum there.
         warmup: updates over which the rate rises linearly from 0.
         embedding_lr: the rate of puzzle embeddings (ARC; TRM's is 100 times the rest); 0 for ``lr``.
         embedding_decay: their decay.
@@ -76,12 +79,15 @@ class OptimConfig:
 
 
 def hidden_matrices(modules: dict[str, nn.Module]) -> list[str]:
-    """The matrices between embeddings and logits, by their names in ``TorchOptim.named``: where Muon belongs."""
+    """The matrices between embeddings and logits, by their names in ``TorchOptim.named``: where Muon belongs.
+
+    These are the linear layers outside submodules of the names in ``RIM``.
+    """
     return [
         f"{part}.{path}.weight"
         for part, module in modules.items()
         for path, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and "decoder" not in path.split(".")
+        if isinstance(layer, nn.Linear) and RIM.isdisjoint(path.split("."))
     ]
 
 
@@ -105,12 +111,12 @@ class TorchOptim(PyroOptim):
         self.update = 0
         self.named = {f"{name}.{key}": p for name, module in modules.items() for key, p in module.named_parameters()}
         self._known = set(self.named.values())
-        matrices = hidden_matrices(modules) if config.matrices == "muon" else []
-        adamw = self._adamw([name for name in self.named if name not in set(matrices)])
+        matrices = set(hidden_matrices(modules)) if config.matrices == "muon" else set()
+        adamw = self._adamw([name for name in self.named if name not in matrices])
         self.optimizers: dict[torch.optim.Optimizer, tuple[str, ...]] = {adamw: ("step", "exp_avg", "exp_avg_sq")}
         if matrices:
             muon = torch.optim.Muon(
-                [self.named[name] for name in matrices],
+                [p for name, p in self.named.items() if name in matrices],
                 lr=config.lr,
                 weight_decay=config.weight_decay,
                 adjust_lr_fn="match_rms_adamw",
@@ -165,12 +171,18 @@ class TorchOptim(PyroOptim):
     def set_state(self, state: dict[str, Tensor]) -> None:
         """Take back what :meth:`get_state` gave. Raises KeyError naming a missing, stray or misshapen tensor."""
         update = int(state["update"])
-        names = {key.rpartition("/")[0] for key in state if key != "update"}
         holder = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        # A parameter that has never had a gradient has no state, and keeps none; otherwise it has every slot.
+        names = {key.rpartition("/")[0] for key in state if key != "update"}
+        slots_of = {name: self.optimizers[holder[id(self.named[name])]] for name in names}
+        expected = {f"{name}/{slot}" for name, slots in slots_of.items() for slot in slots}
+        strays = sorted(expected.symmetric_difference(state.keys() - {"update"}))
+        if strays:
+            raise KeyError(strays[0])
         found: list[tuple[nn.Parameter, dict[str, Tensor]]] = []
-        for name in names:
+        for name, wanted in slots_of.items():
             p = self.named[name]
-            slots = {slot: state[f"{name}/{slot}"] for slot in self.optimizers[holder[id(p)]]}
+            slots = {slot: state[f"{name}/{slot}"] for slot in wanted}
             if any(value.shape != p.shape for slot, value in slots.items() if slot != "step"):
                 raise KeyError(name)
             found.append((p, slots))

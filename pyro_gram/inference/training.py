@@ -18,8 +18,9 @@ from torch.optim.swa_utils import AveragedModel
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, FRACTION, check_choice, check_range
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.beta import BetaConfig, BetaController
-from pyro_gram.inference.elbo import ELBOS, make_elbo
-from pyro_gram.inference.on_policy import draw_targets, prior_state
+from pyro_gram.inference.elbo import ELBOS, StepTerms, make_elbo
+from pyro_gram.inference.guide import PriorGuide
+from pyro_gram.inference.on_policy import draw_targets, prior_end
 from pyro_gram.inference.optim import OptimConfig, TorchOptim
 from pyro_gram.networks.core import LatentState
 
@@ -31,7 +32,8 @@ class TrainConfig:
     """Length and recipe of a run.
 
     Attributes:
-        batches: batches in the run, each of ``supervision_steps`` updates; 0 for as many as the minutes hold.
+        batches: batches in the run, each of ``supervision_steps`` updates (and, on-policy, ``on_policy_updates`` more);
+            0 for as many as the minutes hold.
         minutes: wall-clock limit on training; 0 for none. Reached first, it ends the run early.
         batch: inputs a batch.
         supervision_steps: N_sup.
@@ -42,10 +44,10 @@ class TrainConfig:
         augment: apply the task's symmetries to training pairs.
         evaluate_every: batches between two looks at the validation split.
         save_seconds: time between two saves of the training state.
-        on_policy: the most supervision steps of a roll-out of the prior from whose end training also goes on, N_sup
-            updates a batch towards the solution that it is heading for (``inference.on_policy``); 0 for none. Needs
-            inputs.
-        on_policy_after: share of the run before that begins: early trajectories head nowhere.
+        on_policy: the deepest supervision step of the prior's own trajectories that is trained too, towards the
+            solution that each is heading for (``inference.on_policy``); 0 for none. Needs inputs, and all solutions.
+        on_policy_updates: how many successive steps of them a batch trains, from a random depth on.
+        on_policy_after: share of the run before that begins.
     """
 
     batches: int = 10_000
@@ -60,6 +62,7 @@ class TrainConfig:
     evaluate_every: int = 500
     save_seconds: float = 60.0
     on_policy: int = 0
+    on_policy_updates: int = 4
     on_policy_after: float = 0.5
 
     def __post_init__(self) -> None:
@@ -73,11 +76,17 @@ class TrainConfig:
             minutes=AT_LEAST_0,
             save_seconds=AT_LEAST_0,
             on_policy=AT_LEAST_0,
+            on_policy_updates=AT_LEAST_1,
             on_policy_after=FRACTION,
             balance=FRACTION,
             ema=(0, 1 - 1e-9),
         )
         check_choice("elbo", self.elbo, ELBOS)
+        if 0 < self.on_policy < self.on_policy_updates:
+            raise ConfigError(
+                f"train.on_policy_updates = {self.on_policy_updates} steps do not fit into train.on_policy = "
+                f"{self.on_policy}: lower them, or go deeper"
+            )
         if not self.batches and not self.minutes:
             raise ConfigError("a run needs an end: batches or minutes must be positive")
 
@@ -88,7 +97,10 @@ class DivergedError(UserError):
 
 @dataclass
 class BatchReport:
-    """What one batch cost, means over its supervision steps and inputs, nats per input at beta = 1."""
+    """What one batch cost, means over its supervision steps and inputs, nats per input at beta = 1.
+
+    On-policy updates are left out: they start elsewhere, and nothing follows them but training.
+    """
 
     number: int
     reconstruction: float
@@ -118,7 +130,7 @@ class Trainer:
         seed: of the guidance drawn in training; with the batch's number it fixes every draw of that batch.
 
     Raises:
-        ConfigError: on-policy training of p(x), or from batches that cannot give every solution.
+        ConfigError: on-policy training of p(x), or where not every solution of every input is known.
     """
 
     def __init__(
@@ -141,6 +153,7 @@ class Trainer:
         modules = {"model": model, "guide": guide}
         self.optim = TorchOptim(modules, optim)
         self.svi = SVI(model, guide, self.optim, loss=self.elbo)
+        self.alone = SVI(model, PriorGuide(model), self.optim, loss=self.elbo)
         self.beta = BetaController(beta)
         self.average = AveragedModel(pair(model, guide), multi_avg_fn=self._ema)
         self.number = 0  # the next batch
@@ -190,46 +203,57 @@ class Trainer:
     def one_batch(self, x: Tensor | None, y: Tensor) -> BatchReport:
         """N_sup updates on one batch, each supervision step starting where the last one ended.
 
-        In the on-policy part of a run, as many more from where the prior ended on other inputs.
+        In the on-policy part of a run, further updates on other inputs, under the prior.
         """
         torch.manual_seed((self.seed * 1_000_003 + self.number) % 2**63)
-        terms = self._supervise(x, y, None)
+        done = self._done()
+        self.beta.begin(done)
+        terms = self._supervise(x, y)
         mean, kl = terms.mean(0).tolist()
         report = BatchReport(self.number, mean, kl, self.beta.value)
-        if self.config.on_policy and self._done() >= self.config.on_policy_after:
-            self._supervise(*self._from_the_prior())
-        self.beta.update(terms[-1, 0].item() if self.beta.config.watch == "last" else mean, self._done())
+        if self.config.on_policy and done >= self.config.on_policy_after:
+            self._supervise_on_policy()
+        self.beta.update(terms[-1, 0].item() if self.beta.config.watch == "last" else mean)
         self.number += 1
         return report
 
-    def _supervise(self, x: Tensor | None, y: Tensor, state: LatentState | None) -> Tensor:
-        """N_sup updates from ``state``; the mean reconstruction and KL of each, nats per input, ``[N_sup, 2]``."""
+    def _supervise(self, x: Tensor | None, y: Tensor) -> Tensor:
+        """N_sup updates from z_0; the mean reconstruction and KL of each, nats per input, ``[N_sup, 2]``."""
         x, y = None if x is None else x.to(self.device), y.to(self.device)
-        found = []
+        state, found = None, []
         for step in range(self.config.supervision_steps):
             self.optim.done = self._done(step)
-            with poutine.scale(scale=1 / y[..., 0].numel()):
-                loss = self.svi.step(x, y, state, beta=self.beta.value)
-            if not math.isfinite(loss):
-                raise DivergedError(
-                    f"the loss became {loss} in batch {self.number}: lower --optim.lr, or raise --beta.start if the "
-                    "KL exploded; the last good state is kept"
-                )
-            terms = self.elbo.terms
-            assert terms is not None
+            terms = self._update(self.svi, x, y, state)
             state = terms.state
             found.append(torch.stack((terms.reconstruction.mean(), terms.kl.sum(0).mean())))
-            self.average.update_parameters(pair(self.model, self.guide))
         return torch.stack(found)
 
-    def _from_the_prior(self) -> tuple[Tensor, Tensor, LatentState]:
-        """Inputs, where trajectories of the prior of random length end on them, and solutions to end in instead."""
+    def _supervise_on_policy(self) -> None:
+        """Updates at successive supervision steps of trajectories of the prior, the first at a random depth."""
         assert self.candidates is not None
+        c = self.config
         found = self.candidates(self.number)
-        x = found.x.to(self.device)
-        steps = int(torch.randint(1, self.config.on_policy + 1, ()))
-        state, likelihood = prior_state(self.model, x, steps)
-        return x, draw_targets(likelihood, found.solutions.to(self.device), found.there.to(self.device)), state
+        x, solutions, there = (t.to(self.device) for t in (found.x, found.solutions, found.there))
+        first = int(torch.randint(c.on_policy - c.on_policy_updates + 1, ()))
+        end = prior_end(self.model, x, first)
+        for step in range(first, first + c.on_policy_updates):
+            # Before the first step a trajectory heads nowhere yet.
+            y = draw_targets(end.likelihood if step else None, solutions, there)
+            state = self._update(self.alone, x, y, end.state).state
+            end = prior_end(self.model, x, 0, state)
+
+    def _update(self, svi: SVI, x: Tensor | None, y: Tensor, state: LatentState | None) -> StepTerms:
+        """One supervision step from ``state``, one update, and what the step cost."""
+        with poutine.scale(scale=1 / y[..., 0].numel()):
+            loss = svi.step(x, y, state, beta=self.beta.value)
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss became {loss} in batch {self.number}: lower --optim.lr, or raise --beta.start if the "
+                "KL exploded; the last good state is kept"
+            )
+        self.average.update_parameters(pair(self.model, self.guide))
+        assert self.elbo.terms is not None
+        return self.elbo.terms
 
     @property
     def averaged(self) -> tuple[nn.Module, nn.Module]:

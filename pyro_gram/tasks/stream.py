@@ -24,7 +24,7 @@ class Candidates:
     Attributes:
         x: int64 ``[B, *event]``.
         solutions: int64 ``[K, B, L_out]``, K the most that an input of the batch has.
-        there: bool ``[K, B]``: False where an input has no k-th solution.
+        there: bool ``[K, B]``: False where an input has no k-th solution, and its first stands in.
     """
 
     x: Tensor
@@ -69,11 +69,15 @@ class TargetStream:
         """A random batch of inputs, as they are, with all their known solutions; as pure as the batch ``number``.
 
         Raises:
-            ConfigError: the task has no input.
+            ConfigError: the task has no input, or does not know every solution.
         """
         puzzles = self.puzzles
         if puzzles.inputs is None:
             raise ConfigError("train.on_policy needs a task with inputs: set it to 0 for p(x)")
+        if not puzzles.complete:
+            raise ConfigError(
+                "train.on_policy needs every solution of every input, and this task knows some: set it to 0"
+            )
         index = torch.randint(len(puzzles), (self.batch,), generator=generator_for(self.seed, 2, number))
         counts = puzzles.num_solutions[index]
         k = torch.arange(int(counts.max()))[:, None]

@@ -21,7 +21,6 @@ from pyro_gram.tasks.base import GenerativeTask, PuzzleSet, TaskSpec, check_spli
 from pyro_gram.tasks.sudoku import check_size, draw_board
 from pyro_gram.tasks.sudoku_boards import all_grids_4, missing_digits, random_grids, random_symmetries, transform
 from pyro_gram.tasks.symmetry import InputSet, unless_held_out
-from pyro_gram.tasks.uniform import total_variation, total_variation_perfect
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -135,24 +134,19 @@ class SudokuBoards(GenerativeTask):
         Returns:
             ``validity``: share of samples that are correct boards. Of these: ``uniqueness``, the share of distinct
             ones; for sizes 6 and 9 ``novelty``, the share of the distinct ones that are no training board. For
-            size 4 ``grids_found`` of the 288; ``total_variation`` between the correct samples and uniform over the
-            288; ``total_variation_perfect``, expected of as many independent uniform draws. Without any correct
-            sample, only ``validity`` and ``grids_found`` are defined, and given.
+            size 4 ``grids_found`` of the 288. Without any correct sample, only ``validity`` and ``grids_found`` are
+            defined, and given.
         """
         samples = tokens.reshape(-1, self.cells)
         valid = samples[self.valid(None, samples)]
-        keys, first, ids = np.unique(_keys(valid), return_index=True, return_inverse=True)
+        keys, first = np.unique(_keys(valid), return_index=True)
         figures = {"validity": len(valid) / max(1, len(samples))}
         if self.size == 4:
             figures["grids_found"] = float(len(keys))
         if not len(valid):
             return figures
         figures["uniqueness"] = len(keys) / len(valid)
-        if self.size == 4:
-            every = torch.tensor([288])
-            figures["total_variation"] = total_variation(torch.from_numpy(ids)[:, None], every).item()
-            figures["total_variation_perfect"] = total_variation_perfect(every, len(valid)).item()
-        else:
+        if self.size != 4:
             known = InputSet(self._boards["train"], self.size).contains(valid[torch.from_numpy(first)])
             figures["novelty"] = 1 - known.double().mean().item()
         return figures

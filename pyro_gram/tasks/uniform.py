@@ -7,7 +7,20 @@ from torch import Tensor
 
 
 def total_variation(ids: Tensor, num_solutions: Tensor) -> Tensor:
-    """Of an input's right samples to uniform over its solutions: ids ``[N, B]``, -1 for a wrong sample, to ``[B]``."""
+    """Of an input's right samples to uniform over its solutions; 1 where no sample is right.
+
+    Args:
+        ids: which solution each sample is, int64 ``[N, B]``; -1 for a wrong sample.
+        num_solutions: m, int64 ``[B]``.
+
+    Returns:
+        float64 ``[B]``.
+
+    Raises:
+        ValueError: an id that is no solution's.
+    """
+    if (ids >= num_solutions).any():
+        raise ValueError("ids must be below num_solutions")
     found = []
     for column, m in zip(ids.T, num_solutions.tolist(), strict=True):
         right = column[column >= 0]

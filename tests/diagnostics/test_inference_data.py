@@ -160,3 +160,11 @@ def test_other_guides_and_layouts_are_collected_too(changes):
     data = collect(small(**changes), depth=2, draws=3)
     assert names(data) == GROUPS
     assert data["posterior"]["guidance"].sizes["transition"] == 4
+
+
+def test_pareto_k_is_the_tail_of_the_weights():
+    exponential = torch.distributions.Exponential(1.0).expand([4000, 3])
+    torch.manual_seed(0)
+    tails = torch.tensor([0.2, 0.5, 1.5])  # exp(k E) is Pareto with shape k where E is exponential
+    found = inference_data.pareto_k(exponential.sample() * tails)
+    np.testing.assert_allclose(found, tails, atol=0.2)

@@ -1,4 +1,5 @@
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,10 +8,9 @@ import torch
 from pyro_gram.diagnostics.metrics import (
     coverage_by_input,
     coverage_limit,
+    excess,
     measure,
     solution_ids,
-    total_variation,
-    total_variation_perfect,
     votes,
 )
 from pyro_gram.registry import TASKS
@@ -176,18 +176,9 @@ def test_samples_of_p_x_are_measured_one_by_one():
     assert (m.num_inputs, m.num_samples) == (1, 4)
 
 
-def test_total_variation_counts_right_samples_only_and_is_one_without_any():
-    ids = torch.tensor([[0, -1, 2, 1], [0, -1, 2, -1], [1, -1, 1, -1], [1, -1, -1, -1]])
-    found = total_variation(ids, torch.tensor([2, 2, 4, 1]))
-    assert found[[0, 1, 2]].tolist() == [0, 1, pytest.approx(0.5)]
-    assert total_variation(torch.full((4, 1), -1), torch.tensor([1])).item() == 1
-
-
-@pytest.mark.parametrize("m", [1, 2, 7, 50])
-@pytest.mark.parametrize("n", [1, 5, 20])
-def test_perfect_total_variation_is_what_uniform_draws_show(m, n):
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.randint(m, (n, 4000), generator=generator)
-    shown = total_variation(draws, torch.full((4000,), m))
-    expected = total_variation_perfect(torch.tensor([m]), n).item()
-    assert shown.mean().item() == pytest.approx(expected, abs=4 * shown.std().item() / 4000**0.5 + 1e-9)
+def test_excess_is_what_the_bound_is_short_of_a_perfect_models():
+    m = torch.tensor([1, 2, 8])
+    perfect = -m.double().log()
+    assert excess(perfect, m).tolist() == pytest.approx([0, 0, 0])
+    assert excess(perfect - torch.tensor([0.0, 1.0, 0.5]), m).tolist() == pytest.approx([0, 1, 0.5])
+    assert excess(torch.tensor([-math.log(288) - 1] * 3), torch.tensor([288])).tolist() == pytest.approx([1] * 3)

@@ -1,13 +1,14 @@
 """The study of the gap between guide and prior: its table of variants, and one tiny study end to end."""
 
 import json
+import tomllib
 
 import pytest
 
 from experiments.studies import gap
 from pyro_gram.errors import ConfigError
 
-STUDIES = ("queens8", "coloring8", "queens10")
+STUDIES = tomllib.loads((gap.HERE / "gap.toml").read_text())
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -26,15 +27,17 @@ def test_what_is_unknown_is_named():
     with pytest.raises(ConfigError, match="unknown variant 'y'; known: surrogate"):
         gap.config_of(study, "y", 0)
     study["variants"]["z"] = {"asks": "?", "gide": {"budget": 1.0}}
-    with pytest.raises(ConfigError, match="unknown part 'gide' in variant 'z'"):
+    with pytest.raises(ConfigError, match="unknown part 'gide'"):
         gap.config_of(study, "z", 0)
 
 
 def test_a_study_runs_goes_on_and_prints_its_table(tmp_path, monkeypatch, capsys):
     study = {
+        "name": "any",
         "task": "coloring",
         "preset": "tiny",
         "minutes": 0.02,
+        "seeds": [5],
         "variants": {
             "plain": {"asks": "as it is"},
             "quiet": {"asks": "budget?", "guide": {"budget": 0.1}, "train": {"supervision_steps": 2}},
@@ -46,8 +49,9 @@ def test_a_study_runs_goes_on_and_prints_its_table(tmp_path, monkeypatch, capsys
     command = ["--study", "any", "--runs", str(tmp_path / "runs"), "--out", str(out)]
     assert gap.main([*command, "--seeds", "5", "--variants", "quiet"]) == 0
     first = json.loads(out.read_text())
+    assert first["study"] == "any"
     assert list(first["variants"]) == ["quiet"]
-    assert gap.main([*command, "--seeds", "5"]) == 0
+    assert gap.main(command) == 0
     found = json.loads(out.read_text())
     assert found["variants"]["quiet"] == first["variants"]["quiet"]
     assert found["variants"]["quiet"]["changes"] == {k: v for k, v in study["variants"]["quiet"].items() if k != "asks"}
@@ -55,5 +59,26 @@ def test_a_study_runs_goes_on_and_prints_its_table(tmp_path, monkeypatch, capsys
     assert set(run["by_depth"]) == {"1", "3", str(run["depth"])}
     assert 0 <= run["by_depth"]["3"]["sample_accuracy"] <= 1
     assert "| `quiet` | 1 |" in capsys.readouterr().out
+    assert 0 <= run["k_hat"]["above_0.7"] <= 1
     assert gap.main([*command, "--table"]) == 0
-    assert "| `plain` | 1 |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| `plain` | 1 |" in printed
+    assert "- `quiet`: budget?" in printed
+    with pytest.raises(ConfigError, match="'plain' was run with other settings of 'train'"):
+        gap.main([*command, "--minutes", "3"])
+
+
+def test_processes_that_share_a_study_lose_nothing(tmp_path):
+    study = {"name": "any", "task": "t", "preset": "p", "minutes": 1, "variants": {v: {"asks": v} for v in "ab"}}
+    out, runs = tmp_path / "gap.json", tmp_path / "runs"
+    for variant, seed in (("b", 0), ("a", 1), ("b", 1)):
+        folder = runs / f"any-{variant}-seed{seed}"
+        folder.mkdir(parents=True)
+        measured = {"variant": variant, "seed": seed, "config": {"x": variant}, "found": seed}
+        (folder / "measured.json").write_text(json.dumps(measured))
+    gap.collect(out, study, runs)
+    (runs / "any-b-seed0" / "measured.json").unlink()  # the JSON keeps what is in it
+    gap.collect(out, study, runs)
+    variants = json.loads(out.read_text())["variants"]
+    assert list(variants) == ["a", "b"]
+    assert variants["b"]["seeds"] == {"0": {"found": 0}, "1": {"found": 1}}

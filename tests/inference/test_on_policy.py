@@ -6,8 +6,9 @@ import torch
 from pyro.distributions import Categorical
 
 from pyro_gram.errors import ConfigError
+from pyro_gram.inference import training
 from pyro_gram.inference.beta import BetaConfig
-from pyro_gram.inference.on_policy import draw_targets, prior_state
+from pyro_gram.inference.on_policy import draw_targets, prior_end
 from pyro_gram.inference.optim import OptimConfig
 from pyro_gram.inference.sampling import rollout
 from pyro_gram.inference.training import TrainConfig, Trainer
@@ -41,11 +42,11 @@ def test_the_state_is_that_of_a_roll_out_and_has_no_gradient():
     case = case_of()
     model = case.assembly.model
     torch.manual_seed(7)
-    state, likelihood = prior_state(model, case.x, 3)
-    assert not state.h.requires_grad
-    assert state.h.shape == model.initial_state(model.encode(case.x)).h.shape
+    end = prior_end(model, case.x, 3)
+    assert not end.state.h.requires_grad
+    assert end.state.h.shape == model.initial_state(model.encode(case.x)).h.shape
     rolled = rollout(model, case.x, num_samples=1, depth=3, seed=7)
-    assert torch.equal(likelihood.mode, rolled.tokens[0])
+    assert torch.equal(end.likelihood.mode, rolled.tokens[0])
 
 
 def test_candidates_are_pure_and_hold_every_solution():
@@ -61,55 +62,128 @@ def test_candidates_are_pure_and_hold_every_solution():
         assert torch.equal(one.solutions[one.there[:, b], b], puzzles.solutions_of(at))
 
 
-def test_a_batch_of_the_on_policy_part_makes_as_many_updates_again_and_the_schedule_still_ends_at_one():
-    trainer = make_trainer(small(), batches=4, supervision_steps=3, on_policy=2, on_policy_after=0.5)
+def test_without_a_likelihood_targets_are_uniform():
+    solutions = torch.tensor([[[0, 0]], [[1, 1]], [[0, 1]], [[0, 0]]])  # [K = 4, B = 1, L]
+    there = torch.tensor([[True], [True], [True], [False]])
+    torch.manual_seed(0)
+    drawn = torch.stack([draw_targets(None, solutions, there)[0] for _ in range(3000)])
+    for k in range(3):
+        assert (drawn == solutions[k, 0]).all(-1).double().mean().item() == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_no_steps_further_is_where_the_trajectories_are():
+    case = case_of()
+    model = case.assembly.model
+    one = prior_end(model, case.x, 2)
+    same = prior_end(model, case.x, 0, one.state)
+    assert torch.equal(same.state.h, one.state.h)
+    assert torch.equal(same.likelihood.base_dist.logits, one.likelihood.base_dist.logits)
+
+
+def test_a_batch_of_the_on_policy_part_makes_more_updates_and_the_schedule_still_ends_at_one():
+    trainer = make_trainer(
+        small(), batches=4, supervision_steps=3, on_policy=4, on_policy_updates=2, on_policy_after=0.5
+    )
     seen = []
     for _ in trainer.run():
         seen.append((trainer.optim.update, trainer.optim.done))
-    assert [update for update, _ in seen] == [3, 6, 12, 18]
+    assert [update for update, _ in seen] == [3, 6, 11, 16]
     assert seen[-1][1] == pytest.approx((3 + 2 / 3) / 4)
 
 
-def test_it_starts_from_the_prior_and_ends_in_solutions_of_other_inputs():
-    trainer = make_trainer(small(), batches=1, supervision_steps=2, on_policy=2, on_policy_after=0.0)
-    task, calls = trainer.batches.task, []
-    step = trainer.svi.step
-    trainer.svi.step = lambda x, y, state, **kwargs: (calls.append((x, y, state)), step(x, y, state, **kwargs))[1]
+def test_its_updates_follow_the_prior_from_every_depth_towards_solutions_of_other_inputs(monkeypatch):
+    depths, calls = [], []
+
+    def spy(model, x, steps, state=None):
+        if state is None:
+            depths.append(steps)
+        return prior_end(model, x, steps, state)
+
+    monkeypatch.setattr(training, "prior_end", spy)
+    trainer = make_trainer(
+        small(), batches=40, supervision_steps=2, on_policy=4, on_policy_updates=2, on_policy_after=0.0
+    )
+    step = trainer.alone.step
+    trainer.alone.step = lambda x, y, state, **kwargs: (calls.append((x, y, state)), step(x, y, state, **kwargs))[1]
     list(trainer.run())
-    assert [state is None for _, _, state in calls] == [True, False, False, False]
-    x, y, _ = calls[2]
-    assert task.valid(x, y).all()
-    assert not torch.equal(x, calls[0][0])
+    assert set(depths) == {0, 1, 2}
+    assert len(calls) == 2 * len(depths) == 80
+    for batch, depth in enumerate(depths):
+        (x, y, state), (_, later, carried) = calls[2 * batch : 2 * batch + 2]
+        start = trainer.model.initial_state(trainer.model.encode(x))
+        assert torch.equal(state.h, start.h) == (depth == 0)
+        assert not torch.equal(carried.h, state.h)
+        assert trainer.batches.task.valid(x, y).all()
+        assert trainer.batches.task.valid(x, later).all()
+        assert not torch.equal(x, trainer.batches(batch)[0])
 
 
-def test_the_probability_of_ending_right_rises():
-    """From one fixed start, on-policy updates alone make valid answers more probable."""
-    pyro.set_rng_seed(0)
-    trainer = make_trainer(small(), batches=60, supervision_steps=2, on_policy=2, on_policy_after=0.0)
-    task, model = trainer.batches.task, trainer.model
-    x = task.split("train").subset(64).inputs
+def test_no_inference_network_takes_part():
+    trainer = make_trainer(small(), batches=9, on_policy=2, on_policy_updates=2)
+    trainer._supervise_on_policy()
+    assert trainer.elbo.terms.kl.numel() == 0
+    moments = {name for name in trainer.optim.get_state() if name.endswith("/exp_avg")}
+    assert any(name.startswith("model.core") for name in moments)
+    assert any(name.startswith("model.prior") for name in moments)
+    assert not any(name.startswith("guide") for name in moments)
 
-    def right():
-        tokens = rollout(model, x, num_samples=8, depth=2, seed=1).tokens
-        return task.valid(x, tokens).double().mean().item()
 
-    before = right()
-    for trainer.number in range(60):
-        torch.manual_seed(trainer.number)
-        trainer._supervise(*trainer._from_the_prior())
-    assert right() > before + 0.1
+def test_only_what_the_guide_made_is_reported_and_moves_beta():
+    trainer = make_trainer(
+        small(), batches=1, supervision_steps=2, on_policy=2, on_policy_updates=2, on_policy_after=0.0
+    )
+    supervise, terms = trainer._supervise, []
+    trainer._supervise = lambda *a: (terms.append(supervise(*a)), terms[-1])[1]
+    (report,) = trainer.run()
+    assert trainer.optim.update == 4
+    assert [report.reconstruction, report.kl] == terms[0].mean(0).tolist()
+    assert trainer.beta.mean == report.reconstruction
+
+
+def test_where_the_clock_ends_the_run_it_begins_after_its_share_of_the_minutes():
+    trainer = make_trainer(
+        small(), batches=0, minutes=1.0, supervision_steps=1, on_policy=1, on_policy_updates=1, on_policy_after=0.5
+    )
+    updates = []
+    for share in (0.1, 0.6):
+        trainer.elapsed, before = share * 60, trainer.optim.update
+        trainer.one_batch(*trainer.batches(0))
+        updates.append(trainer.optim.update - before)
+    assert updates == [1, 2]
+
+
+def test_trajectories_so_trained_end_right_more_often_than_those_trained_under_the_guide():
+    """At equal updates, from the same model."""
+    right = {}
+    for on_policy in (True, False):
+        pyro.set_rng_seed(0)
+        trainer = make_trainer(small(), batches=400, supervision_steps=2, on_policy=4, on_policy_updates=2)
+        for trainer.number in range(250):
+            torch.manual_seed(trainer.number)
+            if on_policy and trainer.number >= 100:
+                trainer._supervise_on_policy()
+            else:
+                trainer._supervise(*trainer.batches(trainer.number))
+        task, x = trainer.batches.task, trainer.batches.task.split("train").subset(64).inputs
+        tokens = rollout(trainer.model, x, num_samples=16, depth=4, seed=1).tokens
+        right[on_policy] = task.valid(x, tokens).double().mean().item()
+    assert right[True] > right[False] + 0.05
 
 
 def test_what_cannot_be_trained_on_policy_is_said_before_training():
     with pytest.raises(ConfigError, match="needs a task with inputs"):
-        make_trainer(small(task_name="sudoku_uncond"), on_policy=2)
+        make_trainer(small(task_name="sudoku_uncond"), on_policy=2, on_policy_updates=2)
+    with pytest.raises(ConfigError, match="needs every solution of every input"):
+        make_trainer(small(task_name="nqueens", task={"size": 13, "solutions": 200, "validation": 8}), on_policy=4)
+    with pytest.raises(ConfigError, match="train.on_policy_updates = 4 steps do not fit into train.on_policy = 2"):
+        TrainConfig(on_policy=2)
     case = case_of()
     with pytest.raises(ConfigError, match="needs batches that know every solution"):
         Trainer(
             case.assembly.model,
             case.assembly.guide,
             lambda number: (case.x, case.y),
-            TrainConfig(on_policy=1),
+            TrainConfig(on_policy=1, on_policy_updates=1),
             OptimConfig(),
             BetaConfig(),
         )

@@ -186,12 +186,27 @@ def test_beta_waits_for_the_constraint_then_rises_and_never_falls_below_its_star
 
 
 def test_beta_is_kept_high_in_the_quiet_part_and_starts_at_its_start_after_it():
-    beta = BetaController(BetaConfig(start=1.0, target=0.3, smoothing=0.0, most=9.0, quiet=0.5))
-    seen = []
-    for done in (0.1, 0.3, 0.5, 0.7, 0.9):
-        beta.update(0.1, done)
-        seen.append(beta.value)
-    assert seen == [9.0, 9.0, 1.0, pytest.approx(1.02), pytest.approx(1.02**2)]
+    trainer = make_trainer(batches=10)
+    config = BetaConfig(start=1.0, target=1e6, smoothing=0.0, most=9.0, quiet=0.4)
+    trainer.beta = BetaController(config)
+    seen = [report.beta for report in trainer.run()]
+    assert seen == [9.0] * 4 + [pytest.approx(1.02**n) for n in range(6)]
+
+
+def test_reconstructions_of_the_quiet_part_do_not_count():
+    beta = BetaController(BetaConfig(target=0.3, smoothing=0.9, quiet=0.5))
+    beta.begin(0.2)
+    beta.update(50.0)
+    beta.begin(0.6)
+    beta.update(0.1)
+    assert beta.mean == 0.1
+    assert beta.value == pytest.approx(1.02)
+
+
+def test_what_would_not_quiet_a_guide_is_refused():
+    with pytest.raises(ConfigError, match="beta.most = 20 quiets nothing below beta.start = 50"):
+        BetaConfig(start=50.0, quiet=0.1)
+    BetaConfig(start=50.0)
 
 
 def test_a_target_of_zero_keeps_beta_constant():
@@ -258,7 +273,7 @@ def test_muon_trains_the_hidden_matrices_and_adamw_the_rest():
     optim = TorchOptim(modules, case.assembly.config.optim)
     matrices = hidden_matrices(modules)
     assert {"model.core.f_L.0.mixer.qkv.weight", "model.prior.head.mlp.down.weight"} <= set(matrices)
-    assert not [name for name in matrices if "decoder" in name or "embedding" in name]
+    assert not [name for name in matrices if "coder" in name or "answer" in name or "embedding" in name]
     held = [p for group in optim.groups for p in group["params"]]
     assert len(held) == len(optim.named)
     before = {name: p.detach().clone() for name, p in optim.named.items()}
@@ -280,7 +295,13 @@ def test_a_damaged_state_of_muon_is_named():
     SVI(case.assembly.model, case.assembly.guide, optim, Trace_ELBO()).step(case.x, case.y)
     state = optim.get_state()
     name = next(key for key in state if key.endswith("/momentum_buffer"))
-    for damaged in ({**state, name: state[name][:1]}, {**state, "model.nothing/momentum_buffer": state[name]}):
+    adam = next(key for key in state if key.endswith("/exp_avg"))
+    for damaged in (
+        {**state, name: state[name][:1]},
+        {**state, "model.nothing/momentum_buffer": state[name]},
+        {**state, f"{name.rpartition('/')[0]}/exp_avg": state[name]},
+        {key: value for key, value in state.items() if key != adam},
+    ):
         with pytest.raises(KeyError):
             optim.set_state(damaged)
 
