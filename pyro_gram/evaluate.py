@@ -61,8 +61,17 @@ def bounds_of(run: Run, x: Tensor | None, y: Tensor) -> Bounds:
     """The bounds of the averaged weights, at beta = 1; whole trajectories are traced, few of long sequences at once."""
     model, guide = run.trainer.averaged
     max_traced = at_once(run.assembly.task.spec.input_length, 4 * MAX_TRACED)
-    seed = run.assembly.config.evaluate.seed
-    return bounds(model, guide, run.to(x), run.to(y), steps=run.depth, seed=seed, max_traced=max_traced)
+    config = run.assembly.config
+    return bounds(
+        model,
+        guide,
+        run.to(x),
+        run.to(y),
+        steps=run.depth,
+        trained=config.train.supervision_steps,
+        seed=config.evaluate.seed,
+        max_traced=max_traced,
+    )
 
 
 def assess(task: Task, puzzles: PuzzleSet, tokens: Tensor, split: str) -> dict[str, float]:

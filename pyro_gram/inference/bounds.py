@@ -21,7 +21,7 @@ class Bounds:
 
     Attributes:
         full: Eq. 13: log p(y | h_T) at the end of the trajectory less every KL on the way.
-        surrogate: Eq. 14, the mean over supervision steps: what each update maximises.
+        surrogate: Eq. 14, the mean over the supervision steps that are trained: what each update maximises.
         kl: KL of every transition of the full trajectory, ``[transitions, B]``.
         reconstruction: -log p(y | h) at the trajectory's end.
     """
@@ -47,18 +47,22 @@ def bounds(
     x: Tensor | None,
     y: Tensor,
     steps: int,
+    trained: int | None = None,
     seed: int = 0,
     max_traced: int = 4 * MAX_TRACED,
 ) -> Bounds:
-    """One draw of the guide an input, ``steps`` supervision steps deep. The caller's random state is left as it was.
+    """One draw of the guide an input. The caller's random state is left as it was.
 
-    ``max_traced`` bounds the memory: the most inputs whose whole trajectories are held at once.
+    Args:
+        steps: supervision steps of the full bound.
+        trained: supervision steps of the surrogate, N_sup; as many where None.
+        max_traced: bounds the memory: the most inputs whose whole trajectories are held at once.
     """
     parts = []
     with torch.random.fork_rng(devices=[y.device] if y.is_cuda else []):
         for chunk, (a, b) in enumerate(split_pairs(x, y, max_traced)):
             torch.manual_seed(seed + chunk)
-            parts.append(_bounds(model, guide, a, b, steps))
+            parts.append(_bounds(model, guide, a, b, steps, trained or steps))
     return Bounds(
         full=torch.cat([p.full for p in parts]),
         surrogate=torch.cat([p.surrogate for p in parts]),
@@ -67,10 +71,10 @@ def bounds(
     )
 
 
-def _bounds(model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps: int) -> Bounds:
+def _bounds(model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps: int, trained: int) -> Bounds:
     whole = terms(model, guide, x, y, steps=steps, truncated=False)
     state, by_step = None, []
-    for _ in range(steps):
+    for _ in range(trained):
         one = terms(model, guide, x, y, state)
         state = one.state
         by_step.append(one.elbo)

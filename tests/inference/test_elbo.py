@@ -201,6 +201,18 @@ def test_the_surrogate_charges_the_last_transition_only():
     assert terms(case.assembly.model, case.assembly.guide, case.x, case.y).kl.shape == (1, 5)
 
 
+def test_the_surrogate_is_of_the_trained_steps():
+    case = case_of()
+    model, guide = case.assembly.model, case.assembly.guide
+    short, long = (bounds(model, guide, case.x, case.y, steps=4, trained=n) for n in (1, 3))
+    assert torch.equal(short.full, long.full)
+    torch.manual_seed(0)
+    one = terms(model, guide, case.x, case.y, steps=4, truncated=False)  # as bounds draws before it
+    torch.testing.assert_close(one.elbo, short.full)
+    torch.testing.assert_close(terms(model, guide, case.x, case.y).elbo, short.surrogate)
+    assert not torch.equal(short.surrogate, long.surrogate)
+
+
 def test_each_step_keeps_the_state_for_the_next_detached(case):
     elbo = make_elbo("balanced")
     elbo.loss_and_grads(case.assembly.model, case.assembly.guide, case.x, case.y)
