@@ -218,7 +218,7 @@ RECIPES = [
     {"beta": {"target": 1e6, "quiet": 0.3}},
     {"beta": {"target": 1e6, "quiet": 0.7}},
     {"optim": {"matrices": "muon"}},
-    {"train": {"on_policy": 3, "on_policy_after": 0.6}},
+    {"train": {"on_policy": 5, "on_policy_after": 0.6}},
 ]
 
 

@@ -163,8 +163,8 @@ def test_other_guides_and_layouts_are_collected_too(changes):
 
 
 def test_pareto_k_is_the_tail_of_the_weights():
-    exponential = torch.distributions.Exponential(1.0).expand([4000, 3])
+    exponential = torch.distributions.Exponential(1.0).expand([20_000, 3])
     torch.manual_seed(0)
     tails = torch.tensor([0.2, 0.5, 1.5])  # exp(k E) is Pareto with shape k where E is exponential
     found = inference_data.pareto_k(exponential.sample() * tails)
-    np.testing.assert_allclose(found, tails, atol=0.2)
+    np.testing.assert_allclose(found, tails, atol=0.3)
