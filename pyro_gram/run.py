@@ -122,15 +122,14 @@ def train(run: Run) -> None:
     )
     with StopOnSignal() as stop, bar, run.metrics_path.open("a", buffering=1) as log:
         for report in run.trainer.run():
-            last = run.trainer.finished
             row = _row(report)
-            if run.trainer.number % config.evaluate_every == 0 or last:
+            if run.trainer.number % config.evaluate_every == 0 or report.last:
                 look = monitor(run)
                 row |= look
             log.write(json.dumps(row) + "\n")
             bar.update(min(round(report.seconds), total) - bar.n if by_clock else 1)
             bar.set_postfix_str(_postfix(report, look), refresh=False)
-            if time.monotonic() - saved > config.save_seconds or last or stop.signal:
+            if time.monotonic() - saved > config.save_seconds or report.last or stop.signal:
                 save_training(run.state_path, run.assembly.config, run.trainer, run.assembly.task.provenance())
                 saved = time.monotonic()
             if stop.signal:

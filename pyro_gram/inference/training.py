@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -99,14 +99,16 @@ class DivergedError(UserError):
 class BatchReport:
     """What one batch cost, means over its supervision steps and inputs, nats per input at beta = 1.
 
-    On-policy updates are left out: they start elsewhere, and nothing follows them but training.
+    On-policy updates are left out: they start elsewhere, and nothing follows them but training. ``seconds`` of training
+    are behind it; ``last`` says that it ends the run.
     """
 
     number: int
     reconstruction: float
     kl: float
     beta: float
-    seconds: float = field(default=0.0)
+    seconds: float = 0.0
+    last: bool = False
 
     @property
     def loss(self) -> float:
@@ -174,11 +176,13 @@ class Trainer:
         self.model.train()
         self.guide.train()
         before, start = self.elapsed, time.perf_counter()
-        while not self.finished:
+        last = self.finished
+        while not last:
             with pyro.validation_enabled(False):
                 report = self.one_batch(*self.batches(self.number))
             # What the caller does between batches (evaluation, saving) counts: minutes are the user's minutes.
             report.seconds = self.elapsed = before + time.perf_counter() - start
+            report.last = last = self.finished  # decided once: the caller looks and saves on the same answer
             yield report
             self.elapsed = before + time.perf_counter() - start
 

@@ -1,5 +1,6 @@
 import gc
 import math
+import time
 
 import pyro
 import pytest
@@ -171,6 +172,19 @@ def test_the_schedule_follows_the_batches_or_where_only_it_ends_the_run_the_cloc
     assert seen == sorted(seen)
     assert 0 <= seen[0] < 0.9
     assert seen[-1] > 0.8
+
+
+@pytest.mark.parametrize("length", [{"batches": 3}, {"batches": 0, "minutes": 0.01}, {"batches": 500, "minutes": 0.01}])
+def test_the_last_batch_of_a_run_says_so_whoever_used_up_the_clock(length):
+    """Between two batches the caller looks and saves; a clock that runs out there still leaves a last batch."""
+    trainer = make_trainer(**length)
+    seen = []
+    for report in trainer.run():
+        seen.append(report.last)
+        if length["batches"] != 3:
+            time.sleep(0.3)
+    assert seen == [False] * (len(seen) - 1) + [True]
+    assert list(trainer.run()) == []
 
 
 def test_beta_waits_for_the_constraint_then_rises_and_never_falls_below_its_start():
