@@ -129,10 +129,9 @@ def is_done(results: dict[str, Any], variant: str, config: RunConfig) -> bool:
     held = results["variants"].get(variant)
     if held is None:
         return False
-    if held["config"] != shared_settings(config):
-        wanted = shared_settings(config)
-        part = next(part for part in wanted if held["config"].get(part) != wanted[part])
-        raise ConfigError(f"{variant!r} was run with other settings of {part!r}: give another --out")
+    differing = [part for part, fields in shared_settings(config).items() if held["config"].get(part) != fields]
+    if differing:
+        raise ConfigError(f"{variant!r} was run with other settings of {differing[0]!r}: give another --out")
     return str(config.seed) in held["seeds"]
 
 
@@ -205,7 +204,8 @@ def main(argv: list[str]) -> int:
     names = arguments.variants or list(study["variants"])
     seeds = arguments.seeds or study["seeds"]
     configs = {(seed, name): config_of(study, name, seed) for seed in seeds for name in names}
-    missing = {key: config for key, config in configs.items() if not is_done(so_far(out), key[1], config)}
+    results = so_far(out)
+    missing = {key: config for key, config in configs.items() if not is_done(results, key[1], config)}
     for (seed, name), config in missing.items():  # every variant once, then the next seed
         print(f"{arguments.study}: {name}, seed {seed}", file=sys.stderr)
         folder = arguments.runs / f"{arguments.study}-{name}-seed{seed}"

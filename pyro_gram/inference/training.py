@@ -150,7 +150,7 @@ class Trainer:
         if config.on_policy:
             if self.candidates is None:
                 raise ConfigError("train.on_policy needs batches that know every solution (tasks.stream.TargetStream)")
-            self.candidates(0)  # raises now, not in the middle of the run, where the task has no input
+            self.candidates(0)  # raises now, not in the middle of the run
         self.elbo = make_elbo(config.elbo, config.balance, config.particles)
         modules = {"model": model, "guide": guide}
         self.optim = TorchOptim(modules, optim)
@@ -239,12 +239,12 @@ class Trainer:
         found = self.candidates(self.number)
         x, solutions, there = (t.to(self.device) for t in (found.x, found.solutions, found.there))
         first = int(torch.randint(c.on_policy - c.on_policy_updates + 1, ()))
-        end = prior_end(self.model, x, first)
+        state, ahead = None, first
         for step in range(first, first + c.on_policy_updates):
+            end = prior_end(self.model, x, ahead, state)
             # Before the first step a trajectory heads nowhere yet.
             y = draw_targets(end.likelihood if step else None, solutions, there)
-            state = self._update(self.alone, x, y, end.state).state
-            end = prior_end(self.model, x, 0, state)
+            state, ahead = self._update(self.alone, x, y, end.state).state, 0
 
     def _update(self, svi: SVI, x: Tensor | None, y: Tensor, state: LatentState | None) -> StepTerms:
         """One supervision step from ``state``, one update, and what the step cost."""

@@ -1,4 +1,4 @@
-"""Training that goes on from where the prior ended."""
+"""Training along the prior's own trajectories."""
 
 import pyro
 import pytest
