@@ -19,6 +19,7 @@ from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range, check_seed
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.beta import BetaConfig
 from pyro_gram.inference.optim import OptimConfig
+from pyro_gram.inference.temper import TemperConfig
 from pyro_gram.inference.training import TrainConfig
 from pyro_gram.registry import GUIDES, MODELS, PRIORS, TASKS, Registry
 
@@ -47,7 +48,13 @@ class EvaluateConfig:
 
 
 NAMED: dict[str, Registry] = {"task": TASKS, "model": MODELS, "prior": PRIORS, "guide": GUIDES}
-FIXED: dict[str, type] = {"train": TrainConfig, "optim": OptimConfig, "beta": BetaConfig, "evaluate": EvaluateConfig}
+FIXED: dict[str, type] = {
+    "train": TrainConfig,
+    "optim": OptimConfig,
+    "beta": BetaConfig,
+    "temper": TemperConfig,
+    "evaluate": EvaluateConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class RunConfig:
 
     Attributes:
         names: the registered name (or dotted path) of the task, model, prior and guide.
-        parts: the config dataclass of each part: those four, and train, optim, beta, evaluate.
+        parts: the config dataclass of each part: those four, and train, optim, beta, temper, evaluate.
         preset: where the settings started from.
         seed: of weights, data order and guidance.
     """

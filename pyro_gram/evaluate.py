@@ -107,6 +107,7 @@ def roll(run: Run, x: Tensor | None, **changes: Any) -> Rollout:
         "num_samples": evaluate.num_samples,
         "depth": run.depth,
         "seed": evaluate.seed,
+        "temper": run.assembly.config.temper,
         "max_trajectories": at_once(spec.input_length),
     }
     rolled = rollout(run.trainer.averaged[0], run.to(x), **{**settings, **changes})
@@ -183,6 +184,7 @@ def _likelihood(run: Run, x: Tensor | None, y: Tensor) -> dict[str, float]:
         depth=run.depth,
         num_samples=samples,
         seed=run.assembly.config.evaluate.seed,
+        temper=run.assembly.config.temper,
         max_trajectories=at_once(task.spec.input_length),
     )
     return {
@@ -245,7 +247,15 @@ def write_inference_data(run: Run, puzzles: PuzzleSet, inputs: int = 32) -> None
     config, task = run.assembly.config, run.assembly.task
     draws = max(2, min(TRACED_DRAWS, 16 * TRACED_DRAWS // task.spec.input_length))
     data = inference_data.collect(
-        task, model, guide, puzzles, inputs=inputs, depth=run.depth, draws=draws, seed=config.evaluate.seed
+        task,
+        model,
+        guide,
+        puzzles,
+        inputs=inputs,
+        depth=run.depth,
+        draws=draws,
+        seed=config.evaluate.seed,
+        temper=config.temper,
     )
     inference_data.save(data, run.out / "inference.nc")
 

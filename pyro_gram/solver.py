@@ -14,6 +14,7 @@ from pyro_gram.config import RunConfig
 from pyro_gram.errors import InputError, UserError
 from pyro_gram.inference.sampling import Rollout, at_once, rollout
 from pyro_gram.inference.selection import tally
+from pyro_gram.inference.temper import TemperConfig
 from pyro_gram.tasks.base import Task
 
 SELECTIONS = ("all", "vote")
@@ -76,6 +77,7 @@ class Solver:
         seed: int = 0,
         max_trajectories: int | None = None,
         history: bool = False,
+        temper: TemperConfig | None = None,
     ) -> Rollout:
         """Trajectories of the prior.
 
@@ -86,6 +88,7 @@ class Solver:
             seed: of the draws.
             max_trajectories: the most that run at once; bounds the memory. By default by the length of the sequence.
             history: keep every supervision step's answer.
+            temper: the scale of the prior at the start of a trajectory; as the run was measured where None.
 
         Returns:
             ``tokens`` int64 ``[N, B, L_out]`` and ``score`` (log p(tokens | h_T), nats) ``[N, B]``.
@@ -101,6 +104,7 @@ class Solver:
             depth=self.default_depth if depth is None else depth,
             seed=seed,
             history=history,
+            temper=self.config.temper if temper is None else temper,
             max_trajectories=at_once(self.task.spec.input_length) if max_trajectories is None else max_trajectories,
         )
 

@@ -56,8 +56,9 @@ def config_of(study: dict[str, Any], variant: str, seed: int) -> RunConfig:
     if variant not in study["variants"]:
         raise ConfigError(f"unknown variant {variant!r}; known: {', '.join(study['variants'])}")
     config = read_preset(PRESETS, study["task"], study["preset"], seed=seed)
-    length = {"batches": 0, "minutes": study["minutes"]}  # last: no variant trains longer than another
-    return with_settings(with_settings(config, changes_of(study, variant)), {"train": length})
+    # Last: no variant trains longer than another, and each is seen by its prior as it is.
+    equal = {"train": {"batches": 0, "minutes": study["minutes"]}, "temper": {"transitions": 0}}
+    return with_settings(with_settings(config, changes_of(study, variant)), equal)
 
 
 def changes_of(study: dict[str, Any], variant: str) -> dict[str, dict[str, Any]]:

@@ -19,8 +19,10 @@ from torch import Tensor
 from pyro_gram.checks import check_seed
 from pyro_gram.errors import UserError
 from pyro_gram.inference.sites import OBSERVED, STATE_H, STATE_L
+from pyro_gram.inference.temper import Temper, TemperConfig
 from pyro_gram.networks.core import LatentState
 
+AS_IT_IS = TemperConfig()
 MAX_TRAJECTORIES = 2048  # at L = 8, D = 128 about 250 MB at the widest point of a transition
 
 
@@ -78,6 +80,7 @@ def rollout(
     depth: int,
     seed: int = 0,
     history: bool = False,
+    temper: TemperConfig = AS_IT_IS,
     max_trajectories: int = MAX_TRAJECTORIES,
     progress: Callable[[int], None] | None = None,
 ) -> Rollout:
@@ -91,6 +94,7 @@ def rollout(
         seed: of the draws. The answer depends on the seed and on ``max_trajectories`` alone; chunk 0 draws as
             ``Predictive`` would under ``seed``. The caller's random state is left as it was.
         history: keep every supervision step's answer.
+        temper: the scale of the prior at the start of each trajectory.
         max_trajectories: the most that run at once.
         progress: called with the number of trajectories done after each chunk.
 
@@ -107,7 +111,7 @@ def rollout(
             for start in range(0, num_samples, max_trajectories):
                 torch.manual_seed(seed + chunk)
                 chunk += 1
-                columns.append(_run(model, part, min(max_trajectories, num_samples - start), depth, history))
+                columns.append(_run(model, part, min(max_trajectories, num_samples - start), depth, history, temper))
                 if progress:
                     progress(columns[-1].score.numel())
             rows.append(_join(columns, dim=0))
@@ -122,6 +126,7 @@ def rollout_log_prob(
     num_samples: int,
     depth: int,
     seed: int = 0,
+    temper: TemperConfig = AS_IT_IS,
     max_trajectories: int = MAX_TRAJECTORIES,
 ) -> Tensor:
     """log p(y | h_T) at the end of each of ``num_samples`` trajectories of the prior, nats, ``[N, B]``.
@@ -135,13 +140,15 @@ def rollout_log_prob(
         if x is None:
             for chunk, start in enumerate(range(0, num_samples, max_trajectories)):
                 torch.manual_seed(seed + chunk)
-                decode = _final(model, None, None, min(max_trajectories, num_samples - start), depth)
+                with Temper(temper):
+                    decode = _final(model, None, None, min(max_trajectories, num_samples - start), depth)
                 parts.append(torch.cat([decode.likelihood.log_prob(b) for b in y.split(64)], dim=1))
             return torch.cat(parts)
         width = max(1, max_trajectories // num_samples)
         for chunk, (a, b) in enumerate(zip(x.split(width), y.split(width), strict=True)):
             torch.manual_seed(seed + chunk)
-            decode = _final(model, a, None, num_samples, depth)
+            with Temper(temper):
+                decode = _final(model, a, None, num_samples, depth)
             parts.append(decode.likelihood.log_prob(b))
     return torch.cat(parts, dim=1)
 
@@ -167,11 +174,14 @@ def _final(model: Callable[..., Any], x: Tensor | None, state: LatentState | Non
     return decode
 
 
-def _run(model: Callable[..., Any], x: Tensor | None, width: int, depth: int, history: bool) -> Rollout:
-    state, answers = None, []
+def _run(
+    model: Callable[..., Any], x: Tensor | None, width: int, depth: int, history: bool, temper: TemperConfig
+) -> Rollout:
+    state, answers, start = None, [], Temper(temper)
     steps = 1 if history else depth
     for _ in range(depth // steps):
-        decode = _final(model, x, state, width, steps)
+        with start:
+            decode = _final(model, x, state, width, steps)
         state = decode.state
         answers.append(decode.values[OBSERVED])
     score = decode.likelihood.log_prob(answers[-1])

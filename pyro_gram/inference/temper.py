@@ -1,0 +1,74 @@
+"""A wider, or a narrower, prior at the start of a trajectory: sampling at a temperature.
+
+Which of several solutions a trajectory ends in is decided in its first transitions, by the prior's mean where its scale
+is small. A wider scale there makes the solutions of an input more even, and more trajectories fail. Only roll-outs know
+of it: training, the bounds and ``inference.importance`` are of the prior as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.poutine.messenger import Messenger
+
+from pyro_gram.checks import AT_LEAST_0, check_range
+from pyro_gram.errors import ConfigError
+from pyro_gram.inference.sites import transition_of
+
+
+@dataclass(frozen=True)
+class TemperConfig:
+    r"""The scale of the prior in roll-outs, relative to what was trained, and for how long.
+
+    Attributes:
+        scale: what :math:`\sigma_\theta(u_t)` is multiplied by; 1 is the prior as it is, less than 1 narrows it.
+        transitions: for how many transitions from z_0; 0 for none.
+    """
+
+    scale: float = 1.0
+    transitions: int = 0
+
+    def __post_init__(self) -> None:
+        check_range(self, scale=(0.01, 100), transitions=AT_LEAST_0)
+
+
+class Temper(Messenger):
+    """Scales the guidance of the first transitions that it sees, over as many calls of the program as it is around.
+
+    One instance belongs to one batch of trajectories, which start at z_0::
+
+        with Temper(TemperConfig(scale=2.0, transitions=2)):
+            model(x, steps=16)
+
+    It goes around a program without a guide: a guide answers a site before this handler sees it.
+
+    Raises:
+        ConfigError: a prior whose width it cannot change.
+    """
+
+    def __init__(self, config: TemperConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.seen = 0
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if transition_of(msg["name"]) is None:
+            return
+        if self.seen < self.config.transitions:
+            msg["fn"] = widened(msg["fn"], self.config.scale)
+        self.seen += 1
+
+
+def widened(distribution: Any, scale: float) -> Any:
+    """The same distribution about the same mean, its standard deviation multiplied. Raises ConfigError."""
+    if isinstance(distribution, torch.distributions.Independent):
+        base = widened(distribution.base_dist, scale)
+        return dist.Independent(base, distribution.reinterpreted_batch_ndims)
+    if isinstance(distribution, dist.Normal):
+        return dist.Normal(distribution.loc, distribution.scale * scale, validate_args=False)
+    if isinstance(distribution, dist.Delta):
+        return distribution
+    raise ConfigError(f"cannot widen a prior that is a {type(distribution).__name__}: set temper.transitions to 0")

@@ -1,0 +1,111 @@
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.poutine.messenger import Messenger
+
+from pyro_gram.errors import ConfigError
+from pyro_gram.evaluate import roll
+from pyro_gram.inference.sampling import rollout, rollout_log_prob
+from pyro_gram.inference.sites import transition_of
+from pyro_gram.inference.temper import Temper, TemperConfig, widened
+from pyro_gram.run import open_run
+from pyro_gram.solver import Solver
+from tests.conftest import case_of, small_config
+
+WIDE = TemperConfig(scale=3.0, transitions=3)
+
+
+class Scales(Messenger):
+    """By how much each transition's scale differs from what the prior says at its u_t."""
+
+    def __init__(self, prior):
+        super().__init__()
+        self.prior, self.u, self.factors = prior, None, []
+
+    def _pyro_post_sample(self, msg):
+        if msg["name"].startswith("u_"):
+            self.u = msg["value"]
+        elif transition_of(msg["name"]) is not None:
+            p, drawn = self.prior(self.u).base_dist, msg["fn"].base_dist
+            torch.testing.assert_close(drawn.loc, p.loc.expand_as(drawn.loc))
+            factors = drawn.scale / p.scale
+            torch.testing.assert_close(factors, factors.mean().expand_as(factors))
+            self.factors.append(factors.mean().item())
+
+
+@pytest.mark.parametrize("history", [False, True])
+def test_the_first_transitions_alone_are_scaled_over_supervision_steps_and_chunks(history):
+    case = case_of()  # T = 2: the third transition lies in the second supervision step
+    model = case.assembly.model
+    with Scales(model.prior) as scales:
+        rollout(model, case.x, num_samples=4, depth=3, history=history, temper=WIDE, max_trajectories=8)
+    assert scales.factors == pytest.approx([3, 3, 3, 1, 1, 1] * 3)
+
+
+def test_history_changes_no_tempered_draw():
+    case = case_of()
+    model = case.assembly.model
+    plain = rollout(model, case.x, num_samples=4, depth=3, seed=2, temper=WIDE)
+    kept = rollout(model, case.x, num_samples=4, depth=3, seed=2, temper=WIDE, history=True)
+    assert torch.equal(plain.score, kept.score)
+
+
+def test_the_likelihood_is_that_of_the_tempered_trajectories():
+    case = case_of()
+    model = case.assembly.model
+    rolled = rollout(model, case.x, num_samples=6, depth=2, seed=5, temper=WIDE)
+    for n, tokens in enumerate(rolled.tokens):
+        log_p = rollout_log_prob(model, case.x, tokens, num_samples=6, depth=2, seed=5, temper=WIDE)
+        torch.testing.assert_close(log_p[n], rolled.score[n])
+    plain = rollout_log_prob(model, case.x, rolled.tokens[0], num_samples=6, depth=2, seed=5)
+    assert not torch.allclose(plain[0], rolled.score[0])
+
+
+def test_a_narrow_prior_makes_trajectories_meet():
+    case = case_of()
+    narrow = TemperConfig(scale=0.01, transitions=4)
+    wide, met = (
+        rollout(case.assembly.model, case.x, num_samples=16, depth=2, temper=t).score.std(0).mean()
+        for t in (TemperConfig(), narrow)
+    )
+    assert met < wide / 20
+
+
+def test_no_transitions_is_the_prior_as_it_is():
+    case = case_of()
+    off = TemperConfig(scale=3.0, transitions=0)
+    a, b = (rollout(case.assembly.model, case.x, num_samples=4, depth=2, temper=t) for t in (off, TemperConfig()))
+    assert torch.equal(a.score, b.score)
+
+
+def test_a_prior_that_cannot_be_scaled_is_named():
+    with pytest.raises(ConfigError, match=r"StudentT.*temper.transitions to 0"):
+        widened(dist.StudentT(3.0).expand([2]).to_event(1), 2.0)
+
+
+def test_what_is_not_guidance_keeps_its_scale():
+    with Temper(WIDE):
+        fn = pyro.poutine.trace(lambda: pyro.sample("z", dist.Normal(0.0, 1.0))).get_trace().nodes["z"]["fn"]
+    assert fn.scale == 1
+
+
+@pytest.mark.parametrize("settings", [{"scale": 0.0}, {"transitions": -1}])
+def test_impossible_settings_are_refused(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        TemperConfig(**settings)
+
+
+def test_evaluation_and_solver_sample_as_the_config_says(tmp_path):
+    plain, tempered = (small_config(temper=t) for t in ({}, {"scale": 3.0, "transitions": 3}))
+    runs = [
+        open_run(c, tmp_path / str(i), resume=False, data_dir=None, device=torch.device("cpu"))
+        for i, c in enumerate((plain, tempered))
+    ]
+    x = runs[0].assembly.task.split("test").inputs
+    a, b = (roll(run, x).score for run in runs)
+    assert not torch.allclose(a, b)
+    assert torch.equal(roll(runs[0], x, temper=tempered.temper).score, b)
+    solvers = [Solver(run.assembly.config, run.assembly.task, run.assembly.model, run.assembly.guide) for run in runs]
+    assert torch.equal(solvers[1].sample(x).score, solvers[0].sample(x, temper=tempered.temper).score)
+    assert torch.equal(solvers[0].sample(x).score, solvers[1].sample(x, temper=TemperConfig()).score)
