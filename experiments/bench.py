@@ -68,6 +68,8 @@ def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
     model: Any = trainer.model
     guide: Any = trainer.guide
     config = trainer.optim.config
+    if config.matrices != "adamw":
+        raise UserError(f"the bare step is AdamW's, and the preset's optimizer is {config.matrices}")
     parameters = list(trainer.optim.named.values())
     adam = torch.optim.AdamW(
         parameters,

@@ -1,4 +1,4 @@
-"""Write the tables of the README from the committed JSON files, so that no number in it is typed by hand."""
+"""Write the tables of the README and of the log of studies from the committed JSON, so that none is typed by hand."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import re
 from pathlib import Path
 from typing import Any
 
+from experiments.studies import gap
 from pyro_gram.cli import Parser, call
 from pyro_gram.errors import UserError
 from pyro_gram.files import read_json, write_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = ROOT / "checkpoints"
-BENCH = ROOT / "experiments" / "bench.json"
-DETERMINISTIC = ROOT / "experiments" / "studies" / "mnist_deterministic.json"
+EXPERIMENTS = ROOT / "experiments"
+BENCH = EXPERIMENTS / "bench.json"
+DETERMINISTIC = EXPERIMENTS / "studies" / "mnist_deterministic.json"
 PAPER = {  # Table 1: accuracy, or conflicting edges in all test graphs; and coverage; 10 M parameters, 8 GPUs
     "coloring8": "2.7 conflicts, .858",
     "coloring10": "3.3 conflicts, .513",
     "nqueens8": ".997, .903",
     "nqueens10": ".897, .575",
 }
+REPEATED = ("coloring8", "coloring10", "nqueens8", "nqueens10")
 SOLVED = ("coloring8", "coloring10", "nqueens8", "nqueens10", "sudoku4", "sudoku6")
 
 
@@ -70,6 +73,25 @@ def solved_table() -> str:
             f"| {m['vote_accuracy']:.3f} | {m['violations']} | {m['coverage']:.3f} ({m['coverage_limit']:.3f}) "
             f"| {results['seconds']['train'] / 60:.0f} min, {counted_threads(results)} | {PAPER.get(name, '')} |"
         )
+    return "\n".join(lines)
+
+
+def seeds_table() -> str:
+    """The runs whose recipe was repeated with other seeds: seed 0 is the checkpoint."""
+    lines = [
+        "| run | seed | accuracy of all samples | violations, first samples | coverage / limit "
+        "| total variation to uniform (perfect sampling) | last look, best look |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in REPEATED:
+        for path in sorted([CHECKPOINTS / f"{name}.results.json", *CHECKPOINTS.glob(f"{name}.seed*.results.json")]):
+            results = read_json(path)
+            m, looks = results["metrics"], results["looks"]
+            lines.append(
+                f"| `{name}` | {results['seed']} | {m['sample_accuracy']:.3f} | {m['violations']} in {m['num_inputs']} "
+                f"| {m['coverage_ratio']:.3f} | {m['total_variation']:.3f} ({m['total_variation_perfect']:.3f}) "
+                f"| {looks['last_accuracy']:.3f}, {looks['best_accuracy']:.3f} |"
+            )
     return "\n".join(lines)
 
 
@@ -144,21 +166,29 @@ def fill(text: str, name: str, content: str) -> str:
     """``text`` with ``content`` between the markers of ``name``. Raises UserError where they are missing."""
     pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
     if not pattern.search(text):
-        raise UserError(f"README.md has no '<!-- begin {name} -->' ... '<!-- end {name} -->'")
+        raise UserError(f"there is no '<!-- begin {name} -->' ... '<!-- end {name} -->' to fill")
     return pattern.sub(lambda match: f"{match[1]}{content}\n{match[2]}", text)
 
 
 def filled(text: str) -> str:
     text = fill(text, "results", results_table(read_results("coloring8")))
     text = fill(text, "solved", solved_table())
+    text = fill(text, "seeds", seeds_table())
     text = fill(text, "generated", generated_table())
     return fill(text, "bench", bench_table(read_json(BENCH)))
 
 
+def filled_studies(text: str) -> str:
+    """The log of the studies, with the table of each study of ``gap.py`` whose JSON is there."""
+    for path in sorted((EXPERIMENTS / "studies").glob("gap_*.json")):
+        text = fill(text, path.stem, gap.table(read_json(path)))
+    return text
+
+
 def main(argv: list[str]) -> int:
     Parser("readme.py", description=__doc__).parse_args(argv)
-    path = ROOT / "README.md"
-    write_bytes(path, filled(path.read_text()).encode())
+    for path, fill_in in ((ROOT / "README.md", filled), (EXPERIMENTS / "studies" / "README.md", filled_studies)):
+        write_bytes(path, fill_in(path.read_text()).encode())
     return 0
 
 

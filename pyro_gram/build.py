@@ -26,6 +26,7 @@ class Assembly:
 def build(config: RunConfig, data_dir: str | None = None) -> Assembly:
     """Task, model and guide of a run, the weights drawn from its seed. The caller's random state is left as it was."""
     task = make_task(config.names["task"], config.task, data_dir)
+    _check_until(config)
     width = getattr(config.model, "width", None)
     if width is None:
         raise ConfigError(f"the config of model {config.names['model']!r} has no field 'width'")
@@ -35,3 +36,14 @@ def build(config: RunConfig, data_dir: str | None = None) -> Assembly:
         model = MODELS.get(config.names["model"])(config.model, task.spec, prior)
         guide = GUIDES.get(config.names["guide"])(config.guide, task.spec, model, width)
     return Assembly(config, task, model, guide)
+
+
+def _check_until(config: RunConfig) -> None:
+    # In training every supervision step is a program of its own, whose transitions are counted from 0.
+    until, transitions = getattr(config.guide, "until", 0), getattr(config.model, "transitions", 1)
+    trained = config.train.supervision_steps * transitions
+    if 0 < until < trained:
+        raise ConfigError(
+            f"guide.until = {until} is less than the {trained} transitions that training makes "
+            "(train.supervision_steps x model.transitions): it is for trajectories that go deeper than training"
+        )

@@ -104,7 +104,7 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
     wanted = config.to_dict()
     for field in ("batches", "minutes", "save_seconds", "evaluate_every"):
         saved["train"] = {**saved["train"], field: wanted["train"][field]}
-    saved["evaluate"] = wanted["evaluate"]
+    saved |= {part: wanted[part] for part in ("temper", "evaluate")}
     differing = [f"{k}: {saved.get(k)} then, {wanted[k]} now" for k in wanted if saved.get(k) != wanted[k]]
     if differing:
         raise CheckpointError(f"{path} belongs to a run with other settings ({differing[0]}); use another --out")

@@ -27,6 +27,7 @@ from pyro_gram.tasks.stream import generator_for
 from pyro_gram.version import __version__
 
 if TYPE_CHECKING:
+    from pyro_gram.build import Assembly
     from pyro_gram.run import Run
 
 MONITOR_INPUTS = 64  # validation inputs looked at during training
@@ -100,6 +101,13 @@ def check_ready(task: Task) -> None:
         digits.load_classifier()
 
 
+def check_temper(assembly: Assembly) -> None:
+    """Raises ConfigError where roll-outs are to be tempered and the model's prior cannot be."""
+    if assembly.config.temper.transitions:
+        x = assembly.task.split("test").inputs
+        rollout(assembly.model, None if x is None else x[:1], num_samples=1, depth=1, temper=assembly.config.temper)
+
+
 def roll(run: Run, x: Tensor | None, **changes: Any) -> Rollout:
     """Fresh trajectories of the averaged model's prior on inputs x, on the CPU again."""
     evaluate, spec = run.assembly.config.evaluate, run.assembly.task.spec
@@ -142,6 +150,7 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
         "seconds": {"train": trained, "evaluate": evaluated, "total": trained + evaluated},
         "peak_memory_mb": peak_memory_mb(),
         "metrics": metrics,
+        "looks": looks_of(run),
         "data": task.provenance(),
         "environment": environment(),
     }
@@ -150,8 +159,15 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
     return results
 
 
+def looks_of(run: Run) -> dict[str, float]:
+    """Accuracy of the prior on a few validation inputs, at the last look of training and at the best: does it decay?"""
+    rows = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    seen = [row["prior_accuracy"] for row in rows if "prior_accuracy" in row]
+    return {"last_accuracy": seen[-1], "best_accuracy": max(seen)} if seen else {}
+
+
 def test_metrics(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, Any]:
-    """The metrics of the roll-outs, and the bounds at beta = 1."""
+    """The metrics of the roll-outs, and the bounds at beta = 1: those are of the prior as it is, without temper."""
     task, seed = run.assembly.task, run.assembly.config.evaluate.seed
     metrics = measure(task, puzzles, rolled.tokens, rolled.score)
     x, y = puzzles.pairs(BOUND_INPUTS, generator_for(seed, len(puzzles)))
@@ -184,7 +200,6 @@ def _likelihood(run: Run, x: Tensor | None, y: Tensor) -> dict[str, float]:
         depth=run.depth,
         num_samples=samples,
         seed=run.assembly.config.evaluate.seed,
-        temper=run.assembly.config.temper,
         max_trajectories=at_once(task.spec.input_length),
     )
     return {
@@ -247,15 +262,7 @@ def write_inference_data(run: Run, puzzles: PuzzleSet, inputs: int = 32) -> None
     config, task = run.assembly.config, run.assembly.task
     draws = max(2, min(TRACED_DRAWS, 16 * TRACED_DRAWS // task.spec.input_length))
     data = inference_data.collect(
-        task,
-        model,
-        guide,
-        puzzles,
-        inputs=inputs,
-        depth=run.depth,
-        draws=draws,
-        seed=config.evaluate.seed,
-        temper=config.temper,
+        task, model, guide, puzzles, inputs=inputs, depth=run.depth, draws=draws, seed=config.evaluate.seed
     )
     inference_data.save(data, run.out / "inference.nc")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pyro_gram.checkpoint import load_training, save_training
 from pyro_gram.cli import StopOnSignal
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import UserError
-from pyro_gram.evaluate import check_ready, monitor
+from pyro_gram.evaluate import check_ready, check_temper, monitor
 from pyro_gram.files import write_json, write_via
 from pyro_gram.inference.training import BatchReport, Trainer
 from pyro_gram.tasks.stream import TargetStream
@@ -75,6 +76,7 @@ def open_run(config: RunConfig, out: Path, *, resume: bool, data_dir: str | None
         raise UserError(f"{out} holds a run already: add --resume to continue it, or choose another --out")
     assembly = build(config, data_dir)
     check_ready(assembly.task)
+    check_temper(assembly)
     assembly.model.to(device)
     assembly.guide.to(device)
     stream = TargetStream(
@@ -135,21 +137,25 @@ def train(run: Run) -> None:
             if stop.signal:
                 raise InterruptedRunError(stop.signal, run.out)
     if 0 < run.trainer.number < config.batches:
+        begins = math.ceil(config.on_policy_after * config.batches)
+        on_policy = f" (on-policy training begins at batch {begins})" if config.on_policy else ""
         print(
             f"the clock ended training after {config.minutes:g} minutes, at batch {run.trainer.number} of "
-            f"{config.batches}: --train.minutes raises the limit, --minutes M fits the schedule to M minutes",
+            f"{config.batches}{on_policy}: --train.minutes raises the limit, --minutes M fits the schedule to M "
+            "minutes",
             file=sys.stderr,
         )
 
 
 def _row(report: BatchReport) -> dict[str, float]:
-    return {
+    row = {
         "batch": report.number,
         "seconds": round(report.seconds, 3),
         "reconstruction": report.reconstruction,
         "kl": report.kl,
         "beta": report.beta,
     }
+    return row if report.on_policy is None else row | {"on_policy": report.on_policy}
 
 
 def _postfix(report: BatchReport, look: dict[str, float]) -> str:

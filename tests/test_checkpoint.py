@@ -266,8 +266,12 @@ def test_the_state_of_a_run_with_other_settings_is_refused(changes, state_file):
         load_training(state_file, config, trainer_of(config))
 
 
-def test_a_run_may_be_made_longer(state_file):
-    config = small_config(train={"batches": 4, "minutes": 3.0, "evaluate_every": 7, "save_seconds": 1.0})
+def test_a_run_may_be_made_longer_and_measured_otherwise(state_file):
+    config = small_config(
+        train={"batches": 4, "minutes": 3.0, "evaluate_every": 7, "save_seconds": 1.0},
+        evaluate={"depth": 9},
+        temper={"scale": 2.0, "transitions": 1},
+    )
     trainer = trainer_of(config)
     load_training(state_file, config, trainer)
     assert trainer.number == 2

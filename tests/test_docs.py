@@ -64,9 +64,11 @@ def readme_blocks(start):
 
 
 def test_the_readmes_tables_are_those_of_the_committed_json():
-    from experiments.readme import filled
+    from experiments.readme import filled, filled_studies
 
     assert filled(README) == README
+    studies = (ROOT / "experiments" / "studies" / "README.md").read_text()
+    assert filled_studies(studies) == studies
 
 
 def test_the_readmes_excerpt_is_the_program():

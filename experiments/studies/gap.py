@@ -35,7 +35,8 @@ from pyro_gram.run import InterruptedRunError, Run, open_run, train
 from pyro_gram.tasks.stream import generator_for
 
 HERE = Path(__file__).parent
-DEPTHS = (1, 2, 4, 8, 16, 32)
+TRANSITIONS = 16  # of the roll-outs that are compared, whatever a variant's T
+LENGTHS = (2, 4, 8, TRANSITIONS, 2 * TRANSITIONS)  # transitions of all roll-outs
 WEIGHED, WEIGHTS = 24, 100  # inputs whose importance weights are drawn, and how many of each
 
 
@@ -56,9 +57,16 @@ def config_of(study: dict[str, Any], variant: str, seed: int) -> RunConfig:
     if variant not in study["variants"]:
         raise ConfigError(f"unknown variant {variant!r}; known: {', '.join(study['variants'])}")
     config = read_preset(PRESETS, study["task"], study["preset"], seed=seed)
-    # Last: no variant trains longer than another, and each is seen by its prior as it is.
-    equal = {"train": {"batches": 0, "minutes": study["minutes"]}, "temper": {"transitions": 0}}
-    return with_settings(with_settings(config, changes_of(study, variant)), equal)
+    config = with_settings(config, changes_of(study, variant))
+    # Last: no variant trains longer or reasons longer than another, and each is seen by its prior as it is.
+    return with_settings(
+        config,
+        {
+            "train": {"batches": 0, "minutes": study["minutes"]},
+            "temper": {"scale": 1.0, "transitions": 0},
+            "evaluate": {"depth": TRANSITIONS // config.model.transitions},
+        },
+    )
 
 
 def changes_of(study: dict[str, Any], variant: str) -> dict[str, dict[str, Any]]:
@@ -67,14 +75,14 @@ def changes_of(study: dict[str, Any], variant: str) -> dict[str, dict[str, Any]]
 
 
 def measure_run(run: Run) -> dict[str, Any]:
-    """The validation split under the prior at every depth, the bounds, and how accuracy went over training."""
+    """The validation split under the prior after as many transitions as LENGTHS, the bounds, and the looks."""
     task = run.assembly.task
     puzzles = task.split("validation")
-    depths = {}
-    for depth in sorted({*DEPTHS, run.depth}):
-        rolled = roll(run, puzzles.inputs, depth=depth)
+    by_length = {}
+    for length in LENGTHS:
+        rolled = roll(run, puzzles.inputs, depth=length // run.assembly.config.model.transitions)
         found = measure(task, puzzles, rolled.tokens, rolled.score).to_dict()
-        depths[str(depth)] = {
+        by_length[str(length)] = {
             k: v for k, v in found.items() if v is not None and k not in ("num_inputs", "num_samples")
         }
     x, y = puzzles.pairs(len(puzzles), generator_for(run.assembly.config.evaluate.seed, len(puzzles)))
@@ -83,8 +91,7 @@ def measure_run(run: Run) -> dict[str, Any]:
     rows = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
     looks = [row for row in rows if "prior_accuracy" in row]
     return {
-        "depth": run.depth,
-        "by_depth": depths,
+        "by_length": by_length,
         "elbo_full": bounds.full.mean().item(),
         "elbo_surrogate": bounds.surrogate.mean().item(),
         "excess": excess(bounds.full, puzzles.num_solutions).mean().item(),
@@ -111,9 +118,27 @@ def pareto_k_of(run: Run, x: Tensor | None, y: Tensor) -> Tensor:
     return torch.from_numpy(pareto_k(drawn.log_weight))
 
 
-def so_far(path: Path) -> dict[str, Any]:
-    """What is in the JSON already."""
-    return read_json(path) if path.exists() else {"variants": {}}
+def about_study(study: dict[str, Any]) -> dict[str, Any]:
+    """What all runs of a study have in common."""
+    return {"study": study["name"]} | {key: study[key] for key in ("task", "preset", "minutes")}
+
+
+def so_far(path: Path, study: dict[str, Any]) -> dict[str, Any]:
+    """What is in the JSON already. Raises ConfigError where it is of another study, or of other minutes."""
+    if not path.exists():
+        return {"variants": {}}
+    found = read_json(path)
+    for key, value in about_study(study).items():
+        if found.get(key) != value:
+            raise ConfigError(f"{path} has {key} = {found.get(key)}, not {value}: give another --out and --runs")
+    return found
+
+
+def check_folder(folder: Path, config: RunConfig) -> None:
+    """Raises ConfigError where ``folder`` holds a run with other settings: going on would mix the two."""
+    begun = folder / "config.json"
+    if begun.exists() and read_json(begun) != config.to_dict():
+        raise ConfigError(f"{folder} was begun with other settings: give another --runs")
 
 
 def shared_settings(config: RunConfig) -> dict[str, Any]:
@@ -139,26 +164,29 @@ def is_done(results: dict[str, Any], variant: str, config: RunConfig) -> bool:
 def collect(out: Path, study: dict[str, Any], runs: Path) -> None:
     """Put every measured run of the study into its JSON, in the order of ``gap.toml``.
 
-    Each run leaves its own file, so that processes which share a study lose nothing.
+    Each run leaves its own file, so that processes which share a study lose nothing. Runs with other settings than the
+    study's (other minutes, a variant that is gone) are left where they are.
     """
-    results = so_far(out)
+    results = so_far(out, study)
     for path in sorted(runs.glob(f"{study['name']}-*-seed*/measured.json")):
         found = read_json(path)
-        variant, seed = found.pop("variant"), str(found.pop("seed"))
+        variant, seed = found.pop("variant"), found.pop("seed")
+        if variant not in study["variants"] or found["config"] != shared_settings(config_of(study, variant, seed)):
+            continue
         about = {"asks": study["variants"][variant]["asks"], "changes": changes_of(study, variant)}
         held = results["variants"].setdefault(variant, {})
-        held |= about | {"config": found.pop("config"), "seeds": held.get("seeds", {}) | {seed: found}}
+        held |= about | {"config": found.pop("config"), "seeds": held.get("seeds", {}) | {str(seed): found}}
     results["variants"] = {name: results["variants"][name] for name in study["variants"] if name in results["variants"]}
-    write_json(out, {"study": study["name"]} | {key: study[key] for key in ("task", "preset", "minutes")} | results)
+    write_json(out, results | about_study(study))
 
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], float]] = {
-    "coverage": lambda run: at_its_depth(run)["coverage"],
-    "its limit": lambda run: at_its_depth(run)["coverage_limit"],
+    "coverage": lambda run: compared(run)["coverage"],
+    "its limit": lambda run: compared(run)["coverage_limit"],
     "total variation above perfect": lambda run: (
-        at_its_depth(run)["total_variation"] - at_its_depth(run)["total_variation_perfect"]
+        compared(run)["total_variation"] - compared(run)["total_variation_perfect"]
     ),
-    "accuracy at its deepest": lambda run: run["by_depth"][max(run["by_depth"], key=int)]["sample_accuracy"],
+    "accuracy after twice as long": lambda run: run["by_length"][str(2 * TRANSITIONS)]["sample_accuracy"],
     "excess, nats": lambda run: run["excess"],
     "k-hat above 0.7": lambda run: run["k_hat"]["above_0.7"],
     "KL a step, nats": lambda run: run["last"]["kl"],
@@ -166,9 +194,9 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], float]] = {
 }
 
 
-def at_its_depth(run: dict[str, Any]) -> dict[str, Any]:
-    """The metrics of a run at the depth of its preset."""
-    return run["by_depth"][str(run["depth"])]
+def compared(run: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a run after TRANSITIONS transitions."""
+    return run["by_length"][str(TRANSITIONS)]
 
 
 def table(results: dict[str, Any]) -> str:
@@ -176,7 +204,7 @@ def table(results: dict[str, Any]) -> str:
     lines = [f"| variant | seeds | accuracy | {' | '.join(COLUMNS)} |", "|---" * (3 + len(COLUMNS)) + "|"]
     for name, variant in results["variants"].items():
         runs = list(variant["seeds"].values())
-        accuracy = [at_its_depth(run)["sample_accuracy"] for run in runs]
+        accuracy = [compared(run)["sample_accuracy"] for run in runs]
         means = {column: mean(value(run) for run in runs) for column, value in COLUMNS.items()}
         cells = [f"{value:.0f}" if column == "updates" else f"{value:.3f}" for column, value in means.items()]
         spread = f"{mean(accuracy):.3f} ({min(accuracy):.3f} to {max(accuracy):.3f})"
@@ -205,11 +233,14 @@ def main(argv: list[str]) -> int:
     names = arguments.variants or list(study["variants"])
     seeds = arguments.seeds or study["seeds"]
     configs = {(seed, name): config_of(study, name, seed) for seed in seeds for name in names}
-    results = so_far(out)
+    results = so_far(out, study)
     missing = {key: config for key, config in configs.items() if not is_done(results, key[1], config)}
+    folders = {key: arguments.runs / f"{arguments.study}-{key[1]}-seed{key[0]}" for key in missing}
+    for key, config in missing.items():
+        check_folder(folders[key], config)
     for (seed, name), config in missing.items():  # every variant once, then the next seed
         print(f"{arguments.study}: {name}, seed {seed}", file=sys.stderr)
-        folder = arguments.runs / f"{arguments.study}-{name}-seed{seed}"
+        folder = folders[seed, name]
         run = open_run(config, folder, resume=True, data_dir=None, device=torch.device("cpu"))
         try:
             train(run)

@@ -40,6 +40,9 @@ def training(rows: list[dict[str, Any]]) -> Figure:
     number = [r["batch"] for r in rows]
     left.plot(number, [r["reconstruction"] for r in rows], color=BLUE, label="reconstruction")
     left.plot(number, [r["kl"] for r in rows], color=ORANGE, label="KL")
+    on_policy = [(r["batch"], r["on_policy"]) for r in rows if "on_policy" in r]
+    if on_policy:
+        left.plot(*zip(*on_policy, strict=True), color=GREEN, label="reconstruction, on-policy")
     if any(r[term] > 0 for r in rows for term in ("reconstruction", "kl")):
         left.set_yscale("log")
     _clean(left, "batch", "nats per input (log scale)")

@@ -21,7 +21,6 @@ from pyro_gram.files import write_via
 if TYPE_CHECKING:
     import torch
 
-    from pyro_gram.inference.temper import TemperConfig
     from pyro_gram.tasks.base import PuzzleSet, Task
 
 ARVIZ_MAJOR = int(az.__version__.split(".")[0])
@@ -104,7 +103,6 @@ def collect(
     chains: int = 4,
     draws: int = 25,
     seed: int = 0,
-    temper: TemperConfig | None = None,
 ) -> Any:
     """The guide's and the prior's trajectories on the first ``inputs`` puzzles, each with one target drawn uniformly.
 
@@ -118,7 +116,7 @@ def collect(
     import torch
 
     from pyro_gram.inference.importance import MAX_TRACED, GuidanceScale, guide_draws
-    from pyro_gram.inference.sampling import AS_IT_IS, at_once, rollout
+    from pyro_gram.inference.sampling import at_once, rollout
     from pyro_gram.tasks.stream import generator_for
 
     puzzles = puzzles.subset(inputs)
@@ -138,15 +136,7 @@ def collect(
         keep("sample_stats", log_weight=q.log_weight, kl=q.kl.permute(1, 2, 0))
         with GuidanceScale() as scale:
             whole = draws * len(puzzles)
-            p = rollout(
-                model,
-                x,
-                num_samples=draws,
-                depth=depth,
-                seed=seed + chain,
-                temper=temper or AS_IT_IS,
-                max_trajectories=whole,
-            )
+            p = rollout(model, x, num_samples=draws, depth=depth, seed=seed + chain, max_trajectories=whole)
         keep("prior", guidance=torch.stack(scale.by_transition).permute(1, 2, 0))
         keep("prior_predictive", **_decoded(task, puzzles, p.tokens))
         keep("sample_stats_prior", score=p.score)

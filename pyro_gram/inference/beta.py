@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, FRACTION, POSITIVE, check_choice, check_range
+from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, check_choice, check_range
 from pyro_gram.errors import ConfigError
 
 
@@ -42,7 +42,7 @@ class BetaConfig:
             fall=(1e-3, 1),
             smoothing=(0, 1 - 1e-9),
             most=POSITIVE,
-            quiet=FRACTION,
+            quiet=(0, 1 - 1e-9),
         )
         check_choice("watch", self.watch, ("mean", "last"))
         if self.quiet and self.most < self.start:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from pyro_gram.inference.elbo import MeanFieldELBO, StepTerms
 from pyro_gram.inference.importance import MAX_TRACED, split_pairs
-from pyro_gram.inference.sampling import AS_IT_IS, MAX_TRAJECTORIES, rollout_log_prob
-from pyro_gram.inference.temper import TemperConfig
+from pyro_gram.inference.sampling import MAX_TRAJECTORIES, rollout_log_prob
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,6 @@ def prior_log_likelihood(
     depth: int,
     num_samples: int,
     seed: int = 0,
-    temper: TemperConfig = AS_IT_IS,
     max_trajectories: int = MAX_TRAJECTORIES,
 ) -> Tensor:
     """log p(y | x) by prior Monte Carlo: the log of the mean of p(y | h_T) over trajectories of the prior.
@@ -102,13 +100,12 @@ def prior_log_likelihood(
         y: answers, ``[B, L_out]``; they are looked at only after each trajectory has ended.
         depth: supervision steps.
         num_samples: S.
-        temper: the scale of the prior at the start; the likelihood is then that of the program so changed.
         max_trajectories: the most that run at once.
 
     Returns:
         nats per input, ``[B]``.
     """
     log_p = rollout_log_prob(
-        model, x, y, depth=depth, num_samples=num_samples, seed=seed, temper=temper, max_trajectories=max_trajectories
+        model, x, y, depth=depth, num_samples=num_samples, seed=seed, max_trajectories=max_trajectories
     )
     return log_p.logsumexp(0) - math.log(num_samples)

@@ -43,7 +43,7 @@ class EffectGuide(GuideMessenger, nn.Module):
     """
 
     trace: Trace
-    until: int = 0  # transitions of a trajectory after which it follows the prior; 0 for none
+    until: int = 0  # transitions of a program after which it follows the prior; 0 for none
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)

@@ -1,7 +1,7 @@
 """Roll-outs from the prior: width (many trajectories) times depth (many supervision steps), untraced and in chunks.
 
-This is the same Pyro program that ``Predictive`` runs, with the same draws under the same seed, without a trace to
-keep. It takes no y: what it returns can be scored.
+This is the same Pyro program that ``Predictive`` runs, with the same draws under the same seed where no temper is asked
+for, without a trace to keep. It takes no y: what it returns can be scored.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def rollout(
         x: inputs, int64 ``[B, *event]``; None for p(x), where B is 1.
         num_samples: N, trajectories an input.
         depth: supervision steps.
-        seed: of the draws. The answer depends on the seed and on ``max_trajectories`` alone; chunk 0 draws as
+        seed: of the draws. The answer depends on it, on ``temper`` and on ``max_trajectories`` alone; chunk 0 draws as
             ``Predictive`` would under ``seed``. The caller's random state is left as it was.
         history: keep every supervision step's answer.
         temper: the scale of the prior at the start of each trajectory.
@@ -126,7 +126,6 @@ def rollout_log_prob(
     num_samples: int,
     depth: int,
     seed: int = 0,
-    temper: TemperConfig = AS_IT_IS,
     max_trajectories: int = MAX_TRAJECTORIES,
 ) -> Tensor:
     """log p(y | h_T) at the end of each of ``num_samples`` trajectories of the prior, nats, ``[N, B]``.
@@ -135,22 +134,21 @@ def rollout_log_prob(
     is scored under the same N trajectories.
     """
     _check(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
-    parts = []
+    whole = max(1, max_trajectories // num_samples)
+    parts = [(None, y)] if x is None else list(zip(x.split(whole), y.split(whole), strict=True))
+    rows = []
+    chunk = 0
     with _quiet(x):
-        if x is None:
-            for chunk, start in enumerate(range(0, num_samples, max_trajectories)):
+        for a, b in parts:
+            columns = []
+            for start in range(0, num_samples, max_trajectories):
                 torch.manual_seed(seed + chunk)
-                with Temper(temper):
-                    decode = _final(model, None, None, min(max_trajectories, num_samples - start), depth)
-                parts.append(torch.cat([decode.likelihood.log_prob(b) for b in y.split(64)], dim=1))
-            return torch.cat(parts)
-        width = max(1, max_trajectories // num_samples)
-        for chunk, (a, b) in enumerate(zip(x.split(width), y.split(width), strict=True)):
-            torch.manual_seed(seed + chunk)
-            with Temper(temper):
-                decode = _final(model, a, None, num_samples, depth)
-            parts.append(decode.likelihood.log_prob(b))
-    return torch.cat(parts, dim=1)
+                chunk += 1
+                decode = _final(model, a, None, min(max_trajectories, num_samples - start), depth)
+                few = [b] if a is not None else b.split(64)  # [N, B] log-probabilities of long answers are wide
+                columns.append(torch.cat([decode.likelihood.log_prob(c) for c in few], dim=1))
+            rows.append(torch.cat(columns))
+    return torch.cat(rows, dim=1)
 
 
 def _check(**values: int) -> None:

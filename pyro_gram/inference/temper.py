@@ -2,7 +2,7 @@
 
 Which of several solutions a trajectory ends in is decided in its first transitions, by the prior's mean where its scale
 is small. A wider scale there makes the solutions of an input more even, and more trajectories fail. Only roll-outs know
-of it: training, the bounds and ``inference.importance`` are of the prior as it is.
+of it: training, the bounds, the likelihood and inference.nc are of the prior as it is.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ class TemperConfig:
 
     def __post_init__(self) -> None:
         check_range(self, scale=(0.01, 100), transitions=AT_LEAST_0)
+        if (self.scale == 1) != (self.transitions == 0):
+            raise ConfigError(
+                f"temper.scale = {self.scale:g} with temper.transitions = {self.transitions} changes nothing: set both"
+            )
 
 
 class Temper(Messenger):

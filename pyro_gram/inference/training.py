@@ -1,4 +1,8 @@
-"""Deep supervision by SVI: one optimizer update a supervision step, the latent state carried and detached (Eq. 14)."""
+"""Deep supervision by SVI: one optimizer update a supervision step, the latent state carried and detached (Eq. 14).
+
+In the on-policy part of a run each batch is followed by updates along trajectories of the prior
+(``inference.on_policy``).
+"""
 
 from __future__ import annotations
 
@@ -77,7 +81,7 @@ class TrainConfig:
             save_seconds=AT_LEAST_0,
             on_policy=AT_LEAST_0,
             on_policy_updates=AT_LEAST_1,
-            on_policy_after=FRACTION,
+            on_policy_after=(0, 1 - 1e-9),
             balance=FRACTION,
             ema=(0, 1 - 1e-9),
         )
@@ -99,14 +103,15 @@ class DivergedError(UserError):
 class BatchReport:
     """What one batch cost, means over its supervision steps and inputs, nats per input at beta = 1.
 
-    On-policy updates are left out: they start elsewhere, and nothing follows them but training. ``seconds`` of training
-    are behind it; ``last`` says that it ends the run.
+    On-policy updates are left out of all but ``on_policy``, their own mean reconstruction (None where there were none).
+    ``seconds`` of training are behind it; ``last`` says that it ends the run.
     """
 
     number: int
     reconstruction: float
     kl: float
     beta: float
+    on_policy: float | None = None
     seconds: float = 0.0
     last: bool = False
 
@@ -216,7 +221,7 @@ class Trainer:
         mean, kl = terms.mean(0).tolist()
         report = BatchReport(self.number, mean, kl, self.beta.value)
         if self.config.on_policy and done >= self.config.on_policy_after:
-            self._supervise_on_policy()
+            report.on_policy = self._supervise_on_policy()
         self.beta.update(terms[-1, 0].item() if self.beta.config.watch == "last" else mean)
         self.number += 1
         return report
@@ -232,19 +237,27 @@ class Trainer:
             found.append(torch.stack((terms.reconstruction.mean(), terms.kl.sum(0).mean())))
         return torch.stack(found)
 
-    def _supervise_on_policy(self) -> None:
-        """Updates at successive supervision steps of trajectories of the prior, the first at a random depth."""
+    def _supervise_on_policy(self) -> float:
+        """Updates at successive supervision steps of trajectories of the prior, the first at a random depth.
+
+        Returns:
+            their mean reconstruction, nats per input.
+        """
         assert self.candidates is not None
         c = self.config
         found = self.candidates(self.number)
         x, solutions, there = (t.to(self.device) for t in (found.x, found.solutions, found.there))
         first = int(torch.randint(c.on_policy - c.on_policy_updates + 1, ()))
         state, ahead = None, first
+        seen = []
         for step in range(first, first + c.on_policy_updates):
             end = prior_end(self.model, x, ahead, state)
             # Before the first step a trajectory heads nowhere yet.
             y = draw_targets(end.likelihood if step else None, solutions, there)
-            state, ahead = self._update(self.alone, x, y, end.state).state, 0
+            terms = self._update(self.alone, x, y, end.state)
+            state, ahead = terms.state, 0
+            seen.append(terms.reconstruction.mean())
+        return torch.stack(seen).mean().item()
 
     def _update(self, svi: SVI, x: Tensor | None, y: Tensor, state: LatentState | None) -> StepTerms:
         """One supervision step from ``state``, one update, and what the step cost."""

@@ -5,7 +5,9 @@ import tomllib
 
 import pytest
 
+from experiments.run import PRESETS
 from experiments.studies import gap
+from pyro_gram.config import read_preset
 from pyro_gram.errors import ConfigError
 
 STUDIES = tomllib.loads((gap.HERE / "gap.toml").read_text())
@@ -16,8 +18,13 @@ def test_every_variant_is_a_config_that_differs_from_every_other(name):
     study = gap.read_study(name)
     configs = {variant: gap.config_of(study, variant, seed=3) for variant in study["variants"]}
     assert len({json.dumps(c.to_dict()) for c in configs.values()}) == len(configs)
-    for config in configs.values():
+    preset = read_preset(PRESETS, study["task"], study["preset"]).to_dict()
+    for variant, config in configs.items():
+        for part, fields in gap.changes_of(study, variant).items():
+            assert not fields.items() & preset[part].items(), f"{name}.{variant}: no difference"
+        assert config.evaluate.depth * config.model.transitions == gap.TRANSITIONS
         assert (config.train.minutes, config.train.batches, config.seed) == (study["minutes"], 0, 3)
+        assert config.temper.transitions == 0
 
 
 def test_what_is_unknown_is_named():
@@ -44,7 +51,8 @@ def test_a_study_runs_goes_on_and_prints_its_table(tmp_path, monkeypatch, capsys
         },
     }
     monkeypatch.setattr(gap, "read_study", lambda name: dict(study))
-    monkeypatch.setattr(gap, "DEPTHS", (1, 3))
+    monkeypatch.setattr(gap, "TRANSITIONS", 2)
+    monkeypatch.setattr(gap, "LENGTHS", (2, 4))
     out = tmp_path / "gap.json"
     command = ["--study", "any", "--runs", str(tmp_path / "runs"), "--out", str(out)]
     assert gap.main([*command, "--seeds", "5", "--variants", "quiet"]) == 0
@@ -56,29 +64,43 @@ def test_a_study_runs_goes_on_and_prints_its_table(tmp_path, monkeypatch, capsys
     assert found["variants"]["quiet"] == first["variants"]["quiet"]
     assert found["variants"]["quiet"]["changes"] == {k: v for k, v in study["variants"]["quiet"].items() if k != "asks"}
     run = found["variants"]["plain"]["seeds"]["5"]
-    assert set(run["by_depth"]) == {"1", "3", str(run["depth"])}
-    assert 0 <= run["by_depth"]["3"]["sample_accuracy"] <= 1
+    assert set(run["by_length"]) == {"2", "4"}
+    assert 0 <= run["by_length"]["4"]["sample_accuracy"] <= 1
     assert "| `quiet` | 1 |" in capsys.readouterr().out
     assert 0 <= run["k_hat"]["above_0.7"] <= 1
     assert gap.main([*command, "--table"]) == 0
     printed = capsys.readouterr().out
     assert "| `plain` | 1 |" in printed
     assert "- `quiet`: budget?" in printed
-    with pytest.raises(ConfigError, match="'plain' was run with other settings of 'train'"):
+    with pytest.raises(ConfigError, match=r"has minutes = 0.02, not 3.0: give another --out and --runs"):
         gap.main([*command, "--minutes", "3"])
+    with pytest.raises(ConfigError, match="any-plain-seed5 was begun with other settings: give another --runs"):
+        gap.main([*command, "--minutes", "3", "--out", str(tmp_path / "other.json")])
+    study["variants"]["plain"]["optim"] = {"lr": 0.5}
+    with pytest.raises(ConfigError, match="'plain' was run with other settings of 'optim'"):
+        gap.main(command)
 
 
-def test_processes_that_share_a_study_lose_nothing(tmp_path):
-    study = {"name": "any", "task": "t", "preset": "p", "minutes": 1, "variants": {v: {"asks": v} for v in "ab"}}
+def test_processes_that_share_a_study_lose_nothing_and_take_no_run_of_another(tmp_path):
+    variants = {"a": {"asks": "a"}, "b": {"asks": "b", "optim": {"lr": 0.1}}}
+    study = {"name": "any", "task": "coloring", "preset": "tiny", "minutes": 1.0, "variants": variants}
     out, runs = tmp_path / "gap.json", tmp_path / "runs"
-    for variant, seed in (("b", 0), ("a", 1), ("b", 1)):
+
+    def leave(variant, seed, study):
         folder = runs / f"any-{variant}-seed{seed}"
         folder.mkdir(parents=True)
-        measured = {"variant": variant, "seed": seed, "config": {"x": variant}, "found": seed}
+        config = gap.shared_settings(gap.config_of(study, variant, seed))
+        measured = {"variant": variant, "seed": seed, "config": config, "found": seed}
         (folder / "measured.json").write_text(json.dumps(measured))
+
+    for variant, seed in (("b", 0), ("a", 1), ("b", 1)):
+        leave(variant, seed, study)
+    leave("a", 7, study | {"minutes": 2.0})
+    leave("gone", 0, study | {"variants": {"gone": {"asks": "?"}}})
     gap.collect(out, study, runs)
     (runs / "any-b-seed0" / "measured.json").unlink()  # the JSON keeps what is in it
     gap.collect(out, study, runs)
-    variants = json.loads(out.read_text())["variants"]
-    assert list(variants) == ["a", "b"]
-    assert variants["b"]["seeds"] == {"0": {"found": 0}, "1": {"found": 1}}
+    found = json.loads(out.read_text())["variants"]
+    assert list(found) == ["a", "b"]
+    assert found["a"]["seeds"] == {"1": {"found": 1}}
+    assert found["b"]["seeds"] == {"0": {"found": 0}, "1": {"found": 1}}

@@ -8,7 +8,7 @@ from torch.distributions import TanhTransform, kl_divergence
 from guides.amortized import within_budget
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.bounds import terms
-from tests.conftest import case_of
+from tests.conftest import case_of, small
 
 
 def draw(seed, spread):
@@ -52,15 +52,20 @@ def test_the_prior_is_not_trained_through_the_budget():
     assert loc.grad.any()
 
 
+def test_a_guide_that_stops_before_training_does_is_refused():
+    with pytest.raises(ConfigError, match="guide.until = 3 is less than the 4 transitions that training makes"):
+        small(guide={"until": 3})  # T = 2, N_sup = 2
+
+
 @pytest.mark.parametrize("guide", ["amortized", "replay"])
-@pytest.mark.parametrize("until", [0, 2])
+@pytest.mark.parametrize("until", [0, 4])
 def test_from_some_transition_on_the_guide_follows_the_prior(guide, until):
     case = case_of(guide_name=guide, guide={"until": until})
     with torch.no_grad():
         getattr(case.assembly.guide, "inference", case.assembly.guide).head.mlp.down.weight.normal_()
-    kl = terms(case.assembly.model, case.assembly.guide, case.x, case.y, steps=2, truncated=False).kl
-    assert (kl[:2] > 1).all()
-    assert (kl[2:] == 0).all() if until else (kl[2:] > 1).all()
+    kl = terms(case.assembly.model, case.assembly.guide, case.x, case.y, steps=3, truncated=False).kl
+    assert (kl[:4] > 1).all()
+    assert (kl[4:] == 0).all() if until else (kl[4:] > 1).all()
 
 
 def test_a_prior_that_is_no_gaussian_is_refused():

@@ -80,15 +80,18 @@ def test_no_steps_further_is_where_the_trajectories_are():
     assert torch.equal(same.likelihood.base_dist.logits, one.likelihood.base_dist.logits)
 
 
-def test_a_batch_of_the_on_policy_part_makes_more_updates_and_the_schedule_still_ends_at_one():
+def test_a_batch_of_the_on_policy_part_makes_more_updates_at_the_rate_of_its_last_step():
     trainer = make_trainer(
         small(), batches=4, supervision_steps=3, on_policy=4, on_policy_updates=2, on_policy_after=0.5
     )
-    seen = []
-    for _ in trainer.run():
-        seen.append((trainer.optim.update, trainer.optim.done))
-    assert [update for update, _ in seen] == [3, 6, 11, 16]
-    assert seen[-1][1] == pytest.approx((3 + 2 / 3) / 4)
+    rates = []
+    step = trainer.alone.step
+    trainer.alone.step = lambda *args, **kwargs: (rates.append(trainer.optim.done), step(*args, **kwargs))[1]
+    reports = [(trainer.optim.update, report.on_policy) for report in trainer.run()]
+    assert [update for update, _ in reports] == [3, 6, 11, 16]
+    assert rates == pytest.approx([(2 + 2 / 3) / 4] * 2 + [(3 + 2 / 3) / 4] * 2)
+    assert [loss is None for _, loss in reports] == [True, True, False, False]
+    assert all(loss > 0 for _, loss in reports[2:])
 
 
 def test_its_updates_follow_the_prior_from_every_depth_towards_solutions_of_other_inputs(monkeypatch):

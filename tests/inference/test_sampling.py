@@ -105,10 +105,12 @@ def test_no_gradient_and_no_trace_is_kept(case):
     assert not rolled.score.requires_grad
 
 
-def test_log_prob_of_an_answer_is_that_of_the_same_trajectories(case):
+@pytest.mark.parametrize("max_trajectories", [3, 9, 2048])
+def test_log_prob_of_an_answer_is_that_of_the_same_trajectories(case, max_trajectories):
     model = case.assembly.model
-    rolled = rollout(model, case.x, num_samples=4, depth=2, seed=6)
-    log_p = rollout_log_prob(model, case.x, rolled.tokens[0], num_samples=4, depth=2, seed=6)
+    settings = {"num_samples": 4, "depth": 2, "seed": 6, "max_trajectories": max_trajectories}
+    rolled = rollout(model, case.x, **settings)
+    log_p = rollout_log_prob(model, case.x, rolled.tokens[0], **settings)
     torch.testing.assert_close(log_p[0], rolled.score[0])
     assert (log_p <= rolled.score + 1e-6).all()
 

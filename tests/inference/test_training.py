@@ -245,6 +245,7 @@ def test_every_bound_trains_with_every_guide(elbo, guide):
         ({"elbo": "x"}, "unknown elbo"),
         ({"ema": 1.0}, "ema"),
         ({"balance": 2.0}, "balance"),
+        ({"on_policy_after": 1.0}, "on_policy_after"),
     ],
 )
 def test_bad_train_settings_are_named(settings, message):
