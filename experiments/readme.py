@@ -10,6 +10,7 @@ from experiments.studies import gap
 from pyro_gram.cli import Parser, call
 from pyro_gram.errors import UserError
 from pyro_gram.files import read_json, write_bytes
+from pyro_gram.inference.temper import told
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = ROOT / "checkpoints"
@@ -79,20 +80,28 @@ def solved_table() -> str:
 def seeds_table() -> str:
     """The runs whose recipe was repeated with other seeds: seed 0 is the checkpoint."""
     lines = [
-        "| run | seed | accuracy of all samples | violations, first samples | coverage / limit "
-        "| total variation to uniform (perfect sampling) | last look, best look |",
-        "|---|---|---|---|---|---|---|",
+        "| run | seed | prior | accuracy, first samples (all) | violations | coverage / limit "
+        "| total variation to uniform (perfect sampling) | excess, nats | last look, best look |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in REPEATED:
-        for path in sorted([CHECKPOINTS / f"{name}.results.json", *CHECKPOINTS.glob(f"{name}.seed*.results.json")]):
+        repeats = sorted(CHECKPOINTS.glob(f"{name}.seed*.results.json"))
+        plain = CHECKPOINTS / f"{name}.untempered.results.json"
+        for path in [CHECKPOINTS / f"{name}.results.json", *repeats, *([plain] if plain.exists() else [])]:
             results = read_json(path)
             m, looks = results["metrics"], results["looks"]
             lines.append(
-                f"| `{name}` | {results['seed']} | {m['sample_accuracy']:.3f} | {m['violations']} in {m['num_inputs']} "
+                f"| `{name}` | {results['seed']} | {_prior(m)}, {m['depth']} steps "
+                f"| {m['accuracy']:.3f} ({m['sample_accuracy']:.3f}) | {m['violations']} in {m['num_inputs']} "
                 f"| {m['coverage_ratio']:.3f} | {m['total_variation']:.3f} ({m['total_variation_perfect']:.3f}) "
-                f"| {looks['last_accuracy']:.3f}, {looks['best_accuracy']:.3f} |"
+                f"| {m['excess']:.2f} | {looks['last_accuracy']:.3f}, {looks['best_accuracy']:.3f} |"
             )
     return "\n".join(lines)
+
+
+def _prior(metrics: dict[str, Any]) -> str:
+    """How the prior was sampled."""
+    return told(metrics["temper_scale"], metrics["temper_transitions"]).strip(" ()") or "as it is"
 
 
 def made_by(results: dict[str, Any]) -> str:

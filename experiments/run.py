@@ -12,6 +12,7 @@ import torch
 from pyro_gram.cli import Parser, call
 from pyro_gram.config import RunConfig, add_options, read_preset, with_options
 from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.inference.temper import told
 from pyro_gram.tasks.base import SPLITS, make_task
 
 PRESETS = Path(__file__).parent / "presets"
@@ -102,16 +103,17 @@ TOLD = ("frechet_distance", "inception_score", "pass_at_1", "pass_at_2")  # told
 
 def summary(task: str, m: dict[str, Any]) -> str:
     """One line on the metrics of a run."""
-    told = [f"accuracy {m['accuracy']:.3f}"] if m["accuracy"] is not None else []
+    figures = [f"accuracy {m['accuracy']:.3f}"] if m["accuracy"] is not None else []
     if m["vote_accuracy"] is not None:
-        told += [f"{m['violations']} violations (first sample)", f"vote {m['vote_accuracy']:.3f}"]
+        figures += [f"{m['violations']} violations (first sample)", f"vote {m['vote_accuracy']:.3f}"]
     if m["coverage"] is not None:
-        told += [f"coverage {m['coverage']:.3f} of a possible {m['coverage_limit']:.3f}"]
+        figures += [f"coverage {m['coverage']:.3f} of a possible {m['coverage_limit']:.3f}"]
     if m["total_variation"] is not None:
-        told += [f"total variation {m['total_variation']:.2f} (perfect {m['total_variation_perfect']:.2f})"]
-    told += [f"{name.replace('_', ' ')} {m[name]:.2f}" for name in TOLD if m.get(name) is not None]
+        figures += [f"total variation {m['total_variation']:.2f} (perfect {m['total_variation_perfect']:.2f})"]
+    figures += [f"{name.replace('_', ' ')} {m[name]:.2f}" for name in TOLD if m.get(name) is not None]
+    temper = told(m["temper_scale"], m["temper_transitions"])
     measured = "no input" if m["vote_accuracy"] is None else f"{m['num_inputs']} held-out inputs"
-    return f"{task}, {measured}, {m['num_samples']} samples: {', '.join(told)}"
+    return f"{task}, {measured}, {m['num_samples']} samples{temper}: {', '.join(figures)}"
 
 
 def main(argv: list[str]) -> int:

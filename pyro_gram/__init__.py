@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 from pyro_gram.version import __version__
 
 if TYPE_CHECKING:
+    from pyro_gram.inference.temper import TemperConfig
     from pyro_gram.solver import Solver, load
 
-__all__ = ["Solver", "__version__", "load"]
+__all__ = ["Solver", "TemperConfig", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
     # Torch and Pyro take seconds to import: only when something of theirs is asked for.
-    if name in ("Solver", "load"):
+    if name in ("Solver", "TemperConfig", "load"):
         from pyro_gram import solver
 
         return getattr(solver, name)

@@ -181,6 +181,8 @@ def test_metrics(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, Any
         "elbo_inputs": len(y),
         **_likelihood(run, x, y),
         "depth": run.depth,
+        "temper_scale": run.assembly.config.temper.scale,
+        "temper_transitions": run.assembly.config.temper.transitions,
         **assess(task, puzzles, rolled.tokens, split="test"),
     }
 

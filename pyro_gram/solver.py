@@ -95,8 +95,10 @@ class Solver:
 
         Raises:
             InputError: x is no input of this task.
-            UserError: ``num_samples`` or ``depth`` below 1.
+            UserError: ``num_samples`` or ``depth`` below 1; a temper that is none.
         """
+        if temper is not None and not isinstance(temper, TemperConfig):
+            raise UserError(f"temper must be a pyro_gram.TemperConfig, not {temper!r}")
         return rollout(
             self.model,
             self._tokens(x),
@@ -144,12 +146,13 @@ class Solver:
         depth: int | None = None,
         seed: int = 0,
         select: str = "all",
+        temper: TemperConfig | None = None,
     ) -> list[Solved]:
         """Distinct answers of each input, most frequent first, ties by score and then by appearance.
 
         Args:
             x: input tokens, int64 ``[B, *event]``, or the text of one input or of several.
-            num_samples, depth, seed: as for :meth:`sample`.
+            num_samples, depth, seed, temper: as for :meth:`sample`.
             select: ``all`` distinct answers, or the one that won the ``vote``.
         """
         tokens = self._tokens(x)
@@ -157,7 +160,7 @@ class Solver:
             raise InputError("this checkpoint is a model p(x): there is no input to solve, use sample")
         if select not in SELECTIONS:
             raise UserError(f"unknown selection {select!r}; known: {', '.join(SELECTIONS)}")
-        rolled = self.sample(tokens, num_samples, depth, seed)
+        rolled = self.sample(tokens, num_samples, depth, seed, temper=temper)
         depth = self.default_depth if depth is None else depth
         canonical = self.task.canonical(tokens, rolled.tokens)
         valid, known = self.task.valid(tokens, canonical), self.task.known(tokens, canonical)

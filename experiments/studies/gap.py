@@ -186,10 +186,10 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], float]] = {
     "total variation above perfect": lambda run: (
         compared(run)["total_variation"] - compared(run)["total_variation_perfect"]
     ),
-    "accuracy after twice as long": lambda run: run["by_length"][str(2 * TRANSITIONS)]["sample_accuracy"],
+    "accuracy, 32 transitions": lambda run: run["by_length"][str(2 * TRANSITIONS)]["sample_accuracy"],
     "lost since the best look": lambda run: max(look[1] for look in run["curve"]) - run["curve"][-1][1],
     "excess, nats": lambda run: run["excess"],
-    "k-hat above 0.7": lambda run: run["k_hat"]["above_0.7"],
+    "share of inputs with k-hat > 0.7": lambda run: run["k_hat"]["above_0.7"],
     "KL a step, nats": lambda run: run["last"]["kl"],
     "updates": lambda run: run["updates"],
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_gram.files import write_bytes
+from pyro_gram.inference.temper import told
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
@@ -53,6 +54,7 @@ ROWS = (
 )
 LISTED = {key for key, _ in ROWS} | {
     "elbo_full", "elbo_inputs", "log_likelihood_samples", "log_likelihood_inputs", "num_inputs", "num_samples", "depth",
+    "temper_scale", "temper_transitions",
 }  # fmt: skip
 
 
@@ -81,7 +83,8 @@ def write_report(path: Path, config: dict[str, Any], results: dict[str, Any], fi
 <h1>pyro_gram: {html.escape(results["task"])}, preset {html.escape(results["preset"])}, seed {results["seed"]}</h1>
 <p>{results["parameters"]:,} parameters, {results["batches"]:,}{_of(results, config)} batches; trained in
 {seconds["train"]:.0f} s, evaluated in {seconds["evaluate"]:.0f} s. Every figure below is from fresh trajectories of the
-prior{_measured(results)}, {metrics["depth"]} supervision steps deep; only the bounds use the guide.</p>
+prior{told(metrics["temper_scale"], metrics["temper_transitions"])}{_measured(results)}, {metrics["depth"]} supervision
+steps deep; only the bounds use the guide, and they and log p(y|x) are of the prior as it is.</p>
 <div class=wide><table>{rows}</table></div>{pictures}
 <details><summary>Settings</summary><pre>{html.escape(json.dumps(config, indent=2))}</pre></details>
 <details><summary>results.json</summary><pre>{html.escape(json.dumps(results, indent=2))}</pre></details>

@@ -32,11 +32,19 @@ class TemperConfig:
     transitions: int = 0
 
     def __post_init__(self) -> None:
+        if type(self.transitions) is not int or type(self.scale) not in (int, float):
+            raise ConfigError(f"temper takes a number and a whole number, not {self.scale!r} and {self.transitions!r}")
         check_range(self, scale=(0.01, 100), transitions=AT_LEAST_0)
         if (self.scale == 1) != (self.transitions == 0):
             raise ConfigError(
-                f"temper.scale = {self.scale:g} with temper.transitions = {self.transitions} changes nothing: set both"
+                f"temper.scale = {self.scale:g} with temper.transitions = {self.transitions} changes nothing: "
+                "give a scale other than 1 and transitions of at least 1; or, for the prior as it is, 1 and 0"
             )
+
+
+def told(scale: float, transitions: int) -> str:
+    """As figures are marked: " (sigma x 1.9 in the first 2 transitions)"; nothing for the prior as it is."""
+    return f" (sigma x {scale:g} in the first {transitions} transitions)" if transitions else ""
 
 
 class Temper(Messenger):

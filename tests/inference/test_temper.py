@@ -4,8 +4,9 @@ import pytest
 import torch
 from pyro.poutine.messenger import Messenger
 
+import pyro_gram
 from models.priors import GaussianPrior
-from pyro_gram.errors import ConfigError
+from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.evaluate import roll
 from pyro_gram.inference.sampling import rollout
 from pyro_gram.inference.sites import transition_of
@@ -78,8 +79,10 @@ def test_what_is_not_guidance_keeps_its_scale():
     [
         ({"scale": 0.0}, "scale"),
         ({"transitions": -1}, "transitions"),
-        ({"scale": 2.0}, "changes nothing: set both"),
-        ({"transitions": 2}, "changes nothing: set both"),
+        ({"scale": 2.0}, "temper.transitions = 0 changes nothing: give a scale other than 1"),
+        ({"transitions": 2}, "changes nothing"),
+        ({"scale": "a", "transitions": 2}, "a number and a whole number"),
+        ({"scale": 2.0, "transitions": 1.5}, "a number and a whole number"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
@@ -108,3 +111,7 @@ def test_evaluation_and_solver_sample_as_the_config_says(tmp_path):
     solvers = [Solver(run.assembly.config, run.assembly.task, run.assembly.model, run.assembly.guide) for run in runs]
     assert torch.equal(solvers[1].sample(x).score, solvers[0].sample(x, temper=tempered.temper).score)
     assert torch.equal(solvers[0].sample(x).score, solvers[1].sample(x, temper=TemperConfig()).score)
+    assert solvers[0].solve(x) == solvers[1].solve(x, temper=pyro_gram.TemperConfig())
+    assert solvers[0].solve(x) != solvers[1].solve(x)
+    with pytest.raises(UserError, match=r"temper must be a pyro_gram.TemperConfig, not \(2, 2\)"):
+        solvers[0].sample(x, temper=(2, 2))
