@@ -101,7 +101,7 @@ def seeds_table() -> str:
 
 def _prior(metrics: dict[str, Any]) -> str:
     """How the prior was sampled."""
-    return told(metrics["temper_scale"], metrics["temper_transitions"]).strip(" ()") or "as it is"
+    return told(metrics["temper_scale"], metrics["temper_transitions"]) or "as it is"
 
 
 def made_by(results: dict[str, Any]) -> str:

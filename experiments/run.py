@@ -113,7 +113,7 @@ def summary(task: str, m: dict[str, Any]) -> str:
     figures += [f"{name.replace('_', ' ')} {m[name]:.2f}" for name in TOLD if m.get(name) is not None]
     temper = told(m["temper_scale"], m["temper_transitions"])
     measured = "no input" if m["vote_accuracy"] is None else f"{m['num_inputs']} held-out inputs"
-    return f"{task}, {measured}, {m['num_samples']} samples{temper}: {', '.join(figures)}"
+    return f"{task}, {measured}, {m['num_samples']} samples{temper and f' ({temper})'}: {', '.join(figures)}"
 
 
 def main(argv: list[str]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import resource
 import time
@@ -161,8 +160,7 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
 
 def looks_of(run: Run) -> dict[str, float]:
     """Accuracy of the prior on a few validation inputs, at the last look of training and at the best: does it decay?"""
-    rows = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
-    seen = [row["prior_accuracy"] for row in rows if "prior_accuracy" in row]
+    seen = [row["prior_accuracy"] for row in run.rows() if "prior_accuracy" in row]
     return {"last_accuracy": seen[-1], "best_accuracy": max(seen)} if seen else {}
 
 
@@ -228,8 +226,7 @@ def _against_limits(puzzles: PuzzleSet, coverage: float | None, limit: float | N
 def draw_figures(run: Run, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, Path]:
     """Every figure of the run as a PNG file, by name."""
     task = run.assembly.task
-    rows = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
-    drawn = {"training": figures.training(rows)}
+    drawn = {"training": figures.training(run.rows())}
     if puzzles.inputs is None:
         history = roll(run, None, num_samples=4, history=True).history
         assert history is not None

@@ -60,6 +60,10 @@ class Run:
     def metrics_path(self) -> Path:
         return self.out / "metrics.jsonl"
 
+    def rows(self) -> list[dict[str, Any]]:
+        """What ``metrics.jsonl`` holds, a row a batch."""
+        return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
+
     @property
     def state_path(self) -> Path:
         return self.out / "state.safetensors"

@@ -11,7 +11,6 @@ Runs lie under ``--runs`` and resume; a run that is in the JSON already is not m
 
 from __future__ import annotations
 
-import json
 import sys
 import tomllib
 from collections.abc import Callable
@@ -88,7 +87,7 @@ def measure_run(run: Run) -> dict[str, Any]:
     x, y = puzzles.pairs(len(puzzles), generator_for(run.assembly.config.evaluate.seed, len(puzzles)))
     bounds = bounds_of(run, x, y)
     k_hat = pareto_k_of(run, x, y)
-    rows = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    rows = run.rows()
     looks = [row for row in rows if "prior_accuracy" in row]
     return {
         "by_length": by_length,

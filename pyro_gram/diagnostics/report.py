@@ -76,14 +76,14 @@ def write_report(path: Path, config: dict[str, Any], results: dict[str, Any], fi
         f"<img alt='{html.escape(name)}' src='data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}'>"
         for name, file in figures.items()
     )
-    seconds = results["seconds"]
+    seconds, temper = results["seconds"], told(metrics["temper_scale"], metrics["temper_transitions"])
     page = f"""<!doctype html><html lang=en><head><meta charset=utf-8>
 <meta name=viewport content="width=device-width,initial-scale=1"><title>{html.escape(results["task"])} report</title>
 <style>{STYLE}</style></head><body>
 <h1>pyro_gram: {html.escape(results["task"])}, preset {html.escape(results["preset"])}, seed {results["seed"]}</h1>
 <p>{results["parameters"]:,} parameters, {results["batches"]:,}{_of(results, config)} batches; trained in
 {seconds["train"]:.0f} s, evaluated in {seconds["evaluate"]:.0f} s. Every figure below is from fresh trajectories of the
-prior{told(metrics["temper_scale"], metrics["temper_transitions"])}{_measured(results)}, {metrics["depth"]} supervision
+prior{temper and f" ({temper})"}{_measured(results)}, {metrics["depth"]} supervision
 steps deep; only the bounds use the guide, and they and log p(y|x) are of the prior as it is.</p>
 <div class=wide><table>{rows}</table></div>{pictures}
 <details><summary>Settings</summary><pre>{html.escape(json.dumps(config, indent=2))}</pre></details>

@@ -43,8 +43,8 @@ class TemperConfig:
 
 
 def told(scale: float, transitions: int) -> str:
-    """As figures are marked: " (sigma x 1.9 in the first 2 transitions)"; nothing for the prior as it is."""
-    return f" (sigma x {scale:g} in the first {transitions} transitions)" if transitions else ""
+    """As figures are marked: "sigma x 1.9 in the first 2 transitions"; nothing for the prior as it is."""
+    return f"sigma x {scale:g} in the first {transitions} transitions" if transitions else ""
 
 
 class Temper(Messenger):
