@@ -24,14 +24,11 @@ from pyro_gram.tasks import arc_grids as grids
 from pyro_gram.tasks.arc_data import ArcConfig, Pair, collect, grid_text, read_grid, read_json, read_named, read_puzzle
 from pyro_gram.tasks.arc_grids import INVERSE, VOCABULARY, Augmentation, Grid, grid_key
 from pyro_gram.tasks.base import PuzzleSet, Task, TaskSpec, check_split
+from pyro_gram.tasks.terminal import beside, mark, painter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PALETTE = (  # of arcprize.org
-    *("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00"),
-    *("#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25"),
-)
 AT_ONCE = 4096  # canvases held in memory together when answers are checked
 
 
@@ -363,31 +360,32 @@ class Arc(Task):
     def _grid(self, x: Tensor | None, y: Tensor) -> Grid | None:
         return grids.to_grid(*grids.crop(self._square(y), self._opened(x)[-1]))
 
+    def _wrong(self, x: Tensor | None, grid: Grid) -> np.ndarray:
+        """Cells of an answer that differ from the known one, if there is one; all, where the shapes do."""
+        assert x is not None
+        cells, size, known = self._expected(x[None])
+        right = _cut(cells[0], size[0]) if known[0] else grid
+        return grid != right if grid.shape == right.shape else np.ones_like(grid, dtype=bool)
+
     def draw(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
         """The grid in ARC's colours; crosses mark cells that differ from the answer, where it is known."""
-        from matplotlib.colors import ListedColormap
-
-        _, cells, size, _ = self._opened(x)
-        grid = _cut(cells, size) if y is None else self._grid(x, y)
+        grid = _cut(*self._opened(x)[1:3]) if y is None else self._grid(x, y)
         if grid is None:
             axes.text(0.5, 0.5, "no grid", ha="center", va="center", transform=axes.transAxes)
             axes.set_axis_off()
-            return
-        axes.imshow(grid, cmap=ListedColormap(PALETTE), vmin=0, vmax=len(PALETTE) - 1, interpolation="nearest")
-        rows, columns = grid.shape
-        axes.set_xticks(np.arange(columns + 1) - 0.5)
-        axes.set_yticks(np.arange(rows + 1) - 0.5)
-        axes.grid(color="#777777", linewidth=0.5)
-        axes.tick_params(length=0, labelbottom=False, labelleft=False)
-        if x is None or y is None:
-            return
-        expected, shape, known = self._expected(x[None])
-        if known[0]:
-            right = _cut(expected[0], shape[0])
-            wrong = grid != right if grid.shape == right.shape else np.ones_like(grid)
-            r, c = np.nonzero(wrong)
-            axes.scatter(c, r, marker="x", color="#FFFFFF", s=60, linewidths=4)  # white below black: seen on any colour
-            axes.scatter(c, r, marker="x", color="#000000", s=50, linewidths=1.5)
+        else:
+            grids.draw_grid(axes, grid, np.zeros_like(grid) if y is None else self._wrong(x, grid))
+
+    def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
+        """The input's grid and, where given, the answer's beside it; marked as :meth:`draw` does."""
+        painted = painter(colour)
+        given = _cut(*self._opened(x)[1:3])
+        left = grids.render_grid(given, np.zeros_like(given), painted)
+        if y is None:
+            return left
+        grid = self._grid(x, y)
+        right = mark("no grid", painted) if grid is None else grids.render_grid(grid, self._wrong(x, grid), painted)
+        return beside(left, right, between="  ->  ")
 
 
 def _cut(cells: Tensor, size: Tensor) -> Grid:

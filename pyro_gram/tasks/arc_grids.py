@@ -1,4 +1,4 @@
-"""Grids of ARC: the canvas that networks see, symmetries and their inverses, votes and scores.
+"""Grids of ARC: the canvas that networks see, symmetries and their inverses, votes and scores, and how they look.
 
 The canvas follows HRM and TRM (``dataset/build_arc_dataset.py``): 0 is padding, 1 marks an end, 2 + c is the colour c.
 A grid stands somewhere on the canvas; markers of its end run along the row below and the column to its right, where
@@ -10,16 +10,25 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_gram.tasks.terminal import MISTAKE, QUIET_INK, Painter, ink_on, nearest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 PAD, EOS, FIRST_COLOR, COLORS = 0, 1, 2, 10
 VOCABULARY = FIRST_COLOR + COLORS
 TRANSFORMS = 8  # bit 0: transposed, after bit 1: upside down, and bit 2: left to right
 MAX_SIDE = 30
+PALETTE = (  # of arcprize.org
+    *("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00"),
+    *("#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25"),
+)
 
 Grid = np.ndarray  # uint8 [rows, columns], colours 0-9
 GridKey = tuple[tuple[int, ...], bytes]
@@ -240,3 +249,35 @@ def mean_by_task(solved: dict[tuple[int, Hashable], bool]) -> float:
     for (task, _), right in solved.items():
         tasks.setdefault(task, []).append(right)
     return sum(sum(t) / len(t) for t in tasks.values()) / len(tasks) if tasks else 0.0
+
+
+# ---- looks ---------------------------------------------------------------------------------------------------------
+
+
+def draw_grid(axes: Axes, grid: Grid, wrong: np.ndarray) -> None:
+    """The grid in ARC's colours, crosses where it is ``wrong``, bool ``[rows, columns]``."""
+    from matplotlib.colors import ListedColormap
+
+    axes.imshow(grid, cmap=ListedColormap(PALETTE), vmin=0, vmax=len(PALETTE) - 1, interpolation="nearest")
+    rows, columns = grid.shape
+    axes.set_xticks(np.arange(columns + 1) - 0.5)
+    axes.set_yticks(np.arange(rows + 1) - 0.5)
+    axes.grid(color="#777777", linewidth=0.5)
+    axes.tick_params(length=0, labelbottom=False, labelleft=False)
+    if not wrong.any():
+        return
+    r, c = np.nonzero(wrong)
+    axes.scatter(c, r, marker="x", color="#FFFFFF", s=60, linewidths=4)  # white below black: seen on any colour
+    axes.scatter(c, r, marker="x", color="#000000", s=50, linewidths=1.5)
+
+
+def render_grid(grid: Grid, wrong: np.ndarray, painted: Painter) -> str:
+    """The digits of the colours, painted on them, and marks where the grid is ``wrong``. As :func:`draw_grid`."""
+
+    def cell(color: int, bad: bool) -> str:
+        paper = PALETTE[color]
+        ink = ink_on(paper) if color or bad else QUIET_INK  # most cells are black: background
+        return painted(f"{color}{MISTAKE if bad else ' '}", ink, nearest(paper), bold=bad)
+
+    rows = zip(grid.tolist(), wrong.tolist(), strict=True)
+    return "\n".join("".join(map(cell, *row)) for row in rows)

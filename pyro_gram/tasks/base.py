@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_gram.checks import check_choice
 from pyro_gram.download import data_folder
 from pyro_gram.errors import InputError
+from pyro_gram.tasks.terminal import mark, painter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -147,6 +148,7 @@ class Task(ABC):
     unit: ClassVar[str] = "violation"  # what ``violations`` counts, in the singular
     checkable: ClassVar[bool] = True  # can an answer be right or wrong? (a handwritten digit cannot)
     classifier: ClassVar[str] = ""  # what judges samples of images: "digits", or nothing
+    difficulty_label: ClassVar[str] = ""  # of an axis: what ``difficulty`` counts
 
     @abstractmethod
     def split(self, name: str) -> PuzzleSet:
@@ -172,6 +174,17 @@ class Task(ABC):
     def draw(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
         """A picture of one input and, where given, an answer with its mistakes marked."""
 
+    def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
+        """A few lines for a terminal: one input and, where given, an answer with its mistakes marked.
+
+        ``colour`` adds escape codes and changes nothing else. The default: the texts, and a mark behind a wrong answer.
+        """
+        lines = [self.format_input(x)]
+        if y is not None:
+            solution = self.format_solution(x, y)
+            lines.append(solution if self.valid(x, y) else mark(solution + " ", painter(colour)))
+        return "\n".join(line for line in lines if line)
+
     def read(self, text: str) -> Iterator[Tensor]:
         """Every input in the text of a file. The default: one a line, blank lines skipped."""
         lines = text.splitlines()
@@ -189,6 +202,10 @@ class Task(ABC):
     def known(self, x: Tensor | None, y: Tensor) -> Tensor:
         """bool ``[...]``: can the task tell whether the answer is right? The default: always."""
         return torch.ones_like(y[..., 0], dtype=torch.bool)
+
+    def difficulty(self, x: Tensor) -> Tensor | None:
+        """float or int64 ``[B]``: what makes inputs harder, told by the input alone; None where nothing is known."""
+        return None
 
     def provenance(self) -> dict[str, str]:
         """What of outside the data come from: names and digests, for results and checkpoints. The default: nothing."""

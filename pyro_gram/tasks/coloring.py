@@ -21,6 +21,7 @@ from pyro_gram.checks import AT_LEAST_1, check_choice, check_range, check_seed
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task, TaskSpec, check_split
+from pyro_gram.tasks.terminal import ink_on, mark, nearest, painter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +32,7 @@ COLORS = 3
 MAX_VERTICES = 12  # 3^11 / 2 canonical colourings are enumerated for each graph
 PALETTE = ("#0072B2", "#E69F00", "#009E73")  # Okabe-Ito: told apart by colour-blind readers
 CONFLICT = "#C00000"
+LETTERS = "ABC"  # colours beside numbers of vertices
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Coloring(Task):
 
     Config = ColoringConfig
     unit = "conflict"
+    difficulty_label = "edges"
 
     def __init__(self, config: ColoringConfig, data_dir: str | None = None) -> None:
         self.config = config
@@ -112,6 +115,10 @@ class Coloring(Task):
         """Edges whose ends have one colour, plus vertices that hold no colour at all (``edge`` layout)."""
         same = y[..., self._rows] == y[..., self._cols]
         return (same & self.edges(x)).sum(-1) + (y < self._first_color).sum(-1)
+
+    def difficulty(self, x: Tensor) -> Tensor:
+        """The number of edges, int64 ``[...]``."""
+        return self.edges(x).sum(-1)
 
     def canonical(self, x: Tensor | None, y: Tensor) -> Tensor:
         """Colours renumbered in order of first appearance; tokens that are no colour stay as they are."""
@@ -213,6 +220,23 @@ class Coloring(Task):
         axes.set_aspect("equal")
         axes.margins(0.15)
         axes.set_axis_off()
+
+    def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
+        """A vertex a line with its neighbours, behind each the letter of its colour (A, B, C for 0, 1, 2)."""
+        graph, painted = self._graph(x), painter(colour)
+        colors = None if y is None else (y - self._first_color).tolist()
+
+        def named(v: int, beside: int | None = None) -> str:
+            if colors is None:
+                return f"{v:>2}"
+            name = f"{v:>2}{LETTERS[colors[v]] if colors[v] >= 0 else '?'}"
+            if colors[v] < 0 or (beside is not None and colors[v] == colors[beside]):
+                return mark(name, painted)
+            paper = PALETTE[colors[v]]
+            return painted(name, ink_on(paper), nearest(paper)) + " "
+
+        lines = [f"    {named(v)}   {' '.join(named(w, v) for w in sorted(graph[v]))}" for v in graph]
+        return "\n".join(("vertex   neighbours", *lines))
 
     def _graph(self, x: Tensor | None) -> nx.Graph:
         return nx.from_numpy_array(self.adjacency(x).numpy().astype(int))

@@ -24,6 +24,7 @@ from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks.base import GenerativeTask, PuzzleSet, TaskSpec, check_split
 from pyro_gram.tasks.stream import generator_for
+from pyro_gram.tasks.terminal import half_blocks, painter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -199,6 +200,10 @@ class MNIST(GenerativeTask):
         if y is not None:
             axes.imshow(y.view(self.side, self.side).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
         axes.set_axis_off()
+
+    def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
+        """The image in half blocks, two rows of pixels a line; nothing without an answer."""
+        return "" if y is None else half_blocks(y.view(self.side, self.side).tolist(), painter(colour))
 
 
 # ---- files -------------------------------------------------------------------------------------------------------

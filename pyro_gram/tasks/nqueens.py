@@ -22,6 +22,7 @@ from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks.base import PuzzleSet, Task, TaskSpec, check_split
 from pyro_gram.tasks.symmetry import InputSet, unless_held_out
+from pyro_gram.tasks.terminal import WIDTH, mark, nearest, painter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +31,7 @@ MAX_ENUMERATED = 12  # 14,200 solutions; beyond, inputs come with the one soluti
 TRAIN_SHARE = 0.85
 EMPTY, QUEEN = 1, 2  # tokens of the cell layout; 0 is the paper's padding
 GIVEN, FILLED, WRONG = "#222222", "#0072B2", "#C00000"
+SQUARES = ("#EEEEEE", "#D0D0D0")  # in a terminal
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class NQueens(Task):
 
     Config = NQueensConfig
     unit = "conflict"
+    difficulty_label = "queens missing"
 
     def __init__(self, config: NQueensConfig, data_dir: str | None = None) -> None:
         self.config = config
@@ -115,6 +118,10 @@ class NQueens(Task):
         lost = (self.board(x) & ~queens).flatten(-2).sum(-1)
         missing = (self.n - queens.flatten(-2).sum(-1)).clamp(min=0)
         return pairs + lost + missing
+
+    def difficulty(self, x: Tensor) -> Tensor:
+        """The number of queens to place, int64 ``[...]``."""
+        return self.n - self.board(x).flatten(-2).sum(-1)
 
     # ---- data --------------------------------------------------------------------------------------------------
 
@@ -203,20 +210,52 @@ class NQueens(Task):
         queens = given if y is None else self.answer_board(y)
         checks = ((torch.arange(n)[:, None] + torch.arange(n)) % 2).numpy()
         axes.imshow(checks, cmap="Greys", vmin=-0.3, vmax=4, extent=(0, n, n, 0))
-        lines = self._lines.view(-1, n, n) > 0
-        crowded = lines[(lines & queens).flatten(1).sum(1) > 1].any(0)  # squares on a line with two queens or more
+        crowded = self._crowded(queens)
         for r, c in (queens | given).nonzero().tolist():
             if not queens[r, c]:
-                color, mark = WRONG, "\N{MULTIPLICATION SIGN}"  # a given queen that the answer has taken away
+                color, sign = WRONG, "\N{MULTIPLICATION SIGN}"  # a given queen that the answer has taken away
             else:
                 color = WRONG if crowded[r, c] else GIVEN if given[r, c] else FILLED
-                mark = "\N{BLACK CHESS QUEEN}"
-            axes.text(c + 0.5, r + 0.53, mark, ha="center", va="center", color=color, fontsize=110 / n + 3)
+                sign = "\N{BLACK CHESS QUEEN}"
+            axes.text(c + 0.5, r + 0.53, sign, ha="center", va="center", color=color, fontsize=110 / n + 3)
         axes.set_xlim(0, n)
         axes.set_ylim(n, 0)
         axes.set_aspect("equal")
         axes.set_xticks([])
         axes.set_yticks([])
+
+    def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
+        """The board: Q a given queen, q an added one, x a given one that the answer has taken away.
+
+        Marks stand behind these; where the board is too wide for that (n > 44), in their place.
+        """
+        assert x is not None
+        painted = painter(colour)
+        given = self.board(x)
+        queens = given if y is None else self.answer_board(y)
+        wrong = (self._crowded(queens) & queens) | (given & ~queens)
+        remark = "  " + mark("no queen", painted)
+        room = " " if 2 * self.n + len("  no queen!") <= WIDTH else ""
+        lines = []
+        for r in range(self.n):
+            line = ""
+            for c in range(self.n):
+                square = SQUARES[(r + c) % 2]
+                name = ("Q" if given[r, c] else "q") if queens[r, c] else "x" if given[r, c] else "."
+                if wrong[r, c]:
+                    line += mark(name if room else "", painted)
+                else:
+                    ink = GIVEN if name == "Q" else FILLED if name == "q" else "#A0A0A0"
+                    line += painted(name + room, nearest(ink), nearest(square), bold=name == "Q")
+            if y is not None and not queens[r].any():
+                line += remark
+            lines.append(line)
+        return "\n".join(lines)
+
+    def _crowded(self, queens: Tensor) -> Tensor:
+        """The squares of lines that hold two queens or more: bool ``[n, n]`` both."""
+        lines = self._lines.view(-1, self.n, self.n) > 0
+        return lines[(lines & queens).flatten(1).sum(1) > 1].any(0)
 
 
 def _text(board: Tensor) -> str:

@@ -34,6 +34,7 @@ from pyro_gram.tasks.sudoku_boards import (
 )
 from pyro_gram.tasks.sudoku_data import Puzzles, deal, digest, locate, random_puzzles, read_csv, take_unlike
 from pyro_gram.tasks.symmetry import InputSet, unless_held_out
+from pyro_gram.tasks.terminal import FILLED_INK, beside, boxed, mark, painter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -127,6 +128,7 @@ class Sudoku(Task):
     """Fill a board so that each row, column and box holds every digit once."""
 
     Config = SudokuConfig
+    difficulty_label = "blank cells"
 
     def __init__(self, config: SudokuConfig, data_dir: str | None = None) -> None:
         self.config = config
@@ -144,6 +146,10 @@ class Sudoku(Task):
         assert x is not None
         missing = missing_digits(y - FIRST, self.size)
         return missing + (y < FIRST).sum(-1) + ((x >= FIRST) & (x != y)).sum(-1)
+
+    def difficulty(self, x: Tensor) -> Tensor:
+        """The number of blank cells, int64 ``[...]``."""
+        return (x < FIRST).sum(-1)
 
     # ---- data --------------------------------------------------------------------------------------------------
 
@@ -257,10 +263,21 @@ class Sudoku(Task):
         return "".join("?" if token < FIRST else str(token - BLANK) for token in y.tolist())
 
     def draw(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
+        draw_board(axes, self.size, *self._digits(x, y))
+
+    def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
+        """The clues and, where given, the answer beside them."""
+        given, shown = self._digits(x, y)
+        boards = [render_board(self.size, given, colour=colour)]
+        if shown is not None:
+            boards.append(render_board(self.size, given, shown, colour))
+        return beside(*boards, between="  ->  ")
+
+    def _digits(self, x: Tensor | None, y: Tensor | None) -> tuple[list[int], list[int] | None]:
+        """The clues and the answer's digits, 0 for none."""
         assert x is not None
-        given = [max(0, token - BLANK) for token in x.tolist()]
-        shown = None if y is None else [max(0, token - BLANK) for token in y.tolist()]
-        draw_board(axes, self.size, given, shown)
+        given = (x - BLANK).clamp(min=0).tolist()
+        return given, None if y is None else (y - BLANK).clamp(min=0).tolist()
 
 
 def _number(split: str, asked: int, usual: int, available: int, reason: str) -> int:
@@ -270,6 +287,29 @@ def _number(split: str, asked: int, usual: int, available: int, reason: str) -> 
     if asked > available:
         raise ConfigError(f"{split} = {asked}, but {reason} only {available} puzzles: lower it, or set it to 0 for all")
     return min(usual, available) if asked < 0 else asked or available
+
+
+def wrong_cells(size: int, given: Sequence[int], shown: Sequence[int] | None) -> set[int]:
+    """Cells that break a constraint, hold no digit in an answer or another one than the clue. As :func:`draw_board`."""
+    wrong = {cell for _, _, cells in conflicts(given if shown is None else shown, size) for cell in cells}
+    if shown is not None:
+        wrong |= {c for c, digit in enumerate(shown) if not digit or (given[c] and given[c] != digit)}
+    return wrong
+
+
+def render_board(size: int, given: Sequence[int], shown: Sequence[int] | None = None, colour: bool = False) -> str:
+    """A board with its boxes as text: clues bold, other digits blue, mistakes marked. As :func:`draw_board`."""
+    painted, g = painter(colour), geometry(size)
+    digits, wrong = given if shown is None else shown, wrong_cells(size, given, shown)
+    cells = []
+    for cell, digit in enumerate(digits):
+        text = str(digit) if digit else "." if shown is None else "?"
+        if cell in wrong:
+            cells.append(mark(text, painted))
+        else:
+            style = {"bold": True} if given[cell] else {"foreground": FILLED_INK if digit else None}
+            cells.append(painted(text, **style) + " ")
+    return boxed(cells, size, g.box_rows, g.box_cols)
 
 
 def draw_board(axes: Axes, size: int, given: Sequence[int], shown: Sequence[int] | None = None) -> None:
@@ -282,10 +322,7 @@ def draw_board(axes: Axes, size: int, given: Sequence[int], shown: Sequence[int]
         shown: the answer's digits, 0 (drawn as ``?``) for a token that is none; None for the clues alone.
     """
     g = geometry(size)
-    digits = list(given if shown is None else shown)
-    wrong = {cell for _, _, cells in conflicts(digits, size) for cell in cells}
-    if shown is not None:
-        wrong |= {c for c in range(g.cells) if not shown[c] or (given[c] and given[c] != shown[c])}
+    digits, wrong = given if shown is None else shown, wrong_cells(size, given, shown)
     for line in range(size + 1):
         for box, draw in ((g.box_rows, axes.hlines), (g.box_cols, axes.vlines)):
             thick = line % box == 0

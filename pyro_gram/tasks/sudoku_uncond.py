@@ -18,7 +18,7 @@ from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range, check_seed
 from pyro_gram.errors import ConfigError
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks.base import GenerativeTask, PuzzleSet, TaskSpec, check_split
-from pyro_gram.tasks.sudoku import check_size, draw_board
+from pyro_gram.tasks.sudoku import check_size, draw_board, render_board
 from pyro_gram.tasks.sudoku_boards import all_grids_4, missing_digits, random_grids, random_symmetries, transform
 from pyro_gram.tasks.symmetry import InputSet, unless_held_out
 
@@ -158,8 +158,15 @@ class SudokuBoards(GenerativeTask):
         return "".join(str(token + 1) for token in y.tolist())
 
     def draw(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
-        blank = [0] * self.cells
-        draw_board(axes, self.size, blank, None if y is None else (y + 1).tolist())
+        draw_board(axes, self.size, *self._digits(y))
+
+    def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
+        """The board with its boxes, blank without an answer."""
+        return render_board(self.size, *self._digits(y), colour)
+
+    def _digits(self, y: Tensor | None) -> tuple[list[int], list[int] | None]:
+        """No clues, and the answer's digits."""
+        return [0] * self.cells, None if y is None else (y + 1).tolist()
 
 
 def _keys(boards: Tensor) -> np.ndarray:
