@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
 from pyro_gram.embeddings import answer_decoder, input_encoder
-from pyro_gram.inference.sites import OBSERVED, STATE_H, STATE_L, announce, data_plates, guidance, proposal
+from pyro_gram.inference.sites import OBSERVED, STATE_H, STATE_L, announce, data_plates, guidance, judge, proposal
 from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
 from pyro_gram.registry import MODELS
 from pyro_gram.tasks.base import TaskSpec
@@ -34,8 +34,7 @@ class GRAMConfig(CoreConfig):
 
     Attributes:
         transitions: T, transitions in one supervision step.
-        truncated: Eq. 14: only the last transition of a supervision step carries gradient and is charged its KL.
-            False: all of them. The same at T = 1.
+        truncated: Eq. 14: only a supervision step's last transition carries gradient and is charged; False: all.
         prefix: zero positions before the input (the paper's 16 puzzle tokens).
     """
 
@@ -70,6 +69,7 @@ class GRAM(nn.Module):
         self.core = RecursiveCore(config, length)
         self.prior = prior
         self.decoder = answer_decoder(spec, config.width)
+        self.verdict: nn.Module | None = None  # halt and value heads, where ``inference.verdict`` has put some
         # z_0 is drawn once from N(0, I) and stored with the weights (Section 2.1).
         self.register_buffer("h0", torch.randn(length, config.width))
         self.register_buffer("l0", torch.randn(length, config.width))
@@ -90,7 +90,7 @@ class GRAM(nn.Module):
             x: input tokens, ``[..., B, *event]``; None is the empty condition of p(x).
             y: the answer, int64 ``[..., B, L_out]``; None samples it.
             state: where the last supervision step ended; None is z_0.
-            steps: supervision steps in this program.
+            steps: supervision steps in this program; 0 decodes ``state`` as it is.
             truncated: overrides the config's; the full bound (Eq. 13) takes False.
             beta: weight of the KL; 1 is the ELBO.
 
@@ -104,7 +104,9 @@ class GRAM(nn.Module):
             state = self.reason(e_x, state, steps=steps, truncated=truncated, beta=beta)
             pyro.deterministic(STATE_H, state.h, event_dim=2)
             pyro.deterministic(STATE_L, state.l, event_dim=2)
-            return pyro.sample(OBSERVED, self.likelihood(state.h), obs=y)
+            likelihood = self.likelihood(state.h)
+            judge(self.verdict if y is None else None, state.h, e_x, likelihood)
+            return pyro.sample(OBSERVED, likelihood, obs=y)
 
     def reason(
         self,

@@ -19,6 +19,7 @@ from pyro_gram.build import Assembly, build
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import CheckpointError, ConfigError
 from pyro_gram.files import write_bytes
+from pyro_gram.heads import attach
 from pyro_gram.inference.training import Trainer, pair
 from pyro_gram.version import __version__
 
@@ -61,6 +62,8 @@ def load_model(path: str | Path, data_dir: str | None = None) -> Assembly:
     tensors, header = _read(path, "model")
     try:
         assembly = build(RunConfig.from_dict(header.get("config", {})), data_dir)
+        if assembly.config.verdict.hidden:
+            attach(assembly.model, assembly.task, assembly.config.verdict)
     except ConfigError as e:
         raise CheckpointError(f"{path} cannot be rebuilt from its settings: {e}") from None
     if assembly.task.spec.puzzles:  # which embedding is whose
@@ -69,6 +72,11 @@ def load_model(path: str | Path, data_dir: str | None = None) -> Assembly:
     assembly.model.eval()
     assembly.guide.eval()
     return assembly
+
+
+def is_half(path: Path) -> bool:
+    """Are a model checkpoint's weights kept as bfloat16? Raises CheckpointError as :func:`load_model`."""
+    return any(t.dtype == torch.bfloat16 for t in _read(path, "model")[0].values())
 
 
 def save_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[str, str] | None = None) -> None:
@@ -91,8 +99,8 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
     """Put a saved training state into a freshly built trainer.
 
     Raises:
-        CheckpointError: missing, damaged, or of a run with other settings (its length, and how it is evaluated, may
-            differ).
+        CheckpointError: missing, damaged, or of a run with other settings (its length, its heads, and how it is
+            evaluated, may differ).
     """
     tensors, header = _read(path, "training")
     try:
@@ -104,7 +112,7 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
     wanted = config.to_dict()
     for field in ("batches", "minutes", "save_seconds", "evaluate_every"):
         saved["train"] = {**saved["train"], field: wanted["train"][field]}
-    saved |= {part: wanted[part] for part in ("temper", "evaluate")}
+    saved |= {part: wanted[part] for part in ("temper", "verdict", "evaluate")}
     differing = [f"{k}: {saved.get(k)} then, {wanted[k]} now" for k in wanted if saved.get(k) != wanted[k]]
     if differing:
         raise CheckpointError(f"{path} belongs to a run with other settings ({differing[0]}); use another --out")

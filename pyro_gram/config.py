@@ -21,6 +21,7 @@ from pyro_gram.inference.beta import BetaConfig
 from pyro_gram.inference.optim import OptimConfig
 from pyro_gram.inference.temper import TemperConfig
 from pyro_gram.inference.training import TrainConfig
+from pyro_gram.inference.verdict import VerdictConfig
 from pyro_gram.registry import GUIDES, MODELS, PRIORS, TASKS, Registry
 
 T = TypeVar("T")
@@ -53,6 +54,7 @@ FIXED: dict[str, type] = {
     "optim": OptimConfig,
     "beta": BetaConfig,
     "temper": TemperConfig,
+    "verdict": VerdictConfig,
     "evaluate": EvaluateConfig,
 }
 

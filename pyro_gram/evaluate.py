@@ -13,11 +13,13 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_gram.build import Assembly
 from pyro_gram.checkpoint import save_model
 from pyro_gram.diagnostics import figures
-from pyro_gram.diagnostics.metrics import excess, measure, solution_ids
+from pyro_gram.diagnostics.metrics import excess, measure, solution_ids, winners
 from pyro_gram.diagnostics.report import write_report
 from pyro_gram.files import write_json, write_via
+from pyro_gram.heads import train_heads
 from pyro_gram.inference.bounds import Bounds, bounds, prior_log_likelihood
 from pyro_gram.inference.importance import MAX_TRACED
 from pyro_gram.inference.sampling import Rollout, at_once, rollout
@@ -26,7 +28,6 @@ from pyro_gram.tasks.stream import generator_for
 from pyro_gram.version import __version__
 
 if TYPE_CHECKING:
-    from pyro_gram.build import Assembly
     from pyro_gram.run import Run
 
 MONITOR_INPUTS = 64  # validation inputs looked at during training
@@ -118,17 +119,20 @@ def roll(run: Run, x: Tensor | None, **changes: Any) -> Rollout:
         "max_trajectories": at_once(spec.input_length),
     }
     rolled = rollout(run.trainer.averaged[0], run.to(x), **{**settings, **changes})
-    return Rollout(rolled.tokens.cpu(), rolled.score.cpu(), None if rolled.history is None else rolled.history.cpu())
+    return rolled.cpu()
 
 
 def finish(run: Run, half: bool = False) -> dict[str, Any]:
-    """Measure on the test split and write everything: weights, results, figures, inference.nc and the report.
+    """Train the heads, measure on the test split and write everything: weights, results, figures, inference.nc, report.
 
     ``half`` writes the weights as bfloat16.
     """
     start = time.perf_counter()
     model, guide = (m.eval() for m in run.trainer.averaged)
     config, task = run.assembly.config, run.assembly.task
+    if config.verdict.hidden:
+        train_heads(Assembly(config, task, model, guide), run.depth)
+    heads = time.perf_counter() - start
     save_model(run.out / "model.safetensors", config, model, guide, data=task.provenance(), half=half)
     puzzles = task.split("test")
     if config.evaluate.inputs:
@@ -138,7 +142,7 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
     drawn = draw_figures(run, puzzles, rolled.tokens)
     write_inference_data(run, puzzles)
     trained = run.trainer.elapsed
-    evaluated = time.perf_counter() - start
+    evaluated = time.perf_counter() - start - heads
     results = {
         "task": config.names["task"],
         "preset": config.preset,
@@ -146,7 +150,12 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in run.assembly.model.parameters()),
         "guide_parameters": sum(p.numel() for p in run.assembly.guide.parameters()),
         "batches": run.trainer.number,
-        "seconds": {"train": trained, "evaluate": evaluated, "total": trained + evaluated},
+        "seconds": {
+            "train": trained,
+            "heads": heads,
+            "evaluate": evaluated,
+            "total": trained + heads + evaluated,
+        },
         "peak_memory_mb": peak_memory_mb(),
         "metrics": metrics,
         "looks": looks_of(run),
@@ -181,7 +190,28 @@ def test_metrics(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, Any
         "depth": run.depth,
         "temper_scale": run.assembly.config.temper.scale,
         "temper_transitions": run.assembly.config.temper.transitions,
+        **_judged(run, puzzles, rolled),
         **assess(task, puzzles, rolled.tokens, split="test"),
+    }
+
+
+def _judged(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, float]:
+    """What the heads are good for: the answer of the best value, and trajectories that stop when sure."""
+    if rolled.value is None or puzzles.inputs is None:
+        return {}
+    task, halt = run.assembly.task, run.assembly.config.verdict.halt
+    x = puzzles.inputs
+
+    def right(tokens: Tensor) -> float:
+        return task.valid(x, tokens).double().mean().item()
+
+    chosen = winners(task.canonical(x, rolled.tokens), rolled.score, rolled.value)
+    halted = roll(run, x, halt=halt)
+    return {
+        "value_accuracy": right(chosen),
+        "halt": halt,
+        "halt_accuracy": right(halted.tokens),
+        "halt_steps": halted.steps.double().mean().item(),
     }
 
 

@@ -20,6 +20,7 @@ from pyro_gram.config import RunConfig
 from pyro_gram.errors import UserError
 from pyro_gram.evaluate import check_ready, check_temper, monitor
 from pyro_gram.files import write_json, write_via
+from pyro_gram.heads import check_heads
 from pyro_gram.inference.training import BatchReport, Trainer
 from pyro_gram.tasks.stream import TargetStream
 
@@ -81,6 +82,7 @@ def open_run(config: RunConfig, out: Path, *, resume: bool, data_dir: str | None
     assembly = build(config, data_dir)
     check_ready(assembly.task)
     check_temper(assembly)
+    check_heads(assembly.model, assembly.task, config.verdict)
     assembly.model.to(device)
     assembly.guide.to(device)
     stream = TargetStream(

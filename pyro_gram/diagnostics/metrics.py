@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gram.inference.selection import tally
+from pyro_gram.inference.selection import best, tally
 from pyro_gram.tasks.base import PuzzleSet, Task
 from pyro_gram.tasks.uniform import total_variation, total_variation_perfect
 
@@ -85,22 +85,24 @@ def excess(full: Tensor, num_solutions: Tensor) -> Tensor:
     return -full.double() - num_solutions.double().log()
 
 
-def votes(canonical: Tensor, score: Tensor | None = None) -> Tensor:
-    """The winner of the vote among the samples of each input (``selection.tally``).
+def winners(canonical: Tensor, score: Tensor | None = None, value: Tensor | None = None) -> Tensor:
+    """What each input is answered with: the winner of the vote, or the sample of the best value.
 
     Args:
         canonical: int64 ``[N, B, L_out]``.
         score: of each sample, nats, ``[N, B]``; it breaks ties. Without, they go to the first.
+        value: the value head's estimates, ``[N, B]``; None for the vote (``selection.tally``, ``selection.best``).
 
     Returns:
         int64 ``[B, L_out]``.
     """
     score = torch.zeros(canonical.shape[:2]) if score is None else score
-    winners = []
-    for samples, scores in zip(canonical.unbind(1), score.unbind(1), strict=True):
-        best = tally([tuple(row) for row in samples.tolist()], scores.tolist())[0]
-        winners.append(samples[best.first])
-    return torch.stack(winners)
+    won = []
+    for i, samples in enumerate(canonical.unbind(1)):
+        answers, scores = [tuple(row) for row in samples.tolist()], score[:, i].tolist()
+        found = tally(answers, scores)[0] if value is None else best(answers, value[:, i].tolist(), scores)
+        won.append(samples[found.first])
+    return torch.stack(won)
 
 
 def measure(task: Task, puzzles: PuzzleSet, tokens: Tensor, score: Tensor | None = None) -> Metrics:
@@ -133,7 +135,7 @@ def measure(task: Task, puzzles: PuzzleSet, tokens: Tensor, score: Tensor | None
         found["sample_accuracy"] = valid.mean().item()
         if x is not None:
             found["any_valid"] = valid.amax(0).mean().item()
-            found["vote_accuracy"] = task.valid(x, votes(task.canonical(x, tokens), score)).double().mean().item()
+            found["vote_accuracy"] = task.valid(x, winners(task.canonical(x, tokens), score)).double().mean().item()
     if puzzles.complete:
         m = puzzles.num_solutions
         ids = solution_ids(task, puzzles, tokens)

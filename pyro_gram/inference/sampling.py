@@ -1,14 +1,14 @@
 """Roll-outs from the prior: width (many trajectories) times depth (many supervision steps), untraced and in chunks.
 
-This is the same Pyro program that ``Predictive`` runs, with the same draws under the same seed where no temper is asked
-for, without a trace to keep. It takes no y: what it returns can be scored.
+This is the same Pyro program that ``Predictive`` runs, with the same draws under the same seed where neither a temper,
+nor a halt, nor another width is asked for, without a trace to keep. It takes no y: what it returns can be scored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pyro
@@ -17,18 +17,37 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_gram.checks import check_seed
-from pyro_gram.errors import UserError
-from pyro_gram.inference.sites import OBSERVED, STATE_H, STATE_L
+from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.inference.sites import HALT, OBSERVED, STATE_H, STATE_L, VALUE
 from pyro_gram.inference.temper import Temper, TemperConfig
+from pyro_gram.inference.width import Width
 from pyro_gram.networks.core import LatentState
 
 AS_IT_IS = TemperConfig()
+INDEPENDENT = Width()
 MAX_TRAJECTORIES = 2048  # at L = 8, D = 128 about 250 MB at the widest point of a transition
+TENSORS = 32  # of [L, D] float32 that a trajectory holds at that point
 
 
 def at_once(length: int, most: int = MAX_TRAJECTORIES) -> int:
     """How many trajectories of ``length`` positions fit into the memory of ``most`` trajectories of 8."""
     return max(1, min(most, most * 8 // length))
+
+
+def within(memory: float, length: int, width: int) -> int:
+    """How many trajectories may run at once in ``memory`` MB, beside the model and the answers.
+
+    Args:
+        memory: MB.
+        length, width: L and D of a state.
+
+    Raises:
+        UserError: not even one.
+    """
+    each = TENSORS * 4 * length * width / 2**20
+    if not memory >= each:
+        raise UserError(f"a memory limit of {memory:g} MB does not hold one trajectory, which takes {each:.2g} MB")
+    return int(memory / each)
 
 
 @dataclass(frozen=True)
@@ -38,16 +57,42 @@ class Rollout:
     Attributes:
         tokens: the most probable answer at each trajectory's end, int64 ``[N, B, L_out]``.
         score: log p(tokens | h_T), nats, ``[N, B]``: the decoder's confidence.
+        steps: supervision steps until that end, int64 ``[N, B]``.
+        work: supervision steps run for each input, all trajectories together, those given up too, int64 ``[B]``.
+        value: the value head's estimate that the answer is right, ``[N, B]``; None without heads.
         history: the answer after each supervision step, int64 ``[depth, N, B, L_out]``; None unless asked for.
     """
 
     tokens: Tensor
     score: Tensor
+    steps: Tensor
+    work: Tensor
+    value: Tensor | None = None
     history: Tensor | None = None
+
+    def cpu(self) -> Rollout:
+        """The same on the CPU."""
+        held: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: t if t is None else t.cpu() for name, t in held.items()}
+        return Rollout(**moved)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How far a trajectory goes, and in what way: the settings of :func:`rollout` but for the number of them."""
+
+    depth: int
+    history: bool = False
+    temper: TemperConfig = AS_IT_IS
+    halt: float | None = None
+    width: Width = field(default_factory=Width)
 
 
 class Decode(Messenger):
-    """Answers an unobserved ``y`` with its mode, drawing nothing, and keeps the final state and the likelihood."""
+    """Answers an unobserved ``y`` with its mode and the heads' sites with their means, drawing nothing there.
+
+    It keeps these, the final state and the likelihood: in ``values`` P(right) stands at ``halt``.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,9 +111,12 @@ class Decode(Messenger):
             msg["value"] = msg["fn"].mode
             msg["done"] = True
             self.likelihood = msg["fn"]
+        elif msg["name"] in (HALT, VALUE):
+            msg["value"] = msg["fn"].mean
+            msg["done"] = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] in (OBSERVED, STATE_H, STATE_L):
+        if msg["name"] in (OBSERVED, STATE_H, STATE_L, HALT, VALUE):
             self.values[msg["name"]] = msg["value"]
 
 
@@ -81,6 +129,8 @@ def rollout(
     seed: int = 0,
     history: bool = False,
     temper: TemperConfig = AS_IT_IS,
+    halt: float | None = None,
+    width: Width = INDEPENDENT,
     max_trajectories: int = MAX_TRAJECTORIES,
     progress: Callable[[int], None] | None = None,
 ) -> Rollout:
@@ -90,28 +140,35 @@ def rollout(
         model: a program ``model(x, y, state, steps=1)`` with sites ``y``, ``h`` and ``l`` (``models.gram.GRAM``).
         x: inputs, int64 ``[B, *event]``; None for p(x), where B is 1.
         num_samples: N, trajectories an input.
-        depth: supervision steps.
-        seed: of the draws. The answer depends on it, on ``temper`` and on ``max_trajectories`` alone; chunk 0 draws as
-            ``Predictive`` would under ``seed``. The caller's random state is left as it was.
+        depth: supervision steps, at the most.
+        seed: of the draws. The answer depends on it, on the settings and on ``max_trajectories`` alone; chunk 0 draws
+            as ``Predictive`` would under ``seed``. The caller's random state is left as it was.
         history: keep every supervision step's answer.
         temper: the scale of the prior at the start of each trajectory.
+        halt: a trajectory ends, and leaves the batch, after the first supervision step at which the halt head gives its
+            answer this probability of being right (A.1: 0.5). None: all go to ``depth``.
+        width: how the trajectories of an input are spread (``inference.width``).
         max_trajectories: the most that run at once.
         progress: called with the number of trajectories done after each chunk.
 
     Raises:
-        UserError: ``num_samples`` or ``depth`` below 1.
+        UserError: ``num_samples`` or ``depth`` below 1, a halt outside [0, 1], or a history of trajectories that end at
+            different times.
+        ConfigError: a halt for a program without heads.
     """
     _check(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
-    inputs = [None] if x is None else list(x.split(max(1, max_trajectories // num_samples)))
+    plan = Plan(depth, history, temper, halt, width)
+    _check_plan(plan, model, x)
+    inputs = [None] if x is None else list(x.split(max(1, max_trajectories // width.begun(num_samples))))
     rows: list[Rollout] = []
     chunk = 0
-    with _quiet(x):
+    with quiet(x):
         for part in inputs:
             columns = []
             for start in range(0, num_samples, max_trajectories):
                 torch.manual_seed(seed + chunk)
                 chunk += 1
-                columns.append(_run(model, part, min(max_trajectories, num_samples - start), depth, history, temper))
+                columns.append(_run(model, part, min(max_trajectories, num_samples - start), plan))
                 if progress:
                     progress(columns[-1].score.numel())
             rows.append(_join(columns, dim=0))
@@ -138,13 +195,13 @@ def rollout_log_prob(
     parts = [(None, y)] if x is None else list(zip(x.split(whole), y.split(whole), strict=True))
     rows = []
     chunk = 0
-    with _quiet(x):
+    with quiet(x):
         for a, b in parts:
             columns = []
             for start in range(0, num_samples, max_trajectories):
                 torch.manual_seed(seed + chunk)
                 chunk += 1
-                decode = _final(model, a, None, min(max_trajectories, num_samples - start), depth)
+                decode = advance(model, a, None, min(max_trajectories, num_samples - start), depth)
                 few = [b] if a is not None else b.split(64)  # [N, B] log-probabilities of long answers are wide
                 columns.append(torch.cat([decode.likelihood.log_prob(c) for c in few], dim=1))
             rows.append(torch.cat(columns))
@@ -158,40 +215,131 @@ def _check(**values: int) -> None:
             raise UserError(f"{name} must be at least 1, not {value}")
 
 
+def _check_plan(plan: Plan, model: Any, x: Tensor | None) -> None:
+    if plan.halt is not None:
+        if not 0 <= plan.halt <= 1:
+            raise UserError(f"halt is a probability, from 0 to 1, not {plan.halt}")
+        if getattr(model, "verdict", None) is None:
+            raise ConfigError(
+                "this model has no halt head: train with --verdict.hidden 64, or add heads with experiments/verdict.py"
+            )
+    if plan.history and (plan.halt is not None or plan.width.gives_up):
+        raise UserError("a history needs trajectories that go on to the end: leave out halt and width")
+    if x is None and plan.width.gives_up:
+        raise UserError("distinct trajectories are for answers to an input, not for p(x)")
+
+
 @contextmanager
-def _quiet(x: Tensor | None) -> Iterator[None]:
+def quiet(x: Tensor | None) -> Iterator[None]:
     """No gradient, no validation, and the caller's random state put back at the end."""
     devices = [x.device] if x is not None and x.is_cuda else []
     with torch.random.fork_rng(devices=devices), torch.no_grad(), pyro.validation_enabled(False):
         yield
 
 
-def _final(model: Callable[..., Any], x: Tensor | None, state: LatentState | None, width: int, steps: int) -> Decode:
-    with Decode() as decode, pyro.plate("trajectories", width, dim=-2):
+def unrolled(
+    model: Callable[..., Any],
+    x: Tensor | None,
+    *,
+    depth: int,
+    num_samples: int | None = None,
+) -> Iterator[Decode]:
+    """The ends of ``depth`` successive supervision steps from z_0, all trajectories together and in the caller's draws.
+
+    Args:
+        x: inputs, int64 ``[B, *event]``.
+        num_samples: N, for states ``[N, B, L, D]``; None for one trajectory an input, ``[B, L, D]``.
+    """
+    state = None
+    for _ in range(depth):
+        end = advance(model, x, state, num_samples, 1)
+        yield end
+        state = end.state
+
+
+def advance(
+    model: Callable[..., Any], x: Tensor | None, state: LatentState | None, width: int | None, steps: int
+) -> Decode:
+    """The end of ``steps`` supervision steps from ``state``, of ``width`` trajectories an input (None: of one)."""
+    plate = nullcontext() if width is None else pyro.plate("trajectories", width, dim=-2)
+    with Decode() as decode, plate:
         model(x, None, state, steps=steps)
     return decode
 
 
-def _run(
-    model: Callable[..., Any], x: Tensor | None, width: int, depth: int, history: bool, temper: TemperConfig
-) -> Rollout:
-    state, answers, start = None, [], Temper(temper)
-    steps = 1 if history else depth
-    for _ in range(depth // steps):
-        with start:
-            decode = _final(model, x, state, width, steps)
-        state = decode.state
-        answers.append(decode.values[OBSERVED])
-    score = decode.likelihood.log_prob(answers[-1])
-    return Rollout(answers[-1], score, torch.stack(answers) if history else None)
+def _run(model: Callable[..., Any], x: Tensor | None, n: int, plan: Plan) -> Rollout:
+    """One chunk: n trajectories of each input."""
+    # What is nearer to the program acts first: draws are of the prior that the temper has widened.
+    with plan.width.draws(), Temper(plan.temper):
+        if plan.halt is not None or plan.width.gives_up:
+            return _until_halted(model, x, n, plan)
+        if plan.history:
+            ends = list(unrolled(model, x, depth=plan.depth, num_samples=n))
+        else:
+            ends = [advance(model, x, None, n, plan.depth)]
+    last = ends[-1]
+    tokens = last.values[OBSERVED]
+    steps = torch.full(tokens.shape[:2], plan.depth, device=tokens.device)
+    history = torch.stack([end.values[OBSERVED] for end in ends]) if plan.history else None
+    score = last.likelihood.log_prob(tokens)
+    return Rollout(tokens, score, steps, steps.sum(0), last.values.get(VALUE), history)
+
+
+def _until_halted(model: Callable[..., Any], x: Tensor | None, n: int, plan: Plan) -> Rollout:
+    """As :func:`_run`, supervision step by step; a trajectory that has ended takes no further part."""
+    assert x is not None
+    begun, step = plan.width.begun(n), min(plan.depth, plan.width.before_choice)
+    end = advance(model, x, None, begun, step)
+    chosen = plan.width.choose(end.values[OBSERVED], n)  # [n, B]
+    b = chosen.shape[1]
+    rows = (chosen * b + torch.arange(b, device=chosen.device)).flatten()
+    given_up = (begun - n) * step
+    # After one transition l is still what all trajectories of an input share, without a dimension for them.
+    state = LatentState(*(part.expand(begun, b, -1, -1).flatten(0, 1)[rows] for part in end.state))
+    now = {name: value.flatten(0, 1)[rows] for name, value in _said(end).items()}
+    found = {name: torch.empty_like(value) for name, value in now.items()}
+    steps = torch.empty_like(rows)
+    going = torch.arange(len(rows), device=rows.device)
+    while True:
+        over = _over(now, going, plan, step)
+        for name, value in now.items():
+            found[name][going[over]] = value[over]
+        steps[going[over]] = step
+        going, state = going[~over], LatentState(state.h[~over], state.l[~over])
+        if not len(going):
+            break
+        end = advance(model, x[going % b], state, None, 1)
+        step, state, now = step + 1, end.state, _said(end)
+    shaped = {name: value.unflatten(0, (n, b)) for name, value in found.items()}
+    steps = steps.view(n, b)
+    return Rollout(shaped[OBSERVED], shaped["score"], steps, steps.sum(0) + given_up, shaped.get(VALUE))
+
+
+def _said(end: Decode) -> dict[str, Tensor]:
+    """The answer at the end of a supervision step, its score, and what the heads say of it."""
+    tokens = end.values[OBSERVED]
+    heads = {name: end.values[name] for name in (HALT, VALUE) if name in end.values}
+    return {OBSERVED: tokens, "score": end.likelihood.log_prob(tokens), **heads}
+
+
+def _over(now: dict[str, Tensor], going: Tensor, plan: Plan, step: int) -> Tensor:
+    """Which of the trajectories that go on end here, bool."""
+    if step >= plan.depth:
+        return torch.ones_like(going, dtype=torch.bool)
+    if plan.halt is None:
+        return torch.zeros_like(going, dtype=torch.bool)
+    return now[HALT] >= plan.halt
 
 
 def _join(parts: list[Rollout], dim: int) -> Rollout:
+    """Chunks side by side: dim 0 for trajectories, 1 for inputs."""
     if len(parts) == 1:
         return parts[0]
-    kept = [p.history for p in parts if p.history is not None]
-    return Rollout(
-        torch.cat([p.tokens for p in parts], dim),
-        torch.cat([p.score for p in parts], dim),
-        torch.cat(kept, dim + 1) if kept else None,
-    )
+
+    def joined(name: str, dim: int) -> Tensor | None:
+        kept = [getattr(p, name) for p in parts]
+        return None if kept[0] is None else torch.cat(kept, dim)
+
+    work = torch.stack([p.work for p in parts]).sum(0) if dim == 0 else torch.cat([p.work for p in parts])
+    columns = {name: joined(name, dim) for name in ("tokens", "score", "steps", "value")}
+    return Rollout(**columns, work=work, history=joined("history", dim + 1))  # type: ignore[arg-type]

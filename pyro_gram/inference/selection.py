@@ -1,9 +1,17 @@
-"""Which of an input's samples to answer with."""
+"""Which of an input's samples to answer with.
+
+``all``: every distinct answer, the most frequent first. ``vote``: the most frequent one. ``value``: the one whose
+trajectory the value head trusts most (the paper's LPRM). ``verified``: the most frequent one among those that the
+task's own check accepts, and none where it accepts none. Nothing is drawn: equal counts and scores are ordered by
+appearance.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+
+SELECTIONS = ("all", "vote", "value", "verified")
 
 
 @dataclass(frozen=True)
@@ -36,3 +44,18 @@ def tally(answers: Sequence[Hashable], scores: Sequence[float]) -> list[Candidat
         else:
             found[answer] = Candidate(held.first, held.count + 1, max(held.score, score))
     return sorted(found.values(), key=lambda c: (-c.count, -c.score, c.first))
+
+
+def best(answers: Sequence[Hashable], values: Sequence[float], scores: Sequence[float]) -> Candidate:
+    """The answer of the highest value; among equals the most frequent, then of the best score, then the first.
+
+    Args:
+        answers: one a sample; equal answers count as one.
+        values: the value head's estimate of each sample.
+        scores: of each sample, nats.
+
+    Returns:
+        with the highest value as its ``score``.
+    """
+    place = {candidate.first: rank for rank, candidate in enumerate(tally(answers, scores))}
+    return min(tally(answers, values), key=lambda c: (-c.score, place[c.first]))

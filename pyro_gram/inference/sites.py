@@ -1,10 +1,11 @@
-"""Names of the sites that programs and inference agree on, and how a module announces its parameters to Pyro."""
+"""The sites that programs and inference agree on, and how a module announces its parameters to Pyro."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.poutine.runtime import am_i_wrapped, effectful
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch.distributions import constraints
 
 OBSERVED = "y"
 STATE_H, STATE_L = "h", "l"
+HALT, VALUE = "halt", "value"
+VALUE_SCALE = 0.5**0.5  # of the Normal whose negative log density is the squared error, up to a constant
 
 
 def guidance(t: int) -> str:
@@ -39,6 +42,26 @@ def data_plates(shape: torch.Size) -> ExitStack:
     for i, size in enumerate(reversed(shape)):
         stack.enter_context(pyro.plate("data" if i == 0 else f"data_{i}", size, dim=-1 - i))
     return stack
+
+
+def judge(heads: nn.Module | None, state_h: Tensor, e_x: Tensor, likelihood: dist.TorchDistribution) -> None:
+    """The sites of the heads, inside the plates of the data (Sections 2.3 and A.1); none where there are no heads.
+
+    ``halt`` ~ Bernoulli: is the answer that h decodes to right? ``value`` ~ Normal, its mean in [0, 1]: how right will
+    the trajectory's last answer be? No gradient leaves them for the state.
+
+    Args:
+        heads: ``networks.heads.VerdictHead``, or None.
+        state_h: h, ``[..., L, D]``.
+        e_x: the embedded input, ``[..., L, D]``.
+        likelihood: p(y | h), categorical, event shape ``[L_out]``.
+    """
+    if heads is None:
+        return
+    probabilities = likelihood.base_dist.probs
+    halt, value = heads(state_h.detach(), e_x.detach(), probabilities.detach())
+    pyro.sample(HALT, dist.Bernoulli(logits=halt))
+    pyro.sample(VALUE, dist.Normal(value.sigmoid(), VALUE_SCALE))
 
 
 def announce(name: str, module: nn.Module) -> None:

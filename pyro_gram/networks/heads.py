@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+from torch.nn.functional import pad, softplus
 
-from pyro_gram.networks.layers import SwiGLU
+from pyro_gram.networks.layers import RMSNorm, SwiGLU, init_linear_, make_stack
 
 SCALE_FLOOR = 1e-3  # keeps log sigma and the KL finite in float32
 
@@ -30,3 +31,31 @@ class GaussianHead(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         loc, raw = self.mlp(x).chunk(2, dim=-1)
         return loc, softplus(raw + self.shift) + SCALE_FLOOR
+
+
+class VerdictHead(nn.Module):
+    """What a state says of its own answer: is it right (halt), and will the trajectory's last one be (value)?
+
+    The paper's heads are linear in the first position of h; there is no such position without puzzle tokens, and
+    whether an answer is right is a matter of all its parts. Attention over ``[h, e_x, probabilities of the answer]``,
+    then the mean and the maximum over positions.
+
+    Shapes: h and e_x ``[..., L, D]``, probabilities ``[..., L_out, classes]`` to two logits ``[...]`` each.
+    """
+
+    def __init__(self, length: int, width: int, classes: int, hidden: int, layers: int, heads: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm()
+        self.state = init_linear_(nn.Linear(2 * width, hidden))
+        self.answer = init_linear_(nn.Linear(classes, hidden, bias=False))
+        self.mix = make_stack("attention", layers, length, hidden, heads, hidden)
+        self.out = nn.Linear(2 * hidden, 2)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, h: Tensor, e_x: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        seen = self.state(torch.cat((self.norm(h), self.norm(e_x.expand_as(h))), dim=-1))
+        said = self.answer(probabilities)  # the answer stands at the last positions
+        mixed = self.mix(seen + pad(said, (0, 0, seen.shape[-2] - said.shape[-2], 0)))
+        halt, value = self.out(torch.cat((mixed.mean(-2), mixed.amax(-2)), dim=-1)).unbind(-1)
+        return halt, value

@@ -11,7 +11,7 @@ from pyro_gram.diagnostics.metrics import (
     excess,
     measure,
     solution_ids,
-    votes,
+    winners,
 )
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks.base import PuzzleSet
@@ -146,11 +146,11 @@ def test_the_vote_goes_to_the_most_frequent_and_a_tie_to_the_first():
     task = make()
     puzzles = path_and_triangle(task)
     samples = tokens(task, "000 001", "010 012", "101 001", "111 012", "000 012")
-    winners = votes(task.canonical(puzzles.inputs, samples))
+    won = winners(task.canonical(puzzles.inputs, samples))
     # the path: 010 twice (101 is the same), 000 thrice (111 is the same); the triangle: 012 thrice
-    assert winners.tolist() == [[0, 0, 0], [0, 1, 2]]
+    assert won.tolist() == [[0, 0, 0], [0, 1, 2]]
     assert measure(task, puzzles, samples).vote_accuracy == 0.5
-    tie = votes(tokens(task, "010 012", "000 001", "000 001", "010 012"))
+    tie = winners(tokens(task, "010 012", "000 001", "000 001", "010 012"))
     assert tie.tolist() == [[0, 1, 0], [0, 1, 2]]
 
 

@@ -1,0 +1,69 @@
+"""Halt and value heads of a run: what they are built for, and what they learn from."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pyro_gram.build import Assembly
+from pyro_gram.errors import ConfigError
+from pyro_gram.inference.sampling import at_once
+from pyro_gram.inference.verdict import WHERE, VerdictConfig, fit
+from pyro_gram.networks.heads import VerdictHead
+from pyro_gram.tasks.base import Task
+from pyro_gram.tasks.stream import TargetStream
+
+
+def check_heads(model: nn.Module, task: Task, config: VerdictConfig) -> None:
+    """Raises ConfigError where heads are asked for and cannot be had."""
+    if not config.hidden:
+        return
+    if not task.checkable or not task.spec.conditional:
+        raise ConfigError("halt and value heads judge answers to an input: set verdict.hidden to 0 for p(x)")
+    if not hasattr(model, WHERE):
+        raise ConfigError(
+            f"{type(model).__name__} has no attribute {WHERE!r} for halt and value heads: set verdict.hidden to 0, or "
+            "give it one and call pyro_gram.inference.sites.judge, as models/gram.py does"
+        )
+    if config.hidden % (2 * config.heads):
+        raise ConfigError(
+            f"verdict.hidden {config.hidden} must be a multiple of 2 * verdict.heads = {2 * config.heads}"
+        )
+
+
+def attach(model: Any, task: Task, config: VerdictConfig, seed: int = 0) -> None:
+    """Put untrained heads onto a program; the caller's random state stays. Raises as :func:`check_heads`."""
+    check_heads(model, task, config)
+    length = task.spec.input_length + getattr(model.config, "prefix", 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = VerdictHead(
+            length, model.config.width, task.spec.output_classes, config.hidden, config.layers, config.heads
+        )
+    setattr(model, WHERE, head.to(next(model.parameters()).device))
+
+
+def train_heads(assembly: Assembly, depth: int) -> None:
+    """Give a trained model its heads, as ``config.verdict`` says, with a bar on stderr.
+
+    They learn from trajectories of the prior as it is sampled (its temper too), up to ``depth`` supervision steps deep,
+    on training inputs under the task's symmetries: on those as they are the model errs less than on others.
+    """
+    config, task, model = assembly.config, assembly.task, assembly.model
+    attach(model, task, config.verdict, config.seed)
+    count = at_once(task.spec.input_length, config.verdict.trajectories)
+    stream = TargetStream(task, task.split("train"), count, config.seed, config.train.augment)
+
+    def some(number: int) -> Tensor:
+        x, _ = stream(number)
+        assert x is not None
+        return x
+
+    rounds = fit(model, some, task.valid, config.verdict, depth=depth, seed=config.seed, temper=config.temper)
+    bar = tqdm(rounds, total=config.verdict.rounds, desc="heads", unit="round", file=sys.stderr, mininterval=1.0)
+    for loss in bar:
+        bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)

@@ -1,0 +1,131 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.inference.sampling import rollout
+from pyro_gram.inference.smc import SMCConfig, effective_sample_size, smc, systematic
+from tests.conftest import case_of
+
+
+class Opinion(nn.Module):
+    """Heads that trust a state by one number of it, which differs between the trajectories of an input."""
+
+    def __init__(self, strength):
+        super().__init__()
+        self.strength = strength
+
+    def forward(self, h, e_x, probabilities):
+        logits = 4 * (self.strength * h.mean((-1, -2))).sin()
+        return logits, logits
+
+
+def opinionated(strength=200.0):
+    case = case_of(model={"transitions": 1})
+    case.assembly.model.verdict = Opinion(strength)
+    return case
+
+
+def test_systematic_resampling_copies_each_trajectory_about_as_often_as_its_weight_says():
+    weight = torch.rand(50, 7).softmax(0)
+    for _ in range(20):
+        ancestors = systematic(weight)
+        counts = torch.stack([(ancestors == i).sum(0) for i in range(50)])
+        assert (counts >= (50 * weight).floor() - 1e-6).all()
+        assert (counts <= (50 * weight).ceil() + 1e-6).all()
+        assert (ancestors.diff(dim=0) >= 0).all()
+
+
+def test_systematic_resampling_is_unbiased():
+    weight = torch.tensor([[0.55], [0.3], [0.15]])
+    mean = torch.stack([(systematic(weight) == i).double().mean(0) for _ in range(3000) for i in range(3)])
+    torch.testing.assert_close(mean.view(3000, 3).mean(0), weight[:, 0].double(), atol=0.02, rtol=0)
+
+
+def test_effective_sample_size_runs_from_1_to_n():
+    equal, one = torch.zeros(8, 2), torch.full((8, 2), -torch.inf)
+    one[3] = 5.0
+    torch.testing.assert_close(effective_sample_size(equal), torch.full((2,), 8.0))
+    torch.testing.assert_close(effective_sample_size(one), torch.ones(2))
+    two = torch.tensor([[0.0], [math.log(3)]])
+    torch.testing.assert_close(effective_sample_size(two), torch.tensor([16 / 10]))
+
+
+def test_without_potential_the_filter_is_independent_trajectories():
+    case = opinionated()
+    model = case.assembly.model
+    filtered = smc(model, case.x, num_samples=6, depth=4, seed=2, config=SMCConfig(power=0.0))
+    plain = rollout(model, case.x, num_samples=6, depth=4, seed=2)
+    assert torch.equal(filtered.tokens, plain.tokens)
+    torch.testing.assert_close(filtered.score, plain.score)
+    torch.testing.assert_close(filtered.weight, torch.full((6, 5), 1 / 6))
+    torch.testing.assert_close(filtered.ess, torch.full((4, 5), 6.0))
+    assert not filtered.resampled.any()
+
+
+@pytest.mark.parametrize("potential", ["value", "halt"])
+def test_the_filter_keeps_what_the_head_trusts(potential):
+    case = opinionated()
+    model = case.assembly.model
+    config = SMCConfig(potential, power=1.0, threshold=0.9)
+    filtered = smc(model, case.x, num_samples=200, depth=4, seed=2, config=config)
+    plain = rollout(model, case.x, num_samples=200, depth=4, seed=2)
+    assert filtered.resampled.any()
+    assert not filtered.resampled[-1].any()
+    assert ((filtered.ess >= 1 - 1e-4) & (filtered.ess <= 200 + 1e-2)).all()
+    assert torch.equal(filtered.resampled[:-1], filtered.ess[:-1] < 0.9 * 200)
+    trusted = (filtered.weight * filtered.value).sum(0)
+    assert (trusted > plain.value.mean(0)).all()
+    torch.testing.assert_close(filtered.weight.sum(0), torch.ones(5))
+
+
+def test_the_filter_agrees_with_importance_weights_of_independent_trajectories():
+    """Whatever it resampled on its way, its target at the end is the prior times the last potential."""
+    case = opinionated(100.0)
+    model = case.assembly.model
+    config = SMCConfig(threshold=0.95)
+    filtered = smc(model, case.x, num_samples=2000, depth=3, seed=5, config=config)
+    plain = rollout(model, case.x, num_samples=2000, depth=3, seed=6)
+    weight = plain.value / plain.value.sum(0)
+    expected = (weight * plain.value).sum(0)
+    assert filtered.resampled.any()
+    assert (expected - plain.value.mean(0)).min() > 0.1  # the weights matter
+    torch.testing.assert_close((filtered.weight * filtered.value).sum(0), expected, atol=0.05, rtol=0)
+
+
+def test_inputs_are_filtered_each_by_itself_in_chunks_under_a_seed():
+    case = opinionated()
+    model = case.assembly.model
+    a, b = (smc(model, case.x, num_samples=4, depth=3, seed=1, max_trajectories=8) for _ in range(2))
+    assert a.tokens.shape == (4, 5, 4)
+    assert a.ess.shape == (3, 5)
+    assert torch.equal(a.tokens, b.tokens)
+    assert torch.equal(a.weight, b.weight)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_samples": 0, "depth": 1}, "at least 1"),
+        ({"num_samples": 1, "depth": 0}, "at least 1"),
+        ({"num_samples": 9, "depth": 1, "max_trajectories": 8}, "filtered together"),
+    ],
+)
+def test_what_cannot_be_filtered_is_refused(settings, message):
+    case = opinionated()
+    with pytest.raises(UserError, match=message):
+        smc(case.assembly.model, case.x, **settings)
+
+
+def test_a_program_without_heads_is_refused():
+    case = case_of()
+    with pytest.raises(ConfigError, match="no value head"):
+        smc(case.assembly.model, case.x, num_samples=2, depth=1)
+
+
+@pytest.mark.parametrize("settings", [{"potential": "hope"}, {"power": -1.0}, {"threshold": 2.0}])
+def test_impossible_settings_are_refused(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        SMCConfig(**settings)
