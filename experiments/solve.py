@@ -5,18 +5,29 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 import pyro_gram
 from pyro_gram.cli import Parser, call
+from pyro_gram.diagnostics.figures import answers_grid, counted
 from pyro_gram.errors import InputError, UserError
-from pyro_gram.solver import SELECTIONS, Solved, Solver
+from pyro_gram.files import write_via
+from pyro_gram.inference.selection import SELECTIONS
+from pyro_gram.inference.temper import TemperConfig
+from pyro_gram.inference.width import WIDTHS
+from pyro_gram.solver import Answer, Solved, Solver
+from pyro_gram.tasks.terminal import wants_colour
 
 AT_ONCE = 64  # inputs solved together; answers stream out after each
+PASSED_ON = ("num_samples", "depth", "seed", "select", "halt", "width", "memory")  # to the solver
+FIGURE_ROWS, FIGURE_COLUMNS = 6, 4  # inputs, and answers of each, in --figure
 
 
 def make_parser() -> Parser:
@@ -26,12 +37,40 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--input", default="-", metavar="FILE", help="puzzles, one a line; - (the default) reads stdin")
     parser.add_argument("--num-samples", type=int, default=20, metavar="N", help="trajectories an input (default 20)")
-    parser.add_argument("--depth", type=int, metavar="S", help="supervision steps (default: as the run was measured)")
     parser.add_argument(
-        "--select", choices=SELECTIONS, default="all", help="all distinct answers, or the most frequent"
+        "--depth", type=int, metavar="S", help="supervision steps, at the most (default: as the run was measured)"
     )
+    parser.add_argument(
+        "--select",
+        choices=SELECTIONS,
+        default="all",
+        help="all distinct answers (the default); or one: the most frequent (vote), the one that the value head trusts "
+        "most (value), the most frequent that the task's check accepts (verified)",
+    )
+    parser.add_argument(
+        "--halt",
+        type=float,
+        metavar="P",
+        help="a trajectory ends when its halt head gives its answer this probability of being right; 1 for never "
+        "(default: as the checkpoint says)",
+    )
+    parser.add_argument(
+        "--width",
+        choices=WIDTHS,
+        default="independent",
+        help="how the trajectories of an input are spread (default independent)",
+    )
+    parser.add_argument(
+        "--temper",
+        nargs=2,
+        metavar=("SCALE", "TRANSITIONS"),
+        help="multiply the prior's sigma by SCALE in the first TRANSITIONS (default: as the run was measured); 1 0 is "
+        "the prior as it is",
+    )
+    parser.add_argument("--memory", type=float, metavar="MB", help="the most that trajectories may take (default ~250)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line and input")
+    parser.add_argument("--figure", type=Path, metavar="FILE.png", help=f"draw the first {FIGURE_ROWS} inputs, solved")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
     return parser
 
@@ -47,37 +86,90 @@ def read_text(source: str) -> str:
     return text
 
 
-def solve_all(solver: Solver, inputs: Iterable[Tensor], **settings: object) -> Iterator[Solved]:
-    iterator = iter(inputs)
-    while batch := list(itertools.islice(iterator, AT_ONCE)):
-        yield from solver.solve(torch.stack(batch), **settings)  # type: ignore[arg-type]
+def solve_all(solver: Solver, inputs: list[Tensor], **settings: Any) -> Iterator[Solved]:
+    """Each input solved, in their order, with a bar on stderr where somebody looks or there are many."""
+    quiet = len(inputs) <= AT_ONCE and not sys.stderr.isatty()
+    with tqdm(total=len(inputs), unit="input", desc="solve", file=sys.stderr, mininterval=1.0, disable=quiet) as bar:
+        iterator = iter(inputs)
+        while batch := list(itertools.islice(iterator, AT_ONCE)):
+            yield from solver.solve(torch.stack(batch), **settings)
+            bar.update(len(batch))
 
 
-def show(solved: Solved) -> str:
-    """A few lines for a person."""
-    lines = [f"{solved.input}: {len(solved.solutions)} distinct answers in {solved.num_samples} samples"]
-    for a in solved.solutions:
-        mark = "unknown" if a.valid is None else "valid  " if a.valid else "INVALID"
-        lines.append(f"  {a.solution}  {mark}  {a.count:>4} of {solved.num_samples}   log p(y|h) {a.score:.3f}")
-    return "\n".join(lines)
+def show(solver: Solver, solved: Solved, colour: bool = False) -> str:
+    """For a person: every answer in a line, and a picture of the first one."""
+    found = (
+        counted(len(solved.solutions), "distinct answer") if solved.solutions else "no answer that the check accepts"
+    )
+    steps = f", {solved.mean_steps:.1f} of {solved.depth} steps on average" if solved.mean_steps < solved.depth else ""
+    lines = [f"{solved.input}: {found} in {counted(solved.num_samples, 'sample')}{steps}"]
+    lines += [f"  {a.solution}  {describe(a, solved.num_samples)}" for a in solved.solutions]
+    best = solved.solutions[0].y if solved.solutions else None
+    picture = solver.task.render(solved.x, best, colour=colour)
+    return "\n".join([*lines, *(f"    {line}" for line in picture.splitlines()), ""])
 
 
-def main(argv: list[str]) -> int:
-    arguments = make_parser().parse_args(argv)
+def describe(answer: Answer, num_samples: int) -> str:
+    """Is it right, how many samples gave it, and how sure were they?"""
+    mark = "unknown" if answer.valid is None else "valid  " if answer.valid else "INVALID"
+    return f"{mark}  {answer.count:>4} of {num_samples}   score {answer.score:.3f}"
+
+
+def draw(solver: Solver, shown: list[Solved], path: Path) -> None:
+    """--figure: one row an input. Raises UserError where the file cannot be written."""
+    rows = [
+        (
+            f"input {i}: {counted(len(s.solutions), 'distinct answer')}",
+            s.x,
+            [(a.y, a.count) for a in s.solutions[:FIGURE_COLUMNS]],
+        )
+        for i, s in enumerate(shown, start=1)
+    ]
+    figure = answers_grid(solver.task, rows, shown[0].num_samples, FIGURE_COLUMNS)
+    write_via(path, partial(figure.savefig, dpi=110))
+
+
+def check(arguments: Any) -> None:
+    """What can be known to be wrong before the checkpoint is read. Raises UserError."""
     for name in ("num_samples", "depth"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    if arguments.halt is not None and not 0 <= arguments.halt <= 1:
+        raise UserError(f"--halt is a probability, from 0 to 1, not {arguments.halt:g}")
+    if arguments.figure is not None and arguments.figure.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--figure writes .png, .pdf or .svg, not {str(arguments.figure)!r}")
+
+
+def temper_of(words: list[str] | None) -> TemperConfig | None:
+    """--temper SCALE TRANSITIONS. Raises UserError."""
+    if words is None:
+        return None
+    try:
+        return TemperConfig(scale=float(words[0]), transitions=int(words[1]))
+    except ValueError as e:
+        if isinstance(e, UserError):
+            raise
+        raise UserError(f"--temper takes a number and a whole number, not {' '.join(words)}") from None
+
+
+def main(argv: list[str]) -> int:
+    arguments = make_parser().parse_args(argv)
+    check(arguments)
+    settings: dict[str, Any] = {"temper": temper_of(arguments.temper)}
+    settings |= {name: getattr(arguments, name) for name in PASSED_ON}
     solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir)
     inputs = list(solver.task.read(read_text(arguments.input)))  # all are checked before any is solved
-    settings = {
-        "num_samples": arguments.num_samples,
-        "depth": arguments.depth,
-        "seed": arguments.seed,
-        "select": arguments.select,
-    }
+    shown: list[Solved] = []
     for solved in solve_all(solver, inputs, **settings):
-        print(json.dumps(solved.to_dict()) if arguments.json else show(solved), flush=True)
+        text = json.dumps(solved.to_dict()) if arguments.json else show(solver, solved, wants_colour(sys.stdout))
+        print(text, flush=True)
+        if arguments.figure and len(shown) < FIGURE_ROWS:
+            shown.append(solved)
+    if arguments.figure:
+        draw(solver, shown, arguments.figure)
+        if len(inputs) > len(shown):
+            print(f"{arguments.figure} shows the first {len(shown)} of {len(inputs)} inputs", file=sys.stderr)
     return 0
 
 

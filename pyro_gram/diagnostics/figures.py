@@ -22,7 +22,8 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _clean(axes: Any, xlabel: str, ylabel: str) -> None:
+def clean(axes: Any, xlabel: str, ylabel: str) -> None:
+    """Labels, a light grid, and no frame where there is no axis."""
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.spines[["top", "right"]].set_visible(False)
@@ -45,7 +46,7 @@ def training(rows: list[dict[str, Any]]) -> Figure:
         left.plot(*zip(*on_policy, strict=True), color=GREEN, label="reconstruction, on-policy")
     if any(r[term] > 0 for r in rows for term in ("reconstruction", "kl")):
         left.set_yscale("log")
-    _clean(left, "batch", "nats per input (log scale)")
+    clean(left, "batch", "nats per input (log scale)")
     beta = left.twinx()
     beta.plot(number, [r["beta"] for r in rows], color=GREY, linestyle="--")
     beta.set_ylabel("beta (dashed)", color=GREY)
@@ -58,7 +59,7 @@ def training(rows: list[dict[str, Any]]) -> Figure:
     number = [r["batch"] for r in looks]
     middle.plot(number, [r["elbo_surrogate"] for r in looks], color=BLUE, marker=".", label="surrogate (Eq. 14)")
     middle.plot(number, [r["elbo_full"] for r in looks], color=ORANGE, marker=".", label="full ELBO (Eq. 13)")
-    _clean(middle, "batch", "nats per input, beta = 1")
+    clean(middle, "batch", "nats per input, beta = 1")
     middle.legend(frameon=False, loc="best")
     middle.set_title("Bounds, validation inputs")
 
@@ -80,7 +81,7 @@ def _prior_over_training(axes: Any, looks: list[dict[str, Any]]) -> None:
         label = own[0].removeprefix("prior_").replace("_", " ")
         plot(own[0], label, BLUE)
         axes.set_yscale("log")
-        _clean(axes, "batch", f"{label} (log scale)")
+        clean(axes, "batch", f"{label} (log scale)")
         return
     if "prior_accuracy" in last:
         plot("prior_accuracy", "accuracy, one sample", BLUE)
@@ -88,7 +89,7 @@ def _prior_over_training(axes: Any, looks: list[dict[str, Any]]) -> None:
         plot("prior_coverage", "coverage", GREEN)
         axes.axhline(last["coverage_limit"], color=GREEN, linestyle=":", label="coverage, i.i.d. limit")
     axes.set_ylim(0, 1.02)
-    _clean(axes, "batch", "fraction")
+    clean(axes, "batch", "fraction")
     if looks:
         axes.legend(frameon=False, loc="best")
 
@@ -104,28 +105,47 @@ def solved(task: Task, puzzles: PuzzleSet, tokens: Tensor, inputs: int = 4, answ
     # From few solutions to many: the inputs at even steps through the order of their numbers of solutions.
     places = torch.linspace(0.2, 0.95, inputs).mul(len(puzzles) - 1).round().long()
     shown = puzzles.num_solutions.argsort(stable=True)[places].tolist()
-    figure = Figure(figsize=(2.3 * (answers + 1), 2.55 * inputs), layout="constrained")
-    grid = figure.subplots(inputs, answers + 1, squeeze=False)
     canonical = task.canonical(puzzles.inputs, tokens)
-    for row, index in enumerate(shown):
-        x = puzzles.inputs[index]
+    rows = []
+    for index in shown:
         many = f": {counted(int(puzzles.num_solutions[index]), 'solution')}" if puzzles.complete else ""
-        task.draw(grid[row, 0], x)
-        grid[row, 0].set_title(f"input {index + 1}{many}", fontsize=10)
         found, counts = canonical[:, index].unique(dim=0, return_counts=True)
-        order = counts.argsort(descending=True, stable=True)
-        for column in range(answers):
-            axes = grid[row, column + 1]
-            if column >= len(found):
-                axes.set_axis_off()
-                continue
-            y = found[order[column]]
-            broken = int(task.violations(x, y))
-            task.draw(axes, x, y)
-            verdict = "valid" if broken == 0 else counted(broken, task.unit)
-            axes.set_title(f"{int(counts[order[column]])} of {len(tokens)}: {verdict}", fontsize=10)
+        order = counts.argsort(descending=True, stable=True)[:answers]
+        rows.append((f"input {index + 1}{many}", puzzles.inputs[index], [(found[k], int(counts[k])) for k in order]))
+    figure = answers_grid(task, rows, len(tokens), answers)
     figure.suptitle(f"Most frequent of {len(tokens)} prior trajectories on held-out inputs")
     return figure
+
+
+def answers_grid(
+    task: Task, rows: list[tuple[str, Tensor, list[tuple[Tensor, int]]]], num_samples: int, columns: int = 4
+) -> Figure:
+    """One row an input: its picture, then those of its answers, with their frequency and what is wrong with them.
+
+    Args:
+        rows: of each input a title, its tokens, and its answers with the number of samples that gave each.
+        num_samples: of how many.
+        columns: the most answers shown of an input.
+    """
+    figure = Figure(figsize=(2.3 * (columns + 1), 2.55 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), columns + 1, squeeze=False)
+    for axes in grid.ravel():
+        axes.set_axis_off()
+    for line, (title, x, answers) in zip(grid, rows, strict=True):
+        line[0].set_axis_on()
+        task.draw(line[0], x)
+        line[0].set_title(title, fontsize=10)
+        for axes, (y, count) in zip(line[1:], answers, strict=False):
+            axes.set_axis_on()
+            task.draw(axes, x, y)
+            verdict = "not known" if not bool(task.known(x, y)) else _verdict(task, x, y)
+            axes.set_title(f"{count} of {num_samples}: {verdict}", fontsize=10)
+    return figure
+
+
+def _verdict(task: Task, x: Tensor | None, y: Tensor) -> str:
+    broken = int(task.violations(x, y))
+    return "valid" if broken == 0 else counted(broken, task.unit)
 
 
 def coverage_by_solutions(ids: Tensor, num_solutions: Tensor) -> Figure:
@@ -153,7 +173,7 @@ def coverage_by_solutions(ids: Tensor, num_solutions: Tensor) -> Figure:
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_ylim(-0.02, 1.05)
-        _clean(axes, "number of solutions", name)
+        clean(axes, "number of solutions", name)
     m = torch.arange(1, int(num_solutions.max()) + 1)
     left.plot(m, coverage_limit(m, n), color=GREEN, linestyle=":", label="i.i.d. uniform limit")
     left.legend(frameon=False)
@@ -201,8 +221,7 @@ def formation(task: Task, x: Tensor | None, history: Tensor, columns: int = 9) -
             task.draw(grid[row, column], x, y)
             verdict = ""
             if task.checkable:
-                broken = int(task.violations(x, y))
-                verdict = ": valid" if broken == 0 else f": {counted(broken, task.unit)}"
+                verdict = f": {_verdict(task, x, y)}"
             grid[row, column].set_title(f"step {step + 1}{verdict}", fontsize=9)
     rows = "Each" if x is None else "One input, each"
     figure.suptitle(f"{rows} row a trajectory of the prior,\nover the supervision steps")

@@ -138,6 +138,7 @@ def test_without_json_a_person_can_read_it(checkpoint, tmp_path, capsys):
     assert cli(experiments.solve.main, "--checkpoint", checkpoint, "--input", tmp_path / "one.g6") == 0
     out = capsys.readouterr().out
     assert re.match(r"C\?: \d+ distinct answers in 20 samples\n  [012]{4}  valid  ", out)
+    assert "neighbours" in out
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------------
@@ -287,4 +288,4 @@ def test_an_answer_of_which_nobody_knows_whether_it_is_right_has_no_verdict(solv
     monkeypatch.setattr(solver.task, "known", lambda x, y: torch.zeros_like(y[..., 0], dtype=torch.bool))
     (solved,) = solver.solve("Cr", num_samples=4)
     assert {a.valid for a in solved.solutions} == {None}
-    assert "unknown" in experiments.solve.show(solved)
+    assert "unknown" in experiments.solve.show(solver, solved)

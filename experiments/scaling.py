@@ -1,0 +1,327 @@
+"""More compute at inference: ``python experiments/scaling.py --checkpoint PATH --out DIR``.
+
+From one checkpoint with heads, on inputs that training never saw: accuracy against width and depth and the number of
+solutions, where trajectories halt by themselves against the difficulty of the input, and, at equal numbers of core
+evaluations, independent trajectories beside sequential Monte Carlo and diversified width. It writes
+``NAME.scaling.json`` and ``NAME.scaling.png``; every number is a mean over seeds, with its standard deviation.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from tqdm import tqdm
+
+import pyro_gram
+from pyro_gram.cli import Parser, call
+from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit, solution_ids, winners
+from pyro_gram.diagnostics.scaling import scaling_figure
+from pyro_gram.errors import UserError
+from pyro_gram.evaluate import environment
+from pyro_gram.files import read_json, write_json, write_via
+from pyro_gram.inference.sampling import at_once, rollout, unrolled
+from pyro_gram.inference.sites import HALT, OBSERVED, VALUE, transition_of
+from pyro_gram.inference.smc import SMCConfig, smc
+from pyro_gram.inference.temper import Temper, TemperConfig
+from pyro_gram.inference.width import Width
+from pyro_gram.solver import Solver
+from pyro_gram.tasks.base import PuzzleSet
+
+WIDTHS = (1, 2, 5, 10, 20, 50, 100)
+EQUAL = (5, 10, 20)  # trajectories an input in the comparison at equal compute
+SHALLOW = 4  # supervision steps of its second depth
+HALTS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
+SELECTED_OF = 20  # trajectories, in what is told of selection and of halting
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples with what ranks them: tokens int64 ``[N, B, L_out]``, the others ``[N, B]``; weights sum to 1 over N."""
+
+    tokens: Tensor
+    score: Tensor
+    value: Tensor
+    weight: Tensor | None = None
+
+    def first(self, n: int) -> Drawn:
+        """The first n trajectories of each input."""
+        return Drawn(self.tokens[:n], self.score[:n], self.value[:n])
+
+
+class AtMean(Messenger):
+    """The deterministic model: every guidance at its prior's mean."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if transition_of(msg["name"]) is not None:
+            msg["value"] = msg["fn"].mean
+            msg["done"] = True
+
+
+class Study:
+    """Roll-outs of one checkpoint on some test inputs, and what they are worth.
+
+    Args:
+        solver: the checkpoint, with heads.
+        puzzles: test inputs.
+        depth: the most supervision steps.
+        temper: of the prior.
+        progress: called with the supervision steps that have been run.
+    """
+
+    def __init__(self, solver: Solver, puzzles: PuzzleSet, depth: int, temper: TemperConfig, progress: Any) -> None:
+        self.solver, self.puzzles, self.depth, self.temper, self.progress = solver, puzzles, depth, temper, progress
+        assert puzzles.inputs is not None
+        self.x = puzzles.inputs
+        self.limit = at_once(solver.task.spec.input_length)
+
+    def walk(self, seed: int, n: int) -> list[tuple[Drawn, Tensor]]:
+        """After each supervision step of n trajectories: samples, and the halt head's P(right) of each, ``[N, B]``."""
+        parts: list[list[tuple[Drawn, Tensor]]] = []
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
+            for chunk, x in enumerate(self.x.split(max(1, self.limit // n))):
+                torch.manual_seed(seed + chunk)
+                steps = []
+                with Temper(self.temper):
+                    for end in unrolled(self.solver.model, x, depth=self.depth, num_samples=n):
+                        tokens = end.values[OBSERVED]
+                        drawn = Drawn(tokens, end.likelihood.log_prob(tokens), end.values[VALUE])
+                        steps.append((drawn, end.values[HALT]))
+                        self.progress(n * len(x))
+                parts.append(steps)
+        return [
+            (
+                Drawn(*(torch.cat([getattr(p[step][0], k) for p in parts], 1) for k in ("tokens", "score", "value"))),
+                torch.cat([p[step][1] for p in parts], 1),
+            )
+            for step in range(self.depth)
+        ]
+
+    def judge(self, drawn: Drawn) -> dict[str, float]:
+        """Accuracy of single samples, of what is selected, and coverage of all solutions."""
+        task, x = self.solver.task, self.x
+        valid = task.valid(x, drawn.tokens).double()
+        weight = torch.full_like(valid, 1 / len(valid)) if drawn.weight is None else drawn.weight.double()
+        canonical = task.canonical(x, drawn.tokens)
+        found = {
+            "sample": (valid * weight).sum(0).mean().item(),
+            "vote": task.valid(x, winners(canonical, drawn.score)).double().mean().item(),
+            "value": task.valid(x, winners(canonical, drawn.score, drawn.value)).double().mean().item(),
+            "verified": valid.amax(0).mean().item(),
+        }
+        if self.puzzles.complete:
+            ids = solution_ids(task, self.puzzles, drawn.tokens)
+            found["coverage"] = coverage_by_input(ids, self.puzzles.num_solutions).mean().item()
+        return found
+
+    def halted(self, steps: list[tuple[Drawn, Tensor]], halt: float) -> tuple[Drawn, Tensor]:
+        """The same, had each stopped at its first step with P(right) >= halt; and its steps, int64 ``[N, B]``."""
+        sure = torch.stack([h >= halt for _, h in steps])
+        sure[-1] = True
+        when = sure.int().argmax(0)  # the first one
+
+        def at(name: str) -> Tensor:
+            every = torch.stack([getattr(drawn, name) for drawn, _ in steps])
+            index = when[None] if every.dim() == 3 else when[None, ..., None].expand(1, *every.shape[1:])
+            return every.gather(0, index)[0]
+
+        return Drawn(at("tokens"), at("score"), at("value")), when + 1
+
+    def deterministic(self, n: int) -> dict[str, float]:
+        """n trajectories without noise."""
+        with AtMean():
+            rolled = rollout(self.solver.model, self.x, num_samples=n, depth=self.depth, max_trajectories=self.limit)
+        self.progress(n * self.depth * len(self.x))
+        assert rolled.value is not None
+        return self.judge(Drawn(rolled.tokens, rolled.score, rolled.value))
+
+    def diversified(self, kind: str, n: int, depth: int, seed: int) -> tuple[Drawn, float]:
+        """n trajectories that are spread, or filtered, as ``kind`` says; and the supervision steps run for an input."""
+        settings: dict[str, Any] = {"depth": depth, "seed": seed, "temper": self.temper}
+        settings["max_trajectories"] = max(self.limit, n)
+        model = self.solver.model
+        self.progress(n * depth * len(self.x))
+        if kind == "smc":
+            particles = smc(model, self.x, num_samples=n, config=SMCConfig(), **settings)
+            return Drawn(particles.tokens, particles.score, particles.value, particles.weight), float(n * depth)
+        width = Width(kind)
+        # As much work in all: trajectories that are given up are paid for by fewer that go on.
+        kept = max(1, round(n * depth / (depth + (width.oversample - 1) * width.steps))) if width.gives_up else n
+        rolled = rollout(model, self.x, num_samples=kept, width=width, **settings)
+        assert rolled.value is not None
+        return Drawn(rolled.tokens, rolled.score, rolled.value), rolled.work.double().mean().item()
+
+
+METHODS = ("independent", "halting", "smc", "antithetic", "sobol", "distinct")
+
+
+def one_seed(study: Study, seed: int, halt: float) -> dict[str, Any]:
+    """Everything that is measured under one seed."""
+    most = max(WIDTHS)
+    steps = study.walk(seed, most)
+    depths = [d for d in (1, 2, 4, 8, 16, 32, 64) if d < study.depth] + [study.depth]
+    width = {d: {n: study.judge(steps[d - 1][0].first(n)) for n in WIDTHS} for d in depths}
+    compared = {d: compare(study, steps, d, seed, halt) for d in sorted({min(SHALLOW, study.depth), study.depth})}
+    few = [(drawn.first(SELECTED_OF), sure[:SELECTED_OF]) for drawn, sure in steps]
+    halting = {}
+    for threshold in HALTS:
+        drawn, when = study.halted(few, threshold)
+        halting[threshold] = study.judge(drawn) | {"steps": when.double().mean().item()}
+    drawn, when = study.halted(few, halt)
+    last = steps[-1][0].first(SELECTED_OF)
+    return {
+        "width": width,
+        "compared": compared,
+        "halting": halting,
+        "halted": study.judge(drawn) | {"steps": when.double().mean().item()},
+        "steps_by_input": when.double().mean(0).tolist(),
+        "by_input": by_input(study, last),
+    }
+
+
+def compare(
+    study: Study, steps: list[tuple[Drawn, Tensor]], depth: int, seed: int, halt: float
+) -> dict[str, list[dict[str, float]]]:
+    """Each method at several amounts of work; a list of points."""
+    points: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
+    for n in (*EQUAL, max(WIDTHS)):
+        drawn, when = study.halted([(d.first(n), h[:n]) for d, h in steps[:depth]], halt)
+        points["halting"].append(study.judge(drawn) | {"work": when.double().sum(0).mean().item(), "n": n})
+    for n in EQUAL:
+        points["independent"].append(study.judge(steps[depth - 1][0].first(n)) | {"work": float(n * depth), "n": n})
+        for method in METHODS[2:]:
+            drawn, work = study.diversified(method, n, depth, seed + 1000)
+            points[method].append(study.judge(drawn) | {"work": work, "n": len(drawn.tokens)})
+    return points
+
+
+def by_input(study: Study, drawn: Drawn) -> dict[str, list[float]]:
+    """What the samples of each input are worth."""
+    valid = study.solver.task.valid(study.x, drawn.tokens).double()
+    found = {"sample": valid.mean(0).tolist()}
+    if study.puzzles.complete:
+        ids = solution_ids(study.solver.task, study.puzzles, drawn.tokens)
+        for n in (1, 5, 10, SELECTED_OF):
+            found[f"coverage_{n}"] = coverage_by_input(ids[:n], study.puzzles.num_solutions).tolist()
+    return found
+
+
+def over_seeds(found: list[Any]) -> Any:
+    """Nested results of several seeds: each number replaced by its mean over them, with a neighbour ``*_sd``."""
+    first = found[0]
+    if isinstance(first, dict):
+        joined: dict[Any, Any] = {}
+        for key, value in first.items():
+            joined[key] = over_seeds([f[key] for f in found])
+            if isinstance(value, float) and len(found) > 1:
+                joined[f"{key}_sd"] = statistics.stdev(f[key] for f in found)
+        return joined
+    if isinstance(first, list):
+        return [over_seeds(list(values)) for values in zip(*found, strict=True)]
+    return statistics.fmean(found) if isinstance(first, float) else first
+
+
+def measure(solver: Solver, arguments: Any) -> dict[str, Any]:
+    """All of the study, as it is written to JSON."""
+    puzzles = solver.task.split("test")
+    if puzzles.primary is not None:
+        puzzles = puzzles.select(puzzles.primary)
+    puzzles = puzzles.subset(arguments.inputs) if arguments.inputs else puzzles
+    depth = arguments.depth or solver.default_depth
+    halt = solver.config.verdict.halt if arguments.halt is None else arguments.halt
+    methods = (len(METHODS) - 2) * sum(EQUAL) * (depth + (SHALLOW if depth > SHALLOW else 0))
+    total = (arguments.seeds * (max(WIDTHS) * depth + methods) + (1 + SELECTED_OF) * depth) * len(puzzles)
+    start = time.perf_counter()
+    with tqdm(total=total, unit="step", unit_scale=True, desc="scaling", file=sys.stderr, mininterval=1.0) as bar:
+        study = Study(solver, puzzles, depth, solver.config.temper, bar.update)
+        found = [one_seed(study, 100_000 * (seed + 1), halt) for seed in range(arguments.seeds)]
+        deterministic = {n: study.deterministic(n) for n in (1, SELECTED_OF)}
+    m = puzzles.num_solutions
+    difficulty = solver.task.difficulty(study.x)
+    return {
+        "checkpoint": name_of(arguments.checkpoint),
+        "task": solver.config.names["task"],
+        "inputs": len(puzzles),
+        "seeds": arguments.seeds,
+        "depth": depth,
+        "halt": halt,
+        "temper": [solver.config.temper.scale, solver.config.temper.transitions],
+        "of": SELECTED_OF,
+        **over_seeds(found),
+        "deterministic": deterministic,
+        "coverage_limit": {n: coverage_limit(m, n).mean().item() for n in WIDTHS} if puzzles.complete else None,
+        "num_solutions": m.tolist(),
+        "difficulty": None if difficulty is None else difficulty.tolist(),
+        "difficulty_label": solver.task.difficulty_label,
+        "seconds": time.perf_counter() - start,
+        "environment": environment(),
+    }
+
+
+def make_parser() -> Parser:
+    parser = Parser("scaling.py", description=__doc__.split("\n\n")[0])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--checkpoint", type=Path, metavar="PATH", help=".safetensors with heads, or a run's directory")
+    what.add_argument("--draw", type=Path, metavar="JSON", help="only draw the figure of a study again")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: beside the checkpoint")
+    parser.add_argument("--inputs", type=int, default=0, metavar="B", help="the first B test inputs (default: all)")
+    parser.add_argument("--depth", type=int, metavar="S", help="supervision steps (default: as the run was measured)")
+    parser.add_argument("--halt", type=float, metavar="P", help="halting probability (default: as the checkpoint says)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="K", help="(default 3)")
+    parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    arguments = make_parser().parse_args(argv)
+    if arguments.draw:
+        draw(arguments.draw)
+        return 0
+    for name, least in (("inputs", 0), ("seeds", 1), ("depth", 1)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} must be at least {least}, not {value}")
+    if arguments.halt is not None and not 0 <= arguments.halt <= 1:
+        raise UserError(f"--halt is a probability, from 0 to 1, not {arguments.halt:g}")
+    solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir)
+    if not solver.task.spec.conditional:
+        raise UserError("this checkpoint is a model p(x): width and depth of answers need an input")
+    solver.check_selection("value")
+    path = arguments.checkpoint
+    out = (arguments.out or (path if path.is_dir() else path.parent)) / f"{name_of(path)}.scaling.json"
+    found = measure(solver, arguments)
+    write_json(out, found)
+    draw(out)
+    print(f"{name_of(path)}: {summary(found)}; {out}")
+    return 0
+
+
+def name_of(checkpoint: Path) -> str:
+    return checkpoint.name if checkpoint.is_dir() else checkpoint.stem
+
+
+def draw(path: Path) -> None:
+    """The figure of a study, beside its JSON. Raises UserError where there is none, or it cannot be written."""
+    write_via(path.with_suffix(".png"), partial(scaling_figure(read_json(path)).savefig, dpi=100))
+
+
+def summary(found: dict[str, Any]) -> str:
+    """One line on selection and halting."""
+    full, halted = found["width"][found["depth"]][SELECTED_OF], found["halted"]
+    return (
+        f"of {SELECTED_OF} samples: one {full['sample']:.3f}, vote {full['vote']:.3f}, value {full['value']:.3f}; "
+        f"halting at {found['halt']:g}: {halted['sample']:.3f} after {halted['steps']:.1f} of {found['depth']} steps"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(call(main))

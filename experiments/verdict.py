@@ -1,0 +1,61 @@
+"""Give a checkpoint halt and value heads: ``python experiments/verdict.py --checkpoint PATH``.
+
+A run trains its own where ``--verdict.hidden`` is set. This adds them to a model that is there already, or replaces
+those that it has; nothing else of it changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from pyro_gram.checkpoint import is_half, load_model, save_model
+from pyro_gram.cli import Parser, call
+from pyro_gram.config import RunConfig, add_options, with_options
+from pyro_gram.errors import ConfigError
+from pyro_gram.files import write_json
+from pyro_gram.heads import train_heads
+from pyro_gram.inference.verdict import VerdictConfig
+
+DEFAULT = RunConfig({}, {"verdict": VerdictConfig(hidden=64)})
+
+
+def make_parser() -> Parser:
+    parser = Parser("verdict.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="PATH", help=".safetensors, or a run's directory"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE.safetensors", help="where to write (default: in its place)")
+    parser.add_argument("--seed", type=int, help="of the heads and what they learn from (default: the run's)")
+    parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
+    add_options(parser, DEFAULT)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    arguments = vars(make_parser().parse_args(argv))
+    verdict = with_options(DEFAULT, arguments).verdict
+    if not verdict.hidden:
+        raise ConfigError("--verdict.hidden 0 is no heads: give them a width")
+    source = arguments["checkpoint"]
+    source = source / "model.safetensors" if source.is_dir() else source
+    out = arguments["out"] or source
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"--out must end in .safetensors, not {str(out)!r}")
+    assembly = load_model(source, arguments["data_dir"])
+    seed = assembly.config.seed if arguments["seed"] is None else arguments["seed"]
+    parts = {**assembly.config.parts, "verdict": verdict}
+    config = dataclasses.replace(assembly.config, parts=parts)
+    trained = dataclasses.replace(assembly, config=dataclasses.replace(config, seed=seed))
+    train_heads(trained, config.evaluate.depth or config.train.supervision_steps)
+    data, half = assembly.task.provenance(), is_half(source)
+    save_model(out, config, assembly.model, assembly.guide, data=data, half=half)
+    described = out.with_name("config.json") if out.name == "model.safetensors" else out.with_suffix(".json")
+    write_json(described, config.to_dict())
+    print(f"{out} has halt and value heads now; its config is {described}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(call(main))

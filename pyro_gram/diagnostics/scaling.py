@@ -1,0 +1,181 @@
+"""The figure of what more compute at inference buys, from the JSON of ``experiments/scaling.py``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
+
+from pyro_gram.diagnostics.figures import BLUE, GREEN, GREY, ORANGE, clean
+
+RED, PURPLE, SKY = "#D55E00", "#CC79A7", "#56B4E9"
+METHODS = {
+    "independent": (BLUE, "o", "independent"),
+    "halting": (GREEN, "s", "independent, halting (ACT)"),
+    "smc": (RED, "^", "sequential Monte Carlo"),
+    "antithetic": (PURPLE, "v", "antithetic"),
+    "sobol": (SKY, "D", "Sobol"),
+    "distinct": (ORANGE, "P", "distinct"),
+}
+MANY = 7  # values of x from which on points are gathered in bins
+
+
+def scaling_figure(found: dict[str, Any]) -> Figure:
+    """Six panels: depth, selection, number of solutions, halting, and accuracy and coverage at equal compute.
+
+    Args:
+        found: the JSON, its keys strings.
+    """
+    figure = Figure(figsize=(15, 8.6), layout="constrained")
+    (depth, selection, solutions), (halting, accuracy, coverage) = figure.subplots(2, 3)
+    _depths(depth, found)
+    _selection(selection, found)
+    _by_solutions(solutions, found)
+    _halting(halting, found)
+    _compute(accuracy, found, "sample", "accuracy, one sample")
+    complete = found["coverage_limit"] is not None
+    _compute(coverage, found, "coverage" if complete else "verified", "coverage" if complete else "any sample right")
+    figure.suptitle(
+        f"{found['checkpoint']}: {found['inputs']} unseen inputs, trajectories of the prior, {found['seeds']} seeds"
+    )
+    return figure
+
+
+def _line(axes: Any, points: list[tuple[float, dict[str, float]]], name: str, **style: Any) -> None:
+    """A curve of means, with its standard deviation over seeds as a band."""
+    x = np.array([at for at, _ in points])
+    y = np.array([p[name] for _, p in points])
+    sd = np.array([p.get(f"{name}_sd", 0.0) for _, p in points])
+    axes.plot(x, y, **style)
+    axes.fill_between(x, y - sd, y + sd, color=style.get("color"), alpha=0.18, linewidth=0)
+
+
+def _log_ticks(axes: Any, values: list[float]) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks(values)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _width(found: dict[str, Any], depth: str) -> list[tuple[float, dict[str, float]]]:
+    return [(int(n), p) for n, p in found["width"][depth].items()]
+
+
+def _depths(axes: Any, found: dict[str, Any]) -> None:
+    depths = [d for d in found["width"] if d.isdigit()]
+    shades = np.linspace(0.75, 0.0, len(depths))
+    for depth, shade in zip(depths, shades, strict=True):
+        points = _width(found, depth)
+        blue = tuple(np.array((0, 0.447, 0.698)) * (1 - shade) + shade * np.ones(3))
+        steps = f"{depth} step{'' if depth == '1' else 's'}"
+        _line(axes, points, "value", color=blue, marker="o", label=steps)
+    _flat(axes, found, "value")
+    _log_ticks(axes, [n for n, _ in points])
+    axes.set_ylim(top=1.02)
+    clean(axes, "trajectories N", "accuracy, best value of N")
+    axes.set_title("Width at several depths")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _flat(axes: Any, found: dict[str, Any], name: str) -> None:
+    points = [(int(n), p) for n, p in found["deterministic"].items()]
+    x = [n for n, _ in points]
+    label = f"no noise, {found['depth']} steps"
+    axes.plot(x, [p[name] for _, p in points], color=GREY, linestyle="--", marker="x", label=label)
+
+
+def _selection(axes: Any, found: dict[str, Any]) -> None:
+    points = _width(found, str(found["depth"]))
+    for name, label, color in (
+        ("verified", "task's check (any right)", GREEN),
+        ("value", "value head (LPRM)", BLUE),
+        ("vote", "majority vote", ORANGE),
+        ("sample", "one sample", GREY),
+    ):
+        _line(axes, points, name, color=color, marker="o", label=label)
+    _log_ticks(axes, [n for n, _ in points])
+    axes.set_ylim(top=1.005)
+    clean(axes, "trajectories N", "accuracy")
+    axes.set_title(f"Selection, {found['depth']} steps")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def bins(values: list[float], log: bool = False) -> list[np.ndarray]:
+    """The places of ``values``, gathered by equal values where there are few, else in ten bins, none empty."""
+    array = np.asarray(values, dtype=float)
+    unique = np.unique(array)
+    if len(unique) <= MANY:
+        return [np.flatnonzero(array == v) for v in unique]
+    scaled = np.log(array) if log else array
+    edges = np.linspace(scaled.min(), scaled.max() + 1e-9, 11)
+    which = np.digitize(scaled, edges)
+    return [np.flatnonzero(which == b) for b in np.unique(which)]
+
+
+def _binned(axes: Any, at: list[float], values: list[float], *, log: bool = False, **style: Any) -> None:
+    places = bins(at, log)
+    x = [np.mean(np.asarray(at)[p]) for p in places]
+    y = [np.mean(np.asarray(values)[p]) for p in places]
+    error = [np.std(np.asarray(values)[p]) / max(1, len(p)) ** 0.5 for p in places]
+    axes.errorbar(x, y, yerr=error, marker="o", capsize=2, **style)
+
+
+def _by_solutions(axes: Any, found: dict[str, Any]) -> None:
+    m, by_input = found["num_solutions"], found["by_input"]
+    _binned(axes, m, by_input["sample"], log=True, color=GREY, label="accuracy, one sample")
+    shown = [name for name in by_input if name.startswith("coverage_")]
+    for name, shade in zip(shown, np.linspace(0.7, 0.0, len(shown)), strict=True):
+        n = int(name.removeprefix("coverage_"))
+        green = tuple(np.array((0, 0.62, 0.451)) * (1 - shade) + shade * np.ones(3))
+        _binned(axes, m, by_input[name], log=True, color=green, label=f"coverage, N = {n}")
+    if shown:
+        grid = np.unique(np.round(np.geomspace(1, max(m), 60)))
+        n = int(shown[-1].removeprefix("coverage_"))
+        label = f"i.i.d. uniform limit, N = {n}"
+        axes.plot(grid, 1 - (1 - 1 / grid) ** n, color=GREEN, linestyle=":", label=label)
+    _log_ticks(axes, [v for v in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if v <= max(m)])
+    axes.set_ylim(-0.02, 1.05)
+    clean(axes, "number of solutions", "fraction")
+    axes.set_title("Number of solutions")
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
+
+
+def _halting(axes: Any, found: dict[str, Any]) -> None:
+    difficulty, label = found["difficulty"], found["difficulty_label"]
+    if difficulty is None:
+        difficulty, label = found["num_solutions"], "number of solutions"
+    jitter = np.random.default_rng(0).uniform(-0.2, 0.2, len(difficulty))
+    axes.scatter(np.asarray(difficulty) + jitter, found["steps_by_input"], s=9, alpha=0.3, color=BLUE, linewidths=0)
+    _binned(axes, difficulty, found["steps_by_input"], color=ORANGE, label=f"mean (of {found['depth']} at the most)")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    clean(axes, label, "supervision steps until halting")
+    halted = found["halted"]
+    full = found["width"][str(found["depth"])][str(found["of"])]["sample"]
+    axes.set_title(
+        f"Halting at P = {found['halt']:g}: {halted['sample']:.3f} right after {halted['steps']:.1f} steps\n"
+        f"(without: {full:.3f} after {found['depth']})",
+        fontsize=11,
+    )
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _compute(axes: Any, found: dict[str, Any], name: str, label: str) -> None:
+    """Both depths of the comparison: the shallow one dashed."""
+    depths = list(found["compared"])
+    for depth in depths:
+        for method, (color, marker, words) in METHODS.items():
+            points = [(p["work"], p) for p in found["compared"][depth][method]]
+            last = depth == depths[-1]
+            style = {"color": color, "marker": marker, "markersize": 5, "linestyle": "-" if last else "--"}
+            _line(axes, points, name, **style, label=words if last else None)
+    works = [p["work"] for methods in found["compared"].values() for ps in methods.values() for p in ps]
+    ticks = [tick for power in range(5) for tick in (10**power, 2 * 10**power, 5 * 10**power)]
+    _log_ticks(axes, [tick for tick in ticks if min(works) * 0.8 < tick < max(works) * 1.25])
+    axes.set_ylim(top=min(axes.get_ylim()[1], 1.005))
+    clean(axes, "core evaluations an input (supervision steps of all trajectories)", label)
+    dashed = f" (dashed: {depths[0]})" if len(depths) > 1 else ""
+    axes.set_title(f"Equal compute, {depths[-1]} steps{dashed}")
+    axes.legend(frameon=False, fontsize=8, loc="best")

@@ -1,0 +1,262 @@
+"""solve.py: halting, selection, width, memory, temper, figure, progress; experiments/verdict.py, which adds heads."""
+
+import json
+import shutil
+
+import matplotlib.image
+import pytest
+import torch
+
+import experiments.run
+import experiments.solve
+import experiments.verdict
+import pyro_gram
+from pyro_gram.errors import UserError
+from pyro_gram.solver import SELECTIONS
+from tests.conftest import small_config
+from tests.experiments.test_run import SMALL, cli
+
+GRAPHS = ["C?", "Cr", "CF", "C^"]
+HEADS = ["--verdict.hidden", 16, "--verdict.rounds", 3, "--verdict.trajectories", 20]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A checkpoint without heads."""
+    out = tmp_path_factory.mktemp("plain") / "run"
+    assert cli(experiments.run.main, *SMALL, "--out", out, "--train.batches", 2, "--verdict.hidden", 0) == 0
+    return out / "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def headed(plain, tmp_path_factory):
+    """The same with heads."""
+    out = tmp_path_factory.mktemp("headed") / "headed.safetensors"
+    assert cli(experiments.verdict.main, "--checkpoint", plain, "--out", out, *HEADS) == 0
+    return out
+
+
+@pytest.fixture
+def solve(headed, tmp_path, capsys):
+    """The JSON objects printed for a few graphs."""
+
+    def call(*words, checkpoint=headed, graphs=GRAPHS):
+        path = tmp_path / "puzzles.txt"
+        path.write_text("\n".join(graphs))
+        assert cli(experiments.solve.main, "--checkpoint", checkpoint, "--input", path, "--json", *words) == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return call
+
+
+def refused(capsys, *words):
+    """One line on stderr, nothing on stdout and exit code 2; the line."""
+    code = cli(experiments.solve.main, *words)
+    out, err = capsys.readouterr()
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    return err
+
+
+# ---- heads ---------------------------------------------------------------------------------------------------------
+
+
+def test_heads_are_added_and_nothing_else_changes(plain, headed):
+    before, after = pyro_gram.load(plain), pyro_gram.load(headed)
+    assert (before.has_heads, after.has_heads) == (False, True)
+    weights = after.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in before.model.state_dict().items())
+    assert after.config.verdict.hidden == 16
+    described = json.loads(headed.with_suffix(".json").read_text())
+    assert described == after.config.to_dict()
+    a, b = (s.sample(GRAPHS, num_samples=5, seed=1, halt=None if s is before else 1) for s in (before, after))
+    assert torch.equal(a.tokens, b.tokens)
+    assert a.value is None
+    assert ((b.value >= 0) & (b.value <= 1)).all()
+
+
+def test_heads_of_a_run_are_added_in_its_place(plain, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(plain.parent, run)
+    assert cli(experiments.verdict.main, "--checkpoint", run, *HEADS) == 0
+    assert pyro_gram.load(run).has_heads
+    assert json.loads((run / "config.json").read_text())["verdict"]["hidden"] == 16
+
+
+def test_a_run_trains_its_own_heads_and_measures_them(tmp_path):
+    out = tmp_path / "run"
+    assert cli(experiments.run.main, *SMALL, "--out", out, "--train.batches", 2, *HEADS) == 0
+    results = json.loads((out / "results.json").read_text())
+    m = results["metrics"]
+    assert 0 <= m["value_accuracy"] <= m["any_valid"]
+    assert 0 <= m["halt_accuracy"] <= 1
+    assert 1 <= m["halt_steps"] <= m["depth"]
+    assert results["seconds"]["heads"] > 0
+    assert pyro_gram.load(out).has_heads
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--verdict.hidden", 0], "--verdict.hidden 0 is no heads"),
+        (["--verdict.hidden", 12], "must be a multiple of 2 * verdict.heads = 8"),
+        (["--out", "heads.pt"], "--out must end in .safetensors"),
+        (["--verdict.halt", 2], "halt must lie between 0 and 1"),
+    ],
+)
+def test_heads_that_cannot_be_end_in_one_line(words, message, plain, capsys):
+    assert cli(experiments.verdict.main, "--checkpoint", plain, *words) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+# ---- halting and depth -----------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_with_heads_halts_unless_told_not_to(headed, solve):
+    solver = pyro_gram.load(headed)
+    never, always = (solver.sample(GRAPHS, num_samples=6, depth=4, halt=halt) for halt in (1, 0))
+    assert (never.steps == 4).all()
+    assert (always.steps == 1).all()
+    default = solver.sample(GRAPHS, num_samples=6, depth=4)
+    assert torch.equal(default.steps, solver.sample(GRAPHS, num_samples=6, depth=4, halt=0.999).steps)
+    assert (solver.sample(GRAPHS, num_samples=6, depth=4, history=True).steps == 4).all()
+    assert solve("--depth", 4, "--halt", 0, "--seed", 3) != solve("--depth", 4, "--halt", 1, "--seed", 3)
+    assert solve("--depth", 1, "--halt", 1) == [{**o, "depth": 1} for o in solve("--depth", 4, "--halt", 0)]
+
+
+def test_a_person_is_told_of_steps_that_were_saved(headed, tmp_path, capsys):
+    (tmp_path / "one.g6").write_text("Cr")
+    words = ["--checkpoint", headed, "--input", tmp_path / "one.g6", "--depth", 4]
+    assert cli(experiments.solve.main, *words, "--halt", 0) == 0
+    assert "1.0 of 4 steps on average" in capsys.readouterr().out
+    assert cli(experiments.solve.main, *words, "--halt", 1) == 0
+    assert "steps on average" not in capsys.readouterr().out
+
+
+# ---- selection -------------------------------------------------------------------------------------------------------
+
+
+def test_value_keeps_the_answer_that_the_head_trusts_most(headed, solve):
+    solver = pyro_gram.load(headed)
+    rolled = solver.sample(GRAPHS, num_samples=20)
+    chosen = solve("--select", "value")
+    for i, o in enumerate(chosen):
+        (answer,) = o["solutions"]
+        assert answer["score"] == pytest.approx(rolled.value[:, i].max().item())
+        canonical = solver.task.canonical(solver.task.parse(GRAPHS[i]), rolled.tokens[:, i])
+        best = canonical[rolled.value[:, i].argmax()]
+        assert answer["solution"] == "".join(map(str, best.tolist()))
+
+
+def test_verified_keeps_the_most_frequent_right_answer_or_none(solve):
+    every, verified = solve("--num-samples", 3), solve("--num-samples", 3, "--select", "verified")
+    for a, v in zip(every, verified, strict=True):
+        assert v["solutions"] == [s for s in a["solutions"] if s["valid"]][:1]
+    assert {len(v["solutions"]) for v in verified} == {0, 1}  # a model of two batches fails some
+
+
+def test_a_person_is_told_where_nothing_is_right(headed, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "pyro_gram.tasks.coloring.Coloring.valid", lambda self, x, y: torch.zeros_like(y[..., 0]).bool()
+    )
+    (tmp_path / "one.g6").write_text("Cr")
+    words = ["--checkpoint", headed, "--input", tmp_path / "one.g6", "--select", "verified"]
+    assert cli(experiments.solve.main, *words) == 0
+    assert "Cr: no answer that the check accepts in 20 samples" in capsys.readouterr().out
+
+
+def test_every_selection_repeats_under_its_seed(solve):
+    for select in SELECTIONS:
+        assert solve("--select", select, "--seed", 5) == solve("--select", select, "--seed", 5)
+
+
+def test_what_nobody_knows_cannot_be_verified(headed, monkeypatch):
+    solver = pyro_gram.load(headed)
+    monkeypatch.setattr(solver.task, "known", lambda x, y: torch.zeros_like(y[..., 0], dtype=torch.bool))
+    with pytest.raises(UserError, match="needs a known right answer"):
+        solver.solve("Cr", select="verified")
+
+
+# ---- width, memory, temper -------------------------------------------------------------------------------------------
+
+
+def test_other_widths_and_tempers_change_what_is_drawn(solve):
+    independent = solve("--halt", 1)
+    assert solve("--halt", 1, "--width", "antithetic") != independent
+    assert solve("--halt", 1, "--temper", 20, 4) != independent
+    assert solve("--halt", 1, "--temper", 1, 0) == independent
+
+
+def test_memory_bounds_what_runs_at_once_and_no_more(headed):
+    solver = pyro_gram.load(headed)
+    widths = []
+    hook = solver.model.core.register_forward_pre_hook(lambda _, args: widths.append(args[0].h[..., 0, 0].numel()))
+    rolled = solver.sample(GRAPHS, num_samples=50, memory=0.2, halt=1)
+    hook.remove()
+    assert rolled.tokens.shape == (50, 4, 4)
+    assert max(widths) <= 0.2 * 2**20 / (32 * 4 * 4 * solver.config.model.width)
+    with pytest.raises(UserError, match="does not hold one trajectory"):
+        solver.sample(GRAPHS, memory=0.001)
+
+
+# ---- figure and progress ---------------------------------------------------------------------------------------------
+
+
+def test_the_figure_is_drawn_beside_the_json(solve, tmp_path, capsys):
+    path = tmp_path / "solved.png"
+    solve("--figure", path, graphs=GRAPHS * 2)
+    image = matplotlib.image.imread(path)
+    assert image.shape[0] > 800
+    assert image.std() > 0.05
+
+
+def test_progress_is_told_on_stderr_of_many_inputs(headed, tmp_path, capsys):
+    path = tmp_path / "many.g6"
+    path.write_text("\n".join(["Cr"] * 70))
+    assert cli(experiments.solve.main, "--checkpoint", headed, "--input", path, "--json", "--num-samples", 2) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 70
+    assert "70/70" in err
+
+
+# ---- wrong arguments -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--halt 1.5", "--halt is a probability"),
+        ("--halt nan", "--halt is a probability"),
+        ("--memory 0", "does not hold one trajectory"),
+        ("--width wide", "--width"),
+        ("--temper 2", "--temper"),
+        ("--temper two 2", "--temper takes a number and a whole number"),
+        ("--temper 2 0", "changes nothing"),
+        ("--figure solved.txt", "--figure writes .png, .pdf or .svg"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(words, message, headed, tmp_path, capsys):
+    (tmp_path / "one.g6").write_text("Cr")
+    err = refused(capsys, "--checkpoint", headed, "--input", tmp_path / "one.g6", "--json", *words.split())
+    assert message in err
+
+
+@pytest.mark.parametrize(("words", "message"), [("--select value", "no value head"), ("--halt 0.5", "no halt head")])
+def test_what_needs_heads_says_how_to_get_them(words, message, plain, tmp_path, capsys):
+    (tmp_path / "one.g6").write_text("Cr")
+    err = refused(capsys, "--checkpoint", plain, "--input", tmp_path / "one.g6", *words.split())
+    assert message in err
+    assert "experiments/verdict.py" in err
+
+
+def test_a_checkpoint_of_another_task_reads_no_graphs(tmp_path, capsys):
+    from pyro_gram.build import build
+    from pyro_gram.checkpoint import save_model
+
+    for task, message in (("nqueens", "row"), ("sudoku", "characters"), ("sudoku_uncond", "takes no input")):
+        assembly = build(small_config(task_name=task))
+        path = tmp_path / f"{task}.safetensors"
+        save_model(path, assembly.config, assembly.model, assembly.guide)
+        (tmp_path / "one.g6").write_text("Cr")
+        assert message in refused(capsys, "--checkpoint", path, "--input", tmp_path / "one.g6")
