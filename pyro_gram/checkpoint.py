@@ -19,7 +19,7 @@ from pyro_gram.build import Assembly, build
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import CheckpointError, ConfigError
 from pyro_gram.files import write_bytes
-from pyro_gram.heads import attach
+from pyro_gram.heads import attach, takes_heads
 from pyro_gram.inference.training import Trainer, pair
 from pyro_gram.version import __version__
 
@@ -62,8 +62,8 @@ def load_model(path: str | Path, data_dir: str | None = None) -> Assembly:
     tensors, header = _read(path, "model")
     try:
         assembly = build(RunConfig.from_dict(header.get("config", {})), data_dir)
-        if assembly.config.verdict.hidden:
-            attach(assembly.model, assembly.task, assembly.config.verdict)
+        if takes_heads(assembly.model, assembly.config.verdict):
+            attach(assembly.model, assembly.task, assembly.config)
     except ConfigError as e:
         raise CheckpointError(f"{path} cannot be rebuilt from its settings: {e}") from None
     if assembly.task.spec.puzzles:  # which embedding is whose

@@ -19,7 +19,7 @@ from pyro_gram.diagnostics import figures
 from pyro_gram.diagnostics.metrics import excess, measure, solution_ids, winners
 from pyro_gram.diagnostics.report import write_report
 from pyro_gram.files import write_json, write_via
-from pyro_gram.heads import train_heads
+from pyro_gram.heads import takes_heads, train_heads
 from pyro_gram.inference.bounds import Bounds, bounds, prior_log_likelihood
 from pyro_gram.inference.importance import MAX_TRACED
 from pyro_gram.inference.sampling import Rollout, at_once, rollout
@@ -130,7 +130,7 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
     start = time.perf_counter()
     model, guide = (m.eval() for m in run.trainer.averaged)
     config, task = run.assembly.config, run.assembly.task
-    if config.verdict.hidden:
+    if takes_heads(model, config.verdict):
         train_heads(Assembly(config, task, model, guide), run.depth)
     heads = time.perf_counter() - start
     save_model(run.out / "model.safetensors", config, model, guide, data=task.provenance(), half=half)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_gram.build import Assembly
+from pyro_gram.config import RunConfig
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.sampling import at_once
 from pyro_gram.inference.verdict import WHERE, VerdictConfig, fit
@@ -18,10 +18,13 @@ from pyro_gram.tasks.base import Task
 from pyro_gram.tasks.stream import TargetStream
 
 
+def takes_heads(model: nn.Module, config: VerdictConfig) -> bool:
+    """Will this model be given heads? A program of a user's own may have no place for them, and runs without."""
+    return config.hidden > 0 and hasattr(model, WHERE)
+
+
 def check_heads(model: nn.Module, task: Task, config: VerdictConfig) -> None:
     """Raises ConfigError where heads are asked for and cannot be had."""
-    if not config.hidden:
-        return
     if not task.checkable or not task.spec.conditional:
         raise ConfigError("halt and value heads judge answers to an input: set verdict.hidden to 0 for p(x)")
     if not hasattr(model, WHERE):
@@ -35,15 +38,14 @@ def check_heads(model: nn.Module, task: Task, config: VerdictConfig) -> None:
         )
 
 
-def attach(model: Any, task: Task, config: VerdictConfig, seed: int = 0) -> None:
+def attach(model: nn.Module, task: Task, config: RunConfig) -> None:
     """Put untrained heads onto a program; the caller's random state stays. Raises as :func:`check_heads`."""
-    check_heads(model, task, config)
-    length = task.spec.input_length + getattr(model.config, "prefix", 0)
+    c = config.verdict
+    check_heads(model, task, c)
+    length = task.spec.input_length + getattr(config.model, "prefix", 0)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        head = VerdictHead(
-            length, model.config.width, task.spec.output_classes, config.hidden, config.layers, config.heads
-        )
+        torch.manual_seed(config.seed)
+        head = VerdictHead(length, config.model.width, task.spec.output_classes, c.hidden, c.layers, c.heads)
     setattr(model, WHERE, head.to(next(model.parameters()).device))
 
 
@@ -54,7 +56,7 @@ def train_heads(assembly: Assembly, depth: int) -> None:
     on training inputs under the task's symmetries: on those as they are the model errs less than on others.
     """
     config, task, model = assembly.config, assembly.task, assembly.model
-    attach(model, task, config.verdict, config.seed)
+    attach(model, task, config)
     count = at_once(task.spec.input_length, config.verdict.trajectories)
     stream = TargetStream(task, task.split("train"), count, config.seed, config.train.augment)
 

@@ -20,7 +20,7 @@ from pyro_gram.config import RunConfig
 from pyro_gram.errors import UserError
 from pyro_gram.evaluate import check_ready, check_temper, monitor
 from pyro_gram.files import write_json, write_via
-from pyro_gram.heads import check_heads
+from pyro_gram.heads import check_heads, takes_heads
 from pyro_gram.inference.training import BatchReport, Trainer
 from pyro_gram.tasks.stream import TargetStream
 
@@ -82,7 +82,12 @@ def open_run(config: RunConfig, out: Path, *, resume: bool, data_dir: str | None
     assembly = build(config, data_dir)
     check_ready(assembly.task)
     check_temper(assembly)
-    check_heads(assembly.model, assembly.task, config.verdict)
+    if takes_heads(assembly.model, config.verdict):
+        check_heads(assembly.model, assembly.task, config.verdict)
+    elif config.verdict.hidden:
+        print(
+            f"{config.names['model']} has no attribute 'verdict': it will have no halt and value heads", file=sys.stderr
+        )
     assembly.model.to(device)
     assembly.guide.to(device)
     stream = TargetStream(

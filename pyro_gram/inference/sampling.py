@@ -328,6 +328,8 @@ def _over(now: dict[str, Tensor], going: Tensor, plan: Plan, step: int) -> Tenso
         return torch.ones_like(going, dtype=torch.bool)
     if plan.halt is None:
         return torch.zeros_like(going, dtype=torch.bool)
+    if HALT not in now:
+        raise ConfigError("the program has heads and no site 'halt': call pyro_gram.inference.sites.judge in it")
     return now[HALT] >= plan.halt
 
 

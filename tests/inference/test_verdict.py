@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pyro
 import pytest
 import torch
@@ -14,10 +16,15 @@ from tests.conftest import case_of, warm_
 HEADS = VerdictConfig(hidden=16, heads=2, layers=1, rounds=2, trajectories=16)
 
 
+def give(case):
+    config = case.assembly.config
+    attach(case.assembly.model, case.assembly.task, replace(config, parts={**config.parts, "verdict": HEADS}))
+
+
 def judged(**changes):
     """A small case whose model has heads, moved from where they start."""
     case = case_of(**changes)
-    attach(case.assembly.model, case.assembly.task, HEADS)
+    give(case)
     warm_(case.assembly.model.verdict, 0.3)
     return case
 
@@ -49,7 +56,7 @@ def test_no_elbo_knows_of_the_heads(elbo):
         return float(elbo.loss(model, guide, case.x, case.y, steps=2))
 
     before = loss()
-    attach(model, case.assembly.task, HEADS)
+    give(case)
     assert loss() == pytest.approx(before, rel=1e-6)
 
 
