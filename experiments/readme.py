@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = ROOT / "checkpoints"
 EXPERIMENTS = ROOT / "experiments"
 BENCH = EXPERIMENTS / "bench.json"
+SOLVE_BENCH = EXPERIMENTS / "bench_solve.json"
 DETERMINISTIC = EXPERIMENTS / "studies" / "mnist_deterministic.json"
 PAPER = {  # Table 1: accuracy, or conflicting edges in all test graphs; and coverage; 10 M parameters, 8 GPUs
     "coloring8": "2.7 conflicts, .858",
@@ -151,6 +152,74 @@ def generated_table() -> str:
     return "\n".join(["| | measured | to compare |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)])
 
 
+def read_scaling() -> list[dict[str, Any]]:
+    """The studies of ``scaling.py`` that are committed, in the order of the table of checkpoints."""
+    paths = [CHECKPOINTS / f"{name}.scaling.json" for name in SOLVED]
+    return [read_json(path) for path in paths if path.exists()]
+
+
+def selection_table() -> str:
+    """What is selected, and what halting saves."""
+    lines = [
+        "| checkpoint | unseen inputs | steps | one sample | vote of 20 | best value of 20 | task's check, of 20 "
+        "| no noise, N = 1 and 20 | halting: one sample | steps taken | core evaluations saved |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for s in read_scaling():
+        full, halted, depth = s["width"][str(s["depth"])][str(s["of"])], s["halted"], s["depth"]
+        flat = [p["sample"] for p in s["deterministic"].values()]
+        lines.append(
+            f"| `{s['checkpoint']}` | {s['inputs']} | {depth} | {_with_sd(full, 'sample')} | {full['vote']:.3f} "
+            f"| {full['value']:.3f} | {full['verified']:.3f} | {flat[0]:.3f}, {flat[1]:.3f} "
+            f"| {_with_sd(halted, 'sample')} | {halted['steps']:.1f} | {1 - halted['steps'] / depth:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def compute_table() -> str:
+    """Coverage, and accuracy of a sample, at the core evaluations of 20 whole trajectories."""
+    methods = ("independent", "antithetic", "sobol", "distinct", "smc", "halting")
+    lines = [
+        "| checkpoint, core evaluations | independent | antithetic | Sobol | distinct | SMC | halting |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for s in read_scaling():
+        for depth, compared in s["compared"].items():
+            budget = s["of"] * int(depth)
+            cells = []
+            for method in methods:
+                # The most work that does not exceed the budget, or the least there is.
+                fitting = [p for p in compared[method] if p["work"] <= 1.02 * budget]
+                p = max(fitting, key=lambda p: p["work"]) if fitting else compared[method][0]
+                n = f", N = {p['n']}" if p["n"] != s["of"] else ""
+                cells.append(f"{_with_sd(p, 'coverage')}; {p['sample']:.3f}{n}")
+            lines.append(f"| `{s['checkpoint']}`, {depth} steps, {budget} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _with_sd(point: dict[str, float], name: str) -> str:
+    return f"{point[name]:.3f} ± {point[f'{name}_sd']:.3f}"
+
+
+def solve_table(bench: dict[str, Any]) -> str:
+    seconds, n = bench["seconds"], bench["num_samples"]
+    rows = [
+        (f"`solve.py --json`, {bench['inputs']} graphs, N = {n}, from start to end", f"{seconds['solve_py']:.1f} s"),
+        ("the same from Python, the model loaded", f"{seconds['halting']:.1f} s"),
+        (f"without halting, all {bench['depth']} steps", f"{seconds['never_halting']:.1f} s"),
+        ("one graph, N = 1, without halting", f"{1e3 * seconds['one_input_n1']:.0f} ms"),
+        (f"one graph, N = {n}, without halting", f"{1e3 * seconds['one_input_n20']:.0f} ms"),
+    ]
+    rows += [
+        (
+            f"most memory of {m['trajectories']:,} trajectories of four graphs, `--memory {m['limit_mb']:g}`",
+            f"{m['peak_mb']:.0f} MB",
+        )
+        for m in bench["memory"]
+    ]
+    return "\n".join(["| `coloring8` | |", "|---|---|", *(f"| {label} | {value} |" for label, value in rows)])
+
+
 def bench_table(bench: dict[str, Any]) -> str:
     lines = [
         "| step | Pyro | bare torch | ratio, median (quartiles) |",
@@ -184,6 +253,9 @@ def filled(text: str) -> str:
     text = fill(text, "solved", solved_table())
     text = fill(text, "seeds", seeds_table())
     text = fill(text, "generated", generated_table())
+    text = fill(text, "selection", selection_table())
+    text = fill(text, "compute", compute_table())
+    text = fill(text, "solving", solve_table(read_json(SOLVE_BENCH)))
     return fill(text, "bench", bench_table(read_json(BENCH)))
 
 

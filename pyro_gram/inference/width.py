@@ -129,4 +129,4 @@ def sobol(like: Tensor) -> Tensor:
     engine = torch.quasirandom.SobolEngine(size, scramble=True, seed=int(torch.randint(2**31, ())))
     points = engine.draw(n).to(like)[:, None] + torch.rand(b, size, device=like.device, dtype=like.dtype)
     tiny = torch.finfo(like.dtype).eps
-    return torch.special.ndtri((points % 1).clamp(tiny, 1 - tiny)).view(like.shape)
+    return (2**0.5 * torch.erfinv(2 * (points % 1).clamp(tiny, 1 - tiny) - 1)).view(like.shape)

@@ -1,0 +1,108 @@
+"""What solving costs: 255 unseen graphs of coloring8, N = 20, as ``solve.py`` and from Python; time and memory.
+
+Nothing else should run beside it. Each time is the median of several, in seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pyro_gram
+from pyro_gram.cli import Parser, call
+from pyro_gram.errors import UserError
+from pyro_gram.evaluate import environment
+from pyro_gram.files import write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+CHECKPOINT = ROOT / "checkpoints" / "coloring8.safetensors"
+NUM_SAMPLES = 20
+WIDE, LIMITS = 1000, (25.0, 100.0)  # trajectories an input, and the memory in MB that they may take
+
+PEAK = """
+import resource, sys, pyro_gram
+solver = pyro_gram.load(sys.argv[1])
+x = solver.task.split("test").inputs[:4]
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+solver.sample(x[:1], num_samples=1, halt=1)  # what a first call takes once and for all
+before = peak()
+solver.sample(x, num_samples=int(sys.argv[2]), memory=float(sys.argv[3]), halt=1)
+print(peak() - before)
+"""
+
+
+def seconds(run: Callable[[], Any], repeats: int) -> float:
+    """The median time of ``repeats`` calls."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def peak_mb(limit: float) -> float:
+    """How much the most memory of a process grows by WIDE trajectories of four graphs, MB."""
+    words = [sys.executable, "-c", PEAK, str(CHECKPOINT), str(WIDE), str(limit)]
+    return float(subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+
+
+def measure(repeats: int) -> dict[str, Any]:
+    solver = pyro_gram.load(CHECKPOINT)
+    x = solver.task.split("test").inputs
+    assert x is not None
+    one = x[:1]
+    with tempfile.NamedTemporaryFile("w", suffix=".g6") as f:
+        f.write("".join(solver.task.format_input(graph) + "\n" for graph in x))
+        f.flush()
+        words = [sys.executable, "experiments/solve.py", "--checkpoint", str(CHECKPOINT), "--input", f.name, "--json"]
+        whole = seconds(lambda: subprocess.run(words, cwd=ROOT, capture_output=True, check=True), repeats)
+
+    def sample(inputs: torch.Tensor, n: int, **settings: Any) -> Callable[[], Any]:
+        return lambda: solver.sample(inputs, num_samples=n, **settings)
+
+    sample(one, 1)()
+    return {
+        "checkpoint": CHECKPOINT.stem,
+        "inputs": len(x),
+        "num_samples": NUM_SAMPLES,
+        "depth": solver.default_depth,
+        "halt": solver.config.verdict.halt,
+        "repeats": repeats,
+        "seconds": {
+            "solve_py": whole,
+            "halting": seconds(sample(x, NUM_SAMPLES), repeats),
+            "never_halting": seconds(sample(x, NUM_SAMPLES, halt=1), repeats),
+            "one_input_n1": seconds(sample(one, 1, halt=1), repeats),
+            "one_input_n20": seconds(sample(one, NUM_SAMPLES, halt=1), repeats),
+        },
+        "memory": [{"trajectories": WIDE, "limit_mb": limit, "peak_mb": peak_mb(limit)} for limit in LIMITS],
+        "environment": environment(),
+    }
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser("bench_solve.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--repeats", type=int, default=5, metavar="K", help="(default 5)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON to FILE as well")
+    arguments = parser.parse_args(argv)
+    if arguments.repeats < 1:
+        raise UserError(f"--repeats must be at least 1, not {arguments.repeats}")
+    found = measure(arguments.repeats)
+    if arguments.out:
+        write_json(arguments.out, found)
+    print(json.dumps(found, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(call(main))
