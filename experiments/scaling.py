@@ -3,7 +3,7 @@
 From one checkpoint with heads, on inputs that training never saw: accuracy against width and depth and the number of
 solutions, where trajectories halt by themselves against the difficulty of the input, and, at equal numbers of core
 evaluations, independent trajectories beside sequential Monte Carlo and diversified width. It writes
-``NAME.scaling.json`` and ``NAME.scaling.png``; every number is a mean over seeds, with its standard deviation.
+``NAME.scaling.json`` and ``NAME.scaling.png``; rates are means over seeds of the draws, with their standard deviation.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit, sol
 from pyro_gram.diagnostics.scaling import scaling_figure
 from pyro_gram.errors import UserError
 from pyro_gram.evaluate import environment
-from pyro_gram.files import read_json, write_json, write_via
-from pyro_gram.inference.sampling import at_once, rollout, unrolled
+from pyro_gram.files import check_writable, read_json, write_json, write_via
+from pyro_gram.inference.sampling import at_once, check_has_heads, rollout, unrolled
 from pyro_gram.inference.sites import HALT, OBSERVED, VALUE, transition_of
 from pyro_gram.inference.smc import SMCConfig, smc
 from pyro_gram.inference.temper import Temper, TemperConfig
@@ -46,16 +46,21 @@ SELECTED_OF = 20  # trajectories, in what is told of selection and of halting
 
 @dataclass(frozen=True)
 class Drawn:
-    """Samples with what ranks them: tokens int64 ``[N, B, L_out]``, the others ``[N, B]``; weights sum to 1 over N."""
+    """Samples with what ranks them: tokens int64 ``[N, B, L_out]``, the others ``[N, B]``; weights sum to 1 over N.
+
+    ``halt`` is the halt head's P(right).
+    """
 
     tokens: Tensor
     score: Tensor
     value: Tensor
+    halt: Tensor | None = None
     weight: Tensor | None = None
 
     def first(self, n: int) -> Drawn:
-        """The first n trajectories of each input."""
-        return Drawn(self.tokens[:n], self.score[:n], self.value[:n])
+        """The first n trajectories of each input, unweighted ones."""
+        assert self.weight is None
+        return Drawn(self.tokens[:n], self.score[:n], self.value[:n], None if self.halt is None else self.halt[:n])
 
 
 class AtMean(Messenger):
@@ -84,26 +89,22 @@ class Study:
         self.x = puzzles.inputs
         self.limit = at_once(solver.task.spec.input_length)
 
-    def walk(self, seed: int, n: int) -> list[tuple[Drawn, Tensor]]:
-        """After each supervision step of n trajectories: samples, and the halt head's P(right) of each, ``[N, B]``."""
-        parts: list[list[tuple[Drawn, Tensor]]] = []
+    def walk(self, seed: int, n: int) -> list[Drawn]:
+        """The samples after each supervision step of n trajectories an input."""
+        parts: list[list[Drawn]] = []
         with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
             for chunk, x in enumerate(self.x.split(max(1, self.limit // n))):
                 torch.manual_seed(seed + chunk)
                 steps = []
                 with Temper(self.temper):
                     for end in unrolled(self.solver.model, x, depth=self.depth, num_samples=n):
-                        tokens = end.values[OBSERVED]
-                        drawn = Drawn(tokens, end.likelihood.log_prob(tokens), end.values[VALUE])
-                        steps.append((drawn, end.values[HALT]))
+                        tokens, values = end.values[OBSERVED], end.values
+                        steps.append(Drawn(tokens, end.likelihood.log_prob(tokens), values[VALUE], values[HALT]))
                         self.progress(n * len(x))
                 parts.append(steps)
+        names = ("tokens", "score", "value", "halt")
         return [
-            (
-                Drawn(*(torch.cat([getattr(p[step][0], k) for p in parts], 1) for k in ("tokens", "score", "value"))),
-                torch.cat([p[step][1] for p in parts], 1),
-            )
-            for step in range(self.depth)
+            Drawn(*(torch.cat([getattr(p, k) for p in step], 1) for k in names)) for step in zip(*parts, strict=True)
         ]
 
     def judge(self, drawn: Drawn) -> dict[str, float]:
@@ -114,27 +115,29 @@ class Study:
         canonical = task.canonical(x, drawn.tokens)
         found = {
             "sample": (valid * weight).sum(0).mean().item(),
-            "vote": task.valid(x, winners(canonical, drawn.score)).double().mean().item(),
             "value": task.valid(x, winners(canonical, drawn.score, drawn.value)).double().mean().item(),
             "verified": valid.amax(0).mean().item(),
         }
+        if drawn.weight is None:
+            found["vote"] = task.valid(x, winners(canonical, drawn.score)).double().mean().item()
         if self.puzzles.complete:
             ids = solution_ids(task, self.puzzles, drawn.tokens)
             found["coverage"] = coverage_by_input(ids, self.puzzles.num_solutions).mean().item()
         return found
 
-    def halted(self, steps: list[tuple[Drawn, Tensor]], halt: float) -> tuple[Drawn, Tensor]:
+    def halted(self, steps: list[Drawn], halt: float) -> tuple[Drawn, Tensor]:
         """The same, had each stopped at its first step with P(right) >= halt; and its steps, int64 ``[N, B]``."""
-        sure = torch.stack([h >= halt for _, h in steps])
+        every = {name: torch.stack([getattr(d, name) for d in steps]) for name in ("tokens", "score", "value", "halt")}
+        sure = every["halt"] >= halt if halt < 1 else torch.zeros_like(every["halt"], dtype=torch.bool)
         sure[-1] = True
-        when = sure.int().argmax(0)  # the first one
+        when = sure.int().argmax(0)[None]  # the first one
 
         def at(name: str) -> Tensor:
-            every = torch.stack([getattr(drawn, name) for drawn, _ in steps])
-            index = when[None] if every.dim() == 3 else when[None, ..., None].expand(1, *every.shape[1:])
-            return every.gather(0, index)[0]
+            values = every[name]
+            index = when if values.dim() == 3 else when[..., None].expand(1, *values.shape[1:])
+            return values.gather(0, index)[0]
 
-        return Drawn(at("tokens"), at("score"), at("value")), when + 1
+        return Drawn(at("tokens"), at("score"), at("value")), when[0] + 1
 
     def deterministic(self, n: int) -> dict[str, float]:
         """n trajectories without noise."""
@@ -152,7 +155,7 @@ class Study:
         self.progress(n * depth * len(self.x))
         if kind == "smc":
             particles = smc(model, self.x, num_samples=n, config=SMCConfig(), **settings)
-            return Drawn(particles.tokens, particles.score, particles.value, particles.weight), float(n * depth)
+            return Drawn(particles.tokens, particles.score, particles.value, weight=particles.weight), float(n * depth)
         width = Width(kind)
         # As much work in all: trajectories that are given up are paid for by fewer that go on.
         kept = max(1, round(n * depth / (depth + (width.oversample - 1) * width.steps))) if width.gives_up else n
@@ -169,35 +172,32 @@ def one_seed(study: Study, seed: int, halt: float) -> dict[str, Any]:
     most = max(WIDTHS)
     steps = study.walk(seed, most)
     depths = [d for d in (1, 2, 4, 8, 16, 32, 64) if d < study.depth] + [study.depth]
-    width = {d: {n: study.judge(steps[d - 1][0].first(n)) for n in WIDTHS} for d in depths}
+    width = {d: {n: study.judge(steps[d - 1].first(n)) for n in WIDTHS} for d in depths}
     compared = {d: compare(study, steps, d, seed, halt) for d in sorted({min(SHALLOW, study.depth), study.depth})}
-    few = [(drawn.first(SELECTED_OF), sure[:SELECTED_OF]) for drawn, sure in steps]
+    few = [drawn.first(SELECTED_OF) for drawn in steps]
     halting = {}
     for threshold in HALTS:
         drawn, when = study.halted(few, threshold)
         halting[threshold] = study.judge(drawn) | {"steps": when.double().mean().item()}
     drawn, when = study.halted(few, halt)
-    last = steps[-1][0].first(SELECTED_OF)
     return {
         "width": width,
         "compared": compared,
         "halting": halting,
         "halted": study.judge(drawn) | {"steps": when.double().mean().item()},
         "steps_by_input": when.double().mean(0).tolist(),
-        "by_input": by_input(study, last),
+        "by_input": by_input(study, few[-1]),
     }
 
 
-def compare(
-    study: Study, steps: list[tuple[Drawn, Tensor]], depth: int, seed: int, halt: float
-) -> dict[str, list[dict[str, float]]]:
+def compare(study: Study, steps: list[Drawn], depth: int, seed: int, halt: float) -> dict[str, list[dict[str, float]]]:
     """Each method at several amounts of work; a list of points."""
     points: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
     for n in (*EQUAL, max(WIDTHS)):
-        drawn, when = study.halted([(d.first(n), h[:n]) for d, h in steps[:depth]], halt)
+        drawn, when = study.halted([drawn.first(n) for drawn in steps[:depth]], halt)
         points["halting"].append(study.judge(drawn) | {"work": when.double().sum(0).mean().item(), "n": n})
     for n in EQUAL:
-        points["independent"].append(study.judge(steps[depth - 1][0].first(n)) | {"work": float(n * depth), "n": n})
+        points["independent"].append(study.judge(steps[depth - 1].first(n)) | {"work": float(n * depth), "n": n})
         for method in METHODS[2:]:
             drawn, work = study.diversified(method, n, depth, seed + 1000)
             points[method].append(study.judge(drawn) | {"work": work, "n": len(drawn.tokens)})
@@ -295,9 +295,10 @@ def main(argv: list[str]) -> int:
     solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir)
     if not solver.task.spec.conditional:
         raise UserError("this checkpoint is a model p(x): width and depth of answers need an input")
-    solver.check_selection("value")
+    check_has_heads(solver.model, "select")
     path = arguments.checkpoint
     out = (arguments.out or (path if path.is_dir() else path.parent)) / f"{name_of(path)}.scaling.json"
+    check_writable(out)
     found = measure(solver, arguments)
     write_json(out, found)
     draw(out)
@@ -311,7 +312,11 @@ def name_of(checkpoint: Path) -> str:
 
 def draw(path: Path) -> None:
     """The figure of a study, beside its JSON. Raises UserError where there is none, or it cannot be written."""
-    write_via(path.with_suffix(".png"), partial(scaling_figure(read_json(path)).savefig, dpi=100))
+    try:
+        figure = scaling_figure(read_json(path))
+    except (KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{path} is no study of this program: {type(e).__name__} {e}") from None
+    write_via(path.with_suffix(".png"), partial(figure.savefig, dpi=100))
 
 
 def summary(found: dict[str, Any]) -> str:

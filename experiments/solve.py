@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -18,14 +17,12 @@ import pyro_gram
 from pyro_gram.cli import Parser, call
 from pyro_gram.diagnostics.figures import answers_grid, counted
 from pyro_gram.errors import InputError, UserError
-from pyro_gram.files import write_via
+from pyro_gram.files import check_writable, write_via
 from pyro_gram.inference.selection import SELECTIONS
 from pyro_gram.inference.temper import TemperConfig
-from pyro_gram.inference.width import WIDTHS
-from pyro_gram.solver import Answer, Solved, Solver
+from pyro_gram.solver import TRAJECTORIES, WIDTHS, Answer, Solved, Solver
 from pyro_gram.tasks.terminal import wants_colour
 
-AT_ONCE = 64  # inputs solved together; answers stream out after each
 PASSED_ON = ("num_samples", "depth", "seed", "select", "halt", "width", "memory")  # to the solver
 FIGURE_ROWS, FIGURE_COLUMNS = 6, 4  # inputs, and answers of each, in --figure
 
@@ -58,7 +55,7 @@ def make_parser() -> Parser:
         "--width",
         choices=WIDTHS,
         default="independent",
-        help="how the trajectories of an input are spread (default independent)",
+        help="how the trajectories of an input are spread (default independent); smc filters them by the value head",
     )
     parser.add_argument(
         "--temper",
@@ -87,22 +84,24 @@ def read_text(source: str) -> str:
 
 
 def solve_all(solver: Solver, inputs: list[Tensor], **settings: Any) -> Iterator[Solved]:
-    """Each input solved, in their order, with a bar on stderr where somebody looks or there are many."""
-    quiet = len(inputs) <= AT_ONCE and not sys.stderr.isatty()
-    with tqdm(total=len(inputs), unit="input", desc="solve", file=sys.stderr, mininterval=1.0, disable=quiet) as bar:
-        iterator = iter(inputs)
-        while batch := list(itertools.islice(iterator, AT_ONCE)):
-            yield from solver.solve(torch.stack(batch), **settings)
-            bar.update(len(batch))
+    """Each input solved, in their order, with a bar on stderr where somebody looks or there is much to do."""
+    total = len(inputs) * settings["num_samples"]
+    quiet = total <= TRAJECTORIES and not sys.stderr.isatty()
+    with tqdm(total=total, unit="trajectory", desc="solve", file=sys.stderr, mininterval=1.0, disable=quiet) as bar:
+        yield from solver.stream(torch.stack(inputs), progress=bar.update, **settings)
 
 
 def show(solver: Solver, solved: Solved, colour: bool = False) -> str:
     """For a person: every answer in a line, and a picture of the first one."""
-    found = (
-        counted(len(solved.solutions), "distinct answer") if solved.solutions else "no answer that the check accepts"
-    )
     steps = f", {solved.mean_steps:.1f} of {solved.depth} steps on average" if solved.mean_steps < solved.depth else ""
-    lines = [f"{solved.input}: {found} in {counted(solved.num_samples, 'sample')}{steps}"]
+    told = {
+        "vote": ", the most frequent:",
+        "value": ", of the best value:",
+        "verified": ", the most frequent right one:",
+    }
+    end = told.get(solved.select, "") if solved.solutions else ", none of them right"
+    found, drawn = counted(solved.distinct, "distinct answer"), counted(solved.num_samples, "sample")
+    lines = [f"{solved.input}: {found} in {drawn}{steps}{end}"]
     lines += [f"  {a.solution}  {describe(a, solved.num_samples)}" for a in solved.solutions]
     best = solved.solutions[0].y if solved.solutions else None
     picture = solver.task.render(solved.x, best, colour=colour)
@@ -112,14 +111,15 @@ def show(solver: Solver, solved: Solved, colour: bool = False) -> str:
 def describe(answer: Answer, num_samples: int) -> str:
     """Is it right, how many samples gave it, and how sure were they?"""
     mark = "unknown" if answer.valid is None else "valid  " if answer.valid else "INVALID"
-    return f"{mark}  {answer.count:>4} of {num_samples}   score {answer.score:.3f}"
+    value = "" if answer.value is None else f"   value {answer.value:.3f}"
+    return f"{mark}  {answer.count:>4} of {num_samples}   log p(y|h) {answer.score:.3f}{value}"
 
 
 def draw(solver: Solver, shown: list[Solved], path: Path) -> None:
     """--figure: one row an input. Raises UserError where the file cannot be written."""
     rows = [
         (
-            f"input {i}: {counted(len(s.solutions), 'distinct answer')}",
+            f"input {i}: {counted(s.distinct, 'distinct answer')}",
             s.x,
             [(a.y, a.count) for a in s.solutions[:FIGURE_COLUMNS]],
         )
@@ -137,8 +137,12 @@ def check(arguments: Any) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
     if arguments.halt is not None and not 0 <= arguments.halt <= 1:
         raise UserError(f"--halt is a probability, from 0 to 1, not {arguments.halt:g}")
+    if arguments.memory is not None and not arguments.memory > 0:
+        raise UserError(f"--memory must be a positive number of MB, not {arguments.memory:g}")
     if arguments.figure is not None and arguments.figure.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise UserError(f"--figure writes .png, .pdf or .svg, not {str(arguments.figure)!r}")
+    if arguments.figure is not None:
+        check_writable(arguments.figure)
 
 
 def temper_of(words: list[str] | None) -> TemperConfig | None:

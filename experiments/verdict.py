@@ -1,7 +1,7 @@
 """Give a checkpoint halt and value heads: ``python experiments/verdict.py --checkpoint PATH``.
 
-A run trains its own where ``--verdict.hidden`` is set. This adds them to a model that is there already, or replaces
-those that it has; nothing else of it changes.
+A run trains its own where ``--verdict.hidden`` is set. This adds them to a model that is there already, or trains those
+that it has anew; nothing else of it changes. With ``--verdict.halt`` alone heads stay; only their threshold changes.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 from pyro_gram.checkpoint import is_half, load_model, save_model
+from pyro_gram.checks import check_seed
 from pyro_gram.cli import Parser, call
 from pyro_gram.config import RunConfig, add_options, with_options
 from pyro_gram.errors import ConfigError
-from pyro_gram.files import write_json
+from pyro_gram.files import check_writable, write_json
 from pyro_gram.heads import train_heads
 from pyro_gram.inference.verdict import VerdictConfig
 
@@ -35,25 +36,35 @@ def make_parser() -> Parser:
 
 def main(argv: list[str]) -> int:
     arguments = vars(make_parser().parse_args(argv))
-    verdict = with_options(DEFAULT, arguments).verdict
-    if not verdict.hidden:
-        raise ConfigError("--verdict.hidden 0 is no heads: give them a width")
     source = arguments["checkpoint"]
     source = source / "model.safetensors" if source.is_dir() else source
     out = arguments["out"] or source
     if out.suffix != ".safetensors":
         raise ConfigError(f"--out must end in .safetensors, not {str(out)!r}")
+    if arguments["seed"] is not None:
+        check_seed(arguments["seed"], "--seed")
+    with_options(DEFAULT, arguments)  # wrong values are told before anything is read
+    check_writable(out)
     assembly = load_model(source, arguments["data_dir"])
-    seed = assembly.config.seed if arguments["seed"] is None else arguments["seed"]
-    parts = {**assembly.config.parts, "verdict": verdict}
-    config = dataclasses.replace(assembly.config, parts=parts)
-    trained = dataclasses.replace(assembly, config=dataclasses.replace(config, seed=seed))
-    train_heads(trained, config.evaluate.depth or config.train.supervision_steps)
+    held = assembly.config.verdict
+    base = held if held.hidden else DEFAULT.verdict
+    verdict = with_options(RunConfig({}, {"verdict": base}), arguments).verdict
+    if not verdict.hidden:
+        raise ConfigError("--verdict.hidden 0 is no heads: give them a width")
+    config = dataclasses.replace(assembly.config, parts={**assembly.config.parts, "verdict": verdict})
+    given = {name for name in arguments if name.startswith("verdict.")}
+    if not (held.hidden and given == {"verdict.halt"}):
+        seed = config.seed if arguments["seed"] is None else arguments["seed"]
+        trained = dataclasses.replace(assembly, config=dataclasses.replace(config, seed=seed))
+        train_heads(trained, config.evaluate.depth or config.train.supervision_steps)
     data, half = assembly.task.provenance(), is_half(source)
     save_model(out, config, assembly.model, assembly.guide, data=data, half=half)
     described = out.with_name("config.json") if out.name == "model.safetensors" else out.with_suffix(".json")
     write_json(described, config.to_dict())
     print(f"{out} has halt and value heads now; its config is {described}", file=sys.stderr)
+    results = out.with_name("results.json")
+    if out.name == "model.safetensors" and results.exists():
+        print(f"{results} is of before: experiments/run.py --resume measures the run again", file=sys.stderr)
     return 0
 
 

@@ -65,7 +65,7 @@ class RunConfig:
 
     Attributes:
         names: the registered name (or dotted path) of the task, model, prior and guide.
-        parts: the config dataclass of each part: those four, and train, optim, beta, temper, evaluate.
+        parts: the config dataclass of each part: those four, and train, optim, beta, temper, verdict, evaluate.
         preset: where the settings started from.
         seed: of weights, data order and guidance.
     """

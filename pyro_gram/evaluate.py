@@ -23,6 +23,7 @@ from pyro_gram.heads import takes_heads, train_heads
 from pyro_gram.inference.bounds import Bounds, bounds, prior_log_likelihood
 from pyro_gram.inference.importance import MAX_TRACED
 from pyro_gram.inference.sampling import Rollout, at_once, rollout
+from pyro_gram.inference.verdict import WHERE
 from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task
 from pyro_gram.tasks.stream import generator_for
 from pyro_gram.version import __version__
@@ -149,6 +150,7 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
         "seed": config.seed,
         "parameters": sum(p.numel() for p in run.assembly.model.parameters()),
         "guide_parameters": sum(p.numel() for p in run.assembly.guide.parameters()),
+        "head_parameters": sum(p.numel() for name, p in model.named_parameters() if name.startswith(f"{WHERE}.")),
         "batches": run.trainer.number,
         "seconds": {
             "train": trained,
@@ -200,12 +202,18 @@ def _judged(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, float]:
     if rolled.value is None or puzzles.inputs is None:
         return {}
     task, halt = run.assembly.task, run.assembly.config.verdict.halt
-    x = puzzles.inputs
+    plain = slice(None) if puzzles.primary is None else puzzles.primary  # versions of an input are not inputs
+    x, tokens, score, value = (
+        puzzles.inputs[plain],
+        rolled.tokens[:, plain],
+        rolled.score[:, plain],
+        rolled.value[:, plain],
+    )
 
     def right(tokens: Tensor) -> float:
         return task.valid(x, tokens).double().mean().item()
 
-    chosen = winners(task.canonical(x, rolled.tokens), rolled.score, rolled.value)
+    chosen = winners(task.canonical(x, tokens), score, value)
     halted = roll(run, x, halt=halt)
     return {
         "value_accuracy": right(chosen),

@@ -34,6 +34,18 @@ def write_via(path: Path, write: Callable[[Path], Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Raises UserError where ``path`` cannot be written: before the work whose result it is to hold."""
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; give a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror or e}") from e
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """As :func:`write_via`, for bytes; synced to disk before the rename."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from pyro_gram.checkpoint import load_model
+from pyro_gram.checks import MAX_SEED, check_choice
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import InputError, UserError
-from pyro_gram.inference.sampling import Rollout, at_once, rollout, within
-from pyro_gram.inference.selection import SELECTIONS, Candidate, best, tally
+from pyro_gram.inference.sampling import (
+    Rollout,
+    at_once,
+    check_counts,
+    check_has_heads,
+    has_heads,
+    rollout,
+    trajectories_within,
+)
+from pyro_gram.inference.selection import SELECTIONS, tally
+from pyro_gram.inference.smc import resampled, smc
 from pyro_gram.inference.temper import TemperConfig
-from pyro_gram.inference.width import Width
+from pyro_gram.inference.width import UNBIASED, Width
 from pyro_gram.tasks.base import Task
+from pyro_gram.tasks.stream import generator_for
+
+WIDTHS = (*UNBIASED, "smc")
+TRAJECTORIES = 1280  # of a batch of inputs, after which their answers are told
 
 
 @dataclass(frozen=True)
@@ -27,8 +42,8 @@ class Answer:
         solution: its text.
         count: trajectories that ended in it; ``count / num_samples`` estimates p(y | x).
         valid: does the task's check accept it? None where no right answer is known (a user's own ARC test).
-        score: the best decoder confidence log p(y | h_T) among those trajectories, nats; where it was selected by
-            value, the value head's best estimate that it is right.
+        score: the best decoder confidence log p(y | h_T) among those trajectories, nats.
+        value: the value head's best estimate among them that it is right; None without heads.
         y: its tokens, int64 ``[L_out]``.
     """
 
@@ -36,6 +51,7 @@ class Answer:
     count: int
     valid: bool | None
     score: float
+    value: float | None
     y: Tensor = field(repr=False, compare=False)
 
 
@@ -45,10 +61,12 @@ class Solved:
 
     Attributes:
         input: its text.
-        solutions: the answers.
+        solutions: the answers that were selected.
         num_samples: N, the trajectories behind them.
         depth: the most supervision steps that a trajectory could take.
-        mean_steps: what they took on average.
+        select: how they were selected.
+        distinct: how many distinct answers the trajectories gave.
+        mean_steps: the supervision steps that they took on average.
         x: its tokens, int64 ``[*event]``.
     """
 
@@ -56,12 +74,15 @@ class Solved:
     solutions: list[Answer]
     num_samples: int
     depth: int
+    select: str
+    distinct: int
     mean_steps: float
     x: Tensor = field(repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``solve.py --json`` prints it."""
-        answers = [{k: getattr(a, k) for k in ("solution", "count", "valid", "score")} for a in self.solutions]
+        """As ``solve.py --json`` prints it; the value of an answer where it was selected by that."""
+        told = ("solution", "count", "valid", "score", *(["value"] if self.select == "value" else []))
+        answers = [{name: getattr(a, name) for name in told} for a in self.solutions]
         return {"input": self.input, "solutions": answers, "num_samples": self.num_samples, "depth": self.depth}
 
 
@@ -86,7 +107,7 @@ class Solver:
     @property
     def has_heads(self) -> bool:
         """Does the checkpoint have halt and value heads?"""
-        return getattr(self.model, "verdict", None) is not None
+        return has_heads(self.model)
 
     def sample(
         self,
@@ -98,8 +119,9 @@ class Solver:
         history: bool = False,
         temper: TemperConfig | None = None,
         halt: float | None = None,
-        width: Width | str = "independent",
+        width: str = "independent",
         memory: float | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Rollout:
         """Trajectories of the prior.
 
@@ -108,41 +130,56 @@ class Solver:
             num_samples: N, trajectories an input.
             depth: supervision steps, at the most; as the run was measured where None.
             seed: of the draws.
-            history: keep every supervision step's answer. Nothing halts then.
+            history: keep every supervision step's answer; nothing halts then, and no halt may be given.
             temper: the scale of the prior at the start of a trajectory; as the run was measured where None.
             halt: P(right), by the halt head, at which a trajectory ends (ACT); as the checkpoint says where None, 1 for
                 never. Without heads all trajectories go to ``depth``.
-            width: how the trajectories of an input are spread, a ``pyro_gram.inference.width.Width`` or its kind.
-            memory: MB that the trajectories which run at once may take; by default some 250.
+            width: how the trajectories of an input are spread: ``independent``, ``antithetic`` or ``sobol``
+                (``inference.width``); or ``smc``, filtered by the value head (``inference.smc``), more of them right.
+                The frequencies of filtered answers no longer estimate p(y | x).
+            memory: MB that the trajectories which run at once may take; by default some 250 at D = 128.
+            progress: called with the number of trajectories that have been run.
 
         Returns:
             ``tokens`` int64 ``[N, B, L_out]``; ``score`` (log p(tokens | h_T), nats), ``steps`` taken and, with heads,
-            ``value``, ``[N, B]`` each.
+            ``value``, ``[N, B]`` each; on the CPU.
 
         Raises:
             InputError: x is no input of this task.
             UserError: ``num_samples`` or ``depth`` below 1; a temper, halt or width that is none; too little memory.
+            ConfigError: a halt without heads; antithetic or Sobol draws of a prior that is not Gaussian.
         """
         if temper is not None and not isinstance(temper, TemperConfig):
             raise UserError(f"temper must be a pyro_gram.TemperConfig, not {temper!r}")
+        check_choice("width", width, WIDTHS)
+        tokens = self._tokens(x)
+        common: dict[str, Any] = {
+            "num_samples": num_samples,
+            "depth": self.default_depth if depth is None else depth,
+            "seed": seed,
+            "temper": self.config.temper if temper is None else temper,
+            "max_trajectories": self._at_once(memory),
+        }
+        device = next(self.model.parameters()).device
+        tokens = None if tokens is None else tokens.to(device)
+        if width == "smc":
+            if tokens is None or history or halt not in (None, 1):
+                raise UserError("smc filters whole trajectories of answers to an input: no history, and nothing halts")
+            particles = smc(self.model, tokens, **common)
+            if progress:
+                progress(num_samples * len(tokens))
+            return resampled(particles, common["depth"], seed).cpu()
         if halt is None and self.has_heads and not history:
             halt = self.config.verdict.halt
-        return rollout(
-            self.model,
-            self._tokens(x),
-            num_samples=num_samples,
-            depth=self.default_depth if depth is None else depth,
-            seed=seed,
-            history=history,
-            temper=self.config.temper if temper is None else temper,
-            halt=None if halt == 1 else halt,
-            width=width if isinstance(width, Width) else Width(width),
-            max_trajectories=self._at_once(memory),
-        )
+        spread = Width(width)
+        return rollout(self.model, tokens, history=history, halt=halt, width=spread, progress=progress, **common).cpu()
 
     def _at_once(self, memory: float | None) -> int:
-        length = self.task.spec.input_length + getattr(self.config.model, "prefix", 0)
-        return at_once(length) if memory is None else within(memory, length, self.config.model.width)
+        length = self.task.spec.input_length
+        if memory is None:
+            return at_once(length)
+        prefix = getattr(self.config.model, "prefix", 0)
+        return trajectories_within(memory, prefix + length, self.config.model.width)
 
     def _tokens(self, x: Tensor | str | list[str] | None) -> Tensor | None:
         """Checked input tokens, int64 ``[B, *event]``. Raises InputError."""
@@ -189,55 +226,94 @@ class Solver:
             num_samples, depth, seed: as for :meth:`sample`.
             select: ``all`` distinct answers; or one: the winner of the ``vote``, of the best ``value``, or the most
                 frequent that the task's check has ``verified`` (none, where no sample is right).
-            **settings: ``temper``, ``halt``, ``width``, ``memory``, as for :meth:`sample`.
+            **settings: ``temper``, ``halt``, ``width``, ``memory``, ``progress``, as for :meth:`sample`.
+
+        Raises:
+            InputError, UserError, ConfigError: as :meth:`sample`; a selection that is none, or that this checkpoint or
+                one of the inputs does not allow.
         """
+        return list(self.stream(x, num_samples, depth, seed, select, **settings))
+
+    def stream(
+        self,
+        x: Tensor | str | list[str],
+        num_samples: int = 20,
+        depth: int | None = None,
+        seed: int = 0,
+        select: str = "all",
+        **settings: Any,
+    ) -> Iterator[Solved]:
+        """As :meth:`solve`, each answer as soon as its batch of inputs is solved; all inputs are checked before."""
+        check_counts(seed=seed, num_samples=num_samples)
         tokens = self._tokens(x)
         if tokens is None:
             raise InputError("this checkpoint is a model p(x): there is no input to solve, use sample")
-        self.check_selection(select)
-        rolled = self.sample(tokens, num_samples, depth, seed, **settings)
-        canonical = self.task.canonical(tokens, rolled.tokens)
-        valid, known = self.task.valid(tokens, canonical), self.task.known(tokens, canonical)
-        if select == "verified" and not known.all():
-            raise UserError("--select verified needs a known right answer, and this input has none: use vote or value")
-        depth = self.default_depth if depth is None else depth
-        solved = []
-        for i, one in enumerate(tokens):
+        self._check_selection(select, tokens)
+        batches = tokens.split(max(1, TRAJECTORIES // num_samples))
+        return (
+            solved
+            for number, batch in enumerate(batches)
+            for solved in self._solve(batch, num_samples, depth, _seed_of(seed, number), select, settings)
+        )
+
+    def _solve(
+        self, x: Tensor, num_samples: int, depth: int | None, seed: int, select: str, settings: dict[str, Any]
+    ) -> Iterator[Solved]:
+        rolled = self.sample(x, num_samples, depth, seed, **settings)
+        canonical = self.task.canonical(x, rolled.tokens)
+        valid, known = self.task.valid(x, canonical), self.task.known(x, canonical)
+        for i, one in enumerate(x):
             texts = [self.task.format_solution(one, y) for y in canonical[:, i]]
+            scores = rolled.score[:, i].tolist()
             values = None if rolled.value is None else rolled.value[:, i].tolist()
+            found = tally(texts, scores)
+            highest = {} if values is None else {texts[c.first]: c.score for c in tally(texts, values)}
             answers = [
                 Answer(
                     texts[c.first],
                     c.count,
                     bool(valid[c.first, i]) if known[c.first, i] else None,
                     c.score,
+                    highest.get(texts[c.first]),
                     canonical[c.first, i],
                 )
-                for c in _select(select, texts, rolled.score[:, i].tolist(), values)
+                for c in found
             ]
-            if select == "verified":
-                answers = [answer for answer in answers if answer.valid][:1]
-            steps = rolled.steps[:, i].double().mean().item()
-            solved.append(Solved(self.task.format_input(one), answers, num_samples, depth, steps, one))
-        return solved
-
-    def check_selection(self, select: str) -> None:
-        """Raises UserError where answers cannot be selected so."""
-        if select not in SELECTIONS:
-            raise UserError(f"unknown selection {select!r}; known: {', '.join(SELECTIONS)}")
-        if select == "value" and not self.has_heads:
-            raise UserError(
-                "this checkpoint has no value head: select by vote, train with --verdict.hidden 64, or add heads with "
-                "experiments/verdict.py"
+            yield Solved(
+                self.task.format_input(one),
+                _selected(select, answers),
+                num_samples,
+                self.default_depth if depth is None else depth,
+                select,
+                len(found),
+                rolled.steps[:, i].double().mean().item(),
+                one,
             )
 
+    def _check_selection(self, select: str, x: Tensor) -> None:
+        check_choice("selection", select, SELECTIONS)
+        if select == "value":
+            check_has_heads(self.model, "select")
+        if select == "verified":
+            known = self.task.known(x, torch.zeros(len(x), self.task.spec.output_length, dtype=torch.long))
+            if not known.all():
+                first = int((~known).nonzero()[0]) + 1
+                raise UserError(f"input {first} has no known right answer to verify by: select by vote or value")
 
-def _select(how: str, texts: list[str], scores: list[float], values: list[float] | None) -> list[Candidate]:
+
+def _seed_of(seed: int, batch: int) -> int:
+    """The first batch has the caller's own, so that it draws as :meth:`Solver.sample` does; others theirs."""
+    return seed if batch == 0 else generator_for(seed, batch).initial_seed() % MAX_SEED
+
+
+def _selected(how: str, answers: list[Answer]) -> list[Answer]:
+    if how == "all":
+        return answers
     if how == "value":
-        assert values is not None
-        return [best(texts, values, scores)]
-    found = tally(texts, scores)
-    return found[:1] if how == "vote" else found
+        return [max(answers, key=lambda a: a.value or 0.0)]  # the first of equals: the most frequent
+    if how == "verified":
+        answers = [a for a in answers if a.valid]
+    return answers[:1]
 
 
 def load(path: str | Path, data_dir: str | None = None) -> Solver:

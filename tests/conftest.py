@@ -115,6 +115,26 @@ def case() -> Case:
     return case_of()
 
 
+class Opinion(nn.Module):
+    """Halt and value heads that trust a state by one number of it, which differs between trajectories of an input."""
+
+    def __init__(self, strength: float = 0.0, shift: float = 0.0) -> None:
+        super().__init__()
+        self.strength, self.shift = strength, shift
+
+    def forward(self, h: Tensor, e_x: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        logits = 4 * (self.strength * h.mean((-1, -2))).sin() + self.shift
+        return logits, logits
+
+
+def opinionated(strength: float = 0.0, shift: float = 0.0, **changes: Any) -> Case:
+    """A case whose model has such heads."""
+    case = case_of(**changes)
+    model: Any = case.assembly.model
+    model.verdict = Opinion(strength, shift)
+    return case
+
+
 def combinations() -> list[tuple[str, str, str, str]]:
     """Every registered model x prior x guide x task."""
     return list(itertools.product(MODELS.names(), PRIORS.names(), GUIDES.names(), TASKS.names()))

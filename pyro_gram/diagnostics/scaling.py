@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,31 +20,36 @@ METHODS = {
     "sobol": (SKY, "D", "Sobol"),
     "distinct": (ORANGE, "P", "distinct"),
 }
+TOLD = ("0.5", "0.9", "0.99", "0.999")  # thresholds that are named in the figure
 MANY = 7  # values of x from which on points are gathered in bins
 
 
 def scaling_figure(found: dict[str, Any]) -> Figure:
-    """Six panels: depth, selection, number of solutions, halting, and accuracy and coverage at equal compute.
+    """Width, selection, number of solutions, halting, and accuracy and coverage at equal compute: eight panels.
 
     Args:
         found: the JSON, its keys strings.
     """
-    figure = Figure(figsize=(15, 8.6), layout="constrained")
-    (depth, selection, solutions), (halting, accuracy, coverage) = figure.subplots(2, 3)
-    _depths(depth, found)
+    figure = Figure(figsize=(19, 8.6), layout="constrained")
+    (width, selection, by_depth, solutions), (halting, threshold, accuracy, coverage) = figure.subplots(2, 4)
+    _depths(width, found)
     _selection(selection, found)
+    _selection_by_depth(by_depth, found)
     _by_solutions(solutions, found)
     _halting(halting, found)
+    _thresholds(threshold, found)
     _compute(accuracy, found, "sample", "accuracy, one sample")
     complete = found["coverage_limit"] is not None
     _compute(coverage, found, "coverage" if complete else "verified", "coverage" if complete else "any sample right")
+    coverage.legend(frameon=False, fontsize=8, loc="best")
     figure.suptitle(
-        f"{found['checkpoint']}: {found['inputs']} unseen inputs, trajectories of the prior, {found['seeds']} seeds"
+        f"{found['checkpoint']}: {found['inputs']} unseen inputs, trajectories of the prior, {found['seeds']} seeds "
+        "of the draws (bands: their standard deviation)"
     )
     return figure
 
 
-def _line(axes: Any, points: list[tuple[float, dict[str, float]]], name: str, **style: Any) -> None:
+def _line(axes: Any, points: Sequence[tuple[float, dict[str, Any]]], name: str, **style: Any) -> None:
     """A curve of means, with its standard deviation over seeds as a band."""
     x = np.array([at for at, _ in points])
     y = np.array([p[name] for _, p in points])
@@ -86,20 +92,33 @@ def _flat(axes: Any, found: dict[str, Any], name: str) -> None:
     axes.plot(x, [p[name] for _, p in points], color=GREY, linestyle="--", marker="x", label=label)
 
 
+SELECTIONS = (
+    ("verified", "task's check (any right)", GREEN),
+    ("value", "value head (LPRM)", BLUE),
+    ("vote", "majority vote", ORANGE),
+    ("sample", "one sample", GREY),
+)
+
+
 def _selection(axes: Any, found: dict[str, Any]) -> None:
     points = _width(found, str(found["depth"]))
-    for name, label, color in (
-        ("verified", "task's check (any right)", GREEN),
-        ("value", "value head (LPRM)", BLUE),
-        ("vote", "majority vote", ORANGE),
-        ("sample", "one sample", GREY),
-    ):
+    for name, label, color in SELECTIONS:
         _line(axes, points, name, color=color, marker="o", label=label)
     _log_ticks(axes, [n for n, _ in points])
     axes.set_ylim(top=1.005)
     clean(axes, "trajectories N", "accuracy")
     axes.set_title(f"Selection, {found['depth']} steps")
     axes.legend(frameon=False, fontsize=8)
+
+
+def _selection_by_depth(axes: Any, found: dict[str, Any]) -> None:
+    points = [(int(d), found["width"][d][str(found["of"])]) for d in found["width"]]
+    for name, _, color in SELECTIONS:
+        _line(axes, points, name, color=color, marker="o")
+    _log_ticks(axes, [d for d, _ in points])
+    axes.set_ylim(top=1.02)
+    clean(axes, "supervision steps", f"accuracy, N = {found['of']}")
+    axes.set_title("Selection at several depths")
 
 
 def bins(values: list[float], log: bool = False) -> list[np.ndarray]:
@@ -118,7 +137,7 @@ def _binned(axes: Any, at: list[float], values: list[float], *, log: bool = Fals
     places = bins(at, log)
     x = [np.mean(np.asarray(at)[p]) for p in places]
     y = [np.mean(np.asarray(values)[p]) for p in places]
-    error = [np.std(np.asarray(values)[p]) / max(1, len(p)) ** 0.5 for p in places]
+    error = [np.std(np.asarray(values)[p]) / len(p) ** 0.5 if len(p) > 1 else np.nan for p in places]
     axes.errorbar(x, y, yerr=error, marker="o", capsize=2, **style)
 
 
@@ -162,6 +181,21 @@ def _halting(axes: Any, found: dict[str, Any]) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
+def _thresholds(axes: Any, found: dict[str, Any]) -> None:
+    points = [(p["steps"], p | {"halt": halt}) for halt, p in found["halting"].items() if isinstance(p, dict)]
+    _line(axes, points, "sample", color=GREEN, marker="s", label="halting at P")
+    for steps, point in points:
+        if point["halt"] in TOLD:
+            axes.annotate(point["halt"], (steps, point["sample"]), (4, -11), textcoords="offset points", fontsize=8)
+    full = [(int(d), p[str(found["of"])]) for d, p in found["width"].items()]
+    _line(axes, full, "sample", color=BLUE, marker="o", label="all so deep")
+    _log_ticks(axes, [d for d, _ in full])
+    axes.set_ylim(top=1.01)
+    clean(axes, "supervision steps, mean of all trajectories", "accuracy, one sample")
+    axes.set_title("Halting at several P")
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+
 def _compute(axes: Any, found: dict[str, Any], name: str, label: str) -> None:
     """Both depths of the comparison: the shallow one dashed."""
     depths = list(found["compared"])
@@ -175,7 +209,6 @@ def _compute(axes: Any, found: dict[str, Any], name: str, label: str) -> None:
     ticks = [tick for power in range(5) for tick in (10**power, 2 * 10**power, 5 * 10**power)]
     _log_ticks(axes, [tick for tick in ticks if min(works) * 0.8 < tick < max(works) * 1.25])
     axes.set_ylim(top=min(axes.get_ylim()[1], 1.005))
-    clean(axes, "core evaluations an input (supervision steps of all trajectories)", label)
+    clean(axes, "core evaluations (supervision steps) an input", label)
     dashed = f" (dashed: {depths[0]})" if len(depths) > 1 else ""
     axes.set_title(f"Equal compute, {depths[-1]} steps{dashed}")
-    axes.legend(frameon=False, fontsize=8, loc="best")

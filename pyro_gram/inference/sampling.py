@@ -34,7 +34,7 @@ def at_once(length: int, most: int = MAX_TRAJECTORIES) -> int:
     return max(1, min(most, most * 8 // length))
 
 
-def within(memory: float, length: int, width: int) -> int:
+def trajectories_within(memory: float, length: int, width: int) -> int:
     """How many trajectories may run at once in ``memory`` MB, beside the model and the answers.
 
     Args:
@@ -47,7 +47,7 @@ def within(memory: float, length: int, width: int) -> int:
     each = TENSORS * 4 * length * width / 2**20
     if not memory >= each:
         raise UserError(f"a memory limit of {memory:g} MB does not hold one trajectory, which takes {each:.2g} MB")
-    return int(memory / each)
+    return int(min(memory / each, 2**31))
 
 
 @dataclass(frozen=True)
@@ -141,12 +141,12 @@ def rollout(
         x: inputs, int64 ``[B, *event]``; None for p(x), where B is 1.
         num_samples: N, trajectories an input.
         depth: supervision steps, at the most.
-        seed: of the draws. The answer depends on it, on the settings and on ``max_trajectories`` alone; chunk 0 draws
-            as ``Predictive`` would under ``seed``. The caller's random state is left as it was.
+        seed: of the draws. Answers depend on it, on x as a whole, the settings and ``max_trajectories`` alone; chunk 0
+            draws as ``Predictive`` would under ``seed``. The caller's random state is left as it was.
         history: keep every supervision step's answer.
         temper: the scale of the prior at the start of each trajectory.
         halt: a trajectory ends, and leaves the batch, after the first supervision step at which the halt head gives its
-            answer this probability of being right (A.1: 0.5). None: all go to ``depth``.
+            answer this probability of being right (A.1: 0.5). None and 1: all go to ``depth``.
         width: how the trajectories of an input are spread (``inference.width``).
         max_trajectories: the most that run at once.
         progress: called with the number of trajectories done after each chunk.
@@ -156,19 +156,21 @@ def rollout(
             different times.
         ConfigError: a halt for a program without heads.
     """
-    _check(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
-    plan = Plan(depth, history, temper, halt, width)
-    _check_plan(plan, model, x)
-    inputs = [None] if x is None else list(x.split(max(1, max_trajectories // width.begun(num_samples))))
+    check_counts(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
+    _check_halt(halt, model)
+    plan = Plan(depth, history, temper, None if halt == 1 else halt, width)
+    _check_plan(plan, x)
+    most = max(1, max_trajectories // width.begun(1))  # of those that end, where more of them begin
+    inputs = [None] if x is None else list(x.split(max(1, most // num_samples)))
     rows: list[Rollout] = []
     chunk = 0
     with quiet(x):
         for part in inputs:
             columns = []
-            for start in range(0, num_samples, max_trajectories):
+            for start in range(0, num_samples, most):
                 torch.manual_seed(seed + chunk)
                 chunk += 1
-                columns.append(_run(model, part, min(max_trajectories, num_samples - start), plan))
+                columns.append(_run(model, part, min(most, num_samples - start), plan))
                 if progress:
                     progress(columns[-1].score.numel())
             rows.append(_join(columns, dim=0))
@@ -190,7 +192,7 @@ def rollout_log_prob(
     The trajectories are those of :func:`rollout`; y is looked at when they have ended. Where x is None, every datum
     is scored under the same N trajectories.
     """
-    _check(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
+    check_counts(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
     whole = max(1, max_trajectories // num_samples)
     parts = [(None, y)] if x is None else list(zip(x.split(whole), y.split(whole), strict=True))
     rows = []
@@ -208,21 +210,37 @@ def rollout_log_prob(
     return torch.cat(rows, dim=1)
 
 
-def _check(**values: int) -> None:
+def check_counts(**values: int) -> None:
+    """Raises UserError where a number of things is below 1, or a seed is none."""
     check_seed(values.pop("seed"))
     for name, value in values.items():
         if value < 1:
             raise UserError(f"{name} must be at least 1, not {value}")
 
 
-def _check_plan(plan: Plan, model: Any, x: Tensor | None) -> None:
-    if plan.halt is not None:
-        if not 0 <= plan.halt <= 1:
-            raise UserError(f"halt is a probability, from 0 to 1, not {plan.halt}")
-        if getattr(model, "verdict", None) is None:
-            raise ConfigError(
-                "this model has no halt head: train with --verdict.hidden 64, or add heads with experiments/verdict.py"
-            )
+def has_heads(model: Any) -> bool:
+    """Does the program have halt and value heads?"""
+    return getattr(model, "verdict", None) is not None
+
+
+def check_has_heads(model: Any, what: str) -> None:
+    """Raises ConfigError where a program has no heads to do ``what`` by."""
+    if not has_heads(model):
+        raise ConfigError(
+            f"this model has no heads to {what} by: train with --verdict.hidden 64, or give it some with "
+            "experiments/verdict.py"
+        )
+
+
+def _check_halt(halt: float | None, model: Any) -> None:
+    if halt is None:
+        return
+    if not 0 <= halt <= 1:
+        raise UserError(f"halt is a probability, from 0 to 1, not {halt}")
+    check_has_heads(model, "halt")
+
+
+def _check_plan(plan: Plan, x: Tensor | None) -> None:
     if plan.history and (plan.halt is not None or plan.width.gives_up):
         raise UserError("a history needs trajectories that go on to the end: leave out halt and width")
     if x is None and plan.width.gives_up:

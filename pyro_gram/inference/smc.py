@@ -20,8 +20,16 @@ import torch
 from torch import Tensor
 
 from pyro_gram.checks import AT_LEAST_0, FRACTION, check_choice, check_range
-from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.inference.sampling import AS_IT_IS, MAX_TRAJECTORIES, advance, quiet
+from pyro_gram.errors import UserError
+from pyro_gram.inference.sampling import (
+    AS_IT_IS,
+    MAX_TRAJECTORIES,
+    Rollout,
+    advance,
+    check_counts,
+    check_has_heads,
+    quiet,
+)
 from pyro_gram.inference.sites import HALT, OBSERVED, VALUE
 from pyro_gram.inference.temper import Temper, TemperConfig
 from pyro_gram.networks.core import LatentState
@@ -99,12 +107,10 @@ def smc(
         UserError: ``num_samples`` or ``depth`` below 1, or more trajectories an input than may run at once.
     """
     config = config or SMCConfig()
-    if num_samples < 1 or depth < 1:
-        raise UserError(f"num_samples and depth must be at least 1, not {num_samples} and {depth}")
+    check_counts(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
     if num_samples > max_trajectories:
         raise UserError(f"{num_samples} trajectories of an input are filtered together: allow at least so many at once")
-    if getattr(model, "verdict", None) is None:
-        raise ConfigError("this model has no value head to filter by: add heads with experiments/verdict.py")
+    check_has_heads(model, "filter")
     parts = []
     with quiet(x):
         for chunk, some in enumerate(x.split(max(1, max_trajectories // num_samples))):
@@ -112,6 +118,17 @@ def smc(
             parts.append(_filter(model, some, num_samples, depth, config, temper))
     joined = {name: torch.cat([getattr(p, name) for p in parts], dim=1) for name in vars(parts[0])}
     return Particles(**joined)
+
+
+def resampled(particles: Particles, depth: int, seed: int = 0) -> Rollout:
+    """Particles as equally weighted samples, by one more systematic resampling; the caller's random state stays."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        ancestors = systematic(particles.weight.cpu()).to(particles.weight.device)
+    columns = torch.arange(ancestors.shape[1], device=ancestors.device)
+    steps = torch.full_like(ancestors, depth)
+    tokens, score, value = (part[ancestors, columns] for part in (particles.tokens, particles.score, particles.value))
+    return Rollout(tokens, score, steps, steps.sum(0), value)
 
 
 def _filter(

@@ -66,7 +66,7 @@ class States:
         x: inputs, int64 ``[M, *event]``.
         state: ``[M, L, D]`` each.
         right: bool ``[M]``: is the answer decoded from it right?
-        final: bool ``[M]``: is the last answer of its trajectory?
+        final: bool ``[M]``: is the last answer of the roll-out, ``DEEPEST`` steps deep at the most?
     """
 
     x: Tensor
@@ -75,7 +75,7 @@ class States:
     final: Tensor
 
 
-Check = Callable[[Tensor, Tensor], Tensor]  # x [B, *event], tokens [B, L_out] -> bool [B], the task's
+Check = Callable[[Tensor, Tensor], Tensor]  # x [B, *event], tokens [B, L_out] -> bool [B], the task's, on the CPU
 
 
 def gather(
@@ -94,7 +94,8 @@ def gather(
         torch.manual_seed(seed)
         with Temper(temper):
             ends = list(unrolled(model, x, depth=min(depth, DEEPEST)))
-        rights = [check(x, end.values[OBSERVED]) for end in ends]
+        here = x.cpu()  # tasks check on the CPU
+        rights = [check(here, end.values[OBSERVED].cpu()).to(x.device) for end in ends]
         kept = [torch.rand(len(x), device=x.device) < EARLY / (step + 1) for step in range(len(ends))]
 
     def states(parts: list[Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.inference.sites import transition_of
 
 WIDTHS = ("independent", "antithetic", "sobol", "distinct")
+UNBIASED = ("independent", "antithetic", "sobol")  # of which the frequencies of answers estimate p(y | x)
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Width:
     Attributes:
         kind: ``independent``; ``antithetic``: at z_0, where all of them have the same u, the guidance of one half is
             that of the other mirrored about the prior's mean; ``sobol``: it is a scrambled Sobol sequence there,
-            shifted at random for each input; ``distinct``: more of them begin, and those go on whose answers differ.
+            shifted at random for each input; ``distinct``: more of them begin, and those go on whose answers differ,
+            token by token (frequencies then say nothing of p(y | x)).
         oversample: how many times as many begin (``distinct`` only).
         steps: supervision steps until that choice (``distinct`` only).
     """
@@ -102,6 +104,8 @@ class FirstDraws(Messenger):
         if self.seen or transition_of(msg["name"]) is None:
             return
         self.seen = True
+        if msg["done"] or msg["is_observed"]:  # somebody has fixed it: a program conditioned on its guidance
+            return
         base = getattr(msg["fn"], "base_dist", None)
         if not isinstance(base, torch.distributions.Normal):
             raise ConfigError(

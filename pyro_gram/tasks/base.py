@@ -182,7 +182,8 @@ class Task(ABC):
         lines = [self.format_input(x)]
         if y is not None:
             solution = self.format_solution(x, y)
-            lines.append(solution if self.valid(x, y) else mark(solution + " ", painter(colour)))
+            wrong = bool(self.known(x, y)) and not bool(self.valid(x, y))
+            lines.append(mark(solution + " ", painter(colour)) if wrong else solution)
         return "\n".join(line for line in lines if line)
 
     def read(self, text: str) -> Iterator[Tensor]:

@@ -73,31 +73,31 @@ def test_a_study_is_written_as_json_and_drawn(headed, quick, tmp_path, capsys):
 def test_steps_of_a_walk_are_those_of_a_roll_out(study):
     steps = study.walk(seed=4, n=5)
     rolled = rollout(study.solver.model, study.x, num_samples=5, depth=3, seed=4, history=True)
-    for (drawn, sure), tokens in zip(steps, rolled.history, strict=True):
+    for drawn, tokens in zip(steps, rolled.history, strict=True):
         assert torch.equal(drawn.tokens, tokens)
-        assert ((sure >= 0) & (sure <= 1)).all()
-    torch.testing.assert_close(steps[-1][0].value, rolled.value)
+        assert ((drawn.halt >= 0) & (drawn.halt <= 1)).all()
+    torch.testing.assert_close(steps[-1].value, rolled.value)
 
 
 def test_halting_afterwards_takes_the_first_sure_step(study):
     steps = study.walk(seed=4, n=5)
-    sure = torch.stack([s for _, s in steps])
+    sure = torch.stack([drawn.halt for drawn in steps])
     halt = sure.median().item()
     drawn, when = study.halted(steps, halt)
     for n in range(5):
         for b in range(len(study.x)):
             first = next((i for i in range(3) if sure[i, n, b] >= halt), 2)
             assert when[n, b] == first + 1
-            assert torch.equal(drawn.tokens[n, b], steps[first][0].tokens[n, b])
-            assert drawn.value[n, b] == steps[first][0].value[n, b]
+            assert torch.equal(drawn.tokens[n, b], steps[first].tokens[n, b])
+            assert drawn.value[n, b] == steps[first].value[n, b]
 
 
 def test_weights_count_in_the_accuracy_of_a_sample(study):
-    drawn, _ = study.walk(seed=4, n=5)[-1]
+    drawn = study.walk(seed=4, n=5)[-1]
     valid = study.solver.task.valid(study.x, drawn.tokens).double()
     weight = torch.zeros_like(drawn.score)
     weight[3] = 1.0
-    one = study.judge(Drawn(drawn.tokens, drawn.score, drawn.value, weight))
+    one = study.judge(Drawn(drawn.tokens, drawn.score, drawn.value, weight=weight))
     assert one["sample"] == pytest.approx(valid[3].mean().item())
     assert study.judge(drawn)["sample"] == pytest.approx(valid.mean().item())
 
@@ -144,6 +144,9 @@ def test_bad_arguments_end_in_one_line(words, message, headed, capsys):
 
 def test_a_checkpoint_without_heads_or_a_missing_study_ends_in_one_line(plain, tmp_path, capsys):
     assert cli(experiments.scaling.main, "--checkpoint", plain) == 2
-    assert "no value head" in capsys.readouterr().err
+    assert "no heads to select by" in capsys.readouterr().err
     assert cli(experiments.scaling.main, "--draw", tmp_path / "nothing.json") == 2
     assert "does not exist" in capsys.readouterr().err
+    (tmp_path / "other.json").write_text("{}")
+    assert cli(experiments.scaling.main, "--draw", tmp_path / "other.json") == 2
+    assert "is no study of this program" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import experiments.verdict
 import pyro_gram
 from pyro_gram.errors import UserError
 from pyro_gram.solver import SELECTIONS
-from tests.conftest import small_config
+from tests.conftest import Opinion, small_config
 from tests.experiments.test_run import SMALL, cli
 
 GRAPHS = ["C?", "Cr", "CF", "C^"]
@@ -82,6 +82,16 @@ def test_heads_of_a_run_are_added_in_its_place(plain, tmp_path):
     assert json.loads((run / "config.json").read_text())["verdict"]["hidden"] == 16
 
 
+def test_the_threshold_alone_changes_without_training(headed, tmp_path):
+    path = tmp_path / "other.safetensors"
+    assert cli(experiments.verdict.main, "--checkpoint", headed, "--out", path, "--verdict.halt", 0.7) == 0
+    before, after = pyro_gram.load(headed), pyro_gram.load(path)
+    assert (before.config.verdict.halt, after.config.verdict.halt) == (0.999, 0.7)
+    assert after.config.verdict.hidden == 16
+    weights = after.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in before.model.state_dict().items())
+
+
 def test_a_run_trains_its_own_heads_and_measures_them(tmp_path):
     out = tmp_path / "run"
     assert cli(experiments.run.main, *SMALL, "--out", out, "--train.batches", 2, *HEADS) == 0
@@ -91,6 +101,7 @@ def test_a_run_trains_its_own_heads_and_measures_them(tmp_path):
     assert 0 <= m["halt_accuracy"] <= 1
     assert 1 <= m["halt_steps"] <= m["depth"]
     assert results["seconds"]["heads"] > 0
+    assert results["head_parameters"] > 0
     assert pyro_gram.load(out).has_heads
 
 
@@ -101,6 +112,8 @@ def test_a_run_trains_its_own_heads_and_measures_them(tmp_path):
         (["--verdict.hidden", 12], "must be a multiple of 2 * verdict.heads = 8"),
         (["--out", "heads.pt"], "--out must end in .safetensors"),
         (["--verdict.halt", 2], "halt must lie between 0 and 1"),
+        (["--seed", -1], "--seed must be an integer from 0"),
+        (["--out", "/dev/null/heads.safetensors"], "cannot write"),
     ],
 )
 def test_heads_that_cannot_be_end_in_one_line(words, message, plain, capsys):
@@ -143,7 +156,8 @@ def test_value_keeps_the_answer_that_the_head_trusts_most(headed, solve):
     chosen = solve("--select", "value")
     for i, o in enumerate(chosen):
         (answer,) = o["solutions"]
-        assert answer["score"] == pytest.approx(rolled.value[:, i].max().item())
+        assert answer["value"] == pytest.approx(rolled.value[:, i].max().item())
+        assert answer["score"] <= 0  # still nats
         canonical = solver.task.canonical(solver.task.parse(GRAPHS[i]), rolled.tokens[:, i])
         best = canonical[rolled.value[:, i].argmax()]
         assert answer["solution"] == "".join(map(str, best.tolist()))
@@ -163,7 +177,16 @@ def test_a_person_is_told_where_nothing_is_right(headed, tmp_path, capsys, monke
     (tmp_path / "one.g6").write_text("Cr")
     words = ["--checkpoint", headed, "--input", tmp_path / "one.g6", "--select", "verified"]
     assert cli(experiments.solve.main, *words) == 0
-    assert "Cr: no answer that the check accepts in 20 samples" in capsys.readouterr().out
+    assert ", none of them right" in capsys.readouterr().out
+
+
+def test_a_person_is_told_of_how_many_answers_one_was_selected(headed, tmp_path, capsys):
+    (tmp_path / "one.g6").write_text("C?")
+    words = ["--checkpoint", headed, "--input", tmp_path / "one.g6", "--halt", 1]
+    (every,) = pyro_gram.load(headed).solve("C?", halt=1)
+    assert every.distinct == len(every.solutions) > 1
+    assert cli(experiments.solve.main, *words, "--select", "vote") == 0
+    assert f"C?: {every.distinct} distinct answers in 20 samples, the most frequent:" in capsys.readouterr().out
 
 
 def test_every_selection_repeats_under_its_seed(solve):
@@ -174,7 +197,7 @@ def test_every_selection_repeats_under_its_seed(solve):
 def test_what_nobody_knows_cannot_be_verified(headed, monkeypatch):
     solver = pyro_gram.load(headed)
     monkeypatch.setattr(solver.task, "known", lambda x, y: torch.zeros_like(y[..., 0], dtype=torch.bool))
-    with pytest.raises(UserError, match="needs a known right answer"):
+    with pytest.raises(UserError, match="input 1 has no known right answer to verify by"):
         solver.solve("Cr", select="verified")
 
 
@@ -186,6 +209,18 @@ def test_other_widths_and_tempers_change_what_is_drawn(solve):
     assert solve("--halt", 1, "--width", "antithetic") != independent
     assert solve("--halt", 1, "--temper", 20, 4) != independent
     assert solve("--halt", 1, "--temper", 1, 0) == independent
+
+
+def test_filtered_trajectories_are_those_that_the_head_trusts(headed, solve):
+    solver = pyro_gram.load(headed)
+    solver.model.verdict = Opinion(200.0)
+    plain, filtered = (solver.sample(GRAPHS, num_samples=200, width=w, halt=1) for w in ("independent", "smc"))
+    assert filtered.tokens.shape == plain.tokens.shape
+    assert filtered.value.mean() > plain.value.mean() + 0.05
+    assert solve("--width", "smc", "--seed", 2) == solve("--width", "smc", "--seed", 2)
+    for settings in ({"halt": 0.5}, {"history": True}):
+        with pytest.raises(UserError, match="smc filters whole trajectories"):
+            solver.sample(GRAPHS, width="smc", **settings)
 
 
 def test_memory_bounds_what_runs_at_once_and_no_more(headed):
@@ -211,13 +246,34 @@ def test_the_figure_is_drawn_beside_the_json(solve, tmp_path, capsys):
     assert image.std() > 0.05
 
 
+def test_python_and_the_command_line_give_the_same_answers_over_batches(headed, solve):
+    """Batches after the first draw for themselves: equal inputs in equal places do not repeat each other."""
+    graphs = ["C?"] * 200
+    solver = pyro_gram.load(headed)
+    assert solve("--halt", 1, "--seed", 3, graphs=graphs) == [s.to_dict() for s in solver.solve(graphs, seed=3, halt=1)]
+    solved = solver.solve(graphs, seed=3, halt=1)
+    first, second = solved[:64], solved[64:128]
+    assert [s.solutions for s in first] != [s.solutions for s in second]
+
+
+def test_answers_stream_as_their_batch_is_solved(headed):
+    solver = pyro_gram.load(headed)
+    done = []
+    stream = solver.stream(["C?"] * 130, halt=1, progress=done.append)
+    assert not done
+    next(stream)
+    assert sum(done) == 64 * 20
+    assert len(list(stream)) == 129
+    assert sum(done) == 130 * 20
+
+
 def test_progress_is_told_on_stderr_of_many_inputs(headed, tmp_path, capsys):
     path = tmp_path / "many.g6"
     path.write_text("\n".join(["Cr"] * 70))
-    assert cli(experiments.solve.main, "--checkpoint", headed, "--input", path, "--json", "--num-samples", 2) == 0
+    assert cli(experiments.solve.main, "--checkpoint", headed, "--input", path, "--json", "--num-samples", 20) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 70
-    assert "70/70" in err
+    assert "1400/1400" in err
 
 
 # ---- wrong arguments -------------------------------------------------------------------------------------------------
@@ -228,7 +284,10 @@ def test_progress_is_told_on_stderr_of_many_inputs(headed, tmp_path, capsys):
     [
         ("--halt 1.5", "--halt is a probability"),
         ("--halt nan", "--halt is a probability"),
-        ("--memory 0", "does not hold one trajectory"),
+        ("--memory 0", "--memory must be a positive number"),
+        ("--memory 0.001", "does not hold one trajectory"),
+        ("--width distinct", "--width"),
+        ("--figure /dev/null/solved.png", "cannot write"),
         ("--width wide", "--width"),
         ("--temper 2", "--temper"),
         ("--temper two 2", "--temper takes a number and a whole number"),
@@ -242,7 +301,9 @@ def test_bad_arguments_end_in_one_line(words, message, headed, tmp_path, capsys)
     assert message in err
 
 
-@pytest.mark.parametrize(("words", "message"), [("--select value", "no value head"), ("--halt 0.5", "no halt head")])
+@pytest.mark.parametrize(
+    ("words", "message"), [("--select value", "no heads to select by"), ("--halt 0.5", "no heads to halt by")]
+)
 def test_what_needs_heads_says_how_to_get_them(words, message, plain, tmp_path, capsys):
     (tmp_path / "one.g6").write_text("Cr")
     err = refused(capsys, "--checkpoint", plain, "--input", tmp_path / "one.g6", *words.split())

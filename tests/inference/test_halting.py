@@ -1,39 +1,20 @@
 """Trajectories that stop by themselves (ACT), and the memory that those which run at once may take."""
 
-import resource
-import subprocess
-import sys
-
 import pyro
 import pytest
 import torch
-from torch import nn
 
+from experiments.bench_solve import peak_mb
+from models.gram import GRAM
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.inference.sampling import rollout, within
-from tests.conftest import ROOT, case_of
-
-
-class Opinion(nn.Module):
-    """Heads that trust a state by one number of it, which differs between the trajectories of an input."""
-
-    def __init__(self, strength=0.0, shift=0.0):
-        super().__init__()
-        self.strength, self.shift = strength, shift
-
-    def forward(self, h, e_x, probabilities):
-        logits = 4 * (self.strength * h.mean((-1, -2))).sin() + self.shift
-        return logits, logits
-
-
-def headed(strength=0.0, shift=0.0, **changes):
-    case = case_of(**changes)
-    case.assembly.model.verdict = Opinion(strength, shift)
-    return case
+from pyro_gram.inference.sampling import rollout, trajectories_within
+from pyro_gram.inference.temper import TemperConfig
+from pyro_gram.inference.width import Width
+from tests.conftest import Opinion, case_of, opinionated
 
 
 def test_never_sure_is_never_halted_and_draws_the_same():
-    case = headed(shift=-50.0)
+    case = opinionated(shift=-50.0)
     model = case.assembly.model
     plain = rollout(model, case.x, num_samples=4, depth=5, seed=2)
     halted = rollout(model, case.x, num_samples=4, depth=5, seed=2, halt=0.5)
@@ -46,7 +27,7 @@ def test_never_sure_is_never_halted_and_draws_the_same():
 
 
 def test_sure_at_once_is_one_step_deep():
-    case = headed(shift=50.0)
+    case = opinionated(shift=50.0)
     model = case.assembly.model
     halted = rollout(model, case.x, num_samples=4, depth=5, seed=2, halt=0.99)
     shallow = rollout(model, case.x, num_samples=4, depth=1, seed=2)
@@ -56,7 +37,7 @@ def test_sure_at_once_is_one_step_deep():
 
 
 def test_who_has_ended_leaves_the_batch_and_keeps_the_answer_of_that_step():
-    case = headed(strength=300.0)
+    case = opinionated(strength=300.0)
     widths = []
 
     class Watch(pyro.poutine.messenger.Messenger):
@@ -78,7 +59,7 @@ def test_who_has_ended_leaves_the_batch_and_keeps_the_answer_of_that_step():
 
 
 def test_chunks_of_halting_trajectories_keep_their_shape_and_repeat():
-    case = headed(strength=300.0)
+    case = opinionated(strength=300.0)
     settings = {"num_samples": 7, "depth": 4, "seed": 1, "halt": 0.8}
     for limit in (3, 14, 2048):
         a, b = (rollout(case.assembly.model, case.x, **settings, max_trajectories=limit) for _ in range(2))
@@ -91,7 +72,7 @@ def test_chunks_of_halting_trajectories_keep_their_shape_and_repeat():
 def test_a_halt_needs_heads_a_probability_and_no_history():
     case = case_of()
     model = case.assembly.model
-    with pytest.raises(ConfigError, match="no halt head: train with --verdict.hidden"):
+    with pytest.raises(ConfigError, match="no heads to halt by: train with --verdict.hidden"):
         rollout(model, case.x, num_samples=1, depth=1, halt=0.5)
     for halt in (-0.1, 1.1, float("nan")):
         with pytest.raises(UserError, match="halt is a probability"):
@@ -102,29 +83,50 @@ def test_a_halt_needs_heads_a_probability_and_no_history():
 
 
 def test_a_memory_limit_below_one_trajectory_is_refused():
-    assert within(100.0, 8, 128) > within(50.0, 8, 128) > within(50.0, 80, 128) > 0
-    for memory in (0.0, 0.01, -1.0, float("nan")):
+    assert (
+        trajectories_within(100.0, 8, 128) > trajectories_within(50.0, 8, 128) > trajectories_within(50.0, 80, 128) > 0
+    )
+    for memory in (0.0, 0.01, -1.0, float("nan"), float("inf")):
         with pytest.raises(UserError, match="does not hold one trajectory"):
-            within(memory, 8, 128)
+            trajectories_within(memory, 8, 128)
 
 
-MEASURE = """
-import resource, sys, torch, pyro_gram
-solver = pyro_gram.load("checkpoints/coloring8.safetensors")
-x = solver.task.split("test").inputs[:4]
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-solver.sample(x[:1], num_samples=1, depth=2)  # what the first call takes once and for all
-before = peak()
-solver.sample(x, num_samples=1000, depth=2, memory=float(sys.argv[1]))
-print(peak() - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no ru_maxrss")
 @pytest.mark.parametrize("memory", [25.0, 100.0])
 def test_a_thousand_trajectories_stay_within_the_users_memory(memory):
-    assert resource is not None
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(memory)], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert float(done.stdout) <= memory
+    assert peak_mb(memory) <= memory
+
+
+@pytest.mark.parametrize("changes", [{"model": {"transitions": 1}}, {"model": {"prefix": 3}}, {"task_name": "arc"}])
+def test_prefixes_and_transitions_halt_alike(changes):
+    case = opinionated(strength=300.0, **changes)
+    model = case.assembly.model
+    wide = TemperConfig(scale=4.0, transitions=3)
+    never = rollout(model, case.x, num_samples=6, depth=3, seed=2, temper=wide)
+    model.verdict.shift = -50.0
+    unsure = rollout(model, case.x, num_samples=6, depth=3, seed=2, temper=wide, halt=0.9)
+    assert torch.equal(never.tokens, unsure.tokens)
+    model.verdict.shift = 0.0
+    halted = rollout(model, case.x, num_samples=6, depth=3, seed=2, temper=wide, halt=0.9, width=Width("sobol"))
+    assert halted.tokens.shape == never.tokens.shape
+    assert 1 <= halted.steps.min() < halted.steps.max() <= 3
+
+
+def test_a_halt_of_1_is_never_even_for_a_head_that_is_certain():
+    case = opinionated(shift=500.0)
+    halted = rollout(case.assembly.model, case.x, num_samples=2, depth=3, halt=1.0)
+    assert (halted.steps == 3).all()
+
+
+def test_heads_that_the_program_never_asks_are_named():
+    case = case_of(model_name="tests.inference.test_halting:Silent")
+    case.assembly.model.verdict = Opinion()
+    with pytest.raises(ConfigError, match="no site 'halt'"):
+        rollout(case.assembly.model, case.x, num_samples=2, depth=2, halt=0.5)
+
+
+class Silent(GRAM):
+    """A program that has a place for heads and does not ask them."""
+
+    def forward(self, x, y=None, state=None, **settings):
+        with pyro.poutine.block(hide=["halt", "value"]):
+            return super().forward(x, y, state, **settings)

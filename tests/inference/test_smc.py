@@ -2,30 +2,15 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.sampling import rollout
-from pyro_gram.inference.smc import SMCConfig, effective_sample_size, smc, systematic
-from tests.conftest import case_of
+from pyro_gram.inference.smc import SMCConfig, effective_sample_size, resampled, smc, systematic
+from tests.conftest import case_of, opinionated
 
 
-class Opinion(nn.Module):
-    """Heads that trust a state by one number of it, which differs between the trajectories of an input."""
-
-    def __init__(self, strength):
-        super().__init__()
-        self.strength = strength
-
-    def forward(self, h, e_x, probabilities):
-        logits = 4 * (self.strength * h.mean((-1, -2))).sin()
-        return logits, logits
-
-
-def opinionated(strength=200.0):
-    case = case_of(model={"transitions": 1})
-    case.assembly.model.verdict = Opinion(strength)
-    return case
+def filtered_case(strength=200.0, **changes):
+    return opinionated(strength, **{"model": {"transitions": 1}, **changes})
 
 
 def test_systematic_resampling_copies_each_trajectory_about_as_often_as_its_weight_says():
@@ -54,7 +39,7 @@ def test_effective_sample_size_runs_from_1_to_n():
 
 
 def test_without_potential_the_filter_is_independent_trajectories():
-    case = opinionated()
+    case = filtered_case()
     model = case.assembly.model
     filtered = smc(model, case.x, num_samples=6, depth=4, seed=2, config=SMCConfig(power=0.0))
     plain = rollout(model, case.x, num_samples=6, depth=4, seed=2)
@@ -67,7 +52,7 @@ def test_without_potential_the_filter_is_independent_trajectories():
 
 @pytest.mark.parametrize("potential", ["value", "halt"])
 def test_the_filter_keeps_what_the_head_trusts(potential):
-    case = opinionated()
+    case = filtered_case()
     model = case.assembly.model
     config = SMCConfig(potential, power=1.0, threshold=0.9)
     filtered = smc(model, case.x, num_samples=200, depth=4, seed=2, config=config)
@@ -83,7 +68,7 @@ def test_the_filter_keeps_what_the_head_trusts(potential):
 
 def test_the_filter_agrees_with_importance_weights_of_independent_trajectories():
     """Whatever it resampled on its way, its target at the end is the prior times the last potential."""
-    case = opinionated(100.0)
+    case = filtered_case(100.0)
     model = case.assembly.model
     config = SMCConfig(threshold=0.95)
     filtered = smc(model, case.x, num_samples=2000, depth=3, seed=5, config=config)
@@ -95,8 +80,22 @@ def test_the_filter_agrees_with_importance_weights_of_independent_trajectories()
     torch.testing.assert_close((filtered.weight * filtered.value).sum(0), expected, atol=0.05, rtol=0)
 
 
+def test_resampled_particles_are_samples_of_equal_weight():
+    case = filtered_case()
+    particles = smc(case.assembly.model, case.x, num_samples=2000, depth=1, seed=5, config=SMCConfig(threshold=0.0))
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    samples = resampled(particles, depth=1, seed=3)
+    assert torch.equal(before, torch.get_rng_state())
+    assert samples.tokens.shape == particles.tokens.shape
+    expected = (particles.weight * particles.value).sum(0)
+    assert (particles.value.mean(0) - expected).abs().max() > 0.05
+    torch.testing.assert_close(samples.value.mean(0), expected, atol=0.01, rtol=0)
+    assert (samples.work == 2000).all()
+
+
 def test_inputs_are_filtered_each_by_itself_in_chunks_under_a_seed():
-    case = opinionated()
+    case = filtered_case()
     model = case.assembly.model
     a, b = (smc(model, case.x, num_samples=4, depth=3, seed=1, max_trajectories=8) for _ in range(2))
     assert a.tokens.shape == (4, 5, 4)
@@ -114,14 +113,14 @@ def test_inputs_are_filtered_each_by_itself_in_chunks_under_a_seed():
     ],
 )
 def test_what_cannot_be_filtered_is_refused(settings, message):
-    case = opinionated()
+    case = filtered_case()
     with pytest.raises(UserError, match=message):
         smc(case.assembly.model, case.x, **settings)
 
 
 def test_a_program_without_heads_is_refused():
     case = case_of()
-    with pytest.raises(ConfigError, match="no value head"):
+    with pytest.raises(ConfigError, match="no heads to filter by"):
         smc(case.assembly.model, case.x, num_samples=2, depth=1)
 
 

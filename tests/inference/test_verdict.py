@@ -99,6 +99,19 @@ def test_states_are_those_of_the_prior_and_say_what_became_of_them():
     assert torch.equal(states.x.view(EARLY, *case.x.shape)[1], case.x)
 
 
+def test_the_check_is_asked_on_the_cpu():
+    """Tasks compare with tensors of the CPU; a model may be elsewhere."""
+    case = judged()
+    asked = []
+
+    def check(x, tokens):
+        asked.append((x.device.type, tokens.device.type))
+        return check_first(x, tokens)
+
+    gather(case.assembly.model, case.x, check, depth=2, seed=0)
+    assert set(asked) == {("cpu", "cpu")}
+
+
 def test_of_late_steps_a_share_is_kept_and_the_callers_random_state_stays():
     case = judged()
     x = case.x.repeat(40, 1, 1)

@@ -98,6 +98,36 @@ def test_distinct_trajectories_differ_at_least_as_much_and_their_work_is_counted
         assert len(chosen.tokens[:, i].unique(dim=0)) == min(6, kinds)
 
 
+def test_those_that_begin_stay_within_the_limit():
+    case = case_of()
+    widths = []
+
+    class Watch(pyro.poutine.messenger.Messenger):
+        def _pyro_post_sample(self, msg):
+            if msg["name"].startswith("eps"):
+                widths.append(msg["value"][..., 0, 0].numel())
+
+    with Watch():
+        rollout(case.assembly.model, case.x, num_samples=7, depth=3, width=Width("distinct"), max_trajectories=12)
+    assert max(widths) <= 12
+
+
+def test_guidance_that_a_condition_has_fixed_stays():
+    case = case_of()
+    fixed = torch.full((5, 4, 16), 0.25)
+    seen = []
+
+    class Watch(pyro.poutine.messenger.Messenger):
+        def _pyro_post_sample(self, msg):
+            if msg["name"] == guidance(0):
+                seen.append(msg["value"])
+
+    with Watch():
+        conditioned = pyro.condition(case.assembly.model, {guidance(0): fixed})
+        rollout(conditioned, case.x, num_samples=2, depth=1, width=Width("antithetic"))
+    assert (seen[0] == 0.25).all()
+
+
 def test_another_family_of_priors_is_refused(monkeypatch):
     monkeypatch.setattr(GaussianPrior, "forward", lambda self, u: dist.Laplace(u, 1.0).to_event(2))
     case = case_of()
