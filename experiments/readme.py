@@ -191,7 +191,7 @@ def compute_table() -> str:
                 # The most work that does not exceed the budget, or the least there is.
                 fitting = [p for p in compared[method] if p["work"] <= 1.02 * budget]
                 p = max(fitting, key=lambda p: p["work"]) if fitting else compared[method][0]
-                n = f", N = {p['n']}" if p["n"] != s["of"] else ""
+                n = f", N = {p['n']}" if method == "halting" or p["n"] != s["of"] else ""
                 cells.append(f"{_with_sd(p, 'coverage')}; {p['sample']:.3f}{n}")
             lines.append(f"| `{s['checkpoint']}`, {depth} steps, {budget} | {' | '.join(cells)} |")
     return "\n".join(lines)
