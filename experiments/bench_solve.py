@@ -29,10 +29,11 @@ NUM_SAMPLES = 20
 WIDE, LIMITS = 1000, (25.0, 100.0)  # trajectories an input, and the memory in MB that they may take
 
 PEAK = """
-import resource, sys, pyro_gram
+import sys
+import pyro_gram
+from pyro_gram.evaluate import peak_memory_mb as peak
 solver = pyro_gram.load(sys.argv[1])
 x = solver.task.split("test").inputs[:4]
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 solver.sample(x[:1], num_samples=1, halt=1)  # what a first call takes once and for all
 before = peak()
 solver.sample(x, num_samples=int(sys.argv[2]), memory=float(sys.argv[3]), halt=1)
@@ -53,7 +54,15 @@ def seconds(run: Callable[[], Any], repeats: int) -> float:
 def peak_mb(limit: float) -> float:
     """How much the most memory of a process grows by WIDE trajectories of four graphs, MB."""
     words = [sys.executable, "-c", PEAK, str(CHECKPOINT), str(WIDE), str(limit)]
-    return float(subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    return float(output(words))
+
+
+def output(words: list[str]) -> str:
+    """What a program prints. Raises UserError with its last words where it fails."""
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{' '.join(words[1:3])} failed: {done.stderr[-500:]}")
+    return done.stdout
 
 
 def measure(repeats: int) -> dict[str, Any]:
@@ -65,12 +74,17 @@ def measure(repeats: int) -> dict[str, Any]:
         f.write("".join(solver.task.format_input(graph) + "\n" for graph in x))
         f.flush()
         words = [sys.executable, "experiments/solve.py", "--checkpoint", str(CHECKPOINT), "--input", f.name, "--json"]
-        whole = seconds(lambda: subprocess.run(words, cwd=ROOT, capture_output=True, check=True), repeats)
+        whole = seconds(lambda: output(words), repeats)
 
     def sample(inputs: torch.Tensor, n: int, **settings: Any) -> Callable[[], Any]:
         return lambda: solver.sample(inputs, num_samples=n, **settings)
 
     sample(one, 1)()
+    stepwise = seconds(sample(x, NUM_SAMPLES, history=True), repeats)  # the heads judge every step here
+    model: Any = solver.model
+    heads, model.verdict = model.verdict, None
+    without = seconds(sample(x, NUM_SAMPLES, history=True), repeats)
+    model.verdict = heads
     return {
         "checkpoint": CHECKPOINT.stem,
         "inputs": len(x),
@@ -82,6 +96,8 @@ def measure(repeats: int) -> dict[str, Any]:
             "solve_py": whole,
             "halting": seconds(sample(x, NUM_SAMPLES), repeats),
             "never_halting": seconds(sample(x, NUM_SAMPLES, halt=1), repeats),
+            "every_step_judged": stepwise,
+            "no_heads": without,
             "one_input_n1": seconds(sample(one, 1, halt=1), repeats),
             "one_input_n20": seconds(sample(one, NUM_SAMPLES, halt=1), repeats),
         },

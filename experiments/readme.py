@@ -207,6 +207,10 @@ def solve_table(bench: dict[str, Any]) -> str:
         (f"`solve.py --json`, {bench['inputs']} graphs, N = {n}, from start to end", f"{seconds['solve_py']:.1f} s"),
         ("the same from Python, the model loaded", f"{seconds['halting']:.1f} s"),
         (f"without halting, all {bench['depth']} steps", f"{seconds['never_halting']:.1f} s"),
+        (
+            "heads at every step: more time than without heads",
+            f"{seconds['every_step_judged'] / seconds['no_heads'] - 1:.0%}",
+        ),
         ("one graph, N = 1, without halting", f"{1e3 * seconds['one_input_n1']:.0f} ms"),
         (f"one graph, N = {n}, without halting", f"{1e3 * seconds['one_input_n20']:.0f} ms"),
     ]

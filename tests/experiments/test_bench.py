@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from experiments import bench
+from experiments import bench, bench_solve
 from pyro_gram.cli import call
 
 SMALL = {
@@ -32,3 +32,18 @@ def test_quick_prints_json_and_writes_it(monkeypatch, tmp_path, capsys):
 def test_too_few_repeats_is_an_error(capsys):
     assert call(bench.main, ["--repeats", "1"]) == 2
     assert "--repeats must be at least 4" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_solving_is_timed_and_keeps_to_its_memory(tmp_path, capsys):
+    assert call(bench_solve.main, ["--repeats", "1", "--out", str(tmp_path / "solve.json")]) == 0
+    found = json.loads((tmp_path / "solve.json").read_text())
+    assert found == json.loads(capsys.readouterr().out)
+    assert found["inputs"] == 255
+    assert all(m["peak_mb"] <= m["limit_mb"] for m in found["memory"])
+    assert all(seconds > 0 for seconds in found["seconds"].values())
+
+
+def test_no_repeats_of_solving_is_an_error(capsys):
+    assert call(bench_solve.main, ["--repeats", "0"]) == 2
+    assert "--repeats must be at least 1" in capsys.readouterr().err

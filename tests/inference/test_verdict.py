@@ -6,12 +6,14 @@ import torch
 from pyro.infer import Predictive, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_gram.errors import ConfigError
+from pyro_gram.evaluate import _judged, roll
 from pyro_gram.heads import attach, check_heads, train_heads
 from pyro_gram.inference.elbo import BalancedELBO
 from pyro_gram.inference.sampling import rollout
 from pyro_gram.inference.temper import TemperConfig
 from pyro_gram.inference.verdict import EARLY, VerdictConfig, fit, gather
-from tests.conftest import case_of, warm_
+from pyro_gram.run import open_run
+from tests.conftest import case_of, small_config, warm_
 
 HEADS = VerdictConfig(hidden=16, heads=2, layers=1, rounds=2, trajectories=16)
 
@@ -177,3 +179,17 @@ def test_a_program_without_a_place_for_heads_is_named():
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         VerdictConfig(**settings)
+
+
+def test_versions_of_an_input_are_not_judged_as_inputs(tmp_path):
+    """ARC: what the heads select is measured on plain inputs, as the vote is."""
+    config = small_config(task_name="arc", verdict={"hidden": 16, "heads": 2, "rounds": 1, "trajectories": 8})
+    run = open_run(config, tmp_path / "run", resume=False, data_dir=None, device=torch.device("cpu"))
+    train_heads(replace(run.assembly, model=run.trainer.averaged[0]), depth=2)
+    puzzles = run.assembly.task.split("test")
+    assert not puzzles.primary.all()
+    rolled = roll(run, puzzles.inputs, num_samples=3)
+    found = _judged(run, puzzles, rolled)
+    count = int(puzzles.primary.sum())
+    assert found["value_accuracy"] * count == pytest.approx(round(found["value_accuracy"] * count))
+    assert found["halt_steps"] <= run.depth
