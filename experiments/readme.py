@@ -208,7 +208,7 @@ def solve_table(bench: dict[str, Any]) -> str:
         ("the same from Python, the model loaded", f"{seconds['halting']:.1f} s"),
         (f"without halting, all {bench['depth']} steps", f"{seconds['never_halting']:.1f} s"),
         (
-            "heads at every step: more time than without heads",
+            "heads at every step, in addition",
             f"{seconds['every_step_judged'] / seconds['no_heads'] - 1:.0%}",
         ),
         ("one graph, N = 1, without halting", f"{1e3 * seconds['one_input_n1']:.0f} ms"),

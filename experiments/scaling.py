@@ -273,7 +273,7 @@ def make_parser() -> Parser:
     what.add_argument("--checkpoint", type=Path, metavar="PATH", help=".safetensors with heads, or a run's directory")
     what.add_argument("--draw", type=Path, metavar="JSON", help="only draw the figure of a study again")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: beside the checkpoint")
-    parser.add_argument("--inputs", type=int, default=0, metavar="B", help="the first B test inputs (default: all)")
+    parser.add_argument("--inputs", type=int, metavar="B", help="the first B test inputs (default: all)")
     parser.add_argument("--depth", type=int, metavar="S", help="supervision steps (default: as the run was measured)")
     parser.add_argument("--halt", type=float, metavar="P", help="halting probability (default: as the checkpoint says)")
     parser.add_argument("--seeds", type=int, default=3, metavar="K", help="(default 3)")
@@ -286,7 +286,7 @@ def main(argv: list[str]) -> int:
     if arguments.draw:
         draw(arguments.draw)
         return 0
-    for name, least in (("inputs", 0), ("seeds", 1), ("depth", 1)):
+    for name, least in (("inputs", 1), ("seeds", 1), ("depth", 1)):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise UserError(f"--{name} must be at least {least}, not {value}")

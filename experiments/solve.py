@@ -105,7 +105,7 @@ def show(solver: Solver, solved: Solved, colour: bool = False) -> str:
     lines += [f"  {a.solution}  {describe(a, solved.num_samples)}" for a in solved.solutions]
     best = solved.solutions[0].y if solved.solutions else None
     picture = solver.task.render(solved.x, best, colour=colour)
-    return "\n".join([*lines, *(f"    {line}" for line in picture.splitlines()), ""])
+    return "\n".join([*lines, *(f"    {line}".rstrip() for line in picture.splitlines()), ""])
 
 
 def describe(answer: Answer, num_samples: int) -> str:

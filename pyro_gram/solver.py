@@ -24,7 +24,7 @@ from pyro_gram.inference.sampling import (
     trajectories_within,
 )
 from pyro_gram.inference.selection import SELECTIONS, tally
-from pyro_gram.inference.smc import resampled, smc
+from pyro_gram.inference.smc import check_fits, resampled, smc
 from pyro_gram.inference.temper import TemperConfig
 from pyro_gram.inference.width import UNBIASED, Width
 from pyro_gram.tasks.base import Task
@@ -197,6 +197,9 @@ class Solver:
         if len(x) == 0:
             raise InputError("no input: give at least one")
         if isinstance(x, list):
+            strange = [text for text in x if not isinstance(text, str)]
+            if strange:
+                raise InputError(f"an input is a text, not {strange[0]!r}: give texts, or a tensor of tokens")
             x = torch.stack([self.task.parse(text) for text in x])
         event = spec.input_shape
         if tuple(x.shape[1:]) != event or x.dtype != torch.int64:
@@ -245,6 +248,8 @@ class Solver:
     ) -> Iterator[Solved]:
         """As :meth:`solve`, each answer as soon as its batch of inputs is solved; all inputs are checked before."""
         check_counts(seed=seed, num_samples=num_samples)
+        if settings.get("width") == "smc":
+            check_fits(num_samples, self._at_once(settings.get("memory")))
         tokens = self._tokens(x)
         if tokens is None:
             raise InputError("this checkpoint is a model p(x): there is no input to solve, use sample")

@@ -125,8 +125,9 @@ def answers_grid(
     Args:
         rows: of each input a title, its tokens, and its answers with the number of samples that gave each.
         num_samples: of how many.
-        columns: the most answers shown of an input.
+        columns: the most answers shown of an input; fewer where none has so many.
     """
+    columns = max(1, min(columns, max(len(answers) for _, _, answers in rows)))
     figure = Figure(figsize=(2.3 * (columns + 1), 2.55 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), columns + 1, squeeze=False)
     for axes in grid.ravel():

@@ -20,7 +20,7 @@ METHODS = {
     "sobol": (SKY, "D", "Sobol"),
     "distinct": (ORANGE, "P", "distinct"),
 }
-TOLD = ("0.5", "0.9", "0.99", "0.999")  # thresholds that are named in the figure
+TOLD = ("0.5", "0.9", "0.999")  # thresholds that are named in the figure
 MANY = 7  # values of x from which on points are gathered in bins
 
 
@@ -43,10 +43,13 @@ def scaling_figure(found: dict[str, Any]) -> Figure:
     _compute(coverage, found, "coverage" if complete else "verified", "coverage" if complete else "any sample right")
     coverage.legend(frameon=False, fontsize=8, loc="best")
     figure.suptitle(
-        f"{found['checkpoint']}: {found['inputs']} unseen inputs, trajectories of the prior, {found['seeds']} seeds "
-        "of the draws (bands: their standard deviation)"
+        f"{found['checkpoint']}: {found['inputs']} unseen inputs, trajectories of the prior, {_seeds(found['seeds'])}"
     )
     return figure
+
+
+def _seeds(count: int) -> str:
+    return "one seed of the draws" if count == 1 else f"{count} seeds of the draws (bands: their standard deviation)"
 
 
 def _line(axes: Any, points: Sequence[tuple[float, dict[str, Any]]], name: str, **style: Any) -> None:
@@ -55,7 +58,7 @@ def _line(axes: Any, points: Sequence[tuple[float, dict[str, Any]]], name: str, 
     y = np.array([p[name] for _, p in points])
     sd = np.array([p.get(f"{name}_sd", 0.0) for _, p in points])
     axes.plot(x, y, **style)
-    axes.fill_between(x, y - sd, y + sd, color=style.get("color"), alpha=0.18, linewidth=0)
+    axes.fill_between(x, (y - sd).clip(0), (y + sd).clip(max=1), color=style.get("color"), alpha=0.18, linewidth=0)
 
 
 def _log_ticks(axes: Any, values: list[float]) -> None:
@@ -105,7 +108,7 @@ def _selection(axes: Any, found: dict[str, Any]) -> None:
     for name, label, color in SELECTIONS:
         _line(axes, points, name, color=color, marker="o", label=label)
     _log_ticks(axes, [n for n, _ in points])
-    axes.set_ylim(top=1.005)
+    axes.set_ylim(top=1.001)
     clean(axes, "trajectories N", "accuracy")
     axes.set_title(f"Selection, {found['depth']} steps")
     axes.legend(frameon=False, fontsize=8)
@@ -169,7 +172,8 @@ def _halting(axes: Any, found: dict[str, Any]) -> None:
     axes.scatter(np.asarray(difficulty) + jitter, found["steps_by_input"], s=9, alpha=0.3, color=BLUE, linewidths=0)
     _binned(axes, difficulty, found["steps_by_input"], color=ORANGE, label=f"mean (of {found['depth']} at the most)")
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(min(difficulty) - 0.6, max(difficulty) + 0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     clean(axes, label, "supervision steps until halting")
     halted = found["halted"]
     full = found["width"][str(found["depth"])][str(found["of"])]["sample"]

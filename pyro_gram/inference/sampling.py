@@ -26,7 +26,9 @@ from pyro_gram.networks.core import LatentState
 AS_IT_IS = TemperConfig()
 INDEPENDENT = Width()
 MAX_TRAJECTORIES = 2048  # at L = 8, D = 128 about 250 MB at the widest point of a transition
-TENSORS = 32  # of [L, D] float32 that a trajectory holds at that point
+# What a roll-out takes of memory, so that it stays within a limit (measured by experiments/bench_solve.py): some 32
+# tensors of [L, D] float32 a trajectory, up to twice that with what the allocator holds back, and a constant.
+TENSORS, CONSTANT_MB = 64, 8.0
 
 
 def at_once(length: int, most: int = MAX_TRAJECTORIES) -> int:
@@ -35,7 +37,7 @@ def at_once(length: int, most: int = MAX_TRAJECTORIES) -> int:
 
 
 def trajectories_within(memory: float, length: int, width: int) -> int:
-    """How many trajectories may run at once in ``memory`` MB, beside the model and the answers.
+    """How many trajectories may run at once in ``memory`` MB, beside the model.
 
     Args:
         memory: MB.
@@ -45,9 +47,10 @@ def trajectories_within(memory: float, length: int, width: int) -> int:
         UserError: not even one.
     """
     each = TENSORS * 4 * length * width / 2**20
-    if not memory >= each:
-        raise UserError(f"a memory limit of {memory:g} MB does not hold one trajectory, which takes {each:.2g} MB")
-    return int(min(memory / each, 2**31))
+    least = CONSTANT_MB + each
+    if not memory >= least:
+        raise UserError(f"a memory limit of {memory:g} MB does not hold one trajectory: give at least {least:.1f}")
+    return int(min((memory - CONSTANT_MB) / each, 2**31))
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,8 @@ def check_counts(**values: int) -> None:
     """Raises UserError where a number of things is below 1, or a seed is none."""
     check_seed(values.pop("seed"))
     for name, value in values.items():
+        if type(value) is not int:
+            raise UserError(f"{name} must be a whole number, not {value!r}")
         if value < 1:
             raise UserError(f"{name} must be at least 1, not {value}")
 
@@ -235,9 +240,10 @@ def check_has_heads(model: Any, what: str) -> None:
 def _check_halt(halt: float | None, model: Any) -> None:
     if halt is None:
         return
-    if not 0 <= halt <= 1:
-        raise UserError(f"halt is a probability, from 0 to 1, not {halt}")
-    check_has_heads(model, "halt")
+    if not isinstance(halt, int | float) or not 0 <= halt <= 1:
+        raise UserError(f"halt is a probability, from 0 to 1, not {halt!r}")
+    if halt < 1:
+        check_has_heads(model, "halt")
 
 
 def _check_plan(plan: Plan, x: Tensor | None) -> None:

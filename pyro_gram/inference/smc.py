@@ -108,8 +108,7 @@ def smc(
     """
     config = config or SMCConfig()
     check_counts(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
-    if num_samples > max_trajectories:
-        raise UserError(f"{num_samples} trajectories of an input are filtered together: allow at least so many at once")
+    check_fits(num_samples, max_trajectories)
     check_has_heads(model, "filter")
     parts = []
     with quiet(x):
@@ -118,6 +117,15 @@ def smc(
             parts.append(_filter(model, some, num_samples, depth, config, temper))
     joined = {name: torch.cat([getattr(p, name) for p in parts], dim=1) for name in vars(parts[0])}
     return Particles(**joined)
+
+
+def check_fits(num_samples: int, max_trajectories: int) -> None:
+    """Raises UserError where the trajectories of one input are more than may run at once."""
+    if num_samples > max_trajectories:
+        raise UserError(
+            f"smc filters all {num_samples} trajectories of an input together, and {max_trajectories} fit at once: "
+            "take fewer samples, or allow more memory (--memory MB)"
+        )
 
 
 def resampled(particles: Particles, depth: int, seed: int = 0) -> Rollout:

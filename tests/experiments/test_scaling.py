@@ -130,7 +130,7 @@ def test_bins_hold_every_place_once():
     [
         (["--depth", 0], "--depth must be at least 1, not 0"),
         (["--seeds", 0], "--seeds must be at least 1"),
-        (["--inputs", -1], "--inputs must be at least 0"),
+        (["--inputs", 0], "--inputs must be at least 1, not 0"),
         (["--halt", 2], "--halt is a probability"),
         (["--width", 3], "--width"),
     ],

@@ -12,6 +12,7 @@ import experiments.solve
 import experiments.verdict
 import pyro_gram
 from pyro_gram.errors import UserError
+from pyro_gram.inference.sampling import trajectories_within
 from pyro_gram.solver import SELECTIONS
 from tests.conftest import Opinion, small_config
 from tests.experiments.test_run import SMALL, cli
@@ -227,10 +228,10 @@ def test_memory_bounds_what_runs_at_once_and_no_more(headed):
     solver = pyro_gram.load(headed)
     widths = []
     hook = solver.model.core.register_forward_pre_hook(lambda _, args: widths.append(args[0].h[..., 0, 0].numel()))
-    rolled = solver.sample(GRAPHS, num_samples=50, memory=0.2, halt=1)
+    rolled = solver.sample(GRAPHS, num_samples=50, memory=8.3, halt=1)
     hook.remove()
     assert rolled.tokens.shape == (50, 4, 4)
-    assert max(widths) <= 0.2 * 2**20 / (32 * 4 * 4 * solver.config.model.width)
+    assert max(widths) <= trajectories_within(8.3, 4, solver.config.model.width) < 50
     with pytest.raises(UserError, match="does not hold one trajectory"):
         solver.sample(GRAPHS, memory=0.001)
 
@@ -285,7 +286,7 @@ def test_progress_is_told_on_stderr_of_many_inputs(headed, tmp_path, capsys):
         ("--halt 1.5", "--halt is a probability"),
         ("--halt nan", "--halt is a probability"),
         ("--memory 0", "--memory must be a positive number"),
-        ("--memory 0.001", "does not hold one trajectory"),
+        ("--memory 8", "does not hold one trajectory"),
         ("--width distinct", "--width"),
         ("--figure /dev/null/solved.png", "cannot write"),
         ("--width wide", "--width"),
@@ -302,7 +303,12 @@ def test_bad_arguments_end_in_one_line(words, message, headed, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
-    ("words", "message"), [("--select value", "no heads to select by"), ("--halt 0.5", "no heads to halt by")]
+    ("words", "message"),
+    [
+        ("--select value", "no heads to select by"),
+        ("--halt 0.5", "no heads to halt by"),
+        ("--width smc", "no heads to filter by"),
+    ],
 )
 def test_what_needs_heads_says_how_to_get_them(words, message, plain, tmp_path, capsys):
     (tmp_path / "one.g6").write_text("Cr")

@@ -1,5 +1,7 @@
 """Trajectories that stop by themselves (ACT), and the memory that those which run at once may take."""
 
+import sys
+
 import pyro
 import pytest
 import torch
@@ -86,11 +88,12 @@ def test_a_memory_limit_below_one_trajectory_is_refused():
     assert (
         trajectories_within(100.0, 8, 128) > trajectories_within(50.0, 8, 128) > trajectories_within(50.0, 80, 128) > 0
     )
-    for memory in (0.0, 0.01, -1.0, float("nan"), float("inf")):
+    for memory in (0.0, 8.0, -1.0, float("nan")):
         with pytest.raises(UserError, match="does not hold one trajectory"):
             trajectories_within(memory, 8, 128)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("memory", [25.0, 100.0])
 def test_a_thousand_trajectories_stay_within_the_users_memory(memory):
     assert peak_mb(memory) <= memory

@@ -109,7 +109,10 @@ def test_inputs_are_filtered_each_by_itself_in_chunks_under_a_seed():
     [
         ({"num_samples": 0, "depth": 1}, "at least 1"),
         ({"num_samples": 1, "depth": 0}, "at least 1"),
-        ({"num_samples": 9, "depth": 1, "max_trajectories": 8}, "filtered together"),
+        (
+            {"num_samples": 9, "depth": 1, "max_trajectories": 8},
+            "filters all 9 .* together, and 8 fit",
+        ),
     ],
 )
 def test_what_cannot_be_filtered_is_refused(settings, message):
