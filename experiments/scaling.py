@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -29,7 +28,7 @@ from pyro_gram.diagnostics.scaling import scaling_figure
 from pyro_gram.errors import UserError
 from pyro_gram.evaluate import environment
 from pyro_gram.files import check_writable, read_json, write_json, write_via
-from pyro_gram.inference.sampling import at_once, check_has_heads, rollout, unrolled
+from pyro_gram.inference.sampling import at_once, check_has_heads, quiet, rollout, unrolled
 from pyro_gram.inference.sites import HALT, OBSERVED, VALUE, transition_of
 from pyro_gram.inference.smc import SMCConfig, smc
 from pyro_gram.inference.temper import Temper, TemperConfig
@@ -92,7 +91,7 @@ class Study:
     def walk(self, seed: int, n: int) -> list[Drawn]:
         """The samples after each supervision step of n trajectories an input."""
         parts: list[list[Drawn]] = []
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), pyro.validation_enabled(False):
+        with quiet(self.x):
             for chunk, x in enumerate(self.x.split(max(1, self.limit // n))):
                 torch.manual_seed(seed + chunk)
                 steps = []

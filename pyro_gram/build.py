@@ -38,6 +38,11 @@ def build(config: RunConfig, data_dir: str | None = None) -> Assembly:
     return Assembly(config, task, model, guide)
 
 
+def state_length(config: RunConfig, task: Task) -> int:
+    """L of a state: the positions of the input and, before them, of the puzzle tokens."""
+    return task.spec.input_length + getattr(config.model, "prefix", 0)
+
+
 def _check_until(config: RunConfig) -> None:
     # In training every supervision step is a program of its own, whose transitions are counted from 0.
     until, transitions = getattr(config.guide, "until", 0), getattr(config.model, "transitions", 1)

@@ -23,7 +23,7 @@ from pyro_gram.heads import takes_heads, train_heads
 from pyro_gram.inference.bounds import Bounds, bounds, prior_log_likelihood
 from pyro_gram.inference.importance import MAX_TRACED
 from pyro_gram.inference.sampling import Rollout, at_once, rollout
-from pyro_gram.inference.verdict import WHERE
+from pyro_gram.inference.sites import WHERE
 from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task
 from pyro_gram.tasks.stream import generator_for
 from pyro_gram.version import __version__

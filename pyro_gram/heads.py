@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyro_gram.build import Assembly
+from pyro_gram.build import Assembly, state_length
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.sampling import at_once
-from pyro_gram.inference.verdict import WHERE, VerdictConfig, fit
+from pyro_gram.inference.sites import WHERE
+from pyro_gram.inference.verdict import VerdictConfig, fit
 from pyro_gram.networks.heads import VerdictHead
 from pyro_gram.tasks.base import Task
 from pyro_gram.tasks.stream import TargetStream
@@ -42,7 +43,7 @@ def attach(model: nn.Module, task: Task, config: RunConfig) -> None:
     """Put untrained heads onto a program; the caller's random state stays. Raises as :func:`check_heads`."""
     c = config.verdict
     check_heads(model, task, c)
-    length = task.spec.input_length + getattr(config.model, "prefix", 0)
+    length = state_length(config, task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         head = VerdictHead(length, config.model.width, task.spec.output_classes, c.hidden, c.layers, c.heads)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_gram.build import state_length
 from pyro_gram.checkpoint import load_model
 from pyro_gram.checks import MAX_SEED, check_choice
 from pyro_gram.config import RunConfig
@@ -23,7 +24,7 @@ from pyro_gram.inference.sampling import (
     rollout,
     trajectories_within,
 )
-from pyro_gram.inference.selection import SELECTIONS, tally
+from pyro_gram.inference.selection import SELECTIONS, best, tally
 from pyro_gram.inference.smc import check_fits, resampled, smc
 from pyro_gram.inference.temper import TemperConfig
 from pyro_gram.inference.width import UNBIASED, Width
@@ -175,11 +176,9 @@ class Solver:
         return rollout(self.model, tokens, history=history, halt=halt, width=spread, progress=progress, **common).cpu()
 
     def _at_once(self, memory: float | None) -> int:
-        length = self.task.spec.input_length
         if memory is None:
-            return at_once(length)
-        prefix = getattr(self.config.model, "prefix", 0)
-        return trajectories_within(memory, prefix + length, self.config.model.width)
+            return at_once(self.task.spec.input_length)
+        return trajectories_within(memory, state_length(self.config, self.task), self.config.model.width)
 
     def _tokens(self, x: Tensor | str | list[str] | None) -> Tensor | None:
         """Checked input tokens, int64 ``[B, *event]``. Raises InputError."""
@@ -284,9 +283,17 @@ class Solver:
                 )
                 for c in found
             ]
+            chosen = answers
+            if select == "value":
+                assert values is not None
+                chosen = [answers[found.index(best(texts, values, scores))]]
+            elif select == "vote":
+                chosen = answers[:1]
+            elif select == "verified":
+                chosen = [a for a in answers if a.valid][:1]
             yield Solved(
                 self.task.format_input(one),
-                _selected(select, answers),
+                chosen,
                 num_samples,
                 self.default_depth if depth is None else depth,
                 select,
@@ -309,16 +316,6 @@ class Solver:
 def _seed_of(seed: int, batch: int) -> int:
     """The first batch has the caller's own, so that it draws as :meth:`Solver.sample` does; others theirs."""
     return seed if batch == 0 else generator_for(seed, batch).initial_seed() % MAX_SEED
-
-
-def _selected(how: str, answers: list[Answer]) -> list[Answer]:
-    if how == "all":
-        return answers
-    if how == "value":
-        return [max(answers, key=lambda a: a.value or 0.0)]  # the first of equals: the most frequent
-    if how == "verified":
-        answers = [a for a in answers if a.valid]
-    return answers[:1]
 
 
 def load(path: str | Path, data_dir: str | None = None) -> Solver:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_gram.checks import check_seed
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.inference.sites import HALT, OBSERVED, STATE_H, STATE_L, VALUE
+from pyro_gram.inference.sites import HALT, OBSERVED, STATE_H, STATE_L, VALUE, WHERE
 from pyro_gram.inference.temper import Temper, TemperConfig
 from pyro_gram.inference.width import Width
 from pyro_gram.networks.core import LatentState
@@ -225,7 +225,7 @@ def check_counts(**values: int) -> None:
 
 def has_heads(model: Any) -> bool:
     """Does the program have halt and value heads?"""
-    return getattr(model, "verdict", None) is not None
+    return getattr(model, WHERE, None) is not None
 
 
 def check_has_heads(model: Any, what: str) -> None:
@@ -362,10 +362,10 @@ def _join(parts: list[Rollout], dim: int) -> Rollout:
     if len(parts) == 1:
         return parts[0]
 
-    def joined(name: str, dim: int) -> Tensor | None:
+    def joined(name: str, dim: int) -> Any:
         kept = [getattr(p, name) for p in parts]
         return None if kept[0] is None else torch.cat(kept, dim)
 
     work = torch.stack([p.work for p in parts]).sum(0) if dim == 0 else torch.cat([p.work for p in parts])
     columns = {name: joined(name, dim) for name in ("tokens", "score", "steps", "value")}
-    return Rollout(**columns, work=work, history=joined("history", dim + 1))  # type: ignore[arg-type]
+    return Rollout(**columns, work=work, history=joined("history", dim + 1))

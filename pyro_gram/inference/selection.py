@@ -55,7 +55,7 @@ def best(answers: Sequence[Hashable], values: Sequence[float], scores: Sequence[
         scores: of each sample, nats.
 
     Returns:
-        with the highest value as its ``score``.
+        the candidate as it stands in ``tally(answers, scores)``.
     """
-    place = {candidate.first: rank for rank, candidate in enumerate(tally(answers, scores))}
-    return min(tally(answers, values), key=lambda c: (-c.score, place[c.first]))
+    highest = {candidate.first: candidate.score for candidate in tally(answers, values)}
+    return max(tally(answers, scores), key=lambda c: highest[c.first])

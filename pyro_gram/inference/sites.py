@@ -14,6 +14,7 @@ from torch.distributions import constraints
 OBSERVED = "y"
 STATE_H, STATE_L = "h", "l"
 HALT, VALUE = "halt", "value"
+WHERE = "verdict"  # the attribute of a program that holds its heads
 VALUE_SCALE = 0.5**0.5  # of the Normal whose negative log density is the squared error, up to a constant
 
 

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, FRACTION, POSITIVE, check_range
 from pyro_gram.inference.optim import OptimConfig, TorchOptim
-from pyro_gram.inference.sampling import AS_IT_IS, unrolled
-from pyro_gram.inference.sites import HALT, OBSERVED, VALUE
+from pyro_gram.inference.sampling import AS_IT_IS, quiet, unrolled
+from pyro_gram.inference.sites import HALT, OBSERVED, VALUE, WHERE
 from pyro_gram.inference.temper import Temper, TemperConfig
 from pyro_gram.networks.core import LatentState
 
-WHERE = "verdict"  # the attribute of a program that holds its heads
 BATCH = 512  # states an update
 EPOCHS = 2  # over the states of a round: to gather them costs more than to learn from them
 DEEPEST = 16  # supervision steps of a roll-out to learn from
@@ -90,7 +89,7 @@ def gather(
         check: is an answer right?
         depth: supervision steps.
     """
-    with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+    with quiet(x):
         torch.manual_seed(seed)
         with Temper(temper):
             ends = list(unrolled(model, x, depth=min(depth, DEEPEST)))

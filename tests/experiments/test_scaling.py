@@ -13,22 +13,7 @@ from experiments.scaling import Drawn, Study, over_seeds
 from pyro_gram.diagnostics.scaling import bins
 from pyro_gram.inference.sampling import rollout
 from pyro_gram.inference.temper import TemperConfig
-from tests.experiments.test_run import SMALL, cli
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    out = tmp_path_factory.mktemp("plain") / "run"
-    assert cli(experiments.run.main, *SMALL, "--out", out, "--train.batches", 2, "--verdict.hidden", 0) == 0
-    return out / "model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def headed(plain, tmp_path_factory):
-    out = tmp_path_factory.mktemp("headed") / "headed.safetensors"
-    words = ["--verdict.hidden", 16, "--verdict.rounds", 2, "--verdict.trajectories", 20]
-    assert cli(experiments.verdict.main, "--checkpoint", plain, "--out", out, *words) == 0
-    return out
+from tests.experiments.test_run import cli
 
 
 @pytest.fixture

@@ -15,26 +15,10 @@ from pyro_gram.errors import UserError
 from pyro_gram.inference.sampling import trajectories_within
 from pyro_gram.solver import SELECTIONS
 from tests.conftest import Opinion, small_config
+from tests.experiments.conftest import HEADS
 from tests.experiments.test_run import SMALL, cli
 
 GRAPHS = ["C?", "Cr", "CF", "C^"]
-HEADS = ["--verdict.hidden", 16, "--verdict.rounds", 3, "--verdict.trajectories", 20]
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """A checkpoint without heads."""
-    out = tmp_path_factory.mktemp("plain") / "run"
-    assert cli(experiments.run.main, *SMALL, "--out", out, "--train.batches", 2, "--verdict.hidden", 0) == 0
-    return out / "model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def headed(plain, tmp_path_factory):
-    """The same with heads."""
-    out = tmp_path_factory.mktemp("headed") / "headed.safetensors"
-    assert cli(experiments.verdict.main, "--checkpoint", plain, "--out", out, *HEADS) == 0
-    return out
 
 
 @pytest.fixture

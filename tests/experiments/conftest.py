@@ -1,0 +1,25 @@
+"""A small checkpoint without heads, and the same with them."""
+
+import pytest
+
+import experiments.run
+import experiments.verdict
+from tests.experiments.test_run import SMALL, cli
+
+HEADS = ["--verdict.hidden", 16, "--verdict.rounds", 3, "--verdict.trajectories", 20]
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory):
+    """A checkpoint without heads."""
+    out = tmp_path_factory.mktemp("plain") / "run"
+    assert cli(experiments.run.main, *SMALL, "--out", out, "--train.batches", 2, "--verdict.hidden", 0) == 0
+    return out / "model.safetensors"
+
+
+@pytest.fixture(scope="session")
+def headed(plain, tmp_path_factory):
+    """The same with heads."""
+    out = tmp_path_factory.mktemp("headed") / "headed.safetensors"
+    assert cli(experiments.verdict.main, "--checkpoint", plain, "--out", out, *HEADS) == 0
+    return out
