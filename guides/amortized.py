@@ -16,8 +16,8 @@ from torch.nn.functional import pad
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
 from pyro_gram.embeddings import answer_encoder
 from pyro_gram.errors import ConfigError
+from pyro_gram.inference.families import NormalFamily, family_of, type_of
 from pyro_gram.inference.guide import EffectGuide
-from pyro_gram.networks.heads import GaussianHead
 from pyro_gram.networks.layers import make_stack
 from pyro_gram.registry import GUIDES
 from pyro_gram.tasks.base import TaskSpec
@@ -79,20 +79,35 @@ class AmortizedGuide(EffectGuide):
         self.answer = answer_encoder(spec, width)
         length = max(spec.input_length, spec.output_length)
         self.mix = make_stack("attention", config.layers, length, width, config.heads, config.hidden)
-        self.head = GaussianHead(2 * width, config.hidden, width, config.initial_scale)
+        self.family = family_of(model)
+        self.head = self.family.head(self.inputs * width, config.hidden, width, config.initial_scale)
+
+    inputs = 2  # features of a position, in multiples of the width
 
     def encode(self, x: Tensor | None, y: Tensor) -> Tensor:
         return self.mix(self.answer(y))
 
+    def features(self, u: Tensor, code: Tensor) -> Tensor:
+        """What the head of a position sees, ``[..., L, inputs * D]``. The ablations change this."""
+        return torch.cat((u, aligned(code, u)), dim=-1)
+
     def posterior(self, u: Tensor, code: Tensor, prior: dist.TorchDistribution) -> dist.TorchDistribution:
-        code = pad(code, (0, 0, u.shape[-2] - code.shape[-2], 0))  # the answer stands at the last positions
-        code = code.expand(*u.shape[:-1], code.shape[-1])
-        loc, scale = self.head(torch.cat((u, code), dim=-1))
+        parameters = self.head(self.features(u, code))
         if self.budget:
-            if not isinstance(prior, dist.Independent) or not isinstance(prior.base_dist, dist.Normal):
+            if type(self.family) is not NormalFamily or type_of(prior) != "Normal":
                 raise ConfigError("guide.budget needs a Gaussian prior: set it to 0 for one of another family")
-            loc, scale = within_budget(loc, scale, prior.base_dist, self.budget)
-        return dist.Normal(loc, scale).to_event(2)
+            parameters = within_budget(*parameters, prior.base_dist, self.budget)
+        return self.answer_to(prior, parameters)
+
+    def answer_to(self, prior: dist.TorchDistribution, parameters: tuple[Tensor, ...]) -> dist.TorchDistribution:
+        """The distribution that the head's parameters mean."""
+        return self.family.distribution(*parameters)
+
+
+def aligned(code: Tensor, u: Tensor) -> Tensor:
+    """The embedded answer beside u: it stands at the last positions, before it zeros. ``[..., L', D] -> [..., L, D]``."""
+    code = pad(code, (0, 0, u.shape[-2] - code.shape[-2], 0))
+    return code.expand(*u.shape[:-1], code.shape[-1])
 
 
 def within_budget(loc: Tensor, scale: Tensor, prior: dist.Normal, budget: float) -> tuple[Tensor, Tensor]:

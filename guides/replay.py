@@ -13,6 +13,8 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyro_gram.errors import ConfigError
+from pyro_gram.inference.families import embedded
 from pyro_gram.inference.sites import announce, data_plates, guidance
 from pyro_gram.networks.core import LatentState
 from pyro_gram.registry import GUIDES
@@ -29,6 +31,10 @@ class ReplayGuide(nn.Module):
 
     def __init__(self, config: AmortizedGuideConfig, spec: TaskSpec, model: Any, width: int) -> None:
         super().__init__()
+        if not hasattr(model, "core"):
+            raise ConfigError(
+                f"the replay guide walks a recursive core, and {type(model).__name__} has none: use --guide amortized"
+            )
         self.inference = AmortizedGuide(config, spec, model, width)
 
     def forward(
@@ -58,4 +64,4 @@ class ReplayGuide(nn.Module):
                     u, l = model.core(LatentState(h, l), e_x)
                     with poutine.scale(scale=beta):
                         eps = pyro.sample(guidance(t), self.inference.at_transition(t, u, code, model.prior(u)))
-                    h = u + eps
+                    h = u + embedded(model.prior, eps)

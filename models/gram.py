@@ -7,7 +7,7 @@ r"""GRAM: recursive reasoning as a Pyro program (arXiv 2605.19376, Section 2).
     \epsilon_t &\sim N(\mu_\theta(u_t), \sigma_\theta(u_t)^2 I)     &\text{(8)} \\
     h_t &= u_t + \epsilon_t                                         &\text{(9)}
 
-T transitions make one supervision step; the answer is decoded from the h it ends in.
+T transitions make one supervision step; the answer is decoded from the h that it ends in.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
-from pyro_gram.embeddings import answer_decoder, input_encoder
-from pyro_gram.inference.sites import OBSERVED, STATE_H, STATE_L, announce, data_plates, guidance, judge, proposal
+from pyro_gram.embeddings import answer_decoder, encoded, input_encoder
+from pyro_gram.inference.families import embedded
+from pyro_gram.inference.sites import OBSERVED, announce, carry, data_plates, guidance, judge, proposal
 from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
 from pyro_gram.registry import MODELS
 from pyro_gram.tasks.base import TaskSpec
@@ -58,6 +59,7 @@ class GRAM(nn.Module):
     """
 
     Config = GRAMConfig
+    Core: type[nn.Module] = RecursiveCore  # (z_{t-1}, e_x) -> (u_t, l_t)
     h0: Tensor
     l0: Tensor
 
@@ -66,12 +68,11 @@ class GRAM(nn.Module):
         self.config, self.spec = config, spec
         length = config.prefix + spec.input_length
         self.encoder = input_encoder(spec, config.width, config.prefix)
-        self.core = RecursiveCore(config, length)
+        self.core = self.Core(config, length)
         self.prior = prior
         self.decoder = answer_decoder(spec, config.width)
         self.verdict: nn.Module | None = None  # halt and value heads, where ``inference.verdict`` has put some
-        # z_0 is drawn once from N(0, I) and stored with the weights (Section 2.1).
-        self.register_buffer("h0", torch.randn(length, config.width))
+        self.register_buffer("h0", torch.randn(length, config.width))  # z_0: drawn once and kept (Section 2.1)
         self.register_buffer("l0", torch.randn(length, config.width))
 
     def forward(
@@ -99,14 +100,11 @@ class GRAM(nn.Module):
         """
         announce("model", self)
         e_x = self.encode(x, None if y is None else y.shape[:-1])
-        state = state or self.initial_state(e_x)
         with data_plates(e_x.shape[:-2]):
+            state = state or self.initial_state(e_x)
             state = self.reason(e_x, state, steps=steps, truncated=truncated, beta=beta)
-            pyro.deterministic(STATE_H, state.h, event_dim=2)
-            pyro.deterministic(STATE_L, state.l, event_dim=2)
-            likelihood = self.likelihood(state.h)
-            judge(self.verdict if y is None else None, state.h, e_x, likelihood)
-            return pyro.sample(OBSERVED, likelihood, obs=y)
+            carry(state)
+            return self.answer(state, e_x, y)
 
     def reason(
         self,
@@ -129,19 +127,21 @@ class GRAM(nn.Module):
                 u = pyro.deterministic(proposal(t), u, event_dim=2)
                 with poutine.scale(scale=beta):
                     eps = pyro.sample(guidance(t), self.prior(u))
-                h = u + eps
+                h = u + embedded(self.prior, eps)
         return LatentState(h, l)
+
+    def answer(self, state: LatentState, e_x: Tensor, y: Tensor | None) -> Tensor:
+        """The site y, and what heads say of it where it is not given."""
+        likelihood = self.likelihood(state.h)
+        judge(self.verdict if y is None else None, state.h, e_x, likelihood)
+        return pyro.sample(OBSERVED, likelihood, obs=y)
 
     def encode(self, x: Tensor | None, batch: torch.Size | None = None) -> Tensor:
         """e_x, ``[..., L, D]``; zeros of ``[*batch, L, D]`` for the empty condition."""
-        if x is not None:
-            if self.encoder is None:
-                raise ValueError("this task has no input: the program is p(x), call it with x = None")
-            return self.encoder(x)
-        return self.h0.new_zeros(*(batch or ()), *self.h0.shape)
+        return encoded(self.encoder, x, self.h0, batch)
 
     def initial_state(self, e_x: Tensor) -> LatentState:
-        """z_0, expanded to the batch of e_x."""
+        """z_0 in the shape of e_x."""
         return LatentState(self.h0.expand_as(e_x), self.l0.expand_as(e_x))
 
     def likelihood(self, h: Tensor) -> dist.TorchDistribution:

@@ -25,8 +25,8 @@ class Assembly:
 
 def build(config: RunConfig, data_dir: str | None = None) -> Assembly:
     """Task, model and guide of a run, the weights drawn from its seed. The caller's random state is left as it was."""
+    check_parts(config)
     task = make_task(config.names["task"], config.task, data_dir)
-    _check_until(config)
     width = getattr(config.model, "width", None)
     if width is None:
         raise ConfigError(f"the config of model {config.names['model']!r} has no field 'width'")
@@ -41,6 +41,45 @@ def build(config: RunConfig, data_dir: str | None = None) -> Assembly:
 def state_length(config: RunConfig, task: Task) -> int:
     """L of a state: the positions of the input and, before them, of the puzzle tokens."""
     return task.spec.input_length + getattr(config.model, "prefix", 0)
+
+
+def check_parts(config: RunConfig) -> None:
+    """Do the model, prior and guide of a run belong together?
+
+    A user's own classes need not say what they are: they count as a guided model with steps, a prior that leaves
+    something to infer, and a guide that infers.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    names = config.names
+    model, prior, guide = (r.get(names[part]) for part, r in (("model", MODELS), ("prior", PRIORS), ("guide", GUIDES)))
+    infers = getattr(guide, "infers", True)
+    deterministic = getattr(prior, "family", "some") is None
+    if not getattr(model, "guided", True) and not (deterministic and not infers):
+        raise ConfigError(f"model {names['model']!r} has no guidance: it takes --prior none and --guide prior alone")
+    if deterministic and infers:
+        raise ConfigError(
+            f"prior {names['prior']!r} leaves nothing to infer: guide {names['guide']!r} has no part in it, use --guide prior"
+        )
+    if not infers and not getattr(prior, "reparameterized", True):
+        raise ConfigError(
+            f"prior {names['prior']!r} cannot be trained by its own draws, which have no gradient: give it a guide that "
+            "infers (--guide amortized)"
+        )
+    if getattr(model, "one_step", False):
+        _check_one_step(config)
+    _check_until(config)
+
+
+def _check_one_step(config: RunConfig) -> None:
+    train, name = config.train, config.names["model"]
+    if train.supervision_steps != 1 or train.on_policy:
+        raise ConfigError(
+            f"model {name!r} answers in one supervision step: set train.supervision_steps to 1 and train.on_policy to 0"
+        )
+    if config.evaluate.depth > 1:
+        raise ConfigError(f"model {name!r} answers in one supervision step: set evaluate.depth to 1")
 
 
 def _check_until(config: RunConfig) -> None:

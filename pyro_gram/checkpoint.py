@@ -20,6 +20,7 @@ from pyro_gram.config import RunConfig
 from pyro_gram.errors import CheckpointError, ConfigError
 from pyro_gram.files import write_bytes
 from pyro_gram.heads import attach, takes_heads
+from pyro_gram.inference.act import Places
 from pyro_gram.inference.training import Trainer, pair
 from pyro_gram.version import __version__
 
@@ -84,6 +85,7 @@ def save_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
     tensors = {f"weights/{k}": v for k, v in pair(trainer.model, trainer.guide).state_dict().items()}
     tensors |= {f"average/{k}": v for k, v in trainer.average.state_dict().items()}
     tensors |= {f"optim/{k}": v for k, v in trainer.optim.get_state().items()}
+    tensors |= {f"places/{k}": v for k, v in (trainer.places.tensors() if trainer.places else {}).items()}
     header = {
         "kind": "training",
         "config": config.to_dict(),
@@ -127,6 +129,11 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
         trainer.optim.set_state(part("optim/"))
     except KeyError as e:
         raise CheckpointError(f"{path} holds no state, or a stray one, for the optimizer's {e}") from None
+    try:
+        places = Places.from_tensors({k: v.to(trainer.device) for k, v in part("places/").items()})
+    except KeyError as e:
+        raise CheckpointError(f"{path} holds no {e} of the trajectories that go on") from None
+    trainer.places = places
     trainer.number, trainer.elapsed = number, elapsed
     trainer.beta.set_state(beta)
 

@@ -202,7 +202,9 @@ def read_preset(
 
     A task given by its dotted path borrows the presets of colouring, with its own task settings at their defaults.
     ``names`` overrides the model, prior or guide. Fields that the preset sets for a part so replaced apply where the
-    other class has them too (a width stays a width), and are dropped where it has not.
+    other class has them too (a width stays a width), and are dropped where it has not. A model may bring the prior and
+    guide that it needs (``defaults``) and settings of its own (``recipe``); a prior with nothing to infer brings the
+    guide that is none. A temper is the business of the preset's own prior.
 
     Raises:
         ConfigError: no presets for the task, or no such preset.
@@ -216,13 +218,35 @@ def read_preset(
     if preset not in tables:
         raise ConfigError(f"unknown preset {preset!r} for {path.stem}; known: {', '.join(tables)}")
     table = dict(tables[preset])
-    chosen = {"task": path.stem, "model": "gram", "prior": "gaussian", "guide": "amortized"} | table.pop("names", {})
+    usual = {"task": path.stem, "model": "gram", "prior": "gaussian", "guide": "amortized"} | table.pop("names", {})
+    chosen = usual | {part: name for part, name in (names or {}).items() if name is not None}
     if own:
         table.pop("task", None)
         chosen["task"] = task
-    for part, name in (names or {}).items():
-        if name is not None and name != chosen[part]:
-            chosen[part] = name
-            known_fields = {f.name for f in dataclasses.fields(config_class(part, name))}
+    model = MODELS.get(chosen["model"])
+    asked = {part for part, name in (names or {}).items() if name is not None}
+    if chosen["model"] != usual["model"]:
+        chosen |= {part: name for part, name in getattr(model, "defaults", {}).items() if part not in asked}
+    if "guide" not in asked and getattr(PRIORS.get(chosen["prior"]), "family", "some") is None:
+        chosen["guide"] = "prior"
+    for part in ("model", "prior", "guide"):
+        if chosen[part] != usual[part]:
+            known_fields = {f.name for f in dataclasses.fields(config_class(part, chosen[part]))}
             table[part] = {k: v for k, v in table.get(part, {}).items() if k in known_fields}
+    if chosen["prior"] != usual["prior"]:
+        table.pop("temper", None)
+    if chosen["model"] != usual["model"]:
+        _follow(table, getattr(model, "recipe", {}), chosen)
     return make_run_config(chosen, table, preset=preset, seed=seed)
+
+
+def _follow(table: dict[str, Any], recipe: dict[str, dict[str, Any]], names: dict[str, str]) -> None:
+    """Put a model's own settings into a preset's table, at the preset's number of updates."""
+    train = {"supervision_steps": TrainConfig.supervision_steps, "batches": TrainConfig.batches} | table.get("train", {})
+    for part, fields in recipe.items():
+        known = {f.name for f in dataclasses.fields(config_class(part, names[part]) if part in NAMED else FIXED[part])}
+        table[part] = table.get(part, {}) | {k: v for k, v in fields.items() if k in known}
+    steps = table.get("train", {}).get("supervision_steps", train["supervision_steps"])
+    updates = 1 if table.get("train", {}).get("act") else steps  # of a batch
+    if train["batches"] and updates != train["supervision_steps"]:
+        table["train"]["batches"] = train["batches"] * train["supervision_steps"] // updates

@@ -6,7 +6,8 @@ embedding of their own, and images.
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.networks.decoders import TokenDecoder
@@ -35,11 +36,28 @@ def input_encoder(spec: TaskSpec, width: int, prefix: int = 0) -> nn.Module | No
     return PuzzleEncoder(tokens, spec.puzzles, prefix, width)
 
 
-def answer_encoder(spec: TaskSpec, width: int) -> nn.Module:
-    """y to its embedding ``[..., L', D]``, which stands at the last L' positions of the sequence."""
+def encoded(encoder: nn.Module | None, x: Tensor | None, like: Tensor, batch: torch.Size | None) -> Tensor:
+    """e_x of an input, ``[..., L, D]``; for the empty condition zeros ``[*batch, L, D]``, their shape that of ``like``.
+
+    Raises:
+        ValueError: an input for a task without input.
+    """
+    if x is None:
+        return like.new_zeros(*(batch or ()), *like.shape)
+    if encoder is None:
+        raise ValueError("this task has no input: the program is p(x), call it with x = None")
+    return encoder(x)
+
+
+def answer_encoder(spec: TaskSpec, width: int, further: int = 0) -> nn.Module:
+    """y to its embedding ``[..., L', D]``, which stands at the last L' positions of the sequence.
+
+    ``further`` classes beyond the task's own may stand in it (a mask).
+    """
+    classes = spec.output_classes + further
     if spec.image is not None:
-        return PatchEncoder(spec.image, spec.patch, spec.output_classes, _channels(width), width)
-    return TokenEncoder(spec.output_classes, width)
+        return PatchEncoder(spec.image, spec.patch, classes, _channels(width), width)
+    return TokenEncoder(classes, width)
 
 
 def answer_decoder(spec: TaskSpec, width: int) -> nn.Module:

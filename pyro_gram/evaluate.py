@@ -220,9 +220,12 @@ def _judged(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, float]:
 
 
 def _likelihood(run: Run, x: Tensor | None, y: Tensor) -> dict[str, float]:
-    """log p(y | x) by prior Monte Carlo on a few inputs. Not of images, none of which a trajectory ever hits."""
+    """log p(y | x) by prior Monte Carlo on a few inputs. Not of images, none of which a trajectory ever hits.
+
+    Nor of diffusion models, which bound it by other means than a trajectory's last state.
+    """
     task = run.assembly.task
-    if not task.checkable:
+    if not task.checkable or getattr(run.assembly.model, "bounded", False):
         return {}
     few = slice(LIKELIHOOD_INPUTS)
     # Without input all data share their trajectories, so that many cost little.

@@ -94,6 +94,12 @@ def open_run(config: RunConfig, out: Path, *, resume: bool, data_dir: str | None
         assembly.task, assembly.task.split("train"), config.train.batch, config.seed, config.train.augment
     )
     trainer = Trainer(assembly.model, assembly.guide, stream, config.train, config.optim, config.beta, seed=config.seed)
+    sampled = trainer.rehearse()
+    if sampled:
+        print(
+            f"no closed-form KL of {sampled[0]} from {sampled[1]}: it is estimated from each draw (log q - log p)",
+            file=sys.stderr,
+        )
     run = Run(assembly, trainer, out)
     if resume and run.state_path.exists():
         load_training(run.state_path, config, trainer, assembly.task.provenance())

@@ -110,7 +110,7 @@ def collect(
     groups have one instance.
 
     Groups ``posterior``, ``posterior_predictive``, ``log_likelihood`` and ``sample_stats`` come from the guide, which
-    has seen y, and say nothing about accuracy; ``prior``, ``prior_predictive`` and ``sample_stats_prior`` from fresh
+    has seen y, and say nothing about accuracy (a model without an inference network has none of them); ``prior``, ``prior_predictive`` and ``sample_stats_prior`` from fresh
     trajectories.
     """
     import torch
@@ -128,16 +128,22 @@ def collect(
         for name, value in values.items():
             groups.setdefault(group, {}).setdefault(name, []).append(np.asarray(value))
 
+    infers = getattr(guide, "infers", True)
     for chain in range(chains):
-        q = guide_draws(model, guide, x, y, steps=depth, num_samples=draws, seed=seed + chain, max_traced=max_traced)
-        keep("posterior", guidance=q.guidance.permute(1, 2, 0), h=q.h[:, :STATE_INSTANCES])
-        keep("posterior_predictive", **_decoded(task, puzzles, q.tokens))
-        keep("log_likelihood", y=q.log_likelihood)
-        keep("sample_stats", log_weight=q.log_weight, kl=q.kl.permute(1, 2, 0))
+        if infers:
+            q = guide_draws(
+                model, guide, x, y, steps=depth, num_samples=draws, seed=seed + chain, max_traced=max_traced
+            )
+            keep("posterior", guidance=q.guidance.permute(1, 2, 0), h=q.h[:, :STATE_INSTANCES])
+            keep("posterior_predictive", **_decoded(task, puzzles, q.tokens))
+            keep("log_likelihood", log_p_y=q.log_likelihood)
+            keep("sample_stats", log_weight=q.log_weight, kl=q.kl.permute(1, 2, 0))
         with GuidanceScale() as scale:
             whole = draws * len(puzzles)
             p = rollout(model, x, num_samples=draws, depth=depth, seed=seed + chain, max_trajectories=whole)
-        keep("prior", guidance=torch.stack(scale.by_transition).permute(1, 2, 0))
+        if scale.by_transition:
+            guidance = torch.stack([t.expand(draws, len(puzzles)) for t in scale.by_transition])
+            keep("prior", guidance=guidance.permute(1, 2, 0))
         keep("prior_predictive", **_decoded(task, puzzles, p.tokens))
         keep("sample_stats_prior", score=p.score)
     stacked: dict[str, dict[str, Any]] = {g: {k: np.stack(v) for k, v in vs.items()} for g, vs in groups.items()}
@@ -146,8 +152,7 @@ def collect(
     if x is not None:
         stacked["constant_data"] = {"x": x, "num_solutions": puzzles.num_solutions}
         dims["x"] = ["instance", "position_in"] + ["feature"] * (x.ndim - 2)
-    likelihood = stacked.pop("log_likelihood")
-    return from_groups({**stacked, "log_likelihood": {"log_p_y": likelihood["y"]}}, dims)
+    return from_groups(stacked, dims)
 
 
 def _decoded(task: Task, puzzles: PuzzleSet, tokens: torch.Tensor) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_gram.checks import FRACTION, check_choice, check_range
-from pyro_gram.errors import ConfigError
+from pyro_gram.inference.families import type_of
 from pyro_gram.inference.guide import EffectGuide
-from pyro_gram.inference.sites import OBSERVED, STATE_H, STATE_L, transition_of
+from pyro_gram.inference.sites import HALTED, OBSERVED, STATE_H, STATE_L, transition_of
 from pyro_gram.networks.core import LatentState
 
 
@@ -35,11 +35,13 @@ class StepTerms:
         kl: KL(q || p) of each charged transition, nats per input, ``[T, ..., B]``, without beta; where a KL has no
             closed form, the one-sample estimate log q - log p.
         state: the final latent state, for the next supervision step to start from.
+        halted: bool ``[..., B]``: trajectories that the program would end here; None where it does not say.
     """
 
     reconstruction: Tensor
     kl: Tensor
     state: LatentState
+    halted: Tensor | None = None
 
     @property
     def elbo(self) -> Tensor:
@@ -58,8 +60,13 @@ def read_terms(model_trace: Trace, guide_trace: Trace) -> StepTerms:
         observed = model_trace.nodes[OBSERVED]
         reconstruction = -observed["fn"].log_prob(observed["value"])
         kl = torch.stack([k.expand_as(reconstruction) for k in kls]) if kls else reconstruction.new_zeros(0)
+    return StepTerms(reconstruction, kl, *_carried(model_trace))
+
+
+def _carried(model_trace: Trace) -> tuple[LatentState, Tensor | None]:
+    """The final state, and which trajectories have halted, where the program says so; detached."""
     state = LatentState(model_trace.nodes[STATE_H]["value"], model_trace.nodes[STATE_L]["value"])
-    return StepTerms(reconstruction, kl, state.detach())
+    return state.detach(), model_trace.nodes[HALTED]["value"] if HALTED in model_trace.nodes else None
 
 
 def _kl(q: Any, p: Any, value: Tensor) -> Tensor:
@@ -97,16 +104,21 @@ class BalancedELBO(_KeepTerms, TraceMeanField_ELBO):
     Value: that of ``TraceMeanField_ELBO``. Gradient of each guidance KL: ``balance`` of it reaches the prior's
     parameters and ``1 - balance`` the posterior's, which is the gradient of
     :math:`b\,KL(sg(q)\|p) + (1-b)\,KL(q\|sg(p))`, computed with one KL instead of two.
-    Sites without a closed form are refused: use ``TraceELBO`` for them.
+    Where a KL has no closed form, log q - log p at the guide's own draw stands in for it, balanced in the same way, and
+    ``sampled`` says so.
 
     Args:
         balance: b in [0, 1]; the paper's 0.8.
         **kwargs: as for ``pyro.infer.ELBO``.
+
+    Attributes:
+        sampled: the pair of distributions of the first KL of the last pass that had no closed form; None for none.
     """
 
     def __init__(self, balance: float = 0.8, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.balance = balance
+        self.sampled: tuple[str, str] | None = None
         check_range(self, balance=FRACTION)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
@@ -139,20 +151,27 @@ class BalancedELBO(_KeepTerms, TraceMeanField_ELBO):
             try:
                 kl = kl_divergence(scale_gradient(q, 1 - self.balance), scale_gradient(p, self.balance))
             except NotImplementedError:
-                raise ConfigError(
-                    f"no closed-form KL at {name} ({_name(q)} against {_name(p)}): train with --train.elbo trace"
-                ) from None
+                self.sampled = type_of(q), type_of(p)
+                kl = sampled_kl(q, p, site["value"], self.balance)
             loss = loss + scale_and_mask(kl, site["scale"], site["mask"]).sum()
             kls.append(kl.detach())
         assert reconstruction is not None, f"the model has no observed site {OBSERVED!r}"
-        state = LatentState(model_trace.nodes[STATE_H]["value"], model_trace.nodes[STATE_L]["value"])
-        self.terms = StepTerms(reconstruction, torch.stack(kls) if kls else reconstruction[None][:0], state.detach())
+        kl_terms = torch.stack(kls) if kls else reconstruction[None][:0]
+        self.terms = StepTerms(reconstruction, kl_terms, *_carried(model_trace))
         assert isinstance(loss, Tensor)
         return loss.detach(), loss
 
 
-def _name(distribution: Any) -> str:
-    return type(getattr(distribution, "base_dist", distribution)).__name__
+def sampled_kl(q: Any, p: Any, value: Tensor, balance: float) -> Tensor:
+    """log q - log p at a draw of q, its gradient balanced: ``balance`` of it reaches what p is made of.
+
+    Args:
+        value: the draw, with its gradient; what flows back through it trains q, and gets the rest.
+    """
+    balance = min(max(balance, 1e-6), 1 - 1e-6)
+    through_q = _ScaleGradient.apply(value, (1 - balance) / balance)
+    log_p = _ScaleGradient.apply(p.log_prob(through_q), balance)
+    return _ScaleGradient.apply(q.log_prob(value), 1 - balance) - log_p
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -176,6 +195,8 @@ def scale_gradient(distribution: Any, factor: float) -> Any:
     arguments = {
         name: _ScaleGradient.apply(vars(distribution)[name], factor) for name in names if name in vars(distribution)
     }
+    if not arguments:  # a mixture, a flow: built of other distributions
+        raise NotImplementedError
     return type(distribution)(**arguments, validate_args=False)
 
 

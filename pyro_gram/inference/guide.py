@@ -43,6 +43,7 @@ class EffectGuide(GuideMessenger, nn.Module):
     """
 
     trace: Trace
+    infers: bool = True  # does it look at y?
     until: int = 0  # transitions of a program after which it follows the prior; 0 for none
 
     def __init__(self, model: Any) -> None:
@@ -111,6 +112,8 @@ class EffectGuide(GuideMessenger, nn.Module):
 
 class PriorGuide(EffectGuide):
     """No inference network: q(eps_t | u_t, y) = p(eps_t | u_t), so that every KL is 0."""
+
+    infers = False
 
     def posterior(self, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
         return prior

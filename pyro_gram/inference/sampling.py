@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_gram.checks import check_seed
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.inference.sites import HALT, OBSERVED, STATE_H, STATE_L, VALUE, WHERE
+from pyro_gram.inference.sites import DRAWN, HALT, OBSERVED, STATE_H, STATE_L, VALUE, WHERE
 from pyro_gram.inference.temper import Temper, TemperConfig
 from pyro_gram.inference.width import Width
 from pyro_gram.networks.core import LatentState
@@ -94,7 +94,8 @@ class Plan:
 class Decode(Messenger):
     """Answers an unobserved ``y`` with its mode and the heads' sites with their means, drawing nothing there.
 
-    It keeps these, the final state and the likelihood: in ``values`` P(right) stands at ``halt``.
+    Where the program says ``drawn`` (an autoregressive model has no mode that is known), y is a draw. It keeps these, the
+    final state and the likelihood: in ``values`` P(right) stands at ``halt``.
     """
 
     def __init__(self) -> None:
@@ -111,7 +112,7 @@ class Decode(Messenger):
         if msg["name"] == OBSERVED:
             if msg["is_observed"]:
                 raise UserError("a roll-out of the prior must not be given y")
-            msg["value"] = msg["fn"].mode
+            msg["value"] = msg["fn"].sample() if msg["infer"].get(DRAWN) else msg["fn"].mode
             msg["done"] = True
             self.likelihood = msg["fn"]
         elif msg["name"] in (HALT, VALUE):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.poutine.runtime import am_i_wrapped, effectful
+from pyro.poutine.runtime import am_i_wrapped, effectful, get_plates
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 OBSERVED = "y"
 STATE_H, STATE_L = "h", "l"
 HALT, VALUE = "halt", "value"
+HALTED = "halted"  # deterministic, bool: trajectories that a program with halting of its own would end here (HRM, TRM)
+DRAWN = "drawn"  # of the infer dict of y: the answer at a trajectory's end is a draw, not the most probable one
 WHERE = "verdict"  # the attribute of a program that holds its heads
 VALUE_SCALE = 0.5**0.5  # of the Normal whose negative log density is the squared error, up to a constant
 
@@ -43,6 +46,18 @@ def data_plates(shape: torch.Size) -> ExitStack:
     for i, size in enumerate(reversed(shape)):
         stack.enter_context(pyro.plate("data" if i == 0 else f"data_{i}", size, dim=-1 - i))
     return stack
+
+
+def plate_shape() -> torch.Size:
+    """The batch shape that the plates around give a site: for draws that a program makes without a site."""
+    sizes = {frame.dim: frame.size for frame in get_plates() if frame.vectorized}
+    return torch.Size(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
+
+
+def carry(state: Any) -> None:
+    """The deterministic sites of the state that the next supervision step starts from, inside the plates."""
+    pyro.deterministic(STATE_H, state.h, event_dim=2)
+    pyro.deterministic(STATE_L, state.l, event_dim=2)
 
 
 def judge(heads: nn.Module | None, state_h: Tensor, e_x: Tensor, likelihood: dist.TorchDistribution) -> None:

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, FRACTION, check_choice, check_range
 from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.inference.act import Places, check_halts
 from pyro_gram.inference.beta import BetaConfig, BetaController
 from pyro_gram.inference.elbo import ELBOS, StepTerms, make_elbo
 from pyro_gram.inference.guide import PriorGuide
@@ -48,6 +49,9 @@ class TrainConfig:
         augment: apply the task's symmetries to training pairs.
         evaluate_every: batches between two looks at the validation split.
         save_seconds: time between two saves of the training state.
+        act: halting and carry as HRM and TRM train: a batch is one update, and a trajectory keeps its place until the model
+            would halt it or it has made ``supervision_steps``; only then the place takes the new batch's pair. For models
+            that halt by themselves.
         on_policy: the deepest supervision step of the prior's own trajectories that is trained too, towards the
             solution that each is heading for (``inference.on_policy``); 0 for none. Needs inputs, and all solutions.
         on_policy_updates: how many successive steps of them a batch trains, from a random depth on.
@@ -65,6 +69,7 @@ class TrainConfig:
     augment: bool = True
     evaluate_every: int = 500
     save_seconds: float = 60.0
+    act: bool = False
     on_policy: int = 0
     on_policy_updates: int = 4
     on_policy_after: float = 0.5
@@ -91,6 +96,8 @@ class TrainConfig:
                 f"train.on_policy_updates = {self.on_policy_updates} steps do not fit into train.on_policy = "
                 f"{self.on_policy}: lower them, or go deeper"
             )
+        if self.act and self.on_policy:
+            raise ConfigError("train.act has no on-policy part: set train.on_policy to 0")
         if not self.batches and not self.minutes:
             raise ConfigError("a run needs an end: batches or minutes must be positive")
 
@@ -162,9 +169,27 @@ class Trainer:
         self.svi = SVI(model, guide, self.optim, loss=self.elbo)
         self.alone = SVI(model, PriorGuide(model), self.optim, loss=self.elbo)
         self.beta = BetaController(beta)
+        if config.act:
+            check_halts(model)
+        self.places: Places | None = None  # of train.act
         self.average = AveragedModel(pair(model, guide), multi_avg_fn=self._ema)
         self.number = 0  # the next batch
         self.elapsed = 0.0  # seconds of training behind this state, over all sittings
+
+    def rehearse(self) -> tuple[str, str] | None:
+        """The loss of two pairs, without an update: what cannot be trained is refused here. No random state changes.
+
+        Returns:
+            the kinds of posterior and prior whose KL is estimated from draws, having no closed form; None for none.
+
+        Raises:
+            ConfigError: the model, prior, guide and bound do not fit together.
+        """
+        x, y = self.batches(0)
+        x, y = None if x is None else x[:2].to(self.device), y[:2].to(self.device)
+        with torch.random.fork_rng(devices=[y.device] if y.is_cuda else []), pyro.validation_enabled(False):
+            self.elbo.loss(self.model, self.guide, x, y)
+        return getattr(self.elbo, "sampled", None)
 
     @torch.no_grad()
     def _ema(self, averages: Any, currents: Any, count: Any) -> None:
@@ -217,7 +242,7 @@ class Trainer:
         torch.manual_seed((self.seed * 1_000_003 + self.number) % 2**63)
         done = self._done()
         self.beta.begin(done)
-        terms = self._supervise(x, y)
+        terms = self._carry_on(x, y) if self.config.act else self._supervise(x, y)
         mean, kl = terms.mean(0).tolist()
         report = BatchReport(self.number, mean, kl, self.beta.value)
         if self.config.on_policy and done >= self.config.on_policy_after:
@@ -236,6 +261,15 @@ class Trainer:
             state = terms.state
             found.append(torch.stack((terms.reconstruction.mean(), terms.kl.sum(0).mean())))
         return torch.stack(found)
+
+    def _carry_on(self, x: Tensor | None, y: Tensor) -> Tensor:
+        """One update of every place, those whose trajectory is over with the new pair; as :meth:`_supervise`."""
+        x, y = None if x is None else x.to(self.device), y.to(self.device)
+        places = self.places.refilled(self.model, x, y) if self.places else Places.new(x, y)
+        self.optim.done = self._done()
+        terms = self._update(self.svi, places.x, places.y, places.state)
+        self.places = places.after(terms, self.config.supervision_steps)
+        return torch.stack((terms.reconstruction.mean(), terms.kl.sum(0).mean()))[None]
 
     def _supervise_on_policy(self) -> float:
         """Updates at successive supervision steps of trajectories of the prior, the first at a random depth.

@@ -19,18 +19,29 @@ class GaussianHead(nn.Module):
     The last layer starts at zero, so that every site begins as N(0, initial_scale^2), under prior and guide alike:
     the KL starts at 0 and grows only where the guide has something to say.
 
-    Shapes: ``[..., L, width] -> (loc, scale)``, each ``[..., L, out]``, scale > 0.
+    Shapes: ``[..., L, width] -> (loc, scale)``, each ``[..., L, out]``, scale > 0; without ``mean`` or without ``scale``
+    only the other.
     """
 
-    def __init__(self, width: int, hidden: int, out: int, initial_scale: float = 0.1) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        out: int,
+        initial_scale: float = 0.1,
+        *,
+        mean: bool = True,
+        scale: bool = True,
+    ) -> None:
         super().__init__()
-        self.mlp = SwiGLU(width, hidden, 2 * out)
+        self.mean, self.scale = mean, scale
+        self.mlp = SwiGLU(width, hidden, (mean + scale) * out)
         nn.init.zeros_(self.mlp.down.weight)
         self.shift = math.log(math.expm1(initial_scale - SCALE_FLOOR))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        loc, raw = self.mlp(x).chunk(2, dim=-1)
-        return loc, softplus(raw + self.shift) + SCALE_FLOOR
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        *loc, raw = self.mlp(x).chunk(self.mean + self.scale, dim=-1)
+        return (*loc, softplus(raw + self.shift) + SCALE_FLOOR if self.scale else raw)
 
 
 class VerdictHead(nn.Module):
@@ -59,3 +70,19 @@ class VerdictHead(nn.Module):
         mixed = self.mix(seen + pad(said, (0, 0, seen.shape[-2] - said.shape[-2], 0)))
         halt, value = self.out(torch.cat((mixed.mean(-2), mixed.amax(-2)), dim=-1)).unbind(-1)
         return halt, value
+
+
+class CodeHead(nn.Module):
+    """A SwiGLU MLP per position onto logits of categorical codes, all equal before training.
+
+    Shapes: ``[..., L, width] -> ([..., L, groups, classes],)``.
+    """
+
+    def __init__(self, width: int, hidden: int, groups: int, classes: int) -> None:
+        super().__init__()
+        self.shape = (groups, classes)
+        self.mlp = SwiGLU(width, hidden, groups * classes)
+        nn.init.zeros_(self.mlp.down.weight)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.mlp(x).unflatten(-1, self.shape),)

@@ -60,19 +60,24 @@ class PositionSwiGLU(nn.Module):
 
 
 class RotaryAttention(nn.Module):
-    """Multi-head self-attention, bidirectional, with rotary positions on queries and keys.
+    """Multi-head self-attention, with rotary positions on queries and keys.
 
     Args:
         length: the largest L; the tables of sines are made once for it.
         width: D, a multiple of ``2 * heads``.
         heads: number of heads.
         base: the rotary base.
+        prefix: None for attention in both directions. Otherwise the first ``prefix`` positions see each other, and all
+            further ones these and what stands before them (a prefix language model).
     """
 
     cos: Tensor
     sin: Tensor
+    seen: Tensor | None
 
-    def __init__(self, length: int, width: int, heads: int, base: float = 10_000.0) -> None:
+    def __init__(
+        self, length: int, width: int, heads: int, base: float = 10_000.0, prefix: int | None = None
+    ) -> None:
         super().__init__()
         if width % (2 * heads):
             raise ConfigError(f"width {width} must be a multiple of 2 * heads = {2 * heads}")
@@ -83,12 +88,16 @@ class RotaryAttention(nn.Module):
         angle = torch.outer(torch.arange(length).float(), base ** (-torch.arange(0, size, 2).float() / size))
         self.register_buffer("cos", angle.cos().repeat(1, 2), persistent=False)  # [L, size]
         self.register_buffer("sin", angle.sin().repeat(1, 2), persistent=False)
+        position = torch.arange(length)
+        seen = None if prefix is None else (position < prefix) | (position <= position[:, None])  # [query, key]
+        self.register_buffer("seen", seen, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         *batch, L, D = x.shape
         qkv = self.qkv(x).view(-1, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # [3, B, H, L, size]
         q, k = self._rotate(qkv[:2])
-        attended = F.scaled_dot_product_attention(q, k, qkv[2])  # [B, H, L, size]
+        mask = None if self.seen is None else self.seen[:L, :L]
+        attended = F.scaled_dot_product_attention(q, k, qkv[2], attn_mask=mask)  # [B, H, L, size]
         return self.out(attended.transpose(1, 2).reshape(*batch, L, D))
 
     def _rotate(self, qk: Tensor) -> Tensor:
@@ -111,8 +120,13 @@ class Block(nn.Module):
         return self.norm(x + self.channels(x))
 
 
-def make_stack(mixer: str, layers: int, length: int, width: int, heads: int, hidden: int) -> nn.Sequential:
+def make_stack(
+    mixer: str, layers: int, length: int, width: int, heads: int, hidden: int, prefix: int | None = None
+) -> nn.Sequential:
     """``layers`` blocks, their positions mixed by ``"attention"`` or ``"swiglu"``.
+
+    Args:
+        prefix: as for :class:`RotaryAttention`; attention alone can see in one direction.
 
     Raises:
         ConfigError: another ``mixer``.
@@ -121,7 +135,7 @@ def make_stack(mixer: str, layers: int, length: int, width: int, heads: int, hid
 
     def one() -> nn.Module:
         if mixer == "attention":
-            return RotaryAttention(length, width, heads)
+            return RotaryAttention(length, width, heads, prefix=prefix)
         return PositionSwiGLU(length, hidden)
 
     return nn.Sequential(*(Block(one(), width, hidden) for _ in range(layers)))

@@ -1,0 +1,97 @@
+r"""The autoregressive Transformer: :math:`p(y | x) = \prod_i p(y_i | y_{<i}, x)`, one token after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.nn.functional import pad
+
+from pyro_gram.checks import check_choice
+from pyro_gram.inference.sites import DRAWN, OBSERVED
+from pyro_gram.networks.layers import init_linear_, make_embedding
+from pyro_gram.registry import MODELS
+from pyro_gram.tasks.base import TaskSpec
+
+from .direct import OneStepConfig, OneStepModel
+
+Logits = Callable[[Tensor, Tensor], Tensor]
+
+
+class Autoregressive(dist.TorchDistribution):
+    """Sequences ``[L_out]`` of which each token is a categorical given those before it.
+
+    Densities take one pass, draws one a token.
+
+    Args:
+        logits: (e_x ``[..., L, D]``, tokens int64 ``[..., n]``) to logits ``[..., n + 1, classes]``, of each token and the
+            next, for n up to L_out - 1.
+        e_x: ``[..., L, D]``.
+        length: L_out.
+    """
+
+    arg_constraints = {}  # noqa: RUF012 (torch's own convention)
+    support = constraints.independent(constraints.nonnegative_integer, 1)
+
+    def __init__(self, logits: Logits, e_x: Tensor, length: int, validate_args: Any = None) -> None:
+        self.logits, self.e_x, self.length = logits, e_x, length
+        super().__init__(e_x.shape[:-2], torch.Size((length,)), validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Autoregressive:
+        return Autoregressive(self.logits, self.e_x.expand(*batch_shape, *self.e_x.shape[-2:]), self.length)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        e_x = self.e_x.expand(*sample_shape, *self.e_x.shape)
+        drawn = torch.empty(*e_x.shape[:-2], 0, dtype=torch.long, device=e_x.device)
+        with torch.no_grad():
+            for _ in range(self.length):
+                following = dist.Categorical(logits=self.logits(e_x, drawn)[..., -1, :]).sample()
+                drawn = torch.cat((drawn, following[..., None]), dim=-1)
+        return drawn
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        shape = torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
+        value, e_x = value.expand(*shape, self.length), self.e_x.expand(*shape, *self.e_x.shape[-2:])
+        log_p = self.logits(e_x, value[..., :-1]).log_softmax(-1)
+        return log_p.gather(-1, value[..., None]).squeeze(-1).sum(-1)
+
+
+@MODELS.register("autoregressive")
+class AutoregressiveModel(OneStepModel):
+    """A prefix language model: the embedded input, which sees itself, then the answer, which sees what is before it.
+
+    The token that predicts y_i is the sum of the embeddings of y_{i-1} and, where input and answer stand at the same
+    positions, of x there.
+    """
+
+    def __init__(self, config: OneStepConfig, spec: TaskSpec, prior: nn.Module) -> None:
+        super().__init__(config, spec, prior)
+        check_choice("model.mixer of an autoregressive model", config.mixer, ("attention",))
+        self.prompt = self.length if spec.conditional else 0
+        self.f = self.stack(self.prompt + spec.output_length, prefix=self.prompt)
+        self.answer = make_embedding(spec.output_classes + 1, config.width)  # and the start of an answer
+        self.decoder = init_linear_(nn.Linear(config.width, spec.output_classes))
+
+    def respond(self, e_x: Tensor, y: Tensor | None, beta: float) -> tuple[Tensor, Tensor]:
+        likelihood = Autoregressive(self.logits, e_x, self.spec.output_length)
+        return e_x, pyro.sample(OBSERVED, likelihood, obs=y, infer={DRAWN: True})
+
+    def logits(self, e_x: Tensor, tokens: Tensor) -> Tensor:
+        """Of every token and the one that follows, ``[..., n + 1, classes]``."""
+        start = self.spec.output_classes
+        tokens = pad(tokens, (1, 0), value=start)
+        s = self.answer(tokens) * self.config.width**0.5
+        if self.prompt:
+            s = s + self._beside(e_x)[..., : s.shape[-2], :]
+            s = torch.cat((e_x, s), dim=-2)
+        return self.decoder(self.f(s)[..., self.prompt :, :])
+
+    def _beside(self, e_x: Tensor) -> Tensor:
+        """The embedded input at the positions of the answer, the last ones; zeros where it has fewer."""
+        missing = max(0, self.spec.output_length - e_x.shape[-2])
+        return pad(e_x, (0, 0, missing, 0))[..., -self.spec.output_length :, :]

@@ -1,0 +1,116 @@
+r"""Discrete diffusion (D3PM; Austin et al., 2021), uniform and absorbing, conditional on x.
+
+Over T times a token keeps its value with probability :math:`\alpha_t`, and otherwise is drawn anew from m, uniform over
+classes or the mask:
+
+.. math:: q(y_t | y_0) = \bar\alpha_t\, \delta_{y_0} + (1 - \bar\alpha_t)\, m.
+
+The network tells the clean answer from a corrupted one. The bound is the sum over times of KL(q(y_{t-1} | y_t, y_0) ||
+p(y_{t-1} | y_t)), estimated at one time an input, and put under ``pyro.factor`` beside the paper's auxiliary cross-entropy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot, pad
+
+from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_choice, check_range
+from pyro_gram.registry import MODELS
+from pyro_gram.tasks.base import TaskSpec
+
+from .direct import OneStepConfig
+from .mdlm import Diffusion, spread_times
+
+KINDS = ("uniform", "absorbing")
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class D3PMConfig(OneStepConfig):
+    """Sizes, and the corruption.
+
+    Attributes:
+        kind: ``uniform`` or ``absorbing``.
+        times: T; a draw takes as many steps.
+        auxiliary: weight of the cross-entropy of the clean answer.
+    """
+
+    kind: str = "absorbing"
+    times: int = 64
+    auxiliary: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("kind", self.kind, KINDS)
+        check_range(self, times=AT_LEAST_1, auxiliary=AT_LEAST_0)
+
+
+@MODELS.register("d3pm")
+class D3PM(Diffusion):
+    """Structured denoising diffusion in discrete space."""
+
+    Config = D3PMConfig
+    config: D3PMConfig
+    kept: Tensor
+    stationary: Tensor
+
+    def __init__(self, config: D3PMConfig, spec: TaskSpec, prior: nn.Module) -> None:
+        masks = int(config.kind == "absorbing")
+        super().__init__(config, spec, prior, masks=masks, timed=True)
+        classes = spec.output_classes
+        share = torch.arange(config.times + 1) / config.times
+        # As in the paper: the absorbing chain loses 1 / T of the tokens at each time, the uniform one follows a cosine.
+        kept = 1 - share if masks else (share * math.pi / 2).cos().square()
+        kept[-1] = 0.0  # at T nothing of y is left, so that the bound has no term for it
+        stationary = one_hot(torch.tensor(classes), classes + 1).float() if masks else torch.full((classes,), 1 / classes)
+        self.register_buffer("kept", kept, persistent=False)  # the share of tokens not yet drawn anew, [T + 1]
+        self.register_buffer("stationary", stationary, persistent=False)  # m, [classes (+ 1)]
+
+    def loss(self, e_x: Tensor, y: Tensor) -> Tensor:
+        T = self.config.times
+        t = (spread_times(y.shape[:-1], y.device) * T).long() + 1
+        clean = one_hot(y, len(self.stationary)).to(e_x.dtype)
+        marginal = self._mix(clean, self.kept[t])
+        corrupted = dist.Categorical(probs=marginal).sample()
+        logits = self.denoiser(e_x, corrupted, t / T)
+        guess = self._widened(logits.softmax(-1))
+        q, p = self._backward(clean, corrupted, t), self._backward(guess, corrupted, t)
+        kl = (q * ((q + TINY).log() - (p + TINY).log())).sum((-1, -2))
+        cross_entropy = -logits.log_softmax(-1).gather(-1, y[..., None]).sum((-1, -2))
+        if self.training:
+            pyro.factor("auxiliary", -self.config.auxiliary * cross_entropy)
+        return T * kl  # at t = 1 the KL is the reconstruction: q is certain of y there
+
+    def draw(self, e_x: Tensor) -> tuple[Tensor, Tensor]:
+        T, shape = self.config.times, (*e_x.shape[:-2], self.spec.output_length)
+        tokens = dist.Categorical(probs=self.stationary).sample(shape)
+        log_p = torch.zeros(shape[:-1], device=e_x.device)
+        for step in range(T, 0, -1):
+            t = torch.full(shape[:-1], step, device=e_x.device)
+            guess = self._widened(self.denoiser(e_x, tokens, t / T).softmax(-1))
+            backward = dist.Categorical(probs=self._backward(guess, tokens, t))
+            new = backward.sample()
+            log_p = log_p + (backward.log_prob(new) * (new != tokens)).sum(-1)
+            tokens = new
+        return tokens, log_p
+
+    def _widened(self, probabilities: Tensor) -> Tensor:
+        """The same over all states of a token: an answer is never the mask."""
+        return pad(probabilities, (0, len(self.stationary) - probabilities.shape[-1]))
+
+    def _mix(self, probabilities: Tensor, kept: Tensor) -> Tensor:
+        kept = kept[..., None, None]
+        return kept * probabilities + (1 - kept) * self.stationary
+
+    def _backward(self, clean: Tensor, corrupted: Tensor, t: Tensor) -> Tensor:
+        """q(y_{t-1} | y_t, y_0), or p where ``clean`` is a guess of y_0: ``[..., L_out, classes (+ 1)]``."""
+        alpha = (self.kept[t] / self.kept[t - 1].clamp(min=TINY))[..., None, None]  # one time's own
+        arrived = alpha * one_hot(corrupted, len(self.stationary)) + (1 - alpha) * self.stationary[corrupted][..., None]
+        joint = arrived * self._mix(clean, self.kept[t - 1])
+        return joint / joint.sum(-1, keepdim=True).clamp(min=TINY)

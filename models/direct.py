@@ -1,0 +1,102 @@
+"""Direct prediction, and what all programs have in common that answer in one step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_choice, check_range
+from pyro_gram.embeddings import answer_decoder, encoded, input_encoder
+from pyro_gram.inference.sites import OBSERVED, announce, carry, data_plates
+from pyro_gram.networks.core import LatentState
+from pyro_gram.networks.layers import MIXERS, make_stack
+from pyro_gram.registry import MODELS
+from pyro_gram.tasks.base import TaskSpec
+
+
+@dataclass(frozen=True)
+class OneStepConfig:
+    """Sizes of a stack of layers. ``prefix``: as GRAM's; ``mixer``: ``attention`` or ``swiglu`` (over positions)."""
+
+    width: int = 512
+    heads: int = 8
+    hidden: int = 512
+    layers: int = 8
+    mixer: str = "attention"
+    prefix: int = 0
+
+    def __post_init__(self) -> None:
+        check_range(self, **dict.fromkeys(("width", "heads", "hidden", "layers"), AT_LEAST_1), prefix=AT_LEAST_0)
+        check_choice("mixer", self.mixer, MIXERS)
+
+
+class OneStepModel(nn.Module):
+    """A program without a trajectory: it starts anew at each call, whatever ``state`` and ``steps`` say.
+
+    Subclasses implement :meth:`respond`. They have no guidance, so that no prior and no guide has a say in them.
+    """
+
+    Config: type = OneStepConfig
+    guided = False
+    one_step = True
+    defaults = {"prior": "none", "guide": "prior"}  # noqa: RUF012 (read, never written)
+    recipe: dict[str, dict[str, Any]] = {  # noqa: RUF012
+        "model": {"layers": 8},
+        "train": {"supervision_steps": 1, "on_policy": 0},
+        "evaluate": {"depth": 1},
+    }
+    zeros: Tensor
+
+    def __init__(self, config: Any, spec: TaskSpec, prior: nn.Module) -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+        self.length = config.prefix + spec.input_length
+        self.encoder = input_encoder(spec, config.width, config.prefix)
+        self.register_buffer("zeros", torch.zeros(self.length, config.width), persistent=False)
+
+    def stack(self, length: int | None = None, prefix: int | None = None) -> nn.Sequential:
+        """The layers of the config over ``length`` positions (those of the input)."""
+        c = self.config
+        return make_stack(c.mixer, c.layers, length or self.length, c.width, c.heads, c.hidden, prefix)
+
+    def forward(
+        self,
+        x: Tensor | None,
+        y: Tensor | None = None,
+        state: LatentState | None = None,
+        *,
+        steps: int = 1,
+        truncated: bool | None = None,
+        beta: float = 1.0,
+    ) -> Tensor:
+        """Arguments as for :class:`~models.gram.GRAM`; returns y, int64 ``[..., B, L_out]``."""
+        announce("model", self)
+        e_x = encoded(self.encoder, x, self.zeros, None if y is None else y.shape[:-1])
+        with data_plates(e_x.shape[:-2]):
+            h, answer = self.respond(e_x, y, beta)
+            carry(LatentState(h, h))
+            return answer
+
+    def respond(self, e_x: Tensor, y: Tensor | None, beta: float) -> tuple[Tensor, Tensor]:
+        """The last hidden state ``[..., L, D]``, and the value of the site y, which this makes."""
+        raise NotImplementedError
+
+
+@MODELS.register("direct")
+class Direct(OneStepModel):
+    """One pass through a stack of layers; positions of the answer are independent given x (Table 1, Table 3b)."""
+
+    def __init__(self, config: OneStepConfig, spec: TaskSpec, prior: nn.Module) -> None:
+        super().__init__(config, spec, prior)
+        self.f = self.stack()
+        self.decoder = answer_decoder(spec, config.width)
+
+    def respond(self, e_x: Tensor, y: Tensor | None, beta: float) -> tuple[Tensor, Tensor]:
+        h = self.f(e_x)
+        likelihood = dist.Categorical(logits=self.decoder(h)).to_event(1)
+        return h, pyro.sample(OBSERVED, likelihood, obs=y)

@@ -1,0 +1,71 @@
+"""Recursions over a single latent: no hierarchy (Table 3a)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_gram.networks.core import CoreConfig, LatentState
+from pyro_gram.networks.layers import make_stack
+from pyro_gram.registry import MODELS
+
+from .gram import GRAM, GRAMConfig
+
+
+class FlatCore(nn.Module):
+    """``u = f(h + e_x)``, ``low_steps`` times over; l is carried untouched."""
+
+    def __init__(self, config: CoreConfig, length: int) -> None:
+        super().__init__()
+        self.steps = config.low_steps
+        self.f = make_stack(config.mixer, config.layers, length, config.width, config.heads, config.hidden)
+
+    def forward(self, state: LatentState, e_x: Tensor) -> tuple[Tensor, Tensor]:
+        h, l = state
+        for _ in range(self.steps):
+            h = self.f(h + e_x)
+        return h, l
+
+
+@dataclass(frozen=True)
+class FlatConfig(GRAMConfig):
+    """As GRAM's; ``low_steps`` are applications of f between two draws of guidance."""
+
+    low_steps: int = 1
+
+
+@MODELS.register("flat")
+class Flat(GRAM):
+    """GRAM with one latent and one network; deep supervision as there."""
+
+    Config = FlatConfig
+    Core = FlatCore
+
+
+@dataclass(frozen=True)
+class LoopedConfig(FlatConfig):
+    """``transitions`` are the loops; gradient goes through all of them."""
+
+    transitions: int = 8
+    truncated: bool = False
+
+
+@MODELS.register("looped")
+class Looped(GRAM):
+    """The Looped Transformer: one stack of layers applied again and again, supervised at the end alone.
+
+    The answer of one supervision step is the answer. With another prior than ``none`` it is the row "+ guidance" of
+    Table 3a: every transition is charged (Eq. 13).
+    """
+
+    Config = LoopedConfig
+    Core = FlatCore
+    defaults = {"prior": "none", "guide": "prior"}  # noqa: RUF012 (read, never written)
+    recipe: dict[str, dict[str, Any]] = {  # noqa: RUF012
+        "model": {"transitions": 8, "truncated": False, "low_steps": 1},
+        "train": {"supervision_steps": 1, "on_policy": 0},
+        "evaluate": {"depth": 1},
+    }
+    one_step = True

@@ -1,0 +1,61 @@
+"""Discrete guidance: recursion in a discrete latent space, with DreamerV2's categorical codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, FRACTION, check_range
+from pyro_gram.inference.families import CodeFamily, Prior
+from pyro_gram.networks.layers import init_linear_
+from pyro_gram.registry import PRIORS
+
+
+@dataclass(frozen=True)
+class DiscretePriorConfig:
+    """Codes of a position.
+
+    Attributes:
+        hidden: width of the SwiGLU.
+        groups: codes a position.
+        classes: values of a code.
+        temperature: of relaxed draws in training (Gumbel-softmax); 0 for straight-through gradients.
+        uniform: share of the probability that is spread evenly over classes.
+    """
+
+    hidden: int = 512
+    groups: int = 8
+    classes: int = 8
+    temperature: float = 0.0
+    uniform: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_range(
+            self,
+            hidden=AT_LEAST_1,
+            groups=AT_LEAST_1,
+            classes=(2, 1 << 16),
+            temperature=AT_LEAST_0,
+            uniform=FRACTION,
+        )
+
+
+@PRIORS.register("discrete")
+class DiscretePrior(Prior):
+    """Categorical codes per position, embedded into u's space. Roll-outs draw one-hot codes always."""
+
+    Config = DiscretePriorConfig
+
+    def __init__(self, config: DiscretePriorConfig, width: int) -> None:
+        super().__init__()
+        self.family = CodeFamily(config.groups, config.classes, config.temperature, config.uniform)
+        self.head = self.family.head(width, config.hidden, width, 1.0)
+        self.embedding = init_linear_(nn.Linear(config.groups * config.classes, width, bias=False))
+
+    def forward(self, u: Tensor) -> dist.TorchDistribution:
+        return self.family.distribution(*self.head(u))
+
+    def embed(self, eps: Tensor) -> Tensor:
+        return self.embedding(eps)

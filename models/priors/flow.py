@@ -1,0 +1,59 @@
+"""A conditional normalizing flow, from Pyro's transforms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+from pyro.distributions.transforms import ConditionalAffineCoupling, Permute
+from pyro.nn import ConditionalDenseNN
+from torch import Tensor, nn, randperm
+
+from pyro_gram.checks import AT_LEAST_1, check_range
+from pyro_gram.inference.families import Prior
+from pyro_gram.networks.heads import GaussianHead
+from pyro_gram.registry import PRIORS
+
+from .gaussian import GaussianPriorConfig
+
+
+@dataclass(frozen=True)
+class FlowPriorConfig(GaussianPriorConfig):
+    """``couplings``: affine couplings (RealNVP), with a fixed permutation of channels between two."""
+
+    couplings: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, couplings=AT_LEAST_1)
+
+
+@PRIORS.register("flow")
+class FlowPrior(Prior):
+    """A Gaussian per position, warped by affine couplings over channels that see u. It starts as the Gaussian."""
+
+    Config = FlowPriorConfig
+
+    def __init__(self, config: FlowPriorConfig, width: int) -> None:
+        super().__init__()
+        self.head = GaussianHead(width, config.hidden, width, config.initial_scale)
+        self.couplings = nn.ModuleList(_coupling(width, config.hidden) for _ in range(config.couplings))
+        for k in range(config.couplings - 1):
+            self.register_buffer(f"order{k}", randperm(width))
+
+    def forward(self, u: Tensor) -> dist.TorchDistribution:
+        transforms: list = []
+        for k, coupling in enumerate(self.couplings):
+            if k:
+                transforms.append(Permute(getattr(self, f"order{k - 1}"), dim=-1))
+            transforms.append(coupling.condition(u))
+        base = dist.Normal(*self.head(u)).to_event(1)
+        return dist.TransformedDistribution(base, transforms).to_event(1)
+
+
+def _coupling(width: int, hidden: int) -> ConditionalAffineCoupling:
+    half = width // 2
+    network = ConditionalDenseNN(half, width, [hidden], [width - half, width - half])
+    nn.init.zeros_(network.layers[-1].weight)
+    nn.init.zeros_(network.layers[-1].bias)
+    return ConditionalAffineCoupling(half, network)

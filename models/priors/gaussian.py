@@ -1,0 +1,116 @@
+"""Gaussian priors: the paper's and its ablations (Table 3b)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_gram.checks import AT_LEAST_1, check_range
+from pyro_gram.inference.families import MeanFamily, Prior
+from pyro_gram.networks.heads import GaussianHead
+from pyro_gram.registry import PRIORS
+
+
+@dataclass(frozen=True)
+class GaussianPriorConfig:
+    """``hidden``: width of the SwiGLU; ``initial_scale``: sigma of every channel before training."""
+
+    hidden: int = 512
+    initial_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_range(self, hidden=AT_LEAST_1, initial_scale=(0.01, 10))
+
+
+@PRIORS.register("gaussian")
+class GaussianPrior(Prior):
+    r"""The paper's: a diagonal Gaussian :math:`N(\mu_\theta(u), \sigma_\theta(u)^2 I)` per position and channel."""
+
+    Config = GaussianPriorConfig
+
+    def __init__(self, config: GaussianPriorConfig, width: int) -> None:
+        super().__init__()
+        self.head = GaussianHead(width, config.hidden, width, config.initial_scale)
+
+    def forward(self, u: Tensor) -> dist.TorchDistribution:
+        return dist.Normal(*self.head(u)).to_event(2)
+
+
+@PRIORS.register("noise_only")
+class NoiseOnlyPrior(Prior):
+    r""":math:`N(0, \sigma_\theta(u)^2 I)`: guidance that is never a correction of u (Table 3b)."""
+
+    Config = GaussianPriorConfig
+
+    def __init__(self, config: GaussianPriorConfig, width: int) -> None:
+        super().__init__()
+        self.head = GaussianHead(width, config.hidden, width, config.initial_scale, mean=False)
+
+    def forward(self, u: Tensor) -> dist.TorchDistribution:
+        (scale,) = self.head(u)
+        return dist.Normal(torch.zeros_like(scale), scale).to_event(2)
+
+
+@PRIORS.register("mean_only")
+class MeanOnlyPrior(Prior):
+    r""":math:`N(\mu_\theta(u), 0)`: guidance without noise, under prior and guide alike (Table 3b).
+
+    The KL of two points is 0 or infinite. Here it is that of Gaussians of scale ``initial_scale`` around them, a squared
+    distance, so that such a guide can be trained at all. Nothing then hides from the core what the guide tells of y.
+    """
+
+    Config = GaussianPriorConfig
+
+    def __init__(self, config: GaussianPriorConfig, width: int) -> None:
+        super().__init__()
+        self.family = MeanFamily(config.initial_scale)
+        self.head = GaussianHead(width, config.hidden, width, scale=False)
+
+    def forward(self, u: Tensor) -> dist.TorchDistribution:
+        return self.family.distribution(*self.head(u))
+
+
+@dataclass(frozen=True)
+class StandardPriorConfig:
+    """``scale``: of every channel."""
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range(self, scale=(0.01, 10))
+
+
+@PRIORS.register("standard")
+class StandardPrior(Prior):
+    """N(0, scale^2 I), whatever u is: the prior of a variational autoencoder."""
+
+    Config = StandardPriorConfig
+
+    def __init__(self, config: StandardPriorConfig, width: int) -> None:
+        super().__init__()
+        self.scale = config.scale
+
+    def forward(self, u: Tensor) -> dist.TorchDistribution:
+        return dist.Normal(torch.zeros_like(u), torch.full_like(u, self.scale)).to_event(2)
+
+
+@dataclass(frozen=True)
+class NoPriorConfig:
+    """There is nothing to set."""
+
+
+@PRIORS.register("none")
+class NoPrior(Prior):
+    """eps = 0: the deterministic model, which is the program conditioned on no guidance (TRM is GRAM with it)."""
+
+    Config = NoPriorConfig
+    family = None
+
+    def __init__(self, config: NoPriorConfig, width: int) -> None:
+        super().__init__()
+
+    def forward(self, u: Tensor) -> dist.TorchDistribution:
+        return dist.Delta(torch.zeros_like(u), event_dim=2)

@@ -1,0 +1,170 @@
+"""Priors with heavier tails, several modes, or correlated positions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints, register_kl
+
+from pyro_gram.checks import AT_LEAST_1, check_range
+from pyro_gram.inference.families import Prior
+from pyro_gram.networks.heads import GaussianHead
+from pyro_gram.networks.layers import SwiGLU
+from pyro_gram.registry import PRIORS
+
+from .gaussian import GaussianPriorConfig
+
+
+@dataclass(frozen=True)
+class StudentTPriorConfig(GaussianPriorConfig):
+    """``freedom``: degrees of freedom, above 2 so that the variance is finite."""
+
+    freedom: float = 4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, freedom=(2 + 1e-6, 1e6))
+
+
+@PRIORS.register("student_t")
+class StudentTPrior(Prior):
+    """A Student-t per position and channel: now and then a trajectory jumps far. Guides are Gaussian."""
+
+    Config = StudentTPriorConfig
+
+    def __init__(self, config: StudentTPriorConfig, width: int) -> None:
+        super().__init__()
+        self.freedom = config.freedom
+        self.head = GaussianHead(width, config.hidden, width, config.initial_scale)
+
+    def forward(self, u: Tensor) -> dist.TorchDistribution:
+        return dist.StudentT(self.freedom, *self.head(u)).to_event(2)
+
+
+@dataclass(frozen=True)
+class MixturePriorConfig(GaussianPriorConfig):
+    """``components``: of the mixture."""
+
+    components: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, components=AT_LEAST_1)
+
+
+@PRIORS.register("mixture")
+class MixturePrior(Prior):
+    """A mixture of diagonal Gaussians over all of ``[L, D]``: positions choose their component together.
+
+    One guide component must lie within one of these modes, so guides stay Gaussian.
+    """
+
+    Config = MixturePriorConfig
+    reparameterized = False
+
+    def __init__(self, config: MixturePriorConfig, width: int) -> None:
+        super().__init__()
+        self.components = config.components
+        self.head = GaussianHead(width, config.hidden, config.components * width, config.initial_scale)
+        self.weights = SwiGLU(width, config.hidden, config.components)
+        # Components that start equal would stay equal.
+        self.offset = nn.Parameter(config.initial_scale * torch.randn(config.components, 1, width))
+
+    def forward(self, u: Tensor) -> dist.TorchDistribution:
+        loc, scale = (t.unflatten(-1, (self.components, -1)).movedim(-2, -3) for t in self.head(u))  # [..., K, L, D]
+        choice = dist.Categorical(logits=self.weights(u.mean(-2)))
+        return dist.MixtureSameFamily(choice, dist.Normal(loc + self.offset, scale).to_event(2))
+
+
+class LowRankNormal(dist.TorchDistribution):
+    """A Gaussian over ``[L, D]`` with covariance ``diag(scale^2) + F F^T``.
+
+    Args:
+        loc, scale: ``[..., L, D]``.
+        factor: F, ``[..., L, D, rank]``.
+    """
+
+    arg_constraints = {  # noqa: RUF012 (torch's own convention)
+        "loc": constraints.real,
+        "factor": constraints.real,
+        "scale": constraints.positive,
+    }
+    has_rsample = True
+    support = constraints.independent(constraints.real, 2)
+
+    def __init__(self, loc: Tensor, factor: Tensor, scale: Tensor, validate_args: Any = None) -> None:
+        self.loc, self.factor, self.scale = loc, factor, scale
+        self.flat = dist.LowRankMultivariateNormal(
+            loc.flatten(-2), factor.flatten(-3, -2), scale.flatten(-2).square(), validate_args=False
+        )
+        super().__init__(loc.shape[:-2], loc.shape[-2:], validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> LowRankNormal:
+        def wide(t: Tensor, event: int) -> Tensor:
+            return t.expand(*batch_shape, *t.shape[-event:])
+
+        return LowRankNormal(wide(self.loc, 2), wide(self.factor, 3), wide(self.scale, 2))
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        return self.flat.rsample(sample_shape).unflatten(-1, self.event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.flat.log_prob(value.flatten(-2))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+
+@register_kl(torch.distributions.Independent, LowRankNormal)
+def _kl_diagonal_low_rank(q: Any, p: LowRankNormal) -> Tensor:
+    """In closed form, by Woodbury's identity: no matrix is larger than the rank."""
+    if not isinstance(q.base_dist, torch.distributions.Normal):
+        raise NotImplementedError
+    variance = p.scale.flatten(-2).square()
+    weighed = p.factor.flatten(-3, -2) / variance[..., None]  # D^-1 F, [..., LD, rank]
+    ratio = q.base_dist.scale.flatten(-2).square() / variance
+    capacitance = torch.eye(weighed.shape[-1], device=weighed.device) + p.factor.flatten(-3, -2).mT @ weighed
+    root = torch.linalg.cholesky(capacitance)
+    shift = (p.loc - q.base_dist.loc).flatten(-2)
+    spread = torch.linalg.solve_triangular(root, (weighed * q.base_dist.scale.flatten(-2)[..., None]).mT, upper=False)
+    along = torch.linalg.solve_triangular(root, (weighed.mT @ shift[..., None]), upper=False)
+    trace = ratio.sum(-1) - spread.square().sum((-1, -2))
+    distance = (shift.square() / variance).sum(-1) - along.square().sum((-1, -2))
+    log_determinant = 2 * root.diagonal(dim1=-1, dim2=-2).log().sum(-1) - ratio.log().sum(-1)
+    return 0.5 * (trace + distance + log_determinant - ratio.shape[-1])
+
+
+@dataclass(frozen=True)
+class LowRankPriorConfig(GaussianPriorConfig):
+    """``rank``: directions in which positions move together."""
+
+    rank: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, rank=AT_LEAST_1)
+
+
+@PRIORS.register("low_rank")
+class LowRankPrior(Prior):
+    """A Gaussian whose positions are correlated: one draw can say the same thing everywhere."""
+
+    Config = LowRankPriorConfig
+
+    def __init__(self, config: LowRankPriorConfig, width: int) -> None:
+        super().__init__()
+        self.rank = config.rank
+        self.head = GaussianHead(width, config.hidden, width, config.initial_scale)
+        self.directions = SwiGLU(width, config.hidden, config.rank * width)
+        with torch.no_grad():  # small at first, and not zero, where the KL would have no gradient for it
+            self.directions.down.weight.mul_(config.initial_scale / math.sqrt(config.rank))
+
+    def forward(self, u: Tensor) -> dist.TorchDistribution:
+        loc, scale = self.head(u)
+        return LowRankNormal(loc, self.directions(u).unflatten(-1, (-1, self.rank)), scale)

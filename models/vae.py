@@ -1,0 +1,49 @@
+"""A conditional variational autoencoder: GRAM without recursion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyro_gram.embeddings import answer_decoder
+from pyro_gram.inference.families import embedded
+from pyro_gram.inference.sites import OBSERVED, guidance, proposal
+from pyro_gram.registry import MODELS
+from pyro_gram.tasks.base import TaskSpec
+
+from .direct import OneStepConfig, OneStepModel
+
+
+@MODELS.register("vae")
+class VAE(OneStepModel):
+    """One latent draw, eps_0 ~ N(0, I) by default, between two stacks of layers: u_0 = f(e_x), h = g(u_0 + eps_0).
+
+    The encoder is the guide, which sees u_0 and y.
+    """
+
+    guided = True
+    defaults = {"prior": "standard", "guide": "amortized"}  # noqa: RUF012 (read, never written)
+    recipe: dict[str, dict[str, Any]] = {  # noqa: RUF012
+        "model": {"layers": 4},
+        "guide": {"layers": 2, "initial_scale": 1.0, "until": 0},
+        "train": {"supervision_steps": 1, "on_policy": 0},
+        "evaluate": {"depth": 1},
+    }
+
+    def __init__(self, config: OneStepConfig, spec: TaskSpec, prior: nn.Module) -> None:
+        super().__init__(config, spec, prior)
+        self.f, self.g = self.stack(), self.stack()
+        self.prior = prior
+        self.decoder = answer_decoder(spec, config.width)
+
+    def respond(self, e_x: Tensor, y: Tensor | None, beta: float) -> tuple[Tensor, Tensor]:
+        u = pyro.deterministic(proposal(0), self.f(e_x), event_dim=2)
+        with poutine.scale(scale=beta):
+            eps = pyro.sample(guidance(0), self.prior(u))
+        h = self.g(u + embedded(self.prior, eps))
+        likelihood = dist.Categorical(logits=self.decoder(h)).to_event(1)
+        return h, pyro.sample(OBSERVED, likelihood, obs=y)

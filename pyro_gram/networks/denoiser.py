@@ -1,0 +1,45 @@
+"""The network of the diffusion baselines: what the clean answer is, given a corrupted one."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from pyro_gram.networks.layers import init_linear_
+
+
+class Denoiser(nn.Module):
+    """A stack of layers over ``e_x + embedding of the corrupted answer (+ embedding of the time)``.
+
+    Shapes: e_x ``[..., L, D]``, tokens int64 ``[..., L_out]``, time ``[...]`` in [0, 1] to logits
+    ``[..., L_out, classes]``.
+
+    Args:
+        answer: tokens to their embedding ``[..., L', D]``, which stands at the last positions.
+        layers: ``[..., L, D]`` both ways.
+        decoder: ``[..., L, D]`` to logits.
+        width: D.
+        timed: does it see the time?
+    """
+
+    def __init__(self, answer: nn.Module, layers: nn.Module, decoder: nn.Module, width: int, timed: bool) -> None:
+        super().__init__()
+        self.answer, self.layers, self.decoder = answer, layers, decoder
+        self.time = init_linear_(nn.Linear(width, width)) if timed else None
+
+    def forward(self, e_x: Tensor, tokens: Tensor, time: Tensor) -> Tensor:
+        e_y = self.answer(tokens)
+        s = e_x + pad(e_y, (0, 0, e_x.shape[-2] - e_y.shape[-2], 0))
+        if self.time is not None:
+            s = s + self.time(waves(time, s.shape[-1]))[..., None, :]
+        return self.decoder(self.layers(s))
+
+
+def waves(time: Tensor, width: int) -> Tensor:
+    """Sines and cosines of times in [0, 1], ``[...] -> [..., width]`` (``width`` even)."""
+    rates = torch.exp(torch.arange(width // 2, device=time.device) * (-math.log(1e4) / (width // 2)))
+    angle = 1000 * time[..., None] * rates
+    return torch.cat((angle.sin(), angle.cos()), dim=-1)
