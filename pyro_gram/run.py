@@ -17,9 +17,9 @@ from pyro_gram.build import Assembly, build
 from pyro_gram.checkpoint import load_training, save_training
 from pyro_gram.cli import StopOnSignal
 from pyro_gram.config import RunConfig
-from pyro_gram.errors import UserError
+from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.evaluate import check_ready, check_temper, monitor
-from pyro_gram.files import write_json, write_via
+from pyro_gram.files import read_json, write_json, write_via
 from pyro_gram.heads import check_heads, takes_heads
 from pyro_gram.inference.training import BatchReport, Trainer
 from pyro_gram.tasks.stream import TargetStream
@@ -108,6 +108,13 @@ def open_run(config: RunConfig, out: Path, *, resume: bool, data_dir: str | None
         run.metrics_path.unlink(missing_ok=True)
     write_json(out / "config.json", config.to_dict())
     return run
+
+
+def check_begun(out: Path, config: RunConfig, option: str) -> None:
+    """Raises ConfigError where ``out`` holds a run with other settings, naming the ``option`` that says where it lies."""
+    begun = out / "config.json"
+    if begun.exists() and RunConfig.from_dict(read_json(begun)).to_dict() != config.to_dict():
+        raise ConfigError(f"{out} was begun with other settings: give another {option}")
 
 
 def _cut_metrics(path: Path, number: int) -> None:

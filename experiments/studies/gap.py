@@ -30,7 +30,7 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.evaluate import bounds_of, environment, roll
 from pyro_gram.files import read_json, write_json
 from pyro_gram.inference.importance import guide_draws
-from pyro_gram.run import InterruptedRunError, Run, open_run, train
+from pyro_gram.run import InterruptedRunError, Run, check_begun, open_run, train
 from pyro_gram.tasks.stream import generator_for
 
 HERE = Path(__file__).parent
@@ -131,13 +131,6 @@ def so_far(path: Path, study: dict[str, Any]) -> dict[str, Any]:
         if found.get(key) != value:
             raise ConfigError(f"{path} has {key} = {found.get(key)}, not {value}: give another --out and --runs")
     return found
-
-
-def check_folder(folder: Path, config: RunConfig) -> None:
-    """Raises ConfigError where ``folder`` holds a run with other settings: going on would mix the two."""
-    begun = folder / "config.json"
-    if begun.exists() and read_json(begun) != config.to_dict():
-        raise ConfigError(f"{folder} was begun with other settings: give another --runs")
 
 
 def shared_settings(config: RunConfig) -> dict[str, Any]:

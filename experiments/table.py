@@ -1,0 +1,277 @@
+"""The paper's tables, cell by cell: run or resume what is missing, then collect.
+
+    python experiments/table.py --table 1                     # every missing cell, one after another; then the table
+    python experiments/table.py --table 1 --list              # the command of each missing cell, one a line
+    python experiments/table.py --table 1 --list | xargs -P 2 -I{} sh -c '{}'   # two at a time; or give them to a cluster
+    python experiments/table.py --table 1 --collect           # the table of the cells that are done
+
+A cell is a row (model) of a column (task) with one seed: one command, one directory under --runs. Tables share cells. The
+rows, columns and the paper's numbers stand in ``tables.toml``.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.run import PRESETS, pick_device
+from experiments.table_text import figure, markdown
+from pyro_gram.checkpoint import load_model
+from pyro_gram.cli import Parser, call
+from pyro_gram.config import RunConfig, read_preset, with_settings
+from pyro_gram.diagnostics.metrics import measure
+from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.evaluate import finish
+from pyro_gram.files import check_writable, read_json, write_bytes, write_json, write_via
+from pyro_gram.inference.sampling import at_once, rollout
+from pyro_gram.registry import MODELS
+from pyro_gram.run import InterruptedRunError, check_begun, open_run, train
+
+HERE = Path(__file__).parent
+TABLES = HERE / "tables.toml"
+OUT = HERE / "tables"
+KEPT = (  # of a cell's metrics
+    "accuracy", "sample_accuracy", "violations", "any_valid", "vote_accuracy", "coverage", "coverage_limit",
+    "total_variation", "total_variation_perfect", "num_inputs", "num_samples", "elbo", "log_likelihood_prior_mc",
+    "inception_score", "frechet_distance", "depth",
+)  # fmt: skip
+
+
+@cache
+def definitions() -> dict[str, Any]:
+    """What ``tables.toml`` says."""
+    return tomllib.loads(TABLES.read_text())
+
+
+def pick(kind: str, name: str) -> dict[str, Any]:
+    """A table, preset, row or column by its name. Raises ConfigError where there is none."""
+    known = definitions()[kind]
+    if name not in known:
+        raise ConfigError(f"unknown {kind[:-1]} {name!r}; known: {', '.join(known)}")
+    return known[name]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a row of a column with a seed, at a preset of tables, for ``minutes`` (None: as the preset says)."""
+
+    preset: str
+    column: str
+    row: str
+    seed: int
+    minutes: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its directory, and on the command line."""
+        return f"{self.preset}-{self.column}-{self.row}-seed{self.seed}"
+
+    def config(self) -> RunConfig:
+        """The run's settings. Raises ConfigError where they do not fit together."""
+        column, row, preset = pick("columns", self.column), pick("rows", self.row), pick("presets", self.preset)
+        config = read_preset(
+            PRESETS, column["task"], column["presets"][self.preset], names=row.get("names"), seed=self.seed
+        )
+        for settings in (preset["settings"], row.get("settings", {}), row.get(self.preset, {})):
+            config = with_settings(config, settings)
+        if not getattr(MODELS.get(config.names["model"]), "one_step", False):
+            config = with_settings(config, {"evaluate": {"depth": preset["depth"]}})
+        minutes = self.minutes or preset.get("minutes")
+        if minutes:  # every cell for as long, and each schedule over all of it
+            config = with_settings(config, {"train": {"batches": 0, "minutes": minutes}})
+        return config
+
+
+def cells_of(table: dict[str, Any], preset: str, minutes: float | None = None, seeds: int = 0) -> list[Cell]:
+    """Every cell of a table, one seed of all rows before the next. ``seeds``: instead of each row's own number."""
+    pick("presets", preset)
+    columns = [c for c in table["columns"] if preset in pick("columns", c)["presets"]]
+    if not columns:
+        raise ConfigError(f"no column of this table has a preset {preset!r}")
+    counts = {row: seeds or pick("rows", row).get("seeds", {}).get(preset, 1) for row in table["rows"]}
+    return [
+        Cell(preset, column, row, seed, minutes)
+        for seed in range(max(counts.values()))
+        for column in columns
+        for row in table["rows"]
+        if seed < counts[row]
+    ]
+
+
+def is_done(cell: Cell, runs: Path) -> bool:
+    """Has the cell been measured? Raises ConfigError where its directory holds a run with other settings."""
+    folder = runs / cell.name
+    check_begun(folder, cell.config(), "--runs")
+    return (folder / "results.json").exists()
+
+
+def run_cell(cell: Cell, runs: Path, device: torch.device, data_dir: str | None) -> None:
+    """Train and measure a cell, or go on where it was stopped. Raises InterruptedRunError on a signal."""
+    run = open_run(cell.config(), runs / cell.name, resume=True, data_dir=data_dir, device=device)
+    train(run)
+    finish(run)
+
+
+def measured(cell: Cell, runs: Path, num_samples: int | None, data_dir: str | None) -> dict[str, Any]:
+    """The metrics of a cell that is done, of ``num_samples`` an input (as the run was measured where None).
+
+    Fewer samples than the run's are drawn anew from its checkpoint, once, and kept beside it.
+    """
+    folder = runs / cell.name
+    results = read_json(folder / "results.json")
+    metrics = results["metrics"]
+    if num_samples not in (None, metrics["num_samples"]) and cell.preset != "tiny":
+        metrics = metrics | _of(num_samples, folder, data_dir)
+    return {
+        **{name: metrics[name] for name in KEPT if metrics.get(name) is not None},
+        **{name: results[name] for name in ("parameters", "guide_parameters", "batches")},
+        "updates": updates_of(folder),
+        "seconds": results["seconds"],
+        "threads": results["environment"]["threads"],
+        "last_accuracy": results["looks"].get("last_accuracy"),
+    }
+
+
+def _of(num_samples: int, folder: Path, data_dir: str | None) -> dict[str, Any]:
+    path = folder / f"measured-{num_samples}.json"
+    if not path.exists():
+        assembly = load_model(folder, data_dir)
+        evaluate, task = assembly.config.evaluate, assembly.task
+        puzzles = task.split("test")
+        puzzles = puzzles.subset(evaluate.inputs) if evaluate.inputs else puzzles
+        rolled = rollout(
+            assembly.model,
+            puzzles.inputs,
+            num_samples=num_samples,
+            depth=evaluate.depth or assembly.config.train.supervision_steps,
+            seed=evaluate.seed,
+            max_trajectories=at_once(task.spec.input_length),
+        )
+        write_json(path, measure(task, puzzles, rolled.tokens, rolled.score).to_dict())
+    return read_json(path)
+
+
+def updates_of(folder: Path) -> int:
+    """Optimizer updates of a run."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "state.safetensors", framework="pt") as state:
+        return int(state.get_tensor("optim/update"))
+
+
+def collect(name: str, cells: list[Cell], runs: Path, data_dir: str | None) -> dict[str, Any]:
+    """The table's JSON, of the cells that are done."""
+    table = pick("tables", name)
+    found: dict[str, Any] = {}
+    for cell in cells:
+        if not is_done(cell, runs):
+            continue
+        print(f"collecting {cell.name}", file=sys.stderr)
+        held = found.setdefault(cell.column, {}).setdefault(cell.row, {"title": pick("rows", cell.row)["title"]})
+        held.setdefault("seeds", {})[str(cell.seed)] = measured(cell, runs, table.get("num_samples"), data_dir)
+        held["config"] = {k: v for k, v in cell.config().to_dict().items() if k != "seed"}
+    preset = cells[0].preset
+    return {
+        "table": name,
+        "title": table["title"],
+        "preset": preset,
+        "minutes": cells[0].minutes or pick("presets", preset).get("minutes"),
+        "num_samples": table.get("num_samples"),
+        "missing": [cell.name for cell in cells if not is_done(cell, runs)],
+        "columns": {
+            column: {
+                "title": pick("columns", column)["title"],
+                "show": pick("columns", column)["show"],
+                "paper": table["paper"].get(column, {}),
+                "rows": {row: found[column][row] for row in table["rows"] if row in found[column]},
+            }
+            for column in table["columns"]
+            if column in found
+        },
+    }
+
+
+def write_table(results: dict[str, Any], out: Path) -> list[Path]:
+    """The JSON, Markdown and PNG of a table that was collected; their paths."""
+    stem = out / f"table{results['table']}-{results['preset']}"
+    paths = [stem.with_suffix(suffix) for suffix in (".json", ".md", ".png")]
+    write_json(paths[0], results)
+    write_bytes(paths[1], f"# {results['title']}\n\n{markdown(results)}\n".encode())
+    drawn = figure(results)
+    write_via(paths[2], lambda temporary: drawn.savefig(temporary, format="png", dpi=110))
+    return paths
+
+
+def command(cell: Cell, arguments: Any) -> str:
+    """The command line that makes one cell."""
+    words = [sys.executable, str(HERE / "table.py"), "--table", arguments.table, "--preset", cell.preset]
+    words += ["--cell", cell.name, "--runs", str(arguments.runs)]
+    for option in ("minutes", "seeds", "data_dir"):
+        if getattr(arguments, option):
+            words += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
+    words += ["--device", arguments.device] if arguments.device != "cpu" else []
+    return shlex.join(words)
+
+
+def make_parser() -> Parser:
+    parser = Parser("table.py", description=__doc__)
+    parser.add_argument("--table", required=True, metavar="NAME", help=", ".join(definitions()["tables"]))
+    parser.add_argument("--preset", default="cpu", help=f"{', '.join(definitions()['presets'])} (default cpu)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/tables"), metavar="DIR", help="of the cells")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help="of the table (default experiments/tables)")
+    parser.add_argument("--minutes", type=float, metavar="M", help="of training a cell, instead of the preset's")
+    parser.add_argument("--seeds", type=int, default=0, metavar="N", help="of every row, instead of its own number")
+    parser.add_argument("--cell", nargs="+", metavar="NAME", help="only these, and no table")
+    parser.add_argument("--list", action="store_true", help="print the command of each missing cell, and exit")
+    parser.add_argument("--collect", action="store_true", help="make the table of what is done, and run nothing")
+    parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
+    parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or mps")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    arguments = make_parser().parse_args(argv)
+    if arguments.minutes is not None and not arguments.minutes > 0:
+        raise ConfigError(f"--minutes must be positive, not {arguments.minutes}")
+    if arguments.seeds < 0:
+        raise ConfigError(f"--seeds must be at least 1, not {arguments.seeds}")
+    cells = cells_of(pick("tables", arguments.table), arguments.preset, arguments.minutes, arguments.seeds)
+    if arguments.cell:
+        named = {cell.name: cell for cell in cells}
+        unknown = [name for name in arguments.cell if name not in named]
+        if unknown:
+            raise ConfigError(f"no cell {unknown[0]!r} in this table; its cells: {', '.join(named)}")
+        cells = [named[name] for name in arguments.cell]
+    missing = [cell for cell in cells if not is_done(cell, arguments.runs)]  # settings are checked before any run
+    if arguments.list:
+        print("".join(f"{command(cell, arguments)}\n" for cell in missing), end="")
+        return 0
+    check_writable(arguments.out / "table.json")
+    device = pick_device(arguments.device)
+    for cell in [] if arguments.collect else missing:
+        print(f"{cell.name} ({1 + missing.index(cell)} of {len(missing)})", file=sys.stderr)
+        try:
+            run_cell(cell, arguments.runs, device, arguments.data_dir)
+        except InterruptedRunError as stopped:
+            print("stopped; the same command goes on", file=sys.stderr)
+            return stopped.exit_code
+    if arguments.cell:
+        return 0
+    results = collect(arguments.table, cells, arguments.runs, arguments.data_dir)
+    if not results["columns"]:
+        raise UserError(f"no cell of table {arguments.table} is done in {arguments.runs}: leave out --collect to run them")
+    paths = write_table(results, arguments.out)
+    print(markdown(results))
+    print(f"table: {', '.join(map(str, paths))}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(call(main))

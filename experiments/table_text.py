@@ -1,0 +1,112 @@
+"""A table's JSON as Markdown and as a figure, beside the paper's numbers."""
+
+from __future__ import annotations
+
+from statistics import mean, stdev
+from typing import Any
+
+from matplotlib.figure import Figure
+
+LABELS = {
+    "sample_accuracy": "accuracy of a sample, %",
+    "vote_accuracy": "accuracy of the vote, %",
+    "violations": "conflicts",
+    "coverage": "coverage, %",
+    "inception_score": "Inception score",
+    "frechet_distance": "Frechet distance",
+}
+SHARES = ("sample_accuracy", "vote_accuracy", "coverage")  # told in per cent
+FEWER_IS_BETTER = ("violations", "frechet_distance")
+
+
+def shown(row: dict[str, Any], metric: str) -> tuple[float, float | None] | None:
+    """Mean over a row's seeds and its standard error (None of one seed); None where the row has no such metric."""
+    values = [seed[metric] for seed in row["seeds"].values() if seed.get(metric) is not None]
+    if not values:
+        return None
+    values = [100 * v for v in values] if metric in SHARES else [float(v) for v in values]
+    return mean(values), stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+
+
+def _number(found: tuple[float, float | None] | None, metric: str) -> str:
+    if found is None:
+        return ""
+    digits = 2 if metric == "inception_score" else 1
+    value, error = found
+    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """One Markdown table a column of the paper's: ours, mean ± standard error over seeds, beside the paper's."""
+    parts = []
+    for column in results["columns"].values():
+        shows, paper = column["show"], column["paper"]
+        printed = [m for m in shows if any(m in told for told in paper.values())]
+        heads = ["model", "parameters (guide)", "seeds", "updates", *(LABELS[m] for m in shows)]
+        heads += [f"paper: {LABELS[m].removesuffix(', %')}" for m in printed]
+        first = next(iter(next(iter(column["rows"].values()))["seeds"].values()))
+        lines = [f"**{column['title']}**, {_measured(results, first)}", "", f"| {' | '.join(heads)} |"]
+        lines.append("|---" * len(heads) + "|")
+        for name, row in column["rows"].items():
+            seeds = list(row["seeds"].values())
+            guide = seeds[0]["guide_parameters"]
+            cells = [row["title"], f"{seeds[0]['parameters']:,}{f' ({guide:,})' if guide else ''}", str(len(seeds))]
+            cells += [f"{mean(seed['updates'] for seed in seeds):,.0f}"]
+            cells += [_number(shown(row, metric), metric) for metric in shows]
+            told = paper.get(name, {})
+            cells += [str(told[metric]) if metric in told else "" for metric in printed]
+            lines.append(f"| {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    if results["missing"]:
+        parts.append(f"Not there yet: {', '.join(results['missing'])}.")
+    return "\n\n".join(parts)
+
+
+def _measured(results: dict[str, Any], first: dict[str, Any]) -> str:
+    minutes, threads = results["minutes"], first["threads"]
+    length = f"{minutes:g} minutes of training a cell" if minutes else "trained as the preset says"
+    limit = f", coverage of i.i.d. uniform draws {100 * first['coverage_limit']:.1f} %" if "coverage_limit" in first else ""
+    return (
+        f"{length} on {threads} thread{'s' if threads > 1 else ''}, {first['num_inputs']} inputs that training never saw, "
+        f"{first['num_samples']} samples{limit}"
+    )
+
+
+def figure(results: dict[str, Any]) -> Figure:
+    """Ours as dots with standard errors, the paper's as rings; a row of panels a column of the table."""
+    columns = list(results["columns"].values())
+    wide = max(len(column["show"]) for column in columns)
+    tall = max(len(column["rows"]) for column in columns)
+    drawn = Figure(figsize=(2.2 + 3.2 * wide, 1.0 + len(columns) * (0.9 + 0.36 * tall)), layout="constrained")
+    axes = drawn.subplots(len(columns), wide, squeeze=False)
+    for row_of_axes, column in zip(axes, columns, strict=True):
+        for i, axis in enumerate(row_of_axes):
+            if i >= len(column["show"]):
+                axis.set_visible(False)
+                continue
+            _panel(axis, column, column["show"][i], labelled=i == 0)
+        row_of_axes[0].set_title(column["title"], loc="left", fontsize=11, fontweight="bold")
+    drawn.suptitle(f"{results['title']} (dots: ours, preset {results['preset']}; rings: the paper's)", fontsize=11)
+    return drawn
+
+
+def _panel(axis: Any, column: dict[str, Any], metric: str, labelled: bool) -> None:
+    rows = column["rows"]
+    for at, (name, row) in enumerate(rows.items()):
+        found = shown(row, metric)
+        told = column["paper"].get(name, {}).get(metric)
+        if told is not None:
+            axis.plot(told, at, "o", mfc="none", mec="0.45", ms=9, mew=1.3)
+        if found is not None:
+            value, error = found
+            axis.errorbar(value, at, xerr=error, fmt="o", color="C0" if name != "gram" else "C3", ms=6, capsize=3)
+            axis.annotate(_number(found, metric), (1.02, at), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+    axis.set_yticks(range(len(rows)), [row["title"] for row in rows.values()] if labelled else [""] * len(rows))
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xlabel(LABELS[metric] + (" (fewer is better)" if metric in FEWER_IS_BETTER else ""), fontsize=9)
+    if metric in SHARES:
+        axis.set_xlim(-4, 104)
+    else:
+        axis.set_xlim(left=0)
+    axis.grid(axis="y", alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
