@@ -37,6 +37,7 @@ from pyro_gram.run import InterruptedRunError, check_begun, open_run, train
 HERE = Path(__file__).parent
 TABLES = HERE / "tables.toml"
 OUT = HERE / "tables"
+LOOKS = 2000  # updates between two looks of a row that has its batches for one update each
 KEPT = (  # of a cell's metrics
     "accuracy", "sample_accuracy", "violations", "any_valid", "vote_accuracy", "coverage", "coverage_limit",
     "total_variation", "total_variation_perfect", "num_inputs", "num_samples", "elbo", "log_likelihood_prior_mc",
@@ -83,6 +84,8 @@ class Cell:
             config = with_settings(config, settings)
         if not getattr(MODELS.get(config.names["model"]), "one_step", False):
             config = with_settings(config, {"evaluate": {"depth": preset["depth"]}})
+        if config.train.act or config.train.supervision_steps == 1:  # a batch is one update: as rare looks as others have
+            config = with_settings(config, {"train": {"evaluate_every": LOOKS}})
         minutes = self.minutes or preset.get("minutes")
         if minutes:  # every cell for as long, and each schedule over all of it
             config = with_settings(config, {"train": {"batches": 0, "minutes": minutes}})

@@ -242,11 +242,11 @@ def read_preset(
 
 def _follow(table: dict[str, Any], recipe: dict[str, dict[str, Any]], names: dict[str, str]) -> None:
     """Put a model's own settings into a preset's table, at the preset's number of updates."""
-    train = {"supervision_steps": TrainConfig.supervision_steps, "batches": TrainConfig.batches} | table.get("train", {})
+    train = {f.name: f.default for f in dataclasses.fields(TrainConfig)} | table.get("train", {})
     for part, fields in recipe.items():
         known = {f.name for f in dataclasses.fields(config_class(part, names[part]) if part in NAMED else FIXED[part])}
         table[part] = table.get(part, {}) | {k: v for k, v in fields.items() if k in known}
     steps = table.get("train", {}).get("supervision_steps", train["supervision_steps"])
     updates = 1 if table.get("train", {}).get("act") else steps  # of a batch
-    if train["batches"] and updates != train["supervision_steps"]:
-        table["train"]["batches"] = train["batches"] * train["supervision_steps"] // updates
+    if updates != train["supervision_steps"]:
+        table["train"] |= {k: train[k] * train["supervision_steps"] // updates for k in ("batches", "evaluate_every")}
