@@ -2,11 +2,11 @@
 
     python experiments/table.py --table 1                     # every missing cell, one after another; then the table
     python experiments/table.py --table 1 --list              # the command of each missing cell, one a line
-    python experiments/table.py --table 1 --list | xargs -P 2 -I{} sh -c '{}'   # two at a time; or give them to a cluster
+    python experiments/table.py --table 1 --list | xargs -P 2 -I{} sh -c '{}'   # two at a time; or on a cluster
     python experiments/table.py --table 1 --collect           # the table of the cells that are done
 
-A cell is a row (model) of a column (task) with one seed: one command, one directory under --runs. Tables share cells. The
-rows, columns and the paper's numbers stand in ``tables.toml``.
+A cell is a row (model) of a column (task) with one seed: one command, one directory under --runs. Tables share cells.
+The rows, columns and the paper's numbers stand in ``tables.toml``.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ class Cell:
             config = with_settings(config, settings)
         if not getattr(MODELS.get(config.names["model"]), "one_step", False):
             config = with_settings(config, {"evaluate": {"depth": preset["depth"]}})
-        if config.train.act or config.train.supervision_steps == 1:  # a batch is one update: as rare looks as others have
+        if (
+            config.train.act or config.train.supervision_steps == 1
+        ):  # a batch is one update: as rare looks as others have
             config = with_settings(config, {"train": {"evaluate_every": LOOKS}})
         minutes = self.minutes or preset.get("minutes")
         if minutes:  # every cell for as long, and each schedule over all of it
@@ -228,7 +230,9 @@ def make_parser() -> Parser:
     parser.add_argument("--table", required=True, metavar="NAME", help=", ".join(definitions()["tables"]))
     parser.add_argument("--preset", default="cpu", help=f"{', '.join(definitions()['presets'])} (default cpu)")
     parser.add_argument("--runs", type=Path, default=Path("runs/tables"), metavar="DIR", help="of the cells")
-    parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help="of the table (default experiments/tables)")
+    parser.add_argument(
+        "--out", type=Path, default=OUT, metavar="DIR", help="of the table (default experiments/tables)"
+    )
     parser.add_argument("--minutes", type=float, metavar="M", help="of training a cell, instead of the preset's")
     parser.add_argument("--seeds", type=int, default=0, metavar="N", help="of every row, instead of its own number")
     parser.add_argument("--cell", nargs="+", metavar="NAME", help="only these, and no table")
@@ -269,7 +273,9 @@ def main(argv: list[str]) -> int:
         return 0
     results = collect(arguments.table, cells, arguments.runs, arguments.data_dir)
     if not results["columns"]:
-        raise UserError(f"no cell of table {arguments.table} is done in {arguments.runs}: leave out --collect to run them")
+        raise UserError(
+            f"no cell of table {arguments.table} is done in {arguments.runs}: leave out --collect to run them"
+        )
     paths = write_table(results, arguments.out)
     print(markdown(results))
     print(f"table: {', '.join(map(str, paths))}")

@@ -65,10 +65,12 @@ def markdown(results: dict[str, Any]) -> str:
 def _measured(results: dict[str, Any], first: dict[str, Any]) -> str:
     minutes, threads = results["minutes"], first["threads"]
     length = f"{minutes:g} minutes of training a cell" if minutes else "trained as the preset says"
-    limit = f", coverage of i.i.d. uniform draws {100 * first['coverage_limit']:.1f} %" if "coverage_limit" in first else ""
+    limit = (
+        f", coverage of i.i.d. uniform draws {100 * first['coverage_limit']:.1f} %" if "coverage_limit" in first else ""
+    )
     return (
-        f"{length} on {threads} thread{'s' if threads > 1 else ''}, {first['num_inputs']} inputs that training never saw, "
-        f"{first['num_samples']} samples{limit}"
+        f"{length} on {threads} thread{'s' if threads > 1 else ''}, "
+        f"{first['num_inputs']} inputs that training never saw, {first['num_samples']} samples{limit}"
     )
 
 
@@ -100,7 +102,9 @@ def _panel(axis: Any, column: dict[str, Any], metric: str, labelled: bool) -> No
         if found is not None:
             value, error = found
             axis.errorbar(value, at, xerr=error, fmt="o", color="C0" if name != "gram" else "C3", ms=6, capsize=3)
-            axis.annotate(_number(found, metric), (1.02, at), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+            axis.annotate(
+                _number(found, metric), (1.02, at), xycoords=("axes fraction", "data"), va="center", fontsize=8
+            )
     axis.set_yticks(range(len(rows)), [row["title"] for row in rows.values()] if labelled else [""] * len(rows))
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel(LABELS[metric] + (" (fewer is better)" if metric in FEWER_IS_BETTER else ""), fontsize=9)

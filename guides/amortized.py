@@ -96,7 +96,8 @@ class AmortizedGuide(EffectGuide):
         if self.budget:
             if type(self.family) is not NormalFamily or type_of(prior) != "Normal":
                 raise ConfigError("guide.budget needs a Gaussian prior: set it to 0 for one of another family")
-            parameters = within_budget(*parameters, prior.base_dist, self.budget)
+            loc, scale = parameters
+            parameters = within_budget(loc, scale, prior.base_dist, self.budget)
         return self.answer_to(prior, parameters)
 
     def answer_to(self, prior: dist.TorchDistribution, parameters: tuple[Tensor, ...]) -> dist.TorchDistribution:
@@ -105,7 +106,7 @@ class AmortizedGuide(EffectGuide):
 
 
 def aligned(code: Tensor, u: Tensor) -> Tensor:
-    """The embedded answer beside u: it stands at the last positions, before it zeros. ``[..., L', D] -> [..., L, D]``."""
+    """The embedded answer ``[..., L', D]`` beside u, ``[..., L, D]``: at the last positions, before it zeros."""
     code = pad(code, (0, 0, u.shape[-2] - code.shape[-2], 0))
     return code.expand(*u.shape[:-1], code.shape[-1])
 

@@ -29,13 +29,13 @@ class Autoregressive(dist.TorchDistribution):
     Densities take one pass, draws one a token.
 
     Args:
-        logits: (e_x ``[..., L, D]``, tokens int64 ``[..., n]``) to logits ``[..., n + 1, classes]``, of each token and the
-            next, for n up to L_out - 1.
+        logits: (e_x ``[..., L, D]``, tokens int64 ``[..., n]``) to logits ``[..., n + 1, classes]``, of each token and
+            the next, for n up to L_out - 1.
         e_x: ``[..., L, D]``.
         length: L_out.
     """
 
-    arg_constraints = {}  # noqa: RUF012 (torch's own convention)
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 (torch's own convention)
     support = constraints.independent(constraints.nonnegative_integer, 1)
 
     def __init__(self, logits: Logits, e_x: Tensor, length: int, validate_args: Any = None) -> None:

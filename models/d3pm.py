@@ -6,7 +6,8 @@ classes or the mask:
 .. math:: q(y_t | y_0) = \bar\alpha_t\, \delta_{y_0} + (1 - \bar\alpha_t)\, m.
 
 The network tells the clean answer from a corrupted one. The bound is the sum over times of KL(q(y_{t-1} | y_t, y_0) ||
-p(y_{t-1} | y_t)), estimated at one time an input, and put under ``pyro.factor`` beside the paper's auxiliary cross-entropy.
+p(y_{t-1} | y_t)), estimated at one time an input, and put under ``pyro.factor`` beside the paper's auxiliary
+cross-entropy.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ class D3PM(Diffusion):
         # As in the paper: the absorbing chain loses 1 / T of the tokens at each time, the uniform one follows a cosine.
         kept = 1 - share if masks else (share * math.pi / 2).cos().square()
         kept[-1] = 0.0  # at T nothing of y is left, so that the bound has no term for it
-        stationary = one_hot(torch.tensor(classes), classes + 1).float() if masks else torch.full((classes,), 1 / classes)
+        stationary = (
+            one_hot(torch.tensor(classes), classes + 1).float() if masks else torch.full((classes,), 1 / classes)
+        )
         self.register_buffer("kept", kept, persistent=False)  # the share of tokens not yet drawn anew, [T + 1]
         self.register_buffer("stationary", stationary, persistent=False)  # m, [classes (+ 1)]
 

@@ -89,7 +89,9 @@ class _Halting(GRAM):
         logits = self.halting(state.h[..., 0, :])
         right = (self.likelihood(state.h).base_dist.logits.argmax(-1) == y).all(-1)
         with poutine.scale(scale=WEIGHT * self.spec.output_length):
-            pyro.sample(HALT, dist.Bernoulli(logits=logits[..., 0]), obs=right.to(logits.dtype).expand(logits.shape[:-1]))
+            pyro.sample(
+                HALT, dist.Bernoulli(logits=logits[..., 0]), obs=right.to(logits.dtype).expand(logits.shape[:-1])
+            )
             self.learn_to_go_on(logits, state, e_x)
         threshold = logits[..., 1] if self.outputs > 1 else torch.zeros_like(logits[..., 0])
         pyro.deterministic(HALTED, logits[..., 0].detach() > threshold.detach())

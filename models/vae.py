@@ -29,7 +29,7 @@ class VAE(OneStepModel):
     defaults = {"prior": "standard", "guide": "amortized"}  # noqa: RUF012 (read, never written)
     recipe: dict[str, dict[str, Any]] = {  # noqa: RUF012
         "model": {"layers": 4},
-        "guide": {"layers": 2, "initial_scale": 1.0, "until": 0},
+        "guide": {"layers": 2},
         "train": {"supervision_steps": 1, "on_policy": 0},
         "evaluate": {"depth": 1},
     }

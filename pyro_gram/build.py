@@ -60,12 +60,11 @@ def check_parts(config: RunConfig) -> None:
         raise ConfigError(f"model {names['model']!r} has no guidance: it takes --prior none and --guide prior alone")
     if deterministic and infers:
         raise ConfigError(
-            f"prior {names['prior']!r} leaves nothing to infer: guide {names['guide']!r} has no part in it, use --guide prior"
+            f"prior {names['prior']!r} leaves nothing to infer, and guide {names['guide']!r} infers: use --guide prior"
         )
     if not infers and not getattr(prior, "reparameterized", True):
         raise ConfigError(
-            f"prior {names['prior']!r} cannot be trained by its own draws, which have no gradient: give it a guide that "
-            "infers (--guide amortized)"
+            f"prior {names['prior']!r} cannot be trained by its own draws, which have no gradient: use --guide amortized"
         )
     if getattr(model, "one_step", False):
         _check_one_step(config)

@@ -203,8 +203,8 @@ def read_preset(
     A task given by its dotted path borrows the presets of colouring, with its own task settings at their defaults.
     ``names`` overrides the model, prior or guide. Fields that the preset sets for a part so replaced apply where the
     other class has them too (a width stays a width), and are dropped where it has not. A model may bring the prior and
-    guide that it needs (``defaults``) and settings of its own (``recipe``); a prior with nothing to infer brings the
-    guide that is none. A temper is the business of the preset's own prior.
+    guide that it needs (``defaults``), and a model or guide settings of its own (``recipe``); a prior with nothing to
+    infer brings the guide that is none. A temper is the business of the preset's own prior.
 
     Raises:
         ConfigError: no presets for the task, or no such preset.
@@ -235,13 +235,14 @@ def read_preset(
             table[part] = {k: v for k, v in table.get(part, {}).items() if k in known_fields}
     if chosen["prior"] != usual["prior"]:
         table.pop("temper", None)
-    if chosen["model"] != usual["model"]:
-        _follow(table, getattr(model, "recipe", {}), chosen)
+    for part, registry in (("model", MODELS), ("guide", GUIDES)):
+        if chosen[part] != usual[part]:
+            _follow(table, getattr(registry.get(chosen[part]), "recipe", {}), chosen)
     return make_run_config(chosen, table, preset=preset, seed=seed)
 
 
 def _follow(table: dict[str, Any], recipe: dict[str, dict[str, Any]], names: dict[str, str]) -> None:
-    """Put a model's own settings into a preset's table, at the preset's number of updates."""
+    """Put the settings that a model or guide brings into a preset's table, at the preset's number of updates."""
     train = {f.name: f.default for f in dataclasses.fields(TrainConfig)} | table.get("train", {})
     for part, fields in recipe.items():
         known = {f.name for f in dataclasses.fields(config_class(part, names[part]) if part in NAMED else FIXED[part])}

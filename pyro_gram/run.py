@@ -81,6 +81,7 @@ def open_run(config: RunConfig, out: Path, *, resume: bool, data_dir: str | None
         raise UserError(f"{out} holds a run already: add --resume to continue it, or choose another --out")
     assembly = build(config, data_dir)
     check_ready(assembly.task)
+    check_per_datum(assembly)
     check_temper(assembly)
     if takes_heads(assembly.model, config.verdict):
         check_heads(assembly.model, assembly.task, config.verdict)
@@ -110,8 +111,25 @@ def open_run(config: RunConfig, out: Path, *, resume: bool, data_dir: str | None
     return run
 
 
+def check_per_datum(assembly: Assembly) -> None:
+    """Raises ConfigError where a guide has parameters for each datum, and has too few, or no datum comes twice."""
+    if not getattr(assembly.guide, "per_datum", False):
+        return
+    config, pairs = assembly.config, len(assembly.task.split("train").solutions)
+    name = config.names["guide"]
+    if config.train.augment:
+        raise ConfigError(
+            f"guide {name!r} has parameters for each datum, and symmetries make new ones: set train.augment to false"
+        )
+    if pairs > config.guide.data:
+        raise ConfigError(
+            f"guide {name!r} has room for {config.guide.data} pairs (x, y), and the training split has {pairs}: "
+            f"set guide.data to {pairs}"
+        )
+
+
 def check_begun(out: Path, config: RunConfig, option: str) -> None:
-    """Raises ConfigError where ``out`` holds a run with other settings, naming the ``option`` that says where it lies."""
+    """Raises ConfigError where ``out``, which ``option`` names, holds a run with other settings."""
     begun = out / "config.json"
     if begun.exists() and RunConfig.from_dict(read_json(begun)).to_dict() != config.to_dict():
         raise ConfigError(f"{out} was begun with other settings: give another {option}")

@@ -230,7 +230,7 @@ def main(argv: list[str]) -> int:
     missing = {key: config for key, config in configs.items() if not is_done(results, key[1], config)}
     folders = {key: arguments.runs / f"{arguments.study}-{key[1]}-seed{key[0]}" for key in missing}
     for key, config in missing.items():
-        check_folder(folders[key], config)
+        check_begun(folders[key], config, "--runs")
     for (seed, name), config in missing.items():  # every variant once, then the next seed
         print(f"{arguments.study}: {name}, seed {seed}", file=sys.stderr)
         folder = folders[seed, name]

@@ -8,7 +8,7 @@ A prior is a module from u ``[..., L, D]`` to a distribution with batch shape ``
 | ``noise_only``, ``mean_only`` | N(0, sigma) and N(mu, 0) of Table 3b | closed; of ``mean_only`` at a fixed scale |
 | ``standard`` | N(0, I), nothing learned | closed |
 | ``none`` | eps = 0: the deterministic model | nothing to infer |
-| ``student_t``, ``mixture``, ``flow`` | heavy tails; several modes; a conditional normalizing flow | one draw's estimate |
+| ``student_t``, ``mixture``, ``flow`` | heavy tails; several modes; a conditional normalizing flow | by one draw |
 | ``low_rank`` | a Gaussian whose covariance spans positions | closed |
 | ``discrete`` | categorical codes, straight-through or relaxed | closed |
 """

@@ -50,12 +50,12 @@ class DiscretePrior(Prior):
 
     def __init__(self, config: DiscretePriorConfig, width: int) -> None:
         super().__init__()
-        self.family = CodeFamily(config.groups, config.classes, config.temperature, config.uniform)
-        self.head = self.family.head(width, config.hidden, width, 1.0)
+        self.family = self.codes = CodeFamily(config.groups, config.classes, config.temperature, config.uniform)
+        self.head = self.codes.head(width, config.hidden, width, 1.0)
         self.embedding = init_linear_(nn.Linear(config.groups * config.classes, width, bias=False))
 
     def forward(self, u: Tensor) -> dist.TorchDistribution:
-        return self.family.distribution(*self.head(u))
+        return self.codes.distribution(*self.head(u))
 
     def embed(self, eps: Tensor) -> Tensor:
         return self.embedding(eps)

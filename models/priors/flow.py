@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pyro.distributions as dist
 from pyro.distributions.transforms import ConditionalAffineCoupling, Permute
@@ -42,7 +43,8 @@ class FlowPrior(Prior):
             self.register_buffer(f"order{k}", randperm(width))
 
     def forward(self, u: Tensor) -> dist.TorchDistribution:
-        transforms: list = []
+        transforms: list[Any] = []
+        coupling: Any
         for k, coupling in enumerate(self.couplings):
             if k:
                 transforms.append(Permute(getattr(self, f"order{k - 1}"), dim=-1))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_gram.checks import AT_LEAST_1, check_range
-from pyro_gram.inference.families import MeanFamily, Prior
+from pyro_gram.inference.families import MeanFamily, NormalFamily, Prior
 from pyro_gram.networks.heads import GaussianHead
 from pyro_gram.registry import PRIORS
 
@@ -58,19 +58,20 @@ class NoiseOnlyPrior(Prior):
 class MeanOnlyPrior(Prior):
     r""":math:`N(\mu_\theta(u), 0)`: guidance without noise, under prior and guide alike (Table 3b).
 
-    The KL of two points is 0 or infinite. Here it is that of Gaussians of scale ``initial_scale`` around them, a squared
-    distance, so that such a guide can be trained at all. Nothing then hides from the core what the guide tells of y.
+    The KL of two points is 0 or infinite. Here it is that of Gaussians of scale ``initial_scale`` around them, a
+    squared distance, so that such a guide can be trained at all. Nothing then hides from the core what the guide tells
+    of y.
     """
 
     Config = GaussianPriorConfig
 
     def __init__(self, config: GaussianPriorConfig, width: int) -> None:
         super().__init__()
-        self.family = MeanFamily(config.initial_scale)
+        self.family = self.points = MeanFamily(scale=config.initial_scale)
         self.head = GaussianHead(width, config.hidden, width, scale=False)
 
     def forward(self, u: Tensor) -> dist.TorchDistribution:
-        return self.family.distribution(*self.head(u))
+        return self.points.distribution(*self.head(u))
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class StandardPrior(Prior):
     def __init__(self, config: StandardPriorConfig, width: int) -> None:
         super().__init__()
         self.scale = config.scale
+        self.family = NormalFamily(config.scale)
 
     def forward(self, u: Tensor) -> dist.TorchDistribution:
         return dist.Normal(torch.zeros_like(u), torch.full_like(u, self.scale)).to_event(2)

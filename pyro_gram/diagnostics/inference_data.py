@@ -110,8 +110,8 @@ def collect(
     groups have one instance.
 
     Groups ``posterior``, ``posterior_predictive``, ``log_likelihood`` and ``sample_stats`` come from the guide, which
-    has seen y, and say nothing about accuracy (a model without an inference network has none of them); ``prior``, ``prior_predictive`` and ``sample_stats_prior`` from fresh
-    trajectories.
+    has seen y, and say nothing about accuracy (a model without an inference network has none of them); ``prior``,
+    ``prior_predictive`` and ``sample_stats_prior`` from fresh trajectories.
     """
     import torch
 

@@ -82,7 +82,7 @@ def check_halts(model: nn.Module) -> None:
     """Raises ConfigError unless a model halts by itself."""
     if not hasattr(model, "learn_to_halt"):
         raise ConfigError(
-            f"train.act needs a model that learns to halt (hrm, trm), and {type(model).__name__} does not: set it to false"
+            f"train.act needs a model that learns to halt (hrm, trm), not {type(model).__name__}: set it to false"
         )
 
 

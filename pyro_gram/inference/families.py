@@ -33,10 +33,12 @@ class Family(Protocol):
 
 @dataclass(frozen=True)
 class NormalFamily:
-    """Diagonal Gaussians over ``[L, D]``."""
+    """Diagonal Gaussians over ``[L, D]``. ``start``: their scale before training, where the prior's is known; or 0."""
+
+    start: float = 0.0
 
     def head(self, inputs: int, hidden: int, width: int, initial_scale: float) -> nn.Module:
-        return GaussianHead(inputs, hidden, width, initial_scale)
+        return GaussianHead(inputs, hidden, width, self.start or initial_scale)
 
     def distribution(self, *parameters: Tensor) -> dist.TorchDistribution:
         loc, scale = parameters

@@ -94,8 +94,8 @@ class Plan:
 class Decode(Messenger):
     """Answers an unobserved ``y`` with its mode and the heads' sites with their means, drawing nothing there.
 
-    Where the program says ``drawn`` (an autoregressive model has no mode that is known), y is a draw. It keeps these, the
-    final state and the likelihood: in ``values`` P(right) stands at ``halt``.
+    Where the program says ``drawn`` (an autoregressive model has no known mode), y is a draw. It keeps these, the final
+    state and the likelihood: in ``values`` P(right) stands at ``halt``.
     """
 
     def __init__(self) -> None:

@@ -19,8 +19,8 @@ class GaussianHead(nn.Module):
     The last layer starts at zero, so that every site begins as N(0, initial_scale^2), under prior and guide alike:
     the KL starts at 0 and grows only where the guide has something to say.
 
-    Shapes: ``[..., L, width] -> (loc, scale)``, each ``[..., L, out]``, scale > 0; without ``mean`` or without ``scale``
-    only the other.
+    Shapes: ``[..., L, width] -> (loc, scale)``, each ``[..., L, out]``, scale > 0; without ``mean`` or without
+    ``scale`` only the other.
     """
 
     def __init__(

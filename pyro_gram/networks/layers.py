@@ -75,9 +75,7 @@ class RotaryAttention(nn.Module):
     sin: Tensor
     seen: Tensor | None
 
-    def __init__(
-        self, length: int, width: int, heads: int, base: float = 10_000.0, prefix: int | None = None
-    ) -> None:
+    def __init__(self, length: int, width: int, heads: int, base: float = 10_000.0, prefix: int | None = None) -> None:
         super().__init__()
         if width % (2 * heads):
             raise ConfigError(f"width {width} must be a multiple of 2 * heads = {2 * heads}")

@@ -1,0 +1,110 @@
+"""Free parameters for each datum: what a guide can reach that need not generalise (the amortization gap)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_gram.checks import AT_LEAST_1, check_range
+from pyro_gram.errors import ConfigError
+from pyro_gram.inference.families import NormalFamily, family_of
+from pyro_gram.inference.guide import EffectGuide
+from pyro_gram.registry import GUIDES
+from pyro_gram.tasks.base import TaskSpec
+
+ROUTE = 0x5DEECE66D  # of the multipliers that name a datum
+
+
+@dataclass(frozen=True)
+class MeanFieldGuideConfig:
+    """Room for parameters.
+
+    Attributes:
+        data: pairs (x, y) that have parameters of their own.
+        transitions: of a program; those after them follow the prior. In training by supervision steps (Eq. 14) a program
+            has T transitions, whose parameters all steps share.
+        initial_scale: sigma of every channel before training.
+    """
+
+    data: int = 4096
+    transitions: int = 1
+    initial_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_range(self, data=AT_LEAST_1, transitions=AT_LEAST_1, initial_scale=(0.01, 10))
+
+
+@GUIDES.register("mean_field")
+class MeanFieldGuide(EffectGuide):
+    """A diagonal Gaussian with a mean and a scale of its own for each pair (x, y), transition, position and channel.
+
+    A pair is known by a 64-bit key of its tokens and takes the next free row when it is first seen in training. Pairs
+    that were never trained follow the prior. Arguments as for the amortized guide.
+
+    Raises:
+        ConfigError: a prior that is not answered by Gaussians; more pairs than ``data``.
+    """
+
+    Config = MeanFieldGuideConfig
+    recipe: dict[str, dict[str, Any]] = {"train": {"augment": False}}  # noqa: RUF012 (read, never written)
+    per_datum = True
+    keys: Tensor
+    used: Tensor
+
+    def __init__(self, config: MeanFieldGuideConfig, spec: TaskSpec, model: Any, width: int) -> None:
+        super().__init__(model)
+        if type(family_of(model)) is not NormalFamily:
+            raise ConfigError("guide 'mean_field' answers with Gaussians, which this prior is not answered by")
+        self.until, self.scale = config.transitions, config.initial_scale
+        length = getattr(model.config, "prefix", 0) + spec.input_length
+        shape = (config.data, config.transitions, length, width)
+        self.loc, self.log_scale = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.zeros(shape))
+        self.register_buffer("keys", torch.zeros(config.data, dtype=torch.long))
+        self.register_buffer("used", torch.zeros((), dtype=torch.long))
+
+    def encode(self, x: Tensor | None, y: Tensor) -> Tensor:
+        """The row of each pair, int64 ``[..., B]``; -1 for a pair without one."""
+        key = _key(y, 0) if x is None else _key(y, 0) + _key(x.flatten(y.ndim - 1), y.shape[-1])
+        rows = self._rows(key)
+        if self.training and (rows < 0).any():
+            new = key[rows < 0].unique()
+            first, last = int(self.used), int(self.used) + len(new)
+            if last > len(self.keys):
+                raise ConfigError(
+                    f"more than {len(self.keys)} pairs (x, y), each with parameters of its own: raise guide.data, or "
+                    "train on fewer"
+                )
+            self.keys[first:last] = new
+            self.used.fill_(last)
+            rows = self._rows(key)
+        return rows
+
+    def _rows(self, key: Tensor) -> Tensor:
+        if not self.used:
+            return torch.full_like(key, -1)
+        hit, row = (key[..., None] == self.keys[: self.used]).max(-1)
+        return torch.where(hit, row, -1)
+
+    def at_transition(self, t: int, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
+        if t >= self.until:
+            return prior
+        known = (code >= 0)[..., None, None]
+        row = code.clamp(min=0)
+        loc, scale = self.loc[row, t], self.scale * self.log_scale[row, t].exp()
+        plain = prior.base_dist
+        loc, scale = torch.where(known, loc, plain.mean), torch.where(known, scale, plain.stddev)
+        return dist.Normal(loc.expand_as(u), scale.expand_as(u)).to_event(2)
+
+    def posterior(self, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
+        return self.at_transition(0, u, code, prior)
+
+
+def _key(tokens: Tensor, offset: int) -> Tensor:
+    """A 64-bit name of rows of tokens, ``[..., n] -> [...]``: a sum of products that wraps around."""
+    generator = torch.Generator().manual_seed(ROUTE)
+    factors = torch.randint(-(2**63), 2**63 - 1, (offset + tokens.shape[-1],), generator=generator)[offset:]
+    return ((tokens.long() + 1) * factors.to(tokens.device)).sum(-1)
