@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_gram.checks import AT_LEAST_1, check_range
+from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.families import NormalFamily, family_of
 from pyro_gram.inference.guide import EffectGuide
@@ -25,17 +25,17 @@ class MeanFieldGuideConfig:
 
     Attributes:
         data: pairs (x, y) that have parameters of their own.
-        transitions: of a program; those after them follow the prior. In training by supervision steps (Eq. 14) a program
-            has T transitions, whose parameters all steps share.
+        transitions: of a program; those after them follow the prior. 0 for the T of one supervision step, as is trained
+            (Eq. 14); all steps then share their parameters.
         initial_scale: sigma of every channel before training.
     """
 
     data: int = 4096
-    transitions: int = 1
+    transitions: int = 0
     initial_scale: float = 0.1
 
     def __post_init__(self) -> None:
-        check_range(self, data=AT_LEAST_1, transitions=AT_LEAST_1, initial_scale=(0.01, 10))
+        check_range(self, data=AT_LEAST_1, transitions=AT_LEAST_0, initial_scale=(0.01, 10))
 
 
 @GUIDES.register("mean_field")
@@ -43,7 +43,7 @@ class MeanFieldGuide(EffectGuide):
     """A diagonal Gaussian with a mean and a scale of its own for each pair (x, y), transition, position and channel.
 
     A pair is known by a 64-bit key of its tokens and takes the next free row when it is first seen in training. Pairs
-    that were never trained follow the prior. Arguments as for the amortized guide.
+    that were never trained are answered as all are before training, N(0, initial_scale^2). Arguments as for the amortized guide.
 
     Raises:
         ConfigError: a prior that is not answered by Gaussians; more pairs than ``data``.
@@ -59,9 +59,10 @@ class MeanFieldGuide(EffectGuide):
         super().__init__(model)
         if type(family_of(model)) is not NormalFamily:
             raise ConfigError("guide 'mean_field' answers with Gaussians, which this prior is not answered by")
-        self.until, self.scale = config.transitions, config.initial_scale
+        self.until = config.transitions or getattr(model.config, "transitions", 1)
+        self.scale = config.initial_scale
         length = getattr(model.config, "prefix", 0) + spec.input_length
-        shape = (config.data, config.transitions, length, width)
+        shape = (config.data, self.until, length, width)
         self.loc, self.log_scale = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.zeros(shape))
         self.register_buffer("keys", torch.zeros(config.data, dtype=torch.long))
         self.register_buffer("used", torch.zeros((), dtype=torch.long))
@@ -92,12 +93,9 @@ class MeanFieldGuide(EffectGuide):
     def at_transition(self, t: int, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
         if t >= self.until:
             return prior
-        known = (code >= 0)[..., None, None]
-        row = code.clamp(min=0)
-        loc, scale = self.loc[row, t], self.scale * self.log_scale[row, t].exp()
-        plain = prior.base_dist
-        loc, scale = torch.where(known, loc, plain.mean), torch.where(known, scale, plain.stddev)
-        return dist.Normal(loc.expand_as(u), scale.expand_as(u)).to_event(2)
+        known, row = (code >= 0)[..., None, None], code.clamp(min=0)
+        loc, log_scale = self.loc[row, t] * known, self.log_scale[row, t] * known
+        return dist.Normal(loc.expand_as(u), (self.scale * log_scale.exp()).expand_as(u)).to_event(2)
 
     def posterior(self, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
         return self.at_transition(0, u, code, prior)

@@ -69,6 +69,8 @@ class AutoregressiveModel(OneStepModel):
     positions, of x there.
     """
 
+    starts = False
+
     def __init__(self, config: OneStepConfig, spec: TaskSpec, prior: nn.Module) -> None:
         super().__init__(config, spec, prior)
         check_choice("model.mixer of an autoregressive model", config.mixer, ("attention",))

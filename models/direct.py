@@ -50,6 +50,7 @@ class OneStepModel(nn.Module):
         "train": {"supervision_steps": 1, "on_policy": 0},
         "evaluate": {"depth": 1},
     }
+    starts = True  # from a learned embedding of each position, where there is no input?
     zeros: Tensor
 
     def __init__(self, config: Any, spec: TaskSpec, prior: nn.Module) -> None:
@@ -57,6 +58,8 @@ class OneStepModel(nn.Module):
         self.config, self.spec = config, spec
         self.length = config.prefix + spec.input_length
         self.encoder = input_encoder(spec, config.width, config.prefix)
+        # Where there is no input, something must tell positions apart.
+        self.start = None if spec.conditional or not self.starts else nn.Parameter(torch.randn(self.length, config.width))
         self.register_buffer("zeros", torch.zeros(self.length, config.width), persistent=False)
 
     def stack(self, length: int | None = None, prefix: int | None = None) -> nn.Sequential:
@@ -77,6 +80,7 @@ class OneStepModel(nn.Module):
         """Arguments as for :class:`~models.gram.GRAM`; returns y, int64 ``[..., B, L_out]``."""
         announce("model", self)
         e_x = encoded(self.encoder, x, self.zeros, None if y is None else y.shape[:-1])
+        e_x = e_x if self.start is None else e_x + self.start
         with data_plates(e_x.shape[:-2]):
             h, answer = self.respond(e_x, y, beta)
             carry(LatentState(h, h))

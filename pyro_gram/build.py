@@ -64,7 +64,7 @@ def check_parts(config: RunConfig) -> None:
         )
     if not infers and not getattr(prior, "reparameterized", True):
         raise ConfigError(
-            f"prior {names['prior']!r} cannot be trained by its own draws, which have no gradient: use --guide amortized"
+            f"prior {names['prior']!r} has draws without gradient, which cannot train it alone: use --guide amortized"
         )
     if getattr(model, "one_step", False):
         _check_one_step(config)

@@ -7,7 +7,7 @@ import itertools
 import shutil
 import struct
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_gram.build import Assembly, build
-from pyro_gram.config import RunConfig, make_run_config
+from pyro_gram.config import RunConfig, config_class, make_run_config
 from pyro_gram.registry import GUIDES, MODELS, PRIORS, TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,14 +52,27 @@ SMALL: dict[str, dict] = {
 
 
 def small_config(**changes: Any) -> RunConfig:
-    """A run of seconds. ``prior_name="gaussian"`` names a part, ``prior={...}`` sets its fields."""
-    names = {part: changes.pop(f"{part}_name", name) for part, name in NAMES.items()}
+    """A run of seconds. ``prior_name="gaussian"`` names a part, ``prior={...}`` sets its fields.
+
+    A model brings the prior and guide that it needs, and its own settings but for sizes.
+    """
+    given = {part: changes.pop(f"{part}_name", None) for part in NAMES}
+    model = MODELS.get(given["model"] or NAMES["model"])
+    names = {**NAMES, **getattr(model, "defaults", {}), **{part: name for part, name in given.items() if name}}
     task = names["task"]
     small_parts = {
         **SMALL,
         "task": SMALL_TASKS.get(task, {}),
         "model": {**SMALL["model"], **SMALL_MODELS.get(task, {})},
     }
+    for part in ("model", "prior", "guide"):
+        known = {f.name for f in fields(config_class(part, names[part]))}
+        small_parts[part] = {k: v for k, v in small_parts[part].items() if k in known}
+    for part in ("train", "evaluate"):
+        small_parts[part] = {**small_parts.get(part, {}), **getattr(model, "recipe", {}).get(part, {})}
+    if "supervision_steps" in getattr(model, "recipe", {}).get("train", {}):
+        small_parts["train"]["supervision_steps"] = min(2, small_parts["train"]["supervision_steps"])
+        small_parts["evaluate"]["depth"] = 0
     parts = {part: {**small_parts.get(part, {}), **changes.get(part, {})} for part in {*small_parts, *changes}}
     return make_run_config(names, parts, preset="test")
 
@@ -135,6 +148,24 @@ def opinionated(strength: float = 0.0, shift: float = 0.0, **changes: Any) -> Ca
     return case
 
 
-def combinations() -> list[tuple[str, str, str, str]]:
-    """Every registered model x prior x guide x task."""
-    return list(itertools.product(MODELS.names(), PRIORS.names(), GUIDES.names(), TASKS.names()))
+def programs() -> list[dict[str, str]]:
+    """Every registered prior x guide of GRAM that is meaningful, and every model on every task."""
+    pairs = [
+        {"prior_name": prior, "guide_name": guide}
+        for prior, guide in itertools.product(PRIORS.names(), GUIDES.names())
+        if not refused(prior, guide)
+    ]
+    return pairs + [{"model_name": m, "task_name": t} for m, t in itertools.product(MODELS.names(), TASKS.names())]
+
+
+def refused(prior: str, guide: str) -> str:
+    """Why a guide is none for a prior; nothing where it is one."""
+    if prior == "none":
+        return "" if guide == "prior" else "leaves nothing to infer"
+    if (prior, guide) == ("mixture", "prior"):
+        return "without gradient"
+    if (prior, guide) == ("flow", "residual"):
+        return "no mean"
+    if guide == "mean_field" and prior in ("discrete", "mean_only"):
+        return "answers with Gaussians"
+    return ""

@@ -59,7 +59,7 @@ def read_terms(model_trace: Trace, guide_trace: Trace) -> StepTerms:
                 kls.append(_kl(q, site["fn"], site["value"]))
         observed = model_trace.nodes[OBSERVED]
         reconstruction = -observed["fn"].log_prob(observed["value"])
-        kl = torch.stack([k.expand_as(reconstruction) for k in kls]) if kls else reconstruction.new_zeros(0)
+        kl = torch.stack([k.expand_as(reconstruction) for k in kls]) if kls else reconstruction[None][:0]
     return StepTerms(reconstruction, kl, *_carried(model_trace))
 
 

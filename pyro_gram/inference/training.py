@@ -50,8 +50,8 @@ class TrainConfig:
         evaluate_every: batches between two looks at the validation split.
         save_seconds: time between two saves of the training state.
         act: halting and carry as HRM and TRM train: a batch is one update, and a trajectory keeps its place until the
-            model would halt it or it has made ``supervision_steps``; only then the place takes the new batch's pair. For
-            models that halt by themselves.
+            model would halt it or it has made ``supervision_steps``; only then the place takes the new batch's pair.
+            For models that halt by themselves.
         on_policy: the deepest supervision step of the prior's own trajectories that is trained too, towards the
             solution that each is heading for (``inference.on_policy``); 0 for none. Needs inputs, and all solutions.
         on_policy_updates: how many successive steps of them a batch trains, from a random depth on.

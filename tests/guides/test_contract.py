@@ -1,4 +1,4 @@
-"""Every registered model x prior x guide x task keeps the same promises."""
+"""Every prior with every guide that is meaningful for it, and every model on every task, keep the same promises."""
 
 import copy
 import pickle
@@ -11,12 +11,17 @@ from pyro.infer import SVI, Predictive, RenyiELBO, Trace_ELBO, TraceMeanField_EL
 
 from pyro_gram.inference.bounds import terms
 from pyro_gram.inference.elbo import make_elbo
-from tests.conftest import case_of, combinations
+from tests.conftest import case_of, programs
 
 
-@pytest.fixture(params=combinations(), ids="-".join)
+@pytest.fixture(params=programs(), ids=lambda names: "-".join(names.values()))
 def case(request):
-    return case_of(**dict(zip(("model_name", "prior_name", "guide_name", "task_name"), request.param, strict=True)))
+    return case_of(**request.param)
+
+
+def bounded(case):
+    """Diffusion models estimate their bound by a draw of their own, anew at each call."""
+    return getattr(case.assembly.model, "bounded", False)
 
 
 def parts(case):
@@ -63,6 +68,8 @@ def test_plain_svi_with_pyros_adam_trains_model_and_guide(case):
 
 
 def test_messenger_bound_equals_two_pass_bound(case):
+    if bounded(case):
+        pytest.skip("a second pass draws another bound")
     model, guide = parts(case)
     pyro.set_rng_seed(3)
     one = Trace_ELBO().loss(model, guide, case.x, case.y)
@@ -102,4 +109,5 @@ def test_a_missing_y_is_an_error_not_the_prior(case):
 
 
 def test_render_model_takes_the_pair(case):
-    assert "eps_0" in pyro.render_model(case.assembly.model, (case.x, case.y)).source
+    source = pyro.render_model(case.assembly.model, (case.x, case.y)).source
+    assert ("eps_0" in source) == getattr(case.assembly.model, "guided", True)
