@@ -43,7 +43,8 @@ class MeanFieldGuide(EffectGuide):
     """A diagonal Gaussian with a mean and a scale of its own for each pair (x, y), transition, position and channel.
 
     A pair is known by a 64-bit key of its tokens and takes the next free row when it is first seen in training. Pairs
-    that were never trained are answered as all are before training, N(0, initial_scale^2). Arguments as for the amortized guide.
+    that were never trained are answered as all are before training, N(0, initial_scale^2). Arguments as for the
+    amortized guide.
 
     Raises:
         ConfigError: a prior that is not answered by Gaussians; more pairs than ``data``.

@@ -59,7 +59,9 @@ class OneStepModel(nn.Module):
         self.length = config.prefix + spec.input_length
         self.encoder = input_encoder(spec, config.width, config.prefix)
         # Where there is no input, something must tell positions apart.
-        self.start = None if spec.conditional or not self.starts else nn.Parameter(torch.randn(self.length, config.width))
+        self.start = (
+            None if spec.conditional or not self.starts else nn.Parameter(torch.randn(self.length, config.width))
+        )
         self.register_buffer("zeros", torch.zeros(self.length, config.width), persistent=False)
 
     def stack(self, length: int | None = None, prefix: int | None = None) -> nn.Sequential:

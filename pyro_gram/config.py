@@ -247,7 +247,7 @@ def _follow(table: dict[str, Any], recipe: dict[str, dict[str, Any]], names: dic
     for part, fields in recipe.items():
         known = {f.name for f in dataclasses.fields(config_class(part, names[part]) if part in NAMED else FIXED[part])}
         table[part] = table.get(part, {}) | {k: v for k, v in fields.items() if k in known}
-    steps = table.get("train", {}).get("supervision_steps", train["supervision_steps"])
-    updates = 1 if table.get("train", {}).get("act") else steps  # of a batch
+    changed = train | recipe.get("train", {})
+    updates = 1 if changed["act"] and not train["act"] else changed["supervision_steps"]  # of a batch
     if updates != train["supervision_steps"]:
         table["train"] |= {k: train[k] * train["supervision_steps"] // updates for k in ("batches", "evaluate_every")}

@@ -219,6 +219,10 @@ RECIPES = [
     {"beta": {"target": 1e6, "quiet": 0.7}},
     {"optim": {"matrices": "muon"}},
     {"train": {"on_policy": 5, "on_policy_after": 0.6}},
+    {"model_name": "trm", "train": {"supervision_steps": 3}},  # places that go on
+    {"model_name": "mdlm"},
+    {"guide_name": "mean_field", "guide": {"data": 400}, "train": {"augment": False}},  # rows given on the way
+    {"prior_name": "discrete"},
 ]
 
 

@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 
-from pyro_gram.build import build
+from pyro_gram.build import build, check_parts
 from pyro_gram.cli import Parser
 from pyro_gram.config import (
     EvaluateConfig,
@@ -19,6 +19,7 @@ from pyro_gram.config import (
     with_settings,
 )
 from pyro_gram.errors import ConfigError
+from pyro_gram.registry import GUIDES, MODELS, PRIORS
 from tests.conftest import NAMES, ROOT, small_config
 
 PRESETS = ROOT / "experiments" / "presets"
@@ -72,7 +73,7 @@ def test_a_whole_number_is_a_float_and_what_is_not_given_keeps_its_default():
 @pytest.mark.parametrize(
     ("names", "settings", "message"),
     [
-        ({**NAMES, "model": "grim"}, {}, "unknown model 'grim'; known: gram"),
+        ({**NAMES, "model": "grim"}, {}, "unknown model 'grim'; known: .*gram"),
         ({**NAMES, "task": "chess"}, {}, "unknown task 'chess'"),
         ({**NAMES, "optimizer": "adam"}, {}, "wrong or missing: optimizer"),
         ({k: v for k, v in NAMES.items() if k != "guide"}, {}, "wrong or missing: guide"),
@@ -277,6 +278,51 @@ def test_another_guide_keeps_the_presets_fields_that_it_has_too():
     config = read_preset(PRESETS, "coloring", "tiny", names={"guide": "replay", "model": None})
     assert config.names["guide"] == "replay"
     assert config.guide.hidden == 32
+
+
+def preset_with(task="nqueens", preset="cpu", **names):
+    return read_preset(PRESETS, task, preset, names=names)
+
+
+@pytest.mark.parametrize("model", MODELS.names())
+@pytest.mark.parametrize(("path", "preset"), EVERY, ids=[f"{p.stem}-{name}" for p, name in EVERY])
+def test_every_model_is_one_word_away_from_every_preset(path, preset, model):
+    config = preset_with(path.stem, preset, model=model)
+    check_parts(config)
+    assert config.names["model"] == model
+    if model != "gram":
+        assert config.names["guide"] == getattr(MODELS.get(model), "defaults", {}).get("guide", "amortized")
+    plain = preset_with(path.stem, preset)
+    assert config.model.width == plain.model.width
+    updates = 1 if config.train.act else config.train.supervision_steps
+    assert updates * config.train.batches == pytest.approx(
+        plain.train.supervision_steps * plain.train.batches, abs=updates
+    )
+
+
+@pytest.mark.parametrize("prior", PRIORS.names())
+def test_every_prior_is_one_word_away(prior):
+    config = preset_with(prior=prior)
+    check_parts(config)
+    assert config.names["guide"] == ("prior" if prior == "none" else "amortized")
+    if prior != "gaussian":
+        assert config.temper.transitions == 0  # which was found for the gaussian
+
+
+@pytest.mark.parametrize("guide", GUIDES.names())
+def test_every_guide_is_one_word_away(guide):
+    config = preset_with(guide=guide)
+    check_parts(config)
+    assert config.temper.transitions == 2
+    assert config.train.augment == (guide != "mean_field")
+
+
+def test_what_the_user_names_comes_before_what_a_model_brings():
+    config = preset_with(model="looped", prior="gaussian", guide="additive")
+    assert (config.names["prior"], config.names["guide"]) == ("gaussian", "additive")
+    assert preset_with(model="vae", prior="gaussian").names["guide"] == "amortized"
+    with pytest.raises(ConfigError, match="leaves nothing to infer"):
+        check_parts(preset_with(prior="none", guide="amortized"))
 
 
 def test_settings_are_put_over_a_config_and_checked_as_a_presets():

@@ -21,7 +21,7 @@ def test_every_registered_class_has_a_frozen_config():
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ConfigError, match="unknown guide 'psychic'; known: amortized, replay"):
+    with pytest.raises(ConfigError, match="unknown guide 'psychic'; known: additive, amortized, global"):
         GUIDES.get("psychic")
 
 

@@ -147,7 +147,8 @@ def is_done(results: dict[str, Any], variant: str, config: RunConfig) -> bool:
     held = results["variants"].get(variant)
     if held is None:
         return False
-    differing = [part for part, fields in shared_settings(config).items() if held["config"].get(part) != fields]
+    then = shared_settings(RunConfig.from_dict(held["config"]))  # settings that have come since stand at their defaults
+    differing = [part for part, fields in shared_settings(config).items() if then.get(part) != fields]
     if differing:
         raise ConfigError(f"{variant!r} was run with other settings of {differing[0]!r}: give another --out")
     return str(config.seed) in held["seeds"]

@@ -102,11 +102,14 @@ class Codes(dist.TorchDistribution):
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         logits = self.logits.expand(*sample_shape, *self.logits.shape)
         noisy = logits - torch.empty_like(logits).exponential_().log()  # the greatest is a draw (Gumbel's trick)
-        if self.temperature and logits.requires_grad and torch.is_grad_enabled():
+        trained = logits.requires_grad and torch.is_grad_enabled()
+        if trained and self.temperature:
             return (noisy / self.temperature).softmax(-1).flatten(-2)
         hard = _one_hot(noisy.argmax(-1), logits)
-        probabilities = logits.exp()
-        return (hard + probabilities - probabilities.detach()).flatten(-2) if logits.requires_grad else hard.flatten(-2)
+        if trained:
+            probabilities = logits.exp()
+            hard = hard + probabilities - probabilities.detach()
+        return hard.flatten(-2)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         with torch.no_grad():

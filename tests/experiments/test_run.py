@@ -250,7 +250,7 @@ def test_listed_splits_are_disjoint_inputs_and_write_nothing(tmp_path, monkeypat
         ("--model pathlib:Path", "pathlib:Path"),
         ("--model nowhere:GRAM", "no module named 'nowhere'"),
         ("--prior flat", "unknown prior 'flat'"),
-        ("--guide psychic", "unknown guide 'psychic'; known: amortized, replay"),
+        ("--guide psychic", "unknown guide 'psychic'; known: additive, amortized, global"),
         ("--minutes -1", "--minutes must be positive"),
         ("--minutes nan", "--minutes must be positive"),
         ("--minutes soon", "invalid float value: 'soon'"),

@@ -1,0 +1,156 @@
+"""Tables: their cells, and a small one run, resumed, collected and drawn."""
+
+import json
+import shlex
+
+import pytest
+
+from experiments import table
+from experiments.table_text import figure, markdown, shown
+from pyro_gram.build import check_parts
+from pyro_gram.cli import call
+
+TABLES = list(table.definitions()["tables"])
+MINUTES = "0.01"
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_cell_of_every_table_is_a_run_of_its_own_whose_parts_fit(name):
+    definition = table.pick("tables", name)
+    for preset in table.definitions()["presets"]:
+        cells = table.cells_of(definition, preset)
+        assert len({cell.name for cell in cells}) == len(cells)
+        for cell in cells:
+            config = cell.config()
+            check_parts(config)
+            assert config.seed == cell.seed
+            if preset != "paper":
+                assert (config.train.batches, config.train.minutes) == (0, table.pick("presets", preset)["minutes"])
+                assert config.verdict.hidden == config.temper.transitions == 0
+
+
+def test_the_papers_numbers_are_of_rows_and_metrics_that_are_shown():
+    for name in TABLES:
+        definition = table.pick("tables", name)
+        for column, told in definition["paper"].items():
+            assert column in definition["columns"]
+            assert set(told) <= set(definition["rows"])
+            for numbers in told.values():
+                assert set(numbers) <= set(table.pick("columns", column)["show"])
+
+
+def test_table_1_has_three_seeds_where_they_matter_and_one_elsewhere():
+    cells = table.cells_of(table.pick("tables", "1"), "cpu")
+    seeds = {row: sum(c.row == row and c.column == "nqueens8" for c in cells) for row in {c.row for c in cells}}
+    several = {row for row, count in seeds.items() if count == 3}
+    assert several == {"gram", "trm", "autoregressive", "mdlm"}
+    assert {seeds[row] for row in seeds.keys() - several} == {1}
+
+
+def test_rows_differ_from_each_other_within_a_table():
+    for name in TABLES:
+        cells = table.cells_of(table.pick("tables", name), "cpu" if name != "paper" else "paper", seeds=1)
+        for column in {c.column for c in cells}:
+            configs = [json.dumps(c.config().to_dict()) for c in cells if c.column == column]
+            assert len(set(configs)) == len(configs)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two cells of table 3b, each made by the command that --list prints for it."""
+    folder = tmp_path_factory.mktemp("tables")
+    common = ["--table", "3b", "--preset", "tiny", "--minutes", MINUTES, "--runs", str(folder / "runs")]
+    for row in ("gram", "direct32"):
+        assert call(table.main, [*common, "--cell", f"tiny-nqueens8-{row}-seed0"]) == 0
+    return folder, [*common, "--out", str(folder / "out")]
+
+
+def test_what_is_done_is_skipped_and_what_is_missing_is_listed_as_commands(runs, capsys):
+    _, common = runs
+    assert call(table.main, [*common, "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert not any("-gram-seed0" in line or "direct32" in line for line in lines)
+    words = shlex.split(lines[0])
+    assert words[words.index("--cell") + 1].startswith("tiny-nqueens8-gram_no_guidance-seed0")
+    assert words[words.index("--minutes") + 1] == MINUTES
+
+
+def test_collecting_writes_json_markdown_and_a_picture_and_says_what_is_missing(runs, capsys):
+    folder, common = runs
+    assert call(table.main, [*common, "--collect"]) == 0
+    out = capsys.readouterr().out
+    results = json.loads((folder / "out" / "table3b-tiny.json").read_text())
+    rows = results["columns"]["nqueens8"]["rows"]
+    assert list(rows) == ["gram", "direct32"]
+    assert len(results["missing"]) == 5
+    assert rows["gram"]["seeds"]["0"]["updates"] > 0
+    assert rows["gram"]["config"]["names"]["prior"] == "gaussian"
+    assert (folder / "out" / "table3b-tiny.md").read_text().startswith("# Table 3b")
+    assert (folder / "out" / "table3b-tiny.png").stat().st_size > 1000
+    assert "| GRAM |" in out
+    assert "Not there yet: tiny-nqueens8-gram_no_guidance-seed0" in out
+
+
+def test_a_table_of_other_minutes_does_not_mix_with_what_is_there(runs, capsys):
+    _, common = runs
+    changed = [w if w != MINUTES else "0.02" for w in common]
+    assert call(table.main, [*changed, "--collect"]) == 2
+    assert "begun with other settings: give another --runs" in capsys.readouterr().err
+
+
+def results(**seeds):
+    row = {"title": "GRAM", "seeds": seeds}
+    return {
+        "title": "T",
+        "preset": "cpu",
+        "minutes": 5,
+        "missing": [],
+        "columns": {
+            "c": {
+                "title": "C",
+                "show": ["sample_accuracy", "violations"],
+                "paper": {"gram": {"violations": 2.7}},
+                "rows": {"gram": row},
+            }
+        },
+    }
+
+
+def cell(accuracy, violations):
+    return {
+        "sample_accuracy": accuracy, "violations": violations, "parameters": 1234567, "guide_parameters": 89,
+        "updates": 10, "threads": 1, "num_inputs": 7, "num_samples": 20, "coverage_limit": 0.9,
+    }  # fmt: skip
+
+
+def test_means_and_standard_errors_over_seeds_stand_beside_the_papers():
+    both = results(**{"0": cell(0.5, 10), "1": cell(0.7, 14)})
+    text = markdown(both)
+    assert "| GRAM | 1,234,567 (89) | 2 | 10 | 60.0 ± 10.0 | 12.0 ± 2.0 | 2.7 |" in text
+    assert "5 minutes of training a cell on 1 thread, 7 inputs" in text
+    assert "90.0 %" in text
+    row = both["columns"]["c"]["rows"]["gram"]
+    assert shown(row, "sample_accuracy") == (pytest.approx(60), pytest.approx(10))
+    assert shown(row, "coverage") is None
+    assert shown({"seeds": {"0": cell(0.5, 10)}}, "violations") == (10.0, None)
+    axes = figure(both).axes
+    assert [a.get_xlabel() for a in axes] == ["accuracy of a sample, %", "conflicts (fewer is better)"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--table", "9"], "unknown table '9'; known: 1, 2"),
+        (["--table", "1", "--preset", "huge"], "unknown preset 'huge'; known: tiny"),
+        (["--table", "1", "--cell", "x"], "no cell 'x' in this table; its cells: cpu-nqueens8-direct8-seed0"),
+        (["--table", "1", "--minutes", "0"], "--minutes must be positive"),
+        (["--table", "1", "--seeds", "-1"], "--seeds"),
+        (["--table", "1", "--collect"], "no cell of table 1 is done"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(words, message, tmp_path, capsys):
+    assert call(table.main, [*words, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) == 1

@@ -1,0 +1,115 @@
+"""Guides beside the default: how y enters, and what they refuse."""
+
+import pytest
+import torch
+
+from pyro_gram.build import build
+from pyro_gram.errors import ConfigError
+from pyro_gram.inference.bounds import terms
+from tests.conftest import case_of, small_config
+
+
+def posterior_of(case, y=None):
+    guide, model = case.assembly.guide, case.assembly.model
+    y = case.y if y is None else y
+    u = torch.randn(5, 4, 16)
+    with torch.no_grad():
+        return guide.posterior(u, guide.encode(case.x, y), model.prior(u)), u
+
+
+def changed(case):
+    """y with its last token changed."""
+    y = case.y.clone()
+    y[:, -1] = (y[:, -1] + 1) % 3
+    return y
+
+
+@pytest.mark.parametrize(("guide", "elsewhere"), [("amortized", False), ("additive", False), ("global", True)])
+def test_which_positions_learn_of_a_changed_answer(guide, elsewhere):
+    case = case_of(guide_name=guide)
+    torch.manual_seed(0)
+    before, _ = posterior_of(case)
+    torch.manual_seed(0)
+    after, _ = posterior_of(case, changed(case))
+    moved = (before.mean - after.mean).abs().amax((0, 2)) > 1e-6
+    assert bool(moved[-1])
+    assert bool(moved[:-1].all()) == elsewhere
+    assert bool(moved[:-1].any()) == elsewhere
+
+
+def test_the_global_code_is_the_same_at_every_position():
+    case = case_of(guide_name="global")
+    code = case.assembly.guide.encode(case.x, case.y)
+    assert code.shape == (5, 1, 16)
+
+
+def test_the_residual_guide_moves_with_the_prior():
+    case = case_of(guide_name="residual")
+    q, u = posterior_of(case)
+    prior = case.assembly.model.prior
+    with torch.no_grad():
+        prior.head.mlp.down.weight[:16] += 0.1  # of the mean
+    u_again = u
+    with torch.no_grad():
+        guide = case.assembly.guide
+        moved = guide.posterior(u_again, guide.encode(case.x, case.y), prior(u_again))
+    before = q.mean
+    shift = moved.mean - before
+    assert shift.abs().max() > 1e-3
+    torch.testing.assert_close(moved.stddev, q.stddev)
+
+
+def test_without_an_inference_network_nothing_of_y_is_told():
+    case = case_of(guide_name="prior")
+    found = terms(case.assembly.model, case.assembly.guide, case.x, case.y)
+    assert (found.kl == 0).all()
+    assert sum(p.numel() for p in case.assembly.guide.parameters()) == 0
+
+
+def test_free_parameters_belong_to_their_pair():
+    case = case_of(guide_name="mean_field", guide={"data": 6})
+    guide = case.assembly.guide
+    guide.train()
+    rows = guide.encode(case.x, case.y)
+    assert sorted(rows.tolist()) == list(range(5))
+    assert (guide.encode(case.x.flip(0), case.y.flip(0)) == rows.flip(0)).all()
+    wide = guide.encode(case.x.expand(3, *case.x.shape), case.y.expand(3, *case.y.shape))
+    assert (wide == rows).all()
+    guide.eval()
+    assert (guide.encode(case.x, changed(case)) == -1).sum() >= 4  # a pair never trained has none
+    q, _ = posterior_of(case, changed(case))
+    known = guide.encode(case.x, changed(case)) >= 0
+    assert (q.mean[~known] == 0).all()
+    guide.train()
+    with pytest.raises(ConfigError, match=r"more than 6 pairs.*guide\.data"):
+        guide.encode(case.x, changed(case))
+
+
+def test_the_rows_of_pairs_survive_a_checkpoint():
+    case = case_of(guide_name="mean_field", guide={"data": 6})
+    guide = case.assembly.guide
+    guide.train()
+    rows = guide.encode(case.x, case.y)
+    again = case_of(guide_name="mean_field", guide={"data": 6}).assembly.guide
+    again.load_state_dict(guide.state_dict())
+    again.eval()
+    assert (again.encode(case.x, case.y) == rows).all()
+
+
+REFUSED = [
+    ({"prior_name": "none", "guide_name": "amortized"}, "'none' leaves nothing to infer.*--guide prior"),
+    ({"prior_name": "mixture", "guide_name": "prior"}, "'mixture' has draws without gradient.*--guide amortized"),
+    ({"prior_name": "discrete", "guide_name": "mean_field"}, "answers with Gaussians"),
+    ({"model_name": "direct", "prior_name": "gaussian"}, "'direct' has no guidance.*--prior none"),
+    ({"model_name": "direct", "guide_name": "amortized"}, "'direct' has no guidance.*--guide prior"),
+    ({"model_name": "vae", "guide_name": "replay"}, "walks a recursive core, and VAE has none"),
+    ({"model_name": "vae", "train": {"supervision_steps": 2}}, "'vae' answers in one supervision step"),
+    ({"model_name": "mdlm", "evaluate": {"depth": 4}}, r"'mdlm' answers in one.*evaluate\.depth"),
+    ({"model_name": "looped", "train": {"on_policy": 4}}, r"'looped' answers in one.*train\.on_policy"),
+]
+
+
+@pytest.mark.parametrize(("names", "message"), REFUSED)
+def test_parts_that_do_not_belong_together_are_refused_when_they_are_built(names, message):
+    with pytest.raises(ConfigError, match=message):
+        build(small_config(**names))

@@ -1,0 +1,270 @@
+"""What the baselines compute, against brute force where an answer is small enough to enumerate."""
+
+import itertools
+import math
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from torch.distributions import Categorical, kl_divergence
+
+from pyro_gram.inference.sampling import rollout
+from pyro_gram.inference.sites import plate_shape
+from pyro_gram.networks.layers import RotaryAttention
+from tests.conftest import case_of
+
+TINY = {"vertices": 4, "train": 20, "validation": 4, "test": 4}  # 81 answers
+
+
+def of(name, **changes):
+    case = case_of(model_name=name, task={**TINY, "edge_probability": 0.5}, **changes)
+    case.assembly.model.eval()
+    case.assembly.guide.eval()
+    return case
+
+
+def answers():
+    return torch.tensor(list(itertools.product(range(3), repeat=4)))
+
+
+def frequencies(tokens):
+    return torch.bincount(number_of(tokens).flatten(), minlength=81) / tokens[..., 0].numel()
+
+
+def number_of(tokens):
+    return (tokens * torch.tensor([27, 9, 3, 1])).sum(-1)
+
+
+def y_site(model, x, y):
+    return poutine.trace(model).get_trace(x, y).nodes["y"]
+
+
+# ---- autoregressive ----------------------------------------------------------------------------------------------
+
+
+def test_a_prefix_language_model_sees_its_prefix_and_what_is_before():
+    layer = RotaryAttention(6, 8, 2, prefix=2)
+    x = torch.randn(1, 6, 8)
+    for changed, unmoved in ((5, 5), (3, 3), (1, 0)):
+        other = x.clone()
+        other[0, changed] += 1
+        moved = (layer(x) - layer(other)).abs().amax((0, 2)) > 1e-6
+        assert not moved[:unmoved].any()
+        assert moved[unmoved:].all() if changed < 2 else moved[changed:].all()
+
+
+def test_the_autoregressive_density_sums_to_one_and_draws_follow_it():
+    case = of("autoregressive")
+    model, x = case.assembly.model, case.x[:1]
+    with torch.no_grad():
+        p = y_site(model, x.expand(81, *x.shape[1:]), answers())["fn"].log_prob(answers()).exp()
+    assert p.sum().item() == pytest.approx(1, abs=1e-5)
+    rolled = rollout(model, x, num_samples=4000, depth=1)
+    torch.testing.assert_close(frequencies(rolled.tokens), p, atol=0.03, rtol=0)
+    drawn = rolled.tokens[:50, 0]
+    torch.testing.assert_close(rolled.score[:50, 0], p[number_of(drawn)].log(), atol=1e-4, rtol=1e-4)
+
+
+def test_its_log_likelihood_needs_no_monte_carlo():
+    from pyro_gram.inference.bounds import prior_log_likelihood, terms
+
+    case = of("autoregressive")
+    model = case.assembly.model
+    exact = terms(model, case.assembly.guide, case.x, case.y).elbo
+    few = prior_log_likelihood(model, case.x, case.y, depth=1, num_samples=2)
+    torch.testing.assert_close(few, exact, atol=1e-4, rtol=1e-4)
+
+
+# ---- diffusion ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("mdlm", {}), ("d3pm", {"kind": "absorbing", "times": 8}), ("d3pm", {"kind": "uniform", "times": 8})],
+)
+def test_a_diffusion_bound_is_below_the_log_probability_of_what_it_draws(name, settings):
+    case = of(name, model=settings)
+    model, x = case.assembly.model, case.x[:1]
+    p = frequencies(rollout(model, x, num_samples=6000, depth=1).tokens)
+    many = 800
+    with torch.no_grad():
+        y = answers()[:, None].expand(81, many, 4)
+        bound = -model.loss(model.encoder(x).expand(81, many, -1, -1), y).mean(1)
+    likely = p.topk(5).indices
+    assert (bound[likely] < p[likely].log() + 0.3).all()
+    assert bound.exp().sum() < 1.1  # a bound on a distribution
+    assert bound.exp().sum() > 0.3  # and not a vacuous one
+
+
+@pytest.mark.parametrize("kind", ["absorbing", "uniform"])
+def test_d3pms_backward_step_is_bayes_rule_over_its_transition_matrices(kind):
+    case = of("d3pm", model={"kind": kind, "times": 6})
+    model = case.assembly.model
+    classes = len(model.stationary)
+    kept = model.kept
+    for t in (1, 2, 4, 6):
+        alpha = kept[t] / kept[t - 1]
+        one = alpha * torch.eye(classes) + (1 - alpha) * model.stationary  # q(y_t | y_{t-1}), rows to columns
+        until = kept[t - 1] * torch.eye(classes) + (1 - kept[t - 1]) * model.stationary
+        for clean, corrupted in itertools.product(range(3), range(classes)):
+            joint = until[clean] * one[:, corrupted]
+            if joint.sum() < 1e-6:
+                continue
+            hot = torch.nn.functional.one_hot(torch.tensor([clean]), classes).float()
+            found = model._backward(hot, torch.tensor([corrupted]), torch.tensor(t))
+            torch.testing.assert_close(found[0], joint / joint.sum(), atol=1e-5, rtol=1e-4)
+
+
+def test_mdlm_of_a_network_that_knows_nothing_is_the_entropy_of_its_guesses():
+    """With logits that never change, the bound is tight: each token costs its own cross-entropy, whenever uncovered."""
+    case = of("mdlm")
+    model = case.assembly.model
+    logits = torch.randn(3, 3)
+
+    class Fixed(torch.nn.Module):
+        def forward(self, e_x, tokens, time):
+            return logits.expand(*tokens.shape, 3)
+
+    model.denoiser = Fixed()
+    y = torch.tensor([[0, 1, 2]]).expand(20_000, 3)  # of any length: the network does not look
+    with torch.no_grad():
+        found = model.loss(torch.zeros(20_000, 3, 16), y).mean()
+    expected = -Categorical(logits=logits).log_prob(torch.tensor([0, 1, 2])).sum()
+    assert found.item() == pytest.approx(expected.item(), rel=0.05)
+
+
+def test_plates_tell_a_draw_without_site_its_batch_shape():
+    assert plate_shape() == ()
+    with pyro.plate("a", 3, dim=-1), pyro.plate("b", 5, dim=-3):
+        assert plate_shape() == (5, 1, 3)
+
+
+def test_trajectories_of_a_drawn_answer_differ_and_those_of_a_mode_do_not():
+    for name, differ in (("mdlm", True), ("autoregressive", True), ("direct", False), ("vae", True)):
+        tokens = rollout(of(name).assembly.model, of(name).x, num_samples=50, depth=1).tokens
+        assert bool((tokens != tokens[:1]).any()) == differ, name
+
+
+# ---- recursions --------------------------------------------------------------------------------------------------
+
+
+def gradients(model, names):
+    return {n: p.grad for n, p in model.named_parameters() if n in names}
+
+
+def test_hrms_gradient_is_that_of_the_last_two_steps_alone():
+    case = of("hrm", model={"transitions": 2, "low_steps": 3})
+    model = case.assembly.model
+    trace = poutine.trace(model).get_trace(case.x, case.y)
+    trace.nodes["y"]["fn"].log_prob(case.y).sum().backward()
+    found = model.core.f_L[0].channels.down.weight.grad.clone()
+    model.zero_grad()
+    e_x = model.encoder(case.x)
+    with torch.no_grad():
+        h, l = model.initial_state(e_x)
+        for _ in range(3):
+            l = model.core.f_L(l + h + e_x)
+        h = model.core.f_H(h + l)
+        for _ in range(2):
+            l = model.core.f_L(l + h + e_x)
+    l = model.core.f_L(l + (h + e_x))
+    model.likelihood(model.core.f_H(h + l)).log_prob(case.y).sum().backward()
+    torch.testing.assert_close(found, model.core.f_L[0].channels.down.weight.grad)
+
+
+def test_trm_has_one_network_and_gradient_through_its_last_transition():
+    case = of("trm", model={"transitions": 2})
+    model = case.assembly.model
+    assert model.core.f_L is model.core.f_H
+    trace = poutine.trace(model).get_trace(case.x, case.y)
+    assert [trace.nodes[f"u_{t}"]["value"].requires_grad for t in range(2)] == [False, True]
+
+
+def test_the_looped_transformer_has_gradient_through_every_loop_and_one_network():
+    case = of("looped", model={"transitions": 3, "low_steps": 1, "truncated": False})
+    trace = poutine.trace(case.assembly.model).get_trace(case.x, case.y)
+    assert all(trace.nodes[f"u_{t}"]["value"].requires_grad for t in range(3))
+    e_x = case.assembly.model.encoder(case.x)
+    h = case.assembly.model.h0.expand_as(e_x)
+    for _ in range(3):
+        h = case.assembly.model.core.f(h + e_x)
+    torch.testing.assert_close(trace.nodes["h"]["value"], h)
+
+
+@pytest.mark.parametrize(("name", "outputs"), [("trm", 1), ("hrm", 2)])
+def test_halting_is_an_observed_site_outside_of_every_reported_bound(name, outputs):
+    from pyro_gram.inference.bounds import terms
+
+    case = of(name)
+    model = case.assembly.model
+    trace = poutine.trace(model).get_trace(case.x, case.y)
+    logits = model.halting(trace.nodes["h"]["value"][:, 0])
+    assert logits.shape == (5, outputs)
+    right = (trace.nodes["y"]["fn"].base_dist.logits.argmax(-1) == case.y).all(-1)
+    assert (trace.nodes["halt"]["value"] == right.float()).all()
+    threshold = logits[:, 1] if outputs > 1 else 0
+    assert (trace.nodes["halted"]["value"] == (logits[:, 0] > threshold)).all()
+    assert trace.nodes["halt"]["scale"] == 0.5 * 4
+    found = terms(model, case.assembly.guide, case.x, case.y)
+    torch.testing.assert_close(found.elbo, trace.nodes["y"]["fn"].log_prob(case.y))
+    assert "halt" not in poutine.trace(model).get_trace(case.x).nodes
+
+
+def test_hrm_learns_the_value_of_going_on_from_its_next_step():
+    case = of("hrm")
+    model = case.assembly.model
+    trace = poutine.trace(model).get_trace(case.x, case.y)
+    with torch.no_grad():
+        following = poutine.trace(model).get_trace(case.x, None, _state(trace)).nodes["h"]["value"]
+        target = model.halting(following[:, 0]).amax(-1).sigmoid()
+        q = model.halting(trace.nodes["h"]["value"][:, 0])[:, 1].sigmoid()
+    expected = target * q.log() + (1 - target) * (1 - q).log()
+    torch.testing.assert_close(trace.nodes["go_on"]["fn"].log_factor, expected, atol=1e-5, rtol=1e-5)
+
+
+def _state(trace):
+    from pyro_gram.networks.core import LatentState
+
+    return LatentState(trace.nodes["h"]["value"], trace.nodes["l"]["value"])
+
+
+def test_the_two_naive_stochastic_trms_are_stochastic_where_they_say():
+    plain, sampled, random = of("trm"), of("trm", model={"answers": "sampled"}), of("trm", model={"start": "random"})
+    for case in (sampled, random):
+        case.assembly.model.load_state_dict(plain.assembly.model.state_dict())
+    rolled = {n: rollout(c.assembly.model, plain.x, num_samples=200, depth=2) for n, c in
+              (("plain", plain), ("sampled", sampled), ("random", random))}  # fmt: skip
+    assert (rolled["plain"].tokens == rolled["plain"].tokens[:1]).all()
+    assert (rolled["sampled"].tokens != rolled["sampled"].tokens[:1]).any()
+    starts = poutine.trace(random.assembly.model).get_trace(plain.x).nodes
+    assert starts["z0_h"]["value"].shape == (5, 4, 16)
+    assert not torch.equal(starts["z0_h"]["value"][0], starts["z0_h"]["value"][1])
+    # A drawn answer follows the likelihood of the state that every trajectory ends in.
+    p = poutine.trace(plain.assembly.model).get_trace(plain.x, None, steps=2).nodes["y"]["fn"].base_dist.probs
+    share = torch.nn.functional.one_hot(rolled["sampled"].tokens, 3).double().mean(0)
+    torch.testing.assert_close(share, p.double(), atol=0.12, rtol=0)
+
+
+def test_a_vae_draws_once_and_its_kl_is_to_a_standard_normal():
+    from pyro_gram.inference.bounds import terms
+
+    case = of("vae")
+    torch.manual_seed(0)
+    found = terms(case.assembly.model, case.assembly.guide, case.x, case.y, steps=5)
+    assert found.kl.shape == (1, 5)
+    guide, model = case.assembly.guide, case.assembly.model
+    with torch.no_grad():
+        q = guide.posterior(model.f(model.encoder(case.x)), guide.encode(case.x, case.y), None)
+        standard = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(5, 4, 16), 1.0), 2)
+    torch.testing.assert_close(found.kl[0], kl_divergence(q, standard))
+
+
+def test_direct_prediction_knows_its_density():
+    case = of("direct")
+    model, x = case.assembly.model, case.x[:1]
+    with torch.no_grad():
+        logits = model.decoder(model.f(model.encoder(x)))
+    site = y_site(model, x, torch.tensor([[0, 1, 2, 0]]))
+    expected = logits.log_softmax(-1)[0, range(4), [0, 1, 2, 0]].sum()
+    assert math.isclose(site["fn"].log_prob(site["value"]).item(), expected.item(), rel_tol=1e-5)
