@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from experiments import table_text
 from experiments.studies import gap
 from pyro_gram.cli import Parser, call
 from pyro_gram.errors import UserError
@@ -17,6 +18,7 @@ CHECKPOINTS = ROOT / "checkpoints"
 EXPERIMENTS = ROOT / "experiments"
 BENCH = EXPERIMENTS / "bench.json"
 SOLVE_BENCH = EXPERIMENTS / "bench_solve.json"
+TABLES = EXPERIMENTS / "tables"
 DETERMINISTIC = EXPERIMENTS / "studies" / "mnist_deterministic.json"
 PAPER = {  # Table 1: accuracy, or conflicting edges in all test graphs; and coverage; 10 M parameters, 8 GPUs
     "coloring8": "2.7 conflicts, .858",
@@ -259,6 +261,8 @@ def filled(text: str) -> str:
     text = fill(text, "generated", generated_table())
     text = fill(text, "selection", selection_table())
     text = fill(text, "compute", compute_table())
+    for name in ("1", "3a", "3b"):
+        text = fill(text, f"table{name}", f"\n{table_text.markdown(read_json(TABLES / f'table{name}-cpu.json'))}\n")
     text = fill(text, "solving", solve_table(read_json(SOLVE_BENCH)))
     return fill(text, "bench", bench_table(read_json(BENCH)))
 

@@ -80,10 +80,10 @@ class Cell:
         config = read_preset(
             PRESETS, column["task"], column["presets"][self.preset], names=row.get("names"), seed=self.seed
         )
-        for settings in (preset["settings"], row.get("settings", {}), row.get(self.preset, {})):
-            config = with_settings(config, settings)
         if not getattr(MODELS.get(config.names["model"]), "one_step", False):
             config = with_settings(config, {"evaluate": {"depth": preset["depth"]}})
+        for settings in (preset["settings"], row.get("settings", {}), row.get(self.preset, {})):
+            config = with_settings(config, settings)
         if (
             config.train.act or config.train.supervision_steps == 1
         ):  # a batch is one update: as rare looks as others have

@@ -13,6 +13,20 @@ A prior is a module from u ``[..., L, D]`` to a distribution with batch shape ``
 | ``discrete`` | categorical codes, straight-through or relaxed | closed |
 """
 
-from . import codes, flow, gaussian, structured
+from .codes import DiscretePrior
+from .flow import FlowPrior
+from .gaussian import GaussianPrior, MeanOnlyPrior, NoiseOnlyPrior, NoPrior, StandardPrior
+from .structured import LowRankPrior, MixturePrior, StudentTPrior
 
-__all__ = ["codes", "flow", "gaussian", "structured"]
+__all__ = [
+    "DiscretePrior",
+    "FlowPrior",
+    "GaussianPrior",
+    "LowRankPrior",
+    "MeanOnlyPrior",
+    "MixturePrior",
+    "NoPrior",
+    "NoiseOnlyPrior",
+    "StandardPrior",
+    "StudentTPrior",
+]

@@ -1,0 +1,125 @@
+"""What amortization costs: the bound of a trained guide against free parameters fitted to each datum.
+
+The model stays as it is. For held-out pairs (x, y) the full bound (Eq. 13) of its guide is compared with that of the
+mean-field guide, whose means and scales of every transition start at the guide's and are fitted by SVI; and with log
+p(y | x), which is above both. Guide to mean field is the amortization gap, mean field to log p the approximation gap.
+
+    python experiments/studies/amortization.py --checkpoint checkpoints/coloring8.safetensors
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from tqdm import trange
+
+from guides.mean_field import MeanFieldGuide, MeanFieldGuideConfig
+from pyro_gram.checkpoint import load_model
+from pyro_gram.cli import Parser, call
+from pyro_gram.errors import ConfigError
+from pyro_gram.evaluate import environment
+from pyro_gram.files import check_writable, write_json
+from pyro_gram.inference.bounds import prior_log_likelihood
+from pyro_gram.inference.elbo import MeanFieldELBO
+from pyro_gram.inference.importance import guide_draws, log_evidence
+from pyro_gram.inference.sites import transition_of
+from pyro_gram.tasks.stream import generator_for
+
+HERE = Path(__file__).parent
+DRAWS = 200  # of each datum, for every bound
+PRIOR_DRAWS = 4000  # of each datum, for log p(y | x)
+PARTICLES = 8  # of an update
+
+
+def started_at(guide: nn.Module, model: Any, x: Tensor, y: Tensor, steps: int) -> MeanFieldGuide:
+    """A mean-field guide whose parameters for these pairs are what ``guide`` says along one of its draws."""
+    with torch.no_grad(), pyro.validation_enabled(False):
+        trace = poutine.trace(guide).get_trace(x, y, steps=steps, truncated=False)
+    said = {transition_of(name): site["fn"] for name, site in trace.nodes.items() if transition_of(name) is not None}
+    config = MeanFieldGuideConfig(data=len(y), transitions=len(said))
+    free = MeanFieldGuide(config, model.spec, model, model.config.width)
+    free.train()
+    rows = free.encode(x, y)
+    with torch.no_grad():
+        for t, q in said.items():
+            free.loc[rows, t] = q.base_dist.loc
+            free.log_scale[rows, t] = (q.base_dist.scale / config.initial_scale).log()
+    return free
+
+
+def fit(free: MeanFieldGuide, model: nn.Module, x: Tensor, y: Tensor, steps: int, updates: int, lr: float) -> None:
+    """Raise the full bound of these pairs, the model fixed."""
+    for p in model.parameters():
+        p.requires_grad_(False)
+    elbo = MeanFieldELBO(num_particles=PARTICLES, vectorize_particles=True, max_plate_nesting=1)
+    adam = torch.optim.Adam(free.parameters(), lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, updates)
+    with pyro.validation_enabled(False):
+        for _ in trange(updates, desc="fit", file=sys.stderr):
+            adam.zero_grad()
+            elbo.differentiable_loss(model, free, x, y, steps=steps, truncated=False).backward()
+            adam.step()
+            schedule.step()
+
+
+def bounds_of(model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, Tensor]:
+    """The ELBO and the importance-weighted bound of each pair, nats, ``[B]``."""
+    drawn = guide_draws(model, guide, x, y, steps=steps, num_samples=DRAWS, seed=1)
+    return {"elbo": drawn.log_weight.mean(0), "iwae": log_evidence(drawn.log_weight)}
+
+
+def summary(values: Tensor) -> dict[str, float]:
+    """Mean over pairs and its standard error."""
+    return {"mean": values.mean().item(), "se": (values.std() / len(values) ** 0.5).item()}
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser("amortization.py", description=__doc__)
+    parser.add_argument("--checkpoint", required=True, metavar="PATH")
+    parser.add_argument("--inputs", type=int, default=24, help="held-out pairs (default 24)")
+    parser.add_argument("--depth", type=int, default=4, help="supervision steps of a trajectory (default 4)")
+    parser.add_argument("--updates", type=int, default=400, help="of the free parameters (default 400)")
+    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--out", type=Path, default=HERE / "amortization.json", metavar="FILE")
+    arguments = parser.parse_args(argv)
+    for name in ("inputs", "depth", "updates"):
+        if getattr(arguments, name) < 1:
+            raise ConfigError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
+    check_writable(arguments.out)
+    assembly = load_model(arguments.checkpoint)
+    model, guide = assembly.model, assembly.guide
+    puzzles = assembly.task.split("test")
+    x, y = puzzles.pairs(arguments.inputs, generator_for(1, arguments.inputs))
+    if x is None or not getattr(guide, "infers", True):
+        raise ConfigError("this study is of a guide that infers answers to inputs")
+    found = {"guide": bounds_of(model, guide, x, y, arguments.depth)}
+    free = started_at(guide, model, x, y, arguments.depth)
+    fit(free, model, x, y, arguments.depth, arguments.updates, arguments.lr)
+    free.eval()
+    found["mean_field"] = bounds_of(model, free, x, y, arguments.depth)
+    log_p = prior_log_likelihood(model, x, y, depth=arguments.depth, num_samples=PRIOR_DRAWS, seed=2)
+    results = {
+        "checkpoint": Path(arguments.checkpoint).stem,
+        **{name: getattr(arguments, name) for name in ("inputs", "depth", "updates", "lr")},
+        "draws": DRAWS,
+        "bounds": {name: {k: summary(v) for k, v in bounds.items()} for name, bounds in found.items()},
+        "log_p_prior_mc": summary(log_p) | {"draws": PRIOR_DRAWS},
+        "amortization_gap": summary(found["mean_field"]["elbo"] - found["guide"]["elbo"]),
+        "approximation_gap": summary(log_p - found["mean_field"]["elbo"]),
+        "environment": environment(),
+    }
+    write_json(arguments.out, results)
+    for name in ("amortization_gap", "approximation_gap"):
+        print(f"{name.replace('_', ' ')}: {results[name]['mean']:.2f} ± {results[name]['se']:.2f} nats a pair")
+    print(f"results: {arguments.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(call(main))
