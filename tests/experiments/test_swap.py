@@ -1,0 +1,62 @@
+"""Another prior, guide or model is one word: a whole run, its trajectories in ArviZ, and a puzzle solved with it."""
+
+import json
+
+import pytest
+
+from experiments import run, solve
+from pyro_gram.cli import call
+from pyro_gram.diagnostics.inference_data import load
+
+SIZES = {"vertices": 4, "edge_probability": 0.4, "train": 20, "validation": 4, "test": 4}
+TASK = ["--task", "coloring", "--preset", "tiny", *(w for k, v in SIZES.items() for w in (f"--task.{k}", str(v)))]
+FAST = ["--train.batches", "4", "--evaluate.num_samples", "3", "--verdict.hidden", "0"]
+FROM_THE_GUIDE = {"posterior", "posterior_predictive", "log_likelihood", "sample_stats"}
+
+
+@pytest.mark.parametrize(
+    ("words", "infers"),
+    [
+        ("--model autoregressive", False),
+        ("--model mdlm", False),
+        ("--model trm", False),
+        ("--model vae", True),
+        ("--prior discrete", True),
+        ("--prior none", False),
+        ("--guide mean_field", True),
+    ],
+)
+def test_a_swapped_part_is_trained_measured_and_solves(words, infers, tmp_path, capsys):
+    assert call(run.main, [*TASK, *FAST, *words.split(), "--out", str(tmp_path / "run")]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert 0 <= results["metrics"]["sample_accuracy"] <= 1
+    assert ("log_likelihood_prior_mc" in results["metrics"]) == ("mdlm" not in words)
+    groups = {name.strip("/") for name in load(tmp_path / "run" / "inference.nc").groups()} - {""}
+    assert {"prior_predictive", "observed_data"} <= groups
+    assert groups & FROM_THE_GUIDE == (FROM_THE_GUIDE if infers else set())
+    (tmp_path / "graph").write_text("CF\n")
+    capsys.readouterr()
+    assert call(solve.main, ["--checkpoint", str(tmp_path / "run"), "--input", str(tmp_path / "graph"), "--json"]) == 0
+    solved = json.loads(capsys.readouterr().out)
+    assert sum(s["count"] for s in solved["solutions"]) == solved["num_samples"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--prior none --guide amortized", "leaves nothing to infer"),
+        ("--model direct --prior gaussian", "has no guidance"),
+        ("--guide mean_field --guide.data 3", "room for 3 pairs (x, y), and the training split has"),
+        ("--guide mean_field --train.augment true", "set train.augment to false"),
+        ("--prior flow --guide residual", "has no mean to be residual to"),
+        ("--prior discrete --guide.budget 1", "budget needs a Gaussian prior"),
+        ("--train.act true", "act needs a model that learns to halt"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_before_training(words, message, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert call(run.main, [*TASK, *FAST, *words.split(), "--out", str(out)]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "train:" not in err
+    assert not (out / "metrics.jsonl").exists()
