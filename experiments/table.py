@@ -23,6 +23,7 @@ import torch
 
 from experiments.run import PRESETS, pick_device
 from experiments.table_text import figure, markdown
+from pyro_gram.build import check_parts
 from pyro_gram.checkpoint import load_model
 from pyro_gram.cli import Parser, call
 from pyro_gram.config import RunConfig, read_preset, with_settings
@@ -84,9 +85,8 @@ class Cell:
             config = with_settings(config, {"evaluate": {"depth": preset["depth"]}})
         for settings in (preset["settings"], row.get("settings", {}), row.get(self.preset, {})):
             config = with_settings(config, settings)
-        if (
-            config.train.act or config.train.supervision_steps == 1
-        ):  # a batch is one update: as rare looks as others have
+        one_update = config.train.act or config.train.supervision_steps == 1
+        if one_update:  # of a batch: looks are as rare as those of other rows
             config = with_settings(config, {"train": {"evaluate_every": LOOKS}})
         minutes = self.minutes or preset.get("minutes")
         if minutes:  # every cell for as long, and each schedule over all of it
@@ -111,9 +111,14 @@ def cells_of(table: dict[str, Any], preset: str, minutes: float | None = None, s
 
 
 def is_done(cell: Cell, runs: Path) -> bool:
-    """Has the cell been measured? Raises ConfigError where its directory holds a run with other settings."""
-    folder = runs / cell.name
-    check_begun(folder, cell.config(), "--runs")
+    """Has the cell been measured?
+
+    Raises:
+        ConfigError: its parts do not fit together, or its directory holds a run with other settings.
+    """
+    folder, config = runs / cell.name, cell.config()
+    check_parts(config)
+    check_begun(folder, config, "--runs")
     return (folder / "results.json").exists()
 
 
@@ -132,7 +137,7 @@ def measured(cell: Cell, runs: Path, num_samples: int | None, data_dir: str | No
     folder = runs / cell.name
     results = read_json(folder / "results.json")
     metrics = results["metrics"]
-    if num_samples not in (None, metrics["num_samples"]) and cell.preset != "tiny":
+    if num_samples is not None and num_samples < metrics["num_samples"]:
         metrics = metrics | _of(num_samples, folder, data_dir)
     return {
         **{name: metrics[name] for name in KEPT if metrics.get(name) is not None},
@@ -157,6 +162,7 @@ def _of(num_samples: int, folder: Path, data_dir: str | None) -> dict[str, Any]:
             num_samples=num_samples,
             depth=evaluate.depth or assembly.config.train.supervision_steps,
             seed=evaluate.seed,
+            temper=assembly.config.temper,
             max_trajectories=at_once(task.spec.input_length),
         )
         write_json(path, measure(task, puzzles, rolled.tokens, rolled.score).to_dict())
@@ -188,7 +194,6 @@ def collect(name: str, cells: list[Cell], runs: Path, data_dir: str | None) -> d
         "title": table["title"],
         "preset": preset,
         "minutes": cells[0].minutes or pick("presets", preset).get("minutes"),
-        "num_samples": table.get("num_samples"),
         "missing": [cell.name for cell in cells if not is_done(cell, runs)],
         "columns": {
             column: {
@@ -249,6 +254,8 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--minutes must be positive, not {arguments.minutes}")
     if arguments.seeds < 0:
         raise ConfigError(f"--seeds must be at least 1, not {arguments.seeds}")
+    if arguments.cell and arguments.collect:
+        raise ConfigError("--cell runs cells and --collect runs none: give one of them")
     cells = cells_of(pick("tables", arguments.table), arguments.preset, arguments.minutes, arguments.seeds)
     if arguments.cell:
         named = {cell.name: cell for cell in cells}
@@ -262,6 +269,7 @@ def main(argv: list[str]) -> int:
         return 0
     check_writable(arguments.out / "table.json")
     device = pick_device(arguments.device)
+    failed = []
     for cell in [] if arguments.collect else missing:
         print(f"{cell.name} ({1 + missing.index(cell)} of {len(missing)})", file=sys.stderr)
         try:
@@ -269,6 +277,11 @@ def main(argv: list[str]) -> int:
         except InterruptedRunError as stopped:
             print("stopped; the same command goes on", file=sys.stderr)
             return stopped.exit_code
+        except UserError as e:  # the other cells can be run
+            failed.append(f"{cell.name}: {e}")
+            print(f"error: {failed[-1]}", file=sys.stderr)
+    if failed:
+        raise UserError(f"{len(failed)} cells failed, the first {failed[0]}")
     if arguments.cell:
         return 0
     results = collect(arguments.table, cells, arguments.runs, arguments.data_dir)

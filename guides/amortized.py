@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
 from pyro_gram.embeddings import answer_encoder
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.families import NormalFamily, family_of, type_of
+from pyro_gram.inference.families import family_of, type_of
 from pyro_gram.inference.guide import EffectGuide
 from pyro_gram.networks.layers import make_stack
 from pyro_gram.registry import GUIDES
@@ -92,13 +92,13 @@ class AmortizedGuide(EffectGuide):
         return torch.cat((u, aligned(code, u)), dim=-1)
 
     def posterior(self, u: Tensor, code: Tensor, prior: dist.TorchDistribution) -> dist.TorchDistribution:
-        parameters = self.head(self.features(u, code))
-        if self.budget:
-            if type(self.family) is not NormalFamily or type_of(prior) != "Normal":
-                raise ConfigError("guide.budget needs a Gaussian prior: set it to 0 for one of another family")
-            loc, scale = parameters
-            parameters = within_budget(loc, scale, prior.base_dist, self.budget)
-        return self.answer_to(prior, parameters)
+        answer = self.answer_to(prior, self.head(self.features(u, code)))
+        if not self.budget:
+            return answer
+        if type_of(answer) != "Normal" or type_of(prior) != "Normal":
+            raise ConfigError("guide.budget needs a Gaussian prior: set it to 0 for one of another family")
+        loc, scale = within_budget(answer.base_dist.loc, answer.base_dist.scale, prior.base_dist, self.budget)
+        return dist.Normal(loc, scale).to_event(2)
 
     def answer_to(self, prior: dist.TorchDistribution, parameters: tuple[Tensor, ...]) -> dist.TorchDistribution:
         """The distribution that the head's parameters mean."""

@@ -21,12 +21,13 @@ ROUTE = 0x5DEECE66D  # of the multipliers that name a datum
 
 @dataclass(frozen=True)
 class MeanFieldGuideConfig:
-    """Room for parameters.
+    """Room for parameters: two floats a pair, transition, position and channel, all of them touched by every update.
 
     Attributes:
         data: pairs (x, y) that have parameters of their own.
-        transitions: of a program; those after them follow the prior. 0 for the T of one supervision step, as is trained
-            (Eq. 14); all steps then share their parameters.
+        transitions: of a program, at least T; those after them follow the prior. 0 for what a supervision step charges
+            (Eq. 14): its T transitions, or the last where it is truncated, those before it following the prior. All
+            supervision steps then share their parameters.
         initial_scale: sigma of every channel before training.
     """
 
@@ -60,10 +61,14 @@ class MeanFieldGuide(EffectGuide):
         super().__init__(model)
         if type(family_of(model)) is not NormalFamily:
             raise ConfigError("guide 'mean_field' answers with Gaussians, which this prior is not answered by")
-        self.until = config.transitions or getattr(model.config, "transitions", 1)
+        T = getattr(model.config, "transitions", 1)
+        if 0 < config.transitions < T:
+            raise ConfigError(f"guide.transitions = {config.transitions} is less than the {T} of a supervision step")
+        self.until = config.transitions or T
+        self.first = T - 1 if getattr(model.config, "truncated", False) and not config.transitions else 0
         self.scale = config.initial_scale
         length = getattr(model.config, "prefix", 0) + spec.input_length
-        shape = (config.data, self.until, length, width)
+        shape = (config.data, self.until - self.first, length, width)
         self.loc, self.log_scale = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.zeros(shape))
         self.register_buffer("keys", torch.zeros(config.data, dtype=torch.long))
         self.register_buffer("used", torch.zeros((), dtype=torch.long))
@@ -92,14 +97,15 @@ class MeanFieldGuide(EffectGuide):
         return torch.where(hit, row, -1)
 
     def at_transition(self, t: int, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
-        if t >= self.until:
+        if not self.first <= t < self.until:
             return prior
+        t -= self.first
         known, row = (code >= 0)[..., None, None], code.clamp(min=0)
         loc, log_scale = self.loc[row, t] * known, self.log_scale[row, t] * known
         return dist.Normal(loc.expand_as(u), (self.scale * log_scale.exp()).expand_as(u)).to_event(2)
 
     def posterior(self, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
-        return self.at_transition(0, u, code, prior)
+        return self.at_transition(self.first, u, code, prior)
 
 
 def _key(tokens: Tensor, offset: int) -> Tensor:

@@ -55,9 +55,9 @@ class ReplayGuide(nn.Module):
         T = model.config.transitions
         truncated = model.config.truncated if truncated is None else truncated
         e_x = model.encode(x, y.shape[:-1])
-        h, l = state or model.initial_state(e_x)
         code = self.inference.encode(x, y)
         with data_plates(e_x.shape[:-2]):
+            h, l = state or model.initial_state(e_x)
             for t in pyro.markov(range(steps * T)):
                 charged = not truncated or (t + 1) % T == 0
                 with torch.set_grad_enabled(charged and torch.is_grad_enabled()), poutine.mask(mask=charged):

@@ -70,6 +70,7 @@ class AutoregressiveModel(OneStepModel):
     """
 
     starts = False
+    recipe = {"model": {"layers": 8, "mixer": "attention"}}  # noqa: RUF012 (read, never written)
 
     def __init__(self, config: OneStepConfig, spec: TaskSpec, prior: nn.Module) -> None:
         super().__init__(config, spec, prior)

@@ -30,6 +30,7 @@ from .mdlm import Diffusion, spread_times
 
 KINDS = ("uniform", "absorbing")
 TINY = 1e-12
+FLOOR = 1e-8  # of the probability of a value at time t - 1
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class D3PM(Diffusion):
     config: D3PMConfig
     kept: Tensor
     stationary: Tensor
+    floor: Tensor
 
     def __init__(self, config: D3PMConfig, spec: TaskSpec, prior: nn.Module) -> None:
         masks = int(config.kind == "absorbing")
@@ -74,6 +76,7 @@ class D3PM(Diffusion):
         )
         self.register_buffer("kept", kept, persistent=False)  # the share of tokens not yet drawn anew, [T + 1]
         self.register_buffer("stationary", stationary, persistent=False)  # m, [classes (+ 1)]
+        self.register_buffer("floor", FLOOR * (torch.arange(classes + masks) < classes), persistent=False)
 
     def loss(self, e_x: Tensor, y: Tensor) -> Tensor:
         T = self.config.times
@@ -115,5 +118,6 @@ class D3PM(Diffusion):
         """q(y_{t-1} | y_t, y_0), or p where ``clean`` is a guess of y_0: ``[..., L_out, classes (+ 1)]``."""
         alpha = (self.kept[t] / self.kept[t - 1].clamp(min=TINY))[..., None, None]  # one time's own
         arrived = alpha * one_hot(corrupted, len(self.stationary)) + (1 - alpha) * self.stationary[corrupted][..., None]
-        joint = arrived * self._mix(clean, self.kept[t - 1])
-        return joint / joint.sum(-1, keepdim=True).clamp(min=TINY)
+        # The floor keeps a clean answer that the network thinks impossible from being so: 0 / 0 has no gradient.
+        joint = arrived * (self._mix(clean, self.kept[t - 1]) + self.floor)
+        return joint / joint.sum(-1, keepdim=True)

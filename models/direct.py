@@ -45,11 +45,7 @@ class OneStepModel(nn.Module):
     guided = False
     one_step = True
     defaults = {"prior": "none", "guide": "prior"}  # noqa: RUF012 (read, never written)
-    recipe: dict[str, dict[str, Any]] = {  # noqa: RUF012
-        "model": {"layers": 8},
-        "train": {"supervision_steps": 1, "on_policy": 0},
-        "evaluate": {"depth": 1},
-    }
+    recipe: dict[str, dict[str, Any]] = {"model": {"layers": 8}}  # noqa: RUF012
     starts = True  # from a learned embedding of each position, where there is no input?
     zeros: Tensor
 

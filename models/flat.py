@@ -64,8 +64,6 @@ class Looped(GRAM):
     Core = FlatCore
     defaults = {"prior": "none", "guide": "prior"}  # noqa: RUF012 (read, never written)
     recipe: dict[str, dict[str, Any]] = {  # noqa: RUF012
-        "model": {"transitions": 8, "truncated": False, "low_steps": 1},
-        "train": {"supervision_steps": 1, "on_policy": 0},
-        "evaluate": {"depth": 1},
+        "model": {"transitions": LoopedConfig.transitions, "truncated": False, "low_steps": 1}
     }
     one_step = True

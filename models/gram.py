@@ -130,11 +130,11 @@ class GRAM(nn.Module):
                 h = u + embedded(self.prior, eps)
         return LatentState(h, l)
 
-    def answer(self, state: LatentState, e_x: Tensor, y: Tensor | None) -> Tensor:
-        """The site y, and what heads say of it where it is not given."""
+    def answer(self, state: LatentState, e_x: Tensor, y: Tensor | None, infer: dict | None = None) -> Tensor:
+        """The site y, with what ``infer`` notes of it, and what heads say of it where it is not given."""
         likelihood = self.likelihood(state.h)
         judge(self.verdict if y is None else None, state.h, e_x, likelihood)
-        return pyro.sample(OBSERVED, likelihood, obs=y)
+        return pyro.sample(OBSERVED, likelihood, obs=y, infer=infer)
 
     def encode(self, x: Tensor | None, batch: torch.Size | None = None) -> Tensor:
         """e_x, ``[..., L, D]``; zeros of ``[*batch, L, D]`` for the empty condition."""

@@ -32,8 +32,9 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_gram.checks import check_choice
-from pyro_gram.inference.sites import DRAWN, HALT, HALTED, OBSERVED
+from pyro_gram.inference.sites import DRAWN, HALT, HALTED
 from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
+from pyro_gram.networks.layers import make_stack
 from pyro_gram.registry import MODELS
 
 from .gram import GRAM, GRAMConfig
@@ -55,12 +56,20 @@ class OneStepCore(RecursiveCore):
         return self.f_H(h + l), l
 
 
-class SharedCore(RecursiveCore):
+class SharedCore(nn.Module):
     """TRM's: one network is both f_L and f_H."""
 
     def __init__(self, config: CoreConfig, length: int) -> None:
-        super().__init__(config, length)
-        self.f_H = self.f_L
+        super().__init__()
+        self.low_steps = config.low_steps
+        self.f = make_stack(config.mixer, config.layers, length, config.width, config.heads, config.hidden)
+
+    def forward(self, state: LatentState, e_x: Tensor) -> tuple[Tensor, Tensor]:
+        h, l = state
+        injected = h + e_x
+        for _ in range(self.low_steps):
+            l = self.f(l + injected)
+        return self.f(h + l), l
 
 
 class _Halting(GRAM):
@@ -79,10 +88,10 @@ class _Halting(GRAM):
         nn.init.zeros_(self.halting.weight)
         nn.init.constant_(self.halting.bias, -5.0)
 
-    def answer(self, state: LatentState, e_x: Tensor, y: Tensor | None) -> Tensor:
+    def answer(self, state: LatentState, e_x: Tensor, y: Tensor | None, infer: dict | None = None) -> Tensor:
         if y is not None:
             self.learn_to_halt(state, e_x, y)
-        return super().answer(state, e_x, y)
+        return super().answer(state, e_x, y, infer)
 
     def learn_to_halt(self, state: LatentState, e_x: Tensor, y: Tensor) -> None:
         """The observed site ``halt`` ("the answer is right now") and the site ``halted``."""
@@ -158,7 +167,5 @@ class TRM(_Halting):
         state = LatentState(pyro.sample("z0_h", plain), pyro.sample("z0_l", plain))
         return LatentState(*(part.expand(torch.broadcast_shapes(part.shape, e_x.shape)) for part in state))
 
-    def answer(self, state: LatentState, e_x: Tensor, y: Tensor | None) -> Tensor:
-        if y is None and self.config.answers == "sampled":
-            return pyro.sample(OBSERVED, self.likelihood(state.h), infer={DRAWN: True})
-        return super().answer(state, e_x, y)
+    def answer(self, state: LatentState, e_x: Tensor, y: Tensor | None, infer: dict | None = None) -> Tensor:
+        return super().answer(state, e_x, y, {DRAWN: True} if self.config.answers == "sampled" else infer)

@@ -27,12 +27,7 @@ class VAE(OneStepModel):
 
     guided = True
     defaults = {"prior": "standard", "guide": "amortized"}  # noqa: RUF012 (read, never written)
-    recipe: dict[str, dict[str, Any]] = {  # noqa: RUF012
-        "model": {"layers": 4},
-        "guide": {"layers": 2},
-        "train": {"supervision_steps": 1, "on_policy": 0},
-        "evaluate": {"depth": 1},
-    }
+    recipe: dict[str, dict[str, Any]] = {"model": {"layers": 4}, "guide": {"layers": 2}}  # noqa: RUF012
 
     def __init__(self, config: OneStepConfig, spec: TaskSpec, prior: nn.Module) -> None:
         super().__init__(config, spec, prior)

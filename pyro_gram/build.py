@@ -60,11 +60,16 @@ def check_parts(config: RunConfig) -> None:
         raise ConfigError(f"model {names['model']!r} has no guidance: it takes --prior none and --guide prior alone")
     if deterministic and infers:
         raise ConfigError(
-            f"prior {names['prior']!r} leaves nothing to infer, and guide {names['guide']!r} infers: use --guide prior"
+            f"prior {names['prior']!r} leaves nothing to infer, and guide {names['guide']!r} infers: use --guide "
+            "prior, or another prior"
         )
     if not infers and not getattr(prior, "reparameterized", True):
         raise ConfigError(
             f"prior {names['prior']!r} has draws without gradient, which cannot train it alone: use --guide amortized"
+        )
+    if config.train.elbo == "trace" and getattr(config.prior, "temperature", 0):
+        raise ConfigError(
+            "relaxed codes have no density for --train.elbo trace: set prior.temperature to 0, or use balanced"
         )
     if getattr(model, "one_step", False):
         _check_one_step(config)

@@ -225,8 +225,11 @@ def read_preset(
         chosen["task"] = task
     model = MODELS.get(chosen["model"])
     asked = {part for part, name in (names or {}).items() if name is not None}
-    if chosen["model"] != usual["model"]:
-        chosen |= {part: name for part, name in getattr(model, "defaults", {}).items() if part not in asked}
+    brought = getattr(model, "defaults", {}) if chosen["model"] != usual["model"] else {}
+    if "prior" not in asked:
+        chosen |= {part: name for part, name in brought.items() if part not in asked}
+    elif chosen["prior"] == brought.get("prior"):
+        chosen |= {part: name for part, name in brought.items() if part == "guide" and part not in asked}
     if "guide" not in asked and getattr(PRIORS.get(chosen["prior"]), "family", "some") is None:
         chosen["guide"] = "prior"
     for part in ("model", "prior", "guide"):
@@ -237,8 +240,16 @@ def read_preset(
         table.pop("temper", None)
     for part, registry in (("model", MODELS), ("guide", GUIDES)):
         if chosen[part] != usual[part]:
-            _follow(table, getattr(registry.get(chosen[part]), "recipe", {}), chosen)
+            _follow(table, brings(registry.get(chosen[part])), chosen)
     return make_run_config(chosen, table, preset=preset, seed=seed)
+
+
+def brings(found: type) -> dict[str, dict[str, Any]]:
+    """The settings that a model or guide puts over a preset: its ``recipe``, and what it means to have one step."""
+    recipe = getattr(found, "recipe", {})
+    if not getattr(found, "one_step", False):
+        return recipe
+    return recipe | {"train": {"supervision_steps": 1, "on_policy": 0}, "evaluate": {"depth": 1}}
 
 
 def _follow(table: dict[str, Any], recipe: dict[str, dict[str, Any]], names: dict[str, str]) -> None:

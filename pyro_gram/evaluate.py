@@ -102,11 +102,16 @@ def check_ready(task: Task) -> None:
         digits.load_classifier()
 
 
-def check_temper(assembly: Assembly) -> None:
-    """Raises ConfigError where roll-outs are to be tempered and the model's prior cannot be."""
-    if assembly.config.temper.transitions:
-        x = assembly.task.split("test").inputs
-        rollout(assembly.model, None if x is None else x[:1], num_samples=1, depth=1, temper=assembly.config.temper)
+def check_rolls(assembly: Assembly) -> None:
+    """One roll-out, for what would fail there: a temper that is none for the prior, an operation a device lacks.
+
+    Raises:
+        ConfigError: the prior cannot be tempered.
+    """
+    x = assembly.task.split("test").inputs
+    device = next(assembly.model.parameters()).device
+    x = None if x is None else x[:1].to(device)
+    rollout(assembly.model, x, num_samples=1, depth=1, temper=assembly.config.temper)
 
 
 def roll(run: Run, x: Tensor | None, **changes: Any) -> Rollout:
@@ -183,6 +188,7 @@ def test_metrics(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, Any
         "elbo": found.full.mean().item(),
         "elbo_full": found.full.mean().item(),
         "elbo_surrogate": found.surrogate.mean().item(),
+        **_no_bounds(run),
         "elbo_inputs": len(y),
         **_likelihood(run, x, y),
         "depth": run.depth,
@@ -191,6 +197,13 @@ def test_metrics(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, Any
         **_judged(run, puzzles, rolled),
         **assess(task, puzzles, rolled.tokens, split="test"),
     }
+
+
+def _no_bounds(run: Run) -> dict[str, None]:
+    """What takes the place of bounds that are none: where the prior's density is not that of its draws."""
+    if getattr(getattr(run.assembly.model, "prior", None), "density", True):
+        return {}
+    return dict.fromkeys(("elbo", "elbo_full", "elbo_surrogate", "excess"))
 
 
 def _judged(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, float]:

@@ -18,7 +18,7 @@ from pyro_gram.checkpoint import load_training, save_training
 from pyro_gram.cli import StopOnSignal
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.evaluate import check_ready, check_temper, monitor
+from pyro_gram.evaluate import check_ready, check_rolls, monitor
 from pyro_gram.files import read_json, write_json, write_via
 from pyro_gram.heads import check_heads, takes_heads
 from pyro_gram.inference.training import BatchReport, Trainer
@@ -82,7 +82,6 @@ def open_run(config: RunConfig, out: Path, *, resume: bool, data_dir: str | None
     assembly = build(config, data_dir)
     check_ready(assembly.task)
     check_per_datum(assembly)
-    check_temper(assembly)
     if takes_heads(assembly.model, config.verdict):
         check_heads(assembly.model, assembly.task, config.verdict)
     elif config.verdict.hidden:
@@ -95,6 +94,7 @@ def open_run(config: RunConfig, out: Path, *, resume: bool, data_dir: str | None
         assembly.task, assembly.task.split("train"), config.train.batch, config.seed, config.train.augment
     )
     trainer = Trainer(assembly.model, assembly.guide, stream, config.train, config.optim, config.beta, seed=config.seed)
+    check_rolls(assembly)
     sampled = trainer.rehearse()
     if sampled:
         print(

@@ -153,6 +153,7 @@ class Solver:
         if temper is not None and not isinstance(temper, TemperConfig):
             raise UserError(f"temper must be a pyro_gram.TemperConfig, not {temper!r}")
         check_choice("width", width, WIDTHS)
+        self._check_depth(depth)
         tokens = self._tokens(x)
         common: dict[str, Any] = {
             "num_samples": num_samples,
@@ -174,6 +175,10 @@ class Solver:
             halt = self.config.verdict.halt
         spread = Width(width)
         return rollout(self.model, tokens, history=history, halt=halt, width=spread, progress=progress, **common).cpu()
+
+    def _check_depth(self, depth: int | None) -> None:
+        if depth not in (None, 1) and getattr(self.model, "one_step", False):
+            raise UserError(f"this model answers in one supervision step: depth must be 1, not {depth}")
 
     def _at_once(self, memory: float | None) -> int:
         if memory is None:
@@ -247,6 +252,7 @@ class Solver:
     ) -> Iterator[Solved]:
         """As :meth:`solve`, each answer as soon as its batch of inputs is solved; all inputs are checked before."""
         check_counts(seed=seed, num_samples=num_samples)
+        self._check_depth(depth)
         if settings.get("width") == "smc":
             check_fits(num_samples, self._at_once(settings.get("memory")))
         tokens = self._tokens(x)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_gram.build import Assembly, build
-from pyro_gram.config import RunConfig, config_class, make_run_config
+from pyro_gram.config import RunConfig, brings, config_class, make_run_config
 from pyro_gram.registry import GUIDES, MODELS, PRIORS, TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,8 +69,8 @@ def small_config(**changes: Any) -> RunConfig:
         known = {f.name for f in fields(config_class(part, names[part]))}
         small_parts[part] = {k: v for k, v in small_parts[part].items() if k in known}
     for part in ("train", "evaluate"):
-        small_parts[part] = {**small_parts.get(part, {}), **getattr(model, "recipe", {}).get(part, {})}
-    if "supervision_steps" in getattr(model, "recipe", {}).get("train", {}):
+        small_parts[part] = {**small_parts.get(part, {}), **brings(model).get(part, {})}
+    if "supervision_steps" in brings(model).get("train", {}):
         small_parts["train"]["supervision_steps"] = min(2, small_parts["train"]["supervision_steps"])
         small_parts["evaluate"]["depth"] = 0
     parts = {part: {**small_parts.get(part, {}), **changes.get(part, {})} for part in {*small_parts, *changes}}
@@ -155,7 +155,12 @@ def programs() -> list[dict[str, str]]:
         for prior, guide in itertools.product(PRIORS.names(), GUIDES.names())
         if not refused(prior, guide)
     ]
-    return pairs + [{"model_name": m, "task_name": t} for m, t in itertools.product(MODELS.names(), TASKS.names())]
+    given = [
+        {"model_name": model, "prior_name": prior, "guide_name": "amortized"}
+        for model, prior in (*((m, "gaussian") for m in ("flat", "looped", "hrm", "trm", "vae")), ("vae", "mixture"))
+    ]
+    plain = [{"model_name": m, "task_name": t} for m, t in itertools.product(MODELS.names(), TASKS.names())]
+    return pairs + given + plain
 
 
 def refused(prior: str, guide: str) -> str:

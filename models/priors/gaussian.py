@@ -59,16 +59,17 @@ class MeanOnlyPrior(Prior):
     r""":math:`N(\mu_\theta(u), 0)`: guidance without noise, under prior and guide alike (Table 3b).
 
     The KL of two points is 0 or infinite. Here it is that of Gaussians of scale ``initial_scale`` around them, a
-    squared distance, so that such a guide can be trained at all. Nothing then hides from the core what the guide tells
-    of y.
+    squared distance, so that such a guide can be trained at all; no bound made of it is reported. Nothing then hides
+    from the core what the guide tells of y.
     """
 
     Config = GaussianPriorConfig
+    density = False
 
     def __init__(self, config: GaussianPriorConfig, width: int) -> None:
         super().__init__()
         self.family = self.points = MeanFamily(scale=config.initial_scale)
-        self.head = GaussianHead(width, config.hidden, width, scale=False)
+        self.head = self.points.head(width, config.hidden, width, config.initial_scale)
 
     def forward(self, u: Tensor) -> dist.TorchDistribution:
         return self.points.distribution(*self.head(u))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyro.distributions as dist
@@ -99,10 +100,14 @@ class LowRankNormal(dist.TorchDistribution):
 
     def __init__(self, loc: Tensor, factor: Tensor, scale: Tensor, validate_args: Any = None) -> None:
         self.loc, self.factor, self.scale = loc, factor, scale
-        self.flat = dist.LowRankMultivariateNormal(
-            loc.flatten(-2), factor.flatten(-3, -2), scale.flatten(-2).square(), validate_args=False
-        )
         super().__init__(loc.shape[:-2], loc.shape[-2:], validate_args=validate_args)
+
+    @cached_property
+    def flat(self) -> dist.LowRankMultivariateNormal:
+        """The same over ``[L * D]``; its KL, which training needs alone, does without."""
+        return dist.LowRankMultivariateNormal(
+            self.loc.flatten(-2), self.factor.flatten(-3, -2), self.scale.flatten(-2).square(), validate_args=False
+        )
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> LowRankNormal:
         def wide(t: Tensor, event: int) -> Tensor:

@@ -44,7 +44,7 @@ UNITS = {
     "h": "final high-level state h_T",
     "kl": "nats, KL(q || p) of one transition",
     "log_weight": "nats, log p(y, tau | x) - log q(tau | x, y)",
-    "score": "nats, log p(y_hat | h_T)",
+    "score": "nats, log p(y_hat | h_T); of diffusion models, of the path to y_hat",
     "solution": "index among the input's solutions, -1 for none of them",
     "violations": "number of violated constraints",
     "valid": "1 where the answer is right",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.elbo import StepTerms
@@ -56,7 +56,10 @@ class Places:
     def after(self, terms: StepTerms, most: int) -> Places:
         """One supervision step later, of ``most`` at the most. Draws from torch's generator."""
         if terms.halted is None:
-            raise ConfigError("train.act needs a model with the site 'halted'")
+            raise ConfigError(
+                "train.act needs a model that says which trajectories have halted, at a site 'halted' (hrm and trm "
+                "do): set it to false"
+            )
         steps = self.steps + 1
         least = torch.randint(2, max(3, most + 1), steps.shape, device=steps.device)
         least = torch.where(torch.rand(steps.shape, device=steps.device) < EXPLORING, least, 0)
@@ -76,14 +79,6 @@ class Places:
             return None
         state = LatentState(tensors["h"], tensors["l"])
         return cls(tensors.get("x"), tensors["y"], tensors["steps"], tensors["over"], state)
-
-
-def check_halts(model: nn.Module) -> None:
-    """Raises ConfigError unless a model halts by itself."""
-    if not hasattr(model, "learn_to_halt"):
-        raise ConfigError(
-            f"train.act needs a model that learns to halt (hrm, trm), not {type(model).__name__}: set it to false"
-        )
 
 
 def _where(over: Tensor, new: Tensor, old: Tensor) -> Tensor:

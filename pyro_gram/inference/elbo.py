@@ -112,7 +112,7 @@ class BalancedELBO(_KeepTerms, TraceMeanField_ELBO):
         **kwargs: as for ``pyro.infer.ELBO``.
 
     Attributes:
-        sampled: the pair of distributions of the first KL of the last pass that had no closed form; None for none.
+        sampled: posterior and prior of a KL of the last pass that had no closed form; None for none.
     """
 
     def __init__(self, balance: float = 0.8, **kwargs: Any) -> None:
@@ -126,13 +126,14 @@ class BalancedELBO(_KeepTerms, TraceMeanField_ELBO):
         if not isinstance(unwrapped, Messenger):
             return super()._get_trace(model, guide, args, kwargs)
         guide(*args, **kwargs)
-        # The log-densities of draws, which get_importance_trace would compute, are not needed: every KL is analytic.
+        # The log-densities of draws, which get_importance_trace would compute, are not needed where KLs are analytic.
         model_trace, guide_trace = unwrapped.get_traces()
         if isinstance(unwrapped, EffectGuide):
             unwrapped.forget()
         return model_trace, guide_trace
 
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
+        self.sampled = None
         loss: Tensor | float = 0.0
         kls: list[Tensor] = []
         reconstruction: Tensor | None = None

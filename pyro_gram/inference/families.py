@@ -71,9 +71,16 @@ class MeanFamily(NormalFamily):
 
     scale: float = 0.1
 
+    def head(self, inputs: int, hidden: int, width: int, initial_scale: float) -> nn.Module:
+        return GaussianHead(inputs, hidden, width, scale=False)
+
     def distribution(self, *parameters: Tensor) -> dist.TorchDistribution:
-        loc = parameters[0]
+        (loc,) = parameters
         return MeanOnly(loc, torch.full_like(loc, self.scale)).to_event(2)
+
+    def around(self, prior: Any, *parameters: Tensor) -> dist.TorchDistribution:
+        (shift,) = parameters
+        return self.distribution(prior.mean + shift)
 
 
 class Codes(dist.TorchDistribution):
@@ -168,10 +175,12 @@ class Prior(nn.Module):
         family: what a guide answers this prior with; None where guidance is a function of u, which leaves nothing to
             infer.
         reparameterized: have draws a gradient? Without one a prior cannot be trained by draws of its own.
+        density: is ``log_prob`` the density of what is drawn? If not, no bound made of it is one.
     """
 
     family: Family | None = NORMAL
     reparameterized: bool = True
+    density: bool = True
 
     def embed(self, eps: Tensor) -> Tensor:
         """Guidance as it is added to u, ``[..., L, D]``. The default: itself."""

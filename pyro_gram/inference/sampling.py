@@ -59,7 +59,7 @@ class Rollout:
 
     Attributes:
         tokens: the most probable answer at each trajectory's end, int64 ``[N, B, L_out]``.
-        score: log p(tokens | h_T), nats, ``[N, B]``: the decoder's confidence.
+        score: log p(tokens | h_T), nats, ``[N, B]``: the decoder's confidence; of diffusion models, in the path there.
         steps: supervision steps until that end, int64 ``[N, B]``.
         work: supervision steps run for each input, all trajectories together, those given up too, int64 ``[B]``.
         value: the value head's estimate that the answer is right, ``[N, B]``; None without heads.

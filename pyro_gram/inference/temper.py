@@ -16,6 +16,7 @@ from pyro.poutine.messenger import Messenger
 
 from pyro_gram.checks import AT_LEAST_0, check_range
 from pyro_gram.errors import ConfigError
+from pyro_gram.inference.families import MeanOnly
 from pyro_gram.inference.sites import transition_of
 
 
@@ -79,6 +80,8 @@ def widened(distribution: Any, scale: float) -> Any:
     if isinstance(distribution, torch.distributions.Independent):
         base = widened(distribution.base_dist, scale)
         return dist.Independent(base, distribution.reinterpreted_batch_ndims)
+    if isinstance(distribution, MeanOnly):
+        return distribution
     if isinstance(distribution, dist.Normal):
         return dist.Normal(distribution.loc, distribution.scale * scale, validate_args=False)
     if isinstance(distribution, dist.Delta):

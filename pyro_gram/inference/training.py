@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, FRACTION, check_choice, check_range
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.inference.act import Places, check_halts
+from pyro_gram.inference.act import Places
 from pyro_gram.inference.beta import BetaConfig, BetaController
 from pyro_gram.inference.elbo import ELBOS, StepTerms, make_elbo
 from pyro_gram.inference.guide import PriorGuide
@@ -169,8 +169,6 @@ class Trainer:
         self.svi = SVI(model, guide, self.optim, loss=self.elbo)
         self.alone = SVI(model, PriorGuide(model), self.optim, loss=self.elbo)
         self.beta = BetaController(beta)
-        if config.act:
-            check_halts(model)
         self.places: Places | None = None  # of train.act
         self.average = AveragedModel(pair(model, guide), multi_avg_fn=self._ema)
         self.number = 0  # the next batch
@@ -180,7 +178,8 @@ class Trainer:
         """The loss of two pairs, without an update: what cannot be trained is refused here. No random state changes.
 
         Returns:
-            the kinds of posterior and prior whose KL is estimated from draws, having no closed form; None for none.
+            the kinds of posterior and prior whose KL ``balanced`` estimates from draws, for want of a closed form; or
+            None.
 
         Raises:
             ConfigError: the model, prior, guide and bound do not fit together.
@@ -189,6 +188,9 @@ class Trainer:
         x, y = None if x is None else x[:2].to(self.device), y[:2].to(self.device)
         with torch.random.fork_rng(devices=[y.device] if y.is_cuda else []), pyro.validation_enabled(False):
             self.elbo.loss(self.model, self.guide, x, y)
+            if self.config.act:
+                assert self.elbo.terms is not None
+                Places.new(x, y).after(self.elbo.terms, self.config.supervision_steps)
         return getattr(self.elbo, "sampled", None)
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_gram.checks import AT_LEAST_1, check_choice, check_range
 from pyro_gram.errors import ConfigError
+from pyro_gram.inference.families import MeanOnly
 from pyro_gram.inference.sites import transition_of
 
 WIDTHS = ("independent", "antithetic", "sobol", "distinct")
@@ -107,7 +108,7 @@ class FirstDraws(Messenger):
         if msg["done"] or msg["is_observed"]:  # somebody has fixed it: a program conditioned on its guidance
             return
         base = getattr(msg["fn"], "base_dist", None)
-        if not isinstance(base, torch.distributions.Normal):
+        if not isinstance(base, torch.distributions.Normal) or isinstance(base, MeanOnly):
             raise ConfigError(
                 f"{self.kind} trajectories need a Gaussian prior: use independent ones with another family"
             )

@@ -41,6 +41,27 @@ def test_a_swapped_part_is_trained_measured_and_solves(words, infers, tmp_path, 
     assert sum(s["count"] for s in solved["solutions"]) == solved["num_samples"]
 
 
+def test_a_model_of_one_step_goes_no_deeper(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert call(run.main, [*TASK, *FAST, "--model", "direct", "--out", str(out)]) == 0
+    (tmp_path / "graph").write_text("CF\n")
+    words = ["--checkpoint", str(out), "--input", str(tmp_path / "graph"), "--depth", "8"]
+    assert call(solve.main, words) == 2
+    assert "answers in one supervision step: depth must be 1, not 8" in capsys.readouterr().err
+
+
+def test_heads_of_a_trm_whose_answers_are_drawn_let_it_halt(tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["--model", "trm", "--model.answers", "sampled", "--train.batches", "2", "--evaluate.num_samples", "2"]
+    assert call(run.main, [*TASK, *words, "--out", str(out)]) == 0
+    assert json.loads((out / "results.json").read_text())["head_parameters"] > 0
+    (tmp_path / "graph").write_text("CF\n")
+    words = ["--checkpoint", str(out), "--input", str(tmp_path / "graph"), "--halt", "0.01", "--json"]
+    capsys.readouterr()
+    assert call(solve.main, words) == 0
+    assert json.loads(capsys.readouterr().out)["solutions"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -50,7 +71,7 @@ def test_a_swapped_part_is_trained_measured_and_solves(words, infers, tmp_path, 
         ("--guide mean_field --train.augment true", "set train.augment to false"),
         ("--prior flow --guide residual", "has no mean to be residual to"),
         ("--prior discrete --guide.budget 1", "budget needs a Gaussian prior"),
-        ("--train.act true", "act needs a model that learns to halt"),
+        ("--train.act true", "act needs a model that says which"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_before_training(words, message, tmp_path, capsys):

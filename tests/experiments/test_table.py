@@ -1,5 +1,6 @@
 """Tables: their cells, and a small one run, resumed, collected and drawn."""
 
+import itertools
 import json
 import shlex
 
@@ -9,6 +10,7 @@ from experiments import table
 from experiments.table_text import figure, markdown, shown
 from pyro_gram.build import check_parts
 from pyro_gram.cli import call
+from pyro_gram.errors import ConfigError
 
 TABLES = list(table.definitions()["tables"])
 MINUTES = "0.01"
@@ -48,8 +50,8 @@ def test_table_1_has_three_seeds_where_they_matter_and_one_elsewhere():
 
 
 def test_rows_differ_from_each_other_within_a_table():
-    for name in TABLES:
-        cells = table.cells_of(table.pick("tables", name), "cpu" if name != "paper" else "paper", seeds=1)
+    for name, preset in itertools.product(TABLES, table.definitions()["presets"]):
+        cells = table.cells_of(table.pick("tables", name), preset, seeds=1)
         for column in {c.column for c in cells}:
             configs = [json.dumps(c.config().to_dict()) for c in cells if c.column == column]
             assert len(set(configs)) == len(configs)
@@ -97,6 +99,21 @@ def test_a_table_of_other_minutes_does_not_mix_with_what_is_there(runs, capsys):
     changed = [w if w != MINUTES else "0.02" for w in common]
     assert call(table.main, [*changed, "--collect"]) == 2
     assert "begun with other settings: give another --runs" in capsys.readouterr().err
+
+
+def test_a_cell_that_fails_does_not_keep_the_others_from_running(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def run_cell(cell, *_):
+        ran.append(cell.row)
+        if cell.row == "direct8":
+            raise ConfigError("no such data")
+
+    monkeypatch.setattr(table, "run_cell", run_cell)
+    words = ["--table", "1", "--preset", "tiny", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    assert call(table.main, words) == 2
+    assert len(ran) == 14
+    assert "2 cells failed, the first tiny-nqueens8-direct8-seed0: no such data" in capsys.readouterr().err
 
 
 def results(**seeds):
@@ -147,6 +164,10 @@ def test_means_and_standard_errors_over_seeds_stand_beside_the_papers():
         (["--table", "1", "--minutes", "0"], "--minutes must be positive"),
         (["--table", "1", "--seeds", "-1"], "--seeds"),
         (["--table", "1", "--collect"], "no cell of table 1 is done"),
+        (
+            ["--table", "1", "--collect", "--cell", "cpu-nqueens8-gram-seed0"],
+            "--cell runs cells and --collect runs none",
+        ),
     ],
 )
 def test_bad_arguments_end_in_one_line(words, message, tmp_path, capsys):

@@ -1,12 +1,16 @@
 """Guides beside the default: how y enters, and what they refuse."""
 
+import itertools
+
 import pytest
 import torch
 
 from pyro_gram.build import build
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.bounds import terms
-from tests.conftest import case_of, small_config
+from pyro_gram.registry import GUIDES, PRIORS
+from tests.conftest import case_of, refused, small, small_config, warm_
+from tests.inference.test_training import make_trainer
 
 
 def posterior_of(case, y=None):
@@ -97,7 +101,10 @@ def test_the_rows_of_pairs_survive_a_checkpoint():
 
 
 REFUSED = [
-    ({"prior_name": "none", "guide_name": "amortized"}, "'none' leaves nothing to infer.*--guide prior"),
+    (
+        {"prior_name": "none", "guide_name": "amortized"},
+        "'none' leaves nothing to infer.*prior, or another prior",
+    ),
     ({"prior_name": "mixture", "guide_name": "prior"}, "'mixture' has draws without gradient.*--guide amortized"),
     ({"prior_name": "discrete", "guide_name": "mean_field"}, "answers with Gaussians"),
     ({"model_name": "direct", "prior_name": "gaussian"}, "'direct' has no guidance.*--prior none"),
@@ -105,8 +112,32 @@ REFUSED = [
     ({"model_name": "vae", "guide_name": "replay"}, "walks a recursive core, and VAE has none"),
     ({"model_name": "vae", "train": {"supervision_steps": 2}}, "'vae' answers in one supervision step"),
     ({"model_name": "mdlm", "evaluate": {"depth": 4}}, r"'mdlm' answers in one.*evaluate\.depth"),
+    (
+        {"prior_name": "discrete", "prior": {"temperature": 1.0}, "train": {"elbo": "trace"}},
+        "relaxed codes have no density",
+    ),
+    ({"guide_name": "mean_field", "guide": {"transitions": 1}}, r"guide.transitions = 1 is less than the 2"),
     ({"model_name": "looped", "train": {"on_policy": 4}}, r"'looped' answers in one.*train\.on_policy"),
 ]
+
+
+PAIRS = [(p, g, refused(p, g)) for p, g in itertools.product(PRIORS.names(), GUIDES.names()) if refused(p, g)]
+
+
+@pytest.mark.parametrize(("prior", "guide", "message"), PAIRS)
+def test_every_prior_and_guide_that_make_no_sense_together_are_refused_before_training(prior, guide, message):
+    with pytest.raises(ConfigError, match=message):
+        make_trainer(small(prior_name=prior, guide_name=guide)).rehearse()
+
+
+@pytest.mark.parametrize("guide", ["amortized", "additive", "global", "residual"])
+def test_a_budget_holds_for_every_guide_that_has_one(guide):
+    case = case_of(guide_name=guide, guide={"budget": 0.5})
+    for module in (case.assembly.guide, case.assembly.model.prior):
+        warm_(module, 0.3)
+    kl = terms(case.assembly.model, case.assembly.guide, case.x, case.y, truncated=False).kl
+    assert (kl <= 0.5 * 1.03).all()
+    assert (kl > 0.1).any()
 
 
 @pytest.mark.parametrize(("names", "message"), REFUSED)

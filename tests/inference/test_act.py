@@ -66,8 +66,8 @@ def test_each_update_of_a_run_is_one_batch_and_goes_on_from_the_last():
 
 
 def test_a_model_that_never_halts_is_refused():
-    with pytest.raises(ConfigError, match="act needs a model that learns to halt"):
-        make_trainer(small(), act=True)
+    with pytest.raises(ConfigError, match=r"act needs a model that says which.*'halted'"):
+        make_trainer(small(), act=True).rehearse()
     with pytest.raises(ConfigError, match="no on-policy part"):
         make_trainer(small(model_name="trm"), act=True, on_policy=4)
 

@@ -115,3 +115,11 @@ def test_evaluation_and_solver_sample_as_the_config_says(tmp_path):
     assert solvers[0].solve(x) != solvers[1].solve(x)
     with pytest.raises(UserError, match=r"temper must be a pyro_gram.TemperConfig, not \(2, 2\)"):
         solvers[0].sample(x, temper=(2, 2))
+
+
+def test_guidance_without_noise_stays_without():
+    from pyro_gram.inference.families import MeanFamily
+
+    point = MeanFamily(scale=0.1).distribution(torch.randn(3, 4, 8))
+    wide = widened(point, 3.0)
+    torch.testing.assert_close(wide.sample(), point.mean)
