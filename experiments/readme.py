@@ -19,6 +19,7 @@ EXPERIMENTS = ROOT / "experiments"
 BENCH = EXPERIMENTS / "bench.json"
 SOLVE_BENCH = EXPERIMENTS / "bench_solve.json"
 TABLES = EXPERIMENTS / "tables"
+AMORTIZATION = EXPERIMENTS / "studies" / "amortization.json"
 DETERMINISTIC = EXPERIMENTS / "studies" / "mnist_deterministic.json"
 PAPER = {  # Table 1: accuracy, or conflicting edges in all test graphs; and coverage; 10 M parameters, 8 GPUs
     "coloring8": "2.7 conflicts, .858",
@@ -226,6 +227,25 @@ def solve_table(bench: dict[str, Any]) -> str:
     return "\n".join(["| `coloring8` | |", "|---|---|", *(f"| {label} | {value} |" for label, value in rows)])
 
 
+def amortization_table(study: dict[str, Any]) -> str:
+    """The bounds of the study of amortization, and the two gaps between them."""
+    bounds, log_p = study["bounds"], study["log_p_prior_mc"]
+    rows = [
+        ("ELBO, the trained guide", bounds["guide"]["elbo"]),
+        (f"its importance-weighted bound, {study['draws']} draws", bounds["guide"]["iwae"]),
+        (f"ELBO, mean field, {study['updates']} updates", bounds["mean_field"]["elbo"]),
+        ("its importance-weighted bound", bounds["mean_field"]["iwae"]),
+        (f"log p(y\\|x), {log_p['draws']:,} trajectories of the prior", log_p),
+        ("amortization gap: mean field less guide", study["amortization_gap"]),
+        ("approximation gap: log p less mean field", study["approximation_gap"]),
+    ]
+    lines = [
+        f"| `{study['checkpoint']}`, {study['inputs']} held-out pairs, {study['depth']} steps | nats a pair |",
+        "|---|---|",
+    ]
+    return "\n".join([*lines, *(f"| {label} | {v['mean']:.2f} ± {v['se']:.2f} |" for label, v in rows)])
+
+
 def bench_table(bench: dict[str, Any]) -> str:
     lines = [
         "| step | Pyro | bare torch | ratio, median (quartiles) |",
@@ -271,7 +291,7 @@ def filled_studies(text: str) -> str:
     """The log of the studies, with the table of each study of ``gap.py`` whose JSON is there."""
     for path in sorted((EXPERIMENTS / "studies").glob("gap_*.json")):
         text = fill(text, path.stem, gap.table(read_json(path)))
-    return text
+    return fill(text, "amortization", amortization_table(read_json(AMORTIZATION)))
 
 
 def main(argv: list[str]) -> int:

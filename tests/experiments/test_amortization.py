@@ -1,0 +1,29 @@
+"""The study of amortization, on a small run."""
+
+import json
+
+import pytest
+
+from experiments.studies import amortization
+from pyro_gram.cli import call
+
+SMALL = ["--inputs", "6", "--depth", "2"]
+
+
+def test_free_parameters_reach_a_bound_that_the_guide_does_not(plain, tmp_path):
+    out = tmp_path / "study.json"
+    assert call(amortization.main, ["--checkpoint", str(plain), *SMALL, "--updates", "150", "--out", str(out)]) == 0
+    study = json.loads(out.read_text())
+    bounds = study["bounds"]
+    assert study["amortization_gap"]["mean"] > 0
+    assert study["amortization_gap"]["mean"] == pytest.approx(
+        bounds["mean_field"]["elbo"]["mean"] - bounds["guide"]["elbo"]["mean"], abs=1e-4
+    )
+    for kind in bounds.values():
+        assert kind["elbo"]["mean"] <= kind["iwae"]["mean"]
+    assert bounds["mean_field"]["elbo"]["mean"] < study["log_p_prior_mc"]["mean"] + 3 * study["log_p_prior_mc"]["se"]
+
+
+def test_without_updates_there_is_nothing_to_study(plain, tmp_path, capsys):
+    assert call(amortization.main, ["--checkpoint", str(plain), "--updates", "0", "--out", str(tmp_path / "s")]) == 2
+    assert "--updates must be at least 1" in capsys.readouterr().err
