@@ -136,7 +136,11 @@ def main(argv: list[str]) -> int:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
     print("evaluating: fresh trajectories of the prior", file=sys.stderr)
-    results = finish(run, half=arguments["half"])
+    try:
+        results = finish(run, half=arguments["half"])
+    except KeyboardInterrupt:
+        print(f"interrupted while evaluating; the same command with --resume --out {out} goes on", file=sys.stderr)
+        return 130
     m = results["metrics"]
     print(summary(config.names["task"], m))
     print(f"results: {out / 'results.json'}   report: {out / 'report.html'}")

@@ -37,7 +37,6 @@ from pyro_gram.run import InterruptedRunError, check_begun, open_run, train
 
 HERE = Path(__file__).parent
 TABLES = HERE / "tables.toml"
-OUT = HERE / "tables"
 LOOKS = 2000  # updates between two looks of a row that has its batches for one update each
 KEPT = (  # of a cell's metrics
     "accuracy", "sample_accuracy", "violations", "any_valid", "vote_accuracy", "coverage", "coverage_limit",
@@ -222,7 +221,7 @@ def write_table(results: dict[str, Any], out: Path) -> list[Path]:
 def command(cell: Cell, arguments: Any) -> str:
     """The command line that makes one cell."""
     words = [sys.executable, str(HERE / "table.py"), "--table", arguments.table, "--preset", cell.preset]
-    words += ["--cell", cell.name, "--runs", str(arguments.runs)]
+    words += ["--cell", cell.name, "--runs", str(arguments.runs.absolute())]
     for option in ("minutes", "seeds", "data_dir"):
         if getattr(arguments, option):
             words += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
@@ -235,9 +234,7 @@ def make_parser() -> Parser:
     parser.add_argument("--table", required=True, metavar="NAME", help=", ".join(definitions()["tables"]))
     parser.add_argument("--preset", default="cpu", help=f"{', '.join(definitions()['presets'])} (default cpu)")
     parser.add_argument("--runs", type=Path, default=Path("runs/tables"), metavar="DIR", help="of the cells")
-    parser.add_argument(
-        "--out", type=Path, default=OUT, metavar="DIR", help="of the table (default experiments/tables)"
-    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="of the table (default: that of the cells)")
     parser.add_argument("--minutes", type=float, metavar="M", help="of training a cell, instead of the preset's")
     parser.add_argument("--seeds", type=int, default=0, metavar="N", help="of every row, instead of its own number")
     parser.add_argument("--cell", nargs="+", metavar="NAME", help="only these, and no table")
@@ -261,13 +258,16 @@ def main(argv: list[str]) -> int:
         named = {cell.name: cell for cell in cells}
         unknown = [name for name in arguments.cell if name not in named]
         if unknown:
-            raise ConfigError(f"no cell {unknown[0]!r} in this table; its cells: {', '.join(named)}")
+            raise ConfigError(
+                f"no cell {unknown[0]!r} in this table; --list names those that are missing, as {cells[0].name}"
+            )
         cells = [named[name] for name in arguments.cell]
     missing = [cell for cell in cells if not is_done(cell, arguments.runs)]  # settings are checked before any run
     if arguments.list:
         print("".join(f"{command(cell, arguments)}\n" for cell in missing), end="")
         return 0
-    check_writable(arguments.out / "table.json")
+    out = arguments.out or arguments.runs
+    check_writable(out / "table.json")
     device = pick_device(arguments.device)
     failed = []
     for cell in [] if arguments.collect else missing:
@@ -289,7 +289,7 @@ def main(argv: list[str]) -> int:
         raise UserError(
             f"no cell of table {arguments.table} is done in {arguments.runs}: leave out --collect to run them"
         )
-    paths = write_table(results, arguments.out)
+    paths = write_table(results, out)
     print(markdown(results))
     print(f"table: {', '.join(map(str, paths))}")
     return 0

@@ -88,7 +88,9 @@ def figure(results: dict[str, Any]) -> Figure:
                 continue
             _panel(axis, column, column["show"][i], labelled=i == 0)
         row_of_axes[0].set_title(column["title"], loc="left", fontsize=11, fontweight="bold")
-    drawn.suptitle(f"{results['title']} (dots: ours, preset {results['preset']}; rings: the paper's)", fontsize=11)
+    missing = f"; {len(results['missing'])} cells are missing" if results["missing"] else ""
+    about = f"dots: ours, preset {results['preset']}; rings: the paper's{missing}"
+    drawn.suptitle(f"{results['title']}\n({about})", fontsize=11)
     return drawn
 
 

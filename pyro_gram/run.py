@@ -124,7 +124,7 @@ def check_per_datum(assembly: Assembly) -> None:
     if pairs > config.guide.data:
         raise ConfigError(
             f"guide {name!r} has room for {config.guide.data} pairs (x, y), and the training split has {pairs}: "
-            f"set guide.data to {pairs}"
+            f"set --guide.data to {pairs}"
         )
 
 

@@ -160,7 +160,10 @@ def test_means_and_standard_errors_over_seeds_stand_beside_the_papers():
     [
         (["--table", "9"], "unknown table '9'; known: 1, 2"),
         (["--table", "1", "--preset", "huge"], "unknown preset 'huge'; known: tiny"),
-        (["--table", "1", "--cell", "x"], "no cell 'x' in this table; its cells: cpu-nqueens8-direct8-seed0"),
+        (
+            ["--table", "1", "--cell", "x"],
+            "no cell 'x' in this table; --list names those that are missing, as cpu-nqueens8-direct8-seed0",
+        ),
         (["--table", "1", "--minutes", "0"], "--minutes must be positive"),
         (["--table", "1", "--seeds", "-1"], "--seeds"),
         (["--table", "1", "--collect"], "no cell of table 1 is done"),
