@@ -80,8 +80,9 @@ class Cell:
         config = read_preset(
             PRESETS, column["task"], column["presets"][self.preset], names=row.get("names"), seed=self.seed
         )
-        if not getattr(MODELS.get(config.names["model"]), "one_step", False):
-            config = with_settings(config, {"evaluate": {"depth": preset["depth"]}})
+        depth = column.get("depth", {}).get(self.preset)
+        if depth and not getattr(MODELS.get(config.names["model"]), "one_step", False):
+            config = with_settings(config, {"evaluate": {"depth": depth}})
         for settings in (preset["settings"], row.get("settings", {}), row.get(self.preset, {})):
             config = with_settings(config, settings)
         one_update = config.train.act or config.train.supervision_steps == 1

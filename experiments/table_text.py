@@ -68,10 +68,8 @@ def _measured(results: dict[str, Any], first: dict[str, Any]) -> str:
     limit = (
         f", coverage of i.i.d. uniform draws {100 * first['coverage_limit']:.1f} %" if "coverage_limit" in first else ""
     )
-    return (
-        f"{length} on {threads} thread{'s' if threads > 1 else ''}, "
-        f"{first['num_inputs']} inputs that training never saw, {first['num_samples']} samples{limit}"
-    )
+    inputs = "no input" if first["num_inputs"] == 1 else f"{first['num_inputs']} inputs that training never saw"
+    return f"{length} on {threads} thread{'s' if threads > 1 else ''}, {inputs}, {first['num_samples']} samples{limit}"
 
 
 def figure(results: dict[str, Any]) -> Figure:
