@@ -66,6 +66,11 @@ class MeanFieldGuide(EffectGuide):
             raise ConfigError(f"guide.transitions = {config.transitions} is less than the {T} of a supervision step")
         self.until = config.transitions or T
         self.first = T - 1 if getattr(model.config, "truncated", False) and not config.transitions else 0
+        if self.first and not getattr(model.prior, "reparameterized", True):
+            raise ConfigError(
+                "guide 'mean_field' follows the prior at transitions that are not charged, and this one has draws "
+                "without gradient: set model.truncated to false"
+            )
         self.scale = config.initial_scale
         length = getattr(model.config, "prefix", 0) + spec.input_length
         shape = (config.data, self.until - self.first, length, width)

@@ -167,7 +167,7 @@ def refused(prior: str, guide: str) -> str:
     """Why a guide is none for a prior; nothing where it is one."""
     if prior == "none":
         return "" if guide == "prior" else "leaves nothing to infer"
-    if (prior, guide) == ("mixture", "prior"):
+    if prior == "mixture" and guide in ("prior", "mean_field"):
         return "without gradient"
     if (prior, guide) == ("flow", "residual"):
         return "no mean"

@@ -147,8 +147,9 @@ class BalancedELBO(_KeepTerms, TraceMeanField_ELBO):
                     reconstruction = -log_p.detach()
                 continue
             q, p = guide_trace.nodes[name]["fn"], site["fn"]
-            if q is p:
-                continue  # a user's own latent, which the guide leaves at its prior
+            if q is p:  # a user's own latent, or guidance from where on the guide follows the prior
+                kls += [torch.zeros(p.batch_shape, device=site["value"].device)] * (transition_of(name) is not None)
+                continue
             try:
                 kl = kl_divergence(scale_gradient(q, 1 - self.balance), scale_gradient(p, self.balance))
             except NotImplementedError:
@@ -157,7 +158,7 @@ class BalancedELBO(_KeepTerms, TraceMeanField_ELBO):
             loss = loss + scale_and_mask(kl, site["scale"], site["mask"]).sum()
             kls.append(kl.detach())
         assert reconstruction is not None, f"the model has no observed site {OBSERVED!r}"
-        kl_terms = torch.stack(kls) if kls else reconstruction[None][:0]
+        kl_terms = torch.stack(torch.broadcast_tensors(*kls)) if kls else reconstruction[None][:0]
         self.terms = StepTerms(reconstruction, kl_terms, *_carried(model_trace))
         assert isinstance(loss, Tensor)
         return loss.detach(), loss

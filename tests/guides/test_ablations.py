@@ -144,3 +144,22 @@ def test_a_budget_holds_for_every_guide_that_has_one(guide):
 def test_parts_that_do_not_belong_together_are_refused_when_they_are_built(names, message):
     with pytest.raises(ConfigError, match=message):
         build(small_config(**names))
+
+
+def test_a_guide_that_follows_a_prior_without_gradient_from_somewhere_on_still_has_a_bound():
+    case = case_of(prior_name="mixture", guide={"until": 4})
+    found = terms(case.assembly.model, case.assembly.guide, case.x, case.y, steps=3, truncated=False)
+    assert found.kl.shape == (6, 5)
+    assert (found.kl[4:] == 0).all()
+    assert (found.kl[:4] != 0).all()
+    assert torch.isfinite(found.elbo).all()
+
+
+def test_free_parameters_follow_the_prior_where_nothing_is_charged():
+    case = case_of(guide_name="mean_field", guide={"data": 6})
+    guide = case.assembly.guide
+    assert (guide.first, guide.until) == (1, 2)  # of T = 2, truncated
+    guide.train()
+    found = terms(case.assembly.model, guide, case.x, case.y, truncated=False)
+    assert (found.kl[0] == 0).all()
+    assert (found.kl[1] > 0).all()
