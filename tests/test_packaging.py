@@ -71,7 +71,7 @@ def test_the_registry_finds_everything_in_an_installed_wheel(installed, tmp_path
     assert seen["version"] == pyro_gram.__version__
     assert seen["homes"] == {
         "gram": "pyro_gram.models.gram",
-        "gaussian": "pyro_gram.models.priors",
+        "gaussian": "pyro_gram.models.priors.gaussian",
         "amortized": "pyro_gram.guides.amortized",
         "coloring": "pyro_gram.tasks.coloring",
     }
