@@ -148,7 +148,8 @@ class BalancedELBO(_KeepTerms, TraceMeanField_ELBO):
                 continue
             q, p = guide_trace.nodes[name]["fn"], site["fn"]
             if q is p:  # a user's own latent, or guidance from where on the guide follows the prior
-                kls += [torch.zeros(p.batch_shape, device=site["value"].device)] * (transition_of(name) is not None)
+                if transition_of(name) is not None:
+                    kls.append(torch.zeros(p.batch_shape, device=site["value"].device))
                 continue
             try:
                 kl = kl_divergence(scale_gradient(q, 1 - self.balance), scale_gradient(p, self.balance))
