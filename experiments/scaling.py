@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,9 +28,9 @@ from pyro_gram.errors import UserError
 from pyro_gram.evaluate import environment
 from pyro_gram.files import check_writable, read_json, write_json, write_via
 from pyro_gram.inference.sampling import at_once, check_has_heads, quiet, rollout, unrolled
-from pyro_gram.inference.sites import HALT, OBSERVED, VALUE, transition_of
+from pyro_gram.inference.sites import HALT, OBSERVED, VALUE
 from pyro_gram.inference.smc import SMCConfig, smc
-from pyro_gram.inference.temper import Temper, TemperConfig
+from pyro_gram.inference.temper import AtMean, Temper, TemperConfig
 from pyro_gram.inference.width import Width
 from pyro_gram.solver import Solver
 from pyro_gram.tasks.base import PuzzleSet
@@ -60,15 +59,6 @@ class Drawn:
         """The first n trajectories of each input, unweighted ones."""
         assert self.weight is None
         return Drawn(self.tokens[:n], self.score[:n], self.value[:n], None if self.halt is None else self.halt[:n])
-
-
-class AtMean(Messenger):
-    """The deterministic model: every guidance at its prior's mean."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if transition_of(msg["name"]) is not None:
-            msg["value"] = msg["fn"].mean
-            msg["done"] = True
 
 
 class Study:

@@ -75,6 +75,15 @@ class Temper(Messenger):
         self.seen += 1
 
 
+class AtMean(Messenger):
+    """The deterministic model: every guidance at its prior's mean. NotImplementedError for a prior that has none."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if transition_of(msg["name"]) is not None:
+            msg["value"] = msg["fn"].mean
+            msg["done"] = True
+
+
 def widened(distribution: Any, scale: float) -> Any:
     """The same distribution about the same mean, its standard deviation multiplied. Raises ConfigError."""
     if isinstance(distribution, torch.distributions.Independent):
