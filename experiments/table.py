@@ -23,6 +23,7 @@ import torch
 
 from experiments.run import PRESETS, pick_device
 from experiments.table_text import figure, markdown
+from pyro_gram import paper
 from pyro_gram.build import check_parts
 from pyro_gram.checkpoint import load_model
 from pyro_gram.cli import Parser, call
@@ -199,7 +200,7 @@ def collect(name: str, cells: list[Cell], runs: Path, data_dir: str | None) -> d
             column: {
                 "title": pick("columns", column)["title"],
                 "show": pick("columns", column)["show"],
-                "paper": table["paper"].get(column, {}),
+                "paper": paper.rows(name, column),
                 "rows": {row: found[column][row] for row in table["rows"] if row in found[column]},
             }
             for column in table["columns"]

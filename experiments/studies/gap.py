@@ -24,7 +24,7 @@ from torch import Tensor
 from experiments.run import PRESETS
 from pyro_gram.cli import Parser, call
 from pyro_gram.config import RunConfig, read_preset, with_settings
-from pyro_gram.diagnostics.inference_data import pareto_k
+from pyro_gram.diagnostics.inference_data import pareto_smoothed
 from pyro_gram.diagnostics.metrics import excess, measure
 from pyro_gram.errors import ConfigError
 from pyro_gram.evaluate import bounds_of, environment, roll
@@ -114,7 +114,7 @@ def pareto_k_of(run: Run, x: Tensor | None, y: Tensor) -> Tensor:
     drawn = guide_draws(
         model, guide, None if x is None else x[few], y[few], steps=run.depth, num_samples=WEIGHTS, seed=seed
     )
-    return torch.from_numpy(pareto_k(drawn.log_weight))
+    return pareto_smoothed(drawn.log_weight)[1]
 
 
 def about_study(study: dict[str, Any]) -> dict[str, Any]:

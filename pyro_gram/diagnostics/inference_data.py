@@ -72,14 +72,39 @@ def from_groups(groups: dict[str, dict[str, Any]], dims: dict[str, list[str]] | 
     return data
 
 
-def pareto_k(log_weight: Any) -> np.ndarray:
-    """k-hat of importance weights, ``[S, B] -> [B]``: above 0.7 their mean cannot be trusted (Vehtari et al., 2024)."""
-    rows = np.asarray(log_weight, dtype=np.float64).T
+def pareto_smoothed(log_weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pareto-smoothed log weights, ``[S, B]`` float64, and k-hat, ``[B]`` (PSIS; Vehtari et al., 2024).
+
+    Their scale is kept: the mean of the smoothed weights estimates what the mean of the raw ones does. A tail that
+    cannot be fitted stays as it is: with k-hat infinite where there are too few draws, and 0 where they are all equal.
+    """
+    import torch
+
+    rows = np.array(log_weight.detach().cpu().T, dtype=np.float64)
+    smoothed, khat = rows.copy(), np.full(len(rows), np.inf)
+    for i, row in enumerate(rows):
+        tail = np.sort(row)[-max(1, int(min(len(row) / 5, 3 * len(row) ** 0.5))) :]
+        if tail[-1] - tail[0] < 1e-9:
+            khat[i] = 0.0
+        elif len(row) >= LEAST_DRAWS:
+            found, khat[i] = _psis(row)
+            lowest = row.argmin()  # of the body, which is not smoothed
+            smoothed[i] = found - found[lowest] + row[lowest]
+    return torch.from_numpy(smoothed.T.copy()), torch.from_numpy(khat)
+
+
+LEAST_DRAWS = 25  # a fifth of them is fitted
+
+
+def _psis(row: np.ndarray) -> tuple[np.ndarray, float]:
+    """Smoothed log weights up to a constant, and k-hat."""
     if ARVIZ_MAJOR == 0:
-        return np.atleast_1d(az.psislw(rows)[1])
+        found, k = az.psislw(row[None])
+        return found[0], float(k[0])
     from arviz_stats.base import array_stats
 
-    return np.atleast_1d(array_stats.psislw(-rows)[1])  # takes log-likelihoods, and turns their sign itself
+    found, k = array_stats.psislw(-row)  # takes log-likelihoods, and turns their sign itself
+    return found, float(k)
 
 
 def save(data: Any, path: Path) -> None:

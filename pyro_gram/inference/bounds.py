@@ -8,11 +8,13 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_gram.inference.elbo import BalancedELBO, StepTerms
 from pyro_gram.inference.importance import MAX_TRACED, split_pairs
 from pyro_gram.inference.sampling import MAX_TRAJECTORIES, rollout_log_prob
+from pyro_gram.inference.sites import DRAWN, OBSERVED
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,25 @@ class Bounds:
         surrogate: Eq. 14, the mean over the supervision steps that are trained: what each update maximises.
         kl: KL of every transition of the full trajectory, ``[transitions, B]``.
         reconstruction: -log p(y | h) at the trajectory's end.
+        tokens: the mode of p(y | h) there, int64 ``[B, L_out]``: what the guide, who knows y, makes the program answer.
+            Never score it as the model's. None where the program has no mode.
     """
 
     full: Tensor
     surrogate: Tensor
     kl: Tensor
     reconstruction: Tensor
+    tokens: Tensor | None
+
+
+class _Answer(Messenger):
+    """Keeps the mode of the observed site."""
+
+    mode: Tensor | None = None
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] == OBSERVED and not msg["infer"].get(DRAWN):
+            self.mode = msg["fn"].mode
 
 
 def terms(model: nn.Module, guide: nn.Module, *args: Any, **kwargs: Any) -> StepTerms:
@@ -68,17 +83,19 @@ def bounds(
         surrogate=torch.cat([p.surrogate for p in parts]),
         kl=torch.cat([p.kl for p in parts], dim=1),
         reconstruction=torch.cat([p.reconstruction for p in parts]),
+        tokens=None if parts[0].tokens is None else torch.cat([p.tokens for p in parts if p.tokens is not None]),
     )
 
 
 def _bounds(model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps: int, trained: int) -> Bounds:
-    whole = terms(model, guide, x, y, steps=steps, truncated=False)
+    with _Answer() as answer:
+        whole = terms(model, guide, x, y, steps=steps, truncated=False)
     state, by_step = None, []
     for _ in range(trained):
         one = terms(model, guide, x, y, state)
         state = one.state
         by_step.append(one.elbo)
-    return Bounds(whole.elbo, torch.stack(by_step).mean(0), whole.kl, whole.reconstruction)
+    return Bounds(whole.elbo, torch.stack(by_step).mean(0), whole.kl, whole.reconstruction, answer.mode)
 
 
 def prior_log_likelihood(

@@ -46,6 +46,7 @@ class Arc(Task):
     def __init__(self, config: ArcConfig, data_dir: str | None = None) -> None:
         self.config = config
         self.canvas = config.canvas
+        self.problem = "arc2" if config.dataset == "arcagi2" else "arc1"
         pool = self._pool = collect(config, data_dir)
         self.puzzles = pool.puzzles
         self._splits: dict[str, PuzzleSet] = {}

@@ -148,6 +148,7 @@ class Task(ABC):
     unit: ClassVar[str] = "violation"  # what ``violations`` counts, in the singular
     checkable: ClassVar[bool] = True  # can an answer be right or wrong? (a handwritten digit cannot)
     classifier: ClassVar[str] = ""  # what judges samples of images: "digits", or nothing
+    problem: str = ""  # what the tables of the paper call this very problem; nothing where they do not have it
     difficulty_label: ClassVar[str] = ""  # of an axis: what ``difficulty`` counts
 
     @abstractmethod

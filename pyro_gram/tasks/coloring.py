@@ -78,6 +78,7 @@ class Coloring(Task):
     def __init__(self, config: ColoringConfig, data_dir: str | None = None) -> None:
         self.config = config
         n = self.n = config.vertices
+        self.problem = f"coloring{n}"
         self._rows, self._cols = torch.triu_indices(n, n, offset=1)
         self.pairs = len(self._rows)
         if config.layout == "vertex":

@@ -100,6 +100,7 @@ class MNIST(GenerativeTask):
         self._sources: dict[str, str] = {}
         side, patch = config.side, config.patch
         self.side = side
+        self.problem = "mnist"
         self.spec = TaskSpec((side // patch) ** 2, None, 0, side**2, 2, image=(side, side), patch=patch)
 
     # ---- data --------------------------------------------------------------------------------------------------

@@ -74,6 +74,7 @@ class NQueens(Task):
     def __init__(self, config: NQueensConfig, data_dir: str | None = None) -> None:
         self.config = config
         n = self.n = config.size
+        self.problem = f"nqueens{n}"
         if config.layout == "row":
             self.spec = TaskSpec(n, None, n + 1, n, n)
         else:

@@ -135,6 +135,7 @@ class Sudoku(Task):
         self.data_dir = data_dir
         self._sources: dict[str, str] = {}
         self.size, self.cells = config.size, config.size**2
+        self.problem = "sudoku" if config.from_file else ""
         self.spec = TaskSpec(self.cells, None, self.size + FIRST, self.cells, self.size + FIRST)
         if config.from_file:
             data_folder(data_dir)  # a wrong folder is told at once, not when the data is needed

@@ -63,6 +63,7 @@ class SudokuBoards(GenerativeTask):
     def __init__(self, config: SudokuBoardsConfig, data_dir: str | None = None) -> None:
         self.config = config
         self.size, self.cells = config.size, config.size**2
+        self.problem = "sudoku_uncond" if self.size == 9 else ""
         self.spec = TaskSpec(self.cells, None, 0, self.cells, self.size)
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:

@@ -166,5 +166,25 @@ def test_pareto_k_is_the_tail_of_the_weights():
     exponential = torch.distributions.Exponential(1.0).expand([20_000, 3])
     torch.manual_seed(0)
     tails = torch.tensor([0.2, 0.5, 1.5])  # exp(k E) is Pareto with shape k where E is exponential
-    found = inference_data.pareto_k(exponential.sample() * tails)
+    _, found = inference_data.pareto_smoothed(exponential.sample() * tails)
     np.testing.assert_allclose(found, tails, atol=0.3)
+
+
+def test_smoothing_changes_the_largest_weights_alone_and_keeps_their_scale():
+    torch.manual_seed(0)
+    raw = torch.randn(400, 2, dtype=torch.double) - 50  # far from 1: a scale that normalizing would lose
+    smoothed, _ = inference_data.pareto_smoothed(raw)
+    order = raw.argsort(0)
+    body, tail = order[: 400 - 61], order[-20:]
+    torch.testing.assert_close(smoothed.gather(0, body), raw.gather(0, body), rtol=0, atol=1e-9)
+    assert (smoothed.gather(0, tail) != raw.gather(0, tail)).any()
+    assert (smoothed.max(0).values <= raw.max(0).values + 1e-9).all()
+    torch.testing.assert_close(smoothed.logsumexp(0), raw.logsumexp(0), rtol=0, atol=0.05)
+
+
+def test_equal_weights_are_trusted_and_too_few_are_not():
+    raw = torch.zeros(100, 1)
+    smoothed, khat = inference_data.pareto_smoothed(raw)
+    assert khat.tolist() == [0.0]
+    assert torch.equal(smoothed, raw.double())
+    assert inference_data.pareto_smoothed(torch.randn(10, 1))[1].tolist() == [float("inf")]
