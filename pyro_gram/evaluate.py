@@ -305,15 +305,14 @@ def draw_figures(run: Run, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, Path
 
 def write_inference_data(run: Run, puzzles: PuzzleSet, inputs: int = 32) -> None:
     """inference.nc: the guide's and the prior's trajectories on a few held-out inputs."""
-    from pyro_gram.diagnostics import inference_data
+    from pyro_gram.diagnostics.collect import collect
+    from pyro_gram.diagnostics.inference_data import save
 
     model, guide = (m.cpu() for m in run.trainer.averaged)
     config, task = run.assembly.config, run.assembly.task
     draws = max(2, min(TRACED_DRAWS, 16 * TRACED_DRAWS // task.spec.input_length))
-    data = inference_data.collect(
-        task, model, guide, puzzles, inputs=inputs, depth=run.depth, draws=draws, seed=config.evaluate.seed
-    )
-    inference_data.save(data, run.out / "inference.nc")
+    data = collect(task, model, guide, puzzles, inputs=inputs, depth=run.depth, draws=draws, seed=config.evaluate.seed)
+    save(data, run.out / "inference.nc")
 
 
 def peak_memory_mb() -> float:

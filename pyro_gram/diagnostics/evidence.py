@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_gram.diagnostics.inference_data import pareto_smoothed
+from pyro_gram.diagnostics.inference_data import GOOD_KHAT, pareto_smoothed
 from pyro_gram.inference.importance import MAX_TRACED, guide_draws, log_evidence
 from pyro_gram.inference.sampling import MAX_TRAJECTORIES, rollout_log_prob
 
-KHAT = 0.7  # above it the mean of the weights cannot be trusted (Vehtari et al., 2024)
 HITS = 10.0  # effective draws of the prior below which their mean is one of a few lucky ones
 ERRORS = 3.0  # standard errors of the difference within which two estimates agree
 
@@ -76,7 +75,7 @@ class Evidence:
         prior_holds = self.prior.ess >= HITS
         if self.guide is None:
             return [PRIOR if holds else NEITHER for holds in prior_holds.tolist()]
-        guide_holds = self.guide.khat <= KHAT
+        guide_holds = self.guide.khat <= GOOD_KHAT
         guide_first = guide_holds & (~prior_holds | (self.guide.se <= self.prior.se))
         return [
             GUIDE if first else PRIOR if holds else NEITHER
@@ -103,7 +102,7 @@ class Evidence:
     def both(self) -> Tensor:
         """bool ``[B]``: can both estimates of a pair be trusted?"""
         assert self.guide is not None
-        return (self.guide.khat <= KHAT) & (self.prior.ess >= HITS)
+        return (self.guide.khat <= GOOD_KHAT) & (self.prior.ess >= HITS)
 
     @property
     def agree(self) -> Tensor:
@@ -130,7 +129,7 @@ class Evidence:
             "iwae": dict(zip(map(str, self.counts), means, strict=True)),
             "log_p_guide": self.guide.log_p.mean().item(),
             "guide_samples": self.guide.num_samples,
-            "khat_above": (self.guide.khat > KHAT).double().mean().item(),
+            "khat_above": (self.guide.khat > GOOD_KHAT).double().mean().item(),
             "ess_median": self.guide.ess.median().item(),
             "both_trusted": int(both.sum()),
             "agree": int((self.agree & both).sum()),

@@ -1,7 +1,6 @@
-"""Trajectories as ArviZ sees them; the only module that imports ArviZ.
+"""What is asked of ArviZ, 0.23 (InferenceData) and 1.x (DataTree) alike; the only module that imports it.
 
-``chain`` is an independent batch of trajectories, ``draw`` a trajectory, ``instance`` an input, ``transition`` one step
-of the recursion. Works with ArviZ 0.23 (InferenceData) and 1.x (DataTree).
+What the groups hold is the business of ``collect``.
 """
 
 from __future__ import annotations
@@ -16,47 +15,27 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # 0.23 announces 1.x at import
     import arviz as az
 
+from pyro_gram.errors import UserError
 from pyro_gram.files import write_via
 
 if TYPE_CHECKING:
     import torch
 
-    from pyro_gram.tasks.base import PuzzleSet, Task
-
 ARVIZ_MAJOR = int(az.__version__.split(".")[0])
-STATE_INSTANCES = 2  # the final state is large: kept for this many inputs
-DIMS = {
-    "guidance": ["instance", "transition"],
-    "h": ["state_instance", "latent_position", "channel"],
-    "kl": ["instance", "transition"],
-    "log_p_y": ["instance"],
-    "log_weight": ["instance"],
-    "score": ["instance"],
-    "y": ["instance", "position"],
-    "violations": ["instance"],
-    "valid": ["instance"],
-    "solution": ["instance"],
-    "num_solutions": ["instance"],
-}
-UNITS = {
-    "log_p_y": "nats, log p(y | h_T)",
-    "guidance": "root mean square of eps_t over positions and channels",
-    "h": "final high-level state h_T",
-    "kl": "nats, KL(q || p) of one transition",
-    "log_weight": "nats, log p(y, tau | x) - log q(tau | x, y)",
-    "score": "nats, log p(y_hat | h_T); of diffusion models, of the path to y_hat",
-    "solution": "index among the input's solutions, -1 for none of them",
-    "violations": "number of violated constraints",
-    "valid": "1 where the answer is right",
-}
+LEAST_DRAWS = 25  # a fifth of the weights is fitted: five
+GOOD_KHAT = 0.7  # above it the mean of the weights cannot be trusted (Vehtari et al., 2024)
 
 
-def from_groups(groups: dict[str, dict[str, Any]], dims: dict[str, list[str]] | None = None) -> Any:
-    """Groups of named arrays to an InferenceData (0.23) or a DataTree (1.x); ``dims`` names what follows chain, draw.
+def from_groups(
+    groups: dict[str, dict[str, Any]], dims: dict[str, list[str]] | None = None, units: dict[str, str] | None = None
+) -> Any:
+    """Groups of named arrays to an InferenceData (0.23) or a DataTree (1.x).
 
     Args:
         groups: group name -> variable name -> array. Arrays of ``observed_data`` and ``constant_data`` start with the
             instance, all others with ``[chain, draw]``.
+        dims: variable name -> the names of the dimensions that follow chain, draw.
+        units: variable name -> what its attribute ``description`` will say.
     """
     arrays: dict[str, Any] = {g: {k: np.asarray(v) for k, v in variables.items()} for g, variables in groups.items()}
     with warnings.catch_warnings():
@@ -67,8 +46,8 @@ def from_groups(groups: dict[str, dict[str, Any]], dims: dict[str, list[str]] | 
             data = az.from_dict(arrays, dims=dims or {})
     for group, variables in arrays.items():
         for name in variables:
-            if name in UNITS:
-                data[group][name].attrs["description"] = UNITS[name]
+            if units and name in units:
+                data[group][name].attrs["description"] = units[name]
     return data
 
 
@@ -87,13 +66,11 @@ def pareto_smoothed(log_weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
         if tail[-1] - tail[0] < 1e-9:
             khat[i] = 0.0
         elif len(row) >= LEAST_DRAWS:
-            found, khat[i] = _psis(row)
+            with np.errstate(over="ignore", invalid="ignore"):  # its fit tries shapes that are far off
+                found, khat[i] = _psis(row)
             lowest = row.argmin()  # of the body, which is not smoothed
             smoothed[i] = found - found[lowest] + row[lowest]
     return torch.from_numpy(smoothed.T.copy()), torch.from_numpy(khat)
-
-
-LEAST_DRAWS = 25  # a fifth of them is fitted
 
 
 def _psis(row: np.ndarray) -> tuple[np.ndarray, float]:
@@ -117,76 +94,65 @@ def load(path: str | Path) -> Any:
     return az.from_netcdf(str(path), engine="h5netcdf")
 
 
-def collect(
-    task: Task,
-    model: torch.nn.Module,
-    guide: torch.nn.Module,
-    puzzles: PuzzleSet,
-    *,
-    depth: int,
-    inputs: int = 32,
-    chains: int = 4,
-    draws: int = 25,
-    seed: int = 0,
-) -> Any:
-    """The guide's and the prior's trajectories on the first ``inputs`` puzzles, each with one target drawn uniformly.
+def by_depth(data: Any) -> Any:
+    """The second view of the prior's trajectories: chain = trajectory, draw = supervision step, group ``posterior``.
 
-    Without input (p(x)) an instance is a datum for the guide; the prior's trajectories belong to no datum, and its
-    groups have one instance.
+    It holds every variable that has a dimension ``step``. A high R-hat there means that the trajectories of an input
+    end in different answers, which is what they are for, and no failure. They are of the prior: no y is in them.
+    """
+    arrays: dict[str, Any] = {}
+    dims: dict[str, list[str]] = {}
+    units: dict[str, str] = {}
+    for group in ("prior", "sample_stats_prior"):
+        for name, values in data[group].data_vars.items():
+            if "step" in values.dims:
+                ordered = values.transpose("chain", "draw", "step", ...)
+                arrays[name] = ordered.values.reshape(-1, *ordered.shape[2:])
+                dims[name] = [str(d) for d in ordered.dims[3:]]
+                units[name] = values.attrs["description"]
+    return from_groups({"posterior": arrays}, dims, units)
 
-    Groups ``posterior``, ``posterior_predictive``, ``log_likelihood`` and ``sample_stats`` come from the guide, which
-    has seen y, and say nothing about accuracy (a model without an inference network has none of them); ``prior``,
-    ``prior_predictive`` and ``sample_stats_prior`` from fresh trajectories.
+
+def khat(data: Any) -> Any:
+    """k-hat of the guide's weights on each instance, in the form that ``az.plot_khat`` takes.
+
+    Its ``elpd`` is held-out log p(y | x) by Pareto-smoothed importance weights, summed over instances. It is no
+    leave-one-out estimate, which draws that have seen y cannot give.
+
+    Raises:
+        UserError: a model without an inference network has no weights.
     """
     import torch
 
-    from pyro_gram.inference.importance import MAX_TRACED, GuidanceScale, guide_draws
-    from pyro_gram.inference.sampling import at_once, rollout
-    from pyro_gram.tasks.stream import generator_for
+    if "sample_stats" not in group_names(data):
+        raise UserError("there are no importance weights: the model has no inference network")
+    weights = data["sample_stats"]["log_weight"].stack(__sample__=("chain", "draw")).transpose("__sample__", "instance")
+    smoothed, shape = pareto_smoothed(torch.from_numpy(np.array(weights.values)))
+    s, b = smoothed.shape
+    log_p = smoothed.logsumexp(0).numpy() - np.log(s)
+    like = data["sample_stats"]["log_weight"].isel(chain=0, draw=0, drop=True)
+    said: dict[str, Any] = {
+        "elpd": log_p.sum(),
+        "se": log_p.std() * b**0.5,
+        "p": np.nan,
+        "n_samples": s,
+        "n_data_points": b,
+        "warning": bool((shape > GOOD_KHAT).any()),
+        "elpd_i": like.copy(data=log_p).rename("elpd_i"),
+        "pareto_k": like.copy(data=shape.numpy()).rename("pareto_shape"),
+        "scale": "log",
+        "good_k": GOOD_KHAT,
+    }
+    if ARVIZ_MAJOR == 0:
+        from arviz.stats.stats_utils import ELPDData as Series
 
-    puzzles = puzzles.subset(inputs)
-    x, y = puzzles.pairs(inputs, generator_for(seed, len(puzzles)))
-    max_traced = at_once(task.spec.input_length, MAX_TRACED)
-    groups: dict[str, dict[str, list[Any]]] = {}
+        names = {"elpd": "elpd_loo", "p": "p_loo", "elpd_i": "loo_i"}  # the only ones that it knows
+        return Series(data=list(said.values()), index=[names.get(k, k) for k in said])
+    from arviz_stats.utils import ELPDData
 
-    def keep(group: str, **values: Any) -> None:
-        for name, value in values.items():
-            groups.setdefault(group, {}).setdefault(name, []).append(np.asarray(value))
-
-    infers = getattr(guide, "infers", True)
-    for chain in range(chains):
-        if infers:
-            q = guide_draws(
-                model, guide, x, y, steps=depth, num_samples=draws, seed=seed + chain, max_traced=max_traced
-            )
-            keep("posterior", guidance=q.guidance.permute(1, 2, 0), h=q.h[:, :STATE_INSTANCES])
-            keep("posterior_predictive", **_decoded(task, puzzles, q.tokens))
-            keep("log_likelihood", log_p_y=q.log_likelihood)
-            keep("sample_stats", log_weight=q.log_weight, kl=q.kl.permute(1, 2, 0))
-        with GuidanceScale() as scale:
-            whole = draws * len(puzzles)
-            p = rollout(model, x, num_samples=draws, depth=depth, seed=seed + chain, max_trajectories=whole)
-        if scale.by_transition:
-            guidance = torch.stack([t.expand(draws, len(puzzles)) for t in scale.by_transition])
-            keep("prior", guidance=guidance.permute(1, 2, 0))
-        keep("prior_predictive", **_decoded(task, puzzles, p.tokens))
-        keep("sample_stats_prior", score=p.score)
-    stacked: dict[str, dict[str, Any]] = {g: {k: np.stack(v) for k, v in vs.items()} for g, vs in groups.items()}
-    stacked["observed_data"] = {"y": y}
-    dims = dict(DIMS)
-    if x is not None:
-        stacked["constant_data"] = {"x": x, "num_solutions": puzzles.num_solutions}
-        dims["x"] = ["instance", "position_in"] + ["feature"] * (x.ndim - 2)
-    return from_groups(stacked, dims)
+    return ELPDData(**said)
 
 
-def _decoded(task: Task, puzzles: PuzzleSet, tokens: torch.Tensor) -> dict[str, Any]:
-    from pyro_gram.diagnostics.metrics import solution_ids
-
-    decoded: dict[str, Any] = {"y": tokens}
-    if task.checkable:
-        broken = task.violations(puzzles.inputs, tokens)
-        decoded |= {"violations": broken, "valid": (broken == 0).long()}
-    if puzzles.complete:
-        decoded["solution"] = solution_ids(task, puzzles, tokens)
-    return decoded
+def group_names(data: Any) -> set[str]:
+    """The names of the groups of an InferenceData (0.23) or a DataTree (1.x)."""
+    return set(data.groups()) if callable(data.groups) else {g.strip("/") for g in data.groups} - {""}

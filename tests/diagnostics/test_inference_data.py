@@ -6,8 +6,13 @@ import pytest
 import torch
 
 from pyro_gram.diagnostics import inference_data
+from pyro_gram.diagnostics.collect import collect as collect_from
+from pyro_gram.diagnostics.collect import project
+from pyro_gram.diagnostics.inference_data import group_names as names
+from pyro_gram.errors import UserError
+from pyro_gram.inference.sampling import rollout
 from pyro_gram.tasks.base import PuzzleSet
-from tests.conftest import small
+from tests.conftest import opinionated, small
 
 CHAINS, DRAWS, DEPTH, INPUTS, VERTICES, WIDTH, T = 2, 6, 3, 4, 4, 16, 2
 GUIDE = ("posterior", "posterior_predictive", "log_likelihood", "sample_stats")
@@ -25,7 +30,10 @@ DIMS = {
     ("log_likelihood", "log_p_y"): {**SAMPLE, "instance": INPUTS},
     ("sample_stats", "log_weight"): {**SAMPLE, "instance": INPUTS},
     ("sample_stats", "kl"): {**SAMPLE, "instance": INPUTS, "transition": DEPTH * T},
-    ("sample_stats_prior", "score"): {**SAMPLE, "instance": INPUTS},
+    ("sample_stats_prior", "score"): {**SAMPLE, "instance": INPUTS, "step": DEPTH},
+    ("prior", "path"): {**SAMPLE, "instance": INPUTS, "step": DEPTH, "projection": 2},
+    ("prior", "h"): {**SAMPLE, "state_instance": 2, "latent_position": VERTICES, "channel": WIDTH},
+    ("observed_data", "violations"): {"instance": INPUTS},
     ("observed_data", "y"): {"instance": INPUTS, "position": VERTICES},
     ("constant_data", "x"): {"instance": INPUTS, "position_in": VERTICES, "feature": VERTICES},
     ("constant_data", "num_solutions"): {"instance": INPUTS},
@@ -49,17 +57,12 @@ def assembly():
 def collect(assembly, puzzles=None, **settings):
     puzzles = puzzles or assembly.task.split("test")
     settings = {"depth": DEPTH, "chains": CHAINS, "draws": DRAWS, **settings}
-    return inference_data.collect(assembly.task, assembly.model, assembly.guide, puzzles, **settings)
+    return collect_from(assembly.task, assembly.model, assembly.guide, puzzles, **settings)
 
 
 @pytest.fixture(scope="module")
 def data(assembly):
     return collect(assembly)
-
-
-def names(data):
-    """Group names, of an InferenceData (0.23) or a DataTree (1.x)."""
-    return set(data.groups()) if callable(data.groups) else {g.strip("/") for g in data.groups} - {""}
 
 
 def test_every_group_is_there(data):
@@ -153,6 +156,57 @@ def test_arviz_summarises_the_posterior(data):
     assert {"mean", "r_hat"} <= set(table.columns)
     expected = data["posterior"]["guidance"].values.mean((0, 1)).ravel()
     np.testing.assert_allclose(table["mean"].to_numpy(float), expected, atol=1e-3)
+
+
+def test_the_view_by_depth_has_a_chain_for_each_trajectory_and_a_draw_for_each_step(data):
+    view = inference_data.by_depth(data)
+    assert names(view) == {"posterior"}
+    assert set(view["posterior"].data_vars) == {"path", "score"}
+    path = view["posterior"]["path"]
+    assert dict(path.sizes) == {"chain": CHAINS * DRAWS, "draw": DEPTH, "instance": INPUTS, "projection": 2}
+    np.testing.assert_array_equal(path.values[DRAWS + 2, 1], data["prior"]["path"].values[1, 2, :, 1])
+    assert "projections of h" in path.attrs["description"]
+
+
+def test_the_last_point_of_a_path_is_the_final_state(data):
+    h = torch.from_numpy(data["prior"]["h"].values)
+    last = data["prior"]["path"].values[:, :, :2, -1]
+    np.testing.assert_allclose(project(h), last, atol=1e-5)
+
+
+def test_heads_speak_at_every_step():
+    case = opinionated(strength=1.0)
+    part = collect(case.assembly)["sample_stats_prior"]
+    for name in ("halt", "value"):
+        assert dict(part[name].sizes) == {**SAMPLE, "instance": INPUTS, "step": DEPTH}
+        assert ((part[name].values > 0) & (part[name].values < 1)).all()
+        assert len(np.unique(part[name].values)) > 1
+
+
+def test_the_priors_groups_are_the_roll_out_that_is_scored(assembly, data):
+    x = assembly.task.split("test").inputs
+    rolled = rollout(assembly.model, x, num_samples=DRAWS, depth=DEPTH, seed=1)
+    np.testing.assert_array_equal(data["prior_predictive"]["y"].values[1], rolled.tokens)
+    np.testing.assert_allclose(data["sample_stats_prior"]["score"].values[1, ..., -1], rolled.score, atol=1e-5)
+
+
+def test_khat_is_what_the_weights_say_of_each_instance():
+    data = collect(small(), draws=40)
+    found = inference_data.khat(data)
+    weights = data["sample_stats"]["log_weight"].values.reshape(CHAINS * 40, INPUTS)
+    smoothed, shape = inference_data.pareto_smoothed(torch.from_numpy(weights.copy()))
+    np.testing.assert_allclose(found.pareto_k.values, shape)
+    assert found.pareto_k.dims == ("instance",)
+    assert found["se"] > 0
+    total = float((smoothed.logsumexp(0) - np.log(CHAINS * 40)).sum())
+    assert float(found["elpd"] if inference_data.ARVIZ_MAJOR else found["elpd_loo"]) == pytest.approx(total)
+
+
+def test_a_model_without_inference_has_no_weights():
+    data = collect(small(prior_name="none", guide_name="prior"))
+    assert names(data) == {*PRIOR, "observed_data", "constant_data"}
+    with pytest.raises(UserError, match="no inference network"):
+        inference_data.khat(data)
 
 
 @pytest.mark.parametrize("changes", [{"guide_name": "replay"}, {"task": {"layout": "edge"}}], ids=str)
