@@ -5,8 +5,6 @@ from __future__ import annotations
 import platform
 import resource
 import time
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -15,15 +13,15 @@ from torch import Tensor
 
 from pyro_gram.build import Assembly
 from pyro_gram.checkpoint import save_model
-from pyro_gram.diagnostics import figures
-from pyro_gram.diagnostics.metrics import excess, measure, solution_ids, winners
-from pyro_gram.diagnostics.report import write_report
-from pyro_gram.files import write_json, write_via
+from pyro_gram.diagnostics.metrics import excess, measure, winners
+from pyro_gram.diagnostics.trajectories import attractors
+from pyro_gram.files import write_json
 from pyro_gram.heads import takes_heads, train_heads
 from pyro_gram.inference.bounds import Bounds, bounds, prior_log_likelihood
 from pyro_gram.inference.importance import MAX_TRACED
 from pyro_gram.inference.sampling import Rollout, at_once, rollout
 from pyro_gram.inference.sites import WHERE
+from pyro_gram.run_report import draw_figures, write_run_report
 from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task
 from pyro_gram.tasks.stream import generator_for
 from pyro_gram.version import __version__
@@ -35,6 +33,7 @@ MONITOR_INPUTS = 64  # validation inputs looked at during training
 MONITOR_SAMPLES = 1024  # samples of p(x) looked at during training
 BOUND_INPUTS = 1024  # the most pairs (x, y) whose bounds are computed
 LIKELIHOOD_INPUTS, LIKELIHOOD_SAMPLES = 64, 100  # the prior Monte Carlo estimate of log p(y | x)
+FOLLOWED_INPUTS, FOLLOWED = 24, 6  # trajectories that are followed step by step, of each of the first inputs
 TRACED_DRAWS = 25  # trajectories a chain in inference.nc; fewer of more than 16 positions
 
 
@@ -54,6 +53,7 @@ def monitor(run: Run) -> dict[str, float]:
         "elbo_full": found.full.mean().item(),
         "elbo_surrogate": found.surrogate.mean().item(),
     }
+    looked["posterior_accuracy"] = right_under_guide(run, x, found)
     own = assess(task, puzzles, rolled.tokens, split="validation")
     looked |= {f"prior_{name}": value for name, value in own.items()}
     return {name: value for name, value in looked.items() if value is not None}
@@ -74,6 +74,17 @@ def bounds_of(run: Run, x: Tensor | None, y: Tensor) -> Bounds:
         seed=config.evaluate.seed,
         max_traced=max_traced,
     )
+
+
+def right_under_guide(run: Run, x: Tensor | None, found: Bounds) -> float | None:
+    """Pairs whose answer is right where the guide, with y in sight, steers: beside the prior's, it shows a leak.
+
+    None without an inference network, or where no answer is right or wrong.
+    """
+    task = run.assembly.task
+    if found.tokens is None or not task.checkable or not getattr(run.assembly.guide, "infers", True):
+        return None
+    return task.valid(x, found.tokens.cpu()).double().mean().item()
 
 
 def assess(task: Task, puzzles: PuzzleSet, tokens: Tensor, split: str) -> dict[str, float]:
@@ -145,7 +156,9 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
         puzzles = puzzles.subset(config.evaluate.inputs)
     rolled = roll(run, puzzles.inputs)
     metrics = test_metrics(run, puzzles, rolled)
-    drawn = draw_figures(run, puzzles, rolled.tokens)
+    history = followed(run, puzzles)
+    metrics["unsettled"] = unsettled(task, puzzles.inputs, history)
+    drawn = draw_figures(run, puzzles, rolled.tokens, history)
     write_inference_data(run, puzzles)
     trained = run.trainer.elapsed + heads
     evaluated = time.perf_counter() - start - heads
@@ -161,18 +174,44 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
         "head_seconds": heads,  # of the training
         "peak_memory_mb": peak_memory_mb(),
         "metrics": metrics,
-        "looks": looks_of(run),
+        "looks": looks_of(run.rows()),
         "data": task.provenance(),
         "environment": environment(),
     }
     write_json(run.out / "results.json", results)
-    write_report(run.out / "report.html", config.to_dict(), results, drawn)
+    write_run_report(run, results, drawn)
     return results
 
 
-def looks_of(run: Run) -> dict[str, float]:
-    """Accuracy of the prior on a few validation inputs, at the last look of training and at the best: does it decay?"""
-    seen = [row["prior_accuracy"] for row in run.rows() if "prior_accuracy" in row]
+def followed(run: Run, puzzles: PuzzleSet) -> Tensor:
+    """Answers after each supervision step of some trajectories of the first inputs, int64 ``[S, N, b, L_out]``."""
+    x = None if puzzles.inputs is None else puzzles.inputs[:FOLLOWED_INPUTS]
+    count = FOLLOWED if x is not None else FOLLOWED * FOLLOWED_INPUTS
+    history = roll(run, x, num_samples=count, history=True).history
+    assert history is not None
+    return history
+
+
+def unsettled(task: Task, x: Tensor | None, history: Tensor) -> float | None:
+    """Trajectories whose answer still changed in the last quarter of the steps. None of images, which flicker for ever.
+
+    Args:
+        x: at least the inputs of the history, ``[B, *event]``; None for p(x).
+        history: int64 ``[S, N, b, L_out]``.
+    """
+    if not task.checkable:
+        return None
+    few = None if x is None else x[: history.shape[2]]
+    return attractors(task, few, history).unsettled.mean().item()
+
+
+def looks_of(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Accuracy of the prior on a few validation inputs, at the last look of training and at the best: does it decay?
+
+    Args:
+        rows: the lines of ``metrics.jsonl``.
+    """
+    seen = [row["prior_accuracy"] for row in rows if "prior_accuracy" in row]
     return {"last_accuracy": seen[-1], "best_accuracy": max(seen)} if seen else {}
 
 
@@ -190,6 +229,9 @@ def test_metrics(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, Any
         "elbo_surrogate": found.surrogate.mean().item(),
         **_no_bounds(run),
         "elbo_inputs": len(y),
+        "kl": found.kl.sum(0).mean().item(),
+        "reconstruction": found.reconstruction.mean().item(),
+        "posterior_accuracy": right_under_guide(run, x, found),
         **_likelihood(run, x, y),
         "depth": run.depth,
         "temper_scale": run.assembly.config.temper.scale,
@@ -271,36 +313,6 @@ def _against_limits(puzzles: PuzzleSet, coverage: float | None, limit: float | N
         "log_likelihood_limit": -log_m[:LIKELIHOOD_INPUTS].mean().item(),
         "excess": excess(full, puzzles.num_solutions[: len(full)]).mean().item(),
     }
-
-
-def draw_figures(run: Run, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, Path]:
-    """Every figure of the run as a PNG file, by name."""
-    task = run.assembly.task
-    drawn = {"training": figures.training(run.rows())}
-    if puzzles.inputs is None:
-        history = roll(run, None, num_samples=4, history=True).history
-        assert history is not None
-        drawn["samples"] = figures.samples(task, tokens[:, 0])
-        drawn["formation"] = figures.formation(task, None, history[:, :, 0])
-        if task.classifier == "digits" and task.spec.image is not None:
-            from pyro_gram.diagnostics import digits
-
-            drawn["neighbours"] = digits.neighbours(tokens[:, 0], task.split("train").solutions, task.spec.image[0])
-    else:
-        # An input with several solutions shows best how trajectories part.
-        several = int((puzzles.num_solutions - 6).abs().argmin())
-        history = roll(run, puzzles.inputs[several : several + 1], num_samples=3, history=True).history
-        assert history is not None
-        drawn["solved"] = figures.solved(task, puzzles, tokens)
-        if puzzles.complete and int(puzzles.num_solutions.max()) > 1:
-            drawn["coverage_by_solutions"] = figures.coverage_by_solutions(
-                solution_ids(task, puzzles, tokens), puzzles.num_solutions
-            )
-        drawn["formation"] = figures.formation(task, puzzles.inputs[several], history[:, :, 0])
-    paths = {name: run.out / "figures" / f"{name}.png" for name in drawn}
-    for name, figure in drawn.items():
-        write_via(paths[name], partial(figure.savefig, dpi=110))
-    return paths
 
 
 def write_inference_data(run: Run, puzzles: PuzzleSet, inputs: int = 32) -> None:

@@ -17,12 +17,15 @@ from pyro_gram.build import Assembly, build
 from pyro_gram.checkpoint import load_training, save_training
 from pyro_gram.cli import StopOnSignal
 from pyro_gram.config import RunConfig
+from pyro_gram.diagnostics.verdicts import BAD, leak
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.evaluate import check_ready, check_rolls, monitor
 from pyro_gram.files import read_json, write_json, write_via
 from pyro_gram.heads import check_heads, takes_heads
 from pyro_gram.inference.training import BatchReport, Trainer
 from pyro_gram.tasks.stream import TargetStream
+
+LEAK_AFTER = 0.25  # share of a run from which on a guide that leaks is warned of
 
 
 class InterruptedRunError(Exception):
@@ -63,11 +66,25 @@ class Run:
 
     def rows(self) -> list[dict[str, Any]]:
         """What ``metrics.jsonl`` holds, a row a batch."""
-        return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
+        return read_rows(self.metrics_path)
 
     @property
     def state_path(self) -> Path:
         return self.out / "state.safetensors"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``; none where there is no such file.
+
+    Raises:
+        UserError: a line that is no JSON object.
+    """
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines() if line]
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path} cannot be read as lines of JSON: {e}") from None
 
 
 def open_run(config: RunConfig, out: Path, *, resume: bool, data_dir: str | None, device: torch.device) -> Run:
@@ -153,6 +170,7 @@ def train(run: Run) -> None:
     limit = config.minutes * 60
     saved = time.monotonic()
     look: dict[str, float] = {}
+    warned = False
     # The bar counts batches, or seconds where only the clock ends the run.
     by_clock = not config.batches
     total = round(limit) if by_clock else config.batches
@@ -170,6 +188,9 @@ def train(run: Run) -> None:
             if run.trainer.number % config.evaluate_every == 0 or report.last:
                 look = monitor(run)
                 row |= look
+                if not warned and (leaking := leak_at(look, run.trainer.done)):
+                    bar.write(f"batch {run.trainer.number}: {leaking}", file=sys.stderr)
+                    warned = True
             log.write(json.dumps(row) + "\n")
             bar.update(min(round(report.seconds), total) - bar.n if by_clock else 1)
             bar.set_postfix_str(_postfix(report, look), refresh=False)
@@ -187,6 +208,17 @@ def train(run: Run) -> None:
             "minutes",
             file=sys.stderr,
         )
+
+
+def leak_at(look: dict[str, float], done: float) -> str:
+    """The warning that a look deserves: the guide, with y in sight, is right, and the prior, without, is wrong.
+
+    Nothing in the first quarter of a run, in which the prior has not had the time to learn what the guide says.
+    """
+    if done < LEAK_AFTER or not {"posterior_accuracy", "prior_accuracy"} <= look.keys():
+        return ""
+    verdict = leak(look["posterior_accuracy"], look["prior_accuracy"])
+    return f"the guide leaks: {verdict.value}. {verdict.meaning}" if verdict.level == BAD else ""
 
 
 def _row(report: BatchReport) -> dict[str, float]:

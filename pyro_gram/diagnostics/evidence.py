@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_gram.diagnostics.inference_data import GOOD_KHAT, pareto_smoothed
+from pyro_gram.diagnostics.inference_data import good_khat, pareto_smoothed
 from pyro_gram.inference.importance import MAX_TRACED, guide_draws, log_evidence
 from pyro_gram.inference.sampling import MAX_TRAJECTORIES, rollout_log_prob
 
@@ -40,6 +40,11 @@ class Estimate:
     ess: Tensor
     khat: Tensor
     num_samples: int
+
+    @property
+    def smooth_enough(self) -> Tensor:
+        """bool ``[B]``: is the tail of the weights short enough for their mean to be trusted?"""
+        return self.khat <= good_khat(self.num_samples)
 
     @classmethod
     def of(cls, log_weight: Tensor, smooth: bool) -> Estimate:
@@ -75,7 +80,7 @@ class Evidence:
         prior_holds = self.prior.ess >= HITS
         if self.guide is None:
             return [PRIOR if holds else NEITHER for holds in prior_holds.tolist()]
-        guide_holds = self.guide.khat <= GOOD_KHAT
+        guide_holds = self.guide.smooth_enough
         guide_first = guide_holds & (~prior_holds | (self.guide.se <= self.prior.se))
         return [
             GUIDE if first else PRIOR if holds else NEITHER
@@ -102,7 +107,7 @@ class Evidence:
     def both(self) -> Tensor:
         """bool ``[B]``: can both estimates of a pair be trusted?"""
         assert self.guide is not None
-        return (self.guide.khat <= GOOD_KHAT) & (self.prior.ess >= HITS)
+        return self.guide.smooth_enough & (self.prior.ess >= HITS)
 
     @property
     def agree(self) -> Tensor:
@@ -129,7 +134,8 @@ class Evidence:
             "iwae": dict(zip(map(str, self.counts), means, strict=True)),
             "log_p_guide": self.guide.log_p.mean().item(),
             "guide_samples": self.guide.num_samples,
-            "khat_above": (self.guide.khat > GOOD_KHAT).double().mean().item(),
+            "khat_limit": good_khat(self.guide.num_samples),
+            "khat_above": (~self.guide.smooth_enough).double().mean().item(),
             "ess_median": self.guide.ess.median().item(),
             "both_trusted": int(both.sum()),
             "agree": int((self.agree & both).sum()),

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 ARVIZ_MAJOR = int(az.__version__.split(".")[0])
 LEAST_DRAWS = 25  # a fifth of the weights is fitted: five
-GOOD_KHAT = 0.7  # above it the mean of the weights cannot be trusted (Vehtari et al., 2024)
 
 
 def from_groups(
@@ -49,6 +48,11 @@ def from_groups(
             if units and name in units:
                 data[group][name].attrs["description"] = units[name]
     return data
+
+
+def good_khat(num_samples: int) -> float:
+    """Above it the mean of as many weights cannot be trusted: 0.7 for many, less for few (Vehtari et al., 2024)."""
+    return min(1 - 1 / np.log10(num_samples), 0.7) if num_samples > 1 else 0.0
 
 
 def pareto_smoothed(log_weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,11 +141,11 @@ def khat(data: Any) -> Any:
         "p": np.nan,
         "n_samples": s,
         "n_data_points": b,
-        "warning": bool((shape > GOOD_KHAT).any()),
+        "warning": bool((shape > good_khat(s)).any()),
         "elpd_i": like.copy(data=log_p).rename("elpd_i"),
         "pareto_k": like.copy(data=shape.numpy()).rename("pareto_shape"),
         "scale": "log",
-        "good_k": GOOD_KHAT,
+        "good_k": good_khat(s),
     }
     if ARVIZ_MAJOR == 0:
         from arviz.stats.stats_utils import ELPDData as Series

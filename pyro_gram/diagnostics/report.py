@@ -1,35 +1,31 @@
-"""report.html: one self-contained file with a run's settings, results and figures."""
+"""report.html: can this posterior be trusted? One self-contained file, which needs no network and fits a telephone."""
 
 from __future__ import annotations
 
 import base64
-import html
 import json
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from PIL import Image
+
+from pyro_gram import paper
+from pyro_gram.diagnostics.readings import READINGS
+from pyro_gram.diagnostics.verdicts import BAD, GOOD, GUIDE, LOOK, SAMPLES, UNKNOWN, Verdict, worst
 from pyro_gram.files import write_bytes
 from pyro_gram.inference.temper import told
 
-STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
-h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.2rem}img{max-width:100%;height:auto}
-table{border-collapse:collapse}td,th{padding:.25rem .9rem .25rem 0;text-align:left;border-bottom:1px solid #ddd}
-td.n{text-align:right;font-variant-numeric:tabular-nums}details{margin-top:2rem}pre{overflow:auto;font-size:.85rem}
-.wide{overflow-x:auto}
-"""
-CAPTIONS = {
-    "training": "Left: the two terms of the loss; beta rises once the reconstruction is under its target. Middle: both "
-    "bounds should rise together. Right: accuracy and coverage of trajectories that never saw an answer; a fall here "
-    "while the left keeps improving would mean that the guide leaks.",
-    "solved": "Held-out inputs and the answers that the prior's trajectories end in, most frequent first. Several "
-    "different valid answers in one row are what a generative reasoner is for.",
-    "coverage_by_solutions": "A perfectly calibrated sampler follows the dotted line on the left and "
-    "stays at 1 on the right.",
-    "samples": "Draws of p(x), not chosen: each the end of one trajectory from z_0.",
-    "neighbours": "Samples, each beside the training image nearest to it: a sample that equals its neighbour is "
-    "remembered, not made.",
-    "formation": "Answers settle over the supervision steps; rows that end differently are different solutions.",
+MIME = {".png": "image/png", ".gif": "image/gif"}
+CLASSES = {GOOD: "good", LOOK: "look", BAD: "bad", UNKNOWN: "unknown"}
+QUESTIONS = {
+    SAMPLES: ("Can its answers be trusted?", "Trajectories of the prior, on inputs that training never saw."),
+    GUIDE: (
+        "Can its guide be trusted?",
+        "The inference network, and what leans on it: bounds, weights, likelihoods. No answer does.",
+    ),
 }
 ROWS = (
     ("accuracy", "Right first sample"),
@@ -45,8 +41,11 @@ ROWS = (
         "total_variation_perfect",
         "The same of N i.i.d. uniform draws (of fewer, where samples are wrong, it is greater)",
     ),
+    ("posterior_accuracy", "Right answers under the guide, which has y in sight: no measure of reasoning"),
     ("elbo", "Full ELBO (Eq. 13), nats per input"),
     ("elbo_surrogate", "Surrogate ELBO (Eq. 14), nats per input"),
+    ("kl", "KL of the whole trajectory, nats per input"),
+    ("reconstruction", "-log p(y|h) at its end, nats per input"),
     ("log_num_solutions", "Mean of log m, the least possible -ELBO"),
     ("excess", "Excess: -ELBO less log m, nats per input"),
     ("log_likelihood_prior_mc", "log p(y|x) by prior Monte Carlo on a few inputs, nats per input"),
@@ -58,52 +57,147 @@ LISTED = {key for key, _ in ROWS} | {
 }  # fmt: skip
 
 
-def write_report(path: Path, config: dict[str, Any], results: dict[str, Any], figures: dict[str, Path]) -> None:
-    """Write the report. Figures are PNG files by name, put into the page."""
-    metrics = results["metrics"]
-    rows = "".join(
-        f"<tr><td>{html.escape(label)}</td><td class=n>{_number(metrics[key])}</td></tr>"
-        for key, label in ROWS
-        if metrics.get(key) is not None
+@dataclass(frozen=True)
+class Section:
+    """A figure with what a reader needs.
+
+    Attributes:
+        title: of the figure.
+        reading: one sentence on how to read it.
+        figure: a PNG or GIF file; None where ``missing`` says why there is none.
+        verdicts: what it shows.
+        missing: the reason.
+    """
+
+    title: str
+    reading: str
+    figure: Path | None = None
+    verdicts: tuple[Verdict, ...] = ()
+    missing: str = ""
+
+    @classmethod
+    def of(cls, name: str, figure: Path, *found: Verdict | None) -> Section:
+        """The section of a figure that ``readings`` knows; verdicts that are None are left out."""
+        return cls(*READINGS[name], figure, tuple(v for v in found if v is not None))
+
+    @classmethod
+    def without(cls, name: str, missing: str) -> Section:
+        """The section of a figure that there is none of."""
+        return cls(*READINGS[name], missing=missing)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of the table of results; ``paper`` holds the paper's, where it has one."""
+
+    label: str
+    ours: str
+    paper: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page says.
+
+    Attributes:
+        title: its heading.
+        lead: what was measured, on what.
+        verdicts: the answers to the questions at its top.
+        rows: the results.
+        sections: figures, in order.
+        details: name -> JSON value, folded in at the end.
+    """
+
+    title: str
+    lead: str
+    verdicts: list[Verdict]
+    rows: list[Row]
+    sections: list[Section]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Render the page and write it, atomically."""
+    groups = []
+    for about, (question, what) in QUESTIONS.items():
+        found = [v for v in report.verdicts if v.about == about]
+        if found:
+            groups.append((question, what, worst(found), found))
+    page = _template().render(
+        report=report,
+        groups=groups,
+        classes=CLASSES,
+        with_paper=any(row.paper for row in report.rows),
+        details={name: json.dumps(value, indent=2) for name, value in report.details.items()},
     )
-    rows += "".join(
-        f"<tr><td>{html.escape(key.replace('_', ' ').capitalize())}</td><td class=n>{_number(metrics[key])}</td></tr>"
-        for key in metrics
-        if key not in LISTED and not key.endswith("_se") and metrics[key] is not None
-    )
-    pictures = "".join(
-        f"<h2>{html.escape(name.replace('_', ' ').capitalize())}</h2><p>{html.escape(CAPTIONS.get(name, ''))}</p>"
-        f"<img alt='{html.escape(name)}' src='data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}'>"
-        for name, file in figures.items()
-    )
-    seconds, temper = results["seconds"], told(metrics["temper_scale"], metrics["temper_transitions"])
-    page = f"""<!doctype html><html lang=en><head><meta charset=utf-8>
-<meta name=viewport content="width=device-width,initial-scale=1"><title>{html.escape(results["task"])} report</title>
-<style>{STYLE}</style></head><body>
-<h1>pyro_gram: {html.escape(results["task"])}, preset {html.escape(results["preset"])}, seed {results["seed"]}</h1>
-<p>{results["parameters"]:,} parameters, {results["batches"]:,}{_of(results, config)} batches; trained in
-{seconds["train"]:.0f} s, evaluated in {seconds["evaluate"]:.0f} s. Every figure below is from fresh trajectories of the
-prior{temper and f" ({temper})"}{_measured(results)}, {metrics["depth"]} supervision
-steps deep; only the bounds use the guide, and they and log p(y|x) are of the prior as it is.</p>
-<div class=wide><table>{rows}</table></div>{pictures}
-<details><summary>Settings</summary><pre>{html.escape(json.dumps(config, indent=2))}</pre></details>
-<details><summary>results.json</summary><pre>{html.escape(json.dumps(results, indent=2))}</pre></details>
-</body></html>
-"""
     write_bytes(path, page.encode())
 
 
-def _of(results: dict[str, Any], config: dict[str, Any]) -> str:
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["embedded"] = _embedded
+    environment.filters["shape"] = _shape
+    environment.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
+    return environment.get_template("report.html.jinja")
+
+
+def _embedded(path: Path) -> str:
+    """A picture as a data URI."""
+    return f"data:{MIME[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _shape(path: Path) -> str:
+    """Wide pictures scroll sideways on a telephone, instead of shrinking until nobody can read them."""
+    with Image.open(path) as image:
+        ratio = image.width / image.height
+    return "wider" if ratio > 2.5 else "wide" if ratio > 1.4 else ""
+
+
+def result_rows(metrics: dict[str, Any], problem: str, model: str) -> list[Row]:
+    """The metrics of results.json, beside the paper's of its GRAM, or of the same baseline.
+
+    Args:
+        problem: ``Task.problem``.
+        model: the model's registry name.
+    """
+    numbers = paper.told(problem, model) or paper.told(problem)
+    named = list(ROWS) + [
+        (key, key.replace("_", " ").capitalize()) for key in metrics if key not in LISTED and not key.endswith("_se")
+    ]
+    return [
+        Row(label, number(metrics[key]), f"{numbers[key]:g}" if key in numbers else "")
+        for key, label in named
+        if metrics.get(key) is not None
+    ]
+
+
+def lead_of(config: dict[str, Any], results: dict[str, Any]) -> str:
+    """What was trained and measured, in a few sentences."""
+    m, seconds = results["metrics"], results["seconds"]
     planned = config["train"]["batches"]
-    return f" of {planned:,} (the clock ended it)" if results["batches"] < planned else ""
+    of = f" of {planned:,} (the clock ended it)" if results["batches"] < planned else ""
+    temper = told(m["temper_scale"], m["temper_transitions"])
+    return (
+        f"{results['parameters']:,} parameters, {results['batches']:,}{of} batches; trained in {seconds['train']:.0f}, "
+        f"evaluated in {seconds['evaluate']:.0f} s. Accuracy and coverage are of fresh trajectories of the prior"
+        f"{f' ({temper})' if temper else ''}{_measured(m)}, {m['depth']} supervision steps deep; only the bounds and "
+        "what is said of the guide have y in sight, and they and log p(y|x) are of the prior as it is."
+    )
 
 
-def _measured(results: dict[str, Any]) -> str:
-    m = results["metrics"]
+def _measured(m: dict[str, Any]) -> str:
     if m["vote_accuracy"] is None:  # p(x)
         return f" without input, {m['num_samples']:,} samples"
     return f" on {m['num_inputs']:,} inputs that training never saw, {m['num_samples']} samples each"
 
 
-def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.3f}"
+def number(value: float) -> str:
+    """Three decimals; whole numbers as they are."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

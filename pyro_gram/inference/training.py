@@ -229,7 +229,12 @@ class Trainer:
         c = self.config
         return 0 < c.batches <= self.number or 0 < c.minutes * 60 <= self.elapsed
 
-    def _done(self, step: int = 0) -> float:
+    @property
+    def done(self) -> float:
+        """The share of the run that is over."""
+        return self._done_at(0)
+
+    def _done_at(self, step: int) -> float:
         """The share of the run that is over. By batches, which repeat exactly, unless only the clock ends the run."""
         c = self.config
         if c.batches:
@@ -242,7 +247,7 @@ class Trainer:
         In the on-policy part of a run, further updates on other inputs, under the prior.
         """
         torch.manual_seed((self.seed * 1_000_003 + self.number) % 2**63)
-        done = self._done()
+        done = self.done
         self.beta.begin(done)
         terms = self._carry_on(x, y) if self.config.act else self._supervise(x, y)
         mean, kl = terms.mean(0).tolist()
@@ -258,7 +263,7 @@ class Trainer:
         x, y = None if x is None else x.to(self.device), y.to(self.device)
         state, found = None, []
         for step in range(self.config.supervision_steps):
-            self.optim.done = self._done(step)
+            self.optim.done = self._done_at(step)
             terms = self._update(self.svi, x, y, state)
             state = terms.state
             found.append(torch.stack((terms.reconstruction.mean(), terms.kl.sum(0).mean())))
@@ -268,7 +273,7 @@ class Trainer:
         """One update of every place, those whose trajectory is over with the new pair; as :meth:`_supervise`."""
         x, y = None if x is None else x.to(self.device), y.to(self.device)
         places = self.places.refilled(self.model, x, y) if self.places else Places.new(x, y)
-        self.optim.done = self._done()
+        self.optim.done = self.done
         terms = self._update(self.svi, places.x, places.y, places.state)
         self.places = places.after(terms, self.config.supervision_steps)
         return torch.stack((terms.reconstruction.mean(), terms.kl.sum(0).mean()))[None]

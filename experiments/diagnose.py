@@ -1,0 +1,84 @@
+"""Can this posterior be trusted? ``python experiments/diagnose.py --checkpoint PATH``.
+
+It writes ``report.html`` (start there), ``diagnosis.json``, ``inference.nc`` for ArviZ, and ``figures/``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+import pyro_gram
+from pyro_gram.checks import check_seed
+from pyro_gram.cli import Parser, call
+from pyro_gram.diagnosis import Settings, Study, check_ready, diagnose
+from pyro_gram.errors import UserError
+from pyro_gram.files import check_writable
+from pyro_gram.run import read_rows
+
+
+def make_parser() -> Parser:
+    parser = Parser("diagnose.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="PATH", help=".safetensors, or a run's directory"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="default: diagnosis/ in the run's directory, NAME.diagnosis/ beside a file",
+    )
+    parser.add_argument("--inputs", type=int, default=200, metavar="B", help="test inputs, at the most (default 200)")
+    parser.add_argument("--depth", type=int, metavar="S", help="supervision steps (default: as the run was measured)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
+    parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
+    return parser
+
+
+def folder_of(checkpoint: Path) -> Path:
+    """Where a checkpoint's diagnosis goes unless asked otherwise."""
+    if checkpoint.is_dir():
+        return checkpoint / "diagnosis"
+    if checkpoint.name == "model.safetensors":  # a run's directory, named by its file
+        return checkpoint.parent / "diagnosis"
+    return checkpoint.with_name(f"{checkpoint.stem}.diagnosis")
+
+
+def log_of(checkpoint: Path) -> Path:
+    """Where the log of the run that made a checkpoint would be."""
+    if checkpoint.is_dir():
+        return checkpoint / "metrics.jsonl"
+    if checkpoint.name == "model.safetensors":
+        return checkpoint.with_name("metrics.jsonl")
+    return checkpoint.with_name(f"{checkpoint.stem}.metrics.jsonl")
+
+
+def main(argv: list[str]) -> int:
+    arguments = make_parser().parse_args(argv)
+    for name in ("inputs", "depth"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, not {value}")
+    check_seed(arguments.seed, "--seed")
+    solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir)
+    out = arguments.out or folder_of(arguments.checkpoint)
+    if (out / "config.json").exists():
+        raise UserError(f"{out} holds a run: give another --out")
+    check_ready(solver)
+    check_writable(out / "report.html")
+    settings = Settings(arguments.depth or solver.default_depth, arguments.inputs, arguments.seed)
+    study = Study(solver, settings, out, read_rows(log_of(arguments.checkpoint)))
+    name = arguments.checkpoint.stem if arguments.checkpoint.is_file() else arguments.checkpoint.resolve().name
+    with tqdm(file=sys.stderr, desc="diagnose", unit="part", bar_format="{desc}: {n_fmt}/{total_fmt} {postfix}") as bar:
+        diagnose(study, name, bar)
+    width = max(len(v.level) for v in study.verdicts.values())
+    for verdict in study.verdicts.values():
+        print(f"{verdict.level:{width}}  {verdict.name}: {verdict.value}")
+    print(f"report: {out / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(call(main))

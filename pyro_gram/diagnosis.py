@@ -1,0 +1,442 @@
+"""Everything that is diagnosed of one checkpoint. ``experiments/diagnose.py`` is its command line.
+
+Samples are of fresh trajectories of the prior on unseen inputs, tempered as the run was measured. All that has to do
+with the guide, its bounds, weights and ranks, is of the prior as it is, and nothing of it counts as accuracy.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from pyro_gram.diagnostics import figures, verdicts
+from pyro_gram.diagnostics import landscape as landscapes
+from pyro_gram.diagnostics.calibration import uniformity
+from pyro_gram.diagnostics.calibration_figures import sbc_figure, uniformity_figure
+from pyro_gram.diagnostics.collect import collect
+from pyro_gram.diagnostics.evidence import evidence, to_dict
+from pyro_gram.diagnostics.inference_data import save
+from pyro_gram.diagnostics.landscape import landscape
+from pyro_gram.diagnostics.metrics import excess, measure, solution_ids
+from pyro_gram.diagnostics.posterior_figures import evidence_figure, leak_figure, terms_figure
+from pyro_gram.diagnostics.report import Report, Section, result_rows, write_report
+from pyro_gram.diagnostics.sbc import simulate
+from pyro_gram.diagnostics.sbc import to_dict as ranks_to_dict
+from pyro_gram.diagnostics.trajectories import attractors, deciding, parting, walk
+from pyro_gram.diagnostics.trajectory_figures import animate, attractors_figure, deciding_figure, landscape_figure
+from pyro_gram.diagnostics.verdicts import Verdict
+from pyro_gram.evaluate import assess, environment, looks_of
+from pyro_gram.evaluate import check_ready as check_task
+from pyro_gram.files import write_json, write_via
+from pyro_gram.inference.bounds import bounds
+from pyro_gram.inference.importance import MAX_TRACED
+from pyro_gram.inference.sampling import at_once
+from pyro_gram.inference.temper import TemperConfig, told
+from pyro_gram.solver import Solver
+from pyro_gram.tasks.base import PuzzleSet
+from pyro_gram.tasks.stream import generator_for
+
+SAMPLES, SAMPLES_OF_DATA = 20, 2000  # an input; of p(x)
+BOUND_PAIRS = 128
+SEEN, SEEN_SAMPLES = 64, 4  # training inputs that the prior is tried on, and samples of each
+GUIDE_SAMPLES, PRIOR_SAMPLES = 192, 384  # draws a pair for log p(y | x)
+DATA_SAMPLES = 4096  # of the prior of p(x): all data share them
+RANK_ROUNDS, RANK_DRAWS = 2, 31  # simulated data of an input, and the guide's trajectories for each
+CHAINS, DRAWS = 4, 12  # of inference.nc
+# Trajectory-steps of 8 positions, some .25 ms each at D = 128 on a core: each part takes as many inputs as fit.
+SAMPLED, WEIGHED, COLLECTED, RANKED, FOLLOWED, FORKED = 100_000, 80_000, 25_000, 20_000, 10_000, 3_000
+ENDS, PROJECTED = 24, 64  # trajectories of an input: whose ends are compared; in the landscape
+HANDFUL = 6  # solutions of the input that is shown closely
+NO_GUIDE = "this model has no inference network"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is diagnosed: ``inputs`` test inputs at the most, ``depth`` supervision steps deep, under ``seed``."""
+
+    depth: int
+    inputs: int = 200
+    seed: int = 0
+
+
+@dataclass
+class Study:
+    """A checkpoint under examination, and what has been found.
+
+    Attributes:
+        solver: the checkpoint.
+        settings: how much of it is looked at.
+        out: the directory that is written.
+        rows: the lines of the run's ``metrics.jsonl``; none where it is not at hand.
+        verdicts: by name, in the order in which they were found.
+        numbers: of each part, for ``diagnosis.json``.
+    """
+
+    solver: Solver
+    settings: Settings
+    out: Path
+    rows: list[dict[str, Any]]
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    numbers: dict[str, Any] = field(default_factory=dict)
+    drawn: dict[str, tuple[Path | str, tuple[str, ...]]] = field(default_factory=dict)
+
+    @property
+    def guide(self) -> nn.Module | None:
+        """The inference network; None where the model has none, or where densities mean nothing."""
+        dense = getattr(getattr(self.solver.model, "prior", None), "density", True)
+        return self.solver.guide if getattr(self.solver.guide, "infers", True) and dense else None
+
+    @cached_property
+    def test(self) -> PuzzleSet:
+        """The test split; of versions of an input the plain one."""
+        puzzles = self.solver.task.split("test")
+        return puzzles if puzzles.primary is None else puzzles.select(puzzles.primary)
+
+    @property
+    def positions(self) -> int:
+        return self.solver.task.spec.input_length
+
+    @property
+    def temper(self) -> TemperConfig:
+        """As the run was measured."""
+        return self.solver.config.temper
+
+    @property
+    def halt(self) -> float | None:
+        """Nothing halts: every trajectory is followed to its end."""
+        return 1.0 if self.solver.has_heads else None
+
+    def at_most(self, budget: int, each: int, least: int = 4, most: int = 10**6) -> int:
+        """How many inputs fit into ``budget`` trajectory-steps of 8 positions, ``each`` trajectories an input."""
+        fit = int(budget / (each * self.settings.depth * max(1.0, self.positions / 8)))
+        return min(max(least, fit), most, self.settings.inputs)
+
+    def pairs(self, count: int) -> tuple[PuzzleSet, Tensor | None, Tensor]:
+        """The first ``count`` test inputs with a target each, drawn uniformly; or data of p(x)."""
+        puzzles = self.test.subset(count)
+        x, y = puzzles.pairs(count, generator_for(self.settings.seed, len(puzzles)))
+        return puzzles, x, y
+
+    def found(self, *found: Verdict, **numbers: Any) -> None:
+        """Keep verdicts and numbers."""
+        self.verdicts |= {v.name: v for v in found}
+        self.numbers |= numbers
+
+    def draw(self, name: str, figure: Figure | Path, *shows: str) -> None:
+        """Keep a figure, as a PNG file, with the names of the verdicts that it shows."""
+        path = figure if isinstance(figure, Path) else self.out / "figures" / f"{name}.png"
+        if isinstance(figure, Figure):
+            write_via(path, partial(figure.savefig, dpi=110))
+        self.drawn[name] = (path, shows)
+
+    def skip(self, name: str, reason: str) -> None:
+        """There is no such figure of this checkpoint, and the report says why."""
+        self.drawn[name] = (reason, ())
+
+    def sections(self) -> list[Section]:
+        """The figures in order, with what they show."""
+        return [
+            Section.of(name, what, *(self.verdicts.get(v) for v in shows))
+            if isinstance(what, Path)
+            else Section.without(name, what)
+            for name, (what, shows) in self.drawn.items()
+        ]
+
+
+def samples(study: Study) -> None:
+    """Accuracy, coverage and evenness of the prior's samples, and what is right where the guide steers."""
+    task, solver, seed = study.solver.task, study.solver, study.settings.seed
+    puzzles = study.test.subset(study.at_most(SAMPLED, SAMPLES, least=8))
+    count = SAMPLES if puzzles.inputs is not None else SAMPLES_OF_DATA
+    rolled = solver.sample(puzzles.inputs, count, study.settings.depth, seed, halt=study.halt)
+    metrics: dict[str, Any] = measure(task, puzzles, rolled.tokens, rolled.score).to_dict()
+    if puzzles.inputs is None:
+        study.draw("samples", figures.samples(task, rolled.tokens[:, 0]), "right answers")
+        metrics |= assess(task, puzzles, rolled.tokens, split="test")
+    else:
+        study.draw("solved", figures.solved(task, puzzles, rolled.tokens), "right answers")
+    if puzzles.complete and int(puzzles.num_solutions.max()) > 1:
+        even = uniformity(solution_ids(task, puzzles, rolled.tokens), puzzles.num_solutions, seed=seed)
+        metrics["uniformity"] = even.summary()
+        study.draw("evenness", uniformity_figure(even), "evenness")
+    metrics |= _steered(study) | {"depth": study.settings.depth}
+    looks = looks_of(study.rows)
+    study.found(*verdicts.of_metrics(metrics, looks, _seen(study)), metrics=metrics, looks=looks)
+
+
+def _steered(study: Study) -> dict[str, Any]:
+    """The bounds (Eq. 13, 14) and the terms of the full one, and right answers with y in sight."""
+    if study.guide is None:
+        return {}
+    task, solver = study.solver.task, study.solver
+    puzzles, x, y = study.pairs(min(BOUND_PAIRS, study.settings.inputs))
+    found = bounds(
+        solver.model,
+        study.guide,
+        x,
+        y,
+        steps=study.settings.depth,
+        trained=solver.config.train.supervision_steps,
+        seed=study.settings.seed,
+        max_traced=at_once(study.positions, 4 * MAX_TRACED),
+    )
+    right = None
+    if task.checkable and found.tokens is not None:
+        right = task.valid(x, found.tokens).double().mean().item()
+    short = {"excess": excess(found.full, puzzles.num_solutions).mean().item()} if puzzles.complete else {}
+    return short | {
+        "elbo": found.full.mean().item(),
+        "elbo_surrogate": found.surrogate.mean().item(),
+        "kl": found.kl.sum(0).mean().item(),
+        "reconstruction": found.reconstruction.mean().item(),
+        "posterior_accuracy": right,
+    }
+
+
+def _seen(study: Study) -> float | None:
+    """Right samples of the prior on training inputs: apart from a leak, it may not have generalised."""
+    task = study.solver.task
+    if study.guide is None or not task.checkable or not task.spec.conditional:
+        return None
+    x = task.split("train").subset(SEEN).inputs
+    rolled = study.solver.sample(x, SEEN_SAMPLES, study.settings.depth, study.settings.seed, halt=study.halt)
+    return task.valid(x, rolled.tokens).double().mean().item()
+
+
+def training(study: Study) -> None:
+    """What training did, where the run's log is at hand."""
+    if not study.rows:
+        study.skip("training", "there is no metrics.jsonl beside this checkpoint; a run's directory holds it")
+        return
+    study.draw("training", figures.training(study.rows), "decay")
+    if any("posterior_accuracy" in row for row in study.rows):
+        study.draw("leak", leak_figure(study.rows), "leak")
+
+
+def groups(study: Study) -> None:
+    """inference.nc, and the terms of the bound by transition."""
+    solver, s = study.solver, study.settings
+    count = study.at_most(COLLECTED, 2 * CHAINS * DRAWS, most=32)
+    data = collect(
+        solver.task,
+        solver.model,
+        solver.guide,
+        study.test,
+        depth=s.depth,
+        inputs=count,
+        chains=CHAINS,
+        draws=DRAWS,
+        seed=s.seed,
+    )
+    save(data, study.out / "inference.nc")
+    if "guidance" in data["prior"]:
+        study.draw("terms", terms_figure(data, getattr(solver.config.model, "transitions", 1)), "collapse")
+    else:
+        study.skip("terms", "this model has no guidance")
+
+
+def weights(study: Study) -> None:
+    """log p(y | x) from both ends."""
+    solver, s = study.solver, study.settings
+    if getattr(solver.model, "bounded", False):
+        study.skip("evidence", "log p(y|x) of a diffusion model is no matter of trajectories of guidance")
+        return
+    puzzles, x, y = study.pairs(study.at_most(WEIGHED, GUIDE_SAMPLES, most=24))
+    found = evidence(
+        solver.model,
+        study.guide,
+        x,
+        y,
+        depth=s.depth,
+        guide_samples=GUIDE_SAMPLES,
+        prior_samples=PRIOR_SAMPLES if x is not None else DATA_SAMPLES,
+        seed=s.seed,
+        max_traced=at_once(study.positions, MAX_TRACED),
+        max_trajectories=at_once(study.positions),
+    )
+    summary = found.summary()
+    judged = [verdicts.agreement(summary)]
+    if found.guide is not None:
+        judged.insert(0, verdicts.weights(summary))
+    if puzzles.complete:
+        judged.append(verdicts.likely(summary["log_p"], puzzles.num_solutions.double().log().mean().item()))
+    study.found(*judged, evidence=to_dict(found))
+    study.draw("evidence", evidence_figure(found), *(v.name for v in judged))
+
+
+def ranks(study: Study) -> None:
+    """Simulation-based calibration: is the guide the posterior of the program's own data?"""
+    solver, s = study.solver, study.settings
+    if study.guide is None:
+        study.skip("ranks", NO_GUIDE)
+        return
+    count = study.at_most(RANKED, RANK_DRAWS * RANK_ROUNDS, most=64)
+    _, x, _ = study.pairs(count)
+    found = simulate(
+        solver.model,
+        study.guide,
+        x,
+        depth=s.depth,
+        rounds=RANK_ROUNDS if x is not None else count * RANK_ROUNDS,
+        draws=RANK_DRAWS,
+        seed=s.seed,
+        max_traced=at_once(study.positions, MAX_TRACED),
+    )
+    judged = verdicts.ranks({name: told["deviation"] for name, told in found.summary().items()}, found.band)
+    study.found(judged, ranks=ranks_to_dict(found))
+    study.draw("ranks", sbc_figure(found), judged.name)
+
+
+def trajectories(study: Study) -> None:
+    """Where trajectories end, when they part, and which draws decide."""
+    s, task = study.settings, study.solver.task
+    puzzles = study.test.subset(study.at_most(FOLLOWED, ENDS, least=2, most=24))
+    walked = walk(study.solver.model, puzzles.inputs, depth=s.depth, num_samples=ENDS, seed=s.seed, temper=study.temper)
+    ends = attractors(task, puzzles.inputs, walked.tokens)
+    parted = parting(task, puzzles.inputs, walked)
+    several = puzzles.num_solutions > 1 if puzzles.complete else torch.zeros(len(puzzles), dtype=torch.bool)
+    alike = (ends.distinct[several] == 1).double()
+    found = [verdicts.diverse(alike.mean().item() if len(alike) else 0.0, len(alike))]
+    if task.checkable:
+        found.append(verdicts.settled(ends.unsettled.mean().item()))
+    study.found(
+        *found,
+        trajectories={
+            "inputs": len(puzzles),
+            "num_samples": ENDS,
+            "distinct": ends.distinct.double().mean().item(),
+            "effective": ends.effective.mean().item(),
+            "steps_to_settle": ends.settling.double().mean().item(),
+            "differ_by_step": parted.differ.tolist(),
+        },
+    )
+    study.draw(
+        "attractors",
+        attractors_figure(ends, parted, puzzles.num_solutions if puzzles.complete else None),
+        "settled",
+        "diversity",
+    )
+    _decisions(study)
+    _one_input(study)
+
+
+def _decisions(study: Study) -> None:
+    s = study.settings
+    forks = 2 * ENDS  # some eight numbers of transitions and as many positions, half of them not run
+    puzzles = study.test.subset(study.at_most(FORKED, forks, least=1, most=6))
+    found = deciding(
+        study.solver.model,
+        study.solver.task,
+        puzzles.inputs,
+        depth=s.depth,
+        num_samples=ENDS // 2,
+        seed=s.seed,
+        temper=study.temper,
+    )
+    if found is None:
+        study.skip("deciding", "this model has no guidance")
+        return
+    study.found(deciding={"kept": found.kept.tolist(), "same": found.by_transition.mean(1).tolist()})
+    study.draw("deciding", deciding_figure(found), "diversity")
+
+
+def _one_input(study: Study) -> None:
+    """The landscape and the forming answers of the input whose number of solutions is nearest to a handful."""
+    s, task, model = study.settings, study.solver.task, study.solver.model
+    place = int((study.test.num_solutions - HANDFUL).abs().argmin())
+    x = None if study.test.inputs is None else study.test.inputs[place : place + 1]
+    solutions = study.test.solutions_of(place) if study.test.complete else None
+    seen = landscape(model, task, x, solutions, depth=s.depth, num_samples=PROJECTED, seed=s.seed, temper=study.temper)
+    if seen is None:
+        study.skip("landscape", "every trajectory of this model is the same")
+    else:
+        study.draw("landscape", landscape_figure(seen), "diversity")
+    history = walk(model, x, depth=s.depth, num_samples=3, seed=s.seed, temper=study.temper).tokens[:, :, 0]
+    one = None if x is None else x[0]
+    study.draw("formation", figures.formation(task, one, history), "settled")
+    path = study.out / "figures" / "formation.gif"
+    animate(task, one, history, path)
+    study.draw("animation", path, "settled")
+
+
+PARTS: dict[str, Callable[[Study], None]] = {
+    "samples": samples,
+    "training": training,
+    "inference.nc": groups,
+    "log p(y|x)": weights,
+    "ranks under the guide": ranks,
+    "trajectories": trajectories,
+}
+
+
+def check_ready(solver: Solver) -> None:
+    """Everything that a diagnosis will need, before it begins.
+
+    Raises:
+        ConfigError: data or a package is missing.
+        InputError: a file of the task is damaged.
+    """
+    check_task(solver.task)
+    landscapes.check_installed()
+
+
+def diagnose(study: Study, name: str, progress: Any) -> None:
+    """Every part, then ``report.html`` and ``diagnosis.json``.
+
+    Args:
+        name: of the checkpoint.
+        progress: a tqdm bar, which is told each part's name.
+    """
+    start = time.perf_counter()
+    seconds = {}
+    progress.reset(total=len(PARTS))
+    for title, part in PARTS.items():
+        progress.set_postfix_str(title)
+        begun = time.perf_counter()
+        part(study)
+        seconds[title] = time.perf_counter() - begun
+        progress.update()
+    progress.set_postfix_str("")
+    config, task = study.solver.config, study.solver.task
+    summary = {
+        "checkpoint": name,
+        "task": config.names["task"],
+        "depth": study.settings.depth,
+        "seed": study.settings.seed,
+        "seconds": {**seconds, "total": time.perf_counter() - start},
+        "verdicts": [v.to_dict() for v in study.verdicts.values()],
+        **study.numbers,
+        "environment": environment(),
+    }
+    write_json(study.out / "diagnosis.json", summary)
+    report = Report(
+        title=f"{name}: {config.names['task']}, {config.names['model']}",
+        lead=lead(study),
+        verdicts=list(study.verdicts.values()),
+        rows=result_rows(study.numbers["metrics"], task.problem, config.names["model"]),
+        sections=study.sections(),
+        details={"Settings": config.to_dict(), "diagnosis.json": summary},
+    )
+    write_report(study.out / "report.html", report)
+
+
+def lead(study: Study) -> str:
+    """What was examined, in two sentences."""
+    m, config = study.numbers["metrics"], study.solver.config
+    count = sum(p.numel() for p in study.solver.model.parameters())
+    conditional = study.test.inputs is not None
+    what = f"on {m['num_inputs']:,} inputs that training never saw" if conditional else "without input"
+    temper = told(config.temper.scale, config.temper.transitions)
+    return (
+        f"Preset {config.preset}, seed {config.seed}, {count:,} parameters. Samples are fresh trajectories of the prior"
+        f"{f' ({temper})' if temper else ''} {what}, {m['num_samples']:,} each, {study.settings.depth} supervision "
+        "steps deep; the guide, its bounds, weights and ranks are examined on a few of them, of the prior as it is."
+    )

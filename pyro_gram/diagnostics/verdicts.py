@@ -1,0 +1,292 @@
+"""Can this posterior be trusted? One verdict a question, each with its figure, its threshold and what it means.
+
+Thresholds are on the size of an effect, not on significance: with enough samples every approximation is significant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+GOOD, LOOK, BAD, UNKNOWN = "good", "look closer", "do not trust", "not measured"
+LEVELS = (GOOD, LOOK, BAD)
+SAMPLES, GUIDE = "samples", "guide"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer to one question.
+
+    Attributes:
+        name: the question's short name.
+        level: ``good``, ``look closer`` or ``do not trust``; ``not measured`` where there was nothing to measure it by.
+        value: what was found, in words and figures.
+        threshold: what the levels begin at.
+        meaning: what it says about the model, and what to do.
+        about: ``SAMPLES``, the answers of the prior, or ``GUIDE``, the inference network and what leans on it.
+    """
+
+    name: str
+    level: str
+    value: str
+    threshold: str
+    meaning: str
+    about: str = SAMPLES
+
+    def to_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Good up to ``good``, not to be trusted beyond ``bad``; from ``good`` on and below ``bad`` where that is less."""
+
+    good: float
+    bad: float
+    what: str
+
+    def level(self, value: float) -> str:
+        """The level of a value; one that is no number is not to be trusted."""
+        if math.isnan(value):
+            return BAD
+        sign = 1 if self.bad > self.good else -1
+        return GOOD if sign * value <= sign * self.good else LOOK if sign * value <= sign * self.bad else BAD
+
+    @property
+    def text(self) -> str:
+        better, worse = ("up to", "above") if self.bad > self.good else ("from", "below")
+        return f"{self.what}: good {better} {self.good:g}, do not trust {worse} {self.bad:g}"
+
+
+RIGHT = Scale(0.9, 0.5, "right samples")
+LEAK = Scale(0.1, 0.5, "right answers under the guide less those of the prior")
+COLLAPSE = Scale(0.25, 0.1, "KL / (KL + reconstruction)")
+BOUND = Scale(2.0, 8.0, "nats that the ELBO is short of a perfect model's")
+EVEN = Scale(0.1, 0.25, "total variation to uniform above that of perfect sampling")
+KHAT = Scale(0.2, 0.5, "share of pairs with a k-hat above what so many draws allow")
+AGREE = Scale(0.9, 0.7, "share of pairs whose two estimates agree, of those where both can be trusted")
+NEITHER = Scale(0.1, 0.5, "share of pairs where neither estimate can be trusted")
+LIKELY = Scale(0.5, 1.5, "nats that log p(y|x) is short of a perfect model's")
+RANKS = Scale(0.15, 0.3, "largest deviation of the ranks' distribution from uniform")
+SETTLED = Scale(0.05, 0.2, "share of trajectories whose answer still changes in the last quarter")
+ONE_END = Scale(0.1, 0.5, "share of inputs with several solutions whose trajectories all end alike")
+DECAY = Scale(0.05, 0.15, "best look at the prior's accuracy in training, less the last")
+TOLD = 0.5  # nats of reconstruction below which a small KL is no collapse: there is nothing left to say
+
+
+def right(accuracy: float) -> Verdict:
+    """``accuracy``: right samples among all, of fresh trajectories of the prior on unseen inputs."""
+    return Verdict(
+        "right answers",
+        RIGHT.level(accuracy),
+        f"{accuracy:.3f} of all samples of the prior are right",
+        RIGHT.text,
+        "The share of trajectories that end in a right answer, on inputs that training never saw.",
+    )
+
+
+def leak(posterior: float, prior: float, seen: float | None = None) -> Verdict:
+    """Does the guide hand over answers that the prior cannot find?
+
+    Args:
+        posterior: pairs whose answer under the guide is right; it has y in sight.
+        prior: right samples of the prior on the same inputs.
+        seen: those of the prior on training inputs, where measured: a prior that is right there has not been leaked to,
+            but has not learned to generalise.
+    """
+    gap = posterior - prior
+    level = LEAK.level(gap)
+    value = f"right with y in sight {posterior:.3f}, without {prior:.3f}"
+    meaning = "What the guide says of y, the prior has learned to find by itself."
+    if level != GOOD:
+        meaning = (
+            "The guide hands over answers that the prior does not find: raise the weight of the KL (--beta.start), or "
+            "train along the prior's own trajectories (--train.on_policy)."
+        )
+        if seen is not None and seen - prior > gap / 2:
+            value += f", and {seen:.3f} on training inputs"
+            meaning = "The prior is right on training inputs: it has not generalised, which is no leak. More data help."
+    return Verdict("leak", level, value, LEAK.text, meaning)
+
+
+def collapse(kl: float, reconstruction: float) -> Verdict:
+    """Does the guide say anything? ``kl`` and ``reconstruction`` of the full bound (Eq. 13), nats per input."""
+    share = kl / max(kl + reconstruction, 1e-9)
+    told = reconstruction < TOLD
+    level = GOOD if told else COLLAPSE.level(share)
+    value = f"KL {kl:.2f}, reconstruction {reconstruction:.2f} nats per input"
+    if level == GOOD:
+        meaning = "The trajectory carries what y depends on beside x."
+    else:
+        meaning = (
+            "The guide says next to nothing and leaves the answer to the decoder: the KL has collapsed. Lower "
+            "its weight (--beta.start), or raise it later (--beta.target)."
+        )
+    return Verdict("collapse", level, value, f"{COLLAPSE.text}; or reconstruction under {TOLD:g} nats", meaning, GUIDE)
+
+
+def bound(excess: float) -> Verdict:
+    """``excess``: what the full bound (Eq. 13) is short of a perfect model's, -ELBO - log m, nats per input."""
+    return Verdict(
+        "bound",
+        BOUND.level(excess),
+        f"-ELBO less log m is {excess:.2f} nats",
+        BOUND.text,
+        "How much of the bound is lost to the guide and the model together; 0 is a perfect model with an exact guide.",
+        GUIDE,
+    )
+
+
+def even(summary: dict[str, Any], coverage: float, limit: float) -> Verdict:
+    """Are the solutions of an input found evenly? ``summary``: of ``calibration.Uniformity``."""
+    if not summary["tested"]:
+        return Verdict(
+            "evenness",
+            UNKNOWN,
+            "no input with several solutions has two right samples",
+            EVEN.text,
+            "Nothing to compare.",
+        )
+    excess = summary["excess"]
+    return Verdict(
+        "evenness",
+        EVEN.level(excess),
+        f"total variation {excess:+.3f} above perfect sampling; {summary['rejected']} of {summary['tested']} inputs "
+        f"are uneven beyond chance (false discovery rate 5 %); coverage {coverage:.3f}, i.i.d. limit {limit:.3f}",
+        EVEN.text,
+        "Whether frequencies of right samples can be read as p(y|x): uniform over an input's solutions is the truth.",
+    )
+
+
+def settled(share: float) -> Verdict:
+    """``share``: trajectories whose answer changes in the last quarter of the steps."""
+    return Verdict(
+        "settled",
+        SETTLED.level(share),
+        f"{share:.3f} of the trajectories",
+        SETTLED.text,
+        "Whether the trajectories have come to rest; if not, go deeper (--depth).",
+    )
+
+
+def decay(last: float, best: float) -> Verdict:
+    """``last``, ``best``: accuracy of the prior on validation inputs, at the looks that training took."""
+    return Verdict(
+        "decay",
+        DECAY.level(best - last),
+        f"best look {best:.3f}, last {last:.3f}",
+        DECAY.text,
+        "Whether the prior got worse while the bound got better: overfitting, or a guide that begins to leak.",
+    )
+
+
+def weights(summary: dict[str, Any]) -> Verdict:
+    """Do the guide's draws weigh up to p(y|x)? ``summary``: of ``evidence.Evidence``."""
+    khat_above = summary["khat_above"]
+    return Verdict(
+        "importance weights",
+        KHAT.level(khat_above),
+        f"{khat_above:.2f} of the pairs (above {summary['khat_limit']:.2f}); median effective sample size "
+        f"{summary['ess_median']:.0f} of {summary['guide_samples']}",
+        KHAT.text,
+        "Whether the guide covers the program's posterior well enough to weigh it by; where not, believe the prior's "
+        "estimate.",
+        GUIDE,
+    )
+
+
+def agreement(summary: dict[str, Any]) -> Verdict:
+    """Do importance weights and prior Monte Carlo say the same log p(y|x)? ``summary``: of ``evidence.Evidence``."""
+    both, pairs = summary["both_trusted"], summary["pairs"]
+    neither = summary["believed"]["neither"] / pairs
+    share = summary["agree"] / both if both else 1.0
+    level = max(AGREE.level(share), NEITHER.level(neither), key=LEVELS.index)
+    believed = ", ".join(f"{name} at {count}" for name, count in summary["believed"].items() if count)
+    return Verdict(
+        "two estimates",
+        level,
+        f"both can be trusted at {both} of {pairs} pairs and agree within three errors at {summary['agree']} of them; "
+        f"to believe: {believed}",
+        f"{AGREE.text}; {NEITHER.text}",
+        "Importance weights are trusted where k-hat is low enough, prior Monte Carlo where ten draws or more carry "
+        "its mean; of two that hold, the one of the smaller error is believed.",
+        GUIDE,
+    )
+
+
+def likely(log_p: float, log_m: float) -> Verdict:
+    """``log_p``: mean believed log p(y|x) of targets drawn uniformly, nats; ``log_m``: of the same inputs."""
+    short = -log_p - log_m
+    return Verdict(
+        "likelihood",
+        LIKELY.level(short),
+        f"log p(y|x) {log_p:.2f} on average, a perfect model's {-log_m:.2f} nats",
+        LIKELY.text,
+        "How far the model itself, whatever its guide, is from uniform over the solutions.",
+    )
+
+
+def ranks(deviations: dict[str, float], band: float) -> Verdict:
+    """``deviations``: summary of a trajectory -> largest deviation of its ranks' distribution from uniform.
+
+    ``band``: what uniform ranks of as many data stay within.
+    """
+    worst = max(deviations, key=lambda name: deviations[name])
+    return Verdict(
+        "ranks under the guide",
+        RANKS.level(deviations[worst]),
+        f"{deviations[worst]:.3f} ({worst}); uniform ranks stay within {band:.3f}",
+        RANKS.text,
+        "Whether the guide's trajectories are those of the program's posterior (simulation-based calibration). It says "
+        "nothing against the prior's samples: bounds and weights lean on the guide, answers do not.",
+        GUIDE,
+    )
+
+
+def diverse(share: float, inputs: int) -> Verdict:
+    """``share``: inputs with several solutions, ``inputs`` in all, whose trajectories all end in the same answer."""
+    if not inputs:
+        return Verdict("diversity", UNKNOWN, "no input is known to have several solutions", ONE_END.text, "")
+    return Verdict(
+        "diversity",
+        ONE_END.level(share),
+        f"at {share:.3f} of {inputs} inputs with several solutions all trajectories end alike",
+        ONE_END.text,
+        "Whether the guidance decides anything: a prior whose trajectories all end alike has one answer, however many "
+        "are asked for.",
+    )
+
+
+def of_metrics(metrics: dict[str, Any], looks: dict[str, float], seen: float | None = None) -> list[Verdict]:
+    """What ``results.json`` says by itself.
+
+    Args:
+        metrics: its metrics.
+        looks: accuracy of the prior at the last look of training and at the best.
+        seen: right samples of the prior on training inputs, where measured.
+    """
+    found = []
+    prior, posterior = metrics.get("sample_accuracy"), metrics.get("posterior_accuracy")
+    if prior is not None:
+        found.append(right(prior))
+    if prior is not None and posterior is not None:
+        found.append(leak(posterior, prior, seen))
+    if metrics.get("kl") is not None:
+        found.append(collapse(metrics["kl"], metrics["reconstruction"]))
+    if metrics.get("excess") is not None:
+        found.append(bound(metrics["excess"]))
+    if metrics.get("uniformity"):
+        found.append(even(metrics["uniformity"], metrics["coverage"], metrics["coverage_limit"]))
+    if metrics.get("unsettled") is not None:
+        found.append(settled(metrics["unsettled"]))
+    if looks:
+        found.append(decay(looks["last_accuracy"], looks["best_accuracy"]))
+    return found
+
+
+def worst(verdicts: Iterable[Verdict]) -> str:
+    """The level of the whole: that of the worst verdict which was measured."""
+    found = [v.level for v in verdicts if v.level != UNKNOWN]
+    return max(found, key=LEVELS.index) if found else UNKNOWN

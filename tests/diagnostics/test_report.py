@@ -1,0 +1,133 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+from matplotlib.figure import Figure
+
+from pyro_gram import paper
+from pyro_gram.diagnostics import verdicts
+from pyro_gram.diagnostics.readings import READINGS
+from pyro_gram.diagnostics.report import Report, Row, Section, result_rows, write_report
+
+LEAK, RIGHT, COLLAPSE = verdicts.leak(0.99, 0.1), verdicts.right(0.95), verdicts.collapse(0.01, 3.0)
+
+
+class Page(HTMLParser):
+    """Tags, what they link to, and whether they nest."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.sources, self.tags = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attributes if name in ("src", "href", "data", "action")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def picture(path, width=4.0):
+    figure = Figure(figsize=(width, 3))
+    figure.subplots().plot([0, 1])
+    figure.savefig(path)
+    return path
+
+
+@pytest.fixture
+def page(tmp_path):
+    def write(**changes):
+        sections = [
+            Section.of("leak", picture(tmp_path / "a.png", 6), LEAK),
+            Section.of("training", picture(tmp_path / "b.png", 4), None, RIGHT),
+            Section.without("landscape", "every trajectory of this model is the same"),
+        ]
+        base = {
+            "title": "a <b>run</b> & more",
+            "lead": "Trained.",
+            "verdicts": [RIGHT, LEAK, COLLAPSE],
+            "rows": [Row("Right first sample", "0.950", "0.997"), Row("Violations", "3")],
+            "sections": sections,
+            "details": {"Settings": {"text": "</pre><script>alert(1)</script>"}},
+        }
+        write_report(tmp_path / "report.html", Report(**{**base, **changes}))
+        return (tmp_path / "report.html").read_text()
+
+    return write
+
+
+def test_the_page_is_whole_and_needs_no_network(page):
+    text = page()
+    parsed = Page(text)
+    assert parsed.open == []
+    assert len(parsed.sources) == 2
+    assert all(source.startswith("data:image/png;base64,") for source in parsed.sources)
+    assert "script" not in parsed.tags
+    assert not re.search(r"@import|url\(|<link", text)
+    assert 'name="viewport"' in text
+
+
+def test_what_comes_from_outside_is_escaped(page):
+    text = page()
+    assert "a &lt;b&gt;run&lt;/b&gt; &amp; more" in text
+    assert "<script>" not in text
+
+
+def test_each_question_has_the_level_of_its_worst_verdict(page):
+    text = page()
+    answers, guide = text.index("Can its answers be trusted?"), text.index("Can its guide be trusted?")
+    assert text[answers:].split("</p>")[0].count("do not trust") == 1
+    assert text[guide:].split("</p>")[0].count("do not trust") == 1
+    text = page(verdicts=[RIGHT])
+    assert "Can its guide be trusted?" not in text
+    assert text[text.index("Can its answers be trusted?") :].split("</p>")[0].count(">good<") == 1
+
+
+def test_every_verdict_comes_with_its_threshold_and_its_meaning(page):
+    text = page()
+    for verdict in (LEAK, RIGHT, COLLAPSE):
+        assert verdict.threshold in text
+        assert verdict.meaning.split(":")[0] in text
+
+
+def test_every_figure_comes_with_its_reading_or_the_reason_why_there_is_none(page):
+    text = page()
+    for name in ("leak", "training", "landscape"):
+        assert READINGS[name][0] in text
+    assert "Not shown: every trajectory of this model is the same." in text
+    assert text.count('class="wide"') == 1  # scrolls sideways on a telephone; the other fits
+
+
+def test_the_papers_column_is_there_where_the_paper_says_something(page):
+    assert "0.997" in page()
+    assert "arXiv" not in page(rows=[Row("Right first sample", "0.950")])
+
+
+def test_rows_stand_beside_the_papers_of_the_same_problem_and_model():
+    metrics = {"sample_accuracy": 0.9, "coverage": 0.8, "coverage_se": 0.01, "violations": 3, "own_figure": 1.5}
+    rows = {row.label: row for row in result_rows(metrics, "nqueens8", "gram")}
+    assert rows["Coverage of all solutions"] == Row("Coverage of all solutions", "0.800", "0.903")
+    assert rows["Right samples among all"].paper == "0.997"
+    assert rows["Own figure"].ours == "1.500"
+    assert "Coverage se" not in rows
+    trm = {row.label: row for row in result_rows(metrics, "nqueens8", "trm")}
+    assert trm["Coverage of all solutions"].paper == "0.361"
+    nothing = result_rows(metrics, "", "gram")
+    assert not any(row.paper for row in nothing)
+
+
+def test_numbers_of_the_paper_are_those_that_it_prints():
+    assert paper.told("coloring8") == {"violations": 2.7, "coverage": pytest.approx(0.858)}
+    assert paper.told("mnist")["frechet_distance"] == 73.3
+    assert paper.told("sudoku", "trm") == {"vote_accuracy": pytest.approx(0.874)}
+    assert paper.told("coloring12") == {}
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(page, tmp_path):
+    before = page()
+    with pytest.raises(FileNotFoundError):
+        page(sections=[Section("gone", "", tmp_path / "gone.png")])
+    assert (tmp_path / "report.html").read_text() == before

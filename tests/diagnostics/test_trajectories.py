@@ -1,0 +1,397 @@
+import math
+import sys
+from types import SimpleNamespace
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from pyro_gram.diagnostics.landscape import REACH, check_installed, landscape, surface
+from pyro_gram.diagnostics.trajectories import Walk, attractors, deciding, early, numbered, parting, spaced, walk
+from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.inference.sampling import rollout
+from pyro_gram.inference.sites import data_plates
+from pyro_gram.inference.temper import TemperConfig
+from pyro_gram.networks.core import LatentState
+from pyro_gram.registry import MODELS
+from tests.conftest import case_of, small
+
+PLAIN = SimpleNamespace(canonical=lambda x, y: y)  # a task in which every answer is its own
+
+
+class Coins(nn.Module):
+    """Guidance eps_t ~ N(0, 1) at ``L`` positions; h adds up ``mix[t] @ eps_t``, and the answer is its signs.
+
+    ``mix``: ``[steps, L, L]``.
+    """
+
+    def __init__(self, mix):
+        super().__init__()
+        self.mix = mix
+
+    def forward(self, x, y=None, state=None, *, steps=1, truncated=None, beta=1.0):
+        with data_plates(x.shape[:-1]):
+            h = torch.zeros(*x.shape, 1) if state is None else state.h
+            for t in range(steps):
+                u = pyro.deterministic(f"u_{t}", h, event_dim=2)
+                h = u + self.mix[t] @ pyro.sample(f"eps_{t}", dist.Normal(torch.zeros_like(u), 1.0).to_event(2))
+            for site in LatentState._fields:
+                pyro.deterministic(site, h, event_dim=2)
+            logits = torch.cat((-h, h), -1)
+            return pyro.sample("y", dist.Categorical(logits=logits).to_event(1), obs=y)
+
+
+def decided(mix, **settings):
+    x = torch.zeros(2, mix.shape[-1], dtype=torch.long)
+    return deciding(Coins(mix), PLAIN, x, depth=len(mix), **{"num_samples": 200, **settings})
+
+
+# ---- walks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "temper"),
+    [
+        ({}, TemperConfig()),
+        ({}, TemperConfig(scale=20.0, transitions=3)),
+        ({"task_name": "sudoku_uncond"}, TemperConfig()),
+        ({"model_name": "trm", "model": {"start": "random"}}, TemperConfig()),
+        ({"model_name": "autoregressive"}, TemperConfig()),
+    ],
+)
+def test_a_walk_is_the_rollout_of_its_seed(changes, temper):
+    case = case_of(**changes)
+    model = case.assembly.model
+    before = torch.get_rng_state()
+    walked = walk(model, case.x, depth=3, num_samples=4, seed=7, temper=temper)
+    assert torch.equal(torch.get_rng_state(), before)
+    rolled = rollout(model, case.x, depth=3, num_samples=4, seed=7, temper=temper, history=True)
+    assert torch.equal(walked.tokens, rolled.history)
+    assert walked.h.shape[:3] == (4, *walked.tokens.shape[1:3])
+
+
+def test_a_walk_starts_at_z_0_and_its_states_decode_to_its_answers(case):
+    model = case.assembly.model
+    walked = walk(model, case.x, depth=3, num_samples=4)
+    assert walked.h.shape == (4, 4, 5, *model.h0.shape)
+    assert torch.equal(walked.h[0], model.h0.expand(4, 5, -1, -1))
+    assert torch.equal(model.decoder(walked.h[1:]).argmax(-1), walked.tokens)
+    assert not torch.equal(walked.h[1, 0], walked.h[1, 1])
+
+
+def test_trajectories_start_apart_where_z_0_is_drawn():
+    case = case_of(model_name="trm", model={"start": "random"})
+    h = walk(case.assembly.model, case.x, depth=1, num_samples=3).h
+    assert not torch.equal(h[0, 0], h[0, 1])
+
+
+def test_the_path_of_means_is_one_whatever_the_seed(case):
+    first, second = (
+        walk(case.assembly.model, case.x, depth=3, num_samples=9, seed=seed, at_mean=True) for seed in (1, 2)
+    )
+    assert first.tokens.shape == (3, 1, 5, 4)
+    assert torch.equal(first.h, second.h)
+
+
+def test_a_prior_without_a_mean_has_no_path_of_means():
+    case = case_of(prior_name="flow")
+    with pytest.raises(NotImplementedError):
+        walk(case.assembly.model, case.x, depth=1, at_mean=True)
+
+
+def test_a_walk_refuses_no_steps(case):
+    with pytest.raises(UserError, match="depth must be at least 1"):
+        walk(case.assembly.model, case.x, depth=0)
+
+
+@pytest.mark.parametrize("name", MODELS.names())
+def test_every_model_walks(name):
+    case = case_of(model_name=name)
+    depth = 1 if getattr(case.assembly.model, "one_step", False) else 3
+    walked = walk(case.assembly.model, case.x, depth=depth, num_samples=4)
+    found = attractors(case.assembly.task, case.x, walked.tokens)
+    assert walked.h.shape[:3] == (depth + 1, 4, 5)
+    assert 1 <= int(found.distinct.min()) <= int(found.distinct.max()) <= 4
+    deterministic = name in ("direct", "hrm", "trm", "looped")
+    assert (found.effective.max() < 1.01) or not deterministic
+
+
+# ---- where they end ----------------------------------------------------------------------------------------------
+
+A, SAME_AS_A, WRONG, OTHER = [0, 1, 0, 1], [2, 0, 2, 0], [0, 0, 1, 2], [0, 1, 2, 1]
+
+
+@pytest.fixture(scope="module")
+def path_graph():
+    task = small(task={"train": 8, "validation": 2, "test": 2}).task
+    edges = torch.zeros(1, 4, 4, dtype=torch.bool)
+    edges[0, [0, 1, 2], [1, 2, 3]] = True
+    return task, task.encode(edges | edges.mT)
+
+
+@pytest.fixture
+def tokens():
+    """[4 steps, 3 trajectories, 1 input, 4]: one settled from the start, one at step 2, one at the last."""
+    ways = [[A, SAME_AS_A, A, A], [OTHER, WRONG, WRONG, WRONG], [SAME_AS_A, SAME_AS_A, OTHER, SAME_AS_A]]
+    return torch.tensor(ways).transpose(0, 1)[:, :, None]
+
+
+def test_attractors_are_counted_up_to_symmetry(path_graph, tokens):
+    found = attractors(*path_graph, tokens)
+    assert found.distinct.tolist() == [2]
+    entropy = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))
+    assert found.effective.item() == pytest.approx(math.exp(entropy))
+    assert found.settling.T.tolist() == [[1, 2, 4]]
+    assert found.settled_at[:, 0].tolist() == pytest.approx([1 / 3, 2 / 3, 2 / 3, 1])
+    assert found.unsettled.tolist() == pytest.approx([1 / 3])
+    assert found.right_at[:, 0].tolist() == pytest.approx([1, 2 / 3, 2 / 3, 2 / 3])
+    assert found.right.tolist() == pytest.approx([2 / 3])
+
+
+def test_one_step_is_settled(path_graph, tokens):
+    found = attractors(*path_graph, tokens[:1])
+    assert found.settling.tolist() == [[1], [1], [1]]
+    assert found.unsettled.tolist() == [0]
+
+
+def test_what_is_right_may_not_be_known():
+    task = SimpleNamespace(
+        canonical=lambda x, y: y,
+        checkable=True,
+        valid=lambda x, y: torch.ones_like(y[..., 0], dtype=torch.bool),
+        known=lambda x, y: torch.tensor([True, False]),
+    )
+    right = attractors(task, None, torch.zeros(2, 3, 2, 1, dtype=torch.long)).right
+    assert right[0] == 1
+    assert right[1].isnan()
+    task.checkable = False
+    assert attractors(task, None, torch.zeros(2, 3, 2, 1, dtype=torch.long)).right is None
+
+
+def test_answers_are_numbered_by_frequency_in_each_input():
+    answers = torch.tensor([[5, 1], [2, 1], [5, 4], [5, 4], [3, 4]])[..., None]
+    which = numbered(answers)
+    assert which[:, 0].tolist() in ([0, 1, 0, 0, 2], [0, 2, 0, 0, 1])
+    assert which[:, 1].tolist() == [1, 1, 0, 0, 0]
+
+
+def test_pairs_part_in_answers_and_in_states(path_graph, tokens):
+    h = torch.zeros(5, 3, 1, 1, 2)  # positions 0, 1, 3 of both channels at the end; together at first
+    h[1:] = torch.tensor([0.0, 1.0, 3.0])[:, None, None, None]
+    found = parting(*path_graph, Walk(tokens, h))
+    # Pairs (0, 1) and (1, 2) end in different answers; (1, 2) agree in none of the steps, (0, 1) neither.
+    assert (found.num_apart, found.num_alike) == (2, 1)
+    assert found.differ.tolist() == [1, 1, 1, 1]
+    assert found.apart.tolist() == pytest.approx([0, 1.5, 1.5, 1.5, 1.5])
+    assert found.alike.tolist() == pytest.approx([0, 3, 3, 3, 3])
+
+
+def test_pairs_of_all_inputs_count_alike():
+    one = torch.tensor([[0, 0, 0], [0, 1, 2]])  # [2 steps, 3 trajectories]: three pairs part at the last step
+    two = torch.tensor([[0, 1, 1], [0, 1, 1]])  # two pairs have parted at once
+    tokens = torch.stack((one, two), 2)[..., None]
+    found = parting(PLAIN, None, Walk(tokens, torch.zeros(3, 3, 2, 1, 1)))
+    assert (found.num_apart, found.num_alike) == (5, 1)
+    assert found.differ.tolist() == pytest.approx([2 / 5, 1])
+
+
+def test_where_all_end_alike_no_pair_parts(path_graph, tokens):
+    found = parting(*path_graph, Walk(tokens[:, :1].expand(-1, 3, -1, -1), torch.zeros(5, 3, 1, 1, 2)))
+    assert found.num_apart == 0
+    assert found.differ.isnan().all()
+    assert found.alike.tolist() == [0] * 5
+
+
+# ---- which draws decide ------------------------------------------------------------------------------------------
+
+
+def test_the_transition_that_decides_is_found():
+    mix = torch.zeros(5, 1, 1)
+    mix[2] = 1
+    found = decided(mix)
+    assert found.kept.tolist() == [0, 1, 2, 3, 4, 5]
+    assert (found.by_transition[3:] == 1).all()
+    assert ((found.by_transition[:3] - 0.5).abs() < 0.15).all()  # every trajectory and fork has draws of its own
+    assert ((found.by_position - 0.5).abs() < 0.15).all()
+
+
+def test_the_position_that_decides_is_found():
+    mix = torch.zeros(4, 3, 3)
+    mix[:, :, 1] = 1  # all tokens are the sign of what position 1 has drawn
+    found = decided(mix)
+    assert found.positions.tolist() == [0, 1, 2]
+    assert (found.by_position[[0, 2]] == 1).all()
+    assert ((found.by_position[1] - 0.5).abs() < 0.15).all()
+    shares = found.by_transition.mean(1)
+    assert (shares.diff() > 0).all()
+    assert shares[-1] == 1
+
+
+def test_tempered_draws_decide_more():
+    mix = torch.eye(1).expand(2, 1, 1)
+    plain = decided(mix).by_transition[1].mean()
+    wide = decided(mix, temper=TemperConfig(scale=30.0, transitions=1)).by_transition[1].mean()
+    assert plain < 0.9 < wide
+
+
+def test_deciding_is_reproducible():
+    mix = torch.eye(2).expand(3, 2, 2)
+    first, again, other = (decided(mix, num_samples=30, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(first.by_transition, again.by_transition)
+    assert torch.equal(first.by_position, again.by_position)
+    assert not torch.equal(first.by_position, other.by_position)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"prior_name": "discrete"},
+        {"prior_name": "flow"},
+        {"prior_name": "mixture"},
+        {"task_name": "sudoku_uncond"},
+        {"model_name": "vae"},
+        {"model": {"prefix": 2}},
+        {"model_name": "trm", "prior_name": "gaussian", "guide_name": "amortized", "model": {"start": "random"}},
+    ],
+)
+def test_keeping_all_guidance_keeps_the_answer(changes):
+    case = case_of(**changes)
+    depth = 1 if getattr(case.assembly.model, "one_step", False) else 2
+    found = deciding(case.assembly.model, case.assembly.task, case.x, depth=depth, num_samples=6)
+    inputs = 1 if case.x is None else len(case.x)
+    length = case.assembly.task.spec.input_length + changes.get("model", {}).get("prefix", 0)
+    assert found.kept[0] == 0
+    assert (found.by_transition[-1] == 1).all()
+    assert found.by_transition.shape == (len(found.kept), inputs)
+    assert found.by_position.shape == (length, inputs)
+
+
+@pytest.mark.parametrize("changes", [{"model_name": "direct"}, {"prior_name": "none"}, {"prior_name": "mean_only"}])
+def test_where_nothing_is_drawn_nothing_decides(changes):
+    case = case_of(**{"guide_name": "prior", **changes})
+    assert deciding(case.assembly.model, case.assembly.task, case.x, depth=1, num_samples=2) is None
+
+
+def test_points_are_denser_early():
+    assert early(16, 8) == [0, 1, 2, 3, 4, 6, 10, 16]
+    assert early(3, 8) == [0, 1, 2, 3]
+    assert early(100, 2) == [0, 100]
+    assert len(early(200, 12)) == 12
+
+
+def test_long_sequences_are_looked_at_in_places():
+    assert spaced(100) == list(range(100))
+    some = spaced(900)
+    assert (len(set(some)), some[0], some[-1]) == (32, 0, 899)
+    assert spaced(9, 3) == [0, 4, 8]
+    assert spaced(3, 9) == [0, 1, 2]
+
+
+def test_places_are_counted():
+    with pytest.raises(UserError, match="places must be at least 1"):
+        decided(torch.ones(1, 2, 2), places=0)
+    assert decided(torch.ones(1, 5, 5), places=2, num_samples=2).positions.tolist() == [0, 4]
+
+
+# ---- the landscape -----------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_that_of_all_solutions_together(case):
+    model, task = case.assembly.model, case.assembly.task
+    puzzles = task.split("train")
+    at = int(puzzles.num_solutions.argmax())
+    x, solutions = puzzles.inputs[at : at + 1], puzzles.solutions_of(at)
+    found = landscape(model, task, x, solutions, depth=3, num_samples=6, seed=5)
+    assert found.num_solutions == len(solutions) > 1
+
+    def expected(**settings):
+        h = walk(model, x, depth=3, seed=5, **settings).h[:, :, 0]
+        log_p = model.decoder(h).log_softmax(-1)  # [S + 1, N, L_out, classes]
+        return -sum(log_p[..., range(4), y].sum(-1).exp() for y in solutions).log().double()
+
+    torch.testing.assert_close(found.loss, expected(num_samples=6), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.mean_loss, expected(at_mean=True)[:, 0], atol=1e-5, rtol=1e-5)
+    assert (
+        found.right.tolist() == task.valid(x, walk(model, x, depth=3, num_samples=6, seed=5).tokens[-1, :, 0]).tolist()
+    )
+
+
+def test_the_plane_keeps_distances_within_it(case):
+    model, task = case.assembly.model, case.assembly.task
+    found = landscape(model, task, case.x[:1], None, depth=4, num_samples=5, seed=2)
+    h = walk(model, case.x[:1], depth=4, num_samples=5, seed=2).h.flatten(-2)[:, :, 0].double()
+    assert found.points.shape == (5, 5, 2)
+    full, flat = torch.cdist(h.flatten(0, 1), h.flatten(0, 1)), torch.cdist(*[found.points.flatten(0, 1)] * 2)
+    assert (flat <= full + 1e-4).all()
+    assert torch.equal(found.points[0], found.points[0, :1].expand(5, 2))  # z_0
+    torch.testing.assert_close(found.mean_points[0], found.points[0, 0])
+    late = h[3:].flatten(0, 1)
+    share = found.points[3:].flatten(0, 1).var(0) / late.var(0).sum()
+    torch.testing.assert_close(share, torch.tensor(found.explained).double(), atol=1e-4, rtol=1e-3)
+    assert sum(found.explained) <= 1 + 1e-6
+
+
+def test_without_known_solutions_the_loss_is_of_the_decoded_answer():
+    case = case_of(task_name="sudoku_uncond")
+    found = landscape(case.assembly.model, case.assembly.task, None, None, depth=2, num_samples=3, seed=1)
+    rolled = rollout(case.assembly.model, None, depth=2, num_samples=3, seed=1)
+    torch.testing.assert_close(found.loss[-1], -rolled.score[:, 0].double())
+    assert found.num_solutions == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "has_mean"),
+    [
+        ({"prior_name": "flow"}, False),
+        ({"prior_name": "none", "guide_name": "prior"}, True),
+        ({"model_name": "vae"}, True),
+    ],
+)
+@pytest.mark.parametrize(("depth", "num_samples"), [(1, 1), (1, 5)])
+def test_small_landscapes(changes, has_mean, depth, num_samples):
+    case = case_of(**changes)
+    solutions = case.y[:1]
+    model, task = case.assembly.model, case.assembly.task
+    found = landscape(model, task, case.x[:1], solutions, depth=depth, num_samples=num_samples)
+    if "model_name" in changes and num_samples == 1:
+        assert found is None  # a program that starts anew shows one state alone
+        return
+    assert (found.mean_points is not None) == has_mean == (found.mean_right is not None)
+    assert found.points.isfinite().all()
+    assert all(math.isfinite(share) for share in found.explained)
+    assert not found.grid.isnan().all()
+
+
+def test_a_program_whose_state_stays_has_no_landscape():
+    case = case_of(model_name="direct")
+    assert landscape(case.assembly.model, case.assembly.task, case.x[:1], None, depth=1, num_samples=3) is None
+
+
+def test_the_surface_follows_the_states_and_is_silent_far_from_them():
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(400, 2, generator=generator).double() * torch.tensor([1.0, 30.0])
+    points[:, 0] *= points[:, 0] < 0.5  # half of them at the left edge, many in one place
+    points = torch.cat((points, points[:1].expand(200, 2), torch.tensor([[1.0, 0.0]])))
+    x, y, grid = surface(points, torch.exp(points[:, 1] / 3 - 5))
+    inside = (y > 0) & (y < 30)
+    column = grid[inside, int((x - 0.0).abs().argmin())].log()
+    torch.testing.assert_close(column, y[inside] / 3 - 5, atol=0.4, rtol=0)
+    nearest = torch.cdist(
+        torch.stack(torch.meshgrid(x, y / 30, indexing="xy"), -1).view(-1, 2), points / torch.tensor([1.0, 30.0])
+    ).amin(1)
+    assert grid.flatten()[nearest > REACH + 0.02].isnan().all()
+    assert not grid.flatten()[nearest < REACH - 0.02].isnan().any()
+
+
+def test_one_state_has_a_surface():
+    _, _, grid = surface(torch.zeros(3, 2).double() + torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0]]), torch.ones(3))
+    torch.testing.assert_close(grid[~grid.isnan()], torch.ones((~grid.isnan()).sum()).double())
+
+
+def test_a_missing_scikit_learn_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
+    with pytest.raises(ConfigError, match=r"pip install 'pyro-gram\[diagnose\]'"):
+        check_installed()

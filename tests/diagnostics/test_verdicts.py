@@ -1,0 +1,91 @@
+import math
+
+import pytest
+
+from pyro_gram.diagnostics import verdicts
+from pyro_gram.diagnostics.verdicts import BAD, GOOD, LOOK, UNKNOWN, Scale
+
+
+@pytest.mark.parametrize(
+    ("scale", "value", "level"),
+    [
+        (Scale(0.1, 0.5, ""), 0.1, GOOD),
+        (Scale(0.1, 0.5, ""), 0.11, LOOK),
+        (Scale(0.1, 0.5, ""), 0.5, LOOK),
+        (Scale(0.1, 0.5, ""), 0.51, BAD),
+        (Scale(0.9, 0.5, ""), 0.9, GOOD),
+        (Scale(0.9, 0.5, ""), 0.89, LOOK),
+        (Scale(0.9, 0.5, ""), 0.5, LOOK),
+        (Scale(0.9, 0.5, ""), 0.49, BAD),
+        (Scale(0.1, 0.5, ""), math.nan, BAD),
+    ],
+)
+def test_levels_begin_where_the_threshold_says(scale, value, level):
+    assert scale.level(value) == level
+
+
+def test_thresholds_are_told_in_the_direction_that_they_have():
+    assert Scale(0.1, 0.5, "gap").text == "gap: good up to 0.1, do not trust above 0.5"
+    assert Scale(0.9, 0.5, "share").text == "share: good from 0.9, do not trust below 0.5"
+
+
+def test_a_leak_is_right_with_y_in_sight_and_wrong_without():
+    found = verdicts.leak(0.99, 0.1)
+    assert found.level == BAD
+    assert "hands over" in found.meaning
+    assert verdicts.leak(0.97, 0.95).level == GOOD
+
+
+def test_a_prior_that_is_right_on_training_inputs_has_not_generalised():
+    found = verdicts.leak(0.99, 0.3, seen=0.95)
+    assert found.level == BAD
+    assert "not generalised" in found.meaning
+    assert "0.950 on training inputs" in found.value
+    assert "hands over" in verdicts.leak(0.99, 0.3, seen=0.35).meaning
+
+
+def test_a_small_kl_is_a_collapse_only_while_something_is_left_to_say():
+    assert verdicts.collapse(0.05, 3.0).level == BAD
+    assert verdicts.collapse(0.05, 0.1).level == GOOD
+    assert verdicts.collapse(2.0, 1.0).level == GOOD
+    assert verdicts.collapse(0.5, 2.5).level == LOOK
+
+
+def summary(**changes):
+    base = {"pairs": 20, "both_trusted": 10, "agree": 10, "believed": {"prior Monte Carlo": 20, "neither": 0}}
+    return {**base, **changes}
+
+
+def test_estimates_must_agree_where_both_can_be_trusted_and_one_must_hold_nearly_everywhere():
+    assert verdicts.agreement(summary()).level == GOOD
+    assert verdicts.agreement(summary(agree=8)).level == LOOK
+    assert verdicts.agreement(summary(agree=3)).level == BAD
+    assert verdicts.agreement(summary(believed={"prior Monte Carlo": 4, "neither": 16})).level == BAD
+    assert verdicts.agreement(summary(both_trusted=0, agree=0)).level == GOOD  # one holds everywhere
+
+
+def test_evenness_goes_by_the_effect_and_not_by_significance():
+    even = {"tested": 100, "rejected": 100, "excess": 0.05}
+    assert verdicts.even(even, 0.9, 0.95).level == GOOD
+    assert "100 of 100" in verdicts.even(even, 0.9, 0.95).value
+    assert verdicts.even({**even, "rejected": 0, "excess": 0.3}, 0.5, 0.95).level == BAD
+    assert verdicts.even({**even, "tested": 0}, 1.0, 1.0).level == UNKNOWN
+
+
+def test_the_worst_verdict_is_the_level_of_the_whole():
+    good, look, bad = verdicts.right(0.95), verdicts.right(0.8), verdicts.right(0.1)
+    unknown = verdicts.even({"tested": 0}, 1.0, 1.0)
+    assert verdicts.worst([good, unknown]) == GOOD
+    assert verdicts.worst([good, look]) == LOOK
+    assert verdicts.worst([look, bad, good]) == BAD
+    assert verdicts.worst([unknown]) == UNKNOWN
+
+
+def test_metrics_say_what_they_can():
+    metrics = {"sample_accuracy": 0.9, "posterior_accuracy": 0.95, "kl": 1.0, "reconstruction": 0.5}
+    names = [v.name for v in verdicts.of_metrics(metrics, {})]
+    assert names == ["right answers", "leak", "collapse"]
+    looks = {"last_accuracy": 0.5, "best_accuracy": 0.9}
+    assert verdicts.of_metrics({"sample_accuracy": None}, looks)[0].level == BAD  # images: nothing is right or wrong
+    without_guide = {"sample_accuracy": 0.9, "posterior_accuracy": None, "kl": None}
+    assert [v.name for v in verdicts.of_metrics(without_guide, {})] == ["right answers"]
