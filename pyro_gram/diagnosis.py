@@ -52,8 +52,9 @@ DATA_SAMPLES = 4096  # of the prior of p(x): all data share them
 RANK_ROUNDS, RANK_DRAWS = 2, 31  # simulated data of an input, and the guide's trajectories for each
 CHAINS, DRAWS = 4, 12  # of inference.nc
 # Trajectory-steps of 8 positions, some .25 ms each at D = 128 on a core: each part takes as many inputs as fit.
-SAMPLED, WEIGHED, COLLECTED, RANKED, FOLLOWED, FORKED = 100_000, 80_000, 25_000, 20_000, 10_000, 3_000
+SAMPLED, WEIGHED, COLLECTED, RANKED, FOLLOWED, FORKED = 80_000, 70_000, 25_000, 50_000, 20_000, 25_000
 ENDS, PROJECTED = 24, 64  # trajectories of an input: whose ends are compared; in the landscape
+PLACES = 8  # positions whose part in the answer is tried, and numbers of transitions
 HANDFUL = 6  # solutions of the input that is shown closely
 NO_GUIDE = "this model has no inference network"
 
@@ -118,6 +119,11 @@ class Study:
         """How many inputs fit into ``budget`` trajectory-steps of 8 positions, ``each`` trajectories an input."""
         fit = int(budget / (each * self.settings.depth * max(1.0, self.positions / 8)))
         return min(max(least, fit), most, self.settings.inputs)
+
+    def several(self, count: int) -> PuzzleSet:
+        """The first ``count`` test inputs with several solutions; any, where none is known to have some."""
+        with_several = (self.test.num_solutions > 1).nonzero().flatten()
+        return self.test.select(with_several[:count]) if len(with_several) else self.test.subset(count)
 
     def pairs(self, count: int) -> tuple[PuzzleSet, Tensor | None, Tensor]:
         """The first ``count`` test inputs with a target each, drawn uniformly; or data of p(x)."""
@@ -330,14 +336,15 @@ def trajectories(study: Study) -> None:
 
 def _decisions(study: Study) -> None:
     s = study.settings
-    forks = 2 * ENDS  # some eight numbers of transitions and as many positions, half of them not run
-    puzzles = study.test.subset(study.at_most(FORKED, forks, least=1, most=6))
+    count = study.at_most(FORKED, ENDS // 2 * 2 * PLACES, least=1, most=8)
+    x = None if study.test.inputs is None else study.several(count).inputs
     found = deciding(
         study.solver.model,
         study.solver.task,
-        puzzles.inputs,
+        x,
         depth=s.depth,
         num_samples=ENDS // 2,
+        places=PLACES,
         seed=s.seed,
         temper=study.temper,
     )

@@ -90,6 +90,6 @@ def sbc_figure(found: Simulated) -> Figure:
     for axes in grid[len(found.names) :]:
         axes.set_axis_off()
     figure.supxlabel("rank of the true trajectory among the guide's, as a share")
-    figure.supylabel("share of ranks below,\nless uniform")
+    figure.supylabel("share of ranks below, less uniform")
     figure.suptitle(f"{found.ranks.shape[1]} simulated data; band: where uniform ranks stay at 95 of 100 times")
     return figure

@@ -76,12 +76,15 @@ class Evidence:
 
     @property
     def believed(self) -> list[str]:
-        """Which estimate of each pair to believe: of those that can be trusted the one of the smaller error."""
+        """Which estimate of each pair to believe: of those that can be trusted the one of the smaller error.
+
+        Where both can and differ, the prior's: what the guide never visits is missing from its weights unnoticed.
+        """
         prior_holds = self.prior.ess >= HITS
         if self.guide is None:
             return [PRIOR if holds else NEITHER for holds in prior_holds.tolist()]
         guide_holds = self.guide.smooth_enough
-        guide_first = guide_holds & (~prior_holds | (self.guide.se <= self.prior.se))
+        guide_first = guide_holds & (~prior_holds | (self.agree & (self.guide.se <= self.prior.se)))
         return [
             GUIDE if first else PRIOR if holds else NEITHER
             for first, holds in zip(guide_first.tolist(), prior_holds.tolist(), strict=True)

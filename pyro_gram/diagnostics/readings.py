@@ -49,8 +49,8 @@ READINGS = {  # name -> title, reading
     ),
     "evidence": (
         "log p(y|x) from both ends",
-        "Left: bounds that rise with the number of draws towards the dashed lines. Middle: both estimates of each pair "
-        "should lie on the diagonal within their bars. Right: k-hat of each pair; above the line its weights cannot be "
+        "Left: bounds that rise with the number of draws towards the dashed lines. Middle: the two estimates of each "
+        "pair should meet within their bars. Right: k-hat of each pair; above the line its weights cannot be "
         "trusted.",
     ),
     "ranks": (

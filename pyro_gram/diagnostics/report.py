@@ -174,7 +174,7 @@ def result_rows(metrics: dict[str, Any], problem: str, model: str) -> list[Row]:
     return [
         Row(label, number(metrics[key]), f"{numbers[key]:g}" if key in numbers else "")
         for key, label in named
-        if metrics.get(key) is not None
+        if isinstance(metrics.get(key), int | float)
     ]
 
 

@@ -211,7 +211,8 @@ def agreement(summary: dict[str, Any]) -> Verdict:
         f"to believe: {believed}",
         f"{AGREE.text}; {NEITHER.text}",
         "Importance weights are trusted where k-hat is low enough, prior Monte Carlo where ten draws or more carry "
-        "its mean; of two that hold, the one of the smaller error is believed.",
+        "its mean. Of two that agree the one of the smaller error is believed; of two that differ the prior's, as what "
+        "the guide never visits is missing from its weights unnoticed.",
         GUIDE,
     )
 

@@ -1,0 +1,97 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import multinomial
+
+from pyro_gram.diagnostics.calibration import uniformity
+from pyro_gram.diagnostics.calibration_figures import uniformity_figure
+from pyro_gram.tasks.uniform import total_variation_perfect
+
+
+def ids_of(m, n, inputs, weights=None, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.ones(m) if weights is None else torch.tensor(weights)
+    return torch.multinomial(weights.expand(inputs, m), n, replacement=True, generator=generator).T
+
+
+def test_uniform_samples_are_not_rejected_and_their_p_values_are_uniform():
+    m = torch.tensor([2, 5, 12, 40]).repeat_interleave(150)
+    ids = torch.cat([ids_of(k, 20, 150, seed=k) for k in (2, 5, 12, 40)], 1)
+    found = uniformity(ids, m)
+    assert found.tested.all()
+    assert found.rejected.sum() <= 2
+    assert ((found.p_value > 0) & (found.p_value <= 1)).all()
+    # Discrete: p-values are never too small, but may be too large where few counts are possible.
+    for level in (0.05, 0.2, 0.5):
+        assert (found.p_value <= level).double().mean() < level + 0.03
+    assert abs(found.summary()["excess"]) < 0.01
+    many = uniformity(ids_of(12, 200, 200), torch.full((200,), 12))
+    assert many.summary()["p_value_distance"] < 0.12
+
+
+def test_samples_that_favour_one_solution_are_rejected():
+    m = torch.full((40,), 3)
+    found = uniformity(ids_of(3, 60, 40, weights=[0.8, 0.1, 0.1]), m)
+    assert found.rejected.double().mean() > 0.95
+    assert found.summary()["excess"] > 0.35
+    assert found.summary()["rejected"] == int(found.rejected.sum())
+
+
+def test_the_p_value_is_the_exact_one():
+    counts = [5, 1, 0]
+    ids = torch.tensor([0] * 5 + [1])[:, None]
+    tables = [(a, b, 6 - a - b) for a in range(7) for b in range(7 - a)]
+    seen = sum(c * c for c in counts)
+    exact = sum(multinomial.pmf(t, 6, [1 / 3] * 3) for t in tables if sum(c * c for c in t) >= seen)
+    found = uniformity(ids, torch.tensor([3]), draws=20_000).p_value.item()
+    assert found == pytest.approx(exact, abs=4 * math.sqrt(exact / 20_000))
+
+
+def test_adjusted_p_values_are_those_of_benjamini_and_hochberg():
+    ids = torch.cat((ids_of(2, 40, 3), ids_of(2, 40, 3, weights=[0.75, 0.25])), 1)
+    found = uniformity(ids, torch.full((6,), 2))
+    p = found.p_value.numpy()
+    order = np.argsort(p)
+    expected = np.empty(6)
+    running = 1.0
+    for rank in range(6, 0, -1):
+        running = min(running, p[order[rank - 1]] * 6 / rank)
+        expected[order[rank - 1]] = running
+    np.testing.assert_allclose(found.adjusted.numpy(), expected)
+
+
+def test_where_there_is_nothing_to_test_none_is():
+    ids = torch.tensor([[0, -1, 0, 1], [0, -1, -1, 0], [0, -1, -1, 1]])
+    found = uniformity(ids, torch.tensor([1, 4, 4, 2]))
+    assert found.tested.tolist() == [False, False, False, True]
+    assert found.right.tolist() == [3, 0, 1, 3]
+    assert found.adjusted.isnan().tolist() == [True, True, True, False]
+    assert not found.rejected[:3].any()
+    assert found.total_variation.tolist()[:2] == [0, 1]
+    assert found.expected.tolist()[:2] == [0, 1]
+    nothing = uniformity(ids[:, :3], torch.tensor([1, 4, 4]))
+    assert nothing.summary() == {"tested": 0, "rejected": 0, "level": 0.05}
+
+
+def test_wrong_samples_count_neither_for_nor_against():
+    ids = ids_of(4, 30, 5)
+    with_wrong = torch.cat((ids, torch.full((50, 5), -1)))
+    a, b = (uniformity(i, torch.full((5,), 4)) for i in (ids, with_wrong))
+    assert torch.equal(a.p_value, b.p_value)
+    assert torch.equal(a.excess, b.excess)
+    torch.testing.assert_close(a.expected, total_variation_perfect(torch.full((5,), 4), 30))
+
+
+def test_the_seed_fixes_the_test():
+    ids, m = ids_of(5, 10, 8), torch.full((8,), 5)
+    assert torch.equal(uniformity(ids, m, seed=3).p_value, uniformity(ids, m, seed=3).p_value)
+    assert not torch.equal(uniformity(ids, m, seed=3).p_value, uniformity(ids, m, seed=4).p_value)
+
+
+def test_the_figure_tells_how_many_are_uneven():
+    figure = uniformity_figure(uniformity(ids_of(3, 60, 10, weights=[0.9, 0.05, 0.05]), torch.full((10,), 3)))
+    titles = [axes.get_title() for axes in figure.axes]
+    assert "10 of 10 inputs uneven" in titles[1]
+    uniformity_figure(uniformity(ids_of(3, 1, 4), torch.full((4,), 3)))  # nothing tested
