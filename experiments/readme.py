@@ -10,6 +10,7 @@ from experiments import table_text
 from experiments.studies import gap
 from pyro_gram import paper
 from pyro_gram.cli import Parser, call
+from pyro_gram.diagnostics.verdicts import GUIDE, SAMPLES, Verdict, worst
 from pyro_gram.errors import UserError
 from pyro_gram.files import read_json, write_bytes
 from pyro_gram.inference.temper import told
@@ -23,6 +24,7 @@ TABLES = EXPERIMENTS / "tables"
 AMORTIZATION = EXPERIMENTS / "studies" / "amortization.json"
 DETERMINISTIC = EXPERIMENTS / "studies" / "mnist_deterministic.json"
 REPEATED = ("coloring8", "coloring10", "nqueens8", "nqueens10")
+GENERATED = ("sudoku4-uncond", "mnist")
 SOLVED = ("coloring8", "coloring10", "nqueens8", "nqueens10", "sudoku4", "sudoku6")
 
 
@@ -212,6 +214,36 @@ def _with_sd(point: dict[str, float], name: str) -> str:
     return f"{point[name]:.3f} ± {point[f'{name}_sd']:.3f}"
 
 
+def diagnoses_table() -> str:
+    """What ``diagnose.py`` says of the committed checkpoints."""
+    lines = [
+        "| checkpoint | its answers | its guide | right samples | total variation above perfect sampling "
+        "| log p(y\\|x), nats: prior, weights; ELBO; a perfect model's | pairs: both trusted, agree | k-hat too high "
+        "| largest deviation of ranks (of uniform ones) |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in (*SOLVED, *GENERATED):
+        d = read_json(CHECKPOINTS / f"{name}.diagnosis.json")
+        e, right, even = d["evidence"]["summary"], d["metrics"]["sample_accuracy"], d["uniformity"].get("excess")
+        deviation = max(told["deviation"] for told in d["ranks"]["summary"].values())
+        perfect = e.get("log_p_perfect")
+        lines.append(
+            f"| `{name}` | {_level(d, SAMPLES)} | {_level(d, GUIDE)} | {_told(right)} | {_told(even)} "
+            f"| {e['log_p_prior']:.2f}, {e['log_p_guide']:.2f}; {e['iwae']['1']:.2f}; {_told(perfect, 2)} "
+            f"| {e['both_trusted']}, {e['agree']} of {e['pairs']} | {e['khat_above']:.2f} "
+            f"| {deviation:.2f} ({d['ranks']['band']:.2f}) |"
+        )
+    return "\n".join(lines)
+
+
+def _level(diagnosis: dict[str, Any], about: str) -> str:
+    return worst(Verdict(**v) for v in diagnosis["verdicts"] if v["about"] == about)
+
+
+def _told(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
 def solve_table(bench: dict[str, Any]) -> str:
     seconds, n = bench["seconds"], bench["num_samples"]
     rows = [
@@ -291,6 +323,7 @@ def filled(text: str) -> str:
     text = fill(text, "generated", generated_table())
     text = fill(text, "selection", selection_table())
     text = fill(text, "compute", compute_table())
+    text = fill(text, "diagnoses", diagnoses_table())
     for name in ("1", "3a", "3b"):
         text = fill(text, f"table{name}", f"\n{table_text.markdown(read_json(TABLES / f'table{name}-cpu.json'))}\n")
     text = fill(text, "solving", solve_table(read_json(SOLVE_BENCH)))

@@ -44,14 +44,14 @@ from pyro_gram.solver import Solver
 from pyro_gram.tasks.base import PuzzleSet
 from pyro_gram.tasks.stream import generator_for
 
-SAMPLES, SAMPLES_OF_DATA = 20, 2000  # an input; of p(x)
+SAMPLES, SAMPLES_OF_DATA, LEAST_OF_DATA = 20, 2000, 256  # an input; of p(x)
 BOUND_PAIRS = 128
 SEEN, SEEN_SAMPLES = 64, 4  # training inputs that the prior is tried on, and samples of each
 GUIDE_SAMPLES, PRIOR_SAMPLES = 192, 384  # draws a pair for log p(y | x)
 DATA_SAMPLES = 4096  # of the prior of p(x): all data share them
 RANK_ROUNDS, RANK_DRAWS = 2, 31  # simulated data of an input, and the guide's trajectories for each
 CHAINS, DRAWS = 4, 12  # of inference.nc
-# Trajectory-steps of 8 positions, some .25 ms each at D = 128 on a core: each part takes as many inputs as fit.
+# Supervision steps of coloring8's trajectories, some .25 ms each on two cores: each part takes as many inputs as fit.
 SAMPLED, WEIGHED, COLLECTED, RANKED, FOLLOWED, FORKED = 80_000, 70_000, 25_000, 50_000, 20_000, 25_000
 ENDS, PROJECTED = 24, 64  # trajectories of an input: whose ends are compared; in the landscape
 PLACES = 8  # positions whose part in the answer is tried, and numbers of transitions
@@ -115,10 +115,16 @@ class Study:
         """Nothing halts: every trajectory is followed to its end."""
         return 1.0 if self.solver.has_heads else None
 
+    def fit(self, budget: int) -> int:
+        """How many trajectories ``budget`` allows, in supervision steps of ``coloring8``'s trajectories."""
+        held = self.solver.config.model
+        size = max(1.0, self.positions / 8) * getattr(held, "width", 128) / 128
+        recursions = getattr(held, "transitions", 1) * (1 + getattr(held, "low_steps", 2)) / 3
+        return int(budget / (self.settings.depth * size * recursions * getattr(held, "layers", 2) / 2))
+
     def at_most(self, budget: int, each: int, least: int = 4, most: int = 10**6) -> int:
-        """How many inputs fit into ``budget`` trajectory-steps of 8 positions, ``each`` trajectories an input."""
-        fit = int(budget / (each * self.settings.depth * max(1.0, self.positions / 8)))
-        return min(max(least, fit), most, self.settings.inputs)
+        """How many inputs ``budget`` allows, with ``each`` trajectories an input."""
+        return min(max(least, self.fit(budget) // each), most, self.settings.inputs)
 
     def several(self, count: int) -> PuzzleSet:
         """The first ``count`` test inputs with several solutions; any, where none is known to have some."""
@@ -161,9 +167,10 @@ def samples(study: Study) -> None:
     """Accuracy, coverage and evenness of the prior's samples, and what is right where the guide steers."""
     task, solver, seed = study.solver.task, study.solver, study.settings.seed
     puzzles = study.test.subset(study.at_most(SAMPLED, SAMPLES, least=8))
-    count = SAMPLES if puzzles.inputs is not None else SAMPLES_OF_DATA
+    count = SAMPLES if puzzles.inputs is not None else min(SAMPLES_OF_DATA, max(LEAST_OF_DATA, study.fit(SAMPLED)))
     rolled = solver.sample(puzzles.inputs, count, study.settings.depth, seed, halt=study.halt)
     metrics: dict[str, Any] = measure(task, puzzles, rolled.tokens, rolled.score).to_dict()
+    uneven: dict[str, Any] = {}
     if puzzles.inputs is None:
         study.draw("samples", figures.samples(task, rolled.tokens[:, 0]), "right answers")
         metrics |= assess(task, puzzles, rolled.tokens, split="test")
@@ -171,11 +178,12 @@ def samples(study: Study) -> None:
         study.draw("solved", figures.solved(task, puzzles, rolled.tokens), "right answers")
     if puzzles.complete and int(puzzles.num_solutions.max()) > 1:
         even = uniformity(solution_ids(task, puzzles, rolled.tokens), puzzles.num_solutions, seed=seed)
-        metrics["uniformity"] = even.summary()
+        uneven = even.summary()
         study.draw("evenness", uniformity_figure(even), "evenness")
     metrics |= _steered(study) | {"depth": study.settings.depth}
     looks = looks_of(study.rows)
-    study.found(*verdicts.of_metrics(metrics, looks, _seen(study)), metrics=metrics, looks=looks)
+    judged = verdicts.of_metrics(metrics, looks, uneven, _seen(study))
+    study.found(*judged, metrics=metrics, looks=looks, uniformity=uneven)
 
 
 def _steered(study: Study) -> dict[str, Any]:
@@ -256,6 +264,7 @@ def weights(study: Study) -> None:
         study.skip("evidence", "log p(y|x) of a diffusion model is no matter of trajectories of guidance")
         return
     puzzles, x, y = study.pairs(study.at_most(WEIGHED, GUIDE_SAMPLES, most=24))
+    draws = PRIOR_SAMPLES if x is not None else min(DATA_SAMPLES, max(LEAST_OF_DATA, study.fit(2 * WEIGHED)))
     found = evidence(
         solver.model,
         study.guide,
@@ -263,7 +272,7 @@ def weights(study: Study) -> None:
         y,
         depth=s.depth,
         guide_samples=GUIDE_SAMPLES,
-        prior_samples=PRIOR_SAMPLES if x is not None else DATA_SAMPLES,
+        prior_samples=draws,
         seed=s.seed,
         max_traced=at_once(study.positions, MAX_TRACED),
         max_trajectories=at_once(study.positions),
@@ -272,9 +281,12 @@ def weights(study: Study) -> None:
     judged = [verdicts.agreement(summary)]
     if found.guide is not None:
         judged.insert(0, verdicts.weights(summary))
+    told = to_dict(found)
     if puzzles.complete:
-        judged.append(verdicts.likely(summary["log_p"], puzzles.num_solutions.double().log().mean().item()))
-    study.found(*judged, evidence=to_dict(found))
+        log_m = puzzles.num_solutions.double().log().mean().item()
+        judged.append(verdicts.likely(summary["log_p"], log_m))
+        told["summary"]["log_p_perfect"] = -log_m
+    study.found(*judged, evidence=told)
     study.draw("evidence", evidence_figure(found), *(v.name for v in judged))
 
 

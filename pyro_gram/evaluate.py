@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pyro_gram.build import Assembly
 from pyro_gram.checkpoint import save_model
-from pyro_gram.diagnostics.metrics import excess, measure, winners
+from pyro_gram.diagnostics.calibration import uniformity
+from pyro_gram.diagnostics.metrics import excess, measure, solution_ids, winners
 from pyro_gram.diagnostics.trajectories import attractors
 from pyro_gram.files import write_json
 from pyro_gram.heads import takes_heads, train_heads
@@ -175,12 +176,20 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
         "peak_memory_mb": peak_memory_mb(),
         "metrics": metrics,
         "looks": looks_of(run.rows()),
+        "uniformity": _uniformity(task, puzzles, rolled.tokens, config.evaluate.seed),
         "data": task.provenance(),
         "environment": environment(),
     }
     write_json(run.out / "results.json", results)
     write_run_report(run, results, drawn)
     return results
+
+
+def _uniformity(task: Task, puzzles: PuzzleSet, tokens: Tensor, seed: int) -> dict[str, Any]:
+    """How evenly solutions are found; nothing where not all are known, or all inputs have one."""
+    if not puzzles.complete or int(puzzles.num_solutions.max()) < 2:
+        return {}
+    return uniformity(solution_ids(task, puzzles, tokens), puzzles.num_solutions, seed=seed).summary()
 
 
 def followed(run: Run, puzzles: PuzzleSet) -> Tensor:

@@ -67,7 +67,7 @@ SHOWS = {  # figure -> the verdict that it shows
 def write_run_report(run: Run, results: dict[str, Any], drawn: dict[str, Path]) -> list[verdicts.Verdict]:
     """report.html of a run; returns its verdicts."""
     config, task = run.assembly.config, run.assembly.task
-    judged = verdicts.of_metrics(results["metrics"], results["looks"])
+    judged = verdicts.of_metrics(results["metrics"], results["looks"], results["uniformity"])
     by_name = {v.name: v for v in judged}
     sections = [Section.of(name, path, by_name.get(SHOWS.get(name, ""))) for name, path in drawn.items()]
     title = f"pyro_gram: {results['task']}, preset {results['preset']}, seed {results['seed']}"

@@ -1,10 +1,13 @@
 """CONTRIBUTING.md is executed as written: its blocks make one module, and each part of it trains."""
 
 import re
+import warnings
 
+import matplotlib.pyplot as plt
 import pytest
 
 from pyro_gram.cli import call
+from pyro_gram.diagnostics.inference_data import ARVIZ_MAJOR
 from tests.conftest import ROOT
 
 TINY = ["--preset", "tiny", "--train.batches", "2", "--train.supervision_steps", "2", "--evaluate.num_samples", "2"]
@@ -89,12 +92,18 @@ def test_the_readmes_python_runs_as_written(monkeypatch):
 
 
 def test_the_readmes_arviz_calls_run_as_written(tmp_path, monkeypatch):
+    plt.switch_backend("Agg")
     from experiments import run
 
     monkeypatch.chdir(tmp_path)
     assert call(run.main, [*COLORING, *TINY, "--out", "runs/coloring-cpu-seed0"]) == 0
-    (block,) = readme_blocks("import arviz")
-    exec(block, {})
+    (block,) = readme_blocks(f"import arviz as az  # {'0.23' if ARVIZ_MAJOR == 0 else '1.x'}")
+    space: dict = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="arviz.*")  # on how little a tiny run holds
+        exec(block, space)
+    assert space["by_depth"]["posterior"]["path"].sizes["chain"] == 100
+    plt.close("all")
 
 
 def test_every_file_the_readme_links_to_exists():

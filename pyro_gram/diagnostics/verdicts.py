@@ -201,7 +201,7 @@ def agreement(summary: dict[str, Any]) -> Verdict:
     """Do importance weights and prior Monte Carlo say the same log p(y|x)? ``summary``: of ``evidence.Evidence``."""
     both, pairs = summary["both_trusted"], summary["pairs"]
     neither = summary["believed"]["neither"] / pairs
-    share = summary["agree"] / both if both else 1.0
+    share = (summary["agree"] + 1) / (both + 1)  # one that differs among very few says little
     level = max(AGREE.level(share), NEITHER.level(neither), key=LEVELS.index)
     believed = ", ".join(f"{name} at {count}" for name, count in summary["believed"].items() if count)
     return Verdict(
@@ -235,11 +235,12 @@ def ranks(deviations: dict[str, float], band: float) -> Verdict:
     ``band``: what uniform ranks of as many data stay within.
     """
     worst = max(deviations, key=lambda name: deviations[name])
+    within = deviations[worst] <= band
     return Verdict(
         "ranks under the guide",
-        RANKS.level(deviations[worst]),
+        GOOD if within else RANKS.level(deviations[worst]),
         f"{deviations[worst]:.3f} ({worst}); uniform ranks stay within {band:.3f}",
-        RANKS.text,
+        f"{RANKS.text}; or within what uniform ranks show",
         "Whether the guide's trajectories are those of the program's posterior (simulation-based calibration). It says "
         "nothing against the prior's samples: bounds and weights lean on the guide, answers do not.",
         GUIDE,
@@ -260,12 +261,15 @@ def diverse(share: float, inputs: int) -> Verdict:
     )
 
 
-def of_metrics(metrics: dict[str, Any], looks: dict[str, float], seen: float | None = None) -> list[Verdict]:
+def of_metrics(
+    metrics: dict[str, Any], looks: dict[str, float], uniformity: dict[str, Any], seen: float | None = None
+) -> list[Verdict]:
     """What ``results.json`` says by itself.
 
     Args:
         metrics: its metrics.
-        looks: accuracy of the prior at the last look of training and at the best.
+        looks: accuracy of the prior at the last look of training and at the best; empty where none were taken.
+        uniformity: of ``calibration.Uniformity``; empty where not all solutions are known, or there is but one.
         seen: right samples of the prior on training inputs, where measured.
     """
     found = []
@@ -278,8 +282,8 @@ def of_metrics(metrics: dict[str, Any], looks: dict[str, float], seen: float | N
         found.append(collapse(metrics["kl"], metrics["reconstruction"]))
     if metrics.get("excess") is not None:
         found.append(bound(metrics["excess"]))
-    if metrics.get("uniformity"):
-        found.append(even(metrics["uniformity"], metrics["coverage"], metrics["coverage_limit"]))
+    if uniformity:
+        found.append(even(uniformity, metrics["coverage"], metrics["coverage_limit"]))
     if metrics.get("unsettled") is not None:
         found.append(settled(metrics["unsettled"]))
     if looks:

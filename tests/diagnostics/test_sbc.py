@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -43,7 +45,7 @@ class Quarter(EffectGuide):
 
         class Inside(dist.TorchDistribution):
             has_rsample = True
-            arg_constraints = {}
+            arg_constraints: ClassVar = {}
             support = dist.constraints.independent(dist.constraints.real, 2)
 
             def __init__(self):

@@ -72,6 +72,12 @@ def test_evenness_goes_by_the_effect_and_not_by_significance():
     assert verdicts.even({**even, "tested": 0}, 1.0, 1.0).level == UNKNOWN
 
 
+def test_ranks_that_uniform_ones_could_have_are_good():
+    assert verdicts.ranks({"a": 0.2, "b": 0.1}, band=0.25).level == GOOD
+    assert verdicts.ranks({"a": 0.2, "b": 0.1}, band=0.1).level == LOOK
+    assert verdicts.ranks({"a": 0.2, "b": 0.4}, band=0.1).value.startswith("0.400 (b)")
+
+
 def test_the_worst_verdict_is_the_level_of_the_whole():
     good, look, bad = verdicts.right(0.95), verdicts.right(0.8), verdicts.right(0.1)
     unknown = verdicts.even({"tested": 0}, 1.0, 1.0)
@@ -83,9 +89,11 @@ def test_the_worst_verdict_is_the_level_of_the_whole():
 
 def test_metrics_say_what_they_can():
     metrics = {"sample_accuracy": 0.9, "posterior_accuracy": 0.95, "kl": 1.0, "reconstruction": 0.5}
-    names = [v.name for v in verdicts.of_metrics(metrics, {})]
+    names = [v.name for v in verdicts.of_metrics(metrics, {}, {})]
     assert names == ["right answers", "leak", "collapse"]
     looks = {"last_accuracy": 0.5, "best_accuracy": 0.9}
-    assert verdicts.of_metrics({"sample_accuracy": None}, looks)[0].level == BAD  # images: nothing is right or wrong
+    assert (
+        verdicts.of_metrics({"sample_accuracy": None}, looks, {})[0].level == BAD
+    )  # images: nothing is right or wrong
     without_guide = {"sample_accuracy": 0.9, "posterior_accuracy": None, "kl": None}
-    assert [v.name for v in verdicts.of_metrics(without_guide, {})] == ["right answers"]
+    assert [v.name for v in verdicts.of_metrics(without_guide, {}, {})] == ["right answers"]
