@@ -47,16 +47,15 @@ from pyro_gram.tasks.stream import generator_for
 SAMPLES, SAMPLES_OF_DATA, LEAST_OF_DATA = 20, 2000, 256  # an input; of p(x)
 BOUND_PAIRS = 128
 SEEN, SEEN_SAMPLES = 64, 4  # training inputs that the prior is tried on, and samples of each
-GUIDE_SAMPLES, PRIOR_SAMPLES = 192, 384  # draws a pair for log p(y | x)
+GUIDE_SAMPLES, PRIOR_SAMPLES = 160, 320  # draws a pair for log p(y | x)
 DATA_SAMPLES = 4096  # of the prior of p(x): all data share them
 RANK_ROUNDS, RANK_DRAWS = 2, 31  # simulated data of an input, and the guide's trajectories for each
 CHAINS, DRAWS = 4, 12  # of inference.nc
 # Supervision steps of coloring8's trajectories, some .25 ms each on two cores: each part takes as many inputs as fit.
-SAMPLED, WEIGHED, COLLECTED, RANKED, FOLLOWED, FORKED = 80_000, 70_000, 25_000, 50_000, 20_000, 25_000
+SAMPLED, WEIGHED, COLLECTED, RANKED, FOLLOWED, FORKED = 60_000, 50_000, 20_000, 35_000, 15_000, 20_000
 ENDS, PROJECTED = 24, 64  # trajectories of an input: whose ends are compared; in the landscape
 PLACES = 8  # positions whose part in the answer is tried, and numbers of transitions
 HANDFUL = 6  # solutions of the input that is shown closely
-NO_GUIDE = "this model has no inference network"
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,15 @@ class Study:
     @property
     def guide(self) -> nn.Module | None:
         """The inference network; None where the model has none, or where densities mean nothing."""
+        return None if self.why_no_guide else self.solver.guide
+
+    @property
+    def why_no_guide(self) -> str:
+        """Why nothing is said of a guide; nothing where there is one."""
+        if not getattr(self.solver.guide, "infers", True):
+            return "this model has no inference network"
         dense = getattr(getattr(self.solver.model, "prior", None), "density", True)
-        return self.solver.guide if getattr(self.solver.guide, "infers", True) and dense else None
+        return "" if dense else "the density of this model's prior is not that of its draws"
 
     @cached_property
     def test(self) -> PuzzleSet:
@@ -294,7 +300,7 @@ def ranks(study: Study) -> None:
     """Simulation-based calibration: is the guide the posterior of the program's own data?"""
     solver, s = study.solver, study.settings
     if study.guide is None:
-        study.skip("ranks", NO_GUIDE)
+        study.skip("ranks", study.why_no_guide)
         return
     count = study.at_most(RANKED, RANK_DRAWS * RANK_ROUNDS, most=64)
     _, x, _ = study.pairs(count)

@@ -199,8 +199,17 @@ def weights(summary: dict[str, Any]) -> Verdict:
 
 def agreement(summary: dict[str, Any]) -> Verdict:
     """Do importance weights and prior Monte Carlo say the same log p(y|x)? ``summary``: of ``evidence.Evidence``."""
-    both, pairs = summary["both_trusted"], summary["pairs"]
+    pairs = summary["pairs"]
     neither = summary["believed"]["neither"] / pairs
+    if "both_trusted" not in summary:  # a model without a guide has one estimate
+        return Verdict(
+            "estimate",
+            NEITHER.level(neither),
+            f"prior Monte Carlo can be trusted at {round((1 - neither) * pairs)} of {pairs} pairs",
+            NEITHER.text,
+            "Prior Monte Carlo is trusted where ten draws or more carry its mean.",
+        )
+    both = summary["both_trusted"]
     share = (summary["agree"] + 1) / (both + 1)  # one that differs among very few says little
     level = max(AGREE.level(share), NEITHER.level(neither), key=LEVELS.index)
     believed = ", ".join(f"{name} at {count}" for name, count in summary["believed"].items() if count)

@@ -1,0 +1,196 @@
+"""How fast the paper's presets train on one device: ``python experiments/bench_gpu.py --device cuda --out FILE.json``.
+
+Each preset is trained for some updates in fp32, TF32 and bf16 (autocast), with and without compiled cores: the very
+batch that ``run.py`` trains, of random tokens, as the time does not depend on them. Told are updates a second, memory,
+the achieved rate of floating-point operations, and how long the preset's whole run would take.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+import torch._dynamo
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from pyro_gram.build import build
+from pyro_gram.cli import Parser, call
+from pyro_gram.config import RunConfig, read_preset
+from pyro_gram.errors import UserError
+from pyro_gram.evaluate import environment
+from pyro_gram.files import check_writable, write_json
+from pyro_gram.inference.training import Trainer
+from pyro_gram.tasks.base import TaskSpec
+
+PRESETS = Path(__file__).parent / "presets"
+TASKS = ("coloring", "nqueens", "sudoku", "sudoku_uncond", "mnist")
+PRECISIONS = ("fp32", "tf32", "bf16")
+WAYS = [("fp32", False), *((p, compiled) for p in ("tf32", "bf16") for compiled in (False, True))]
+UPDATES = 4  # of a batch that is timed: they are all alike
+REPEATS = 3
+
+
+def random_batch(spec: TaskSpec, batch: int, device: torch.device) -> tuple[Tensor | None, Tensor]:
+    """Tokens in the shapes of a task."""
+    y = torch.randint(spec.output_classes, (batch, spec.output_length), device=device)
+    if not spec.conditional:
+        return None, y
+    return torch.randint(spec.input_vocabulary, (batch, *spec.input_shape), device=device), y
+
+
+def make_trainer(config: RunConfig, device: torch.device) -> Trainer:
+    assembly = build(config)
+    model, guide = assembly.model.to(device), assembly.guide.to(device)
+    batch = random_batch(assembly.task.spec, config.train.batch, device)
+    return Trainer(model, guide, lambda _: batch, config.train, config.optim, config.beta)
+
+
+def in_precision(name: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Set the precision of matrix products; for bf16 the context to train in."""
+    torch.set_float32_matmul_precision("highest" if name == "fp32" else "high")
+    return torch.autocast(device.type, torch.bfloat16) if name == "bf16" else nullcontext()
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(config: RunConfig, precision: str, compiled: bool, device: torch.device) -> dict[str, Any]:
+    """One preset in one way."""
+    _forget()
+    torch.manual_seed(0)
+    trainer = make_trainer(config, device)
+    if compiled:
+        compiler: Any = trainer.model.core
+        compiler.compile()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    x, y = trainer.batches(0)
+    start = time.perf_counter()
+    seconds: list[float] = []
+    with in_precision(precision, device), pyro.validation_enabled(False):
+        for _ in range(2):  # the second finds everything compiled
+            report = trainer.one_batch(x, y)
+        wait(device)
+        begun = time.perf_counter() - start
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            report = trainer.one_batch(x, y)
+            wait(device)
+            seconds.append((time.perf_counter() - start) / config.train.supervision_steps)
+    update = statistics.median(seconds)
+    memory = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None
+    return {
+        "precision": precision,
+        "compiled": compiled,
+        "updates_per_second": 1 / update,
+        "update_ms": 1e3 * update,
+        "update_ms_spread": [1e3 * min(seconds), 1e3 * max(seconds)],
+        "first_batches_seconds": begun,
+        "peak_memory_mb": memory,
+        "loss": report.loss,
+    }
+
+
+def _forget() -> None:
+    """Nothing of the last way is left: no memory, and no compiled code, of which only so many variants are made."""
+    gc.collect()
+    torch._dynamo.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def operations(config: RunConfig, device: torch.device) -> float:
+    """Floating-point operations of matrix products and attention in one update."""
+    trainer = make_trainer(replace_steps(config, 1), device)
+    with FlopCounterMode(display=False) as counter, pyro.validation_enabled(False):
+        trainer.one_batch(*trainer.batches(0))
+    return float(counter.get_total_flops())
+
+
+def replace_steps(config: RunConfig, steps: int) -> RunConfig:
+    """The same run with as many supervision steps a batch, all of them of one cost."""
+    return replace(config, parts={**config.parts, "train": replace(config.train, supervision_steps=steps)})
+
+
+def study(task: str, preset: str, device: torch.device, ways: list[tuple[str, bool]]) -> dict[str, Any]:
+    """One preset in every way."""
+    config = read_preset(PRESETS, task, preset)
+    flops = operations(config, device)
+    whole = config.train.batches * config.train.supervision_steps
+    short = replace_steps(config, min(UPDATES, config.train.supervision_steps))
+    rows = []
+    for precision, compiled in ways:
+        print(f"{task}: {precision}{', compiled' if compiled else ''}", file=sys.stderr)
+        try:
+            row = measure(short, precision, compiled, device)
+        except torch.cuda.OutOfMemoryError:
+            row = {"precision": precision, "compiled": compiled, "out_of_memory": True}
+        else:
+            row["tflops"] = flops * row["updates_per_second"] / 1e12
+            row["hours_of_the_run"] = whole / row["updates_per_second"] / 3600
+        rows.append(row)
+    return {"batch": config.train.batch, "updates_of_the_run": whole, "flops_per_update": flops, "ways": rows}
+
+
+def product_rate(device: torch.device, precision: str) -> float:
+    """The device's own rate of a large matrix product, TFLOP/s."""
+    side = 8192 if device.type == "cuda" else 1024
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    in_precision(precision, device)
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(8):
+        wait(device)
+        start = time.perf_counter()
+        a @ b
+        wait(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / statistics.median(seconds[3:]) / 1e12
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser("bench_gpu.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
+    parser.add_argument("--preset", default="paper", help="of the tasks (default paper)")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, help="(default all)")
+    parser.add_argument("--eager", action="store_true", help="leave out compiled cores")
+    parser.add_argument("--out", type=Path, metavar="FILE", required=True, help="JSON")
+    arguments = parser.parse_args(argv)
+    try:
+        device = torch.device(arguments.device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"--device {arguments.device} cannot be used: {str(e).splitlines()[0]}") from None
+    check_writable(arguments.out)
+    ways = [way for way in WAYS if not (arguments.eager and way[1])]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    found: dict[str, Any] = {
+        "device": name,
+        "preset": arguments.preset,
+        "product_tflops": {p: product_rate(device, p) for p in PRECISIONS},
+        "tasks": {},
+        "environment": environment(),
+    }
+    for task in arguments.tasks:
+        found["tasks"][task] = study(task, arguments.preset, device, ways)
+        write_json(arguments.out, found)  # what is measured is kept, whatever comes next
+    print(
+        json.dumps({task: [row.get("updates_per_second") for row in f["ways"]] for task, f in found["tasks"].items()})
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(call(main))

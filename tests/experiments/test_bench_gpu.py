@@ -1,0 +1,42 @@
+import json
+
+import pytest
+import torch
+
+from experiments import bench_gpu
+from pyro_gram.cli import call
+from pyro_gram.config import read_preset
+from pyro_gram.tasks.base import TaskSpec
+
+
+@pytest.mark.parametrize("task", ["coloring", "sudoku_uncond"])
+def test_each_way_of_a_preset_is_timed(monkeypatch, tmp_path, task):
+    monkeypatch.setattr(bench_gpu, "REPEATS", 1)
+    monkeypatch.setattr(bench_gpu, "UPDATES", 2)
+    out = tmp_path / "gpu.json"
+    assert call(bench_gpu.main, ["--preset", "tiny", "--tasks", task, "--eager", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    rows = found["tasks"][task]["ways"]
+    assert [row["precision"] for row in rows] == ["fp32", "tf32", "bf16"]
+    assert all(row["updates_per_second"] > 0 and row["tflops"] > 0 for row in rows)
+    assert rows[0]["loss"] == pytest.approx(rows[2]["loss"], rel=0.5)
+    config = read_preset(bench_gpu.PRESETS, task, "tiny")
+    updates = config.train.batches * config.train.supervision_steps
+    assert found["tasks"][task]["updates_of_the_run"] == updates
+    hours = updates / rows[0]["updates_per_second"] / 3600
+    assert rows[0]["hours_of_the_run"] == pytest.approx(hours)
+
+
+def test_random_batches_have_the_shapes_of_a_task():
+    spec = TaskSpec(6, 3, 5, 4, 7)
+    x, y = bench_gpu.random_batch(spec, 2, torch.device("cpu"))
+    assert x.shape == (2, 6, 3)
+    assert y.shape == (2, 4)
+    assert bench_gpu.random_batch(TaskSpec(6, None, 0, 4, 7), 2, torch.device("cpu"))[0] is None
+
+
+def test_a_device_that_is_not_there_is_told(tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is one here")
+    assert call(bench_gpu.main, ["--device", "cuda", "--out", str(tmp_path / "gpu.json")]) == 2
+    assert "--device cuda cannot be used" in capsys.readouterr().err
