@@ -13,10 +13,11 @@ from tqdm import tqdm
 import pyro_gram
 from pyro_gram.checks import check_seed
 from pyro_gram.cli import Parser, call
-from pyro_gram.diagnosis import Settings, Study, check_ready, diagnose
+from pyro_gram.diagnosis import check_ready, diagnose
 from pyro_gram.errors import UserError
 from pyro_gram.files import check_writable
 from pyro_gram.run import read_rows
+from pyro_gram.study import Settings, Study
 
 
 def make_parser() -> Parser:
@@ -37,22 +38,11 @@ def make_parser() -> Parser:
     return parser
 
 
-def folder_of(checkpoint: Path) -> Path:
-    """Where a checkpoint's diagnosis goes unless asked otherwise."""
+def beside(checkpoint: Path, name: str) -> Path:
+    """A file or folder that belongs to a checkpoint: in its run's directory, or beside the file under its name."""
     if checkpoint.is_dir():
-        return checkpoint / "diagnosis"
-    if checkpoint.name == "model.safetensors":  # a run's directory, named by its file
-        return checkpoint.parent / "diagnosis"
-    return checkpoint.with_name(f"{checkpoint.stem}.diagnosis")
-
-
-def log_of(checkpoint: Path) -> Path:
-    """Where the log of the run that made a checkpoint would be."""
-    if checkpoint.is_dir():
-        return checkpoint / "metrics.jsonl"
-    if checkpoint.name == "model.safetensors":
-        return checkpoint.with_name("metrics.jsonl")
-    return checkpoint.with_name(f"{checkpoint.stem}.metrics.jsonl")
+        return checkpoint / name
+    return checkpoint.with_name(f"{checkpoint.stem}.{name}")
 
 
 def main(argv: list[str]) -> int:
@@ -63,14 +53,17 @@ def main(argv: list[str]) -> int:
             raise UserError(f"--{name} must be at least 1, not {value}")
     check_seed(arguments.seed, "--seed")
     solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir)
-    out = arguments.out or folder_of(arguments.checkpoint)
+    solver.check_depth(arguments.depth)
+    in_run = arguments.checkpoint.name == "model.safetensors"  # a run's directory, named by its file
+    checkpoint = arguments.checkpoint.parent if in_run else arguments.checkpoint
+    out = arguments.out or beside(checkpoint, "diagnosis")
     if (out / "config.json").exists():
         raise UserError(f"{out} holds a run: give another --out")
     check_ready(solver)
     check_writable(out / "report.html")
     settings = Settings(arguments.depth or solver.default_depth, arguments.inputs, arguments.seed)
-    study = Study(solver, settings, out, read_rows(log_of(arguments.checkpoint)))
-    name = arguments.checkpoint.stem if arguments.checkpoint.is_file() else arguments.checkpoint.resolve().name
+    study = Study(solver, settings, out, read_rows(beside(checkpoint, "metrics.jsonl")))
+    name = checkpoint.stem if checkpoint.is_file() else checkpoint.resolve().name
     with tqdm(file=sys.stderr, desc="diagnose", unit="part", bar_format="{desc}: {n_fmt}/{total_fmt} {postfix}") as bar:
         diagnose(study, name, bar)
     width = max(len(v.level) for v in study.verdicts.values())

@@ -8,14 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
-from torch import Tensor, nn
 
 from pyro_gram.diagnostics import figures, verdicts
 from pyro_gram.diagnostics import landscape as landscapes
@@ -27,146 +22,34 @@ from pyro_gram.diagnostics.inference_data import save
 from pyro_gram.diagnostics.landscape import landscape
 from pyro_gram.diagnostics.metrics import excess, measure, solution_ids
 from pyro_gram.diagnostics.posterior_figures import evidence_figure, leak_figure, terms_figure
-from pyro_gram.diagnostics.report import Report, Section, result_rows, write_report
+from pyro_gram.diagnostics.report import Report, result_rows, write_report
 from pyro_gram.diagnostics.sbc import simulate
 from pyro_gram.diagnostics.sbc import to_dict as ranks_to_dict
 from pyro_gram.diagnostics.trajectories import attractors, deciding, parting, walk
 from pyro_gram.diagnostics.trajectory_figures import animate, attractors_figure, deciding_figure, landscape_figure
-from pyro_gram.diagnostics.verdicts import Verdict
 from pyro_gram.evaluate import assess, environment, looks_of
 from pyro_gram.evaluate import check_ready as check_task
-from pyro_gram.files import write_json, write_via
+from pyro_gram.files import write_json
 from pyro_gram.inference.bounds import bounds
 from pyro_gram.inference.importance import MAX_TRACED
 from pyro_gram.inference.sampling import at_once
-from pyro_gram.inference.temper import TemperConfig, told
+from pyro_gram.inference.temper import told
 from pyro_gram.solver import Solver
-from pyro_gram.tasks.base import PuzzleSet
-from pyro_gram.tasks.stream import generator_for
+from pyro_gram.study import Study
 
 SAMPLES, SAMPLES_OF_DATA, LEAST_OF_DATA = 20, 2000, 256  # an input; of p(x)
 BOUND_PAIRS = 128
-SEEN, SEEN_SAMPLES = 64, 4  # training inputs that the prior is tried on, and samples of each
+SEEN, SEEN_SAMPLES = 128, 4  # training inputs that the prior is tried on, and samples of each
 GUIDE_SAMPLES, PRIOR_SAMPLES = 160, 320  # draws a pair for log p(y | x)
 DATA_SAMPLES = 4096  # of the prior of p(x): all data share them
 RANK_ROUNDS, RANK_DRAWS = 2, 31  # simulated data of an input, and the guide's trajectories for each
 CHAINS, DRAWS = 4, 12  # of inference.nc
 # Supervision steps of coloring8's trajectories, some .25 ms each on two cores: each part takes as many inputs as fit.
 SAMPLED, WEIGHED, COLLECTED, RANKED, FOLLOWED, FORKED = 60_000, 50_000, 20_000, 35_000, 15_000, 20_000
+TRIED = 8_000  # on training inputs
 ENDS, PROJECTED = 24, 64  # trajectories of an input: whose ends are compared; in the landscape
 PLACES = 8  # positions whose part in the answer is tried, and numbers of transitions
 HANDFUL = 6  # solutions of the input that is shown closely
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is diagnosed: ``inputs`` test inputs at the most, ``depth`` supervision steps deep, under ``seed``."""
-
-    depth: int
-    inputs: int = 200
-    seed: int = 0
-
-
-@dataclass
-class Study:
-    """A checkpoint under examination, and what has been found.
-
-    Attributes:
-        solver: the checkpoint.
-        settings: how much of it is looked at.
-        out: the directory that is written.
-        rows: the lines of the run's ``metrics.jsonl``; none where it is not at hand.
-        verdicts: by name, in the order in which they were found.
-        numbers: of each part, for ``diagnosis.json``.
-    """
-
-    solver: Solver
-    settings: Settings
-    out: Path
-    rows: list[dict[str, Any]]
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
-    numbers: dict[str, Any] = field(default_factory=dict)
-    drawn: dict[str, tuple[Path | str, tuple[str, ...]]] = field(default_factory=dict)
-
-    @property
-    def guide(self) -> nn.Module | None:
-        """The inference network; None where the model has none, or where densities mean nothing."""
-        return None if self.why_no_guide else self.solver.guide
-
-    @property
-    def why_no_guide(self) -> str:
-        """Why nothing is said of a guide; nothing where there is one."""
-        if not getattr(self.solver.guide, "infers", True):
-            return "this model has no inference network"
-        dense = getattr(getattr(self.solver.model, "prior", None), "density", True)
-        return "" if dense else "the density of this model's prior is not that of its draws"
-
-    @cached_property
-    def test(self) -> PuzzleSet:
-        """The test split; of versions of an input the plain one."""
-        puzzles = self.solver.task.split("test")
-        return puzzles if puzzles.primary is None else puzzles.select(puzzles.primary)
-
-    @property
-    def positions(self) -> int:
-        return self.solver.task.spec.input_length
-
-    @property
-    def temper(self) -> TemperConfig:
-        """As the run was measured."""
-        return self.solver.config.temper
-
-    @property
-    def halt(self) -> float | None:
-        """Nothing halts: every trajectory is followed to its end."""
-        return 1.0 if self.solver.has_heads else None
-
-    def fit(self, budget: int) -> int:
-        """How many trajectories ``budget`` allows, in supervision steps of ``coloring8``'s trajectories."""
-        held = self.solver.config.model
-        size = max(1.0, self.positions / 8) * getattr(held, "width", 128) / 128
-        recursions = getattr(held, "transitions", 1) * (1 + getattr(held, "low_steps", 2)) / 3
-        return int(budget / (self.settings.depth * size * recursions * getattr(held, "layers", 2) / 2))
-
-    def at_most(self, budget: int, each: int, least: int = 4, most: int = 10**6) -> int:
-        """How many inputs ``budget`` allows, with ``each`` trajectories an input."""
-        return min(max(least, self.fit(budget) // each), most, self.settings.inputs)
-
-    def several(self, count: int) -> PuzzleSet:
-        """The first ``count`` test inputs with several solutions; any, where none is known to have some."""
-        with_several = (self.test.num_solutions > 1).nonzero().flatten()
-        return self.test.select(with_several[:count]) if len(with_several) else self.test.subset(count)
-
-    def pairs(self, count: int) -> tuple[PuzzleSet, Tensor | None, Tensor]:
-        """The first ``count`` test inputs with a target each, drawn uniformly; or data of p(x)."""
-        puzzles = self.test.subset(count)
-        x, y = puzzles.pairs(count, generator_for(self.settings.seed, len(puzzles)))
-        return puzzles, x, y
-
-    def found(self, *found: Verdict, **numbers: Any) -> None:
-        """Keep verdicts and numbers."""
-        self.verdicts |= {v.name: v for v in found}
-        self.numbers |= numbers
-
-    def draw(self, name: str, figure: Figure | Path, *shows: str) -> None:
-        """Keep a figure, as a PNG file, with the names of the verdicts that it shows."""
-        path = figure if isinstance(figure, Path) else self.out / "figures" / f"{name}.png"
-        if isinstance(figure, Figure):
-            write_via(path, partial(figure.savefig, dpi=110))
-        self.drawn[name] = (path, shows)
-
-    def skip(self, name: str, reason: str) -> None:
-        """There is no such figure of this checkpoint, and the report says why."""
-        self.drawn[name] = (reason, ())
-
-    def sections(self) -> list[Section]:
-        """The figures in order, with what they show."""
-        return [
-            Section.of(name, what, *(self.verdicts.get(v) for v in shows))
-            if isinstance(what, Path)
-            else Section.without(name, what)
-            for name, (what, shows) in self.drawn.items()
-        ]
 
 
 def samples(study: Study) -> None:
@@ -178,26 +61,28 @@ def samples(study: Study) -> None:
     metrics: dict[str, Any] = measure(task, puzzles, rolled.tokens, rolled.score).to_dict()
     uneven: dict[str, Any] = {}
     if puzzles.inputs is None:
-        study.draw("samples", figures.samples(task, rolled.tokens[:, 0]), "right answers")
-        metrics |= assess(task, puzzles, rolled.tokens, split="test")
+        study.draw("samples", figures.samples(task, rolled.tokens[:, 0]), "right answers", "likeness", "copies")
     else:
-        study.draw("solved", figures.solved(task, puzzles, rolled.tokens), "right answers")
+        study.draw("solved", figures.solved(task, puzzles, rolled.tokens), "right answers", "generalisation")
+    if task.split("test").primary is None:  # else what a task says is of all versions of an input
+        metrics |= assess(task, puzzles, rolled.tokens, split="test")
     if puzzles.complete and int(puzzles.num_solutions.max()) > 1:
         even = uniformity(solution_ids(task, puzzles, rolled.tokens), puzzles.num_solutions, seed=seed)
         uneven = even.summary()
         study.draw("evenness", uniformity_figure(even), "evenness")
-    metrics |= _steered(study) | {"depth": study.settings.depth}
+    metrics |= _steered(study, len(puzzles)) | {"depth": study.settings.depth}
     looks = looks_of(study.rows)
     judged = verdicts.of_metrics(metrics, looks, uneven, _seen(study))
     study.found(*judged, metrics=metrics, looks=looks, uniformity=uneven)
 
 
-def _steered(study: Study) -> dict[str, Any]:
-    """The bounds (Eq. 13, 14) and the terms of the full one, and right answers with y in sight."""
+def _steered(study: Study, inputs: int) -> dict[str, Any]:
+    """The bounds (Eq. 13, 14) and the terms of the full one, and right answers with y in sight, on the same inputs."""
     if study.guide is None:
         return {}
     task, solver = study.solver.task, study.solver
-    puzzles, x, y = study.pairs(min(BOUND_PAIRS, study.settings.inputs))
+    conditional = task.spec.conditional
+    puzzles, x, y = study.pairs(inputs if conditional else min(BOUND_PAIRS, study.settings.inputs))
     found = bounds(
         solver.model,
         study.guide,
@@ -210,7 +95,7 @@ def _steered(study: Study) -> dict[str, Any]:
     )
     right = None
     if task.checkable and found.tokens is not None:
-        right = task.valid(x, found.tokens).double().mean().item()
+        right = task.valid(puzzles.inputs, found.tokens).double().mean().item()
     short = {"excess": excess(found.full, puzzles.num_solutions).mean().item()} if puzzles.complete else {}
     return short | {
         "elbo": found.full.mean().item(),
@@ -226,7 +111,7 @@ def _seen(study: Study) -> float | None:
     task = study.solver.task
     if study.guide is None or not task.checkable or not task.spec.conditional:
         return None
-    x = task.split("train").subset(SEEN).inputs
+    x = task.split("train").subset(study.at_most(TRIED, SEEN_SAMPLES, most=SEEN)).inputs
     rolled = study.solver.sample(x, SEEN_SAMPLES, study.settings.depth, study.settings.seed, halt=study.halt)
     return task.valid(x, rolled.tokens).double().mean().item()
 
@@ -322,10 +207,12 @@ def ranks(study: Study) -> None:
 def trajectories(study: Study) -> None:
     """Where trajectories end, when they part, and which draws decide."""
     s, task = study.settings, study.solver.task
-    puzzles = study.test.subset(study.at_most(FOLLOWED, ENDS, least=2, most=24))
-    walked = walk(study.solver.model, puzzles.inputs, depth=s.depth, num_samples=ENDS, seed=s.seed, temper=study.temper)
-    ends = attractors(task, puzzles.inputs, walked.tokens)
-    parted = parting(task, puzzles.inputs, walked)
+    held = max(1, at_once(study.positions) // ENDS)  # their states are all held
+    puzzles = study.test.subset(study.at_most(FOLLOWED, ENDS, least=2, most=min(24, held)))
+    x = study.beside(puzzles.inputs)
+    walked = walk(study.solver.model, x, depth=s.depth, num_samples=ENDS, seed=s.seed, temper=study.temper)
+    ends = attractors(task, x, walked.tokens)
+    parted = parting(task, x, walked)
     several = puzzles.num_solutions > 1 if puzzles.complete else torch.zeros(len(puzzles), dtype=torch.bool)
     alike = (ends.distinct[several] == 1).double()
     found = [verdicts.diverse(alike.mean().item() if len(alike) else 0.0, len(alike))]
@@ -354,8 +241,9 @@ def trajectories(study: Study) -> None:
 
 def _decisions(study: Study) -> None:
     s = study.settings
-    count = study.at_most(FORKED, ENDS // 2 * 2 * PLACES, least=1, most=8)
-    x = None if study.test.inputs is None else study.several(count).inputs
+    held = max(1, at_once(study.positions) // (ENDS // 2))  # their guidance is all held
+    count = study.at_most(FORKED, ENDS // 2 * 2 * PLACES, least=1, most=min(8, held))
+    x = None if study.test.inputs is None else study.beside(study.several(count).inputs)
     found = deciding(
         study.solver.model,
         study.solver.task,
@@ -377,15 +265,16 @@ def _one_input(study: Study) -> None:
     """The landscape and the forming answers of the input whose number of solutions is nearest to a handful."""
     s, task, model = study.settings, study.solver.task, study.solver.model
     place = int((study.test.num_solutions - HANDFUL).abs().argmin())
-    x = None if study.test.inputs is None else study.test.inputs[place : place + 1]
+    x = None if study.test.inputs is None else study.beside(study.test.inputs[place : place + 1])
     solutions = study.test.solutions_of(place) if study.test.complete else None
-    seen = landscape(model, task, x, solutions, depth=s.depth, num_samples=PROJECTED, seed=s.seed, temper=study.temper)
+    count = min(PROJECTED, at_once(study.positions))
+    seen = landscape(model, task, x, solutions, depth=s.depth, num_samples=count, seed=s.seed, temper=study.temper)
     if seen is None:
         study.skip("landscape", "every trajectory of this model is the same")
     else:
         study.draw("landscape", landscape_figure(seen), "diversity")
     history = walk(model, x, depth=s.depth, num_samples=3, seed=s.seed, temper=study.temper).tokens[:, :, 0]
-    one = None if x is None else x[0]
+    one = None if x is None else x[0].cpu()
     study.draw("formation", figures.formation(task, one, history), "settled")
     path = study.out / "figures" / "formation.gif"
     animate(task, one, history, path)
@@ -446,7 +335,12 @@ def diagnose(study: Study, name: str, progress: Any) -> None:
         title=f"{name}: {config.names['task']}, {config.names['model']}",
         lead=lead(study),
         verdicts=list(study.verdicts.values()),
-        rows=result_rows(study.numbers["metrics"], task.problem, config.names["model"]),
+        rows=result_rows(
+            study.numbers["metrics"],
+            task.problem,
+            config.names["model"],
+            whole=study.numbers["metrics"]["num_inputs"] == len(study.test),
+        ),
         sections=study.sections(),
         details={"Settings": config.to_dict(), "diagnosis.json": summary},
     )

@@ -19,8 +19,9 @@ from pyro_gram.diagnostics.trajectories import attractors
 from pyro_gram.files import write_json
 from pyro_gram.heads import takes_heads, train_heads
 from pyro_gram.inference.bounds import Bounds, bounds, prior_log_likelihood
+from pyro_gram.inference.guide import why_no_guide
 from pyro_gram.inference.importance import MAX_TRACED
-from pyro_gram.inference.sampling import Rollout, at_once, rollout
+from pyro_gram.inference.sampling import Rollout, at_once, beside, rollout
 from pyro_gram.inference.sites import WHERE
 from pyro_gram.run_report import draw_figures, write_run_report
 from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task
@@ -68,8 +69,8 @@ def bounds_of(run: Run, x: Tensor | None, y: Tensor) -> Bounds:
     return bounds(
         model,
         guide,
-        run.to(x),
-        run.to(y),
+        beside(model, x),
+        beside(model, y),
         steps=run.depth,
         trained=config.train.supervision_steps,
         seed=config.evaluate.seed,
@@ -80,12 +81,12 @@ def bounds_of(run: Run, x: Tensor | None, y: Tensor) -> Bounds:
 def right_under_guide(run: Run, x: Tensor | None, found: Bounds) -> float | None:
     """Pairs whose answer is right where the guide, with y in sight, steers: beside the prior's, it shows a leak.
 
-    None without an inference network, or where no answer is right or wrong.
+    None without a guide, or where no answer is right or wrong.
     """
     task = run.assembly.task
-    if found.tokens is None or not task.checkable or not getattr(run.assembly.guide, "infers", True):
+    if found.tokens is None or not task.checkable or why_no_guide(run.assembly.model, run.assembly.guide):
         return None
-    return task.valid(x, found.tokens.cpu()).double().mean().item()
+    return task.valid(x, found.tokens).double().mean().item()
 
 
 def assess(task: Task, puzzles: PuzzleSet, tokens: Tensor, split: str) -> dict[str, float]:
@@ -136,7 +137,8 @@ def roll(run: Run, x: Tensor | None, **changes: Any) -> Rollout:
         "temper": run.assembly.config.temper,
         "max_trajectories": at_once(spec.input_length),
     }
-    rolled = rollout(run.trainer.averaged[0], run.to(x), **{**settings, **changes})
+    model = run.trainer.averaged[0]
+    rolled = rollout(model, beside(model, x), **{**settings, **changes})
     return rolled.cpu()
 
 
@@ -215,13 +217,25 @@ def unsettled(task: Task, x: Tensor | None, history: Tensor) -> float | None:
 
 
 def looks_of(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Accuracy of the prior on a few validation inputs, at the last look of training and at the best: does it decay?
+    """Accuracy of the prior on a few validation inputs at the looks of training, last and best: does it decay?
+
+    ``recent_accuracy`` and ``peak_accuracy`` are means of three successive looks, as the best of many noisy ones is
+    too good.
 
     Args:
         rows: the lines of ``metrics.jsonl``.
     """
     seen = [row["prior_accuracy"] for row in rows if "prior_accuracy" in row]
-    return {"last_accuracy": seen[-1], "best_accuracy": max(seen)} if seen else {}
+    if not seen:
+        return {}
+    few = min(3, len(seen))
+    means = [sum(seen[i : i + few]) / few for i in range(len(seen) - few + 1)]
+    return {
+        "last_accuracy": seen[-1],
+        "best_accuracy": max(seen),
+        "recent_accuracy": means[-1],
+        "peak_accuracy": max(means),
+    }
 
 
 def test_metrics(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, Any]:
@@ -238,8 +252,7 @@ def test_metrics(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, Any
         "elbo_surrogate": found.surrogate.mean().item(),
         **_no_bounds(run),
         "elbo_inputs": len(y),
-        "kl": found.kl.sum(0).mean().item(),
-        "reconstruction": found.reconstruction.mean().item(),
+        **_terms(run, found),
         "posterior_accuracy": right_under_guide(run, x, found),
         **_likelihood(run, x, y),
         "depth": run.depth,
@@ -248,6 +261,13 @@ def test_metrics(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, Any
         **_judged(run, puzzles, rolled),
         **assess(task, puzzles, rolled.tokens, split="test"),
     }
+
+
+def _terms(run: Run, found: Bounds) -> dict[str, float]:
+    """The terms of the full bound, where there is a guide."""
+    if why_no_guide(run.assembly.model, run.assembly.guide):
+        return {}
+    return {"kl": found.kl.sum(0).mean().item(), "reconstruction": found.reconstruction.mean().item()}
 
 
 def _no_bounds(run: Run) -> dict[str, None]:
@@ -294,10 +314,11 @@ def _likelihood(run: Run, x: Tensor | None, y: Tensor) -> dict[str, float]:
     few = slice(LIKELIHOOD_INPUTS)
     # Without input all data share their trajectories, so that many cost little.
     samples = LIKELIHOOD_SAMPLES if x is not None else 10 * LIKELIHOOD_SAMPLES
+    model = run.trainer.averaged[0]
     log_p = prior_log_likelihood(
-        run.trainer.averaged[0],
-        run.to(None if x is None else x[few]),
-        run.to(y[few]),
+        model,
+        beside(model, None if x is None else x[few]),
+        beside(model, y[few]),
         depth=run.depth,
         num_samples=samples,
         seed=run.assembly.config.evaluate.seed,

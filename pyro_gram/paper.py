@@ -9,6 +9,8 @@ from pathlib import Path
 TITLES = {"1": "Table 1", "2": "Table 2", "3a": "Table 3a", "3b": "Table 3b", "8": "Table 8", "arc": "ARC-AGI"}
 COUNTS = ("violations", "inception_score", "frechet_distance")  # all others are shares, there in per cent
 
+ROWS = {"direct": "direct8", "d3pm": "d3pm_uniform"}  # the row of a model whose name here is another
+
 Rows = dict[str, dict[str, float]]
 
 
@@ -22,10 +24,10 @@ def rows(table: str, problem: str) -> Rows:
     return _tables().get(table, {}).get(problem, {})
 
 
-def told(problem: str, row: str = "gram") -> dict[str, float]:
-    """Metric -> number, shares as fractions, of a row (a model) on a problem; the first table that has one counts."""
+def told(problem: str, model: str = "gram") -> dict[str, float]:
+    """Metric -> number, shares as fractions, of a model on a problem; the first table that has one counts."""
     found: dict[str, float] = {}
     for table in _tables().values():
-        for metric, number in table.get(problem, {}).get(row, {}).items():
+        for metric, number in table.get(problem, {}).get(ROWS.get(model, model), {}).items():
             found.setdefault(metric, number if metric in COUNTS else number / 100)
     return found

@@ -56,10 +56,6 @@ class Run:
         config = self.assembly.config
         return config.evaluate.depth or config.train.supervision_steps
 
-    def to(self, tensor: Any) -> Any:
-        """The tensor on the run's device; None stays None."""
-        return None if tensor is None else tensor.to(next(self.assembly.model.parameters()).device)
-
     @property
     def metrics_path(self) -> Path:
         return self.out / "metrics.jsonl"
@@ -82,9 +78,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line]
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line]
     except (OSError, ValueError) as e:
         raise UserError(f"{path} cannot be read as lines of JSON: {e}") from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} cannot be read as lines of JSON: a line holds no object")
+    return rows
 
 
 def open_run(config: RunConfig, out: Path, *, resume: bool, data_dir: str | None, device: torch.device) -> Run:

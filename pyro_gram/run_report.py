@@ -54,13 +54,14 @@ def draw_figures(run: Run, puzzles: PuzzleSet, tokens: Tensor, history: Tensor) 
     return paths
 
 
-SHOWS = {  # figure -> the verdict that it shows
-    "training": "decay",
-    "leak": "leak",
-    "solved": "right answers",
-    "samples": "right answers",
-    "coverage_by_solutions": "evenness",
-    "formation": "settled",
+SHOWS = {  # figure -> the verdicts that it shows
+    "training": ("decay",),
+    "leak": ("leak",),
+    "solved": ("right answers",),
+    "samples": ("right answers", "likeness"),
+    "coverage_by_solutions": ("evenness",),
+    "formation": ("settled",),
+    "neighbours": ("copies",),
 }
 
 
@@ -69,13 +70,13 @@ def write_run_report(run: Run, results: dict[str, Any], drawn: dict[str, Path]) 
     config, task = run.assembly.config, run.assembly.task
     judged = verdicts.of_metrics(results["metrics"], results["looks"], results["uniformity"])
     by_name = {v.name: v for v in judged}
-    sections = [Section.of(name, path, by_name.get(SHOWS.get(name, ""))) for name, path in drawn.items()]
+    sections = [Section.of(name, path, *map(by_name.get, SHOWS[name])) for name, path in drawn.items()]
     title = f"pyro_gram: {results['task']}, preset {results['preset']}, seed {results['seed']}"
     report = Report(
         title=title,
         lead=lead_of(config.to_dict(), results),
         verdicts=judged,
-        rows=result_rows(results["metrics"], task.problem, config.names["model"]),
+        rows=result_rows(results["metrics"], task.problem, config.names["model"], whole=not config.evaluate.inputs),
         sections=sections,
         details={"Settings": config.to_dict(), "results.json": results},
     )

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from pyro_gram.build import state_length
 from pyro_gram.checkpoint import load_model
-from pyro_gram.checks import MAX_SEED, check_choice
+from pyro_gram.checks import check_choice
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import InputError, UserError
 from pyro_gram.inference.sampling import (
     Rollout,
     at_once,
+    beside,
     check_counts,
     check_has_heads,
     has_heads,
@@ -29,7 +30,7 @@ from pyro_gram.inference.smc import check_fits, resampled, smc
 from pyro_gram.inference.temper import TemperConfig
 from pyro_gram.inference.width import UNBIASED, Width
 from pyro_gram.tasks.base import Task
-from pyro_gram.tasks.stream import generator_for
+from pyro_gram.tasks.stream import sub_seed
 
 WIDTHS = (*UNBIASED, "smc")
 TRAJECTORIES = 1280  # of a batch of inputs, after which their answers are told
@@ -153,7 +154,7 @@ class Solver:
         if temper is not None and not isinstance(temper, TemperConfig):
             raise UserError(f"temper must be a pyro_gram.TemperConfig, not {temper!r}")
         check_choice("width", width, WIDTHS)
-        self._check_depth(depth)
+        self.check_depth(depth)
         tokens = self._tokens(x)
         common: dict[str, Any] = {
             "num_samples": num_samples,
@@ -162,8 +163,7 @@ class Solver:
             "temper": self.config.temper if temper is None else temper,
             "max_trajectories": self._at_once(memory),
         }
-        device = next(self.model.parameters()).device
-        tokens = None if tokens is None else tokens.to(device)
+        tokens = beside(self.model, tokens)
         if width == "smc":
             if tokens is None or history or halt not in (None, 1):
                 raise UserError("smc filters whole trajectories of answers to an input: no history, and nothing halts")
@@ -176,7 +176,8 @@ class Solver:
         spread = Width(width)
         return rollout(self.model, tokens, history=history, halt=halt, width=spread, progress=progress, **common).cpu()
 
-    def _check_depth(self, depth: int | None) -> None:
+    def check_depth(self, depth: int | None) -> None:
+        """Raises UserError where a model that answers in one supervision step is asked for more."""
         if depth not in (None, 1) and getattr(self.model, "one_step", False):
             raise UserError(f"this model answers in one supervision step: depth must be 1, not {depth}")
 
@@ -252,7 +253,7 @@ class Solver:
     ) -> Iterator[Solved]:
         """As :meth:`solve`, each answer as soon as its batch of inputs is solved; all inputs are checked before."""
         check_counts(seed=seed, num_samples=num_samples)
-        self._check_depth(depth)
+        self.check_depth(depth)
         if settings.get("width") == "smc":
             check_fits(num_samples, self._at_once(settings.get("memory")))
         tokens = self._tokens(x)
@@ -321,7 +322,7 @@ class Solver:
 
 def _seed_of(seed: int, batch: int) -> int:
     """The first batch has the caller's own, so that it draws as :meth:`Solver.sample` does; others theirs."""
-    return seed if batch == 0 else generator_for(seed, batch).initial_seed() % MAX_SEED
+    return seed if batch == 0 else sub_seed(seed, batch)
 
 
 def load(path: str | Path, data_dir: str | None = None) -> Solver:

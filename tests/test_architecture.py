@@ -13,6 +13,9 @@ FORBIDDEN = {
     "pyro_gram/networks": {"pyro", "pyro_gram.tasks", "pyro_gram.inference", "pyro_gram.diagnostics"},
     "pyro_gram/tasks": {"pyro", "pyro_gram.networks", "pyro_gram.inference", "pyro_gram.diagnostics"},
     "pyro_gram/inference": {"pyro_gram.tasks", "pyro_gram.diagnostics"},
+    "pyro_gram/diagnostics": {
+        f"pyro_gram.{name}" for name in ("evaluate", "run", "run_report", "solver", "study", "diagnosis")
+    },
 }
 
 

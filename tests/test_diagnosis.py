@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from matplotlib.figure import Figure
 
 from experiments import diagnose as program
@@ -68,8 +67,8 @@ def test_a_checkpoint_is_diagnosed_beside_it(few, tmp_path, capsys):
     assert drawn == {f"{name}.png" for name in FIGURES - {"training", "animation"}} | {"formation.gif"}
     names = [v["name"] for v in found["verdicts"]]
     assert names == [
-        "right answers", "leak", "collapse", "bound", "evenness", "importance weights", "two estimates", "likelihood",
-        "ranks under the guide", "diversity", "settled",
+        "right answers", "leak", "generalisation", "collapse", "bound", "evenness", "importance weights",
+        "two estimates", "likelihood", "ranks under the guide", "diversity", "settled",
     ]  # fmt: skip
     page = (out / "report.html").read_text()
     assert all(READINGS[name][0] in page for name in FIGURES)
@@ -93,14 +92,16 @@ def test_the_seed_fixes_it(few, tmp_path):
 
 def test_the_log_of_the_run_is_read_where_it_is(few, tmp_path):
     path = checkpoint(tmp_path)
-    looks = [{"batch": b, "reconstruction": 1.0, "kl": 1.0, "beta": 1.0} for b in range(3)]
-    for row, prior in zip(looks, (0.2, 0.9, 0.3), strict=True):
+    looks = [{"batch": b, "reconstruction": 1.0, "kl": 1.0, "beta": 1.0} for b in range(5)]
+    for row, prior in zip(looks, (0.2, 0.9, 0.9, 0.9, 0.3), strict=True):
         row |= {"prior_accuracy": prior, "posterior_accuracy": 1.0, "elbo_full": -2.0, "elbo_surrogate": -1.0}
         row |= {"prior_coverage": 0.5, "coverage_limit": 0.9}
     path.with_name("small.metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in looks))
     out, found = diagnosed(path)
     verdicts = {v["name"]: v for v in found["verdicts"]}
     assert verdicts["decay"]["level"] == "do not trust"
+    assert found["looks"]["recent_accuracy"] == pytest.approx(0.7)
+    assert (found["looks"]["peak_accuracy"], found["looks"]["last_accuracy"]) == (pytest.approx(0.9), 0.3)
     assert {"training.png", "leak.png"} <= {p.name for p in (out / "figures").iterdir()}
 
 
@@ -131,10 +132,12 @@ def test_any_checkpoint_is_diagnosed_and_what_has_no_meaning_is_left_out(few, tm
     names = {v["name"] for v in found["verdicts"]}
     infers = getattr(small(**changes).guide, "infers", True) and changes.get("prior_name") != "mean_only"
     assert ("collapse" in names) == ("ranks under the guide" in names) == infers
-    assert ("right answers" in names) == (changes.get("task_name") != "mnist")
+    images = changes.get("task_name") == "mnist"
+    assert ("right answers" in names) == (not images)
+    assert ("likeness" in names) == ("copies" in names) == images
     page = (out / "report.html").read_text()
     assert ("this model has no inference network" in page or "is not that of its draws" in page) == (not infers)
-    assert all(torch.tensor(d["deviation"]) <= 1 for d in found.get("ranks", {}).get("summary", {}).values())
+    assert all(0 < d["deviation"] < 1 for d in found.get("ranks", {}).get("summary", {}).values())
 
 
 @pytest.mark.parametrize(
@@ -148,6 +151,12 @@ def test_any_checkpoint_is_diagnosed_and_what_has_no_meaning_is_left_out(few, tm
 def test_bad_arguments_are_told_before_anything_is_read(arguments, message, tmp_path, capsys):
     assert call(program.main, ["--checkpoint", str(tmp_path / "none.safetensors"), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_depth_that_the_model_has_not_is_told(few, tmp_path, capsys):
+    path = checkpoint(tmp_path, model_name="direct")
+    assert call(program.main, ["--checkpoint", str(path), "--depth", "4"]) == 2
+    assert "depth must be 1, not 4" in capsys.readouterr().err
 
 
 def test_what_is_no_checkpoint_is_told(tmp_path, capsys):
@@ -178,9 +187,10 @@ def test_a_missing_package_is_told_before_any_work(few, tmp_path, monkeypatch, c
 
 def test_a_damaged_log_is_told(few, tmp_path, capsys):
     path = checkpoint(tmp_path)
-    path.with_name("small.metrics.jsonl").write_text("{")
-    assert call(program.main, ["--checkpoint", str(path)]) == 2
-    assert "cannot be read as lines of JSON" in capsys.readouterr().err
+    for damaged in ("{", "3"):
+        path.with_name("small.metrics.jsonl").write_text(damaged)
+        assert call(program.main, ["--checkpoint", str(path)]) == 2
+        assert "cannot be read as lines of JSON" in capsys.readouterr().err
 
 
 TINY = ["--task", "coloring", "--preset", "tiny", "--task.vertices", "6", "--verdict.hidden", "0"]

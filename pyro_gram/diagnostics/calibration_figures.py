@@ -6,11 +6,9 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
-from torch import Tensor
 
 from pyro_gram.diagnostics.calibration import Uniformity
-from pyro_gram.diagnostics.figures import BLUE, GREEN, GREY, ORANGE, clean
+from pyro_gram.diagnostics.figures import BLUE, GREEN, GREY, ORANGE, clean, counts_axis, jittered
 from pyro_gram.diagnostics.sbc import Simulated
 
 
@@ -31,15 +29,14 @@ def _variation(axes: Any, found: Uniformity) -> None:
         (found.total_variation, BLUE, "o", "right samples of an input"),
         (found.expected, GREEN, "_", "perfect sampling of as many, on average"),
     ):
-        axes.scatter(_jittered(m), values[several], s=24, color=color, marker=marker, alpha=0.6, label=name)
+        axes.scatter(jittered(m), values[several], s=24, color=color, marker=marker, alpha=0.6, label=name)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    counts_axis(axes.xaxis)
     axes.set_ylim(-0.03, 1.2)
     clean(axes, "number of solutions", "total variation to uniform")
     axes.legend(frameon=False, loc="upper left")
-    axes.set_title(f"Above perfect sampling by {found.excess[several].mean():.3f} on average")
+    excess = found.summary().get("excess")
+    axes.set_title("Nothing tested" if excess is None else f"Above perfect sampling by {excess:.3f} on average")
 
 
 def _p_values(axes: Any, found: Uniformity) -> None:
@@ -65,10 +62,6 @@ def _coverage(axes: Any, found: Uniformity) -> None:
     clean(axes, "coverage limit of an input", "its coverage")
     axes.legend(frameon=False, loc="upper left")
     axes.set_title(f"Coverage {found.coverage.mean():.3f}, limit {found.coverage_limit.mean():.3f}")
-
-
-def _jittered(m: Tensor) -> Tensor:
-    return m * (torch.rand(len(m), generator=torch.Generator().manual_seed(0)) * 0.12 + 0.94)
 
 
 def sbc_figure(found: Simulated) -> Figure:

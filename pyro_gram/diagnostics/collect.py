@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from pyro_gram.diagnostics.inference_data import from_groups
 from pyro_gram.diagnostics.metrics import solution_ids
+from pyro_gram.inference.guide import why_no_guide
 from pyro_gram.inference.importance import MAX_TRACED, GuidanceScale, guide_draws
-from pyro_gram.inference.sampling import at_once, quiet, unrolled
+from pyro_gram.inference.sampling import at_once, beside, quiet, unrolled
 from pyro_gram.inference.sites import HALT, OBSERVED, VALUE
 from pyro_gram.tasks.base import PuzzleSet, Task
-from pyro_gram.tasks.stream import generator_for
+from pyro_gram.tasks.stream import generator_for, sub_seed
 
 STATE_INSTANCES = 2  # the final state is large: kept for this many inputs
 PROJECTIONS = 2
@@ -75,16 +76,16 @@ def collect(
     groups have one instance.
 
     Groups ``posterior``, ``posterior_predictive``, ``log_likelihood`` and ``sample_stats`` come from the guide, which
-    has seen y, and say nothing about accuracy (a model without an inference network has none of them); ``prior``,
+    has seen y, and say nothing about accuracy (none of them where ``why_no_guide``); ``prior``,
     ``prior_predictive`` and ``sample_stats_prior`` from fresh trajectories of the prior as it is, without temper.
     """
     puzzles = puzzles.subset(inputs)
     x, y = puzzles.pairs(inputs, generator_for(seed, len(puzzles)))
     found: list[Groups] = []
     for chain in range(chains):
-        groups = _prior(task, model, puzzles, depth=depth, draws=draws, seed=seed + chain)
-        if getattr(guide, "infers", True):
-            groups |= _guide(task, model, guide, puzzles, y, depth=depth, draws=draws, seed=seed + chain)
+        groups = _prior(task, model, puzzles, depth=depth, draws=draws, seed=sub_seed(seed, chain, 0))
+        if not why_no_guide(model, guide):
+            groups |= _guide(task, model, guide, puzzles, y, depth=depth, draws=draws, seed=sub_seed(seed, chain, 1))
         found.append(groups)
     stacked: Groups = {g: {k: np.stack([f[g][k] for f in found]) for k in found[0][g]} for g in found[0]}
     stacked["observed_data"] = {"y": y}
@@ -101,7 +102,8 @@ def _guide(
     task: Task, model: nn.Module, guide: nn.Module, puzzles: PuzzleSet, y: Tensor, *, depth: int, draws: int, seed: int
 ) -> Groups:
     max_traced = at_once(task.spec.input_length, MAX_TRACED)
-    q = guide_draws(model, guide, puzzles.inputs, y, steps=depth, num_samples=draws, seed=seed, max_traced=max_traced)
+    x, y = beside(model, puzzles.inputs), beside(model, y)
+    q = guide_draws(model, guide, x, y, steps=depth, num_samples=draws, seed=seed, max_traced=max_traced)
     return {
         "posterior": {"guidance": q.guidance.permute(1, 2, 0), "h": q.h[:, :STATE_INSTANCES]},
         "posterior_predictive": _decoded(task, puzzles, q.tokens),
@@ -111,7 +113,7 @@ def _guide(
 
 
 def _prior(task: Task, model: nn.Module, puzzles: PuzzleSet, *, depth: int, draws: int, seed: int) -> Groups:
-    x, shape = puzzles.inputs, (draws, len(puzzles))
+    x, shape = beside(model, puzzles.inputs), (draws, len(puzzles))
     by_step: dict[str, list[Tensor]] = {}
     with quiet(x), GuidanceScale() as scale:
         torch.manual_seed(seed)
@@ -124,13 +126,13 @@ def _prior(task: Task, model: nn.Module, puzzles: PuzzleSet, *, depth: int, draw
     steps = {name: torch.stack(values, 2) for name, values in by_step.items()}
     prior = {"path": steps.pop("path"), "h": _spread(h, shape, DIMS["h"][1:])[:, :STATE_INSTANCES]}
     if scale.by_transition:
-        prior["guidance"] = torch.stack([t.expand(shape) for t in scale.by_transition], 2)
-    return {"prior": prior, "prior_predictive": _decoded(task, puzzles, tokens), "sample_stats_prior": steps}
+        prior["guidance"] = torch.stack([t.expand(shape).cpu() for t in scale.by_transition], 2)
+    return {"prior": prior, "prior_predictive": _decoded(task, puzzles, tokens.cpu()), "sample_stats_prior": steps}
 
 
 def _spread(values: Tensor, shape: tuple[int, int], event: list[str]) -> Tensor:
     """Values of trajectories and inputs, also where all trajectories share them; ``event`` dimensions follow."""
-    return values.expand(*shape, *values.shape[values.dim() - len(event) :])
+    return values.expand(*shape, *values.shape[values.dim() - len(event) :]).cpu()
 
 
 def project(h: Tensor, count: int = PROJECTIONS) -> Tensor:

@@ -30,6 +30,18 @@ def clean(axes: Any, xlabel: str, ylabel: str) -> None:
     axes.grid(alpha=0.25)
 
 
+def counts_axis(axis: Any) -> None:
+    """Numbers of solutions on a logarithmic axis, written out. Set the scale first."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def jittered(counts: Tensor) -> Tensor:
+    """Counts moved by up to 6 %, so that inputs of as many solutions can be told apart."""
+    return counts * (torch.rand(len(counts), generator=torch.Generator().manual_seed(0)) * 0.12 + 0.94)
+
+
 def training(rows: list[dict[str, Any]]) -> Figure:
     """Losses, bounds on validation inputs, and accuracy of the prior, over training.
 
@@ -161,18 +173,16 @@ def coverage_by_solutions(ids: Tensor, num_solutions: Tensor) -> Figure:
     valid = (ids >= 0).double().mean(0)
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    jitter = torch.rand(len(num_solutions), generator=torch.Generator().manual_seed(0)).numpy() * 0.12 + 0.94
+    at = jittered(num_solutions)
     for axes, values, name in ((left, coverage, f"coverage, {n} samples"), (right, valid, "share of valid samples")):
-        axes.scatter(num_solutions * jitter, values, s=12, alpha=0.35, color=BLUE, linewidths=0, label="one input")
+        axes.scatter(at, values, s=12, alpha=0.35, color=BLUE, linewidths=0, label="one input")
         edges = [1, 2, 3, 5, 9, 17, 33, 65, 129, 10**9]
         bins = torch.bucketize(num_solutions, torch.tensor(edges), right=True)
         centres = [num_solutions[bins == b].double().mean().item() for b in bins.unique()]
         means = [values[bins == b].mean().item() for b in bins.unique()]
         axes.plot(centres, means, color=ORANGE, marker="o", label="mean of a bin")
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
+        counts_axis(axes.xaxis)
         axes.set_ylim(-0.02, 1.05)
         clean(axes, "number of solutions", name)
     m = torch.arange(1, int(num_solutions.max()) + 1)

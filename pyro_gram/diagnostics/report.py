@@ -14,7 +14,7 @@ from PIL import Image
 
 from pyro_gram import paper
 from pyro_gram.diagnostics.readings import READINGS
-from pyro_gram.diagnostics.verdicts import BAD, GOOD, GUIDE, LOOK, SAMPLES, UNKNOWN, Verdict, worst
+from pyro_gram.diagnostics.verdicts import BAD, ESTIMATES, GOOD, GUIDE, LOOK, SAMPLES, UNKNOWN, Verdict, worst
 from pyro_gram.files import write_bytes
 from pyro_gram.inference.temper import told
 
@@ -22,10 +22,8 @@ MIME = {".png": "image/png", ".gif": "image/gif"}
 CLASSES = {GOOD: "good", LOOK: "look", BAD: "bad", UNKNOWN: "unknown"}
 QUESTIONS = {
     SAMPLES: ("Can its answers be trusted?", "Trajectories of the prior, on inputs that training never saw."),
-    GUIDE: (
-        "Can its guide be trusted?",
-        "The inference network, and what leans on it: bounds, weights, likelihoods. No answer does.",
-    ),
+    ESTIMATES: ("Can its likelihoods be trusted?", "Estimates of log p(y|x), from the guide and from the prior."),
+    GUIDE: ("Can its guide be trusted?", "The inference network, and the bounds that lean on it. No answer does."),
 }
 ROWS = (
     ("accuracy", "Right first sample"),
@@ -160,14 +158,17 @@ def _shape(path: Path) -> str:
     return "wider" if ratio > 2.5 else "wide" if ratio > 1.4 else ""
 
 
-def result_rows(metrics: dict[str, Any], problem: str, model: str) -> list[Row]:
-    """The metrics of results.json, beside the paper's of its GRAM, or of the same baseline.
+def result_rows(metrics: dict[str, Any], problem: str, model: str, whole: bool) -> list[Row]:
+    """The metrics of results.json, beside the paper's of the same model.
 
     Args:
         problem: ``Task.problem``.
         model: the model's registry name.
+        whole: they are of all test inputs. The paper's sums are.
     """
-    numbers = paper.told(problem, model) or paper.told(problem)
+    numbers = paper.told(problem, model)
+    if not whole:
+        numbers = {metric: value for metric, value in numbers.items() if metric != "violations"}
     named = list(ROWS) + [
         (key, key.replace("_", " ").capitalize()) for key in metrics if key not in LISTED and not key.endswith("_se")
     ]

@@ -12,11 +12,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator
 from PIL import Image
 from torch import Tensor
 
-from pyro_gram.diagnostics.figures import BLUE, GREEN, GREY, ORANGE, clean, counted
+from pyro_gram.diagnostics.figures import BLUE, GREEN, GREY, ORANGE, clean, counted, counts_axis, jittered
 from pyro_gram.diagnostics.landscape import LEAST_LOSS, Landscape
 from pyro_gram.diagnostics.metrics import coverage_limit
 from pyro_gram.diagnostics.trajectories import Attractors, Deciding, Parting
@@ -161,15 +161,13 @@ def _answers_of_inputs(axes: Any, attractors: Attractors, num_solutions: Tensor 
         axes.set_ylim(0, attractors.distinct.max().item() + 1)
     else:
         order = torch.arange(b)
-        at = num_solutions * (torch.rand(b, generator=torch.Generator().manual_seed(0)) * 0.12 + 0.94)
+        at = jittered(num_solutions)
         m = torch.arange(1, int(num_solutions.max()) + 1)
         axes.plot(m, m * coverage_limit(m, n), color=GREEN, linestyle=":", label=f"distinct, {n} i.i.d. uniform draws")
         axes.set_xscale("log")
         axes.set_yscale("log")
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axis.set_minor_locator(NullLocator())
+            counts_axis(axis)
         clean(axes, "solutions of an input", "answers of an input")
     axes.scatter(at, attractors.distinct[order], s=45, alpha=0.6, color=BLUE, label="distinct, wrong ones too")
     axes.scatter(

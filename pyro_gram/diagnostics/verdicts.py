@@ -12,7 +12,7 @@ from typing import Any
 
 GOOD, LOOK, BAD, UNKNOWN = "good", "look closer", "do not trust", "not measured"
 LEVELS = (GOOD, LOOK, BAD)
-SAMPLES, GUIDE = "samples", "guide"
+SAMPLES, ESTIMATES, GUIDE = "samples", "estimates", "guide"
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Verdict:
         value: what was found, in words and figures.
         threshold: what the levels begin at.
         meaning: what it says about the model, and what to do.
-        about: ``SAMPLES``, the answers of the prior, or ``GUIDE``, the inference network and what leans on it.
+        about: ``SAMPLES``, the answers of the prior; ``ESTIMATES`` of log p(y|x); or ``GUIDE``, the inference network.
     """
 
     name: str
@@ -62,6 +62,9 @@ class Scale:
 
 RIGHT = Scale(0.9, 0.5, "right samples")
 LEAK = Scale(0.1, 0.5, "right answers under the guide less those of the prior")
+GENERAL = Scale(0.1, 0.3, "right samples of training inputs less those of unseen ones")
+LIKE = Scale(0.8, 0.3, "Inception score over that of real images")
+NEAR = Scale(0.7, 0.3, "distance to the nearest training image over that of real images")
 COLLAPSE = Scale(0.25, 0.1, "KL / (KL + reconstruction)")
 BOUND = Scale(2.0, 8.0, "nats that the ELBO is short of a perfect model's")
 EVEN = Scale(0.1, 0.25, "total variation to uniform above that of perfect sampling")
@@ -72,7 +75,8 @@ LIKELY = Scale(0.5, 1.5, "nats that log p(y|x) is short of a perfect model's")
 RANKS = Scale(0.15, 0.3, "largest deviation of the ranks' distribution from uniform")
 SETTLED = Scale(0.05, 0.2, "share of trajectories whose answer still changes in the last quarter")
 ONE_END = Scale(0.1, 0.5, "share of inputs with several solutions whose trajectories all end alike")
-DECAY = Scale(0.05, 0.15, "best look at the prior's accuracy in training, less the last")
+DECAY = Scale(0.05, 0.15, "accuracy of the prior at its best three successive looks in training, less the last three")
+COMPARABLE = 5  # pairs at which both estimates can be trusted, fewer than which say nothing
 TOLD = 0.5  # nats of reconstruction below which a small KL is no collapse: there is nothing left to say
 
 
@@ -92,23 +96,33 @@ def leak(posterior: float, prior: float, seen: float | None = None) -> Verdict:
 
     Args:
         posterior: pairs whose answer under the guide is right; it has y in sight.
-        prior: right samples of the prior on the same inputs.
-        seen: those of the prior on training inputs, where measured: a prior that is right there has not been leaked to,
-            but has not learned to generalise.
+        prior: right samples of the prior on the same inputs, which training has not seen.
+        seen: those of the prior on training inputs, where measured. A prior that is right there has not been leaked to;
+            that it is wrong elsewhere is another matter (:func:`general`).
     """
-    gap = posterior - prior
-    level = LEAK.level(gap)
+    level = LEAK.level(posterior - (prior if seen is None else seen))
     value = f"right with y in sight {posterior:.3f}, without {prior:.3f}"
+    if seen is not None:
+        value += f", without on training inputs {seen:.3f}"
     meaning = "What the guide says of y, the prior has learned to find by itself."
     if level != GOOD:
         meaning = (
             "The guide hands over answers that the prior does not find: raise the weight of the KL (--beta.start), or "
             "train along the prior's own trajectories (--train.on_policy)."
         )
-        if seen is not None and seen - prior > gap / 2:
-            value += f", and {seen:.3f} on training inputs"
-            meaning = "The prior is right on training inputs: it has not generalised, which is no leak. More data help."
+        if seen is None:
+            meaning += " Or the prior finds them on training inputs alone: experiments/diagnose.py tells which."
     return Verdict("leak", level, value, LEAK.text, meaning)
+
+
+def general(seen: float, unseen: float) -> Verdict:
+    """``seen``, ``unseen``: right samples of the prior on inputs of training, and on others."""
+    level = GENERAL.level(seen - unseen)
+    meaning = "What the prior does on training inputs it does on others."
+    if level != GOOD:
+        meaning = "The prior has learned training inputs by heart: more of them help, or symmetries (--train.augment)."
+    value = f"right samples of training inputs {seen:.3f}, of unseen ones {unseen:.3f}"
+    return Verdict("generalisation", level, value, GENERAL.text, meaning)
 
 
 def collapse(kl: float, reconstruction: float) -> Verdict:
@@ -117,7 +131,9 @@ def collapse(kl: float, reconstruction: float) -> Verdict:
     told = reconstruction < TOLD
     level = GOOD if told else COLLAPSE.level(share)
     value = f"KL {kl:.2f}, reconstruction {reconstruction:.2f} nats per input"
-    if level == GOOD:
+    if told:
+        meaning = "At the trajectory's end the decoder is sure of y: what it depends on beside x is decided by then."
+    elif level == GOOD:
         meaning = "The trajectory carries what y depends on beside x."
     else:
         meaning = (
@@ -154,7 +170,8 @@ def even(summary: dict[str, Any], coverage: float, limit: float) -> Verdict:
         "evenness",
         EVEN.level(excess),
         f"total variation {excess:+.3f} above perfect sampling; {summary['rejected']} of {summary['tested']} inputs "
-        f"are uneven beyond chance (false discovery rate 5 %); coverage {coverage:.3f}, i.i.d. limit {limit:.3f}",
+        f"are uneven beyond chance (false discovery rate {summary['level']:.0%}); coverage {coverage:.3f}, i.i.d. "
+        f"limit {limit:.3f}",
         EVEN.text,
         "Whether frequencies of right samples can be read as p(y|x): uniform over an input's solutions is the truth.",
     )
@@ -171,12 +188,12 @@ def settled(share: float) -> Verdict:
     )
 
 
-def decay(last: float, best: float) -> Verdict:
-    """``last``, ``best``: accuracy of the prior on validation inputs, at the looks that training took."""
+def decay(recent: float, peak: float) -> Verdict:
+    """``recent``, ``peak``: accuracy of the prior on validation inputs, at the last three looks and the best three."""
     return Verdict(
         "decay",
-        DECAY.level(best - last),
-        f"best look {best:.3f}, last {last:.3f}",
+        DECAY.level(peak - recent),
+        f"best looks {peak:.3f}, last {recent:.3f}",
         DECAY.text,
         "Whether the prior got worse while the bound got better: overfitting, or a guide that begins to leak.",
     )
@@ -188,12 +205,12 @@ def weights(summary: dict[str, Any]) -> Verdict:
     return Verdict(
         "importance weights",
         KHAT.level(khat_above),
-        f"{khat_above:.2f} of the pairs (above {summary['khat_limit']:.2f}); median effective sample size "
+        f"k-hat above {summary['khat_limit']:.2f} at {khat_above:.2f} of the pairs; median effective sample size "
         f"{summary['ess_median']:.0f} of {summary['guide_samples']}",
         KHAT.text,
         "Whether the guide covers the program's posterior well enough to weigh it by; where not, believe the prior's "
         "estimate.",
-        GUIDE,
+        ESTIMATES,
     )
 
 
@@ -208,21 +225,23 @@ def agreement(summary: dict[str, Any]) -> Verdict:
             f"prior Monte Carlo can be trusted at {round((1 - neither) * pairs)} of {pairs} pairs",
             NEITHER.text,
             "Prior Monte Carlo is trusted where ten draws or more carry its mean.",
+            ESTIMATES,
         )
     both = summary["both_trusted"]
-    share = (summary["agree"] + 1) / (both + 1)  # one that differs among very few says little
-    level = max(AGREE.level(share), NEITHER.level(neither), key=LEVELS.index)
+    level = NEITHER.level(neither)
+    if both >= COMPARABLE:
+        level = max(level, AGREE.level(summary["agree"] / both), key=LEVELS.index)
     believed = ", ".join(f"{name} at {count}" for name, count in summary["believed"].items() if count)
     return Verdict(
         "two estimates",
         level,
         f"both can be trusted at {both} of {pairs} pairs and agree within three errors at {summary['agree']} of them; "
         f"to believe: {believed}",
-        f"{AGREE.text}; {NEITHER.text}",
+        f"{AGREE.text} (from {COMPARABLE} on); {NEITHER.text}",
         "Importance weights are trusted where k-hat is low enough, prior Monte Carlo where ten draws or more carry "
         "its mean. Of two that agree the one of the smaller error is believed; of two that differ the prior's, as what "
         "the guide never visits is missing from its weights unnoticed.",
-        GUIDE,
+        ESTIMATES,
     )
 
 
@@ -244,10 +263,12 @@ def ranks(deviations: dict[str, float], band: float) -> Verdict:
     ``band``: what uniform ranks of as many data stay within.
     """
     worst = max(deviations, key=lambda name: deviations[name])
-    within = deviations[worst] <= band
+    level = RANKS.level(deviations[worst])
+    if deviations[worst] <= band:
+        level = GOOD if band <= RANKS.bad else UNKNOWN  # of so few data, uniform ranks look as bad
     return Verdict(
         "ranks under the guide",
-        GOOD if within else RANKS.level(deviations[worst]),
+        level,
         f"{deviations[worst]:.3f} ({worst}); uniform ranks stay within {band:.3f}",
         f"{RANKS.text}; or within what uniform ranks show",
         "Whether the guide's trajectories are those of the program's posterior (simulation-based calibration). It says "
@@ -259,7 +280,13 @@ def ranks(deviations: dict[str, float], band: float) -> Verdict:
 def diverse(share: float, inputs: int) -> Verdict:
     """``share``: inputs with several solutions, ``inputs`` in all, whose trajectories all end in the same answer."""
     if not inputs:
-        return Verdict("diversity", UNKNOWN, "no input is known to have several solutions", ONE_END.text, "")
+        return Verdict(
+            "diversity",
+            UNKNOWN,
+            "no input is known to have several solutions",
+            ONE_END.text,
+            "Where an input has one answer, trajectories ought to end alike.",
+        )
     return Verdict(
         "diversity",
         ONE_END.level(share),
@@ -270,6 +297,28 @@ def diverse(share: float, inputs: int) -> Verdict:
     )
 
 
+def likeness(score: float, real: float) -> Verdict:
+    """``score``, ``real``: Inception scores of samples and of real images, by the classifier of ``digits``."""
+    return Verdict(
+        "likeness",
+        LIKE.level(score / real),
+        f"Inception score {score:.2f}, of real images {real:.2f}",
+        LIKE.text,
+        "Whether a classifier sees clear and varied digits in the samples.",
+    )
+
+
+def copies(distance: float, real: float) -> Verdict:
+    """``distance``, ``real``: mean of the pixels in which samples and real images differ from training's nearest."""
+    return Verdict(
+        "copies",
+        NEAR.level(distance / real),
+        f"{distance:.1f} pixels to the nearest training image, from real ones {real:.1f}",
+        NEAR.text,
+        "Samples far nearer to training images than real ones are remembered, not made.",
+    )
+
+
 def of_metrics(
     metrics: dict[str, Any], looks: dict[str, float], uniformity: dict[str, Any], seen: float | None = None
 ) -> list[Verdict]:
@@ -277,7 +326,7 @@ def of_metrics(
 
     Args:
         metrics: its metrics.
-        looks: accuracy of the prior at the last look of training and at the best; empty where none were taken.
+        looks: of ``evaluate.looks_of``; empty where none were taken.
         uniformity: of ``calibration.Uniformity``; empty where not all solutions are known, or there is but one.
         seen: right samples of the prior on training inputs, where measured.
     """
@@ -287,16 +336,21 @@ def of_metrics(
         found.append(right(prior))
     if prior is not None and posterior is not None:
         found.append(leak(posterior, prior, seen))
-    if metrics.get("kl") is not None:
+    if prior is not None and seen is not None:
+        found.append(general(seen, prior))
+    if metrics.get("kl") is not None:  # there is a guide
         found.append(collapse(metrics["kl"], metrics["reconstruction"]))
-    if metrics.get("excess") is not None:
-        found.append(bound(metrics["excess"]))
+        if metrics.get("excess") is not None:
+            found.append(bound(metrics["excess"]))
+    if "inception_score" in metrics:
+        found.append(likeness(metrics["inception_score"], metrics["inception_score_real"]))
+        found.append(copies(metrics["nearest_distance"], metrics["nearest_distance_real"]))
     if uniformity:
         found.append(even(uniformity, metrics["coverage"], metrics["coverage_limit"]))
     if metrics.get("unsettled") is not None:
         found.append(settled(metrics["unsettled"]))
     if looks:
-        found.append(decay(looks["last_accuracy"], looks["best_accuracy"]))
+        found.append(decay(looks["recent_accuracy"], looks["peak_accuracy"]))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,13 +39,14 @@ class Bounds:
 
 
 class _Answer(Messenger):
-    """Keeps the mode of the observed site."""
+    """Keeps the mode of the observed site, where it has one: a factor (diffusion models) has none."""
 
     mode: Tensor | None = None
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["name"] == OBSERVED and not msg["infer"].get(DRAWN):
-            self.mode = msg["fn"].mode
+            with suppress(NotImplementedError):
+                self.mode = msg["fn"].mode
 
 
 def terms(model: nn.Module, guide: nn.Module, *args: Any, **kwargs: Any) -> StepTerms:
@@ -66,7 +68,7 @@ def bounds(
     seed: int = 0,
     max_traced: int = 4 * MAX_TRACED,
 ) -> Bounds:
-    """One draw of the guide an input. The caller's random state is left as it was.
+    """One draw of the guide an input, told on the CPU. The caller's random state is left as it was.
 
     Args:
         steps: supervision steps of the full bound.
@@ -95,7 +97,9 @@ def _bounds(model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, ste
         one = terms(model, guide, x, y, state)
         state = one.state
         by_step.append(one.elbo)
-    return Bounds(whole.elbo, torch.stack(by_step).mean(0), whole.kl, whole.reconstruction, answer.mode)
+    tokens = None if answer.mode is None else answer.mode.cpu()
+    surrogate = torch.stack(by_step).mean(0).cpu()
+    return Bounds(whole.elbo.cpu(), surrogate, whole.kl.cpu(), whole.reconstruction.cpu(), tokens)
 
 
 def prior_log_likelihood(
@@ -125,4 +129,4 @@ def prior_log_likelihood(
     log_p = rollout_log_prob(
         model, x, y, depth=depth, num_samples=num_samples, seed=seed, max_trajectories=max_trajectories
     )
-    return log_p.logsumexp(0) - math.log(num_samples)
+    return log_p.cpu().logsumexp(0) - math.log(num_samples)

@@ -110,6 +110,14 @@ class EffectGuide(GuideMessenger, nn.Module):
         self.trace = Trace()
 
 
+def why_no_guide(model: Any, guide: Any) -> str:
+    """Why nothing can be said of a guide, its KL, bounds and weights; nothing where there is one."""
+    if not getattr(guide, "infers", True):
+        return "this model has no inference network"
+    dense = getattr(getattr(model, "prior", None), "density", True)
+    return "" if dense else "the density of this model's prior is not that of its draws"
+
+
 class PriorGuide(EffectGuide):
     """No inference network: q(eps_t | u_t, y) = p(eps_t | u_t), so that every KL is 0."""
 

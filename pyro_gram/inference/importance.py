@@ -23,7 +23,7 @@ from pyro_gram.inference.sites import OBSERVED, transition_of
 
 @dataclass(frozen=True)
 class GuideDraws:
-    """Trajectories drawn from the guide, for S draws of each of B inputs; nats.
+    """Trajectories drawn from the guide, for S draws of each of B inputs; nats, on the CPU.
 
     Attributes:
         log_weight: log p(y, tau | x) - log q(tau | x, y), ``[S, B]``.
@@ -114,17 +114,17 @@ def _draw(model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps
     transitions = len(terms.kl)
     return GuideDraws(
         log_weight=log_p - log_q,
-        log_likelihood=(-terms.reconstruction).expand(shape),
-        kl=terms.kl.expand(transitions, *shape),
+        log_likelihood=(-terms.reconstruction).expand(shape).cpu(),
+        kl=terms.kl.expand(transitions, *shape).cpu(),
         # A two-pass guide runs every transition twice, the replay of the model second; both carry the same draw.
-        guidance=torch.stack(scale.by_transition[-transitions:]).expand(transitions, *shape),
-        tokens=likelihood.mode.expand(*shape, -1),
-        h=terms.state.h,
+        guidance=torch.stack(scale.by_transition[-transitions:]).expand(transitions, *shape).cpu(),
+        tokens=likelihood.mode.expand(*shape, -1).cpu(),
+        h=terms.state.h.cpu(),
     )
 
 
 def _sum_log_prob(trace: Any, shape: tuple[int, int], wanted: Any) -> Tensor:
-    total = torch.zeros(shape)
+    total = torch.zeros(shape, dtype=torch.double)  # of thousands of nats, whose differences matter
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and wanted(name):
             total = total + site["unscaled_log_prob"].cpu()

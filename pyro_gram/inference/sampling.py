@@ -14,7 +14,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_gram.checks import check_seed
 from pyro_gram.errors import ConfigError, UserError
@@ -122,6 +122,11 @@ class Decode(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["name"] in (OBSERVED, STATE_H, STATE_L, HALT, VALUE):
             self.values[msg["name"]] = msg["value"]
+
+
+def beside(model: nn.Module, tensor: Any) -> Any:
+    """The tensor on the model's device; None stays None."""
+    return None if tensor is None else tensor.to(next(model.parameters()).device)
 
 
 def rollout(

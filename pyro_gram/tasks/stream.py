@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_gram.checks import MAX_SEED
 from pyro_gram.errors import ConfigError
 from pyro_gram.tasks.base import PuzzleSet, Task
 
@@ -15,6 +16,11 @@ from pyro_gram.tasks.base import PuzzleSet, Task
 def generator_for(*key: int) -> torch.Generator:
     """A generator seeded by a tuple of integers, without collisions between neighbours."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+
+def sub_seed(*key: int) -> int:
+    """A seed derived from a tuple of integers, so that what is drawn under one is independent of another's draws."""
+    return generator_for(*key).initial_seed() % MAX_SEED
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def test_the_standard_error_is_the_spread_over_seeds():
 def test_a_guide_that_misses_the_posterior_is_not_believed():
     found = toy(shift=2.5, scale=0.25)  # so far out, and so narrow, that no draw of it has seen most of the posterior
     assert (EXACT - found.guide.log_p > 1).all()
-    assert (found.guide.khat > 0.7).all()
+    assert found.guide.khat.median() > 0.8
     assert found.believed == [PRIOR] * 4
     torch.testing.assert_close(found.log_p, EXACT, rtol=0, atol=0.1)
 

@@ -108,15 +108,21 @@ def test_the_papers_column_is_there_where_the_paper_says_something(page):
 
 def test_rows_stand_beside_the_papers_of_the_same_problem_and_model():
     metrics = {"sample_accuracy": 0.9, "coverage": 0.8, "coverage_se": 0.01, "violations": 3, "own_figure": 1.5}
-    rows = {row.label: row for row in result_rows(metrics, "nqueens8", "gram")}
+    rows = {row.label: row for row in result_rows(metrics, "nqueens8", "gram", whole=True)}
     assert rows["Coverage of all solutions"] == Row("Coverage of all solutions", "0.800", "0.903")
     assert rows["Right samples among all"].paper == "0.997"
     assert rows["Own figure"].ours == "1.500"
     assert "Coverage se" not in rows
-    trm = {row.label: row for row in result_rows(metrics, "nqueens8", "trm")}
-    assert trm["Coverage of all solutions"].paper == "0.361"
-    nothing = result_rows(metrics, "", "gram")
+    for model, number in (("trm", "0.361"), ("direct", "0.137"), ("vae", "")):
+        theirs = {row.label: row for row in result_rows(metrics, "nqueens8", model, whole=True)}
+        assert theirs["Coverage of all solutions"].paper == number
+    nothing = result_rows(metrics, "", "gram", whole=True)
     assert not any(row.paper for row in nothing)
+
+
+def test_a_sum_over_some_inputs_does_not_stand_beside_the_papers_over_all():
+    told = [result_rows({"violations": 3}, "coloring8", "gram", whole=whole)[0].paper for whole in (True, False)]
+    assert told == ["2.7", ""]
 
 
 def test_numbers_of_the_paper_are_those_that_it_prints():

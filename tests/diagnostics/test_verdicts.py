@@ -36,12 +36,15 @@ def test_a_leak_is_right_with_y_in_sight_and_wrong_without():
     assert verdicts.leak(0.97, 0.95).level == GOOD
 
 
-def test_a_prior_that_is_right_on_training_inputs_has_not_generalised():
-    found = verdicts.leak(0.99, 0.3, seen=0.95)
-    assert found.level == BAD
-    assert "not generalised" in found.meaning
-    assert "0.950 on training inputs" in found.value
-    assert "hands over" in verdicts.leak(0.99, 0.3, seen=0.35).meaning
+def test_a_prior_that_is_right_on_training_inputs_has_not_been_leaked_to_but_does_not_generalise():
+    assert verdicts.leak(0.99, 0.3, seen=0.95).level == GOOD
+    assert verdicts.general(0.95, 0.3).level == BAD
+    assert "by heart" in verdicts.general(0.95, 0.3).meaning
+    both = verdicts.of_metrics({"sample_accuracy": 0.3, "posterior_accuracy": 0.99}, {}, {}, seen=0.95)
+    assert {v.name: v.level for v in both} == {"right answers": BAD, "leak": GOOD, "generalisation": BAD}
+    assert verdicts.leak(0.99, 0.3, seen=0.35).level == BAD
+    assert verdicts.general(0.35, 0.3).level == GOOD
+    assert "on training inputs alone" in verdicts.leak(0.99, 0.3).meaning  # not known
 
 
 def test_a_small_kl_is_a_collapse_only_while_something_is_left_to_say():
@@ -60,12 +63,13 @@ def test_estimates_must_agree_where_both_can_be_trusted_and_one_must_hold_nearly
     assert verdicts.agreement(summary()).level == GOOD
     assert verdicts.agreement(summary(agree=8)).level == LOOK
     assert verdicts.agreement(summary(agree=3)).level == BAD
+    assert verdicts.agreement(summary(both_trusted=4, agree=0)).level == GOOD  # too few to say anything
     assert verdicts.agreement(summary(believed={"prior Monte Carlo": 4, "neither": 16})).level == BAD
     assert verdicts.agreement(summary(both_trusted=0, agree=0)).level == GOOD  # one holds everywhere
 
 
 def test_evenness_goes_by_the_effect_and_not_by_significance():
-    even = {"tested": 100, "rejected": 100, "excess": 0.05}
+    even = {"tested": 100, "rejected": 100, "level": 0.05, "excess": 0.05}
     assert verdicts.even(even, 0.9, 0.95).level == GOOD
     assert "100 of 100" in verdicts.even(even, 0.9, 0.95).value
     assert verdicts.even({**even, "rejected": 0, "excess": 0.3}, 0.5, 0.95).level == BAD
@@ -76,6 +80,17 @@ def test_ranks_that_uniform_ones_could_have_are_good():
     assert verdicts.ranks({"a": 0.2, "b": 0.1}, band=0.25).level == GOOD
     assert verdicts.ranks({"a": 0.2, "b": 0.1}, band=0.1).level == LOOK
     assert verdicts.ranks({"a": 0.2, "b": 0.4}, band=0.1).value.startswith("0.400 (b)")
+    assert verdicts.ranks({"a": 0.2, "b": 0.4}, band=0.5).level == UNKNOWN  # too few data
+
+
+def test_images_are_judged_by_the_classifier_and_by_their_neighbours():
+    real = {"inception_score_real": 9.0, "nearest_distance_real": 40.0}
+    clear = verdicts.of_metrics({**real, "inception_score": 8.0, "nearest_distance": 38.0}, {}, {})
+    assert {v.name: v.level for v in clear} == {"likeness": GOOD, "copies": GOOD}
+    copied = verdicts.of_metrics({**real, "inception_score": 9.0, "nearest_distance": 1.0}, {}, {})
+    assert {v.name: v.level for v in copied} == {"likeness": GOOD, "copies": BAD}
+    noise = verdicts.of_metrics({**real, "inception_score": 1.1, "nearest_distance": 200.0}, {}, {})
+    assert {v.name: v.level for v in noise} == {"likeness": BAD, "copies": GOOD}
 
 
 def test_the_worst_verdict_is_the_level_of_the_whole():
@@ -88,12 +103,12 @@ def test_the_worst_verdict_is_the_level_of_the_whole():
 
 
 def test_metrics_say_what_they_can():
-    metrics = {"sample_accuracy": 0.9, "posterior_accuracy": 0.95, "kl": 1.0, "reconstruction": 0.5}
+    metrics = {"sample_accuracy": 0.9, "posterior_accuracy": 0.95, "kl": 1.0, "reconstruction": 0.5, "excess": 1.0}
     names = [v.name for v in verdicts.of_metrics(metrics, {}, {})]
-    assert names == ["right answers", "leak", "collapse"]
-    looks = {"last_accuracy": 0.5, "best_accuracy": 0.9}
+    assert names == ["right answers", "leak", "collapse", "bound"]
+    looks = {"recent_accuracy": 0.5, "peak_accuracy": 0.9}
     assert (
         verdicts.of_metrics({"sample_accuracy": None}, looks, {})[0].level == BAD
     )  # images: nothing is right or wrong
-    without_guide = {"sample_accuracy": 0.9, "posterior_accuracy": None, "kl": None}
+    without_guide = {"sample_accuracy": 0.9, "posterior_accuracy": None, "kl": None, "excess": 1.0}
     assert [v.name for v in verdicts.of_metrics(without_guide, {}, {})] == ["right answers"]

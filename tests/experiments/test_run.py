@@ -83,7 +83,7 @@ def finished(tmp_path_factory):
 
 
 def test_a_run_writes_everything_and_leaves_no_temporary_files(finished):
-    figures = {"training", "solved", "coverage_by_solutions", "formation"}
+    figures = {"training", "leak", "solved", "coverage_by_solutions", "formation"}
     assert {p.relative_to(finished).as_posix() for p in finished.rglob("*") if p.is_file()} == {
         *(f"figures/{name}.png" for name in figures),
         "config.json", "metrics.jsonl", "results.json", "model.safetensors", "state.safetensors", "inference.nc",
@@ -128,7 +128,7 @@ def test_every_batch_has_a_line_and_some_look_at_the_validation_split(finished):
 
 def test_the_report_is_one_file_that_loads_nothing(finished):
     page = (finished / "report.html").read_text()
-    assert page.count("src='data:image/png;base64,") == page.count("<img") == 4
+    assert page.count('src="data:image/png;base64,') == page.count("<img") == 5
     bare = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
     assert not re.search(r"https?:|<script|<link|<iframe|@import|url\(|href|file:", bare)
     assert str(finished) not in bare

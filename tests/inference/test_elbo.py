@@ -90,7 +90,9 @@ def by_hand(case, beta=1.0):
 
 
 @pytest.mark.parametrize("beta", [1.0, 2.5])
-@pytest.mark.parametrize("elbo", [TraceMeanField_ELBO(), BalancedELBO(0.5), BalancedELBO(0.8)], ids=str)
+@pytest.mark.parametrize(
+    "elbo", [TraceMeanField_ELBO(), BalancedELBO(0.5), BalancedELBO(0.8)], ids=["mean field", "even", "balanced"]
+)
 def test_the_bound_equals_a_hand_written_loss(elbo, beta):
     case = double(case_of(model={"truncated": False}))
     pyro.set_rng_seed(5)
@@ -168,7 +170,7 @@ def test_full_elbo_is_below_the_importance_bound_which_is_below_log_p():
     assert full.mean() < iwae5.mean()
     assert iwae5.mean() < iwae.mean() + 0.02
     assert full.mean() < log_p.mean()
-    torch.testing.assert_close(iwae.mean(), log_p.mean(), atol=0.15, rtol=0)
+    torch.testing.assert_close(iwae.mean(), log_p.double().mean(), atol=0.15, rtol=0)
 
 
 def test_bounds_are_reported_at_beta_one_whatever_training_used(case):

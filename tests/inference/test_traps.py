@@ -82,7 +82,7 @@ def test_weights_are_log_p_minus_log_q_of_each_datum(case):
     with torch.no_grad(), pyro.plate("trajectories", 3, dim=-2):
         guide(case.x, case.y, truncated=False)
     model_trace, guide_trace = guide.get_traces()
-    expected = torch.zeros(3, 5)
+    expected = torch.zeros(3, 5, dtype=torch.double)
     for t in range(2):
         value = guide_trace.nodes[f"eps_{t}"]["value"]
         expected += model_trace.nodes[f"eps_{t}"]["fn"].log_prob(value) - guide_trace.nodes[f"eps_{t}"]["fn"].log_prob(
