@@ -10,7 +10,7 @@ from experiments import table_text
 from experiments.studies import gap
 from pyro_gram import paper
 from pyro_gram.cli import Parser, call
-from pyro_gram.diagnostics.verdicts import GUIDE, SAMPLES, Verdict, worst
+from pyro_gram.diagnostics.verdicts import ESTIMATES, GUIDE, SAMPLES, Verdict, worst
 from pyro_gram.errors import UserError
 from pyro_gram.files import read_json, write_bytes
 from pyro_gram.inference.temper import told
@@ -217,10 +217,10 @@ def _with_sd(point: dict[str, float], name: str) -> str:
 def diagnoses_table() -> str:
     """What ``diagnose.py`` says of the committed checkpoints."""
     lines = [
-        "| checkpoint | its answers | its guide | right samples | total variation above perfect sampling "
-        "| log p(y\\|x), nats: prior, weights; ELBO; a perfect model's | pairs: both trusted, agree | k-hat too high "
-        "| largest deviation of ranks (of uniform ones) |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| checkpoint | its answers | its likelihoods | its guide | right samples "
+        "| total variation above perfect sampling | log p(y\\|x), nats: prior, weights; ELBO; a perfect model's "
+        "| pairs: both trusted, agree | k-hat too high | largest deviation of ranks (of uniform ones) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in (*SOLVED, *GENERATED):
         d = read_json(CHECKPOINTS / f"{name}.diagnosis.json")
@@ -228,7 +228,8 @@ def diagnoses_table() -> str:
         deviation = max(told["deviation"] for told in d["ranks"]["summary"].values())
         perfect = e.get("log_p_perfect")
         lines.append(
-            f"| `{name}` | {_level(d, SAMPLES)} | {_level(d, GUIDE)} | {_told(right)} | {_told(even)} "
+            f"| `{name}` | {' | '.join(_level(d, about) for about in (SAMPLES, ESTIMATES, GUIDE))} "
+            f"| {_told(right)} | {_told(even)} "
             f"| {e['log_p_prior']:.2f}, {e['log_p_guide']:.2f}; {e['iwae']['1']:.2f}; {_told(perfect, 2)} "
             f"| {e['both_trusted']}, {e['agree']} of {e['pairs']} | {e['khat_above']:.2f} "
             f"| {deviation:.2f} ({d['ranks']['band']:.2f}) |"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
+from pyro_gram.allocator import keep_freed_memory
 from pyro_gram.errors import UserError
 
 
@@ -28,6 +29,7 @@ def call(main: Callable[[list[str]], int], argv: list[str] | None = None) -> int
     """Run a program's main; a UserError becomes one line on stderr and exit code 2."""
     if os.getcwd() not in sys.path:  # where a user's own package.module:Class lives
         sys.path.append(os.getcwd())
+    keep_freed_memory()
     try:
         return main(sys.argv[1:] if argv is None else argv)
     except UserError as e:

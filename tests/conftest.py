@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import itertools
+import os
 import shutil
 import struct
 import tempfile
@@ -21,6 +22,10 @@ from torch import Tensor, nn
 from pyro_gram.build import Assembly, build
 from pyro_gram.config import RunConfig, brings, config_class, make_run_config
 from pyro_gram.registry import GUIDES, MODELS, PRIORS, TASKS
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 
