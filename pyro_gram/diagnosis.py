@@ -45,7 +45,7 @@ DATA_SAMPLES = 4096  # of the prior of p(x): all data share them
 RANK_ROUNDS, RANK_DRAWS = 2, 31  # simulated data of an input, and the guide's trajectories for each
 CHAINS, DRAWS = 4, 12  # of inference.nc
 # Supervision steps of coloring8's trajectories, some .25 ms each on two cores: each part takes as many inputs as fit.
-SAMPLED, WEIGHED, COLLECTED, RANKED, FOLLOWED, FORKED = 60_000, 50_000, 20_000, 35_000, 15_000, 20_000
+SAMPLED, WEIGHED, COLLECTED, RANKED, FOLLOWED, FORKED = 50_000, 42_000, 20_000, 35_000, 15_000, 20_000
 TRIED = 8_000  # on training inputs
 ENDS, PROJECTED = 24, 64  # trajectories of an input: whose ends are compared; in the landscape
 PLACES = 8  # positions whose part in the answer is tried, and numbers of transitions

@@ -94,7 +94,7 @@ def test_a_memory_limit_below_one_trajectory_is_refused():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("memory", [25.0, 100.0])
+@pytest.mark.parametrize("memory", [25.0, pytest.param(100.0, marks=pytest.mark.slow)])
 def test_a_thousand_trajectories_stay_within_the_users_memory(memory):
     assert peak_mb(memory) <= memory
 
