@@ -17,7 +17,7 @@ from pyro_gram.diagnostics import landscape as landscapes
 from pyro_gram.diagnostics.calibration import uniformity
 from pyro_gram.diagnostics.calibration_figures import sbc_figure, uniformity_figure
 from pyro_gram.diagnostics.collect import collect
-from pyro_gram.diagnostics.evidence import evidence, to_dict
+from pyro_gram.diagnostics.evidence import NEITHER, evidence, to_dict
 from pyro_gram.diagnostics.inference_data import save
 from pyro_gram.diagnostics.landscape import landscape
 from pyro_gram.diagnostics.metrics import excess, measure, solution_ids
@@ -175,7 +175,7 @@ def weights(study: Study) -> None:
     told = to_dict(found)
     if puzzles.complete:
         log_m = puzzles.num_solutions.double().log().mean().item()
-        judged.append(verdicts.likely(summary["log_p"], log_m))
+        judged.append(verdicts.likely(summary["log_p"], log_m, summary["believed"][NEITHER] / summary["pairs"]))
         told["summary"]["log_p_perfect"] = -log_m
     study.found(*judged, evidence=told)
     study.draw("evidence", evidence_figure(found), *(v.name for v in judged))

@@ -193,7 +193,7 @@ def test_a_damaged_log_is_told(few, tmp_path, capsys):
         assert "cannot be read as lines of JSON" in capsys.readouterr().err
 
 
-TINY = ["--task", "coloring", "--preset", "tiny", "--task.vertices", "6", "--verdict.hidden", "0"]
+TINY = ["--task", "coloring", "--preset", "tiny", "--verdict.hidden", "0"]
 RECIPES = {
     "leaking": ["--beta.start", "0.01", "--beta.target", "0"],
     "collapsed": ["--beta.start", "50", "--beta.target", "0"],

@@ -245,12 +245,17 @@ def agreement(summary: dict[str, Any]) -> Verdict:
     )
 
 
-def likely(log_p: float, log_m: float) -> Verdict:
-    """``log_p``: mean believed log p(y|x) of targets drawn uniformly, nats; ``log_m``: of the same inputs."""
-    short = -log_p - log_m
+def likely(log_p: float, log_m: float, neither: float) -> Verdict:
+    """How likely are solutions drawn uniformly?
+
+    Args:
+        log_p: mean believed log p(y|x), nats.
+        log_m: mean log m of the same inputs.
+        neither: share of pairs where no estimate can be believed; with many the mean is not known.
+    """
     return Verdict(
         "likelihood",
-        LIKELY.level(short),
+        LIKELY.level(-log_p - log_m) if neither <= NEITHER.good else UNKNOWN,
         f"log p(y|x) {log_p:.2f} on average, a perfect model's {-log_m:.2f} nats",
         LIKELY.text,
         "How far the model itself, whatever its guide, is from uniform over the solutions.",

@@ -68,6 +68,12 @@ def test_estimates_must_agree_where_both_can_be_trusted_and_one_must_hold_nearly
     assert verdicts.agreement(summary(both_trusted=0, agree=0)).level == GOOD  # one holds everywhere
 
 
+def test_a_likelihood_is_judged_where_estimates_can_be_believed():
+    assert verdicts.likely(-2.0, 1.9, neither=0.1).level == GOOD
+    assert verdicts.likely(-4.0, 1.9, neither=0.0).level == BAD
+    assert verdicts.likely(-4.0, 1.9, neither=0.2).level == UNKNOWN
+
+
 def test_evenness_goes_by_the_effect_and_not_by_significance():
     even = {"tested": 100, "rejected": 100, "level": 0.05, "excess": 0.05}
     assert verdicts.even(even, 0.9, 0.95).level == GOOD

@@ -34,6 +34,10 @@ def test_a_swapped_part_is_trained_measured_and_solves(words, infers, tmp_path, 
     groups = {name.strip("/") for name in load(tmp_path / "run" / "inference.nc").groups()} - {""}
     assert {"prior_predictive", "observed_data"} <= groups
     assert groups & FROM_THE_GUIDE == (FROM_THE_GUIDE if infers else set())
+    assert ("kl" in results["metrics"]) == (results["metrics"]["posterior_accuracy"] is not None) == infers
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "Can its answers be trusted?" in report
+    assert ("Can its guide be trusted?" in report) == infers
     (tmp_path / "graph").write_text("CF\n")
     capsys.readouterr()
     assert call(solve.main, ["--checkpoint", str(tmp_path / "run"), "--input", str(tmp_path / "graph"), "--json"]) == 0
