@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 import pyro_gram
 from pyro_gram.checks import check_seed
-from pyro_gram.cli import Parser, call
+from pyro_gram.cli import Parser, call, directory
 from pyro_gram.diagnosis import check_ready, diagnose
 from pyro_gram.errors import UserError
-from pyro_gram.files import check_writable
+from pyro_gram.files import check_directory, check_writable
 from pyro_gram.run import read_rows
 from pyro_gram.study import Settings, Study
 
@@ -27,11 +27,17 @@ def make_parser() -> Parser:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=directory,
         metavar="DIR",
         help="default: diagnosis/ in the run's directory, NAME.diagnosis/ beside a file",
     )
-    parser.add_argument("--inputs", type=int, default=200, metavar="B", help="test inputs, at the most (default 200)")
+    parser.add_argument(
+        "--inputs",
+        type=int,
+        default=200,
+        metavar="B",
+        help="test inputs, at the most (default 200); what takes long looks at fewer",
+    )
     parser.add_argument("--depth", type=int, metavar="S", help="supervision steps (default: as the run was measured)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
@@ -57,6 +63,7 @@ def main(argv: list[str]) -> int:
     in_run = arguments.checkpoint.name == "model.safetensors"  # a run's directory, named by its file
     checkpoint = arguments.checkpoint.parent if in_run else arguments.checkpoint
     out = arguments.out or beside(checkpoint, "diagnosis")
+    check_directory(out, "--out")
     if (out / "config.json").exists():
         raise UserError(f"{out} holds a run: give another --out")
     check_ready(solver)

@@ -218,7 +218,8 @@ def diagnoses_table() -> str:
     """What ``diagnose.py`` says of the committed checkpoints."""
     lines = [
         "| checkpoint | its answers | its likelihoods | its guide | right samples "
-        "| total variation above perfect sampling | log p(y\\|x), nats: prior, weights; ELBO; a perfect model's "
+        "| total variation above perfect sampling "
+        "| log p(y\\|x), nats: prior, weights; ELBO of the same pairs; a perfect model's "
         "| pairs: both trusted, agree | k-hat too high | largest deviation of ranks (of uniform ones) |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pyro_gram.cli import Parser, call
+from pyro_gram.cli import Parser, call, directory
 from pyro_gram.config import RunConfig, add_options, read_preset, with_options
-from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.errors import ConfigError
+from pyro_gram.files import check_directory
 from pyro_gram.inference.temper import told
 from pyro_gram.tasks.base import SPLITS, make_task
 
 PRESETS = Path(__file__).parent / "presets"
-
-
-def directory(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("give a directory")
-    return Path(text)
 
 
 def make_parser(add_help: bool = True) -> Parser:
@@ -123,8 +117,7 @@ def main(argv: list[str]) -> int:
     device = pick_device(arguments["device"])
     task = config.names["task"].rpartition(":")[2]
     out = arguments["out"] or Path("runs") / f"{task}-{config.preset}-seed{config.seed}"
-    if any(p.exists() and not p.is_dir() for p in (out, *out.parents)):
-        raise UserError(f"--out {out} is, or lies in, a file; give a directory")
+    check_directory(out, "--out")
 
     from pyro_gram.evaluate import finish
     from pyro_gram.run import InterruptedRunError, open_run, train

@@ -152,7 +152,9 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = f.metadata() or {}
             tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as e:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {e}") from None
+        hint = f" (the weights that belong to it are in {path.with_suffix('.safetensors').name})"
+        hint = hint if path.suffix == ".json" and path.with_suffix(".safetensors").exists() else ""
+        raise CheckpointError(f"{path} is not a readable safetensors file{hint}: {e}") from None
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} was not written by pyro_gram (format {metadata.get('format')!r})")
     try:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -23,6 +24,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: error: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
+
+
+def directory(text: str) -> Path:
+    """The type of an option that names a directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("give a directory")
+    return Path(text)
 
 
 def call(main: Callable[[list[str]], int], argv: list[str] | None = None) -> int:

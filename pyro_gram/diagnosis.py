@@ -18,6 +18,7 @@ from pyro_gram.diagnostics.calibration import uniformity
 from pyro_gram.diagnostics.calibration_figures import sbc_figure, uniformity_figure
 from pyro_gram.diagnostics.collect import collect
 from pyro_gram.diagnostics.evidence import NEITHER, evidence, to_dict
+from pyro_gram.diagnostics.figures import counted
 from pyro_gram.diagnostics.inference_data import save
 from pyro_gram.diagnostics.landscape import landscape
 from pyro_gram.diagnostics.metrics import excess, measure, solution_ids
@@ -154,7 +155,7 @@ def weights(study: Study) -> None:
     if getattr(solver.model, "bounded", False):
         study.skip("evidence", "log p(y|x) of a diffusion model is no matter of trajectories of guidance")
         return
-    puzzles, x, y = study.pairs(study.at_most(WEIGHED, GUIDE_SAMPLES, most=24))
+    puzzles, x, y = study.pairs(study.at_most(WEIGHED, GUIDE_SAMPLES, most=24), several=True)
     draws = PRIOR_SAMPLES if x is not None else min(DATA_SAMPLES, max(LEAST_OF_DATA, study.fit(2 * WEIGHED)))
     found = evidence(
         solver.model,
@@ -169,13 +170,17 @@ def weights(study: Study) -> None:
         max_trajectories=at_once(study.positions),
     )
     summary = found.summary()
-    judged = [verdicts.agreement(summary)]
+    judged = [verdicts.estimate(summary)]
     if found.guide is not None:
-        judged.insert(0, verdicts.weights(summary))
+        judged += [verdicts.weights(summary), verdicts.agreement(summary)]
     told = to_dict(found)
     if puzzles.complete:
         log_m = puzzles.num_solutions.double().log().mean().item()
-        judged.append(verdicts.likely(summary["log_p"], log_m, summary["believed"][NEITHER] / summary["pairs"]))
+        judged.append(
+            verdicts.likely(
+                summary["log_p"], summary["log_p_se"], log_m, summary["believed"][NEITHER] / summary["pairs"]
+            )
+        )
         told["summary"]["log_p_perfect"] = -log_m
     study.found(*judged, evidence=told)
     study.draw("evidence", evidence_figure(found), *(v.name for v in judged))
@@ -199,7 +204,9 @@ def ranks(study: Study) -> None:
         seed=s.seed,
         max_traced=at_once(study.positions, MAX_TRACED),
     )
-    judged = verdicts.ranks({name: told["deviation"] for name, told in found.summary().items()}, found.band)
+    judged = verdicts.ranks(
+        {name: told["deviation"] for name, told in found.summary().items()}, found.band, found.ranks.shape[1]
+    )
     study.found(judged, ranks=ranks_to_dict(found))
     study.draw("ranks", sbc_figure(found), judged.name)
 
@@ -354,8 +361,11 @@ def lead(study: Study) -> str:
     conditional = study.test.inputs is not None
     what = f"on {m['num_inputs']:,} inputs that training never saw" if conditional else "without input"
     temper = told(config.temper.scale, config.temper.transitions)
+    steps = counted(study.settings.depth, "supervision step")
+    guide = "; the guide, its bounds, weights and ranks are examined on a few of them, of the prior as it is"
     return (
-        f"Preset {config.preset}, seed {config.seed}, {count:,} parameters. Samples are fresh trajectories of the prior"
-        f"{f' ({temper})' if temper else ''} {what}, {m['num_samples']:,} each, {study.settings.depth} supervision "
-        "steps deep; the guide, its bounds, weights and ranks are examined on a few of them, of the prior as it is."
+        f"Preset {config.preset}, seed {config.seed}, {count:,} parameters with the heads. "
+        "Samples are fresh trajectories of the prior"
+        f"{f' ({temper})' if temper else ''} {what}, {m['num_samples']:,} each, {steps} "
+        f"deep{guide if study.guide is not None else ''}."
     )

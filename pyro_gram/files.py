@@ -47,6 +47,12 @@ def check_writable(path: Path) -> None:
         raise UserError(f"cannot write {path}: {e.strerror or e}") from e
 
 
+def check_directory(path: Path, option: str) -> None:
+    """Raises UserError where ``path``, which ``option`` names, is a file or lies in one."""
+    if any(p.exists() and not p.is_dir() for p in (path, *path.parents)):
+        raise UserError(f"{option} {path} is, or lies in, a file; give a directory")
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """As :func:`write_via`, for bytes; synced to disk before the rename."""
 

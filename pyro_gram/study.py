@@ -101,9 +101,12 @@ class Study:
         """The tensor on the model's device; None stays None."""
         return beside(self.solver.model, tensor)
 
-    def pairs(self, count: int) -> tuple[PuzzleSet, Tensor | None, Tensor]:
-        """The first ``count`` test inputs with a target each, drawn uniformly, beside the model; or data of p(x)."""
-        puzzles = self.test.subset(count)
+    def pairs(self, count: int, several: bool = False) -> tuple[PuzzleSet, Tensor | None, Tensor]:
+        """The first ``count`` test inputs with a target each, drawn uniformly, beside the model; or data of p(x).
+
+        ``several``: those with several solutions, where some are known to have them.
+        """
+        puzzles = self.several(count) if several and self.test.inputs is not None else self.test.subset(count)
         x, y = puzzles.pairs(count, generator_for(self.settings.seed, len(puzzles)))
         return puzzles, self.beside(x), self.beside(y)
 

@@ -67,7 +67,7 @@ def test_a_checkpoint_is_diagnosed_beside_it(few, tmp_path, capsys):
     assert drawn == {f"{name}.png" for name in FIGURES - {"training", "animation"}} | {"formation.gif"}
     names = [v["name"] for v in found["verdicts"]]
     assert names == [
-        "right answers", "leak", "generalisation", "collapse", "bound", "evenness", "importance weights",
+        "right answers", "leak", "generalisation", "collapse", "bound", "evenness", "estimate", "importance weights",
         "two estimates", "likelihood", "ranks under the guide", "diversity", "settled",
     ]  # fmt: skip
     page = (out / "report.html").read_text()
@@ -170,6 +170,24 @@ def test_the_directory_of_a_run_is_not_written_into(few, tmp_path, capsys):
     (tmp_path / "run" / "config.json").write_text("{}")
     assert call(program.main, ["--checkpoint", str(path), "--out", str(tmp_path / "run")]) == 2
     assert "holds a run" in capsys.readouterr().err
+
+
+def test_a_file_is_no_directory_to_write_into(few, tmp_path, capsys):
+    path = checkpoint(tmp_path)
+    for out, message in ((path, "is, or lies in, a file"), ("", "give a directory")):
+        try:
+            code = call(program.main, ["--checkpoint", str(path), "--out", str(out)])
+        except SystemExit as e:
+            code = e.code
+        assert code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_settings_beside_a_checkpoint_are_not_the_checkpoint(few, tmp_path, capsys):
+    path = checkpoint(tmp_path)
+    path.with_suffix(".json").write_text("{}")
+    assert call(program.main, ["--checkpoint", str(path.with_suffix(".json"))]) == 2
+    assert "the weights that belong to it are in small.safetensors" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_told_before_any_work(few, tmp_path, monkeypatch, capsys):

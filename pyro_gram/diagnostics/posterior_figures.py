@@ -37,7 +37,7 @@ def _bounds(axes: Any, found: Evidence) -> None:
     mean = found.iwae.mean(1)
     error = found.iwae.std(1, correction=0) / found.iwae.shape[1] ** 0.5
     axes.fill_between(found.counts, mean - error, mean + error, color=BLUE, alpha=0.15, linewidth=0)
-    axes.plot(found.counts, mean, color=BLUE, marker="o", label="IWAE of k draws (k = 1: the ELBO)")
+    axes.plot(found.counts, mean, color=BLUE, marker="o", label="IWAE of k draws (k = 1: the ELBO of these pairs)")
     for estimate, color, style, name in (
         (found.guide, BLUE, "--", "smoothed weights (PSIS)"),
         (found.prior, ORANGE, ":", "prior Monte Carlo"),
@@ -74,20 +74,20 @@ def _both(axes: Any, found: Evidence) -> None:
     if neither:
         axes.plot(neither, found.log_p.numpy()[order][np.array(neither) - 1], "x", color=RED, label="neither is")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    clean(axes, "pairs, in order", "log p(y|x), nats")
+    clean(axes, "pairs, in order of log p(y|x)", "log p(y|x), nats")
     axes.legend(frameon=False, loc="best")
     axes.set_title("Each pair, two ways (bars: one\nstandard error; filled: believed)")
 
 
 def _khats(axes: Any, found: Evidence) -> None:
     assert found.guide is not None
-    khat = np.sort(found.guide.khat.numpy())
+    khat = found.guide.khat.numpy()[found.log_p.argsort(stable=True).numpy()]
     shown = np.where(np.isfinite(khat), khat, max(1.2, khat[np.isfinite(khat)].max(initial=1.0)))
     axes.plot(range(1, len(shown) + 1), shown, color=BLUE, marker="o", linestyle="none")
     limit = good_khat(found.guide.num_samples)
     axes.axhline(limit, color=RED, linestyle="--", label=f"{limit:.2f}: above it do not trust the weights")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    clean(axes, "pairs, in order", "k-hat of the guide's weights")
+    clean(axes, "pairs, in the same order", "k-hat of the guide's weights")
     axes.legend(frameon=False, loc="upper left")
     ess = found.guide.ess.median().item()
     axes.set_title(
@@ -127,6 +127,7 @@ def terms_figure(data: Any, transitions: int) -> Figure:
     if "guidance" in data["prior"]:
         prior = data["prior"]["guidance"].mean(("chain", "draw", "instance")).values
         _by_step(scale, prior, transitions, (ORANGE,) * transitions, "s", "prior")
+    scale.margins(y=0.1)
     scale.set_ylim(bottom=0)
     clean(scale, "supervision step", "root mean square of eps")
     scale.set_title("Scale of the guidance")

@@ -10,8 +10,8 @@ READINGS = {  # name -> title, reading
     ),
     "leak": (
         "Guide and prior over training",
-        "What the guide says of y must become what the prior finds by itself: the curves should meet, and the gap "
-        "between them come down into the green.",
+        "What the guide says of y must become what the prior finds by itself: on validation inputs, which training has "
+        "not seen, the curves should meet, and the gap between them come down into the green.",
     ),
     "solved": (
         "Answers",

@@ -61,7 +61,7 @@ class Scale:
 
 
 RIGHT = Scale(0.9, 0.5, "right samples")
-LEAK = Scale(0.1, 0.5, "right answers under the guide less those of the prior")
+LEAK = Scale(0.1, 0.5, "right answers under the guide less those of the prior, here or on training inputs")
 GENERAL = Scale(0.1, 0.3, "right samples of training inputs less those of unseen ones")
 LIKE = Scale(0.8, 0.3, "Inception score over that of real images")
 NEAR = Scale(0.7, 0.3, "distance to the nearest training image over that of real images")
@@ -100,10 +100,11 @@ def leak(posterior: float, prior: float, seen: float | None = None) -> Verdict:
         seen: those of the prior on training inputs, where measured. A prior that is right there has not been leaked to;
             that it is wrong elsewhere is another matter (:func:`general`).
     """
-    level = LEAK.level(posterior - (prior if seen is None else seen))
+    gap = posterior - max(prior, prior if seen is None else seen)
+    level = LEAK.level(gap)
     value = f"right with y in sight {posterior:.3f}, without {prior:.3f}"
     if seen is not None:
-        value += f", without on training inputs {seen:.3f}"
+        value += f", without on training inputs {seen:.3f}: {gap:.3f} less at best"
     meaning = "What the guide says of y, the prior has learned to find by itself."
     if level != GOOD:
         meaning = (
@@ -182,7 +183,7 @@ def settled(share: float) -> Verdict:
     return Verdict(
         "settled",
         SETTLED.level(share),
-        f"{share:.3f} of the trajectories",
+        f"{share:.3f} of the trajectories still change their answer",
         SETTLED.text,
         "Whether the trajectories have come to rest; if not, go deeper (--depth).",
     )
@@ -214,30 +215,14 @@ def weights(summary: dict[str, Any]) -> Verdict:
     )
 
 
-def agreement(summary: dict[str, Any]) -> Verdict:
-    """Do importance weights and prior Monte Carlo say the same log p(y|x)? ``summary``: of ``evidence.Evidence``."""
-    pairs = summary["pairs"]
-    neither = summary["believed"]["neither"] / pairs
-    if "both_trusted" not in summary:  # a model without a guide has one estimate
-        return Verdict(
-            "estimate",
-            NEITHER.level(neither),
-            f"prior Monte Carlo can be trusted at {round((1 - neither) * pairs)} of {pairs} pairs",
-            NEITHER.text,
-            "Prior Monte Carlo is trusted where ten draws or more carry its mean.",
-            ESTIMATES,
-        )
-    both = summary["both_trusted"]
-    level = NEITHER.level(neither)
-    if both >= COMPARABLE:
-        level = max(level, AGREE.level(summary["agree"] / both), key=LEVELS.index)
+def estimate(summary: dict[str, Any]) -> Verdict:
+    """Is there an estimate of log p(y|x) to believe? ``summary``: of ``evidence.Evidence``."""
     believed = ", ".join(f"{name} at {count}" for name, count in summary["believed"].items() if count)
     return Verdict(
-        "two estimates",
-        level,
-        f"both can be trusted at {both} of {pairs} pairs and agree within three errors at {summary['agree']} of them; "
-        f"to believe: {believed}",
-        f"{AGREE.text} (from {COMPARABLE} on); {NEITHER.text}",
+        "estimate",
+        NEITHER.level(summary["believed"]["neither"] / summary["pairs"]),
+        f"to believe at {summary['pairs']} pairs: {believed}",
+        NEITHER.text,
         "Importance weights are trusted where k-hat is low enough, prior Monte Carlo where ten draws or more carry "
         "its mean. Of two that agree the one of the smaller error is believed; of two that differ the prior's, as what "
         "the guide never visits is missing from its weights unnoticed.",
@@ -245,37 +230,55 @@ def agreement(summary: dict[str, Any]) -> Verdict:
     )
 
 
-def likely(log_p: float, log_m: float, neither: float) -> Verdict:
+def agreement(summary: dict[str, Any]) -> Verdict:
+    """Do importance weights and prior Monte Carlo say the same log p(y|x)? ``summary``: of ``evidence.Evidence``."""
+    both = summary["both_trusted"]
+    return Verdict(
+        "two estimates",
+        AGREE.level(summary["agree"] / both) if both >= COMPARABLE else UNKNOWN,
+        f"both can be trusted at {both} of {summary['pairs']} pairs and agree within three errors at "
+        f"{summary['agree']} of them",
+        f"{AGREE.text}; not measured at fewer than {COMPARABLE}",
+        "Two ways to one number that share no draws: where they agree, both are likely to be right.",
+        ESTIMATES,
+    )
+
+
+def likely(log_p: float, error: float, log_m: float, neither: float) -> Verdict:
     """How likely are solutions drawn uniformly?
 
     Args:
         log_p: mean believed log p(y|x), nats.
+        error: its standard error over the pairs.
         log_m: mean log m of the same inputs.
         neither: share of pairs where no estimate can be believed; with many the mean is not known.
     """
     return Verdict(
         "likelihood",
         LIKELY.level(-log_p - log_m) if neither <= NEITHER.good else UNKNOWN,
-        f"log p(y|x) {log_p:.2f} on average, a perfect model's {-log_m:.2f} nats",
+        f"log p(y|x) {log_p:.2f} ± {error:.2f} on average, a perfect model's {-log_m:.2f} nats",
         LIKELY.text,
         "How far the model itself, whatever its guide, is from uniform over the solutions.",
     )
 
 
-def ranks(deviations: dict[str, float], band: float) -> Verdict:
-    """``deviations``: summary of a trajectory -> largest deviation of its ranks' distribution from uniform.
+def ranks(deviations: dict[str, float], band: float, data: int) -> Verdict:
+    """Is the guide the posterior of the program's own data?
 
-    ``band``: what uniform ranks of as many data stay within.
+    Args:
+        deviations: summary of a trajectory -> largest deviation of its ranks' distribution from uniform.
+        band: what uniform ranks of as many data stay within.
+        data: how many.
     """
     worst = max(deviations, key=lambda name: deviations[name])
     level = RANKS.level(deviations[worst])
-    if deviations[worst] <= band:
-        level = GOOD if band <= RANKS.bad else UNKNOWN  # of so few data, uniform ranks look as bad
+    if level != GOOD and deviations[worst] <= band:
+        level = UNKNOWN  # of so few data, uniform ranks look as bad
     return Verdict(
         "ranks under the guide",
         level,
-        f"{deviations[worst]:.3f} ({worst}); uniform ranks stay within {band:.3f}",
-        f"{RANKS.text}; or within what uniform ranks show",
+        f"{deviations[worst]:.3f} ({worst}); uniform ranks of {data} data stay within {band:.3f}",
+        f"{RANKS.text}; not measured where uniform ranks show as much",
         "Whether the guide's trajectories are those of the program's posterior (simulation-based calibration). It says "
         "nothing against the prior's samples: bounds and weights lean on the guide, answers do not.",
         GUIDE,
@@ -295,7 +298,7 @@ def diverse(share: float, inputs: int) -> Verdict:
     return Verdict(
         "diversity",
         ONE_END.level(share),
-        f"at {share:.3f} of {inputs} inputs with several solutions all trajectories end alike",
+        f"at {round(share * inputs)} of {inputs} inputs with several solutions all trajectories end alike",
         ONE_END.text,
         "Whether the guidance decides anything: a prior whose trajectories all end alike has one answer, however many "
         "are asked for.",

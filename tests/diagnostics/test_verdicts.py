@@ -43,6 +43,7 @@ def test_a_prior_that_is_right_on_training_inputs_has_not_been_leaked_to_but_doe
     both = verdicts.of_metrics({"sample_accuracy": 0.3, "posterior_accuracy": 0.99}, {}, {}, seen=0.95)
     assert {v.name: v.level for v in both} == {"right answers": BAD, "leak": GOOD, "generalisation": BAD}
     assert verdicts.leak(0.99, 0.3, seen=0.35).level == BAD
+    assert verdicts.leak(0.99, 0.6, seen=0.35).level == LOOK  # what it finds on either, it finds
     assert verdicts.general(0.35, 0.3).level == GOOD
     assert "on training inputs alone" in verdicts.leak(0.99, 0.3).meaning  # not known
 
@@ -63,15 +64,16 @@ def test_estimates_must_agree_where_both_can_be_trusted_and_one_must_hold_nearly
     assert verdicts.agreement(summary()).level == GOOD
     assert verdicts.agreement(summary(agree=8)).level == LOOK
     assert verdicts.agreement(summary(agree=3)).level == BAD
-    assert verdicts.agreement(summary(both_trusted=4, agree=0)).level == GOOD  # too few to say anything
-    assert verdicts.agreement(summary(believed={"prior Monte Carlo": 4, "neither": 16})).level == BAD
-    assert verdicts.agreement(summary(both_trusted=0, agree=0)).level == GOOD  # one holds everywhere
+    assert verdicts.agreement(summary(both_trusted=4, agree=0)).level == UNKNOWN  # too few to say anything
+    assert verdicts.estimate(summary()).level == GOOD
+    assert verdicts.estimate(summary(believed={"prior Monte Carlo": 16, "neither": 4})).level == LOOK
+    assert verdicts.estimate(summary(believed={"prior Monte Carlo": 4, "neither": 16})).level == BAD
 
 
 def test_a_likelihood_is_judged_where_estimates_can_be_believed():
-    assert verdicts.likely(-2.0, 1.9, neither=0.1).level == GOOD
-    assert verdicts.likely(-4.0, 1.9, neither=0.0).level == BAD
-    assert verdicts.likely(-4.0, 1.9, neither=0.2).level == UNKNOWN
+    assert verdicts.likely(-2.0, 0.1, 1.9, neither=0.1).level == GOOD
+    assert verdicts.likely(-4.0, 0.1, 1.9, neither=0.0).level == BAD
+    assert verdicts.likely(-4.0, 0.1, 1.9, neither=0.2).level == UNKNOWN
 
 
 def test_evenness_goes_by_the_effect_and_not_by_significance():
@@ -82,11 +84,12 @@ def test_evenness_goes_by_the_effect_and_not_by_significance():
     assert verdicts.even({**even, "tested": 0}, 1.0, 1.0).level == UNKNOWN
 
 
-def test_ranks_that_uniform_ones_could_have_are_good():
-    assert verdicts.ranks({"a": 0.2, "b": 0.1}, band=0.25).level == GOOD
-    assert verdicts.ranks({"a": 0.2, "b": 0.1}, band=0.1).level == LOOK
-    assert verdicts.ranks({"a": 0.2, "b": 0.4}, band=0.1).value.startswith("0.400 (b)")
-    assert verdicts.ranks({"a": 0.2, "b": 0.4}, band=0.5).level == UNKNOWN  # too few data
+def test_ranks_that_uniform_ones_could_have_say_nothing_unless_they_are_even():
+    assert verdicts.ranks({"a": 0.12, "b": 0.1}, band=0.25, data=50).level == GOOD
+    assert verdicts.ranks({"a": 0.2, "b": 0.1}, band=0.25, data=50).level == UNKNOWN
+    assert verdicts.ranks({"a": 0.2, "b": 0.1}, band=0.1, data=200).level == LOOK
+    found = verdicts.ranks({"a": 0.2, "b": 0.4}, band=0.1, data=200)
+    assert (found.level, found.value[:9]) == (BAD, "0.400 (b)")
 
 
 def test_images_are_judged_by_the_classifier_and_by_their_neighbours():
