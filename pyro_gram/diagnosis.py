@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyro_gram.diagnostics import figures, verdicts
 from pyro_gram.diagnostics import landscape as landscapes
@@ -37,6 +38,7 @@ from pyro_gram.inference.sampling import at_once
 from pyro_gram.inference.temper import told
 from pyro_gram.solver import Solver
 from pyro_gram.study import Study
+from pyro_gram.tasks.base import Task
 
 SAMPLES, SAMPLES_OF_DATA, LEAST_OF_DATA = 20, 2000, 256  # an input; of p(x)
 BOUND_PAIRS = 128
@@ -47,7 +49,7 @@ RANK_ROUNDS, RANK_DRAWS = 2, 31  # simulated data of an input, and the guide's t
 CHAINS, DRAWS = 4, 12  # of inference.nc
 # Supervision steps of coloring8's trajectories, some .25 ms each on two cores: each part takes as many inputs as fit.
 SAMPLED, WEIGHED, COLLECTED, RANKED, FOLLOWED, FORKED = 50_000, 42_000, 20_000, 35_000, 15_000, 20_000
-TRIED = 8_000  # on training inputs
+TRIED, LEAST_SEEN = 8_000, 16  # on training inputs
 ENDS, PROJECTED = 24, 64  # trajectories of an input: whose ends are compared; in the landscape
 PLACES = 8  # positions whose part in the answer is tried, and numbers of transitions
 HANDFUL = 6  # solutions of the input that is shown closely
@@ -110,9 +112,9 @@ def _steered(study: Study, inputs: int) -> dict[str, Any]:
 def _seen(study: Study) -> float | None:
     """Right samples of the prior on training inputs: apart from a leak, it may not have generalised."""
     task = study.solver.task
-    if study.guide is None or not task.checkable or not task.spec.conditional:
+    if not task.checkable or not task.spec.conditional:
         return None
-    x = task.split("train").subset(study.at_most(TRIED, SEEN_SAMPLES, most=SEEN)).inputs
+    x = task.split("train").subset(min(SEEN, max(LEAST_SEEN, study.fit(TRIED) // SEEN_SAMPLES))).inputs
     rolled = study.solver.sample(x, SEEN_SAMPLES, study.settings.depth, study.settings.seed, halt=study.halt)
     return task.valid(x, rolled.tokens).double().mean().item()
 
@@ -176,11 +178,10 @@ def weights(study: Study) -> None:
     told = to_dict(found)
     if puzzles.complete:
         log_m = puzzles.num_solutions.double().log().mean().item()
-        judged.append(
-            verdicts.likely(
-                summary["log_p"], summary["log_p_se"], log_m, summary["believed"][NEITHER] / summary["pairs"]
-            )
-        )
+        short = found.log_p + puzzles.num_solutions.double().log()
+        error = None if x is None else short.std(correction=0).item() / len(short) ** 0.5
+        neither = summary["believed"][NEITHER] / summary["pairs"]
+        judged.append(verdicts.likely(summary["log_p"], error, log_m, neither))
         told["summary"]["log_p_perfect"] = -log_m
     study.found(*judged, evidence=told)
     study.draw("evidence", evidence_figure(found), *(v.name for v in judged))
@@ -220,10 +221,10 @@ def trajectories(study: Study) -> None:
     walked = walk(study.solver.model, x, depth=s.depth, num_samples=ENDS, seed=s.seed, temper=study.temper)
     ends = attractors(task, x, walked.tokens)
     parted = parting(task, x, walked)
-    several = puzzles.num_solutions > 1 if puzzles.complete else torch.zeros(len(puzzles), dtype=torch.bool)
-    alike = (ends.distinct[several] == 1).double()
+    several = puzzles.num_solutions > 1  # of an incomplete list too
+    alike = (_distinct_right(task, puzzles.inputs, walked.tokens[-1])[several] <= 1).double()
     found = [verdicts.diverse(alike.mean().item() if len(alike) else 0.0, len(alike))]
-    if task.checkable:
+    if task.checkable and s.depth > 1:  # one step alone cannot change
         found.append(verdicts.settled(ends.unsettled.mean().item()))
     study.found(
         *found,
@@ -244,6 +245,13 @@ def trajectories(study: Study) -> None:
     )
     _decisions(study)
     _one_input(study)
+
+
+def _distinct_right(task: Task, x: Tensor | None, tokens: Tensor) -> Tensor:
+    """Different answers to each input, ``[N, B, L_out] -> [B]``: the right ones, where answers are right or wrong."""
+    canonical = task.canonical(x, tokens)
+    right = task.valid(x, tokens) if task.checkable else torch.ones(tokens.shape[:2], dtype=torch.bool)
+    return torch.tensor([len(canonical[right[:, b], b].unique(dim=0)) for b in range(tokens.shape[1])])
 
 
 def _decisions(study: Study) -> None:

@@ -210,7 +210,7 @@ def unsettled(task: Task, x: Tensor | None, history: Tensor) -> float | None:
         x: at least the inputs of the history, ``[B, *event]``; None for p(x).
         history: int64 ``[S, N, b, L_out]``.
     """
-    if not task.checkable:
+    if not task.checkable or len(history) == 1:  # one step alone cannot change
         return None
     few = None if x is None else x[: history.shape[2]]
     return attractors(task, few, history).unsettled.mean().item()
@@ -220,7 +220,7 @@ def looks_of(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Accuracy of the prior on a few validation inputs at the looks of training, last and best: does it decay?
 
     ``recent_accuracy`` and ``peak_accuracy`` are means of three successive looks, as the best of many noisy ones is
-    too good.
+    too good: the last three, and the best before them. None of both with fewer than six.
 
     Args:
         rows: the lines of ``metrics.jsonl``.
@@ -228,14 +228,11 @@ def looks_of(rows: list[dict[str, Any]]) -> dict[str, float]:
     seen = [row["prior_accuracy"] for row in rows if "prior_accuracy" in row]
     if not seen:
         return {}
-    few = min(3, len(seen))
-    means = [sum(seen[i : i + few]) / few for i in range(len(seen) - few + 1)]
-    return {
-        "last_accuracy": seen[-1],
-        "best_accuracy": max(seen),
-        "recent_accuracy": means[-1],
-        "peak_accuracy": max(means),
-    }
+    found = {"last_accuracy": seen[-1], "best_accuracy": max(seen)}
+    if len(seen) < 6:
+        return found
+    means = [sum(seen[i : i + 3]) / 3 for i in range(len(seen) - 2)]
+    return found | {"recent_accuracy": means[-1], "peak_accuracy": max(means[:-3])}
 
 
 def test_metrics(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, Any]:

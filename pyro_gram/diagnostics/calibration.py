@@ -62,10 +62,18 @@ class Uniformity:
         return self.total_variation - self.expected
 
     def summary(self) -> dict[str, Any]:
-        """Over the tested inputs."""
+        """Over the tested inputs.
+
+        ``uneven``: their excess, of the greatest that there could be: 0 where calibrated, 1 where all right samples of
+        an input are one solution. The excess by itself is small where solutions are many and samples few.
+        """
         tested = self.tested
         found: dict[str, Any] = {"tested": int(tested.sum()), "rejected": int(self.rejected.sum()), "level": self.level}
-        return found | {"excess": self.excess[tested].mean().item()} if found["tested"] else found
+        if not found["tested"]:
+            return found
+        most = 1 - 1 / self.num_solutions.double() - self.expected
+        uneven = self.excess[tested].sum() / most[tested].sum()
+        return found | {"excess": self.excess[tested].mean().item(), "uneven": uneven.item()}
 
 
 def uniformity(

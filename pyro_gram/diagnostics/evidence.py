@@ -79,18 +79,22 @@ class Evidence:
 
     @property
     def believed(self) -> list[str]:
-        """Which estimate of each pair to believe: of those that can be trusted the one of the smaller error.
+        """Which estimate of each pair to believe: of two that agree the one of the smaller error, if it can be trusted.
 
-        Where both can and differ, the prior's: what the guide never visits is missing from its weights unnoticed.
+        Of two that differ the greater, and neither where that one cannot be trusted: either is the log of an unbiased
+        mean, above log p by t nats with a probability of exp(-t) at most (Markov), so that the lesser has missed
+        something, whatever its own tests say.
         """
         prior_holds = self.prior.ess >= HITS
         if self.guide is None:
             return [PRIOR if holds else NEITHER for holds in prior_holds.tolist()]
         guide_holds = self.guide.smooth_enough
-        guide_first = guide_holds & (~prior_holds | (self.agree & (self.guide.se <= self.prior.se)))
+        sharper = guide_holds & (~prior_holds | (self.guide.se <= self.prior.se))
+        guide_first = torch.where(self.agree, sharper, guide_holds & (self.difference > 0))
+        prior_second = torch.where(self.agree, prior_holds, prior_holds & (self.difference < 0))
         return [
-            GUIDE if first else PRIOR if holds else NEITHER
-            for first, holds in zip(guide_first.tolist(), prior_holds.tolist(), strict=True)
+            GUIDE if first else PRIOR if second else NEITHER
+            for first, second in zip(guide_first.tolist(), prior_second.tolist(), strict=True)
         ]
 
     @property

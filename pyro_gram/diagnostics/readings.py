@@ -56,8 +56,8 @@ READINGS = {  # name -> title, reading
     "ranks": (
         "Ranks under the guide",
         "Data are drawn from the program itself, so that the true trajectory is known: its rank among the guide's is "
-        "uniform, and each line inside its band, where the guide is the posterior. A slope means a shift; an S a guide "
-        "too narrow, its mirror image one too wide.",
+        "uniform, and each line inside its band, where the guide is the posterior. A hump on one side means a shift; "
+        "one on either side a guide too narrow (first above) or too wide (first below).",
     ),
     "landscape": (
         "Trajectories of one input",

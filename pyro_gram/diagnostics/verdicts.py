@@ -65,9 +65,9 @@ LEAK = Scale(0.1, 0.5, "right answers under the guide less those of the prior, h
 GENERAL = Scale(0.1, 0.3, "right samples of training inputs less those of unseen ones")
 LIKE = Scale(0.8, 0.3, "Inception score over that of real images")
 NEAR = Scale(0.7, 0.3, "distance to the nearest training image over that of real images")
-COLLAPSE = Scale(0.25, 0.1, "KL / (KL + reconstruction)")
+COLLAPSE = Scale(1.0, 0.25, "KL of the trajectory, nats per input")
 BOUND = Scale(2.0, 8.0, "nats that the ELBO is short of a perfect model's")
-EVEN = Scale(0.1, 0.25, "total variation to uniform above that of perfect sampling")
+EVEN = Scale(0.2, 0.5, "total variation above perfect sampling, of the greatest that there could be")
 KHAT = Scale(0.2, 0.5, "share of pairs with a k-hat above what so many draws allow")
 AGREE = Scale(0.9, 0.7, "share of pairs whose two estimates agree, of those where both can be trusted")
 NEITHER = Scale(0.1, 0.5, "share of pairs where neither estimate can be trusted")
@@ -128,9 +128,8 @@ def general(seen: float, unseen: float) -> Verdict:
 
 def collapse(kl: float, reconstruction: float) -> Verdict:
     """Does the guide say anything? ``kl`` and ``reconstruction`` of the full bound (Eq. 13), nats per input."""
-    share = kl / max(kl + reconstruction, 1e-9)
     told = reconstruction < TOLD
-    level = GOOD if told else COLLAPSE.level(share)
+    level = GOOD if told else COLLAPSE.level(kl)
     value = f"KL {kl:.2f}, reconstruction {reconstruction:.2f} nats per input"
     if told:
         meaning = "At the trajectory's end the decoder is sure of y: what it depends on beside x is decided by then."
@@ -138,7 +137,7 @@ def collapse(kl: float, reconstruction: float) -> Verdict:
         meaning = "The trajectory carries what y depends on beside x."
     else:
         meaning = (
-            "The guide says next to nothing and leaves the answer to the decoder: the KL has collapsed. Lower "
+            "The guide says little or nothing and leaves the answer to the decoder: the KL has collapsed. Lower "
             "its weight (--beta.start), or raise it later (--beta.target)."
         )
     return Verdict("collapse", level, value, f"{COLLAPSE.text}; or reconstruction under {TOLD:g} nats", meaning, GUIDE)
@@ -166,13 +165,12 @@ def even(summary: dict[str, Any], coverage: float, limit: float) -> Verdict:
             EVEN.text,
             "Nothing to compare.",
         )
-    excess = summary["excess"]
     return Verdict(
         "evenness",
-        EVEN.level(excess),
-        f"total variation {excess:+.3f} above perfect sampling; {summary['rejected']} of {summary['tested']} inputs "
-        f"are uneven beyond chance (false discovery rate {summary['level']:.0%}); coverage {coverage:.3f}, i.i.d. "
-        f"limit {limit:.3f}",
+        EVEN.level(summary["uneven"]),
+        f"{summary['uneven']:.2f}: total variation {summary['excess']:+.3f} above perfect sampling; "
+        f"{summary['rejected']} of {summary['tested']} inputs are uneven beyond chance (false discovery rate "
+        f"{summary['level']:.0%}); coverage {coverage:.3f}, i.i.d. limit {limit:.3f}",
         EVEN.text,
         "Whether frequencies of right samples can be read as p(y|x): uniform over an input's solutions is the truth.",
     )
@@ -223,9 +221,9 @@ def estimate(summary: dict[str, Any]) -> Verdict:
         NEITHER.level(summary["believed"]["neither"] / summary["pairs"]),
         f"to believe at {summary['pairs']} pairs: {believed}",
         NEITHER.text,
-        "Importance weights are trusted where k-hat is low enough, prior Monte Carlo where ten draws or more carry "
-        "its mean. Of two that agree the one of the smaller error is believed; of two that differ the prior's, as what "
-        "the guide never visits is missing from its weights unnoticed.",
+        "Importance weights are trusted where k-hat is low enough, prior Monte Carlo where its mean weighs ten draws "
+        "or more. Of two that agree the one of the smaller error is believed; of two that differ the greater, if it "
+        "can be trusted: the lesser has missed something.",
         ESTIMATES,
     )
 
@@ -244,19 +242,20 @@ def agreement(summary: dict[str, Any]) -> Verdict:
     )
 
 
-def likely(log_p: float, error: float, log_m: float, neither: float) -> Verdict:
+def likely(log_p: float, error: float | None, log_m: float, neither: float) -> Verdict:
     """How likely are solutions drawn uniformly?
 
     Args:
         log_p: mean believed log p(y|x), nats.
-        error: its standard error over the pairs.
+        error: standard error of log p + log m over the pairs; None where these share their draws.
         log_m: mean log m of the same inputs.
         neither: share of pairs where no estimate can be believed; with many the mean is not known.
     """
     return Verdict(
         "likelihood",
         LIKELY.level(-log_p - log_m) if neither <= NEITHER.good else UNKNOWN,
-        f"log p(y|x) {log_p:.2f} ± {error:.2f} on average, a perfect model's {-log_m:.2f} nats",
+        f"log p(y|x) {log_p:.2f} on average, a perfect model's {-log_m:.2f} nats"
+        + (f" (± {error:.2f} between them)" if error is not None else ""),
         LIKELY.text,
         "How far the model itself, whatever its guide, is from uniform over the solutions.",
     )
@@ -357,7 +356,7 @@ def of_metrics(
         found.append(even(uniformity, metrics["coverage"], metrics["coverage_limit"]))
     if metrics.get("unsettled") is not None:
         found.append(settled(metrics["unsettled"]))
-    if looks:
+    if "recent_accuracy" in looks:
         found.append(decay(looks["recent_accuracy"], looks["peak_accuracy"]))
     return found
 

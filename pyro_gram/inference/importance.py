@@ -86,16 +86,25 @@ def guide_draws(
     """
     at_once = max(1, max_traced // num_samples)
     devices = [y.device] if y.is_cuda else []
+    chunk, rows = 0, []
     with torch.random.fork_rng(devices=devices), torch.no_grad(), pyro.validation_enabled(False):
-        parts = []
-        for chunk, (a, b) in enumerate(split_pairs(x, y, at_once)):
-            torch.manual_seed(seed + chunk)
-            parts.append(_draw(model, guide, a, b, steps, num_samples))
+        for a, b in split_pairs(x, y, at_once):
+            columns = []
+            for start in range(0, num_samples, max_traced):
+                torch.manual_seed(seed + chunk)
+                chunk += 1
+                columns.append(_draw(model, guide, a, b, steps, min(max_traced, num_samples - start)))
+            rows.append(_joined(columns, 0))
     if isinstance(guide, EffectGuide):
         guide.forget()
+    return _joined(rows, 1)
+
+
+def _joined(parts: list[GuideDraws], dim: int) -> GuideDraws:
+    """Draws side by side: along the samples (0) or the inputs (1)."""
     return GuideDraws(
         **{
-            f.name: torch.cat([getattr(part, f.name) for part in parts], dim=2 if f.name in PER_TRANSITION else 1)
+            f.name: torch.cat([getattr(part, f.name) for part in parts], dim=dim + (f.name in PER_TRANSITION))
             for f in fields(GuideDraws)
         }
     )

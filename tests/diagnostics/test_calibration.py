@@ -36,7 +36,16 @@ def test_samples_that_favour_one_solution_are_rejected():
     found = uniformity(ids_of(3, 60, 40, weights=[0.8, 0.1, 0.1]), m)
     assert found.rejected.double().mean() > 0.95
     assert found.summary()["excess"] > 0.35
+    assert 0.6 < found.summary()["uneven"] < 0.8
     assert found.summary()["rejected"] == int(found.rejected.sum())
+
+
+def test_a_sampler_that_has_one_answer_is_uneven_however_many_solutions_there_are():
+    for m, n in ((256, 20), (30, 3), (10, 2), (2, 20)):
+        found = uniformity(torch.zeros(n, 40, dtype=torch.long), torch.full((40,), m), draws=99).summary()
+        assert found["uneven"] == pytest.approx(1)
+        even = uniformity(ids_of(m, n, 4000, seed=m), torch.full((4000,), m), draws=99).summary()
+        assert abs(even["uneven"]) < 0.1
 
 
 def test_one_uneven_input_among_many_is_found():
