@@ -81,7 +81,7 @@ class Study:
     def walk(self, seed: int, n: int) -> list[Drawn]:
         """The samples after each supervision step of n trajectories an input."""
         parts: list[list[Drawn]] = []
-        with quiet(self.x):
+        with quiet(self.solver.model, self.x):
             for chunk, x in enumerate(self.x.split(max(1, self.limit // n))):
                 torch.manual_seed(seed + chunk)
                 steps = []

@@ -19,7 +19,7 @@ from pyro_gram.diagnostics.calibration import uniformity
 from pyro_gram.diagnostics.calibration_figures import sbc_figure, uniformity_figure
 from pyro_gram.diagnostics.collect import collect
 from pyro_gram.diagnostics.evidence import NEITHER, evidence, to_dict
-from pyro_gram.diagnostics.figures import counted
+from pyro_gram.diagnostics.figures import HANDFUL, counted
 from pyro_gram.diagnostics.inference_data import save
 from pyro_gram.diagnostics.landscape import landscape
 from pyro_gram.diagnostics.metrics import excess, measure, solution_ids
@@ -52,7 +52,6 @@ SAMPLED, WEIGHED, COLLECTED, RANKED, FOLLOWED, FORKED = 50_000, 42_000, 20_000, 
 TRIED, LEAST_SEEN = 8_000, 16  # on training inputs
 ENDS, PROJECTED = 24, 64  # trajectories of an input: whose ends are compared; in the landscape
 PLACES = 8  # positions whose part in the answer is tried, and numbers of transitions
-HANDFUL = 6  # solutions of the input that is shown closely
 
 
 def samples(study: Study) -> None:
@@ -64,15 +63,15 @@ def samples(study: Study) -> None:
     metrics: dict[str, Any] = measure(task, puzzles, rolled.tokens, rolled.score).to_dict()
     uneven: dict[str, Any] = {}
     if puzzles.inputs is None:
-        study.draw("samples", figures.samples(task, rolled.tokens[:, 0]), "right answers", "likeness", "copies")
+        study.draw("samples", figures.samples(task, rolled.tokens[:, 0]))
     else:
-        study.draw("solved", figures.solved(task, puzzles, rolled.tokens), "right answers", "generalisation")
+        study.draw("solved", figures.solved(task, puzzles, rolled.tokens))
     if task.split("test").primary is None:  # else what a task says is of all versions of an input
         metrics |= assess(task, puzzles, rolled.tokens, split="test")
     if puzzles.complete and int(puzzles.num_solutions.max()) > 1:
         even = uniformity(solution_ids(task, puzzles, rolled.tokens), puzzles.num_solutions, seed=seed)
         uneven = even.summary()
-        study.draw("evenness", uniformity_figure(even), "evenness")
+        study.draw("evenness", uniformity_figure(even))
     metrics |= _steered(study, len(puzzles)) | {"depth": study.settings.depth}
     looks = looks_of(study.rows)
     judged = verdicts.of_metrics(metrics, looks, uneven, _seen(study))
@@ -124,9 +123,9 @@ def training(study: Study) -> None:
     if not study.rows:
         study.skip("training", "there is no metrics.jsonl beside this checkpoint; a run's directory holds it")
         return
-    study.draw("training", figures.training(study.rows), "decay")
+    study.draw("training", figures.training(study.rows))
     if any("posterior_accuracy" in row for row in study.rows):
-        study.draw("leak", leak_figure(study.rows), "leak")
+        study.draw("leak", leak_figure(study.rows))
 
 
 def groups(study: Study) -> None:
@@ -146,7 +145,10 @@ def groups(study: Study) -> None:
     )
     save(data, study.out / "inference.nc")
     if "guidance" in data["prior"]:
-        study.draw("terms", terms_figure(data, getattr(solver.config.model, "transitions", 1)), "collapse")
+        study.draw(
+            "terms_prior" if study.guide is None else "terms",
+            terms_figure(data, getattr(solver.config.model, "transitions", 1)),
+        )
     else:
         study.skip("terms", "this model has no guidance")
 
@@ -184,7 +186,7 @@ def weights(study: Study) -> None:
         judged.append(verdicts.likely(summary["log_p"], error, log_m, neither))
         told["summary"]["log_p_perfect"] = -log_m
     study.found(*judged, evidence=told)
-    study.draw("evidence", evidence_figure(found), *(v.name for v in judged))
+    study.draw("evidence_prior" if found.guide is None else "evidence", evidence_figure(found))
 
 
 def ranks(study: Study) -> None:
@@ -209,7 +211,7 @@ def ranks(study: Study) -> None:
         {name: told["deviation"] for name, told in found.summary().items()}, found.band, found.ranks.shape[1]
     )
     study.found(judged, ranks=ranks_to_dict(found))
-    study.draw("ranks", sbc_figure(found), judged.name)
+    study.draw("ranks", sbc_figure(found))
 
 
 def trajectories(study: Study) -> None:
@@ -237,12 +239,8 @@ def trajectories(study: Study) -> None:
             "differ_by_step": parted.differ.tolist(),
         },
     )
-    study.draw(
-        "attractors",
-        attractors_figure(ends, parted, puzzles.num_solutions if puzzles.complete else None),
-        "settled",
-        "diversity",
-    )
+    known = puzzles.num_solutions if puzzles.complete else None
+    study.draw("attractors", attractors_figure(ends, parted, known))
     _decisions(study)
     _one_input(study)
 
@@ -273,7 +271,7 @@ def _decisions(study: Study) -> None:
         study.skip("deciding", "this model has no guidance")
         return
     study.found(deciding={"kept": found.kept.tolist(), "same": found.by_transition.mean(1).tolist()})
-    study.draw("deciding", deciding_figure(found), "diversity")
+    study.draw("deciding", deciding_figure(found))
 
 
 def _one_input(study: Study) -> None:
@@ -287,13 +285,13 @@ def _one_input(study: Study) -> None:
     if seen is None:
         study.skip("landscape", "every trajectory of this model is the same")
     else:
-        study.draw("landscape", landscape_figure(seen), "diversity")
+        study.draw("landscape", landscape_figure(seen))
     history = walk(model, x, depth=s.depth, num_samples=3, seed=s.seed, temper=study.temper).tokens[:, :, 0]
     one = None if x is None else x[0].cpu()
-    study.draw("formation", figures.formation(task, one, history), "settled")
+    study.draw("formation", figures.formation(task, one, history))
     path = study.out / "figures" / "formation.gif"
     animate(task, one, history, path)
-    study.draw("animation", path, "settled")
+    study.draw("animation", path)
 
 
 PARTS: dict[str, Callable[[Study], None]] = {

@@ -159,8 +159,8 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
         puzzles = puzzles.subset(config.evaluate.inputs)
     rolled = roll(run, puzzles.inputs)
     metrics = test_metrics(run, puzzles, rolled)
-    history = followed(run, puzzles)
-    metrics["unsettled"] = unsettled(task, puzzles.inputs, history)
+    history = followed(run, puzzles.plain)
+    metrics["unsettled"] = unsettled(task, puzzles.plain.inputs, history)
     drawn = draw_figures(run, puzzles, rolled.tokens, history)
     write_inference_data(run, puzzles)
     trained = run.trainer.elapsed + heads
@@ -239,7 +239,8 @@ def test_metrics(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, Any
     """The metrics of the roll-outs, and the bounds at beta = 1: those are of the prior as it is, without temper."""
     task, seed = run.assembly.task, run.assembly.config.evaluate.seed
     metrics = measure(task, puzzles, rolled.tokens, rolled.score)
-    x, y = puzzles.pairs(BOUND_INPUTS, generator_for(seed, len(puzzles)))
+    plain = puzzles.plain
+    x, y = plain.pairs(BOUND_INPUTS, generator_for(seed, len(plain)))
     found = bounds_of(run, x, y)
     return {
         **metrics.to_dict(),

@@ -66,8 +66,13 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """As :func:`write_bytes`, for JSON with two spaces of indent; null stands for numbers that JSON has none for."""
-    write_bytes(path, (json.dumps(_finite(value), indent=2, allow_nan=False) + "\n").encode())
+    """As :func:`write_bytes`, for JSON."""
+    write_bytes(path, (as_json(value) + "\n").encode())
+
+
+def as_json(value: Any) -> str:
+    """JSON with two spaces of indent; null stands for numbers that JSON has none for."""
+    return json.dumps(_finite(value), indent=2, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

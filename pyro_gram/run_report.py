@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_gram.diagnostics import figures, verdicts
+from pyro_gram.diagnostics.figures import HANDFUL
 from pyro_gram.diagnostics.metrics import solution_ids
 from pyro_gram.diagnostics.posterior_figures import leak_figure
 from pyro_gram.diagnostics.report import Report, Section, lead_of, result_rows, write_report
@@ -41,28 +42,19 @@ def draw_figures(run: Run, puzzles: PuzzleSet, tokens: Tensor, history: Tensor) 
             drawn["neighbours"] = digits.neighbours(tokens[:, 0], task.split("train").solutions, task.spec.image[0])
     else:
         # An input with several solutions shows best how trajectories part.
-        several = int((puzzles.num_solutions[: history.shape[2]] - 6).abs().argmin())
+        followed = puzzles.plain.subset(history.shape[2])
+        several = int((followed.num_solutions - HANDFUL).abs().argmin())
         drawn["solved"] = figures.solved(task, puzzles, tokens)
         if puzzles.complete and int(puzzles.num_solutions.max()) > 1:
             drawn["coverage_by_solutions"] = figures.coverage_by_solutions(
                 solution_ids(task, puzzles, tokens), puzzles.num_solutions
             )
-        drawn["formation"] = figures.formation(task, puzzles.inputs[several], history[:, :3, several])
+        assert followed.inputs is not None
+        drawn["formation"] = figures.formation(task, followed.inputs[several], history[:, :3, several])
     paths = {name: run.out / "figures" / f"{name}.png" for name in drawn}
     for name, figure in drawn.items():
         write_via(paths[name], partial(figure.savefig, dpi=110))
     return paths
-
-
-SHOWS = {  # figure -> the verdicts that it shows
-    "training": ("decay",),
-    "leak": ("leak",),
-    "solved": ("right answers",),
-    "samples": ("right answers", "likeness"),
-    "coverage_by_solutions": ("evenness",),
-    "formation": ("settled",),
-    "neighbours": ("copies",),
-}
 
 
 def write_run_report(run: Run, results: dict[str, Any], drawn: dict[str, Path]) -> list[verdicts.Verdict]:
@@ -70,7 +62,7 @@ def write_run_report(run: Run, results: dict[str, Any], drawn: dict[str, Path]) 
     config, task = run.assembly.config, run.assembly.task
     judged = verdicts.of_metrics(results["metrics"], results["looks"], results["uniformity"])
     by_name = {v.name: v for v in judged}
-    sections = [Section.of(name, path, *map(by_name.get, SHOWS[name])) for name, path in drawn.items()]
+    sections = [Section.of(name, path, by_name) for name, path in drawn.items()]
     title = f"pyro_gram: {results['task']}, preset {results['preset']}, seed {results['seed']}"
     report = Report(
         title=title,

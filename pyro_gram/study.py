@@ -49,7 +49,7 @@ class Study:
     rows: list[dict[str, Any]]
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     numbers: dict[str, Any] = field(default_factory=dict)
-    drawn: dict[str, tuple[Path | str, tuple[str, ...]]] = field(default_factory=dict)
+    drawn: dict[str, Path | str] = field(default_factory=dict)
 
     @property
     def guide(self) -> nn.Module | None:
@@ -64,8 +64,7 @@ class Study:
     @cached_property
     def test(self) -> PuzzleSet:
         """The test split; of versions of an input the plain one."""
-        puzzles = self.solver.task.split("test")
-        return puzzles if puzzles.primary is None else puzzles.select(puzzles.primary)
+        return self.solver.task.split("test").plain
 
     @property
     def positions(self) -> int:
@@ -115,22 +114,20 @@ class Study:
         self.verdicts |= {v.name: v for v in found}
         self.numbers |= numbers
 
-    def draw(self, name: str, figure: Figure | Path, *shows: str) -> None:
-        """Keep a figure, as a PNG file, with the names of the verdicts that it shows."""
+    def draw(self, name: str, figure: Figure | Path) -> None:
+        """Keep a figure, as a PNG file."""
         path = figure if isinstance(figure, Path) else self.out / "figures" / f"{name}.png"
         if isinstance(figure, Figure):
             write_via(path, partial(figure.savefig, dpi=110))
-        self.drawn[name] = (path, shows)
+        self.drawn[name] = path
 
     def skip(self, name: str, reason: str) -> None:
         """There is no such figure of this checkpoint, and the report says why."""
-        self.drawn[name] = (reason, ())
+        self.drawn[name] = reason
 
     def sections(self) -> list[Section]:
         """The figures in order, with what they show."""
         return [
-            Section.of(name, what, *(self.verdicts.get(v) for v in shows))
-            if isinstance(what, Path)
-            else Section.without(name, what)
-            for name, (what, shows) in self.drawn.items()
+            Section.of(name, what, self.verdicts) if isinstance(what, Path) else Section.without(name, what)
+            for name, what in self.drawn.items()
         ]

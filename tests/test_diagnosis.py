@@ -137,7 +137,33 @@ def test_any_checkpoint_is_diagnosed_and_what_has_no_meaning_is_left_out(few, tm
     assert ("likeness" in names) == ("copies" in names) == images
     page = (out / "report.html").read_text()
     assert ("this model has no inference network" in page or "is not that of its draws" in page) == (not infers)
-    assert all(0 < d["deviation"] < 1 for d in found.get("ranks", {}).get("summary", {}).values())
+    prior_alone = "log p(y|x) by prior Monte Carlo" in page
+    assert prior_alone == (not infers and changes.get("model_name") != "mdlm")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"task_name": "sudoku_uncond"},
+        {"task_name": "arc"},
+        {"task_name": "mnist"},
+        {"model_name": "vae"},
+        {"model_name": "trm"},
+        {"prior_name": "none", "guide_name": "prior"},
+    ],
+    ids=str,
+)
+def test_one_input_and_one_step_are_enough_and_say_no_more_than_they_can(few, tmp_path, changes):
+    path = checkpoint(tmp_path, **changes)
+    data = ["--data-dir", digits_folder()] if changes.get("task_name") == "mnist" else []
+    _, found = diagnosed(path, "--inputs", "1", "--depth", "1", *data)
+    assert "settled" not in {v["name"] for v in found["verdicts"]}  # one step alone cannot change
+
+
+def test_models_without_a_guide_may_learn_by_heart_too(few, tmp_path):
+    _, found = diagnosed(checkpoint(tmp_path, model_name="direct"))
+    assert "generalisation" in {v["name"] for v in found["verdicts"]}
 
 
 @pytest.mark.parametrize(

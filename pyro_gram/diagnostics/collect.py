@@ -115,7 +115,7 @@ def _guide(
 def _prior(task: Task, model: nn.Module, puzzles: PuzzleSet, *, depth: int, draws: int, seed: int) -> Groups:
     x, shape = beside(model, puzzles.inputs), (draws, len(puzzles))
     by_step: dict[str, list[Tensor]] = {}
-    with quiet(x), GuidanceScale() as scale:
+    with quiet(model, x), GuidanceScale() as scale:
         torch.manual_seed(seed)
         for end in unrolled(model, x, depth=depth, num_samples=draws):
             tokens, h = end.values[OBSERVED], end.state.h

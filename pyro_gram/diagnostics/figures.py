@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pyro_gram.tasks.base import PuzzleSet, Task
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#777777"
+HANDFUL = 6  # solutions of the input that is shown closely, as near as there is one
 
 
 def counted(number: int, noun: str) -> str:

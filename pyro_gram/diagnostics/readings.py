@@ -53,6 +53,11 @@ READINGS = {  # name -> title, reading
         "pair should meet within their bars. Right: k-hat of each pair; above the line its weights cannot be "
         "trusted.",
     ),
+    "evidence_prior": (
+        "log p(y|x) by prior Monte Carlo",
+        "Each pair's estimate, and how many draws weigh in its mean: below the line it is that of a few lucky ones.",
+    ),
+    "terms_prior": ("Scale of the guidance, by transition", "How strongly each transition is steered."),
     "ranks": (
         "Ranks under the guide",
         "Data are drawn from the program itself, so that the true trajectory is known: its rank among the guide's is "
@@ -74,4 +79,24 @@ READINGS = {  # name -> title, reading
         "Trajectories are run again with part of their guidance kept and the rest drawn anew: where keeping a little "
         "more makes the answer the same again, there it was decided.",
     ),
+}
+
+SHOWS = {  # name -> the verdicts that the figure shows
+    "training": ("decay",),
+    "leak": ("leak",),
+    "solved": ("right answers", "generalisation"),
+    "samples": ("right answers", "likeness", "copies"),
+    "coverage_by_solutions": ("evenness",),
+    "evenness": ("evenness",),
+    "neighbours": ("copies",),
+    "formation": ("settled",),
+    "animation": ("settled",),
+    "terms": ("collapse",),
+    "terms_prior": (),
+    "evidence": ("estimate", "importance weights", "two estimates", "likelihood", "bound"),
+    "evidence_prior": ("estimate", "likelihood"),
+    "ranks": ("ranks under the guide",),
+    "landscape": ("diversity",),
+    "attractors": ("settled", "diversity"),
+    "deciding": ("diversity",),
 }

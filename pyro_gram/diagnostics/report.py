@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -13,9 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
 from pyro_gram import paper
-from pyro_gram.diagnostics.readings import READINGS
+from pyro_gram.diagnostics.readings import READINGS, SHOWS
 from pyro_gram.diagnostics.verdicts import BAD, ESTIMATES, GOOD, GUIDE, LOOK, SAMPLES, UNKNOWN, Verdict, worst
-from pyro_gram.files import write_bytes
+from pyro_gram.files import as_json, write_bytes
 from pyro_gram.inference.temper import told
 
 MIME = {".png": "image/png", ".gif": "image/gif"}
@@ -74,9 +73,9 @@ class Section:
     missing: str = ""
 
     @classmethod
-    def of(cls, name: str, figure: Path, *found: Verdict | None) -> Section:
-        """The section of a figure that ``readings`` knows; verdicts that are None are left out."""
-        return cls(*READINGS[name], figure, tuple(v for v in found if v is not None))
+    def of(cls, name: str, figure: Path, found: dict[str, Verdict]) -> Section:
+        """The section of a figure that ``readings`` knows, with those of the verdicts ``found`` that it shows."""
+        return cls(*READINGS[name], figure, tuple(found[v] for v in SHOWS[name] if v in found))
 
     @classmethod
     def without(cls, name: str, missing: str) -> Section:
@@ -126,7 +125,7 @@ def write_report(path: Path, report: Report) -> None:
         groups=groups,
         classes=CLASSES,
         with_paper=any(row.paper for row in report.rows),
-        details={name: json.dumps(value, indent=2) for name, value in report.details.items()},
+        details={name: as_json(value) for name, value in report.details.items()},
     )
     write_bytes(path, page.encode())
 

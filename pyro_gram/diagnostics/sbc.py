@@ -121,7 +121,7 @@ def simulate(
 
 def _drawn(model: nn.Module, x: Tensor | None, depth: int, seed: int, count: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Data that the program draws, y int64 ``[B, L_out]``, and the summaries of the trajectories behind them."""
-    with quiet(x), GuidanceScale() as scale, pyro.plate("trajectories", 1 if x is not None else count, dim=-2):
+    with quiet(model, x), GuidanceScale() as scale, pyro.plate("trajectories", 1 if x is not None else count, dim=-2):
         torch.manual_seed(seed)
         trace = poutine.trace(model).get_trace(x, None, None, steps=depth, truncated=False)
     if not scale.by_transition:

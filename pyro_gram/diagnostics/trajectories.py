@@ -83,7 +83,7 @@ def followed(
     keep: Callable[[Decode], Kept],
 ) -> list[Kept]:
     """What ``keep`` takes of z_0 and of the end of each supervision step: S + 1 of them."""
-    with quiet(x):
+    with quiet(model, x):
         torch.manual_seed(seed)
         kept = [keep(advance(model, x, None, n, 0))]
         torch.manual_seed(seed)  # again: a program that draws its z_0 draws the same one
@@ -309,7 +309,7 @@ def deciding(
     """
     wanted = 1 if places is None else places
     check_counts(seed=seed, num_samples=num_samples, depth=depth, points=points, places=wanted)
-    with quiet(x):
+    with quiet(model, x):
         torch.manual_seed(seed)
         start = advance(model, x, None, num_samples, 0).state
 

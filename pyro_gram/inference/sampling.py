@@ -173,7 +173,7 @@ def rollout(
     inputs = [None] if x is None else list(x.split(max(1, most // num_samples)))
     rows: list[Rollout] = []
     chunk = 0
-    with quiet(x):
+    with quiet(model, x):
         for part in inputs:
             columns = []
             for start in range(0, num_samples, most):
@@ -206,7 +206,7 @@ def rollout_log_prob(
     parts = [(None, y)] if x is None else list(zip(x.split(whole), y.split(whole), strict=True))
     rows = []
     chunk = 0
-    with quiet(x):
+    with quiet(model, x):
         for a, b in parts:
             columns = []
             for start in range(0, num_samples, max_trajectories):
@@ -260,9 +260,10 @@ def _check_plan(plan: Plan, x: Tensor | None) -> None:
 
 
 @contextmanager
-def quiet(x: Tensor | None) -> Iterator[None]:
-    """No gradient, no validation, and the caller's random state put back at the end."""
-    devices = [x.device] if x is not None and x.is_cuda else []
+def quiet(model: Callable[..., Any], x: Tensor | None) -> Iterator[None]:
+    """No gradient, no validation, and the caller's random state put back at the end, where x or the model is."""
+    held = x if x is not None or not isinstance(model, nn.Module) else next(model.parameters(), None)
+    devices = [held.device] if held is not None and held.is_cuda else []
     with torch.random.fork_rng(devices=devices), torch.no_grad(), pyro.validation_enabled(False):
         yield
 

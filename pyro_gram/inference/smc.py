@@ -111,7 +111,7 @@ def smc(
     check_fits(num_samples, max_trajectories)
     check_has_heads(model, "filter")
     parts = []
-    with quiet(x):
+    with quiet(model, x):
         for chunk, some in enumerate(x.split(max(1, max_trajectories // num_samples))):
             torch.manual_seed(seed + chunk)
             parts.append(_filter(model, some, num_samples, depth, config, temper))

@@ -89,7 +89,7 @@ def gather(
         check: is an answer right?
         depth: supervision steps.
     """
-    with quiet(x):
+    with quiet(model, x):
         torch.manual_seed(seed)
         with Temper(temper):
             ends = list(unrolled(model, x, depth=min(depth, DEEPEST)))

@@ -126,6 +126,11 @@ class PuzzleSet:
             primary=primary,
         )
 
+    @property
+    def plain(self) -> PuzzleSet:
+        """Of versions of one input the first, each an input of its own; all where there are no versions."""
+        return self if self.primary is None else self.select(self.primary)
+
     def select(self, index: Tensor) -> PuzzleSet:
         """The puzzles at ``index`` (int64, or bool ``[N]``), in its order, each counted as an input of its own."""
         assert self.inputs is not None

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from pyro_gram import paper
 from pyro_gram.diagnostics import verdicts
-from pyro_gram.diagnostics.readings import READINGS
+from pyro_gram.diagnostics.readings import READINGS, SHOWS
 from pyro_gram.diagnostics.report import Report, Row, Section, result_rows, write_report
 
 LEAK, RIGHT, COLLAPSE = verdicts.leak(0.99, 0.1), verdicts.right(0.95), verdicts.collapse(0.01, 3.0)
@@ -40,9 +40,10 @@ def picture(path, width=4.0):
 @pytest.fixture
 def page(tmp_path):
     def write(**changes):
+        found = {v.name: v for v in (RIGHT, LEAK, COLLAPSE)}
         sections = [
-            Section.of("leak", picture(tmp_path / "a.png", 6), LEAK),
-            Section.of("training", picture(tmp_path / "b.png", 4), None, RIGHT),
+            Section.of("leak", picture(tmp_path / "a.png", 6), found),
+            Section.of("training", picture(tmp_path / "b.png", 4), found),
             Section.without("landscape", "every trajectory of this model is the same"),
         ]
         base = {
@@ -99,6 +100,19 @@ def test_every_figure_comes_with_its_reading_or_the_reason_why_there_is_none(pag
         assert READINGS[name][0] in text
     assert "Not shown: every trajectory of this model is the same." in text
     assert text.count('class="wide"') == 1  # scrolls sideways on a telephone; the other fits
+
+
+def test_a_figure_shows_verdicts_that_there_are():
+    metrics = {"sample_accuracy": 1.0, "posterior_accuracy": 1.0, "kl": 1.0, "reconstruction": 1.0, "excess": 1.0}
+    metrics |= {"inception_score": 1.0, "inception_score_real": 1.0, "nearest_distance": 1.0, "unsettled": 0.0}
+    metrics |= {"nearest_distance_real": 1.0, "coverage": 1.0, "coverage_limit": 1.0}
+    weighed = {"pairs": 1, "both_trusted": 0, "agree": 0, "believed": {"neither": 0}, "khat_above": 0, "khat_limit": 0}
+    weighed |= {"ess_median": 1, "guide_samples": 1}
+    judged = verdicts.of_metrics(metrics, {"recent_accuracy": 1.0, "peak_accuracy": 1.0}, {"tested": 0}, seen=1.0)
+    judged += [verdicts.estimate(weighed), verdicts.weights(weighed), verdicts.agreement(weighed)]
+    judged += [verdicts.likely(0.0, None, 0.0, 0.0), verdicts.ranks({"a": 0.0}, 1.0, 1), verdicts.diverse(0.0, 1)]
+    assert READINGS.keys() == SHOWS.keys()
+    assert {name for shown in SHOWS.values() for name in shown} == {v.name for v in judged}
 
 
 def test_the_papers_column_is_there_where_the_paper_says_something(page):
