@@ -44,7 +44,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def beside(checkpoint: Path, name: str) -> Path:
+def kept_with(checkpoint: Path, name: str) -> Path:
     """A file or folder that belongs to a checkpoint: in its run's directory, or beside the file under its name."""
     if checkpoint.is_dir():
         return checkpoint / name
@@ -62,14 +62,14 @@ def main(argv: list[str]) -> int:
     solver.check_depth(arguments.depth)
     in_run = arguments.checkpoint.name == "model.safetensors"  # a run's directory, named by its file
     checkpoint = arguments.checkpoint.parent if in_run else arguments.checkpoint
-    out = arguments.out or beside(checkpoint, "diagnosis")
+    out = arguments.out or kept_with(checkpoint, "diagnosis")
     check_directory(out, "--out")
     if (out / "config.json").exists():
         raise UserError(f"{out} holds a run: give another --out")
     check_ready(solver)
     check_writable(out / "report.html")
     settings = Settings(arguments.depth or solver.default_depth, arguments.inputs, arguments.seed)
-    study = Study(solver, settings, out, read_rows(beside(checkpoint, "metrics.jsonl")))
+    study = Study(solver, settings, out, read_rows(kept_with(checkpoint, "metrics.jsonl")))
     name = checkpoint.stem if checkpoint.is_file() else checkpoint.resolve().name
     with tqdm(file=sys.stderr, desc="diagnose", unit="part", bar_format="{desc}: {n_fmt}/{total_fmt} {postfix}") as bar:
         diagnose(study, name, bar)

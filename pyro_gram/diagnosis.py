@@ -10,9 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from pyro_gram.build import Assembly
 from pyro_gram.diagnostics import figures, verdicts
 from pyro_gram.diagnostics import landscape as landscapes
 from pyro_gram.diagnostics.calibration import uniformity
@@ -29,16 +27,14 @@ from pyro_gram.diagnostics.sbc import simulate
 from pyro_gram.diagnostics.sbc import to_dict as ranks_to_dict
 from pyro_gram.diagnostics.trajectories import attractors, deciding, parting, walk
 from pyro_gram.diagnostics.trajectory_figures import animate, attractors_figure, deciding_figure, landscape_figure
-from pyro_gram.evaluate import assess, environment, looks_of
+from pyro_gram.evaluate import assess, bound_metrics, bounds_of, environment, looks_of
 from pyro_gram.evaluate import check_ready as check_task
 from pyro_gram.files import write_json
-from pyro_gram.inference.bounds import bounds
 from pyro_gram.inference.importance import MAX_TRACED
 from pyro_gram.inference.sampling import at_once
 from pyro_gram.inference.temper import told
 from pyro_gram.solver import Solver
 from pyro_gram.study import Study
-from pyro_gram.tasks.base import Task
 
 SAMPLES, SAMPLES_OF_DATA, LEAST_OF_DATA = 20, 2000, 256  # an input; of p(x)
 BOUND_PAIRS = 128
@@ -82,30 +78,13 @@ def _steered(study: Study, inputs: int) -> dict[str, Any]:
     """The bounds (Eq. 13, 14) and the terms of the full one, and right answers with y in sight, on the same inputs."""
     if study.guide is None:
         return {}
-    task, solver = study.solver.task, study.solver
-    conditional = task.spec.conditional
-    puzzles, x, y = study.pairs(inputs if conditional else min(BOUND_PAIRS, study.settings.inputs))
-    found = bounds(
-        solver.model,
-        study.guide,
-        x,
-        y,
-        steps=study.settings.depth,
-        trained=solver.config.train.supervision_steps,
-        seed=study.settings.seed,
-        max_traced=at_once(study.positions, 4 * MAX_TRACED),
-    )
-    right = None
-    if task.checkable and found.tokens is not None:
-        right = task.valid(puzzles.inputs, found.tokens).double().mean().item()
+    solver, s = study.solver, study.settings
+    count = inputs if solver.task.spec.conditional else min(BOUND_PAIRS, s.inputs)
+    puzzles, x, y = study.pairs(count)
+    held = Assembly(solver.config, solver.task, solver.model, solver.guide)
+    found = bounds_of(held, x, y, s.depth, s.seed)
     short = {"excess": excess(found.full, puzzles.num_solutions).mean().item()} if puzzles.complete else {}
-    return short | {
-        "elbo": found.full.mean().item(),
-        "elbo_surrogate": found.surrogate.mean().item(),
-        "kl": found.kl.sum(0).mean().item(),
-        "reconstruction": found.reconstruction.mean().item(),
-        "posterior_accuracy": right,
-    }
+    return short | bound_metrics(held, puzzles.inputs, found)
 
 
 def _seen(study: Study) -> float | None:
@@ -177,15 +156,15 @@ def weights(study: Study) -> None:
     judged = [verdicts.estimate(summary)]
     if found.guide is not None:
         judged += [verdicts.weights(summary), verdicts.agreement(summary)]
-    told = to_dict(found)
+    numbers = to_dict(found)
     if puzzles.complete:
-        log_m = puzzles.num_solutions.double().log().mean().item()
-        short = found.log_p + puzzles.num_solutions.double().log()
-        error = None if x is None else short.std(correction=0).item() / len(short) ** 0.5
+        log_ms = puzzles.num_solutions.double().log()
+        log_m, difference = log_ms.mean().item(), found.log_p + log_ms
+        error = None if x is None else difference.std(correction=0).item() / len(difference) ** 0.5
         neither = summary["believed"][NEITHER] / summary["pairs"]
         judged.append(verdicts.likely(summary["log_p"], error, log_m, neither))
-        told["summary"]["log_p_perfect"] = -log_m
-    study.found(*judged, evidence=told)
+        numbers["summary"]["log_p_perfect"] = -log_m
+    study.found(*judged, evidence=numbers)
     study.draw("evidence_prior" if found.guide is None else "evidence", evidence_figure(found))
 
 
@@ -207,9 +186,8 @@ def ranks(study: Study) -> None:
         seed=s.seed,
         max_traced=at_once(study.positions, MAX_TRACED),
     )
-    judged = verdicts.ranks(
-        {name: told["deviation"] for name, told in found.summary().items()}, found.band, found.ranks.shape[1]
-    )
+    deviations = {name: of["deviation"] for name, of in found.summary().items()}
+    judged = verdicts.ranks(deviations, found.band, data=found.ranks.shape[1])
     study.found(judged, ranks=ranks_to_dict(found))
     study.draw("ranks", sbc_figure(found))
 
@@ -224,7 +202,7 @@ def trajectories(study: Study) -> None:
     ends = attractors(task, x, walked.tokens)
     parted = parting(task, x, walked)
     several = puzzles.num_solutions > 1  # of an incomplete list too
-    alike = (_distinct_right(task, puzzles.inputs, walked.tokens[-1])[several] <= 1).double()
+    alike = (ends.distinct_right[several] <= 1).double()
     found = [verdicts.diverse(alike.mean().item() if len(alike) else 0.0, len(alike))]
     if task.checkable and s.depth > 1:  # one step alone cannot change
         found.append(verdicts.settled(ends.unsettled.mean().item()))
@@ -243,13 +221,6 @@ def trajectories(study: Study) -> None:
     study.draw("attractors", attractors_figure(ends, parted, known))
     _decisions(study)
     _one_input(study)
-
-
-def _distinct_right(task: Task, x: Tensor | None, tokens: Tensor) -> Tensor:
-    """Different answers to each input, ``[N, B, L_out] -> [B]``: the right ones, where answers are right or wrong."""
-    canonical = task.canonical(x, tokens)
-    right = task.valid(x, tokens) if task.checkable else torch.ones(tokens.shape[:2], dtype=torch.bool)
-    return torch.tensor([len(canonical[right[:, b], b].unique(dim=0)) for b in range(tokens.shape[1])])
 
 
 def _decisions(study: Study) -> None:

@@ -47,7 +47,7 @@ def monitor(run: Run) -> dict[str, float]:
     rolled = roll(run, puzzles.inputs, num_samples=min(config.evaluate.num_samples, MONITOR_SAMPLES))
     metrics = measure(task, puzzles, rolled.tokens, rolled.score)
     x, y = puzzles.pairs(MONITOR_INPUTS, generator_for(seed, len(puzzles)))
-    found = bounds_of(run, x, y)
+    found = bounds_of(run.averaged, x, y, run.depth, seed)
     looked = {
         "prior_accuracy": metrics.sample_accuracy,
         "prior_coverage": metrics.coverage,
@@ -55,38 +55,45 @@ def monitor(run: Run) -> dict[str, float]:
         "elbo_full": found.full.mean().item(),
         "elbo_surrogate": found.surrogate.mean().item(),
     }
-    looked["posterior_accuracy"] = right_under_guide(run, x, found)
+    looked["posterior_accuracy"] = right_under_guide(run.averaged, x, found)
     own = assess(task, puzzles, rolled.tokens, split="validation")
     looked |= {f"prior_{name}": value for name, value in own.items()}
     return {name: value for name, value in looked.items() if value is not None}
 
 
-def bounds_of(run: Run, x: Tensor | None, y: Tensor) -> Bounds:
-    """The bounds of the averaged weights, at beta = 1; whole trajectories are traced, few of long sequences at once."""
-    model, guide = run.trainer.averaged
-    max_traced = at_once(run.assembly.task.spec.input_length, 4 * MAX_TRACED)
-    config = run.assembly.config
+def bounds_of(held: Assembly, x: Tensor | None, y: Tensor, depth: int, seed: int) -> Bounds:
+    """The bounds of pairs, at beta = 1; whole trajectories are traced, few of long sequences at once."""
     return bounds(
-        model,
-        guide,
-        beside(model, x),
-        beside(model, y),
-        steps=run.depth,
-        trained=config.train.supervision_steps,
-        seed=config.evaluate.seed,
-        max_traced=max_traced,
+        held.model,
+        held.guide,
+        beside(held.model, x),
+        beside(held.model, y),
+        steps=depth,
+        trained=held.config.train.supervision_steps,
+        seed=seed,
+        max_traced=at_once(held.task.spec.input_length, 4 * MAX_TRACED),
     )
 
 
-def right_under_guide(run: Run, x: Tensor | None, found: Bounds) -> float | None:
+def bound_metrics(held: Assembly, x: Tensor | None, found: Bounds) -> dict[str, float | None]:
+    """Means of the bounds, the terms of the full one where there is a guide, and what is right under it."""
+    terms = {"kl": found.kl.sum(0).mean().item(), "reconstruction": found.reconstruction.mean().item()}
+    return {
+        "elbo": found.full.mean().item(),
+        "elbo_surrogate": found.surrogate.mean().item(),
+        **({} if why_no_guide(held.model, held.guide) else terms),
+        "posterior_accuracy": right_under_guide(held, x, found),
+    }
+
+
+def right_under_guide(held: Assembly, x: Tensor | None, found: Bounds) -> float | None:
     """Pairs whose answer is right where the guide, with y in sight, steers: beside the prior's, it shows a leak.
 
     None without a guide, or where no answer is right or wrong.
     """
-    task = run.assembly.task
-    if found.tokens is None or not task.checkable or why_no_guide(run.assembly.model, run.assembly.guide):
+    if found.tokens is None or not held.task.checkable or why_no_guide(held.model, held.guide):
         return None
-    return task.valid(x, found.tokens).double().mean().item()
+    return held.task.valid(x, found.tokens).double().mean().item()
 
 
 def assess(task: Task, puzzles: PuzzleSet, tokens: Tensor, split: str) -> dict[str, float]:
@@ -151,7 +158,7 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
     model, guide = (m.eval() for m in run.trainer.averaged)
     config, task = run.assembly.config, run.assembly.task
     if takes_heads(model, config.verdict):
-        train_heads(Assembly(config, task, model, guide), run.depth)
+        train_heads(run.averaged, run.depth)
     heads = time.perf_counter() - start
     save_model(run.out / "model.safetensors", config, model, guide, data=task.provenance(), half=half)
     puzzles = task.split("test")
@@ -159,8 +166,9 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
         puzzles = puzzles.subset(config.evaluate.inputs)
     rolled = roll(run, puzzles.inputs)
     metrics = test_metrics(run, puzzles, rolled)
-    history = followed(run, puzzles.plain)
-    metrics["unsettled"] = unsettled(task, puzzles.plain.inputs, history)
+    plain = puzzles.plain
+    history = followed(run, plain)
+    metrics["unsettled"] = unsettled(task, plain.inputs, history)
     drawn = draw_figures(run, puzzles, rolled.tokens, history)
     write_inference_data(run, puzzles)
     trained = run.trainer.elapsed + heads
@@ -241,17 +249,14 @@ def test_metrics(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, Any
     metrics = measure(task, puzzles, rolled.tokens, rolled.score)
     plain = puzzles.plain
     x, y = plain.pairs(BOUND_INPUTS, generator_for(seed, len(plain)))
-    found = bounds_of(run, x, y)
+    found = bounds_of(run.averaged, x, y, run.depth, seed)
     return {
         **metrics.to_dict(),
-        **_against_limits(puzzles, metrics.coverage, metrics.coverage_limit, found.full),
-        "elbo": found.full.mean().item(),
+        **_against_limits(plain, metrics.coverage, metrics.coverage_limit, found.full),
         "elbo_full": found.full.mean().item(),
-        "elbo_surrogate": found.surrogate.mean().item(),
+        **bound_metrics(run.averaged, x, found),
         **_no_bounds(run),
         "elbo_inputs": len(y),
-        **_terms(run, found),
-        "posterior_accuracy": right_under_guide(run, x, found),
         **_likelihood(run, x, y),
         "depth": run.depth,
         "temper_scale": run.assembly.config.temper.scale,
@@ -259,13 +264,6 @@ def test_metrics(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, Any
         **_judged(run, puzzles, rolled),
         **assess(task, puzzles, rolled.tokens, split="test"),
     }
-
-
-def _terms(run: Run, found: Bounds) -> dict[str, float]:
-    """The terms of the full bound, where there is a guide."""
-    if why_no_guide(run.assembly.model, run.assembly.guide):
-        return {}
-    return {"kl": found.kl.sum(0).mean().item(), "reconstruction": found.reconstruction.mean().item()}
 
 
 def _no_bounds(run: Run) -> dict[str, None]:

@@ -51,6 +51,11 @@ class Run:
     out: Path
 
     @property
+    def averaged(self) -> Assembly:
+        """The assembly with the averaged weights, which are what is measured."""
+        return Assembly(self.assembly.config, self.assembly.task, *self.trainer.averaged)
+
+    @property
     def depth(self) -> int:
         """Supervision steps of an evaluation roll-out."""
         config = self.assembly.config

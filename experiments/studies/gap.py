@@ -84,8 +84,9 @@ def measure_run(run: Run) -> dict[str, Any]:
         by_length[str(length)] = {
             k: v for k, v in found.items() if v is not None and k not in ("num_inputs", "num_samples")
         }
-    x, y = puzzles.pairs(len(puzzles), generator_for(run.assembly.config.evaluate.seed, len(puzzles)))
-    bounds = bounds_of(run, x, y)
+    seed = run.assembly.config.evaluate.seed
+    x, y = puzzles.pairs(len(puzzles), generator_for(seed, len(puzzles)))
+    bounds = bounds_of(run.averaged, x, y, run.depth, seed)
     k_hat = pareto_k_of(run, x, y)
     rows = run.rows()
     looks = [row for row in rows if "prior_accuracy" in row]

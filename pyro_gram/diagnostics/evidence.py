@@ -107,6 +107,11 @@ class Evidence:
         return torch.stack([named[name][i] for i, name in enumerate(self.believed)])
 
     @property
+    def order(self) -> Tensor:
+        """The pairs by what is believed of them, from the least likely on, int64 ``[B]``."""
+        return self.log_p.argsort(stable=True)
+
+    @property
     def difference(self) -> Tensor:
         """The guide's estimate less the prior's, in standard errors of the difference, ``[B]``."""
         assert self.guide is not None

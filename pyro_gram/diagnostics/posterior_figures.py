@@ -54,7 +54,7 @@ def _bounds(axes: Any, found: Evidence) -> None:
 def _both(axes: Any, found: Evidence) -> None:
     """Both estimates of each pair side by side, in order; what is believed is filled."""
     assert found.guide is not None
-    order = found.log_p.argsort(stable=True).tolist()
+    order = found.order.tolist()
     for estimate, name, color, shift in ((found.guide, GUIDE, BLUE, -0.15), (found.prior, PRIOR, ORANGE, 0.15)):
         for held in (True, False):
             at = [i for i, pair in enumerate(order) if (found.believed[pair] == name) == held]
@@ -81,7 +81,7 @@ def _both(axes: Any, found: Evidence) -> None:
 
 def _khats(axes: Any, found: Evidence) -> None:
     assert found.guide is not None
-    khat = found.guide.khat.numpy()[found.log_p.argsort(stable=True).numpy()]
+    khat = found.guide.khat.numpy()[found.order.numpy()]
     shown = np.where(np.isfinite(khat), khat, max(1.2, khat[np.isfinite(khat)].max(initial=1.0)))
     axes.plot(range(1, len(shown) + 1), shown, color=BLUE, marker="o", linestyle="none")
     limit = good_khat(found.guide.num_samples)

@@ -117,6 +117,7 @@ class Attractors:
 
     Attributes:
         distinct: final answers that differ, int64 ``[B]``.
+        distinct_right: the right ones among them; all, where no answer is right or wrong.
         effective: exp of the entropy of their frequencies, ``[B]``: so many equally frequent ones are as varied.
         right_at: the share of trajectories with a right answer after each step, ``[S, B]``; NaN where it is not known
             what is right, None where no answer is right or wrong.
@@ -126,6 +127,7 @@ class Attractors:
     """
 
     distinct: Tensor
+    distinct_right: Tensor
     effective: Tensor
     right_at: Tensor | None
     settled_at: Tensor
@@ -147,26 +149,24 @@ def attractors(task: Task, x: Tensor | None, tokens: Tensor) -> Attractors:
     """
     x = on_cpu(x)
     canonical = task.canonical(x, tokens)
+    right = task.valid(x, tokens) if task.checkable else None
     steps, n = tokens.shape[:2]
     kept = (canonical == canonical[-1]).all(-1).flip(0).cumprod(0).sum(0)  # steps at the end with the final answer
     settling = steps - kept + 1
-    counts = [which.bincount() for which in numbered(canonical[-1]).T]
+    ends = numbered(canonical[-1])
+    counts = [which.bincount() for which in ends.T]
+    counted = torch.ones_like(ends, dtype=torch.bool) if right is None else right[-1]
+    kinds = [which[at] for which, at in zip(ends.T, counted.T, strict=True)]
     quarter = min(-(-steps // 4), steps - 1)  # one step alone cannot change
     return Attractors(
         torch.tensor([len(c) for c in counts]),
+        torch.tensor([len(k.unique()) for k in kinds]),
         torch.stack([torch.special.entr(c.double() / n).sum().exp() for c in counts]),
-        _right_at(task, x, tokens),
+        None if right is None else right.double().mean(1).masked_fill(~task.known(x, tokens[0, 0]), torch.nan),
         (settling <= torch.arange(1, steps + 1)[:, None, None]).double().mean(1),
         settling,
         (settling > steps - quarter).double().mean(0),
     )
-
-
-def _right_at(task: Task, x: Tensor | None, tokens: Tensor) -> Tensor | None:
-    if not task.checkable:
-        return None
-    share = task.valid(x, tokens).double().mean(1)
-    return share.masked_fill(~task.known(x, tokens[0, 0]), torch.nan)
 
 
 def numbered(answers: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def leak(posterior: float, prior: float, seen: float | None = None) -> Verdict:
         seen: those of the prior on training inputs, where measured. A prior that is right there has not been leaked to;
             that it is wrong elsewhere is another matter (:func:`general`).
     """
-    gap = posterior - max(prior, prior if seen is None else seen)
+    gap = posterior - max(prior, seen or 0.0)
     level = LEAK.level(gap)
     value = f"right with y in sight {posterior:.3f}, without {prior:.3f}"
     if seen is not None:

@@ -52,9 +52,10 @@ def test_the_standard_error_is_the_spread_over_seeds():
 
 
 def test_a_guide_that_misses_the_posterior_is_not_believed():
-    found = toy(shift=2.5, scale=0.25)  # so far out, and so narrow, that no draw of it has seen most of the posterior
+    # So far out, and so narrow, that no draw of it has seen most of the posterior.
+    found = toy(shift=2.5, scale=0.25, seed=3)
     assert (EXACT - found.guide.log_p > 1).all()
-    assert found.guide.khat.median() > 0.8
+    assert (found.guide.khat > 0.7).all()
     assert found.believed == [PRIOR] * 4
     torch.testing.assert_close(found.log_p, EXACT, rtol=0, atol=0.1)
 
@@ -122,11 +123,15 @@ def test_a_model_without_a_guide_has_the_priors_estimate_alone():
 
 
 @pytest.mark.parametrize("task", ["sudoku_uncond", "nqueens"])
-def test_evidence_of_every_task_repeats(task):
+def test_beta_of_training_is_in_no_weight(task):
+    seen = []
     assembly = small(task_name=task)
     x, y = assembly.task.split("train").pairs(3, torch.Generator().manual_seed(0))
     settings = {"depth": 2, "guide_samples": 30, "prior_samples": 30}
+    assembly.model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
     found = evidence(assembly.model, assembly.guide, x, y, **settings)
+    assert seen
+    assert {kwargs.get("beta", 1.0) for kwargs in seen} == {1.0}
     assert found.iwae.shape == (4, 3)
     assert (found.guide.log_p < 0).all()
     again = evidence(assembly.model, assembly.guide, x, y, **settings)
