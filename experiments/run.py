@@ -35,7 +35,7 @@ def make_parser(add_help: bool = True) -> Parser:
     for part in ("model", "prior", "guide"):
         parser.add_argument(f"--{part}", metavar="NAME", help="a registered name, or your own as package.module:Class")
     parser.add_argument("--seed", type=int, default=0, help="of weights, data order and guidance (default 0)")
-    parser.add_argument("--out", type=directory, metavar="DIR", help="default runs/TASK-PRESET-seedS")
+    parser.add_argument("--out", type=directory, metavar="DIR", help="default runs/TASK-PRESET[-PARTS]-seedS")
     parser.add_argument("--resume", action="store_true", help="continue the run in DIR")
     parser.add_argument("--minutes", type=float, metavar="M", help="train for M minutes instead of the preset's length")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
@@ -66,6 +66,13 @@ def parse(argv: list[str]) -> tuple[RunConfig, dict]:
             length["train.batches"] = 0
         config = with_options(config, length)
     return config, arguments
+
+
+def default_directory(config: RunConfig, arguments: dict) -> Path:
+    """A directory for each task, preset, seed and choice of parts: a baseline is not refused after GRAM."""
+    swapped = [arguments[part] for part in ("model", "prior", "guide") if arguments[part]]
+    names = [name.rpartition(":")[2] for name in (config.names["task"], config.preset, *swapped)]
+    return Path("runs") / "-".join([*names, f"seed{config.seed}"])
 
 
 def pick_device(name: str) -> torch.device:
@@ -115,8 +122,7 @@ def main(argv: list[str]) -> int:
     if arguments["list_split"]:
         return list_split(config, arguments["list_split"], arguments["data_dir"])
     device = pick_device(arguments["device"])
-    task = config.names["task"].rpartition(":")[2]
-    out = arguments["out"] or Path("runs") / f"{task}-{config.preset}-seed{config.seed}"
+    out = arguments["out"] or default_directory(config, arguments)
     check_directory(out, "--out")
 
     from pyro_gram.evaluate import finish

@@ -142,6 +142,17 @@ def test_a_run_is_not_overwritten(finished, capsys):
     assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
 
 
+def test_each_choice_of_parts_has_a_directory_of_its_own_by_default():
+    def where(*words):
+        return str(experiments.run.default_directory(*experiments.run.parse(["--task", "coloring", *words])))
+
+    assert where() == "runs/coloring-cpu-seed0"
+    assert where("--preset", "tiny", "--seed", "3") == "runs/coloring-tiny-seed3"
+    assert where("--model", "trm") == "runs/coloring-cpu-trm-seed0"
+    assert where("--prior", "flow", "--guide", "mean_field") == "runs/coloring-cpu-flow-mean_field-seed0"
+    assert where("--prior", "models.priors.flow:FlowPrior") == "runs/coloring-cpu-FlowPrior-seed0"
+
+
 def test_a_resumed_run_ends_as_an_unbroken_one(finished, tmp_path):
     out = tmp_path / "run"
     assert run(out, "--train.batches", 2) == 0
