@@ -1,5 +1,6 @@
-"""CONTRIBUTING.md is executed as written: its blocks make one module, and each part of it trains."""
+"""What the documents say: CONTRIBUTING.md and the README are executed as written, and show what is committed."""
 
+import json
 import re
 import warnings
 
@@ -8,6 +9,7 @@ import pytest
 
 from pyro_gram.cli import call
 from pyro_gram.diagnostics.inference_data import ARVIZ_MAJOR
+from pyro_gram.diagnostics.readings import SHOWS
 from tests.conftest import ROOT
 
 TINY = ["--preset", "tiny", "--train.batches", "2", "--train.supervision_steps", "2", "--evaluate.num_samples", "2"]
@@ -72,6 +74,13 @@ def test_the_readmes_tables_are_those_of_the_committed_json():
     assert filled(README) == README
     studies = (ROOT / "experiments" / "studies" / "README.md").read_text()
     assert filled_studies(studies) == studies
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "checkpoints").glob("*.diagnosis.json")), ids=lambda path: path.stem)
+def test_the_committed_diagnoses_answer_the_questions_that_the_code_asks(path):
+    names = {verdict["name"] for verdict in json.loads(path.read_text())["verdicts"]}
+    assert names <= {name for shown in SHOWS.values() for name in shown}
+    assert {"estimate", "importance weights", "two estimates", "ranks under the guide"} <= names
 
 
 def test_the_readmes_excerpt_is_the_program():

@@ -39,11 +39,13 @@ HELD = 4  # times as long as the others the last frame is shown
 
 def landscape_figure(landscape: Landscape) -> Figure:
     """Trajectories of one input over the loss between the states that they visit, and their loss step by step."""
-    figure = Figure(figsize=(13, 5.6), layout="constrained")
+    figure = Figure(figsize=(13, 6), layout="constrained")
     plane, course = figure.subplots(1, 2, width_ratios=(1.3, 1))
     _surface(figure, plane, landscape)
     _paths(plane, landscape)
     _course(course, landscape)
+    # Trajectories may end anywhere in the plane: a key within it would hide some.
+    figure.legend(handles=_key(landscape), loc="outside lower left", ncols=4, frameon=False, fontsize=10)
     return figure
 
 
@@ -69,7 +71,6 @@ def _paths(axes: Any, landscape: Landscape) -> None:
     first, second = landscape.explained
     clean(axes, f"first principal component of late h ({first:.0%} of the variance)", f"second ({second:.0%})")
     axes.grid(visible=False)
-    axes.legend(handles=_key(landscape), framealpha=0.85, loc="best", fontsize=10)
     found = counted(int(landscape.answer.max()) + 1, "distinct answer")
     judged = "" if landscape.right is None else f", {int(landscape.right.sum())} trajectories right"
     axes.set_title(f"{landscape.points.shape[1]} trajectories of the prior:\n{found}{judged}")

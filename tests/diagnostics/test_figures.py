@@ -40,6 +40,7 @@ def words(figure):
         found += [axes.get_title(), axes.get_xlabel(), axes.get_ylabel(), *(t.get_text() for t in axes.texts)]
         if axes.get_legend():
             found += [t.get_text() for t in axes.get_legend().get_texts()]
+    found += [t.get_text() for legend in figure.legends for t in legend.get_texts()]
     return " | ".join(w for w in found if w)
 
 

@@ -42,7 +42,7 @@ def test_the_landscape_shows_every_trajectory_and_the_deterministic_one(case):
         f"{int(found.right.sum())} trajectories right",
         "first principal component",
         "z_0",
-        "deterministic path",
+        "deterministic path (every guidance at its mean)",
         "supervision steps",
         "loss: -log p(the solution | h), nats",
     ):
