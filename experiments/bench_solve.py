@@ -1,4 +1,4 @@
-"""What solving costs: 255 unseen graphs of coloring8, N = 20, as ``solve.py`` and from Python; time and memory.
+"""What solving costs: the 255 unseen graphs of coloring8, N = 20, as ``solve.py`` and from Python; time and memory.
 
 Nothing else should run beside it. Each time is the median of several, in seconds.
 """
@@ -73,10 +73,14 @@ def output(words: list[str]) -> str:
     return done.stdout
 
 
-def measure(repeats: int) -> dict[str, Any]:
+def measure(repeats: int, inputs: int | None = None) -> dict[str, Any]:
+    """Times and memory, of the first ``inputs`` graphs where that is given."""
     solver = pyro_gram.load(CHECKPOINT)
     x = solver.task.split("test").inputs
     assert x is not None
+    if inputs is not None and not 1 <= inputs <= len(x):
+        raise UserError(f"--inputs must be from 1 to the {len(x)} of the test split, not {inputs}")
+    x = x[:inputs]
     one = x[:1]
     with tempfile.NamedTemporaryFile("w", suffix=".g6") as f:
         f.write("".join(solver.task.format_input(graph) + "\n" for graph in x))
@@ -117,11 +121,12 @@ def measure(repeats: int) -> dict[str, Any]:
 def main(argv: list[str]) -> int:
     parser = Parser("bench_solve.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--repeats", type=int, default=5, metavar="K", help="(default 5)")
+    parser.add_argument("--inputs", type=int, metavar="B", help="solve the first B graphs only (default all 255)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON to FILE as well")
     arguments = parser.parse_args(argv)
     if arguments.repeats < 1:
         raise UserError(f"--repeats must be at least 1, not {arguments.repeats}")
-    found = measure(arguments.repeats)
+    found = measure(arguments.repeats, arguments.inputs)
     if arguments.out:
         write_json(arguments.out, found)
     print(json.dumps(found, indent=2))

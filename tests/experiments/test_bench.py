@@ -36,14 +36,17 @@ def test_too_few_repeats_is_an_error(capsys):
 
 @pytest.mark.slow
 def test_solving_is_timed_and_keeps_to_its_memory(tmp_path, capsys):
-    assert call(bench_solve.main, ["--repeats", "1", "--out", str(tmp_path / "solve.json")]) == 0
+    assert call(bench_solve.main, ["--repeats", "1", "--inputs", "16", "--out", str(tmp_path / "solve.json")]) == 0
     found = json.loads((tmp_path / "solve.json").read_text())
     assert found == json.loads(capsys.readouterr().out)
-    assert found["inputs"] == 255
+    assert found["inputs"] == 16
     assert all(m["peak_mb"] <= m["limit_mb"] for m in found["memory"])
     assert all(seconds > 0 for seconds in found["seconds"].values())
 
 
-def test_no_repeats_of_solving_is_an_error(capsys):
+def test_no_repeats_or_inputs_of_solving_are_an_error(capsys):
     assert call(bench_solve.main, ["--repeats", "0"]) == 2
     assert "--repeats must be at least 1" in capsys.readouterr().err
+    for inputs in ("0", "256"):
+        assert call(bench_solve.main, ["--inputs", inputs]) == 2
+        assert "--inputs must be from 1 to the 255" in capsys.readouterr().err
