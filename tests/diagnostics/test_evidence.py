@@ -123,7 +123,7 @@ def test_a_model_without_a_guide_has_the_priors_estimate_alone():
 
 
 @pytest.mark.parametrize("task", ["sudoku_uncond", "nqueens"])
-def test_beta_of_training_is_in_no_weight(task):
+def test_evidence_of_every_task_repeats_and_holds_no_beta_of_training(task):
     seen = []
     assembly = small(task_name=task)
     x, y = assembly.task.split("train").pairs(3, torch.Generator().manual_seed(0))
