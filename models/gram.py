@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
 from pyro_gram.embeddings import answer_decoder, encoded, input_encoder
+from pyro_gram.inference.deferred import prior_at
 from pyro_gram.inference.families import embedded
 from pyro_gram.inference.sites import OBSERVED, announce, carry, data_plates, guidance, judge, proposal
 from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
@@ -126,7 +127,7 @@ class GRAM(nn.Module):
                 u, l = self.core(LatentState(h, l), e_x)
                 u = pyro.deterministic(proposal(t), u, event_dim=2)
                 with poutine.scale(scale=beta):
-                    eps = pyro.sample(guidance(t), self.prior(u))
+                    eps = pyro.sample(guidance(t), prior_at(self.prior, u, charged))
                 h = u + embedded(self.prior, eps)
         return LatentState(h, l)
 

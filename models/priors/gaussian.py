@@ -30,6 +30,7 @@ class GaussianPrior(Prior):
     r"""The paper's: a diagonal Gaussian :math:`N(\mu_\theta(u), \sigma_\theta(u)^2 I)` per position and channel."""
 
     Config = GaussianPriorConfig
+    deferrable = True
 
     def __init__(self, config: GaussianPriorConfig, width: int) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor, nn
 
+from pyro_gram.inference.deferred import answered
 from pyro_gram.inference.sites import announce, proposal, transition_of
 
 
@@ -82,7 +83,8 @@ class EffectGuide(GuideMessenger, nn.Module):
         announce("guide", self)
         self._code = self.encode(arguments.get("x"), arguments["y"])
         try:
-            return super().__call__(*args, **kwargs)
+            with answered():
+                return super().__call__(*args, **kwargs)
         finally:
             self._code = None
 

@@ -10,9 +10,11 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from pyro_gram.checks import check_choice
 from pyro_gram.errors import ConfigError
+from pyro_gram.networks.fused import MOST_POSITIONS, AddNorm, TurnedAttention, on_cpu
 
 MIXERS = ("attention", "swiglu")
 
@@ -26,10 +28,15 @@ def init_linear_(linear: nn.Linear) -> nn.Linear:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation over the last dimension, without a gain (as in TRM)."""
+    """Root-mean-square normalisation over the last dimension, without a gain (as in TRM).
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:])
+    Of ``x``, or of ``x + branch``: a block's residual.
+    """
+
+    def forward(self, x: Tensor, branch: Tensor | None = None) -> Tensor:
+        if branch is not None and on_cpu(x, branch):
+            return AddNorm.apply(x, branch)
+        return F.rms_norm(x if branch is None else x + branch, x.shape[-1:])
 
 
 class SwiGLU(nn.Module):
@@ -71,8 +78,9 @@ class RotaryAttention(nn.Module):
             further ones these and what stands before them (a prefix language model).
     """
 
-    cos: Tensor
-    sin: Tensor
+    turn: Tensor
+    order: Tensor
+    scale: Tensor
     seen: Tensor | None
 
     def __init__(self, length: int, width: int, heads: int, base: float = 10_000.0, prefix: int | None = None) -> None:
@@ -84,24 +92,41 @@ class RotaryAttention(nn.Module):
         self.out = init_linear_(nn.Linear(width, width, bias=False))
         size = width // heads
         angle = torch.outer(torch.arange(length).float(), base ** (-torch.arange(0, size, 2).float() / size))
-        self.register_buffer("cos", angle.cos().repeat(1, 2), persistent=False)  # [L, size]
-        self.register_buffer("sin", angle.sin().repeat(1, 2), persistent=False)
+        angle = angle[:, None, None] * torch.tensor([1.0, 1.0, 0.0])[:, None, None]  # values are not turned
+        turn = torch.stack((angle.cos(), angle.sin()), dim=-1).expand(-1, -1, heads, -1, -1).contiguous()
+        self.register_buffer("turn", turn, persistent=False)  # [L, 3, heads, size / 2, 2]
+        # Channel i of a query or key turns with channel i + size / 2: brought side by side, which costs less among the
+        # weights than among the activations, the two are one complex number.
+        order = torch.arange(3 * width).view(3, heads, size)
+        order[:2] = order[:2].unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+        self.register_buffer("order", order.flatten(), persistent=False)
+        scale = torch.tensor([size**-0.5, 1.0, 1.0]).view(3, 1, 1, 1)  # of queries, keys and values
+        self.register_buffer("scale", scale, persistent=False)
         position = torch.arange(length)
         seen = None if prefix is None else (position < prefix) | (position <= position[:, None])  # [query, key]
         self.register_buffer("seen", seen, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         *batch, L, D = x.shape
-        qkv = self.qkv(x).view(-1, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # [3, B, H, L, size]
-        q, k = self._rotate(qkv[:2])
+        weight = self.qkv.weight.index_select(0, self.order)
+        qkv = F.linear(x, weight).view(-1, L, 3, self.heads, D // self.heads // 2, 2)
+        turn = self.turn[:L]
+        if self.seen is None and L <= MOST_POSITIONS and on_cpu(qkv, turn):
+            scaled = torch.view_as_complex(turn * self.scale)
+            return self.out(TurnedAttention.apply(torch.view_as_complex(qkv), scaled).view(*batch, L, D))
+        q, k, v = rotated(qkv, turn).flatten(-2).permute(2, 0, 3, 1, 4).unbind()  # [B, H, L, size] each
         mask = None if self.seen is None else self.seen[:L, :L]
-        attended = F.scaled_dot_product_attention(q, k, qkv[2], attn_mask=mask)  # [B, H, L, size]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(attended.transpose(1, 2).reshape(*batch, L, D))
 
-    def _rotate(self, qk: Tensor) -> Tensor:
-        L, half = qk.shape[-2], qk.shape[-1] // 2
-        turned = torch.cat((-qk[..., half:], qk[..., :half]), dim=-1)
-        return qk * self.cos[:L] + turned * self.sin[:L]
+
+def rotated(pairs: Tensor, turn: Tensor) -> Tensor:
+    """Pairs of channels ``[..., 2]``, each turned by an angle, whose cosine and sine ``turn`` holds."""
+    if pairs.dtype == turn.dtype and pairs.device.type in ("cpu", "cuda") and not is_compiling():
+        return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turn))
+    a, b = pairs.unbind(-1)  # half precision has no complex numbers, and compilers fuse what they can see
+    cos, sin = turn.to(pairs.dtype).unbind(-1)
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
 class Block(nn.Module):
@@ -114,8 +139,8 @@ class Block(nn.Module):
         self.norm = RMSNorm()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(x + self.mixer(x))
-        return self.norm(x + self.channels(x))
+        x = self.norm(x, self.mixer(x))
+        return self.norm(x, self.channels(x))
 
 
 def make_stack(

@@ -7,7 +7,7 @@ from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
 from pyro_gram.networks.decoders import TokenDecoder
 from pyro_gram.networks.encoders import FeatureEncoder, PaddedEncoder, TokenEncoder
 from pyro_gram.networks.heads import GaussianHead
-from pyro_gram.networks.layers import PositionSwiGLU, RMSNorm, RotaryAttention, SwiGLU, make_stack
+from pyro_gram.networks.layers import PositionSwiGLU, RMSNorm, RotaryAttention, SwiGLU, make_stack, rotated
 
 L, D = 6, 16
 LAYERS = [
@@ -44,14 +44,14 @@ def test_swiglu_is_its_formula():
 
 def test_rotary_scores_depend_on_relative_position_only():
     attention = RotaryAttention(L, D, 1)
-    q = torch.randn(1, 1, D).expand(1, L, D)
-    k = torch.randn(1, 1, D).expand(1, L, D)
-    turned_q, turned_k = attention._rotate(q), attention._rotate(k)
-    scores = turned_q @ turned_k.transpose(-1, -2)
+    qkv = torch.randn(1, 3, 1, D // 2, 2).expand(L, 3, 1, D // 2, 2)  # the same at every position
+    q, k, v = rotated(qkv.contiguous(), attention.turn).flatten(-2).unbind(-3)  # [L, 1, D] each
+    scores = q[:, 0] @ k[:, 0].T
     for shift in range(-L + 1, L):
-        diagonal = scores[0].diagonal(shift)
+        diagonal = scores.diagonal(shift)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4, rtol=1e-4)
-    assert scores[0, 0].std() > 1e-3  # and it does depend on position
+    assert scores[0].std() > 1e-3  # and it does depend on position
+    torch.testing.assert_close(v, qkv[:, 2].flatten(-2))  # values do not turn
 
 
 def test_attention_sees_every_position_and_position_swiglu_too():

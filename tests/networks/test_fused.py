@@ -1,0 +1,78 @@
+"""The CPU's own forms against the plain ones, values and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pyro_gram.networks import layers
+from pyro_gram.networks.fused import MOST_POSITIONS, AddNorm, on_cpu
+from pyro_gram.networks.layers import RotaryAttention, make_stack
+
+D = 16
+
+
+def both(monkeypatch, module, x):
+    """Value, and gradients by x and the parameters, as they are and in the plain form."""
+    found = []
+    for plain in (False, True):
+        if plain:
+            monkeypatch.setattr(layers, "on_cpu", lambda *_: False)
+        given = x.clone().requires_grad_()
+        y = module(given)
+        weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+        found.append((y, *torch.autograd.grad((weights * y).sum(), [given, *module.parameters()])))
+    return found
+
+
+@pytest.mark.parametrize("length", [1, 5, 9])
+def test_a_stack_and_its_gradients_are_those_of_the_plain_form(monkeypatch, length):
+    stack = make_stack("attention", 2, 9, D, 2, 12).double()
+    fused, plain = both(monkeypatch, stack, torch.randn(2, 3, length, D, dtype=torch.double))
+    for a, b in zip(fused, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_attention_is_that_of_the_definition():
+    """Half-split rotary positions, as in TRM: channel i of a head with channel i + size / 2."""
+    heads, L = 2, 7
+    layer = RotaryAttention(L, D, heads).double()
+    x = torch.randn(3, L, D, dtype=torch.double)
+    size = D // heads
+    q, k, v = layer.qkv(x).view(3, L, 3, heads, size).permute(2, 0, 3, 1, 4)
+    angle = torch.arange(L)[:, None] * 10_000.0 ** (-torch.arange(0, size, 2) / size)
+
+    def turned(z):
+        a, b = z.chunk(2, -1)
+        return torch.cat((a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()), -1)
+
+    weights = (turned(q) @ turned(k).transpose(-1, -2) * size**-0.5).softmax(-1)
+    expected = layer.out((weights @ v).transpose(1, 2).reshape(3, L, D))
+    torch.testing.assert_close(layer(x), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_norm_of_a_residual_passes_gradcheck_and_is_torchs():
+    x, branch = (torch.randn(4, 6, dtype=torch.double, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(AddNorm.apply, (x, branch))
+    torch.testing.assert_close(AddNorm.apply(x, branch), F.rms_norm(x + branch, (6,)))
+
+
+def test_long_inputs_and_prefixes_take_torchs_attention(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a square of scores")
+
+    monkeypatch.setattr(layers.TurnedAttention, "apply", refuse)
+    RotaryAttention(MOST_POSITIONS + 1, D, 2)(torch.randn(1, MOST_POSITIONS + 1, D))
+    RotaryAttention(8, D, 2, prefix=3)(torch.randn(1, 8, D))
+    with pytest.raises(AssertionError, match="a square of scores"):
+        RotaryAttention(8, D, 2)(torch.randn(1, 8, D))
+
+
+def test_half_precision_takes_the_plain_form():
+    stack = make_stack("attention", 1, 5, D, 2, 12)
+    x = torch.randn(2, 5, D)
+    assert on_cpu(x)
+    assert not on_cpu(x.bfloat16())
+    assert not on_cpu(x, x.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        y = stack(x)
+    assert (y - stack(x)).abs().max() < 0.1
