@@ -85,7 +85,8 @@ class Deferred(dist.TorchDistribution):
         return self.made.entropy()
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> Any:
-        return self.made.expand(batch_shape)
+        # A plate asks it of every distribution, where nothing changes too.
+        return self if torch.Size(batch_shape) == self.batch_shape else self.made.expand(batch_shape)
 
 
 @register_kl(dist.Delta, Deferred)
