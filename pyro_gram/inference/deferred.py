@@ -30,13 +30,14 @@ def answered() -> Iterator[None]:
 
 
 class Deferred(dist.TorchDistribution):
-    """A distribution over ``[L, D]`` made of u at the first look at it, without gradient.
+    """A reparameterized distribution over ``[L, D]`` made of u at the first look at it, without gradient.
 
     Args:
         make: u, ``[..., L, D]``, to the distribution.
         u: the proposal.
     """
 
+    has_rsample = True
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012 (torch's own declaration)
 
     def __init__(self, make: Callable[[Tensor], Any], u: Tensor) -> None:
@@ -50,10 +51,6 @@ class Deferred(dist.TorchDistribution):
             with torch.no_grad():
                 self._made = self._make(self._u)
         return self._made
-
-    @property
-    def has_rsample(self) -> bool:
-        return self.made.has_rsample
 
     @constraints.dependent_property
     def support(self) -> Any:
@@ -99,7 +96,8 @@ def prior_at(prior: Any, u: Tensor, charged: bool) -> Any:
     """p(eps | u): at once where it is charged or drawn from, else when it is looked at.
 
     Args:
-        prior: a module from u to a distribution. Only one that says ``deferrable`` waits: its event is ``[L, D]``.
+        prior: a module from u to a distribution. Only one that says ``deferrable`` waits: its event is ``[L, D]``, its
+            draws are reparameterized.
         u: the proposal, ``[..., L, D]``.
         charged: is the KL of this transition part of the bound?
     """
