@@ -1,176 +1,205 @@
-"""What the Pyro machinery costs: one SVI step against the same step written in bare torch.
+"""How fast this machine trains and samples: ``python experiments/bench.py``.
 
-Both steps compute the same numbers (checked before timing): forward under the guide, balanced KL, backward, global-norm
-clip, fused AdamW. They are timed in turn, so that a change in the machine's speed meets both.
+    python experiments/bench.py --quick              # under 50 s
+    python experiments/bench.py --out experiments/bench.json
+
+An SVI step against the same step in bare torch, and against its matrix products alone; memory by the number of
+supervision steps; trajectories a second by width and depth; how a step grows with D, L and N. Nothing else should run
+beside it. Medians and quartiles; what is compared is timed in turn.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
+import resource
+import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
-from torch import Tensor, nn
-from torch.distributions import Categorical, Normal, kl_divergence
 
-from pyro_gram.build import Assembly, build
+from experiments.bench_steps import SIZES, assemble, compare, make_trainer, on_random_tokens, spread, timed
+from pyro_gram.build import build
 from pyro_gram.cli import Parser, call
-from pyro_gram.config import read_preset, with_settings
+from pyro_gram.config import RunConfig, with_settings
 from pyro_gram.errors import UserError
-from pyro_gram.evaluate import environment
-from pyro_gram.files import write_json
-from pyro_gram.inference.elbo import scale_gradient
-from pyro_gram.inference.training import Trainer
-from pyro_gram.networks.core import LatentState
-from pyro_gram.tasks.stream import TargetStream
+from pyro_gram.evaluate import environment, peak_memory_mb
+from pyro_gram.files import check_writable, write_json
+from pyro_gram.inference.sampling import rollout
 
-PRESETS = Path(__file__).parent / "presets"
-Step = Callable[[], float]
-
-
-# The settings that each size changes in the cpu preset of colouring.
-SIZES: dict[str, dict[str, dict[str, Any]]] = {
-    "cpu": {},
-    "edge": {"task": {"layout": "edge"}, "train": {"batch": 64}},
-    "paper-step": {"model": {"transitions": 3}, "train": {"batch": 64}},
-}
+WIDTHS, DEPTHS = (1, 20, 100), (4, 8, 16, 32, 64)
+DEPTH, WIDTH = 16, 20  # of the other axis
+STEPS = (4, 64)  # N_sup whose memory is compared
+CHANNELS, LENGTHS = (64, 128, 256), (16, 32, 64, 128)  # D and L
+GROWTH_BATCH = 16
+SAMPLED = ("cpu", "cells")
+HELD = "edge"  # the size whose memory is measured
 
 
-def assemble(name: str) -> Assembly:
-    return build(with_settings(read_preset(PRESETS, "coloring", "cpu"), SIZES[name]))
+def in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, Any]]:
+    """Seconds of each call, one after another in each round."""
+    for one in calls.values():
+        one()
+    rounds = [{name: timed(one) for name, one in calls.items()} for _ in range(repeats)]
+    return {name: spread([r[name] for r in rounds]) for name in calls}
 
 
-def make_trainer(assembly: Assembly) -> Trainer:
-    c = assembly.config
-    stream = TargetStream(assembly.task, assembly.task.split("train"), c.train.batch, 0, c.train.augment)
-    return Trainer(assembly.model, assembly.guide, stream, c.train, c.optim, c.beta)
-
-
-def pyro_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
-    """The step that training takes."""
-
-    def step() -> float:
-        with pyro.validation_enabled(False), poutine.scale(scale=1 / len(y)):
-            return trainer.svi.step(x, y, None, beta=1.0)
-
-    return step
-
-
-def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
-    """The same step without Pyro: same modules, same loss, its own optimizer."""
-    model: Any = trainer.model
-    guide: Any = trainer.guide
-    config = trainer.optim.config
-    if config.matrices != "adamw":
-        raise UserError(f"the bare step is AdamW's, and the preset's optimizer is {config.matrices}")
-    parameters = list(trainer.optim.named.values())
-    adam = torch.optim.AdamW(
-        parameters,
-        lr=config.rate(0, 0.0),
-        weight_decay=config.weight_decay,
-        betas=(config.beta1, config.beta2),
-        fused=True,
-    )
-    balance, T = trainer.config.balance, model.config.transitions
-
-    def step() -> float:
-        e_x, code = model.encoder(x), guide.answer(y)
-        code = nn.functional.pad(code, (0, 0, e_x.shape[-2] - code.shape[-2], 0))
-        h, l = model.h0.expand_as(e_x), model.l0.expand_as(e_x)
-        loss = torch.zeros(())
-        for t in range(T):
-            charged = not model.config.truncated or t == T - 1
-            with torch.set_grad_enabled(charged):
-                u, l = model.core(LatentState(h, l), e_x)
-                loc, scale = guide.head(torch.cat((u, code), -1))
-                if charged:
-                    q = scale_gradient(Normal(loc, scale, validate_args=False), 1 - balance)
-                    loc_p, scale_p = model.prior.head(u)
-                    p = scale_gradient(Normal(loc_p, scale_p, validate_args=False), balance)
-                    loss = loss + kl_divergence(q, p).sum() / len(y)
-                h = u + loc + scale * torch.normal(torch.zeros_like(loc), torch.ones_like(scale))
-        logits = model.decoder(h)
-        loss = loss - Categorical(logits=logits, validate_args=False).log_prob(y).sum() / len(y)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, config.clip)
-        adam.step()
-        adam.zero_grad(set_to_none=True)
-        return loss.item()
-
-    return step
-
-
-def timed(step: Step) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
-
-
-def compare(name: str, repeats: int, warmup: int = 3) -> dict[str, Any]:
-    """Median times of both steps, in turn, and the ratio pair by pair."""
-    ours, bare = make_trainer(assemble(name)), make_trainer(assemble(name))
-    x, y = ours.batches(0)
+def sampling(name: str, repeats: int, depths: tuple[int, ...] = DEPTHS) -> dict[str, Any]:
+    """Trajectories of one input: seconds and trajectories a second by width (depth 16) and by depth (width 20)."""
+    held = assemble(name)
+    x = held.task.split("test").inputs
     assert x is not None
-    steps = pyro_step(ours, x, y), torch_step(bare, x, y)
-    losses = []
-    for step in steps:
-        torch.manual_seed(0)
-        losses.append(step())
-    if abs(losses[0] - losses[1]) > 1e-3 * abs(losses[1]):
-        raise UserError(f"the two steps disagree: {losses[0]} with Pyro, {losses[1]} without; the benchmark is wrong")
-    for step in steps * warmup:
-        step()
-    pairs = [(timed(steps[0]), timed(steps[1])) for _ in range(repeats)]
-    ratios = sorted(a / b for a, b in pairs)
+
+    axes = {(w, DEPTH) for w in WIDTHS} | {(WIDTH, d) for d in depths}
+    calls: dict[str, Callable[[], Any]] = {
+        f"{w}x{d}": partial(rollout, held.model, x[:1], num_samples=w, depth=d) for w, d in sorted(axes)
+    }
+    seconds = in_turn(calls, repeats)
+
+    def row(width: int, depth: int) -> dict[str, Any]:
+        took = seconds[f"{width}x{depth}"]
+        return {"width": width, "depth": depth, "seconds": took, "trajectories_per_second": width / took["median"]}
+
+    widths = [row(w, DEPTH) for w in WIDTHS]
     return {
         "size": name,
-        "batch": len(y),
-        "positions": ours.model.get_buffer("h0").shape[0],
-        "pyro_ms": 1e3 * statistics.median(a for a, _ in pairs),
-        "torch_ms": 1e3 * statistics.median(b for _, b in pairs),
-        "pyro_over_torch": statistics.median(ratios),
-        "ratio_quartiles": [ratios[repeats // 4], ratios[(3 * repeats) // 4]],
-        "repeats": repeats,
-        "loss": losses,
+        "positions": held.model.get_buffer("h0").shape[0],
+        "widths": widths,
+        "depths": [row(WIDTH, d) for d in depths],
+        "width20_over_width1": seconds[f"20x{DEPTH}"]["median"] / seconds[f"1x{DEPTH}"]["median"],
     }
 
 
+def growth(repeats: int) -> dict[str, Any]:
+    """Seconds of a training step by D and by L, and of sampling by N, and the power of each with which they grow."""
+    held = assemble("cells")
+    config = held.config
+
+    def sized(width: int) -> RunConfig:
+        return with_settings(config, {"model": {"width": width, "hidden": width}})
+
+    width = {str(d): on_random_tokens(sized(d), 64, GROWTH_BATCH) for d in CHANNELS}
+    lengths = {str(n): on_random_tokens(config, n, GROWTH_BATCH) for n in LENGTHS}
+    x = held.task.split("test").inputs
+    assert x is not None
+    wide: dict[str, Callable[[], Any]] = {
+        str(n): partial(rollout, held.model, x[:1], num_samples=n, depth=4) for n in (1, 10, 100)
+    }
+    found = {}
+    for axis, calls in (("D", width), ("L", lengths), ("N", wide)):
+        seconds = in_turn(calls, repeats)
+        first, *_, last = calls
+        found[axis] = {"seconds": seconds, "power": power(seconds, first, last)}
+    return {"size": "cells", "batch": GROWTH_BATCH, **found}
+
+
+def power(seconds: dict[str, dict[str, Any]], first: str, last: str) -> float:
+    """a, where the time grows as the a-th power from the first to the last."""
+    ratio = seconds[last]["median"] / seconds[first]["median"]
+    return float(torch.tensor(ratio).log() / torch.tensor(int(last) / int(first)).log())
+
+
+def memory(name: str) -> dict[str, float]:
+    """MiB that one batch of few and of many supervision steps (``STEPS``) takes at most, in a process of its own."""
+    words = [sys.executable, "-m", "experiments.bench", "--memory-of", name]
+    done = subprocess.run(words, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{' '.join(words[1:])} failed: {done.stderr[-500:]}")
+    return json.loads(done.stdout)
+
+
+def own_memory(name: str) -> dict[str, float]:
+    """As :func:`memory`, in this process."""
+    before, found = resident_mb(), {}
+    for steps in STEPS:  # the peak of more steps is at least that of fewer
+        config = with_settings(assemble(name).config, {"train": {"supervision_steps": steps, "on_policy": 0}})
+        trainer = make_trainer(build(config))
+        trainer.one_batch(*trainer.batches(0))
+        found[str(steps)] = peak_memory_mb() - before
+    return found
+
+
+def resident_mb() -> float:
+    """What this process holds now, MiB; where the system does not say, the most that it has held."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+    except OSError:
+        return peak_memory_mb()
+
+
+def told(result: dict[str, Any]) -> str:
+    """The result, for people."""
+    lines = []
+    for row in result["steps"]:
+        low, high = row["ratio_quartiles"]
+        lines.append(
+            f"{row['size']:<11} batch {row['batch']:>4} x {row['positions']:>3} positions: "
+            f"Pyro {row['pyro_ms']['median']:.1f} ms, torch {row['torch_ms']['median']:.1f} ms, "
+            f"ratio {row['pyro_over_torch']:.3f} (quartiles {low:.3f}-{high:.3f}); {row['gflops']:.0f} of "
+            f"{row['machine_gflops']:.0f} GFLOP/s, {row['roofline_fraction']:.2f}"
+        )
+    for row in result["sampling"]:
+        rates = ", ".join(f"N = {w['width']}: {w['trajectories_per_second']:.0f}/s" for w in row["widths"])
+        lines.append(f"{row['size']:<11} sampling {rates}; 20 take {row['width20_over_width1']:.1f} times as long as 1")
+    if "memory" in result:
+        lines.append(f"memory of 64 supervision steps over that of 4: {result['memory_ratio_n_sup']:.2f}")
+    if "growth" in result:
+        powers = ", ".join(f"{axis}^{result['growth'][axis]['power']:.2f}" for axis in "DLN")
+        lines.append(f"time grows as {powers}")
+    return "\n".join(lines)
+
+
 def main(argv: list[str]) -> int:
-    parser = Parser("bench.py", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one size, fewer repeats: under 50 s")
-    parser.add_argument("--repeats", type=int, metavar="N", help="pairs of steps a size (default 60; 40 with --quick)")
+    parser = Parser("bench.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--quick", action="store_true", help="two sizes, fewer repeats, no growth: under 50 s")
+    parser.add_argument("--repeats", type=int, metavar="N", help="rounds of steps a size (default 40; 12 with --quick)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON to FILE as well")
+    parser.add_argument("--memory-of", choices=SIZES, help="print that alone, in MiB")
     arguments = parser.parse_args(argv)
-    repeats = arguments.repeats or (40 if arguments.quick else 60)
+    if arguments.memory_of:
+        print(json.dumps(own_memory(arguments.memory_of)))
+        return 0
+    repeats = (12 if arguments.quick else 40) if arguments.repeats is None else arguments.repeats
     if repeats < 4:
         raise UserError(f"--repeats must be at least 4, not {repeats}")
-    names = ["cpu"] if arguments.quick else list(SIZES)
-    rows = []
-    for name in names:
-        print(f"timing {name}", file=sys.stderr)
-        rows.append(compare(name, repeats))
-    result = {"pyro_over_torch": rows[0]["pyro_over_torch"], "steps": rows, "environment": environment()}
+    if arguments.out:
+        check_writable(arguments.out)
+    result = measure(repeats, arguments.quick)
     if arguments.out:
         write_json(arguments.out, result)
-    if arguments.json:
-        print(json.dumps(result, indent=2))
-    else:
-        for row in rows:
-            low, high = row["ratio_quartiles"]
-            print(
-                f"{row['size']:<11} batch {row['batch']:>4} x {row['positions']:>3} positions: "
-                f"Pyro {row['pyro_ms']:.1f} ms, torch {row['torch_ms']:.1f} ms, "
-                f"ratio {row['pyro_over_torch']:.3f} (quartiles {low:.3f}-{high:.3f})"
-            )
+    print(json.dumps(result, indent=2) if arguments.json else told(result))
     return 0
+
+
+def measure(repeats: int, quick: bool) -> dict[str, Any]:
+    """Everything, or what fits into 50 s."""
+    rows = []
+    for name in ("cpu", "cells") if quick else SIZES:
+        print(f"timing {name}", file=sys.stderr)
+        rows.append(compare(name, max(4, repeats // 2) if quick and name == "cells" else repeats))
+    print("memory", file=sys.stderr)
+    held = memory(HELD)
+    print("sampling", file=sys.stderr)
+    drawn = [
+        sampling(n, max(4, repeats // 2), (4, 64) if quick else DEPTHS) for n in (SAMPLED[:1] if quick else SAMPLED)
+    ]
+    result = {
+        "pyro_over_torch": rows[0]["pyro_over_torch"],
+        "roofline_fraction": next(row["roofline_fraction"] for row in rows if row["size"] == "cells"),
+        "memory_ratio_n_sup": held[str(STEPS[1])] / held[str(STEPS[0])],
+        "width20_over_width1": drawn[0]["width20_over_width1"],
+        "steps": rows,
+        "memory": {"size": HELD, "peak_mb_by_n_sup": held},
+        "sampling": drawn,
+    }
+    if not quick:
+        print("growth", file=sys.stderr)
+        result["growth"] = growth(max(4, repeats // 4))
+    return result | {"environment": environment()}
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from typing import Any
 import pyro
 import torch
 import torch._dynamo
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from experiments.bench_steps import random_batch
 from pyro_gram.build import build
 from pyro_gram.cli import Parser, call
 from pyro_gram.config import RunConfig, read_preset
@@ -30,7 +30,6 @@ from pyro_gram.errors import UserError
 from pyro_gram.evaluate import environment
 from pyro_gram.files import check_writable, write_json
 from pyro_gram.inference.training import Trainer
-from pyro_gram.tasks.base import TaskSpec
 
 PRESETS = Path(__file__).parent / "presets"
 TASKS = ("coloring", "nqueens", "sudoku", "sudoku_uncond", "mnist")
@@ -38,14 +37,6 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 WAYS = [("fp32", False), *((p, compiled) for p in ("tf32", "bf16") for compiled in (False, True))]
 UPDATES = 4  # of a batch that is timed: they are all alike
 REPEATS = 3
-
-
-def random_batch(spec: TaskSpec, batch: int, device: torch.device) -> tuple[Tensor | None, Tensor]:
-    """Tokens in the shapes of a task."""
-    y = torch.randint(spec.output_classes, (batch, spec.output_length), device=device)
-    if not spec.conditional:
-        return None, y
-    return torch.randint(spec.input_vocabulary, (batch, *spec.input_shape), device=device), y
 
 
 def make_trainer(config: RunConfig, device: torch.device) -> Trainer:

@@ -1,8 +1,9 @@
 import json
 
 import pytest
+import torch
 
-from experiments import bench, bench_solve
+from experiments import bench, bench_solve, bench_steps
 from pyro_gram.cli import call
 
 SMALL = {
@@ -12,26 +13,66 @@ SMALL = {
 }
 
 
+@pytest.fixture
+def _small(monkeypatch):
+    for name in ("cpu", "cells"):
+        monkeypatch.setitem(bench_steps.SIZES, name, ("coloring", SMALL))
+
+
 @pytest.mark.parametrize("transitions", [1, 3])
 def test_both_steps_compute_the_same_loss(monkeypatch, transitions):
     size = {**SMALL, "model": {**SMALL["model"], "transitions": transitions}}
-    monkeypatch.setitem(bench.SIZES, "cpu", size)
-    row = bench.compare("cpu", repeats=4)
+    monkeypatch.setitem(bench_steps.SIZES, "cpu", ("coloring", size))
+    row = bench_steps.compare("cpu", repeats=4)
     assert row["loss"][0] == pytest.approx(row["loss"][1], rel=1e-4)
     assert row["pyro_over_torch"] > 0
+    assert 0 < row["roofline_fraction"] < 1
+    assert row["gflops"] < row["machine_gflops"]
 
 
+def test_the_products_of_a_step_are_all_counted():
+    with bench_steps.Products() as products:
+        a, b = torch.randn(3, 4), torch.randn(4, 5)
+        a @ b
+        a @ b
+        torch.bmm(torch.randn(2, 3, 4), torch.randn(2, 4, 3))
+        torch.nn.functional.linear(a, b.T, torch.zeros(5))
+    assert sorted(products.found.values()) == [1, 3]  # b.T.T is b: the last product, with a bias, has b's strides
+    products.alone()()
+
+
+@pytest.mark.usefixtures("_small")
 def test_quick_prints_json_and_writes_it(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(bench.SIZES, "cpu", SMALL)
+    monkeypatch.setattr(bench, "memory", lambda _: {"4": 10.0, "64": 11.0})  # a process of its own: seconds
     assert call(bench.main, ["--quick", "--repeats", "4", "--json", "--out", str(tmp_path / "bench.json")]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / "bench.json").read_text())
-    assert {"pyro_over_torch", "steps", "environment"} <= set(printed)
+    targets = {"pyro_over_torch", "roofline_fraction", "memory_ratio_n_sup", "width20_over_width1"}
+    assert targets | {"steps", "sampling", "environment"} <= set(printed)
+    assert printed["memory_ratio_n_sup"] == pytest.approx(1.1)
+
+
+@pytest.mark.usefixtures("_small")
+def test_growth_is_a_power_of_each_size(monkeypatch):
+    monkeypatch.setattr(bench, "CHANNELS", (16, 32))
+    monkeypatch.setattr(bench, "LENGTHS", (16, 24))
+    found = bench.growth(repeats=4)
+    assert {"16", "32"} == set(found["D"]["seconds"])
+    assert {"16", "24"} == set(found["L"]["seconds"])
+    assert all(-1 < found[axis]["power"] < 4 for axis in "DLN")
+    doubled = {"1": {"median": 1.0}, "4": {"median": 8.0}}
+    assert bench.power(doubled, "1", "4") == pytest.approx(1.5)
 
 
 def test_too_few_repeats_is_an_error(capsys):
     assert call(bench.main, ["--repeats", "1"]) == 2
     assert "--repeats must be at least 4" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_supervision_steps():
+    held = bench.memory("edge")
+    assert held["64"] < 1.3 * held["4"]
 
 
 @pytest.mark.slow

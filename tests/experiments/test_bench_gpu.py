@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from experiments import bench_gpu
+from experiments.bench_steps import random_batch
 from pyro_gram.cli import call
 from pyro_gram.config import read_preset
 from pyro_gram.tasks.base import TaskSpec
@@ -29,10 +30,10 @@ def test_each_way_of_a_preset_is_timed(monkeypatch, tmp_path, task):
 
 def test_random_batches_have_the_shapes_of_a_task():
     spec = TaskSpec(6, 3, 5, 4, 7)
-    x, y = bench_gpu.random_batch(spec, 2, torch.device("cpu"))
+    x, y = random_batch(spec, 2, torch.device("cpu"))
     assert x.shape == (2, 6, 3)
     assert y.shape == (2, 4)
-    assert bench_gpu.random_batch(TaskSpec(6, None, 0, 4, 7), 2, torch.device("cpu"))[0] is None
+    assert random_batch(TaskSpec(6, None, 0, 4, 7), 2, torch.device("cpu"))[0] is None
 
 
 def test_a_device_that_is_not_there_is_told(tmp_path, capsys):

@@ -1,0 +1,224 @@
+"""What ``bench.py`` times of training: one SVI step, the same step in bare torch, and its matrix products alone.
+
+Both steps compute the same numbers (checked before timing): forward under the guide, balanced KL, backward, global-norm
+clip, fused AdamW. They are timed in turn, so that a change in the machine's speed meets both.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.distributions import Categorical, Normal, kl_divergence
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from pyro_gram.build import Assembly, build
+from pyro_gram.config import RunConfig, read_preset, with_settings
+from pyro_gram.errors import UserError
+from pyro_gram.inference.elbo import scale_gradient
+from pyro_gram.inference.training import Trainer
+from pyro_gram.networks.core import LatentState
+from pyro_gram.registry import GUIDES, MODELS, PRIORS
+from pyro_gram.tasks.base import TaskSpec
+from pyro_gram.tasks.stream import TargetStream
+
+PRESETS = Path(__file__).parent / "presets"
+Step = Callable[[], float]
+
+
+# A size is a task, and the settings that it changes in the task's cpu preset.
+WIDE = {"width": 128, "heads": 4, "hidden": 128, "layers": 2, "low_steps": 4, "transitions": 3, "truncated": True}
+SIZES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
+    "cpu": ("coloring", {}),
+    "edge": ("coloring", {"task": {"layout": "edge"}, "train": {"batch": 64}}),
+    "paper-step": ("coloring", {"model": {"transitions": 3}, "train": {"batch": 64}}),
+    # The size of the targets: D = 128, 64 tokens, batch 64, K = 4, T = 3.
+    "cells": ("nqueens", {"task": {"layout": "cell"}, "model": WIDE, "train": {"batch": 64}}),
+}
+
+
+def assemble(name: str) -> Assembly:
+    task, settings = SIZES[name]
+    return build(with_settings(read_preset(PRESETS, task, "cpu"), settings))
+
+
+def make_trainer(assembly: Assembly) -> Trainer:
+    c = assembly.config
+    stream = TargetStream(assembly.task, assembly.task.split("train"), c.train.batch, 0, c.train.augment)
+    return Trainer(assembly.model, assembly.guide, stream, c.train, c.optim, c.beta)
+
+
+def random_batch(spec: TaskSpec, batch: int, device: torch.device) -> tuple[Tensor | None, Tensor]:
+    """Tokens in the shapes of a task."""
+    y = torch.randint(spec.output_classes, (batch, spec.output_length), device=device)
+    if not spec.conditional:
+        return None, y
+    return torch.randint(spec.input_vocabulary, (batch, *spec.input_shape), device=device), y
+
+
+def on_random_tokens(config: RunConfig, length: int, batch: int) -> Step:
+    """The step of a run's model on so many positions, of no task: its time does not depend on the tokens."""
+    spec = TaskSpec(length, None, 3, length, 2)
+    prior = PRIORS.get(config.names["prior"])(config.prior, config.model.width)
+    model = MODELS.get(config.names["model"])(config.model, spec, prior)
+    guide = GUIDES.get(config.names["guide"])(config.guide, spec, model, config.model.width)
+    x, y = random_batch(spec, batch, torch.device("cpu"))
+    assert x is not None
+    trainer = Trainer(model, guide, lambda _: (x, y), replace(config.train, on_policy=0), config.optim, config.beta)
+    return pyro_step(trainer, x, y)
+
+
+def pyro_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
+    """The step that training takes."""
+
+    def step() -> float:
+        with pyro.validation_enabled(False), poutine.scale(scale=1 / len(y)):
+            return trainer.svi.step(x, y, None, beta=1.0)
+
+    return step
+
+
+def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
+    """The same step without Pyro: same modules, same loss, its own optimizer."""
+    model: Any = trainer.model
+    guide: Any = trainer.guide
+    config = trainer.optim.config
+    if config.matrices != "adamw":
+        raise UserError(f"the bare step is AdamW's, and the preset's optimizer is {config.matrices}")
+    parameters = list(trainer.optim.named.values())
+    adam = torch.optim.AdamW(
+        parameters,
+        lr=config.rate(0, 0.0),
+        weight_decay=config.weight_decay,
+        betas=(config.beta1, config.beta2),
+        fused=True,
+    )
+    balance, T = trainer.config.balance, model.config.transitions
+
+    def step() -> float:
+        e_x, code = model.encoder(x), guide.answer(y)
+        code = nn.functional.pad(code, (0, 0, e_x.shape[-2] - code.shape[-2], 0))
+        h, l = model.h0.expand_as(e_x), model.l0.expand_as(e_x)
+        loss = torch.zeros(())
+        for t in range(T):
+            charged = not model.config.truncated or t == T - 1
+            with torch.set_grad_enabled(charged):
+                u, l = model.core(LatentState(h, l), e_x)
+                loc, scale = guide.head(torch.cat((u, code), -1))
+                if charged:
+                    q = scale_gradient(Normal(loc, scale, validate_args=False), 1 - balance)
+                    loc_p, scale_p = model.prior.head(u)
+                    p = scale_gradient(Normal(loc_p, scale_p, validate_args=False), balance)
+                    loss = loss + kl_divergence(q, p).sum() / len(y)
+                h = u + loc + scale * torch.normal(torch.zeros_like(loc), torch.ones_like(scale))
+        logits = model.decoder(h)
+        loss = loss - Categorical(logits=logits, validate_args=False).log_prob(y).sum() / len(y)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, config.clip)
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step
+
+
+def timed(step: Step) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Median and quartiles."""
+    ordered = sorted(values)
+    return {
+        "median": statistics.median(ordered),
+        "quartiles": [ordered[len(ordered) // 4], ordered[(3 * len(ordered)) // 4]],
+    }
+
+
+class Products(TorchDispatchMode):
+    """Notes the shapes and strides of every matrix product, and how often it is taken."""
+
+    OPERANDS = {  # noqa: RUF012 (a constant)
+        torch.ops.aten.mm.default: slice(0, 2),
+        torch.ops.aten.bmm.default: slice(0, 2),
+        torch.ops.aten.bmm.out: slice(0, 2),
+        torch.ops.aten.addmm.default: slice(1, 3),
+        torch.ops.aten.baddbmm.default: slice(1, 3),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[tuple[tuple[torch.Size, tuple[int, ...]], ...]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.OPERANDS:
+            self.found[tuple((t.shape, t.stride()) for t in args[self.OPERANDS[func]])] += 1
+        return func(*args, **(kwargs or {}))
+
+    def alone(self) -> Step:
+        """All of them again, on random numbers, and nothing else: what a step would take were it only products."""
+        pairs = []
+        for operands, count in self.found.items():
+            a, b = (torch.empty_strided(shape, stride).normal_() for shape, stride in operands)
+            pairs.append((a, b, torch.matmul(a, b), count))
+
+        def step() -> float:
+            for a, b, out, count in pairs:
+                for _ in range(count):
+                    torch.matmul(a, b, out=out)
+            return 0.0
+
+        return step
+
+
+def compare(name: str, repeats: int, warmup: int = 3) -> dict[str, Any]:
+    """Times of both steps and of the step's products alone, in turn, and their ratios, taken round by round."""
+    ours, bare = make_trainer(assemble(name)), make_trainer(assemble(name))
+    x, y = ours.batches(0)
+    assert x is not None
+    steps = pyro_step(ours, x, y), torch_step(bare, x, y)
+    losses = []
+    for step in steps:
+        torch.manual_seed(0)
+        losses.append(step())
+    if abs(losses[0] - losses[1]) > 1e-3 * abs(losses[1]):
+        raise UserError(f"the two steps disagree: {losses[0]} with Pyro, {losses[1]} without; the benchmark is wrong")
+    with Products() as products:
+        steps[0]()
+    with FlopCounterMode(display=False) as counter:
+        steps[0]()
+    timed_steps = (*steps, products.alone())
+    for step in timed_steps * warmup:
+        step()
+    rounds = [[timed(step) for step in timed_steps] for _ in range(repeats)]
+    times = [spread([1e3 * t for t in column]) for column in zip(*rounds, strict=True)]
+    ratio = spread([a / b for a, b, _ in rounds])
+    gigaflop = counter.get_total_flops() / 1e9
+    return {
+        "size": name,
+        "batch": len(y),
+        "positions": ours.model.get_buffer("h0").shape[0],
+        "pyro_ms": times[0],
+        "torch_ms": times[1],
+        "products_ms": times[2],
+        "pyro_over_torch": ratio["median"],
+        "ratio_quartiles": ratio["quartiles"],
+        "gigaflop": gigaflop,
+        "gflops": 1e3 * gigaflop / times[0]["median"],
+        "machine_gflops": 1e3 * gigaflop / times[2]["median"],
+        "roofline_fraction": statistics.median(c / a for a, _, c in rounds),
+        "repeats": repeats,
+        "loss": losses,
+    }
