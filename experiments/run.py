@@ -128,18 +128,18 @@ def main(argv: list[str]) -> int:
     from pyro_gram.evaluate import finish
     from pyro_gram.run import InterruptedRunError, open_run, train
 
-    run = open_run(config, out, resume=arguments["resume"], data_dir=arguments["data_dir"], device=device)
-    try:
-        train(run)
-    except InterruptedRunError as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.exit_code
-    print("evaluating: fresh trajectories of the prior", file=sys.stderr)
-    try:
-        results = finish(run, half=arguments["half"])
-    except KeyboardInterrupt:
-        print(f"interrupted while evaluating; the same command with --resume --out {out} goes on", file=sys.stderr)
-        return 130
+    with open_run(config, out, resume=arguments["resume"], data_dir=arguments["data_dir"], device=device) as run:
+        try:
+            train(run)
+        except InterruptedRunError as stopped:
+            print(stopped, file=sys.stderr)
+            return stopped.exit_code
+        print("evaluating: fresh trajectories of the prior", file=sys.stderr)
+        try:
+            results = finish(run, half=arguments["half"])
+        except KeyboardInterrupt:
+            print(f"interrupted while evaluating; the same command with --resume --out {out} goes on", file=sys.stderr)
+            return 130
     m = results["metrics"]
     print(summary(config.names["task"], m))
     print(f"results: {out / 'results.json'}   report: {out / 'report.html'}")

@@ -125,9 +125,9 @@ def is_done(cell: Cell, runs: Path) -> bool:
 
 def run_cell(cell: Cell, runs: Path, device: torch.device, data_dir: str | None) -> None:
     """Train and measure a cell, or go on where it was stopped. Raises InterruptedRunError on a signal."""
-    run = open_run(cell.config(), runs / cell.name, resume=True, data_dir=data_dir, device=device)
-    train(run)
-    finish(run)
+    with open_run(cell.config(), runs / cell.name, resume=True, data_dir=data_dir, device=device) as run:
+        train(run)
+        finish(run)
 
 
 def measured(cell: Cell, runs: Path, num_samples: int | None, data_dir: str | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pyro_gram.errors import CheckpointError, ConfigError
 from pyro_gram.files import write_bytes
 from pyro_gram.heads import attach, takes_heads
 from pyro_gram.inference.act import Places
+from pyro_gram.inference.pause import Inside
 from pyro_gram.inference.training import Trainer, pair
 from pyro_gram.version import __version__
 
@@ -86,12 +87,15 @@ def save_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
     tensors |= {f"average/{k}": v for k, v in trainer.average.state_dict().items()}
     tensors |= {f"optim/{k}": v for k, v in trainer.optim.get_state().items()}
     tensors |= {f"places/{k}": v for k, v in (trainer.places.tensors() if trainer.places else {}).items()}
+    inside = trainer.inside.tensors(trainer.device) if trainer.inside else {}
+    tensors |= {f"inside/{k}": v for k, v in inside.items()}
     header = {
         "kind": "training",
         "config": config.to_dict(),
         "number": trainer.number,
         "elapsed": trainer.elapsed,
         "beta": trainer.beta.get_state(),
+        "usual": trainer.guard.usual,
         "data": data or {},
     }
     _save(path, tensors, header)
@@ -109,15 +113,21 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
         saved = RunConfig.from_dict(header["config"]).to_dict()
         number, elapsed, beta = int(header["number"]), float(header["elapsed"]), dict(header["beta"])
         beta = {"value": float(beta["value"]), "mean": None if beta["mean"] is None else float(beta["mean"])}
+        usual = None if header.get("usual") is None else float(header["usual"])
     except (ConfigError, KeyError, TypeError, ValueError) as e:
-        raise CheckpointError(f"{path} has a damaged header, or one of another version: {e}") from None
+        by = f", written by pyro_gram {header.get('version', 'of an unknown version')} (this is {__version__})"
+        raise CheckpointError(f"{path} has a damaged header, or one of another version{by}: {e}") from None
     wanted = config.to_dict()
     for field in ("batches", "minutes", "save_seconds", "evaluate_every"):
         saved["train"] = {**saved["train"], field: wanted["train"][field]}
     saved |= {part: wanted[part] for part in ("temper", "verdict", "evaluate")}
-    differing = [f"{k}: {saved.get(k)} then, {wanted[k]} now" for k in wanted if saved.get(k) != wanted[k]]
+    differing = differences(saved, wanted)
     if differing:
         raise CheckpointError(f"{path} belongs to a run with other settings ({differing[0]}); use another --out")
+    if 0 < config.train.batches < number:
+        raise CheckpointError(
+            f"{path} has {number} batches behind it, more than the {config.train.batches} of train.batches"
+        )
     _same_data(path, header, data or {})
 
     def part(prefix: str) -> dict[str, Tensor]:
@@ -133,9 +143,25 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
         places = Places.from_tensors({k: v.to(trainer.device) for k, v in part("places/").items()})
     except KeyError as e:
         raise CheckpointError(f"{path} holds no {e} of the trajectories that go on") from None
-    trainer.places = places
+    try:
+        inside = Inside.from_tensors(part("inside/"), trainer.device)
+    except KeyError as e:
+        raise CheckpointError(f"{path} holds no {e} of the batch that it stands in") from None
+    trainer.places, trainer.inside, trainer.guard.usual = places, inside, usual
     trainer.number, trainer.elapsed = number, elapsed
     trainer.beta.set_state(beta)
+
+
+def differences(then: dict[str, Any], now: dict[str, Any], within: str = "") -> list[str]:
+    """What differs between two configs, each as ``part.field: this then, that now``."""
+    found = []
+    for name in sorted(then.keys() | now.keys()):
+        a, b = then.get(name), now.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{within}{name}.")
+        elif a != b:
+            found.append(f"{within}{name}: {a} then, {b} now")
+    return found
 
 
 def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:

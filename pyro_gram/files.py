@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,11 +29,29 @@ def write_via(path: Path, write: Callable[[Path], Any]) -> None:
         write(temporary)
         temporary.chmod(0o644)
         temporary.replace(path)
+        _sync(path.parent)
     except OSError as e:
         raise UserError(f"cannot write {path}: {e.strerror or e}") from e
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a process killed in :func:`write_via` has left in ``folder``. Nobody writes there now."""
+    for path in folder.glob(".*"):
+        if path.is_file() and re.fullmatch(r"\..+-[a-z0-9_]{8}(\.\w+)?", path.name):
+            path.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Let a rename in ``folder`` reach the disk: after a power cut the file is the old one or the new one."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def check_writable(path: Path) -> None:

@@ -6,11 +6,13 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from pyro_gram.build import Assembly, build
@@ -20,8 +22,9 @@ from pyro_gram.config import RunConfig
 from pyro_gram.diagnostics.verdicts import BAD, leak
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.evaluate import check_ready, check_rolls, monitor
-from pyro_gram.files import read_json, write_json, write_via
+from pyro_gram.files import read_json, sweep, write_json, write_via
 from pyro_gram.heads import check_heads, takes_heads
+from pyro_gram.inference.guard import DivergedError
 from pyro_gram.inference.training import BatchReport, Trainer
 from pyro_gram.tasks.stream import TargetStream
 
@@ -43,12 +46,27 @@ class Run:
     Attributes:
         assembly: task, model and guide.
         trainer: its training state.
-        out: the directory.
+        out: the directory, which no other process may write to before :meth:`close`.
     """
 
     assembly: Assembly
     trainer: Trainer
     out: Path
+    lock: FileLock
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the directory free."""
+        self.lock.release()
+
+    def save(self) -> None:
+        """Write the state of training, atomically."""
+        save_training(self.state_path, self.assembly.config, self.trainer, self.assembly.task.provenance())
 
     @property
     def averaged(self) -> Assembly:
@@ -73,6 +91,11 @@ class Run:
     def state_path(self) -> Path:
         return self.out / "state.safetensors"
 
+    @property
+    def report_path(self) -> Path:
+        """Where an update that would have ruined the run is told of."""
+        return self.out / "diverged.json"
+
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The lines of a ``metrics.jsonl``; none where there is no such file.
@@ -95,8 +118,8 @@ def open_run(config: RunConfig, out: Path, *, resume: bool, data_dir: str | None
     """A new run in ``out``, or the one that is there.
 
     Raises:
-        UserError: ``out`` holds a run and ``resume`` was not asked for, or cannot be written, or holds another run;
-            data or a package that the task needs is missing or damaged.
+        UserError: ``out`` holds a run and ``resume`` was not asked for, or cannot be written, or holds another run, or
+            another process runs in it; data or a package that the task needs is missing or damaged.
     """
     if (out / "config.json").exists() and not resume:
         raise UserError(f"{out} holds a run already: add --resume to continue it, or choose another --out")
@@ -122,14 +145,38 @@ def open_run(config: RunConfig, out: Path, *, resume: bool, data_dir: str | None
             f"no closed-form KL of {sampled[0]} from {sampled[1]}: it is estimated from each draw (log q - log p)",
             file=sys.stderr,
         )
-    run = Run(assembly, trainer, out)
-    if resume and run.state_path.exists():
-        load_training(run.state_path, config, trainer, assembly.task.provenance())
-        _cut_metrics(run.metrics_path, trainer.number)
-    else:
-        run.metrics_path.unlink(missing_ok=True)
-    write_json(out / "config.json", config.to_dict())
+    run = Run(assembly, trainer, out, lock_directory(out))
+    try:
+        for folder in (out, out / "figures"):
+            sweep(folder)
+        if resume and run.state_path.exists():
+            load_training(run.state_path, config, trainer, assembly.task.provenance())
+            _cut_metrics(run.metrics_path, trainer.number)
+        else:
+            run.metrics_path.unlink(missing_ok=True)
+        run.report_path.unlink(missing_ok=True)
+        write_json(out / "config.json", config.to_dict())
+    except BaseException:
+        run.close()
+        raise
     return run
+
+
+def lock_directory(out: Path) -> FileLock:
+    """Keeps other runs out of ``out``, until it is released or this process ends in whatever way.
+
+    Raises:
+        UserError: another run is in it, or nothing can be written there.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another run is writing to {out}: wait for its end, or choose another --out") from None
+    except OSError as e:
+        raise UserError(f"cannot write to {out}: {e.strerror or e}") from None
+    return lock
 
 
 def check_per_datum(assembly: Assembly) -> None:
@@ -157,22 +204,32 @@ def check_begun(out: Path, config: RunConfig, option: str) -> None:
 
 
 def _cut_metrics(path: Path, number: int) -> None:
-    """Drop the lines of batches that the saved state has not seen: they will be trained again."""
-    if path.exists():
-        kept = [line for line in path.read_text().splitlines() if line and json.loads(line)["batch"] < number]
-        write_via(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
+    """Drop the lines of batches that the saved state has not seen: they will be trained again.
+
+    A line that was cut off, where the machine went down, was of such a batch.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            if json.loads(line)["batch"] < number:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_via(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
 
 
 def train(run: Run) -> None:
     """Train to the end, looking at the validation split and saving on the way.
 
     Raises:
-        InterruptedRunError: on SIGINT or SIGTERM, after saving.
-        DivergedError: the loss is no longer finite.
+        InterruptedRunError: on SIGINT or SIGTERM, after the update that was going on, and after saving.
+        DivergedError: the loss is no longer finite, or has exploded; the state before that update is saved, and
+            ``diverged.json`` tells of it.
     """
     config = run.assembly.config.train
     limit = config.minutes * 60
-    saved = time.monotonic()
     look: dict[str, float] = {}
     warned = False
     # The bar counts batches, or seconds where only the clock ends the run.
@@ -187,7 +244,9 @@ def train(run: Run) -> None:
         mininterval=1.0,
     )
     with StopOnSignal() as stop, bar, run.metrics_path.open("a", buffering=1) as log:
-        for report in run.trainer.run():
+        keep = Keeper(run, stop)
+        run.trainer.between = keep
+        for report in _reported(run):
             row = _row(report)
             if run.trainer.number % config.evaluate_every == 0 or report.last:
                 look = monitor(run)
@@ -198,11 +257,7 @@ def train(run: Run) -> None:
             log.write(json.dumps(row) + "\n")
             bar.update(min(round(report.seconds), total) - bar.n if by_clock else 1)
             bar.set_postfix_str(_postfix(report, look), refresh=False)
-            if time.monotonic() - saved > config.save_seconds or report.last or stop.signal:
-                save_training(run.state_path, run.assembly.config, run.trainer, run.assembly.task.provenance())
-                saved = time.monotonic()
-            if stop.signal:
-                raise InterruptedRunError(stop.signal, run.out)
+            keep(report.last)
     if 0 < run.trainer.number < config.batches:
         begins = math.ceil(config.on_policy_after * config.batches)
         on_policy = f" (on-policy training begins at batch {begins})" if config.on_policy else ""
@@ -212,6 +267,38 @@ def train(run: Run) -> None:
             "minutes",
             file=sys.stderr,
         )
+
+
+class Keeper:
+    """Saves the state when it is time to, and when the run is to stop: called between two updates."""
+
+    def __init__(self, run: Run, stop: StopOnSignal) -> None:
+        self.run, self.stop = run, stop
+        self.saved = time.monotonic()
+
+    def __call__(self, now: bool = False) -> None:
+        """Raises InterruptedRunError on a signal, after saving. ``now``: save in any case."""
+        late = time.monotonic() - self.saved > self.run.assembly.config.train.save_seconds
+        if now or late or self.stop.signal:
+            self.run.trainer.read_clock()
+            self.run.save()
+            self.saved = time.monotonic()
+        if self.stop.signal:
+            raise InterruptedRunError(self.stop.signal, self.run.out)
+
+
+def _reported(run: Run) -> Iterator[BatchReport]:
+    """The batches of a run; where it diverges, the state before that update is saved, and a report of it."""
+    try:
+        yield from run.trainer.run()
+    except DivergedError as e:
+        run.save()
+        write_json(run.report_path, {**e.update.to_dict(), "last_batches": run.rows()[-20:]})
+        raise DivergedError(
+            f"{e}: the state before that update is saved, and {run.report_path} tells of it. --resume would make it "
+            "again: start anew with a lower --optim.lr, or with a higher --beta.start where the KL has grown",
+            e.update,
+        ) from None
 
 
 def leak_at(look: dict[str, float], done: float) -> str:

@@ -253,6 +253,59 @@ def test_a_resumed_run_is_bit_for_bit_an_unbroken_one(changes, tmp_path):
     assert unbroken.beta.get_state() == second.beta.get_state()
 
 
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("updates", [1, 2, 5, 6, 7])
+def test_a_run_that_stops_inside_a_batch_goes_on_bit_for_bit(updates, tmp_path):
+    """Between two updates: under the guide, before the on-policy part, and within it."""
+    config = small_config(
+        train={"batches": 3, "supervision_steps": 3, "on_policy": 5, "on_policy_updates": 3, "on_policy_after": 0.2}
+    )
+    unbroken = trainer_of(config)
+    expected = [(r.number, r.loss, r.on_policy) for r in unbroken.run()]
+
+    first, left = trainer_of(config), [updates]
+
+    def between():
+        left[0] -= 1
+        if not left[0]:
+            raise StoppedError
+
+    first.between = between
+    seen = []
+    with pytest.raises(StoppedError):
+        seen += [(r.number, r.loss, r.on_policy) for r in first.run()]
+    assert first.inside is not None
+    save_training(tmp_path / "state.safetensors", config, first)
+    second = trainer_of(config, perturb=1.0)
+    load_training(tmp_path / "state.safetensors", config, second)
+    torch.randn(7)  # the state of the generators is the file's
+    done = second.number
+    seen = expected[:done] + [(r.number, r.loss, r.on_policy) for r in second.run()]
+    assert seen == expected
+    for a, b in (
+        (unbroken.model.state_dict(), second.model.state_dict()),
+        (unbroken.average.state_dict(), second.average.state_dict()),
+        (unbroken.optim.get_state(), second.optim.get_state()),
+    ):
+        assert all(torch.equal(a[k], b[k]) for k in a)
+    assert unbroken.guard.usual == second.guard.usual
+
+
+def test_fewer_batches_than_a_state_has_behind_it_are_refused(state_file):
+    config = small_config(train={"batches": 1})
+    with pytest.raises(CheckpointError, match="2 batches behind it, more than the 1 of train.batches"):
+        load_training(state_file, config, trainer_of(config))
+
+
+def test_the_setting_that_differs_is_named_alone(state_file):
+    config = small_config(optim={"lr": 0.5})
+    with pytest.raises(CheckpointError, match=r"\(optim.lr: 0.01 then, 0.5 now\)"):
+        load_training(state_file, config, trainer_of(config))
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -236,14 +236,14 @@ def main(argv: list[str]) -> int:
     for (seed, name), config in missing.items():  # every variant once, then the next seed
         print(f"{arguments.study}: {name}, seed {seed}", file=sys.stderr)
         folder = folders[seed, name]
-        run = open_run(config, folder, resume=True, data_dir=None, device=torch.device("cpu"))
-        try:
-            train(run)
-        except InterruptedRunError as stopped:
-            print("stopped; the same command goes on", file=sys.stderr)
-            return stopped.exit_code
-        about = {"variant": name, "seed": seed, "config": shared_settings(config), "environment": environment()}
-        write_json(folder / "measured.json", about | measure_run(run))
+        with open_run(config, folder, resume=True, data_dir=None, device=torch.device("cpu")) as run:
+            try:
+                train(run)
+            except InterruptedRunError as stopped:
+                print("stopped; the same command goes on", file=sys.stderr)
+                return stopped.exit_code
+            about = {"variant": name, "seed": seed, "config": shared_settings(config), "environment": environment()}
+            write_json(folder / "measured.json", about | measure_run(run))
         collect(out, study, arguments.runs)
     print(table(read_json(out)))
     return 0

@@ -44,6 +44,11 @@ class StepTerms:
     halted: Tensor | None = None
 
     @property
+    def means(self) -> Tensor:
+        """The means of reconstruction and KL, nats per input, ``[2]``."""
+        return torch.stack((self.reconstruction.mean(), self.kl.sum(0).mean()))
+
+    @property
     def elbo(self) -> Tensor:
         """The bound per input at beta = 1, nats, ``[..., B]``."""
         return -self.reconstruction - self.kl.sum(0)

@@ -7,7 +7,7 @@ all, clips the global norm and steps the learning-rate schedule.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +94,8 @@ def hidden_matrices(modules: dict[str, nn.Module]) -> list[str]:
 class TorchOptim(PyroOptim):
     """A PyroOptim over a fixed, named set of parameters.
 
-    The schedule follows ``done``, the share of the run that is over, which the caller sets.
+    The schedule follows ``done``, the share of the run that is over, which the caller sets; ``check``, where the caller
+    sets one, is given the gradient's norm and the learning rate before each update, and may raise: nothing is changed.
 
     Args:
         modules: every module to train, by name: ``{"model": model, "guide": guide}``.
@@ -109,6 +110,7 @@ class TorchOptim(PyroOptim):
         self.config = config
         self.done = 0.0
         self.update = 0
+        self.check: Callable[[float, float], None] | None = None
         self.named = {f"{name}.{key}": p for name, module in modules.items() for key, p in module.named_parameters()}
         self._known = set(self.named.values())
         matrices = set(hidden_matrices(modules)) if config.matrices == "muon" else set()
@@ -151,13 +153,25 @@ class TorchOptim(PyroOptim):
         if unknown:
             raise ConfigError(f"{len(unknown)} parameters (first shape {unknown[0]}) belong to no module of TorchOptim")
         # SVI clears the gradients of announced parameters only; this class trains, and so clears, all of its own.
-        nn.utils.clip_grad_norm_(self.named.values(), self.config.clip)  # in order: sums of floats repeat
+        norm = nn.utils.clip_grad_norm_(self.named.values(), self.config.clip)  # in order: sums of floats repeat
+        rate = self.config.rate(self.update, self.done)
+        if self.check:
+            self._checked(norm.item(), rate)
         for group in self.groups:
-            group["lr"] = self.config.rate(self.update, self.done) * group.get("relative", 1.0)
+            group["lr"] = rate * group.get("relative", 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.update += 1
+
+    def _checked(self, norm: float, rate: float) -> None:
+        assert self.check
+        try:
+            self.check(norm, rate)
+        except Exception:
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            raise
 
     def get_state(self) -> dict[str, Tensor]:
         """The optimizers' state as flat named tensors (safetensors holds nothing else)."""

@@ -6,7 +6,6 @@ In the on-policy part of a run each batch is followed by updates along trajector
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,13 +19,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, FRACTION, check_choice, check_range
-from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.errors import ConfigError
 from pyro_gram.inference.act import Places
 from pyro_gram.inference.beta import BetaConfig, BetaController
 from pyro_gram.inference.elbo import ELBOS, StepTerms, make_elbo
+from pyro_gram.inference.guard import Guard, Update
 from pyro_gram.inference.guide import PriorGuide
 from pyro_gram.inference.on_policy import draw_targets, prior_end
 from pyro_gram.inference.optim import OptimConfig, TorchOptim
+from pyro_gram.inference.pause import Inside, set_random_state
 from pyro_gram.networks.core import LatentState
 
 Batches = Callable[[int], tuple[Tensor | None, Tensor]]  # and for on-policy training ``TargetStream.candidates``
@@ -102,10 +103,6 @@ class TrainConfig:
             raise ConfigError("a run needs an end: batches or minutes must be positive")
 
 
-class DivergedError(UserError):
-    """The loss became infinite or not a number."""
-
-
 @dataclass
 class BatchReport:
     """What one batch cost, means over its supervision steps and inputs, nats per input at beta = 1.
@@ -170,9 +167,13 @@ class Trainer:
         self.alone = SVI(model, PriorGuide(model), self.optim, loss=self.elbo)
         self.beta = BetaController(beta)
         self.places: Places | None = None  # of train.act
+        self.guard = Guard()
+        self.inside: Inside | None = None  # a batch that is not at its end
+        self.between: Callable[[], None] = lambda: None  # called between two updates of a batch
         self.average = AveragedModel(pair(model, guide), multi_avg_fn=self._ema)
         self.number = 0  # the next batch
         self.elapsed = 0.0  # seconds of training behind this state, over all sittings
+        self._begun = 0.0, 0.0  # the elapsed seconds, and the clock, when this sitting began
 
     def rehearse(self) -> tuple[str, str] | None:
         """The loss of two pairs, without an update: what cannot be trained is refused here. No random state changes.
@@ -203,20 +204,27 @@ class Trainer:
         """Train until the batches or the minutes are used up, yielding after each batch.
 
         Raises:
-            DivergedError: at the first loss that is not finite; the state before that batch is the last saved one.
+            DivergedError: before the first update that is not finite, or out of all proportion; what can be saved then
+                is the state before it.
         """
         self.model.train()
         self.guide.train()
-        before, start = self.elapsed, time.perf_counter()
+        self._begun = self.elapsed, time.perf_counter()
         last = self.finished
         while not last:
             with pyro.validation_enabled(False):
                 report = self.one_batch(*self.batches(self.number))
             # What the caller does between batches (evaluation, saving) counts: minutes are the user's minutes.
-            report.seconds = self.elapsed = before + time.perf_counter() - start
+            report.seconds = self.read_clock()
             report.last = last = self.finished  # decided once: the caller looks and saves on the same answer
             yield report
-            self.elapsed = before + time.perf_counter() - start
+            self.read_clock()
+
+    def read_clock(self) -> float:
+        """``elapsed``, now."""
+        before, start = self._begun
+        self.elapsed = before + time.perf_counter() - start
+        return self.elapsed
 
     @property
     def device(self) -> torch.device:
@@ -244,30 +252,36 @@ class Trainer:
     def one_batch(self, x: Tensor | None, y: Tensor) -> BatchReport:
         """N_sup updates on one batch, each supervision step starting where the last one ended.
 
-        In the on-policy part of a run, further updates on other inputs, under the prior.
+        In the on-policy part of a run, further updates on other inputs, under the prior. A batch that was saved in the
+        middle goes on there.
         """
-        torch.manual_seed((self.seed * 1_000_003 + self.number) % 2**63)
+        if self.inside is None:
+            torch.manual_seed((self.seed * 1_000_003 + self.number) % 2**63)
+            self.inside = Inside()
+        else:
+            set_random_state(self.inside.random, self.device)
         done = self.done
         self.beta.begin(done)
-        terms = self._carry_on(x, y) if self.config.act else self._supervise(x, y)
+        terms = self._carry_on(x, y) if self.config.act else self._supervise(x, y, self.inside)
         mean, kl = terms.mean(0).tolist()
         report = BatchReport(self.number, mean, kl, self.beta.value)
         if self.config.on_policy and done >= self.config.on_policy_after:
-            report.on_policy = self._supervise_on_policy()
+            report.on_policy = self._supervise_on_policy(self.inside)
         self.beta.update(terms[-1, 0].item() if self.beta.config.watch == "last" else mean)
         self.number += 1
+        self.inside = None
         return report
 
-    def _supervise(self, x: Tensor | None, y: Tensor) -> Tensor:
+    def _supervise(self, x: Tensor | None, y: Tensor, inside: Inside) -> Tensor:
         """N_sup updates from z_0; the mean reconstruction and KL of each, nats per input, ``[N_sup, 2]``."""
         x, y = None if x is None else x.to(self.device), y.to(self.device)
-        state, found = None, []
-        for step in range(self.config.supervision_steps):
+        for step in range(len(inside.terms), self.config.supervision_steps):
             self.optim.done = self._done_at(step)
-            terms = self._update(self.svi, x, y, state)
-            state = terms.state
-            found.append(torch.stack((terms.reconstruction.mean(), terms.kl.sum(0).mean())))
-        return torch.stack(found)
+            terms = self._update(self.svi, x, y, inside.state)
+            inside.state = terms.state
+            inside.terms.append(terms.means)
+            self.between()
+        return torch.stack(inside.terms)
 
     def _carry_on(self, x: Tensor | None, y: Tensor) -> Tensor:
         """One update of every place, those whose trajectory is over with the new pair; as :meth:`_supervise`."""
@@ -276,9 +290,9 @@ class Trainer:
         self.optim.done = self.done
         terms = self._update(self.svi, places.x, places.y, places.state)
         self.places = places.after(terms, self.config.supervision_steps)
-        return torch.stack((terms.reconstruction.mean(), terms.kl.sum(0).mean()))[None]
+        return terms.means[None]
 
-    def _supervise_on_policy(self) -> float:
+    def _supervise_on_policy(self, inside: Inside) -> float:
         """Updates at successive supervision steps of trajectories of the prior, the first at a random depth.
 
         Returns:
@@ -288,30 +302,45 @@ class Trainer:
         c = self.config
         found = self.candidates(self.number)
         x, solutions, there = (t.to(self.device) for t in (found.x, found.solutions, found.there))
-        first = int(torch.randint(c.on_policy - c.on_policy_updates + 1, ()))
-        state, ahead = None, first
-        seen = []
-        for step in range(first, first + c.on_policy_updates):
-            end = prior_end(self.model, x, ahead, state)
+        if inside.first < 0:
+            inside.first, inside.state = int(torch.randint(c.on_policy - c.on_policy_updates + 1, ())), None
+        for step in range(inside.first + len(inside.seen), inside.first + c.on_policy_updates):
+            end = prior_end(self.model, x, 0 if inside.seen else inside.first, inside.state)
             # Before the first step a trajectory heads nowhere yet.
             y = draw_targets(end.likelihood if step else None, solutions, there)
             terms = self._update(self.alone, x, y, end.state)
-            state, ahead = terms.state, 0
-            seen.append(terms.reconstruction.mean())
-        return torch.stack(seen).mean().item()
+            inside.state = terms.state
+            inside.seen.append(terms.reconstruction.mean())
+            self.between()
+        return torch.stack(inside.seen).mean().item()
 
     def _update(self, svi: SVI, x: Tensor | None, y: Tensor, state: LatentState | None) -> StepTerms:
         """One supervision step from ``state``, one update, and what the step cost."""
+        self.optim.check = lambda norm, rate: self.guard.check(self._told(norm, rate))
         with poutine.scale(scale=1 / y[..., 0].numel()):
-            loss = svi.step(x, y, state, beta=self.beta.value)
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"the loss became {loss} in batch {self.number}: lower --optim.lr, or raise --beta.start if the "
-                "KL exploded; the last good state is kept"
-            )
+            svi.step(x, y, state, beta=self.beta.value)
         self.average.update_parameters(pair(self.model, self.guide))
         assert self.elbo.terms is not None
         return self.elbo.terms
+
+    def _told(self, norm: float, rate: float) -> Update:
+        """The update that is about to be made."""
+        assert self.elbo.terms is not None
+        inside = self.inside or Inside()
+        reconstruction, kl = self.elbo.terms.means.tolist()
+        on_policy = inside.first >= 0
+        return Update(
+            batch=self.number,
+            step=inside.first + len(inside.seen) if on_policy else len(inside.terms),
+            on_policy=on_policy,
+            loss=reconstruction + self.beta.value * kl,
+            reconstruction=reconstruction,
+            kl=kl,
+            gradient_norm=norm,
+            learning_rate=rate,
+            beta=self.beta.value,
+            usual=self.guard.usual,
+        )
 
     @property
     def averaged(self) -> tuple[nn.Module, nn.Module]:

@@ -1,18 +1,23 @@
+import errno
 import json
 import math
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 from safetensors.torch import load_file
 
 import experiments.run
+from experiments import survive
 from pyro_gram.cli import call
 from pyro_gram.config import RunConfig
 from pyro_gram.diagnostics import inference_data
+from pyro_gram.run import lock_directory
 from tests.conftest import ROOT
 
 SMALL = [
@@ -87,7 +92,7 @@ def test_a_run_writes_everything_and_leaves_no_temporary_files(finished):
     assert {p.relative_to(finished).as_posix() for p in finished.rglob("*") if p.is_file()} == {
         *(f"figures/{name}.png" for name in figures),
         "config.json", "metrics.jsonl", "results.json", "model.safetensors", "state.safetensors", "inference.nc",
-        "report.html",
+        "report.html", ".lock",
     }  # fmt: skip
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in finished.glob("figures/*.png"))
     assert {"posterior", "prior_predictive"} <= set(inference_data.load(finished / "inference.nc").groups())
@@ -234,6 +239,78 @@ def test_sigterm_saves_exits_with_143_and_the_run_goes_on(tmp_path):
     assert run(out, "--resume", "--train.batches", done + 1) == 0
     assert [row["batch"] for row in rows(out)] == list(range(done + 1))
     assert results(out)["batches"] == done + 1
+
+
+def test_a_second_run_in_one_directory_is_refused_while_the_first_goes_on(tmp_path, capsys):
+    out = tmp_path / "run"
+    lock = lock_directory(out)
+    try:
+        assert run(out, "--train.batches", 1) == 2
+        err = capsys.readouterr().err
+        assert f"another run is writing to {out}" in err
+        assert len(err.splitlines()) == 1
+        assert [p.name for p in out.iterdir()] == [".lock"]
+    finally:
+        lock.release()
+    assert run(out, "--train.batches", 1) == 0
+
+
+def test_a_run_that_diverges_keeps_the_state_before_and_reports_the_update(tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ("--train.batches", 4, "--optim.lr", 1e30, "--train.evaluate_every", 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert run(out, *words) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(
+        r"error: the (loss|gradient's norm) .* in batch \d+, step \d+: the state before that update is", err
+    )
+    report = json.loads((out / "diverged.json").read_text())
+    assert {"batch", "step", "loss", "gradient_norm", "learning_rate", "beta", "last_batches"} <= report.keys()
+    state = load_file(out / "state.safetensors")
+    assert all(v.isfinite().all() for v in state.values() if v.is_floating_point())
+    assert not (out / "results.json").exists()
+    assert run(out, "--train.batches", 1, "--resume") == 2  # other settings
+
+
+def test_a_line_that_was_cut_off_is_dropped_on_resuming(tmp_path):
+    out = tmp_path / "run"
+    assert run(out, "--train.batches", 2) == 0
+    with (out / "metrics.jsonl").open("a") as f:
+        f.write('{"batch": 2, "recons')
+    (out / ".state-0a1b2c3d.safetensors").write_text("what a killed writer left")
+    (out / ".mine").write_text("kept")
+    assert run(out, "--train.batches", 3, "--resume") == 0
+    assert [row["batch"] for row in rows(out)] == [0, 1, 2]
+    assert not list(out.glob(".state-*"))
+    assert (out / ".mine").exists()
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_the_last_state_goes_on(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    assert run(out, "--train.batches", 2) == 0
+    before = (out / "state.safetensors").read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", full)
+        assert run(out, "--train.batches", 4, "--train.save_seconds", 0, "--resume") == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("error: cannot write")
+    assert err.endswith("No space left on device")
+    assert (out / "state.safetensors").read_bytes() == before
+    assert not [p for p in out.glob(".*") if p.name != ".lock"]
+    assert run(out, "--train.batches", 4, "--resume") == 0
+
+
+@pytest.mark.slow
+def test_killed_runs_end_as_an_unbroken_one(tmp_path, capsys):
+    assert cli(survive.main, "--kills", 3, "--out", tmp_path / "survive.json") == 0
+    found = json.loads((tmp_path / "survive.json").read_text())
+    assert found["identical"] == found["kills"] == 3
+    assert not any(t["left_over"] for t in found["trials"])
 
 
 # ---- --list-split ------------------------------------------------------------------------------------------------

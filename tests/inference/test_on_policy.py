@@ -10,6 +10,7 @@ from pyro_gram.inference import training
 from pyro_gram.inference.beta import BetaConfig
 from pyro_gram.inference.on_policy import draw_targets, prior_end
 from pyro_gram.inference.optim import OptimConfig
+from pyro_gram.inference.pause import Inside
 from pyro_gram.inference.sampling import rollout
 from pyro_gram.inference.training import TrainConfig, Trainer
 from pyro_gram.tasks.stream import TargetStream
@@ -123,7 +124,7 @@ def test_its_updates_follow_the_prior_from_every_depth_towards_solutions_of_othe
 
 def test_no_inference_network_takes_part():
     trainer = make_trainer(small(), batches=9, on_policy=2, on_policy_updates=2)
-    trainer._supervise_on_policy()
+    trainer._supervise_on_policy(Inside())
     assert not trainer.elbo.terms.kl.any()
     moments = {name for name in trainer.optim.get_state() if name.endswith("/exp_avg")}
     assert any(name.startswith("model.core") for name in moments)
@@ -164,9 +165,9 @@ def test_trajectories_so_trained_end_right_more_often_than_those_trained_under_t
         for trainer.number in range(250):
             torch.manual_seed(trainer.number)
             if on_policy and trainer.number >= 100:
-                trainer._supervise_on_policy()
+                trainer._supervise_on_policy(Inside())
             else:
-                trainer._supervise(*trainer.batches(trainer.number))
+                trainer._supervise(*trainer.batches(trainer.number), Inside())
         task, x = trainer.batches.task, trainer.batches.task.split("train").subset(64).inputs
         tokens = rollout(trainer.model, x, num_samples=16, depth=4, seed=1).tokens
         right[on_policy] = task.valid(x, tokens).double().mean().item()

@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 import math
 import time
@@ -11,8 +12,9 @@ from pyro.infer.elbo import ELBOModule
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.beta import BetaConfig, BetaController
 from pyro_gram.inference.elbo import make_elbo
+from pyro_gram.inference.guard import DivergedError, Guard, Update
 from pyro_gram.inference.optim import OptimConfig, TorchOptim, hidden_matrices
-from pyro_gram.inference.training import DivergedError, TrainConfig, Trainer
+from pyro_gram.inference.training import TrainConfig, Trainer
 from pyro_gram.tasks.stream import TargetStream
 from tests.conftest import case_of, small
 
@@ -125,8 +127,39 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch():
     next(trainer.run())
     with torch.no_grad():
         next(trainer.model.parameters()).fill_(math.nan)
-    with pytest.warns(UserWarning, match="NaN"), pytest.raises(DivergedError, match="in batch 1"):
+    with pytest.warns(UserWarning, match="NaN"), pytest.raises(DivergedError, match="in batch 1, step 0") as e:
         next(trainer.run())
+    assert (e.value.update.batch, e.value.update.step, e.value.update.on_policy) == (1, 0, False)
+
+
+@pytest.mark.parametrize("ruin", ["gradient", "loss"])
+def test_an_update_that_would_ruin_the_run_is_not_made(ruin, monkeypatch):
+    trainer = make_trainer()
+    run = trainer.run()
+    next(run)
+    update = trainer.optim.update
+
+    def ruined(*_):
+        return dataclasses.replace(told(*_), **({"gradient_norm": math.inf} if ruin == "gradient" else {"loss": 1e7}))
+
+    told = trainer._told
+    monkeypatch.setattr(trainer, "_told", ruined)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    with pytest.raises(DivergedError, match="norm became inf" if ruin == "gradient" else "exploded to 1e[+]07 nats"):
+        next(run)
+    assert all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
+    assert trainer.optim.update == update
+    assert all(p.grad is None for p in trainer.model.parameters())
+
+
+def test_a_loss_that_falls_or_only_doubles_is_none_that_explodes():
+    guard = Guard()
+    update = Update(0, 0, False, 0.0, 0.0, 0.0, 1.0, 1e-3, 1.0, None)
+    for loss in (500.0, 3.0, 1200.0, 0.01, -2.0, 30.0):
+        guard.check(dataclasses.replace(update, loss=loss))
+    assert guard.usual is not None
+    with pytest.raises(DivergedError, match="exploded"):
+        guard.check(dataclasses.replace(update, loss=1e3 * guard.usual * 1.1))
 
 
 def test_minutes_end_a_run():

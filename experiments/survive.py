@@ -1,0 +1,168 @@
+"""Kill a run at random moments, resume it, and compare its end with that of a run that nobody killed.
+
+    python experiments/survive.py --kills 50 --out experiments/survive.json
+
+Each trial starts the same small run, which saves after every update, kills it with SIGKILL at a random moment between
+its start and its end (imports, training, saving, evaluation), and resumes it. Its weights, optimizer, averages, metrics
+and results must be bit for bit those of the unbroken run; times apart.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from tqdm import tqdm
+
+from pyro_gram.cli import Parser, call
+from pyro_gram.errors import UserError
+from pyro_gram.evaluate import environment
+from pyro_gram.files import check_writable, read_json, write_json
+from pyro_gram.run import read_rows
+
+RUN = Path(__file__).parent / "run.py"
+SETTINGS = {
+    "task.vertices": 4, "task.train": 20, "task.validation": 4, "task.test": 4,
+    "model.width": 16, "model.hidden": 16, "prior.hidden": 16, "guide.hidden": 16,
+    "train.batches": 100, "train.batch": 8, "train.evaluate_every": 20, "train.save_seconds": 0,
+    "train.on_policy": 4, "train.on_policy_updates": 2, "train.on_policy_after": 0.4,
+    "optim.warmup": 1, "evaluate.num_samples": 5,
+}  # fmt: skip
+
+
+def command(out: Path, *words: str) -> list[str]:
+    """The run in ``out``."""
+    settings = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
+    base = [sys.executable, str(RUN), "--task", "coloring", "--preset", "tiny", "--out", str(out)]
+    return [*base, *settings, *words]
+
+
+def to_the_end(out: Path, *words: str) -> float:
+    """Seconds of a run that is left alone. Raises UserError where it fails."""
+    start = time.monotonic()
+    done = subprocess.run(command(out, *words), capture_output=True, text=True, env=environ())
+    if done.returncode:
+        raise UserError(f"the run in {out} ended with {done.returncode}: {done.stderr[-800:]}")
+    return time.monotonic() - start
+
+
+def environ() -> dict[str, str]:
+    """One thread: two trials share two cores, and sums of floats repeat."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def killed(out: Path, after: float) -> bool:
+    """Start a run and kill it after so many seconds; False where it had ended before."""
+    process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environ())
+    try:
+        process.wait(timeout=after)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return True
+    return False
+
+
+def ending(out: Path) -> dict[str, Any]:
+    """Everything about the end of a run but times and memory."""
+    found: dict[str, Any] = {}
+    for name in ("model", "state"):
+        with safe_open(out / f"{name}.safetensors", framework="np") as f:
+            found[name] = {key: f.get_tensor(key).tobytes() for key in f.keys()}  # noqa: SIM118 (not a dict)
+            header = json.loads(f.metadata()["pyro_gram"])
+        found[f"{name} header"] = {k: v for k, v in header.items() if k != "elapsed"}
+    found["metrics"] = [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(out / "metrics.jsonl")]
+    results = read_json(out / "results.json")
+    found["results"] = {k: results[k] for k in ("metrics", "batches", "looks", "uniformity")}
+    return found
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Which parts of two endings differ."""
+    return [name for name in one if one[name] != other[name]]
+
+
+def trial(folder: Path, number: int, length: float, expected: dict[str, Any]) -> dict[str, Any]:
+    """Kill one run and resume it."""
+    out = folder / str(number)
+    after = random.Random(number).uniform(0, length)
+    was_killed = killed(out, after)
+    state = read_state(out)
+    to_the_end(out, "--resume")
+    return {
+        "after_seconds": round(after, 3),
+        "killed": was_killed,
+        **state,
+        "differing": differing(expected, ending(out)),
+        "left_over": sorted(p.name for p in out.rglob(".*") if p.name != ".lock"),
+    }
+
+
+def read_state(out: Path) -> dict[str, Any]:
+    """Where a killed run stood: the batch that its state has, and whether it stands inside of one; None before one."""
+    path = out / "state.safetensors"
+    if not path.exists():
+        return {"saved_batch": None, "inside": False}
+    with safe_open(path, framework="np") as f:
+        inside = any(key.startswith("inside/") for key in f.keys())  # noqa: SIM118 (not a dict)
+        return {"saved_batch": json.loads(f.metadata()["pyro_gram"])["number"], "inside": inside}
+
+
+def survive(kills: int, at_once: int) -> dict[str, Any]:
+    """Trials until so many runs have been killed."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        length = to_the_end(folder / "unbroken")
+        expected = ending(folder / "unbroken")
+        bar = tqdm(total=kills, unit="kill", file=sys.stderr)
+        trials: list[dict[str, Any]] = []
+
+        def one(number: int) -> dict[str, Any]:
+            found = trial(folder, number, length, expected)
+            bar.update(found["killed"])
+            return found
+
+        with bar, ThreadPoolExecutor(at_once) as pool:
+            while (missing := kills - sum(t["killed"] for t in trials)) > 0:
+                trials += pool.map(one, range(len(trials), len(trials) + missing))
+    died = [t for t in trials if t["killed"]]
+    return {
+        "kills": len(died),
+        "identical": sum(not t["differing"] for t in died),
+        "inside_a_batch": sum(t["inside"] for t in died),
+        "before_the_first_save": sum(t["saved_batch"] is None for t in died),
+        "unbroken_seconds": length,
+        "trials": trials,
+        "environment": environment(),
+    }
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser("survive.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--kills", type=int, default=50, metavar="N", help="default 50")
+    parser.add_argument("--at-once", type=int, default=2, metavar="N", help="trials at a time, a core each (default 2)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write JSON to FILE")
+    arguments = parser.parse_args(argv)
+    if arguments.kills < 1 or arguments.at_once < 1:
+        raise UserError("--kills and --at-once must be at least 1")
+    if arguments.out:
+        check_writable(arguments.out)
+    found = survive(arguments.kills, arguments.at_once)
+    if arguments.out:
+        write_json(arguments.out, found)
+    print(f"{found['kills']} kills, {found['identical']} endings identical to that of the unbroken run")
+    return 0 if found["identical"] == found["kills"] else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(call(main))
