@@ -10,6 +10,7 @@ import torch
 
 from pyro_gram.cli import Parser, call, directory
 from pyro_gram.config import RunConfig, add_options, read_preset, with_options
+from pyro_gram.distributed import leave, start
 from pyro_gram.errors import ConfigError
 from pyro_gram.files import check_directory
 from pyro_gram.inference.temper import told
@@ -121,25 +122,30 @@ def main(argv: list[str]) -> int:
     config, arguments = parse(argv)
     if arguments["list_split"]:
         return list_split(config, arguments["list_split"], arguments["data_dir"])
-    device = pick_device(arguments["device"])
+    world, device = start(pick_device(arguments["device"]))
     out = arguments["out"] or default_directory(config, arguments)
     check_directory(out, "--out")
 
     from pyro_gram.evaluate import finish
     from pyro_gram.run import InterruptedRunError, open_run, train
 
-    with open_run(config, out, resume=arguments["resume"], data_dir=arguments["data_dir"], device=device) as run:
+    resume, data_dir = arguments["resume"], arguments["data_dir"]
+    with open_run(config, out, resume=resume, data_dir=data_dir, device=device, world=world) as run:
+        tell = (lambda text: print(text, file=sys.stderr)) if world.writes else (lambda text: None)
         try:
             train(run)
         except InterruptedRunError as stopped:
-            print(stopped, file=sys.stderr)
+            tell(stopped)
             return stopped.exit_code
-        print("evaluating: fresh trajectories of the prior", file=sys.stderr)
+        tell("evaluating: fresh trajectories of the prior")
         try:
             results = finish(run, half=arguments["half"])
         except KeyboardInterrupt:
-            print(f"interrupted while evaluating; the same command with --resume --out {out} goes on", file=sys.stderr)
+            tell(f"interrupted while evaluating; the same command with --resume --out {out} goes on")
             return 130
+    leave()
+    if not world.writes:
+        return 0
     m = results["metrics"]
     print(summary(config.names["task"], m))
     print(f"results: {out / 'results.json'}   report: {out / 'report.html'}")

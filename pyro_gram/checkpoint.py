@@ -23,6 +23,7 @@ from pyro_gram.heads import attach, takes_heads
 from pyro_gram.inference.act import Places
 from pyro_gram.inference.pause import Inside
 from pyro_gram.inference.training import Trainer, pair
+from pyro_gram.networks.core import LatentState
 from pyro_gram.version import __version__
 
 FORMAT = "pyro_gram/1"
@@ -82,11 +83,17 @@ def is_half(path: Path) -> bool:
 
 
 def save_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[str, str] | None = None) -> None:
-    """Write everything that the next batch depends on, atomically. ``data``: the task's provenance."""
+    """Write everything that the next batch depends on, atomically; of several processes, all call it and one writes.
+
+    ``data``: the task's provenance.
+    """
     tensors = {f"weights/{k}": v for k, v in pair(trainer.model, trainer.guide).state_dict().items()}
     tensors |= {f"average/{k}": v for k, v in trainer.average.state_dict().items()}
     tensors |= {f"optim/{k}": v for k, v in trainer.optim.get_state().items()}
-    tensors |= {f"places/{k}": v for k, v in (trainer.places.tensors() if trainer.places else {}).items()}
+    places = trainer.places.tensors() if trainer.places else {}
+    tensors |= {f"places/{k}": trainer.world.gather(v) for k, v in places.items()}
+    if not trainer.world.writes:
+        return
     inside = trainer.inside.tensors(trainer.device) if trainer.inside else {}
     tensors |= {f"inside/{k}": v for k, v in inside.items()}
     header = {
@@ -147,7 +154,10 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
         inside = Inside.from_tensors(part("inside/"), trainer.device)
     except KeyError as e:
         raise CheckpointError(f"{path} holds no {e} of the batch that it stands in") from None
-    trainer.places, trainer.inside, trainer.guard.usual = places, inside, usual
+    if inside and inside.state:
+        inside.state = LatentState(*map(trainer.world.rows, inside.state))
+    trainer.places = places.shared(trainer.world) if places else None
+    trainer.inside, trainer.guard.usual = inside, usual
     trainer.number, trainer.elapsed = number, elapsed
     trainer.beta.set_state(beta)
 

@@ -143,6 +143,7 @@ def roll(run: Run, x: Tensor | None, **changes: Any) -> Rollout:
         "seed": evaluate.seed,
         "temper": run.assembly.config.temper,
         "max_trajectories": at_once(spec.input_length),
+        "world": run.world,
     }
     model = run.trainer.averaged[0]
     rolled = rollout(model, beside(model, x), **{**settings, **changes})
@@ -152,15 +153,16 @@ def roll(run: Run, x: Tensor | None, **changes: Any) -> Rollout:
 def finish(run: Run, half: bool = False) -> dict[str, Any]:
     """Train the heads, measure on the test split and write everything: weights, results, figures, inference.nc, report.
 
-    ``half`` writes the weights as bfloat16.
+    ``half`` writes the weights as bfloat16. Several processes share the roll-outs; the first of them writes.
     """
     start = time.perf_counter()
     model, guide = (m.eval() for m in run.trainer.averaged)
     config, task = run.assembly.config, run.assembly.task
     if takes_heads(model, config.verdict):
-        train_heads(run.averaged, run.depth)
+        train_heads(run.averaged, run.depth, silent=not run.world.writes)
     heads = time.perf_counter() - start
-    save_model(run.out / "model.safetensors", config, model, guide, data=task.provenance(), half=half)
+    if run.world.writes:
+        save_model(run.out / "model.safetensors", config, model, guide, data=task.provenance(), half=half)
     puzzles = task.split("test")
     if config.evaluate.inputs:
         puzzles = puzzles.subset(config.evaluate.inputs)
@@ -169,8 +171,10 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
     plain = puzzles.plain
     history = followed(run, plain)
     metrics["unsettled"] = unsettled(task, plain.inputs, history)
-    drawn = draw_figures(run, puzzles, rolled.tokens, history)
-    write_inference_data(run, puzzles)
+    drawn: dict[str, Any] = {}
+    if run.world.writes:
+        drawn = draw_figures(run, puzzles, rolled.tokens, history)
+        write_inference_data(run, puzzles)
     trained = run.trainer.elapsed + heads
     evaluated = time.perf_counter() - start - heads
     results = {
@@ -183,6 +187,7 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
         "batches": run.trainer.number,
         "seconds": {"train": trained, "evaluate": evaluated, "total": trained + evaluated},
         "head_seconds": heads,  # of the training
+        "processes": run.world.size,
         "peak_memory_mb": peak_memory_mb(),
         "metrics": metrics,
         "looks": looks_of(run.rows()),
@@ -190,8 +195,10 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
         "data": task.provenance(),
         "environment": environment(),
     }
-    write_json(run.out / "results.json", results)
-    write_run_report(run, results, drawn)
+    if run.world.writes:
+        write_json(run.out / "results.json", results)
+        write_run_report(run, results, drawn)
+    run.world.wait()
     return results
 
 

@@ -50,8 +50,8 @@ def attach(model: nn.Module, task: Task, config: RunConfig) -> None:
     setattr(model, WHERE, head.to(next(model.parameters()).device))
 
 
-def train_heads(assembly: Assembly, depth: int) -> None:
-    """Give a trained model its heads, as ``config.verdict`` says, with a bar on stderr.
+def train_heads(assembly: Assembly, depth: int, silent: bool = False) -> None:
+    """Give a trained model its heads, as ``config.verdict`` says, with a bar on stderr unless ``silent``.
 
     They learn from trajectories of the prior as it is sampled (its temper too), up to ``depth`` supervision steps deep,
     on training inputs under the task's symmetries: on those as they are the model errs less than on others.
@@ -67,6 +67,14 @@ def train_heads(assembly: Assembly, depth: int) -> None:
         return x
 
     rounds = fit(model, some, task.valid, config.verdict, depth=depth, seed=config.seed, temper=config.temper)
-    bar = tqdm(rounds, total=config.verdict.rounds, desc="heads", unit="round", file=sys.stderr, mininterval=1.0)
+    bar = tqdm(
+        rounds,
+        total=config.verdict.rounds,
+        desc="heads",
+        unit="round",
+        file=sys.stderr,
+        mininterval=1.0,
+        disable=silent,
+    )
     for loss in bar:
         bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)

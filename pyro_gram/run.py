@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from pyro_gram.checkpoint import load_training, save_training
 from pyro_gram.cli import StopOnSignal
 from pyro_gram.config import RunConfig
 from pyro_gram.diagnostics.verdicts import BAD, leak
+from pyro_gram.distributed import ALONE, World, check_batch
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.evaluate import check_ready, check_rolls, monitor
 from pyro_gram.files import read_json, sweep, write_json, write_via
@@ -52,7 +54,7 @@ class Run:
     assembly: Assembly
     trainer: Trainer
     out: Path
-    lock: FileLock
+    lock: FileLock | None = None
 
     def __enter__(self) -> Run:
         return self
@@ -62,7 +64,13 @@ class Run:
 
     def close(self) -> None:
         """Give the directory free."""
-        self.lock.release()
+        if self.lock:
+            self.lock.release()
+
+    @property
+    def world(self) -> World:
+        """The processes that train it."""
+        return self.trainer.world
 
     def save(self) -> None:
         """Write the state of training, atomically."""
@@ -114,14 +122,26 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def open_run(config: RunConfig, out: Path, *, resume: bool, data_dir: str | None, device: torch.device) -> Run:
+def open_run(
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool,
+    data_dir: str | None,
+    device: torch.device,
+    world: World = ALONE,
+) -> Run:
     """A new run in ``out``, or the one that is there.
+
+    Of several processes (``world``), the first checks and writes the directory, which all of them must see. What
+    torchrun has started anew is resumed.
 
     Raises:
         UserError: ``out`` holds a run and ``resume`` was not asked for, or cannot be written, or holds another run, or
             another process runs in it; data or a package that the task needs is missing or damaged.
     """
-    if (out / "config.json").exists() and not resume:
+    resume = resume or world.restarts > 0
+    if world.writes and (out / "config.json").exists() and not resume:
         raise UserError(f"{out} holds a run already: add --resume to continue it, or choose another --out")
     assembly = build(config, data_dir)
     check_ready(assembly.task)
@@ -137,33 +157,57 @@ def open_run(config: RunConfig, out: Path, *, resume: bool, data_dir: str | None
     stream = TargetStream(
         assembly.task, assembly.task.split("train"), config.train.batch, config.seed, config.train.augment
     )
-    trainer = Trainer(assembly.model, assembly.guide, stream, config.train, config.optim, config.beta, seed=config.seed)
+    check_batch(stream.batch, world)
+    trainer = Trainer(
+        assembly.model,
+        assembly.guide,
+        stream,
+        config.train,
+        config.optim,
+        config.beta,
+        seed=config.seed,
+        world=world,
+    )
     check_rolls(assembly)
     sampled = trainer.rehearse()
-    if sampled:
+    if sampled and world.writes:
         print(
             f"no closed-form KL of {sampled[0]} from {sampled[1]}: it is estimated from each draw (log q - log p)",
             file=sys.stderr,
         )
-    run = Run(assembly, trainer, out, lock_directory(out))
+    run = Run(assembly, trainer, out, lock_directory(out, 30.0 if world.restarts else 0.0) if world.writes else None)
+    world.wait()  # what the first process would not have in its directory, none of the others trains
     try:
-        for folder in (out, out / "figures"):
-            sweep(folder)
-        if resume and run.state_path.exists():
-            load_training(run.state_path, config, trainer, assembly.task.provenance())
-            _cut_metrics(run.metrics_path, trainer.number)
-        else:
-            run.metrics_path.unlink(missing_ok=True)
-        run.report_path.unlink(missing_ok=True)
-        write_json(out / "config.json", config.to_dict())
+        _prepare(run, resume)
+        world.wait()
     except BaseException:
         run.close()
         raise
     return run
 
 
-def lock_directory(out: Path) -> FileLock:
+def _prepare(run: Run, resume: bool) -> None:
+    """Take up the saved state, if there is one, and put the directory in order."""
+    out, trainer, assembly = run.out, run.trainer, run.assembly
+    begun = resume and run.state_path.exists()
+    if begun:
+        load_training(run.state_path, assembly.config, trainer, assembly.task.provenance())
+    if not run.world.writes:
+        return
+    for folder in (out, out / "figures"):
+        sweep(folder)
+    if begun:
+        _cut_metrics(run.metrics_path, trainer.number)
+    else:
+        run.metrics_path.unlink(missing_ok=True)
+    run.report_path.unlink(missing_ok=True)
+    write_json(out / "config.json", assembly.config.to_dict())
+
+
+def lock_directory(out: Path, patience: float = 0.0) -> FileLock:
     """Keeps other runs out of ``out``, until it is released or this process ends in whatever way.
+
+    ``patience``: seconds in which a run that was there before may end.
 
     Raises:
         UserError: another run is in it, or nothing can be written there.
@@ -171,7 +215,7 @@ def lock_directory(out: Path) -> FileLock:
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / ".lock")
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience)
     except Timeout:
         raise UserError(f"another run is writing to {out}: wait for its end, or choose another --out") from None
     except OSError as e:
@@ -242,23 +286,26 @@ def train(run: Run) -> None:
         desc="train",
         file=sys.stderr,
         mininterval=1.0,
+        disable=not run.world.writes,
     )
-    with StopOnSignal() as stop, bar, run.metrics_path.open("a", buffering=1) as log:
+    log_path = run.metrics_path if run.world.writes else Path(os.devnull)
+    with StopOnSignal() as stop, bar, log_path.open("a", buffering=1) as log:
         keep = Keeper(run, stop)
-        run.trainer.between = keep
+        if run.world.size == 1:
+            run.trainer.between = keep
         for report in _reported(run):
             row = _row(report)
             if run.trainer.number % config.evaluate_every == 0 or report.last:
                 look = monitor(run)
                 row |= look
-                if not warned and (leaking := leak_at(look, run.trainer.done)):
+                if run.world.writes and not warned and (leaking := leak_at(look, run.trainer.done)):
                     bar.write(f"batch {run.trainer.number}: {leaking}", file=sys.stderr)
                     warned = True
             log.write(json.dumps(row) + "\n")
             bar.update(min(round(report.seconds), total) - bar.n if by_clock else 1)
             bar.set_postfix_str(_postfix(report, look), refresh=False)
             keep(report.last)
-    if 0 < run.trainer.number < config.batches:
+    if run.world.writes and 0 < run.trainer.number < config.batches:
         begins = math.ceil(config.on_policy_after * config.batches)
         on_policy = f" (on-policy training begins at batch {begins})" if config.on_policy else ""
         print(
@@ -270,7 +317,10 @@ def train(run: Run) -> None:
 
 
 class Keeper:
-    """Saves the state when it is time to, and when the run is to stop: called between two updates."""
+    """Saves the state when it is time to, and when the run is to stop: called between two updates.
+
+    By several processes between two batches only: they do it together.
+    """
 
     def __init__(self, run: Run, stop: StopOnSignal) -> None:
         self.run, self.stop = run, stop
@@ -278,13 +328,16 @@ class Keeper:
 
     def __call__(self, now: bool = False) -> None:
         """Raises InterruptedRunError on a signal, after saving. ``now``: save in any case."""
+        world = self.run.world
         late = time.monotonic() - self.saved > self.run.assembly.config.train.save_seconds
-        if now or late or self.stop.signal:
-            self.run.trainer.read_clock()
+        stopped = int(world.most(self.stop.signal or 0))
+        if now or stopped or world.first(late):
+            if world.size == 1:
+                self.run.trainer.read_clock()
             self.run.save()
             self.saved = time.monotonic()
-        if self.stop.signal:
-            raise InterruptedRunError(self.stop.signal, self.run.out)
+        if stopped:
+            raise InterruptedRunError(stopped, self.run.out)
 
 
 def _reported(run: Run) -> Iterator[BatchReport]:
@@ -293,6 +346,8 @@ def _reported(run: Run) -> Iterator[BatchReport]:
         yield from run.trainer.run()
     except DivergedError as e:
         run.save()
+        if not run.world.writes:
+            raise
         write_json(run.report_path, {**e.update.to_dict(), "last_batches": run.rows()[-20:]})
         raise DivergedError(
             f"{e}: the state before that update is saved, and {run.report_path} tells of it. --resume would make it "

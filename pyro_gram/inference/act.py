@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_gram.distributed import World
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.elbo import StepTerms
 from pyro_gram.inference.sites import data_plates
@@ -71,6 +72,10 @@ class Places:
         kept = {"y": self.y, "steps": self.steps, "over": self.over}
         kept |= {} if self.x is None else {"x": self.x}
         return kept if self.state is None else kept | {"h": self.state.h, "l": self.state.l}
+
+    def shared(self, world: World) -> Places:
+        """One process's places of those of all."""
+        return Places.from_tensors({name: world.rows(t) for name, t in self.tensors().items()}) or self
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Places | None:

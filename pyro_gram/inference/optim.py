@@ -16,6 +16,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, FRACTION, POSITIVE, check_choice, check_range
+from pyro_gram.distributed import ALONE, World
 from pyro_gram.errors import ConfigError
 
 EMBEDDING = "puzzle_embedding"  # parameters of this name have a rate and a decay of their own
@@ -100,14 +101,15 @@ class TorchOptim(PyroOptim):
     Args:
         modules: every module to train, by name: ``{"model": model, "guide": guide}``.
         config: rates and limits.
+        world: the processes whose gradients are averaged.
 
     Raises:
         ConfigError: when called with a parameter of no given module, which would stay untrained in silence.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], config: OptimConfig) -> None:
+    def __init__(self, modules: dict[str, nn.Module], config: OptimConfig, world: World = ALONE) -> None:
         super().__init__(torch.optim.AdamW, {"lr": config.lr})
-        self.config = config
+        self.config, self.world = config, world
         self.done = 0.0
         self.update = 0
         self.check: Callable[[float, float], None] | None = None
@@ -153,6 +155,7 @@ class TorchOptim(PyroOptim):
         if unknown:
             raise ConfigError(f"{len(unknown)} parameters (first shape {unknown[0]}) belong to no module of TorchOptim")
         # SVI clears the gradients of announced parameters only; this class trains, and so clears, all of its own.
+        self.world.average_([p.grad for p in self.named.values() if p.grad is not None])
         norm = nn.utils.clip_grad_norm_(self.named.values(), self.config.clip)  # in order: sums of floats repeat
         rate = self.config.rate(self.update, self.done)
         if self.check:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
+from itertools import product
 from typing import Any
 
 import pyro
@@ -17,6 +18,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_gram.checks import check_seed
+from pyro_gram.distributed import ALONE, World
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.sites import DRAWN, HALT, OBSERVED, STATE_H, STATE_L, VALUE, WHERE
 from pyro_gram.inference.temper import Temper, TemperConfig
@@ -142,6 +144,7 @@ def rollout(
     width: Width = INDEPENDENT,
     max_trajectories: int = MAX_TRAJECTORIES,
     progress: Callable[[int], None] | None = None,
+    world: World = ALONE,
 ) -> Rollout:
     """Run the program ``num_samples`` times on each input, ``depth`` supervision steps deep, from z_0.
 
@@ -159,6 +162,7 @@ def rollout(
         width: how the trajectories of an input are spread (``inference.width``).
         max_trajectories: the most that run at once.
         progress: called with the number of trajectories done after each chunk.
+        world: processes that share the chunks; each gets all of them. Answers do not depend on it.
 
     Raises:
         UserError: ``num_samples`` or ``depth`` below 1, a halt outside [0, 1], or a history of trajectories that end at
@@ -171,19 +175,34 @@ def rollout(
     _check_plan(plan, x)
     most = max(1, max_trajectories // width.begun(1))  # of those that end, where more of them begin
     inputs = [None] if x is None else list(x.split(max(1, most // num_samples)))
-    rows: list[Rollout] = []
-    chunk = 0
+    counts = [min(most, num_samples - start) for start in range(0, num_samples, most)]
+    chunks: list[Rollout | None] = []
     with quiet(model, x):
-        for part in inputs:
-            columns = []
-            for start in range(0, num_samples, most):
-                torch.manual_seed(seed + chunk)
-                chunk += 1
-                columns.append(_run(model, part, min(most, num_samples - start), plan))
-                if progress:
-                    progress(columns[-1].score.numel())
-            rows.append(_join(columns, dim=0))
-    return _join(rows, dim=1)
+        for chunk, (part, count) in enumerate(product(inputs, counts)):
+            if chunk % world.size != world.rank:
+                chunks.append(None)
+                continue
+            torch.manual_seed(seed + chunk)
+            chunks.append(done := _run(model, part, count, plan))
+            if progress:
+                progress(done.score.numel())
+    here = beside(model, torch.empty(0)).device if isinstance(model, nn.Module) else torch.device("cpu")
+    told = [_told(done, chunk % world.size, world, here) for chunk, done in enumerate(chunks)]
+    rows = [told[first : first + len(counts)] for first in range(0, len(told), len(counts))]
+    return _join([_join(columns, dim=0) for columns in rows], dim=1)
+
+
+def _told(chunk: Rollout | None, owner: int, world: World, device: torch.device) -> Rollout:
+    """A chunk that one process has, in all of them."""
+    if world.size == 1:
+        assert chunk is not None
+        return chunk
+    names = [f.name for f in fields(Rollout)]
+    there = None if chunk is None else torch.tensor([getattr(chunk, name) is not None for name in names])
+    present = world.send(there, owner, device).tolist()
+    held = {name: None if chunk is None else getattr(chunk, name) for name in names}
+    sent = {name: world.send(held[name], owner, device) for name, yes in zip(names, present, strict=True) if yes}
+    return Rollout(**sent)
 
 
 def rollout_log_prob(

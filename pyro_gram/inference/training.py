@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, FRACTION, check_choice, check_range
+from pyro_gram.distributed import ALONE, World
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.act import Places
 from pyro_gram.inference.beta import BetaConfig, BetaController
@@ -139,6 +140,7 @@ class Trainer:
         batches: number -> (x, y), a pure function.
         config, optim, beta: the recipe.
         seed: of the guidance drawn in training; with the batch's number it fixes every draw of that batch.
+        world: the processes that share each batch.
 
     Raises:
         ConfigError: on-policy training of p(x), or where not every solution of every input is known.
@@ -153,8 +155,12 @@ class Trainer:
         optim: OptimConfig,
         beta: BetaConfig,
         seed: int = 0,
+        world: World = ALONE,
     ) -> None:
         self.model, self.guide, self.batches, self.config, self.seed = model, guide, batches, config, seed
+        self.world = world
+        if world.size > 1 and config.particles > 1:
+            raise ConfigError("several processes share the inputs of a batch: set train.particles to 1")
         self.candidates: Callable[[int], Any] | None = getattr(batches, "candidates", None)
         if config.on_policy:
             if self.candidates is None:
@@ -162,7 +168,7 @@ class Trainer:
             self.candidates(0)  # raises now, not in the middle of the run
         self.elbo = make_elbo(config.elbo, config.balance, config.particles)
         modules = {"model": model, "guide": guide}
-        self.optim = TorchOptim(modules, optim)
+        self.optim = TorchOptim(modules, optim, world)
         self.svi = SVI(model, guide, self.optim, loss=self.elbo)
         self.alone = SVI(model, PriorGuide(model), self.optim, loss=self.elbo)
         self.beta = BetaController(beta)
@@ -215,15 +221,20 @@ class Trainer:
             with pyro.validation_enabled(False):
                 report = self.one_batch(*self.batches(self.number))
             # What the caller does between batches (evaluation, saving) counts: minutes are the user's minutes.
-            report.seconds = self.read_clock()
+            report.seconds = self._agree()
             report.last = last = self.finished  # decided once: the caller looks and saves on the same answer
             yield report
-            self.read_clock()
+            self._agree()
 
     def read_clock(self) -> float:
         """``elapsed``, now."""
         before, start = self._begun
         self.elapsed = before + time.perf_counter() - start
+        return self.elapsed
+
+    def _agree(self) -> float:
+        """:meth:`read_clock`, of the first process in all of them: the end of a run is that of all."""
+        self.elapsed = self.world.first(self.read_clock())
         return self.elapsed
 
     @property
@@ -274,23 +285,28 @@ class Trainer:
 
     def _supervise(self, x: Tensor | None, y: Tensor, inside: Inside) -> Tensor:
         """N_sup updates from z_0; the mean reconstruction and KL of each, nats per input, ``[N_sup, 2]``."""
-        x, y = None if x is None else x.to(self.device), y.to(self.device)
+        x, y = self._share(x), self._share(y)
         for step in range(len(inside.terms), self.config.supervision_steps):
             self.optim.done = self._done_at(step)
-            terms = self._update(self.svi, x, y, inside.state)
+            terms, means = self._update(self.svi, x, y, inside.state)
             inside.state = terms.state
-            inside.terms.append(terms.means)
+            inside.terms.append(means)
             self.between()
         return torch.stack(inside.terms)
 
     def _carry_on(self, x: Tensor | None, y: Tensor) -> Tensor:
         """One update of every place, those whose trajectory is over with the new pair; as :meth:`_supervise`."""
-        x, y = None if x is None else x.to(self.device), y.to(self.device)
+        x, y = self._share(x), self._share(y)
         places = self.places.refilled(self.model, x, y) if self.places else Places.new(x, y)
         self.optim.done = self.done
-        terms = self._update(self.svi, places.x, places.y, places.state)
-        self.places = places.after(terms, self.config.supervision_steps)
-        return terms.means[None]
+        terms, means = self._update(self.svi, places.x, places.y, places.state)
+        with self.world.draws():
+            self.places = places.after(terms, self.config.supervision_steps)
+        return means[None]
+
+    def _share(self, tensor: Any, dim: int = 0) -> Any:
+        """This process's rows of a batch, on its device; None stays None."""
+        return None if tensor is None else self.world.rows(tensor, dim).to(self.device)
 
     def _supervise_on_policy(self, inside: Inside) -> float:
         """Updates at successive supervision steps of trajectories of the prior, the first at a random depth.
@@ -301,33 +317,41 @@ class Trainer:
         assert self.candidates is not None
         c = self.config
         found = self.candidates(self.number)
-        x, solutions, there = (t.to(self.device) for t in (found.x, found.solutions, found.there))
+        x, solutions, there = self._share(found.x), self._share(found.solutions, 1), self._share(found.there, 1)
         if inside.first < 0:
             inside.first, inside.state = int(torch.randint(c.on_policy - c.on_policy_updates + 1, ())), None
         for step in range(inside.first + len(inside.seen), inside.first + c.on_policy_updates):
-            end = prior_end(self.model, x, 0 if inside.seen else inside.first, inside.state)
-            # Before the first step a trajectory heads nowhere yet.
-            y = draw_targets(end.likelihood if step else None, solutions, there)
-            terms = self._update(self.alone, x, y, end.state)
+            with self.world.draws():
+                end = prior_end(self.model, x, 0 if inside.seen else inside.first, inside.state)
+            with self.world.draws(dim=1):
+                # Before the first step a trajectory heads nowhere yet.
+                y = draw_targets(end.likelihood if step else None, solutions, there)
+            terms, means = self._update(self.alone, x, y, end.state)
             inside.state = terms.state
-            inside.seen.append(terms.reconstruction.mean())
+            inside.seen.append(means[0])
             self.between()
         return torch.stack(inside.seen).mean().item()
 
-    def _update(self, svi: SVI, x: Tensor | None, y: Tensor, state: LatentState | None) -> StepTerms:
-        """One supervision step from ``state``, one update, and what the step cost."""
-        self.optim.check = lambda norm, rate: self.guard.check(self._told(norm, rate))
-        with poutine.scale(scale=1 / y[..., 0].numel()):
+    def _update(self, svi: SVI, x: Tensor | None, y: Tensor, state: LatentState | None) -> tuple[StepTerms, Tensor]:
+        """One supervision step from ``state``, one update, what the step cost, and its means over the whole batch."""
+        means: list[Tensor] = []
+
+        def check(norm: float, rate: float) -> None:
+            assert self.elbo.terms is not None
+            means.append(self.world.average(self.elbo.terms.means))
+            self.guard.check(self._told(means[0], norm, rate))
+
+        self.optim.check = check
+        with poutine.scale(scale=1 / y[..., 0].numel()), self.world.draws():
             svi.step(x, y, state, beta=self.beta.value)
         self.average.update_parameters(pair(self.model, self.guide))
         assert self.elbo.terms is not None
-        return self.elbo.terms
+        return self.elbo.terms, means[0]
 
-    def _told(self, norm: float, rate: float) -> Update:
-        """The update that is about to be made."""
-        assert self.elbo.terms is not None
+    def _told(self, means: Tensor, norm: float, rate: float) -> Update:
+        """The update that is about to be made. ``means``: of reconstruction and KL, ``[2]``."""
         inside = self.inside or Inside()
-        reconstruction, kl = self.elbo.terms.means.tolist()
+        reconstruction, kl = means.tolist()
         on_policy = inside.first >= 0
         return Update(
             batch=self.number,

@@ -1,0 +1,236 @@
+"""Several processes that train one run together: each takes its share of every batch, and all keep the same weights.
+
+``torchrun --nproc-per-node=N experiments/run.py ...`` starts them. A batch is the batch of one process, and so are its
+draws: every process draws for the whole batch and keeps its own rows, so that N processes compute what one would, up to
+the order in which floats are summed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pyro_gram.errors import ConfigError, UserError
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=2)  # with a process that draws figures or trains heads while the others wait
+
+
+class LostProcessError(UserError):
+    """Another process of the run is gone."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, seen from one of them. One process alone is a world too.
+
+    Attributes:
+        rank: which of them this is.
+        size: how many there are.
+        device: where they exchange tensors.
+        restarts: how often torchrun has started them anew.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
+    restarts: int = 0
+
+    @property
+    def writes(self) -> bool:
+        """Is this the one that writes files, and talks?"""
+        return self.rank == 0
+
+    def rows(self, tensor: Tensor, dim: int = 0) -> Tensor:
+        """This process's share of a batch."""
+        return tensor.chunk(self.size, dim)[self.rank] if self.size > 1 else tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The batch that the shares are of, along dim 0, in every process."""
+        if self.size == 1:
+            return tensor
+        sent = tensor.to(self.device).contiguous()
+        sent = sent.byte() if tensor.dtype == torch.bool else sent
+        parts = [torch.empty_like(sent) for _ in range(self.size)]
+        _try(lambda: dist.all_gather(parts, sent))
+        return torch.cat(parts).to(tensor.device, tensor.dtype)
+
+    def average(self, tensor: Tensor) -> Tensor:
+        """The mean over the processes, in a new tensor where there are several."""
+        if self.size == 1:
+            return tensor
+        mean = tensor.to(self.device, copy=True)
+        _try(lambda: dist.all_reduce(mean))
+        return mean.div_(self.size).to(tensor.device)
+
+    def average_(self, tensors: Sequence[Tensor]) -> None:
+        """The same in place, of many tensors of one kind at once."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch._utils._flatten_dense_tensors(tensors)
+        _try(lambda: dist.all_reduce(flat))
+        flat.div_(self.size)
+        found = torch._utils._unflatten_dense_tensors(flat, tensors)
+        torch._foreach_copy_(list(tensors), list(found))
+
+    def most(self, value: float) -> float:
+        """The greatest of the processes' values."""
+        return self._reduced(value, dist.ReduceOp.MAX)
+
+    def first(self, value: float) -> float:
+        """The value of the first process."""
+        return self._reduced(value if self.rank == 0 else -float("inf"), dist.ReduceOp.MAX)
+
+    def _reduced(self, value: float, by: Any) -> float:
+        if self.size == 1:
+            return value
+        held = torch.tensor([value], device=self.device, dtype=torch.float64)
+        _try(lambda: dist.all_reduce(held, op=by))
+        return held.item()
+
+    def send(self, tensor: Tensor | None, owner: int, device: torch.device) -> Tensor:
+        """A tensor that one process has, in all of them. Its shape and type travel with it."""
+        about = torch.zeros(10, dtype=torch.long, device=self.device)
+        if tensor is not None:
+            about[:2] = torch.tensor([KINDS.index(tensor.dtype), tensor.ndim])
+            about[2 : 2 + tensor.ndim] = torch.tensor(tensor.shape, dtype=torch.long)
+        _try(lambda: dist.broadcast(about, owner))
+        kind, ndim, *shape = about.tolist()
+        dtype = KINDS[kind]
+        wire = torch.uint8 if dtype == torch.bool else dtype
+        held = (
+            torch.empty(shape[:ndim], dtype=wire, device=self.device)
+            if tensor is None
+            else tensor.to(self.device, wire).contiguous()
+        )
+        _try(lambda: dist.broadcast(held, owner))
+        return held.to(device, dtype)
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.most(0.0)
+
+    @contextmanager
+    def draws(self, dim: int = 0) -> Iterator[None]:
+        """Within it, what torch draws for a share of a batch, along ``dim``, are the rows of a draw for all of it."""
+        if self.size == 1:
+            yield
+            return
+        with _DrawnForAll(self, dim):
+            yield
+
+
+ALONE = World()
+KINDS = (torch.float32, torch.float64, torch.int64, torch.bool, torch.uint8, torch.int32, torch.bfloat16)
+
+
+def start(device: torch.device) -> tuple[World, torch.device]:
+    """Join the processes that torchrun has started, or be alone.
+
+    Returns:
+        the world, and this process's own device: ``cuda`` becomes ``cuda:LOCAL_RANK``.
+
+    Raises:
+        ConfigError: several processes on a device that has no way to exchange tensors, or more processes than GPUs.
+    """
+    size, restarts = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if size == 1:
+        return World(restarts=restarts), device
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"several processes cannot share a run on {device.type}: use cpu or cuda")
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if device.type == "cuda":
+        if local >= torch.cuda.device_count():
+            raise ConfigError(f"process {local} of this machine has no GPU: it has {torch.cuda.device_count()}")
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+    # torchrun keeps the store through a restart, and with it the addresses of processes that are gone.
+    store = dist.PrefixStore(f"restart {restarts}", store)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    _try(lambda: dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE))
+    return World(dist.get_rank(), dist.get_world_size(), device, restarts), device
+
+
+def leave() -> None:
+    """Leave the group, where there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def check_batch(batch: int, world: World) -> None:
+    """Raises ConfigError where a batch cannot be shared evenly."""
+    if batch % world.size:
+        raise ConfigError(
+            f"a batch of {batch} cannot be shared by {world.size} processes: set train.batch to a multiple of it "
+            "(a batch is at most the training split)"
+        )
+
+
+def _try(collective: Callable[[], T]) -> T:
+    try:
+        return collective()
+    except RuntimeError as e:  # DistBackendError is one
+        raise LostProcessError(
+            f"another process of this run is gone ({str(e).splitlines()[0][:120]}): the last saved state goes on with "
+            "--resume; torchrun --max-restarts does so by itself"
+        ) from None
+
+
+FACTORIES = {torch.rand, torch.randn}
+LIKE = {torch.normal, torch.bernoulli, torch.poisson, torch._standard_gamma, torch.rand_like, torch.randn_like}
+LIKE |= {torch.multinomial}
+IN_PLACE = {
+    getattr(Tensor, name)
+    for name in ("normal_", "uniform_", "exponential_", "bernoulli_", "cauchy_", "geometric_", "log_normal_")
+}
+
+
+class _DrawnForAll(TorchFunctionMode):
+    """Draws for every process, and keeps this one's rows. What has no dimensions is drawn once, as it is."""
+
+    def __init__(self, world: World, dim: int) -> None:
+        super().__init__()
+        self.world, self.dim = world, dim
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in FACTORIES or func is torch.randint:
+            return self._factory(func, args, kwargs)
+        if func in LIKE:
+            args = [self._for_all(a) for a in args]
+            return self.world.rows(func(*args, **{k: self._for_all(v) for k, v in kwargs.items()}), self.dim)
+        if func in IN_PLACE and args[0].ndim:
+            held = args[0]
+            drawn = func(self._for_all(held), *args[1:], **kwargs)
+            return held.copy_(self.world.rows(drawn, self.dim))
+        return func(*args, **kwargs)
+
+    def _for_all(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.ndim:
+            return value
+        return torch.cat([value] * self.world.size, self.dim)
+
+    def _factory(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+        args = list(args)
+        if "size" in kwargs:
+            size = kwargs.pop("size")
+        elif args and isinstance(args[-1], tuple | list | torch.Size):
+            size = args.pop()
+        else:
+            size, args = (args, []) if func is not torch.randint else (args.pop(), args)
+        size = list(size)
+        if not size:
+            return func(*args, size, **kwargs)
+        size[self.dim] *= self.world.size
+        return self.world.rows(func(*args, size, **kwargs), self.dim)
