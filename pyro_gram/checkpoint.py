@@ -113,7 +113,7 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
 
     Raises:
         CheckpointError: missing, damaged, or of a run with other settings (its length, its heads, and how it is
-            evaluated, may differ).
+            evaluated and computed, may differ).
     """
     tensors, header = _read(path, "training")
     try:
@@ -125,7 +125,7 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
         by = f", written by pyro_gram {header.get('version', 'of an unknown version')} (this is {__version__})"
         raise CheckpointError(f"{path} has a damaged header, or one of another version{by}: {e}") from None
     wanted = config.to_dict()
-    for field in ("batches", "minutes", "save_seconds", "evaluate_every"):
+    for field in ("batches", "minutes", "save_seconds", "evaluate_every", "precision", "compile"):
         saved["train"] = {**saved["train"], field: wanted["train"][field]}
     saved |= {part: wanted[part] for part in ("temper", "verdict", "evaluate")}
     differing = differences(saved, wanted)

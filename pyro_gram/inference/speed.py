@@ -1,0 +1,72 @@
+"""Options that make training faster without changing what is trained: precision of products, and compiled cores."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyro_gram.errors import ConfigError
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+VARIANTS = 32  # of compiled code: with and without gradient, from z_0 (whose rows share memory) and from elsewhere
+COMPILERS = ("g++", "clang++", "cl")
+
+
+def check_speed(precision: str, compiled: bool, model: nn.Module, device: torch.device) -> None:
+    """Raises ConfigError where a model or device has no such option."""
+    if precision == "tf32" and device.type != "cuda":
+        raise ConfigError(f"train.precision tf32 is of CUDA's tensor cores, not of {device.type}: use fp32")
+    if (compiled or precision == "bf16") and core_of(model) is None:
+        raise ConfigError(
+            f"{type(model).__name__} has no module 'core' or 'f' that could be compiled or run in bfloat16: set "
+            "train.compile to false and train.precision to fp32"
+        )
+    if compiled and device.type == "cpu":
+        compilers = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
+        if not any(map(shutil.which, compilers)):
+            raise ConfigError(
+                f"train.compile needs a C++ compiler on the CPU ({', '.join(compilers)}): set it to false"
+            )
+
+
+def core_of(model: Any) -> nn.Module | None:
+    """The module in which a program spends its time: ``core`` or ``f``; None where it has neither."""
+    found = [getattr(model, name, None) for name in ("core", "f")]
+    return next((module for module in found if isinstance(module, nn.Module)), None)
+
+
+def speed_up(model: nn.Module, precision: str, compiled: bool, device: torch.device) -> None:
+    """Let a model's core take its products in bfloat16, and compile it, in place.
+
+    Residuals and norms in the core stay in float32, and so does all that is outside: heads, distributions, the
+    likelihood and the KL. Copies are made before, as they would share the code.
+    """
+    core: Any = core_of(model)
+    if core is None:
+        return
+    if precision == "bf16":
+        core.forward = torch.autocast(device.type, torch.bfloat16)(core.forward)
+    if compiled:
+        limits: Any = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, VARIANTS)
+        core.compile(dynamic=False)
+
+
+@contextmanager
+def products_in(precision: str, device: torch.device) -> Iterator[None]:
+    """On CUDA, let products of float32 outside the core run on tensor cores (TF32) unless all is to be float32."""
+    if device.type != "cuda" or precision == "fp32":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
