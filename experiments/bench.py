@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 
-from experiments.bench_steps import SIZES, assemble, compare, make_trainer, on_random_tokens, spread, timed
+from experiments.bench_steps import SIZES, assemble, compare, make_trainer, on_random_tokens, pyro_step, spread, timed
 from pyro_gram.build import build
 from pyro_gram.cli import Parser, call
 from pyro_gram.config import RunConfig, with_settings
@@ -29,6 +30,7 @@ from pyro_gram.errors import UserError
 from pyro_gram.evaluate import environment, peak_memory_mb
 from pyro_gram.files import check_writable, write_json
 from pyro_gram.inference.sampling import rollout
+from pyro_gram.inference.speed import COMPILERS
 
 WIDTHS, DEPTHS = (1, 20, 100), (4, 8, 16, 32, 64)
 DEPTH, WIDTH = 16, 20  # of the other axis
@@ -130,6 +132,31 @@ def resident_mb() -> float:
         return peak_memory_mb()
 
 
+def compiled(name: str, repeats: int) -> dict[str, Any]:
+    """A step with a compiled core against the plain one, in turn: after how many steps has compiling paid?"""
+    plain = assemble(name)
+    trainers = [
+        make_trainer(build(with_settings(plain.config, {"train": {"compile": choice}}))) for choice in (False, True)
+    ]
+    x, y = trainers[0].batches(0)
+    assert x is not None
+    steps = [pyro_step(trainer, x, y) for trainer in trainers]
+    began = timed(steps[1]) + timed(steps[1])  # from z_0; the carried state is of other strides
+    seconds = in_turn({"plain": steps[0], "compiled": steps[1]}, repeats)
+    saved = seconds["plain"]["median"] - seconds["compiled"]["median"]
+    return {
+        "size": name,
+        "compile_seconds": began,
+        **{f"{way}_ms": {k: _ms(v) for k, v in took.items()} for way, took in seconds.items()},
+        "plain_over_compiled": seconds["plain"]["median"] / seconds["compiled"]["median"],
+        "pays_after_steps": began / saved if saved > 0 else None,
+    }
+
+
+def _ms(seconds: Any) -> Any:
+    return [1e3 * v for v in seconds] if isinstance(seconds, list) else 1e3 * seconds
+
+
 def told(result: dict[str, Any]) -> str:
     """The result, for people."""
     lines = []
@@ -146,6 +173,12 @@ def told(result: dict[str, Any]) -> str:
         lines.append(f"{row['size']:<11} sampling {rates}; 20 take {row['width20_over_width1']:.1f} times as long as 1")
     if "memory" in result:
         lines.append(f"memory of 64 supervision steps over that of 4: {result['memory_ratio_n_sup']:.2f}")
+    for row in result.get("compiled", []):
+        pays = row["pays_after_steps"]
+        lines.append(
+            f"{row['size']:<11} compiled core: {row['plain_over_compiled']:.2f} times as fast, "
+            + (f"pays after {pays:.0f} steps" if pays else "never pays")
+        )
     if "growth" in result:
         powers = ", ".join(f"{axis}^{result['growth'][axis]['power']:.2f}" for axis in "DLN")
         lines.append(f"time grows as {powers}")
@@ -197,6 +230,9 @@ def measure(repeats: int, quick: bool) -> dict[str, Any]:
         "sampling": drawn,
     }
     if not quick:
+        print("compiled cores", file=sys.stderr)
+        with_compiler = any(map(shutil.which, COMPILERS))
+        result["compiled"] = [compiled(name, max(4, repeats // 2)) for name in ("cpu", "cells") if with_compiler]
         print("growth", file=sys.stderr)
         result["growth"] = growth(max(4, repeats // 4))
     return result | {"environment": environment()}

@@ -1,8 +1,10 @@
 """How fast the paper's presets train on one device: ``python experiments/bench_gpu.py --device cuda --out FILE.json``.
 
-Each preset is trained for some updates in fp32, TF32 and bf16 (autocast), with and without compiled cores: the very
-batch that ``run.py`` trains, of random tokens, as the time does not depend on them. Told are updates a second, memory,
-the achieved rate of floating-point operations, and how long the preset's whole run would take.
+Each preset is trained for some updates in fp32, TF32 and bf16, with and without compiled cores: the very batch that
+``run.py`` trains, of random tokens, as the time does not depend on them. Told are updates a second, memory, the rate of
+floating-point operations that is achieved, and how long the preset's whole run would take.
+
+``--shared FILE.json`` measures nothing: it tells what the gradients of N processes cost beside what was measured.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import json
 import statistics
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from experiments.bench_steps import random_batch
 from pyro_gram.build import build
 from pyro_gram.cli import Parser, call
-from pyro_gram.config import RunConfig, read_preset
+from pyro_gram.config import RunConfig, read_preset, with_settings
 from pyro_gram.errors import UserError
 from pyro_gram.evaluate import environment
-from pyro_gram.files import check_writable, write_json
+from pyro_gram.files import check_writable, read_json, write_json
+from pyro_gram.inference.speed import PRECISIONS, products_in
 from pyro_gram.inference.training import Trainer
 
 PRESETS = Path(__file__).parent / "presets"
 TASKS = ("coloring", "nqueens", "sudoku", "sudoku_uncond", "mnist")
-PRECISIONS = ("fp32", "tf32", "bf16")
-WAYS = [("fp32", False), *((p, compiled) for p in ("tf32", "bf16") for compiled in (False, True))]
+WAYS = [(precision, compiled) for precision in PRECISIONS for compiled in (False, True)]
+PEAK_TFLOPS = 780  # what an H100 or H200 reaches in dense bfloat16 products, of the 989 of its data sheet
 UPDATES = 4  # of a batch that is timed: they are all alike
 REPEATS = 3
 
@@ -46,12 +48,6 @@ def make_trainer(config: RunConfig, device: torch.device) -> Trainer:
     return Trainer(model, guide, lambda _: batch, config.train, config.optim, config.beta)
 
 
-def in_precision(name: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Set the precision of matrix products; for bf16 the context to train in."""
-    torch.set_float32_matmul_precision("highest" if name == "fp32" else "high")
-    return torch.autocast(device.type, torch.bfloat16) if name == "bf16" else nullcontext()
-
-
 def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -61,16 +57,13 @@ def measure(config: RunConfig, precision: str, compiled: bool, device: torch.dev
     """One preset in one way."""
     _forget()
     torch.manual_seed(0)
-    trainer = make_trainer(config, device)
-    if compiled:
-        compiler: Any = trainer.model.core
-        compiler.compile()
+    trainer = make_trainer(with_settings(config, {"train": {"precision": precision, "compile": compiled}}), device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     x, y = trainer.batches(0)
     start = time.perf_counter()
     seconds: list[float] = []
-    with in_precision(precision, device), pyro.validation_enabled(False):
+    with products_in(precision, device), pyro.validation_enabled(False):
         for _ in range(2):  # the second finds everything compiled
             report = trainer.one_batch(x, y)
         wait(device)
@@ -118,18 +111,22 @@ def replace_steps(config: RunConfig, steps: int) -> RunConfig:
 def study(task: str, preset: str, device: torch.device, ways: list[tuple[str, bool]]) -> dict[str, Any]:
     """One preset in every way."""
     config = read_preset(PRESETS, task, preset)
-    flops = operations(config, device)
-    whole = config.train.batches * config.train.supervision_steps
+    flops: float | None = None
+    train = config.train
+    on_policy = train.on_policy_updates * (1 - train.on_policy_after) if train.on_policy else 0.0
+    whole = round(train.batches * (train.supervision_steps + on_policy))
     short = replace_steps(config, min(UPDATES, config.train.supervision_steps))
     rows = []
     for precision, compiled in ways:
         print(f"{task}: {precision}{', compiled' if compiled else ''}", file=sys.stderr)
         try:
+            flops = flops or operations(config, device)
             row = measure(short, precision, compiled, device)
         except torch.cuda.OutOfMemoryError:
             row = {"precision": precision, "compiled": compiled, "out_of_memory": True}
         else:
             row["tflops"] = flops * row["updates_per_second"] / 1e12
+            row["of_peak"] = row["tflops"] / PEAK_TFLOPS
             row["hours_of_the_run"] = whole / row["updates_per_second"] / 3600
         rows.append(row)
     return {"batch": config.train.batch, "updates_of_the_run": whole, "flops_per_update": flops, "ways": rows}
@@ -139,16 +136,49 @@ def product_rate(device: torch.device, precision: str) -> float:
     """The device's own rate of a large matrix product, TFLOP/s."""
     side = 8192 if device.type == "cuda" else 512
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    in_precision(precision, device)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     seconds = []
-    for _ in range(8):
-        wait(device)
-        start = time.perf_counter()
-        a @ b
-        wait(device)
-        seconds.append(time.perf_counter() - start)
+    with products_in(precision, device):
+        for _ in range(8):
+            wait(device)
+            start = time.perf_counter()
+            a @ b
+            wait(device)
+            seconds.append(time.perf_counter() - start)
     return 2 * side**3 / statistics.median(seconds[3:]) / 1e12
+
+
+LINKS = {"NVLink, 300 GB/s": 300.0, "PCIe 5.0, 40 GB/s": 40.0, "100 Gb Ethernet, 11 GB/s": 11.0}  # GB/s, one way
+
+
+def shared(found: dict[str, Any], processes: int) -> str:
+    """Markdown: an update of one process, and the same batch shared by several, by the link between them.
+
+    A ring all-reduce of G bytes moves 2 (N - 1) / N * G over each link. What is computed falls to one Nth; the
+    gradients are exchanged when all are there, and nothing of a step is left to hide that behind.
+    """
+    lines = [
+        f"| paper preset | parameters | gradients | one GPU | {processes} GPUs, computed "
+        + "".join(f"| + {link} " for link in LINKS)
+        + "|",
+        "|---" * (5 + len(LINKS)) + "|",
+    ]
+    for task, one in found["tasks"].items():
+        rows = [row for row in one["ways"] if "update_ms" in row]
+        best = min(rows, key=lambda row: row["update_ms"])
+        assembly = build(read_preset(PRESETS, task, found["preset"]))
+        count = sum(p.numel() for module in (assembly.model, assembly.guide) for p in module.parameters())
+        own = best["update_ms"] / processes
+        cells = []
+        for rate in LINKS.values():
+            sent = 2 * (processes - 1) / processes * 4 * count / (1e6 * rate)  # ms
+            cells.append(f"{sent:.1f} ms, {best['update_ms'] / (own + sent):.1f} x")
+        way = f"{best['precision']}{', compiled' if best['compiled'] else ''}"
+        lines.append(
+            f"| {task} | {count / 1e6:.1f} M | {4 * count / 1e6:.0f} MB | {best['update_ms']:.0f} ms ({way}) "
+            f"| {own:.1f} ms | " + " | ".join(cells) + " |"
+        )
+    return "\n".join(lines)
 
 
 def main(argv: list[str]) -> int:
@@ -157,20 +187,31 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--preset", default="paper", help="of the tasks (default paper)")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, help="(default all)")
     parser.add_argument("--eager", action="store_true", help="leave out compiled cores")
-    parser.add_argument("--out", type=Path, metavar="FILE", required=True, help="JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON")
+    parser.add_argument("--shared", type=Path, metavar="FILE", help="an --out: what N processes would exchange")
+    parser.add_argument("--processes", type=int, default=8, metavar="N", help="for --shared (default 8)")
     arguments = parser.parse_args(argv)
+    if arguments.processes < 2:
+        raise UserError(f"--processes must be at least 2, not {arguments.processes}")
+    if arguments.shared:
+        print(shared(read_json(arguments.shared), arguments.processes))
+        return 0
+    if not arguments.out:
+        raise UserError("give --out FILE for what is measured, or --shared FILE")
     try:
         device = torch.device(arguments.device)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as e:
         raise UserError(f"--device {arguments.device} cannot be used: {str(e).splitlines()[0]}") from None
     check_writable(arguments.out)
-    ways = [way for way in WAYS if not (arguments.eager and way[1])]
+    there = PRECISIONS if device.type == "cuda" else [p for p in PRECISIONS if p != "tf32"]
+    ways = [way for way in WAYS if way[0] in there and not (arguments.eager and way[1])]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     found: dict[str, Any] = {
         "device": name,
         "preset": arguments.preset,
-        "product_tflops": {p: product_rate(device, p) for p in PRECISIONS},
+        "product_tflops": {p: product_rate(device, p) for p in there},
+        "peak_tflops": PEAK_TFLOPS,
         "tasks": {},
         "environment": environment(),
     }

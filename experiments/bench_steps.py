@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
     return step
 
 
-def timed(step: Step) -> float:
+def timed(step: Callable[[], Any]) -> float:
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
@@ -219,6 +220,7 @@ def compare(name: str, repeats: int, warmup: int = 3) -> dict[str, Any]:
         "gflops": 1e3 * gigaflop / times[0]["median"],
         "machine_gflops": 1e3 * gigaflop / times[2]["median"],
         "roofline_fraction": statistics.median(c / a for a, _, c in rounds),
+        "batch_made_ms": 1e3 * statistics.median(timed(partial(ours.batches, n)) for n in range(1, 9)),
         "repeats": repeats,
         "loss": losses,
     }

@@ -291,23 +291,52 @@ def amortization_table(study: dict[str, Any]) -> str:
 
 
 def bench_table(bench: dict[str, Any]) -> str:
+    """Training: Pyro against bare torch, and both against the products alone; then sampling, memory and growth."""
     lines = [
-        "| step | Pyro | bare torch | ratio, median (quartiles) |",
-        "|---|---|---|---|",
+        "| step | Pyro | bare torch | ratio, median (quartiles) | GFLOP/s, of the products alone |",
+        "|---|---|---|---|---|",
     ]
     for row in bench["steps"]:
         low, high = row["ratio_quartiles"]
         lines.append(
-            f"| {row['size']}: batch {row['batch']}, {row['positions']} positions | {row['pyro_ms']:.0f} ms "
-            f"| {row['torch_ms']:.0f} ms | {row['pyro_over_torch']:.3f} ({low:.3f} to {high:.3f}) |"
+            f"| {row['size']}: batch {row['batch']}, {row['positions']} positions | {row['pyro_ms']['median']:.0f} ms "
+            f"| {row['torch_ms']['median']:.0f} ms | {row['pyro_over_torch']:.3f} ({low:.3f} to {high:.3f}) "
+            f"| {row['gflops']:.0f} of {row['machine_gflops']:.0f}: {row['roofline_fraction']:.2f} |"
         )
+    lines += ["", "| trajectories a second, one input | N = 1 | N = 20 | N = 100 | time of 20 over that of 1 |"]
+    lines.append("|---|---|---|---|---|")
+    for row in bench["sampling"]:
+        rates = " | ".join(f"{w['trajectories_per_second']:.0f}" for w in row["widths"])
+        depth = row["widths"][0]["depth"]
+        title = f"{row['size']}: {row['positions']} positions, depth {depth}"
+        lines.append(f"| {title} | {rates} | {row['width20_over_width1']:.1f} |")
+    held = bench["memory"]["peak_mb_by_n_sup"]
     env = bench["environment"]
     lines.append("")
+    lines += [_compiled(row) for row in bench["compiled"]]
+    lines += [
+        f"- A batch of 64 supervision steps takes {held['64']:.0f} MB, one of 4 {held['4']:.0f} MB.",
+        f"- A training step grows as D to the power {bench['growth']['D']['power']:.2f} (64 to 256) and L to the power "
+        f"{bench['growth']['L']['power']:.2f} (16 to 128), sampling as N to the power "
+        f"{bench['growth']['N']['power']:.2f} (1 to 100).",
+        f"- Making a batch takes {bench['steps'][0]['batch_made_ms']:.1f} ms, training it four steps of "
+        f"{bench['steps'][0]['pyro_ms']['median']:.0f} ms: data are not on the critical path.",
+    ]
+    lines.append("")
     lines.append(
-        f"`python experiments/bench.py --out experiments/bench.json`, {env['threads']} threads, torch {env['torch']}, "
-        f"Pyro {env['pyro']}: the same step with and without Pyro, timed in turn."
+        f"`python experiments/bench.py --out experiments/bench.json` (`--quick`: a part of it, under 50 s), "
+        f"{env['threads']} threads, torch {env['torch']}, Pyro {env['pyro']}; what is compared is timed in turn."
     )
     return "\n".join(lines)
+
+
+def _compiled(row: dict[str, Any]) -> str:
+    pays = row["pays_after_steps"]
+    when = f"pays after {pays:,.0f} steps" if pays else "does not pay"
+    return (
+        f"- `--train.compile true`, {row['size']}: {row['compile_seconds']:.0f} s of compiling, then "
+        f"{row['plain_over_compiled']:.2f} times as fast: {when}."
+    )
 
 
 def fill(text: str, name: str, content: str) -> str:

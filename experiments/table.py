@@ -29,6 +29,7 @@ from pyro_gram.checkpoint import load_model
 from pyro_gram.cli import Parser, call
 from pyro_gram.config import RunConfig, read_preset, with_settings
 from pyro_gram.diagnostics.metrics import measure
+from pyro_gram.distributed import LostProcessError, World, leave, start
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.evaluate import finish
 from pyro_gram.files import check_writable, read_json, write_bytes, write_json, write_via
@@ -123,9 +124,10 @@ def is_done(cell: Cell, runs: Path) -> bool:
     return (folder / "results.json").exists()
 
 
-def run_cell(cell: Cell, runs: Path, device: torch.device, data_dir: str | None) -> None:
+def run_cell(cell: Cell, runs: Path, device: torch.device, data_dir: str | None, world: World) -> None:
     """Train and measure a cell, or go on where it was stopped. Raises InterruptedRunError on a signal."""
-    with open_run(cell.config(), runs / cell.name, resume=True, data_dir=data_dir, device=device) as run:
+    folder = runs / cell.name
+    with open_run(cell.config(), folder, resume=True, data_dir=data_dir, device=device, world=world) as run:
         train(run)
         finish(run)
 
@@ -222,7 +224,8 @@ def write_table(results: dict[str, Any], out: Path) -> list[Path]:
 
 def command(cell: Cell, arguments: Any) -> str:
     """The command line that makes one cell."""
-    words = [sys.executable, str(HERE / "table.py"), "--table", arguments.table, "--preset", cell.preset]
+    launcher = shlex.split(arguments.launcher) or [sys.executable]
+    words = [*launcher, str(HERE / "table.py"), "--table", arguments.table, "--preset", cell.preset]
     words += ["--cell", cell.name, "--runs", str(arguments.runs.absolute())]
     for option in ("minutes", "seeds", "data_dir"):
         if getattr(arguments, option):
@@ -241,6 +244,9 @@ def make_parser() -> Parser:
     parser.add_argument("--seeds", type=int, default=0, metavar="N", help="of every row, instead of its own number")
     parser.add_argument("--cell", nargs="+", metavar="NAME", help="only these, and no table")
     parser.add_argument("--list", action="store_true", help="print the command of each missing cell, and exit")
+    parser.add_argument(
+        "--launcher", default="", metavar="WORDS", help="for --list: 'torchrun --nproc-per-node=8' in place of python"
+    )
     parser.add_argument("--collect", action="store_true", help="make the table of what is done, and run nothing")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or mps")
@@ -270,21 +276,24 @@ def main(argv: list[str]) -> int:
         return 0
     out = arguments.out or arguments.runs
     check_writable(out / "table.json")
-    device = pick_device(arguments.device)
+    world, device = start(pick_device(arguments.device))
     failed = []
     for cell in [] if arguments.collect else missing:
         print(f"{cell.name} ({1 + missing.index(cell)} of {len(missing)})", file=sys.stderr)
         try:
-            run_cell(cell, arguments.runs, device, arguments.data_dir)
+            run_cell(cell, arguments.runs, device, arguments.data_dir, world)
         except InterruptedRunError as stopped:
             print("stopped; the same command goes on", file=sys.stderr)
             return stopped.exit_code
+        except LostProcessError:
+            raise
         except UserError as e:  # the other cells can be run
             failed.append(f"{cell.name}: {e}")
             print(f"error: {failed[-1]}", file=sys.stderr)
     if failed:
         raise UserError(f"{len(failed)} cells failed, the first {failed[0]}")
-    if arguments.cell:
+    leave()
+    if arguments.cell or not world.writes:
         return 0
     results = collect(arguments.table, cells, arguments.runs, arguments.data_dir)
     if not results["columns"]:

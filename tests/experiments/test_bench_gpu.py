@@ -18,9 +18,9 @@ def test_each_way_of_a_preset_is_timed(monkeypatch, tmp_path, task):
     assert call(bench_gpu.main, ["--preset", "tiny", "--tasks", task, "--eager", "--out", str(out)]) == 0
     found = json.loads(out.read_text())
     rows = found["tasks"][task]["ways"]
-    assert [row["precision"] for row in rows] == ["fp32", "tf32", "bf16"]
+    assert [row["precision"] for row in rows] == ["fp32", "bf16"]
     assert all(row["updates_per_second"] > 0 and row["tflops"] > 0 for row in rows)
-    assert rows[0]["loss"] == pytest.approx(rows[2]["loss"], rel=0.5)
+    assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=0.5)
     config = read_preset(bench_gpu.PRESETS, task, "tiny")
     updates = config.train.batches * config.train.supervision_steps
     assert found["tasks"][task]["updates_of_the_run"] == updates
