@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import table_text
+from experiments.bench_gpu import shared
 from experiments.studies import gap
 from pyro_gram import paper
 from pyro_gram.cli import Parser, call
@@ -20,6 +21,8 @@ CHECKPOINTS = ROOT / "checkpoints"
 EXPERIMENTS = ROOT / "experiments"
 BENCH = EXPERIMENTS / "bench.json"
 SOLVE_BENCH = EXPERIMENTS / "bench_solve.json"
+GPU_BENCH = EXPERIMENTS / "bench_gpu.json"
+SURVIVE = EXPERIMENTS / "survive.json"
 TABLES = EXPERIMENTS / "tables"
 AMORTIZATION = EXPERIMENTS / "studies" / "amortization.json"
 DETERMINISTIC = EXPERIMENTS / "studies" / "mnist_deterministic.json"
@@ -339,6 +342,31 @@ def _compiled(row: dict[str, Any]) -> str:
     )
 
 
+def survive_line(found: dict[str, Any]) -> str:
+    """The trials of ``survive.py``, in a sentence."""
+    return (
+        f"`python experiments/survive.py --kills {found['kills']} --out experiments/survive.json` killed "
+        f"{found['kills']} runs with SIGKILL at random moments, {found['before_the_first_save']} of them before "
+        f"anything was saved and {found['inside_a_batch']} between two updates of one batch, and resumed them: "
+        f"{found['identical']} of {found['kills']} ended bit for bit as the run that nobody killed (weights, "
+        "optimizer, averages, metrics, results)."
+    )
+
+
+def gpu_table(found: dict[str, Any]) -> str:
+    """Hours of the paper's runs on one GPU, by precision."""
+    ways = ["fp32", "tf32", "tf32, compiled", "bf16", "bf16, compiled"]
+    lines = [f"| `paper` preset, hours on one {found['device']} | {' | '.join(ways)} |", "|---" * 6 + "|"]
+    for task, one in found["tasks"].items():
+        hours = {f"{w['precision']}{', compiled' if w['compiled'] else ''}": w for w in one["ways"]}
+        cells = [
+            f"{hours[way]['hours_of_the_run']:.1f} ({hours[way]['tflops']:.0f} TFLOP/s)" if way in hours else ""
+            for way in ways
+        ]
+        lines.append(f"| {task} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def fill(text: str, name: str, content: str) -> str:
     """``text`` with ``content`` between the markers of ``name``. Raises UserError where they are missing."""
     pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
@@ -358,6 +386,8 @@ def filled(text: str) -> str:
     for name in ("1", "3a", "3b"):
         text = fill(text, f"table{name}", f"\n{table_text.markdown(read_json(TABLES / f'table{name}-cpu.json'))}\n")
     text = fill(text, "solving", solve_table(read_json(SOLVE_BENCH)))
+    text = fill(text, "survive", survive_line(read_json(SURVIVE)))
+    text = fill(text, "gpu", gpu_table(read_json(GPU_BENCH)))
     return fill(text, "bench", bench_table(read_json(BENCH)))
 
 
@@ -368,9 +398,19 @@ def filled_studies(text: str) -> str:
     return fill(text, "amortization", amortization_table(read_json(AMORTIZATION)))
 
 
+def filled_cluster(text: str) -> str:
+    """What the gradients of several processes cost."""
+    return fill(text, "shared", shared(read_json(GPU_BENCH), processes=8))
+
+
 def main(argv: list[str]) -> int:
     Parser("readme.py", description=__doc__).parse_args(argv)
-    for path, fill_in in ((ROOT / "README.md", filled), (EXPERIMENTS / "studies" / "README.md", filled_studies)):
+    documents = {
+        ROOT / "README.md": filled,
+        EXPERIMENTS / "studies" / "README.md": filled_studies,
+        EXPERIMENTS / "CLUSTER.md": filled_cluster,
+    }
+    for path, fill_in in documents.items():
         write_bytes(path, fill_in(path.read_text()).encode())
     return 0
 

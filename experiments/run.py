@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pyro_gram.cli import Parser, call, directory
 from pyro_gram.config import RunConfig, add_options, read_preset, with_options
+from pyro_gram.device import pick_device
 from pyro_gram.distributed import leave, start
 from pyro_gram.errors import ConfigError
 from pyro_gram.files import check_directory
@@ -74,18 +73,6 @@ def default_directory(config: RunConfig, arguments: dict) -> Path:
     swapped = [arguments[part] for part in ("model", "prior", "guide") if arguments[part]]
     names = [name.rpartition(":")[2] for name in (config.names["task"], config.preset, *swapped)]
     return Path("runs") / "-".join([*names, f"seed{config.seed}"])
-
-
-def pick_device(name: str) -> torch.device:
-    """Raises ConfigError where the device is not there."""
-    try:
-        kind = torch.device(name).type
-    except RuntimeError:
-        kind = ""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(kind, False):
-        raise ConfigError(f"no device {name!r} here; available: {', '.join(k for k, v in there.items() if v)}")
-    return torch.device(name)
 
 
 def list_split(config: RunConfig, split: str, data_dir: str | None) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 
 import pyro_gram
 from pyro_gram.cli import Parser, call
+from pyro_gram.device import pick_device
 from pyro_gram.diagnostics import figures
 from pyro_gram.errors import UserError
 from pyro_gram.files import write_via
@@ -39,6 +40,7 @@ def make_parser() -> Parser:
     parser.add_argument("--formation", action="store_true", help=f"how samples form over the steps (.png: of {FORMED})")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
+    parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or mps")
     return parser
 
 
@@ -62,7 +64,8 @@ def picture(solver: Solver, rolled: Rollout) -> Any:
 
 def main(argv: list[str]) -> int:
     arguments = make_parser().parse_args(argv)
-    solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir)
+    device = pick_device(arguments.device)
+    solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir).to(device)
     if solver.task.spec.conditional:
         raise UserError(
             f"{arguments.checkpoint} solves inputs of the task {solver.config.names['task']}; it is no model p(x): "

@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 
-from experiments.run import PRESETS, pick_device
+from experiments.run import PRESETS
 from experiments.table_text import figure, markdown
 from pyro_gram import paper
 from pyro_gram.build import check_parts
 from pyro_gram.checkpoint import load_model
 from pyro_gram.cli import Parser, call
 from pyro_gram.config import RunConfig, read_preset, with_settings
+from pyro_gram.device import pick_device
 from pyro_gram.diagnostics.metrics import measure
 from pyro_gram.distributed import LostProcessError, World, leave, start
 from pyro_gram.errors import ConfigError, UserError

@@ -11,7 +11,9 @@ import dataclasses
 import tomllib
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -139,7 +141,15 @@ def from_fields(cls: type[T], values: dict[str, Any], part: str = "") -> T:
             continue
         if isinstance(kind, type) and type(value) is not kind:
             raise ConfigError(f"{part}.{name} must be {kind.__name__}, not {value!r}")
-    return cls(**values)
+    return built(part, lambda: cls(**values))
+
+
+def built(part: str, make: Callable[[], T]) -> T:
+    """A config dataclass; where a value is none that it can have, the error names the part too."""
+    try:
+        return make()
+    except ConfigError as e:
+        raise e if str(e).startswith(f"{part}.") else ConfigError(f"{part}: {e}") from None
 
 
 def add_options(parser: argparse.ArgumentParser, config: RunConfig) -> None:
@@ -167,7 +177,10 @@ def with_options(config: RunConfig, arguments: dict[str, Any]) -> RunConfig:
         part, _, name = key.partition(".")
         if name:
             changes.setdefault(part, {})[name] = value
-    parts = {part: dataclasses.replace(value, **changes.get(part, {})) for part, value in config.parts.items()}
+    parts = {
+        part: built(part, partial(dataclasses.replace, value, **changes.get(part, {})))
+        for part, value in config.parts.items()
+    }
     return dataclasses.replace(config, parts=parts)
 
 

@@ -101,6 +101,12 @@ class Solver:
     def __init__(self, config: RunConfig, task: Task, model: nn.Module, guide: nn.Module) -> None:
         self.config, self.task, self.model, self.guide = config, task, model, guide
 
+    def to(self, device: torch.device | str) -> Solver:
+        """This solver, its programs moved to a device in place. Answers come back on the CPU."""
+        self.model.to(device)
+        self.guide.to(device)
+        return self
+
     @property
     def default_depth(self) -> int:
         """The supervision steps of a roll-out unless asked otherwise."""

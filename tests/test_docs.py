@@ -69,11 +69,13 @@ def readme_blocks(start):
 
 
 def test_the_readmes_tables_are_those_of_the_committed_json():
-    from experiments.readme import filled, filled_studies
+    from experiments.readme import filled, filled_cluster, filled_studies
 
     assert filled(README) == README
     studies = (ROOT / "experiments" / "studies" / "README.md").read_text()
     assert filled_studies(studies) == studies
+    cluster = (ROOT / "experiments" / "CLUSTER.md").read_text()
+    assert filled_cluster(cluster) == cluster
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "checkpoints").glob("*.diagnosis.json")), ids=lambda path: path.stem)

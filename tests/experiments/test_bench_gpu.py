@@ -28,6 +28,20 @@ def test_each_way_of_a_preset_is_timed(monkeypatch, tmp_path, task):
     assert rows[0]["hours_of_the_run"] == pytest.approx(hours)
 
 
+def test_what_several_processes_exchange_is_told_from_what_was_measured(tmp_path, capsys):
+    way = {"precision": "bf16", "compiled": True, "update_ms": 80.0}
+    slow = {"precision": "fp32", "compiled": False, "update_ms": 90.0}
+    found = {"preset": "tiny", "tasks": {"coloring": {"ways": [slow, way, {"precision": "tf32", "compiled": False}]}}}
+    (tmp_path / "gpu.json").write_text(json.dumps(found))
+    assert call(bench_gpu.main, ["--shared", str(tmp_path / "gpu.json"), "--processes", "4"]) == 0
+    *_, row = capsys.readouterr().out.splitlines()
+    assert "80 ms (bf16, compiled) | 20.0 ms" in row  # a quarter of the fastest
+    assert row.count(" x |") == 3
+    assert call(bench_gpu.main, ["--shared", str(tmp_path / "gpu.json"), "--processes", "1"]) == 2
+    assert call(bench_gpu.main, []) == 2
+    assert "give --out FILE" in capsys.readouterr().err
+
+
 def test_random_batches_have_the_shapes_of_a_task():
     spec = TaskSpec(6, 3, 5, 4, 7)
     x, y = random_batch(spec, 2, torch.device("cpu"))

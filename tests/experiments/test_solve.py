@@ -16,6 +16,11 @@ GRAPHS = ("C?", "C~", "Cr", "CF", "C^")  # of four vertices; C~ is complete
 SOLVABLE = [g for g in GRAPHS if g != "C~"]
 
 
+def test_a_device_that_is_not_there_is_refused(capsys):
+    assert cli(experiments.solve.main, "--checkpoint", "checkpoints/coloring8.safetensors", "--device", "nope") == 2
+    assert "no device 'nope' here; available: cpu" in capsys.readouterr().err
+
+
 def graph_of(text):
     return nx.from_graph6_bytes(text.encode())
 

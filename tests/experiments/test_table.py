@@ -69,6 +69,14 @@ def runs(tmp_path_factory):
     return folder, [*common, "--out", str(folder / "out")]
 
 
+def test_a_launcher_stands_before_each_command(tmp_path, capsys):
+    words = ["--table", "1", "--preset", "tiny", "--runs", str(tmp_path), "--list"]
+    assert call(table.main, [*words, "--launcher", "torchrun --nproc-per-node=8"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines
+    assert all(line.startswith(f"torchrun --nproc-per-node=8 {table.HERE / 'table.py'} --table 1") for line in lines)
+
+
 def test_what_is_done_is_skipped_and_what_is_missing_is_listed_as_commands(runs, capsys):
     _, common = runs
     assert call(table.main, [*common, "--list"]) == 0

@@ -1,0 +1,19 @@
+"""Which device a program runs on."""
+
+from __future__ import annotations
+
+import torch
+
+from pyro_gram.errors import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """Raises ConfigError where the device is not there."""
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        kind = ""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(kind, False):
+        raise ConfigError(f"no device {name!r} here; available: {', '.join(k for k, v in there.items() if v)}")
+    return torch.device(name)
