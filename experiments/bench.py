@@ -15,7 +15,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -201,41 +201,51 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--repeats must be at least 4, not {repeats}")
     if arguments.out:
         check_writable(arguments.out)
-    result = measure(repeats, arguments.quick)
-    if arguments.out:
-        write_json(arguments.out, result)
+    result: dict[str, Any] = {}
+    for found in measure(repeats, arguments.quick):
+        result = found | {"environment": environment()}
+        if arguments.out:
+            write_json(arguments.out, result)  # what is measured is kept, whatever comes next
     print(json.dumps(result, indent=2) if arguments.json else told(result))
     return 0
 
 
-def measure(repeats: int, quick: bool) -> dict[str, Any]:
-    """Everything, or what fits into 50 s."""
-    rows = []
+def measure(repeats: int, quick: bool) -> Iterator[dict[str, Any]]:
+    """All that has been measured so far, after each part; with ``quick`` what fits into 50 s."""
+    result: dict[str, Any] = {"steps": []}
     for name in ("cpu", "cells") if quick else SIZES:
         print(f"timing {name}", file=sys.stderr)
-        rows.append(compare(name, max(4, repeats // 2) if quick and name == "cells" else repeats))
+        row = compare(name, max(4, repeats // 2) if quick and name == "cells" else repeats)
+        result["steps"].append(row)
+        if name == "cpu":
+            result["pyro_over_torch"] = row["pyro_over_torch"]
+        if name == "cells":
+            result["roofline_fraction"] = row["roofline_fraction"]
+        yield result
     print("memory", file=sys.stderr)
     held = memory(HELD)
-    print("sampling", file=sys.stderr)
-    drawn = [
-        sampling(n, max(4, repeats // 2), (4, 64) if quick else DEPTHS) for n in (SAMPLED[:1] if quick else SAMPLED)
-    ]
-    result = {
-        "pyro_over_torch": rows[0]["pyro_over_torch"],
-        "roofline_fraction": next(row["roofline_fraction"] for row in rows if row["size"] == "cells"),
+    result |= {
         "memory_ratio_n_sup": held[str(STEPS[1])] / held[str(STEPS[0])],
-        "width20_over_width1": drawn[0]["width20_over_width1"],
-        "steps": rows,
         "memory": {"size": HELD, "peak_mb_by_n_sup": held},
-        "sampling": drawn,
     }
-    if not quick:
-        print("compiled cores", file=sys.stderr)
-        with_compiler = any(map(shutil.which, COMPILERS))
-        result["compiled"] = [compiled(name, max(4, repeats // 2)) for name in ("cpu", "cells") if with_compiler]
-        print("growth", file=sys.stderr)
-        result["growth"] = growth(max(4, repeats // 4))
-    return result | {"environment": environment()}
+    yield result
+    print("sampling", file=sys.stderr)
+    result["sampling"] = []
+    for name in SAMPLED[:1] if quick else SAMPLED:
+        result["sampling"].append(sampling(name, max(4, repeats // 8), (4, 64) if quick else DEPTHS))
+    result["width20_over_width1"] = result["sampling"][0]["width20_over_width1"]
+    yield result
+    if quick:
+        return
+    print("growth", file=sys.stderr)
+    result["growth"] = growth(max(4, repeats // 4))
+    yield result
+    result["compiled"] = []
+    if any(map(shutil.which, COMPILERS)):
+        for name in ("cpu", "cells"):
+            print(f"compiling {name}", file=sys.stderr)
+            result["compiled"].append(compiled(name, max(4, repeats // 4)))
+            yield result
 
 
 if __name__ == "__main__":

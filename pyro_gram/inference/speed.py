@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyro_gram.errors import ConfigError
+from pyro_gram.errors import ConfigError, UserError
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 VARIANTS = 32  # of compiled code: with and without gradient, from z_0 (whose rows share memory) and from elsewhere
@@ -56,6 +56,21 @@ def speed_up(model: nn.Module, precision: str, compiled: bool, device: torch.dev
         limits: Any = torch._dynamo.config
         limits.recompile_limit = max(limits.recompile_limit, VARIANTS)
         core.compile(dynamic=False)
+
+
+@contextmanager
+def compilation_told() -> Iterator[None]:
+    """Raises UserError where the compiler fails: no compiler, a full disk, what a killed one has left in its cache."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as e:
+        reason = str(e).strip().splitlines()[0][:200]
+        raise UserError(
+            f"the core could not be compiled ({reason}): set train.compile to false, or remove the compiler's cache "
+            "(TORCHINDUCTOR_CACHE_DIR, by default torchinductor_USER in the temporary folder)"
+        ) from None
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ from pyro_gram.inference.guide import PriorGuide
 from pyro_gram.inference.on_policy import draw_targets, prior_end
 from pyro_gram.inference.optim import OptimConfig, TorchOptim
 from pyro_gram.inference.pause import Inside, set_random_state
-from pyro_gram.inference.speed import PRECISIONS, check_speed, products_in, speed_up
+from pyro_gram.inference.speed import PRECISIONS, check_speed, compilation_told, products_in, speed_up
 from pyro_gram.networks.core import LatentState
 
 Batches = Callable[[int], tuple[Tensor | None, Tensor]]  # and for on-policy training ``TargetStream.candidates``
@@ -350,7 +351,8 @@ class Trainer:
             self.guard.check(self._told(means[0], norm, rate))
 
         self.optim.check = check
-        with poutine.scale(scale=1 / y[..., 0].numel()), self.world.draws():
+        compiling = compilation_told() if self.config.compile else nullcontext()
+        with poutine.scale(scale=1 / y[..., 0].numel()), self.world.draws(), compiling:
             svi.step(x, y, state, beta=self.beta.value)
         self.average.update_parameters(pair(self.model, self.guide))
         assert self.elbo.terms is not None

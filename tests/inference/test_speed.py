@@ -7,9 +7,9 @@ from torch import nn
 
 from experiments.run import PRESETS
 from pyro_gram.config import read_preset
-from pyro_gram.errors import ConfigError
+from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.elbo import BalancedELBO
-from pyro_gram.inference.speed import check_speed, core_of, products_in, speed_up
+from pyro_gram.inference.speed import check_speed, compilation_told, core_of, products_in, speed_up
 from pyro_gram.registry import GUIDES, MODELS, PRIORS
 from pyro_gram.tasks.base import TaskSpec
 from tests.conftest import small
@@ -33,6 +33,14 @@ def test_training_in_bfloat16_stays_close_and_hands_on_float32():
     terms = runs["bf16"].elbo.terms
     assert {terms.reconstruction.dtype, terms.kl.dtype, terms.state.h.dtype, terms.state.l.dtype} == {torch.float32}
     assert all(p.dtype == torch.float32 for p in runs["bf16"].model.parameters())
+
+
+def test_a_compiler_that_fails_is_told_in_one_line():
+    from torch._inductor.exc import InductorError
+
+    told = r"could not be compiled \(.*file too short\): set train.compile to false"
+    with pytest.raises(UserError, match=told), compilation_told():
+        raise InductorError(ImportError("a.so: file too short"), None)
 
 
 def test_measurement_is_of_the_plain_core():
