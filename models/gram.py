@@ -102,8 +102,7 @@ class GRAM(nn.Module):
         announce("model", self)
         e_x = self.encode(x, None if y is None else y.shape[:-1])
         with data_plates(e_x.shape[:-2]):
-            state = state or self.initial_state(e_x)
-            state = self.reason(e_x, state, steps=steps, truncated=truncated, beta=beta)
+            state = self.reason(e_x, state or self.initial_state(e_x), steps=steps, truncated=truncated, beta=beta)
             carry(state)
             return self.answer(state, e_x, y)
 
