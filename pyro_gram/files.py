@@ -8,6 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def sweep(folder: Path) -> None:
 
 def _sync(folder: Path) -> None:
     """Let a rename in ``folder`` reach the disk: after a power cut the file is the old one or the new one."""
-    if os.name == "posix":
+    with suppress(OSError):  # some file systems cannot sync a folder, and some systems cannot open one
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)

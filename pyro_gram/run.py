@@ -204,7 +204,7 @@ def _prepare(run: Run, resume: bool) -> None:
     write_json(out / "config.json", assembly.config.to_dict())
 
 
-def lock_directory(out: Path, patience: float = 0.0) -> FileLock:
+def lock_directory(out: Path, patience: float = 0.0) -> FileLock | None:
     """Keeps other runs out of ``out``, until it is released or this process ends in whatever way.
 
     ``patience``: seconds in which a run that was there before may end.
@@ -220,6 +220,9 @@ def lock_directory(out: Path, patience: float = 0.0) -> FileLock:
         raise UserError(f"another run is writing to {out}: wait for its end, or choose another --out") from None
     except OSError as e:
         raise UserError(f"cannot write to {out}: {e.strerror or e}") from None
+    except NotImplementedError:
+        print(f"the file system of {out} has no locks: see that no other run writes to it", file=sys.stderr)
+        return None
     return lock
 
 

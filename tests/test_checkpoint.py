@@ -14,6 +14,7 @@ from pyro_gram.build import build
 from pyro_gram.checkpoint import load_model, load_training, save_model, save_training
 from pyro_gram.errors import CheckpointError, UserError
 from pyro_gram.files import read_json, write_bytes, write_json, write_via
+from pyro_gram.inference.guard import DivergedError
 from pyro_gram.inference.sampling import rollout
 from pyro_gram.inference.training import Trainer
 from pyro_gram.tasks.stream import TargetStream
@@ -257,11 +258,12 @@ class StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("updates", [1, 2, 5, 6, 7])
+@pytest.mark.parametrize("updates", [1, 2, 5, 6, 7, 8])
 def test_a_run_that_stops_inside_a_batch_goes_on_bit_for_bit(updates, tmp_path):
     """Between two updates: under the guide, before the on-policy part, and within it."""
     config = small_config(
-        train={"batches": 3, "supervision_steps": 3, "on_policy": 5, "on_policy_updates": 3, "on_policy_after": 0.2}
+        train={"batches": 3, "supervision_steps": 3, "on_policy": 5, "on_policy_updates": 3, "on_policy_after": 0.2},
+        optim={"final": 0.1},  # a rate that falls
     )
     unbroken = trainer_of(config)
     expected = [(r.number, r.loss, r.on_policy) for r in unbroken.run()]
@@ -292,6 +294,33 @@ def test_a_run_that_stops_inside_a_batch_goes_on_bit_for_bit(updates, tmp_path):
     ):
         assert all(torch.equal(a[k], b[k]) for k in a)
     assert unbroken.guard.usual == second.guard.usual
+
+
+@pytest.mark.parametrize("number", [2, 8])
+def test_the_state_saved_before_an_update_that_is_refused_is_the_one_before_its_draws(number, tmp_path):
+    """Under the guide and along the prior's own trajectories: resumed, the same update is made again."""
+    config = small_config(
+        train={"batches": 3, "supervision_steps": 3, "on_policy": 5, "on_policy_updates": 3, "on_policy_after": 0.2}
+    )
+    unbroken = trainer_of(config)
+    expected = [r.loss for r in unbroken.run()]
+    trainer, counted = trainer_of(config), []
+
+    def refuse(update):
+        counted.append(update)
+        if len(counted) == number:
+            raise DivergedError("now", update)
+
+    trainer.guard.check = refuse
+    with pytest.raises(DivergedError):
+        list(trainer.run())
+    save_training(tmp_path / "state.safetensors", config, trainer)
+    second = trainer_of(config)
+    load_training(tmp_path / "state.safetensors", config, second)
+    left = expected[second.number :]
+    assert [r.loss for r in second.run()] == left
+    weights = (unbroken.model.state_dict(), second.model.state_dict())
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
 
 
 def test_fewer_batches_than_a_state_has_behind_it_are_refused(state_file):

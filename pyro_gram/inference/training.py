@@ -25,11 +25,11 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.inference.act import Places
 from pyro_gram.inference.beta import BetaConfig, BetaController
 from pyro_gram.inference.elbo import ELBOS, StepTerms, make_elbo
-from pyro_gram.inference.guard import Guard, Update
+from pyro_gram.inference.guard import DivergedError, Guard, Update
 from pyro_gram.inference.guide import PriorGuide
 from pyro_gram.inference.on_policy import draw_targets, prior_end
 from pyro_gram.inference.optim import OptimConfig, TorchOptim
-from pyro_gram.inference.pause import Inside, set_random_state
+from pyro_gram.inference.pause import Inside, random_state, set_random_state
 from pyro_gram.inference.speed import PRECISIONS, check_speed, compilation_told, products_in, speed_up
 from pyro_gram.networks.core import LatentState
 
@@ -182,6 +182,7 @@ class Trainer:
         self.places: Places | None = None  # of train.act
         self.guard = Guard()
         self.inside: Inside | None = None  # a batch that is not at its end
+        self._draws: dict[str, Tensor] = {}  # the state of the generators before the update that is going on
         self.between: Callable[[], None] = lambda: None  # called between two updates of a batch
         self.average = AveragedModel(pair(model, guide), multi_avg_fn=self._ema)
         check_speed(config.precision, config.compile, model, self.device)
@@ -295,8 +296,10 @@ class Trainer:
     def _supervise(self, x: Tensor | None, y: Tensor, inside: Inside) -> Tensor:
         """N_sup updates from z_0; the mean reconstruction and KL of each, nats per input, ``[N_sup, 2]``."""
         x, y = self._share(x), self._share(y)
+        self.optim.done = self._done_at(self.config.supervision_steps - 1)  # of on-policy updates, where those are left
         for step in range(len(inside.terms), self.config.supervision_steps):
             self.optim.done = self._done_at(step)
+            self._draws = random_state(self.device)
             terms, means = self._update(self.svi, x, y, inside.state)
             inside.state = terms.state
             inside.terms.append(means)
@@ -308,6 +311,7 @@ class Trainer:
         x, y = self._share(x), self._share(y)
         places = self.places.refilled(self.model, x, y) if self.places else Places.new(x, y)
         self.optim.done = self.done
+        self._draws = random_state(self.device)
         terms, means = self._update(self.svi, places.x, places.y, places.state)
         with self.world.draws():
             self.places = places.after(terms, self.config.supervision_steps)
@@ -330,6 +334,7 @@ class Trainer:
         if inside.first < 0:
             inside.first, inside.state = int(torch.randint(c.on_policy - c.on_policy_updates + 1, ())), None
         for step in range(inside.first + len(inside.seen), inside.first + c.on_policy_updates):
+            self._draws = random_state(self.device)
             with self.world.draws():
                 end = prior_end(self.model, x, 0 if inside.seen else inside.first, inside.state)
             with self.world.draws(dim=1):
@@ -348,7 +353,11 @@ class Trainer:
         def check(norm: float, rate: float) -> None:
             assert self.elbo.terms is not None
             means.append(self.world.average(self.elbo.terms.means))
-            self.guard.check(self._told(means[0], norm, rate))
+            try:
+                self.guard.check(self._told(means[0], norm, rate))
+            except DivergedError:
+                set_random_state(self._draws, self.device)  # what is saved now is the state before the update
+                raise
 
         self.optim.check = check
         compiling = compilation_told() if self.config.compile else nullcontext()
