@@ -40,7 +40,7 @@ from pyro_gram.cli import Parser, call
 from pyro_gram.config import RunConfig, with_settings
 from pyro_gram.errors import UserError
 from pyro_gram.evaluate import environment, peak_memory_mb
-from pyro_gram.files import check_writable, write_json
+from pyro_gram.files import check_writable, read_json, write_json
 from pyro_gram.inference.sampling import rollout
 from pyro_gram.inference.speed import COMPILERS
 
@@ -50,6 +50,8 @@ STEPS = (4, 64)  # N_sup whose memory is compared
 CHANNELS, LENGTHS = (64, 128, 256), (16, 32, 64, 128)  # D and L
 GROWTH_BATCH = 16
 SAMPLED = ("cpu", "cells")
+PARTS = ["steps", "memory", "sampling", "growth", "compiled"]
+QUICK = PARTS[:3]
 HELD = "edge"  # the size whose memory is measured
 
 
@@ -178,7 +180,7 @@ def _ms(seconds: Any) -> Any:
 def told(result: dict[str, Any]) -> str:
     """The result, for people."""
     lines = []
-    for row in result["steps"]:
+    for row in result.get("steps", []):
         low, high = row["ratio_quartiles"]
         lines.append(
             f"{row['size']:<11} batch {row['batch']:>4} x {row['positions']:>3} positions: "
@@ -186,7 +188,7 @@ def told(result: dict[str, Any]) -> str:
             f"ratio {row['pyro_over_torch']:.3f} (quartiles {low:.3f}-{high:.3f}); {row['gflops']:.0f} of "
             f"{row['machine_gflops']:.0f} GFLOP/s, {row['roofline_fraction']:.2f}"
         )
-    for row in result["sampling"]:
+    for row in result.get("sampling", []):
         rates = ", ".join(f"N = {w['width']}: {w['trajectories_per_second']:.0f}/s" for w in row["widths"])
         lines.append(f"{row['size']:<11} sampling {rates}; 20 take {row['width20_over_width1']:.1f} times as long as 1")
     if "memory" in result:
@@ -205,8 +207,9 @@ def told(result: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> int:
     parser = Parser("bench.py", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="two sizes, fewer repeats, no growth: under 50 s")
+    parser.add_argument("--quick", action="store_true", help="fewer sizes, repeats and parts: under 50 s")
     parser.add_argument("--repeats", type=int, metavar="N", help="rounds of steps a size (default 40; 12 with --quick)")
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON to FILE as well")
     parser.add_argument("--memory-of", choices=SIZES, help="print that alone, in MiB")
@@ -220,52 +223,52 @@ def main(argv: list[str]) -> int:
     if arguments.out:
         check_writable(arguments.out)
     result: dict[str, Any] = {}
-    for found in measure(repeats, arguments.quick):
-        result = found | {"environment": environment()}
+    if arguments.only and arguments.out and arguments.out.exists():
+        result = read_json(arguments.out)  # the other parts stay
+    for found in measure(repeats, arguments.quick, arguments.only or (QUICK if arguments.quick else PARTS)):
+        result |= found | {"environment": environment()}
         if arguments.out:
             write_json(arguments.out, result)  # what is measured is kept, whatever comes next
     print(json.dumps(result, indent=2) if arguments.json else told(result))
     return 0
 
 
-def measure(repeats: int, quick: bool) -> Iterator[dict[str, Any]]:
-    """All that has been measured so far, after each part; with ``quick`` what fits into 50 s."""
-    result: dict[str, Any] = {"steps": []}
-    for name in ("cpu", "cells") if quick else SIZES:
-        print(f"timing {name}", file=sys.stderr)
-        row = compare(name, max(4, repeats // 2) if quick and name == "cells" else repeats)
-        result["steps"].append(row)
-        if name == "cpu":
-            result["pyro_over_torch_of_the_main_job"] = row["pyro_over_torch"]
-        if name == "cells":  # the size of the targets
-            result |= {k: row[k] for k in ("pyro_over_torch", "roofline_fraction")}
-        yield result
-    print("memory", file=sys.stderr)
-    held = memory(HELD)
-    result |= {
-        "memory_ratio_n_sup": held[str(STEPS[1])] / held[str(STEPS[0])],
-        "memory": {"size": HELD, "peak_mb_by_n_sup": held},
-    }
-    yield result
-    print("sampling", file=sys.stderr)
-    result["sampling"] = []
-    for name in SAMPLED[:1] if quick else SAMPLED:
-        result["sampling"].append(sampling(name, max(4, repeats // 8), (4, 64) if quick else DEPTHS))
-    result["width20_over_width1"] = result["sampling"][0]["width20_over_width1"]
-    yield result
-    if quick:
-        return
-    print("growth", file=sys.stderr)
-    result["growth"] = growth(max(4, repeats // 4))
-    yield result
-    result["compiled"] = []
-    if any(map(shutil.which, COMPILERS)):
+def measure(repeats: int, quick: bool, parts: list[str]) -> Iterator[dict[str, Any]]:
+    """What each part has measured, part by part; with ``quick`` what fits into 50 s."""
+    if "steps" in parts:
+        rows = []
+        for name in ("cpu", "cells") if quick else SIZES:
+            print(f"timing {name}", file=sys.stderr)
+            rows.append(compare(name, max(4, repeats // 2) if quick and name == "cells" else repeats))
+        of = {row["size"]: row for row in rows}
+        yield {
+            # of the size of the targets: D = 128, 64 positions, batch 64
+            "pyro_over_torch": of["cells"]["pyro_over_torch"],
+            "roofline_fraction": of["cells"]["roofline_fraction"],
+            "pyro_over_torch_of_the_main_job": of["cpu"]["pyro_over_torch"],
+            "steps": rows,
+        }
+    if "memory" in parts:
+        print("memory", file=sys.stderr)
+        held = memory(HELD)
+        yield {
+            "memory_ratio_n_sup": held[str(STEPS[1])] / held[str(STEPS[0])],
+            "memory": {"size": HELD, "peak_mb_by_n_sup": held},
+        }
+    if "sampling" in parts:
+        print("sampling", file=sys.stderr)
+        names, depths = (SAMPLED[:1], (4, 64)) if quick else (SAMPLED, DEPTHS)
+        drawn = [sampling(name, max(4, repeats // 8), depths) for name in names]
+        yield {"width20_over_width1": drawn[0]["width20_over_width1"], "sampling": drawn}
+    if "growth" in parts:
+        print("growth", file=sys.stderr)
+        yield {"growth": growth(max(4, repeats // 4))}
+    if "compiled" in parts and any(map(shutil.which, COMPILERS)):
+        found = []
         for name in ("cpu", "cells"):
             print(f"compiling {name}", file=sys.stderr)
-            result["compiled"].append(compiled(name, max(4, repeats // 4)))
-            if name == "cells":
-                result["roofline_fraction_compiled"] = result["compiled"][-1]["roofline_fraction"]
-            yield result
+            found.append(compiled(name, max(4, repeats // 4)))
+        yield {"roofline_fraction_compiled": found[-1]["roofline_fraction"], "compiled": found}
 
 
 if __name__ == "__main__":

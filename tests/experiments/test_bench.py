@@ -50,6 +50,11 @@ def test_quick_prints_json_and_writes_it(monkeypatch, tmp_path, capsys):
     targets = {"pyro_over_torch", "roofline_fraction", "memory_ratio_n_sup", "width20_over_width1"}
     assert targets | {"steps", "sampling", "environment"} <= set(printed)
     assert printed["memory_ratio_n_sup"] == pytest.approx(1.1)
+    monkeypatch.setattr(bench, "memory", lambda _: {"4": 10.0, "64": 12.0})
+    assert call(bench.main, ["--only", "memory", "--out", str(tmp_path / "bench.json")]) == 0
+    again = json.loads((tmp_path / "bench.json").read_text())
+    assert again["memory_ratio_n_sup"] == pytest.approx(1.2)
+    assert again["steps"] == printed["steps"]  # the other parts stay
 
 
 @pytest.mark.usefixtures("_small")
