@@ -86,7 +86,7 @@ def workers(agent):
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="looks for the processes in /proc")
 def test_a_process_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(tmp_path):
-    words = ("--train.batches", 40, "--train.evaluate_every", 100, "--train.save_seconds", 0)
+    words = ("--train.batches", 24, "--train.minutes", 0, "--train.evaluate_every", 100, "--train.save_seconds", 0)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     code, _, err = ended(torchrun(whole, *words))
     assert code == 0, err
@@ -108,4 +108,4 @@ def test_a_process_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(tmp_
     assert all(torch.equal(first[k], second[k]) for k in first)  # bit for bit
     kept = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows(o)] for o in (whole, broken)]
     assert kept[0] == kept[1]
-    assert json.loads((broken / "results.json").read_text())["batches"] == 40
+    assert json.loads((broken / "results.json").read_text())["batches"] == 24
