@@ -327,7 +327,7 @@ def bench_table(bench: dict[str, Any]) -> str:
     ]
     lines.append("")
     lines.append(
-        f"`python experiments/bench.py --out experiments/bench.json` (`--quick`: a part of it, under 50 s), "
+        "`python experiments/bench.py --out experiments/bench.json` (`--quick`: a part, under 50 s on two idle cores), "
         f"{env['threads']} threads, torch {env['torch']}, Pyro {env['pyro']}; what is compared is timed in turn."
     )
     return "\n".join(lines)

@@ -122,6 +122,7 @@ def survive(kills: int, at_once: int) -> dict[str, Any]:
     """Trials until so many runs have been killed."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        print("a run that nobody kills", file=sys.stderr)
         length = to_the_end(folder / "unbroken")
         expected = ending(folder / "unbroken")
         bar = tqdm(total=kills, unit="kill", file=sys.stderr)
@@ -149,7 +150,7 @@ def survive(kills: int, at_once: int) -> dict[str, Any]:
 
 def main(argv: list[str]) -> int:
     parser = Parser("survive.py", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--kills", type=int, default=50, metavar="N", help="default 50")
+    parser.add_argument("--kills", type=int, default=50, metavar="N", help="default 50; some 25 s each, two at a time")
     parser.add_argument("--at-once", type=int, default=2, metavar="N", help="trials at a time, a core each (default 2)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write JSON to FILE")
     arguments = parser.parse_args(argv)

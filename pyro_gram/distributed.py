@@ -172,8 +172,8 @@ def check_batch(batch: int, world: World) -> None:
     """Raises ConfigError where a batch cannot be shared evenly."""
     if batch % world.size:
         raise ConfigError(
-            f"a batch of {batch} cannot be shared by {world.size} processes: set train.batch to a multiple of it "
-            "(a batch is at most the training split)"
+            f"a batch of {batch} cannot be shared by {world.size} processes: set train.batch to a multiple of "
+            f"{world.size} (a batch is at most the training split)"
         )
 
 

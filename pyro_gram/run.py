@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,12 +197,29 @@ def _prepare(run: Run, resume: bool) -> None:
         return
     for folder in (out, out / "figures"):
         sweep(folder)
+    if resume:
+        print(_resumed(run, begun), file=sys.stderr)
     if begun:
-        _cut_metrics(run.metrics_path, trainer.number)
+        lost = _cut_metrics(run.metrics_path, trainer.number)
+        if lost:
+            print(f"{run.metrics_path}: {lost} lines that cannot be read are dropped", file=sys.stderr)
     else:
         run.metrics_path.unlink(missing_ok=True)
     run.report_path.unlink(missing_ok=True)
     write_json(out / "config.json", assembly.config.to_dict())
+
+
+def _resumed(run: Run, begun: bool) -> str:
+    """What --resume has found."""
+    if not begun:
+        return f"nothing to resume in {run.out}: a new run"
+    number, batches = run.trainer.number, run.assembly.config.train.batches
+    of = f" of {batches}" if batches else ""
+    return (
+        f"{run.out} is trained already, and is measured again"
+        if run.trainer.finished
+        else (f"going on from batch {number}{of}")
+    )
 
 
 def lock_directory(out: Path, patience: float = 0.0) -> FileLock | None:
@@ -250,21 +268,23 @@ def check_begun(out: Path, config: RunConfig, option: str) -> None:
         raise ConfigError(f"{out} was begun with other settings: give another {option}")
 
 
-def _cut_metrics(path: Path, number: int) -> None:
+def _cut_metrics(path: Path, number: int) -> int:
     """Drop the lines of batches that the saved state has not seen: they will be trained again.
 
-    A line that was cut off, where the machine went down, was of such a batch.
+    Returns:
+        how many more were dropped as they cannot be read: cut off, where the machine went down.
     """
     if not path.exists():
-        return
-    kept = []
+        return 0
+    kept, lost = [], 0
     for line in path.read_text(errors="replace").splitlines():
         try:
             if json.loads(line)["batch"] < number:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
-            continue
+            lost += 1
     write_via(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
+    return lost
 
 
 def train(run: Run) -> None:
@@ -292,7 +312,10 @@ def train(run: Run) -> None:
         disable=not run.world.writes,
     )
     log_path = run.metrics_path if run.world.writes else Path(os.devnull)
-    with StopOnSignal() as stop, bar, log_path.open("a", buffering=1) as log:
+    if config.compile and run.world.writes and not run.trainer.finished:
+        print("compiling the core, which takes a minute or so", file=sys.stderr)
+    with StopOnSignal() as stop, bar, warnings.catch_warnings(), log_path.open("a", buffering=1) as log:
+        warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro's, of what stops the run with an error
         keep = Keeper(run, stop)
         if run.world.size == 1:
             run.trainer.between = keep

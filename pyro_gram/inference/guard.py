@@ -50,8 +50,11 @@ class Update:
     usual: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types; numbers that are none become null when written."""
-        return asdict(self)
+        """JSON types; what is no number is told by its name, nan or inf."""
+        return {
+            name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
 
 
 class Guard:

@@ -225,6 +225,8 @@ class Trainer:
         """
         self.model.train()
         self.guide.train()
+        if self.config.compile and not self.finished:
+            self._compile()  # before the clock starts
         self._begun = self.elapsed, time.perf_counter()
         last = self.finished
         while not last:
@@ -235,6 +237,22 @@ class Trainer:
             report.last = last = self.finished  # decided once: the caller looks and saves on the same answer
             yield report
             self._agree()
+
+    def _compile(self) -> None:
+        """Let the core meet a batch's shapes: from z_0 and from elsewhere, with gradient and without. No update."""
+        x, y = (self._share(t) for t in self.batches(self.number))
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False), compilation_told():
+            state = None
+            for _ in range(2):
+                self.elbo.loss_and_grads(self.model, self.guide, x, y, state)
+                assert self.elbo.terms is not None
+                state = self.elbo.terms.state
+            if self.config.on_policy:
+                assert x is not None
+                prior_end(self.model, x, 2)
+        for p in self.optim.named.values():
+            p.grad = None
 
     def read_clock(self) -> float:
         """``elapsed``, now."""
