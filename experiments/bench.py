@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,9 +131,9 @@ def memory(name: str) -> dict[str, float]:
 def own_memory(name: str) -> dict[str, float]:
     """As :func:`memory`, in this process."""
     before, found = resident_mb(), {}
+    trainer = make_trainer(assemble(name))
     for steps in STEPS:  # the peak of more steps is at least that of fewer
-        config = with_settings(assemble(name).config, {"train": {"supervision_steps": steps, "on_policy": 0}})
-        trainer = make_trainer(build(config))
+        trainer.config = replace(trainer.config, supervision_steps=steps, on_policy=0)
         trainer.one_batch(*trainer.batches(0))
         found[str(steps)] = peak_memory_mb() - before
     return found
