@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pyro_gram.cli import Parser, call, directory
+from pyro_gram.cli import Parser, add_device, call, directory
 from pyro_gram.config import RunConfig, add_options, read_preset, with_options
 from pyro_gram.device import pick_device
 from pyro_gram.distributed import leave, start
@@ -39,7 +39,7 @@ def make_parser(add_help: bool = True) -> Parser:
     parser.add_argument("--resume", action="store_true", help="continue the run in DIR")
     parser.add_argument("--minutes", type=float, metavar="M", help="train for M minutes instead of the preset's length")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
-    parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or mps")
+    add_device(parser)
     parser.add_argument("--half", action="store_true", help="write model.safetensors as bfloat16, at half the size")
     parser.add_argument("--list-split", choices=SPLITS, help="print that split's inputs, one a line, and exit")
     return parser

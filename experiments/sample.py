@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import pyro_gram
-from pyro_gram.cli import Parser, call
+from pyro_gram.cli import Parser, add_device, call
 from pyro_gram.device import pick_device
 from pyro_gram.diagnostics import figures
 from pyro_gram.errors import UserError
@@ -40,7 +40,7 @@ def make_parser() -> Parser:
     parser.add_argument("--formation", action="store_true", help=f"how samples form over the steps (.png: of {FORMED})")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
-    parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or mps")
+    add_device(parser)
     return parser
 
 

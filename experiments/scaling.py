@@ -21,13 +21,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 import pyro_gram
-from pyro_gram.cli import Parser, call
+from pyro_gram.cli import Parser, add_device, call
+from pyro_gram.device import pick_device
 from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit, solution_ids, winners
 from pyro_gram.diagnostics.scaling import scaling_figure
 from pyro_gram.errors import UserError
 from pyro_gram.evaluate import environment
 from pyro_gram.files import check_writable, read_json, write_json, write_via
-from pyro_gram.inference.sampling import at_once, check_has_heads, quiet, rollout, unrolled
+from pyro_gram.inference.sampling import at_once, beside, check_has_heads, quiet, rollout, unrolled
 from pyro_gram.inference.sites import HALT, OBSERVED, VALUE
 from pyro_gram.inference.smc import SMCConfig, smc
 from pyro_gram.inference.temper import AtMean, Temper, TemperConfig
@@ -46,7 +47,7 @@ SELECTED_OF = 20  # trajectories, in what is told of selection and of halting
 class Drawn:
     """Samples with what ranks them: tokens int64 ``[N, B, L_out]``, the others ``[N, B]``; weights sum to 1 over N.
 
-    ``halt`` is the halt head's P(right).
+    ``halt`` is the halt head's P(right). All are kept on the CPU, where answers are judged.
     """
 
     tokens: Tensor
@@ -54,6 +55,10 @@ class Drawn:
     value: Tensor
     halt: Tensor | None = None
     weight: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name, tensor in vars(self).items():
+            object.__setattr__(self, name, None if tensor is None else tensor.cpu())
 
     def first(self, n: int) -> Drawn:
         """The first n trajectories of each input, unweighted ones."""
@@ -76,13 +81,14 @@ class Study:
         self.solver, self.puzzles, self.depth, self.temper, self.progress = solver, puzzles, depth, temper, progress
         assert puzzles.inputs is not None
         self.x = puzzles.inputs
+        self.asked = beside(solver.model, self.x)
         self.limit = at_once(solver.task.spec.input_length)
 
     def walk(self, seed: int, n: int) -> list[Drawn]:
         """The samples after each supervision step of n trajectories an input."""
         parts: list[list[Drawn]] = []
-        with quiet(self.solver.model, self.x):
-            for chunk, x in enumerate(self.x.split(max(1, self.limit // n))):
+        with quiet(self.solver.model, self.asked):
+            for chunk, x in enumerate(self.asked.split(max(1, self.limit // n))):
                 torch.manual_seed(seed + chunk)
                 steps = []
                 with Temper(self.temper):
@@ -131,7 +137,9 @@ class Study:
     def deterministic(self, n: int) -> dict[str, float]:
         """n trajectories without noise."""
         with AtMean():
-            rolled = rollout(self.solver.model, self.x, num_samples=n, depth=self.depth, max_trajectories=self.limit)
+            rolled = rollout(
+                self.solver.model, self.asked, num_samples=n, depth=self.depth, max_trajectories=self.limit
+            )
         self.progress(n * self.depth * len(self.x))
         assert rolled.value is not None
         return self.judge(Drawn(rolled.tokens, rolled.score, rolled.value))
@@ -143,12 +151,12 @@ class Study:
         model = self.solver.model
         self.progress(n * depth * len(self.x))
         if kind == "smc":
-            particles = smc(model, self.x, num_samples=n, config=SMCConfig(), **settings)
+            particles = smc(model, self.asked, num_samples=n, config=SMCConfig(), **settings)
             return Drawn(particles.tokens, particles.score, particles.value, weight=particles.weight), float(n * depth)
         width = Width(kind)
         # As much work in all: trajectories that are given up are paid for by fewer that go on.
         kept = max(1, round(n * depth / (depth + (width.oversample - 1) * width.steps))) if width.gives_up else n
-        rolled = rollout(model, self.x, num_samples=kept, width=width, **settings)
+        rolled = rollout(model, self.asked, num_samples=kept, width=width, **settings)
         assert rolled.value is not None
         return Drawn(rolled.tokens, rolled.score, rolled.value), rolled.work.double().mean().item()
 
@@ -267,6 +275,7 @@ def make_parser() -> Parser:
     parser.add_argument("--halt", type=float, metavar="P", help="halting probability (default: as the checkpoint says)")
     parser.add_argument("--seeds", type=int, default=3, metavar="K", help="(default 3)")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
+    add_device(parser)
     return parser
 
 
@@ -281,7 +290,8 @@ def main(argv: list[str]) -> int:
             raise UserError(f"--{name} must be at least {least}, not {value}")
     if arguments.halt is not None and not 0 <= arguments.halt <= 1:
         raise UserError(f"--halt is a probability, from 0 to 1, not {arguments.halt:g}")
-    solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir)
+    device = pick_device(arguments.device)
+    solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir).to(device)
     if not solver.task.spec.conditional:
         raise UserError("this checkpoint is a model p(x): width and depth of answers need an input")
     check_has_heads(solver.model, "select")

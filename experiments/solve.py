@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import pyro_gram
-from pyro_gram.cli import Parser, call
+from pyro_gram.cli import Parser, add_device, call
 from pyro_gram.device import pick_device
 from pyro_gram.diagnostics.figures import answers_grid, counted
 from pyro_gram.errors import InputError, UserError
@@ -70,7 +70,7 @@ def make_parser() -> Parser:
     parser.add_argument("--json", action="store_true", help="one JSON object a line and input")
     parser.add_argument("--figure", type=Path, metavar="FILE.png", help=f"draw the first {FIGURE_ROWS} inputs, solved")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
-    parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or mps")
+    add_device(parser)
     return parser
 
 

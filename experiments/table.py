@@ -26,7 +26,7 @@ from experiments.table_text import figure, markdown
 from pyro_gram import paper
 from pyro_gram.build import check_parts
 from pyro_gram.checkpoint import load_model
-from pyro_gram.cli import Parser, call
+from pyro_gram.cli import Parser, add_device, call
 from pyro_gram.config import RunConfig, read_preset, with_settings
 from pyro_gram.device import pick_device
 from pyro_gram.diagnostics.metrics import measure
@@ -250,7 +250,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--collect", action="store_true", help="make the table of what is done, and run nothing")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
-    parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or mps")
+    add_device(parser)
     return parser
 
 

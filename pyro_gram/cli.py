@@ -33,6 +33,11 @@ def directory(text: str) -> Path:
     return Path(text)
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The option ``--device``, for ``device.pick_device``."""
+    parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or mps")
+
+
 def call(main: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
     """Run a program's main; a UserError becomes one line on stderr and exit code 2."""
     if os.getcwd() not in sys.path:  # where a user's own package.module:Class lives
