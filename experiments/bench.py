@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -40,10 +39,10 @@ from pyro_gram.build import build
 from pyro_gram.cli import Parser, call
 from pyro_gram.config import RunConfig, with_settings
 from pyro_gram.errors import UserError
-from pyro_gram.evaluate import environment, peak_memory_mb
 from pyro_gram.files import check_writable, read_json, write_json
 from pyro_gram.inference.sampling import rollout
 from pyro_gram.inference.speed import COMPILERS
+from pyro_gram.machine import environment, peak_memory_mb, resident_mb
 
 WIDTHS, DEPTHS = (1, 20, 100), (4, 8, 16, 32, 64)
 DEPTH, WIDTH = 16, 20  # of the other axis
@@ -137,14 +136,6 @@ def own_memory(name: str) -> dict[str, float]:
         trainer.one_batch(*trainer.batches(0))
         found[str(steps)] = peak_memory_mb() - before
     return found
-
-
-def resident_mb() -> float:
-    """What this process holds now, MiB; where the system does not say, the most that it has held."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-    except OSError:
-        return peak_memory_mb()
 
 
 def compiled(name: str, repeats: int) -> dict[str, Any]:

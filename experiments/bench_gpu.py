@@ -28,10 +28,10 @@ from pyro_gram.build import build
 from pyro_gram.cli import Parser, call
 from pyro_gram.config import RunConfig, read_preset, with_settings
 from pyro_gram.errors import UserError
-from pyro_gram.evaluate import environment
 from pyro_gram.files import check_writable, read_json, write_json
 from pyro_gram.inference.speed import PRECISIONS, products_in
 from pyro_gram.inference.training import Trainer
+from pyro_gram.machine import environment
 
 PRESETS = Path(__file__).parent / "presets"
 TASKS = ("coloring", "nqueens", "sudoku", "sudoku_uncond", "mnist")

@@ -20,8 +20,8 @@ import torch
 import pyro_gram
 from pyro_gram.cli import Parser, call
 from pyro_gram.errors import UserError
-from pyro_gram.evaluate import environment
 from pyro_gram.files import write_json
+from pyro_gram.machine import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "checkpoints" / "coloring8.safetensors"

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from experiments import table_text
+from experiments import speed_text, table_text
 from experiments.bench_gpu import shared
 from experiments.studies import gap
 from pyro_gram import paper
@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = ROOT / "checkpoints"
 EXPERIMENTS = ROOT / "experiments"
 BENCH = EXPERIMENTS / "bench.json"
+OTHER_BENCH = EXPERIMENTS / "bench_other.json"
 SOLVE_BENCH = EXPERIMENTS / "bench_solve.json"
 GPU_BENCH = EXPERIMENTS / "bench_gpu.json"
 SURVIVE = EXPERIMENTS / "survive.json"
@@ -249,29 +250,6 @@ def _told(value: float | None, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def solve_table(bench: dict[str, Any]) -> str:
-    seconds, n = bench["seconds"], bench["num_samples"]
-    rows = [
-        (f"`solve.py --json`, {bench['inputs']} graphs, N = {n}, from start to end", f"{seconds['solve_py']:.1f} s"),
-        ("the same from Python, the model loaded", f"{seconds['halting']:.1f} s"),
-        (f"without halting, all {bench['depth']} steps", f"{seconds['never_halting']:.1f} s"),
-        (
-            "heads at every step, in addition",
-            f"{seconds['every_step_judged'] / seconds['no_heads'] - 1:.0%}",
-        ),
-        ("one graph, N = 1, without halting", f"{1e3 * seconds['one_input_n1']:.0f} ms"),
-        (f"one graph, N = {n}, without halting", f"{1e3 * seconds['one_input_n20']:.0f} ms"),
-    ]
-    rows += [
-        (
-            f"most memory of {m['trajectories']:,} trajectories of four graphs, `--memory {m['limit_mb']:g}`",
-            f"{m['peak_mb']:.0f} MB",
-        )
-        for m in bench["memory"]
-    ]
-    return "\n".join(["| `coloring8` | |", "|---|---|", *(f"| {label} | {value} |" for label, value in rows)])
-
-
 def amortization_table(study: dict[str, Any]) -> str:
     """The bounds of the study of amortization, and the two gaps between them."""
     bounds, log_p = study["bounds"], study["log_p_prior_mc"]
@@ -293,80 +271,6 @@ def amortization_table(study: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"| {label} | {v['mean']:.2f} ± {v['se']:.2f} |" for label, v in rows)])
 
 
-def bench_table(bench: dict[str, Any]) -> str:
-    """Training: Pyro against bare torch, and both against the products alone; then sampling, memory and growth."""
-    lines = [
-        "| step | Pyro | bare torch | ratio, median (quartiles) | GFLOP/s, of the products alone |",
-        "|---|---|---|---|---|",
-    ]
-    for row in bench["steps"]:
-        low, high = row["ratio_quartiles"]
-        lines.append(
-            f"| {row['size']}: batch {row['batch']}, {row['positions']} positions | {row['pyro_ms']['median']:.0f} ms "
-            f"| {row['torch_ms']['median']:.0f} ms | {row['pyro_over_torch']:.3f} ({low:.3f} to {high:.3f}) "
-            f"| {row['gflops']:.0f} of {row['machine_gflops']:.0f}: {row['roofline_fraction']:.2f} |"
-        )
-    lines += ["", "| trajectories a second, one input | N = 1 | N = 20 | N = 100 | time of 20 over that of 1 |"]
-    lines.append("|---|---|---|---|---|")
-    for row in bench["sampling"]:
-        rates = " | ".join(f"{w['trajectories_per_second']:.0f}" for w in row["widths"])
-        depth = row["widths"][0]["depth"]
-        title = f"{row['size']}: {row['positions']} positions, depth {depth}"
-        lines.append(f"| {title} | {rates} | {row['width20_over_width1']:.1f} |")
-    held = bench["memory"]["peak_mb_by_n_sup"]
-    env = bench["environment"]
-    lines.append("")
-    lines += [_compiled(row) for row in bench["compiled"]]
-    lines += [
-        f"- A batch of 64 supervision steps takes {held['64']:.0f} MB, one of 4 {held['4']:.0f} MB.",
-        f"- A training step grows as D to the power {bench['growth']['D']['power']:.2f} (64 to 256) and L to the power "
-        f"{bench['growth']['L']['power']:.2f} (16 to 128), sampling as N to the power "
-        f"{bench['growth']['N']['power']:.2f} (1 to 100).",
-        f"- Making a batch takes {bench['steps'][0]['batch_made_ms']:.1f} ms, training it four steps of "
-        f"{bench['steps'][0]['pyro_ms']['median']:.0f} ms: data are not on the critical path.",
-    ]
-    lines.append("")
-    lines.append(
-        "`python experiments/bench.py --out experiments/bench.json` (`--quick`: a part, under 50 s on two idle cores), "
-        f"{env['threads']} threads, torch {env['torch']}, Pyro {env['pyro']}; what is compared is timed in turn."
-    )
-    return "\n".join(lines)
-
-
-def _compiled(row: dict[str, Any]) -> str:
-    pays = row["pays_after_steps"]
-    when = f"pays after {pays:,.0f} steps" if pays else "does not pay"
-    return (
-        f"- `--train.compile true`, {row['size']}: {row['compile_seconds']:.0f} s of compiling, then "
-        f"{row['plain_over_compiled']:.2f} times as fast, {row['roofline_fraction']:.2f} of the products alone: {when}."
-    )
-
-
-def survive_line(found: dict[str, Any]) -> str:
-    """The trials of ``survive.py``, in a sentence."""
-    return (
-        f"`python experiments/survive.py --kills {found['kills']} --out experiments/survive.json` killed "
-        f"{found['kills']} runs with SIGKILL at random moments, {found['before_the_first_save']} of them before "
-        f"anything was saved and {found['inside_a_batch']} between two updates of one batch, and resumed them: "
-        f"{found['identical']} of {found['kills']} ended bit for bit as the run that nobody killed (weights, "
-        "optimizer, averages, metrics, results)."
-    )
-
-
-def gpu_table(found: dict[str, Any]) -> str:
-    """Hours of the paper's runs on one GPU, by precision."""
-    ways = ["fp32", "tf32", "tf32, compiled", "bf16", "bf16, compiled"]
-    lines = [f"| `paper` preset, hours on one {found['device']} | {' | '.join(ways)} |", "|---" * 6 + "|"]
-    for task, one in found["tasks"].items():
-        hours = {f"{w['precision']}{', compiled' if w['compiled'] else ''}": w for w in one["ways"]}
-        cells = [
-            f"{hours[way]['hours_of_the_run']:.1f} ({hours[way]['tflops']:.0f} TFLOP/s)" if way in hours else ""
-            for way in ways
-        ]
-        lines.append(f"| {task} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def fill(text: str, name: str, content: str) -> str:
     """``text`` with ``content`` between the markers of ``name``. Raises UserError where they are missing."""
     pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
@@ -385,10 +289,10 @@ def filled(text: str) -> str:
     text = fill(text, "diagnoses", diagnoses_table())
     for name in ("1", "3a", "3b"):
         text = fill(text, f"table{name}", f"\n{table_text.markdown(read_json(TABLES / f'table{name}-cpu.json'))}\n")
-    text = fill(text, "solving", solve_table(read_json(SOLVE_BENCH)))
-    text = fill(text, "survive", survive_line(read_json(SURVIVE)))
-    text = fill(text, "gpu", gpu_table(read_json(GPU_BENCH)))
-    return fill(text, "bench", bench_table(read_json(BENCH)))
+    text = fill(text, "solving", speed_text.solve_table(read_json(SOLVE_BENCH)))
+    text = fill(text, "survive", speed_text.survive_line(read_json(SURVIVE)))
+    text = fill(text, "gpu", speed_text.gpu_table(read_json(GPU_BENCH)))
+    return fill(text, "bench", speed_text.bench_table(read_json(BENCH), read_json(OTHER_BENCH)))
 
 
 def filled_studies(text: str) -> str:

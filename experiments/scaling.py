@@ -26,13 +26,13 @@ from pyro_gram.device import pick_device
 from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit, solution_ids, winners
 from pyro_gram.diagnostics.scaling import scaling_figure
 from pyro_gram.errors import UserError
-from pyro_gram.evaluate import environment
 from pyro_gram.files import check_writable, read_json, write_json, write_via
 from pyro_gram.inference.sampling import at_once, beside, check_has_heads, quiet, rollout, unrolled
 from pyro_gram.inference.sites import HALT, OBSERVED, VALUE
 from pyro_gram.inference.smc import SMCConfig, smc
 from pyro_gram.inference.temper import AtMean, Temper, TemperConfig
 from pyro_gram.inference.width import Width
+from pyro_gram.machine import environment
 from pyro_gram.solver import Solver
 from pyro_gram.tasks.base import PuzzleSet
 

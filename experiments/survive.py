@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from pyro_gram.cli import Parser, call
 from pyro_gram.errors import UserError
-from pyro_gram.evaluate import environment
 from pyro_gram.files import check_writable, read_json, write_json
+from pyro_gram.machine import environment
 from pyro_gram.run import read_rows
 
 RUN = Path(__file__).parent / "run.py"

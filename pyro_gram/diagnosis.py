@@ -27,12 +27,13 @@ from pyro_gram.diagnostics.sbc import simulate
 from pyro_gram.diagnostics.sbc import to_dict as ranks_to_dict
 from pyro_gram.diagnostics.trajectories import attractors, deciding, parting, walk
 from pyro_gram.diagnostics.trajectory_figures import animate, attractors_figure, deciding_figure, landscape_figure
-from pyro_gram.evaluate import assess, bound_metrics, bounds_of, environment, looks_of
+from pyro_gram.evaluate import assess, bound_metrics, bounds_of, looks_of
 from pyro_gram.evaluate import check_ready as check_task
 from pyro_gram.files import write_json
 from pyro_gram.inference.importance import MAX_TRACED
 from pyro_gram.inference.sampling import at_once
 from pyro_gram.inference.temper import told
+from pyro_gram.machine import environment
 from pyro_gram.solver import Solver
 from pyro_gram.study import Study
 
@@ -204,8 +205,8 @@ def trajectories(study: Study) -> None:
     several = puzzles.num_solutions > 1  # of an incomplete list too
     alike = (ends.distinct_right[several] <= 1).double()
     found = [verdicts.diverse(alike.mean().item() if len(alike) else 0.0, len(alike))]
-    if task.checkable and s.depth > 1:  # one step alone cannot change
-        found.append(verdicts.settled(ends.unsettled.mean().item()))
+    if ends.restless is not None:
+        found.append(verdicts.settled(ends.restless))
     study.found(
         *found,
         trajectories={

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import platform
-import resource
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyro
-import torch
 from torch import Tensor
 
 from pyro_gram.build import Assembly
@@ -24,10 +19,10 @@ from pyro_gram.inference.guide import why_no_guide
 from pyro_gram.inference.importance import MAX_TRACED
 from pyro_gram.inference.sampling import Rollout, at_once, beside, rollout
 from pyro_gram.inference.sites import WHERE
+from pyro_gram.machine import environment, peak_memory_mb
 from pyro_gram.run_report import draw_figures, write_run_report
 from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task
 from pyro_gram.tasks.stream import generator_for
-from pyro_gram.version import __version__
 
 if TYPE_CHECKING:
     from pyro_gram.run import Run
@@ -171,7 +166,8 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
     metrics = test_metrics(run, puzzles, rolled)
     plain = puzzles.plain
     history = followed(run, plain)
-    metrics["unsettled"] = unsettled(task, plain.inputs, history)
+    followed_inputs = None if plain.inputs is None else plain.inputs[: history.shape[2]]
+    metrics["unsettled"] = attractors(task, followed_inputs, history).restless
     drawn: dict[str, Any] = {}
     if run.world.writes:
         drawn = draw_figures(run, puzzles, rolled.tokens, history)
@@ -217,19 +213,6 @@ def followed(run: Run, puzzles: PuzzleSet) -> Tensor:
     history = roll(run, x, num_samples=count, history=True).history
     assert history is not None
     return history
-
-
-def unsettled(task: Task, x: Tensor | None, history: Tensor) -> float | None:
-    """Trajectories whose answer still changed in the last quarter of the steps. None of images, which flicker for ever.
-
-    Args:
-        x: at least the inputs of the history, ``[B, *event]``; None for p(x).
-        history: int64 ``[S, N, b, L_out]``.
-    """
-    if not task.checkable or len(history) == 1:  # one step alone cannot change
-        return None
-    few = None if x is None else x[: history.shape[2]]
-    return attractors(task, few, history).unsettled.mean().item()
 
 
 def looks_of(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -359,26 +342,3 @@ def write_inference_data(run: Run, puzzles: PuzzleSet, inputs: int = 32) -> None
     draws = max(2, min(TRACED_DRAWS, 16 * TRACED_DRAWS // task.spec.input_length))
     data = collect(task, model, guide, puzzles, inputs=inputs, depth=run.depth, draws=draws, seed=config.evaluate.seed)
     save(data, run.out / "inference.nc")
-
-
-def peak_memory_mb() -> float:
-    """The most memory this process has held, MiB."""
-    try:  # what the kernel counts as usage begins with that of the process that started this one
-        status = Path("/proc/self/status").read_text()
-        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**10
-    except (OSError, StopIteration):
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if platform.system() == "Darwin" else 2**10)
-
-
-def environment() -> dict[str, Any]:
-    """What the figures depend on besides the config."""
-    return {
-        "pyro_gram": __version__,
-        "torch": torch.__version__,
-        "pyro": pyro.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-    }

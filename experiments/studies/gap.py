@@ -27,9 +27,10 @@ from pyro_gram.config import RunConfig, read_preset, with_settings
 from pyro_gram.diagnostics.inference_data import pareto_smoothed
 from pyro_gram.diagnostics.metrics import excess, measure
 from pyro_gram.errors import ConfigError
-from pyro_gram.evaluate import bounds_of, environment, roll
+from pyro_gram.evaluate import bounds_of, roll
 from pyro_gram.files import read_json, write_json
 from pyro_gram.inference.importance import guide_draws
+from pyro_gram.machine import environment
 from pyro_gram.run import InterruptedRunError, Run, check_begun, open_run, train
 from pyro_gram.tasks.stream import generator_for
 

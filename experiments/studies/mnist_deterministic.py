@@ -23,11 +23,11 @@ from pyro_gram.cli import Parser, call
 from pyro_gram.config import RunConfig, read_preset
 from pyro_gram.diagnostics import digits
 from pyro_gram.errors import ConfigError
-from pyro_gram.evaluate import environment
 from pyro_gram.files import read_json, write_json
 from pyro_gram.inference.optim import TorchOptim
 from pyro_gram.inference.sampling import rollout
 from pyro_gram.inference.sites import OBSERVED, STATE_H, STATE_L, transition_of
+from pyro_gram.machine import environment
 from pyro_gram.networks.core import LatentState
 from pyro_gram.tasks.stream import TargetStream
 

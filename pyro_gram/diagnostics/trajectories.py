@@ -139,6 +139,11 @@ class Attractors:
         """The share of trajectories that end in a right answer, ``[B]``."""
         return None if self.right_at is None else self.right_at[-1]
 
+    @property
+    def restless(self) -> float | None:
+        """The mean of ``unsettled``. None of a single step, which cannot change, and of images, which never settle."""
+        return None if self.right_at is None or len(self.settled_at) == 1 else self.unsettled.mean().item()
+
 
 def attractors(task: Task, x: Tensor | None, tokens: Tensor) -> Attractors:
     """From the answers after each step.
