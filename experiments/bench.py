@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -29,6 +29,7 @@ from experiments.bench_steps import (
     Products,
     assemble,
     compare,
+    in_turn,
     make_trainer,
     on_random_tokens,
     pyro_step,
@@ -41,7 +42,7 @@ from pyro_gram.config import RunConfig, with_settings
 from pyro_gram.errors import UserError
 from pyro_gram.files import check_writable, read_json, write_json
 from pyro_gram.inference.sampling import rollout
-from pyro_gram.inference.speed import COMPILERS
+from pyro_gram.inference.speed import has_compiler
 from pyro_gram.machine import environment, peak_memory_mb, resident_mb
 
 WIDTHS, DEPTHS = (1, 20, 100), (4, 8, 16, 32, 64)
@@ -55,11 +56,10 @@ QUICK = PARTS[:3]
 HELD = "edge"  # the size whose memory is measured
 
 
-def in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, Any]]:
-    """Seconds of each call, one after another in each round."""
-    for one in calls.values():
-        one()
-    rounds = [{name: timed(one) for name, one in calls.items()} for _ in range(repeats)]
+def seconds_of(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, Any]]:
+    """Of each call, taken in turn, after one round that does not count."""
+    in_turn(calls, 1)
+    rounds = in_turn(calls, repeats)
     return {name: spread([r[name] for r in rounds]) for name in calls}
 
 
@@ -73,7 +73,7 @@ def sampling(name: str, repeats: int, depths: tuple[int, ...] = DEPTHS) -> dict[
     calls: dict[str, Callable[[], Any]] = {
         f"{w}x{d}": partial(rollout, held.model, x[:1], num_samples=w, depth=d) for w, d in sorted(axes)
     }
-    seconds = in_turn(calls, repeats)
+    seconds = seconds_of(calls, repeats)
 
     def row(width: int, depth: int) -> dict[str, Any]:
         took = seconds[f"{width}x{depth}"]
@@ -106,7 +106,7 @@ def growth(repeats: int) -> dict[str, Any]:
     }
     found = {}
     for axis, calls in (("D", width), ("L", lengths), ("N", wide)):
-        seconds = in_turn(calls, repeats)
+        seconds = seconds_of(calls, repeats)
         first, *_, last = calls
         found[axis] = {"seconds": seconds, "power": power(seconds, first, last)}
     return {"size": "cells", "batch": GROWTH_BATCH, **found}
@@ -139,7 +139,10 @@ def own_memory(name: str) -> dict[str, float]:
 
 
 def compiled(name: str, repeats: int) -> dict[str, Any]:
-    """A step with a compiled core against the plain one, in turn: after how many steps has compiling paid?"""
+    """A step with a compiled core against the plain one, in turn: after how many steps has compiling paid?
+
+    What is compiled, and takes its time, is all that a run's training asks for.
+    """
     plain = assemble(name)
     trainers = [
         make_trainer(build(with_settings(plain.config, {"train": {"compile": choice}}))) for choice in (False, True)
@@ -149,11 +152,10 @@ def compiled(name: str, repeats: int) -> dict[str, Any]:
     steps = [pyro_step(trainer, x, y) for trainer in trainers]
     with Products() as products:
         steps[0]()
-    with tempfile.TemporaryDirectory() as empty:  # what was compiled before is not taken from its cache
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty
-        began = timed(steps[1]) + timed(steps[1])
-    os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
-    seconds = in_turn({"plain": steps[0], "compiled": steps[1], "products": products.alone()}, repeats)
+    # What was compiled before is not taken from its cache.
+    with tempfile.TemporaryDirectory() as empty, patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": empty}):
+        began = timed(trainers[1].prepare)
+    seconds = seconds_of({"plain": steps[0], "compiled": steps[1], "products": products.alone()}, repeats)
     saved = seconds["plain"]["median"] - seconds["compiled"]["median"]
     return {
         "size": name,
@@ -217,6 +219,8 @@ def main(argv: list[str]) -> int:
     result: dict[str, Any] = {}
     if arguments.only and arguments.out and arguments.out.exists():
         result = read_json(arguments.out)  # the other parts stay
+        if result.get("environment", environment()) != environment():
+            raise UserError(f"{arguments.out} was measured elsewhere, or with other versions: give another --out")
     for found in measure(repeats, arguments.quick, arguments.only or (QUICK if arguments.quick else PARTS)):
         result |= found | {"environment": environment()}
         if arguments.out:
@@ -255,7 +259,7 @@ def measure(repeats: int, quick: bool, parts: list[str]) -> Iterator[dict[str, A
     if "growth" in parts:
         print("growth", file=sys.stderr)
         yield {"growth": growth(max(4, repeats // 4))}
-    if "compiled" in parts and any(map(shutil.which, COMPILERS)):
+    if "compiled" in parts and has_compiler():
         found = []
         for name in ("cpu", "cells"):
             print(f"compiling {name}", file=sys.stderr)

@@ -64,7 +64,8 @@ def measure(config: RunConfig, precision: str, compiled: bool, device: torch.dev
     start = time.perf_counter()
     seconds: list[float] = []
     with products_in(precision, device), pyro.validation_enabled(False):
-        for _ in range(2):  # the second finds everything compiled
+        trainer.prepare()
+        for _ in range(2):
             report = trainer.one_batch(x, y)
         wait(device)
         begun = time.perf_counter() - start
@@ -108,8 +109,10 @@ def replace_steps(config: RunConfig, steps: int) -> RunConfig:
     return replace(config, parts={**config.parts, "train": replace(config.train, supervision_steps=steps)})
 
 
-def study(task: str, preset: str, device: torch.device, ways: list[tuple[str, bool]]) -> dict[str, Any]:
-    """One preset in every way."""
+def study(
+    task: str, preset: str, device: torch.device, ways: list[tuple[str, bool]], product_tflops: dict[str, float]
+) -> dict[str, Any]:
+    """One preset in every way; ``product_tflops``: the device's own rate of products in each precision."""
     config = read_preset(PRESETS, task, preset)
     flops: float | None = None
     train = config.train
@@ -126,7 +129,9 @@ def study(task: str, preset: str, device: torch.device, ways: list[tuple[str, bo
             row = {"precision": precision, "compiled": compiled, "out_of_memory": True}
         else:
             row["tflops"] = flops * row["updates_per_second"] / 1e12
-            row["of_peak"] = row["tflops"] / PEAK_TFLOPS
+            row["of_products"] = row["tflops"] / product_tflops[precision]
+            if device.type == "cuda":
+                row["of_peak"] = row["tflops"] / PEAK_TFLOPS
             row["hours_of_the_run"] = whole / row["updates_per_second"] / 3600
         rows.append(row)
     return {"batch": config.train.batch, "updates_of_the_run": whole, "flops_per_update": flops, "ways": rows}
@@ -216,7 +221,7 @@ def main(argv: list[str]) -> int:
         "environment": environment(),
     }
     for task in arguments.tasks:
-        found["tasks"][task] = study(task, arguments.preset, device, ways)
+        found["tasks"][task] = study(task, arguments.preset, device, ways, found["product_tflops"])
         write_json(arguments.out, found)  # what is measured is kept, whatever comes next
     print(
         json.dumps({task: [row.get("updates_per_second") for row in f["ways"]] for task, f in found["tasks"].items()})

@@ -1,7 +1,8 @@
 """What ``bench.py`` times of training: one SVI step, the same step in bare torch, and its matrix products alone.
 
-Both steps compute the same numbers (checked before timing): forward under the guide, balanced KL, backward, global-norm
-clip, fused AdamW. They are timed in turn, so that a change in the machine's speed meets both.
+Both steps compute the same numbers (losses, gradients and weights are compared before timing): forward under the guide,
+balanced KL, backward, global-norm clip, fused AdamW. They are timed in turn, so that a change in the machine's speed
+meets both.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +82,7 @@ def on_random_tokens(config: RunConfig, length: int, batch: int) -> Step:
 
 
 def pyro_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
-    """The step that training takes."""
+    """The step that training takes, without what surrounds it: the guard, the noted generators, the running average."""
 
     def step() -> float:
         with pyro.validation_enabled(False), poutine.scale(scale=1 / len(y)):
@@ -89,8 +91,8 @@ def pyro_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
     return step
 
 
-def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
-    """The same step without Pyro: same modules, same loss, its own optimizer."""
+def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> tuple[Step, torch.optim.AdamW]:
+    """The same step without Pyro: same modules, same loss, and its own optimizer, which is returned beside it."""
     model: Any = trainer.model
     guide: Any = trainer.guide
     config = trainer.optim.config
@@ -105,6 +107,7 @@ def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
         fused=True,
     )
     balance, T = trainer.config.balance, model.config.transitions
+    updates = count()
 
     def step() -> float:
         e_x, code = model.encoder(x), guide.answer(y)
@@ -121,22 +124,61 @@ def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
                     loc_p, scale_p = model.prior.head(u)
                     p = scale_gradient(Normal(loc_p, scale_p, validate_args=False), balance)
                     loss = loss + kl_divergence(q, p).sum() / len(y)
-                h = u + loc + scale * torch.normal(torch.zeros_like(loc), torch.ones_like(scale))
+                h = u + loc + scale * torch.randn_like(loc)
         logits = model.decoder(h)
         loss = loss - Categorical(logits=logits, validate_args=False).log_prob(y).sum() / len(y)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, config.clip)
+        adam.param_groups[0]["lr"] = config.rate(next(updates), 0.0)
         adam.step()
         adam.zero_grad(set_to_none=True)
         return loss.item()
 
-    return step
+    return step, adam
+
+
+def check_alike(name: str, steps: int = 3, tolerance: float = 1e-3) -> list[float]:
+    """The losses of both steps from the same weights, every one of which has something behind it.
+
+    Raises:
+        UserError: losses differ, or the moments of the gradients, or the weights that they lead to.
+    """
+    ours, theirs = make_trainer(assemble(name)), make_trainer(assemble(name))
+    x, y = ours.batches(0)
+    assert x is not None
+    bare, adam = torch_step(theirs, x, y)
+    losses = []
+    for trainer, step in ((ours, pyro_step(ours, x, y)), (theirs, bare)):
+        torch.manual_seed(0)
+        with torch.no_grad():  # heads that start at zero would hide the KL and what the guide sees
+            for p in trainer.optim.named.values():
+                p.add_(0.05 * torch.randn_like(p))
+        losses.append([step() for _ in range(steps)])
+    if any(abs(a - b) > tolerance * abs(b) for a, b in zip(*losses, strict=True)):
+        raise UserError(f"the two steps disagree: {losses[0]} with Pyro, {losses[1]} without; the benchmark is wrong")
+    for key, p in theirs.optim.named.items():
+        mine = ours.optim.named[key]
+        state = next(o.state[mine] for o in ours.optim.optimizers)
+        for a, b in ((mine, p), (state["exp_avg"], adam.state[p]["exp_avg"])):
+            if (a - b).norm() > tolerance * b.norm():
+                raise UserError(f"the two steps disagree about {key}: the benchmark is wrong")
+    return losses[0]
 
 
 def timed(step: Callable[[], Any]) -> float:
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
+
+
+def in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> list[dict[str, float]]:
+    """Seconds of each call, one after another in each round; each round begins with another."""
+    names = list(calls)
+    rounds = []
+    for n in range(repeats):
+        first = n % len(names)
+        rounds.append({name: timed(calls[name]) for name in names[first:] + names[:first]})
+    return rounds
 
 
 def spread(values: list[float]) -> dict[str, Any]:
@@ -171,13 +213,13 @@ class Products(TorchDispatchMode):
     def alone(self) -> Step:
         """All of them again, on random numbers, and nothing else: what a step would take were it only products."""
         pairs = []
-        for operands, count in self.found.items():
+        for operands, times in self.found.items():
             a, b = (torch.empty_strided(shape, stride).normal_() for shape, stride in operands)
-            pairs.append((a, b, torch.matmul(a, b), count))
+            pairs.append((a, b, torch.matmul(a, b), times))
 
         def step() -> float:
-            for a, b, out, count in pairs:
-                for _ in range(count):
+            for a, b, out, times in pairs:
+                for _ in range(times):
                     torch.matmul(a, b, out=out)
             return 0.0
 
@@ -186,40 +228,32 @@ class Products(TorchDispatchMode):
 
 def compare(name: str, repeats: int, warmup: int = 3) -> dict[str, Any]:
     """Times of both steps and of the step's products alone, in turn, and their ratios, taken round by round."""
+    losses = check_alike(name)
     ours, bare = make_trainer(assemble(name)), make_trainer(assemble(name))
     x, y = ours.batches(0)
     assert x is not None
-    steps = pyro_step(ours, x, y), torch_step(bare, x, y)
-    losses = []
-    for step in steps:
-        torch.manual_seed(0)
-        losses.append(step())
-    if abs(losses[0] - losses[1]) > 1e-3 * abs(losses[1]):
-        raise UserError(f"the two steps disagree: {losses[0]} with Pyro, {losses[1]} without; the benchmark is wrong")
+    step = pyro_step(ours, x, y)
     with Products() as products:
-        steps[0]()
-    with FlopCounterMode(display=False) as counter:
-        steps[0]()
-    timed_steps = (*steps, products.alone())
-    for step in timed_steps * warmup:
         step()
-    rounds = [[timed(step) for step in timed_steps] for _ in range(repeats)]
-    times = [spread([1e3 * t for t in column]) for column in zip(*rounds, strict=True)]
-    ratio = spread([a / b for a, b, _ in rounds])
+    with FlopCounterMode(display=False) as counter:
+        step()
+    calls = {"pyro": step, "torch": torch_step(bare, x, y)[0], "products": products.alone()}
+    in_turn(calls, warmup)
+    rounds = in_turn(calls, repeats)
+    times = {f"{way}_ms": spread([1e3 * r[way] for r in rounds]) for way in calls}
+    ratio = spread([r["pyro"] / r["torch"] for r in rounds])
     gigaflop = counter.get_total_flops() / 1e9
     return {
         "size": name,
         "batch": len(y),
         "positions": ours.model.get_buffer("h0").shape[0],
-        "pyro_ms": times[0],
-        "torch_ms": times[1],
-        "products_ms": times[2],
+        **times,
         "pyro_over_torch": ratio["median"],
         "ratio_quartiles": ratio["quartiles"],
         "gigaflop": gigaflop,
-        "gflops": 1e3 * gigaflop / times[0]["median"],
-        "machine_gflops": 1e3 * gigaflop / times[2]["median"],
-        "roofline_fraction": statistics.median(c / a for a, _, c in rounds),
+        "gflops": 1e3 * gigaflop / times["pyro_ms"]["median"],
+        "machine_gflops": 1e3 * gigaflop / times["products_ms"]["median"],
+        "roofline_fraction": statistics.median(r["products"] / r["pyro"] for r in rounds),
         "batch_made_ms": 1e3 * statistics.median(timed(partial(ours.batches, n)) for n in range(1, 9)),
         "repeats": repeats,
         "loss": losses,

@@ -81,9 +81,9 @@ def _elsewhere(bench: dict[str, Any]) -> str:
         if row["size"] in ("cpu", "cells")
     )
     return (
-        "How near a step comes to its products is the machine's doing too. Another of two cores, whose products are "
-        "faster and whose memory is not (`experiments/bench_other.json`): "
-        f"{ratios} ({bench['roofline_fraction_compiled']:.2f} compiled)."
+        "How near a step comes to its products is the machine's doing too: on another, of "
+        f"{bench['environment']['threads']} threads (`experiments/bench_other.json`, an earlier version of the "
+        f"benchmark), {ratios} ({bench['roofline_fraction_compiled']:.2f} compiled)."
     )
 
 

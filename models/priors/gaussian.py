@@ -45,6 +45,7 @@ class NoiseOnlyPrior(Prior):
     r""":math:`N(0, \sigma_\theta(u)^2 I)`: guidance that is never a correction of u (Table 3b)."""
 
     Config = GaussianPriorConfig
+    deferrable = True
 
     def __init__(self, config: GaussianPriorConfig, width: int) -> None:
         super().__init__()

@@ -176,11 +176,14 @@ class Prior(nn.Module):
             infer.
         reparameterized: have draws a gradient? Without one a prior cannot be trained by draws of its own.
         density: is ``log_prob`` the density of what is drawn? If not, no bound made of it is one.
+        deferrable: may it be computed only where something asks for it (``inference.deferred``)? Its events must be
+            ``[L, D]`` and its draws reparameterized.
     """
 
     family: Family | None = NORMAL
     reparameterized: bool = True
     density: bool = True
+    deferrable: bool = False
 
     def embed(self, eps: Tensor) -> Tensor:
         """Guidance as it is added to u, ``[..., L, D]``. The default: itself."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from pyro_gram.errors import ConfigError, UserError
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 VARIANTS = 32  # of compiled code: with and without gradient, from z_0 (whose rows share memory) and from elsewhere
-COMPILERS = ("g++", "clang++", "cl")
+BACKEND: str | Callable[..., Any] = "inductor"
 
 
 def check_speed(precision: str, compiled: bool, model: nn.Module, device: torch.device) -> None:
@@ -27,12 +29,18 @@ def check_speed(precision: str, compiled: bool, model: nn.Module, device: torch.
             f"{type(model).__name__} has no module 'core' or 'f' that could be compiled or run in bfloat16: set "
             "train.compile to false and train.precision to fp32"
         )
-    if compiled and device.type == "cpu":
-        compilers = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
-        if not any(map(shutil.which, compilers)):
-            raise ConfigError(
-                f"train.compile needs a C++ compiler on the CPU ({', '.join(compilers)}): set it to false"
-            )
+    if compiled and device.type == "cpu" and not has_compiler():
+        raise ConfigError(f"train.compile needs a C++ compiler on the CPU ({compiler()}): set it to false")
+
+
+def compiler() -> str:
+    """The C++ compiler that torch calls."""
+    return os.environ.get("CXX") or {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
+
+
+def has_compiler() -> bool:
+    """Is it there?"""
+    return shutil.which(compiler()) is not None
 
 
 def core_of(model: Any) -> nn.Module | None:
@@ -44,18 +52,26 @@ def core_of(model: Any) -> nn.Module | None:
 def speed_up(model: nn.Module, precision: str, compiled: bool, device: torch.device) -> None:
     """Let a model's core take its products in bfloat16, and compile it, in place.
 
-    Residuals and norms in the core stay in float32, and so does all that is outside: heads, distributions, the
-    likelihood and the KL. Copies are made before, as they would share the code.
+    Residuals and norms in the core stay in float32, and so do the tensors outside: heads, distributions, the
+    likelihood and the KL.
     """
     core: Any = core_of(model)
     if core is None:
         return
+    if getattr(vars(core).get("forward"), "func", None) is _in_bfloat16:  # of a trainer before this one
+        del core.forward
     if precision == "bf16":
-        core.forward = torch.autocast(device.type, torch.bfloat16)(core.forward)
+        core.forward = partial(_in_bfloat16, core, device.type)
     if compiled:
         limits: Any = torch._dynamo.config
         limits.recompile_limit = max(limits.recompile_limit, VARIANTS)
-        core.compile(dynamic=False)
+        core.compile(dynamic=False, backend=BACKEND)
+
+
+def _in_bfloat16(core: nn.Module, device: str, *args: Any, **kwargs: Any) -> Any:
+    """A core's own forward. Bound to it by ``partial``, which a copy of the core binds to the copy."""
+    with torch.autocast(device, torch.bfloat16):
+        return type(core).forward(core, *args, **kwargs)
 
 
 @contextmanager

@@ -60,7 +60,8 @@ class TrainConfig:
             solution that each is heading for (``inference.on_policy``); 0 for none. Needs inputs, and all solutions.
         on_policy_updates: how many successive steps of them a batch trains, from a random depth on.
         on_policy_after: share of the run before that begins.
-        precision: of the matrix products of the core: ``fp32``, ``tf32`` (CUDA) or ``bf16``; all else is float32.
+        precision: of the matrix products of the core: ``fp32``, ``tf32`` (CUDA) or ``bf16``. On CUDA the others take
+            TF32 beside either of the last two; all that is no product is float32.
         compile: compile the core: 20 to 70 seconds at the start, on the CPU with a C++ compiler.
     """
 
@@ -186,7 +187,6 @@ class Trainer:
         self.between: Callable[[], None] = lambda: None  # called between two updates of a batch
         self.average = AveragedModel(pair(model, guide), multi_avg_fn=self._ema)
         check_speed(config.precision, config.compile, model, self.device)
-        speed_up(model, config.precision, config.compile, self.device)
         self.number = 0  # the next batch
         self.elapsed = 0.0  # seconds of training behind this state, over all sittings
         self._begun = 0.0, 0.0  # the elapsed seconds, and the clock, when this sitting began
@@ -225,8 +225,8 @@ class Trainer:
         """
         self.model.train()
         self.guide.train()
-        if self.config.compile and not self.finished:
-            self._compile()  # before the clock starts
+        if not self.finished:
+            self.prepare()
         self._begun = self.elapsed, time.perf_counter()
         last = self.finished
         while not last:
@@ -238,11 +238,25 @@ class Trainer:
             yield report
             self._agree()
 
+    def prepare(self) -> None:
+        """Speed the core up as the config says; where it is compiled, it meets all that training will ask of it.
+
+        ``run`` calls it before its clock starts. No update is made and no random state changes.
+
+        Raises:
+            UserError: the compiler fails.
+        """
+        c = self.config
+        speed_up(self.model, c.precision, c.compile, self.device)
+        if c.compile:
+            with compilation_told(), products_in(c.precision, self.device):
+                self._compile()
+
     def _compile(self) -> None:
-        """Let the core meet a batch's shapes: from z_0 and from elsewhere, with gradient and without. No update."""
+        """Let the core meet a batch's shapes: from z_0 and from elsewhere, with gradient and without."""
         x, y = (self._share(t) for t in self.batches(self.number))
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False), compilation_told():
+        with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False):
             state = None
             for _ in range(2):
                 self.elbo.loss_and_grads(self.model, self.guide, x, y, state)

@@ -1,29 +1,63 @@
 """What the CPU has no kernel for, in few passes over memory: a residual's norm, and attention over few positions.
 
-Compilers and CUDA fuse the plain forms, which stand beside the calls in ``networks.layers``.
+Compilers and CUDA fuse the plain forms, which stand beside the calls in ``networks.layers``; ``plain_forms`` asks for
+them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.compiler import is_compiling
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 MOST_POSITIONS = 128  # from here on a square of scores costs more memory than it saves time
+_plain: ContextVar[bool] = ContextVar("plain", default=False)
+
+
+@contextmanager
+def plain_forms() -> Iterator[None]:
+    """Within it nothing below is used, nor torch's own fused attention: second derivatives need that."""
+    token = _plain.set(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        _plain.reset(token)
 
 
 def on_cpu(*tensors: Tensor) -> bool:
-    """Are these for the functions below: of one precision, on the CPU, and not being compiled?"""
+    """Are these for the functions below: of one precision, on the CPU, and neither compiled nor transformed?"""
     kinds = {t.dtype for t in tensors}
     return (
         not is_compiling()
+        and not _plain.get()
+        and not torch._C._are_functorch_transforms_active()  # torch.func's grad and vmap take functions apart
         and len(kinds) == 1
         and kinds <= {torch.float32, torch.float64}
         and all(t.device.type == "cpu" for t in tensors)
     )
+
+
+def _once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A gradient that has none itself. Torch's ``once_differentiable`` lets ``autograd.grad`` pass by in silence."""
+
+    @wraps(backward)
+    def checked(ctx: Any, grad: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the CPU's fused layers have no second derivatives: compute the forward pass within "
+                "pyro_gram.networks.fused.plain_forms()"
+            )
+        return backward(ctx, grad)
+
+    return checked
 
 
 class AddNorm(torch.autograd.Function):
@@ -39,7 +73,7 @@ class AddNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         y, inverse = ctx.saved_tensors
         along = torch.linalg.vecdot(grad, y).unsqueeze(-1).div_(-y.shape[-1])
@@ -67,10 +101,10 @@ class TurnedAttention(torch.autograd.Function):
         scores = torch.bmm(q, k.transpose(1, 2))
         torch.softmax(scores, -1, out=scores)
         ctx.save_for_backward(turned, scores, turn)
-        return torch.bmm(scores, v).view(B, H, L, 2 * half).transpose(1, 2).reshape(B, L, -1)
+        return torch.bmm(scores, v).view(B, H, L, 2 * half).transpose(1, 2).reshape(B, L, 2 * half * H)
 
     @staticmethod
-    @once_differentiable
+    @_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         turned, scores, turn = ctx.saved_tensors
         _, B, H, L, half = turned.shape

@@ -1,6 +1,7 @@
 """The blocks of Appendix B.1: post-RMSNorm, rotary attention, SwiGLU, and SwiGLU over positions.
 
-All take and return ``[..., L, D]`` for any leading shape, and use no operation that needs a particular device.
+All take and return ``[..., L, D]`` for any leading shape, on any device; the CPU has shorter ways of its own
+(``networks.fused``).
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class RotaryAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         *batch, L, D = x.shape
         weight = self.qkv.weight.index_select(0, self.order)
-        qkv = F.linear(x, weight).view(-1, L, 3, self.heads, D // self.heads // 2, 2)
+        qkv = F.linear(x, weight).view(math.prod(batch), L, 3, self.heads, D // self.heads // 2, 2)
         turn = self.turn[:L]
         if self.seen is None and L <= MOST_POSITIONS and on_cpu(qkv, turn):
             scaled = torch.view_as_complex(turn * self.scale)
@@ -122,7 +123,8 @@ class RotaryAttention(nn.Module):
 
 def rotated(pairs: Tensor, turn: Tensor) -> Tensor:
     """Pairs of channels ``[..., 2]``, each turned by an angle, whose cosine and sine ``turn`` holds."""
-    if pairs.dtype == turn.dtype and pairs.device.type in ("cpu", "cuda") and not is_compiling():
+    exact = pairs.dtype == turn.dtype and pairs.dtype in (torch.float32, torch.float64)
+    if exact and pairs.device.type in ("cpu", "cuda") and not is_compiling():
         return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turn))
     a, b = pairs.unbind(-1)  # half precision has no complex numbers, and compilers fuse what they can see
     cos, sin = turn.to(pairs.dtype).unbind(-1)

@@ -17,6 +17,7 @@ from experiments import survive
 from pyro_gram.cli import call
 from pyro_gram.config import RunConfig
 from pyro_gram.diagnostics import inference_data
+from pyro_gram.inference import speed
 from pyro_gram.run import lock_directory
 from tests.conftest import ROOT
 
@@ -66,6 +67,17 @@ def cli(main, *words):
 
 def run(out, *words):
     return cli(experiments.run.main, *SMALL, "--out", out, *words)
+
+
+def test_a_compiler_that_fails_ends_the_run_in_one_line(monkeypatch, tmp_path, capsys):
+    def fail(graph, inputs):
+        raise RuntimeError("no space left on the compiler's disk")
+
+    monkeypatch.setattr(speed, "BACKEND", fail)
+    assert run(tmp_path / "run", "--train.batches", 2, "--train.compile", "true") == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the core could not be compiled (")
+    assert "set train.compile to false" in line
 
 
 def rows(out):

@@ -43,8 +43,19 @@ def test_every_head_is_computed_where_all_are_charged_or_the_prior_draws(truncat
     assert calls == [6]
 
 
+LOOKING = [  # guides that read the prior, and one that does not
+    {},
+    {"guide_name": "residual"},
+    {"guide": {"budget": 0.5}},
+    {"prior_name": "noise_only"},
+    {"prior_name": "noise_only", "guide_name": "residual"},
+]
+
+
 @pytest.mark.parametrize("elbo", [BalancedELBO, TraceELBO, TraceMeanField_ELBO])
-def test_bounds_and_gradients_are_what_they_are_at_once(truncated, monkeypatch, elbo):
+@pytest.mark.parametrize("names", LOOKING, ids=str)
+def test_bounds_and_gradients_are_what_they_are_at_once(names, monkeypatch, elbo):
+    truncated = case_of(model={"transitions": 3, "truncated": True}, **names)
     model, guide = truncated.assembly.model, truncated.assembly.guide
 
     def found():

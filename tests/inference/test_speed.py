@@ -1,4 +1,7 @@
+import copy
+import pickle
 import shutil
+from contextlib import contextmanager
 
 import pyro
 import pytest
@@ -8,8 +11,10 @@ from torch import nn
 from experiments.run import PRESETS
 from pyro_gram.config import read_preset
 from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.inference import speed, training
 from pyro_gram.inference.elbo import BalancedELBO
 from pyro_gram.inference.speed import check_speed, compilation_told, core_of, products_in, speed_up
+from pyro_gram.networks.core import LatentState
 from pyro_gram.registry import GUIDES, MODELS, PRIORS
 from pyro_gram.tasks.base import TaskSpec
 from tests.conftest import small
@@ -21,7 +26,22 @@ CPU = torch.device("cpu")
 def trainer_of(**train):
     """The same weights at every call."""
     torch.manual_seed(0)
-    return make_trainer(small(), **train)
+    return make_trainer(small(model=train.pop("model", {})), **train)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """What has been compiled, by a compiler that changes nothing."""
+    found = []
+
+    def keep(graph, inputs):
+        found.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(speed, "BACKEND", keep)
+    torch._dynamo.reset()
+    yield found
+    torch._dynamo.reset()
 
 
 def test_training_in_bfloat16_stays_close_and_hands_on_float32():
@@ -45,8 +65,49 @@ def test_a_compiler_that_fails_is_told_in_one_line():
 
 def test_measurement_is_of_the_plain_core():
     trainer = trainer_of(precision="bf16")
+    trainer.prepare()
     assert "forward" in vars(trainer.model.core)
     assert "forward" not in vars(trainer.averaged[0].core)
+
+
+def test_a_core_in_bfloat16_is_copied_with_its_weights_and_becomes_float32_again():
+    core = small().model.core
+    state, e_x = LatentState(torch.randn(2, 4, 16), torch.randn(2, 4, 16)), torch.randn(2, 4, 16)
+    held = nn.ModuleDict({"core": core})
+    held.core = core
+    exact = core(state, e_x)[0]
+    speed_up(held, "bf16", False, CPU)
+    assert not torch.equal(core(state, e_x)[0], exact)
+    for other in (copy.deepcopy(core), pickle.loads(pickle.dumps(core))):
+        assert torch.equal(other(state, e_x)[0], core(state, e_x)[0])
+        for p in other.parameters():
+            p.data.zero_()
+        assert not torch.equal(other(state, e_x)[0], core(state, e_x)[0])
+    speed_up(held, "fp32", False, CPU)
+    assert torch.equal(core(state, e_x)[0], exact)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, where it compiles
+@pytest.mark.parametrize("transitions", [1, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_all_is_compiled_before_the_clock_starts(graphs, monkeypatch, transitions, precision):
+    @contextmanager
+    def on_tensor_cores(*_):
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")  # of which compiled code takes note
+        yield
+        torch.set_float32_matmul_precision(before)
+
+    monkeypatch.setattr(training, "products_in", on_tensor_cores)
+    size = {"transitions": transitions, "truncated": True}
+    trainer = trainer_of(compile=True, precision=precision, model=size, batches=2, supervision_steps=3, on_policy=4)
+    trainer.rehearse()
+    assert graphs == []
+    trainer.prepare()
+    compiled = len(graphs)
+    assert compiled
+    assert [report.number for report in trainer.run()] == [0, 1]
+    assert len(graphs) == compiled
 
 
 @pytest.mark.slow

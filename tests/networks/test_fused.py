@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from pyro_gram.networks import layers
-from pyro_gram.networks.fused import MOST_POSITIONS, AddNorm, on_cpu
+from pyro_gram.networks.fused import MOST_POSITIONS, AddNorm, on_cpu, plain_forms
 from pyro_gram.networks.layers import RotaryAttention, make_stack
 
 D = 16
@@ -65,6 +65,35 @@ def test_long_inputs_and_prefixes_take_torchs_attention(monkeypatch):
     RotaryAttention(8, D, 2, prefix=3)(torch.randn(1, 8, D))
     with pytest.raises(AssertionError, match="a square of scores"):
         RotaryAttention(8, D, 2)(torch.randn(1, 8, D))
+
+
+def test_second_derivatives_are_refused_and_those_of_the_plain_form_right():
+    stack = make_stack("attention", 1, 5, D, 2, 12).double()
+    x = torch.randn(2, 5, D, dtype=torch.double, requires_grad=True)
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        torch.autograd.grad(stack(x).square().sum(), x, create_graph=True)
+    with plain_forms():
+        assert torch.autograd.gradgradcheck(lambda x: stack(x).sin().sum(), x[:1, :2].detach().requires_grad_())
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_functional_transforms_take_the_plain_form():
+    stack = make_stack("attention", 1, 5, D, 2, 12)
+    x = torch.randn(3, 2, 5, D)
+    torch.testing.assert_close(torch.vmap(stack)(x), stack(x), rtol=1e-4, atol=1e-5)
+    given = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(stack(given).sin().sum(), given)
+    torch.testing.assert_close(torch.func.grad(lambda x: stack(x).sin().sum())(x), grad, rtol=1e-3, atol=1e-4)
+
+
+def test_a_batch_of_none_and_a_whole_stack_in_half_precision_run():
+    stack = make_stack("attention", 1, 5, D, 2, 12)
+    x = torch.randn(2, 5, D)
+    y = stack(x)
+    given = x[:0].requires_grad_()
+    stack(given).sum().backward()
+    assert given.grad.shape == (0, 5, D)
+    assert (stack.bfloat16()(x.bfloat16()) - y).abs().max() < 0.1
 
 
 def test_half_precision_takes_the_plain_form():
