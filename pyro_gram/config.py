@@ -22,7 +22,7 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.inference.beta import BetaConfig
 from pyro_gram.inference.optim import OptimConfig
 from pyro_gram.inference.temper import TemperConfig
-from pyro_gram.inference.training import TrainConfig
+from pyro_gram.inference.train_config import TrainConfig
 from pyro_gram.inference.verdict import VerdictConfig
 from pyro_gram.registry import GUIDES, MODELS, PRIORS, TASKS, Registry
 

@@ -12,7 +12,8 @@ from pyro_gram.inference.on_policy import draw_targets, prior_end
 from pyro_gram.inference.optim import OptimConfig
 from pyro_gram.inference.pause import Inside
 from pyro_gram.inference.sampling import rollout
-from pyro_gram.inference.training import TrainConfig, Trainer
+from pyro_gram.inference.train_config import TrainConfig
+from pyro_gram.inference.training import Trainer
 from pyro_gram.tasks.stream import TargetStream
 from tests.conftest import case_of, small
 

@@ -14,7 +14,8 @@ from pyro_gram.inference.beta import BetaConfig, BetaController
 from pyro_gram.inference.elbo import make_elbo
 from pyro_gram.inference.guard import DivergedError, Guard, Update
 from pyro_gram.inference.optim import OptimConfig, TorchOptim, hidden_matrices
-from pyro_gram.inference.training import TrainConfig, Trainer
+from pyro_gram.inference.train_config import TrainConfig
+from pyro_gram.inference.training import Trainer
 from pyro_gram.tasks.stream import TargetStream
 from tests.conftest import case_of, small
 
