@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pyro_gram.errors import UserError
+
+UNFINISHED = ".unfinished-"  # in the name of a file that is being written
 
 
 def write_via(path: Path, write: Callable[[Path], Any]) -> None:
@@ -24,7 +25,7 @@ def write_via(path: Path, write: Callable[[Path], Any]) -> None:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}{UNFINISHED}", suffix=path.suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         write(temporary)
@@ -40,9 +41,8 @@ def write_via(path: Path, write: Callable[[Path], Any]) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what a process killed in :func:`write_via` has left in ``folder``. Nobody writes there now."""
-    for path in folder.glob(".*"):
-        if path.is_file() and re.fullmatch(r"\..+-[a-z0-9_]{8}(\.\w+)?", path.name):
-            path.unlink(missing_ok=True)
+    for path in folder.glob(f".*{UNFINISHED}*"):
+        path.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:

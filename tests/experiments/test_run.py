@@ -290,12 +290,11 @@ def test_a_line_that_was_cut_off_is_dropped_on_resuming(tmp_path):
     assert run(out, "--train.batches", 2) == 0
     with (out / "metrics.jsonl").open("a") as f:
         f.write('{"batch": 2, "recons')
-    (out / ".state-0a1b2c3d.safetensors").write_text("what a killed writer left")
-    (out / ".mine").write_text("kept")
+    (out / ".state.unfinished-0a1b2c3d.safetensors").write_text("what a killed writer left")
+    (out / ".my-settings.json").write_text("of somebody else")
     assert run(out, "--train.batches", 3, "--resume") == 0
     assert [row["batch"] for row in rows(out)] == [0, 1, 2]
-    assert not list(out.glob(".state-*"))
-    assert (out / ".mine").exists()
+    assert {path.name for path in out.glob(".*")} == {".lock", ".my-settings.json"}
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_the_last_state_goes_on(tmp_path, monkeypatch, capsys):
