@@ -30,7 +30,7 @@ from pyro_gram.cli import Parser, add_device, call
 from pyro_gram.config import RunConfig, read_preset, with_settings
 from pyro_gram.device import pick_device
 from pyro_gram.diagnostics.metrics import measure
-from pyro_gram.distributed import LostProcessError, World, leave, start
+from pyro_gram.distributed import World, leave, start
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.evaluate import finish
 from pyro_gram.files import check_writable, read_json, write_bytes, write_json, write_via
@@ -276,19 +276,22 @@ def main(argv: list[str]) -> int:
         print("".join(f"{command(cell, arguments)}\n" for cell in missing), end="")
         return 0
     out = arguments.out or arguments.runs
-    check_writable(out / "table.json")
     world, device = start(pick_device(arguments.device))
+    if world.writes:
+        check_writable(out / "table.json")
     failed = []
     for cell in [] if arguments.collect else missing:
-        print(f"{cell.name} ({1 + missing.index(cell)} of {len(missing)})", file=sys.stderr)
+        if world.writes:
+            print(f"{cell.name} ({1 + missing.index(cell)} of {len(missing)})", file=sys.stderr)
         try:
             run_cell(cell, arguments.runs, device, arguments.data_dir, world)
         except InterruptedRunError as stopped:
-            print("stopped; the same command goes on", file=sys.stderr)
+            if world.writes:
+                print("stopped; the same command goes on", file=sys.stderr)
             return stopped.exit_code
-        except LostProcessError:
-            raise
         except UserError as e:  # the other cells can be run
+            if world.size > 1:  # not where the other processes are still in this one
+                raise
             failed.append(f"{cell.name}: {e}")
             print(f"error: {failed[-1]}", file=sys.stderr)
     if failed:

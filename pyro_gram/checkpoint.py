@@ -92,9 +92,10 @@ def save_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
     tensors |= {f"optim/{k}": v for k, v in trainer.optim.get_state().items()}
     places = trainer.places.tensors() if trainer.places else {}
     tensors |= {f"places/{k}": trainer.world.gather(v) for k, v in places.items()}
+    inside = trainer.inside.tensors(trainer.device) if trainer.inside else {}
+    inside |= {k: trainer.world.gather(inside[k]) for k in ("h", "l") if k in inside}
     if not trainer.world.writes:
         return
-    inside = trainer.inside.tensors(trainer.device) if trainer.inside else {}
     tensors |= {f"inside/{k}": v for k, v in inside.items()}
     header = {
         "kind": "training",

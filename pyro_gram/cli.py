@@ -60,7 +60,11 @@ def call(main: Callable[[list[str]], int], argv: list[str] | None = None) -> int
 
 
 class StopOnSignal:
-    """Within it, SIGINT and SIGTERM only set ``signal``; a second one interrupts at once."""
+    """Within it, SIGINT and SIGTERM only set ``signal``; a second SIGINT interrupts at once.
+
+    A second SIGTERM does not: a scheduler that signals every process, and torchrun, which hands its own on, both send
+    one to the same run.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -76,6 +80,6 @@ class StopOnSignal:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number

@@ -16,4 +16,8 @@ def pick_device(name: str) -> torch.device:
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(kind, False):
         raise ConfigError(f"no device {name!r} here; available: {', '.join(k for k, v in there.items() if v)}")
-    return torch.device(name)
+    device = torch.device(name)
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if device.index is not None and device.index >= count:
+        raise ConfigError(f"no device {name!r} here: there {'is' if count == 1 else 'are'} {count} of {kind}")
+    return device

@@ -23,7 +23,7 @@ from pyro_gram.errors import ConfigError, UserError
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=2)  # with a process that draws figures or trains heads while the others wait
+PATIENCE = timedelta(hours=2)  # with the process that draws figures and writes the report while the others wait
 
 
 class LostProcessError(UserError):
@@ -182,8 +182,8 @@ def _try(collective: Callable[[], T]) -> T:
         return collective()
     except RuntimeError as e:  # DistBackendError is one
         raise LostProcessError(
-            f"another process of this run is gone ({str(e).splitlines()[0][:120]}): the last saved state goes on with "
-            "--resume; torchrun --max-restarts does so by itself"
+            f"the processes of this run cannot exchange tensors ({str(e).splitlines()[0][:120]}): another of them is "
+            "gone, or has failed; the last saved state goes on with --resume, torchrun --max-restarts does so by itself"
         ) from None
 
 

@@ -205,5 +205,7 @@ class TorchOptim(PyroOptim):
             found.append((p, slots))
         self.update = update
         for p, slots in found:
-            moved = {slot: value if slot == "step" else value.to(p.device) for slot, value in slots.items()}
-            holder[id(p)].state[p] = moved
+            optimizer = holder[id(p)]
+            # A fused optimizer counts its steps beside the parameter, another on the CPU.
+            stays = set() if optimizer.defaults.get("fused") else {"step"}
+            optimizer.state[p] = {slot: v if slot in stays else v.to(p.device) for slot, v in slots.items()}

@@ -180,7 +180,8 @@ class Trainer:
         """Let the core meet a batch's shapes: from z_0 and from elsewhere, with gradient and without."""
         x, y = (self._share(t) for t in self.batches(self.number))
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False):
+        # Compiled code takes note of what surrounds it: of the draws for all processes too.
+        with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False), self.world.draws():
             state = None
             for _ in range(2):
                 self.elbo.loss_and_grads(self.model, self.guide, x, y, state)
@@ -212,6 +213,8 @@ class Trainer:
     def finished(self) -> bool:
         """Are the batches, or the minutes, used up?"""
         c = self.config
+        if self.inside is not None:  # saved within a batch, which is trained to its end
+            return False
         return 0 < c.batches <= self.number or 0 < c.minutes * 60 <= self.elapsed
 
     @property
