@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -82,6 +82,16 @@ class World:
         flat.div_(self.size)
         found = torch._utils._unflatten_dense_tensors(flat, tensors)
         torch._foreach_copy_(list(tensors), list(found))
+
+    def agree_(self, tensors: Sequence[Tensor]) -> None:
+        """Let every process have what the first one has, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                tensor.copy_(self.send(tensor, 0, tensor.device))
+
+    def alike(self, value: float) -> bool:
+        """Have all processes the same value?"""
+        return self.most(value) == -self.most(-value)
 
     def most(self, value: float) -> float:
         """The greatest of the processes' values."""
@@ -155,11 +165,14 @@ def start(device: torch.device) -> tuple[World, torch.device]:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
-    # torchrun keeps the store through a restart, and with it the addresses of processes that are gone.
-    store = dist.PrefixStore(f"restart {restarts}", store)
+    # An agent's own store is kept through a restart, and with it the addresses of processes that are gone. Agents that
+    # were replaced count their restarts anew, but then the store is new too.
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = dist.PrefixStore(f"restart {restarts}", store)
     backend = "nccl" if device.type == "cuda" else "gloo"
     _try(lambda: dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE))
-    return World(dist.get_rank(), dist.get_world_size(), device, restarts), device
+    world = World(dist.get_rank(), dist.get_world_size(), device, restarts)
+    return replace(world, restarts=int(world.most(restarts))), device
 
 
 def leave() -> None:

@@ -156,6 +156,9 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
     config, task = run.assembly.config, run.assembly.task
     if takes_heads(model, config.verdict):
         train_heads(run.averaged, run.depth, silent=not run.world.writes)
+        run.world.agree_(
+            list(model.get_submodule(WHERE).state_dict().values())
+        )  # roll-outs halt by the heads that are saved
     heads = time.perf_counter() - start
     if run.world.writes:
         save_model(run.out / "model.safetensors", config, model, guide, data=task.provenance(), half=half)

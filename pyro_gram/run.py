@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -25,12 +26,13 @@ from pyro_gram.diagnostics.verdicts import BAD, leak
 from pyro_gram.distributed import ALONE, World, check_batch
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.evaluate import check_ready, check_rolls, monitor
-from pyro_gram.files import read_json, sweep, write_json, write_via
+from pyro_gram.files import read_json, sweep, write_bytes, write_json, write_via
 from pyro_gram.heads import check_heads, takes_heads
 from pyro_gram.inference.guard import DivergedError
 from pyro_gram.inference.training import BatchReport, Trainer
 from pyro_gram.tasks.stream import TargetStream
 
+LAUNCH = ".launch"  # the file with the ``launch_id`` of who has last trained here
 LEAK_AFTER = 0.25  # share of a run from which on a guide that leaks is warned of
 
 
@@ -73,9 +75,9 @@ class Run:
         """The processes that train it."""
         return self.trainer.world
 
-    def save(self) -> None:
-        """Write the state of training, atomically."""
-        save_training(self.state_path, self.assembly.config, self.trainer, self.assembly.task.provenance())
+    def save(self, path: Path | None = None) -> None:
+        """Write the state of training, atomically; to ``state_path`` where nothing else is said."""
+        save_training(path or self.state_path, self.assembly.config, self.trainer, self.assembly.task.provenance())
 
     @property
     def averaged(self) -> Assembly:
@@ -104,6 +106,16 @@ class Run:
     def report_path(self) -> Path:
         """Where an update that would have ruined the run is told of."""
         return self.out / "diverged.json"
+
+    @property
+    def diverged_path(self) -> Path:
+        """The state before that update. What ``state_path`` holds is older, and may be better."""
+        return self.out / "diverged.safetensors"
+
+    def forget_divergence(self) -> None:
+        """Remove both."""
+        for path in (self.report_path, self.diverged_path):
+            path.unlink(missing_ok=True)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -135,15 +147,15 @@ def open_run(
     """A new run in ``out``, or the one that is there.
 
     Of several processes (``world``), the first checks and writes the directory, which all of them must see. What
-    torchrun has started anew is resumed.
+    torchrun has begun here, and started anew, is resumed.
 
     Raises:
         UserError: ``out`` holds a run and ``resume`` was not asked for, or cannot be written, or holds another run, or
             another process runs in it; data or a package that the task needs is missing or damaged.
     """
-    resume = resume or world.restarts > 0
-    if world.writes and (out / "config.json").exists() and not resume:
-        raise UserError(f"{out} holds a run already: add --resume to continue it, or choose another --out")
+    resume = resume or (world.restarts > 0 and launched_here(out))
+    if world.writes:
+        check_new(out, resume)
     assembly = build(config, data_dir)
     check_ready(assembly.task)
     check_per_datum(assembly)
@@ -190,9 +202,14 @@ def open_run(
 def _prepare(run: Run, resume: bool) -> None:
     """Take up the saved state, if there is one, and put the directory in order."""
     out, trainer, assembly = run.out, run.trainer, run.assembly
-    begun = resume and run.state_path.exists()
+    if run.world.writes:
+        check_new(out, resume)  # again, as nobody else can have begun one since
+    begun = bool(run.world.first(resume and run.state_path.exists()))
     if begun:
         load_training(run.state_path, assembly.config, trainer, assembly.task.provenance())
+    weights = sum(p.detach().double().sum().item() for p in trainer.optim.named.values())
+    if not (run.world.alike(trainer.number) and run.world.alike(weights)):
+        raise UserError(f"the processes of this run begin with different states: do all of them see the same {out}?")
     if not run.world.writes:
         return
     for folder in (out, out / "figures"):
@@ -205,8 +222,27 @@ def _prepare(run: Run, resume: bool) -> None:
             print(f"{run.metrics_path}: {lost} lines that cannot be read are dropped", file=sys.stderr)
     else:
         run.metrics_path.unlink(missing_ok=True)
-    run.report_path.unlink(missing_ok=True)
+    if launch_id():
+        write_bytes(out / LAUNCH, launch_id().encode())
     write_json(out / "config.json", assembly.config.to_dict())
+
+
+def check_new(out: Path, resume: bool) -> None:
+    """Raises UserError where ``out`` holds a run that is not to be continued."""
+    if (out / "config.json").exists() and not resume:
+        raise UserError(f"{out} holds a run already: add --resume to continue it, or choose another --out")
+
+
+def launch_id() -> str:
+    """What the processes that one call of torchrun starts, and starts anew, have in common; nothing without it."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return f"{name} {os.getppid()}" if name == "none" else name  # the name of every launch on a single machine
+
+
+def launched_here(out: Path) -> bool:
+    """Has this call of torchrun begun, or gone on with, the run in ``out``?"""
+    path = out / LAUNCH
+    return bool(launch_id()) and path.exists() and path.read_text() == launch_id()
 
 
 def _resumed(run: Run, begun: bool) -> str:
@@ -237,10 +273,10 @@ def lock_directory(out: Path, patience: float = 0.0) -> FileLock | None:
     except Timeout:
         raise UserError(f"another run is writing to {out}: wait for its end, or choose another --out") from None
     except OSError as e:
+        if e.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            print(f"the file system of {out} has no locks: see that no other run writes to it", file=sys.stderr)
+            return None
         raise UserError(f"cannot write to {out}: {e.strerror or e}") from None
-    except NotImplementedError:
-        print(f"the file system of {out} has no locks: see that no other run writes to it", file=sys.stderr)
-        return None
     return lock
 
 
@@ -292,8 +328,8 @@ def train(run: Run) -> None:
 
     Raises:
         InterruptedRunError: on SIGINT or SIGTERM, after the update that was going on, and after saving.
-        DivergedError: the loss is no longer finite, or has exploded; the state before that update is saved, and
-            ``diverged.json`` tells of it.
+        DivergedError: the loss is no longer finite, or has exploded; the state before that update is in
+            ``diverged.safetensors``, and ``diverged.json`` tells of it.
     """
     config = run.assembly.config.train
     limit = config.minutes * 60
@@ -328,9 +364,12 @@ def train(run: Run) -> None:
                     bar.write(f"batch {run.trainer.number}: {leaking}", file=sys.stderr)
                     warned = True
             log.write(json.dumps(row) + "\n")
+            if run.world.writes:
+                run.forget_divergence()  # it has been got over
             bar.update(min(round(report.seconds), total) - bar.n if by_clock else 1)
             bar.set_postfix_str(_postfix(report, look), refresh=False)
             keep(report.last)
+        keep.check()
     if run.world.writes and 0 < run.trainer.number < config.batches:
         begins = math.ceil(config.on_policy_after * config.batches)
         on_policy = f" (on-policy training begins at batch {begins})" if config.on_policy else ""
@@ -354,9 +393,8 @@ class Keeper:
 
     def __call__(self, now: bool = False) -> None:
         """Raises InterruptedRunError on a signal, after saving. ``now``: save in any case."""
-        world = self.run.world
         late = time.monotonic() - self.saved > self.run.assembly.config.train.save_seconds
-        stopped = int(world.most(self.stop.signal or 0))
+        world, stopped = self.run.world, self._stopped()
         if now or stopped or world.first(late):
             if world.size == 1:
                 self.run.trainer.read_clock()
@@ -365,19 +403,28 @@ class Keeper:
         if stopped:
             raise InterruptedRunError(stopped, self.run.out)
 
+    def check(self) -> None:
+        """Raises InterruptedRunError on a signal that came after the last save, or before a run that was over."""
+        if stopped := self._stopped():
+            raise InterruptedRunError(stopped, self.run.out)
+
+    def _stopped(self) -> int:
+        return int(self.run.world.most(self.stop.signal or 0))
+
 
 def _reported(run: Run) -> Iterator[BatchReport]:
     """The batches of a run; where it diverges, the state before that update is saved, and a report of it."""
     try:
         yield from run.trainer.run()
     except DivergedError as e:
-        run.save()
+        run.save(run.diverged_path)
         if not run.world.writes:
             raise
         write_json(run.report_path, {**e.update.to_dict(), "last_batches": run.rows()[-20:]})
         raise DivergedError(
-            f"{e}: the state before that update is saved, and {run.report_path} tells of it. --resume would make it "
-            "again: start anew with a lower --optim.lr, or with a higher --beta.start where the KL has grown",
+            f"{e}: {run.report_path} tells of it, {run.diverged_path.name} holds the state before that update, and "
+            "what was saved before stays as it is. --resume would come there again: start anew with a lower "
+            "--optim.lr, or with a higher --beta.start where the KL has grown",
             e.update,
         ) from None
 

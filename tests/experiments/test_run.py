@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import experiments.run
@@ -18,6 +20,7 @@ from pyro_gram.cli import call
 from pyro_gram.config import RunConfig
 from pyro_gram.diagnostics import inference_data
 from pyro_gram.inference import speed
+from pyro_gram.inference.guard import Guard
 from pyro_gram.run import lock_directory
 from tests.conftest import ROOT
 
@@ -267,22 +270,37 @@ def test_a_second_run_in_one_directory_is_refused_while_the_first_goes_on(tmp_pa
     assert run(out, "--train.batches", 1) == 0
 
 
-def test_a_run_that_diverges_keeps_the_state_before_and_reports_the_update(tmp_path, capsys):
-    out = tmp_path / "run"
-    words = ("--train.batches", 4, "--optim.lr", 1e30, "--train.evaluate_every", 100)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+def test_a_run_that_diverges_keeps_what_was_saved_and_reports_the_update(tmp_path, monkeypatch, capsys):
+    out, check, seen = tmp_path / "run", Guard.check, []
+
+    def refuse(guard, update):
+        seen.append(update)
+        check(guard, replace(update, loss=math.nan) if len(seen) == 4 else update)
+
+    words = ("--train.batches", 4, "--train.save_seconds", 0, "--train.evaluate_every", 100)
+    with monkeypatch.context() as ruin:
+        ruin.setattr(Guard, "check", refuse)
         assert run(out, *words) == 2
     err = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(
-        r"error: the (loss|gradient's norm) .* in batch \d+, step \d+: the state before that update is", err
-    )
+    assert re.search(r"error: the loss became nan in batch 1, step 1: .*diverged.json tells of it", err)
     report = json.loads((out / "diverged.json").read_text())
     assert {"batch", "step", "loss", "gradient_norm", "learning_rate", "beta", "last_batches"} <= report.keys()
-    state = load_file(out / "state.safetensors")
-    assert all(v.isfinite().all() for v in state.values() if v.is_floating_point())
+    saved, last = (load_file(out / f"{name}.safetensors") for name in ("state", "diverged"))
+    assert int(saved["optim/update"]) == int(last["optim/update"]) == 3
+    assert all(torch.equal(saved[k], last[k]) for k in saved if k.startswith("weights/"))
     assert not (out / "results.json").exists()
-    assert run(out, "--train.batches", 1, "--resume") == 2  # other settings
+    assert run(out, *words, "--resume") == 0  # nothing refuses it now
+    assert not list(out.glob("diverged*"))
+
+
+def test_a_ruined_update_is_not_made(tmp_path, capsys):
+    out = tmp_path / "run"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert run(out, "--train.batches", 4, "--optim.lr", 1e30) == 2
+    assert not (out / "state.safetensors").exists()  # there was no time to save a good one
+    state = load_file(out / "diverged.safetensors")
+    assert all(v.isfinite().all() for v in state.values() if v.is_floating_point())
 
 
 def test_a_line_that_was_cut_off_is_dropped_on_resuming(tmp_path):
@@ -302,15 +320,15 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_last_state_goes_on(tmp_pat
     assert run(out, "--train.batches", 2) == 0
     before = (out / "state.safetensors").read_bytes()
 
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(handle):
+        if "state" in os.readlink(f"/proc/self/fd/{handle}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as disk:
         disk.setattr(os, "fsync", full)
         assert run(out, "--train.batches", 4, "--train.save_seconds", 0, "--resume") == 2
     err = capsys.readouterr().err.splitlines()[-1]
-    assert err.startswith("error: cannot write")
-    assert err.endswith("No space left on device")
+    assert err == f"error: cannot write {out / 'state.safetensors'}: No space left on device"
     assert (out / "state.safetensors").read_bytes() == before
     assert not [p for p in out.glob(".*") if p.name != ".lock"]
     assert run(out, "--train.batches", 4, "--resume") == 0
