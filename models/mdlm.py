@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, check_range
+from pyro_gram.distributed import for_whole_batch
 from pyro_gram.embeddings import answer_decoder, answer_encoder
 from pyro_gram.inference.sites import DRAWN, OBSERVED, plate_shape
 from pyro_gram.networks.denoiser import Denoiser
@@ -102,6 +103,9 @@ class MDLM(Diffusion):
 
 def spread_times(shape: torch.Size, device: torch.device) -> Tensor:
     """Uniform times in [0, 1), spread evenly over a batch: each is uniform, their mean hardly varies."""
-    count = max(1, shape.numel())
-    even = (torch.arange(count, device=device) / count + torch.rand((), device=device)) % 1
-    return even[torch.randperm(count, device=device)].view(shape)
+
+    def times(count: int) -> Tensor:
+        even = (torch.arange(count, device=device) / count + torch.rand((), device=device)) % 1
+        return even[torch.randperm(count, device=device)]
+
+    return for_whole_batch(times, max(1, shape.numel())).view(shape)

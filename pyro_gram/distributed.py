@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from pyro_gram.errors import ConfigError, UserError
 
@@ -201,16 +202,23 @@ def _try(collective: Callable[[], T]) -> T:
 
 
 FACTORIES = {torch.rand, torch.randn}
-LIKE = {torch.normal, torch.bernoulli, torch.poisson, torch._standard_gamma, torch.rand_like, torch.randn_like}
-LIKE |= {torch.multinomial}
+LIKE = {torch.normal, torch.bernoulli, torch.multinomial, Tensor.bernoulli, Tensor.multinomial}
+LIKE |= {torch.rand_like, torch.randn_like, torch.randint_like, torch.dropout, F.dropout}
+# How often these draw depends on the values, of the other processes too.
+BY_VALUE = {torch._standard_gamma, torch._sample_dirichlet, torch.poisson, torch.binomial}
 IN_PLACE = {
-    getattr(Tensor, name)
-    for name in ("normal_", "uniform_", "exponential_", "bernoulli_", "cauchy_", "geometric_", "log_normal_")
+    getattr(Tensor, f"{name}_")
+    for name in ("normal", "uniform", "exponential", "bernoulli", "cauchy", "geometric", "log_normal", "random")
 }
+OTHERS = {torch.randperm, F.alpha_dropout, F.feature_alpha_dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.rrelu}
 
 
 class _DrawnForAll(TorchFunctionMode):
-    """Draws for every process, and keeps this one's rows. What has no dimensions is drawn once, as it is."""
+    """Draws for every process, and keeps this one's rows. What has no dimensions is drawn once, as it is.
+
+    Raises:
+        UserError: a draw that is no draw of rows.
+    """
 
     def __init__(self, world: World, dim: int) -> None:
         super().__init__()
@@ -221,18 +229,49 @@ class _DrawnForAll(TorchFunctionMode):
         if func in FACTORIES or func is torch.randint:
             return self._factory(func, args, kwargs)
         if func in LIKE:
-            args = [self._for_all(a) for a in args]
-            return self.world.rows(func(*args, **{k: self._for_all(v) for k, v in kwargs.items()}), self.dim)
+            return self._like(func, args, kwargs)
+        if func in BY_VALUE:
+            return self._by_value(func, args)
         if func in IN_PLACE and args[0].ndim:
-            held = args[0]
-            drawn = func(self._for_all(held), *args[1:], **kwargs)
-            return held.copy_(self.world.rows(drawn, self.dim))
+            held, *rest = self._for_all(args[0], *args[1:])
+            return args[0].copy_(self.world.rows(func(held, *rest, **kwargs), self.dim))
+        if func in OTHERS:
+            name = getattr(func, "__name__", func)
+            raise UserError(
+                f"{name} cannot be shared by several processes: draw by distributions and by rows, or for the whole "
+                "batch at once (pyro_gram.distributed.for_whole_batch)"
+            )
         return func(*args, **kwargs)
 
-    def _for_all(self, value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.ndim:
-            return value
-        return torch.cat([value] * self.world.size, self.dim)
+    def _like(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if func is torch.normal and ("size" in kwargs or isinstance(args[-1], tuple | list)):
+            size = list(kwargs["size"] if "size" in kwargs else args[-1])
+            size[self.dim : self.dim + 1] = [n * self.world.size for n in size[self.dim : self.dim + 1]]
+            args, kwargs = (args, kwargs | {"size": size}) if "size" in kwargs else ((*args[:-1], size), kwargs)
+            return self._rows(func(*args, **kwargs))
+        found = self._for_all(*args, *kwargs.values())
+        return self._rows(func(*found[: len(args)], **dict(zip(kwargs, found[len(args) :], strict=True))))
+
+    def _by_value(self, func: Any, args: Any) -> Any:
+        given = [a.detach() for a in args if isinstance(a, Tensor)]
+        if not torch.broadcast_shapes(*(a.shape for a in given)):
+            return func(*args)
+        whole = [self.world.gather(a.transpose(0, self.dim)).transpose(0, self.dim) for a in _broadcast(given)]
+        drawn = self.world.rows(func(*whole), self.dim)
+        if func is torch._standard_gamma and args[0].requires_grad:
+            return _Reparameterized.apply(args[0], drawn)
+        return drawn
+
+    def _rows(self, drawn: Tensor) -> Tensor:
+        return self.world.rows(drawn, self.dim) if drawn.ndim else drawn
+
+    def _for_all(self, *values: Any) -> list[Any]:
+        """Tensors of a share, as they would be for the whole batch; all else as it is."""
+        tensors = _broadcast([v for v in values if isinstance(v, Tensor)])
+        if not tensors or not tensors[0].ndim:
+            return list(values)
+        whole = iter([torch.cat([t] * self.world.size, self.dim) for t in tensors])
+        return [next(whole) if isinstance(v, Tensor) else v for v in values]
 
     def _factory(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
         args = list(args)
@@ -247,3 +286,29 @@ class _DrawnForAll(TorchFunctionMode):
             return func(*args, size, **kwargs)
         size[self.dim] *= self.world.size
         return self.world.rows(func(*args, size, **kwargs), self.dim)
+
+
+def _broadcast(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    return torch.broadcast_tensors(*tensors) if tensors else ()
+
+
+class _Reparameterized(torch.autograd.Function):
+    """A standard gamma's draw, which has been drawn already, and its gradient by the concentration."""
+
+    @staticmethod
+    def forward(ctx: Any, concentration: Tensor, drawn: Tensor) -> Tensor:
+        ctx.save_for_backward(concentration, drawn)
+        return drawn.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * torch._standard_gamma_grad(*ctx.saved_tensors), None
+
+
+def for_whole_batch(make: Callable[[int], Tensor], count: int) -> Tensor:
+    """``make(count)``, of one draw for each of ``count`` inputs; within :meth:`World.draws` the rows of all inputs'."""
+    mode = next((m for m in reversed(_get_current_function_mode_stack()) if isinstance(m, _DrawnForAll)), None)
+    if mode is None:
+        return make(count)
+    with torch._C.DisableTorchFunction():
+        return mode.world.rows(make(count * mode.world.size))
