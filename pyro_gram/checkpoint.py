@@ -7,6 +7,7 @@ Two kinds: a *model* (averaged weights of model and guide, with the config that 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +117,23 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
         CheckpointError: missing, damaged, or of a run with other settings (its length, its heads, and how it is
             evaluated and computed, may differ).
     """
+    try:
+        _load_training(path, config, trainer, data or {})
+    except (ValueError, TypeError, OverflowError, IndexError, RuntimeError, AttributeError) as e:
+        raise CheckpointError(f"{path} holds what no run has saved: {str(e).splitlines()[0]}") from None
+
+
+def _load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[str, str]) -> None:
     tensors, header = _read(path, "training")
     try:
         saved = RunConfig.from_dict(header["config"]).to_dict()
         number, elapsed, beta = int(header["number"]), float(header["elapsed"]), dict(header["beta"])
         beta = {"value": float(beta["value"]), "mean": None if beta["mean"] is None else float(beta["mean"])}
         usual = None if header.get("usual") is None else float(header["usual"])
-    except (ConfigError, KeyError, TypeError, ValueError) as e:
+        numbers = [number, elapsed, usual or 0.0, beta["value"], beta["mean"] or 0.0]
+        if number < 0 or elapsed < 0 or not all(map(math.isfinite, numbers)):
+            raise ValueError(f"its numbers cannot be {numbers}")
+    except (ConfigError, KeyError, TypeError, ValueError, OverflowError) as e:
         by = f", written by pyro_gram {header.get('version', 'of an unknown version')} (this is {__version__})"
         raise CheckpointError(f"{path} has a damaged header, or one of another version{by}: {e}") from None
     wanted = config.to_dict()
@@ -136,7 +147,7 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
         raise CheckpointError(
             f"{path} has {number} batches behind it, more than the {config.train.batches} of train.batches"
         )
-    _same_data(path, header, data or {})
+    _same_data(path, header, data)
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -151,16 +162,48 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
         places = Places.from_tensors({k: v.to(trainer.device) for k, v in part("places/").items()})
     except KeyError as e:
         raise CheckpointError(f"{path} holds no {e} of the trajectories that go on") from None
-    try:
-        inside = Inside.from_tensors(part("inside/"), trainer.device)
-    except KeyError as e:
-        raise CheckpointError(f"{path} holds no {e} of the batch that it stands in") from None
-    if inside and inside.state:
-        inside.state = LatentState(*map(trainer.world.rows, inside.state))
+    if places and not config.train.act:
+        raise CheckpointError(f"{path} holds trajectories that go on, which train.act alone has")
+    inside = _load_inside(path, part("inside/"), trainer)
     trainer.places = places.shared(trainer.world) if places else None
     trainer.inside, trainer.guard.usual = inside, usual
     trainer.number, trainer.elapsed = number, elapsed
     trainer.beta.set_state(beta)
+
+
+def _load_inside(path: Path, tensors: dict[str, Tensor], trainer: Trainer) -> Inside | None:
+    """Where a saved batch stands, for this process. Raises CheckpointError where the run cannot go on there."""
+    device = trainer.device.type
+    if tensors and device not in tensors and "cpu" in tensors:
+        there = next((kind for kind in ("cuda", "mps") if kind in tensors), "cpu")
+        raise CheckpointError(
+            f"{path} was saved within a batch on {there}, whose generator {device} does not have: resume with --device "
+            f"{there} (a run that is stopped between batches may change its device)"
+        )
+    try:
+        inside = Inside.from_tensors(tensors, trainer.device)
+    except KeyError as e:
+        raise CheckpointError(f"{path} holds no {e} of the batch that it stands in") from None
+    if inside is None:
+        return None
+    torch.Generator().set_state(inside.random["cpu"])  # one that is none raises now
+    c = trainer.config
+    if not (-1 <= inside.first < max(1, c.on_policy) and len(inside.terms) <= c.supervision_steps):
+        raise CheckpointError(f"{path} stands at a step that its batch does not have")
+    fitting = len(inside.seen) <= c.on_policy_updates * (inside.first >= 0)
+    if not fitting or any(t.shape != (2,) for t in inside.terms) or any(t.ndim for t in inside.seen):
+        raise CheckpointError(f"{path} holds misshapen terms of the batch that it stands in")
+    if inside.state:
+        _, y = trainer.batches(trainer.number)
+        shapes = {tuple(t.shape) for t in inside.state}
+        if trainer.elbo.terms is None:
+            trainer.rehearse()
+        assert trainer.elbo.terms is not None
+        wanted = (len(y), *trainer.elbo.terms.state.h.shape[1:])
+        if shapes != {wanted} or any(t.dtype != torch.float32 for t in inside.state):
+            raise CheckpointError(f"{path} holds a state of the shape {shapes.pop()} where {wanted} is that of a batch")
+        inside.state = LatentState(*map(trainer.world.rows, inside.state))
+    return inside
 
 
 def differences(then: dict[str, Any], now: dict[str, Any], within: str = "") -> list[str]:
@@ -218,7 +261,12 @@ def _same_data(path: Path, header: dict[str, Any], data: dict[str, str]) -> None
 
 def _fit(path: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:
     expected = module.state_dict()
-    wrong = sorted(set(expected) ^ set(tensors)) or [k for k in expected if expected[k].shape != tensors[k].shape]
+    wrong = sorted(set(expected) ^ set(tensors)) or [
+        k
+        for k in expected
+        if expected[k].shape != tensors[k].shape
+        or expected[k].is_floating_point() != tensors[k].is_floating_point()  # half the precision is no other number
+    ]
     if wrong:
         raise CheckpointError(f"{path} does not fit its own config: {len(wrong)} tensors differ, first {wrong[0]}")
     with torch.no_grad():

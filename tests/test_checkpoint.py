@@ -19,6 +19,7 @@ from pyro_gram.inference.sampling import rollout
 from pyro_gram.inference.training import Trainer
 from pyro_gram.tasks.stream import TargetStream
 from tests.conftest import case_of, small, small_config, warm_
+from tests.far import far_device
 
 
 @pytest.fixture
@@ -56,6 +57,7 @@ def rewrite(path, change=lambda header: None, tensors=lambda t: None, **metadata
     header = json.loads(entries["pyro_gram"])
     change(header)
     tensors(held)
+    held = {key: tensor.clone().contiguous() for key, tensor in held.items()}
     entries = {**entries, "pyro_gram": json.dumps(header), **metadata}
     save_file(held, path, {k: v for k, v in entries.items() if v is not None})
 
@@ -385,6 +387,77 @@ def test_a_damaged_training_state_is_a_checkpoint_error_that_names_the_file(chan
     rewrite(state_file, **change)
     with pytest.raises(CheckpointError, match="state.safetensors"):
         load_training(state_file, small_config(), trainer_of(small_config()))
+
+
+INSIDE = {"batches": 3, "supervision_steps": 3, "on_policy": 5, "on_policy_updates": 3, "on_policy_after": 0.2}
+
+
+@pytest.fixture
+def inside_file(tmp_path):
+    """The state of a run that stands after two of the three updates of its first batch."""
+    trainer, left = trainer_of(small_config(train=INSIDE)), [2]
+
+    def between():
+        left[0] -= 1
+        if not left[0]:
+            raise StoppedError
+
+    trainer.between = between
+    with pytest.raises(StoppedError):
+        list(trainer.run())
+    path = tmp_path / "inside" / "state.safetensors"
+    save_training(path, small_config(train=INSIDE), trainer)
+    return path
+
+
+def first_step(tensors):
+    return next(k for k in tensors if k.endswith("/step"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"change": lambda h: h.update(number=-3)},
+        {"change": lambda h: h.update(number=float("inf"))},
+        {"change": lambda h: h.update(elapsed=float("nan"))},
+        {"change": lambda h: h.update(usual=float("nan"))},
+        {"change": lambda h: h["beta"].update(value=float("nan"))},
+        {"change": lambda h: h.update(data=None)},
+        {"tensors": lambda t: t.update({"optim/update": torch.ones(3)})},
+        {"tensors": lambda t: t.update({"optim/update": torch.tensor(torch.nan)})},
+        {"tensors": lambda t: t.update({first_step(t): torch.ones(2)})},
+        {"tensors": lambda t: t.update({"weights/model.h0": t["weights/model.h0"].long()})},
+        {"tensors": lambda t: t.update({"inside/first": torch.ones(2)})},
+        {"tensors": lambda t: t.update({"inside/first": torch.tensor(7)})},
+        {"tensors": lambda t: t.update({"inside/h": t["inside/h"][:3]})},
+        {"tensors": lambda t: t.update({"inside/h": t["inside/h"][..., :3], "inside/l": t["inside/l"][..., :3]})},
+        {"tensors": lambda t: t.update({"inside/cpu": t["inside/cpu"][:9]})},
+        {"tensors": lambda t: t.update({"inside/cpu": t["inside/cpu"].float()})},
+        {"tensors": lambda t: t.update({"inside/terms": torch.ones(2)})},
+        {"tensors": lambda t: t.update({"inside/terms": torch.ones(9, 2)})},
+        {"tensors": lambda t: t.update({"inside/seen": torch.ones(9)})},
+        {"tensors": lambda t: t.pop("inside/first")},
+        {"tensors": lambda t: t.update({"places/h": t["inside/h"]})},
+    ],
+    ids=lambda change: None,
+)
+def test_a_tampered_state_within_a_batch_is_a_checkpoint_error(change, inside_file):
+    rewrite(inside_file, **change)
+    config = small_config(train=INSIDE)
+    with pytest.raises(CheckpointError, match="state.safetensors"):
+        load_training(inside_file, config, trainer_of(config))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:for .* copying from a non-meta parameter"
+)  # the device of the test calls itself meta
+def test_a_batch_begun_on_another_device_names_the_device(inside_file):
+    config = small_config(train=INSIDE)
+    trainer = trainer_of(config)
+    with far_device() as device:
+        trainer.model.to(device)
+        with pytest.raises(CheckpointError, match=r"within a batch on cpu.*resume with --device cpu"):
+            load_training(inside_file, config, trainer)
 
 
 # ---- files -------------------------------------------------------------------------------------------------------

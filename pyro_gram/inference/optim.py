@@ -200,7 +200,8 @@ class TorchOptim(PyroOptim):
         for name, wanted in slots_of.items():
             p = self.named[name]
             slots = {slot: state[f"{name}/{slot}"] for slot in wanted}
-            if any(value.shape != p.shape for slot, value in slots.items() if slot != "step"):
+            wanted_shapes = {slot: torch.Size() if slot == "step" else p.shape for slot in slots}
+            if any(v.shape != wanted_shapes[slot] or not v.is_floating_point() for slot, v in slots.items()):
                 raise KeyError(name)
             found.append((p, slots))
         self.update = update
