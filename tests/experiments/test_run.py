@@ -335,10 +335,25 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_last_state_goes_on(tmp_pat
 
 
 @pytest.mark.slow
-def test_killed_runs_end_as_an_unbroken_one(tmp_path, capsys):
+def test_killed_runs_end_as_an_unbroken_one(tmp_path, monkeypatch):
+    lines = iter((3, 60))  # of the log when a run is killed: before its on-policy part, and within
+
+    def in_training(out, after):
+        wanted, process = next(lines), subprocess.Popen(survive.command(out), env=survive.environ())
+        while (
+            len((out / "metrics.jsonl").read_bytes().splitlines() if (out / "metrics.jsonl").exists() else ()) < wanted
+        ):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        return True
+
+    monkeypatch.setattr(survive, "killed", in_training)
     assert cli(survive.main, "--kills", 2, "--out", tmp_path / "survive.json") == 0
     found = json.loads((tmp_path / "survive.json").read_text())
     assert found["identical"] == found["kills"] == 2
+    assert all(0 < t["saved_batch"] < survive.SETTINGS["train.batches"] for t in found["trials"])
     assert not any(t["left_over"] for t in found["trials"])
 
 

@@ -9,8 +9,10 @@ import time
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
+from pyro_gram.run import lock_directory
 from tests.conftest import ROOT
 from tests.experiments.test_run import SMALL, results, rows, run
 
@@ -18,13 +20,16 @@ WORDS = ["--train.evaluate_every", "2", "--train.on_policy", "4", "--train.on_po
 
 
 def torchrun(out, *words, restarts=0):
+    return launched("run.py", *SMALL, *WORDS, "--out", out, *words, folder=out.parent, restarts=restarts)
+
+
+def launched(program, *words, folder, restarts=0):
     script = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    script += [f"--max-restarts={restarts}", str(ROOT / "experiments" / "run.py")]
-    words = [*SMALL, *WORDS, "--out", out, *words]
+    script += [f"--max-restarts={restarts}", str(ROOT / "experiments" / program)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [*script, *map(str, words)],
-        cwd=out.parent,
+        cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -83,6 +88,63 @@ def workers(agent):
         return {rank_of(pid): int(pid) for pid in f.read().split()}
 
 
+def wait_for_batches(process, out, count):
+    """Until a run has so many lines in its log."""
+    deadline, log = time.monotonic() + 90, out / "metrics.jsonl"
+    while not (log.exists() and len(log.read_text().splitlines()) >= count):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="looks for the processes in /proc")
+def test_a_signal_to_agent_and_processes_alike_saves_and_a_restart_resumes_only_its_own_run(tmp_path):
+    out, words = tmp_path / "run", ("--train.batches", 400, "--train.minutes", 0, "--train.evaluate_every", 500)
+    process = torchrun(out, *words)
+    try:
+        wait_for_batches(process, out, 3)
+        for pid in (*workers(process.pid).values(), process.pid):
+            os.kill(pid, signal.SIGTERM)  # as a scheduler does, and torchrun sends another
+        code, _, err = ended(process)
+    finally:
+        process.kill()
+    assert code != 0
+    assert "stopped by signal 15" in err
+    with safe_open(out / "state.safetensors", framework="pt") as f:
+        number = json.loads(f.metadata()["pyro_gram"])["number"]
+    assert number == len(rows(out)) >= 3
+    before = (out / "state.safetensors").read_bytes()
+    code, _, err = ended(torchrun(out, *words, restarts=1))
+    assert code != 0
+    assert err.count("holds a run already") == 2  # at first, and started anew
+    assert (out / "state.safetensors").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_divergence_of_two_processes_saves_whole_batches(tmp_path):
+    out = tmp_path / "run"
+    code, _, err = ended(torchrun(out, "--train.batches", 4, "--optim.lr", 1e30))
+    assert code != 0
+    assert "diverged.json tells of it" in err
+    state = load_file(out / "diverged.safetensors")
+    assert "inside/h" not in state or len(state["inside/h"]) == 8
+
+
+@pytest.mark.slow
+def test_a_cell_that_one_process_cannot_write_ends_the_table_of_two(tmp_path):
+    words = ["--table", "3b", "--preset", "tiny", "--minutes", "0.02", "--runs", str(tmp_path)]
+    cells = [f"tiny-nqueens8-{row}-seed0" for row in ("gram", "direct32")]
+    lock = lock_directory(tmp_path / cells[0])
+    try:
+        code, _, err = ended(launched("table.py", *words, "--cell", *cells, folder=tmp_path))
+    finally:
+        lock.release()
+    assert code != 0
+    assert "another run is writing to" in err
+    assert not list(tmp_path.glob("*/results.json"))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="looks for the processes in /proc")
 def test_a_process_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(tmp_path):
@@ -92,12 +154,7 @@ def test_a_process_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(tmp_
     assert code == 0, err
     process = torchrun(broken, *words, restarts=1)
     try:
-        deadline = time.monotonic() + 90
-        log = broken / "metrics.jsonl"
-        while not (log.exists() and len(log.read_text().splitlines()) > 5):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for_batches(process, broken, 6)
         os.kill(workers(process.pid)[b"1"], signal.SIGKILL)
         code, _, err = ended(process)
     finally:
