@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pyro_gram.cli import Parser, add_device, call, directory
+from pyro_gram.cli import Parser, add_device, call, directory, interruption
 from pyro_gram.config import RunConfig, add_options, read_preset, with_options
 from pyro_gram.device import pick_device
 from pyro_gram.distributed import leave, start
@@ -127,10 +127,9 @@ def main(argv: list[str]) -> int:
         tell("evaluating: fresh trajectories of the prior")
         try:
             results = finish(run, half=arguments["half"])
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             tell(f"interrupted while evaluating; the same command with --resume --out {out} goes on")
-            return 130
-    leave()
+            return interruption(stop)
     if not world.writes:
         return 0
     m = results["metrics"]
@@ -140,4 +139,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(call(main))
+    raise SystemExit(leave(call(main)))

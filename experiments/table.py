@@ -28,7 +28,7 @@ from pyro_gram.build import check_parts
 from pyro_gram.checkpoint import load_model
 from pyro_gram.cli import Parser, add_device, call
 from pyro_gram.config import RunConfig, read_preset, with_settings
-from pyro_gram.device import pick_device
+from pyro_gram.device import kind_of, pick_device
 from pyro_gram.diagnostics.metrics import measure
 from pyro_gram.distributed import World, leave, start
 from pyro_gram.errors import ConfigError, UserError
@@ -272,6 +272,7 @@ def main(argv: list[str]) -> int:
             )
         cells = [named[name] for name in arguments.cell]
     missing = [cell for cell in cells if not is_done(cell, arguments.runs)]  # settings are checked before any run
+    kind_of(arguments.device)  # which need not be here
     if arguments.list:
         print("".join(f"{command(cell, arguments)}\n" for cell in missing), end="")
         return 0
@@ -296,7 +297,6 @@ def main(argv: list[str]) -> int:
             print(f"error: {failed[-1]}", file=sys.stderr)
     if failed:
         raise UserError(f"{len(failed)} cells failed, the first {failed[0]}")
-    leave()
     if arguments.cell or not world.writes:
         return 0
     results = collect(arguments.table, cells, arguments.runs, arguments.data_dir)
@@ -311,4 +311,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(call(main))
+    raise SystemExit(leave(call(main)))

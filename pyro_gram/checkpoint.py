@@ -6,6 +6,7 @@ Two kinds: a *model* (averaged weights of model and guide, with the config that 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -28,6 +29,7 @@ from pyro_gram.networks.core import LatentState
 from pyro_gram.version import __version__
 
 FORMAT = "pyro_gram/1"
+SHOWN = 4  # settings that differ, in a message
 
 
 def save_model(
@@ -142,10 +144,14 @@ def _load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[s
     saved |= {part: wanted[part] for part in ("temper", "verdict", "evaluate")}
     differing = differences(saved, wanted)
     if differing:
-        raise CheckpointError(f"{path} belongs to a run with other settings ({differing[0]}); use another --out")
+        more = f", and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+        raise CheckpointError(
+            f"{path} belongs to a run with other settings ({'; '.join(differing[:SHOWN])}{more}): give those, or use "
+            "another --out"
+        )
     if 0 < config.train.batches < number:
         raise CheckpointError(
-            f"{path} has {number} batches behind it, more than the {config.train.batches} of train.batches"
+            f"{path} has {number} batches behind it, more than the {config.train.batches} of train.batches: raise that"
         )
     _same_data(path, header, data)
 
@@ -219,14 +225,23 @@ def differences(then: dict[str, Any], now: dict[str, Any], within: str = "") -> 
 
 
 def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    header = {"version": __version__, **header}
     flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}  # safetensors refuses shared storage
+    header = {"version": __version__, **header, "digest": digest(flat)}
     write_bytes(path, save(flat, metadata={"format": FORMAT, "pyro_gram": json.dumps(header, sort_keys=True)}))
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of names and contents; of contiguous tensors on the CPU."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
+        raise CheckpointError(f"{path} is no file" if path.exists() else f"no checkpoint at {path}")
     try:
         with safe_open(path, framework="pt") as f:
             metadata = f.metadata() or {}
@@ -243,6 +258,8 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         header = None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} has a damaged header")
+    if "digest" in header and header["digest"] != digest(tensors):  # earlier versions wrote none
+        raise CheckpointError(f"{path} is damaged: its contents are not those that were written")
     if header.get("kind") != kind:
         raise CheckpointError(f"{path} holds a {header.get('kind')}, not a {kind}")
     return tensors, header

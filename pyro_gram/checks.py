@@ -8,7 +8,7 @@ from typing import Any
 
 from pyro_gram.errors import ConfigError
 
-POSITIVE = (sys.float_info.min, math.inf)
+POSITIVE = (sys.float_info.min, math.inf)  # infinity is in no range either
 FRACTION = (0.0, 1.0)
 AT_LEAST_0 = (0, math.inf)
 AT_LEAST_1 = (1, math.inf)
@@ -19,11 +19,11 @@ def check_range(config: Any, **ranges: tuple[float, float]) -> None:
     """Each named field of ``config`` must be a number within its closed range.
 
     Raises:
-        ConfigError: naming the field, what it may be, and what it is. NaN is in no range.
+        ConfigError: naming the field, what it may be, and what it is. NaN and infinity are in no range.
     """
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
-        if low <= value <= high:
+        if low <= value <= high and value != math.inf:
             continue
         if (low, high) == POSITIVE:
             wanted = "be positive"

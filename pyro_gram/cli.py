@@ -39,24 +39,41 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def call(main: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
-    """Run a program's main; a UserError becomes one line on stderr and exit code 2."""
+    """Run a program's main; an error becomes one line on stderr and exit code 2, a signal one and 128 + its number."""
     if os.getcwd() not in sys.path:  # where a user's own package.module:Class lives
         sys.path.append(os.getcwd())
     keep_freed_memory()
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return main(sys.argv[1:] if argv is None else argv)
     except UserError as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as e:
         print("interrupted", file=sys.stderr)
-        return 130
+        return interruption(e)
     except BrokenPipeError:  # the reader of our output has gone: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as e:  # a full disk, a directory taken away
         print(f"error: {e.strerror or e}{f' ({e.filename})' if e.filename else ''}", file=sys.stderr)
         return 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM, which ends a program as SIGINT does."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends one more
+    raise TerminatedError
+
+
+def interruption(stopped: KeyboardInterrupt) -> int:
+    """The exit code of a program that a signal ended."""
+    return 128 + (signal.SIGTERM if isinstance(stopped, TerminatedError) else signal.SIGINT)
 
 
 class StopOnSignal:

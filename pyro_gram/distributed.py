@@ -8,6 +8,8 @@ the order in which floats are summed.
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -176,10 +178,16 @@ def start(device: torch.device) -> tuple[World, torch.device]:
     return replace(world, restarts=int(world.most(restarts))), device
 
 
-def leave() -> None:
-    """Leave the group, where there is one."""
+def leave(code: int) -> int:
+    """The end of a program: its exit code, with which one of several processes ends at once.
+
+    Otherwise threads of the exchange, torn down while another process ends too, now and then abort one that is done.
+    """
     if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def check_batch(batch: int, world: World) -> None:
@@ -196,9 +204,14 @@ def _try(collective: Callable[[], T]) -> T:
         return collective()
     except RuntimeError as e:  # DistBackendError is one
         raise LostProcessError(
-            f"the processes of this run cannot exchange tensors ({str(e).splitlines()[0][:120]}): another of them is "
+            f"the processes of this run cannot exchange tensors ({_reason(e)}): another of them is "
             "gone, or has failed; the last saved state goes on with --resume, torchrun --max-restarts does so by itself"
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, without the place in torch's sources where it was noticed."""
+    return re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0])[:160]
 
 
 FACTORIES = {torch.rand, torch.randn}

@@ -32,6 +32,7 @@ from pyro_gram.inference.guard import DivergedError
 from pyro_gram.inference.training import BatchReport, Trainer
 from pyro_gram.tasks.stream import TargetStream
 
+LOGGED = {"batch", "seconds", "reconstruction", "kl", "beta"}  # at least, in a line of metrics.jsonl
 LAUNCH = ".launch"  # the file with the ``launch_id`` of who has last trained here
 LEAK_AFTER = 0.25  # share of a run from which on a guide that leaks is warned of
 
@@ -251,11 +252,9 @@ def _resumed(run: Run, begun: bool) -> str:
         return f"nothing to resume in {run.out}: a new run"
     number, batches = run.trainer.number, run.assembly.config.train.batches
     of = f" of {batches}" if batches else ""
-    return (
-        f"{run.out} is trained already, and is measured again"
-        if run.trainer.finished
-        else (f"going on from batch {number}{of}")
-    )
+    if run.trainer.finished:
+        return f"training in {run.out} is over, at batch {number}{of}: it is measured again"
+    return f"going on from batch {number}{of}"
 
 
 def lock_directory(out: Path, patience: float = 0.0) -> FileLock | None:
@@ -315,9 +314,12 @@ def _cut_metrics(path: Path, number: int) -> int:
     kept, lost = [], 0
     for line in path.read_text(errors="replace").splitlines():
         try:
-            if json.loads(line)["batch"] < number:
+            row = json.loads(line)
+            if not row.keys() >= LOGGED:
+                lost += 1
+            elif row["batch"] < number:
                 kept.append(line)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, AttributeError, TypeError):
             lost += 1
     write_via(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
     return lost
@@ -335,6 +337,8 @@ def train(run: Run) -> None:
     limit = config.minutes * 60
     look: dict[str, float] = {}
     warned = False
+    if config.compile and run.world.writes and not run.trainer.finished:
+        print("compiling the core, which takes a minute or so", file=sys.stderr)
     # The bar counts batches, or seconds where only the clock ends the run.
     by_clock = not config.batches
     total = round(limit) if by_clock else config.batches
@@ -348,8 +352,6 @@ def train(run: Run) -> None:
         disable=not run.world.writes,
     )
     log_path = run.metrics_path if run.world.writes else Path(os.devnull)
-    if config.compile and run.world.writes and not run.trainer.finished:
-        print("compiling the core, which takes a minute or so", file=sys.stderr)
     with StopOnSignal() as stop, bar, warnings.catch_warnings(), log_path.open("a", buffering=1) as log:
         warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro's, of what stops the run with an error
         keep = Keeper(run, stop)
@@ -423,8 +425,8 @@ def _reported(run: Run) -> Iterator[BatchReport]:
         write_json(run.report_path, {**e.update.to_dict(), "last_batches": run.rows()[-20:]})
         raise DivergedError(
             f"{e}: {run.report_path} tells of it, {run.diverged_path.name} holds the state before that update, and "
-            "what was saved before stays as it is. --resume would come there again: start anew with a lower "
-            "--optim.lr, or with a higher --beta.start where the KL has grown",
+            "what was saved before stays as it is. --resume would come there again: start anew, in another --out, with "
+            "a lower --optim.lr, or with a higher --beta.start where the KL has grown",
             e.update,
         ) from None
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pyro_gram.build import build
-from pyro_gram.checkpoint import load_model, load_training, save_model, save_training
+from pyro_gram.checkpoint import digest, load_model, load_training, save_model, save_training
 from pyro_gram.errors import CheckpointError, UserError
 from pyro_gram.files import read_json, write_bytes, write_json, write_via
 from pyro_gram.inference.guard import DivergedError
@@ -58,6 +58,8 @@ def rewrite(path, change=lambda header: None, tensors=lambda t: None, **metadata
     change(header)
     tensors(held)
     held = {key: tensor.clone().contiguous() for key, tensor in held.items()}
+    if isinstance(header, dict) and "digest" in header:
+        header["digest"] = digest(held)
     entries = {**entries, "pyro_gram": json.dumps(header), **metadata}
     save_file(held, path, {k: v for k, v in entries.items() if v is not None})
 
@@ -350,7 +352,7 @@ def test_the_setting_that_differs_is_named_alone(state_file):
 )
 def test_the_state_of_a_run_with_other_settings_is_refused(changes, state_file):
     config = small_config(**changes)
-    with pytest.raises(CheckpointError, match="other settings .* use another --out"):
+    with pytest.raises(CheckpointError, match="other settings .* or use another --out"):
         load_training(state_file, config, trainer_of(config))
 
 
@@ -458,6 +460,15 @@ def test_a_batch_begun_on_another_device_names_the_device(inside_file):
         trainer.model.to(device)
         with pytest.raises(CheckpointError, match=r"within a batch on cpu.*resume with --device cpu"):
             load_training(inside_file, config, trainer)
+
+
+@pytest.mark.parametrize("place", [-1, -1000])
+def test_a_checkpoint_whose_contents_have_changed_is_refused(place, model_file):
+    data = bytearray(model_file.read_bytes())
+    data[place] ^= 0xFF
+    model_file.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"safetensors is damaged: its contents are not those that were written"):
+        load_model(model_file)
 
 
 # ---- files -------------------------------------------------------------------------------------------------------

@@ -84,8 +84,8 @@ def compilation_told() -> Iterator[None]:
     except TorchDynamoException as e:
         reason = str(e).strip().splitlines()[0][:200]
         raise UserError(
-            f"the core could not be compiled ({reason}): set train.compile to false, or remove the compiler's cache "
-            "(TORCHINDUCTOR_CACHE_DIR, by default torchinductor_USER in the temporary folder)"
+            f"the core could not be compiled ({reason}): set train.compile to false, or see to the compiler (CXX) "
+            "and to its cache (TORCHINDUCTOR_CACHE_DIR, by default torchinductor_USER in the temporary folder)"
         ) from None
 
 

@@ -217,12 +217,16 @@ def test_a_run_that_the_clock_ends_early_says_so(tmp_path, capsys):
     assert f"{done:,} of 100,000 (the clock ended it) batches" in (out / "report.html").read_text()
 
 
-def test_an_interrupt_outside_training_is_one_line(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_outside_training_is_one_line(number, tmp_path, monkeypatch, capsys):
     def interrupt(*_, **__):
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        time.sleep(5)
 
+    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("pyro_gram.evaluate.finish", interrupt)
-    assert run(tmp_path, "--train.batches", 1) == 130
+    assert run(tmp_path, "--train.batches", 1) == 128 + number
+    assert signal.getsignal(signal.SIGTERM) is before
     assert (
         capsys.readouterr()
         .err.splitlines()[-1]
@@ -307,7 +311,7 @@ def test_a_line_that_was_cut_off_is_dropped_on_resuming(tmp_path):
     out = tmp_path / "run"
     assert run(out, "--train.batches", 2) == 0
     with (out / "metrics.jsonl").open("a") as f:
-        f.write('{"batch": 2, "recons')
+        f.write('{"batch": 1}\n{"batch": 2, "recons')
     (out / ".state.unfinished-0a1b2c3d.safetensors").write_text("what a killed writer left")
     (out / ".my-settings.json").write_text("of somebody else")
     assert run(out, "--train.batches", 3, "--resume") == 0
@@ -408,7 +412,7 @@ def test_listed_splits_are_disjoint_inputs_and_write_nothing(tmp_path, monkeypat
         ("--seed 100000000000000000000", "seed"),
         ("--evaluate.seed -1", "seed"),
         ("--evaluate.num_samples 0", "num_samples must be at least 1"),
-        ("--device nope", "no device 'nope' here; available: cpu"),
+        ("--device nope", "no device 'nope': give cpu, cuda or mps"),
         ("--device cpu:x", "cpu:x"),
         ("--list-split holdout", "--list-split"),
         ("stray", "unrecognized arguments: stray"),
