@@ -223,9 +223,13 @@ def test_an_interrupt_outside_training_is_one_line(number, tmp_path, monkeypatch
         os.kill(os.getpid(), number)
         time.sleep(5)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before, held = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     monkeypatch.setattr("pyro_gram.evaluate.finish", interrupt)
-    assert run(tmp_path, "--train.batches", 1) == 128 + number
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell has started us to ignore it
+    try:
+        assert run(tmp_path, "--train.batches", 1) == 128 + number
+    finally:
+        signal.signal(signal.SIGINT, held)
     assert signal.getsignal(signal.SIGTERM) is before
     assert (
         capsys.readouterr()
