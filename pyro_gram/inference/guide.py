@@ -144,7 +144,7 @@ class EffectGuide(GuideMessenger, nn.Module):
         model_trace, guide_trace = super().get_traces()
         for name, site in model_trace.nodes.items():
             if site["type"] == "sample" and site["is_observed"] and "prior" in site["infer"]:
-                model_trace.nodes[name] = {**site, "fn": site["infer"]["prior"]}  # type: ignore[typeddict-item]
+                model_trace.nodes[name] = {**site, "fn": site["infer"]["prior"]}
         return model_trace, guide_trace
 
     def forget(self) -> None:
