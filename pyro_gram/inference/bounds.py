@@ -28,7 +28,7 @@ class Bounds:
         surrogate: Eq. 14, the mean over the supervision steps that are trained: what each update maximises.
         kl: KL of every transition of the full trajectory, ``[transitions, B]``.
         reconstruction: -log p(y | h) at the trajectory's end.
-        others: what the program's further sites cost (a user's own latents): full = -reconstruction - sum of kl - others.
+        others: what further sites cost (a user's own latents): full = -reconstruction - sum of kl - others.
         tokens: the mode of p(y | h) there, int64 ``[B, L_out]``: what the guide, who knows y, makes the program answer.
             Never score it as the model's. None where the program has no mode.
     """
