@@ -17,6 +17,7 @@ from pyro_gram.inference.bounds import bounds, terms
 from pyro_gram.inference.elbo import BalancedELBO, make_elbo
 from pyro_gram.inference.importance import guide_draws, log_evidence
 from pyro_gram.inference.optim import OptimConfig
+from pyro_gram.inference.sampling import rollout_log_prob
 from pyro_gram.inference.terms import per_input
 from pyro_gram.inference.train_config import TrainConfig
 from pyro_gram.inference.training import Trainer
@@ -138,6 +139,17 @@ def test_reported_bounds_count_it():
     torch.testing.assert_close(found.others, whole.others)
     torch.testing.assert_close(found.full, -found.reconstruction - found.kl.sum(0) - found.others)
     assert whole.others.abs().min() > 0.1
+
+
+def test_prior_monte_carlo_counts_a_users_own_observation():
+    model, _, x, y = pair()
+    model.seen = torch.linspace(-1, 1, B)
+    found = rollout_log_prob(model, x, y, num_samples=3, depth=1, seed=6)
+    torch.manual_seed(6)
+    with torch.no_grad(), pyro.plate("trajectories", 3, dim=-2):
+        trace = poutine.trace(model).get_trace(x)
+    expected = trace.nodes["y"]["fn"].log_prob(y) + trace.nodes["measured"]["fn"].log_prob(model.seen)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("validate", [True, False])
