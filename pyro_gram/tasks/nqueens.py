@@ -94,7 +94,7 @@ class NQueens(Task):
     def __init__(self, config: NQueensConfig, data_dir: str | None = None) -> None:
         self.config = config
         n = self.n = config.size
-        self.problem = f"nqueens{n}"
+        self.problem = f"nqueens{n}" if config.split_by == "input" else ""  # the paper has no other split
         if config.layout == "row":
             self.spec = TaskSpec(n, None, n + 1, n, n)
         else:

@@ -139,6 +139,11 @@ def test_run_lists_the_split_by_orbit_of_its_preset(capsys):
         assert torch.equal(torch.stack([make().parse(line) for line in lines]), make().split(split).inputs)
 
 
+def test_the_papers_numbers_stand_beside_its_own_split_alone():
+    assert NQueens(NQueensConfig()).problem == "nqueens8"
+    assert make().problem == ""
+
+
 def test_an_unknown_split_lists_the_known_ones():
     with pytest.raises(ConfigError, match="unknown split_by 'solution'; known: input, orbit"):
         NQueensConfig(split_by="solution")
