@@ -97,19 +97,17 @@ def _trained_row(name: str, seeds: list[dict[str, Any]]) -> str:
 
 def _fresh_row(study: dict[str, Any]) -> str:
     metrics = [m | {"num_inputs": study["num_inputs"]} for m in study["draws"]]
-    ones = f"{study['one_solution']:.0%} with one solution (test split {study['one_solution_test']:.0%})"
-    drawn = f", {ones}" if study["what"].startswith("data_seed") else ""
-    return (
-        f"| the same weights, inputs nobody had measured | {study['num_inputs']:,}: {study['what']}{drawn} "
-        f"| 1; {len(metrics)} of draws | {cells(metrics)} | | |"
-    )
+    which = f"{study['num_inputs']:,}: {study['what']}"
+    if study["what"].startswith("data_seed"):
+        which += f", {study['one_solution']:.0%} with one solution (test split {study['one_solution_test']:.0%})"
+    return f"| the same weights, inputs nobody had measured | {which} | 1; {len(metrics)} of draws | {cells(metrics)} | | |"
 
 
 def _lookup_row(split: dict[str, Any]) -> str:
-    found, inputs = split["images"], split["test"]
+    metrics, inputs = split["images"], split["test"]
     copies = f"{split['symmetric_copies']:,} of {inputs:,} with an image in training"
-    accuracy = share([found["sample_accuracy"]], inputs)
-    coverage = f"{found['coverage']:.3f} ({split['coverage_limit']:.3f})"
+    accuracy = share([metrics["sample_accuracy"]], inputs)
+    coverage = f"{metrics['coverage']:.3f} ({split['coverage_limit']:.3f})"
     return (
         f"| a lookup in the answers of training, no network | {copies} | "
         f"| {accuracy} | {accuracy} | | {coverage} | none | |"
@@ -118,11 +116,11 @@ def _lookup_row(split: dict[str, Any]) -> str:
 
 def papers(name: str) -> str:
     """The paper's accuracy, or conflicting edges in all test graphs, and coverage, of the same problem."""
-    found = paper.told(name)
-    if not found:
+    numbers = paper.told(name)
+    if not numbers:
         return ""
-    first = f"{found['violations']} conflicts" if "violations" in found else _share(found["sample_accuracy"])
-    return f"{first}, {_share(found['coverage'])}"
+    first = f"{numbers['violations']} conflicts" if "violations" in numbers else _share(numbers["sample_accuracy"])
+    return f"{first}, {_share(numbers['coverage'])}"
 
 
 def _share(value: float) -> str:
@@ -169,44 +167,35 @@ def results_table(name: str) -> str:
     """One checkpoint in detail: means over its seeds ± standard deviations, and the same weights on fresh inputs."""
     seeds, fresh = read_seeds(name), read_json(FRESH)[name]
     metrics = [results["metrics"] for results in seeds]
-    m, inputs = metrics[0], metrics[0]["num_inputs"]
+    first, inputs = metrics[0], metrics[0]["num_inputs"]
 
     def over_seeds(key: str, digits: int = 3) -> str:
-        return spread([found[key] for found in metrics], digits)
+        return spread([m[key] for m in metrics], digits)
 
     def over_inputs(key: str) -> str:
-        return share([found[key] for found in metrics], inputs)
+        return share([m[key] for m in metrics], inputs)
 
-    drawn, count = fresh["draws"], fresh["num_inputs"]
+    likelihoods = f"{first['log_likelihood_inputs']} graphs, {first['log_likelihood_samples']} prior samples each"
     rows = [
-        (f"accuracy, one sample (mean of {m['num_samples']})", over_inputs("sample_accuracy")),
-        (f"conflicting edges in the {inputs} first samples", ", ".join(str(found["violations"]) for found in metrics)),
-        (f"vote of {m['num_samples']}", over_inputs("vote_accuracy")),
-        (f"graphs with a valid answer among {m['num_samples']}", over_inputs("any_valid")),
-        (f"coverage, {m['num_samples']} samples", over_seeds("coverage")),
-        ("coverage of i.i.d. uniform draws (the limit)", f"{m['coverage_limit']:.3f}"),
+        (f"accuracy, one sample (mean of {first['num_samples']})", over_inputs("sample_accuracy")),
+        (f"conflicting edges in the {inputs} first samples", ", ".join(str(m["violations"]) for m in metrics)),
+        (f"vote of {first['num_samples']}", over_inputs("vote_accuracy")),
+        (f"graphs with a valid answer among {first['num_samples']}", over_inputs("any_valid")),
+        (f"coverage, {first['num_samples']} samples", over_seeds("coverage")),
+        ("coverage of i.i.d. uniform draws (the limit)", f"{first['coverage_limit']:.3f}"),
         ("coverage / limit", over_seeds("coverage_ratio")),
-        (
-            f"{count:,} fresh graphs, seed 0 alone: accuracy, one sample",
-            share([found["sample_accuracy"] for found in drawn], count),
-        ),
-        ("the same, vote", share([found["vote_accuracy"] for found in drawn], count)),
-        (
-            "the same, coverage (the limit)",
-            f"{spread([found['coverage'] for found in drawn])} ({drawn[0]['coverage_limit']:.3f})",
-        ),
+        *_fresh_details(fresh),
         ("full ELBO (Eq. 13), nats per graph", over_seeds("elbo_full", 2)),
         ("surrogate ELBO (Eq. 14), nats per graph", over_seeds("elbo_surrogate", 2)),
         (
             "total variation of right samples to uniform over the colourings (perfect sampling)",
-            f"{over_seeds('total_variation')} ({m['total_variation_perfect']:.3f})",
+            f"{over_seeds('total_variation')} ({first['total_variation_perfect']:.3f})",
         ),
         (
-            f"log p(y\\|x), {m['log_likelihood_inputs']} graphs, {m['log_likelihood_samples']} prior samples each",
-            over_seeds("log_likelihood_prior_mc", 2),
+            f"log p(y\\|x), {likelihoods} (standard error over graphs)",
+            f"{over_seeds('log_likelihood_prior_mc', 2)} ({first['log_likelihood_se']:.2f})",
         ),
-        ("a perfect model's, on average: minus the mean of log m on those graphs", f"{m['log_likelihood_limit']:.2f}"),
-        ("a perfect model's ELBO, on average: minus the mean of log m on all", f"{-m['log_num_solutions']:.2f}"),
+        ("a perfect model's ELBO, on average: minus the mean of log m on all", f"{-first['log_num_solutions']:.2f}"),
         ("parameters", f"{seeds[0]['parameters']:,} (guide {seeds[0]['guide_parameters']:,})"),
         (
             "seconds: training, evaluation",
@@ -218,3 +207,15 @@ def results_table(name: str) -> str:
     return "\n".join(
         [f"| training seeds {head} | |", "|---|---|", *(f"| {label} | {value} |" for label, value in rows)]
     )
+
+
+def _fresh_details(study: dict[str, Any]) -> list[tuple[str, str]]:
+    """The lines of :func:`results_table` on fresh inputs."""
+    draws, count = study["draws"], study["num_inputs"]
+    accuracy, vote = (share([m[name] for m in draws], count) for name in ("sample_accuracy", "vote_accuracy"))
+    coverage = spread([m["coverage"] for m in draws])
+    return [
+        (f"seed 0 on {count:,} fresh graphs, {len(draws)} seeds of the draws: accuracy, one sample", accuracy),
+        ("the same: vote", vote),
+        ("the same: coverage (the limit)", f"{coverage} ({draws[0]['coverage_limit']:.3f})"),
+    ]

@@ -38,7 +38,7 @@ KEPT = (
 )  # fmt: skip
 
 
-def unmeasured(solver: Solver, count: int, data_seed: int) -> tuple[PuzzleSet, str]:
+def fresh_puzzles(solver: Solver, count: int, data_seed: int) -> tuple[PuzzleSet, str]:
     """Up to ``count`` inputs that no run was measured on, and what they are.
 
     Raises:
@@ -59,15 +59,15 @@ def one_solution(puzzles: PuzzleSet) -> float:
     return (puzzles.num_solutions == 1).double().mean().item()
 
 
-def measured(solver: Solver, puzzles: PuzzleSet, seeds: int) -> dict[str, Any]:
+def measure_draws(solver: Solver, puzzles: PuzzleSet, seeds: int) -> dict[str, Any]:
     """Metrics of each seed of the draws, and their means and standard deviations over seeds."""
     draws = []
     for seed in range(seeds):
         print(f"  seed {seed}", file=sys.stderr)
         halt = 1.0 if solver.has_heads else None  # never
         rolled = solver.sample(puzzles.inputs, NUM_SAMPLES, seed=100_000 * (seed + 1), halt=halt)
-        found = measure(solver.task, puzzles, rolled.tokens, rolled.score).to_dict()
-        draws.append({name: found[name] for name in KEPT})
+        metrics = measure(solver.task, puzzles, rolled.tokens, rolled.score).to_dict()
+        draws.append({name: metrics[name] for name in KEPT})
     names = [name for name in KEPT if draws[0][name] is not None]
     return {
         "draws": draws,
@@ -85,7 +85,7 @@ def settings_of(path: Path, arguments: Any) -> dict[str, Any]:
 def study_of(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What the JSON holds of one checkpoint."""
     solver = pyro_gram.load(path)
-    puzzles, what = unmeasured(solver, settings["inputs"], settings["data_seed"])
+    puzzles, what = fresh_puzzles(solver, settings["inputs"], settings["data_seed"])
     return {
         **settings,
         "what": what,
@@ -95,7 +95,7 @@ def study_of(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         "temper": [solver.config.temper.scale, solver.config.temper.transitions],
         "one_solution": one_solution(puzzles),
         "one_solution_test": one_solution(solver.task.split("test")),
-        **measured(solver, puzzles, settings["seeds"]),
+        **measure_draws(solver, puzzles, settings["seeds"]),
         "environment": environment(),
     }
 

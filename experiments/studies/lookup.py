@@ -43,7 +43,7 @@ def matching(given: Tensor, answers: Tensor) -> Tensor:
     return torch.stack([((x == 0) | (x == answers + 1)).all(-1).sum() for x in given])
 
 
-def looked_up(test: PuzzleSet, answers: Tensor) -> dict[str, float]:
+def lookup_metrics(test: PuzzleSet, answers: Tensor) -> dict[str, float]:
     """Expected metrics of ``NUM_SAMPLES`` uniform draws among the matching answers.
 
     Args:
@@ -68,15 +68,15 @@ def study_of(size: int, split_by: str) -> dict[str, Any]:
     assert train.inputs is not None
     assert test.inputs is not None
     answers = train.solutions.unique(dim=0)
-    seen = InputSet(train.inputs, task.spec.input_vocabulary)
-    copies = seen.contains(images(test.inputs - 1) + 1).any(-1)
+    train_inputs = InputSet(train.inputs, task.spec.input_vocabulary)
+    copies = train_inputs.contains(images(test.inputs - 1) + 1).any(-1)
     return {
         "train": len(train),
         "test": len(test),
         "symmetric_copies": int(copies.sum()),
         "coverage_limit": coverage_limit(test.num_solutions, NUM_SAMPLES).mean().item(),
-        "plain": looked_up(test, answers),
-        "images": looked_up(test, images(answers).flatten(0, 1).unique(dim=0)),
+        "plain": lookup_metrics(test, answers),
+        "images": lookup_metrics(test, images(answers).flatten(0, 1).unique(dim=0)),
     }
 
 
@@ -86,9 +86,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=HERE / "lookup.json", metavar="FILE")
     arguments = parser.parse_args(argv)
     check_writable(arguments.out)
-    found = {f"nqueens{n}": {by: study_of(n, by) for by in SPLITS_BY} for n in arguments.sizes}
-    write_json(arguments.out, {"num_samples": NUM_SAMPLES, "problems": found})
-    for problem, splits in found.items():
+    problems = {f"nqueens{n}": {by: study_of(n, by) for by in SPLITS_BY} for n in arguments.sizes}
+    write_json(arguments.out, {"num_samples": NUM_SAMPLES, "problems": problems})
+    for problem, splits in problems.items():
         for by, split in splits.items():
             print(
                 f"{problem}, split by {by}: {split['symmetric_copies']} of {split['test']} unseen inputs have an image "

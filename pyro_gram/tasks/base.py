@@ -85,7 +85,7 @@ class PuzzleSet:
         return cls(None, data, torch.tensor([0, len(data)]), complete)
 
     @classmethod
-    def joined(cls, parts: list[PuzzleSet]) -> PuzzleSet:
+    def concatenate(cls, parts: list[PuzzleSet]) -> PuzzleSet:
         """The puzzles of several sets, one after the other, each counted as an input of its own."""
         inputs = [part.inputs for part in parts if part.inputs is not None]
         counts = torch.cat([part.num_solutions for part in parts])

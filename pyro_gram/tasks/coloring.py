@@ -172,13 +172,13 @@ class Coloring(Task):
     def fresh_inputs(self, count: int, data_seed: int) -> PuzzleSet:
         """Graphs of G(n, p), none isomorphic to one of a split or to another one of them."""
         rng = np.random.default_rng(data_seed)
-        known: set[Hashable] = set()
+        classes: set[Hashable] = set()
         for split in SPLITS:
-            known.update(isomorphism_invariants(self.adjacency(self.split(split).inputs).numpy()))
+            classes.update(isomorphism_invariants(self.adjacency(self.split(split).inputs).numpy()))
         graphs = np.zeros((0, self.n, self.n), dtype=bool)
         while len(graphs) < count:
-            drawn = draw_graphs(rng, self.n, self.config.edge_probability, max(FRESH_DRAWS, count))
-            new = drawn[first_of_class(isomorphism_invariants(drawn), known)]
+            batch = draw_graphs(rng, self.n, self.config.edge_probability, max(FRESH_DRAWS, count))
+            new = batch[first_of_class(isomorphism_invariants(batch), classes)]
             if not len(new):
                 raise ConfigError(
                     f"only {len(graphs)} graphs of {self.n} vertices were met that are isomorphic to none of a split: "

@@ -186,13 +186,13 @@ class NQueens(Task):
         side[order[:test]] = SPLITS.index("test")
         side[order[test : test + validation]] = SPLITS.index("validation")
         owner = torch.arange(len(whole)).repeat_interleave(whole.num_solutions)
-        dealt = {}
+        splits = {}
         for i, split in enumerate(SPLITS):
             inside = torch.zeros(len(whole), dtype=torch.long).index_add_(0, owner, (side[number] == i).long())
             index = (inside == whole.num_solutions).nonzero().flatten()
             index = index[torch.from_numpy(rng.permutation(len(index)))]
-            dealt[split] = whole.select(index[: self.config.validation] if split == "validation" else index)
-        return dealt
+            splits[split] = whole.select(index[: self.config.validation] if split == "validation" else index)
+        return splits
 
     def _laid_out(self, puzzles: PuzzleSet) -> PuzzleSet:
         """Puzzles whose inputs and solutions are columns, in the task's layout."""

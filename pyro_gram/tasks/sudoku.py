@@ -200,21 +200,21 @@ class Sudoku(Task):
         c = self.config
         if c.from_file:
             return super().fresh_inputs(count, data_seed)
-        known: set[Hashable] = set()
+        classes: set[Hashable] = set()
         for puzzles in self._puzzles.values():
-            known.update(symmetry_invariants(puzzles.boards, self.size).tolist())
+            classes.update(symmetry_invariants(puzzles.boards, self.size).tolist())
         parts: list[PuzzleSet] = []
         while sum(map(len, parts)) < count:
             seed = sub_seed(data_seed, len(parts))
-            drawn = random_puzzles(self.size, max(FRESH_DRAWS, count), c.clues, c.unique, c.max_solutions, seed)
-            new = first_of_class(symmetry_invariants(drawn.boards, self.size).tolist(), known)
+            batch = random_puzzles(self.size, max(FRESH_DRAWS, count), c.clues, c.unique, c.max_solutions, seed)
+            new = first_of_class(symmetry_invariants(batch.boards, self.size).tolist(), classes)
             if not new:
                 raise ConfigError(
                     f"only {sum(map(len, parts))} puzzles of {self.size}x{self.size} were met that are symmetric to "
                     "none of a split: ask for fewer"
                 )
-            parts.append(self._tokens(drawn.take(np.array(new))))
-        return PuzzleSet.joined(parts).subset(count)
+            parts.append(self._tokens(batch.take(np.array(new))))
+        return PuzzleSet.concatenate(parts).subset(count)
 
     def _from_files(self) -> dict[str, Puzzles]:
         c = self.config

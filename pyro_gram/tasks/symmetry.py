@@ -49,11 +49,11 @@ def unless_held_out(
     return torch.where(keep_x, x, image_x), torch.where(keep_y, y, image_y)
 
 
-def first_of_class(keys: Iterable[Hashable], known: set[Hashable]) -> list[int]:
-    """The places of the keys that ``known`` lacks, of equal ones the first; ``known`` holds them from then on."""
+def first_of_class(keys: Iterable[Hashable], classes: set[Hashable]) -> list[int]:
+    """The places of the keys that ``classes`` lacks, of equal ones the first; ``classes`` has them from then on."""
     places = []
     for place, key in enumerate(keys):
-        if key not in known:
-            known.add(key)
+        if key not in classes:
+            classes.add(key)
             places.append(place)
     return places

@@ -16,25 +16,25 @@ FEW = ["--inputs", "3", "--seeds", "2"]
 def test_fresh_inputs_are_measured_once_as_the_run_was_without_halting(tmp_path, monkeypatch):
     out = tmp_path / "fresh.json"
     assert call(fresh.main, ["--checkpoints", "coloring8", *FEW, "--out", str(out)]) == 0
-    found = read_json(out)["coloring8"]
+    study = read_json(out)["coloring8"]
     solver = pyro_gram.load(fresh.CHECKPOINTS / "coloring8.safetensors")
-    puzzles = solver.task.fresh_inputs(3, found["data_seed"])
-    for seed, told in enumerate(found["draws"]):
+    puzzles = solver.task.fresh_inputs(3, study["data_seed"])
+    for seed, draw in enumerate(study["draws"]):
         rolled = solver.sample(puzzles.inputs, fresh.NUM_SAMPLES, seed=100_000 * (seed + 1), halt=1.0)
         assert (rolled.steps == solver.default_depth).all()
         right = solver.task.valid(puzzles.inputs, rolled.tokens).double()
-        assert told["sample_accuracy"] == pytest.approx(right.mean().item())
-        assert told["accuracy"] == pytest.approx(right[0].mean().item())
-    assert len(found["draws"]) == 2
-    assert found["mean"]["coverage"] == pytest.approx(mean(told["coverage"] for told in found["draws"]))
+        assert draw["sample_accuracy"] == pytest.approx(right.mean().item())
+        assert draw["accuracy"] == pytest.approx(right[0].mean().item())
+    assert len(study["draws"]) == 2
+    assert study["mean"]["coverage"] == pytest.approx(mean(draw["coverage"] for draw in study["draws"]))
     monkeypatch.setattr(fresh, "study_of", lambda *_: pytest.fail("measured again"))
     assert call(fresh.main, ["--checkpoints", "coloring8", *FEW, "--out", str(out)]) == 0
-    assert read_json(out)["coloring8"] == found
+    assert read_json(out)["coloring8"] == study
 
 
 def test_queens_are_taken_from_the_part_of_the_test_split_that_no_run_is_measured_on():
     solver = pyro_gram.load(fresh.CHECKPOINTS / "nqueens10.safetensors")
-    puzzles, what = fresh.unmeasured(solver, 5, data_seed=1)
+    puzzles, what = fresh.fresh_puzzles(solver, 5, data_seed=1)
     test = solver.task.split("test")
     assert what == "test inputs 1,001 to 1,005"
     assert torch.equal(puzzles.inputs, test.inputs[1000:1005])

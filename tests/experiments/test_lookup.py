@@ -26,7 +26,7 @@ def test_the_expected_metrics_are_those_of_many_lookups():
         for _ in range(300):
             drawn = torch.randint(len(known), (lookup.NUM_SAMPLES,), generator=generator).tolist() if known else []
             covered.append(len(set(drawn)) / len(own))
-    found = lookup.looked_up(puzzles, answers)
+    found = lookup.lookup_metrics(puzzles, answers)
     assert 0 < found["sample_accuracy"] < 1
     assert found["sample_accuracy"] == pytest.approx(sum(right) / len(right))
     assert found["coverage"] == pytest.approx(sum(covered) / len(covered), abs=0.01)

@@ -75,16 +75,16 @@ def test_a_task_that_makes_none_says_so():
 
 
 def test_the_first_of_each_class_that_is_not_known_is_taken():
-    known = {"a"}
-    assert first_of_class("abcbad", known) == [1, 2, 5]
-    assert known == set("abcd")
-    assert first_of_class("abcd", known) == []
+    classes = {"a"}
+    assert first_of_class("abcbad", classes) == [1, 2, 5]
+    assert classes == set("abcd")
+    assert first_of_class("abcd", classes) == []
 
 
-def test_joined_sets_keep_their_solutions():
+def test_concatenated_sets_keep_their_solutions():
     task = sudoku()
     a, b = task.split("test"), task.split("validation")
-    both = PuzzleSet.joined([a, b])
+    both = PuzzleSet.concatenate([a, b])
     assert len(both) == len(a) + len(b)
     assert torch.equal(both.inputs[len(a)], b.inputs[0])
     assert torch.equal(both.solutions_of(len(a) + 3), b.solutions_of(3))

@@ -43,14 +43,14 @@ def test_no_image_of_a_held_out_solution_completes_a_training_input(size, layout
 
 
 def test_no_image_of_a_test_input_is_a_training_input_and_by_input_all_are():
-    seen = {}
+    copies = {}
     for by in ("orbit", "input"):
         task = NQueens(NQueensConfig(size=8, split_by=by))
         train = {tuple(x) for x in (task.split("train").inputs - 1).tolist()}
         test = images(task.split("test").inputs - 1)
-        seen[by] = [any(tuple(i) in train for i in image.tolist()) for image in test]
-    assert not any(seen["orbit"])
-    assert all(seen["input"])
+        copies[by] = [any(tuple(i) in train for i in image.tolist()) for image in test]
+    assert not any(copies["orbit"])
+    assert all(copies["input"])
 
 
 @pytest.mark.parametrize(("size", "count", "test", "validation"), [(7, 6, 1, 1), (8, 12, 2, 1), (9, 46, 7, 3)])
