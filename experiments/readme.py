@@ -175,6 +175,7 @@ def fill(text: str, name: str, content: str) -> str:
 def filled(text: str) -> str:
     text = fill(text, "results", headline_text.results_table("coloring8"))
     text = fill(text, "solved", headline_text.solved_table())
+    text = fill(text, "orbit", headline_text.orbit_line())
     text = fill(text, "seeds", headline_text.seeds_table())
     text = fill(text, "generated", generated_table())
     text = fill(text, "selection", selection_table())

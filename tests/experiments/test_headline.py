@@ -90,6 +90,24 @@ def test_the_lookup_stands_under_the_queens_of_the_papers_split():
         assert row[3].startswith(f"{lookup[problem]['input']['images']['sample_accuracy']:.3f} (")
 
 
+@pytest.mark.parametrize(("count", "counted"), [(0, ""), (1, "(1 seed)"), (3, "(3 seeds)")])
+def test_the_line_on_the_split_by_orbit_is_of_what_is_committed(count, counted, monkeypatch):
+    def read_seeds(name):
+        right = 0.25 if name == "nqueens8-orbit" else 0.5
+        metrics = [{"sample_accuracy": right + i / 100, "vote_accuracy": right + 0.125} for i in range(3)]
+        return [{"metrics": m} for m in metrics[: count if name == "nqueens8-orbit" else 3]]
+
+    monkeypatch.setattr(headline_text, "read_seeds", read_seeds)
+    line = headline_text.orbit_line()
+    if not count:
+        assert line == "No model trained on it is committed yet."
+    else:
+        accuracy = mean(0.25 + i / 100 for i in range(count))
+        assert counted in line
+        assert f"right for {accuracy:.3f} of these inputs" in line
+        assert line.endswith("20 for 0.375, beside 0.510 and 0.625 on the paper's split.")
+
+
 def test_a_row_of_one_seed_has_no_deviation_and_equal_seeds_have_none():
     one = {"num_inputs": 500, "sample_accuracy": 0.95, "vote_accuracy": 1.0, "violations": 7, "coverage": 0.9}
     one["coverage_limit"] = 0.95
