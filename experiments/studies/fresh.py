@@ -61,7 +61,7 @@ def one_solution(puzzles: PuzzleSet) -> float:
 
 def measure_draws(solver: Solver, puzzles: PuzzleSet, seeds: int) -> dict[str, Any]:
     """Metrics of each seed of the draws, and their means and standard deviations over seeds."""
-    draws = []
+    draws: list[dict[str, Any]] = []
     for seed in range(seeds):
         print(f"  seed {seed}", file=sys.stderr)
         halt = 1.0 if solver.has_heads else None  # never
