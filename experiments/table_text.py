@@ -20,29 +20,29 @@ FEWER_IS_BETTER = ("violations", "frechet_distance")
 
 
 def shown(row: dict[str, Any], metric: str) -> tuple[float, float | None] | None:
-    """Mean over a row's seeds and its standard error (None of one seed); None where the row has no such metric."""
+    """Mean over a row's seeds and their standard deviation (None of one seed); None where it has no such metric."""
     values = [seed[metric] for seed in row["seeds"].values() if seed.get(metric) is not None]
     if not values:
         return None
     values = [100 * v for v in values] if metric in SHARES else [float(v) for v in values]
-    return mean(values), stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return mean(values), stdev(values) if len(values) > 1 else None
 
 
 def _number(found: tuple[float, float | None] | None, metric: str) -> str:
     if found is None:
         return ""
     digits = 2 if metric == "inception_score" else 1
-    value, error = found
-    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+    value, spread = found
+    return f"{value:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """One Markdown table a column of the paper's: ours, mean ± standard error over seeds, beside the paper's."""
+    """One Markdown table a column of the paper's: ours, mean ± standard deviation over seeds, beside the paper's."""
     parts = []
     for column in results["columns"].values():
         shows, paper = column["show"], column["paper"]
         printed = [m for m in shows if any(m in told for told in paper.values())]
-        heads = ["model", "parameters (guide)", "seeds", "updates", *(LABELS[m] for m in shows)]
+        heads = ["model", "parameters (guide)", "layers a sample", "seeds", "updates", *(LABELS[m] for m in shows)]
         heads += [f"paper: {LABELS[m].removesuffix(', %')}" for m in printed]
         first = next(iter(next(iter(column["rows"].values()))["seeds"].values()))
         lines = [f"**{column['title']}**, {_measured(results, first)}", "", f"| {' | '.join(heads)} |"]
@@ -50,8 +50,8 @@ def markdown(results: dict[str, Any]) -> str:
         for name, row in column["rows"].items():
             seeds = list(row["seeds"].values())
             guide = seeds[0]["guide_parameters"]
-            cells = [row["title"], f"{seeds[0]['parameters']:,}{f' ({guide:,})' if guide else ''}", str(len(seeds))]
-            cells += [f"{mean(seed['updates'] for seed in seeds):,.0f}"]
+            cells = [row["title"], f"{seeds[0]['parameters']:,}{f' ({guide:,})' if guide else ''}"]
+            cells += [f"{row['layers_a_sample']:,}", str(len(seeds)), f"{mean(seed['updates'] for seed in seeds):,.0f}"]
             cells += [_number(shown(row, metric), metric) for metric in shows]
             told = paper.get(name, {})
             cells += [str(told[metric]) if metric in told else "" for metric in printed]
@@ -69,11 +69,14 @@ def _measured(results: dict[str, Any], first: dict[str, Any]) -> str:
         f", coverage of i.i.d. uniform draws {100 * first['coverage_limit']:.1f} %" if "coverage_limit" in first else ""
     )
     inputs = "no input" if first["num_inputs"] == 1 else f"{first['num_inputs']} inputs that training never saw"
-    return f"{length} on {threads} thread{'s' if threads > 1 else ''}, {inputs}, {first['num_samples']} samples{limit}"
+    measured = (
+        f"{length} on {threads} thread{'s' if threads > 1 else ''}, {inputs}, {first['num_samples']} samples{limit}"
+    )
+    return f"{measured}; mean ± standard deviation over seeds (of one seed there is none)"
 
 
 def figure(results: dict[str, Any]) -> Figure:
-    """Ours as dots with standard errors, the paper's as rings; a row of panels a column of the table."""
+    """Ours as dots with standard deviations, the paper's as rings; a row of panels a column of the table."""
     columns = list(results["columns"].values())
     wide = max(len(column["show"]) for column in columns)
     tall = max(len(column["rows"]) for column in columns)
@@ -87,7 +90,7 @@ def figure(results: dict[str, Any]) -> Figure:
             _panel(axis, column, column["show"][i], labelled=i == 0)
         row_of_axes[0].set_title(column["title"], loc="left", fontsize=11, fontweight="bold")
     missing = f"; {len(results['missing'])} cells are missing" if results["missing"] else ""
-    about = f"dots: ours, preset {results['preset']}; rings: the paper's{missing}"
+    about = f"dots: ours, preset {results['preset']}, bars: standard deviation over seeds; rings: the paper's{missing}"
     drawn.suptitle(f"{results['title']}\n({about})", fontsize=11)
     return drawn
 
@@ -100,8 +103,8 @@ def _panel(axis: Any, column: dict[str, Any], metric: str, labelled: bool) -> No
         if told is not None:
             axis.plot(told, at, "o", mfc="none", mec="0.45", ms=9, mew=1.3)
         if found is not None:
-            value, error = found
-            axis.errorbar(value, at, xerr=error, fmt="o", color="C0" if name != "gram" else "C3", ms=6, capsize=3)
+            value, spread = found
+            axis.errorbar(value, at, xerr=spread, fmt="o", color="C0" if name != "gram" else "C3", ms=6, capsize=3)
             axis.annotate(
                 _number(found, metric), (1.02, at), xycoords=("axes fraction", "data"), va="center", fontsize=8
             )
