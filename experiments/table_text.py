@@ -61,7 +61,7 @@ def markdown(results: dict[str, Any]) -> str:
     for column in results["columns"].values():
         shows, paper = column["show"], column["paper"]
         printed = [m for m in shows if any(m in told for told in paper.values())]
-        heads = ["model", "parameters (guide)", "seeds", "updates", *(LABELS[m] for m in shows)]
+        heads = ["model", "parameters (guide)", "layers a sample", "seeds", "updates", *(LABELS[m] for m in shows)]
         heads += [f"paper: {LABELS[m].removesuffix(', %')}" for m in printed]
         first = next(iter(next(iter(column["rows"].values()))["seeds"].values()))
         lines = [f"**{column['title']}**, {_measured(results, first)}", "", f"| {' | '.join(heads)} |"]
@@ -69,8 +69,8 @@ def markdown(results: dict[str, Any]) -> str:
         for name, row in column["rows"].items():
             seeds = list(row["seeds"].values())
             guide = seeds[0]["guide_parameters"]
-            cells = [row["title"], f"{seeds[0]['parameters']:,}{f' ({guide:,})' if guide else ''}", str(len(seeds))]
-            cells += [f"{mean(seed['updates'] for seed in seeds):,.0f}"]
+            cells = [row["title"], f"{seeds[0]['parameters']:,}{f' ({guide:,})' if guide else ''}"]
+            cells += [f"{row['layers_a_sample']:,}", str(len(seeds)), f"{mean(seed['updates'] for seed in seeds):,.0f}"]
             cells += [_number(row, metric) for metric in shows]
             told = paper.get(name, {})
             cells += [str(told[metric]) if metric in told else "" for metric in printed]
@@ -88,7 +88,10 @@ def _measured(results: dict[str, Any], first: dict[str, Any]) -> str:
         f", coverage of i.i.d. uniform draws {100 * first['coverage_limit']:.1f} %" if "coverage_limit" in first else ""
     )
     inputs = "no input" if first["num_inputs"] == 1 else f"{first['num_inputs']} inputs that training never saw"
-    return f"{length} on {threads} thread{'s' if threads > 1 else ''}, {inputs}, {first['num_samples']} samples{limit}"
+    return (
+        f"{length} on {threads} thread{'s' if threads > 1 else ''}, {inputs}, {first['num_samples']} samples{limit}; "
+        "mean ± standard deviation over seeds, of one seed an accuracy's Wilson 95 % interval over inputs"
+    )
 
 
 def figure(results: dict[str, Any]) -> Figure:
@@ -106,7 +109,7 @@ def figure(results: dict[str, Any]) -> Figure:
             _panel(axis, column, column["show"][i], labelled=i == 0)
         row_of_axes[0].set_title(column["title"], loc="left", fontsize=11, fontweight="bold")
     missing = f"; {len(results['missing'])} cells are missing" if results["missing"] else ""
-    about = f"dots: ours, preset {results['preset']}; rings: the paper's{missing}"
+    about = f"dots: ours, preset {results['preset']}, bars: standard deviation over seeds; rings: the paper's{missing}"
     drawn.suptitle(f"{results['title']}\n({about})", fontsize=11)
     return drawn
 

@@ -208,7 +208,7 @@ def test_the_schedule_follows_the_batches_or_where_only_it_ends_the_run_the_cloc
     assert seen[-1] > 0.8
 
 
-@pytest.mark.parametrize("length", [{"batches": 3}, {"batches": 0, "minutes": 0.01}, {"batches": 500, "minutes": 0.01}])
+@pytest.mark.parametrize("length", [{"batches": 3}, {"batches": 0, "minutes": 0.01}])
 def test_the_last_batch_of_a_run_says_so_whoever_used_up_the_clock(length):
     """Between two batches the caller looks and saves; a clock that runs out there still leaves a last batch."""
     trainer = make_trainer(**length)
