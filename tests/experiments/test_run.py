@@ -208,8 +208,9 @@ def test_resume_without_a_run_starts_one(tmp_path):
 def test_minutes_replace_the_presets_length(tmp_path):
     assert run(tmp_path / "run", "--minutes", 0.004) == 0
     r = results(tmp_path / "run")
-    assert 0.24 <= r["seconds"]["train"] < 5
-    assert r["batches"] == len(rows(tmp_path / "run")) >= 1
+    *before, last = [row["seconds"] for row in rows(tmp_path / "run")]
+    assert last >= 0.24 >= max(before, default=0.0)
+    assert r["batches"] == len(before) + 1
 
 
 def test_a_run_whose_batches_do_not_fit_into_its_minutes_trains_fewer_and_says_so(tmp_path, capsys, monkeypatch):
