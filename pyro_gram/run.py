@@ -343,6 +343,9 @@ def train(run: Run) -> None:
     with StopOnSignal() as stop, warnings.catch_warnings(), log_path.open("a", buffering=1) as log:
         warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro's, of what stops the run with an error
         keep = Keeper(run, stop)
+        if run.world.writes and run.trainer.num_batches is None and not run.trainer.finished:
+            asked = f"{config.batches:,} fit into {config.minutes:g} minutes"
+            print(f"timing a few batches: how many of {asked}?", file=sys.stderr)
         if run.trainer.fit(look=lambda: monitor(run)):
             run.save()  # killed at once, it stays the run of so many batches
             if run.world.writes and (fitted := fitted_length(run)):
@@ -362,7 +365,7 @@ def train(run: Run) -> None:
                 log.write(json.dumps(row) + "\n")
                 if run.world.writes:
                     run.forget_divergence()  # it has been got over
-                bar.update(1 if config.batches else min(round(report.seconds), bar.total) - bar.n)
+                bar.update(1 if config.batches else min(round(report.seconds), round(60 * config.minutes)) - bar.n)
                 bar.set_postfix_str(_postfix(report, look), refresh=False)
                 keep(report.last)
         keep.check()

@@ -208,8 +208,9 @@ def test_resume_without_a_run_starts_one(tmp_path):
 def test_minutes_replace_the_presets_length(tmp_path):
     assert run(tmp_path / "run", "--minutes", 0.004) == 0
     r = results(tmp_path / "run")
-    assert 0.24 <= r["seconds"]["train"] < 5
-    assert r["batches"] == len(rows(tmp_path / "run")) >= 1
+    *before, last = [row["seconds"] for row in rows(tmp_path / "run")]
+    assert last >= 0.24 >= max(before, default=0.0)
+    assert r["batches"] == len(before) + 1
 
 
 def test_a_run_whose_batches_do_not_fit_into_its_minutes_trains_fewer_and_says_so(tmp_path, capsys, monkeypatch):
@@ -221,7 +222,9 @@ def test_a_run_whose_batches_do_not_fit_into_its_minutes_trains_fewer_and_says_s
     done = found["batches"]
     assert 5 <= done < 5000
     said = f"this machine trains {done:,} of 100,000 batches in 0.01 minutes: the schedule is fitted to them"
-    assert capsys.readouterr().err.count(said) == 1
+    err = capsys.readouterr().err
+    assert err.index("timing a few batches: how many of 100,000 fit into 0.01 minutes?") < err.index(said)
+    assert err.count(said) == 1
     assert found["length"] == {"batches": 100000, "minutes": 0.01}
     assert f"{done:,} of 100,000 (fitted to 0.01 minutes) batches" in (out / "report.html").read_text()
     assert ["on_policy" in row for row in rows(out)] == [number / done >= 0.8 for number in range(done)]
