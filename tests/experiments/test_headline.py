@@ -19,7 +19,7 @@ def rows_of(table: str) -> list[list[str]]:
 
 
 def seeds_of(name: str) -> list[dict]:
-    paths = [CHECKPOINTS / f"{name}.results.json", *CHECKPOINTS.glob(f"{name}.seed*.results.json")]
+    paths = [CHECKPOINTS / f"{name}.results.json", *sorted(CHECKPOINTS.glob(f"{name}.seed*.results.json"))]
     return [read_json(path)["metrics"] for path in paths if path.exists()]
 
 
