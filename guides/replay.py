@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.families import embedded
+from pyro_gram.inference.guide import without_answer
 from pyro_gram.inference.sites import announce, data_plates, guidance
 from pyro_gram.networks.core import LatentState
 from pyro_gram.registry import GUIDES
@@ -40,7 +41,7 @@ class ReplayGuide(nn.Module):
     def forward(
         self,
         x: Tensor | None,
-        y: Tensor,
+        y: Tensor | None = None,
         state: LatentState | None = None,
         *,
         steps: int = 1,
@@ -49,7 +50,7 @@ class ReplayGuide(nn.Module):
     ) -> None:
         """Draw the trajectory's guidance. Arguments as for the model; y is required."""
         if y is None:
-            raise ValueError("ReplayGuide infers from y: call it with y, or sample from the model itself")
+            raise ValueError(without_answer(self))
         model: Any = self.inference.model
         announce("guide", self)
         T = model.config.transitions

@@ -82,7 +82,7 @@ def bounds(
     with torch.random.fork_rng(devices=[y.device] if y.is_cuda else []):
         for chunk, (a, b) in enumerate(split_pairs(x, y, max_traced)):
             torch.manual_seed(seed + chunk)
-            parts.append(_bounds(model, guide, a, b, steps, trained or steps))
+            parts.append(_bounds(model, guide, a, b, steps, trained or steps, len(b) / len(y)))
     return Bounds(
         full=torch.cat([p.full for p in parts]),
         surrogate=torch.cat([p.surrogate for p in parts]),
@@ -93,22 +93,26 @@ def bounds(
     )
 
 
-def _bounds(model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps: int, trained: int) -> Bounds:
+def _bounds(
+    model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps: int, trained: int, share: float
+) -> Bounds:
+    """The bounds of some of the inputs, which are ``share`` of all and pay so much of what all inputs share."""
     with _Answer() as answer:
         whole = terms(model, guide, x, y, steps=steps, truncated=False)
     state, by_step = None, []
     for _ in range(trained):
         one = terms(model, guide, x, y, state)
         state = one.state
-        by_step.append(one.elbo)
+        by_step.append(one.elbo + (1 - share) * one.shared)
     tokens = None if answer.mode is None else answer.mode.cpu()
     surrogate = torch.stack(by_step).mean(0).cpu()
+    spared = (1 - share) * whole.shared
     return Bounds(
-        full=whole.elbo.cpu(),
+        full=(whole.elbo + spared).cpu(),
         surrogate=surrogate,
         kl=whole.kl.cpu(),
         reconstruction=whole.reconstruction.cpu(),
-        others=whole.others.cpu(),
+        others=(whole.others - spared).cpu(),
         tokens=tokens,
     )
 

@@ -6,6 +6,7 @@ Everything is in nats. Losses are sums over the batch times whatever ``poutine.s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pyro.distributions as dist
@@ -15,13 +16,12 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_gram.checks import FRACTION, check_choice, check_range
 from pyro_gram.inference.families import type_of
-from pyro_gram.inference.guide import EffectGuide
+from pyro_gram.inference.guide import EffectGuide, check_model
 from pyro_gram.inference.sites import OBSERVED, STATE_H, STATE_L
 from pyro_gram.inference.terms import (
     StepTerms,
@@ -30,121 +30,139 @@ from pyro_gram.inference.terms import (
     guidance_sites,
     is_point,
     read_terms,
+    weighted,
 )
 
 
 class _KeepTerms:
-    """Mixin: keeps the terms of the last pass as ``self.terms`` and lets the guide forget its trace."""
+    """Mixin: keeps the terms of the last pass as ``self.terms`` and lets the guide forget its trace.
+
+    ``terms`` is None of a Pyro program that has not the sites of this library.
+    """
 
     terms: StepTerms | None = None
 
+    def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[tuple[Trace, Trace]]:
+        check_model(model, guide)
+        yield from super()._get_traces(model, guide, args, kwargs)  # type: ignore[misc]
+
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)  # type: ignore[misc]
-        self.terms = _terms_of(model_trace, guide_trace)
-        _forget(guide)
+        unwrapped = poutine.unwrap(guide)
+        if isinstance(unwrapped, EffectGuide):
+            unwrapped.forget()
         return model_trace, guide_trace
 
-
-def _terms_of(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | None = None) -> StepTerms | None:
-    """The terms of a program of this library; None of another Pyro program, which has not its sites."""
-    if not {OBSERVED, STATE_H, STATE_L} <= model_trace.nodes.keys():
-        return None
-    return read_terms(model_trace, guide_trace, kls)
-
-
-def _forget(guide: Any) -> None:
-    """Let an effect guide drop its trace."""
-    unwrapped = poutine.unwrap(guide)
-    if isinstance(unwrapped, EffectGuide):
-        unwrapped.forget()
+    def _keep(self, model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | None = None) -> None:
+        ours = {OBSERVED, STATE_H, STATE_L} <= model_trace.nodes.keys()
+        self.terms = read_terms(model_trace, guide_trace, kls) if ours else None
 
 
 class TraceELBO(_KeepTerms, Trace_ELBO):
     """Pyro's ``Trace_ELBO``: the Monte Carlo bound, log p - log q at the draws."""
 
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
+        self._keep(model_trace, guide_trace)
+        return model_trace, guide_trace
+
 
 class MeanFieldELBO(_KeepTerms, TraceMeanField_ELBO):
-    """Pyro's ``TraceMeanField_ELBO``: closed-form KLs where there are any."""
+    """Pyro's ``TraceMeanField_ELBO``: closed-form KLs where there are any.
 
-
-class BalancedELBO(TraceMeanField_ELBO):
-    r"""The analytic bound with KL balancing (DreamerV2; Section 2.2 of the paper).
-
-    Value: that of ``TraceMeanField_ELBO``. Gradient of each guidance KL: ``balance`` of it reaches the prior's
-    parameters and ``1 - balance`` the posterior's, which is the gradient of
-    :math:`b\,KL(sg(q)\|p) + (1-b)\,KL(q\|sg(p))`, computed with one KL instead of two.
-    Where a KL has no closed form, log q - log p at the guide's own draw stands in for it, balanced in the same way, and
-    ``sampled`` says so. All other sites (a user's latents, auxiliary draws of an autoguide) have Pyro's own value and
-    gradient, and so has guidance that a guide answers with a point.
-
-    Args:
-        balance: b in [0, 1]; the paper's 0.8.
-        **kwargs: as for ``pyro.infer.ELBO``.
+    It differs in two places where Pyro's is silently wrong: a guide's answer that is a point (Pyro's autoguides) is
+    charged with its log density, as ``Trace_ELBO`` does; and draws without gradient are refused, validation on or off.
 
     Attributes:
-        sampled: posterior and prior of a KL of the last pass that had no closed form; None for none.
+        sampled: posterior and prior of a guidance KL of the last pass that had no closed form; None for none.
 
     Raises:
         NotImplementedError: a latent whose draws in the guide have no gradient (use ``trace``).
     """
 
-    terms: StepTerms | None = None
-
-    def __init__(self, balance: float = 0.8, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.balance = balance
-        self.sampled: tuple[str, str] | None = None
-        check_range(self, balance=FRACTION)
+    sampled: tuple[str, str] | None = None
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         unwrapped = poutine.unwrap(guide)
-        if is_validation_enabled() or not isinstance(unwrapped, Messenger):
-            traces = super()._get_trace(model, guide, args, kwargs)
-        else:
-            # Pyro's way computes the log densities of all draws, which are not needed where KLs are analytic.
-            guide(*args, **kwargs)
-            traces = unwrapped.get_traces()
-        _forget(guide)
+        if is_validation_enabled() or not isinstance(unwrapped, EffectGuide):
+            return super()._get_trace(model, guide, args, kwargs)
+        # Pyro's way computes the log densities of all draws, which are not needed where KLs are analytic.
+        guide(*args, **kwargs)
+        traces = unwrapped.get_traces()
+        unwrapped.forget()
         return traces
 
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
         check_answered(model_trace, guide_trace)
-        names = [name for name in guidance_sites(model_trace) if _is_balanced(name, model_trace, guide_trace)]
-        rest, rest_of_guide = (_without(trace, names) for trace in (model_trace, guide_trace))
+        self.sampled = None
+        kls = self._guidance_kls(model_trace, guide_trace)
+        points = [n for n, s in counted_sites(guide_trace) if n in model_trace.nodes and is_point(s["fn"])]
+        done = list(dict.fromkeys([*guidance_sites(model_trace), *points]))
+        rest, rest_of_guide = (_without(trace, done) for trace in (model_trace, guide_trace))
         rest.compute_log_prob()
         rest_of_guide.compute_score_parts()
         for name, site in counted_sites(rest_of_guide):
             _check_gradient(name, site)
         loss, surrogate = super()._differentiable_loss_particle(rest, rest_of_guide)
-        self.sampled = None
-        kls: dict[str, Tensor] = {}
-        for name in names:
+        for name in done:
             site = model_trace.nodes[name]
-            if site["mask"] is not False:
-                kl = self._balanced_kl(name, guide_trace.nodes[name], site)
-                kls[name] = scale_and_mask(kl, mask=site["mask"])
-                charged = scale_and_mask(kls[name], site["scale"]).sum()
-                loss, surrogate = loss + charged.detach(), surrogate + charged
-        self.terms = _terms_of(model_trace, guide_trace, kls)
+            if site["mask"] is False:
+                continue
+            if name not in kls:  # a point, which no KL compares
+                kls[name] = guide_trace.nodes[name]["fn"].log_prob(site["value"]) - site["fn"].log_prob(site["value"])
+            charged = scale_and_mask(kls[name], site["scale"], site["mask"]).sum()
+            loss, surrogate = loss + charged.detach(), surrogate + charged
+        self._keep(model_trace, guide_trace, {n: weighted(kl, model_trace.nodes[n]) for n, kl in kls.items()})
         return torch.as_tensor(loss), surrogate
 
-    def _balanced_kl(self, name: str, guide_site: Any, model_site: Any) -> Tensor:
-        """KL(q || p) of a guidance site, its gradient balanced; nats, of the site's batch shape."""
-        q, p = guide_site["fn"], model_site["fn"]
-        if q is p:  # the guide follows the prior
-            return torch.zeros(p.batch_shape, device=model_site["value"].device)
-        _check_gradient(name, guide_site)
+    def _guidance_kls(self, model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:
+        """KL(q || p) of the charged guidance sites, by name; nats, of the site's batch shape."""
+        kls = {}
+        for name in guidance_sites(model_trace):
+            site, guide_site = model_trace.nodes[name], guide_trace.nodes.get(name)
+            if site["mask"] is False or guide_site is None:
+                continue
+            if guide_site["fn"] is site["fn"]:  # the guide follows the prior
+                kls[name] = torch.zeros(site["fn"].batch_shape, device=site["value"].device)
+            elif not is_point(guide_site["fn"]):
+                _check_gradient(name, guide_site)
+                kls[name] = self._kl(guide_site["fn"], site["fn"], site["value"])
+        return kls
+
+    def _kl(self, q: Any, p: Any, value: Tensor) -> Tensor:
+        try:
+            return kl_divergence(q, p)
+        except NotImplementedError:
+            self.sampled = type_of(q), type_of(p)
+            return q.log_prob(value) - p.log_prob(value)
+
+
+class BalancedELBO(MeanFieldELBO):
+    r"""The analytic bound with KL balancing (DreamerV2; Section 2.2 of the paper).
+
+    Value: that of :class:`MeanFieldELBO`. Gradient of each guidance KL: ``balance`` of it reaches the prior's
+    parameters and ``1 - balance`` the posterior's, which is the gradient of
+    :math:`b\,KL(sg(q)\|p) + (1-b)\,KL(q\|sg(p))`, computed with one KL instead of two.
+    Where a KL has no closed form, log q - log p at the guide's own draw stands in for it, balanced in the same way, and
+    ``sampled`` says so. All other sites (a user's latents, auxiliary draws) keep Pyro's gradient, and so does guidance
+    that a guide answers with a point.
+
+    Args:
+        balance: b in [0, 1]; the paper's 0.8.
+        **kwargs: as for ``pyro.infer.ELBO``.
+    """
+
+    def __init__(self, balance: float = 0.8, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.balance = balance
+        check_range(self, balance=FRACTION)
+
+    def _kl(self, q: Any, p: Any, value: Tensor) -> Tensor:
         try:
             return kl_divergence(scale_gradient(q, 1 - self.balance), scale_gradient(p, self.balance))
         except NotImplementedError:
             self.sampled = type_of(q), type_of(p)
-            return sampled_kl(q, p, model_site["value"], self.balance)
-
-
-def _is_balanced(name: str, model_trace: Trace, guide_trace: Trace) -> bool:
-    """False for guidance that the guide answers with a point: there is no KL to balance."""
-    q = guide_trace.nodes[name]["fn"]
-    return q is model_trace.nodes[name]["fn"] or not is_point(q)
+            return sampled_kl(q, p, value, self.balance)
 
 
 def _without(trace: Trace, names: list[str]) -> Trace:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import constraints, register_kl
 
@@ -201,7 +202,7 @@ def family_of(model: Any) -> Family:
     Raises:
         ConfigError: the prior leaves nothing to infer.
     """
-    family = getattr(getattr(model, "prior", None), "family", NORMAL)
+    family = getattr(getattr(poutine.unwrap(model), "prior", None), "family", NORMAL)
     if family is None:
         raise ConfigError("this prior is deterministic and leaves nothing to infer: use --guide prior")
     return family

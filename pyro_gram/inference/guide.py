@@ -13,14 +13,19 @@ from abc import abstractmethod
 from typing import Any
 
 import pyro.distributions as dist
+import torch
+from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.reparam_messenger import ReparamMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from pyro_gram.errors import ConfigError
 from pyro_gram.inference.deferred import answered
-from pyro_gram.inference.sites import announce, proposal, transition_of
+from pyro_gram.inference.sites import announce, plate_shape, proposal, transition_of
 
 RENAMED = re.compile(r"(?<![A-Za-z0-9_])eps_\d+")  # a guidance site under another name: "eps_0_decentered", "a/eps_0"
 
@@ -41,11 +46,12 @@ class EffectGuide(GuideMessenger, nn.Module):
             def posterior(self, u, code, prior):     # once a transition
                 return dist.Normal(u * 0 + code, 0.1).to_event(2)
 
-    Handlers around the model (conditions, masks) must be put there before the guide is built: Pyro's ELBOs take the
-    model from the guide, not from their ``model`` argument, when the guide is of this kind.
+    The guide runs the program that it was built for, so put handlers (``poutine.condition(model, ...)``,
+    ``NoGuidance()(model)``) around the model before the guide is built. Pyro's own losses ignore another ``model`` that
+    they are given with it, as with every ``GuideMessenger``; those of this library refuse it.
 
     Args:
-        model: the generative program; its signature must name ``x`` and ``y``.
+        model: the generative program, with or without handlers; its signature must name ``x`` and ``y``.
     """
 
     trace: Trace
@@ -54,7 +60,8 @@ class EffectGuide(GuideMessenger, nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
+        program = poutine.unwrap(model)
+        signature = inspect.signature(program.forward if isinstance(program, nn.Module) else program)
         missing = {"x", "y"} - set(signature.parameters)
         if missing:
             raise TypeError(f"the model must take x and y by name; {', '.join(sorted(missing))} missing in {signature}")
@@ -89,11 +96,7 @@ class EffectGuide(GuideMessenger, nn.Module):
         """
         arguments = self._signature.bind(*args, **kwargs).arguments
         if arguments.get("y") is None:
-            raise ValueError(
-                f"{type(self).__name__} infers from y, and has none: for answers p(y | x) leave the guide out, "
-                "Predictive(model, num_samples=N)(x); for trajectories that lead to a given y, "
-                "Predictive(model, guide=guide, num_samples=N)(x, y)"
-            )
+            raise ValueError(without_answer(self))
         announce("guide", self)
         self._code = self.encode(arguments.get("x"), arguments["y"])
         try:
@@ -116,12 +119,21 @@ class EffectGuide(GuideMessenger, nn.Module):
 
         They cannot be blocked: the scale, mask and plates around the guide belong to them too.
         """
-        observed = [n for n, s in self.trace.nodes.items() if s["type"] == "sample" and s["is_observed"]]
+        observed = [(n, s) for n, s in self.trace.nodes.items() if s["type"] == "sample" and s["is_observed"]]
         for handler in _PYRO_STACK:
             if isinstance(handler, TraceMessenger):
-                for name in observed:
-                    if name in handler.trace.nodes:
+                for name, site in observed:
+                    node = handler.trace.nodes.get(name)
+                    if node is not None and node["value"] is site["value"] and node["fn"] is site["fn"]:
                         handler.trace.remove_node(name)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        # Pyro shows a guide the prior without the plates around the program, in which its own draws already lie.
+        if not msg["is_observed"] and msg["type"] == "sample" and not site_is_subsample(msg):
+            around = torch.broadcast_shapes(plate_shape(), msg["fn"].batch_shape)
+            if around != msg["fn"].batch_shape:
+                msg["fn"] = msg["fn"].expand(around)
+        super()._pyro_sample(msg)
 
     def get_posterior(self, name: str, prior: dist.TorchDistribution) -> dist.TorchDistribution:
         """The posterior at guidance sites; the prior itself at every other (an unobserved ``y``, a user's own).
@@ -129,9 +141,10 @@ class EffectGuide(GuideMessenger, nn.Module):
         Override it to answer latents of your own, and call this one for the rest.
         """
         t = transition_of(name)
+        if RENAMED.search(name) if t is None else proposal(t) not in self.trace:
+            raise ValueError(_renamed(name))
         if t is None:
-            if RENAMED.search(name):
-                raise ValueError(_renamed(name))
+            _check_not_reparameterized(name)
             return prior
         return self.at_transition(t, self.trace.nodes[proposal(t)]["value"], self._code, prior)
 
@@ -162,9 +175,40 @@ class EffectGuide(GuideMessenger, nn.Module):
 
 def _renamed(name: str) -> str:
     return (
-        f"the site {name!r} stands for a guidance site that a handler has renamed (reparam, scope), and this "
-        "guide answers 'eps_t' alone: leave the handler away, or write a guide for its sites"
+        f"the site {name!r} stands for a guidance site that a handler has renamed (reparam, scope, equalize), and this "
+        "guide answers 'eps_t' beside 'u_t' alone: leave the handler away, or write a guide for its sites"
     )
+
+
+def _check_not_reparameterized(name: str) -> None:
+    """Raises ValueError for a site that ``poutine.reparam`` has put in the place of one the guide may answer."""
+    for handler in _PYRO_STACK:
+        if not isinstance(handler, ReparamMessenger):
+            continue
+        if callable(handler.config) or any(name.startswith(f"{site}_") for site in handler.config):
+            raise ValueError(
+                f"poutine.reparam has made the site {name!r}, and what the guide says of the site in whose place it is "
+                "would be lost: leave the handler away, or answer this name in get_posterior"
+            )
+
+
+def without_answer(guide: nn.Module) -> str:
+    """What to do where a guide is called without y."""
+    return (
+        f"{type(guide).__name__} was called without y: for answers p(y | x) leave the guide out, "
+        "Predictive(model, num_samples=N)(x); for trajectories that lead to a given y, "
+        "Predictive(model, guide=guide, num_samples=N)(x, y)"
+    )
+
+
+def check_model(model: Any, guide: Any) -> None:
+    """Raises ConfigError where an effect guide was built for another program than ``model``, which would be ignored."""
+    unwrapped = poutine.unwrap(guide)
+    if isinstance(unwrapped, EffectGuide) and model is not unwrapped.model:
+        raise ConfigError(
+            f"{type(unwrapped).__name__} runs the program that it was built for, and would ignore this one: put "
+            "handlers around the model first, then build the guide for what comes out"
+        )
 
 
 def why_no_guide(model: Any, guide: Any) -> str:

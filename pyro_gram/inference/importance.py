@@ -13,13 +13,14 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer.enum import get_importance_trace
+from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.guide import EffectGuide
+from pyro_gram.inference.guide import EffectGuide, check_model
 from pyro_gram.inference.sites import OBSERVED, transition_of
-from pyro_gram.inference.terms import counted_sites, log_prob_of, per_input, read_terms
+from pyro_gram.inference.terms import counted_sites, is_shared, log_prob_of, per_input, read_terms
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,10 @@ def guide_draws(
         max_traced: the most trajectories that are traced at once.
 
     Raises:
-        ConfigError: a latent that several inputs share, or that the guide does not answer.
+        ConfigError: a latent that several inputs share, or that the guide does not answer; a guide that was built for
+            another program.
     """
+    check_model(model, guide)
     at_once = max(1, max_traced // num_samples)
     devices = [y.device] if y.is_cuda else []
     chunk, rows = 0, []
@@ -97,7 +100,10 @@ def guide_draws(
             for start in range(0, num_samples, max_traced):
                 torch.manual_seed(seed + chunk)
                 chunk += 1
-                columns.append(_draw(model, guide, a, b, steps, min(max_traced, num_samples - start)))
+                model_trace, guide_trace, rms = _trace(model, guide, a, b, steps, min(max_traced, num_samples - start))
+                if len(y) > 1:
+                    _check_apart(model_trace, guide_trace)
+                columns.append(_draws(model_trace, guide_trace, rms))
             rows.append(_joined(columns, 0))
     if isinstance(guide, EffectGuide):
         guide.forget()
@@ -114,42 +120,51 @@ def _joined(parts: list[GuideDraws], dim: int) -> GuideDraws:
     )
 
 
-def _draw(model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps: int, num_samples: int) -> GuideDraws:
+def _trace(
+    model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps: int, num_samples: int
+) -> tuple[Trace, Trace, list[Tensor]]:
+    """The traces of ``num_samples`` whole trajectories of each pair, and the scale of the guidance by transition."""
     with GuidanceScale() as scale, pyro.plate("trajectories", num_samples, dim=-2):
         model_trace, guide_trace = get_importance_trace(
             "flat", math.inf, model, guide, (x, y), {"steps": steps, "truncated": False}
         )
+    return model_trace, guide_trace, scale.by_transition
+
+
+def _draws(model_trace: Trace, guide_trace: Trace, by_transition: list[Tensor]) -> GuideDraws:
     terms = read_terms(model_trace, guide_trace)
-    shape = (num_samples, len(y))
-    log_p, log_q = (_log_density(trace, shape) for trace in (model_trace, guide_trace))
-    likelihood = model_trace.nodes[OBSERVED]["fn"]
+    observed = model_trace.nodes[OBSERVED]
+    shape = terms.reconstruction.shape
+    log_p, log_q = (_log_density(trace, observed, shape) for trace in (model_trace, guide_trace))
     transitions = len(terms.kl)
     return GuideDraws(
         log_weight=log_p - log_q,
-        log_likelihood=(-terms.reconstruction).expand(shape).cpu(),
-        kl=terms.kl.expand(transitions, *shape).cpu(),
+        log_likelihood=(-terms.reconstruction).cpu(),
+        kl=terms.kl.cpu(),
         # A two-pass guide runs every transition twice, the replay of the model second; both carry the same draw.
-        guidance=torch.stack(scale.by_transition[-transitions:]).expand(transitions, *shape).cpu(),
-        tokens=likelihood.mode.expand(*shape, -1).cpu(),
+        guidance=torch.stack(by_transition[-transitions:]).expand(transitions, *shape).cpu(),
+        tokens=observed["fn"].mode.expand(*shape, -1).cpu(),
         h=terms.state.h.cpu(),
     )
 
 
-def _log_density(trace: Any, shape: tuple[int, int]) -> Tensor:
-    """The log density of all that counts in a trace, for each draw and input, ``[S, B]``, nats, on the CPU.
+def _check_apart(model_trace: Trace, guide_trace: Trace) -> None:
+    """Raises ConfigError where inputs share a site, so that none has a weight of its own."""
+    observed = model_trace.nodes[OBSERVED]
+    for trace in (model_trace, guide_trace):
+        for name, site in counted_sites(trace):
+            if is_shared(site, observed):
+                raise ConfigError(
+                    f"all inputs share the site {name!r}, so that none has a weight of its own: put it into the plate "
+                    "'data', or give one input at a time"
+                )
 
-    Raises:
-        ConfigError: a site that several inputs share, so that their weights are not each one's own.
-    """
+
+def _log_density(trace: Trace, observed: Any, shape: torch.Size) -> Tensor:
+    """The log density of all that counts in a trace, for each draw and input, ``[S, B]``, nats, on the CPU."""
     total = torch.zeros(shape, dtype=torch.double)  # of thousands of nats, whose differences matter
     for name, site in counted_sites(trace):
-        log_prob = log_prob_of(site)
-        if shape[1] > 1 and (log_prob.ndim == 0 or log_prob.shape[-1] == 1):
-            raise ConfigError(
-                f"all {shape[1]} inputs share the site {name!r}, so that none has a weight of its own: put it into the "
-                "plate 'data', or give one input at a time"
-            )
-        total = total + per_input(log_prob.cpu(), total.shape)
+        total = total + per_input(name, site, log_prob_of(site), observed, shape).cpu()
     return total
 
 

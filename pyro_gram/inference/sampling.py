@@ -105,6 +105,7 @@ class Decode(Messenger):
         super().__init__()
         self.values: dict[str, Tensor] = {}
         self.likelihood: Any = None
+        self.observed: Any = None
         self.observations: list[Any] = []
 
     @property
@@ -118,7 +119,7 @@ class Decode(Messenger):
                 raise UserError("a roll-out of the prior must not be given y")
             msg["value"] = msg["fn"].sample() if msg["infer"].get(DRAWN) else msg["fn"].mode
             msg["done"] = True
-            self.likelihood = msg["fn"]
+            self.likelihood, self.observed = msg["fn"], msg
         elif msg["name"] in (HALT, VALUE):
             msg["value"] = msg["fn"].mean
             msg["done"] = True
@@ -132,7 +133,10 @@ class Decode(Messenger):
     def log_prob(self, y: Tensor) -> Tensor:
         """log p(y | h_T), with the density of a user's own observed sites, nats, ``[N, B]``."""
         log_prob = self.likelihood.log_prob(y)
-        return log_prob + sum(per_input(log_prob_of(site), log_prob.shape) for site in self.observations)
+        shape = log_prob.shape
+        for site in self.observations:
+            log_prob = log_prob + per_input(site["name"], site, log_prob_of(site), self.observed, shape)
+        return log_prob
 
 
 def beside(model: nn.Module, tensor: Any) -> Any:

@@ -75,14 +75,8 @@ class Temper(Messenger):
         self.seen += 1
 
 
-class NoGuidance(Messenger):
-    """Condition every guidance site of a program on eps_t = 0, however many transitions it has: TRM is GRAM with it.
-
-    It is ``poutine.condition`` for sites that need not be counted beforehand::
-
-        deterministic = NoGuidance()(model)
-        Predictive(deterministic, num_samples=2, parallel=True)(x, steps=8)["y"]
-    """
+class FixedGuidance(Messenger):
+    """Condition every guidance site of a program, however many transitions it has: ``poutine.condition`` of all."""
 
     def value(self, prior: Any) -> torch.Tensor:
         """What a site is conditioned on, ``[..., L, D]``.
@@ -90,7 +84,7 @@ class NoGuidance(Messenger):
         Args:
             prior: p(eps_t | u_t).
         """
-        return torch.zeros_like(prior.sample())
+        raise NotImplementedError
 
     def _pyro_sample(self, msg: Any) -> None:
         if transition_of(msg["name"]) is not None:
@@ -98,7 +92,18 @@ class NoGuidance(Messenger):
             msg["is_observed"] = True
 
 
-class AtMean(NoGuidance):
+class NoGuidance(FixedGuidance):
+    """Condition every guidance site on eps_t = 0: TRM is GRAM with it::
+
+    deterministic = NoGuidance()(model)
+    Predictive(deterministic, num_samples=2, parallel=True)(x, steps=8)["y"]
+    """
+
+    def value(self, prior: Any) -> torch.Tensor:
+        return torch.zeros_like(prior.sample())  # a draw has the shape and the device
+
+
+class AtMean(FixedGuidance):
     """Condition every guidance site on its prior's mean. NotImplementedError for a prior that has none."""
 
     def value(self, prior: Any) -> torch.Tensor:

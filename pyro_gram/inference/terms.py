@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
@@ -19,6 +20,8 @@ from torch.distributions import kl_divergence
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.sites import HALTED, HEAD_LOSS, OBSERVED, STATE_H, STATE_L, transition_of
 from pyro_gram.networks.core import LatentState
+
+DATA = "data"  # the plate of the inputs (``sites.data_plates``)
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,9 @@ class StepTerms:
             closed form, the one-sample estimate log q - log p.
         state: the final latent state, for the next supervision step to start from.
         halted: bool ``[..., B]``: trajectories that the program would end here; None where it does not say.
-        others: what all other sites cost, nats per input, ``[..., B]``: KLs of further latents, -log p of further
-            observations, log q of the guide's auxiliary draws. A site that all inputs share is split evenly among them.
+        others: what a user's own sites cost, nats per input, ``[..., B]``: KLs of further latents, -log p of further
+            observations, log q of the guide's auxiliary draws.
+        shared: the part of ``others`` that is of sites outside the plate of the inputs: one cost, split evenly.
     """
 
     reconstruction: Tensor
@@ -40,6 +44,7 @@ class StepTerms:
     state: LatentState
     halted: Tensor | None
     others: Tensor
+    shared: Tensor
 
     @property
     def means(self) -> Tensor:
@@ -61,7 +66,7 @@ def counted_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
 
 def is_counted(site: Any) -> bool:
     """True for a sample site that counts in bounds and weights."""
-    if site["type"] != "sample" or site["mask"] is False or type(site["fn"]).__name__ == "_Subsample":
+    if site["type"] != "sample" or site["mask"] is False:
         return False
     return not (site["infer"].get("_deterministic") or site["infer"].get(HEAD_LOSS))
 
@@ -73,9 +78,21 @@ def guidance_sites(model_trace: Trace) -> list[str]:
 
 
 def log_prob_of(site: Any) -> Tensor:
-    """The log density at a site, masked and without ``poutine.scale``, nats, of the site's batch shape."""
+    """The log density at a site, nats, of the site's batch shape.
+
+    Masks count, and so do the weights of subsampled plates, which belong to the density. ``poutine.scale`` does not.
+    """
     log_prob = site["unscaled_log_prob"] if "unscaled_log_prob" in site else site["fn"].log_prob(site["value"])
-    return scale_and_mask(log_prob, mask=site["mask"])
+    return weighted(log_prob, site)
+
+
+def weighted(term: Tensor, site: Any) -> Tensor:
+    """A term of a site under its mask and the weights of its subsampled plates."""
+    weight = 1.0
+    for frame in site["cond_indep_stack"]:
+        if frame.vectorized and frame.full_size and frame.full_size != frame.size:
+            weight *= frame.full_size / frame.size
+    return scale_and_mask(term, weight, site["mask"])
 
 
 def read_terms(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | None = None) -> StepTerms:
@@ -90,27 +107,36 @@ def read_terms(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | 
     check_answered(model_trace, guide_trace)
     if OBSERVED not in model_trace.nodes:
         raise ConfigError(f"the model has no site {OBSERVED!r}: observe the answer there")
+    observed = model_trace.nodes[OBSERVED]
     with torch.no_grad():
-        reconstruction = -log_prob_of(model_trace.nodes[OBSERVED])
+        reconstruction = -log_prob_of(observed)
         charged: list[Tensor] = []
-        others = torch.zeros_like(reconstruction)
-        for name, site in counted_sites(model_trace):
-            if name == OBSERVED:
+        others, shared = torch.zeros_like(reconstruction), torch.zeros_like(reconstruction)
+        for name, site, cost in _costs(model_trace, guide_trace, kls or {}):
+            if transition_of(name) is not None and not site["is_observed"]:
+                charged.append(cost.detach().expand_as(reconstruction))
                 continue
-            if site["is_observed"]:
-                others = others - per_input(log_prob_of(site), others.shape)
-            elif transition_of(name) is not None:
-                kl = kls[name] if kls and name in kls else divergence(guide_trace.nodes[name], site)
-                charged.append(kl.detach().expand_as(reconstruction))
-            else:
-                others = others + per_input(divergence(guide_trace.nodes[name], site), others.shape)
-        for name, site in counted_sites(guide_trace):
-            if name not in model_trace.nodes:  # auxiliary draws of the guide
-                others = others + per_input(log_prob_of(site), others.shape)
+            each = per_input(name, site, cost, observed, reconstruction.shape)
+            others = others + each
+            if is_shared(site, observed):
+                shared = shared + each
         kl = torch.stack(charged) if charged else reconstruction[None][:0]
     state = LatentState(model_trace.nodes[STATE_H]["value"], model_trace.nodes[STATE_L]["value"])
     halted = model_trace.nodes[HALTED]["value"] if HALTED in model_trace.nodes else None
-    return StepTerms(reconstruction.detach(), kl, state.detach(), halted, others.detach())
+    return StepTerms(reconstruction.detach(), kl, state.detach(), halted, others.detach(), shared.detach())
+
+
+def _costs(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor]) -> Iterator[tuple[str, Any, Tensor]]:
+    """What every site but y adds to the loss: its name, the site, and nats of the site's batch shape."""
+    for name, site in counted_sites(model_trace):
+        if site["is_observed"]:
+            if name != OBSERVED:
+                yield name, site, -log_prob_of(site)
+        else:
+            yield name, site, kls[name] if name in kls else divergence(guide_trace.nodes[name], site)
+    for name, site in counted_sites(guide_trace):
+        if name not in model_trace.nodes:  # an auxiliary draw of the guide
+            yield name, site, log_prob_of(site)
 
 
 def check_answered(model_trace: Trace, guide_trace: Trace) -> None:
@@ -124,34 +150,61 @@ def check_answered(model_trace: Trace, guide_trace: Trace) -> None:
 
 
 def divergence(guide_site: Any, model_site: Any) -> Tensor:
-    """KL(q || p) of a site in closed form, or else log q - log p at the draw; nats, masked.
-
-    A Delta (Pyro's autoguides answer with them) has log q - log p: its density is that of an auxiliary draw.
-    """
+    """KL(q || p) of a site in closed form, or else log q - log p at the draw; nats, of the site's batch shape."""
     q, p = guide_site["fn"], model_site["fn"]
     if q is p:
         return torch.zeros(p.batch_shape, device=model_site["value"].device)
     try:
         if is_point(q):
             raise NotImplementedError
-        return scale_and_mask(kl_divergence(q, p), mask=model_site["mask"])
+        return weighted(kl_divergence(q, p), model_site)
     except NotImplementedError:
         return log_prob_of(guide_site) - log_prob_of(model_site)
 
 
 def is_point(distribution: Any) -> bool:
-    """True for a Delta, also within an Independent."""
-    return type(getattr(distribution, "base_dist", distribution)).__name__ == "Delta"
+    """True for a Delta, with which Pyro's autoguides answer.
+
+    Its log density stands for that of an auxiliary draw behind it. Pyro's closed-form KL of a Delta leaves it out.
+    """
+    return isinstance(getattr(distribution, "base_dist", distribution), Delta)
 
 
-def per_input(term: Tensor, shape: torch.Size) -> Tensor:
+def is_shared(site: Any, observed: Any) -> bool:
+    """True for a site outside the plate of the inputs, in which y lies: all inputs share it."""
+    return DATA in _plates(observed) and DATA not in _plates(site)
+
+
+def _plates(site: Any) -> dict[str, int]:
+    """The vectorized plates around a site, by name, with their dimensions."""
+    return {frame.name: frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+
+
+def per_input(name: str, site: Any, term: Tensor, observed: Any, shape: torch.Size) -> Tensor:
     """Distribute a site's term over the inputs so that its sum stays: ``[*batch] -> shape``.
 
     What lies in plates within an input is summed; what inputs share is split evenly among them.
+
+    Args:
+        name: of the site, for messages.
+        site, observed: the site and the site y, with the plates around them.
+        term: nats, of the site's batch shape.
+        shape: of y's log density, ``[..., B]``.
+
+    Raises:
+        ConfigError: the site has values for other inputs than y.
     """
-    surplus = max(0, term.ndim - len(shape))
-    term = term.flatten(0, surplus - 1).sum(0) if surplus else term
-    term = term.reshape((1,) * (len(shape) - term.ndim) + term.shape)
-    within = [d for d, size in enumerate(shape) if size == 1 and term.shape[d] > 1]
-    term = term.sum(within, keepdim=True) if within else term
+    around = _plates(observed)
+    common = {dim for plate, dim in _plates(site).items() if plate in around}
+    if not around:  # a program without plates says nothing: its dimensions are taken as they are
+        common = set(range(-len(shape), 0))
+    for dim in range(-term.ndim, 0):
+        if dim not in common:
+            term = term.sum(dim, keepdim=True)
+        elif term.shape[dim] not in (1, shape[dim]) and -dim <= len(shape):
+            raise ConfigError(
+                f"the site {name!r} has values for {term.shape[dim]} inputs where y has {shape[dim]}: inputs come in "
+                "pieces, so make what is observed there a part of x"
+            )
+    term = term.reshape((1,) * (len(shape) - term.ndim) + term.shape[max(0, term.ndim - len(shape)) :])
     return term.expand(shape) * (term.numel() / max(1, shape.numel()))

@@ -104,7 +104,7 @@ def test_copies_and_pickles_keep_the_guide_on_its_model(case):
 
 
 def test_a_missing_y_is_an_error_not_the_prior(case):
-    with pytest.raises(ValueError, match="infers from y"):
+    with pytest.raises(ValueError, match="was called without y"):
         case.assembly.guide(case.x, None)
 
 

@@ -13,9 +13,8 @@ from tests.inference.test_training import make_trainer
 
 def terms(halted, value=7.0):
     state = LatentState(torch.full((len(halted), 3, 4), value), torch.full((len(halted), 3, 4), -value))
-    return StepTerms(
-        torch.zeros(len(halted)), torch.zeros(0, len(halted)), state, torch.tensor(halted), torch.zeros(len(halted))
-    )
+    zeros = torch.zeros(len(halted))
+    return StepTerms(zeros, torch.zeros(0, len(halted)), state, torch.tensor(halted), zeros, zeros)
 
 
 class Start:
@@ -75,13 +74,10 @@ def test_a_model_that_never_halts_is_refused():
 
 
 def test_a_program_without_the_site_is_named():
+    zeros, state = torch.zeros(2), LatentState(torch.zeros(2), torch.zeros(2))
+    terms = StepTerms(zeros, torch.zeros(0, 2), state, None, zeros, zeros)
     with pytest.raises(ConfigError, match="site 'halted'"):
-        Places.new(None, torch.zeros(2, 1)).after(
-            StepTerms(
-                torch.zeros(2), torch.zeros(0, 2), LatentState(torch.zeros(2), torch.zeros(2)), None, torch.zeros(2)
-            ),
-            most=2,
-        )
+        Places.new(None, torch.zeros(2, 1)).after(terms, most=2)
 
 
 def test_what_a_checkpoint_keeps_comes_back():

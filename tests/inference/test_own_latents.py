@@ -6,6 +6,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.reparam import LocScaleReparam
 from torch import nn
 
 from guides.amortized import AmortizedGuide
@@ -14,11 +15,11 @@ from pyro_gram.build import build
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.beta import BetaConfig
 from pyro_gram.inference.bounds import bounds, terms
-from pyro_gram.inference.elbo import BalancedELBO, make_elbo
+from pyro_gram.inference.elbo import BalancedELBO, MeanFieldELBO, make_elbo
 from pyro_gram.inference.importance import guide_draws, log_evidence
 from pyro_gram.inference.optim import OptimConfig
 from pyro_gram.inference.sampling import rollout_log_prob
-from pyro_gram.inference.terms import per_input
+from pyro_gram.inference.temper import NoGuidance
 from pyro_gram.inference.train_config import TrainConfig
 from pyro_gram.inference.training import Trainer
 from tests.conftest import small_config, warm_
@@ -132,7 +133,15 @@ def test_terms_add_up_to_pyros_bound_whatever_the_elbo_is_called(name, observed,
 
 def test_reported_bounds_count_it():
     model, guide, x, y = pair()
-    found = bounds(model, guide, x, y, steps=2, trained=1)
+    found = bounds(model, guide, x, y, steps=2, trained=2)
+    torch.manual_seed(0)
+    terms(model, guide, x, y, steps=2, truncated=False)  # as bounds draws before it
+    state, steps = None, []
+    for _ in range(2):
+        steps.append(terms(model, guide, x, y, state))
+        state = steps[-1].state
+    by_hand = torch.stack([-s.reconstruction - s.kl.sum(0) - s.others for s in steps]).mean(0)
+    torch.testing.assert_close(found.surrogate, by_hand)
     torch.manual_seed(0)
     whole = terms(model, guide, x, y, steps=2, truncated=False)
     torch.testing.assert_close(found.full, whole.elbo)
@@ -156,7 +165,7 @@ def test_prior_monte_carlo_counts_a_users_own_observation():
 def test_the_balance_leaves_the_gradient_of_other_latents_to_pyro(validate):
     model, guide, x, y = pair(model={"truncated": False, "transitions": 1})
     gradients = {}
-    for elbo in (BalancedELBO(0.9), TraceMeanField_ELBO()):
+    for elbo in (BalancedELBO(0.9), MeanFieldELBO(), TraceMeanField_ELBO()):
         model.zero_grad()
         guide.zero_grad()
         torch.manual_seed(1)
@@ -164,28 +173,27 @@ def test_the_balance_leaves_the_gradient_of_other_latents_to_pyro(validate):
             elbo.loss_and_grads(model, guide, x, y)
         gradients[type(elbo).__name__] = guide.shift.grad.clone()
     torch.testing.assert_close(gradients["BalancedELBO"], gradients["TraceMeanField_ELBO"])
+    torch.testing.assert_close(gradients["MeanFieldELBO"], gradients["TraceMeanField_ELBO"])
     assert gradients["BalancedELBO"].abs() > 0.1
 
 
 @pytest.mark.parametrize("validate", [True, False])
-def test_a_discrete_latent_is_refused_where_it_would_get_no_gradient(validate):
+@pytest.mark.parametrize("name", ["balanced", "mean_field"])
+def test_a_discrete_latent_is_refused_where_it_would_get_no_gradient(name, validate):
     model, guide, x, y = pair(Drawing)
-    with (
-        pyro.validation_enabled(validate),
-        pytest.raises(NotImplementedError, match=r"no gradient.*trace|must be fully reparameterized"),
-    ):
-        BalancedELBO().loss_and_grads(model, guide, x, y)
+    with pyro.validation_enabled(validate), pytest.raises(NotImplementedError, match=r"'coin' from a Bernoulli"):
+        make_elbo(name).loss_and_grads(model, guide, x, y)
     make_elbo("trace").loss_and_grads(model, guide, x, y)
     assert torch.isfinite(guide.shift.grad)
 
 
 def test_a_discrete_latent_is_refused_before_training_and_bounds_know_it():
     model, guide, x, y = pair(Drawing)
-    trainer = Trainer(
-        model, guide, lambda number: (x, y), TrainConfig(supervision_steps=1), OptimConfig(warmup=1), BetaConfig()
-    )
-    with pytest.raises(ConfigError, match="draws 'coin' from a Bernoulli"):
-        trainer.rehearse()
+    for name in ("balanced", "mean_field"):
+        config = TrainConfig(supervision_steps=1, elbo=name)
+        trainer = Trainer(model, guide, lambda number: (x, y), config, OptimConfig(warmup=1), BetaConfig())
+        with pytest.raises(ConfigError, match="draws 'coin' from a Bernoulli"):
+            trainer.rehearse()
     assert torch.isfinite(bounds(model, guide, x, y, steps=2).full).all()
 
 
@@ -220,8 +228,9 @@ def test_a_latent_of_all_inputs_is_charged_once(name):
 
 def test_weights_of_inputs_that_share_a_latent_are_refused_and_those_of_one_input_are_not():
     model, guide, x, y = pair(Shared, SharedGuide)
-    with pytest.raises(ConfigError, match="all 5 inputs share the site 'all'"):
-        guide_draws(model, guide, x, y, steps=1, num_samples=3)
+    for most in (1, 256):  # whatever comes at once
+        with pytest.raises(ConfigError, match="all inputs share the site 'all'"):
+            guide_draws(model, guide, x, y, steps=1, num_samples=3, max_traced=most)
     found = guide_draws(model, guide, x[:1], y[:1], steps=1, num_samples=3, seed=2)
     torch.manual_seed(2)
     with torch.no_grad(), pyro.plate("trajectories", 3, dim=-2):
@@ -259,13 +268,153 @@ def test_a_latent_that_a_two_pass_guide_leaves_out_is_named():
             make_elbo(name).loss(model, two_pass, x, y)
 
 
-def test_terms_are_distributed_so_that_their_sum_stays():
-    term = torch.arange(6.0).view(2, 3)
-    torch.testing.assert_close(per_input(term, torch.Size([2, 3])), term)
-    torch.testing.assert_close(per_input(term, torch.Size([3])), term.sum(0))
-    torch.testing.assert_close(per_input(term[:1], torch.Size([1, 1])), term[:1].sum().view(1, 1))
-    torch.testing.assert_close(per_input(term[:, :1], torch.Size([2, 4])), term[:, :1].expand(2, 4) / 4)
-    torch.testing.assert_close(per_input(torch.tensor(8.0), torch.Size([4])), torch.full((4,), 2.0))
+class Planted(GRAM):
+    """With latents in plates that are not the inputs': of classes for all of them, of parts of each one."""
+
+    classes = 5
+
+    def forward(self, x, y=None, state=None, **settings):
+        with pyro.plate("classes", self.classes, dim=-1):
+            pyro.sample("w", dist.Normal(0.0, 1.0))
+        return super().forward(x, y, state, **settings)
+
+    def answer(self, state, e_x, y, infer=None):
+        with pyro.plate("parts", 6, subsample_size=2, dim=-3):
+            pyro.sample("part", dist.Normal(0.0, 1.0), obs=torch.ones(2, 1, 1))
+        return super().answer(state, e_x, y, infer)
+
+
+class PlantedGuide(AmortizedGuide):
+    def get_posterior(self, name, prior):
+        return dist.Normal(0.5, 0.2).expand(prior.batch_shape) if name == "w" else super().get_posterior(name, prior)
+
+
+@pytest.mark.parametrize("classes", [3, B])
+@pytest.mark.parametrize("name", ELBOS)
+def test_plates_of_the_users_own_are_summed_whatever_their_size(name, classes):
+    """Also one that is as long as the batch is no plate of inputs; a subsampled one keeps its weight."""
+    model, guide, x, y = pair(Planted, PlantedGuide, model={"truncated": False})
+    model.classes = classes
+    torch.manual_seed(1)
+    expected = float(TraceMeanField_ELBO().loss(model, guide, x, y))
+    elbo = make_elbo(name)
+    torch.manual_seed(1)
+    elbo.loss(model, guide, x, y)
+    assert elbo.terms.elbo.sum().item() == pytest.approx(-expected, rel=1e-5)
+    of_a_class = (0.2**2 + 0.5**2 - 1) / 2 - torch.tensor(0.2).log().item()
+    assert elbo.terms.shared.sum().item() == pytest.approx(classes * of_a_class, rel=1e-4)
+    of_parts = 6 * (0.5 + torch.tensor(2 * torch.pi).log().item() / 2)  # of each input
+    torch.testing.assert_close(elbo.terms.others - elbo.terms.shared, torch.full((B,), of_parts))
+    with pytest.raises(ConfigError, match="all inputs share the site 'w'"):
+        guide_draws(model, guide, x, y, steps=1, num_samples=2)
+
+
+def test_what_inputs_share_is_charged_once_however_many_pieces_they_come_in():
+    model, guide, x, y = pair(Shared, SharedGuide)
+    whole = bounds(model, guide, x, y, steps=1)
+    pieces = bounds(model, guide, x, y, steps=1, max_traced=2)
+    torch.testing.assert_close(whole.others.sum(), pieces.others.sum())
+    for found in (whole, pieces):
+        torch.testing.assert_close(found.full, -found.reconstruction - found.kl.sum(0) - found.others)
+    torch.manual_seed(0)
+    terms(model, guide, x, y, truncated=False)
+    once = terms(model, guide, x, y).elbo
+    torch.testing.assert_close(whole.surrogate, once)
+
+
+def test_observations_of_other_inputs_than_ys_are_refused():
+    """Inputs come in pieces, and what a model observes beside x does not."""
+    model, guide, x, y = pair()
+    model.seen = torch.linspace(-1, 1, B)
+    with pytest.raises(ConfigError, match="'measured' has values for 5 inputs where y has 1"):
+        bounds(model, guide, x, y, steps=1, max_traced=1)
+    with pytest.raises(ConfigError, match="'measured' has values for 5 inputs where y has 1"):
+        guide_draws(model, guide, x, y, steps=1, num_samples=2, max_traced=2)
+
+
+class Auxiliary(AmortizedGuide):
+    """Draws something of its own while it answers; for Pyro a latent of the model too, with the same density."""
+
+    def get_posterior(self, name, prior):
+        if name == "c":
+            a = pyro.sample("a", dist.Normal(torch.zeros(prior.batch_shape), 2.0), infer={"is_auxiliary": True})
+            return dist.Normal(a, 0.3)
+        return super().get_posterior(name, prior)
+
+
+def test_auxiliary_draws_of_an_effect_guide_cancel_as_in_pyro():
+    model, guide, x, y = pair(guide_class=Auxiliary)
+    torch.manual_seed(4)
+    with torch.no_grad(), pyro.plate("trajectories", 3, dim=-2):
+        guide(x, y, truncated=False)
+    p, q = guide.get_traces()
+    latents = ["eps_0", "eps_1", "c"]
+    expected = density(p, [*latents, "y"], (3, B)) - density(q, latents, (3, B))
+    found = guide_draws(model, guide, x, y, steps=1, num_samples=3, seed=4).log_weight
+    torch.testing.assert_close(found, expected)
+    torch.manual_seed(4)
+    settings = {"num_particles": 3, "vectorize_particles": True, "max_plate_nesting": 1}
+    theirs = Trace_ELBO(**settings).loss(model, guide, x, y, truncated=False)
+    assert found.sum().item() / 3 == pytest.approx(-theirs, rel=1e-5)
+
+
+def test_guidance_whose_draws_have_no_gradient_is_refused():
+    model, guide, x, y = pair(model={"transitions": 1})
+
+    class Rough(dist.Normal):
+        has_rsample = False
+
+    guide.posterior = lambda u, code, prior: Rough(u, 0.1).to_event(2)
+    with pyro.validation_enabled(False), pytest.raises(NotImplementedError, match="'eps_0' from a Rough"):
+        BalancedELBO().loss_and_grads(model, guide, x, y)
+
+
+def test_handlers_around_the_model_count_where_the_guide_is_built_for_them_and_are_refused_elsewhere():
+    model, plain, x, y = pair(model={"truncated": False})
+    fixed = poutine.condition(model, {"c": torch.full((B,), 0.4)})
+    guide = BiasedGuide(small_config().guide, model.spec, fixed, 16)
+    warm_(guide, 0.1)
+    for name in ELBOS:
+        elbo = make_elbo(name)
+        torch.manual_seed(1)
+        elbo.loss(fixed, guide, x, y)
+        torch.testing.assert_close(elbo.terms.others, -dist.Normal(0.0, 1.0).log_prob(torch.full((B,), 0.4)))
+        with pytest.raises(ConfigError, match="runs the program that it was built for"):
+            elbo.loss(fixed, plain, x, y)
+    with pytest.raises(ConfigError, match="runs the program that it was built for"):
+        guide_draws(NoGuidance()(model), plain, x, y, steps=1, num_samples=2)
+    without = BiasedGuide(small_config().guide, model.spec, NoGuidance()(model), 16)
+    assert terms(without.model, without, x, y).kl.shape == (0, B)
+
+
+def test_reparameterized_latents_that_the_guide_answers_are_refused():
+    model, _, x, y = pair()
+
+    class Handled(nn.Module):
+        prior = model.prior
+
+        def forward(self, x, y=None):
+            with poutine.reparam(config={"c": LocScaleReparam(0.0)}):
+                return model(x, y)
+
+    handled = Handled()
+    guide = BiasedGuide(small_config().guide, model.spec, handled, 16)
+    with pytest.raises(ValueError, match="reparam has made the site 'c_decentered'"):
+        Trace_ELBO().loss(handled, guide, x, y)
+
+
+def test_a_sites_name_in_the_program_around_is_its_own():
+    """Only what the guide itself has observed is hidden from traces around it."""
+    _, guide, x, y = pair()
+
+    def outer():
+        with poutine.block():
+            guide(x, y)
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(1.0))
+        with poutine.block(hide=["y"]):
+            guide(x, y)
+
+    assert poutine.trace(outer).get_trace().nodes["y"]["is_observed"]
 
 
 @pytest.mark.parametrize("vectorize", [False, True])

@@ -21,8 +21,9 @@ from pyro.infer import (
 )
 from pyro.infer.importance import vectorized_importance_weights
 from pyro.infer.reparam import LocScaleReparam
+from pyro.poutine.messenger import Messenger
 
-from pyro_gram.inference.elbo import BalancedELBO
+from pyro_gram.inference.elbo import BalancedELBO, MeanFieldELBO
 from pyro_gram.inference.temper import AtMean, NoGuidance
 from tests.conftest import case_of, small_config
 
@@ -136,7 +137,7 @@ def test_renamed_guidance_is_refused(case, handler, inside):
         guide = type(guide)(small_config().guide, model.spec, Handled(), 16)
         with pytest.raises(ValueError, match=r"eps_\d.* renamed"):
             Trace_ELBO().loss(guide.model, guide, case.x, case.y)
-    elif handler is RENAMES["reparam"]:
+    else:
         with handler, pytest.raises(ValueError, match=r"eps_0.* renamed"):
             Trace_ELBO().loss(model, guide, case.x, case.y)
 
@@ -192,12 +193,15 @@ def loss_and_gradients(elbo, model, guide, arguments, validate):
 
 def check_equal(model, guide, arguments, validate):
     guide(*arguments)  # its parameters are made at the first call
-    theirs = loss_and_gradients(TraceMeanField_ELBO(num_particles=2), model, guide, arguments, validate)
-    ours = loss_and_gradients(BalancedELBO(0.8, num_particles=2), model, guide, arguments, validate)
-    assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
-    assert ours[1].keys() == theirs[1].keys()
-    for name, gradient in theirs[1].items():
-        torch.testing.assert_close(ours[1][name], gradient, msg=name)
+    # Where Pyro's guides answer with points, its mean-field bound leaves out their log density: Trace_ELBO does not.
+    pyros = TraceMeanField_ELBO if isinstance(guide, Messenger) else Trace_ELBO
+    theirs = loss_and_gradients(pyros(num_particles=2), model, guide, arguments, validate)
+    for elbo in (BalancedELBO(0.8, num_particles=2), MeanFieldELBO(num_particles=2)):
+        ours = loss_and_gradients(elbo, model, guide, arguments, validate)
+        assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
+        assert ours[1].keys() == theirs[1].keys()
+        for name, gradient in theirs[1].items():
+            torch.testing.assert_close(ours[1][name], gradient, msg=name)
 
 
 @pytest.mark.parametrize("validate", [True, False])
@@ -206,7 +210,7 @@ def test_the_balanced_bound_equals_pyros_on_every_autoguide(make, validate):
     check_equal(program, make(program), (torch.tensor([0.3, -1.0, 2.0]),), validate)
 
 
-@pytest.mark.parametrize("name", ["normal", "diagonal", "low rank", "delta"])
+@pytest.mark.parametrize("name", ["normal", "diagonal", "low rank", "delta", "structured", "gaussian"])
 def test_the_balanced_bound_of_gram_under_an_autoguide_is_pyros(case, name):
     """Guidance that an autoguide answers is a point with an auxiliary draw behind it."""
     model = case.assembly.model
@@ -235,7 +239,7 @@ def test_no_guidance_conditions_every_transition(case, steps):
     guidance = [site for name, site in trace.nodes.items() if name.startswith("eps_")]
     assert len(guidance) == 2 * steps
     assert all(site["is_observed"] and (site["value"] == 0).all() for site in guidance)
-    assert all(torch.equal(trace.nodes["h"]["value"], trace.nodes[f"u_{2 * steps - 1}"]["value"]) for _ in [0])
+    assert torch.equal(trace.nodes["h"]["value"], trace.nodes[f"u_{2 * steps - 1}"]["value"])
     drawn = Predictive(NoGuidance()(model), num_samples=4, parallel=True)(case.x, steps=steps)
     assert (drawn["eps_0"] == 0).all()
     zeros = {f"eps_{t}": torch.zeros(5, 4, 16) for t in range(2 * steps)}
