@@ -78,9 +78,10 @@ def solved_table() -> str:
         if name in fresh:
             lines.append(_fresh_row(fresh[name]))
         if name in lookup:
-            lines.append(_lookup_row(lookup[name]["input"]))
-        elif seeds:
-            lines += [_lookup_row(lookup[BY_ORBIT[name]]["orbit"])] if name in BY_ORBIT else []
+            lines.append(_lookup_row("a lookup in the answers of training, no network", lookup[name]["input"]))
+        elif name in BY_ORBIT:
+            problem = BY_ORBIT[name]
+            lines.append(_lookup_row(f"a lookup, `{problem}` split by orbit", lookup[problem]["orbit"]))
     return "\n".join(lines)
 
 
@@ -104,15 +105,12 @@ def _fresh_row(study: dict[str, Any]) -> str:
     return f"| the same weights, inputs nobody had measured | {which} | {seeds} | {cells(metrics)} | | |"
 
 
-def _lookup_row(split: dict[str, Any]) -> str:
+def _lookup_row(label: str, split: dict[str, Any]) -> str:
     metrics, inputs = split["images"], split["test"]
     copies = f"{split['symmetric_copies']:,} of {inputs:,} with an image in training"
     accuracy = share([metrics["sample_accuracy"]], inputs)
     coverage = f"{metrics['coverage']:.3f} ({split['coverage_limit']:.3f})"
-    return (
-        f"| a lookup in the answers of training, no network | {copies} | "
-        f"| {accuracy} | {accuracy} | | {coverage} | none | |"
-    )
+    return f"| {label} | {copies} | | {accuracy} | {accuracy} | | {coverage} | none | |"
 
 
 def orbit_line() -> str:

@@ -88,6 +88,9 @@ def test_the_lookup_stands_under_the_queens_of_the_papers_split():
         row = next(row for row in after if row[0].startswith("a lookup"))
         assert row[1].startswith(copies)
         assert row[3].startswith(f"{lookup[problem]['input']['images']['sample_accuracy']:.3f} (")
+        (row,) = [row for row in rows if row[0] == f"a lookup, `{problem}` split by orbit"]
+        assert row[1].startswith(f"0 of {lookup[problem]['orbit']['test']:,} with")
+        assert row[3].startswith("0.000 (0.000 to 0.00")
 
 
 @pytest.mark.parametrize(("count", "counted"), [(0, ""), (1, "(1 seed)"), (3, "(3 seeds)")])
