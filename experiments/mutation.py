@@ -1,0 +1,259 @@
+"""Would the tests notice? One small change at a time to the code that computes probabilities: a mutation score.
+
+    pip install -e '.[test,mutation]'
+    python experiments/mutation.py --out experiments/mutation.json             # goes on where it was stopped
+    python experiments/mutation.py --module models/gram.py --again             # survivors once more, after new tests
+    python experiments/mutation.py --sample 40 --seed 1                        # of each file a random sample
+
+The changes are those of ``experiments/mutants.py``. Each is tried in a process of its own, forked from one that has
+imported everything but the project, on the tests that run the changed lines: the nearest and quickest first, until one
+fails or ``--seconds`` of tests have passed. A survivor then meets all tests of the files that hold such tests, since a
+fixture that several tests share counts for the first of them only. A test that takes ten times its usual time, and a
+process that dies, count as failures. Tests that start another process (the command line) do not see the change and are
+left out, as are slow ones.
+
+A survivor may be explained in ``experiments/mutation_explained.txt``: a line ``KEY  ## reason``, KEY as printed.
+The score counts what a test kills, and nothing else; what is explained is counted beside it. With ``--sample``, the
+interval is Wilson's for the share of all mutants of a file; without, all of them were tried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import json
+import math
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from experiments.mutants import Module, Mutant
+from experiments.mutation_trial import QUIET, ROOT, WORK, Functions, Trial, covered, outcome, start, targets
+
+SEPARATOR = "  ## "  # between a survivor and its reason
+EXPLAINED = ROOT / "experiments" / "mutation_explained.txt"
+TESTS = (
+    *("tests/models", "tests/guides", "tests/inference", "tests/tasks/test_uniform.py"),
+    *(f"tests/diagnostics/test_{name}.py" for name in ("metrics", "calibration", "evidence")),
+)
+BROAD = ("tests/guides/test_contract.py",)  # two thousand programs through the same lines: left out, for their time
+
+
+class Choice:
+    """Which tests a mutant meets, in which order."""
+
+    def __init__(self, tests: dict[str, Any], seconds: float) -> None:
+        self.tests, self.seconds = tests, seconds
+
+    def first(self, mutant: Mutant) -> list[str]:
+        lines = set(range(mutant.lines[0], mutant.lines[1] + 1))
+        run = [
+            name
+            for name, entry in self.tests.items()
+            if mutant.file in entry["lines"] and (mutant.imported or lines & set(entry["lines"][mutant.file]))
+        ]
+        return self._fitting(run, mutant)
+
+    def all_of_files(self, mutant: Mutant, first: list[str]) -> list[str]:
+        files = {t.partition("::")[0] for t in first}
+        return self._fitting([t for t in self.tests if t.partition("::")[0] in files and t not in set(first)], mutant)
+
+    def _fitting(self, names: list[str], mutant: Mutant) -> list[str]:
+        stem = Path(mutant.file).stem
+        parts = Path(mutant.file).parts
+
+        def cost(name: str) -> float:
+            file = name.partition("::")[0]
+            near = f"test_{stem}.py" in file or parts[-2] in file
+            return self.tests[name]["seconds"] * (0.2 if near else 1.0)
+
+        fitting: list[str] = []
+        total = 0.0
+        for name in sorted(names, key=cost):
+            total += self.tests[name]["seconds"]
+            if fitting and total > self.seconds:
+                break
+            fitting.append(name)
+        return fitting
+
+    def time_of(self, names: list[str]) -> float:
+        return sum(self.tests[n]["seconds"] for n in names)
+
+
+# ---- all of them -------------------------------------------------------------------------------------------------
+
+
+class Results:
+    """The result of each mutant, a line each, so that a run goes on where it was stopped."""
+
+    def __init__(self) -> None:
+        self.path = WORK / "results.jsonl"
+        self.by_key: dict[str, dict[str, Any]] = {}
+        for line in self.path.read_text().splitlines() if self.path.exists() else ():
+            entry = json.loads(line)
+            self.by_key[entry["key"]] = entry
+
+    def add(self, mutant: Mutant, found: dict[str, Any]) -> None:
+        entry = {"key": mutant.key, "file": mutant.file, "operator": mutant.operator, **found}
+        self.by_key[mutant.key] = entry
+        with self.path.open("a") as stream:
+            stream.write(json.dumps(entry) + "\n")
+
+
+def sampled(module: Module, sample: int, seed: int) -> list[Any]:
+    """Changes in a random order that a larger sample only makes longer."""
+    changes = list(module.changes)
+    random.Random(f"{seed}:{module.file}").shuffle(changes)
+    return changes[:sample] if sample else changes
+
+
+def run(files: list[str], settings: Any) -> dict[str, list[str]]:
+    """Try what has no result yet. Returns the keys of each file's sample."""
+    (WORK / "covered").mkdir(parents=True, exist_ok=True)
+    names = [n for t in settings.tests or TESTS for n in ([t] if t.endswith(".py") else _tests_under(t))]
+    if pytest.main([*names, *QUIET[1:], "-q", "--collect-only"], plugins=[]):  # imports all, once for all children
+        raise SystemExit("the tests cannot be collected")
+    for package in ("models", "guides", "pyro_gram"):  # what is imported late, too
+        for path in sorted((ROOT / package).rglob("[!_]*.py")):
+            importlib.import_module(path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."))
+    torch.set_num_threads(1)
+    tests = covered(names, settings.workers)
+    choice, results, functions = Choice(tests, settings.seconds), Results(), Functions()
+    gc.freeze()
+    explained = explanations()
+    keys: dict[str, list[str]] = {}
+    running: list[Trial] = []
+
+    def settle(room: int) -> None:
+        while len(running) >= room and running:
+            for trial in list(running):
+                found = outcome(trial)
+                if found is None:
+                    continue
+                running.remove(trial)
+                more = choice.all_of_files(trial.mutant, trial.tests)
+                if not found["killed"] and not trial.second and more:
+                    running.append(start(trial.mutant, functions, more, choice.time_of(more), second=True))
+                    continue
+                results.add(trial.mutant, found)
+                if not found["killed"]:
+                    print(f"SURVIVED {trial.mutant.key}", flush=True)
+            time.sleep(0.02)
+
+    for file in files:
+        module, seen = Module(ROOT, file), set()
+        for change in sampled(module, settings.sample, settings.seed):
+            mutant = module.mutant(change)
+            if mutant is None or mutant.key in seen:
+                continue
+            seen.add(mutant.key)
+            known = results.by_key.get(mutant.key)
+            if known and (known["killed"] or mutant.key in explained or not settings.again):
+                continue
+            settle(settings.workers)
+            first = choice.first(mutant)
+            if first:
+                running.append(start(mutant, functions, first, choice.time_of(first)))
+            else:
+                results.add(mutant, {"killed": False, "by": "", "tests": 0})
+                print(f"SURVIVED (no test runs it) {mutant.key}", flush=True)
+        keys[file] = sorted(seen)
+        done = [results.by_key[k] for k in seen if k in results.by_key]
+        print(f"{file}: {sum(e['killed'] for e in done)} of {len(done)} so far", flush=True)
+    settle(1)
+    return keys
+
+
+def _tests_under(folder: str) -> list[str]:
+    names = (p.relative_to(ROOT).as_posix() for p in (ROOT / folder).glob("test_*.py"))
+    return [n for n in names if n not in BROAD]
+
+
+# ---- the summary -------------------------------------------------------------------------------------------------
+
+
+def explanations() -> dict[str, str]:
+    lines = EXPLAINED.read_text().splitlines() if EXPLAINED.exists() else []
+    return dict(line.split(SEPARATOR, 1) for line in lines if SEPARATOR in line)
+
+
+def wilson(share: float, n: float, z: float = 1.96) -> list[float]:
+    """The 95 % interval of a share of n."""
+    if n <= 0:
+        return [0.0, 1.0]
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return [round(max(0.0, middle - half), 4), round(min(1.0, middle + half), 4)]
+
+
+def summary(keys: dict[str, list[str]], settings: Any) -> dict[str, Any]:
+    """Scores by file and over all, where a file counts by its number of changes, not by how many were tried."""
+    results, explained = Results().by_key, explanations()
+    files: dict[str, Any] = {}
+    survivors: list[dict[str, str]] = []
+    for file, names in keys.items():
+        tried = [results[k] for k in names if k in results]
+        if not tried:
+            continue
+        alive = [entry["key"] for entry in tried if not entry["killed"]]
+        killed = len(tried) - len(alive)
+        files[file] = {
+            "changes": len(Module(ROOT, file).changes),
+            "tried": len(tried),
+            "killed": killed,
+            "explained": sum(k in explained for k in alive),
+            "score": round(killed / len(tried), 4),
+            "interval": wilson(killed / len(tried), len(tried)),
+        }
+        survivors += [{"mutant": k, "why": explained.get(k, "")} for k in alive]
+    total = sum(f["changes"] for f in files.values())
+    score = sum(f["changes"] * f["score"] for f in files.values()) / total
+    variance = sum((f["changes"] / total) ** 2 * f["score"] * (1 - f["score"]) / f["tried"] for f in files.values())
+    counts = {name: sum(f[name] for f in files.values()) for name in ("changes", "tried", "killed", "explained")}
+    equivalent = score * (1 - score) / variance if variance else counts["tried"]  # the size of a simple sample
+    return {
+        "sample": settings.sample or "all",
+        "seed": settings.seed,
+        "total": {**counts, "score": round(score, 4), "interval": wilson(score, equivalent)},
+        "files": files,
+        "survivors": survivors,
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    for file, entry in (*found["files"].items(), ("all", found["total"])):
+        low, high = entry["interval"]
+        print(
+            f"{file:45} {entry['killed']:4} of {entry['tried']:4} killed, {entry['explained']:3} explained, "
+            f"score {entry['score']:.3f} [{low:.3f}, {high:.3f}]"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--module", action="append", help="files; default: all of them")
+    parser.add_argument("--tests", action="append", help="files or folders of tests; default: all that are near")
+    parser.add_argument("--sample", type=int, default=0, help="mutants a file, at random; 0 for all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=25.0, help="of tests a mutant meets, at their usual speed")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--again", action="store_true", help="try earlier survivors again")
+    parser.add_argument("--out", type=Path, help="write the summary here (JSON)")
+    settings = parser.parse_args()
+    files = settings.module or targets()
+    unknown = [f for f in files if not (ROOT / f).is_file()]
+    if unknown:
+        raise SystemExit(f"no such file: {', '.join(unknown)}; give paths from the root, as in models/gram.py")
+    found = summary(run(files, settings), settings)
+    show(found)
+    if settings.out:
+        settings.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
