@@ -51,19 +51,26 @@ class Choice:
         self.tests, self.seconds = tests, seconds
 
     def first(self, mutant: Mutant) -> list[str]:
+        """Tests that run the changed lines, as many as the time allows."""
+        return self._fitting(self._running(mutant), mutant, self.seconds)
+
+    def second(self, mutant: Mutant, first: list[str]) -> list[str]:
+        """The others that run them, and then all else of their files, in three times that time."""
+        running = self._running(mutant)
+        rest = self._fitting([t for t in running if t not in first], mutant, 2 * self.seconds)
+        files = {t.partition("::")[0] for t in running}
+        beside = [t for t in self.tests if t.partition("::")[0] in files and t not in {*running}]
+        return rest + self._fitting(beside, mutant, self.seconds)
+
+    def _running(self, mutant: Mutant) -> list[str]:
         lines = set(range(mutant.lines[0], mutant.lines[1] + 1))
-        run = [
+        return [
             name
             for name, entry in self.tests.items()
             if mutant.file in entry["lines"] and (mutant.imported or lines & set(entry["lines"][mutant.file]))
         ]
-        return self._fitting(run, mutant)
 
-    def all_of_files(self, mutant: Mutant, first: list[str]) -> list[str]:
-        files = {t.partition("::")[0] for t in first}
-        return self._fitting([t for t in self.tests if t.partition("::")[0] in files and t not in set(first)], mutant)
-
-    def _fitting(self, names: list[str], mutant: Mutant) -> list[str]:
+    def _fitting(self, names: list[str], mutant: Mutant, seconds: float) -> list[str]:
         stem = Path(mutant.file).stem
         parts = Path(mutant.file).parts
 
@@ -76,7 +83,7 @@ class Choice:
         total = 0.0
         for name in sorted(names, key=cost):
             total += self.tests[name]["seconds"]
-            if fitting and total > self.seconds:
+            if fitting and total > seconds:
                 break
             fitting.append(name)
         return fitting
@@ -136,7 +143,7 @@ def run(files: list[str], settings: Any) -> dict[str, list[str]]:
                 if found is None:
                     continue
                 running.remove(trial)
-                more = choice.all_of_files(trial.mutant, trial.tests)
+                more = choice.second(trial.mutant, trial.tests)
                 if not found["killed"] and not trial.second and more:
                     running.append(start(trial.mutant, functions, more, choice.time_of(more), second=True))
                     continue
