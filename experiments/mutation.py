@@ -63,12 +63,15 @@ class Choice:
         return rest + self._fitting(beside, mutant, self.seconds)
 
     def _running(self, mutant: Mutant) -> list[str]:
-        lines = set(range(mutant.lines[0], mutant.lines[1] + 1))
-        return [
-            name
-            for name, entry in self.tests.items()
-            if mutant.file in entry["lines"] and (mutant.imported or lines & set(entry["lines"][mutant.file]))
-        ]
+        changed = set(range(mutant.lines[0], mutant.lines[1] + 1))
+
+        def runs(entry: dict[str, Any]) -> bool:
+            if mutant.file not in entry["lines"]:
+                return False
+            lines = entry["lines"][mutant.file]
+            return mutant.imported or lines is None or bool(changed & lines)
+
+        return [name for name, entry in self.tests.items() if runs(entry)]
 
     def _fitting(self, names: list[str], mutant: Mutant, seconds: float) -> list[str]:
         stem = Path(mutant.file).stem

@@ -91,14 +91,18 @@ def record(test_file: str) -> None:
         for test, seconds in recorder.seconds.items()
         if test not in recorder.failed
     }
-    _map_file(test_file).write_text(json.dumps(found))
+    sources = {file: _digest(ROOT / file) for entry in lines.values() for file in entry}
+    _map_file(test_file).write_text(json.dumps({"tests": found, "sources": sources}))
 
 
 def _map_file(test_file: str) -> Path:
-    """Named by the contents of the test file and of the code."""
-    paths = (ROOT / test_file, ROOT / "tests/conftest.py", *(ROOT / t for t in targets()))
-    digest = hashlib.sha256(b"".join(p.read_bytes() for p in paths)).hexdigest()[:16]
-    return WORK / "covered" / f"{test_file.replace('/', '.')}.{digest}.json"
+    """Named by what the test file holds."""
+    name = f"{test_file.replace('/', '.')}.{_digest(ROOT / test_file, ROOT / 'tests/conftest.py')}.json"
+    return WORK / "covered" / name
+
+
+def _digest(*paths: Path) -> str:
+    return hashlib.sha256(b"".join(p.read_bytes() if p.exists() else b"" for p in paths)).hexdigest()[:16]
 
 
 def covered(names: list[str], workers: int) -> dict[str, Any]:
@@ -114,7 +118,14 @@ def covered(names: list[str], workers: int) -> dict[str, Any]:
         name = running.pop(pid, "")
         if name and not _map_file(name).exists():
             raise SystemExit(f"{name} could not be run: see {WORK / 'covered.log'}")
-    return {test: entry for n in names for test, entry in json.loads(_map_file(n).read_text()).items()}
+    tests: dict[str, Any] = {}
+    for read in (json.loads(_map_file(n).read_text()) for n in names):
+        changed = {file for file, digest in read["sources"].items() if _digest(ROOT / file) != digest}
+        for test, entry in read["tests"].items():
+            # Which lines of a file a test ran is not known any more where the file has changed: take all.
+            lines = {file: None if file in changed else set(run) for file, run in entry["lines"].items()}
+            tests[test] = {**entry, "lines": lines}
+    return tests
 
 
 # ---- one mutant --------------------------------------------------------------------------------------------------

@@ -162,6 +162,7 @@ def test_the_program_is_its_equations_from_where_it_is_told_to_start(case):
             l = model.core.f_L(l + (h + e_x))
         u = model.core.f_H(h + l)
         torch.testing.assert_close(trace.nodes[f"u_{t}"]["value"], u)
+        assert trace.nodes[f"u_{t}"]["fn"].event_dim == 2
         loc, scale = model.prior.head(u)
         normal = torch.distributions.Normal(loc, scale)
         eps = trace.nodes[f"eps_{t}"]

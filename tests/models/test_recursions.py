@@ -194,3 +194,9 @@ def test_a_stack_has_the_layers_of_its_config():
     assert model.stack(7, prefix=2)(torch.randn(1, 7, 16)).shape == (1, 7, 16)
     with pytest.raises(ConfigError, match="layers must be at least 1"):
         small(model_name="direct", model={"layers": 0})
+
+
+@pytest.mark.parametrize("name", ["gram", "direct", "vae", "trm", "mdlm"])
+def test_every_parameter_of_a_program_is_a_site_that_svi_sees(name):
+    _, model, trace = traced(name)
+    assert set(trace.param_nodes) == {f"model.{n}" for n, _ in model.named_parameters()}
