@@ -32,7 +32,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_gram.checks import check_choice
-from pyro_gram.inference.sites import DRAWN, HALT, HALTED
+from pyro_gram.inference.sites import DRAWN, HALT, HALTED, HEAD_LOSS, head_loss
 from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
 from pyro_gram.networks.layers import make_stack
 from pyro_gram.registry import MODELS
@@ -99,7 +99,10 @@ class _Halting(GRAM):
         right = (self.likelihood(state.h).base_dist.logits.argmax(-1) == y).all(-1)
         with poutine.scale(scale=WEIGHT * self.spec.output_length):
             pyro.sample(
-                HALT, dist.Bernoulli(logits=logits[..., 0]), obs=right.to(logits.dtype).expand(logits.shape[:-1])
+                HALT,
+                dist.Bernoulli(logits=logits[..., 0]),
+                obs=right.to(logits.dtype).expand(logits.shape[:-1]),
+                infer={HEAD_LOSS: True},
             )
             self.learn_to_go_on(logits, state, e_x)
         threshold = logits[..., 1] if self.outputs > 1 else torch.zeros_like(logits[..., 0])
@@ -130,7 +133,7 @@ class HRM(_Halting):
             following = self.reason(e_x, state.detach(), truncated=True)
             target = self.halting(following.h[..., 0, :]).amax(-1).sigmoid()
         loss = F.binary_cross_entropy_with_logits(logits[..., 1], target, reduction="none")
-        pyro.factor("go_on", -loss)
+        head_loss("go_on", loss)
 
 
 @dataclass(frozen=True)

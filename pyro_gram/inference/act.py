@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pyro_gram.distributed import World
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.elbo import StepTerms
 from pyro_gram.inference.sites import data_plates
+from pyro_gram.inference.terms import StepTerms
 from pyro_gram.networks.core import LatentState
 
 EXPLORING = 0.1  # the share of trajectories that must make a random number of steps, of at least 2

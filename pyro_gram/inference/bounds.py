@@ -12,10 +12,11 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_gram.inference.elbo import BalancedELBO, StepTerms
+from pyro_gram.inference.elbo import BalancedELBO
 from pyro_gram.inference.importance import MAX_TRACED, split_pairs
 from pyro_gram.inference.sampling import MAX_TRAJECTORIES, rollout_log_prob
 from pyro_gram.inference.sites import DRAWN, OBSERVED
+from pyro_gram.inference.terms import StepTerms
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.poutine.reparam_messenger import ReparamMessenger
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.distributions import Distribution, constraints, kl_divergence, register_kl
 
@@ -102,5 +104,7 @@ def prior_at(prior: Any, u: Tensor, charged: bool) -> Any:
         charged: is the KL of this transition part of the bound?
     """
     if charged or not _answered.get() or not getattr(prior, "deferrable", False):
+        return prior(u)
+    if any(isinstance(handler, ReparamMessenger) for handler in _PYRO_STACK):  # takes the prior apart
         return prior(u)
     return Deferred(prior, u)

@@ -6,7 +6,6 @@ Everything is in nats. Losses are sums over the batch times whatever ``poutine.s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
@@ -14,6 +13,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -22,63 +22,15 @@ from torch.distributions import kl_divergence
 from pyro_gram.checks import FRACTION, check_choice, check_range
 from pyro_gram.inference.families import type_of
 from pyro_gram.inference.guide import EffectGuide
-from pyro_gram.inference.sites import HALTED, OBSERVED, STATE_H, STATE_L, transition_of
-from pyro_gram.networks.core import LatentState
-
-
-@dataclass(frozen=True)
-class StepTerms:
-    """What one pass under the guide left behind, detached.
-
-    Attributes:
-        reconstruction: -log p(y | h_T), nats per input, ``[..., B]``.
-        kl: KL(q || p) of each charged transition, nats per input, ``[T, ..., B]``, without beta; where a KL has no
-            closed form, the one-sample estimate log q - log p.
-        state: the final latent state, for the next supervision step to start from.
-        halted: bool ``[..., B]``: trajectories that the program would end here; None where it does not say.
-    """
-
-    reconstruction: Tensor
-    kl: Tensor
-    state: LatentState
-    halted: Tensor | None = None
-
-    @property
-    def means(self) -> Tensor:
-        """The means of reconstruction and KL, nats per input, ``[2]``."""
-        return torch.stack((self.reconstruction.mean(), self.kl.sum(0).mean()))
-
-    @property
-    def elbo(self) -> Tensor:
-        """The bound per input at beta = 1, nats, ``[..., B]``."""
-        return -self.reconstruction - self.kl.sum(0)
-
-
-def read_terms(model_trace: Trace, guide_trace: Trace) -> StepTerms:
-    """The terms of a pair of traces. The bound of Eq. 13, or of Eq. 14 where the program was truncated."""
-    with torch.no_grad():
-        kls = []
-        for name, site in model_trace.nodes.items():
-            if site["type"] == "sample" and transition_of(name) is not None and site["mask"] is not False:
-                q = guide_trace.nodes[name]["fn"]
-                kls.append(_kl(q, site["fn"], site["value"]))
-        observed = model_trace.nodes[OBSERVED]
-        reconstruction = -observed["fn"].log_prob(observed["value"])
-        kl = torch.stack([k.expand_as(reconstruction) for k in kls]) if kls else reconstruction[None][:0]
-    return StepTerms(reconstruction, kl, *_carried(model_trace))
-
-
-def _carried(model_trace: Trace) -> tuple[LatentState, Tensor | None]:
-    """The final state, and which trajectories have halted, where the program says so; detached."""
-    state = LatentState(model_trace.nodes[STATE_H]["value"], model_trace.nodes[STATE_L]["value"])
-    return state.detach(), model_trace.nodes[HALTED]["value"] if HALTED in model_trace.nodes else None
-
-
-def _kl(q: Any, p: Any, value: Tensor) -> Tensor:
-    try:
-        return kl_divergence(q, p)
-    except NotImplementedError:
-        return q.log_prob(value) - p.log_prob(value)
+from pyro_gram.inference.sites import OBSERVED, STATE_H, STATE_L
+from pyro_gram.inference.terms import (
+    StepTerms,
+    check_answered,
+    counted_sites,
+    guidance_sites,
+    is_point,
+    read_terms,
+)
 
 
 class _KeepTerms:
@@ -88,11 +40,23 @@ class _KeepTerms:
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)  # type: ignore[misc]
-        self.terms = read_terms(model_trace, guide_trace)
-        unwrapped = poutine.unwrap(guide)
-        if isinstance(unwrapped, EffectGuide):
-            unwrapped.forget()
+        self.terms = _terms_of(model_trace, guide_trace)
+        _forget(guide)
         return model_trace, guide_trace
+
+
+def _terms_of(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | None = None) -> StepTerms | None:
+    """The terms of a program of this library; None of another Pyro program, which has not its sites."""
+    if not {OBSERVED, STATE_H, STATE_L} <= model_trace.nodes.keys():
+        return None
+    return read_terms(model_trace, guide_trace, kls)
+
+
+def _forget(guide: Any) -> None:
+    """Let an effect guide drop its trace."""
+    unwrapped = poutine.unwrap(guide)
+    if isinstance(unwrapped, EffectGuide):
+        unwrapped.forget()
 
 
 class TraceELBO(_KeepTerms, Trace_ELBO):
@@ -103,14 +67,15 @@ class MeanFieldELBO(_KeepTerms, TraceMeanField_ELBO):
     """Pyro's ``TraceMeanField_ELBO``: closed-form KLs where there are any."""
 
 
-class BalancedELBO(_KeepTerms, TraceMeanField_ELBO):
+class BalancedELBO(TraceMeanField_ELBO):
     r"""The analytic bound with KL balancing (DreamerV2; Section 2.2 of the paper).
 
     Value: that of ``TraceMeanField_ELBO``. Gradient of each guidance KL: ``balance`` of it reaches the prior's
     parameters and ``1 - balance`` the posterior's, which is the gradient of
     :math:`b\,KL(sg(q)\|p) + (1-b)\,KL(q\|sg(p))`, computed with one KL instead of two.
     Where a KL has no closed form, log q - log p at the guide's own draw stands in for it, balanced in the same way, and
-    ``sampled`` says so.
+    ``sampled`` says so. All other sites (a user's latents, auxiliary draws of an autoguide) have Pyro's own value and
+    gradient, and so has guidance that a guide answers with a point.
 
     Args:
         balance: b in [0, 1]; the paper's 0.8.
@@ -118,7 +83,12 @@ class BalancedELBO(_KeepTerms, TraceMeanField_ELBO):
 
     Attributes:
         sampled: posterior and prior of a KL of the last pass that had no closed form; None for none.
+
+    Raises:
+        NotImplementedError: a latent whose draws in the guide have no gradient (use ``trace``).
     """
+
+    terms: StepTerms | None = None
 
     def __init__(self, balance: float = 0.8, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -128,46 +98,71 @@ class BalancedELBO(_KeepTerms, TraceMeanField_ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         unwrapped = poutine.unwrap(guide)
-        if not isinstance(unwrapped, Messenger):
-            return super()._get_trace(model, guide, args, kwargs)
-        guide(*args, **kwargs)
-        # The log-densities of draws, which get_importance_trace would compute, are not needed where KLs are analytic.
-        model_trace, guide_trace = unwrapped.get_traces()
-        if isinstance(unwrapped, EffectGuide):
-            unwrapped.forget()
-        return model_trace, guide_trace
+        if is_validation_enabled() or not isinstance(unwrapped, Messenger):
+            traces = super()._get_trace(model, guide, args, kwargs)
+        else:
+            # Pyro's way computes the log densities of all draws, which are not needed where KLs are analytic.
+            guide(*args, **kwargs)
+            traces = unwrapped.get_traces()
+        _forget(guide)
+        return traces
 
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
+        check_answered(model_trace, guide_trace)
+        names = [name for name in guidance_sites(model_trace) if _is_balanced(name, model_trace, guide_trace)]
+        rest, rest_of_guide = (_without(trace, names) for trace in (model_trace, guide_trace))
+        rest.compute_log_prob()
+        rest_of_guide.compute_score_parts()
+        for name, site in counted_sites(rest_of_guide):
+            _check_gradient(name, site)
+        loss, surrogate = super()._differentiable_loss_particle(rest, rest_of_guide)
         self.sampled = None
-        loss: Tensor | float = 0.0
-        kls: list[Tensor] = []
-        reconstruction: Tensor | None = None
-        for name, site in model_trace.nodes.items():
-            if site["type"] != "sample" or site["mask"] is False or site["infer"].get("_deterministic"):
-                continue
-            if site["is_observed"]:
-                log_p = site["fn"].log_prob(site["value"])
-                loss = loss - scale_and_mask(log_p, site["scale"], site["mask"]).sum()
-                if name == OBSERVED:
-                    reconstruction = -log_p.detach()
-                continue
-            q, p = guide_trace.nodes[name]["fn"], site["fn"]
-            if q is p:  # a user's own latent, or guidance from where on the guide follows the prior
-                if transition_of(name) is not None:
-                    kls.append(torch.zeros(p.batch_shape, device=site["value"].device))
-                continue
-            try:
-                kl = kl_divergence(scale_gradient(q, 1 - self.balance), scale_gradient(p, self.balance))
-            except NotImplementedError:
-                self.sampled = type_of(q), type_of(p)
-                kl = sampled_kl(q, p, site["value"], self.balance)
-            loss = loss + scale_and_mask(kl, site["scale"], site["mask"]).sum()
-            kls.append(kl.detach())
-        assert reconstruction is not None, f"the model has no observed site {OBSERVED!r}"
-        kl_terms = torch.stack(torch.broadcast_tensors(*kls)) if kls else reconstruction[None][:0]
-        self.terms = StepTerms(reconstruction, kl_terms, *_carried(model_trace))
-        assert isinstance(loss, Tensor)
-        return loss.detach(), loss
+        kls: dict[str, Tensor] = {}
+        for name in names:
+            site = model_trace.nodes[name]
+            if site["mask"] is not False:
+                kl = self._balanced_kl(name, guide_trace.nodes[name], site)
+                kls[name] = scale_and_mask(kl, mask=site["mask"])
+                charged = scale_and_mask(kls[name], site["scale"]).sum()
+                loss, surrogate = loss + charged.detach(), surrogate + charged
+        self.terms = _terms_of(model_trace, guide_trace, kls)
+        return torch.as_tensor(loss), surrogate
+
+    def _balanced_kl(self, name: str, guide_site: Any, model_site: Any) -> Tensor:
+        """KL(q || p) of a guidance site, its gradient balanced; nats, of the site's batch shape."""
+        q, p = guide_site["fn"], model_site["fn"]
+        if q is p:  # the guide follows the prior
+            return torch.zeros(p.batch_shape, device=model_site["value"].device)
+        _check_gradient(name, guide_site)
+        try:
+            return kl_divergence(scale_gradient(q, 1 - self.balance), scale_gradient(p, self.balance))
+        except NotImplementedError:
+            self.sampled = type_of(q), type_of(p)
+            return sampled_kl(q, p, model_site["value"], self.balance)
+
+
+def _is_balanced(name: str, model_trace: Trace, guide_trace: Trace) -> bool:
+    """False for guidance that the guide answers with a point: there is no KL to balance."""
+    q = guide_trace.nodes[name]["fn"]
+    return q is model_trace.nodes[name]["fn"] or not is_point(q)
+
+
+def _without(trace: Trace, names: list[str]) -> Trace:
+    """The sample sites of a trace but for ``names`` and deterministic ones; the sites are shared, not copied."""
+    rest = Trace()
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and name not in names and not site["infer"].get("_deterministic"):
+            rest.nodes[name] = site
+    return rest
+
+
+def _check_gradient(name: str, guide_site: Any) -> None:
+    """Raises NotImplementedError where a guide's draw has no gradient, and its parameters would not be trained."""
+    if not guide_site["fn"].has_rsample:
+        raise NotImplementedError(
+            f"the guide draws {name!r} from a {type_of(guide_site['fn'])}, whose draws have no gradient: train with "
+            "Trace_ELBO (--train.elbo trace), or give it a reparameterized distribution"
+        )
 
 
 def sampled_kl(q: Any, p: Any, value: Tensor, balance: float) -> Tensor:

@@ -8,16 +8,21 @@ computes every transition twice.
 from __future__ import annotations
 
 import inspect
+import re
 from abc import abstractmethod
 from typing import Any
 
 import pyro.distributions as dist
 from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
 from pyro_gram.inference.deferred import answered
 from pyro_gram.inference.sites import announce, proposal, transition_of
+
+RENAMED = re.compile(r"(?<![A-Za-z0-9_])eps_\d+")  # a guidance site under another name: "eps_0_decentered", "a/eps_0"
 
 
 class EffectGuide(GuideMessenger, nn.Module):
@@ -74,24 +79,59 @@ class EffectGuide(GuideMessenger, nn.Module):
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Run the model under this guide; returns the value of each site.
 
+        Handlers around the guide that record traces (``poutine.trace``, and with it ``Importance``,
+        ``WeighedPredictive``, ``Predictive``) see what they see of any guide: its draws, and no observed site.
+
         Raises:
-            ValueError: y is missing. A guide that then became the prior would hide the mistake.
+            ValueError: y is missing, or the program's guidance sites have been renamed. A guide that then became the
+                prior would hide the mistake.
+            NotImplementedError: one of Pyro's JIT losses.
         """
         arguments = self._signature.bind(*args, **kwargs).arguments
         if arguments.get("y") is None:
-            raise ValueError(f"{type(self).__name__} infers from y: call it with y, or sample from the model itself")
+            raise ValueError(
+                f"{type(self).__name__} infers from y, and has none: for answers p(y | x) leave the guide out, "
+                "Predictive(model, num_samples=N)(x); for trajectories that lead to a given y, "
+                "Predictive(model, guide=guide, num_samples=N)(x, y)"
+            )
         announce("guide", self)
         self._code = self.encode(arguments.get("x"), arguments["y"])
         try:
             with answered():
-                return super().__call__(*args, **kwargs)
+                values = super().__call__(*args, **kwargs)
         finally:
             self._code = None
+        self._check_guidance()
+        self._hide_observed()
+        return values
+
+    def _check_guidance(self) -> None:
+        """Raises ValueError where a handler has made a guidance site deterministic, as ``poutine.reparam`` does."""
+        for name, site in self.trace.nodes.items():
+            if transition_of(name) is not None and site["infer"].get("_deterministic"):
+                raise ValueError(_renamed(name))
+
+    def _hide_observed(self) -> None:
+        """Take the observed sites out of the traces of handlers around this guide: a guide's density has none.
+
+        They cannot be blocked: the scale, mask and plates around the guide belong to them too.
+        """
+        observed = [n for n, s in self.trace.nodes.items() if s["type"] == "sample" and s["is_observed"]]
+        for handler in _PYRO_STACK:
+            if isinstance(handler, TraceMessenger):
+                for name in observed:
+                    if name in handler.trace.nodes:
+                        handler.trace.remove_node(name)
 
     def get_posterior(self, name: str, prior: dist.TorchDistribution) -> dist.TorchDistribution:
-        """The posterior at guidance sites; the prior itself at every other (an unobserved ``y``, a user's own)."""
+        """The posterior at guidance sites; the prior itself at every other (an unobserved ``y``, a user's own).
+
+        Override it to answer latents of your own, and call this one for the rest.
+        """
         t = transition_of(name)
         if t is None:
+            if RENAMED.search(name):
+                raise ValueError(_renamed(name))
             return prior
         return self.at_transition(t, self.trace.nodes[proposal(t)]["value"], self._code, prior)
 
@@ -110,6 +150,13 @@ class EffectGuide(GuideMessenger, nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__setstate__(self, state)
         self.trace = Trace()
+
+
+def _renamed(name: str) -> str:
+    return (
+        f"the site {name!r} stands for a guidance site that a handler has renamed (reparam, scope), and this "
+        "guide answers 'eps_t' alone: leave the handler away, or write a guide for its sites"
+    )
 
 
 def why_no_guide(model: Any, guide: Any) -> str:

@@ -1,7 +1,7 @@
 """Importance weights of the guide's trajectories, per input and at beta = 1.
 
-Pyro's own helpers (``Importance``, ``psis_diagnostic``, ``WeighedPredictive``) assume that the guide's trace holds
-latent sites only; an effect guide's pass holds the observed site too, and their weights are silently wrong.
+Pyro's own helpers (``Importance``, ``vectorized_importance_weights``, ``WeighedPredictive``) give the weight of a whole
+batch, these that of each input. Both take every sample site of model and guide into account.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from pyro.infer.enum import get_importance_trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_gram.inference.elbo import read_terms
+from pyro_gram.errors import ConfigError
 from pyro_gram.inference.guide import EffectGuide
 from pyro_gram.inference.sites import OBSERVED, transition_of
+from pyro_gram.inference.terms import counted_sites, log_prob_of, per_input, read_terms
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,9 @@ def guide_draws(
         x: inputs, ``[B, *event]``; None for p(x).
         y: answers, int64 ``[B, L_out]``.
         max_traced: the most trajectories that are traced at once.
+
+    Raises:
+        ConfigError: a latent that several inputs share, or that the guide does not answer.
     """
     at_once = max(1, max_traced // num_samples)
     devices = [y.device] if y.is_cuda else []
@@ -117,8 +121,7 @@ def _draw(model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps
         )
     terms = read_terms(model_trace, guide_trace)
     shape = (num_samples, len(y))
-    log_q = _sum_log_prob(guide_trace, shape, lambda name: transition_of(name) is not None)
-    log_p = _sum_log_prob(model_trace, shape, lambda name: transition_of(name) is not None or name == OBSERVED)
+    log_p, log_q = (_log_density(trace, shape) for trace in (model_trace, guide_trace))
     likelihood = model_trace.nodes[OBSERVED]["fn"]
     transitions = len(terms.kl)
     return GuideDraws(
@@ -132,11 +135,21 @@ def _draw(model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps
     )
 
 
-def _sum_log_prob(trace: Any, shape: tuple[int, int], wanted: Any) -> Tensor:
+def _log_density(trace: Any, shape: tuple[int, int]) -> Tensor:
+    """The log density of all that counts in a trace, for each draw and input, ``[S, B]``, nats, on the CPU.
+
+    Raises:
+        ConfigError: a site that several inputs share, so that their weights are not each one's own.
+    """
     total = torch.zeros(shape, dtype=torch.double)  # of thousands of nats, whose differences matter
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample" and wanted(name):
-            total = total + site["unscaled_log_prob"].cpu()
+    for name, site in counted_sites(trace):
+        log_prob = log_prob_of(site)
+        if shape[1] > 1 and (log_prob.ndim == 0 or log_prob.shape[-1] == 1):
+            raise ConfigError(
+                f"all {shape[1]} inputs share the site {name!r}, so that none has a weight of its own: put it into the "
+                "plate 'data', or give one input at a time"
+            )
+        total = total + per_input(log_prob.cpu(), total.shape)
     return total
 
 

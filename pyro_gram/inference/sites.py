@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import ExitStack
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.ops.jit import CompiledFunction
 from pyro.poutine.runtime import am_i_wrapped, effectful, get_plates
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -17,6 +19,7 @@ STATE_H, STATE_L = "h", "l"
 HALT, VALUE = "halt", "value"
 HALTED = "halted"  # deterministic, bool: trajectories that a program with halting of its own would end here (HRM, TRM)
 DRAWN = "drawn"  # of the infer dict of y: the answer at a trajectory's end is a draw, not the most probable one
+HEAD_LOSS = "head_loss"  # of an infer dict: the site trains a head, or only the optimizer sees it; no bound counts it
 WHERE = "verdict"  # the attribute of a program that holds its heads
 VALUE_SCALE = 0.5**0.5  # of the Normal whose negative log density is the squared error, up to a constant
 
@@ -80,6 +83,17 @@ def judge(heads: nn.Module | None, state_h: Tensor, e_x: Tensor, likelihood: dis
     pyro.sample(VALUE, dist.Normal(value.sigmoid(), VALUE_SCALE))
 
 
+def head_loss(name: str, loss: Tensor) -> None:
+    """Add a loss to what the optimizer sees that no reported bound counts.
+
+    Args:
+        name: of the site.
+        loss: ``[..., B]``, inside the plates of the data.
+    """
+    unit = dist.Unit(-loss)
+    pyro.sample(name, unit, obs=unit.sample(), infer={"is_auxiliary": True, HEAD_LOSS: True})
+
+
 def announce(name: str, module: nn.Module) -> None:
     """Make the parameters of ``module`` visible to SVI, as ``pyro.module`` does, but without the global store.
 
@@ -88,8 +102,22 @@ def announce(name: str, module: nn.Module) -> None:
     """
     if not am_i_wrapped():
         return
+    _check_not_compiled()
     for key, value in module.named_parameters():
         _param(f"{name}.{key}", value)
+
+
+def _check_not_compiled() -> None:
+    """Raises NotImplementedError within ``pyro.ops.jit``, which looks parameters up in the global store by name."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is CompiledFunction.__call__.__code__:
+            raise NotImplementedError(
+                "Pyro's JIT losses (JitTrace_ELBO and the like) need parameters in the global parameter store, where "
+                "this library puts none: use Trace_ELBO or TraceMeanField_ELBO, and compile the core (train.compile, "
+                "model.core.compile()) for speed"
+            )
+        frame = frame.f_back
 
 
 @effectful(type="param")

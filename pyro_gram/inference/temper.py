@@ -75,13 +75,34 @@ class Temper(Messenger):
         self.seen += 1
 
 
-class AtMean(Messenger):
-    """The deterministic model: every guidance at its prior's mean. NotImplementedError for a prior that has none."""
+class NoGuidance(Messenger):
+    """Condition every guidance site of a program on eps_t = 0, however many transitions it has: TRM is GRAM with it.
+
+    It is ``poutine.condition`` for sites that need not be counted beforehand::
+
+        deterministic = NoGuidance()(model)
+        Predictive(deterministic, num_samples=2, parallel=True)(x, steps=8)["y"]
+    """
+
+    def value(self, prior: Any) -> torch.Tensor:
+        """What a site is conditioned on, ``[..., L, D]``.
+
+        Args:
+            prior: p(eps_t | u_t).
+        """
+        return torch.zeros_like(prior.sample())
 
     def _pyro_sample(self, msg: Any) -> None:
         if transition_of(msg["name"]) is not None:
-            msg["value"] = msg["fn"].mean
-            msg["done"] = True
+            msg["value"] = self.value(msg["fn"])
+            msg["is_observed"] = True
+
+
+class AtMean(NoGuidance):
+    """Condition every guidance site on its prior's mean. NotImplementedError for a prior that has none."""
+
+    def value(self, prior: Any) -> torch.Tensor:
+        return prior.mean
 
 
 def widened(distribution: Any, scale: float) -> Any:

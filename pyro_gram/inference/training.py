@@ -23,13 +23,14 @@ from pyro_gram.distributed import ALONE, World
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.act import Places
 from pyro_gram.inference.beta import BetaConfig, BetaController
-from pyro_gram.inference.elbo import StepTerms, make_elbo
+from pyro_gram.inference.elbo import make_elbo
 from pyro_gram.inference.guard import DivergedError, Guard, Update
 from pyro_gram.inference.guide import PriorGuide
 from pyro_gram.inference.on_policy import draw_targets, prior_end
 from pyro_gram.inference.optim import OptimConfig, TorchOptim
 from pyro_gram.inference.pause import Inside, random_state, set_random_state
 from pyro_gram.inference.speed import check_speed, compilation_told, products_in, speed_up
+from pyro_gram.inference.terms import StepTerms
 from pyro_gram.inference.train_config import TrainConfig
 from pyro_gram.networks.core import LatentState
 
@@ -129,8 +130,12 @@ class Trainer:
         x, y = None if x is None else x[:2].to(self.device), y[:2].to(self.device)
         with torch.random.fork_rng(devices=[y.device] if y.is_cuda else []), pyro.validation_enabled(False):
             self.elbo.loss(self.model, self.guide, x, y)
+            if self.elbo.terms is None:
+                raise ConfigError(
+                    f"the program {type(self.model).__name__} has no sites 'y', 'h' and 'l': observe the answer at "
+                    "'y', and call pyro_gram.inference.sites.carry in it"
+                )
             if self.config.act:
-                assert self.elbo.terms is not None
                 Places.new(x, y).after(self.elbo.terms, self.config.supervision_steps)
         return getattr(self.elbo, "sampled", None)
 

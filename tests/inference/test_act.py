@@ -6,7 +6,7 @@ import torch
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference import act
 from pyro_gram.inference.act import Places
-from pyro_gram.inference.elbo import StepTerms
+from pyro_gram.inference.terms import StepTerms
 from pyro_gram.networks.core import LatentState
 from tests.conftest import case_of, small
 from tests.inference.test_training import make_trainer
@@ -14,7 +14,9 @@ from tests.inference.test_training import make_trainer
 
 def terms(halted, value=7.0):
     state = LatentState(torch.full((len(halted), 3, 4), value), torch.full((len(halted), 3, 4), -value))
-    return StepTerms(torch.zeros(len(halted)), torch.zeros(0, len(halted)), state, torch.tensor(halted))
+    return StepTerms(
+        torch.zeros(len(halted)), torch.zeros(0, len(halted)), state, torch.tensor(halted), torch.zeros(len(halted))
+    )
 
 
 class Start:
@@ -76,7 +78,10 @@ def test_a_model_that_never_halts_is_refused():
 def test_a_program_without_the_site_is_named():
     with pytest.raises(ConfigError, match="site 'halted'"):
         Places.new(None, torch.zeros(2, 1)).after(
-            StepTerms(torch.zeros(2), torch.zeros(0, 2), LatentState(torch.zeros(2), torch.zeros(2))), most=2
+            StepTerms(
+                torch.zeros(2), torch.zeros(0, 2), LatentState(torch.zeros(2), torch.zeros(2)), None, torch.zeros(2)
+            ),
+            most=2,
         )
 
 

@@ -269,15 +269,3 @@ def test_unknown_elbo_and_bad_balance_are_named():
         make_elbo("iwae")
     with pytest.raises(ConfigError, match="balance"):
         BalancedELBO(1.5)
-
-
-def test_pyros_importance_helpers_disagree_with_the_true_weights():
-    """Why importance.py exists: the observed site sits in both traces of an effect guide."""
-    case = case_of()
-    model, guide = case.assembly.model, case.assembly.guide
-    pyro.set_rng_seed(0)
-    guide_trace = poutine.trace(guide).get_trace(case.x, case.y)
-    assert "y" in guide_trace.nodes
-    weights = guide_draws(model, guide, case.x, case.y, steps=1, num_samples=3).log_weight
-    assert weights.shape == (3, 5)
-    assert torch.isfinite(weights).all()

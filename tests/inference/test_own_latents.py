@@ -1,0 +1,234 @@
+"""A user's own sites: every bound and every weight counts them as Pyro does."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from torch import nn
+
+from guides.amortized import AmortizedGuide
+from models.gram import GRAM
+from pyro_gram.build import build
+from pyro_gram.errors import ConfigError
+from pyro_gram.inference.bounds import bounds, terms
+from pyro_gram.inference.elbo import BalancedELBO, make_elbo
+from pyro_gram.inference.importance import guide_draws, log_evidence
+from pyro_gram.inference.terms import per_input
+from tests.conftest import small_config, warm_
+
+B = 5
+ELBOS = ["balanced", "mean_field", "trace"]
+
+
+class Biased(GRAM):
+    """GRAM whose answers share a latent bias: a site of the user's own, drawn for each input."""
+
+    seen: torch.Tensor | None = None
+
+    def answer(self, state, e_x, y, infer=None):
+        c = pyro.sample("c", dist.Normal(torch.zeros(e_x.shape[:-2]), 1.0))
+        if self.seen is not None:
+            pyro.sample("measured", dist.Normal(c, 0.5), obs=self.seen)
+        return super().answer(type(state)(state.h + c[..., None, None], state.l), e_x, y, infer)
+
+
+class BiasedGuide(AmortizedGuide):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.shift = nn.Parameter(torch.tensor(0.7))
+
+    def get_posterior(self, name, prior):
+        if name == "c":
+            return dist.Normal(self.shift.expand(prior.batch_shape), 0.3)
+        return super().get_posterior(name, prior)
+
+
+class Drawing(Biased):
+    """With a discrete latent."""
+
+    def answer(self, state, e_x, y, infer=None):
+        pyro.sample("coin", dist.Bernoulli(torch.full(e_x.shape[:-2], 0.5)))
+        return super().answer(state, e_x, y, infer)
+
+
+class Shared(GRAM):
+    """With one latent for all inputs together, outside of their plate."""
+
+    def forward(self, x, y=None, state=None, **settings):
+        pyro.sample("all", dist.Normal(0.0, 1.0))
+        return super().forward(x, y, state, **settings)
+
+
+class SharedGuide(AmortizedGuide):
+    def get_posterior(self, name, prior):
+        return dist.Normal(0.5, 0.2) if name == "all" else super().get_posterior(name, prior)
+
+
+def pair(model_class=Biased, guide_class=BiasedGuide, **changes):
+    config = small_config(**changes)
+    assembly = build(config)
+    model = model_class(config.model, assembly.task.spec, assembly.model.prior)
+    guide = guide_class(config.guide, assembly.task.spec, model, 16)
+    for module in (model, guide):
+        warm_(module, 0.1)
+    puzzles = assembly.task.split("train").subset(B)
+    y = puzzles.sample_targets(torch.arange(B), torch.Generator().manual_seed(0))
+    return model, guide, puzzles.inputs, y
+
+
+def density(trace, names, shape):
+    """By hand: the log density of some sites, summed."""
+    return sum(trace.nodes[n]["fn"].log_prob(trace.nodes[n]["value"]).expand(shape).double() for n in names)
+
+
+def test_weights_count_a_latent_of_the_users_own():
+    model, guide, x, y = pair()
+    torch.manual_seed(4)
+    with torch.no_grad(), pyro.plate("trajectories", 3, dim=-2):
+        guide(x, y, truncated=False)
+    p, q = guide.get_traces()
+    latents = ["eps_0", "eps_1", "c"]
+    expected = density(p, [*latents, "y"], (3, B)) - density(q, latents, (3, B))
+    found = guide_draws(model, guide, x, y, steps=1, num_samples=3, seed=4).log_weight
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_importance_bound_equals_renyis():
+    model, guide, x, y = pair()
+    renyi = RenyiELBO(alpha=0.0, num_particles=6, vectorize_particles=True, max_plate_nesting=1)
+    torch.manual_seed(9)
+    with torch.no_grad():
+        loss = renyi.loss(model, guide, x, y, truncated=False)
+    found = guide_draws(model, guide, x, y, steps=1, num_samples=6, seed=9).log_weight
+    assert log_evidence(found).sum().item() == pytest.approx(-loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize("observed", [False, True])
+@pytest.mark.parametrize("name", ELBOS)
+def test_terms_add_up_to_pyros_bound_whatever_the_elbo_is_called(name, observed, validate):
+    model, guide, x, y = pair(model={"truncated": False})
+    model.seen = torch.linspace(-1, 1, B) if observed else None
+    torch.manual_seed(1)
+    expected = TraceMeanField_ELBO().loss(model, guide, x, y)
+    elbo = make_elbo(name)
+    with pyro.validation_enabled(validate):
+        torch.manual_seed(1)
+        loss = float(elbo.loss(model, guide, x, y))
+    assert elbo.terms.elbo.sum().item() == pytest.approx(-float(expected), rel=1e-5)
+    if name != "trace":
+        assert loss == pytest.approx(float(expected), rel=1e-5)
+    c = (0.3**2 + 0.7**2 - 1) / 2 - torch.tensor(0.3).log()
+    if not observed:
+        torch.testing.assert_close(elbo.terms.others, (c + (guide.shift.item() ** 2 - 0.49) / 2).expand(B))
+
+
+def test_reported_bounds_count_it():
+    model, guide, x, y = pair()
+    found = bounds(model, guide, x, y, steps=2, trained=1)
+    torch.manual_seed(0)
+    whole = terms(model, guide, x, y, steps=2, truncated=False)
+    torch.testing.assert_close(found.full, whole.elbo)
+    torch.testing.assert_close(found.full, -found.reconstruction - found.kl.sum(0) - whole.others)
+    assert whole.others.abs().min() > 0.1
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_the_balance_leaves_the_gradient_of_other_latents_to_pyro(validate):
+    model, guide, x, y = pair(model={"truncated": False, "transitions": 1})
+    gradients = {}
+    for elbo in (BalancedELBO(0.9), TraceMeanField_ELBO()):
+        model.zero_grad()
+        guide.zero_grad()
+        torch.manual_seed(1)
+        with pyro.validation_enabled(validate):
+            elbo.loss_and_grads(model, guide, x, y)
+        gradients[type(elbo).__name__] = guide.shift.grad.clone()
+    torch.testing.assert_close(gradients["BalancedELBO"], gradients["TraceMeanField_ELBO"])
+    assert gradients["BalancedELBO"].abs() > 0.1
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_a_discrete_latent_is_refused_where_it_would_get_no_gradient(validate):
+    model, guide, x, y = pair(Drawing)
+    with (
+        pyro.validation_enabled(validate),
+        pytest.raises(NotImplementedError, match=r"no gradient.*trace|must be fully reparameterized"),
+    ):
+        BalancedELBO().loss_and_grads(model, guide, x, y)
+    make_elbo("trace").loss_and_grads(model, guide, x, y)
+    assert torch.isfinite(guide.shift.grad)
+
+
+@pytest.mark.parametrize("name", ELBOS)
+def test_a_latent_of_all_inputs_is_charged_once(name):
+    model, guide, x, y = pair(Shared, SharedGuide, model={"truncated": False})
+    torch.manual_seed(1)
+    expected = float(TraceMeanField_ELBO().loss(model, guide, x, y))
+    elbo = make_elbo(name)
+    torch.manual_seed(1)
+    elbo.loss(model, guide, x, y)
+    assert elbo.terms.elbo.sum().item() == pytest.approx(-expected, rel=1e-5)
+    once = (0.2**2 + 0.5**2 - 1) / 2 - torch.tensor(0.2).log().item()
+    assert elbo.terms.others.sum().item() == pytest.approx(once, rel=1e-4)
+
+
+def test_weights_of_inputs_that_share_a_latent_are_refused_and_those_of_one_input_are_not():
+    model, guide, x, y = pair(Shared, SharedGuide)
+    with pytest.raises(ConfigError, match="all 5 inputs share the site 'all'"):
+        guide_draws(model, guide, x, y, steps=1, num_samples=3)
+    found = guide_draws(model, guide, x[:1], y[:1], steps=1, num_samples=3, seed=2)
+    torch.manual_seed(2)
+    with torch.no_grad(), pyro.plate("trajectories", 3, dim=-2):
+        guide(x[:1], y[:1], truncated=False)
+    p, q = guide.get_traces()
+    latents = ["eps_0", "eps_1", "all"]
+    expected = density(p, [*latents, "y"], (3, 1)) - density(q, latents, (3, 1))
+    torch.testing.assert_close(found.log_weight, expected)
+
+
+def test_a_mask_takes_a_site_out_of_weights_and_terms_and_a_scale_does_not():
+    model, guide, x, y = pair()
+    kept = torch.tensor([True, False, True, True, False])
+    plain = guide_draws(model, guide, x, y, steps=1, num_samples=2).log_weight
+    with poutine.mask(mask=kept):
+        masked = guide_draws(model, guide, x, y, steps=1, num_samples=2).log_weight
+        torch.manual_seed(0)
+        dropped = terms(model, guide, x, y)
+    with poutine.scale(scale=0.1):
+        scaled = guide_draws(model, guide, x, y, steps=1, num_samples=2).log_weight
+    torch.testing.assert_close(masked, torch.where(kept, plain, 0.0))
+    torch.testing.assert_close(scaled, plain)
+    assert (dropped.elbo[~kept] == 0).all()
+    assert (dropped.elbo[kept] != 0).all()
+
+
+def test_a_latent_that_a_two_pass_guide_leaves_out_is_named():
+    model, _, x, y = pair()
+    config = small_config(guide_name="replay")
+    two_pass = type(build(config).guide)(config.guide, model.spec, model, 16)
+    with pyro.validation_enabled(False), pytest.raises(ConfigError, match="does not answer 'c'"):
+        guide_draws(model, two_pass, x, y, steps=1, num_samples=2)
+    for name in ELBOS:
+        with pyro.validation_enabled(False), pytest.raises(ConfigError, match="does not answer 'c'"):
+            make_elbo(name).loss(model, two_pass, x, y)
+
+
+def test_terms_are_distributed_so_that_their_sum_stays():
+    term = torch.arange(6.0).view(2, 3)
+    torch.testing.assert_close(per_input(term, torch.Size([2, 3])), term)
+    torch.testing.assert_close(per_input(term, torch.Size([3])), term.sum(0))
+    torch.testing.assert_close(per_input(term[:1], torch.Size([1, 1])), term[:1].sum().view(1, 1))
+    torch.testing.assert_close(per_input(term[:, :1], torch.Size([2, 4])), term[:, :1].expand(2, 4) / 4)
+    torch.testing.assert_close(per_input(torch.tensor(8.0), torch.Size([4])), torch.full((4,), 2.0))
+
+
+def test_trace_elbo_of_pyro_trains_on_the_same_number():
+    model, guide, x, y = pair(model={"truncated": False})
+    torch.manual_seed(3)
+    theirs = Trace_ELBO().loss(model, guide, x, y)
+    torch.manual_seed(3)
+    ours = make_elbo("trace").loss(model, guide, x, y)
+    assert ours == pytest.approx(theirs, rel=1e-6)

@@ -1,0 +1,257 @@
+"""The pair of model and guide is ordinary Pyro: what Pyro gives on it is right, or it raises."""
+
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.contrib.autoname import scope
+from pyro.infer import (
+    SVI,
+    Importance,
+    JitTrace_ELBO,
+    JitTraceMeanField_ELBO,
+    Predictive,
+    Trace_ELBO,
+    TraceMeanField_ELBO,
+    WeighedPredictive,
+    autoguide,
+)
+from pyro.infer.importance import vectorized_importance_weights
+from pyro.infer.reparam import LocScaleReparam
+
+from pyro_gram.inference.elbo import BalancedELBO
+from pyro_gram.inference.temper import AtMean, NoGuidance
+from tests.conftest import case_of, small_config
+
+
+def log_weight(guide, x, y):
+    """log p(y, tau | x) - log q(tau | x, y) of a batch, by hand, of the draws that the caller's seed gives."""
+    guide(x, y)
+    p, q = guide.get_traces()
+    latents = [n for n in q.nodes if n.startswith("eps_")]
+    over = sum((p.nodes[n]["fn"].log_prob(p.nodes[n]["value"]) * (n == "eps_1")).sum() for n in latents)
+    under = sum((q.nodes[n]["fn"].log_prob(q.nodes[n]["value"]) * (n == "eps_1")).sum() for n in latents)
+    return (over - under + p.nodes["y"]["fn"].log_prob(y).sum()).item()  # eps_0 is masked: Eq. 14
+
+
+# ---- importance ------------------------------------------------------------------------------------------------------
+
+
+def test_importance_weights_of_pyro_are_right(case):
+    model, guide = case.assembly.model, case.assembly.guide
+    pyro.set_rng_seed(0)
+    expected = log_weight(guide, case.x, case.y)
+    pyro.set_rng_seed(0)
+    theirs = Importance(model, guide, num_samples=1).run(case.x, case.y)
+    assert theirs.log_weights[0].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_vectorized_importance_weights_of_pyro_are_right(case):
+    model, guide = case.assembly.model, case.assembly.guide
+    pyro.set_rng_seed(0)
+    weights, p, q = vectorized_importance_weights(model, guide, case.x, case.y, num_samples=3, max_plate_nesting=1)
+    expected = p.nodes["y"]["unscaled_log_prob"].sum(-1).squeeze()
+    for name in ("eps_0", "eps_1"):
+        expected = expected + (p.nodes[name]["log_prob"] - q.nodes[name]["log_prob"]).sum(-1).squeeze()
+    assert "y" not in q.nodes
+    torch.testing.assert_close(weights, expected.view(3))
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_weighed_predictive_of_pyro_is_right(case, parallel):
+    model, guide = case.assembly.model, case.assembly.guide
+    with torch.no_grad():
+        found = WeighedPredictive(model, guide=guide, num_samples=2, parallel=parallel)(case.x, case.y)
+        samples = {k: v for k, v in found.samples.items() if k.startswith("eps_")}
+        expected = []
+        for i in range(2):
+            fixed = {name: value[i] for name, value in samples.items()}
+            p = poutine.trace(poutine.condition(model, fixed)).get_trace(case.x, case.y)
+            with poutine.trace() as q, Answers(fixed):
+                guide(case.x, case.y)
+            expected.append(p.log_prob_sum() - q.trace.log_prob_sum())
+    torch.testing.assert_close(found.log_weights.view(-1), torch.stack(expected))
+
+
+class Answers(poutine.messenger.Messenger):
+    """Gives sites fixed values without making them observed."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg):
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+def test_a_trace_of_the_guide_holds_its_draws_and_nothing_observed(case):
+    with poutine.scale(scale=0.5):
+        trace = poutine.trace(case.assembly.guide).get_trace(case.x, case.y)
+    assert [n for n, s in trace.nodes.items() if s["type"] == "sample"] == ["data", "eps_0", "eps_1"]
+    model_trace, _ = case.assembly.guide.get_traces()
+    assert model_trace.nodes["y"]["scale"] == 0.5  # what is around the guide still reaches the likelihood
+
+
+# ---- Predictive ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_predictive_with_a_guide_follows_it(case, parallel):
+    model, guide = case.assembly.model, case.assembly.guide
+    drawn = Predictive(model, guide=guide, num_samples=3, parallel=parallel)(case.x, case.y)
+    assert torch.equal(drawn["y"], case.y.expand(3, -1, -1))
+    fixed = {name: drawn[name][1] for name in ("eps_0", "eps_1")}
+    again = poutine.trace(poutine.condition(model, fixed)).get_trace(case.x, case.y)
+    torch.testing.assert_close(again.nodes["h"]["value"], drawn["h"][1])
+
+
+def test_predictive_with_a_guide_and_no_answer_names_the_way(case):
+    predictive = Predictive(case.assembly.model, guide=case.assembly.guide, num_samples=3)
+    with pytest.raises(ValueError, match=r"Predictive\(model, num_samples=N\)\(x\)"):
+        predictive(case.x)
+
+
+# ---- handlers that rename --------------------------------------------------------------------------------------------
+
+RENAMES = {"reparam": poutine.reparam(config={"eps_0": LocScaleReparam()}), "scope": scope(prefix="mine")}
+
+
+@pytest.mark.parametrize("handler", RENAMES.values(), ids=RENAMES)
+@pytest.mark.parametrize("inside", [True, False], ids=["around the model", "around the guide"])
+def test_renamed_guidance_is_refused(case, handler, inside):
+    model, guide = case.assembly.model, case.assembly.guide
+
+    class Handled(torch.nn.Module):
+        prior = model.prior
+
+        def forward(self, x, y=None):
+            with handler:
+                return model(x, y)
+
+    if inside:
+        guide = type(guide)(small_config().guide, model.spec, Handled(), 16)
+        with pytest.raises(ValueError, match=r"eps_\d.* renamed"):
+            Trace_ELBO().loss(guide.model, guide, case.x, case.y)
+    elif handler is RENAMES["reparam"]:
+        with handler, pytest.raises(ValueError, match=r"eps_0.* renamed"):
+            Trace_ELBO().loss(model, guide, case.x, case.y)
+
+
+# ---- losses ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jit", [JitTrace_ELBO, JitTraceMeanField_ELBO])
+def test_jit_losses_say_why_they_cannot(case, jit):
+    model, guide = case.assembly.model, case.assembly.guide
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), jit())
+    with pytest.raises(NotImplementedError, match=r"JIT losses .* use Trace_ELBO"):
+        svi.step(case.x, case.y)
+
+
+def program(data):
+    """A model with a global latent, latents in a plate, and one of each kind of support."""
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.LogNormal(0.0, 0.5))
+    with pyro.plate("data", len(data)):
+        c = pyro.sample("c", dist.Normal(a, b))
+        pyro.sample("obs", dist.Normal(c, 0.3), obs=data)
+
+
+AUTOGUIDES = {
+    "normal": autoguide.AutoNormal,
+    "delta": autoguide.AutoDelta,
+    "diagonal": autoguide.AutoDiagonalNormal,
+    "multivariate": autoguide.AutoMultivariateNormal,
+    "low rank": autoguide.AutoLowRankMultivariateNormal,
+    "iaf": lambda model: autoguide.AutoIAFNormal(model, hidden_dim=[16]),
+    "laplace": autoguide.AutoLaplaceApproximation,
+    "structured": lambda model: autoguide.AutoStructured(model, conditionals="normal", dependencies="linear"),
+    "gaussian": autoguide.AutoGaussian,
+    "normal messenger": autoguide.AutoNormalMessenger,
+    "hierarchical messenger": autoguide.AutoHierarchicalNormalMessenger,
+    "regressive messenger": autoguide.AutoRegressiveMessenger,
+}
+
+
+def loss_and_gradients(elbo, model, guide, arguments, validate):
+    pyro.set_rng_seed(3)
+    with pyro.validation_enabled(validate), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with poutine.trace(param_only=True) as seen:
+            loss = float(elbo.loss_and_grads(model, guide, *arguments))
+    parameters = {name: site["value"].unconstrained() for name, site in seen.trace.nodes.items()}
+    gradients = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+    for p in parameters.values():
+        p.grad = None
+    return loss, gradients
+
+
+def check_equal(model, guide, arguments, validate):
+    guide(*arguments)  # its parameters are made at the first call
+    theirs = loss_and_gradients(TraceMeanField_ELBO(num_particles=2), model, guide, arguments, validate)
+    ours = loss_and_gradients(BalancedELBO(0.8, num_particles=2), model, guide, arguments, validate)
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
+    assert ours[1].keys() == theirs[1].keys()
+    for name, gradient in theirs[1].items():
+        torch.testing.assert_close(ours[1][name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize("make", AUTOGUIDES.values(), ids=AUTOGUIDES)
+def test_the_balanced_bound_equals_pyros_on_every_autoguide(make, validate):
+    check_equal(program, make(program), (torch.tensor([0.3, -1.0, 2.0]),), validate)
+
+
+@pytest.mark.parametrize("name", ["normal", "diagonal", "low rank", "delta"])
+def test_the_balanced_bound_of_gram_under_an_autoguide_is_pyros(case, name):
+    """Guidance that an autoguide answers is a point with an auxiliary draw behind it."""
+    model = case.assembly.model
+
+    def whole(x, y):
+        return model(x, y, truncated=False)
+
+    guide = AUTOGUIDES[name](whole)
+    check_equal(whole, guide, (case.x, case.y), validate=False)
+    elbo = BalancedELBO()
+    pyro.set_rng_seed(5)
+    loss = float(elbo.loss(whole, guide, case.x, case.y))
+    pyro.set_rng_seed(5)
+    assert loss == pytest.approx(Trace_ELBO().loss(whole, guide, case.x, case.y), rel=1e-5)
+    assert elbo.terms.elbo.sum().item() == pytest.approx(-loss, rel=1e-5)
+
+
+# ---- conditions ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 8])
+def test_no_guidance_conditions_every_transition(case, steps):
+    """TRM is GRAM conditioned on eps = 0, however deep."""
+    model = case.assembly.model
+    trace = poutine.trace(NoGuidance()(model)).get_trace(case.x, steps=steps)
+    guidance = [site for name, site in trace.nodes.items() if name.startswith("eps_")]
+    assert len(guidance) == 2 * steps
+    assert all(site["is_observed"] and (site["value"] == 0).all() for site in guidance)
+    assert all(torch.equal(trace.nodes["h"]["value"], trace.nodes[f"u_{2 * steps - 1}"]["value"]) for _ in [0])
+    drawn = Predictive(NoGuidance()(model), num_samples=4, parallel=True)(case.x, steps=steps)
+    assert (drawn["eps_0"] == 0).all()
+    zeros = {f"eps_{t}": torch.zeros(5, 4, 16) for t in range(2 * steps)}
+    by_hand = poutine.trace(poutine.condition(model, zeros)).get_trace(case.x, steps=steps)
+    torch.testing.assert_close(trace.nodes["h"]["value"], by_hand.nodes["h"]["value"])
+
+
+def test_guidance_at_its_mean_is_a_condition_too(case):
+    trace = poutine.trace(AtMean()(case.assembly.model)).get_trace(case.x)
+    for t in range(2):
+        site = trace.nodes[f"eps_{t}"]
+        torch.testing.assert_close(site["value"], site["fn"].mean)
+        assert site["is_observed"]
+
+
+def test_no_guidance_works_on_codes_too():
+    case = case_of(prior_name="discrete", prior={"groups": 2, "classes": 3})
+    trace = poutine.trace(NoGuidance()(case.assembly.model)).get_trace(case.x)
+    torch.testing.assert_close(trace.nodes["h"]["value"], trace.nodes["u_1"]["value"])
