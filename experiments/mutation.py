@@ -26,6 +26,7 @@ import json
 import math
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,12 @@ class Choice:
         return self._fitting(self._running(mutant), mutant, self.seconds)
 
     def second(self, mutant: Mutant, first: list[str]) -> list[str]:
-        """The others that run them, and then all else of their files, in three times that time."""
+        """The others that run them, and then all else of their files, in one and a half times that time."""
         running = self._running(mutant)
-        rest = self._fitting([t for t in running if t not in first], mutant, 2 * self.seconds)
+        rest = self._fitting([t for t in running if t not in first], mutant, self.seconds)
         files = {t.partition("::")[0] for t in running}
         beside = [t for t in self.tests if t.partition("::")[0] in files and t not in {*running}]
-        return rest + self._fitting(beside, mutant, self.seconds)
+        return rest + self._fitting(beside, mutant, self.seconds / 2)
 
     def _running(self, mutant: Mutant) -> list[str]:
         changed = set(range(mutant.lines[0], mutant.lines[1] + 1))
@@ -106,6 +107,7 @@ class Results:
         self.by_key: dict[str, dict[str, Any]] = {}
         for line in self.path.read_text().splitlines() if self.path.exists() else ():
             entry = json.loads(line)
+            entry["again"] = entry["key"] in self.by_key  # it had survived before
             self.by_key[entry["key"]] = entry
 
     def add(self, mutant: Mutant, found: dict[str, Any]) -> None:
@@ -122,8 +124,18 @@ def sampled(module: Module, sample: int, seed: int) -> list[Any]:
     return changes[:sample] if sample else changes
 
 
-def run(files: list[str], settings: Any) -> dict[str, list[str]]:
-    """Try what has no result yet. Returns the keys of each file's sample."""
+def mutants_of(file: str, settings: Any) -> Iterator[Mutant]:
+    """The mutants of a file's sample, each once."""
+    module, seen = Module(ROOT, file), set()
+    for change in sampled(module, settings.sample, settings.seed):
+        mutant = module.mutant(change)
+        if mutant is not None and mutant.key not in seen:
+            seen.add(mutant.key)
+            yield mutant
+
+
+def run(files: list[str], settings: Any) -> None:
+    """Try what has no result yet."""
     (WORK / "covered").mkdir(parents=True, exist_ok=True)
     names = [n for t in settings.tests or TESTS for n in ([t] if t.endswith(".py") else _tests_under(t))]
     if pytest.main([*names, *QUIET[1:], "-q", "--collect-only"], plugins=[]):  # imports all, once for all children
@@ -136,7 +148,6 @@ def run(files: list[str], settings: Any) -> dict[str, list[str]]:
     choice, results, functions = Choice(tests, settings.seconds), Results(), Functions()
     gc.freeze()
     explained = explanations()
-    keys: dict[str, list[str]] = {}
     running: list[Trial] = []
 
     def settle(room: int) -> None:
@@ -156,12 +167,7 @@ def run(files: list[str], settings: Any) -> dict[str, list[str]]:
             time.sleep(0.02)
 
     for file in files:
-        module, seen = Module(ROOT, file), set()
-        for change in sampled(module, settings.sample, settings.seed):
-            mutant = module.mutant(change)
-            if mutant is None or mutant.key in seen:
-                continue
-            seen.add(mutant.key)
+        for mutant in mutants_of(file, settings):
             known = results.by_key.get(mutant.key)
             if known and (known["killed"] or mutant.key in explained or not settings.again):
                 continue
@@ -172,11 +178,8 @@ def run(files: list[str], settings: Any) -> dict[str, list[str]]:
             else:
                 results.add(mutant, {"killed": False, "by": "", "tests": 0})
                 print(f"SURVIVED (no test runs it) {mutant.key}", flush=True)
-        keys[file] = sorted(seen)
-        done = [results.by_key[k] for k in seen if k in results.by_key]
-        print(f"{file}: {sum(e['killed'] for e in done)} of {len(done)} so far", flush=True)
+        print(f"{file} is done", flush=True)
     settle(1)
-    return keys
 
 
 def _tests_under(folder: str) -> list[str]:
@@ -201,13 +204,16 @@ def wilson(share: float, n: float, z: float = 1.96) -> list[float]:
     return [round(max(0.0, middle - half), 4), round(min(1.0, middle + half), 4)]
 
 
-def summary(keys: dict[str, list[str]], settings: Any) -> dict[str, Any]:
-    """Scores by file and over all, where a file counts by its number of changes, not by how many were tried."""
+def summary(names: list[str], settings: Any) -> dict[str, Any]:
+    """Scores by file and over all, where a file counts by its number of changes, not by how many were tried.
+
+    ``at_once``: killed by the tests as they were when the mutant was first drawn; the others ask for tests.
+    """
     results, explained = Results().by_key, explanations()
     files: dict[str, Any] = {}
     survivors: list[dict[str, str]] = []
-    for file, names in keys.items():
-        tried = [results[k] for k in names if k in results]
+    for file in names:
+        tried = [results[m.key] for m in mutants_of(file, settings) if m.key in results]
         if not tried:
             continue
         alive = [entry["key"] for entry in tried if not entry["killed"]]
@@ -216,6 +222,7 @@ def summary(keys: dict[str, list[str]], settings: Any) -> dict[str, Any]:
             "changes": len(Module(ROOT, file).changes),
             "tried": len(tried),
             "killed": killed,
+            "at_once": sum(entry["killed"] and not entry.get("again") for entry in tried),
             "explained": sum(k in explained for k in alive),
             "score": round(killed / len(tried), 4),
             "interval": wilson(killed / len(tried), len(tried)),
@@ -224,7 +231,8 @@ def summary(keys: dict[str, list[str]], settings: Any) -> dict[str, Any]:
     total = sum(f["changes"] for f in files.values())
     score = sum(f["changes"] * f["score"] for f in files.values()) / total
     variance = sum((f["changes"] / total) ** 2 * f["score"] * (1 - f["score"]) / f["tried"] for f in files.values())
-    counts = {name: sum(f[name] for f in files.values()) for name in ("changes", "tried", "killed", "explained")}
+    columns = ("changes", "tried", "killed", "at_once", "explained")
+    counts = {name: sum(f[name] for f in files.values()) for name in columns}
     equivalent = score * (1 - score) / variance if variance else counts["tried"]  # the size of a simple sample
     return {
         "sample": settings.sample or "all",
@@ -253,13 +261,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=25.0, help="of tests a mutant meets, at their usual speed")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--again", action="store_true", help="try earlier survivors again")
+    parser.add_argument("--summary", action="store_true", help="of what has been tried; try nothing")
     parser.add_argument("--out", type=Path, help="write the summary here (JSON)")
     settings = parser.parse_args()
     files = settings.module or targets()
     unknown = [f for f in files if not (ROOT / f).is_file()]
     if unknown:
         raise SystemExit(f"no such file: {', '.join(unknown)}; give paths from the root, as in models/gram.py")
-    found = summary(run(files, settings), settings)
+    if not settings.summary:
+        run(files, settings)
+    found = summary(files, settings)
     show(found)
     if settings.out:
         settings.out.write_text(json.dumps(found, indent=1) + "\n")

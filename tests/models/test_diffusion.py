@@ -133,6 +133,16 @@ def test_a_diffusion_program_holds_a_factor_in_training_and_a_draw_otherwise(nam
     assert (drawn["value"] != drawn["value"][0]).any()  # each trajectory draws its own
 
 
+@pytest.mark.parametrize(("name", "timed"), [("mdlm", False), ("d3pm", True)])
+def test_only_the_network_of_d3pm_is_told_the_time(name, timed):
+    """MDLM's time follows from how many tokens are masked."""
+    case = case_of(model_name=name)
+    model = case.assembly.model.eval()
+    e_x = model.encoder(case.x)
+    early, late = (model.denoiser(e_x, case.y, torch.full((5,), t)) for t in (0.1, 0.9))
+    assert torch.allclose(early, late) != timed
+
+
 # ---- D3PM --------------------------------------------------------------------------------------------------------
 
 KINDS = ["absorbing", "uniform"]
@@ -173,6 +183,8 @@ def test_d3pms_schedule_and_stationary_distribution_are_the_papers(kind):
     torch.testing.assert_close(model.kept, torch.tensor(schedule(kind, 6)), atol=1e-6, rtol=0)
     expected = [1 / 3] * 3 if kind == "uniform" else [0.0, 0.0, 0.0, 1.0]
     torch.testing.assert_close(model.stationary, torch.tensor(expected))
+    assert model.kept[-1] == 0  # exactly: nothing of y is left
+    assert not {"kept", "stationary", "floor"} & set(model.state_dict())  # they follow from the config
     assert (model.floor[:3] > 0).all()
     assert (model.floor[3:] == 0).all()  # an answer is never the mask
 

@@ -179,6 +179,17 @@ def test_the_program_is_its_equations_from_where_it_is_told_to_start(case):
     torch.testing.assert_close(decoded.nodes["y"]["fn"].log_prob(case.y), log_p)
 
 
+def test_the_latent_trajectory_by_itself_is_one_supervision_step_from_site_0_at_beta_1(case):
+    model = case.assembly.model
+    e_x = model.encode(case.x)
+    trace = poutine.trace(model.reason).get_trace(e_x, model.initial_state(e_x))
+    assert sites(trace) == ["u_0", "eps_0", "u_1", "eps_1"]
+    assert [trace.nodes[f"eps_{t}"]["scale"] for t in range(2)] == [1.0, 1.0]
+    assert [trace.nodes[f"eps_{t}"]["mask"] for t in range(2)] == [False, True]  # truncated as the config says
+    later = poutine.trace(model.reason).get_trace(e_x, model.initial_state(e_x), first=4, steps=2)
+    assert sites(later) == [f"{kind}_{t}" for t in range(4, 8) for kind in ("u", "eps")]
+
+
 def test_heads_judge_an_answer_that_is_not_given_without_gradient_into_the_state():
     case = case_of()
     model = case.assembly.model
