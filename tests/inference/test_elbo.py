@@ -274,7 +274,7 @@ def test_a_guide_of_points_has_pyros_gradient_and_no_balance():
         guide.posterior = lambda u, code, prior, place=place: dist.Delta(place.expand_as(u), event_dim=2)
         bound = make_elbo(name)
         loss = bound.loss_and_grads(case.assembly.model, guide, case.x, case.y)
-        found.append((loss, place.grad, case.assembly.model.prior.head.mlp.down.weight.grad, bound.terms.elbo))
+        found.append((float(loss), place.grad, case.assembly.model.prior.head.mlp.down.weight.grad, bound.terms.elbo))
     for ours, pyros in zip(*found, strict=True):
         torch.testing.assert_close(ours, pyros)
     assert found[0][1].any()
