@@ -55,6 +55,7 @@ def test_parameters_start_as_the_prior_of_nothing_known():
     assert (fresh.loc == 0).all()
     assert (fresh.log_scale == 0).all()
     assert int(fresh.used) == 0
+    assert fresh.keys.dtype == fresh.used.dtype == torch.long  # a float has no room for 64 bits
     rows = fresh.encode(case.x, case.y).tolist()
     assert sorted(rows) == [0, 1, 2, 3, 4]
     assert fresh.eval().encode(case.x, case.y).tolist() == rows
@@ -104,3 +105,14 @@ def test_a_name_depends_on_each_token_its_place_and_where_it_begins():
     assert (_key(whole, 0) == names + _key(tokens, 6)).all()
     assert _key(torch.zeros(2, 3, 6, dtype=torch.long), 0).shape == (2, 3)
     assert (_key(torch.zeros(1, 6, dtype=torch.long), 0) != 0).all()  # a token 0 counts
+
+
+def test_a_prior_that_does_not_say_is_taken_to_have_gradients():
+    case = case_of(**FREE)
+    guide, spec, model = case.assembly.guide, case.assembly.task.spec, case.assembly.model
+    model.prior = torch.nn.Linear(16, 16)
+    assert type(guide)(guide.Config(data=8), spec, model, 16).first == 1
+    model.prior.reparameterized = False
+    with pytest.raises(ConfigError, match="draws without gradient: set model.truncated to false"):
+        type(guide)(guide.Config(data=8), spec, model, 16)
+    assert type(guide)(guide.Config(data=8, transitions=2), spec, model, 16).first == 0

@@ -73,12 +73,18 @@ def test_draws_in_pieces_are_put_together_in_their_order(far):
         one = guide_draws(model, guide, far.x[:1], far.y[:1], steps=1, num_samples=size, seed=8 + chunk)
         torch.testing.assert_close(many.log_weight[part], one.log_weight)
         torch.testing.assert_close(many.kl[:, part], one.kl)
+    both = guide_draws(model, guide, far.x[:2], far.y[:2], steps=1, num_samples=5, seed=8, max_traced=2)
+    torch.testing.assert_close(both.log_weight[:, :1], many.log_weight)
+    other = guide_draws(model, guide, far.x[1:2], far.y[1:2], steps=1, num_samples=5, seed=11, max_traced=2)
+    torch.testing.assert_close(both.log_weight[:, 1:], other.log_weight)
 
 
 def test_the_callers_random_state_stays(far):
     before = torch.get_rng_state()
-    guide_draws(far.assembly.model, far.assembly.guide, far.x, far.y, steps=1, num_samples=2)
+    found = guide_draws(far.assembly.model, far.assembly.guide, far.x, far.y, steps=1, num_samples=2)
     assert torch.equal(before, torch.get_rng_state())
+    again = guide_draws(far.assembly.model, far.assembly.guide, far.x, far.y, steps=1, num_samples=2, seed=0)
+    assert torch.equal(found.log_weight, again.log_weight)  # the default seed
 
 
 def test_a_two_pass_guide_tells_the_same_draws():

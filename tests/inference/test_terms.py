@@ -40,9 +40,9 @@ def model(halted=False):
         pyro.deterministic("l", -z.expand(B))
         if halted:
             pyro.deterministic(HALTED, z > 0)
-        pyro.sample("more", dist.Normal(c, 1.0), obs=LOC)
         pyro.sample("head", dist.Normal(0.0, 1.0), obs=LOC, infer={HEAD_LOSS: True})
         pyro.sample("y", dist.Normal(c, 0.5), obs=LOC)
+        pyro.sample("more", dist.Normal(c, 1.0), obs=LOC)  # after y, too
 
 
 def guide():
@@ -117,7 +117,7 @@ def test_halting_is_read_where_the_program_says_it():
 
 def test_which_sites_count():
     p, q = traces()
-    assert [n for n, _ in counted_sites(p)] == ["eps_0", "eps_1", "c", "more", "y"]
+    assert [n for n, _ in counted_sites(p)] == ["eps_0", "eps_1", "c", "y", "more"]
     assert [n for n, _ in counted_sites(q)] == ["noise", "eps_0", "eps_1", "eps_2", "c"]
     assert guidance_sites(p) == ["eps_0", "eps_1", "eps_2"]
     observed = poutine.trace(pyro.condition(model, {"eps_1": LOC})).get_trace()

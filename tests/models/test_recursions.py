@@ -100,6 +100,14 @@ def test_a_trajectory_halts_where_halting_is_worth_more(name, biases, expected):
     assert (halted == expected).all()
 
 
+@pytest.mark.parametrize("name", ["trm", "hrm"])
+def test_halting_is_taught_over_any_batch_dimensions(name):
+    case, model, trace = traced(name)
+    two = poutine.trace(model).get_trace(case.x.expand(2, *case.x.shape), case.y.expand(2, 5, 4))
+    for site in ("halt", "halted"):
+        assert torch.equal(two.nodes[site]["value"], trace.nodes[site]["value"].expand(2, 5))
+
+
 def test_hrms_target_of_going_on_has_no_gradient_and_no_sites():
     _, model, trace = traced("hrm")
     names = [n for n, s in trace.nodes.items() if s["type"] == "sample" and n.startswith(("u_", "eps_"))]
