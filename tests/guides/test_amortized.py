@@ -174,3 +174,10 @@ def test_the_two_pass_guide_is_the_one_pass_guide(settings):
         assert torch.equal(whole.nodes[name]["value"], two.nodes[name]["value"])
     with pytest.raises(ValueError, match="infers from y"):
         guide(replay.x, None)
+
+
+def test_the_two_pass_guide_infers_without_an_input_too():
+    case = case_of(task_name="sudoku_uncond", guide_name="replay")
+    trace = poutine.trace(case.assembly.guide).get_trace(None, case.y)
+    assert trace.nodes["eps_0"]["value"].shape == (5, 16, 16)
+    assert trace.nodes["eps_1"]["fn"].batch_shape == (5,)
