@@ -74,6 +74,8 @@ def bounds_of(held: Assembly, x: Tensor | None, y: Tensor, depth: int, seed: int
 def bound_metrics(held: Assembly, x: Tensor | None, found: Bounds) -> dict[str, float | None]:
     """Means of the bounds, the terms of the full one where there is a guide, and what is right under it."""
     terms = {"kl": found.kl.sum(0).mean().item(), "reconstruction": found.reconstruction.mean().item()}
+    if found.others.any():  # of a user's own sites
+        terms["others"] = found.others.mean().item()
     return {
         "elbo": found.full.mean().item(),
         "elbo_surrogate": found.surrogate.mean().item(),

@@ -10,6 +10,7 @@ import pytest
 from pyro_gram.cli import call
 from pyro_gram.diagnostics.inference_data import ARVIZ_MAJOR
 from pyro_gram.diagnostics.readings import SHOWS
+from pyro_gram.inference.importance import guide_draws
 from tests.conftest import ROOT
 
 TINY = ["--preset", "tiny", "--train.batches", "2", "--train.supervision_steps", "2", "--evaluate.num_samples", "2"]
@@ -95,11 +96,19 @@ def test_the_readmes_excerpt_is_the_program():
 def test_the_readmes_python_runs_as_written(monkeypatch):
     monkeypatch.chdir(ROOT)
     space: dict = {}
-    for block in (*readme_blocks("import pyro_gram"), *readme_blocks("import torch")):
-        exec(block, space)
+    for start in ("import pyro_gram", "import torch", "from models.gram"):
+        for block in readme_blocks(start):
+            exec(block, space)
     assert space["rolled"].tokens.shape == (100, 1, 8)
     assert space["answers"].shape == (20, 4, 8)
     assert space["bound"] < 0
+    assert max(space["weights"]) < 0
+    assert (space["one_answer"] == space["one_answer"][0]).all()
+    config, prior = space["solver"].config, space["model"].prior
+    extended = space["Biased"](config.model, space["task"].spec, prior)
+    guide = space["BiasedGuide"](config.guide, space["task"].spec, extended, config.model.width)
+    drawn = guide_draws(extended, guide, space["test"].inputs, space["y"], steps=1, num_samples=3)
+    assert drawn.log_weight.shape == (3, 4)
 
 
 def test_the_readmes_arviz_calls_run_as_written(tmp_path, monkeypatch):

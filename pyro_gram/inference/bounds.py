@@ -28,6 +28,7 @@ class Bounds:
         surrogate: Eq. 14, the mean over the supervision steps that are trained: what each update maximises.
         kl: KL of every transition of the full trajectory, ``[transitions, B]``.
         reconstruction: -log p(y | h) at the trajectory's end.
+        others: what further sites cost (a user's own latents): full = -reconstruction - sum of kl - others.
         tokens: the mode of p(y | h) there, int64 ``[B, L_out]``: what the guide, who knows y, makes the program answer.
             Never score it as the model's. None where the program has no mode.
     """
@@ -36,6 +37,7 @@ class Bounds:
     surrogate: Tensor
     kl: Tensor
     reconstruction: Tensor
+    others: Tensor
     tokens: Tensor | None
 
 
@@ -86,6 +88,7 @@ def bounds(
         surrogate=torch.cat([p.surrogate for p in parts]),
         kl=torch.cat([p.kl for p in parts], dim=1),
         reconstruction=torch.cat([p.reconstruction for p in parts]),
+        others=torch.cat([p.others for p in parts]),
         tokens=None if parts[0].tokens is None else torch.cat([p.tokens for p in parts if p.tokens is not None]),
     )
 
@@ -100,7 +103,14 @@ def _bounds(model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, ste
         by_step.append(one.elbo)
     tokens = None if answer.mode is None else answer.mode.cpu()
     surrogate = torch.stack(by_step).mean(0).cpu()
-    return Bounds(whole.elbo.cpu(), surrogate, whole.kl.cpu(), whole.reconstruction.cpu(), tokens)
+    return Bounds(
+        full=whole.elbo.cpu(),
+        surrogate=surrogate,
+        kl=whole.kl.cpu(),
+        reconstruction=whole.reconstruction.cpu(),
+        others=whole.others.cpu(),
+        tokens=tokens,
+    )
 
 
 def prior_log_likelihood(

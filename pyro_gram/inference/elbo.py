@@ -158,7 +158,7 @@ def _without(trace: Trace, names: list[str]) -> Trace:
 
 def _check_gradient(name: str, guide_site: Any) -> None:
     """Raises NotImplementedError where a guide's draw has no gradient, and its parameters would not be trained."""
-    if not guide_site["fn"].has_rsample:
+    if torch.is_grad_enabled() and not guide_site["fn"].has_rsample:
         raise NotImplementedError(
             f"the guide draws {name!r} from a {type_of(guide_site['fn'])}, whose draws have no gradient: train with "
             "Trace_ELBO (--train.elbo trace), or give it a reparameterized distribution"

@@ -139,6 +139,14 @@ class EffectGuide(GuideMessenger, nn.Module):
         """:meth:`posterior`, and from transition ``until`` on the prior. Arguments as there."""
         return prior if 0 < self.until <= t else self.posterior(u, code, prior)
 
+    def get_traces(self) -> tuple[Trace, Trace]:
+        """The traces of model and guide; guidance that a handler around this guide observes has the prior's density."""
+        model_trace, guide_trace = super().get_traces()
+        for name, site in model_trace.nodes.items():
+            if site["type"] == "sample" and site["is_observed"] and "prior" in site["infer"]:
+                model_trace.nodes[name] = {**site, "fn": site["infer"]["prior"]}
+        return model_trace, guide_trace
+
     def forget(self) -> None:
         """Drop the last trace: it would keep that pass's whole graph alive."""
         self.trace = Trace()

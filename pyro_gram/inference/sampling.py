@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from pyro_gram.checks import check_seed
 from pyro_gram.distributed import ALONE, World
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.inference.sites import DRAWN, HALT, OBSERVED, STATE_H, STATE_L, VALUE, WHERE
+from pyro_gram.inference.sites import DRAWN, HALT, OBSERVED, STATE_H, STATE_L, VALUE, WHERE, transition_of
 from pyro_gram.inference.temper import Temper, TemperConfig
+from pyro_gram.inference.terms import is_counted, log_prob_of, per_input
 from pyro_gram.inference.width import Width
 from pyro_gram.networks.core import LatentState
 
@@ -97,13 +98,14 @@ class Decode(Messenger):
     """Answers an unobserved ``y`` with its mode and the heads' sites with their means, drawing nothing there.
 
     Where the program says ``drawn`` (an autoregressive model has no known mode), y is a draw. It keeps these, the final
-    state and the likelihood: in ``values`` P(right) stands at ``halt``.
+    state and the likelihood: in ``values`` P(right) stands at ``halt``. ``observations``: a user's own observed sites.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.values: dict[str, Tensor] = {}
         self.likelihood: Any = None
+        self.observations: list[Any] = []
 
     @property
     def state(self) -> LatentState:
@@ -124,6 +126,13 @@ class Decode(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["name"] in (OBSERVED, STATE_H, STATE_L, HALT, VALUE):
             self.values[msg["name"]] = msg["value"]
+        elif msg["is_observed"] and transition_of(msg["name"]) is None and is_counted(msg):
+            self.observations.append(msg)
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """log p(y | h_T), with the density of a user's own observed sites, nats, ``[N, B]``."""
+        log_prob = self.likelihood.log_prob(y)
+        return log_prob + sum(per_input(log_prob_of(site), log_prob.shape) for site in self.observations)
 
 
 def beside(model: nn.Module, tensor: Any) -> Any:
@@ -233,7 +242,7 @@ def rollout_log_prob(
                 chunk += 1
                 decode = advance(model, a, None, min(max_trajectories, num_samples - start), depth)
                 few = [b] if a is not None else b.split(64)  # [N, B] log-probabilities of long answers are wide
-                columns.append(torch.cat([decode.likelihood.log_prob(c) for c in few], dim=1))
+                columns.append(torch.cat([decode.log_prob(c) for c in few], dim=1))
             rows.append(torch.cat(columns))
     return torch.cat(rows, dim=1)
 

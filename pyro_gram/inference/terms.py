@@ -55,10 +55,15 @@ class StepTerms:
 def counted_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
     """The sample sites of a trace that count, with their names."""
     for name, site in trace.nodes.items():
-        if site["type"] != "sample" or site["mask"] is False or type(site["fn"]).__name__ == "_Subsample":
-            continue
-        if not (site["infer"].get("_deterministic") or site["infer"].get(HEAD_LOSS)):
+        if is_counted(site):
             yield name, site
+
+
+def is_counted(site: Any) -> bool:
+    """True for a sample site that counts in bounds and weights."""
+    if site["type"] != "sample" or site["mask"] is False or type(site["fn"]).__name__ == "_Subsample":
+        return False
+    return not (site["infer"].get("_deterministic") or site["infer"].get(HEAD_LOSS))
 
 
 def guidance_sites(model_trace: Trace) -> list[str]:

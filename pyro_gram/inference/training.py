@@ -129,7 +129,10 @@ class Trainer:
         x, y = self.batches(0)
         x, y = None if x is None else x[:2].to(self.device), y[:2].to(self.device)
         with torch.random.fork_rng(devices=[y.device] if y.is_cuda else []), pyro.validation_enabled(False):
-            self.elbo.loss(self.model, self.guide, x, y)
+            try:
+                self.elbo.loss(self.model, self.guide, x, y)
+            except NotImplementedError as e:  # draws without gradient, or what a distribution lacks
+                raise ConfigError(str(e)) from None
             if self.elbo.terms is None:
                 raise ConfigError(
                     f"the program {type(self.model).__name__} has no sites 'y', 'h' and 'l': observe the answer at "

@@ -12,10 +12,15 @@ from guides.amortized import AmortizedGuide
 from models.gram import GRAM
 from pyro_gram.build import build
 from pyro_gram.errors import ConfigError
+from pyro_gram.inference.beta import BetaConfig
 from pyro_gram.inference.bounds import bounds, terms
 from pyro_gram.inference.elbo import BalancedELBO, make_elbo
 from pyro_gram.inference.importance import guide_draws, log_evidence
+from pyro_gram.inference.optim import OptimConfig
+from pyro_gram.inference.sampling import rollout_log_prob
 from pyro_gram.inference.terms import per_input
+from pyro_gram.inference.train_config import TrainConfig
+from pyro_gram.inference.training import Trainer
 from tests.conftest import small_config, warm_
 
 B = 5
@@ -131,8 +136,20 @@ def test_reported_bounds_count_it():
     torch.manual_seed(0)
     whole = terms(model, guide, x, y, steps=2, truncated=False)
     torch.testing.assert_close(found.full, whole.elbo)
-    torch.testing.assert_close(found.full, -found.reconstruction - found.kl.sum(0) - whole.others)
+    torch.testing.assert_close(found.others, whole.others)
+    torch.testing.assert_close(found.full, -found.reconstruction - found.kl.sum(0) - found.others)
     assert whole.others.abs().min() > 0.1
+
+
+def test_prior_monte_carlo_counts_a_users_own_observation():
+    model, _, x, y = pair()
+    model.seen = torch.linspace(-1, 1, B)
+    found = rollout_log_prob(model, x, y, num_samples=3, depth=1, seed=6)
+    torch.manual_seed(6)
+    with torch.no_grad(), pyro.plate("trajectories", 3, dim=-2):
+        trace = poutine.trace(model).get_trace(x)
+    expected = trace.nodes["y"]["fn"].log_prob(y) + trace.nodes["measured"]["fn"].log_prob(model.seen)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("validate", [True, False])
@@ -160,6 +177,32 @@ def test_a_discrete_latent_is_refused_where_it_would_get_no_gradient(validate):
         BalancedELBO().loss_and_grads(model, guide, x, y)
     make_elbo("trace").loss_and_grads(model, guide, x, y)
     assert torch.isfinite(guide.shift.grad)
+
+
+def test_a_discrete_latent_is_refused_before_training_and_bounds_know_it():
+    model, guide, x, y = pair(Drawing)
+    trainer = Trainer(
+        model, guide, lambda number: (x, y), TrainConfig(supervision_steps=1), OptimConfig(warmup=1), BetaConfig()
+    )
+    with pytest.raises(ConfigError, match="draws 'coin' from a Bernoulli"):
+        trainer.rehearse()
+    assert torch.isfinite(bounds(model, guide, x, y, steps=2).full).all()
+
+
+def test_guidance_observed_around_the_guide_has_the_priors_density():
+    model, guide, x, y = pair(model={"truncated": False})
+    fixed = torch.full((B, 4, 16), 0.1)
+    inside = poutine.trace(poutine.condition(model, {"eps_0": fixed})).get_trace(x, y)
+    inside.compute_log_prob()
+    with poutine.condition(data={"eps_0": fixed}):
+        guide(x, y)
+        p, q = guide.get_traces()
+        elbo = BalancedELBO()
+        loss = elbo.loss(model, guide, x, y)
+    p.compute_log_prob()
+    torch.testing.assert_close(p.nodes["eps_0"]["log_prob"], inside.nodes["eps_0"]["log_prob"])
+    assert "eps_0" not in q.nodes
+    assert elbo.terms.elbo.sum().item() == pytest.approx(-float(loss), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ELBOS)
@@ -223,6 +266,17 @@ def test_terms_are_distributed_so_that_their_sum_stays():
     torch.testing.assert_close(per_input(term[:1], torch.Size([1, 1])), term[:1].sum().view(1, 1))
     torch.testing.assert_close(per_input(term[:, :1], torch.Size([2, 4])), term[:, :1].expand(2, 4) / 4)
     torch.testing.assert_close(per_input(torch.tensor(8.0), torch.Size([4])), torch.full((4,), 2.0))
+
+
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_particles_give_pyros_bound(vectorize):
+    model, guide, x, y = pair(model={"truncated": False})
+    settings = {"num_particles": 3, "vectorize_particles": vectorize, "max_plate_nesting": 1}
+    losses = []
+    for elbo in (TraceMeanField_ELBO(**settings), BalancedELBO(**settings)):
+        torch.manual_seed(2)
+        losses.append(float(elbo.loss(model, guide, x, y)))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_trace_elbo_of_pyro_trains_on_the_same_number():
