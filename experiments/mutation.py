@@ -25,6 +25,7 @@ import importlib
 import json
 import math
 import random
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,7 +108,6 @@ class Results:
         self.by_key: dict[str, dict[str, Any]] = {}
         for line in self.path.read_text().splitlines() if self.path.exists() else ():
             entry = json.loads(line)
-            entry["again"] = entry["key"] in self.by_key  # it had survived before
             self.by_key[entry["key"]] = entry
 
     def add(self, mutant: Mutant, found: dict[str, Any]) -> None:
@@ -134,8 +134,21 @@ def mutants_of(file: str, settings: Any) -> Iterator[Mutant]:
             yield mutant
 
 
+def survivors_of(file: str, results: Results) -> Iterator[Mutant]:
+    """The mutants of a file that have survived so far."""
+    module = Module(ROOT, file)
+    alive = {key: entry for key, entry in results.by_key.items() if entry["file"] == file and not entry["killed"]}
+    lines = module.source.splitlines()
+    for change in module.changes:
+        line = lines[change.span[0][0] - 1].strip()
+        if any(change.operator == entry["operator"] and line in key for key, entry in alive.items()):
+            mutant = module.mutant(change)
+            if mutant is not None and alive.pop(mutant.key, None):
+                yield mutant
+
+
 def run(files: list[str], settings: Any) -> None:
-    """Try what has no result yet."""
+    """Try what has no result yet; or, with ``--again``, what has survived and is not explained."""
     (WORK / "covered").mkdir(parents=True, exist_ok=True)
     names = [n for t in settings.tests or TESTS for n in ([t] if t.endswith(".py") else _tests_under(t))]
     if pytest.main([*names, *QUIET[1:], "-q", "--collect-only"], plugins=[]):  # imports all, once for all children
@@ -167,9 +180,8 @@ def run(files: list[str], settings: Any) -> None:
             time.sleep(0.02)
 
     for file in files:
-        for mutant in mutants_of(file, settings):
-            known = results.by_key.get(mutant.key)
-            if known and (known["killed"] or mutant.key in explained or not settings.again):
+        for mutant in survivors_of(file, results) if settings.again else mutants_of(file, settings):
+            if mutant.key in explained or (mutant.key in results.by_key and not settings.again):
                 continue
             settle(settings.workers)
             first = choice.first(mutant)
@@ -204,16 +216,20 @@ def wilson(share: float, n: float, z: float = 1.96) -> list[float]:
     return [round(max(0.0, middle - half), 4), round(min(1.0, middle + half), 4)]
 
 
-def summary(names: list[str], settings: Any) -> dict[str, Any]:
-    """Scores by file and over all, where a file counts by its number of changes, not by how many were tried.
+def still_there(entry: dict[str, Any]) -> bool:
+    """Does the line that a mutant changed stand in its file as it was?"""
+    old = entry["key"].split(": ", 1)[1].split("  ->  ", 1)[0]
+    text = " ".join(line.strip() for line in (ROOT / entry["file"]).read_text().splitlines())
+    return re.sub(r"^\[\d+\] ", "", old) in text  # equal lines of a function are numbered
 
-    ``at_once``: killed by the tests as they were when the mutant was first drawn; the others ask for tests.
-    """
+
+def summary(names: list[str]) -> dict[str, Any]:
+    """Scores of all that was tried, by file and over all, where a file counts by its number of changes."""
     results, explained = Results().by_key, explanations()
     files: dict[str, Any] = {}
     survivors: list[dict[str, str]] = []
     for file in names:
-        tried = [results[m.key] for m in mutants_of(file, settings) if m.key in results]
+        tried = [entry for entry in results.values() if entry["file"] == file and still_there(entry)]
         if not tried:
             continue
         alive = [entry["key"] for entry in tried if not entry["killed"]]
@@ -222,7 +238,6 @@ def summary(names: list[str], settings: Any) -> dict[str, Any]:
             "changes": len(Module(ROOT, file).changes),
             "tried": len(tried),
             "killed": killed,
-            "at_once": sum(entry["killed"] and not entry.get("again") for entry in tried),
             "explained": sum(k in explained for k in alive),
             "score": round(killed / len(tried), 4),
             "interval": wilson(killed / len(tried), len(tried)),
@@ -231,12 +246,10 @@ def summary(names: list[str], settings: Any) -> dict[str, Any]:
     total = sum(f["changes"] for f in files.values())
     score = sum(f["changes"] * f["score"] for f in files.values()) / total
     variance = sum((f["changes"] / total) ** 2 * f["score"] * (1 - f["score"]) / f["tried"] for f in files.values())
-    columns = ("changes", "tried", "killed", "at_once", "explained")
+    columns = ("changes", "tried", "killed", "explained")
     counts = {name: sum(f[name] for f in files.values()) for name in columns}
     equivalent = score * (1 - score) / variance if variance else counts["tried"]  # the size of a simple sample
     return {
-        "sample": settings.sample or "all",
-        "seed": settings.seed,
         "total": {**counts, "score": round(score, 4), "interval": wilson(score, equivalent)},
         "files": files,
         "survivors": survivors,
@@ -260,7 +273,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=25.0, help="of tests a mutant meets, at their usual speed")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--again", action="store_true", help="try earlier survivors again")
+    parser.add_argument("--again", action="store_true", help="try the survivors again, and nothing else")
     parser.add_argument("--summary", action="store_true", help="of what has been tried; try nothing")
     parser.add_argument("--out", type=Path, help="write the summary here (JSON)")
     settings = parser.parse_args()
@@ -270,7 +283,7 @@ def main() -> None:
         raise SystemExit(f"no such file: {', '.join(unknown)}; give paths from the root, as in models/gram.py")
     if not settings.summary:
         run(files, settings)
-    found = summary(files, settings)
+    found = summary(files)
     show(found)
     if settings.out:
         settings.out.write_text(json.dumps(found, indent=1) + "\n")

@@ -181,3 +181,10 @@ def test_the_two_pass_guide_infers_without_an_input_too():
     trace = poutine.trace(case.assembly.guide).get_trace(None, case.y)
     assert trace.nodes["eps_0"]["value"].shape == (5, 16, 16)
     assert trace.nodes["eps_1"]["fn"].batch_shape == (5,)
+
+
+def test_the_two_pass_guide_has_gradient_where_the_model_has():
+    case = case_of(guide_name="replay", model={"transitions": 3})
+    trace = poutine.trace(case.assembly.guide).get_trace(case.x, case.y, steps=2)
+    with_gradient = [trace.nodes[f"eps_{t}"]["fn"].mean.requires_grad for t in range(6)]
+    assert with_gradient == [False, False, True] * 2
