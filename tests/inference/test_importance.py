@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.testing.fakes import NonreparameterizedNormal
 
+from pyro_gram.inference.bounds import bounds, terms
 from pyro_gram.inference.elbo import make_elbo
 from pyro_gram.inference.importance import guide_draws, log_evidence, split_pairs
 from tests.conftest import case_of, warm_
@@ -132,3 +133,40 @@ def test_a_site_that_a_guide_answers_with_its_prior_costs_nothing():
     with poutine.trace() as trace, pyro.plate("trajectories", 3, dim=-2):
         case.assembly.model(case.x, case.y)
     assert isinstance(trace.trace.nodes["eps_0"]["fn"].base_dist, dist.Normal)
+
+
+def test_bounds_in_pieces_are_put_together_in_their_order(far):
+    model, guide = far.assembly.model, far.assembly.guide
+    whole = bounds(model, guide, far.x, far.y, 2, trained=3, seed=7, max_traced=2)
+    assert whole.kl.shape == (4, 5)
+    for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
+        one = bounds(model, guide, far.x[part], far.y[part], 2, trained=3, seed=7 + chunk)
+        for name, value in vars(one).items():
+            at = (slice(None), part) if name == "kl" else (part,)
+            torch.testing.assert_close(getattr(whole, name)[at], value, msg=name)
+    torch.testing.assert_close(whole.full, -whole.reconstruction - whole.kl.sum(0))
+    torch.manual_seed(7)
+    state, by_step = None, []
+    terms(model, guide, far.x[:2], far.y[:2], steps=2, truncated=False)
+    for _ in range(3):
+        step = terms(model, guide, far.x[:2], far.y[:2], state)
+        state = step.state
+        by_step.append(step.elbo)
+    torch.testing.assert_close(whole.surrogate[:2], torch.stack(by_step).mean(0))
+    torch.testing.assert_close(
+        bounds(model, guide, far.x, far.y, 2).surrogate,
+        bounds(model, guide, far.x, far.y, 2, trained=2, seed=0).surrogate,
+    )
+
+
+def test_guidance_that_a_condition_has_fixed_keeps_its_priors_density():
+    case = case_of(model={"truncated": False})
+    fixed = torch.full((5, 4, 16), 0.25)
+    guide = case.assembly.guide
+    with poutine.condition(data={"eps_0": fixed}):
+        guide(case.x, case.y)
+    p, _ = guide.get_traces()
+    site = p.nodes["eps_0"]
+    assert torch.equal(site["value"], fixed)
+    prior = case.assembly.model.prior(p.nodes["u_0"]["value"])
+    torch.testing.assert_close(site["fn"].log_prob(fixed), prior.log_prob(fixed))
