@@ -14,6 +14,7 @@ from pyro_gram.inference.sampling import (
     trajectories_within,
     unrolled,
 )
+from pyro_gram.inference.sites import HEAD_LOSS
 from tests.conftest import case_of, opinionated
 
 
@@ -224,3 +225,22 @@ def test_only_a_halt_below_one_needs_heads(case):
         rollout(case.assembly.model, case.x, num_samples=1, depth=1, halt=0.5)
     with pytest.raises(UserError, match="whole number"):
         rollout(case.assembly.model, case.x, num_samples=1.5, depth=1)
+
+
+def test_a_users_observations_count_and_losses_of_heads_do_not(case):
+    model = case.assembly.model
+    seen = torch.linspace(-1, 1, 5)
+
+    def program(infer):
+        def run(x, y=None, state=None, *, steps=1):
+            with pyro.plate("data", 5, dim=-1):
+                pyro.sample("more", pyro.distributions.Normal(0.0, 2.0), obs=seen, infer=infer)
+            return model(x, y, state, steps=steps)
+
+        return run
+
+    settings = {"num_samples": 3, "depth": 2, "seed": 4}
+    plain = rollout_log_prob(model, case.x, case.y, **settings)
+    torch.testing.assert_close(rollout_log_prob(program({HEAD_LOSS: True}), case.x, case.y, **settings), plain)
+    observed = rollout_log_prob(program({}), case.x, case.y, **settings)
+    torch.testing.assert_close(observed, plain + torch.distributions.Normal(0.0, 2.0).log_prob(seen))
