@@ -220,7 +220,7 @@ def main(argv: list[str]) -> int:
     if arguments.only and arguments.out and arguments.out.exists():
         result = read_json(arguments.out)  # the other parts stay
         if result.get("environment", environment()) != environment():
-            raise UserError(f"{arguments.out} was measured elsewhere, or with other versions: give another --out")
+            raise UserError(f"{arguments.out} was measured elsewhere, or with another version: give another --out")
     for found in measure(repeats, arguments.quick, arguments.only or (QUICK if arguments.quick else PARTS)):
         result |= found | {"environment": environment()}
         if arguments.out:

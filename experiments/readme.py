@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
-from experiments import speed_text, table_text
+from experiments import headline_text, speed_text, table_text
 from experiments.bench_gpu import shared
+from experiments.headline_text import CHECKPOINTS, ROOT, SOLVED, made_by, read_results
 from experiments.studies import gap
-from pyro_gram import paper
 from pyro_gram.cli import Parser, call
 from pyro_gram.diagnostics.verdicts import ESTIMATES, GUIDE, SAMPLES, Verdict, worst
 from pyro_gram.errors import UserError
 from pyro_gram.files import read_json, write_bytes
-from pyro_gram.inference.temper import told
 
-ROOT = Path(__file__).resolve().parent.parent
-CHECKPOINTS = ROOT / "checkpoints"
 EXPERIMENTS = ROOT / "experiments"
 BENCH = EXPERIMENTS / "bench.json"
 OTHER_BENCH = EXPERIMENTS / "bench_other.json"
@@ -27,110 +23,7 @@ SURVIVE = EXPERIMENTS / "survive.json"
 TABLES = EXPERIMENTS / "tables"
 AMORTIZATION = EXPERIMENTS / "studies" / "amortization.json"
 DETERMINISTIC = EXPERIMENTS / "studies" / "mnist_deterministic.json"
-REPEATED = ("coloring8", "coloring10", "nqueens8", "nqueens10")
 GENERATED = ("sudoku4-uncond", "mnist")
-SOLVED = ("coloring8", "coloring10", "nqueens8", "nqueens10", "sudoku4", "sudoku6")
-
-
-def results_table(results: dict[str, Any]) -> str:
-    m, seconds = results["metrics"], results["seconds"]
-    rows = [
-        ("accuracy, one sample", f"{m['accuracy']:.3f} ± {m['accuracy_se']:.3f}"),
-        ("conflicting edges in the 255 first samples", str(m["violations"])),
-        (f"coverage, {m['num_samples']} samples", f"{m['coverage']:.3f} ± {m['coverage_se']:.3f}"),
-        ("coverage of i.i.d. uniform draws (the limit)", f"{m['coverage_limit']:.3f}"),
-        ("coverage / limit", f"{m['coverage_ratio']:.3f}"),
-        (f"graphs with a valid answer among {m['num_samples']}", f"{m['any_valid']:.3f}"),
-        ("full ELBO (Eq. 13), nats per graph", f"{m['elbo_full']:.2f}"),
-        ("surrogate ELBO (Eq. 14), nats per graph", f"{m['elbo_surrogate']:.2f}"),
-        (
-            "total variation of right samples to uniform over the colourings (perfect sampling)",
-            f"{m['total_variation']:.3f} ({m['total_variation_perfect']:.3f})",
-        ),
-        (
-            f"log p(y\\|x), {m['log_likelihood_inputs']} graphs, {m['log_likelihood_samples']} prior samples each",
-            f"{m['log_likelihood_prior_mc']:.2f} ± {m['log_likelihood_se']:.2f}",
-        ),
-        ("a perfect model's, on average: minus the mean of log m on those graphs", f"{m['log_likelihood_limit']:.2f}"),
-        ("a perfect model's ELBO, on average: minus the mean of log m on all", f"{-m['log_num_solutions']:.2f}"),
-        ("parameters", f"{results['parameters']:,} (guide {results['guide_parameters']:,})"),
-        ("seconds: training, evaluation", f"{seconds['train']:.0f}, {seconds['evaluate']:.0f}"),
-        ("peak memory", f"{results['peak_memory_mb']:.0f} MB"),
-    ]
-    return "\n".join(["| | |", "|---|---|", *(f"| {label} | {value} |" for label, value in rows)])
-
-
-def read_results(name: str) -> dict[str, Any]:
-    return read_json(CHECKPOINTS / f"{name}.results.json")
-
-
-def papers(name: str) -> str:
-    """The paper's accuracy, or conflicting edges in all test graphs, and coverage, of the same problem."""
-    told = paper.told(name)
-    if not told:
-        return ""
-    first = f"{told['violations']} conflicts" if "violations" in told else _share(told["sample_accuracy"])
-    return f"{first}, {_share(told['coverage'])}"
-
-
-def _share(value: float) -> str:
-    return f"{value:.3f}".lstrip("0")
-
-
-def solved_table() -> str:
-    """Every committed checkpoint that solves inputs, beside the paper."""
-    lines = [
-        "| checkpoint, `run.py` ... | unseen inputs | accuracy, one sample | vote of 20 | violations "
-        "| coverage, 20 samples (limit) | training | paper |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name in SOLVED:
-        results = read_results(name)
-        m = results["metrics"]
-        lines.append(
-            f"| `{name}`, `{made_by(results)}` | {m['num_inputs']:,} | {m['accuracy']:.3f} ± {m['accuracy_se']:.3f} "
-            f"| {m['vote_accuracy']:.3f} | {m['violations']} | {m['coverage']:.3f} ({m['coverage_limit']:.3f}) "
-            f"| {results['seconds']['train'] / 60:.0f} min, {counted_threads(results)} | {papers(name)} |"
-        )
-    return "\n".join(lines)
-
-
-def seeds_table() -> str:
-    """The runs whose recipe was repeated with other seeds: seed 0 is the checkpoint."""
-    lines = [
-        "| run | seed | prior | accuracy, first samples (all) | violations | coverage / limit "
-        "| total variation to uniform (perfect sampling) | excess, nats | last look, best look |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name in REPEATED:
-        repeats = sorted(CHECKPOINTS.glob(f"{name}.seed*.results.json"))
-        plain = CHECKPOINTS / f"{name}.untempered.results.json"
-        for path in [CHECKPOINTS / f"{name}.results.json", *repeats, *([plain] if plain.exists() else [])]:
-            results = read_json(path)
-            m, looks = results["metrics"], results["looks"]
-            lines.append(
-                f"| `{name}` | {results['seed']} | {_prior(m)}, {m['depth']} steps "
-                f"| {m['accuracy']:.3f} ({m['sample_accuracy']:.3f}) | {m['violations']} in {m['num_inputs']} "
-                f"| {m['coverage_ratio']:.3f} | {m['total_variation']:.3f} ({m['total_variation_perfect']:.3f}) "
-                f"| {m['excess']:.2f} | {looks['last_accuracy']:.3f}, {looks['best_accuracy']:.3f} |"
-            )
-    return "\n".join(lines)
-
-
-def _prior(metrics: dict[str, Any]) -> str:
-    """How the prior was sampled."""
-    return told(metrics["temper_scale"], metrics["temper_transitions"]) or "as it is"
-
-
-def made_by(results: dict[str, Any]) -> str:
-    """The options of ``run.py`` that make a checkpoint."""
-    preset = "" if results["preset"] == "cpu" else f" --preset {results['preset']}"
-    return f"--task {results['task']}{preset}"
-
-
-def counted_threads(results: dict[str, Any]) -> str:
-    threads = results["environment"]["threads"]
-    return f"{threads} thread{'' if threads == 1 else 's'}"
 
 
 def generated_table() -> str:
@@ -280,9 +173,10 @@ def fill(text: str, name: str, content: str) -> str:
 
 
 def filled(text: str) -> str:
-    text = fill(text, "results", results_table(read_results("coloring8")))
-    text = fill(text, "solved", solved_table())
-    text = fill(text, "seeds", seeds_table())
+    text = fill(text, "results", headline_text.results_table("coloring8"))
+    text = fill(text, "solved", headline_text.solved_table())
+    text = fill(text, "orbit", headline_text.orbit_line())
+    text = fill(text, "seeds", headline_text.seeds_table())
     text = fill(text, "generated", generated_table())
     text = fill(text, "selection", selection_table())
     text = fill(text, "compute", compute_table())

@@ -4,6 +4,7 @@
     python experiments/table.py --table 1 --list              # the command of each missing cell, one a line
     python experiments/table.py --table 1 --list | xargs -P 2 -I{} sh -c '{}'   # two at a time; or on a cluster
     python experiments/table.py --table 1 --collect           # the table of the cells that are done
+    python experiments/table.py --table 1 --redraw --out DIR  # the same figures from the table's JSON in DIR
 
 A cell is a row (model) of a column (task) with one seed: one command, one directory under --runs. Tables share cells.
 The rows, columns and the paper's numbers stand in ``tables.toml``.
@@ -24,11 +25,12 @@ import torch
 from experiments.run import PRESETS
 from experiments.table_text import figure, markdown
 from pyro_gram import paper
-from pyro_gram.build import check_parts
+from pyro_gram.build import build, check_parts
 from pyro_gram.checkpoint import load_model
 from pyro_gram.cli import Parser, add_device, call
 from pyro_gram.config import RunConfig, read_preset, with_settings
 from pyro_gram.device import kind_of, pick_device
+from pyro_gram.diagnostics.cost import layers_a_sample
 from pyro_gram.diagnostics.metrics import measure
 from pyro_gram.distributed import World, leave, start
 from pyro_gram.errors import ConfigError, UserError
@@ -100,15 +102,16 @@ class Cell:
 def cells_of(table: dict[str, Any], preset: str, minutes: float | None = None, seeds: int = 0) -> list[Cell]:
     """Every cell of a table, one seed of all rows before the next. ``seeds``: instead of each row's own number."""
     pick("presets", preset)
+    rows = [row for row in table["rows"] if preset in pick("rows", row).get("presets", [preset])]
     columns = [c for c in table["columns"] if preset in pick("columns", c)["presets"]]
     if not columns:
         raise ConfigError(f"no column of this table has a preset {preset!r}")
-    counts = {row: seeds or pick("rows", row).get("seeds", {}).get(preset, 1) for row in table["rows"]}
+    counts = {row: seeds or pick("rows", row).get("seeds", {}).get(preset, 1) for row in rows}
     return [
         Cell(preset, column, row, seed, minutes)
         for seed in range(max(counts.values()))
         for column in columns
-        for row in table["rows"]
+        for row in rows
         if seed < counts[row]
     ]
 
@@ -149,6 +152,7 @@ def measured(cell: Cell, runs: Path, num_samples: int | None, data_dir: str | No
         "updates": updates_of(folder),
         "seconds": results["seconds"],
         "threads": results["environment"]["threads"],
+        "revision": results["environment"].get("revision"),
         "last_accuracy": results["looks"].get("last_accuracy"),
     }
 
@@ -173,6 +177,15 @@ def _of(num_samples: int, folder: Path, data_dir: str | None) -> dict[str, Any]:
     return read_json(path)
 
 
+def cost_of(config: RunConfig, data_dir: str | None) -> int:
+    """The layers that a sample of such a run passes through, as it is measured; new weights cost as much as trained."""
+    assembly = build(config, data_dir)
+    x = assembly.task.split("test").inputs
+    return layers_a_sample(
+        assembly.model, None if x is None else x[:1], config.evaluate.depth or config.train.supervision_steps
+    )
+
+
 def updates_of(folder: Path) -> int:
     """Optimizer updates of a run."""
     from safetensors import safe_open
@@ -191,7 +204,9 @@ def collect(name: str, cells: list[Cell], runs: Path, data_dir: str | None) -> d
         print(f"collecting {cell.name}", file=sys.stderr)
         held = found.setdefault(cell.column, {}).setdefault(cell.row, {"title": pick("rows", cell.row)["title"]})
         held.setdefault("seeds", {})[str(cell.seed)] = measured(cell, runs, table.get("num_samples"), data_dir)
-        held["config"] = {k: v for k, v in cell.config().to_dict().items() if k != "seed"}
+        if "config" not in held:
+            held["config"] = {k: v for k, v in cell.config().to_dict().items() if k != "seed"}
+            held["layers_a_sample"] = cost_of(cell.config(), data_dir)
     preset = cells[0].preset
     return {
         "table": name,
@@ -210,6 +225,15 @@ def collect(name: str, cells: list[Cell], runs: Path, data_dir: str | None) -> d
             if column in found
         },
     }
+
+
+def renewed(results: dict[str, Any], data_dir: str | None) -> dict[str, Any]:
+    """A table's JSON with what needs no runs made anew: the cost of a sample, by each row's config, and the paper."""
+    for name, column in results["columns"].items():
+        column["paper"] = paper.rows(results["table"], name)
+        for row in column["rows"].values():
+            row["layers_a_sample"] = cost_of(RunConfig.from_dict(row["config"]), data_dir)
+    return results
 
 
 def write_table(results: dict[str, Any], out: Path) -> list[Path]:
@@ -249,6 +273,7 @@ def make_parser() -> Parser:
         "--launcher", default="", metavar="WORDS", help="for --list: 'torchrun --nproc-per-node=8' in place of python"
     )
     parser.add_argument("--collect", action="store_true", help="make the table of what is done, and run nothing")
+    parser.add_argument("--redraw", action="store_true", help="make the table anew from its JSON in --out")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
     add_device(parser)
     return parser
@@ -260,9 +285,12 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--minutes must be positive, not {arguments.minutes}")
     if arguments.seeds < 0:
         raise ConfigError(f"--seeds must be at least 1, not {arguments.seeds}")
-    if arguments.cell and arguments.collect:
-        raise ConfigError("--cell runs cells and --collect runs none: give one of them")
+    if arguments.cell and (arguments.collect or arguments.redraw):
+        raise ConfigError("--cell runs cells, --collect and --redraw run none: give one of them")
     cells = cells_of(pick("tables", arguments.table), arguments.preset, arguments.minutes, arguments.seeds)
+    if arguments.redraw:
+        path = (arguments.out or arguments.runs) / f"table{arguments.table}-{arguments.preset}.json"
+        return show(renewed(read_json(path), arguments.data_dir), arguments)
     if arguments.cell:
         named = {cell.name: cell for cell in cells}
         unknown = [name for name in arguments.cell if name not in named]
@@ -304,7 +332,12 @@ def main(argv: list[str]) -> int:
         raise UserError(
             f"no cell of table {arguments.table} is done in {arguments.runs}: leave out --collect to run them"
         )
-    paths = write_table(results, out)
+    return show(results, arguments)
+
+
+def show(results: dict[str, Any], arguments: Any) -> int:
+    """Write a table, and print it."""
+    paths = write_table(results, arguments.out or arguments.runs)
     print(markdown(results))
     print(f"table: {', '.join(map(str, paths))}")
     return 0

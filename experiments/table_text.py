@@ -1,4 +1,8 @@
-"""A table's JSON as Markdown and as a figure, beside the paper's numbers."""
+"""A table's JSON as Markdown and as a figure, beside the paper's numbers.
+
+The paper does not say whether its accuracies are of single samples or of an answer chosen among them. Everywhere here
+they stand beside the accuracy of a single sample (``pyro_gram/paper.toml``).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from pyro_gram.diagnostics.intervals import wilson
 
 LABELS = {
     "sample_accuracy": "accuracy of a sample, %",
@@ -16,33 +22,46 @@ LABELS = {
     "frechet_distance": "Frechet distance",
 }
 SHARES = ("sample_accuracy", "vote_accuracy", "coverage")  # told in per cent
+ACCURACIES = ("sample_accuracy", "vote_accuracy")  # shares of inputs, with an interval where there is one seed
 FEWER_IS_BETTER = ("violations", "frechet_distance")
 
 
-def shown(row: dict[str, Any], metric: str) -> tuple[float, float | None] | None:
-    """Mean over a row's seeds and its standard error (None of one seed); None where the row has no such metric."""
+def spread(values: list[float], digits: int = 3) -> str:
+    """Mean ± standard deviation, with as many digits as the latter needs; the mean alone of equal values, or of one."""
+    deviation = stdev(values) if len(values) > 1 else 0.0
+    if deviation < 1e-9:
+        return f"{mean(values):.{digits}f}"
+    while round(deviation, digits) == 0:
+        digits += 1
+    return f"{mean(values):.{digits}f} ± {deviation:.{digits}f}"
+
+
+def values_of(row: dict[str, Any], metric: str) -> list[float]:
+    """A metric of each seed of a row, shares in per cent; none where the row has no such metric."""
     values = [seed[metric] for seed in row["seeds"].values() if seed.get(metric) is not None]
+    return [100 * v for v in values] if metric in SHARES else [float(v) for v in values]
+
+
+def _number(row: dict[str, Any], metric: str) -> str:
+    """Mean ± standard deviation over seeds; of one seed, an accuracy's Wilson 95 % interval over inputs."""
+    values = values_of(row, metric)
     if not values:
-        return None
-    values = [100 * v for v in values] if metric in SHARES else [float(v) for v in values]
-    return mean(values), stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-
-
-def _number(found: tuple[float, float | None] | None, metric: str) -> str:
-    if found is None:
         return ""
-    digits = 2 if metric == "inception_score" else 1
-    value, error = found
-    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+    text = spread(values, digits=2 if metric == "inception_score" else 1)
+    inputs = next(iter(row["seeds"].values()))["num_inputs"]
+    if len(values) == 1 and metric in ACCURACIES and inputs > 1:
+        low, high = wilson(values[0] / 100, inputs)
+        text += f" ({100 * low:.1f} to {100 * high:.1f})"
+    return text
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """One Markdown table a column of the paper's: ours, mean ± standard error over seeds, beside the paper's."""
+    """One Markdown table a column of the paper's: ours, mean ± standard deviation over seeds, beside the paper's."""
     parts = []
     for column in results["columns"].values():
         shows, paper = column["show"], column["paper"]
         printed = [m for m in shows if any(m in told for told in paper.values())]
-        heads = ["model", "parameters (guide)", "seeds", "updates", *(LABELS[m] for m in shows)]
+        heads = ["model", "parameters (guide)", "layers a sample", "seeds", "updates", *(LABELS[m] for m in shows)]
         heads += [f"paper: {LABELS[m].removesuffix(', %')}" for m in printed]
         first = next(iter(next(iter(column["rows"].values()))["seeds"].values()))
         lines = [f"**{column['title']}**, {_measured(results, first)}", "", f"| {' | '.join(heads)} |"]
@@ -50,9 +69,9 @@ def markdown(results: dict[str, Any]) -> str:
         for name, row in column["rows"].items():
             seeds = list(row["seeds"].values())
             guide = seeds[0]["guide_parameters"]
-            cells = [row["title"], f"{seeds[0]['parameters']:,}{f' ({guide:,})' if guide else ''}", str(len(seeds))]
-            cells += [f"{mean(seed['updates'] for seed in seeds):,.0f}"]
-            cells += [_number(shown(row, metric), metric) for metric in shows]
+            cells = [row["title"], f"{seeds[0]['parameters']:,}{f' ({guide:,})' if guide else ''}"]
+            cells += [f"{row['layers_a_sample']:,}", str(len(seeds)), f"{mean(seed['updates'] for seed in seeds):,.0f}"]
+            cells += [_number(row, metric) for metric in shows]
             told = paper.get(name, {})
             cells += [str(told[metric]) if metric in told else "" for metric in printed]
             lines.append(f"| {' | '.join(cells)} |")
@@ -69,11 +88,14 @@ def _measured(results: dict[str, Any], first: dict[str, Any]) -> str:
         f", coverage of i.i.d. uniform draws {100 * first['coverage_limit']:.1f} %" if "coverage_limit" in first else ""
     )
     inputs = "no input" if first["num_inputs"] == 1 else f"{first['num_inputs']} inputs that training never saw"
-    return f"{length} on {threads} thread{'s' if threads > 1 else ''}, {inputs}, {first['num_samples']} samples{limit}"
+    return (
+        f"{length} on {threads} thread{'s' if threads > 1 else ''}, {inputs}, {first['num_samples']} samples{limit}; "
+        "mean ± standard deviation over seeds, of one seed an accuracy's Wilson 95 % interval over inputs"
+    )
 
 
 def figure(results: dict[str, Any]) -> Figure:
-    """Ours as dots with standard errors, the paper's as rings; a row of panels a column of the table."""
+    """Ours as dots with standard deviations over seeds, the paper's as rings; a row of panels a column of the table."""
     columns = list(results["columns"].values())
     wide = max(len(column["show"]) for column in columns)
     tall = max(len(column["rows"]) for column in columns)
@@ -87,7 +109,7 @@ def figure(results: dict[str, Any]) -> Figure:
             _panel(axis, column, column["show"][i], labelled=i == 0)
         row_of_axes[0].set_title(column["title"], loc="left", fontsize=11, fontweight="bold")
     missing = f"; {len(results['missing'])} cells are missing" if results["missing"] else ""
-    about = f"dots: ours, preset {results['preset']}; rings: the paper's{missing}"
+    about = f"dots: ours, preset {results['preset']}, bars: standard deviation over seeds; rings: the paper's{missing}"
     drawn.suptitle(f"{results['title']}\n({about})", fontsize=11)
     return drawn
 
@@ -95,16 +117,16 @@ def figure(results: dict[str, Any]) -> Figure:
 def _panel(axis: Any, column: dict[str, Any], metric: str, labelled: bool) -> None:
     rows = column["rows"]
     for at, (name, row) in enumerate(rows.items()):
-        found = shown(row, metric)
+        values = values_of(row, metric)
         told = column["paper"].get(name, {}).get(metric)
         if told is not None:
             axis.plot(told, at, "o", mfc="none", mec="0.45", ms=9, mew=1.3)
-        if found is not None:
-            value, error = found
-            axis.errorbar(value, at, xerr=error, fmt="o", color="C0" if name != "gram" else "C3", ms=6, capsize=3)
-            axis.annotate(
-                _number(found, metric), (1.02, at), xycoords=("axes fraction", "data"), va="center", fontsize=8
-            )
+        if values:
+            deviation = stdev(values) if len(values) > 1 else None
+            color = "C0" if name != "gram" else "C3"
+            axis.errorbar(mean(values), at, xerr=deviation, fmt="o", color=color, ms=6, capsize=3)
+            where = ("axes fraction", "data")
+            axis.annotate(_number(row, metric), (1.02, at), xycoords=where, va="center", fontsize=8)
     axis.set_yticks(range(len(rows)), [row["title"] for row in rows.values()] if labelled else [""] * len(rows))
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel(LABELS[metric] + (" (fewer is better)" if metric in FEWER_IS_BETTER else ""), fontsize=9)

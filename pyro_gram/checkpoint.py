@@ -104,6 +104,7 @@ def save_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
         "kind": "training",
         "config": config.to_dict(),
         "number": trainer.number,
+        "num_batches": trainer.num_batches,
         "elapsed": trainer.elapsed,
         "beta": trainer.beta.get_state(),
         "usual": trainer.guard.usual,
@@ -132,13 +133,15 @@ def _load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[s
         number, elapsed, beta = int(header["number"]), float(header["elapsed"]), dict(header["beta"])
         beta = {"value": float(beta["value"]), "mean": None if beta["mean"] is None else float(beta["mean"])}
         usual = None if header.get("usual") is None else float(header["usual"])
+        num_batches = None if header.get("num_batches") is None else int(header["num_batches"])
         numbers = [number, elapsed, usual or 0.0, beta["value"], beta["mean"] or 0.0]
-        if number < 0 or elapsed < 0 or not all(map(math.isfinite, numbers)):
+        if number < 0 or elapsed < 0 or (num_batches or 0) < 0 or not all(map(math.isfinite, numbers)):
             raise ValueError(f"its numbers cannot be {numbers}")
     except (ConfigError, KeyError, TypeError, ValueError, OverflowError) as e:
         by = f", written by pyro_gram {header.get('version', 'of an unknown version')} (this is {__version__})"
         raise CheckpointError(f"{path} has a damaged header, or one of another version{by}: {e}") from None
     wanted = config.to_dict()
+    same_length = all(saved["train"][field] == wanted["train"][field] for field in ("batches", "minutes"))
     for field in ("batches", "minutes", "save_seconds", "evaluate_every", "precision", "compile"):
         saved["train"] = {**saved["train"], field: wanted["train"][field]}
     saved |= {part: wanted[part] for part in ("temper", "verdict", "evaluate")}
@@ -174,6 +177,8 @@ def _load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[s
     trainer.places = places.shared(trainer.world) if places else None
     trainer.inside, trainer.guard.usual = inside, usual
     trainer.number, trainer.elapsed = number, elapsed
+    if same_length and trainer.num_batches is None:
+        trainer.num_batches = num_batches  # decided already: a run that goes on is the run that it was
     trainer.beta.set_state(beta)
 
 

@@ -187,6 +187,7 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
         "guide_parameters": sum(p.numel() for p in run.assembly.guide.parameters()),
         "head_parameters": sum(p.numel() for name, p in model.named_parameters() if name.startswith(f"{WHERE}.")),
         "batches": run.trainer.number,
+        "length": {"batches": config.train.batches, "minutes": config.train.minutes},  # as it was asked for
         "seconds": {"train": trained, "evaluate": evaluated, "total": trained + evaluated},
         "head_seconds": heads,  # of the training
         "processes": run.world.size,

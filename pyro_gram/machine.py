@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
+import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,18 @@ import torch
 
 from pyro_gram.version import __version__
 
+CHECKOUT = Path(__file__).resolve().parent.parent  # where this package is used from one
+CODE = ("*.py", "*.toml", "*.jinja")
+PATIENCE = 5.0  # seconds that git may take
+
 
 def environment() -> dict[str, Any]:
     """Versions, threads and processor."""
+    commit, modified = revision()
     return {
         "pyro_gram": __version__,
+        "revision": commit,
+        "modified": modified,
         "torch": torch.__version__,
         "pyro": pyro.__version__,
         "python": platform.python_version(),
@@ -24,6 +34,41 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "processor": processor(),
     }
+
+
+@cache
+def revision(folder: Path = CHECKOUT) -> tuple[str | None, bool | None]:
+    """The git commit of the code, and whether the code has been changed or added to since.
+
+    It is asked for once in a process: by a run before it trains, as the code may change meanwhile.
+
+    Returns:
+        the full hash; None for both where ``folder`` is no checkout (an installed wheel), or where git does not answer.
+    """
+    if not (folder / ".git").exists():  # a file in a worktree
+        return None, None
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None, None
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=all", "--", *CODE)
+    return commit, None if changes is None else bool(changes)
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """What git prints; None where it fails, is missing, or takes too long."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {"GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.SubprocessError, UnicodeError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def processor() -> str:

@@ -1,4 +1,7 @@
-"""The numbers of the paper (arXiv 2605.19376) to stand beside ours; ``paper.toml`` holds them."""
+"""The numbers of the paper (arXiv 2605.19376) to stand beside ours; ``paper.toml`` holds them.
+
+Its accuracies stand beside those of a single sample, everywhere: the paper does not say which they are.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import sys
 import time
@@ -30,6 +29,7 @@ from pyro_gram.files import read_json, sweep, write_bytes, write_json, write_via
 from pyro_gram.heads import check_heads, takes_heads
 from pyro_gram.inference.guard import DivergedError
 from pyro_gram.inference.training import BatchReport, Trainer
+from pyro_gram.machine import revision
 from pyro_gram.tasks.stream import TargetStream
 
 LOGGED = {"batch", "seconds", "reconstruction", "kl", "beta"}  # at least, in a line of metrics.jsonl
@@ -154,6 +154,7 @@ def open_run(
         UserError: ``out`` holds a run and ``resume`` was not asked for, or cannot be written, or holds another run, or
             another process runs in it; data or a package that the task needs is missing or damaged.
     """
+    revision()  # as the code is now
     resume = resume or (world.restarts > 0 and launched_here(out))
     if world.writes:
         check_new(out, resume)
@@ -250,7 +251,7 @@ def _resumed(run: Run, begun: bool) -> str:
     """What --resume has found."""
     if not begun:
         return f"nothing to resume in {run.out}: a new run"
-    number, batches = run.trainer.number, run.assembly.config.train.batches
+    number, batches = run.trainer.number, run.trainer.num_batches or run.assembly.config.train.batches
     of = f" of {batches}" if batches else ""
     if run.trainer.finished:
         return f"training in {run.out} is over, at batch {number}{of}: it is measured again"
@@ -334,53 +335,65 @@ def train(run: Run) -> None:
             ``diverged.safetensors``, and ``diverged.json`` tells of it.
     """
     config = run.assembly.config.train
-    limit = config.minutes * 60
     look: dict[str, float] = {}
     warned = False
     if config.compile and run.world.writes and not run.trainer.finished:
         print("compiling the core, which takes a minute or so", file=sys.stderr)
-    # The bar counts batches, or seconds where only the clock ends the run.
-    by_clock = not config.batches
-    total = round(limit) if by_clock else config.batches
-    bar = tqdm(
-        total=total,
-        initial=round(run.trainer.elapsed) if by_clock else run.trainer.number,
-        unit="s" if by_clock else "batch",
+    log_path = run.metrics_path if run.world.writes else Path(os.devnull)
+    with StopOnSignal() as stop, warnings.catch_warnings(), log_path.open("a", buffering=1) as log:
+        warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro's, of what stops the run with an error
+        keep = Keeper(run, stop)
+        if run.world.writes and run.trainer.num_batches is None and not run.trainer.finished:
+            asked = f"{config.batches:,} fit into {config.minutes:g} minutes"
+            print(f"timing a few batches: how many of {asked}?", file=sys.stderr)
+        if run.trainer.fit(look=lambda: monitor(run)):
+            run.save()  # killed at once, it stays the run of so many batches
+            if run.world.writes and (fitted := fitted_length(run)):
+                print(fitted, file=sys.stderr)
+            keep.check()
+        if run.world.size == 1:
+            run.trainer.between = keep
+        with _bar(run) as bar:
+            for report in _reported(run):
+                row = _row(report)
+                if run.trainer.number % config.evaluate_every == 0 or report.last:
+                    look = monitor(run)
+                    row |= look
+                    if run.world.writes and not warned and (leaking := leak_at(look, run.trainer.done)):
+                        bar.write(f"batch {run.trainer.number}: {leaking}", file=sys.stderr)
+                        warned = True
+                log.write(json.dumps(row) + "\n")
+                if run.world.writes:
+                    run.forget_divergence()  # it has been got over
+                bar.update(1 if config.batches else min(round(report.seconds), round(60 * config.minutes)) - bar.n)
+                bar.set_postfix_str(_postfix(report, look), refresh=False)
+                keep(report.last)
+        keep.check()
+
+
+def fitted_length(run: Run) -> str:
+    """What a run says that trains fewer batches than were asked for; nothing where it trains all."""
+    c, batches = run.assembly.config.train, run.trainer.num_batches
+    if not batches or batches >= c.batches:
+        return ""
+    return (
+        f"this machine trains {batches:,} of {c.batches:,} batches in {c.minutes:g} minutes: the schedule is fitted to "
+        "them (--train.minutes sets another length)"
+    )
+
+
+def _bar(run: Run) -> tqdm:
+    """A bar that counts batches, or seconds where only the clock ends the run."""
+    trainer, c = run.trainer, run.assembly.config.train
+    return tqdm(
+        total=trainer.num_batches or round(c.minutes * 60),
+        initial=trainer.number if c.batches else round(trainer.elapsed),
+        unit="batch" if c.batches else "s",
         desc="train",
         file=sys.stderr,
         mininterval=1.0,
         disable=not run.world.writes,
     )
-    log_path = run.metrics_path if run.world.writes else Path(os.devnull)
-    with StopOnSignal() as stop, bar, warnings.catch_warnings(), log_path.open("a", buffering=1) as log:
-        warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro's, of what stops the run with an error
-        keep = Keeper(run, stop)
-        if run.world.size == 1:
-            run.trainer.between = keep
-        for report in _reported(run):
-            row = _row(report)
-            if run.trainer.number % config.evaluate_every == 0 or report.last:
-                look = monitor(run)
-                row |= look
-                if run.world.writes and not warned and (leaking := leak_at(look, run.trainer.done)):
-                    bar.write(f"batch {run.trainer.number}: {leaking}", file=sys.stderr)
-                    warned = True
-            log.write(json.dumps(row) + "\n")
-            if run.world.writes:
-                run.forget_divergence()  # it has been got over
-            bar.update(min(round(report.seconds), total) - bar.n if by_clock else 1)
-            bar.set_postfix_str(_postfix(report, look), refresh=False)
-            keep(report.last)
-        keep.check()
-    if run.world.writes and 0 < run.trainer.number < config.batches:
-        begins = math.ceil(config.on_policy_after * config.batches)
-        on_policy = f" (on-policy training begins at batch {begins})" if config.on_policy else ""
-        print(
-            f"the clock ended training after {config.minutes:g} minutes, at batch {run.trainer.number} of "
-            f"{config.batches}{on_policy}: --train.minutes raises the limit, --minutes M fits the schedule to M "
-            "minutes",
-            file=sys.stderr,
-        )
 
 
 class Keeper:

@@ -244,7 +244,7 @@ RECIPES = {
     "collapsed": ["--beta.start", "50", "--beta.target", "0"],
     # What repairs the prior where the guide does not go, as in the cpu presets.
     "good": [
-        *("--train.batches", "300", "--train.minutes", "3", "--beta.target", "0.5", "--evaluate.depth", "8"),
+        *("--train.batches", "300", "--beta.target", "0.5", "--evaluate.depth", "8"),
         *("--train.on_policy", "8", "--train.on_policy_updates", "2"),
     ],
 }  # fmt: skip

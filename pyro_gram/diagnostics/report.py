@@ -181,8 +181,8 @@ def result_rows(metrics: dict[str, Any], problem: str, model: str, whole: bool) 
 def lead_of(config: dict[str, Any], results: dict[str, Any]) -> str:
     """What was trained and measured, in a few sentences."""
     m, seconds = results["metrics"], results["seconds"]
-    planned = config["train"]["batches"]
-    of = f" of {planned:,} (the clock ended it)" if results["batches"] < planned else ""
+    asked, minutes = config["train"]["batches"], config["train"]["minutes"]
+    of = f" of {asked:,} (fitted to {minutes:g} minutes)" if results["batches"] < asked else ""
     temper = told(m["temper_scale"], m["temper_transitions"])
     return (
         f"{results['parameters']:,} parameters, {results['batches']:,}{of} batches; trained in {seconds['train']:.0f}, "

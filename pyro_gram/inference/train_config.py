@@ -17,7 +17,9 @@ class TrainConfig:
     Attributes:
         batches: batches in the run, each of ``supervision_steps`` updates (and, on-policy, ``on_policy_updates`` more);
             0 for as many as the minutes hold.
-        minutes: wall-clock limit on training; 0 for none. Reached first, it ends the run early.
+        minutes: of training; 0 for as many as the batches take. Beside ``batches``, the run measures its speed first
+            and trains fewer batches where those would take longer (``inference.pace``): the clock itself ends nothing.
+            Without ``batches`` the run ends after them, and its schedule follows the clock.
         batch: inputs a batch.
         supervision_steps: N_sup.
         elbo: ``balanced``, ``mean_field`` or ``trace``.

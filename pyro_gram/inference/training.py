@@ -28,6 +28,7 @@ from pyro_gram.inference.guard import DivergedError, Guard, Update
 from pyro_gram.inference.guide import PriorGuide
 from pyro_gram.inference.on_policy import draw_targets, prior_end
 from pyro_gram.inference.optim import OptimConfig, TorchOptim
+from pyro_gram.inference.pace import batches_that_fit, measure_pace
 from pyro_gram.inference.pause import Inside, random_state, set_random_state
 from pyro_gram.inference.speed import check_speed, compilation_told, products_in, speed_up
 from pyro_gram.inference.terms import StepTerms
@@ -113,6 +114,8 @@ class Trainer:
         self.average = AveragedModel(pair(model, guide), multi_avg_fn=self._ema)
         check_speed(config.precision, config.compile, model, self.device)
         self.number = 0  # the next batch
+        # Of the run, 0 where only the clock ends it; None until ``fit`` says how many fit into the minutes.
+        self.num_batches: int | None = None if config.batches and config.minutes else config.batches
         self.elapsed = 0.0  # seconds of training behind this state, over all sittings
         self._begun = 0.0, 0.0  # the elapsed seconds, and the clock, when this sitting began
 
@@ -149,7 +152,9 @@ class Trainer:
         torch._foreach_lerp_(averages, currents, 1 - decay)
 
     def run(self) -> Iterator[BatchReport]:
-        """Train until the batches or the minutes are used up, yielding after each batch.
+        """Train until the batches, or the minutes where there is no number of batches, are used up.
+
+        Yields after each batch.
 
         Raises:
             DivergedError: before the first update that is not finite, or out of all proportion; what can be saved then
@@ -159,6 +164,7 @@ class Trainer:
         self.guide.train()
         if not self.finished:
             self.prepare()
+            self.fit()
         self._begun = self.elapsed, time.perf_counter()
         last = self.finished
         while not last:
@@ -183,6 +189,26 @@ class Trainer:
         if c.compile:
             with compilation_told(), products_in(c.precision, self.device):
                 self._compile()
+
+    def fit(self, look: Callable[[], object] | None = None) -> bool:
+        """Lower the number of batches to what fits into the minutes, where the config has both (``inference.pace``).
+
+        This is decided once, before the clock starts, and is the same in all processes. ``run`` calls it where nobody
+        has. No update is made and no random state changes.
+
+        Args:
+            look: what the caller does every ``evaluate_every`` batches, so that its time counts.
+
+        Returns:
+            has it been decided now?
+        """
+        if self.num_batches is not None or self.finished:
+            return False
+        pace = measure_pace(self, look)
+        c = self.config
+        found = batches_that_fit(pace, c, self.number, self.elapsed) if pace else c.batches
+        self.num_batches = int(self.world.first(found))
+        return True
 
     def _compile(self) -> None:
         """Let the core meet a batch's shapes: from z_0 and from elsewhere, with gradient and without."""
@@ -219,11 +245,13 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Are the batches, or the minutes, used up?"""
+        """Are the batches used up, or the minutes where there is no number of batches?"""
         c = self.config
         if self.inside is not None:  # saved within a batch, which is trained to its end
             return False
-        return 0 < c.batches <= self.number or 0 < c.minutes * 60 <= self.elapsed
+        if c.batches:
+            return self.number >= (self.num_batches or c.batches)
+        return self.elapsed >= c.minutes * 60
 
     @property
     def done(self) -> float:
@@ -234,7 +262,7 @@ class Trainer:
         """The share of the run that is over. By batches, which repeat exactly, unless only the clock ends the run."""
         c = self.config
         if c.batches:
-            return (self.number + step / c.supervision_steps) / c.batches
+            return (self.number + step / c.supervision_steps) / (self.num_batches or c.batches)
         return self.elapsed / (c.minutes * 60)
 
     def one_batch(self, x: Tensor | None, y: Tensor) -> BatchReport:

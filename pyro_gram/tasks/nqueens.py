@@ -1,9 +1,10 @@
 """N-Queens completion (Section 4.2 and Appendix B.2 of the paper): put the missing queens back, in every possible way.
 
-Inputs are solutions with all but a few queens removed; each distinct input stands once, with all its completions. They
-are split 85:15 at random, as in the paper, so that the reflections and rotations of a held-out input are mostly
-training inputs; the augmentation of training by the eight symmetries of the board leaves out every image that is
-held out.
+Inputs are solutions with all but a few queens removed; each distinct input stands once, with all its completions. By
+default they are split 85:15 at random, as in the paper. Nearly every held-out input is then the rotation or reflection
+of a training input, and its completions are answers of training inputs; the augmentation of training by the eight
+symmetries of the board leaves out every image that is held out. With ``split_by = "orbit"`` whole orbits of solutions
+(one solution with all its images) are held out, and nothing that completes a test input was ever an answer in training.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ from torch import Tensor
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_choice, check_range, check_seed
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
-from pyro_gram.tasks.base import PuzzleSet, Task, TaskSpec, check_split
+from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task, TaskSpec, check_split
+from pyro_gram.tasks.nqueens_boards import (
+    all_solutions,
+    board_lines,
+    board_symmetries,
+    completions,
+    one_completion,
+    orbits,
+    random_solutions,
+)
 from pyro_gram.tasks.symmetry import InputSet, unless_held_out
 from pyro_gram.tasks.terminal import WIDTH, mark, nearest, painter
 
@@ -29,6 +39,7 @@ if TYPE_CHECKING:
 
 MAX_ENUMERATED = 12  # 14,200 solutions; beyond, inputs come with the one solution they were made from
 TRAIN_SHARE = 0.85
+TEST_ORBITS = 0.15  # of the orbits of solutions; validation takes half as many
 EMPTY, QUEEN = 1, 2  # tokens of the cell layout; 0 is the paper's padding
 GIVEN, FILLED, WRONG = "#222222", "#0072B2", "#C00000"
 SQUARES = ("#EEEEEE", "#D0D0D0")  # in a terminal
@@ -41,9 +52,11 @@ class NQueensConfig:
     Attributes:
         size: n. Up to 12 every solution of every input is known; beyond, one is, and coverage is left out.
         fewest, most: queens left on the board (the paper removes 5 to 7 of 8, 7 to 9 of 10: 1 to 3 are left).
+        split_by: ``input``: 85:15 by input, the paper's; ``orbit``: by solution and its images, which needs n from 7 to
+            12. Inputs that have completions in the orbits of several splits are then in none.
         layout: ``row``: one token a row, 0 blank or 1 + column, answers the column; ``cell``: the paper's, one token a
             square, 1 empty or 2 queen.
-        validation: inputs taken out of the training 85 %.
+        validation: inputs taken out of the training 85 %; by orbit, the most that the validation orbits give.
         solutions: how many random solutions to draw where they cannot all be enumerated (n > 12).
         data_seed: seed of the split; the same for every run that is to be compared.
     """
@@ -51,6 +64,7 @@ class NQueensConfig:
     size: int = 8
     fewest: int = 1
     most: int = 3
+    split_by: str = "input"
     layout: str = "row"
     validation: int = 128
     solutions: int = 5000
@@ -60,6 +74,12 @@ class NQueensConfig:
         check_range(self, size=(4, 64), fewest=AT_LEAST_0, validation=AT_LEAST_1, solutions=(100, 1_000_000))
         check_range(self, most=(self.fewest, self.size))
         check_choice("layout", self.layout, ("row", "cell"))
+        check_choice("split_by", self.split_by, ("input", "orbit"))
+        if self.split_by == "orbit" and self.size > MAX_ENUMERATED:
+            raise ConfigError(
+                f"split_by = orbit needs every solution, known up to size = {MAX_ENUMERATED}, not {self.size}: "
+                "lower size, or split_by = input"
+            )
         check_seed(self.data_seed, "data_seed")
 
 
@@ -74,7 +94,7 @@ class NQueens(Task):
     def __init__(self, config: NQueensConfig, data_dir: str | None = None) -> None:
         self.config = config
         n = self.n = config.size
-        self.problem = f"nqueens{n}"
+        self.problem = f"nqueens{n}" if config.split_by == "input" else ""  # the paper has no other split
         if config.layout == "row":
             self.spec = TaskSpec(n, None, n + 1, n, n)
         else:
@@ -140,13 +160,39 @@ class NQueens(Task):
         else:
             drawn = random_solutions(rng, c.size, c.solutions)
             given, solutions, offsets = one_completion(drawn, rng, c.fewest, c.most)
+        whole = PuzzleSet(given, solutions, offsets, complete)
+        if c.split_by == "orbit":
+            return {split: self._laid_out(puzzles) for split, puzzles in self._by_orbit(whole, rng).items()}
         order = torch.from_numpy(rng.permutation(len(given)))
         train = int(TRAIN_SHARE * len(given))  # rounded down: what is left over goes to the test
         if c.validation >= train:
             raise ConfigError(f"validation = {c.validation} leaves nothing of the {train} training inputs: lower it")
         bounds = {"validation": (0, c.validation), "train": (c.validation, train), "test": (train, len(given))}
-        whole = PuzzleSet(given, solutions, offsets, complete)
         return {split: self._laid_out(whole.select(order[a:b])) for split, (a, b) in bounds.items()}
+
+    def _by_orbit(self, whole: PuzzleSet, rng: np.random.Generator) -> dict[str, PuzzleSet]:
+        """The inputs, all of whose completions lie in one split's orbits. Inputs and solutions are columns."""
+        number = orbits(whole.solutions)
+        count = int(number.max()) + 1
+        test = max(1, round(TEST_ORBITS * count))
+        validation = max(1, test // 2)
+        if test + validation >= count:
+            raise ConfigError(
+                f"{self.n} queens have {count} orbit(s) of solutions, too few for split_by = orbit: "
+                "set size = 7 or larger, or split_by = input"
+            )
+        side = torch.full((count,), SPLITS.index("train"))
+        order = torch.from_numpy(rng.permutation(count))
+        side[order[:test]] = SPLITS.index("test")
+        side[order[test : test + validation]] = SPLITS.index("validation")
+        owner = torch.arange(len(whole)).repeat_interleave(whole.num_solutions)
+        splits = {}
+        for i, split in enumerate(SPLITS):
+            inside = torch.zeros(len(whole), dtype=torch.long).index_add_(0, owner, (side[number] == i).long())
+            index = (inside == whole.num_solutions).nonzero().flatten()
+            index = index[torch.from_numpy(rng.permutation(len(index)))]
+            splits[split] = whole.select(index[: self.config.validation] if split == "validation" else index)
+        return splits
 
     def _laid_out(self, puzzles: PuzzleSet) -> PuzzleSet:
         """Puzzles whose inputs and solutions are columns, in the task's layout."""
@@ -261,107 +307,3 @@ class NQueens(Task):
 
 def _text(board: Tensor) -> str:
     return "/".join("".join("Q" if queen else "." for queen in row) for row in board.tolist())
-
-
-# ---- boards ------------------------------------------------------------------------------------------------------
-
-
-def board_lines(n: int) -> Tensor:
-    """Every row, column and diagonal of the board as a set of squares: float32 ``[6 n - 2, n * n]``."""
-    r, c = torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij")
-    families = (r, c, r + c, r - c + n - 1)
-    lines = [family.flatten() == i for family in families for i in range(int(family.max()) + 1)]
-    return torch.stack(lines).float()
-
-
-def board_symmetries(n: int) -> Tensor:
-    """The symmetries of the board as permutations of its squares: ``image[i] = board[p[i]]``, int64 ``[8, n * n]``."""
-    square = torch.arange(n * n).view(n, n)
-    return torch.stack([torch.rot90(s, k).flatten() for s in (square, square.T) for k in range(4)])
-
-
-_SOLUTIONS: dict[int, Tensor] = {}
-
-
-def all_solutions(n: int) -> Tensor:
-    """Every solution of n queens, the column of each row's queen: int64 ``[M, n]``, in lexicographic order."""
-    if n not in _SOLUTIONS:
-        grown = torch.arange(n)[:, None]
-        for row in range(1, n):
-            column = torch.arange(n)
-            gap = row - torch.arange(row)
-            apart = (grown[:, :, None] - column).abs()  # [prefixes, row, n]
-            free = ((apart != 0) & (apart != gap[:, None])).all(1)
-            prefix, new = free.nonzero().T
-            grown = torch.cat((grown[prefix], new[:, None]), 1)
-        _SOLUTIONS[n] = grown
-    return _SOLUTIONS[n]
-
-
-def completions(solutions: Tensor, fewest: int, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Every distinct input with ``fewest`` to ``most`` queens, and all its completions.
-
-    Args:
-        solutions: int64 ``[M, n]``.
-
-    Returns:
-        the inputs, 0 or 1 + column a row, int64 ``[N, n]``; their completions, int64 ``[C, n]``, input after input; and
-        where each input's begin, int64 ``[N + 1]``.
-    """
-    n = solutions.shape[1]
-    weights = torch.tensor([(n + 1) ** i for i in range(n)])  # (n + 1)^n fits an int64 up to n = 12
-    keys, sources = [], []
-    for count in range(fewest, most + 1):
-        for rows in itertools.combinations(range(n), count):
-            kept = torch.zeros(n, dtype=torch.long)
-            kept[list(rows)] = 1
-            keys.append(((solutions + 1) * kept) @ weights)
-            sources.append(torch.arange(len(solutions)))
-    key, order = torch.cat(keys).sort(stable=True)
-    distinct, counts = key.unique_consecutive(return_counts=True)
-    given = distinct[:, None] // weights % (n + 1)
-    return given, solutions[torch.cat(sources)[order]], torch.cat((torch.zeros(1, dtype=torch.long), counts.cumsum(0)))
-
-
-def random_solutions(rng: np.random.Generator, n: int, count: int) -> Tensor:
-    """Up to ``count`` distinct random solutions, int64 ``[<= count, n]``, by min-conflicts repair of random boards.
-
-    Not uniform over the solutions: no way is known to draw uniformly where they cannot be enumerated.
-    """
-    found: dict[bytes, np.ndarray] = {}
-    chains = 256
-    rows = np.arange(n)
-    column = rng.permuted(np.tile(rows, (chains, 1)), axis=1)
-    every = np.arange(chains)
-    while len(found) < count:
-        for _ in range(8 * n):
-            apart = np.abs(column[:, :, None] - column[:, None, :])
-            clash = (apart == 0) | (apart == np.abs(rows[:, None] - rows))
-            clash[:, rows, rows] = False
-            hit = clash.any(2)
-            done = ~hit.any(1)
-            for solution in column[done]:
-                found.setdefault(solution.tobytes(), solution.copy())
-            # Take a random queen in conflict (any queen on a solved board: a fresh start nearby), and move it to the
-            # column of its row with the fewest conflicts, ties at random.
-            column[done] = rng.permuted(column[done], axis=1)
-            row = np.where(hit, rng.random(hit.shape), -1).argmax(1)
-            gap = np.abs(rows - row[:, None])
-            others = gap[:, :, None] > 0
-            away = np.abs(column[:, :, None] - rows)  # [chains, queens, columns]
-            cost = (((away == 0) | (away == gap[:, :, None])) & others).sum(1) + rng.random((chains, n)) * 0.9
-            column[every, row] = cost.argmin(1)
-        column[: chains // 4] = rng.permuted(column[: chains // 4], axis=1)  # some may be stuck
-    return torch.from_numpy(np.stack(list(found.values())[:count]))
-
-
-def one_completion(
-    solutions: Tensor, rng: np.random.Generator, fewest: int, most: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One distinct input a solution, with that solution alone. As :func:`completions`."""
-    kept = torch.from_numpy(rng.random(solutions.shape)).argsort(1).argsort(1)
-    count = torch.from_numpy(rng.integers(fewest, most + 1, size=len(solutions)))
-    given = torch.where(kept < count[:, None], solutions + 1, 0)
-    _, which = np.unique(given.numpy(), axis=0, return_index=True)
-    index = torch.from_numpy(np.sort(which))
-    return given[index], solutions[index], torch.arange(len(index) + 1)

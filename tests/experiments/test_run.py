@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import experiments.run
@@ -21,6 +22,7 @@ from pyro_gram.config import RunConfig
 from pyro_gram.diagnostics import inference_data
 from pyro_gram.inference import speed
 from pyro_gram.inference.guard import Guard
+from pyro_gram.machine import revision
 from pyro_gram.run import lock_directory
 from tests.conftest import ROOT
 
@@ -123,6 +125,7 @@ def test_the_config_of_a_run_holds_the_preset_and_its_changes(finished):
 def test_the_results_have_the_promised_keys_and_ranges(finished):
     r = results(finished)
     assert {"task", "preset", "seed", "parameters", "seconds", "metrics"} <= r.keys()
+    assert (r["environment"]["revision"], r["environment"]["modified"]) == revision()
     assert (r["task"], r["preset"], r["seed"], r["batches"]) == ("coloring", "tiny", 0, 4)
     assert r["seconds"].keys() == {"train", "evaluate", "total"}
     assert r["seconds"]["total"] == pytest.approx(r["seconds"]["train"] + r["seconds"]["evaluate"])
@@ -205,16 +208,53 @@ def test_resume_without_a_run_starts_one(tmp_path):
 def test_minutes_replace_the_presets_length(tmp_path):
     assert run(tmp_path / "run", "--minutes", 0.004) == 0
     r = results(tmp_path / "run")
-    assert 0.24 <= r["seconds"]["train"] < 5
-    assert r["batches"] == len(rows(tmp_path / "run")) >= 1
+    *before, last = [row["seconds"] for row in rows(tmp_path / "run")]
+    assert last >= 0.24 >= max(before, default=0.0)
+    assert r["batches"] == len(before) + 1
 
 
-def test_a_run_that_the_clock_ends_early_says_so(tmp_path, capsys):
+def test_a_run_whose_batches_do_not_fit_into_its_minutes_trains_fewer_and_says_so(tmp_path, capsys, monkeypatch):
+    out, every = tmp_path / "run", 100000
+    words = ("--train.batches", 100000, "--train.minutes", 0.01, "--train.evaluate_every", every)
+    words += ("--train.on_policy", 4, "--train.on_policy_updates", 2, "--train.on_policy_after", 0.8)
+    assert run(out, *words) == 0
+    found = results(out)
+    done = found["batches"]
+    assert 5 <= done < 5000
+    said = f"this machine trains {done:,} of 100,000 batches in 0.01 minutes: the schedule is fitted to them"
+    err = capsys.readouterr().err
+    assert err.index("timing a few batches: how many of 100,000 fit into 0.01 minutes?") < err.index(said)
+    assert err.count(said) == 1
+    assert found["length"] == {"batches": 100000, "minutes": 0.01}
+    assert f"{done:,} of 100,000 (fitted to 0.01 minutes) batches" in (out / "report.html").read_text()
+    assert ["on_policy" in row for row in rows(out)] == [number / done >= 0.8 for number in range(done)]
+    (out / "results.json").unlink()
+    monkeypatch.setattr("pyro_gram.inference.training.measure_pace", None)  # nothing is measured again
+    assert run(out, "--resume", *words) == 0
+    assert f"training in {out} is over, at batch {done} of {done}" in capsys.readouterr().err
+    assert results(out)["metrics"] == found["metrics"]
+
+
+def test_a_run_that_is_killed_at_once_stays_the_run_of_the_batches_that_were_found_to_fit(tmp_path, monkeypatch):
     out = tmp_path / "run"
-    assert run(out, "--train.batches", 100000, "--train.minutes", 0.004, "--train.evaluate_every", 100000) == 0
-    done = results(out)["batches"]
-    assert f"at batch {done} of 100000" in capsys.readouterr().err
-    assert f"{done:,} of 100,000 (the clock ended it) batches" in (out / "report.html").read_text()
+    words = ("--train.batches", 100000, "--train.minutes", 0.01, "--train.evaluate_every", 100000)
+    with monkeypatch.context() as killed:
+        killed.setattr("pyro_gram.run._reported", lambda run: os.kill(os.getpid(), signal.SIGTERM) or iter(()))
+        assert run(out, *words) == 143
+    with safe_open(out / "state.safetensors", framework="np") as f:
+        header = json.loads(f.metadata()["pyro_gram"])
+    assert header["number"] == 0
+    assert 0 < header["num_batches"] < 100000
+    monkeypatch.setattr("pyro_gram.inference.training.measure_pace", None)
+    assert run(out, "--resume", *words) == 0
+    assert results(out)["batches"] == header["num_batches"]
+
+
+@pytest.mark.parametrize("task", sorted(path.stem for path in experiments.run.PRESETS.glob("*.toml")))
+def test_the_smallest_preset_of_every_task_has_its_length_in_batches_alone(task):
+    train = experiments.run.parse(["--task", task, "--preset", "tiny"])[0].train
+    assert train.batches > 0
+    assert train.minutes == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -3,15 +3,22 @@
 import itertools
 import json
 import shlex
+from dataclasses import replace
 
 import pytest
+from scipy.stats import binomtest
 
 from experiments import table
-from experiments.table_text import figure, markdown, shown
+from experiments.readme import TABLES as TABLES_FOLDER
+from experiments.table_text import figure, markdown, spread, values_of
 from pyro_gram import paper
 from pyro_gram.build import check_parts
+from pyro_gram.checkpoint import differences
 from pyro_gram.cli import call
 from pyro_gram.errors import ConfigError
+from pyro_gram.files import read_json
+from pyro_gram.machine import revision
+from pyro_gram.tasks.base import make_task
 
 TABLES = list(table.definitions()["tables"])
 MINUTES = "0.01"
@@ -47,7 +54,7 @@ def test_table_1_has_three_seeds_where_they_matter_and_one_elsewhere():
     cells = table.cells_of(table.pick("tables", "1"), "cpu")
     seeds = {row: sum(c.row == row and c.column == "nqueens8" for c in cells) for row in {c.row for c in cells}}
     several = {row for row, count in seeds.items() if count == 3}
-    assert several == {"gram", "trm", "autoregressive", "mdlm"}
+    assert several == {"gram", "gram_no_on_policy", "trm", "autoregressive", "mdlm"}
     assert {seeds[row] for row in seeds.keys() - several} == {1}
 
 
@@ -57,6 +64,56 @@ def test_rows_differ_from_each_other_within_a_table():
         for column in {c.column for c in cells}:
             configs = [json.dumps(c.config().to_dict()) for c in cells if c.column == column]
             assert len(set(configs)) == len(configs)
+
+
+def configs_of(row):
+    """Of a row in every table and preset that has it."""
+    for name, preset in itertools.product(TABLES, table.definitions()["presets"]):
+        definition = table.pick("tables", name)
+        yield from ((c, c.config()) for c in table.cells_of(definition, preset, seeds=1) if c.row == row)
+
+
+@pytest.mark.parametrize(("row", "T", "K"), [("hrm", 2, 2), ("trm", 3, 6), ("trm_sampled", 3, 6), ("trm_random", 3, 6)])
+def test_hrm_and_trm_run_at_the_transitions_and_low_level_steps_of_their_papers(row, T, K):
+    found = [config.model for _, config in configs_of(row)]
+    assert found
+    assert {(model.transitions, model.low_steps) for model in found} == {(T, K)}
+
+
+def test_mdlm_is_sampled_in_far_more_steps_than_an_answer_has_tokens():
+    found = list(configs_of("mdlm"))
+    assert {config.model.sampling_steps for cell, config in found if cell.preset != "paper"} == {64}
+    for _, config in found:
+        tokens = make_task(config.names["task"], config.task).spec.output_length
+        assert config.model.sampling_steps >= 8 * tokens
+
+
+def test_gram_without_on_policy_training_differs_from_gram_in_that_alone():
+    without, gram = dict(configs_of("gram_no_on_policy")), dict(configs_of("gram"))
+    assert {(cell.preset, cell.column) for cell in without} == {("cpu", "nqueens8"), ("cpu", "coloring8")}
+    for cell, config in without.items():
+        whole = gram[replace(cell, row="gram")]
+        assert differences(config.to_dict(), whole.to_dict()) == ["train.on_policy: 0 then, 16 now"]
+
+
+@pytest.mark.parametrize("path", sorted((table.HERE / "tables").glob("*.json")), ids=lambda path: path.stem)
+def test_the_committed_tables_say_what_each_row_was(path):
+    for column in json.loads(path.read_text())["columns"].values():
+        for name, row in column["rows"].items():
+            model, depth = row["config"]["model"], row["config"]["evaluate"]["depth"]
+            if "transitions" in model:
+                passes = depth * model["transitions"] * (model["low_steps"] + (model_of(row) not in ("flat", "looped")))
+            else:
+                passes = {"autoregressive": 8, "mdlm": model.get("sampling_steps") or 8}.get(name, 1)
+            assert row["layers_a_sample"] == passes * model["layers"]
+            if name.startswith(("hrm", "trm")):
+                assert f"T = {model['transitions']}, K = {model['low_steps']}, N_sup = {depth}" in row["title"]
+            if name == "mdlm":
+                assert f"sampled in {model['sampling_steps'] or 8} steps" in row["title"]
+
+
+def model_of(row):
+    return row["config"]["names"]["model"]
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +155,31 @@ def test_collecting_writes_json_markdown_and_a_picture_and_says_what_is_missing(
     assert len(results["missing"]) == 5
     assert rows["gram"]["seeds"]["0"]["updates"] > 0
     assert rows["gram"]["config"]["names"]["prior"] == "gaussian"
+    assert {name: row["layers_a_sample"] for name, row in rows.items()} == {"gram": 2 * 1 * 3 * 1, "direct32": 32}
+    assert rows["gram"]["seeds"]["0"]["revision"] == revision()[0]
     assert (folder / "out" / "table3b-tiny.md").read_text().startswith("# Table 3b")
     assert (folder / "out" / "table3b-tiny.png").stat().st_size > 1000
     assert "| GRAM |" in out
     assert "Not there yet: tiny-nqueens8-gram_no_guidance-seed0" in out
+
+
+def test_a_table_is_made_anew_from_its_json_without_its_runs(runs, tmp_path):
+    _, common = runs
+    assert call(table.main, [*common[:-1], str(tmp_path), "--collect"]) == 0
+    path = tmp_path / "table3b-tiny.json"
+    first = path.read_text()
+    old = json.loads(first)
+    for row in old["columns"]["nqueens8"]["rows"].values():
+        row.pop("layers_a_sample")
+        row["config"]["train"].pop("compile")  # as an earlier version wrote it
+    path.write_text(json.dumps(old))
+    words = ["--table", "3b", "--preset", "tiny", "--runs", str(tmp_path / "none"), "--out", str(tmp_path)]
+    assert call(table.main, [*words, "--redraw"]) == 0
+    again = json.loads(path.read_text())
+    for row in again["columns"]["nqueens8"]["rows"].values():
+        row["config"]["train"]["compile"] = False
+    assert again == json.loads(first)
+    assert "| 32 |" in (tmp_path / "table3b-tiny.md").read_text()
 
 
 def test_a_table_of_other_minutes_does_not_mix_with_what_is_there(runs, capsys):
@@ -127,7 +205,7 @@ def test_a_cell_that_fails_does_not_keep_the_others_from_running(tmp_path, monke
 
 
 def results(**seeds):
-    row = {"title": "GRAM", "seeds": seeds}
+    row = {"title": "GRAM", "layers_a_sample": 1344, "seeds": seeds}
     return {
         "title": "T",
         "preset": "cpu",
@@ -151,18 +229,48 @@ def cell(accuracy, violations):
     }  # fmt: skip
 
 
-def test_means_and_standard_errors_over_seeds_stand_beside_the_papers():
+def test_means_and_standard_deviations_over_seeds_stand_beside_the_papers():
     both = results(**{"0": cell(0.5, 10), "1": cell(0.7, 14)})
     text = markdown(both)
-    assert "| GRAM | 1,234,567 (89) | 2 | 10 | 60.0 ± 10.0 | 12.0 ± 2.0 | 2.7 |" in text
+    assert "| GRAM | 1,234,567 (89) | 1,344 | 2 | 10 | 60.0 ± 14.1 | 12.0 ± 2.8 | 2.7 |" in text
+    assert "| layers a sample | seeds |" in text
+    assert "samples, coverage of i.i.d. uniform draws 90.0 %; mean ± standard deviation over seeds, of one seed" in text
     assert "5 minutes of training a cell on 1 thread, 7 inputs" in text
     assert "90.0 %" in text
     row = both["columns"]["c"]["rows"]["gram"]
-    assert shown(row, "sample_accuracy") == (pytest.approx(60), pytest.approx(10))
-    assert shown(row, "coverage") is None
-    assert shown({"seeds": {"0": cell(0.5, 10)}}, "violations") == (10.0, None)
+    assert values_of(row, "sample_accuracy") == [pytest.approx(50), pytest.approx(70)]
+    assert values_of(row, "coverage") == []
     axes = figure(both).axes
     assert [a.get_xlabel() for a in axes] == ["accuracy of a sample, %", "conflicts (fewer is better)"]
+
+
+def test_an_accuracy_of_one_seed_has_its_wilson_interval_and_equal_seeds_have_no_deviation_of_zero():
+    one = markdown(results(**{"0": cell(1.0, 10)}))
+    low = 100 * binomtest(7, 7).proportion_ci(method="wilson").low
+    assert f"| 100.0 ({low:.1f} to 100.0) | 10.0 | 2.7 |" in one
+    same = markdown(results(**{"0": cell(1.0, 10), "1": cell(1.0, 10)}))
+    assert "| 100.0 | 10.0 | 2.7 |" in same
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([0.5], "0.500"),
+        ([1.0, 1.0, 1.0], "1.000"),
+        ([0.9978, 0.9975, 0.9982], "0.9978 ± 0.0004"),
+        ([0.9, 1.0], "0.950 ± 0.071"),
+    ],
+)
+def test_a_deviation_has_the_digits_that_it_needs_and_is_never_zero(values, text):
+    assert spread(values) == text
+
+
+@pytest.mark.parametrize("name", ["1", "3a", "3b"])
+def test_the_committed_tables_hold_the_papers_numbers_as_they_are_matched_now(name):
+    held = read_json(TABLES_FOLDER / f"table{name}-cpu.json")
+    assert {column: told["paper"] for column, told in held["columns"].items()} == {
+        column: paper.rows(name, column) for column in held["columns"]
+    }
 
 
 @pytest.mark.parametrize(
@@ -179,8 +287,9 @@ def test_means_and_standard_errors_over_seeds_stand_beside_the_papers():
         (["--table", "1", "--collect"], "no cell of table 1 is done"),
         (
             ["--table", "1", "--collect", "--cell", "cpu-nqueens8-gram-seed0"],
-            "--cell runs cells and --collect runs none",
+            "--cell runs cells, --collect and --redraw run none",
         ),
+        (["--table", "1", "--redraw"], "table1-cpu.json does not exist"),
     ],
 )
 def test_bad_arguments_end_in_one_line(words, message, tmp_path, capsys):

@@ -65,6 +65,17 @@ def test_two_processes_train_and_measure_as_one_does_and_one_goes_on_where_they_
     assert close(*(load_file(o / "state.safetensors") for o in (shared, alone)))
 
 
+@pytest.mark.slow
+def test_two_processes_agree_on_how_many_batches_fit_into_their_minutes(tmp_path):
+    words = ("--train.batches", 100000, "--train.minutes", 0.05, "--train.evaluate_every", 100000)
+    code, _, err = ended(torchrun(tmp_path / "run", *words))
+    assert code == 0, err
+    done = results(tmp_path / "run")["batches"]
+    assert err.count(f"this machine trains {done:,} of 100,000 batches in 0.05 minutes") == 1
+    assert len(rows(tmp_path / "run")) == done
+    assert any("on_policy" in row for row in rows(tmp_path / "run"))
+
+
 def test_a_batch_that_cannot_be_shared_is_refused_before_training(tmp_path):
     code, _, err = ended(torchrun(tmp_path / "run", "--train.batches", 1, "--train.batch", 5))
     assert code != 0
@@ -100,7 +111,7 @@ def wait_for_batches(process, out, count):
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="looks for the processes in /proc")
 def test_a_signal_to_agent_and_processes_alike_saves_and_a_restart_resumes_only_its_own_run(tmp_path):
-    out, words = tmp_path / "run", ("--train.batches", 400, "--train.minutes", 0, "--train.evaluate_every", 500)
+    out, words = tmp_path / "run", ("--train.batches", 400, "--train.evaluate_every", 500)
     process = torchrun(out, *words)
     try:
         wait_for_batches(process, out, 3)
@@ -148,7 +159,7 @@ def test_a_cell_that_one_process_cannot_write_ends_the_table_of_two(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="looks for the processes in /proc")
 def test_a_process_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(tmp_path):
-    words = ("--train.batches", 24, "--train.minutes", 0, "--train.evaluate_every", 100, "--train.save_seconds", 0)
+    words = ("--train.batches", 24, "--train.evaluate_every", 100, "--train.save_seconds", 0)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     code, _, err = ended(torchrun(whole, *words))
     assert code == 0, err

@@ -134,6 +134,21 @@ def test_mdlm_of_a_network_that_knows_nothing_is_the_entropy_of_its_guesses():
     assert found.item() == pytest.approx(expected.item(), rel=0.05)
 
 
+@pytest.mark.parametrize(("steps", "least", "most"), [(64, 0.9, 1.0), (0, 0.2, 0.6)])
+def test_mdlm_uncovers_about_one_token_a_step_where_steps_are_many_more_than_tokens(steps, least, most):
+    """The share of tokens that are uncovered alone, and so with all that is before them in sight."""
+    case = of("mdlm", model={"sampling_steps": steps})
+    model = case.assembly.model
+    left = []
+    model.denoiser.register_forward_pre_hook(lambda _, given: left.append((given[1] == model.mask).sum(-1)))
+    rollout(model, case.x, num_samples=200, depth=1)
+    assert len(left) == (steps or 4)
+    uncovered = -torch.stack([*left, torch.zeros_like(left[0])]).diff(dim=0)
+    assert (uncovered.sum(0) == 4).all()
+    alone = (uncovered == 1).sum() / uncovered.sum()
+    assert least < alone < most
+
+
 def test_plates_tell_a_draw_without_site_its_batch_shape():
     assert plate_shape() == ()
     with pyro.plate("a", 3, dim=-1), pyro.plate("b", 5, dim=-3):

@@ -5,9 +5,8 @@ import torch
 
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
-from pyro_gram.tasks.nqueens import (
-    NQueens,
-    NQueensConfig,
+from pyro_gram.tasks.nqueens import NQueens, NQueensConfig
+from pyro_gram.tasks.nqueens_boards import (
     all_solutions,
     board_symmetries,
     completions,

@@ -1,0 +1,240 @@
+"""The tables of the README's headline: what the committed checkpoints reach, over seeds, beside a lookup and the paper.
+
+An accuracy is that of one sample: the mean over all samples of an input. Where there are several seeds (of training, or
+of the draws where the weights are fixed) a figure is their mean ± standard deviation; a share of inputs has its Wilson
+95 % interval behind it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from experiments.table_text import spread
+from pyro_gram import paper
+from pyro_gram.diagnostics.intervals import wilson
+from pyro_gram.files import read_json
+from pyro_gram.inference.temper import told
+
+ROOT = Path(__file__).resolve().parent.parent
+CHECKPOINTS = ROOT / "checkpoints"
+LOOKUP = ROOT / "experiments" / "studies" / "lookup.json"
+FRESH = ROOT / "experiments" / "studies" / "fresh.json"
+SOLVED = ("coloring8", "coloring10", "nqueens8", "nqueens10", "sudoku4", "sudoku6")
+BY_ORBIT = {"nqueens8-orbit": "nqueens8", "nqueens10-orbit": "nqueens10"}  # and what lookup.json calls the problem
+HEADLINE = (
+    "coloring8",
+    "coloring10",
+    "nqueens8",
+    "nqueens8-orbit",
+    "nqueens10",
+    "nqueens10-orbit",
+    "sudoku4",
+    "sudoku6",
+)
+REPEATED = ("coloring8", "coloring10", "nqueens8", "nqueens8-orbit", "nqueens10", "nqueens10-orbit")
+TEST_SEEN = ("coloring8", "coloring10", "nqueens8", "nqueens10")  # studies/README.md: before the recipe was final
+
+
+def read_results(name: str) -> dict[str, Any]:
+    return read_json(CHECKPOINTS / f"{name}.results.json")
+
+
+def read_seeds(name: str) -> list[dict[str, Any]]:
+    """The results of a checkpoint and of its repeats with other seeds, by seed; none where none is committed."""
+    paths = [CHECKPOINTS / f"{name}.results.json", *CHECKPOINTS.glob(f"{name}.seed*.results.json")]
+    return sorted((read_json(path) for path in paths if path.exists()), key=lambda results: results["seed"])
+
+
+def share(values: list[float], inputs: int) -> str:
+    """As :func:`spread`, with the Wilson interval of the mean over ``inputs`` inputs."""
+    low, high = wilson(fmean(values), inputs)
+    return f"{spread(values)} ({low:.3f} to {high:.3f})"
+
+
+def cells(metrics: list[dict[str, Any]]) -> str:
+    """Accuracy, vote, violations and coverage, of several seeds on the same inputs."""
+    inputs = metrics[0]["num_inputs"]
+    accuracy, vote = (share([m[name] for m in metrics], inputs) for name in ("sample_accuracy", "vote_accuracy"))
+    violations = fmean(m["violations"] for m in metrics)
+    counted = f"{violations:.0f}" if len(metrics) == 1 else f"{violations:.1f}"
+    coverage = f"{spread([m['coverage'] for m in metrics])} ({metrics[0]['coverage_limit']:.3f})"
+    return f"{accuracy} | {vote} | {counted} | {coverage}"
+
+
+def solved_table() -> str:
+    """Every committed checkpoint that solves inputs, beside fresh inputs, a lookup and the paper."""
+    lookup, fresh = read_json(LOOKUP)["problems"], read_json(FRESH)
+    lines = [
+        "| checkpoint, `run.py` ... | unseen inputs | seeds | accuracy, one sample | vote of 20 "
+        "| violations, first samples | coverage, 20 samples (limit) | training | paper: accuracy, coverage |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in HEADLINE:
+        seeds = read_seeds(name)
+        if seeds:
+            lines.append(_trained_row(name, seeds))
+        if name in fresh:
+            lines.append(_fresh_row(fresh[name]))
+        if name in lookup:
+            lines.append(_lookup_row(lookup[name]["input"]))
+        elif seeds:
+            lines += [_lookup_row(lookup[BY_ORBIT[name]]["orbit"])] if name in BY_ORBIT else []
+    return "\n".join(lines)
+
+
+def _trained_row(name: str, seeds: list[dict[str, Any]]) -> str:
+    metrics = [results["metrics"] for results in seeds]
+    minutes = fmean(results["seconds"]["train"] for results in seeds) / 60
+    mark = " †" if name in TEST_SEEN else ""
+    split = ", split by orbit" if name in BY_ORBIT else ""
+    return (
+        f"| `{name}`, `{made_by(seeds[0])}`{mark} | {metrics[0]['num_inputs']:,}{split} | {len(seeds)} "
+        f"| {cells(metrics)} | {minutes:.0f} min, {counted_threads(seeds[0])} | {papers(name)} |"
+    )
+
+
+def _fresh_row(study: dict[str, Any]) -> str:
+    metrics = [m | {"num_inputs": study["num_inputs"]} for m in study["draws"]]
+    which = f"{study['num_inputs']:,}: {study['what']}"
+    if study["what"].startswith("data_seed"):
+        which += f", {study['one_solution']:.0%} with one solution (test split {study['one_solution_test']:.0%})"
+    seeds = f"1; {len(metrics)} of draws"
+    return f"| the same weights, inputs nobody had measured | {which} | {seeds} | {cells(metrics)} | | |"
+
+
+def _lookup_row(split: dict[str, Any]) -> str:
+    metrics, inputs = split["images"], split["test"]
+    copies = f"{split['symmetric_copies']:,} of {inputs:,} with an image in training"
+    accuracy = share([metrics["sample_accuracy"]], inputs)
+    coverage = f"{metrics['coverage']:.3f} ({split['coverage_limit']:.3f})"
+    return (
+        f"| a lookup in the answers of training, no network | {copies} | "
+        f"| {accuracy} | {accuracy} | | {coverage} | none | |"
+    )
+
+
+def orbit_line() -> str:
+    """What a model trained on the split by orbit of solutions reaches, beside the same recipe on the paper's split."""
+    by_orbit, by_input = read_seeds("nqueens8-orbit"), read_seeds("nqueens8")
+    if not by_orbit:
+        return "No model trained on it is committed yet."
+    counted = "1 seed" if len(by_orbit) == 1 else f"{len(by_orbit)} seeds"
+    one, vote = (
+        [fmean(results["metrics"][name] for results in seeds) for seeds in (by_orbit, by_input)]
+        for name in ("sample_accuracy", "vote_accuracy")
+    )
+    return (
+        f"Trained on it by the recipe of `nqueens8` ({counted}), a sample is right for {one[0]:.3f} of these inputs "
+        f"and the vote of 20 for {vote[0]:.3f}, beside {one[1]:.3f} and {vote[1]:.3f} on the paper's split. (It "
+        "trained on a machine busy with other work: its minutes are no measure.)"
+    )
+
+
+def papers(name: str) -> str:
+    """The paper's accuracy, or conflicting edges in all test graphs, and coverage, of the same problem."""
+    numbers = paper.told(name)
+    if not numbers:
+        return ""
+    first = f"{numbers['violations']} conflicts" if "violations" in numbers else _share(numbers["sample_accuracy"])
+    return f"{first}, {_share(numbers['coverage'])}"
+
+
+def _share(value: float) -> str:
+    return f"{value:.3f}".lstrip("0")
+
+
+def made_by(results: dict[str, Any]) -> str:
+    """The options of ``run.py`` that make a checkpoint."""
+    preset = "" if results["preset"] == "cpu" else f" --preset {results['preset']}"
+    return f"--task {results['task']}{preset}"
+
+
+def counted_threads(results: dict[str, Any]) -> str:
+    threads = results["environment"]["threads"]
+    return f"{threads} thread{'' if threads == 1 else 's'}"
+
+
+def seeds_table() -> str:
+    """The runs whose recipe was repeated with other seeds: seed 0 is the checkpoint."""
+    lines = [
+        "| run | seed | prior | accuracy of all samples (of the first) | violations, first samples | coverage / limit "
+        "| total variation to uniform (perfect sampling) | excess, nats | last look, best look |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in REPEATED:
+        plain = CHECKPOINTS / f"{name}.untempered.results.json"
+        for results in [*read_seeds(name), *([read_json(plain)] if plain.exists() else [])]:
+            m, looks = results["metrics"], results["looks"]
+            lines.append(
+                f"| `{name}` | {results['seed']} | {_prior(m)}, {m['depth']} steps "
+                f"| {m['sample_accuracy']:.3f} ({m['accuracy']:.3f}) | {m['violations']} in {m['num_inputs']} "
+                f"| {m['coverage_ratio']:.3f} | {m['total_variation']:.3f} ({m['total_variation_perfect']:.3f}) "
+                f"| {m['excess']:.2f} | {looks['last_accuracy']:.3f}, {looks['best_accuracy']:.3f} |"
+            )
+    return "\n".join(lines)
+
+
+def _prior(metrics: dict[str, Any]) -> str:
+    """How the prior was sampled."""
+    return told(metrics["temper_scale"], metrics["temper_transitions"]) or "as it is"
+
+
+def results_table(name: str) -> str:
+    """One checkpoint in detail: means over its seeds ± standard deviations, and the same weights on fresh inputs."""
+    seeds, fresh = read_seeds(name), read_json(FRESH)[name]
+    metrics = [results["metrics"] for results in seeds]
+    first, inputs = metrics[0], metrics[0]["num_inputs"]
+
+    def over_seeds(key: str, digits: int = 3) -> str:
+        return spread([m[key] for m in metrics], digits)
+
+    def over_inputs(key: str) -> str:
+        return share([m[key] for m in metrics], inputs)
+
+    likelihoods = f"{first['log_likelihood_inputs']} graphs, {first['log_likelihood_samples']} prior samples each"
+    rows = [
+        (f"accuracy, one sample (mean of {first['num_samples']})", over_inputs("sample_accuracy")),
+        (f"conflicting edges in the {inputs} first samples", ", ".join(str(m["violations"]) for m in metrics)),
+        (f"vote of {first['num_samples']}", over_inputs("vote_accuracy")),
+        (f"graphs with a valid answer among {first['num_samples']}", over_inputs("any_valid")),
+        (f"coverage, {first['num_samples']} samples", over_seeds("coverage")),
+        ("coverage of i.i.d. uniform draws (the limit)", f"{first['coverage_limit']:.3f}"),
+        ("coverage / limit", over_seeds("coverage_ratio")),
+        *_fresh_details(fresh),
+        ("full ELBO (Eq. 13), nats per graph", over_seeds("elbo_full", 2)),
+        ("surrogate ELBO (Eq. 14), nats per graph", over_seeds("elbo_surrogate", 2)),
+        (
+            "total variation of right samples to uniform over the colourings (perfect sampling)",
+            f"{over_seeds('total_variation')} ({first['total_variation_perfect']:.3f})",
+        ),
+        (
+            f"log p(y\\|x), {likelihoods} (standard error over graphs)",
+            f"{over_seeds('log_likelihood_prior_mc', 2)} ({first['log_likelihood_se']:.2f})",
+        ),
+        ("a perfect model's, on average: minus the mean of log m on them", f"{first['log_likelihood_limit']:.2f}"),
+        ("a perfect model's ELBO, on average: minus the mean of log m on all", f"{-first['log_num_solutions']:.2f}"),
+        ("parameters", f"{seeds[0]['parameters']:,} (guide {seeds[0]['guide_parameters']:,})"),
+        (
+            "seconds: training, evaluation",
+            ", ".join(f"{fmean(results['seconds'][part] for results in seeds):.0f}" for part in ("train", "evaluate")),
+        ),
+        ("peak memory", f"{max(results['peak_memory_mb'] for results in seeds):.0f} MB"),
+    ]
+    head = ", ".join(str(results["seed"]) for results in seeds)
+    return "\n".join(
+        [f"| training seeds {head} | |", "|---|---|", *(f"| {label} | {value} |" for label, value in rows)]
+    )
+
+
+def _fresh_details(study: dict[str, Any]) -> list[tuple[str, str]]:
+    """The lines of :func:`results_table` on fresh inputs."""
+    draws, count = study["draws"], study["num_inputs"]
+    accuracy, vote = (share([m[name] for m in draws], count) for name in ("sample_accuracy", "vote_accuracy"))
+    coverage = spread([m["coverage"] for m in draws])
+    return [
+        (f"seed 0 on {count:,} fresh graphs, {len(draws)} seeds of the draws: accuracy, one sample", accuracy),
+        ("the same: vote", vote),
+        ("the same: coverage (the limit)", f"{coverage} ({draws[0]['coverage_limit']:.3f})"),
+    ]

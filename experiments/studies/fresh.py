@@ -1,0 +1,135 @@
+"""Committed checkpoints on inputs that nobody had measured while settings were chosen.
+
+Test figures were in view while some settings were chosen. Graphs and small Sudokus are therefore drawn anew, under
+another data seed and without all that is symmetric to an input of any split (``Task.fresh_inputs``). Queens cannot be:
+every input is in a split, and what is left are test inputs beyond those that runs are measured on (10 queens: 5,513).
+Trajectories of the prior as each checkpoint was measured (its temper, its depth, nothing halts), several seeds of the
+draws. A checkpoint that is in the JSON already, measured so, is not measured again.
+
+    python experiments/studies/fresh.py
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+
+import pyro_gram
+from pyro_gram.cli import Parser, call
+from pyro_gram.diagnostics.metrics import measure
+from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.files import check_writable, read_json, write_json
+from pyro_gram.machine import environment
+from pyro_gram.solver import Solver
+from pyro_gram.tasks.base import PuzzleSet
+
+HERE = Path(__file__).parent
+CHECKPOINTS = HERE.parent.parent / "checkpoints"
+NAMES = ("coloring8", "coloring10", "sudoku4", "sudoku6", "nqueens10")
+NUM_SAMPLES = 20
+KEPT = (
+    "accuracy", "violations", "sample_accuracy", "vote_accuracy", "any_valid", "coverage", "coverage_limit",
+    "total_variation", "total_variation_perfect",
+)  # fmt: skip
+
+
+def fresh_puzzles(solver: Solver, count: int, data_seed: int) -> tuple[PuzzleSet, str]:
+    """Up to ``count`` inputs that no run was measured on, and what they are.
+
+    Raises:
+        ConfigError: there are none, or fewer than ``count`` can be drawn.
+    """
+    try:
+        return solver.task.fresh_inputs(count, data_seed), f"data_seed {data_seed}"
+    except ConfigError:
+        first, test = solver.config.evaluate.inputs, solver.task.split("test")
+        if not 0 < first < len(test):
+            raise
+        rest = range(first, min(first + count, len(test)))
+        return test.select(torch.tensor(rest)), f"test inputs {rest.start + 1:,} to {rest.stop:,}"
+
+
+def one_solution(puzzles: PuzzleSet) -> float:
+    """The share of inputs that have one solution."""
+    return (puzzles.num_solutions == 1).double().mean().item()
+
+
+def measure_draws(solver: Solver, puzzles: PuzzleSet, seeds: int) -> dict[str, Any]:
+    """Metrics of each seed of the draws, and their means and standard deviations over seeds."""
+    draws: list[dict[str, Any]] = []
+    for seed in range(seeds):
+        print(f"  seed {seed}", file=sys.stderr)
+        halt = 1.0 if solver.has_heads else None  # never
+        rolled = solver.sample(puzzles.inputs, NUM_SAMPLES, seed=100_000 * (seed + 1), halt=halt)
+        metrics = measure(solver.task, puzzles, rolled.tokens, rolled.score).to_dict()
+        draws.append({name: metrics[name] for name in KEPT})
+    names = [name for name in KEPT if draws[0][name] is not None]
+    return {
+        "draws": draws,
+        "mean": {name: fmean(s[name] for s in draws) for name in names},
+        "sd": {name: stdev(s[name] for s in draws) for name in names},
+    }
+
+
+def settings_of(path: Path, arguments: Any) -> dict[str, Any]:
+    """What must be the same where a checkpoint is not measured again: its weights, and how much is measured."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"sha256": digest} | {name: getattr(arguments, name) for name in ("inputs", "data_seed", "seeds")}
+
+
+def study_of(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the JSON holds of one checkpoint."""
+    solver = pyro_gram.load(path)
+    puzzles, what = fresh_puzzles(solver, settings["inputs"], settings["data_seed"])
+    return {
+        **settings,
+        "what": what,
+        "num_inputs": len(puzzles),
+        "num_samples": NUM_SAMPLES,
+        "depth": solver.default_depth,
+        "temper": [solver.config.temper.scale, solver.config.temper.transitions],
+        "one_solution": one_solution(puzzles),
+        "one_solution_test": one_solution(solver.task.split("test")),
+        **measure_draws(solver, puzzles, settings["seeds"]),
+        "environment": environment(),
+    }
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser("fresh.py", description=__doc__)
+    parser.add_argument("--checkpoints", nargs="+", metavar="NAME", default=NAMES, help=f"default: {' '.join(NAMES)}")
+    parser.add_argument("--inputs", type=int, default=1000, metavar="B", help="fresh inputs of each (default 1000)")
+    parser.add_argument("--data-seed", type=int, default=20_260, metavar="S", help="of the fresh inputs")
+    parser.add_argument("--seeds", type=int, default=3, metavar="K", help="of the draws (default 3)")
+    parser.add_argument("--out", type=Path, default=HERE / "fresh.json", metavar="FILE")
+    arguments = parser.parse_args(argv)
+    for name, least in (("inputs", 1), ("seeds", 2), ("data_seed", 0)):
+        if getattr(arguments, name) < least:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} must be at least {least}, not {getattr(arguments, name)}")
+    check_writable(arguments.out)
+    results = read_json(arguments.out) if arguments.out.exists() else {}
+    for name in arguments.checkpoints:
+        path = CHECKPOINTS / f"{name}.safetensors"
+        if not path.exists():
+            raise UserError(f"no committed checkpoint {name!r}: there is no {path}")
+        settings = settings_of(path, arguments)
+        if all(results.get(name, {}).get(key) == value for key, value in settings.items()):
+            continue
+        print(name, file=sys.stderr)
+        results[name] = study_of(path, settings)
+        write_json(arguments.out, results)
+    for name in arguments.checkpoints:
+        mean, sd = results[name]["mean"], results[name]["sd"]
+        print(f"{name}: {results[name]['what']}, accuracy {mean['sample_accuracy']:.4f} ± {sd['sample_accuracy']:.4f}")
+    print(f"results: {arguments.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(call(main))

@@ -1,0 +1,103 @@
+"""What looking an answer up in training gives on unseen boards of N-Queens, by each split.
+
+A lookup keeps the answers of training inputs, and with ``images`` also their rotations and reflections. It answers an
+input with one of those that hold its given queens, uniformly at random; where there is none, it is wrong. No network is
+trained. On the paper's split by input this is the floor to beat: what a model shows beyond it is that it computes the
+answers, not that it has found new ones.
+
+    python experiments/studies/lookup.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_gram.cli import Parser, call
+from pyro_gram.diagnostics.metrics import coverage_limit
+from pyro_gram.files import check_writable, write_json
+from pyro_gram.tasks.base import PuzzleSet
+from pyro_gram.tasks.nqueens import NQueens, NQueensConfig
+from pyro_gram.tasks.nqueens_boards import images
+from pyro_gram.tasks.symmetry import InputSet
+
+HERE = Path(__file__).parent
+SIZES = (8, 10)
+SPLITS_BY = ("input", "orbit")
+NUM_SAMPLES = 20
+
+
+def matching(given: Tensor, answers: Tensor) -> Tensor:
+    """How many answers hold an input's queens.
+
+    Args:
+        given: 0 or 1 + column a row, int64 ``[B, n]``.
+        answers: distinct, the column of each row's queen, int64 ``[M, n]``.
+
+    Returns:
+        int64 ``[B]``.
+    """
+    return torch.stack([((x == 0) | (x == answers + 1)).all(-1).sum() for x in given])
+
+
+def lookup_metrics(test: PuzzleSet, answers: Tensor) -> dict[str, float]:
+    """Expected metrics of ``NUM_SAMPLES`` uniform draws among the matching answers.
+
+    Args:
+        test: its inputs and solutions in the ``row`` layout.
+        answers: distinct solutions, int64 ``[M, n]``; every one that holds an input's queens completes it.
+    """
+    assert test.inputs is not None
+    count, m = matching(test.inputs, answers).double(), test.num_solutions.double()
+    several = count.clamp(min=1)
+    return {
+        "answers": len(answers),
+        "sample_accuracy": (count > 0).double().mean().item(),
+        "coverage": (count / m * coverage_limit(several, NUM_SAMPLES)).mean().item(),
+        "coverage_all": (count / m).mean().item(),
+    }
+
+
+def study_of(size: int, split_by: str) -> dict[str, Any]:
+    """The lookup on one split, without and with images, and the unseen inputs that have an image in training."""
+    task = NQueens(NQueensConfig(size=size, split_by=split_by))
+    train, test = task.split("train"), task.split("test")
+    assert train.inputs is not None
+    assert test.inputs is not None
+    answers = train.solutions.unique(dim=0)
+    train_inputs = InputSet(train.inputs, task.spec.input_vocabulary)
+    copies = train_inputs.contains(images(test.inputs - 1) + 1).any(-1)
+    return {
+        "train": len(train),
+        "test": len(test),
+        "symmetric_copies": int(copies.sum()),
+        "coverage_limit": coverage_limit(test.num_solutions, NUM_SAMPLES).mean().item(),
+        "plain": lookup_metrics(test, answers),
+        "images": lookup_metrics(test, images(answers).flatten(0, 1).unique(dim=0)),
+    }
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser("lookup.py", description=__doc__)
+    parser.add_argument("--sizes", nargs="+", type=int, metavar="N", default=SIZES, help="(default 8 10)")
+    parser.add_argument("--out", type=Path, default=HERE / "lookup.json", metavar="FILE")
+    arguments = parser.parse_args(argv)
+    check_writable(arguments.out)
+    problems = {f"nqueens{n}": {by: study_of(n, by) for by in SPLITS_BY} for n in arguments.sizes}
+    write_json(arguments.out, {"num_samples": NUM_SAMPLES, "problems": problems})
+    for problem, splits in problems.items():
+        for by, split in splits.items():
+            print(
+                f"{problem}, split by {by}: {split['symmetric_copies']} of {split['test']} unseen inputs have an image "
+                f"in training; lookup {split['plain']['sample_accuracy']:.3f}, with images "
+                f"{split['images']['sample_accuracy']:.3f}"
+            )
+    print(f"results: {arguments.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(call(main))

@@ -1,0 +1,55 @@
+"""The study of fresh inputs, on a few inputs of committed checkpoints."""
+
+from statistics import mean
+
+import pytest
+import torch
+
+import pyro_gram
+from experiments.studies import fresh
+from pyro_gram.cli import call
+from pyro_gram.files import read_json
+
+FEW = ["--inputs", "3", "--seeds", "2"]
+
+
+def test_fresh_inputs_are_measured_once_as_the_run_was_without_halting(tmp_path, monkeypatch):
+    out = tmp_path / "fresh.json"
+    assert call(fresh.main, ["--checkpoints", "coloring8", *FEW, "--out", str(out)]) == 0
+    study = read_json(out)["coloring8"]
+    solver = pyro_gram.load(fresh.CHECKPOINTS / "coloring8.safetensors")
+    puzzles = solver.task.fresh_inputs(3, study["data_seed"])
+    for seed, draw in enumerate(study["draws"]):
+        rolled = solver.sample(puzzles.inputs, fresh.NUM_SAMPLES, seed=100_000 * (seed + 1), halt=1.0)
+        assert (rolled.steps == solver.default_depth).all()
+        right = solver.task.valid(puzzles.inputs, rolled.tokens).double()
+        assert draw["sample_accuracy"] == pytest.approx(right.mean().item())
+        assert draw["accuracy"] == pytest.approx(right[0].mean().item())
+    assert len(study["draws"]) == 2
+    assert study["mean"]["coverage"] == pytest.approx(mean(draw["coverage"] for draw in study["draws"]))
+    monkeypatch.setattr(fresh, "study_of", lambda *_: pytest.fail("measured again"))
+    assert call(fresh.main, ["--checkpoints", "coloring8", *FEW, "--out", str(out)]) == 0
+    assert read_json(out)["coloring8"] == study
+
+
+def test_queens_are_taken_from_the_part_of_the_test_split_that_no_run_is_measured_on():
+    solver = pyro_gram.load(fresh.CHECKPOINTS / "nqueens10.safetensors")
+    puzzles, what = fresh.fresh_puzzles(solver, 5, data_seed=1)
+    test = solver.task.split("test")
+    assert what == "test inputs 1,001 to 1,005"
+    assert torch.equal(puzzles.inputs, test.inputs[1000:1005])
+    assert torch.equal(puzzles.solutions_of(4), test.solutions_of(1004))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--checkpoints", "nqueens8"], "the task nqueens makes no fresh inputs"),
+        (["--checkpoints", "chess"], "no committed checkpoint 'chess'"),
+        (["--inputs", "0"], "--inputs must be at least 1, not 0"),
+        (["--seeds", "1"], "--seeds must be at least 2, not 1"),
+    ],
+)
+def test_what_cannot_be_measured_ends_in_one_line(words, message, tmp_path, capsys):
+    assert call(fresh.main, [*words, "--out", str(tmp_path / "fresh.json")]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]

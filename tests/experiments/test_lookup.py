@@ -1,0 +1,54 @@
+"""The lookup of answers of training, against brute force."""
+
+import pytest
+import torch
+
+from experiments.headline_text import LOOKUP
+from experiments.studies import lookup
+from pyro_gram.cli import call
+from pyro_gram.files import read_json
+from pyro_gram.tasks.base import PuzzleSet
+from pyro_gram.tasks.nqueens import NQueens, NQueensConfig
+from pyro_gram.tasks.nqueens_boards import all_solutions, completions
+
+
+def test_the_expected_metrics_are_those_of_many_lookups():
+    given, solutions, offsets = completions(all_solutions(7), 1, 2)
+    puzzles = PuzzleSet(given, solutions, offsets).select(torch.arange(0, 300, 5))
+    answers = all_solutions(7)[::3]
+    generator = torch.Generator().manual_seed(0)
+    right, covered = [], []
+    for i, x in enumerate(puzzles.inputs):
+        known = [y for y in answers.tolist() if all(not g or g == c + 1 for g, c in zip(x.tolist(), y, strict=True))]
+        own = {tuple(y) for y in puzzles.solutions_of(i).tolist()}
+        assert {tuple(y) for y in known} <= own
+        right.append(bool(known))
+        for _ in range(300):
+            drawn = torch.randint(len(known), (lookup.NUM_SAMPLES,), generator=generator).tolist() if known else []
+            covered.append(len(set(drawn)) / len(own))
+    found = lookup.lookup_metrics(puzzles, answers)
+    assert 0 < found["sample_accuracy"] < 1
+    assert found["sample_accuracy"] == pytest.approx(sum(right) / len(right))
+    assert found["coverage"] == pytest.approx(sum(covered) / len(covered), abs=0.01)
+    assert found["coverage"] < found["coverage_all"]
+    assert found["answers"] == len(answers)
+
+
+def test_by_input_the_lookup_finds_what_by_orbit_it_cannot():
+    by_input, by_orbit = lookup.study_of(7, "input"), lookup.study_of(7, "orbit")
+    assert by_input["images"]["coverage_all"] == 1
+    assert by_orbit["symmetric_copies"] == 0
+    for kind in ("plain", "images"):
+        assert by_orbit[kind]["sample_accuracy"] == by_orbit[kind]["coverage_all"] == 0
+    task = NQueens(NQueensConfig(size=7))
+    train = {tuple(x) for x in task.board(task.split("train").inputs).flatten(1).tolist()}
+    copies = 0
+    for board in task.board(task.split("test").inputs):
+        turned = [torch.rot90(b, k) for b in (board, board.T) for k in range(4)]
+        copies += any(tuple(b.flatten().tolist()) in train for b in turned)
+    assert by_input["symmetric_copies"] == copies > 0
+
+
+def test_the_committed_figures_are_those_of_the_script(tmp_path):
+    assert call(lookup.main, ["--sizes", "8", "--out", str(tmp_path / "lookup.json")]) == 0
+    assert read_json(tmp_path / "lookup.json")["problems"]["nqueens8"] == read_json(LOOKUP)["problems"]["nqueens8"]
