@@ -65,7 +65,9 @@ class Choice:
         return rest + self._fitting(beside, mutant, self.seconds / 2)
 
     def _running(self, mutant: Mutant) -> list[str]:
-        changed = set(range(mutant.lines[0], mutant.lines[1] + 1))
+        changed = set(
+            range(mutant.lines[0] - 1, mutant.lines[1] + 1)
+        )  # Python runs no line of its own for a "continue"
 
         def runs(entry: dict[str, Any]) -> bool:
             if mutant.file not in entry["lines"]:
@@ -143,7 +145,8 @@ def survivors_of(file: str, results: Results) -> Iterator[Mutant]:
         line = lines[change.span[0][0] - 1].strip()
         if any(change.operator == entry["operator"] and line in key for key, entry in alive.items()):
             mutant = module.mutant(change)
-            if mutant is not None and alive.pop(mutant.key, None):
+            if mutant is not None and mutant.key in alive:
+                del alive[mutant.key]
                 yield mutant
 
 
