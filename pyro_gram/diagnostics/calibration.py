@@ -104,7 +104,7 @@ def uniformity(
             null[m, n] = _simulated(m, n, draws, generator)
         column = ids[:, i]
         seen = _statistic(column[column >= 0].bincount(minlength=m)[None])
-        p_value[i] = (1 + (null[m, n] >= seen).sum()) / (1 + draws)
+        p_value[i] = (1 + int((null[m, n] >= seen).sum())) / (1 + draws)
     adjusted = p_value.clone()
     tested = ~p_value.isnan()
     if tested.any():

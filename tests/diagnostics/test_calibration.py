@@ -66,6 +66,13 @@ def test_the_p_value_is_the_exact_one():
     assert found == pytest.approx(exact, abs=4 * math.sqrt(exact / 20_000))
 
 
+def test_the_least_p_value_is_one_in_all_draws_and_the_sample_itself():
+    ids = torch.zeros(40, 1, dtype=torch.long)
+    for draws in (99, 199):
+        assert uniformity(ids, torch.tensor([5]), draws=draws).p_value.item() == 1 / (draws + 1)
+    assert uniformity(torch.tensor([[0], [1]]), torch.tensor([2]), draws=99).p_value.item() == 1  # as even as can be
+
+
 def test_adjusted_p_values_are_those_of_benjamini_and_hochberg():
     ids = torch.cat((ids_of(2, 40, 3), ids_of(2, 40, 3, weights=[0.75, 0.25])), 1)
     found = uniformity(ids, torch.full((6,), 2))

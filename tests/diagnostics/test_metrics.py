@@ -174,6 +174,16 @@ def test_samples_of_p_x_are_measured_one_by_one():
     assert m.coverage == pytest.approx(2 / 288)
     assert m.coverage_limit == pytest.approx(1 - (1 - 1 / 288) ** 4)
     assert (m.num_inputs, m.num_samples) == (1, 4)
+    assert m.coverage_se is None  # there is one input
+
+
+def test_one_input_has_no_standard_error_and_shares_are_in_double_precision():
+    task = make()
+    half = measure(task, path_and_triangle(task), tokens(task, "010 000", "012 001"))
+    assert half.any_valid == 0.5  # of the inputs, not of the samples
+    m = measure(task, path_and_triangle(task).subset(1), tokens(task, "010", "012", "000"))
+    assert (m.accuracy, m.accuracy_se, m.coverage, m.coverage_se) == (1, None, 1, None)
+    assert coverage_by_input(torch.tensor([[0], [2]]), torch.tensor([3])).item() == 2 / 3
 
 
 def test_excess_is_what_the_bound_is_short_of_a_perfect_models():

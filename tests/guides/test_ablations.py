@@ -45,6 +45,10 @@ def test_the_global_code_is_the_same_at_every_position():
     case = case_of(guide_name="global")
     code = case.assembly.guide.encode(case.x, case.y)
     assert code.shape == (5, 1, 16)
+    q, u = posterior_of(case)
+    with torch.no_grad():
+        two = case.assembly.guide.posterior(u[:2], code[:2], case.assembly.model.prior(u[:2]))
+    torch.testing.assert_close(two.mean, q.mean[:2])  # fewer inputs than positions
 
 
 def test_the_residual_guide_moves_with_the_prior():

@@ -1,11 +1,13 @@
 """What the amortized guide may say: its budget."""
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch.distributions import TanhTransform, kl_divergence
 
-from guides.amortized import within_budget
+from guides.amortized import aligned, within_budget
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.bounds import terms
 from tests.conftest import case_of, small
@@ -88,3 +90,101 @@ def test_a_guide_keeps_its_budget_at_every_transition(budget):
         assert found.max() < 1.02 * budget
     else:
         assert found.min() > 1
+
+
+def test_the_answers_code_stands_beside_the_last_positions_of_u():
+    code, u = torch.randn(5, 2, 3), torch.randn(7, 5, 4, 6)
+    beside = aligned(code, u)
+    assert beside.shape == (7, 5, 4, 3)
+    assert (beside[:, :, :2] == 0).all()
+    assert torch.equal(beside[:, :, 2:], code.expand(7, 5, 2, 3))
+
+
+def test_the_posterior_is_its_head_on_u_and_the_answer_side_by_side():
+    case = case_of(guide={"initial_scale": 0.3, "layers": 1})
+    guide, u = case.assembly.guide, torch.randn(5, 4, 16)
+    code = guide.encode(case.x, case.y)
+    torch.testing.assert_close(code, guide.mix(guide.answer(case.y)))
+    loc, scale = guide.head(torch.cat((u, code), -1))
+    q = guide.posterior(u, code, case.assembly.model.prior(u))
+    torch.testing.assert_close(q.mean, loc)
+    torch.testing.assert_close(q.stddev, scale)
+    assert q.event_shape == (4, 16)
+    fresh = type(guide)(guide.Config(hidden=16, initial_scale=0.3), case.assembly.task.spec, case.assembly.model, 16)
+    torch.testing.assert_close(fresh.posterior(u, code, None).stddev, torch.full((5, 4, 16), 0.3))
+    assert len(guide.mix) == 1
+    assert len(fresh.mix) == 0
+
+
+def test_the_budget_moves_along_one_path_by_one_share():
+    """The share of the mean's way is that of the way of the log of the scale, in every position and channel."""
+    loc, scale, prior = draw(2, 1.0)
+    new_loc, new_scale = within_budget(loc, scale, prior, 0.5)
+    share = (new_loc - prior.loc) / (loc - prior.loc)
+    also = (new_scale / prior.scale).log() / (scale / prior.scale).log()
+    one = share.mean((-1, -2), keepdim=True)
+    assert ((one > 0) & (one < 1)).all()
+    assert one.std() > 1e-3  # each input has its own
+    torch.testing.assert_close(share, one.expand_as(share), atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(also, one.expand_as(also), atol=2e-3, rtol=2e-3)
+
+
+def test_what_is_at_the_budget_is_left_alone():
+    loc, scale, prior = draw(3, 1.0)
+    whole = said(loc, scale, prior)
+    kept = within_budget(loc, scale, prior, 1.001 * whole.max().item())
+    torch.testing.assert_close(kept, (loc, scale))
+
+
+def test_the_budget_has_a_gradient_that_keeps_it():
+    """However loc grows, the KL stays at the budget: its gradient with respect to the share of the way is 0."""
+    loc, _, prior = draw(4, 1.0)
+    factor = torch.tensor(1.0, requires_grad=True)
+    moved = within_budget(prior.loc + factor * (loc - prior.loc), prior.scale, prior, 0.5)
+    (gradient,) = torch.autograd.grad(said(*moved, prior).sum(), factor)
+    assert gradient.abs() < 1e-3
+
+
+@pytest.mark.parametrize("settings", [{}, {"steps": 2}, {"truncated": False, "steps": 2}, {"beta": 0.3}])
+def test_the_two_pass_guide_is_the_one_pass_guide(settings):
+    """The same draws under the same seed, with the same density, mask and scale at every site."""
+    replay = case_of(guide_name="replay")
+    model, guide = replay.assembly.model, replay.assembly.guide
+    pyro.set_rng_seed(4)
+    two = poutine.trace(guide).get_trace(replay.x, replay.y, **settings)
+    pyro.set_rng_seed(4)
+    one = poutine.trace(guide.inference).get_trace(replay.x, replay.y, **settings)
+    two.compute_log_prob()
+    one.compute_log_prob()
+    names = [f"eps_{t}" for t in range(2 * settings.get("steps", 1))]
+    assert [n for n in two.nodes if n.startswith("eps_")] == names
+    for t, name in enumerate(names):
+        torch.testing.assert_close(two.nodes[name]["value"], one.nodes[name]["value"])
+        charged = settings.get("truncated") is False or t % 2 == 1
+        assert two.nodes[name]["scale"] == settings.get("beta", 1.0)
+        q = two.nodes[name]["fn"].log_prob(two.nodes[name]["value"])
+        torch.testing.assert_close(two.nodes[name]["log_prob"], settings.get("beta", 1.0) * charged * q)
+        assert two.nodes[name]["fn"].mean.requires_grad == charged
+        scope = two.nodes[name]["infer"]["_markov_scope"]
+        assert {n for n in scope if n.startswith("eps_") and scope[n]} == ({f"eps_{t - 1}"} if t else set())
+    whole = poutine.trace(poutine.replay(model, two)).get_trace(replay.x, replay.y, **settings)
+    state = [n for n in two.nodes if n.startswith("guide.inference.")]
+    assert len(state) == len(list(guide.named_parameters()))
+    for name in names:
+        assert torch.equal(whole.nodes[name]["value"], two.nodes[name]["value"])
+    with pytest.raises(ValueError, match="infers from y"):
+        guide(replay.x, None)
+
+
+def test_the_two_pass_guide_infers_without_an_input_too():
+    case = case_of(task_name="sudoku_uncond", guide_name="replay")
+    trace = poutine.trace(case.assembly.guide).get_trace(None, case.y)
+    assert trace.nodes["eps_0"]["value"].shape == (5, 16, 16)
+    assert trace.nodes["eps_1"]["fn"].batch_shape == (5,)
+
+
+def test_the_two_pass_guide_has_gradient_where_the_model_has():
+    case = case_of(guide_name="replay", model={"transitions": 3})
+    trace = poutine.trace(case.assembly.guide).get_trace(case.x, case.y, steps=2)
+    with_gradient = [trace.nodes[f"eps_{t}"]["fn"].mean.requires_grad for t in range(6)]
+    assert with_gradient == [False, False, True] * 2

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pyro_gram.errors import ConfigError
+from pyro_gram.inference import act
 from pyro_gram.inference.act import Places
 from pyro_gram.inference.terms import StepTerms
 from pyro_gram.networks.core import LatentState
@@ -89,3 +90,29 @@ def test_what_a_checkpoint_keeps_comes_back():
     assert Places.from_tensors({}) is None
     with pytest.raises(KeyError, match="steps"):
         Places.from_tensors({k: v for k, v in places.tensors().items() if k != "steps"})
+
+
+def test_an_explorer_makes_a_number_of_steps_between_two_and_the_most(monkeypatch):
+    """With everybody exploring, the share that halts after n steps follows the uniform number that was drawn."""
+    monkeypatch.setattr(act, "EXPLORING", 1.0)
+    torch.manual_seed(0)
+    n, most = 4000, 5
+    places = Places.new(None, torch.zeros(n, 1, dtype=torch.long))
+    shares = []
+    for step in range(1, most + 1):
+        places = Places(None, places.y, torch.full((n,), step - 1), places.over).after(terms([True] * n), most=most)
+        assert (places.steps == step).all()
+        shares.append(places.over.float().mean().item())
+    assert shares == pytest.approx([0, 1 / 4, 2 / 4, 3 / 4, 1], abs=0.04)  # drawn from 2, 3, 4, 5
+    few = Places.new(None, torch.zeros(n, 1, dtype=torch.long)).after(terms([True] * n), most=1)
+    assert few.over.all()
+
+
+def test_a_trajectory_that_would_not_halt_goes_on():
+    places = Places.new(None, torch.zeros(2000, 1, dtype=torch.long)).after(terms([False] * 2000), most=8)
+    assert not places.over.any()
+    state = places.state
+    assert (state.h == 7).all()
+    filled = places.refilled(Start(), None, torch.ones(2000, 1, dtype=torch.long))
+    assert (filled.y == 0).all()
+    assert filled.x is None

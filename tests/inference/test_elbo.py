@@ -264,6 +264,22 @@ def test_the_balanced_bound_says_whose_kl_it_estimates(case):
     assert loss == pytest.approx(plain, rel=1e-4)
 
 
+def test_a_guide_of_points_has_pyros_gradient_and_no_balance():
+    """Maximum a posteriori: there is no KL between a point and a density that could be balanced."""
+    found = []
+    for name in ("balanced", "mean_field"):
+        pyro.set_rng_seed(0)
+        case = case_of()
+        guide, place = case.assembly.guide, torch.full((4, 16), 0.3, requires_grad=True)
+        guide.posterior = lambda u, code, prior, place=place: dist.Delta(place.expand_as(u), event_dim=2)
+        bound = make_elbo(name)
+        loss = bound.loss_and_grads(case.assembly.model, guide, case.x, case.y)
+        found.append((float(loss), place.grad, case.assembly.model.prior.head.mlp.down.weight.grad, bound.terms.elbo))
+    for ours, pyros in zip(*found, strict=True):
+        torch.testing.assert_close(ours, pyros)
+    assert found[0][1].any()
+
+
 def test_unknown_elbo_and_bad_balance_are_named():
     with pytest.raises(ConfigError, match="unknown elbo 'iwae'"):
         make_elbo("iwae")

@@ -4,10 +4,18 @@ import torch
 from pyro import poutine
 from pyro.infer import Predictive
 
-from pyro_gram.errors import UserError
+from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.importance import GuidanceScale
-from pyro_gram.inference.sampling import rollout, rollout_log_prob
-from tests.conftest import case_of
+from pyro_gram.inference.sampling import (
+    advance,
+    at_once,
+    rollout,
+    rollout_log_prob,
+    trajectories_within,
+    unrolled,
+)
+from pyro_gram.inference.sites import HEAD_LOSS
+from tests.conftest import case_of, opinionated
 
 
 class Collect(pyro.poutine.messenger.Messenger):
@@ -139,3 +147,100 @@ def test_data_without_input_are_scored_under_seeded_trajectories_in_chunks(case)
     torch.manual_seed(1)
     assert torch.equal(chunked, rollout_log_prob(model, None, case.y, **settings, max_trajectories=3))
     assert not torch.equal(a, rollout_log_prob(model, None, case.y, **{**settings, "seed": 4}))
+
+
+@pytest.mark.parametrize("most", [2, 3, 8, 12])
+def test_chunks_draw_under_successive_seeds_and_are_joined_in_their_order(case, most):
+    """Inputs first: as many as fit together, and for each of these pieces its trajectories."""
+    model = case.assembly.model
+    whole = rollout(model, case.x, num_samples=4, depth=2, seed=7, max_trajectories=most, history=True)
+    inputs = case.x.split(max(1, most // 4))
+    chunk, at = 0, 0
+    for part in inputs:
+        for start in range(0, 4, most):
+            count = min(most, 4 - start)
+            one = rollout(model, part, num_samples=count, depth=2, seed=7 + chunk, history=True)
+            rows, columns = slice(start, start + count), slice(at, at + len(part))
+            for name in ("tokens", "score", "steps"):
+                assert torch.equal(getattr(whole, name)[rows, columns], getattr(one, name)), name
+            assert torch.equal(whole.history[:, rows, columns], one.history)
+            chunk += 1
+        at += len(part)
+    assert (whole.steps == 2).all()
+    assert whole.work.tolist() == [8] * 5
+    log_p = rollout_log_prob(model, case.x, case.y, num_samples=4, depth=2, seed=7, max_trajectories=most)
+    again = rollout_log_prob(model, case.x[:1], case.y[:1], num_samples=min(4, most), depth=2, seed=7)
+    if len(inputs) == 5:
+        torch.testing.assert_close(log_p[: min(4, most), :1], again)
+    default = [f(model, case.x, *y, num_samples=2, depth=1) for f, y in ((rollout, ()), (rollout_log_prob, (case.y,)))]
+    seeded = [
+        f(model, case.x, *y, num_samples=2, depth=1, seed=0) for f, y in ((rollout, ()), (rollout_log_prob, (case.y,)))
+    ]
+    assert torch.equal(default[0].score, seeded[0].score)
+    assert torch.equal(default[1], seeded[1])
+
+
+def test_successive_steps_go_on_from_where_the_last_one_ended(case):
+    model = case.assembly.model
+    torch.manual_seed(3)
+    with torch.no_grad():
+        ends = list(unrolled(model, case.x, depth=3))
+        torch.manual_seed(3)
+        whole = advance(model, case.x, None, None, 3)
+    assert ends[-1].state.h.shape == (5, 4, 16)
+    torch.testing.assert_close(ends[-1].state.h, whole.state.h)
+    torch.testing.assert_close(ends[-1].likelihood.log_prob(case.y), whole.log_prob(case.y))
+    assert torch.equal(ends[-1].values["y"], model.decoder(whole.state.h).argmax(-1))
+
+
+def test_what_fits_into_memory_is_counted_in_numbers_of_a_state():
+    assert [at_once(length) for length in (4, 8, 16, 128)] == [2048, 2048, 1024, 128]
+    assert at_once(10**9) == 1
+    assert at_once(8, 100) == 100
+    assert at_once(16, 100) == 50
+    each = 64 * 4 * 8 * 128 / 2**20  # MB: 64 tensors of [8, 128] float32
+    assert trajectories_within(8 + 10.5 * each, 8, 128) == 10
+    assert trajectories_within(8 + each, 8, 128) == 1
+    with pytest.raises(UserError, match=r"give at least 8\.2"):
+        trajectories_within(8 + 0.99 * each, 8, 128)
+    assert trajectories_within(float("inf"), 8, 128) == 2**31
+
+
+HALTS = [(None, True), (0, True), (1, True), (0.5, True), (-0.1, False), (1.1, False), ("a", False)]
+
+
+@pytest.mark.parametrize(("halt", "fits"), HALTS)
+def test_a_halt_is_a_probability(halt, fits):
+    case = opinionated()
+    if fits:
+        rollout(case.assembly.model, case.x, num_samples=1, depth=1, halt=halt)
+    else:
+        with pytest.raises(UserError, match="halt is a probability"):
+            rollout(case.assembly.model, case.x, num_samples=1, depth=1, halt=halt)
+
+
+def test_only_a_halt_below_one_needs_heads(case):
+    rollout(case.assembly.model, case.x, num_samples=1, depth=1, halt=1, history=True)
+    with pytest.raises(ConfigError, match="no heads to halt by"):
+        rollout(case.assembly.model, case.x, num_samples=1, depth=1, halt=0.5)
+    with pytest.raises(UserError, match="whole number"):
+        rollout(case.assembly.model, case.x, num_samples=1.5, depth=1)
+
+
+def test_a_users_observations_count_and_losses_of_heads_do_not(case):
+    model = case.assembly.model
+    seen = torch.linspace(-1, 1, 5)
+
+    def program(infer):
+        def run(x, y=None, state=None, *, steps=1):
+            with pyro.plate("data", 5, dim=-1):
+                pyro.sample("more", pyro.distributions.Normal(0.0, 2.0), obs=seen, infer=infer)
+            return model(x, y, state, steps=steps)
+
+        return run
+
+    settings = {"num_samples": 3, "depth": 2, "seed": 4}
+    plain = rollout_log_prob(model, case.x, case.y, **settings)
+    torch.testing.assert_close(rollout_log_prob(program({HEAD_LOSS: True}), case.x, case.y, **settings), plain)
+    observed = rollout_log_prob(program({}), case.x, case.y, **settings)
+    torch.testing.assert_close(observed, plain + torch.distributions.Normal(0.0, 2.0).log_prob(seen))

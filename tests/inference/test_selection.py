@@ -1,3 +1,5 @@
+import pytest
+
 from pyro_gram.inference.selection import Candidate, best, tally
 
 
@@ -27,3 +29,8 @@ def test_the_best_value_wins_and_equal_ones_are_ordered_as_the_vote_is():
     assert best(answers, [0.5] * 4, scores) == Candidate(1, 2, -4.0)  # the most frequent
     assert best(["a", "c"], [0.5] * 2, [-1.0, -0.5]) == Candidate(1, 1, -0.5)  # then the better score
     assert best(["a", "c"], [0.5] * 2, [-1.0] * 2) == Candidate(0, 1, -1.0)  # then the first
+
+
+def test_every_answer_has_a_score():
+    with pytest.raises(ValueError, match="shorter"):
+        tally(["a", "b"], [0.0])

@@ -1,16 +1,88 @@
 import math
 
+import pyro
 import pytest
 import torch
 
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.inference.sampling import rollout
-from pyro_gram.inference.smc import SMCConfig, effective_sample_size, resampled, smc, systematic
+from pyro_gram.inference.sampling import advance, rollout, unrolled
+from pyro_gram.inference.smc import FLOOR, SMCConfig, effective_sample_size, resampled, smc, systematic
+from pyro_gram.networks.core import LatentState
 from tests.conftest import case_of, opinionated
 
 
 def filtered_case(strength=200.0, **changes):
     return opinionated(strength, **{"model": {"transitions": 1}, **changes})
+
+
+class Two(torch.nn.Module):
+    """Heads that differ from each other."""
+
+    def forward(self, h, e_x, probabilities):
+        mean = h.mean((-1, -2))
+        return 3 * (100 * mean).sin(), 3 * (70 * mean).cos() - 1
+
+
+@pytest.mark.parametrize("potential", ["value", "halt"])
+@pytest.mark.parametrize("power", [1.0, 2.5])
+def test_without_resampling_a_weight_is_the_power_of_the_potential(potential, power):
+    case = case_of(model={"transitions": 1})
+    case.assembly.model.verdict = Two()
+    config = SMCConfig(potential, power=power, threshold=0.0)
+    filtered = smc(case.assembly.model, case.x, num_samples=6, depth=3, seed=2, config=config)
+    assert not filtered.resampled.any()
+    torch.manual_seed(2)
+    with pyro.validation_enabled(False), torch.no_grad():
+        ends = list(unrolled(case.assembly.model, case.x, depth=3, num_samples=6))
+    for stage, end in enumerate(ends):
+        weight = end.values[potential].clamp(min=FLOOR) ** power
+        weight = weight / weight.sum(0)
+        torch.testing.assert_close(filtered.ess[stage], 1 / weight.square().sum(0), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(filtered.weight, weight, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(filtered.value, ends[-1].values["value"])
+    assert torch.equal(filtered.tokens, ends[-1].values["y"])
+    torch.testing.assert_close(filtered.score, ends[-1].likelihood.log_prob(filtered.tokens))
+
+
+def test_a_head_that_trusts_nothing_ends_no_input():
+    case = opinionated(shift=-200.0, model={"transitions": 1})
+    filtered = smc(case.assembly.model, case.x, num_samples=4, depth=3, config=SMCConfig(threshold=1.0))
+    torch.testing.assert_close(filtered.weight, torch.full((4, 5), 0.25))
+    torch.testing.assert_close(filtered.ess, torch.full((3, 5), 4.0), atol=1e-4, rtol=1e-4)
+
+
+def test_after_resampling_weights_begin_anew_from_the_copies_potential():
+    """One resampling, at the first stage: the weight at the end is psi(z_2) over that of the ancestor's z_1."""
+    case = filtered_case()
+    model, n = case.assembly.model, 50
+    filtered = smc(model, case.x, num_samples=n, depth=2, seed=4, config=SMCConfig(threshold=1.0))
+    torch.manual_seed(4)
+    with pyro.validation_enabled(False), torch.no_grad():
+        first = advance(model, case.x, None, n, 1)
+        psi = first.values["value"].clamp(min=FLOOR)
+        low = effective_sample_size(psi.log()) < n
+        assert low.all()
+        ancestors = systematic(psi / psi.sum(0))
+        columns = torch.arange(5)
+        state = LatentState(*(part.expand(n, 5, -1, -1)[ancestors, columns] for part in first.state))
+        second = advance(model, case.x, state, n, 1)
+    torch.testing.assert_close(filtered.value, second.values["value"])
+    weight = second.values["value"].clamp(min=FLOOR) / psi.gather(0, ancestors)
+    torch.testing.assert_close(filtered.weight, weight / weight.sum(0), atol=1e-5, rtol=1e-4)
+    assert filtered.resampled.tolist() == [[True] * 5, [False] * 5]
+
+
+def test_chunks_of_inputs_draw_under_successive_seeds():
+    case = filtered_case()
+    model = case.assembly.model
+    whole = smc(model, case.x, num_samples=4, depth=2, seed=7, max_trajectories=9)
+    for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
+        one = smc(model, case.x[part], num_samples=4, depth=2, seed=7 + chunk)
+        for name in vars(one):
+            assert torch.equal(getattr(whole, name)[:, part], getattr(one, name)), name
+    assert torch.equal(
+        smc(model, case.x, num_samples=4, depth=2).tokens, smc(model, case.x, num_samples=4, depth=2, seed=0).tokens
+    )
 
 
 def test_systematic_resampling_copies_each_trajectory_about_as_often_as_its_weight_says():

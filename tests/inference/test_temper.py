@@ -10,7 +10,7 @@ from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.evaluate import roll
 from pyro_gram.inference.sampling import rollout
 from pyro_gram.inference.sites import transition_of
-from pyro_gram.inference.temper import Temper, TemperConfig, widened
+from pyro_gram.inference.temper import AtMean, Temper, TemperConfig, told, widened
 from pyro_gram.run import open_run
 from pyro_gram.solver import Solver
 from tests.conftest import case_of, small_config
@@ -123,3 +123,30 @@ def test_guidance_without_noise_stays_without():
     point = MeanFamily(scale=0.1).distribution(torch.randn(3, 4, 8))
     wide = widened(point, 3.0)
     torch.testing.assert_close(wide.sample(), point.mean)
+
+
+def test_what_is_widened_keeps_its_mean_and_its_shape():
+    p = dist.Normal(torch.randn(5, 4, 8), torch.rand(5, 4, 8) + 0.1).to_event(2)
+    wide = widened(p, 3.0)
+    torch.testing.assert_close(wide.mean, p.mean)
+    torch.testing.assert_close(wide.stddev, 3 * p.stddev)
+    assert (wide.batch_shape, wide.event_shape) == (p.batch_shape, p.event_shape)
+    nothing = dist.Delta(torch.zeros(5, 4, 8), event_dim=2)
+    assert widened(nothing, 3.0) is nothing
+
+
+def test_at_its_mean_a_program_is_deterministic_and_its_answer_is_not_fixed():
+    case = case_of()
+    with AtMean():
+        trace = pyro.poutine.trace(case.assembly.model).get_trace(case.x, steps=2)
+    for t in range(4):
+        mean = case.assembly.model.prior(trace.nodes[f"u_{t}"]["value"]).mean
+        torch.testing.assert_close(trace.nodes[f"eps_{t}"]["value"], mean)
+    with AtMean():
+        answers = torch.stack([case.assembly.model(case.x) for _ in range(20)])
+    assert (answers != answers[0]).any()
+
+
+def test_figures_are_marked_by_their_temper():
+    assert told(1.9, 2) == "sigma x 1.9 in the first 2 transitions"
+    assert told(1.0, 0) == ""

@@ -7,7 +7,7 @@ from models.priors import GaussianPrior
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.sampling import rollout
 from pyro_gram.inference.sites import guidance
-from pyro_gram.inference.width import Width, antithetic, occurrence, sobol
+from pyro_gram.inference.width import FirstDraws, Width, antithetic, occurrence, sobol
 from tests.conftest import case_of
 
 
@@ -155,3 +155,66 @@ def test_distinct_is_for_answers_to_an_input_and_keeps_no_history():
         rollout(case.assembly.model, None, num_samples=2, depth=1, width=Width("distinct"))
     with pytest.raises(UserError, match="leave out halt and width"):
         rollout(case.assembly.model, case.x, num_samples=2, depth=1, width=Width("distinct"), history=True)
+
+
+def test_how_many_begin_and_for_how_long():
+    for kind in ("independent", "antithetic", "sobol"):
+        width = Width(kind, oversample=4, steps=3)
+        assert (width.gives_up, width.before_choice, width.begun(5)) == (False, 1, 5)
+        tokens = torch.arange(5)[:, None, None].expand(5, 2, 1)
+        assert width.choose(tokens, 3).tolist() == [[0, 0], [1, 1], [2, 2]]
+    width = Width("distinct", oversample=4, steps=3)
+    assert (width.gives_up, width.before_choice, width.begun(5)) == (True, 3, 20)
+
+
+def test_only_two_kinds_have_draws_of_their_own():
+    kinds = {kind: isinstance(Width(kind).draws(), FirstDraws) for kind in ("independent", "distinct")}
+    assert kinds == {"independent": False, "distinct": False}
+    assert [Width(kind).draws().kind for kind in ("antithetic", "sobol")] == ["antithetic", "sobol"]
+
+
+def guided(prior, kind, steps=2):
+    """A program of two guidance sites, drawn under the handler."""
+    with FirstDraws(kind):
+        return [pyro.sample(guidance(t), prior) for t in range(steps)]
+
+
+def test_draws_are_about_the_priors_mean_with_its_scale_and_the_second_guidance_is_left_alone():
+    loc, scale = 5 + torch.randn(3, 4, 2), torch.rand(3, 4, 2) + 0.5
+    prior = dist.Normal(loc, scale).expand([6, 3, 4, 2]).to_event(2)
+    first, second = guided(prior, "antithetic")
+    assert first.shape == (6, 3, 4, 2)
+    torch.testing.assert_close(first[:3] - loc, loc - first[3:])
+    assert not torch.allclose(second[:3] - loc, loc - second[3:])
+    many, _ = guided(dist.Normal(loc, scale).expand([4000, 3, 4, 2]).to_event(2), "antithetic")
+    torch.testing.assert_close(many.std(0), scale, atol=0.06, rtol=0)
+    even, _ = guided(prior, "sobol")
+    assert even.shape == (6, 3, 4, 2)
+
+
+def test_what_is_no_guidance_is_left_alone():
+    with FirstDraws("antithetic") as handler:
+        z = pyro.sample("z", dist.Normal(torch.zeros(4, 3), 1.0).to_event(1))
+        assert not handler.seen
+    assert not torch.allclose(z[:2], -z[2:])
+
+
+def test_points_have_no_noise_to_spread():
+    from pyro_gram.inference.families import MeanFamily
+
+    with pytest.raises(ConfigError, match="sobol trajectories need a Gaussian prior"):
+        guided(MeanFamily().distribution(torch.zeros(2, 3, 4)), "sobol")
+
+
+def test_each_input_has_a_sobol_sequence_of_its_own_that_is_even_in_every_channel():
+    torch.manual_seed(1)
+    noise = sobol(torch.zeros(8, 3, 2, 4))
+    uniform = torch.distributions.Normal(0.0, 1.0).cdf(noise)
+    # Shifted by a random number, the eight points of a channel are still one in each eighth, up to that shift.
+    gaps = uniform.sort(0).values.diff(dim=0)
+    assert (gaps > 1e-4).all()
+    assert (gaps < 0.25).all()
+    assert not torch.allclose(noise[:, 0], noise[:, 1])
+    again = sobol(torch.zeros(8, 3, 2, 4))
+    assert not torch.allclose(noise, again)
+    assert sobol(torch.zeros(1, 1, 1, 1)).shape == (1, 1, 1, 1)

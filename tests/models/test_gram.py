@@ -41,10 +41,15 @@ def test_the_full_trajectory_is_the_same_program_made_longer(case):
     torch.testing.assert_close(whole.nodes["eps_5"]["value"], pieces[2].nodes["eps_1"]["value"])
 
 
-def test_markov_keeps_a_history_of_one(case):
+def test_a_transition_depends_on_the_one_before_it_and_on_no_earlier_one(case):
+    """Pyro's enumeration reads this of each site; a plain ``range`` would leave it out."""
     trace = poutine.trace(case.assembly.model).get_trace(case.x, case.y, steps=2)
-    frames = [f for f in trace.nodes["eps_3"]["cond_indep_stack"] if not f.vectorized]
-    assert frames == []  # a markov loop adds no plate
+    assert [f for f in trace.nodes["eps_3"]["cond_indep_stack"] if not f.vectorized] == []  # and adds no plate
+    scopes = [{n for n, k in trace.nodes[f"eps_{t}"]["infer"]["_markov_scope"].items() if k} for t in range(4)]
+    for t in range(4):
+        assert scopes[t] == {f"u_{t}"} | ({f"u_{t - 1}", f"eps_{t - 1}"} if t else set())
+    assert [trace.nodes[f"eps_{t}"]["infer"]["_markov_depth"] for t in range(4)] == [1] * 4
+    assert "_markov_scope" not in trace.nodes["y"]["infer"]
 
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
@@ -127,14 +132,102 @@ def test_render_model_shows_the_program(case):
 def test_a_user_can_extend_the_model_in_plain_pyro(case):
     """One more latent, a global temperature, in five lines around the program."""
     model = case.assembly.model
+    log_normal = pyro.distributions.LogNormal(0.0, 0.1)
 
     def tempered(x, y=None):
-        temperature = pyro.sample("temperature", pyro.distributions.LogNormal(0.0, 0.1))
+        temperature = pyro.sample("temperature", log_normal)
         with poutine.scale(scale=1 / temperature.item()):
             return model(x, y)
 
     trace = poutine.trace(tempered).get_trace(case.x, case.y)
-    assert torch.isfinite(trace.log_prob_sum())
+    draws = {n: trace.nodes[n]["value"] for n in ("eps_0", "eps_1")}
+    plain = poutine.trace(pyro.condition(model, draws)).get_trace(case.x, case.y)
+    temperature = trace.nodes["temperature"]["value"]
+    expected = log_normal.log_prob(temperature) + plain.log_prob_sum() / temperature
+    torch.testing.assert_close(trace.log_prob_sum(), expected)
+    last = model.prior(trace.nodes["u_1"]["value"]).log_prob(draws["eps_1"])  # the only one that is charged
+    answer = model.likelihood(trace.nodes["h"]["value"]).log_prob(case.y)
+    torch.testing.assert_close(plain.log_prob_sum(), (last + answer).sum())
+
+
+def test_the_program_is_its_equations_from_where_it_is_told_to_start(case):
+    """Eq. 6-9 by hand: from a given state, with draws of a given beta; steps = 0 decodes the state as it is."""
+    model = case.assembly.model
+    state = LatentState(torch.randn(5, 4, 16), torch.randn(5, 4, 16))
+    trace = poutine.trace(model).get_trace(case.x, case.y, state, truncated=False, beta=0.5)
+    e_x = model.encoder(case.x)
+    h, l = state
+    for t in range(2):
+        for _ in range(model.config.low_steps):
+            l = model.core.f_L(l + (h + e_x))
+        u = model.core.f_H(h + l)
+        torch.testing.assert_close(trace.nodes[f"u_{t}"]["value"], u)
+        assert trace.nodes[f"u_{t}"]["fn"].event_dim == 2
+        loc, scale = model.prior.head(u)
+        normal = torch.distributions.Normal(loc, scale)
+        eps = trace.nodes[f"eps_{t}"]
+        torch.testing.assert_close(eps["fn"].log_prob(eps["value"]), normal.log_prob(eps["value"]).sum((-1, -2)))
+        assert eps["scale"] == 0.5
+        h = u + eps["value"]
+    torch.testing.assert_close(trace.nodes["h"]["value"], h)
+    torch.testing.assert_close(trace.nodes["l"]["value"], l)
+    decoded = poutine.trace(model).get_trace(case.x, None, state, steps=0)
+    assert not any(n.startswith("eps_") for n in decoded.nodes)
+    expected = model.decoder(state.h).log_softmax(-1)
+    torch.testing.assert_close(decoded.nodes["y"]["fn"].base_dist.logits.log_softmax(-1), expected)
+    log_p = expected.gather(-1, case.y[..., None]).sum((-1, -2))
+    torch.testing.assert_close(decoded.nodes["y"]["fn"].log_prob(case.y), log_p)
+
+
+def test_the_latent_trajectory_by_itself_is_one_supervision_step_from_site_0_at_beta_1(case):
+    model = case.assembly.model
+    e_x = model.encode(case.x)
+    trace = poutine.trace(model.reason).get_trace(e_x, model.initial_state(e_x))
+    assert sites(trace) == ["u_0", "eps_0", "u_1", "eps_1"]
+    assert [trace.nodes[f"eps_{t}"]["scale"] for t in range(2)] == [1.0, 1.0]
+    assert [trace.nodes[f"eps_{t}"]["mask"] for t in range(2)] == [False, True]  # truncated as the config says
+    later = poutine.trace(model.reason).get_trace(e_x, model.initial_state(e_x), first=4, steps=2)
+    assert sites(later) == [f"{kind}_{t}" for t in range(4, 8) for kind in ("u", "eps")]
+
+
+def test_heads_judge_an_answer_that_is_not_given_without_gradient_into_the_state():
+    case = case_of()
+    model = case.assembly.model
+    seen = []
+
+    class Heads(torch.nn.Module):
+        def forward(self, h, e_x, probabilities):
+            seen.append((h, e_x, probabilities))
+            return h.mean((-1, -2)), e_x.mean((-1, -2))
+
+    model.verdict = Heads()
+    assert not {"halt", "value"} & set(poutine.trace(model).get_trace(case.x, case.y).nodes)
+    trace = poutine.trace(model).get_trace(case.x)
+    ((h, e_x, probabilities),) = seen
+    assert not any(t.requires_grad for t in (h, e_x, probabilities))
+    torch.testing.assert_close(h, trace.nodes["h"]["value"].detach())
+    torch.testing.assert_close(e_x, model.encoder(case.x).detach())
+    torch.testing.assert_close(probabilities, model.decoder(h).softmax(-1).detach())
+    halt, value = trace.nodes["halt"]["fn"], trace.nodes["value"]["fn"]
+    torch.testing.assert_close(halt.probs, h.mean((-1, -2)).sigmoid())
+    torch.testing.assert_close(value.mean, e_x.mean((-1, -2)).sigmoid())
+    # Half a variance: the negative log density is the squared error, up to a constant.
+    error = -value.log_prob(value.mean + 0.3) + value.log_prob(value.mean)
+    torch.testing.assert_close(error, torch.full((5,), 0.09))
+
+
+@pytest.mark.parametrize("prefix", [0, 3])
+def test_z0_has_the_length_of_the_input_and_its_prefix(prefix):
+    case = case_of(model={"prefix": prefix})
+    model = case.assembly.model
+    assert model.h0.shape == model.l0.shape == (4 + prefix, 16)
+    assert not torch.equal(model.h0, model.l0)
+    e_x = model.encode(case.x)
+    assert e_x.shape == (5, 4 + prefix, 16)
+    assert (e_x[:, :prefix] == 0).all()
+    start = model.initial_state(e_x)
+    assert torch.equal(start.h, model.h0.expand(5, -1, -1))
+    assert torch.equal(start.l, model.l0.expand(5, -1, -1))
 
 
 def test_no_transitions_is_an_error():

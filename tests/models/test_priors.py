@@ -1,13 +1,27 @@
 """The families p(eps | u): what each one is, and its KL."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.stats
 import torch
 from pyro import poutine
 from torch.distributions import kl_divergence
 
-from pyro_gram.inference.families import Codes, MeanOnly
+from pyro_gram.errors import ConfigError
+from pyro_gram.inference.families import (
+    NORMAL,
+    CodeFamily,
+    Codes,
+    MeanFamily,
+    MeanOnly,
+    NormalFamily,
+    embedded,
+    family_of,
+    type_of,
+)
 from pyro_gram.registry import PRIORS
 from tests.conftest import case_of, warm_
 
@@ -81,6 +95,94 @@ def test_student_t_jumps_farther_than_a_gaussian_of_its_scale():
     assert 0.005 < far.float().mean() < 0.1  # of a Gaussian, 0.00006
 
 
+def test_the_density_of_a_student_t_is_scipys():
+    prior, u = prior_of("student_t", freedom=3.0), torch.randn(5, L, D)
+    p, (loc, scale) = prior(u), prior.head(u)
+    value = torch.randn(5, L, D)
+    z = ((value - loc) / scale).detach().double().numpy()
+    expected = torch.tensor(scipy.stats.t.logpdf(z, 3.0)) - scale.detach().double().log()
+    torch.testing.assert_close(p.log_prob(value).detach().double(), expected.sum((-1, -2)), atol=1e-3, rtol=1e-4)
+
+
+def test_the_density_of_a_mixture_is_a_weighted_sum_over_its_components():
+    prior, u = prior_of("mixture", components=3, initial_scale=0.5), torch.randn(5, L, D)
+    value = torch.randn(5, L, D)
+    loc, scale = prior.head(u)  # each [5, L, 3 * D]
+    log_w = prior.weights(u.mean(1)).log_softmax(-1)
+    parts = []
+    for k in range(3):
+        part = slice(k * D, (k + 1) * D)
+        normal = torch.distributions.Normal(loc[..., part] + prior.offset[k], scale[..., part])
+        parts.append(log_w[:, k] + normal.log_prob(value).sum((-1, -2)))
+    torch.testing.assert_close(prior(u).log_prob(value), torch.stack(parts).logsumexp(0))
+    assert prior(u).event_shape == (L, D)
+
+
+def test_a_mixtures_components_start_apart_by_their_scale():
+    for scale in (0.1, 1.0):
+        prior = PRIORS.get("mixture")
+        offset = prior(prior.Config(hidden=4, components=50, initial_scale=scale), 40).offset
+        assert offset.shape == (50, 1, 40)
+        assert offset.std().item() == pytest.approx(scale, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "noise_only", "student_t", "flow"])
+def test_a_prior_starts_at_its_initial_scale(name):
+    cls = PRIORS.get(name)
+    prior, u = cls(cls.Config(hidden=16, initial_scale=0.3), D), torch.randn(5, L, D)
+    *loc, scale = prior.head(u)
+    torch.testing.assert_close(scale, torch.full((5, L, D), 0.3))
+    assert all((m == 0).all() for m in loc)
+
+
+@pytest.mark.parametrize("rank", [1, 16])
+def test_a_low_rank_prior_starts_with_a_little_correlation_whatever_its_rank(rank):
+    """F F^T is initial_scale^2 times what untouched weights give, a mean over directions."""
+    cls = PRIORS.get("low_rank")
+    u = torch.randn(5, L, 64)
+
+    def factor(scale):
+        torch.manual_seed(3)
+        return cls(cls.Config(hidden=64, rank=rank, initial_scale=scale), 64)(u).factor
+
+    small, large = factor(0.1), factor(0.2)
+    torch.testing.assert_close(large, 2 * small)
+    assert small.shape == (5, L, 64, rank)
+    torch.manual_seed(3)
+    prior = cls(cls.Config(hidden=64, rank=rank, initial_scale=0.1), 64)
+    with torch.no_grad():
+        prior.directions.down.weight.mul_(math.sqrt(rank) / 0.1)
+    torch.testing.assert_close(small * math.sqrt(rank) / 0.1, prior(u).factor)
+    reset = prior.directions.down.weight.std() * math.sqrt(64)
+    assert 0.5 < reset < 2  # as a layer is made that nothing has shrunk
+
+
+def test_the_kl_from_a_low_rank_gaussian_is_the_same_with_two_batch_dimensions():
+    prior, u = prior_of("low_rank", rank=2, initial_scale=0.5), torch.randn(2, 5, L, D)
+    q = diagonal((2, 5, L, D))
+    rows = [kl_divergence(dist.Normal(q.mean[i], q.stddev[i]).to_event(2), prior(u[i])) for i in range(2)]
+    torch.testing.assert_close(kl_divergence(q, prior(u)), torch.stack(rows))
+
+
+def test_a_low_rank_gaussian_widens_and_draws_with_gradient():
+    prior, u = prior_of("low_rank", rank=2, initial_scale=0.5), torch.randn(5, L, D)
+    p = prior(u)
+    wide = p.expand((3, 5))
+    assert (wide.batch_shape, wide.event_shape) == ((3, 5), (L, D))
+    assert wide.factor.shape == (3, 5, L, D, 2)
+    value = torch.randn(3, 5, L, D)
+    torch.testing.assert_close(wide.log_prob(value), p.log_prob(value))
+    assert torch.equal(p.mean, p.loc)
+    drawn = p.rsample((7,))
+    assert drawn.shape == (7, 5, L, D)
+    drawn.sum().backward()
+    assert prior.directions.down.weight.grad.any()
+    assert p.has_rsample
+    assert p.support.event_dim == 2
+    with pytest.raises(NotImplementedError):
+        kl_divergence(dist.Laplace(torch.zeros(5, L, D), 1.0).to_event(2), p)
+
+
 def test_a_mixture_chooses_one_component_for_all_positions():
     prior = prior_of("mixture", components=2, initial_scale=0.01)
     with torch.no_grad():
@@ -133,6 +235,40 @@ def test_a_flow_starts_as_its_gaussian_and_keeps_a_density_when_warm():
     torch.testing.assert_close(p.log_prob(forward(z)), expected.squeeze(), rtol=1e-3, atol=1e-3)
 
 
+def test_a_flow_is_two_couplings_with_a_permutation_between_them():
+    cls = PRIORS.get("flow")
+    prior, u, value = cls(cls.Config(hidden=16), D), torch.randn(5, L, D), torch.randn(5, L, D)
+    assert [n for n, _ in prior.named_buffers()] == ["order0"]
+    assert prior.order0.sort().values.tolist() == list(range(D))
+    warm_(prior.head, 0.3)  # of couplings that nothing has moved yet, the permutation is left
+    plain = dist.Normal(*prior.head(u)).to_event(2)
+    expected = plain.log_prob(value[..., prior.order0.argsort()])
+    torch.testing.assert_close(prior(u).log_prob(value), expected, atol=1e-3, rtol=1e-4)
+    warm_(prior.couplings, 0.3)
+    first, second = (c.condition(u) for c in prior.couplings)
+    middle = second.inv(value)
+    before = middle[..., prior.order0.argsort()]
+    base = first.inv(before)
+    stretched = first.log_abs_det_jacobian(base, before) + second.log_abs_det_jacobian(middle, value)
+    expected = plain.log_prob(base) - stretched.sum(-1)
+    torch.testing.assert_close(prior(u).log_prob(value), expected, atol=1e-3, rtol=1e-4)
+    kept = (first(base) == base).all((0, 1))
+    assert kept.tolist() == [True] * (D // 2) + [False] * (D // 2)
+
+
+def test_codes_are_embedded_by_weights_of_unit_norm_and_no_bias():
+    cls = PRIORS.get("discrete")
+    embedding = cls(cls.Config(hidden=16, groups=4, classes=16), 64).embedding
+    assert embedding.bias is None
+    assert embedding.weight.std().item() == pytest.approx(1 / 8, rel=0.1)
+
+
+def test_points_are_compared_at_the_initial_scale_of_their_prior():
+    p = prior_of("mean_only", initial_scale=0.3)(torch.randn(5, L, D))
+    torch.testing.assert_close(p.stddev, torch.full((5, L, D), 0.3))
+    assert prior_of("mean_only", initial_scale=0.3).family.scale == 0.3
+
+
 def codes(temperature=0.0, grad=True):
     logits = torch.randn(5, L, 2, 4).requires_grad_(grad)
     return logits, Codes(logits.log_softmax(-1), temperature)
@@ -180,3 +316,120 @@ def test_discrete_guidance_is_spread_so_that_no_kl_is_infinite():
     with torch.no_grad():
         prior.head.mlp.down.weight.mul_(1e4)
     assert prior(torch.randn(5, L, D)).logits.exp().min() >= 0.0099
+
+
+def test_a_code_has_its_share_of_the_softmax_and_of_the_uniform():
+    raw = torch.randn(5, L, 2, 4)
+    p = CodeFamily(2, 4, temperature=0.7, uniform=0.2).distribution(raw)
+    torch.testing.assert_close(p.logits.exp(), 0.8 * raw.softmax(-1) + 0.05)
+    assert p.temperature == 0.7
+    assert (p.batch_shape, p.event_shape) == ((5,), (L, 8))
+    around = CodeFamily(2, 4, uniform=0.2).around(p, raw)
+    torch.testing.assert_close(around.logits.exp(), 0.8 * (p.logits + raw).softmax(-1) + 0.05)
+
+
+def test_the_density_of_a_code_is_the_product_of_its_categoricals():
+    _, p = codes(grad=False)
+    index = torch.randint(4, (5, L, 2))
+    value = torch.nn.functional.one_hot(index, 4).float().flatten(-2)
+    expected = torch.distributions.Categorical(logits=p.logits).log_prob(index).sum((-1, -2))
+    torch.testing.assert_close(p.log_prob(value), expected)
+    assert torch.equal(p.mode.unflatten(-1, (2, 4)).argmax(-1), p.logits.argmax(-1))
+    torch.testing.assert_close(p.mean, p.logits.softmax(-1).flatten(-2))
+    assert p.support.event_dim == 2
+    assert p.has_rsample
+    two = Codes(p.logits.expand(7, 5, L, 2, 4))  # batch dimensions
+    torch.testing.assert_close(two.mean, p.mean.expand(7, 5, L, 8))
+    assert torch.equal(two.mode, p.mode.expand(7, 5, L, 8))
+    assert two.log_prob(value).shape == kl_divergence(two, two).shape == (7, 5)
+    wide = Codes(p.logits, 0.3).expand((7, 5))
+    assert wide.temperature == 0.3
+    assert wide.rsample((2,)).shape == (2, 7, 5, L, 8)
+
+
+def test_relaxed_draws_are_gumbel_softmax_at_their_temperature():
+    logits, p = codes(temperature=0.5)
+    torch.manual_seed(3)
+    soft = p.rsample()
+    torch.manual_seed(3)
+    gumbel = -torch.empty(5, L, 2, 4).exponential_().log()  # minus the log of an exponential variable
+    torch.testing.assert_close(soft, ((p.logits + gumbel) / 0.5).softmax(-1).flatten(-2))
+    hard = p.sample()
+    assert ((hard == 0) | (hard == 1)).all()
+    assert not hard.requires_grad
+    (gradient,) = torch.autograd.grad((soft * torch.randn(5, L, 8)).sum(), logits)
+    assert gradient.any()
+
+
+def test_points_are_drawn_at_their_place_and_compared_as_gaussians():
+    loc = torch.randn(5, L, D).requires_grad_()
+    family = MeanFamily(scale=0.3)
+    p = family.distribution(loc)
+    assert (p.batch_shape, p.event_shape) == ((5,), (L, D))
+    assert torch.equal(p.rsample((4,)), loc.expand(4, 5, L, D))
+    assert p.rsample().requires_grad
+    assert not p.sample().requires_grad
+    value = torch.randn(5, L, D)
+    expected = torch.distributions.Normal(loc, 0.3).log_prob(value).sum((-1, -2))
+    torch.testing.assert_close(p.log_prob(value), expected)
+    shifted = family.around(p, torch.ones(5, L, D))
+    torch.testing.assert_close(shifted.mean, loc + 1)
+    torch.testing.assert_close(kl_divergence(shifted, p), torch.full((5,), L * D / (2 * 0.3**2)))
+    (only,) = family.head(D, 16, D, 0.1)(loc)
+    assert only.shape == loc.shape
+
+
+def test_gaussian_families_know_their_start_and_what_residual_means():
+    features = torch.randn(5, L, 2 * D)
+    for family, scale in (
+        (NormalFamily(), 0.25),
+        (NormalFamily(2.0), 2.0),
+        (prior_of("standard", scale=3.0).family, 3),
+    ):
+        loc, found = family.head(2 * D, 16, D, 0.25)(features)
+        assert (loc == 0).all()
+        torch.testing.assert_close(found, torch.full((5, L, D), float(scale)))
+    prior, loc, scale = diagonal(), torch.randn(5, L, D), torch.rand(5, L, D) + 0.1
+    moved = NORMAL.around(prior, loc, scale)
+    torch.testing.assert_close(moved.mean, prior.mean + loc)
+    torch.testing.assert_close(moved.stddev, scale)
+    value = torch.randn(5, L, D)
+    expected = torch.distributions.Normal(loc, scale).log_prob(value).sum((-1, -2))
+    torch.testing.assert_close(NORMAL.distribution(loc, scale).log_prob(value), expected)
+
+
+def test_a_model_says_through_its_prior_what_answers_it():
+    class Model:
+        prior = prior_of("discrete", groups=2, classes=4)
+
+    assert family_of(Model()) is Model.prior.family
+    assert family_of(object()) is NORMAL
+    Model.prior = lambda u: dist.Normal(u, 1.0).to_event(2)
+    assert family_of(Model()) is NORMAL
+    Model.prior = prior_of("none")
+    with pytest.raises(ConfigError, match="leaves nothing to infer: use --guide prior"):
+        family_of(Model())
+    assert [type_of(p) for p in (diagonal(), Codes(torch.zeros(1, 2, 2)))] == ["Normal", "Codes"]
+
+
+def test_guidance_is_added_as_the_prior_embeds_it_and_a_users_own_as_it_is():
+    discrete, eps = prior_of("discrete", groups=2, classes=4), torch.randn(5, L, 8)
+    torch.testing.assert_close(embedded(discrete, eps), eps @ discrete.embedding.weight.T)
+    assert embedded(prior_of("gaussian"), eps) is eps
+    assert embedded(lambda u: None, eps) is eps
+
+
+@pytest.mark.parametrize("name", PRIORS.names())
+def test_priors_say_truly_whether_their_draws_have_gradient_and_may_be_deferred(name):
+    prior = prior_of(name)
+    p = prior(torch.randn(5, L, D))
+    if name != "none":
+        assert prior.reparameterized == p.has_rsample
+    assert prior.deferrable == (type_of(p) == "Normal" and name != "standard")
+    assert prior.density == (name != "mean_only")
+    if name in ("standard", "none"):
+        return
+    differs = (
+        prior(torch.randn(5, L, D)).mean if name not in ("flow", "noise_only") else prior.head(torch.randn(5, L, D))[-1]
+    )
+    assert not torch.allclose(differs[0], differs[1])  # it looks at u

@@ -1,0 +1,253 @@
+"""Which changes ``experiments/mutation.py`` makes to a module, one at a time, and which it leaves out.
+
+Operators come from cosmic-ray, one or two replacements an operator of the language; three more are made here, for code
+whose work is in its calls: leave a call out (``a.detach()`` becomes ``a``, ``pyro.markov(r)`` becomes ``r``), leave a
+keyword argument out, leave a statement out.
+
+Left out, because no test of behaviour could or should notice:
+
+- type annotations (never evaluated), docstrings, decorators;
+- the text of errors (the arguments of ``raise``), which tests match by a few words;
+- defaults of a config's fields, and the class attributes ``recipe`` and ``defaults``: settings, which are chosen;
+- ``__post_init__`` and calls of ``check_range`` and ``check_choice``: limits of those settings;
+- ``validate_args``, torch's own check of what it is given.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cosmic_ray.plugins
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+
+Position = tuple[int, int]  # line from 1, column from 0
+Span = tuple[Position, Position]
+
+BINARY = ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Div", "Mod_FloorDiv", "Pow_Mul", "BitAnd_BitOr",
+          "BitOr_BitAnd", "BitXor_BitAnd")  # fmt: skip
+COMPARISON = ("Lt_LtE", "Lt_GtE", "LtE_Lt", "LtE_Gt", "Gt_GtE", "Gt_LtE", "GtE_Gt", "GtE_Lt", "Eq_NotEq", "NotEq_Eq",
+              "Is_IsNot", "IsNot_Is")  # fmt: skip
+OPERATORS = (
+    *(f"ReplaceBinaryOperator_{pair}" for pair in BINARY),
+    *(f"ReplaceComparisonOperator_{pair}" for pair in COMPARISON),
+    *(f"ReplaceUnaryOperator_Delete_{name}" for name in ("USub", "Invert", "Not")),
+    *("AddNot", "ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "ReplaceAndWithOr", "ReplaceOrWithAnd"),
+    *("ReplaceBreakWithContinue", "ReplaceContinueWithBreak", "NumberReplacer", "ZeroIterationForLoop"),
+)
+MODULES = ("torch", "pyro", "dist", "poutine", "nn", "F", "math", "np", "constraints")  # not objects with methods
+SETTINGS = ("recipe", "defaults")
+LIMITS = ("check_range", "check_choice")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One changed module.
+
+    Attributes:
+        file: path from the root of the repository.
+        function: the qualified name of what holds the change; "module" outside of all functions and classes.
+        old, new: the changed lines; with the function they name the mutant wherever in the file it stands.
+        lines: of the statement, in the unchanged file.
+        imported: does the statement run when the module is imported, and not when a function of it is called?
+        source: the whole changed module.
+    """
+
+    file: str
+    operator: str
+    function: str
+    old: str
+    new: str
+    lines: tuple[int, int]
+    imported: bool
+    source: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.file}::{self.function}: {self.old}  ->  {self.new}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change before it is made: cosmic-ray's, by its occurrence, or one of here, by the text that it puts there."""
+
+    operator: str
+    span: Span
+    occurrence: int = -1
+    text: str = ""
+
+
+class Module:
+    """A source file and the changes that can be made to it."""
+
+    def __init__(self, root: Path, file: str) -> None:
+        self.file = file
+        self.source = (root / file).read_text()
+        self.outline = Outline(ast.parse(self.source), self.source)
+        self.changes = [*_by_library(self.source, self.outline), *_by_hand(self.source, self.outline)]
+
+    def mutant(self, change: Change) -> Mutant | None:
+        """The changed module; None where the change makes none that compiles."""
+        if change.text:
+            start, end = map(self.outline.offset, change.span)
+            changed: str | None = self.source[:start] + change.text + self.source[end:]
+        else:
+            operator = cosmic_ray.plugins.get_operator(f"core/{change.operator}")()
+            changed = mutate_code(self.source, operator, change.occurrence)
+        try:
+            compile(changed or "(", self.file, "exec", dont_inherit=True)
+        except SyntaxError:
+            return None
+        old, new = _difference(self.source, changed or "")
+        function, lines, imported, place = self.outline.place(change.span[0][0])
+        if place:  # equal statements of one function are numbered
+            old = f"[{place}] {old}"
+        return Mutant(self.file, change.operator, function, old, new, lines, imported, changed or "")
+
+
+class Outline:
+    """Where functions and statements of a module begin and end, and what of it is left alone."""
+
+    def __init__(self, tree: ast.Module, source: str) -> None:
+        self.source_lines = source.splitlines(keepends=True)
+        self.offsets = [0]
+        for line in self.source_lines:
+            self.offsets.append(self.offsets[-1] + len(line))
+        self.statements: list[tuple[int, int, str, bool]] = []
+        self.excluded: list[Span] = []
+        self._walk(tree, "", imported=True)
+
+    def _walk(self, node: ast.AST, name: str, imported: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            inner, runs = name, imported
+            if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+                inner = f"{name}.{child.name}" if name else child.name
+                runs = imported and isinstance(child, ast.ClassDef)
+            if isinstance(child, ast.stmt):
+                body = getattr(child, "body", None)
+                last = body[0].lineno - 1 if body else child.end_lineno
+                own = imported or (isinstance(child, ast.ClassDef) and not name)
+                self.statements.append((child.lineno, max(child.lineno, last or 0), inner or "module", own))
+            self.excluded += [self.span(part) for part in _left_alone(child)]
+            self._walk(child, inner, runs)
+
+    def span(self, node: Any) -> Span:
+        """ast counts columns in bytes of UTF-8; parso and this in characters."""
+        return self._position(node.lineno, node.col_offset), self._position(node.end_lineno, node.end_col_offset)
+
+    def _position(self, line: int, offset: int) -> Position:
+        return line, len(self.source_lines[line - 1].encode()[:offset].decode())
+
+    def offset(self, position: Position) -> int:
+        """Characters before it in the source."""
+        return self.offsets[position[0] - 1] + position[1]
+
+    def keeps(self, span: Span) -> bool:
+        return any(start <= span[0] and span[1] <= end for start, end in self.excluded)
+
+    def place(self, line: int) -> tuple[str, tuple[int, int], bool, int]:
+        """Of the smallest statement there: its function, its lines, does it run at import, equal ones before it."""
+        start, end, name, imported = max(s for s in self.statements if s[0] <= line <= s[1])
+        here = self.source_lines[line - 1].strip()
+        equal = sum(
+            first < start and function == name and self.source_lines[first - 1].strip() == here
+            for first, _, function, _ in self.statements
+        )
+        return name, (start, end), imported, equal
+
+
+def _left_alone(node: ast.AST) -> Iterator[Any]:
+    if isinstance(node, ast.FunctionDef):
+        arguments = node.args
+        yield from node.decorator_list
+        yield from filter(
+            None, (a.annotation for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs))
+        )
+        yield from filter(None, (arguments.vararg and arguments.vararg.annotation, node.returns))
+        if node.name == "__post_init__":
+            yield node
+    if isinstance(node, ast.ClassDef):
+        yield from node.decorator_list
+        if any("dataclass" in ast.unparse(d) for d in node.decorator_list):  # defaults of its fields
+            yield from (s for s in node.body if isinstance(s, ast.AnnAssign))
+    if isinstance(node, ast.AnnAssign):
+        yield node.annotation
+    if isinstance(node, (ast.Assign, ast.AnnAssign)) and any(
+        isinstance(n, ast.Name) and n.id in SETTINGS
+        for n in (getattr(node, "targets", None) or [node.target])  # type: ignore[union-attr]
+    ):
+        yield node
+    if isinstance(node, ast.Raise):
+        yield node
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in LIMITS:
+        yield node
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        yield node
+    if isinstance(node, ast.keyword) and node.arg == "validate_args":
+        yield node
+
+
+def _by_library(source: str, outline: Outline) -> Iterator[Change]:
+    nodes = list(ast_nodes(get_ast(source)))
+    for name in OPERATORS:
+        operator = cosmic_ray.plugins.get_operator(f"core/{name}")()
+        positions = [p for node in nodes for p in operator.mutation_positions(node)]
+        for occurrence, span in enumerate(positions):
+            bare_star = source[outline.offset(span[0]) :].startswith("*,")  # of a signature, no product
+            if not outline.keeps(span) and not bare_star:
+                yield Change(name, span, occurrence=occurrence)
+
+
+def _by_hand(source: str, outline: Outline) -> Iterator[Change]:
+    def text(node: Any) -> str:
+        start, end = map(outline.offset, outline.span(node))
+        return source[start:end]
+
+    for node in ast.walk(ast.parse(source)):
+        changes: list[tuple[str, str]] = []
+        if isinstance(node, ast.Call):
+            kept = _without_call(node)
+            if kept is not None:
+                changes.append(("RemoveCall", f"({text(kept)})"))
+            for keyword in node.keywords:
+                if keyword.arg and not outline.keeps(outline.span(keyword)):
+                    rest = ", ".join(text(a) for a in (*node.args, *node.keywords) if a is not keyword)
+                    changes.append(("RemoveKeyword", f"{text(node.func)}({rest})"))
+        elif _is_removable(node):
+            changes.append(("RemoveStatement", "pass"))
+        for name, new in changes:
+            if not outline.keeps(outline.span(node)):
+                yield Change(name, outline.span(node), text=new)
+
+
+def _without_call(node: ast.Call) -> Any:
+    """What a call is replaced by: the object whose method it is, or the only argument; None for neither."""
+    function = node.func
+    if isinstance(function, ast.Attribute) and ast.unparse(function.value).partition(".")[0] not in MODULES:
+        is_super = isinstance(function.value, ast.Call) and ast.unparse(function.value) == "super()"
+        is_self = isinstance(function.value, ast.Name) and function.value.id in ("self", "cls")
+        if not is_super and not is_self:
+            return function.value
+    return node.args[0] if len(node.args) == 1 and not isinstance(node.args[0], ast.Starred) else None
+
+
+def _is_removable(node: ast.AST) -> bool:
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Call)
+    if isinstance(node, ast.Assign):
+        return all(isinstance(t, (ast.Attribute, ast.Subscript)) for t in node.targets)
+    return isinstance(node, ast.AugAssign)
+
+
+def _difference(old: str, new: str) -> tuple[str, str]:
+    """The lines that differ, joined, without indentation."""
+    before, after = old.splitlines(), new.splitlines()
+    while before and after and before[0] == after[0]:
+        before, after = before[1:], after[1:]
+    while before and after and before[-1] == after[-1]:
+        before, after = before[:-1], after[:-1]
+    return " ".join(line.strip() for line in before), " ".join(line.strip() for line in after)

@@ -1,0 +1,296 @@
+"""Would the tests notice? One small change at a time to the code that computes probabilities: a mutation score.
+
+    pip install -e '.[test,mutation]'
+    python experiments/mutation.py --out experiments/mutation.json             # goes on where it was stopped
+    python experiments/mutation.py --module models/gram.py --again             # survivors once more, after new tests
+    python experiments/mutation.py --sample 40 --seed 1                        # of each file a random sample
+
+The changes are those of ``experiments/mutants.py``. Each is tried in a process of its own, forked from one that has
+imported everything but the project, on the tests that run the changed lines: the nearest and quickest first, until one
+fails or ``--seconds`` of tests have passed. A survivor then meets all tests of the files that hold such tests, since a
+fixture that several tests share counts for the first of them only. A test that takes ten times its usual time, and a
+process that dies, count as failures. Tests that start another process (the command line) do not see the change and are
+left out, as are slow ones.
+
+A survivor may be explained in ``experiments/mutation_explained.txt``: a line ``KEY  ## reason``, KEY as printed.
+The score counts what a test kills, and nothing else; what is explained is counted beside it. With ``--sample``, the
+interval is Wilson's for the share of all mutants of a file; without, all of them were tried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import json
+import math
+import random
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from experiments.mutants import Module, Mutant
+from experiments.mutation_trial import QUIET, ROOT, WORK, Functions, Trial, covered, outcome, start, targets
+
+SEPARATOR = "  ## "  # between a survivor and its reason
+EXPLAINED = ROOT / "experiments" / "mutation_explained.txt"
+TESTS = (
+    *("tests/models", "tests/guides", "tests/inference", "tests/tasks/test_uniform.py"),
+    *(f"tests/diagnostics/test_{name}.py" for name in ("metrics", "calibration", "evidence")),
+)
+BROAD = ("tests/guides/test_contract.py",)  # two thousand programs through the same lines: left out, for their time
+
+
+class Choice:
+    """Which tests a mutant meets, in which order."""
+
+    def __init__(self, tests: dict[str, Any], seconds: float) -> None:
+        self.tests, self.seconds = tests, seconds
+
+    def first(self, mutant: Mutant) -> list[str]:
+        """Tests that run the changed lines, as many as the time allows."""
+        return self._fitting(self._running(mutant), mutant, self.seconds)
+
+    def second(self, mutant: Mutant, first: list[str]) -> list[str]:
+        """The others that run them, and then all else of their files, in one and a half times that time."""
+        running = self._running(mutant)
+        rest = self._fitting([t for t in running if t not in first], mutant, self.seconds)
+        files = {t.partition("::")[0] for t in running}
+        beside = [t for t in self.tests if t.partition("::")[0] in files and t not in {*running}]
+        return rest + self._fitting(beside, mutant, self.seconds / 2)
+
+    def _running(self, mutant: Mutant) -> list[str]:
+        changed = set(
+            range(mutant.lines[0] - 1, mutant.lines[1] + 1)
+        )  # Python runs no line of its own for a "continue"
+
+        def runs(entry: dict[str, Any]) -> bool:
+            if mutant.file not in entry["lines"]:
+                return False
+            lines = entry["lines"][mutant.file]
+            return mutant.imported or lines is None or bool(changed & lines)
+
+        return [name for name, entry in self.tests.items() if runs(entry)]
+
+    def _fitting(self, names: list[str], mutant: Mutant, seconds: float) -> list[str]:
+        stem = Path(mutant.file).stem
+        parts = Path(mutant.file).parts
+
+        def cost(name: str) -> float:
+            file = name.partition("::")[0]
+            near = f"test_{stem}.py" in file or parts[-2] in file
+            return self.tests[name]["seconds"] * (0.2 if near else 1.0)
+
+        fitting: list[str] = []
+        total = 0.0
+        for name in sorted(names, key=cost):
+            total += self.tests[name]["seconds"]
+            if fitting and total > seconds:
+                break
+            fitting.append(name)
+        return fitting
+
+    def time_of(self, names: list[str]) -> float:
+        return sum(self.tests[n]["seconds"] for n in names)
+
+
+# ---- all of them -------------------------------------------------------------------------------------------------
+
+
+class Results:
+    """The result of each mutant, a line each, so that a run goes on where it was stopped."""
+
+    def __init__(self) -> None:
+        self.path = WORK / "results.jsonl"
+        self.by_key: dict[str, dict[str, Any]] = {}
+        for line in self.path.read_text().splitlines() if self.path.exists() else ():
+            entry = json.loads(line)
+            self.by_key[entry["key"]] = entry
+
+    def add(self, mutant: Mutant, found: dict[str, Any]) -> None:
+        entry = {"key": mutant.key, "file": mutant.file, "operator": mutant.operator, **found}
+        self.by_key[mutant.key] = entry
+        with self.path.open("a") as stream:
+            stream.write(json.dumps(entry) + "\n")
+
+
+def sampled(module: Module, sample: int, seed: int) -> list[Any]:
+    """Changes in a random order that a larger sample only makes longer."""
+    changes = list(module.changes)
+    random.Random(f"{seed}:{module.file}").shuffle(changes)
+    return changes[:sample] if sample else changes
+
+
+def mutants_of(file: str, settings: Any) -> Iterator[Mutant]:
+    """The mutants of a file's sample, each once."""
+    module, seen = Module(ROOT, file), set()
+    for change in sampled(module, settings.sample, settings.seed):
+        mutant = module.mutant(change)
+        if mutant is not None and mutant.key not in seen:
+            seen.add(mutant.key)
+            yield mutant
+
+
+def survivors_of(file: str, results: Results) -> Iterator[Mutant]:
+    """The mutants of a file that have survived so far."""
+    module = Module(ROOT, file)
+    alive = {key: entry for key, entry in results.by_key.items() if entry["file"] == file and not entry["killed"]}
+    lines = module.source.splitlines()
+    for change in module.changes:
+        line = lines[change.span[0][0] - 1].strip()
+        if any(change.operator == entry["operator"] and line in key for key, entry in alive.items()):
+            mutant = module.mutant(change)
+            if mutant is not None and mutant.key in alive:
+                del alive[mutant.key]
+                yield mutant
+
+
+def run(files: list[str], settings: Any) -> None:
+    """Try what has no result yet; or, with ``--again``, what has survived and is not explained."""
+    (WORK / "covered").mkdir(parents=True, exist_ok=True)
+    names = [n for t in settings.tests or TESTS for n in ([t] if t.endswith(".py") else _tests_under(t))]
+    if pytest.main([*names, *QUIET[1:], "-q", "--collect-only"], plugins=[]):  # imports all, once for all children
+        raise SystemExit("the tests cannot be collected")
+    for package in ("models", "guides", "pyro_gram"):  # what is imported late, too
+        for path in sorted((ROOT / package).rglob("[!_]*.py")):
+            importlib.import_module(path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."))
+    torch.set_num_threads(1)
+    tests = covered(names, settings.workers)
+    choice, results, functions = Choice(tests, settings.seconds), Results(), Functions()
+    gc.freeze()
+    explained = explanations()
+    running: list[Trial] = []
+
+    def settle(room: int) -> None:
+        while len(running) >= room and running:
+            for trial in list(running):
+                found = outcome(trial)
+                if found is None:
+                    continue
+                running.remove(trial)
+                more = choice.second(trial.mutant, trial.tests)
+                if not found["killed"] and not trial.second and more:
+                    running.append(start(trial.mutant, functions, more, choice.time_of(more), second=True))
+                    continue
+                results.add(trial.mutant, found)
+                if not found["killed"]:
+                    print(f"SURVIVED {trial.mutant.key}", flush=True)
+            time.sleep(0.02)
+
+    for file in files:
+        for mutant in survivors_of(file, results) if settings.again else mutants_of(file, settings):
+            if mutant.key in explained or (mutant.key in results.by_key and not settings.again):
+                continue
+            settle(settings.workers)
+            first = choice.first(mutant)
+            if first:
+                running.append(start(mutant, functions, first, choice.time_of(first)))
+            else:
+                results.add(mutant, {"killed": False, "by": "", "tests": 0})
+                print(f"SURVIVED (no test runs it) {mutant.key}", flush=True)
+        print(f"{file} is done", flush=True)
+    settle(1)
+
+
+def _tests_under(folder: str) -> list[str]:
+    names = (p.relative_to(ROOT).as_posix() for p in (ROOT / folder).glob("test_*.py"))
+    return [n for n in names if n not in BROAD]
+
+
+# ---- the summary -------------------------------------------------------------------------------------------------
+
+
+def explanations() -> dict[str, str]:
+    lines = EXPLAINED.read_text().splitlines() if EXPLAINED.exists() else []
+    return dict(line.split(SEPARATOR, 1) for line in lines if SEPARATOR in line)
+
+
+def wilson(share: float, n: float, z: float = 1.96) -> list[float]:
+    """The 95 % interval of a share of n."""
+    if n <= 0:
+        return [0.0, 1.0]
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return [round(max(0.0, middle - half), 4), round(min(1.0, middle + half), 4)]
+
+
+def still_there(entry: dict[str, Any]) -> bool:
+    """Does the line that a mutant changed stand in its file as it was?"""
+    old = entry["key"].split(": ", 1)[1].split("  ->  ", 1)[0]
+    text = " ".join(line.strip() for line in (ROOT / entry["file"]).read_text().splitlines())
+    return re.sub(r"^\[\d+\] ", "", old) in text  # equal lines of a function are numbered
+
+
+def summary(names: list[str]) -> dict[str, Any]:
+    """Scores of all that was tried, by file and over all, where a file counts by its number of changes."""
+    results, explained = Results().by_key, explanations()
+    files: dict[str, Any] = {}
+    survivors: list[dict[str, str]] = []
+    for file in names:
+        tried = [entry for entry in results.values() if entry["file"] == file and still_there(entry)]
+        if not tried:
+            continue
+        alive = [entry["key"] for entry in tried if not entry["killed"]]
+        killed = len(tried) - len(alive)
+        files[file] = {
+            "changes": len(Module(ROOT, file).changes),
+            "tried": len(tried),
+            "killed": killed,
+            "explained": sum(k in explained for k in alive),
+            "score": round(killed / len(tried), 4),
+            "interval": wilson(killed / len(tried), len(tried)),
+        }
+        survivors += [{"mutant": k, "why": explained.get(k, "")} for k in alive]
+    total = sum(f["changes"] for f in files.values())
+    score = sum(f["changes"] * f["score"] for f in files.values()) / total
+    variance = sum((f["changes"] / total) ** 2 * f["score"] * (1 - f["score"]) / f["tried"] for f in files.values())
+    columns = ("changes", "tried", "killed", "explained")
+    counts = {name: sum(f[name] for f in files.values()) for name in columns}
+    equivalent = score * (1 - score) / variance if variance else counts["tried"]  # the size of a simple sample
+    return {
+        "total": {**counts, "score": round(score, 4), "interval": wilson(score, equivalent)},
+        "files": files,
+        "survivors": survivors,
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    for file, entry in (*found["files"].items(), ("all", found["total"])):
+        low, high = entry["interval"]
+        print(
+            f"{file:45} {entry['killed']:4} of {entry['tried']:4} killed, {entry['explained']:3} explained, "
+            f"score {entry['score']:.3f} [{low:.3f}, {high:.3f}]"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--module", action="append", help="files; default: all of them")
+    parser.add_argument("--tests", action="append", help="files or folders of tests; default: all that are near")
+    parser.add_argument("--sample", type=int, default=0, help="mutants a file, at random; 0 for all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=25.0, help="of tests a mutant meets, at their usual speed")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--again", action="store_true", help="try the survivors again, and nothing else")
+    parser.add_argument("--summary", action="store_true", help="of what has been tried; try nothing")
+    parser.add_argument("--out", type=Path, help="write the summary here (JSON)")
+    settings = parser.parse_args()
+    files = settings.module or targets()
+    unknown = [f for f in files if not (ROOT / f).is_file()]
+    if unknown:
+        raise SystemExit(f"no such file: {', '.join(unknown)}; give paths from the root, as in models/gram.py")
+    if not settings.summary:
+        run(files, settings)
+    found = summary(files)
+    show(found)
+    if settings.out:
+        settings.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

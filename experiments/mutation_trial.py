@@ -1,0 +1,279 @@
+"""How ``experiments/mutation.py`` tries a mutant: which tests run which lines, and a process for each mutant.
+
+The parent has imported the project and its tests. A child is a fork of it in which the changed functions get the
+mutant's code, or, where the change is in a statement that runs on import, the project is imported anew.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
+
+import coverage
+import pytest
+
+from experiments.mutants import Mutant
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / ".mutation"  # ignored by git: what tests run which lines, and the result of every mutant
+PACKAGES = ("models", "guides", "pyro_gram/inference")
+METRICS = (
+    *(f"pyro_gram/diagnostics/{name}.py" for name in ("metrics", "calibration", "evidence")),
+    "pyro_gram/tasks/uniform.py",
+)
+PROJECT = ("models", "guides", "pyro_gram", "tests", "experiments")
+PATIENCE, LEAST = 10.0, 20.0  # a mutant's time limit: this many times the usual, and at least so many seconds
+WITHOUT = ("cacheprovider", "xdist", "cov", "unraisableexception")  # plugins
+QUIET = ("-x", "-q", *(f"-pno:{name}" for name in WITHOUT), "-o", "addopts=", "-m", "not slow")
+
+
+def targets() -> list[str]:
+    files = (p.relative_to(ROOT).as_posix() for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py")))
+    return [*files, *METRICS]
+
+
+# ---- which tests run which lines ---------------------------------------------------------------------------------
+
+
+class Recorder:
+    """Which lines each test runs, and for how long it runs."""
+
+    def __init__(self, cover: coverage.Coverage) -> None:
+        self.cover = cover
+        self.seconds: dict[str, float] = {}
+        self.failed: set[str] = set()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: Any) -> Iterator[None]:
+        self.cover.switch_context(item.nodeid)
+        start = time.perf_counter()
+        try:
+            return (yield)
+        finally:
+            self.seconds[item.nodeid] = time.perf_counter() - start
+            self.cover.switch_context("")
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            self.failed.add(report.nodeid)
+
+
+def record(test_file: str) -> None:
+    """Run a file's tests (in a process of its own) and write what they cover."""
+    cover = coverage.Coverage(data_file=None, include=[str(ROOT / t) for t in targets()], config_file=False)
+    cover.start()
+    recorder = Recorder(cover)
+    pytest.main([test_file, *QUIET[1:]], plugins=[recorder])
+    cover.stop()
+    data = cover.get_data()
+    lines: dict[str, dict[str, list[int]]] = {}
+    for path in data.measured_files():
+        file = Path(path).relative_to(ROOT).as_posix()
+        for line, tests in data.contexts_by_lineno(path).items():
+            for test in filter(None, tests):
+                lines.setdefault(test, {}).setdefault(file, []).append(line)
+    found = {
+        test: {"seconds": seconds, "lines": lines.get(test, {})}
+        for test, seconds in recorder.seconds.items()
+        if test not in recorder.failed
+    }
+    sources = {file: _digest(ROOT / file) for entry in lines.values() for file in entry}
+    _map_file(test_file).write_text(json.dumps({"tests": found, "sources": sources}))
+
+
+def _map_file(test_file: str) -> Path:
+    """Named by what the test file holds."""
+    name = f"{test_file.replace('/', '.')}.{_digest(ROOT / test_file, ROOT / 'tests/conftest.py')}.json"
+    return WORK / "covered" / name
+
+
+def _digest(*paths: Path) -> str:
+    return hashlib.sha256(b"".join(p.read_bytes() if p.exists() else b"" for p in paths)).hexdigest()[:16]
+
+
+def covered(names: list[str], workers: int) -> dict[str, Any]:
+    """The tests with their lines and their seconds."""
+    missing = [n for n in names if not _map_file(n).exists()]
+    running: dict[int, str] = {}
+    while missing or running:
+        while missing and len(running) < workers:
+            name = missing.pop(0)
+            running[_fork(lambda name=name: record(name), WORK / "covered.log")] = name
+            print(f"reading {name}", flush=True)
+        pid, _ = os.wait()
+        name = running.pop(pid, "")
+        if name and not _map_file(name).exists():
+            raise SystemExit(f"{name} could not be run: see {WORK / 'covered.log'}")
+    tests: dict[str, Any] = {}
+    for read in (json.loads(_map_file(n).read_text()) for n in names):
+        changed = {file for file, digest in read["sources"].items() if _digest(ROOT / file) != digest}
+        for test, entry in read["tests"].items():
+            # Which lines of a file a test ran is not known any more where the file has changed: take all.
+            lines = {file: None if file in changed else set(run) for file, run in entry["lines"].items()}
+            tests[test] = {**entry, "lines": lines}
+    return tests
+
+
+# ---- one mutant --------------------------------------------------------------------------------------------------
+
+
+class Changed(importlib.machinery.SourceFileLoader):
+    """Loads a module from the text it is given instead of its file."""
+
+    text = b""
+
+    def get_code(self, fullname: str) -> Any:
+        return compile(self.text, self.path, "exec", dont_inherit=True)
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    """Finds the changed module before the import system finds the file."""
+
+    def __init__(self, mutant: Mutant) -> None:
+        self.mutant = mutant
+        self.name = mutant.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
+        if fullname != self.name:
+            return None
+        loader = Changed(fullname, str(ROOT / self.mutant.file))
+        loader.text = self.mutant.source.encode()
+        return importlib.util.spec_from_file_location(fullname, ROOT / self.mutant.file, loader=loader)
+
+
+class Functions:
+    """The functions of the imported project by file, name and first line, so that their code can be exchanged."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[str, str, int], list[FunctionType]] = {}
+        for thing in gc.get_objects():
+            if type(thing) is FunctionType and thing.__code__.co_filename.startswith(str(ROOT)):
+                code = thing.__code__
+                self.found.setdefault((code.co_filename, code.co_qualname, code.co_firstlineno), []).append(thing)
+
+    def exchange(self, mutant: Mutant) -> bool:
+        """Put the mutant's code into the live functions; False where only a new import can make the change."""
+        path = str(ROOT / mutant.file)
+        old = _functions_in(compile((ROOT / mutant.file).read_text(), path, "exec", dont_inherit=True))
+        new = _functions_in(compile(mutant.source, path, "exec", dont_inherit=True))
+        changed = [(key, code) for key, code in new.items() if old.get(key) != code]
+        # Of a nested function the outermost one that is alive carries the change.
+        alive = [(f, code) for key, code in changed for f in self.found.get((path, *key), ())]
+        if mutant.imported or not alive or old.keys() != new.keys():
+            return False
+        try:
+            for function, code in alive:
+                function.__code__ = code
+        except ValueError:  # another number of free variables
+            return False
+        return True
+
+
+def _functions_in(code: CodeType) -> dict[tuple[str, int], CodeType]:
+    inner = [c for c in code.co_consts if isinstance(c, CodeType)]
+    nested = [entry for c in inner for entry in _functions_in(c).items()]
+    return {(c.co_qualname, c.co_firstlineno): c for c in inner} | dict(nested)
+
+
+def import_anew(mutant: Mutant) -> None:
+    """Forget the project's modules, and let the next import find the mutant."""
+    for name in [m for m in sys.modules if m.partition(".")[0] in PROJECT and m != "experiments"]:
+        if not name.startswith(("experiments.mutation", "experiments.mutants")):
+            del sys.modules[name]
+    sys.meta_path.insert(0, Finder(mutant))
+
+
+class Selected:
+    """Runs the tests of a list in its order, and says which one failed."""
+
+    def __init__(self, tests: list[str], pipe: int) -> None:
+        self.order = {test: i for i, test in enumerate(tests)}
+        self.pipe = pipe
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items[:] = sorted((i for i in items if i.nodeid in self.order), key=lambda i: self.order[i.nodeid])
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            os.write(self.pipe, report.nodeid.encode())
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            os.write(self.pipe, b"import of " + report.nodeid.encode())
+
+
+def _fork(work: Any, log: Path) -> int:
+    """Run ``work`` in a child, whose exit status it returns."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        os.setsid()
+        gc.disable()
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(output, stream)
+        status = int(work() or 0)
+    except BaseException:  # a child must never return into the parent's loop
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+
+
+@dataclass
+class Trial:
+    """A mutant that is being tried."""
+
+    mutant: Mutant
+    tests: list[str]
+    second: bool
+    pid: int
+    pipe: int
+    deadline: float
+
+
+def start(mutant: Mutant, functions: Functions, tests: list[str], seconds: float, second: bool = False) -> Trial:
+    read, write = os.pipe()
+
+    def work() -> int:
+        if not functions.exchange(mutant):
+            import_anew(mutant)
+        files = sorted({t.partition("::")[0] for t in tests})
+        return int(pytest.main([*files, *QUIET], plugins=[Selected(tests, write)]))
+
+    pid = _fork(work, WORK / f"worker.{hashlib.md5(mutant.key.encode()).hexdigest()[:4]}.log")
+    os.close(write)
+    return Trial(mutant, tests, second, pid, read, time.monotonic() + max(LEAST, PATIENCE * seconds))
+
+
+def outcome(trial: Trial) -> dict[str, Any] | None:
+    """What became of it; None while it runs."""
+    pid, status = os.waitpid(trial.pid, os.WNOHANG)
+    if not pid and time.monotonic() < trial.deadline:
+        return None
+    if not pid:
+        os.killpg(trial.pid, signal.SIGKILL)
+        os.waitpid(trial.pid, 0)
+    by = os.read(trial.pipe, 1 << 16).decode() if pid else "the time limit"
+    os.close(trial.pipe)
+    code = os.waitstatus_to_exitcode(status) if pid else -9
+    killed = code != 0
+    return {"killed": killed, "by": (by or f"exit status {code}") if killed else "", "tests": len(trial.tests)}

@@ -1,0 +1,118 @@
+"""Free parameters of each pair: which they are, and what they mean."""
+
+import pytest
+import torch
+
+from guides.mean_field import _key
+from pyro_gram.errors import ConfigError
+from tests.conftest import case_of
+
+FREE = {"guide_name": "mean_field", "guide": {"data": 8, "initial_scale": 0.3}}
+
+
+def test_a_pair_is_answered_by_its_own_row_at_each_transition():
+    case = case_of(**FREE | {"guide": {**FREE["guide"], "transitions": 4}})
+    guide, u = case.assembly.guide.train(), torch.randn(5, 4, 16)
+    assert (guide.first, guide.until) == (0, 4)
+    assert guide.loc.shape == guide.log_scale.shape == (8, 4, 4, 16)
+    rows = guide.encode(case.x, case.y)
+    prior = case.assembly.model.prior(u)
+    for t in range(4):
+        q = guide.at_transition(t, u, rows, prior)
+        torch.testing.assert_close(q.mean, guide.loc[rows, t])
+        torch.testing.assert_close(q.stddev, 0.3 * guide.log_scale[rows, t].exp())
+        assert (q.batch_shape, q.event_shape) == ((5,), (4, 16))
+    assert guide.at_transition(4, u, rows, prior) is prior
+    first = guide.posterior(u, rows, prior)
+    torch.testing.assert_close(first.mean, guide.loc[rows, 0])
+    unknown = guide.at_transition(1, u, torch.tensor([-1, 0, 1, 2, 3]), prior)
+    assert (unknown.mean[0] == 0).all()
+    torch.testing.assert_close(unknown.stddev[0], torch.full((4, 16), 0.3))
+    torch.testing.assert_close(unknown.mean[1:], guide.loc[[0, 1, 2, 3], 1])
+    wide = guide.at_transition(1, u.expand(7, 5, 4, 16), rows, prior)  # trajectories around the data
+    torch.testing.assert_close(wide.mean, guide.loc[rows, 1].expand(7, 5, 4, 16))
+
+
+def test_only_the_charged_transition_of_a_truncated_step_has_parameters():
+    case = case_of(**FREE, model={"transitions": 3})
+    guide, u = case.assembly.guide.train(), torch.randn(5, 4, 16)
+    assert (guide.first, guide.until) == (2, 3)
+    assert guide.loc.shape == (8, 1, 4, 16)
+    rows, prior = guide.encode(case.x, case.y), case.assembly.model.prior(u)
+    assert all(guide.at_transition(t, u, rows, prior) is prior for t in (0, 1, 3))
+    for q in (guide.at_transition(2, u, rows, prior), guide.posterior(u, rows, prior)):
+        torch.testing.assert_close(q.mean, guide.loc[rows, 0])
+    whole = case_of(**FREE, model={"transitions": 3, "truncated": False}).assembly.guide
+    assert (whole.first, whole.until) == (0, 3)
+    assert type(whole)(whole.Config(transitions=3), case.assembly.task.spec, case.assembly.model, 16).first == 0
+
+
+def test_parameters_start_as_the_prior_of_nothing_known():
+    case = case_of(**FREE, model={"prefix": 2})
+    guide = case.assembly.guide
+    fresh = type(guide)(guide.Config(data=8), case.assembly.task.spec, case.assembly.model, 16)
+    assert fresh.loc.shape == (8, 1, 6, 16)
+    assert (fresh.loc == 0).all()
+    assert (fresh.log_scale == 0).all()
+    assert int(fresh.used) == 0
+    assert fresh.keys.dtype == fresh.used.dtype == torch.long  # a float has no room for 64 bits
+    rows = fresh.encode(case.x, case.y).tolist()
+    assert sorted(rows) == [0, 1, 2, 3, 4]
+    assert fresh.eval().encode(case.x, case.y).tolist() == rows
+
+
+def test_rows_are_given_in_turn_and_only_in_training():
+    case = case_of(**FREE)
+    guide = case.assembly.guide.eval()
+    assert guide.encode(case.x, case.y).tolist() == [-1] * 5
+    guide.train()
+    first = guide.encode(case.x[:2], case.y[:2])
+    assert sorted(first.tolist()) == [0, 1]
+    assert int(guide.used) == 2
+    every = guide.encode(case.x, case.y)
+    assert every[:2].tolist() == first.tolist()
+    assert sorted(every.tolist()) == list(range(5))
+    assert int(guide.used) == 5
+    others = torch.stack([case.x[0]] * 3), torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1], [2, 2, 2, 2]])
+    assert sorted(guide.encode(*others).tolist()) == [5, 6, 7]  # the last of eight
+    with pytest.raises(ConfigError, match="more than 8 pairs"):
+        guide.encode(case.x[:1], torch.tensor([[7, 7, 7, 7]]))
+
+
+def test_x_and_y_both_name_a_pair():
+    case = case_of(**FREE)
+    guide = case.assembly.guide.train()
+    x, y = case.x[:1], torch.tensor([[0, 1, 2, 0]])
+    other_x = x.clone()
+    other_x[..., -1] += 1
+    other_y = torch.tensor([[1, 0, 2, 0]])
+    rows = [guide.encode(*pair).item() for pair in ((x, y), (other_x, y), (x, other_y), (x, y))]
+    assert rows == [0, 1, 2, 0]
+    assert guide.encode(None, y).item() == 3  # p(x): y alone
+    assert guide.encode(None, y).item() == 3
+
+
+def test_a_name_depends_on_each_token_its_place_and_where_it_begins():
+    tokens = torch.randint(9, (500, 6))
+    names = _key(tokens, 0)
+    assert names.shape == (500,)
+    assert names.dtype == torch.long
+    assert len(names.unique()) == len(tokens.unique(dim=0))
+    assert (_key(tokens, 0) == names).all()
+    assert (_key(tokens, 3) != names).all()
+    assert (_key(tokens.flip(-1), 0) != names).any()
+    whole = torch.cat((tokens, tokens), -1)  # rows side by side are named by the sum of their parts' names
+    assert (_key(whole, 0) == names + _key(tokens, 6)).all()
+    assert _key(torch.zeros(2, 3, 6, dtype=torch.long), 0).shape == (2, 3)
+    assert (_key(torch.zeros(1, 6, dtype=torch.long), 0) != 0).all()  # a token 0 counts
+
+
+def test_a_prior_that_does_not_say_is_taken_to_have_gradients():
+    case = case_of(**FREE)
+    guide, spec, model = case.assembly.guide, case.assembly.task.spec, case.assembly.model
+    model.prior = torch.nn.Linear(16, 16)
+    assert type(guide)(guide.Config(data=8), spec, model, 16).first == 1
+    model.prior.reparameterized = False
+    with pytest.raises(ConfigError, match="draws without gradient: set model.truncated to false"):
+        type(guide)(guide.Config(data=8), spec, model, 16)
+    assert type(guide)(guide.Config(data=8, transitions=2), spec, model, 16).first == 0

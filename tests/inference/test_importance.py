@@ -1,0 +1,172 @@
+"""Weights of the guide's trajectories, each recomputed from the densities of its own draws."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.distributions.testing.fakes import NonreparameterizedNormal
+
+from pyro_gram.inference.bounds import bounds, terms
+from pyro_gram.inference.elbo import make_elbo
+from pyro_gram.inference.importance import guide_draws, log_evidence, split_pairs
+from tests.conftest import case_of, warm_
+
+
+def by_hand(case, n, steps, seed):
+    """Draws and weights of one chunk, from a trace of the pair under plates."""
+    torch.manual_seed(seed)
+    guide = case.assembly.guide
+    with torch.no_grad(), pyro.plate("trajectories", n, dim=-2):
+        guide(case.x, case.y, steps=steps, truncated=False)
+    p, q = guide.get_traces()
+    names = [f"eps_{t}" for t in range(steps * 2)]
+    value = {name: p.nodes[name]["value"] for name in names}
+    log_p = sum(p.nodes[name]["fn"].log_prob(value[name]) for name in names)
+    log_q = sum(q.nodes[name]["fn"].log_prob(value[name]) for name in names)
+    likelihood = p.nodes["y"]["fn"]
+    kl = torch.stack([torch.distributions.kl_divergence(q.nodes[name]["fn"], p.nodes[name]["fn"]) for name in names])
+    return {
+        "log_weight": (log_p - log_q + likelihood.log_prob(case.y)).double(),
+        "log_likelihood": likelihood.log_prob(case.y),
+        "kl": kl,
+        "guidance": torch.stack([value[name].square().mean((-1, -2)).sqrt() for name in names]),
+        "tokens": likelihood.base_dist.logits.argmax(-1),
+        "h": p.nodes["h"]["value"],
+    }
+
+
+@pytest.fixture
+def far():
+    """A case whose guide is well away from its prior."""
+    case = case_of()
+    warm_(case.assembly.guide, 0.3)
+    return case
+
+
+def test_each_figure_of_a_draw_is_what_its_densities_say(far):
+    found = guide_draws(far.assembly.model, far.assembly.guide, far.x, far.y, steps=2, num_samples=6, seed=3)
+    assert len(far.assembly.guide.trace.nodes) == 0
+    assert far.assembly.guide._code is None  # neither keeps what was computed of y
+    for name, expected in by_hand(far, 6, 2, 3).items():
+        torch.testing.assert_close(getattr(found, name), expected, atol=1e-3, rtol=1e-4, msg=name)
+    assert found.log_weight.dtype == torch.double
+    assert found.log_weight.shape == (6, 5)
+    assert found.kl.shape == found.guidance.shape == (4, 6, 5)
+    assert (found.kl > 0).all()
+
+
+def test_draws_in_pieces_are_put_together_in_their_order(far):
+    """Five inputs, two at once; and one input's draws, two at once."""
+    model, guide = far.assembly.model, far.assembly.guide
+    found = guide_draws(model, guide, far.x, far.y, steps=1, num_samples=3, seed=8, max_traced=7)
+    for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
+        one = guide_draws(model, guide, far.x[part], far.y[part], steps=1, num_samples=3, seed=8 + chunk)
+        for name in vars(one):
+            at = (slice(None), slice(None), part) if name in ("kl", "guidance") else (slice(None), part)
+            torch.testing.assert_close(getattr(found, name)[at], getattr(one, name))
+    many = guide_draws(model, guide, far.x[:1], far.y[:1], steps=1, num_samples=5, seed=8, max_traced=2)
+    assert many.log_weight.shape == (5, 1)
+    assert many.kl.shape == (2, 5, 1)
+    for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
+        size = part.stop - part.start
+        one = guide_draws(model, guide, far.x[:1], far.y[:1], steps=1, num_samples=size, seed=8 + chunk)
+        torch.testing.assert_close(many.log_weight[part], one.log_weight)
+        torch.testing.assert_close(many.kl[:, part], one.kl)
+    both = guide_draws(model, guide, far.x[:2], far.y[:2], steps=1, num_samples=5, seed=8, max_traced=2)
+    torch.testing.assert_close(both.log_weight[:, :1], many.log_weight)
+    other = guide_draws(model, guide, far.x[1:2], far.y[1:2], steps=1, num_samples=5, seed=11, max_traced=2)
+    torch.testing.assert_close(both.log_weight[:, 1:], other.log_weight)
+
+
+def test_the_callers_random_state_stays(far):
+    before = torch.get_rng_state()
+    found = guide_draws(far.assembly.model, far.assembly.guide, far.x, far.y, steps=1, num_samples=2)
+    assert torch.equal(before, torch.get_rng_state())
+    again = guide_draws(far.assembly.model, far.assembly.guide, far.x, far.y, steps=1, num_samples=2, seed=0)
+    assert torch.equal(found.log_weight, again.log_weight)  # the default seed
+
+
+def test_a_two_pass_guide_tells_the_same_draws():
+    replay = case_of(guide_name="replay")
+    warm_(replay.assembly.guide, 0.3)
+    two = guide_draws(replay.assembly.model, replay.assembly.guide, replay.x, replay.y, steps=2, num_samples=3, seed=2)
+    inner = replay.assembly.guide.inference
+    one = guide_draws(replay.assembly.model, inner, replay.x, replay.y, steps=2, num_samples=3, seed=2)
+    for name in vars(one):
+        torch.testing.assert_close(getattr(two, name), getattr(one, name), atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_the_evidence_is_the_log_of_the_mean_weight():
+    weight = torch.tensor([[1.0, 2.0], [3.0, 2.0], [5.0, 8.0]], dtype=torch.double)
+    assert log_evidence(weight.log()).tolist() == pytest.approx([math.log(3), math.log(4)])
+
+
+def test_pairs_are_split_with_their_inputs_or_without():
+    x, y = torch.arange(10).view(5, 2), torch.arange(5)[:, None]
+    parts = split_pairs(x, y, 2)
+    assert [b.flatten().tolist() for _, b in parts] == [[0, 1], [2, 3], [4]]
+    assert [a[:, 0].tolist() for a, _ in parts] == [[0, 2], [4, 6], [8]]
+    assert [a for a, _ in split_pairs(None, y, 2)] == [None] * 3
+
+
+def test_guidance_that_would_not_be_trained_is_refused_by_the_balanced_bound():
+    case = case_of()
+    guide = case.assembly.guide
+
+    def posterior(u, code, prior):
+        return NonreparameterizedNormal(prior.base_dist.loc + 1, prior.base_dist.scale).to_event(2)
+
+    guide.posterior = posterior
+    with pytest.raises(NotImplementedError, match="draws 'eps_1' from a NonreparameterizedNormal"):
+        make_elbo("balanced").loss_and_grads(case.assembly.model, guide, case.x, case.y)
+    make_elbo("trace").loss_and_grads(case.assembly.model, guide, case.x, case.y)
+
+
+def test_a_site_that_a_guide_answers_with_its_prior_costs_nothing():
+    case = case_of(guide_name="prior")
+    found = guide_draws(case.assembly.model, case.assembly.guide, case.x, case.y, steps=2, num_samples=3, seed=5)
+    torch.testing.assert_close(found.log_weight, found.log_likelihood.double(), atol=1e-4, rtol=1e-5)
+    assert (found.kl == 0).all()
+    with poutine.trace() as trace, pyro.plate("trajectories", 3, dim=-2):
+        case.assembly.model(case.x, case.y)
+    assert isinstance(trace.trace.nodes["eps_0"]["fn"].base_dist, dist.Normal)
+
+
+def test_bounds_in_pieces_are_put_together_in_their_order(far):
+    model, guide = far.assembly.model, far.assembly.guide
+    whole = bounds(model, guide, far.x, far.y, 2, trained=3, seed=7, max_traced=2)
+    assert whole.kl.shape == (4, 5)
+    for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
+        one = bounds(model, guide, far.x[part], far.y[part], 2, trained=3, seed=7 + chunk)
+        for name, value in vars(one).items():
+            at = (slice(None), part) if name == "kl" else (part,)
+            torch.testing.assert_close(getattr(whole, name)[at], value, msg=name)
+    torch.testing.assert_close(whole.full, -whole.reconstruction - whole.kl.sum(0))
+    torch.manual_seed(7)
+    state, by_step = None, []
+    terms(model, guide, far.x[:2], far.y[:2], steps=2, truncated=False)
+    for _ in range(3):
+        step = terms(model, guide, far.x[:2], far.y[:2], state)
+        state = step.state
+        by_step.append(step.elbo)
+    torch.testing.assert_close(whole.surrogate[:2], torch.stack(by_step).mean(0))
+    torch.testing.assert_close(
+        bounds(model, guide, far.x, far.y, 2).surrogate,
+        bounds(model, guide, far.x, far.y, 2, trained=2, seed=0).surrogate,
+    )
+
+
+def test_guidance_that_a_condition_has_fixed_keeps_its_priors_density():
+    case = case_of(model={"truncated": False})
+    fixed = torch.full((5, 4, 16), 0.25)
+    guide = case.assembly.guide
+    with poutine.condition(data={"eps_0": fixed}):
+        guide(case.x, case.y)
+    p, _ = guide.get_traces()
+    site = p.nodes["eps_0"]
+    assert torch.equal(site["value"], fixed)
+    prior = case.assembly.model.prior(p.nodes["u_0"]["value"])
+    torch.testing.assert_close(site["fn"].log_prob(fixed), prior.log_prob(fixed))

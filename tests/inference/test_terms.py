@@ -1,0 +1,192 @@
+"""The terms of a bound, read from traces that are small enough to add up by hand."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch.distributions import kl_divergence
+
+from pyro_gram.errors import ConfigError
+from pyro_gram.inference.sites import HALTED, HEAD_LOSS
+from pyro_gram.inference.terms import (
+    StepTerms,
+    check_answered,
+    counted_sites,
+    divergence,
+    guidance_sites,
+    is_point,
+    log_prob_of,
+    per_input,
+    read_terms,
+)
+from pyro_gram.networks.core import LatentState
+
+B = 3
+LOC = torch.tensor([0.5, -1.0, 2.0])
+
+
+def model(halted=False):
+    with pyro.plate("data", B, dim=-1):
+        z = pyro.sample("eps_0", dist.Normal(torch.zeros(B), 1.0))
+        with poutine.mask(mask=torch.tensor([True, False, True])):
+            z = z + pyro.sample("eps_1", dist.Normal(z, 2.0))
+        with poutine.mask(mask=False):
+            pyro.sample("eps_2", dist.Normal(z, 2.0))
+        with poutine.scale(scale=7.0):  # no scale counts
+            c = pyro.sample("c", dist.Normal(z, 3.0))
+        pyro.deterministic("u_0", z)
+        pyro.deterministic("h", z.expand(B))
+        pyro.deterministic("l", -z.expand(B))
+        if halted:
+            pyro.deterministic(HALTED, z > 0)
+        pyro.sample("head", dist.Normal(0.0, 1.0), obs=LOC, infer={HEAD_LOSS: True})
+        pyro.sample("y", dist.Normal(c, 0.5), obs=LOC)
+        pyro.sample("more", dist.Normal(c, 1.0), obs=LOC)  # after y, too
+
+
+def guide():
+    with pyro.plate("data", B, dim=-1):
+        noise = pyro.sample("noise", dist.Normal(LOC, 0.1), infer={"is_auxiliary": True})
+        pyro.sample("eps_0", dist.Normal(LOC, 0.5))
+        pyro.sample("eps_1", dist.Normal(-LOC, 1.5))
+        pyro.sample("eps_2", dist.Normal(-LOC, 1.5))
+        pyro.sample("c", dist.Delta(noise, log_density=-noise))
+
+
+def traces(model=model):
+    guide_trace = poutine.trace(guide).get_trace()
+    return poutine.trace(poutine.replay(model, guide_trace)).get_trace(), guide_trace
+
+
+def test_every_term_is_where_it_belongs():
+    p, q = traces()
+    found = read_terms(p, q)
+    value = {n: q.nodes[n]["value"] for n in ("noise", "eps_0", "eps_1", "c")}
+    assert found.reconstruction.tolist() == pytest.approx((-dist.Normal(value["c"], 0.5).log_prob(LOC)).tolist())
+    first = kl_divergence(dist.Normal(LOC, 0.5), dist.Normal(torch.zeros(B), 1.0))
+    second = kl_divergence(dist.Normal(-LOC, 1.5), dist.Normal(value["eps_0"], 2.0))
+    second[1] = 0  # masked
+    torch.testing.assert_close(found.kl, torch.stack((first, second)))  # eps_2 is charged nowhere
+    z = value["eps_0"] + value["eps_1"]
+    others = (
+        -value["noise"]  # log q of c, whose Delta has it
+        - dist.Normal(z, 3.0).log_prob(value["c"])
+        - dist.Normal(value["c"], 1.0).log_prob(LOC)
+        + dist.Normal(LOC, 0.1).log_prob(value["noise"])
+    )
+    torch.testing.assert_close(found.others, others)
+    torch.testing.assert_close(found.elbo, -found.reconstruction - first - second - others)
+    torch.testing.assert_close(found.means, torch.stack((found.reconstruction.mean(), (first + second).mean())))
+    assert torch.equal(found.state.h, z)
+    assert torch.equal(found.state.l, -z)
+    assert found.halted is None
+
+
+def test_what_is_known_already_is_not_computed_again():
+    p, q = traces()
+    plain = read_terms(p, q)
+    known = {"eps_1": torch.tensor([5.0, 6.0, 7.0], requires_grad=True)}
+    found = read_terms(p, q, known)
+    assert torch.equal(found.kl[1], torch.tensor([5.0, 6.0, 7.0]))
+    torch.testing.assert_close(found.kl[0], plain.kl[0])
+    assert not found.kl.requires_grad
+
+
+def test_without_guidance_there_is_no_kl():
+    def bare():
+        with pyro.plate("data", B, dim=-1):
+            for name in ("h", "l"):
+                pyro.deterministic(name, LOC)
+            pyro.sample("y", dist.Normal(LOC, 1.0), obs=LOC)
+
+    trace = poutine.trace(bare).get_trace()
+    found = read_terms(trace, poutine.trace(lambda: None).get_trace())
+    assert found.kl.shape == (0, B)
+    assert (found.others == 0).all()
+    torch.testing.assert_close(found.elbo, dist.Normal(0.0, 1.0).log_prob(torch.zeros(B)))
+
+
+def test_halting_is_read_where_the_program_says_it():
+    torch.manual_seed(1)
+    plain = read_terms(*traces()).state.h
+    torch.manual_seed(1)
+    found = read_terms(*traces(lambda: model(halted=True)))
+    assert found.halted.tolist() == (plain > 0).tolist()
+
+
+def test_which_sites_count():
+    p, q = traces()
+    assert [n for n, _ in counted_sites(p)] == ["eps_0", "eps_1", "c", "y", "more"]
+    assert [n for n, _ in counted_sites(q)] == ["noise", "eps_0", "eps_1", "eps_2", "c"]
+    assert guidance_sites(p) == ["eps_0", "eps_1", "eps_2"]
+    observed = poutine.trace(pyro.condition(model, {"eps_1": LOC})).get_trace()
+    assert guidance_sites(observed) == ["eps_0", "eps_2"]
+
+
+def test_the_density_of_a_site_is_masked_and_not_scaled():
+    p, _ = traces()
+    for computed in (False, True):
+        if computed:
+            p.compute_log_prob()
+        for name, mask in (("eps_1", torch.tensor([1.0, 0.0, 1.0])), ("c", torch.ones(B))):
+            site = p.nodes[name]
+            torch.testing.assert_close(log_prob_of(site), site["fn"].log_prob(site["value"]) * mask)
+
+
+def test_a_latent_without_an_answer_and_a_program_without_y_are_named():
+    p, q = traces()
+    check_answered(p, q)
+    for name in ("eps_0", "c"):
+        del q.nodes[name]
+    with pytest.raises(ConfigError, match="the guide does not answer 'eps_0', 'c'"):
+        check_answered(p, q)
+    with pytest.raises(ConfigError, match="does not answer"):
+        read_terms(p, q)
+    p, q = traces()
+    p.remove_node("y")
+    with pytest.raises(ConfigError, match="no site 'y'"):
+        read_terms(p, q)
+
+
+def test_a_divergence_is_closed_or_by_the_draw():
+    def site(fn, value=LOC, mask=None):
+        return {"fn": fn, "value": value, "mask": mask}
+
+    normal, heavy, same = dist.Normal(LOC, 2.0), dist.StudentT(3.0, LOC, 2.0), dist.Normal(LOC, 3.0)
+    mask = torch.tensor([True, True, False])
+    closed = divergence(site(normal), site(same, mask=mask))
+    torch.testing.assert_close(closed, kl_divergence(normal, same) * mask)
+    by_draw = divergence(site(normal), site(heavy))
+    torch.testing.assert_close(by_draw, normal.log_prob(LOC) - heavy.log_prob(LOC))
+    assert (divergence(site(same), site(same)) == 0).all()
+    assert divergence(site(same), site(same)).shape == (B,)
+    point = dist.Delta(LOC, log_density=0.25)
+    torch.testing.assert_close(divergence(site(point), site(same)), 0.25 - same.log_prob(LOC))
+    assert [is_point(d) for d in (point, point.to_event(1), normal, normal.to_event(1))] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("term", "shape", "expected"),
+    [
+        (torch.arange(24.0).view(2, 4, 3), (3,), torch.arange(24.0).view(8, 3).sum(0)),
+        (torch.arange(24.0).view(2, 4, 3), (4, 3), torch.arange(24.0).view(2, 4, 3).sum(0)),
+        (torch.arange(24.0).view(2, 4, 3), (1, 3), torch.arange(24.0).view(8, 3).sum(0)[None]),
+        (torch.arange(3.0), (2, 3), torch.arange(3.0).expand(2, 3) / 2),
+        (torch.tensor([[6.0], [12.0]]), (2, 3), torch.tensor([[2.0] * 3, [4.0] * 3])),
+        (torch.tensor([5.0]), (1,), torch.tensor([5.0])),
+        (torch.tensor(6.0), (2, 3), torch.ones(2, 3)),
+    ],
+)
+def test_a_term_is_shared_out_and_keeps_its_sum(term, shape, expected):
+    found = per_input(term, torch.Size(shape))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found.sum(), term.sum())
+
+
+def test_the_bound_of_given_terms():
+    state = LatentState(torch.zeros(2), torch.zeros(2))
+    found = StepTerms(torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 4.0], [5.0, 6.0]]), state, None,
+                      torch.tensor([7.0, -8.0]))  # fmt: skip
+    assert found.elbo.tolist() == [-1 - 3 - 5 - 7, -2 - 4 - 6 + 8]
+    assert found.means.tolist() == [1.5, 9.0]

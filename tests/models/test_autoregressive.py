@@ -1,0 +1,91 @@
+"""The prefix language model, token by token."""
+
+import pytest
+import torch
+
+from models.autoregressive import Autoregressive
+from pyro_gram.errors import ConfigError
+from tests.conftest import case_of, small
+
+TABLE = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(2))  # of the last token, its place, the next one
+
+
+def table_logits(e_x, tokens):
+    """Logits that depend on the token before, on the place, and on e_x."""
+    before = torch.nn.functional.pad(tokens, (1, 0), value=3)
+    return TABLE[before, torch.arange(before.shape[-1])] * e_x.mean((-1, -2))[..., None, None]
+
+
+def sequence():
+    e_x = torch.ones(5, 2, 6) * torch.linspace(0.5, 1.5, 5)[:, None, None]
+    return e_x, Autoregressive(table_logits, e_x, 4)
+
+
+def by_hand(e_x, value):
+    total, before = 0.0, 3
+    for place, token in enumerate(value.tolist()):
+        total += (TABLE[before, place] * e_x.mean()).log_softmax(-1)[token]
+        before = token
+    return total
+
+
+def test_the_density_is_the_product_of_each_token_given_those_before():
+    e_x, p = sequence()
+    assert (p.batch_shape, p.event_shape) == ((5,), (4,))
+    value = torch.randint(3, (7, 5, 4))
+    expected = torch.stack([torch.stack([by_hand(e_x[i], v[i]) for i in range(5)]) for v in value])
+    torch.testing.assert_close(p.log_prob(value), expected)
+    torch.testing.assert_close(p.log_prob(value[0]), expected[0])
+    wide = p.expand((7, 5))
+    assert wide.batch_shape == (7, 5)
+    torch.testing.assert_close(wide.log_prob(value), expected)
+    torch.testing.assert_close(wide.log_prob(value[0]), expected[0].expand(7, 5))
+    assert p.support.event_dim == 1
+
+
+def test_draws_follow_the_density_of_each_token():
+    _, p = sequence()
+    drawn = p.sample((4000,))
+    assert drawn.shape == (4000, 5, 4)
+    assert drawn.dtype == torch.long
+    assert p.expand((2, 5)).sample((3,)).shape == (3, 2, 5, 4)
+    first = torch.nn.functional.one_hot(drawn[:, 4, 0], 3).float().mean(0)
+    torch.testing.assert_close(first, (TABLE[3, 0] * 1.5).softmax(-1), atol=0.03, rtol=0)
+    for before in range(3):  # the second token, given the first
+        given = drawn[:, 0, 1][drawn[:, 0, 0] == before]
+        share = torch.bincount(given, minlength=3) / len(given)
+        torch.testing.assert_close(share, (TABLE[before, 1] * 0.5).softmax(-1), atol=0.06, rtol=0)
+
+
+@pytest.mark.parametrize("task", ["coloring", "sudoku_uncond"])
+def test_logits_are_of_the_input_the_tokens_before_and_what_stands_beside(task):
+    case = case_of(model_name="autoregressive", task_name=task)
+    model = case.assembly.model.eval()
+    y = case.y
+    length, classes, width = y.shape[-1], model.spec.output_classes, model.config.width
+    e_x = model.encoder(case.x) if case.x is not None else model.zeros.expand(5, *model.zeros.shape)
+    found = model.logits(e_x, y[:, :-1])
+    assert found.shape == (5, length, classes)
+    start = torch.full((5, 1), classes)
+    s = model.answer(torch.cat((start, y[:, :-1]), -1)) * width**0.5
+    if case.x is None:
+        expected = model.decoder(model.f(s))
+    else:
+        expected = model.decoder(model.f(torch.cat((e_x, s + e_x[:, -length:]), -2))[:, -length:])
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(model.logits(e_x, y[:, :1]), found[:, :2], atol=1e-4, rtol=1e-4)  # none looks ahead
+
+
+def test_an_answer_longer_than_its_input_stands_beside_the_last_positions():
+    model = small(model_name="autoregressive").model
+    long, short = torch.randn(2, 7, 16), torch.randn(2, 3, 16)
+    assert torch.equal(model._beside(long), long[:, -4:])
+    beside = model._beside(short)
+    assert beside.shape == (2, 4, 16)
+    assert (beside[:, 0] == 0).all()
+    assert torch.equal(beside[:, 1:], short)
+
+
+def test_only_attention_keeps_what_follows_from_what_is_before():
+    with pytest.raises(ConfigError, match="autoregressive"):
+        small(model_name="autoregressive", model={"mixer": "swiglu"})

@@ -1,0 +1,259 @@
+"""The diffusion baselines step by step: their networks are replaced by one that notes what it is asked."""
+
+import itertools
+import math
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+
+import models.d3pm
+import models.mdlm
+from models.mdlm import EARLIEST, spread_times
+from tests.conftest import case_of
+
+MASK = 3  # of three classes
+
+
+class Noted(torch.nn.Module):
+    """Logits that depend on the token, its place and the time; it keeps the tokens and times of each call."""
+
+    def __init__(self, states):
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.table = torch.randn(4, states, 3, generator=generator)
+        self.calls = []
+
+    def forward(self, e_x, tokens, time):
+        self.calls.append((tokens, time))
+        place = torch.arange(4).expand_as(tokens)
+        return self.table[place, tokens] * (0.5 + time)[..., None, None]
+
+
+def noted(name, **settings):
+    case = case_of(model_name=name, task={"edge_probability": 0.5}, model=settings)
+    model = case.assembly.model.eval()
+    model.denoiser = Noted(3 if settings.get("kind") == "uniform" else 4)
+    return case, model
+
+
+def at_times(monkeypatch, module, times):
+    monkeypatch.setattr(module, "spread_times", lambda shape, device: times.expand(shape))
+
+
+def chosen(log_p, tokens):
+    return log_p.gather(-1, tokens[..., None]).squeeze(-1)
+
+
+# ---- times -------------------------------------------------------------------------------------------------------
+
+
+def test_times_are_evenly_spread_shuffled_and_drawn_anew():
+    times = spread_times(torch.Size((4, 25)), torch.device("cpu"))
+    assert times.shape == (4, 25)
+    assert ((times >= 0) & (times < 1)).all()
+    ordered = times.flatten().sort().values
+    torch.testing.assert_close(ordered.diff(), torch.full((99,), 0.01), atol=1e-6, rtol=0)
+    assert not torch.equal(ordered, times.flatten())
+    again = spread_times(torch.Size((4, 25)), torch.device("cpu")).flatten().sort().values
+    assert not torch.allclose(ordered, again)
+    assert spread_times(torch.Size(()), torch.device("cpu")).shape == ()
+    single = torch.stack([spread_times(torch.Size((1,)), torch.device("cpu"))[0] for _ in range(400)])
+    assert abs(single.mean() - 0.5) < 0.05
+    assert abs(single.std() - 1 / math.sqrt(12)) < 0.03
+
+
+# ---- MDLM --------------------------------------------------------------------------------------------------------
+
+
+def test_mdlms_loss_is_the_cross_entropy_of_masked_tokens_over_their_time():
+    case, model = noted("mdlm")
+    y = case.y[:, None].expand(5, 40, 4)
+    loss = model.loss(torch.zeros(5, 40, 4, 16), y)
+    ((tokens, time),) = model.denoiser.calls
+    masked = tokens == MASK
+    assert torch.equal(tokens[~masked], y[~masked])
+    assert masked.any()
+    assert not masked.all()
+    logits = model.denoiser(None, tokens, time)
+    expected = -(chosen(logits.log_softmax(-1), y) * masked).sum(-1) / time
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("time", [0.0, 0.3, 0.9])
+def test_a_token_is_masked_with_the_probability_of_its_time(monkeypatch, time):
+    case, model = noted("mdlm")
+    at_times(monkeypatch, models.mdlm, torch.tensor(time))
+    model.loss(torch.zeros(5, 800, 4, 16), case.y[:, None].expand(5, 800, 4))
+    ((tokens, told),) = model.denoiser.calls
+    assert told.unique().item() == pytest.approx(max(time, EARLIEST))
+    assert (tokens == MASK).float().mean().item() == pytest.approx(time, abs=0.02)
+
+
+@pytest.mark.parametrize(("settings", "steps"), [({}, 4), ({"sampling_steps": 2}, 2)])
+def test_a_draw_of_mdlm_uncovers_an_even_share_of_its_tokens_at_each_step(settings, steps):
+    _, model = noted("mdlm", **settings)
+    tokens, log_p = model.draw(torch.zeros(2, 1500, 4, 16))
+    calls = list(model.denoiser.calls)
+    assert [time.unique().item() for _, time in calls] == pytest.approx([(steps - s) / steps for s in range(steps)])
+    expected = torch.zeros(2, 1500)
+    for s, ((before, time), after) in enumerate(zip(calls, [*(t for t, _ in calls[1:]), tokens], strict=True)):
+        assert (before == MASK).float().mean().item() == pytest.approx(1 - s / steps, abs=0.03)
+        uncovered = (before == MASK) & (after != MASK)
+        assert torch.equal(before[before != MASK], after[before != MASK])  # what is uncovered stays
+        log_q = model.denoiser(None, before, time).log_softmax(-1)
+        expected = expected + (chosen(log_q, after.clamp(max=2)) * uncovered).sum(-1)
+    assert (tokens != MASK).all()
+    torch.testing.assert_close(log_p, expected)
+
+
+def test_what_mdlm_uncovers_first_follows_its_network():
+    _, model = noted("mdlm", sampling_steps=1)
+    tokens, _ = model.draw(torch.zeros(6000, 4, 16))
+    share = torch.nn.functional.one_hot(tokens, 3).float().mean(0)
+    p = (model.denoiser.table[:, MASK] * 1.5).softmax(-1)
+    torch.testing.assert_close(share, p, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "settings"), [("mdlm", {}), ("d3pm", {"times": 3})])
+def test_a_diffusion_program_holds_a_factor_in_training_and_a_draw_otherwise(name, settings):
+    case, model = noted(name, **settings)
+    pyro.set_rng_seed(1)
+    trace = poutine.trace(model).get_trace(case.x, case.y)
+    pyro.set_rng_seed(1)
+    loss = model.loss(model.encoder(case.x), case.y)
+    torch.testing.assert_close(trace.nodes["y"]["fn"].log_factor, -loss)
+    with pyro.plate("trajectories", 7, dim=-2):
+        drawn = poutine.trace(model).get_trace(case.x).nodes["y"]
+    assert drawn["value"].shape == (7, 5, 4)
+    assert drawn["fn"].event_shape == (4,)
+    assert drawn["infer"]["drawn"]
+    assert (drawn["fn"].log_prob(drawn["value"]) < 0).all()
+    assert (drawn["value"] != drawn["value"][0]).any()  # each trajectory draws its own
+
+
+@pytest.mark.parametrize(("name", "timed"), [("mdlm", False), ("d3pm", True)])
+def test_only_the_network_of_d3pm_is_told_the_time(name, timed):
+    """MDLM's time follows from how many tokens are masked."""
+    case = case_of(model_name=name)
+    model = case.assembly.model.eval()
+    e_x = model.encoder(case.x)
+    early, late = (model.denoiser(e_x, case.y, torch.full((5,), t)) for t in (0.1, 0.9))
+    assert torch.allclose(early, late) != timed
+
+
+# ---- D3PM --------------------------------------------------------------------------------------------------------
+
+KINDS = ["absorbing", "uniform"]
+
+
+def schedule(kind, T):
+    """The share of tokens that keep their value until t, in the paper's closed form."""
+    if kind == "absorbing":
+        return [1 - t / T for t in range(T + 1)]
+    return [math.cos(math.pi * t / (2 * T)) ** 2 for t in range(T)] + [0.0]
+
+
+def until(kind, T, t):
+    """q(y_t | y_0), rows to columns, over all states."""
+    states = 3 if kind == "uniform" else 4
+    m = torch.full((3,), 1 / 3) if kind == "uniform" else torch.tensor([0.0, 0.0, 0.0, 1.0])
+    kept = schedule(kind, T)[t]
+    return kept * torch.eye(states) + (1 - kept) * m
+
+
+def once(kind, T, t):
+    """q(y_t | y_{t-1})."""
+    states = 3 if kind == "uniform" else 4
+    m = torch.full((3,), 1 / 3) if kind == "uniform" else torch.tensor([0.0, 0.0, 0.0, 1.0])
+    alpha = schedule(kind, T)[t] / schedule(kind, T)[t - 1]
+    return alpha * torch.eye(states) + (1 - alpha) * m
+
+
+def before(kind, T, t, clean, corrupted):
+    """p(y_{t-1} | y_t) where y_0 has the probabilities ``clean``."""
+    joint = (clean @ until(kind, T, t - 1)) * once(kind, T, t)[:, corrupted]
+    return joint / joint.sum()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_d3pms_schedule_and_stationary_distribution_are_the_papers(kind):
+    _, model = noted("d3pm", kind=kind, times=6)
+    torch.testing.assert_close(model.kept, torch.tensor(schedule(kind, 6)), atol=1e-6, rtol=0)
+    expected = [1 / 3] * 3 if kind == "uniform" else [0.0, 0.0, 0.0, 1.0]
+    torch.testing.assert_close(model.stationary, torch.tensor(expected))
+    assert model.kept[-1] == 0  # exactly: nothing of y is left
+    assert not {"kept", "stationary", "floor"} & set(model.state_dict())  # they follow from the config
+    assert (model.floor[:3] > 0).all()
+    assert (model.floor[3:] == 0).all()  # an answer is never the mask
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("share", "t"), [(0.0, 1), (0.3, 2), (0.5, 4), (0.999, 6)])
+def test_d3pms_loss_is_t_times_the_kl_of_one_backward_step(monkeypatch, kind, share, t):
+    T = 6
+    case, model = noted("d3pm", kind=kind, times=T)
+    at_times(monkeypatch, models.d3pm, torch.tensor(share))
+    y = case.y[:, None].expand(5, 60, 4)
+    loss = model.loss(torch.zeros(5, 60, 4, 16), y)
+    ((corrupted, time),) = model.denoiser.calls
+    assert time.unique().item() == pytest.approx(t / T)
+    guess = model.denoiser(None, corrupted, time).softmax(-1)
+    if kind == "absorbing":
+        guess = torch.nn.functional.pad(guess, (0, 1))
+    for i, j in itertools.product(range(5), range(8)):
+        total = 0.0
+        for k in range(4):
+            clean = torch.eye(len(model.stationary))[y[i, j, k]]
+            q = before(kind, T, t, clean, corrupted[i, j, k])
+            p = before(kind, T, t, guess[i, j, k], corrupted[i, j, k])
+            total += (q * ((q + 1e-30).log() - (p + 1e-30).log())).sum().item()
+        assert loss[i, j].item() == pytest.approx(T * total, abs=2e-4, rel=1e-3)
+    kept = (corrupted == y).float().mean().item()
+    expected = schedule(kind, T)[t] + (1 - schedule(kind, T)[t]) * (1 / 3 if kind == "uniform" else 0)
+    assert kept == pytest.approx(expected, abs=0.05)
+
+
+def test_d3pms_auxiliary_loss_is_the_cross_entropy_of_the_clean_answer_and_trains_alone(monkeypatch):
+    case, model = noted("d3pm", times=6, auxiliary=0.25)
+    at_times(monkeypatch, models.d3pm, torch.tensor(0.5))
+    assert "auxiliary" not in poutine.trace(model).get_trace(case.x, case.y).nodes
+    model.train()
+    model.denoiser.calls.clear()
+    factor = poutine.trace(model).get_trace(case.x, case.y).nodes["auxiliary"]["fn"].log_factor
+    ((tokens, time),) = model.denoiser.calls
+    log_p = chosen(model.denoiser(None, tokens, time).log_softmax(-1), case.y)
+    torch.testing.assert_close(factor, 0.25 * log_p.sum(-1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_draw_of_d3pm_goes_back_through_every_time(kind):
+    T = 5
+    _, model = noted("d3pm", kind=kind, times=T)
+    tokens, log_p = model.draw(torch.zeros(400, 4, 16))
+    calls = list(model.denoiser.calls)
+    assert [time.unique().item() for _, time in calls] == pytest.approx([t / T for t in range(T, 0, -1)])
+    if kind == "absorbing":
+        assert (calls[0][0] == MASK).all()
+        assert (tokens != MASK).all()
+    else:
+        share = torch.bincount(calls[0][0].flatten(), minlength=3) / 1600
+        torch.testing.assert_close(share, torch.full((3,), 1 / 3), atol=0.05, rtol=0)
+    expected = torch.zeros(12)
+    following = [*(t for t, _ in calls[1:]), tokens]
+    for t, (now, time), new in zip(range(T, 0, -1), calls, following, strict=True):
+        guess = model.denoiser(None, now, time).softmax(-1)
+        if kind == "absorbing":
+            guess = torch.nn.functional.pad(guess, (0, 1))
+        for i, k in itertools.product(range(12), range(4)):
+            if new[i, k] != now[i, k]:
+                expected[i] += before(kind, T, t, guess[i, k], now[i, k])[new[i, k]].log()
+    torch.testing.assert_close(log_p[:12], expected, atol=2e-4, rtol=1e-3)
+    # the first step's draws follow its probabilities
+    now, time = calls[0]
+    guess = model.denoiser(None, now, time).softmax(-1)
+    guess = torch.nn.functional.pad(guess, (0, 1)) if kind == "absorbing" else guess
+    mean = torch.stack([before(kind, T, T, guess[i, 0], now[i, 0]) for i in range(400)]).mean(0)
+    share = torch.bincount(following[0][:, 0], minlength=len(mean)) / 400
+    torch.testing.assert_close(share, mean, atol=0.1, rtol=0)
