@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_gram.checks import check_choice
 from pyro_gram.download import data_folder
-from pyro_gram.errors import InputError
+from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.tasks.terminal import mark, painter
 
 if TYPE_CHECKING:
@@ -83,6 +83,15 @@ class PuzzleSet:
     def unconditional(cls, data: Tensor, complete: bool = False) -> PuzzleSet:
         """The empty condition, with ``data`` int64 ``[M, L_out]`` for its solutions."""
         return cls(None, data, torch.tensor([0, len(data)]), complete)
+
+    @classmethod
+    def joined(cls, parts: list[PuzzleSet]) -> PuzzleSet:
+        """The puzzles of several sets, one after the other, each counted as an input of its own."""
+        inputs = [part.inputs for part in parts if part.inputs is not None]
+        counts = torch.cat([part.num_solutions for part in parts])
+        offsets = torch.cat((torch.zeros(1, dtype=torch.long), counts.cumsum(0)))
+        solutions = torch.cat([part.solutions for part in parts])
+        return cls(torch.cat(inputs), solutions, offsets, all(part.complete for part in parts))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -209,6 +218,18 @@ class Task(ABC):
     def known(self, x: Tensor | None, y: Tensor) -> Tensor:
         """bool ``[...]``: can the task tell whether the answer is right? The default: always."""
         return torch.ones_like(y[..., 0], dtype=torch.bool)
+
+    def fresh_inputs(self, count: int, data_seed: int) -> PuzzleSet:
+        """``count`` puzzles of another seed, none a symmetry of a puzzle of any split or of another one of them.
+
+        They measure a checkpoint on inputs that nobody saw while its settings were chosen. Beside the inputs of a split
+        they lean towards what is rare, where the splits hold a good part of all classes of symmetric inputs.
+
+        Raises:
+            ConfigError: the task makes none (the default), or not so many were met.
+        """
+        name = self.registered_name or type(self).__name__
+        raise ConfigError(f"the task {name} makes no fresh inputs: measure on its test split")
 
     def difficulty(self, x: Tensor) -> Tensor | None:
         """float or int64 ``[B]``: what makes inputs harder, told by the input alone; None where nothing is known."""

@@ -21,15 +21,17 @@ from pyro_gram.checks import AT_LEAST_1, check_choice, check_range, check_seed
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task, TaskSpec, check_split
+from pyro_gram.tasks.symmetry import first_of_class
 from pyro_gram.tasks.terminal import ink_on, mark, nearest, painter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Hashable, Iterator
 
     from matplotlib.axes import Axes
 
 COLORS = 3
 MAX_VERTICES = 12  # 3^11 / 2 canonical colourings are enumerated for each graph
+FRESH_DRAWS = 1000  # graphs drawn at a time for fresh inputs, the least
 PALETTE = ("#0072B2", "#E69F00", "#009E73")  # Okabe-Ito: told apart by colour-blind readers
 CONFLICT = "#C00000"
 LETTERS = "ABC"  # colours beside numbers of vertices
@@ -166,6 +168,24 @@ class Coloring(Task):
         solutions, counts = enumerate_colorings(adjacency[:, self._rows, self._cols])
         offsets = torch.cat((torch.zeros(1, dtype=torch.long), counts.cumsum(0)))
         return PuzzleSet(self.encode(adjacency), solutions + self._first_color, offsets)
+
+    def fresh_inputs(self, count: int, data_seed: int) -> PuzzleSet:
+        """Graphs of G(n, p), none isomorphic to one of a split or to another one of them."""
+        rng = np.random.default_rng(data_seed)
+        known: set[Hashable] = set()
+        for split in SPLITS:
+            known.update(isomorphism_invariants(self.adjacency(self.split(split).inputs).numpy()))
+        graphs = np.zeros((0, self.n, self.n), dtype=bool)
+        while len(graphs) < count:
+            drawn = draw_graphs(rng, self.n, self.config.edge_probability, max(FRESH_DRAWS, count))
+            new = drawn[first_of_class(isomorphism_invariants(drawn), known)]
+            if not len(new):
+                raise ConfigError(
+                    f"only {len(graphs)} graphs of {self.n} vertices were met that are isomorphic to none of a split: "
+                    "ask for fewer"
+                )
+            graphs = np.concatenate((graphs, new))
+        return self._puzzles(torch.from_numpy(graphs[:count]))
 
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A random renumbering of the vertices of each pair, the answer made canonical again."""

@@ -8,7 +8,7 @@ that is a held-out puzzle all the same is refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from pyro_gram.download import data_folder
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks.base import PuzzleSet, Task, TaskSpec, check_split
+from pyro_gram.tasks.stream import sub_seed
 from pyro_gram.tasks.sudoku_boards import (
     SIZES,
     conflicts,
@@ -33,7 +34,7 @@ from pyro_gram.tasks.sudoku_boards import (
     transform,
 )
 from pyro_gram.tasks.sudoku_data import Puzzles, deal, digest, locate, random_puzzles, read_csv, take_unlike
-from pyro_gram.tasks.symmetry import InputSet, unless_held_out
+from pyro_gram.tasks.symmetry import InputSet, first_of_class, unless_held_out
 from pyro_gram.tasks.terminal import FILLED_INK, beside, boxed, mark, painter
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ BLANK, FIRST = 1, 2  # tokens as in the paper: 0 padding (no board has any), 1 a
 CLUES = {4: (4, 10), 6: (9, 20), 9: (28, 45)}
 USUAL_TRAIN = {4: 7000, 6: 10_000, 9: 1000}
 USUAL_TEST = {4: 500, 6: 500, 9: 1000}
+FRESH_DRAWS = 1000  # puzzles drawn at a time for fresh inputs, the least
 SOURCES = ("auto", "generated", "extreme")
 GIVEN_COLOR, FILLED_COLOR, WRONG_COLOR = "#000000", "#0072B2", "#C00000"
 
@@ -156,7 +158,9 @@ class Sudoku(Task):
 
     def split(self, name: str) -> PuzzleSet:
         check_split(name)
-        puzzles = self._puzzles[name]
+        return self._tokens(self._puzzles[name])
+
+    def _tokens(self, puzzles: Puzzles) -> PuzzleSet:
         inputs = torch.from_numpy(puzzles.boards.astype(np.int64)) + BLANK
         solutions = torch.from_numpy(puzzles.solutions.astype(np.int64)) + BLANK
         return PuzzleSet(inputs, solutions, torch.from_numpy(puzzles.offsets))
@@ -190,6 +194,27 @@ class Sudoku(Task):
                 "across splits: lower task.train or widen task.min_clues and task.max_clues"
             )
         return {split: whole.take(index) for split, index in dealt.items()}
+
+    def fresh_inputs(self, count: int, data_seed: int) -> PuzzleSet:
+        """Generated puzzles, none a symmetry of one of a split or of another one of them."""
+        c = self.config
+        if c.from_file:
+            return super().fresh_inputs(count, data_seed)
+        known: set[Hashable] = set()
+        for puzzles in self._puzzles.values():
+            known.update(symmetry_invariants(puzzles.boards, self.size).tolist())
+        parts: list[PuzzleSet] = []
+        while sum(map(len, parts)) < count:
+            seed = sub_seed(data_seed, len(parts))
+            drawn = random_puzzles(self.size, max(FRESH_DRAWS, count), c.clues, c.unique, c.max_solutions, seed)
+            new = first_of_class(symmetry_invariants(drawn.boards, self.size).tolist(), known)
+            if not new:
+                raise ConfigError(
+                    f"only {sum(map(len, parts))} puzzles of {self.size}x{self.size} were met that are symmetric to "
+                    "none of a split: ask for fewer"
+                )
+            parts.append(self._tokens(drawn.take(np.array(new))))
+        return PuzzleSet.joined(parts).subset(count)
 
     def _from_files(self) -> dict[str, Puzzles]:
         c = self.config

@@ -1,6 +1,8 @@
-"""Augmentation that can never show a held-out input: sets of inputs to test images of training inputs against."""
+"""Inputs that are images of one another: an augmentation that never shows a held-out one, and fresh inputs."""
 
 from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
 
 import numpy as np
 import torch
@@ -45,3 +47,13 @@ def unless_held_out(
     keep_x = held.view(-1, *[1] * (x.ndim - 1))
     keep_y = held.view(-1, *[1] * (y.ndim - 1))
     return torch.where(keep_x, x, image_x), torch.where(keep_y, y, image_y)
+
+
+def first_of_class(keys: Iterable[Hashable], known: set[Hashable]) -> list[int]:
+    """The places of the keys that ``known`` lacks, of equal ones the first; ``known`` holds them from then on."""
+    places = []
+    for place, key in enumerate(keys):
+        if key not in known:
+            known.add(key)
+            places.append(place)
+    return places

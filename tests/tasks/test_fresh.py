@@ -1,0 +1,91 @@
+"""Fresh inputs: made under another seed, like nothing in any split."""
+
+import networkx as nx
+import pytest
+import torch
+
+from pyro_gram.errors import ConfigError
+from pyro_gram.tasks.base import SPLITS, PuzzleSet
+from pyro_gram.tasks.coloring import Coloring, ColoringConfig
+from pyro_gram.tasks.nqueens import NQueens, NQueensConfig
+from pyro_gram.tasks.sudoku import FIRST, Sudoku, SudokuConfig
+from pyro_gram.tasks.sudoku_boards import random_symmetries, transform
+from pyro_gram.tasks.symmetry import first_of_class
+
+SEED = 7
+
+
+def coloring(**changes) -> Coloring:
+    return Coloring(ColoringConfig(**{"vertices": 7, "train": 60, "validation": 10, "test": 20, **changes}))
+
+
+def sudoku() -> Sudoku:
+    return Sudoku(SudokuConfig(train=300, validation=20, test=40))
+
+
+@pytest.mark.parametrize("make", [coloring, sudoku])
+def test_fresh_inputs_are_right_and_follow_their_seed(make):
+    task = make()
+    fresh = task.fresh_inputs(30, SEED)
+    assert len(fresh) == len(fresh.inputs) == 30
+    assert fresh.complete
+    assert task.valid(fresh.inputs.repeat_interleave(fresh.num_solutions, 0), fresh.solutions).all()
+    again = make().fresh_inputs(30, SEED)
+    assert torch.equal(again.inputs, fresh.inputs)
+    assert torch.equal(again.solutions, fresh.solutions)
+    assert torch.equal(task.fresh_inputs(10, SEED).inputs, fresh.inputs[:10])
+    assert not torch.equal(task.fresh_inputs(30, SEED + 1).inputs, fresh.inputs)
+
+
+@pytest.mark.parametrize("seed", [0, SEED])
+def test_no_fresh_graph_is_isomorphic_to_one_of_a_split_or_to_another(seed):
+    task = coloring()  # data_seed 0: under its own seed the very graphs of the splits are drawn first
+
+    def graphs(inputs):
+        return [nx.from_numpy_array(a.numpy().astype(int)) for a in task.adjacency(inputs)]
+
+    fresh = graphs(task.fresh_inputs(30, seed).inputs)
+    known = [g for split in SPLITS for g in graphs(task.split(split).inputs)]
+    for i, graph in enumerate(fresh):
+        assert not any(nx.faster_could_be_isomorphic(graph, g) and nx.is_isomorphic(graph, g) for g in known)
+        assert not any(nx.faster_could_be_isomorphic(graph, g) and nx.is_isomorphic(graph, g) for g in fresh[:i])
+
+
+@pytest.mark.parametrize("seed", [0, SEED])
+def test_no_fresh_sudoku_is_an_image_of_one_of_a_split_or_of_another(seed):
+    task = sudoku()
+    fresh = task.fresh_inputs(6, seed).inputs
+    known = {tuple(x) for split in SPLITS for x in task.split(split).inputs.tolist()}
+    generator = torch.Generator().manual_seed(0)
+    for i, x in enumerate(fresh):
+        cells, digits = random_symmetries(30_000, 4, generator)  # nearly all 3,072 of the group
+        images = {tuple(row) for row in transform(x.expand(30_000, 16), cells, digits, FIRST).unique(dim=0).tolist()}
+        assert not images & known
+        assert not images & {tuple(other) for other in fresh[:i].tolist()}
+
+
+def test_more_fresh_inputs_than_there_are_is_one_clear_sentence():
+    with pytest.raises(ConfigError, match="only [0-9]+ graphs of 4 vertices were met .* ask for fewer"):
+        coloring(vertices=4, train=4, validation=1, test=1).fresh_inputs(500, SEED)
+
+
+def test_a_task_that_makes_none_says_so():
+    with pytest.raises(ConfigError, match="makes no fresh inputs: measure on its test split"):
+        NQueens(NQueensConfig(size=6, validation=5)).fresh_inputs(3, SEED)
+
+
+def test_the_first_of_each_class_that_is_not_known_is_taken():
+    known = {"a"}
+    assert first_of_class("abcbad", known) == [1, 2, 5]
+    assert known == set("abcd")
+    assert first_of_class("abcd", known) == []
+
+
+def test_joined_sets_keep_their_solutions():
+    task = sudoku()
+    a, b = task.split("test"), task.split("validation")
+    both = PuzzleSet.joined([a, b])
+    assert len(both) == len(a) + len(b)
+    assert torch.equal(both.inputs[len(a)], b.inputs[0])
+    assert torch.equal(both.solutions_of(len(a) + 3), b.solutions_of(3))
+    assert torch.equal(both.solutions_of(5), a.solutions_of(5))
