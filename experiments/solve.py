@@ -105,6 +105,7 @@ def show(solver: Solver, solved: Solved, colour: bool = False) -> str:
     found, drawn = counted(solved.distinct, "distinct answer"), counted(solved.num_samples, "sample")
     lines = [f"{solved.input}: {found} in {drawn}{steps}{end}"]
     lines += [f"  {a.solution}  {describe(a, solved.num_samples)}" for a in solved.solutions]
+    lines.append(f"  frequencies: {'an estimate of ' * (not solved.altered)}{solved.frequencies}")
     best = solved.solutions[0].y if solved.solutions else None
     picture = solver.task.render(solved.x, best, colour=colour)
     return "\n".join([*lines, *(f"    {line}".rstrip() for line in picture.splitlines()), ""])
