@@ -113,9 +113,9 @@ def goal_of(found: Points) -> str:
 def choose(found: Points, whole: int) -> dict[int, dict[str, str | None]]:
     """For each budget, in core evaluations, the names of the points that find the most solutions within it.
 
-    ``whole``: trajectories of the full depth. ``shallower``: of any one depth. ``halting``: at any threshold, within any
-    depth. ``*_as_right``: of those whose samples are right as often as whole trajectories' but for ``TOLERANCE``; None
-    where there is none. Of equals, the more accurate.
+    ``whole``: trajectories of the full depth. ``shallower``: of any one depth. ``halting``: at any threshold, within
+    any depth. ``*_as_right``: of those whose samples are right as often as whole trajectories' but for ``TOLERANCE``;
+    None where there is none. Of equals, the more accurate.
 
     Args:
         found: points on validation inputs.

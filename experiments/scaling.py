@@ -94,11 +94,7 @@ class Study:
     def width(self, walk: Walk) -> dict[int, dict[int, dict[str, float]]]:
         """What N trajectories of each depth are worth, by depth and N; not more work than whole ones of it."""
         return {
-            depth: {
-                n: self.judge(walk.first(n, depth).halted(1))
-                for n in WIDTHS
-                if allowed(n, depth, self.depth)
-            }
+            depth: {n: self.judge(walk.first(n, depth).halted(1)) for n in WIDTHS if allowed(n, depth, self.depth)}
             for depth in depths_of(self.depth)
         }
 

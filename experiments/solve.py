@@ -42,8 +42,8 @@ def make_parser() -> Parser:
         "--select",
         choices=SELECTIONS,
         default="all",
-        help="all distinct answers (the default); or one: the most frequent (vote), the one that the value head trusts "
-        "most (value), the most frequent that the task's check accepts (verified)",
+        help="all distinct answers (the default); or one: the most frequent (vote), another in its place if the value "
+        "head trusts it clearly more (value), the most frequent that the task's check accepts (verified)",
     )
     parser.add_argument(
         "--halt",
@@ -98,7 +98,7 @@ def show(solver: Solver, solved: Solved, colour: bool = False) -> str:
     steps = f", {solved.mean_steps:.1f} of {solved.depth} steps on average" if solved.mean_steps < solved.depth else ""
     told = {
         "vote": ", the most frequent:",
-        "value": ", of the best value:",
+        "value": ", by vote and value:",
         "verified": ", the most frequent right one:",
     }
     end = told.get(solved.select, "") if solved.solutions else ", none of them right"

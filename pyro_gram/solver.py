@@ -282,8 +282,9 @@ class Solver:
         Args:
             x: input tokens, int64 ``[B, *event]``, or the text of one input or of several.
             num_samples, depth, seed: as for :meth:`sample`.
-            select: ``all`` distinct answers; or one: the winner of the ``vote``, of the best ``value``, or the most
-                frequent that the task's check has ``verified`` (none, where no sample is right).
+            select: ``all`` distinct answers; or one: the winner of the ``vote``; by ``value``, another answer in its
+                place if the value head trusts it clearly more (``inference.selection``); or the most frequent that the
+                task's check has ``verified`` (none, where no sample is right).
             **settings: ``temper``, ``halt``, ``width``, ``memory``, ``progress``, as for :meth:`sample`.
 
         Raises:

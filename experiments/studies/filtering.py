@@ -1,8 +1,8 @@
 """Does a particle filter beat weighing once? ``python experiments/studies/filtering.py --checkpoint PATH ...``.
 
 Sequential Monte Carlo (``inference.smc``) resamples trajectories on their way; "reweighted once" gives independent ones
-the very weights that the filter aims at, at their end. Both are judged as ``solve.py`` answers: resampled to N samples of
-equal weight. The filter's settings are tuned on validation inputs, at a depth where trajectories are often wrong yet;
+the very weights that the filter aims at, at their end. Both are judged as ``solve.py`` answers: resampled to N samples
+of equal weight. The filter's settings are tuned on validation inputs, at a depth where many trajectories are wrong;
 what they are worth is measured on test inputs, there and at the full depth, beside how often the filter resampled.
 """
 
@@ -45,7 +45,7 @@ def settings() -> list[SMCConfig]:
 
 def short_of(whole: int) -> int:
     """The depth at which the filter is tuned."""
-    return max(3, whole // 4)
+    return min(whole, max(3, whole // 4))
 
 
 class Filtering:

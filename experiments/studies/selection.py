@@ -31,7 +31,7 @@ from pyro_gram.tasks.nqueens import NQueens
 
 OF = 20  # trajectories an input
 INPUTS = 1000
-DATA_SEED = 1000  # of the inputs
+DATA_SEED = 2000  # of the inputs
 SEED = 700_000  # of the first draws
 OUT = Path(__file__).with_suffix(".json")
 
@@ -85,9 +85,7 @@ def measure(path: Path, arguments: Any) -> dict[str, Any]:
     }
 
 
-def drawn(
-    solver: Solver, x: Tensor, folder: Path | None, settings: dict[str, int], progress: Any
-) -> dict[str, Tensor]:
+def drawn(solver: Solver, x: Tensor, folder: Path | None, settings: dict[str, int], progress: Any) -> dict[str, Tensor]:
     """Samples as ``solve.py`` draws them by default: ``tokens``, ``score``, ``value``, ``steps``."""
 
     def made() -> dict[str, Tensor]:

@@ -38,7 +38,9 @@ def test_only_trajectories_beyond_the_whole_ones_stop_and_never_before_they_are_
     for n in range(100):
         for b in range(len(x)):
             first = next((s for s in range(depth) if sure[s, n, b]), depth - 1)
-            last = next((s for s in range(depth) if torch.equal(walked.value[s:, n, b].unique(), walked.value[s, n, b][None])))
+            last = next(
+                s for s in range(depth) if torch.equal(walked.value[s:, n, b].unique(), walked.value[s, n, b][None])
+            )
             assert last >= min(first, depth - 1)
             assert last >= reach(n, depth) - 1 or n < WHOLE
     assert (sure[:-1, WHOLE:] & (walked.value[1:, WHOLE:] == walked.value[:-1, WHOLE:])).any()  # some do stop
