@@ -6,17 +6,18 @@ on validation inputs, where the points are measured as well; what that choice is
 
 from __future__ import annotations
 
-import statistics
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.walks import WHOLE, WIDTHS, Walk, allowed, halted_steps
+from experiments.walks import WIDTHS, Walk, allowed, halted_steps
 from pyro_gram.diagnostics.metrics import coverage_by_input, solution_ids
 from pyro_gram.inference.sampling import advance, beside, quiet
+from pyro_gram.networks.core import LatentState
+from pyro_gram.networks.fused import plain_forms
 from pyro_gram.solver import Solver
 from pyro_gram.tasks.base import PuzzleSet
 
@@ -26,7 +27,6 @@ FEWEST = 5  # trajectories of a point
 BUDGETS = (5, 10, 20)  # in whole trajectories
 TOLERANCE = 0.005  # of accuracy, where a method is to be as right as whole trajectories are
 METHODS = ("whole", "shallower", "halting")
-REPEATS = 25  # of the measurement of what the heads cost
 
 Points = dict[str, dict[str, float]]
 
@@ -146,22 +146,23 @@ def choose(found: Points, whole: int) -> dict[int, dict[str, str | None]]:
 
 
 def cost_of_heads(solver: Solver, x: Tensor) -> float:
-    """What a look by the heads costs, in supervision steps: the median of CPU seconds taken in turn."""
+    """What a look by the heads costs, in supervision steps: the floating-point operations that it adds to one.
+
+    Of a step from a state of each trajectory's own: the first one, from z_0, computes much of it once for all of them.
+    The ratio does not depend on the machine, nor on how many trajectories run.
+    """
     model: Any = solver.model
-    asked = beside(model, x[:12])
-    heads, shares = model.verdict, []
-
-    def seconds(verdict: Any) -> float:
-        model.verdict = verdict
-        start = time.process_time()
-        advance(model, asked, None, WHOLE, 1)
-        return time.process_time() - start
-
+    asked = beside(model, x[:2])
+    heads, operations = model.verdict, []
     try:
-        with quiet(model, asked):
-            for _ in range(REPEATS):
-                without, with_them = seconds(None), seconds(heads)
-                shares.append(with_them / without - 1)
+        with quiet(model, asked), plain_forms():  # whose products are counted
+            state = advance(model, asked, None, 2, 1).state
+            state = LatentState(*(part.expand(2, len(asked), -1, -1) for part in state))
+            for verdict in (None, heads):
+                model.verdict = verdict
+                with FlopCounterMode(display=False) as counter:
+                    advance(model, asked, state, 2, 1)
+                operations.append(counter.get_total_flops())
     finally:
         model.verdict = heads
-    return max(0.0, statistics.median(shares))
+    return operations[1] / operations[0] - 1

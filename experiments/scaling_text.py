@@ -100,19 +100,20 @@ def _share(share: dict[str, Any]) -> str:
 def filtering_table(study: Study, names: tuple[str, ...]) -> str:
     """The filter beside weighing once."""
     lines = [
-        "| checkpoint, steps (test inputs) | tuned filter | independent | reweighted once, at the end | filtered "
-        "| resampled after |",
+        "| checkpoint, steps (test inputs) | independent | filtered: potential, power, threshold | resampled after "
+        "| the same weights once, at the end | the best weights once, at the end: potential, power |",
         "|---|---|---|---|---|---|",
     ]
     for name in (name for name in names if name in study):
         s = study[name]
-        t = s["tuned"]
-        settings = f"{t['potential']}, power {t['power']:g}, threshold {t['threshold']:g}"
+        t, best = s["tuned"], s["weighed"]
         for depth, rows in s["test"].items():
-            cells = [f"{with_sd(rows[m], 'sample')}; {rows[m]['coverage']:.3f}" for m in ("independent", "reweighted")]
-            filtered = rows["filtered"]
+            cells = {key: f"{with_sd(row, 'sample')}; {row['coverage']:.3f}" for key, row in rows.items()}
+            share = rows["filtered"]["resampled"]
             lines.append(
-                f"| `{name}`, {depth} ({s['inputs']}) | {settings} | {' | '.join(cells)} "
-                f"| {with_sd(filtered, 'sample')}; {filtered['coverage']:.3f} | {filtered['resampled']:.0%} |"
+                f"| `{name}`, {depth} ({s['inputs']}) | {cells['independent']} "
+                f"| {cells['filtered']}: {t['potential']}, {t['power']:g}, {t['threshold']:g} "
+                f"| {share:.1%} of stages | {cells['reweighted']} "
+                f"| {cells['weighed']}: {best['potential']}, {best['power']:g} |"
             )
     return "\n".join(lines)

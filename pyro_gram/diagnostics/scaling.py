@@ -17,6 +17,7 @@ METHODS = {
     "halting": (GREEN, "s", "halting (ACT)"),
 }
 TOLD = ("0.5", "0.9", "0.999")  # thresholds that are named in the figure
+NEAR = 0.22  # of the best accuracy: what is far from it is left out of the picture
 MANY = 7  # values of x from which on points are gathered in bins
 
 
@@ -93,7 +94,7 @@ def _flat(axes: Any, found: dict[str, Any], name: str) -> None:
 
 SELECTIONS = (
     ("verified", "task's check (any right)", GREEN),
-    ("value", "value head (LPRM)", BLUE),
+    ("value", "vote and value head", BLUE),
     ("vote", "majority vote", ORANGE),
     ("sample", "one sample", GREY),
 )
@@ -225,18 +226,23 @@ def _by_method(found: dict[str, Any], x: str, y: str) -> dict[str, list[tuple[fl
 
 
 def _compute(axes: Any, found: dict[str, Any]) -> None:
-    """Every point of the frontier, and the best of each method."""
+    """Every point of the frontier within the budget, and the best of each method."""
     name, label = goal_of(found)
-    every = _by_method(found, "work", name)
+    budget = found["of"] * found["depth"]
+    every = {m: [p for p in points if p[0] <= 1.1 * budget] for m, points in _by_method(found, "work", name).items()}
     for method, (color, marker, words) in METHODS.items():
+        if not every[method]:
+            continue
         at = np.array(every[method])
         axes.scatter(at[:, 0], at[:, 1], s=9, color=color, marker=marker, alpha=0.25, linewidths=0)
         best = np.array(envelope(every[method]))
-        axes.step(best[:, 0], best[:, 1], where="post", color=color, linewidth=1.6)
-        axes.plot(best[:, 0], best[:, 1], color=color, marker=marker, markersize=5, linestyle="", label=words)
+        axes.step(best[:, 0], best[:, 1], where="post", color=color, linewidth=1.4)
+        axes.plot(best[:, 0], best[:, 1], color=color, marker=marker, markersize=4, linestyle="", label=words)
     works = [work for points in every.values() for work, _ in points]
     ticks = [tick for power in range(5) for tick in (10**power, 2 * 10**power, 5 * 10**power)]
     _log_ticks(axes, [tick for tick in ticks if min(works) * 0.8 < tick < max(works) * 1.25])
+    lowest = min(y for _, y in every["whole"])
+    axes.set_ylim(max(0.0, lowest - 0.15), 1.01)
     clean(axes, "core evaluations (supervision steps) an input", label)
     axes.set_title("Each width, depth and P (lines: the best so far)")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
@@ -246,15 +252,16 @@ def _trade(axes: Any, found: dict[str, Any]) -> None:
     """What is to be had at one budget: of each method the points that no other one of it beats in both."""
     name, label = goal_of(found)
     budget = found["of"] * found["depth"]
+    within: dict[str, list[tuple[float, float]]] = {method: [] for method in METHODS}
+    for p in found["points"].values():
+        if p["work"] <= budget:
+            within[method_of(p, found["depth"])].append((p["sample"], p[name]))
+    most = max(x for points in within.values() for x, _ in points)
     for method, (color, marker, words) in METHODS.items():
-        within = [
-            (p["sample"], p[name])
-            for p in found["points"].values()
-            if method_of(p, found["depth"]) == method and p["work"] <= budget
-        ]
-        best = np.array([(-x, y) for x, y in envelope([(-x, y) for x, y in within])])
-        axes.scatter(*np.array(within).T, s=9, color=color, marker=marker, alpha=0.25, linewidths=0)
+        near = np.array([(x, y) for x, y in within[method] if x > most - NEAR]).reshape(-1, 2)
+        axes.scatter(near[:, 0], near[:, 1], s=9, color=color, marker=marker, alpha=0.25, linewidths=0)
+        best = np.array([(-x, y) for x, y in envelope([(-x, y) for x, y in near.tolist()])]).reshape(-1, 2)
         axes.plot(best[:, 0], best[:, 1], color=color, marker=marker, markersize=5, label=words)
     clean(axes, "accuracy, one sample", label)
-    axes.set_title(f"Within {budget} core evaluations")
+    axes.set_title(f"Within {budget} core evaluations (up and right is better)")
     axes.legend(frameon=False, fontsize=8, loc="lower left")

@@ -39,9 +39,10 @@ def test_a_study_says_how_often_each_filter_resampled(headed, tmp_path, capsys):
         assert 1 <= pair["filtered"]["least_ess"] <= 20.01
         assert pair["reweighted"].keys() == {"sample", "coverage"}
     assert found["tuned"] == filtering.tuned(found["tried"])
+    assert found["weighed"] == filtering.weighed(found["tried"])
     assert list(found["test"]) == [str(d) for d in sorted({found["short"], found["depth"]})]
     for rows in found["test"].values():
-        assert list(rows) == ["independent", "reweighted", "filtered"]
+        assert list(rows) == ["independent", "filtered", "reweighted", "weighed"]
         assert {"sample", "sample_sd", "coverage"} <= rows["reweighted"].keys()
         assert {"resampled", "resampled_sd"} <= rows["filtered"].keys()
 
@@ -79,11 +80,24 @@ def test_a_tuned_filter_resamples_where_the_usual_one_does_not(study):
     assert shares[1] > 0.2
 
 
-def test_the_most_accurate_filter_is_taken_and_of_equals_the_one_that_covers_more():
-    def pair(name, sample, coverage):
-        return {"settings": name, "filtered": {"sample": sample, "coverage": coverage}}
+def pair(name, filtered, reweighted, resampled):
+    parts = {"filtered": {**filtered, "resampled": resampled}, "reweighted": reweighted}
+    return {"settings": name, **parts}
 
-    assert filtering.tuned([pair("a", 0.8, 0.9), pair("b", 0.9, 0.5), pair("c", 0.9, 0.6)]) == "c"
+
+def point(sample, coverage):
+    return {"sample": sample, "coverage": coverage}
+
+
+def test_the_filter_that_gains_most_over_its_own_weights_is_taken_if_it_resamples():
+    tried = [
+        pair("usual", point(0.9, 0.9), point(0.5, 0.5), 0.0),  # luck: it never resampled
+        pair("gentle", point(0.8, 0.7), point(0.75, 0.7), 0.1),
+        pair("hard", point(0.95, 0.4), point(0.95, 0.7), 0.6),
+    ]
+    assert filtering.tuned(tried) == "gentle"
+    assert filtering.tuned(tried[:1]) == "usual"
+    assert filtering.weighed(tried) == "hard"
 
 
 def test_bad_arguments_end_in_one_line(headed, plain, tmp_path, capsys):
