@@ -3,7 +3,7 @@
 Sequential Monte Carlo (``inference.smc``) resamples trajectories on their way; "reweighted once" gives independent ones
 the very weights that the filter aims at, at their end. Both are judged as ``solve.py`` answers: resampled to N samples
 of equal weight. Settings are chosen on validation inputs, at a depth where many trajectories are wrong: the filter's so
-that it gains most over the same weights given once, and the best weights to give once. What they are worth is measured
+that its samples are right most often, and the best weights to give once. What they are worth is measured
 on test inputs, there and at the full depth, beside how often the filter resampled.
 """
 
@@ -114,12 +114,8 @@ class Filtering:
 
 
 def tuned(tried: list[dict[str, Any]]) -> dict[str, Any]:
-    """The settings under which filtering gains most over the same weights given once, of those that resample at all.
-
-    Gains of accuracy and of coverage are added. Of the usual filter, where none resamples.
-    """
-    resampling = [pair for pair in tried if pair["filtered"]["resampled"] > 0] or tried[:1]
-    return max(resampling, key=lambda pair: worth(pair["filtered"]) - worth(pair["reweighted"]))["settings"]
+    """The settings under which the filter's samples are right most often, of equals those that cover more."""
+    return max(tried, key=lambda pair: (pair["filtered"]["sample"], worth(pair["filtered"])))["settings"]
 
 
 def weighed(tried: list[dict[str, Any]]) -> dict[str, Any]:

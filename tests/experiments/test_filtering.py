@@ -89,15 +89,15 @@ def point(sample, coverage):
     return {"sample": sample, "coverage": coverage}
 
 
-def test_the_filter_that_gains_most_over_its_own_weights_is_taken_if_it_resamples():
+def test_the_most_accurate_filter_is_taken_and_the_weights_that_are_worth_most():
     tried = [
-        pair("usual", point(0.9, 0.9), point(0.5, 0.5), 0.0),  # luck: it never resampled
-        pair("gentle", point(0.8, 0.7), point(0.75, 0.7), 0.1),
+        pair("usual", point(0.9, 0.9), point(0.5, 0.5), 0.0),
         pair("hard", point(0.95, 0.4), point(0.95, 0.7), 0.6),
+        pair("harder", point(0.95, 0.3), point(0.96, 0.5), 0.7),
     ]
-    assert filtering.tuned(tried) == "gentle"
-    assert filtering.tuned(tried[:1]) == "usual"
+    assert filtering.tuned(tried) == "hard"
     assert filtering.weighed(tried) == "hard"
+    assert filtering.weighed(tried[::2]) == "harder"
 
 
 def test_bad_arguments_end_in_one_line(headed, plain, tmp_path, capsys):
