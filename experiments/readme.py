@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from experiments import headline_text, speed_text, table_text
+from experiments import headline_text, scaling_text, speed_text, table_text
 from experiments.bench_gpu import shared
 from experiments.headline_text import CHECKPOINTS, ROOT, SOLVED, made_by, read_results
 from experiments.studies import gap
@@ -22,6 +22,8 @@ GPU_BENCH = EXPERIMENTS / "bench_gpu.json"
 SURVIVE = EXPERIMENTS / "survive.json"
 TABLES = EXPERIMENTS / "tables"
 AMORTIZATION = EXPERIMENTS / "studies" / "amortization.json"
+SELECTION = EXPERIMENTS / "studies" / "selection.json"
+FILTERING = EXPERIMENTS / "studies" / "filtering.json"
 DETERMINISTIC = EXPERIMENTS / "studies" / "mnist_deterministic.json"
 GENERATED = ("sudoku4-uncond", "mnist")
 
@@ -66,49 +68,6 @@ def read_scaling() -> list[dict[str, Any]]:
     """The studies of ``scaling.py`` that are committed, in the order of the table of checkpoints."""
     paths = [CHECKPOINTS / f"{name}.scaling.json" for name in SOLVED]
     return [read_json(path) for path in paths if path.exists()]
-
-
-def selection_table() -> str:
-    """What is selected, and what halting saves."""
-    lines = [
-        "| checkpoint | unseen inputs | steps | one sample | vote of 20 | best value of 20 | task's check, of 20 "
-        "| no noise, N = 1 and 20 | halting: one sample | steps taken | core evaluations saved |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for s in read_scaling():
-        full, halted, depth = s["width"][str(s["depth"])][str(s["of"])], s["halted"], s["depth"]
-        flat = [p["sample"] for p in s["deterministic"].values()]
-        lines.append(
-            f"| `{s['checkpoint']}` | {s['inputs']} | {depth} | {_with_sd(full, 'sample')} | {full['vote']:.3f} "
-            f"| {full['value']:.3f} | {full['verified']:.3f} | {flat[0]:.3f}, {flat[1]:.3f} "
-            f"| {_with_sd(halted, 'sample')} | {halted['steps']:.1f} | {1 - halted['steps'] / depth:.0%} |"
-        )
-    return "\n".join(lines)
-
-
-def compute_table() -> str:
-    """Coverage, and accuracy of a sample, at the core evaluations of 20 whole trajectories."""
-    methods = ("independent", "antithetic", "sobol", "distinct", "smc", "halting")
-    lines = [
-        "| checkpoint, core evaluations | independent | antithetic | Sobol | distinct | SMC | halting |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for s in read_scaling():
-        for depth, compared in s["compared"].items():
-            budget = s["of"] * int(depth)
-            cells = []
-            for method in methods:
-                # The most work that does not exceed the budget, or the least there is.
-                fitting = [p for p in compared[method] if p["work"] <= 1.02 * budget]
-                p = max(fitting, key=lambda p: p["work"]) if fitting else compared[method][0]
-                n = f", N = {p['n']}" if method == "halting" or p["n"] != s["of"] else ""
-                cells.append(f"{_with_sd(p, 'coverage')}; {p['sample']:.3f}{n}")
-            lines.append(f"| `{s['checkpoint']}`, {depth} steps, {budget} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _with_sd(point: dict[str, float], name: str) -> str:
-    return f"{point[name]:.3f} ± {point[f'{name}_sd']:.3f}"
 
 
 def diagnoses_table() -> str:
@@ -178,8 +137,12 @@ def filled(text: str) -> str:
     text = fill(text, "orbit", headline_text.orbit_line())
     text = fill(text, "seeds", headline_text.seeds_table())
     text = fill(text, "generated", generated_table())
-    text = fill(text, "selection", selection_table())
-    text = fill(text, "compute", compute_table())
+    studies = read_scaling()
+    text = fill(text, "selection", scaling_text.selection_table(studies))
+    text = fill(text, "fresh-selection", scaling_text.fresh_table(read_json(SELECTION), SOLVED))
+    text = fill(text, "compute", scaling_text.compute_table(studies))
+    text = fill(text, "spreads", scaling_text.spread_table(studies))
+    text = fill(text, "filtering", scaling_text.filtering_table(read_json(FILTERING), SOLVED))
     text = fill(text, "diagnoses", diagnoses_table())
     for name in ("1", "3a", "3b"):
         text = fill(text, f"table{name}", f"\n{table_text.markdown(read_json(TABLES / f'table{name}-cpu.json'))}\n")

@@ -1,9 +1,10 @@
 """More compute at inference: ``python experiments/scaling.py --checkpoint PATH --out DIR``.
 
-From one checkpoint with heads, on inputs that training never saw: accuracy against width and depth and the number of
-solutions, where trajectories halt by themselves against the difficulty of the input, and, at equal numbers of core
-evaluations, independent trajectories beside sequential Monte Carlo and diversified width. It writes
-``NAME.scaling.json`` and ``NAME.scaling.png``; rates are means over seeds of the draws, with their standard deviation.
+From one checkpoint with heads, on inputs that training never saw: accuracy against width, depth and the number of
+solutions, and what selects; where trajectories halt by themselves, against the difficulty of the input; accuracy and
+coverage against core evaluations, of many shallow trajectories, few deep ones, and such as halt, the settings of each
+chosen on validation inputs; and diversified width. It writes ``NAME.scaling.json`` and ``NAME.scaling.png``; rates are
+means over seeds of the draws, with their standard deviation. Filtering is studied in ``studies/filtering.py``.
 """
 
 from __future__ import annotations
@@ -11,202 +12,152 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import pyro_gram
+from experiments import frontier
+from experiments.frontier import depths_of, judged, thresholds_of
+from experiments.walks import WIDTHS, Walk, allowed, kept_in, walk
 from pyro_gram.cli import Parser, add_device, call
 from pyro_gram.device import pick_device
 from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit, solution_ids, winners
 from pyro_gram.diagnostics.scaling import scaling_figure
 from pyro_gram.errors import UserError
 from pyro_gram.files import check_writable, read_json, write_json, write_via
-from pyro_gram.inference.sampling import at_once, beside, check_has_heads, quiet, rollout, unrolled
-from pyro_gram.inference.sites import HALT, OBSERVED, VALUE
-from pyro_gram.inference.smc import SMCConfig, smc
-from pyro_gram.inference.temper import AtMean, Temper, TemperConfig
+from pyro_gram.inference.sampling import Rollout, at_once, beside, check_has_heads, rollout
+from pyro_gram.inference.temper import AtMean
 from pyro_gram.inference.width import Width
 from pyro_gram.machine import environment
 from pyro_gram.solver import Solver
 from pyro_gram.tasks.base import PuzzleSet
 
-WIDTHS = (1, 2, 5, 10, 20, 50, 100)
-EQUAL = (5, 10, 20)  # trajectories an input in the comparison at equal compute
-SHALLOW = 4  # supervision steps of its second depth
-HALTS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
+SPREADS = ("antithetic", "sobol", "distinct")
+SPREAD_OF = (5, 20)  # trajectories an input in the comparison of spreads
 SELECTED_OF = 20  # trajectories, in what is told of selection and of halting
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Samples with what ranks them: tokens int64 ``[N, B, L_out]``, the others ``[N, B]``; weights sum to 1 over N.
-
-    ``halt`` is the halt head's P(right). All are kept on the CPU, where answers are judged.
-    """
-
-    tokens: Tensor
-    score: Tensor
-    value: Tensor
-    halt: Tensor | None = None
-    weight: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        for name, tensor in vars(self).items():
-            object.__setattr__(self, name, None if tensor is None else tensor.cpu())
-
-    def first(self, n: int) -> Drawn:
-        """The first n trajectories of each input, unweighted ones."""
-        assert self.weight is None
-        return Drawn(self.tokens[:n], self.score[:n], self.value[:n], None if self.halt is None else self.halt[:n])
+SEED = 100_000  # of the first draws of test inputs is once this, of the second twice
 
 
 class Study:
-    """Roll-outs of one checkpoint on some test inputs, and what they are worth.
+    """Roll-outs of one checkpoint on some inputs, and what they are worth.
 
     Args:
         solver: the checkpoint, with heads.
-        puzzles: test inputs.
+        puzzles: inputs that training never saw.
         depth: the most supervision steps.
-        temper: of the prior.
-        progress: called with the supervision steps that have been run.
+        halt: P(right) at which trajectories halt.
+        kept: a folder of walks that are not to be run again; None for none.
+        progress: called with the number of trajectories that have been run.
     """
 
-    def __init__(self, solver: Solver, puzzles: PuzzleSet, depth: int, temper: TemperConfig, progress: Any) -> None:
-        self.solver, self.puzzles, self.depth, self.temper, self.progress = solver, puzzles, depth, temper, progress
+    def __init__(
+        self, solver: Solver, puzzles: PuzzleSet, depth: int, halt: float, kept: Path | None, progress: Any
+    ) -> None:
+        self.solver, self.puzzles, self.depth, self.halt = solver, puzzles, depth, halt
+        self.kept, self.progress = kept, progress
         assert puzzles.inputs is not None
         self.x = puzzles.inputs
-        self.asked = beside(solver.model, self.x)
-        self.limit = at_once(solver.task.spec.input_length)
 
-    def walk(self, seed: int, n: int) -> list[Drawn]:
-        """The samples after each supervision step of n trajectories an input."""
-        parts: list[list[Drawn]] = []
-        with quiet(self.solver.model, self.asked):
-            for chunk, x in enumerate(self.asked.split(max(1, self.limit // n))):
-                torch.manual_seed(seed + chunk)
-                steps = []
-                with Temper(self.temper):
-                    for end in unrolled(self.solver.model, x, depth=self.depth, num_samples=n):
-                        tokens, values = end.values[OBSERVED], end.values
-                        steps.append(Drawn(tokens, end.likelihood.log_prob(tokens), values[VALUE], values[HALT]))
-                        self.progress(n * len(x))
-                parts.append(steps)
-        names = ("tokens", "score", "value", "halt")
-        return [
-            Drawn(*(torch.cat([getattr(p, k) for p in step], 1) for k in names)) for step in zip(*parts, strict=True)
-        ]
+    def walk(self, name: str, seed: int) -> Walk:
+        """The walk that everything but spreads is read from."""
+        return walk(
+            self.solver,
+            self.x,
+            num_samples=max(WIDTHS),
+            depth=self.depth,
+            seed=seed,
+            halt=self.halt,
+            folder=self.kept,
+            name=name,
+            progress=self.progress,
+        )
 
-    def judge(self, drawn: Drawn) -> dict[str, float]:
+    def judge(self, rolled: Rollout) -> dict[str, float]:
         """Accuracy of single samples, of what is selected, and coverage of all solutions."""
         task, x = self.solver.task, self.x
-        valid = task.valid(x, drawn.tokens).double()
-        weight = torch.full_like(valid, 1 / len(valid)) if drawn.weight is None else drawn.weight.double()
-        canonical = task.canonical(x, drawn.tokens)
+        valid = task.valid(x, rolled.tokens).double()
+        canonical = task.canonical(x, rolled.tokens)
         found = {
-            "sample": (valid * weight).sum(0).mean().item(),
-            "value": task.valid(x, winners(canonical, drawn.score, drawn.value)).double().mean().item(),
+            "sample": valid.mean().item(),
+            "vote": task.valid(x, winners(canonical, rolled.score)).double().mean().item(),
+            "value": task.valid(x, winners(canonical, rolled.score, rolled.value)).double().mean().item(),
             "verified": valid.amax(0).mean().item(),
         }
-        if drawn.weight is None:
-            found["vote"] = task.valid(x, winners(canonical, drawn.score)).double().mean().item()
         if self.puzzles.complete:
-            ids = solution_ids(task, self.puzzles, drawn.tokens)
+            ids = solution_ids(task, self.puzzles, rolled.tokens)
             found["coverage"] = coverage_by_input(ids, self.puzzles.num_solutions).mean().item()
         return found
 
-    def halted(self, steps: list[Drawn], halt: float) -> tuple[Drawn, Tensor]:
-        """The same, had each stopped at its first step with P(right) >= halt; and its steps, int64 ``[N, B]``."""
-        every = {name: torch.stack([getattr(d, name) for d in steps]) for name in ("tokens", "score", "value", "halt")}
-        sure = every["halt"] >= halt if halt < 1 else torch.zeros_like(every["halt"], dtype=torch.bool)
-        sure[-1] = True
-        when = sure.int().argmax(0)[None]  # the first one
+    def width(self, walk: Walk) -> dict[int, dict[int, dict[str, float]]]:
+        """What N trajectories of each depth are worth, by depth and N; not more work than whole ones of it."""
+        return {
+            depth: {n: self.judge(walk.first(n, depth).halted(1)) for n in WIDTHS if allowed(n, depth, self.depth)}
+            for depth in depths_of(self.depth)
+        }
 
-        def at(name: str) -> Tensor:
-            values = every[name]
-            index = when if values.dim() == 3 else when[..., None].expand(1, *values.shape[1:])
-            return values.gather(0, index)[0]
+    def halting(self, walk: Walk) -> dict[float, dict[str, float]]:
+        """What a few trajectories are worth that halt at each threshold."""
+        found = {}
+        for threshold in thresholds_of(self.halt):
+            rolled = walk.first(SELECTED_OF, self.depth).halted(threshold)
+            found[threshold] = self.judge(rolled) | {"steps": rolled.steps.double().mean().item()}
+        return found
 
-        return Drawn(at("tokens"), at("score"), at("value")), when[0] + 1
+    def spreads(self, walk: Walk, seed: int) -> dict[str, dict[int, dict[str, float]]]:
+        """Trajectories that halt, spread in each way, as much work in all: by spread and N of independent ones."""
+        found: dict[str, dict[int, dict[str, float]]] = {"independent": {}, **{kind: {} for kind in SPREADS}}
+        for n in SPREAD_OF:
+            independent = walk.first(n, self.depth).halted(self.halt)
+            mean = independent.steps.double().mean().item()
+            found["independent"][n] = self.judge(independent) | {"work": n * mean, "n": n}
+            for kind in SPREADS:
+                width = Width(kind)
+                # Trajectories that are given up are paid for by fewer that go on.
+                given_up = (width.oversample - 1) * width.steps if width.gives_up else 0
+                count = max(1, round(n * mean / (mean + given_up)))
+                rolled = self.rollout(count, seed=seed, width=width)
+                found[kind][n] = self.judge(rolled) | {"work": rolled.work.double().mean().item(), "n": count}
+        return found
+
+    def rollout(self, n: int, **settings: Any) -> Rollout:
+        """n trajectories that halt, on the CPU."""
+        settings = {"depth": self.depth, "halt": self.halt, "temper": self.solver.config.temper, **settings}
+        limit = max(n * 3, at_once(self.solver.task.spec.input_length))
+        asked = beside(self.solver.model, self.x)
+        rolled = rollout(self.solver.model, asked, num_samples=n, max_trajectories=limit, **settings).cpu()
+        self.progress(n * len(self.x))
+        return rolled
 
     def deterministic(self, n: int) -> dict[str, float]:
-        """n trajectories without noise."""
+        """n trajectories without noise, none of which halts."""
         with AtMean():
-            rolled = rollout(
-                self.solver.model, self.asked, num_samples=n, depth=self.depth, max_trajectories=self.limit
-            )
-        self.progress(n * self.depth * len(self.x))
-        assert rolled.value is not None
-        return self.judge(Drawn(rolled.tokens, rolled.score, rolled.value))
-
-    def diversified(self, kind: str, n: int, depth: int, seed: int) -> tuple[Drawn, float]:
-        """n trajectories that are spread, or filtered, as ``kind`` says; and the supervision steps run for an input."""
-        settings: dict[str, Any] = {"depth": depth, "seed": seed, "temper": self.temper}
-        settings["max_trajectories"] = max(self.limit, n)
-        model = self.solver.model
-        self.progress(n * depth * len(self.x))
-        if kind == "smc":
-            particles = smc(model, self.asked, num_samples=n, config=SMCConfig(), **settings)
-            return Drawn(particles.tokens, particles.score, particles.value, weight=particles.weight), float(n * depth)
-        width = Width(kind)
-        # As much work in all: trajectories that are given up are paid for by fewer that go on.
-        kept = max(1, round(n * depth / (depth + (width.oversample - 1) * width.steps))) if width.gives_up else n
-        rolled = rollout(model, self.asked, num_samples=kept, width=width, **settings)
-        assert rolled.value is not None
-        return Drawn(rolled.tokens, rolled.score, rolled.value), rolled.work.double().mean().item()
+            return self.judge(self.rollout(n, halt=None))
 
 
-METHODS = ("independent", "halting", "smc", "antithetic", "sobol", "distinct")
-
-
-def one_seed(study: Study, seed: int, halt: float) -> dict[str, Any]:
+def one_seed(study: Study, seed: int, head_cost: float) -> dict[str, Any]:
     """Everything that is measured under one seed."""
-    most = max(WIDTHS)
-    steps = study.walk(seed, most)
-    depths = [d for d in (1, 2, 4, 8, 16, 32, 64) if d < study.depth] + [study.depth]
-    width = {d: {n: study.judge(steps[d - 1].first(n)) for n in WIDTHS} for d in depths}
-    compared = {d: compare(study, steps, d, seed, halt) for d in sorted({min(SHALLOW, study.depth), study.depth})}
-    few = [drawn.first(SELECTED_OF) for drawn in steps]
-    halting = {}
-    for threshold in HALTS:
-        drawn, when = study.halted(few, threshold)
-        halting[threshold] = study.judge(drawn) | {"steps": when.double().mean().item()}
-    drawn, when = study.halted(few, halt)
+    walk = study.walk("test", seed)
+    halted = walk.first(SELECTED_OF, study.depth).halted(study.halt)
     return {
-        "width": width,
-        "compared": compared,
-        "halting": halting,
-        "halted": study.judge(drawn) | {"steps": when.double().mean().item()},
-        "steps_by_input": when.double().mean(0).tolist(),
-        "by_input": by_input(study, few[-1]),
+        "width": study.width(walk),
+        "points": frontier.points(judged(study.solver, study.puzzles, walk), study.depth, study.halt, head_cost),
+        "halting": study.halting(walk),
+        "halted": study.judge(halted) | {"steps": halted.steps.double().mean().item()},
+        "steps_by_input": halted.steps.double().mean(0).tolist(),
+        "by_input": by_input(study, walk.first(SELECTED_OF, study.depth).halted(1)),
+        "spreads": study.spreads(walk, seed + 1000),
     }
 
 
-def compare(study: Study, steps: list[Drawn], depth: int, seed: int, halt: float) -> dict[str, list[dict[str, float]]]:
-    """Each method at several amounts of work; a list of points."""
-    points: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
-    for n in (*EQUAL, max(WIDTHS)):
-        drawn, when = study.halted([drawn.first(n) for drawn in steps[:depth]], halt)
-        points["halting"].append(study.judge(drawn) | {"work": when.double().sum(0).mean().item(), "n": n})
-    for n in EQUAL:
-        points["independent"].append(study.judge(steps[depth - 1].first(n)) | {"work": float(n * depth), "n": n})
-        for method in METHODS[2:]:
-            drawn, work = study.diversified(method, n, depth, seed + 1000)
-            points[method].append(study.judge(drawn) | {"work": work, "n": len(drawn.tokens)})
-    return points
-
-
-def by_input(study: Study, drawn: Drawn) -> dict[str, list[float]]:
+def by_input(study: Study, rolled: Rollout) -> dict[str, list[float]]:
     """What the samples of each input are worth."""
-    valid = study.solver.task.valid(study.x, drawn.tokens).double()
+    valid = study.solver.task.valid(study.x, rolled.tokens).double()
     found = {"sample": valid.mean(0).tolist()}
     if study.puzzles.complete:
-        ids = solution_ids(study.solver.task, study.puzzles, drawn.tokens)
+        ids = solution_ids(study.solver.task, study.puzzles, rolled.tokens)
         for n in (1, 5, 10, SELECTED_OF):
             found[f"coverage_{n}"] = coverage_by_input(ids[:n], study.puzzles.num_solutions).tolist()
     return found
@@ -227,25 +178,34 @@ def over_seeds(found: list[Any]) -> Any:
     return statistics.fmean(found) if isinstance(first, float) else first
 
 
+def puzzles_of(solver: Solver, split: str, count: int | None) -> PuzzleSet:
+    """The first inputs of a split, each once; all where ``count`` is None."""
+    puzzles = solver.task.split(split).plain
+    return puzzles.subset(count) if count else puzzles
+
+
 def measure(solver: Solver, arguments: Any) -> dict[str, Any]:
     """All of the study, as it is written to JSON."""
-    puzzles = solver.task.split("test")
-    if puzzles.primary is not None:
-        puzzles = puzzles.select(puzzles.primary)
-    puzzles = puzzles.subset(arguments.inputs) if arguments.inputs else puzzles
+    puzzles = puzzles_of(solver, "test", arguments.inputs)
+    validation = puzzles_of(solver, "validation", arguments.validation)
     depth = arguments.depth or solver.default_depth
     halt = solver.config.verdict.halt if arguments.halt is None else arguments.halt
-    methods = (len(METHODS) - 2) * sum(EQUAL) * (depth + (SHALLOW if depth > SHALLOW else 0))
-    total = (arguments.seeds * (max(WIDTHS) * depth + methods) + (1 + SELECTED_OF) * depth) * len(puzzles)
+    seeds = [SEED * (number + 1) for number in range(arguments.seeds)]
+    each = max(WIDTHS) + len(SPREADS) * sum(SPREAD_OF)
+    total = max(WIDTHS) * len(validation) + (each * len(seeds) + 1 + SELECTED_OF) * len(puzzles)
     start = time.perf_counter()
-    with tqdm(total=total, unit="step", unit_scale=True, desc="scaling", file=sys.stderr, mininterval=1.0) as bar:
-        study = Study(solver, puzzles, depth, solver.config.temper, bar.update)
-        found = [one_seed(study, 100_000 * (seed + 1), halt) for seed in range(arguments.seeds)]
+    kept = kept_in(arguments.keep, arguments.checkpoint, solver)
+    with tqdm(total=total, unit="trajectory", unit_scale=True, desc="scaling", file=sys.stderr, mininterval=1.0) as bar:
+        chooser, study = (Study(solver, p, depth, halt, kept, bar.update) for p in (validation, puzzles))
+        head_cost = frontier.cost_of_heads(solver, study.x)
+        by_validation = judged(solver, validation, chooser.walk("validation", 0))
+        seen = frontier.points(by_validation, depth, halt, head_cost)
+        found = over_seeds([one_seed(study, seed, head_cost) for seed in seeds])
         deterministic = {n: study.deterministic(n) for n in (1, SELECTED_OF)}
     m = puzzles.num_solutions
     difficulty = solver.task.difficulty(study.x)
     return {
-        "checkpoint": name_of(arguments.checkpoint),
+        "checkpoint": label_of(arguments.checkpoint),
         "task": solver.config.names["task"],
         "inputs": len(puzzles),
         "seeds": arguments.seeds,
@@ -253,7 +213,9 @@ def measure(solver: Solver, arguments: Any) -> dict[str, Any]:
         "halt": halt,
         "temper": [solver.config.temper.scale, solver.config.temper.transitions],
         "of": SELECTED_OF,
-        **over_seeds(found),
+        "head_cost": head_cost,
+        "validation": {"inputs": len(validation), "points": seen, "chosen": frontier.choose(seen, depth)},
+        **found,
         "deterministic": deterministic,
         "coverage_limit": {n: coverage_limit(m, n).mean().item() for n in WIDTHS} if puzzles.complete else None,
         "num_solutions": m.tolist(),
@@ -271,9 +233,11 @@ def make_parser() -> Parser:
     what.add_argument("--draw", type=Path, metavar="JSON", help="only draw the figure of a study again")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: beside the checkpoint")
     parser.add_argument("--inputs", type=int, metavar="B", help="the first B test inputs (default: all)")
+    parser.add_argument("--validation", type=int, metavar="B", help="the first B validation inputs (default: all)")
     parser.add_argument("--depth", type=int, metavar="S", help="supervision steps (default: as the run was measured)")
     parser.add_argument("--halt", type=float, metavar="P", help="halting probability (default: as the checkpoint says)")
     parser.add_argument("--seeds", type=int, default=3, metavar="K", help="(default 3)")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep roll-outs there, and go on from those it holds")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
     add_device(parser)
     return parser
@@ -284,7 +248,7 @@ def main(argv: list[str]) -> int:
     if arguments.draw:
         draw(arguments.draw)
         return 0
-    for name, least in (("inputs", 1), ("seeds", 1), ("depth", 1)):
+    for name, least in (("inputs", 1), ("validation", 1), ("seeds", 1), ("depth", 1)):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise UserError(f"--{name} must be at least {least}, not {value}")
@@ -296,16 +260,16 @@ def main(argv: list[str]) -> int:
         raise UserError("this checkpoint is a model p(x): width and depth of answers need an input")
     check_has_heads(solver.model, "select")
     path = arguments.checkpoint
-    out = (arguments.out or (path if path.is_dir() else path.parent)) / f"{name_of(path)}.scaling.json"
+    out = (arguments.out or (path if path.is_dir() else path.parent)) / f"{label_of(path)}.scaling.json"
     check_writable(out)
     found = measure(solver, arguments)
     write_json(out, found)
     draw(out)
-    print(f"{name_of(path)}: {summary(found)}; {out}")
+    print(f"{label_of(path)}: {summary(found)}; {out}")
     return 0
 
 
-def name_of(checkpoint: Path) -> str:
+def label_of(checkpoint: Path) -> str:
     return checkpoint.name if checkpoint.is_dir() else checkpoint.stem
 
 

@@ -42,8 +42,8 @@ def make_parser() -> Parser:
         "--select",
         choices=SELECTIONS,
         default="all",
-        help="all distinct answers (the default); or one: the most frequent (vote), the one that the value head trusts "
-        "most (value), the most frequent that the task's check accepts (verified)",
+        help="all distinct answers (the default); or one: the most frequent (vote), another in its place if the value "
+        "head trusts it clearly more (value), the most frequent that the task's check accepts (verified)",
     )
     parser.add_argument(
         "--halt",
@@ -98,13 +98,14 @@ def show(solver: Solver, solved: Solved, colour: bool = False) -> str:
     steps = f", {solved.mean_steps:.1f} of {solved.depth} steps on average" if solved.mean_steps < solved.depth else ""
     told = {
         "vote": ", the most frequent:",
-        "value": ", of the best value:",
+        "value": ", by vote and value:",
         "verified": ", the most frequent right one:",
     }
     end = told.get(solved.select, "") if solved.solutions else ", none of them right"
     found, drawn = counted(solved.distinct, "distinct answer"), counted(solved.num_samples, "sample")
     lines = [f"{solved.input}: {found} in {drawn}{steps}{end}"]
     lines += [f"  {a.solution}  {describe(a, solved.num_samples)}" for a in solved.solutions]
+    lines.append(f"  frequencies: {'an estimate of ' * (not solved.altered)}{solved.frequencies}")
     best = solved.solutions[0].y if solved.solutions else None
     picture = solver.task.render(solved.x, best, colour=colour)
     return "\n".join([*lines, *(f"    {line}".rstrip() for line in picture.splitlines()), ""])

@@ -271,7 +271,7 @@ def _no_bounds(run: Run) -> dict[str, None]:
 
 
 def _judged(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, float]:
-    """What the heads are good for: the answer of the best value, and trajectories that stop when sure."""
+    """What the heads are good for: the answer selected by value, and trajectories that stop when sure."""
     if rolled.value is None or puzzles.inputs is None:
         return {}
     task, halt = run.assembly.task, run.assembly.config.verdict.halt

@@ -1,4 +1,8 @@
-"""A trained model at work: inputs in, distinct answers with their frequencies out."""
+"""A trained model at work: inputs in, distinct answers with their frequencies out.
+
+Frequencies estimate p(y | x) only where nothing alters how trajectories are drawn and when they end; what does is told
+with every answer (:meth:`Solver.altered`).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ from pyro_gram.inference.sampling import (
 )
 from pyro_gram.inference.selection import SELECTIONS, best, tally
 from pyro_gram.inference.smc import check_fits, resampled, smc
-from pyro_gram.inference.temper import TemperConfig
+from pyro_gram.inference.temper import TemperConfig, told
 from pyro_gram.inference.width import UNBIASED, Width
 from pyro_gram.tasks.base import Task
 from pyro_gram.tasks.stream import sub_seed
@@ -42,7 +46,8 @@ class Answer:
 
     Attributes:
         solution: its text.
-        count: trajectories that ended in it; ``count / num_samples`` estimates p(y | x).
+        count: trajectories that ended in it. ``count / num_samples`` is its frequency, which estimates p(y | x) where
+            :attr:`Solved.frequencies` says so.
         valid: does the task's check accept it? None where no right answer is known (a user's own ARC test).
         score: the best decoder confidence log p(y | h_T) among those trajectories, nats.
         value: the value head's best estimate among them that it is right; None without heads.
@@ -69,6 +74,7 @@ class Solved:
         select: how they were selected.
         distinct: how many distinct answers the trajectories gave.
         mean_steps: the supervision steps that they took on average.
+        altered: what makes the frequencies of answers others than those of the model as it is (:meth:`Solver.altered`).
         x: its tokens, int64 ``[*event]``.
     """
 
@@ -79,17 +85,29 @@ class Solved:
     select: str
     distinct: int
     mean_steps: float
+    altered: tuple[str, ...]
     x: Tensor = field(repr=False, compare=False)
+
+    @property
+    def frequencies(self) -> str:
+        """What the frequencies of answers estimate: ``p(y|x)`` of the model as it is, or why they do not."""
+        return f"not p(y|x): {', '.join(self.altered)}" if self.altered else "p(y|x)"
 
     def to_dict(self) -> dict[str, Any]:
         """As ``solve.py --json`` prints it; the value of an answer where it was selected by that."""
-        told = ("solution", "count", "valid", "score", *(["value"] if self.select == "value" else []))
-        answers = [{name: getattr(a, name) for name in told} for a in self.solutions]
-        return {"input": self.input, "solutions": answers, "num_samples": self.num_samples, "depth": self.depth}
+        names = ("solution", "count", "valid", "score", *(["value"] if self.select == "value" else []))
+        answers = [{name: getattr(a, name) for name in names} for a in self.solutions]
+        return {
+            "input": self.input,
+            "solutions": answers,
+            "num_samples": self.num_samples,
+            "depth": self.depth,
+            "frequencies": self.frequencies,
+        }
 
 
 class Solver:
-    """Samples p(y | x) from a checkpoint.
+    """Samples answers from a checkpoint: from p(y | x) as it is, or with what :meth:`altered` names.
 
     Args:
         config: the run that made the model.
@@ -144,7 +162,6 @@ class Solver:
                 never. Without heads all trajectories go to ``depth``.
             width: how the trajectories of an input are spread: ``independent``, ``antithetic`` or ``sobol``
                 (``inference.width``); or ``smc``, filtered by the value head (``inference.smc``), more of them right.
-                The frequencies of filtered answers no longer estimate p(y | x).
             memory: MB that the trajectories which run at once may take; by default some 250 at D = 128.
             progress: called with the number of trajectories that have been run.
 
@@ -166,7 +183,7 @@ class Solver:
             "num_samples": num_samples,
             "depth": self.default_depth if depth is None else depth,
             "seed": seed,
-            "temper": self.config.temper if temper is None else temper,
+            "temper": self._temper(temper),
             "max_trajectories": self._at_once(memory),
         }
         tokens = beside(self.model, tokens)
@@ -177,10 +194,37 @@ class Solver:
             if progress:
                 progress(num_samples * len(tokens))
             return resampled(particles, common["depth"], seed).cpu()
-        if halt is None and self.has_heads and not history:
-            halt = self.config.verdict.halt
+        halt = halt if history else self._halt(halt)
         spread = Width(width)
         return rollout(self.model, tokens, history=history, halt=halt, width=spread, progress=progress, **common).cpu()
+
+    def altered(
+        self, *, temper: TemperConfig | None = None, halt: float | None = None, width: str = "independent", **_: Any
+    ) -> tuple[str, ...]:
+        """What :meth:`sample` does under these settings so that answers are no longer as frequent as p(y | x) says.
+
+        Nothing, where trajectories of the prior as it is go to their full depth: an answer's frequency then estimates
+        the probability that it is the most probable one at the end of a trajectory, without bias (antithetic and Sobol
+        draws too, each of which is one of the prior). A temper makes other answers frequent than the prior does; those
+        that halt keep an answer that more steps would have changed; a filter favours what the value head trusts.
+
+        Args:
+            temper, halt, width: as for :meth:`sample`.
+        """
+        wider = self._temper(temper)
+        found = [told(wider.scale, wider.transitions)] if wider.transitions else []
+        if width == "smc":
+            return (*found, "filtered by the value head")
+        stops = self._halt(halt)
+        return tuple(found) if stops in (None, 1) else (*found, f"halting at P = {stops:g}")
+
+    def _temper(self, temper: TemperConfig | None) -> TemperConfig:
+        """As asked for, else as the run was measured."""
+        return self.config.temper if temper is None else temper
+
+    def _halt(self, halt: float | None) -> float | None:
+        """As asked for, else as the checkpoint says; None without heads."""
+        return self.config.verdict.halt if halt is None and self.has_heads else halt
 
     def check_depth(self, depth: int | None) -> None:
         """Raises UserError where a model that answers in one supervision step is asked for more."""
@@ -238,8 +282,9 @@ class Solver:
         Args:
             x: input tokens, int64 ``[B, *event]``, or the text of one input or of several.
             num_samples, depth, seed: as for :meth:`sample`.
-            select: ``all`` distinct answers; or one: the winner of the ``vote``, of the best ``value``, or the most
-                frequent that the task's check has ``verified`` (none, where no sample is right).
+            select: ``all`` distinct answers; or one: the winner of the ``vote``; by ``value``, another answer in its
+                place if the value head trusts it clearly more (``inference.selection``); or the most frequent that the
+                task's check has ``verified`` (none, where no sample is right).
             **settings: ``temper``, ``halt``, ``width``, ``memory``, ``progress``, as for :meth:`sample`.
 
         Raises:
@@ -277,6 +322,7 @@ class Solver:
         self, x: Tensor, num_samples: int, depth: int | None, seed: int, select: str, settings: dict[str, Any]
     ) -> Iterator[Solved]:
         rolled = self.sample(x, num_samples, depth, seed, **settings)
+        altered = self.altered(**settings)
         canonical = self.task.canonical(x, rolled.tokens)
         valid, known = self.task.valid(x, canonical), self.task.known(x, canonical)
         for i, one in enumerate(x):
@@ -312,6 +358,7 @@ class Solver:
                 select,
                 len(found),
                 rolled.steps[:, i].double().mean().item(),
+                altered,
                 one,
             )
 

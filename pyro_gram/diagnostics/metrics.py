@@ -86,7 +86,7 @@ def excess(full: Tensor, num_solutions: Tensor) -> Tensor:
 
 
 def winners(canonical: Tensor, score: Tensor | None = None, value: Tensor | None = None) -> Tensor:
-    """What each input is answered with: the winner of the vote, or the sample of the best value.
+    """What each input is answered with: the winner of the vote, or what the values select.
 
     Args:
         canonical: int64 ``[N, B, L_out]``.

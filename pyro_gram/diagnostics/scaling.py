@@ -11,37 +11,32 @@ from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 
 from pyro_gram.diagnostics.figures import BLUE, GREEN, GREY, ORANGE, clean
 
-RED, PURPLE, SKY = "#D55E00", "#CC79A7", "#56B4E9"
 METHODS = {
-    "independent": (BLUE, "o", "independent"),
-    "halting": (GREEN, "s", "independent, halting (ACT)"),
-    "smc": (RED, "^", "sequential Monte Carlo"),
-    "antithetic": (PURPLE, "v", "antithetic"),
-    "sobol": (SKY, "D", "Sobol"),
-    "distinct": (ORANGE, "P", "distinct"),
+    "whole": (BLUE, "o", "whole trajectories"),
+    "shallower": (ORANGE, "v", "fewer steps each"),
+    "halting": (GREEN, "s", "halting (ACT)"),
 }
 TOLD = ("0.5", "0.9", "0.999")  # thresholds that are named in the figure
+NEAR = 0.22  # of the best accuracy: what is far from it is left out of the picture
 MANY = 7  # values of x from which on points are gathered in bins
 
 
 def scaling_figure(found: dict[str, Any]) -> Figure:
-    """Width, selection, number of solutions, halting, and accuracy and coverage at equal compute: eight panels.
+    """Width, selection, number of solutions, halting, and the frontier of accuracy and coverage: eight panels.
 
     Args:
         found: the JSON, its keys strings.
     """
     figure = Figure(figsize=(19, 8.6), layout="constrained")
-    (width, selection, by_depth, solutions), (halting, threshold, accuracy, coverage) = figure.subplots(2, 4)
+    (width, selection, by_depth, solutions), (halting, threshold, coverage, trade) = figure.subplots(2, 4)
     _depths(width, found)
     _selection(selection, found)
     _selection_by_depth(by_depth, found)
     _by_solutions(solutions, found)
     _halting(halting, found)
     _thresholds(threshold, found)
-    _compute(accuracy, found, "sample", "accuracy, one sample")
-    complete = found["coverage_limit"] is not None
-    _compute(coverage, found, "coverage" if complete else "verified", "coverage" if complete else "any sample right")
-    coverage.legend(frameon=False, fontsize=8, loc="best")
+    _compute(coverage, found)
+    _trade(trade, found)
     figure.suptitle(
         f"{found['checkpoint']}: {found['inputs']} unseen inputs, trajectories of the prior, {_seeds(found['seeds'])}"
     )
@@ -75,15 +70,17 @@ def _width(found: dict[str, Any], depth: str) -> list[tuple[float, dict[str, flo
 def _depths(axes: Any, found: dict[str, Any]) -> None:
     depths = [d for d in found["width"] if d.isdigit()]
     shades = np.linspace(0.75, 0.0, len(depths))
+    widest: set[float] = set()
     for depth, shade in zip(depths, shades, strict=True):
         points = _width(found, depth)
+        widest |= {n for n, _ in points}
         blue = tuple(np.array((0, 0.447, 0.698)) * (1 - shade) + shade * np.ones(3))
         steps = f"{depth} step{'' if depth == '1' else 's'}"
         _line(axes, points, "value", color=blue, marker="o", label=steps)
     _flat(axes, found, "value")
-    _log_ticks(axes, [n for n, _ in points])
+    _log_ticks(axes, sorted(widest))
     axes.set_ylim(top=1.02)
-    clean(axes, "trajectories N", "accuracy, best value of N")
+    clean(axes, "trajectories N", "accuracy, selected by value")
     axes.set_title("Width at several depths")
     axes.legend(frameon=False, fontsize=8)
 
@@ -97,7 +94,7 @@ def _flat(axes: Any, found: dict[str, Any], name: str) -> None:
 
 SELECTIONS = (
     ("verified", "task's check (any right)", GREEN),
-    ("value", "value head (LPRM)", BLUE),
+    ("value", "vote and value head", BLUE),
     ("vote", "majority vote", ORANGE),
     ("sample", "one sample", GREY),
 )
@@ -200,19 +197,71 @@ def _thresholds(axes: Any, found: dict[str, Any]) -> None:
     axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 
-def _compute(axes: Any, found: dict[str, Any], name: str, label: str) -> None:
-    """Both depths of the comparison: the shallow one dashed."""
-    depths = list(found["compared"])
-    for depth in depths:
-        for method, (color, marker, words) in METHODS.items():
-            points = [(p["work"], p) for p in found["compared"][depth][method]]
-            last = depth == depths[-1]
-            style = {"color": color, "marker": marker, "markersize": 5, "linestyle": "-" if last else "--"}
-            _line(axes, points, name, **style, label=words if last else None)
-    works = [p["work"] for methods in found["compared"].values() for ps in methods.values() for p in ps]
+def method_of(point: dict[str, float], whole: int) -> str:
+    """Which method a point belongs to."""
+    if point["halt"] < 1:
+        return "halting"
+    return "whole" if point["depth"] == whole else "shallower"
+
+
+def goal_of(found: dict[str, Any]) -> tuple[str, str]:
+    """What is sought, and its label."""
+    return ("coverage", "coverage") if found["coverage_limit"] is not None else ("verified", "any sample right")
+
+
+def envelope(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (x, y) with no other one at a smaller or equal x that has a larger or equal y, by x."""
+    best: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda p: (p[0], -p[1])):
+        if not best or y > best[-1][1]:
+            best.append((x, y))
+    return best
+
+
+def _by_method(found: dict[str, Any], x: str, y: str) -> dict[str, list[tuple[float, float]]]:
+    points: dict[str, list[tuple[float, float]]] = {method: [] for method in METHODS}
+    for point in found["points"].values():
+        points[method_of(point, found["depth"])].append((point[x], point[y]))
+    return points
+
+
+def _compute(axes: Any, found: dict[str, Any]) -> None:
+    """Every point of the frontier within the budget, and the best of each method."""
+    name, label = goal_of(found)
+    budget = found["of"] * found["depth"]
+    every = {m: [p for p in points if p[0] <= 1.1 * budget] for m, points in _by_method(found, "work", name).items()}
+    for method, (color, marker, words) in METHODS.items():
+        if not every[method]:
+            continue
+        at = np.array(every[method])
+        axes.scatter(at[:, 0], at[:, 1], s=9, color=color, marker=marker, alpha=0.25, linewidths=0)
+        best = np.array(envelope(every[method]))
+        axes.step(best[:, 0], best[:, 1], where="post", color=color, linewidth=1.4)
+        axes.plot(best[:, 0], best[:, 1], color=color, marker=marker, markersize=4, linestyle="", label=words)
+    works = [work for points in every.values() for work, _ in points]
     ticks = [tick for power in range(5) for tick in (10**power, 2 * 10**power, 5 * 10**power)]
     _log_ticks(axes, [tick for tick in ticks if min(works) * 0.8 < tick < max(works) * 1.25])
-    axes.set_ylim(top=min(axes.get_ylim()[1], 1.005))
+    lowest = min(y for _, y in every["whole"])
+    axes.set_ylim(max(0.0, lowest - 0.15), 1.01)
     clean(axes, "core evaluations (supervision steps) an input", label)
-    dashed = f" (dashed: {depths[0]})" if len(depths) > 1 else ""
-    axes.set_title(f"Equal compute, {depths[-1]} steps{dashed}")
+    axes.set_title("Each width, depth and P (lines: the best so far)")
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+def _trade(axes: Any, found: dict[str, Any]) -> None:
+    """What is to be had at one budget: of each method the points that no other one of it beats in both."""
+    name, label = goal_of(found)
+    budget = found["of"] * found["depth"]
+    within: dict[str, list[tuple[float, float]]] = {method: [] for method in METHODS}
+    for p in found["points"].values():
+        if p["work"] <= budget:
+            within[method_of(p, found["depth"])].append((p["sample"], p[name]))
+    most = max(x for points in within.values() for x, _ in points)
+    for method, (color, marker, words) in METHODS.items():
+        near = np.array([(x, y) for x, y in within[method] if x > most - NEAR]).reshape(-1, 2)
+        axes.scatter(near[:, 0], near[:, 1], s=9, color=color, marker=marker, alpha=0.25, linewidths=0)
+        best = np.array([(-x, y) for x, y in envelope([(-x, y) for x, y in near.tolist()])]).reshape(-1, 2)
+        axes.plot(best[:, 0], best[:, 1], color=color, marker=marker, markersize=5, label=words)
+    clean(axes, "accuracy, one sample", label)
+    axes.set_title(f"Within {budget} core evaluations (up and right is better)")
+    axes.legend(frameon=False, fontsize=8, loc="lower left")

@@ -130,13 +130,18 @@ def check_fits(num_samples: int, max_trajectories: int) -> None:
 
 def resampled(particles: Particles, depth: int, seed: int = 0) -> Rollout:
     """Particles as equally weighted samples, by one more systematic resampling; the caller's random state stays."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        ancestors = systematic(particles.weight.cpu()).to(particles.weight.device)
+    ancestors = resampled_ancestors(particles.weight, seed)
     columns = torch.arange(ancestors.shape[1], device=ancestors.device)
     steps = torch.full_like(ancestors, depth)
     tokens, score, value = (part[ancestors, columns] for part in (particles.tokens, particles.score, particles.value))
     return Rollout(tokens, score, steps, steps.sum(0), value)
+
+
+def resampled_ancestors(weight: Tensor, seed: int) -> Tensor:
+    """:func:`systematic` of normalised weights ``[N, B]`` under a seed; the caller's random state stays."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return systematic(weight.cpu()).to(weight.device)
 
 
 def _filter(

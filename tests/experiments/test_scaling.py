@@ -2,48 +2,36 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from matplotlib import image
 
-import experiments.run
 import experiments.scaling
-import experiments.verdict
 import pyro_gram
-from experiments.scaling import Drawn, Study, over_seeds
-from pyro_gram.diagnostics.scaling import bins
+from experiments.frontier import allowed, choose, name_of
+from experiments.scaling import Study, over_seeds
+from pyro_gram.diagnostics.scaling import bins, envelope
 from pyro_gram.inference.sampling import rollout
-from pyro_gram.inference.temper import TemperConfig
 from tests.experiments.test_run import cli
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    for name, value in (("WIDTHS", (1, 2, 6)), ("EQUAL", (2, 4)), ("SELECTED_OF", 2), ("SHALLOW", 2)):
-        monkeypatch.setattr(experiments.scaling, name, value)
 
 
 @pytest.fixture
 def study(headed):
     solver = pyro_gram.load(headed)
-    return Study(solver, solver.task.split("test"), 3, TemperConfig(), lambda steps: None)
+    return Study(solver, solver.task.split("test"), 3, 0.6, None, lambda done: None)
 
 
-def test_a_study_is_written_as_json_and_drawn(headed, quick, tmp_path, capsys):
+def test_a_study_is_written_as_json_and_drawn(headed, tmp_path, capsys):
     words = ["--checkpoint", headed, "--out", tmp_path, "--depth", 3, "--seeds", 2, "--halt", 0.6]
-    assert cli(experiments.scaling.main, *words) == 0
-    assert "headed: of 2 samples: one" in capsys.readouterr().out
+    assert cli(experiments.scaling.main, *words, "--keep", tmp_path / "kept") == 0
+    assert "headed: of 20 samples: one" in capsys.readouterr().out
     path = tmp_path / "headed.scaling.json"
     found = json.loads(path.read_text())
     assert list(found["width"]) == ["1", "2", "3"]
-    assert list(found["width"]["3"]) == ["1", "2", "6"]
+    assert list(found["width"]["3"]) == ["1", "2", "5", "10", "20"]  # no more work than 20 whole ones
+    assert list(found["width"]["1"]) == ["1", "2", "5", "10", "20", "50"]
     for point in found["width"]["3"].values():
         assert point["verified"] >= max(point["vote"], point["value"])
         assert {"sample", "vote", "value", "verified", "coverage", "vote_sd"} <= point.keys()
-    assert found["deterministic"]["1"] == found["deterministic"]["2"]  # flat in N, to the last digit
-    for depth, methods in found["compared"].items():
-        for method, points in methods.items():
-            if method != "halting":
-                assert [p["work"] for p in points] == pytest.approx([2 * int(depth), 4 * int(depth)], rel=0.5)
+    assert found["deterministic"]["1"] == found["deterministic"]["20"]  # flat in N, to the last digit
     assert found["halted"]["steps"] <= 3
     assert len(found["steps_by_input"]) == len(found["difficulty"]) == found["inputs"]
     assert found["difficulty_label"] == "edges"
@@ -53,45 +41,66 @@ def test_a_study_is_written_as_json_and_drawn(headed, quick, tmp_path, capsys):
     picture.unlink()
     assert cli(experiments.scaling.main, "--draw", path) == 0
     assert np.array_equal(first, image.imread(picture))
+    again = tmp_path / "again"
+    again.mkdir()
+    assert cli(experiments.scaling.main, *words, "--out", again, "--keep", tmp_path / "kept") == 0
+    later = json.loads((again / "headed.scaling.json").read_text())
+    assert {**later, "seconds": 0} == {**found, "seconds": 0}
 
 
-def test_steps_of_a_walk_are_those_of_a_roll_out(study):
-    steps = study.walk(seed=4, n=5)
-    rolled = rollout(study.solver.model, study.x, num_samples=5, depth=3, seed=4, history=True)
-    for drawn, tokens in zip(steps, rolled.history, strict=True):
-        assert torch.equal(drawn.tokens, tokens)
-        assert ((drawn.halt >= 0) & (drawn.halt <= 1)).all()
-    torch.testing.assert_close(steps[-1].value, rolled.value)
+def test_settings_are_chosen_on_validation_inputs_and_every_test_point_is_there(headed, tmp_path):
+    words = ["--checkpoint", headed, "--out", tmp_path, "--depth", 3, "--seeds", 2, "--halt", 0.6, "--validation", 3]
+    assert cli(experiments.scaling.main, *words) == 0
+    found = json.loads((tmp_path / "headed.scaling.json").read_text())
+    validation = found["validation"]
+    assert validation["inputs"] == 3
+    assert validation["chosen"] == {str(b): row for b, row in choose(validation["points"], 3).items()}
+    assert found["points"].keys() == validation["points"].keys()
+    for row in validation["chosen"].values():
+        assert row["whole"] is not None
+    for point in found["points"].values():
+        assert {"work", "work_sd", "sample", "sample_sd", "coverage", "coverage_sd"} <= point.keys()
+        if point["halt"] == 1:
+            assert point["work"] == point["n"] * point["depth"]
+            assert allowed(point["n"], point["depth"], 3)
+        else:
+            assert point["work"] <= point["n"] * point["depth"] * (1 + found["head_cost"]) + 1e-9
 
 
-def test_halting_afterwards_takes_the_first_sure_step(study):
-    steps = study.walk(seed=4, n=5)
-    sure = torch.stack([drawn.halt for drawn in steps])
-    halt = sure.median().item()
-    drawn, when = study.halted(steps, halt)
-    for n in range(5):
-        for b in range(len(study.x)):
-            first = next((i for i in range(3) if sure[i, n, b] >= halt), 2)
-            assert when[n, b] == first + 1
-            assert torch.equal(drawn.tokens[n, b], steps[first].tokens[n, b])
-            assert drawn.value[n, b] == steps[first].value[n, b]
+def test_halting_pays_for_its_heads(headed, tmp_path):
+    words = ["--checkpoint", headed, "--out", tmp_path, "--depth", 2, "--seeds", 1, "--halt", 0.999]
+    assert cli(experiments.scaling.main, *words) == 0
+    found = json.loads((tmp_path / "headed.scaling.json").read_text())
+    one_step = found["points"][name_of(20, 1, 0.999)]
+    assert found["head_cost"] > 0
+    assert one_step["work"] == pytest.approx(20 * (1 + found["head_cost"]))
 
 
-def test_weights_count_in_the_accuracy_of_a_sample(study):
-    drawn = study.walk(seed=4, n=5)[-1]
-    valid = study.solver.task.valid(study.x, drawn.tokens).double()
-    weight = torch.zeros_like(drawn.score)
-    weight[3] = 1.0
-    one = study.judge(Drawn(drawn.tokens, drawn.score, drawn.value, weight=weight))
-    assert one["sample"] == pytest.approx(valid[3].mean().item())
-    assert study.judge(drawn)["sample"] == pytest.approx(valid.mean().item())
+def test_no_noise_is_one_answer(study):
+    assert study.deterministic(1) == study.deterministic(4)
 
 
-def test_methods_do_as_much_work(study):
-    for kind in ("smc", "antithetic", "sobol", "distinct"):
-        drawn, work = study.diversified(kind, n=10, depth=3, seed=1)
-        assert work == pytest.approx(30, rel=0.25)
-        assert len(drawn.tokens) == (10 if kind != "distinct" else round(30 / (3 + 2 * 2)))
+def test_spreads_do_as_much_work_as_independent_trajectories(study):
+    walk = study.walk("test", 5)
+    found = study.spreads(walk, seed=6)
+    assert found.keys() == {"independent", "antithetic", "sobol", "distinct"}
+    for n in (5, 20):
+        independent = found["independent"][n]
+        assert independent["work"] == pytest.approx(walk.first(n, 3).halted(0.6).steps.double().sum(0).mean().item())
+        assert found["sobol"][n]["n"] == found["antithetic"][n]["n"] == n
+        assert found["distinct"][n]["n"] < n
+        for kind in ("antithetic", "sobol", "distinct"):
+            assert found[kind][n]["work"] == pytest.approx(independent["work"], rel=0.5)
+
+
+def test_what_is_judged_are_trajectories_of_the_prior_from_z0(study):
+    rolled = rollout(study.solver.model, study.x, num_samples=20, depth=2, seed=4)
+    walked = study.walk("test", 4).first(20, 2).halted(1)
+    found, expected = study.judge(walked), study.judge(rolled)
+    assert found.keys() == expected.keys()
+    valid = study.solver.task.valid(study.x, walked.tokens)
+    assert found["sample"] == valid.double().mean().item()
+    assert found["verified"] == valid.any(0).double().mean().item()
 
 
 def test_means_and_deviations_over_seeds():
@@ -110,12 +119,19 @@ def test_bins_hold_every_place_once():
     assert [p.tolist() for p in bins([1, 1, 2, 5])] == [[0, 1], [2], [3]]
 
 
+def test_an_envelope_leaves_out_what_another_point_beats():
+    points = [(4, 0.5), (1, 0.2), (2, 0.6), (2, 0.3), (3, 0.6), (5, 0.9)]
+    assert envelope(points) == [(1, 0.2), (2, 0.6), (5, 0.9)]
+    assert envelope([]) == []
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--depth", 0], "--depth must be at least 1, not 0"),
         (["--seeds", 0], "--seeds must be at least 1"),
         (["--inputs", 0], "--inputs must be at least 1, not 0"),
+        (["--validation", 0], "--validation must be at least 1, not 0"),
         (["--halt", 2], "--halt is a probability"),
         (["--width", 3], "--width"),
     ],

@@ -59,7 +59,8 @@ def test_json_has_an_object_an_input_with_the_promised_keys(solve):
     objects = solve("\n".join(SOLVABLE) + "\n\n")
     assert [o["input"] for o in objects] == SOLVABLE
     for o in objects:
-        assert o.keys() == {"input", "solutions", "num_samples", "depth"}
+        assert o.keys() == {"input", "solutions", "num_samples", "depth", "frequencies"}
+        assert o["frequencies"] == "not p(y|x): halting at P = 0.999"  # the run has heads
         assert (o["num_samples"], o["depth"]) == (20, 2)  # the default, and as in training
         for s in o["solutions"]:
             assert s.keys() == {"solution", "count", "valid", "score"}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import matplotlib.image
 import pytest
@@ -11,8 +12,11 @@ import experiments.run
 import experiments.solve
 import experiments.verdict
 import pyro_gram
+from pyro_gram.config import with_settings
 from pyro_gram.errors import UserError
 from pyro_gram.inference.sampling import trajectories_within
+from pyro_gram.inference.selection import MARGIN, SURE
+from pyro_gram.inference.temper import TemperConfig
 from pyro_gram.solver import SELECTIONS
 from tests.conftest import Opinion, small_config
 from tests.experiments.conftest import HEADS
@@ -120,7 +124,8 @@ def test_a_checkpoint_with_heads_halts_unless_told_not_to(headed, solve):
     assert torch.equal(default.steps, solver.sample(GRAPHS, num_samples=6, depth=4, halt=0.999).steps)
     assert (solver.sample(GRAPHS, num_samples=6, depth=4, history=True).steps == 4).all()
     assert solve("--depth", 4, "--halt", 0, "--seed", 3) != solve("--depth", 4, "--halt", 1, "--seed", 3)
-    assert solve("--depth", 1, "--halt", 1) == [{**o, "depth": 1} for o in solve("--depth", 4, "--halt", 0)]
+    one, stopped = solve("--depth", 1, "--halt", 1), solve("--depth", 4, "--halt", 0)
+    assert [o["solutions"] for o in one] == [o["solutions"] for o in stopped]
 
 
 def test_a_person_is_told_of_steps_that_were_saved(headed, tmp_path, capsys):
@@ -132,20 +137,72 @@ def test_a_person_is_told_of_steps_that_were_saved(headed, tmp_path, capsys):
     assert "steps on average" not in capsys.readouterr().out
 
 
+# ---- what frequencies are -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--halt", 1], "p(y|x)"),
+        (["--halt", 1, "--width", "sobol"], "p(y|x)"),
+        ([], "not p(y|x): halting at P = 0.999"),
+        (["--halt", 0.7, "--temper", 2, 3], "not p(y|x): sigma x 2 in the first 3 transitions, halting at P = 0.7"),
+        (["--halt", 1, "--temper", 2, 3], "not p(y|x): sigma x 2 in the first 3 transitions"),
+        (["--width", "smc"], "not p(y|x): filtered by the value head"),
+    ],
+)
+def test_the_output_says_whether_frequencies_estimate_p(words, expected, headed, solve, tmp_path, capsys):
+    assert {o["frequencies"] for o in solve(*words)} == {expected}
+    (tmp_path / "one.g6").write_text("Cr")
+    assert cli(experiments.solve.main, "--checkpoint", headed, "--input", tmp_path / "one.g6", *words) == 0
+    told = "an estimate of p(y|x)" if expected == "p(y|x)" else expected
+    assert f"\n  frequencies: {told}\n" in capsys.readouterr().out
+
+
+def test_a_run_that_was_measured_with_a_temper_says_so_unless_told_otherwise(headed):
+    solver = pyro_gram.load(headed)
+    solver.config = with_settings(solver.config, {"temper": {"scale": 1.9, "transitions": 2}})
+    (solved,) = solver.solve("Cr", num_samples=2, halt=1)
+    assert solved.frequencies == "not p(y|x): sigma x 1.9 in the first 2 transitions"
+    (solved,) = solver.solve("Cr", num_samples=2, halt=1, temper=TemperConfig())
+    assert (solved.frequencies, solved.altered) == ("p(y|x)", ())
+
+
 # ---- selection -------------------------------------------------------------------------------------------------------
 
 
-def test_value_keeps_the_answer_that_the_head_trusts_most(headed, solve):
+def test_value_keeps_the_vote_unless_the_value_head_trusts_another_answer_clearly_more(headed, solve):
     solver = pyro_gram.load(headed)
     rolled = solver.sample(GRAPHS, num_samples=20)
-    chosen = solve("--select", "value")
-    for i, o in enumerate(chosen):
-        (answer,) = o["solutions"]
-        assert answer["value"] == pytest.approx(rolled.value[:, i].max().item())
-        assert answer["score"] <= 0  # still nats
+    chosen, voted = solve("--select", "value"), solve("--select", "vote")
+    for i, (o, v) in enumerate(zip(chosen, voted, strict=True)):
+        (answer,), (winner,) = o["solutions"], v["solutions"]
         canonical = solver.task.canonical(solver.task.parse(GRAPHS[i]), rolled.tokens[:, i])
-        best = canonical[rolled.value[:, i].argmax()]
-        assert answer["solution"] == "".join(map(str, best.tolist()))
+        weights, values = {}, {}
+        for y, value in zip(canonical, rolled.value[:, i].tolist(), strict=True):
+            text = "".join(map(str, y.tolist()))
+            odds = min(value, SURE) / (1 - min(value, SURE))
+            weights[text] = weights.get(text, 0.0) + odds
+            values[text] = max(values.get(text, 0.0), value)
+        heaviest = max(weights.values())
+        if heaviest > MARGIN * weights[winner["solution"]]:
+            assert weights[answer["solution"]] == pytest.approx(heaviest)
+        else:
+            assert answer["solution"] == winner["solution"]
+        assert answer["value"] == pytest.approx(values[answer["solution"]])
+        assert answer["score"] <= 0  # still nats
+
+
+def test_value_can_overrule_the_vote(headed, monkeypatch):
+    """Heads that trust one trajectory of each input alone."""
+    solver = pyro_gram.load(headed)
+    rolled = solver.sample(GRAPHS, num_samples=20)
+    trusted = torch.full_like(rolled.value, 0.01)
+    trusted[7] = 0.99
+    monkeypatch.setattr(solver, "sample", lambda *_, **__: replace(rolled, value=trusted))
+    for i, solved in enumerate(solver.solve(GRAPHS, num_samples=20, select="value")):
+        canonical = solver.task.canonical(solver.task.parse(GRAPHS[i]), rolled.tokens[7, i])
+        assert torch.equal(solved.solutions[0].y, canonical)
 
 
 def test_verified_keeps_the_most_frequent_right_answer_or_none(solve):

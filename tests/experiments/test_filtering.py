@@ -1,0 +1,122 @@
+"""experiments/studies/filtering.py: the filter beside weighing once."""
+
+import json
+
+import pytest
+import torch
+
+import experiments.studies.filtering as filtering
+import pyro_gram
+from experiments.scaling import SEED, Study
+from pyro_gram.inference.smc import SMCConfig, resampled, smc
+from tests.conftest import Opinion
+from tests.experiments.test_run import cli
+
+
+@pytest.fixture
+def study(headed):
+    """Of a model whose heads tell trajectories apart."""
+    solver = pyro_gram.load(headed)
+    solver.model.verdict = Opinion(200.0)
+    return Study(solver, solver.task.split("test"), 4, 0.9, None, lambda done: None)
+
+
+def test_a_study_says_how_often_each_filter_resampled(headed, tmp_path, capsys):
+    out = tmp_path / "filtering.json"
+    out.write_text('{"other": 1}')
+    assert cli(filtering.main, "--checkpoint", headed, "--out", out, "--seeds", 2) == 0
+    assert "headed: tuned to {'potential':" in capsys.readouterr().out
+    written = json.loads(out.read_text())
+    assert written["other"] == 1  # earlier checkpoints stay
+    found = written["headed"]
+    tried = [tuple(pair["settings"].values()) for pair in found["tried"]]
+    assert ("value", 1.0, 0.5) in tried  # what it was
+    assert max(threshold for _, _, threshold in tried) == 0.9
+    assert max(power for _, power, _ in tried) > 1
+    assert {potential for potential, _, _ in tried} == {"value", "halt"}
+    for pair in found["tried"]:
+        assert 0 <= pair["filtered"]["resampled"] <= 1
+        assert 1 <= pair["filtered"]["least_ess"] <= 20.01
+        assert pair["reweighted"].keys() == {"sample", "coverage"}
+    assert found["tuned"] == filtering.tuned(found["tried"])
+    assert found["weighed"] == filtering.weighed(found["tried"])
+    assert list(found["test"]) == [str(d) for d in sorted({found["short"], found["depth"]})]
+    for rows in found["test"].values():
+        assert list(rows) == ["independent", "filtered", "reweighted", "weighed"]
+        assert {"sample", "sample_sd", "coverage"} <= rows["reweighted"].keys()
+        assert {"resampled", "resampled_sd"} <= rows["filtered"].keys()
+
+
+def test_reweighted_once_is_the_filter_that_never_resamples(study):
+    """The same trajectories, weights and final draw, where the filter's threshold is 0."""
+    test = filtering.Filtering(study, "test", SEED)
+    test.seed = SEED - 5000  # the filter then draws as the walk did
+    particles = smc(
+        study.solver.model, study.x, num_samples=20, depth=4, seed=SEED, config=SMCConfig(power=4, threshold=0)
+    )
+    assert not particles.resampled.any()
+    # A walk of a hundred draws others than a roll-out of twenty: hand it the filter's own.
+    test.walk = filtering.Walk(
+        *(
+            part[None].repeat(4, *[1] * part.dim())
+            for part in (particles.tokens, particles.score, particles.value, particles.value)
+        )
+    )
+    config = SMCConfig(power=4.0, threshold=0.0)
+    once, never = test.reweighted(4, config), test.filtered(4, config)
+    assert once == {name: never[name] for name in once}
+    assert never["resampled"] == 0
+    tokens = resampled(particles, 4, test.seed).tokens
+    assert once["sample"] == study.solver.task.valid(study.x, tokens).double().mean().item()
+
+
+def test_a_tuned_filter_resamples_where_the_usual_one_does_not(study):
+    test = filtering.Filtering(study, "test", SEED)
+    shares = [
+        test.filtered(4, SMCConfig("value", power, threshold))["resampled"]
+        for power, threshold in ((0.01, 0.5), (4.0, 0.9))
+    ]
+    assert shares[0] == 0
+    assert shares[1] > 0.2
+
+
+def pair(name, filtered, reweighted, resampled):
+    parts = {"filtered": {**filtered, "resampled": resampled}, "reweighted": reweighted}
+    return {"settings": name, **parts}
+
+
+def point(sample, coverage):
+    return {"sample": sample, "coverage": coverage}
+
+
+def test_the_most_accurate_filter_is_taken_and_the_weights_that_are_worth_most():
+    tried = [
+        pair("usual", point(0.9, 0.9), point(0.5, 0.5), 0.0),
+        pair("hard", point(0.95, 0.4), point(0.95, 0.7), 0.6),
+        pair("harder", point(0.95, 0.3), point(0.96, 0.5), 0.7),
+    ]
+    assert filtering.tuned(tried) == "hard"
+    assert filtering.weighed(tried) == "hard"
+    assert filtering.weighed(tried[::2]) == "harder"
+
+
+def test_bad_arguments_end_in_one_line(headed, plain, tmp_path, capsys):
+    out = ["--out", tmp_path / "filtering.json"]
+    assert cli(filtering.main, "--checkpoint", headed, "--seeds", 0, *out) == 2
+    assert "--seeds must be at least 1, not 0" in capsys.readouterr().err
+    assert cli(filtering.main, "--checkpoint", plain, *out) == 2
+    assert "no heads to filter by" in capsys.readouterr().err
+
+
+def test_weights_count(study):
+    test = filtering.Filtering(study, "test", SEED)
+    tokens = test.walk.tokens[-1]
+    valid = study.solver.task.valid(study.x, tokens)
+    weight = torch.zeros(tokens.shape[:2])
+    weight[3] = 1.0
+    assert test.judge(tokens, weight)["sample"] == valid[3].double().mean().item()
+    assert test.independent(4)["sample"] == valid.double().mean().item()
+
+
+def test_filters_are_tuned_where_trajectories_are_short():
+    assert [filtering.short_of(whole) for whole in (2, 6, 16, 32)] == [2, 3, 4, 8]
