@@ -138,8 +138,9 @@ def choose(found: Points, whole: int) -> dict[int, dict[str, str | None]]:
         for method, belongs in kinds.items():
             within = {name: p for name, p in found.items() if belongs(p) and p["work"] <= budget}
             right = {name: p for name, p in within.items() if widest[p["depth"], p["halt"]]["sample"] >= least}
-            for key, fitting in ((method, within), (f"{method}_as_right", right)):
-                row[key] = max(fitting, key=lambda name: (fitting[name][goal], fitting[name]["sample"]), default=None)
+            for column, fitting in ((method, within), (f"{method}_as_right", right)):
+                ranked = sorted(fitting, key=lambda name: (fitting[name][goal], fitting[name]["sample"]), reverse=True)
+                row[column] = ranked[0] if ranked else None
         del row["whole_as_right"]
         chosen[budget] = row
     return chosen

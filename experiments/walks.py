@@ -171,11 +171,12 @@ def kept(
     told = "-".join(f"{key}{value}" for key, value in sorted(settings.items()))
     path = folder / f"{name}-{told}.npz"
     if not path.exists():
-        parts = {key: part.numpy() for key, part in made().items()}
+        arrays: dict[str, Any] = {key: part.numpy() for key, part in made().items()}
+        arrays["tokens"] = arrays["tokens"].astype(np.uint8)
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".part")
         with unfinished.open("wb") as file:
-            np.savez_compressed(file, **{**parts, "tokens": parts["tokens"].astype(np.uint8)})
+            np.savez_compressed(file, **arrays)
         unfinished.replace(path)
     with np.load(path) as stored:
         found = {key: torch.from_numpy(stored[key]) for key in stored.files}

@@ -89,6 +89,7 @@ class Filtering:
     def filtered(self, depth: int, config: SMCConfig) -> dict[str, float]:
         """Filtered ones; ``resampled``: the share of stages and inputs after which they were resampled."""
         solver = self.study.solver
+        assert self.puzzles.inputs is not None
         particles = smc(
             solver.model,
             self.puzzles.inputs,

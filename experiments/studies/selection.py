@@ -85,7 +85,7 @@ def measure(path: Path, arguments: Any) -> dict[str, Any]:
     }
 
 
-def drawn(solver: Solver, x: Tensor, folder: Path | None, settings: dict[str, int], progress: Any) -> dict[str, Tensor]:
+def drawn(solver: Solver, x: Tensor, folder: Path | None, settings: dict[str, Any], progress: Any) -> dict[str, Tensor]:
     """Samples as ``solve.py`` draws them by default: ``tokens``, ``score``, ``value``, ``steps``."""
 
     def made() -> dict[str, Tensor]:
