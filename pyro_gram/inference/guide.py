@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.deferred import answered
 from pyro_gram.inference.sites import announce, plate_shape, proposal, transition_of
+from pyro_gram.inference.terms import is_point
 
 RENAMED = re.compile(r"(?<![A-Za-z0-9_])eps_\d+")  # a guidance site under another name: "eps_0_decentered", "a/eps_0"
 
@@ -104,15 +105,8 @@ class EffectGuide(GuideMessenger, nn.Module):
                 values = super().__call__(*args, **kwargs)
         finally:
             self._code = None
-        self._check_guidance()
         self._hide_observed()
         return values
-
-    def _check_guidance(self) -> None:
-        """Raises ValueError where a handler has made a guidance site deterministic, as ``poutine.reparam`` does."""
-        for name, site in self.trace.nodes.items():
-            if transition_of(name) is not None and site["infer"].get("_deterministic"):
-                raise ValueError(_renamed(name))
 
     def _hide_observed(self) -> None:
         """Take the observed sites out of the traces of handlers around this guide: a guide's density has none.
@@ -128,6 +122,9 @@ class EffectGuide(GuideMessenger, nn.Module):
                         handler.trace.remove_node(name)
 
     def _pyro_sample(self, msg: Any) -> None:
+        replaced = msg["is_observed"] and transition_of(msg["name"]) is not None and is_point(msg["fn"])
+        if replaced and any(isinstance(handler, ReparamMessenger) for handler in _PYRO_STACK):
+            raise ValueError(_renamed(msg["name"]))
         # Pyro shows a guide the prior without the plates around the program, in which its own draws already lie.
         if not msg["is_observed"] and msg["type"] == "sample" and not site_is_subsample(msg):
             around = torch.broadcast_shapes(plate_shape(), msg["fn"].batch_shape)

@@ -21,6 +21,7 @@ from pyro.infer import (
 )
 from pyro.infer.importance import vectorized_importance_weights
 from pyro.infer.reparam import LocScaleReparam
+from pyro.infer.reparam.reparam import Reparam
 from pyro.poutine.messenger import Messenger
 
 from pyro_gram.inference.elbo import BalancedELBO, MeanFieldELBO
@@ -140,6 +141,29 @@ def test_renamed_guidance_is_refused(case, handler, inside):
     else:
         with handler, pytest.raises(ValueError, match=r"eps_0.* renamed"):
             Trace_ELBO().loss(model, guide, case.x, case.y)
+
+
+class Elsewhere(Reparam):
+    """A strategy of the user's own, whose site has a name that says nothing."""
+
+    def apply(self, msg):
+        value = pyro.sample("elsewhere", msg["fn"])
+        return {"fn": dist.Delta(value, event_dim=2).mask(False), "value": value, "is_observed": True}
+
+
+def test_guidance_that_a_users_own_strategy_has_renamed_is_refused(case):
+    model, guide = case.assembly.model, case.assembly.guide
+
+    class Handled(torch.nn.Module):
+        prior = model.prior
+
+        def forward(self, x, y=None):
+            with poutine.reparam(config={"eps_0": Elsewhere()}):
+                return model(x, y)
+
+    guide = type(guide)(small_config().guide, model.spec, Handled(), 16)
+    with pytest.raises(ValueError, match=r"'eps_0' stands for a guidance site"):
+        Trace_ELBO().loss(guide.model, guide, case.x, case.y)
 
 
 # ---- losses ----------------------------------------------------------------------------------------------------------
