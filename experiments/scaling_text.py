@@ -12,15 +12,16 @@ SHOWN_BUDGETS = (5, 20)  # in whole trajectories
 
 
 def with_sd(point: dict[str, float], name: str) -> str:
-    """A mean over seeds with its standard deviation."""
-    return f"{point[name]:.3f} ± {point[f'{name}_sd']:.3f}"
+    """A mean over seeds with its standard deviation, where that is not 0: equal figures say nothing of their spread."""
+    deviation = point[f"{name}_sd"]
+    return f"{point[name]:.3f}" + (f" ± {deviation:.3f}" if round(deviation, 3) else "")
 
 
 def selection_table(studies: list[Study]) -> str:
     """What is selected, and what halting saves."""
     lines = [
         "| checkpoint | unseen inputs | steps | one sample | vote of 20 | by value, of 20 | task's check, of 20 "
-        "| no noise, N = 1 and 20 | halting: one sample | steps taken | core evaluations saved, the heads' deducted |",
+        "| no noise, N = 1 and 20 | halting: one sample (P) | steps taken | core evaluations saved, the heads' deducted |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for s in studies:
@@ -30,7 +31,7 @@ def selection_table(studies: list[Study]) -> str:
         lines.append(
             f"| `{s['checkpoint']}` | {s['inputs']} | {depth} | {with_sd(full, 'sample')} | {full['vote']:.3f} "
             f"| {full['value']:.3f} | {full['verified']:.3f} | {flat[0]:.3f}, {flat[1]:.3f} "
-            f"| {with_sd(halted, 'sample')} | {halted['steps']:.1f} | {saved:.0%} |"
+            f"| {with_sd(halted, 'sample')} ({s['halt']:g}) | {halted['steps']:.1f} | {saved:.0%} |"
         )
     return "\n".join(lines)
 
@@ -93,7 +94,7 @@ def fresh_table(study: Study, names: tuple[str, ...]) -> str:
 
 def _share(share: dict[str, Any]) -> str:
     low, high = share["interval"]
-    sd = "" if share["sd"] is None else f" ± {share['sd']:.4f}"
+    sd = f" ± {share['sd']:.4f}" if round(share["sd"] or 0, 4) else ""
     return f"{share['accuracy']:.4f}{sd} [{low:.4f}, {high:.4f}]"
 
 
