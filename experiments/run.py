@@ -92,7 +92,7 @@ TOLD = ("frechet_distance", "inception_score", "pass_at_1", "pass_at_2")  # told
 
 def summary(task: str, m: dict[str, Any]) -> str:
     """One line on the metrics of a run."""
-    figures = [f"accuracy {m['accuracy']:.3f}"] if m["accuracy"] is not None else []
+    figures = [f"accuracy of a sample {m['sample_accuracy']:.3f}"] if m["sample_accuracy"] is not None else []
     if m["vote_accuracy"] is not None:
         figures += [f"{m['violations']} violations (first sample)", f"vote {m['vote_accuracy']:.3f}"]
     if m["coverage"] is not None:

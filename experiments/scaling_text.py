@@ -21,7 +21,8 @@ def selection_table(studies: list[Study]) -> str:
     """What is selected, and what halting saves."""
     lines = [
         "| checkpoint | unseen inputs | steps | one sample | vote of 20 | by value, of 20 | task's check, of 20 "
-        "| no noise, N = 1 and 20 | halting: one sample (P) | steps taken | core evaluations saved, the heads' deducted |",
+        "| no noise, N = 1 and 20 | halting: one sample (P) | steps taken "
+        "| core evaluations saved, the heads' deducted |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for s in studies:

@@ -8,9 +8,9 @@ appearance.
 
 A single highest value is no better than the head's worst mistake: among many trajectories a wrong end that it trusts
 wholly is soon met. Odds give weight to what the head is sure of, but only up to ``SURE``, beyond which wrong and right
-look alike to it; and differences of weight are chance, as long as they do not reach ``MARGIN``. Both were chosen by hand,
-on validation inputs and after one test input of 8 queens; ``experiments/studies/selection.py`` measures what they are
-worth.
+look alike to it; and differences of weight are chance, as long as they do not reach ``MARGIN``. Both were chosen by
+hand, on validation inputs and after one test input of 8 queens (``experiments/studies/selection.py`` measures what they
+are worth).
 """
 
 from __future__ import annotations
