@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pyro_gram.inference.sampling import Decode, Rollout, advance, at_once, beside, quiet
@@ -168,16 +168,14 @@ def kept(
     """
     if folder is None:
         return made()
-    told = "-".join(f"{key}{value}" for key, value in sorted(settings.items()))
-    path = folder / f"{name}-{told}.npz"
+    label = "-".join(f"{key}{value}" for key, value in sorted(settings.items()))
+    path = folder / f"{name}-{label}.safetensors"
     if not path.exists():
-        arrays: dict[str, Any] = {key: part.numpy() for key, part in made().items()}
-        arrays["tokens"] = arrays["tokens"].astype(np.uint8)
+        tensors = {key: part.cpu().contiguous() for key, part in made().items()}
+        tensors["tokens"] = tensors["tokens"].to(torch.uint8)
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".part")
-        with unfinished.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+        save_file(tensors, unfinished)
         unfinished.replace(path)
-    with np.load(path) as stored:
-        found = {key: torch.from_numpy(stored[key]) for key in stored.files}
-    return {**found, "tokens": found["tokens"].long()}
+    stored = load_file(path)
+    return {**stored, "tokens": stored["tokens"].long()}

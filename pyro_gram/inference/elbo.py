@@ -103,7 +103,11 @@ class MeanFieldELBO(_KeepTerms, TraceMeanField_ELBO):
         rest_of_guide.compute_score_parts()
         for name, site in counted_sites(rest_of_guide):
             _check_gradient(name, site)
-        loss, surrogate = super()._differentiable_loss_particle(rest, rest_of_guide)
+        if rest_of_guide.nodes:
+            loss, surrogate = super()._differentiable_loss_particle(rest, rest_of_guide)
+        else:  # observed sites alone, whose sum need not leave the device
+            surrogate = -sum(site["log_prob_sum"] for site in rest.nodes.values())
+            loss = torch.as_tensor(surrogate).detach()
         for name in done:
             site = model_trace.nodes[name]
             if site["mask"] is False:

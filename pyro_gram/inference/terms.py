@@ -14,6 +14,7 @@ import torch
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -66,7 +67,7 @@ def counted_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
 
 def is_counted(site: Any) -> bool:
     """True for a sample site that counts in bounds and weights."""
-    if site["type"] != "sample" or site["mask"] is False:
+    if site["type"] != "sample" or site["mask"] is False or site_is_subsample(site):
         return False
     return not (site["infer"].get("_deterministic") or site["infer"].get(HEAD_LOSS))
 

@@ -5,6 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch.distributions import kl_divergence
 
 from pyro_gram.errors import ConfigError
@@ -16,6 +17,7 @@ from pyro_gram.inference.terms import (
     divergence,
     guidance_sites,
     is_point,
+    is_shared,
     log_prob_of,
     per_input,
     read_terms,
@@ -151,7 +153,7 @@ def test_a_latent_without_an_answer_and_a_program_without_y_are_named():
 
 def test_a_divergence_is_closed_or_by_the_draw():
     def site(fn, value=LOC, mask=None):
-        return {"fn": fn, "value": value, "mask": mask}
+        return {"fn": fn, "value": value, "mask": mask, "cond_indep_stack": ()}
 
     normal, heavy, same = dist.Normal(LOC, 2.0), dist.StudentT(3.0, LOC, 2.0), dist.Normal(LOC, 3.0)
     mask = torch.tensor([True, True, False])
@@ -166,27 +168,44 @@ def test_a_divergence_is_closed_or_by_the_draw():
     assert [is_point(d) for d in (point, point.to_event(1), normal, normal.to_event(1))] == [True, True, False, False]
 
 
+def in_plates(**dims):
+    """A site within plates, by their names."""
+    frames = [CondIndepStackFrame(name, dim, 1, 0) for name, dim in dims.items()]
+    return {"cond_indep_stack": tuple(frames)}
+
+
+DATA, BOTH = {"data": -1}, {"data": -1, "particles": -2}
+NUMBERS = torch.arange(24.0).view(2, 4, 3)
+
+
 @pytest.mark.parametrize(
-    ("term", "shape", "expected"),
+    ("around", "term", "of_y", "shape", "expected"),
     [
-        (torch.arange(24.0).view(2, 4, 3), (3,), torch.arange(24.0).view(8, 3).sum(0)),
-        (torch.arange(24.0).view(2, 4, 3), (4, 3), torch.arange(24.0).view(2, 4, 3).sum(0)),
-        (torch.arange(24.0).view(2, 4, 3), (1, 3), torch.arange(24.0).view(8, 3).sum(0)[None]),
-        (torch.arange(3.0), (2, 3), torch.arange(3.0).expand(2, 3) / 2),
-        (torch.tensor([[6.0], [12.0]]), (2, 3), torch.tensor([[2.0] * 3, [4.0] * 3])),
-        (torch.tensor([5.0]), (1,), torch.tensor([5.0])),
-        (torch.tensor(6.0), (2, 3), torch.ones(2, 3)),
+        ({**DATA, "inner": -2, "other": -3}, NUMBERS, DATA, (3,), NUMBERS.sum((0, 1))),
+        ({**BOTH, "other": -3}, NUMBERS, BOTH, (4, 3), NUMBERS.sum(0)),
+        (DATA, torch.arange(3.0), BOTH, (2, 3), torch.arange(3.0).expand(2, 3) / 2),
+        ({"particles": -2}, torch.tensor([[6.0], [12.0]]), BOTH, (2, 3), torch.tensor([[2.0] * 3, [4.0] * 3])),
+        ({"classes": -1}, torch.tensor([1.0, 2.0, 3.0]), DATA, (3,), torch.full((3,), 2.0)),
+        ({"classes": -1}, torch.tensor([1.0, 2.0]), DATA, (3,), torch.ones(3)),
+        ({}, torch.tensor(6.0), BOTH, (2, 3), torch.ones(2, 3)),
+        ({}, torch.arange(3.0), {}, (3,), torch.arange(3.0)),
     ],
 )
-def test_a_term_is_shared_out_and_keeps_its_sum(term, shape, expected):
-    found = per_input(term, torch.Size(shape))
+def test_a_term_is_shared_out_by_its_plates_and_keeps_its_sum(around, term, of_y, shape, expected):
+    found = per_input("c", in_plates(**around), term, in_plates(**of_y), torch.Size(shape))
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(found.sum(), term.sum())
+
+
+def test_which_sites_inputs_share():
+    assert is_shared(in_plates(classes=-1), in_plates(data=-1))
+    assert not is_shared(in_plates(data=-1, inner=-2), in_plates(data=-1))
+    assert not is_shared(in_plates(), in_plates())
 
 
 def test_the_bound_of_given_terms():
     state = LatentState(torch.zeros(2), torch.zeros(2))
     found = StepTerms(torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 4.0], [5.0, 6.0]]), state, None,
-                      torch.tensor([7.0, -8.0]))  # fmt: skip
+                      torch.tensor([7.0, -8.0]), torch.zeros(2))  # fmt: skip
     assert found.elbo.tolist() == [-1 - 3 - 5 - 7, -2 - 4 - 6 + 8]
     assert found.means.tolist() == [1.5, 9.0]
