@@ -263,5 +263,5 @@ def _trade(axes: Any, found: dict[str, Any]) -> None:
         best = np.array([(-x, y) for x, y in envelope([(-x, y) for x, y in near.tolist()])]).reshape(-1, 2)
         axes.plot(best[:, 0], best[:, 1], color=color, marker=marker, markersize=5, label=words)
     clean(axes, "accuracy, one sample", label)
-    axes.set_title(f"Within {budget} core evaluations (up and right is better)")
+    axes.set_title(f"Within {budget} core evaluations")
     axes.legend(frameon=False, fontsize=8, loc="lower left")
