@@ -17,9 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pyro_gram.files import read_json, write_json
 from pyro_gram.inference.sampling import Decode, Rollout, advance, at_once, beside, quiet
 from pyro_gram.inference.sites import HALT, OBSERVED, VALUE
 from pyro_gram.inference.temper import Temper
+from pyro_gram.machine import environment
 from pyro_gram.networks.core import LatentState
 from pyro_gram.solver import Solver
 
@@ -179,3 +181,9 @@ def kept(
         unfinished.replace(path)
     stored = load_file(path)
     return {**stored, "tokens": stored["tokens"].long()}
+
+
+def add_result(path: Path, label: str, result: dict[str, Any]) -> None:
+    """Put a checkpoint's result into a study's JSON, beside those of other checkpoints that it holds."""
+    known = read_json(path) if path.exists() else {}
+    write_json(path, {**known, label: result, "environment": environment()})

@@ -20,15 +20,14 @@ from tqdm import tqdm
 
 import pyro_gram
 from experiments.scaling import SEED, Study, label_of, over_seeds, puzzles_of
-from experiments.walks import Walk, kept_in
+from experiments.walks import Walk, add_result, kept_in
 from pyro_gram.cli import Parser, call
 from pyro_gram.diagnostics.metrics import coverage_by_input, solution_ids
 from pyro_gram.errors import UserError
-from pyro_gram.files import check_writable, read_json, write_json
+from pyro_gram.files import check_writable
 from pyro_gram.inference.sampling import at_once, check_has_heads
 from pyro_gram.inference.sites import VALUE
 from pyro_gram.inference.smc import FLOOR, POTENTIALS, SMCConfig, resampled_ancestors, smc
-from pyro_gram.machine import environment
 from pyro_gram.solver import Solver
 from pyro_gram.tasks.base import PuzzleSet
 
@@ -191,8 +190,7 @@ def main(argv: list[str]) -> int:
     check_writable(arguments.out)
     for path in arguments.checkpoint:
         found = measure(path, arguments)
-        known = read_json(arguments.out) if arguments.out.exists() else {}
-        write_json(arguments.out, {**known, label_of(path): found, "environment": environment()})
+        add_result(arguments.out, label_of(path), found)
         print(f"{label_of(path)}: tuned to {found['tuned']}; {arguments.out}")
     return 0
 

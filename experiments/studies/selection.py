@@ -18,14 +18,13 @@ from tqdm import tqdm
 
 import pyro_gram
 from experiments.scaling import label_of
-from experiments.walks import kept, kept_in
+from experiments.walks import add_result, kept, kept_in
 from pyro_gram.cli import Parser, call
 from pyro_gram.diagnostics.intervals import wilson
 from pyro_gram.diagnostics.metrics import winners
 from pyro_gram.errors import UserError
-from pyro_gram.files import check_writable, read_json, write_json
+from pyro_gram.files import check_writable
 from pyro_gram.inference.sampling import check_has_heads
-from pyro_gram.machine import environment
 from pyro_gram.solver import Solver
 from pyro_gram.tasks.nqueens import NQueens
 
@@ -121,8 +120,7 @@ def main(argv: list[str]) -> int:
     check_writable(arguments.out)
     for path in arguments.checkpoint:
         found = measure(path, arguments)
-        known = read_json(arguments.out) if arguments.out.exists() else {}
-        write_json(arguments.out, {**known, label_of(path): found, "environment": environment()})
+        add_result(arguments.out, label_of(path), found)
         print(f"{label_of(path)}: vote {found['vote']['accuracy']:.4f}, value {found['value']['accuracy']:.4f}")
     return 0
 
