@@ -134,8 +134,8 @@ def _walk(solver: Solver, x: Tensor, n: int, depth: int, halt: float) -> dict[st
         going = torch.arange(n * b, device=x.device)
         steps.append(now)
         for step in range(2, depth + 1):
-            kept = (least[going] >= step) | (now[HALT] < halt)
-            going, state = going[kept], LatentState(state.h[kept], state.l[kept])
+            on = (least[going] >= step) | (now[HALT] < halt)
+            going, state = going[on], LatentState(state.h[on], state.l[on])
             last = steps[-1]
             if len(going):
                 end = advance(solver.model, x[going % b], state, None, 1)

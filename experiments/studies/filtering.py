@@ -54,8 +54,7 @@ class Filtering:
     Args:
         study: with its walks.
         split: the inputs' split.
-        walk: of its inputs, under ``seed``.
-        seed: of the filter's draws.
+        seed: of the walk of its inputs, and of the filter's draws.
     """
 
     def __init__(self, study: Study, split: str, seed: int) -> None:

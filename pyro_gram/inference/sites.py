@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 OBSERVED = "y"
+DATA = "data"  # the plate of the inputs
 STATE_H, STATE_L = "h", "l"
 HALT, VALUE = "halt", "value"
 HALTED = "halted"  # deterministic, bool: trajectories that a program with halting of its own would end here (HRM, TRM)
@@ -47,7 +48,7 @@ def data_plates(shape: torch.Size) -> ExitStack:
     """
     stack = ExitStack()
     for i, size in enumerate(reversed(shape)):
-        stack.enter_context(pyro.plate("data" if i == 0 else f"data_{i}", size, dim=-1 - i))
+        stack.enter_context(pyro.plate(DATA if i == 0 else f"{DATA}_{i}", size, dim=-1 - i))
     return stack
 
 

@@ -19,10 +19,8 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.sites import HALTED, HEAD_LOSS, OBSERVED, STATE_H, STATE_L, transition_of
+from pyro_gram.inference.sites import DATA, HALTED, HEAD_LOSS, OBSERVED, STATE_H, STATE_L, transition_of
 from pyro_gram.networks.core import LatentState
-
-DATA = "data"  # the plate of the inputs (``sites.data_plates``)
 
 
 @dataclass(frozen=True)

@@ -89,16 +89,20 @@ def density(trace, names, shape):
     return sum(trace.nodes[n]["fn"].log_prob(trace.nodes[n]["value"]).expand(shape).double() for n in names)
 
 
-def test_weights_count_a_latent_of_the_users_own():
-    model, guide, x, y = pair()
-    torch.manual_seed(4)
+def weights_by_hand(guide, x, y, latent, seed):
+    """log p - log q of three trajectories of each input, with the user's own latent."""
+    torch.manual_seed(seed)
     with torch.no_grad(), pyro.plate("trajectories", 3, dim=-2):
         guide(x, y, truncated=False)
     p, q = guide.get_traces()
-    latents = ["eps_0", "eps_1", "c"]
-    expected = density(p, [*latents, "y"], (3, B)) - density(q, latents, (3, B))
+    latents, shape = ["eps_0", "eps_1", latent], (3, len(y))
+    return density(p, [*latents, "y"], shape) - density(q, latents, shape)
+
+
+def test_weights_count_a_latent_of_the_users_own():
+    model, guide, x, y = pair()
     found = guide_draws(model, guide, x, y, steps=1, num_samples=3, seed=4).log_weight
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, weights_by_hand(guide, x, y, "c", seed=4))
 
 
 def test_the_importance_bound_equals_renyis():
@@ -232,13 +236,7 @@ def test_weights_of_inputs_that_share_a_latent_are_refused_and_those_of_one_inpu
         with pytest.raises(ConfigError, match="all inputs share the site 'all'"):
             guide_draws(model, guide, x, y, steps=1, num_samples=3, max_traced=most)
     found = guide_draws(model, guide, x[:1], y[:1], steps=1, num_samples=3, seed=2)
-    torch.manual_seed(2)
-    with torch.no_grad(), pyro.plate("trajectories", 3, dim=-2):
-        guide(x[:1], y[:1], truncated=False)
-    p, q = guide.get_traces()
-    latents = ["eps_0", "eps_1", "all"]
-    expected = density(p, [*latents, "y"], (3, 1)) - density(q, latents, (3, 1))
-    torch.testing.assert_close(found.log_weight, expected)
+    torch.testing.assert_close(found.log_weight, weights_by_hand(guide, x[:1], y[:1], "all", seed=2))
 
 
 def test_a_mask_takes_a_site_out_of_weights_and_terms_and_a_scale_does_not():
@@ -344,14 +342,8 @@ class Auxiliary(AmortizedGuide):
 
 def test_auxiliary_draws_of_an_effect_guide_cancel_as_in_pyro():
     model, guide, x, y = pair(guide_class=Auxiliary)
-    torch.manual_seed(4)
-    with torch.no_grad(), pyro.plate("trajectories", 3, dim=-2):
-        guide(x, y, truncated=False)
-    p, q = guide.get_traces()
-    latents = ["eps_0", "eps_1", "c"]
-    expected = density(p, [*latents, "y"], (3, B)) - density(q, latents, (3, B))
     found = guide_draws(model, guide, x, y, steps=1, num_samples=3, seed=4).log_weight
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, weights_by_hand(guide, x, y, "c", seed=4))
     torch.manual_seed(4)
     settings = {"num_particles": 3, "vectorize_particles": True, "max_plate_nesting": 1}
     with pyro.validation_enabled(False):  # which warns of auxiliary sites in the model
