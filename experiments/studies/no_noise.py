@@ -1,0 +1,67 @@
+"""How right is one trajectory without noise? ``python experiments/studies/no_noise.py`` for every committed checkpoint.
+
+Every guidance is its prior's mean, so that an input has one trajectory and one answer, at the cost of one sample. It is
+measured on the whole test split.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyro_gram
+from pyro_gram.cli import Parser, call
+from pyro_gram.diagnostics.intervals import wilson
+from pyro_gram.errors import UserError
+from pyro_gram.files import check_writable, write_json
+from pyro_gram.inference.temper import AtMean
+from pyro_gram.machine import environment
+
+HERE = Path(__file__).parent
+CHECKPOINTS = HERE.parent.parent / "checkpoints"
+NAMES = ("coloring8", "coloring10", "nqueens8", "nqueens10", "sudoku4", "sudoku6")
+
+
+def study_of(path: Path, most: int | None = None) -> dict[str, Any]:
+    """The accuracy of one checkpoint's trajectories without noise on the first ``most`` test inputs; None for all."""
+    solver = pyro_gram.load(path)
+    test = solver.task.split("test")
+    puzzles = test if most is None else test.subset(most)
+    with AtMean():
+        rolled = solver.sample(puzzles.inputs, 1, halt=1.0 if solver.has_heads else None)
+    accuracy = solver.task.valid(puzzles.inputs, rolled.tokens).double().mean().item()
+    return {
+        "num_inputs": len(puzzles),
+        "depth": solver.default_depth,
+        "accuracy": accuracy,
+        "interval": wilson(accuracy, len(puzzles)),
+    }
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser("no_noise.py", description=__doc__)
+    parser.add_argument("--checkpoints", nargs="+", metavar="NAME", default=NAMES, help=f"default: {' '.join(NAMES)}")
+    parser.add_argument("--inputs", type=int, metavar="B", help="the first test inputs of each (default: all)")
+    parser.add_argument("--out", type=Path, default=HERE / "no_noise.json", metavar="FILE")
+    arguments = parser.parse_args(argv)
+    if arguments.inputs is not None and arguments.inputs < 1:
+        raise UserError(f"--inputs must be at least 1, not {arguments.inputs}")
+    paths = {name: CHECKPOINTS / f"{name}.safetensors" for name in arguments.checkpoints}
+    for name, path in paths.items():
+        if not path.exists():
+            raise UserError(f"no committed checkpoint {name!r}: there is no {path}")
+    check_writable(arguments.out)
+    results: dict[str, Any] = {"environment": environment(), "checkpoints": {}}
+    for name, path in paths.items():
+        print(name, file=sys.stderr)
+        results["checkpoints"][name] = study_of(path, arguments.inputs)
+        write_json(arguments.out, results)
+    for name, study in results["checkpoints"].items():
+        print(f"{name}: {study['accuracy']:.4f} of {study['num_inputs']:,} test inputs")
+    print(f"results: {arguments.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(call(main))

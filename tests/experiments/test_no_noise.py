@@ -1,0 +1,36 @@
+"""The study of trajectories without noise, on a few inputs of committed checkpoints."""
+
+import pytest
+
+import pyro_gram
+from experiments.studies import no_noise
+from pyro_gram.cli import call
+from pyro_gram.files import read_json
+from pyro_gram.inference.temper import AtMean
+
+
+def test_the_one_answer_of_an_input_without_noise_is_scored(tmp_path):
+    out = tmp_path / "no_noise.json"
+    words = ["--checkpoints", "nqueens8", "sudoku6", "--inputs", "40", "--out", str(out)]
+    assert call(no_noise.main, words) == 0
+    for name, study in read_json(out)["checkpoints"].items():
+        solver = pyro_gram.load(no_noise.CHECKPOINTS / f"{name}.safetensors")
+        x = solver.task.split("test").inputs[:40]
+        with AtMean():
+            rolled = solver.sample(x, 3, seed=7, halt=1.0)
+        assert (rolled.tokens == rolled.tokens[:1]).all()  # no draw is left: every trajectory is the same
+        assert study["accuracy"] == pytest.approx(solver.task.valid(x, rolled.tokens[0]).double().mean().item())
+        assert study["num_inputs"] == 40
+        assert study["interval"][0] < study["accuracy"] <= study["interval"][1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--checkpoints", "chess"], "no committed checkpoint 'chess'"),
+        (["--inputs", "0"], "--inputs must be at least 1, not 0"),
+    ],
+)
+def test_what_cannot_be_measured_ends_in_one_line(words, message, tmp_path, capsys):
+    assert call(no_noise.main, [*words, "--out", str(tmp_path / "no_noise.json")]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
