@@ -90,8 +90,8 @@ class Solved:
 
     @property
     def frequencies(self) -> str:
-        """What the frequencies of answers estimate: ``p(y|x)`` of the model as it is, or why they do not."""
-        return f"not p(y|x): {', '.join(self.altered)}" if self.altered else "p(y|x)"
+        """What the frequencies of answers estimate: ``p(y|x)`` of the model at its depth, or why they do not."""
+        return f"not p(y|x): {', '.join(self.altered)}" if self.altered else f"p(y|x) at depth {self.depth}"
 
     def to_dict(self) -> dict[str, Any]:
         """As ``solve.py --json`` prints it; the value of an answer where it was selected by that."""
@@ -212,7 +212,7 @@ class Solver:
             temper, halt, width: as for :meth:`sample`.
         """
         wider = self._temper(temper)
-        found = [told(wider.scale, wider.transitions)] if wider.transitions else []
+        found = [told(wider.scale, wider.transitions)] if wider.transitions and wider.scale != 1 else []
         if width == "smc":
             return (*found, "filtered by the value head")
         stops = self._halt(halt)

@@ -82,6 +82,10 @@ class MeanFieldELBO(_KeepTerms, TraceMeanField_ELBO):
 
     sampled: tuple[str, str] | None = None
 
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """A number, as Pyro's. ``loss_and_grads`` returns a tensor instead, so that training need not wait for it."""
+        return float(super().loss(model, guide, *args, **kwargs))
+
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         unwrapped = poutine.unwrap(guide)
         if is_validation_enabled() or not isinstance(unwrapped, EffectGuide):

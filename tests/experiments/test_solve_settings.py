@@ -143,8 +143,9 @@ def test_a_person_is_told_of_steps_that_were_saved(headed, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--halt", 1], "p(y|x)"),
-        (["--halt", 1, "--width", "sobol"], "p(y|x)"),
+        (["--halt", 1], "p(y|x) at depth 2"),
+        (["--halt", 1, "--depth", 3, "--width", "sobol"], "p(y|x) at depth 3"),
+        (["--halt", 1, "--temper", 1, 2], "p(y|x) at depth 2"),
         ([], "not p(y|x): halting at P = 0.999"),
         (["--halt", 0.7, "--temper", 2, 3], "not p(y|x): sigma x 2 in the first 3 transitions, halting at P = 0.7"),
         (["--halt", 1, "--temper", 2, 3], "not p(y|x): sigma x 2 in the first 3 transitions"),
@@ -155,8 +156,8 @@ def test_the_output_says_whether_frequencies_estimate_p(words, expected, headed,
     assert {o["frequencies"] for o in solve(*words)} == {expected}
     (tmp_path / "one.g6").write_text("Cr")
     assert cli(experiments.solve.main, "--checkpoint", headed, "--input", tmp_path / "one.g6", *words) == 0
-    told = "an estimate of p(y|x)" if expected == "p(y|x)" else expected
-    assert f"\n  frequencies: {told}\n" in capsys.readouterr().out
+    line = f"an estimate of {expected}" if expected.startswith("p(y|x)") else expected
+    assert f"\n  frequencies: {line}\n" in capsys.readouterr().out
 
 
 def test_a_run_that_was_measured_with_a_temper_says_so_unless_told_otherwise(headed):
@@ -165,7 +166,7 @@ def test_a_run_that_was_measured_with_a_temper_says_so_unless_told_otherwise(hea
     (solved,) = solver.solve("Cr", num_samples=2, halt=1)
     assert solved.frequencies == "not p(y|x): sigma x 1.9 in the first 2 transitions"
     (solved,) = solver.solve("Cr", num_samples=2, halt=1, temper=TemperConfig())
-    assert (solved.frequencies, solved.altered) == ("p(y|x)", ())
+    assert (solved.frequencies, solved.altered) == (f"p(y|x) at depth {solver.default_depth}", ())
 
 
 # ---- selection -------------------------------------------------------------------------------------------------------
