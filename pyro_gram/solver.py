@@ -212,7 +212,7 @@ class Solver:
             temper, halt, width: as for :meth:`sample`.
         """
         wider = self._temper(temper)
-        found = [told(wider.scale, wider.transitions)] if wider.transitions and wider.scale != 1 else []
+        found = [told(wider.scale, wider.transitions)] if wider.transitions else []
         if width == "smc":
             return (*found, "filtered by the value head")
         stops = self._halt(halt)

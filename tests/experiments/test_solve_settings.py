@@ -145,7 +145,6 @@ def test_a_person_is_told_of_steps_that_were_saved(headed, tmp_path, capsys):
     [
         (["--halt", 1], "p(y|x) at depth 2"),
         (["--halt", 1, "--depth", 3, "--width", "sobol"], "p(y|x) at depth 3"),
-        (["--halt", 1, "--temper", 1, 2], "p(y|x) at depth 2"),
         ([], "not p(y|x): halting at P = 0.999"),
         (["--halt", 0.7, "--temper", 2, 3], "not p(y|x): sigma x 2 in the first 3 transitions, halting at P = 0.7"),
         (["--halt", 1, "--temper", 2, 3], "not p(y|x): sigma x 2 in the first 3 transitions"),
