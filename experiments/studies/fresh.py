@@ -76,6 +76,14 @@ def measure_draws(solver: Solver, puzzles: PuzzleSet, seeds: int) -> dict[str, A
     }
 
 
+def committed(name: str) -> Path:
+    """The committed checkpoint of that name. Raises UserError where there is none."""
+    path = CHECKPOINTS / f"{name}.safetensors"
+    if not path.exists():
+        raise UserError(f"no committed checkpoint {name!r}: there is no {path}")
+    return path
+
+
 def settings_of(path: Path, arguments: Any) -> dict[str, Any]:
     """What must be the same where a checkpoint is not measured again: its weights, and how much is measured."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -115,9 +123,7 @@ def main(argv: list[str]) -> int:
     check_writable(arguments.out)
     results = read_json(arguments.out) if arguments.out.exists() else {}
     for name in arguments.checkpoints:
-        path = CHECKPOINTS / f"{name}.safetensors"
-        if not path.exists():
-            raise UserError(f"no committed checkpoint {name!r}: there is no {path}")
+        path = committed(name)
         settings = settings_of(path, arguments)
         if all(results.get(name, {}).get(key) == value for key, value in settings.items()):
             continue

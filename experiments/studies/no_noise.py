@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyro_gram
+from experiments.studies.fresh import committed
 from pyro_gram.cli import Parser, call
 from pyro_gram.diagnostics.intervals import wilson
 from pyro_gram.errors import UserError
@@ -19,7 +20,6 @@ from pyro_gram.inference.temper import AtMean
 from pyro_gram.machine import environment
 
 HERE = Path(__file__).parent
-CHECKPOINTS = HERE.parent.parent / "checkpoints"
 NAMES = ("coloring8", "coloring10", "nqueens8", "nqueens10", "sudoku4", "sudoku6")
 
 
@@ -47,10 +47,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.inputs is not None and arguments.inputs < 1:
         raise UserError(f"--inputs must be at least 1, not {arguments.inputs}")
-    paths = {name: CHECKPOINTS / f"{name}.safetensors" for name in arguments.checkpoints}
-    for name, path in paths.items():
-        if not path.exists():
-            raise UserError(f"no committed checkpoint {name!r}: there is no {path}")
+    paths = {name: committed(name) for name in arguments.checkpoints}
     check_writable(arguments.out)
     results: dict[str, Any] = {"environment": environment(), "checkpoints": {}}
     for name, path in paths.items():

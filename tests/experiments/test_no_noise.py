@@ -4,6 +4,7 @@ import pytest
 
 import pyro_gram
 from experiments.studies import no_noise
+from experiments.studies.fresh import committed
 from pyro_gram.cli import call
 from pyro_gram.files import read_json
 from pyro_gram.inference.temper import AtMean
@@ -14,7 +15,7 @@ def test_the_one_answer_of_an_input_without_noise_is_scored(tmp_path):
     words = ["--checkpoints", "nqueens8", "sudoku6", "--inputs", "40", "--out", str(out)]
     assert call(no_noise.main, words) == 0
     for name, study in read_json(out)["checkpoints"].items():
-        solver = pyro_gram.load(no_noise.CHECKPOINTS / f"{name}.safetensors")
+        solver = pyro_gram.load(committed(name))
         x = solver.task.split("test").inputs[:40]
         with AtMean():
             rolled = solver.sample(x, 3, seed=7, halt=1.0)

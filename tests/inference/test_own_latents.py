@@ -128,7 +128,7 @@ def test_terms_add_up_to_pyros_bound_whatever_the_elbo_is_called(name, observed,
         torch.manual_seed(1)
         loss = elbo.loss(model, guide, x, y)
     assert type(loss) is float  # as Pyro's
-    assert elbo.terms.elbo.sum().item() == pytest.approx(-float(expected), rel=1e-5)
+    assert elbo.terms.elbo.sum().item() == pytest.approx(-expected, rel=1e-5)
     if name != "trace":
         assert loss == pytest.approx(expected, rel=1e-5)
     c = (0.3**2 + 0.7**2 - 1) / 2 - torch.tensor(0.3).log()
