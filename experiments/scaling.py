@@ -28,7 +28,8 @@ from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit, sol
 from pyro_gram.diagnostics.scaling import scaling_figure
 from pyro_gram.errors import UserError
 from pyro_gram.files import check_writable, read_json, write_json, write_via
-from pyro_gram.inference.sampling import Rollout, at_once, beside, check_has_heads, rollout
+from pyro_gram.inference.decode import beside
+from pyro_gram.inference.sampling import Rollout, at_once, check_has_heads, rollout
 from pyro_gram.inference.temper import AtMean
 from pyro_gram.inference.width import Width
 from pyro_gram.machine import environment

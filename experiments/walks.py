@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pyro_gram.files import read_json, write_json
-from pyro_gram.inference.sampling import Decode, Rollout, advance, at_once, beside, quiet
+from pyro_gram.inference.decode import Decode, advance, beside, quiet
+from pyro_gram.inference.sampling import Rollout, at_once
 from pyro_gram.inference.sites import HALT, OBSERVED, VALUE
 from pyro_gram.inference.temper import Temper
 from pyro_gram.machine import environment

@@ -14,10 +14,12 @@ from pyro_gram.diagnostics.metrics import excess, measure, solution_ids, winners
 from pyro_gram.diagnostics.trajectories import attractors
 from pyro_gram.files import write_json
 from pyro_gram.heads import takes_heads, train_heads
-from pyro_gram.inference.bounds import Bounds, bounds, prior_log_likelihood
+from pyro_gram.inference.bounds import Bounds, bounds
+from pyro_gram.inference.decode import beside
 from pyro_gram.inference.guide import why_no_guide
 from pyro_gram.inference.importance import MAX_TRACED
-from pyro_gram.inference.sampling import Rollout, at_once, beside, rollout
+from pyro_gram.inference.likelihood import prior_log_likelihood
+from pyro_gram.inference.sampling import Rollout, at_once, rollout
 from pyro_gram.inference.sites import WHERE
 from pyro_gram.machine import environment, peak_memory_mb
 from pyro_gram.run_report import draw_figures, write_run_report

@@ -19,10 +19,10 @@ from pyro_gram.checkpoint import load_model
 from pyro_gram.checks import check_choice
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import InputError, UserError
+from pyro_gram.inference.decode import beside
 from pyro_gram.inference.sampling import (
     Rollout,
     at_once,
-    beside,
     check_counts,
     check_has_heads,
     has_heads,

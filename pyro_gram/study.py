@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from pyro_gram.diagnostics.report import Section
 from pyro_gram.diagnostics.verdicts import Verdict
 from pyro_gram.files import write_via
+from pyro_gram.inference.decode import beside
 from pyro_gram.inference.guide import why_no_guide
-from pyro_gram.inference.sampling import beside
 from pyro_gram.inference.temper import TemperConfig
 from pyro_gram.solver import Solver
 from pyro_gram.tasks.base import PuzzleSet

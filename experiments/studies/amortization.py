@@ -26,9 +26,9 @@ from pyro_gram.checkpoint import load_model
 from pyro_gram.cli import Parser, call
 from pyro_gram.errors import ConfigError
 from pyro_gram.files import check_writable, write_json
-from pyro_gram.inference.bounds import prior_log_likelihood
 from pyro_gram.inference.elbo import MeanFieldELBO
 from pyro_gram.inference.importance import guide_draws, log_evidence
+from pyro_gram.inference.likelihood import prior_log_likelihood
 from pyro_gram.inference.sites import transition_of
 from pyro_gram.machine import environment
 from pyro_gram.tasks.stream import generator_for

@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_gram.diagnostics.inference_data import from_groups
 from pyro_gram.diagnostics.metrics import solution_ids
+from pyro_gram.inference.decode import beside, quiet, unrolled
 from pyro_gram.inference.guide import why_no_guide
-from pyro_gram.inference.importance import MAX_TRACED, GuidanceScale, guide_draws
-from pyro_gram.inference.sampling import at_once, beside, quiet, unrolled
-from pyro_gram.inference.sites import HALT, OBSERVED, VALUE
+from pyro_gram.inference.importance import MAX_TRACED, guidance_scale, guide_draws
+from pyro_gram.inference.sampling import at_once
+from pyro_gram.inference.sites import HALT, OBSERVED, VALUE, transition_of
 from pyro_gram.tasks.base import PuzzleSet, Task
 from pyro_gram.tasks.stream import generator_for, sub_seed
 
@@ -112,10 +114,22 @@ def _guide(
     }
 
 
+class _GuidanceScale(Messenger):
+    """Notes the scale of each transition's guidance as it passes, ``[...]`` each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_transition: list[Tensor] = []
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if transition_of(msg["name"]) is not None:
+            self.by_transition.append(guidance_scale(msg["value"]))
+
+
 def _prior(task: Task, model: nn.Module, puzzles: PuzzleSet, *, depth: int, draws: int, seed: int) -> Groups:
     x, shape = beside(model, puzzles.inputs), (draws, len(puzzles))
     by_step: dict[str, list[Tensor]] = {}
-    with quiet(model, x), GuidanceScale() as scale:
+    with quiet(model, x), _GuidanceScale() as scale:
         torch.manual_seed(seed)
         for end in unrolled(model, x, depth=depth, num_samples=draws):
             tokens, h = end.values[OBSERVED], end.state.h

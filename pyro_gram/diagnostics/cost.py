@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pyro_gram.inference.sampling import advance, beside, quiet
+from pyro_gram.inference.decode import advance, beside, quiet
 from pyro_gram.networks.layers import Block
 
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from pyro_gram.diagnostics.collect import project
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.importance import MAX_TRACED, GuidanceScale, guide_draws
-from pyro_gram.inference.sampling import check_counts, quiet
-from pyro_gram.inference.sites import OBSERVED, STATE_H
+from pyro_gram.inference.decode import quiet
+from pyro_gram.inference.importance import MAX_TRACED, guidance_scale, guide_draws
+from pyro_gram.inference.sampling import check_counts
+from pyro_gram.inference.sites import OBSERVED, STATE_H, transition_of
 from pyro_gram.tasks.stream import sub_seed
 
 BAND_DRAWS = 1000  # simulations behind the simultaneous band
@@ -121,18 +122,19 @@ def simulate(
 
 def _drawn(model: nn.Module, x: Tensor | None, depth: int, seed: int, count: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Data that the program draws, y int64 ``[B, L_out]``, and the summaries of the trajectories behind them."""
-    with quiet(model, x), GuidanceScale() as scale, pyro.plate("trajectories", 1 if x is not None else count, dim=-2):
+    with quiet(model, x), pyro.plate("trajectories", 1 if x is not None else count, dim=-2):
         torch.manual_seed(seed)
         trace = poutine.trace(model).get_trace(x, None, None, steps=depth, truncated=False)
-    if not scale.by_transition:
+    guidance = [site["value"] for name, site in trace.nodes.items() if transition_of(name) is not None]
+    if not guidance:
         raise ConfigError("ranks are of guidance, and this model has none")
     y = trace.nodes[OBSERVED]["value"]
     shape = y.shape[:2]  # [1, B], or [M, 1] without input
     log_p = trace.nodes[OBSERVED]["fn"].log_prob(y).expand(shape)
     h = trace.nodes[STATE_H]["value"]
     h = h.expand(*shape, *h.shape[-2:])
-    guidance = torch.stack([t.expand(shape) for t in scale.by_transition])
-    truth = {name: values.flatten().cpu() for name, values in _summaries(guidance, h, log_p).items()}
+    scales = torch.stack([guidance_scale(eps).expand(shape) for eps in guidance])
+    truth = {name: values.flatten().cpu() for name, values in _summaries(scales, h, log_p).items()}
     return y.flatten(0, 1), truth
 
 

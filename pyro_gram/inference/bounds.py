@@ -1,8 +1,7 @@
-"""The bounds of a model on given pairs (x, y): full (Eq. 13) and surrogate (Eq. 14), at beta = 1, and log p(y | x)."""
+"""The bounds of a model on given pairs (x, y): full (Eq. 13) and surrogate (Eq. 14), at beta = 1."""
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +11,11 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyro_gram.errors import ConfigError
 from pyro_gram.inference.elbo import BalancedELBO
-from pyro_gram.inference.importance import MAX_TRACED, split_pairs
-from pyro_gram.inference.sampling import MAX_TRAJECTORIES, rollout_log_prob
+from pyro_gram.inference.importance import MAX_TRACED, inputs_at_once, split_pairs
 from pyro_gram.inference.sites import DRAWN, OBSERVED
-from pyro_gram.inference.terms import StepTerms
+from pyro_gram.inference.terms import StepTerms, check_pieces, without_sites
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,16 @@ class _Answer(Messenger):
 
 
 def terms(model: nn.Module, guide: nn.Module, *args: Any, **kwargs: Any) -> StepTerms:
-    """Reconstruction, KLs and final state of one pass under the guide, at beta = 1, without gradient."""
+    """Reconstruction, KLs and final state of one pass under the guide, at beta = 1, without gradient.
+
+    Raises:
+        ConfigError: the program lacks one of the sites y, h and l.
+    """
     elbo = BalancedELBO()  # without a gradient its balance is nothing, and it knows KLs without closed form
     with torch.no_grad(), pyro.validation_enabled(False):
         elbo.loss(model, guide, *args, **kwargs)
-    assert elbo.terms is not None
+    if elbo.terms is None:
+        raise ConfigError(without_sites())
     return elbo.terms
 
 
@@ -76,11 +80,16 @@ def bounds(
     Args:
         steps: supervision steps of the full bound.
         trained: supervision steps of the surrogate, N_sup; as many where None.
-        max_traced: bounds the memory: the most inputs whose whole trajectories are held at once.
+        max_traced: bounds the memory: the most inputs whose whole trajectories are held at once. One of Pyro's
+            autoguides, which belongs to its batch, is given all together.
+
+    Raises:
+        ConfigError: a latent that the guide does not answer; a program without the sites y, h and l; a program or guide
+            that holds tensors of one batch.
     """
     parts = []
     with torch.random.fork_rng(devices=[y.device] if y.is_cuda else []):
-        for chunk, (a, b) in enumerate(split_pairs(x, y, max_traced)):
+        for chunk, (a, b) in enumerate(split_pairs(x, y, inputs_at_once(guide, y, max_traced))):
             torch.manual_seed(seed + chunk)
             parts.append(_bounds(model, guide, a, b, steps, trained or steps, len(b) / len(y)))
     return Bounds(
@@ -99,6 +108,7 @@ def _bounds(
     """The bounds of some of the inputs, which are ``share`` of all and pay so much of what all inputs share."""
     with _Answer() as answer:
         whole = terms(model, guide, x, y, steps=steps, truncated=False)
+    check_pieces(whole.reconstruction.shape, (len(y),))
     state, by_step = None, []
     for _ in range(trained):
         one = terms(model, guide, x, y, state)
@@ -115,33 +125,3 @@ def _bounds(
         others=(whole.others - spared).cpu(),
         tokens=tokens,
     )
-
-
-def prior_log_likelihood(
-    model: nn.Module,
-    x: Tensor | None,
-    y: Tensor,
-    *,
-    depth: int,
-    num_samples: int,
-    seed: int = 0,
-    max_trajectories: int = MAX_TRAJECTORIES,
-) -> Tensor:
-    """log p(y | x) by prior Monte Carlo: the log of the mean of p(y | h_T) over trajectories of the prior.
-
-    Unbiased for p, so below log p on average, by an amount that falls with ``num_samples``.
-
-    Args:
-        x: inputs, ``[B, *event]``; None for p(x).
-        y: answers, ``[B, L_out]``; they are looked at only after each trajectory has ended.
-        depth: supervision steps.
-        num_samples: S.
-        max_trajectories: the most that run at once.
-
-    Returns:
-        nats per input, ``[B]``.
-    """
-    log_p = rollout_log_prob(
-        model, x, y, depth=depth, num_samples=num_samples, seed=seed, max_trajectories=max_trajectories
-    )
-    return log_p.cpu().logsumexp(0) - math.log(num_samples)

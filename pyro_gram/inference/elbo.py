@@ -6,10 +6,10 @@ Everything is in nats. Losses are sums over the batch times whatever ``poutine.s
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -17,7 +17,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Distribution, kl_divergence
 
 from pyro_gram.checks import FRACTION, check_choice, check_range
 from pyro_gram.inference.families import type_of
@@ -99,50 +99,60 @@ class MeanFieldELBO(_KeepTerms, TraceMeanField_ELBO):
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
         check_answered(model_trace, guide_trace)
         self.sampled = None
-        kls = self._guidance_kls(model_trace, guide_trace)
         points = [n for n, s in counted_sites(guide_trace) if n in model_trace.nodes and is_point(s["fn"])]
-        done = list(dict.fromkeys([*guidance_sites(model_trace), *points]))
-        rest, rest_of_guide = (_without(trace, done) for trace in (model_trace, guide_trace))
-        rest.compute_log_prob()
-        rest_of_guide.compute_score_parts()
-        for name, site in counted_sites(rest_of_guide):
-            _check_gradient(name, site)
-        if rest_of_guide.nodes:
-            loss, surrogate = super()._differentiable_loss_particle(rest, rest_of_guide)
-        else:  # observed sites alone, whose sum need not leave the device
-            surrogate = -sum(site["log_prob_sum"] for site in rest.nodes.values())
-            loss = torch.as_tensor(surrogate).detach()
-        for name in done:
-            site = model_trace.nodes[name]
-            if site["mask"] is False:
+        names = list(dict.fromkeys([*guidance_sites(model_trace), *points]))
+        loss, surrogate = self._by_pyro(_without(model_trace, names), _without(guide_trace, names))
+        kls = {}
+        for name in names:
+            site, guide_site = model_trace.nodes[name], guide_trace.nodes.get(name)
+            if guide_site is None or (site["mask"] is False and guide_site["mask"] is False):
                 continue
-            if name not in kls:  # a point, which no KL compares
-                kls[name] = guide_trace.nodes[name]["fn"].log_prob(site["value"]) - site["fn"].log_prob(site["value"])
-            charged = scale_and_mask(kls[name], site["scale"], site["mask"]).sum()
+            under_q, under_p = self._divergence(name, site, guide_site)
+            charged = scale_and_mask(under_q, guide_site["scale"], guide_site["mask"]).sum()
+            kls[name] = weighted(under_q.detach(), guide_site)
+            if under_p is not None:
+                charged = charged - scale_and_mask(under_p, site["scale"], site["mask"]).sum()
+                kls[name] = kls[name] - weighted(under_p.detach(), site)
             loss, surrogate = loss + charged.detach(), surrogate + charged
-        self._keep(model_trace, guide_trace, {n: weighted(kl, model_trace.nodes[n]) for n, kl in kls.items()})
+        self._keep(model_trace, guide_trace, kls)
         return torch.as_tensor(loss), surrogate
 
-    def _guidance_kls(self, model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:
-        """KL(q || p) of the charged guidance sites, by name; nats, of the site's batch shape."""
-        kls = {}
-        for name in guidance_sites(model_trace):
-            site, guide_site = model_trace.nodes[name], guide_trace.nodes.get(name)
-            if site["mask"] is False or guide_site is None:
-                continue
-            if guide_site["fn"] is site["fn"]:  # the guide follows the prior
-                kls[name] = torch.zeros(site["fn"].batch_shape, device=site["value"].device)
-            elif not is_point(guide_site["fn"]):
-                _check_gradient(name, guide_site)
-                kls[name] = self._kl(guide_site["fn"], site["fn"], site["value"])
-        return kls
+    def _by_pyro(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
+        """Pyro's loss of the sites in these traces, and what has its gradient."""
+        model_trace.compute_log_prob()
+        guide_trace.compute_score_parts()
+        for name, site in counted_sites(guide_trace):
+            _check_gradient(name, site)
+        if guide_trace.nodes:
+            return super()._differentiable_loss_particle(model_trace, guide_trace)
+        # Observed sites alone, whose sum need not leave the device.
+        surrogate = -sum(site["log_prob_sum"] for site in model_trace.nodes.values())
+        return torch.as_tensor(surrogate).detach(), surrogate
 
-    def _kl(self, q: Any, p: Any, value: Tensor) -> Tensor:
+    def _divergence(self, name: str, site: Any, guide_site: Any) -> tuple[Tensor, Tensor | None]:
+        """KL(q || p) and None, or log q and log p at the draw; nats, of the site's batch shape, unscaled, unmasked.
+
+        Each of two counts under the scale and mask of its own site, a KL under the guide's, as in Pyro.
+        """
+        q, p, value = guide_site["fn"], site["fn"], site["value"]
+        if is_point(q):
+            return q.log_prob(value), p.log_prob(value)
+        _check_gradient(name, guide_site)
+        if q is p:  # the guide follows the prior
+            return torch.zeros(p.batch_shape, device=value.device), None
         try:
-            return kl_divergence(q, p)
+            return self._kl(q, p), None
         except NotImplementedError:
             self.sampled = type_of(q), type_of(p)
-            return q.log_prob(value) - p.log_prob(value)
+            return self._log_densities(q, p, value)
+
+    def _kl(self, q: Any, p: Any) -> Tensor:
+        """KL(q || p) in closed form. Raises NotImplementedError where there is none."""
+        return kl_divergence(q, p)
+
+    def _log_densities(self, q: Any, p: Any, value: Tensor) -> tuple[Tensor, Tensor]:
+        """log q and log p at a draw of q, where there is no KL in closed form."""
+        return q.log_prob(value), p.log_prob(value)
 
 
 class BalancedELBO(MeanFieldELBO):
@@ -165,12 +175,11 @@ class BalancedELBO(MeanFieldELBO):
         self.balance = balance
         check_range(self, balance=FRACTION)
 
-    def _kl(self, q: Any, p: Any, value: Tensor) -> Tensor:
-        try:
-            return kl_divergence(scale_gradient(q, 1 - self.balance), scale_gradient(p, self.balance))
-        except NotImplementedError:
-            self.sampled = type_of(q), type_of(p)
-            return sampled_kl(q, p, value, self.balance)
+    def _kl(self, q: Any, p: Any) -> Tensor:
+        return kl_divergence(scale_gradient(q, 1 - self.balance), scale_gradient(p, self.balance))
+
+    def _log_densities(self, q: Any, p: Any, value: Tensor) -> tuple[Tensor, Tensor]:
+        return balanced_log_densities(q, p, value, self.balance)
 
 
 def _without(trace: Trace, names: list[str]) -> Trace:
@@ -191,16 +200,19 @@ def _check_gradient(name: str, guide_site: Any) -> None:
         )
 
 
-def sampled_kl(q: Any, p: Any, value: Tensor, balance: float) -> Tensor:
-    """log q - log p at a draw of q, its gradient balanced: ``balance`` of it reaches what p is made of.
+def balanced_log_densities(q: Any, p: Any, value: Tensor, balance: float) -> tuple[Tensor, Tensor]:
+    """log q and log p at a draw of q, the gradient of their difference balanced: ``balance`` of it reaches p.
 
     Args:
         value: the draw, with its gradient; what flows back through it trains q, and gets the rest.
     """
     balance = min(max(balance, 1e-6), 1 - 1e-6)
     through_q = _ScaleGradient.apply(value, (1 - balance) / balance)
+    soft = getattr(value, "_unquantize", None)  # of a straight-through draw of Pyro's, whose density is that of this
+    if soft is not None:
+        through_q._unquantize = _ScaleGradient.apply(soft, (1 - balance) / balance)
     log_p = _ScaleGradient.apply(p.log_prob(through_q), balance)
-    return _ScaleGradient.apply(q.log_prob(value), 1 - balance) - log_p
+    return _ScaleGradient.apply(q.log_prob(value), 1 - balance), log_p
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -215,18 +227,21 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(distribution: Any, factor: float) -> Any:
-    """The same distribution, with every gradient into its parameters multiplied by ``factor``."""
-    if isinstance(distribution, torch.distributions.Independent):
-        base = scale_gradient(distribution.base_dist, factor)
-        return dist.Independent(base, distribution.reinterpreted_batch_ndims)
-    names = distribution.arg_constraints
-    # Distributions given twice over (probs and logits) name both; only what was given stands in the instance.
-    arguments = {
-        name: _ScaleGradient.apply(vars(distribution)[name], factor) for name in names if name in vars(distribution)
-    }
-    if not arguments:  # a mixture, a flow: built of other distributions
+    """The same distribution, with every gradient into its tensors multiplied by ``factor``.
+
+    Distributions within it (of an Independent, a Beta, a LogNormal) are copied in the same way.
+
+    Raises:
+        NotImplementedError: it holds no tensor: its parameters lie elsewhere.
+    """
+    clone = copy.copy(distribution)
+    parts = {name: part for name, part in vars(distribution).items() if isinstance(part, Tensor | Distribution)}
+    if not parts:
         raise NotImplementedError
-    return type(distribution)(**arguments, validate_args=False)
+    for name, part in parts.items():
+        scaled = scale_gradient(part, factor) if isinstance(part, Distribution) else _ScaleGradient.apply(part, factor)
+        vars(clone)[name] = scaled
+    return clone
 
 
 ELBOS = ("balanced", "mean_field", "trace")

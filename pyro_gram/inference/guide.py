@@ -15,8 +15,10 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.contrib.autoname.scoping import NameCountMessenger, ScopeMessenger
 from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.reparam_messenger import ReparamMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
@@ -29,6 +31,18 @@ from pyro_gram.inference.sites import announce, plate_shape, proposal, transitio
 from pyro_gram.inference.terms import is_point
 
 RENAMED = re.compile(r"(?<![A-Za-z0-9_])eps_\d+")  # a guidance site under another name: "eps_0_decentered", "a/eps_0"
+PREFIXED = re.compile(r"/|__\d+$")  # what scope and name_count make of a name
+
+
+class _NothingObserved(Messenger):
+    """Raises NotImplementedError where a guide observes something while it answers: only outer traces would see it."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and not msg["infer"].get("_deterministic"):
+            raise NotImplementedError(
+                f"the guide observes {msg['name']!r} while it answers, which the bound would count and importance "
+                "weights would not: put the factor or observation into the model"
+            )
 
 
 class EffectGuide(GuideMessenger, nn.Module):
@@ -99,7 +113,8 @@ class EffectGuide(GuideMessenger, nn.Module):
         if arguments.get("y") is None:
             raise ValueError(without_answer(self))
         announce("guide", self)
-        self._code = self.encode(arguments.get("x"), arguments["y"])
+        with _NothingObserved():
+            self._code = self.encode(arguments.get("x"), arguments["y"])
         try:
             with answered():
                 values = super().__call__(*args, **kwargs)
@@ -130,7 +145,8 @@ class EffectGuide(GuideMessenger, nn.Module):
             around = torch.broadcast_shapes(plate_shape(), msg["fn"].batch_shape)
             if around != msg["fn"].batch_shape:
                 msg["fn"] = msg["fn"].expand(around)
-        super()._pyro_sample(msg)
+            with _NothingObserved():
+                super()._pyro_sample(msg)
 
     def get_posterior(self, name: str, prior: dist.TorchDistribution) -> dist.TorchDistribution:
         """The posterior at guidance sites; the prior itself at every other (an unobserved ``y``, a user's own).
@@ -141,7 +157,7 @@ class EffectGuide(GuideMessenger, nn.Module):
         if RENAMED.search(name) if t is None else proposal(t) not in self.trace:
             raise ValueError(_renamed(name))
         if t is None:
-            _check_not_reparameterized(name)
+            _check_own_name(name)
             return prior
         return self.at_transition(t, self.trace.nodes[proposal(t)]["value"], self._code, prior)
 
@@ -151,6 +167,13 @@ class EffectGuide(GuideMessenger, nn.Module):
 
     def get_traces(self) -> tuple[Trace, Trace]:
         """The traces of model and guide; guidance that a handler around this guide observes has the prior's density."""
+        for name, site in self.trace.nodes.items():
+            drawn = site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+            if drawn and "prior" not in site["infer"]:
+                raise ConfigError(
+                    f"a handler around the guide (uncondition, lift, replay) has taken its place at the site {name!r}: "
+                    "put the handler around the model, and build the guide for that"
+                )
         model_trace, guide_trace = super().get_traces()
         for name, site in model_trace.nodes.items():
             if site["type"] == "sample" and site["is_observed"] and "prior" in site["infer"]:
@@ -173,19 +196,27 @@ class EffectGuide(GuideMessenger, nn.Module):
 def _renamed(name: str) -> str:
     return (
         f"the site {name!r} stands for a guidance site that a handler has renamed (reparam, scope, equalize), and this "
-        "guide answers 'eps_t' beside 'u_t' alone: leave the handler away, or write a guide for its sites"
+        "guide answers 'eps_t' beside 'u_t' alone: leave the handler away, or write a guide for its sites; a latent of "
+        "your own needs a name without 'eps_' and a number"
     )
 
 
-def _check_not_reparameterized(name: str) -> None:
-    """Raises ValueError for a site that ``poutine.reparam`` has put in the place of one the guide may answer."""
+def _check_own_name(name: str) -> None:
+    """Raises ValueError for a site that a handler has renamed, or put in the place of one the guide may answer."""
     for handler in _PYRO_STACK:
-        if not isinstance(handler, ReparamMessenger):
+        if isinstance(handler, ReparamMessenger):
+            by, lost = (
+                "poutine.reparam",
+                callable(handler.config) or any(name.startswith(f"{s}_") for s in handler.config),
+            )
+        elif isinstance(handler, NameCountMessenger | ScopeMessenger):
+            by, lost = "pyro.contrib.autoname", PREFIXED.search(name) is not None
+        else:
             continue
-        if callable(handler.config) or any(name.startswith(f"{site}_") for site in handler.config):
+        if lost:
             raise ValueError(
-                f"poutine.reparam has made the site {name!r}, and what the guide says of the site in whose place it is "
-                "would be lost: leave the handler away, or answer this name in get_posterior"
+                f"{by} has made the site {name!r}, and what the guide says of the site in whose place it is would be "
+                "lost: leave the handler away, or answer this name in get_posterior"
             )
 
 

@@ -12,15 +12,24 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide, AutoMessenger
 from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_gram.errors import ConfigError
 from pyro_gram.inference.guide import EffectGuide, check_model
-from pyro_gram.inference.sites import OBSERVED, transition_of
-from pyro_gram.inference.terms import counted_sites, is_shared, log_prob_of, per_input, read_terms
+from pyro_gram.inference.sites import OBSERVED
+from pyro_gram.inference.terms import (
+    charged_guidance,
+    check_apart,
+    check_pieces,
+    check_sites,
+    counted_sites,
+    log_prob_of,
+    per_input,
+    read_terms,
+)
 
 
 @dataclass(frozen=True)
@@ -47,19 +56,18 @@ class GuideDraws:
 PER_TRANSITION = ("kl", "guidance")  # their first dimension is the transition
 
 
-class GuidanceScale(Messenger):
-    """Notes the root mean square of each transition's guidance as it passes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.by_transition: list[Tensor] = []
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if transition_of(msg["name"]) is not None:
-            self.by_transition.append(msg["value"].square().mean((-2, -1)).sqrt())
+def guidance_scale(eps: Tensor) -> Tensor:
+    """The root mean square of guidance over positions and channels, ``[..., L, D] -> [...]``."""
+    return eps.square().mean((-2, -1)).sqrt()
 
 
 MAX_TRACED = 256  # trajectories of 8 positions traced at once: a trace holds every tensor of the whole trajectory
+
+
+def inputs_at_once(guide: Any, y: Tensor, most: int) -> int:
+    """How many of the inputs may be given together: all to Pyro's autoguides, whose parameters are of one batch."""
+    unwrapped = poutine.unwrap(guide)
+    return len(y) if isinstance(unwrapped, AutoGuide | AutoMessenger) else max(1, most)
 
 
 def split_pairs(x: Tensor | None, y: Tensor, size: int) -> list[tuple[Tensor | None, Tensor]]:
@@ -84,26 +92,30 @@ def guide_draws(
     Args:
         x: inputs, ``[B, *event]``; None for p(x).
         y: answers, int64 ``[B, L_out]``.
-        max_traced: the most trajectories that are traced at once.
+        max_traced: the most trajectories that are traced at once. One of Pyro's autoguides, which belongs to its batch,
+            is given all inputs together, with fewer samples at once.
 
     Raises:
         ConfigError: a latent that several inputs share, or that the guide does not answer; a guide that was built for
-            another program.
+            another program; a program or guide that holds tensors of one batch.
     """
     check_model(model, guide)
-    at_once = max(1, max_traced // num_samples)
+    at_once = inputs_at_once(guide, y, max_traced // num_samples)
+    most = max(1, max_traced // at_once)
     devices = [y.device] if y.is_cuda else []
     chunk, rows = 0, []
     with torch.random.fork_rng(devices=devices), torch.no_grad(), pyro.validation_enabled(False):
         for a, b in split_pairs(x, y, at_once):
             columns = []
-            for start in range(0, num_samples, max_traced):
+            for start in range(0, num_samples, most):
                 torch.manual_seed(seed + chunk)
                 chunk += 1
-                model_trace, guide_trace, rms = _trace(model, guide, a, b, steps, min(max_traced, num_samples - start))
+                count = min(most, num_samples - start)
+                traces = _traces(model, guide, a, b, steps, count)
                 if len(y) > 1:
-                    _check_apart(model_trace, guide_trace)
-                columns.append(_draws(model_trace, guide_trace, rms))
+                    for trace in traces:
+                        check_apart(counted_sites(trace), traces[0].nodes[OBSERVED])
+                columns.append(_draws(*traces, (count, len(b))))
             rows.append(_joined(columns, 0))
     if isinstance(guide, EffectGuide):
         guide.forget()
@@ -120,44 +132,31 @@ def _joined(parts: list[GuideDraws], dim: int) -> GuideDraws:
     )
 
 
-def _trace(
+def _traces(
     model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps: int, num_samples: int
-) -> tuple[Trace, Trace, list[Tensor]]:
-    """The traces of ``num_samples`` whole trajectories of each pair, and the scale of the guidance by transition."""
-    with GuidanceScale() as scale, pyro.plate("trajectories", num_samples, dim=-2):
-        model_trace, guide_trace = get_importance_trace(
-            "flat", math.inf, model, guide, (x, y), {"steps": steps, "truncated": False}
-        )
-    return model_trace, guide_trace, scale.by_transition
+) -> tuple[Trace, Trace]:
+    """The traces of ``num_samples`` whole trajectories of each pair, of the model and of the guide."""
+    with pyro.plate("trajectories", num_samples, dim=-2):
+        traces = get_importance_trace("flat", math.inf, model, guide, (x, y), {"steps": steps, "truncated": False})
+    check_sites(traces[0])
+    return traces
 
 
-def _draws(model_trace: Trace, guide_trace: Trace, by_transition: list[Tensor]) -> GuideDraws:
+def _draws(model_trace: Trace, guide_trace: Trace, shape: tuple[int, int]) -> GuideDraws:
     terms = read_terms(model_trace, guide_trace)
+    check_pieces(terms.reconstruction.shape, shape)
     observed = model_trace.nodes[OBSERVED]
-    shape = terms.reconstruction.shape
-    log_p, log_q = (_log_density(trace, observed, shape) for trace in (model_trace, guide_trace))
-    transitions = len(terms.kl)
+    log_p, log_q = (_log_density(trace, observed, torch.Size(shape)) for trace in (model_trace, guide_trace))
+    drawn = [model_trace.nodes[name]["value"] for name in charged_guidance(model_trace, guide_trace)]
+    scales = [guidance_scale(eps).expand(shape) for eps in drawn]
     return GuideDraws(
         log_weight=log_p - log_q,
         log_likelihood=(-terms.reconstruction).cpu(),
         kl=terms.kl.cpu(),
-        # A two-pass guide runs every transition twice, the replay of the model second; both carry the same draw.
-        guidance=torch.stack(by_transition[-transitions:]).expand(transitions, *shape).cpu(),
+        guidance=torch.stack(scales).cpu() if scales else terms.kl.cpu(),  # conditioned guidance: [0, S, B]
         tokens=observed["fn"].mode.expand(*shape, -1).cpu(),
         h=terms.state.h.cpu(),
     )
-
-
-def _check_apart(model_trace: Trace, guide_trace: Trace) -> None:
-    """Raises ConfigError where inputs share a site, so that none has a weight of its own."""
-    observed = model_trace.nodes[OBSERVED]
-    for trace in (model_trace, guide_trace):
-        for name, site in counted_sites(trace):
-            if is_shared(site, observed):
-                raise ConfigError(
-                    f"all inputs share the site {name!r}, so that none has a weight of its own: put it into the plate "
-                    "'data', or give one input at a time"
-                )
 
 
 def _log_density(trace: Trace, observed: Any, shape: torch.Size) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gram.inference.sampling import Decode
+from pyro_gram.inference.decode import Decode
 from pyro_gram.networks.core import LatentState
 
 

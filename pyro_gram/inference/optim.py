@@ -7,7 +7,7 @@ all, clips the global norm and steps the learning-rate schedule.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pyro_gram.checks import AT_LEAST_0, FRACTION, POSITIVE, check_choice, check_range
 from pyro_gram.distributed import ALONE, World
 from pyro_gram.errors import ConfigError
+from pyro_gram.inference.sites import forget_names
 
 EMBEDDING = "puzzle_embedding"  # parameters of this name have a rate and a decay of their own
 MATRICES = ("adamw", "muon")
@@ -149,8 +150,9 @@ class TorchOptim(PyroOptim):
         """The parameter groups of every optimizer."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
-    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
+    def __call__(self, params: Collection[Tensor], *args: Any, **kwargs: Any) -> None:
         """One update. Raises ConfigError on an unknown parameter."""
+        forget_names(params)  # this class has names of its own
         unknown = [tuple(p.shape) for p in params if p not in self._known]
         if unknown:
             raise ConfigError(f"{len(unknown)} parameters (first shape {unknown[0]}) belong to no module of TorchOptim")

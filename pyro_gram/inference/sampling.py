@@ -6,23 +6,20 @@ nor a halt, nor another width is asked for, without a trace to keep. It takes no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from itertools import product
 from typing import Any
 
-import pyro
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_gram.checks import check_seed
 from pyro_gram.distributed import ALONE, World
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.inference.sites import DRAWN, HALT, OBSERVED, STATE_H, STATE_L, VALUE, WHERE, transition_of
+from pyro_gram.inference.decode import Decode, advance, beside, quiet, unrolled
+from pyro_gram.inference.sites import HALT, OBSERVED, VALUE, WHERE
 from pyro_gram.inference.temper import Temper, TemperConfig
-from pyro_gram.inference.terms import is_counted, log_prob_of, per_input
 from pyro_gram.inference.width import Width
 from pyro_gram.networks.core import LatentState
 
@@ -92,56 +89,6 @@ class Plan:
     temper: TemperConfig = AS_IT_IS
     halt: float | None = None
     width: Width = field(default_factory=Width)
-
-
-class Decode(Messenger):
-    """Answers an unobserved ``y`` with its mode and the heads' sites with their means, drawing nothing there.
-
-    Where the program says ``drawn`` (an autoregressive model has no known mode), y is a draw. It keeps these, the final
-    state and the likelihood: in ``values`` P(right) stands at ``halt``. ``observations``: a user's own observed sites.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.values: dict[str, Tensor] = {}
-        self.likelihood: Any = None
-        self.observed: Any = None
-        self.observations: list[Any] = []
-
-    @property
-    def state(self) -> LatentState:
-        """Where the program ended."""
-        return LatentState(self.values[STATE_H], self.values[STATE_L])
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == OBSERVED:
-            if msg["is_observed"]:
-                raise UserError("a roll-out of the prior must not be given y")
-            msg["value"] = msg["fn"].sample() if msg["infer"].get(DRAWN) else msg["fn"].mode
-            msg["done"] = True
-            self.likelihood, self.observed = msg["fn"], msg
-        elif msg["name"] in (HALT, VALUE):
-            msg["value"] = msg["fn"].mean
-            msg["done"] = True
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] in (OBSERVED, STATE_H, STATE_L, HALT, VALUE):
-            self.values[msg["name"]] = msg["value"]
-        elif msg["is_observed"] and transition_of(msg["name"]) is None and is_counted(msg):
-            self.observations.append(msg)
-
-    def log_prob(self, y: Tensor) -> Tensor:
-        """log p(y | h_T), with the density of a user's own observed sites, nats, ``[N, B]``."""
-        log_prob = self.likelihood.log_prob(y)
-        shape = log_prob.shape
-        for site in self.observations:
-            log_prob = log_prob + per_input(site["name"], site, log_prob_of(site), self.observed, shape)
-        return log_prob
-
-
-def beside(model: nn.Module, tensor: Any) -> Any:
-    """The tensor on the model's device; None stays None."""
-    return None if tensor is None else tensor.to(next(model.parameters()).device)
 
 
 def rollout(
@@ -218,39 +165,6 @@ def _told(chunk: Rollout | None, owner: int, world: World, device: torch.device)
     return Rollout(**sent)
 
 
-def rollout_log_prob(
-    model: Callable[..., Any],
-    x: Tensor | None,
-    y: Tensor,
-    *,
-    num_samples: int,
-    depth: int,
-    seed: int = 0,
-    max_trajectories: int = MAX_TRAJECTORIES,
-) -> Tensor:
-    """log p(y | h_T) at the end of each of ``num_samples`` trajectories of the prior, nats, ``[N, B]``.
-
-    The trajectories are those of :func:`rollout`; y is looked at when they have ended. Where x is None, every datum
-    is scored under the same N trajectories.
-    """
-    check_counts(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
-    whole = max(1, max_trajectories // num_samples)
-    parts = [(None, y)] if x is None else list(zip(x.split(whole), y.split(whole), strict=True))
-    rows = []
-    chunk = 0
-    with quiet(model, x):
-        for a, b in parts:
-            columns = []
-            for start in range(0, num_samples, max_trajectories):
-                torch.manual_seed(seed + chunk)
-                chunk += 1
-                decode = advance(model, a, None, min(max_trajectories, num_samples - start), depth)
-                few = [b] if a is not None else b.split(64)  # [N, B] log-probabilities of long answers are wide
-                columns.append(torch.cat([decode.log_prob(c) for c in few], dim=1))
-            rows.append(torch.cat(columns))
-    return torch.cat(rows, dim=1)
-
-
 def check_counts(**values: int) -> None:
     """Raises UserError where a number of things is below 1, or a seed is none."""
     check_seed(values.pop("seed"))
@@ -289,45 +203,6 @@ def _check_plan(plan: Plan, x: Tensor | None) -> None:
         raise UserError("a history needs trajectories that go on to the end: leave out halt and width")
     if x is None and plan.width.gives_up:
         raise UserError("distinct trajectories are for answers to an input, not for p(x)")
-
-
-@contextmanager
-def quiet(model: Callable[..., Any], x: Tensor | None) -> Iterator[None]:
-    """No gradient, no validation, and the caller's random state put back at the end, where x or the model is."""
-    held = x if x is not None or not isinstance(model, nn.Module) else next(model.parameters(), None)
-    devices = [held.device] if held is not None and held.is_cuda else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), pyro.validation_enabled(False):
-        yield
-
-
-def unrolled(
-    model: Callable[..., Any],
-    x: Tensor | None,
-    *,
-    depth: int,
-    num_samples: int | None = None,
-) -> Iterator[Decode]:
-    """The ends of ``depth`` successive supervision steps from z_0, all trajectories together and in the caller's draws.
-
-    Args:
-        x: inputs, int64 ``[B, *event]``.
-        num_samples: N, for states ``[N, B, L, D]``; None for one trajectory an input, ``[B, L, D]``.
-    """
-    state = None
-    for _ in range(depth):
-        end = advance(model, x, state, num_samples, 1)
-        yield end
-        state = end.state
-
-
-def advance(
-    model: Callable[..., Any], x: Tensor | None, state: LatentState | None, width: int | None, steps: int
-) -> Decode:
-    """The end of ``steps`` supervision steps from ``state``, of ``width`` trajectories an input (None: of one)."""
-    plate = nullcontext() if width is None else pyro.plate("trajectories", width, dim=-2)
-    with Decode() as decode, plate:
-        model(x, None, state, steps=steps)
-    return decode
 
 
 def _run(model: Callable[..., Any], x: Tensor | None, n: int, plan: Plan) -> Rollout:

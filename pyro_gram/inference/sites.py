@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -122,11 +123,23 @@ def _check_not_compiled() -> None:
 
 
 @effectful(type="param")
-def _param_site(value: Tensor, **_: object) -> Tensor:
+def _param_site(value: Tensor, full_name: str, **_: object) -> Tensor:
     alias = value.detach()  # shares storage; carries what SVI.step asks a param site for
-    alias.unconstrained = lambda: value  # type: ignore[attr-defined]
+
+    def unconstrained() -> Tensor:
+        # The optimizers of pyro.optim ask the store for a parameter's name: for options by name, and to keep its state.
+        pyro.get_param_store()._param_to_name[value] = full_name
+        return value
+
+    alias.unconstrained = unconstrained  # type: ignore[attr-defined]
     return alias
 
 
+def forget_names(parameters: Iterable[Tensor]) -> None:
+    """Take parameters' names out of Pyro's store, which would keep the parameters alive, once an update is over."""
+    for parameter in parameters:
+        pyro.get_param_store()._param_to_name.pop(parameter, None)
+
+
 def _param(full_name: str, value: Tensor) -> None:
-    _param_site(value, name=full_name, constraint=constraints.real)
+    _param_site(value, full_name, name=full_name, constraint=constraints.real)

@@ -60,12 +60,16 @@ class Temper(Messenger):
 
     Raises:
         ConfigError: a prior whose width it cannot change.
+        TypeError: used as a decorator, where trajectories after the first would go on counting its transitions.
     """
 
     def __init__(self, config: TemperConfig) -> None:
         super().__init__()
         self.config = config
         self.seen = 0
+
+    def __call__(self, fn: Any) -> Any:
+        raise TypeError("a Temper is for one batch of trajectories: with Temper(config): model(x, steps=16)")
 
     def _pyro_sample(self, msg: Any) -> None:
         if transition_of(msg["name"]) is None:
@@ -88,7 +92,8 @@ class FixedGuidance(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if transition_of(msg["name"]) is not None:
-            msg["value"] = self.value(msg["fn"])
+            prior = msg["infer"].get("prior", msg["fn"])  # a guide within has put its posterior in the prior's place
+            msg["value"] = self.value(prior)
             msg["is_observed"] = True
 
 

@@ -6,7 +6,7 @@ deterministic sites, sites that a mask takes out, and losses of heads (``sites.H
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.sites import DATA, HALTED, HEAD_LOSS, OBSERVED, STATE_H, STATE_L, transition_of
+from pyro_gram.inference.sites import HALTED, HEAD_LOSS, OBSERVED, STATE_H, STATE_L, transition_of
 from pyro_gram.networks.core import LatentState
 
 
@@ -76,6 +76,16 @@ def guidance_sites(model_trace: Trace) -> list[str]:
     return [n for n, s in nodes if s["type"] == "sample" and not s["is_observed"] and transition_of(n) is not None]
 
 
+def charged_guidance(model_trace: Trace, guide_trace: Trace) -> list[str]:
+    """The names of the guidance sites whose KL counts, in the order of the program."""
+    nodes = model_trace.nodes
+    return [
+        name
+        for name in guidance_sites(model_trace)
+        if is_counted(nodes[name]) or (name in guide_trace.nodes and is_counted(guide_trace.nodes[name]))
+    ]
+
+
 def log_prob_of(site: Any) -> Tensor:
     """The log density at a site, nats, of the site's batch shape.
 
@@ -89,7 +99,7 @@ def weighted(term: Tensor, site: Any) -> Tensor:
     """A term of a site under its mask and the weights of its subsampled plates."""
     weight = 1.0
     for frame in site["cond_indep_stack"]:
-        if frame.vectorized and frame.full_size and frame.full_size != frame.size:
+        if frame.full_size and frame.full_size != frame.size:
             weight *= frame.full_size / frame.size
     return scale_and_mask(term, weight, site["mask"])
 
@@ -101,11 +111,10 @@ def read_terms(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | 
         kls: KLs of guidance sites that are known already, masked, ``[..., B]`` by name.
 
     Raises:
-        ConfigError: the model has a latent that the guide does not answer, or no observed site ``y``.
+        ConfigError: the model has a latent that the guide does not answer, or lacks one of the sites y, h and l.
     """
     check_answered(model_trace, guide_trace)
-    if OBSERVED not in model_trace.nodes:
-        raise ConfigError(f"the model has no site {OBSERVED!r}: observe the answer there")
+    check_sites(model_trace)
     observed = model_trace.nodes[OBSERVED]
     with torch.no_grad():
         reconstruction = -log_prob_of(observed)
@@ -127,15 +136,32 @@ def read_terms(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | 
 
 def _costs(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor]) -> Iterator[tuple[str, Any, Tensor]]:
     """What every site but y adds to the loss: its name, the site, and nats of the site's batch shape."""
-    for name, site in counted_sites(model_trace):
-        if site["is_observed"]:
-            if name != OBSERVED:
-                yield name, site, -log_prob_of(site)
-        else:
-            yield name, site, kls[name] if name in kls else divergence(guide_trace.nodes[name], site)
+    for name, site in model_trace.nodes.items():
+        if site["type"] != "sample":
+            continue
+        guide_site = None if site["is_observed"] else guide_trace.nodes.get(name)
+        if guide_site is not None:
+            if is_counted(site) or is_counted(guide_site):
+                yield name, site, kls[name] if name in kls else divergence(guide_site, site)
+        elif is_counted(site) and name != OBSERVED:
+            yield name, site, -log_prob_of(site)
     for name, site in counted_sites(guide_trace):
         if name not in model_trace.nodes:  # an auxiliary draw of the guide
             yield name, site, log_prob_of(site)
+
+
+def check_sites(model_trace: Trace) -> None:
+    """Raises ConfigError for a program that lacks a site which this library reads."""
+    if not {OBSERVED, STATE_H, STATE_L} <= model_trace.nodes.keys():
+        raise ConfigError(without_sites())
+
+
+def without_sites() -> str:
+    """What a program lacks that this library cannot read."""
+    return (
+        "the program needs the sites 'y', 'h' and 'l': observe the answer at 'y', and let it say where the trajectory "
+        "ended with pyro_gram.inference.sites.carry(state), inside the plate of the inputs"
+    )
 
 
 def check_answered(model_trace: Trace, guide_trace: Trace) -> None:
@@ -156,7 +182,7 @@ def divergence(guide_site: Any, model_site: Any) -> Tensor:
     try:
         if is_point(q):
             raise NotImplementedError
-        return weighted(kl_divergence(q, p), model_site)
+        return weighted(kl_divergence(q, p), guide_site)  # as in Pyro, the guide's mask: the model's need not be its
     except NotImplementedError:
         return log_prob_of(guide_site) - log_prob_of(model_site)
 
@@ -170,8 +196,31 @@ def is_point(distribution: Any) -> bool:
 
 
 def is_shared(site: Any, observed: Any) -> bool:
-    """True for a site outside the plate of the inputs, in which y lies: all inputs share it."""
-    return DATA in _plates(observed) and DATA not in _plates(site)
+    """True for a site outside the plate of the inputs, the rightmost one around y: all inputs share it."""
+    inputs = {name for name, dim in _plates(observed).items() if dim == -1}
+    if inputs:
+        return not inputs & _plates(site).keys()
+    # A program without that plate: the shapes say it.
+    return observed["fn"].batch_shape[-1:].numel() > 1 and site["fn"].batch_shape[-1:].numel() == 1
+
+
+def check_apart(sites: Iterable[tuple[str, Any]], observed: Any) -> None:
+    """Raises ConfigError where inputs share one of the sites, so that none has a density of its own."""
+    for name, site in sites:
+        if is_shared(site, observed):
+            raise ConfigError(
+                f"all inputs share the site {name!r}, so that none has a weight of its own: put it into the plate "
+                "'data', or give one input at a time"
+            )
+
+
+def check_pieces(shape: torch.Size, expected: tuple[int, ...]) -> None:
+    """Raises ConfigError where a pass over some of the inputs has values for others."""
+    if shape != expected:
+        raise ConfigError(
+            f"{expected[-1]} inputs were given, and y has {list(shape)} log densities: inputs come in pieces, so "
+            "neither model nor guide may hold tensors of one batch (a mask, a parameter an input); make them part of x"
+        )
 
 
 def _plates(site: Any) -> dict[str, int]:
@@ -193,10 +242,10 @@ def per_input(name: str, site: Any, term: Tensor, observed: Any, shape: torch.Si
     Raises:
         ConfigError: the site has values for other inputs than y.
     """
-    around = _plates(observed)
-    common = {dim for plate, dim in _plates(site).items() if plate in around}
-    if not around:  # a program without plates says nothing: its dimensions are taken as they are
-        common = set(range(-len(shape), 0))
+    plates, around = _plates(site), _plates(observed)
+    # A dimension is y's own where it is the same plate's, or no plate's at either of them.
+    common = {dim for plate, dim in plates.items() if plate in around}
+    common |= set(range(-len(shape), 0)) - set(plates.values()) - set(around.values())
     for dim in range(-term.ndim, 0):
         if dim not in common:
             term = term.sum(dim, keepdim=True)
@@ -206,4 +255,5 @@ def per_input(name: str, site: Any, term: Tensor, observed: Any, shape: torch.Si
                 "pieces, so make what is observed there a part of x"
             )
     term = term.reshape((1,) * (len(shape) - term.ndim) + term.shape[max(0, term.ndim - len(shape)) :])
-    return term.expand(shape) * (term.numel() / max(1, shape.numel()))
+    share = term.numel() / max(1, shape.numel())
+    return term.expand(shape) * share

@@ -18,8 +18,9 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, FRACTION, POSITIVE, check_range
+from pyro_gram.inference.decode import quiet, unrolled
 from pyro_gram.inference.optim import OptimConfig, TorchOptim
-from pyro_gram.inference.sampling import AS_IT_IS, quiet, unrolled
+from pyro_gram.inference.sampling import AS_IT_IS
 from pyro_gram.inference.sites import HALT, OBSERVED, VALUE, WHERE
 from pyro_gram.inference.temper import Temper, TemperConfig
 from pyro_gram.networks.core import LatentState

@@ -17,8 +17,8 @@ from pyro_gram.inference.beta import BetaConfig
 from pyro_gram.inference.bounds import bounds, terms
 from pyro_gram.inference.elbo import BalancedELBO, MeanFieldELBO, make_elbo
 from pyro_gram.inference.importance import guide_draws, log_evidence
+from pyro_gram.inference.likelihood import rollout_log_prob
 from pyro_gram.inference.optim import OptimConfig
-from pyro_gram.inference.sampling import rollout_log_prob
 from pyro_gram.inference.temper import NoGuidance
 from pyro_gram.inference.train_config import TrainConfig
 from pyro_gram.inference.training import Trainer

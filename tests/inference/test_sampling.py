@@ -5,15 +5,9 @@ from pyro import poutine
 from pyro.infer import Predictive
 
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.inference.importance import GuidanceScale
-from pyro_gram.inference.sampling import (
-    advance,
-    at_once,
-    rollout,
-    rollout_log_prob,
-    trajectories_within,
-    unrolled,
-)
+from pyro_gram.inference.decode import advance, unrolled
+from pyro_gram.inference.likelihood import rollout_log_prob
+from pyro_gram.inference.sampling import at_once, rollout, trajectories_within
 from pyro_gram.inference.sites import HEAD_LOSS
 from tests.conftest import case_of, opinionated
 
@@ -121,13 +115,6 @@ def test_log_prob_of_an_answer_is_that_of_the_same_trajectories(case, max_trajec
     log_p = rollout_log_prob(model, case.x, rolled.tokens[0], **settings)
     torch.testing.assert_close(log_p[0], rolled.score[0])
     assert (log_p <= rolled.score + 1e-6).all()
-
-
-def test_guidance_scale_is_noted_per_transition(case):
-    with GuidanceScale() as scale:
-        rollout(case.assembly.model, case.x, num_samples=3, depth=2)
-    assert len(scale.by_transition) == 4
-    assert all(s.shape == (3, 5) and (s > 0).all() for s in scale.by_transition)
 
 
 @pytest.mark.parametrize("settings", [{"num_samples": 0, "depth": 1}, {"num_samples": 1, "depth": 0}])

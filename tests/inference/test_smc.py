@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.inference.sampling import advance, rollout, unrolled
+from pyro_gram.inference.decode import advance, unrolled
+from pyro_gram.inference.sampling import rollout
 from pyro_gram.inference.smc import FLOOR, SMCConfig, effective_sample_size, resampled, smc, systematic
 from pyro_gram.networks.core import LatentState
 from tests.conftest import case_of, opinionated

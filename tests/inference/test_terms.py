@@ -51,8 +51,10 @@ def guide():
     with pyro.plate("data", B, dim=-1):
         noise = pyro.sample("noise", dist.Normal(LOC, 0.1), infer={"is_auxiliary": True})
         pyro.sample("eps_0", dist.Normal(LOC, 0.5))
-        pyro.sample("eps_1", dist.Normal(-LOC, 1.5))
-        pyro.sample("eps_2", dist.Normal(-LOC, 1.5))
+        with poutine.mask(mask=torch.tensor([True, False, True])):
+            pyro.sample("eps_1", dist.Normal(-LOC, 1.5))
+        with poutine.mask(mask=False):
+            pyro.sample("eps_2", dist.Normal(-LOC, 1.5))
         pyro.sample("c", dist.Delta(noise, log_density=-noise))
 
 
@@ -120,7 +122,7 @@ def test_halting_is_read_where_the_program_says_it():
 def test_which_sites_count():
     p, q = traces()
     assert [n for n, _ in counted_sites(p)] == ["eps_0", "eps_1", "c", "y", "more"]
-    assert [n for n, _ in counted_sites(q)] == ["noise", "eps_0", "eps_1", "eps_2", "c"]
+    assert [n for n, _ in counted_sites(q)] == ["noise", "eps_0", "eps_1", "c"]
     assert guidance_sites(p) == ["eps_0", "eps_1", "eps_2"]
     observed = poutine.trace(pyro.condition(model, {"eps_1": LOC})).get_trace()
     assert guidance_sites(observed) == ["eps_0", "eps_2"]
@@ -147,7 +149,7 @@ def test_a_latent_without_an_answer_and_a_program_without_y_are_named():
         read_terms(p, q)
     p, q = traces()
     p.remove_node("y")
-    with pytest.raises(ConfigError, match="no site 'y'"):
+    with pytest.raises(ConfigError, match="needs the sites 'y', 'h' and 'l'"):
         read_terms(p, q)
 
 
@@ -157,7 +159,7 @@ def test_a_divergence_is_closed_or_by_the_draw():
 
     normal, heavy, same = dist.Normal(LOC, 2.0), dist.StudentT(3.0, LOC, 2.0), dist.Normal(LOC, 3.0)
     mask = torch.tensor([True, True, False])
-    closed = divergence(site(normal), site(same, mask=mask))
+    closed = divergence(site(normal, mask=mask), site(same))
     torch.testing.assert_close(closed, kl_divergence(normal, same) * mask)
     by_draw = divergence(site(normal), site(heavy))
     torch.testing.assert_close(by_draw, normal.log_prob(LOC) - heavy.log_prob(LOC))
@@ -189,6 +191,8 @@ NUMBERS = torch.arange(24.0).view(2, 4, 3)
         ({"classes": -1}, torch.tensor([1.0, 2.0]), DATA, (3,), torch.ones(3)),
         ({}, torch.tensor(6.0), BOTH, (2, 3), torch.ones(2, 3)),
         ({}, torch.arange(3.0), {}, (3,), torch.arange(3.0)),
+        ({"particles": -2}, torch.ones(2, 3), {"particles": -2}, (2, 3), torch.ones(2, 3)),
+        ({"classes": -1}, torch.tensor([1.0, 2.0, 3.0]), {}, (3,), torch.full((3,), 2.0)),
     ],
 )
 def test_a_term_is_shared_out_by_its_plates_and_keeps_its_sum(around, term, of_y, shape, expected):
@@ -200,7 +204,13 @@ def test_a_term_is_shared_out_by_its_plates_and_keeps_its_sum(around, term, of_y
 def test_which_sites_inputs_share():
     assert is_shared(in_plates(classes=-1), in_plates(data=-1))
     assert not is_shared(in_plates(data=-1, inner=-2), in_plates(data=-1))
-    assert not is_shared(in_plates(), in_plates())
+    assert is_shared(in_plates(), in_plates(batch=-1, trajectories=-2))
+    assert not is_shared(in_plates(batch=-1), in_plates(batch=-1, trajectories=-2))
+    of_all, of_each = ({**in_plates(), "fn": dist.Normal(torch.zeros(n), 1.0)} for n in (1, 3))
+    assert is_shared(of_all, of_each)
+    assert is_shared({**in_plates(), "fn": dist.Normal(0.0, 1.0)}, of_each)
+    assert not is_shared(of_each, of_each)
+    assert not is_shared(of_all, of_all)
 
 
 def test_the_bound_of_given_terms():

@@ -67,7 +67,8 @@ def test_the_autoregressive_density_sums_to_one_and_draws_follow_it():
 
 
 def test_its_log_likelihood_needs_no_monte_carlo():
-    from pyro_gram.inference.bounds import prior_log_likelihood, terms
+    from pyro_gram.inference.bounds import terms
+    from pyro_gram.inference.likelihood import prior_log_likelihood
 
     case = of("autoregressive")
     model = case.assembly.model
