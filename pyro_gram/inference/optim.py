@@ -7,7 +7,7 @@ all, clips the global norm and steps the learning-rate schedule.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,8 +150,9 @@ class TorchOptim(PyroOptim):
         """The parameter groups of every optimizer."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
-    def __call__(self, params: Collection[Tensor], *args: Any, **kwargs: Any) -> None:
+    def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         """One update. Raises ConfigError on an unknown parameter."""
+        params = list(params)
         forget_names(params)  # this class has names of its own
         unknown = [tuple(p.shape) for p in params if p not in self._known]
         if unknown:
