@@ -24,6 +24,7 @@ TABLES = EXPERIMENTS / "tables"
 AMORTIZATION = EXPERIMENTS / "studies" / "amortization.json"
 SELECTION = EXPERIMENTS / "studies" / "selection.json"
 FILTERING = EXPERIMENTS / "studies" / "filtering.json"
+NO_NOISE = EXPERIMENTS / "studies" / "no_noise.json"
 DETERMINISTIC = EXPERIMENTS / "studies" / "mnist_deterministic.json"
 GENERATED = ("sudoku4-uncond", "mnist")
 
@@ -138,7 +139,7 @@ def filled(text: str) -> str:
     text = fill(text, "seeds", headline_text.seeds_table())
     text = fill(text, "generated", generated_table())
     studies = read_scaling()
-    text = fill(text, "selection", scaling_text.selection_table(studies))
+    text = fill(text, "selection", scaling_text.selection_table(studies, read_json(NO_NOISE)))
     text = fill(text, "fresh-selection", scaling_text.fresh_table(read_json(SELECTION), SOLVED))
     text = fill(text, "compute", scaling_text.compute_table(studies))
     text = fill(text, "spreads", scaling_text.spread_table(studies))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from experiments.headline_text import share
 from experiments.scaling import SPREAD_OF, SPREADS
 
 Study = dict[str, Any]
@@ -17,21 +18,22 @@ def with_sd(point: dict[str, float], name: str) -> str:
     return f"{point[name]:.3f}" + (f" ± {deviation:.3f}" if round(deviation, 3) else "")
 
 
-def selection_table(studies: list[Study]) -> str:
-    """What is selected, and what halting saves."""
+def selection_table(studies: list[Study], no_noise: Study) -> str:
+    """What is selected, and what halting saves; beside one trajectory without noise on the whole test split."""
     lines = [
         "| checkpoint | unseen inputs | steps | one sample | vote of 20 | by value, of 20 | task's check, of 20 "
-        "| no noise, N = 1 and 20 | halting: one sample (P) | steps taken "
+        "| no noise, N = 1 (whole test split) | halting: one sample (P) | steps taken "
         "| core evaluations saved, the heads' deducted |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for s in studies:
         full, halted, depth = s["width"][str(s["depth"])][str(s["of"])], s["halted"], s["depth"]
-        flat = [p["sample"] for p in s["deterministic"].values()]
+        votes = [share([full[name]], s["inputs"]) for name in ("vote", "value", "verified")]
+        flat = no_noise["checkpoints"][s["checkpoint"]]
         saved = 1 - halted["steps"] * (1 + s["head_cost"]) / depth
         lines.append(
-            f"| `{s['checkpoint']}` | {s['inputs']} | {depth} | {with_sd(full, 'sample')} | {full['vote']:.3f} "
-            f"| {full['value']:.3f} | {full['verified']:.3f} | {flat[0]:.3f}, {flat[1]:.3f} "
+            f"| `{s['checkpoint']}` | {s['inputs']} | {depth} | {with_sd(full, 'sample')} | {' | '.join(votes)} "
+            f"| {share([flat['accuracy']], flat['num_inputs'])} of {flat['num_inputs']:,} "
             f"| {with_sd(halted, 'sample')} ({s['halt']:g}) | {halted['steps']:.1f} | {saved:.0%} |"
         )
     return "\n".join(lines)
@@ -111,11 +113,11 @@ def filtering_table(study: Study, names: tuple[str, ...]) -> str:
         t, best = s["tuned"], s["weighed"]
         for depth, rows in s["test"].items():
             cells = {key: f"{with_sd(row, 'sample')}; {row['coverage']:.3f}" for key, row in rows.items()}
-            share = rows["filtered"]["resampled"]
+            resampled = rows["filtered"]["resampled"]
             lines.append(
                 f"| `{name}`, {depth} ({s['inputs']}) | {cells['independent']} "
                 f"| {cells['filtered']}: {t['potential']}, {t['power']:g}, {t['threshold']:g} "
-                f"| {share:.1%} of stages | {cells['reweighted']} "
+                f"| {resampled:.1%} of stages | {cells['reweighted']} "
                 f"| {cells['weighed']}: {best['potential']}, {best['power']:g} |"
             )
     return "\n".join(lines)
