@@ -29,7 +29,7 @@ def selection_table(studies: list[Study], no_noise: Study) -> str:
     for s in studies:
         full, halted, depth = s["width"][str(s["depth"])][str(s["of"])], s["halted"], s["depth"]
         votes = [share([full[name]], s["inputs"]) for name in ("vote", "value", "verified")]
-        flat = no_noise["checkpoints"][s["checkpoint"]]
+        flat = no_noise[s["checkpoint"]]
         saved = 1 - halted["steps"] * (1 + s["head_cost"]) / depth
         lines.append(
             f"| `{s['checkpoint']}` | {s['inputs']} | {depth} | {with_sd(full, 'sample')} | {' | '.join(votes)} "

@@ -15,7 +15,7 @@ from experiments.studies.fresh import committed
 from pyro_gram.cli import Parser, call
 from pyro_gram.diagnostics.intervals import wilson
 from pyro_gram.errors import UserError
-from pyro_gram.files import check_writable, write_json
+from pyro_gram.files import check_writable, read_json, write_json
 from pyro_gram.inference.temper import AtMean
 from pyro_gram.machine import environment
 
@@ -36,6 +36,7 @@ def study_of(path: Path, most: int | None = None) -> dict[str, Any]:
         "depth": solver.default_depth,
         "accuracy": accuracy,
         "interval": wilson(accuracy, len(puzzles)),
+        "environment": environment(),
     }
 
 
@@ -43,18 +44,19 @@ def main(argv: list[str]) -> int:
     parser = Parser("no_noise.py", description=__doc__)
     parser.add_argument("--checkpoints", nargs="+", metavar="NAME", default=NAMES, help=f"default: {' '.join(NAMES)}")
     parser.add_argument("--inputs", type=int, metavar="B", help="the first test inputs of each (default: all)")
-    parser.add_argument("--out", type=Path, default=HERE / "no_noise.json", metavar="FILE")
+    parser.add_argument("--out", type=Path, default=HERE / "no_noise.json", metavar="FILE", help="added to")
     arguments = parser.parse_args(argv)
     if arguments.inputs is not None and arguments.inputs < 1:
         raise UserError(f"--inputs must be at least 1, not {arguments.inputs}")
     paths = {name: committed(name) for name in arguments.checkpoints}
     check_writable(arguments.out)
-    results: dict[str, Any] = {"environment": environment(), "checkpoints": {}}
+    results: dict[str, Any] = read_json(arguments.out) if arguments.out.exists() else {}
     for name, path in paths.items():
         print(name, file=sys.stderr)
-        results["checkpoints"][name] = study_of(path, arguments.inputs)
+        results[name] = study_of(path, arguments.inputs)
         write_json(arguments.out, results)
-    for name, study in results["checkpoints"].items():
+    for name in paths:
+        study = results[name]
         print(f"{name}: {study['accuracy']:.4f} of {study['num_inputs']:,} test inputs")
     print(f"results: {arguments.out}")
     return 0

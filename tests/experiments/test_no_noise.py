@@ -12,9 +12,10 @@ from pyro_gram.inference.temper import AtMean
 
 def test_the_one_answer_of_an_input_without_noise_is_scored(tmp_path):
     out = tmp_path / "no_noise.json"
-    words = ["--checkpoints", "nqueens8", "sudoku6", "--inputs", "40", "--out", str(out)]
-    assert call(no_noise.main, words) == 0
-    for name, study in read_json(out)["checkpoints"].items():
+    for name in ("nqueens8", "sudoku6"):  # the second is added to the first
+        assert call(no_noise.main, ["--checkpoints", name, "--inputs", "40", "--out", str(out)]) == 0
+    assert list(read_json(out)) == ["nqueens8", "sudoku6"]
+    for name, study in read_json(out).items():
         solver = pyro_gram.load(committed(name))
         x = solver.task.split("test").inputs[:40]
         with AtMean():
