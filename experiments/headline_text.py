@@ -127,7 +127,8 @@ def orbit_line() -> str:
     return (
         f"Trained on it by the recipe of `nqueens8` ({counted}), a sample is right for {one[0]:.3f} of these inputs "
         f"and the vote of 20 for {vote[0]:.3f}, beside {one[1]:.3f} and {vote[1]:.3f} on the paper's split. "
-        f"It tests accuracy alone: these inputs have few completions, and 20 perfect samples cover {limit:.3f} of them. "
+        "It tests accuracy alone: these inputs have few completions, of which 20 perfect samples find "
+        f"{limit:.3f}. "
         "10 queens were not trained on it. (It "
         "trained on a machine busy with other work: its minutes are no measure.)"
     )

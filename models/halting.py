@@ -106,7 +106,7 @@ class _Halting(GRAM):
             )
             self.learn_to_go_on(logits, state, e_x)
         threshold = logits[..., 1] if self.outputs > 1 else torch.zeros_like(logits[..., 0])
-        pyro.deterministic(HALTED, logits[..., 0].detach() > threshold.detach())
+        pyro.deterministic(HALTED, logits[..., 0] > threshold)
 
     def learn_to_go_on(self, logits: Tensor, state: LatentState, e_x: Tensor) -> None:
         """What HRM adds."""

@@ -55,7 +55,7 @@ def solution_ids(task: Task, puzzles: PuzzleSet, tokens: Tensor) -> Tensor:
     Without input, among the data.
     """
     canonical = task.canonical(puzzles.inputs, tokens)
-    ids = torch.full(tokens.shape[:2], -1)
+    ids = torch.empty(tokens.shape[:2], dtype=torch.long)
     for i in range(tokens.shape[1]):
         solutions = puzzles.solutions if puzzles.inputs is None else puzzles.solutions_of(i)
         for at, part in zip(ids[:, i].split(1000), canonical[:, i].split(1000), strict=True):

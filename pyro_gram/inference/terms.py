@@ -122,7 +122,7 @@ def read_terms(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | 
         others, shared = torch.zeros_like(reconstruction), torch.zeros_like(reconstruction)
         for name, site, cost in _costs(model_trace, guide_trace, kls or {}):
             if transition_of(name) is not None and not site["is_observed"]:
-                charged.append(cost.detach().expand_as(reconstruction))
+                charged.append(cost.expand_as(reconstruction))
                 continue
             each = per_input(name, site, cost, observed, reconstruction.shape)
             others = others + each
@@ -249,7 +249,7 @@ def per_input(name: str, site: Any, term: Tensor, observed: Any, shape: torch.Si
     for dim in range(-term.ndim, 0):
         if dim not in common:
             term = term.sum(dim, keepdim=True)
-        elif term.shape[dim] not in (1, shape[dim]) and -dim <= len(shape):
+        elif term.shape[dim] not in (1, shape[dim]):
             raise ConfigError(
                 f"the site {name!r} has values for {term.shape[dim]} inputs where y has {shape[dim]}: inputs come in "
                 "pieces, so make what is observed there a part of x"

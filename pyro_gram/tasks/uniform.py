@@ -24,7 +24,7 @@ def total_variation(ids: Tensor, num_solutions: Tensor) -> Tensor:
     found = []
     for column, m in zip(ids.T, num_solutions.tolist(), strict=True):
         right = column[column >= 0]
-        share = torch.bincount(right, minlength=m).double() / max(1, len(right))
+        share = torch.bincount(right).double() / max(1, len(right))
         found.append(1 - share.clamp(max=1 / m).sum())
     return torch.stack(found)
 
@@ -37,7 +37,7 @@ def total_variation_perfect(num_solutions: Tensor, num_samples: int) -> Tensor:
     """
     m, n = num_solutions.double(), torch.tensor(float(num_samples), dtype=torch.double)
     p = 1 / m.clamp(min=2)  # one solution is never missed; it is put in below
-    k = (n / m.clamp(min=2)).floor() + 1
+    k = (n / m).floor() + 1
     log_choose = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
     deviation = 2 * k * (log_choose + k * p.log() + (n - k + 1) * torch.log1p(-p)).exp()
     return torch.where(m > 1, m * deviation / (2 * n), 0.0)

@@ -1,0 +1,268 @@
+"""Single settings, signs and shapes on which a value rests, and which larger tests do not see."""
+
+from dataclasses import replace
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from guides.mean_field import MeanFieldGuide
+from models.direct import OneStepModel
+from models.flat import Looped
+from models.mdlm import Diffusion
+from models.priors.flow import FlowPrior
+from pyro_gram.diagnostics import calibration
+from pyro_gram.diagnostics.evidence import HITS, Evidence, evidence
+from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.inference import pace
+from pyro_gram.inference.bounds import _Answer, bounds, terms
+from pyro_gram.inference.deferred import Deferred
+from pyro_gram.inference.elbo import balanced_log_densities, make_elbo
+from pyro_gram.inference.guard import DivergedError, Guard, Update
+from pyro_gram.inference.guide import EffectGuide
+from pyro_gram.inference.importance import guide_draws
+from pyro_gram.inference.likelihood import rollout_log_prob
+from pyro_gram.inference.on_policy import draw_targets
+from pyro_gram.inference.pace import Pace
+from pyro_gram.inference.pause import Inside
+from pyro_gram.inference.selection import best
+from pyro_gram.inference.sites import VALUE_SCALE
+from pyro_gram.inference.smc import smc
+from pyro_gram.inference.speed import VARIANTS, speed_up
+from pyro_gram.inference.training import Trainer
+from pyro_gram.inference.width import sobol
+from pyro_gram.networks.core import LatentState
+from pyro_gram.tasks.stream import sub_seed
+from tests.conftest import case_of, opinionated, small
+from tests.inference.test_own_latents import Shared, SharedGuide, pair
+from tests.inference.test_training import make_trainer
+
+# ---- programs --------------------------------------------------------------------------------------------------------
+
+
+def test_what_programs_and_guides_say_of_themselves():
+    assert OneStepModel.one_step
+    assert Looped.one_step
+    assert Diffusion.bounded
+    assert MeanFieldGuide.per_datum
+    assert EffectGuide.until == 0
+
+
+def test_the_start_of_a_program_without_input_is_learned_and_its_zeros_are_no_state():
+    model = small(model_name="direct", task_name="sudoku_uncond").model
+    assert isinstance(model.start, nn.Parameter)
+    assert model.start.std() > 0.5
+    assert "zeros" not in model.state_dict()
+
+
+def test_the_flow_starts_as_the_gaussian_that_it_transforms():
+    case = case_of(prior_name="flow")
+    prior = FlowPrior(case.assembly.config.prior, 16)  # not warmed
+    u = torch.randn(2, 4, 16)
+    draws = prior(u).sample((4000,))
+    normal = dist.Normal(*prior.head(u))
+    torch.testing.assert_close(draws.std(0), normal.scale.expand(2, 4, 16), rtol=0.1, atol=0.01)
+    for coupling in prior.couplings:
+        assert (coupling.nn.layers[-1].weight == 0).all()
+
+
+# ---- bounds ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_surrogate_of_pieces_pays_what_inputs_share_once():
+    model, guide, x, y = pair(Shared, SharedGuide)
+    found = bounds(model, guide, x, y, steps=1, seed=3, max_traced=2).surrogate
+    shared = (0.2**2 + 0.5**2 - 1) / 2 - torch.tensor(0.2).log().item()
+    own = torch.zeros(())
+    for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
+        torch.manual_seed(3 + chunk)
+        terms(model, guide, x[part], y[part], truncated=False)  # as bounds draws before it
+        one = terms(model, guide, x[part], y[part])
+        own = own - (one.reconstruction + one.kl.sum(0)).sum()
+    assert (found.sum() - own).item() == pytest.approx(-shared, abs=1e-2)
+
+
+def test_a_drawn_answer_is_no_mode_and_another_note_makes_none_of_it():
+    for infer, kept in (({"drawn": True}, False), ({"drawn": False}, True), ({"note": 1}, True)):
+        with _Answer() as answer:
+            pyro.sample("y", dist.Categorical(logits=torch.randn(3, 4)).to_event(1), infer=infer)
+        assert (answer.mode is not None) is kept
+
+
+def test_the_gradient_of_the_posteriors_density_has_its_share():
+    loc = torch.tensor(0.3, requires_grad=True)
+    value = torch.tensor(1.0)
+    log_q, _ = balanced_log_densities(dist.Normal(loc, 1.0), dist.Normal(0.0, 1.0), value, 0.8)
+    log_q.backward()
+    assert loc.grad.item() == pytest.approx(0.2 * 0.7, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["balanced", "mean_field", "trace"])
+def test_an_elbo_has_as_many_particles_as_are_asked_for(name):
+    assert make_elbo(name, num_particles=3).num_particles == 3
+
+
+def test_pairs_of_unequal_number_are_refused():
+    case = case_of()
+    with pytest.raises(ValueError, match="zip"):
+        guide_draws(case.assembly.model, case.assembly.guide, case.x, case.y[:3], steps=1, num_samples=1, max_traced=1)
+
+
+@pytest.mark.parametrize("name", ["num_samples", "depth", "max_trajectories"])
+def test_log_p_by_the_prior_needs_one_of_each(name):
+    case, settings = case_of(), {"num_samples": 1, "depth": 1, "max_trajectories": 4}
+    with pytest.raises(UserError, match=f"{name} must be at least 1, not 0"):
+        rollout_log_prob(case.assembly.model, case.x, case.y, **{**settings, name: 0})
+
+
+def test_a_filter_needs_one_trajectory_at_once():
+    case = opinionated(1.0)
+    with pytest.raises(UserError, match="max_trajectories must be at least 1"):
+        smc(case.assembly.model, case.x, num_samples=2, depth=2, max_trajectories=0)
+
+
+def test_what_is_deferred_draws_as_what_it_stands_for():
+    u = torch.randn(2, 4, 16)
+    deferred = Deferred(lambda u: dist.Normal(u, 2.0).to_event(2), u)
+    torch.manual_seed(1)
+    found = deferred.sample((3,))
+    torch.manual_seed(1)
+    assert torch.equal(found, dist.Normal(u, 2.0).sample((3,)))
+
+
+def test_the_value_heads_loss_is_the_squared_error():
+    error = torch.tensor([0.0, 0.5, -2.0])
+    log_p = dist.Normal(0.0, VALUE_SCALE).log_prob(error)
+    torch.testing.assert_close(log_p[0] - log_p, error.square())
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_explodes_above_a_thousand_times_the_usual():
+    update = Update(0, 0, False, 2.0, 2.0, 0.0, 1.0, 0.1, 1.0, None)
+    for factor, refused in ((999.9, False), (1000.1, True)):
+        guard = Guard()
+        guard.check(update)
+        if refused:
+            with pytest.raises(DivergedError, match="exploded"):
+                guard.check(replace(update, loss=2.0 * factor))
+        else:
+            guard.check(replace(update, loss=2.0 * factor))
+
+
+def test_targets_are_drawn_by_their_likelihood():
+    logits = torch.tensor([[2.0, 0.0, -1.0]]).log_softmax(-1)
+    solutions = torch.tensor([0, 1, 2]).view(3, 1, 1).expand(3, 20_000, 1)
+    likelihood = dist.Categorical(logits=logits.expand(20_000, 1, 3)).to_event(1)
+    there = torch.ones(3, 20_000, dtype=torch.bool)
+    drawn = draw_targets(likelihood, solutions, there)
+    torch.testing.assert_close(drawn.flatten().bincount() / 20_000, logits[0].exp(), atol=0.015, rtol=0)
+    uniform = draw_targets(None, solutions, there)
+    torch.testing.assert_close(uniform.flatten().bincount() / 20_000, torch.full((3,), 1 / 3), atol=0.015, rtol=0)
+
+
+def test_a_run_without_on_policy_updates_takes_no_time_for_them():
+    config = replace(make_trainer().config, on_policy=0, evaluate_every=10)
+    assert Pace(1.0, 100.0, 0.0).seconds(config, 7) == 7
+
+
+def test_the_pace_is_measured_without_training_the_copy(monkeypatch):
+    seen = []
+    trainer = make_trainer()
+    monkeypatch.setattr(pace, "_timed_batches", lambda trial, config: seen.append((trial, config)) or 1.0)
+    pace.measure_pace(trainer)
+    assert all(trial.optim.config.lr == pace.STILL for trial, _ in seen)
+    assert seen[0][1].on_policy == 0
+
+
+def test_the_first_of_the_timed_batches_does_not_count(monkeypatch):
+    times = iter([1000.0, 1.0, 2.0, 3.0])
+    monkeypatch.setattr(pace, "_timed", lambda work: next(times))
+    assert pace._timed_batches(make_trainer(), make_trainer().config) == 2
+    assert next(times, None) is None
+
+
+def test_a_saved_batch_is_tensors_and_comes_back_as_it_was():
+    state = LatentState(torch.ones(2, 3, 4), torch.zeros(2, 3, 4))
+    inside = Inside(state, [torch.ones(2)], 3, [torch.tensor(0.5)], {})
+    kept = inside.tensors(torch.device("cpu"))
+    assert all(isinstance(tensor, torch.Tensor) for tensor in kept.values())
+    again = Inside.from_tensors(kept, torch.device("cpu"))
+    assert type(again.first) is int
+    assert again.first == 3
+    assert type(again.terms) is type(again.seen) is list
+    assert torch.equal(again.state.h, state.h)
+
+
+def test_a_run_by_the_clock_ends_with_its_minutes():
+    trainer = make_trainer(batches=0, minutes=2.0)
+    trainer.elapsed = 60.0
+    assert trainer.done == 0.5
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_that_share_a_batch_have_one_particle(size):
+    trainer = make_trainer()
+    world = type("Two", (), {"size": size, "rank": 0})()
+    config = replace(trainer.config, particles=2)
+    with pytest.raises(ConfigError, match="set train.particles to 1"):
+        Trainer(trainer.model, trainer.guide, trainer.batches, config, trainer.optim.config, trainer.beta.config,
+                world=world)  # fmt: skip
+
+
+def test_a_compiled_core_may_have_all_its_variants(monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    model = small().model
+    monkeypatch.setattr(type(model.core), "compile", lambda *_, **__: None)
+    speed_up(model, "fp32", True, torch.device("cpu"))
+    assert torch._dynamo.config.recompile_limit == VARIANTS
+
+
+# ---- choice and width ------------------------------------------------------------------------------------------------
+
+
+def test_every_answer_has_a_value():
+    with pytest.raises(ValueError, match="zip"):
+        best(["a", "b"], [0.5], [0.0, 0.0])
+
+
+def test_sobol_sequences_of_many_seeds_differ():
+    first = set()
+    for seed in range(150):
+        torch.manual_seed(seed)
+        int(torch.randint(2**31, ()))
+        torch.manual_seed(seed)
+        points = sobol(torch.empty(2, 1, 1, 2))
+        first.add(round((points[0] - points[1]).sum().item(), 4))
+    assert len(first) > 100
+
+
+# ---- diagnostics -----------------------------------------------------------------------------------------------------
+
+
+def test_an_input_with_one_right_sample_is_no_test():
+    """The number of simulations follows the number of tests."""
+    ids = torch.zeros(30, 2, dtype=torch.long)
+    ids[1:, 1] = -1
+    found = calibration.uniformity(ids, torch.tensor([8, 8]), level=0.0005)
+    assert found.p_value[0].item() == pytest.approx(1 / 2001)
+    assert found.p_value[1].isnan()
+
+
+def test_the_priors_estimate_is_the_plain_mean():
+    case = case_of()
+    found = evidence(case.assembly.model, case.assembly.guide, case.x, case.y, depth=1, guide_samples=40,
+                     prior_samples=60)  # fmt: skip
+    log_p = rollout_log_prob(case.assembly.model, case.x, case.y, num_samples=60, depth=1, seed=sub_seed(0, 0))
+    expected = log_p.double().logsumexp(0) - torch.tensor(60.0).double().log()
+    torch.testing.assert_close(found.prior.log_p, expected)
+
+
+def test_the_share_of_trusted_pairs_is_of_those_with_enough_hits():
+    case = case_of()
+    plain = evidence(case.assembly.model, None, case.x, case.y, depth=1, guide_samples=1, prior_samples=8).prior
+    ess = torch.tensor([HITS, HITS + 1.0, HITS - 1.0, HITS + 2.0, HITS + 3.0])
+    assert Evidence((), None, None, replace(plain, ess=ess)).summary()["prior_trusted"] == pytest.approx(0.8)
