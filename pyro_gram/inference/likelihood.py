@@ -43,7 +43,7 @@ def rollout_log_prob(
     rows = []
     chunk = 0
     with quiet(model, x):
-        _check_observed_alike(model, *parts[0])
+        _check_observed_alike(model, parts[0][0], parts[0][1] if x is not None else y[:1])
         for a, b in parts:
             columns = []
             for start in range(0, num_samples, max_trajectories):
