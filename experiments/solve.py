@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,19 @@ from pyro_gram.files import check_writable, write_via
 from pyro_gram.inference.selection import SELECTIONS
 from pyro_gram.inference.temper import TemperConfig
 from pyro_gram.solver import TRAJECTORIES, WIDTHS, Answer, Solved, Solver
+from pyro_gram.tasks.base import NO_PUZZLE, Task
 from pyro_gram.tasks.terminal import wants_colour
+from pyro_gram.text import read_text, tidy
 
 PASSED_ON = ("num_samples", "depth", "seed", "select", "halt", "width", "memory")  # to the solver
 FIGURE_ROWS, FIGURE_COLUMNS = 6, 4  # inputs, and answers of each, in --figure
+TITLE = 20  # characters of an input that stand above its picture
+JSON_HELP = (
+    "one JSON object a line and input: its answers, each with its count, whether it is valid, its score (log p(y|h_T) "
+    "in nats: how sure the decoder was) and its value (the value head's P(right); null without heads); the number of "
+    "samples, depth and mean steps; how many answers are distinct and how many of those valid, and the total of "
+    "solutions that the input has (null where they cannot be counted)"
+)
 
 
 def make_parser() -> Parser:
@@ -33,7 +43,18 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, metavar="PATH", help=".safetensors, or a run's directory"
     )
-    parser.add_argument("--input", default="-", metavar="FILE", help="puzzles, one a line; - (the default) reads stdin")
+    parser.add_argument(
+        "--input",
+        default="-",
+        metavar="FILE",
+        help="puzzles, one a line, or boards over several lines; - (the default) reads stdin",
+    )
+    parser.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="an input that cannot be solved is reported in its place, and the others are solved; the exit code is "
+        "then 1. Without it nothing is solved",
+    )
     parser.add_argument("--num-samples", type=int, default=20, metavar="N", help="trajectories an input (default 20)")
     parser.add_argument(
         "--depth", type=int, metavar="S", help="supervision steps, at the most (default: as the run was measured)"
@@ -67,26 +88,62 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--memory", type=float, metavar="MB", help="the most that trajectories may take (default ~250)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line and input")
+    parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.add_argument("--figure", type=Path, metavar="FILE.png", help=f"draw the first {FIGURE_ROWS} inputs, solved")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
     add_device(parser)
     return parser
 
 
-def read_text(source: str) -> str:
-    """The whole input. Raises InputError where there is none."""
-    try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text()
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"cannot read --input {source}: {getattr(e, 'strerror', None) or 'not a text file'}") from None
+def read_input(source: str) -> str:
+    """The whole input, from a file or, for ``-``, from stdin. Raises InputError where there is none."""
+    name = f"--input {source}"
+    if source != "-":
+        text = read_text(Path(source), name)
+    elif sys.stdin is None:
+        raise InputError("standard input is closed: name a file with --input")
+    else:
+        stream = getattr(sys.stdin, "buffer", None)
+        text = read_text(stream, name) if stream else tidy(sys.stdin.read())
     if not text.strip():
-        raise InputError(f"--input {source} is empty: give one puzzle a line")
+        raise InputError(f"{name} is empty: give one puzzle a line")
     return text
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The text of an input that cannot be solved, and why."""
+
+    text: str
+    error: str
+
+    def show(self) -> str:
+        """For a person."""
+        return f"{self.text}: not solved: {self.error}\n"
+
+    def to_dict(self) -> dict[str, str]:
+        """As ``--json`` prints it."""
+        return {"input": self.text, "error": self.error}
+
+
+def read_some(task: Task, text: str) -> list[Tensor | Failed]:
+    """Every input of a text; in the place of one that is none, what is wrong with it (``--keep-going``)."""
+    read: list[Tensor | Failed] = []
+    pieces = task.pieces(text)
+    if not pieces:
+        raise InputError(NO_PUZZLE)
+    for piece in pieces:
+        try:
+            read += task.inputs(piece.text)
+        except InputError as e:
+            read.append(Failed(piece.text.strip(), str(piece.located(e) if len(pieces) > 1 else e)))
+    return read
 
 
 def solve_all(solver: Solver, inputs: list[Tensor], **settings: Any) -> Iterator[Solved]:
     """Each input solved, in their order, with a bar on stderr where somebody looks or there is much to do."""
+    if not inputs:
+        return
     total = len(inputs) * settings["num_samples"]
     quiet = total <= TRAJECTORIES and not sys.stderr.isatty()
     with tqdm(total=total, unit="trajectory", desc="solve", file=sys.stderr, mininterval=1.0, disable=quiet) as bar:
@@ -103,7 +160,9 @@ def show(solver: Solver, solved: Solved, colour: bool = False) -> str:
     }
     end = told.get(solved.select, "") if solved.solutions else ", none of them right"
     found, drawn = counted(solved.distinct, "distinct answer"), counted(solved.num_samples, "sample")
-    lines = [f"{solved.input}: {found} in {drawn}{steps}{end}"]
+    known = "" if solved.total is None else f", {solved.distinct_valid} of {counted(solved.total, 'solution')} found"
+    alike = f" ({solver.task.alike})" if known and solver.task.alike else ""
+    lines = [f"{solved.input}: {found} in {drawn}{known}{alike}{steps}{end}"]
     lines += [f"  {a.solution}  {describe(a, solved.num_samples)}" for a in solved.solutions]
     lines.append(f"  frequencies: {'an estimate of ' * (not solved.altered)}{solved.frequencies}")
     best = solved.solutions[0].y if solved.solutions else None
@@ -112,17 +171,17 @@ def show(solver: Solver, solved: Solved, colour: bool = False) -> str:
 
 
 def describe(answer: Answer, num_samples: int) -> str:
-    """Is it right, how many samples gave it, and how sure were they?"""
+    """Is it right, how many samples gave it, and how sure were the decoder (score, nats) and the value head?"""
     mark = "unknown" if answer.valid is None else "valid  " if answer.valid else "INVALID"
     value = "" if answer.value is None else f"   value {answer.value:.3f}"
-    return f"{mark}  {answer.count:>4} of {num_samples}   log p(y|h) {answer.score:.3f}{value}"
+    return f"{mark}  {answer.count:>4} of {num_samples}   score {answer.score:.3f}{value}"
 
 
 def draw(solver: Solver, shown: list[Solved], path: Path) -> None:
     """--figure: one row an input. Raises UserError where the file cannot be written."""
     rows = [
         (
-            f"input {i}: {counted(s.distinct, 'distinct answer')}",
+            f"{s.input if len(s.input) <= TITLE else f'input {i}'}: {counted(s.distinct, 'distinct answer')}",
             s.x,
             [(a.y, a.count) for a in s.solutions[:FIGURE_COLUMNS]],
         )
@@ -167,18 +226,28 @@ def main(argv: list[str]) -> int:
     settings |= {name: getattr(arguments, name) for name in PASSED_ON}
     device = pick_device(arguments.device)
     solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir).to(device)
-    inputs = list(solver.task.read(read_text(arguments.input)))  # all are checked before any is solved
+    text = read_input(arguments.input)
+    task = solver.task
+    # Without --keep-going all inputs are checked before any is solved.
+    read = read_some(task, text) if arguments.keep_going and task.spec.conditional else list(task.read(text))
+    answers = solve_all(solver, [x for x in read if not isinstance(x, Failed)], **settings)
     shown: list[Solved] = []
-    for solved in solve_all(solver, inputs, **settings):
-        text = json.dumps(solved.to_dict()) if arguments.json else show(solver, solved, wants_colour(sys.stdout))
-        print(text, flush=True)
-        if arguments.figure and len(shown) < FIGURE_ROWS:
-            shown.append(solved)
-    if arguments.figure:
+    for x in read:
+        done = x if isinstance(x, Failed) else next(answers)
+        if arguments.json:
+            print(json.dumps(done.to_dict()), flush=True)
+        else:
+            print(done.show() if isinstance(done, Failed) else show(solver, done, wants_colour(sys.stdout)), flush=True)
+        if arguments.figure and isinstance(done, Solved) and len(shown) < FIGURE_ROWS:
+            shown.append(done)
+    failed = sum(isinstance(x, Failed) for x in read)
+    if arguments.figure and shown:
         draw(solver, shown, arguments.figure)
-        if len(inputs) > len(shown):
-            print(f"{arguments.figure} shows the first {len(shown)} of {len(inputs)} inputs", file=sys.stderr)
-    return 0
+        if len(read) - failed > len(shown):
+            print(f"{arguments.figure} shows the first {len(shown)} of {len(read) - failed} inputs", file=sys.stderr)
+    if failed:
+        print(f"{failed} of {counted(len(read), 'input')} cannot be solved", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -73,6 +73,8 @@ class Solved:
         depth: the most supervision steps that a trajectory could take.
         select: how they were selected.
         distinct: how many distinct answers the trajectories gave.
+        distinct_valid: how many of these are right; None where that is not known of all.
+        total: how many right answers the input has, counted exactly; None where they cannot be counted.
         mean_steps: the supervision steps that they took on average.
         altered: what makes the frequencies of answers others than those of the model as it is (:meth:`Solver.altered`).
         x: its tokens, int64 ``[*event]``.
@@ -84,6 +86,8 @@ class Solved:
     depth: int
     select: str
     distinct: int
+    distinct_valid: int | None
+    total: int | None
     mean_steps: float
     altered: tuple[str, ...]
     x: Tensor = field(repr=False, compare=False)
@@ -94,14 +98,17 @@ class Solved:
         return f"not p(y|x): {', '.join(self.altered)}" if self.altered else f"p(y|x) at depth {self.depth}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``solve.py --json`` prints it; the value of an answer where it was selected by that."""
-        names = ("solution", "count", "valid", "score", *(["value"] if self.select == "value" else []))
-        answers = [{name: getattr(a, name) for name in names} for a in self.solutions]
+        """As ``solve.py --json`` prints it."""
+        names = ("solution", "count", "valid", "score", "value")
         return {
             "input": self.input,
-            "solutions": answers,
+            "solutions": [{name: getattr(a, name) for name in names} for a in self.solutions],
             "num_samples": self.num_samples,
             "depth": self.depth,
+            "mean_steps": self.mean_steps,
+            "distinct": self.distinct,
+            "distinct_valid": self.distinct_valid,
+            "total": self.total,
             "frequencies": self.frequencies,
         }
 
@@ -342,6 +349,7 @@ class Solver:
                 )
                 for c in found
             ]
+            verdicts = [a.valid for a in answers]
             chosen = answers
             if select == "value":
                 assert values is not None
@@ -357,6 +365,8 @@ class Solver:
                 self.default_depth if depth is None else depth,
                 select,
                 len(found),
+                None if None in verdicts else sum(map(bool, verdicts)),
+                self.task.count_solutions(one),
                 rolled.steps[:, i].double().mean().item(),
                 altered,
                 one,

@@ -14,11 +14,13 @@ from pyro_gram.checks import check_choice
 from pyro_gram.download import data_folder
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.tasks.terminal import mark, painter
+from pyro_gram.text import Piece, lines_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SPLITS = ("train", "validation", "test")
+NO_PUZZLE = "there is no puzzle in the text: comments only"
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ class Task(ABC):
     checkable: ClassVar[bool] = True  # can an answer be right or wrong? (a handwritten digit cannot)
     classifier: ClassVar[str] = ""  # what judges samples of images: "digits", or nothing
     problem: str = ""  # what the tables of the paper call this very problem; nothing where they do not have it
+    alike: ClassVar[str] = ""  # which answers count as the same, beside how many there are
     difficulty_label: ClassVar[str] = ""  # of an axis: what ``difficulty`` counts
 
     @abstractmethod
@@ -201,15 +204,34 @@ class Task(ABC):
             lines.append(mark(solution + " ", painter(colour)) if wrong else solution)
         return "\n".join(line for line in lines if line)
 
+    def pieces(self, text: str) -> list[Piece]:
+        """The puzzles in the text of a file, each as text. The default: one a line, without blank and ``#`` lines.
+
+        It only cuts the text up, and raises nothing: what is wrong with a piece is for :meth:`parse` to say.
+        """
+        return [Piece(line, number) for number, line in lines_of(text)]
+
+    def inputs(self, text: str) -> list[Tensor]:
+        """The inputs of one piece. The default: one. Raises InputError."""
+        return [self.parse(text)]
+
     def read(self, text: str) -> Iterator[Tensor]:
-        """Every input in the text of a file. The default: one a line, blank lines skipped."""
-        lines = text.splitlines()
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield self.parse(line.strip())
-                except InputError as e:
-                    raise InputError(f"line {number}: {e}" if len(lines) > 1 else str(e)) from None
+        """Every input in the text of a file. Raises InputError at the first that is none, saying where it is."""
+        pieces = self.pieces(text)
+        if not pieces and text.strip():
+            raise InputError(NO_PUZZLE)
+        for piece in pieces:
+            try:
+                yield from self.inputs(piece.text)
+            except InputError as e:
+                raise (piece.located(e) if len(pieces) > 1 else e) from None
+
+    def count_solutions(self, x: Tensor) -> int | None:
+        """How many answers of one input ``x [*event]`` are right, counted as :meth:`canonical` does.
+
+        None where that is not known, or too many to be counted. The default.
+        """
+        return None
 
     def valid(self, x: Tensor | None, y: Tensor) -> Tensor:
         """bool ``[...]``: is the answer right?"""

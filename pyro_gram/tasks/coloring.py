@@ -21,11 +21,14 @@ from pyro_gram.checks import AT_LEAST_1, check_choice, check_range, check_seed
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task, TaskSpec, check_split
+from pyro_gram.tasks.coloring_text import parse_graph, split_graphs
+from pyro_gram.tasks.fitting import advice
 from pyro_gram.tasks.symmetry import first_of_class
 from pyro_gram.tasks.terminal import ink_on, mark, nearest, painter
+from pyro_gram.text import Piece
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Hashable
 
     from matplotlib.axes import Axes
 
@@ -75,6 +78,7 @@ class Coloring(Task):
 
     Config = ColoringConfig
     unit = "conflict"
+    alike = "up to the names of the colours"
     difficulty_label = "edges"
 
     def __init__(self, config: ColoringConfig, data_dir: str | None = None) -> None:
@@ -200,27 +204,28 @@ class Coloring(Task):
     # ---- text and picture --------------------------------------------------------------------------------------
 
     def parse(self, text: str) -> Tensor:
-        """A graph in graph6 (one line) or DIMACS .col (several lines) format."""
-        text = text.strip()
-        if not text:
-            raise InputError("empty input: give one graph in graph6 or DIMACS .col format")
-        graph = parse_dimacs(text) if is_dimacs(text) else parse_graph6(text)
-        n = graph.number_of_nodes()
-        if n != self.n:
-            raise InputError(f"the graph has {n} vertices; this task has vertices = {self.n}")
-        loops = list(nx.nodes_with_selfloops(graph))
-        if loops:
-            raise InputError(f"vertex {loops[0]} has a loop: no colouring exists; remove the loop")
-        adjacency = torch.from_numpy(nx.to_numpy_array(graph, nodelist=list(range(n)))) > 0
-        if not enumerate_colorings(adjacency[self._rows, self._cols][None])[1].item():
+        """A graph in graph6 or sparse6 (one line) or DIMACS .col (several lines) format."""
+        adjacency = torch.zeros(self.n, self.n, dtype=torch.bool)
+        for u, v in parse_graph(text, self._check_order):
+            adjacency[u, v] = adjacency[v, u] = True
+        x = self.encode(adjacency)
+        if not self.count_solutions(x):
             raise InputError("the graph is not 3-colourable (checked exactly): no answer exists")
-        return self.encode(adjacency)
+        return x
 
-    def read(self, text: str) -> Iterator[Tensor]:
-        if is_dimacs(text):
-            yield self.parse(text)
-        else:
-            yield from super().read(text)
+    def _check_order(self, n: int) -> None:
+        if n != self.n:
+            raise InputError(
+                f"the graph has {n} vertices; this task has vertices = {self.n}: {advice(self, 'vertices', n)}"
+            )
+
+    def pieces(self, text: str) -> list[Piece]:
+        """One graph a line, or DIMACS: one for each p line."""
+        return split_graphs(text)
+
+    def count_solutions(self, x: Tensor) -> int:
+        """All colourings, those that differ in the names of colours counted once."""
+        return int(enumerate_colorings(self.edges(x)[None])[1])
 
     def format_input(self, x: Tensor | None) -> str:
         return nx.to_graph6_bytes(self._graph(x), header=False).decode().strip()
@@ -339,48 +344,3 @@ def enumerate_colorings(edges: Tensor) -> tuple[Tensor, Tensor]:
         found.append(colorings[proper.nonzero()[:, 1]])
         counts.append(proper.sum(1))
     return torch.cat(found), torch.cat(counts)
-
-
-def is_dimacs(text: str) -> bool:
-    """Does the text look like a DIMACS .col file (comment and problem lines first)?"""
-    lines = [line.split() for line in text.splitlines() if line.strip()]
-    return any(line[0] == "p" for line in lines) or (bool(lines) and all(line[0] in ("c", "e", "p") for line in lines))
-
-
-def parse_dimacs(text: str) -> nx.Graph:
-    """A graph from DIMACS .col text (``p edge n m``, ``e u v`` with vertices from 1). Raises InputError."""
-    graph: nx.Graph = nx.Graph()
-    for number, line in enumerate(text.splitlines(), start=1):
-        words = line.split()
-        if not words or words[0] == "c":
-            continue
-        try:
-            if words[0] == "p":
-                graph.add_nodes_from(range(int(words[2])))
-            elif words[0] == "e":
-                u, v = int(words[1]) - 1, int(words[2]) - 1
-                if u not in graph or v not in graph:
-                    raise InputError(f"DIMACS line {number}: edge {line.strip()!r} names a vertex beyond the p line")
-                graph.add_edge(u, v)
-            else:
-                raise InputError(f"DIMACS line {number}: expected c, p or e, found {words[0]!r}")
-        except (IndexError, ValueError) as e:
-            if isinstance(e, InputError):
-                raise
-            raise InputError(f"DIMACS line {number}: cannot read {line.strip()!r}") from None
-    if not len(graph):
-        raise InputError("DIMACS input has no 'p edge VERTICES EDGES' line")
-    return graph
-
-
-def parse_graph6(text: str) -> nx.Graph:
-    """A graph from one graph6 line. Raises InputError where it is malformed."""
-    try:
-        data = text.removeprefix(">>graph6<<").encode("ascii")
-        if not all(63 <= byte <= 126 for byte in data):  # networkx takes some of these for edges
-            raise ValueError("not a graph6 character")
-        return nx.from_graph6_bytes(data)
-    except (nx.NetworkXError, ValueError, IndexError):
-        raise InputError(
-            f"malformed graph6 {text[:40]!r}: expected one line such as 'GCR`v_' (networkx.to_graph6_bytes writes them)"
-        ) from None

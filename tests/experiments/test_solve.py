@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import re
 
@@ -59,11 +60,21 @@ def test_json_has_an_object_an_input_with_the_promised_keys(solve):
     objects = solve("\n".join(SOLVABLE) + "\n\n")
     assert [o["input"] for o in objects] == SOLVABLE
     for o in objects:
-        assert o.keys() == {"input", "solutions", "num_samples", "depth", "frequencies"}
+        assert o.keys() == {
+            *("input", "solutions", "num_samples", "depth", "frequencies"),
+            *("mean_steps", "distinct", "distinct_valid", "total"),
+        }
+        assert o["distinct"] == len(o["solutions"])
+        assert o["distinct_valid"] == sum(s["valid"] for s in o["solutions"])
+        graph = graph_of(o["input"])
+        proper = [c for c in itertools.product("012", repeat=4) if all(c[u] != c[v] for u, v in graph.edges)]
+        assert o["total"] == len({tuple(map(c.index, c)) for c in proper})  # up to the names of the colours
+        assert 0 < o["mean_steps"] <= 2
         assert o["frequencies"] == "not p(y|x): halting at P = 0.999"  # the run has heads
         assert (o["num_samples"], o["depth"]) == (20, 2)  # the default, and as in training
         for s in o["solutions"]:
-            assert s.keys() == {"solution", "count", "valid", "score"}
+            assert s.keys() == {"solution", "count", "valid", "score", "value"}
+            assert 0 <= s["value"] <= 1
             assert re.fullmatch("[012]{4}", s["solution"])
             assert s["score"] <= 0
 
@@ -143,7 +154,9 @@ def test_without_json_a_person_can_read_it(checkpoint, tmp_path, capsys):
     (tmp_path / "one.g6").write_text("C?")
     assert cli(experiments.solve.main, "--checkpoint", checkpoint, "--input", tmp_path / "one.g6") == 0
     out = capsys.readouterr().out
-    assert re.match(r"C\?: \d+ distinct answers in 20 samples\n  [012]{4}  valid  ", out)
+    assert re.match(
+        r"C\?: \d+ distinct answers in 20 samples, \d+ of 14 solutions found \(up to.*\).*\n  [012]{4}  valid  ", out
+    )
     assert "neighbours" in out
 
 
@@ -171,7 +184,7 @@ def refused(capsys, *words):
         ("p edge 4 1\ne 1 9", "vertex beyond"),
         ("", "is empty"),
         ("\n \n", "is empty"),
-        ("\x00\x01", "malformed graph6"),
+        ("\x00\x01", "holds zero bytes: not a text file"),
     ],
 )
 def test_bad_puzzles_end_in_one_line(text, message, checkpoint, tmp_path, capsys):
@@ -295,3 +308,42 @@ def test_an_answer_of_which_nobody_knows_whether_it_is_right_has_no_verdict(solv
     (solved,) = solver.solve("Cr", num_samples=4)
     assert {a.valid for a in solved.solutions} == {None}
     assert "unknown" in experiments.solve.show(solver, solved)
+
+
+# ---- going on after a bad input ----------------------------------------------------------------------------------
+
+
+def keep_going(checkpoint, path, capsys, *words):
+    code = cli(experiments.solve.main, "--checkpoint", checkpoint, "--input", path, "--keep-going", *words)
+    return code, *capsys.readouterr()
+
+
+def test_a_bad_input_becomes_an_error_in_its_place_and_the_others_are_solved(checkpoint, tmp_path, capsys):
+    path = tmp_path / "some.g6"
+    path.write_text("Cr\nC~\nCF\n")
+    code, out, err = keep_going(checkpoint, path, capsys, "--json")
+    first, failed, last = map(json.loads, out.splitlines())
+    assert code == 1
+    assert (first["input"], last["input"]) == ("Cr", "CF")
+    message = "line 2: the graph is not 3-colourable (checked exactly): no answer exists"
+    assert failed == {"input": "C~", "error": message}
+    assert err == "1 of 3 inputs cannot be solved\n"
+    path.write_text("Cr\nCF\n")
+    code, alone, err = keep_going(checkpoint, path, capsys, "--json")
+    assert (code, err) == (0, "")
+    assert [json.loads(line) for line in alone.splitlines()] == [first, last]
+    path.write_text("C~\n")
+    code, out, _ = keep_going(checkpoint, path, capsys)
+    assert code == 1
+    assert out.startswith("C~: not solved: the graph is not 3-colourable")
+
+
+def test_stdin_may_be_bytes_of_any_encoding_and_may_be_closed(checkpoint, tmp_path, monkeypatch, capsys):
+    wanted = []
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("Cr\r\n".encode(encoding))))
+        assert cli(experiments.solve.main, "--checkpoint", checkpoint, "--json") == 0
+        wanted.append(capsys.readouterr().out)
+    assert len(set(wanted)) == 1
+    monkeypatch.setattr("sys.stdin", None)
+    assert "standard input is closed" in refused(capsys, "--checkpoint", checkpoint)
