@@ -18,10 +18,10 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro_gram.guides.mean_field import MeanFieldGuide, MeanFieldGuideConfig
 from torch import Tensor, nn
 from tqdm import trange
 
-from guides.mean_field import MeanFieldGuide, MeanFieldGuideConfig
 from pyro_gram.checkpoint import load_model
 from pyro_gram.cli import Parser, call
 from pyro_gram.errors import ConfigError
