@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pyro_gram.cli import Parser, add_device, call, directory, interruption
+from pyro_gram.cli import Parser, add_device, call, directory, interruption, use_working_directory
 from pyro_gram.config import RunConfig, add_options, read_preset, with_options
 from pyro_gram.device import pick_device
 from pyro_gram.distributed import leave, start
@@ -53,6 +53,8 @@ def parse(argv: list[str]) -> tuple[RunConfig, dict]:
         make_parser().parse_args(["--help"])
     first, _ = parser.parse_known_args(argv)
     names = {part: getattr(first, part) for part in ("model", "prior", "guide")}
+    if any(":" in name for name in (first.task, *filter(None, names.values()))):
+        use_working_directory()
     config = read_preset(PRESETS, first.task, first.preset, names=names, seed=first.seed)
     full = make_parser()
     add_options(full, config)

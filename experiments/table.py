@@ -15,6 +15,7 @@ from __future__ import annotations
 import shlex
 import sys
 import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -145,7 +146,7 @@ def measured(cell: Cell, runs: Path, num_samples: int | None, data_dir: str | No
     results = read_json(folder / "results.json")
     metrics = results["metrics"]
     if num_samples is not None and num_samples < metrics["num_samples"]:
-        metrics = metrics | _of(num_samples, folder, data_dir)
+        metrics = metrics | _of(num_samples, folder, data_dir, cell.config().names.values())
     return {
         **{name: metrics[name] for name in KEPT if metrics.get(name) is not None},
         **{name: results[name] for name in ("parameters", "guide_parameters", "batches")},
@@ -157,10 +158,10 @@ def measured(cell: Cell, runs: Path, num_samples: int | None, data_dir: str | No
     }
 
 
-def _of(num_samples: int, folder: Path, data_dir: str | None) -> dict[str, Any]:
+def _of(num_samples: int, folder: Path, data_dir: str | None, named: Collection[str]) -> dict[str, Any]:
     path = folder / f"measured-{num_samples}.json"
     if not path.exists():
-        assembly = load_model(folder, data_dir)
+        assembly = load_model(folder, data_dir, trust_code=named)
         evaluate, task = assembly.config.evaluate, assembly.task
         puzzles = task.split("test")
         puzzles = puzzles.subset(evaluate.inputs) if evaluate.inputs else puzzles

@@ -38,16 +38,42 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or mps")
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """The option ``--trust-code``, for ``pyro_gram.load``."""
+    parser.add_argument(
+        "--trust-code",
+        action=_TrustCode,
+        help="import what the checkpoint names as package.module:Class, which runs that module's code",
+    )
+
+
+class _TrustCode(argparse.Action):
+    def __init__(self, option_strings: list[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=False, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
+        setattr(namespace, self.dest, True)
+        use_working_directory()
+
+
+def use_working_directory() -> None:
+    """Let a user's own package.module:Class be found in the working directory: only where one has been asked for."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+
+
 def call(main: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
     """Run a program's main; an error becomes one line on stderr and exit code 2, a signal one and 128 + its number."""
-    if os.getcwd() not in sys.path:  # where a user's own package.module:Class lives
-        sys.path.append(os.getcwd())
     keep_freed_memory()
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return main(sys.argv[1:] if argv is None else argv)
     except UserError as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        return 2
+    except MemoryError as e:
+        print(f"error: not enough memory ({' '.join(str(e).split()) or 'no more is said'})", file=sys.stderr)
         return 2
     except KeyboardInterrupt as e:
         print("interrupted", file=sys.stderr)

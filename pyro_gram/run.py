@@ -300,7 +300,12 @@ def check_per_datum(assembly: Assembly) -> None:
 def check_begun(out: Path, config: RunConfig, option: str) -> None:
     """Raises ConfigError where ``out``, which ``option`` names, holds a run with other settings."""
     begun = out / "config.json"
-    if begun.exists() and RunConfig.from_dict(read_json(begun)).to_dict() != config.to_dict():
+    if not begun.exists():
+        return
+    held = read_json(begun)
+    # Other names differ before anything is imported that they say.
+    same = isinstance(held, dict) and held.get("names") == config.names
+    if not same or RunConfig.from_dict(held, config.names.values()).to_dict() != config.to_dict():
         raise ConfigError(f"{out} was begun with other settings: give another {option}")
 
 
