@@ -42,7 +42,8 @@ def write_via(path: Path, write: Callable[[Path], Any]) -> None:
         os.close(handle)
         temporary = Path(name)
         write(temporary)
-        temporary.chmod(0o644)
+        with suppress(OSError, NotImplementedError):  # SMB and exFAT refuse: there the mount says who may read
+            temporary.chmod(0o644)
         temporary.replace(path)
         _sync(path.parent)
     except OSError as e:

@@ -209,7 +209,7 @@ def _prepare(run: Run, resume: bool) -> None:
     begun = bool(run.world.first(resume and run.state_path.exists()))
     if begun:
         load_training(run.state_path, assembly.config, trainer, assembly.task.provenance())
-    weights = sum(p.detach().double().sum().item() for p in trainer.optim.named.values())
+    weights = sum(p.detach().cpu().double().sum().item() for p in trainer.optim.named.values())
     if not (run.world.alike(trainer.number) and run.world.alike(weights)):
         raise UserError(f"the processes of this run begin with different states: do all of them see the same {out}?")
     if not run.world.writes:
