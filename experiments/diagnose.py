@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 import pyro_gram
 from pyro_gram.checks import check_seed
-from pyro_gram.cli import Parser, add_device, call, directory
+from pyro_gram.cli import Parser, add_device, add_trust, call, directory
 from pyro_gram.device import pick_device
 from pyro_gram.diagnosis import check_ready, diagnose
 from pyro_gram.errors import UserError
@@ -42,6 +42,7 @@ def make_parser() -> Parser:
     parser.add_argument("--depth", type=int, metavar="S", help="supervision steps (default: as the run was measured)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
+    add_trust(parser)
     add_device(parser)
     return parser
 
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> int:
             raise UserError(f"--{name} must be at least 1, not {value}")
     check_seed(arguments.seed, "--seed")
     device = pick_device(arguments.device)
-    solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir).to(device)
+    solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir, trust_code=arguments.trust_code).to(device)
     solver.check_depth(arguments.depth)
     in_run = arguments.checkpoint.name == "model.safetensors"  # a run's directory, named by its file
     checkpoint = arguments.checkpoint.parent if in_run else arguments.checkpoint

@@ -35,7 +35,18 @@ import pytest
 import torch
 
 from experiments.mutants import Module, Mutant
-from experiments.mutation_trial import QUIET, ROOT, WORK, Functions, Trial, covered, outcome, start, targets
+from experiments.mutation_trial import (
+    QUIET,
+    ROOT,
+    WORK,
+    Functions,
+    Trial,
+    covered,
+    module_name,
+    outcome,
+    start,
+    targets,
+)
 
 SEPARATOR = "  ## "  # between a survivor and its reason
 EXPLAINED = ROOT / "experiments" / "mutation_explained.txt"
@@ -158,7 +169,7 @@ def run(files: list[str], settings: Any) -> None:
         raise SystemExit("the tests cannot be collected")
     for package in ("models", "guides", "pyro_gram"):  # what is imported late, too
         for path in sorted((ROOT / package).rglob("[!_]*.py")):
-            importlib.import_module(path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."))
+            importlib.import_module(module_name(path.relative_to(ROOT).as_posix()))
     torch.set_num_threads(1)
     tests = covered(names, settings.workers)
     choice, results, functions = Choice(tests, settings.seconds), Results(), Functions()

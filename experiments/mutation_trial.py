@@ -35,7 +35,7 @@ METRICS = (
     *(f"pyro_gram/diagnostics/{name}.py" for name in ("metrics", "calibration", "evidence")),
     "pyro_gram/tasks/uniform.py",
 )
-PROJECT = ("models", "guides", "pyro_gram", "tests", "experiments")
+PROJECT = ("pyro_gram", "tests", "experiments")
 PATIENCE, LEAST = 10.0, 20.0  # a mutant's time limit: this many times the usual, and at least so many seconds
 WITHOUT = ("cacheprovider", "xdist", "cov", "unraisableexception")  # plugins
 QUIET = ("-x", "-q", *(f"-pno:{name}" for name in WITHOUT), "-o", "addopts=", "-m", "not slow")
@@ -44,6 +44,12 @@ QUIET = ("-x", "-q", *(f"-pno:{name}" for name in WITHOUT), "-o", "addopts=", "-
 def targets() -> list[str]:
     files = (p.relative_to(ROOT).as_posix() for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py")))
     return [*files, *METRICS]
+
+
+def module_name(file: str) -> str:
+    """What a file of :func:`targets` is called when it is imported: models and guides belong to the package."""
+    name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    return name if name.startswith("pyro_gram.") else f"pyro_gram.{name}"
 
 
 # ---- which tests run which lines ---------------------------------------------------------------------------------
@@ -145,7 +151,7 @@ class Finder(importlib.abc.MetaPathFinder):
 
     def __init__(self, mutant: Mutant) -> None:
         self.mutant = mutant
-        self.name = mutant.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        self.name = module_name(mutant.file)
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
         if fullname != self.name:

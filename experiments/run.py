@@ -6,7 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pyro_gram.cli import Parser, add_device, call, directory, interruption
+from pyro_gram.cli import (
+    Parser,
+    add_device,
+    call,
+    directory,
+    interruption,
+    spare_process,
+    use_working_directory,
+)
 from pyro_gram.config import RunConfig, add_options, read_preset, with_options
 from pyro_gram.device import pick_device
 from pyro_gram.distributed import leave, start
@@ -53,6 +61,8 @@ def parse(argv: list[str]) -> tuple[RunConfig, dict]:
         make_parser().parse_args(["--help"])
     first, _ = parser.parse_known_args(argv)
     names = {part: getattr(first, part) for part in ("model", "prior", "guide")}
+    if any(":" in name for name in (first.task, *filter(None, names.values()))):
+        use_working_directory()
     config = read_preset(PRESETS, first.task, first.preset, names=names, seed=first.seed)
     full = make_parser()
     add_options(full, config)
@@ -108,7 +118,7 @@ def summary(task: str, m: dict[str, Any]) -> str:
 def main(argv: list[str]) -> int:
     config, arguments = parse(argv)
     if arguments["list_split"]:
-        return list_split(config, arguments["list_split"], arguments["data_dir"])
+        return 0 if spare_process() else list_split(config, arguments["list_split"], arguments["data_dir"])
     world, device = start(pick_device(arguments["device"]))
     out = arguments["out"] or default_directory(config, arguments)
     check_directory(out, "--out")
@@ -139,4 +149,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(leave(call(main)))
+    raise SystemExit(leave(call(main, shared=True)))

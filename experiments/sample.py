@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import pyro_gram
-from pyro_gram.cli import Parser, add_device, call
+from pyro_gram.cli import Parser, add_device, add_trust, call
 from pyro_gram.device import pick_device
 from pyro_gram.diagnostics import figures
 from pyro_gram.errors import UserError
@@ -40,6 +40,7 @@ def make_parser() -> Parser:
     parser.add_argument("--formation", action="store_true", help=f"how samples form over the steps (.png: of {FORMED})")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
+    add_trust(parser)
     add_device(parser)
     return parser
 
@@ -65,7 +66,7 @@ def picture(solver: Solver, rolled: Rollout) -> Any:
 def main(argv: list[str]) -> int:
     arguments = make_parser().parse_args(argv)
     device = pick_device(arguments.device)
-    solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir).to(device)
+    solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir, trust_code=arguments.trust_code).to(device)
     if solver.task.spec.conditional:
         raise UserError(
             f"{arguments.checkpoint} solves inputs of the task {solver.config.names['task']}; it is no model p(x): "

@@ -22,7 +22,7 @@ import pyro_gram
 from experiments import frontier
 from experiments.frontier import depths_of, judged, thresholds_of
 from experiments.walks import WIDTHS, Walk, allowed, kept_in, walk
-from pyro_gram.cli import Parser, add_device, call
+from pyro_gram.cli import Parser, add_device, add_trust, call
 from pyro_gram.device import pick_device
 from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit, solution_ids, winners
 from pyro_gram.diagnostics.scaling import scaling_figure
@@ -240,6 +240,7 @@ def make_parser() -> Parser:
     parser.add_argument("--seeds", type=int, default=3, metavar="K", help="(default 3)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep roll-outs there, and go on from those it holds")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
+    add_trust(parser)
     add_device(parser)
     return parser
 
@@ -256,7 +257,7 @@ def main(argv: list[str]) -> int:
     if arguments.halt is not None and not 0 <= arguments.halt <= 1:
         raise UserError(f"--halt is a probability, from 0 to 1, not {arguments.halt:g}")
     device = pick_device(arguments.device)
-    solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir).to(device)
+    solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir, trust_code=arguments.trust_code).to(device)
     if not solver.task.spec.conditional:
         raise UserError("this checkpoint is a model p(x): width and depth of answers need an input")
     check_has_heads(solver.model, "select")

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import pyro_gram
-from pyro_gram.cli import Parser, add_device, call
+from pyro_gram.cli import Parser, add_device, add_trust, call
 from pyro_gram.device import pick_device
 from pyro_gram.diagnostics.figures import answers_grid, counted
 from pyro_gram.errors import InputError, UserError
@@ -91,6 +91,7 @@ def make_parser() -> Parser:
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.add_argument("--figure", type=Path, metavar="FILE.png", help=f"draw the first {FIGURE_ROWS} inputs, solved")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
+    add_trust(parser)
     add_device(parser)
     return parser
 
@@ -225,7 +226,7 @@ def main(argv: list[str]) -> int:
     settings: dict[str, Any] = {"temper": temper_of(arguments.temper)}
     settings |= {name: getattr(arguments, name) for name in PASSED_ON}
     device = pick_device(arguments.device)
-    solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir).to(device)
+    solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir, trust_code=arguments.trust_code).to(device)
     text = read_input(arguments.input)
     task = solver.task
     # Without --keep-going all inputs are checked before any is solved.

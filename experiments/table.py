@@ -15,6 +15,7 @@ from __future__ import annotations
 import shlex
 import sys
 import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,7 @@ from experiments.table_text import figure, markdown
 from pyro_gram import paper
 from pyro_gram.build import build, check_parts
 from pyro_gram.checkpoint import load_model
-from pyro_gram.cli import Parser, add_device, call
+from pyro_gram.cli import Parser, add_device, call, spare_process
 from pyro_gram.config import RunConfig, read_preset, with_settings
 from pyro_gram.device import kind_of, pick_device
 from pyro_gram.diagnostics.cost import layers_a_sample
@@ -145,7 +146,7 @@ def measured(cell: Cell, runs: Path, num_samples: int | None, data_dir: str | No
     results = read_json(folder / "results.json")
     metrics = results["metrics"]
     if num_samples is not None and num_samples < metrics["num_samples"]:
-        metrics = metrics | _of(num_samples, folder, data_dir)
+        metrics = metrics | _of(num_samples, folder, data_dir, cell.config().names.values())
     return {
         **{name: metrics[name] for name in KEPT if metrics.get(name) is not None},
         **{name: results[name] for name in ("parameters", "guide_parameters", "batches")},
@@ -157,10 +158,10 @@ def measured(cell: Cell, runs: Path, num_samples: int | None, data_dir: str | No
     }
 
 
-def _of(num_samples: int, folder: Path, data_dir: str | None) -> dict[str, Any]:
+def _of(num_samples: int, folder: Path, data_dir: str | None, named: Collection[str]) -> dict[str, Any]:
     path = folder / f"measured-{num_samples}.json"
     if not path.exists():
-        assembly = load_model(folder, data_dir)
+        assembly = load_model(folder, data_dir, trust_code=named)
         evaluate, task = assembly.config.evaluate, assembly.task
         puzzles = task.split("test")
         puzzles = puzzles.subset(evaluate.inputs) if evaluate.inputs else puzzles
@@ -288,6 +289,8 @@ def main(argv: list[str]) -> int:
     if arguments.cell and (arguments.collect or arguments.redraw):
         raise ConfigError("--cell runs cells, --collect and --redraw run none: give one of them")
     cells = cells_of(pick("tables", arguments.table), arguments.preset, arguments.minutes, arguments.seeds)
+    if arguments.redraw and spare_process():
+        return 0
     if arguments.redraw:
         path = (arguments.out or arguments.runs) / f"table{arguments.table}-{arguments.preset}.json"
         return show(renewed(read_json(path), arguments.data_dir), arguments)
@@ -301,6 +304,8 @@ def main(argv: list[str]) -> int:
         cells = [named[name] for name in arguments.cell]
     missing = [cell for cell in cells if not is_done(cell, arguments.runs)]  # settings are checked before any run
     kind_of(arguments.device)  # which need not be here
+    if arguments.list and spare_process():
+        return 0
     if arguments.list:
         print("".join(f"{command(cell, arguments)}\n" for cell in missing), end="")
         return 0
@@ -344,4 +349,4 @@ def show(results: dict[str, Any], arguments: Any) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(leave(call(main)))
+    raise SystemExit(leave(call(main, shared=True)))

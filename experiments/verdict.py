@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pyro_gram.checkpoint import is_half, load_model, save_model
 from pyro_gram.checks import check_seed
-from pyro_gram.cli import Parser, call
+from pyro_gram.cli import Parser, add_trust, call
 from pyro_gram.config import RunConfig, add_options, with_options
 from pyro_gram.errors import ConfigError
 from pyro_gram.files import check_writable, write_json
@@ -30,6 +30,7 @@ def make_parser() -> Parser:
     parser.add_argument("--out", type=Path, metavar="FILE.safetensors", help="where to write (default: in its place)")
     parser.add_argument("--seed", type=int, help="of the heads and what they learn from (default: the run's)")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
+    add_trust(parser)
     add_options(parser, DEFAULT)
     return parser
 
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
         check_seed(arguments["seed"], "--seed")
     with_options(DEFAULT, arguments)  # wrong values are told before anything is read
     check_writable(out)
-    assembly = load_model(source, arguments["data_dir"])
+    assembly = load_model(source, arguments["data_dir"], trust_code=arguments["trust_code"])
     held = assembly.config.verdict
     base = held if held.hidden else DEFAULT.verdict
     verdict = with_options(RunConfig({}, {"verdict": base}), arguments).verdict

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pyro_gram.checkout import add_finder
 from pyro_gram.version import __version__
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from pyro_gram.solver import Solver, load
 
 __all__ = ["Solver", "TemperConfig", "__version__", "load"]
+
+add_finder()
 
 
 def __getattr__(name: str) -> Any:

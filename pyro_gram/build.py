@@ -23,10 +23,18 @@ class Assembly:
     guide: nn.Module
 
 
-def build(config: RunConfig, data_dir: str | None = None) -> Assembly:
-    """Task, model and guide of a run, the weights drawn from its seed. The caller's random state is left as it was."""
+def build_task(config: RunConfig, data_dir: str | None = None) -> Task:
+    """The task of a run, whose parts belong together. Raises ConfigError where they do not."""
     check_parts(config)
-    task = make_task(config.names["task"], config.task, data_dir)
+    return make_task(config.names["task"], config.task, data_dir)
+
+
+def build(config: RunConfig, data_dir: str | None = None, task: Task | None = None) -> Assembly:
+    """Task, model and guide of a run, the weights drawn from its seed. The caller's random state is left as it was.
+
+    ``task``: the one that :func:`build_task` has made already.
+    """
+    task = build_task(config, data_dir) if task is None else task
     width = getattr(config.model, "width", None)
     if width is None:
         raise ConfigError(f"the config of model {config.names['model']!r} has no field 'width'")

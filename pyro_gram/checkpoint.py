@@ -6,29 +6,28 @@ Two kinds: a *model* (averaged weights of model and guide, with the config that 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from pyro_gram.build import Assembly, build
+from pyro_gram.build import Assembly, build, build_task
 from pyro_gram.config import RunConfig
-from pyro_gram.errors import CheckpointError, ConfigError
-from pyro_gram.files import write_bytes
+from pyro_gram.container import Container, open_container, write_container
+from pyro_gram.errors import CheckpointError, ConfigError, UserError
 from pyro_gram.heads import attach, takes_heads
 from pyro_gram.inference.act import Places
 from pyro_gram.inference.pause import Inside
 from pyro_gram.inference.training import Trainer, pair
 from pyro_gram.networks.core import LatentState
+from pyro_gram.tasks.base import Task
 from pyro_gram.version import __version__
 
-FORMAT = "pyro_gram/1"
+CALLS = 400  # of torch's functions, for each tensor that a model has, in building it
 SHOWN = 4  # settings that differ, in a message
 
 
@@ -53,36 +52,83 @@ def save_model(
     tensors = dict(pair(model, guide).state_dict())
     if half:
         tensors = {k: v.bfloat16() if v.is_floating_point() else v for k, v in tensors.items()}
-    _save(path, tensors, {"kind": "model", "config": config.to_dict(), "data": data or {}})
+    write_container(path, tensors, {"kind": "model", "config": config.to_dict(), "data": data or {}})
 
 
-def load_model(path: str | Path, data_dir: str | None = None) -> Assembly:
+def load_model(
+    path: str | Path, data_dir: str | None = None, *, trust_code: bool | Collection[str] = False
+) -> Assembly:
     """Rebuild task, model and guide from a model checkpoint (or a run's directory), ready for sampling.
 
+    Args:
+        path: the file, or the directory.
+        data_dir: where a task that reads files finds them.
+        trust_code: as for :meth:`RunConfig.from_dict`: may what the file names be imported?
+
     Raises:
-        CheckpointError: missing, damaged, of another format, or weights that do not fit the config.
+        CheckpointError: missing, damaged, of another format, weights that do not fit the config, or code that is not
+            trusted.
     """
     path = Path(path)
     if path.is_dir():
         path = path / "model.safetensors"
-    tensors, header = _read(path, "model")
+    held = open_container(path, "model")
     try:
-        assembly = build(RunConfig.from_dict(header.get("config", {})), data_dir)
-        if takes_heads(assembly.model, assembly.config.verdict):
-            attach(assembly.model, assembly.task, assembly.config)
+        config = RunConfig.from_dict(held.header.get("config", {}), trust_code)
+        task = build_task(config, data_dir)
+        _check_fit(outline_misfits(held, config, task), path)
+        assembly = build(config, data_dir, task)
+        if takes_heads(assembly.model, config.verdict):
+            attach(assembly.model, task, config)
     except ConfigError as e:
         raise CheckpointError(f"{path} cannot be rebuilt from its settings: {e}") from None
     if assembly.task.spec.puzzles:  # which embedding is whose
-        _same_data(path, header, assembly.task.provenance())
-    _fit(path, pair(assembly.model, assembly.guide), tensors)
+        _same_data(path, held.header, assembly.task.provenance())
+    whole = pair(assembly.model, assembly.guide)
+    _check_fit(held.misfits(whole.state_dict()), path)
+    _fill(whole, held.tensors())
     assembly.model.eval()
     assembly.guide.eval()
     return assembly
 
 
+def outline_misfits(held: Container, config: RunConfig, task: Task) -> list[str]:
+    """The tensors of a file that do not fit its settings, found without memory for those that the settings ask for.
+
+    Classes of a user's own may not build without numbers: what they would take is not looked at.
+
+    Raises:
+        ConfigError: the settings describe a model that is larger than any.
+    """
+    if any(":" in name for name in config.names.values()):
+        return []
+    try:
+        with AtMost(CALLS * (len(held.shapes) + 1)), torch.device("meta"):
+            assembly = build(config, None, task)
+            if takes_heads(assembly.model, config.verdict):
+                attach(assembly.model, task, config)
+            return held.misfits(pair(assembly.model, assembly.guide).state_dict())
+    except (RuntimeError, TypeError, OverflowError, MemoryError) as e:
+        raise ConfigError(f"they describe no model that can be built: {str(e).splitlines()[0][:160]}") from None
+
+
+class AtMost(TorchFunctionMode):
+    """Within it, torch's functions may be called so many times: a model of a billion layers is never made."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.left = calls
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise ConfigError("they describe more layers than it has tensors")
+        return func(*args, **(kwargs or {}))
+
+
 def is_half(path: Path) -> bool:
     """Are a model checkpoint's weights kept as bfloat16? Raises CheckpointError as :func:`load_model`."""
-    return any(t.dtype == torch.bfloat16 for t in _read(path, "model")[0].values())
+    return open_container(path, "model").half
 
 
 def save_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[str, str] | None = None) -> None:
@@ -110,7 +156,7 @@ def save_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
         "usual": trainer.guard.usual,
         "data": data or {},
     }
-    _save(path, tensors, header)
+    write_container(path, tensors, header)
 
 
 def load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[str, str] | None = None) -> None:
@@ -122,14 +168,19 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
     """
     try:
         _load_training(path, config, trainer, data or {})
+    except UserError:  # it says itself what is wrong
+        raise
     except (ValueError, TypeError, OverflowError, IndexError, RuntimeError, AttributeError) as e:
         raise CheckpointError(f"{path} holds what no run has saved: {str(e).splitlines()[0]}") from None
 
 
 def _load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[str, str]) -> None:
-    tensors, header = _read(path, "training")
+    held = open_container(path, "training")
+    header, wanted = held.header, config.to_dict()
     try:
-        saved = RunConfig.from_dict(header["config"]).to_dict()
+        # Other names differ before anything is imported that they say.
+        names = differences(dict(header["config"]["names"]), wanted["names"], "names.")
+        saved = wanted if names else RunConfig.from_dict(header["config"], config.names.values()).to_dict()
         number, elapsed, beta = int(header["number"]), float(header["elapsed"]), dict(header["beta"])
         beta = {"value": float(beta["value"]), "mean": None if beta["mean"] is None else float(beta["mean"])}
         usual = None if header.get("usual") is None else float(header["usual"])
@@ -140,12 +191,11 @@ def _load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[s
     except (ConfigError, KeyError, TypeError, ValueError, OverflowError) as e:
         by = f", written by pyro_gram {header.get('version', 'of an unknown version')} (this is {__version__})"
         raise CheckpointError(f"{path} has a damaged header, or one of another version{by}: {e}") from None
-    wanted = config.to_dict()
     same_length = all(saved["train"][field] == wanted["train"][field] for field in ("batches", "minutes"))
     for field in ("batches", "minutes", "save_seconds", "evaluate_every", "precision", "compile"):
         saved["train"] = {**saved["train"], field: wanted["train"][field]}
     saved |= {part: wanted[part] for part in ("temper", "verdict", "evaluate")}
-    differing = differences(saved, wanted)
+    differing = names or differences(saved, wanted)
     if differing:
         more = f", and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
         raise CheckpointError(
@@ -158,11 +208,16 @@ def _load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[s
         )
     _same_data(path, header, data)
 
+    parts = {"weights/": pair(trainer.model, trainer.guide), "average/": trainer.average}
+    for prefix, module in parts.items():
+        _check_fit(held.misfits(module.state_dict(), prefix), path)
+    tensors = held.tensors()
+
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-    _fit(path, pair(trainer.model, trainer.guide), part("weights/"))
-    _fit(path, trainer.average, part("average/"))
+    for prefix, module in parts.items():
+        _fill(module, part(prefix))
     try:
         trainer.optim.set_state(part("optim/"))
     except KeyError as e:
@@ -229,47 +284,6 @@ def differences(then: dict[str, Any], now: dict[str, Any], within: str = "") -> 
     return found
 
 
-def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}  # safetensors refuses shared storage
-    header = {"version": __version__, **header, "digest": digest(flat)}
-    write_bytes(path, save(flat, metadata={"format": FORMAT, "pyro_gram": json.dumps(header, sort_keys=True)}))
-
-
-def digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of names and contents; of contiguous tensors on the CPU."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        found.update(name.encode())
-        found.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
-def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is no file" if path.exists() else f"no checkpoint at {path}")
-    try:
-        with safe_open(path, framework="pt") as f:
-            metadata = f.metadata() or {}
-            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as e:
-        hint = f" (the weights that belong to it are in {path.with_suffix('.safetensors').name})"
-        hint = hint if path.suffix == ".json" and path.with_suffix(".safetensors").exists() else ""
-        raise CheckpointError(f"{path} is not a readable safetensors file{hint}: {e}") from None
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} was not written by pyro_gram (format {metadata.get('format')!r})")
-    try:
-        header = json.loads(metadata["pyro_gram"])
-    except (KeyError, ValueError):
-        header = None
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path} has a damaged header")
-    if "digest" in header and header["digest"] != digest(tensors):  # earlier versions wrote none
-        raise CheckpointError(f"{path} is damaged: its contents are not those that were written")
-    if header.get("kind") != kind:
-        raise CheckpointError(f"{path} holds a {header.get('kind')}, not a {kind}")
-    return tensors, header
-
-
 def _same_data(path: Path, header: dict[str, Any], data: dict[str, str]) -> None:
     """Raises CheckpointError where the files that a task found are not those that the checkpoint was made with."""
     made = header.get("data", {})
@@ -281,15 +295,11 @@ def _same_data(path: Path, header: dict[str, Any], data: dict[str, str]) -> None
             )
 
 
-def _fit(path: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    expected = module.state_dict()
-    wrong = sorted(set(expected) ^ set(tensors)) or [
-        k
-        for k in expected
-        if expected[k].shape != tensors[k].shape
-        or expected[k].is_floating_point() != tensors[k].is_floating_point()  # half the precision is no other number
-    ]
-    if wrong:
-        raise CheckpointError(f"{path} does not fit its own config: {len(wrong)} tensors differ, first {wrong[0]}")
+def _check_fit(misfits: list[str], path: Path) -> None:
+    if misfits:
+        raise CheckpointError(f"{path} does not fit its own config: {len(misfits)} tensors differ, first {misfits[0]}")
+
+
+def _fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     with torch.no_grad():
         module.load_state_dict(tensors)

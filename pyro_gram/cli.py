@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -20,10 +21,20 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, **kwargs: Any) -> None:
         super().__init__(prog, allow_abbrev=False, **kwargs)
+        # What torch.distributed.launch says to each of its processes, which torchrun says by LOCAL_RANK.
+        self.add_argument("--local-rank", "--local_rank", action=_LocalRank, type=int, help=argparse.SUPPRESS)
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: error: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
+
+
+class _LocalRank(argparse.Action):
+    def __init__(self, option_strings: list[str], dest: str, type: Any, help: str) -> None:
+        super().__init__(option_strings, dest, default=argparse.SUPPRESS, type=type, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, *_: Any) -> None:
+        os.environ.setdefault("LOCAL_RANK", str(value))
 
 
 def directory(text: str) -> Path:
@@ -38,16 +49,56 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or mps")
 
 
-def call(main: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
-    """Run a program's main; an error becomes one line on stderr and exit code 2, a signal one and 128 + its number."""
-    if os.getcwd() not in sys.path:  # where a user's own package.module:Class lives
-        sys.path.append(os.getcwd())
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """The option ``--trust-code``, for ``pyro_gram.load``."""
+    parser.add_argument(
+        "--trust-code",
+        action=_TrustCode,
+        help="import what the checkpoint names as package.module:Class, which runs that module's code",
+    )
+
+
+class _TrustCode(argparse.Action):
+    def __init__(self, option_strings: list[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=False, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
+        setattr(namespace, self.dest, True)
+        use_working_directory()
+
+
+def use_working_directory() -> None:
+    """Let a user's own package.module:Class be found in the working directory: only where one has been asked for."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+
+
+def spare_process() -> bool:
+    """Is this one of several processes that torchrun has started, and not the first?"""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") not in ("", "0")
+
+
+def call(main: Callable[[list[str]], int], argv: list[str] | None = None, *, shared: bool = False) -> int:
+    """Run a program's main; an error becomes one line on stderr and exit code 2, a signal one and 128 + its number.
+
+    Args:
+        main: takes the command line, returns an exit code.
+        argv: the command line; this process's where None.
+        shared: do several processes share the work? Otherwise the first of those that torchrun starts does it alone.
+    """
+    if not shared and spare_process():
+        return 0
+    _open_streams()
     keep_freed_memory()
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = set_handler(signal.SIGTERM, _terminate)
     try:
         return main(sys.argv[1:] if argv is None else argv)
     except UserError as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        return 2
+    except MemoryError as e:
+        print(f"error: not enough memory ({' '.join(str(e).split()) or 'no more is said'})", file=sys.stderr)
         return 2
     except KeyboardInterrupt as e:
         print("interrupted", file=sys.stderr)
@@ -59,7 +110,21 @@ def call(main: Callable[[list[str]], int], argv: list[str] | None = None) -> int
         print(f"error: {e.strerror or e}{f' ({e.filename})' if e.filename else ''}", file=sys.stderr)
         return 2
     finally:
-        signal.signal(signal.SIGTERM, before)
+        set_handler(signal.SIGTERM, before)
+
+
+def _open_streams() -> None:
+    """Give a program that was started with stdout or stderr closed a place to write to."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for as long as the process lives)
+
+
+def set_handler(number: int, handler: Any) -> Any:
+    """Set a signal's handler and return the one before. Outside the main thread Python sets none: None is returned."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class TerminatedError(KeyboardInterrupt):
@@ -77,7 +142,7 @@ def interruption(stopped: KeyboardInterrupt) -> int:
 
 
 class StopOnSignal:
-    """Within it, SIGINT and SIGTERM only set ``signal``; a second SIGINT interrupts at once.
+    """Within it, SIGINT and SIGTERM only set ``signal``; a second SIGINT interrupts at once. In the main thread only.
 
     A second SIGTERM does not: a scheduler that signals every process, and torchrun, which hands its own on, both send
     one to the same run.
@@ -89,12 +154,12 @@ class StopOnSignal:
 
     def __enter__(self) -> StopOnSignal:
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._held[number] = signal.signal(number, self._note)
+            self._held[number] = set_handler(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._held.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            set_handler(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:

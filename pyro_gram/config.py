@@ -11,7 +11,7 @@ import dataclasses
 import tomllib
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -89,14 +89,36 @@ class RunConfig:
         return {"preset": self.preset, "seed": self.seed, "names": dict(self.names), **parts}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> RunConfig:
-        """Raises ConfigError on an unknown or missing part, name or field."""
+    def from_dict(cls, data: dict[str, Any], trust_code: bool | Collection[str] = False) -> RunConfig:
+        """The run that :meth:`to_dict` described, in a file as a rule, which a stranger may have written.
+
+        Args:
+            data: plain JSON types.
+            trust_code: may a dotted path among its names be imported, which runs the code of that module? True for
+                any; or the paths that the user has named.
+
+        Raises:
+            ConfigError: an unknown or missing part, name or field; a dotted path that is not trusted.
+        """
         if not isinstance(data, dict) or not isinstance(data.get("names"), dict):
             raise ConfigError("not a run's config: no 'names' in it")
         data = dict(data)
         names = data.pop("names")
+        check_trusted(names, trust_code)
         preset, seed = data.pop("preset", "cpu"), data.pop("seed", 0)
         return make_run_config(names, data, preset=preset, seed=seed)
+
+
+def check_trusted(names: dict[str, Any], trust_code: bool | Collection[str]) -> None:
+    """Raises ConfigError where a dotted path among the names of a file would run code that nobody has asked for."""
+    for part, name in names.items():
+        if trust_code is True or not (isinstance(name, str) and ":" in name):
+            continue
+        if not trust_code or name not in trust_code:
+            raise ConfigError(
+                f"its {part} is {name!r}, which would import the module {name.partition(':')[0]!r} and run its code: "
+                "where you trust that, add --trust-code (in Python: pyro_gram.load(path, trust_code=True))"
+            )
 
 
 def make_run_config(
@@ -197,7 +219,7 @@ def with_settings(config: RunConfig, settings: dict[str, dict[str, Any]]) -> Run
         if not isinstance(fields, dict):
             raise ConfigError(f"the settings of {part!r} must be a table of fields, not {fields!r}")
         data[part] = data[part] | fields
-    return RunConfig.from_dict(data)
+    return RunConfig.from_dict(data, trust_code=config.names.values())
 
 
 def _boolean(text: str) -> bool:
@@ -233,6 +255,12 @@ def read_preset(
     table = dict(tables[preset])
     usual = {"task": path.stem, "model": "gram", "prior": "gaussian", "guide": "amortized"} | table.pop("names", {})
     chosen = usual | {part: name for part, name in (names or {}).items() if name is not None}
+    for part, name in chosen.items():
+        if ":" in str(name) and name != task and name not in (names or {}).values():
+            raise ConfigError(
+                f"preset {preset!r} names the {part} {name!r}, whose module would be imported, which runs its code: "
+                f"where you trust that, name it yourself, --{part} {name}"
+            )
     if own:
         table.pop("task", None)
         chosen["task"] = task

@@ -8,7 +8,6 @@ the order in which floats are summed.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,14 +22,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.rendezvous import Launch, LostProcessError, is_joining, join, number_of, reason
 
 T = TypeVar("T")
 
 PATIENCE = timedelta(hours=2)  # with the process that draws figures and writes the report while the others wait
-
-
-class LostProcessError(UserError):
-    """Another process of the run is gone."""
 
 
 @dataclass(frozen=True)
@@ -154,26 +150,24 @@ def start(device: torch.device) -> tuple[World, torch.device]:
         the world, and this process's own device: ``cuda`` becomes ``cuda:LOCAL_RANK``.
 
     Raises:
-        ConfigError: several processes on a device that has no way to exchange tensors, or more processes than GPUs.
+        ConfigError: several processes on a device that has no way to exchange tensors, or more processes than GPUs;
+            variables of a launcher that are incomplete or no numbers.
+        LostProcessError: another process has not come within ``rendezvous.JOINING``.
     """
-    size, restarts = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    size, restarts = number_of("WORLD_SIZE", 1, 1), number_of("TORCHELASTIC_RESTART_COUNT", 0, 0)
     if size == 1:
         return World(restarts=restarts), device
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"several processes cannot share a run on {device.type}: use cpu or cuda")
-    local = int(os.environ.get("LOCAL_RANK", 0))
+        raise ConfigError(
+            f"several processes cannot share a run on {device.type} (WORLD_SIZE is {size}): use cpu or cuda, or unset it"
+        )
+    launch, local = Launch.read(size), number_of("LOCAL_RANK", 0, 0)
     if device.type == "cuda":
         if local >= torch.cuda.device_count():
             raise ConfigError(f"process {local} of this machine has no GPU: it has {torch.cuda.device_count()}")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
-    # An agent's own store is kept through a restart, and with it the addresses of processes that are gone. Agents that
-    # were replaced count their restarts anew, but then the store is new too.
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        store = dist.PrefixStore(f"restart {restarts}", store)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    _try(lambda: dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE))
+    join(launch, device, PATIENCE)
     world = World(dist.get_rank(), dist.get_world_size(), device, restarts)
     return replace(world, restarts=int(world.most(restarts))), device
 
@@ -181,9 +175,10 @@ def start(device: torch.device) -> tuple[World, torch.device]:
 def leave(code: int) -> int:
     """The end of a program: its exit code, with which one of several processes ends at once.
 
-    Otherwise threads of the exchange, torn down while another process ends too, now and then abort one that is done.
+    Otherwise threads of the exchange, torn down while another process ends too, now and then abort one that is done;
+    and one that still waits for others would not end.
     """
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_available() and (dist.is_initialized() or is_joining()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -204,14 +199,9 @@ def _try(collective: Callable[[], T]) -> T:
         return collective()
     except RuntimeError as e:  # DistBackendError is one
         raise LostProcessError(
-            f"the processes of this run cannot exchange tensors ({_reason(e)}): another of them is "
+            f"the processes of this run cannot exchange tensors ({reason(e)}): another of them is "
             "gone, or has failed; the last saved state goes on with --resume, torchrun --max-restarts does so by itself"
         ) from None
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error, without the place in torch's sources where it was noticed."""
-    return re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0])[:160]
 
 
 FACTORIES = {torch.rand, torch.randn}

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from pyro_gram.errors import UserError
+from pyro_gram.errors import InputError, UserError
 
+MAX_JSON = 256 * 2**20  # bytes
+MAX_BYTES = 2**30  # a million of MNIST's images
+MAX_TEXT = 2**31  # characters: three times those of the largest set of Sudoku
+MAX_LINE = 2**16
+REALLY = {  # the first bytes of files that are often taken for others
+    b"version https://git-lfs": "this is a Git LFS pointer: run git lfs pull",
+    b"PK\x03\x04": "this is a zip archive, as torch.save writes them: only safetensors are read, and nothing pickled",
+    b"\x80": "this is a pickle, as torch.save writes them: only safetensors are read, and nothing pickled",
+    b"\x1f\x8b": "this is a gzip file: unpack it",
+    b"\x89HDF": "this is an HDF5 (netCDF) file",
+}
 UNFINISHED = ".unfinished-"  # in the name of a file that is being written
 
 
@@ -29,7 +42,8 @@ def write_via(path: Path, write: Callable[[Path], Any]) -> None:
         os.close(handle)
         temporary = Path(name)
         write(temporary)
-        temporary.chmod(0o644)
+        with suppress(OSError, NotImplementedError):  # SMB and exFAT refuse: there the mount says who may read
+            temporary.chmod(0o644)
         temporary.replace(path)
         _sync(path.parent)
     except OSError as e:
@@ -104,10 +118,69 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in a file. Raises UserError where there is none."""
+    """The JSON value in a file. Raises UserError where there is none, or where the file is larger than any of ours."""
     try:
-        return json.loads(path.read_text())
+        size = path.stat().st_size
+        if size > MAX_JSON:
+            raise UserError(f"{path} has {size:,} bytes; no JSON of more than {MAX_JSON:,} is read")
+        return parse_json(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path} cannot be read as JSON: {e}") from None
+    except (OSError, UserError, UnicodeDecodeError) as e:
+        raise UserError(f"{path} cannot be read as JSON: {really(path) or e}") from None
+
+
+def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
+    """The contents of a file; of a ``.gz`` file, unpacked.
+
+    Raises:
+        InputError: it cannot be read, or holds more than ``most`` bytes, which is known before they take memory.
+    """
+    try:
+        if path.suffix != ".gz" and path.stat().st_size > most:
+            raise InputError(f"{path} has {path.stat().st_size:,} bytes, and at most {most:,} are read")
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as f:
+            data = f.read(most + 1)
+    except (OSError, EOFError, zlib.error) as e:
+        raise InputError(f"cannot read {path}: {really(path) or getattr(e, 'strerror', None) or e}") from None
+    if len(data) > most:
+        raise InputError(f"{path} unpacks to more than the {most:,} bytes that are read")
+    return data
+
+
+def bounded_lines(file: TextIO, name: Path, most: int = MAX_TEXT) -> Iterator[str]:
+    """The lines of a text, none taken longer than :data:`MAX_LINE`. Raises InputError behind ``most`` characters."""
+    total = 0
+    while line := file.readline(MAX_LINE):
+        total += len(line)
+        if total > most:
+            raise InputError(f"{name} holds more than the {most:,} characters that are read")
+        yield line
+
+
+def parse_json(text: str) -> Any:
+    """The JSON value of a text. Raises UserError where it is none, or nested deeper than Python reads."""
+    try:
+        return json.loads(text)
+    except ValueError as e:
+        raise UserError(str(e)) from None
+    except RecursionError:
+        raise UserError("it is nested too deeply") from None
+
+
+def really(path: Path) -> str | None:
+    """What a file is that was taken for another, and what to do; None where that cannot be told."""
+    try:
+        with path.open("rb") as f:
+            head = f.read(512)
+    except OSError:
+        return None
+    if not head:
+        return "it is empty"
+    for start, what in REALLY.items():
+        if head.startswith(start):
+            return what
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        return "this is a web page: download the file itself (the 'raw' link)"
+    return None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 import platform
-import resource
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -82,12 +83,16 @@ def processor() -> str:
 
 
 def peak_memory_mb() -> float:
-    """The most memory this process has held, MiB."""
+    """The most memory this process has held, MiB; NaN where the system does not say (Windows)."""
     try:  # what the kernel counts as usage begins with that of the process that started this one
         status = Path("/proc/self/status").read_text()
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**10
     except (OSError, StopIteration):
         pass
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if platform.system() == "Darwin" else 2**10)
 
@@ -95,6 +100,6 @@ def peak_memory_mb() -> float:
 def resident_mb() -> float:
     """What this process holds now, MiB; where the system does not say, the most that it has held."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE / 2**20
     except OSError:
         return peak_memory_mb()

@@ -2,8 +2,7 @@
 
 ``MODELS.get("gram")`` imports the home package on first use and returns the registered class. A name with a colon,
 ``"mypkg.mymodel:MyModel"``, is a dotted path to a class that needs no registration. Checkpoints store these names,
-never module paths of this repository, because ``models`` and ``guides`` live at the top of a clone and inside
-``pyro_gram`` in a wheel.
+never module paths of this repository.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, TypeVar
 
 from pyro_gram.errors import ConfigError
@@ -24,12 +22,12 @@ class Registry:
 
     Args:
         kind: what is registered, for messages ("model").
-        homes: packages to look in, the first that exists wins; every module in it is imported once.
+        home: the package to look in; every module in it is imported once.
     """
 
-    def __init__(self, kind: str, *homes: str) -> None:
+    def __init__(self, kind: str, home: str) -> None:
         self.kind = kind
-        self._homes = homes
+        self._home = home
         self._classes: dict[str, type] = {}
         self._loaded = False
 
@@ -88,23 +86,13 @@ class Registry:
     def _load(self) -> None:
         if self._loaded:
             return
-        package = self._home()
+        package = importlib.import_module(self._home)
         for info in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package.__name__}.{info.name}")
         self._loaded = True
 
-    def _home(self) -> ModuleType:
-        for home in self._homes:
-            try:
-                return importlib.import_module(home)
-            except ModuleNotFoundError as e:
-                # Only the home itself may be absent: a missing dependency inside it must not be masked.
-                if e.name != home:
-                    raise
-        raise ConfigError(f"no home for {self.kind}s: none of {', '.join(self._homes)} can be imported")
 
-
-MODELS = Registry("model", "pyro_gram.models", "models")
-PRIORS = Registry("prior", "pyro_gram.models", "models")
-GUIDES = Registry("guide", "pyro_gram.guides", "guides")
+MODELS = Registry("model", "pyro_gram.models")
+PRIORS = Registry("prior", "pyro_gram.models")
+GUIDES = Registry("guide", "pyro_gram.guides")
 TASKS = Registry("task", "pyro_gram.tasks")

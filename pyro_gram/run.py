@@ -209,7 +209,7 @@ def _prepare(run: Run, resume: bool) -> None:
     begun = bool(run.world.first(resume and run.state_path.exists()))
     if begun:
         load_training(run.state_path, assembly.config, trainer, assembly.task.provenance())
-    weights = sum(p.detach().double().sum().item() for p in trainer.optim.named.values())
+    weights = sum(p.detach().cpu().double().sum().item() for p in trainer.optim.named.values())
     if not (run.world.alike(trainer.number) and run.world.alike(weights)):
         raise UserError(f"the processes of this run begin with different states: do all of them see the same {out}?")
     if not run.world.writes:
@@ -300,7 +300,12 @@ def check_per_datum(assembly: Assembly) -> None:
 def check_begun(out: Path, config: RunConfig, option: str) -> None:
     """Raises ConfigError where ``out``, which ``option`` names, holds a run with other settings."""
     begun = out / "config.json"
-    if begun.exists() and RunConfig.from_dict(read_json(begun)).to_dict() != config.to_dict():
+    if not begun.exists():
+        return
+    held = read_json(begun)
+    # Other names differ before anything is imported that they say.
+    same = isinstance(held, dict) and held.get("names") == config.names
+    if not same or RunConfig.from_dict(held, config.names.values()).to_dict() != config.to_dict():
         raise ConfigError(f"{out} was begun with other settings: give another {option}")
 
 

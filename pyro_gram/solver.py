@@ -388,11 +388,18 @@ def _seed_of(seed: int, batch: int) -> int:
     return seed if batch == 0 else sub_seed(seed, batch)
 
 
-def load(path: str | Path, data_dir: str | None = None) -> Solver:
+def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool = False) -> Solver:
     """A Solver from a model checkpoint (``.safetensors``) or a run's directory.
 
+    Args:
+        path: the file, or the directory.
+        data_dir: where a task that reads files finds them.
+        trust_code: may the checkpoint name classes outside pyro_gram (``package.module:Class``)? Their module is
+            imported, which runs its code.
+
     Raises:
-        CheckpointError: missing, damaged, or made by something else. Nothing pickled is ever loaded.
+        CheckpointError: missing, damaged, made by something else, or naming code that is not trusted. Nothing pickled
+            is ever loaded.
     """
-    assembly = load_model(path, data_dir)
+    assembly = load_model(path, data_dir, trust_code=trust_code)
     return Solver(assembly.config, assembly.task, assembly.model, assembly.guide)

@@ -1,9 +1,9 @@
-"""A device that no machine has: its tensors hold their numbers on the CPU, and refuse what CUDA would refuse.
+"""A device that no machine has: its tensors hold their numbers on the CPU, and refuse what CUDA or MPS would refuse.
 
 No tensor of the CPU meets one of theirs in an operation (but for single numbers, and indices into theirs), no generator
-of the CPU draws for them, and NumPy cannot read them. So that what runs here has left no tensor behind, and gives the
-CPU's numbers, since the draws are the CPU's. The device calls itself ``meta``, the one device whose name asks for no
-hardware; kernels, and what depends on ``device.type == "cuda"``, are not tried.
+of the CPU draws for them, NumPy cannot read them, and none is float64. So that what runs here has left no tensor
+behind, and gives the CPU's numbers, since the draws are the CPU's. The device calls itself ``meta``, the one device
+whose name asks for no hardware; kernels, and what depends on ``device.type == "cuda"``, are not tried.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from pyro_gram import checkpoint
+
 FAR = torch.device("meta")
 aten = torch.ops.aten
 BETWEEN = {aten._to_copy.default, aten.copy_.default}  # these take tensors from one device to another
@@ -31,6 +33,8 @@ class Far(Tensor):
 
     @staticmethod
     def __new__(cls, near: Tensor) -> Far:
+        if near.dtype in (torch.float64, torch.complex128):
+            raise TypeError(f"this device has no {near.dtype}, as MPS has none: use float32, or the CPU")
         made = Tensor._make_wrapper_subclass(
             cls, near.size(), near.stride(), near.storage_offset(), dtype=near.dtype, layout=near.layout, device=FAR
         )
@@ -104,6 +108,8 @@ def _by_copying(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def far_device(*programs: Any) -> Iterator[str]:
     """Within it there is the device ``FAR``, whose name it gives, and the modules given find it on the command line."""
     picks = [patch.object(program, "pick_device", torch.device) for program in programs]
+    # A checkpoint's shapes are looked at on the real ``meta``, whose name is taken here.
+    picks.append(patch.object(checkpoint, "outline_misfits", lambda *_: []))
     for one in picks:
         one.start()
     try:

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pyro_gram.build import build
-from pyro_gram.checkpoint import digest, load_model, load_training, save_model, save_training
+from pyro_gram.checkpoint import load_model, load_training, save_model, save_training
+from pyro_gram.container import digest
 from pyro_gram.errors import CheckpointError, UserError
 from pyro_gram.files import read_json, write_bytes, write_json, write_via
 from pyro_gram.inference.guard import DivergedError

@@ -87,7 +87,7 @@ def test_an_unknown_name_part_or_field_of_a_run_is_an_error(names, settings, mes
         make_run_config(names, settings)
 
 
-@pytest.mark.parametrize("path", ["pathlib:Path", ":x", ".x:y", "models.gram:RecursiveCore"])
+@pytest.mark.parametrize("path", ["pathlib:Path", ":x", ".x:y", "pyro_gram.models.gram:RecursiveCore"])
 def test_a_dotted_path_to_what_is_no_part_of_a_run_is_a_config_error(path):
     with pytest.raises(ConfigError, match="model"):
         make_run_config({**NAMES, "model": path}, {})

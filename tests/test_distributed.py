@@ -1,9 +1,9 @@
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro_gram.models.mdlm import spread_times
 from torch.overrides import TorchFunctionMode
 
-from models.mdlm import spread_times
 from pyro_gram import distributed
 from pyro_gram.distributed import ALONE, World, check_batch, start
 from pyro_gram.errors import ConfigError, UserError

@@ -96,7 +96,7 @@ def test_the_readmes_excerpt_is_the_program():
 def test_the_readmes_python_runs_as_written(monkeypatch):
     monkeypatch.chdir(ROOT)
     space: dict = {}
-    for start in ("import pyro_gram", "import torch", "from models.gram"):
+    for start in ("import pyro_gram", "import torch", "from pyro_gram.models.gram"):
         for block in readme_blocks(start):
             exec(block, space)
     assert space["rolled"].tokens.shape == (100, 1, 8)

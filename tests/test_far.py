@@ -63,6 +63,9 @@ def test_that_device_refuses_what_a_real_one_would():
                 mistake()
         with pytest.raises(TypeError, match="CPU"):
             np.asarray(far)
+        for mistake in (far.double, lambda: torch.ones(2, dtype=torch.float64, device=device)):
+            with pytest.raises(TypeError, match=r"no torch.float64, as MPS has none"):
+                mistake()
 
 
 @pytest.fixture(scope="module")

@@ -33,11 +33,11 @@ def test_a_name_can_be_taken_once():
 
 
 def test_dotted_paths_need_no_registration():
-    assert MODELS.get("models.gram:GRAM").__name__ == "GRAM"
+    assert MODELS.get("pyro_gram.models.gram:GRAM").__name__ == "GRAM"
     with pytest.raises(ConfigError, match="no module named 'nowhere'"):
         MODELS.get("nowhere:GRAM")
     with pytest.raises(ConfigError, match="has no class 'Gram'"):
-        MODELS.get("models.gram:Gram")
+        MODELS.get("pyro_gram.models.gram:Gram")
 
 
 def test_a_missing_dependency_of_a_home_is_not_masked(tmp_path, monkeypatch):
@@ -45,7 +45,7 @@ def test_a_missing_dependency_of_a_home_is_not_masked(tmp_path, monkeypatch):
     (tmp_path / "needy_home" / "__init__.py").write_text("import a_library_that_is_not_installed\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="a_library_that_is_not_installed"):
-        Registry("thing", "needy_home", "tests").names()
+        Registry("thing", "needy_home").names()
 
 
 def test_importing_the_library_imports_no_torch():

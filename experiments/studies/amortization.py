@@ -18,12 +18,12 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro_gram.guides.mean_field import MeanFieldGuide, MeanFieldGuideConfig
 from torch import Tensor, nn
 from tqdm import trange
 
-from guides.mean_field import MeanFieldGuide, MeanFieldGuideConfig
 from pyro_gram.checkpoint import load_model
-from pyro_gram.cli import Parser, call
+from pyro_gram.cli import Parser, add_trust, call
 from pyro_gram.errors import ConfigError
 from pyro_gram.files import check_writable, write_json
 from pyro_gram.inference.elbo import MeanFieldELBO
@@ -92,12 +92,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--updates", type=int, default=400, help="of the free parameters (default 400)")
     parser.add_argument("--lr", type=float, default=0.02, help="of the free parameters (default 0.02)")
     parser.add_argument("--out", type=Path, default=HERE / "amortization.json", metavar="FILE")
+    add_trust(parser)
     arguments = parser.parse_args(argv)
     for name in ("inputs", "depth", "updates"):
         if getattr(arguments, name) < 1:
             raise ConfigError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
     check_writable(arguments.out)
-    assembly = load_model(arguments.checkpoint)
+    assembly = load_model(arguments.checkpoint, trust_code=arguments.trust_code)
     model, guide = assembly.model, assembly.guide
     puzzles = assembly.task.split("test")
     x, y = puzzles.pairs(arguments.inputs, generator_for(1, arguments.inputs))

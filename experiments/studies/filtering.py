@@ -21,7 +21,7 @@ from tqdm import tqdm
 import pyro_gram
 from experiments.scaling import SEED, Study, label_of, over_seeds, puzzles_of
 from experiments.walks import Walk, add_result, kept_in
-from pyro_gram.cli import Parser, call
+from pyro_gram.cli import Parser, add_trust, call
 from pyro_gram.diagnostics.metrics import coverage_by_input, solution_ids
 from pyro_gram.errors import UserError
 from pyro_gram.files import check_writable
@@ -133,7 +133,7 @@ def study_of(solver: Solver, puzzles: PuzzleSet, kept: Path | None, progress: An
 
 def measure(path: Path, arguments: Any) -> dict[str, Any]:
     """One checkpoint."""
-    solver = pyro_gram.load(path)
+    solver = pyro_gram.load(path, trust_code=arguments.trust_code)
     check_has_heads(solver.model, "filter")
     whole = solver.default_depth
     short, kept = short_of(whole), kept_in(arguments.keep, path, solver)
@@ -179,6 +179,7 @@ def make_parser() -> Parser:
     parser.add_argument("--validation", type=int, metavar="B", help="validation inputs, likewise")
     parser.add_argument("--seeds", type=int, default=3, metavar="K", help="(default 3)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="as for scaling.py, whose roll-outs are taken from it")
+    add_trust(parser)
     return parser
 
 

@@ -149,7 +149,9 @@ def is_done(results: dict[str, Any], variant: str, config: RunConfig) -> bool:
     held = results["variants"].get(variant)
     if held is None:
         return False
-    then = shared_settings(RunConfig.from_dict(held["config"]))  # settings that have come since stand at their defaults
+    then = shared_settings(
+        RunConfig.from_dict(held["config"], config.names.values())
+    )  # later settings: at their defaults
     differing = [part for part, fields in shared_settings(config).items() if then.get(part) != fields]
     if differing:
         raise ConfigError(f"{variant!r} was run with other settings of {differing[0]!r}: give another --out")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 import pyro_gram
 from experiments.scaling import label_of
 from experiments.walks import add_result, kept, kept_in
-from pyro_gram.cli import Parser, call
+from pyro_gram.cli import Parser, add_trust, call
 from pyro_gram.diagnostics.intervals import wilson
 from pyro_gram.diagnostics.metrics import winners
 from pyro_gram.errors import UserError
@@ -54,7 +54,7 @@ def fresh_inputs(solver: Solver, count: int) -> tuple[Tensor, str]:
 
 def measure(path: Path, arguments: Any) -> dict[str, Any]:
     """Vote and value on fresh inputs: accuracies, with their deviation over seeds and Wilson interval over inputs."""
-    solver = pyro_gram.load(path)
+    solver = pyro_gram.load(path, trust_code=arguments.trust_code)
     check_has_heads(solver.model, "select")
     x, which = fresh_inputs(solver, arguments.inputs)
     folder = kept_in(arguments.keep, path, solver)
@@ -109,6 +109,7 @@ def make_parser() -> Parser:
     parser.add_argument("--inputs", type=int, default=INPUTS, metavar="B", help=f"fresh inputs (default {INPUTS:,})")
     parser.add_argument("--seeds", type=int, default=3, metavar="K", help="of the draws (default 3)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep roll-outs there, and go on from those it holds")
+    add_trust(parser)
     return parser
 
 

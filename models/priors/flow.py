@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from pyro.distributions.transforms import ConditionalAffineCoupling, Permute
-from pyro.nn import ConditionalDenseNN
 from torch import Tensor, nn, randperm
 
 from pyro_gram.checks import AT_LEAST_1, check_range
@@ -53,9 +53,25 @@ class FlowPrior(Prior):
         return dist.TransformedDistribution(base, transforms).to_event(1)
 
 
+class CouplingNetwork(nn.Module):
+    """The shift and the log scale of a coupling, ``[..., D - half]`` each, from the channels that stay and from u.
+
+    As Pyro's ``ConditionalDenseNN``, which cannot be made where tensors have no numbers.
+    """
+
+    def __init__(self, half: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(half + width, hidden), nn.Linear(hidden, 2 * (width - half))])
+
+    def forward(self, x: Tensor, context: Tensor) -> tuple[Tensor, ...]:
+        context = context.expand(*x.shape[:-1], context.shape[-1])
+        found = self.layers[1](self.layers[0](torch.cat((context, x), -1)).relu())
+        return found.chunk(2, -1)
+
+
 def _coupling(width: int, hidden: int) -> ConditionalAffineCoupling:
     half = width // 2
-    network = ConditionalDenseNN(half, width, [hidden], [width - half, width - half])
+    network = CouplingNetwork(half, width, hidden)
     nn.init.zeros_(network.layers[-1].weight)
     nn.init.zeros_(network.layers[-1].bias)
     return ConditionalAffineCoupling(half, network)

@@ -164,9 +164,9 @@ def loss_of(end: Decode, solutions: Tensor | None) -> Tensor:
         log_p = end.likelihood.log_prob(end.values[OBSERVED])
     else:
         parts = solutions.long().to(end.state.h.device).split(SCORED)
-        scored = [end.likelihood.log_prob(part[:, None, None]).double().logsumexp(0) for part in parts]
+        scored = [end.likelihood.log_prob(part[:, None, None]).cpu().double().logsumexp(0) for part in parts]
         log_p = torch.stack(scored).logsumexp(0)
-    return -log_p.double().clamp(max=0).cpu()
+    return -log_p.cpu().double().clamp(max=0)  # MPS has no float64
 
 
 def _right(task: Task, x: Tensor | None, tokens: Tensor) -> Tensor | None:

@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_choice, check_range, check_seed
+from pyro_gram.checks import AT_LEAST_1, check_choice, check_range, check_seed
 from pyro_gram.download import data_folder
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.tasks.arc_grids import COLORS, MAX_SIDE, Grid, GridKey, grid_key, pair_key, rough_key
 
+MAX_AUGMENTATIONS = 100_000  # of a task; the paper's are 1,000
 DATASETS = ("arcagi", "arcagi2")
 SETS = tuple(f"{dataset}/{part}" for dataset in DATASETS for part in ("training", "evaluation"))
 
@@ -223,7 +224,7 @@ class ArcConfig:
         check_choice("dataset", self.dataset, DATASETS)
         for name in self.sets:
             check_choice("train_sets", name, SETS)
-        check_range(self, canvas=(1, MAX_SIDE), max_side=(0, self.canvas), augmentations=AT_LEAST_0)
+        check_range(self, canvas=(1, MAX_SIDE), max_side=(0, self.canvas), augmentations=(0, MAX_AUGMENTATIONS))
         check_range(self, evaluate_augmentations=AT_LEAST_1, attempts=AT_LEAST_1, validation=AT_LEAST_1)
         if self.evaluate_augmentations > 1 + self.augmentations:
             raise ConfigError(

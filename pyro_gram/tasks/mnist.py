@@ -7,7 +7,6 @@ position a patch of pixels (the paper's patches are 2 x 2).
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import struct
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_gram import files
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range, check_seed
 from pyro_gram.download import DATA_VARIABLE, data_folder, fetch, find
 from pyro_gram.errors import ConfigError, InputError
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SIDE = 28  # of the images in the files
 SIDES = (14, 28)
 MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+PACKED = 2**24  # bytes; no published file has more
 MD5 = {
     "train-images-idx3-ubyte": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
     "train-labels-idx1-ubyte": "d53e105ee54ea40749a09fcbcd1e9432",
@@ -246,19 +247,22 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         InputError: the file cannot be read, or is not the published one.
     """
+    if path.suffix == ".gz":
+        _check_published(path)
+    return files.read_bytes(path)
+
+
+def _check_published(path: Path) -> None:
     try:
-        data = path.read_bytes()
+        data = path.read_bytes() if path.stat().st_size <= PACKED else b""
     except OSError as e:
         raise InputError(f"cannot read {path}: {e.strerror or e}") from None
-    if path.suffix != ".gz":
-        return data
     expected, found = MD5[path.stem], md5(data)
     if found != expected:
         raise InputError(
             f"{path} is damaged, cut short or another file: its MD5 is {found}, MNIST's is {expected}; delete it and "
             "get it again (files of your own are read uncompressed, without .gz)"
         )
-    return gzip.decompress(data)
 
 
 def md5(data: bytes) -> str:
@@ -273,7 +277,8 @@ def _header(path: Path, data: bytes, magic: int, dimensions: int) -> tuple[int, 
         raise InputError(f"{path} is cut short: {len(data)} bytes, its header alone has {length}")
     found, *sizes = struct.unpack(f">{1 + dimensions}I", data[:length])
     if found != magic:
-        raise InputError(f"{path} is no IDX file of this kind: it begins with {found} instead of {magic}")
+        what = files.really(path) or f"it begins with {found} instead of {magic}"
+        raise InputError(f"{path} is no IDX file of this kind: {what}")
     if sizes[0] == 0:
         raise InputError(f"{path} holds nothing: its header says 0 items")
     return tuple(sizes)

@@ -15,7 +15,8 @@ from pyro_gram.tasks.base import PuzzleSet, Task
 
 def generator_for(*key: int) -> torch.Generator:
     """A generator seeded by a tuple of integers, without collisions between neighbours."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+    # Of Python's integers: NumPy 1.26 shifts no uint64 by one.
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1)
 
 
 def sub_seed(*key: int) -> int:

@@ -15,6 +15,7 @@ import torch
 
 from pyro_gram.download import data_folder, fetch, find
 from pyro_gram.errors import ConfigError, InputError
+from pyro_gram.files import bounded_lines, really
 from pyro_gram.tasks.sudoku_boards import all_grids_4, missing_digits, random_grids, solve, symmetry_invariants
 
 BATCH = 1000  # random puzzles drawn at a time
@@ -232,10 +233,10 @@ def read_csv(path: Path, size: int) -> Puzzles:
 
     try:
         with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(bounded_lines(file, path))
             header = [name.strip() for name in next(reader, [])]
             if "question" not in header or "answer" not in header:
-                found = f"{','.join(header)[:60]!r}" if header else "nothing"
+                found = (really(path) or f"{','.join(header)[:60]!r}") if header else "nothing"
                 raise InputError(
                     f"{path}, line 1: expected a header with the columns question and answer, found {found}"
                 )

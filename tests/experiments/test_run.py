@@ -173,7 +173,7 @@ def test_each_choice_of_parts_has_a_directory_of_its_own_by_default():
     assert where("--preset", "tiny", "--seed", "3") == "runs/coloring-tiny-seed3"
     assert where("--model", "trm") == "runs/coloring-cpu-trm-seed0"
     assert where("--prior", "flow", "--guide", "mean_field") == "runs/coloring-cpu-flow-mean_field-seed0"
-    assert where("--prior", "models.priors.flow:FlowPrior") == "runs/coloring-cpu-FlowPrior-seed0"
+    assert where("--prior", "pyro_gram.models.priors.flow:FlowPrior") == "runs/coloring-cpu-FlowPrior-seed0"
 
 
 def test_a_resumed_run_ends_as_an_unbroken_one(finished, tmp_path):

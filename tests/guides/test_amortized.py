@@ -5,9 +5,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro_gram.guides.amortized import aligned, within_budget
 from torch.distributions import TanhTransform, kl_divergence
 
-from guides.amortized import aligned, within_budget
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.bounds import terms
 from tests.conftest import case_of, small

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from pyro_gram.guides.mean_field import _key
 
-from guides.mean_field import _key
 from pyro_gram.errors import ConfigError
 from tests.conftest import case_of
 

@@ -5,9 +5,9 @@ import sys
 import pyro
 import pytest
 import torch
+from pyro_gram.models.gram import GRAM
 
 from experiments.bench_solve import peak_mb
-from models.gram import GRAM
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.sampling import rollout, trajectories_within
 from pyro_gram.inference.temper import TemperConfig

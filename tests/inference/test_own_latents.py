@@ -7,10 +7,10 @@ import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.reparam import LocScaleReparam
+from pyro_gram.guides.amortized import AmortizedGuide
+from pyro_gram.models.gram import GRAM
 from torch import nn
 
-from guides.amortized import AmortizedGuide
-from models.gram import GRAM
 from pyro_gram.build import build
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.beta import BetaConfig

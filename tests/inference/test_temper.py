@@ -3,9 +3,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.poutine.messenger import Messenger
+from pyro_gram.models.priors import GaussianPrior
 
 import pyro_gram
-from models.priors import GaussianPrior
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.evaluate import roll
 from pyro_gram.inference.sampling import rollout

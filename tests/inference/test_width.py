@@ -2,8 +2,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro_gram.models.priors import GaussianPrior
 
-from models.priors import GaussianPrior
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.sampling import rollout
 from pyro_gram.inference.sites import guidance

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from pyro_gram.models.autoregressive import Autoregressive
 
-from models.autoregressive import Autoregressive
 from pyro_gram.errors import ConfigError
 from tests.conftest import case_of, small
 

@@ -7,10 +7,9 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
+from pyro_gram.models import d3pm, mdlm
+from pyro_gram.models.mdlm import EARLIEST, spread_times
 
-import models.d3pm
-import models.mdlm
-from models.mdlm import EARLIEST, spread_times
 from tests.conftest import case_of
 
 MASK = 3  # of three classes
@@ -84,7 +83,7 @@ def test_mdlms_loss_is_the_cross_entropy_of_masked_tokens_over_their_time():
 @pytest.mark.parametrize("time", [0.0, 0.3, 0.9])
 def test_a_token_is_masked_with_the_probability_of_its_time(monkeypatch, time):
     case, model = noted("mdlm")
-    at_times(monkeypatch, models.mdlm, torch.tensor(time))
+    at_times(monkeypatch, mdlm, torch.tensor(time))
     model.loss(torch.zeros(5, 800, 4, 16), case.y[:, None].expand(5, 800, 4))
     ((tokens, told),) = model.denoiser.calls
     assert told.unique().item() == pytest.approx(max(time, EARLIEST))
@@ -194,7 +193,7 @@ def test_d3pms_schedule_and_stationary_distribution_are_the_papers(kind):
 def test_d3pms_loss_is_t_times_the_kl_of_one_backward_step(monkeypatch, kind, share, t):
     T = 6
     case, model = noted("d3pm", kind=kind, times=T)
-    at_times(monkeypatch, models.d3pm, torch.tensor(share))
+    at_times(monkeypatch, d3pm, torch.tensor(share))
     y = case.y[:, None].expand(5, 60, 4)
     loss = model.loss(torch.zeros(5, 60, 4, 16), y)
     ((corrupted, time),) = model.denoiser.calls
@@ -217,7 +216,7 @@ def test_d3pms_loss_is_t_times_the_kl_of_one_backward_step(monkeypatch, kind, sh
 
 def test_d3pms_auxiliary_loss_is_the_cross_entropy_of_the_clean_answer_and_trains_alone(monkeypatch):
     case, model = noted("d3pm", times=6, auxiliary=0.25)
-    at_times(monkeypatch, models.d3pm, torch.tensor(0.5))
+    at_times(monkeypatch, d3pm, torch.tensor(0.5))
     assert "auxiliary" not in poutine.trace(model).get_trace(case.x, case.y).nodes
     model.train()
     model.denoiser.calls.clear()

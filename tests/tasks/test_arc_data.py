@@ -77,7 +77,7 @@ def test_a_task_in_two_sets_is_taken_once():
         ({"train_sets": "arcagi"}, "unknown train_sets 'arcagi'; known: arcagi/training"),
         ({"canvas": 31}, "canvas must lie between 1 and 30"),
         ({"canvas": 5, "max_side": 6}, "max_side must lie between 0 and 5"),
-        ({"augmentations": -1}, "augmentations must be at least 0"),
+        ({"augmentations": -1}, "augmentations must lie between 0 and 100000"),
         ({"augmentations": 3, "evaluate_augmentations": 5}, "at most 1 \\+ augmentations = 4, not 5"),
         ({"attempts": 0}, "attempts must be at least 1"),
         ({"data_seed": -1}, "data_seed"),
