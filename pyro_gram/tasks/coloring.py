@@ -204,7 +204,13 @@ class Coloring(Task):
         text = text.strip()
         if not text:
             raise InputError("empty input: give one graph in graph6 or DIMACS .col format")
-        graph = parse_dimacs(text) if is_dimacs(text) else parse_graph6(text)
+        return self.parse_graph(parse_dimacs(text) if is_dimacs(text) else parse_graph6(text))
+
+    def parse_graph(self, graph: nx.Graph) -> Tensor:
+        """A simple graph; its vertices are numbered in their own order. Raises InputError."""
+        if graph.is_directed() or graph.is_multigraph():
+            raise InputError("the graph is directed or has parallel edges: give networkx.Graph(graph)")
+        graph = nx.convert_node_labels_to_integers(graph)
         n = graph.number_of_nodes()
         if n != self.n:
             raise InputError(f"the graph has {n} vertices; this task has vertices = {self.n}")
