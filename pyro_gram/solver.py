@@ -20,6 +20,7 @@ from pyro_gram.checks import check_choice
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import InputError, UserError
 from pyro_gram.inference.decode import beside
+from pyro_gram.inference.isolation import isolated
 from pyro_gram.inference.sampling import (
     Rollout,
     at_once,
@@ -33,6 +34,7 @@ from pyro_gram.inference.selection import SELECTIONS, best, tally
 from pyro_gram.inference.smc import check_fits, resampled, smc
 from pyro_gram.inference.temper import TemperConfig, told
 from pyro_gram.inference.width import UNBIASED, Width
+from pyro_gram.inputs import tokens_of, whole_number
 from pyro_gram.tasks.base import Task
 from pyro_gram.tasks.stream import sub_seed
 
@@ -116,6 +118,10 @@ class Solved:
 class Solver:
     """Samples answers from a checkpoint: from p(y | x) as it is, or with what :meth:`altered` names.
 
+    Threads may share one: they sample in turn, each under its own seed. Pyro handlers and plates of the caller do not
+    reach its program (``inference.sampling.rollout`` runs under them). What draws from torch's own generator in
+    another thread meanwhile is not kept apart.
+
     Args:
         config: the run that made the model.
         task: its task.
@@ -144,7 +150,7 @@ class Solver:
 
     def sample(
         self,
-        x: Tensor | str | list[str] | None,
+        x: Any,
         num_samples: int = 20,
         depth: int | None = None,
         seed: int = 0,
@@ -159,7 +165,8 @@ class Solver:
         """Trajectories of the prior.
 
         Args:
-            x: input tokens, int64 ``[B, *event]``, or the text of one input or of several; None for p(x), where B is 1.
+            x: one input or several: texts, networkx graphs, or tokens, whole numbers ``[B, *event]``; None for p(x),
+                where B is 1.
             num_samples: N, trajectories an input.
             depth: supervision steps, at the most; as the run was measured where None.
             seed: of the draws.
@@ -184,11 +191,13 @@ class Solver:
         if temper is not None and not isinstance(temper, TemperConfig):
             raise UserError(f"temper must be a pyro_gram.TemperConfig, not {temper!r}")
         check_choice("width", width, WIDTHS)
+        num_samples, seed = whole_number("num_samples", num_samples), whole_number("seed", seed)
+        depth = self.default_depth if depth is None else whole_number("depth", depth)
         self.check_depth(depth)
         tokens = self._tokens(x)
         common: dict[str, Any] = {
             "num_samples": num_samples,
-            "depth": self.default_depth if depth is None else depth,
+            "depth": depth,
             "seed": seed,
             "temper": self._temper(temper),
             "max_trajectories": self._at_once(memory),
@@ -197,13 +206,15 @@ class Solver:
         if width == "smc":
             if tokens is None or history or halt not in (None, 1):
                 raise UserError("smc filters whole trajectories of answers to an input: no history, and nothing halts")
-            particles = smc(self.model, tokens, **common)
+            with isolated():
+                particles = smc(self.model, tokens, **common)
             if progress:
                 progress(num_samples * len(tokens))
             return resampled(particles, common["depth"], seed).cpu()
         halt = halt if history else self._halt(halt)
-        spread = Width(width)
-        return rollout(self.model, tokens, history=history, halt=halt, width=spread, progress=progress, **common).cpu()
+        settings: dict[str, Any] = {"history": history, "halt": halt, "width": Width(width), "progress": progress}
+        with isolated():
+            return rollout(self.model, tokens, **settings, **common).cpu()
 
     def altered(
         self, *, temper: TemperConfig | None = None, halt: float | None = None, width: str = "independent", **_: Any
@@ -243,7 +254,7 @@ class Solver:
             return at_once(self.task.spec.input_length)
         return trajectories_within(memory, state_length(self.config, self.task), self.config.model.width)
 
-    def _tokens(self, x: Tensor | str | list[str] | None) -> Tensor | None:
+    def _tokens(self, x: Any) -> Tensor | None:
         """Checked input tokens, int64 ``[B, *event]``. Raises InputError."""
         spec = self.task.spec
         if not spec.conditional:
@@ -254,18 +265,12 @@ class Solver:
             return None
         if x is None:
             raise InputError("this checkpoint solves inputs: give at least one")
-        if isinstance(x, str):
-            x = [x]
+        x = tokens_of(self.task, x)
         if len(x) == 0:
             raise InputError("no input: give at least one")
-        if isinstance(x, list):
-            strange = [text for text in x if not isinstance(text, str)]
-            if strange:
-                raise InputError(f"an input is a text, not {strange[0]!r}: give texts, or a tensor of tokens")
-            x = torch.stack([self.task.parse(text) for text in x])
         event = spec.input_shape
-        if tuple(x.shape[1:]) != event or x.dtype != torch.int64:
-            raise InputError(f"x must be int64 [B, {', '.join(map(str, event))}], not {x.dtype} {list(x.shape)}")
+        if tuple(x.shape[1:]) != event:
+            raise InputError(f"x must have the shape [B, {', '.join(map(str, event))}], not {list(x.shape)}")
         tokens = x
         if spec.puzzles:
             tokens = x[:, 1:]
@@ -277,7 +282,7 @@ class Solver:
 
     def solve(
         self,
-        x: Tensor | str | list[str],
+        x: Any,
         num_samples: int = 20,
         depth: int | None = None,
         seed: int = 0,
@@ -287,7 +292,7 @@ class Solver:
         """Distinct answers of each input, most frequent first, ties by score and then by appearance.
 
         Args:
-            x: input tokens, int64 ``[B, *event]``, or the text of one input or of several.
+            x: one input or several: texts, networkx graphs, or tokens, whole numbers ``[B, *event]``.
             num_samples, depth, seed: as for :meth:`sample`.
             select: ``all`` distinct answers; or one: the winner of the ``vote``; by ``value``, another answer in its
                 place if the value head trusts it clearly more (``inference.selection``); or the most frequent that the
@@ -302,7 +307,7 @@ class Solver:
 
     def stream(
         self,
-        x: Tensor | str | list[str],
+        x: Any,
         num_samples: int = 20,
         depth: int | None = None,
         seed: int = 0,
@@ -310,6 +315,8 @@ class Solver:
         **settings: Any,
     ) -> Iterator[Solved]:
         """As :meth:`solve`, each answer as soon as its batch of inputs is solved; all inputs are checked before."""
+        num_samples, seed = whole_number("num_samples", num_samples), whole_number("seed", seed)
+        depth = None if depth is None else whole_number("depth", depth)
         check_counts(seed=seed, num_samples=num_samples)
         self.check_depth(depth)
         if settings.get("width") == "smc":

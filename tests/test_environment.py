@@ -160,7 +160,8 @@ def test_what_a_launcher_has_left_in_the_environment_is_named_in_a_line(changes,
 def process(tmp_path, rank, port, joining=300.0, silence=0.5):
     """A process of two, on its own; how long it waits is set as no user can."""
     code = (
-        "import sys; from datetime import timedelta; from pyro_gram import rendezvous as r; import experiments.run as e;"
+        "import sys; from datetime import timedelta; from pyro_gram import rendezvous as r;"
+        "import experiments.run as e;"
         "from pyro_gram.cli import call; from pyro_gram.distributed import leave;"
         f"r.JOINING, r.SILENCE = timedelta(seconds={joining}), {silence};"
         "sys.exit(leave(call(e.main, sys.argv[1:], shared=True)))"

@@ -233,6 +233,10 @@ class Task(ABC):
         """
         return None
 
+    def parse_graph(self, graph: Any) -> Tensor:
+        """One input from a networkx graph: int64 ``[*event]``. Raises InputError; the default: always."""
+        raise InputError(f"an input of the task {self.registered_name or type(self).__name__} is no graph: give texts")
+
     def valid(self, x: Tensor | None, y: Tensor) -> Tensor:
         """bool ``[...]``: is the answer right?"""
         return self.violations(x, y) == 0

@@ -8,6 +8,7 @@ vertices of training graphs (the augmentation) cannot reach a held-out one.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -205,8 +206,23 @@ class Coloring(Task):
 
     def parse(self, text: str) -> Tensor:
         """A graph in graph6 or sparse6 (one line) or DIMACS .col (several lines) format."""
+        return self._checked(parse_graph(text, self._check_order))
+
+    def parse_graph(self, graph: nx.Graph) -> Tensor:
+        """A simple graph; its vertices are numbered in their own order. Raises InputError."""
+        if graph.is_directed() or graph.is_multigraph():
+            raise InputError("the graph is directed or has parallel edges: give networkx.Graph(graph)")
+        graph = nx.convert_node_labels_to_integers(graph)
+        self._check_order(graph.number_of_nodes())
+        loops = list(nx.nodes_with_selfloops(graph))
+        if loops:
+            raise InputError(f"vertex {loops[0]} has a loop: no colouring exists; remove the loop")
+        return self._checked(graph.edges)
+
+    def _checked(self, edges: Iterable[tuple[int, int]]) -> Tensor:
+        """The input of a graph of these edges. Raises InputError where it has no colouring."""
         adjacency = torch.zeros(self.n, self.n, dtype=torch.bool)
-        for u, v in parse_graph(text, self._check_order):
+        for u, v in edges:
             adjacency[u, v] = adjacency[v, u] = True
         x = self.encode(adjacency)
         if not self.count_solutions(x):

@@ -1,0 +1,36 @@
+"""A place of its own for a program that is run on behalf of others: no foreign handlers, one thread at a time.
+
+Pyro keeps its handlers, its plates and its validation in global state, and torch its generator. Two threads that run
+programs at once therefore meet each other's plates and draws, and a program run inside ``pyro.plate`` or
+``poutine.trace`` adds its sites to those of the caller.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
+
+_LOCK = threading.RLock()
+
+if hasattr(os, "register_at_fork"):  # a child has none of the other threads that could hold the lock: wait for them
+    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Run Pyro programs without the caller's handlers and plates, while no other thread is in such a block.
+
+    The caller's handlers are as they were afterwards. A thread that runs Pyro outside such a block is not kept out.
+    """
+    with _LOCK:
+        handlers, plates = _PYRO_STACK[:], _DIM_ALLOCATOR._stack[:]
+        _PYRO_STACK.clear()
+        _DIM_ALLOCATOR._stack.clear()
+        try:
+            yield
+        finally:
+            _PYRO_STACK[:], _DIM_ALLOCATOR._stack[:] = handlers, plates

@@ -1,0 +1,81 @@
+"""What a solver takes as inputs: texts, bytes, graphs, arrays and tensors, alone or several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_gram.errors import InputError, UserError
+from pyro_gram.tasks.base import Task
+
+KINDS = "give texts, networkx graphs, or whole numbers as a tensor or an array"
+
+
+def tokens_of(task: Task, x: Any) -> Tensor:
+    """The tokens of one or several inputs, int64 ``[B, ...]``, their values not yet checked.
+
+    Args:
+        task: reads texts and graphs.
+        x: a text or its bytes, a graph, a tensor or array of integers ``[B, *event]``; or an iterable of texts, of
+            graphs, or of arrays ``[*event]``.
+
+    Raises:
+        InputError: nothing of these, or no input at all.
+    """
+    if isinstance(x, Tensor) or (isinstance(x, np.ndarray) and x.dtype.kind not in "OSU"):
+        return _integers(x)
+    if isinstance(x, str | bytes | bytearray) or _is_graph(x):
+        x = [x]
+    if isinstance(x, Mapping | Set):
+        raise InputError(f"a {type(x).__name__} of inputs has no order that answers could follow: give a list")
+    if not isinstance(x, Iterable):
+        raise InputError(f"an input is a text, not {x!r}: {KINDS}")
+    rows = [_one(task, item) for item in x]
+    if not rows:
+        raise InputError("no input: give at least one")
+    if len({row.shape for row in rows}) > 1:
+        raise InputError(f"inputs differ in shape: {', '.join(sorted({str(list(row.shape)) for row in rows}))}")
+    return torch.stack(rows)
+
+
+def _one(task: Task, item: Any) -> Tensor:
+    """The tokens of one input, int64 ``[*event]``. Raises InputError."""
+    if isinstance(item, bytes | bytearray):
+        try:
+            item = item.decode()
+        except UnicodeDecodeError as e:
+            raise InputError(f"an input of bytes is no text in UTF-8: {e.reason} at byte {e.start}") from None
+    if isinstance(item, str):
+        return task.parse(item)
+    if _is_graph(item):
+        return task.parse_graph(item)
+    if isinstance(item, Tensor | np.ndarray | list | tuple):
+        return _integers(item)
+    raise InputError(f"an input is a text, not {item!r}: {KINDS}")
+
+
+def _integers(values: Any) -> Tensor:
+    """Whole numbers as int64. Raises InputError for others."""
+    try:
+        array = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+    except (TypeError, ValueError):
+        raise InputError(f"an input is a text, not {values!r}: {KINDS}") from None
+    if array.is_floating_point() or array.is_complex() or array.dtype == torch.bool:
+        raise InputError(f"tokens are whole numbers, not {array.dtype}: {KINDS}")
+    return array.long()
+
+
+def _is_graph(x: Any) -> bool:
+    """Is it a graph of networkx?"""
+    return callable(getattr(x, "is_directed", None)) and hasattr(x, "adj")
+
+
+def whole_number(name: str, value: Any) -> int:
+    """A whole number of whatever type, numpy's too, as an int. Raises UserError for others."""
+    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
+        raise UserError(f"{name} must be a whole number, not {value!r}")
+    return int(value.__index__())
