@@ -113,8 +113,7 @@ def guide_draws(
                 count = min(most, num_samples - start)
                 traces = _traces(model, guide, a, b, steps, count)
                 if len(y) > 1:
-                    for trace in traces:
-                        check_apart(counted_sites(trace), traces[0].nodes[OBSERVED])
+                    _check_apart(*traces)
                 columns.append(_draws(*traces, (count, len(b))))
             rows.append(_joined(columns, 0))
     if isinstance(guide, EffectGuide):
@@ -142,11 +141,17 @@ def _traces(
     return traces
 
 
+def _check_apart(model_trace: Trace, guide_trace: Trace) -> None:
+    """Raises ConfigError where inputs share a site of the model, or an auxiliary one of the guide."""
+    auxiliary = ((n, s) for n, s in counted_sites(guide_trace) if n not in model_trace.nodes)
+    check_apart([*counted_sites(model_trace), *auxiliary], model_trace.nodes[OBSERVED])
+
+
 def _draws(model_trace: Trace, guide_trace: Trace, shape: tuple[int, int]) -> GuideDraws:
     terms = read_terms(model_trace, guide_trace)
     check_pieces(terms.reconstruction.shape, shape)
     observed = model_trace.nodes[OBSERVED]
-    log_p, log_q = (_log_density(trace, observed, torch.Size(shape)) for trace in (model_trace, guide_trace))
+    log_p, log_q = (_log_density(trace, model_trace, torch.Size(shape)) for trace in (model_trace, guide_trace))
     drawn = [model_trace.nodes[name]["value"] for name in charged_guidance(model_trace, guide_trace)]
     scales = [guidance_scale(eps).expand(shape) for eps in drawn]
     return GuideDraws(
@@ -159,11 +164,13 @@ def _draws(model_trace: Trace, guide_trace: Trace, shape: tuple[int, int]) -> Gu
     )
 
 
-def _log_density(trace: Trace, observed: Any, shape: torch.Size) -> Tensor:
+def _log_density(trace: Trace, model_trace: Trace, shape: torch.Size) -> Tensor:
     """The log density of all that counts in a trace, for each draw and input, ``[S, B]``, nats, on the CPU."""
     total = torch.zeros(shape, dtype=torch.double)  # of thousands of nats, whose differences matter
+    observed = model_trace.nodes[OBSERVED]
     for name, site in counted_sites(trace):
-        total = total + per_input(name, site, log_prob_of(site), observed, shape).cpu()
+        lies = model_trace.nodes.get(name, site)  # a guide's plates may have other names than the model's
+        total = total + per_input(name, lies, log_prob_of(site), observed, shape).cpu()
     return total
 
 

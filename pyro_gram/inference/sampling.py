@@ -19,7 +19,7 @@ from pyro_gram.distributed import ALONE, World
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.decode import Decode, advance, beside, quiet, unrolled
 from pyro_gram.inference.sites import HALT, OBSERVED, VALUE, WHERE
-from pyro_gram.inference.temper import Temper, TemperConfig
+from pyro_gram.inference.temper import Temper, TemperConfig, check_no_temper
 from pyro_gram.inference.width import Width
 from pyro_gram.networks.core import LatentState
 
@@ -131,6 +131,7 @@ def rollout(
     """
     check_counts(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
     _check_halt(halt, model)
+    check_no_temper()
     plan = Plan(depth, history, temper, None if halt == 1 else halt, width)
     _check_plan(plan, x)
     most = max(1, max_trajectories // width.begun(1))  # of those that end, where more of them begin
