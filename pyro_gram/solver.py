@@ -161,7 +161,7 @@ class Solver:
             halt: P(right), by the halt head, at which a trajectory ends (ACT); as the checkpoint says where None, 1 for
                 never. Without heads all trajectories go to ``depth``.
             width: how the trajectories of an input are spread: ``independent``, ``antithetic`` or ``sobol``
-                (``inference.width``); or ``smc``, filtered by the value head (``inference.smc``), more of them right.
+                (``inference.width``); or ``smc``, weighed by the value head (``inference.smc``).
             memory: MB that the trajectories which run at once may take; by default some 250 at D = 128.
             progress: called with the number of trajectories that have been run.
 
@@ -189,7 +189,7 @@ class Solver:
         tokens = beside(self.model, tokens)
         if width == "smc":
             if tokens is None or history or halt not in (None, 1):
-                raise UserError("smc filters whole trajectories of answers to an input: no history, and nothing halts")
+                raise UserError("smc weighs whole trajectories of answers to an input: no history, and nothing halts")
             particles = smc(self.model, tokens, **common)
             if progress:
                 progress(num_samples * len(tokens))

@@ -94,9 +94,10 @@ def _check_scored(model: Callable[..., Any], x: Tensor | None, y: Tensor) -> Non
     answer = dict(replayed.observed).get(OBSERVED)
     if answer is None:
         return  # a bound stands in for y (diffusion models)
-    shape = torch.broadcast_shapes(answer["fn"].batch_shape, found.shape)
-    expected = sum(per_input(name, site, log_prob_of(site), answer, shape) for name, site in replayed.observed)
-    if not torch.allclose(found, expected.expand(found.shape), rtol=1e-3, atol=1e-2, equal_nan=True):
+    expected = torch.zeros(torch.broadcast_shapes(answer["fn"].batch_shape, found.shape), device=found.device)
+    for name, site in replayed.observed:
+        expected = expected + per_input(name, site, log_prob_of(site), answer, expected.shape)
+    if not torch.allclose(found.expand_as(expected), expected, rtol=1e-3, atol=1e-2, equal_nan=True):
         names = {name for name, _ in replayed.observed} - {name for name, _ in decode.observations} - {OBSERVED}
         what = f"observes {', '.join(sorted(map(repr, names)))} only" if names else "has another density"
         raise ConfigError(
