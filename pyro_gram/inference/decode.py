@@ -57,11 +57,9 @@ class Decode(Messenger):
             if msg["is_observed"]:
                 raise UserError("a roll-out of the prior must not be given y")
             msg["value"] = msg["fn"].sample() if msg["infer"].get(DRAWN) else msg["fn"].mode
-            msg["done"] = True
             self.answer = msg
         elif _of_a_head(msg):
             msg["value"] = msg["fn"].mean
-            msg["done"] = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if _of_a_head(msg) or msg["name"] in (OBSERVED, STATE_H, STATE_L):

@@ -176,7 +176,7 @@ class TorchOptim(PyroOptim):
             self.check(norm, rate)
         except Exception:
             for optimizer in self.optimizers:
-                optimizer.zero_grad(set_to_none=True)
+                optimizer.zero_grad()
             raise
 
     def get_state(self) -> dict[str, Tensor]:

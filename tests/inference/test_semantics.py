@@ -154,6 +154,8 @@ def test_a_straight_through_draw_keeps_its_density():
     assert full.sampled == ("RelaxedBernoulliStraightThrough",) * 2
     balanced = loss_and_gradients(BalancedELBO(0.5), model, guide, x, y)
     assert balanced[:2] == pytest.approx((expected[0], expected[1] / 2), rel=1e-4)
+    full, quarter = (loss_and_gradients(BalancedELBO(b), model, guide, x, y)[2] for b in (1.0, 0.25))
+    assert quarter == pytest.approx(full + 0.75 * (expected[2] - full), rel=1e-3)
 
 
 class Rough(dist.Normal):
