@@ -112,12 +112,13 @@ def read_terms(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | 
     """Read the terms of a pair of traces: of the bound of Eq. 13, or of Eq. 14 where the program was truncated.
 
     Args:
-        kls: KLs of guidance sites that are known already, masked, ``[..., B]`` by name.
+        kls: KLs of guidance sites that a bound knows already, masked, ``[..., B]`` by name.
 
     Raises:
         ConfigError: the model has a latent that the guide does not answer, or lacks one of the sites y, h and l.
     """
-    check_answered(model_trace, guide_trace)
+    if kls is None:  # else a bound has looked at the traces already
+        check_answered(model_trace, guide_trace)
     check_sites(model_trace)
     observed = model_trace.nodes[OBSERVED]
     with torch.no_grad():
@@ -188,6 +189,8 @@ def check_answered(model_trace: Trace, guide_trace: Trace) -> None:
                 )
         elif nodes[name]["is_observed"]:
             raise ConfigError(f"the model observes {name!r}, which the guide draws: leave it out of the guide")
+        elif answer["fn"].batch_shape == nodes[name]["fn"].batch_shape:
+            continue
         elif _batch_shape(answer) != _batch_shape(nodes[name]):
             raise ConfigError(
                 f"the guide draws {name!r} with the batch shape {list(_batch_shape(answer))}, and the model has "
