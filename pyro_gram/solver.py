@@ -16,19 +16,11 @@ from torch import Tensor, nn
 
 from pyro_gram.build import state_length
 from pyro_gram.checkpoint import load_model
-from pyro_gram.checks import check_choice
+from pyro_gram.checks import check_choice, check_counts
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import InputError, UserError
 from pyro_gram.inference.decode import beside
-from pyro_gram.inference.sampling import (
-    Rollout,
-    at_once,
-    check_counts,
-    check_has_heads,
-    has_heads,
-    rollout,
-    trajectories_within,
-)
+from pyro_gram.inference.sampling import Rollout, at_once, check_has_heads, has_heads, rollout, trajectories_within
 from pyro_gram.inference.selection import SELECTIONS, best, tally
 from pyro_gram.inference.smc import check_fits, resampled, smc
 from pyro_gram.inference.temper import TemperConfig, told

@@ -18,6 +18,8 @@ from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
+from pyro_gram.checks import check_counts
+from pyro_gram.errors import UserError
 from pyro_gram.inference.guide import EffectGuide, check_model
 from pyro_gram.inference.sites import OBSERVED
 from pyro_gram.inference.terms import (
@@ -64,6 +66,15 @@ def guidance_scale(eps: Tensor) -> Tensor:
 MAX_TRACED = 256  # trajectories of 8 positions traced at once: a trace holds every tensor of the whole trajectory
 
 
+def check_pairs(x: Tensor | None, y: Tensor) -> None:
+    """Raises UserError where x and y are no pairs."""
+    if not isinstance(y, Tensor) or y.ndim < 2:
+        what = f"of shape {list(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+        raise UserError(f"y must be answers, a tensor [B, L_out], not {what}")
+    if x is not None and len(x) != len(y):
+        raise UserError(f"x has {len(x)} inputs and y {len(y)} answers: give one answer an input")
+
+
 def inputs_at_once(guide: Any, y: Tensor, most: int) -> int:
     """How many of the inputs may be given together: all to Pyro's autoguides, whose parameters are of one batch."""
     unwrapped = poutine.unwrap(guide)
@@ -96,9 +107,12 @@ def guide_draws(
             is given all inputs together, with fewer samples at once.
 
     Raises:
+        UserError: a count below 1; x and y that are no pairs.
         ConfigError: a latent that several inputs share, or that the guide does not answer; a guide that was built for
             another program; a program or guide that holds tensors of one batch.
     """
+    check_counts(seed=seed, num_samples=num_samples, steps=steps, max_traced=max_traced)
+    check_pairs(x, y)
     check_model(model, guide)
     at_once = inputs_at_once(guide, y, max_traced // num_samples)
     most = max(1, max_traced // at_once)

@@ -11,9 +11,11 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyro_gram.checks import check_counts
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.decode import advance, observed_in, quiet
-from pyro_gram.inference.sampling import MAX_TRAJECTORIES, check_counts
+from pyro_gram.inference.importance import check_pairs
+from pyro_gram.inference.sampling import MAX_TRAJECTORIES
 from pyro_gram.inference.sites import OBSERVED
 from pyro_gram.inference.temper import check_no_temper
 from pyro_gram.inference.terms import check_apart, check_pieces, log_prob_of, per_input
@@ -36,10 +38,12 @@ def rollout_log_prob(
     under the same N trajectories.
 
     Raises:
+        UserError: a count below 1; x and y that are no pairs.
         ConfigError: an observation that several inputs share; a program that says something else of y where it is given
             y; one that holds tensors of one batch; a Temper around the call.
     """
     check_counts(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
+    check_pairs(x, y)
     check_no_temper()
     whole = max(1, max_trajectories // num_samples)
     parts = [(None, y)] if x is None else list(zip(x.split(whole), y.split(whole), strict=True))

@@ -1,5 +1,8 @@
 """Where users go past this library's own programs, bounds and weights are Pyro's, or the call raises."""
 
+import inspect
+from dataclasses import replace
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -15,14 +18,15 @@ from torch.distributions import register_kl
 
 from guides.amortized import AmortizedGuide
 from models.gram import GRAM
-from pyro_gram.errors import ConfigError
+from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.evaluate import rehearse
 from pyro_gram.inference.beta import BetaConfig
 from pyro_gram.inference.bounds import bounds, terms
 from pyro_gram.inference.elbo import BalancedELBO, MeanFieldELBO, TraceELBO, scale_gradient
 from pyro_gram.inference.guide import PriorGuide
 from pyro_gram.inference.importance import guide_draws, log_evidence
 from pyro_gram.inference.likelihood import rollout_log_prob
-from pyro_gram.inference.optim import OptimConfig
+from pyro_gram.inference.optim import OptimConfig, TorchOptim
 from pyro_gram.inference.sampling import rollout
 from pyro_gram.inference.sites import data_plates
 from pyro_gram.inference.temper import AtMean, NoGuidance, Temper, TemperConfig
@@ -30,7 +34,7 @@ from pyro_gram.inference.terms import is_point
 from pyro_gram.inference.train_config import TrainConfig
 from pyro_gram.inference.training import Trainer
 from tests.conftest import case_of, small_config
-from tests.inference.test_own_latents import B, Biased, BiasedGuide, pair
+from tests.inference.test_own_latents import B, Biased, BiasedGuide, Shared, SharedGuide, pair
 
 PLAIN = {"model": {"truncated": False}}
 
@@ -698,3 +702,60 @@ def test_a_latent_beside_a_reparameterized_one_may_have_its_name_as_a_prefix():
 
     model, guide, x, y = pair(Two, BiasedGuide)
     Trace_ELBO().loss(model, guide, x, y)
+
+
+@pytest.mark.parametrize("call", [guide_draws, bounds])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"max_traced": 0}, "max_traced must be at least 1"),
+        ({"seed": -5}, "seed"),
+        ({"num_samples": 0}, "num_samples must be at least 1"),
+        ({"trained": -1}, "trained must be at least 1"),
+    ],
+)
+def test_counts_below_one_are_refused(case, call, settings, message):
+    parameters = {"steps": 1, **({"num_samples": 1} if call is guide_draws else {}), **settings}
+    if not parameters.keys() <= inspect.signature(call).parameters.keys():
+        return
+    with pytest.raises(UserError, match=message):
+        call(case.assembly.model, case.assembly.guide, case.x, case.y, **parameters)
+
+
+def test_what_is_no_pair_is_refused(case):
+    model, guide = case.assembly.model, case.assembly.guide
+    calls = (
+        lambda x, y: guide_draws(model, guide, x, y, steps=1, num_samples=1),
+        lambda x, y: bounds(model, guide, x, y, steps=1),
+        lambda x, y: rollout_log_prob(model, x, y, depth=1, num_samples=1),
+    )
+    for call in calls:
+        for y, message in (
+            (case.y[:3], "5 inputs and y 3 answers"),
+            (case.y[0], r"not of shape \[4\]"),
+            (None, "a NoneType"),
+        ):
+            with pytest.raises(UserError, match=message):
+                call(case.x, y)
+
+
+@pytest.mark.parametrize("model_class", [Shared, Summed])
+def test_what_an_evaluation_could_not_score_is_refused_before_training(model_class):
+    model, guide, x, y = pair(model_class, SharedGuide if model_class is Shared else AmortizedGuide)
+    held = replace(case_of().assembly, model=model, guide=guide)
+    with pytest.raises(ConfigError, match="all inputs share the site 'all'|has another density where it is given y"):
+        rehearse(held, x, y)
+    plain = case_of()
+    before = torch.get_rng_state()
+    rehearse(plain.assembly, plain.x, plain.y)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_guide_that_holds_its_model_trains_each_parameter_once():
+    model, guide, _, _ = pair()
+    guide.held = model
+    optim = TorchOptim({"model": model, "guide": guide}, OptimConfig(warmup=1))
+    assert len(optim.named) == len({id(p) for p in optim.named.values()})
+    assert not any(name.startswith("guide.held") for name in optim.named)
+    assert sum(len(group["params"]) for o in optim.optimizers for group in o.param_groups) == len(optim.named)
