@@ -20,6 +20,7 @@ from pyro_gram.diagnostics.evidence import HITS, Estimate, Evidence, evidence
 from pyro_gram.diagnostics.metrics import solution_ids
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference import pace
+from pyro_gram.inference.act import Places
 from pyro_gram.inference.beta import BetaConfig, BetaController
 from pyro_gram.inference.bounds import _Answer, bounds, terms
 from pyro_gram.inference.deferred import Deferred
@@ -29,7 +30,7 @@ from pyro_gram.inference.guide import EffectGuide
 from pyro_gram.inference.importance import guide_draws
 from pyro_gram.inference.likelihood import rollout_log_prob
 from pyro_gram.inference.on_policy import draw_targets
-from pyro_gram.inference.pace import Pace
+from pyro_gram.inference.pace import Pace, batches_that_fit
 from pyro_gram.inference.pause import Inside
 from pyro_gram.inference.selection import best
 from pyro_gram.inference.sites import VALUE_SCALE, head_loss
@@ -39,7 +40,7 @@ from pyro_gram.inference.training import Trainer
 from pyro_gram.inference.width import sobol
 from pyro_gram.networks.core import LatentState
 from pyro_gram.tasks.stream import sub_seed
-from pyro_gram.tasks.uniform import total_variation_perfect
+from pyro_gram.tasks.uniform import total_variation, total_variation_perfect
 from tests.conftest import case_of, opinionated, small
 from tests.inference.test_own_latents import Shared, SharedGuide, pair
 from tests.inference.test_training import make_trainer
@@ -151,12 +152,6 @@ def test_the_gradient_of_the_posteriors_density_has_its_share():
 @pytest.mark.parametrize("name", ["balanced", "mean_field", "trace"])
 def test_an_elbo_has_as_many_particles_as_are_asked_for(name):
     assert make_elbo(name, num_particles=3).num_particles == 3
-
-
-def test_pairs_of_unequal_number_are_refused():
-    case = case_of()
-    with pytest.raises(ValueError, match="zip"):
-        guide_draws(case.assembly.model, case.assembly.guide, case.x, case.y[:3], steps=1, num_samples=1, max_traced=1)
 
 
 @pytest.mark.parametrize("name", ["num_samples", "depth", "max_trajectories"])
@@ -391,3 +386,65 @@ def test_the_share_of_trusted_pairs_is_of_those_with_enough_hits():
     plain = evidence(case.assembly.model, None, case.x, case.y, depth=1, guide_samples=1, prior_samples=8).prior
     ess = torch.tensor([HITS, HITS + 1.0, HITS - 1.0, HITS + 2.0, HITS + 3.0])
     assert Evidence((), None, None, replace(plain, ess=ess)).summary()["prior_trusted"] == pytest.approx(0.8)
+
+
+# ---- training, by hand -----------------------------------------------------------------------------------------------
+
+
+def test_places_count_their_steps_in_whole_numbers():
+    assert Places.new(None, torch.zeros(3, 2)).steps.dtype == torch.long
+
+
+def test_every_batch_has_draws_of_its_own(monkeypatch):
+    trainer, first = make_trainer(batches=6), []
+    monkeypatch.setattr(trainer, "_supervise", lambda *_: first.append(torch.rand(()).item()) or torch.zeros(1, 2))
+    list(trainer.run())
+    assert len(set(first)) == 6
+
+
+def test_beta_may_watch_the_reconstruction_of_the_last_step(monkeypatch):
+    trainer = make_trainer(batches=1)
+    trainer.beta = BetaController(BetaConfig(watch="last"))
+    monkeypatch.setattr(trainer, "_supervise", lambda *_: torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    list(trainer.run())
+    assert trainer.beta.mean == 3.0
+
+
+def test_no_time_is_behind_a_run_that_begins():
+    config = replace(make_trainer().config, batches=1000, minutes=1.0, on_policy=0, evaluate_every=10_000)
+    assert batches_that_fit(Pace(0.1, 0.0, 0.0), config) == 600
+
+
+def test_guidance_has_its_scale_for_each_input():
+    case = case_of()
+    found = guide_draws(case.assembly.model, case.assembly.guide, case.x, case.y, steps=1, num_samples=2)
+    assert found.guidance.shape == (2, 2, 5)
+
+
+def test_log_p_of_many_data_without_input_is_in_their_order():
+    case = case_of(task_name="sudoku_uncond")
+    y = torch.cat([case.y.roll(i, 0) for i in range(20)])  # more than are scored at once
+    found = rollout_log_prob(case.assembly.model, None, y, num_samples=2, depth=1)
+    assert found.shape == (2, 100)
+    few = rollout_log_prob(case.assembly.model, None, y[90:], num_samples=2, depth=1)
+    torch.testing.assert_close(found[:, 90:], few)
+
+
+def test_a_state_as_large_as_sobol_allows_is_spread():
+    most = torch.quasirandom.SobolEngine.MAXDIM
+    assert sobol(torch.empty(1, 1, 1, most)).shape == (1, 1, 1, most)
+
+
+def test_equal_inputs_have_equal_tests_and_every_input_has_a_number_of_solutions():
+    ids = torch.randint(0, 3, (30, 1)).expand(30, 2)
+    found = calibration.uniformity(ids, torch.tensor([3, 3]))
+    assert found.p_value[0] == found.p_value[1]
+    with pytest.raises(ValueError, match="zip|broadcast"):
+        total_variation(ids[:, :1].expand(30, 1), torch.tensor([3, 3]))
+
+
+def test_counts_of_pairs_are_whole_numbers():
+    case = case_of()
+    parts = case.assembly.model, case.assembly.guide, case.x, case.y
+    summary = evidence(*parts, depth=1, guide_samples=8, prior_samples=8).summary()
+    assert type(summary["agree"]) is type(summary["both_trusted"]) is int
