@@ -142,7 +142,7 @@ def filled(text: str) -> str:
     text = fill(text, "generated", generated_table())
     studies = read_scaling()
     text = fill(text, "selection", scaling_text.selection_table(studies, read_json(NO_NOISE)))
-    text = fill(text, "fresh-selection", scaling_text.fresh_table(read_json(SELECTION), SOLVED))
+    text = fill(text, "fresh-selection", scaling_text.fresh_table(read_json(SELECTION), (*SOLVED, "nqueens8-orbit")))
     text = fill(text, "compute", scaling_text.compute_table(studies))
     text = fill(text, "spreads", scaling_text.spread_table(studies))
     text = fill(text, "filtering", scaling_text.filtering_table(read_json(FILTERING), SOLVED))
