@@ -56,7 +56,16 @@ def data_plates(shape: torch.Size) -> ExitStack:
 
 def plate_shape() -> torch.Size:
     """The batch shape that the plates around give a site: for draws that a program makes without a site."""
-    sizes = {frame.dim: frame.size for frame in get_plates() if frame.vectorized}
+    return shape_of(get_plates())
+
+
+def shape_of(plates: Iterable[Any]) -> torch.Size:
+    """The batch shape that plates give what lies in them.
+
+    Args:
+        plates: frames of a ``cond_indep_stack``; those that are not vectorized have no dimension.
+    """
+    sizes = {frame.dim: frame.size for frame in plates if frame.vectorized}
     return torch.Size(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
 
 

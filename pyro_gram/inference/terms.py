@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.sites import HALTED, HEAD_LOSS, OBSERVED, STATE_H, STATE_L, transition_of
+from pyro_gram.inference.sites import HALTED, HEAD_LOSS, OBSERVED, STATE_H, STATE_L, shape_of, transition_of
 from pyro_gram.networks.core import LatentState
 
 
@@ -200,9 +200,7 @@ def check_answered(model_trace: Trace, guide_trace: Trace) -> None:
 
 def _batch_shape(site: Any) -> torch.Size:
     """The batch shape of a site in its plates: a replayed one's distribution has not been expanded to them."""
-    sizes = {frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.vectorized}
-    plates = torch.Size(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
-    return torch.broadcast_shapes(site["fn"].batch_shape, plates)
+    return torch.broadcast_shapes(site["fn"].batch_shape, shape_of(site["cond_indep_stack"]))
 
 
 def divergence(guide_site: Any, model_site: Any) -> Tensor:
