@@ -13,8 +13,9 @@ process that dies, count as failures. Tests that start another process (the comm
 left out, as are slow ones.
 
 A survivor may be explained in ``experiments/mutation_explained.txt``: a line ``KEY  ## reason``, KEY as printed.
-The score counts what a test kills, and nothing else; what is explained is counted beside it. With ``--sample``, the
-interval is Wilson's for the share of all mutants of a file; without, all of them were tried.
+The score is the share that a test kills of the changes that one could notice: where the reason begins with "equivalent"
+(the same values on a CPU, whatever a test asks), the change is left out and counted beside it. With ``--sample``, the
+interval is Wilson's for the share of all such mutants of a file; without, all of them were tried.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from experiments.mutation_trial import (
 )
 
 SEPARATOR = "  ## "  # between a survivor and its reason
+EQUIVALENT = "equivalent"  # how the reason begins where no test on a CPU could tell the change from the code
 EXPLAINED = ROOT / "experiments" / "mutation_explained.txt"
 TESTS = (
     *("tests/models", "tests/guides", "tests/inference", "tests/tasks/test_uniform.py"),
@@ -248,23 +250,29 @@ def summary(names: list[str]) -> dict[str, Any]:
             continue
         alive = [entry["key"] for entry in tried if not entry["killed"]]
         killed = len(tried) - len(alive)
+        equivalent = sum(explained.get(k, "").startswith(EQUIVALENT) for k in alive)
+        noticeable = len(tried) - equivalent
         files[file] = {
             "changes": len(Module(ROOT, file).changes),
             "tried": len(tried),
             "killed": killed,
-            "explained": sum(k in explained for k in alive),
-            "score": round(killed / len(tried), 4),
-            "interval": wilson(killed / len(tried), len(tried)),
+            "equivalent": equivalent,
+            "explained": sum(k in explained for k in alive) - equivalent,
+            "score": round(killed / noticeable, 4) if noticeable else 1.0,
+            "interval": wilson(killed / noticeable if noticeable else 1.0, noticeable),
         }
         survivors += [{"mutant": k, "why": explained.get(k, "")} for k in alive]
     total = sum(f["changes"] for f in files.values())
     score = sum(f["changes"] * f["score"] for f in files.values()) / total
-    variance = sum((f["changes"] / total) ** 2 * f["score"] * (1 - f["score"]) / f["tried"] for f in files.values())
-    columns = ("changes", "tried", "killed", "explained")
+    variance = sum(
+        (f["changes"] / total) ** 2 * f["score"] * (1 - f["score"]) / max(1, f["tried"] - f["equivalent"])
+        for f in files.values()
+    )
+    columns = ("changes", "tried", "killed", "equivalent", "explained")
     counts = {name: sum(f[name] for f in files.values()) for name in columns}
-    equivalent = score * (1 - score) / variance if variance else counts["tried"]  # the size of a simple sample
+    size = score * (1 - score) / variance if variance else counts["tried"]  # of a simple sample as sure as this one
     return {
-        "total": {**counts, "score": round(score, 4), "interval": wilson(score, equivalent)},
+        "total": {**counts, "score": round(score, 4), "interval": wilson(score, size)},
         "files": files,
         "survivors": survivors,
     }

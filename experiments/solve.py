@@ -77,7 +77,7 @@ def make_parser() -> Parser:
         "--width",
         choices=WIDTHS,
         default="independent",
-        help="how the trajectories of an input are spread (default independent); smc filters them by the value head",
+        help="how the trajectories of an input are spread (default independent); smc weighs them by the value head",
     )
     parser.add_argument(
         "--temper",

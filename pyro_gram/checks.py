@@ -6,7 +6,7 @@ import math
 import sys
 from typing import Any
 
-from pyro_gram.errors import ConfigError
+from pyro_gram.errors import ConfigError, UserError
 
 POSITIVE = (sys.float_info.min, math.inf)  # infinity is in no range either
 FRACTION = (0.0, 1.0)
@@ -44,3 +44,13 @@ def check_seed(seed: Any, name: str = "seed") -> None:
     """Raises ConfigError unless ``seed`` is an integer that every generator takes."""
     if type(seed) is not int or not 0 <= seed < MAX_SEED:
         raise ConfigError(f"{name} must be an integer from 0 to 2^62 - 1, not {seed!r}")
+
+
+def check_counts(**values: int) -> None:
+    """Raises UserError where a number of things is below 1, or a seed is none."""
+    check_seed(values.pop("seed"))
+    for name, value in values.items():
+        if type(value) is not int:
+            raise UserError(f"{name} must be a whole number, not {value!r}")
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, not {value}")

@@ -159,7 +159,7 @@ def start(device: torch.device) -> tuple[World, torch.device]:
         return World(restarts=restarts), device
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(
-            f"several processes cannot share a run on {device.type} (WORLD_SIZE is {size}): use cpu or cuda, or unset it"
+            f"{size} processes (WORLD_SIZE) cannot share a run on {device.type}: use cpu or cuda, or unset WORLD_SIZE"
         )
     launch, local = Launch.read(size), number_of("LOCAL_RANK", 0, 0)
     if device.type == "cuda":

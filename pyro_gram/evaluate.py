@@ -17,7 +17,7 @@ from pyro_gram.heads import takes_heads, train_heads
 from pyro_gram.inference.bounds import Bounds, bounds
 from pyro_gram.inference.decode import beside
 from pyro_gram.inference.guide import why_no_guide
-from pyro_gram.inference.importance import MAX_TRACED
+from pyro_gram.inference.importance import MAX_TRACED, guide_draws
 from pyro_gram.inference.likelihood import prior_log_likelihood
 from pyro_gram.inference.sampling import Rollout, at_once, rollout
 from pyro_gram.inference.sites import WHERE
@@ -35,6 +35,30 @@ BOUND_INPUTS = 1024  # the most pairs (x, y) whose bounds are computed
 LIKELIHOOD_INPUTS, LIKELIHOOD_SAMPLES = 64, 100  # the prior Monte Carlo estimate of log p(y | x)
 FOLLOWED_INPUTS, FOLLOWED = 24, 6  # trajectories that are followed step by step, of each of the first inputs
 TRACED_DRAWS = 25  # trajectories a chain in inference.nc; fewer of more than 16 positions
+
+
+def rehearse(held: Assembly, x: Tensor | None, y: Tensor) -> None:
+    """Ask for the weights, bounds and log p(y | x) of two pairs, once: what has none is refused before training.
+
+    No random state changes.
+
+    Args:
+        x, y: of a batch, ``[B, *event]`` and ``[B, L_out]``; the first two are looked at.
+
+    Raises:
+        ConfigError: inputs share a site; an observation depends on y; tensors of one batch.
+    """
+    x, y = beside(held.model, None if x is None else x[:2]), beside(held.model, y[:2])
+    if not why_no_guide(held.model, held.guide):
+        guide_draws(held.model, held.guide, x, y, steps=1, num_samples=2)
+    bounds(held.model, held.guide, x, y, steps=1)
+    if _has_likelihood(held):
+        prior_log_likelihood(held.model, x, y, depth=1, num_samples=2)
+
+
+def _has_likelihood(held: Assembly) -> bool:
+    """Not of images, none of which a trajectory ever hits, nor of diffusion models, which bound it by other means."""
+    return held.task.checkable and not getattr(held.model, "bounded", False)
 
 
 def monitor(run: Run) -> dict[str, float]:
@@ -299,12 +323,9 @@ def _judged(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, float]:
 
 
 def _likelihood(run: Run, x: Tensor | None, y: Tensor) -> dict[str, float]:
-    """log p(y | x) by prior Monte Carlo on a few inputs. Not of images, none of which a trajectory ever hits.
-
-    Nor of diffusion models, which bound it by other means than a trajectory's last state.
-    """
+    """log p(y | x) by prior Monte Carlo on a few inputs."""
     task = run.assembly.task
-    if not task.checkable or getattr(run.assembly.model, "bounded", False):
+    if not _has_likelihood(run.assembly):
         return {}
     few = slice(LIKELIHOOD_INPUTS)
     # Without input all data share their trajectories, so that many cost little.

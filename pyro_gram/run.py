@@ -24,7 +24,7 @@ from pyro_gram.config import RunConfig
 from pyro_gram.diagnostics.verdicts import BAD, leak
 from pyro_gram.distributed import ALONE, World, check_batch
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.evaluate import check_ready, check_rolls, monitor
+from pyro_gram.evaluate import check_ready, check_rolls, monitor, rehearse
 from pyro_gram.files import read_json, sweep, write_bytes, write_json, write_via
 from pyro_gram.heads import check_heads, takes_heads
 from pyro_gram.inference.guard import DivergedError
@@ -185,6 +185,7 @@ def open_run(
     )
     check_rolls(assembly)
     sampled = trainer.rehearse()
+    rehearse(assembly, *stream(0))
     if sampled and world.writes:
         print(
             f"no closed-form KL of {sampled[0]} from {sampled[1]}: it is estimated from each draw (log q - log p)",

@@ -16,20 +16,12 @@ from torch import Tensor, nn
 
 from pyro_gram.build import state_length
 from pyro_gram.checkpoint import load_model
-from pyro_gram.checks import check_choice
+from pyro_gram.checks import check_choice, check_counts
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import InputError, UserError
 from pyro_gram.inference.decode import beside
 from pyro_gram.inference.isolation import isolated
-from pyro_gram.inference.sampling import (
-    Rollout,
-    at_once,
-    check_counts,
-    check_has_heads,
-    has_heads,
-    rollout,
-    trajectories_within,
-)
+from pyro_gram.inference.sampling import Rollout, at_once, check_has_heads, has_heads, rollout, trajectories_within
 from pyro_gram.inference.selection import SELECTIONS, best, tally
 from pyro_gram.inference.smc import check_fits, resampled, smc
 from pyro_gram.inference.temper import TemperConfig, told
@@ -118,9 +110,9 @@ class Solved:
 class Solver:
     """Samples answers from a checkpoint: from p(y | x) as it is, or with what :meth:`altered` names.
 
-    Threads may share one: they sample in turn, each under its own seed. Pyro handlers and plates of the caller do not
-    reach its program (``inference.sampling.rollout`` runs under them). What draws from torch's own generator in
-    another thread meanwhile is not kept apart.
+    Threads may share one: they sample in turn, each under its own seed. Plates and traces of the caller do not reach
+    its program, and other Pyro handlers are refused (``inference.sampling.rollout`` runs under them). What draws from
+    torch's own generator in another thread meanwhile is not kept apart.
 
     Args:
         config: the run that made the model.
@@ -175,7 +167,7 @@ class Solver:
             halt: P(right), by the halt head, at which a trajectory ends (ACT); as the checkpoint says where None, 1 for
                 never. Without heads all trajectories go to ``depth``.
             width: how the trajectories of an input are spread: ``independent``, ``antithetic`` or ``sobol``
-                (``inference.width``); or ``smc``, filtered by the value head (``inference.smc``), more of them right.
+                (``inference.width``); or ``smc``, weighed by the value head (``inference.smc``).
             memory: MB that the trajectories which run at once may take; by default some 250 at D = 128.
             progress: called with the number of trajectories that have been run.
 
@@ -205,7 +197,7 @@ class Solver:
         tokens = beside(self.model, tokens)
         if width == "smc":
             if tokens is None or history or halt not in (None, 1):
-                raise UserError("smc filters whole trajectories of answers to an input: no history, and nothing halts")
+                raise UserError("smc weighs whole trajectories of answers to an input: no history, and nothing halts")
             with isolated():
                 particles = smc(self.model, tokens, **common)
             if progress:

@@ -16,6 +16,8 @@ from pyro_gram.cli import Parser, call
 from pyro_gram.diagnostics.intervals import wilson
 from pyro_gram.errors import UserError
 from pyro_gram.files import check_writable, read_json, write_json
+from pyro_gram.inference.decode import beside
+from pyro_gram.inference.sampling import rollout
 from pyro_gram.inference.temper import AtMean
 from pyro_gram.machine import environment
 
@@ -28,8 +30,9 @@ def study_of(path: Path, most: int | None = None) -> dict[str, Any]:
     solver = pyro_gram.load(path)
     test = solver.task.split("test")
     puzzles = test if most is None else test.subset(most)
+    settings: dict[str, Any] = {"depth": solver.default_depth, "temper": solver.config.temper}
     with AtMean():
-        rolled = solver.sample(puzzles.inputs, 1, halt=1.0 if solver.has_heads else None)
+        rolled = rollout(solver.model, beside(solver.model, puzzles.inputs), num_samples=1, **settings)
     accuracy = solver.task.valid(puzzles.inputs, rolled.tokens).double().mean().item()
     return {
         "num_inputs": len(puzzles),

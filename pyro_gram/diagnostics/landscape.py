@@ -14,10 +14,11 @@ from scipy.interpolate import RBFInterpolator
 from scipy.spatial import KDTree
 from torch import Tensor
 
+from pyro_gram.checks import check_counts
 from pyro_gram.diagnostics.trajectories import answers_of, followed, numbered, on_cpu, states_of
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.decode import Decode
-from pyro_gram.inference.sampling import AS_IT_IS, check_counts
+from pyro_gram.inference.sampling import AS_IT_IS
 from pyro_gram.inference.sites import OBSERVED
 from pyro_gram.inference.temper import AtMean, Temper, TemperConfig
 from pyro_gram.tasks.base import Task

@@ -16,11 +16,11 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyro_gram.checks import check_counts
 from pyro_gram.diagnostics.collect import project
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.decode import quiet
 from pyro_gram.inference.importance import MAX_TRACED, guidance_scale, guide_draws
-from pyro_gram.inference.sampling import check_counts
 from pyro_gram.inference.sites import OBSERVED, STATE_H, transition_of
 from pyro_gram.tasks.stream import sub_seed
 

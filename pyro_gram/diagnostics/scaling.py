@@ -244,7 +244,7 @@ def _compute(axes: Any, found: dict[str, Any]) -> None:
     lowest = min(y for _, y in every["whole"])
     axes.set_ylim(max(0.0, lowest - 0.15), 1.01)
     clean(axes, "core evaluations (supervision steps) an input", label)
-    axes.set_title("Each width, depth and P (lines: the best so far)")
+    axes.set_title("Each width, depth and P (lines: the best of these inputs)")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 

@@ -11,9 +11,10 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyro_gram.checks import check_counts
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.elbo import BalancedELBO
-from pyro_gram.inference.importance import MAX_TRACED, inputs_at_once, split_pairs
+from pyro_gram.inference.importance import MAX_TRACED, check_pairs, inputs_at_once, split_pairs
 from pyro_gram.inference.sites import DRAWN, OBSERVED
 from pyro_gram.inference.terms import StepTerms, check_pieces, without_sites
 
@@ -84,9 +85,12 @@ def bounds(
             autoguides, which belongs to its batch, is given all together.
 
     Raises:
+        UserError: a count below 1; x and y that are no pairs.
         ConfigError: a latent that the guide does not answer; a program without the sites y, h and l; a program or guide
             that holds tensors of one batch.
     """
+    check_counts(seed=seed, steps=steps, trained=trained or steps, max_traced=max_traced)
+    check_pairs(x, y)
     parts = []
     with torch.random.fork_rng(devices=[y.device] if y.is_cuda else []):
         for chunk, (a, b) in enumerate(split_pairs(x, y, inputs_at_once(guide, y, max_traced))):

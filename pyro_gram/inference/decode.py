@@ -12,9 +12,21 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_gram.errors import UserError
-from pyro_gram.inference.sites import DRAWN, HALT, OBSERVED, STATE_H, STATE_L, VALUE, transition_of
-from pyro_gram.inference.terms import is_counted, log_prob_of, per_input
+from pyro_gram.inference.sites import DRAWN, HEAD, OBSERVED, STATE_H, STATE_L, transition_of
+from pyro_gram.inference.terms import is_counted, log_prob_of, per_input, weight_of_inputs
 from pyro_gram.networks.core import LatentState
+
+
+def observed_in(msg: Any) -> list[tuple[str, Any]]:
+    """The site of a message with its name, where it is observed and counts; else nothing."""
+    if msg["is_observed"] and msg["mask"] is False and transition_of(msg["name"]) is not None:
+        msg = {**msg, "mask": None}  # conditioned guidance: it counts however the program was truncated
+    return [(msg["name"], msg)] if msg["is_observed"] and is_counted(msg) else []
+
+
+def _of_a_head(msg: Any) -> bool:
+    """A user's own site may have the name of a head's."""
+    return bool(msg["infer"].get(HEAD)) and not msg["is_observed"]
 
 
 class Decode(Messenger):
@@ -45,21 +57,15 @@ class Decode(Messenger):
             if msg["is_observed"]:
                 raise UserError("a roll-out of the prior must not be given y")
             msg["value"] = msg["fn"].sample() if msg["infer"].get(DRAWN) else msg["fn"].mode
-            msg["done"] = True
             self.answer = msg
-        elif msg["name"] in (HALT, VALUE) and not msg["is_observed"]:
+        elif _of_a_head(msg):
             msg["value"] = msg["fn"].mean
-            msg["done"] = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        heads = msg["name"] in (HALT, VALUE) and not msg["is_observed"]
-        if heads or msg["name"] in (OBSERVED, STATE_H, STATE_L):
+        if _of_a_head(msg) or msg["name"] in (OBSERVED, STATE_H, STATE_L):
             self.values[msg["name"]] = msg["value"]
-        elif msg["is_observed"]:
-            if transition_of(msg["name"]) is not None and msg["mask"] is False:
-                msg = {**msg, "mask": None}  # conditioned: it counts however the program was truncated
-            if is_counted(msg):
-                self.observations.append((msg["name"], msg))
+        else:
+            self.observations.extend(observed_in(msg))
 
     def log_prob(self, y: Tensor) -> Tensor:
         """log p(y | h_T), and the density of what else the program observes, under their masks; nats, ``[N, B]``.
@@ -68,7 +74,7 @@ class Decode(Messenger):
             y: ``[B, L_out]``. Of p(x), where the program ran without inputs, each datum pays the whole of the rest.
         """
         run = self.answer["fn"].batch_shape
-        log_prob = log_prob_of({**self.answer, "value": y})
+        log_prob = log_prob_of({**self.answer, "value": y}) / weight_of_inputs(self.answer, self.answer)
         for name, site in self.observations:
             log_prob = log_prob + per_input(name, site, log_prob_of(site), self.answer, run)
         return log_prob

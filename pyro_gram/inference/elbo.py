@@ -16,7 +16,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
 from pyro_gram.checks import FRACTION, check_choice, check_range
@@ -27,6 +27,7 @@ from pyro_gram.inference.terms import (
     StepTerms,
     check_answered,
     counted_sites,
+    divergence_parts,
     guidance_sites,
     is_point,
     read_terms,
@@ -130,21 +131,12 @@ class MeanFieldELBO(_KeepTerms, TraceMeanField_ELBO):
         return torch.as_tensor(surrogate).detach(), surrogate
 
     def _divergence(self, name: str, site: Any, guide_site: Any) -> tuple[Tensor, Tensor | None]:
-        """KL(q || p) and None, or log q and log p at the draw; nats, of the site's batch shape, unscaled, unmasked.
-
-        Each of two counts under the scale and mask of its own site, a KL under the guide's, as in Pyro.
-        """
-        q, p, value = guide_site["fn"], site["fn"], site["value"]
-        if is_point(q):
-            return q.log_prob(value), p.log_prob(value)
+        """As ``terms.divergence_parts``, with this bound's gradients."""
         _check_gradient(name, guide_site)
-        if q is p:  # the guide follows the prior
-            return torch.zeros(p.batch_shape, device=value.device), None
-        try:
-            return self._kl(q, p), None
-        except NotImplementedError:
-            self.sampled = type_of(q), type_of(p)
-            return self._log_densities(q, p, value)
+        under_q, under_p = divergence_parts(guide_site, site, self._kl, self._log_densities)
+        if under_p is not None and not is_point(guide_site["fn"]):
+            self.sampled = type_of(guide_site["fn"]), type_of(site["fn"])
+        return under_q, under_p
 
     def _kl(self, q: Any, p: Any) -> Tensor:
         """KL(q || p) in closed form. Raises NotImplementedError where there is none."""
@@ -232,11 +224,12 @@ def scale_gradient(distribution: Any, factor: float) -> Any:
     Distributions within it (of an Independent, a Beta, a LogNormal) are copied in the same way.
 
     Raises:
-        NotImplementedError: it holds no tensor: its parameters lie elsewhere.
+        NotImplementedError: it holds no tensor, or modules or collections as well: its parameters may lie there.
     """
     clone = copy.copy(distribution)
-    parts = {name: part for name, part in vars(distribution).items() if isinstance(part, Tensor | Distribution)}
-    if not parts:
+    held = {name: part for name, part in vars(distribution).items() if name != "transforms"}  # equal in q and p
+    parts = {name: part for name, part in held.items() if isinstance(part, Tensor | Distribution)}
+    if not parts or any(isinstance(part, nn.Module | list | dict) for part in held.values()):
         raise NotImplementedError
     for name, part in parts.items():
         scaled = scale_gradient(part, factor) if isinstance(part, Distribution) else _ScaleGradient.apply(part, factor)

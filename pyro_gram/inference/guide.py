@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.deferred import answered
-from pyro_gram.inference.sites import announce, plate_shape, proposal, transition_of
+from pyro_gram.inference.sites import announce, is_called_by, plate_shape, proposal, transition_of
 from pyro_gram.inference.terms import is_point
 
 RENAMED = re.compile(r"(?<![A-Za-z0-9_])eps_\d+")  # a guidance site under another name: "eps_0_decentered", "a/eps_0"
@@ -203,21 +203,16 @@ def _renamed(name: str) -> str:
 
 def _check_own_name(name: str) -> None:
     """Raises ValueError for a site that a handler has renamed, or put in the place of one the guide may answer."""
-    for handler in _PYRO_STACK:
-        if isinstance(handler, ReparamMessenger):
-            by, lost = (
-                "poutine.reparam",
-                callable(handler.config) or any(name.startswith(f"{s}_") for s in handler.config),
-            )
-        elif isinstance(handler, NameCountMessenger | ScopeMessenger):
-            by, lost = "pyro.contrib.autoname", PREFIXED.search(name) is not None
-        else:
-            continue
-        if lost:
-            raise ValueError(
-                f"{by} has made the site {name!r}, and what the guide says of the site in whose place it is would be "
-                "lost: leave the handler away, or answer this name in get_posterior"
-            )
+    by = ""
+    if any(isinstance(h, NameCountMessenger | ScopeMessenger) for h in _PYRO_STACK) and PREFIXED.search(name):
+        by = "pyro.contrib.autoname"
+    if is_called_by(ReparamMessenger._pyro_sample):
+        by = "poutine.reparam"
+    if by:
+        raise ValueError(
+            f"{by} has made the site {name!r}, and what the guide says of the site in whose place it is would be lost: "
+            "leave the handler away, or answer this name in get_posterior"
+        )
 
 
 def without_answer(guide: nn.Module) -> str:
@@ -235,7 +230,8 @@ def check_model(model: Any, guide: Any) -> None:
     if isinstance(unwrapped, EffectGuide) and model is not unwrapped.model:
         raise ConfigError(
             f"{type(unwrapped).__name__} runs the program that it was built for, and would ignore this one: put "
-            "handlers around the model first, then build the guide for what comes out"
+            "handlers around the model first, then build the guide for what comes out; copy the two together, "
+            "copy.deepcopy((model, guide))"
         )
 
 

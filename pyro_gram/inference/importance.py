@@ -18,6 +18,8 @@ from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
+from pyro_gram.checks import check_counts
+from pyro_gram.errors import UserError
 from pyro_gram.inference.guide import EffectGuide, check_model
 from pyro_gram.inference.sites import OBSERVED
 from pyro_gram.inference.terms import (
@@ -64,6 +66,15 @@ def guidance_scale(eps: Tensor) -> Tensor:
 MAX_TRACED = 256  # trajectories of 8 positions traced at once: a trace holds every tensor of the whole trajectory
 
 
+def check_pairs(x: Tensor | None, y: Tensor) -> None:
+    """Raises UserError where x and y are no pairs."""
+    if not isinstance(y, Tensor) or y.ndim < 2:
+        what = f"of shape {list(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+        raise UserError(f"y must be answers, a tensor [B, L_out], not {what}")
+    if x is not None and len(x) != len(y):
+        raise UserError(f"x has {len(x)} inputs and y {len(y)} answers: give one answer an input")
+
+
 def inputs_at_once(guide: Any, y: Tensor, most: int) -> int:
     """How many of the inputs may be given together: all to Pyro's autoguides, whose parameters are of one batch."""
     unwrapped = poutine.unwrap(guide)
@@ -96,9 +107,12 @@ def guide_draws(
             is given all inputs together, with fewer samples at once.
 
     Raises:
+        UserError: a count below 1; x and y that are no pairs.
         ConfigError: a latent that several inputs share, or that the guide does not answer; a guide that was built for
             another program; a program or guide that holds tensors of one batch.
     """
+    check_counts(seed=seed, num_samples=num_samples, steps=steps, max_traced=max_traced)
+    check_pairs(x, y)
     check_model(model, guide)
     at_once = inputs_at_once(guide, y, max_traced // num_samples)
     most = max(1, max_traced // at_once)
@@ -113,8 +127,7 @@ def guide_draws(
                 count = min(most, num_samples - start)
                 traces = _traces(model, guide, a, b, steps, count)
                 if len(y) > 1:
-                    for trace in traces:
-                        check_apart(counted_sites(trace), traces[0].nodes[OBSERVED])
+                    _check_apart(*traces)
                 columns.append(_draws(*traces, (count, len(b))))
             rows.append(_joined(columns, 0))
     if isinstance(guide, EffectGuide):
@@ -142,11 +155,17 @@ def _traces(
     return traces
 
 
+def _check_apart(model_trace: Trace, guide_trace: Trace) -> None:
+    """Raises ConfigError where inputs share a site of the model, or an auxiliary one of the guide."""
+    auxiliary = ((n, s) for n, s in counted_sites(guide_trace) if n not in model_trace.nodes)
+    check_apart([*counted_sites(model_trace), *auxiliary], model_trace.nodes[OBSERVED])
+
+
 def _draws(model_trace: Trace, guide_trace: Trace, shape: tuple[int, int]) -> GuideDraws:
     terms = read_terms(model_trace, guide_trace)
     check_pieces(terms.reconstruction.shape, shape)
     observed = model_trace.nodes[OBSERVED]
-    log_p, log_q = (_log_density(trace, observed, torch.Size(shape)) for trace in (model_trace, guide_trace))
+    log_p, log_q = (_log_density(trace, model_trace, torch.Size(shape)) for trace in (model_trace, guide_trace))
     drawn = [model_trace.nodes[name]["value"] for name in charged_guidance(model_trace, guide_trace)]
     scales = [guidance_scale(eps).expand(shape) for eps in drawn]
     return GuideDraws(
@@ -159,11 +178,13 @@ def _draws(model_trace: Trace, guide_trace: Trace, shape: tuple[int, int]) -> Gu
     )
 
 
-def _log_density(trace: Trace, observed: Any, shape: torch.Size) -> Tensor:
+def _log_density(trace: Trace, model_trace: Trace, shape: torch.Size) -> Tensor:
     """The log density of all that counts in a trace, for each draw and input, ``[S, B]``, nats, on the CPU."""
     total = torch.zeros(shape, dtype=torch.double)  # of thousands of nats, whose differences matter
+    observed = model_trace.nodes[OBSERVED]
     for name, site in counted_sites(trace):
-        total = total + per_input(name, site, log_prob_of(site), observed, shape).cpu()
+        lies = model_trace.nodes.get(name, site)  # a guide's plates may have other names than the model's
+        total = total + per_input(name, lies, log_prob_of(site), observed, shape).cpu()
     return total
 
 

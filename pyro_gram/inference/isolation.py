@@ -1,4 +1,4 @@
-"""A place of its own for a program that is run on behalf of others: no foreign handlers, one thread at a time.
+"""A block in which a program runs by itself: without the caller's plates and traces, one thread at a time.
 
 Pyro keeps its handlers, its plates and its validation in global state, and torch its generator. Two threads that run
 programs at once therefore meet each other's plates and draws, and a program run inside ``pyro.plate`` or
@@ -12,7 +12,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
+
+from pyro_gram.errors import UserError
 
 _LOCK = threading.RLock()
 
@@ -22,11 +26,20 @@ if hasattr(os, "register_at_fork"):  # a child has none of the other threads tha
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Run Pyro programs without the caller's handlers and plates, while no other thread is in such a block.
+    """Run Pyro programs without the caller's plates and traces, while no other thread is in such a block.
 
     The caller's handlers are as they were afterwards. A thread that runs Pyro outside such a block is not kept out.
+
+    Raises:
+        UserError: a handler of the caller would change what the programs draw, and would be ignored here.
     """
     with _LOCK:
+        for handler in _PYRO_STACK:
+            if not isinstance(handler, IndepMessenger | TraceMessenger):
+                raise UserError(
+                    f"a solver does not run under Pyro handlers, and {type(handler).__name__} is active here: leave it "
+                    "out, or run pyro_gram.inference.sampling.rollout(solver.model, ...) under it"
+                )
         handlers, plates = _PYRO_STACK[:], _DIM_ALLOCATOR._stack[:]
         _PYRO_STACK.clear()
         _DIM_ALLOCATOR._stack.clear()

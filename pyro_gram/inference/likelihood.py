@@ -6,15 +6,19 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyro_gram.checks import check_counts
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.decode import advance, quiet
-from pyro_gram.inference.sampling import MAX_TRAJECTORIES, check_counts
+from pyro_gram.inference.decode import advance, observed_in, quiet
+from pyro_gram.inference.importance import check_pairs
+from pyro_gram.inference.sampling import MAX_TRAJECTORIES
 from pyro_gram.inference.sites import OBSERVED
-from pyro_gram.inference.terms import check_apart, check_pieces, is_counted
+from pyro_gram.inference.temper import check_no_temper
+from pyro_gram.inference.terms import check_apart, check_pieces, log_prob_of, per_input
 
 
 def rollout_log_prob(
@@ -34,16 +38,19 @@ def rollout_log_prob(
     under the same N trajectories.
 
     Raises:
-        ConfigError: an observation that several inputs share, or that the program makes only where it is given y; a
-            program that holds tensors of one batch.
+        UserError: a count below 1; x and y that are no pairs.
+        ConfigError: an observation that several inputs share; a program that says something else of y where it is given
+            y; one that holds tensors of one batch; a Temper around the call.
     """
     check_counts(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
+    check_pairs(x, y)
+    check_no_temper()
     whole = max(1, max_trajectories // num_samples)
     parts = [(None, y)] if x is None else list(zip(x.split(whole), y.split(whole), strict=True))
     rows = []
     chunk = 0
     with quiet(model, x):
-        _check_observed_alike(model, parts[0][0], parts[0][1] if x is not None else y[:1])
+        _check_scored(model, parts[0][0], parts[0][1] if x is not None else y[:1])
         for a, b in parts:
             columns = []
             for start in range(0, num_samples, max_trajectories):
@@ -59,29 +66,47 @@ def rollout_log_prob(
     return torch.cat(rows, dim=1)
 
 
-class _Observed(Messenger):
-    """Notes the names of observed sites that count."""
+class _Replay(Messenger):
+    """Notes what a program draws, or gives it what was noted; and keeps its observed sites that count."""
 
-    def __init__(self) -> None:
+    def __init__(self, values: dict[str, Any] | None = None) -> None:
         super().__init__()
-        self.names: set[str] = set()
+        self.values = {} if values is None else values
+        self.replays = values is not None
+        self.observed: list[tuple[str, Any]] = []
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if self.replays and not msg["is_observed"] and msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and is_counted(msg):
-            self.names.add(msg["name"])
+        if not msg["is_observed"]:
+            self.values[msg["name"]] = msg["value"]
+        self.observed.extend(observed_in(msg))
 
 
-def _check_observed_alike(model: Callable[..., Any], x: Tensor | None, y: Tensor) -> None:
-    """Raises ConfigError where the program observes more with y than without: a roll-out would leave that out."""
-    with _Observed() as with_y:
-        model(x, y)
-    with _Observed() as without:
-        model(x, None)
-    more = with_y.names - without.names - {OBSERVED}
-    if more:
+def _check_scored(model: Callable[..., Any], x: Tensor | None, y: Tensor) -> None:
+    """Raises ConfigError where the program says something else of y when it is given y: a roll-out is not.
+
+    One trajectory of each input is run without y and scored, and run again, the same, with y.
+    """
+    with _Replay() as drawn:
+        decode = advance(model, x, None, 1, 1)
+    found = decode.log_prob(y)
+    with _Replay(drawn.values) as replayed, pyro.plate("trajectories", 1, dim=-2):
+        model(x, y, None, steps=1)
+    answer = dict(replayed.observed).get(OBSERVED)
+    if answer is None:
+        return  # a bound stands in for y (diffusion models)
+    expected = torch.zeros(torch.broadcast_shapes(answer["fn"].batch_shape, found.shape), device=found.device)
+    for name, site in replayed.observed:
+        expected = expected + per_input(name, site, log_prob_of(site), answer, expected.shape)
+    if not torch.allclose(found.expand_as(expected), expected, rtol=1e-3, atol=1e-2, equal_nan=True):
+        names = {name for name, _ in replayed.observed} - {name for name, _ in decode.observations} - {OBSERVED}
+        what = f"observes {', '.join(sorted(map(repr, names)))} only" if names else "has another density"
         raise ConfigError(
-            f"the program observes {', '.join(sorted(map(repr, more)))} only where it is given y, and trajectories of "
-            "the prior are not: make it a part of the likelihood at 'y', or use guide_draws"
+            f"the program {what} where it is given y, and trajectories of the prior are not: make all that depends on "
+            "y a part of the likelihood at 'y', or use guide_draws"
         )
 
 

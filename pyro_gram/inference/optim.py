@@ -114,8 +114,13 @@ class TorchOptim(PyroOptim):
         self.done = 0.0
         self.update = 0
         self.check: Callable[[float, float], None] | None = None
-        self.named = {f"{name}.{key}": p for name, module in modules.items() for key, p in module.named_parameters()}
-        self._known = set(self.named.values())
+        self.named: dict[str, nn.Parameter] = {}
+        self._known: set[Tensor] = set()
+        for name, module in modules.items():
+            for key, p in module.named_parameters():
+                if p not in self._known:  # a guide may hold its model
+                    self.named[f"{name}.{key}"] = p
+                    self._known.add(p)
         matrices = set(hidden_matrices(modules)) if config.matrices == "muon" else set()
         adamw = self._adamw([name for name in self.named if name not in matrices])
         self.optimizers: dict[torch.optim.Optimizer, tuple[str, ...]] = {adamw: ("step", "exp_avg", "exp_avg_sq")}
@@ -156,7 +161,10 @@ class TorchOptim(PyroOptim):
         forget_names(params)  # this class has names of its own
         unknown = [tuple(p.shape) for p in params if p not in self._known]
         if unknown:
-            raise ConfigError(f"{len(unknown)} parameters (first shape {unknown[0]}) belong to no module of TorchOptim")
+            raise ConfigError(
+                f"{len(unknown)} parameters (first shape {unknown[0]}) belong to no module of TorchOptim: "
+                "give the model or the guide an nn.Parameter, where pyro.param was called"
+            )
         # SVI clears the gradients of announced parameters only; this class trains, and so clears, all of its own.
         self.world.average_([p.grad for p in self.named.values() if p.grad is not None])
         norm = nn.utils.clip_grad_norm_(self.named.values(), self.config.clip)  # in order: sums of floats repeat
@@ -176,7 +184,7 @@ class TorchOptim(PyroOptim):
             self.check(norm, rate)
         except Exception:
             for optimizer in self.optimizers:
-                optimizer.zero_grad(set_to_none=True)
+                optimizer.zero_grad()
             raise
 
     def get_state(self) -> dict[str, Tensor]:

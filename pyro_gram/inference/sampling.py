@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_gram.checks import check_seed
+from pyro_gram.checks import check_counts
 from pyro_gram.distributed import ALONE, World
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.decode import Decode, advance, beside, quiet, unrolled
 from pyro_gram.inference.sites import HALT, OBSERVED, VALUE, WHERE
-from pyro_gram.inference.temper import Temper, TemperConfig
+from pyro_gram.inference.temper import Temper, TemperConfig, check_no_temper
 from pyro_gram.inference.width import Width
 from pyro_gram.networks.core import LatentState
 
@@ -131,6 +131,7 @@ def rollout(
     """
     check_counts(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
     _check_halt(halt, model)
+    check_no_temper()
     plan = Plan(depth, history, temper, None if halt == 1 else halt, width)
     _check_plan(plan, x)
     most = max(1, max_trajectories // width.begun(1))  # of those that end, where more of them begin
@@ -163,16 +164,6 @@ def _told(chunk: Rollout | None, owner: int, world: World, device: torch.device)
     held = {name: None if chunk is None else getattr(chunk, name) for name in names}
     sent = {name: world.send(held[name], owner, device) for name, yes in zip(names, present, strict=True) if yes}
     return Rollout(**sent)
-
-
-def check_counts(**values: int) -> None:
-    """Raises UserError where a number of things is below 1, or a seed is none."""
-    check_seed(values.pop("seed"))
-    for name, value in values.items():
-        if type(value) is not int:
-            raise UserError(f"{name} must be a whole number, not {value!r}")
-        if value < 1:
-            raise UserError(f"{name} must be at least 1, not {value}")
 
 
 def has_heads(model: Any) -> bool:

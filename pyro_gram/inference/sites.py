@@ -21,6 +21,7 @@ STATE_H, STATE_L = "h", "l"
 HALT, VALUE = "halt", "value"
 HALTED = "halted"  # deterministic, bool: trajectories that a program with halting of its own would end here (HRM, TRM)
 DRAWN = "drawn"  # of the infer dict of y: the answer at a trajectory's end is a draw, not the most probable one
+HEAD = "head"  # of an infer dict: the site is of the halt or value head, which a roll-out reads and does not draw
 HEAD_LOSS = "head_loss"  # of an infer dict: the site trains a head, or only the optimizer sees it; no bound counts it
 WHERE = "verdict"  # the attribute of a program that holds its heads
 VALUE_SCALE = 0.5**0.5  # of the Normal whose negative log density is the squared error, up to a constant
@@ -55,7 +56,16 @@ def data_plates(shape: torch.Size) -> ExitStack:
 
 def plate_shape() -> torch.Size:
     """The batch shape that the plates around give a site: for draws that a program makes without a site."""
-    sizes = {frame.dim: frame.size for frame in get_plates() if frame.vectorized}
+    return shape_of(get_plates())
+
+
+def shape_of(plates: Iterable[Any]) -> torch.Size:
+    """The batch shape that plates give what lies in them.
+
+    Args:
+        plates: frames of a ``cond_indep_stack``; those that are not vectorized have no dimension.
+    """
+    sizes = {frame.dim: frame.size for frame in plates if frame.vectorized}
     return torch.Size(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
 
 
@@ -81,8 +91,8 @@ def judge(heads: nn.Module | None, state_h: Tensor, e_x: Tensor, likelihood: dis
         return
     probabilities = likelihood.base_dist.probs
     halt, value = heads(state_h.detach(), e_x.detach(), probabilities.detach())
-    pyro.sample(HALT, dist.Bernoulli(logits=halt))
-    pyro.sample(VALUE, dist.Normal(value.sigmoid(), VALUE_SCALE))
+    pyro.sample(HALT, dist.Bernoulli(logits=halt), infer={HEAD: True})
+    pyro.sample(VALUE, dist.Normal(value.sigmoid(), VALUE_SCALE), infer={HEAD: True})
 
 
 def head_loss(name: str, loss: Tensor) -> None:
@@ -111,15 +121,20 @@ def announce(name: str, module: nn.Module) -> None:
 
 def _check_not_compiled() -> None:
     """Raises NotImplementedError within ``pyro.ops.jit``, which looks parameters up in the global store by name."""
+    if is_called_by(CompiledFunction.__call__):
+        raise NotImplementedError(
+            "Pyro's JIT losses (JitTrace_ELBO and the like) need parameters in the global parameter store, where this "
+            "library puts none: use Trace_ELBO or TraceMeanField_ELBO, and compile the core (train.compile, "
+            "model.core.compile()) for speed"
+        )
+
+
+def is_called_by(function: Any) -> bool:
+    """Is a function of Pyro's going on? Of some, nothing but the stack of Python says so."""
     frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code is CompiledFunction.__call__.__code__:
-            raise NotImplementedError(
-                "Pyro's JIT losses (JitTrace_ELBO and the like) need parameters in the global parameter store, where "
-                "this library puts none: use Trace_ELBO or TraceMeanField_ELBO, and compile the core (train.compile, "
-                "model.core.compile()) for speed"
-            )
+    while frame is not None and frame.f_code is not function.__code__:
         frame = frame.f_back
+    return frame is not None
 
 
 @effectful(type="param")

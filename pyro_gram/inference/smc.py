@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gram.checks import AT_LEAST_0, FRACTION, check_choice, check_range
+from pyro_gram.checks import AT_LEAST_0, FRACTION, check_choice, check_counts, check_range
 from pyro_gram.errors import UserError
 from pyro_gram.inference.decode import advance, quiet
-from pyro_gram.inference.sampling import AS_IT_IS, MAX_TRAJECTORIES, Rollout, check_counts, check_has_heads
+from pyro_gram.inference.sampling import AS_IT_IS, MAX_TRAJECTORIES, Rollout, check_has_heads
 from pyro_gram.inference.sites import HALT, OBSERVED, VALUE
 from pyro_gram.inference.temper import Temper, TemperConfig
 from pyro_gram.networks.core import LatentState

@@ -13,6 +13,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
 
 from pyro_gram.checks import AT_LEAST_0, check_range
 from pyro_gram.errors import ConfigError
@@ -77,6 +78,15 @@ class Temper(Messenger):
         if self.seen < self.config.transitions:
             msg["fn"] = widened(msg["fn"], self.config.scale)
         self.seen += 1
+
+
+def check_no_temper() -> None:
+    """Raises ConfigError within a Temper, where a call runs several batches of trajectories, or is of the prior."""
+    if any(isinstance(handler, Temper) for handler in _PYRO_STACK):
+        raise ConfigError(
+            "a Temper around this call would reach its first batch of trajectories alone: roll-outs take a temper of "
+            "their own (temper=...), and likelihoods are of the prior as it is"
+        )
 
 
 class FixedGuidance(Messenger):

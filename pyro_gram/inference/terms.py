@@ -6,7 +6,7 @@ deterministic sites, sites that a mask takes out, and losses of heads (``sites.H
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.sites import HALTED, HEAD_LOSS, OBSERVED, STATE_H, STATE_L, transition_of
+from pyro_gram.inference.sites import HALTED, HEAD_LOSS, OBSERVED, STATE_H, STATE_L, shape_of, transition_of
 from pyro_gram.networks.core import LatentState
 
 
@@ -86,6 +86,10 @@ def charged_guidance(model_trace: Trace, guide_trace: Trace) -> list[str]:
     ]
 
 
+def _log_densities(q: Any, p: Any, value: Tensor) -> tuple[Tensor, Tensor]:
+    return q.log_prob(value), p.log_prob(value)
+
+
 def log_prob_of(site: Any) -> Tensor:
     """The log density at a site, nats, of the site's batch shape.
 
@@ -108,21 +112,22 @@ def read_terms(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | 
     """Read the terms of a pair of traces: of the bound of Eq. 13, or of Eq. 14 where the program was truncated.
 
     Args:
-        kls: KLs of guidance sites that are known already, masked, ``[..., B]`` by name.
+        kls: KLs of guidance sites that a bound knows already, masked, ``[..., B]`` by name.
 
     Raises:
         ConfigError: the model has a latent that the guide does not answer, or lacks one of the sites y, h and l.
     """
-    check_answered(model_trace, guide_trace)
+    if kls is None:  # else a bound has looked at the traces already
+        check_answered(model_trace, guide_trace)
     check_sites(model_trace)
     observed = model_trace.nodes[OBSERVED]
     with torch.no_grad():
-        reconstruction = -log_prob_of(observed)
+        reconstruction = -log_prob_of(observed) / weight_of_inputs(observed, observed)
         charged: list[Tensor] = []
         others, shared = torch.zeros_like(reconstruction), torch.zeros_like(reconstruction)
         for name, site, cost in _costs(model_trace, guide_trace, kls or {}):
             if transition_of(name) is not None and not site["is_observed"]:
-                charged.append(cost.expand_as(reconstruction))
+                charged.append(cost.expand_as(reconstruction) / weight_of_inputs(site, observed))
                 continue
             each = per_input(name, site, cost, observed, reconstruction.shape)
             others = others + each
@@ -154,6 +159,8 @@ def check_sites(model_trace: Trace) -> None:
     """Raises ConfigError for a program that lacks a site which this library reads."""
     if not {OBSERVED, STATE_H, STATE_L} <= model_trace.nodes.keys():
         raise ConfigError(without_sites())
+    if model_trace.nodes[OBSERVED]["infer"].get("_deterministic"):
+        raise ConfigError("y is observed in part (obs_mask), where nothing says what an input costs: use poutine.mask")
 
 
 def without_sites() -> str:
@@ -165,26 +172,67 @@ def without_sites() -> str:
 
 
 def check_answered(model_trace: Trace, guide_trace: Trace) -> None:
-    """Raises ConfigError where a latent of the model has no site in the guide: the bound would lack its density."""
-    missing = [n for n, s in counted_sites(model_trace) if not s["is_observed"] and n not in guide_trace.nodes]
+    """Raises ConfigError where the guide's sites are not the model's latents: no bound of the two would be one."""
+    nodes, answers = model_trace.nodes, guide_trace.nodes
+    missing = [n for n, s in counted_sites(model_trace) if not s["is_observed"] and n not in answers]
     if missing:
         raise ConfigError(
             f"the guide does not answer {', '.join(map(repr, missing))}: sample each latent of the model in the guide "
             "under the same name, or use a guide that derives from EffectGuide, which falls back on the prior"
         )
+    for name, answer in counted_sites(guide_trace):
+        if name not in nodes:
+            if transition_of(name) is not None:
+                raise ConfigError(
+                    f"the guide draws {name!r}, which the program has not: it has fewer supervision steps than the "
+                    "guide was made for"
+                )
+        elif nodes[name]["is_observed"]:
+            raise ConfigError(f"the model observes {name!r}, which the guide draws: leave it out of the guide")
+        elif answer["fn"].batch_shape == nodes[name]["fn"].batch_shape:
+            continue
+        elif _batch_shape(answer) != _batch_shape(nodes[name]):
+            raise ConfigError(
+                f"the guide draws {name!r} with the batch shape {list(_batch_shape(answer))}, and the model has "
+                f"{list(_batch_shape(nodes[name]))}: sample it in the same plates"
+            )
+
+
+def _batch_shape(site: Any) -> torch.Size:
+    """The batch shape of a site in its plates: a replayed one's distribution has not been expanded to them."""
+    return torch.broadcast_shapes(site["fn"].batch_shape, shape_of(site["cond_indep_stack"]))
 
 
 def divergence(guide_site: Any, model_site: Any) -> Tensor:
     """KL(q || p) of a site in closed form, or else log q - log p at the draw; nats, of the site's batch shape."""
-    q, p = guide_site["fn"], model_site["fn"]
-    if q is p:
-        return torch.zeros(p.batch_shape, device=model_site["value"].device)
+    under_q, under_p = divergence_parts(guide_site, model_site)
+    found = weighted(under_q, guide_site)
+    return found if under_p is None else found - weighted(under_p, model_site)
+
+
+def divergence_parts(
+    guide_site: Any,
+    model_site: Any,
+    kl: Callable[[Any, Any], Tensor] = kl_divergence,
+    log_densities: Callable[[Any, Any, Tensor], tuple[Tensor, Tensor]] = _log_densities,
+) -> tuple[Tensor, Tensor | None]:
+    """KL(q || p) and None, or log q and log p at the draw; nats, of the site's batch shape, unscaled and unmasked.
+
+    Each of two counts under the scale and mask of its own site, a KL under the guide's, as in Pyro.
+
+    Args:
+        kl: of q and p; raises NotImplementedError where it has no closed form.
+        log_densities: of q and p at a draw.
+    """
+    q, p, value = guide_site["fn"], model_site["fn"], model_site["value"]
+    if q is p:  # the guide follows the prior
+        return torch.zeros(p.batch_shape, device=value.device), None
+    if is_point(q):
+        return q.log_prob(value), p.log_prob(value)
     try:
-        if is_point(q):
-            raise NotImplementedError
-        return weighted(kl_divergence(q, p), guide_site)  # as in Pyro, the guide's mask: the model's need not be its
+        return kl(q, p), None
     except NotImplementedError:
-        return log_prob_of(guide_site) - log_prob_of(model_site)
+        return log_densities(q, p, value)
 
 
 def is_point(distribution: Any) -> bool:
@@ -192,14 +240,16 @@ def is_point(distribution: Any) -> bool:
 
     Its log density stands for that of an auxiliary draw behind it. Pyro's closed-form KL of a Delta leaves it out.
     """
-    return isinstance(getattr(distribution, "base_dist", distribution), Delta)
+    while isinstance(distribution, torch.distributions.Independent):
+        distribution = distribution.base_dist
+    return isinstance(distribution, Delta)
 
 
 def is_shared(site: Any, observed: Any) -> bool:
     """True for a site outside the plate of the inputs, the rightmost one around y: all inputs share it."""
-    inputs = {name for name, dim in _plates(observed).items() if dim == -1}
+    inputs = plate_of_inputs(observed)
     if inputs:
-        return not inputs & _plates(site).keys()
+        return inputs not in _plates(site)
     # A program without that plate: the shapes say it.
     return observed["fn"].batch_shape[-1:].numel() > 1 and site["fn"].batch_shape[-1:].numel() == 1
 
@@ -210,7 +260,7 @@ def check_apart(sites: Iterable[tuple[str, Any]], observed: Any) -> None:
         if is_shared(site, observed):
             raise ConfigError(
                 f"all inputs share the site {name!r}, so that none has a weight of its own: put it into the plate "
-                "'data', or give one input at a time"
+                f"{plate_of_inputs(observed) or 'data'!r}, or give one input at a time"
             )
 
 
@@ -219,8 +269,22 @@ def check_pieces(shape: torch.Size, expected: tuple[int, ...]) -> None:
     if shape != expected:
         raise ConfigError(
             f"{expected[-1]} inputs were given, and y has {list(shape)} log densities: inputs come in pieces, so "
-            "neither model nor guide may hold tensors of one batch (a mask, a parameter an input); make them part of x"
+            "neither model nor guide may hold tensors of one batch (a mask, a parameter an input), which are part of "
+            "x; and dimensions within an input are events (to_event)"
         )
+
+
+def plate_of_inputs(observed: Any) -> str:
+    """The name of the rightmost plate around y; empty where there is none at dimension -1."""
+    return next((name for name, dim in _plates(observed).items() if dim == -1), "")
+
+
+def weight_of_inputs(site: Any, observed: Any) -> float:
+    """How much a site of one input weighs where the inputs are a subsample (``pyro.plate("data", N, subsample=i)``)."""
+    name = plate_of_inputs(observed)
+    sizes = {frame.name: (frame.full_size, frame.size) for frame in site["cond_indep_stack"]}
+    full_size, size = sizes.get(name, (None, None))
+    return full_size / size if full_size and size else 1.0
 
 
 def _plates(site: Any) -> dict[str, int]:
@@ -231,7 +295,8 @@ def _plates(site: Any) -> dict[str, int]:
 def per_input(name: str, site: Any, term: Tensor, observed: Any, shape: torch.Size) -> Tensor:
     """Distribute a site's term over the inputs so that its sum stays: ``[*batch] -> shape``.
 
-    What lies in plates within an input is summed; what inputs share is split evenly among them.
+    What lies in plates within an input is summed; what inputs share is split evenly among them. Where the inputs are a
+    subsample, each counts once: its weight in the sum over all of them is no part of a term of its own.
 
     Args:
         name: of the site, for messages.
@@ -256,4 +321,4 @@ def per_input(name: str, site: Any, term: Tensor, observed: Any, shape: torch.Si
             )
     term = term.reshape((1,) * (len(shape) - term.ndim) + term.shape[max(0, term.ndim - len(shape)) :])
     share = term.numel() / max(1, shape.numel())
-    return term.expand(shape) * share
+    return term.expand(shape) * (share / weight_of_inputs(site, observed))

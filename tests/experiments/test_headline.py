@@ -97,7 +97,8 @@ def test_the_lookup_stands_under_the_queens_of_the_papers_split():
 def test_the_line_on_the_split_by_orbit_is_of_what_is_committed(count, counted, monkeypatch):
     def read_seeds(name):
         right = 0.25 if name == "nqueens8-orbit" else 0.5
-        metrics = [{"sample_accuracy": right + i / 100, "vote_accuracy": right + 0.125} for i in range(3)]
+        alike = {"vote_accuracy": right + 0.125, "log_num_solutions": 0.5 if count == 3 else 0.0}
+        metrics = [{"sample_accuracy": right + i / 100, **alike} for i in range(3)]
         return [{"metrics": m} for m in metrics[: count if name == "nqueens8-orbit" else 3]]
 
     monkeypatch.setattr(headline_text, "read_seeds", read_seeds)
@@ -109,6 +110,7 @@ def test_the_line_on_the_split_by_orbit_is_of_what_is_committed(count, counted, 
         assert counted in line
         assert f"right for {accuracy:.3f} of these inputs" in line
         assert "20 for 0.375, beside 0.510 and 0.625 on the paper's split." in line
+        assert ("Each of these inputs has one completion" in line) is (count == 1)
 
 
 def test_a_row_of_one_seed_has_no_deviation_and_equal_seeds_have_none():

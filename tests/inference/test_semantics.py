@@ -1,5 +1,8 @@
 """Where users go past this library's own programs, bounds and weights are Pyro's, or the call raises."""
 
+import inspect
+from dataclasses import replace
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -8,25 +11,30 @@ from pyro import poutine
 from pyro.contrib.autoname import scope
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoNormal, AutoNormalMessenger
+from pyro.infer.reparam import LocScaleReparam
 from pyro.poutine.mask_messenger import MaskMessenger
 from torch import nn
+from torch.distributions import register_kl
 
 from guides.amortized import AmortizedGuide
 from models.gram import GRAM
-from pyro_gram.errors import ConfigError
+from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.evaluate import rehearse
 from pyro_gram.inference.beta import BetaConfig
 from pyro_gram.inference.bounds import bounds, terms
-from pyro_gram.inference.elbo import BalancedELBO, MeanFieldELBO, TraceELBO
+from pyro_gram.inference.elbo import BalancedELBO, MeanFieldELBO, TraceELBO, scale_gradient
 from pyro_gram.inference.guide import PriorGuide
 from pyro_gram.inference.importance import guide_draws, log_evidence
 from pyro_gram.inference.likelihood import rollout_log_prob
-from pyro_gram.inference.optim import OptimConfig
+from pyro_gram.inference.optim import OptimConfig, TorchOptim
+from pyro_gram.inference.sampling import rollout
 from pyro_gram.inference.sites import data_plates
 from pyro_gram.inference.temper import AtMean, NoGuidance, Temper, TemperConfig
+from pyro_gram.inference.terms import is_point
 from pyro_gram.inference.train_config import TrainConfig
 from pyro_gram.inference.training import Trainer
 from tests.conftest import case_of, small_config
-from tests.inference.test_own_latents import B, Biased, BiasedGuide, pair
+from tests.inference.test_own_latents import B, Biased, BiasedGuide, Shared, SharedGuide, pair
 
 PLAIN = {"model": {"truncated": False}}
 
@@ -150,6 +158,8 @@ def test_a_straight_through_draw_keeps_its_density():
     assert full.sampled == ("RelaxedBernoulliStraightThrough",) * 2
     balanced = loss_and_gradients(BalancedELBO(0.5), model, guide, x, y)
     assert balanced[:2] == pytest.approx((expected[0], expected[1] / 2), rel=1e-4)
+    full, quarter = (loss_and_gradients(BalancedELBO(b), model, guide, x, y)[2] for b in (1.0, 0.25))
+    assert quarter == pytest.approx(full + 0.75 * (expected[2] - full), rel=1e-3)
 
 
 class Rough(dist.Normal):
@@ -485,3 +495,267 @@ def test_a_latent_called_as_guidance_is_told_to_take_another_name():
     model, guide, x, y = pair(Misnamed, AmortizedGuide)
     with pytest.raises(ValueError, match="a latent of your own needs a name without 'eps_'"):
         BalancedELBO().loss(model, guide, x, y)
+
+
+# ---- found by a second reading ---------------------------------------------------------------------------------------
+
+
+def in_no_plate(x, y, **_):
+    for t in range(2):
+        pyro.sample(f"eps_{t}", dist.Normal(torch.zeros(4, 16), 0.2).to_event(2))
+
+
+def test_a_guide_outside_the_models_plates_is_refused():
+    """Its entropy would count once an input. (Pyro's validation refuses it too, where that is on.)"""
+    model, _, x, y = pair(GRAM, AmortizedGuide, **PLAIN)
+    with pyro.validation_enabled(False):
+        for elbo in (MeanFieldELBO(), BalancedELBO(), TraceELBO()):
+            with pytest.raises(ConfigError, match=r"'eps_0' with the batch shape \[\], and the model has \[5\]"):
+                elbo.loss(model, in_no_plate, x, y)
+    with pytest.raises(ConfigError, match="sample it in the same plates"):
+        bounds(model, in_no_plate, x, y, steps=1)
+
+
+def test_a_guide_for_more_steps_and_one_that_draws_what_is_observed_are_refused():
+    model, _, x, y = pair(**PLAIN)
+    fixed = poutine.condition(model, {"c": torch.full((B,), 0.4)})
+
+    def answers(x, y, **_):
+        with data_plates(y.shape[:-1]):
+            pyro.sample("c", dist.Normal(torch.zeros(B), 1.0))
+            for t in range(3):
+                pyro.sample(f"eps_{t}", dist.Normal(torch.zeros(B, 4, 16), 0.2).to_event(2))
+
+    with pyro.validation_enabled(False):
+        with pytest.raises(ConfigError, match="observes 'c', which the guide draws"):
+            BalancedELBO().loss(fixed, answers, x, y)
+        with pytest.raises(ConfigError, match="'eps_2', which the program has not: it has fewer supervision steps"):
+            BalancedELBO().loss(model, answers, x, y)
+
+
+@pytest.mark.parametrize("name", ["data", "batch"])
+def test_a_guides_plates_may_have_other_names(name):
+    model, _, x, y = pair(GRAM, AmortizedGuide, **PLAIN)
+
+    def guide(x, y, **_):
+        with pyro.plate(name, len(y), dim=-1):
+            for t in range(2):
+                pyro.sample(f"eps_{t}", dist.Normal(torch.zeros(B, 4, 16), 0.2).to_event(2))
+
+    found = guide_draws(model, guide, x, y, steps=1, num_samples=2, seed=3).log_weight
+    torch.manual_seed(3)
+    with torch.no_grad(), pyro.validation_enabled(False):  # which warns of the name
+        loss = Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1).loss(
+            model, guide, x, y, truncated=False
+        )
+    assert found.sum().item() / 2 == pytest.approx(-loss, rel=1e-5)
+
+
+class Summed(GRAM):
+    """Observes the sum of its answer."""
+
+    def answer(self, state, e_x, y, infer=None):
+        y = super().answer(state, e_x, y, infer)
+        pyro.sample("sum", dist.Normal(y.sum(-1).float(), 1.0), obs=torch.full(e_x.shape[:-2], 2.0))
+        return y
+
+
+class Judged(GRAM):
+    """With a factor that knows y."""
+
+    def answer(self, state, e_x, y, infer=None):
+        pyro.factor("judged", torch.zeros(e_x.shape[:-2]) if y is None else -y.sum(-1).float())
+        return super().answer(state, e_x, y, infer)
+
+
+@pytest.mark.parametrize("model_class", [Summed, Judged])
+def test_an_observation_that_depends_on_y_is_refused_in_roll_outs(model_class):
+    model, guide, x, y = pair(model_class, AmortizedGuide)
+    with pytest.raises(ConfigError, match="has another density where it is given y"):
+        rollout_log_prob(model, x, y, num_samples=2, depth=1)
+    guide_draws(model, guide, x, y, steps=1, num_samples=2)
+
+
+def test_a_random_subsample_of_observations_is_no_dependence_on_y():
+    model, _, x, y = pair(Sequential, AmortizedGuide)
+    for seed in range(4):
+        assert torch.isfinite(rollout_log_prob(model, x, y, num_samples=2, depth=1, seed=seed)).all()
+
+
+def test_roll_outs_need_no_default_of_the_state():
+    model, _, x, y = pair(GRAM, AmortizedGuide)
+
+    def program(x, y, state, *, steps):
+        return model(x, y, state, steps=steps)
+
+    found, expected = (rollout_log_prob(m, x, y, num_samples=2, depth=1) for m in (program, model))
+    assert torch.equal(found, expected)
+
+
+class Latent(GRAM):
+    """With a latent whose name the test chooses."""
+
+    name = "v"
+
+    def answer(self, state, e_x, y, infer=None):
+        v = pyro.sample(self.name, dist.Normal(torch.zeros(e_x.shape[:-2]), 3.0))
+        return super().answer(type(state)(state.h + v[..., None, None], state.l), e_x, y, infer)
+
+
+@pytest.mark.parametrize("name", ["value", "halt"])
+def test_a_latent_that_is_called_as_a_heads_site_is_drawn(name):
+    model, _, x, y = pair(Latent, AmortizedGuide)
+    expected = rollout_log_prob(model, x, y, num_samples=3, depth=1)
+    model.name = name
+    torch.testing.assert_close(rollout_log_prob(model, x, y, num_samples=3, depth=1), expected)
+    assert expected.std(0).min() > 0
+
+
+def test_a_temper_around_roll_outs_is_refused(case):
+    with Temper(TemperConfig(2.0, 1)):
+        for call in (
+            lambda: rollout_log_prob(case.assembly.model, case.x, case.y, num_samples=2, depth=1),
+            lambda: rollout(case.assembly.model, case.x, num_samples=2, depth=1),
+        ):
+            with pytest.raises(ConfigError, match="reach its first batch of trajectories alone"):
+                call()
+
+
+class Hidden(dist.Normal):
+    """A user's own Gaussian, a parameter of which lies in a module."""
+
+    def __init__(self, u, net):
+        super().__init__(u, 1.0)
+        self.net = net
+
+    def expand(self, batch_shape, _instance=None):
+        return self
+
+
+@register_kl(Hidden, Hidden)
+def _kl_hidden(q, p):
+    return (q.net.weight.sum() * q.loc - p.net.weight.sum() * p.loc).square() / 2
+
+
+def test_a_distribution_that_hides_its_parameters_is_balanced_by_its_draws():
+    net = nn.Linear(1, 1)
+    with pytest.raises(NotImplementedError):
+        scale_gradient(Hidden(torch.zeros(3), net), 0.5)
+    for kept in ([torch.zeros(1)], {"a": torch.zeros(1)}):
+        plain = dist.Normal(torch.zeros(3), 1.0)
+        plain.kept = kept
+        with pytest.raises(NotImplementedError):
+            scale_gradient(plain, 0.5)
+
+
+class Subsampled(nn.Module):
+    """A program whose inputs are three of fifty."""
+
+    def forward(self, x, y=None, state=None, **settings):
+        subsample = torch.arange(len(x))
+        with pyro.plate("data", 50, subsample=subsample, dim=-1):
+            u = pyro.deterministic("u_0", x[..., None, None] + torch.zeros(2, 2), event_dim=2)
+            h = u + pyro.sample("eps_0", dist.Normal(u, 1.0).to_event(2))
+            for site in ("h", "l"):
+                pyro.deterministic(site, h, event_dim=2)
+            pyro.factor("f", torch.full(x.shape, -2.0))
+            return pyro.sample("y", dist.Normal(h[..., 0], 1.0).to_event(1), obs=y)
+
+
+def test_an_input_of_a_subsample_has_the_density_of_one():
+    model = Subsampled()
+    x, y = torch.tensor([0.5, -1.0, 2.0]), torch.ones(3, 2)
+    guide = PriorGuide(model)
+    exact = dist.Normal(2 * x[:, None], 2**0.5).log_prob(y).sum(-1) - 2
+    for found in (
+        log_evidence(guide_draws(model, guide, x, y, steps=1, num_samples=6000, max_traced=20_000).log_weight).float(),
+        log_evidence(rollout_log_prob(model, x, y, num_samples=6000, depth=1, max_trajectories=20_000)),
+    ):
+        torch.testing.assert_close(found, exact, atol=0.2, rtol=0)
+    torch.manual_seed(2)
+    one = bounds(model, guide, x, y, steps=1)
+    torch.testing.assert_close(one.others, torch.full((3,), 2.0))
+    assert (one.full > -60).all()
+
+
+def test_a_point_within_two_events_is_a_point():
+    assert is_point(dist.Delta(torch.zeros(2, 3, 4)).to_event(1).to_event(1))
+
+
+def test_an_answer_observed_in_part_is_refused():
+    class Partly(GRAM):
+        def answer(self, state, e_x, y, infer=None):
+            seen = torch.tensor([True, True, False, True, True])
+            return pyro.sample("y", self.likelihood(state.h), obs=y, obs_mask=seen if y is not None else None)
+
+    model, guide, x, y = pair(Partly, AmortizedGuide)
+    with pytest.raises(ConfigError, match="observed in part"):
+        guide_draws(model, guide, x, y, steps=1, num_samples=2)
+
+
+def test_a_latent_beside_a_reparameterized_one_may_have_its_name_as_a_prefix():
+    class Two(Biased):
+        def answer(self, state, e_x, y, infer=None):
+            with poutine.reparam(config={"b": LocScaleReparam(0.0)}):
+                pyro.sample("b_other", dist.Normal(torch.zeros(e_x.shape[:-2]), 1.0))
+            return super().answer(state, e_x, y, infer)
+
+    model, guide, x, y = pair(Two, BiasedGuide)
+    Trace_ELBO().loss(model, guide, x, y)
+
+
+@pytest.mark.parametrize("call", [guide_draws, bounds])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"max_traced": 0}, "max_traced must be at least 1"),
+        ({"seed": -5}, "seed"),
+        ({"num_samples": 0}, "num_samples must be at least 1"),
+        ({"trained": -1}, "trained must be at least 1"),
+    ],
+)
+def test_counts_below_one_are_refused(case, call, settings, message):
+    parameters = {"steps": 1, **({"num_samples": 1} if call is guide_draws else {}), **settings}
+    if not parameters.keys() <= inspect.signature(call).parameters.keys():
+        return
+    with pytest.raises(UserError, match=message):
+        call(case.assembly.model, case.assembly.guide, case.x, case.y, **parameters)
+
+
+def test_what_is_no_pair_is_refused(case):
+    model, guide = case.assembly.model, case.assembly.guide
+    calls = (
+        lambda x, y: guide_draws(model, guide, x, y, steps=1, num_samples=1),
+        lambda x, y: bounds(model, guide, x, y, steps=1),
+        lambda x, y: rollout_log_prob(model, x, y, depth=1, num_samples=1),
+    )
+    for call in calls:
+        for y, message in (
+            (case.y[:3], "5 inputs and y 3 answers"),
+            (case.y[0], r"not of shape \[4\]"),
+            (None, "a NoneType"),
+        ):
+            with pytest.raises(UserError, match=message):
+                call(case.x, y)
+
+
+@pytest.mark.parametrize("model_class", [Shared, Summed])
+def test_what_an_evaluation_could_not_score_is_refused_before_training(model_class):
+    model, guide, x, y = pair(model_class, SharedGuide if model_class is Shared else AmortizedGuide)
+    held = replace(case_of().assembly, model=model, guide=guide)
+    with pytest.raises(ConfigError, match="all inputs share the site 'all'|has another density where it is given y"):
+        rehearse(held, x, y)
+    plain = case_of()
+    before = torch.get_rng_state()
+    rehearse(plain.assembly, plain.x, plain.y)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_guide_that_holds_its_model_trains_each_parameter_once():
+    model, guide, _, _ = pair()
+    guide.held = model
+    optim = TorchOptim({"model": model, "guide": guide}, OptimConfig(warmup=1))
+    assert len(optim.named) == len({id(p) for p in optim.named.values()})
+    assert not any(name.startswith("guide.held") for name in optim.named)
+    assert sum(len(group["params"]) for o in optim.optimizers for group in o.param_groups) == len(optim.named)

@@ -191,6 +191,7 @@ NUMBERS = torch.arange(24.0).view(2, 4, 3)
         ({"classes": -1}, torch.tensor([1.0, 2.0]), DATA, (3,), torch.ones(3)),
         ({}, torch.tensor(6.0), BOTH, (2, 3), torch.ones(2, 3)),
         ({}, torch.arange(3.0), {}, (3,), torch.arange(3.0)),
+        ({}, torch.tensor([6.0]), {}, (3,), torch.full((3,), 2.0)),
         ({"particles": -2}, torch.ones(2, 3), {"particles": -2}, (2, 3), torch.ones(2, 3)),
         ({"classes": -1}, torch.tensor([1.0, 2.0, 3.0]), {}, (3,), torch.full((3,), 2.0)),
     ],
