@@ -22,6 +22,7 @@ from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_choice, check_range, 
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task, TaskSpec, check_split
+from pyro_gram.tasks.fitting import advice
 from pyro_gram.tasks.nqueens_boards import (
     all_solutions,
     board_lines,
@@ -31,8 +32,10 @@ from pyro_gram.tasks.nqueens_boards import (
     orbits,
     random_solutions,
 )
+from pyro_gram.tasks.nqueens_text import parse_queens, split_queens
 from pyro_gram.tasks.symmetry import InputSet, unless_held_out
 from pyro_gram.tasks.terminal import WIDTH, mark, nearest, painter
+from pyro_gram.text import Piece
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -218,29 +221,36 @@ class NQueens(Task):
     # ---- text and picture --------------------------------------------------------------------------------------
 
     def parse(self, text: str) -> Tensor:
-        """A board as rows joined by ``/``, queens ``Q`` and empty squares ``.``."""
-        n, rows = self.n, text.strip().split("/")
-        if len(rows) != n:
-            raise InputError(f"the board has {len(rows)} rows; this task has size = {n} (rows are joined by '/')")
-        for r, row in enumerate(rows, start=1):
-            if len(row) != n:
-                raise InputError(f"row {r} of the board has {len(row)} squares, not {n}: {row[:40]!r}")
-            strange = next((c for c in row if c not in "Q."), None)
-            if strange is not None:
-                raise InputError(f"row {r} of the board holds {strange!r}: use Q for a queen and . for an empty square")
-        board = torch.tensor([[c == "Q" for c in row] for row in rows])
+        """A board as rows of squares, or a list of columns: see ``tasks.nqueens_text``."""
+        n = self.n
+        board = torch.zeros(n, n, dtype=torch.bool)
+        for row, columns in enumerate(parse_queens(text, self._check_size)):
+            board[row, columns] = True
         queens = board.nonzero().tolist()
         for (r1, c1), (r2, c2) in itertools.combinations(queens, 2):
             if r1 == r2 or c1 == c2 or abs(r1 - r2) == abs(c1 - c2):
                 raise InputError(
                     f"the queens at row {r1 + 1}, column {c1 + 1} and row {r2 + 1}, column {c2 + 1} attack each other"
                 )
-        if n <= MAX_ENUMERATED:
-            known = all_solutions(n)
-            given = torch.where(board.any(1), board.long().argmax(1), -1)
-            if not ((given < 0) | (known == given)).all(1).any():
-                raise InputError("these queens cannot be completed (checked against every solution): no answer exists")
-        return self.encode(board)
+        x = self.encode(board)
+        if self.count_solutions(x) == 0:
+            raise InputError("these queens cannot be completed (checked against every solution): no answer exists")
+        return x
+
+    def _check_size(self, rows: int) -> None:
+        if rows != self.n:
+            raise InputError(f"the board has {rows} rows; this task has size = {self.n}: {advice(self, 'size', rows)}")
+
+    def pieces(self, text: str) -> list[Piece]:
+        return split_queens(text)
+
+    def count_solutions(self, x: Tensor) -> int | None:
+        """All completions, up to the size where all solutions are known."""
+        if self.n > MAX_ENUMERATED:
+            return None
+        board = self.board(x)
+        given = torch.where(board.any(1), board.long().argmax(1), -1)
+        return int(((given < 0) | (all_solutions(self.n) == given)).all(1).sum())
 
     def format_input(self, x: Tensor | None) -> str:
         assert x is not None

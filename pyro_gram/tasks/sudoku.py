@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,7 @@ from pyro_gram.download import data_folder
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks.base import PuzzleSet, Task, TaskSpec, check_split
+from pyro_gram.tasks.fitting import advice
 from pyro_gram.tasks.stream import sub_seed
 from pyro_gram.tasks.sudoku_boards import (
     SIZES,
@@ -34,8 +35,10 @@ from pyro_gram.tasks.sudoku_boards import (
     transform,
 )
 from pyro_gram.tasks.sudoku_data import Puzzles, deal, digest, locate, random_puzzles, read_csv, take_unlike
+from pyro_gram.tasks.sudoku_text import parse_puzzle, split_puzzles
 from pyro_gram.tasks.symmetry import InputSet, first_of_class, unless_held_out
 from pyro_gram.tasks.terminal import FILLED_INK, beside, boxed, mark, painter
+from pyro_gram.text import Piece
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +47,7 @@ BLANK, FIRST = 1, 2  # tokens as in the paper: 0 padding (no board has any), 1 a
 CLUES = {4: (4, 10), 6: (9, 20), 9: (28, 45)}
 USUAL_TRAIN = {4: 7000, 6: 10_000, 9: 1000}
 USUAL_TEST = {4: 500, 6: 500, 9: 1000}
+COUNTED = 1000  # solutions of a board, at the most
 FRESH_DRAWS = 1000  # puzzles drawn at a time for fresh inputs, the least
 SOURCES = ("auto", "generated", "extreme")
 GIVEN_COLOR, FILLED_COLOR, WRONG_COLOR = "#000000", "#0072B2", "#C00000"
@@ -261,24 +265,22 @@ class Sudoku(Task):
     # ---- text and picture --------------------------------------------------------------------------------------
 
     def parse(self, text: str) -> Tensor:
-        """A board in one line, row by row: digits, ``.`` or ``0`` for a blank."""
-        text = text.strip()
-        if len(text) != self.cells:
-            raise InputError(f"a {self.size}x{self.size} puzzle has {self.cells} characters, not {len(text)}")
-        allowed = ".0123456789"[: self.size + 2]
-        for place, character in enumerate(text, start=1):
-            if character not in allowed:
-                raise InputError(
-                    f"character {place} is {character!r}: expected a digit from 1 to {self.size}, or . or 0 for a blank"
-                )
-        board = [0 if character == "." else int(character) for character in text]
+        """A board, in one line or row by row: see ``tasks.sudoku_text``."""
+        board = parse_puzzle(text, self.size, partial(advice, self, "size"))
         for unit, digit, _ in conflicts(board, self.size):
-            raise InputError(
-                f"the clues contradict each other: {geometry(self.size).unit_name(unit)} has {digit} twice"
-            )
+            where = geometry(self.size).unit_name(unit)
+            raise InputError(f"the clues contradict each other: {where} has {digit} twice")
         if not solve(board, self.size, limit=1):
             raise InputError("the puzzle has no solution (checked exactly)")
         return torch.tensor(board) + BLANK
+
+    def pieces(self, text: str) -> list[Piece]:
+        return split_puzzles(text)
+
+    def count_solutions(self, x: Tensor) -> int | None:
+        """All solutions, where there are at most ``COUNTED``."""
+        found = len(solve((x - BLANK).tolist(), self.size, COUNTED + 1))
+        return found if found <= COUNTED else None
 
     def format_input(self, x: Tensor | None) -> str:
         assert x is not None

@@ -50,9 +50,10 @@ class Geometry:
         return self.box_rows == self.box_cols
 
     def unit_name(self, unit: int) -> str:
-        """``row 1``, ``column 1``, ``box 1``: the name of a row of ``units``, counted from 1."""
+        """``row 1``, ``column 1``, ``box 1 (of 2 rows and 3 columns)``: a row of ``units``, counted from 1."""
         kind, number = divmod(unit, self.size)
-        return f"{('row', 'column', 'box')[kind]} {number + 1}"
+        shape = f" (of {self.box_rows} rows and {self.box_cols} columns)" if kind == 2 else ""
+        return f"{('row', 'column', 'box')[kind]} {number + 1}{shape}"
 
 
 @cache

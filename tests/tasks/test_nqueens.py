@@ -197,7 +197,8 @@ def test_text_round_trips(layout):
     ("text", "message"),
     [
         ("....../......", "2 rows; this task has size = 6"),
-        ("", "1 rows; this task has size = 6"),
+        ("", "empty input"),
+        ("......", "one row of 6 squares; give all rows"),
         ("....../....../.../....../....../......", "row 3 of the board has 3 squares, not 6"),
         ("....../...x../....../....../....../......", "row 2 of the board holds 'x'"),
         ("Q...Q./....../....../....../....../......", "row 1, column 1 and row 1, column 5 attack"),

@@ -1,0 +1,129 @@
+"""Sudoku boards as text: the layouts of collections, solvers, spreadsheets and our own pictures."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable
+from typing import NoReturn
+
+from pyro_gram.errors import InputError
+from pyro_gram.tasks.board_text import cells_of, cleaned, from_json, split_boards
+from pyro_gram.tasks.sudoku_boards import BOXES, SIZES
+from pyro_gram.text import Piece, tidy
+
+BLANKS = ".0*_-xX?"
+DIGITS = "123456789"
+COLUMNS = ("puzzle", "question", "quizzes", "quiz", "board", "grid", "clues")  # of a CSV, keys of a JSON object
+CELLS = {size * size: size for size in SIZES}
+FORM = f"digits, and one of {' '.join(BLANKS)} for a blank"
+
+
+def split_puzzles(text: str) -> list[Piece]:
+    """The puzzles of a file, each as text: one a line, row by row, a CSV with a header, ``.sdk``, ``.sdm`` or JSON."""
+    lines = tidy(text).split("\n")
+    first = next((i for i, line in enumerate(lines) if cleaned(line)), 0)
+    names = [name.lower() for name in _fields(lines[first])]
+    column = next((names.index(name) for name in COLUMNS if name in names), None)
+    if column is None:
+        return split_boards(text, side_of, lambda side: BOXES[side][0])
+    pieces = []
+    for number, line in enumerate(lines[first + 1 :], start=first + 2):
+        row = _fields(line)
+        if any(row):
+            pieces.append(Piece(row[column] if column < len(row) else line, number))
+    return pieces
+
+
+def _fields(line: str) -> list[str]:
+    """Of a line of CSV; none where it is no such line."""
+    try:
+        return [field.strip() for field in next(csv.reader([line]), [])]
+    except csv.Error:
+        return []
+
+
+def side_of(line: str) -> int:
+    """The side of the board that a line is a row of; 0 if it is none."""
+    cells = cells_of(line)
+    return len(cells) if cells and len(cells) in SIZES and all(len(cell) == 1 for cell in cells) else 0
+
+
+def parse_puzzle(text: str, size: int, other_size: Callable[[int], str]) -> list[int]:
+    """The digits of one board, row by row, 0 for a blank.
+
+    Args:
+        text: one line or one a row.
+        size: of the board that is expected.
+        other_size: what to do about a board of another size, given that.
+
+    Raises:
+        InputError: it is no board of this size; saying what it is instead.
+    """
+    rows = from_json(text.strip(), COLUMNS)
+    lines = [line for line in map(cleaned, rows if rows is not None else tidy(text).split("\n")) if line]
+    if not lines:
+        raise InputError("empty input: give a board")
+    if rows is None and len(lines) > 1:
+        pieces = split_puzzles(text)
+        if len(pieces) > 1:
+            raise InputError(f"{len(pieces)} boards where one is expected: give one at a time, or the file to solve.py")
+        lines = pieces[0].text.split("\n") if pieces else lines
+    cells = _board_in(lines[0]) if len(lines) == 1 else _joined(lines)
+    if cells is None:
+        _refuse_spaces(lines, size)
+    _check_characters(cells, lines)
+    found = CELLS.get(len(cells))
+    rowwise = len(lines) == 1 or all(len(cells_of(line) or "") == found for line in lines)
+    if found is None or not rowwise:
+        _refuse_length(cells, lines, size)
+    if found != size:
+        raise InputError(f"the board is {found}x{found}; this task has size = {size}: {other_size(found)}")
+    digits = [0 if cell in BLANKS else int(cell) for cell in cells]
+    if max(digits) > size:
+        raise InputError(f"the digit {max(digits)} is none of a {size}x{size} board, whose digits are 1 to {size}")
+    return digits
+
+
+def _board_in(line: str) -> list[str] | None:
+    """The cells of a board in one line; beside it, a hash, a rating or its solution may stand."""
+    words = [word for word in re.split(r"[\s,;]+", line) if len(word) in CELLS and not set(word) - set(BLANKS + DIGITS)]
+    if not words:
+        return cells_of(line)
+    first, *others = words
+    if any(set(word) & set(BLANKS) or len(word) != len(first) for word in others):
+        raise InputError(f"{len(words)} boards on one line: give one a line")
+    return list(first)
+
+
+def _joined(lines: list[str]) -> list[str] | None:
+    rows = [cells_of(line) for line in lines]
+    return None if None in rows else [cell for row in rows for cell in row or ()]
+
+
+def _check_characters(cells: list[str], lines: list[str]) -> None:
+    for cell in cells:
+        if len(cell) != 1 or cell not in BLANKS + DIGITS:
+            where = f" (row {next(n for n, line in enumerate(lines, 1) if cell in line)})" if len(lines) > 1 else ""
+            shown = repr(cell[:20]) + "..." * (len(cell) > 20)
+            raise InputError(f"{shown}{where} is neither a digit nor a blank: write {FORM}")
+
+
+def _refuse_spaces(lines: list[str], size: int) -> NoReturn:
+    raise InputError(
+        "the spaces in the line follow no rule, so that nobody can tell which of them are cells: write . for a blank, "
+        f"and {size} rows of {size} cells or all {size * size} in one line"
+        if len(lines) == 1
+        else f"a row has spaces that follow no rule: write {size} cells in each of {size} rows, . for a blank"
+    )
+
+
+def _refuse_length(cells: list[str], lines: list[str], size: int) -> NoReturn:
+    if len(lines) > 1:
+        lengths = sorted({len(cells_of(line) or "") for line in lines})
+        what = f"{len(lines)} rows of {' or '.join(map(str, lengths))} cells"
+        raise InputError(f"{what}, and a {size}x{size} board has {size} rows of {size}")
+    blanks = sum(cell in BLANKS for cell in cells)
+    hint = "" if blanks else "; a space is no blank: write . for one"
+    what = f"{len(cells)} cells ({len(cells) - blanks} digits and {blanks} blanks)"
+    raise InputError(f"{what}, and a {size}x{size} board has {size * size}{hint}")

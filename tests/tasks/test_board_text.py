@@ -1,0 +1,255 @@
+"""Boards as people have them: the same board in every layout, and one sentence for what is none."""
+
+import json
+
+import pytest
+
+from pyro_gram.errors import InputError
+from pyro_gram.tasks.nqueens import NQueens, NQueensConfig
+from pyro_gram.tasks.sudoku import Sudoku, SudokuConfig
+from pyro_gram.text import decode
+
+FOUR = ".412.2..21..432."
+SIX = "1....6......2....4......3....5.6...."
+QUEENS = "Q......./......../....Q.../......../......../......../......../........"
+TASKS = {
+    "4": Sudoku(SudokuConfig(size=4)),
+    "6": Sudoku(SudokuConfig(size=6)),
+    "9": Sudoku(SudokuConfig(size=9, source="generated")),
+    "queens": NQueens(NQueensConfig()),
+}
+
+
+def rows(board, side=4):
+    return [board[i : i + side] for i in range(0, len(board), side)]
+
+
+def read(name, text):
+    """The inputs of a text, as the task prints them."""
+    return [TASKS[name].format_input(x) for x in TASKS[name].read(text)]
+
+
+def printed(name, board, answer=None):
+    """The picture that solve.py shows."""
+    task = TASKS[name]
+    x = task.parse(board)
+    return task.render(x, None if answer is None else task.parse(answer))
+
+
+# ---- Sudoku ------------------------------------------------------------------------------------------------------
+
+SUDOKUS = {
+    "one line": FOUR,
+    "zeros": FOUR.replace(".", "0"),
+    "other blanks": "*412_2--21??43x2".replace("x2", "2X"),
+    "rows": "\n".join(rows(FOUR)),
+    "rows with an empty line at the end": "\n".join(rows(FOUR)) + "\n\n",
+    "rows of dashes for blanks": "\n".join(rows(FOUR.replace(".", "-"))),
+    "cells apart": " ".join(FOUR),
+    "cells by commas": ",".join(FOUR),
+    "cells by commas, one behind": ",".join(FOUR) + ",",
+    "cells by commas, blanks empty": ",".join(FOUR).replace(".", ""),
+    "rows by semicolons": "\n".join(";".join(row) for row in rows(FOUR)),
+    "rows by tabs": "\n".join("\t".join(row) for row in rows(FOUR)),
+    "rows in words": " ".join(rows(FOUR)),
+    "boxes drawn": ". 4 | 1 2\n. 2 | . .\n----+----\n2 1 | . .\n4 3 | 2 .",
+    "boxes drawn without a cross": ".4|12\n.2|..\n-----\n21|..\n43|2.",
+    "boxes drawn in as many dashes as a row has cells": ".412\n.2..\n----\n21..\n432.",
+    "a frame": "+---+---+\n|.4 |12 |\n|.2 |.. |\n+---+---+\n|21 |.. |\n|43 |2. |\n+---+---+",
+    "a frame of box characters": "│. 4│1 2│\n│. 2│. .│\n├──┼──┤\n".replace("├", "┼").replace("┤", "┼")
+    + "│2 1│. .│\n│4 3│2 .│",
+    "boxes apart by empty lines": "\n".join(rows(FOUR)[:2]) + "\n\n" + "\n".join(rows(FOUR)[2:]),
+    "our picture": printed("4", FOUR),
+    "our picture, indented": "\n".join("    " + line for line in printed("4", FOUR).split("\n")),
+    "our picture with an answer": printed("4", FOUR, "3412124321344321"),
+    "JSON rows": json.dumps([[int(c) for c in row] for row in rows(FOUR.replace(".", "0"))]),
+    "JSON null": json.dumps([[None if c == "." else int(c) for c in row] for row in rows(FOUR)]),
+    "JSON texts": json.dumps(rows(FOUR)),
+    "JSON text": json.dumps([FOUR]),
+    "JSON cells": json.dumps([int(c) for c in FOUR.replace(".", "0")]),
+    "JSON object": json.dumps({"id": 3, "Puzzle": FOUR, "solution": "3412124321344321"}),
+    "JSON over lines": json.dumps([[int(c) for c in row] for row in rows(FOUR.replace(".", "0"))], indent=1),
+    "comments": f"# easy\n{FOUR}  # 9 clues\n#end",
+    "CSV": f"puzzle,solution\n{FOUR},3412124321344321\n",
+    "CSV with more columns": f'id,quizzes,note\n7,{FOUR},"a, b"\n',
+    "CSV without header": f"{FOUR},3412124321344321",
+    "hash and rating": f"0000183b305c {FOUR}  1.2",
+    "full-width digits": FOUR.translate({ord("4"): 0xFF14, ord("2"): 0xFF12}),
+    "no-break space": FOUR + "\N{NO-BREAK SPACE}",
+}
+
+
+@pytest.mark.parametrize("layout", SUDOKUS)
+def test_a_sudoku_is_read_in_every_layout(layout):
+    assert read("4", SUDOKUS[layout]) == [FOUR]
+
+
+@pytest.mark.parametrize("layout", [k for k in SUDOKUS if "picture with an answer" not in k])
+def test_parse_reads_what_a_file_may_hold(layout):
+    """``Solver.solve`` of a text reads the same layouts as ``solve.py`` of a file, but for those with a header."""
+    if "CSV" in layout and "without" not in layout:
+        pytest.skip("a header belongs to a file")
+    task = TASKS["4"]
+    assert task.format_input(task.parse(SUDOKUS[layout])) == FOUR
+
+
+TWO = ["...1..3..4......", FOUR]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join(TWO),
+        "\n".join(row for board in TWO for row in rows(board)),
+        "\n\n".join("\n".join(rows(board)) for board in TWO),
+        "\n\n".join(printed("4", board) for board in TWO),
+        f"puzzle\n{TWO[0]}\n\n{TWO[1]}",
+        json.dumps(TWO),
+        json.dumps([[list(row) for row in rows(board)] for board in TWO]),
+        "\n".join(json.dumps({"question": board}) for board in TWO),
+        f"{TWO[0]}\n" + "\n".join(rows(TWO[1])),
+        "[Puzzle]\n" + "\n".join(rows(TWO[0])) + "\n[State]\n1234\n\n[Puzzle]\n" + "\n".join(rows(TWO[1])),
+    ],
+)
+def test_several_sudokus_in_a_file_are_each_read(text):
+    assert read("4", text) == TWO
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_boards_in_other_encodings_are_read(encoding):
+    assert read("4", decode("\r\n".join(rows(FOUR)).encode(encoding), "x")) == [FOUR]
+    assert read("queens", decode(QUEENS.replace("Q", "♛").encode(encoding), "x")) == [QUEENS]
+
+
+def test_boxes_of_six_and_nine_are_drawn_and_read():
+    nine = "2..1.5..3.54...71..1.2.3.8.6.28.73.4.........1.53.98.6.2.7.1.6..81...24.7..4.2..1"
+    assert read("6", printed("6", SIX)) == [SIX]
+    assert read("9", printed("9", nine)) == [nine]
+    bands = [rows(nine, 9)[i : i + 3] for i in (0, 3, 6)]
+    assert read("9", "\n\n".join("\n".join(band) for band in bands)) == [nine]
+    assert read("9", "#AMe\n#DA puzzle\n" + "\n".join(rows(nine, 9))) == [nine]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (" 412 2  21  432 ", "spaces in the line follow no rule"),
+        ("\n".join(rows(FOUR)[:3]), "3 rows of 4 cells, and a 4x4 board has 4 rows of 4"),
+        ("\n".join([*rows(FOUR), "...."]), "5 rows of 4 cells"),
+        ("\n".join([*rows(FOUR), "", *rows(FOUR)[:3]]), "line 6: 3 rows of 4 cells"),
+        (".DAB.B..BA..DCB.", "'D' is neither a digit nor a blank"),
+        ("\n".join([".412", ".2..", "21a.", "432."]), "'a'.* is neither a digit nor a blank"),
+        ("412221432", r"9 cells|1 row"),
+        (f"{FOUR} {FOUR}", "2 boards on one line"),
+        ("." * 81, "the board is 9x9; this task has size = 4: no checkpoint here has it; train one: python exp"),
+        ("." * 36, "the board is 6x6; this task has size = 4: --checkpoint .*sudoku6.safetensors has size = 6"),
+        ("\n".join(["......"] * 6), "the board is 6x6; this task has size = 4: --checkpoint"),
+        ('{"puzzle": "' + FOUR, "begins as JSON and is none"),
+        ('{"a": 1}', "the JSON object has no 'puzzle' or"),
+        ("[[1, 2.5], [3, 4]]", "a list of whole numbers"),
+        ("[[[[1]]]]", "a list of whole numbers"),
+        ("# nothing", "no puzzle in the text"),
+        ("-412\n----\n", "2 rows of 4 cells"),
+    ],
+)
+def test_what_is_no_sudoku_is_named_by_what_it_is(text, message):
+    with pytest.raises(InputError, match=message):
+        read("4", text)
+
+
+def test_a_board_of_the_other_boxes_says_which_boxes_are_meant():
+    with pytest.raises(InputError, match=r"box 1 \(of 2 rows and 3 columns\) has 1 twice"):
+        read("6", "12..56\n..1...\n...3..\n......\n......\n......")
+
+
+def test_solutions_are_counted_where_they_are_few():
+    task = TASKS["4"]
+    assert task.count_solutions(task.parse(FOUR)) == 2
+    assert task.count_solutions(task.parse("." * 16)) == 288
+    assert TASKS["6"].count_solutions(TASKS["6"].parse("." * 36)) is None
+
+
+# ---- queens ------------------------------------------------------------------------------------------------------
+
+LINES = QUEENS.split("/")
+BOARDS = {
+    "one line": QUEENS,
+    "rows": "\n".join(LINES),
+    "lower case": QUEENS.lower(),
+    "spaces": "/".join(" ".join(row) for row in LINES),
+    "rows with spaces": "\n".join(" ".join(row) for row in LINES),
+    "underscores": "\n".join(" ".join(row) for row in LINES).replace(".", "_"),
+    "dashes": "\n".join(LINES).replace(".", "-"),
+    "chess symbols": QUEENS.replace("Q", "♕"),
+    "0 and 1": "\n".join(LINES).replace(".", "0").replace("Q", "1"),
+    "0 and 1 by commas": "\n".join(",".join(row) for row in LINES).replace(".", "0").replace("Q", "1"),
+    "bars": "\n".join("|" + "|".join(row) + "|" for row in LINES),
+    "FEN": "Q7/8/4Q3/8/8/8/8/8 w - - 0 1",
+    "FEN without its tail": "Q7/8/4Q3/8/8/8/8/8",
+    "columns from 0": "0 -1 4 -1 -1 -1 -1 -1",
+    "columns from 0 in brackets": "[0, -1, 4, -1, -1, -1, -1, -1]",
+    "columns from 0 in parentheses": "(0, -1, 4, -1, -1, -1, -1, -1)",
+    "columns from 1": "1 0 5 0 0 0 0 0",
+    "JSON matrix": json.dumps([[int(c == "Q") for c in row] for row in LINES]),
+    "JSON rows": json.dumps(LINES),
+    "JSON object": json.dumps({"board": QUEENS}),
+    "JSON columns": "[0, -1, 4, null, null, -1, -1, -1]",
+    "our picture": printed("queens", QUEENS),
+    "our picture, indented": "\n".join("    " + line for line in printed("queens", QUEENS).split("\n")),
+}
+
+
+@pytest.mark.parametrize("layout", BOARDS)
+def test_queens_are_read_in_every_layout(layout):
+    assert read("queens", BOARDS[layout]) == [QUEENS]
+    task = TASKS["queens"]
+    assert task.format_input(task.parse(BOARDS[layout])) == QUEENS
+
+
+def test_a_full_list_of_columns_says_from_where_it_counts():
+    full = "Q......./....Q.../.......Q/.....Q../..Q...../......Q./.Q....../...Q...."
+    assert read("queens", "[0,4,7,5,2,6,1,3]") == read("queens", "[1,5,8,6,3,7,2,4]") == [full]
+
+
+def test_several_boards_of_queens_are_each_read():
+    other = "......../" * 7 + "Q......."
+    both = [QUEENS, other]
+    for text in (
+        "\n".join(both),
+        "\n\n".join(b.replace("/", "\n") for b in both),
+        both[0] + "\n" + "[0" + ", 0" * 7 + "]",
+    ):
+        assert len(read("queens", text)) == 2
+    assert read("queens", "\n".join(b.replace("/", "\n") for b in both)) == both
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("2 3 4 1 . . . .", "may be counted from 0 or from 1"),
+        ("8 -1 . . . . . .", "-1 for a blank, so that columns are 0 to 7, and 8 beyond"),
+        ("9 0 0 0 0 0 0 0", "column 9 lies outside the board"),
+        ("0 -1 4 -1", "the board has 4 rows; this task has size = 8"),
+        ("Q.......", "one row of 8 squares; give all rows"),
+        ("hello world", "this is no board: 'hello world'"),
+        ("Q....... .../8/8/8/8/8/8/8", "row 1 of the board has spaces that follow no rule"),
+        ("Q99999999/8/8/8/8/8/8/8", "row 1 of the board holds '9'"),
+        ("QQ6/8/8/8/8/8/8/8", "row 1, column 1 and row 1, column 2 attack"),
+        (
+            "." * 10 + ("/" + "." * 10) * 9,
+            "the board has 10 rows; .*--checkpoint .*nqueens10.safetensors has size = 10",
+        ),
+        ('{"x": 1}', "the JSON object has no 'board'"),
+    ],
+)
+def test_what_is_no_board_of_queens_is_named_by_what_it_is(text, message):
+    with pytest.raises(InputError, match=message):
+        read("queens", text)
+
+
+def test_completions_are_counted():
+    task = TASKS["queens"]
+    assert task.count_solutions(task.parse(QUEENS)) == 1
+    assert task.count_solutions(task.parse("/".join(["." * 8] * 8))) == 92
+    large = NQueens(NQueensConfig(size=13))
+    assert large.count_solutions(large.parse("/".join(["." * 13] * 13))) is None
