@@ -38,7 +38,7 @@ MAX_VERTICES = 12  # 3^11 / 2 canonical colourings are enumerated for each graph
 FRESH_DRAWS = 1000  # graphs drawn at a time for fresh inputs, the least
 PALETTE = ("#0072B2", "#E69F00", "#009E73")  # Okabe-Ito: told apart by colour-blind readers
 CONFLICT = "#C00000"
-LETTERS = "ABC"  # colours beside numbers of vertices
+INKS = {16: "#000000", 231: "#FFFFFF"}  # what ink_on gives
 
 
 @dataclass(frozen=True)
@@ -259,26 +259,29 @@ class Coloring(Task):
         nx.draw_networkx_edges(graph, position, edgelist=bad, ax=axes, edge_color=CONFLICT, width=3, style="dashed")
         fill = [PALETTE[c] if c >= 0 else "#FFFFFF" for c in colors]
         nx.draw_networkx_nodes(graph, position, ax=axes, node_color=fill, edgecolors="#333333", node_size=160)
+        for vertex, color in enumerate(fill):  # numbered as in the text of an answer
+            ink = INKS[ink_on(color)]
+            axes.text(*position[vertex], str(vertex), ha="center", va="center", color=ink, fontsize=7)
         axes.set_aspect("equal")
         axes.margins(0.15)
         axes.set_axis_off()
 
     def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
-        """A vertex a line with its neighbours, behind each the letter of its colour (A, B, C for 0, 1, 2)."""
+        """A vertex a line with its neighbours, behind each a colon and its colour, as in the text of the answer."""
         graph, painted = self._graph(x), painter(colour)
         colors = None if y is None else (y - self._first_color).tolist()
 
         def named(v: int, beside: int | None = None) -> str:
             if colors is None:
                 return f"{v:>2}"
-            name = f"{v:>2}{LETTERS[colors[v]] if colors[v] >= 0 else '?'}"
+            name = f"{v:>2}:{colors[v] if colors[v] >= 0 else '?'}"
             if colors[v] < 0 or (beside is not None and colors[v] == colors[beside]):
                 return mark(name, painted)
             paper = PALETTE[colors[v]]
             return painted(name, ink_on(paper), nearest(paper)) + " "
 
         lines = [f"    {named(v)}   {' '.join(named(w, v) for w in sorted(graph[v]))}" for v in graph]
-        return "\n".join(("vertex   neighbours", *lines))
+        return "\n".join(("vertex   neighbours" if y is None else "vertex:colour   neighbours", *lines))
 
     def _graph(self, x: Tensor | None) -> nx.Graph:
         return nx.from_numpy_array(self.adjacency(x).numpy().astype(int))

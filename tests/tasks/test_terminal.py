@@ -50,7 +50,7 @@ def answer_text(task, shown: str) -> str:
     lines = shown.replace("!", " ").splitlines()
     match type(task).__name__:
         case "Coloring":
-            return "".join(str("ABC".find(line.split()[0][-1])) for line in lines[1:]).replace("-1", "?")
+            return "".join(str("012".find(line.split()[0][-1])) for line in lines[1:]).replace("-1", "?")
         case "NQueens":
             rows = (line.replace("no queen", "").replace(" ", "") for line in lines)
             return "/".join(re.sub("[^Q]", ".", row.upper()) for row in rows)
@@ -139,10 +139,10 @@ def test_both_ends_of_a_conflict_are_marked():
     ]
     shown = task.render(x, torch.tensor([0, 1, 1, 2])).splitlines()[1:]
     assert [line.rstrip() for line in shown] == [
-        "     0A     1B",
-        "     1B     0A   2B!",
-        "     2B     1B!  3C",
-        "     3C     2B",
+        "     0:0     1:1",
+        "     1:1     0:0   2:1!",
+        "     2:1     1:1!  3:2",
+        "     3:2     2:1",
     ]
 
 
@@ -152,7 +152,7 @@ def test_a_vertex_without_a_colour_is_marked():
     y = y.clone()
     y[2] = 0
     lines = task.render(x, y).splitlines()
-    assert lines[3].split()[0] == "2?!"
+    assert lines[3].split()[0] == "2:?!"
     assert sum("!" in line for line in lines) == 1 + int(task.adjacency(x)[2].sum())
 
 
