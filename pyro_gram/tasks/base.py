@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SPLITS = ("train", "validation", "test")
-NO_PUZZLE = "there is no puzzle in the text: comments only"
+NO_PUZZLE = "there is no puzzle in the text, which is empty or holds comments only"
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class Task(ABC):
     def read(self, text: str) -> Iterator[Tensor]:
         """Every input in the text of a file. Raises InputError at the first that is none, saying where it is."""
         pieces = self.pieces(text)
-        if not pieces and text.strip():
+        if not pieces:
             raise InputError(NO_PUZZLE)
         for piece in pieces:
             try:
