@@ -8,17 +8,16 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from pyro_gram.errors import InputError, UserError
 
 MAX_JSON = 256 * 2**20  # bytes
 MAX_BYTES = 2**30  # a million of MNIST's images
-MAX_TEXT = 2**31  # characters: three times those of the largest set of Sudoku
-MAX_LINE = 2**16
+MAX_TEXT = 2**31  # bytes: three times those of the largest set of Sudoku
 REALLY = {  # the first bytes of files that are often taken for others
     b"version https://git-lfs": "this is a Git LFS pointer: run git lfs pull",
     b"PK\x03\x04": "this is a zip archive, as torch.save writes them: only safetensors are read, and nothing pickled",
@@ -146,16 +145,6 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     if len(data) > most:
         raise InputError(f"{path} unpacks to more than the {most:,} bytes that are read")
     return data
-
-
-def bounded_lines(file: TextIO, name: Path, most: int = MAX_TEXT) -> Iterator[str]:
-    """The lines of a text, none taken longer than :data:`MAX_LINE`. Raises InputError behind ``most`` characters."""
-    total = 0
-    while line := file.readline(MAX_LINE):
-        total += len(line)
-        if total > most:
-            raise InputError(f"{name} holds more than the {most:,} characters that are read")
-        yield line
 
 
 def parse_json(text: str) -> Any:

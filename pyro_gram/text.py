@@ -28,6 +28,7 @@ MARKS = (  # UTF-32 first: its mark begins as that of UTF-16
 )
 GZIP = b"\x1f\x8b"
 MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"  # the byte-order mark once it is decoded
+ZEROS = "{} holds zero bytes: not a text file, or UTF-16 without its mark; save it as UTF-8"
 
 
 class LineError(InputError):
@@ -158,7 +159,7 @@ def decode(data: bytes, name: str) -> str:
             "UTF-8, or convert it (iconv -f latin1 -t utf-8)"
         ) from None
     if "\0" in text:
-        raise InputError(f"{name} holds zero bytes: not a text file, or UTF-16 without its mark; save it as UTF-8")
+        raise InputError(ZEROS.format(name))
     return tidy(text)
 
 
@@ -187,7 +188,9 @@ def _lines(text: TextIO, name: str) -> Iterator[str]:
     while line := text.readline(LINE_LIMIT):
         if len(line) == LINE_LIMIT:
             raise InputError(f"{name} has a line of more than {LINE_LIMIT} characters: it is no file of puzzles")
-        yield line
+        if "\0" in line:
+            raise InputError(ZEROS.format(name))
+        yield line.replace(MARK, "")
 
 
 def lines_of(text: str, comment: str = "#") -> list[tuple[int, str]]:
