@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import os
 import tempfile
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pyro_gram.errors import InputError, UserError
+from pyro_gram.errors import UserError
 
 MAX_JSON = 256 * 2**20  # bytes
-MAX_BYTES = 2**30  # a million of MNIST's images
 MAX_TEXT = 2**31  # bytes: three times those of the largest set of Sudoku
 REALLY = {  # the first bytes of files that are often taken for others
     b"version https://git-lfs": "this is a Git LFS pointer: run git lfs pull",
@@ -127,24 +124,6 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} does not exist") from None
     except (OSError, UserError, UnicodeDecodeError) as e:
         raise UserError(f"{path} cannot be read as JSON: {really(path) or e}") from None
-
-
-def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
-    """The contents of a file; of a ``.gz`` file, unpacked.
-
-    Raises:
-        InputError: it cannot be read, or holds more than ``most`` bytes, which is known before they take memory.
-    """
-    try:
-        if path.suffix != ".gz" and path.stat().st_size > most:
-            raise InputError(f"{path} has {path.stat().st_size:,} bytes, and at most {most:,} are read")
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as f:
-            data = f.read(most + 1)
-    except (OSError, EOFError, zlib.error) as e:
-        raise InputError(f"cannot read {path}: {really(path) or getattr(e, 'strerror', None) or e}") from None
-    if len(data) > most:
-        raise InputError(f"{path} unpacks to more than the {most:,} bytes that are read")
-    return data
 
 
 def parse_json(text: str) -> Any:

@@ -70,6 +70,10 @@ class Piece:
 # ---- bytes ---------------------------------------------------------------------------------------------------------
 
 
+def _too_large(name: str, limit: int) -> InputError:
+    return InputError(f"{name} holds more than {limit} bytes, the most that is read: cut it up")
+
+
 class _Bounded(io.RawIOBase):
     """The bytes of a stream, of which more than ``limit`` are refused."""
 
@@ -83,7 +87,7 @@ class _Bounded(io.RawIOBase):
         view = memoryview(buffer)  # type: ignore[arg-type]
         data = self.stream.read(min(len(view), self.left + 1))
         if len(data) > self.left:
-            raise InputError(f"{self.name} holds more than {self.limit} bytes, the most that is read: cut it up")
+            raise _too_large(self.name, self.limit)
         self.left -= len(data)
         view[: len(data)] = data
         return len(data)
@@ -117,7 +121,15 @@ def unpacked(stream: BinaryIO, name: str, limit: int = LIMIT) -> io.BufferedRead
 def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
     """The contents of a file, plain or gzipped. Raises InputError."""
     with reading(str(path)), path.open("rb") as file:
+        if path.stat().st_size > limit:
+            raise _too_large(str(path), limit)
         return unpacked(file, str(path), limit).read()
+
+
+def is_gzip(path: Path) -> bool:
+    """Does a file begin as gzip does, whatever it is called? Raises InputError where it cannot be read."""
+    with reading(str(path)), path.open("rb") as file:
+        return file.read(len(GZIP)) == GZIP
 
 
 # ---- text ----------------------------------------------------------------------------------------------------------

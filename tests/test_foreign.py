@@ -14,9 +14,11 @@ from pyro_gram.container import open_container
 from pyro_gram.diagnostics.report import Report, Row, Section, write_report
 from pyro_gram.diagnostics.verdicts import Verdict
 from pyro_gram.errors import CheckpointError, InputError, UserError
-from pyro_gram.files import read_bytes, read_json
+from pyro_gram.files import read_json
+from pyro_gram.tasks import mnist
 from pyro_gram.tasks.mnist import read_images
 from pyro_gram.tasks.sudoku_data import read_csv
+from pyro_gram.text import read_bytes
 from tests.conftest import programs, small, small_config
 from tests.test_checkpoint import model_file, rewrite, state_file, trainer_of  # noqa: F401 (fixtures)
 
@@ -148,19 +150,19 @@ def test_a_gz_file_is_unpacked_no_further_than_it_may(tmp_path):
     path = tmp_path / "bomb.gz"
     path.write_bytes(gzip.compress(bytes(2**22)))
     assert len(path.read_bytes()) < 2**14
-    with pytest.raises(InputError, match=r"bomb.gz unpacks to more than the 1,000 bytes that are read"):
+    with pytest.raises(InputError, match=r"bomb.gz holds more than 1000 bytes, the most that is read"):
         read_bytes(path, 1000)
     assert len(read_bytes(path)) == 2**22
 
 
 def test_a_file_of_images_is_compared_with_its_size_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(files.read_bytes, "__defaults__", (100,))
+    monkeypatch.setattr(mnist, "MAX_BYTES", 100)
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(struct.pack(">IIII", 2051, 2**32 - 1, 28, 28) + bytes(84))
     with pytest.raises(InputError, match="its header announces"):
         read_images(path)
     path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(InputError, match="has 101 bytes, and at most 100 are read"):
+    with pytest.raises(InputError, match="holds more than 100 bytes, the most that is read"):
         read_images(path)
 
 
