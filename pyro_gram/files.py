@@ -6,14 +6,16 @@ import json
 import math
 import os
 import tempfile
+import tomllib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pyro_gram.errors import UserError
+from pyro_gram.text import is_gzip, read_text, tidy
 
-MAX_JSON = 256 * 2**20  # bytes
+MAX_JSON = 256 * 2**20  # bytes, and of TOML
 MAX_TEXT = 2**31  # bytes: three times those of the largest set of Sudoku
 REALLY = {  # the first bytes of files that are often taken for others
     b"version https://git-lfs": "this is a Git LFS pointer: run git lfs pull",
@@ -115,21 +117,36 @@ def _finite(value: Any) -> Any:
 
 def read_json(path: Path) -> Any:
     """The JSON value in a file. Raises UserError where there is none, or where the file is larger than any of ours."""
+    return _read(path, "JSON", parse_json)
+
+
+def read_tables(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """The tables of a TOML file, each of which holds nothing but tables. Raises UserError where it holds others."""
+    tables = _read(path, "TOML", tomllib.loads)
+    for name, table in tables.items():
+        inner = table.items() if isinstance(table, dict) else [("", table)]
+        for part, fields in inner:
+            if not isinstance(fields, dict):
+                where = ".".join(filter(None, (name, part)))
+                raise UserError(f"{path}: {where} must be a table, [{where}] on a line of its own, not {fields!r}")
+    return tables
+
+
+def _read(path: Path, kind: str, parse: Callable[[str], Any]) -> Any:
+    """What ``parse`` makes of the text of a file. Raises UserError saying what the file is, where that is known."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    text = read_text(path, limit=MAX_JSON)
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON:
-            raise UserError(f"{path} has {size:,} bytes; no JSON of more than {MAX_JSON:,} is read")
-        return parse_json(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (OSError, UserError, UnicodeDecodeError) as e:
-        raise UserError(f"{path} cannot be read as JSON: {really(path) or e}") from None
+        return parse(text)
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{path} cannot be read as {kind}: {(not is_gzip(path) and really(path)) or e}") from None
 
 
 def parse_json(text: str) -> Any:
     """The JSON value of a text. Raises UserError where it is none, or nested deeper than Python reads."""
     try:
-        return json.loads(text)
+        return json.loads(tidy(text))
     except ValueError as e:
         raise UserError(str(e)) from None
     except RecursionError:

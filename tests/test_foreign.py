@@ -185,7 +185,7 @@ def test_a_large_json_file_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_JSON", 10)
     path = tmp_path / "results.json"
     path.write_text("[1, 2, 3, 4, 5]")
-    with pytest.raises(UserError, match="no JSON of more than 10 is read"):
+    with pytest.raises(UserError, match="results.json holds more than 10 bytes, the most that is read"):
         read_json(path)
 
 

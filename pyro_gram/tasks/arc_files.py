@@ -17,7 +17,7 @@ from pyro_gram.download import data_folder
 from pyro_gram.errors import ConfigError, InputError, UserError
 from pyro_gram.files import parse_json, really
 from pyro_gram.tasks.arc_grids import COLORS, Grid, GridKey, grid_key
-from pyro_gram.text import Piece, lines_of, read_text, tidy
+from pyro_gram.text import Piece, lines_of, read_text
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def input_text(puzzle: ArcPuzzle, version: int, grid: Grid) -> str:
 def read_json(text: str, where: str = "the task") -> Any:
     """Raises InputError where ``text`` is not JSON."""
     try:
-        return parse_json(tidy(text))
+        return parse_json(text)
     except UserError as e:
         raise InputError(f"{where} is not JSON: {e}") from None
 
