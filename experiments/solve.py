@@ -163,7 +163,7 @@ def show(solver: Solver, solved: Solved, colour: bool = False) -> str:
     found, drawn = counted(solved.distinct, "distinct answer"), counted(solved.num_samples, "sample")
     known = "" if solved.total is None else f", {solved.distinct_valid} of {counted(solved.total, 'solution')} found"
     alike = f" ({solver.task.alike})" if known and solver.task.alike else ""
-    lines = [f"{solved.input}: {found} in {drawn}{known}{alike}{steps}{end}"]
+    lines = [f"{solver.task.title(solved.x)}: {found} in {drawn}{known}{alike}{steps}{end}"]
     lines += [f"  {a.solution}  {describe(a, solved.num_samples)}" for a in solved.solutions]
     lines.append(f"  frequencies: {'an estimate of ' * (not solved.altered)}{solved.frequencies}")
     best = solved.solutions[0].y if solved.solutions else None
@@ -180,13 +180,14 @@ def describe(answer: Answer, num_samples: int) -> str:
 
 def draw(solver: Solver, shown: list[Solved], path: Path) -> None:
     """--figure: one row an input. Raises UserError where the file cannot be written."""
+    titles = [solver.task.title(s.x) for s in shown]
     rows = [
         (
-            f"{s.input if len(s.input) <= TITLE else f'input {i}'}: {counted(s.distinct, 'distinct answer')}",
+            f"{title if len(title) <= TITLE else f'input {i}'}: {counted(s.distinct, 'distinct answer')}",
             s.x,
             [(a.y, a.count) for a in s.solutions[:FIGURE_COLUMNS]],
         )
-        for i, s in enumerate(shown, start=1)
+        for i, (title, s) in enumerate(zip(titles, shown, strict=True), start=1)
     ]
     figure = answers_grid(solver.task, rows, shown[0].num_samples, FIGURE_COLUMNS)
     write_via(path, partial(figure.savefig, dpi=110))

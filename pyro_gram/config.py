@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import tomllib
 import types
 import typing
 from collections.abc import Callable, Collection
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range, check_seed
 from pyro_gram.errors import ConfigError
+from pyro_gram.files import read_tables
 from pyro_gram.inference.beta import BetaConfig
 from pyro_gram.inference.optim import OptimConfig
 from pyro_gram.inference.temper import TemperConfig
@@ -249,7 +249,7 @@ def read_preset(
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
         raise ConfigError(f"unknown task {task!r}; known: {known}; or give your own as package.module:Class")
-    tables = tomllib.loads(path.read_text())
+    tables = read_tables(path)
     if preset not in tables:
         raise ConfigError(f"unknown preset {preset!r} for {path.stem}; known: {', '.join(tables)}")
     table = dict(tables[preset])

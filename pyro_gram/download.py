@@ -63,7 +63,7 @@ def fetch(url: str, known_hash: str, name: str) -> Path:
         import pooch
     except ImportError:
         raise ConfigError(
-            f"downloading {name} needs the package pooch: pip install 'pyro-gram[all]', or name a folder that holds "
+            f"downloading {name} needs the package pooch: pip install -e '.[all]', or name a folder that holds "
             "the file with --data-dir"
         ) from None
     pooch.get_logger().setLevel("WARNING")  # its own notice of the download; the progress bar says as much

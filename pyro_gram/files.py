@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import os
 import tempfile
-import zlib
-from collections.abc import Callable, Iterator
+import tomllib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from pyro_gram.errors import InputError, UserError
+from pyro_gram.errors import UserError
+from pyro_gram.text import is_gzip, read_text, tidy
 
-MAX_JSON = 256 * 2**20  # bytes
-MAX_BYTES = 2**30  # a million of MNIST's images
-MAX_TEXT = 2**31  # characters: three times those of the largest set of Sudoku
-MAX_LINE = 2**16
+MAX_JSON = 256 * 2**20  # bytes, and of TOML
+MAX_TEXT = 2**31  # bytes: three times those of the largest set of Sudoku
 REALLY = {  # the first bytes of files that are often taken for others
     b"version https://git-lfs": "this is a Git LFS pointer: run git lfs pull",
     b"PK\x03\x04": "this is a zip archive, as torch.save writes them: only safetensors are read, and nothing pickled",
@@ -119,49 +117,36 @@ def _finite(value: Any) -> Any:
 
 def read_json(path: Path) -> Any:
     """The JSON value in a file. Raises UserError where there is none, or where the file is larger than any of ours."""
+    return _read(path, "JSON", parse_json)
+
+
+def read_tables(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """The tables of a TOML file, each of which holds nothing but tables. Raises UserError where it holds others."""
+    tables = _read(path, "TOML", tomllib.loads)
+    for name, table in tables.items():
+        inner = table.items() if isinstance(table, dict) else [("", table)]
+        for part, fields in inner:
+            if not isinstance(fields, dict):
+                where = ".".join(filter(None, (name, part)))
+                raise UserError(f"{path}: {where} must be a table, [{where}] on a line of its own, not {fields!r}")
+    return tables
+
+
+def _read(path: Path, kind: str, parse: Callable[[str], Any]) -> Any:
+    """What ``parse`` makes of the text of a file. Raises UserError saying what the file is, where that is known."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    text = read_text(path, limit=MAX_JSON)
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON:
-            raise UserError(f"{path} has {size:,} bytes; no JSON of more than {MAX_JSON:,} is read")
-        return parse_json(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (OSError, UserError, UnicodeDecodeError) as e:
-        raise UserError(f"{path} cannot be read as JSON: {really(path) or e}") from None
-
-
-def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
-    """The contents of a file; of a ``.gz`` file, unpacked.
-
-    Raises:
-        InputError: it cannot be read, or holds more than ``most`` bytes, which is known before they take memory.
-    """
-    try:
-        if path.suffix != ".gz" and path.stat().st_size > most:
-            raise InputError(f"{path} has {path.stat().st_size:,} bytes, and at most {most:,} are read")
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as f:
-            data = f.read(most + 1)
-    except (OSError, EOFError, zlib.error) as e:
-        raise InputError(f"cannot read {path}: {really(path) or getattr(e, 'strerror', None) or e}") from None
-    if len(data) > most:
-        raise InputError(f"{path} unpacks to more than the {most:,} bytes that are read")
-    return data
-
-
-def bounded_lines(file: TextIO, name: Path, most: int = MAX_TEXT) -> Iterator[str]:
-    """The lines of a text, none taken longer than :data:`MAX_LINE`. Raises InputError behind ``most`` characters."""
-    total = 0
-    while line := file.readline(MAX_LINE):
-        total += len(line)
-        if total > most:
-            raise InputError(f"{name} holds more than the {most:,} characters that are read")
-        yield line
+        return parse(text)
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{path} cannot be read as {kind}: {(not is_gzip(path) and really(path)) or e}") from None
 
 
 def parse_json(text: str) -> Any:
     """The JSON value of a text. Raises UserError where it is none, or nested deeper than Python reads."""
     try:
-        return json.loads(text)
+        return json.loads(tidy(text))
     except ValueError as e:
         raise UserError(str(e)) from None
     except RecursionError:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_gram.errors import InputError, UserError
 from pyro_gram.tasks.base import Task
+from pyro_gram.text import decode, tidy
 
 KINDS = "give texts, networkx graphs, or whole numbers as a tensor or an array"
 
@@ -45,12 +46,9 @@ def tokens_of(task: Task, x: Any) -> Tensor:
 def _one(task: Task, item: Any) -> Tensor:
     """The tokens of one input, int64 ``[*event]``. Raises InputError."""
     if isinstance(item, bytes | bytearray):
-        try:
-            item = item.decode()
-        except UnicodeDecodeError as e:
-            raise InputError(f"an input of bytes is no text in UTF-8: {e.reason} at byte {e.start}") from None
+        item = decode(bytes(item), "an input of bytes")
     if isinstance(item, str):
-        return task.parse(item)
+        return task.parse(tidy(item))
     if _is_graph(item):
         return task.parse_graph(item)
     if isinstance(item, Tensor | np.ndarray | list | tuple):

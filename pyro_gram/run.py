@@ -25,12 +25,13 @@ from pyro_gram.diagnostics.verdicts import BAD, leak
 from pyro_gram.distributed import ALONE, World, check_batch
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.evaluate import check_ready, check_rolls, monitor, rehearse
-from pyro_gram.files import read_json, sweep, write_bytes, write_json, write_via
+from pyro_gram.files import MAX_TEXT, read_json, sweep, write_bytes, write_json, write_via
 from pyro_gram.heads import check_heads, takes_heads
 from pyro_gram.inference.guard import DivergedError
 from pyro_gram.inference.training import BatchReport, Trainer
 from pyro_gram.machine import revision
 from pyro_gram.tasks.stream import TargetStream
+from pyro_gram.text import read_text, tidy
 
 LOGGED = {"batch", "seconds", "reconstruction", "kl", "beta"}  # at least, in a line of metrics.jsonl
 LAUNCH = ".launch"  # the file with the ``launch_id`` of who has last trained here
@@ -128,7 +129,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line]
+        rows = [json.loads(line) for line in read_text(path, limit=MAX_TEXT).splitlines() if line]
     except (OSError, ValueError) as e:
         raise UserError(f"{path} cannot be read as lines of JSON: {e}") from None
     if not all(isinstance(row, dict) for row in rows):
@@ -319,7 +320,7 @@ def _cut_metrics(path: Path, number: int) -> int:
     if not path.exists():
         return 0
     kept, lost = [], 0
-    for line in path.read_text(errors="replace").splitlines():
+    for line in tidy(path.read_text(encoding="utf-8", errors="replace")).splitlines():
         try:
             row = json.loads(line)
             if not row.keys() >= LOGGED:

@@ -28,6 +28,7 @@ MARKS = (  # UTF-32 first: its mark begins as that of UTF-16
 )
 GZIP = b"\x1f\x8b"
 MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"  # the byte-order mark once it is decoded
+ZEROS = "{} holds zero bytes: not a text file, or UTF-16 without its mark; save it as UTF-8"
 
 
 class LineError(InputError):
@@ -69,6 +70,10 @@ class Piece:
 # ---- bytes ---------------------------------------------------------------------------------------------------------
 
 
+def _too_large(name: str, limit: int) -> InputError:
+    return InputError(f"{name} holds more than {limit} bytes, the most that is read: cut it up")
+
+
 class _Bounded(io.RawIOBase):
     """The bytes of a stream, of which more than ``limit`` are refused."""
 
@@ -82,7 +87,7 @@ class _Bounded(io.RawIOBase):
         view = memoryview(buffer)  # type: ignore[arg-type]
         data = self.stream.read(min(len(view), self.left + 1))
         if len(data) > self.left:
-            raise InputError(f"{self.name} holds more than {self.limit} bytes, the most that is read: cut it up")
+            raise _too_large(self.name, self.limit)
         self.left -= len(data)
         view[: len(data)] = data
         return len(data)
@@ -116,7 +121,15 @@ def unpacked(stream: BinaryIO, name: str, limit: int = LIMIT) -> io.BufferedRead
 def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
     """The contents of a file, plain or gzipped. Raises InputError."""
     with reading(str(path)), path.open("rb") as file:
+        if path.stat().st_size > limit:
+            raise _too_large(str(path), limit)
         return unpacked(file, str(path), limit).read()
+
+
+def is_gzip(path: Path) -> bool:
+    """Does a file begin as gzip does, whatever it is called? Raises InputError where it cannot be read."""
+    with reading(str(path)), path.open("rb") as file:
+        return file.read(len(GZIP)) == GZIP
 
 
 # ---- text ----------------------------------------------------------------------------------------------------------
@@ -158,7 +171,7 @@ def decode(data: bytes, name: str) -> str:
             "UTF-8, or convert it (iconv -f latin1 -t utf-8)"
         ) from None
     if "\0" in text:
-        raise InputError(f"{name} holds zero bytes: not a text file, or UTF-16 without its mark; save it as UTF-8")
+        raise InputError(ZEROS.format(name))
     return tidy(text)
 
 
@@ -187,7 +200,9 @@ def _lines(text: TextIO, name: str) -> Iterator[str]:
     while line := text.readline(LINE_LIMIT):
         if len(line) == LINE_LIMIT:
             raise InputError(f"{name} has a line of more than {LINE_LIMIT} characters: it is no file of puzzles")
-        yield line
+        if "\0" in line:
+            raise InputError(ZEROS.format(name))
+        yield line.replace(MARK, "")
 
 
 def lines_of(text: str, comment: str = "#") -> list[tuple[int, str]]:

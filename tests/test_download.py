@@ -97,7 +97,7 @@ def test_no_network_is_one_line(server, cache):
 
 def test_without_pooch_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pooch", None)
-    with pytest.raises(ConfigError, match="pip install 'pyro-gram"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[all\]'"):
         fetch("http://127.0.0.1/train.csv", "0" * 64, "train.csv")
 
 

@@ -193,6 +193,13 @@ def test_one_input_needs_no_list(solver, make):
     assert (solved.input, solved.solutions) == (expected.input, expected.solutions)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_bytes_and_texts_may_begin_with_a_mark(solver, encoding):
+    expected = solver.solve([TEXTS[0]], num_samples=2)
+    for x in ((TEXTS[0] + "\r\n").encode(encoding), "\ufeff" + TEXTS[0]):
+        assert solver.solve(x, num_samples=2) == expected
+
+
 @pytest.mark.parametrize(
     ("x", "message"),
     [
@@ -203,7 +210,8 @@ def test_one_input_needs_no_list(solver, make):
         ([None], "an input is a text, not None"),
         ([], "no input: give at least one"),
         ((), "no input: give at least one"),
-        (b"\xff\xfe", "no text in UTF-8"),
+        (b"\xff\xfe\x00", "an input of bytes begins as UTF-16 and is not"),
+        (b"Fran\xe7ois", "an input of bytes is not UTF-8"),
         (np.zeros((1, 4, 4)), "tokens are whole numbers, not torch.float64"),
         (torch.zeros(1, 4, 4) > 0, "tokens are whole numbers, not torch.bool"),
         (np.zeros((2, 3), dtype=int), r"must have the shape \[B, 4, 4\], not \[2, 3\]"),

@@ -201,7 +201,7 @@ def _torchmetrics() -> ModuleType:
         import torchmetrics.image.inception  # not in torchmetrics.image itself unless torch-fidelity is there too
     except ImportError:
         raise ConfigError(
-            "scoring generated digits needs the package torchmetrics: pip install 'pyro-gram[mnist]'"
+            "scoring generated digits needs the package torchmetrics: pip install -e '.[mnist]'"
         ) from None
     return torchmetrics.image
 

@@ -148,7 +148,7 @@ def answers_grid(
     for line, (title, x, answers) in zip(grid, rows, strict=True):
         line[0].set_axis_on()
         task.draw(line[0], x)
-        line[0].set_title(title, fontsize=10)
+        line[0].set_title(title, fontsize=10, parse_math=False)
         for axes, (y, count) in zip(line[1:], answers, strict=False):
             axes.set_axis_on()
             task.draw(axes, x, y)

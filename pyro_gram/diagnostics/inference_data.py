@@ -9,19 +9,33 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # 0.23 announces 1.x at import
     import arviz as az
 
-from pyro_gram.errors import UserError
-from pyro_gram.files import write_via
+from pyro_gram.errors import InputError, UserError
+from pyro_gram.files import really, write_via
+from pyro_gram.text import reading
 
 if TYPE_CHECKING:
     import torch
 
 ARVIZ_MAJOR = int(az.__version__.split(".")[0])
+HDF5 = b"\x89HDF\r\n\x1a\n"
+GROUPS = (  # some or all of them are what `collect` gives
+    "posterior",
+    "posterior_predictive",
+    "sample_stats",
+    "log_likelihood",
+    "prior",
+    "prior_predictive",
+    "sample_stats_prior",
+    "observed_data",
+    "constant_data",
+)
 LEAST_DRAWS = 25  # a fifth of the weights is fitted: five
 
 
@@ -88,14 +102,47 @@ def _psis(row: np.ndarray) -> tuple[np.ndarray, float]:
     return found, float(k)
 
 
-def save(data: Any, path: Path) -> None:
-    """Write netCDF through h5netcdf, atomically."""
-    write_via(path, lambda temporary: data.to_netcdf(str(temporary), engine="h5netcdf"))
+def save(data: Any, path: str | Path) -> None:
+    """Write netCDF through h5netcdf, atomically. Raises UserError where ``path`` cannot be written."""
+    write_via(Path(path), lambda temporary: data.to_netcdf(str(temporary), engine="h5netcdf"))
 
 
 def load(path: str | Path) -> Any:
-    """Read what :func:`save` wrote."""
-    return az.from_netcdf(str(path), engine="h5netcdf")
+    """Read what :func:`save` wrote, into memory: the file may be written again, or removed.
+
+    Raises:
+        InputError: there is no such file, or it is damaged or something else.
+    """
+    path = Path(path)
+    with reading(str(path)), path.open("rb") as file:
+        head = file.read(len(HDF5))
+    if head != HDF5:
+        what = really(path) or "it does not begin as HDF5 does"
+        raise InputError(f"{path} is no netCDF-4 file, which inference data are saved in: {what}")
+    try:
+        with h5py.File(path) as file:
+            ours = not set(file).isdisjoint(GROUPS)
+        data = _in_memory(path) if ours else None
+    except Exception as e:  # what h5py and xarray raise for damaged bytes can be anything
+        why = " ".join(str(e).split())[:200]
+        raise InputError(f"cannot read {path}: the netCDF file is damaged or cut short ({why})") from None
+    if data is None:
+        raise InputError(
+            f"{path} is a netCDF or HDF5 file of something else: it has none of the groups of inference data "
+            f"({', '.join(GROUPS)})"
+        )
+    return data
+
+
+def _in_memory(path: Path) -> Any:
+    """The contents of a netCDF file, which is closed again."""
+    if ARVIZ_MAJOR == 0:
+        with az.rc_context({"data.load": "eager"}):
+            return az.from_netcdf(str(path), engine="h5netcdf")
+    data = az.from_netcdf(str(path), engine="h5netcdf")
+    data.load()
+    data.close()
+    return data
 
 
 def by_depth(data: Any) -> Any:

@@ -213,6 +213,6 @@ def _decomposition() -> ModuleType:
         import sklearn.decomposition
     except ImportError:
         raise ConfigError(
-            "projecting trajectories needs the package scikit-learn: pip install 'pyro-gram[diagnose]'"
+            "projecting trajectories needs the package scikit-learn: pip install -e '.[diagnose]'"
         ) from None
     return sklearn.decomposition

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -20,11 +20,13 @@ from torch import Tensor
 
 from pyro_gram.errors import InputError
 from pyro_gram.registry import TASKS
+from pyro_gram.tasks import arc_files
 from pyro_gram.tasks import arc_grids as grids
-from pyro_gram.tasks.arc_data import ArcConfig, Pair, collect, grid_text, read_grid, read_json, read_named, read_puzzle
+from pyro_gram.tasks.arc_data import ArcConfig, Pair, collect
 from pyro_gram.tasks.arc_grids import INVERSE, VOCABULARY, Augmentation, Grid, grid_key
 from pyro_gram.tasks.base import PuzzleSet, Task, TaskSpec, check_split
 from pyro_gram.tasks.terminal import beside, mark, painter
+from pyro_gram.text import Piece
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -294,31 +296,22 @@ class Arc(Task):
         """One input, in JSON: what :meth:`format_input` prints; an ARC task with one test input, known by its
         demonstrations; or the bare grid of an input that only one task has.
         """
-        inputs = self._inputs(text)
+        inputs = self.inputs(text)
         if len(inputs) > 1:
             raise InputError(f"the task has {len(inputs)} test inputs: give one at a time, or the file to solve.py")
         return inputs[0]
 
-    def read(self, text: str) -> Iterator[Tensor]:
-        """Every test input of an ARC task in JSON, over as many lines as it likes; or one JSON value a line."""
-        lines = [(n, line) for n, line in enumerate(text.splitlines(), start=1) if line.strip()]
-        try:
-            read_json(lines[0][1] if lines else "")
-        except InputError:
-            lines = [(1, text)]
-        for number, line in lines:
-            try:
-                yield from self._inputs(line)
-            except InputError as e:
-                raise InputError(f"line {number}: {e}" if len(lines) > 1 else str(e)) from None
+    def pieces(self, text: str) -> list[Piece]:
+        return arc_files.pieces_of(text)
 
-    def _inputs(self, text: str) -> list[Tensor]:
-        data = read_json(text)
+    def inputs(self, text: str) -> list[Tensor]:
+        """Every test input of an ARC task; or the one that another JSON value gives, as in :meth:`parse`."""
+        data = arc_files.read_json(text)
         if isinstance(data, list):
-            return [self._lone_grid(read_grid(data, "the grid", self.canvas))]
+            return [self._lone_grid(arc_files.read_grid(data, "the grid", self.canvas))]
         if isinstance(data, dict) and data.keys() & {"id", "input"} and not data.keys() & {"train", "test"}:
-            return [self._named_input(*read_named(data, self.canvas))]
-        puzzle = read_puzzle(data, "input", self.canvas)
+            return [self._named_input(*arc_files.read_named(data, self.canvas))]
+        puzzle = arc_files.read_puzzle(data, "input", self.canvas)
         task = self._by_demonstrations.get(puzzle.demonstrations)
         if task is None:
             raise InputError(
@@ -336,7 +329,8 @@ class Arc(Task):
             raise InputError(f"id {json.dumps(name)} is no task of this run: give the task, with its demonstrations")
         last = int(self._versions[task]) - 1
         if version > last:
-            raise InputError(f"version {version} of task {name} does not exist: the last is {last}, the plain one 0")
+            shown = self.puzzles[task].name or name
+            raise InputError(f"version {version} of task {shown} does not exist: the last is {last}, the plain one 0")
         return self._input(task, version, grid)
 
     def _lone_grid(self, grid: Grid) -> Tensor:
@@ -347,16 +341,24 @@ class Arc(Task):
         raise InputError(f"the grid {why}, and so names no rule: add the id of its task or its demonstrations")
 
     def format_input(self, x: Tensor | None) -> str:
-        """Task, version and grid as compact JSON: ``{"id":"0d3d703e","version":0,"input":[[3,1,2]]}``."""
-        number, cells, size, _ = self._opened(x)
-        task = self._task[number]
-        named = f'"id":{json.dumps(self.puzzles[int(task)].id)},"version":{int(number - self._first[task])}'
-        return f'{{{named},"input":{grid_text(_cut(cells, size))}}}'
+        """Task, version and grid as JSON, as :func:`~pyro_gram.tasks.arc_files.input_text` writes it."""
+        return arc_files.input_text(*self._named(x), _cut(*self._opened(x)[1:3]))
+
+    def title(self, x: Tensor | None) -> str:
+        """The name of the file, or the id, of the task and, but for the plain one, the version."""
+        puzzle, version = self._named(x)
+        return (puzzle.name or puzzle.id) + (f", version {version}" if version else "")
+
+    def _named(self, x: Tensor | None) -> tuple[arc_files.ArcPuzzle, int]:
+        """The task of one input and its version."""
+        number = self._opened(x)[0]
+        task = int(self._task[number])
+        return self.puzzles[task], int(number - self._first[task])
 
     def format_solution(self, x: Tensor | None, y: Tensor) -> str:
         """The answer's grid as compact JSON; ``?`` where there is none."""
         grid = self._grid(x, y)
-        return "?" if grid is None else grid_text(grid)
+        return "?" if grid is None else arc_files.grid_text(grid)
 
     def _grid(self, x: Tensor | None, y: Tensor) -> Grid | None:
         return grids.to_grid(*grids.crop(self._square(y), self._opened(x)[-1]))

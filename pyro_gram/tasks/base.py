@@ -184,6 +184,10 @@ class Task(ABC):
     def format_input(self, x: Tensor | None) -> str:
         """The text of one input, as ``parse`` reads it."""
 
+    def title(self, x: Tensor | None) -> str:
+        """What one input is called where it is shown beside its picture. The default: :meth:`format_input`."""
+        return self.format_input(x)
+
     @abstractmethod
     def format_solution(self, x: Tensor | None, y: Tensor) -> str:
         """The text of one answer."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyro_gram
-from pyro_gram.errors import ConfigError
+from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.files import read_json
 
 if TYPE_CHECKING:
     from pyro_gram.tasks.base import Task
@@ -40,11 +40,11 @@ def advice(task: Task, field: str, value: int) -> str:
 def _size(path: Path, name: str, field: str) -> object:
     """The size that a checkpoint's config has; None for another task, a file of results, or one without weights."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         if config["names"]["task"] != name or not path.with_suffix(".safetensors").is_file():
             return None
         return config["task"][field]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):
         return None
 
 

@@ -25,6 +25,7 @@ from pyro_gram.registry import TASKS
 from pyro_gram.tasks.base import GenerativeTask, PuzzleSet, TaskSpec, check_split
 from pyro_gram.tasks.stream import generator_for
 from pyro_gram.tasks.terminal import half_blocks, painter
+from pyro_gram.text import is_gzip, read_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,13 +35,21 @@ if TYPE_CHECKING:
 SIDE = 28  # of the images in the files
 SIDES = (14, 28)
 MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
-PACKED = 2**24  # bytes; no published file has more
+PUBLISHED = 2**26  # bytes; no published file has more, unpacked
+MAX_BYTES = 2**30  # of a file of images of one's own: a million
 MD5 = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}  # of the contents, whatever they are packed with
+DOWNLOAD_MD5 = {
     "train-images-idx3-ubyte": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
     "train-labels-idx1-ubyte": "d53e105ee54ea40749a09fcbcd1e9432",
     "t10k-images-idx3-ubyte": "9fb629c4189551a2d022fa330f9573f3",
     "t10k-labels-idx1-ubyte": "ec29112dd5afa0611ce80d1b7f02629c",
-}  # of the files with .gz
+}  # of the .gz files on the mirror
+FOLDERS = ("mnist", "MNIST/raw", "MNIST", "mnist/raw", "raw")  # MNIST/raw is torchvision's
 IMAGES, LABELS = 2051, 2049  # magic numbers
 
 
@@ -124,8 +133,8 @@ class MNIST(GenerativeTask):
         pixels = self._shuffled(name)
         file = "t10k-labels-idx1-ubyte" if name == "test" else "train-labels-idx1-ubyte"
         path = self._locate(file)
-        labels = read_labels(path)
-        self._note(path)
+        data = self._contents(file, path)
+        labels = read_labels(path, data)
         if len(labels) != len(pixels):
             raise InputError(f"{path} holds {len(labels)} labels for {len(pixels)} images: they do not belong together")
         return labels[self._order(file, len(labels))][self._rows(name, len(labels))].long()
@@ -144,8 +153,7 @@ class MNIST(GenerativeTask):
 
     def _pixels(self, file: str) -> Tensor:
         path = self._locate(file)
-        pixels = binarize(read_images(path), self.config.threshold, self.side)
-        self._note(path)
+        pixels = binarize(read_images(path, self._contents(file, path)), self.config.threshold, self.side)
         return pixels[self._order(file, len(pixels))]
 
     def _order(self, file: str, count: int) -> Tensor:
@@ -166,27 +174,29 @@ class MNIST(GenerativeTask):
         return slice(first, first + wanted if wanted else count)
 
     def _locate(self, file: str) -> Path:
-        found = find(self.data_dir, f"mnist/{file}", f"MNIST/raw/{file}")  # the second is torchvision's
+        found = find(self.data_dir, *places(file))
         if found is not None:
             return found
         folder = data_folder(self.data_dir)
         if folder is not None:
             raise ConfigError(
-                f"{folder} does not hold {file} (plain or .gz, there, in mnist or in MNIST/raw): name another "
+                f"{folder} does not hold {file} (plain or .gz, there or in {', '.join(FOLDERS)}): name another "
                 f"folder with --data-dir, or leave it (and {DATA_VARIABLE}) out to download MNIST"
             )
-        return fetch(f"{MIRROR}{file}.gz", f"md5:{MD5[file]}", f"mnist/{file}.gz")
+        return fetch(f"{MIRROR}{file}.gz", f"md5:{DOWNLOAD_MD5[file]}", f"mnist/{file}.gz")
 
     def provenance(self) -> dict[str, str]:
-        """The MD5 of each file that was read, by its name: ``{"train-images-idx3-ubyte.gz": "md5:..."}``.
+        """The MD5 of each file that was read, unpacked, by its usual name: ``{"train-images-idx3-ubyte": "md5:..."}``.
 
         Images are read by :meth:`split` and labels by :meth:`labels`, so four files at most.
         """
         return dict(self._sources)
 
-    def _note(self, path: Path) -> None:
-        # A .gz file would not have been read with another digest than the published one.
-        self._sources[path.name] = f"md5:{MD5[path.stem] if path.suffix == '.gz' else md5(path.read_bytes())}"
+    def _contents(self, file: str, path: Path) -> bytes:
+        """The bytes of ``path``, which holds ``file``; their digest becomes part of the provenance."""
+        data = read_contents(path, MD5[file])
+        self._sources[file] = f"md5:{md5(data)}"
+        return data
 
     # ---- what is right, text and picture -----------------------------------------------------------------------
 
@@ -222,18 +232,33 @@ def binarize(images: Tensor, threshold: float, side: int = SIDE) -> Tensor:
     return torch.cat(parts)
 
 
-def read_images(path: Path) -> Tensor:
-    """An IDX file of images: uint8 ``[M, 28, 28]``. Raises InputError naming the fault."""
-    data = read_bytes(path)
+def places(file: str) -> list[str]:
+    """Where a data folder may hold one of MNIST's files, the usual places first.
+
+    The dot before ``idx`` is that of the archives of old; Kaggle's, unpacked, has a folder of the file's name.
+    """
+    names = (file, file.replace("-idx", ".idx"))
+    inner = (*names, *(f"{folder}/{name}" for folder in names for name in names))
+    return [f"{folder}/{name}" for folder in (*FOLDERS, ".") for name in inner]
+
+
+def read_images(path: Path, data: bytes | None = None) -> Tensor:
+    """An IDX file of images: uint8 ``[M, 28, 28]``. Raises InputError naming the fault.
+
+    Args:
+        path: the file, plain.
+        data: its contents, where they are read already.
+    """
+    data = read_bytes(path, MAX_BYTES) if data is None else data
     count, rows, columns = _header(path, data, IMAGES, 3)
     if (rows, columns) != (SIDE, SIDE):
         raise InputError(f"{path} holds images of {rows} x {columns} pixels; MNIST's are {SIDE} x {SIDE}")
     return _body(path, data, 16, count * SIDE**2).view(count, SIDE, SIDE)
 
 
-def read_labels(path: Path) -> Tensor:
-    """An IDX file of labels: uint8 ``[M]``. Raises InputError naming the fault."""
-    data = read_bytes(path)
+def read_labels(path: Path, data: bytes | None = None) -> Tensor:
+    """An IDX file of labels: uint8 ``[M]``. Arguments and errors as those of :func:`read_images`."""
+    data = read_bytes(path, MAX_BYTES) if data is None else data
     (count,) = _header(path, data, LABELS, 1)
     labels = _body(path, data, 8, count)
     if labels.max() > 9:
@@ -241,28 +266,25 @@ def read_labels(path: Path) -> Tensor:
     return labels
 
 
-def read_bytes(path: Path) -> bytes:
-    """The contents of a plain file or, after comparing its checksum with the published one, of a ``.gz`` file.
+def read_contents(path: Path, expected: str) -> bytes:
+    """The contents of a plain file; of a gzipped one only where they are the published ones.
+
+    Args:
+        path: the file.
+        expected: MD5 of the published contents, in hexadecimal.
 
     Raises:
-        InputError: the file cannot be read, or is not the published one.
+        InputError: the file cannot be read, is damaged, or is gzipped and holds something else.
     """
-    if path.suffix == ".gz":
-        _check_published(path)
-    return files.read_bytes(path)
-
-
-def _check_published(path: Path) -> None:
-    try:
-        data = path.read_bytes() if path.stat().st_size <= PACKED else b""
-    except OSError as e:
-        raise InputError(f"cannot read {path}: {e.strerror or e}") from None
-    expected, found = MD5[path.stem], md5(data)
-    if found != expected:
+    if not is_gzip(path):
+        return read_bytes(path, MAX_BYTES)
+    data = read_bytes(path, PUBLISHED)
+    if md5(data) != expected:
         raise InputError(
-            f"{path} is damaged, cut short or another file: its MD5 is {found}, MNIST's is {expected}; delete it and "
-            "get it again (files of your own are read uncompressed, without .gz)"
+            f"{path} is damaged or another file: the MD5 of its contents is {md5(data)}, MNIST's is {expected}; delete "
+            "it and get it again (files of your own are read uncompressed)"
         )
+    return data
 
 
 def md5(data: bytes) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
-import zlib
+import math
+import re
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +17,22 @@ import torch
 
 from pyro_gram.download import data_folder, fetch, find
 from pyro_gram.errors import ConfigError, InputError
-from pyro_gram.files import bounded_lines, really
+from pyro_gram.files import MAX_TEXT, really
 from pyro_gram.tasks.sudoku_boards import all_grids_4, missing_digits, random_grids, solve, symmetry_invariants
+from pyro_gram.text import open_lines
 
 BATCH = 1000  # random puzzles drawn at a time
 PATIENCE = 8  # batches without any puzzle of a kind before it counts as not to be had
 CHUNK = 50_000  # rows of a file checked at a time
 COMPARED = 20_000  # puzzles compared with held-out ones at a time: about a second
+
+PUZZLE = ("question", "questions", "puzzle", "puzzles", "quiz", "quizzes")  # names of columns, the best known first
+ANSWER = ("answer", "answers", "solution", "solutions")
+RATING = ("rating", "ratings", "difficulty")
+DELIMITERS = ",;\t"  # spreadsheets write a semicolon where the comma stands in numbers
+BLANKS = "0._-*xX?"
+BOARD = re.compile(f"(?:[1-9{re.escape(BLANKS)}]{{16}}|[1-9{re.escape(BLANKS)}]{{36}}|[1-9{re.escape(BLANKS)}]{{81}})")
+NUMBER = re.compile(r"[+-]?(?:\d{1,15}(?:\.\d*)?|\.\d+)(?:e[+-]?\d{1,2})?", re.ASCII | re.IGNORECASE)
 
 _HUB = "https://huggingface.co/datasets/sapientinc/sudoku-extreme/resolve/58942f96baeb572ca3127e2a9e9c70f330783d6b"
 SHA256 = {
@@ -39,7 +50,8 @@ class Puzzles:
         boards: uint8 ``[N, L]``.
         solutions: uint8 ``[M, L]``, those of board i at rows ``offsets[i] : offsets[i + 1]``.
         offsets: int64 ``[N + 1]``.
-        ratings: how hard each is, int64 ``[N]``; None where that is not known.
+        ratings: how hard each is, int64 ``[N]``, or float64 where they are no whole numbers, nan where it is not known;
+            None where it is known of none.
     """
 
     boards: np.ndarray
@@ -210,19 +222,31 @@ def digest(path: Path) -> str:
         raise InputError(f"cannot read {path}: {e.strerror or e}") from None
 
 
-def read_csv(path: Path, size: int) -> Puzzles:
-    """The puzzles of a CSV file, plain or gzipped, with the columns ``question`` and ``answer`` (and ``rating``).
+def columns_of(header: list[str]) -> tuple[int, int, int | None] | None:
+    """Where puzzle, answer and rating stand in a CSV file with this header, capitals and spaces aside.
 
-    Every row is checked: its answer is a correct grid that keeps the question's clues. That there is no other
-    answer is taken on trust. About 30 s and 1 GB for the 3.8 million rows of the full training set.
+    Returns:
+        Three places, from 0, that of the rating None without one; None where the header has no puzzle or no answer.
+    """
+    names = [name.strip().casefold() for name in header]
+    puzzle, answer, rating = (
+        next((names.index(name) for name in known if name in names), None) for known in (PUZZLE, ANSWER, RATING)
+    )
+    return None if puzzle is None or answer is None else (puzzle, answer, rating)
+
+
+def read_csv(path: Path, size: int) -> Puzzles:
+    """The puzzles of a CSV file, plain or gzipped, with a column of puzzles and one of answers (and one of ratings).
+
+    :func:`columns_of` knows them by their header; without a header there must be two columns of boards. Every row is
+    checked: its answer is a correct grid that keeps the puzzle's clues. That there is no other answer is taken on
+    trust. About 30 s and 1 GB for the 3.8 million rows of the full training set.
 
     Raises:
         InputError: naming file, line and fault.
     """
-    cells = size * size
-    boards, answers, ratings = bytearray(), bytearray(), []
+    boards, answers, ratings = bytearray(), bytearray(), array("d")
     chunk: list[tuple[int, str, str]] = []
-    rated = False
 
     def flush() -> None:
         if chunk:
@@ -232,61 +256,115 @@ def read_csv(path: Path, size: int) -> Puzzles:
             chunk.clear()
 
     try:
-        with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
-            reader = csv.reader(bounded_lines(file, path))
-            header = [name.strip() for name in next(reader, [])]
-            if "question" not in header or "answer" not in header:
-                found = (really(path) or f"{','.join(header)[:60]!r}") if header else "nothing"
-                raise InputError(
-                    f"{path}, line 1: expected a header with the columns question and answer, found {found}"
-                )
-            question, answer = header.index("question"), header.index("answer")
-            rated = "rating" in header
-            for row in reader:
-                if not row:
-                    continue
-                fault = _shape_fault(row, header, cells)
-                if fault:
-                    flush()  # a fault further up comes first
-                    raise InputError(f"{path}, line {reader.line_num}: {fault}")
-                chunk.append((reader.line_num, row[question], row[answer]))
-                if rated:
-                    ratings.append(int(row[header.index("rating")]))
-                if len(chunk) == CHUNK:
-                    flush()
-            flush()
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as e:
-        raise InputError(f"cannot read {path}: {e}") from None
+        for line, question, answer, rating in _rows(path, size * size):
+            chunk.append((line, question, answer))
+            ratings.append(rating)
+            if len(chunk) == CHUNK:
+                flush()
+    except InputError:
+        flush()  # a fault further up comes first
+        raise
+    flush()
     if not boards:
         raise InputError(f"{path} holds no puzzles")
-    grids = np.frombuffer(boards, np.uint8).reshape(-1, cells)
+    grids = np.frombuffer(boards, np.uint8).reshape(-1, size * size)
     return Puzzles(
         grids,
-        np.frombuffer(answers, np.uint8).reshape(-1, cells),
+        np.frombuffer(answers, np.uint8).reshape(-1, size * size),
         np.arange(len(grids) + 1),
-        np.array(ratings, dtype=np.int64) if rated else None,
+        _as_ratings(np.frombuffer(ratings)),
     )
 
 
-def _shape_fault(row: list[str], header: list[str], cells: int) -> str:
-    """What is wrong with the shape of a row, ``""`` for nothing."""
-    if len(row) != len(header):
-        return f"{len(row)} fields, but the header has {len(header)}"
-    for name, value in zip(header, row, strict=True):
-        if name in ("question", "answer") and len(value) != cells:
-            return f"the {name} has {len(value)} characters, not {cells}"
-        if name == "rating" and not (value.isdecimal() and value.isascii() and len(value) < 19):
-            return f"the rating {value!r} is no whole number"
-    return ""
+@dataclass(frozen=True)
+class _Layout:
+    """How the rows of a CSV file are to be read; the columns are those of :func:`columns_of`."""
+
+    delimiter: str
+    puzzle: int
+    answer: int
+    rating: int | None
+    width: int  # fields of a row
+    headed: bool  # is the first row a header?
+
+
+def _layout(path: Path, line: int, text: str) -> _Layout:
+    """The layout of a file whose first row is ``text``. Raises InputError where it names no columns and is no row."""
+    for delimiter in DELIMITERS:
+        first = next(csv.reader([text], delimiter=delimiter, skipinitialspace=True))
+        columns = columns_of(first)
+        if columns:
+            return _Layout(delimiter, *columns, len(first), True)
+        cells = [(place, cell.strip()) for place, cell in enumerate(first)]
+        found = [(not set(cell) & set(BLANKS), place) for place, cell in cells if BOARD.fullmatch(cell)]
+        if len(found) == 2:
+            (_, puzzle), (_, answer) = sorted(found)  # what has a blank is the puzzle; else the first
+            return _Layout(delimiter, puzzle, answer, None, len(first), False)
+    raise InputError(
+        f"{path}, line {line}: expected a header with the columns question and answer (or puzzle and solution), found "
+        f"{really(path) or repr(text.strip()[:60])}"
+    )
+
+
+def _rows(path: Path, cells: int) -> Iterator[tuple[int, str, str, float]]:
+    """Line, puzzle, answer and rating of every row of a CSV file, in the right shape. Raises InputError."""
+    with open_lines(path, MAX_TEXT) as lines:
+        before, text = next(((n, line) for n, line in enumerate(lines) if line.strip()), (0, ""))
+        if not text:
+            raise InputError(f"{path}, line 1: expected a header with the columns question and answer, found nothing")
+        layout = _layout(path, before + 1, text)
+        reader = csv.reader(chain([text], lines), delimiter=layout.delimiter, skipinitialspace=True)
+        if layout.headed:
+            next(reader)
+        try:
+            for row in reader:
+                if any(row):
+                    yield before + reader.line_num, *_fields(row, layout, cells)
+        except (csv.Error, _RowError) as e:
+            raise InputError(f"{path}, line {before + reader.line_num}: {e}") from None
+
+
+class _RowError(Exception):
+    """What is wrong with a row of a file, before its line is known."""
+
+
+def _fields(row: list[str], layout: _Layout, cells: int) -> tuple[str, str, float]:
+    """Puzzle, answer and rating, nan without one, of a row. Raises _RowError for a row of another shape."""
+    if len(row) != layout.width:
+        raise _RowError(f"{len(row)} fields, but the {'header' if layout.headed else 'first row'} has {layout.width}")
+    question, answer = row[layout.puzzle], row[layout.answer]
+    if len(question) != cells or len(answer) != cells:
+        question, answer = question.strip(), answer.strip()
+        for name, value in (("question", question), ("answer", answer)):
+            if len(value) != cells:
+                number = " (a spreadsheet made a number of it: save the column as text)" * bool(NUMBER.fullmatch(value))
+                raise _RowError(f"the {name} has {len(value)} characters, not {cells}{number}")
+    if layout.rating is None:
+        return question, answer, math.nan
+    rating = row[layout.rating].strip()
+    if rating and not NUMBER.fullmatch(rating):
+        raise _RowError(f"the rating {rating!r} is no number")
+    return question, answer, float(rating or "nan")
+
+
+def _as_ratings(ratings: np.ndarray) -> np.ndarray | None:
+    """Float64 ratings as int64 where all are whole numbers; None where all are nan."""
+    if np.isnan(ratings).all():
+        return None
+    return ratings.astype(np.int64) if (ratings == np.floor(ratings)).all() else ratings
 
 
 def _checked(path: Path, size: int, rows: list[tuple[int, str, str]]) -> tuple[np.ndarray, np.ndarray]:
     """Questions and answers as digits, uint8 ``[n, L]``. Raises InputError for the first row that is wrong."""
     digit_of = np.full(256, 255, np.uint8)
-    digit_of[[ord("."), *range(ord("0"), ord("1") + size)]] = [0, *range(size + 1)]
+    digit_of[[*BLANKS.encode()]] = 0
+    digit_of[ord("1") : ord("1") + size] = range(1, size + 1)
 
     def digits(texts: list[str]) -> np.ndarray:
-        codes = np.frombuffer("".join(texts).encode("latin-1", "replace"), np.uint8)
+        text = "".join(texts)
+        if not text.isascii():
+            text = re.sub(r"[^\x00-\x7f]", "!", text)  # one byte a character, and no blank
+        codes = np.frombuffer(text.encode(), np.uint8)
         return digit_of[codes].reshape(len(texts), size * size)
 
     questions, answers = digits([row[1] for row in rows]), digits([row[2] for row in rows])

@@ -1,6 +1,8 @@
+import gzip
 import warnings
 from dataclasses import dataclass
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from pyro_gram.diagnostics import inference_data
 from pyro_gram.diagnostics.collect import collect as collect_from
 from pyro_gram.diagnostics.collect import project
 from pyro_gram.diagnostics.inference_data import group_names as names
-from pyro_gram.errors import UserError
+from pyro_gram.errors import InputError, UserError
 from pyro_gram.inference.sampling import rollout
 from pyro_gram.tasks.base import PuzzleSet
 from pyro_gram.tasks.stream import sub_seed
@@ -146,6 +148,64 @@ def test_round_trip_through_netcdf(data, tmp_path):
             assert again.dtype == values.dtype
             assert again.attrs == values.attrs
             np.testing.assert_array_equal(again.values, values.values)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A small file, saved under a path given as a text."""
+    path = tmp_path / "small.nc"
+    inference_data.save(inference_data.from_groups({"prior": {"a": np.arange(6.0).reshape(1, 2, 3)}}), str(path))
+    return path
+
+
+def test_a_loaded_file_is_closed_and_may_be_written_again(saved):
+    loaded = inference_data.load(str(saved))
+    with h5py.File(saved, "a") as file:  # refused while anybody has it open
+        file.attrs["note"] = "x"
+    inference_data.save(loaded, saved)
+    again = inference_data.load(saved)
+    saved.unlink()
+    for read in (loaded, again):
+        np.testing.assert_array_equal(read["prior"]["a"].values, np.arange(6.0).reshape(1, 2, 3))
+
+
+def write_hdf5(path, groups):
+    with h5py.File(path, "w") as file:
+        for name in groups:
+            file.create_group(name)["x"] = np.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: path.unlink(), "cannot read .*small.nc: No such file"),
+        (lambda path: (path.unlink(), path.mkdir()), "cannot read .*small.nc: Is a directory"),
+        (lambda path: path.write_text(""), "small.nc is no netCDF-4 file.*it is empty"),
+        (lambda path: path.write_text("x,y\n1,2\n"), "small.nc is no netCDF-4 file.*does not begin as HDF5"),
+        (lambda path: path.write_text("<!DOCTYPE html>"), "small.nc is no netCDF-4 file.*this is a web page"),
+        (lambda path: path.write_text("version https://git-lfs.x/1"), "no netCDF-4 file.*Git LFS pointer"),
+        (lambda path: path.write_bytes(gzip.compress(path.read_bytes())), "no netCDF-4 file.*this is a gzip file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "cannot read .*small.nc: the netCDF file is damaged"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:48] + b"\xff" * 5000),
+            "small.nc: the netCDF file is damaged",
+        ),
+        (lambda path: write_hdf5(path, ["mesh"]), "small.nc is a netCDF or HDF5 file of something else"),
+        (lambda path: write_hdf5(path, []), "small.nc is a netCDF or HDF5 file of something else"),
+    ],
+)
+def test_what_is_no_inference_data_is_named_in_one_sentence(saved, change, message):
+    change(saved)
+    with pytest.raises(InputError, match=message) as caught:
+        inference_data.load(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_where_nothing_can_be_saved_is_named(tmp_path, data):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, str(tmp_path / "file" / "a.nc")):
+        with pytest.raises(UserError, match=f"cannot write {tmp_path}"):
+            inference_data.save(data, path)
 
 
 def test_arviz_summarises_the_posterior(data):

