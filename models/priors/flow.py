@@ -65,13 +65,13 @@ class CouplingNetwork(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> tuple[Tensor, ...]:
         context = context.expand(*x.shape[:-1], context.shape[-1])
-        found = self.layers[1](self.layers[0](torch.cat((context, x), -1)).relu())
-        return found.chunk(2, -1)
+        hidden = self.layers[0](torch.cat((context, x), -1)).relu()
+        return self.layers[1](hidden).chunk(2, -1)
 
 
 def _coupling(width: int, hidden: int) -> ConditionalAffineCoupling:
     half = width // 2
     network = CouplingNetwork(half, width, hidden)
-    nn.init.zeros_(network.layers[-1].weight)
-    nn.init.zeros_(network.layers[-1].bias)
+    for parameter in network.layers[-1].parameters():
+        nn.init.zeros_(parameter)
     return ConditionalAffineCoupling(half, network)

@@ -187,7 +187,7 @@ def from_json(text: str, keys: tuple[str, ...]) -> list[str] | None:
         names = {name.strip().lower(): name for name in value}
         key = next((names[k] for k in keys if k in names), None)
         if key is None:
-            raise InputError(f"the JSON object has no {' or '.join(map(repr, keys[:3]))}: give its board under one")
+            raise InputError(f"the JSON object has no {keys[0]!r}: give its board under that name")
         value = value[key]
     if isinstance(value, str):
         return value.split("\n")

@@ -145,7 +145,7 @@ def test_boxes_of_six_and_nine_are_drawn_and_read():
         ("." * 36, "the board is 6x6; this task has size = 4: --checkpoint .*sudoku6.safetensors has size = 6"),
         ("\n".join(["......"] * 6), "the board is 6x6; this task has size = 4: --checkpoint"),
         ('{"puzzle": "' + FOUR, "begins as JSON and is none"),
-        ('{"a": 1}', "the JSON object has no 'puzzle' or"),
+        ('{"a": 1}', "the JSON object has no 'question': give"),
         ("[[1, 2.5], [3, 4]]", "a list of whole numbers"),
         ("[[[[1]]]]", "a list of whole numbers"),
         ("# nothing", "no puzzle in the text"),
