@@ -26,7 +26,7 @@ MARKS = (  # UTF-32 first: its mark begins as that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-GZIP = b"\x1f\x8b"
+GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
 MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"  # the byte-order mark once it is decoded
 ZEROS = "{} holds zero bytes: not a text file, or UTF-16 without its mark; save it as UTF-8"
 
@@ -110,10 +110,14 @@ def unpacked(stream: BinaryIO, name: str, limit: int = LIMIT) -> io.BufferedRead
     """The bytes of ``stream``, gunzipped where they are gzipped; to be read within :func:`reading`.
 
     Raises:
-        InputError: while reading, at the first byte beyond ``limit``.
+        InputError: at once for a zip archive, which may hold many files; while reading, at the first byte beyond
+            ``limit``.
     """
     plain: io.BufferedReader = io.BufferedReader(_Bounded(stream, limit, name))
-    if plain.peek(2)[:2] != GZIP:
+    head = plain.peek(len(ZIP))
+    if head.startswith(ZIP):
+        raise InputError(f"{name} is a zip archive: unpack it, and give a file of it")
+    if not head.startswith(GZIP):
         return plain
     return io.BufferedReader(_Bounded(gzip.GzipFile(fileobj=plain), limit, name))  # type: ignore[arg-type]
 

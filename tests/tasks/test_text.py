@@ -60,12 +60,34 @@ def test_marks_inside_a_text_are_dropped_where_files_were_put_together():
         (gzip.compress(b"GCR`v_")[:-9], r"cannot read x: the \.gz is damaged or cut short"),
         (gzip.compress(b"a" * 5000), "x holds more than 1000 bytes"),
         (b"a" * 1001, "x holds more than 1000 bytes"),
+        (b"PK\x03\x04" + bytes(30), "x is a zip archive: unpack it"),
     ],
 )
 def test_what_is_no_text_is_said_in_one_sentence(data, message):
     with pytest.raises(InputError, match=message) as caught:
         read_text(io.BytesIO(data), "x", limit=1000)
     assert "\n" not in str(caught.value)
+
+
+def test_the_lines_of_a_file_are_text_too(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes("A\n".encode("utf-8-sig") * 2)
+    with open_lines(path, 1000) as lines:
+        assert list(lines) == ["A\n", "A\n"]
+    for data, message in (
+        (b"PK\x03\x04" + bytes(30), "a is a zip archive: unpack it"),
+        ("A\n".encode("utf-16-le"), "a holds zero bytes: .* UTF-16 without its mark"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=message), open_lines(path, 1000) as lines:
+            list(lines)
+
+
+def test_a_large_file_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"a" * 11)
+    monkeypatch.setattr(reader, "unpacked", None)
+    with pytest.raises(InputError, match="a holds more than 10 bytes"):
+        read_bytes(tmp_path / "a", 10)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
