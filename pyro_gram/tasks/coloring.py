@@ -260,8 +260,8 @@ class Coloring(Task):
         fill = [PALETTE[c] if c >= 0 else "#FFFFFF" for c in colors]
         nx.draw_networkx_nodes(graph, position, ax=axes, node_color=fill, edgecolors="#333333", node_size=160)
         for vertex, color in enumerate(fill):  # numbered as in the text of an answer
-            ink = INKS[ink_on(color)]
-            axes.annotate(str(vertex), (position[vertex][0], position[vertex][1]), ha="center", va="center", color=ink, fontsize=7)
+            place, ink = tuple(position[vertex].tolist()), INKS[ink_on(color)]
+            axes.annotate(str(vertex), place, ha="center", va="center", color=ink, fontsize=7)
         axes.set_aspect("equal")
         axes.margins(0.15)
         axes.set_axis_off()

@@ -170,7 +170,7 @@ class Sudoku(Task):
         return PuzzleSet(inputs, solutions, torch.from_numpy(puzzles.offsets))
 
     def ratings(self, split: str) -> Tensor | None:
-        """How hard each puzzle of a split is, int64 ``[N]``: backtracks of a reference solver; None if not known."""
+        """How hard each puzzle of a split is, ``[N]``, as its file says (Extreme: backtracks); None if not known."""
         check_split(split)
         ratings = self._puzzles[split].ratings
         return None if ratings is None else torch.from_numpy(ratings)

@@ -30,7 +30,7 @@ PUZZLE = ("question", "questions", "puzzle", "puzzles", "quiz", "quizzes")  # na
 ANSWER = ("answer", "answers", "solution", "solutions")
 RATING = ("rating", "ratings", "difficulty")
 DELIMITERS = ",;\t"  # spreadsheets write a semicolon where the comma stands in numbers
-BLANKS = "0._-*xX?"
+BLANKS = ".0*_-xX?"
 BOARD = re.compile(f"(?:[1-9{re.escape(BLANKS)}]{{16}}|[1-9{re.escape(BLANKS)}]{{36}}|[1-9{re.escape(BLANKS)}]{{81}})")
 NUMBER = re.compile(r"[+-]?(?:\d{1,15}(?:\.\d*)?|\.\d+)(?:e[+-]?\d{1,2})?", re.ASCII | re.IGNORECASE)
 

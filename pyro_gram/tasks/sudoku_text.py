@@ -10,10 +10,9 @@ from typing import NoReturn
 from pyro_gram.errors import InputError
 from pyro_gram.tasks.board_text import cells_of, cleaned, from_json, split_boards
 from pyro_gram.tasks.sudoku_boards import BOXES, SIZES
-from pyro_gram.tasks.sudoku_data import PUZZLE
+from pyro_gram.tasks.sudoku_data import BLANKS, PUZZLE
 from pyro_gram.text import Piece, tidy
 
-BLANKS = ".0*_-xX?"
 DIGITS = "123456789"
 COLUMNS = (*PUZZLE, "board", "grid", "clues")  # of a CSV, keys of a JSON object
 CELLS = {size * size: size for size in SIZES}
