@@ -46,8 +46,8 @@ class ColoringConfig:
     """Which graphs, how many, and how they are laid out as tokens.
 
     Attributes:
-        vertices: n.
-        edge_probability: p of G(n, p).
+        vertices: n, vertices of a graph.
+        edge_probability: p of G(n, p), the share of pairs that are edges.
         layout: ``vertex``: one token a vertex, holding its adjacency row; ``edge``: the paper's, one token a pair
             of vertices (1 no edge, 2 edge) and then one blank a vertex, answers 3 + colour.
         train, validation, test: graphs in each split.
