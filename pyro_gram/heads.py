@@ -11,7 +11,7 @@ from tqdm import tqdm
 from pyro_gram.build import Assembly, state_length
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.sampling import at_once
+from pyro_gram.inference.sampling import at_once, why_no_heads
 from pyro_gram.inference.sites import WHERE
 from pyro_gram.inference.verdict import VerdictConfig, fit
 from pyro_gram.networks.heads import VerdictHead
@@ -21,18 +21,15 @@ from pyro_gram.tasks.stream import TargetStream
 
 def takes_heads(model: nn.Module, config: VerdictConfig) -> bool:
     """Will this model be given heads? A program of a user's own may have no place for them, and runs without."""
-    return config.hidden > 0 and hasattr(model, WHERE)
+    return config.hidden > 0 and not why_no_heads(model)
 
 
 def check_heads(model: nn.Module, task: Task, config: VerdictConfig) -> None:
     """Raises ConfigError where heads are asked for and cannot be had."""
     if not task.checkable or not task.spec.conditional:
         raise ConfigError("halt and value heads judge answers to an input: set verdict.hidden to 0 for p(x)")
-    if not hasattr(model, WHERE):
-        raise ConfigError(
-            f"{type(model).__name__} has no attribute {WHERE!r} for halt and value heads: set verdict.hidden to 0, or "
-            "give it one and call pyro_gram.inference.sites.judge, as models/gram.py does"
-        )
+    if why := why_no_heads(model):
+        raise ConfigError(f"{why}: it can have none, and answers are chosen by vote (--select vote, or verified)")
     if config.hidden % (2 * config.heads):
         raise ConfigError(
             f"verdict.hidden {config.hidden} must be a multiple of 2 * verdict.heads = {2 * config.heads}"

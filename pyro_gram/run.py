@@ -28,6 +28,7 @@ from pyro_gram.evaluate import check_ready, check_rolls, monitor, rehearse
 from pyro_gram.files import read_json, sweep, write_bytes, write_json, write_via
 from pyro_gram.heads import check_heads, takes_heads
 from pyro_gram.inference.guard import DivergedError
+from pyro_gram.inference.sampling import why_no_heads
 from pyro_gram.inference.training import BatchReport, Trainer
 from pyro_gram.machine import revision
 from pyro_gram.tasks.stream import TargetStream
@@ -163,10 +164,8 @@ def open_run(
     check_per_datum(assembly)
     if takes_heads(assembly.model, config.verdict):
         check_heads(assembly.model, assembly.task, config.verdict)
-    elif config.verdict.hidden:
-        print(
-            f"{config.names['model']} has no attribute 'verdict': it will have no halt and value heads", file=sys.stderr
-        )
+    elif config.verdict.hidden and world.writes:
+        print(f"{why_no_heads(assembly.model)}: it is trained and measured without heads", file=sys.stderr)
     assembly.model.to(device)
     assembly.guide.to(device)
     stream = TargetStream(
