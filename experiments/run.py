@@ -133,17 +133,18 @@ def main(argv: list[str]) -> int:
     check_directory(out, "--out")
 
     from pyro_gram.evaluate import finish
+    from pyro_gram.monitor import plan
     from pyro_gram.run import InterruptedRunError, open_run, train
 
     resume, data_dir = arguments["resume"], arguments["data_dir"]
     with open_run(config, out, resume=resume, data_dir=data_dir, device=device, world=world) as run:
         tell = (lambda text: print(text, file=sys.stderr)) if world.writes else (lambda text: None)
+        plan(run)
         try:
             train(run)
         except InterruptedRunError as stopped:
             tell(stopped)
             return stopped.exit_code
-        tell("evaluating: fresh trajectories of the prior")
         try:
             results = finish(run, half=arguments["half"])
         except KeyboardInterrupt as stop:

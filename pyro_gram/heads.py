@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
+import copy
+import time
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pyro_gram.build import Assembly, state_length
 from pyro_gram.config import RunConfig
@@ -15,6 +16,7 @@ from pyro_gram.inference.sampling import at_once, why_no_heads
 from pyro_gram.inference.sites import WHERE
 from pyro_gram.inference.verdict import VerdictConfig, fit
 from pyro_gram.networks.heads import VerdictHead
+from pyro_gram.phases import Phases
 from pyro_gram.tasks.base import Task
 from pyro_gram.tasks.stream import TargetStream
 
@@ -47,12 +49,36 @@ def attach(model: nn.Module, task: Task, config: RunConfig) -> None:
     setattr(model, WHERE, head.to(next(model.parameters()).device))
 
 
-def train_heads(assembly: Assembly, depth: int, silent: bool = False) -> None:
-    """Give a trained model its heads, as ``config.verdict`` says, with a bar on stderr unless ``silent``.
+def train_heads(assembly: Assembly, depth: int, phases: Phases | None = None) -> None:
+    """Give a trained model its heads, as ``config.verdict`` says, with a bar on stderr.
 
     They learn from trajectories of the prior as it is sampled (its temper too), up to ``depth`` supervision steps deep,
     on training inputs under the task's symmetries: on those as they are the model errs less than on others.
+    ``phases``: of the run, whose phase ``heads`` this is.
     """
+    count = assembly.config.verdict.rounds
+    phases = phases or Phases({"heads": f"{count} rounds"})
+    start = time.perf_counter()
+    with phases.start("heads", count, "round") as bar:
+        for number, loss in enumerate(_rounds(assembly, depth), 1):
+            left = (time.perf_counter() - start) / number * (count - number)
+            bar.set_postfix_str(f"{phases.estimate('heads', left)}loss {loss:.3f}", refresh=False)
+            bar.update()
+
+
+def seconds_of_heads(assembly: Assembly, depth: int) -> float:
+    """How long :func:`train_heads` will take, by one round on a copy of the model. No random state changes."""
+    copied = Assembly(assembly.config, assembly.task, copy.deepcopy(assembly.model), assembly.guide)
+    device = next(copied.model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        rounds = _rounds(copied, depth)
+        start = time.perf_counter()
+        next(rounds)
+        return (time.perf_counter() - start) * assembly.config.verdict.rounds
+
+
+def _rounds(assembly: Assembly, depth: int) -> Iterator[float]:
+    """The rounds of :func:`train_heads`, with the loss of each. Heads are there before the first."""
     config, task, model = assembly.config, assembly.task, assembly.model
     attach(model, task, config)
     count = at_once(task.spec.input_length, config.verdict.trajectories)
@@ -63,15 +89,4 @@ def train_heads(assembly: Assembly, depth: int, silent: bool = False) -> None:
         assert x is not None
         return x
 
-    rounds = fit(model, some, task.valid, config.verdict, depth=depth, seed=config.seed, temper=config.temper)
-    bar = tqdm(
-        rounds,
-        total=config.verdict.rounds,
-        desc="heads",
-        unit="round",
-        file=sys.stderr,
-        mininterval=1.0,
-        disable=silent,
-    )
-    for loss in bar:
-        bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+    return fit(model, some, task.valid, config.verdict, depth=depth, seed=config.seed, temper=config.temper)
