@@ -69,7 +69,7 @@ def num_trajectories(run: Run) -> int:
     """How many trajectories :func:`finish` runs: what its bar counts."""
     held, puzzles = run.assembly, measured(run)
     samples, plain, given = held.config.evaluate.num_samples, puzzles.plain, puzzles.inputs is not None
-    count = samples * (len(puzzles) if given else 1) + min(len(plain), BOUND_INPUTS)
+    count = samples * (len(puzzles) if given else 1) + min(len(plain if given else plain.solutions), BOUND_INPUTS)
     count += FOLLOWED * (min(len(plain), FOLLOWED_INPUTS) if given else FOLLOWED_INPUTS)
     if given and takes_heads(held.model, held.config.verdict):
         count += samples * len(plain)

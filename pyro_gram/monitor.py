@@ -62,7 +62,8 @@ def timed_look(run: Run) -> dict[str, float]:
     looked = monitor(run)
     seconds = time.perf_counter() - start
     puzzles, samples = run.assembly.task.split("validation"), run.assembly.config.evaluate.num_samples
-    inputs = min(len(puzzles), MONITOR_INPUTS)
-    rolled = min(samples, MONITOR_SAMPLES) * (1 if puzzles.inputs is None else inputs)
-    run.phases.seconds["evaluation"] = seconds / (rolled + inputs) * num_trajectories(run)
+    given = puzzles.inputs is not None
+    pairs = min(len(puzzles if given else puzzles.solutions), MONITOR_INPUTS)
+    rolled = min(samples, MONITOR_SAMPLES) * (pairs if given else 1)
+    run.phases.seconds["evaluation"] = seconds / (rolled + pairs) * num_trajectories(run)
     return looked
