@@ -57,7 +57,7 @@ class Run:
         assembly: task, model and guide.
         trainer: its training state.
         out: the directory, which no other process may write to before :meth:`close`.
-        phases: what tells of its progress (``evaluate.plan``).
+        phases: what tells of its progress (``monitor.plan``).
     """
 
     assembly: Assembly
@@ -368,7 +368,7 @@ def train(run: Run) -> None:
             keep.check()
         if run.world.size == 1:
             run.trainer.between = keep
-        first, begun = run.trainer.number, time.perf_counter()
+        first, before = run.trainer.number, run.trainer.elapsed
         if "heads" in run.phases.sizes and run.world.writes and not run.trainer.finished:
             run.phases.seconds["heads"] = seconds_of_heads(run.averaged, run.depth)
         with _bar(run) as bar:
@@ -386,8 +386,7 @@ def train(run: Run) -> None:
                 if run.world.writes:
                     run.forget_divergence()  # it has been got over
                 bar.update(1 if config.batches else min(round(report.seconds), round(60 * config.minutes)) - bar.n)
-                left = seconds_left(run.trainer, first, time.perf_counter() - begun)
-                told = run.phases.estimate("train", left)
+                told = run.phases.estimate("train", seconds_left(run.trainer, first, report.seconds - before))
                 bar.set_postfix_str(told + _postfix(report, look), refresh=False)
                 keep(report.last)
         keep.check()
