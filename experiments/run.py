@@ -15,7 +15,7 @@ from pyro_gram.cli import (
     spare_process,
     use_working_directory,
 )
-from pyro_gram.config import RunConfig, add_options, read_preset, with_options
+from pyro_gram.config import NAMED, RunConfig, add_options, foreign_options, read_preset, with_options
 from pyro_gram.device import pick_device
 from pyro_gram.distributed import leave, start
 from pyro_gram.errors import ConfigError
@@ -24,6 +24,7 @@ from pyro_gram.inference.temper import told
 from pyro_gram.tasks.base import SPLITS, make_task
 
 PRESETS = Path(__file__).parent / "presets"
+CHOSEN = ("model", "prior", "guide")  # beside the task
 
 
 def make_parser(add_help: bool = True) -> Parser:
@@ -31,17 +32,22 @@ def make_parser(add_help: bool = True) -> Parser:
         "run.py",
         description=__doc__,
         add_help=add_help,
-        epilog="Give --task with --help to see every setting of its parts.",
+        usage="run.py --task NAME [OPTION VALUE ...]",
+        epilog="Settings depend on the parts of a run: run.py --task NAME --help explains those of a task.",
     )
     tasks = ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))
     parser.add_argument("--task", required=True, metavar="NAME", help=f"{tasks}, or your own as package.module:Class")
     parser.add_argument(
         "--preset",
         default="cpu",
+        metavar="NAME",
         help="cpu (the default), tiny, paper, or another of the task's",
     )
-    for part in ("model", "prior", "guide"):
-        parser.add_argument(f"--{part}", metavar="NAME", help="a registered name, or your own as package.module:Class")
+    for part in CHOSEN:
+        known = ", ".join(NAMED[part].names())
+        parser.add_argument(
+            f"--{part}", metavar="NAME", help=f"{known}, or your own as package.module:Class (default: the preset's)"
+        )
     parser.add_argument("--seed", type=int, default=0, help="of weights, data order and guidance (default 0)")
     parser.add_argument("--out", type=directory, metavar="DIR", help="default runs/TASK-PRESET[-PARTS]-seedS")
     parser.add_argument("--resume", action="store_true", help="continue the run in DIR")
@@ -60,12 +66,15 @@ def parse(argv: list[str]) -> tuple[RunConfig, dict]:
     if not {"--task"} & {a.partition("=")[0] for a in argv} and {"-h", "--help"} & set(argv):
         make_parser().parse_args(["--help"])
     first, _ = parser.parse_known_args(argv)
-    names = {part: getattr(first, part) for part in ("model", "prior", "guide")}
+    names = {part: getattr(first, part) for part in CHOSEN}
     if any(":" in name for name in (first.task, *filter(None, names.values()))):
         use_working_directory()
     config = read_preset(PRESETS, first.task, first.preset, names=names, seed=first.seed)
     full = make_parser()
     add_options(full, config)
+    chosen = {"task": first.task, **({} if first.preset == "cpu" else {"preset": first.preset}), **names}
+    full.page = " ".join(["run.py", *(f"--{part} {name}" for part, name in chosen.items() if name), "--help"])
+    full.foreign = foreign_options(config)
     arguments = vars(full.parse_args(argv))
     config = with_options(config, arguments)
     if arguments["minutes"] is not None:
@@ -80,7 +89,7 @@ def parse(argv: list[str]) -> tuple[RunConfig, dict]:
 
 def default_directory(config: RunConfig, arguments: dict) -> Path:
     """A directory for each task, preset, seed and choice of parts: a baseline is not refused after GRAM."""
-    swapped = [arguments[part] for part in ("model", "prior", "guide") if arguments[part]]
+    swapped = [arguments[part] for part in CHOSEN if arguments[part]]
     names = [name.rpartition(":")[2] for name in (config.names["task"], config.preset, *swapped)]
     return Path("runs") / "-".join([*names, f"seed{config.seed}"])
 
@@ -124,17 +133,18 @@ def main(argv: list[str]) -> int:
     check_directory(out, "--out")
 
     from pyro_gram.evaluate import finish
+    from pyro_gram.monitor import plan
     from pyro_gram.run import InterruptedRunError, open_run, train
 
     resume, data_dir = arguments["resume"], arguments["data_dir"]
     with open_run(config, out, resume=resume, data_dir=data_dir, device=device, world=world) as run:
         tell = (lambda text: print(text, file=sys.stderr)) if world.writes else (lambda text: None)
+        plan(run)
         try:
             train(run)
         except InterruptedRunError as stopped:
             tell(stopped)
             return stopped.exit_code
-        tell("evaluating: fresh trajectories of the prior")
         try:
             results = finish(run, half=arguments["half"])
         except KeyboardInterrupt as stop:

@@ -38,6 +38,7 @@ from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.evaluate import finish
 from pyro_gram.files import check_writable, read_json, write_bytes, write_json, write_via
 from pyro_gram.inference.sampling import at_once, rollout
+from pyro_gram.monitor import plan
 from pyro_gram.registry import MODELS
 from pyro_gram.run import InterruptedRunError, check_begun, open_run, train
 
@@ -133,6 +134,7 @@ def run_cell(cell: Cell, runs: Path, device: torch.device, data_dir: str | None,
     """Train and measure a cell, or go on where it was stopped. Raises InterruptedRunError on a signal."""
     folder = runs / cell.name
     with open_run(cell.config(), folder, resume=True, data_dir=data_dir, device=device, world=world) as run:
+        plan(run)
         train(run)
         finish(run)
 

@@ -27,7 +27,11 @@ class AdditiveGuide(AmortizedGuide):
 
 @dataclass(frozen=True)
 class GlobalGuideConfig(AmortizedGuideConfig):
-    """As the amortized guide's; with ``layers`` at 0 the code would be a bag of answers, without their places."""
+    """As the amortized guide's.
+
+    Attributes:
+        layers: attention layers over the embedded answer; with none the code is a bag of answers, without their places.
+    """
 
     layers: int = 1
 

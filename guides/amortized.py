@@ -34,7 +34,7 @@ class AmortizedGuideConfig:
         initial_scale: sigma of every channel before training, as the prior's.
         layers: attention layers over the embedded answer. With none, the posterior of a position sees its own part of
             y only; with some, all of it, so that few positions can say what many need (images).
-        heads: of those layers.
+        heads: attention heads of those layers.
         until: transitions of a trajectory after which the guide follows the prior; 0 for none. A guide that was trained
             on few supervision steps knows nothing of deeper ones; it cannot be less than those.
         budget: the most that the posterior may say of y at one transition, nats an input; 0 for no limit. Needs a

@@ -38,9 +38,9 @@ class D3PMConfig(OneStepConfig):
     """Sizes, and the corruption.
 
     Attributes:
-        kind: ``uniform`` or ``absorbing``.
-        times: T; a draw takes as many steps.
-        auxiliary: weight of the cross-entropy of the clean answer.
+        kind: of the corruption: ``uniform`` or ``absorbing``.
+        times: T, steps of the corruption; a draw takes as many.
+        auxiliary: weight of the cross-entropy of the clean answer in the loss.
     """
 
     kind: str = "absorbing"

@@ -21,7 +21,16 @@ from pyro_gram.tasks.base import TaskSpec
 
 @dataclass(frozen=True)
 class OneStepConfig:
-    """Sizes of a stack of layers. ``prefix``: as GRAM's; ``mixer``: ``attention`` or ``swiglu`` (over positions)."""
+    """Sizes of a stack of layers.
+
+    Attributes:
+        width: D, channels of a position.
+        heads: attention heads of a layer.
+        hidden: width of a layer's SwiGLU.
+        layers: layers of the stack.
+        mixer: what mixes positions: ``attention``, or ``swiglu`` (over positions; not of autoregressive models).
+        prefix: zero positions before the input (the paper's 16 puzzle tokens).
+    """
 
     width: int = 512
     heads: int = 8

@@ -31,7 +31,11 @@ class FlatCore(nn.Module):
 
 @dataclass(frozen=True)
 class FlatConfig(GRAMConfig):
-    """As GRAM's; ``low_steps`` are applications of f between two draws of guidance."""
+    """As GRAM's.
+
+    Attributes:
+        low_steps: applications of f between two draws of guidance.
+    """
 
     low_steps: int = 1
 
@@ -46,7 +50,11 @@ class Flat(GRAM):
 
 @dataclass(frozen=True)
 class LoopedConfig(FlatConfig):
-    """``transitions`` are the loops; gradient goes through all of them."""
+    """As GRAM's.
+
+    Attributes:
+        transitions: the loops; gradient goes through all of them.
+    """
 
     transitions: int = 8
     truncated: bool = False

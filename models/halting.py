@@ -114,7 +114,12 @@ class _Halting(GRAM):
 
 @dataclass(frozen=True)
 class HRMConfig(GRAMConfig):
-    """``transitions`` are the high-level cycles, ``low_steps`` the low-level ones in each; 2 and 2 in the paper."""
+    """As GRAM's.
+
+    Attributes:
+        low_steps: low-level cycles in each high-level one (2 in the paper).
+        transitions: high-level cycles (2 in the paper).
+    """
 
     low_steps: int = 2
     transitions: int = 2

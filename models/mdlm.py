@@ -31,10 +31,13 @@ EARLIEST = 1e-3  # the least time that is trained, where 1 / t is large
 
 @dataclass(frozen=True)
 class MDLMConfig(OneStepConfig):
-    """``sampling_steps``: of a draw; 0 for as many as the answer has tokens.
+    """Sizes, and the length of a draw.
 
     Tokens that one step uncovers are drawn independently. With as many steps as tokens most are not alone in theirs;
     with eight times as many nearly all are, and a draw costs eight times as much.
+
+    Attributes:
+        sampling_steps: of a draw; 0 for as many as the answer has tokens.
     """
 
     sampling_steps: int = 0

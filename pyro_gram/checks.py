@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 from pyro_gram.errors import ConfigError, UserError
@@ -37,7 +39,34 @@ def check_range(config: Any, **ranges: tuple[float, float]) -> None:
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raises ConfigError unless ``value`` is one of ``choices``."""
     if value not in choices:
-        raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(choices)}")
+        raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(choices)}{did_you_mean(value, choices)}")
+
+
+def similar(word: str, known: Iterable[str]) -> list[str]:
+    """What was meant, where ``word`` is none of ``known``: the nearest of them, three at the most.
+
+    Of names with points (``--task.size``) the last part counts: all that end in that of ``word``, else those with the
+    last part nearest to it, in the same part of the run where ``word`` names one.
+    """
+
+    def split(name: str) -> tuple[str, str]:
+        part, _, last = name.lstrip("-").rpartition(".")
+        return part, last.replace("-", "_")
+
+    part, last = split(word)
+    names = sorted(known, key=lambda name: name.count("."))
+    if same := [name for name in names if split(name)[1] == last]:
+        return same[:3]
+    there = [name for name in names if split(name)[0] == part]
+    pool = there or names if part else names
+    lasts = get_close_matches(last, {split(name)[1] for name in pool}, n=3, cutoff=0.74)
+    return [name for near in lasts for name in pool if split(name)[1] == near][:3]
+
+
+def did_you_mean(word: Any, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: ``; did you mean gram?``, or nothing where none is near."""
+    near = similar(word, known) if isinstance(word, str) else []
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def check_seed(seed: Any, name: str = "seed") -> None:

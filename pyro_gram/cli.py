@@ -13,20 +13,52 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from pyro_gram.allocator import keep_freed_memory
+from pyro_gram.checks import similar
 from pyro_gram.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line on stderr and exit code 2, and which guesses no abbreviation."""
+    """An ArgumentParser whose errors are one line on stderr and exit code 2, and which guesses no abbreviation.
+
+    An error about an unknown option says what was meant, as far as that can be seen.
+
+    Attributes:
+        page: the command that explains the options.
+        foreign: options that this run has not: option to whose it is, in words, and the command that explains it.
+    """
 
     def __init__(self, prog: str, **kwargs: Any) -> None:
         super().__init__(prog, allow_abbrev=False, **kwargs)
+        self.page = f"{prog} --help"
+        self.foreign: dict[str, tuple[str, str]] = {}
+        self._words: list[str] = []
         # What torch.distributed.launch says to each of its processes, which torchrun says by LOCAL_RANK.
         self.add_argument("--local-rank", "--local_rank", action=_LocalRank, type=int, help=argparse.SUPPRESS)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        page, meant = self.page, ""
+        if message.startswith(("unrecognized arguments", "the following arguments are required")):
+            unknown = dict.fromkeys(word.partition("=")[0] for word in self._words if word.startswith("--"))
+            for option in [word for word in unknown if word not in self._option_string_actions]:
+                said, page = self._meant(option, page)
+                meant += said
+        print(f"{self.prog}: error: {message}{meant} (see {page})", file=sys.stderr)
         raise SystemExit(2)
+
+    def _meant(self, option: str, page: str) -> tuple[str, str]:
+        """What an unknown option may have meant, as the end of a message, and the command that explains it."""
+        shown = (action for action in self._actions if action.help != argparse.SUPPRESS)
+        known = [name for action in shown for name in action.option_strings if name.startswith("--")]
+        near = [option] if option in self.foreign else similar(option, [*known, *self.foreign])
+        here = [name for name in near if name not in self.foreign]
+        if here or not near:
+            return (f"; did you mean {' or '.join(here)}?" if here else ""), page
+        whose, page = self.foreign[near[0]]
+        return f"; {option} {whose}" if near[0] == option else f"; did you mean {near[0]}? It {whose}", page
 
 
 class _LocalRank(argparse.Action):

@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range, check_seed
+from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range, check_seed, did_you_mean
+from pyro_gram.docstrings import meanings
 from pyro_gram.errors import ConfigError
 from pyro_gram.files import read_tables
 from pyro_gram.inference.beta import BetaConfig
@@ -37,7 +38,7 @@ class EvaluateConfig:
         num_samples: N, trajectories an input (the paper's tables: 20).
         depth: supervision steps of a roll-out; 0 for as many as in training.
         inputs: the most held-out inputs that are measured (the first; splits are in random order); 0 for all.
-        seed: of the roll-outs.
+        seed: of the roll-outs that are measured.
     """
 
     num_samples: int = 20
@@ -136,7 +137,9 @@ def make_run_config(
     classes = {part: config_class(part, names[part]) for part in NAMED} | FIXED
     stray = set(settings) - set(classes)
     if stray:
-        raise ConfigError(f"unknown part {sorted(stray)[0]!r}; known: {', '.join(classes)}")
+        raise ConfigError(
+            f"unknown part {(name := sorted(stray)[0])!r}; known: {', '.join(classes)}{did_you_mean(name, classes)}"
+        )
     parts: dict[str, Any] = {part: from_fields(cls, settings.get(part, {}), part) for part, cls in classes.items()}
     return RunConfig(dict(names), parts, preset, seed)
 
@@ -157,13 +160,58 @@ def from_fields(cls: type[T], values: dict[str, Any], part: str = "") -> T:
     fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name, value in values.items():
         if name not in fields:
-            raise ConfigError(f"unknown setting {part}.{name}; known in {part}: {', '.join(sorted(fields))}")
+            known = f"known in {part}: {', '.join(sorted(fields))}{_what_was_meant(part, name, fields)}"
+            raise ConfigError(f"unknown setting {part}.{name}; {known}")
         kind = hints[name]
         if kind is float and type(value) is int:
             continue
         if isinstance(kind, type) and type(value) is not kind:
             raise ConfigError(f"{part}.{name} must be {kind.__name__}, not {value!r}")
     return built(part, lambda: cls(**values))
+
+
+def _what_was_meant(part: str, name: str, fields: Collection[str]) -> str:
+    if having := owners(part).get(name):
+        return f"; it belongs to {_listed(part, having)} (see {help_page(part, having[0])})"
+    return did_you_mean(f"{part}.{name}", [f"{part}.{field}" for field in fields]) + (
+        f" (see {help_page()})" if part in NAMED or part in FIXED else ""
+    )
+
+
+def owners(part: str) -> dict[str, list[str]]:
+    """The registered tasks, models, priors or guides that have each setting, by the setting's name."""
+    found: dict[str, list[str]] = {}
+    for name in NAMED[part].names() if part in NAMED else []:
+        config = getattr(NAMED[part].get(name), "Config", None)
+        for field in dataclasses.fields(config) if dataclasses.is_dataclass(config) else ():
+            found.setdefault(field.name, []).append(name)
+    return found
+
+
+def _listed(part: str, names: list[str]) -> str:
+    *most, last = names
+    return f"the {part}s {', '.join(most)} and {last}" if most else f"the {part} {last}"
+
+
+def help_page(part: str = "task", name: str = "NAME", task: str = "NAME") -> str:
+    """The command that explains the settings of the task, model, prior or guide called ``name``."""
+    return f"run.py --task {name} --help" if part == "task" else f"run.py --task {task} --{part} {name} --help"
+
+
+def foreign_options(config: RunConfig) -> dict[str, tuple[str, str]]:
+    """The options that other tasks, models, priors and guides have and this run has not.
+
+    Returns:
+        option to whose it is, in words, and the command that explains it (``cli.Parser.foreign``).
+    """
+    found = {}
+    for part, own in config.names.items():
+        mine = {field.name for field in dataclasses.fields(config.parts[part])}
+        for field, having in owners(part).items():
+            if field not in mine:
+                whose = f"belongs to {_listed(part, having)}, and this run's {part} is {own}"
+                found[f"--{part}.{field}"] = whose, help_page(part, having[0], config.names["task"])
+    return found
 
 
 def built(part: str, make: Callable[[], T]) -> T:
@@ -175,10 +223,10 @@ def built(part: str, make: Callable[[], T]) -> T:
 
 
 def add_options(parser: argparse.ArgumentParser, config: RunConfig) -> None:
-    """One option a field of every part, ``--part.field VALUE``, with the value of ``config`` shown as its default."""
+    """One option a field of every part, ``--part.field VALUE``, with its meaning and the value of ``config``."""
     for part, value in config.parts.items():
         group = parser.add_argument_group(f"{part} ({type(value).__name__})")
-        hints = typing.get_type_hints(type(value))
+        hints, meaning = typing.get_type_hints(type(value)), meanings(type(value))
         for field in dataclasses.fields(value):
             kind = hints[field.name]
             if isinstance(kind, types.UnionType) or kind not in (int, float, str, bool):
@@ -188,8 +236,13 @@ def add_options(parser: argparse.ArgumentParser, config: RunConfig) -> None:
                 type=_boolean if kind is bool else kind,
                 metavar=kind.__name__.upper(),
                 default=argparse.SUPPRESS,
-                help=f"default {getattr(value, field.name)}",
+                help=_explained(meaning.get(field.name, ""), getattr(value, field.name)),
             )
+
+
+def _explained(meaning: str, default: Any) -> str:
+    said = f"default {'empty' if default == '' else default}"
+    return (f"{meaning} ({said})" if meaning else said).replace("%", "%%")
 
 
 def with_options(config: RunConfig, arguments: dict[str, Any]) -> RunConfig:
@@ -215,7 +268,8 @@ def with_settings(config: RunConfig, settings: dict[str, dict[str, Any]]) -> Run
     data = config.to_dict()
     for part, fields in settings.items():
         if part not in config.parts:
-            raise ConfigError(f"unknown part {part!r}; known: {', '.join(config.parts)}")
+            known = f"known: {', '.join(config.parts)}{did_you_mean(part, config.parts)}"
+            raise ConfigError(f"unknown part {part!r}; {known}")
         if not isinstance(fields, dict):
             raise ConfigError(f"the settings of {part!r} must be a table of fields, not {fields!r}")
         data[part] = data[part] | fields
@@ -248,10 +302,12 @@ def read_preset(
     path = folder / f"{'coloring' if own else task}.toml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
-        raise ConfigError(f"unknown task {task!r}; known: {known}; or give your own as package.module:Class")
+        near = did_you_mean(task, known.split(", "))
+        raise ConfigError(f"unknown task {task!r}; known: {known}; or give your own as package.module:Class{near}")
     tables = read_tables(path)
     if preset not in tables:
-        raise ConfigError(f"unknown preset {preset!r} for {path.stem}; known: {', '.join(tables)}")
+        known = f"known: {', '.join(tables)}{did_you_mean(preset, tables)}"
+        raise ConfigError(f"unknown preset {preset!r} for {path.stem}; {known}")
     table = dict(tables[preset])
     usual = {"task": path.stem, "model": "gram", "prior": "gaussian", "guide": "amortized"} | table.pop("names", {})
     chosen = usual | {part: name for part, name in (names or {}).items() if name is not None}

@@ -29,8 +29,6 @@ from pyro_gram.tasks.stream import generator_for
 if TYPE_CHECKING:
     from pyro_gram.run import Run
 
-MONITOR_INPUTS = 64  # validation inputs looked at during training
-MONITOR_SAMPLES = 1024  # samples of p(x) looked at during training
 BOUND_INPUTS = 1024  # the most pairs (x, y) whose bounds are computed
 LIKELIHOOD_INPUTS, LIKELIHOOD_SAMPLES = 64, 100  # the prior Monte Carlo estimate of log p(y | x)
 FOLLOWED_INPUTS, FOLLOWED = 24, 6  # trajectories that are followed step by step, of each of the first inputs
@@ -61,26 +59,28 @@ def _has_likelihood(held: Assembly) -> bool:
     return held.task.checkable and not getattr(held.model, "bounded", False)
 
 
-def monitor(run: Run) -> dict[str, float]:
-    """Bounds, and accuracy and coverage of the prior, of the averaged weights on a few validation inputs."""
-    task, config = run.assembly.task, run.assembly.config
-    puzzles = task.split("validation").subset(MONITOR_INPUTS)
-    seed = config.evaluate.seed
-    rolled = roll(run, puzzles.inputs, num_samples=min(config.evaluate.num_samples, MONITOR_SAMPLES))
-    metrics = measure(task, puzzles, rolled.tokens, rolled.score)
-    x, y = puzzles.pairs(MONITOR_INPUTS, generator_for(seed, len(puzzles)))
-    found = bounds_of(run.averaged, x, y, run.depth, seed)
-    looked = {
-        "prior_accuracy": metrics.sample_accuracy,
-        "prior_coverage": metrics.coverage,
-        "coverage_limit": metrics.coverage_limit,
-        "elbo_full": found.full.mean().item(),
-        "elbo_surrogate": found.surrogate.mean().item(),
-    }
-    looked["posterior_accuracy"] = right_under_guide(run.averaged, x, found)
-    own = assess(task, puzzles, rolled.tokens, split="validation")
-    looked |= {f"prior_{name}": value for name, value in own.items()}
-    return {name: value for name, value in looked.items() if value is not None}
+def measured(run: Run) -> PuzzleSet:
+    """The inputs of the test split that are measured."""
+    puzzles, most = run.assembly.task.split("test"), run.assembly.config.evaluate.inputs
+    return puzzles.subset(most) if most else puzzles
+
+
+def num_trajectories(run: Run) -> int:
+    """How many trajectories :func:`finish` runs: what its bar counts."""
+    held, puzzles = run.assembly, measured(run)
+    samples, plain, given = held.config.evaluate.num_samples, puzzles.plain, puzzles.inputs is not None
+    count = samples * (len(puzzles) if given else 1) + min(len(plain if given else plain.solutions), BOUND_INPUTS)
+    count += FOLLOWED * (min(len(plain), FOLLOWED_INPUTS) if given else FOLLOWED_INPUTS)
+    if given and takes_heads(held.model, held.config.verdict):
+        count += samples * len(plain)
+    if _has_likelihood(held):
+        count += _likelihood_trajectories(plain)
+    return count
+
+
+def _likelihood_trajectories(plain: PuzzleSet) -> int:
+    few = min(len(plain), LIKELIHOOD_INPUTS)
+    return LIKELIHOOD_SAMPLES * (10 if plain.inputs is None else few)
 
 
 def bounds_of(held: Assembly, x: Tensor | None, y: Tensor, depth: int, seed: int) -> Bounds:
@@ -183,22 +183,22 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
     model, guide = (m.eval() for m in run.trainer.averaged)
     config, task = run.assembly.config, run.assembly.task
     if takes_heads(model, config.verdict):
-        train_heads(run.averaged, run.depth, silent=not run.world.writes)
+        train_heads(run.averaged, run.depth, run.phases)
         run.world.agree_(
             list(model.get_submodule(WHERE).state_dict().values())
         )  # roll-outs halt by the heads that are saved
     heads = time.perf_counter() - start
     if run.world.writes:
         save_model(run.out / "model.safetensors", config, model, guide, data=task.provenance(), half=half)
-    puzzles = task.split("test")
-    if config.evaluate.inputs:
-        puzzles = puzzles.subset(config.evaluate.inputs)
-    rolled = roll(run, puzzles.inputs)
-    metrics = test_metrics(run, puzzles, rolled)
-    plain = puzzles.plain
-    history = followed(run, plain)
+    puzzles = measured(run)
+    with run.phases.start("evaluation", num_trajectories(run), "trajectory"):
+        rolled = roll(run, puzzles.inputs, progress=run.progress)
+        metrics = test_metrics(run, puzzles, rolled)
+        plain = puzzles.plain
+        history = followed(run, plain)
     followed_inputs = None if plain.inputs is None else plain.inputs[: history.shape[2]]
     metrics["unsettled"] = attractors(task, followed_inputs, history).restless
+    run.phases.say("drawing figures and writing the report")
     drawn: dict[str, Any] = {}
     if run.world.writes:
         drawn = draw_figures(run, puzzles, rolled.tokens, history)
@@ -242,7 +242,7 @@ def followed(run: Run, puzzles: PuzzleSet) -> Tensor:
     """Answers after each supervision step of some trajectories of the first inputs, int64 ``[S, N, b, L_out]``."""
     x = None if puzzles.inputs is None else puzzles.inputs[:FOLLOWED_INPUTS]
     count = FOLLOWED if x is not None else FOLLOWED * FOLLOWED_INPUTS
-    history = roll(run, x, num_samples=count, history=True).history
+    history = roll(run, x, num_samples=count, history=True, progress=run.progress).history
     assert history is not None
     return history
 
@@ -273,6 +273,7 @@ def test_metrics(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, Any
     plain = puzzles.plain
     x, y = plain.pairs(BOUND_INPUTS, generator_for(seed, len(plain)))
     found = bounds_of(run.averaged, x, y, run.depth, seed)
+    run.phases.update(len(y))
     return {
         **metrics.to_dict(),
         **_against_limits(plain, metrics.coverage, metrics.coverage_limit, found.full),
@@ -313,7 +314,7 @@ def _judged(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, float]:
         return task.valid(x, tokens).double().mean().item()
 
     chosen = winners(task.canonical(x, tokens), score, value)
-    halted = roll(run, x, halt=halt)
+    halted = roll(run, x, halt=halt, progress=run.progress)
     return {
         "value_accuracy": right(chosen),
         "halt": halt,
@@ -340,6 +341,7 @@ def _likelihood(run: Run, x: Tensor | None, y: Tensor) -> dict[str, float]:
         seed=run.assembly.config.evaluate.seed,
         max_trajectories=at_once(task.spec.input_length),
     )
+    run.phases.update(samples if x is None else samples * len(log_p))
     return {
         "log_likelihood_prior_mc": log_p.mean().item(),
         "log_likelihood_se": (log_p.std(correction=0) / len(log_p) ** 0.5).item(),

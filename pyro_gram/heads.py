@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import sys
+import copy
+import time
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pyro_gram.build import Assembly, state_length
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.sampling import at_once
+from pyro_gram.inference.sampling import at_once, why_no_heads
 from pyro_gram.inference.sites import WHERE
 from pyro_gram.inference.verdict import VerdictConfig, fit
 from pyro_gram.networks.heads import VerdictHead
+from pyro_gram.phases import Phases
 from pyro_gram.tasks.base import Task
 from pyro_gram.tasks.stream import TargetStream
 
 
 def takes_heads(model: nn.Module, config: VerdictConfig) -> bool:
     """Will this model be given heads? A program of a user's own may have no place for them, and runs without."""
-    return config.hidden > 0 and hasattr(model, WHERE)
+    return config.hidden > 0 and not why_no_heads(model)
 
 
 def check_heads(model: nn.Module, task: Task, config: VerdictConfig) -> None:
     """Raises ConfigError where heads are asked for and cannot be had."""
     if not task.checkable or not task.spec.conditional:
         raise ConfigError("halt and value heads judge answers to an input: set verdict.hidden to 0 for p(x)")
-    if not hasattr(model, WHERE):
-        raise ConfigError(
-            f"{type(model).__name__} has no attribute {WHERE!r} for halt and value heads: set verdict.hidden to 0, or "
-            "give it one and call pyro_gram.inference.sites.judge, as models/gram.py does"
-        )
+    if why := why_no_heads(model):
+        raise ConfigError(f"{why}: it can have none, and answers are chosen by vote (--select vote, or verified)")
     if config.hidden % (2 * config.heads):
         raise ConfigError(
             f"verdict.hidden {config.hidden} must be a multiple of 2 * verdict.heads = {2 * config.heads}"
@@ -50,12 +49,36 @@ def attach(model: nn.Module, task: Task, config: RunConfig) -> None:
     setattr(model, WHERE, head.to(next(model.parameters()).device))
 
 
-def train_heads(assembly: Assembly, depth: int, silent: bool = False) -> None:
-    """Give a trained model its heads, as ``config.verdict`` says, with a bar on stderr unless ``silent``.
+def train_heads(assembly: Assembly, depth: int, phases: Phases | None = None) -> None:
+    """Give a trained model its heads, as ``config.verdict`` says, with a bar on stderr.
 
     They learn from trajectories of the prior as it is sampled (its temper too), up to ``depth`` supervision steps deep,
     on training inputs under the task's symmetries: on those as they are the model errs less than on others.
+    ``phases``: of the run, whose phase ``heads`` this is.
     """
+    count = assembly.config.verdict.rounds
+    phases = phases or Phases({"heads": f"{count} rounds"})
+    start = time.perf_counter()
+    with phases.start("heads", count, "round") as bar:
+        for number, loss in enumerate(_rounds(assembly, depth), 1):
+            left = (time.perf_counter() - start) / number * (count - number)
+            bar.set_postfix_str(f"{phases.estimate('heads', left)}loss {loss:.3f}", refresh=False)
+            bar.update()
+
+
+def seconds_of_heads(assembly: Assembly, depth: int) -> float:
+    """How long :func:`train_heads` will take, by one round on a copy of the model. No random state changes."""
+    copied = Assembly(assembly.config, assembly.task, copy.deepcopy(assembly.model), assembly.guide)
+    device = next(copied.model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        rounds = _rounds(copied, depth)
+        start = time.perf_counter()
+        next(rounds)
+        return (time.perf_counter() - start) * assembly.config.verdict.rounds
+
+
+def _rounds(assembly: Assembly, depth: int) -> Iterator[float]:
+    """The rounds of :func:`train_heads`, with the loss of each. Heads are there before the first."""
     config, task, model = assembly.config, assembly.task, assembly.model
     attach(model, task, config)
     count = at_once(task.spec.input_length, config.verdict.trajectories)
@@ -66,15 +89,4 @@ def train_heads(assembly: Assembly, depth: int, silent: bool = False) -> None:
         assert x is not None
         return x
 
-    rounds = fit(model, some, task.valid, config.verdict, depth=depth, seed=config.seed, temper=config.temper)
-    bar = tqdm(
-        rounds,
-        total=config.verdict.rounds,
-        desc="heads",
-        unit="round",
-        file=sys.stderr,
-        mininterval=1.0,
-        disable=silent,
-    )
-    for loss in bar:
-        bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+    return fit(model, some, task.valid, config.verdict, depth=depth, seed=config.seed, temper=config.temper)

@@ -12,6 +12,7 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from pyro_gram.checks import did_you_mean
 from pyro_gram.errors import ConfigError
 
 C = TypeVar("C", bound=type)
@@ -66,6 +67,7 @@ class Registry:
             known = ", ".join(sorted(self._classes)) or "none"
             raise ConfigError(
                 f"unknown {self.kind} {name!r}; known: {known}; or give your own as package.module:Class"
+                f"{did_you_mean(name, self._classes)}"
             ) from None
 
     def _by_path(self, path: str) -> type:

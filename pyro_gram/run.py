@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,16 @@ from pyro_gram.config import RunConfig
 from pyro_gram.diagnostics.verdicts import BAD, leak
 from pyro_gram.distributed import ALONE, World, check_batch
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.evaluate import check_ready, check_rolls, monitor, rehearse
+from pyro_gram.evaluate import check_ready, check_rolls, rehearse
 from pyro_gram.files import MAX_TEXT, read_json, sweep, write_bytes, write_json, write_via
-from pyro_gram.heads import check_heads, takes_heads
+from pyro_gram.heads import check_heads, seconds_of_heads, takes_heads
 from pyro_gram.inference.guard import DivergedError
+from pyro_gram.inference.pace import seconds_left
+from pyro_gram.inference.sampling import why_no_heads
 from pyro_gram.inference.training import BatchReport, Trainer
 from pyro_gram.machine import revision
+from pyro_gram.monitor import timed_look
+from pyro_gram.phases import Phases
 from pyro_gram.tasks.stream import TargetStream
 from pyro_gram.text import read_text, tidy
 
@@ -54,12 +58,14 @@ class Run:
         assembly: task, model and guide.
         trainer: its training state.
         out: the directory, which no other process may write to before :meth:`close`.
+        phases: what tells of its progress (``monitor.plan``).
     """
 
     assembly: Assembly
     trainer: Trainer
     out: Path
     lock: FileLock | None = None
+    phases: Phases = field(default_factory=lambda: Phases({"train": ""}))
 
     def __enter__(self) -> Run:
         return self
@@ -76,6 +82,10 @@ class Run:
     def world(self) -> World:
         """The processes that train it."""
         return self.trainer.world
+
+    def progress(self, count: int) -> None:
+        """Move the bar by trajectories of this process: the others run as many."""
+        self.phases.update(count * self.world.size)
 
     def save(self, path: Path | None = None) -> None:
         """Write the state of training, atomically; to ``state_path`` where nothing else is said."""
@@ -164,10 +174,8 @@ def open_run(
     check_per_datum(assembly)
     if takes_heads(assembly.model, config.verdict):
         check_heads(assembly.model, assembly.task, config.verdict)
-    elif config.verdict.hidden:
-        print(
-            f"{config.names['model']} has no attribute 'verdict': it will have no halt and value heads", file=sys.stderr
-        )
+    elif config.verdict.hidden and world.writes:
+        print(f"{why_no_heads(assembly.model)}: it is trained and measured without heads", file=sys.stderr)
     assembly.model.to(device)
     assembly.guide.to(device)
     stream = TargetStream(
@@ -192,7 +200,8 @@ def open_run(
             f"no closed-form KL of {sampled[0]} from {sampled[1]}: it is estimated from each draw (log q - log p)",
             file=sys.stderr,
         )
-    run = Run(assembly, trainer, out, lock_directory(out, 30.0 if world.restarts else 0.0) if world.writes else None)
+    lock = lock_directory(out, 30.0 if world.restarts else 0.0) if world.writes else None
+    run = Run(assembly, trainer, out, lock, Phases({"train": ""}, silent=not world.writes))
     world.wait()  # what the first process would not have in its directory, none of the others trains
     try:
         _prepare(run, resume)
@@ -353,18 +362,23 @@ def train(run: Run) -> None:
         if run.world.writes and run.trainer.num_batches is None and not run.trainer.finished:
             asked = f"{config.batches:,} fit into {config.minutes:g} minutes"
             print(f"timing a few batches: how many of {asked}?", file=sys.stderr)
-        if run.trainer.fit(look=lambda: monitor(run)):
+        if run.trainer.fit(look=lambda: timed_look(run)):
             run.save()  # killed at once, it stays the run of so many batches
             if run.world.writes and (fitted := fitted_length(run)):
                 print(fitted, file=sys.stderr)
             keep.check()
         if run.world.size == 1:
             run.trainer.between = keep
+        first, before = run.trainer.number, run.trainer.elapsed
+        if "heads" in run.phases.sizes and run.world.writes and not run.trainer.finished:
+            run.phases.seconds["heads"] = seconds_of_heads(run.averaged, run.depth)
         with _bar(run) as bar:
+            if not run.trainer.finished:
+                run.phases.estimate("train", seconds_left(run.trainer, first, 0.0))
             for report in _reported(run):
                 row = _row(report)
                 if run.trainer.number % config.evaluate_every == 0 or report.last:
-                    look = monitor(run)
+                    look = timed_look(run)
                     row |= look
                     if run.world.writes and not warned and (leaking := leak_at(look, run.trainer.done)):
                         bar.write(f"batch {run.trainer.number}: {leaking}", file=sys.stderr)
@@ -373,7 +387,8 @@ def train(run: Run) -> None:
                 if run.world.writes:
                     run.forget_divergence()  # it has been got over
                 bar.update(1 if config.batches else min(round(report.seconds), round(60 * config.minutes)) - bar.n)
-                bar.set_postfix_str(_postfix(report, look), refresh=False)
+                told = run.phases.estimate("train", seconds_left(run.trainer, first, report.seconds - before))
+                bar.set_postfix_str(told + _postfix(report, look), refresh=False)
                 keep(report.last)
         keep.check()
 
@@ -392,15 +407,9 @@ def fitted_length(run: Run) -> str:
 def _bar(run: Run) -> tqdm:
     """A bar that counts batches, or seconds where only the clock ends the run."""
     trainer, c = run.trainer, run.assembly.config.train
-    return tqdm(
-        total=trainer.num_batches or round(c.minutes * 60),
-        initial=trainer.number if c.batches else round(trainer.elapsed),
-        unit="batch" if c.batches else "s",
-        desc="train",
-        file=sys.stderr,
-        mininterval=1.0,
-        disable=not run.world.writes,
-    )
+    total = trainer.num_batches or round(c.minutes * 60)
+    initial = trainer.number if c.batches else round(trainer.elapsed)
+    return run.phases.start("train", total, "batch" if c.batches else "s", initial)
 
 
 class Keeper:

@@ -22,7 +22,7 @@ class DiscretePriorConfig:
         groups: codes a position.
         classes: values of a code.
         temperature: of relaxed draws in training (Gumbel-softmax); 0 for straight-through gradients.
-        uniform: share of the probability that is spread evenly over classes.
+        uniform: share of the probability that is spread evenly over a code's values.
     """
 
     hidden: int = 512

@@ -20,7 +20,11 @@ from .gaussian import GaussianPriorConfig
 
 @dataclass(frozen=True)
 class FlowPriorConfig(GaussianPriorConfig):
-    """``couplings``: affine couplings (RealNVP), with a fixed permutation of channels between two."""
+    """Sizes of the flow.
+
+    Attributes:
+        couplings: affine couplings (RealNVP), with a fixed permutation of channels between two.
+    """
 
     couplings: int = 2
 

@@ -16,7 +16,12 @@ from pyro_gram.registry import PRIORS
 
 @dataclass(frozen=True)
 class GaussianPriorConfig:
-    """``hidden``: width of the SwiGLU; ``initial_scale``: sigma of every channel before training."""
+    """Sizes of the prior.
+
+    Attributes:
+        hidden: width of the SwiGLU.
+        initial_scale: sigma of every channel before training.
+    """
 
     hidden: int = 512
     initial_scale: float = 0.1
@@ -79,7 +84,11 @@ class MeanOnlyPrior(Prior):
 
 @dataclass(frozen=True)
 class StandardPriorConfig:
-    """``scale``: of every channel."""
+    """A fixed prior's only setting.
+
+    Attributes:
+        scale: sigma of every channel.
+    """
 
     scale: float = 1.0
 

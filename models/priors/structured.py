@@ -23,7 +23,11 @@ from .gaussian import GaussianPriorConfig
 
 @dataclass(frozen=True)
 class StudentTPriorConfig(GaussianPriorConfig):
-    """``freedom``: degrees of freedom, above 2 so that the variance is finite."""
+    """The Gaussian prior's, and the tails.
+
+    Attributes:
+        freedom: degrees of freedom, above 2 so that the variance is finite.
+    """
 
     freedom: float = 4.0
 
@@ -49,7 +53,11 @@ class StudentTPrior(Prior):
 
 @dataclass(frozen=True)
 class MixturePriorConfig(GaussianPriorConfig):
-    """``components``: of the mixture."""
+    """The Gaussian prior's, and the number of modes.
+
+    Attributes:
+        components: Gaussians in the mixture.
+    """
 
     components: int = 4
 
@@ -147,7 +155,11 @@ def _kl_diagonal_low_rank(q: Any, p: LowRankNormal) -> Tensor:
 
 @dataclass(frozen=True)
 class LowRankPriorConfig(GaussianPriorConfig):
-    """``rank``: directions in which positions move together."""
+    """The Gaussian prior's, and the rank of the covariance.
+
+    Attributes:
+        rank: directions in which positions move together.
+    """
 
     rank: int = 4
 

@@ -17,11 +17,17 @@ from pyro_gram.errors import ConfigError
 
 @dataclass(frozen=True)
 class BetaConfig:
-    """``start``: beta, and its least value. ``target``: nats per input, 0 for a constant beta.
+    """The weight of the KL and what it follows.
 
-    ``watch``: which reconstruction is held to the target: the ``mean`` over supervision steps, or the ``last`` one.
-    ``rise``, ``fall``: factors a batch under and over the target. ``smoothing``: decay of the running mean. ``quiet``:
-    share of the run, at its start, during which beta is ``most``; then it starts at ``start``.
+    Attributes:
+        start: beta at the start, and its least value.
+        target: the reconstruction, nats per input, that beta is raised under; 0 for a constant beta.
+        watch: which reconstruction is held to the target: the ``mean`` over supervision steps, or the ``last`` one.
+        rise: what beta is multiplied by in a batch under the target.
+        fall: what beta is multiplied by in a batch over the target.
+        smoothing: decay of the running mean of the reconstruction, a batch.
+        most: the largest beta.
+        quiet: share of the run, at its start, during which beta is ``most``; then it starts at ``start``.
     """
 
     start: float = 1.0

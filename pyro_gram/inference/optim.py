@@ -33,14 +33,14 @@ class OptimConfig:
         matrices: what trains the hidden matrices (:func:`hidden_matrices`): ``adamw``, as everything else, or ``muon``,
             whose updates have singular values of nearly one size (torch's: momentum 0.95, Nesterov, five Newton-Schulz
             iterations in bfloat16) and are scaled to the size of AdamW's.
-        lr: the learning rate after warm-up, of both.
-        weight_decay: decoupled decay, of both.
-        beta1, beta2: AdamW's. Muon has a momentum of its own.
+        lr: the learning rate after warm-up, of AdamW and Muon.
+        weight_decay: decoupled decay, of AdamW and Muon.
+        beta1, beta2: decay of AdamW's running means. Muon has a momentum of its own.
         clip: largest global norm of the gradient of the mean loss per input, nats. Muon's updates do not grow with the
             gradient, so that it only weighs its momentum there.
         warmup: updates over which the rate rises linearly from 0.
         embedding_lr: the rate of puzzle embeddings (ARC; TRM's is 100 times the rest); 0 for ``lr``.
-        embedding_decay: their decay.
+        embedding_decay: weight decay of puzzle embeddings.
         final: the rate falls along a half cosine to ``final * lr`` at the last update of the run; 1 keeps it constant.
     """
 

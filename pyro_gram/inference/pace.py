@@ -79,6 +79,25 @@ def batches_that_fit(pace: Pace, config: TrainConfig, number: int = 0, elapsed: 
     return counts[max(0, fitting - 1)]
 
 
+def seconds_left(trainer: Trainer, first: int, spent: float) -> float | None:
+    """How long training will go on; None before anything is known of its pace.
+
+    Args:
+        trainer: of the run.
+        first: the batch that this sitting began with.
+        spent: the seconds since then.
+    """
+    c = trainer.config
+    if not c.batches:
+        return max(0.0, 60 * c.minutes - trainer.elapsed)
+    pace, batches = trainer.pace or Pace(1.0, 0.0, 0.0), trainer.num_batches or c.batches
+    left = pace.seconds(c, batches, trainer.number)
+    done = pace.seconds(c, batches, first) - left
+    if done <= 0:
+        return left if trainer.pace else None
+    return left * spent / done
+
+
 def measure_pace(trainer: Trainer, look: Callable[[], object] | None = None) -> Pace | None:
     """The speed of this machine, from a few batches on a copy of model and guide; the trainer stays as it is.
 

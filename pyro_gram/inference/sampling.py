@@ -171,8 +171,25 @@ def has_heads(model: Any) -> bool:
     return getattr(model, WHERE, None) is not None
 
 
+def why_no_heads(model: Any) -> str:
+    """Why a program can be given no halt and value heads; nothing where it has a place for them."""
+    if hasattr(model, WHERE):
+        return ""
+    if name := getattr(model, "registered_name", ""):
+        return f"the model {name} takes no supervision steps whose states halt and value heads could judge"
+    return (
+        f"{type(model).__name__} has no attribute {WHERE!r} for halt and value heads (give it one, and call "
+        "pyro_gram.inference.sites.judge, as models/gram.py does)"
+    )
+
+
 def check_has_heads(model: Any, what: str) -> None:
     """Raises ConfigError where a program has no heads to do ``what`` by."""
+    if why := why_no_heads(model):
+        raise ConfigError(
+            f"{why}: it has no heads to {what} by; answer by vote (--select vote, or verified), at full depth (without "
+            "--halt) and with independent trajectories (without --width smc)"
+        )
     if not has_heads(model):
         raise ConfigError(
             f"this model has no heads to {what} by: train with --verdict.hidden 64, or give it some with "

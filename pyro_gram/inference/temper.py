@@ -27,7 +27,7 @@ class TemperConfig:
 
     Attributes:
         scale: what :math:`\sigma_\theta(u_t)` is multiplied by; 1 is the prior as it is, less than 1 narrows it.
-        transitions: for how many transitions from z_0; 0 for none.
+        transitions: how many transitions from z_0 are so scaled; 0 for none.
     """
 
     scale: float = 1.0

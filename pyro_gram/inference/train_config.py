@@ -21,21 +21,22 @@ class TrainConfig:
             and trains fewer batches where those would take longer (``inference.pace``): the clock itself ends nothing.
             Without ``batches`` the run ends after them, and its schedule follows the clock.
         batch: inputs a batch.
-        supervision_steps: N_sup.
-        elbo: ``balanced``, ``mean_field`` or ``trace``.
+        supervision_steps: N_sup, updates of a batch, each of which goes on where the last one ended.
+        elbo: the bound: ``balanced`` (its KL trains prior and guide by ``balance``), ``mean_field`` or ``trace``.
         balance: share of the KL's gradient that trains the prior (``balanced`` only).
         particles: draws of the guide an update.
         ema: decay of the running average of the weights, an update; evaluation uses the average.
         augment: apply the task's symmetries to training pairs.
         evaluate_every: batches between two looks at the validation split.
-        save_seconds: time between two saves of the training state.
+        save_seconds: seconds between two saves of the training state.
         act: halting and carry as HRM and TRM train: a batch is one update, and a trajectory keeps its place until the
             model would halt it or it has made ``supervision_steps``; only then the place takes the new batch's pair.
             For models that halt by themselves.
         on_policy: the deepest supervision step of the prior's own trajectories that is trained too, towards the
             solution that each is heading for (``inference.on_policy``); 0 for none. Needs inputs, and all solutions.
-        on_policy_updates: how many successive steps of them a batch trains, from a random depth on.
-        on_policy_after: share of the run before that begins.
+        on_policy_updates: how many successive steps of the prior's own trajectories a batch trains, from a random depth
+            on.
+        on_policy_after: share of the run before on-policy training begins.
         precision: of the matrix products of the core: ``fp32``, ``tf32`` (CUDA) or ``bf16``. On CUDA the others take
             TF32 beside either of the last two; all that is no product is float32.
         compile: compile the core: 20 to 70 seconds at the start, on the CPU with a C++ compiler.

@@ -28,7 +28,7 @@ from pyro_gram.inference.guard import DivergedError, Guard, Update
 from pyro_gram.inference.guide import PriorGuide
 from pyro_gram.inference.on_policy import draw_targets, prior_end
 from pyro_gram.inference.optim import OptimConfig, TorchOptim
-from pyro_gram.inference.pace import batches_that_fit, measure_pace
+from pyro_gram.inference.pace import Pace, batches_that_fit, measure_pace
 from pyro_gram.inference.pause import Inside, random_state, set_random_state
 from pyro_gram.inference.speed import check_speed, compilation_told, products_in, speed_up
 from pyro_gram.inference.terms import StepTerms
@@ -116,6 +116,7 @@ class Trainer:
         self.number = 0  # the next batch
         # Of the run, 0 where only the clock ends it; None until ``fit`` says how many fit into the minutes.
         self.num_batches: int | None = None if config.batches and config.minutes else config.batches
+        self.pace: Pace | None = None  # where ``fit`` has measured it
         self.elapsed = 0.0  # seconds of training behind this state, over all sittings
         self._begun = 0.0, 0.0  # the elapsed seconds, and the clock, when this sitting began
 
@@ -204,9 +205,9 @@ class Trainer:
         """
         if self.num_batches is not None or self.finished:
             return False
-        pace = measure_pace(self, look)
+        self.pace = measure_pace(self, look)
         c = self.config
-        found = batches_that_fit(pace, c, self.number, self.elapsed) if pace else c.batches
+        found = batches_that_fit(self.pace, c, self.number, self.elapsed) if self.pace else c.batches
         self.num_batches = int(self.world.first(found))
         return True
 

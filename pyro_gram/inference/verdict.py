@@ -36,12 +36,12 @@ class VerdictConfig:
     """Halt and value heads, and their training.
 
     Attributes:
-        hidden: their width; 0 for none.
+        hidden: width of the halt and value heads; 0 for none.
         layers: attention layers over ``[h, e_x, answer]``.
-        heads: of those layers.
-        rounds: roll-outs that they learn from, each of fresh trajectories and inputs.
-        trajectories: in a round; of 8 positions, fewer of longer sequences.
-        lr: peak learning rate.
+        heads: attention heads of those layers.
+        rounds: roll-outs that the heads learn from, each of fresh trajectories and inputs.
+        trajectories: in a round, of 8 positions; fewer of longer sequences.
+        lr: peak learning rate of the heads.
         halt: P(right) from which on a trajectory stops, unless asked otherwise; 1 for never.
     """
 

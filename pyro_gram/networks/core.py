@@ -24,14 +24,23 @@ class LatentState(NamedTuple):
 
 @dataclass(frozen=True)
 class CoreConfig:
-    """Sizes of the core (Appendix B.1). ``mixer`` is ``attention`` or ``swiglu`` (over positions, for Sudoku)."""
+    """Sizes of the core (Appendix B.1).
+
+    Attributes:
+        width: D, channels of a position.
+        heads: attention heads of a layer.
+        hidden: width of a layer's SwiGLU.
+        layers: layers of each network.
+        mixer: what mixes positions: ``attention``, or ``swiglu`` (over positions, for Sudoku).
+        low_steps: K, applications of f_L in one transition.
+    """
 
     width: int = 512
     heads: int = 8
     hidden: int = 512
     layers: int = 2
     mixer: str = "attention"
-    low_steps: int = 4  # K
+    low_steps: int = 4
 
     def __post_init__(self) -> None:
         check_range(self, **dict.fromkeys(("width", "heads", "hidden", "layers", "low_steps"), AT_LEAST_1))

@@ -34,8 +34,9 @@ class ArcConfig:
 
     Attributes:
         dataset: ``arcagi`` (ARC-AGI-1) or ``arcagi2``; its evaluation tasks are scored.
-        train_sets: comma-separated sets whose tasks are trained on whole, tests included, such as ``arcagi/training``;
-            empty for the training tasks of ``dataset``. Demonstrations of the scored tasks are always trained on.
+        train_sets: comma-separated sets whose tasks are trained on whole, tests included, of ``arcagi/training``,
+            ``arcagi/evaluation``, ``arcagi2/training`` and ``arcagi2/evaluation``; empty for the training tasks of
+            ``dataset``. Demonstrations of the scored tasks are always trained on.
         files: a folder of ARC tasks of one's own, one .json file each, or Kaggle's challenges, whose demonstrations
             are trained on too, so that solve.py can answer their tests. Folders in it are read too; tasks that do not
             fit the canvas are left out. A relative path is looked for in the data directory first (--data-dir or

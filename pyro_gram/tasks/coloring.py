@@ -46,8 +46,8 @@ class ColoringConfig:
     """Which graphs, how many, and how they are laid out as tokens.
 
     Attributes:
-        vertices: n.
-        edge_probability: p of G(n, p).
+        vertices: n, vertices of a graph.
+        edge_probability: p of G(n, p), the share of pairs that are edges.
         layout: ``vertex``: one token a vertex, holding its adjacency row; ``edge``: the paper's, one token a pair
             of vertices (1 no edge, 2 edge) and then one blank a vertex, answers 3 + colour.
         train, validation, test: graphs in each split.
@@ -260,8 +260,8 @@ class Coloring(Task):
         fill = [PALETTE[c] if c >= 0 else "#FFFFFF" for c in colors]
         nx.draw_networkx_nodes(graph, position, ax=axes, node_color=fill, edgecolors="#333333", node_size=160)
         for vertex, color in enumerate(fill):  # numbered as in the text of an answer
-            place, ink = tuple(position[vertex].tolist()), INKS[ink_on(color)]
-            axes.annotate(str(vertex), place, ha="center", va="center", color=ink, fontsize=7)
+            (across, up), ink = position[vertex], INKS[ink_on(color)]
+            axes.annotate(str(vertex), (across, up), ha="center", va="center", color=ink, fontsize=7)
         axes.set_aspect("equal")
         axes.margins(0.15)
         axes.set_axis_off()

@@ -53,7 +53,8 @@ class NQueensConfig:
     """Which boards, and how they are laid out as tokens.
 
     Attributes:
-        size: n. Up to 12 every solution of every input is known; beyond, one is, and coverage is left out.
+        size: n, rows of a board. Up to 12 every solution of every input is known; beyond, one is, and coverage is left
+            out.
         fewest, most: queens left on the board (the paper removes 5 to 7 of 8, 7 to 9 of 10: 1 to 3 are left).
         split_by: ``input``: 85:15 by input, the paper's; ``orbit``: by solution and its images, which needs n from 7 to
             12. Inputs that have completions in the orbits of several splits are then in none.

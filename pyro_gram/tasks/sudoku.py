@@ -58,16 +58,16 @@ class SudokuConfig:
     """Which boards, from where, and how many.
 
     Attributes:
-        size: 4 (boxes of 2x2), 6 (boxes of 2 rows and 3 columns) or 9.
+        size: rows of a board: 4 (boxes of 2x2), 6 (boxes of 2 rows and 3 columns) or 9.
         source: ``generated``, ``extreme`` (the files of Sudoku-Extreme, 9x9 only), or ``auto``: extreme for size 9,
             generated for the others.
         train, test: puzzles in the split. -1: the usual number (7000, 10000, 1000 for training, 500, 500, 1000 to
             test for sizes 4, 6, 9; of a smaller file, all); 0: all that the file holds (extreme).
         validation: puzzles to validate on, from the training file where there is one. Of that file, puzzles that are
             symmetric to one of the test split count for nothing.
-        min_clues, max_clues: of generated puzzles; 0: 4-10, 9-20, 28-45 for sizes 4, 6, 9.
+        min_clues, max_clues: the fewest and most clues of generated puzzles; 0: 4-10, 9-20, 28-45 for sizes 4, 6, 9.
         unique: share of generated puzzles that have exactly one solution.
-        max_solutions: the most that the others have; all are listed.
+        max_solutions: the most solutions of the other generated puzzles; all are listed.
         train_file, test_file: CSV files in the data folder (or paths) instead of train.csv and test.csv, the full
             set, or sudoku-extreme-1k_train.csv and sudoku-extreme-1k_test_hard.csv; plain or .gz.
         data_seed: seed of puzzles and splits; the same for every run that is to be compared.

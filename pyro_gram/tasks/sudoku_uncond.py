@@ -33,7 +33,7 @@ class SudokuBoardsConfig:
     """Which boards and how many.
 
     Attributes:
-        size: 4, 6 or 9.
+        size: rows of a board: 4, 6 or 9.
         count: training boards; 0: all 288 for size 4, 20,000 for size 6, 50,000 for size 9.
         validation, test: held-out boards. For size 4 both are the 288 grids, whatever these say, and what is measured
             is how well the whole set is covered; grids that a smaller count leaves out are never trained on.

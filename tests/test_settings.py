@@ -1,0 +1,221 @@
+"""Settings explain themselves: every option has a meaning, and a wrong word is answered by what was meant."""
+
+import dataclasses
+import re
+import tomllib
+
+import pytest
+
+import experiments.run
+import experiments.solve
+from pyro_gram.checks import check_choice, similar
+from pyro_gram.cli import Parser, call
+from pyro_gram.config import FIXED, NAMED, RunConfig, add_options, from_fields, make_run_config, read_preset
+from pyro_gram.docstrings import meanings
+from pyro_gram.errors import ConfigError
+from tests.conftest import NAMES, ROOT
+
+CONFIGS = {
+    **{f"{part}-{name}": (part, r.get(name).Config) for part, r in NAMED.items() for name in r.names()},
+    **{part: (part, cls) for part, cls in FIXED.items()},
+}
+FREE = {"files", "tasks", "train_file", "test_file"}  # texts that are no choice of a few
+
+
+def error_of(capsys, *words, main=experiments.run.main):
+    """The one line that a program ends with."""
+    try:
+        code = call(main, list(words))
+    except SystemExit as e:
+        code = e.code
+    assert code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    return line
+
+
+# ---- meanings ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("part", "cls"), CONFIGS.values(), ids=CONFIGS)
+def test_every_setting_has_a_meaning_that_names_its_choices(part, cls):
+    meaning = meanings(cls)
+    for field in dataclasses.fields(cls):
+        told = meaning[field.name]
+        assert len(told.split()) >= 2, (field.name, told)
+        assert not re.search(r"``|:\w+:`|\\", told)
+        if field.type == "str" and field.name not in FREE:
+            with pytest.raises(ConfigError) as e:
+                from_fields(cls, {field.name: "no such word"}, part)
+            choices = re.search(r"known: ([^;]*)", str(e.value))[1].split(", ")
+            assert set(choices) <= set(re.findall(r"[\w/]+", told)), (field.name, told)
+
+
+def test_no_docstring_tells_of_a_setting_that_does_not_exist():
+    for _, cls in CONFIGS.values():
+        assert meanings(cls).keys() == {field.name for field in dataclasses.fields(cls)}, cls
+
+
+@dataclasses.dataclass
+class Base:
+    """A base.
+
+    Attributes:
+        width: of the base.
+        depth: of
+            it all.
+    """
+
+    width: int = 1
+    depth: int = 2
+
+
+@dataclasses.dataclass
+class Derived(Base):
+    """A class.
+
+    Attributes:
+        width: 50 % of :meth:`Base.width`, as ``wide`` says: a colon.
+        fewest, most (int): at the ends.
+
+    After the section.
+    other: is no attribute.
+    """
+
+    fewest: int = 0
+    most: int = 0
+    silent: int = 0
+
+
+@dataclasses.dataclass
+class Silent:
+    width: int = 7
+
+
+def test_meanings_are_read_from_a_class_and_its_bases():
+    assert meanings(Derived) == {
+        "width": "50 % of Base.width, as wide says: a colon",
+        "depth": "of it all",
+        "fewest": "at the ends",
+        "most": "at the ends",
+    }
+    assert meanings(Silent) == {}
+
+
+def help_of(config):
+    parser = Parser("prog")
+    add_options(parser, RunConfig({}, {"part": config}))
+    return " ".join(parser.format_help().split())
+
+
+def test_help_says_what_a_setting_means_and_its_default():
+    told = help_of(Derived())
+    assert "--part.width INT 50 % of Base.width, as wide says: a colon (default 1)" in told
+    assert "--part.silent INT default 0" in told
+    assert "--part.width INT default 7" in help_of(Silent())
+
+
+@pytest.mark.parametrize("task", NAMED["task"].names())
+def test_the_help_of_a_task_explains_its_settings_and_lists_names(task, capsys):
+    with pytest.raises(SystemExit) as e:
+        experiments.run.main(["--task", task, "--help"])
+    assert e.value.code == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "which reconstruction is held to the target: the mean over supervision steps" in told
+    assert meanings(NAMED["task"].get(task).Config)["data_seed"] in told
+    for part, registry in NAMED.items():
+        assert ", ".join(registry.names()) in told, part
+
+
+# ---- what was meant ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--task", "sudoku", "--size", "6"], "did you mean --task.size? (see run.py --task sudoku --help)"),
+        (["--task", "sudoku", "--size=6"], "did you mean --task.size? (see run.py --task sudoku --help)"),
+        (["--task", "coloring", "--task.vertexes", "6"], "did you mean --task.vertices? (see"),
+        (["--task", "coloring", "--batchs", "6"], "did you mean --train.batches or --train.batch? (see"),
+        (["--task", "coloring", "--trian.batches", "6"], "did you mean --train.batches? (see"),
+        (["--task", "coloring", "--modle", "trm"], "did you mean --model? (see run.py --task coloring --help)"),
+        (["--tsak", "coloring"], "required: --task; did you mean --task? (see run.py --help)"),
+        (
+            ["--task", "coloring", "--model", "trm", "--preset", "tiny", "--model.answer", "x"],
+            "did you mean --model.answers? (see run.py --task coloring --preset tiny --model trm --help)",
+        ),
+        (
+            ["--task", "sudoku", "--task.vertices", "6"],
+            "--task.vertices belongs to the task coloring, and this run's task is sudoku (see run.py --task coloring "
+            "--help)",
+        ),
+        (
+            ["--task", "coloring", "--size", "6"],
+            "did you mean --task.size? It belongs to the tasks nqueens, sudoku and sudoku_uncond, and this run's task "
+            "is coloring (see run.py --task nqueens --help)",
+        ),
+        (
+            ["--task", "coloring", "--model.answers", "mode"],
+            "belongs to the model trm, and this run's model is gram (see run.py --task coloring --model trm --help)",
+        ),
+    ],
+)
+def test_an_unknown_option_is_answered_by_what_was_meant(words, message, capsys):
+    assert message in error_of(capsys, *words)
+
+
+def test_nothing_is_suggested_where_nothing_is_near(capsys):
+    line = error_of(capsys, "--task", "coloring", "--zzz", "3")
+    assert line == "run.py: error: unrecognized arguments: --zzz 3 (see run.py --task coloring --help)"
+
+
+def test_other_programs_suggest_too(capsys):
+    line = error_of(capsys, "--checkpoint", "x", "--samples", "3", main=experiments.solve.main)
+    assert line.endswith("did you mean --num-samples? (see solve.py --help)")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--task", "colouring"], "did you mean coloring?"),
+        (["--task", "coloring", "--preset", "tyny"], "did you mean tiny?"),
+        (["--task", "coloring", "--model", "autoregresive"], "did you mean autoregressive?"),
+        (["--task", "coloring", "--prior", "gausian"], "did you mean gaussian?"),
+        (["--task", "coloring", "--guide", "amortised"], "did you mean amortized?"),
+        (["--task", "coloring", "--beta.watch", "lst"], "known: mean, last; did you mean last?"),
+    ],
+)
+def test_an_unknown_name_is_answered_by_what_was_meant(words, message, capsys):
+    assert error_of(capsys, *words).endswith(message)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train": {"batchs": 3}}, "did you mean train.batches or train.batch? (see run.py --task NAME --help)"),
+        ({"trian": {"batches": 3}}, "did you mean train?"),
+        ({"task": {"size": 6}}, "it belongs to the tasks nqueens, sudoku and sudoku_uncond (see run.py --task nqueens"),
+        ({"model": {"answers": "mode"}}, "it belongs to the model trm (see run.py --task NAME --model trm --help)"),
+    ],
+)
+def test_an_unknown_setting_is_answered_by_what_was_meant(settings, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        make_run_config(NAMES, settings)
+
+
+def test_an_unknown_setting_of_a_preset_is_answered_by_what_was_meant(tmp_path):
+    (tmp_path / "coloring.toml").write_text("[cpu.task]\nvertexes = 4\n")
+    with pytest.raises(ConfigError, match=re.escape("did you mean task.vertices? (see run.py --task NAME --help)")):
+        read_preset(tmp_path, "coloring", "cpu")
+
+
+def test_the_nearest_words_come_first_and_far_ones_not_at_all():
+    assert similar("--batchs", ["--train.batch", "--train.batches", "--seed"]) == ["--train.batches", "--train.batch"]
+    assert similar("--model.hiden", ["--model.hidden", "--prior.hidden"]) == ["--model.hidden"]
+    assert similar("chess", ["coloring", "nqueens"]) == []
+    with pytest.raises(ConfigError, match=r"known: a, b$"):
+        check_choice("letter", "zebra", ("a", "b"))
+
+
+def test_every_task_has_presets():
+    stems = {p.stem for p in (ROOT / "experiments" / "presets").glob("*.toml") if tomllib.loads(p.read_text())}
+    assert stems == set(NAMED["task"].names())
