@@ -14,6 +14,7 @@ POSITIVE = (sys.float_info.min, math.inf)  # infinity is in no range either
 FRACTION = (0.0, 1.0)
 AT_LEAST_0 = (0, math.inf)
 AT_LEAST_1 = (1, math.inf)
+MAX_SAMPLES = 10_000_000  # of an input, whose answers are all in memory
 MAX_SEED = 2**62  # leaves room for the chunks of a roll-out, which count on from the seed
 
 
@@ -83,3 +84,5 @@ def check_counts(**values: int) -> None:
             raise UserError(f"{name} must be a whole number, not {value!r}")
         if value < 1:
             raise UserError(f"{name} must be at least 1, not {value}")
+        if name == "num_samples" and value > MAX_SAMPLES:
+            raise UserError(f"num_samples must be at most {MAX_SAMPLES:,}, not {value}")

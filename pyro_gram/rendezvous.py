@@ -19,6 +19,7 @@ from pyro_gram.errors import ConfigError, UserError
 
 JOINING = timedelta(minutes=5)  # in which every process must have come
 SILENCE = 10.0  # seconds after which it is said who is waited for
+MOST = 1_000_000  # processes, ports and restarts
 LOOK = 0.2  # seconds between two looks for the others, and for a signal
 
 
@@ -31,12 +32,13 @@ def number_of(name: str, least: int, default: int | None = None) -> int:
     text = os.environ.get(name)
     if text is None and default is not None:
         return default
-    if text is None or not (text.isascii() and text.isdecimal()) or int(text) < least:
+    number = int(text) if text is not None and text.isascii() and text.isdecimal() and len(text) < 10 else -1
+    if not least <= number <= MOST:
         raise ConfigError(
-            f"the environment's {name} is {text!r}, which is no whole number from {least} on: unset it, or let "
-            "torchrun start the processes"
+            f"the environment's {name} is {text and text[:20]!r}, which is no whole number from {least} to {MOST:,}: "
+            "unset it, or let torchrun start the processes"
         )
-    return int(text)
+    return number
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,16 @@ class Launch:
             raise ConfigError(f"RANK={rank} is none of the {size} processes of WORLD_SIZE, which count from 0")
         if port > 65535:
             raise ConfigError(f"MASTER_PORT={port} is no port: they go up to 65535")
+        address = os.environ["MASTER_ADDR"]
+        try:
+            socket.getaddrinfo(address, port)
+        except UnicodeError:
+            raise ConfigError(f"MASTER_ADDR={address!r} is no name of a machine: correct it") from None
+        except OSError as e:
+            if rank == 0:  # which listens there; to the others the name may become known later
+                raise ConfigError(f"MASTER_ADDR={address!r} cannot be found ({e.strerror or e}): correct it") from None
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        return cls(rank, size, os.environ["MASTER_ADDR"], port, agent)
+        return cls(rank, size, address, port, agent)
 
     @property
     def place(self) -> str:

@@ -20,7 +20,7 @@ from pyro_gram.checks import check_choice, check_counts
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import InputError, UserError
 from pyro_gram.inference.decode import beside
-from pyro_gram.inference.isolation import isolated
+from pyro_gram.inference.isolation import in_turn, isolated
 from pyro_gram.inference.sampling import Rollout, at_once, check_has_heads, has_heads, rollout, trajectories_within
 from pyro_gram.inference.selection import SELECTIONS, best, tally
 from pyro_gram.inference.smc import check_fits, resampled, smc
@@ -400,5 +400,6 @@ def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool = Fa
         CheckpointError: missing, damaged, made by something else, or naming code that is not trusted. Nothing pickled
             is ever loaded.
     """
-    assembly = load_model(path, data_dir, trust_code=trust_code)
+    with in_turn():  # initial weights are drawn too
+        assembly = load_model(path, data_dir, trust_code=trust_code)
     return Solver(assembly.config, assembly.task, assembly.model, assembly.guide)

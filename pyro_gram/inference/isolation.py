@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
@@ -19,9 +20,23 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from pyro_gram.errors import UserError
 
 _LOCK = threading.RLock()
+_owner = os.getpid()  # the process whose threads torch has started
 
 if hasattr(os, "register_at_fork"):  # a child has none of the other threads that could hold the lock: wait for them
     os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """Keep other threads out of what draws from torch's generator. A forked process works in one thread from here on:
+    those that torch had started are gone in it, and it would wait for them.
+    """
+    global _owner
+    with _LOCK:
+        if _owner != os.getpid():
+            _owner = os.getpid()
+            torch.set_num_threads(1)
+        yield
 
 
 @contextmanager
@@ -33,7 +48,7 @@ def isolated() -> Iterator[None]:
     Raises:
         UserError: a handler of the caller would change what the programs draw, and would be ignored here.
     """
-    with _LOCK:
+    with in_turn():
         for handler in _PYRO_STACK:
             if not isinstance(handler, IndepMessenger | TraceMessenger):
                 raise UserError(

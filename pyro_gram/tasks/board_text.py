@@ -16,110 +16,108 @@ from pyro_gram.text import Piece, tidy
 
 FULL_WIDTH = {0xFF01 + i: 0x21 + i for i in range(94)}  # digits and marks as East Asian keyboards write them
 BARS = dict.fromkeys(map(ord, "│┃║"), "|") | dict.fromkeys(map(ord, "─━═"), "-") | dict.fromkeys(map(ord, "┼╋╬"), "+")
-RULE = re.compile(r"[-+=| ]*[-=][-+=| ]*$")  # a line between boxes, or a row of blanks
-SECTION = re.compile(r"\[([A-Za-z]\w*)\]$")  # of SadMan's .sdk files
+PLAIN = FULL_WIDTH | BARS
+SECTION = re.compile(r"\[([A-Za-z]+)\]")  # of SadMan's .sdk files
 BOARD_SECTION = "puzzle"
-ANSWER_BESIDE = re.compile(r"\s*->\s*|\s{3,}")  # as solve.py prints it
+EDGES = " \N{NO-BREAK SPACE}\N{IDEOGRAPHIC SPACE}\N{ZERO WIDTH SPACE}"
+LONGEST = 10_000  # characters of a line: no board has more
 
 SideOf = Callable[[str], int]  # of a line: the side of the board that it is a row of; 0 if it is none
+Line = tuple[int, str]  # its number, from 1, and its text
 
 
 def cleaned(line: str) -> str:
-    """A line without its comment and the answer beside a printed board; bars and full-width characters plain."""
-    line = line.translate(FULL_WIDTH).translate(BARS)
-    line = re.sub(r"(^|\s)#.*", "", line).strip()
-    left, *others = ANSWER_BESIDE.split(line)
-    if len(others) == 1 and len(left.split()) == len(others[0].split()) and (" " in left or RULE.match(left)):
-        return left
-    return line
+    """A line without its comment; bars and full-width characters plain."""
+    return re.sub(r"(^|\s)#.*", "", line[: LONGEST + 1].translate(PLAIN)).strip(EDGES)  # a tab may end an empty cell
 
 
-def cells_of(line: str) -> list[str] | None:
+def is_rule(line: str) -> bool:
+    """Can it be a line between boxes? (A row of ``-`` for blanks looks so too.)"""
+    return bool(set(line) & set("-=")) and set(line) <= set("-=+| ")
+
+
+def cells_of(line: str, fits: Callable[[int], bool] = bool) -> list[str] | None:
     """The cells of a line: its characters, or what commas, semicolons, tabs, bars or spaces separate.
 
     An empty field between commas is a blank, ``.``. None where the separators follow no rule, such as a single space in
     the middle: then nobody can tell whether it stands for a cell.
+
+    Args:
+        line: of a text.
+        fits: is that a number of cells? If not, a separator may stand behind the last one.
     """
-    line = line.strip().strip("[](){}").strip()
+    line = line.strip(EDGES)
+    line = (line[:-1] if line.endswith("],") else line).strip("[](){}").strip(EDGES)
     if re.search(r"[,;\t]", line):
         fields = [field.strip().strip("\"'") for field in re.split(r"[,;\t]", line)]
-        if len(fields) > 1 and not fields[-1] and len(fields[0]) > 0:
-            fields.pop()  # a separator behind the last cell
-        return [field or "." for field in fields]
+        if not fields[-1] and not fits(len(fields)):
+            fields.pop()
+        if re.search("[,;]", line) or all(len(field) < 2 for field in fields):  # a tab may also set a whole row in
+            return [field or "." for field in fields]
     words = line.replace("|", " ").split()
     if len({len(word) for word in words}) > 1:
         return None
     return list("".join(words))
 
 
-def rule_of(lines: list[str], sides: list[int]) -> list[bool]:
-    """For each line of a block: is it a line between boxes, and no row? (A row may consist of ``-`` for blanks.)
-
-    Args:
-        lines: of one block.
-        sides: for each, how many cells it has as a row; 0 where it is none.
-    """
-    rules = [bool(RULE.match(line)) for line in lines]
-    rows = [side for side, rule in zip(sides, rules, strict=True) if not rule]
-    dashes = any("-" in line for line, rule in zip(lines, rules, strict=True) if not rule)
-    if rows and rows[0] and (dashes or len(rows) % rows[0]):
-        return [rule and ("+" in line or not side) for line, rule, side in zip(lines, rules, sides, strict=True)]
-    return rules if rows else [rule and not side for rule, side in zip(rules, sides, strict=True)]
-
-
-def split_boards(text: str, side_of: SideOf, band: Callable[[int], int] = lambda side: side) -> list[Piece]:
+def split_boards(
+    text: str,
+    side_of: SideOf,
+    clean: Callable[[str], str] = cleaned,
+    band: Callable[[int], int] = lambda side: side,
+) -> list[Piece]:
     """The boards of a file, each as text: one a line, or rows on lines of their own, or JSON.
 
     Args:
         text: of the file. Lines that begin with ``#`` are comments.
         side_of: tells a row from a whole board.
+        clean: of what a line is read without.
         band: rows of a block where empty lines separate the boxes of a board, by its side.
     """
-    if text.lstrip().startswith(("[", "{")) and not SECTION.match(text.lstrip().split("\n", 1)[0].strip()):
-        pieces = _json_pieces(text)
+    lines = list(_lines(text, clean))
+    written = [line for _, line in lines if line]
+    if written and written[0].startswith(("[", "{", '"')) and not all(map(side_of, written)):
+        pieces = _json_pieces(text, lines)
         if pieces:
             return pieces
     pieces = []
-    blocks: list[list[tuple[int, str]]] = []
-    for number, line in _lines(text):
+    blocks: list[list[Line]] = [[]]
+    for number, line in lines:
         if not line:
-            blocks.append([])
-        elif side_of(line) or RULE.match(line):
-            blocks = blocks or [[]]
+            if blocks[-1]:
+                blocks.append([])
+        elif side_of(line) or is_rule(line):
             blocks[-1].append((number, line))
         else:
             pieces += _boards(blocks, side_of, band)
-            blocks = []
+            blocks = [[]]
             pieces.append(Piece(line, number))
     return [*pieces, *_boards(blocks, side_of, band)]
 
 
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines without comments (such lines are left out) and sections that hold no board; empty ones stay."""
-    section = BOARD_SECTION
-    for number, raw in enumerate(tidy(text).split("\n"), start=1):
-        header = SECTION.match(raw.strip())
-        if header:
-            section = header[1].lower()
-            continue
-        line = cleaned(raw)
-        if section == BOARD_SECTION and (line or not raw.strip()):
-            yield number, line
+def _lines(text: str, clean: Callable[[str], str]) -> Iterator[Line]:
+    """Numbered lines without comments (such lines are left out); empty ones stay. Of an .sdk file, those of boards."""
+    raw_lines = tidy(text).split("\n")
+    sections = [section[1].lower() if (section := SECTION.fullmatch(raw.strip())) else "" for raw in raw_lines]
+    current = BOARD_SECTION
+    has_boards = BOARD_SECTION in sections
+    for number, (raw, section) in enumerate(zip(raw_lines, sections, strict=True), start=1):
+        if section and has_boards:
+            current = section
+        elif current == BOARD_SECTION:
+            line = clean(raw) if raw and not raw.isspace() else ""
+            if line or not raw.strip():
+                yield number, line
 
 
-def _boards(blocks: list[list[tuple[int, str]]], side_of: SideOf, band: Callable[[int], int]) -> list[Piece]:
+def _boards(blocks: list[list[Line]], side_of: SideOf, band: Callable[[int], int]) -> list[Piece]:
     """The boards in blocks of rows, which empty lines separate; a block that holds no whole board is one piece."""
-    whole: list[list[tuple[int, str]]] = []
-    for block in filter(None, blocks):
-        lines = [line for _, line in block]
-        rules = rule_of(lines, [side_of(line) for line in lines])
-        whole.append([row for row, rule in zip(block, rules, strict=True) if not rule])
-    whole = [block for block in whole if block]
+    whole = [rows for block in blocks if (rows := _without_rules(block, side_of))]
     if not whole:
         return []
     side = side_of(whole[0][0][1])
     rows = band(side) if side else 0
-    if side and rows < side and all(len(block) == rows for block in whole) and len(whole) * rows % side == 0:
+    if side and rows < side and len(whole) * rows % side == 0 and all(len(block) == rows for block in whole):
         whole = [[row for block in whole for row in block]]
     pieces = []
     for block in whole:
@@ -131,17 +129,26 @@ def _boards(blocks: list[list[tuple[int, str]]], side_of: SideOf, band: Callable
     return pieces
 
 
+def _without_rules(block: list[Line], side_of: SideOf) -> list[Line]:
+    """A block without the lines between boxes. A line of dashes is a row where other rows have ``-`` for a blank, or
+    where there are no others; it never makes up for a row that is missing.
+    """
+    rows = [line for _, line in block if not is_rule(line)]
+    blanks = not rows or any("-" in line for line in rows)
+    return [row for row in block if not is_rule(row[1]) or (blanks and "+" not in row[1] and side_of(row[1]))]
+
+
 # ---- JSON --------------------------------------------------------------------------------------------------------
 
 
-def _json_pieces(text: str) -> list[Piece]:
+def _json_pieces(text: str, lines: list[Line]) -> list[Piece]:
     """The boards of a JSON text, or of one JSON value a line; nothing where there is no such value."""
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if len(lines) > 1 and all(line.lstrip().startswith(("[", "{")) and _loaded(line) is not None for _, line in lines):
+    lines = [(number, line) for number, line in lines if line]
+    if len(lines) > 1 and all(line.startswith(("[", "{")) and _loaded(line) is not None for _, line in lines):
         return [Piece(line, number) for number, line in lines]
     value = _loaded(text)
     if value is None:
-        return [Piece(text, 1)] if text.lstrip().startswith(("[[", "{", '["')) else []
+        return [Piece(text, 1)] if lines[0][1].startswith(("[[", "{", '["')) else []
     boards = value if isinstance(value, list) and value and all(map(_is_board, value)) else [value]
     if len(boards) == 1:
         return [Piece(json.dumps(boards[0]), 1)]
@@ -185,10 +192,12 @@ def from_json(text: str, keys: tuple[str, ...]) -> list[str] | None:
         raise InputError(f"this begins as JSON and is none: {e}") from None
     if isinstance(value, dict):
         names = {name.strip().lower(): name for name in value}
-        key = next((names[k] for k in keys if k in names), None)
-        if key is None:
+        found = [names[k] for k in keys if k in names]
+        if len(found) > 1:
+            raise InputError(f"the JSON object has {found[0]!r} and {found[1]!r}: give its board under one name")
+        if not found:
             raise InputError(f"the JSON object has no {keys[0]!r}: give its board under that name")
-        value = value[key]
+        value = value[found[0]]
     if isinstance(value, str):
         return value.split("\n")
     if not isinstance(value, list) or not value:
@@ -201,4 +210,4 @@ def from_json(text: str, keys: tuple[str, ...]) -> list[str] | None:
 def _row(row: Any) -> str:
     if not isinstance(row, list) or any(isinstance(cell, list | dict | float | bool) for cell in row):
         raise InputError("a row of a board in JSON is a list of whole numbers, or a text")
-    return ",".join("." if cell is None else str(cell) for cell in row) + ","
+    return ",".join("." if cell is None else str(cell) for cell in row)

@@ -78,13 +78,13 @@ def _parse_line(line: str, check: Check) -> Edges:
         raise InputError(f"{shown!r} is a directed graph (digraph6): write its undirected graph in graph6")
     if line.startswith(";"):
         raise InputError(f"{shown!r} is incremental sparse6: write each graph whole, in graph6 or sparse6")
-    foreign = _foreign(line)
+    foreign = "" if _order_fits(line) else _foreign(line)
     if foreign:
         raise InputError(
             f"this is {foreign}: give graphs in graph6, one a line (networkx.to_graph6_bytes writes them), or DIMACS"
         )
     words = line.split()
-    if len(words) > 1 and all(63 <= ord(c) <= 126 for c in words[0]) and _order_fits(words[0]):
+    if len(words) > 1 and _order_fits(words[0]):
         raise InputError(f"there is more on the line than a graph, {' '.join(words[1:])[:20]!r}: keep its first column")
     sparse = line.startswith(":")
     body = line[sparse:]
@@ -96,11 +96,20 @@ def _parse_line(line: str, check: Check) -> Edges:
         graph = nx.from_sparse6_bytes(data) if sparse else nx.from_graph6_bytes(data)  # type: ignore[call-overload]
     except (nx.NetworkXError, ValueError, IndexError):
         _malformed(shown)
+    _check_whole(line, graph, sparse, shown)
     edges = {(min(u, v), max(u, v)) for u, v in graph.edges()}
     loop = next((u for u, v in sorted(edges) if u == v), None)
     if loop is not None:
         raise InputError(f"vertex {loop} (counted from 0) has a loop: no colouring exists; remove the loop")
     return edges
+
+
+def _check_whole(line: str, graph: nx.Graph, sparse: bool, shown: str) -> None:
+    """Raises InputError where the line holds more than the graph: networkx reads as far as it can."""
+    write = nx.to_sparse6_bytes if sparse else nx.to_graph6_bytes
+    again = write(graph, header=False).decode().strip()
+    if line != again and (not sparse or len(line) > len(again) + 1):  # sparse6 can be padded in two ways
+        raise InputError(f"{shown!r} is damaged: it holds more than its graph, {again[:40]!r}")
 
 
 def _order(body: str, shown: str) -> int:
@@ -118,6 +127,8 @@ def _order(body: str, shown: str) -> int:
 
 def _order_fits(word: str) -> bool:
     """Is a word as long as its number of vertices asks for, that is, a graph of graph6?"""
+    if not word or not all(63 <= ord(c) <= 126 for c in word):
+        return False
     try:
         n = _order(word, word)
     except InputError:
@@ -148,8 +159,8 @@ def is_dimacs(lines: list[str]) -> bool:
 def _key(line: str) -> str:
     """The first word of a line in small letters; ``c`` for whatever is a comment."""
     words = line.split(maxsplit=1)
-    if not words or words[0][0] in "cC#%" or words[0].startswith("//"):
-        return "c"
+    if not words or words[0] == "C" or words[0][0] in "c#%" or words[0].startswith("//"):
+        return "c"  # some leave no space behind a small c; behind a large one it may be graph6
     return words[0].lower()
 
 

@@ -225,7 +225,7 @@ class NQueens(Task):
         """A board as rows of squares, or a list of columns: see ``tasks.nqueens_text``."""
         n = self.n
         board = torch.zeros(n, n, dtype=torch.bool)
-        for row, columns in enumerate(parse_queens(text, self._check_size)):
+        for row, columns in enumerate(parse_queens(text, n, self._check_size)):
             board[row, columns] = True
         queens = board.nonzero().tolist()
         for (r1, c1), (r2, c2) in itertools.combinations(queens, 2):
@@ -243,7 +243,7 @@ class NQueens(Task):
             raise InputError(f"the board has {rows} rows; this task has size = {self.n}: {advice(self, 'size', rows)}")
 
     def pieces(self, text: str) -> list[Piece]:
-        return split_queens(text)
+        return split_queens(text, self.n)
 
     def count_solutions(self, x: Tensor) -> int | None:
         """All completions, up to the size where all solutions are known."""

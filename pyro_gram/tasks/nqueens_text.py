@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable
+from functools import partial
 
 from pyro_gram.errors import InputError
 from pyro_gram.tasks.board_text import cells_of, cleaned, from_json, split_boards
@@ -14,7 +15,7 @@ QUEENS = "Qq1\N{BLACK CHESS QUEEN}\N{WHITE CHESS QUEEN}"
 BLANKS = "._-*0\N{MIDDLE DOT}"
 FORM = "Q for a queen and . for an empty square"
 KEYS = ("board", "queens", "columns", "puzzle")  # of a JSON object
-FEN_TAIL = re.compile(r"\s+[wb]\s+(-|[KQkq]+)\s+(-|[a-h][36])(\s+\d+\s+\d+)?$")
+TAILS = (4, 6)  # words of a line of FEN: the board, who moves, castling, en passant, and two counters
 NO_COLUMN = {".", "_", "-", "?", "*", "None", "null", "x", "X"}
 SMALLEST = 4
 
@@ -23,58 +24,71 @@ Check = Callable[[int], None]  # of a number of rows: raises InputError where th
 Columns = list[list[int]]  # of each row, those of its queens, from 0
 
 
-def split_queens(text: str) -> list[Piece]:
+def split_queens(text: str, size: int) -> list[Piece]:
     """The boards of a file, each as text: one a line, or one a row, with or without empty lines between boards."""
-    return split_boards(text, side_of)
+    return split_boards(text, partial(side_of, size=size))
 
 
-def side_of(line: str) -> int:
+def side_of(line: str, size: int) -> int:
     """The side of the board that a line is a row of; 0 if it is none."""
-    cells = [] if "/" in line else cells_of(line) or []
-    return len(cells) if len(cells) >= SMALLEST and all(cell in QUEENS + BLANKS for cell in cells) else 0
+    cells = [] if "/" in line else cells_of(line, size.__eq__) or []
+    return len(cells) if len(cells) >= SMALLEST and all(map(_is_square, cells)) else 0
 
 
-def parse_queens(text: str, check: Check) -> Columns:
+def _is_square(cell: str) -> bool:
+    return len(cell) == 1 and cell in QUEENS + BLANKS
+
+
+def parse_queens(text: str, size: int, check: Check) -> Columns:
     """The queens of one board: for each row, the columns that it has them in, from 0.
 
     Args:
         text: of one board.
+        size: n, of the board that is expected.
         check: of its number of rows.
 
     Raises:
         InputError: it is no board; or a list of columns that may be counted from 0 or from 1.
     """
-    rows = from_json(text.strip(), KEYS)
-    lines = [line for line in map(cleaned, rows if rows is not None else tidy(text).split("\n")) if line]
+    lines = [line for line in map(cleaned, tidy(text).split("\n")) if line]
+    rows = None if all(side_of(line, size) for line in lines) else from_json(text.strip(), KEYS)
+    if rows is not None:
+        lines = [line for line in map(cleaned, rows) if line]
     if not lines:
         raise InputError("empty input: give a board")
     if rows is None and len(lines) > 1:
-        pieces = split_queens(text)
+        pieces = split_queens(text, size)
         if len(pieces) > 1:
             raise InputError(f"{len(pieces)} boards where one is expected: give one at a time, or the file to solve.py")
         lines = pieces[0].text.split("\n") if pieces else lines
     if len(lines) == 1:
-        line = FEN_TAIL.sub("", lines[0])
+        line = _without_tail(lines[0])
         numbers = None if "/" in line else _numbers(line)
         if numbers is not None:
             check(len(numbers))
             return _from_list(numbers)
         lines = line.split("/")
         if len(lines) == 1:
-            what = f"one row of {side_of(line)} squares" if side_of(line) else f"no board: {line[:40]!r}"
+            what = f"one row of {side_of(line, size)} squares" if side_of(line, size) else f"no board: {line[:40]!r}"
             raise InputError(f"this is {what}; give all rows, on lines of their own or joined by /: {FORM}")
     check(len(lines))
     return [_row(number, line, len(lines)) for number, line in enumerate(lines, start=1)]
 
 
+def _without_tail(line: str) -> str:
+    """The board in a line of FEN; any other line as it is."""
+    words = line.split()
+    return words[0] if len(words) in TAILS and words[1] in ("w", "b") else line
+
+
 def _row(number: int, line: str, n: int) -> list[int]:
     """The columns of the queens of a row, from 0. Raises InputError."""
-    cells = cells_of(line)
-    if cells is not None and not set(cells) <= set("01"):
+    cells = cells_of(line, n.__eq__)
+    if cells is not None and len(cells) != n:
         cells = _unpacked(cells, n)
     if cells is None:
         raise InputError(f"row {number} of the board has spaces that follow no rule: {line[:40]!r}: write {FORM}")
-    strange = next((cell for cell in cells if cell not in QUEENS + BLANKS), None)
+    strange = next((cell for cell in cells if not _is_square(cell)), None)
     if strange is not None:
         raise InputError(f"row {number} of the board holds {strange[:20]!r}: use {FORM}")
     if len(cells) != n:
@@ -84,7 +98,7 @@ def _row(number: int, line: str, n: int) -> list[int]:
 
 def _unpacked(cells: list[str], n: int) -> list[str]:
     """A row of FEN, whose numbers are runs of empty squares, written out; any other row as it is."""
-    if not any(cell.isdecimal() and cell > "1" for cell in cells) or any(len(cell) > 1 for cell in cells):
+    if any(len(cell) > 1 for cell in cells):
         return cells
     row: list[str] = []
     for digits, group in itertools.groupby(cells, str.isdecimal):
@@ -117,10 +131,18 @@ def _from_list(numbers: list[int | None]) -> Columns:
         raise InputError(
             f"column {wrong} lies outside the board: columns are 0 to {n - 1}, and -1 is a row without queen"
         )
+    if n > 1 and set(given) <= {0, 1} and len(given) == n:
+        raise InputError(
+            f"{n} numbers of 0 and 1 are one row of a board, or a list of columns: give all rows, or Q and ."
+        )
     from_one = n in given or (zeros > 1 and -1 not in given)
     from_zero = -1 in given or (zeros == 1 and sorted(given) == list(range(n)))
+    if from_one and zeros and None in numbers:
+        from_zero = True  # 0 cannot be a blank beside another mark for one
     if from_one and from_zero:
-        raise InputError(f"the list has -1 for a blank, so that columns are 0 to {n - 1}, and {n} beyond the last")
+        raise InputError(
+            f"the list counts columns in two ways: write 0 to {n - 1} and -1 for a row without queen, or 1 to {n} and 0"
+        )
     if not from_one and not from_zero:
         raise InputError(
             f"columns may be counted from 0 or from 1 in this list: write columns 0 to {n - 1}, and -1 for a row "

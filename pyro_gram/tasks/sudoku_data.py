@@ -312,11 +312,14 @@ def _rows(path: Path, cells: int) -> Iterator[tuple[int, str, str, float]]:
         before, text = next(((n, line) for n, line in enumerate(lines) if line.strip()), (0, ""))
         if not text:
             raise InputError(f"{path}, line 1: expected a header with the columns question and answer, found nothing")
-        layout = _layout(path, before + 1, text)
-        reader = csv.reader(chain([text], lines), delimiter=layout.delimiter, skipinitialspace=True)
-        if layout.headed:
-            next(reader)
         try:
+            layout = _layout(path, before + 1, text)
+        except csv.Error as e:
+            raise InputError(f"{path}, line {before + 1}: {e}") from None
+        reader = csv.reader(chain([text], lines), delimiter=layout.delimiter, skipinitialspace=True)
+        try:
+            if layout.headed:
+                next(reader)
             for row in reader:
                 if any(row):
                     yield before + reader.line_num, *_fields(row, layout, cells)
@@ -351,7 +354,8 @@ def _as_ratings(ratings: np.ndarray) -> np.ndarray | None:
     """Float64 ratings as int64 where all are whole numbers; None where all are nan."""
     if np.isnan(ratings).all():
         return None
-    return ratings.astype(np.int64) if (ratings == np.floor(ratings)).all() else ratings
+    whole = (ratings == np.floor(ratings)) & (np.abs(ratings) < 2**53)
+    return ratings.astype(np.int64) if whole.all() else ratings
 
 
 def _checked(path: Path, size: int, rows: list[tuple[int, str, str]]) -> tuple[np.ndarray, np.ndarray]:

@@ -8,44 +8,61 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from pyro_gram.errors import InputError
-from pyro_gram.tasks.board_text import cells_of, cleaned, from_json, split_boards
+from pyro_gram.tasks.board_text import cells_of, cleaned, from_json, is_rule, split_boards
 from pyro_gram.tasks.sudoku_boards import BOXES, SIZES
-from pyro_gram.tasks.sudoku_data import BLANKS, PUZZLE
+from pyro_gram.tasks.sudoku_data import BLANKS, DELIMITERS, PUZZLE
 from pyro_gram.text import Piece, tidy
 
 DIGITS = "123456789"
 COLUMNS = (*PUZZLE, "board", "grid", "clues")  # of a CSV, keys of a JSON object
 CELLS = {size * size: size for size in SIZES}
+ANSWER_BESIDE = re.compile(r"\s*->\s*|\s{3,}")
+PIECE = 8  # characters of a rating, at the most; what is longer and looks like cells is no rating
 FORM = f"digits, and one of {' '.join(BLANKS)} for a blank"
 
 
 def split_puzzles(text: str) -> list[Piece]:
     """The puzzles of a file, each as text: one a line, row by row, a CSV with a header, ``.sdk``, ``.sdm`` or JSON."""
     lines = tidy(text).split("\n")
-    first = next((i for i, line in enumerate(lines) if cleaned(line)), 0)
-    names = [name.lower() for name in _fields(lines[first])]
-    column = next((names.index(name) for name in COLUMNS if name in names), None)
-    if column is None:
-        return split_boards(text, side_of, lambda side: BOXES[side][0])
+    first = next((i for i, line in enumerate(lines) if clues_in(line)), 0)
+    for delimiter in DELIMITERS:
+        names = [name.lower() for name in _fields(lines[first], delimiter)]
+        column = next((names.index(name) for name in COLUMNS if name in names), None)
+        if column is not None:
+            break
+    else:
+        return split_boards(text, side_of, clues_in, lambda side: BOXES[side][0])
     pieces = []
     for number, line in enumerate(lines[first + 1 :], start=first + 2):
-        row = _fields(line)
+        row = _fields(line, delimiter)
         if any(row):
             pieces.append(Piece(row[column] if column < len(row) else line, number))
     return pieces
 
 
-def _fields(line: str) -> list[str]:
-    """Of a line of CSV; none where it is no such line."""
+def _fields(line: str, delimiter: str) -> list[str]:
+    """Of a line of CSV; the line itself where it is none."""
     try:
-        return [field.strip() for field in next(csv.reader([line]), [])]
+        return [field.strip() for field in next(csv.reader([line], delimiter=delimiter), [])]
     except csv.Error:
-        return []
+        return [line]
+
+
+def clues_in(line: str) -> str:
+    """A line without its comment and, of a picture that solve.py prints, the answer beside it."""
+    line = cleaned(line)
+    left, *others = ANSWER_BESIDE.split(line)
+    if len(others) != 1:
+        return line
+    cells, answer = ((part if is_rule(part) else cells_of(part)) or [] for part in (left, others[0]))
+    fits = len(cells) == len(answer) > 1 and set(answer) <= set(DIGITS)
+    keeps = fits and all(c in BLANKS or c == a for c, a in zip(cells, answer, strict=True))
+    return left if keeps or (is_rule(left) and left == others[0]) else line
 
 
 def side_of(line: str) -> int:
     """The side of the board that a line is a row of; 0 if it is none."""
-    cells = cells_of(line)
+    cells = cells_of(line, plausible)
     return len(cells) if cells and len(cells) in SIZES and all(len(cell) == 1 for cell in cells) else 0
 
 
@@ -60,8 +77,10 @@ def parse_puzzle(text: str, size: int, other_size: Callable[[int], str]) -> list
     Raises:
         InputError: it is no board of this size; saying what it is instead.
     """
-    rows = from_json(text.strip(), COLUMNS)
-    lines = [line for line in map(cleaned, rows if rows is not None else tidy(text).split("\n")) if line]
+    lines = [line for line in map(clues_in, tidy(text).split("\n")) if line]
+    rows = None if all(map(side_of, lines)) else from_json(text.strip(), COLUMNS)
+    if rows is not None:
+        lines = [line for line in map(clues_in, rows) if line]
     if not lines:
         raise InputError("empty input: give a board")
     if rows is None and len(lines) > 1:
@@ -74,7 +93,7 @@ def parse_puzzle(text: str, size: int, other_size: Callable[[int], str]) -> list
         _refuse_spaces(lines, size)
     _check_characters(cells, lines)
     found = CELLS.get(len(cells))
-    rowwise = len(lines) == 1 or all(len(cells_of(line) or "") == found for line in lines)
+    rowwise = len(lines) == 1 or all(len(cells_of(line, plausible) or "") == found for line in lines)
     if found is None or not rowwise:
         _refuse_length(cells, lines, size)
     if found != size:
@@ -87,17 +106,26 @@ def parse_puzzle(text: str, size: int, other_size: Callable[[int], str]) -> list
 
 def _board_in(line: str) -> list[str] | None:
     """The cells of a board in one line; beside it, a hash, a rating or its solution may stand."""
-    words = [word for word in re.split(r"[\s,;]+", line) if len(word) in CELLS and not set(word) - set(BLANKS + DIGITS)]
+    written = [word for word in re.split(r"[\s,;]+", line) if not set(word) - set(BLANKS + DIGITS)]
+    words = [word for word in written if len(word) in CELLS]
     if not words:
-        return cells_of(line)
+        return cells_of(line, plausible)
     first, *others = words
     if any(set(word) & set(BLANKS) or len(word) != len(first) for word in others):
         raise InputError(f"{len(words)} boards on one line: give one a line")
+    more = next((word for word in written if word not in words and len(word) > PIECE), None)
+    if more is not None:
+        raise InputError(f"there is more on the line than a board, {more[:20]!r}: give one board a line")
     return list(first)
 
 
+def plausible(count: int) -> bool:
+    """Can that be the number of cells of a row or a board?"""
+    return count in SIZES or count in CELLS
+
+
 def _joined(lines: list[str]) -> list[str] | None:
-    rows = [cells_of(line) for line in lines]
+    rows = [cells_of(line, plausible) for line in lines]
     return None if None in rows else [cell for row in rows for cell in row or ()]
 
 
@@ -120,7 +148,7 @@ def _refuse_spaces(lines: list[str], size: int) -> NoReturn:
 
 def _refuse_length(cells: list[str], lines: list[str], size: int) -> NoReturn:
     if len(lines) > 1:
-        lengths = sorted({len(cells_of(line) or "") for line in lines})
+        lengths = sorted({len(cells_of(line, plausible) or "") for line in lines})
         what = f"{len(lines)} rows of {' or '.join(map(str, lengths))} cells"
         raise InputError(f"{what}, and a {size}x{size} board has {size} rows of {size}")
     blanks = sum(cell in BLANKS for cell in cells)

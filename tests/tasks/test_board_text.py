@@ -1,6 +1,7 @@
 """Boards as people have them: the same board in every layout, and one sentence for what is none."""
 
 import json
+import time
 
 import pytest
 
@@ -48,6 +49,12 @@ SUDOKUS = {
     "cells apart": " ".join(FOUR),
     "cells by commas": ",".join(FOUR),
     "cells by commas, one behind": ",".join(FOUR) + ",",
+    "cells by commas, all blanks empty, the last too": ",4,1,2\n,2,,\n2,1,,\n4,3,2,",
+    "cells by tabs, blanks empty": "\t4\t1\t2\n\t2\t\t\n2\t1\t\t\n4\t3\t2\t",
+    "rows set in by a tab": "\n".join("\t" + row for row in rows(FOUR)),
+    "an array as numpy prints it": "[[0 4 1 2]\n [0 2 0 0]\n [2 1 0 0]\n [4 3 2 0]]",
+    "rows of a list of lists without its brackets": "[0,4,1,2],\n[0,2,0,0],\n[2,1,0,0],\n[4,3,2,0]",
+    "CSV by semicolons": f"puzzle;solution\n{FOUR};3412124321344321\n",
     "cells by commas, blanks empty": ",".join(FOUR).replace(".", ""),
     "rows by semicolons": "\n".join(";".join(row) for row in rows(FOUR)),
     "rows by tabs": "\n".join("\t".join(row) for row in rows(FOUR)),
@@ -150,6 +157,14 @@ def test_boxes_of_six_and_nine_are_drawn_and_read():
         ("[[[[1]]]]", "a list of whole numbers"),
         ("# nothing", "no puzzle in the text"),
         ("-412\n----\n", "2 rows of 4 cells"),
+        ("12..\n34..\n----\n21..\n", "3 rows of 4 cells"),  # a line between boxes makes up for no row
+        ("1234\n3412\n----\n2143\n", "3 rows of 4 cells"),
+        (f"{FOUR}\n[Hard]\n{FOUR}", r"line 2: .*is neither a digit"),
+        ("1 2 . .   . . 3 4\n3 4 . .   1 2 . .\n2 1 . .   . . . .\n4 3 . .   . . . .", "8 cells"),  # two, side by side
+        (f"{FOUR} 34..12..43..", "more on the line than a board, '34..12..43..'"),
+        ("." * 16 + " " + "." * 45, "more on the line than a board"),
+        (f"puzzle,solution\n{FOUR}," + "1" * 140_000, "more on the line than a board"),
+        ('{"puzzle": "' + FOUR + '", "grid": "' + FOUR + '"}', "has 'puzzle' and 'grid'"),
     ],
 )
 def test_what_is_no_sudoku_is_named_by_what_it_is(text, message):
@@ -194,6 +209,8 @@ BOARDS = {
     "JSON rows": json.dumps(LINES),
     "JSON object": json.dumps({"board": QUEENS}),
     "JSON columns": "[0, -1, 4, null, null, -1, -1, -1]",
+    "cells by commas, the empty ones empty": "\n".join(",".join(row) for row in LINES).replace(".", ""),
+    "matrix, a list a line": "\n".join(str([int(c == "Q") for c in row]) for row in LINES),
     "our picture": printed("queens", QUEENS),
     "our picture, indented": "\n".join("    " + line for line in printed("queens", QUEENS).split("\n")),
 }
@@ -217,7 +234,7 @@ def test_several_boards_of_queens_are_each_read():
     for text in (
         "\n".join(both),
         "\n\n".join(b.replace("/", "\n") for b in both),
-        both[0] + "\n" + "[0" + ", 0" * 7 + "]",
+        both[0] + "\n" + "[3" + ", 0" * 7 + "]",
     ):
         assert len(read("queens", text)) == 2
     assert read("queens", "\n".join(b.replace("/", "\n") for b in both)) == both
@@ -227,7 +244,11 @@ def test_several_boards_of_queens_are_each_read():
     ("text", "message"),
     [
         ("2 3 4 1 . . . .", "may be counted from 0 or from 1"),
-        ("8 -1 . . . . . .", "-1 for a blank, so that columns are 0 to 7, and 8 beyond"),
+        ("8 -1 . . . . . .", "counts columns in two ways"),
+        ("0 0 . . . . . .", "counts columns in two ways"),
+        ("0 0 0 1 0 0 0 0", "8 numbers of 0 and 1 are one row of a board"),
+        ("Q.......\n" + "........\n" * 6 + "--------\n", "the board has 7 rows"),
+        (",".join(["Q."] + ["."] * 7) + "\n" + "\n".join([",".join("........")] * 7), "this is|holds|no board"),
         ("9 0 0 0 0 0 0 0", "column 9 lies outside the board"),
         ("0 -1 4 -1", "the board has 4 rows; this task has size = 8"),
         ("Q.......", "one row of 8 squares; give all rows"),
@@ -245,6 +266,21 @@ def test_several_boards_of_queens_are_each_read():
 def test_what_is_no_board_of_queens_is_named_by_what_it_is(text, message):
     with pytest.raises(InputError, match=message):
         read("queens", text)
+
+
+def test_fen_of_ten_rows_has_numbers_of_two_digits():
+    ten = NQueens(NQueensConfig(size=10))
+    (x,) = ten.read("10/Q9/10/10/10/10/10/10/10/10")
+    assert ten.format_input(x).split("/")[1] == "Q........."
+
+
+@pytest.mark.parametrize("name", ["4", "queens"])
+@pytest.mark.parametrize("text", ["-" * 100_000 + "x", "Q" + " " * 100_000 + "x", "\n" * 1_000_000 + "x"])
+def test_a_line_without_end_and_lines_without_number_are_refused_soon(name, text):
+    start = time.process_time()
+    with pytest.raises(InputError):
+        read(name, text)
+    assert time.process_time() - start < 5
 
 
 def test_completions_are_counted():
