@@ -2,6 +2,9 @@
 
 import asyncio
 import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,9 +18,10 @@ from pyro import poutine
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 
 from pyro_gram.build import build
+from pyro_gram.checkpoint import save_model
 from pyro_gram.errors import InputError, UserError
-from pyro_gram.solver import Solver
-from tests.conftest import small_config
+from pyro_gram.solver import Solver, load
+from tests.conftest import ROOT, small_config
 
 TEXTS = ["Cr", "C]", "CF"]  # three graphs of four vertices
 
@@ -121,6 +125,43 @@ def test_handlers_come_back_after_an_error(solver):
             solver.sample(TEXTS, num_samples=5, progress=lambda _: 1 / 0)
         pyro.sample("mine", dist.Normal(0.0, 1.0))
     assert tracer.trace.nodes["mine"]["value"].shape == (3,)
+
+
+def test_a_checkpoint_can_be_loaded_beside_a_solver_at_work(solver, tmp_path):
+    save_model(tmp_path / "m.safetensors", solver.config, solver.model, solver.guide)
+    alone, stop = [answers(solver, seed) for seed in range(12)], threading.Event()
+
+    def load_all_the_time():
+        while not stop.is_set():
+            load(tmp_path / "m.safetensors")
+
+    busy = threading.Thread(target=load_all_the_time)
+    busy.start()
+    try:
+        assert [answers(solver, seed) for seed in range(12)] == alone
+    finally:
+        stop.set()
+        busy.join(30)
+
+
+FORKED = """
+import multiprocessing, sys, torch
+import pyro_gram
+torch.set_num_threads(2)
+solver = pyro_gram.load(sys.argv[1])
+def answers(seed):
+    return solver.solve(["GCR`v_"] * 30, num_samples=40, seed=seed)[0].solutions[0].solution
+alone = answers(3)
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    assert pool.map_async(answers, [3, 3]).get(60) == [alone, alone]
+"""
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+def test_a_forked_pool_answers_where_torch_had_threads():
+    checkpoint = ROOT / "checkpoints" / "coloring8.safetensors"
+    variables = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", FORKED, str(checkpoint)], check=True, timeout=120, env=variables)
 
 
 def _child(pipe, solver, seed):

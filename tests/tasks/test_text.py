@@ -149,6 +149,7 @@ def test_a_graph_of_dimacs_is_the_same_however_it_is_written(task, text):
         (dimacs([(u - 1, v - 1) for u, v in EDGES]), "^line 2: edge 'e 0 1' has a vertex 0"),
         (dimacs(first="p edge 7 9"), "^line 1: the graph has 7 vertices; this task has vertices = 8"),
         ("p edge 3000000 58333344\na 1 2 803\n", "^line 1: the graph has 3000000 vertices"),
+        (dimacs() + "C~\n", "^line 11: expected c, p or e .*, found 'C~'"),  # a graph in graph6, no comment
         ("c only a comment\n", "no 'p edge VERTICES EDGES' line"),
     ],
 )
@@ -191,6 +192,9 @@ def test_a_line_of_graph6_or_sparse6_is_read(task, text):
     ("text", "message"),
     [
         ("&GCR`v_", "directed graph"),
+        (":GaYnL`nabc", "is damaged: it holds more than its graph"),
+        (":G~aYnL`n", "is damaged: it holds more than its graph"),
+        ("GhCGK~", "is damaged: it holds more than its graph"),
         (">>digraph6<<&GCR`v_", "directed graph"),
         (";GCR", "incremental sparse6"),
         ("graph { 0 -- 1; }", "Graphviz"),
