@@ -83,8 +83,8 @@ def make_parser() -> Parser:
         "--temper",
         nargs=2,
         metavar=("SCALE", "TRANSITIONS"),
-        help="multiply the prior's sigma by SCALE in the first TRANSITIONS (default: as the run was measured); 1 0 is "
-        "the prior as it is",
+        help="multiply the prior's sigma by SCALE in the first TRANSITIONS transitions of a trajectory (default: as "
+        "the run was measured); 1 0 is the prior as it is",
     )
     parser.add_argument("--memory", type=float, metavar="MB", help="the most that trajectories may take (default ~250)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
@@ -206,6 +206,8 @@ def check(arguments: Any) -> None:
     if arguments.figure is not None and arguments.figure.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise UserError(f"--figure writes .png, .pdf or .svg, not {str(arguments.figure)!r}")
     if arguments.figure is not None:
+        if not arguments.figure.parent.is_dir():
+            raise UserError(f"--figure: there is no directory {str(arguments.figure.parent)!r}; make it first")
         check_writable(arguments.figure)
 
 

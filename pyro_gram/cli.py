@@ -100,10 +100,13 @@ class _TrustCode(argparse.Action):
 
 
 def use_working_directory() -> None:
-    """Let a user's own package.module:Class be found in the working directory: only where one has been asked for."""
+    """Let a user's own package.module:Class be found in the working directory: only where one has been asked for.
+
+    It comes first: a checkout that is installed to be edited has ``models`` and ``guides`` on the path too.
+    """
     here = os.getcwd()
-    if here not in sys.path:
-        sys.path.append(here)
+    if sys.path[:1] != [here]:
+        sys.path.insert(0, here)
 
 
 def spare_process() -> bool:

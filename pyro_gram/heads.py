@@ -58,9 +58,10 @@ def train_heads(assembly: Assembly, depth: int, phases: Phases | None = None) ->
     """
     count = assembly.config.verdict.rounds
     phases = phases or Phases({"heads": f"{count} rounds"})
+    rounds = _rounds(assembly, depth)  # what is wrong is said before the phase begins
     start = time.perf_counter()
     with phases.start("heads", count, "round") as bar:
-        for number, loss in enumerate(_rounds(assembly, depth), 1):
+        for number, loss in enumerate(rounds, 1):
             left = (time.perf_counter() - start) / number * (count - number)
             bar.set_postfix_str(f"{phases.estimate('heads', left)}loss {loss:.3f}", refresh=False)
             bar.update()

@@ -28,7 +28,7 @@ def tokens_of(task: Task, x: Any) -> Tensor:
         InputError: nothing of these, or no input at all.
     """
     if isinstance(x, Tensor) or (isinstance(x, np.ndarray) and x.dtype.kind not in "OSU"):
-        return _integers(x)
+        return _checked(task, _integers(x))
     if isinstance(x, str | bytes | bytearray) or _is_graph(x):
         x = [x]
     if isinstance(x, Mapping | Set):
@@ -52,8 +52,36 @@ def _one(task: Task, item: Any) -> Tensor:
     if _is_graph(item):
         return task.parse_graph(item)
     if isinstance(item, Tensor | np.ndarray | list | tuple):
-        return _integers(item)
+        tokens = _integers(item)
+        return _checked(task, tokens[None])[0]
     raise InputError(f"an input is a text, not {item!r}: {KINDS}")
+
+
+def _checked(task: Task, tokens: Tensor) -> Tensor:
+    """Tokens ``[B, *event]`` that are an input each, as a text is. Raises InputError for others.
+
+    Numbers may be a board or a matrix of their author's, which would be read as another input here.
+    """
+    spec = task.spec
+    if tuple(tokens.shape[1:]) != spec.input_shape or not spec.conditional:
+        return tokens  # is refused by its shape
+    numbers = tokens[:, 1:] if spec.puzzles else tokens
+    if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < spec.input_vocabulary:
+        return tokens  # by its range
+    if spec.puzzles:
+        return tokens  # any grid may be asked of any puzzle
+    for number, row in enumerate(tokens.cpu(), start=1):
+        text = task.format_input(row)
+        try:
+            same = torch.equal(task.parse(text), row)
+        except InputError as e:
+            raise InputError(f"the numbers of input {number}, as tokens, are {text[:40]!r}: {e}") from None
+        if not same:
+            raise InputError(
+                f"the numbers of input {number} are no tokens as task.parse(text) returns them, and a board or a "
+                "matrix is not read: give a text, such as str(array.tolist()), or a networkx graph"
+            )
+    return tokens
 
 
 def _integers(values: Any) -> Tensor:

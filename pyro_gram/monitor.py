@@ -25,7 +25,7 @@ def plan(run: Run) -> None:
     length = f"{trainer.num_batches or c.batches:,} batches" if c.batches else f"{c.minutes:g} minutes"
     if trainer.num_batches is None:
         length = f"up to {length} in {c.minutes:g} minutes"
-    sizes = {"train": length}
+    sizes = {"train": f"{length}, complete" if trainer.finished else length}
     if takes_heads(run.assembly.model, config.verdict):
         sizes["heads"] = f"{config.verdict.rounds} rounds"
     inputs = "" if puzzles.inputs is None else f"{len(puzzles.inputs):,} inputs x "

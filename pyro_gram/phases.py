@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 from tqdm import tqdm
 
+WIDE = 140  # columns, of a terminal that has room for a bar beside what is told of it
+NARROW = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{remaining} left{postfix}]"
 ON_TOP = "figures and the report come on top"
 
 
@@ -45,6 +48,7 @@ class Phases:
             desc=self._title(name),
             file=sys.stderr,
             mininterval=1.0,
+            bar_format=None if shutil.get_terminal_size().columns >= WIDE else NARROW,
             disable=self.silent or not terminal,
         )
         return self._bar

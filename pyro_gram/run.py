@@ -195,11 +195,6 @@ def open_run(
     check_rolls(assembly)
     sampled = trainer.rehearse()
     rehearse(assembly, *stream(0))
-    if sampled and world.writes:
-        print(
-            f"no closed-form KL of {sampled[0]} from {sampled[1]}: it is estimated from each draw (log q - log p)",
-            file=sys.stderr,
-        )
     lock = lock_directory(out, 30.0 if world.restarts else 0.0) if world.writes else None
     run = Run(assembly, trainer, out, lock, Phases({"train": ""}, silent=not world.writes))
     world.wait()  # what the first process would not have in its directory, none of the others trains
@@ -209,6 +204,11 @@ def open_run(
     except BaseException:
         run.close()
         raise
+    if sampled and world.writes:
+        print(
+            f"no closed-form KL of {sampled[0]} from {sampled[1]}: it is estimated from each draw (log q - log p)",
+            file=sys.stderr,
+        )
     return run
 
 

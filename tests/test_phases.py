@@ -133,7 +133,7 @@ def test_the_bar_of_the_evaluation_ends_full(changes, tmp_path, monkeypatch, cap
         plan(run)
         finish(run)
     shown = capsys.readouterr().err
-    *_, last = re.findall(r"(\d)/(\d) evaluation: +(\d+)%\|[^|]*\| (\d+)/(\d+) ", shown)
+    *_, last = re.findall(r"(\d)/(\d) evaluation: +(\d+)% (\d+)/(\d+) ", shown)
     assert last[0] == last[1]
     assert last[2] == "100"
     assert last[3] == last[4]

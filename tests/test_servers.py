@@ -256,7 +256,7 @@ def test_bytes_and_texts_may_begin_with_a_mark(solver, encoding):
         (np.zeros((1, 4, 4)), "tokens are whole numbers, not torch.float64"),
         (torch.zeros(1, 4, 4) > 0, "tokens are whole numbers, not torch.bool"),
         (np.zeros((2, 3), dtype=int), r"must have the shape \[B, 4, 4\], not \[2, 3\]"),
-        ([np.zeros((4, 4), dtype=int), np.zeros((3, 3), dtype=int)], "inputs differ in shape"),
+        ([np.full((4, 4), 9), np.zeros((3, 3), dtype=int)], "inputs differ in shape"),
         ([["Cr", "CF"]], "an input is a text, not"),
         (nx.DiGraph([(0, 1)]), "directed"),
         (nx.path_graph(3), "the graph has 3 vertices"),
@@ -266,6 +266,27 @@ def test_bytes_and_texts_may_begin_with_a_mark(solver, encoding):
 def test_what_is_no_input_is_refused_in_one_sentence(solver, x, message):
     with pytest.raises(InputError, match=message):
         solver.sample(x, num_samples=2)
+
+
+@pytest.mark.parametrize("form", [np.array, torch.tensor, lambda rows: [np.array(row) for row in rows]])
+def test_a_matrix_or_a_board_in_numbers_is_not_taken_for_tokens(solver, form):
+    matrix = nx.to_numpy_array(graph_of("Cr"), dtype=int).tolist()
+    with pytest.raises(InputError, match="are no tokens as task.parse"):
+        solver.sample(form([matrix]), num_samples=2)
+    one_way = [[2, 1, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 2]]
+    with pytest.raises(InputError, match="are no tokens as task.parse"):
+        solver.sample(form([one_way]), num_samples=2)
+    complete = [[2 if i == j else 1 for j in range(4)] for i in range(4)]
+    with pytest.raises(InputError, match="as tokens, are 'C~': the graph is not 3-colourable"):
+        solver.sample(form([complete]), num_samples=2)
+    config = small_config(task_name="sudoku")
+    assembly = build(config)
+    boards = Solver(config, assembly.task, assembly.model, assembly.guide)
+    board = [0, 4, 1, 2, 0, 2, 0, 0, 2, 1, 0, 0, 4, 3, 2, 0]
+    with pytest.raises(InputError, match="are no tokens as task.parse"):
+        boards.sample(form([board]), num_samples=2)
+    (solved,) = boards.solve(str(board), num_samples=2)
+    assert solved.input == ".412.2..21..432."
 
 
 def test_a_graph_is_no_input_of_boards():

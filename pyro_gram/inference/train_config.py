@@ -18,7 +18,7 @@ class TrainConfig:
         batches: batches in the run, each of ``supervision_steps`` updates (and, on-policy, ``on_policy_updates`` more);
             0 for as many as the minutes hold.
         minutes: of training; 0 for as many as the batches take. Beside ``batches``, the run measures its speed first
-            and trains fewer batches where those would take longer (``inference.pace``): the clock itself ends nothing.
+            and trains fewer batches where those would take longer: the clock itself ends nothing.
             Without ``batches`` the run ends after them, and its schedule follows the clock.
         batch: inputs a batch.
         supervision_steps: N_sup, updates of a batch, each of which goes on where the last one ended.
@@ -33,7 +33,7 @@ class TrainConfig:
             model would halt it or it has made ``supervision_steps``; only then the place takes the new batch's pair.
             For models that halt by themselves.
         on_policy: the deepest supervision step of the prior's own trajectories that is trained too, towards the
-            solution that each is heading for (``inference.on_policy``); 0 for none. Needs inputs, and all solutions.
+            solution that each is heading for; 0 for none. Needs inputs, and all solutions.
         on_policy_updates: how many successive steps of the prior's own trajectories a batch trains, from a random depth
             on.
         on_policy_after: share of the run before on-policy training begins.

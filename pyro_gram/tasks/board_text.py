@@ -15,8 +15,9 @@ from pyro_gram.errors import InputError
 from pyro_gram.text import Piece, tidy
 
 FULL_WIDTH = {0xFF01 + i: 0x21 + i for i in range(94)}  # digits and marks as East Asian keyboards write them
-BARS = dict.fromkeys(map(ord, "│┃║"), "|") | dict.fromkeys(map(ord, "─━═"), "-") | dict.fromkeys(map(ord, "┼╋╬"), "+")
-PLAIN = FULL_WIDTH | BARS
+BOX_DRAWING = dict.fromkeys(range(0x2500, 0x2580), "+")
+BARS = dict.fromkeys(map(ord, "│┃║┆┇┊┋╎╏"), "|") | dict.fromkeys(map(ord, "─━═┄┅┈┉╌╍"), "-")
+PLAIN = FULL_WIDTH | BOX_DRAWING | BARS
 SECTION = re.compile(r"\[([A-Za-z]+)\]")  # of SadMan's .sdk files
 BOARD_SECTION = "puzzle"
 EDGES = " \N{NO-BREAK SPACE}\N{IDEOGRAPHIC SPACE}\N{ZERO WIDTH SPACE}"

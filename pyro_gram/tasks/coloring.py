@@ -50,7 +50,9 @@ class ColoringConfig:
         edge_probability: p of G(n, p), the share of pairs that are edges.
         layout: ``vertex``: one token a vertex, holding its adjacency row; ``edge``: the paper's, one token a pair
             of vertices (1 no edge, 2 edge) and then one blank a vertex, answers 3 + colour.
-        train, validation, test: graphs in each split.
+        train: graphs to train on.
+        validation: graphs to validate on.
+        test: graphs to test on.
         data_seed: seed of the graphs and the split; the same for every run that is to be compared.
     """
 

@@ -210,7 +210,7 @@ def test_too_few_images_are_named():
 def test_without_torchmetrics_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
     for score in (inception_score, lambda images: frechet_distance(images, images)):
-        with pytest.raises(ConfigError, match=r"pip install 'pyro-gram\[mnist\]'"):
+        with pytest.raises(ConfigError, match=r"pip install -e '.\[mnist\]'"):
             score(strokes(3))
 
 

@@ -393,5 +393,5 @@ def test_one_state_has_a_surface():
 
 def test_a_missing_scikit_learn_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
-    with pytest.raises(ConfigError, match=r"pip install 'pyro-gram\[diagnose\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '.\[diagnose\]'"):
         check_installed()

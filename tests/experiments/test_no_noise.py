@@ -7,6 +7,8 @@ from experiments.studies import no_noise
 from experiments.studies.fresh import committed
 from pyro_gram.cli import call
 from pyro_gram.files import read_json
+from pyro_gram.inference.decode import beside
+from pyro_gram.inference.sampling import rollout
 from pyro_gram.inference.temper import AtMean
 
 
@@ -19,7 +21,14 @@ def test_the_one_answer_of_an_input_without_noise_is_scored(tmp_path):
         solver = pyro_gram.load(committed(name))
         x = solver.task.split("test").inputs[:40]
         with AtMean():
-            rolled = solver.sample(x, 3, seed=7, halt=1.0)
+            rolled = rollout(
+                solver.model,
+                beside(solver.model, x),
+                num_samples=3,
+                depth=solver.default_depth,
+                seed=7,
+                temper=solver.config.temper,
+            )
         assert (rolled.tokens == rolled.tokens[:1]).all()  # no draw is left: every trajectory is the same
         assert study["accuracy"] == pytest.approx(solver.task.valid(x, rolled.tokens[0]).double().mean().item())
         assert study["num_inputs"] == 40

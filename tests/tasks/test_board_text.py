@@ -63,9 +63,10 @@ SUDOKUS = {
     "boxes drawn without a cross": ".4|12\n.2|..\n-----\n21|..\n43|2.",
     "boxes drawn in as many dashes as a row has cells": ".412\n.2..\n----\n21..\n432.",
     "a frame": "+---+---+\n|.4 |12 |\n|.2 |.. |\n+---+---+\n|21 |.. |\n|43 |2. |\n+---+---+",
-    "a frame of box characters": "│. 4│1 2│\n│. 2│. .│\n├──┼──┤\n".replace("├", "┼").replace("┤", "┼")
-    + "│2 1│. .│\n│4 3│2 .│",
+    "a frame of box characters": "│. 4│1 2│\n│. 2│. .│\n├──┼──┤\n" + "│2 1│. .│\n│4 3│2 .│",
+    "a double frame": "╔═══╤═══╗\n║.4 │12 ║\n║.2 │.. ║\n╟───┼───╢\n║21 │.. ║\n║43 │2. ║\n╚═══╧═══╝",
     "boxes apart by empty lines": "\n".join(rows(FOUR)[:2]) + "\n\n" + "\n".join(rows(FOUR)[2:]),
+    "cells in quotation marks": '"","4","1","2"\n"","2","",""\n"2","1","",""\n"4","3","2",""',
     "our picture": printed("4", FOUR),
     "our picture, indented": "\n".join("    " + line for line in printed("4", FOUR).split("\n")),
     "our picture with an answer": printed("4", FOUR, "3412124321344321"),
