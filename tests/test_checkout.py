@@ -64,3 +64,21 @@ def test_each_part_has_one_name(tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.stdout.strip() == str(ROOT / "guides" / "__init__.py"), done.stderr[-2000:]
+
+
+def test_a_users_own_models_are_found_by_their_own_modules_under_our_programs(tmp_path):
+    """An installed checkout has ``models`` on the path too."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").touch()
+    (tmp_path / "models" / "mine.py").write_text("from pyro_gram.models.priors.gaussian import GaussianPrior as Mine\n")
+    (tmp_path / "my_gram.py").write_text("from models.mine import Mine\n")
+    words = ["--task", "coloring", "--preset", "tiny", "--prior", "my_gram:Mine", "--list-split", "validation"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "experiments" / "run.py"), *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-1000:]
+    assert len(done.stdout.splitlines()) == 16
