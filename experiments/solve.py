@@ -25,7 +25,7 @@ from pyro_gram.inference.temper import TemperConfig
 from pyro_gram.solver import TRAJECTORIES, WIDTHS, Answer, Solved, Solver
 from pyro_gram.tasks.base import NO_PUZZLE, Task
 from pyro_gram.tasks.terminal import wants_colour
-from pyro_gram.text import read_text, tidy
+from pyro_gram.text import PUZZLES, printable, read_text, tidy
 
 PASSED_ON = ("num_samples", "depth", "seed", "select", "halt", "width", "memory")  # to the solver
 FIGURE_ROWS, FIGURE_COLUMNS = 6, 4  # inputs, and answers of each, in --figure
@@ -100,12 +100,12 @@ def read_input(source: str) -> str:
     """The whole input, from a file or, for ``-``, from stdin. Raises InputError where there is none."""
     name = f"--input {source}"
     if source != "-":
-        text = read_text(Path(source), name)
+        text = read_text(Path(source), name, PUZZLES)
     elif sys.stdin is None:
         raise InputError("standard input is closed: name a file with --input")
     else:
         stream = getattr(sys.stdin, "buffer", None)
-        text = read_text(stream, name) if stream else tidy(sys.stdin.read())
+        text = read_text(stream, name, PUZZLES) if stream else tidy(sys.stdin.read())
     if not text.strip():
         raise InputError(f"{name} is empty: give one puzzle a line")
     return text
@@ -120,7 +120,7 @@ class Failed:
 
     def show(self) -> str:
         """For a person."""
-        return f"{self.text}: not solved: {self.error}\n"
+        return f"{printable(self.text, 80)}: not solved: {printable(self.error)}\n"
 
     def to_dict(self) -> dict[str, str]:
         """As ``--json`` prints it."""

@@ -24,9 +24,11 @@ from pyro_gram.inference.act import Places
 from pyro_gram.inference.pause import Inside
 from pyro_gram.inference.training import Trainer, pair
 from pyro_gram.networks.core import LatentState
+from pyro_gram.rendezvous import reason
 from pyro_gram.tasks.base import Task
 from pyro_gram.version import __version__
 
+MAX_TABLES = 2**28  # bytes of what a model keeps beside its weights (angles, masks): they are in no file
 CALLS = 400  # of torch's functions, for each tensor that a model has, in building it
 SHOWN = 4  # settings that differ, in a message
 
@@ -107,9 +109,14 @@ def outline_misfits(held: Container, config: RunConfig, task: Task) -> list[str]
             assembly = build(config, None, task)
             if takes_heads(assembly.model, config.verdict):
                 attach(assembly.model, task, config)
-            return held.misfits(pair(assembly.model, assembly.guide).state_dict())
+            whole = pair(assembly.model, assembly.guide)
+            misfits = held.misfits(whole.state_dict())
     except (RuntimeError, TypeError, OverflowError, MemoryError) as e:
-        raise ConfigError(f"they describe no model that can be built: {str(e).splitlines()[0][:160]}") from None
+        raise ConfigError(f"they describe no model that can be built: {reason(e)}") from None
+    tables = sum(buffer.numel() * buffer.element_size() for buffer in whole.buffers())
+    if tables > MAX_TABLES:
+        raise ConfigError(f"they describe a model whose tables take {tables // 2**20:,} MiB beside its weights")
+    return misfits
 
 
 class AtMost(TorchFunctionMode):
@@ -171,7 +178,7 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
     except UserError:  # it says itself what is wrong
         raise
     except (ValueError, TypeError, OverflowError, IndexError, RuntimeError, AttributeError) as e:
-        raise CheckpointError(f"{path} holds what no run has saved: {str(e).splitlines()[0]}") from None
+        raise CheckpointError(f"{path} holds what no run has saved: {reason(e)}") from None
 
 
 def _load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[str, str]) -> None:

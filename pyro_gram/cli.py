@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from pyro_gram.allocator import keep_freed_memory
 from pyro_gram.checks import similar
 from pyro_gram.errors import UserError
+from pyro_gram.text import printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -123,6 +124,7 @@ def call(main: Callable[[list[str]], int], argv: list[str] | None = None, *, sha
         shared: do several processes share the work? Otherwise the first of those that torchrun starts does it alone.
     """
     if not shared and spare_process():
+        print(f"process {os.environ['RANK']} has nothing to do: the first one does it alone", file=sys.stderr)
         return 0
     _open_streams()
     keep_freed_memory()
@@ -130,7 +132,7 @@ def call(main: Callable[[list[str]], int], argv: list[str] | None = None, *, sha
     try:
         return main(sys.argv[1:] if argv is None else argv)
     except UserError as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(e).split()))}", file=sys.stderr)
         return 2
     except MemoryError as e:
         print(f"error: not enough memory ({' '.join(str(e).split()) or 'no more is said'})", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ KINDS = "give texts, networkx graphs, or whole numbers as a tensor or an array"
 
 
 def tokens_of(task: Task, x: Any) -> Tensor:
-    """The tokens of one or several inputs, int64 ``[B, ...]``, their values not yet checked.
+    """The tokens of one or several inputs, int64 ``[B, ...]``; each is an input, its range yet to be checked.
 
     Args:
         task: reads texts and graphs.
@@ -31,11 +31,11 @@ def tokens_of(task: Task, x: Any) -> Tensor:
         return _checked(task, _integers(x))
     if isinstance(x, str | bytes | bytearray) or _is_graph(x):
         x = [x]
-    if isinstance(x, Mapping | Set):
+    if isinstance(x, Mapping | set | frozenset):
         raise InputError(f"a {type(x).__name__} of inputs has no order that answers could follow: give a list")
     if not isinstance(x, Iterable):
         raise InputError(f"an input is a text, not {x!r}: {KINDS}")
-    rows = [_one(task, item) for item in x]
+    rows = [_one(task, item, number) for number, item in enumerate(x, start=1)]
     if not rows:
         raise InputError("no input: give at least one")
     if len({row.shape for row in rows}) > 1:
@@ -43,7 +43,7 @@ def tokens_of(task: Task, x: Any) -> Tensor:
     return torch.stack(rows)
 
 
-def _one(task: Task, item: Any) -> Tensor:
+def _one(task: Task, item: Any, number: int) -> Tensor:
     """The tokens of one input, int64 ``[*event]``. Raises InputError."""
     if isinstance(item, bytes | bytearray):
         item = decode(bytes(item), "an input of bytes")
@@ -53,11 +53,11 @@ def _one(task: Task, item: Any) -> Tensor:
         return task.parse_graph(item)
     if isinstance(item, Tensor | np.ndarray | list | tuple):
         tokens = _integers(item)
-        return _checked(task, tokens[None])[0]
+        return _checked(task, tokens[None], number)[0]
     raise InputError(f"an input is a text, not {item!r}: {KINDS}")
 
 
-def _checked(task: Task, tokens: Tensor) -> Tensor:
+def _checked(task: Task, tokens: Tensor, first: int = 1) -> Tensor:
     """Tokens ``[B, *event]`` that are an input each, as a text is. Raises InputError for others.
 
     Numbers may be a board or a matrix of their author's, which would be read as another input here.
@@ -70,7 +70,7 @@ def _checked(task: Task, tokens: Tensor) -> Tensor:
         return tokens  # by its range
     if spec.puzzles:
         return tokens  # any grid may be asked of any puzzle
-    for number, row in enumerate(tokens.cpu(), start=1):
+    for number, row in enumerate(tokens.cpu(), start=first):
         text = task.format_input(row)
         try:
             same = torch.equal(task.parse(text), row)
@@ -90,6 +90,8 @@ def _integers(values: Any) -> Tensor:
         array = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
     except (TypeError, ValueError):
         raise InputError(f"an input is a text, not {values!r}: {KINDS}") from None
+    if array.ndim == 0:
+        raise InputError(f"an input is a text, not {values!r}: {KINDS}")
     if array.is_floating_point() or array.is_complex() or array.dtype == torch.bool:
         raise InputError(f"tokens are whole numbers, not {array.dtype}: {KINDS}")
     return array.long()

@@ -65,7 +65,7 @@ class Phases:
             name: the phase that is going on.
             here: the seconds that are left of it.
         """
-        later = list(self.sizes)[list(self.sizes).index(name) + 1 :]
+        later = list(self.sizes)[list(self.sizes).index(name) + 1 :] if name in self.sizes else []
         if here is None or not later or not self.seconds.keys() >= set(later):
             return None
         return here + sum(self.seconds[phase] for phase in later)

@@ -140,7 +140,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         rows = [json.loads(line) for line in read_text(path, limit=MAX_TEXT).splitlines() if line]
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"{path} cannot be read as lines of JSON: {e}") from None
     if not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} cannot be read as lines of JSON: a line holds no object")
@@ -336,7 +336,7 @@ def _cut_metrics(path: Path, number: int) -> int:
                 lost += 1
             elif row["batch"] < number:
                 kept.append(line)
-        except (ValueError, AttributeError, TypeError):
+        except (ValueError, AttributeError, TypeError, RecursionError):
             lost += 1
     write_via(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
     return lost

@@ -112,7 +112,7 @@ class Solver:
 
     Threads may share one: they sample in turn, each under its own seed. Plates and traces of the caller do not reach
     its program, and other Pyro handlers are refused (``inference.sampling.rollout`` runs under them). What draws from
-    torch's own generator in another thread meanwhile is not kept apart.
+    torch's own generator in another thread meanwhile is not kept apart, nor is Pyro code that runs there.
 
     Args:
         config: the run that made the model.
@@ -199,10 +199,10 @@ class Solver:
             if tokens is None or history or halt not in (None, 1):
                 raise UserError("smc weighs whole trajectories of answers to an input: no history, and nothing halts")
             with isolated():
-                particles = smc(self.model, tokens, **common)
+                rolled = resampled(smc(self.model, tokens, **common), common["depth"], seed).cpu()
             if progress:
                 progress(num_samples * len(tokens))
-            return resampled(particles, common["depth"], seed).cpu()
+            return rolled
         halt = halt if history else self._halt(halt)
         settings: dict[str, Any] = {"history": history, "halt": halt, "width": Width(width), "progress": progress}
         with isolated():
@@ -257,7 +257,8 @@ class Solver:
             return None
         if x is None:
             raise InputError("this checkpoint solves inputs: give at least one")
-        x = tokens_of(self.task, x)
+        with in_turn():  # a forked process parses, which torch does too, in one thread
+            x = tokens_of(self.task, x)
         if len(x) == 0:
             raise InputError("no input: give at least one")
         event = spec.input_shape

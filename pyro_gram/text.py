@@ -18,6 +18,7 @@ from typing import BinaryIO, TextIO
 
 from pyro_gram.errors import InputError
 
+PUZZLES = 2**25  # bytes of a text of puzzles, unpacked: some 400,000 of 9x9 Sudoku
 LIMIT = 2**28  # bytes of a text, unpacked: puzzles are small
 LINE_LIMIT = 2**20  # characters of a line of a file that is read line by line
 MARKS = (  # UTF-32 first: its mark begins as that of UTF-16
@@ -99,7 +100,9 @@ def reading(name: str) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as e:
-        raise InputError(f"cannot read {name}: it is no text in UTF-8 ({e.reason}); save it as UTF-8") from None
+        raise InputError(
+            f"cannot read {name}: it is no text in {e.encoding.upper()} ({e.reason}); save it as UTF-8"
+        ) from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise InputError(f"cannot read {name}: the .gz is damaged or cut short ({e})") from None
     except OSError as e:
@@ -177,6 +180,11 @@ def decode(data: bytes, name: str) -> str:
     if "\0" in text:
         raise InputError(ZEROS.format(name))
     return tidy(text)
+
+
+def printable(text: str, most: int = 2000) -> str:
+    """What a stranger may have written, as a terminal can show it: without escape sequences, and not without end."""
+    return "".join(c if c.isprintable() else "?" for c in text[:most]) + "..." * (len(text) > most)
 
 
 def tidy(text: str) -> str:

@@ -123,6 +123,8 @@ def load(path: str | Path) -> Any:
         with h5py.File(path) as file:
             ours = not set(file).isdisjoint(GROUPS)
         data = _in_memory(path) if ours else None
+    except (MemoryError, PermissionError):
+        raise
     except Exception as e:  # what h5py and xarray raise for damaged bytes can be anything
         why = " ".join(str(e).split())[:200]
         raise InputError(f"cannot read {path}: the netCDF file is damaged or cut short ({why})") from None

@@ -17,7 +17,7 @@ from pyro_gram.download import data_folder
 from pyro_gram.errors import ConfigError, InputError, UserError
 from pyro_gram.files import parse_json, really
 from pyro_gram.tasks.arc_grids import COLORS, Grid, GridKey, grid_key
-from pyro_gram.text import Piece, lines_of, read_text
+from pyro_gram.text import Piece, lines_of, printable, read_text
 
 log = logging.getLogger(__name__)
 
@@ -271,7 +271,7 @@ def _tasks_of(path: Path) -> Iterator[ArcPuzzle]:
     data = _value_of(path)
     if is_puzzle(data):
         with _named(path):
-            yield replace(read_puzzle(data, path.name, None), name=_shown(path.name))
+            yield replace(read_puzzle(data, path.name, None), name=printable(path.name[:NAME]))
     elif is_collection(data):
         partner = _partner(path, CHALLENGES, SOLUTIONS)
         solutions = _value_of(partner) if partner and partner.is_file() else {}
@@ -284,12 +284,7 @@ def _tasks_of(path: Path) -> Iterator[ArcPuzzle]:
                 assert partner is not None
                 with _named(partner, name):
                     puzzle = _with_outputs(puzzle, solutions[name])
-            yield replace(puzzle, name=_shown(name))
-
-
-def _shown(name: str) -> str:
-    """A name that a stranger may have given, as a terminal can show it."""
-    return "".join(c if c.isprintable() else "?" for c in name[:NAME])
+            yield replace(puzzle, name=printable(name[:NAME]))
 
 
 def _value_of(path: Path) -> Any:

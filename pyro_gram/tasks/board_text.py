@@ -75,10 +75,10 @@ def split_boards(
         clean: of what a line is read without.
         band: rows of a block where empty lines separate the boxes of a board, by its side.
     """
-    lines = list(_lines(text, clean))
+    lines = list(_lines(tidy(text), clean))
     written = [line for _, line in lines if line]
     if written and written[0].startswith(("[", "{", '"')) and not all(map(side_of, written)):
-        pieces = _json_pieces(text, lines)
+        pieces = _json_pieces(_without_comments(text), lines, side_of)
         if pieces:
             return pieces
     pieces = []
@@ -98,22 +98,23 @@ def split_boards(
 
 def _lines(text: str, clean: Callable[[str], str]) -> Iterator[Line]:
     """Numbered lines without comments (such lines are left out); empty ones stay. Of an .sdk file, those of boards."""
-    raw_lines = tidy(text).split("\n")
-    sections = [section[1].lower() if (section := SECTION.fullmatch(raw.strip())) else "" for raw in raw_lines]
+    has_sections = f"[{BOARD_SECTION}]" in text.lower()
     current = BOARD_SECTION
-    has_boards = BOARD_SECTION in sections
-    for number, (raw, section) in enumerate(zip(raw_lines, sections, strict=True), start=1):
-        if section and has_boards:
-            current = section
+    empty = False  # was the last one: one of them in a row is enough
+    for number, raw in enumerate(text.split("\n"), start=1):
+        section = SECTION.fullmatch(raw.strip()) if has_sections else None
+        if section:
+            current = section[1].lower()
         elif current == BOARD_SECTION:
             line = clean(raw) if raw and not raw.isspace() else ""
-            if line or not raw.strip():
+            if line or not (empty or raw.strip()):
                 yield number, line
+                empty = not line
 
 
 def _boards(blocks: list[list[Line]], side_of: SideOf, band: Callable[[int], int]) -> list[Piece]:
     """The boards in blocks of rows, which empty lines separate; a block that holds no whole board is one piece."""
-    whole = [rows for block in blocks if (rows := _without_rules(block, side_of))]
+    whole = [kept for block in blocks if (kept := _without_rules(block, side_of))]
     if not whole:
         return []
     side = side_of(whole[0][0][1])
@@ -142,7 +143,7 @@ def _without_rules(block: list[Line], side_of: SideOf) -> list[Line]:
 # ---- JSON --------------------------------------------------------------------------------------------------------
 
 
-def _json_pieces(text: str, lines: list[Line]) -> list[Piece]:
+def _json_pieces(text: str, lines: list[Line], side_of: SideOf) -> list[Piece]:
     """The boards of a JSON text, or of one JSON value a line; nothing where there is no such value."""
     lines = [(number, line) for number, line in lines if line]
     if len(lines) > 1 and all(line.startswith(("[", "{")) and _loaded(line) is not None for _, line in lines):
@@ -150,17 +151,21 @@ def _json_pieces(text: str, lines: list[Line]) -> list[Piece]:
     value = _loaded(text)
     if value is None:
         return [Piece(text, 1)] if lines[0][1].startswith(("[[", "{", '["')) else []
-    boards = value if isinstance(value, list) and value and all(map(_is_board, value)) else [value]
+    boards = value if isinstance(value, list) and value and all(_is_board(v, side_of) for v in value) else [value]
     if len(boards) == 1:
         return [Piece(json.dumps(boards[0]), 1)]
     return [Piece(json.dumps(board), 1, f"board {n}") for n, board in enumerate(boards, start=1)]
 
 
-def _is_board(value: Any) -> bool:
+def _is_board(value: Any, side_of: SideOf) -> bool:
     """Is an entry of a JSON list a board, rather than a row or a cell of one?"""
     if isinstance(value, list):
         return bool(value) and all(isinstance(row, list) for row in value)
-    return isinstance(value, dict) or (isinstance(value, str) and len(value) > 15)
+    return isinstance(value, dict) or (isinstance(value, str) and len(value) > 15 and not side_of(value))
+
+
+def _without_comments(text: str) -> str:
+    return "\n".join(line for line in tidy(text).split("\n") if line[:1] != "#")
 
 
 def _loaded(text: str) -> Any:
@@ -183,6 +188,7 @@ def from_json(text: str, keys: tuple[str, ...]) -> list[str] | None:
     Raises:
         InputError: it looks like JSON and is none, or holds no board.
     """
+    text = _without_comments(text).strip()
     if not text.startswith(("[", "{", '"')):
         return None
     try:
@@ -192,8 +198,7 @@ def from_json(text: str, keys: tuple[str, ...]) -> list[str] | None:
             return None  # a list of numbers with other blanks than JSON has, or a quotation mark
         raise InputError(f"this begins as JSON and is none: {e}") from None
     if isinstance(value, dict):
-        names = {name.strip().lower(): name for name in value}
-        found = [names[k] for k in keys if k in names]
+        found = [name for name in value if name.strip().lower() in keys]
         if len(found) > 1:
             raise InputError(f"the JSON object has {found[0]!r} and {found[1]!r}: give its board under one name")
         if not found:

@@ -211,10 +211,15 @@ class Coloring(Task):
         return self._checked(parse_graph(text, self._check_order))
 
     def parse_graph(self, graph: nx.Graph) -> Tensor:
-        """A simple graph; its vertices are numbered in their own order. Raises InputError."""
+        """A simple graph. Vertices 0 to n - 1 keep their numbers, others get them as the graph lists them.
+
+        Raises:
+            InputError: it is directed, has parallel edges, loops or another size, or cannot be coloured.
+        """
         if graph.is_directed() or graph.is_multigraph():
             raise InputError("the graph is directed or has parallel edges: give networkx.Graph(graph)")
-        graph = nx.convert_node_labels_to_integers(graph)
+        if set(graph) != set(range(len(graph))):
+            graph = nx.convert_node_labels_to_integers(graph)
         self._check_order(graph.number_of_nodes())
         loops = list(nx.nodes_with_selfloops(graph))
         if loops:

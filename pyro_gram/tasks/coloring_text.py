@@ -22,6 +22,7 @@ Check = Callable[[int], None]  # of a number of vertices: raises InputError befo
 HEADER = re.compile(r">>(graph6|sparse6|digraph6)<<")
 DIMACS_LINE = re.compile(r"\s*[peaPEA]\s")
 COMMENT_LINE = re.compile(r"\s*[cC]\s+\S")
+WEIGHT = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", re.I | re.A)  # behind an edge
 SKIPPED = ("n", "d", "v", "x")  # DIMACS lines of nodes, dimensions, geometry and parameters
 FORMATS = (
     (re.compile(r"(strict\s+)?(di)?graph\b.*", re.I | re.S), "Graphviz or GML"),
@@ -228,7 +229,8 @@ def _edge(number: int, line: str, order: int) -> tuple[int, int]:
     shown = repr(line.strip()[:40])
     ends = [_whole(word) for word in line.split()[1:3]]
     u, v = (*ends, None, None)[:2]
-    if u is None or v is None:
+    weights = all(WEIGHT.fullmatch(word) for word in line.split()[3:])
+    if u is None or v is None or not weights:
         raise LineError(number, f"cannot read {shown}: an edge is 'e U V', two numbers of vertices")
     if 0 in (u, v):
         raise LineError(number, f"edge {shown} has a vertex 0: DIMACS numbers vertices from 1, so add 1 to each")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,12 +30,18 @@ def advice(task: Task, field: str, value: int) -> str:
     except ConfigError as e:
         return f"no checkpoint can have it ({e})"
     name = kind.registered_name or f"{kind.__module__}:{kind.__qualname__}"
-    fits = [path for path in CHECKPOINTS.glob("*.json") if _size(path, name, field) == value]
+    fits = [path for path, size in _sizes(CHECKPOINTS, name, field) if size == value]
     if not fits:
         command = f"python experiments/run.py --task {name} --task.{field} {value} --out runs/{field}{value}"
         return f"no checkpoint here has it; train one: {command}"
     path = min(fits, key=lambda path: (len(path.name), path.name)).with_suffix(".safetensors")
     return f"--checkpoint {_short(path)} has {field} = {value}"
+
+
+@cache
+def _sizes(folder: Path, name: str, field: str) -> list[tuple[Path, object]]:
+    """The checkpoints of a folder, each with its size; read once, as a file may hold a thousand wrong inputs."""
+    return [(path, _size(path, name, field)) for path in folder.glob("*.json")]
 
 
 def _size(path: Path, name: str, field: str) -> object:

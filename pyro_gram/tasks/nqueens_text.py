@@ -51,7 +51,7 @@ def parse_queens(text: str, size: int, check: Check) -> Columns:
         InputError: it is no board; or a list of columns that may be counted from 0 or from 1.
     """
     lines = [line for line in map(cleaned, tidy(text).split("\n")) if line]
-    rows = None if all(side_of(line, size) for line in lines) else from_json(text.strip(), KEYS)
+    rows = None if all(side_of(line, size) for line in lines) else from_json(text, KEYS)
     if rows is not None:
         lines = [line for line in map(cleaned, rows) if line]
     if not lines:

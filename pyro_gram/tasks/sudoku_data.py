@@ -373,7 +373,7 @@ def _checked(path: Path, size: int, rows: list[tuple[int, str, str]]) -> tuple[n
 
     questions, answers = digits([row[1] for row in rows]), digits([row[2] for row in rows])
     faults = {
-        f"the question has a character that is neither a digit from 1 to {size} nor a blank (. or 0)": (
+        f"the question has a character that is neither a digit from 1 to {size} nor a blank ({' '.join(BLANKS)})": (
             (questions == 255).any(1)
         ),
         f"the answer has a character that is no digit from 1 to {size}": ((answers == 255) | (answers == 0)).any(1),

@@ -17,7 +17,7 @@ DIGITS = "123456789"
 COLUMNS = (*PUZZLE, "board", "grid", "clues")  # of a CSV, keys of a JSON object
 CELLS = {size * size: size for size in SIZES}
 ANSWER_BESIDE = re.compile(r"\s*->\s*|\s{3,}")
-PIECE = 8  # characters of a rating, at the most; what is longer and looks like cells is no rating
+RATING = 8  # characters of a rating, at the most; what is longer and looks like cells is no rating
 FORM = f"digits, and one of {' '.join(BLANKS)} for a blank"
 
 
@@ -28,16 +28,22 @@ def split_puzzles(text: str) -> list[Piece]:
     for delimiter in DELIMITERS:
         names = [name.lower() for name in _fields(lines[first], delimiter)]
         column = next((names.index(name) for name in COLUMNS if name in names), None)
-        if column is not None:
+        if column is not None and (len(names) > 1 or _is_listed(lines[first + 1 :])):
             break
     else:
         return split_boards(text, side_of, clues_in, lambda side: BOXES[side][0])
     pieces = []
     for number, line in enumerate(lines[first + 1 :], start=first + 2):
         row = _fields(line, delimiter)
-        if any(row):
+        if any(row) and line[:1] != "#":
             pieces.append(Piece(row[column] if column < len(row) else line, number))
     return pieces
+
+
+def _is_listed(lines: list[str]) -> bool:
+    """Does the first of some lines hold a whole board? Then a lone word above it is a header, and else a title."""
+    line = next(filter(None, map(clues_in, lines)), "")
+    return len(line) in CELLS
 
 
 def _fields(line: str, delimiter: str) -> list[str]:
@@ -78,7 +84,7 @@ def parse_puzzle(text: str, size: int, other_size: Callable[[int], str]) -> list
         InputError: it is no board of this size; saying what it is instead.
     """
     lines = [line for line in map(clues_in, tidy(text).split("\n")) if line]
-    rows = None if all(map(side_of, lines)) else from_json(text.strip(), COLUMNS)
+    rows = None if all(map(side_of, lines)) else from_json(text, COLUMNS)
     if rows is not None:
         lines = [line for line in map(clues_in, rows) if line]
     if not lines:
@@ -113,9 +119,9 @@ def _board_in(line: str) -> list[str] | None:
     first, *others = words
     if any(set(word) & set(BLANKS) or len(word) != len(first) for word in others):
         raise InputError(f"{len(words)} boards on one line: give one a line")
-    more = next((word for word in written if word not in words and len(word) > PIECE), None)
-    if more is not None:
-        raise InputError(f"there is more on the line than a board, {more[:20]!r}: give one board a line")
+    more = [word for word in written if word not in words]
+    if len(more) > 1 or any(len(word) > RATING for word in more):
+        raise InputError(f"there is more on the line than a board, {more[0][:20]!r}: give one board a line")
     return list(first)
 
 

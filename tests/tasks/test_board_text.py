@@ -77,6 +77,10 @@ SUDOKUS = {
     "JSON cells": json.dumps([int(c) for c in FOUR.replace(".", "0")]),
     "JSON object": json.dumps({"id": 3, "Puzzle": FOUR, "solution": "3412124321344321"}),
     "JSON over lines": json.dumps([[int(c) for c in row] for row in rows(FOUR.replace(".", "0"))], indent=1),
+    "a title": "# Puzzle\n" + "\n".join(rows(FOUR)),
+    "comments before JSON": "# from a page\n" + json.dumps([FOUR]),
+    "a comment in a CSV": f"# mine\npuzzle,solution\n# easy\n{FOUR},3412124321344321\n",
+    "a header of one word": f"puzzle\n{FOUR}\n",
     "comments": f"# easy\n{FOUR}  # 9 clues\n#end",
     "CSV": f"puzzle,solution\n{FOUR},3412124321344321\n",
     "CSV with more columns": f'id,quizzes,note\n7,{FOUR},"a, b"\n',
@@ -95,7 +99,7 @@ def test_a_sudoku_is_read_in_every_layout(layout):
 @pytest.mark.parametrize("layout", [k for k in SUDOKUS if "picture with an answer" not in k])
 def test_parse_reads_what_a_file_may_hold(layout):
     """``Solver.solve`` of a text reads the same layouts as ``solve.py`` of a file, but for those with a header."""
-    if "CSV" in layout and "without" not in layout:
+    if ("CSV" in layout and "without" not in layout) or "header of" in layout:
         pytest.skip("a header belongs to a file")
     task = TASKS["4"]
     assert task.format_input(task.parse(SUDOKUS[layout])) == FOUR
@@ -147,7 +151,8 @@ def test_boxes_of_six_and_nine_are_drawn_and_read():
         ("\n".join([*rows(FOUR), "", *rows(FOUR)[:3]]), "line 6: 3 rows of 4 cells"),
         (".DAB.B..BA..DCB.", "'D' is neither a digit nor a blank"),
         ("\n".join([".412", ".2..", "21a.", "432."]), "'a'.* is neither a digit nor a blank"),
-        ("412221432", r"9 cells|1 row"),
+        ("412221432", "9 cells .*and a 4x4 board has 16"),
+        ("Puzzle\n" + "\n".join(rows(FOUR)), r"'P' \(row 1\) is neither a digit nor a blank"),
         (f"{FOUR} {FOUR}", "2 boards on one line"),
         ("." * 81, "the board is 9x9; this task has size = 4: no checkpoint here has it; train one: python exp"),
         ("." * 36, "the board is 6x6; this task has size = 4: --checkpoint .*sudoku6.safetensors has size = 6"),
@@ -162,6 +167,8 @@ def test_boxes_of_six_and_nine_are_drawn_and_read():
         ("1234\n3412\n----\n2143\n", "3 rows of 4 cells"),
         (f"{FOUR}\n[Hard]\n{FOUR}", r"line 2: .*is neither a digit"),
         ("1 2 . .   . . 3 4\n3 4 . .   1 2 . .\n2 1 . .   . . . .\n4 3 . .   . . . .", "8 cells"),  # two, side by side
+        (f"{FOUR} 12345678 1234", "more on the line than a board"),
+        ('{"puzzle": "' + FOUR + '", "Puzzle": "' + FOUR + '"}', "has 'puzzle' and 'Puzzle'"),
         (f"{FOUR} 34..12..43..", "more on the line than a board, '34..12..43..'"),
         ("." * 16 + " " + "." * 45, "more on the line than a board"),
         (f"puzzle,solution\n{FOUR}," + "1" * 140_000, "more on the line than a board"),
@@ -249,7 +256,7 @@ def test_several_boards_of_queens_are_each_read():
         ("0 0 . . . . . .", "counts columns in two ways"),
         ("0 0 0 1 0 0 0 0", "8 numbers of 0 and 1 are one row of a board"),
         ("Q.......\n" + "........\n" * 6 + "--------\n", "the board has 7 rows"),
-        (",".join(["Q."] + ["."] * 7) + "\n" + "\n".join([",".join("........")] * 7), "this is|holds|no board"),
+        (",".join(["Q."] + ["."] * 7) + "\n" + "\n".join([",".join("........")] * 7), "this is no board: 'Q.,.,"),
         ("9 0 0 0 0 0 0 0", "column 9 lies outside the board"),
         ("0 -1 4 -1", "the board has 4 rows; this task has size = 8"),
         ("Q.......", "one row of 8 squares; give all rows"),
@@ -267,6 +274,13 @@ def test_several_boards_of_queens_are_each_read():
 def test_what_is_no_board_of_queens_is_named_by_what_it_is(text, message):
     with pytest.raises(InputError, match=message):
         read("queens", text)
+
+
+def test_json_rows_of_a_large_board_are_one_board():
+    large = NQueens(NQueensConfig(size=16))
+    board = ["." * 16] * 15 + ["Q" + "." * 15]
+    (x,) = large.read(json.dumps(board))
+    assert large.format_input(x) == "/".join(board)
 
 
 def test_fen_of_ten_rows_has_numbers_of_two_digits():

@@ -149,6 +149,7 @@ def test_a_graph_of_dimacs_is_the_same_however_it_is_written(task, text):
         (dimacs([(u - 1, v - 1) for u, v in EDGES]), "^line 2: edge 'e 0 1' has a vertex 0"),
         (dimacs(first="p edge 7 9"), "^line 1: the graph has 7 vertices; this task has vertices = 8"),
         ("p edge 3000000 58333344\na 1 2 803\n", "^line 1: the graph has 3000000 vertices"),
+        ("p edge 8 1\ne 1 2 e 3 4\n", "^line 2: cannot read 'e 1 2 e 3 4'"),
         (dimacs() + "C~\n", "^line 11: expected c, p or e .*, found 'C~'"),  # a graph in graph6, no comment
         ("c only a comment\n", "no 'p edge VERTICES EDGES' line"),
     ],
