@@ -82,3 +82,11 @@ def test_a_users_own_models_are_found_by_their_own_modules_under_our_programs(tm
     )
     assert done.returncode == 0, done.stderr[-1000:]
     assert len(done.stdout.splitlines()) == 16
+
+
+@pytest.mark.parametrize("name", ["models", "guides"])
+def test_a_bare_name_of_a_part_is_refused(name):
+    """A second copy of each class would replace the registered one."""
+    code = f"import {name}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert f"import this package as pyro_gram.{name}" in done.stderr

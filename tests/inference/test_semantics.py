@@ -13,11 +13,11 @@ from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoNormal, AutoNormalMessenger
 from pyro.infer.reparam import LocScaleReparam
 from pyro.poutine.mask_messenger import MaskMessenger
+from pyro_gram.guides.amortized import AmortizedGuide
+from pyro_gram.models.gram import GRAM
 from torch import nn
 from torch.distributions import register_kl
 
-from guides.amortized import AmortizedGuide
-from models.gram import GRAM
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.evaluate import rehearse
 from pyro_gram.inference.beta import BetaConfig

@@ -7,14 +7,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro_gram.guides.amortized import aligned
+from pyro_gram.guides.mean_field import MeanFieldGuide
+from pyro_gram.models.direct import OneStepModel
+from pyro_gram.models.flat import Looped
+from pyro_gram.models.mdlm import Diffusion
+from pyro_gram.models.priors.flow import FlowPrior
 from torch import nn
 
-from guides.amortized import aligned
-from guides.mean_field import MeanFieldGuide
-from models.direct import OneStepModel
-from models.flat import Looped
-from models.mdlm import Diffusion
-from models.priors.flow import FlowPrior
 from pyro_gram.diagnostics import calibration
 from pyro_gram.diagnostics.evidence import HITS, Estimate, Evidence, evidence
 from pyro_gram.diagnostics.metrics import solution_ids
