@@ -24,7 +24,7 @@ FORM = f"digits, and one of {' '.join(BLANKS)} for a blank"
 def split_puzzles(text: str) -> list[Piece]:
     """The puzzles of a file, each as text: one a line, row by row, a CSV with a header, ``.sdk``, ``.sdm`` or JSON."""
     lines = tidy(text).split("\n")
-    first = next((i for i, line in enumerate(lines) if clues_in(line)), 0)
+    first = next((i for i, line in enumerate(lines) if line and clues_in(line)), 0)
     for delimiter in DELIMITERS:
         names = [name.lower() for name in _fields(lines[first], delimiter)]
         column = next((names.index(name) for name in COLUMNS if name in names), None)
