@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.rendezvous import Launch, LostProcessError, is_joining, join, number_of, reason
+from pyro_gram.rendezvous import Launch, LostProcessError, has_met, join, number_of, reason
 
 T = TypeVar("T")
 
@@ -176,9 +176,9 @@ def leave(code: int) -> int:
     """The end of a program: its exit code, with which one of several processes ends at once.
 
     Otherwise threads of the exchange, torn down while another process ends too, now and then abort one that is done;
-    and one that still waits for others would not end.
+    one that still waits for others would not end, and a store that is open aborts it.
     """
-    if dist.is_available() and (dist.is_initialized() or is_joining()):
+    if dist.is_available() and (dist.is_initialized() or has_met()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

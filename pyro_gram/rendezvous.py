@@ -163,9 +163,9 @@ class Joining:
 _threads: list[threading.Thread] = []
 
 
-def is_joining() -> bool:
-    """Does a thread of this process still wait for others?"""
-    return any(thread.is_alive() for thread in _threads)
+def has_met() -> bool:
+    """Has this process met others, or waited for them? The store of a wait that a signal broke off is open too."""
+    return bool(_threads)
 
 
 def join(launch: Launch, device: torch.device, patience: timedelta) -> None:
