@@ -96,6 +96,38 @@ def split_boards(
     return [*pieces, *_boards(blocks, side_of, band)]
 
 
+def lines_of_board(
+    text: str,
+    keys: tuple[str, ...],
+    side_of: SideOf,
+    split: Callable[[str], list[Piece]],
+    clean: Callable[[str], str] = cleaned,
+) -> list[str]:
+    """The lines of one board, whatever it is written in: one, or its rows without the lines between boxes.
+
+    Args:
+        text: of the board.
+        keys: under which an object of JSON has its board.
+        side_of, clean: as for :func:`split_boards`.
+        split: a text into its boards.
+
+    Raises:
+        InputError: no board, several, or JSON that is none.
+    """
+    lines = [line for line in map(clean, tidy(text).split("\n")) if line]
+    rows = None if all(map(side_of, lines)) else from_json(text, keys)
+    if rows is not None:
+        lines = [line for line in map(clean, rows) if line]
+    if not lines:
+        raise InputError("empty input: give a board")
+    if rows is None and len(lines) > 1:
+        pieces = split(text)
+        if len(pieces) > 1:
+            raise InputError(f"{len(pieces)} boards where one is expected: give one at a time, or the file to solve.py")
+        lines = pieces[0].text.split("\n") if pieces else lines
+    return lines
+
+
 def _lines(text: str, clean: Callable[[str], str]) -> Iterator[Line]:
     """Numbered lines without comments (such lines are left out); empty ones stay. Of an .sdk file, those of boards."""
     has_sections = f"[{BOARD_SECTION}]" in text.lower()

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from functools import partial
 
 from pyro_gram.errors import InputError
-from pyro_gram.tasks.board_text import cells_of, cleaned, from_json, split_boards
-from pyro_gram.text import Piece, tidy
+from pyro_gram.tasks.board_text import cells_of, lines_of_board, split_boards
+from pyro_gram.text import Piece
 
 QUEENS = "Qq1\N{BLACK CHESS QUEEN}\N{WHITE CHESS QUEEN}"
 BLANKS = "._-*0\N{MIDDLE DOT}"
@@ -50,17 +50,7 @@ def parse_queens(text: str, size: int, check: Check) -> Columns:
     Raises:
         InputError: it is no board; or a list of columns that may be counted from 0 or from 1.
     """
-    lines = [line for line in map(cleaned, tidy(text).split("\n")) if line]
-    rows = None if all(side_of(line, size) for line in lines) else from_json(text, KEYS)
-    if rows is not None:
-        lines = [line for line in map(cleaned, rows) if line]
-    if not lines:
-        raise InputError("empty input: give a board")
-    if rows is None and len(lines) > 1:
-        pieces = split_queens(text, size)
-        if len(pieces) > 1:
-            raise InputError(f"{len(pieces)} boards where one is expected: give one at a time, or the file to solve.py")
-        lines = pieces[0].text.split("\n") if pieces else lines
+    lines = lines_of_board(text, KEYS, partial(side_of, size=size), partial(split_queens, size=size))
     if len(lines) == 1:
         line = _without_tail(lines[0])
         numbers = None if "/" in line else _numbers(line)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from pyro_gram.errors import InputError
-from pyro_gram.tasks.board_text import cells_of, cleaned, from_json, is_rule, split_boards
+from pyro_gram.tasks.board_text import cells_of, cleaned, is_rule, lines_of_board, split_boards
 from pyro_gram.tasks.sudoku_boards import BOXES, SIZES
 from pyro_gram.tasks.sudoku_data import BLANKS, DELIMITERS, PUZZLE
 from pyro_gram.text import Piece, tidy
@@ -83,17 +83,7 @@ def parse_puzzle(text: str, size: int, other_size: Callable[[int], str]) -> list
     Raises:
         InputError: it is no board of this size; saying what it is instead.
     """
-    lines = [line for line in map(clues_in, tidy(text).split("\n")) if line]
-    rows = None if all(map(side_of, lines)) else from_json(text, COLUMNS)
-    if rows is not None:
-        lines = [line for line in map(clues_in, rows) if line]
-    if not lines:
-        raise InputError("empty input: give a board")
-    if rows is None and len(lines) > 1:
-        pieces = split_puzzles(text)
-        if len(pieces) > 1:
-            raise InputError(f"{len(pieces)} boards where one is expected: give one at a time, or the file to solve.py")
-        lines = pieces[0].text.split("\n") if pieces else lines
+    lines = lines_of_board(text, COLUMNS, side_of, split_puzzles, clues_in)
     cells = _board_in(lines[0]) if len(lines) == 1 else _joined(lines)
     if cells is None:
         _refuse_spaces(lines, size)
