@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from pyro_gram.errors import UserError
-from pyro_gram.text import is_gzip, read_text, tidy
+from pyro_gram.text import GZIP, ZIP, is_gzip, read_text, tidy
 
 MAX_JSON = 256 * 2**20  # bytes, and of TOML
 MAX_TEXT = 2**31  # bytes: three times those of the largest set of Sudoku
 REALLY = {  # the first bytes of files that are often taken for others
     b"version https://git-lfs": "this is a Git LFS pointer: run git lfs pull",
-    b"PK\x03\x04": "this is a zip archive, as torch.save writes them: only safetensors are read, and nothing pickled",
+    ZIP: "this is a zip archive, as torch.save writes them: only safetensors are read, and nothing pickled",
     b"\x80": "this is a pickle, as torch.save writes them: only safetensors are read, and nothing pickled",
-    b"\x1f\x8b": "this is a gzip file: unpack it",
+    GZIP: "this is a gzip file: unpack it",
     b"\x89HDF": "this is an HDF5 (netCDF) file",
 }
 UNFINISHED = ".unfinished-"  # in the name of a file that is being written
