@@ -27,7 +27,7 @@ PAGE = b"\xef\xbb\xbf\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head
 TAKEN_FOR_OTHERS = {
     "pointer": (POINTER, "this is a Git LFS pointer: run git lfs pull"),
     "page": (PAGE, "this is a web page: download the file itself"),
-    "gzip": (gzip.compress(b"x" * 100), "this is a gzip file: unpack it"),
+    "gzip": (gzip.compress(b"x" * 100, mtime=0), "this is a gzip file: unpack it"),
     "zip": (b"PK\x03\x04" + bytes(100), "only safetensors are read"),
     "nothing": (b"", "it is empty"),
 }
