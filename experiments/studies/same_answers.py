@@ -1,0 +1,83 @@
+"""Do the committed checkpoints still give the same answers under the same seed?
+
+``python experiments/studies/same_answers.py`` compares them with ``same_answers.json``, and ``--record`` writes that
+file: record before a change of the code, compare after it. Tokens repeat bit for bit on one kind of machine only, so
+that a comparison elsewhere says nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pyro_gram
+from pyro_gram.cli import Parser, call
+from pyro_gram.files import read_json, write_json
+from pyro_gram.machine import environment
+from pyro_gram.solver import Solver
+
+RECORD = Path(__file__).with_suffix(".json")
+CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
+INPUTS, SAMPLES, SEED = 8, 10, 7
+# By name, the arguments of Solver.sample.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "as measured": {},
+    "untempered": {"temper": pyro_gram.TemperConfig()},
+    "sobol": {"width": "sobol"},
+    "antithetic": {"width": "antithetic"},
+}
+WITH_HEADS: dict[str, dict[str, Any]] = {"halting": {"halt": 0.9}, "smc": {"width": "smc"}}
+
+
+def digest(*tensors: torch.Tensor) -> str:
+    """The SHA-256 of the bytes of some tensors."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def answers_of(solver: Solver) -> dict[str, str]:
+    """The digest of the tokens and steps that a checkpoint samples for its first test inputs, by setting."""
+    x = solver.task.split("test").plain.inputs
+    x = None if x is None else x[:INPUTS]
+    answers = {}
+    for name, settings in (SETTINGS | (WITH_HEADS if solver.has_heads else {})).items():
+        rollout = solver.sample(x, SAMPLES, seed=SEED, **settings)
+        answers[name] = digest(rollout.tokens, rollout.steps)
+    if x is not None:
+        solved = solver.solve(x, SAMPLES, seed=SEED, select="value" if solver.has_heads else "vote")
+        answers["solved"] = digest(torch.cat([one.solutions[0].y for one in solved]))
+    return answers
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser("same_answers.py", description=__doc__)
+    parser.add_argument("--record", action="store_true", help="write the answers down instead of comparing them")
+    parser.add_argument("--data-dir", metavar="DIR", help="where MNIST is found")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)  # sums of floats repeat
+    answers = {}
+    for path in sorted(CHECKPOINTS.glob("*.safetensors")):
+        print(path.stem, file=sys.stderr)
+        answers[path.stem] = answers_of(pyro_gram.load(path, arguments.data_dir))
+    if arguments.record:
+        write_json(RECORD, {"answers": answers, "environment": environment()})
+        return 0
+    recorded = read_json(RECORD)["answers"]
+    different = [
+        f"{name}: {setting}"
+        for name, settings in recorded.items()
+        for setting, value in settings.items()
+        if answers.get(name, {}).get(setting) != value
+    ]
+    print("\n".join(different) or f"{len(recorded)} checkpoints give the recorded answers")
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(call(main))
