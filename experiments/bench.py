@@ -37,13 +37,13 @@ from experiments.bench_steps import (
     timed,
 )
 from pyro_gram.build import build
-from pyro_gram.cli import Parser, call
 from pyro_gram.config import RunConfig, with_settings
 from pyro_gram.errors import UserError
-from pyro_gram.files import check_writable, read_json, write_json
-from pyro_gram.inference.sampling import rollout
-from pyro_gram.inference.speed import has_compiler
-from pyro_gram.machine import environment, peak_memory_mb, resident_mb
+from pyro_gram.sampling.rollout import rollout
+from pyro_gram.system.cli import Parser, call
+from pyro_gram.system.files import check_writable, read_json, write_json
+from pyro_gram.system.machine import environment, peak_memory_mb, resident_mb
+from pyro_gram.training.precision import has_compiler
 
 WIDTHS, DEPTHS = (1, 20, 100), (4, 8, 16, 32, 64)
 DEPTH, WIDTH = 16, 20  # of the other axis

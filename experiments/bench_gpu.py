@@ -25,13 +25,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.bench_steps import random_batch
 from pyro_gram.build import build
-from pyro_gram.cli import Parser, call
 from pyro_gram.config import RunConfig, read_preset, with_settings
 from pyro_gram.errors import UserError
-from pyro_gram.files import check_writable, read_json, write_json
-from pyro_gram.inference.speed import PRECISIONS, products_in
-from pyro_gram.inference.training import Trainer
-from pyro_gram.machine import environment
+from pyro_gram.system.cli import Parser, call
+from pyro_gram.system.files import check_writable, read_json, write_json
+from pyro_gram.system.machine import environment
+from pyro_gram.training.precision import PRECISIONS, products_in
+from pyro_gram.training.trainer import Trainer
 
 PRESETS = Path(__file__).parent / "presets"
 TASKS = ("coloring", "nqueens", "sudoku", "sudoku_uncond", "mnist")

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 import pyro_gram
-from pyro_gram.cli import Parser, call
 from pyro_gram.errors import UserError
-from pyro_gram.files import write_json
-from pyro_gram.machine import environment
+from pyro_gram.system.cli import Parser, call
+from pyro_gram.system.files import write_json
+from pyro_gram.system.machine import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "checkpoints" / "coloring8.safetensors"
@@ -31,7 +31,7 @@ WIDE, LIMITS = 1000, (25.0, 100.0)  # trajectories an input, and the memory in M
 PEAK = """
 import sys
 import pyro_gram
-from pyro_gram.allocator import keep_freed_memory
+from pyro_gram.system.allocator import keep_freed_memory
 
 def held(field):  # MB, of this process
     with open("/proc/self/status") as f:

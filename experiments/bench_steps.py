@@ -29,11 +29,11 @@ from pyro_gram.build import Assembly, build
 from pyro_gram.config import RunConfig, read_preset, with_settings
 from pyro_gram.errors import UserError
 from pyro_gram.inference.elbo import scale_gradient
-from pyro_gram.inference.training import Trainer
 from pyro_gram.networks.core import LatentState
 from pyro_gram.registry import GUIDES, MODELS, PRIORS
 from pyro_gram.tasks.base import TaskSpec
-from pyro_gram.tasks.stream import TargetStream
+from pyro_gram.tasks.batches import TargetStream
+from pyro_gram.training.trainer import Trainer
 
 PRESETS = Path(__file__).parent / "presets"
 Step = Callable[[], float]

@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 import pyro_gram
 from pyro_gram.checks import check_seed
-from pyro_gram.cli import Parser, add_device, add_trust, call, directory
-from pyro_gram.device import pick_device
-from pyro_gram.diagnosis import check_ready, diagnose
 from pyro_gram.errors import UserError
-from pyro_gram.files import check_directory, check_writable
-from pyro_gram.run import read_rows
-from pyro_gram.study import Settings, Study
+from pyro_gram.runs.diagnose import check_ready, diagnose
+from pyro_gram.runs.run import read_rows
+from pyro_gram.runs.study import Settings, Study
+from pyro_gram.system.cli import Parser, add_device, add_trust, call, directory
+from pyro_gram.system.device import pick_device
+from pyro_gram.system.files import check_directory, check_writable
 
 
 def make_parser() -> Parser:

@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.walks import WIDTHS, Walk, allowed, halted_steps
 from pyro_gram.diagnostics.metrics import coverage_by_input, solution_ids
-from pyro_gram.inference.decode import advance, beside, quiet
 from pyro_gram.networks.core import LatentState
 from pyro_gram.networks.fused import plain_forms
+from pyro_gram.sampling.decode import advance, beside, quiet
 from pyro_gram.solver import Solver
 from pyro_gram.tasks.base import PuzzleSet
 

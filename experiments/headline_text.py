@@ -12,10 +12,10 @@ from statistics import fmean
 from typing import Any
 
 from experiments.table_text import spread
-from pyro_gram import paper
+from pyro_gram.diagnostics import paper
 from pyro_gram.diagnostics.intervals import wilson
-from pyro_gram.files import read_json
-from pyro_gram.inference.temper import told
+from pyro_gram.sampling.tempering import told
+from pyro_gram.system.files import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = ROOT / "checkpoints"

@@ -9,10 +9,10 @@ from experiments import headline_text, scaling_text, speed_text, table_text
 from experiments.bench_gpu import shared
 from experiments.headline_text import CHECKPOINTS, ROOT, SOLVED, made_by, read_results
 from experiments.studies import gap
-from pyro_gram.cli import Parser, call
 from pyro_gram.diagnostics.verdicts import ESTIMATES, GUIDE, SAMPLES, Verdict, worst
 from pyro_gram.errors import UserError
-from pyro_gram.files import read_json, write_bytes
+from pyro_gram.system.cli import Parser, call
+from pyro_gram.system.files import read_json, write_bytes
 
 EXPERIMENTS = ROOT / "experiments"
 BENCH = EXPERIMENTS / "bench.json"

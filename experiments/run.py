@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pyro_gram.cli import (
+from pyro_gram.config import NAMED, RunConfig, add_options, foreign_options, read_preset, with_options
+from pyro_gram.errors import ConfigError
+from pyro_gram.sampling.tempering import told
+from pyro_gram.system.cli import (
     Parser,
     add_device,
     call,
@@ -15,12 +18,9 @@ from pyro_gram.cli import (
     spare_process,
     use_working_directory,
 )
-from pyro_gram.config import NAMED, RunConfig, add_options, foreign_options, read_preset, with_options
-from pyro_gram.device import pick_device
-from pyro_gram.distributed import leave, start
-from pyro_gram.errors import ConfigError
-from pyro_gram.files import check_directory
-from pyro_gram.inference.temper import told
+from pyro_gram.system.device import pick_device
+from pyro_gram.system.distributed import leave, start
+from pyro_gram.system.files import check_directory
 from pyro_gram.tasks.base import SPLITS, make_task
 
 PRESETS = Path(__file__).parent / "presets"
@@ -132,9 +132,9 @@ def main(argv: list[str]) -> int:
     out = arguments["out"] or default_directory(config, arguments)
     check_directory(out, "--out")
 
-    from pyro_gram.evaluate import finish
-    from pyro_gram.monitor import plan
-    from pyro_gram.run import InterruptedRunError, open_run, train
+    from pyro_gram.runs.evaluate import finish
+    from pyro_gram.runs.monitor import plan
+    from pyro_gram.runs.run import InterruptedRunError, open_run, train
 
     resume, data_dir = arguments["resume"], arguments["data_dir"]
     with open_run(config, out, resume=resume, data_dir=data_dir, device=device, world=world) as run:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 import pyro_gram
-from pyro_gram.cli import Parser, add_device, add_trust, call
-from pyro_gram.device import pick_device
-from pyro_gram.diagnostics import figures
+from pyro_gram.diagnostics.plots import run as figures
 from pyro_gram.errors import UserError
-from pyro_gram.files import write_via
-from pyro_gram.inference.sampling import Rollout
+from pyro_gram.sampling.rollout import Rollout
 from pyro_gram.solver import Solver
+from pyro_gram.system.cli import Parser, add_device, add_trust, call
+from pyro_gram.system.device import pick_device
+from pyro_gram.system.files import write_via
 
 SUFFIXES = (".npz", ".png")
 FORMED = 6  # samples whose formation a picture shows

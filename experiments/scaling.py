@@ -22,18 +22,18 @@ import pyro_gram
 from experiments import frontier
 from experiments.frontier import depths_of, judged, thresholds_of
 from experiments.walks import WIDTHS, Walk, allowed, kept_in, walk
-from pyro_gram.cli import Parser, add_device, add_trust, call
-from pyro_gram.device import pick_device
 from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit, solution_ids, winners
-from pyro_gram.diagnostics.scaling import scaling_figure
+from pyro_gram.diagnostics.plots.scaling import scaling_figure
 from pyro_gram.errors import UserError
-from pyro_gram.files import check_writable, read_json, write_json, write_via
-from pyro_gram.inference.decode import beside
-from pyro_gram.inference.sampling import Rollout, at_once, check_has_heads, rollout
-from pyro_gram.inference.temper import AtMean
-from pyro_gram.inference.width import Width
-from pyro_gram.machine import environment
+from pyro_gram.sampling.decode import beside
+from pyro_gram.sampling.draws import Width
+from pyro_gram.sampling.rollout import Rollout, at_once, check_has_heads, rollout
+from pyro_gram.sampling.tempering import AtMean
 from pyro_gram.solver import Solver
+from pyro_gram.system.cli import Parser, add_device, add_trust, call
+from pyro_gram.system.device import pick_device
+from pyro_gram.system.files import check_writable, read_json, write_json, write_via
+from pyro_gram.system.machine import environment
 from pyro_gram.tasks.base import PuzzleSet
 
 SPREADS = ("antithetic", "sobol", "distinct")

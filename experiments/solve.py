@@ -15,17 +15,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 import pyro_gram
-from pyro_gram.cli import Parser, add_device, add_trust, call
-from pyro_gram.device import pick_device
-from pyro_gram.diagnostics.figures import answers_grid, counted
+from pyro_gram.diagnostics.plots.run import answers_grid, counted
 from pyro_gram.errors import InputError, UserError
-from pyro_gram.files import check_writable, write_via
-from pyro_gram.inference.selection import SELECTIONS
-from pyro_gram.inference.temper import TemperConfig
+from pyro_gram.sampling.selection import SELECTIONS
+from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.solver import TRAJECTORIES, WIDTHS, Answer, Solved, Solver
+from pyro_gram.system.cli import Parser, add_device, add_trust, call
+from pyro_gram.system.device import pick_device
+from pyro_gram.system.files import check_writable, write_via
+from pyro_gram.system.text import PUZZLES, printable, read_text, tidy
 from pyro_gram.tasks.base import NO_PUZZLE, Task
 from pyro_gram.tasks.terminal import wants_colour
-from pyro_gram.text import PUZZLES, printable, read_text, tidy
 
 PASSED_ON = ("num_samples", "depth", "seed", "select", "halt", "width", "memory")  # to the solver
 FIGURE_ROWS, FIGURE_COLUMNS = 6, 4  # inputs, and answers of each, in --figure

@@ -24,11 +24,11 @@ from typing import Any
 from safetensors import safe_open
 from tqdm import tqdm
 
-from pyro_gram.cli import Parser, call
 from pyro_gram.errors import UserError
-from pyro_gram.files import check_writable, read_json, write_json
-from pyro_gram.machine import environment
-from pyro_gram.run import read_rows
+from pyro_gram.runs.run import read_rows
+from pyro_gram.system.cli import Parser, call
+from pyro_gram.system.files import check_writable, read_json, write_json
+from pyro_gram.system.machine import environment
 
 RUN = Path(__file__).parent / "run.py"
 SETTINGS = {

@@ -25,22 +25,22 @@ import torch
 
 from experiments.run import PRESETS
 from experiments.table_text import figure, markdown
-from pyro_gram import paper
 from pyro_gram.build import build, check_parts
 from pyro_gram.checkpoint import load_model
-from pyro_gram.cli import Parser, add_device, call, spare_process
 from pyro_gram.config import RunConfig, read_preset, with_settings
-from pyro_gram.device import kind_of, pick_device
+from pyro_gram.diagnostics import paper
 from pyro_gram.diagnostics.cost import layers_a_sample
 from pyro_gram.diagnostics.metrics import measure
-from pyro_gram.distributed import World, leave, start
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.evaluate import finish
-from pyro_gram.files import check_writable, read_json, write_bytes, write_json, write_via
-from pyro_gram.inference.sampling import at_once, rollout
-from pyro_gram.monitor import plan
 from pyro_gram.registry import MODELS
-from pyro_gram.run import InterruptedRunError, check_begun, open_run, train
+from pyro_gram.runs.evaluate import finish
+from pyro_gram.runs.monitor import plan
+from pyro_gram.runs.run import InterruptedRunError, check_begun, open_run, train
+from pyro_gram.sampling.rollout import at_once, rollout
+from pyro_gram.system.cli import Parser, add_device, call, spare_process
+from pyro_gram.system.device import kind_of, pick_device
+from pyro_gram.system.distributed import World, leave, start
+from pyro_gram.system.files import check_writable, read_json, write_bytes, write_json, write_via
 
 HERE = Path(__file__).parent
 TABLES = HERE / "tables.toml"

@@ -19,12 +19,12 @@ from torch import Tensor
 from tqdm import trange
 
 from pyro_gram.checks import check_seed
-from pyro_gram.cli import Parser, call
 from pyro_gram.diagnostics.digits import WEIGHTS, DigitClassifier
 from pyro_gram.errors import UserError
-from pyro_gram.files import write_json, write_via
+from pyro_gram.system.cli import Parser, call
+from pyro_gram.system.files import write_json, write_via
+from pyro_gram.tasks.batches import generator_for
 from pyro_gram.tasks.mnist import MNIST, MNISTConfig
-from pyro_gram.tasks.stream import generator_for
 
 BATCH, PEAK_LR, WEIGHT_DECAY = 128, 3e-3, 1e-2
 SMALL = {"side": 14, "patch": 2}

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from pyro_gram.checkpoint import is_half, load_model, save_model
 from pyro_gram.checks import check_seed
-from pyro_gram.cli import Parser, add_trust, call
 from pyro_gram.config import RunConfig, add_options, with_options
 from pyro_gram.errors import ConfigError
-from pyro_gram.files import check_writable, write_json
-from pyro_gram.heads import train_heads
-from pyro_gram.inference.verdict import VerdictConfig
+from pyro_gram.runs.heads import train_heads
+from pyro_gram.system.cli import Parser, add_trust, call
+from pyro_gram.system.files import check_writable, write_json
+from pyro_gram.training.heads import VerdictConfig
 
 DEFAULT = RunConfig({}, {"verdict": VerdictConfig(hidden=64)})
 

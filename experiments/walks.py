@@ -17,14 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pyro_gram.files import read_json, write_json
-from pyro_gram.inference.decode import Decode, advance, beside, quiet
-from pyro_gram.inference.sampling import Rollout, at_once
 from pyro_gram.inference.sites import HALT, OBSERVED, VALUE
-from pyro_gram.inference.temper import Temper
-from pyro_gram.machine import environment
 from pyro_gram.networks.core import LatentState
+from pyro_gram.sampling.decode import Decode, advance, beside, quiet
+from pyro_gram.sampling.rollout import Rollout, at_once
+from pyro_gram.sampling.tempering import Temper
 from pyro_gram.solver import Solver
+from pyro_gram.system.files import read_json, write_json
+from pyro_gram.system.machine import environment
 
 WIDTHS = (1, 2, 5, 10, 20, 50, 100)
 WHOLE = 20  # trajectories that go all the way: their work bounds that of every point
@@ -102,7 +102,7 @@ def walk(
         x: inputs, int64 ``[B, *event]``.
         num_samples: N, one of ``WIDTHS``.
         depth: supervision steps.
-        seed: of the draws; where no trajectory stops early they are those of ``inference.sampling.rollout``.
+        seed: of the draws; where no trajectory stops early they are those of ``sampling.rollout.rollout``.
         halt: trajectories beyond ``WHOLE`` stop at this P(right), once they are as deep as :func:`reach` says.
         folder: what is walked is kept there, chunk by chunk of the inputs, and not walked again; None keeps nothing. It
             is of this checkpoint alone (:func:`kept_in`).

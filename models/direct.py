@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_choice, check_range
-from pyro_gram.embeddings import answer_decoder, encoded, input_encoder
 from pyro_gram.inference.sites import OBSERVED, announce, carry, data_plates
 from pyro_gram.networks.core import LatentState
+from pyro_gram.networks.embeddings import answer_decoder, encoded, input_encoder
 from pyro_gram.networks.layers import MIXERS, make_stack
 from pyro_gram.registry import MODELS
 from pyro_gram.tasks.base import TaskSpec

@@ -21,11 +21,11 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
-from pyro_gram.embeddings import answer_decoder, encoded, input_encoder
 from pyro_gram.inference.deferred import prior_at
 from pyro_gram.inference.families import embedded
 from pyro_gram.inference.sites import OBSERVED, announce, carry, data_plates, guidance, judge, proposal
 from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
+from pyro_gram.networks.embeddings import answer_decoder, encoded, input_encoder
 from pyro_gram.registry import MODELS
 from pyro_gram.tasks.base import TaskSpec
 
@@ -72,7 +72,7 @@ class GRAM(nn.Module):
         self.core = self.Core(config, length)
         self.prior = prior
         self.decoder = answer_decoder(spec, config.width)
-        self.verdict: nn.Module | None = None  # halt and value heads, where ``inference.verdict`` has put some
+        self.verdict: nn.Module | None = None  # halt and value heads, where ``training.heads`` has put some
         self.register_buffer("h0", torch.randn(length, config.width))  # z_0: drawn once and kept (Section 2.1)
         self.register_buffer("l0", torch.randn(length, config.width))
 

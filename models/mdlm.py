@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, check_range
-from pyro_gram.distributed import for_whole_batch
-from pyro_gram.embeddings import answer_decoder, answer_encoder
 from pyro_gram.inference.sites import DRAWN, OBSERVED, plate_shape
 from pyro_gram.networks.denoiser import Denoiser
+from pyro_gram.networks.embeddings import answer_decoder, answer_encoder
 from pyro_gram.registry import MODELS
+from pyro_gram.system.distributed import for_whole_batch
 from pyro_gram.tasks.base import TaskSpec
 
 from .direct import OneStepConfig, OneStepModel

@@ -9,9 +9,9 @@ import pyro.distributions as dist
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_gram.embeddings import answer_decoder
 from pyro_gram.inference.families import embedded
 from pyro_gram.inference.sites import OBSERVED, guidance, proposal
+from pyro_gram.networks.embeddings import answer_decoder
 from pyro_gram.registry import MODELS
 from pyro_gram.tasks.base import TaskSpec
 

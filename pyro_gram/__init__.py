@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyro_gram.checkout import add_finder
+from pyro_gram.system.checkout import add_finder
 from pyro_gram.version import __version__
 
 if TYPE_CHECKING:
-    from pyro_gram.inference.temper import TemperConfig
+    from pyro_gram.sampling.tempering import TemperConfig
     from pyro_gram.solver import Solver, load
 
 __all__ = ["Solver", "TemperConfig", "__version__", "load"]

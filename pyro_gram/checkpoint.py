@@ -17,15 +17,15 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_gram.build import Assembly, build, build_task
 from pyro_gram.config import RunConfig
-from pyro_gram.container import Container, open_container, write_container
 from pyro_gram.errors import CheckpointError, ConfigError, UserError
-from pyro_gram.heads import attach, takes_heads
-from pyro_gram.inference.act import Places
-from pyro_gram.inference.pause import Inside
-from pyro_gram.inference.training import Trainer, pair
 from pyro_gram.networks.core import LatentState
-from pyro_gram.rendezvous import reason
+from pyro_gram.runs.heads import attach, takes_heads
+from pyro_gram.system.container import Container, open_container, write_container
+from pyro_gram.system.rendezvous import reason
 from pyro_gram.tasks.base import Task
+from pyro_gram.training.act import Places
+from pyro_gram.training.pause import Inside
+from pyro_gram.training.trainer import Trainer, pair
 from pyro_gram.version import __version__
 
 MAX_TABLES = 2**28  # bytes of what a model keeps beside its weights (angles, masks): they are in no file

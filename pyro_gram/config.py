@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range, check_seed, did_you_mean
-from pyro_gram.docstrings import meanings
 from pyro_gram.errors import ConfigError
-from pyro_gram.files import read_tables
-from pyro_gram.inference.beta import BetaConfig
-from pyro_gram.inference.optim import OptimConfig
-from pyro_gram.inference.temper import TemperConfig
-from pyro_gram.inference.train_config import TrainConfig
-from pyro_gram.inference.verdict import VerdictConfig
 from pyro_gram.registry import GUIDES, MODELS, PRIORS, TASKS, Registry
+from pyro_gram.sampling.tempering import TemperConfig
+from pyro_gram.system.docstrings import meanings
+from pyro_gram.system.files import read_tables
+from pyro_gram.training.beta_schedule import BetaConfig
+from pyro_gram.training.config import TrainConfig
+from pyro_gram.training.heads import VerdictConfig
+from pyro_gram.training.optimizer import OptimConfig
 
 T = TypeVar("T")
 

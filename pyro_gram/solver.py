@@ -19,16 +19,16 @@ from pyro_gram.checkpoint import load_model
 from pyro_gram.checks import check_choice, check_counts
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import InputError, UserError
-from pyro_gram.inference.decode import beside
-from pyro_gram.inference.isolation import in_turn, isolated
-from pyro_gram.inference.sampling import Rollout, at_once, check_has_heads, has_heads, rollout, trajectories_within
-from pyro_gram.inference.selection import SELECTIONS, best, tally
-from pyro_gram.inference.smc import check_fits, resampled, smc
-from pyro_gram.inference.temper import TemperConfig, told
-from pyro_gram.inference.width import UNBIASED, Width
-from pyro_gram.inputs import tokens_of, whole_number
+from pyro_gram.sampling.decode import beside
+from pyro_gram.sampling.draws import UNBIASED, Width
+from pyro_gram.sampling.isolation import in_turn, isolated
+from pyro_gram.sampling.rollout import Rollout, at_once, check_has_heads, has_heads, rollout, trajectories_within
+from pyro_gram.sampling.selection import SELECTIONS, best, tally
+from pyro_gram.sampling.smc import check_fits, resampled, smc
+from pyro_gram.sampling.tempering import TemperConfig, told
 from pyro_gram.tasks.base import Task
-from pyro_gram.tasks.stream import sub_seed
+from pyro_gram.tasks.batches import sub_seed
+from pyro_gram.tasks.inputs import tokens_of, whole_number
 
 WIDTHS = (*UNBIASED, "smc")
 TRAJECTORIES = 1280  # of a batch of inputs, after which their answers are told
@@ -111,7 +111,7 @@ class Solver:
     """Samples answers from a checkpoint: from p(y | x) as it is, or with what :meth:`altered` names.
 
     Threads may share one: they sample in turn, each under its own seed. Plates and traces of the caller do not reach
-    its program, and other Pyro handlers are refused (``inference.sampling.rollout`` runs under them). What draws from
+    its program, and other Pyro handlers are refused (``sampling.rollout.rollout`` runs under them). What draws from
     torch's own generator in another thread meanwhile is not kept apart, nor is Pyro code that runs there.
 
     Args:
@@ -167,7 +167,7 @@ class Solver:
             halt: P(right), by the halt head, at which a trajectory ends (ACT); as the checkpoint says where None, 1 for
                 never. Without heads all trajectories go to ``depth``.
             width: how the trajectories of an input are spread: ``independent``, ``antithetic`` or ``sobol``
-                (``inference.width``); or ``smc``, weighed by the value head (``inference.smc``).
+                (``sampling.draws``); or ``smc``, weighed by the value head (``sampling.smc``).
             memory: MB that the trajectories which run at once may take; by default some 250 at D = 128.
             progress: called with the number of trajectories that have been run.
 
@@ -288,7 +288,7 @@ class Solver:
             x: one input or several: texts, networkx graphs, or tokens, whole numbers ``[B, *event]``.
             num_samples, depth, seed: as for :meth:`sample`.
             select: ``all`` distinct answers; or one: the winner of the ``vote``; by ``value``, another answer in its
-                place if the value head trusts it clearly more (``inference.selection``); or the most frequent that the
+                place if the value head trusts it clearly more (``sampling.selection``); or the most frequent that the
                 task's check has ``verified`` (none, where no sample is right).
             **settings: ``temper``, ``halt``, ``width``, ``memory``, ``progress``, as for :meth:`sample`.
 

@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 
 from pyro_gram.build import build
 from pyro_gram.checkpoint import load_model, load_training, save_model, save_training
-from pyro_gram.container import digest
 from pyro_gram.errors import CheckpointError, UserError
-from pyro_gram.files import read_json, write_bytes, write_json, write_via
-from pyro_gram.inference.guard import DivergedError
-from pyro_gram.inference.sampling import rollout
-from pyro_gram.inference.training import Trainer
-from pyro_gram.tasks.stream import TargetStream
+from pyro_gram.sampling.rollout import rollout
+from pyro_gram.system.container import digest
+from pyro_gram.system.files import read_json, write_bytes, write_json, write_via
+from pyro_gram.tasks.batches import TargetStream
+from pyro_gram.training.divergence import DivergedError
+from pyro_gram.training.trainer import Trainer
 from tests.conftest import case_of, small, small_config, warm_
 from tests.far import far_device
 

@@ -8,7 +8,7 @@ import torch
 import experiments.run
 from pyro_gram.checkpoint import load_model, load_training, save_model, save_training
 from pyro_gram.errors import CheckpointError
-from pyro_gram.inference.sampling import rollout
+from pyro_gram.sampling.rollout import rollout
 from tests.conftest import case_of, digits_folder, small_config
 from tests.experiments.test_run import cli
 from tests.test_checkpoint import trainer_of

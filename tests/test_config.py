@@ -7,7 +7,6 @@ import tomllib
 import pytest
 
 from pyro_gram.build import build, check_parts
-from pyro_gram.cli import Parser
 from pyro_gram.config import (
     EvaluateConfig,
     RunConfig,
@@ -20,6 +19,7 @@ from pyro_gram.config import (
 )
 from pyro_gram.errors import ConfigError
 from pyro_gram.registry import GUIDES, MODELS, PRIORS
+from pyro_gram.system.cli import Parser
 from tests.conftest import NAMES, ROOT, small_config
 
 PRESETS = ROOT / "experiments" / "presets"

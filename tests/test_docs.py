@@ -7,10 +7,10 @@ import warnings
 import matplotlib.pyplot as plt
 import pytest
 
-from pyro_gram.cli import call
 from pyro_gram.diagnostics.inference_data import ARVIZ_MAJOR
-from pyro_gram.diagnostics.readings import SHOWS
+from pyro_gram.diagnostics.plots.captions import SHOWS
 from pyro_gram.inference.importance import guide_draws
+from pyro_gram.system.cli import call
 from tests.conftest import ROOT
 
 TINY = ["--preset", "tiny", "--train.batches", "2", "--train.supervision_steps", "2", "--evaluate.num_samples", "2"]

@@ -16,7 +16,7 @@ sys.path[:] = [p for p in sys.path if p not in sys.argv[1:]]  # an editable inst
 import pyro_gram
 from pyro_gram.registry import GUIDES, MODELS, PRIORS, TASKS
 classes = {n: r.get(n) for r, n in ((MODELS, "gram"), (PRIORS, "gaussian"), (GUIDES, "amortized"), (TASKS, "coloring"))}
-import pyro_gram.run, pyro_gram.solver, pyro_gram.diagnostics.inference_data
+import pyro_gram.runs.run, pyro_gram.solver, pyro_gram.diagnostics.inference_data
 print(json.dumps({
     "files": {n: m.__file__ for n, m in sys.modules.items()
               if n.partition(".")[0] in ("pyro_gram", "models", "guides") and getattr(m, "__file__", None)},
@@ -74,7 +74,7 @@ def test_the_registry_finds_everything_in_an_installed_wheel(installed, tmp_path
         "gram": "pyro_gram.models.gram",
         "gaussian": "pyro_gram.models.priors.gaussian",
         "amortized": "pyro_gram.guides.amortized",
-        "coloring": "pyro_gram.tasks.coloring",
+        "coloring": "pyro_gram.tasks.coloring.task",
     }
     assert {"gram", "amortized", "replay"} <= set(seen["names"])
     assert (installed / "pyro_gram" / "py.typed").is_file()

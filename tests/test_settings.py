@@ -9,10 +9,10 @@ import pytest
 import experiments.run
 import experiments.solve
 from pyro_gram.checks import check_choice, similar
-from pyro_gram.cli import Parser, call
 from pyro_gram.config import FIXED, NAMED, RunConfig, add_options, from_fields, make_run_config, read_preset
-from pyro_gram.docstrings import meanings
 from pyro_gram.errors import ConfigError
+from pyro_gram.system.cli import Parser, call
+from pyro_gram.system.docstrings import meanings
 from tests.conftest import NAMES, ROOT
 
 CONFIGS = {

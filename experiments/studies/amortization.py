@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from pyro_gram.checkpoint import load_model
-from pyro_gram.cli import Parser, add_trust, call
+from pyro_gram.diagnostics.likelihood import prior_log_likelihood
 from pyro_gram.errors import ConfigError
-from pyro_gram.files import check_writable, write_json
 from pyro_gram.inference.elbo import MeanFieldELBO
 from pyro_gram.inference.importance import guide_draws, log_evidence
-from pyro_gram.inference.likelihood import prior_log_likelihood
 from pyro_gram.inference.sites import transition_of
-from pyro_gram.machine import environment
-from pyro_gram.tasks.stream import generator_for
+from pyro_gram.system.cli import Parser, add_trust, call
+from pyro_gram.system.files import check_writable, write_json
+from pyro_gram.system.machine import environment
+from pyro_gram.tasks.batches import generator_for
 
 HERE = Path(__file__).parent
 DRAWS = 200  # of each datum, for every bound

@@ -1,6 +1,6 @@
 """Does a particle filter beat weighing once? ``python experiments/studies/filtering.py --checkpoint PATH ...``.
 
-Sequential Monte Carlo (``inference.smc``) resamples trajectories on their way; "reweighted once" gives independent ones
+Sequential Monte Carlo (``sampling.smc``) resamples trajectories on their way; "reweighted once" gives independent ones
 the very weights that the filter aims at, at their end. Both are judged as ``solve.py`` answers: resampled to N samples
 of equal weight. Settings are chosen on validation inputs, at a depth where many trajectories are wrong: the filter's so
 that its samples are right most often, and the best weights to give once. What they are worth is measured
@@ -21,14 +21,14 @@ from tqdm import tqdm
 import pyro_gram
 from experiments.scaling import SEED, Study, label_of, over_seeds, puzzles_of
 from experiments.walks import Walk, add_result, kept_in
-from pyro_gram.cli import Parser, add_trust, call
 from pyro_gram.diagnostics.metrics import coverage_by_input, solution_ids
 from pyro_gram.errors import UserError
-from pyro_gram.files import check_writable
-from pyro_gram.inference.sampling import at_once, check_has_heads
 from pyro_gram.inference.sites import VALUE
-from pyro_gram.inference.smc import FLOOR, POTENTIALS, SMCConfig, resampled_ancestors, smc
+from pyro_gram.sampling.rollout import at_once, check_has_heads
+from pyro_gram.sampling.smc import FLOOR, POTENTIALS, SMCConfig, resampled_ancestors, smc
 from pyro_gram.solver import Solver
+from pyro_gram.system.cli import Parser, add_trust, call
+from pyro_gram.system.files import check_writable
 from pyro_gram.tasks.base import PuzzleSet
 
 OF = 20  # trajectories an input

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 
 import pyro_gram
-from pyro_gram.cli import Parser, call
 from pyro_gram.diagnostics.metrics import measure
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.files import check_writable, read_json, write_json
-from pyro_gram.machine import environment
 from pyro_gram.solver import Solver
+from pyro_gram.system.cli import Parser, call
+from pyro_gram.system.files import check_writable, read_json, write_json
+from pyro_gram.system.machine import environment
 from pyro_gram.tasks.base import PuzzleSet
 
 HERE = Path(__file__).parent

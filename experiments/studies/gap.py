@@ -22,17 +22,17 @@ import torch
 from torch import Tensor
 
 from experiments.run import PRESETS
-from pyro_gram.cli import Parser, call
 from pyro_gram.config import RunConfig, read_preset, with_settings
 from pyro_gram.diagnostics.inference_data import pareto_smoothed
 from pyro_gram.diagnostics.metrics import excess, measure
 from pyro_gram.errors import ConfigError
-from pyro_gram.evaluate import bounds_of, roll
-from pyro_gram.files import read_json, write_json
 from pyro_gram.inference.importance import guide_draws
-from pyro_gram.machine import environment
-from pyro_gram.run import InterruptedRunError, Run, check_begun, open_run, train
-from pyro_gram.tasks.stream import generator_for
+from pyro_gram.runs.evaluate import bounds_of, roll
+from pyro_gram.runs.run import InterruptedRunError, Run, check_begun, open_run, train
+from pyro_gram.system.cli import Parser, call
+from pyro_gram.system.files import read_json, write_json
+from pyro_gram.system.machine import environment
+from pyro_gram.tasks.batches import generator_for
 
 HERE = Path(__file__).parent
 TRANSITIONS = 16  # of the roll-outs that are compared, whatever a variant's T

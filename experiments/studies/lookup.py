@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gram.cli import Parser, call
 from pyro_gram.diagnostics.metrics import coverage_limit
-from pyro_gram.files import check_writable, write_json
+from pyro_gram.system.cli import Parser, call
+from pyro_gram.system.files import check_writable, write_json
 from pyro_gram.tasks.base import PuzzleSet
-from pyro_gram.tasks.nqueens import NQueens, NQueensConfig
-from pyro_gram.tasks.nqueens_boards import images
-from pyro_gram.tasks.symmetry import InputSet
+from pyro_gram.tasks.held_out import InputSet
+from pyro_gram.tasks.nqueens.boards import images
+from pyro_gram.tasks.nqueens.task import NQueens, NQueensConfig
 
 HERE = Path(__file__).parent
 SIZES = (8, 10)

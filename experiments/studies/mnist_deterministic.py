@@ -19,17 +19,17 @@ from torch import Tensor, nn
 
 from experiments.run import PRESETS
 from pyro_gram.build import build
-from pyro_gram.cli import Parser, call
 from pyro_gram.config import RunConfig, read_preset
 from pyro_gram.diagnostics import digits
 from pyro_gram.errors import ConfigError
-from pyro_gram.files import read_json, write_json
-from pyro_gram.inference.optim import TorchOptim
-from pyro_gram.inference.sampling import rollout
 from pyro_gram.inference.sites import OBSERVED, STATE_H, STATE_L, transition_of
-from pyro_gram.machine import environment
 from pyro_gram.networks.core import LatentState
-from pyro_gram.tasks.stream import TargetStream
+from pyro_gram.sampling.rollout import rollout
+from pyro_gram.system.cli import Parser, call
+from pyro_gram.system.files import read_json, write_json
+from pyro_gram.system.machine import environment
+from pyro_gram.tasks.batches import TargetStream
+from pyro_gram.training.optimizer import TorchOptim
 
 OUT = Path(__file__).with_suffix(".json")
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import pyro_gram
 from experiments.studies.fresh import committed
-from pyro_gram.cli import Parser, call
 from pyro_gram.diagnostics.intervals import wilson
 from pyro_gram.errors import UserError
-from pyro_gram.files import check_writable, read_json, write_json
-from pyro_gram.inference.decode import beside
-from pyro_gram.inference.sampling import rollout
-from pyro_gram.inference.temper import AtMean
-from pyro_gram.machine import environment
+from pyro_gram.sampling.decode import beside
+from pyro_gram.sampling.rollout import rollout
+from pyro_gram.sampling.tempering import AtMean
+from pyro_gram.system.cli import Parser, call
+from pyro_gram.system.files import check_writable, read_json, write_json
+from pyro_gram.system.machine import environment
 
 HERE = Path(__file__).parent
 NAMES = ("coloring8", "coloring10", "nqueens8", "nqueens10", "sudoku4", "sudoku6")

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 import pyro_gram
-from pyro_gram.cli import Parser, call
-from pyro_gram.files import read_json, write_json
-from pyro_gram.machine import environment
 from pyro_gram.solver import Solver
+from pyro_gram.system.cli import Parser, call
+from pyro_gram.system.files import read_json, write_json
+from pyro_gram.system.machine import environment
 
 RECORD = Path(__file__).with_suffix(".json")
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"

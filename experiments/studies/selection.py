@@ -19,14 +19,14 @@ from tqdm import tqdm
 import pyro_gram
 from experiments.scaling import label_of
 from experiments.walks import add_result, kept, kept_in
-from pyro_gram.cli import Parser, add_trust, call
 from pyro_gram.diagnostics.intervals import wilson
 from pyro_gram.diagnostics.metrics import winners
 from pyro_gram.errors import UserError
-from pyro_gram.files import check_writable
-from pyro_gram.inference.sampling import check_has_heads
+from pyro_gram.sampling.rollout import check_has_heads
 from pyro_gram.solver import Solver
-from pyro_gram.tasks.nqueens import NQueens
+from pyro_gram.system.cli import Parser, add_trust, call
+from pyro_gram.system.files import check_writable
+from pyro_gram.tasks.nqueens.task import NQueens
 
 OF = 20  # trajectories an input
 INPUTS = 1000

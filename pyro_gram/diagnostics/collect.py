@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from pyro_gram.diagnostics.inference_data import from_groups
 from pyro_gram.diagnostics.metrics import solution_ids
-from pyro_gram.inference.decode import beside, quiet, unrolled
 from pyro_gram.inference.guide import why_no_guide
 from pyro_gram.inference.importance import MAX_TRACED, guidance_scale, guide_draws
-from pyro_gram.inference.sampling import at_once
 from pyro_gram.inference.sites import HALT, OBSERVED, VALUE, transition_of
+from pyro_gram.sampling.decode import beside, quiet, unrolled
+from pyro_gram.sampling.rollout import at_once
 from pyro_gram.tasks.base import PuzzleSet, Task
-from pyro_gram.tasks.stream import generator_for, sub_seed
+from pyro_gram.tasks.batches import generator_for, sub_seed
 
 STATE_INSTANCES = 2  # the final state is large: kept for this many inputs
 PROJECTIONS = 2

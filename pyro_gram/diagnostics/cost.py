@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pyro_gram.inference.decode import advance, beside, quiet
 from pyro_gram.networks.layers import Block
+from pyro_gram.sampling.decode import advance, beside, quiet
 
 
 def layers_a_sample(model: nn.Module, x: Tensor | None, depth: int) -> int:

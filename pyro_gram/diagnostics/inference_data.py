@@ -17,8 +17,8 @@ with warnings.catch_warnings():
     import arviz as az
 
 from pyro_gram.errors import InputError, UserError
-from pyro_gram.files import really, write_via
-from pyro_gram.text import reading
+from pyro_gram.system.files import really, write_via
+from pyro_gram.system.text import reading
 
 if TYPE_CHECKING:
     import torch

@@ -17,10 +17,10 @@ from torch import Tensor
 from pyro_gram.checks import check_counts
 from pyro_gram.diagnostics.trajectories import answers_of, followed, numbered, on_cpu, states_of
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.decode import Decode
-from pyro_gram.inference.sampling import AS_IT_IS
 from pyro_gram.inference.sites import OBSERVED
-from pyro_gram.inference.temper import AtMean, Temper, TemperConfig
+from pyro_gram.sampling.decode import Decode
+from pyro_gram.sampling.rollout import AS_IT_IS
+from pyro_gram.sampling.tempering import AtMean, Temper, TemperConfig
 from pyro_gram.tasks.base import Task
 
 SCORED = 64  # solutions scored at once: [N, SCORED, L_out] log-probabilities

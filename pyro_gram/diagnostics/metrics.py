@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gram.inference.selection import best, tally
+from pyro_gram.sampling.selection import best, tally
 from pyro_gram.tasks.base import PuzzleSet, Task
 from pyro_gram.tasks.uniform import total_variation, total_variation_perfect
 

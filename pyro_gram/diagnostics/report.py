@@ -11,11 +11,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
-from pyro_gram import paper
-from pyro_gram.diagnostics.readings import READINGS, SHOWS
+from pyro_gram.diagnostics import paper
+from pyro_gram.diagnostics.plots.captions import READINGS, SHOWS
 from pyro_gram.diagnostics.verdicts import BAD, ESTIMATES, GOOD, GUIDE, LOOK, SAMPLES, UNKNOWN, Verdict, worst
-from pyro_gram.files import as_json, write_bytes
-from pyro_gram.inference.temper import told
+from pyro_gram.sampling.tempering import told
+from pyro_gram.system.files import as_json, write_bytes
 
 MIME = {".png": "image/png", ".gif": "image/gif"}
 CLASSES = {GOOD: "good", LOOK: "look", BAD: "bad", UNKNOWN: "unknown"}

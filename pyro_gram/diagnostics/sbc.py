@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from pyro_gram.checks import check_counts
 from pyro_gram.diagnostics.collect import project
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.decode import quiet
 from pyro_gram.inference.importance import MAX_TRACED, guidance_scale, guide_draws
 from pyro_gram.inference.sites import OBSERVED, STATE_H, transition_of
-from pyro_gram.tasks.stream import sub_seed
+from pyro_gram.sampling.decode import quiet
+from pyro_gram.tasks.batches import sub_seed
 
 BAND_DRAWS = 1000  # simulations behind the simultaneous band
 

@@ -16,11 +16,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_gram.checks import check_counts
-from pyro_gram.inference.decode import Decode, advance, quiet, unrolled
 from pyro_gram.inference.families import MeanOnly
-from pyro_gram.inference.sampling import AS_IT_IS
 from pyro_gram.inference.sites import OBSERVED, transition_of
-from pyro_gram.inference.temper import AtMean, Temper, TemperConfig
+from pyro_gram.sampling.decode import Decode, advance, quiet, unrolled
+from pyro_gram.sampling.rollout import AS_IT_IS
+from pyro_gram.sampling.tempering import AtMean, Temper, TemperConfig
 from pyro_gram.tasks.base import Task
 
 Kept = TypeVar("Kept")

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from pyro_gram.checks import check_choice
-from pyro_gram.download import data_folder
 from pyro_gram.errors import ConfigError, InputError
+from pyro_gram.system.download import data_folder
+from pyro_gram.system.text import Piece, lines_of
 from pyro_gram.tasks.terminal import mark, painter
-from pyro_gram.text import Piece, lines_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pyro_gram.errors import InputError
-from pyro_gram.text import Piece, tidy
+from pyro_gram.system.text import Piece, tidy
 
 FULL_WIDTH = {0xFF01 + i: 0x21 + i for i in range(94)}  # digits and marks as East Asian keyboards write them
 BOX_DRAWING = dict.fromkeys(range(0x2500, 0x2580), "+")

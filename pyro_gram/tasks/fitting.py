@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pyro_gram
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.files import read_json
+from pyro_gram.system.files import read_json
 
 if TYPE_CHECKING:
     from pyro_gram.tasks.base import Task

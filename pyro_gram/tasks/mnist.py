@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_gram import files
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range, check_seed
-from pyro_gram.download import DATA_VARIABLE, data_folder, fetch, find
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
+from pyro_gram.system import files
+from pyro_gram.system.download import DATA_VARIABLE, data_folder, fetch, find
+from pyro_gram.system.text import is_gzip, read_bytes
 from pyro_gram.tasks.base import GenerativeTask, PuzzleSet, TaskSpec, check_split
-from pyro_gram.tasks.stream import generator_for
+from pyro_gram.tasks.batches import generator_for
 from pyro_gram.tasks.terminal import half_blocks, painter
-from pyro_gram.text import is_gzip, read_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path

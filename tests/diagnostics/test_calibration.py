@@ -6,7 +6,7 @@ import torch
 from scipy.stats import kstest, multinomial
 
 from pyro_gram.diagnostics.calibration import uniformity
-from pyro_gram.diagnostics.calibration_figures import uniformity_figure
+from pyro_gram.diagnostics.plots.calibration import uniformity_figure
 from pyro_gram.tasks.uniform import total_variation_perfect
 
 

@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from experiments import train_classifier
-from pyro_gram.cli import call
 from pyro_gram.diagnostics import digits
 from pyro_gram.diagnostics.digits import (
     WEIGHTS,
@@ -23,6 +22,7 @@ from pyro_gram.diagnostics.digits import (
     reference,
 )
 from pyro_gram.errors import CheckpointError, ConfigError, InputError
+from pyro_gram.system.cli import call
 from pyro_gram.tasks.mnist import MNIST, MNISTConfig
 from tests.tasks.test_mnist import DATA, needs_data
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from pyro_gram.diagnostics import figures
 from pyro_gram.diagnostics.metrics import solution_ids
+from pyro_gram.diagnostics.plots import run as figures
 from pyro_gram.tasks.mnist import MNIST, MNISTConfig
-from pyro_gram.tasks.sudoku_uncond import SudokuBoards
+from pyro_gram.tasks.sudoku.unconditional import SudokuBoards
 from tests.conftest import small
 
 LOOK = {

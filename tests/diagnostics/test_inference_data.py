@@ -12,9 +12,9 @@ from pyro_gram.diagnostics.collect import collect as collect_from
 from pyro_gram.diagnostics.collect import project
 from pyro_gram.diagnostics.inference_data import group_names as names
 from pyro_gram.errors import InputError, UserError
-from pyro_gram.inference.sampling import rollout
+from pyro_gram.sampling.rollout import rollout
 from pyro_gram.tasks.base import PuzzleSet
-from pyro_gram.tasks.stream import sub_seed
+from pyro_gram.tasks.batches import sub_seed
 from tests.conftest import opinionated, small
 
 CHAINS, DRAWS, DEPTH, INPUTS, VERTICES, WIDTH, T = 2, 6, 3, 4, 4, 16, 2

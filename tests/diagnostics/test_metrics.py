@@ -15,7 +15,7 @@ from pyro_gram.diagnostics.metrics import (
 )
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks.base import PuzzleSet
-from pyro_gram.tasks.coloring import Coloring, ColoringConfig
+from pyro_gram.tasks.coloring.task import Coloring, ColoringConfig
 
 LAYOUTS = ("vertex", "edge")
 

@@ -4,9 +4,8 @@ from html.parser import HTMLParser
 import pytest
 from matplotlib.figure import Figure
 
-from pyro_gram import paper
-from pyro_gram.diagnostics import verdicts
-from pyro_gram.diagnostics.readings import READINGS, SHOWS
+from pyro_gram.diagnostics import paper, verdicts
+from pyro_gram.diagnostics.plots.captions import READINGS, SHOWS
 from pyro_gram.diagnostics.report import Report, Row, Section, result_rows, write_report
 
 LEAK, RIGHT, COLLAPSE = verdicts.leak(0.99, 0.1), verdicts.right(0.95), verdicts.collapse(0.01, 3.0)

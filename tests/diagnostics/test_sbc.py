@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_gram.diagnostics.calibration_figures import sbc_figure
+from pyro_gram.diagnostics.plots.calibration import sbc_figure
 from pyro_gram.diagnostics.sbc import Simulated, simulate
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.guide import EffectGuide

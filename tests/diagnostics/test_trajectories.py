@@ -11,11 +11,11 @@ from torch import nn
 from pyro_gram.diagnostics.landscape import REACH, check_installed, landscape, surface
 from pyro_gram.diagnostics.trajectories import Walk, attractors, deciding, early, numbered, parting, spaced, walk
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.inference.sampling import rollout
 from pyro_gram.inference.sites import data_plates
-from pyro_gram.inference.temper import TemperConfig
 from pyro_gram.networks.core import LatentState
 from pyro_gram.registry import MODELS
+from pyro_gram.sampling.rollout import rollout
+from pyro_gram.sampling.tempering import TemperConfig
 from tests.conftest import case_of, small
 
 PLAIN = SimpleNamespace(canonical=lambda x, y: y)  # a task in which every answer is its own

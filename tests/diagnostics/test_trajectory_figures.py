@@ -6,14 +6,14 @@ import torch
 from PIL import Image, ImageSequence
 
 from pyro_gram.diagnostics.landscape import landscape
-from pyro_gram.diagnostics.trajectories import attractors, deciding, parting, walk
-from pyro_gram.diagnostics.trajectory_figures import (
+from pyro_gram.diagnostics.plots.trajectories import (
     BLACK,
     animate,
     attractors_figure,
     deciding_figure,
     landscape_figure,
 )
+from pyro_gram.diagnostics.trajectories import attractors, deciding, parting, walk
 from pyro_gram.errors import UserError
 from pyro_gram.tasks.mnist import MNIST, MNISTConfig
 from tests.conftest import case_of

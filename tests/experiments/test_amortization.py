@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments.studies import amortization
-from pyro_gram.cli import call
+from pyro_gram.system.cli import call
 
 SMALL = ["--inputs", "6", "--depth", "2"]
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from experiments import bench, bench_solve, bench_steps
-from pyro_gram.cli import call
 from pyro_gram.errors import UserError
+from pyro_gram.system.cli import call
 
 SMALL = {
     "task": {"vertices": 4, "train": 20, "validation": 4, "test": 4},

@@ -7,8 +7,8 @@ import torch
 
 import pyro_gram
 from experiments.studies import fresh
-from pyro_gram.cli import call
-from pyro_gram.files import read_json
+from pyro_gram.system.cli import call
+from pyro_gram.system.files import read_json
 
 FEW = ["--inputs", "3", "--seeds", "2"]
 

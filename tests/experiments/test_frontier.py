@@ -7,7 +7,7 @@ import pyro_gram
 from experiments import frontier
 from experiments.frontier import Judged, choose, cost_of_heads, judged, name_of, points, thresholds_of
 from experiments.walks import WHOLE, kept_in, reach, walk
-from pyro_gram.inference.sampling import rollout
+from pyro_gram.sampling.rollout import rollout
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 from experiments import headline_text
 from experiments.headline_text import CHECKPOINTS, FRESH, HEADLINE, LOOKUP, TEST_SEEN
-from pyro_gram.files import read_json
+from pyro_gram.system.files import read_json
 
 SHARE = re.compile(r"^(\d\.\d+)(?: ± (\d\.\d+))? \((\d\.\d{3}) to (\d\.\d{3})\)$")
 

@@ -5,11 +5,11 @@ import torch
 
 from experiments.headline_text import LOOKUP
 from experiments.studies import lookup
-from pyro_gram.cli import call
-from pyro_gram.files import read_json
+from pyro_gram.system.cli import call
+from pyro_gram.system.files import read_json
 from pyro_gram.tasks.base import PuzzleSet
-from pyro_gram.tasks.nqueens import NQueens, NQueensConfig
-from pyro_gram.tasks.nqueens_boards import all_solutions, completions
+from pyro_gram.tasks.nqueens.boards import all_solutions, completions
+from pyro_gram.tasks.nqueens.task import NQueens, NQueensConfig
 
 
 def test_the_expected_metrics_are_those_of_many_lookups():

@@ -5,11 +5,11 @@ import pytest
 import pyro_gram
 from experiments.studies import no_noise
 from experiments.studies.fresh import committed
-from pyro_gram.cli import call
-from pyro_gram.files import read_json
-from pyro_gram.inference.decode import beside
-from pyro_gram.inference.sampling import rollout
-from pyro_gram.inference.temper import AtMean
+from pyro_gram.sampling.decode import beside
+from pyro_gram.sampling.rollout import rollout
+from pyro_gram.sampling.tempering import AtMean
+from pyro_gram.system.cli import call
+from pyro_gram.system.files import read_json
 
 
 def test_the_one_answer_of_an_input_without_noise_is_scored(tmp_path):

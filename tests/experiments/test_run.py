@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 import experiments.run
 from experiments import survive
-from pyro_gram.cli import call
 from pyro_gram.config import RunConfig
 from pyro_gram.diagnostics import inference_data
-from pyro_gram.inference import speed
-from pyro_gram.inference.guard import Guard
-from pyro_gram.machine import revision
-from pyro_gram.run import lock_directory
+from pyro_gram.runs.run import lock_directory
+from pyro_gram.system.cli import call
+from pyro_gram.system.machine import revision
+from pyro_gram.training import precision as speed
+from pyro_gram.training.divergence import Guard
 from tests.conftest import ROOT
 
 SMALL = [
@@ -229,7 +229,7 @@ def test_a_run_whose_batches_do_not_fit_into_its_minutes_trains_fewer_and_says_s
     assert f"{done:,} of 100,000 (fitted to 0.01 minutes) batches" in (out / "report.html").read_text()
     assert ["on_policy" in row for row in rows(out)] == [number / done >= 0.8 for number in range(done)]
     (out / "results.json").unlink()
-    monkeypatch.setattr("pyro_gram.inference.training.measure_pace", None)  # nothing is measured again
+    monkeypatch.setattr("pyro_gram.training.trainer.measure_pace", None)  # nothing is measured again
     assert run(out, "--resume", *words) == 0
     assert f"training in {out} is over, at batch {done} of {done}" in capsys.readouterr().err
     assert results(out)["metrics"] == found["metrics"]
@@ -239,13 +239,13 @@ def test_a_run_that_is_killed_at_once_stays_the_run_of_the_batches_that_were_fou
     out = tmp_path / "run"
     words = ("--train.batches", 100000, "--train.minutes", 0.01, "--train.evaluate_every", 100000)
     with monkeypatch.context() as killed:
-        killed.setattr("pyro_gram.run._reported", lambda run: os.kill(os.getpid(), signal.SIGTERM) or iter(()))
+        killed.setattr("pyro_gram.runs.run._reported", lambda run: os.kill(os.getpid(), signal.SIGTERM) or iter(()))
         assert run(out, *words) == 143
     with safe_open(out / "state.safetensors", framework="np") as f:
         header = json.loads(f.metadata()["pyro_gram"])
     assert header["number"] == 0
     assert 0 < header["num_batches"] < 100000
-    monkeypatch.setattr("pyro_gram.inference.training.measure_pace", None)
+    monkeypatch.setattr("pyro_gram.training.trainer.measure_pace", None)
     assert run(out, "--resume", *words) == 0
     assert results(out)["batches"] == header["num_batches"]
 
@@ -264,7 +264,7 @@ def test_an_interrupt_outside_training_is_one_line(number, tmp_path, monkeypatch
         time.sleep(5)
 
     before, held = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr("pyro_gram.evaluate.finish", interrupt)
+    monkeypatch.setattr("pyro_gram.runs.evaluate.finish", interrupt)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell has started us to ignore it
     try:
         assert run(tmp_path, "--train.batches", 1) == 128 + number

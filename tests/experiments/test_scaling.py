@@ -8,8 +8,8 @@ import experiments.scaling
 import pyro_gram
 from experiments.frontier import allowed, choose, name_of
 from experiments.scaling import Study, over_seeds
-from pyro_gram.diagnostics.scaling import bins, envelope
-from pyro_gram.inference.sampling import rollout
+from pyro_gram.diagnostics.plots.scaling import bins, envelope
+from pyro_gram.sampling.rollout import rollout
 from tests.experiments.test_run import cli
 
 

@@ -11,7 +11,7 @@ from experiments.studies.fresh import committed
 from pyro_gram.build import build
 from pyro_gram.diagnostics.intervals import wilson
 from pyro_gram.solver import Solver
-from pyro_gram.tasks.coloring import isomorphism_invariants
+from pyro_gram.tasks.coloring.task import isomorphism_invariants
 from tests.conftest import small_config
 from tests.experiments.test_run import cli
 

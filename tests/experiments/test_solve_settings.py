@@ -14,9 +14,9 @@ import experiments.verdict
 import pyro_gram
 from pyro_gram.config import with_settings
 from pyro_gram.errors import UserError
-from pyro_gram.inference.sampling import trajectories_within
-from pyro_gram.inference.selection import MARGIN, SURE
-from pyro_gram.inference.temper import TemperConfig
+from pyro_gram.sampling.rollout import trajectories_within
+from pyro_gram.sampling.selection import MARGIN, SURE
+from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.solver import SELECTIONS
 from tests.conftest import Opinion, small_config
 from tests.experiments.conftest import HEADS
@@ -214,7 +214,7 @@ def test_verified_keeps_the_most_frequent_right_answer_or_none(solve):
 
 def test_a_person_is_told_where_nothing_is_right(headed, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        "pyro_gram.tasks.coloring.Coloring.valid", lambda self, x, y: torch.zeros_like(y[..., 0]).bool()
+        "pyro_gram.tasks.coloring.task.Coloring.valid", lambda self, x, y: torch.zeros_like(y[..., 0]).bool()
     )
     (tmp_path / "one.g6").write_text("Cr")
     words = ["--checkpoint", headed, "--input", tmp_path / "one.g6", "--select", "verified"]

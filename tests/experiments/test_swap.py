@@ -5,8 +5,8 @@ import json
 import pytest
 
 from experiments import run, solve
-from pyro_gram.cli import call
 from pyro_gram.diagnostics.inference_data import load
+from pyro_gram.system.cli import call
 
 SIZES = {"vertices": 4, "edge_probability": 0.4, "train": 20, "validation": 4, "test": 4}
 TASK = ["--task", "coloring", "--preset", "tiny", *(w for k, v in SIZES.items() for w in (f"--task.{k}", str(v)))]

@@ -11,13 +11,13 @@ from scipy.stats import binomtest
 from experiments import table
 from experiments.readme import TABLES as TABLES_FOLDER
 from experiments.table_text import figure, markdown, spread, values_of
-from pyro_gram import paper
 from pyro_gram.build import check_parts
 from pyro_gram.checkpoint import differences
-from pyro_gram.cli import call
+from pyro_gram.diagnostics import paper
 from pyro_gram.errors import ConfigError
-from pyro_gram.files import read_json
-from pyro_gram.machine import revision
+from pyro_gram.system.cli import call
+from pyro_gram.system.files import read_json
+from pyro_gram.system.machine import revision
 from pyro_gram.tasks.base import make_task
 
 TABLES = list(table.definitions()["tables"])

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from pyro_gram.run import lock_directory
+from pyro_gram.runs.run import lock_directory
 from tests.conftest import ROOT
 from tests.experiments.test_run import SMALL, results, rows, run
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from pyro_gram.build import build
+from pyro_gram.diagnostics.bounds import terms
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.bounds import terms
 from pyro_gram.registry import GUIDES, PRIORS
 from tests.conftest import case_of, refused, small, small_config, warm_
-from tests.inference.test_training import make_trainer
+from tests.training.test_training import make_trainer
 
 
 def posterior_of(case, y=None):

@@ -8,8 +8,8 @@ from pyro import poutine
 from pyro_gram.guides.amortized import aligned, within_budget
 from torch.distributions import TanhTransform, kl_divergence
 
+from pyro_gram.diagnostics.bounds import terms
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.bounds import terms
 from tests.conftest import case_of, small
 
 

@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Predictive, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 
-from pyro_gram.inference.bounds import terms
+from pyro_gram.diagnostics.bounds import terms
 from pyro_gram.inference.elbo import make_elbo
 from tests.conftest import case_of, programs
 

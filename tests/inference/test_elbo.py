@@ -9,11 +9,11 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import kl_divergence
 
 from pyro_gram.build import build
+from pyro_gram.diagnostics.bounds import bounds, terms
+from pyro_gram.diagnostics.likelihood import prior_log_likelihood
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.bounds import bounds, terms
 from pyro_gram.inference.elbo import BalancedELBO, balanced_log_densities, make_elbo, scale_gradient
 from pyro_gram.inference.importance import guide_draws, log_evidence
-from pyro_gram.inference.likelihood import prior_log_likelihood
 from tests.conftest import Case, case_of, small_config, warm_
 
 

@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.testing.fakes import NonreparameterizedNormal
 
-from pyro_gram.inference.bounds import bounds, terms
+from pyro_gram.diagnostics.bounds import bounds, terms
 from pyro_gram.inference.elbo import make_elbo
 from pyro_gram.inference.importance import guide_draws, log_evidence, split_pairs
 from tests.conftest import case_of, warm_

@@ -12,16 +12,16 @@ from pyro_gram.models.gram import GRAM
 from torch import nn
 
 from pyro_gram.build import build
+from pyro_gram.diagnostics.bounds import bounds, terms
+from pyro_gram.diagnostics.likelihood import rollout_log_prob
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.beta import BetaConfig
-from pyro_gram.inference.bounds import bounds, terms
 from pyro_gram.inference.elbo import BalancedELBO, MeanFieldELBO, make_elbo
 from pyro_gram.inference.importance import guide_draws, log_evidence
-from pyro_gram.inference.likelihood import rollout_log_prob
-from pyro_gram.inference.optim import OptimConfig
-from pyro_gram.inference.temper import NoGuidance
-from pyro_gram.inference.train_config import TrainConfig
-from pyro_gram.inference.training import Trainer
+from pyro_gram.sampling.tempering import NoGuidance
+from pyro_gram.training.beta_schedule import BetaConfig
+from pyro_gram.training.config import TrainConfig
+from pyro_gram.training.optimizer import OptimConfig
+from pyro_gram.training.trainer import Trainer
 from tests.conftest import small_config, warm_
 
 B = 5

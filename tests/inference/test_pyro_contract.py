@@ -25,7 +25,7 @@ from pyro.infer.reparam.reparam import Reparam
 from pyro.poutine.messenger import Messenger
 
 from pyro_gram.inference.elbo import BalancedELBO, MeanFieldELBO
-from pyro_gram.inference.temper import AtMean, NoGuidance
+from pyro_gram.sampling.tempering import AtMean, NoGuidance
 from tests.conftest import case_of, small_config
 
 

@@ -18,21 +18,21 @@ from pyro_gram.models.gram import GRAM
 from torch import nn
 from torch.distributions import register_kl
 
+from pyro_gram.diagnostics.bounds import bounds, terms
+from pyro_gram.diagnostics.likelihood import rollout_log_prob
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.evaluate import rehearse
-from pyro_gram.inference.beta import BetaConfig
-from pyro_gram.inference.bounds import bounds, terms
 from pyro_gram.inference.elbo import BalancedELBO, MeanFieldELBO, TraceELBO, scale_gradient
 from pyro_gram.inference.guide import PriorGuide
 from pyro_gram.inference.importance import guide_draws, log_evidence
-from pyro_gram.inference.likelihood import rollout_log_prob
-from pyro_gram.inference.optim import OptimConfig, TorchOptim
-from pyro_gram.inference.sampling import rollout
 from pyro_gram.inference.sites import data_plates
-from pyro_gram.inference.temper import AtMean, NoGuidance, Temper, TemperConfig
 from pyro_gram.inference.terms import is_point
-from pyro_gram.inference.train_config import TrainConfig
-from pyro_gram.inference.training import Trainer
+from pyro_gram.runs.evaluate import rehearse
+from pyro_gram.sampling.rollout import rollout
+from pyro_gram.sampling.tempering import AtMean, NoGuidance, Temper, TemperConfig
+from pyro_gram.training.beta_schedule import BetaConfig
+from pyro_gram.training.config import TrainConfig
+from pyro_gram.training.optimizer import OptimConfig, TorchOptim
+from pyro_gram.training.trainer import Trainer
 from tests.conftest import case_of, small_config
 from tests.inference.test_own_latents import B, Biased, BiasedGuide, Shared, SharedGuide, pair
 

@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO
 
-from pyro_gram.inference.bounds import terms
+from pyro_gram.diagnostics.bounds import terms
 from pyro_gram.inference.elbo import make_elbo
 from pyro_gram.inference.guide import EffectGuide
 from pyro_gram.inference.importance import guide_draws, log_evidence

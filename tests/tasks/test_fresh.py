@@ -6,11 +6,11 @@ import torch
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.tasks.base import SPLITS, PuzzleSet
-from pyro_gram.tasks.coloring import Coloring, ColoringConfig
-from pyro_gram.tasks.nqueens import NQueens, NQueensConfig
-from pyro_gram.tasks.sudoku import FIRST, Sudoku, SudokuConfig
-from pyro_gram.tasks.sudoku_boards import random_symmetries, transform
-from pyro_gram.tasks.symmetry import first_of_class
+from pyro_gram.tasks.coloring.task import Coloring, ColoringConfig
+from pyro_gram.tasks.held_out import first_of_class
+from pyro_gram.tasks.nqueens.task import NQueens, NQueensConfig
+from pyro_gram.tasks.sudoku.boards import random_symmetries, transform
+from pyro_gram.tasks.sudoku.task import FIRST, Sudoku, SudokuConfig
 
 SEED = 7
 

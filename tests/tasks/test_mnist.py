@@ -12,8 +12,8 @@ import torch
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks import mnist
+from pyro_gram.tasks.batches import TargetStream
 from pyro_gram.tasks.mnist import DOWNLOAD_MD5, MD5, MNIST, MNISTConfig, binarize, read_images, read_labels
-from pyro_gram.tasks.stream import TargetStream
 from tests.conftest import ROOT
 
 DATA = Path(os.environ.get("PYRO_GRAM_DATA") or ROOT.parent / "shared" / "data")

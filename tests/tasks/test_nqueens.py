@@ -5,14 +5,14 @@ import torch
 
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
-from pyro_gram.tasks.nqueens import NQueens, NQueensConfig
-from pyro_gram.tasks.nqueens_boards import (
+from pyro_gram.tasks.batches import TargetStream
+from pyro_gram.tasks.nqueens.boards import (
     all_solutions,
     board_symmetries,
     completions,
     random_solutions,
 )
-from pyro_gram.tasks.stream import TargetStream
+from pyro_gram.tasks.nqueens.task import NQueens, NQueensConfig
 
 LAYOUTS = ("row", "cell")
 
@@ -234,7 +234,7 @@ def test_a_validation_split_that_leaves_no_training_says_so():
 def test_pictures_mark_given_filled_and_attacked_queens():
     from matplotlib.figure import Figure
 
-    from pyro_gram.tasks.nqueens import FILLED, GIVEN, WRONG
+    from pyro_gram.tasks.nqueens.task import FILLED, GIVEN, WRONG
 
     task = make()
     puzzles = task.split("test")

@@ -6,9 +6,9 @@ import torch
 import experiments.run
 from pyro_gram.errors import ConfigError
 from pyro_gram.tasks.base import SPLITS
-from pyro_gram.tasks.nqueens import NQueens, NQueensConfig
-from pyro_gram.tasks.nqueens_boards import all_solutions, completions, images, orbits
-from pyro_gram.tasks.stream import TargetStream
+from pyro_gram.tasks.batches import TargetStream
+from pyro_gram.tasks.nqueens.boards import all_solutions, completions, images, orbits
+from pyro_gram.tasks.nqueens.task import NQueens, NQueensConfig
 
 
 def make(size=8, **changes) -> NQueens:

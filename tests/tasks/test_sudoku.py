@@ -7,10 +7,10 @@ import torch
 
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
-from pyro_gram.tasks.sudoku import WRONG_COLOR, Sudoku, SudokuConfig
-from pyro_gram.tasks.sudoku_boards import solve, symmetry_invariants
-from pyro_gram.tasks.sudoku_data import deal, random_puzzles
-from pyro_gram.tasks.symmetry import InputSet
+from pyro_gram.tasks.held_out import InputSet
+from pyro_gram.tasks.sudoku.boards import solve, symmetry_invariants
+from pyro_gram.tasks.sudoku.data import deal, random_puzzles
+from pyro_gram.tasks.sudoku.task import WRONG_COLOR, Sudoku, SudokuConfig
 from tests.tasks.sudoku_cases import QUESTION, SIZES, blanked, blocks, brute_force, canonical_4, some_grids
 
 

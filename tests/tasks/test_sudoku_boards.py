@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_gram.tasks.sudoku_boards import (
+from pyro_gram.tasks.sudoku.boards import (
     BOXES,
     _normal_grids_6,
     all_grids_4,

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_gram import download
 from pyro_gram.errors import ConfigError, InputError
-from pyro_gram.tasks import sudoku_data
-from pyro_gram.tasks.sudoku import Sudoku, SudokuConfig
-from pyro_gram.tasks.sudoku_boards import random_symmetries, solve, symmetry_invariants, transform
-from pyro_gram.tasks.sudoku_data import locate, read_csv
+from pyro_gram.system import download
+from pyro_gram.tasks.sudoku import data as sudoku_data
+from pyro_gram.tasks.sudoku.boards import random_symmetries, solve, symmetry_invariants, transform
+from pyro_gram.tasks.sudoku.data import locate, read_csv
+from pyro_gram.tasks.sudoku.task import Sudoku, SudokuConfig
 from tests.conftest import ROOT
 from tests.tasks.sudoku_cases import ANSWER, QUESTION, some_grids
 

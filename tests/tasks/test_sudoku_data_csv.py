@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pyro_gram.errors import InputError
-from pyro_gram.tasks import sudoku_data
-from pyro_gram.tasks.sudoku_data import columns_of, read_csv
+from pyro_gram.tasks.sudoku import data as sudoku_data
+from pyro_gram.tasks.sudoku.data import columns_of, read_csv
 from tests.tasks.sudoku_cases import ANSWER, QUESTION
 
 ZEROS = QUESTION.replace(".", "0")

@@ -5,10 +5,10 @@ import torch
 from pyro_gram.diagnostics.metrics import measure
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
-from pyro_gram.tasks.stream import TargetStream
-from pyro_gram.tasks.sudoku_boards import all_grids_4, random_grids
-from pyro_gram.tasks.sudoku_uncond import SudokuBoards, SudokuBoardsConfig
-from pyro_gram.tasks.symmetry import InputSet
+from pyro_gram.tasks.batches import TargetStream
+from pyro_gram.tasks.held_out import InputSet
+from pyro_gram.tasks.sudoku.boards import all_grids_4, random_grids
+from pyro_gram.tasks.sudoku.unconditional import SudokuBoards, SudokuBoardsConfig
 
 SMALL = {6: {"count": 200, "validation": 20, "test": 40}, 9: {"count": 60, "validation": 10, "test": 20}, 4: {}}
 SIZES = tuple(SMALL)

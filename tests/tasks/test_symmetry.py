@@ -1,6 +1,6 @@
 import torch
 
-from pyro_gram.tasks.symmetry import InputSet, unless_held_out
+from pyro_gram.tasks.held_out import InputSet, unless_held_out
 
 
 def test_a_set_knows_its_members_and_nothing_else():

@@ -8,7 +8,7 @@ import torch
 
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks.base import Task, make_task
-from pyro_gram.tasks.nqueens import NQueens, NQueensConfig
+from pyro_gram.tasks.nqueens.task import NQueens, NQueensConfig
 from pyro_gram.tasks.terminal import beside, ink_on, nearest, paint, plain, wants_colour
 from tests.conftest import SMALL_TASKS, digits_folder
 

@@ -1,0 +1,1 @@
+"""Figures, by what they show. Each function returns a matplotlib Figure or writes one file."""

@@ -1,0 +1,379 @@
+"""Sudoku, 4x4, 6x6 and 9x9: complete a partly filled board (Section 4.1 and Appendix B.2 of the paper: Sudoku-Extreme).
+
+Small boards are generated, half of them with several solutions, all of which are known: answers can be counted, not
+only checked. Boards of 9x9 come from Sudoku-Extreme, whose puzzles have one solution. No puzzle of one split is a
+symmetry of one of another, so the augmentation (the full group of symmetries) cannot reach a held-out one; an image
+that is a held-out puzzle all the same is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_gram.checks import AT_LEAST_1, FRACTION, check_choice, check_range, check_seed
+from pyro_gram.errors import ConfigError, InputError
+from pyro_gram.registry import TASKS
+from pyro_gram.system.download import data_folder
+from pyro_gram.system.text import Piece
+from pyro_gram.tasks.base import PuzzleSet, Task, TaskSpec, check_split
+from pyro_gram.tasks.batches import sub_seed
+from pyro_gram.tasks.fitting import advice
+from pyro_gram.tasks.held_out import InputSet, first_of_class, unless_held_out
+from pyro_gram.tasks.sudoku.boards import (
+    SIZES,
+    conflicts,
+    geometry,
+    missing_digits,
+    random_symmetries,
+    solve,
+    symmetry_invariants,
+    transform,
+)
+from pyro_gram.tasks.sudoku.data import Puzzles, deal, digest, locate, random_puzzles, read_csv, take_unlike
+from pyro_gram.tasks.sudoku.text import parse_puzzle, split_puzzles
+from pyro_gram.tasks.terminal import FILLED_INK, beside, boxed, mark, painter
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BLANK, FIRST = 1, 2  # tokens as in the paper: 0 padding (no board has any), 1 a blank, 2 the digit 1, ...
+CLUES = {4: (4, 10), 6: (9, 20), 9: (28, 45)}
+USUAL_TRAIN = {4: 7000, 6: 10_000, 9: 1000}
+USUAL_TEST = {4: 500, 6: 500, 9: 1000}
+COUNTED = 1000  # solutions of a board, at the most
+FRESH_DRAWS = 1000  # puzzles drawn at a time for fresh inputs, the least
+SOURCES = ("auto", "generated", "extreme")
+GIVEN_COLOR, FILLED_COLOR, WRONG_COLOR = "#000000", "#0072B2", "#C00000"
+
+
+@dataclass(frozen=True)
+class SudokuConfig:
+    """Which boards, from where, and how many.
+
+    Attributes:
+        size: rows of a board: 4 (boxes of 2x2), 6 (boxes of 2 rows and 3 columns) or 9.
+        source: ``generated``, ``extreme`` (the files of Sudoku-Extreme, 9x9 only), or ``auto``: extreme for size 9,
+            generated for the others.
+        train, test: puzzles in the split. -1: the usual number (7000, 10000, 1000 for training, 500, 500, 1000 to
+            test for sizes 4, 6, 9; of a smaller file, all); 0: all that the file holds (extreme).
+        validation: puzzles to validate on, from the training file where there is one. Of that file, puzzles that are
+            symmetric to one of the test split count for nothing.
+        min_clues, max_clues: the fewest and most clues of generated puzzles; 0: 4-10, 9-20, 28-45 for sizes 4, 6, 9.
+        unique: share of generated puzzles that have exactly one solution.
+        max_solutions: the most solutions of the other generated puzzles; all are listed.
+        train_file, test_file: CSV files in the data folder (or paths) instead of train.csv and test.csv, the full
+            set, or sudoku-extreme-1k_train.csv and sudoku-extreme-1k_test_hard.csv; plain or .gz.
+        data_seed: seed of puzzles and splits; the same for every run that is to be compared.
+    """
+
+    size: int = 4
+    source: str = "auto"
+    train: int = -1
+    validation: int = 128
+    test: int = -1
+    min_clues: int = 0
+    max_clues: int = 0
+    unique: float = 0.5
+    max_solutions: int = 20
+    train_file: str = ""
+    test_file: str = ""
+    data_seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_size(self.size)
+        check_choice("source", self.source, SOURCES)
+        if self.source == "extreme" and self.size != 9:
+            raise ConfigError(f"source extreme has boards of 9x9 only: set size = 9, not {self.size}")
+        cells = self.size**2
+        check_range(
+            self,
+            train=(-1, float("inf")),
+            validation=AT_LEAST_1,
+            test=(-1, float("inf")),
+            min_clues=(0, cells - 1),
+            max_clues=(0, cells - 1),
+            unique=FRACTION,
+            max_solutions=(2, 1000),
+        )
+        low, high = self.clues
+        if low > high:
+            raise ConfigError(f"min_clues must be at most max_clues, but {low} is more than {high}")
+        if not self.from_file:
+            for name in ("train", "test"):
+                if getattr(self, name) == 0:
+                    raise ConfigError(f"{name} must be at least 1 for generated puzzles (or -1: the usual number)")
+        check_seed(self.data_seed, "data_seed")
+
+    @property
+    def from_file(self) -> bool:
+        """Do the puzzles come from files?"""
+        return self.source == "extreme" or (self.source == "auto" and self.size == 9)
+
+    @property
+    def clues(self) -> tuple[int, int]:
+        """Fewest and most clues of generated puzzles."""
+        low, high = CLUES[self.size]
+        return self.min_clues or low, self.max_clues or high
+
+
+def check_size(size: int) -> None:
+    """Raises ConfigError unless boards of this size are known."""
+    if size not in SIZES:
+        raise ConfigError(f"size must be 4, 6 or 9, not {size}")
+
+
+@TASKS.register("sudoku")
+class Sudoku(Task):
+    """Fill a board so that each row, column and box holds every digit once."""
+
+    Config = SudokuConfig
+    difficulty_label = "blank cells"
+
+    def __init__(self, config: SudokuConfig, data_dir: str | None = None) -> None:
+        self.config = config
+        self.data_dir = data_dir
+        self._sources: dict[str, str] = {}
+        self.size, self.cells = config.size, config.size**2
+        self.problem = "sudoku" if config.from_file else ""
+        self.spec = TaskSpec(self.cells, None, self.size + FIRST, self.cells, self.size + FIRST)
+        if config.from_file:
+            data_folder(data_dir)  # a wrong folder is told at once, not when the data is needed
+
+    # ---- what is right -----------------------------------------------------------------------------------------
+
+    def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
+        """Digits missing from rows, columns and boxes, plus tokens that are no digit, plus clues not kept."""
+        assert x is not None
+        missing = missing_digits(y - FIRST, self.size)
+        return missing + (y < FIRST).sum(-1) + ((x >= FIRST) & (x != y)).sum(-1)
+
+    def difficulty(self, x: Tensor) -> Tensor:
+        """The number of blank cells, int64 ``[...]``."""
+        return (x < FIRST).sum(-1)
+
+    # ---- data --------------------------------------------------------------------------------------------------
+
+    def split(self, name: str) -> PuzzleSet:
+        check_split(name)
+        return self._tokens(self._puzzles[name])
+
+    def _tokens(self, puzzles: Puzzles) -> PuzzleSet:
+        inputs = torch.from_numpy(puzzles.boards.astype(np.int64)) + BLANK
+        solutions = torch.from_numpy(puzzles.solutions.astype(np.int64)) + BLANK
+        return PuzzleSet(inputs, solutions, torch.from_numpy(puzzles.offsets))
+
+    def ratings(self, split: str) -> Tensor | None:
+        """How hard each puzzle of a split is, ``[N]``, as its file says (Extreme: backtracks); None if not known."""
+        check_split(split)
+        ratings = self._puzzles[split].ratings
+        return None if ratings is None else torch.from_numpy(ratings)
+
+    def provenance(self) -> dict[str, str]:
+        """Name and SHA-256 of the training and the test file once they are read; nothing for generated puzzles."""
+        return dict(self._sources)
+
+    @cached_property
+    def _puzzles(self) -> dict[str, Puzzles]:
+        return self._from_files() if self.config.from_file else self._generated()
+
+    def _generated(self) -> dict[str, Puzzles]:
+        c = self.config
+        test = USUAL_TEST[self.size] if c.test < 0 else c.test
+        train = USUAL_TRAIN[self.size] if c.train < 0 else c.train
+        wanted = {"test": test, "validation": c.validation, "train": train}
+        count = sum(wanted.values()) + max(64, test)
+        whole = random_puzzles(self.size, count, c.clues, c.unique, c.max_solutions, c.data_seed)
+        keys = symmetry_invariants(whole.boards, self.size)
+        dealt = deal(keys, wanted, np.random.default_rng(c.data_seed))
+        if dealt is None:
+            raise ConfigError(
+                f"too few {self.size}x{self.size} puzzles for {sum(wanted.values())} inputs without symmetric ones "
+                "across splits: lower task.train or widen task.min_clues and task.max_clues"
+            )
+        return {split: whole.take(index) for split, index in dealt.items()}
+
+    def fresh_inputs(self, count: int, data_seed: int) -> PuzzleSet:
+        """Generated puzzles, none a symmetry of one of a split or of another one of them."""
+        c = self.config
+        if c.from_file:
+            return super().fresh_inputs(count, data_seed)
+        classes: set[Hashable] = set()
+        for puzzles in self._puzzles.values():
+            classes.update(symmetry_invariants(puzzles.boards, self.size).tolist())
+        parts: list[PuzzleSet] = []
+        while sum(map(len, parts)) < count:
+            seed = sub_seed(data_seed, len(parts))
+            batch = random_puzzles(self.size, max(FRESH_DRAWS, count), c.clues, c.unique, c.max_solutions, seed)
+            new = first_of_class(symmetry_invariants(batch.boards, self.size).tolist(), classes)
+            if not new:
+                raise ConfigError(
+                    f"only {sum(map(len, parts))} puzzles of {self.size}x{self.size} were met that are symmetric to "
+                    "none of a split: ask for fewer"
+                )
+            parts.append(self._tokens(batch.take(np.array(new))))
+        return PuzzleSet.concatenate(parts).subset(count)
+
+    def _from_files(self) -> dict[str, Puzzles]:
+        c = self.config
+        rng = np.random.default_rng(c.data_seed)
+        paths = {
+            "train": locate("train.csv", c.train_file, self.data_dir),
+            "test": locate("test.csv", c.test_file, self.data_dir),
+        }
+        test, train = (read_csv(paths[split], self.size) for split in ("test", "train"))
+        self._sources = {split: f"{path.name} {digest(path)}" for split, path in paths.items()}
+        number = _number("test", c.test, USUAL_TEST[9], len(test), f"{paths['test']} holds")
+        test = test.take(rng.permutation(len(test))[:number])
+        order = rng.permutation(len(train))
+        held_out = symmetry_invariants(test.boards, self.size)
+        kept = take_unlike(train.boards, order, held_out, c.validation + 1, self.size)
+        if len(kept) <= c.validation:
+            raise ConfigError(
+                f"validation = {c.validation}, but without symmetries of test puzzles, {paths['train']} holds only "
+                f"{len(kept)} puzzles: lower it, or take other files or a smaller test"
+            )
+        kept = kept[: c.validation]
+        validation, rest = train.take(kept), order[~np.isin(order, kept)]
+        held_out = np.concatenate((held_out, symmetry_invariants(validation.boards, self.size)))
+        most = len(rest) if c.train == 0 else USUAL_TRAIN[9] if c.train < 0 else c.train
+        kept = take_unlike(train.boards, rest, held_out, most, self.size)
+        reason = f"besides validation, and without symmetries of held-out puzzles, {paths['train']} holds"
+        number = _number("train", c.train, USUAL_TRAIN[9], len(kept), reason)
+        return {"train": train.take(kept[:number]), "validation": validation, "test": test}
+
+    def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A random element of the symmetry group for each pair; pairs that would become held-out ones stay."""
+        assert x is not None
+        flat_x, flat_y = x.reshape(-1, self.cells), y.reshape(-1, self.cells)
+        cells, digits = random_symmetries(len(flat_y), self.size, generator)
+        image_x, image_y = (transform(board, cells, digits, FIRST) for board in (flat_x, flat_y))
+        new_x, new_y = unless_held_out(self._held_out, flat_x, flat_y, image_x, image_y)
+        return new_x.reshape(x.shape), new_y.reshape(y.shape)
+
+    @cached_property
+    def _held_out(self) -> InputSet:
+        boards = np.concatenate([self._puzzles[split].boards for split in ("validation", "test")])
+        return InputSet(torch.from_numpy(boards.astype(np.int64)) + BLANK, self.spec.input_vocabulary)
+
+    # ---- text and picture --------------------------------------------------------------------------------------
+
+    def parse(self, text: str) -> Tensor:
+        """A board, in one line or row by row: see ``tasks.sudoku.text``."""
+        board = parse_puzzle(text, self.size, partial(advice, self, "size"))
+        for unit, digit, _ in conflicts(board, self.size):
+            where = geometry(self.size).unit_name(unit)
+            raise InputError(f"the clues contradict each other: {where} has {digit} twice")
+        if not solve(board, self.size, limit=1):
+            raise InputError("the puzzle has no solution (checked exactly)")
+        return torch.tensor(board) + BLANK
+
+    def pieces(self, text: str) -> list[Piece]:
+        return split_puzzles(text)
+
+    def count_solutions(self, x: Tensor) -> int | None:
+        """All solutions, where there are at most ``COUNTED``."""
+        found = len(solve((x - BLANK).tolist(), self.size, COUNTED + 1))
+        return found if found <= COUNTED else None
+
+    def format_input(self, x: Tensor | None) -> str:
+        assert x is not None
+        return "".join("." if token < FIRST else str(token - BLANK) for token in x.tolist())
+
+    def format_solution(self, x: Tensor | None, y: Tensor) -> str:
+        """The digits in a row; ``?`` for a token that is no digit."""
+        return "".join("?" if token < FIRST else str(token - BLANK) for token in y.tolist())
+
+    def draw(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
+        draw_board(axes, self.size, *self._digits(x, y))
+
+    def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
+        """The clues and, where given, the answer beside them."""
+        given, shown = self._digits(x, y)
+        boards = [render_board(self.size, given, colour=colour)]
+        if shown is not None:
+            boards.append(render_board(self.size, given, shown, colour))
+        return beside(*boards, between="  ->  ")
+
+    def _digits(self, x: Tensor | None, y: Tensor | None) -> tuple[list[int], list[int] | None]:
+        """The clues and the answer's digits, 0 for none."""
+        assert x is not None
+        given = (x - BLANK).clamp(min=0).tolist()
+        return given, None if y is None else (y - BLANK).clamp(min=0).tolist()
+
+
+def _number(split: str, asked: int, usual: int, available: int, reason: str) -> int:
+    """How many puzzles of a file a split gets. Raises ConfigError where more are asked for than there are."""
+    if not available:
+        raise ConfigError(f"{reason} no puzzles that could be the {split} split: take other files, or hold out fewer")
+    if asked > available:
+        raise ConfigError(f"{split} = {asked}, but {reason} only {available} puzzles: lower it, or set it to 0 for all")
+    return min(usual, available) if asked < 0 else asked or available
+
+
+def wrong_cells(size: int, given: Sequence[int], shown: Sequence[int] | None) -> set[int]:
+    """Cells that break a constraint, hold no digit in an answer or another one than the clue. As :func:`draw_board`."""
+    wrong = {cell for _, _, cells in conflicts(given if shown is None else shown, size) for cell in cells}
+    if shown is not None:
+        wrong |= {c for c, digit in enumerate(shown) if not digit or (given[c] and given[c] != digit)}
+    return wrong
+
+
+def render_board(size: int, given: Sequence[int], shown: Sequence[int] | None = None, colour: bool = False) -> str:
+    """A board with its boxes as text: clues bold, other digits blue, mistakes marked. As :func:`draw_board`."""
+    painted, g = painter(colour), geometry(size)
+    digits, wrong = given if shown is None else shown, wrong_cells(size, given, shown)
+    cells = []
+    for cell, digit in enumerate(digits):
+        text = str(digit) if digit else "." if shown is None else "?"
+        if cell in wrong:
+            cells.append(mark(text, painted))
+        else:
+            style = {"bold": True} if given[cell] else {"foreground": FILLED_INK if digit else None}
+            cells.append(painted(text, **style) + " ")
+    return boxed(cells, size, g.box_rows, g.box_cols)
+
+
+def draw_board(axes: Axes, size: int, given: Sequence[int], shown: Sequence[int] | None = None) -> None:
+    """A board with its boxes: clues bold and black, other digits blue, mistakes red on a tinted cell.
+
+    Args:
+        axes: to draw on.
+        size: of the board.
+        given: the clues, 0 for none.
+        shown: the answer's digits, 0 (drawn as ``?``) for a token that is none; None for the clues alone.
+    """
+    g = geometry(size)
+    digits, wrong = given if shown is None else shown, wrong_cells(size, given, shown)
+    for line in range(size + 1):
+        for box, draw in ((g.box_rows, axes.hlines), (g.box_cols, axes.vlines)):
+            thick = line % box == 0
+            draw(line, 0, size, colors="#333333" if thick else "#BBBBBB", linewidth=1.4 if thick else 0.5)
+    cell_points = axes.get_window_extent().height / axes.get_figure().dpi * 72 / size  # type: ignore[union-attr]
+    for cell, digit in enumerate(digits):
+        row, col = divmod(cell, size)
+        if cell in wrong:
+            axes.fill((col, col + 1, col + 1, col), (row, row, row + 1, row + 1), color="#F8DADA", zorder=0)
+        if not digit and shown is None:
+            continue
+        color = WRONG_COLOR if cell in wrong else GIVEN_COLOR if given[cell] else FILLED_COLOR
+        axes.text(
+            col + 0.5,
+            row + 0.52,
+            str(digit or "?"),
+            ha="center",
+            va="center",
+            color=color,
+            fontsize=max(3.0, 0.55 * cell_points),
+            fontweight="bold" if given[cell] else "normal",
+        )
+    axes.set_xlim(-0.05, size + 0.05)
+    axes.set_ylim(size + 0.05, -0.05)
+    axes.set_aspect("equal")
+    axes.set_axis_off()

@@ -1,0 +1,1 @@
+"""Deep supervision: the trainer, its configs and schedules, and the halt and value heads."""

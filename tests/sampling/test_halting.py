@@ -1,0 +1,135 @@
+"""Trajectories that stop by themselves (ACT), and the memory that those which run at once may take."""
+
+import sys
+
+import pyro
+import pytest
+import torch
+from pyro_gram.models.gram import GRAM
+
+from experiments.bench_solve import peak_mb
+from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.sampling.draws import Width
+from pyro_gram.sampling.rollout import rollout, trajectories_within
+from pyro_gram.sampling.tempering import TemperConfig
+from tests.conftest import Opinion, case_of, opinionated
+
+
+def test_never_sure_is_never_halted_and_draws_the_same():
+    case = opinionated(shift=-50.0)
+    model = case.assembly.model
+    plain = rollout(model, case.x, num_samples=4, depth=5, seed=2)
+    halted = rollout(model, case.x, num_samples=4, depth=5, seed=2, halt=0.5)
+    assert torch.equal(plain.tokens, halted.tokens)
+    torch.testing.assert_close(plain.score, halted.score)
+    torch.testing.assert_close(plain.value, halted.value)
+    assert (halted.steps == plain.steps).all()
+    assert torch.equal(halted.work, plain.work)
+    assert (halted.work == 20).all()
+
+
+def test_sure_at_once_is_one_step_deep():
+    case = opinionated(shift=50.0)
+    model = case.assembly.model
+    halted = rollout(model, case.x, num_samples=4, depth=5, seed=2, halt=0.99)
+    shallow = rollout(model, case.x, num_samples=4, depth=1, seed=2)
+    assert torch.equal(halted.tokens, shallow.tokens)
+    assert (halted.steps == 1).all()
+    assert (halted.work == 4).all()
+
+
+def test_who_has_ended_leaves_the_batch_and_keeps_the_answer_of_that_step():
+    case = opinionated(strength=300.0)
+    widths = []
+
+    class Watch(pyro.poutine.messenger.Messenger):
+        def _pyro_post_sample(self, msg):
+            if msg["name"].startswith("eps_0"):
+                widths.append(msg["value"][..., 0, 0].numel())
+
+    with Watch():
+        halted = rollout(case.assembly.model, case.x, num_samples=30, depth=6, seed=2, halt=0.9)
+    ended = [int((halted.steps == s).sum()) for s in range(1, 7)]
+    assert widths == [150 - sum(ended[:s]) for s in range(len(widths))]
+    assert 0 < ended[0] < 150
+    assert halted.work.sum() == sum(widths) == halted.steps.sum()
+    early = halted.steps < 6
+    assert (halted.value[early] >= 0.9).all()  # what was said when it ended, not of a later state
+    first = rollout(case.assembly.model, case.x, num_samples=30, depth=1, seed=2)
+    once = halted.steps == 1
+    assert torch.equal(halted.tokens[once], first.tokens[once])
+
+
+def test_chunks_of_halting_trajectories_keep_their_shape_and_repeat():
+    case = opinionated(strength=300.0)
+    settings = {"num_samples": 7, "depth": 4, "seed": 1, "halt": 0.8}
+    for limit in (3, 14, 2048):
+        a, b = (rollout(case.assembly.model, case.x, **settings, max_trajectories=limit) for _ in range(2))
+        assert a.tokens.shape == (7, 5, 4)
+        assert a.steps.shape == a.value.shape == (7, 5)
+        assert torch.equal(a.work, a.steps.sum(0))
+        assert torch.equal(a.tokens, b.tokens)
+
+
+def test_a_halt_needs_heads_a_probability_and_no_history():
+    case = case_of()
+    model = case.assembly.model
+    with pytest.raises(ConfigError, match="no heads to halt by: train with --verdict.hidden"):
+        rollout(model, case.x, num_samples=1, depth=1, halt=0.5)
+    for halt in (-0.1, 1.1, float("nan")):
+        with pytest.raises(UserError, match="halt is a probability"):
+            rollout(model, case.x, num_samples=1, depth=1, halt=halt)
+    model.verdict = Opinion()
+    with pytest.raises(UserError, match="leave out halt and width"):
+        rollout(model, case.x, num_samples=1, depth=1, halt=0.5, history=True)
+
+
+def test_a_memory_limit_below_one_trajectory_is_refused():
+    assert (
+        trajectories_within(100.0, 8, 128) > trajectories_within(50.0, 8, 128) > trajectories_within(50.0, 80, 128) > 0
+    )
+    for memory in (0.0, 8.0, -1.0, float("nan")):
+        with pytest.raises(UserError, match="does not hold one trajectory"):
+            trajectories_within(memory, 8, 128)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("memory", [25.0, pytest.param(100.0, marks=pytest.mark.slow)])
+def test_a_thousand_trajectories_stay_within_the_users_memory(memory):
+    assert peak_mb(memory) <= memory
+
+
+@pytest.mark.parametrize("changes", [{"model": {"transitions": 1}}, {"model": {"prefix": 3}}, {"task_name": "arc"}])
+def test_prefixes_and_transitions_halt_alike(changes):
+    case = opinionated(strength=300.0, **changes)
+    model = case.assembly.model
+    wide = TemperConfig(scale=4.0, transitions=3)
+    never = rollout(model, case.x, num_samples=6, depth=3, seed=2, temper=wide)
+    model.verdict.shift = -50.0
+    unsure = rollout(model, case.x, num_samples=6, depth=3, seed=2, temper=wide, halt=0.9)
+    assert torch.equal(never.tokens, unsure.tokens)
+    model.verdict.shift = 0.0
+    halted = rollout(model, case.x, num_samples=6, depth=3, seed=2, temper=wide, halt=0.9, width=Width("sobol"))
+    assert halted.tokens.shape == never.tokens.shape
+    assert 1 <= halted.steps.min() < halted.steps.max() <= 3
+
+
+def test_a_halt_of_1_is_never_even_for_a_head_that_is_certain():
+    case = opinionated(shift=500.0)
+    halted = rollout(case.assembly.model, case.x, num_samples=2, depth=3, halt=1.0)
+    assert (halted.steps == 3).all()
+
+
+def test_heads_that_the_program_never_asks_are_named():
+    case = case_of(model_name="tests.inference.test_halting:Silent")
+    case.assembly.model.verdict = Opinion()
+    with pytest.raises(ConfigError, match="no site 'halt'"):
+        rollout(case.assembly.model, case.x, num_samples=2, depth=2, halt=0.5)
+
+
+class Silent(GRAM):
+    """A program that has a place for heads and does not ask them."""
+
+    def forward(self, x, y=None, state=None, **settings):
+        with pyro.poutine.block(hide=["halt", "value"]):
+            return super().forward(x, y, state, **settings)

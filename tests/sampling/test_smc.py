@@ -1,0 +1,206 @@
+import math
+
+import pyro
+import pytest
+import torch
+
+from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.networks.core import LatentState
+from pyro_gram.sampling.decode import advance, unrolled
+from pyro_gram.sampling.rollout import rollout
+from pyro_gram.sampling.smc import FLOOR, SMCConfig, effective_sample_size, resampled, smc, systematic
+from tests.conftest import case_of, opinionated
+
+
+def filtered_case(strength=200.0, **changes):
+    return opinionated(strength, **{"model": {"transitions": 1}, **changes})
+
+
+class Two(torch.nn.Module):
+    """Heads that differ from each other."""
+
+    def forward(self, h, e_x, probabilities):
+        mean = h.mean((-1, -2))
+        return 3 * (100 * mean).sin(), 3 * (70 * mean).cos() - 1
+
+
+@pytest.mark.parametrize("potential", ["value", "halt"])
+@pytest.mark.parametrize("power", [1.0, 2.5])
+def test_without_resampling_a_weight_is_the_power_of_the_potential(potential, power):
+    case = case_of(model={"transitions": 1})
+    case.assembly.model.verdict = Two()
+    config = SMCConfig(potential, power=power, threshold=0.0)
+    filtered = smc(case.assembly.model, case.x, num_samples=6, depth=3, seed=2, config=config)
+    assert not filtered.resampled.any()
+    torch.manual_seed(2)
+    with pyro.validation_enabled(False), torch.no_grad():
+        ends = list(unrolled(case.assembly.model, case.x, depth=3, num_samples=6))
+    for stage, end in enumerate(ends):
+        weight = end.values[potential].clamp(min=FLOOR) ** power
+        weight = weight / weight.sum(0)
+        torch.testing.assert_close(filtered.ess[stage], 1 / weight.square().sum(0), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(filtered.weight, weight, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(filtered.value, ends[-1].values["value"])
+    assert torch.equal(filtered.tokens, ends[-1].values["y"])
+    torch.testing.assert_close(filtered.score, ends[-1].likelihood.log_prob(filtered.tokens))
+
+
+def test_a_head_that_trusts_nothing_ends_no_input():
+    case = opinionated(shift=-200.0, model={"transitions": 1})
+    filtered = smc(case.assembly.model, case.x, num_samples=4, depth=3, config=SMCConfig(threshold=1.0))
+    torch.testing.assert_close(filtered.weight, torch.full((4, 5), 0.25))
+    torch.testing.assert_close(filtered.ess, torch.full((3, 5), 4.0), atol=1e-4, rtol=1e-4)
+
+
+def test_after_resampling_weights_begin_anew_from_the_copies_potential():
+    """One resampling, at the first stage: the weight at the end is psi(z_2) over that of the ancestor's z_1."""
+    case = filtered_case()
+    model, n = case.assembly.model, 50
+    filtered = smc(model, case.x, num_samples=n, depth=2, seed=4, config=SMCConfig(threshold=1.0))
+    torch.manual_seed(4)
+    with pyro.validation_enabled(False), torch.no_grad():
+        first = advance(model, case.x, None, n, 1)
+        psi = first.values["value"].clamp(min=FLOOR)
+        low = effective_sample_size(psi.log()) < n
+        assert low.all()
+        ancestors = systematic(psi / psi.sum(0))
+        columns = torch.arange(5)
+        state = LatentState(*(part.expand(n, 5, -1, -1)[ancestors, columns] for part in first.state))
+        second = advance(model, case.x, state, n, 1)
+    torch.testing.assert_close(filtered.value, second.values["value"])
+    weight = second.values["value"].clamp(min=FLOOR) / psi.gather(0, ancestors)
+    torch.testing.assert_close(filtered.weight, weight / weight.sum(0), atol=1e-5, rtol=1e-4)
+    assert filtered.resampled.tolist() == [[True] * 5, [False] * 5]
+
+
+def test_chunks_of_inputs_draw_under_successive_seeds():
+    case = filtered_case()
+    model = case.assembly.model
+    whole = smc(model, case.x, num_samples=4, depth=2, seed=7, max_trajectories=9)
+    for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
+        one = smc(model, case.x[part], num_samples=4, depth=2, seed=7 + chunk)
+        for name in vars(one):
+            assert torch.equal(getattr(whole, name)[:, part], getattr(one, name)), name
+    assert torch.equal(
+        smc(model, case.x, num_samples=4, depth=2).tokens, smc(model, case.x, num_samples=4, depth=2, seed=0).tokens
+    )
+
+
+def test_systematic_resampling_copies_each_trajectory_about_as_often_as_its_weight_says():
+    weight = torch.rand(50, 7).softmax(0)
+    for _ in range(20):
+        ancestors = systematic(weight)
+        counts = torch.stack([(ancestors == i).sum(0) for i in range(50)])
+        assert (counts >= (50 * weight).floor() - 1e-6).all()
+        assert (counts <= (50 * weight).ceil() + 1e-6).all()
+        assert (ancestors.diff(dim=0) >= 0).all()
+
+
+def test_systematic_resampling_is_unbiased():
+    weight = torch.tensor([[0.55], [0.3], [0.15]])
+    mean = torch.stack([(systematic(weight) == i).double().mean(0) for _ in range(3000) for i in range(3)])
+    torch.testing.assert_close(mean.view(3000, 3).mean(0), weight[:, 0].double(), atol=0.02, rtol=0)
+
+
+def test_effective_sample_size_runs_from_1_to_n():
+    equal, one = torch.zeros(8, 2), torch.full((8, 2), -torch.inf)
+    one[3] = 5.0
+    torch.testing.assert_close(effective_sample_size(equal), torch.full((2,), 8.0))
+    torch.testing.assert_close(effective_sample_size(one), torch.ones(2))
+    two = torch.tensor([[0.0], [math.log(3)]])
+    torch.testing.assert_close(effective_sample_size(two), torch.tensor([16 / 10]))
+
+
+def test_without_potential_the_filter_is_independent_trajectories():
+    case = filtered_case()
+    model = case.assembly.model
+    filtered = smc(model, case.x, num_samples=6, depth=4, seed=2, config=SMCConfig(power=0.0))
+    plain = rollout(model, case.x, num_samples=6, depth=4, seed=2)
+    assert torch.equal(filtered.tokens, plain.tokens)
+    torch.testing.assert_close(filtered.score, plain.score)
+    torch.testing.assert_close(filtered.weight, torch.full((6, 5), 1 / 6))
+    torch.testing.assert_close(filtered.ess, torch.full((4, 5), 6.0))
+    assert not filtered.resampled.any()
+
+
+@pytest.mark.parametrize("potential", ["value", "halt"])
+def test_the_filter_keeps_what_the_head_trusts(potential):
+    case = filtered_case()
+    model = case.assembly.model
+    config = SMCConfig(potential, power=1.0, threshold=0.9)
+    filtered = smc(model, case.x, num_samples=200, depth=4, seed=2, config=config)
+    plain = rollout(model, case.x, num_samples=200, depth=4, seed=2)
+    assert filtered.resampled.any()
+    assert not filtered.resampled[-1].any()
+    assert ((filtered.ess >= 1 - 1e-4) & (filtered.ess <= 200 + 1e-2)).all()
+    assert torch.equal(filtered.resampled[:-1], filtered.ess[:-1] < 0.9 * 200)
+    trusted = (filtered.weight * filtered.value).sum(0)
+    assert (trusted > plain.value.mean(0)).all()
+    torch.testing.assert_close(filtered.weight.sum(0), torch.ones(5))
+
+
+def test_the_filter_agrees_with_importance_weights_of_independent_trajectories():
+    """Whatever it resampled on its way, its target at the end is the prior times the last potential."""
+    case = filtered_case(100.0)
+    model = case.assembly.model
+    config = SMCConfig(threshold=0.95)
+    filtered = smc(model, case.x, num_samples=2000, depth=3, seed=5, config=config)
+    plain = rollout(model, case.x, num_samples=2000, depth=3, seed=6)
+    weight = plain.value / plain.value.sum(0)
+    expected = (weight * plain.value).sum(0)
+    assert filtered.resampled.any()
+    assert (expected - plain.value.mean(0)).min() > 0.1  # the weights matter
+    torch.testing.assert_close((filtered.weight * filtered.value).sum(0), expected, atol=0.05, rtol=0)
+
+
+def test_resampled_particles_are_samples_of_equal_weight():
+    case = filtered_case()
+    particles = smc(case.assembly.model, case.x, num_samples=2000, depth=1, seed=5, config=SMCConfig(threshold=0.0))
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    samples = resampled(particles, depth=1, seed=3)
+    assert torch.equal(before, torch.get_rng_state())
+    assert samples.tokens.shape == particles.tokens.shape
+    expected = (particles.weight * particles.value).sum(0)
+    assert (particles.value.mean(0) - expected).abs().max() > 0.05
+    torch.testing.assert_close(samples.value.mean(0), expected, atol=0.01, rtol=0)
+    assert (samples.work == 2000).all()
+
+
+def test_inputs_are_filtered_each_by_itself_in_chunks_under_a_seed():
+    case = filtered_case()
+    model = case.assembly.model
+    a, b = (smc(model, case.x, num_samples=4, depth=3, seed=1, max_trajectories=8) for _ in range(2))
+    assert a.tokens.shape == (4, 5, 4)
+    assert a.ess.shape == (3, 5)
+    assert torch.equal(a.tokens, b.tokens)
+    assert torch.equal(a.weight, b.weight)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_samples": 0, "depth": 1}, "at least 1"),
+        ({"num_samples": 1, "depth": 0}, "at least 1"),
+        (
+            {"num_samples": 9, "depth": 1, "max_trajectories": 8},
+            "filters all 9 .* together, and 8 fit",
+        ),
+    ],
+)
+def test_what_cannot_be_filtered_is_refused(settings, message):
+    case = filtered_case()
+    with pytest.raises(UserError, match=message):
+        smc(case.assembly.model, case.x, **settings)
+
+
+def test_a_program_without_heads_is_refused():
+    case = case_of()
+    with pytest.raises(ConfigError, match="no heads to filter by"):
+        smc(case.assembly.model, case.x, num_samples=2, depth=1)
+
+
+@pytest.mark.parametrize("settings", [{"potential": "hope"}, {"power": -1.0}, {"threshold": 2.0}])
+def test_impossible_settings_are_refused(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        SMCConfig(**settings)

@@ -1,0 +1,152 @@
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro_gram.models.priors import GaussianPrior
+
+import pyro_gram
+from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.inference.sites import transition_of
+from pyro_gram.runs.evaluate import roll
+from pyro_gram.runs.run import open_run
+from pyro_gram.sampling.rollout import rollout
+from pyro_gram.sampling.tempering import AtMean, Temper, TemperConfig, told, widened
+from pyro_gram.solver import Solver
+from tests.conftest import case_of, small_config
+
+WIDE = TemperConfig(scale=3.0, transitions=3)
+
+
+class Scales(Messenger):
+    """By how much each transition's scale differs from what the prior says at its u_t."""
+
+    def __init__(self, prior):
+        super().__init__()
+        self.prior, self.u, self.factors = prior, None, []
+
+    def _pyro_post_sample(self, msg):
+        if msg["name"].startswith("u_"):
+            self.u = msg["value"]
+        elif transition_of(msg["name"]) is not None:
+            p, drawn = self.prior(self.u).base_dist, msg["fn"].base_dist
+            torch.testing.assert_close(drawn.loc, p.loc.expand_as(drawn.loc))
+            factors = drawn.scale / p.scale
+            torch.testing.assert_close(factors, factors.mean().expand_as(factors))
+            self.factors.append(factors.mean().item())
+
+
+@pytest.mark.parametrize("history", [False, True])
+def test_the_first_transitions_alone_are_scaled_over_supervision_steps_and_chunks(history):
+    case = case_of()  # T = 2: the third transition lies in the second supervision step
+    model = case.assembly.model
+    with Scales(model.prior) as scales:
+        rollout(model, case.x, num_samples=4, depth=3, history=history, temper=WIDE, max_trajectories=8)
+    assert scales.factors == pytest.approx([3, 3, 3, 1, 1, 1] * 3)
+
+
+def test_history_changes_no_tempered_draw():
+    case = case_of()
+    model = case.assembly.model
+    plain = rollout(model, case.x, num_samples=4, depth=3, seed=2, temper=WIDE)
+    kept = rollout(model, case.x, num_samples=4, depth=3, seed=2, temper=WIDE, history=True)
+    assert torch.equal(plain.score, kept.score)
+
+
+def test_a_narrow_prior_makes_trajectories_meet():
+    case = case_of()
+    narrow = TemperConfig(scale=0.01, transitions=4)
+    wide, met = (
+        rollout(case.assembly.model, case.x, num_samples=16, depth=2, temper=t).score.std(0).mean()
+        for t in (TemperConfig(), narrow)
+    )
+    assert met < wide / 20
+
+
+def test_a_prior_that_cannot_be_scaled_is_named():
+    with pytest.raises(ConfigError, match=r"StudentT.*temper.transitions to 0"):
+        widened(dist.StudentT(3.0).expand([2]).to_event(1), 2.0)
+
+
+def test_what_is_not_guidance_keeps_its_scale():
+    with Temper(WIDE):
+        fn = pyro.poutine.trace(lambda: pyro.sample("z", dist.Normal(0.0, 1.0))).get_trace().nodes["z"]["fn"]
+    assert fn.scale == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scale": 0.0}, "scale"),
+        ({"transitions": -1}, "transitions"),
+        ({"scale": 2.0}, "temper.transitions = 0 changes nothing: give a scale other than 1"),
+        ({"transitions": 2}, "changes nothing"),
+        ({"scale": "a", "transitions": 2}, "a number and a whole number"),
+        ({"scale": 2.0, "transitions": 1.5}, "a number and a whole number"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        TemperConfig(**settings)
+
+
+def test_a_prior_that_cannot_be_scaled_is_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(GaussianPrior, "forward", lambda self, u: dist.Laplace(u, 1.0).to_event(2))
+    config = small_config(temper={"scale": 2.0, "transitions": 1})
+    with pytest.raises(ConfigError, match="Laplace"):
+        open_run(config, tmp_path / "run", resume=False, data_dir=None, device=torch.device("cpu"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_and_solver_sample_as_the_config_says(tmp_path):
+    plain, tempered = (small_config(temper=t) for t in ({}, {"scale": 3.0, "transitions": 3}))
+    runs = [
+        open_run(c, tmp_path / str(i), resume=False, data_dir=None, device=torch.device("cpu"))
+        for i, c in enumerate((plain, tempered))
+    ]
+    x = runs[0].assembly.task.split("test").inputs
+    a, b = (roll(run, x).score for run in runs)
+    assert not torch.allclose(a, b)
+    assert torch.equal(roll(runs[0], x, temper=tempered.temper).score, b)
+    solvers = [Solver(run.assembly.config, run.assembly.task, run.assembly.model, run.assembly.guide) for run in runs]
+    assert torch.equal(solvers[1].sample(x).score, solvers[0].sample(x, temper=tempered.temper).score)
+    assert torch.equal(solvers[0].sample(x).score, solvers[1].sample(x, temper=TemperConfig()).score)
+    assert solvers[0].solve(x) == solvers[1].solve(x, temper=pyro_gram.TemperConfig())
+    assert solvers[0].solve(x) != solvers[1].solve(x)
+    with pytest.raises(UserError, match=r"temper must be a pyro_gram.TemperConfig, not \(2, 2\)"):
+        solvers[0].sample(x, temper=(2, 2))
+
+
+def test_guidance_without_noise_stays_without():
+    from pyro_gram.inference.families import MeanFamily
+
+    point = MeanFamily(scale=0.1).distribution(torch.randn(3, 4, 8))
+    wide = widened(point, 3.0)
+    torch.testing.assert_close(wide.sample(), point.mean)
+
+
+def test_what_is_widened_keeps_its_mean_and_its_shape():
+    p = dist.Normal(torch.randn(5, 4, 8), torch.rand(5, 4, 8) + 0.1).to_event(2)
+    wide = widened(p, 3.0)
+    torch.testing.assert_close(wide.mean, p.mean)
+    torch.testing.assert_close(wide.stddev, 3 * p.stddev)
+    assert (wide.batch_shape, wide.event_shape) == (p.batch_shape, p.event_shape)
+    nothing = dist.Delta(torch.zeros(5, 4, 8), event_dim=2)
+    assert widened(nothing, 3.0) is nothing
+
+
+def test_at_its_mean_a_program_is_deterministic_and_its_answer_is_not_fixed():
+    case = case_of()
+    with AtMean():
+        trace = pyro.poutine.trace(case.assembly.model).get_trace(case.x, steps=2)
+    for t in range(4):
+        mean = case.assembly.model.prior(trace.nodes[f"u_{t}"]["value"]).mean
+        torch.testing.assert_close(trace.nodes[f"eps_{t}"]["value"], mean)
+    with AtMean():
+        answers = torch.stack([case.assembly.model(case.x) for _ in range(20)])
+    assert (answers != answers[0]).any()
+
+
+def test_figures_are_marked_by_their_temper():
+    assert told(1.9, 2) == "sigma x 1.9 in the first 2 transitions"
+    assert told(1.0, 0) == ""

@@ -1,0 +1,296 @@
+"""Machines and launchers as people have them: what is missing, closed, refused or left over."""
+
+import math
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import experiments.run
+from pyro_gram.system import machine, rendezvous
+from pyro_gram.system.cli import StopOnSignal, call
+from pyro_gram.system.files import write_json
+from pyro_gram.tasks import batches as stream
+from tests.conftest import ROOT
+from tests.experiments.test_run import SMALL, cli, results
+
+LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    for name in LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+
+
+def error_of(capsys):
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1, err
+    return err
+
+
+# ---- systems -----------------------------------------------------------------------------------------------------
+
+
+def test_a_system_without_the_module_resource_says_of_no_memory(monkeypatch):
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    monkeypatch.setattr(pathlib.Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
+    assert math.isnan(machine.peak_memory_mb())
+    assert math.isnan(machine.resident_mb())
+    code = "import sys; sys.modules['resource'] = None; import pyro_gram.runs.run, experiments.bench, experiments.run"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_file_system_that_refuses_chmod_is_written_to(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    monkeypatch.setattr(pathlib.Path, "chmod", refuse)
+    write_json(tmp_path / "a.json", [1])
+    assert (tmp_path / "a.json").read_text() == "[\n  1\n]\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+class Word(int):
+    """An unsigned integer of NumPy 1.26, which cannot be shifted by one of Python's."""
+
+    def __rshift__(self, other):
+        raise TypeError("ufunc 'right_shift' not supported for the input types")
+
+
+def test_seeds_are_those_of_every_numpy(monkeypatch):
+    seeds = [3291213472928352369, 3153263424282473045]
+    assert [stream.generator_for(0, 3).initial_seed(), stream.sub_seed(1, 2)] == seeds
+    words = np.random.SeedSequence
+
+    class Words:
+        def __init__(self, key):
+            self.key = key
+
+        def generate_state(self, *arguments):
+            return [Word(w) for w in words(self.key).generate_state(*arguments)]
+
+    monkeypatch.setattr(np.random, "SeedSequence", Words)
+    assert [stream.generator_for(0, 3).initial_seed(), stream.sub_seed(1, 2)] == seeds
+
+
+def test_a_run_in_a_thread_of_a_users_own_program(tmp_path):
+    found = []
+    words = [*SMALL, "--train.batches", 4, "--out", tmp_path / "run"]
+    thread = threading.Thread(target=lambda: found.append(cli(experiments.run.main, *words)))
+    thread.start()
+    thread.join()
+    assert found == [0]
+    assert results(tmp_path / "run")["batches"] == 4
+
+
+def test_a_handler_that_python_did_not_set_is_no_obstacle(monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None if callable(handler) else handler)
+    assert call(lambda argv: 0, []) == 0
+    with StopOnSignal() as stop:
+        assert stop.signal is None
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_program_does_its_work_with_streams_closed(closed, tmp_path):
+    (tmp_path / "graphs").write_text("GCR`v_\n" * 2)
+    words = [
+        str(ROOT / "experiments" / "solve.py"),
+        "--checkpoint",
+        str(ROOT / "checkpoints" / "coloring8.safetensors"),
+    ]
+    words += ["--input", "graphs", "--num-samples", "2", "--figure", "solved.png"]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "solved.png").stat().st_size > 1000
+    assert not done.stderr
+
+
+# ---- launchers ---------------------------------------------------------------------------------------------------
+
+
+SETTINGS = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"RANK": None, "MASTER_ADDR": None, "MASTER_PORT": None},
+            "WORLD_SIZE=2 is set without RANK, MASTER_ADDR, MAS",
+        ),
+        (
+            {"WORLD_SIZE": ""},
+            "the environment's WORLD_SIZE is '', which is no whole number from 1 to 1,000,000: unset it",
+        ),
+        ({"WORLD_SIZE": "1" * 5000}, "WORLD_SIZE is '11111111111111111111'"),
+        ({"MASTER_PORT": "1" * 5000}, "MASTER_PORT is '11111111111111111111'"),
+        ({"MASTER_ADDR": "not..a..host"}, "MASTER_ADDR='not..a..host' is no name of a machine"),
+        ({"MASTER_ADDR": "no-such-machine.invalid"}, "MASTER_ADDR='no-such-machine.invalid' cannot be found"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE is '-1'"),
+        ({"RANK": ""}, "WORLD_SIZE=2 is set without RANK: let torchrun start"),
+        ({"RANK": "x"}, "RANK is 'x'"),
+        ({"RANK": "2"}, "RANK=2 is none of the 2 processes"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT is '0'"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT=99999 is no port"),
+        ({"MASTER_ADDR": ""}, "without MASTER_ADDR"),
+        ({"LOCAL_RANK": ""}, "LOCAL_RANK is ''"),
+        ({"TORCHELASTIC_RESTART_COUNT": "many"}, "TORCHELASTIC_RESTART_COUNT is 'many'"),
+    ],
+)
+def test_what_a_launcher_has_left_in_the_environment_is_named_in_a_line(changes, said, tmp_path, monkeypatch, capsys):
+    for name, value in {**SETTINGS, **changes}.items():
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert cli(experiments.run.main, *SMALL, "--out", tmp_path / "run") == 2
+    assert said in error_of(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def process(tmp_path, rank, port, joining=300.0, silence=0.5):
+    """A process of two, on its own; how long it waits is set as no user can."""
+    code = (
+        "import sys; from datetime import timedelta; from pyro_gram import rendezvous as r;"
+        "import experiments.run as e;"
+        "from pyro_gram.system.cli import call; from pyro_gram.system.distributed import leave;"
+        f"r.JOINING, r.SILENCE = timedelta(seconds={joining}), {silence};"
+        "sys.exit(leave(call(e.main, sys.argv[1:], shared=True)))"
+    )
+    variables = {**SETTINGS, "RANK": str(rank), "MASTER_PORT": str(port)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, SMALL), "--train.batches", "2", "--out", str(tmp_path / "run")],
+        env={**os.environ, **variables, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+@pytest.mark.parametrize(("rank", "other"), [(0, "process 1 of 2"), (1, "process 0 of 2")])
+def test_a_process_that_never_comes_ends_the_run_within_the_limit(rank, other, tmp_path, port):
+    waiting = process(tmp_path, rank, port, joining=2.0, silence=60)
+    _, err = waiting.communicate(timeout=60)
+    assert waiting.returncode == 2
+    assert f"error: {other} has not come to localhost:{port} within 0.0333333 minutes" in err
+    assert len(err.splitlines()) == 1, err
+
+
+@pytest.mark.parametrize(("rank", "other"), [(0, "process 1 of 2"), (1, "process 0 of 2")])
+def test_a_signal_ends_the_wait_at_once(rank, other, tmp_path, port):
+    waiting = process(tmp_path, rank, port)
+    try:
+        assert waiting.stderr is not None
+        assert waiting.stderr.readline() == f"waiting for {other} at localhost:{port}, 5 minutes at the most\n"
+        waiting.send_signal(signal.SIGTERM)
+        begun = time.monotonic()
+        assert waiting.wait(timeout=20) == 128 + signal.SIGTERM
+        assert time.monotonic() - begun < 10
+        assert waiting.stderr.read() == "interrupted\n"
+    finally:
+        waiting.kill()
+        waiting.communicate()
+
+
+def test_a_process_that_comes_late_is_waited_for(tmp_path, port):
+    first = process(tmp_path, 0, port)
+    assert first.stderr is not None
+    assert "waiting for process 1 of 2" in first.stderr.readline()
+    second = process(tmp_path, 1, port)
+    for one in (first, second):
+        _, err = one.communicate(timeout=120)
+        assert one.returncode == 0, err
+    assert results(tmp_path / "run")["processes"] == 2
+
+
+def test_a_port_that_is_taken_is_named(tmp_path):
+    with socket.socket() as s:
+        s.bind(("0.0.0.0", 0))
+        s.listen()
+        one = process(tmp_path, 0, s.getsockname()[1])
+        _, err = one.communicate(timeout=60)
+        assert one.returncode == 2
+        assert f"port {s.getsockname()[1]} of localhost is taken by another program: set MASTER_PORT" in err
+        assert len([line for line in err.splitlines() if line.startswith("error")]) == 1
+        assert "Traceback" not in err
+
+
+def test_one_of_several_processes_works_where_they_do_not_share_the_work(monkeypatch):
+    seen = []
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    for rank in ("0", "1", "7"):
+        monkeypatch.setenv("RANK", rank)
+        assert call(lambda argv, rank=rank: seen.append(rank) or 0, []) == 0
+    assert seen == ["0"]
+    assert call(lambda argv: seen.append("all") or 0, [], shared=True) == 0
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")  # a rank that was left in the environment
+    assert call(lambda argv: seen.append("left over") or 0, []) == 0
+    assert seen == ["0", "all", "left over"]
+
+
+@pytest.mark.parametrize("launcher", ["torch.distributed.run", "torch.distributed.launch"])
+def test_solving_under_a_launcher_prints_once(launcher, tmp_path):
+    (tmp_path / "graphs").write_text("GCR`v_\n")
+    words = ["--nproc-per-node=2", "--master-port=0"] if launcher.endswith("launch") else ["--nproc-per-node=2"]
+    script = [sys.executable, "-W", "ignore", "-m", launcher, *words, str(ROOT / "experiments" / "solve.py")]
+    script += ["--checkpoint", str(ROOT / "checkpoints" / "coloring8.safetensors"), "--input", "graphs"]
+    done = subprocess.run(
+        [*script, "--num-samples", "2", "--json"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", ["--local-rank=1", "--local_rank=1"])
+def test_the_option_of_the_old_launcher_is_taken(option, monkeypatch, capsys):
+    assert cli(experiments.run.main, option, "--task", "coloring", "--preset", "tiny", "--list-split", "test") == 0
+    assert os.environ.pop("LOCAL_RANK") == "1"
+    assert capsys.readouterr().out
+
+
+def test_a_changed_option_is_named_where_a_run_goes_on(tmp_path, capsys):
+    out, words = tmp_path / "run", [*SMALL, "--train.batches", 2]
+    assert cli(experiments.run.main, *words, "--out", out) == 0
+    capsys.readouterr()
+    for option, said in {
+        "--optim.lr=0.5": "optim.lr: 0.004 then, 0.5 now",
+        "--seed=3": "seed: 0 then, 3 now",
+        "--beta.start=3": "beta.start",
+        "--prior=flow": "names.prior: gaussian then, flow now",
+        "--model.layers=2": "model.layers",
+    }.items():
+        assert cli(experiments.run.main, *words, "--out", out, "--resume", option) == 2
+        err = error_of(capsys)
+        assert said in err, err
+        assert "no run has saved" not in err
+
+
+def test_the_limit_is_one_of_minutes():
+    assert 60 <= rendezvous.JOINING.total_seconds() <= 600

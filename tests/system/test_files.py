@@ -1,0 +1,102 @@
+"""JSON and TOML as people's programs write them."""
+
+import gzip
+import json
+
+import pytest
+
+from pyro_gram.config import read_preset
+from pyro_gram.errors import UserError
+from pyro_gram.runs.run import _cut_metrics, read_rows
+from pyro_gram.system.files import read_json, read_tables
+from pyro_gram.tasks import fitting
+from pyro_gram.tasks.coloring.task import Coloring, ColoringConfig
+
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32")
+PRESET = """# é\n[cpu.names]\nmodel = "gram"\n[cpu.task]\nvertices = 6\n[cpu.model]\nwidth = 16\n"""
+
+
+@pytest.fixture(params=ENCODINGS)
+def encode(request):
+    """Text in one of the encodings, its lines ended as on Windows."""
+    return lambda text: text.replace("\n", "\r\n").encode(request.param)
+
+
+def test_json_is_the_same_in_every_encoding(tmp_path, encode):
+    value = {"a": ["é", 1.5, None]}
+    path = tmp_path / "a.json"
+    path.write_bytes(encode(json.dumps(value, indent=1, ensure_ascii=False)))
+    assert read_json(path) == value
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert read_json(path) == value
+
+
+def test_presets_are_the_same_in_every_encoding(tmp_path, encode):
+    (tmp_path / "coloring.toml").write_bytes(encode(PRESET))
+    config = read_preset(tmp_path, "coloring", "cpu")
+    assert (config.task.vertices, config.model.width) == (6, 16)
+
+
+def test_metrics_are_the_same_in_every_encoding(tmp_path, encode):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(encode('{"batch": 1}\n\n{"batch": 2}\n'))
+    assert read_rows(path) == [{"batch": 1}, {"batch": 2}]
+
+
+def test_a_mark_before_the_metrics_costs_no_line_when_a_run_goes_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    line = json.dumps({"batch": 1, "seconds": 1, "reconstruction": 1, "kl": 1, "beta": 1})
+    path.write_bytes(f"{line}\r\n{line}\r\n".encode("utf-8-sig"))
+    assert _cut_metrics(path, 2) == 0
+    assert path.read_text() == f"{line}\n{line}\n"
+
+
+def test_a_checkpoint_that_fits_is_named_whatever_its_settings_are_written_in(tmp_path, monkeypatch, encode):
+    monkeypatch.setattr(fitting, "CHECKPOINTS", tmp_path)
+    config = {"names": {"task": "coloring"}, "task": {"vertices": 9}}
+    (tmp_path / "nine.json").write_bytes(encode(json.dumps(config)))
+    (tmp_path / "nine.safetensors").write_bytes(b"")
+    (tmp_path / "notes.json").write_text("<html>")
+    assert fitting.advice(Coloring(ColoringConfig()), "vertices", 9) == (
+        f"--checkpoint {tmp_path / 'nine.safetensors'} has vertices = 9"
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\nsize 3\n", "this is a Git LFS pointer: run git lfs pull"),
+        (b"\xef\xbb\xbf<!DOCTYPE html>\n<html></html>", "this is a web page: download the file itself"),
+        ("<html></html>".encode("utf-16"), "cannot be read as"),
+        (gzip.compress(b"<", mtime=0), "cannot be read as (JSON: Expecting|TOML: Invalid)"),
+        (gzip.compress(b"{}", mtime=0)[:-5], "the .gz is damaged or cut short"),
+        (b"Fran\xe7ois", "is not UTF-8 .byte 0xE7"),
+        (b"a = \x00", "is not a text file|holds zero bytes"),
+        (b"[[[", "cannot be read as"),
+    ],
+)
+@pytest.mark.parametrize("read", [read_json, read_tables])
+def test_what_is_something_else_is_named_in_one_sentence(tmp_path, read, data, message):
+    path = tmp_path / "x"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=message) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    for read in (read_json, read_tables):
+        with pytest.raises(UserError, match=f"^{tmp_path}/gone does not exist$"):
+            read(tmp_path / "gone")
+        with pytest.raises(UserError, match=f"^cannot read {tmp_path}: Is a directory$"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "where"), [("cpu = 3", "cpu"), ("[cpu]\ntask = 3", "cpu.task"), ("[[cpu]]\nx = 1", "cpu")]
+)
+def test_a_preset_that_holds_no_tables_is_named(tmp_path, text, where):
+    (tmp_path / "coloring.toml").write_text(text)
+    with pytest.raises(UserError, match=f"coloring.toml: {where} must be a table"):
+        read_preset(tmp_path, "coloring", "cpu")

@@ -1,0 +1,223 @@
+"""Files that strangers have made: what they claim is not believed before it is seen."""
+
+import gzip
+import json
+import struct
+
+import pytest
+import torch
+
+from pyro_gram.checkpoint import load_model, load_training, outline_misfits, save_model
+from pyro_gram.diagnostics.report import Report, Row, Section, write_report
+from pyro_gram.diagnostics.verdicts import Verdict
+from pyro_gram.errors import CheckpointError, InputError, UserError
+from pyro_gram.system import files
+from pyro_gram.system.cli import call
+from pyro_gram.system.container import open_container
+from pyro_gram.system.files import read_json
+from pyro_gram.system.text import read_bytes
+from pyro_gram.tasks import mnist
+from pyro_gram.tasks.mnist import read_images
+from pyro_gram.tasks.sudoku.data import read_csv
+from tests.conftest import programs, small, small_config
+from tests.test_checkpoint import model_file, rewrite, state_file, trainer_of  # noqa: F401 (fixtures)
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 12345\n"
+PAGE = b"\xef\xbb\xbf\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>\n"
+TAKEN_FOR_OTHERS = {
+    "pointer": (POINTER, "this is a Git LFS pointer: run git lfs pull"),
+    "page": (PAGE, "this is a web page: download the file itself"),
+    "gzip": (gzip.compress(b"x" * 100, mtime=0), "this is a gzip file: unpack it"),
+    "zip": (b"PK\x03\x04" + bytes(100), "only safetensors are read"),
+    "nothing": (b"", "it is empty"),
+}
+
+
+@pytest.mark.parametrize("kind", TAKEN_FOR_OTHERS)
+def test_a_file_that_is_taken_for_a_checkpoint_is_named(kind, tmp_path, capsys):
+    data, said = TAKEN_FOR_OTHERS[kind]
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=said):
+        load_model(path)
+    from experiments import solve
+
+    assert call(solve.main, ["--checkpoint", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["pointer", "page"])
+def test_so_is_one_that_is_taken_for_json_or_images(kind, tmp_path):
+    data, said = TAKEN_FOR_OTHERS[kind]
+    path = tmp_path / "results.json"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=said):
+        read_json(path)
+    with pytest.raises(InputError, match=said):
+        read_images(path)
+    with pytest.raises(InputError, match=said):
+        read_csv(path, 4)
+
+
+def header_of(length, shape=(4,), end=16, rest=b"\0" * 16):
+    """A safetensors file whose header claims what it likes."""
+    text = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + rest
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (header_of(2**60), "cut short"),
+        (header_of(2**62 + 1), "cut short"),
+        (header_of(None, (2**40,), 2**42), "not a readable safetensors file"),
+        (header_of(None, (2**63, 2**63), 16), "not a readable safetensors file"),
+        (struct.pack("<Q", 2**25) + b" " * 2**25, "its header has 33,554,432 bytes, and at most 16,777,216 are read"),
+        (struct.pack("<Q", 10**5) + b"[" * 10**5, "not a readable safetensors file"),
+    ],
+)
+def test_a_header_that_claims_too_much_is_refused(data, said, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=said):
+        load_model(path)
+
+
+def test_a_header_nested_without_end_is_refused(model_file):  # noqa: F811
+    rewrite(model_file, pyro_gram="[" * 10**5)
+    with pytest.raises(CheckpointError, match="damaged header"):
+        load_model(model_file)
+
+
+HUGE = [
+    {"width": 10**7, "hidden": 10**7, "heads": 2},
+    {"width": 2**62, "hidden": 2**62, "heads": 2},
+    {"layers": 10**9},
+    {"hidden": 10**12},
+]
+
+
+@pytest.mark.parametrize("changes", HUGE, ids=str)
+def test_a_model_that_its_file_does_not_hold_is_refused_before_it_takes_memory(changes, model_file):  # noqa: F811
+    rewrite(model_file, lambda header: header["config"]["model"].update(changes))
+    with pytest.raises(CheckpointError, match="model.safetensors"):
+        load_model(model_file)
+
+
+def test_so_are_heads(model_file):  # noqa: F811
+    rewrite(model_file, lambda header: header["config"]["verdict"].update(hidden=2**40, heads=2))
+    with pytest.raises(CheckpointError, match="they describe no model that can be built"):
+        load_model(model_file)
+
+
+def test_a_state_that_does_not_fit_is_refused_before_its_tensors_are_read(state_file, monkeypatch):  # noqa: F811
+    rewrite(state_file, tensors=lambda t: t.update({"average/module.model.h0": torch.ones(2)}))
+    config = small_config()
+    trainer = trainer_of(config)
+    monkeypatch.setattr(
+        "pyro_gram.system.container.Container.tensors", lambda self: pytest.fail("the tensors were read")
+    )
+    with pytest.raises(CheckpointError, match="does not fit its own config"):
+        load_training(state_file, config, trainer)
+
+
+def outlined():
+    """Every prior, guide, model and task once."""
+    seen, some = set(), []
+    for names in programs():
+        if not set(names.items()) <= seen:
+            seen |= set(names.items())
+            some.append(names)
+    return some
+
+
+@pytest.mark.parametrize("names", outlined(), ids=lambda names: "-".join(names.values()))
+def test_every_program_is_outlined_without_its_numbers(names, tmp_path):
+    """So that a file which does not fit is refused before the model takes memory."""
+    assembly = small(**names)
+    config = assembly.config
+    path = tmp_path / "model.safetensors"
+    save_model(path, config, assembly.model, assembly.guide)
+    assert outline_misfits(open_container(path, "model"), config, assembly.task) == []
+    rewrite(path, tensors=lambda t: t.update(stray=torch.ones(1)))
+    assert outline_misfits(open_container(path, "model"), config, assembly.task) == ["stray"]
+
+
+# ---- other files -------------------------------------------------------------------------------------------------
+
+
+def test_a_gz_file_is_unpacked_no_further_than_it_may(tmp_path):
+    path = tmp_path / "bomb.gz"
+    path.write_bytes(gzip.compress(bytes(2**22)))
+    assert len(path.read_bytes()) < 2**14
+    with pytest.raises(InputError, match=r"bomb.gz holds more than 1000 bytes, the most that is read"):
+        read_bytes(path, 1000)
+    assert len(read_bytes(path)) == 2**22
+
+
+def test_a_file_of_images_is_compared_with_its_size_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(mnist, "MAX_BYTES", 100)
+    path = tmp_path / "train-images-idx3-ubyte"
+    path.write_bytes(struct.pack(">IIII", 2051, 2**32 - 1, 28, 28) + bytes(84))
+    with pytest.raises(InputError, match="its header announces"):
+        read_images(path)
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(InputError, match="holds more than 100 bytes, the most that is read"):
+        read_images(path)
+
+
+def test_a_line_without_end_takes_no_memory(tmp_path):
+    path = tmp_path / "train.csv.gz"
+    path.write_bytes(gzip.compress(b"question,answer\n" + b"1" * 2**22))
+    with pytest.raises(InputError, match=r"train.csv.gz has a line of more than"):
+        read_csv(path, 4)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, "{" * 3, "NaN,", '{"a": 1', "1" * 5000])
+def test_json_that_is_none_is_a_user_error(text, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="cannot be read as JSON"):
+        read_json(path)
+
+
+def test_a_large_json_file_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_JSON", 10)
+    path = tmp_path / "results.json"
+    path.write_text("[1, 2, 3, 4, 5]")
+    with pytest.raises(UserError, match="results.json holds more than 10 bytes, the most that is read"):
+        read_json(path)
+
+
+def test_a_program_that_runs_out_of_memory_says_so_in_a_line(capsys):
+    def main(argv):
+        raise MemoryError("Unable to allocate 9.31 GiB")
+
+    assert call(main, []) == 2
+    assert capsys.readouterr().err == "error: not enough memory (Unable to allocate 9.31 GiB)\n"
+
+
+SCRIPT = '<script>alert("x")</script>'
+
+
+def test_a_report_runs_no_script_that_a_name_holds(tmp_path):
+    page = tmp_path / "report.html"
+    section = Section(SCRIPT, SCRIPT, missing=SCRIPT)
+    verdict = Verdict(SCRIPT, "good", SCRIPT, SCRIPT, SCRIPT)
+    write_report(page, Report(SCRIPT, SCRIPT, [verdict], [Row(SCRIPT, SCRIPT)], [section], {SCRIPT: {SCRIPT: SCRIPT}}))
+    assert "<script" not in page.read_text()
+    assert page.read_text().count("&lt;script&gt;") >= 10
+
+
+def test_neither_does_that_of_a_checkpoint_whose_file_is_so_called(model_file, tmp_path):  # noqa: F811
+    from experiments import diagnose
+
+    path = tmp_path / "<script>alert(1)<&$x_{$>.safetensors"  # dollars are mathematics to Matplotlib
+    model_file.rename(path)
+    words = ["--checkpoint", str(path), "--out", str(tmp_path / "out"), "--inputs", "2", "--depth", "1"]
+    assert call(diagnose.main, words) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;&amp;$x_{$&gt;" in page

@@ -1,0 +1,205 @@
+"""What a run says of its own length: its phases, a bar for each, and one estimate of the end."""
+
+import re
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import experiments.run
+from pyro_gram.runs.evaluate import finish
+from pyro_gram.runs.heads import seconds_of_heads
+from pyro_gram.runs.monitor import plan, timed_look
+from pyro_gram.runs.run import open_run, train
+from pyro_gram.system.progress import Phases, clock
+from pyro_gram.training.config import TrainConfig
+from pyro_gram.training.pace import Pace, seconds_left
+from tests.conftest import case_of, small_config
+from tests.experiments.test_run import SMALL, cli
+
+HEADS = {"hidden": 16, "heads": 2, "layers": 1, "rounds": 3, "trajectories": 16}
+HEADED = [word for name, value in HEADS.items() for word in (f"--verdict.{name}", value)]
+
+
+def begun(config, out):
+    return open_run(config, out, resume=False, data_dir=None, device=torch.device("cpu"))
+
+
+def terminal(monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+
+
+# ---- the estimate ------------------------------------------------------------------------------------------------
+
+
+def test_the_estimate_is_the_sum_of_what_is_left_and_what_is_to_come(capsys):
+    phases = Phases({"train": "4 batches", "heads": "2 rounds", "evaluation": "8 samples"})
+    assert phases.left("train", 100.0) is None  # nothing is measured
+    phases.seconds["evaluation"] = 30.0
+    assert phases.estimate("train", 100.0) == ""  # heads are not
+    assert phases.left("heads", 5.0) == 35.0
+    phases.seconds["heads"] = 60.0
+    assert phases.left("train", None) is None
+    assert phases.estimate("train", 100.0) == "all ends in 03:10 | "
+    assert phases.estimate("train", 40.0) == "all ends in 02:10 | "
+    assert phases.estimate("evaluation", 5.0) == ""  # its own bar says as much
+    assert capsys.readouterr().err == (
+        "about 03:10 from now in all: train 01:40, heads 01:00, evaluation 00:30; figures and the report come on top\n"
+    )
+
+
+def test_a_single_phase_or_a_silent_one_says_nothing(capsys):
+    alone = Phases({"train": ""})
+    assert alone.estimate("train", 3.0) == ""
+    alone.start("train", 3, "batch")
+    silent = Phases({"train": "a", "evaluation": "b"}, silent=True)
+    silent.seconds["evaluation"] = 1.0
+    silent.announce()
+    silent.start("train", 3, "batch")
+    assert silent.estimate("train", 3.0) == "all ends in 00:04 | "
+    assert capsys.readouterr().err == ""
+
+
+def test_clocks_have_hours_where_there_are_some():
+    assert (clock(827.4), clock(8027)) == ("13:47", "2:13:47")
+
+
+def of(number, batches, pace=None, **config):
+    config = TrainConfig(batches=batches, **config)
+    return SimpleNamespace(config=config, pace=pace, number=number, num_batches=None, elapsed=90.0)
+
+
+def test_what_is_left_of_training_follows_the_pace_so_far():
+    assert seconds_left(of(0, 10), 0, 0.0) is None
+    assert seconds_left(of(4, 10), 0, 8.0) == 12.0
+    assert seconds_left(of(4, 10), 2, 8.0) == 24.0  # resumed at batch 2
+    assert seconds_left(of(10, 10), 0, 8.0) == 0.0
+    assert seconds_left(of(5, 0, minutes=2.0), 0, 90.0) == 30.0
+
+
+def test_what_is_left_of_training_knows_that_the_end_is_slower():
+    c = {"on_policy": 16, "on_policy_after": 0.5, "evaluate_every": 100, "pace": Pace(1.0, 3.0, 0.0)}
+    assert seconds_left(of(0, 10, **c), 0, 0.0) == 25.0
+    assert seconds_left(of(5, 10, **c), 0, 10.0) == 40.0  # half as fast as it was measured
+
+
+# ---- what is measured --------------------------------------------------------------------------------------------
+
+
+def test_the_time_of_heads_is_measured_on_a_copy():
+    assembly = case_of(verdict=HEADS).assembly
+    state = torch.get_rng_state()
+    before = {name: p.clone() for name, p in assembly.model.state_dict().items()}
+    assert seconds_of_heads(assembly, depth=2) > 0
+    assert torch.equal(torch.get_rng_state(), state)
+    assert assembly.model.verdict is None
+    assert all(torch.equal(p, before[name]) for name, p in assembly.model.state_dict().items())
+
+
+def test_the_time_of_heads_is_that_of_all_rounds(monkeypatch):
+    assembly = case_of(verdict=HEADS).assembly
+    ticks = iter(range(100))
+    monkeypatch.setattr("pyro_gram.runs.heads.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    assert seconds_of_heads(assembly, depth=2) == HEADS["rounds"]
+
+
+def test_the_time_of_the_evaluation_is_that_of_its_trajectories_at_the_pace_of_a_look(tmp_path, monkeypatch):
+    with begun(small_config(verdict=HEADS, evaluate={"num_samples": 5}), tmp_path / "run") as run:
+        ticks = iter((10.0, 16.0))
+        monkeypatch.setattr("pyro_gram.runs.monitor.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+        timed_look(run)
+        look = 4 * 5 + 4  # of 4 inputs, with a bound each
+        whole = 2 * 4 * 5 + 4 + 4 * 6 + 4 * 100  # all and halted, bounds, followed, likelihood
+        assert run.phases.seconds["evaluation"] == pytest.approx(6.0 / look * whole)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"verdict": HEADS},
+        {"model_name": "autoregressive"},
+        {"model_name": "mdlm"},
+        {"task_name": "sudoku_uncond"},
+        {"task_name": "arc", "verdict": HEADS},
+        {"task_name": "coloring", "evaluate": {"inputs": 2, "num_samples": 3}},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_the_bar_of_the_evaluation_ends_full(changes, tmp_path, monkeypatch, capsys):
+    terminal(monkeypatch)
+    with begun(small_config(**changes), tmp_path / "run") as run:
+        plan(run)
+        finish(run)
+    shown = capsys.readouterr().err
+    *_, last = re.findall(r"(\d)/(\d) evaluation: +(\d+)% (\d+)/(\d+) ", shown)
+    assert last[0] == last[1]
+    assert last[2] == "100"
+    assert last[3] == last[4]
+
+
+# ---- a run -------------------------------------------------------------------------------------------------------
+
+
+def test_a_log_has_a_line_for_each_phase_and_one_estimate_and_no_bars(tmp_path, capsys):
+    words = [*SMALL, *HEADED, "--train.batches", 4, "--train.evaluate_every", 2, "--out", tmp_path / "run"]
+    assert cli(experiments.run.main, *words) == 0
+    err = capsys.readouterr().err
+    time = r"(\d\d:)?\d\d:\d\d"
+    expected = [
+        r"phases: 1/3 train \(4 batches\), 2/3 heads \(3 rounds\), 3/3 evaluation \(4 inputs x 5 samples\)",
+        r"1/3 train: 4 batches",
+        rf"about {time} from now in all: train {time}, heads {time}, evaluation {time}; figures and the report .*",
+        rf"2/3 heads: 3 rounds, about {time}",
+        rf"3/3 evaluation: 4 inputs x 5 samples, about {time}",
+        r"drawing figures and writing the report",
+    ]
+    lines = err.splitlines()
+    assert len(lines) == len(expected)
+    for line, pattern in zip(lines, expected, strict=True):
+        assert re.fullmatch(pattern, line), line
+    assert "\r" not in err
+
+
+def test_where_the_pace_is_measured_the_estimate_comes_before_the_first_batch(tmp_path, capsys):
+    words = [*SMALL, *HEADED, "--train.batches", 6, "--train.minutes", 1, "--out", tmp_path / "run"]
+    words += ["--train.evaluate_every", 100000]
+    assert cli(experiments.run.main, *words) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("phases: 1/3 train (up to 6 batches in 1 minutes), ")
+    at = next(i for i, line in enumerate(lines) if line.startswith("1/3 train: up to 6 batches"))
+    assert re.match(r"about .* from now in all: train .*, heads .*, evaluation ", lines[at + 1])
+
+
+def test_a_terminal_has_a_bar_for_each_phase_with_the_end_of_all(tmp_path, monkeypatch, capsys):
+    terminal(monkeypatch)
+    words = [*SMALL, *HEADED, "--train.batches", 4, "--train.evaluate_every", 2, "--out", tmp_path / "run"]
+    assert cli(experiments.run.main, *words) == 0
+    bars = capsys.readouterr().err
+    assert re.search(r"1/3 train: 100%.* 4/4 .*all ends in \d\d:\d\d \| loss", bars)
+    assert re.search(r"2/3 heads: 100%.* 3/3 .*all ends in \d\d:\d\d \| loss", bars)
+    assert re.search(r"3/3 evaluation: 100%", bars)
+
+
+def test_the_estimate_changes_no_weight(tmp_path):
+    config = small_config(verdict=HEADS)
+    ends = []
+    for name in ("planned", "plain"):
+        torch.manual_seed(5)
+        with begun(config, tmp_path / name) as run:
+            if name == "planned":
+                plan(run)
+            train(run)
+            ends.append({k: v.clone() for k, v in run.trainer.average.state_dict().items()})
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(v, ends[1][k]) for k, v in ends[0].items())
+
+
+def test_a_model_without_heads_has_two_phases(tmp_path, capsys):
+    config = small_config(model_name="autoregressive", verdict=HEADS)
+    with begun(replace(config, seed=3), tmp_path / "run") as run:
+        capsys.readouterr()
+        plan(run)
+    said = capsys.readouterr().err
+    assert said.startswith("phases: 1/2 train (3 batches), 2/2 evaluation (4 inputs x ")

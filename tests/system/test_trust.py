@@ -1,0 +1,148 @@
+"""What a file names is code only where the user says so."""
+
+import sys
+
+import pytest
+
+import pyro_gram
+from experiments import diagnose, run, sample, scaling, solve, verdict
+from experiments.studies import amortization, filtering, selection
+from pyro_gram.checkpoint import load_model, load_training, save_model
+from pyro_gram.config import RunConfig, read_preset
+from pyro_gram.errors import CheckpointError, ConfigError
+from pyro_gram.runs.run import check_begun
+from pyro_gram.system.cli import call
+from pyro_gram.system.files import read_json, write_json
+from tests.conftest import case_of, small_config
+from tests.experiments.test_run import SMALL, cli
+from tests.test_checkpoint import model_file, rewrite, state_file, trainer_of  # noqa: F401 (fixtures)
+
+MINE = "from pyro_gram.models.priors import GaussianPrior\n\nclass Mine(GaussianPrior):\n    pass\n"
+PARTS = ("task", "model", "prior", "guide")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory with a module that says it when it is imported; the path is as it was, afterwards."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "evil.py").write_text("open('ran', 'w').close()\nclass Prior: pass\n")
+    (folder / "mine.py").write_text(MINE)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield folder
+    for name in ("evil", "mine"):
+        sys.modules.pop(name, None)
+
+
+def name_evil(path, part="prior"):
+    rewrite(path, lambda header: header["config"]["names"].update({part: "evil:Prior"}))
+
+
+def read_error(capsys):
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1, err
+    return err
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_checkpoint_runs_no_code_that_it_names(part, here, model_file, monkeypatch):  # noqa: F811
+    monkeypatch.syspath_prepend(here)  # as in a Python session, whose working directory is on the path
+    name_evil(model_file, part)
+    with pytest.raises(CheckpointError, match=rf"its {part} is 'evil:Prior', which would import the module 'evil'"):
+        pyro_gram.load(model_file)
+    with pytest.raises(CheckpointError, match="trust_code=True"):
+        load_model(model_file)
+    assert "evil" not in sys.modules
+    assert not (here / "ran").exists()
+
+
+SCRIPTS = {
+    solve: [],
+    sample: ["--out", "x.npz"],
+    diagnose: [],
+    scaling: [],
+    verdict: ["--verdict.hidden", 8],
+    selection: ["--out", "x.json"],
+    filtering: ["--out", "x.json"],
+    amortization: ["--out", "x.json"],
+}
+
+
+@pytest.mark.parametrize("program", SCRIPTS, ids=lambda program: program.__name__)
+def test_every_program_that_loads_a_checkpoint_asks_before_it_imports(program, here, model_file, capsys):  # noqa: F811
+    name_evil(model_file)
+    words = ["--checkpoint", model_file, *SCRIPTS[program]]
+    assert cli(program.main, *words) == 2
+    assert "would import the module 'evil' and run its code: where you trust that, add --trust-code" in read_error(
+        capsys
+    )
+    assert not (here / "ran").exists()
+    assert str(here) not in sys.path
+    assert cli(program.main, *words, "--trust-code") == 2  # evil.Prior has no settings
+    assert "has no attribute Config" in read_error(capsys)
+    assert (here / "ran").exists()
+
+
+def test_a_checkpoint_with_code_of_ones_own_is_solved_with_where_it_is_trusted(here, tmp_path, capsys):
+    sys.path.append(str(here))
+    case = case_of(prior_name="mine:Mine")
+    path = tmp_path / "model.safetensors"
+    save_model(path, case.assembly.config, case.assembly.model, case.assembly.guide)
+    assert type(pyro_gram.load(path, trust_code=True).model.prior).__name__ == "Mine"
+    with pytest.raises(CheckpointError, match="trust"):
+        pyro_gram.load(path)  # that it has been imported makes no difference
+    sys.path.remove(str(here))
+    del sys.modules["mine"]
+    (here / "graphs").write_text("CF\n")
+    words = ["--checkpoint", path, "--input", "graphs", "--num-samples", 2, "--json"]
+    assert cli(solve.main, *words, "--trust-code") == 0
+    assert cli(solve.main, *words) == 2
+
+
+def test_a_saved_state_runs_no_code_that_it_names(here, state_file, monkeypatch):  # noqa: F811
+    monkeypatch.syspath_prepend(here)
+    name_evil(state_file)
+    config = small_config()
+    with pytest.raises(CheckpointError, match=r"names.prior: evil:Prior then, gaussian now"):
+        load_training(state_file, config, trainer_of(config))
+    assert not (here / "ran").exists()
+
+
+def test_a_runs_folder_runs_no_code_that_it_names(here, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(here)
+    config = small_config()
+    held = config.to_dict()
+    held["names"]["guide"] = "evil:Prior"
+    write_json(tmp_path / "config.json", held)
+    with pytest.raises(ConfigError, match="begun with other settings"):
+        check_begun(tmp_path, config, "--runs")
+    with pytest.raises(ConfigError, match="its guide is 'evil:Prior'"):
+        RunConfig.from_dict(read_json(tmp_path / "config.json"))
+    assert not (here / "ran").exists()
+
+
+def test_what_the_command_line_names_is_found_in_the_working_directory_and_resumed(here, tmp_path, capsys):
+    words = [*SMALL, "--prior", "mine:Mine", "--out", tmp_path / "run"]
+    assert cli(run.main, *words) == 0
+    assert cli(run.main, *words, "--resume") == 0
+    assert "is over, at batch" in capsys.readouterr().err
+    assert cli(run.main, *SMALL, "--out", tmp_path / "run", "--resume") == 2
+    assert "names.prior: mine:Mine then, gaussian now" in read_error(capsys)
+
+
+def test_a_preset_runs_no_code_that_it_names(here, tmp_path):
+    sys.path.append(str(here))
+    (tmp_path / "coloring.toml").write_text('[cpu]\n[cpu.names]\nprior = "evil:Prior"\n')
+    with pytest.raises(ConfigError, match="preset 'cpu' names the prior 'evil:Prior', whose module would be imported"):
+        read_preset(tmp_path, "coloring", "cpu")
+    assert not (here / "ran").exists()
+
+
+def test_without_such_a_name_the_working_directory_is_not_on_the_path(here):
+    sys.path[:] = [p for p in sys.path if p not in ("", str(here))]
+    assert call(run.main, ["--task", "coloring", "--list-split", "test", "--preset", "tiny"]) == 0
+    assert str(here) not in sys.path
+    assert cli(run.main, *SMALL, "--prior", "evil:Prior") == 2
+    assert str(here) in sys.path
+    assert (here / "ran").exists()

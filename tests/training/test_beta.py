@@ -1,0 +1,65 @@
+"""The weight of the KL, batch by batch, by hand."""
+
+import pytest
+
+from pyro_gram.training.beta_schedule import BetaConfig, BetaController
+
+
+def test_beta_rises_under_the_target_of_the_running_mean_and_falls_over_it():
+    config = BetaConfig(start=0.5, target=1.0, rise=1.5, fall=0.8, smoothing=0.75, most=2.0)
+    beta, mean, value = BetaController(config), None, 0.5
+    for reconstruction in (2.0, 0.4, 0.0, 0.0, 0.1, 0.0, 0.2, 8.0, 3.0, 0.0, 1.0):
+        beta.update(reconstruction)
+        mean = reconstruction if mean is None else 0.75 * mean + 0.25 * reconstruction
+        value = min(max(value * (1.5 if mean < 1.0 else 0.8), 0.5), 2.0)
+        assert beta.mean == pytest.approx(mean)
+        assert beta.value == pytest.approx(value)
+    assert 0.5 < beta.value < 2.0
+
+
+def test_a_running_mean_at_the_target_is_not_under_it():
+    beta = BetaController(BetaConfig(start=1.0, target=0.5, rise=2.0, fall=0.5, smoothing=0.0, most=8.0))
+    beta.update(0.25)
+    assert beta.value == 2.0
+    beta.update(0.5)
+    assert beta.value == 1.0
+    for _ in range(5):
+        beta.update(0.25)
+    assert beta.value == 8.0
+
+
+def test_beta_is_constant_without_a_target_and_never_less_than_its_start():
+    constant = BetaController(BetaConfig(start=3.0, target=0.0))
+    constant.update(0.0)
+    assert (constant.value, constant.mean) == (3.0, 0.0)
+    least = BetaController(BetaConfig(start=30.0, target=0.3, most=20.0))
+    least.update(0.0)
+    assert least.value == 30.0
+    assert BetaController(BetaConfig()).value == 1.0
+
+
+def test_in_the_quiet_part_beta_is_the_most_and_nothing_is_noted():
+    beta = BetaController(BetaConfig(start=0.5, target=1.0, most=4.0, quiet=0.25))
+    assert beta.value == 4.0
+    for done in (0.0, 0.2):
+        beta.begin(done)
+        beta.update(0.0)
+        assert (beta.value, beta.mean) == (4.0, None)
+    beta.begin(0.25)
+    assert beta.value == 0.5
+    beta.update(0.5)
+    assert beta.mean == 0.5
+    assert beta.value == pytest.approx(0.5 * 1.02)
+    assert not BetaController(BetaConfig()).quiet
+
+
+def test_what_is_kept_comes_back():
+    config = BetaConfig(start=0.5, target=1.0)
+    beta, again = BetaController(config), BetaController(config)
+    beta.update(0.2)
+    beta.update(0.4)
+    again.set_state(beta.get_state())
+    assert (again.value, again.mean) == (beta.value, beta.mean) != (0.5, None)
+    again.update(0.1)
+    beta.update(0.1)
+    assert (again.value, again.mean) == (beta.value, beta.mean)

@@ -1,0 +1,194 @@
+"""Training along the prior's own trajectories."""
+
+import pyro
+import pytest
+import torch
+from pyro.distributions import Categorical
+
+from pyro_gram.errors import ConfigError
+from pyro_gram.sampling.rollout import rollout
+from pyro_gram.tasks.batches import TargetStream
+from pyro_gram.training import trainer as training
+from pyro_gram.training.beta_schedule import BetaConfig
+from pyro_gram.training.config import TrainConfig
+from pyro_gram.training.on_policy import draw_targets, prior_end
+from pyro_gram.training.optimizer import OptimConfig
+from pyro_gram.training.pause import Inside
+from pyro_gram.training.trainer import Trainer
+from tests.conftest import case_of, small
+
+
+def make_trainer(assembly, **train):
+    c = assembly.config
+    stream = TargetStream(assembly.task, assembly.task.split("train"), c.train.batch, c.seed)
+    config = TrainConfig(**{**vars(c.train), **train})
+    return Trainer(assembly.model, assembly.guide, stream, config, OptimConfig(lr=1e-3, warmup=1), BetaConfig())
+
+
+def test_targets_are_drawn_by_their_likelihood_and_only_where_there_is_one():
+    logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [3.0, 0.0]]]).log_softmax(-1)  # [B = 2, L = 2, C = 2]
+    solutions = torch.tensor([[[0, 0], [1, 1]], [[1, 1], [0, 0]], [[0, 1], [0, 1]]])  # [K = 3, B, L]
+    there = torch.tensor([[True, True], [True, False], [False, True]])
+    likelihood = Categorical(logits=logits).to_event(1)
+    torch.manual_seed(0)
+    drawn = torch.stack([draw_targets(likelihood, solutions, there) for _ in range(4000)])
+    p = likelihood.log_prob(solutions).exp().masked_fill(~there, 0)
+    p = p / p.sum(0)
+    for b in range(2):
+        for k in range(3):
+            share = (drawn[:, b] == solutions[k, b]).all(-1).double().mean().item()
+            assert share == pytest.approx(p[k, b].item(), abs=0.03)
+
+
+def test_the_state_is_that_of_a_roll_out_and_has_no_gradient():
+    case = case_of()
+    model = case.assembly.model
+    torch.manual_seed(7)
+    end = prior_end(model, case.x, 3)
+    assert not end.state.h.requires_grad
+    assert end.state.h.shape == model.initial_state(model.encode(case.x)).h.shape
+    rolled = rollout(model, case.x, num_samples=1, depth=3, seed=7)
+    assert torch.equal(end.likelihood.mode, rolled.tokens[0])
+
+
+def test_candidates_are_pure_and_hold_every_solution():
+    task = small().task
+    puzzles = task.split("train")
+    stream = TargetStream(task, puzzles, 32, seed=1)
+    one, two = stream.candidates(5), stream.candidates(5)
+    assert torch.equal(one.x, two.x)
+    assert not torch.equal(one.x, stream.candidates(6).x)
+    assert (one.there.sum(0) > 1).any()
+    for b in range(len(one.x)):
+        (at,) = (puzzles.inputs == one.x[b]).flatten(1).all(1).nonzero()[0].tolist()
+        assert torch.equal(one.solutions[one.there[:, b], b], puzzles.solutions_of(at))
+
+
+def test_without_a_likelihood_targets_are_uniform():
+    solutions = torch.tensor([[[0, 0]], [[1, 1]], [[0, 1]], [[0, 0]]])  # [K = 4, B = 1, L]
+    there = torch.tensor([[True], [True], [True], [False]])
+    torch.manual_seed(0)
+    drawn = torch.stack([draw_targets(None, solutions, there)[0] for _ in range(3000)])
+    for k in range(3):
+        assert (drawn == solutions[k, 0]).all(-1).double().mean().item() == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_no_steps_further_is_where_the_trajectories_are():
+    case = case_of()
+    model = case.assembly.model
+    one = prior_end(model, case.x, 2)
+    same = prior_end(model, case.x, 0, one.state)
+    assert torch.equal(same.state.h, one.state.h)
+    assert torch.equal(same.likelihood.base_dist.logits, one.likelihood.base_dist.logits)
+
+
+def test_a_batch_of_the_on_policy_part_makes_more_updates_at_the_rate_of_its_last_step():
+    trainer = make_trainer(
+        small(), batches=4, supervision_steps=3, on_policy=4, on_policy_updates=2, on_policy_after=0.5
+    )
+    rates = []
+    step = trainer.alone.step
+    trainer.alone.step = lambda *args, **kwargs: (rates.append(trainer.optim.done), step(*args, **kwargs))[1]
+    reports = [(trainer.optim.update, report.on_policy) for report in trainer.run()]
+    assert [update for update, _ in reports] == [3, 6, 11, 16]
+    assert rates == pytest.approx([(2 + 2 / 3) / 4] * 2 + [(3 + 2 / 3) / 4] * 2)
+    assert [loss is None for _, loss in reports] == [True, True, False, False]
+    assert all(loss > 0 for _, loss in reports[2:])
+
+
+def test_its_updates_follow_the_prior_from_every_depth_towards_solutions_of_other_inputs(monkeypatch):
+    depths, calls = [], []
+
+    def spy(model, x, steps, state=None):
+        if state is None:
+            depths.append(steps)
+        return prior_end(model, x, steps, state)
+
+    monkeypatch.setattr(training, "prior_end", spy)
+    trainer = make_trainer(
+        small(), batches=40, supervision_steps=2, on_policy=4, on_policy_updates=2, on_policy_after=0.0
+    )
+    step = trainer.alone.step
+    trainer.alone.step = lambda x, y, state, **kwargs: (calls.append((x, y, state)), step(x, y, state, **kwargs))[1]
+    list(trainer.run())
+    assert set(depths) == {0, 1, 2}
+    assert len(calls) == 2 * len(depths) == 80
+    for batch, depth in enumerate(depths):
+        (x, y, state), (_, later, carried) = calls[2 * batch : 2 * batch + 2]
+        start = trainer.model.initial_state(trainer.model.encode(x))
+        assert torch.equal(state.h, start.h) == (depth == 0)
+        assert not torch.equal(carried.h, state.h)
+        assert trainer.batches.task.valid(x, y).all()
+        assert trainer.batches.task.valid(x, later).all()
+        assert not torch.equal(x, trainer.batches(batch)[0])
+
+
+def test_no_inference_network_takes_part():
+    trainer = make_trainer(small(), batches=9, on_policy=2, on_policy_updates=2)
+    trainer._supervise_on_policy(Inside())
+    assert not trainer.elbo.terms.kl.any()
+    moments = {name for name in trainer.optim.get_state() if name.endswith("/exp_avg")}
+    assert any(name.startswith("model.core") for name in moments)
+    assert any(name.startswith("model.prior") for name in moments)
+    assert not any(name.startswith("guide") for name in moments)
+
+
+def test_only_what_the_guide_made_is_reported_and_moves_beta():
+    trainer = make_trainer(
+        small(), batches=1, supervision_steps=2, on_policy=2, on_policy_updates=2, on_policy_after=0.0
+    )
+    supervise, terms = trainer._supervise, []
+    trainer._supervise = lambda *a: (terms.append(supervise(*a)), terms[-1])[1]
+    (report,) = trainer.run()
+    assert trainer.optim.update == 4
+    assert [report.reconstruction, report.kl] == terms[0].mean(0).tolist()
+    assert trainer.beta.mean == report.reconstruction
+
+
+def test_where_the_clock_ends_the_run_it_begins_after_its_share_of_the_minutes():
+    trainer = make_trainer(
+        small(), batches=0, minutes=1.0, supervision_steps=1, on_policy=1, on_policy_updates=1, on_policy_after=0.5
+    )
+    updates = []
+    for share in (0.1, 0.6):
+        trainer.elapsed, before = share * 60, trainer.optim.update
+        trainer.one_batch(*trainer.batches(0))
+        updates.append(trainer.optim.update - before)
+    assert updates == [1, 2]
+
+
+def test_trajectories_so_trained_end_right_more_often_than_those_trained_under_the_guide():
+    """At equal updates, from the same model."""
+    right = {}
+    for on_policy in (True, False):
+        pyro.set_rng_seed(0)
+        trainer = make_trainer(small(), batches=400, supervision_steps=2, on_policy=4, on_policy_updates=2)
+        for trainer.number in range(250):
+            torch.manual_seed(trainer.number)
+            if on_policy and trainer.number >= 100:
+                trainer._supervise_on_policy(Inside())
+            else:
+                trainer._supervise(*trainer.batches(trainer.number), Inside())
+        task, x = trainer.batches.task, trainer.batches.task.split("train").subset(64).inputs
+        tokens = rollout(trainer.model, x, num_samples=16, depth=4, seed=1).tokens
+        right[on_policy] = task.valid(x, tokens).double().mean().item()
+    assert right[True] > right[False] + 0.05
+
+
+def test_what_cannot_be_trained_on_policy_is_said_before_training():
+    with pytest.raises(ConfigError, match="needs a task with inputs"):
+        make_trainer(small(task_name="sudoku_uncond"), on_policy=2, on_policy_updates=2)
+    with pytest.raises(ConfigError, match="needs every solution of every input"):
+        make_trainer(small(task_name="nqueens", task={"size": 13, "solutions": 200, "validation": 8}), on_policy=4)
+    with pytest.raises(ConfigError, match="train.on_policy_updates = 4 steps do not fit into train.on_policy = 2"):
+        TrainConfig(on_policy=2)
+    case = case_of()
+    with pytest.raises(ConfigError, match="needs batches that know every solution"):
+        Trainer(
+            case.assembly.model,
+            case.assembly.guide,
+            lambda number: (case.x, case.y),
+            TrainConfig(on_policy=1, on_policy_updates=1),
+            OptimConfig(),
+            BetaConfig(),
+        )

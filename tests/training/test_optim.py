@@ -1,0 +1,128 @@
+"""TorchOptim against torch's own optimizer, and the schedule in closed form."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_gram.training.optimizer import EMBEDDING, OptimConfig, TorchOptim, hidden_matrices
+
+CONFIG = OptimConfig(lr=0.03, weight_decay=0.2, beta1=0.8, beta2=0.9, clip=0.7, warmup=4, final=0.25)
+
+
+class Net(nn.Module):
+    """Two linear layers, and an embedding with a rate of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.core, self.decoder = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        setattr(self, EMBEDDING, nn.Parameter(torch.randn(3)))
+
+    def forward(self, x):
+        return self.decoder(self.core(self.encoder(x + getattr(self, EMBEDDING)))).square().sum()
+
+
+@pytest.mark.parametrize(("warmup", "update", "rising"), [(4, 0, 0.25), (4, 2, 0.75), (4, 3, 1), (4, 9, 1), (0, 0, 1)])
+@pytest.mark.parametrize("done", [0.0, 0.25, 0.5, 1.0, 1.2])
+def test_the_rate_rises_linearly_and_falls_along_a_half_cosine(warmup, update, rising, done):
+    config = OptimConfig(lr=2.0, warmup=warmup, final=0.25)
+    falling = 0.25 + 0.75 * (1 + math.cos(math.pi * min(done, 1))) / 2
+    assert config.rate(update, done) == pytest.approx(2.0 * rising * falling)
+
+
+@pytest.mark.parametrize("embedding", [{}, {"embedding_lr": 0.3, "embedding_decay": 0.5}])
+def test_updates_are_torchs_adamw_with_a_clipped_gradient_and_the_rate_of_the_schedule(embedding):
+    config = OptimConfig(**{**vars(CONFIG), **embedding})
+    net, other = Net(), Net()
+    other.load_state_dict(net.state_dict())
+    optim = TorchOptim({"net": net}, config)
+    mine = [p for n, p in other.named_parameters() if n != EMBEDDING]
+    plain = torch.optim.AdamW(mine, lr=1.0, weight_decay=0.2, betas=(0.8, 0.9))
+    own = torch.optim.AdamW([getattr(other, EMBEDDING)], lr=1.0, betas=(0.8, 0.9),
+                            weight_decay=config.embedding_decay)  # fmt: skip
+    for update in range(6):
+        x = torch.randn(5, 3)
+        optim.done = update / 6
+        net(x).backward()
+        optim(list(net.parameters()))
+        other(x).backward()
+        norm = torch.cat([p.grad.flatten() for p in other.parameters()]).norm()
+        for p in other.parameters():
+            p.grad.mul_(min(1.0, 0.7 / norm.item()))
+        rate = config.rate(update, update / 6)
+        plain.param_groups[0]["lr"] = rate
+        own.param_groups[0]["lr"] = rate * (10 if embedding else 1)
+        plain.step(), own.step(), other.zero_grad()
+        assert optim.update == update + 1
+        assert all(p.grad is None for p in net.parameters())
+    for (name, p), q in zip(net.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_the_check_sees_the_norm_before_clipping_and_may_refuse():
+    net, seen = Net(), []
+    optim = TorchOptim({"net": net}, CONFIG)
+    optim.check = lambda norm, rate: seen.append((norm, rate))
+    (100 * net(torch.ones(5, 3))).backward()
+    norm = torch.cat([p.grad.flatten() for p in net.parameters()]).norm().item()
+    optim(list(net.parameters()))
+    assert seen == [(pytest.approx(norm), pytest.approx(CONFIG.rate(0, 0.0)))]
+    assert norm > 0.7
+
+    def refuse(norm, rate):
+        raise ArithmeticError
+
+    optim.check = refuse
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    net(torch.ones(5, 3)).backward()
+    with pytest.raises(ArithmeticError):
+        optim(list(net.parameters()))
+    assert all(torch.equal(p, before[n]) for n, p in net.named_parameters())
+    assert all(p.grad is None for p in net.parameters())
+    assert optim.update == 1
+
+
+def test_muons_matrices_lie_between_the_embeddings_and_the_logits():
+    net = Net()
+    assert hidden_matrices({"net": net}) == ["net.core.weight"]
+    optim = TorchOptim({"net": net}, OptimConfig(matrices="muon", lr=0.1, weight_decay=0.3))
+    assert [len(o.param_groups[0]["params"]) for o in optim.optimizers] == [5, 1]
+    adamw, muon = optim.optimizers
+    assert isinstance(muon, torch.optim.Muon)
+    assert muon.param_groups[0]["params"][0] is net.core.weight
+    assert muon.param_groups[0]["weight_decay"] == 0.3
+    assert muon.param_groups[0]["adjust_lr_fn"] == "match_rms_adamw"
+    assert [g["lr"] for g in optim.groups] == [0.1] * 3
+    assert len(TorchOptim({"net": net}, OptimConfig()).optimizers) == 1
+    assert adamw.param_groups[1]["params"][0] is getattr(net, EMBEDDING)
+
+
+@pytest.mark.parametrize("matrices", ["adamw", "muon"])
+def test_an_optimizer_that_takes_back_its_state_goes_on_as_the_other(matrices):
+    config = OptimConfig(**{**vars(CONFIG), "matrices": matrices})
+    net, other = Net(), Net()
+    optim, again = TorchOptim({"net": net}, config), TorchOptim({"net": other}, config)
+    x = torch.randn(5, 3)
+
+    def step(module, optimizer):
+        module(x).backward()
+        optimizer(list(module.parameters()))
+
+    step(net, optim), step(net, optim)
+    state = optim.get_state()
+    assert int(state["update"]) == 2
+    other.load_state_dict(net.state_dict())
+    again.set_state({k: v.clone() for k, v in state.items()})
+    assert again.update == 2
+    step(net, optim), step(other, again)
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q)
+    for damaged in ({**state, "net.core.bias/step": torch.zeros(1)}, {**state, "net.core.bias/exp_avg": torch.zeros(3)},
+                    {**state, "net.core.bias/exp_avg": torch.zeros(4, dtype=torch.long)},
+                    {k: v for k, v in state.items() if k != "net.core.bias/step"}):  # fmt: skip
+        with pytest.raises(KeyError, match=r"net\.core\.bias"):
+            again.set_state(damaged)
+    fresh = TorchOptim({"net": Net()}, config)
+    fresh.set_state({"update": torch.tensor(7)})  # parameters that never had a gradient keep no state
+    assert (fresh.update, len(fresh.get_state())) == (7, 1)

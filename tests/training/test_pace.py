@@ -1,0 +1,228 @@
+"""A slow machine and a fast one train the same recipe: the number of batches is fitted to the minutes, once."""
+
+import itertools
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pyro_gram.build import build
+from pyro_gram.checkpoint import load_training, save_training
+from pyro_gram.errors import CheckpointError
+from pyro_gram.tasks.batches import TargetStream
+from pyro_gram.training import pace
+from pyro_gram.training import trainer as training
+from pyro_gram.training.config import TrainConfig
+from pyro_gram.training.divergence import DivergedError
+from pyro_gram.training.pace import Pace, batches_that_fit, least_batches
+from pyro_gram.training.trainer import Trainer
+from tests.conftest import small_config
+from tests.test_checkpoint import rewrite
+
+RECIPE = {"supervision_steps": 2, "on_policy": 3, "on_policy_updates": 2, "on_policy_after": 0.6}
+UPDATE, ON_POLICY = 1.0, 3.0  # seconds that the slow clock counts for an update of each kind
+FITTING = 14  # batches in a minute of it: 14 x 2 x 1 s, and the last 5 of them 2 x 3 s more, are 58 s; 15 are 66 s
+
+
+class Clock:
+    """A clock that only updates move: by their seconds, times ``factor``."""
+
+    def __init__(self, factor):
+        self.now, self.factor = 0.0, factor
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Starts a clock of a machine that is so many times slower."""
+
+    def start(factor):
+        made, update = Clock(factor), Trainer._update
+
+        def slow(self, svi, *arguments):
+            made.now += made.factor * (ON_POLICY if svi is self.alone else UPDATE)
+            return update(self, svi, *arguments)
+
+        for module in (pace, training):
+            monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=made.perf_counter))
+        monkeypatch.setattr(Trainer, "_update", slow)
+        return made
+
+    return start
+
+
+def config_of(**train):
+    return small_config(
+        train={"batches": 50, "minutes": 1.0, **RECIPE, **train}, optim={"final": 0.1}, beta={"quiet": 0.3}
+    )
+
+
+def trainer_of(config):
+    assembly = build(config)
+    stream = TargetStream(assembly.task, assembly.task.split("train"), config.train.batch, config.seed)
+    return Trainer(assembly.model, assembly.guide, stream, config.train, config.optim, config.beta, config.seed)
+
+
+def state_of(trainer):
+    found = {**trainer.model.state_dict(), **{f"guide.{k}": v for k, v in trainer.guide.state_dict().items()}}
+    found |= {f"average.{k}": v for k, v in trainer.average.state_dict().items()}
+    return found | {f"optim.{k}": v for k, v in trainer.optim.get_state().items()}
+
+
+def same(one, other):
+    a, b = state_of(one), state_of(other)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def rates_of(trainer):
+    """The learning rate of every update, as it is made."""
+    found, check = [], trainer.guard.check
+    trainer.guard.check = lambda update: (found.append(update.learning_rate), check(update))[1]
+    return found
+
+
+def test_on_a_slow_machine_the_run_is_bit_for_bit_that_of_the_batches_that_fit(clock):
+    slow = clock(1.0)
+    fitted = trainer_of(config_of())
+    rates = rates_of(fitted)
+    reports = list(fitted.run())
+    assert len(reports) == fitted.num_batches == FITTING
+    assert 54 <= fitted.elapsed <= 60
+    assert [r.on_policy is not None for r in reports] == [False] * 9 + [True] * 5
+    assert [r.beta == 20.0 for r in reports] == [True] * 5 + [False] * 9
+    lr = fitted.optim.config.lr
+    assert max(rates) > 0.99 * lr
+    assert rates[-1] == pytest.approx(0.1 * lr, rel=0.05)  # the schedule is at its end
+    slow.factor = 0.0
+    plain = trainer_of(config_of(batches=FITTING, minutes=0.0))
+    assert [r.loss for r in plain.run()] == [r.loss for r in reports]
+    assert same(plain, fitted)
+
+
+def test_a_fast_machine_trains_all_batches_bit_for_bit_as_without_a_limit(clock):
+    clock(1e-3)
+    limited, free = trainer_of(config_of(batches=12)), trainer_of(config_of(batches=12, minutes=0.0))
+    assert len(list(limited.run())) == len(list(free.run())) == limited.num_batches == 12
+    assert same(limited, free)
+
+
+def test_a_machine_that_gets_slower_later_loses_nothing(clock):
+    slow = clock(1.0)
+    trainer = trainer_of(config_of())
+    reports = []
+    for report in trainer.run():
+        slow.factor = 10.0
+        reports.append(report)
+    assert trainer.elapsed > 120
+    assert len(reports) == FITTING
+    assert sum(r.on_policy is not None for r in reports) == 5
+
+
+def test_a_look_counts_as_often_as_it_is_taken(clock):
+    slow, seen = clock(1.0), []
+
+    def look():
+        seen.append(slow.now)
+        slow.now += 5.0
+
+    trainer = trainer_of(config_of(evaluate_every=4))
+    assert trainer.fit(look)
+    assert len(seen) == 2
+    assert trainer.num_batches == 10  # 20 s, 4 x 6 s on-policy, and three looks; one more batch makes 61 s
+    assert not trainer.fit(look)
+
+
+def test_fitting_changes_neither_the_state_nor_what_is_drawn_next(clock):
+    clock(1.0)
+    trainer, other = trainer_of(config_of()), trainer_of(config_of())
+    torch.manual_seed(3)
+    trainer.fit(lambda: torch.rand(5))
+    drawn = torch.rand(3)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(3))
+    assert same(trainer, other)
+    assert (trainer.number, trainer.elapsed, trainer.optim.update) == (0, 0.0, 0)
+    assert trainer.guard.usual is None
+
+
+@pytest.mark.parametrize("done", [0, 3, 11])
+def test_a_run_that_was_killed_keeps_its_number_of_batches_and_ends_as_the_unbroken_one(done, clock, tmp_path):
+    slow, config, path = clock(1.0), config_of(), tmp_path / "state.safetensors"
+    unbroken = trainer_of(config)
+    losses = [r.loss for r in unbroken.run()]
+    first = trainer_of(config)
+    first.fit()
+    run = first.run()
+    for _ in range(done):
+        next(run)
+    save_training(path, config, first)
+    slow.factor = 7.0  # the machine it goes on with is another one
+    second = trainer_of(config)
+    load_training(path, config, second)
+    assert second.num_batches == FITTING
+    assert [r.loss for r in second.run()] == losses[done:]
+    assert same(unbroken, second)
+
+
+def test_another_length_is_fitted_to_what_is_left_of_it(clock, tmp_path):
+    clock(1.0)
+    path = tmp_path / "state.safetensors"
+    first = trainer_of(config_of())
+    list(first.run())
+    save_training(path, config_of(), first)
+    longer = config_of(minutes=2.0)
+    second = trainer_of(longer)
+    load_training(path, longer, second)
+    assert second.num_batches is None
+    assert not second.finished
+    reports = list(second.run())
+    assert second.num_batches == second.number == 14 + len(reports) == 21  # 62 s are left, 8 s a batch
+    assert second.elapsed <= 120
+    free = config_of(minutes=0.0, batches=20)
+    third = trainer_of(free)
+    load_training(path, free, third)
+    assert third.num_batches == 20
+
+
+@pytest.mark.parametrize("number", [-3, "many", float("nan")])
+def test_a_number_of_batches_that_is_none_is_refused(number, clock, tmp_path):
+    clock(1.0)
+    path = tmp_path / "state.safetensors"
+    trainer = trainer_of(config_of())
+    save_training(path, config_of(), trainer)
+    rewrite(path, lambda header: header.update(num_batches=number))
+    with pytest.raises(CheckpointError, match="state.safetensors has a damaged header"):
+        load_training(path, config_of(), trainer_of(config_of()))
+
+
+def test_what_cannot_be_trained_is_said_by_training(clock):
+    clock(1.0)
+    trainer = trainer_of(config_of())
+    with torch.no_grad():
+        next(trainer.model.parameters()).fill_(math.nan)
+    with pytest.warns(UserWarning, match="NaN"), pytest.raises(DivergedError, match="in batch 0, step 0"):
+        list(trainer.run())
+    assert trainer.num_batches == 50
+
+
+def test_the_number_that_fits_is_the_greatest():
+    speed = Pace(batch=0.9, on_policy=0.7, look=2.3)
+    for on_policy, every, number, elapsed in itertools.product((0, 4), (1, 7, 500), (0, 5, 40), (0.0, 9.0)):
+        config = TrainConfig(batches=200, minutes=1.0, on_policy=on_policy, on_policy_after=0.8, evaluate_every=every)
+        lengths = [speed.seconds(config, n, number) for n in range(number, 201)]
+        assert lengths == sorted(lengths)
+        fitting = [n for n in range(number, 201) if speed.seconds(config, n, number) <= 60 - elapsed]
+        found = batches_that_fit(speed, config, number, elapsed)
+        assert found == max([*fitting, number, least_batches(config)])
+
+
+def test_however_slow_the_machine_the_on_policy_part_has_a_batch():
+    config = TrainConfig(batches=2000, minutes=15.0, on_policy=16, on_policy_after=0.92)
+    least = batches_that_fit(Pace(1e6, 1e6, 1e6), config)
+    assert least == least_batches(config) == 13
+    assert (least - 1) / least >= config.on_policy_after
+    assert batches_that_fit(Pace(1e6, 1e6, 1e6), TrainConfig(batches=5, minutes=15.0, on_policy=16)) == 2
+    assert batches_that_fit(Pace(1e6, 0.0, 1e6), TrainConfig(batches=5, minutes=15.0)) == 1

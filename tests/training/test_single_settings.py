@@ -1,0 +1,450 @@
+"""Single settings, signs and shapes on which a value rests, and which larger tests do not see."""
+
+from dataclasses import replace
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro_gram.guides.amortized import aligned
+from pyro_gram.guides.mean_field import MeanFieldGuide
+from pyro_gram.models.direct import OneStepModel
+from pyro_gram.models.flat import Looped
+from pyro_gram.models.mdlm import Diffusion
+from pyro_gram.models.priors.flow import FlowPrior
+from torch import nn
+
+from pyro_gram.diagnostics import calibration
+from pyro_gram.diagnostics.bounds import _Answer, bounds, terms
+from pyro_gram.diagnostics.evidence import HITS, Estimate, Evidence, evidence
+from pyro_gram.diagnostics.likelihood import rollout_log_prob
+from pyro_gram.diagnostics.metrics import solution_ids
+from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.inference.deferred import Deferred
+from pyro_gram.inference.elbo import balanced_log_densities, make_elbo
+from pyro_gram.inference.guide import EffectGuide
+from pyro_gram.inference.importance import guide_draws
+from pyro_gram.inference.sites import VALUE_SCALE, head_loss
+from pyro_gram.networks.core import LatentState
+from pyro_gram.sampling.draws import sobol
+from pyro_gram.sampling.selection import best
+from pyro_gram.sampling.smc import smc
+from pyro_gram.tasks.batches import sub_seed
+from pyro_gram.tasks.uniform import total_variation, total_variation_perfect
+from pyro_gram.training import pace
+from pyro_gram.training.act import Places
+from pyro_gram.training.beta_schedule import BetaConfig, BetaController
+from pyro_gram.training.divergence import DivergedError, Guard, Update
+from pyro_gram.training.on_policy import draw_targets
+from pyro_gram.training.pace import Pace, batches_that_fit
+from pyro_gram.training.pause import Inside
+from pyro_gram.training.precision import VARIANTS, speed_up
+from pyro_gram.training.trainer import Trainer
+from tests.conftest import case_of, opinionated, small
+from tests.inference.test_own_latents import Shared, SharedGuide, pair
+from tests.training.test_training import make_trainer
+
+# ---- programs --------------------------------------------------------------------------------------------------------
+
+
+def test_what_programs_and_guides_say_of_themselves():
+    assert OneStepModel.one_step
+    assert Looped.one_step
+    assert Diffusion.bounded
+    assert MeanFieldGuide.per_datum
+    assert EffectGuide.until == 0
+
+
+def test_the_start_of_a_program_without_input_is_learned_and_its_zeros_are_no_state():
+    model = small(model_name="direct", task_name="sudoku_uncond").model
+    assert isinstance(model.start, nn.Parameter)
+    assert model.start.std() > 0.5
+    assert "zeros" not in model.state_dict()
+
+
+def test_the_flow_starts_as_the_gaussian_that_it_transforms():
+    case = case_of(prior_name="flow")
+    prior = FlowPrior(case.assembly.config.prior, 16)  # not warmed
+    u = torch.randn(2, 4, 16)
+    draws = prior(u).sample((4000,))
+    normal = dist.Normal(*prior.head(u))
+    torch.testing.assert_close(draws.std(0), normal.scale.expand(2, 4, 16), rtol=0.1, atol=0.01)
+    for coupling in prior.couplings:
+        assert (coupling.nn.layers[-1].weight == 0).all()
+        assert (coupling.nn.layers[-1].bias == 0).all()
+
+
+def test_pairs_without_input_may_have_several_batch_dimensions():
+    case = case_of(task_name="sudoku_uncond")
+    y = case.y[None].expand(3, *case.y.shape)
+    trace = poutine.trace(case.assembly.model).get_trace(None, y)
+    assert trace.nodes["h"]["value"].shape[:2] == (3, 5)
+
+
+def test_an_additive_guide_adds_what_it_knows_of_y():
+    case = case_of(guide_name="additive")
+    guide, u = case.assembly.guide, torch.randn(5, 4, 16)
+    code = guide.encode(case.x, case.y)
+    torch.testing.assert_close(guide.features(u, code) - u, aligned(code, u))
+
+
+def test_a_mean_field_guide_has_a_row_and_parameters_for_each_pair():
+    case = case_of(guide_name="mean_field", guide={"data": 9})
+    guide = case.assembly.guide
+    assert {"loc", "log_scale"} <= dict(guide.named_parameters()).keys()
+    guide.train()
+    twice = [torch.cat([part, part]) for part in (case.x, case.y)]
+    distinct = len({tuple(x.flatten().tolist() + y.tolist()) for x, y in zip(case.x, case.y, strict=True)})
+    guide.encode(*twice)
+    assert int(guide.used) == distinct
+
+
+def test_a_guide_forgets_what_it_knew_of_y():
+    case = case_of()
+    case.assembly.guide(case.x, case.y)
+    assert case.assembly.guide._code is None
+
+
+def test_a_masked_observation_of_ones_own_does_not_count_in_roll_outs():
+    case = case_of()
+
+    def program(x, y=None, state=None, *, steps=1):
+        with pyro.plate("inputs", len(x), dim=-1), poutine.mask(mask=False):
+            pyro.sample("seen", dist.Normal(0.0, 1.0), obs=torch.ones(len(x)))
+        return case.assembly.model(x, y, state, steps=steps)
+
+    found, plain = (rollout_log_prob(m, case.x, case.y, num_samples=2, depth=1) for m in (program, case.assembly.model))
+    assert torch.equal(found, plain)
+
+
+# ---- bounds ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_surrogate_of_pieces_pays_what_inputs_share_once():
+    model, guide, x, y = pair(Shared, SharedGuide)
+    found = bounds(model, guide, x, y, steps=1, seed=3, max_traced=2).surrogate
+    shared = (0.2**2 + 0.5**2 - 1) / 2 - torch.tensor(0.2).log().item()
+    own = torch.zeros(())
+    for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
+        torch.manual_seed(3 + chunk)
+        terms(model, guide, x[part], y[part], truncated=False)  # as bounds draws before it
+        one = terms(model, guide, x[part], y[part])
+        own = own - (one.reconstruction + one.kl.sum(0)).sum()
+    assert (found.sum() - own).item() == pytest.approx(-shared, abs=1e-2)
+
+
+def test_a_drawn_answer_is_no_mode_and_another_note_makes_none_of_it():
+    for infer, kept in (({"drawn": True}, False), ({"drawn": False}, True), ({"note": 1}, True)):
+        with _Answer() as answer:
+            pyro.sample("y", dist.Categorical(logits=torch.randn(3, 4)).to_event(1), infer=infer)
+        assert (answer.mode is not None) is kept
+
+
+def test_the_gradient_of_the_posteriors_density_has_its_share():
+    loc = torch.tensor(0.3, requires_grad=True)
+    value = torch.tensor(1.0)
+    log_q, _ = balanced_log_densities(dist.Normal(loc, 1.0), dist.Normal(0.0, 1.0), value, 0.8)
+    log_q.backward()
+    assert loc.grad.item() == pytest.approx(0.2 * 0.7, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["balanced", "mean_field", "trace"])
+def test_an_elbo_has_as_many_particles_as_are_asked_for(name):
+    assert make_elbo(name, num_particles=3).num_particles == 3
+
+
+@pytest.mark.parametrize("name", ["num_samples", "depth", "max_trajectories"])
+def test_log_p_by_the_prior_needs_one_of_each(name):
+    case, settings = case_of(), {"num_samples": 1, "depth": 1, "max_trajectories": 4}
+    with pytest.raises(UserError, match=f"{name} must be at least 1, not 0"):
+        rollout_log_prob(case.assembly.model, case.x, case.y, **{**settings, name: 0})
+
+
+def test_a_filter_needs_one_trajectory_at_once():
+    case = opinionated(1.0)
+    with pytest.raises(UserError, match="max_trajectories must be at least 1"):
+        smc(case.assembly.model, case.x, num_samples=2, depth=2, max_trajectories=0)
+
+
+def test_what_is_deferred_draws_as_what_it_stands_for():
+    u = torch.randn(2, 4, 16)
+    deferred = Deferred(lambda u: dist.Normal(u, 2.0).to_event(2), u)
+    torch.manual_seed(1)
+    found = deferred.sample((3,))
+    torch.manual_seed(1)
+    assert torch.equal(found, dist.Normal(u, 2.0).sample((3,)))
+
+
+def test_the_value_heads_loss_is_the_squared_error():
+    error = torch.tensor([0.0, 0.5, -2.0])
+    log_p = dist.Normal(0.0, VALUE_SCALE).log_prob(error)
+    torch.testing.assert_close(log_p[0] - log_p, error.square())
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_target_beta_stays():
+    beta = BetaController(BetaConfig(start=2.0, target=0.0))
+    beta.begin(0.0)
+    beta.update(-5.0)
+    assert beta.value == 2.0
+
+
+def test_a_batch_that_is_not_at_its_end_finishes_no_run():
+    trainer = make_trainer(batches=1)
+    trainer.number = 1
+    assert trainer.finished
+    trainer.inside = Inside()
+    assert not trainer.finished
+
+
+def test_a_trainer_refuses_a_speed_that_the_device_has_not():
+    with pytest.raises(ConfigError, match="tf32"):
+        make_trainer(precision="tf32")
+
+
+def test_a_faster_on_policy_batch_is_no_time_won(monkeypatch):
+    times = iter([2.0, 1.0])
+    monkeypatch.setattr(pace, "_timed_batches", lambda trial, config: next(times))
+    found = pace.measure_pace(make_trainer(on_policy=2, on_policy_updates=1))
+    assert (found.batch, found.on_policy) == (2.0, 0.0)
+
+
+def test_losses_of_heads_are_auxiliary():
+    """So that Pyro does not warn of a site that the guide has not."""
+    with poutine.trace() as trace:
+        head_loss("loss", torch.ones(3))
+    assert trace.trace.nodes["loss"]["infer"]["is_auxiliary"]
+
+
+def test_a_loss_explodes_above_a_thousand_times_the_usual():
+    update = Update(0, 0, False, 2.0, 2.0, 0.0, 1.0, 0.1, 1.0, None)
+    for factor, refused in ((999.9, False), (1000.1, True)):
+        guard = Guard()
+        guard.check(update)
+        if refused:
+            with pytest.raises(DivergedError, match="exploded"):
+                guard.check(replace(update, loss=2.0 * factor))
+        else:
+            guard.check(replace(update, loss=2.0 * factor))
+
+
+def test_targets_are_drawn_by_their_likelihood():
+    logits = torch.tensor([[2.0, 0.0, -1.0]]).log_softmax(-1)
+    solutions = torch.tensor([0, 1, 2]).view(3, 1, 1).expand(3, 20_000, 1)
+    likelihood = dist.Categorical(logits=logits.expand(20_000, 1, 3)).to_event(1)
+    there = torch.ones(3, 20_000, dtype=torch.bool)
+    drawn = draw_targets(likelihood, solutions, there)
+    torch.testing.assert_close(drawn.flatten().bincount() / 20_000, logits[0].exp(), atol=0.015, rtol=0)
+    uniform = draw_targets(None, solutions, there)
+    torch.testing.assert_close(uniform.flatten().bincount() / 20_000, torch.full((3,), 1 / 3), atol=0.015, rtol=0)
+
+
+def test_a_run_without_on_policy_updates_takes_no_time_for_them():
+    config = replace(make_trainer().config, on_policy=0, evaluate_every=10)
+    assert Pace(1.0, 100.0, 0.0).seconds(config, 7) == 7
+
+
+def test_the_pace_is_measured_without_training_the_copy(monkeypatch):
+    seen = []
+    trainer = make_trainer()
+    monkeypatch.setattr(pace, "_timed_batches", lambda trial, config: seen.append((trial, config)) or 1.0)
+    pace.measure_pace(trainer)
+    assert all(trial.optim.config.lr == pace.STILL for trial, _ in seen)
+    assert seen[0][1].on_policy == 0
+
+
+def test_the_first_of_the_timed_batches_does_not_count(monkeypatch):
+    times = iter([1000.0, 1.0, 2.0, 3.0])
+    monkeypatch.setattr(pace, "_timed", lambda work: next(times))
+    assert pace._timed_batches(make_trainer(), make_trainer().config) == 2
+    assert next(times, None) is None
+
+
+def test_a_saved_batch_is_tensors_and_comes_back_as_it_was():
+    state = LatentState(torch.ones(2, 3, 4), torch.zeros(2, 3, 4))
+    inside = Inside(state, [torch.ones(2)], 3, [torch.tensor(0.5)], {})
+    kept = inside.tensors(torch.device("cpu"))
+    assert all(isinstance(tensor, torch.Tensor) for tensor in kept.values())
+    again = Inside.from_tensors(kept, torch.device("cpu"))
+    assert type(again.first) is int
+    assert again.first == 3
+    assert type(again.terms) is type(again.seen) is list
+    assert torch.equal(again.state.h, state.h)
+
+
+def test_a_run_by_the_clock_ends_with_its_minutes():
+    trainer = make_trainer(batches=0, minutes=2.0)
+    trainer.elapsed = 60.0
+    assert trainer.done == 0.5
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_that_share_a_batch_have_one_particle(size):
+    trainer = make_trainer()
+    world = type("Two", (), {"size": size, "rank": 0})()
+    config = replace(trainer.config, particles=2)
+    with pytest.raises(ConfigError, match="set train.particles to 1"):
+        Trainer(trainer.model, trainer.guide, trainer.batches, config, trainer.optim.config, trainer.beta.config,
+                world=world)  # fmt: skip
+
+
+def test_a_compiled_core_may_have_all_its_variants(monkeypatch):
+    model = small().model
+    monkeypatch.setattr(type(model.core), "compile", lambda *_, **__: None)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        speed_up(model, "fp32", True, torch.device("cpu"))
+        assert torch._dynamo.config.recompile_limit == VARIANTS
+
+
+# ---- choice and width ------------------------------------------------------------------------------------------------
+
+
+def test_every_answer_has_a_value():
+    with pytest.raises(ValueError, match="zip"):
+        best(["a", "b"], [0.5], [0.0, 0.0])
+
+
+def test_sobol_sequences_of_many_seeds_differ():
+    first = set()
+    for seed in range(150):
+        torch.manual_seed(seed)
+        int(torch.randint(2**31, ()))
+        torch.manual_seed(seed)
+        points = sobol(torch.empty(2, 1, 1, 2))
+        first.add(round((points[0] - points[1]).sum().item(), 4))
+    assert len(first) > 100
+
+
+# ---- diagnostics -----------------------------------------------------------------------------------------------------
+
+
+def test_two_right_samples_make_a_test():
+    ids = torch.zeros(2, 1, dtype=torch.long)
+    found = calibration.uniformity(ids, torch.tensor([100]), level=0.0001, draws=None)
+    assert found.p_value[0].item() * 10_001 == pytest.approx(round(found.p_value[0].item() * 10_001), abs=1e-6)
+    assert (found.p_value[0].item() * 1000) % 1 > 1e-6  # of 10,000 draws, not of 999
+
+
+def test_more_than_a_thousand_samples_are_looked_up():
+    case = case_of()
+    train = case.assembly.task.split("train")
+    puzzles = train.select(train.num_solutions.argmin()[None])  # a graph with edges, so that one colour is no answer
+    tokens = puzzles.solutions_of(0)[:1].expand(2500, 1, -1).clone()
+    tokens[1700] = (tokens[1700] + 1) * 0
+    ids = solution_ids(case.assembly.task, puzzles, tokens)
+    assert (ids[:1700] == ids[0]).all()
+    assert ids[0, 0] >= 0
+    assert ids[1700, 0] == -1
+
+
+def test_figures_of_evidence_are_numbers_by_hand():
+    log_weight = torch.tensor([[0.0], [1.0], [2.0], [0.5]], dtype=torch.double)
+    plain = Estimate.of(log_weight, smooth=False)
+    weights = log_weight[:, 0].exp()
+    relative = weights.std() / weights.mean() / 2  # of the mean of four
+    assert plain.se[0].item() == pytest.approx(relative.item(), rel=1e-6)
+    case = case_of()
+    found = evidence(
+        case.assembly.model, case.assembly.guide, case.x, case.y, depth=1, guide_samples=8, prior_samples=8
+    )
+    summary = found.summary()
+    assert type(summary["log_p_guide"]) is type(summary["log_p_se"]) is float
+    spread = found.log_p.double().numpy().std() / 5**0.5
+    assert summary["log_p_se"] == pytest.approx(spread, rel=1e-5)
+
+
+def test_perfect_sampling_is_computed_in_double():
+    assert total_variation_perfect(torch.tensor([3, 7]), 20).dtype == torch.double
+    found = total_variation_perfect(torch.tensor([3_000_000]), 1_000_003).item()
+    p, n = 1 / 3_000_000, 1_000_003
+    assert found == pytest.approx((1 - p) ** n, rel=1e-6)  # k = 1: the share of solutions not seen
+
+
+def test_an_input_with_one_right_sample_is_no_test():
+    """The number of simulations follows the number of tests."""
+    ids = torch.zeros(30, 2, dtype=torch.long)
+    ids[1:, 1] = -1
+    found = calibration.uniformity(ids, torch.tensor([8, 8]), level=0.0005)
+    assert found.p_value[0].item() == pytest.approx(1 / 2001)
+    assert found.p_value[1].isnan()
+
+
+def test_the_priors_estimate_is_the_plain_mean():
+    case = case_of()
+    found = evidence(case.assembly.model, case.assembly.guide, case.x, case.y, depth=1, guide_samples=40,
+                     prior_samples=60)  # fmt: skip
+    log_p = rollout_log_prob(case.assembly.model, case.x, case.y, num_samples=60, depth=1, seed=sub_seed(0, 0))
+    expected = log_p.double().logsumexp(0) - torch.tensor(60.0).double().log()
+    torch.testing.assert_close(found.prior.log_p, expected)
+
+
+def test_the_share_of_trusted_pairs_is_of_those_with_enough_hits():
+    case = case_of()
+    plain = evidence(case.assembly.model, None, case.x, case.y, depth=1, guide_samples=1, prior_samples=8).prior
+    ess = torch.tensor([HITS, HITS + 1.0, HITS - 1.0, HITS + 2.0, HITS + 3.0])
+    assert Evidence((), None, None, replace(plain, ess=ess)).summary()["prior_trusted"] == pytest.approx(0.8)
+
+
+# ---- training, by hand -----------------------------------------------------------------------------------------------
+
+
+def test_places_count_their_steps_in_whole_numbers():
+    assert Places.new(None, torch.zeros(3, 2)).steps.dtype == torch.long
+
+
+def test_every_batch_has_draws_of_its_own(monkeypatch):
+    trainer, first = make_trainer(batches=6), []
+    monkeypatch.setattr(trainer, "_supervise", lambda *_: first.append(torch.rand(()).item()) or torch.zeros(1, 2))
+    list(trainer.run())
+    assert len(set(first)) == 6
+
+
+def test_beta_may_watch_the_reconstruction_of_the_last_step(monkeypatch):
+    trainer = make_trainer(batches=1)
+    trainer.beta = BetaController(BetaConfig(watch="last"))
+    monkeypatch.setattr(trainer, "_supervise", lambda *_: torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    list(trainer.run())
+    assert trainer.beta.mean == 3.0
+
+
+def test_no_time_is_behind_a_run_that_begins():
+    config = replace(make_trainer().config, batches=1000, minutes=1.0, on_policy=0, evaluate_every=10_000)
+    assert batches_that_fit(Pace(0.1, 0.0, 0.0), config) == 600
+
+
+def test_guidance_has_its_scale_for_each_input():
+    case = case_of()
+    found = guide_draws(case.assembly.model, case.assembly.guide, case.x, case.y, steps=1, num_samples=2)
+    assert found.guidance.shape == (2, 2, 5)
+
+
+def test_log_p_of_many_data_without_input_is_in_their_order():
+    case = case_of(task_name="sudoku_uncond")
+    y = torch.cat([case.y.roll(i, 0) for i in range(20)])  # more than are scored at once
+    found = rollout_log_prob(case.assembly.model, None, y, num_samples=2, depth=1)
+    assert found.shape == (2, 100)
+    few = rollout_log_prob(case.assembly.model, None, y[90:], num_samples=2, depth=1)
+    torch.testing.assert_close(found[:, 90:], few)
+
+
+def test_a_state_as_large_as_sobol_allows_is_spread():
+    most = torch.quasirandom.SobolEngine.MAXDIM
+    assert sobol(torch.empty(1, 1, 1, most)).shape == (1, 1, 1, most)
+
+
+def test_equal_inputs_have_equal_tests_and_every_input_has_a_number_of_solutions():
+    ids = torch.randint(0, 3, (30, 1)).expand(30, 2)
+    found = calibration.uniformity(ids, torch.tensor([3, 3]))
+    assert found.p_value[0] == found.p_value[1]
+    with pytest.raises(ValueError, match="zip|broadcast"):
+        total_variation(ids[:, :1].expand(30, 1), torch.tensor([3, 3]))
+
+
+def test_counts_of_pairs_are_whole_numbers():
+    case = case_of()
+    parts = case.assembly.model, case.assembly.guide, case.x, case.y
+    summary = evidence(*parts, depth=1, guide_samples=8, prior_samples=8).summary()
+    assert type(summary["agree"]) is type(summary["both_trusted"]) is int

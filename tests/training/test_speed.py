@@ -1,0 +1,171 @@
+import copy
+import pickle
+import shutil
+from contextlib import contextmanager
+
+import pyro
+import pytest
+import torch
+from torch import nn
+
+from experiments.run import PRESETS
+from pyro_gram.config import read_preset
+from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.inference.elbo import BalancedELBO
+from pyro_gram.networks.core import LatentState
+from pyro_gram.registry import GUIDES, MODELS, PRIORS
+from pyro_gram.tasks.base import TaskSpec
+from pyro_gram.training import precision as speed
+from pyro_gram.training import trainer as training
+from pyro_gram.training.precision import check_speed, compilation_told, core_of, products_in, speed_up
+from tests.conftest import small
+from tests.training.test_training import make_trainer, weights
+
+CPU = torch.device("cpu")
+
+
+def trainer_of(**train):
+    """The same weights at every call."""
+    torch.manual_seed(0)
+    return make_trainer(small(model=train.pop("model", {})), **train)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """What has been compiled, by a compiler that changes nothing."""
+    found = []
+
+    def keep(graph, inputs):
+        found.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(speed, "BACKEND", keep)
+    torch._dynamo.reset()
+    yield found
+    torch._dynamo.reset()
+
+
+def test_training_in_bfloat16_stays_close_and_hands_on_float32():
+    one = {"batches": 1, "supervision_steps": 1}
+    runs = {precision: trainer_of(precision=precision, **one) for precision in ("fp32", "bf16")}
+    losses = {precision: [report.loss for report in trainer.run()] for precision, trainer in runs.items()}
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
+    assert losses["bf16"] != losses["fp32"]
+    terms = runs["bf16"].elbo.terms
+    assert {terms.reconstruction.dtype, terms.kl.dtype, terms.state.h.dtype, terms.state.l.dtype} == {torch.float32}
+    assert all(p.dtype == torch.float32 for p in runs["bf16"].model.parameters())
+
+
+def test_a_compiler_that_fails_is_told_in_one_line():
+    from torch._inductor.exc import InductorError
+
+    told = r"could not be compiled \(.*file too short\): set train.compile to false"
+    with pytest.raises(UserError, match=told), compilation_told():
+        raise InductorError(ImportError("a.so: file too short"), None)
+
+
+def test_measurement_is_of_the_plain_core():
+    trainer = trainer_of(precision="bf16")
+    trainer.prepare()
+    assert "forward" in vars(trainer.model.core)
+    assert "forward" not in vars(trainer.averaged[0].core)
+
+
+def test_a_core_in_bfloat16_is_copied_with_its_weights_and_becomes_float32_again():
+    core = small().model.core
+    state, e_x = LatentState(torch.randn(2, 4, 16), torch.randn(2, 4, 16)), torch.randn(2, 4, 16)
+    held = nn.ModuleDict({"core": core})
+    held.core = core
+    exact = core(state, e_x)[0]
+    speed_up(held, "bf16", False, CPU)
+    assert not torch.equal(core(state, e_x)[0], exact)
+    for other in (copy.deepcopy(core), pickle.loads(pickle.dumps(core))):
+        assert torch.equal(other(state, e_x)[0], core(state, e_x)[0])
+        for p in other.parameters():
+            p.data.zero_()
+        assert not torch.equal(other(state, e_x)[0], core(state, e_x)[0])
+    speed_up(held, "fp32", False, CPU)
+    assert torch.equal(core(state, e_x)[0], exact)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, where it compiles
+@pytest.mark.parametrize("transitions", [1, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_all_is_compiled_before_the_clock_starts(graphs, monkeypatch, transitions, precision):
+    @contextmanager
+    def on_tensor_cores(*_):
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")  # of which compiled code takes note
+        yield
+        torch.set_float32_matmul_precision(before)
+
+    monkeypatch.setattr(training, "products_in", on_tensor_cores)
+    size = {"transitions": transitions, "truncated": True}
+    trainer = trainer_of(compile=True, precision=precision, model=size, batches=2, supervision_steps=3, on_policy=4)
+    trainer.rehearse()
+    assert graphs == []
+    trainer.prepare()
+    compiled = len(graphs)
+    assert compiled
+    assert [report.number for report in trainer.run()] == [0, 1]
+    assert len(graphs) == compiled
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's own, where it compiles
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor compiles C++")
+def test_a_compiled_core_trains_as_the_plain_one():
+    plain, compiled = trainer_of(compile=False), trainer_of(compile=True)
+    a, b = ([report.loss for report in trainer.run()] for trainer in (plain, compiled))
+    assert a == pytest.approx(b, rel=1e-3)
+    for p, q in zip(weights(plain), weights(compiled), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-2, rtol=1e-2)
+
+
+def test_what_cannot_be_had_is_refused(monkeypatch):
+    model = small().model
+    with pytest.raises(ConfigError, match="tf32 is of CUDA's tensor cores, not of cpu"):
+        check_speed("tf32", False, model, CPU)
+    with pytest.raises(ConfigError, match="Linear has no module 'core' or 'f'"):
+        check_speed("bf16", False, nn.Linear(2, 2), CPU)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ConfigError, match="needs a C[+][+] compiler"):
+        check_speed("fp32", True, model, CPU)
+    check_speed("fp32", False, nn.Linear(2, 2), CPU)
+
+
+def test_cores_are_found_by_name():
+    assert core_of(small(model_name="flat").model) is not None
+    assert core_of(nn.Linear(2, 2)) is None
+    speed_up(nn.Linear(2, 2), "fp32", False, CPU)
+
+
+def test_float32_products_are_left_as_they_were(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", seen.append)
+    before = torch.get_float32_matmul_precision()
+    with products_in("tf32", torch.device("cuda")):
+        assert seen == ["high"]
+    assert seen == ["high", before]
+    with products_in("bf16", CPU), products_in("fp32", torch.device("cuda")):
+        assert seen == ["high", before]
+
+
+def test_the_paper_preset_runs_without_data_on_the_meta_device():
+    """Shapes alone: a whole step of what a GPU is asked for, forward and backward."""
+    config = read_preset(PRESETS, "coloring", "paper")
+    spec = TaskSpec(36, None, 5, 36, 4)
+    width = config.model.width
+    with torch.device("meta"):
+        prior = PRIORS.get("gaussian")(config.prior, width)
+        model = MODELS.get("gram")(config.model, spec, prior)
+        guide = GUIDES.get("amortized")(config.guide, spec, model, width)
+        x, y = (torch.zeros(config.train.batch, 36, dtype=torch.long) for _ in range(2))
+        with pyro.validation_enabled(False):
+            elbo = BalancedELBO()
+            (traces,) = elbo._get_traces(model, guide, (x, y), {})
+            _, loss = elbo._differentiable_loss_particle(*traces)
+        loss.backward()
+    assert loss.device.type == "meta"
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in [*model.parameters(), *guide.parameters()])

@@ -1,0 +1,195 @@
+from dataclasses import replace
+
+import pyro
+import pytest
+import torch
+from pyro.infer import Predictive, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+
+from pyro_gram.errors import ConfigError
+from pyro_gram.inference.elbo import BalancedELBO
+from pyro_gram.runs.evaluate import _judged, roll
+from pyro_gram.runs.heads import attach, check_heads, train_heads
+from pyro_gram.runs.run import open_run
+from pyro_gram.sampling.rollout import rollout
+from pyro_gram.sampling.tempering import TemperConfig
+from pyro_gram.training.heads import EARLY, VerdictConfig, fit, gather
+from tests.conftest import case_of, small_config, warm_
+
+HEADS = VerdictConfig(hidden=16, heads=2, layers=1, rounds=2, trajectories=16)
+
+
+def give(case):
+    config = case.assembly.config
+    attach(case.assembly.model, case.assembly.task, replace(config, parts={**config.parts, "verdict": HEADS}))
+
+
+def judged(**changes):
+    """A small case whose model has heads, moved from where they start."""
+    case = case_of(**changes)
+    give(case)
+    warm_(case.assembly.model.verdict, 0.3)
+    return case
+
+
+def test_the_heads_are_sites_where_the_program_answers_and_only_there():
+    case = judged()
+    model = case.assembly.model
+    free = pyro.poutine.trace(model).get_trace(case.x)
+    told = pyro.poutine.trace(model).get_trace(case.x, case.y)
+    assert {"halt", "value"} <= set(free.nodes)
+    assert free.nodes["halt"]["fn"].batch_shape == free.nodes["value"]["fn"].batch_shape == (5,)
+    assert not {"halt", "value"} & set(told.nodes)
+
+
+def test_predictive_draws_the_sites_of_the_heads():
+    case = judged()
+    drawn = Predictive(case.assembly.model, num_samples=7, parallel=True)(case.x, steps=2)
+    assert drawn["halt"].shape == drawn["value"].shape == (7, 5)
+    assert set(drawn["halt"].unique().tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("elbo", [BalancedELBO(), Trace_ELBO(), TraceMeanField_ELBO(), RenyiELBO(0.0, num_particles=3)])
+def test_no_elbo_knows_of_the_heads(elbo):
+    case = case_of()
+    model, guide = case.assembly.model, case.assembly.guide
+
+    def loss():
+        pyro.set_rng_seed(1)
+        return float(elbo.loss(model, guide, case.x, case.y, steps=2))
+
+    before = loss()
+    give(case)
+    assert loss() == pytest.approx(before, rel=1e-6)
+
+
+def test_no_gradient_leaves_the_heads_for_the_core():
+    case = judged()
+    model = case.assembly.model
+    trace = pyro.poutine.trace(model).get_trace(case.x)
+    (trace.nodes["halt"]["fn"].logits.sum() + trace.nodes["value"]["fn"].mean.sum()).backward()
+    touched = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert touched
+    assert all(name.startswith("verdict.") for name in touched)
+
+
+def test_no_steps_decode_a_state_as_it_is():
+    case = judged()
+    model = case.assembly.model
+    end = pyro.poutine.trace(model).get_trace(case.x, steps=3)
+    state = (end.nodes["h"]["value"], end.nodes["l"]["value"])
+    again = pyro.poutine.trace(model).get_trace(
+        case.x, None, type(model.initial_state(model.encode(case.x)))(*state), steps=0
+    )
+    torch.testing.assert_close(again.nodes["halt"]["fn"].logits, end.nodes["halt"]["fn"].logits)
+    assert not [name for name in again.nodes if name.startswith("eps_")]
+
+
+def check_first(x, tokens):
+    """An answer is right if it begins with 0."""
+    return tokens[..., 0] == 0
+
+
+def test_states_are_those_of_the_prior_and_say_what_became_of_them():
+    case = judged()
+    model = case.assembly.model
+    states = gather(model, case.x, check_first, depth=EARLY, seed=3)
+    rolled = rollout(model, case.x, num_samples=1, depth=EARLY, seed=3, history=True)
+    assert len(states.x) == EARLY * len(case.x)
+    right = check_first(case.x, rolled.history[:, 0])  # [depth, B]
+    assert torch.equal(states.right.view(EARLY, -1), right)
+    assert torch.equal(states.final.view(EARLY, -1), right[-1].expand(EARLY, -1))
+    assert torch.equal(states.x.view(EARLY, *case.x.shape)[1], case.x)
+
+
+def test_the_check_is_asked_on_the_cpu():
+    """Tasks compare with tensors of the CPU; a model may be elsewhere."""
+    case = judged()
+    asked = []
+
+    def check(x, tokens):
+        asked.append((x.device.type, tokens.device.type))
+        return check_first(x, tokens)
+
+    gather(case.assembly.model, case.x, check, depth=2, seed=0)
+    assert set(asked) == {("cpu", "cpu")}
+
+
+def test_of_late_steps_a_share_is_kept_and_the_callers_random_state_stays():
+    case = judged()
+    x = case.x.repeat(40, 1, 1)
+    before = torch.get_rng_state()
+    states = gather(case.assembly.model, x, check_first, depth=2 * EARLY, seed=3)
+    assert torch.equal(before, torch.get_rng_state())
+    expected = len(x) * (EARLY + sum(EARLY / s for s in range(EARLY + 1, 2 * EARLY + 1)))
+    assert len(states.x) == pytest.approx(expected, rel=0.1)
+
+
+def test_training_moves_the_heads_alone_and_they_learn_the_check():
+    case = judged()
+    model = case.assembly.model
+    x = case.x.repeat(40, 1, 1)
+    wide = TemperConfig(scale=30.0, transitions=100)  # so that answers differ
+    core = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("verdict.")}
+    heads = {k: v.clone() for k, v in model.verdict.state_dict().items()}
+    config = VerdictConfig(hidden=16, heads=2, layers=1, rounds=25, lr=1e-2)
+    losses = list(fit(model, lambda _: x, check_first, config, depth=4, temper=wide))
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in core.items())
+    assert any(not torch.equal(v, model.verdict.state_dict()[k]) for k, v in heads.items())
+    assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith("verdict."))
+    assert losses[-1] < losses[0]
+    states = gather(model, x, check_first, depth=4, seed=99, temper=wide)
+    assert 0.1 < states.right.double().mean() < 0.9
+    with torch.no_grad():
+        trace = pyro.poutine.trace(model).get_trace(states.x, None, states.state, steps=0)
+    said = trace.nodes["halt"]["fn"].probs
+    assert said[states.right].mean() > said[~states.right].mean() + 0.25
+
+
+def test_heads_are_the_same_under_the_same_seed():
+    found = []
+    for _ in range(2):
+        pyro.set_rng_seed(0)
+        case = case_of(verdict={"hidden": 16, "heads": 2, "rounds": 2, "trajectories": 16})
+        train_heads(case.assembly, depth=2)
+        found.append(case.assembly.model.verdict.state_dict())
+    assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "message"),
+    [
+        ({"task_name": "mnist"}, {}, "verdict.hidden to 0 for p\\(x\\)"),
+        ({"task_name": "sudoku_uncond"}, {}, "verdict.hidden to 0 for p\\(x\\)"),
+        ({}, {"hidden": 10}, "multiple of 2 \\* verdict.heads = 8"),
+    ],
+)
+def test_heads_that_cannot_be_are_refused(changes, settings, message):
+    assembly = case_of(**changes).assembly
+    with pytest.raises(ConfigError, match=message):
+        check_heads(assembly.model, assembly.task, VerdictConfig(**{"hidden": 16, **settings}))
+
+
+def test_a_program_without_a_place_for_heads_is_named():
+    assembly = case_of().assembly
+    with pytest.raises(ConfigError, match="Linear has no attribute 'verdict'"):
+        check_heads(torch.nn.Linear(1, 1), assembly.task, HEADS)
+
+
+@pytest.mark.parametrize("settings", [{"hidden": -1}, {"rounds": 0}, {"halt": 1.5}, {"lr": 0.0}, {"heads": 0}])
+def test_impossible_settings_are_refused(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        VerdictConfig(**settings)
+
+
+def test_versions_of_an_input_are_not_judged_as_inputs(tmp_path):
+    """ARC: what the heads select is measured on plain inputs, as the vote is."""
+    config = small_config(task_name="arc", verdict={"hidden": 16, "heads": 2, "rounds": 1, "trajectories": 8})
+    run = open_run(config, tmp_path / "run", resume=False, data_dir=None, device=torch.device("cpu"))
+    train_heads(replace(run.assembly, model=run.trainer.averaged[0]), depth=2)
+    puzzles = run.assembly.task.split("test")
+    assert not puzzles.primary.all()
+    rolled = roll(run, puzzles.inputs, num_samples=3)
+    found = _judged(run, puzzles, rolled)
+    count = int(puzzles.primary.sum())
+    assert found["value_accuracy"] * count == pytest.approx(round(found["value_accuracy"] * count))
+    assert found["halt_steps"] <= run.depth
