@@ -128,7 +128,7 @@ def main(argv: list[str]) -> int:
     config, arguments = parse(argv)
     if arguments["list_split"]:
         return 0 if spare_process() else list_split(config, arguments["list_split"], arguments["data_dir"])
-    world, device = start(pick_device(arguments["device"]))
+    processes, device = start(pick_device(arguments["device"]))
     out = arguments["out"] or default_directory(config, arguments)
     check_directory(out, "--out")
 
@@ -137,8 +137,8 @@ def main(argv: list[str]) -> int:
     from pyro_gram.runs.run import InterruptedRunError, open_run, train
 
     resume, data_dir = arguments["resume"], arguments["data_dir"]
-    with open_run(config, out, resume=resume, data_dir=data_dir, device=device, world=world) as run:
-        tell = (lambda text: print(text, file=sys.stderr)) if world.writes else (lambda text: None)
+    with open_run(config, out, resume=resume, data_dir=data_dir, device=device, processes=processes) as run:
+        tell = (lambda text: print(text, file=sys.stderr)) if processes.is_main else (lambda text: None)
         plan(run)
         try:
             train(run)
@@ -150,7 +150,7 @@ def main(argv: list[str]) -> int:
         except KeyboardInterrupt as stop:
             tell(f"interrupted while evaluating; the same command with --resume --out {out} goes on")
             return interruption(stop)
-    if not world.writes:
+    if not processes.is_main:
         return 0
     m = results["metrics"]
     print(summary(config.names["task"], m))

@@ -39,7 +39,7 @@ from pyro_gram.runs.run import InterruptedRunError, check_begun, open_run, train
 from pyro_gram.sampling.rollout import at_once, rollout
 from pyro_gram.system.cli import Parser, add_device, call, spare_process
 from pyro_gram.system.device import kind_of, pick_device
-from pyro_gram.system.distributed import World, leave, start
+from pyro_gram.system.distributed import ProcessGroup, leave, start
 from pyro_gram.system.files import check_writable, read_json, write_bytes, write_json, write_via
 
 HERE = Path(__file__).parent
@@ -130,10 +130,10 @@ def is_done(cell: Cell, runs: Path) -> bool:
     return (folder / "results.json").exists()
 
 
-def run_cell(cell: Cell, runs: Path, device: torch.device, data_dir: str | None, world: World) -> None:
+def run_cell(cell: Cell, runs: Path, device: torch.device, data_dir: str | None, processes: ProcessGroup) -> None:
     """Train and measure a cell, or go on where it was stopped. Raises InterruptedRunError on a signal."""
     folder = runs / cell.name
-    with open_run(cell.config(), folder, resume=True, data_dir=data_dir, device=device, world=world) as run:
+    with open_run(cell.config(), folder, resume=True, data_dir=data_dir, device=device, processes=processes) as run:
         plan(run)
         train(run)
         finish(run)
@@ -312,27 +312,27 @@ def main(argv: list[str]) -> int:
         print("".join(f"{command(cell, arguments)}\n" for cell in missing), end="")
         return 0
     out = arguments.out or arguments.runs
-    world, device = start(pick_device(arguments.device))
-    if world.writes:
+    processes, device = start(pick_device(arguments.device))
+    if processes.is_main:
         check_writable(out / "table.json")
     failed = []
     for cell in [] if arguments.collect else missing:
-        if world.writes:
+        if processes.is_main:
             print(f"{cell.name} ({1 + missing.index(cell)} of {len(missing)})", file=sys.stderr)
         try:
-            run_cell(cell, arguments.runs, device, arguments.data_dir, world)
+            run_cell(cell, arguments.runs, device, arguments.data_dir, processes)
         except InterruptedRunError as stopped:
-            if world.writes:
+            if processes.is_main:
                 print("stopped; the same command goes on", file=sys.stderr)
             return stopped.exit_code
         except UserError as e:  # the other cells can be run
-            if world.size > 1:  # not where the other processes are still in this one
+            if processes.size > 1:  # not where the other processes are still in this one
                 raise
             failed.append(f"{cell.name}: {e}")
             print(f"error: {failed[-1]}", file=sys.stderr)
     if failed:
         raise UserError(f"{len(failed)} cells failed, the first {failed[0]}")
-    if arguments.cell or not world.writes:
+    if arguments.cell or not processes.is_main:
         return 0
     results = collect(arguments.table, cells, arguments.runs, arguments.data_dir)
     if not results["columns"]:

@@ -147,10 +147,10 @@ def save_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
     tensors |= {f"average/{k}": v for k, v in trainer.average.state_dict().items()}
     tensors |= {f"optim/{k}": v for k, v in trainer.optim.get_state().items()}
     places = trainer.places.tensors() if trainer.places else {}
-    tensors |= {f"places/{k}": trainer.world.gather(v) for k, v in places.items()}
+    tensors |= {f"places/{k}": trainer.processes.all_gather(v) for k, v in places.items()}
     inside = trainer.inside.tensors(trainer.device) if trainer.inside else {}
-    inside |= {k: trainer.world.gather(inside[k]) for k in ("h", "l") if k in inside}
-    if not trainer.world.writes:
+    inside |= {k: trainer.processes.all_gather(inside[k]) for k in ("h", "l") if k in inside}
+    if not trainer.processes.is_main:
         return
     tensors |= {f"inside/{k}": v for k, v in inside.items()}
     header = {
@@ -236,7 +236,7 @@ def _load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[s
     if places and not config.train.act:
         raise CheckpointError(f"{path} holds trajectories that go on, which train.act alone has")
     inside = _load_inside(path, part("inside/"), trainer)
-    trainer.places = places.shared(trainer.world) if places else None
+    trainer.places = places.shared(trainer.processes) if places else None
     trainer.inside, trainer.guard.usual = inside, usual
     trainer.number, trainer.elapsed = number, elapsed
     if same_length and trainer.num_batches is None:
@@ -275,7 +275,7 @@ def _load_inside(path: Path, tensors: dict[str, Tensor], trainer: Trainer) -> In
         wanted = (len(y), *trainer.elbo.terms.state.h.shape[1:])
         if shapes != {wanted} or any(t.dtype != torch.float32 for t in inside.state):
             raise CheckpointError(f"{path} holds a state of the shape {shapes.pop()} where {wanted} is that of a batch")
-        inside.state = LatentState(*map(trainer.world.rows, inside.state))
+        inside.state = LatentState(*map(trainer.processes.shard, inside.state))
     return inside
 
 

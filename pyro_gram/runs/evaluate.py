@@ -167,7 +167,7 @@ def roll(run: Run, x: Tensor | None, **changes: Any) -> Rollout:
         "seed": evaluate.seed,
         "temper": run.assembly.config.temper,
         "max_trajectories": at_once(spec.input_length),
-        "world": run.world,
+        "processes": run.processes,
     }
     model = run.trainer.averaged[0]
     rolled = rollout(model, beside(model, x), **{**settings, **changes})
@@ -184,11 +184,11 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
     config, task = run.assembly.config, run.assembly.task
     if takes_heads(model, config.verdict):
         train_heads(run.averaged, run.depth, run.phases)
-        run.world.agree_(
+        run.processes.broadcast_(
             list(model.get_submodule(WHERE).state_dict().values())
         )  # roll-outs halt by the heads that are saved
     heads = time.perf_counter() - start
-    if run.world.writes:
+    if run.processes.is_main:
         save_model(run.out / "model.safetensors", config, model, guide, data=task.provenance(), half=half)
     puzzles = measured(run)
     with run.phases.start("evaluation", num_trajectories(run), "trajectory"):
@@ -200,7 +200,7 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
     metrics["unsettled"] = attractors(task, followed_inputs, history).restless
     run.phases.say("drawing figures and writing the report")
     drawn: dict[str, Any] = {}
-    if run.world.writes:
+    if run.processes.is_main:
         drawn = draw_figures(run, puzzles, rolled.tokens, history)
         write_inference_data(run, puzzles)
     trained = run.trainer.elapsed + heads
@@ -216,7 +216,7 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
         "length": {"batches": config.train.batches, "minutes": config.train.minutes},  # as it was asked for
         "seconds": {"train": trained, "evaluate": evaluated, "total": trained + evaluated},
         "head_seconds": heads,  # of the training
-        "processes": run.world.size,
+        "processes": run.processes.size,
         "peak_memory_mb": peak_memory_mb(),
         "metrics": metrics,
         "looks": looks_of(run.rows()),
@@ -224,10 +224,10 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
         "data": task.provenance(),
         "environment": environment(),
     }
-    if run.world.writes:
+    if run.processes.is_main:
         write_json(run.out / "results.json", results)
         write_run_report(run, results, drawn)
-    run.world.wait()
+    run.processes.barrier()
     return results
 
 

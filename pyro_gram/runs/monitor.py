@@ -30,7 +30,7 @@ def plan(run: Run) -> None:
         sizes["heads"] = f"{config.verdict.rounds} rounds"
     inputs = "" if puzzles.inputs is None else f"{len(puzzles.inputs):,} inputs x "
     sizes["evaluation"] = f"{inputs}{config.evaluate.num_samples:,} samples"
-    run.phases = Phases(sizes, silent=not run.world.writes)
+    run.phases = Phases(sizes, silent=not run.processes.is_main)
     run.phases.announce()
 
 

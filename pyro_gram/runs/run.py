@@ -22,7 +22,7 @@ from pyro_gram.checkpoint import load_training, save_training
 from pyro_gram.system.cli import StopOnSignal
 from pyro_gram.config import RunConfig
 from pyro_gram.diagnostics.verdicts import BAD, leak
-from pyro_gram.system.distributed import ALONE, World, check_batch
+from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup, check_batch
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.runs.evaluate import check_ready, check_rolls, rehearse
 from pyro_gram.system.files import MAX_TEXT, read_json, sweep, write_bytes, write_json, write_via
@@ -79,13 +79,13 @@ class Run:
             self.lock.release()
 
     @property
-    def world(self) -> World:
+    def processes(self) -> ProcessGroup:
         """The processes that train it."""
-        return self.trainer.world
+        return self.trainer.processes
 
     def progress(self, count: int) -> None:
         """Move the bar by trajectories of this process: the others run as many."""
-        self.phases.update(count * self.world.size)
+        self.phases.update(count * self.processes.size)
 
     def save(self, path: Path | None = None) -> None:
         """Write the state of training, atomically; to ``state_path`` where nothing else is said."""
@@ -154,11 +154,11 @@ def open_run(
     resume: bool,
     data_dir: str | None,
     device: torch.device,
-    world: World = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Run:
     """A new run in ``out``, or the one that is there.
 
-    Of several processes (``world``), the first checks and writes the directory, which all of them must see. What
+    Of several processes (``processes``), the first checks and writes the directory, which all of them must see. What
     torchrun has begun here, and started anew, is resumed.
 
     Raises:
@@ -166,22 +166,22 @@ def open_run(
             another process runs in it; data or a package that the task needs is missing or damaged.
     """
     revision()  # as the code is now
-    resume = resume or (world.restarts > 0 and launched_here(out))
-    if world.writes:
+    resume = resume or (processes.restarts > 0 and launched_here(out))
+    if processes.is_main:
         check_new(out, resume)
     assembly = build(config, data_dir)
     check_ready(assembly.task)
     check_per_datum(assembly)
     if takes_heads(assembly.model, config.verdict):
         check_heads(assembly.model, assembly.task, config.verdict)
-    elif config.verdict.hidden and world.writes:
+    elif config.verdict.hidden and processes.is_main:
         print(f"{why_no_heads(assembly.model)}: it is trained and measured without heads", file=sys.stderr)
     assembly.model.to(device)
     assembly.guide.to(device)
     stream = TargetStream(
         assembly.task, assembly.task.split("train"), config.train.batch, config.seed, config.train.augment
     )
-    check_batch(stream.batch, world)
+    check_batch(stream.batch, processes)
     trainer = Trainer(
         assembly.model,
         assembly.guide,
@@ -190,21 +190,21 @@ def open_run(
         config.optim,
         config.beta,
         seed=config.seed,
-        world=world,
+        processes=processes,
     )
     check_rolls(assembly)
     sampled = trainer.rehearse()
     rehearse(assembly, *stream(0))
-    lock = lock_directory(out, 30.0 if world.restarts else 0.0) if world.writes else None
-    run = Run(assembly, trainer, out, lock, Phases({"train": ""}, silent=not world.writes))
-    world.wait()  # what the first process would not have in its directory, none of the others trains
+    lock = lock_directory(out, 30.0 if processes.restarts else 0.0) if processes.is_main else None
+    run = Run(assembly, trainer, out, lock, Phases({"train": ""}, silent=not processes.is_main))
+    processes.barrier()  # what the first process would not have in its directory, none of the others trains
     try:
         _prepare(run, resume)
-        world.wait()
+        processes.barrier()
     except BaseException:
         run.close()
         raise
-    if sampled and world.writes:
+    if sampled and processes.is_main:
         print(
             f"no closed-form KL of {sampled[0]} from {sampled[1]}: it is estimated from each draw (log q - log p)",
             file=sys.stderr,
@@ -215,15 +215,15 @@ def open_run(
 def _prepare(run: Run, resume: bool) -> None:
     """Take up the saved state, if there is one, and put the directory in order."""
     out, trainer, assembly = run.out, run.trainer, run.assembly
-    if run.world.writes:
+    if run.processes.is_main:
         check_new(out, resume)  # again, as nobody else can have begun one since
-    begun = bool(run.world.first(resume and run.state_path.exists()))
+    begun = bool(run.processes.from_main(resume and run.state_path.exists()))
     if begun:
         load_training(run.state_path, assembly.config, trainer, assembly.task.provenance())
     weights = sum(p.detach().cpu().double().sum().item() for p in trainer.optim.named.values())
-    if not (run.world.alike(trainer.number) and run.world.alike(weights)):
+    if not (run.processes.all_equal(trainer.number) and run.processes.all_equal(weights)):
         raise UserError(f"the processes of this run begin with different states: do all of them see the same {out}?")
-    if not run.world.writes:
+    if not run.processes.is_main:
         return
     for folder in (out, out / "figures"):
         sweep(folder)
@@ -353,24 +353,24 @@ def train(run: Run) -> None:
     config = run.assembly.config.train
     look: dict[str, float] = {}
     warned = False
-    if config.compile and run.world.writes and not run.trainer.finished:
+    if config.compile and run.processes.is_main and not run.trainer.finished:
         print("compiling the core, which takes a minute or so", file=sys.stderr)
-    log_path = run.metrics_path if run.world.writes else Path(os.devnull)
+    log_path = run.metrics_path if run.processes.is_main else Path(os.devnull)
     with StopOnSignal() as stop, warnings.catch_warnings(), log_path.open("a", buffering=1) as log:
         warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro's, of what stops the run with an error
         keep = Keeper(run, stop)
-        if run.world.writes and run.trainer.num_batches is None and not run.trainer.finished:
+        if run.processes.is_main and run.trainer.num_batches is None and not run.trainer.finished:
             asked = f"{config.batches:,} fit into {config.minutes:g} minutes"
             print(f"timing a few batches: how many of {asked}?", file=sys.stderr)
         if run.trainer.fit(look=lambda: timed_look(run)):
             run.save()  # killed at once, it stays the run of so many batches
-            if run.world.writes and (fitted := fitted_length(run)):
+            if run.processes.is_main and (fitted := fitted_length(run)):
                 print(fitted, file=sys.stderr)
             keep.check()
-        if run.world.size == 1:
+        if run.processes.size == 1:
             run.trainer.between = keep
         first, before = run.trainer.number, run.trainer.elapsed
-        if "heads" in run.phases.sizes and run.world.writes and not run.trainer.finished:
+        if "heads" in run.phases.sizes and run.processes.is_main and not run.trainer.finished:
             run.phases.seconds["heads"] = seconds_of_heads(run.averaged, run.depth)
         with _bar(run) as bar:
             if not run.trainer.finished:
@@ -380,11 +380,11 @@ def train(run: Run) -> None:
                 if run.trainer.number % config.evaluate_every == 0 or report.last:
                     look = timed_look(run)
                     row |= look
-                    if run.world.writes and not warned and (leaking := leak_at(look, run.trainer.done)):
+                    if run.processes.is_main and not warned and (leaking := leak_at(look, run.trainer.done)):
                         bar.write(f"batch {run.trainer.number}: {leaking}", file=sys.stderr)
                         warned = True
                 log.write(json.dumps(row) + "\n")
-                if run.world.writes:
+                if run.processes.is_main:
                     run.forget_divergence()  # it has been got over
                 bar.update(1 if config.batches else min(round(report.seconds), round(60 * config.minutes)) - bar.n)
                 told = run.phases.estimate("train", seconds_left(run.trainer, first, report.seconds - before))
@@ -425,9 +425,9 @@ class Keeper:
     def __call__(self, now: bool = False) -> None:
         """Raises InterruptedRunError on a signal, after saving. ``now``: save in any case."""
         late = time.monotonic() - self.saved > self.run.assembly.config.train.save_seconds
-        world, stopped = self.run.world, self._stopped()
-        if now or stopped or world.first(late):
-            if world.size == 1:
+        processes, stopped = self.run.processes, self._stopped()
+        if now or stopped or processes.from_main(late):
+            if processes.size == 1:
                 self.run.trainer.read_clock()
             self.run.save()
             self.saved = time.monotonic()
@@ -440,7 +440,7 @@ class Keeper:
             raise InterruptedRunError(stopped, self.run.out)
 
     def _stopped(self) -> int:
-        return int(self.run.world.most(self.stop.signal or 0))
+        return int(self.run.processes.all_reduce_max(self.stop.signal or 0))
 
 
 def _reported(run: Run) -> Iterator[BatchReport]:
@@ -449,7 +449,7 @@ def _reported(run: Run) -> Iterator[BatchReport]:
         yield from run.trainer.run()
     except DivergedError as e:
         run.save(run.diverged_path)
-        if not run.world.writes:
+        if not run.processes.is_main:
             raise
         write_json(run.report_path, {**e.update.to_dict(), "last_batches": run.rows()[-20:]})
         raise DivergedError(

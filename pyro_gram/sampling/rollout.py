@@ -21,7 +21,7 @@ from pyro_gram.networks.core import LatentState
 from pyro_gram.sampling.decode import Decode, advance, beside, quiet, unrolled
 from pyro_gram.sampling.draws import Width
 from pyro_gram.sampling.tempering import Temper, TemperConfig, check_no_temper
-from pyro_gram.system.distributed import ALONE, World
+from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
 
 AS_IT_IS = TemperConfig()
 INDEPENDENT = Width()
@@ -104,7 +104,7 @@ def rollout(
     width: Width = INDEPENDENT,
     max_trajectories: int = MAX_TRAJECTORIES,
     progress: Callable[[int], None] | None = None,
-    world: World = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Rollout:
     """Run the program ``num_samples`` times on each input, ``depth`` supervision steps deep, from z_0.
 
@@ -122,7 +122,7 @@ def rollout(
         width: how the trajectories of an input are spread (``sampling.draws``).
         max_trajectories: the most that run at once.
         progress: called with the number of trajectories done after each chunk.
-        world: processes that share the chunks; each gets all of them. Answers do not depend on it.
+        processes: processes that share the chunks; each gets all of them. Answers do not depend on it.
 
     Raises:
         UserError: ``num_samples`` or ``depth`` below 1, a halt outside [0, 1], or a history of trajectories that end at
@@ -140,7 +140,7 @@ def rollout(
     chunks: list[Rollout | None] = []
     with quiet(model, x):
         for chunk, (part, count) in enumerate(product(inputs, counts)):
-            if chunk % world.size != world.rank:
+            if chunk % processes.size != processes.rank:
                 chunks.append(None)
                 continue
             torch.manual_seed(seed + chunk)
@@ -148,21 +148,23 @@ def rollout(
             if progress:
                 progress(done.score.numel())
     here = beside(model, torch.empty(0)).device if isinstance(model, nn.Module) else torch.device("cpu")
-    told = [_told(done, chunk % world.size, world, here) for chunk, done in enumerate(chunks)]
+    told = [_told(done, chunk % processes.size, processes, here) for chunk, done in enumerate(chunks)]
     rows = [told[first : first + len(counts)] for first in range(0, len(told), len(counts))]
     return _join([_join(columns, dim=0) for columns in rows], dim=1)
 
 
-def _told(chunk: Rollout | None, owner: int, world: World, device: torch.device) -> Rollout:
+def _told(chunk: Rollout | None, owner: int, processes: ProcessGroup, device: torch.device) -> Rollout:
     """A chunk that one process has, in all of them."""
-    if world.size == 1:
+    if processes.size == 1:
         assert chunk is not None
         return chunk
     names = [f.name for f in fields(Rollout)]
     there = None if chunk is None else torch.tensor([getattr(chunk, name) is not None for name in names])
-    present = world.send(there, owner, device).tolist()
+    present = processes.broadcast(there, owner, device).tolist()
     held = {name: None if chunk is None else getattr(chunk, name) for name in names}
-    sent = {name: world.send(held[name], owner, device) for name, yes in zip(names, present, strict=True) if yes}
+    sent = {
+        name: processes.broadcast(held[name], owner, device) for name, yes in zip(names, present, strict=True) if yes
+    }
     return Rollout(**sent)
 
 

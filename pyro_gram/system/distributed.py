@@ -30,8 +30,8 @@ PATIENCE = timedelta(hours=2)  # with the process that draws figures and writes 
 
 
 @dataclass(frozen=True)
-class World:
-    """The processes of a run, seen from one of them. One process alone is a world too.
+class ProcessGroup:
+    """The processes of a run, seen from one of them. One process is a group too.
 
     Attributes:
         rank: which of them this is.
@@ -46,15 +46,15 @@ class World:
     restarts: int = 0
 
     @property
-    def writes(self) -> bool:
+    def is_main(self) -> bool:
         """Is this the one that writes files, and talks?"""
         return self.rank == 0
 
-    def rows(self, tensor: Tensor, dim: int = 0) -> Tensor:
+    def shard(self, tensor: Tensor, dim: int = 0) -> Tensor:
         """This process's share of a batch."""
         return tensor.chunk(self.size, dim)[self.rank] if self.size > 1 else tensor
 
-    def gather(self, tensor: Tensor) -> Tensor:
+    def all_gather(self, tensor: Tensor) -> Tensor:
         """The batch that the shares are of, along dim 0, in every process."""
         if self.size == 1:
             return tensor
@@ -64,7 +64,7 @@ class World:
         _try(lambda: dist.all_gather(parts, sent))
         return torch.cat(parts).to(tensor.device, tensor.dtype)
 
-    def average(self, tensor: Tensor) -> Tensor:
+    def all_reduce_mean(self, tensor: Tensor) -> Tensor:
         """The mean over the processes, in a new tensor where there are several."""
         if self.size == 1:
             return tensor
@@ -72,7 +72,7 @@ class World:
         _try(lambda: dist.all_reduce(mean))
         return mean.div_(self.size).to(tensor.device)
 
-    def average_(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_mean_(self, tensors: Sequence[Tensor]) -> None:
         """The same in place, of many tensors of one kind at once."""
         if self.size == 1 or not tensors:
             return
@@ -82,21 +82,21 @@ class World:
         found = torch._utils._unflatten_dense_tensors(flat, tensors)
         torch._foreach_copy_(list(tensors), list(found))
 
-    def agree_(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         """Let every process have what the first one has, in place."""
         if self.size > 1:
             for tensor in tensors:
-                tensor.copy_(self.send(tensor, 0, tensor.device))
+                tensor.copy_(self.broadcast(tensor, 0, tensor.device))
 
-    def alike(self, value: float) -> bool:
+    def all_equal(self, value: float) -> bool:
         """Have all processes the same value?"""
-        return self.most(value) == -self.most(-value)
+        return self.all_reduce_max(value) == -self.all_reduce_max(-value)
 
-    def most(self, value: float) -> float:
+    def all_reduce_max(self, value: float) -> float:
         """The greatest of the processes' values."""
         return self._reduced(value, dist.ReduceOp.MAX)
 
-    def first(self, value: float) -> float:
+    def from_main(self, value: float) -> float:
         """The value of the first process."""
         return self._reduced(value if self.rank == 0 else -float("inf"), dist.ReduceOp.MAX)
 
@@ -107,7 +107,7 @@ class World:
         _try(lambda: dist.all_reduce(held, op=by))
         return held.item()
 
-    def send(self, tensor: Tensor | None, owner: int, device: torch.device) -> Tensor:
+    def broadcast(self, tensor: Tensor | None, owner: int, device: torch.device) -> Tensor:
         """A tensor that one process has, in all of them. Its shape and type travel with it."""
         about = torch.zeros(10, dtype=torch.long, device=self.device)
         if tensor is not None:
@@ -125,9 +125,9 @@ class World:
         _try(lambda: dist.broadcast(held, owner))
         return held.to(device, dtype)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until every process is here."""
-        self.most(0.0)
+        self.all_reduce_max(0.0)
 
     @contextmanager
     def draws(self, dim: int = 0) -> Iterator[None]:
@@ -139,15 +139,15 @@ class World:
             yield
 
 
-ALONE = World()
+SINGLE_PROCESS = ProcessGroup()
 KINDS = (torch.float32, torch.float64, torch.int64, torch.bool, torch.uint8, torch.int32, torch.bfloat16)
 
 
-def start(device: torch.device) -> tuple[World, torch.device]:
+def start(device: torch.device) -> tuple[ProcessGroup, torch.device]:
     """Join the processes that torchrun has started, or be alone.
 
     Returns:
-        the world, and this process's own device: ``cuda`` becomes ``cuda:LOCAL_RANK``.
+        the processes, and this process's own device: ``cuda`` becomes ``cuda:LOCAL_RANK``.
 
     Raises:
         ConfigError: several processes on a device that has no way to exchange tensors, or more processes than GPUs;
@@ -156,7 +156,7 @@ def start(device: torch.device) -> tuple[World, torch.device]:
     """
     size, restarts = number_of("WORLD_SIZE", 1, 1), number_of("TORCHELASTIC_RESTART_COUNT", 0, 0)
     if size == 1:
-        return World(restarts=restarts), device
+        return ProcessGroup(restarts=restarts), device
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(
             f"{size} processes (WORLD_SIZE) cannot share a run on {device.type}: use cpu or cuda, or unset WORLD_SIZE"
@@ -168,8 +168,8 @@ def start(device: torch.device) -> tuple[World, torch.device]:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     join(launch, device, PATIENCE)
-    world = World(dist.get_rank(), dist.get_world_size(), device, restarts)
-    return replace(world, restarts=int(world.most(restarts))), device
+    processes = ProcessGroup(dist.get_rank(), dist.get_world_size(), device, restarts)
+    return replace(processes, restarts=int(processes.all_reduce_max(restarts))), device
 
 
 def leave(code: int) -> int:
@@ -185,12 +185,12 @@ def leave(code: int) -> int:
     return code
 
 
-def check_batch(batch: int, world: World) -> None:
+def check_batch(batch: int, processes: ProcessGroup) -> None:
     """Raises ConfigError where a batch cannot be shared evenly."""
-    if batch % world.size:
+    if batch % processes.size:
         raise ConfigError(
-            f"a batch of {batch} cannot be shared by {world.size} processes: set train.batch to a multiple of "
-            f"{world.size} (a batch is at most the training split)"
+            f"a batch of {batch} cannot be shared by {processes.size} processes: set train.batch to a multiple of "
+            f"{processes.size} (a batch is at most the training split)"
         )
 
 
@@ -223,9 +223,9 @@ class _DrawnForAll(TorchFunctionMode):
         UserError: a draw that is no draw of rows.
     """
 
-    def __init__(self, world: World, dim: int) -> None:
+    def __init__(self, processes: ProcessGroup, dim: int) -> None:
         super().__init__()
-        self.world, self.dim = world, dim
+        self.processes, self.dim = processes, dim
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -237,7 +237,7 @@ class _DrawnForAll(TorchFunctionMode):
             return self._by_value(func, args)
         if func in IN_PLACE and args[0].ndim:
             held, *rest = self._for_all(args[0], *args[1:])
-            return args[0].copy_(self.world.rows(func(held, *rest, **kwargs), self.dim))
+            return args[0].copy_(self.processes.shard(func(held, *rest, **kwargs), self.dim))
         if func in OTHERS:
             name = getattr(func, "__name__", func)
             raise UserError(
@@ -249,7 +249,7 @@ class _DrawnForAll(TorchFunctionMode):
     def _like(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if func is torch.normal and ("size" in kwargs or isinstance(args[-1], tuple | list)):
             size = list(kwargs["size"] if "size" in kwargs else args[-1])
-            size[self.dim : self.dim + 1] = [n * self.world.size for n in size[self.dim : self.dim + 1]]
+            size[self.dim : self.dim + 1] = [n * self.processes.size for n in size[self.dim : self.dim + 1]]
             args, kwargs = (args, kwargs | {"size": size}) if "size" in kwargs else ((*args[:-1], size), kwargs)
             return self._rows(func(*args, **kwargs))
         found = self._for_all(*args, *kwargs.values())
@@ -259,21 +259,21 @@ class _DrawnForAll(TorchFunctionMode):
         given = [a.detach() for a in args if isinstance(a, Tensor)]
         if not torch.broadcast_shapes(*(a.shape for a in given)):
             return func(*args)
-        whole = [self.world.gather(a.transpose(0, self.dim)).transpose(0, self.dim) for a in _broadcast(given)]
-        drawn = self.world.rows(func(*whole), self.dim)
+        whole = [self.processes.all_gather(a.transpose(0, self.dim)).transpose(0, self.dim) for a in _broadcast(given)]
+        drawn = self.processes.shard(func(*whole), self.dim)
         if func is torch._standard_gamma and args[0].requires_grad:
             return _Reparameterized.apply(args[0], drawn)
         return drawn
 
     def _rows(self, drawn: Tensor) -> Tensor:
-        return self.world.rows(drawn, self.dim) if drawn.ndim else drawn
+        return self.processes.shard(drawn, self.dim) if drawn.ndim else drawn
 
     def _for_all(self, *values: Any) -> list[Any]:
         """Tensors of a share, as they would be for the whole batch; all else as it is."""
         tensors = _broadcast([v for v in values if isinstance(v, Tensor)])
         if not tensors or not tensors[0].ndim:
             return list(values)
-        whole = iter([torch.cat([t] * self.world.size, self.dim) for t in tensors])
+        whole = iter([torch.cat([t] * self.processes.size, self.dim) for t in tensors])
         return [next(whole) if isinstance(v, Tensor) else v for v in values]
 
     def _factory(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
@@ -287,8 +287,8 @@ class _DrawnForAll(TorchFunctionMode):
         size = list(size)
         if not size:
             return func(*args, size, **kwargs)
-        size[self.dim] *= self.world.size
-        return self.world.rows(func(*args, size, **kwargs), self.dim)
+        size[self.dim] *= self.processes.size
+        return self.processes.shard(func(*args, size, **kwargs), self.dim)
 
 
 def _broadcast(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -309,9 +309,9 @@ class _Reparameterized(torch.autograd.Function):
 
 
 def for_whole_batch(make: Callable[[int], Tensor], count: int) -> Tensor:
-    """``make(count)``, of one draw for each of ``count`` inputs; within :meth:`World.draws` the rows of all inputs'."""
+    """Return ``make(count)``; within :meth:`ProcessGroup.draws`, this process's rows of a draw for the whole batch."""
     mode = next((m for m in reversed(_get_current_function_mode_stack()) if isinstance(m, _DrawnForAll)), None)
     if mode is None:
         return make(count)
     with torch._C.DisableTorchFunction():
-        return mode.world.rows(make(count * mode.world.size))
+        return mode.processes.shard(make(count * mode.processes.size))

@@ -16,7 +16,7 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.inference.sites import data_plates
 from pyro_gram.inference.terms import StepTerms
 from pyro_gram.networks.core import LatentState
-from pyro_gram.system.distributed import World
+from pyro_gram.system.distributed import ProcessGroup
 
 EXPLORING = 0.1  # the share of trajectories that must make a random number of steps, of at least 2
 
@@ -73,9 +73,9 @@ class Places:
         kept |= {} if self.x is None else {"x": self.x}
         return kept if self.state is None else kept | {"h": self.state.h, "l": self.state.l}
 
-    def shared(self, world: World) -> Places:
+    def shared(self, processes: ProcessGroup) -> Places:
         """One process's places of those of all."""
-        return Places.from_tensors({name: world.rows(t) for name, t in self.tensors().items()}) or self
+        return Places.from_tensors({name: processes.shard(t) for name, t in self.tensors().items()}) or self
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Places | None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pyro_gram.checks import AT_LEAST_0, FRACTION, POSITIVE, check_choice, check_range
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.sites import forget_names
-from pyro_gram.system.distributed import ALONE, World
+from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
 
 EMBEDDING = "puzzle_embedding"  # parameters of this name have a rate and a decay of their own
 MATRICES = ("adamw", "muon")
@@ -102,15 +102,17 @@ class TorchOptim(PyroOptim):
     Args:
         modules: every module to train, by name: ``{"model": model, "guide": guide}``.
         config: rates and limits.
-        world: the processes whose gradients are averaged.
+        processes: the processes whose gradients are averaged.
 
     Raises:
         ConfigError: when called with a parameter of no given module, which would stay untrained in silence.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], config: OptimConfig, world: World = ALONE) -> None:
+    def __init__(
+        self, modules: dict[str, nn.Module], config: OptimConfig, processes: ProcessGroup = SINGLE_PROCESS
+    ) -> None:
         super().__init__(torch.optim.AdamW, {"lr": config.lr})
-        self.config, self.world = config, world
+        self.config, self.processes = config, processes
         self.done = 0.0
         self.update = 0
         self.check: Callable[[float, float], None] | None = None
@@ -166,7 +168,7 @@ class TorchOptim(PyroOptim):
                 "give the model or the guide an nn.Parameter, where pyro.param was called"
             )
         # SVI clears the gradients of announced parameters only; this class trains, and so clears, all of its own.
-        self.world.average_([p.grad for p in self.named.values() if p.grad is not None])
+        self.processes.all_reduce_mean_([p.grad for p in self.named.values() if p.grad is not None])
         norm = nn.utils.clip_grad_norm_(self.named.values(), self.config.clip)  # in order: sums of floats repeat
         rate = self.config.rate(self.update, self.done)
         if self.check:

@@ -120,7 +120,7 @@ def measure_pace(trainer: Trainer, look: Callable[[], object] | None = None) -> 
             replace(trainer.optim.config, lr=STILL),
             trainer.beta.config,
             trainer.seed,
-            trainer.world,
+            trainer.processes,
         )
         trial.model.train()
         trial.guide.train()

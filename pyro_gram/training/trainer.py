@@ -24,7 +24,7 @@ from pyro_gram.inference.elbo import make_elbo
 from pyro_gram.inference.guide import PriorGuide
 from pyro_gram.inference.terms import StepTerms
 from pyro_gram.networks.core import LatentState
-from pyro_gram.system.distributed import ALONE, World
+from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
 from pyro_gram.training.act import Places
 from pyro_gram.training.beta_schedule import BetaConfig, BetaController
 from pyro_gram.training.config import TrainConfig
@@ -74,7 +74,7 @@ class Trainer:
         batches: number -> (x, y), a pure function.
         config, optim, beta: the recipe.
         seed: of the guidance drawn in training; with the batch's number it fixes every draw of that batch.
-        world: the processes that share each batch.
+        processes: the processes that share each batch.
 
     Raises:
         ConfigError: on-policy training of p(x), or where not every solution of every input is known.
@@ -89,11 +89,11 @@ class Trainer:
         optim: OptimConfig,
         beta: BetaConfig,
         seed: int = 0,
-        world: World = ALONE,
+        processes: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.model, self.guide, self.batches, self.config, self.seed = model, guide, batches, config, seed
-        self.world = world
-        if world.size > 1 and config.particles > 1:
+        self.processes = processes
+        if processes.size > 1 and config.particles > 1:
             raise ConfigError("several processes share the inputs of a batch: set train.particles to 1")
         self.candidates: Callable[[int], Any] | None = getattr(batches, "candidates", None)
         if config.on_policy:
@@ -102,7 +102,7 @@ class Trainer:
             self.candidates(0)  # raises now, not in the middle of the run
         self.elbo = make_elbo(config.elbo, config.balance, config.particles)
         modules = {"model": model, "guide": guide}
-        self.optim = TorchOptim(modules, optim, world)
+        self.optim = TorchOptim(modules, optim, processes)
         self.svi = SVI(model, guide, self.optim, loss=self.elbo)
         self.alone = SVI(model, PriorGuide(model), self.optim, loss=self.elbo)
         self.beta = BetaController(beta)
@@ -208,7 +208,7 @@ class Trainer:
         self.pace = measure_pace(self, look)
         c = self.config
         found = batches_that_fit(self.pace, c, self.number, self.elapsed) if self.pace else c.batches
-        self.num_batches = int(self.world.first(found))
+        self.num_batches = int(self.processes.from_main(found))
         return True
 
     def _compile(self) -> None:
@@ -216,7 +216,7 @@ class Trainer:
         x, y = (self._share(t) for t in self.batches(self.number))
         devices = [self.device] if self.device.type == "cuda" else []
         # Compiled code takes note of what surrounds it: of the draws for all processes too.
-        with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False), self.world.draws():
+        with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False), self.processes.draws():
             state = None
             for _ in range(2):
                 self.elbo.loss_and_grads(self.model, self.guide, x, y, state)
@@ -236,7 +236,7 @@ class Trainer:
 
     def _agree(self) -> float:
         """:meth:`read_clock`, of the first process in all of them: the end of a run is that of all."""
-        self.elapsed = self.world.first(self.read_clock())
+        self.elapsed = self.processes.from_main(self.read_clock())
         return self.elapsed
 
     @property
@@ -309,13 +309,13 @@ class Trainer:
         self.optim.done = self.done
         self._draws = random_state(self.device)
         terms, means = self._update(self.svi, places.x, places.y, places.state)
-        with self.world.draws():
+        with self.processes.draws():
             self.places = places.after(terms, self.config.supervision_steps)
         return means[None]
 
     def _share(self, tensor: Any, dim: int = 0) -> Any:
         """This process's rows of a batch, on its device; None stays None."""
-        return None if tensor is None else self.world.rows(tensor, dim).to(self.device)
+        return None if tensor is None else self.processes.shard(tensor, dim).to(self.device)
 
     def _supervise_on_policy(self, inside: Inside) -> float:
         """Updates at successive supervision steps of trajectories of the prior, the first at a random depth.
@@ -331,9 +331,9 @@ class Trainer:
             inside.first, inside.state = int(torch.randint(c.on_policy - c.on_policy_updates + 1, ())), None
         for step in range(inside.first + len(inside.seen), inside.first + c.on_policy_updates):
             self._draws = random_state(self.device)
-            with self.world.draws():
+            with self.processes.draws():
                 end = prior_end(self.model, x, 0 if inside.seen else inside.first, inside.state)
-            with self.world.draws(dim=1):
+            with self.processes.draws(dim=1):
                 # Before the first step a trajectory heads nowhere yet.
                 y = draw_targets(end.likelihood if step else None, solutions, there)
             terms, means = self._update(self.alone, x, y, end.state)
@@ -348,7 +348,7 @@ class Trainer:
 
         def check(norm: float, rate: float) -> None:
             assert self.elbo.terms is not None
-            means.append(self.world.average(self.elbo.terms.means))
+            means.append(self.processes.all_reduce_mean(self.elbo.terms.means))
             try:
                 self.guard.check(self._told(means[0], norm, rate))
             except DivergedError:
@@ -357,7 +357,7 @@ class Trainer:
 
         self.optim.check = check
         compiling = compilation_told() if self.config.compile else nullcontext()
-        with poutine.scale(scale=1 / y[..., 0].numel()), self.world.draws(), compiling:
+        with poutine.scale(scale=1 / y[..., 0].numel()), self.processes.draws(), compiling:
             svi.step(x, y, state, beta=self.beta.value)
         self.average.update_parameters(pair(self.model, self.guide))
         assert self.elbo.terms is not None

@@ -6,7 +6,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.system import distributed
-from pyro_gram.system.distributed import ALONE, World, check_batch, start
+from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup, check_batch, start
 
 DRAWS = {
     "rand": lambda t: torch.rand(t.shape),
@@ -60,13 +60,13 @@ def test_shares_of_a_draw_are_those_of_one_process(name, monkeypatch):
         expected = DRAWS[name](whole)
     after = torch.rand(3)
     given = noting.given * 2
-    monkeypatch.setattr(World, "gather", lambda *_: given.pop(0))
+    monkeypatch.setattr(ProcessGroup, "all_gather", lambda *_: given.pop(0))
     for rank in range(2):
-        world = World(rank, 2)
+        processes = ProcessGroup(rank, 2)
         torch.manual_seed(0)
-        with world.draws():
-            share = DRAWS[name](world.rows(whole))
-        torch.testing.assert_close(share, world.rows(expected))
+        with processes.draws():
+            share = DRAWS[name](processes.shard(whole))
+        torch.testing.assert_close(share, processes.shard(expected))
         assert torch.equal(torch.rand(3), after)  # and the generators stay together
 
 
@@ -74,9 +74,9 @@ def test_a_batch_may_lie_along_another_dimension_and_what_has_none_is_drawn_once
     torch.manual_seed(0)
     expected, number = torch.empty(3, 4).exponential_(), torch.randint(10, ())
     for rank in range(2):
-        world = World(rank, 2)
+        processes = ProcessGroup(rank, 2)
         torch.manual_seed(0)
-        with world.draws(dim=1):
+        with processes.draws(dim=1):
             share = torch.empty(3, 2).exponential_()
             assert torch.equal(torch.randint(10, ()), number)
             assert dist.Normal(0.0, 1.0).sample().shape == ()
@@ -88,35 +88,35 @@ def test_a_gamma_keeps_its_gradient(monkeypatch):
     torch.manual_seed(0)
     drawn = dist.Gamma(rates, 1.0).rsample()
     (expected,) = torch.autograd.grad(drawn.square().sum(), rates)
-    monkeypatch.setattr(World, "gather", lambda *_: rates.detach())
+    monkeypatch.setattr(ProcessGroup, "all_gather", lambda *_: rates.detach())
     for rank in range(2):
         torch.manual_seed(0)
-        with World(rank, 2).draws():
-            share = dist.Gamma(World(rank, 2).rows(rates), 1.0).rsample()
+        with ProcessGroup(rank, 2).draws():
+            share = dist.Gamma(ProcessGroup(rank, 2).shard(rates), 1.0).rsample()
         (found,) = torch.autograd.grad(share.square().sum(), rates)
-        torch.testing.assert_close(World(rank, 2).rows(found), World(rank, 2).rows(expected))
+        torch.testing.assert_close(ProcessGroup(rank, 2).shard(found), ProcessGroup(rank, 2).shard(expected))
 
 
 def test_draws_that_are_none_of_rows_are_refused():
-    with World(0, 2).draws(), pytest.raises(UserError, match="randperm cannot be shared by several processes"):
+    with ProcessGroup(0, 2).draws(), pytest.raises(UserError, match="randperm cannot be shared by several processes"):
         torch.randperm(4)
 
 
 def test_alone_nothing_is_exchanged():
     t = torch.randn(3)
-    assert ALONE.rows(t) is t
-    assert ALONE.average(t) is t
-    assert ALONE.gather(t) is t
-    assert ALONE.first(2.0) == ALONE.most(2.0) == 2.0
-    assert ALONE.writes
-    ALONE.average_([t])
-    ALONE.wait()
+    assert SINGLE_PROCESS.shard(t) is t
+    assert SINGLE_PROCESS.all_reduce_mean(t) is t
+    assert SINGLE_PROCESS.all_gather(t) is t
+    assert SINGLE_PROCESS.from_main(2.0) == SINGLE_PROCESS.all_reduce_max(2.0) == 2.0
+    assert SINGLE_PROCESS.is_main
+    SINGLE_PROCESS.all_reduce_mean_([t])
+    SINGLE_PROCESS.barrier()
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
-    check_batch(8, World(1, 4))
+    check_batch(8, ProcessGroup(1, 4))
     with pytest.raises(ConfigError, match="a batch of 8 cannot be shared by 3 processes"):
-        check_batch(8, World(0, 3))
+        check_batch(8, ProcessGroup(0, 3))
 
 
 def test_several_processes_need_a_device_with_collectives(monkeypatch):
@@ -124,4 +124,4 @@ def test_several_processes_need_a_device_with_collectives(monkeypatch):
     with pytest.raises(ConfigError, match="cannot share a run on mps"):
         start(torch.device("mps"))
     monkeypatch.delenv("WORLD_SIZE")
-    assert start(torch.device("cpu")) == (ALONE, torch.device("cpu"))
+    assert start(torch.device("cpu")) == (SINGLE_PROCESS, torch.device("cpu"))

@@ -284,11 +284,11 @@ def test_a_run_by_the_clock_ends_with_its_minutes():
 @pytest.mark.parametrize("size", [2, 3])
 def test_processes_that_share_a_batch_have_one_particle(size):
     trainer = make_trainer()
-    world = type("Two", (), {"size": size, "rank": 0})()
+    processes = type("Two", (), {"size": size, "rank": 0})()
     config = replace(trainer.config, particles=2)
     with pytest.raises(ConfigError, match="set train.particles to 1"):
         Trainer(trainer.model, trainer.guide, trainer.batches, config, trainer.optim.config, trainer.beta.config,
-                world=world)  # fmt: skip
+                processes=processes)  # fmt: skip
 
 
 def test_a_compiled_core_may_have_all_its_variants(monkeypatch):
