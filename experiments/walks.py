@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pyro_gram.inference.sites import HALT, OBSERVED, VALUE
+from pyro_gram.inference.sites import ANSWER, HALT, VALUE
 from pyro_gram.networks.core import LatentState
 from pyro_gram.sampling.decode import Decode, advance, beside, quiet
 from pyro_gram.sampling.rollout import Rollout, at_once
@@ -147,7 +147,7 @@ def _walk(solver: Solver, x: Tensor, n: int, depth: int, halt: float) -> dict[st
 
 
 def _said(end: Decode) -> dict[str, Tensor]:
-    tokens = end.values[OBSERVED]
+    tokens = end.values[ANSWER]
     heads = {name: end.values[name] for name in (VALUE, HALT)}
     return {"tokens": tokens, "score": end.likelihood.log_prob(tokens), **heads}
 

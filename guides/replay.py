@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.families import embedded
 from pyro_gram.inference.guide import without_answer
-from pyro_gram.inference.sites import announce, data_plates, guidance
+from pyro_gram.inference.sites import data_plates, guidance_site, register_parameters
 from pyro_gram.networks.core import LatentState
 from pyro_gram.registry import GUIDES
 from pyro_gram.tasks.base import TaskSpec
@@ -52,7 +52,7 @@ class ReplayGuide(nn.Module):
         if y is None:
             raise ValueError(without_answer(self))
         model: Any = self.inference.model
-        announce("guide", self)
+        register_parameters("guide", self)
         T = model.config.transitions
         truncated = model.config.truncated if truncated is None else truncated
         e_x = model.encode(x, y.shape[:-1])
@@ -64,5 +64,5 @@ class ReplayGuide(nn.Module):
                 with torch.set_grad_enabled(charged and torch.is_grad_enabled()), poutine.mask(mask=charged):
                     u, l = model.core(LatentState(h, l), e_x)
                     with poutine.scale(scale=beta):
-                        eps = pyro.sample(guidance(t), self.inference.at_transition(t, u, code, model.prior(u)))
+                        eps = pyro.sample(guidance_site(t), self.inference.at_transition(t, u, code, model.prior(u)))
                     h = u + embedded(model.prior, eps)

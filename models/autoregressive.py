@@ -13,7 +13,7 @@ from torch.distributions import constraints
 from torch.nn.functional import pad
 
 from pyro_gram.checks import check_choice
-from pyro_gram.inference.sites import DRAWN, OBSERVED
+from pyro_gram.inference.sites import ANSWER, DRAW_ANSWER
 from pyro_gram.networks.layers import init_linear_, make_embedding
 from pyro_gram.registry import MODELS
 from pyro_gram.tasks.base import TaskSpec
@@ -82,7 +82,7 @@ class AutoregressiveModel(OneStepModel):
 
     def respond(self, e_x: Tensor, y: Tensor | None, beta: float) -> tuple[Tensor, Tensor]:
         likelihood = Autoregressive(self.logits, e_x, self.spec.output_length)
-        return e_x, pyro.sample(OBSERVED, likelihood, obs=y, infer={DRAWN: True})
+        return e_x, pyro.sample(ANSWER, likelihood, obs=y, infer={DRAW_ANSWER: True})
 
     def logits(self, e_x: Tensor, tokens: Tensor) -> Tensor:
         """Of every token and the one that follows, ``[..., n + 1, classes]``."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot, pad
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_choice, check_range
-from pyro_gram.inference.sites import head_loss
+from pyro_gram.inference.sites import add_training_loss
 from pyro_gram.registry import MODELS
 from pyro_gram.tasks.base import TaskSpec
 
@@ -90,7 +90,7 @@ class D3PM(Diffusion):
         kl = (q * ((q + TINY).log() - (p + TINY).log())).sum((-1, -2))
         cross_entropy = -logits.log_softmax(-1).gather(-1, y[..., None]).sum((-1, -2))
         if self.training:
-            head_loss("auxiliary", self.config.auxiliary * cross_entropy)
+            add_training_loss("auxiliary", self.config.auxiliary * cross_entropy)
         return T * kl  # at t = 1 the KL is the reconstruction: q is certain of y there
 
     def draw(self, e_x: Tensor) -> tuple[Tensor, Tensor]:

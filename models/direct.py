@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_choice, check_range
-from pyro_gram.inference.sites import OBSERVED, announce, carry, data_plates
+from pyro_gram.inference.sites import ANSWER, data_plates, record_state, register_parameters
 from pyro_gram.networks.core import LatentState
 from pyro_gram.networks.embeddings import answer_decoder, encoded, input_encoder
 from pyro_gram.networks.layers import MIXERS, make_stack
@@ -85,12 +85,12 @@ class OneStepModel(nn.Module):
         beta: float = 1.0,
     ) -> Tensor:
         """Arguments as for :class:`~models.gram.GRAM`; returns y, int64 ``[..., B, L_out]``."""
-        announce("model", self)
+        register_parameters("model", self)
         e_x = encoded(self.encoder, x, self.zeros, None if y is None else y.shape[:-1])
         e_x = e_x if self.start is None else e_x + self.start
         with data_plates(e_x.shape[:-2]):
             h, answer = self.respond(e_x, y, beta)
-            carry(LatentState(h, h))
+            record_state(LatentState(h, h))
             return answer
 
     def respond(self, e_x: Tensor, y: Tensor | None, beta: float) -> tuple[Tensor, Tensor]:
@@ -110,4 +110,4 @@ class Direct(OneStepModel):
     def respond(self, e_x: Tensor, y: Tensor | None, beta: float) -> tuple[Tensor, Tensor]:
         h = self.f(e_x)
         likelihood = dist.Categorical(logits=self.decoder(h)).to_event(1)
-        return h, pyro.sample(OBSERVED, likelihood, obs=y)
+        return h, pyro.sample(ANSWER, likelihood, obs=y)

@@ -23,7 +23,15 @@ from torch import Tensor, nn
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
 from pyro_gram.inference.deferred import prior_at
 from pyro_gram.inference.families import embedded
-from pyro_gram.inference.sites import OBSERVED, announce, carry, data_plates, guidance, judge, proposal
+from pyro_gram.inference.sites import (
+    ANSWER,
+    data_plates,
+    guidance_site,
+    proposal_site,
+    record_state,
+    register_parameters,
+    sample_halt_and_value,
+)
 from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
 from pyro_gram.networks.embeddings import answer_decoder, encoded, input_encoder
 from pyro_gram.registry import MODELS
@@ -99,11 +107,11 @@ class GRAM(nn.Module):
         Returns:
             y, int64 ``[..., B, L_out]``.
         """
-        announce("model", self)
+        register_parameters("model", self)
         e_x = self.encode(x, None if y is None else y.shape[:-1])
         with data_plates(e_x.shape[:-2]):
             state = self.reason(e_x, state or self.initial_state(e_x), steps=steps, truncated=truncated, beta=beta)
-            carry(state)
+            record_state(state)
             return self.answer(state, e_x, y)
 
     def reason(
@@ -124,17 +132,17 @@ class GRAM(nn.Module):
             charged = not truncated or (t + 1) % T == 0
             with torch.set_grad_enabled(charged and torch.is_grad_enabled()), poutine.mask(mask=charged):
                 u, l = self.core(LatentState(h, l), e_x)
-                u = pyro.deterministic(proposal(t), u, event_dim=2)
+                u = pyro.deterministic(proposal_site(t), u, event_dim=2)
                 with poutine.scale(scale=beta):
-                    eps = pyro.sample(guidance(t), prior_at(self.prior, u, charged))
+                    eps = pyro.sample(guidance_site(t), prior_at(self.prior, u, charged))
                 h = u + embedded(self.prior, eps)
         return LatentState(h, l)
 
     def answer(self, state: LatentState, e_x: Tensor, y: Tensor | None, infer: dict | None = None) -> Tensor:
         """The site y, with what ``infer`` notes of it, and what heads say of it where it is not given."""
         likelihood = self.likelihood(state.h)
-        judge(self.verdict if y is None else None, state.h, e_x, likelihood)
-        return pyro.sample(OBSERVED, likelihood, obs=y, infer=infer)
+        sample_halt_and_value(self.verdict if y is None else None, state.h, e_x, likelihood)
+        return pyro.sample(ANSWER, likelihood, obs=y, infer=infer)
 
     def encode(self, x: Tensor | None, batch: torch.Size | None = None) -> Tensor:
         """e_x, ``[..., L, D]``; zeros of ``[*batch, L, D]`` for the empty condition."""

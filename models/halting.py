@@ -32,7 +32,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_gram.checks import check_choice
-from pyro_gram.inference.sites import DRAWN, HALT, HALTED, HEAD_LOSS, head_loss
+from pyro_gram.inference.sites import DRAW_ANSWER, HALT, HALTED, LOSS_ONLY, add_training_loss
 from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
 from pyro_gram.networks.layers import make_stack
 from pyro_gram.registry import MODELS
@@ -102,7 +102,7 @@ class _Halting(GRAM):
                 HALT,
                 dist.Bernoulli(logits=logits[..., 0]),
                 obs=right.to(logits.dtype).expand(logits.shape[:-1]),
-                infer={HEAD_LOSS: True},
+                infer={LOSS_ONLY: True},
             )
             self.learn_to_go_on(logits, state, e_x)
         threshold = logits[..., 1] if self.outputs > 1 else torch.zeros_like(logits[..., 0])
@@ -138,7 +138,7 @@ class HRM(_Halting):
             following = self.reason(e_x, state.detach(), truncated=True)
             target = self.halting(following.h[..., 0, :]).amax(-1).sigmoid()
         loss = F.binary_cross_entropy_with_logits(logits[..., 1], target, reduction="none")
-        head_loss("go_on", loss)
+        add_training_loss("go_on", loss)
 
 
 @dataclass(frozen=True)
@@ -176,4 +176,4 @@ class TRM(_Halting):
         return LatentState(*(part.expand(torch.broadcast_shapes(part.shape, e_x.shape)) for part in state))
 
     def answer(self, state: LatentState, e_x: Tensor, y: Tensor | None, infer: dict | None = None) -> Tensor:
-        return super().answer(state, e_x, y, {DRAWN: True} if self.config.answers == "sampled" else infer)
+        return super().answer(state, e_x, y, {DRAW_ANSWER: True} if self.config.answers == "sampled" else infer)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, check_range
-from pyro_gram.inference.sites import DRAWN, OBSERVED, plate_shape
+from pyro_gram.inference.sites import ANSWER, DRAW_ANSWER, plate_shape
 from pyro_gram.networks.denoiser import Denoiser
 from pyro_gram.networks.embeddings import answer_decoder, answer_encoder
 from pyro_gram.registry import MODELS
@@ -59,12 +59,12 @@ class Diffusion(OneStepModel):
 
     def respond(self, e_x: Tensor, y: Tensor | None, beta: float) -> tuple[Tensor, Tensor]:
         if y is not None:
-            pyro.factor(OBSERVED, -self.loss(e_x, y))
+            pyro.factor(ANSWER, -self.loss(e_x, y))
             return e_x, y
         shape = torch.broadcast_shapes(plate_shape(), e_x.shape[:-2])
         tokens, log_p = self.draw(e_x.expand(*shape, *e_x.shape[-2:]))
         drawn = dist.Delta(tokens, log_density=log_p, event_dim=1)
-        return e_x, pyro.sample(OBSERVED, drawn, infer={DRAWN: True})
+        return e_x, pyro.sample(ANSWER, drawn, infer={DRAW_ANSWER: True})
 
     def loss(self, e_x: Tensor, y: Tensor) -> Tensor:
         """One draw's estimate of the bound on -log p(y | x), nats, ``[...]``."""

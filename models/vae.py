@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_gram.inference.families import embedded
-from pyro_gram.inference.sites import OBSERVED, guidance, proposal
+from pyro_gram.inference.sites import ANSWER, guidance_site, proposal_site
 from pyro_gram.networks.embeddings import answer_decoder
 from pyro_gram.registry import MODELS
 from pyro_gram.tasks.base import TaskSpec
@@ -36,9 +36,9 @@ class VAE(OneStepModel):
         self.decoder = answer_decoder(spec, config.width)
 
     def respond(self, e_x: Tensor, y: Tensor | None, beta: float) -> tuple[Tensor, Tensor]:
-        u = pyro.deterministic(proposal(0), self.f(e_x), event_dim=2)
+        u = pyro.deterministic(proposal_site(0), self.f(e_x), event_dim=2)
         with poutine.scale(scale=beta):
-            eps = pyro.sample(guidance(0), self.prior(u))
+            eps = pyro.sample(guidance_site(0), self.prior(u))
         h = self.g(u + embedded(self.prior, eps))
         likelihood = dist.Categorical(logits=self.decoder(h)).to_event(1)
-        return h, pyro.sample(OBSERVED, likelihood, obs=y)
+        return h, pyro.sample(ANSWER, likelihood, obs=y)

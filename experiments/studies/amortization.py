@@ -27,7 +27,7 @@ from pyro_gram.diagnostics.likelihood import prior_log_likelihood
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.elbo import MeanFieldELBO
 from pyro_gram.inference.importance import guide_draws, log_evidence
-from pyro_gram.inference.sites import transition_of
+from pyro_gram.inference.sites import transition_index
 from pyro_gram.system.cli import Parser, add_trust, call
 from pyro_gram.system.files import check_writable, write_json
 from pyro_gram.system.machine import environment
@@ -44,7 +44,9 @@ def started_at(guide: nn.Module, model: Any, x: Tensor, y: Tensor, steps: int) -
     """A mean-field guide whose parameters for these pairs are what ``guide`` says along one of its draws."""
     with torch.no_grad(), pyro.validation_enabled(False):
         trace = poutine.trace(guide).get_trace(x, y, steps=steps, truncated=False)
-    said = {transition_of(name): site["fn"] for name, site in trace.nodes.items() if transition_of(name) is not None}
+    said = {
+        transition_index(name): site["fn"] for name, site in trace.nodes.items() if transition_index(name) is not None
+    }
     config = MeanFieldGuideConfig(data=len(y), transitions=len(said))
     free = MeanFieldGuide(config, model.spec, model, model.config.width)
     free.train()

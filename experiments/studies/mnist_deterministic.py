@@ -22,7 +22,7 @@ from pyro_gram.build import build
 from pyro_gram.config import RunConfig, read_preset
 from pyro_gram.diagnostics import digits
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.sites import OBSERVED, STATE_H, STATE_L, transition_of
+from pyro_gram.inference.sites import ANSWER, STATE_H, STATE_L, transition_index
 from pyro_gram.networks.core import LatentState
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.system.cli import Parser, call
@@ -38,7 +38,7 @@ class NoGuidance(poutine.messenger.Messenger):
     """Every eps_t is 0, and no site of its own: what is left of the program is TRM."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if transition_of(msg["name"]) is not None:
+        if transition_index(msg["name"]) is not None:
             msg["value"] = torch.zeros_like(msg["fn"].mean)
             msg["done"] = msg["stop"] = True
 
@@ -65,7 +65,7 @@ def train(config: RunConfig, task: Any, model: nn.Module, batches: int) -> float
         for _ in range(config.train.supervision_steps):
             optim.done = optim.update / (batches * config.train.supervision_steps)
             nodes = poutine.trace(program).get_trace(None, y, state).nodes
-            (-nodes[OBSERVED]["fn"].log_prob(y).mean()).backward()
+            (-nodes[ANSWER]["fn"].log_prob(y).mean()).backward()
             optim(model.parameters())
             state = LatentState(nodes[STATE_H]["value"], nodes[STATE_L]["value"]).detach()
     return time.perf_counter() - start

@@ -15,7 +15,7 @@ from pyro_gram.checks import check_counts
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.elbo import BalancedELBO
 from pyro_gram.inference.importance import MAX_TRACED, check_pairs, inputs_at_once, split_pairs
-from pyro_gram.inference.sites import DRAWN, OBSERVED
+from pyro_gram.inference.sites import ANSWER, DRAW_ANSWER
 from pyro_gram.inference.terms import StepTerms, check_pieces, without_sites
 
 
@@ -47,7 +47,7 @@ class _Answer(Messenger):
     mode: Tensor | None = None
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] == OBSERVED and not msg["infer"].get(DRAWN):
+        if msg["name"] == ANSWER and not msg["infer"].get(DRAW_ANSWER):
             with suppress(NotImplementedError):
                 self.mode = msg["fn"].mode
 

@@ -17,7 +17,7 @@ from pyro_gram.diagnostics.inference_data import from_groups
 from pyro_gram.diagnostics.metrics import solution_ids
 from pyro_gram.inference.guide import why_no_guide
 from pyro_gram.inference.importance import MAX_TRACED, guidance_scale, guide_draws
-from pyro_gram.inference.sites import HALT, OBSERVED, VALUE, transition_of
+from pyro_gram.inference.sites import ANSWER, HALT, VALUE, transition_index
 from pyro_gram.sampling.decode import beside, quiet, unrolled
 from pyro_gram.sampling.rollout import at_once
 from pyro_gram.tasks.base import PuzzleSet, Task
@@ -122,7 +122,7 @@ class _GuidanceScale(Messenger):
         self.by_transition: list[Tensor] = []
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if transition_of(msg["name"]) is not None:
+        if transition_index(msg["name"]) is not None:
             self.by_transition.append(guidance_scale(msg["value"]))
 
 
@@ -132,7 +132,7 @@ def _prior(task: Task, model: nn.Module, puzzles: PuzzleSet, *, depth: int, draw
     with quiet(model, x), _GuidanceScale() as scale:
         torch.manual_seed(seed)
         for end in unrolled(model, x, depth=depth, num_samples=draws):
-            tokens, h = end.values[OBSERVED], end.state.h
+            tokens, h = end.values[ANSWER], end.state.h
             said = {"path": project(h), "score": end.likelihood.log_prob(tokens)}
             said |= {name: end.values[name] for name in (HALT, VALUE) if name in end.values}
             for name, values in said.items():

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_gram.checks import check_counts
 from pyro_gram.diagnostics.trajectories import answers_of, followed, numbered, on_cpu, states_of
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.sites import OBSERVED
+from pyro_gram.inference.sites import ANSWER
 from pyro_gram.sampling.decode import Decode
 from pyro_gram.sampling.rollout import AS_IT_IS
 from pyro_gram.sampling.tempering import AtMean, Temper, TemperConfig
@@ -162,7 +162,7 @@ def _projected(plane: Any, h: Tensor) -> Tensor:
 def loss_of(end: Decode, solutions: Tensor | None) -> Tensor:
     """-log sum_m p(y_m | h) over ``solutions`` ``[m, L_out]``; without, of the decoded answer. Nats, ``[N, B]``."""
     if solutions is None:
-        log_p = end.likelihood.log_prob(end.values[OBSERVED])
+        log_p = end.likelihood.log_prob(end.values[ANSWER])
     else:
         parts = solutions.long().to(end.state.h.device).split(SCORED)
         scored = [end.likelihood.log_prob(part[:, None, None]).cpu().double().logsumexp(0) for part in parts]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_gram.checks import check_counts
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.importance import check_pairs
-from pyro_gram.inference.sites import OBSERVED
+from pyro_gram.inference.sites import ANSWER
 from pyro_gram.inference.terms import check_apart, check_pieces, log_prob_of, per_input
 from pyro_gram.sampling.decode import advance, observed_in, quiet
 from pyro_gram.sampling.rollout import MAX_TRAJECTORIES
@@ -95,14 +95,14 @@ def _check_scored(model: Callable[..., Any], x: Tensor | None, y: Tensor) -> Non
     found = decode.log_prob(y)
     with _Replay(drawn.values) as replayed, pyro.plate("trajectories", 1, dim=-2):
         model(x, y, None, steps=1)
-    answer = dict(replayed.observed).get(OBSERVED)
+    answer = dict(replayed.observed).get(ANSWER)
     if answer is None:
         return  # a bound stands in for y (diffusion models)
     expected = torch.zeros(torch.broadcast_shapes(answer["fn"].batch_shape, found.shape), device=found.device)
     for name, site in replayed.observed:
         expected = expected + per_input(name, site, log_prob_of(site), answer, expected.shape)
     if not torch.allclose(found.expand_as(expected), expected, rtol=1e-3, atol=1e-2, equal_nan=True):
-        names = {name for name, _ in replayed.observed} - {name for name, _ in decode.observations} - {OBSERVED}
+        names = {name for name, _ in replayed.observed} - {name for name, _ in decode.observations} - {ANSWER}
         what = f"observes {', '.join(sorted(map(repr, names)))} only" if names else "has another density"
         raise ConfigError(
             f"the program {what} where it is given y, and trajectories of the prior are not: make all that depends on "

@@ -20,7 +20,7 @@ from pyro_gram.checks import check_counts
 from pyro_gram.diagnostics.collect import project
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.importance import MAX_TRACED, guidance_scale, guide_draws
-from pyro_gram.inference.sites import OBSERVED, STATE_H, transition_of
+from pyro_gram.inference.sites import ANSWER, STATE_H, transition_index
 from pyro_gram.sampling.decode import quiet
 from pyro_gram.tasks.batches import sub_seed
 
@@ -125,12 +125,12 @@ def _drawn(model: nn.Module, x: Tensor | None, depth: int, seed: int, count: int
     with quiet(model, x), pyro.plate("trajectories", 1 if x is not None else count, dim=-2):
         torch.manual_seed(seed)
         trace = poutine.trace(model).get_trace(x, None, None, steps=depth, truncated=False)
-    guidance = [site["value"] for name, site in trace.nodes.items() if transition_of(name) is not None]
+    guidance = [site["value"] for name, site in trace.nodes.items() if transition_index(name) is not None]
     if not guidance:
         raise ConfigError("ranks are of guidance, and this model has none")
-    y = trace.nodes[OBSERVED]["value"]
+    y = trace.nodes[ANSWER]["value"]
     shape = y.shape[:2]  # [1, B], or [M, 1] without input
-    log_p = trace.nodes[OBSERVED]["fn"].log_prob(y).expand(shape)
+    log_p = trace.nodes[ANSWER]["fn"].log_prob(y).expand(shape)
     h = trace.nodes[STATE_H]["value"]
     h = h.expand(*shape, *h.shape[-2:])
     scales = torch.stack([guidance_scale(eps).expand(shape) for eps in guidance])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_gram.checks import check_counts
 from pyro_gram.inference.families import MeanOnly
-from pyro_gram.inference.sites import OBSERVED, transition_of
+from pyro_gram.inference.sites import ANSWER, transition_index
 from pyro_gram.sampling.decode import Decode, advance, quiet, unrolled
 from pyro_gram.sampling.rollout import AS_IT_IS
 from pyro_gram.sampling.tempering import AtMean, Temper, TemperConfig
@@ -96,12 +96,12 @@ def followed(
 
 def answers_of(end: Decode) -> Tensor:
     """y, int64 ``[N, B, L_out]``."""
-    return end.values[OBSERVED].cpu()
+    return end.values[ANSWER].cpu()
 
 
 def states_of(end: Decode) -> Tensor:
     """h, ``[N, B, L, D]``, also where trajectories share it still."""
-    n, b = end.values[OBSERVED].shape[:2]
+    n, b = end.values[ANSWER].shape[:2]
     return end.state.h.expand(n, b, -1, -1).cpu()
 
 
@@ -254,7 +254,7 @@ class _Record(Messenger):
         self.eps: dict[int, Tensor] = {}
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        t = transition_of(msg["name"])
+        t = transition_index(msg["name"])
         if t is not None and not isinstance(getattr(msg["fn"], "base_dist", msg["fn"]), dist.Delta | MeanOnly):
             self.eps[t] = msg["value"]
 
@@ -267,7 +267,7 @@ class _Keep(Messenger):
         self.eps = eps
 
     def _pyro_sample(self, msg: Any) -> None:
-        t = transition_of(msg["name"])
+        t = transition_index(msg["name"])
         if t in self.eps:
             msg["value"] = self.eps[t]
             msg["done"] = True
@@ -281,7 +281,7 @@ class _KeepElsewhere(Messenger):
         self.eps, self.position = eps, position
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        t = transition_of(msg["name"])
+        t = transition_index(msg["name"])
         if t in self.eps:
             here = torch.arange(msg["value"].shape[-2], device=msg["value"].device) == self.position
             msg["value"] = torch.where(here[:, None], msg["value"], self.eps[t])

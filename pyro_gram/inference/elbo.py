@@ -22,7 +22,7 @@ from torch.distributions import Distribution, kl_divergence
 from pyro_gram.checks import FRACTION, check_choice, check_range
 from pyro_gram.inference.families import type_of
 from pyro_gram.inference.guide import EffectGuide, check_model
-from pyro_gram.inference.sites import OBSERVED, STATE_H, STATE_L
+from pyro_gram.inference.sites import ANSWER, STATE_H, STATE_L
 from pyro_gram.inference.terms import (
     StepTerms,
     check_answered,
@@ -55,7 +55,7 @@ class _KeepTerms:
         return model_trace, guide_trace
 
     def _keep(self, model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | None = None) -> None:
-        ours = {OBSERVED, STATE_H, STATE_L} <= model_trace.nodes.keys()
+        ours = {ANSWER, STATE_H, STATE_L} <= model_trace.nodes.keys()
         self.terms = read_terms(model_trace, guide_trace, kls) if ours else None
 
 

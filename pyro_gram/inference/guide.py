@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.deferred import answered
-from pyro_gram.inference.sites import announce, is_called_by, plate_shape, proposal, transition_of
+from pyro_gram.inference.sites import is_called_by, plate_shape, proposal_site, register_parameters, transition_index
 from pyro_gram.inference.terms import is_point
 
 RENAMED = re.compile(r"(?<![A-Za-z0-9_])eps_\d+")  # a guidance site under another name: "eps_0_decentered", "a/eps_0"
@@ -112,7 +112,7 @@ class EffectGuide(GuideMessenger, nn.Module):
         arguments = self._signature.bind(*args, **kwargs).arguments
         if arguments.get("y") is None:
             raise ValueError(without_answer(self))
-        announce("guide", self)
+        register_parameters("guide", self)
         with _NothingObserved():
             self._code = self.encode(arguments.get("x"), arguments["y"])
         try:
@@ -137,7 +137,7 @@ class EffectGuide(GuideMessenger, nn.Module):
                         handler.trace.remove_node(name)
 
     def _pyro_sample(self, msg: Any) -> None:
-        replaced = msg["is_observed"] and transition_of(msg["name"]) is not None and is_point(msg["fn"])
+        replaced = msg["is_observed"] and transition_index(msg["name"]) is not None and is_point(msg["fn"])
         if replaced and any(isinstance(handler, ReparamMessenger) for handler in _PYRO_STACK):
             raise ValueError(_renamed(msg["name"]))
         # Pyro shows a guide the prior without the plates around the program, in which its own draws already lie.
@@ -153,13 +153,13 @@ class EffectGuide(GuideMessenger, nn.Module):
 
         Override it to answer latents of your own, and call this one for the rest.
         """
-        t = transition_of(name)
-        if RENAMED.search(name) if t is None else proposal(t) not in self.trace:
+        t = transition_index(name)
+        if RENAMED.search(name) if t is None else proposal_site(t) not in self.trace:
             raise ValueError(_renamed(name))
         if t is None:
             _check_own_name(name)
             return prior
-        return self.at_transition(t, self.trace.nodes[proposal(t)]["value"], self._code, prior)
+        return self.at_transition(t, self.trace.nodes[proposal_site(t)]["value"], self._code, prior)
 
     def at_transition(self, t: int, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
         """:meth:`posterior`, and from transition ``until`` on the prior. Arguments as there."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pyro_gram.checks import check_counts
 from pyro_gram.errors import UserError
 from pyro_gram.inference.guide import EffectGuide, check_model
-from pyro_gram.inference.sites import OBSERVED
+from pyro_gram.inference.sites import ANSWER
 from pyro_gram.inference.terms import (
     charged_guidance,
     check_apart,
@@ -158,13 +158,13 @@ def _traces(
 def _check_apart(model_trace: Trace, guide_trace: Trace) -> None:
     """Raises ConfigError where inputs share a site of the model, or an auxiliary one of the guide."""
     auxiliary = ((n, s) for n, s in counted_sites(guide_trace) if n not in model_trace.nodes)
-    check_apart([*counted_sites(model_trace), *auxiliary], model_trace.nodes[OBSERVED])
+    check_apart([*counted_sites(model_trace), *auxiliary], model_trace.nodes[ANSWER])
 
 
 def _draws(model_trace: Trace, guide_trace: Trace, shape: tuple[int, int]) -> GuideDraws:
     terms = read_terms(model_trace, guide_trace)
     check_pieces(terms.reconstruction.shape, shape)
-    observed = model_trace.nodes[OBSERVED]
+    observed = model_trace.nodes[ANSWER]
     log_p, log_q = (_log_density(trace, model_trace, torch.Size(shape)) for trace in (model_trace, guide_trace))
     drawn = [model_trace.nodes[name]["value"] for name in charged_guidance(model_trace, guide_trace)]
     scales = [guidance_scale(eps).expand(shape) for eps in drawn]
@@ -181,7 +181,7 @@ def _draws(model_trace: Trace, guide_trace: Trace, shape: tuple[int, int]) -> Gu
 def _log_density(trace: Trace, model_trace: Trace, shape: torch.Size) -> Tensor:
     """The log density of all that counts in a trace, for each draw and input, ``[S, B]``, nats, on the CPU."""
     total = torch.zeros(shape, dtype=torch.double)  # of thousands of nats, whose differences matter
-    observed = model_trace.nodes[OBSERVED]
+    observed = model_trace.nodes[ANSWER]
     for name, site in counted_sites(trace):
         lies = model_trace.nodes.get(name, site)  # a guide's plates may have other names than the model's
         total = total + per_input(name, lies, log_prob_of(site), observed, shape).cpu()

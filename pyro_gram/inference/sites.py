@@ -15,29 +15,29 @@ from pyro.poutine.runtime import am_i_wrapped, effectful, get_plates
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-OBSERVED = "y"
+ANSWER = "y"
 DATA = "data"  # the plate of the inputs
 STATE_H, STATE_L = "h", "l"
 HALT, VALUE = "halt", "value"
 HALTED = "halted"  # deterministic, bool: trajectories that a program with halting of its own would end here (HRM, TRM)
-DRAWN = "drawn"  # of the infer dict of y: the answer at a trajectory's end is a draw, not the most probable one
-HEAD = "head"  # of an infer dict: the site is of the halt or value head, which a roll-out reads and does not draw
-HEAD_LOSS = "head_loss"  # of an infer dict: the site trains a head, or only the optimizer sees it; no bound counts it
-WHERE = "verdict"  # the attribute of a program that holds its heads
+DRAW_ANSWER = "draw_answer"  # key of the infer dict of y: a trajectory answers with a draw, not with the mode
+HEAD_SITE = "head_site"  # key of an infer dict: a roll-out reads this site of the heads and does not draw it
+LOSS_ONLY = "loss_only"  # key of an infer dict: the optimizer sees the site, and no bound counts it
+HEADS_ATTRIBUTE = "verdict"  # the attribute of a program that holds its halt and value heads
 VALUE_SCALE = 0.5**0.5  # of the Normal whose negative log density is the squared error, up to a constant
 
 
-def guidance(t: int) -> str:
+def guidance_site(t: int) -> str:
     """The site of the stochastic guidance of transition t (counted from 0 over the whole trajectory)."""
     return f"eps_{t}"
 
 
-def proposal(t: int) -> str:
+def proposal_site(t: int) -> str:
     """The deterministic site that holds u_t, for guides to read."""
     return f"u_{t}"
 
 
-def transition_of(name: str) -> int | None:
+def transition_index(name: str) -> int | None:
     """t, where ``name`` is a guidance site; None for every other site."""
     head, _, tail = name.partition("_")
     return int(tail) if head == "eps" and tail.isdigit() else None
@@ -56,10 +56,10 @@ def data_plates(shape: torch.Size) -> ExitStack:
 
 def plate_shape() -> torch.Size:
     """The batch shape that the plates around give a site: for draws that a program makes without a site."""
-    return shape_of(get_plates())
+    return batch_shape_of(get_plates())
 
 
-def shape_of(plates: Iterable[Any]) -> torch.Size:
+def batch_shape_of(plates: Iterable[Any]) -> torch.Size:
     """The batch shape that plates give what lies in them.
 
     Args:
@@ -69,13 +69,15 @@ def shape_of(plates: Iterable[Any]) -> torch.Size:
     return torch.Size(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
 
 
-def carry(state: Any) -> None:
+def record_state(state: Any) -> None:
     """The deterministic sites of the state that the next supervision step starts from, inside the plates."""
     pyro.deterministic(STATE_H, state.h, event_dim=2)
     pyro.deterministic(STATE_L, state.l, event_dim=2)
 
 
-def judge(heads: nn.Module | None, state_h: Tensor, e_x: Tensor, likelihood: dist.TorchDistribution) -> None:
+def sample_halt_and_value(
+    heads: nn.Module | None, state_h: Tensor, e_x: Tensor, likelihood: dist.TorchDistribution
+) -> None:
     """The sites of the heads, inside the plates of the data (Sections 2.3 and A.1); none where there are no heads.
 
     ``halt`` ~ Bernoulli: is the answer that h decodes to right? ``value`` ~ Normal, its mean in [0, 1]: how right will
@@ -91,11 +93,11 @@ def judge(heads: nn.Module | None, state_h: Tensor, e_x: Tensor, likelihood: dis
         return
     probabilities = likelihood.base_dist.probs
     halt, value = heads(state_h.detach(), e_x.detach(), probabilities.detach())
-    pyro.sample(HALT, dist.Bernoulli(logits=halt), infer={HEAD: True})
-    pyro.sample(VALUE, dist.Normal(value.sigmoid(), VALUE_SCALE), infer={HEAD: True})
+    pyro.sample(HALT, dist.Bernoulli(logits=halt), infer={HEAD_SITE: True})
+    pyro.sample(VALUE, dist.Normal(value.sigmoid(), VALUE_SCALE), infer={HEAD_SITE: True})
 
 
-def head_loss(name: str, loss: Tensor) -> None:
+def add_training_loss(name: str, loss: Tensor) -> None:
     """Add a loss to what the optimizer sees that no reported bound counts.
 
     Args:
@@ -103,10 +105,10 @@ def head_loss(name: str, loss: Tensor) -> None:
         loss: ``[..., B]``, inside the plates of the data.
     """
     unit = dist.Unit(-loss)
-    pyro.sample(name, unit, obs=unit.sample(), infer={"is_auxiliary": True, HEAD_LOSS: True})
+    pyro.sample(name, unit, obs=unit.sample(), infer={"is_auxiliary": True, LOSS_ONLY: True})
 
 
-def announce(name: str, module: nn.Module) -> None:
+def register_parameters(name: str, module: nn.Module) -> None:
     """Make the parameters of ``module`` visible to SVI, as ``pyro.module`` does, but without the global store.
 
     ``pyro.module`` would hand the parameters of the first model of a process to the second one of the same name, and
@@ -150,7 +152,7 @@ def _param_site(value: Tensor, full_name: str, **_: object) -> Tensor:
     return alias
 
 
-def forget_names(parameters: Iterable[Tensor]) -> None:
+def drop_param_names(parameters: Iterable[Tensor]) -> None:
     """Take parameters' names out of Pyro's store, which would keep the parameters alive, once an update is over."""
     for parameter in parameters:
         pyro.get_param_store()._param_to_name.pop(parameter, None)

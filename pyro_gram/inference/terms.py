@@ -1,7 +1,7 @@
 """The terms of the bound, read from the traces of one pass under the guide.
 
 Every sample site of the program counts, a user's own latents and observations included. Three kinds do not:
-deterministic sites, sites that a mask takes out, and losses of heads (``sites.HEAD_LOSS`` in their ``infer``).
+deterministic sites, sites that a mask takes out, and losses of heads (``sites.LOSS_ONLY`` in their ``infer``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.sites import HALTED, HEAD_LOSS, OBSERVED, STATE_H, STATE_L, shape_of, transition_of
+from pyro_gram.inference.sites import ANSWER, HALTED, LOSS_ONLY, STATE_H, STATE_L, batch_shape_of, transition_index
 from pyro_gram.networks.core import LatentState
 
 
@@ -67,13 +67,13 @@ def is_counted(site: Any) -> bool:
     """True for a sample site that counts in bounds and weights."""
     if site["type"] != "sample" or site["mask"] is False or site_is_subsample(site):
         return False
-    return not (site["infer"].get("_deterministic") or site["infer"].get(HEAD_LOSS))
+    return not (site["infer"].get("_deterministic") or site["infer"].get(LOSS_ONLY))
 
 
 def guidance_sites(model_trace: Trace) -> list[str]:
     """The names of the latent guidance sites of a model's trace, masked ones included."""
     nodes = model_trace.nodes.items()
-    return [n for n, s in nodes if s["type"] == "sample" and not s["is_observed"] and transition_of(n) is not None]
+    return [n for n, s in nodes if s["type"] == "sample" and not s["is_observed"] and transition_index(n) is not None]
 
 
 def charged_guidance(model_trace: Trace, guide_trace: Trace) -> list[str]:
@@ -120,13 +120,13 @@ def read_terms(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | 
     if kls is None:  # else a bound has looked at the traces already
         check_answered(model_trace, guide_trace)
     check_sites(model_trace)
-    observed = model_trace.nodes[OBSERVED]
+    observed = model_trace.nodes[ANSWER]
     with torch.no_grad():
         reconstruction = -log_prob_of(observed) / weight_of_inputs(observed, observed)
         charged: list[Tensor] = []
         others, shared = torch.zeros_like(reconstruction), torch.zeros_like(reconstruction)
         for name, site, cost in _costs(model_trace, guide_trace, kls or {}):
-            if transition_of(name) is not None and not site["is_observed"]:
+            if transition_index(name) is not None and not site["is_observed"]:
                 charged.append(cost.expand_as(reconstruction) / weight_of_inputs(site, observed))
                 continue
             each = per_input(name, site, cost, observed, reconstruction.shape)
@@ -148,7 +148,7 @@ def _costs(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor]) -> It
         if guide_site is not None:
             if is_counted(site) or is_counted(guide_site):
                 yield name, site, kls[name] if name in kls else divergence(guide_site, site)
-        elif is_counted(site) and name != OBSERVED:
+        elif is_counted(site) and name != ANSWER:
             yield name, site, -log_prob_of(site)
     for name, site in counted_sites(guide_trace):
         if name not in model_trace.nodes:  # an auxiliary draw of the guide
@@ -157,9 +157,9 @@ def _costs(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor]) -> It
 
 def check_sites(model_trace: Trace) -> None:
     """Raises ConfigError for a program that lacks a site which this library reads."""
-    if not {OBSERVED, STATE_H, STATE_L} <= model_trace.nodes.keys():
+    if not {ANSWER, STATE_H, STATE_L} <= model_trace.nodes.keys():
         raise ConfigError(without_sites())
-    if model_trace.nodes[OBSERVED]["infer"].get("_deterministic"):
+    if model_trace.nodes[ANSWER]["infer"].get("_deterministic"):
         raise ConfigError("y is observed in part (obs_mask), where nothing says what an input costs: use poutine.mask")
 
 
@@ -167,7 +167,7 @@ def without_sites() -> str:
     """What a program lacks that this library cannot read."""
     return (
         "the program needs the sites 'y', 'h' and 'l': observe the answer at 'y', and let it say where the trajectory "
-        "ended with pyro_gram.inference.sites.carry(state), inside the plate of the inputs"
+        "ended with pyro_gram.inference.sites.record_state(state), inside the plate of the inputs"
     )
 
 
@@ -182,7 +182,7 @@ def check_answered(model_trace: Trace, guide_trace: Trace) -> None:
         )
     for name, answer in counted_sites(guide_trace):
         if name not in nodes:
-            if transition_of(name) is not None:
+            if transition_index(name) is not None:
                 raise ConfigError(
                     f"the guide draws {name!r}, which the program has not: it has fewer supervision steps than the "
                     "guide was made for"
@@ -200,7 +200,7 @@ def check_answered(model_trace: Trace, guide_trace: Trace) -> None:
 
 def _batch_shape(site: Any) -> torch.Size:
     """The batch shape of a site in its plates: a replayed one's distribution has not been expanded to them."""
-    return torch.broadcast_shapes(site["fn"].batch_shape, shape_of(site["cond_indep_stack"]))
+    return torch.broadcast_shapes(site["fn"].batch_shape, batch_shape_of(site["cond_indep_stack"]))
 
 
 def divergence(guide_site: Any, model_site: Any) -> Tensor:

@@ -9,20 +9,20 @@ from torch import Tensor
 
 from pyro_gram.build import Assembly
 from pyro_gram.checkpoint import save_model
+from pyro_gram.diagnostics.bounds import Bounds, bounds
 from pyro_gram.diagnostics.calibration import uniformity
+from pyro_gram.diagnostics.likelihood import prior_log_likelihood
 from pyro_gram.diagnostics.metrics import excess, measure, solution_ids, winners
 from pyro_gram.diagnostics.trajectories import attractors
-from pyro_gram.system.files import write_json
-from pyro_gram.runs.heads import takes_heads, train_heads
-from pyro_gram.diagnostics.bounds import Bounds, bounds
-from pyro_gram.sampling.decode import beside
 from pyro_gram.inference.guide import why_no_guide
 from pyro_gram.inference.importance import MAX_TRACED, guide_draws
-from pyro_gram.diagnostics.likelihood import prior_log_likelihood
-from pyro_gram.sampling.rollout import Rollout, at_once, rollout
-from pyro_gram.inference.sites import WHERE
-from pyro_gram.system.machine import environment, peak_memory_mb
+from pyro_gram.inference.sites import HEADS_ATTRIBUTE
+from pyro_gram.runs.heads import takes_heads, train_heads
 from pyro_gram.runs.run_report import draw_figures, write_run_report
+from pyro_gram.sampling.decode import beside
+from pyro_gram.sampling.rollout import Rollout, at_once, rollout
+from pyro_gram.system.files import write_json
+from pyro_gram.system.machine import environment, peak_memory_mb
 from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task
 from pyro_gram.tasks.batches import generator_for
 
@@ -185,7 +185,7 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
     if takes_heads(model, config.verdict):
         train_heads(run.averaged, run.depth, run.phases)
         run.processes.broadcast_(
-            list(model.get_submodule(WHERE).state_dict().values())
+            list(model.get_submodule(HEADS_ATTRIBUTE).state_dict().values())
         )  # roll-outs halt by the heads that are saved
     heads = time.perf_counter() - start
     if run.processes.is_main:
@@ -211,7 +211,7 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
         "seed": config.seed,
         "parameters": sum(p.numel() for p in run.assembly.model.parameters()),
         "guide_parameters": sum(p.numel() for p in run.assembly.guide.parameters()),
-        "head_parameters": sum(p.numel() for name, p in model.named_parameters() if name.startswith(f"{WHERE}.")),
+        "head_parameters": sum(p.numel() for name, p in model.named_parameters() if name.startswith(f"{HEADS_ATTRIBUTE}.")),
         "batches": run.trainer.number,
         "length": {"batches": config.train.batches, "minutes": config.train.minutes},  # as it was asked for
         "seconds": {"train": trained, "evaluate": evaluated, "total": trained + evaluated},

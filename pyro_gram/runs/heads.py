@@ -13,7 +13,7 @@ from pyro_gram.build import Assembly, state_length
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import ConfigError
 from pyro_gram.sampling.rollout import at_once, why_no_heads
-from pyro_gram.inference.sites import WHERE
+from pyro_gram.inference.sites import HEADS_ATTRIBUTE
 from pyro_gram.training.heads import VerdictConfig, fit
 from pyro_gram.networks.heads import VerdictHead
 from pyro_gram.system.progress import Phases
@@ -46,7 +46,7 @@ def attach(model: nn.Module, task: Task, config: RunConfig) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         head = VerdictHead(length, config.model.width, task.spec.output_classes, c.hidden, c.layers, c.heads)
-    setattr(model, WHERE, head.to(next(model.parameters()).device))
+    setattr(model, HEADS_ATTRIBUTE, head.to(next(model.parameters()).device))
 
 
 def train_heads(assembly: Assembly, depth: int, phases: Phases | None = None) -> None:

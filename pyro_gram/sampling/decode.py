@@ -12,21 +12,21 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_gram.errors import UserError
-from pyro_gram.inference.sites import DRAWN, HEAD, OBSERVED, STATE_H, STATE_L, transition_of
+from pyro_gram.inference.sites import ANSWER, DRAW_ANSWER, HEAD_SITE, STATE_H, STATE_L, transition_index
 from pyro_gram.inference.terms import is_counted, log_prob_of, per_input, weight_of_inputs
 from pyro_gram.networks.core import LatentState
 
 
 def observed_in(msg: Any) -> list[tuple[str, Any]]:
     """The site of a message with its name, where it is observed and counts; else nothing."""
-    if msg["is_observed"] and msg["mask"] is False and transition_of(msg["name"]) is not None:
+    if msg["is_observed"] and msg["mask"] is False and transition_index(msg["name"]) is not None:
         msg = {**msg, "mask": None}  # conditioned guidance: it counts however the program was truncated
     return [(msg["name"], msg)] if msg["is_observed"] and is_counted(msg) else []
 
 
 def _of_a_head(msg: Any) -> bool:
     """A user's own site may have the name of a head's."""
-    return bool(msg["infer"].get(HEAD)) and not msg["is_observed"]
+    return bool(msg["infer"].get(HEAD_SITE)) and not msg["is_observed"]
 
 
 class Decode(Messenger):
@@ -53,16 +53,16 @@ class Decode(Messenger):
         return LatentState(self.values[STATE_H], self.values[STATE_L])
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == OBSERVED:
+        if msg["name"] == ANSWER:
             if msg["is_observed"]:
                 raise UserError("a roll-out of the prior must not be given y")
-            msg["value"] = msg["fn"].sample() if msg["infer"].get(DRAWN) else msg["fn"].mode
+            msg["value"] = msg["fn"].sample() if msg["infer"].get(DRAW_ANSWER) else msg["fn"].mode
             self.answer = msg
         elif _of_a_head(msg):
             msg["value"] = msg["fn"].mean
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if _of_a_head(msg) or msg["name"] in (OBSERVED, STATE_H, STATE_L):
+        if _of_a_head(msg) or msg["name"] in (ANSWER, STATE_H, STATE_L):
             self.values[msg["name"]] = msg["value"]
         else:
             self.observations.extend(observed_in(msg))

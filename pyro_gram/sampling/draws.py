@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_gram.checks import AT_LEAST_1, check_choice, check_range
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.families import MeanOnly
-from pyro_gram.inference.sites import transition_of
+from pyro_gram.inference.sites import transition_index
 
 WIDTHS = ("independent", "antithetic", "sobol", "distinct")
 UNBIASED = ("independent", "antithetic", "sobol")  # of which the frequencies of answers estimate p(y | x)
@@ -102,7 +102,7 @@ class FirstDraws(Messenger):
         self.seen = False
 
     def _pyro_sample(self, msg: Any) -> None:
-        if self.seen or transition_of(msg["name"]) is None:
+        if self.seen or transition_index(msg["name"]) is None:
             return
         self.seen = True
         if msg["done"] or msg["is_observed"]:  # somebody has fixed it: a program conditioned on its guidance

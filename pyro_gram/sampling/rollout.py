@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pyro_gram.checks import check_counts
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.inference.sites import HALT, OBSERVED, VALUE, WHERE
+from pyro_gram.inference.sites import ANSWER, HALT, HEADS_ATTRIBUTE, VALUE
 from pyro_gram.networks.core import LatentState
 from pyro_gram.sampling.decode import Decode, advance, beside, quiet, unrolled
 from pyro_gram.sampling.draws import Width
@@ -170,18 +170,18 @@ def _told(chunk: Rollout | None, owner: int, processes: ProcessGroup, device: to
 
 def has_heads(model: Any) -> bool:
     """Does the program have halt and value heads?"""
-    return getattr(model, WHERE, None) is not None
+    return getattr(model, HEADS_ATTRIBUTE, None) is not None
 
 
 def why_no_heads(model: Any) -> str:
     """Why a program can be given no halt and value heads; nothing where it has a place for them."""
-    if hasattr(model, WHERE):
+    if hasattr(model, HEADS_ATTRIBUTE):
         return ""
     if name := getattr(model, "registered_name", ""):
         return f"the model {name} takes no supervision steps whose states halt and value heads could judge"
     return (
-        f"{type(model).__name__} has no attribute {WHERE!r} for halt and value heads (give it one, and call "
-        "pyro_gram.inference.sites.judge, as models/gram.py does)"
+        f"{type(model).__name__} has no attribute {HEADS_ATTRIBUTE!r} for halt and value heads (give it one, and call "
+        "pyro_gram.inference.sites.sample_halt_and_value, as models/gram.py does)"
     )
 
 
@@ -226,9 +226,9 @@ def _run(model: Callable[..., Any], x: Tensor | None, n: int, plan: Plan) -> Rol
         else:
             ends = [advance(model, x, None, n, plan.depth)]
     last = ends[-1]
-    tokens = last.values[OBSERVED]
+    tokens = last.values[ANSWER]
     steps = torch.full(tokens.shape[:2], plan.depth, device=tokens.device)
-    history = torch.stack([end.values[OBSERVED] for end in ends]) if plan.history else None
+    history = torch.stack([end.values[ANSWER] for end in ends]) if plan.history else None
     score = last.likelihood.log_prob(tokens)
     return Rollout(tokens, score, steps, steps.sum(0), last.values.get(VALUE), history)
 
@@ -238,7 +238,7 @@ def _until_halted(model: Callable[..., Any], x: Tensor | None, n: int, plan: Pla
     assert x is not None
     begun, step = plan.width.begun(n), min(plan.depth, plan.width.before_choice)
     end = advance(model, x, None, begun, step)
-    chosen = plan.width.choose(end.values[OBSERVED], n)  # [n, B]
+    chosen = plan.width.choose(end.values[ANSWER], n)  # [n, B]
     b = chosen.shape[1]
     rows = (chosen * b + torch.arange(b, device=chosen.device)).flatten()
     given_up = (begun - n) * step
@@ -260,14 +260,14 @@ def _until_halted(model: Callable[..., Any], x: Tensor | None, n: int, plan: Pla
         step, state, now = step + 1, end.state, _said(end)
     shaped = {name: value.unflatten(0, (n, b)) for name, value in found.items()}
     steps = steps.view(n, b)
-    return Rollout(shaped[OBSERVED], shaped["score"], steps, steps.sum(0) + given_up, shaped.get(VALUE))
+    return Rollout(shaped[ANSWER], shaped["score"], steps, steps.sum(0) + given_up, shaped.get(VALUE))
 
 
 def _said(end: Decode) -> dict[str, Tensor]:
     """The answer at the end of a supervision step, its score, and what the heads say of it."""
-    tokens = end.values[OBSERVED]
+    tokens = end.values[ANSWER]
     heads = {name: end.values[name] for name in (HALT, VALUE) if name in end.values}
-    return {OBSERVED: tokens, "score": end.likelihood.log_prob(tokens), **heads}
+    return {ANSWER: tokens, "score": end.likelihood.log_prob(tokens), **heads}
 
 
 def _over(now: dict[str, Tensor], going: Tensor, plan: Plan, step: int) -> Tensor:
@@ -277,7 +277,9 @@ def _over(now: dict[str, Tensor], going: Tensor, plan: Plan, step: int) -> Tenso
     if plan.halt is None:
         return torch.zeros_like(going, dtype=torch.bool)
     if HALT not in now:
-        raise ConfigError("the program has heads and no site 'halt': call pyro_gram.inference.sites.judge in it")
+        raise ConfigError(
+            "the program has heads and no site 'halt': call pyro_gram.inference.sites.sample_halt_and_value in it"
+        )
     return now[HALT] >= plan.halt
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pyro_gram.checks import AT_LEAST_0, FRACTION, check_choice, check_counts, check_range
 from pyro_gram.errors import UserError
-from pyro_gram.inference.sites import HALT, OBSERVED, VALUE
+from pyro_gram.inference.sites import ANSWER, HALT, VALUE
 from pyro_gram.networks.core import LatentState
 from pyro_gram.sampling.decode import advance, quiet
 from pyro_gram.sampling.rollout import AS_IT_IS, MAX_TRAJECTORIES, Rollout, check_has_heads
@@ -161,7 +161,7 @@ def _filter(
                 state = LatentState(*(part[ancestors, columns] for part in state))
                 before = before.gather(0, ancestors)
                 log_weight = log_weight.masked_fill(low, 0.0)
-    tokens = end.values[OBSERVED]
+    tokens = end.values[ANSWER]
     return Particles(
         tokens,
         end.likelihood.log_prob(tokens),

@@ -18,7 +18,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro_gram.checks import AT_LEAST_0, check_range
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.families import MeanOnly
-from pyro_gram.inference.sites import transition_of
+from pyro_gram.inference.sites import transition_index
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Temper(Messenger):
         raise TypeError("a Temper is for one batch of trajectories: with Temper(config): model(x, steps=16)")
 
     def _pyro_sample(self, msg: Any) -> None:
-        if transition_of(msg["name"]) is None:
+        if transition_index(msg["name"]) is None:
             return
         if self.seen < self.config.transitions:
             msg["fn"] = widened(msg["fn"], self.config.scale)
@@ -101,7 +101,7 @@ class FixedGuidance(Messenger):
         raise NotImplementedError
 
     def _pyro_sample(self, msg: Any) -> None:
-        if transition_of(msg["name"]) is not None:
+        if transition_index(msg["name"]) is not None:
             prior = msg["infer"].get("prior", msg["fn"])  # a guide within has put its posterior in the prior's place
             msg["value"] = self.value(prior)
             msg["is_observed"] = True

@@ -1,8 +1,9 @@
 """Halt and value heads: trained on roll-outs of the prior, after the program, and without a gradient into it.
 
-The heads are sites of the program (``sites.judge``): what is observed there is whether the answer of a state is right
-and whether the last answer of its trajectory is, by the task's own check, as several answers may be right. Training is
-SVI on a program of no transitions, which decodes a given state and judges it; there is nothing latent in it.
+The heads are sites of the program (``sites.sample_halt_and_value``): what is observed there is whether the answer of a
+state is right and whether the last answer of its trajectory is, by the task's own check, as several answers may be
+right. Training is SVI on a program of no transitions, which decodes a given state and judges it; there is nothing
+latent in it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, FRACTION, POSITIVE, check_range
-from pyro_gram.inference.sites import HALT, OBSERVED, VALUE, WHERE
+from pyro_gram.inference.sites import ANSWER, HALT, HEADS_ATTRIBUTE, VALUE
 from pyro_gram.networks.core import LatentState
 from pyro_gram.sampling.decode import quiet, unrolled
 from pyro_gram.sampling.rollout import AS_IT_IS
@@ -95,7 +96,7 @@ def gather(
         with Temper(temper):
             ends = list(unrolled(model, x, depth=min(depth, DEEPEST)))
         here = x.cpu()  # tasks check on the CPU
-        rights = [check(here, end.values[OBSERVED].cpu()).to(x.device) for end in ends]
+        rights = [check(here, end.values[ANSWER].cpu()).to(x.device) for end in ends]
         kept = [torch.rand(len(x), device=x.device) < EARLY / (step + 1) for step in range(len(ends))]
 
     def states(parts: list[Tensor]) -> Tensor:
@@ -126,7 +127,8 @@ def fit(
         temper: of the roll-outs; as they will be when the heads are used.
     """
     optim = TorchOptim(
-        {WHERE: getattr(model, WHERE)}, OptimConfig(lr=config.lr, weight_decay=0.01, warmup=50, final=0.05)
+        {HEADS_ATTRIBUTE: getattr(model, HEADS_ATTRIBUTE)},
+        OptimConfig(lr=config.lr, weight_decay=0.01, warmup=50, final=0.05),
     )
     svi = SVI(poutine.block(_observed(model), hide_fn=_not_of_the_heads), _nothing_latent, optim, Trace_ELBO())
     device = next(model.parameters()).device
@@ -159,5 +161,5 @@ def _nothing_latent(*_: Any) -> None:
 
 def _not_of_the_heads(site: dict[str, Any]) -> bool:
     if site["type"] == "param":
-        return f".{WHERE}." not in site["name"]
+        return f".{HEADS_ATTRIBUTE}." not in site["name"]
     return site["name"] not in (HALT, VALUE)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, FRACTION, POSITIVE, check_choice, check_range
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.sites import forget_names
+from pyro_gram.inference.sites import drop_param_names
 from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
 
 EMBEDDING = "puzzle_embedding"  # parameters of this name have a rate and a decay of their own
@@ -160,7 +160,7 @@ class TorchOptim(PyroOptim):
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
         """One update. Raises ConfigError on an unknown parameter."""
         params = list(params)
-        forget_names(params)  # this class has names of its own
+        drop_param_names(params)  # this class has names of its own
         unknown = [tuple(p.shape) for p in params if p not in self._known]
         if unknown:
             raise ConfigError(

@@ -140,7 +140,7 @@ class Trainer:
             if self.elbo.terms is None:
                 raise ConfigError(
                     f"the program {type(self.model).__name__} has no sites 'y', 'h' and 'l': observe the answer at "
-                    "'y', and call pyro_gram.inference.sites.carry in it"
+                    "'y', and call pyro_gram.inference.sites.record_state in it"
                 )
             if self.config.act:
                 Places.new(x, y).after(self.elbo.terms, self.config.supervision_steps)

@@ -10,7 +10,7 @@ from pyro_gram.diagnostics.plots.calibration import sbc_figure
 from pyro_gram.diagnostics.sbc import Simulated, simulate
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.guide import EffectGuide
-from pyro_gram.inference.sites import announce, data_plates
+from pyro_gram.inference.sites import data_plates, register_parameters
 from tests.conftest import case_of, refused, small
 
 CLASSES = 4
@@ -20,7 +20,7 @@ class Steps(nn.Module):
     """One guidance eps ~ N(0, 1), and for an answer the quarter of the distribution that it fell into: noise-free."""
 
     def forward(self, x, y=None, state=None, *, steps=1, truncated=None, beta=1.0):
-        announce("model", self)
+        register_parameters("model", self)
         zero = torch.zeros(*x.shape, 1)
         with data_plates(x.shape[:-1]):
             u = pyro.deterministic("u_0", zero, event_dim=2)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_gram.inference.guide import EffectGuide
-from pyro_gram.inference.sites import announce, data_plates
+from pyro_gram.inference.sites import data_plates, register_parameters
 
 
 class Probit(nn.Module):
@@ -18,7 +18,7 @@ class Probit(nn.Module):
     """
 
     def forward(self, x, y=None, state=None, *, steps=1, truncated=None, beta=1.0):
-        announce("model", self)
+        register_parameters("model", self)
         mean = x.double()[..., None]  # [..., B, 1, 1]
         with data_plates(x.shape[:-1]):
             u = pyro.deterministic("u_0", torch.zeros_like(mean), event_dim=2)

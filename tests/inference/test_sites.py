@@ -7,22 +7,22 @@ from pyro import poutine
 from torch import nn
 
 from pyro_gram.inference.sites import (
-    announce,
-    carry,
     data_plates,
-    guidance,
-    judge,
+    guidance_site,
     plate_shape,
-    proposal,
-    transition_of,
+    proposal_site,
+    record_state,
+    register_parameters,
+    sample_halt_and_value,
+    transition_index,
 )
 from pyro_gram.networks.core import LatentState
 
 
 def test_the_transition_of_a_site_is_read_from_its_name():
-    assert [transition_of(guidance(t)) for t in (0, 7, 12)] == [0, 7, 12]
-    for name in ("y", "eps", "eps_", "eps_a", "eps_1_2", "u_0", proposal(3), "epsilon_1", "my_eps_1"):
-        assert transition_of(name) is None
+    assert [transition_index(guidance_site(t)) for t in (0, 7, 12)] == [0, 7, 12]
+    for name in ("y", "eps", "eps_", "eps_a", "eps_1_2", "u_0", proposal_site(3), "epsilon_1", "my_eps_1"):
+        assert transition_index(name) is None
 
 
 def test_the_last_batch_dimension_is_the_data():
@@ -44,7 +44,7 @@ def test_a_sequential_plate_gives_no_dimension():
 def test_the_state_is_carried_by_two_deterministic_sites():
     state = LatentState(torch.randn(5, 4, 3), torch.randn(5, 4, 3))
     with data_plates(torch.Size((5,))):
-        trace = poutine.trace(lambda: carry(state)).get_trace()
+        trace = poutine.trace(lambda: record_state(state)).get_trace()
     for name, value in (("h", state.h), ("l", state.l)):
         site = trace.nodes[name]
         assert site["value"] is value
@@ -57,14 +57,14 @@ def test_the_state_is_carried_by_two_deterministic_sites():
 def test_without_heads_nothing_is_judged():
     likelihood = dist.Categorical(logits=torch.zeros(5, 4, 3)).to_event(1)
     h = torch.zeros(5, 4, 2)
-    assert not poutine.trace(lambda: judge(None, h, h, likelihood)).get_trace().stochastic_nodes
+    assert not poutine.trace(lambda: sample_halt_and_value(None, h, h, likelihood)).get_trace().stochastic_nodes
 
 
 def test_a_module_is_announced_without_the_global_store_and_only_where_somebody_listens():
     module = nn.Linear(2, 1)
-    announce("part", module)
+    register_parameters("part", module)
     assert len(pyro.get_param_store()) == 0
-    trace = poutine.trace(lambda: announce("part", module)).get_trace()
+    trace = poutine.trace(lambda: register_parameters("part", module)).get_trace()
     assert set(trace.param_nodes) == {"part.weight", "part.bias"}
     for name, value in module.named_parameters():
         site = trace.nodes[f"part.{name}"]

@@ -9,7 +9,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch.distributions import kl_divergence
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.sites import HALTED, HEAD_LOSS
+from pyro_gram.inference.sites import HALTED, LOSS_ONLY
 from pyro_gram.inference.terms import (
     StepTerms,
     check_answered,
@@ -42,7 +42,7 @@ def model(halted=False):
         pyro.deterministic("l", -z.expand(B))
         if halted:
             pyro.deterministic(HALTED, z > 0)
-        pyro.sample("head", dist.Normal(0.0, 1.0), obs=LOC, infer={HEAD_LOSS: True})
+        pyro.sample("head", dist.Normal(0.0, 1.0), obs=LOC, infer={LOSS_ONLY: True})
         pyro.sample("y", dist.Normal(c, 0.5), obs=LOC)
         pyro.sample("more", dist.Normal(c, 1.0), obs=LOC)  # after y, too
 

@@ -11,7 +11,7 @@ from pyro_gram.diagnostics.bounds import terms
 from pyro_gram.inference.elbo import make_elbo
 from pyro_gram.inference.guide import EffectGuide
 from pyro_gram.inference.importance import guide_draws, log_evidence
-from pyro_gram.inference.sites import announce
+from pyro_gram.inference.sites import register_parameters
 from tests.conftest import case_of, small_config
 
 
@@ -95,9 +95,9 @@ def test_two_models_in_one_process_do_not_share_parameters():
     """pyro.module would hand the second model the parameters of the first, by name."""
     a, b = case_of(), case_of()
     with poutine.trace(param_only=True) as seen:
-        announce("model", a.assembly.model)
+        register_parameters("model", a.assembly.model)
     with poutine.trace(param_only=True) as again:
-        announce("model", b.assembly.model)
+        register_parameters("model", b.assembly.model)
     for name, site in again.trace.nodes.items():
         assert site["value"].unconstrained() is not seen.trace.nodes[name]["value"].unconstrained()
     assert len(pyro.get_param_store()) == 0

@@ -6,7 +6,7 @@ from pyro.infer import Predictive
 
 from pyro_gram.diagnostics.likelihood import rollout_log_prob
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.inference.sites import HEAD_LOSS
+from pyro_gram.inference.sites import LOSS_ONLY
 from pyro_gram.sampling.decode import advance, unrolled
 from pyro_gram.sampling.rollout import at_once, rollout, trajectories_within
 from tests.conftest import case_of, opinionated
@@ -228,6 +228,6 @@ def test_a_users_observations_count_and_losses_of_heads_do_not(case):
 
     settings = {"num_samples": 3, "depth": 2, "seed": 4}
     plain = rollout_log_prob(model, case.x, case.y, **settings)
-    torch.testing.assert_close(rollout_log_prob(program({HEAD_LOSS: True}), case.x, case.y, **settings), plain)
+    torch.testing.assert_close(rollout_log_prob(program({LOSS_ONLY: True}), case.x, case.y, **settings), plain)
     observed = rollout_log_prob(program({}), case.x, case.y, **settings)
     torch.testing.assert_close(observed, plain + torch.distributions.Normal(0.0, 2.0).log_prob(seen))

@@ -7,7 +7,7 @@ from pyro_gram.models.priors import GaussianPrior
 
 import pyro_gram
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.inference.sites import transition_of
+from pyro_gram.inference.sites import transition_index
 from pyro_gram.runs.evaluate import roll
 from pyro_gram.runs.run import open_run
 from pyro_gram.sampling.rollout import rollout
@@ -28,7 +28,7 @@ class Scales(Messenger):
     def _pyro_post_sample(self, msg):
         if msg["name"].startswith("u_"):
             self.u = msg["value"]
-        elif transition_of(msg["name"]) is not None:
+        elif transition_index(msg["name"]) is not None:
             p, drawn = self.prior(self.u).base_dist, msg["fn"].base_dist
             torch.testing.assert_close(drawn.loc, p.loc.expand_as(drawn.loc))
             factors = drawn.scale / p.scale

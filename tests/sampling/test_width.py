@@ -5,7 +5,7 @@ import torch
 from pyro_gram.models.priors import GaussianPrior
 
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.inference.sites import guidance
+from pyro_gram.inference.sites import guidance_site
 from pyro_gram.sampling.draws import FirstDraws, Width, antithetic, occurrence, sobol
 from pyro_gram.sampling.rollout import rollout
 from tests.conftest import case_of
@@ -19,7 +19,7 @@ class First(pyro.poutine.messenger.Messenger):
         self.noise = []
 
     def _pyro_post_sample(self, msg):
-        if msg["name"] == guidance(0) and not self.noise:
+        if msg["name"] == guidance_site(0) and not self.noise:
             base = msg["fn"].base_dist
             self.noise.append((msg["value"] - base.loc) / base.scale)
 
@@ -119,11 +119,11 @@ def test_guidance_that_a_condition_has_fixed_stays():
 
     class Watch(pyro.poutine.messenger.Messenger):
         def _pyro_post_sample(self, msg):
-            if msg["name"] == guidance(0):
+            if msg["name"] == guidance_site(0):
                 seen.append(msg["value"])
 
     with Watch():
-        conditioned = pyro.condition(case.assembly.model, {guidance(0): fixed})
+        conditioned = pyro.condition(case.assembly.model, {guidance_site(0): fixed})
         rollout(conditioned, case.x, num_samples=2, depth=1, width=Width("antithetic"))
     assert (seen[0] == 0.25).all()
 
@@ -176,7 +176,7 @@ def test_only_two_kinds_have_draws_of_their_own():
 def guided(prior, kind, steps=2):
     """A program of two guidance sites, drawn under the handler."""
     with FirstDraws(kind):
-        return [pyro.sample(guidance(t), prior) for t in range(steps)]
+        return [pyro.sample(guidance_site(t), prior) for t in range(steps)]
 
 
 def test_draws_are_about_the_priors_mean_with_its_scale_and_the_second_guidance_is_left_alone():

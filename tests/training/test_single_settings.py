@@ -25,7 +25,7 @@ from pyro_gram.inference.deferred import Deferred
 from pyro_gram.inference.elbo import balanced_log_densities, make_elbo
 from pyro_gram.inference.guide import EffectGuide
 from pyro_gram.inference.importance import guide_draws
-from pyro_gram.inference.sites import VALUE_SCALE, head_loss
+from pyro_gram.inference.sites import VALUE_SCALE, add_training_loss
 from pyro_gram.networks.core import LatentState
 from pyro_gram.sampling.draws import sobol
 from pyro_gram.sampling.selection import best
@@ -215,7 +215,7 @@ def test_a_faster_on_policy_batch_is_no_time_won(monkeypatch):
 def test_losses_of_heads_are_auxiliary():
     """So that Pyro does not warn of a site that the guide has not."""
     with poutine.trace() as trace:
-        head_loss("loss", torch.ones(3))
+        add_training_loss("loss", torch.ones(3))
     assert trace.trace.nodes["loss"]["infer"]["is_auxiliary"]
 
 
