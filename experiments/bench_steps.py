@@ -31,7 +31,7 @@ from pyro_gram.errors import UserError
 from pyro_gram.inference.elbo import scale_gradient
 from pyro_gram.networks.core import LatentState
 from pyro_gram.registry import GUIDES, MODELS, PRIORS
-from pyro_gram.tasks.base import TaskSpec
+from pyro_gram.spec import TaskSpec
 from pyro_gram.tasks.batches import TargetStream
 from pyro_gram.training.trainer import Trainer
 
@@ -64,7 +64,7 @@ def make_trainer(assembly: Assembly) -> Trainer:
 def random_batch(spec: TaskSpec, batch: int, device: torch.device) -> tuple[Tensor | None, Tensor]:
     """Tokens in the shapes of a task."""
     y = torch.randint(spec.output_classes, (batch, spec.output_length), device=device)
-    if not spec.conditional:
+    if not spec.has_input:
         return None, y
     return torch.randint(spec.input_vocabulary, (batch, *spec.input_shape), device=device), y
 

@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
     arguments = make_parser().parse_args(argv)
     device = pick_device(arguments.device)
     solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir, trust_code=arguments.trust_code).to(device)
-    if solver.task.spec.conditional:
+    if solver.task.spec.has_input:
         raise UserError(
             f"{arguments.checkpoint} solves inputs of the task {solver.config.names['task']}; it is no model p(x): "
             "use experiments/solve.py"

@@ -258,7 +258,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--halt is a probability, from 0 to 1, not {arguments.halt:g}")
     device = pick_device(arguments.device)
     solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir, trust_code=arguments.trust_code).to(device)
-    if not solver.task.spec.conditional:
+    if not solver.task.spec.has_input:
         raise UserError("this checkpoint is a model p(x): width and depth of answers need an input")
     check_has_heads(solver.model, "select")
     path = arguments.checkpoint

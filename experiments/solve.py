@@ -233,7 +233,7 @@ def main(argv: list[str]) -> int:
     text = read_input(arguments.input)
     task = solver.task
     # Without --keep-going all inputs are checked before any is solved.
-    read = read_some(task, text) if arguments.keep_going and task.spec.conditional else list(task.read(text))
+    read = read_some(task, text) if arguments.keep_going and task.spec.has_input else list(task.read(text))
     answers = solve_all(solver, [x for x in read if not isinstance(x, Failed)], **settings)
     shown: list[Solved] = []
     for x in read:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_gram.inference.guide import PriorGuide
 from pyro_gram.registry import GUIDES
-from pyro_gram.tasks.base import TaskSpec
+from pyro_gram.spec import TaskSpec
 
 from .amortized import AmortizedGuide, AmortizedGuideConfig, aligned
 

@@ -20,7 +20,7 @@ from pyro_gram.inference.guide import EffectGuide
 from pyro_gram.networks.embeddings import answer_encoder
 from pyro_gram.networks.layers import make_stack
 from pyro_gram.registry import GUIDES
-from pyro_gram.tasks.base import TaskSpec
+from pyro_gram.spec import TaskSpec
 
 HALVINGS = 10  # of the interval in which the share is sought that a budget allows
 

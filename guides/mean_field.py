@@ -14,7 +14,7 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.inference.families import NormalFamily, family_of
 from pyro_gram.inference.guide import EffectGuide
 from pyro_gram.registry import GUIDES
-from pyro_gram.tasks.base import TaskSpec
+from pyro_gram.spec import TaskSpec
 
 ROUTE = 0x5DEECE66D  # of the multipliers that name a datum
 

@@ -19,7 +19,7 @@ from pyro_gram.inference.guide import without_answer
 from pyro_gram.inference.sites import data_plates, guidance_site, register_parameters
 from pyro_gram.networks.core import LatentState
 from pyro_gram.registry import GUIDES
-from pyro_gram.tasks.base import TaskSpec
+from pyro_gram.spec import TaskSpec
 
 from .amortized import AmortizedGuide, AmortizedGuideConfig
 

@@ -16,7 +16,7 @@ from pyro_gram.checks import check_choice
 from pyro_gram.inference.sites import ANSWER, DRAW_ANSWER
 from pyro_gram.networks.layers import init_linear_, make_embedding
 from pyro_gram.registry import MODELS
-from pyro_gram.tasks.base import TaskSpec
+from pyro_gram.spec import TaskSpec
 
 from .direct import OneStepConfig, OneStepModel
 
@@ -75,7 +75,7 @@ class AutoregressiveModel(OneStepModel):
     def __init__(self, config: OneStepConfig, spec: TaskSpec, prior: nn.Module) -> None:
         super().__init__(config, spec, prior)
         check_choice("model.mixer of an autoregressive model", config.mixer, ("attention",))
-        self.prompt = self.length if spec.conditional else 0
+        self.prompt = self.length if spec.has_input else 0
         self.f = self.stack(self.prompt + spec.output_length, prefix=self.prompt)
         self.answer = make_embedding(spec.output_classes + 1, config.width)  # and the start of an answer
         self.decoder = init_linear_(nn.Linear(config.width, spec.output_classes))

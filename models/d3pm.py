@@ -23,7 +23,7 @@ from torch.nn.functional import one_hot, pad
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_choice, check_range
 from pyro_gram.inference.sites import add_training_loss
 from pyro_gram.registry import MODELS
-from pyro_gram.tasks.base import TaskSpec
+from pyro_gram.spec import TaskSpec
 
 from .direct import OneStepConfig
 from .mdlm import Diffusion, spread_times

@@ -16,7 +16,7 @@ from pyro_gram.networks.core import LatentState
 from pyro_gram.networks.embeddings import answer_decoder, encoded, input_encoder
 from pyro_gram.networks.layers import MIXERS, make_stack
 from pyro_gram.registry import MODELS
-from pyro_gram.tasks.base import TaskSpec
+from pyro_gram.spec import TaskSpec
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,7 @@ class OneStepModel(nn.Module):
         self.length = config.prefix + spec.input_length
         self.encoder = input_encoder(spec, config.width, config.prefix)
         # Where there is no input, something must tell positions apart.
-        self.start = (
-            None if spec.conditional or not self.starts else nn.Parameter(torch.randn(self.length, config.width))
-        )
+        self.start = None if spec.has_input or not self.starts else nn.Parameter(torch.randn(self.length, config.width))
         self.register_buffer("zeros", torch.zeros(self.length, config.width), persistent=False)
 
     def stack(self, length: int | None = None, prefix: int | None = None) -> nn.Sequential:

@@ -35,7 +35,7 @@ from pyro_gram.inference.sites import (
 from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
 from pyro_gram.networks.embeddings import answer_decoder, encoded, input_encoder
 from pyro_gram.registry import MODELS
-from pyro_gram.tasks.base import TaskSpec
+from pyro_gram.spec import TaskSpec
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from pyro_gram.inference.sites import ANSWER, DRAW_ANSWER, plate_shape
 from pyro_gram.networks.denoiser import Denoiser
 from pyro_gram.networks.embeddings import answer_decoder, answer_encoder
 from pyro_gram.registry import MODELS
+from pyro_gram.spec import TaskSpec
 from pyro_gram.system.distributed import for_whole_batch
-from pyro_gram.tasks.base import TaskSpec
 
 from .direct import OneStepConfig, OneStepModel
 

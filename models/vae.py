@@ -13,7 +13,7 @@ from pyro_gram.inference.families import embedded
 from pyro_gram.inference.sites import ANSWER, guidance_site, proposal_site
 from pyro_gram.networks.embeddings import answer_decoder
 from pyro_gram.registry import MODELS
-from pyro_gram.tasks.base import TaskSpec
+from pyro_gram.spec import TaskSpec
 
 from .direct import OneStepConfig, OneStepModel
 

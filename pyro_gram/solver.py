@@ -249,7 +249,7 @@ class Solver:
     def _tokens(self, x: Any) -> Tensor | None:
         """Checked input tokens, int64 ``[B, *event]``. Raises InputError."""
         spec = self.task.spec
-        if not spec.conditional:
+        if not spec.has_input:
             if x is not None:
                 raise InputError(
                     "this checkpoint is a model p(x), without input: use x = None, or experiments/sample.py"

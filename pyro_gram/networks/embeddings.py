@@ -13,7 +13,7 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.networks.decoders import TokenDecoder
 from pyro_gram.networks.encoders import FeatureEncoder, PaddedEncoder, PuzzleEncoder, TokenEncoder
 from pyro_gram.networks.images import PatchDecoder, PatchEncoder
-from pyro_gram.tasks.base import TaskSpec
+from pyro_gram.spec import TaskSpec
 
 
 def input_encoder(spec: TaskSpec, width: int, prefix: int = 0) -> nn.Module | None:
@@ -22,7 +22,7 @@ def input_encoder(spec: TaskSpec, width: int, prefix: int = 0) -> nn.Module | No
     Raises:
         ConfigError: puzzle embeddings without a prefix to stand in.
     """
-    if not spec.conditional:
+    if not spec.has_input:
         return None
     tokens: nn.Module
     if spec.input_features is None:

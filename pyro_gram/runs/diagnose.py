@@ -81,7 +81,7 @@ def _steered(study: Study, inputs: int) -> dict[str, Any]:
     if study.guide is None:
         return {}
     solver, s = study.solver, study.settings
-    count = inputs if solver.task.spec.conditional else min(BOUND_PAIRS, s.inputs)
+    count = inputs if solver.task.spec.has_input else min(BOUND_PAIRS, s.inputs)
     puzzles, x, y = study.pairs(count)
     held = Assembly(solver.config, solver.task, solver.model, solver.guide)
     found = bounds_of(held, x, y, s.depth, s.seed)
@@ -92,7 +92,7 @@ def _steered(study: Study, inputs: int) -> dict[str, Any]:
 def _seen(study: Study) -> float | None:
     """Right samples of the prior on training inputs: apart from a leak, it may not have generalised."""
     task = study.solver.task
-    if not task.checkable or not task.spec.conditional:
+    if not task.checkable or not task.spec.has_input:
         return None
     x = task.split("train").subset(min(SEEN, max(LEAST_SEEN, study.fit(TRIED) // SEEN_SAMPLES))).inputs
     rolled = study.solver.sample(x, SEEN_SAMPLES, study.settings.depth, study.settings.seed, halt=study.halt)

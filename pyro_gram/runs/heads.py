@@ -28,7 +28,7 @@ def takes_heads(model: nn.Module, config: VerdictConfig) -> bool:
 
 def check_heads(model: nn.Module, task: Task, config: VerdictConfig) -> None:
     """Raises ConfigError where heads are asked for and cannot be had."""
-    if not task.checkable or not task.spec.conditional:
+    if not task.checkable or not task.spec.has_input:
         raise ConfigError("halt and value heads judge answers to an input: set verdict.hidden to 0 for p(x)")
     if why := why_no_heads(model):
         raise ConfigError(f"{why}: it can have none, and answers are chosen by vote (--select vote, or verified)")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_gram.checks import check_choice
 from pyro_gram.errors import ConfigError, InputError
+from pyro_gram.spec import TaskSpec
 from pyro_gram.system.download import data_folder
 from pyro_gram.system.text import Piece, lines_of
 from pyro_gram.tasks.terminal import mark, painter
@@ -21,44 +22,6 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "test")
 NO_PUZZLE = "there is no puzzle in the text, which is empty or holds comments only"
-
-
-@dataclass(frozen=True)
-class TaskSpec:
-    """The shapes that networks are built for.
-
-    Attributes:
-        input_length: L, the positions of the sequence.
-        input_features: tokens a position (x is ``[B, L, F]``), or None for one (x is ``[B, L]``).
-        input_vocabulary: input tokens lie in ``[0, input_vocabulary)``; 0 where there is no input (p(x)).
-        output_length: L_out, tokens in an answer; they stand at the last positions of the sequence.
-        output_classes: output tokens lie in ``[0, output_classes)``.
-        puzzles: where positive, x is ``[B, 1 + L]`` and its first token the number of the puzzle, in
-            ``[0, puzzles)``: each has a learned embedding (ARC).
-        image: rows and columns of an answer that is an image, its L_out pixels row by row; None for a sequence.
-        patch: side of the square of pixels that one position of the sequence holds (images only).
-    """
-
-    input_length: int
-    input_features: int | None
-    input_vocabulary: int
-    output_length: int
-    output_classes: int
-    puzzles: int = 0
-    image: tuple[int, int] | None = None
-    patch: int = 1
-
-    @property
-    def conditional(self) -> bool:
-        """Is there an input? If not, the program is p(x) and its answers are the data."""
-        return self.input_vocabulary > 0
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """The event shape of x."""
-        if self.puzzles:
-            return (1 + self.input_length,)
-        return (self.input_length,) if self.input_features is None else (self.input_length, self.input_features)
 
 
 @dataclass(frozen=True)

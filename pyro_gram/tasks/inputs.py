@@ -63,7 +63,7 @@ def _checked(task: Task, tokens: Tensor, first: int = 1) -> Tensor:
     Numbers may be a board or a matrix of their author's, which would be read as another input here.
     """
     spec = task.spec
-    if tuple(tokens.shape[1:]) != spec.input_shape or not spec.conditional:
+    if tuple(tokens.shape[1:]) != spec.input_shape or not spec.has_input:
         return tokens  # is refused by its shape
     numbers = tokens[:, 1:] if spec.puzzles else tokens
     if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < spec.input_vocabulary:

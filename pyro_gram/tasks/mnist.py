@@ -20,10 +20,11 @@ from torch import Tensor
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range, check_seed
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
+from pyro_gram.spec import TaskSpec
 from pyro_gram.system import files
 from pyro_gram.system.download import DATA_VARIABLE, data_folder, fetch, find
 from pyro_gram.system.text import is_gzip, read_bytes
-from pyro_gram.tasks.base import GenerativeTask, PuzzleSet, TaskSpec, check_split
+from pyro_gram.tasks.base import GenerativeTask, PuzzleSet, check_split
 from pyro_gram.tasks.batches import generator_for
 from pyro_gram.tasks.terminal import half_blocks, painter
 

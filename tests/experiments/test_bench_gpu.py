@@ -6,8 +6,8 @@ import torch
 from experiments import bench_gpu
 from experiments.bench_steps import random_batch
 from pyro_gram.config import read_preset
+from pyro_gram.spec import TaskSpec
 from pyro_gram.system.cli import call
-from pyro_gram.tasks.base import TaskSpec
 
 
 @pytest.mark.parametrize("task", ["coloring", "sudoku_uncond"])

@@ -11,7 +11,7 @@ from pyro_gram.networks.decoders import TokenDecoder
 from pyro_gram.networks.embeddings import answer_decoder, answer_encoder, input_encoder
 from pyro_gram.networks.encoders import PaddedEncoder, PuzzleEncoder, TokenEncoder
 from pyro_gram.networks.images import PatchDecoder, PatchEncoder, check_image
-from pyro_gram.tasks.base import TaskSpec
+from pyro_gram.spec import TaskSpec
 
 WIDTH, CHANNELS, REACH = 24, 8, 4  # two 5 x 5 convolutions see 4 pixels away
 BATCHES = [(), (3,), (2, 3)]

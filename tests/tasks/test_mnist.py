@@ -78,7 +78,7 @@ def test_it_is_registered_and_generative():
     task = MNIST(MNISTConfig())
     assert not task.checkable
     assert task.classifier == "digits"
-    assert not task.spec.conditional
+    assert not task.spec.has_input
     with pytest.raises(InputError, match="takes no input"):
         task.parse("....")
 

@@ -29,7 +29,7 @@ def test_it_is_registered():
 @pytest.mark.parametrize("size", SIZES)
 def test_there_is_no_input_and_a_token_for_each_digit(size):
     task = make(size)
-    assert not task.spec.conditional
+    assert not task.spec.has_input
     assert task.spec.input_length == task.spec.output_length == size * size
     assert task.spec.output_classes == size
     assert task.format_input(None) == ""

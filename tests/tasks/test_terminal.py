@@ -58,7 +58,7 @@ def answer_text(task, shown: str) -> str:
             halves = ((line, ink) for line in lines for ink in ("▀█", "▄█"))
             return "/".join("".join(".#"[c in ink] for c in line) for line, ink in halves)
         case "Sudoku" | "SudokuBoards":
-            start = (len(lines[0]) + len("  ->  ")) // 2 if task.spec.conditional else 0
+            start = (len(lines[0]) + len("  ->  ")) // 2 if task.spec.has_input else 0
             return re.sub(r"[^\d?]", "", "".join(line[start:] for line in lines))
         case "Arc":
             at = next(line.index("->") for line in lines if "->" in line) + len("->  ")

@@ -14,7 +14,7 @@ from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.elbo import BalancedELBO
 from pyro_gram.networks.core import LatentState
 from pyro_gram.registry import GUIDES, MODELS, PRIORS
-from pyro_gram.tasks.base import TaskSpec
+from pyro_gram.spec import TaskSpec
 from pyro_gram.training import precision as speed
 from pyro_gram.training import trainer as training
 from pyro_gram.training.precision import check_speed, compilation_told, core_of, products_in, speed_up

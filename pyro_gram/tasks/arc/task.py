@@ -20,12 +20,13 @@ from torch import Tensor
 
 from pyro_gram.errors import InputError
 from pyro_gram.registry import TASKS
+from pyro_gram.spec import TaskSpec
 from pyro_gram.system.text import Piece
 from pyro_gram.tasks.arc import files as arc_files
 from pyro_gram.tasks.arc import grids
 from pyro_gram.tasks.arc.data import ArcConfig, Pair, collect
 from pyro_gram.tasks.arc.grids import INVERSE, VOCABULARY, Augmentation, Grid, grid_key
-from pyro_gram.tasks.base import PuzzleSet, Task, TaskSpec, check_split
+from pyro_gram.tasks.base import PuzzleSet, Task, check_split
 from pyro_gram.tasks.terminal import beside, mark, painter
 
 if TYPE_CHECKING:

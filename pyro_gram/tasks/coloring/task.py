@@ -21,8 +21,9 @@ from torch import Tensor
 from pyro_gram.checks import AT_LEAST_1, check_choice, check_range, check_seed
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
+from pyro_gram.spec import TaskSpec
 from pyro_gram.system.text import Piece
-from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task, TaskSpec, check_split
+from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task, check_split
 from pyro_gram.tasks.coloring.text import parse_graph, split_graphs
 from pyro_gram.tasks.fitting import advice
 from pyro_gram.tasks.held_out import first_of_class

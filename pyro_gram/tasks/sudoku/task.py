@@ -20,9 +20,10 @@ from torch import Tensor
 from pyro_gram.checks import AT_LEAST_1, FRACTION, check_choice, check_range, check_seed
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
+from pyro_gram.spec import TaskSpec
 from pyro_gram.system.download import data_folder
 from pyro_gram.system.text import Piece
-from pyro_gram.tasks.base import PuzzleSet, Task, TaskSpec, check_split
+from pyro_gram.tasks.base import PuzzleSet, Task, check_split
 from pyro_gram.tasks.batches import sub_seed
 from pyro_gram.tasks.fitting import advice
 from pyro_gram.tasks.held_out import InputSet, first_of_class, unless_held_out

@@ -17,7 +17,8 @@ from torch import Tensor
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range, check_seed
 from pyro_gram.errors import ConfigError
 from pyro_gram.registry import TASKS
-from pyro_gram.tasks.base import GenerativeTask, PuzzleSet, TaskSpec, check_split
+from pyro_gram.spec import TaskSpec
+from pyro_gram.tasks.base import GenerativeTask, PuzzleSet, check_split
 from pyro_gram.tasks.held_out import InputSet, unless_held_out
 from pyro_gram.tasks.sudoku.boards import all_grids_4, missing_digits, random_grids, random_symmetries, transform
 from pyro_gram.tasks.sudoku.task import check_size, draw_board, render_board
