@@ -42,7 +42,7 @@ from pyro_gram.errors import UserError
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.system.cli import Parser, call
 from pyro_gram.system.files import check_writable, read_json, write_json
-from pyro_gram.system.machine import environment, peak_memory_mb, resident_mb
+from pyro_gram.system.machine import environment, peak_memory_mb, resident_memory_mb
 from pyro_gram.training.precision import has_compiler
 
 WIDTHS, DEPTHS = (1, 20, 100), (4, 8, 16, 32, 64)
@@ -129,7 +129,7 @@ def memory(name: str) -> dict[str, float]:
 
 def own_memory(name: str) -> dict[str, float]:
     """As :func:`memory`, in this process."""
-    before, found = resident_mb(), {}
+    before, found = resident_memory_mb(), {}
     trainer = make_trainer(assemble(name))
     for steps in STEPS:  # the peak of more steps is at least that of fewer
         trainer.config = replace(trainer.config, supervision_steps=steps, on_policy=0)

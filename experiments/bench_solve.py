@@ -31,7 +31,7 @@ WIDE, LIMITS = 1000, (25.0, 100.0)  # trajectories an input, and the memory in M
 PEAK = """
 import sys
 import pyro_gram
-from pyro_gram.system.allocator import keep_freed_memory
+from pyro_gram.system.machine import keep_freed_memory
 
 def held(field):  # MB, of this process
     with open("/proc/self/status") as f:

@@ -16,9 +16,9 @@ from pyro_gram.errors import UserError
 from pyro_gram.runs.diagnose import check_ready, diagnose
 from pyro_gram.runs.run import read_rows
 from pyro_gram.runs.study import Settings, Study
-from pyro_gram.system.cli import Parser, add_device, add_trust, call, directory
-from pyro_gram.system.device import pick_device
+from pyro_gram.system.cli import Parser, add_device_option, add_trust_option, call, directory
 from pyro_gram.system.files import check_directory, check_writable
+from pyro_gram.system.machine import pick_device
 
 
 def make_parser() -> Parser:
@@ -42,8 +42,8 @@ def make_parser() -> Parser:
     parser.add_argument("--depth", type=int, metavar="S", help="supervision steps (default: as the run was measured)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
-    add_trust(parser)
-    add_device(parser)
+    add_trust_option(parser)
+    add_device_option(parser)
     return parser
 
 

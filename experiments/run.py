@@ -11,16 +11,16 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.sampling.tempering import told
 from pyro_gram.system.cli import (
     Parser,
-    add_device,
+    add_device_option,
+    add_working_directory_to_path,
     call,
     directory,
-    interruption,
-    spare_process,
-    use_working_directory,
+    interrupt_exit_code,
+    is_idle_process,
 )
-from pyro_gram.system.device import pick_device
 from pyro_gram.system.distributed import leave, start
 from pyro_gram.system.files import check_directory
+from pyro_gram.system.machine import pick_device
 from pyro_gram.tasks.base import SPLITS, make_task
 
 PRESETS = Path(__file__).parent / "presets"
@@ -53,7 +53,7 @@ def make_parser(add_help: bool = True) -> Parser:
     parser.add_argument("--resume", action="store_true", help="continue the run in DIR")
     parser.add_argument("--minutes", type=float, metavar="M", help="train for M minutes instead of the preset's length")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
-    add_device(parser)
+    add_device_option(parser)
     parser.add_argument("--half", action="store_true", help="write model.safetensors as bfloat16, at half the size")
     parser.add_argument("--list-split", choices=SPLITS, help="print that split's inputs, one a line, and exit")
     return parser
@@ -68,13 +68,13 @@ def parse(argv: list[str]) -> tuple[RunConfig, dict]:
     first, _ = parser.parse_known_args(argv)
     names = {part: getattr(first, part) for part in CHOSEN}
     if any(":" in name for name in (first.task, *filter(None, names.values()))):
-        use_working_directory()
+        add_working_directory_to_path()
     config = read_preset(PRESETS, first.task, first.preset, names=names, seed=first.seed)
     full = make_parser()
     add_options(full, config)
     chosen = {"task": first.task, **({} if first.preset == "cpu" else {"preset": first.preset}), **names}
-    full.page = " ".join(["run.py", *(f"--{part} {name}" for part, name in chosen.items() if name), "--help"])
-    full.foreign = foreign_options(config)
+    full.help_command = " ".join(["run.py", *(f"--{part} {name}" for part, name in chosen.items() if name), "--help"])
+    full.unavailable_options = foreign_options(config)
     arguments = vars(full.parse_args(argv))
     config = with_options(config, arguments)
     if arguments["minutes"] is not None:
@@ -127,7 +127,7 @@ def summary(task: str, m: dict[str, Any]) -> str:
 def main(argv: list[str]) -> int:
     config, arguments = parse(argv)
     if arguments["list_split"]:
-        return 0 if spare_process() else list_split(config, arguments["list_split"], arguments["data_dir"])
+        return 0 if is_idle_process() else list_split(config, arguments["list_split"], arguments["data_dir"])
     processes, device = start(pick_device(arguments["device"]))
     out = arguments["out"] or default_directory(config, arguments)
     check_directory(out, "--out")
@@ -149,7 +149,7 @@ def main(argv: list[str]) -> int:
             results = finish(run, half=arguments["half"])
         except KeyboardInterrupt as stop:
             tell(f"interrupted while evaluating; the same command with --resume --out {out} goes on")
-            return interruption(stop)
+            return interrupt_exit_code(stop)
     if not processes.is_main:
         return 0
     m = results["metrics"]
@@ -159,4 +159,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(leave(call(main, shared=True)))
+    raise SystemExit(leave(call(main, distributed=True)))

@@ -14,9 +14,9 @@ from pyro_gram.diagnostics.plots import run as figures
 from pyro_gram.errors import UserError
 from pyro_gram.sampling.rollout import Rollout
 from pyro_gram.solver import Solver
-from pyro_gram.system.cli import Parser, add_device, add_trust, call
-from pyro_gram.system.device import pick_device
-from pyro_gram.system.files import write_via
+from pyro_gram.system.cli import Parser, add_device_option, add_trust_option, call
+from pyro_gram.system.files import write_atomically
+from pyro_gram.system.machine import pick_device
 
 SUFFIXES = (".npz", ".png")
 FORMED = 6  # samples whose formation a picture shows
@@ -40,8 +40,8 @@ def make_parser() -> Parser:
     parser.add_argument("--formation", action="store_true", help=f"how samples form over the steps (.png: of {FORMED})")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
-    add_trust(parser)
-    add_device(parser)
+    add_trust_option(parser)
+    add_device_option(parser)
     return parser
 
 
@@ -77,10 +77,10 @@ def main(argv: list[str]) -> int:
     rolled = solver.sample(None, arguments.num_samples, arguments.depth, arguments.seed, history=arguments.formation)
     if arguments.out.suffix == ".npz":
         found = arrays(solver, rolled)
-        write_via(arguments.out, lambda temporary: np.savez_compressed(temporary, **found))
+        write_atomically(arguments.out, lambda temporary: np.savez_compressed(temporary, **found))
     else:
         figure = picture(solver, rolled)
-        write_via(arguments.out, lambda temporary: figure.savefig(temporary, dpi=110))
+        write_atomically(arguments.out, lambda temporary: figure.savefig(temporary, dpi=110))
     share = ""
     if solver.task.checkable:
         share = f", {solver.task.valid(None, rolled.tokens).double().mean().item():.4f} of them valid"

@@ -30,10 +30,9 @@ from pyro_gram.sampling.draws import Width
 from pyro_gram.sampling.rollout import Rollout, at_once, check_has_heads, rollout
 from pyro_gram.sampling.tempering import AtMean
 from pyro_gram.solver import Solver
-from pyro_gram.system.cli import Parser, add_device, add_trust, call
-from pyro_gram.system.device import pick_device
-from pyro_gram.system.files import check_writable, read_json, write_json, write_via
-from pyro_gram.system.machine import environment
+from pyro_gram.system.cli import Parser, add_device_option, add_trust_option, call
+from pyro_gram.system.files import check_writable, read_json, write_atomically, write_json
+from pyro_gram.system.machine import environment, pick_device
 from pyro_gram.tasks.base import PuzzleSet
 
 SPREADS = ("antithetic", "sobol", "distinct")
@@ -240,8 +239,8 @@ def make_parser() -> Parser:
     parser.add_argument("--seeds", type=int, default=3, metavar="K", help="(default 3)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep roll-outs there, and go on from those it holds")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
-    add_trust(parser)
-    add_device(parser)
+    add_trust_option(parser)
+    add_device_option(parser)
     return parser
 
 
@@ -281,7 +280,7 @@ def draw(path: Path) -> None:
         figure = scaling_figure(read_json(path))
     except (KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path} is no study of this program: {type(e).__name__} {e}") from None
-    write_via(path.with_suffix(".png"), partial(figure.savefig, dpi=100))
+    write_atomically(path.with_suffix(".png"), partial(figure.savefig, dpi=100))
 
 
 def summary(found: dict[str, Any]) -> str:

@@ -20,10 +20,10 @@ from pyro_gram.errors import InputError, UserError
 from pyro_gram.sampling.selection import SELECTIONS
 from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.solver import TRAJECTORIES, WIDTHS, Answer, Solved, Solver
-from pyro_gram.system.cli import Parser, add_device, add_trust, call
-from pyro_gram.system.device import pick_device
-from pyro_gram.system.files import check_writable, write_via
-from pyro_gram.system.text import PUZZLES, printable, read_text, tidy
+from pyro_gram.system.cli import Parser, add_device_option, add_trust_option, call
+from pyro_gram.system.files import check_writable, write_atomically
+from pyro_gram.system.machine import pick_device
+from pyro_gram.system.text import MAX_PUZZLE_BYTES, make_printable, normalize_text, read_text
 from pyro_gram.tasks.base import NO_PUZZLE, Task
 from pyro_gram.tasks.terminal import wants_colour
 
@@ -91,8 +91,8 @@ def make_parser() -> Parser:
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     parser.add_argument("--figure", type=Path, metavar="FILE.png", help=f"draw the first {FIGURE_ROWS} inputs, solved")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
-    add_trust(parser)
-    add_device(parser)
+    add_trust_option(parser)
+    add_device_option(parser)
     return parser
 
 
@@ -100,12 +100,12 @@ def read_input(source: str) -> str:
     """The whole input, from a file or, for ``-``, from stdin. Raises InputError where there is none."""
     name = f"--input {source}"
     if source != "-":
-        text = read_text(Path(source), name, PUZZLES)
+        text = read_text(Path(source), name, MAX_PUZZLE_BYTES)
     elif sys.stdin is None:
         raise InputError("standard input is closed: name a file with --input")
     else:
         stream = getattr(sys.stdin, "buffer", None)
-        text = read_text(stream, name, PUZZLES) if stream else tidy(sys.stdin.read())
+        text = read_text(stream, name, MAX_PUZZLE_BYTES) if stream else normalize_text(sys.stdin.read())
     if not text.strip():
         raise InputError(f"{name} is empty: give one puzzle a line")
     return text
@@ -120,7 +120,7 @@ class Failed:
 
     def show(self) -> str:
         """For a person."""
-        return f"{printable(self.text, 80)}: not solved: {printable(self.error)}\n"
+        return f"{make_printable(self.text, 80)}: not solved: {make_printable(self.error)}\n"
 
     def to_dict(self) -> dict[str, str]:
         """As ``--json`` prints it."""
@@ -190,7 +190,7 @@ def draw(solver: Solver, shown: list[Solved], path: Path) -> None:
         for i, (title, s) in enumerate(zip(titles, shown, strict=True), start=1)
     ]
     figure = answers_grid(solver.task, rows, shown[0].num_samples, FIGURE_COLUMNS)
-    write_via(path, partial(figure.savefig, dpi=110))
+    write_atomically(path, partial(figure.savefig, dpi=110))
 
 
 def check(arguments: Any) -> None:

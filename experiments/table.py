@@ -37,10 +37,10 @@ from pyro_gram.runs.evaluate import finish
 from pyro_gram.runs.monitor import plan
 from pyro_gram.runs.run import InterruptedRunError, check_begun, open_run, train
 from pyro_gram.sampling.rollout import at_once, rollout
-from pyro_gram.system.cli import Parser, add_device, call, spare_process
-from pyro_gram.system.device import kind_of, pick_device
+from pyro_gram.system.cli import Parser, add_device_option, call, is_idle_process
 from pyro_gram.system.distributed import ProcessGroup, leave, start
-from pyro_gram.system.files import check_writable, read_json, write_bytes, write_json, write_via
+from pyro_gram.system.files import check_writable, read_json, write_atomically, write_bytes, write_json
+from pyro_gram.system.machine import device_type, pick_device
 
 HERE = Path(__file__).parent
 TABLES = HERE / "tables.toml"
@@ -246,7 +246,7 @@ def write_table(results: dict[str, Any], out: Path) -> list[Path]:
     write_json(paths[0], results)
     write_bytes(paths[1], f"# {results['title']}\n\n{markdown(results)}\n".encode())
     drawn = figure(results)
-    write_via(paths[2], lambda temporary: drawn.savefig(temporary, format="png", dpi=110))
+    write_atomically(paths[2], lambda temporary: drawn.savefig(temporary, format="png", dpi=110))
     return paths
 
 
@@ -278,7 +278,7 @@ def make_parser() -> Parser:
     parser.add_argument("--collect", action="store_true", help="make the table of what is done, and run nothing")
     parser.add_argument("--redraw", action="store_true", help="make the table anew from its JSON in --out")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
-    add_device(parser)
+    add_device_option(parser)
     return parser
 
 
@@ -291,7 +291,7 @@ def main(argv: list[str]) -> int:
     if arguments.cell and (arguments.collect or arguments.redraw):
         raise ConfigError("--cell runs cells, --collect and --redraw run none: give one of them")
     cells = cells_of(pick("tables", arguments.table), arguments.preset, arguments.minutes, arguments.seeds)
-    if arguments.redraw and spare_process():
+    if arguments.redraw and is_idle_process():
         return 0
     if arguments.redraw:
         path = (arguments.out or arguments.runs) / f"table{arguments.table}-{arguments.preset}.json"
@@ -305,8 +305,8 @@ def main(argv: list[str]) -> int:
             )
         cells = [named[name] for name in arguments.cell]
     missing = [cell for cell in cells if not is_done(cell, arguments.runs)]  # settings are checked before any run
-    kind_of(arguments.device)  # which need not be here
-    if arguments.list and spare_process():
+    device_type(arguments.device)  # which need not be here
+    if arguments.list and is_idle_process():
         return 0
     if arguments.list:
         print("".join(f"{command(cell, arguments)}\n" for cell in missing), end="")
@@ -351,4 +351,4 @@ def show(results: dict[str, Any], arguments: Any) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(leave(call(main, shared=True)))
+    raise SystemExit(leave(call(main, distributed=True)))

@@ -22,7 +22,7 @@ from pyro_gram.checks import check_seed
 from pyro_gram.diagnostics.digits import WEIGHTS, DigitClassifier
 from pyro_gram.errors import UserError
 from pyro_gram.system.cli import Parser, call
-from pyro_gram.system.files import write_json, write_via
+from pyro_gram.system.files import write_atomically, write_json
 from pyro_gram.tasks.batches import generator_for
 from pyro_gram.tasks.mnist import MNIST, MNISTConfig
 
@@ -107,7 +107,7 @@ def main(argv: list[str]) -> int:
     }
     weights = {name: t.contiguous() for name, t in model.state_dict().items()}
     about = {"made_by": "experiments/train_classifier.py", "accuracy": str(result["accuracy_test"])}
-    write_via(arguments.out, lambda path: save_file(weights, path, metadata=about))
+    write_atomically(arguments.out, lambda path: save_file(weights, path, metadata=about))
     write_json(arguments.out.with_suffix(".json"), result)
     print(f"{result['accuracy_test']:.4f} of the test images right; written to {arguments.out}")
     return 0

@@ -15,7 +15,7 @@ from pyro_gram.checks import check_seed
 from pyro_gram.config import RunConfig, add_options, with_options
 from pyro_gram.errors import ConfigError
 from pyro_gram.runs.heads import train_heads
-from pyro_gram.system.cli import Parser, add_trust, call
+from pyro_gram.system.cli import Parser, add_trust_option, call
 from pyro_gram.system.files import check_writable, write_json
 from pyro_gram.training.heads import VerdictConfig
 
@@ -30,7 +30,7 @@ def make_parser() -> Parser:
     parser.add_argument("--out", type=Path, metavar="FILE.safetensors", help="where to write (default: in its place)")
     parser.add_argument("--seed", type=int, help="of the heads and what they learn from (default: the run's)")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
-    add_trust(parser)
+    add_trust_option(parser)
     add_options(parser, DEFAULT)
     return parser
 

@@ -1,16 +1,16 @@
 """pyro_gram: generative recursive reasoning as probabilistic programs.
 
 >>> import pyro_gram
->>> solver = pyro_gram.load("checkpoints/coloring8.safetensors")      # doctest: +SKIP
->>> solver.sample(["GCR`v_"], num_samples=20).tokens.shape            # doctest: +SKIP
+>>> solver = pyro_gram.load("checkpoints/coloring8.safetensors")
+>>> solver.sample(["GCR`v_"], num_samples=20).tokens.shape
 torch.Size([20, 1, 8])
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyro_gram.system.checkout import add_finder
 from pyro_gram.version import __version__
 
 if TYPE_CHECKING:
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Solver", "TemperConfig", "__version__", "load"]
 
-add_finder()
+# In a wheel, models and guides are subpackages. In a checkout they lie beside the package: look for them there too.
+if not (Path(__file__).parent / "models").is_dir():
+    __path__.append(str(Path(__file__).resolve().parents[1]))
 
 
 def __getattr__(name: str) -> Any:
-    # Torch and Pyro take seconds to import: only when something of theirs is asked for.
+    # Torch and Pyro take seconds to import, so that their part of the package is imported on first use.
     if name in ("Solver", "TemperConfig", "load"):
         from pyro_gram import solver
 

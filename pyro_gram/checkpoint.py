@@ -20,7 +20,7 @@ from pyro_gram.config import RunConfig
 from pyro_gram.errors import CheckpointError, ConfigError, UserError
 from pyro_gram.networks.core import LatentState
 from pyro_gram.runs.heads import attach, takes_heads
-from pyro_gram.system.container import Container, open_container, write_container
+from pyro_gram.system.files import TensorFile, open_tensor_file, write_tensor_file
 from pyro_gram.system.rendezvous import reason
 from pyro_gram.tasks.base import Task
 from pyro_gram.training.act import Places
@@ -54,7 +54,7 @@ def save_model(
     tensors = dict(pair(model, guide).state_dict())
     if half:
         tensors = {k: v.bfloat16() if v.is_floating_point() else v for k, v in tensors.items()}
-    write_container(path, tensors, {"kind": "model", "config": config.to_dict(), "data": data or {}})
+    write_tensor_file(path, tensors, {"kind": "model", "config": config.to_dict(), "data": data or {}})
 
 
 def load_model(
@@ -74,7 +74,7 @@ def load_model(
     path = Path(path)
     if path.is_dir():
         path = path / "model.safetensors"
-    held = open_container(path, "model")
+    held = open_tensor_file(path, "model")
     try:
         config = RunConfig.from_dict(held.header.get("config", {}), trust_code)
         task = build_task(config, data_dir)
@@ -87,14 +87,14 @@ def load_model(
     if assembly.task.spec.puzzles:  # which embedding is whose
         _same_data(path, held.header, assembly.task.provenance())
     whole = pair(assembly.model, assembly.guide)
-    _check_fit(held.misfits(whole.state_dict()), path)
+    _check_fit(held.mismatched_names(whole.state_dict()), path)
     _fill(whole, held.tensors())
     assembly.model.eval()
     assembly.guide.eval()
     return assembly
 
 
-def outline_misfits(held: Container, config: RunConfig, task: Task) -> list[str]:
+def outline_misfits(held: TensorFile, config: RunConfig, task: Task) -> list[str]:
     """The tensors of a file that do not fit its settings, found without memory for those that the settings ask for.
 
     Classes of a user's own may not build without numbers: what they would take is not looked at.
@@ -110,7 +110,7 @@ def outline_misfits(held: Container, config: RunConfig, task: Task) -> list[str]
             if takes_heads(assembly.model, config.verdict):
                 attach(assembly.model, task, config)
             whole = pair(assembly.model, assembly.guide)
-            misfits = held.misfits(whole.state_dict())
+            misfits = held.mismatched_names(whole.state_dict())
     except (RuntimeError, TypeError, OverflowError, MemoryError) as e:
         raise ConfigError(f"they describe no model that can be built: {reason(e)}") from None
     tables = sum(buffer.numel() * buffer.element_size() for buffer in whole.buffers())
@@ -135,7 +135,7 @@ class AtMost(TorchFunctionMode):
 
 def is_half(path: Path) -> bool:
     """Are a model checkpoint's weights kept as bfloat16? Raises CheckpointError as :func:`load_model`."""
-    return open_container(path, "model").half
+    return open_tensor_file(path, "model").half
 
 
 def save_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[str, str] | None = None) -> None:
@@ -163,7 +163,7 @@ def save_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
         "usual": trainer.guard.usual,
         "data": data or {},
     }
-    write_container(path, tensors, header)
+    write_tensor_file(path, tensors, header)
 
 
 def load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[str, str] | None = None) -> None:
@@ -182,7 +182,7 @@ def load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[st
 
 
 def _load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[str, str]) -> None:
-    held = open_container(path, "training")
+    held = open_tensor_file(path, "training")
     header, wanted = held.header, config.to_dict()
     try:
         # Other names differ before anything is imported that they say.
@@ -217,7 +217,7 @@ def _load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[s
 
     parts = {"weights/": pair(trainer.model, trainer.guide), "average/": trainer.average}
     for prefix, module in parts.items():
-        _check_fit(held.misfits(module.state_dict(), prefix), path)
+        _check_fit(held.mismatched_names(module.state_dict(), prefix), path)
     tensors = held.tensors()
 
     def part(prefix: str) -> dict[str, Tensor]:

@@ -43,7 +43,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(choices)}{did_you_mean(value, choices)}")
 
 
-def similar(word: str, known: Iterable[str]) -> list[str]:
+def closest_names(word: str, known: Iterable[str]) -> list[str]:
     """What was meant, where ``word`` is none of ``known``: the nearest of them, three at the most.
 
     Of names with points (``--task.size``) the last part counts: all that end in that of ``word``, else those with the
@@ -66,7 +66,7 @@ def similar(word: str, known: Iterable[str]) -> list[str]:
 
 def did_you_mean(word: Any, known: Iterable[str]) -> str:
     """The end of a message about an unknown word: ``; did you mean gram?``, or nothing where none is near."""
-    near = similar(word, known) if isinstance(word, str) else []
+    near = closest_names(word, known) if isinstance(word, str) else []
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 

@@ -20,8 +20,8 @@ from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range, check_seed, di
 from pyro_gram.errors import ConfigError
 from pyro_gram.registry import GUIDES, MODELS, PRIORS, TASKS, Registry
 from pyro_gram.sampling.tempering import TemperConfig
-from pyro_gram.system.docstrings import meanings
-from pyro_gram.system.files import read_tables
+from pyro_gram.system.cli import field_descriptions
+from pyro_gram.system.files import read_toml_tables
 from pyro_gram.training.beta_schedule import BetaConfig
 from pyro_gram.training.config import TrainConfig
 from pyro_gram.training.heads import VerdictConfig
@@ -202,7 +202,7 @@ def foreign_options(config: RunConfig) -> dict[str, tuple[str, str]]:
     """The options that other tasks, models, priors and guides have and this run has not.
 
     Returns:
-        option to whose it is, in words, and the command that explains it (``cli.Parser.foreign``).
+        option to whose it is, in words, and the command that explains it (``cli.Parser.unavailable_options``).
     """
     found = {}
     for part, own in config.names.items():
@@ -226,7 +226,7 @@ def add_options(parser: argparse.ArgumentParser, config: RunConfig) -> None:
     """One option a field of every part, ``--part.field VALUE``, with its meaning and the value of ``config``."""
     for part, value in config.parts.items():
         group = parser.add_argument_group(f"{part} ({type(value).__name__})")
-        hints, meaning = typing.get_type_hints(type(value)), meanings(type(value))
+        hints, meaning = typing.get_type_hints(type(value)), field_descriptions(type(value))
         for field in dataclasses.fields(value):
             kind = hints[field.name]
             if isinstance(kind, types.UnionType) or kind not in (int, float, str, bool):
@@ -304,7 +304,7 @@ def read_preset(
         known = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
         near = did_you_mean(task, known.split(", "))
         raise ConfigError(f"unknown task {task!r}; known: {known}; or give your own as package.module:Class{near}")
-    tables = read_tables(path)
+    tables = read_toml_tables(path)
     if preset not in tables:
         known = f"known: {', '.join(tables)}{did_you_mean(preset, tables)}"
         raise ConfigError(f"unknown preset {preset!r} for {path.stem}; {known}")

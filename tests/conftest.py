@@ -37,7 +37,7 @@ def _fresh() -> None:
     pyro.set_rng_seed(0)
 
 
-NAMES = {"task": "coloring", "model": "gram", "prior": "gaussian", "guide": "amortized"}
+DEFAULT_NAMES = {"task": "coloring", "model": "gram", "prior": "gaussian", "guide": "amortized"}
 SMALL_TASKS: dict[str, dict] = {
     "coloring": {"vertices": 4, "edge_probability": 0.4, "train": 20, "validation": 4, "test": 4},
     "nqueens": {"size": 5, "validation": 4},
@@ -61,9 +61,9 @@ def small_config(**changes: Any) -> RunConfig:
 
     A model brings the prior and guide that it needs, and its own settings but for sizes.
     """
-    given = {part: changes.pop(f"{part}_name", None) for part in NAMES}
-    model = MODELS.get(given["model"] or NAMES["model"])
-    names = {**NAMES, **getattr(model, "defaults", {}), **{part: name for part, name in given.items() if name}}
+    given = {part: changes.pop(f"{part}_name", None) for part in DEFAULT_NAMES}
+    model = MODELS.get(given["model"] or DEFAULT_NAMES["model"])
+    names = {**DEFAULT_NAMES, **getattr(model, "defaults", {}), **{part: name for part, name in given.items() if name}}
     task = names["task"]
     small_parts = {
         **SMALL,
@@ -82,7 +82,7 @@ def small_config(**changes: Any) -> RunConfig:
     return make_run_config(names, parts, preset="test")
 
 
-def warm_(module: nn.Module, scale: float = 0.05) -> nn.Module:
+def perturb_(module: nn.Module, scale: float = 0.05) -> nn.Module:
     """Move every parameter a little, so that layers which start at zero have gradients behind them."""
     with torch.no_grad():
         for p in module.parameters():
@@ -107,11 +107,11 @@ def digits_folder() -> str:
     return str(folder)
 
 
-def small(**changes: Any) -> Assembly:
+def build_small(**changes: Any) -> Assembly:
     config = small_config(**changes)
     assembly = build(config, digits_folder() if config.names["task"] == "mnist" else None)
-    warm_(assembly.model)
-    warm_(assembly.guide)
+    perturb_(assembly.model)
+    perturb_(assembly.guide)
     return assembly
 
 
@@ -122,18 +122,18 @@ class Case:
     y: Tensor
 
 
-def case_of(**changes: Any) -> Case:
-    assembly = small(**changes)
+def build_case(**changes: Any) -> Case:
+    assembly = build_small(**changes)
     x, y = assembly.task.split("train").pairs(5, torch.Generator().manual_seed(0))
     return Case(assembly, x, y)
 
 
 @pytest.fixture
 def case() -> Case:
-    return case_of()
+    return build_case()
 
 
-class Opinion(nn.Module):
+class StateHeads(nn.Module):
     """Halt and value heads that trust a state by one number of it, which differs between trajectories of an input."""
 
     def __init__(self, strength: float = 0.0, shift: float = 0.0) -> None:
@@ -145,20 +145,20 @@ class Opinion(nn.Module):
         return logits, logits
 
 
-def opinionated(strength: float = 0.0, shift: float = 0.0, **changes: Any) -> Case:
+def build_case_with_heads(strength: float = 0.0, shift: float = 0.0, **changes: Any) -> Case:
     """A case whose model has such heads."""
-    case = case_of(**changes)
+    case = build_case(**changes)
     model: Any = case.assembly.model
-    model.verdict = Opinion(strength, shift)
+    model.verdict = StateHeads(strength, shift)
     return case
 
 
-def programs() -> list[dict[str, str]]:
+def program_names() -> list[dict[str, str]]:
     """Every registered prior x guide of GRAM that is meaningful, and every model on every task."""
     pairs = [
         {"prior_name": prior, "guide_name": guide}
         for prior, guide in itertools.product(PRIORS.names(), GUIDES.names())
-        if not refused(prior, guide)
+        if not incompatibility(prior, guide)
     ]
     given = [
         {"model_name": model, "prior_name": prior, "guide_name": "amortized"}
@@ -168,7 +168,7 @@ def programs() -> list[dict[str, str]]:
     return pairs + given + plain
 
 
-def refused(prior: str, guide: str) -> str:
+def incompatibility(prior: str, guide: str) -> str:
     """Why a guide is none for a prior; nothing where it is one."""
     if prior == "none":
         return "" if guide == "prior" else "leaves nothing to infer"

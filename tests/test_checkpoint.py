@@ -14,18 +14,17 @@ from pyro_gram.build import build
 from pyro_gram.checkpoint import load_model, load_training, save_model, save_training
 from pyro_gram.errors import CheckpointError, UserError
 from pyro_gram.sampling.rollout import rollout
-from pyro_gram.system.container import digest
-from pyro_gram.system.files import read_json, write_bytes, write_json, write_via
+from pyro_gram.system.files import read_json, tensor_digest, write_atomically, write_bytes, write_json
 from pyro_gram.tasks.batches import TargetStream
 from pyro_gram.training.divergence import DivergedError
 from pyro_gram.training.trainer import Trainer
-from tests.conftest import case_of, small, small_config, warm_
-from tests.far import far_device
+from tests.conftest import build_case, build_small, perturb_, small_config
+from tests.fake_device import fake_device
 
 
 @pytest.fixture
 def model_file(tmp_path):
-    case = case_of()
+    case = build_case()
     path = tmp_path / "model.safetensors"
     save_model(path, case.assembly.config, case.assembly.model, case.assembly.guide)
     return path
@@ -33,7 +32,7 @@ def model_file(tmp_path):
 
 def trainer_of(config, perturb=0.0):
     assembly = build(config)
-    warm_(assembly.model, perturb)
+    perturb_(assembly.model, perturb)
     stream = TargetStream(assembly.task, assembly.task.split("train"), config.train.batch, config.seed)
     return Trainer(assembly.model, assembly.guide, stream, config.train, config.optim, config.beta, config.seed)
 
@@ -60,7 +59,7 @@ def rewrite(path, change=lambda header: None, tensors=lambda t: None, **metadata
     tensors(held)
     held = {key: tensor.clone().contiguous() for key, tensor in held.items()}
     if isinstance(header, dict) and "digest" in header:
-        header["digest"] = digest(held)
+        header["digest"] = tensor_digest(held)
     entries = {**entries, "pyro_gram": json.dumps(header), **metadata}
     save_file(held, path, {k: v for k, v in entries.items() if v is not None})
 
@@ -70,7 +69,7 @@ def rewrite(path, change=lambda header: None, tensors=lambda t: None, **metadata
 
 @pytest.mark.parametrize("guide", ["amortized", "replay"])
 def test_a_loaded_model_rolls_out_as_the_saved_one(guide, tmp_path):
-    case = case_of(guide_name=guide)
+    case = build_case(guide_name=guide)
     path = tmp_path / "model.safetensors"
     save_model(path, case.assembly.config, case.assembly.model, case.assembly.guide)
     loaded = load_model(path)
@@ -457,7 +456,7 @@ def test_a_tampered_state_within_a_batch_is_a_checkpoint_error(change, inside_fi
 def test_a_batch_begun_on_another_device_names_the_device(inside_file):
     config = small_config(train=INSIDE)
     trainer = trainer_of(config)
-    with far_device() as device:
+    with fake_device() as device:
         trainer.model.to(device)
         with pytest.raises(CheckpointError, match=r"within a batch on cpu.*resume with --device cpu"):
             load_training(inside_file, config, trainer)
@@ -481,7 +480,7 @@ def fill_disk(*_):
 
 def test_a_full_disk_leaves_the_old_checkpoint_and_no_temporary_file(model_file, monkeypatch):
     before = model_file.read_bytes()
-    other = small(optim={"lr": 0.5})
+    other = build_small(optim={"lr": 0.5})
     monkeypatch.setattr(os, "fsync", fill_disk)
     with pytest.raises(UserError, match="cannot write .*model.safetensors: No space left"):
         save_model(model_file, other.config, other.model, other.guide)
@@ -499,7 +498,7 @@ def test_a_writer_that_fails_half_way_changes_nothing(error, tmp_path):
         raise error
 
     with pytest.raises(UserError if isinstance(error, OSError) else type(error)):
-        write_via(path, half)
+        write_atomically(path, half)
     assert read_json(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
 

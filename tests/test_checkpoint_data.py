@@ -9,13 +9,13 @@ import experiments.run
 from pyro_gram.checkpoint import load_model, load_training, save_model, save_training
 from pyro_gram.errors import CheckpointError
 from pyro_gram.sampling.rollout import rollout
-from tests.conftest import case_of, digits_folder, small_config
+from tests.conftest import build_case, digits_folder, small_config
 from tests.experiments.test_run import cli
 from tests.test_checkpoint import trainer_of
 
 
 def test_half_the_size_is_nearly_the_same_model(tmp_path):
-    case = case_of()
+    case = build_case()
     parts = case.assembly.config, case.assembly.model, case.assembly.guide
     whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
     save_model(whole, *parts)
@@ -29,7 +29,7 @@ def test_half_the_size_is_nearly_the_same_model(tmp_path):
 
 
 def test_puzzle_numbers_of_other_data_are_refused(tmp_path):
-    case = case_of(task_name="arc")
+    case = build_case(task_name="arc")
     path = tmp_path / "model.safetensors"
     parts = case.assembly.config, case.assembly.model, case.assembly.guide
     save_model(path, *parts, data=case.assembly.task.provenance())

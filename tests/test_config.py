@@ -20,7 +20,7 @@ from pyro_gram.config import (
 from pyro_gram.errors import ConfigError
 from pyro_gram.registry import GUIDES, MODELS, PRIORS
 from pyro_gram.system.cli import Parser
-from tests.conftest import NAMES, ROOT, small_config
+from tests.conftest import DEFAULT_NAMES, ROOT, small_config
 
 PRESETS = ROOT / "experiments" / "presets"
 EVERY = [(path, preset) for path in sorted(PRESETS.glob("*.toml")) for preset in tomllib.loads(path.read_text())]
@@ -73,13 +73,13 @@ def test_a_whole_number_is_a_float_and_what_is_not_given_keeps_its_default():
 @pytest.mark.parametrize(
     ("names", "settings", "message"),
     [
-        ({**NAMES, "model": "grim"}, {}, "unknown model 'grim'; known: .*gram"),
-        ({**NAMES, "task": "chess"}, {}, "unknown task 'chess'"),
-        ({**NAMES, "optimizer": "adam"}, {}, "wrong or missing: optimizer"),
-        ({k: v for k, v in NAMES.items() if k != "guide"}, {}, "wrong or missing: guide"),
-        (NAMES, {"trian": {}}, "unknown part 'trian'; known: task, model, prior, guide, train"),
-        (NAMES, {"train": {"batchs": 3}}, "unknown setting train.batchs"),
-        (NAMES, {"train": {"batches": 0}}, "a run needs an end"),
+        ({**DEFAULT_NAMES, "model": "grim"}, {}, "unknown model 'grim'; known: .*gram"),
+        ({**DEFAULT_NAMES, "task": "chess"}, {}, "unknown task 'chess'"),
+        ({**DEFAULT_NAMES, "optimizer": "adam"}, {}, "wrong or missing: optimizer"),
+        ({k: v for k, v in DEFAULT_NAMES.items() if k != "guide"}, {}, "wrong or missing: guide"),
+        (DEFAULT_NAMES, {"trian": {}}, "unknown part 'trian'; known: task, model, prior, guide, train"),
+        (DEFAULT_NAMES, {"train": {"batchs": 3}}, "unknown setting train.batchs"),
+        (DEFAULT_NAMES, {"train": {"batches": 0}}, "a run needs an end"),
     ],
 )
 def test_an_unknown_name_part_or_field_of_a_run_is_an_error(names, settings, message):
@@ -90,7 +90,7 @@ def test_an_unknown_name_part_or_field_of_a_run_is_an_error(names, settings, mes
 @pytest.mark.parametrize("path", ["pathlib:Path", ":x", ".x:y", "pyro_gram.models.gram:RecursiveCore"])
 def test_a_dotted_path_to_what_is_no_part_of_a_run_is_a_config_error(path):
     with pytest.raises(ConfigError, match="model"):
-        make_run_config({**NAMES, "model": path}, {})
+        make_run_config({**DEFAULT_NAMES, "model": path}, {})
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_value_no_run_can_have_is_refused_before_anything_is_built(part, field
 @pytest.mark.parametrize("seed", [-1, 10**30, "x", None])
 def test_a_seed_that_cannot_seed_is_refused(seed):
     with pytest.raises(ConfigError, match="seed"):
-        make_run_config(NAMES, {}, seed=seed)
+        make_run_config(DEFAULT_NAMES, {}, seed=seed)
 
 
 def test_evaluation_settings_are_checked():
@@ -326,7 +326,7 @@ def test_what_the_user_names_comes_before_what_a_model_brings():
 
 
 def test_settings_are_put_over_a_config_and_checked_as_a_presets():
-    config = make_run_config(NAMES, {})
+    config = make_run_config(DEFAULT_NAMES, {})
     changed = with_settings(config, {"train": {"batch": 3}, "beta": {"quiet": 0.5}})
     assert (changed.train.batch, changed.beta.quiet) == (3, 0.5)
     assert changed.train.minutes == config.train.minutes
@@ -346,4 +346,4 @@ def test_settings_are_put_over_a_config_and_checked_as_a_presets():
 )
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(ConfigError, match=message):
-        with_settings(make_run_config(NAMES, {}), settings)
+        with_settings(make_run_config(DEFAULT_NAMES, {}), settings)

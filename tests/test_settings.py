@@ -8,12 +8,11 @@ import pytest
 
 import experiments.run
 import experiments.solve
-from pyro_gram.checks import check_choice, similar
+from pyro_gram.checks import check_choice, closest_names
 from pyro_gram.config import FIXED, NAMED, RunConfig, add_options, from_fields, make_run_config, read_preset
 from pyro_gram.errors import ConfigError
-from pyro_gram.system.cli import Parser, call
-from pyro_gram.system.docstrings import meanings
-from tests.conftest import NAMES, ROOT
+from pyro_gram.system.cli import Parser, call, field_descriptions
+from tests.conftest import DEFAULT_NAMES, ROOT
 
 CONFIGS = {
     **{f"{part}-{name}": (part, r.get(name).Config) for part, r in NAMED.items() for name in r.names()},
@@ -38,7 +37,7 @@ def error_of(capsys, *words, main=experiments.run.main):
 
 @pytest.mark.parametrize(("part", "cls"), CONFIGS.values(), ids=CONFIGS)
 def test_every_setting_has_a_meaning_that_names_its_choices(part, cls):
-    meaning = meanings(cls)
+    meaning = field_descriptions(cls)
     for field in dataclasses.fields(cls):
         told = meaning[field.name]
         assert len(told.split()) >= 2, (field.name, told)
@@ -52,7 +51,7 @@ def test_every_setting_has_a_meaning_that_names_its_choices(part, cls):
 
 def test_no_docstring_tells_of_a_setting_that_does_not_exist():
     for _, cls in CONFIGS.values():
-        assert meanings(cls).keys() == {field.name for field in dataclasses.fields(cls)}, cls
+        assert field_descriptions(cls).keys() == {field.name for field in dataclasses.fields(cls)}, cls
 
 
 @dataclasses.dataclass
@@ -92,13 +91,13 @@ class Silent:
 
 
 def test_meanings_are_read_from_a_class_and_its_bases():
-    assert meanings(Derived) == {
+    assert field_descriptions(Derived) == {
         "width": "50 % of Base.width, as wide says: a colon",
         "depth": "of it all",
         "fewest": "at the ends",
         "most": "at the ends",
     }
-    assert meanings(Silent) == {}
+    assert field_descriptions(Silent) == {}
 
 
 def help_of(config):
@@ -121,7 +120,7 @@ def test_the_help_of_a_task_explains_its_settings_and_lists_names(task, capsys):
     assert e.value.code == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "which reconstruction is held to the target: the mean over supervision steps" in told
-    assert meanings(NAMED["task"].get(task).Config)["data_seed"] in told
+    assert field_descriptions(NAMED["task"].get(task).Config)["data_seed"] in told
     for part, registry in NAMED.items():
         assert ", ".join(registry.names()) in told, part
 
@@ -199,7 +198,7 @@ def test_an_unknown_name_is_answered_by_what_was_meant(words, message, capsys):
 )
 def test_an_unknown_setting_is_answered_by_what_was_meant(settings, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
-        make_run_config(NAMES, settings)
+        make_run_config(DEFAULT_NAMES, settings)
 
 
 def test_an_unknown_setting_of_a_preset_is_answered_by_what_was_meant(tmp_path):
@@ -209,9 +208,12 @@ def test_an_unknown_setting_of_a_preset_is_answered_by_what_was_meant(tmp_path):
 
 
 def test_the_nearest_words_come_first_and_far_ones_not_at_all():
-    assert similar("--batchs", ["--train.batch", "--train.batches", "--seed"]) == ["--train.batches", "--train.batch"]
-    assert similar("--model.hiden", ["--model.hidden", "--prior.hidden"]) == ["--model.hidden"]
-    assert similar("chess", ["coloring", "nqueens"]) == []
+    assert closest_names("--batchs", ["--train.batch", "--train.batches", "--seed"]) == [
+        "--train.batches",
+        "--train.batch",
+    ]
+    assert closest_names("--model.hiden", ["--model.hidden", "--prior.hidden"]) == ["--model.hidden"]
+    assert closest_names("chess", ["coloring", "nqueens"]) == []
     with pytest.raises(ConfigError, match=r"known: a, b$"):
         check_choice("letter", "zebra", ("a", "b"))
 

@@ -28,7 +28,7 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.inference.elbo import MeanFieldELBO
 from pyro_gram.inference.importance import guide_draws, log_evidence
 from pyro_gram.inference.sites import transition_index
-from pyro_gram.system.cli import Parser, add_trust, call
+from pyro_gram.system.cli import Parser, add_trust_option, call
 from pyro_gram.system.files import check_writable, write_json
 from pyro_gram.system.machine import environment
 from pyro_gram.tasks.batches import generator_for
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--updates", type=int, default=400, help="of the free parameters (default 400)")
     parser.add_argument("--lr", type=float, default=0.02, help="of the free parameters (default 0.02)")
     parser.add_argument("--out", type=Path, default=HERE / "amortization.json", metavar="FILE")
-    add_trust(parser)
+    add_trust_option(parser)
     arguments = parser.parse_args(argv)
     for name in ("inputs", "depth", "updates"):
         if getattr(arguments, name) < 1:

@@ -27,7 +27,7 @@ from pyro_gram.inference.sites import VALUE
 from pyro_gram.sampling.rollout import at_once, check_has_heads
 from pyro_gram.sampling.smc import FLOOR, POTENTIALS, SMCConfig, resampled_ancestors, smc
 from pyro_gram.solver import Solver
-from pyro_gram.system.cli import Parser, add_trust, call
+from pyro_gram.system.cli import Parser, add_trust_option, call
 from pyro_gram.system.files import check_writable
 from pyro_gram.tasks.base import PuzzleSet
 
@@ -179,7 +179,7 @@ def make_parser() -> Parser:
     parser.add_argument("--validation", type=int, metavar="B", help="validation inputs, likewise")
     parser.add_argument("--seeds", type=int, default=3, metavar="K", help="(default 3)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="as for scaling.py, whose roll-outs are taken from it")
-    add_trust(parser)
+    add_trust_option(parser)
     return parser
 
 

@@ -24,7 +24,7 @@ from pyro_gram.diagnostics.metrics import winners
 from pyro_gram.errors import UserError
 from pyro_gram.sampling.rollout import check_has_heads
 from pyro_gram.solver import Solver
-from pyro_gram.system.cli import Parser, add_trust, call
+from pyro_gram.system.cli import Parser, add_trust_option, call
 from pyro_gram.system.files import check_writable
 from pyro_gram.tasks.nqueens.task import NQueens
 
@@ -109,7 +109,7 @@ def make_parser() -> Parser:
     parser.add_argument("--inputs", type=int, default=INPUTS, metavar="B", help=f"fresh inputs (default {INPUTS:,})")
     parser.add_argument("--seeds", type=int, default=3, metavar="K", help="of the draws (default 3)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep roll-outs there, and go on from those it holds")
-    add_trust(parser)
+    add_trust_option(parser)
     return parser
 
 

@@ -17,8 +17,8 @@ with warnings.catch_warnings():
     import arviz as az
 
 from pyro_gram.errors import InputError, UserError
-from pyro_gram.system.files import really, write_via
-from pyro_gram.system.text import reading
+from pyro_gram.system.files import explain_file_type, write_atomically
+from pyro_gram.system.text import convert_read_errors
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +104,7 @@ def _psis(row: np.ndarray) -> tuple[np.ndarray, float]:
 
 def save(data: Any, path: str | Path) -> None:
     """Write netCDF through h5netcdf, atomically. Raises UserError where ``path`` cannot be written."""
-    write_via(Path(path), lambda temporary: data.to_netcdf(str(temporary), engine="h5netcdf"))
+    write_atomically(Path(path), lambda temporary: data.to_netcdf(str(temporary), engine="h5netcdf"))
 
 
 def load(path: str | Path) -> Any:
@@ -114,10 +114,10 @@ def load(path: str | Path) -> Any:
         InputError: there is no such file, or it is damaged or something else.
     """
     path = Path(path)
-    with reading(str(path)), path.open("rb") as file:
+    with convert_read_errors(str(path)), path.open("rb") as file:
         head = file.read(len(HDF5))
     if head != HDF5:
-        what = really(path) or "it does not begin as HDF5 does"
+        what = explain_file_type(path) or "it does not begin as HDF5 does"
         raise InputError(f"{path} is no netCDF-4 file, which inference data are saved in: {what}")
     try:
         with h5py.File(path) as file:

@@ -15,7 +15,7 @@ from pyro_gram.diagnostics import paper
 from pyro_gram.diagnostics.plots.captions import READINGS, SHOWS
 from pyro_gram.diagnostics.verdicts import BAD, ESTIMATES, GOOD, GUIDE, LOOK, SAMPLES, UNKNOWN, Verdict, worst
 from pyro_gram.sampling.tempering import told
-from pyro_gram.system.files import as_json, write_bytes
+from pyro_gram.system.files import format_json, write_bytes
 
 MIME = {".png": "image/png", ".gif": "image/gif"}
 CLASSES = {GOOD: "good", LOOK: "look", BAD: "bad", UNKNOWN: "unknown"}
@@ -125,7 +125,7 @@ def write_report(path: Path, report: Report) -> None:
         groups=groups,
         classes=CLASSES,
         with_paper=any(row.paper for row in report.rows),
-        details={name: as_json(value) for name, value in report.details.items()},
+        details={name: format_json(value) for name, value in report.details.items()},
     )
     write_bytes(path, page.encode())
 

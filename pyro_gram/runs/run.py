@@ -25,7 +25,7 @@ from pyro_gram.diagnostics.verdicts import BAD, leak
 from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup, check_batch
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.runs.evaluate import check_ready, check_rolls, rehearse
-from pyro_gram.system.files import MAX_TEXT, read_json, sweep, write_bytes, write_json, write_via
+from pyro_gram.system.files import MAX_CSV_BYTES, read_json, remove_unfinished_files, write_bytes, write_json, write_atomically
 from pyro_gram.runs.heads import check_heads, seconds_of_heads, takes_heads
 from pyro_gram.training.divergence import DivergedError
 from pyro_gram.training.pace import seconds_left
@@ -35,7 +35,7 @@ from pyro_gram.system.machine import revision
 from pyro_gram.runs.monitor import timed_look
 from pyro_gram.system.progress import Phases
 from pyro_gram.tasks.batches import TargetStream
-from pyro_gram.system.text import read_text, tidy
+from pyro_gram.system.text import read_text, normalize_text
 
 LOGGED = {"batch", "seconds", "reconstruction", "kl", "beta"}  # at least, in a line of metrics.jsonl
 LAUNCH = ".launch"  # the file with the ``launch_id`` of who has last trained here
@@ -139,7 +139,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        rows = [json.loads(line) for line in read_text(path, limit=MAX_TEXT).splitlines() if line]
+        rows = [json.loads(line) for line in read_text(path, limit=MAX_CSV_BYTES).splitlines() if line]
     except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"{path} cannot be read as lines of JSON: {e}") from None
     if not all(isinstance(row, dict) for row in rows):
@@ -226,7 +226,7 @@ def _prepare(run: Run, resume: bool) -> None:
     if not run.processes.is_main:
         return
     for folder in (out, out / "figures"):
-        sweep(folder)
+        remove_unfinished_files(folder)
     if resume:
         print(_resumed(run, begun), file=sys.stderr)
     if begun:
@@ -329,7 +329,7 @@ def _cut_metrics(path: Path, number: int) -> int:
     if not path.exists():
         return 0
     kept, lost = [], 0
-    for line in tidy(path.read_text(encoding="utf-8", errors="replace")).splitlines():
+    for line in normalize_text(path.read_text(encoding="utf-8", errors="replace")).splitlines():
         try:
             row = json.loads(line)
             if not row.keys() >= LOGGED:
@@ -338,7 +338,7 @@ def _cut_metrics(path: Path, number: int) -> int:
                 kept.append(line)
         except (ValueError, AttributeError, TypeError, RecursionError):
             lost += 1
-    write_via(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
+    write_atomically(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
     return lost
 
 

@@ -15,7 +15,7 @@ from pyro_gram.diagnostics.plots.run import HANDFUL
 from pyro_gram.diagnostics.metrics import solution_ids
 from pyro_gram.diagnostics.plots.posterior import leak_figure
 from pyro_gram.diagnostics.report import Report, Section, lead_of, result_rows, write_report
-from pyro_gram.system.files import write_via
+from pyro_gram.system.files import write_atomically
 from pyro_gram.tasks.base import PuzzleSet
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def draw_figures(run: Run, puzzles: PuzzleSet, tokens: Tensor, history: Tensor) 
         drawn["formation"] = figures.formation(task, followed.inputs[several], history[:, :3, several])
     paths = {name: run.out / "figures" / f"{name}.png" for name in drawn}
     for name, figure in drawn.items():
-        write_via(paths[name], partial(figure.savefig, dpi=110))
+        write_atomically(paths[name], partial(figure.savefig, dpi=110))
     return paths
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_gram.diagnostics.report import Section
 from pyro_gram.diagnostics.verdicts import Verdict
-from pyro_gram.system.files import write_via
+from pyro_gram.system.files import write_atomically
 from pyro_gram.sampling.decode import beside
 from pyro_gram.inference.guide import why_no_guide
 from pyro_gram.sampling.tempering import TemperConfig
@@ -118,7 +118,7 @@ class Study:
         """Keep a figure, as a PNG file."""
         path = figure if isinstance(figure, Path) else self.out / "figures" / f"{name}.png"
         if isinstance(figure, Figure):
-            write_via(path, partial(figure.savefig, dpi=110))
+            write_atomically(path, partial(figure.savefig, dpi=110))
         self.drawn[name] = path
 
     def skip(self, name: str, reason: str) -> None:

@@ -1,65 +1,74 @@
-"""What the command-line programs share: one-line errors, exit codes, and a clean end on a signal."""
+"""Command-line programs: the option parser, one-line errors with exit codes, and a clean end on a signal."""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
+import re
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from pyro_gram.checks import similar
+from pyro_gram.checks import closest_names
 from pyro_gram.errors import UserError
-from pyro_gram.system.allocator import keep_freed_memory
-from pyro_gram.system.text import printable
+from pyro_gram.system.machine import keep_freed_memory
+from pyro_gram.system.text import make_printable
+
+# ---- options --------------------------------------------------------------------------------------------------------
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line on stderr and exit code 2, and which guesses no abbreviation.
+    """An ArgumentParser whose errors are one line on stderr and exit code 2, and that accepts no abbreviations.
 
-    An error about an unknown option says what was meant, as far as that can be seen.
+    An error about an unknown option suggests the nearest options.
 
     Attributes:
-        page: the command that explains the options.
-        foreign: options that this run has not: option to whose it is, in words, and the command that explains it.
+        help_command: the command that explains the options; error messages end with it.
+        unavailable_options: options that other programs or parts have: option to a phrase that says whose it is, and
+            the command that explains it.
     """
 
     def __init__(self, prog: str, **kwargs: Any) -> None:
         super().__init__(prog, allow_abbrev=False, **kwargs)
-        self.page = f"{prog} --help"
-        self.foreign: dict[str, tuple[str, str]] = {}
-        self._words: list[str] = []
-        # What torch.distributed.launch says to each of its processes, which torchrun says by LOCAL_RANK.
+        self.help_command = f"{prog} --help"
+        self.unavailable_options: dict[str, tuple[str, str]] = {}
+        self._arguments: list[str] = []
+        # torch.distributed.launch passes this option to each process; torchrun sets LOCAL_RANK instead.
         self.add_argument("--local-rank", "--local_rank", action=_LocalRank, type=int, help=argparse.SUPPRESS)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        self._words = list(sys.argv[1:] if args is None else args)
+        self._arguments = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        page, meant = self.page, ""
+        help_command, suggestions = self.help_command, ""
         if message.startswith(("unrecognized arguments", "the following arguments are required")):
-            unknown = dict.fromkeys(word.partition("=")[0] for word in self._words if word.startswith("--"))
-            for option in [word for word in unknown if word not in self._option_string_actions]:
-                said, page = self._meant(option, page)
-                meant += said
-        print(f"{self.prog}: error: {message}{meant} (see {page})", file=sys.stderr)
+            options = dict.fromkeys(word.partition("=")[0] for word in self._arguments if word.startswith("--"))
+            for option in options:
+                if option not in self._option_string_actions:
+                    suggestion, help_command = self._suggest(option, help_command)
+                    suggestions += suggestion
+        print(f"{self.prog}: error: {message}{suggestions} (see {help_command})", file=sys.stderr)
         raise SystemExit(2)
 
-    def _meant(self, option: str, page: str) -> tuple[str, str]:
-        """What an unknown option may have meant, as the end of a message, and the command that explains it."""
-        shown = (action for action in self._actions if action.help != argparse.SUPPRESS)
-        known = [name for action in shown for name in action.option_strings if name.startswith("--")]
-        near = [option] if option in self.foreign else similar(option, [*known, *self.foreign])
-        here = [name for name in near if name not in self.foreign]
-        if here or not near:
-            return (f"; did you mean {' or '.join(here)}?" if here else ""), page
-        whose, page = self.foreign[near[0]]
-        return f"; {option} {whose}" if near[0] == option else f"; did you mean {near[0]}? It {whose}", page
+    def _suggest(self, option: str, help_command: str) -> tuple[str, str]:
+        """Return the end of a message about an unknown option, and the command that explains what it suggests."""
+        actions = (action for action in self._actions if action.help != argparse.SUPPRESS)
+        options = [name for action in actions for name in action.option_strings if name.startswith("--")]
+        unavailable = self.unavailable_options
+        suggestions = [option] if option in unavailable else closest_names(option, [*options, *unavailable])
+        available = [name for name in suggestions if name not in unavailable]
+        if available or not suggestions:
+            return (f"; did you mean {' or '.join(available)}?" if available else ""), help_command
+        name = suggestions[0]
+        owner, help_command = unavailable[name]
+        return f"; {option} {owner}" if name == option else f"; did you mean {name}? It {owner}", help_command
 
 
 class _LocalRank(argparse.Action):
@@ -71,23 +80,23 @@ class _LocalRank(argparse.Action):
 
 
 def directory(text: str) -> Path:
-    """The type of an option that names a directory."""
+    """Convert the value of an option that names a directory (``type=directory``)."""
     if not text:
         raise argparse.ArgumentTypeError("give a directory")
     return Path(text)
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """The option ``--device``, for ``device.pick_device``."""
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--device``, whose value ``machine.pick_device`` takes."""
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or mps")
 
 
-def add_trust(parser: argparse.ArgumentParser) -> None:
-    """The option ``--trust-code``, for ``pyro_gram.load``."""
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--trust-code``, which becomes ``trust_code`` of ``pyro_gram.load``."""
     parser.add_argument(
         "--trust-code",
         action=_TrustCode,
-        help="import what the checkpoint names as package.module:Class, which runs that module's code",
+        help="import classes that the checkpoint names as package.module:Class, which runs the code of that module",
     )
 
 
@@ -97,108 +106,154 @@ class _TrustCode(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
         setattr(namespace, self.dest, True)
-        use_working_directory()
+        add_working_directory_to_path()
 
 
-def use_working_directory() -> None:
-    """Let a user's own package.module:Class be found in the working directory: only where one has been asked for.
+def add_working_directory_to_path() -> None:
+    """Let Python import a user's package.module:Class from the working directory. Called only where one is named.
 
-    It comes first: a checkout that is installed to be edited has ``models`` and ``guides`` on the path too.
+    The working directory comes first, because an editable install puts our ``models`` and ``guides`` on the path too.
     """
-    here = os.getcwd()
-    if sys.path[:1] != [here]:
-        sys.path.insert(0, here)
+    folder = os.getcwd()
+    if sys.path[:1] != [folder]:
+        sys.path.insert(0, folder)
 
 
-def spare_process() -> bool:
-    """Is this one of several processes that torchrun has started, and not the first?"""
+FIELD_ENTRY = re.compile(r"(\w+(?:, *\w+)*)(?: \([^)]*\))?:\s*(.*)")  # "name:", "low, high:" or "name (int):"
+SPHINX_ROLE = re.compile(r":\w+:`~?([^`]*)`")  # :meth:`name`, :math:`x`
+
+
+def field_descriptions(cls: type) -> dict[str, str]:
+    """Return the description of each field of a dataclass, for the help of its options.
+
+    Descriptions come from the section ``Attributes:`` of the docstrings of the class and its bases; the class's own
+    docstring takes precedence. Fields without a description are left out. Sphinx markup is removed.
+    """
+    descriptions: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        descriptions |= _parse_attributes(inspect.cleandoc(base.__dict__.get("__doc__") or ""))
+    return descriptions
+
+
+def _parse_attributes(doc: str) -> dict[str, str]:
+    _, _, rest = f"\n{doc}".partition("\nAttributes:\n")
+    section = re.split(r"\n(?=\S)", rest, maxsplit=1)[0]
+    entries: list[tuple[list[str], list[str]]] = []
+    for line in textwrap.dedent(section).splitlines():
+        if entry := FIELD_ENTRY.fullmatch(line):
+            entries.append((re.split(", *", entry[1]), [entry[2]]))
+        elif entries and line.strip():
+            entries[-1][1].append(line.strip())
+    return {name: _remove_markup(" ".join(lines)) for names, lines in entries for name in names}
+
+
+def _remove_markup(text: str) -> str:
+    text = SPHINX_ROLE.sub(lambda role: role[1].replace("\\", ""), text)
+    return text.replace("``", "").strip().rstrip(".")
+
+
+# ---- programs -------------------------------------------------------------------------------------------------------
+
+
+def is_idle_process() -> bool:
+    """Return whether torchrun started this process and it is not the first: programs of one process leave it idle."""
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") not in ("", "0")
 
 
-def call(main: Callable[[list[str]], int], argv: list[str] | None = None, *, shared: bool = False) -> int:
-    """Run a program's main; an error becomes one line on stderr and exit code 2, a signal one and 128 + its number.
+def call(main: Callable[[list[str]], int], argv: list[str] | None = None, *, distributed: bool = False) -> int:
+    """Run a program and return its exit code.
+
+    A :class:`UserError` becomes one line on stderr and exit code 2; a signal becomes one line and 128 + its number.
 
     Args:
-        main: takes the command line, returns an exit code.
-        argv: the command line; this process's where None.
-        shared: do several processes share the work? Otherwise the first of those that torchrun starts does it alone.
+        main: the program: takes the command line and returns an exit code.
+        argv: the command line; by default this process's.
+        distributed: whether the processes that torchrun starts share the work. Otherwise the first one does all of
+            it, and the others end at once.
     """
-    if not shared and spare_process():
-        print(f"process {os.environ['RANK']} has nothing to do: the first one does it alone", file=sys.stderr)
+    if not distributed and is_idle_process():
+        print(f"process {os.environ['RANK']} is not needed: process 0 does the work", file=sys.stderr)
         return 0
-    _open_streams()
+    _open_standard_streams()
     keep_freed_memory()
-    before = set_handler(signal.SIGTERM, _terminate)
+    previous_handler = set_signal_handler(signal.SIGTERM, _terminate)
     try:
         return main(sys.argv[1:] if argv is None else argv)
     except UserError as e:
-        print(f"error: {printable(' '.join(str(e).split()))}", file=sys.stderr)
+        print(f"error: {make_printable(' '.join(str(e).split()))}", file=sys.stderr)
         return 2
     except MemoryError as e:
-        print(f"error: not enough memory ({' '.join(str(e).split()) or 'no more is said'})", file=sys.stderr)
+        details = " ".join(str(e).split())
+        print(f"error: not enough memory{f' ({details})' if details else ''}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as e:
         print("interrupted", file=sys.stderr)
-        return interruption(e)
-    except BrokenPipeError:  # the reader of our output has gone: `... | head`
+        return interrupt_exit_code(e)
+    except BrokenPipeError:  # the program that reads our output has ended, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as e:  # a full disk, a directory taken away
+    except OSError as e:  # a full disk, a directory that was removed
         print(f"error: {e.strerror or e}{f' ({e.filename})' if e.filename else ''}", file=sys.stderr)
         return 2
     finally:
-        set_handler(signal.SIGTERM, before)
+        set_signal_handler(signal.SIGTERM, previous_handler)
 
 
-def _open_streams() -> None:
-    """Give a program that was started with stdout or stderr closed a place to write to."""
+def _open_standard_streams() -> None:
+    """Open the null device in place of a stdout or stderr that was closed when the program started."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for as long as the process lives)
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (stays open until the process ends)
 
 
-def set_handler(number: int, handler: Any) -> Any:
-    """Set a signal's handler and return the one before. Outside the main thread Python sets none: None is returned."""
+# ---- signals --------------------------------------------------------------------------------------------------------
+
+
+def set_signal_handler(number: int, handler: Any) -> Any:
+    """Set a signal's handler and return the previous one. Only the main thread can: elsewhere nothing is set."""
     if threading.current_thread() is not threading.main_thread():
         return None
     return signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class TerminatedError(KeyboardInterrupt):
-    """SIGTERM, which ends a program as SIGINT does."""
+    """Raised on SIGTERM, so that it ends a program as SIGINT does."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends one more
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends a second one
     raise TerminatedError
 
 
-def interruption(stopped: KeyboardInterrupt) -> int:
-    """The exit code of a program that a signal ended."""
-    return 128 + (signal.SIGTERM if isinstance(stopped, TerminatedError) else signal.SIGINT)
+def interrupt_exit_code(interrupt: KeyboardInterrupt) -> int:
+    """Return the exit code of a program that a signal has ended: 128 + the signal's number."""
+    return 128 + (signal.SIGTERM if isinstance(interrupt, TerminatedError) else signal.SIGINT)
 
 
 class StopOnSignal:
-    """Within it, SIGINT and SIGTERM only set ``signal``; a second SIGINT interrupts at once. In the main thread only.
+    """A context in which SIGINT and SIGTERM only set :attr:`signal`, so that work can end at a good point.
 
-    A second SIGTERM does not: a scheduler that signals every process, and torchrun, which hands its own on, both send
-    one to the same run.
+    A second SIGINT raises KeyboardInterrupt at once. A second SIGTERM does not, because a scheduler that signals every
+    process and torchrun, which passes its own signal on, may both send one. Works only in the main thread.
+
+    Attributes:
+        signal: the number of the signal that was received; None before.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._held: dict[int, object] = {}
+        self._previous_handlers: dict[int, object] = {}
 
     def __enter__(self) -> StopOnSignal:
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._held[number] = set_handler(number, self._note)
+            self._previous_handlers[number] = set_signal_handler(number, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._held.items():
-            set_handler(number, handler)
+        for number, handler in self._previous_handlers.items():
+            set_signal_handler(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number

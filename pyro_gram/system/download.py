@@ -27,7 +27,7 @@ def data_folder(data_dir: str | None) -> Path | None:
     return path
 
 
-def find(data_dir: str | None, *names: str) -> Path | None:
+def find_file(data_dir: str | None, *names: str) -> Path | None:
     """The first of ``names`` that the data folder holds, plain or with ``.gz`` added.
 
     Args:
@@ -48,7 +48,7 @@ def find(data_dir: str | None, *names: str) -> Path | None:
     return None
 
 
-def fetch(url: str, known_hash: str, name: str) -> Path:
+def download(url: str, known_hash: str, name: str) -> Path:
     """A file of the internet from the cache of downloads; the first time it is downloaded, with a progress bar.
 
     Args:

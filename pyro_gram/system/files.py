@@ -1,7 +1,12 @@
-"""Writing files so that nothing is ever half-written: to a temporary name beside the target, then renamed."""
+"""Files: written atomically (to a temporary name, then renamed), and read as JSON, TOML or safetensors.
+
+A stranger may have made a file. What a tensor file's header claims is compared with the file's size before memory is
+allocated for it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -9,25 +14,37 @@ import tempfile
 import tomllib
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyro_gram.errors import UserError
-from pyro_gram.system.text import GZIP, ZIP, is_gzip, read_text, tidy
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
 
-MAX_JSON = 256 * 2**20  # bytes, and of TOML
-MAX_TEXT = 2**31  # bytes: three times those of the largest set of Sudoku
-REALLY = {  # the first bytes of files that are often taken for others
+from pyro_gram.errors import CheckpointError, UserError
+from pyro_gram.system.text import GZIP, ZIP, is_gzip, normalize_text, read_text
+from pyro_gram.version import __version__
+
+MAX_JSON_BYTES = 256 * 2**20  # also of TOML
+MAX_CSV_BYTES = 2**31  # three times the largest Sudoku data set
+MAX_HEADER_BYTES = 16 * 2**20  # of a tensor file; ours have some 50 KB
+FORMAT = "pyro_gram/1"
+TEMPORARY_MARK = ".unfinished-"  # in the name of a file that is being written
+FILE_TYPES = {  # by first bytes: files that are often given by mistake
     b"version https://git-lfs": "this is a Git LFS pointer: run git lfs pull",
     ZIP: "this is a zip archive, as torch.save writes them: only safetensors are read, and nothing pickled",
     b"\x80": "this is a pickle, as torch.save writes them: only safetensors are read, and nothing pickled",
     GZIP: "this is a gzip file: unpack it",
     b"\x89HDF": "this is an HDF5 (netCDF) file",
 }
-UNFINISHED = ".unfinished-"  # in the name of a file that is being written
 
 
-def write_via(path: Path, write: Callable[[Path], Any]) -> None:
+# ---- write ----------------------------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let ``write`` fill a temporary file with the target's suffix, then rename it to ``path``.
 
     Raises:
@@ -36,14 +53,14 @@ def write_via(path: Path, write: Callable[[Path], Any]) -> None:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}{UNFINISHED}", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}{TEMPORARY_MARK}", suffix=path.suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         write(temporary)
-        with suppress(OSError, NotImplementedError):  # SMB and exFAT refuse: there the mount says who may read
+        with suppress(OSError, NotImplementedError):  # SMB and exFAT set permissions at mount time
             temporary.chmod(0o644)
         temporary.replace(path)
-        _sync(path.parent)
+        _sync_directory(path.parent)
     except OSError as e:
         raise UserError(f"cannot write {path}: {e.strerror or e}") from e
     finally:
@@ -51,15 +68,15 @@ def write_via(path: Path, write: Callable[[Path], Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a process killed in :func:`write_via` has left in ``folder``. Nobody writes there now."""
-    for path in folder.glob(f".*{UNFINISHED}*"):
+def remove_unfinished_files(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left in ``folder``. No process may be writing there."""
+    for path in folder.glob(f".*{TEMPORARY_MARK}*"):
         path.unlink(missing_ok=True)
 
 
-def _sync(folder: Path) -> None:
-    """Let a rename in ``folder`` reach the disk: after a power cut the file is the old one or the new one."""
-    with suppress(OSError):  # some file systems cannot sync a folder, and some systems cannot open one
+def _sync_directory(folder: Path) -> None:
+    """Flush a rename in ``folder`` to disk, so that after a power cut the file is either the old or the new one."""
+    with suppress(OSError):  # some file systems cannot sync a directory, and some systems cannot open one
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -68,7 +85,11 @@ def _sync(folder: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raises UserError where ``path`` cannot be written: before the work whose result it is to hold."""
+    """Check that a file can be written at ``path``, before a long computation whose result it will hold.
+
+    Raises:
+        UserError: it cannot.
+    """
     if path.is_dir():
         raise UserError(f"{path} is a directory; give a file")
     try:
@@ -80,13 +101,17 @@ def check_writable(path: Path) -> None:
 
 
 def check_directory(path: Path, option: str) -> None:
-    """Raises UserError where ``path``, which ``option`` names, is a file or lies in one."""
+    """Check that ``path``, the value of ``option``, can be a directory.
+
+    Raises:
+        UserError: it is a file, or lies in one.
+    """
     if any(p.exists() and not p.is_dir() for p in (path, *path.parents)):
         raise UserError(f"{option} {path} is, or lies in, a file; give a directory")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """As :func:`write_via`, for bytes; synced to disk before the rename."""
+    """Write bytes as :func:`write_atomically` does, and sync them to disk before the rename."""
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as f:
@@ -94,67 +119,82 @@ def write_bytes(path: Path, data: bytes) -> None:
             f.flush()
             os.fsync(f.fileno())
 
-    write_via(path, write)
+    write_atomically(path, write)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """As :func:`write_bytes`, for JSON."""
-    write_bytes(path, (as_json(value) + "\n").encode())
+    """Write ``value`` as JSON, by :func:`write_bytes`."""
+    write_bytes(path, (format_json(value) + "\n").encode())
 
 
-def as_json(value: Any) -> str:
-    """JSON with two spaces of indent; null stands for numbers that JSON has none for."""
-    return json.dumps(_finite(value), indent=2, allow_nan=False)
+def format_json(value: Any) -> str:
+    """Return ``value`` as JSON with an indent of two spaces; NaN and infinities become null."""
+    return json.dumps(_replace_non_finite(value), indent=2, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def _replace_non_finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(held) for key, held in value.items()}
+        return {key: _replace_non_finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(held) for held in value]
+        return [_replace_non_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+# ---- read -----------------------------------------------------------------------------------------------------------
+
+
 def read_json(path: Path) -> Any:
-    """The JSON value in a file. Raises UserError where there is none, or where the file is larger than any of ours."""
-    return _read(path, "JSON", parse_json)
+    """Return the JSON value in a file.
+
+    Raises:
+        UserError: the file is missing, not JSON, or larger than :data:`MAX_JSON_BYTES`.
+    """
+    return _parse_file(path, "JSON", parse_json)
 
 
-def read_tables(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """The tables of a TOML file, each of which holds nothing but tables. Raises UserError where it holds others."""
-    tables = _read(path, "TOML", tomllib.loads)
+def read_toml_tables(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the tables of a TOML file that holds tables of tables only.
+
+    Raises:
+        UserError: the file is missing, not TOML, or holds anything else.
+    """
+    tables = _parse_file(path, "TOML", tomllib.loads)
     for name, table in tables.items():
         inner = table.items() if isinstance(table, dict) else [("", table)]
         for part, fields in inner:
             if not isinstance(fields, dict):
-                where = ".".join(filter(None, (name, part)))
-                raise UserError(f"{path}: {where} must be a table, [{where}] on a line of its own, not {fields!r}")
+                key = ".".join(filter(None, (name, part)))
+                raise UserError(f"{path}: {key} must be a table, [{key}] on a line of its own, not {fields!r}")
     return tables
 
 
-def _read(path: Path, kind: str, parse: Callable[[str], Any]) -> Any:
-    """What ``parse`` makes of the text of a file. Raises UserError saying what the file is, where that is known."""
+def _parse_file(path: Path, kind: str, parse: Callable[[str], Any]) -> Any:
     if not path.exists():
         raise UserError(f"{path} does not exist")
-    text = read_text(path, limit=MAX_JSON)
+    text = read_text(path, limit=MAX_JSON_BYTES)
     try:
         return parse(text)
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{path} cannot be read as {kind}: {(not is_gzip(path) and really(path)) or e}") from None
+        reason = (not is_gzip(path) and explain_file_type(path)) or e
+        raise UserError(f"{path} cannot be read as {kind}: {reason}") from None
 
 
 def parse_json(text: str) -> Any:
-    """The JSON value of a text. Raises UserError where it is none, or nested deeper than Python reads."""
+    """Return the JSON value of a text.
+
+    Raises:
+        UserError: the text is not JSON, or nested more deeply than Python can read.
+    """
     try:
-        return json.loads(tidy(text))
+        return json.loads(normalize_text(text))
     except ValueError as e:
         raise UserError(str(e)) from None
     except RecursionError:
         raise UserError("it is nested too deeply") from None
 
 
-def really(path: Path) -> str | None:
-    """What a file is that was taken for another, and what to do; None where that cannot be told."""
+def explain_file_type(path: Path) -> str | None:
+    """Return a phrase that says what a file of the wrong type is, and what to do; None where that is unknown."""
     try:
         with path.open("rb") as f:
             head = f.read(512)
@@ -162,10 +202,127 @@ def really(path: Path) -> str | None:
         return None
     if not head:
         return "it is empty"
-    for start, what in REALLY.items():
-        if head.startswith(start):
-            return what
+    for magic, explanation in FILE_TYPES.items():
+        if head.startswith(magic):
+            return explanation
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
         return "this is a web page: download the file itself (the 'raw' link)"
     return None
+
+
+# ---- tensor files ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A safetensors file with a JSON header, opened by :func:`open_tensor_file`; its tensors are read on demand.
+
+    Attributes:
+        path: of the file.
+        header: the JSON object that was saved with the tensors.
+        shapes: the shape of each tensor.
+        float_names: the names of the tensors of floats.
+        half: whether some tensors are bfloat16.
+    """
+
+    path: Path
+    header: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    float_names: frozenset[str]
+    half: bool
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Read all tensors.
+
+        Raises:
+            CheckpointError: they cannot be read, or differ from those that were written.
+        """
+        try:
+            with safe_open(self.path, framework="pt") as f:
+                tensors = {key: f.get_tensor(key) for key in self.shapes}
+        except (SafetensorError, OSError, ValueError) as e:
+            raise CheckpointError(f"{self.path} is not a readable safetensors file: {e}") from None
+        if "digest" in self.header and self.header["digest"] != tensor_digest(tensors):  # older files have none
+            raise CheckpointError(f"{self.path} is damaged: its contents are not those that were written")
+        return tensors
+
+    def mismatched_names(self, expected: dict[str, Tensor], prefix: str = "") -> list[str]:
+        """Compare the tensors under ``prefix`` with ``expected``.
+
+        Returns:
+            the names that only one side has; if there are none, the names of tensors whose shape differs, or of which
+            one holds floats and the other does not. Float precision may differ.
+        """
+        names = {name.removeprefix(prefix): name for name in self.shapes if name.startswith(prefix)}
+        return sorted(set(expected) ^ set(names)) or [
+            key
+            for key, tensor in expected.items()
+            if tuple(tensor.shape) != self.shapes[names[key]]
+            or tensor.is_floating_point() != (names[key] in self.float_names)
+        ]
+
+
+def write_tensor_file(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Write tensors and ``header`` atomically, with this package's version and a digest of the contents."""
+    copies = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}  # save() refuses shared storage
+    header = {"version": __version__, **header, "digest": tensor_digest(copies)}
+    write_bytes(path, save(copies, metadata={"format": FORMAT, "pyro_gram": json.dumps(header, sort_keys=True)}))
+
+
+def tensor_digest(tensors: dict[str, Tensor]) -> str:
+    """Return the SHA-256 of the names and contents of contiguous tensors on the CPU."""
+    sha256 = hashlib.sha256()
+    for name in sorted(tensors):
+        sha256.update(name.encode())
+        sha256.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
+
+
+def open_tensor_file(path: Path, kind: str) -> TensorFile:
+    """Open a checkpoint without reading its tensors.
+
+    Args:
+        path: of the file.
+        kind: what its header must name as its ``kind``.
+
+    Raises:
+        CheckpointError: missing, no safetensors file, not written by pyro_gram, damaged, or of another kind.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no file" if path.exists() else f"no checkpoint at {path}")
+    try:
+        _check_header_length(path)
+        with safe_open(path, framework="pt") as f:
+            metadata = f.metadata() or {}
+            slices = {key: f.get_slice(key) for key in f.keys()}  # noqa: SIM118 (not a dict)
+            shapes = {key: tuple(part.get_shape()) for key, part in slices.items()}
+            dtypes = {key: str(part.get_dtype()) for key, part in slices.items()}
+    except (SafetensorError, OSError, ValueError) as e:
+        weights = path.with_suffix(".safetensors")
+        hint = f" (its weights are in {weights.name})" if path.suffix == ".json" and weights.exists() else ""
+        reason = explain_file_type(path) or e
+        raise CheckpointError(f"{path} is not a readable safetensors file{hint}: {reason}") from None
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} was not written by pyro_gram (format {metadata.get('format')!r})")
+    try:
+        header = parse_json(metadata["pyro_gram"])
+    except (KeyError, UserError):
+        header = None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path} has a damaged header")
+    if header.get("kind") != kind:
+        raise CheckpointError(f"{path} holds a {str(header.get('kind'))[:40]}, not a {kind}")
+    float_names = frozenset(name for name, dtype in dtypes.items() if dtype.startswith(("F", "BF")))
+    return TensorFile(path, header, shapes, float_names, "BF16" in dtypes.values())
+
+
+def _check_header_length(path: Path) -> None:
+    """Check the length of a safetensors header, the file's first eight bytes. Raises ValueError where it is wrong."""
+    size = path.stat().st_size
+    with path.open("rb") as f:
+        length = int.from_bytes(f.read(8), "little")
+    if size < 8 or length > size - 8:
+        raise ValueError(f"its {size:,} bytes are cut short, or of another kind of file")
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"its header has {length:,} bytes, and at most {MAX_HEADER_BYTES:,} are read")

@@ -1,12 +1,14 @@
-"""What a run's figures depend on besides its config, and what the run takes of the machine."""
+"""The machine that a program runs on: its devices, its memory, its processor, and the versions of the software."""
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 import os
 import platform
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,77 +16,73 @@ from typing import Any
 import pyro
 import torch
 
+from pyro_gram.errors import ConfigError
 from pyro_gram.version import __version__
 
-CHECKOUT = Path(__file__).resolve().parents[2]  # where this package is used from one
-CODE = ("*.py", "*.toml", "*.jinja")
-PATIENCE = 5.0  # seconds that git may take
+CHECKOUT = Path(__file__).resolve().parents[2]  # the repository, where the package is used from one
+CODE_PATTERNS = ("*.py", "*.toml", "*.jinja")
+GIT_TIMEOUT = 5.0  # seconds
+MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
+MAX_REUSED_BLOCK = 2**30  # bytes
 
 
-def environment() -> dict[str, Any]:
-    """Versions, threads and processor."""
-    commit, modified = revision()
-    return {
-        "pyro_gram": __version__,
-        "revision": commit,
-        "modified": modified,
-        "torch": torch.__version__,
-        "pyro": pyro.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-        "processor": processor(),
-    }
+# ---- devices --------------------------------------------------------------------------------------------------------
 
 
-@cache
-def revision(folder: Path = CHECKOUT) -> tuple[str | None, bool | None]:
-    """The git commit of the code, and whether the code has been changed or added to since.
+def device_type(name: str) -> str:
+    """Return the type of the device ``name``, whether or not this machine has it.
 
-    It is asked for once in a process: by a run before it trains, as the code may change meanwhile.
+    Raises:
+        ConfigError: torch knows no such device.
+    """
+    try:
+        return torch.device(name).type
+    except RuntimeError:
+        raise ConfigError(f"no device {name!r}: give cpu, cuda or mps") from None
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device ``name`` of this machine.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    kind = device_type(name)
+    availability = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not availability.get(kind, False):
+        available = ", ".join(k for k, is_available in availability.items() if is_available)
+        raise ConfigError(f"no device {name!r} here; available: {available}")
+    device = torch.device(name)
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if device.index is not None and device.index >= count:
+        raise ConfigError(f"no device {name!r} here: there {'is' if count == 1 else 'are'} {count} of {kind}")
+    return device
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc reuse freed blocks of up to 1 GiB instead of returning each large one to the operating system.
+
+    A new block costs a page fault every 4 kB, which took up to half the time of roll-outs of many trajectories. The
+    price: the process keeps its peak memory until it ends.
 
     Returns:
-        the full hash; None for both where ``folder`` is no checkout (an installed wheel), or where git does not answer.
+        whether the C library took the settings; other C libraries are left alone.
     """
-    if not (folder / ".git").exists():  # a file in a worktree
-        return None, None
-    commit = _git(folder, "rev-parse", "HEAD")
-    if commit is None:
-        return None, None
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=all", "--", *CODE)
-    return commit, None if changes is None else bool(changes)
-
-
-def _git(folder: Path, *words: str) -> str | None:
-    """What git prints; None where it fails, is missing, or takes too long."""
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {"GIT_OPTIONAL_LOCKS": "0"}
+    if sys.platform != "linux":
+        return False
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-        )
-    except (OSError, subprocess.SubprocessError, UnicodeError):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def processor() -> str:
-    """The processor's name and the vector instructions that torch uses of it."""
-    try:  # Linux tells it here, and nothing by platform.processor()
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor()
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(MALLOPT_MMAP_THRESHOLD, MAX_REUSED_BLOCK) and mallopt(MALLOPT_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def peak_memory_mb() -> float:
-    """The most memory this process has held, MiB; NaN where the system does not say (Windows)."""
-    try:  # what the kernel counts as usage begins with that of the process that started this one
+    """Return the peak memory of this process, MiB; NaN where the system does not report it (Windows)."""
+    try:  # getrusage() would count the peak of the parent process too
         status = Path("/proc/self/status").read_text()
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**10
     except (OSError, StopIteration):
@@ -97,9 +95,73 @@ def peak_memory_mb() -> float:
     return peak / (2**20 if platform.system() == "Darwin" else 2**10)
 
 
-def resident_mb() -> float:
-    """What this process holds now, MiB; where the system does not say, the most that it has held."""
+def resident_memory_mb() -> float:
+    """Return the memory that this process uses now, MiB; its peak where the system does not report that."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE / 2**20
     except OSError:
         return peak_memory_mb()
+
+
+# ---- versions and processor -----------------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, Any]:
+    """Return what results depend on besides the config: versions, git commit, threads and processor."""
+    commit, is_modified = revision()
+    return {
+        "pyro_gram": __version__,
+        "revision": commit,
+        "modified": is_modified,
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "processor": processor(),
+    }
+
+
+@cache
+def revision(folder: Path = CHECKOUT) -> tuple[str | None, bool | None]:
+    """Return the git commit of the code, and whether the code differs from that commit.
+
+    Git is asked once a process. A run asks before it trains, because the code may change meanwhile.
+
+    Returns:
+        the full hash; None for both where ``folder`` is no git checkout (an installed wheel) or git does not answer.
+    """
+    if not (folder / ".git").exists():  # a directory, or a file in a worktree
+        return None, None
+    commit = _run_git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None, None
+    changes = _run_git(folder, "status", "--porcelain", "--untracked-files=all", "--", *CODE_PATTERNS)
+    return commit, None if changes is None else bool(changes)
+
+
+def _run_git(folder: Path, *arguments: str) -> str | None:
+    """Return what git prints; None where it fails, is missing, or takes longer than :data:`GIT_TIMEOUT`."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {"GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        process = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=GIT_TIMEOUT,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.SubprocessError, UnicodeError):
+        return None
+    return process.stdout.strip() if process.returncode == 0 else None
+
+
+def processor() -> str:
+    """Return the processor's name and the vector instructions that torch uses on it."""
+    try:  # on Linux platform.processor() is empty
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"

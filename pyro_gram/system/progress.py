@@ -39,7 +39,7 @@ class Phases:
         """The bar of a phase that begins now; on no terminal a line in its place."""
         terminal = sys.stderr.isatty()
         if not terminal and self.sizes.get(name):
-            long = f", about {clock(self.seconds[name])}" if name in self.seconds else ""
+            long = f", about {format_duration(self.seconds[name])}" if name in self.seconds else ""
             self.say(f"{self._title(name)}: {self.sizes[name]}{long}")
         self._bar = tqdm(
             total=total,
@@ -81,9 +81,9 @@ class Phases:
         if not self._estimated:
             self._estimated = True
             long = {name: here or 0.0} | {phase: s for phase, s in self.seconds.items() if phase != name}
-            told = ", ".join(f"{phase} {clock(long[phase])}" for phase in self.sizes if phase in long)
-            self.say(f"about {clock(left)} from now in all: {told}; {ON_TOP}")
-        return f"all ends in {clock(left)} | "
+            told = ", ".join(f"{phase} {format_duration(long[phase])}" for phase in self.sizes if phase in long)
+            self.say(f"about {format_duration(left)} from now in all: {told}; {ON_TOP}")
+        return f"all ends in {format_duration(left)} | "
 
     def _title(self, name: str) -> str:
         names = list(self.sizes)
@@ -95,6 +95,6 @@ class Phases:
             tqdm.write(text, file=sys.stderr)
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """``13:47``, or ``2:13:47``."""
     return tqdm.format_interval(round(seconds))

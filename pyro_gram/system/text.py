@@ -18,18 +18,18 @@ from typing import BinaryIO, TextIO
 
 from pyro_gram.errors import InputError
 
-PUZZLES = 2**25  # bytes of a text of puzzles, unpacked: some 400,000 of 9x9 Sudoku
-LIMIT = 2**28  # bytes of a text, unpacked: puzzles are small
-LINE_LIMIT = 2**20  # characters of a line of a file that is read line by line
-MARKS = (  # UTF-32 first: its mark begins as that of UTF-16
+MAX_PUZZLE_BYTES = 2**25  # bytes of a text of puzzles, unpacked: some 400,000 of 9x9 Sudoku
+MAX_TEXT_BYTES = 2**28  # bytes of a text, unpacked: puzzles are small
+MAX_LINE_LENGTH = 2**20  # characters of a line of a file that is read line by line
+BYTE_ORDER_MARKS = (  # UTF-32 first: its mark begins as that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
-MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"  # the byte-order mark once it is decoded
-ZEROS = "{} holds zero bytes: not a text file, or UTF-16 without its mark; save it as UTF-8"
+BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"  # the byte-order mark once it is decoded
+ZERO_BYTES_ERROR = "{} holds zero bytes: not a text file, or UTF-16 without its mark; save it as UTF-8"
 
 
 class LineError(InputError):
@@ -46,7 +46,7 @@ class LineError(InputError):
 
 
 @dataclass(frozen=True)
-class Piece:
+class PuzzleText:
     """The part of a file that holds one puzzle.
 
     Attributes:
@@ -95,7 +95,7 @@ class _Bounded(io.RawIOBase):
 
 
 @contextmanager
-def reading(name: str) -> Iterator[None]:
+def convert_read_errors(name: str) -> Iterator[None]:
     """What can go wrong while ``name`` is read becomes an InputError of one sentence."""
     try:
         yield
@@ -109,7 +109,7 @@ def reading(name: str) -> Iterator[None]:
         raise InputError(f"cannot read {name}: {e.strerror or e}") from None
 
 
-def unpacked(stream: BinaryIO, name: str, limit: int = LIMIT) -> io.BufferedReader:
+def unpack_stream(stream: BinaryIO, name: str, limit: int = MAX_TEXT_BYTES) -> io.BufferedReader:
     """The bytes of ``stream``, gunzipped where they are gzipped; to be read within :func:`reading`.
 
     Raises:
@@ -125,24 +125,24 @@ def unpacked(stream: BinaryIO, name: str, limit: int = LIMIT) -> io.BufferedRead
     return io.BufferedReader(_Bounded(gzip.GzipFile(fileobj=plain), limit, name))  # type: ignore[arg-type]
 
 
-def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
+def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
     """The contents of a file, plain or gzipped. Raises InputError."""
-    with reading(str(path)), path.open("rb") as file:
+    with convert_read_errors(str(path)), path.open("rb") as file:
         if path.stat().st_size > limit:
             raise _too_large(str(path), limit)
-        return unpacked(file, str(path), limit).read()
+        return unpack_stream(file, str(path), limit).read()
 
 
 def is_gzip(path: Path) -> bool:
     """Does a file begin as gzip does, whatever it is called? Raises InputError where it cannot be read."""
-    with reading(str(path)), path.open("rb") as file:
+    with convert_read_errors(str(path)), path.open("rb") as file:
         return file.read(len(GZIP)) == GZIP
 
 
 # ---- text ----------------------------------------------------------------------------------------------------------
 
 
-def read_text(source: Path | BinaryIO, name: str = "", limit: int = LIMIT) -> str:
+def read_text(source: Path | BinaryIO, name: str = "", limit: int = MAX_TEXT_BYTES) -> str:
     """The whole text of a file or a stream, in lines that end in ``\\n``.
 
     Args:
@@ -154,12 +154,12 @@ def read_text(source: Path | BinaryIO, name: str = "", limit: int = LIMIT) -> st
         InputError: it cannot be read, is no text, is damaged or too large.
     """
     name = name or str(source)
-    with reading(name):
+    with convert_read_errors(name):
         if isinstance(source, Path):
             with source.open("rb") as file:
-                data = unpacked(file, name, limit).read()
+                data = unpack_stream(file, name, limit).read()
         else:
-            data = unpacked(source, name, limit).read()
+            data = unpack_stream(source, name, limit).read()
     return decode(data, name)
 
 
@@ -178,18 +178,18 @@ def decode(data: bytes, name: str) -> str:
             "UTF-8, or convert it (iconv -f latin1 -t utf-8)"
         ) from None
     if "\0" in text:
-        raise InputError(ZEROS.format(name))
-    return tidy(text)
+        raise InputError(ZERO_BYTES_ERROR.format(name))
+    return normalize_text(text)
 
 
-def printable(text: str, most: int = 2000) -> str:
+def make_printable(text: str, most: int = 2000) -> str:
     """What a stranger may have written, as a terminal can show it: without escape sequences, and not without end."""
     return "".join(c if c.isprintable() else "?" for c in text[:most]) + "..." * (len(text) > most)
 
 
-def tidy(text: str) -> str:
+def normalize_text(text: str) -> str:
     """A text without byte-order marks (one stands inside where files were put together), its lines ended by ``\\n``."""
-    return text.replace(MARK, "").replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace(BYTE_ORDER_MARK, "").replace("\r\n", "\n").replace("\r", "\n")
 
 
 @contextmanager
@@ -200,8 +200,8 @@ def open_lines(path: Path, limit: int) -> Iterator[Iterator[str]]:
         InputError: as :func:`read_text`; and a line of more than ``LINE_LIMIT`` characters.
     """
     name = str(path)
-    with reading(name), path.open("rb") as file:
-        stream = unpacked(file, name, limit)
+    with convert_read_errors(name), path.open("rb") as file:
+        stream = unpack_stream(file, name, limit)
         # The mark of UTF-8 is dropped with the encoding's own; peek() has at least the file's first bytes.
         encoding = {"utf-8": "utf-8-sig"}.get(found := _encoding(stream.peek(4)[:4]), found)
         with io.TextIOWrapper(stream, encoding=encoding, newline="") as text:
@@ -209,19 +209,19 @@ def open_lines(path: Path, limit: int) -> Iterator[Iterator[str]]:
 
 
 def _lines(text: TextIO, name: str) -> Iterator[str]:
-    while line := text.readline(LINE_LIMIT):
-        if len(line) == LINE_LIMIT:
-            raise InputError(f"{name} has a line of more than {LINE_LIMIT} characters: it is no file of puzzles")
+    while line := text.readline(MAX_LINE_LENGTH):
+        if len(line) == MAX_LINE_LENGTH:
+            raise InputError(f"{name} has a line of more than {MAX_LINE_LENGTH} characters: it is no file of puzzles")
         if "\0" in line:
-            raise InputError(ZEROS.format(name))
-        yield line.replace(MARK, "")
+            raise InputError(ZERO_BYTES_ERROR.format(name))
+        yield line.replace(BYTE_ORDER_MARK, "")
 
 
-def lines_of(text: str, comment: str = "#") -> list[tuple[int, str]]:
+def numbered_lines(text: str, comment: str = "#") -> list[tuple[int, str]]:
     """The lines of a text with their numbers, from 1, without blank ones and those that begin with ``comment``."""
-    numbered = ((n, line.strip()) for n, line in enumerate(tidy(text).split("\n"), start=1))
+    numbered = ((n, line.strip()) for n, line in enumerate(normalize_text(text).split("\n"), start=1))
     return [(n, line) for n, line in numbered if line and not (comment and line.startswith(comment))]
 
 
 def _encoding(head: bytes) -> str:
-    return next((encoding for mark, encoding in MARKS if head.startswith(mark)), "utf-8")
+    return next((encoding for mark, encoding in BYTE_ORDER_MARKS if head.startswith(mark)), "utf-8")

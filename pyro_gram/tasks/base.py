@@ -14,7 +14,7 @@ from pyro_gram.checks import check_choice
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.spec import TaskSpec
 from pyro_gram.system.download import data_folder
-from pyro_gram.system.text import Piece, lines_of
+from pyro_gram.system.text import PuzzleText, numbered_lines
 from pyro_gram.tasks.terminal import mark, painter
 
 if TYPE_CHECKING:
@@ -171,12 +171,12 @@ class Task(ABC):
             lines.append(mark(solution + " ", painter(colour)) if wrong else solution)
         return "\n".join(line for line in lines if line)
 
-    def pieces(self, text: str) -> list[Piece]:
+    def pieces(self, text: str) -> list[PuzzleText]:
         """The puzzles in the text of a file, each as text. The default: one a line, without blank and ``#`` lines.
 
         It only cuts the text up, and raises nothing: what is wrong with a piece is for :meth:`parse` to say.
         """
-        return [Piece(line, number) for number, line in lines_of(text)]
+        return [PuzzleText(line, number) for number, line in numbered_lines(text)]
 
     def inputs(self, text: str) -> list[Tensor]:
         """The inputs of one piece. The default: one. Raises InputError."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pyro_gram.errors import InputError
-from pyro_gram.system.text import Piece, tidy
+from pyro_gram.system.text import PuzzleText, normalize_text
 
 FULL_WIDTH = {0xFF01 + i: 0x21 + i for i in range(94)}  # digits and marks as East Asian keyboards write them
 BOX_DRAWING = dict.fromkeys(range(0x2500, 0x2580), "+")
@@ -66,7 +66,7 @@ def split_boards(
     side_of: SideOf,
     clean: Callable[[str], str] = cleaned,
     band: Callable[[int], int] = lambda side: side,
-) -> list[Piece]:
+) -> list[PuzzleText]:
     """The boards of a file, each as text: one a line, or rows on lines of their own, or JSON.
 
     Args:
@@ -75,7 +75,7 @@ def split_boards(
         clean: of what a line is read without.
         band: rows of a block where empty lines separate the boxes of a board, by its side.
     """
-    lines = list(_lines(tidy(text), clean))
+    lines = list(_lines(normalize_text(text), clean))
     written = [line for _, line in lines if line]
     if written and written[0].startswith(("[", "{", '"')) and not all(map(side_of, written)):
         pieces = _json_pieces(_without_comments(text), lines, side_of)
@@ -92,7 +92,7 @@ def split_boards(
         else:
             pieces += _boards(blocks, side_of, band)
             blocks = [[]]
-            pieces.append(Piece(line, number))
+            pieces.append(PuzzleText(line, number))
     return [*pieces, *_boards(blocks, side_of, band)]
 
 
@@ -100,7 +100,7 @@ def lines_of_board(
     text: str,
     keys: tuple[str, ...],
     side_of: SideOf,
-    split: Callable[[str], list[Piece]],
+    split: Callable[[str], list[PuzzleText]],
     clean: Callable[[str], str] = cleaned,
 ) -> list[str]:
     """The lines of one board, whatever it is written in: one, or its rows without the lines between boxes.
@@ -114,7 +114,7 @@ def lines_of_board(
     Raises:
         InputError: no board, several, or JSON that is none.
     """
-    lines = [line for line in map(clean, tidy(text).split("\n")) if line]
+    lines = [line for line in map(clean, normalize_text(text).split("\n")) if line]
     rows = None if all(map(side_of, lines)) else from_json(text, keys)
     if rows is not None:
         lines = [line for line in map(clean, rows) if line]
@@ -144,7 +144,7 @@ def _lines(text: str, clean: Callable[[str], str]) -> Iterator[Line]:
                 empty = not line
 
 
-def _boards(blocks: list[list[Line]], side_of: SideOf, band: Callable[[int], int]) -> list[Piece]:
+def _boards(blocks: list[list[Line]], side_of: SideOf, band: Callable[[int], int]) -> list[PuzzleText]:
     """The boards in blocks of rows, which empty lines separate; a block that holds no whole board is one piece."""
     whole = [kept for block in blocks if (kept := _without_rules(block, side_of))]
     if not whole:
@@ -159,7 +159,7 @@ def _boards(blocks: list[list[Line]], side_of: SideOf, band: Callable[[int], int
         step = side if side and len(block) % side == 0 else len(block)
         for start in range(0, len(block), step):
             part = block[start : start + step]
-            pieces.append(Piece("\n".join(line for _, line in part), part[0][0]))
+            pieces.append(PuzzleText("\n".join(line for _, line in part), part[0][0]))
     return pieces
 
 
@@ -175,18 +175,18 @@ def _without_rules(block: list[Line], side_of: SideOf) -> list[Line]:
 # ---- JSON --------------------------------------------------------------------------------------------------------
 
 
-def _json_pieces(text: str, lines: list[Line], side_of: SideOf) -> list[Piece]:
+def _json_pieces(text: str, lines: list[Line], side_of: SideOf) -> list[PuzzleText]:
     """The boards of a JSON text, or of one JSON value a line; nothing where there is no such value."""
     lines = [(number, line) for number, line in lines if line]
     if len(lines) > 1 and all(line.startswith(("[", "{")) and _loaded(line) is not None for _, line in lines):
-        return [Piece(line, number) for number, line in lines]
+        return [PuzzleText(line, number) for number, line in lines]
     value = _loaded(text)
     if value is None:
-        return [Piece(text, 1)] if lines[0][1].startswith(("[[", "{", '["')) else []
+        return [PuzzleText(text, 1)] if lines[0][1].startswith(("[[", "{", '["')) else []
     boards = value if isinstance(value, list) and value and all(_is_board(v, side_of) for v in value) else [value]
     if len(boards) == 1:
-        return [Piece(json.dumps(boards[0]), 1)]
-    return [Piece(json.dumps(board), 1, f"board {n}") for n, board in enumerate(boards, start=1)]
+        return [PuzzleText(json.dumps(boards[0]), 1)]
+    return [PuzzleText(json.dumps(board), 1, f"board {n}") for n, board in enumerate(boards, start=1)]
 
 
 def _is_board(value: Any, side_of: SideOf) -> bool:
@@ -197,7 +197,7 @@ def _is_board(value: Any, side_of: SideOf) -> bool:
 
 
 def _without_comments(text: str) -> str:
-    return "\n".join(line for line in tidy(text).split("\n") if line[:1] != "#")
+    return "\n".join(line for line in normalize_text(text).split("\n") if line[:1] != "#")
 
 
 def _loaded(text: str) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_gram.errors import InputError, UserError
-from pyro_gram.system.text import decode, tidy
+from pyro_gram.system.text import decode, normalize_text
 from pyro_gram.tasks.base import Task
 
 KINDS = "give texts, networkx graphs, or whole numbers as a tensor or an array"
@@ -48,7 +48,7 @@ def _one(task: Task, item: Any, number: int) -> Tensor:
     if isinstance(item, bytes | bytearray):
         item = decode(bytes(item), "an input of bytes")
     if isinstance(item, str):
-        return task.parse(tidy(item))
+        return task.parse(normalize_text(item))
     if _is_graph(item):
         return task.parse_graph(item)
     if isinstance(item, Tensor | np.ndarray | list | tuple):

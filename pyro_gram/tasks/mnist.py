@@ -22,7 +22,7 @@ from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.spec import TaskSpec
 from pyro_gram.system import files
-from pyro_gram.system.download import DATA_VARIABLE, data_folder, fetch, find
+from pyro_gram.system.download import DATA_VARIABLE, data_folder, download, find_file
 from pyro_gram.system.text import is_gzip, read_bytes
 from pyro_gram.tasks.base import GenerativeTask, PuzzleSet, check_split
 from pyro_gram.tasks.batches import generator_for
@@ -175,7 +175,7 @@ class MNIST(GenerativeTask):
         return slice(first, first + wanted if wanted else count)
 
     def _locate(self, file: str) -> Path:
-        found = find(self.data_dir, *places(file))
+        found = find_file(self.data_dir, *places(file))
         if found is not None:
             return found
         folder = data_folder(self.data_dir)
@@ -184,7 +184,7 @@ class MNIST(GenerativeTask):
                 f"{folder} does not hold {file} (plain or .gz, there or in {', '.join(FOLDERS)}): name another "
                 f"folder with --data-dir, or leave it (and {DATA_VARIABLE}) out to download MNIST"
             )
-        return fetch(f"{MIRROR}{file}.gz", f"md5:{DOWNLOAD_MD5[file]}", f"mnist/{file}.gz")
+        return download(f"{MIRROR}{file}.gz", f"md5:{DOWNLOAD_MD5[file]}", f"mnist/{file}.gz")
 
     def provenance(self) -> dict[str, str]:
         """The MD5 of each file that was read, unpacked, by its usual name: ``{"train-images-idx3-ubyte": "md5:..."}``.
@@ -300,7 +300,7 @@ def _header(path: Path, data: bytes, magic: int, dimensions: int) -> tuple[int, 
         raise InputError(f"{path} is cut short: {len(data)} bytes, its header alone has {length}")
     found, *sizes = struct.unpack(f">{1 + dimensions}I", data[:length])
     if found != magic:
-        what = files.really(path) or f"it begins with {found} instead of {magic}"
+        what = files.explain_file_type(path) or f"it begins with {found} instead of {magic}"
         raise InputError(f"{path} is no IDX file of this kind: {what}")
     if sizes[0] == 0:
         raise InputError(f"{path} holds nothing: its header says 0 items")

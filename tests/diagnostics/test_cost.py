@@ -3,13 +3,13 @@
 import pytest
 
 from pyro_gram.diagnostics.cost import layers_a_sample
-from tests.conftest import SMALL_TASKS, case_of
+from tests.conftest import SMALL_TASKS, build_case
 
 TOKENS = SMALL_TASKS["coloring"]["vertices"]
 
 
 def counted(depth=1, layers=2, **changes):
-    case = case_of(model=changes.pop("model", {}) | {"layers": layers}, **changes)
+    case = build_case(model=changes.pop("model", {}) | {"layers": layers}, **changes)
     return layers_a_sample(case.assembly.model, case.x[:1], depth)
 
 
@@ -31,7 +31,7 @@ def test_a_model_of_one_pass_takes_its_layers_and_one_that_draws_takes_them_agai
 
 
 def test_a_count_leaves_nothing_behind():
-    case = case_of()
+    case = build_case()
     first = layers_a_sample(case.assembly.model, case.x[:1], 2)
     assert layers_a_sample(case.assembly.model, case.x[:1], 4) == 2 * first
     assert not any(module._forward_hooks for module in case.assembly.model.modules())
@@ -44,5 +44,5 @@ def test_priors_cost_no_layers(prior):
 
 
 def test_a_program_without_input_is_counted_too():
-    case = case_of(task_name="sudoku_uncond")
+    case = build_case(task_name="sudoku_uncond")
     assert layers_a_sample(case.assembly.model, None, 3) == 3 * 2 * 3 * 1

@@ -3,7 +3,7 @@ import torch
 
 from pyro_gram.diagnostics import evidence as module
 from pyro_gram.diagnostics.evidence import GUIDE, NEITHER, PRIOR, Estimate, Evidence, block_counts, evidence, iwae
-from tests.conftest import case_of, small
+from tests.conftest import build_case, build_small
 from tests.diagnostics.toys import Gaussian, Probit, probit_evidence
 
 X = torch.tensor([[-1.0], [0.0], [0.5], [2.0]])
@@ -113,7 +113,7 @@ def test_block_counts_end_in_all_of_them():
 
 
 def test_a_model_without_a_guide_has_the_priors_estimate_alone():
-    case = case_of(prior_name="none", guide_name="prior")
+    case = build_case(prior_name="none", guide_name="prior")
     found = evidence(case.assembly.model, None, case.x, case.y, depth=2, guide_samples=8, prior_samples=30)
     assert found.guide is None
     assert "khat_above" not in found.summary()
@@ -125,7 +125,7 @@ def test_a_model_without_a_guide_has_the_priors_estimate_alone():
 @pytest.mark.parametrize("task", ["sudoku_uncond", "nqueens"])
 def test_evidence_of_every_task_repeats_and_holds_no_beta_of_training(task):
     seen = []
-    assembly = small(task_name=task)
+    assembly = build_small(task_name=task)
     x, y = assembly.task.split("train").pairs(3, torch.Generator().manual_seed(0))
     settings = {"depth": 2, "guide_samples": 30, "prior_samples": 30}
     assembly.model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)

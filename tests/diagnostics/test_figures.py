@@ -8,7 +8,7 @@ from pyro_gram.diagnostics.metrics import solution_ids
 from pyro_gram.diagnostics.plots import run as figures
 from pyro_gram.tasks.mnist import MNIST, MNISTConfig
 from pyro_gram.tasks.sudoku.unconditional import SudokuBoards
-from tests.conftest import small
+from tests.conftest import build_small
 
 LOOK = {
     "prior_accuracy": 0.5,
@@ -46,7 +46,7 @@ def words(figure):
 
 @pytest.fixture(scope="module")
 def task():
-    return small(task={"train": 30, "test": 6}).task
+    return build_small(task={"train": 30, "test": 6}).task
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pyro_gram.errors import InputError, UserError
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.tasks.base import PuzzleSet
 from pyro_gram.tasks.batches import sub_seed
-from tests.conftest import opinionated, small
+from tests.conftest import build_case_with_heads, build_small
 
 CHAINS, DRAWS, DEPTH, INPUTS, VERTICES, WIDTH, T = 2, 6, 3, 4, 4, 16, 2
 GUIDE = ("posterior", "posterior_predictive", "log_likelihood", "sample_stats")
@@ -54,7 +54,7 @@ class LastSolutions(PuzzleSet):
 @pytest.fixture(scope="module")
 def assembly():
     torch.manual_seed(0)
-    return small()
+    return build_small()
 
 
 def collect(assembly, puzzles=None, **settings):
@@ -236,7 +236,7 @@ def test_the_last_point_of_a_path_is_the_final_state(data):
 
 
 def test_heads_speak_at_every_step():
-    case = opinionated(strength=1.0)
+    case = build_case_with_heads(strength=1.0)
     part = collect(case.assembly)["sample_stats_prior"]
     for name in ("halt", "value"):
         assert dict(part[name].sizes) == {**SAMPLE, "instance": INPUTS, "step": DEPTH}
@@ -252,7 +252,7 @@ def test_the_priors_groups_are_the_roll_out_that_is_scored(assembly, data):
 
 
 def test_khat_is_what_the_weights_say_of_each_instance():
-    data = collect(small(), draws=40)
+    data = collect(build_small(), draws=40)
     found = inference_data.khat(data)
     weights = data["sample_stats"]["log_weight"].values.reshape(CHAINS * 40, INPUTS)
     smoothed, shape = inference_data.pareto_smoothed(torch.from_numpy(weights.copy()))
@@ -264,7 +264,7 @@ def test_khat_is_what_the_weights_say_of_each_instance():
 
 
 def test_a_model_without_inference_has_no_weights():
-    data = collect(small(prior_name="none", guide_name="prior"))
+    data = collect(build_small(prior_name="none", guide_name="prior"))
     assert names(data) == {*PRIOR, "observed_data", "constant_data"}
     with pytest.raises(UserError, match="no inference network"):
         inference_data.khat(data)
@@ -272,7 +272,7 @@ def test_a_model_without_inference_has_no_weights():
 
 @pytest.mark.parametrize("changes", [{"guide_name": "replay"}, {"task": {"layout": "edge"}}], ids=str)
 def test_other_guides_and_layouts_are_collected_too(changes):
-    data = collect(small(**changes), depth=2, draws=3)
+    data = collect(build_small(**changes), depth=2, draws=3)
     assert names(data) == GROUPS
     assert data["posterior"]["guidance"].sizes["transition"] == 4
 

@@ -16,7 +16,7 @@ from pyro_gram.networks.core import LatentState
 from pyro_gram.registry import MODELS
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.sampling.tempering import TemperConfig
-from tests.conftest import case_of, small
+from tests.conftest import build_case, build_small
 
 PLAIN = SimpleNamespace(canonical=lambda x, y: y)  # a task in which every answer is its own
 
@@ -62,7 +62,7 @@ def decided(mix, **settings):
     ],
 )
 def test_a_walk_is_the_rollout_of_its_seed(changes, temper):
-    case = case_of(**changes)
+    case = build_case(**changes)
     model = case.assembly.model
     before = torch.get_rng_state()
     walked = walk(model, case.x, depth=3, num_samples=4, seed=7, temper=temper)
@@ -82,7 +82,7 @@ def test_a_walk_starts_at_z_0_and_its_states_decode_to_its_answers(case):
 
 
 def test_trajectories_start_apart_where_z_0_is_drawn():
-    case = case_of(model_name="trm", model={"start": "random"})
+    case = build_case(model_name="trm", model={"start": "random"})
     h = walk(case.assembly.model, case.x, depth=1, num_samples=3).h
     assert not torch.equal(h[0, 0], h[0, 1])
 
@@ -96,7 +96,7 @@ def test_the_path_of_means_is_one_whatever_the_seed(case):
 
 
 def test_a_prior_without_a_mean_has_no_path_of_means():
-    case = case_of(prior_name="flow")
+    case = build_case(prior_name="flow")
     with pytest.raises(NotImplementedError):
         walk(case.assembly.model, case.x, depth=1, at_mean=True)
 
@@ -108,7 +108,7 @@ def test_a_walk_refuses_no_steps(case):
 
 @pytest.mark.parametrize("name", MODELS.names())
 def test_every_model_walks(name):
-    case = case_of(model_name=name)
+    case = build_case(model_name=name)
     depth = 1 if getattr(case.assembly.model, "one_step", False) else 3
     walked = walk(case.assembly.model, case.x, depth=depth, num_samples=4)
     found = attractors(case.assembly.task, case.x, walked.tokens)
@@ -125,7 +125,7 @@ A, SAME_AS_A, WRONG, OTHER = [0, 1, 0, 1], [2, 0, 2, 0], [0, 0, 1, 2], [0, 1, 2,
 
 @pytest.fixture(scope="module")
 def path_graph():
-    task = small(task={"train": 8, "validation": 2, "test": 2}).task
+    task = build_small(task={"train": 8, "validation": 2, "test": 2}).task
     edges = torch.zeros(1, 4, 4, dtype=torch.bool)
     edges[0, [0, 1, 2], [1, 2, 3]] = True
     return task, task.encode(edges | edges.mT)
@@ -258,7 +258,7 @@ def test_deciding_is_reproducible():
     ],
 )
 def test_keeping_all_guidance_keeps_the_answer(changes):
-    case = case_of(**changes)
+    case = build_case(**changes)
     depth = 1 if getattr(case.assembly.model, "one_step", False) else 2
     found = deciding(case.assembly.model, case.assembly.task, case.x, depth=depth, num_samples=6)
     inputs = 1 if case.x is None else len(case.x)
@@ -271,7 +271,7 @@ def test_keeping_all_guidance_keeps_the_answer(changes):
 
 @pytest.mark.parametrize("changes", [{"model_name": "direct"}, {"prior_name": "none"}, {"prior_name": "mean_only"}])
 def test_where_nothing_is_drawn_nothing_decides(changes):
-    case = case_of(**{"guide_name": "prior", **changes})
+    case = build_case(**{"guide_name": "prior", **changes})
     assert deciding(case.assembly.model, case.assembly.task, case.x, depth=1, num_samples=2) is None
 
 
@@ -335,7 +335,7 @@ def test_the_plane_keeps_distances_within_it(case):
 
 
 def test_without_known_solutions_the_loss_is_of_the_decoded_answer():
-    case = case_of(task_name="sudoku_uncond")
+    case = build_case(task_name="sudoku_uncond")
     found = landscape(case.assembly.model, case.assembly.task, None, None, depth=2, num_samples=3, seed=1)
     rolled = rollout(case.assembly.model, None, depth=2, num_samples=3, seed=1)
     torch.testing.assert_close(found.loss[-1], -rolled.score[:, 0].double())
@@ -352,7 +352,7 @@ def test_without_known_solutions_the_loss_is_of_the_decoded_answer():
 )
 @pytest.mark.parametrize(("depth", "num_samples"), [(1, 1), (1, 5)])
 def test_small_landscapes(changes, has_mean, depth, num_samples):
-    case = case_of(**changes)
+    case = build_case(**changes)
     solutions = case.y[:1]
     model, task = case.assembly.model, case.assembly.task
     found = landscape(model, task, case.x[:1], solutions, depth=depth, num_samples=num_samples)
@@ -366,7 +366,7 @@ def test_small_landscapes(changes, has_mean, depth, num_samples):
 
 
 def test_a_program_whose_state_stays_has_no_landscape():
-    case = case_of(model_name="direct")
+    case = build_case(model_name="direct")
     assert landscape(case.assembly.model, case.assembly.task, case.x[:1], None, depth=1, num_samples=3) is None
 
 

@@ -16,7 +16,7 @@ from pyro_gram.diagnostics.plots.trajectories import (
 from pyro_gram.diagnostics.trajectories import attractors, deciding, parting, walk
 from pyro_gram.errors import UserError
 from pyro_gram.tasks.mnist import MNIST, MNISTConfig
-from tests.conftest import case_of
+from tests.conftest import build_case
 from tests.diagnostics.test_figures import words
 
 
@@ -65,7 +65,7 @@ def test_the_landscape_shows_every_trajectory_and_the_deterministic_one(case):
     ],
 )
 def test_landscapes_of_all_kinds_are_drawn(changes, settings, label):
-    text = words(landscape_figure(landscape_of(case_of(**changes), **settings)))
+    text = words(landscape_figure(landscape_of(build_case(**changes), **settings)))
     assert label in text
     assert ("deterministic" in text) == (changes.get("prior_name") != "flow")
 
@@ -102,7 +102,7 @@ def test_attractors_show_counts_times_and_pairs(case, known):
 
 @pytest.mark.parametrize("changes", [{"prior_name": "none", "guide_name": "prior"}, {"task_name": "mnist"}])
 def test_attractors_of_all_kinds_are_drawn(changes):
-    _, _, figure = drawn_attractors(case_of(**changes), known=False, depth=1)
+    _, _, figure = drawn_attractors(build_case(**changes), known=False, depth=1)
     assert ("right answer" in words(figure)) == (changes.get("task_name") != "mnist")
 
 

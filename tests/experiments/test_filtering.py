@@ -9,7 +9,7 @@ import experiments.studies.filtering as filtering
 import pyro_gram
 from experiments.scaling import SEED, Study
 from pyro_gram.sampling.smc import SMCConfig, resampled, smc
-from tests.conftest import Opinion
+from tests.conftest import StateHeads
 from tests.experiments.test_run import cli
 
 
@@ -17,7 +17,7 @@ from tests.experiments.test_run import cli
 def study(headed):
     """Of a model whose heads tell trajectories apart."""
     solver = pyro_gram.load(headed)
-    solver.model.verdict = Opinion(200.0)
+    solver.model.verdict = StateHeads(200.0)
     return Study(solver, solver.task.split("test"), 4, 0.9, None, lambda done: None)
 
 

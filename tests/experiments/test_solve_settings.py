@@ -18,7 +18,7 @@ from pyro_gram.sampling.rollout import trajectories_within
 from pyro_gram.sampling.selection import MARGIN, SURE
 from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.solver import SELECTIONS
-from tests.conftest import Opinion, small_config
+from tests.conftest import StateHeads, small_config
 from tests.experiments.conftest import HEADS
 from tests.experiments.test_run import SMALL, cli
 
@@ -256,7 +256,7 @@ def test_other_widths_and_tempers_change_what_is_drawn(solve):
 
 def test_filtered_trajectories_are_those_that_the_head_trusts(headed, solve):
     solver = pyro_gram.load(headed)
-    solver.model.verdict = Opinion(200.0)
+    solver.model.verdict = StateHeads(200.0)
     plain, filtered = (solver.sample(GRAPHS, num_samples=200, width=w, halt=1) for w in ("independent", "smc"))
     assert filtered.tokens.shape == plain.tokens.shape
     assert filtered.value.mean() > plain.value.mean() + 0.05

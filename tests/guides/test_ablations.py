@@ -9,7 +9,7 @@ from pyro_gram.build import build
 from pyro_gram.diagnostics.bounds import terms
 from pyro_gram.errors import ConfigError
 from pyro_gram.registry import GUIDES, PRIORS
-from tests.conftest import case_of, refused, small, small_config, warm_
+from tests.conftest import build_case, build_small, incompatibility, perturb_, small_config
 from tests.training.test_training import make_trainer
 
 
@@ -30,7 +30,7 @@ def changed(case):
 
 @pytest.mark.parametrize(("guide", "elsewhere"), [("amortized", False), ("additive", False), ("global", True)])
 def test_which_positions_learn_of_a_changed_answer(guide, elsewhere):
-    case = case_of(guide_name=guide)
+    case = build_case(guide_name=guide)
     torch.manual_seed(0)
     before, _ = posterior_of(case)
     torch.manual_seed(0)
@@ -42,7 +42,7 @@ def test_which_positions_learn_of_a_changed_answer(guide, elsewhere):
 
 
 def test_the_global_code_is_the_same_at_every_position():
-    case = case_of(guide_name="global")
+    case = build_case(guide_name="global")
     code = case.assembly.guide.encode(case.x, case.y)
     assert code.shape == (5, 1, 16)
     q, u = posterior_of(case)
@@ -52,7 +52,7 @@ def test_the_global_code_is_the_same_at_every_position():
 
 
 def test_the_residual_guide_moves_with_the_prior():
-    case = case_of(guide_name="residual")
+    case = build_case(guide_name="residual")
     q, u = posterior_of(case)
     prior = case.assembly.model.prior
     with torch.no_grad():
@@ -68,14 +68,14 @@ def test_the_residual_guide_moves_with_the_prior():
 
 
 def test_without_an_inference_network_nothing_of_y_is_told():
-    case = case_of(guide_name="prior")
+    case = build_case(guide_name="prior")
     found = terms(case.assembly.model, case.assembly.guide, case.x, case.y)
     assert (found.kl == 0).all()
     assert sum(p.numel() for p in case.assembly.guide.parameters()) == 0
 
 
 def test_free_parameters_belong_to_their_pair():
-    case = case_of(guide_name="mean_field", guide={"data": 6})
+    case = build_case(guide_name="mean_field", guide={"data": 6})
     guide = case.assembly.guide
     guide.train()
     rows = guide.encode(case.x, case.y)
@@ -94,11 +94,11 @@ def test_free_parameters_belong_to_their_pair():
 
 
 def test_the_rows_of_pairs_survive_a_checkpoint():
-    case = case_of(guide_name="mean_field", guide={"data": 6})
+    case = build_case(guide_name="mean_field", guide={"data": 6})
     guide = case.assembly.guide
     guide.train()
     rows = guide.encode(case.x, case.y)
-    again = case_of(guide_name="mean_field", guide={"data": 6}).assembly.guide
+    again = build_case(guide_name="mean_field", guide={"data": 6}).assembly.guide
     again.load_state_dict(guide.state_dict())
     again.eval()
     assert (again.encode(case.x, case.y) == rows).all()
@@ -125,20 +125,22 @@ REFUSED = [
 ]
 
 
-PAIRS = [(p, g, refused(p, g)) for p, g in itertools.product(PRIORS.names(), GUIDES.names()) if refused(p, g)]
+PAIRS = [
+    (p, g, incompatibility(p, g)) for p, g in itertools.product(PRIORS.names(), GUIDES.names()) if incompatibility(p, g)
+]
 
 
 @pytest.mark.parametrize(("prior", "guide", "message"), PAIRS)
 def test_every_prior_and_guide_that_make_no_sense_together_are_refused_before_training(prior, guide, message):
     with pytest.raises(ConfigError, match=message):
-        make_trainer(small(prior_name=prior, guide_name=guide)).rehearse()
+        make_trainer(build_small(prior_name=prior, guide_name=guide)).rehearse()
 
 
 @pytest.mark.parametrize("guide", ["amortized", "additive", "global", "residual"])
 def test_a_budget_holds_for_every_guide_that_has_one(guide):
-    case = case_of(guide_name=guide, guide={"budget": 0.5})
+    case = build_case(guide_name=guide, guide={"budget": 0.5})
     for module in (case.assembly.guide, case.assembly.model.prior):
-        warm_(module, 0.3)
+        perturb_(module, 0.3)
     kl = terms(case.assembly.model, case.assembly.guide, case.x, case.y, truncated=False).kl
     assert (kl <= 0.5 * 1.03).all()
     assert (kl > 0.1).any()
@@ -151,7 +153,7 @@ def test_parts_that_do_not_belong_together_are_refused_when_they_are_built(names
 
 
 def test_a_guide_that_follows_a_prior_without_gradient_from_somewhere_on_still_has_a_bound():
-    case = case_of(prior_name="mixture", guide={"until": 4})
+    case = build_case(prior_name="mixture", guide={"until": 4})
     found = terms(case.assembly.model, case.assembly.guide, case.x, case.y, steps=3, truncated=False)
     assert found.kl.shape == (6, 5)
     assert (found.kl[4:] == 0).all()
@@ -160,7 +162,7 @@ def test_a_guide_that_follows_a_prior_without_gradient_from_somewhere_on_still_h
 
 
 def test_free_parameters_follow_the_prior_where_nothing_is_charged():
-    case = case_of(guide_name="mean_field", guide={"data": 6})
+    case = build_case(guide_name="mean_field", guide={"data": 6})
     guide = case.assembly.guide
     assert (guide.first, guide.until) == (1, 2)  # of T = 2, truncated
     guide.train()

@@ -10,7 +10,7 @@ from torch.distributions import TanhTransform, kl_divergence
 
 from pyro_gram.diagnostics.bounds import terms
 from pyro_gram.errors import ConfigError
-from tests.conftest import case_of, small
+from tests.conftest import build_case, build_small
 
 
 def draw(seed, spread):
@@ -56,13 +56,13 @@ def test_the_prior_is_not_trained_through_the_budget():
 
 def test_a_guide_that_stops_before_training_does_is_refused():
     with pytest.raises(ConfigError, match="guide.until = 3 is less than the 4 transitions that training makes"):
-        small(guide={"until": 3})  # T = 2, N_sup = 2
+        build_small(guide={"until": 3})  # T = 2, N_sup = 2
 
 
 @pytest.mark.parametrize("guide", ["amortized", "replay"])
 @pytest.mark.parametrize("until", [0, 4])
 def test_from_some_transition_on_the_guide_follows_the_prior(guide, until):
-    case = case_of(guide_name=guide, guide={"until": until})
+    case = build_case(guide_name=guide, guide={"until": until})
     with torch.no_grad():
         getattr(case.assembly.guide, "inference", case.assembly.guide).head.mlp.down.weight.normal_()
     kl = terms(case.assembly.model, case.assembly.guide, case.x, case.y, steps=3, truncated=False).kl
@@ -71,7 +71,7 @@ def test_from_some_transition_on_the_guide_follows_the_prior(guide, until):
 
 
 def test_a_prior_that_is_no_gaussian_is_refused():
-    case = case_of(guide={"budget": 0.5})
+    case = build_case(guide={"budget": 0.5})
     u = torch.zeros(5, *case.assembly.model.h0.shape)
     bent = dist.TransformedDistribution(dist.Normal(u, 1.0), [TanhTransform()]).to_event(2)
     for prior in (dist.Laplace(u, 1.0).to_event(2), bent):
@@ -81,7 +81,7 @@ def test_a_prior_that_is_no_gaussian_is_refused():
 
 @pytest.mark.parametrize("budget", [0.0, 0.05])
 def test_a_guide_keeps_its_budget_at_every_transition(budget):
-    case = case_of(guide={"budget": budget})
+    case = build_case(guide={"budget": budget})
     with torch.no_grad():
         case.assembly.guide.head.mlp.down.weight.normal_()
     found = terms(case.assembly.model, case.assembly.guide, case.x, case.y, steps=3, truncated=False).kl
@@ -101,7 +101,7 @@ def test_the_answers_code_stands_beside_the_last_positions_of_u():
 
 
 def test_the_posterior_is_its_head_on_u_and_the_answer_side_by_side():
-    case = case_of(guide={"initial_scale": 0.3, "layers": 1})
+    case = build_case(guide={"initial_scale": 0.3, "layers": 1})
     guide, u = case.assembly.guide, torch.randn(5, 4, 16)
     code = guide.encode(case.x, case.y)
     torch.testing.assert_close(code, guide.mix(guide.answer(case.y)))
@@ -148,7 +148,7 @@ def test_the_budget_has_a_gradient_that_keeps_it():
 @pytest.mark.parametrize("settings", [{}, {"steps": 2}, {"truncated": False, "steps": 2}, {"beta": 0.3}])
 def test_the_two_pass_guide_is_the_one_pass_guide(settings):
     """The same draws under the same seed, with the same density, mask and scale at every site."""
-    replay = case_of(guide_name="replay")
+    replay = build_case(guide_name="replay")
     model, guide = replay.assembly.model, replay.assembly.guide
     pyro.set_rng_seed(4)
     two = poutine.trace(guide).get_trace(replay.x, replay.y, **settings)
@@ -177,14 +177,14 @@ def test_the_two_pass_guide_is_the_one_pass_guide(settings):
 
 
 def test_the_two_pass_guide_infers_without_an_input_too():
-    case = case_of(task_name="sudoku_uncond", guide_name="replay")
+    case = build_case(task_name="sudoku_uncond", guide_name="replay")
     trace = poutine.trace(case.assembly.guide).get_trace(None, case.y)
     assert trace.nodes["eps_0"]["value"].shape == (5, 16, 16)
     assert trace.nodes["eps_1"]["fn"].batch_shape == (5,)
 
 
 def test_the_two_pass_guide_has_gradient_where_the_model_has():
-    case = case_of(guide_name="replay", model={"transitions": 3})
+    case = build_case(guide_name="replay", model={"transitions": 3})
     trace = poutine.trace(case.assembly.guide).get_trace(case.x, case.y, steps=2)
     with_gradient = [trace.nodes[f"eps_{t}"]["fn"].mean.requires_grad for t in range(6)]
     assert with_gradient == [False, False, True] * 2

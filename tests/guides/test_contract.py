@@ -11,12 +11,12 @@ from pyro.infer import SVI, Predictive, RenyiELBO, Trace_ELBO, TraceMeanField_EL
 
 from pyro_gram.diagnostics.bounds import terms
 from pyro_gram.inference.elbo import make_elbo
-from tests.conftest import case_of, programs
+from tests.conftest import build_case, program_names
 
 
-@pytest.fixture(params=programs(), ids=lambda names: "-".join(names.values()))
+@pytest.fixture(params=program_names(), ids=lambda names: "-".join(names.values()))
 def case(request):
-    return case_of(**request.param)
+    return build_case(**request.param)
 
 
 def bounded(case):

@@ -5,13 +5,13 @@ import torch
 from pyro_gram.guides.mean_field import _key
 
 from pyro_gram.errors import ConfigError
-from tests.conftest import case_of
+from tests.conftest import build_case
 
 FREE = {"guide_name": "mean_field", "guide": {"data": 8, "initial_scale": 0.3}}
 
 
 def test_a_pair_is_answered_by_its_own_row_at_each_transition():
-    case = case_of(**FREE | {"guide": {**FREE["guide"], "transitions": 4}})
+    case = build_case(**FREE | {"guide": {**FREE["guide"], "transitions": 4}})
     guide, u = case.assembly.guide.train(), torch.randn(5, 4, 16)
     assert (guide.first, guide.until) == (0, 4)
     assert guide.loc.shape == guide.log_scale.shape == (8, 4, 4, 16)
@@ -34,7 +34,7 @@ def test_a_pair_is_answered_by_its_own_row_at_each_transition():
 
 
 def test_only_the_charged_transition_of_a_truncated_step_has_parameters():
-    case = case_of(**FREE, model={"transitions": 3})
+    case = build_case(**FREE, model={"transitions": 3})
     guide, u = case.assembly.guide.train(), torch.randn(5, 4, 16)
     assert (guide.first, guide.until) == (2, 3)
     assert guide.loc.shape == (8, 1, 4, 16)
@@ -42,13 +42,13 @@ def test_only_the_charged_transition_of_a_truncated_step_has_parameters():
     assert all(guide.at_transition(t, u, rows, prior) is prior for t in (0, 1, 3))
     for q in (guide.at_transition(2, u, rows, prior), guide.posterior(u, rows, prior)):
         torch.testing.assert_close(q.mean, guide.loc[rows, 0])
-    whole = case_of(**FREE, model={"transitions": 3, "truncated": False}).assembly.guide
+    whole = build_case(**FREE, model={"transitions": 3, "truncated": False}).assembly.guide
     assert (whole.first, whole.until) == (0, 3)
     assert type(whole)(whole.Config(transitions=3), case.assembly.task.spec, case.assembly.model, 16).first == 0
 
 
 def test_parameters_start_as_the_prior_of_nothing_known():
-    case = case_of(**FREE, model={"prefix": 2})
+    case = build_case(**FREE, model={"prefix": 2})
     guide = case.assembly.guide
     fresh = type(guide)(guide.Config(data=8), case.assembly.task.spec, case.assembly.model, 16)
     assert fresh.loc.shape == (8, 1, 6, 16)
@@ -62,7 +62,7 @@ def test_parameters_start_as_the_prior_of_nothing_known():
 
 
 def test_rows_are_given_in_turn_and_only_in_training():
-    case = case_of(**FREE)
+    case = build_case(**FREE)
     guide = case.assembly.guide.eval()
     assert guide.encode(case.x, case.y).tolist() == [-1] * 5
     guide.train()
@@ -80,7 +80,7 @@ def test_rows_are_given_in_turn_and_only_in_training():
 
 
 def test_x_and_y_both_name_a_pair():
-    case = case_of(**FREE)
+    case = build_case(**FREE)
     guide = case.assembly.guide.train()
     x, y = case.x[:1], torch.tensor([[0, 1, 2, 0]])
     other_x = x.clone()
@@ -108,7 +108,7 @@ def test_a_name_depends_on_each_token_its_place_and_where_it_begins():
 
 
 def test_a_prior_that_does_not_say_is_taken_to_have_gradients():
-    case = case_of(**FREE)
+    case = build_case(**FREE)
     guide, spec, model = case.assembly.guide, case.assembly.task.spec, case.assembly.model
     model.prior = torch.nn.Linear(16, 16)
     assert type(guide)(guide.Config(data=8), spec, model, 16).first == 1

@@ -8,7 +8,7 @@ from torch.distributions import kl_divergence
 
 from pyro_gram.inference.deferred import Deferred, answered, prior_at
 from pyro_gram.inference.elbo import BalancedELBO, TraceELBO
-from tests.conftest import case_of
+from tests.conftest import build_case
 
 
 def counted(case):
@@ -24,7 +24,7 @@ def counted(case):
 
 @pytest.fixture
 def truncated():
-    return case_of(model={"transitions": 3, "truncated": True})
+    return build_case(model={"transitions": 3, "truncated": True})
 
 
 def test_the_heads_of_transitions_that_are_not_charged_are_not_computed(truncated):
@@ -55,7 +55,7 @@ LOOKING = [  # guides that read the prior, and one that does not
 @pytest.mark.parametrize("elbo", [BalancedELBO, TraceELBO, TraceMeanField_ELBO])
 @pytest.mark.parametrize("names", LOOKING, ids=str)
 def test_bounds_and_gradients_are_what_they_are_at_once(names, monkeypatch, elbo):
-    truncated = case_of(model={"transitions": 3, "truncated": True}, **names)
+    truncated = build_case(model={"transitions": 3, "truncated": True}, **names)
     model, guide = truncated.assembly.model, truncated.assembly.guide
 
     def found():

@@ -14,7 +14,7 @@ from pyro_gram.diagnostics.likelihood import prior_log_likelihood
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.elbo import BalancedELBO, balanced_log_densities, make_elbo, scale_gradient
 from pyro_gram.inference.importance import guide_draws, log_evidence
-from tests.conftest import Case, case_of, small_config, warm_
+from tests.conftest import Case, build_case, perturb_, small_config
 
 
 def double(case):
@@ -95,7 +95,7 @@ def by_hand(case, beta=1.0):
     "elbo", [TraceMeanField_ELBO(), BalancedELBO(0.5), BalancedELBO(0.8)], ids=["mean field", "even", "balanced"]
 )
 def test_the_bound_equals_a_hand_written_loss(elbo, beta):
-    case = double(case_of(model={"truncated": False}))
+    case = double(build_case(model={"truncated": False}))
     pyro.set_rng_seed(5)
     expected = by_hand(case, beta)
     pyro.set_rng_seed(5)
@@ -105,7 +105,7 @@ def test_the_bound_equals_a_hand_written_loss(elbo, beta):
 
 def test_an_even_balance_has_half_the_kl_gradient_and_the_full_reconstruction_gradient():
     """Balanced at b and at 1 - b, added, are the plain gradient plus one more reconstruction gradient."""
-    case = double(case_of(model={"truncated": False, "transitions": 1}))
+    case = double(build_case(model={"truncated": False, "transitions": 1}))
     model, guide = case.assembly.model, case.assembly.guide
 
     def gradients(elbo, beta):
@@ -122,8 +122,8 @@ def test_an_even_balance_has_half_the_kl_gradient_and_the_full_reconstruction_gr
 
 
 def test_messenger_and_replay_guide_give_the_same_bound_and_gradients():
-    one = double(case_of(guide_name="amortized"))
-    two = double(case_of(guide_name="replay"))
+    one = double(build_case(guide_name="amortized"))
+    two = double(build_case(guide_name="replay"))
     two.assembly.model.load_state_dict(one.assembly.model.state_dict())
     two.assembly.guide.inference.load_state_dict(one.assembly.guide.state_dict())
     losses, gradients = [], []
@@ -141,7 +141,7 @@ def test_messenger_and_replay_guide_give_the_same_bound_and_gradients():
 
 @pytest.mark.parametrize("guide", ["amortized", "replay"])
 def test_trace_elbo_and_analytic_elbo_agree_on_average(guide):
-    case = double(case_of(guide_name=guide, model={"truncated": False}))
+    case = double(build_case(guide_name=guide, model={"truncated": False}))
     model, guide = case.assembly.model, case.assembly.guide
     sampled = Trace_ELBO(num_particles=4000, vectorize_particles=True, max_plate_nesting=1)
     analytic = TraceMeanField_ELBO(num_particles=4000, vectorize_particles=True, max_plate_nesting=1)
@@ -154,8 +154,8 @@ def test_trace_elbo_and_analytic_elbo_agree_on_average(guide):
 def gentle_case():
     """A guide near its prior, so that a few thousand weights pin log p down."""
     assembly = build(small_config())
-    warm_(assembly.model.prior, 0.002)
-    warm_(assembly.guide, 0.002)
+    perturb_(assembly.model.prior, 0.002)
+    perturb_(assembly.guide, 0.002)
     puzzles = assembly.task.split("train").subset(5)
     return Case(assembly, puzzles.inputs, puzzles.sample_targets(torch.arange(5), torch.Generator().manual_seed(0)))
 
@@ -196,14 +196,14 @@ def test_terms_are_unscaled_under_the_trainers_scale(case):
 
 
 def test_the_surrogate_charges_the_last_transition_only():
-    case = case_of(model={"transitions": 3})
+    case = build_case(model={"transitions": 3})
     found = bounds(case.assembly.model, case.assembly.guide, case.x, case.y, steps=2)
     assert found.kl.shape == (6, 5)  # the full bound charges all
     assert terms(case.assembly.model, case.assembly.guide, case.x, case.y).kl.shape == (1, 5)
 
 
 def test_the_surrogate_is_of_the_trained_steps():
-    case = case_of()
+    case = build_case()
     model, guide = case.assembly.model, case.assembly.guide
     short, long = (bounds(model, guide, case.x, case.y, steps=4, trained=n) for n in (1, 3))
     assert torch.equal(short.full, long.full)
@@ -271,7 +271,7 @@ def test_a_guide_of_points_has_pyros_gradient_and_no_balance():
     found = []
     for name in ("balanced", "mean_field"):
         pyro.set_rng_seed(0)
-        case = case_of()
+        case = build_case()
         guide, place = case.assembly.guide, torch.full((4, 16), 0.3, requires_grad=True)
         guide.posterior = lambda u, code, prior, place=place: dist.Delta(place.expand_as(u), event_dim=2)
         bound = make_elbo(name)

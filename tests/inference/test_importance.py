@@ -12,7 +12,7 @@ from pyro.distributions.testing.fakes import NonreparameterizedNormal
 from pyro_gram.diagnostics.bounds import bounds, terms
 from pyro_gram.inference.elbo import make_elbo
 from pyro_gram.inference.importance import guide_draws, log_evidence, split_pairs
-from tests.conftest import case_of, warm_
+from tests.conftest import build_case, perturb_
 
 
 def by_hand(case, n, steps, seed):
@@ -41,8 +41,8 @@ def by_hand(case, n, steps, seed):
 @pytest.fixture
 def far():
     """A case whose guide is well away from its prior."""
-    case = case_of()
-    warm_(case.assembly.guide, 0.3)
+    case = build_case()
+    perturb_(case.assembly.guide, 0.3)
     return case
 
 
@@ -90,8 +90,8 @@ def test_the_callers_random_state_stays(far):
 
 
 def test_a_two_pass_guide_tells_the_same_draws():
-    replay = case_of(guide_name="replay")
-    warm_(replay.assembly.guide, 0.3)
+    replay = build_case(guide_name="replay")
+    perturb_(replay.assembly.guide, 0.3)
     two = guide_draws(replay.assembly.model, replay.assembly.guide, replay.x, replay.y, steps=2, num_samples=3, seed=2)
     inner = replay.assembly.guide.inference
     one = guide_draws(replay.assembly.model, inner, replay.x, replay.y, steps=2, num_samples=3, seed=2)
@@ -113,7 +113,7 @@ def test_pairs_are_split_with_their_inputs_or_without():
 
 
 def test_guidance_that_would_not_be_trained_is_refused_by_the_balanced_bound():
-    case = case_of()
+    case = build_case()
     guide = case.assembly.guide
 
     def posterior(u, code, prior):
@@ -126,7 +126,7 @@ def test_guidance_that_would_not_be_trained_is_refused_by_the_balanced_bound():
 
 
 def test_a_site_that_a_guide_answers_with_its_prior_costs_nothing():
-    case = case_of(guide_name="prior")
+    case = build_case(guide_name="prior")
     found = guide_draws(case.assembly.model, case.assembly.guide, case.x, case.y, steps=2, num_samples=3, seed=5)
     torch.testing.assert_close(found.log_weight, found.log_likelihood.double(), atol=1e-4, rtol=1e-5)
     assert (found.kl == 0).all()
@@ -160,7 +160,7 @@ def test_bounds_in_pieces_are_put_together_in_their_order(far):
 
 
 def test_guidance_that_a_condition_has_fixed_keeps_its_priors_density():
-    case = case_of(model={"truncated": False})
+    case = build_case(model={"truncated": False})
     fixed = torch.full((5, 4, 16), 0.25)
     guide = case.assembly.guide
     with poutine.condition(data={"eps_0": fixed}):

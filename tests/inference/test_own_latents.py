@@ -22,7 +22,7 @@ from pyro_gram.training.beta_schedule import BetaConfig
 from pyro_gram.training.config import TrainConfig
 from pyro_gram.training.optimizer import OptimConfig
 from pyro_gram.training.trainer import Trainer
-from tests.conftest import small_config, warm_
+from tests.conftest import perturb_, small_config
 
 B = 5
 ELBOS = ["balanced", "mean_field", "trace"]
@@ -78,7 +78,7 @@ def pair(model_class=Biased, guide_class=BiasedGuide, **changes):
     model = model_class(config.model, assembly.task.spec, assembly.model.prior)
     guide = guide_class(config.guide, assembly.task.spec, model, 16)
     for module in (model, guide):
-        warm_(module, 0.1)
+        perturb_(module, 0.1)
     puzzles = assembly.task.split("train").subset(B)
     y = puzzles.sample_targets(torch.arange(B), torch.Generator().manual_seed(0))
     return model, guide, puzzles.inputs, y
@@ -367,7 +367,7 @@ def test_handlers_around_the_model_count_where_the_guide_is_built_for_them_and_a
     model, plain, x, y = pair(model={"truncated": False})
     fixed = poutine.condition(model, {"c": torch.full((B,), 0.4)})
     guide = BiasedGuide(small_config().guide, model.spec, fixed, 16)
-    warm_(guide, 0.1)
+    perturb_(guide, 0.1)
     for name in ELBOS:
         elbo = make_elbo(name)
         torch.manual_seed(1)

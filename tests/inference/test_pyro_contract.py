@@ -26,7 +26,7 @@ from pyro.poutine.messenger import Messenger
 
 from pyro_gram.inference.elbo import BalancedELBO, MeanFieldELBO
 from pyro_gram.sampling.tempering import AtMean, NoGuidance
-from tests.conftest import case_of, small_config
+from tests.conftest import build_case, small_config
 
 
 def log_weight(guide, x, y):
@@ -280,6 +280,6 @@ def test_guidance_at_its_mean_is_a_condition_too(case):
 
 
 def test_no_guidance_works_on_codes_too():
-    case = case_of(prior_name="discrete", prior={"groups": 2, "classes": 3})
+    case = build_case(prior_name="discrete", prior={"groups": 2, "classes": 3})
     trace = poutine.trace(NoGuidance()(case.assembly.model)).get_trace(case.x)
     torch.testing.assert_close(trace.nodes["h"]["value"], trace.nodes["u_1"]["value"])

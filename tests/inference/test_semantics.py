@@ -33,7 +33,7 @@ from pyro_gram.training.beta_schedule import BetaConfig
 from pyro_gram.training.config import TrainConfig
 from pyro_gram.training.optimizer import OptimConfig, TorchOptim
 from pyro_gram.training.trainer import Trainer
-from tests.conftest import case_of, small_config
+from tests.conftest import build_case, small_config
 from tests.inference.test_own_latents import B, Biased, BiasedGuide, Shared, SharedGuide, pair
 
 PLAIN = {"model": {"truncated": False}}
@@ -289,7 +289,7 @@ class Penalised(GRAM):
 
 
 def test_of_p_of_x_each_datum_pays_a_factor_whole():
-    case, found = case_of(task_name="sudoku_uncond"), []
+    case, found = build_case(task_name="sudoku_uncond"), []
     for model_class in (GRAM, Penalised):
         model = model_class(case.assembly.config.model, case.assembly.task.spec, case.assembly.model.prior)
         model.load_state_dict(case.assembly.model.state_dict())
@@ -743,10 +743,10 @@ def test_what_is_no_pair_is_refused(case):
 @pytest.mark.parametrize("model_class", [Shared, Summed])
 def test_what_an_evaluation_could_not_score_is_refused_before_training(model_class):
     model, guide, x, y = pair(model_class, SharedGuide if model_class is Shared else AmortizedGuide)
-    held = replace(case_of().assembly, model=model, guide=guide)
+    held = replace(build_case().assembly, model=model, guide=guide)
     with pytest.raises(ConfigError, match="all inputs share the site 'all'|has another density where it is given y"):
         rehearse(held, x, y)
-    plain = case_of()
+    plain = build_case()
     before = torch.get_rng_state()
     rehearse(plain.assembly, plain.x, plain.y)
     assert torch.equal(torch.get_rng_state(), before)

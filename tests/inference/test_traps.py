@@ -12,7 +12,7 @@ from pyro_gram.inference.elbo import make_elbo
 from pyro_gram.inference.guide import EffectGuide
 from pyro_gram.inference.importance import guide_draws, log_evidence
 from pyro_gram.inference.sites import register_parameters
-from tests.conftest import case_of, small_config
+from tests.conftest import build_case, small_config
 
 
 def test_handlers_must_be_around_the_model_before_the_guide_is_built(case):
@@ -93,7 +93,7 @@ def test_renyi_elbo_is_a_bound_per_datum_not_on_the_joint_batch(case):
 
 def test_two_models_in_one_process_do_not_share_parameters():
     """pyro.module would hand the second model the parameters of the first, by name."""
-    a, b = case_of(), case_of()
+    a, b = build_case(), build_case()
     with poutine.trace(param_only=True) as seen:
         register_parameters("model", a.assembly.model)
     with poutine.trace(param_only=True) as again:

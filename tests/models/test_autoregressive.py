@@ -5,7 +5,7 @@ import torch
 from pyro_gram.models.autoregressive import Autoregressive
 
 from pyro_gram.errors import ConfigError
-from tests.conftest import case_of, small
+from tests.conftest import build_case, build_small
 
 TABLE = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(2))  # of the last token, its place, the next one
 
@@ -59,7 +59,7 @@ def test_draws_follow_the_density_of_each_token():
 
 @pytest.mark.parametrize("task", ["coloring", "sudoku_uncond"])
 def test_logits_are_of_the_input_the_tokens_before_and_what_stands_beside(task):
-    case = case_of(model_name="autoregressive", task_name=task)
+    case = build_case(model_name="autoregressive", task_name=task)
     model = case.assembly.model.eval()
     y = case.y
     length, classes, width = y.shape[-1], model.spec.output_classes, model.config.width
@@ -77,7 +77,7 @@ def test_logits_are_of_the_input_the_tokens_before_and_what_stands_beside(task):
 
 
 def test_an_answer_longer_than_its_input_stands_beside_the_last_positions():
-    model = small(model_name="autoregressive").model
+    model = build_small(model_name="autoregressive").model
     long, short = torch.randn(2, 7, 16), torch.randn(2, 3, 16)
     assert torch.equal(model._beside(long), long[:, -4:])
     beside = model._beside(short)
@@ -88,4 +88,4 @@ def test_an_answer_longer_than_its_input_stands_beside_the_last_positions():
 
 def test_only_attention_keeps_what_follows_from_what_is_before():
     with pytest.raises(ConfigError, match="autoregressive"):
-        small(model_name="autoregressive", model={"mixer": "swiglu"})
+        build_small(model_name="autoregressive", model={"mixer": "swiglu"})

@@ -12,13 +12,13 @@ from torch.distributions import Categorical, kl_divergence
 from pyro_gram.inference.sites import plate_shape
 from pyro_gram.networks.layers import RotaryAttention
 from pyro_gram.sampling.rollout import rollout
-from tests.conftest import case_of
+from tests.conftest import build_case
 
 TINY = {"vertices": 4, "train": 20, "validation": 4, "test": 4}  # 81 answers
 
 
 def of(name, **changes):
-    case = case_of(model_name=name, task={**TINY, "edge_probability": 0.5}, **changes)
+    case = build_case(model_name=name, task={**TINY, "edge_probability": 0.5}, **changes)
     case.assembly.model.eval()
     case.assembly.guide.eval()
     return case

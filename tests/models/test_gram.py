@@ -8,7 +8,7 @@ from pyro.infer import Predictive
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.networks.core import LatentState
-from tests.conftest import case_of, small
+from tests.conftest import build_case, build_small
 
 
 def sites(trace, kind="sample"):
@@ -54,7 +54,7 @@ def test_a_transition_depends_on_the_one_before_it_and_on_no_earlier_one(case):
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
 def test_any_leading_batch_shape(batch):
-    assembly = small()
+    assembly = build_small()
     x = assembly.task.split("train").inputs[0].expand(*batch, 4, 4)
     trace = poutine.trace(assembly.model).get_trace(x)
     trace.compute_log_prob()
@@ -64,7 +64,7 @@ def test_any_leading_batch_shape(batch):
 
 
 def test_the_empty_condition_gives_p_of_x():
-    assembly = small()
+    assembly = build_small()
     y = torch.zeros(7, 4, dtype=torch.long)
     trace = poutine.trace(assembly.model).get_trace(None, y)
     assert trace.nodes["y"]["fn"].batch_shape == (7,)
@@ -74,7 +74,7 @@ def test_the_empty_condition_gives_p_of_x():
 
 
 def test_truncation_lets_no_gradient_reach_the_first_transitions_and_leaves_their_kl_out():
-    case = case_of(model={"transitions": 3})
+    case = build_case(model={"transitions": 3})
     trace = poutine.trace(case.assembly.model).get_trace(case.x, case.y)
     assert [trace.nodes[f"u_{t}"]["value"].requires_grad for t in range(3)] == [False, False, True]
     trace.compute_log_prob()
@@ -191,7 +191,7 @@ def test_the_latent_trajectory_by_itself_is_one_supervision_step_from_site_0_at_
 
 
 def test_heads_judge_an_answer_that_is_not_given_without_gradient_into_the_state():
-    case = case_of()
+    case = build_case()
     model = case.assembly.model
     seen = []
 
@@ -218,7 +218,7 @@ def test_heads_judge_an_answer_that_is_not_given_without_gradient_into_the_state
 
 @pytest.mark.parametrize("prefix", [0, 3])
 def test_z0_has_the_length_of_the_input_and_its_prefix(prefix):
-    case = case_of(model={"prefix": prefix})
+    case = build_case(model={"prefix": prefix})
     model = case.assembly.model
     assert model.h0.shape == model.l0.shape == (4 + prefix, 16)
     assert not torch.equal(model.h0, model.l0)
@@ -232,4 +232,4 @@ def test_z0_has_the_length_of_the_input_and_its_prefix(prefix):
 
 def test_no_transitions_is_an_error():
     with pytest.raises(ConfigError, match="transitions must be at least 1"):
-        small(model={"transitions": 0})
+        build_small(model={"transitions": 0})

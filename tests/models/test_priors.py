@@ -23,7 +23,7 @@ from pyro_gram.inference.families import (
     type_of,
 )
 from pyro_gram.registry import PRIORS
-from tests.conftest import case_of, warm_
+from tests.conftest import build_case, perturb_
 
 D, L = 8, 3
 
@@ -31,7 +31,7 @@ D, L = 8, 3
 def prior_of(name, **settings):
     cls = PRIORS.get(name)
     fields = {"hidden": 16, **settings} if name not in ("none", "standard") else settings
-    return warm_(cls(cls.Config(**fields), D), 0.2)
+    return perturb_(cls(cls.Config(**fields), D), 0.2)
 
 
 def diagonal(shape=(5, L, D), spread=0.3):
@@ -67,10 +67,10 @@ def test_ablations_of_the_gaussian_lack_what_they_say():
 
 
 def test_no_prior_is_the_program_conditioned_on_no_guidance_which_is_a_plain_recursion():
-    case = case_of(prior_name="none", guide_name="prior", model={"transitions": 2, "low_steps": 3})
+    case = build_case(prior_name="none", guide_name="prior", model={"transitions": 2, "low_steps": 3})
     model = case.assembly.model
     zero = {f"eps_{t}": torch.zeros(5, 4, 16) for t in range(4)}
-    guided = case_of(model={"transitions": 2, "low_steps": 3}).assembly.model
+    guided = build_case(model={"transitions": 2, "low_steps": 3}).assembly.model
     state = {k: v for k, v in model.state_dict().items() if k in guided.state_dict()}
     guided.load_state_dict(state, strict=False)
     with torch.no_grad():
@@ -219,7 +219,7 @@ def test_a_flow_starts_as_its_gaussian_and_keeps_a_density_when_warm():
     order = prior.order0.argsort()
     torch.testing.assert_close(prior(u).log_prob(eps), plain.log_prob(eps[..., order]), rtol=1e-4, atol=1e-4)
     # Warm: the density at a draw is the base's, less the log of how much the map stretches there.
-    warm_(prior, 0.3)
+    perturb_(prior, 0.3)
     one = u[0, :1]
     p = prior(one)
     base = p.base_dist.base_dist if hasattr(p, "reinterpreted_batch_ndims") else p.base_dist
@@ -240,11 +240,11 @@ def test_a_flow_is_two_couplings_with_a_permutation_between_them():
     prior, u, value = cls(cls.Config(hidden=16), D), torch.randn(5, L, D), torch.randn(5, L, D)
     assert [n for n, _ in prior.named_buffers()] == ["order0"]
     assert prior.order0.sort().values.tolist() == list(range(D))
-    warm_(prior.head, 0.3)  # of couplings that nothing has moved yet, the permutation is left
+    perturb_(prior.head, 0.3)  # of couplings that nothing has moved yet, the permutation is left
     plain = dist.Normal(*prior.head(u)).to_event(2)
     expected = plain.log_prob(value[..., prior.order0.argsort()])
     torch.testing.assert_close(prior(u).log_prob(value), expected, atol=1e-3, rtol=1e-4)
-    warm_(prior.couplings, 0.3)
+    perturb_(prior.couplings, 0.3)
     first, second = (c.condition(u) for c in prior.couplings)
     middle = second.inv(value)
     before = middle[..., prior.order0.argsort()]

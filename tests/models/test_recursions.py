@@ -7,13 +7,13 @@ from pyro import poutine
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.networks.core import LatentState
-from tests.conftest import case_of, small
+from tests.conftest import build_case, build_small
 
 SIZES = {"transitions": 2, "low_steps": 3}
 
 
 def traced(name, y=True, **changes):
-    case = case_of(model_name=name, **changes)
+    case = build_case(model_name=name, **changes)
     model = case.assembly.model
     return case, model, poutine.trace(model).get_trace(case.x, case.y if y else None)
 
@@ -56,7 +56,7 @@ def test_a_flat_recursion_has_one_latent():
 
 @pytest.mark.parametrize(("name", "outputs"), [("trm", 1), ("hrm", 2)])
 def test_a_halting_head_starts_sure_that_nothing_is_right(name, outputs):
-    model = small(model_name=name).model
+    model = build_small(model_name=name).model
     fresh = type(model)(model.config, model.spec, model.prior)
     assert fresh.halting.out_features == outputs
     assert (fresh.halting.weight == 0).all()
@@ -91,7 +91,7 @@ def test_a_right_answer_is_taught_to_halt_and_a_wrong_one_is_not():
     ("trm", (0.5,), True), ("trm", (-0.5,), False), ("hrm", (0.5, 1.0), False), ("hrm", (-0.5, -1.0), True),
 ])  # fmt: skip
 def test_a_trajectory_halts_where_halting_is_worth_more(name, biases, expected):
-    case = case_of(model_name=name)
+    case = build_case(model_name=name)
     model = case.assembly.model
     with torch.no_grad():
         model.halting.weight.zero_()
@@ -120,7 +120,7 @@ def test_hrms_target_of_going_on_has_no_gradient_and_no_sites():
 
 
 def test_z0_of_a_random_start_is_standard_normal_for_every_trajectory():
-    case = case_of(model_name="trm", model={"start": "random"})
+    case = build_case(model_name="trm", model={"start": "random"})
     with pyro.plate("trajectories", 300, dim=-2):
         trace = poutine.trace(case.assembly.model).get_trace(case.x)
     for name in ("z0_h", "z0_l"):
@@ -131,7 +131,7 @@ def test_z0_of_a_random_start_is_standard_normal_for_every_trajectory():
         assert abs(site["value"].std() - 1) < 0.02
     assert trace.nodes["h"]["value"].shape == (300, 5, 4, 16)
     assert "drawn" not in trace.nodes["y"]["infer"]
-    sampled = case_of(model_name="trm", model={"answers": "sampled"})
+    sampled = build_case(model_name="trm", model={"answers": "sampled"})
     assert poutine.trace(sampled.assembly.model).get_trace(sampled.x).nodes["y"]["infer"]["drawn"]
 
 
@@ -187,21 +187,21 @@ def test_direct_prediction_is_one_stack_whatever_the_state_and_the_steps(prefix)
 
 
 def test_without_input_a_one_step_program_starts_from_its_places():
-    case = case_of(model_name="direct", task_name="sudoku_uncond")
+    case = build_case(model_name="direct", task_name="sudoku_uncond")
     model = case.assembly.model
     trace = poutine.trace(model).get_trace(None, case.y)
     assert model.start.shape == (16, 16)
     torch.testing.assert_close(trace.nodes["h"]["value"], model.f(model.start.expand(5, -1, -1)))
-    assert case_of(model_name="direct").assembly.model.start is None
-    assert small(model_name="autoregressive", task_name="sudoku_uncond").model.start is None
+    assert build_case(model_name="direct").assembly.model.start is None
+    assert build_small(model_name="autoregressive", task_name="sudoku_uncond").model.start is None
 
 
 def test_a_stack_has_the_layers_of_its_config():
-    model = small(model_name="direct", model={"layers": 3}).model
+    model = build_small(model_name="direct", model={"layers": 3}).model
     assert len(model.f) == 3
     assert model.stack(7, prefix=2)(torch.randn(1, 7, 16)).shape == (1, 7, 16)
     with pytest.raises(ConfigError, match="layers must be at least 1"):
-        small(model_name="direct", model={"layers": 0})
+        build_small(model_name="direct", model={"layers": 0})
 
 
 @pytest.mark.parametrize("name", ["gram", "direct", "vae", "trm", "mdlm"])

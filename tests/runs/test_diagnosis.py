@@ -11,7 +11,7 @@ from pyro_gram.system.cli import call
 from pyro_gram.diagnostics import inference_data
 from pyro_gram.diagnostics.plots.captions import READINGS
 from pyro_gram.errors import ConfigError
-from tests.conftest import digits_folder, small
+from tests.conftest import digits_folder, build_small
 
 FIGURES = {"solved", "evenness", "training", "terms", "evidence", "ranks", "attractors", "deciding", "landscape"}
 FIGURES |= {"formation", "animation"}
@@ -48,7 +48,7 @@ def few(monkeypatch):
 
 
 def checkpoint(tmp_path, **changes):
-    assembly = small(**changes)
+    assembly = build_small(**changes)
     path = tmp_path / "small.safetensors"
     save_model(path, assembly.config, assembly.model, assembly.guide, data=assembly.task.provenance())
     return path
@@ -130,7 +130,7 @@ def test_any_checkpoint_is_diagnosed_and_what_has_no_meaning_is_left_out(few, tm
     data = ["--data-dir", digits_folder()] if changes.get("task_name") == "mnist" else []
     out, found = diagnosed(path, *data)
     names = {v["name"] for v in found["verdicts"]}
-    infers = getattr(small(**changes).guide, "infers", True) and changes.get("prior_name") != "mean_only"
+    infers = getattr(build_small(**changes).guide, "infers", True) and changes.get("prior_name") != "mean_only"
     assert ("collapse" in names) == ("ranks under the guide" in names) == infers
     images = changes.get("task_name") == "mnist"
     assert ("right answers" in names) == (not images)
@@ -213,7 +213,7 @@ def test_the_settings_beside_a_checkpoint_are_not_the_checkpoint(few, tmp_path, 
     path = checkpoint(tmp_path)
     path.with_suffix(".json").write_text("{}")
     assert call(program.main, ["--checkpoint", str(path.with_suffix(".json"))]) == 2
-    assert "the weights that belong to it are in small.safetensors" in capsys.readouterr().err
+    assert "its weights are in small.safetensors" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_told_before_any_work(few, tmp_path, monkeypatch, capsys):

@@ -12,11 +12,11 @@ from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.sampling.draws import Width
 from pyro_gram.sampling.rollout import rollout, trajectories_within
 from pyro_gram.sampling.tempering import TemperConfig
-from tests.conftest import Opinion, case_of, opinionated
+from tests.conftest import StateHeads, build_case, build_case_with_heads
 
 
 def test_never_sure_is_never_halted_and_draws_the_same():
-    case = opinionated(shift=-50.0)
+    case = build_case_with_heads(shift=-50.0)
     model = case.assembly.model
     plain = rollout(model, case.x, num_samples=4, depth=5, seed=2)
     halted = rollout(model, case.x, num_samples=4, depth=5, seed=2, halt=0.5)
@@ -29,7 +29,7 @@ def test_never_sure_is_never_halted_and_draws_the_same():
 
 
 def test_sure_at_once_is_one_step_deep():
-    case = opinionated(shift=50.0)
+    case = build_case_with_heads(shift=50.0)
     model = case.assembly.model
     halted = rollout(model, case.x, num_samples=4, depth=5, seed=2, halt=0.99)
     shallow = rollout(model, case.x, num_samples=4, depth=1, seed=2)
@@ -39,7 +39,7 @@ def test_sure_at_once_is_one_step_deep():
 
 
 def test_who_has_ended_leaves_the_batch_and_keeps_the_answer_of_that_step():
-    case = opinionated(strength=300.0)
+    case = build_case_with_heads(strength=300.0)
     widths = []
 
     class Watch(pyro.poutine.messenger.Messenger):
@@ -61,7 +61,7 @@ def test_who_has_ended_leaves_the_batch_and_keeps_the_answer_of_that_step():
 
 
 def test_chunks_of_halting_trajectories_keep_their_shape_and_repeat():
-    case = opinionated(strength=300.0)
+    case = build_case_with_heads(strength=300.0)
     settings = {"num_samples": 7, "depth": 4, "seed": 1, "halt": 0.8}
     for limit in (3, 14, 2048):
         a, b = (rollout(case.assembly.model, case.x, **settings, max_trajectories=limit) for _ in range(2))
@@ -72,14 +72,14 @@ def test_chunks_of_halting_trajectories_keep_their_shape_and_repeat():
 
 
 def test_a_halt_needs_heads_a_probability_and_no_history():
-    case = case_of()
+    case = build_case()
     model = case.assembly.model
     with pytest.raises(ConfigError, match="no heads to halt by: train with --verdict.hidden"):
         rollout(model, case.x, num_samples=1, depth=1, halt=0.5)
     for halt in (-0.1, 1.1, float("nan")):
         with pytest.raises(UserError, match="halt is a probability"):
             rollout(model, case.x, num_samples=1, depth=1, halt=halt)
-    model.verdict = Opinion()
+    model.verdict = StateHeads()
     with pytest.raises(UserError, match="leave out halt and width"):
         rollout(model, case.x, num_samples=1, depth=1, halt=0.5, history=True)
 
@@ -101,7 +101,7 @@ def test_a_thousand_trajectories_stay_within_the_users_memory(memory):
 
 @pytest.mark.parametrize("changes", [{"model": {"transitions": 1}}, {"model": {"prefix": 3}}, {"task_name": "arc"}])
 def test_prefixes_and_transitions_halt_alike(changes):
-    case = opinionated(strength=300.0, **changes)
+    case = build_case_with_heads(strength=300.0, **changes)
     model = case.assembly.model
     wide = TemperConfig(scale=4.0, transitions=3)
     never = rollout(model, case.x, num_samples=6, depth=3, seed=2, temper=wide)
@@ -115,14 +115,14 @@ def test_prefixes_and_transitions_halt_alike(changes):
 
 
 def test_a_halt_of_1_is_never_even_for_a_head_that_is_certain():
-    case = opinionated(shift=500.0)
+    case = build_case_with_heads(shift=500.0)
     halted = rollout(case.assembly.model, case.x, num_samples=2, depth=3, halt=1.0)
     assert (halted.steps == 3).all()
 
 
 def test_heads_that_the_program_never_asks_are_named():
-    case = case_of(model_name="tests.inference.test_halting:Silent")
-    case.assembly.model.verdict = Opinion()
+    case = build_case(model_name="tests.inference.test_halting:Silent")
+    case.assembly.model.verdict = StateHeads()
     with pytest.raises(ConfigError, match="no site 'halt'"):
         rollout(case.assembly.model, case.x, num_samples=2, depth=2, halt=0.5)
 

@@ -9,7 +9,7 @@ from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.sites import LOSS_ONLY
 from pyro_gram.sampling.decode import advance, unrolled
 from pyro_gram.sampling.rollout import at_once, rollout, trajectories_within
-from tests.conftest import case_of, opinionated
+from tests.conftest import build_case, build_case_with_heads
 
 
 class Collect(pyro.poutine.messenger.Messenger):
@@ -25,7 +25,7 @@ class Collect(pyro.poutine.messenger.Messenger):
 
 @pytest.mark.parametrize("transitions", [1, 3])
 def test_rollout_agrees_site_for_site_with_predictive_under_the_same_seed(transitions):
-    case = case_of(model={"transitions": transitions})
+    case = build_case(model={"transitions": transitions})
     model = case.assembly.model
 
     def seeded(x):  # Predictive runs the model several times to learn its shapes; only the last one counts
@@ -198,7 +198,7 @@ HALTS = [(None, True), (0, True), (1, True), (0.5, True), (-0.1, False), (1.1, F
 
 @pytest.mark.parametrize(("halt", "fits"), HALTS)
 def test_a_halt_is_a_probability(halt, fits):
-    case = opinionated()
+    case = build_case_with_heads()
     if fits:
         rollout(case.assembly.model, case.x, num_samples=1, depth=1, halt=halt)
     else:

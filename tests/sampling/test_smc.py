@@ -9,11 +9,11 @@ from pyro_gram.networks.core import LatentState
 from pyro_gram.sampling.decode import advance, unrolled
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.sampling.smc import FLOOR, SMCConfig, effective_sample_size, resampled, smc, systematic
-from tests.conftest import case_of, opinionated
+from tests.conftest import build_case, build_case_with_heads
 
 
 def filtered_case(strength=200.0, **changes):
-    return opinionated(strength, **{"model": {"transitions": 1}, **changes})
+    return build_case_with_heads(strength, **{"model": {"transitions": 1}, **changes})
 
 
 class Two(torch.nn.Module):
@@ -27,7 +27,7 @@ class Two(torch.nn.Module):
 @pytest.mark.parametrize("potential", ["value", "halt"])
 @pytest.mark.parametrize("power", [1.0, 2.5])
 def test_without_resampling_a_weight_is_the_power_of_the_potential(potential, power):
-    case = case_of(model={"transitions": 1})
+    case = build_case(model={"transitions": 1})
     case.assembly.model.verdict = Two()
     config = SMCConfig(potential, power=power, threshold=0.0)
     filtered = smc(case.assembly.model, case.x, num_samples=6, depth=3, seed=2, config=config)
@@ -46,7 +46,7 @@ def test_without_resampling_a_weight_is_the_power_of_the_potential(potential, po
 
 
 def test_a_head_that_trusts_nothing_ends_no_input():
-    case = opinionated(shift=-200.0, model={"transitions": 1})
+    case = build_case_with_heads(shift=-200.0, model={"transitions": 1})
     filtered = smc(case.assembly.model, case.x, num_samples=4, depth=3, config=SMCConfig(threshold=1.0))
     torch.testing.assert_close(filtered.weight, torch.full((4, 5), 0.25))
     torch.testing.assert_close(filtered.ess, torch.full((3, 5), 4.0), atol=1e-4, rtol=1e-4)
@@ -195,7 +195,7 @@ def test_what_cannot_be_filtered_is_refused(settings, message):
 
 
 def test_a_program_without_heads_is_refused():
-    case = case_of()
+    case = build_case()
     with pytest.raises(ConfigError, match="no heads to filter by"):
         smc(case.assembly.model, case.x, num_samples=2, depth=1)
 

@@ -13,7 +13,7 @@ from pyro_gram.runs.run import open_run
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.sampling.tempering import AtMean, Temper, TemperConfig, told, widened
 from pyro_gram.solver import Solver
-from tests.conftest import case_of, small_config
+from tests.conftest import build_case, small_config
 
 WIDE = TemperConfig(scale=3.0, transitions=3)
 
@@ -38,7 +38,7 @@ class Scales(Messenger):
 
 @pytest.mark.parametrize("history", [False, True])
 def test_the_first_transitions_alone_are_scaled_over_supervision_steps_and_chunks(history):
-    case = case_of()  # T = 2: the third transition lies in the second supervision step
+    case = build_case()  # T = 2: the third transition lies in the second supervision step
     model = case.assembly.model
     with Scales(model.prior) as scales:
         rollout(model, case.x, num_samples=4, depth=3, history=history, temper=WIDE, max_trajectories=8)
@@ -46,7 +46,7 @@ def test_the_first_transitions_alone_are_scaled_over_supervision_steps_and_chunk
 
 
 def test_history_changes_no_tempered_draw():
-    case = case_of()
+    case = build_case()
     model = case.assembly.model
     plain = rollout(model, case.x, num_samples=4, depth=3, seed=2, temper=WIDE)
     kept = rollout(model, case.x, num_samples=4, depth=3, seed=2, temper=WIDE, history=True)
@@ -54,7 +54,7 @@ def test_history_changes_no_tempered_draw():
 
 
 def test_a_narrow_prior_makes_trajectories_meet():
-    case = case_of()
+    case = build_case()
     narrow = TemperConfig(scale=0.01, transitions=4)
     wide, met = (
         rollout(case.assembly.model, case.x, num_samples=16, depth=2, temper=t).score.std(0).mean()
@@ -136,7 +136,7 @@ def test_what_is_widened_keeps_its_mean_and_its_shape():
 
 
 def test_at_its_mean_a_program_is_deterministic_and_its_answer_is_not_fixed():
-    case = case_of()
+    case = build_case()
     with AtMean():
         trace = pyro.poutine.trace(case.assembly.model).get_trace(case.x, steps=2)
     for t in range(4):

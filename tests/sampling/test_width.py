@@ -8,7 +8,7 @@ from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.sites import guidance_site
 from pyro_gram.sampling.draws import FirstDraws, Width, antithetic, occurrence, sobol
 from pyro_gram.sampling.rollout import rollout
-from tests.conftest import case_of
+from tests.conftest import build_case
 
 
 class First(pyro.poutine.messenger.Messenger):
@@ -25,7 +25,7 @@ class First(pyro.poutine.messenger.Messenger):
 
 
 def noise_of(kind, n=8):
-    case = case_of()
+    case = build_case()
     with First() as first:
         rollout(case.assembly.model, case.x, num_samples=n, depth=2, width=Width(kind))
     return first.noise[0]
@@ -60,7 +60,7 @@ def test_each_trajectory_by_itself_is_standard_normal(make):
 
 
 def test_only_the_first_guidance_is_spread_and_draws_repeat_under_a_seed():
-    case = case_of()
+    case = build_case()
     model = case.assembly.model
     for kind in ("antithetic", "sobol", "distinct"):
         a, b = (rollout(model, case.x, num_samples=4, depth=2, seed=3, width=Width(kind)) for _ in range(2))
@@ -81,7 +81,7 @@ def test_one_of_each_answer_goes_on_before_a_second_one():
 
 
 def test_distinct_trajectories_differ_at_least_as_much_and_their_work_is_counted():
-    case = case_of()
+    case = build_case()
     model, depth = case.assembly.model, 3
     width = Width("distinct", oversample=4, steps=1)
     spread = rollout(model, case.x, num_samples=6, depth=depth, width=width)
@@ -99,7 +99,7 @@ def test_distinct_trajectories_differ_at_least_as_much_and_their_work_is_counted
 
 
 def test_those_that_begin_stay_within_the_limit():
-    case = case_of()
+    case = build_case()
     widths = []
 
     class Watch(pyro.poutine.messenger.Messenger):
@@ -113,7 +113,7 @@ def test_those_that_begin_stay_within_the_limit():
 
 
 def test_guidance_that_a_condition_has_fixed_stays():
-    case = case_of()
+    case = build_case()
     fixed = torch.full((5, 4, 16), 0.25)
     seen = []
 
@@ -130,7 +130,7 @@ def test_guidance_that_a_condition_has_fixed_stays():
 
 def test_another_family_of_priors_is_refused(monkeypatch):
     monkeypatch.setattr(GaussianPrior, "forward", lambda self, u: dist.Laplace(u, 1.0).to_event(2))
-    case = case_of()
+    case = build_case()
     with pytest.raises(ConfigError, match="need a Gaussian prior"):
         rollout(case.assembly.model, case.x, num_samples=2, depth=1, width=Width("sobol"))
 
@@ -150,7 +150,7 @@ def test_a_state_too_large_for_sobol_is_refused():
 
 
 def test_distinct_is_for_answers_to_an_input_and_keeps_no_history():
-    case = case_of()
+    case = build_case()
     with pytest.raises(UserError, match="not for p\\(x\\)"):
         rollout(case.assembly.model, None, num_samples=2, depth=1, width=Width("distinct"))
     with pytest.raises(UserError, match="leave out halt and width"):

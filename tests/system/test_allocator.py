@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 FILL = """
 import resource
 import torch
-from pyro_gram.system.allocator import keep_freed_memory
+from pyro_gram.system.machine import keep_freed_memory
 
 if {keep}:
     assert keep_freed_memory()

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.system.download import data_folder, fetch, find
+from pyro_gram.system.download import data_folder, download, find_file
 
 CONTENT = b"question,answer\n" * 1000
 
@@ -49,26 +49,26 @@ def server(tmp_path, monkeypatch):
 def test_a_file_is_downloaded_once_with_a_progress_bar_on_stderr(server, cache, capsys, algorithm):
     digest = hashlib.new(algorithm, CONTENT).hexdigest()
     known = digest if algorithm == "sha256" else f"md5:{digest}"
-    path = fetch(f"{server.url}/train.csv", known, "sudoku/train.csv")
+    path = download(f"{server.url}/train.csv", known, "sudoku/train.csv")
     assert path == cache / "sudoku" / "train.csv"
     assert path.read_bytes() == CONTENT
     printed = capsys.readouterr()
     assert "100%" in printed.err
     assert printed.out == ""
-    assert fetch(f"{server.url}/train.csv", known, "sudoku/train.csv") == path
+    assert download(f"{server.url}/train.csv", known, "sudoku/train.csv") == path
     assert server.requests == ["/train.csv"]
 
 
 def test_a_file_of_the_cache_that_was_damaged_is_downloaded_again(server, cache):
     known = hashlib.sha256(CONTENT).hexdigest()
-    path = fetch(f"{server.url}/train.csv", known, "train.csv")
+    path = download(f"{server.url}/train.csv", known, "train.csv")
     path.write_bytes(CONTENT[:100])
-    assert fetch(f"{server.url}/train.csv", known, "train.csv").read_bytes() == CONTENT
+    assert download(f"{server.url}/train.csv", known, "train.csv").read_bytes() == CONTENT
 
 
 def test_a_wrong_checksum_leaves_no_file_behind(server, cache):
     with pytest.raises(ConfigError, match="checksum is not the expected one.*--data-dir") as caught:
-        fetch(f"{server.url}/train.csv", "0" * 64, "sudoku/train.csv")
+        download(f"{server.url}/train.csv", "0" * 64, "sudoku/train.csv")
     assert "sudoku/train.csv from http://127.0.0.1" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert [p for p in cache.rglob("*") if p.is_file()] == []
@@ -79,7 +79,7 @@ def test_a_wrong_checksum_leaves_no_file_behind(server, cache):
 )  # pooch leaves the response of a 404 open
 def test_a_file_that_is_not_there_is_one_line(server, cache):
     with pytest.raises(ConfigError, match="cannot download gone.csv from .*404.*--data-dir") as caught:
-        fetch(f"{server.url}/gone.csv", "0" * 64, "gone.csv")
+        download(f"{server.url}/gone.csv", "0" * 64, "gone.csv")
     assert "\n" not in str(caught.value)
     del caught
     gc.collect()
@@ -91,25 +91,25 @@ def test_no_network_is_one_line(server, cache):
     with pytest.raises(
         ConfigError, match="cannot download train.csv from http://127.*: no connection; .*--data-dir"
     ) as caught:
-        fetch(f"{server.url}/train.csv", "0" * 64, "train.csv")
+        download(f"{server.url}/train.csv", "0" * 64, "train.csv")
     assert "\n" not in str(caught.value)
 
 
 def test_without_pooch_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pooch", None)
     with pytest.raises(ConfigError, match=r"pip install -e '\.\[all\]'"):
-        fetch("http://127.0.0.1/train.csv", "0" * 64, "train.csv")
+        download("http://127.0.0.1/train.csv", "0" * 64, "train.csv")
 
 
 def test_find_takes_the_first_name_in_its_subfolder_or_beside_plain_or_zipped(tmp_path):
-    assert find(str(tmp_path), "sudoku/train.csv") is None
+    assert find_file(str(tmp_path), "sudoku/train.csv") is None
     (tmp_path / "other.csv").write_text("")
-    assert find(str(tmp_path), "sudoku/train.csv", "sudoku/other.csv") == tmp_path / "other.csv"
+    assert find_file(str(tmp_path), "sudoku/train.csv", "sudoku/other.csv") == tmp_path / "other.csv"
     (tmp_path / "train.csv.gz").write_bytes(gzip.compress(b""))
-    assert find(str(tmp_path), "sudoku/train.csv", "sudoku/other.csv") == tmp_path / "train.csv.gz"
+    assert find_file(str(tmp_path), "sudoku/train.csv", "sudoku/other.csv") == tmp_path / "train.csv.gz"
     (tmp_path / "sudoku").mkdir()
     (tmp_path / "sudoku" / "train.csv").write_text("")
-    assert find(str(tmp_path), "sudoku/train.csv") == tmp_path / "sudoku" / "train.csv"
+    assert find_file(str(tmp_path), "sudoku/train.csv") == tmp_path / "sudoku" / "train.csv"
 
 
 def test_the_environment_names_the_folder_where_no_argument_does(tmp_path, monkeypatch):
@@ -118,17 +118,17 @@ def test_the_environment_names_the_folder_where_no_argument_does(tmp_path, monke
         (tmp_path / name / "file").write_text("")
     monkeypatch.delenv("PYRO_GRAM_DATA", raising=False)
     assert data_folder(None) is None
-    assert find(None, "file") is None
+    assert find_file(None, "file") is None
     monkeypatch.setenv("PYRO_GRAM_DATA", str(tmp_path / "a"))
-    assert find(None, "file") == tmp_path / "a" / "file"
-    assert find(str(tmp_path / "b"), "file") == tmp_path / "b" / "file"
+    assert find_file(None, "file") == tmp_path / "a" / "file"
+    assert find_file(str(tmp_path / "b"), "file") == tmp_path / "b" / "file"
 
 
 def test_a_folder_that_is_none_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "gone", tmp_path / "file", ""):
         with pytest.raises(ConfigError, match=f"--data-dir '{folder}' is not a directory"):
-            find(str(folder), "train.csv")
+            find_file(str(folder), "train.csv")
     monkeypatch.setenv("PYRO_GRAM_DATA", str(tmp_path / "gone"))
     with pytest.raises(ConfigError, match="PYRO_GRAM_DATA .*gone' is not a directory"):
-        find(None, "train.csv")
+        find_file(None, "train.csv")

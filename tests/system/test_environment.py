@@ -43,7 +43,7 @@ def test_a_system_without_the_module_resource_says_of_no_memory(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
     monkeypatch.setattr(pathlib.Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
     assert math.isnan(machine.peak_memory_mb())
-    assert math.isnan(machine.resident_mb())
+    assert math.isnan(machine.resident_memory_mb())
     code = "import sys; sys.modules['resource'] = None; import pyro_gram.runs.run, experiments.bench, experiments.run"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -171,7 +171,7 @@ def process(tmp_path, rank, port, joining=300.0, silence=0.5):
         "import experiments.run as e;"
         "from pyro_gram.system.cli import call; from pyro_gram.system.distributed import leave;"
         f"r.JOINING, r.SILENCE = timedelta(seconds={joining}), {silence};"
-        "sys.exit(leave(call(e.main, sys.argv[1:], shared=True)))"
+        "sys.exit(leave(call(e.main, sys.argv[1:], distributed=True)))"
     )
     variables = {**SETTINGS, "RANK": str(rank), "MASTER_PORT": str(port)}
     return subprocess.Popen(
@@ -245,7 +245,7 @@ def test_one_of_several_processes_works_where_they_do_not_share_the_work(monkeyp
         monkeypatch.setenv("RANK", rank)
         assert call(lambda argv, rank=rank: seen.append(rank) or 0, []) == 0
     assert seen == ["0"]
-    assert call(lambda argv: seen.append("all") or 0, [], shared=True) == 0
+    assert call(lambda argv: seen.append("all") or 0, [], distributed=True) == 0
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")  # a rank that was left in the environment
     assert call(lambda argv: seen.append("left over") or 0, []) == 0
     assert seen == ["0", "all", "left over"]

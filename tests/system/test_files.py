@@ -8,7 +8,7 @@ import pytest
 from pyro_gram.config import read_preset
 from pyro_gram.errors import UserError
 from pyro_gram.runs.run import _cut_metrics, read_rows
-from pyro_gram.system.files import read_json, read_tables
+from pyro_gram.system.files import read_json, read_toml_tables
 from pyro_gram.tasks import fitting
 from pyro_gram.tasks.coloring.task import Coloring, ColoringConfig
 
@@ -75,7 +75,7 @@ def test_a_checkpoint_that_fits_is_named_whatever_its_settings_are_written_in(tm
         (b"[[[", "cannot be read as"),
     ],
 )
-@pytest.mark.parametrize("read", [read_json, read_tables])
+@pytest.mark.parametrize("read", [read_json, read_toml_tables])
 def test_what_is_something_else_is_named_in_one_sentence(tmp_path, read, data, message):
     path = tmp_path / "x"
     path.write_bytes(data)
@@ -86,7 +86,7 @@ def test_what_is_something_else_is_named_in_one_sentence(tmp_path, read, data, m
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    for read in (read_json, read_tables):
+    for read in (read_json, read_toml_tables):
         with pytest.raises(UserError, match=f"^{tmp_path}/gone does not exist$"):
             read(tmp_path / "gone")
         with pytest.raises(UserError, match=f"^cannot read {tmp_path}: Is a directory$"):

@@ -13,13 +13,12 @@ from pyro_gram.diagnostics.verdicts import Verdict
 from pyro_gram.errors import CheckpointError, InputError, UserError
 from pyro_gram.system import files
 from pyro_gram.system.cli import call
-from pyro_gram.system.container import open_container
-from pyro_gram.system.files import read_json
+from pyro_gram.system.files import open_tensor_file, read_json
 from pyro_gram.system.text import read_bytes
 from pyro_gram.tasks import mnist
 from pyro_gram.tasks.mnist import read_images
 from pyro_gram.tasks.sudoku.data import read_csv
-from tests.conftest import programs, small, small_config
+from tests.conftest import build_small, program_names, small_config
 from tests.test_checkpoint import model_file, rewrite, state_file, trainer_of  # noqa: F401 (fixtures)
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 12345\n"
@@ -116,9 +115,7 @@ def test_a_state_that_does_not_fit_is_refused_before_its_tensors_are_read(state_
     rewrite(state_file, tensors=lambda t: t.update({"average/module.model.h0": torch.ones(2)}))
     config = small_config()
     trainer = trainer_of(config)
-    monkeypatch.setattr(
-        "pyro_gram.system.container.Container.tensors", lambda self: pytest.fail("the tensors were read")
-    )
+    monkeypatch.setattr("pyro_gram.system.files.TensorFile.tensors", lambda self: pytest.fail("the tensors were read"))
     with pytest.raises(CheckpointError, match="does not fit its own config"):
         load_training(state_file, config, trainer)
 
@@ -126,7 +123,7 @@ def test_a_state_that_does_not_fit_is_refused_before_its_tensors_are_read(state_
 def outlined():
     """Every prior, guide, model and task once."""
     seen, some = set(), []
-    for names in programs():
+    for names in program_names():
         if not set(names.items()) <= seen:
             seen |= set(names.items())
             some.append(names)
@@ -136,13 +133,13 @@ def outlined():
 @pytest.mark.parametrize("names", outlined(), ids=lambda names: "-".join(names.values()))
 def test_every_program_is_outlined_without_its_numbers(names, tmp_path):
     """So that a file which does not fit is refused before the model takes memory."""
-    assembly = small(**names)
+    assembly = build_small(**names)
     config = assembly.config
     path = tmp_path / "model.safetensors"
     save_model(path, config, assembly.model, assembly.guide)
-    assert outline_misfits(open_container(path, "model"), config, assembly.task) == []
+    assert outline_misfits(open_tensor_file(path, "model"), config, assembly.task) == []
     rewrite(path, tensors=lambda t: t.update(stray=torch.ones(1)))
-    assert outline_misfits(open_container(path, "model"), config, assembly.task) == ["stray"]
+    assert outline_misfits(open_tensor_file(path, "model"), config, assembly.task) == ["stray"]
 
 
 # ---- other files -------------------------------------------------------------------------------------------------
@@ -184,7 +181,7 @@ def test_json_that_is_none_is_a_user_error(text, tmp_path):
 
 
 def test_a_large_json_file_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_JSON", 10)
+    monkeypatch.setattr(files, "MAX_JSON_BYTES", 10)
     path = tmp_path / "results.json"
     path.write_text("[1, 2, 3, 4, 5]")
     with pytest.raises(UserError, match="results.json holds more than 10 bytes, the most that is read"):

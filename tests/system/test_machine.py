@@ -80,7 +80,7 @@ def test_a_git_that_does_not_answer_is_not_waited_for(checkout, tmp_path_factory
     (folder / "git").write_text("#!/bin/sh\nexec sleep 30\n")
     (folder / "git").chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
-    monkeypatch.setattr(machine, "PATIENCE", 0.2)
+    monkeypatch.setattr(machine, "GIT_TIMEOUT", 0.2)
     start = time.monotonic()
     assert revision(checkout) == (None, None)
     assert time.monotonic() - start < 10

@@ -13,10 +13,10 @@ from pyro_gram.runs.evaluate import finish
 from pyro_gram.runs.heads import seconds_of_heads
 from pyro_gram.runs.monitor import plan, timed_look
 from pyro_gram.runs.run import open_run, train
-from pyro_gram.system.progress import Phases, clock
+from pyro_gram.system.progress import Phases, format_duration
 from pyro_gram.training.config import TrainConfig
 from pyro_gram.training.pace import Pace, seconds_left
-from tests.conftest import case_of, small_config
+from tests.conftest import build_case, small_config
 from tests.experiments.test_run import SMALL, cli
 
 HEADS = {"hidden": 16, "heads": 2, "layers": 1, "rounds": 3, "trajectories": 16}
@@ -63,7 +63,7 @@ def test_a_single_phase_or_a_silent_one_says_nothing(capsys):
 
 
 def test_clocks_have_hours_where_there_are_some():
-    assert (clock(827.4), clock(8027)) == ("13:47", "2:13:47")
+    assert (format_duration(827.4), format_duration(8027)) == ("13:47", "2:13:47")
 
 
 def of(number, batches, pace=None, **config):
@@ -89,7 +89,7 @@ def test_what_is_left_of_training_knows_that_the_end_is_slower():
 
 
 def test_the_time_of_heads_is_measured_on_a_copy():
-    assembly = case_of(verdict=HEADS).assembly
+    assembly = build_case(verdict=HEADS).assembly
     state = torch.get_rng_state()
     before = {name: p.clone() for name, p in assembly.model.state_dict().items()}
     assert seconds_of_heads(assembly, depth=2) > 0
@@ -99,7 +99,7 @@ def test_the_time_of_heads_is_measured_on_a_copy():
 
 
 def test_the_time_of_heads_is_that_of_all_rounds(monkeypatch):
-    assembly = case_of(verdict=HEADS).assembly
+    assembly = build_case(verdict=HEADS).assembly
     ticks = iter(range(100))
     monkeypatch.setattr("pyro_gram.runs.heads.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     assert seconds_of_heads(assembly, depth=2) == HEADS["rounds"]

@@ -85,7 +85,7 @@ def test_the_lines_of_a_file_are_text_too(tmp_path):
 
 def test_a_large_file_is_refused_before_it_is_read(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(b"a" * 11)
-    monkeypatch.setattr(reader, "unpacked", None)
+    monkeypatch.setattr(reader, "unpack_stream", None)
     with pytest.raises(InputError, match="a holds more than 10 bytes"):
         read_bytes(tmp_path / "a", 10)
 
@@ -97,7 +97,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 
 
 def test_a_line_without_an_end_is_not_taken_into_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(reader, "LINE_LIMIT", 10)
+    monkeypatch.setattr(reader, "MAX_LINE_LENGTH", 10)
     (tmp_path / "a").write_text("short\n" + "x" * 100)
     with (
         pytest.raises(InputError, match="a line of more than 10 characters"),

@@ -13,7 +13,7 @@ from pyro_gram.errors import CheckpointError, ConfigError
 from pyro_gram.runs.run import check_begun
 from pyro_gram.system.cli import call
 from pyro_gram.system.files import read_json, write_json
-from tests.conftest import case_of, small_config
+from tests.conftest import build_case, small_config
 from tests.experiments.test_run import SMALL, cli
 from tests.test_checkpoint import model_file, rewrite, state_file, trainer_of  # noqa: F401 (fixtures)
 
@@ -86,7 +86,7 @@ def test_every_program_that_loads_a_checkpoint_asks_before_it_imports(program, h
 
 def test_a_checkpoint_with_code_of_ones_own_is_solved_with_where_it_is_trusted(here, tmp_path, capsys):
     sys.path.append(str(here))
-    case = case_of(prior_name="mine:Mine")
+    case = build_case(prior_name="mine:Mine")
     path = tmp_path / "model.safetensors"
     save_model(path, case.assembly.config, case.assembly.model, case.assembly.guide)
     assert type(pyro_gram.load(path, trust_code=True).model.prior).__name__ == "Mine"

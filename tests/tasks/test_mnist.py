@@ -39,7 +39,7 @@ def _no_network(monkeypatch):
         raise AssertionError("a test must not download")
 
     monkeypatch.delenv("PYRO_GRAM_DATA", raising=False)
-    monkeypatch.setattr(mnist, "fetch", refuse)
+    monkeypatch.setattr(mnist, "download", refuse)
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_without_a_folder_files_are_fetched_with_their_checksum(monkeypatch):
         asked.append((url, known_hash, name))
         raise ConfigError("offline")
 
-    monkeypatch.setattr(mnist, "fetch", fetch)
+    monkeypatch.setattr(mnist, "download", fetch)
     task = MNIST(MNISTConfig())  # building a task reads nothing
     with pytest.raises(ConfigError, match="offline"):
         task.split("test")

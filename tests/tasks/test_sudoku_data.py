@@ -213,14 +213,14 @@ def test_a_folder_without_the_files_is_an_error_and_no_folder_a_download(tmp_pat
         extreme(tmp_path / "gone")
     monkeypatch.delenv("PYRO_GRAM_DATA", raising=False)
     asked = []
-    monkeypatch.setattr(sudoku_data, "fetch", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(sudoku_data, "download", lambda *arguments: asked.append(arguments))
     locate("test.csv", "", None)
     [(url, known_hash, name)] = asked
     assert url.startswith("https://huggingface.co/datasets/sapientinc/sudoku-extreme/resolve/")
     assert url.endswith("/test.csv")
     assert known_hash.startswith("a2fd52ae")
     assert name == "sudoku/test.csv"
-    assert download.fetch is not sudoku_data.fetch
+    assert download.download is not sudoku_data.download
 
 
 @needs_data

@@ -8,7 +8,7 @@ from pyro_gram.inference.terms import StepTerms
 from pyro_gram.networks.core import LatentState
 from pyro_gram.training import act
 from pyro_gram.training.act import Places
-from tests.conftest import case_of, small
+from tests.conftest import build_case, build_small
 from tests.training.test_training import make_trainer
 
 
@@ -50,7 +50,7 @@ def test_some_trajectories_must_explore_for_at_least_two_steps():
 
 
 def test_each_update_of_a_run_is_one_batch_and_goes_on_from_the_last():
-    trainer = make_trainer(small(model_name="trm"), batches=6, supervision_steps=2)
+    trainer = make_trainer(build_small(model_name="trm"), batches=6, supervision_steps=2)
     seen = []
     plain = trainer.batches
 
@@ -69,9 +69,9 @@ def test_each_update_of_a_run_is_one_batch_and_goes_on_from_the_last():
 
 def test_a_model_that_never_halts_is_refused():
     with pytest.raises(ConfigError, match=r"act needs a model that says which.*'halted'"):
-        make_trainer(small(), act=True).rehearse()
+        make_trainer(build_small(), act=True).rehearse()
     with pytest.raises(ConfigError, match="no on-policy part"):
-        make_trainer(small(model_name="trm"), act=True, on_policy=4)
+        make_trainer(build_small(model_name="trm"), act=True, on_policy=4)
 
 
 def test_a_program_without_the_site_is_named():
@@ -82,7 +82,7 @@ def test_a_program_without_the_site_is_named():
 
 
 def test_what_a_checkpoint_keeps_comes_back():
-    case = case_of(model_name="trm")
+    case = build_case(model_name="trm")
     places = Places.new(case.x, case.y).after(terms([False] * 5), most=4)
     again = Places.from_tensors(places.tensors())
     for a, b in zip(vars(places).values(), vars(again).values(), strict=True):

@@ -41,7 +41,7 @@ from pyro_gram.training.pace import Pace, batches_that_fit
 from pyro_gram.training.pause import Inside
 from pyro_gram.training.precision import VARIANTS, speed_up
 from pyro_gram.training.trainer import Trainer
-from tests.conftest import case_of, opinionated, small
+from tests.conftest import build_case, build_case_with_heads, build_small
 from tests.inference.test_own_latents import Shared, SharedGuide, pair
 from tests.training.test_training import make_trainer
 
@@ -57,14 +57,14 @@ def test_what_programs_and_guides_say_of_themselves():
 
 
 def test_the_start_of_a_program_without_input_is_learned_and_its_zeros_are_no_state():
-    model = small(model_name="direct", task_name="sudoku_uncond").model
+    model = build_small(model_name="direct", task_name="sudoku_uncond").model
     assert isinstance(model.start, nn.Parameter)
     assert model.start.std() > 0.5
     assert "zeros" not in model.state_dict()
 
 
 def test_the_flow_starts_as_the_gaussian_that_it_transforms():
-    case = case_of(prior_name="flow")
+    case = build_case(prior_name="flow")
     prior = FlowPrior(case.assembly.config.prior, 16)  # not warmed
     u = torch.randn(2, 4, 16)
     draws = prior(u).sample((4000,))
@@ -76,21 +76,21 @@ def test_the_flow_starts_as_the_gaussian_that_it_transforms():
 
 
 def test_pairs_without_input_may_have_several_batch_dimensions():
-    case = case_of(task_name="sudoku_uncond")
+    case = build_case(task_name="sudoku_uncond")
     y = case.y[None].expand(3, *case.y.shape)
     trace = poutine.trace(case.assembly.model).get_trace(None, y)
     assert trace.nodes["h"]["value"].shape[:2] == (3, 5)
 
 
 def test_an_additive_guide_adds_what_it_knows_of_y():
-    case = case_of(guide_name="additive")
+    case = build_case(guide_name="additive")
     guide, u = case.assembly.guide, torch.randn(5, 4, 16)
     code = guide.encode(case.x, case.y)
     torch.testing.assert_close(guide.features(u, code) - u, aligned(code, u))
 
 
 def test_a_mean_field_guide_has_a_row_and_parameters_for_each_pair():
-    case = case_of(guide_name="mean_field", guide={"data": 9})
+    case = build_case(guide_name="mean_field", guide={"data": 9})
     guide = case.assembly.guide
     assert {"loc", "log_scale"} <= dict(guide.named_parameters()).keys()
     guide.train()
@@ -101,13 +101,13 @@ def test_a_mean_field_guide_has_a_row_and_parameters_for_each_pair():
 
 
 def test_a_guide_forgets_what_it_knew_of_y():
-    case = case_of()
+    case = build_case()
     case.assembly.guide(case.x, case.y)
     assert case.assembly.guide._code is None
 
 
 def test_a_masked_observation_of_ones_own_does_not_count_in_roll_outs():
-    case = case_of()
+    case = build_case()
 
     def program(x, y=None, state=None, *, steps=1):
         with pyro.plate("inputs", len(x), dim=-1), poutine.mask(mask=False):
@@ -156,13 +156,13 @@ def test_an_elbo_has_as_many_particles_as_are_asked_for(name):
 
 @pytest.mark.parametrize("name", ["num_samples", "depth", "max_trajectories"])
 def test_log_p_by_the_prior_needs_one_of_each(name):
-    case, settings = case_of(), {"num_samples": 1, "depth": 1, "max_trajectories": 4}
+    case, settings = build_case(), {"num_samples": 1, "depth": 1, "max_trajectories": 4}
     with pytest.raises(UserError, match=f"{name} must be at least 1, not 0"):
         rollout_log_prob(case.assembly.model, case.x, case.y, **{**settings, name: 0})
 
 
 def test_a_filter_needs_one_trajectory_at_once():
-    case = opinionated(1.0)
+    case = build_case_with_heads(1.0)
     with pytest.raises(UserError, match="max_trajectories must be at least 1"):
         smc(case.assembly.model, case.x, num_samples=2, depth=2, max_trajectories=0)
 
@@ -292,7 +292,7 @@ def test_processes_that_share_a_batch_have_one_particle(size):
 
 
 def test_a_compiled_core_may_have_all_its_variants(monkeypatch):
-    model = small().model
+    model = build_small().model
     monkeypatch.setattr(type(model.core), "compile", lambda *_, **__: None)
     with torch._dynamo.config.patch(recompile_limit=2):
         speed_up(model, "fp32", True, torch.device("cpu"))
@@ -329,7 +329,7 @@ def test_two_right_samples_make_a_test():
 
 
 def test_more_than_a_thousand_samples_are_looked_up():
-    case = case_of()
+    case = build_case()
     train = case.assembly.task.split("train")
     puzzles = train.select(train.num_solutions.argmin()[None])  # a graph with edges, so that one colour is no answer
     tokens = puzzles.solutions_of(0)[:1].expand(2500, 1, -1).clone()
@@ -346,7 +346,7 @@ def test_figures_of_evidence_are_numbers_by_hand():
     weights = log_weight[:, 0].exp()
     relative = weights.std() / weights.mean() / 2  # of the mean of four
     assert plain.se[0].item() == pytest.approx(relative.item(), rel=1e-6)
-    case = case_of()
+    case = build_case()
     found = evidence(
         case.assembly.model, case.assembly.guide, case.x, case.y, depth=1, guide_samples=8, prior_samples=8
     )
@@ -373,7 +373,7 @@ def test_an_input_with_one_right_sample_is_no_test():
 
 
 def test_the_priors_estimate_is_the_plain_mean():
-    case = case_of()
+    case = build_case()
     found = evidence(case.assembly.model, case.assembly.guide, case.x, case.y, depth=1, guide_samples=40,
                      prior_samples=60)  # fmt: skip
     log_p = rollout_log_prob(case.assembly.model, case.x, case.y, num_samples=60, depth=1, seed=sub_seed(0, 0))
@@ -382,7 +382,7 @@ def test_the_priors_estimate_is_the_plain_mean():
 
 
 def test_the_share_of_trusted_pairs_is_of_those_with_enough_hits():
-    case = case_of()
+    case = build_case()
     plain = evidence(case.assembly.model, None, case.x, case.y, depth=1, guide_samples=1, prior_samples=8).prior
     ess = torch.tensor([HITS, HITS + 1.0, HITS - 1.0, HITS + 2.0, HITS + 3.0])
     assert Evidence((), None, None, replace(plain, ess=ess)).summary()["prior_trusted"] == pytest.approx(0.8)
@@ -416,13 +416,13 @@ def test_no_time_is_behind_a_run_that_begins():
 
 
 def test_guidance_has_its_scale_for_each_input():
-    case = case_of()
+    case = build_case()
     found = guide_draws(case.assembly.model, case.assembly.guide, case.x, case.y, steps=1, num_samples=2)
     assert found.guidance.shape == (2, 2, 5)
 
 
 def test_log_p_of_many_data_without_input_is_in_their_order():
-    case = case_of(task_name="sudoku_uncond")
+    case = build_case(task_name="sudoku_uncond")
     y = torch.cat([case.y.roll(i, 0) for i in range(20)])  # more than are scored at once
     found = rollout_log_prob(case.assembly.model, None, y, num_samples=2, depth=1)
     assert found.shape == (2, 100)
@@ -444,7 +444,7 @@ def test_equal_inputs_have_equal_tests_and_every_input_has_a_number_of_solutions
 
 
 def test_counts_of_pairs_are_whole_numbers():
-    case = case_of()
+    case = build_case()
     parts = case.assembly.model, case.assembly.guide, case.x, case.y
     summary = evidence(*parts, depth=1, guide_samples=8, prior_samples=8).summary()
     assert type(summary["agree"]) is type(summary["both_trusted"]) is int

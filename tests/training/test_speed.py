@@ -18,7 +18,7 @@ from pyro_gram.spec import TaskSpec
 from pyro_gram.training import precision as speed
 from pyro_gram.training import trainer as training
 from pyro_gram.training.precision import check_speed, compilation_told, core_of, products_in, speed_up
-from tests.conftest import small
+from tests.conftest import build_small
 from tests.training.test_training import make_trainer, weights
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 def trainer_of(**train):
     """The same weights at every call."""
     torch.manual_seed(0)
-    return make_trainer(small(model=train.pop("model", {})), **train)
+    return make_trainer(build_small(model=train.pop("model", {})), **train)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_measurement_is_of_the_plain_core():
 
 
 def test_a_core_in_bfloat16_is_copied_with_its_weights_and_becomes_float32_again():
-    core = small().model.core
+    core = build_small().model.core
     state, e_x = LatentState(torch.randn(2, 4, 16), torch.randn(2, 4, 16)), torch.randn(2, 4, 16)
     held = nn.ModuleDict({"core": core})
     held.core = core
@@ -123,7 +123,7 @@ def test_a_compiled_core_trains_as_the_plain_one():
 
 
 def test_what_cannot_be_had_is_refused(monkeypatch):
-    model = small().model
+    model = build_small().model
     with pytest.raises(ConfigError, match="tf32 is of CUDA's tensor cores, not of cpu"):
         check_speed("tf32", False, model, CPU)
     with pytest.raises(ConfigError, match="Linear has no module 'core' or 'f'"):
@@ -136,7 +136,7 @@ def test_what_cannot_be_had_is_refused(monkeypatch):
 
 
 def test_cores_are_found_by_name():
-    assert core_of(small(model_name="flat").model) is not None
+    assert core_of(build_small(model_name="flat").model) is not None
     assert core_of(nn.Linear(2, 2)) is None
     speed_up(nn.Linear(2, 2), "fp32", False, CPU)
 

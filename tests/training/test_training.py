@@ -18,13 +18,13 @@ from pyro_gram.training.config import TrainConfig
 from pyro_gram.training.divergence import DivergedError, Guard, Update
 from pyro_gram.training.optimizer import OptimConfig, TorchOptim, hidden_matrices
 from pyro_gram.training.trainer import Trainer
-from tests.conftest import case_of, small
+from tests.conftest import build_case, build_small
 
 OPTIM = OptimConfig(lr=1e-2, warmup=1, weight_decay=0.1, clip=0.5)
 
 
 def make_trainer(assembly=None, **train):
-    assembly = assembly or small()
+    assembly = assembly or build_small()
     c = assembly.config
     stream = TargetStream(assembly.task, assembly.task.split("train"), c.train.batch, c.seed)
     settings = {**vars(c.train), **train}
@@ -37,7 +37,7 @@ def weights(trainer):
 
 def test_svi_step_equals_elbo_module_step():
     """The same update through SVI and TorchOptim, and through an ELBOModule and bare torch."""
-    one, two = case_of(), case_of()
+    one, two = build_case(), build_case()
     for case in (two,):
         case.assembly.model.load_state_dict(one.assembly.model.state_dict())
         case.assembly.guide.load_state_dict(one.assembly.guide.state_dict())
@@ -83,7 +83,7 @@ def test_training_lowers_the_loss():
 
 
 def test_training_is_reproducible_and_untouched_by_what_happens_between_batches():
-    a, b = make_trainer(small()), make_trainer(small())
+    a, b = make_trainer(build_small()), make_trainer(build_small())
     b.model.load_state_dict(a.model.state_dict())
     b.guide.load_state_dict(a.guide.state_dict())
     for _ in a.run():
@@ -171,7 +171,7 @@ def test_minutes_end_a_run():
 
 
 def test_optimizer_refuses_a_parameter_it_would_leave_untrained():
-    case = case_of()
+    case = build_case()
     optim = TorchOptim({"model": case.assembly.model}, OPTIM)
     svi = SVI(case.assembly.model, case.assembly.guide, optim, make_elbo("balanced"))
     with pytest.raises(ConfigError, match="belong to no module"):
@@ -269,7 +269,7 @@ def test_a_target_of_zero_keeps_beta_constant():
 @pytest.mark.parametrize("elbo", ["balanced", "mean_field", "trace"])
 @pytest.mark.parametrize("guide", ["amortized", "replay"])
 def test_every_bound_trains_with_every_guide(elbo, guide):
-    assembly = small(guide_name=guide)
+    assembly = build_small(guide_name=guide)
     reports = list(make_trainer(assembly, elbo=elbo, batches=2).run())
     assert all(math.isfinite(r.loss) for r in reports)
 
@@ -291,7 +291,7 @@ def test_bad_train_settings_are_named(settings, message):
 
 
 def test_puzzle_embeddings_have_a_rate_and_a_decay_of_their_own():
-    case = case_of(task_name="arc", optim={"lr": 1e-3, "embedding_lr": 0.1, "embedding_decay": 0.5, "warmup": 1})
+    case = build_case(task_name="arc", optim={"lr": 1e-3, "embedding_lr": 0.1, "embedding_decay": 0.5, "warmup": 1})
     model, guide = case.assembly.model, case.assembly.guide
     config = case.assembly.config.optim
     optim = TorchOptim({"model": model, "guide": guide}, config)
@@ -311,7 +311,7 @@ def test_puzzle_embeddings_have_a_rate_and_a_decay_of_their_own():
 
 
 def test_without_a_rate_of_their_own_embeddings_take_the_common_one():
-    case = case_of(task_name="arc", optim={"lr": 1e-3, "warmup": 1})
+    case = build_case(task_name="arc", optim={"lr": 1e-3, "warmup": 1})
     optim = TorchOptim({"model": case.assembly.model}, case.assembly.config.optim)
     case.assembly.model(case.x, case.y).sum()
     optim(case.assembly.model.parameters())
@@ -319,7 +319,7 @@ def test_without_a_rate_of_their_own_embeddings_take_the_common_one():
 
 
 def test_muon_trains_the_hidden_matrices_and_adamw_the_rest():
-    case = case_of(optim={"matrices": "muon", "lr": 1e-2, "weight_decay": 0.0, "warmup": 1})
+    case = build_case(optim={"matrices": "muon", "lr": 1e-2, "weight_decay": 0.0, "warmup": 1})
     model, guide = case.assembly.model, case.assembly.guide
     modules = {"model": model, "guide": guide}
     optim = TorchOptim(modules, case.assembly.config.optim)
@@ -342,7 +342,7 @@ def test_muon_trains_the_hidden_matrices_and_adamw_the_rest():
 
 
 def test_a_damaged_state_of_muon_is_named():
-    case = case_of(optim={"matrices": "muon"})
+    case = build_case(optim={"matrices": "muon"})
     optim = TorchOptim({"model": case.assembly.model, "guide": case.assembly.guide}, case.assembly.config.optim)
     SVI(case.assembly.model, case.assembly.guide, optim, Trace_ELBO()).step(case.x, case.y)
     state = optim.get_state()

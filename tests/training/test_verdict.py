@@ -13,7 +13,7 @@ from pyro_gram.runs.run import open_run
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.training.heads import EARLY, VerdictConfig, fit, gather
-from tests.conftest import case_of, small_config, warm_
+from tests.conftest import build_case, perturb_, small_config
 
 HEADS = VerdictConfig(hidden=16, heads=2, layers=1, rounds=2, trajectories=16)
 
@@ -25,9 +25,9 @@ def give(case):
 
 def judged(**changes):
     """A small case whose model has heads, moved from where they start."""
-    case = case_of(**changes)
+    case = build_case(**changes)
     give(case)
-    warm_(case.assembly.model.verdict, 0.3)
+    perturb_(case.assembly.model.verdict, 0.3)
     return case
 
 
@@ -50,7 +50,7 @@ def test_predictive_draws_the_sites_of_the_heads():
 
 @pytest.mark.parametrize("elbo", [BalancedELBO(), Trace_ELBO(), TraceMeanField_ELBO(), RenyiELBO(0.0, num_particles=3)])
 def test_no_elbo_knows_of_the_heads(elbo):
-    case = case_of()
+    case = build_case()
     model, guide = case.assembly.model, case.assembly.guide
 
     def loss():
@@ -149,7 +149,7 @@ def test_heads_are_the_same_under_the_same_seed():
     found = []
     for _ in range(2):
         pyro.set_rng_seed(0)
-        case = case_of(verdict={"hidden": 16, "heads": 2, "rounds": 2, "trajectories": 16})
+        case = build_case(verdict={"hidden": 16, "heads": 2, "rounds": 2, "trajectories": 16})
         train_heads(case.assembly, depth=2)
         found.append(case.assembly.model.verdict.state_dict())
     assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
@@ -164,13 +164,13 @@ def test_heads_are_the_same_under_the_same_seed():
     ],
 )
 def test_heads_that_cannot_be_are_refused(changes, settings, message):
-    assembly = case_of(**changes).assembly
+    assembly = build_case(**changes).assembly
     with pytest.raises(ConfigError, match=message):
         check_heads(assembly.model, assembly.task, VerdictConfig(**{"hidden": 16, **settings}))
 
 
 def test_a_program_without_a_place_for_heads_is_named():
-    assembly = case_of().assembly
+    assembly = build_case().assembly
     with pytest.raises(ConfigError, match="Linear has no attribute 'verdict'"):
         check_heads(torch.nn.Linear(1, 1), assembly.task, HEADS)
 

@@ -20,7 +20,7 @@ from pyro_gram.diagnostics.landscape import LEAST_LOSS, Landscape
 from pyro_gram.diagnostics.metrics import coverage_limit
 from pyro_gram.diagnostics.plots.run import BLUE, GREEN, GREY, ORANGE, clean, counted, counts_axis, jittered
 from pyro_gram.diagnostics.trajectories import Attractors, Deciding, Parting
-from pyro_gram.system.files import write_via
+from pyro_gram.system.files import write_atomically
 
 if TYPE_CHECKING:
     from pyro_gram.tasks.base import Task
@@ -275,7 +275,7 @@ def animate(task: Task, x: Tensor | None, history: Tensor, path: Path, *, millis
     def write(temporary: Path) -> None:
         first.save(temporary, format="GIF", save_all=True, append_images=rest, duration=duration, loop=0)
 
-    write_via(path, write)
+    write_atomically(path, write)
 
 
 def _frame(task: Task, x: Tensor | None, answers: Tensor, step: int) -> np.ndarray:

@@ -15,8 +15,8 @@ import numpy as np
 
 from pyro_gram.errors import ConfigError, InputError, UserError
 from pyro_gram.system.download import data_folder
-from pyro_gram.system.files import parse_json, really
-from pyro_gram.system.text import Piece, lines_of, printable, read_text
+from pyro_gram.system.files import explain_file_type, parse_json
+from pyro_gram.system.text import PuzzleText, make_printable, numbered_lines, read_text
 from pyro_gram.tasks.arc.grids import COLORS, Grid, GridKey, grid_key
 
 log = logging.getLogger(__name__)
@@ -124,17 +124,17 @@ def is_collection(data: Any) -> bool:
     return isinstance(data, dict) and bool(data) and all(map(is_puzzle, data.values()))
 
 
-def pieces_of(text: str) -> list[Piece]:
+def pieces_of(text: str) -> list[PuzzleText]:
     """An ARC task in JSON, over as many lines as it likes; one JSON value a line; or Kaggle's tasks by id."""
-    lines = lines_of(text)
+    lines = numbered_lines(text)
     with suppress(InputError):
         read_json(lines[0][1] if len(lines) > 1 else "")
-        return [Piece(line, number) for number, line in lines]
+        return [PuzzleText(line, number) for number, line in lines]
     with suppress(InputError):
         data = read_json(text)
         if is_collection(data):
-            return [Piece(json.dumps(task), 1, f"task {name}") for name, task in data.items()]
-    return [Piece(text, 1)] if text.strip() else []
+            return [PuzzleText(json.dumps(task), 1, f"task {name}") for name, task in data.items()]
+    return [PuzzleText(text, 1)] if text.strip() else []
 
 
 def read_puzzle(data: Any, name: str, largest: int | None) -> ArcPuzzle:
@@ -271,7 +271,7 @@ def _tasks_of(path: Path) -> Iterator[ArcPuzzle]:
     data = _value_of(path)
     if is_puzzle(data):
         with _named(path):
-            yield replace(read_puzzle(data, path.name, None), name=printable(path.name[:NAME]))
+            yield replace(read_puzzle(data, path.name, None), name=make_printable(path.name[:NAME]))
     elif is_collection(data):
         partner = _partner(path, CHALLENGES, SOLUTIONS)
         solutions = _value_of(partner) if partner and partner.is_file() else {}
@@ -284,7 +284,7 @@ def _tasks_of(path: Path) -> Iterator[ArcPuzzle]:
                 assert partner is not None
                 with _named(partner, name):
                     puzzle = _with_outputs(puzzle, solutions[name])
-            yield replace(puzzle, name=printable(name[:NAME]))
+            yield replace(puzzle, name=make_printable(name[:NAME]))
 
 
 def _value_of(path: Path) -> Any:
@@ -293,7 +293,7 @@ def _value_of(path: Path) -> Any:
     try:
         return read_json(text)
     except InputError as e:
-        raise InputError(f"{path}: {really(path) or e}") from None
+        raise InputError(f"{path}: {explain_file_type(path) or e}") from None
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from torch import Tensor
 from pyro_gram.errors import InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.spec import TaskSpec
-from pyro_gram.system.text import Piece
+from pyro_gram.system.text import PuzzleText
 from pyro_gram.tasks.arc import files as arc_files
 from pyro_gram.tasks.arc import grids
 from pyro_gram.tasks.arc.data import ArcConfig, Pair, collect
@@ -302,7 +302,7 @@ class Arc(Task):
             raise InputError(f"the task has {len(inputs)} test inputs: give one at a time, or the file to solve.py")
         return inputs[0]
 
-    def pieces(self, text: str) -> list[Piece]:
+    def pieces(self, text: str) -> list[PuzzleText]:
         return arc_files.pieces_of(text)
 
     def inputs(self, text: str) -> list[Tensor]:

@@ -22,7 +22,7 @@ from pyro_gram.checks import AT_LEAST_1, check_choice, check_range, check_seed
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.spec import TaskSpec
-from pyro_gram.system.text import Piece
+from pyro_gram.system.text import PuzzleText
 from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task, check_split
 from pyro_gram.tasks.coloring.text import parse_graph, split_graphs
 from pyro_gram.tasks.fitting import advice
@@ -243,7 +243,7 @@ class Coloring(Task):
                 f"the graph has {n} vertices; this task has vertices = {self.n}: {advice(self, 'vertices', n)}"
             )
 
-    def pieces(self, text: str) -> list[Piece]:
+    def pieces(self, text: str) -> list[PuzzleText]:
         """One graph a line, or DIMACS: one for each p line."""
         return split_graphs(text)
 

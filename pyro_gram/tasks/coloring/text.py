@@ -14,7 +14,7 @@ from typing import NoReturn
 import networkx as nx
 
 from pyro_gram.errors import InputError
-from pyro_gram.system.text import LineError, Piece, lines_of, tidy
+from pyro_gram.system.text import LineError, PuzzleText, normalize_text, numbered_lines
 
 Edges = set[tuple[int, int]]  # pairs (u, v) of vertices from 0, u < v
 Check = Callable[[int], None]  # of a number of vertices: raises InputError before anything of that size is built
@@ -32,15 +32,15 @@ FORMATS = (
 )
 
 
-def split_graphs(text: str) -> list[Piece]:
+def split_graphs(text: str) -> list[PuzzleText]:
     """The graphs of a file: one a line in graph6 or sparse6, or as many as it has ``p`` lines in DIMACS."""
-    lines = tidy(text).split("\n")
+    lines = normalize_text(text).split("\n")
     if not is_dimacs(lines):
-        found = [(number, HEADER.sub("", line) and line) for number, line in lines_of(text)]
-        return [Piece(line, number) for number, line in found if line]
+        found = [(number, HEADER.sub("", line) and line) for number, line in numbered_lines(text)]
+        return [PuzzleText(line, number) for number, line in found if line]
     starts = [i for i, line in enumerate(lines) if _key(line) == "p"]
     bounds = [0, *starts[1:], len(lines)]
-    return [Piece("\n".join(lines[a:b]), a + 1) for a, b in itertools.pairwise(bounds)]
+    return [PuzzleText("\n".join(lines[a:b]), a + 1) for a, b in itertools.pairwise(bounds)]
 
 
 def parse_graph(text: str, check: Check) -> Edges:
@@ -53,10 +53,10 @@ def parse_graph(text: str, check: Check) -> Edges:
     Raises:
         InputError: it is no graph that can be coloured; LineError where a line of DIMACS is at fault.
     """
-    lines = tidy(text).split("\n")
+    lines = normalize_text(text).split("\n")
     if is_dimacs(lines):
         return _parse_dimacs(lines, check)
-    found = lines_of(text)
+    found = numbered_lines(text)
     if len(found) > 1 and HEADER.fullmatch(found[0][1]):
         found = found[1:]
     if not found:

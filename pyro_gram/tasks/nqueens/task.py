@@ -22,7 +22,7 @@ from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_choice, check_range, 
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.spec import TaskSpec
-from pyro_gram.system.text import Piece
+from pyro_gram.system.text import PuzzleText
 from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task, check_split
 from pyro_gram.tasks.fitting import advice
 from pyro_gram.tasks.held_out import InputSet, unless_held_out
@@ -243,7 +243,7 @@ class NQueens(Task):
         if rows != self.n:
             raise InputError(f"the board has {rows} rows; this task has size = {self.n}: {advice(self, 'size', rows)}")
 
-    def pieces(self, text: str) -> list[Piece]:
+    def pieces(self, text: str) -> list[PuzzleText]:
         return split_queens(text, self.n)
 
     def count_solutions(self, x: Tensor) -> int | None:

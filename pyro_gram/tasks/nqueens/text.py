@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from pyro_gram.errors import InputError
-from pyro_gram.system.text import Piece
+from pyro_gram.system.text import PuzzleText
 from pyro_gram.tasks.board_text import cells_of, lines_of_board, split_boards
 
 QUEENS = "Qq1\N{BLACK CHESS QUEEN}\N{WHITE CHESS QUEEN}"
@@ -24,7 +24,7 @@ Check = Callable[[int], None]  # of a number of rows: raises InputError where th
 Columns = list[list[int]]  # of each row, those of its queens, from 0
 
 
-def split_queens(text: str, size: int) -> list[Piece]:
+def split_queens(text: str, size: int) -> list[PuzzleText]:
     """The boards of a file, each as text: one a line, or one a row, with or without empty lines between boards."""
     return split_boards(text, partial(side_of, size=size))
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from pyro_gram.errors import ConfigError, InputError
-from pyro_gram.system.download import data_folder, fetch, find
-from pyro_gram.system.files import MAX_TEXT, really
+from pyro_gram.system.download import data_folder, download, find_file
+from pyro_gram.system.files import MAX_CSV_BYTES, explain_file_type
 from pyro_gram.system.text import open_lines
 from pyro_gram.tasks.sudoku.boards import all_grids_4, missing_digits, random_grids, solve, symmetry_invariants
 
@@ -190,18 +190,18 @@ def locate(name: str, wanted: str, data_dir: str | None) -> Path:
     Args:
         name: ``train.csv`` or ``test.csv``, the files of the full set; those of the set of 1,000 are taken too.
         wanted: the user's own file, in the data folder or a path; ``""`` for none.
-        data_dir: as in :func:`pyro_gram.system.download.find`. Without a data folder the full set is downloaded.
+        data_dir: as in :func:`pyro_gram.system.download.find_file`. Without a data folder the full set is downloaded.
 
     Raises:
         ConfigError: no such file, or the download fails.
     """
     if wanted:
-        path = find(data_dir, wanted) or Path(wanted).expanduser()
+        path = find_file(data_dir, wanted) or Path(wanted).expanduser()
         if not path.is_file():
             raise ConfigError(f"no file {wanted!r}, neither in the data folder (--data-dir) nor as a path")
         return path
     names = (f"sudoku/{name}", f"sudoku/{SMALL[name]}")
-    found = find(data_dir, *names)
+    found = find_file(data_dir, *names)
     if found is not None:
         return found
     folder = data_folder(data_dir)
@@ -210,7 +210,7 @@ def locate(name: str, wanted: str, data_dir: str | None) -> Path:
             f"{folder} holds neither {name} nor {SMALL[name]} (plain or .gz, there or in its folder sudoku): name "
             "another folder with --data-dir, or leave it out to download Sudoku-Extreme"
         )
-    return fetch(f"{_HUB}/{name}", SHA256[name], names[0])
+    return download(f"{_HUB}/{name}", SHA256[name], names[0])
 
 
 def digest(path: Path) -> str:
@@ -302,13 +302,13 @@ def _layout(path: Path, line: int, text: str) -> _Layout:
             return _Layout(delimiter, puzzle, answer, None, len(first), False)
     raise InputError(
         f"{path}, line {line}: expected a header with the columns question and answer (or puzzle and solution), found "
-        f"{really(path) or repr(text.strip()[:60])}"
+        f"{explain_file_type(path) or repr(text.strip()[:60])}"
     )
 
 
 def _rows(path: Path, cells: int) -> Iterator[tuple[int, str, str, float]]:
     """Line, puzzle, answer and rating of every row of a CSV file, in the right shape. Raises InputError."""
-    with open_lines(path, MAX_TEXT) as lines:
+    with open_lines(path, MAX_CSV_BYTES) as lines:
         before, text = next(((n, line) for n, line in enumerate(lines) if line.strip()), (0, ""))
         if not text:
             raise InputError(f"{path}, line 1: expected a header with the columns question and answer, found nothing")

@@ -22,7 +22,7 @@ from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.spec import TaskSpec
 from pyro_gram.system.download import data_folder
-from pyro_gram.system.text import Piece
+from pyro_gram.system.text import PuzzleText
 from pyro_gram.tasks.base import PuzzleSet, Task, check_split
 from pyro_gram.tasks.batches import sub_seed
 from pyro_gram.tasks.fitting import advice
@@ -275,7 +275,7 @@ class Sudoku(Task):
             raise InputError("the puzzle has no solution (checked exactly)")
         return torch.tensor(board) + BLANK
 
-    def pieces(self, text: str) -> list[Piece]:
+    def pieces(self, text: str) -> list[PuzzleText]:
         return split_puzzles(text)
 
     def count_solutions(self, x: Tensor) -> int | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from pyro_gram.errors import InputError
-from pyro_gram.system.text import Piece, tidy
+from pyro_gram.system.text import PuzzleText, normalize_text
 from pyro_gram.tasks.board_text import cells_of, cleaned, is_rule, lines_of_board, split_boards
 from pyro_gram.tasks.sudoku.boards import BOXES, SIZES
 from pyro_gram.tasks.sudoku.data import BLANKS, DELIMITERS, PUZZLE
@@ -21,9 +21,9 @@ RATING = 8  # characters of a rating, at the most; what is longer and looks like
 FORM = f"digits, and one of {' '.join(BLANKS)} for a blank"
 
 
-def split_puzzles(text: str) -> list[Piece]:
+def split_puzzles(text: str) -> list[PuzzleText]:
     """The puzzles of a file, each as text: one a line, row by row, a CSV with a header, ``.sdk``, ``.sdm`` or JSON."""
-    lines = tidy(text).split("\n")
+    lines = normalize_text(text).split("\n")
     first = next((i for i, line in enumerate(lines) if line and clues_in(line)), 0)
     for delimiter in DELIMITERS:
         names = [name.lower() for name in _fields(lines[first], delimiter)]
@@ -36,7 +36,7 @@ def split_puzzles(text: str) -> list[Piece]:
     for number, line in enumerate(lines[first + 1 :], start=first + 2):
         row = _fields(line, delimiter)
         if any(row) and line[:1] != "#":
-            pieces.append(Piece(row[column] if column < len(row) else line, number))
+            pieces.append(PuzzleText(row[column] if column < len(row) else line, number))
     return pieces
 
 

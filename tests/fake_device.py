@@ -20,23 +20,29 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_gram import checkpoint
 
-FAR = torch.device("meta")
+FAKE_DEVICE = torch.device("meta")
 aten = torch.ops.aten
 BETWEEN = {aten._to_copy.default, aten.copy_.default}  # these take tensors from one device to another
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 
 
-class Far(Tensor):
+class FakeDeviceTensor(Tensor):
     """A tensor of that device; ``near`` holds its numbers."""
 
     near: Tensor
 
     @staticmethod
-    def __new__(cls, near: Tensor) -> Far:
+    def __new__(cls, near: Tensor) -> FakeDeviceTensor:
         if near.dtype in (torch.float64, torch.complex128):
             raise TypeError(f"this device has no {near.dtype}, as MPS has none: use float32, or the CPU")
         made = Tensor._make_wrapper_subclass(
-            cls, near.size(), near.stride(), near.storage_offset(), dtype=near.dtype, layout=near.layout, device=FAR
+            cls,
+            near.size(),
+            near.stride(),
+            near.storage_offset(),
+            dtype=near.dtype,
+            layout=near.layout,
+            device=FAKE_DEVICE,
         )
         made.near = near
         return made
@@ -67,28 +73,28 @@ class _Mode(TorchDispatchMode):
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """The operation on the tensors' numbers, and its results where the device's would lie."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    far = {id(t.near): t for t in tensors if isinstance(t, Far)}
+    far = {id(t.near): t for t in tensors if isinstance(t, FakeDeviceTensor)}
     asked = kwargs.get("device")
     _check(func, args, kwargs.get("generator"), tensors, bool(far), asked)
-    stays = bool(far) if asked is None else torch.device(asked).type == FAR.type
+    stays = bool(far) if asked is None else torch.device(asked).type == FAKE_DEVICE.type
     if asked is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    args, kwargs = tree_map(lambda leaf: leaf.near if isinstance(leaf, Far) else leaf, (args, kwargs))
+    args, kwargs = tree_map(lambda leaf: leaf.near if isinstance(leaf, FakeDeviceTensor) else leaf, (args, kwargs))
     found = func(*args, **kwargs)
     if func is aten.copy_.default:
         return far.get(id(found), found)
     if not stays:
         return found
     # What an operation has written into stays the same object.
-    return tree_map(lambda leaf: far.get(id(leaf), Far(leaf)) if isinstance(leaf, Tensor) else leaf, found)
+    return tree_map(lambda leaf: far.get(id(leaf), FakeDeviceTensor(leaf)) if isinstance(leaf, Tensor) else leaf, found)
 
 
 def _check(func: Any, args: Any, generator: Any, tensors: list[Tensor], far: bool, asked: Any) -> None:
-    there = far if asked is None else torch.device(asked).type == FAR.type
+    there = far if asked is None else torch.device(asked).type == FAKE_DEVICE.type
     if generator is not None and there:
         raise RuntimeError(f"{func}: a generator of the CPU cannot draw on another device")
-    into = func in INDEXING and isinstance(args[0], Far)
-    left = [t for t in tensors if t.dim() and not isinstance(t, Far)]
+    into = func in INDEXING and isinstance(args[0], FakeDeviceTensor)
+    left = [t for t in tensors if t.dim() and not isinstance(t, FakeDeviceTensor)]
     if far and left and not into and func not in BETWEEN:
         raise RuntimeError(f"{func}: a tensor of shape {list(left[0].shape)} has been left on the CPU")
 
@@ -105,7 +111,7 @@ def _by_copying(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 @contextmanager
-def far_device(*programs: Any) -> Iterator[str]:
+def fake_device(*programs: Any) -> Iterator[str]:
     """Within it there is the device ``FAR``, whose name it gives, and the modules given find it on the command line."""
     picks = [patch.object(program, "pick_device", torch.device) for program in programs]
     # A checkpoint's shapes are looked at on the real ``meta``, whose name is taken here.
@@ -114,7 +120,7 @@ def far_device(*programs: Any) -> Iterator[str]:
         one.start()
     try:
         with patch.object(torch, "tensor", _by_copying(torch.tensor)), _Mode():
-            yield FAR.type
+            yield FAKE_DEVICE.type
     finally:
         for one in picks:
             one.stop()
