@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_choice, check_range
 from pyro_gram.inference.sites import ANSWER, data_plates, record_state, register_parameters
 from pyro_gram.networks.core import LatentState
-from pyro_gram.networks.embeddings import answer_decoder, encoded, input_encoder
+from pyro_gram.networks.embeddings import answer_decoder, embed_input, input_encoder
 from pyro_gram.networks.layers import MIXERS, make_stack
 from pyro_gram.registry import MODELS
 from pyro_gram.spec import TaskSpec
@@ -84,7 +84,7 @@ class OneStepModel(nn.Module):
     ) -> Tensor:
         """Arguments as for :class:`~models.gram.GRAM`; returns y, int64 ``[..., B, L_out]``."""
         register_parameters("model", self)
-        e_x = encoded(self.encoder, x, self.zeros, None if y is None else y.shape[:-1])
+        e_x = embed_input(self.encoder, x, self.zeros, None if y is None else y.shape[:-1])
         e_x = e_x if self.start is None else e_x + self.start
         with data_plates(e_x.shape[:-2]):
             h, answer = self.respond(e_x, y, beta)

@@ -33,7 +33,7 @@ from pyro_gram.inference.sites import (
     sample_halt_and_value,
 )
 from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
-from pyro_gram.networks.embeddings import answer_decoder, encoded, input_encoder
+from pyro_gram.networks.embeddings import answer_decoder, embed_input, input_encoder
 from pyro_gram.registry import MODELS
 from pyro_gram.spec import TaskSpec
 
@@ -146,7 +146,7 @@ class GRAM(nn.Module):
 
     def encode(self, x: Tensor | None, batch: torch.Size | None = None) -> Tensor:
         """e_x, ``[..., L, D]``; zeros of ``[*batch, L, D]`` for the empty condition."""
-        return encoded(self.encoder, x, self.h0, batch)
+        return embed_input(self.encoder, x, self.h0, batch)
 
     def initial_state(self, e_x: Tensor) -> LatentState:
         """z_0 in the shape of e_x."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn, randperm
 
 from pyro_gram.checks import AT_LEAST_1, check_range
 from pyro_gram.inference.families import Prior
-from pyro_gram.networks.heads import GaussianHead
+from pyro_gram.networks.layers import GaussianHead
 from pyro_gram.registry import PRIORS
 
 from .gaussian import GaussianPriorConfig

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_gram.checks import AT_LEAST_1, check_range
 from pyro_gram.inference.families import MeanFamily, NormalFamily, Prior
-from pyro_gram.networks.heads import GaussianHead
+from pyro_gram.networks.layers import GaussianHead
 from pyro_gram.registry import PRIORS
 
 

@@ -14,8 +14,7 @@ from torch.distributions import constraints, register_kl
 
 from pyro_gram.checks import AT_LEAST_1, check_range
 from pyro_gram.inference.families import Prior
-from pyro_gram.networks.heads import GaussianHead
-from pyro_gram.networks.layers import SwiGLU
+from pyro_gram.networks.layers import GaussianHead, SwiGLU
 from pyro_gram.registry import PRIORS
 
 from .gaussian import GaussianPriorConfig

@@ -84,7 +84,7 @@ def sample_halt_and_value(
     the trajectory's last answer be? No gradient leaves them for the state.
 
     Args:
-        heads: ``networks.heads.VerdictHead``, or None.
+        heads: ``networks.heads.HaltValueHead``, or None.
         state_h: h, ``[..., L, D]``.
         e_x: the embedded input, ``[..., L, D]``.
         likelihood: p(y | h), categorical, event shape ``[L_out]``.

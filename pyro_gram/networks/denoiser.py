@@ -34,11 +34,11 @@ class Denoiser(nn.Module):
         e_y = self.answer(tokens)
         s = e_x + pad(e_y, (0, 0, e_x.shape[-2] - e_y.shape[-2], 0))
         if self.time is not None:
-            s = s + self.time(waves(time, s.shape[-1]))[..., None, :]
+            s = s + self.time(sinusoidal_embedding(time, s.shape[-1]))[..., None, :]
         return self.decoder(self.layers(s))
 
 
-def waves(time: Tensor, width: int) -> Tensor:
+def sinusoidal_embedding(time: Tensor, width: int) -> Tensor:
     """Sines and cosines of times in [0, 1], ``[...] -> [..., width]`` (``width`` even)."""
     rates = torch.exp(torch.arange(width // 2, device=time.device) * (-math.log(1e4) / (width // 2)))
     angle = 1000 * time[..., None] * rates

@@ -1,23 +1,25 @@
-"""From the shapes of a task to the networks at the rim of a model: x in, y in (for guides), answers out.
+"""The networks between tokens and states: x to e_x, y to its embedding (for guides), h to logits over answers.
 
-Models and guides call these, so that each works on every task: tokens, several tokens a position, puzzles with an
-embedding of their own, and images.
+Models and guides call the functions at the top, which choose the network that a task needs: one token a position,
+several tokens a position, a learned embedding of each puzzle, or images.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.networks.decoders import TokenDecoder
-from pyro_gram.networks.encoders import FeatureEncoder, PaddedEncoder, PuzzleEncoder, TokenEncoder
 from pyro_gram.networks.images import PatchDecoder, PatchEncoder
+from pyro_gram.networks.layers import init_linear_, make_embedding
 from pyro_gram.spec import TaskSpec
 
 
 def input_encoder(spec: TaskSpec, width: int, prefix: int = 0) -> nn.Module | None:
-    """x to e_x ``[..., prefix + L, D]``; None where the task has no input.
+    """Make the network that embeds an input: x to e_x, ``[..., prefix + L, D]``; None for a task without input.
 
     Raises:
         ConfigError: puzzle embeddings without a prefix to stand in.
@@ -36,8 +38,8 @@ def input_encoder(spec: TaskSpec, width: int, prefix: int = 0) -> nn.Module | No
     return PuzzleEncoder(tokens, spec.puzzles, prefix, width)
 
 
-def encoded(encoder: nn.Module | None, x: Tensor | None, like: Tensor, batch: torch.Size | None) -> Tensor:
-    """e_x of an input, ``[..., L, D]``; for the empty condition zeros ``[*batch, L, D]``, their shape that of ``like``.
+def embed_input(encoder: nn.Module | None, x: Tensor | None, like: Tensor, batch: torch.Size | None) -> Tensor:
+    """Return e_x of an input, ``[..., L, D]``; without input (p(x)) it is zeros ``[*batch, *like.shape]``.
 
     Raises:
         ValueError: an input for a task without input.
@@ -49,23 +51,103 @@ def encoded(encoder: nn.Module | None, x: Tensor | None, like: Tensor, batch: to
     return encoder(x)
 
 
-def answer_encoder(spec: TaskSpec, width: int, further: int = 0) -> nn.Module:
-    """y to its embedding ``[..., L', D]``, which stands at the last L' positions of the sequence.
+def answer_encoder(spec: TaskSpec, width: int, extra_classes: int = 0) -> nn.Module:
+    """Make the network that embeds an answer: y to ``[..., L', D]``, for the last L' positions of the sequence.
 
-    ``further`` classes beyond the task's own may stand in it (a mask).
+    Args:
+        extra_classes: tokens beyond the task's own that may stand in an answer (a mask).
     """
-    classes = spec.output_classes + further
+    classes = spec.output_classes + extra_classes
     if spec.image is not None:
-        return PatchEncoder(spec.image, spec.patch, classes, _channels(width), width)
+        return PatchEncoder(spec.image, spec.patch, classes, _stem_channels(width), width)
     return TokenEncoder(classes, width)
 
 
 def answer_decoder(spec: TaskSpec, width: int) -> nn.Module:
-    """h to logits over answers, ``[..., L_out, classes]``."""
+    """Make the network from h to the logits of an answer, ``[..., L_out, classes]``."""
     if spec.image is not None:
-        return PatchDecoder(spec.image, spec.patch, spec.output_classes, _channels(width), width)
+        return PatchDecoder(spec.image, spec.patch, spec.output_classes, _stem_channels(width), width)
     return TokenDecoder(spec.output_length, spec.output_classes, width)
 
 
-def _channels(width: int) -> int:
+def _stem_channels(width: int) -> int:
+    """Return the number of channels of an image's convolutions."""
     return max(8, width // 8)
+
+
+class TokenEncoder(nn.Module):
+    """Embed one token a position, scaled by sqrt(D). ``int64 [..., L] -> [..., L, D]``."""
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.embedding = make_embedding(vocabulary, width)
+        self.scale = math.sqrt(width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.embedding(tokens) * self.scale
+
+
+class FeatureEncoder(nn.Module):
+    """Embed several tokens a position: the sum of an embedding for each (feature, value), of unit variance.
+
+    ``int64 [..., L, F] -> [..., L, D]``. This is a matrix product over one-hot features: at the sizes of a puzzle
+    (F * V <= 100) it is faster than F look-ups, and its gradient is dense.
+    """
+
+    def __init__(self, features: int, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.table = nn.Parameter(torch.empty(features * vocabulary, width))
+        nn.init.trunc_normal_(self.table, std=features**-0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.one_hot(tokens, self.vocabulary).flatten(-2).to(self.table.dtype) @ self.table
+
+
+class PaddedEncoder(nn.Module):
+    """Put ``prefix`` zero positions before the output of ``encoder`` (the 16 puzzle tokens of Appendix B.2)."""
+
+    def __init__(self, encoder: nn.Module, prefix: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.prefix = prefix
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        e = self.encoder(tokens)
+        return F.pad(e, (0, 0, self.prefix, 0)) if self.prefix else e
+
+
+class PuzzleEncoder(nn.Module):
+    """Put the learned embedding of a puzzle before the encoded tokens (ARC, Appendix B.2).
+
+    ``int64 [..., 1 + L] -> [..., prefix + L, D]``; the first token is the number of the puzzle. The embedding is one
+    vector, as in TRM, and stands at the first of ``prefix`` positions; the others are zero. (16 vectors for each
+    version of an ARC task would be tens of gigabytes.) Embeddings start at zero; the optimizer finds them by their name
+    and gives them a learning rate of their own.
+    """
+
+    def __init__(self, encoder: nn.Module, puzzles: int, prefix: int, width: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.prefix = prefix
+        self.puzzle_embedding = nn.Parameter(torch.zeros(puzzles, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        puzzle = self.puzzle_embedding[tokens[..., 0]] * math.sqrt(self.puzzle_embedding.shape[-1])
+        puzzle = F.pad(puzzle[..., None, :], (0, 0, 0, self.prefix - 1))
+        return torch.cat((puzzle, self.encoder(tokens[..., 1:])), dim=-2)
+
+
+class TokenDecoder(nn.Module):
+    """Turn the last ``length`` positions of h into logits. ``[..., L, D] -> [..., length, classes]``.
+
+    The answer stands at the end of the sequence; puzzle tokens and tokens of the input alone stand before it.
+    """
+
+    def __init__(self, length: int, classes: int, width: int) -> None:
+        super().__init__()
+        self.length = length
+        self.head = init_linear_(nn.Linear(width, classes))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.head(h[..., -self.length :, :])

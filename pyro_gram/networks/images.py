@@ -55,7 +55,7 @@ class PatchEncoder(nn.Module):
 class PatchDecoder(nn.Module):
     """Logits of every pixel from its patch, after two convolutions. ``[..., L, D] -> [..., rows * columns, classes]``.
 
-    Reads the last positions of h, as :class:`~pyro_gram.networks.decoders.TokenDecoder` does. The convolutions let
+    Reads the last positions of h, as :class:`~pyro_gram.networks.embeddings.TokenDecoder` does. The convolutions let
     neighbouring patches agree on the strokes that they share.
     """
 

@@ -18,6 +18,7 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.networks.fused import MOST_POSITIONS, AddNorm, TurnedAttention, on_cpu
 
 MIXERS = ("attention", "swiglu")
+SCALE_FLOOR = 1e-3  # the least sigma: keeps log sigma and the KL finite in float32
 
 
 def init_linear_(linear: nn.Linear) -> nn.Linear:
@@ -171,3 +172,50 @@ def make_embedding(count: int, width: int) -> nn.Embedding:
     embedding = nn.Embedding(count, width)
     nn.init.trunc_normal_(embedding.weight, std=1 / math.sqrt(width))
     return embedding
+
+
+class GaussianHead(nn.Module):
+    """A SwiGLU MLP per position onto the mean and scale of a diagonal Gaussian over ``[L, D]`` (Appendix B.1).
+
+    The last layer starts at zero, so that every site begins as N(0, initial_scale^2), under prior and guide alike:
+    the KL starts at 0 and grows only where the guide has something to say.
+
+    Shapes: ``[..., L, width] -> (loc, scale)``, each ``[..., L, out]``, scale > 0; without ``mean`` or without
+    ``scale`` only the other.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        out: int,
+        initial_scale: float = 0.1,
+        *,
+        mean: bool = True,
+        scale: bool = True,
+    ) -> None:
+        super().__init__()
+        self.mean, self.scale = mean, scale
+        self.mlp = SwiGLU(width, hidden, (mean + scale) * out)
+        nn.init.zeros_(self.mlp.down.weight)
+        self.shift = math.log(math.expm1(initial_scale - SCALE_FLOOR))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        *loc, raw = self.mlp(x).chunk(self.mean + self.scale, dim=-1)
+        return (*loc, F.softplus(raw + self.shift) + SCALE_FLOOR if self.scale else raw)
+
+
+class CodeHead(nn.Module):
+    """A SwiGLU MLP per position onto logits of categorical codes, all equal before training.
+
+    Shapes: ``[..., L, width] -> ([..., L, groups, classes],)``.
+    """
+
+    def __init__(self, width: int, hidden: int, groups: int, classes: int) -> None:
+        super().__init__()
+        self.shape = (groups, classes)
+        self.mlp = SwiGLU(width, hidden, groups * classes)
+        nn.init.zeros_(self.mlp.down.weight)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.mlp(x).unflatten(-1, self.shape),)

@@ -15,7 +15,7 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.sampling.rollout import at_once, why_no_heads
 from pyro_gram.inference.sites import HEADS_ATTRIBUTE
 from pyro_gram.training.heads import VerdictConfig, fit
-from pyro_gram.networks.heads import VerdictHead
+from pyro_gram.networks.heads import HaltValueHead
 from pyro_gram.system.progress import Phases
 from pyro_gram.tasks.base import Task
 from pyro_gram.tasks.batches import TargetStream
@@ -45,7 +45,7 @@ def attach(model: nn.Module, task: Task, config: RunConfig) -> None:
     length = state_length(config, task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        head = VerdictHead(length, config.model.width, task.spec.output_classes, c.hidden, c.layers, c.heads)
+        head = HaltValueHead(length, config.model.width, task.spec.output_classes, c.hidden, c.layers, c.heads)
     setattr(model, HEADS_ATTRIBUTE, head.to(next(model.parameters()).device))
 
 

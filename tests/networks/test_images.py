@@ -7,9 +7,15 @@ import torch
 from torch import nn
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.networks.decoders import TokenDecoder
-from pyro_gram.networks.embeddings import answer_decoder, answer_encoder, input_encoder
-from pyro_gram.networks.encoders import PaddedEncoder, PuzzleEncoder, TokenEncoder
+from pyro_gram.networks.embeddings import (
+    PaddedEncoder,
+    PuzzleEncoder,
+    TokenDecoder,
+    TokenEncoder,
+    answer_decoder,
+    answer_encoder,
+    input_encoder,
+)
 from pyro_gram.networks.images import PatchDecoder, PatchEncoder, check_image
 from pyro_gram.spec import TaskSpec
 

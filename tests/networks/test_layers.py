@@ -4,10 +4,16 @@ from torch import nn
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
-from pyro_gram.networks.decoders import TokenDecoder
-from pyro_gram.networks.encoders import FeatureEncoder, PaddedEncoder, TokenEncoder
-from pyro_gram.networks.heads import GaussianHead
-from pyro_gram.networks.layers import PositionSwiGLU, RMSNorm, RotaryAttention, SwiGLU, make_stack, rotated
+from pyro_gram.networks.embeddings import FeatureEncoder, PaddedEncoder, TokenDecoder, TokenEncoder
+from pyro_gram.networks.layers import (
+    GaussianHead,
+    PositionSwiGLU,
+    RMSNorm,
+    RotaryAttention,
+    SwiGLU,
+    make_stack,
+    rotated,
+)
 
 L, D = 6, 16
 LAYERS = [
