@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ PRESETS = Path(__file__).parent / "presets"
 CHOSEN = ("model", "prior", "guide")  # beside the task
 
 
-def make_parser(add_help: bool = True) -> Parser:
+def make_parser(add_help: bool = True, list_names: bool = True) -> Parser:
+    """Return the parser of all options but a run's settings. To list the names of all parts imports all parts."""
     parser = Parser(
         "run.py",
         description=__doc__,
@@ -44,9 +46,9 @@ def make_parser(add_help: bool = True) -> Parser:
         help="cpu (the default), tiny, paper, or another of the task's",
     )
     for part in CHOSEN:
-        known = ", ".join(NAMED[part].names())
+        names = ", ".join(NAMED[part].names()) if list_names else "a name"
         parser.add_argument(
-            f"--{part}", metavar="NAME", help=f"{known}, or your own as package.module:Class (default: the preset's)"
+            f"--{part}", metavar="NAME", help=f"{names}, or your own as package.module:Class (default: the preset's)"
         )
     parser.add_argument("--seed", type=int, default=0, help="of weights, data order and guidance (default 0)")
     parser.add_argument("--out", type=directory, metavar="DIR", help="default runs/TASK-PRESET[-PARTS]-seedS")
@@ -61,20 +63,21 @@ def make_parser(add_help: bool = True) -> Parser:
 
 def parse(argv: list[str]) -> tuple[RunConfig, dict]:
     """The run's config, and the arguments that are not part of it."""
-    parser = make_parser(add_help=False)
+    parser = make_parser(add_help=False, list_names=False)
     parser.add_argument("-h", "--help", action="store_true")
-    if not {"--task"} & {a.partition("=")[0] for a in argv} and {"-h", "--help"} & set(argv):
+    needs_help = bool({"-h", "--help"} & set(argv))
+    if needs_help and "--task" not in {a.partition("=")[0] for a in argv}:
         make_parser().parse_args(["--help"])
     first, _ = parser.parse_known_args(argv)
     names = {part: getattr(first, part) for part in CHOSEN}
     if any(":" in name for name in (first.task, *filter(None, names.values()))):
         add_working_directory_to_path()
     config = read_preset(PRESETS, first.task, first.preset, names=names, seed=first.seed)
-    full = make_parser()
+    full = make_parser(list_names=needs_help)
     add_options(full, config)
     chosen = {"task": first.task, **({} if first.preset == "cpu" else {"preset": first.preset}), **names}
     full.help_command = " ".join(["run.py", *(f"--{part} {name}" for part, name in chosen.items() if name), "--help"])
-    full.unavailable_options = foreign_options(config)
+    full.unavailable_options = partial(foreign_options, config)
     arguments = vars(full.parse_args(argv))
     config = with_options(config, arguments)
     if arguments["minutes"] is not None:

@@ -1,8 +1,8 @@
-"""Names for models, priors, guides and tasks, so that a run is a line of words.
+"""Registries map names to the classes of models, priors, guides and tasks, so that a run is a line of words.
 
-``MODELS.get("gram")`` imports the home package on first use and returns the registered class. A name with a colon,
-``"mypkg.mymodel:MyModel"``, is a dotted path to a class that needs no registration. Checkpoints store these names,
-never module paths of this repository.
+``MODELS.get("gram")`` imports ``pyro_gram.models.gram`` and returns the class that it registers. A name with a colon,
+``"mypkg.mymodel:MyModel"``, is the path of a class that needs no registration. Checkpoints store these names, never
+module paths of this repository.
 """
 
 from __future__ import annotations
@@ -19,26 +19,36 @@ C = TypeVar("C", bound=type)
 
 
 class Registry:
-    """A lazy mapping from names to classes.
+    """A registry imports the module of a name when that name is first asked for.
+
+    >>> registry = Registry("thing", "pyro_gram.tasks")
+    >>> @registry.register("example")
+    ... class Example:
+    ...     pass
+    >>> registry.get("example").registered_name
+    'example'
 
     Args:
-        kind: what is registered, for messages ("model").
-        home: the package to look in; every module in it is imported once.
+        kind: the kind of class, for error messages ("model").
+        home: the package whose modules register classes.
     """
 
     def __init__(self, kind: str, home: str) -> None:
         self.kind = kind
         self._home = home
         self._classes: dict[str, type] = {}
-        self._loaded = False
 
     def register(self, name: str) -> Callable[[C], C]:
-        """Class decorator. Raises ConfigError where another class holds ``name`` already."""
+        """Return a class decorator that registers the class as ``name``.
+
+        Raises:
+            ConfigError: another class is registered under ``name``.
+        """
 
         def decorate(cls: C) -> C:
-            held = self._classes.get(name)
-            if held is not None and held.__qualname__ != cls.__qualname__:
-                raise ConfigError(f"{self.kind} {name!r} is already registered by {held.__module__}.{held.__name__}")
+            owner = self._classes.get(name)
+            if owner is not None and owner.__qualname__ != cls.__qualname__:
+                raise ConfigError(f"{self.kind} {name!r} is already registered by {owner.__module__}.{owner.__name__}")
             self._classes[name] = cls
             cls.registered_name = name  # type: ignore[attr-defined]
             return cls
@@ -46,33 +56,40 @@ class Registry:
         return decorate
 
     def names(self) -> list[str]:
-        """All registered names, sorted."""
-        self._load()
+        """Import every module of the home package and return all registered names, sorted."""
+        for module in self._modules():
+            importlib.import_module(f"{self._home}.{module}")
         return sorted(self._classes)
 
     def get(self, name: str) -> Any:
-        """The class called ``name``, or the one at the dotted path ``package.module:Class``.
+        """Return the class registered as ``name``, or the class at a path ``package.module:Class``.
+
+        The module called ``name`` is imported first. The other modules of the home package are imported only if that
+        one does not register ``name``.
 
         Raises:
-            ConfigError: no such name, module or attribute.
+            ConfigError: there is no such name, module or class.
         """
         if not isinstance(name, str):
             raise ConfigError(f"the name of a {self.kind} must be a word, not {name!r}")
         if ":" in name:
-            return self._by_path(name)
-        self._load()
-        try:
-            return self._classes[name]
-        except KeyError:
-            known = ", ".join(sorted(self._classes)) or "none"
+            return self._class_at(name)
+        if name in self._modules():
+            importlib.import_module(f"{self._home}.{name}")
+        cls = self._classes.get(name)
+        if cls is not None and cls.__module__.startswith(f"{self._home}."):
+            return cls
+        names = self.names()
+        if name not in self._classes:
             raise ConfigError(
-                f"unknown {self.kind} {name!r}; known: {known}; or give your own as package.module:Class"
-                f"{did_you_mean(name, self._classes)}"
-            ) from None
+                f"unknown {self.kind} {name!r}; known: {', '.join(names) or 'none'}; "
+                f"or give your own as package.module:Class{did_you_mean(name, names)}"
+            )
+        return self._classes[name]
 
-    def _by_path(self, path: str) -> type:
-        module_name, _, attribute = path.partition(":")
-        if not all(word.isidentifier() for word in (*module_name.split("."), attribute)):
+    def _class_at(self, path: str) -> type:
+        module_name, _, class_name = path.partition(":")
+        if not all(word.isidentifier() for word in (*module_name.split("."), class_name)):
             raise ConfigError(f"{self.kind} {path!r} is no path of the form package.module:Class")
         try:
             module = importlib.import_module(module_name)
@@ -80,21 +97,18 @@ class Registry:
             if e.name and (module_name == e.name or module_name.startswith(e.name + ".")):
                 raise ConfigError(f"{self.kind} {path!r}: no module named {e.name!r} on the Python path") from None
             raise
-        found = getattr(module, attribute, None)
-        if not isinstance(found, type):
-            raise ConfigError(f"{self.kind} {path!r}: {module_name} has no class {attribute!r}")
-        return found
+        cls = getattr(module, class_name, None)
+        if not isinstance(cls, type):
+            raise ConfigError(f"{self.kind} {path!r}: {module_name} has no class {class_name!r}")
+        return cls
 
-    def _load(self) -> None:
-        if self._loaded:
-            return
+    def _modules(self) -> list[str]:
+        """List the modules of the home package, without importing them."""
         package = importlib.import_module(self._home)
-        for info in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{package.__name__}.{info.name}")
-        self._loaded = True
+        return [module.name for module in pkgutil.iter_modules(package.__path__)]
 
 
 MODELS = Registry("model", "pyro_gram.models")
-PRIORS = Registry("prior", "pyro_gram.models")
+PRIORS = Registry("prior", "pyro_gram.models.priors")
 GUIDES = Registry("guide", "pyro_gram.guides")
 TASKS = Registry("task", "pyro_gram.tasks")

@@ -6,18 +6,46 @@ import pytest
 from pyro_gram.errors import ConfigError
 from pyro_gram.registry import GUIDES, MODELS, PRIORS, TASKS, Registry
 
-
-def test_everything_in_the_homes_is_found():
-    assert "gram" in MODELS.names()
-    assert "gaussian" in PRIORS.names()
-    assert {"amortized", "replay"} <= set(GUIDES.names())
-    assert "coloring" in TASKS.names()
+TINY = Registry("thing", "tiny_home")
 
 
-def test_every_registered_class_has_a_frozen_config():
+def test_names_lists_every_registered_class_and_each_has_a_frozen_config():
+    examples = {"gram", "trm", "gaussian", "mixture", "amortized", "replay", "coloring", "sudoku_uncond"}
     for registry in (MODELS, PRIORS, GUIDES, TASKS):
         for name in registry.names():
+            examples.discard(name)
             assert registry.get(name).Config.__dataclass_params__.frozen
+    assert examples == set()
+
+
+def test_a_name_imports_its_own_module_only():
+    code = """
+import sys
+from pyro_gram.registry import GUIDES, MODELS, PRIORS, TASKS
+for registry, name in ((TASKS, "coloring"), (MODELS, "gram"), (PRIORS, "gaussian"), (GUIDES, "amortized")):
+    assert registry.get(name).registered_name == name
+others = ("tasks.arc", "tasks.mnist", "tasks.sudoku", "models.halting", "models.priors.flow", "guides.replay")
+assert not {f"pyro_gram.{name}" for name in others} & set(sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("registry", "name"), [(MODELS, "trm"), (PRIORS, "none"), (TASKS, "sudoku_uncond")])
+def test_a_name_may_be_registered_in_a_module_of_another_name(registry, name):
+    assert registry.get(name).registered_name == name
+
+
+def test_a_class_of_another_package_cannot_take_the_name_of_one_of_the_home(tmp_path, monkeypatch):
+    home = tmp_path / "tiny_home"
+    home.mkdir()
+    (home / "__init__.py").touch()
+    (home / "first.py").write_text(
+        "import tests.test_registry as t\n\n@t.TINY.register('second')\nclass Inner:\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    TINY.register("second")(type("Outer", (), {"__module__": "elsewhere"}))
+    with pytest.raises(ConfigError, match="thing 'second' is already registered by elsewhere.Outer"):
+        TINY.get("second")
 
 
 def test_unknown_names_list_the_known_ones():

@@ -1,6 +1,7 @@
 r"""Priors of the stochastic guidance, :math:`p_\theta(\epsilon_t \mid u_t)` (Eq. 8).
 
 A prior is a module from u ``[..., L, D]`` to a distribution with batch shape ``[...]`` and event shape ``[L, D]``.
+``PRIORS.get("gaussian")`` imports the file that registers a name; this package imports none of them.
 
 | name | guidance | KL to its guides |
 |---|---|---|
@@ -12,21 +13,3 @@ A prior is a module from u ``[..., L, D]`` to a distribution with batch shape ``
 | ``low_rank`` | a Gaussian whose covariance spans positions | closed |
 | ``discrete`` | categorical codes, straight-through or relaxed | closed |
 """
-
-from .codes import DiscretePrior
-from .flow import FlowPrior
-from .gaussian import GaussianPrior, MeanOnlyPrior, NoiseOnlyPrior, NoPrior, StandardPrior
-from .structured import LowRankPrior, MixturePrior, StudentTPrior
-
-__all__ = [
-    "DiscretePrior",
-    "FlowPrior",
-    "GaussianPrior",
-    "LowRankPrior",
-    "MeanOnlyPrior",
-    "MixturePrior",
-    "NoPrior",
-    "NoiseOnlyPrior",
-    "StandardPrior",
-    "StudentTPrior",
-]

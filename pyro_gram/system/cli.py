@@ -30,14 +30,14 @@ class Parser(argparse.ArgumentParser):
 
     Attributes:
         help_command: the command that explains the options; error messages end with it.
-        unavailable_options: options that other programs or parts have: option to a phrase that says whose it is, and
-            the command that explains it.
+        unavailable_options: a function that returns options that other programs or parts have: option to a phrase that
+            says whose it is, and the command that explains it. It is called for an error message only.
     """
 
     def __init__(self, prog: str, **kwargs: Any) -> None:
         super().__init__(prog, allow_abbrev=False, **kwargs)
         self.help_command = f"{prog} --help"
-        self.unavailable_options: dict[str, tuple[str, str]] = {}
+        self.unavailable_options: Callable[[], dict[str, tuple[str, str]]] = dict
         self._arguments: list[str] = []
         # torch.distributed.launch passes this option to each process; torchrun sets LOCAL_RANK instead.
         self.add_argument("--local-rank", "--local_rank", action=_LocalRank, type=int, help=argparse.SUPPRESS)
@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
         """Return the end of a message about an unknown option, and the command that explains what it suggests."""
         actions = (action for action in self._actions if action.help != argparse.SUPPRESS)
         options = [name for action in actions for name in action.option_strings if name.startswith("--")]
-        unavailable = self.unavailable_options
+        unavailable = self.unavailable_options()
         suggestions = [option] if option in unavailable else closest_names(option, [*options, *unavailable])
         available = [name for name in suggestions if name not in unavailable]
         if available or not suggestions:

@@ -3,7 +3,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.poutine.messenger import Messenger
-from pyro_gram.models.priors import GaussianPrior
+from pyro_gram.models.priors.gaussian import GaussianPrior
 
 import pyro_gram
 from pyro_gram.errors import ConfigError, UserError

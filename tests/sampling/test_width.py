@@ -2,7 +2,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_gram.models.priors import GaussianPrior
+from pyro_gram.models.priors.gaussian import GaussianPrior
 
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.sites import guidance_site

@@ -17,7 +17,7 @@ from tests.conftest import build_case, small_config
 from tests.experiments.test_run import SMALL, cli
 from tests.test_checkpoint import model_file, rewrite, state_file, trainer_of  # noqa: F401 (fixtures)
 
-MINE = "from pyro_gram.models.priors import GaussianPrior\n\nclass Mine(GaussianPrior):\n    pass\n"
+MINE = "from pyro_gram.models.priors.gaussian import GaussianPrior\n\nclass Mine(GaussianPrior):\n    pass\n"
 PARTS = ("task", "model", "prior", "guide")
 
 
