@@ -132,7 +132,7 @@ def own_memory(name: str) -> dict[str, float]:
     before, found = resident_memory_mb(), {}
     trainer = make_trainer(assemble(name))
     for steps in STEPS:  # the peak of more steps is at least that of fewer
-        trainer.config = replace(trainer.config, supervision_steps=steps, on_policy=0)
+        trainer.config = replace(trainer.config, supervision_steps=steps, on_policy_depth=0)
         trainer.one_batch(*trainer.batches(0))
         found[str(steps)] = peak_memory_mb() - before
     return found

@@ -116,7 +116,7 @@ def study(
     config = read_preset(PRESETS, task, preset)
     flops: float | None = None
     train = config.train
-    on_policy = train.on_policy_updates * (1 - train.on_policy_after) if train.on_policy else 0.0
+    on_policy = train.on_policy_updates * (1 - train.on_policy_after) if train.on_policy_depth else 0.0
     whole = round(train.batches * (train.supervision_steps + on_policy))
     short = replace_steps(config, min(UPDATES, config.train.supervision_steps))
     rows = []

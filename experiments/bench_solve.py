@@ -94,15 +94,15 @@ def measure(repeats: int, inputs: int | None = None) -> dict[str, Any]:
     sample(one, 1)()
     stepwise = seconds(sample(x, NUM_SAMPLES, history=True), repeats)  # the heads judge every step here
     model: Any = solver.model
-    heads, model.verdict = model.verdict, None
+    heads, model.heads = model.heads, None
     without = seconds(sample(x, NUM_SAMPLES, history=True), repeats)
-    model.verdict = heads
+    model.heads = heads
     return {
         "checkpoint": CHECKPOINT.stem,
         "inputs": len(x),
         "num_samples": NUM_SAMPLES,
         "depth": solver.default_depth,
-        "halt": solver.config.verdict.halt,
+        "halt": solver.config.heads.halt,
         "repeats": repeats,
         "seconds": {
             "solve_py": whole,

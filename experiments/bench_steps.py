@@ -77,7 +77,9 @@ def on_random_tokens(config: RunConfig, length: int, batch: int) -> Step:
     guide = GUIDES.get(config.names["guide"])(config.guide, spec, model, config.model.width)
     x, y = random_batch(spec, batch, torch.device("cpu"))
     assert x is not None
-    trainer = Trainer(model, guide, lambda _: (x, y), replace(config.train, on_policy=0), config.optim, config.beta)
+    trainer = Trainer(
+        model, guide, lambda _: (x, y), replace(config.train, on_policy_depth=0), config.optim, config.beta
+    )
     return pyro_step(trainer, x, y)
 
 
@@ -96,8 +98,8 @@ def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> tuple[Step, torch.opti
     model: Any = trainer.model
     guide: Any = trainer.guide
     config = trainer.optim.config
-    if config.matrices != "adamw":
-        raise UserError(f"the bare step is AdamW's, and the preset's optimizer is {config.matrices}")
+    if config.hidden_optimizer != "adamw":
+        raise UserError(f"the bare step is AdamW's, and the preset's optimizer is {config.hidden_optimizer}")
     parameters = list(trainer.optim.named.values())
     adam = torch.optim.AdamW(
         parameters,

@@ -154,16 +154,16 @@ def cost_of_heads(solver: Solver, x: Tensor) -> float:
     """
     model: Any = solver.model
     asked = beside(model, x[:2])
-    heads, operations = model.verdict, []
+    heads, operations = model.heads, []
     try:
         with quiet(model, asked), plain_forms():  # whose products are counted
             state = advance(model, asked, None, 2, 1).state
             state = LatentState(*(part.expand(2, len(asked), -1, -1) for part in state))
             for verdict in (None, heads):
-                model.verdict = verdict
+                model.heads = verdict
                 with FlopCounterMode(display=False) as counter:
                     advance(model, asked, state, 2, 1)
                 operations.append(counter.get_total_flops())
     finally:
-        model.verdict = heads
+        model.heads = heads
     return operations[1] / operations[0] - 1

@@ -189,7 +189,7 @@ def measure(solver: Solver, arguments: Any) -> dict[str, Any]:
     puzzles = puzzles_of(solver, "test", arguments.inputs)
     validation = puzzles_of(solver, "validation", arguments.validation)
     depth = arguments.depth or solver.default_depth
-    halt = solver.config.verdict.halt if arguments.halt is None else arguments.halt
+    halt = solver.config.heads.halt if arguments.halt is None else arguments.halt
     seeds = [SEED * (number + 1) for number in range(arguments.seeds)]
     each = max(WIDTHS) + len(SPREADS) * sum(SPREAD_OF)
     total = max(WIDTHS) * len(validation) + (each * len(seeds) + 1 + SELECTED_OF) * len(puzzles)

@@ -35,7 +35,7 @@ SETTINGS = {
     "task.vertices": 4, "task.train": 20, "task.validation": 4, "task.test": 4,
     "model.width": 16, "model.hidden": 16, "prior.hidden": 16, "guide.hidden": 16,
     "train.batches": 100, "train.batch": 8, "train.evaluate_every": 20, "train.save_seconds": 0,
-    "train.on_policy": 4, "train.on_policy_updates": 2, "train.on_policy_after": 0.4, "optim.final": 0.1,
+    "train.on_policy_depth": 4, "train.on_policy_updates": 2, "train.on_policy_after": 0.4, "optim.min_lr_ratio": 0.1,
     "optim.warmup": 1, "evaluate.num_samples": 5,
 }  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Give a checkpoint halt and value heads: ``python experiments/verdict.py --checkpoint PATH``.
 
-A run trains its own where ``--verdict.hidden`` is set. This adds them to a model that is there already, or trains those
-that it has anew; nothing else of it changes. With ``--verdict.halt`` alone heads stay; only their threshold changes.
+A run trains its own where ``--heads.hidden`` is set. This adds them to a model that is there already, or trains those
+that it has anew; nothing else of it changes. With ``--heads.halt`` alone heads stay; only their threshold changes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pyro_gram.system.cli import Parser, add_trust_option, call
 from pyro_gram.system.files import check_writable, write_json
 from pyro_gram.training.heads import VerdictConfig
 
-DEFAULT = RunConfig({}, {"verdict": VerdictConfig(hidden=64)})
+DEFAULT = RunConfig({}, {"heads": VerdictConfig(hidden=64)})
 
 
 def make_parser() -> Parser:
-    parser = Parser("verdict.py", description=__doc__.split("\n\n")[0])
+    parser = Parser("heads.py", description=__doc__.split("\n\n")[0])
     parser.add_argument(
         "--checkpoint", type=Path, required=True, metavar="PATH", help=".safetensors, or a run's directory"
     )
@@ -47,14 +47,14 @@ def main(argv: list[str]) -> int:
     with_options(DEFAULT, arguments)  # wrong values are told before anything is read
     check_writable(out)
     assembly = load_model(source, arguments["data_dir"], trust_code=arguments["trust_code"])
-    held = assembly.config.verdict
-    base = held if held.hidden else DEFAULT.verdict
-    verdict = with_options(RunConfig({}, {"verdict": base}), arguments).verdict
+    held = assembly.config.heads
+    base = held if held.hidden else DEFAULT.heads
+    verdict = with_options(RunConfig({}, {"heads": base}), arguments).heads
     if not verdict.hidden:
-        raise ConfigError("--verdict.hidden 0 is no heads: give them a width")
-    config = dataclasses.replace(assembly.config, parts={**assembly.config.parts, "verdict": verdict})
-    given = {name for name in arguments if name.startswith("verdict.")}
-    if not (held.hidden and given == {"verdict.halt"}):
+        raise ConfigError("--heads.hidden 0 is no heads: give them a width")
+    config = dataclasses.replace(assembly.config, parts={**assembly.config.parts, "heads": verdict})
+    given = {name for name in arguments if name.startswith("heads.")}
+    if not (held.hidden and given == {"heads.halt"}):
         seed = config.seed if arguments["seed"] is None else arguments["seed"]
         trained = dataclasses.replace(assembly, config=dataclasses.replace(config, seed=seed))
         train_heads(trained, config.evaluate.depth or config.train.supervision_steps)

@@ -35,9 +35,9 @@ class AmortizedGuideConfig:
         layers: attention layers over the embedded answer. With none, the posterior of a position sees its own part of
             y only; with some, all of it, so that few positions can say what many need (images).
         heads: attention heads of those layers.
-        until: transitions of a trajectory after which the guide follows the prior; 0 for none. A guide that was trained
-            on few supervision steps knows nothing of deeper ones; it cannot be less than those.
-        budget: the most that the posterior may say of y at one transition, nats an input; 0 for no limit. Needs a
+        guided_transitions: transitions of a trajectory after which the guide follows the prior; 0 for none. A guide
+            that was trained on few supervision steps knows nothing of deeper ones; it cannot be less than those.
+        max_kl: the most that the posterior may say of y at one transition, nats an input; 0 for no limit. Needs a
             Gaussian prior.
     """
 
@@ -45,8 +45,8 @@ class AmortizedGuideConfig:
     initial_scale: float = 0.1
     layers: int = 0
     heads: int = 4
-    until: int = 0
-    budget: float = 0.0
+    guided_transitions: int = 0
+    max_kl: float = 0.0
 
     def __post_init__(self) -> None:
         check_range(
@@ -55,8 +55,8 @@ class AmortizedGuideConfig:
             initial_scale=(0.01, 10),
             layers=AT_LEAST_0,
             heads=AT_LEAST_1,
-            until=AT_LEAST_0,
-            budget=AT_LEAST_0,
+            guided_transitions=AT_LEAST_0,
+            max_kl=AT_LEAST_0,
         )
 
 
@@ -75,7 +75,7 @@ class AmortizedGuide(EffectGuide):
 
     def __init__(self, config: AmortizedGuideConfig, spec: TaskSpec, model: Any, width: int) -> None:
         super().__init__(model)
-        self.until, self.budget = config.until, config.budget
+        self.guided_transitions, self.max_kl = config.guided_transitions, config.max_kl
         self.answer = answer_encoder(spec, width)
         length = max(spec.input_length, spec.output_length)
         self.mix = make_stack("attention", config.layers, length, width, config.heads, config.hidden)
@@ -93,11 +93,11 @@ class AmortizedGuide(EffectGuide):
 
     def posterior(self, u: Tensor, code: Tensor, prior: dist.TorchDistribution) -> dist.TorchDistribution:
         answer = self.answer_to(prior, self.head(self.features(u, code)))
-        if not self.budget:
+        if not self.max_kl:
             return answer
         if type_of(answer) != "Normal" or type_of(prior) != "Normal":
-            raise ConfigError("guide.budget needs a Gaussian prior: set it to 0 for one of another family")
-        loc, scale = within_budget(answer.base_dist.loc, answer.base_dist.scale, prior.base_dist, self.budget)
+            raise ConfigError("guide.max_kl needs a Gaussian prior: set it to 0 for one of another family")
+        loc, scale = within_budget(answer.base_dist.loc, answer.base_dist.scale, prior.base_dist, self.max_kl)
         return dist.Normal(loc, scale).to_event(2)
 
     def answer_to(self, prior: dist.TorchDistribution, parameters: tuple[Tensor, ...]) -> dist.TorchDistribution:

@@ -24,19 +24,19 @@ class MeanFieldGuideConfig:
     """Room for parameters: two floats a pair, transition, position and channel, all of them touched by every update.
 
     Attributes:
-        data: pairs (x, y) that have parameters of their own.
+        num_pairs: pairs (x, y) that have parameters of their own.
         transitions: of a program, at least T; those after them follow the prior. 0 for what a supervision step charges
             (Eq. 14): its T transitions, or the last where it is truncated, those before it following the prior. All
             supervision steps then share their parameters.
         initial_scale: sigma of every channel before training.
     """
 
-    data: int = 4096
+    num_pairs: int = 4096
     transitions: int = 0
     initial_scale: float = 0.1
 
     def __post_init__(self) -> None:
-        check_range(self, data=AT_LEAST_1, transitions=AT_LEAST_0, initial_scale=(0.01, 10))
+        check_range(self, num_pairs=AT_LEAST_1, transitions=AT_LEAST_0, initial_scale=(0.01, 10))
 
 
 @GUIDES.register("mean_field")
@@ -64,7 +64,7 @@ class MeanFieldGuide(EffectGuide):
         T = getattr(model.config, "transitions", 1)
         if 0 < config.transitions < T:
             raise ConfigError(f"guide.transitions = {config.transitions} is less than the {T} of a supervision step")
-        self.until = config.transitions or T
+        self.guided_transitions = config.transitions or T
         self.first = T - 1 if getattr(model.config, "truncated", False) and not config.transitions else 0
         if self.first and not getattr(model.prior, "reparameterized", True):
             raise ConfigError(
@@ -73,9 +73,9 @@ class MeanFieldGuide(EffectGuide):
             )
         self.scale = config.initial_scale
         length = getattr(model.config, "prefix", 0) + spec.input_length
-        shape = (config.data, self.until - self.first, length, width)
+        shape = (config.num_pairs, self.guided_transitions - self.first, length, width)
         self.loc, self.log_scale = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.zeros(shape))
-        self.register_buffer("keys", torch.zeros(config.data, dtype=torch.long))
+        self.register_buffer("keys", torch.zeros(config.num_pairs, dtype=torch.long))
         self.register_buffer("used", torch.zeros((), dtype=torch.long))
 
     def encode(self, x: Tensor | None, y: Tensor) -> Tensor:
@@ -87,8 +87,8 @@ class MeanFieldGuide(EffectGuide):
             first, last = int(self.used), int(self.used) + len(new)
             if last > len(self.keys):
                 raise ConfigError(
-                    f"more than {len(self.keys)} pairs (x, y), each with parameters of its own: raise guide.data, or "
-                    "train on fewer"
+                    f"more than {len(self.keys)} pairs (x, y), each with parameters of its own: raise "
+                    "guide.num_pairs, or train on fewer"
                 )
             self.keys[first:last] = new
             self.used.fill_(last)
@@ -102,7 +102,7 @@ class MeanFieldGuide(EffectGuide):
         return torch.where(hit, row, -1)
 
     def at_transition(self, t: int, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
-        if not self.first <= t < self.until:
+        if not self.first <= t < self.guided_transitions:
             return prior
         t -= self.first
         known, row = (code >= 0)[..., None, None], code.clamp(min=0)

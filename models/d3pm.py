@@ -39,18 +39,18 @@ class D3PMConfig(OneStepConfig):
 
     Attributes:
         kind: of the corruption: ``uniform`` or ``absorbing``.
-        times: T, steps of the corruption; a draw takes as many.
-        auxiliary: weight of the cross-entropy of the clean answer in the loss.
+        diffusion_steps: T, steps of the corruption; a draw takes as many.
+        auxiliary_weight: weight of the cross-entropy of the clean answer in the loss.
     """
 
     kind: str = "absorbing"
-    times: int = 64
-    auxiliary: float = 0.01
+    diffusion_steps: int = 64
+    auxiliary_weight: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("kind", self.kind, KINDS)
-        check_range(self, times=AT_LEAST_1, auxiliary=AT_LEAST_0)
+        check_range(self, diffusion_steps=AT_LEAST_1, auxiliary_weight=AT_LEAST_0)
 
 
 @MODELS.register("d3pm")
@@ -67,7 +67,7 @@ class D3PM(Diffusion):
         masks = int(config.kind == "absorbing")
         super().__init__(config, spec, prior, masks=masks, timed=True)
         classes = spec.output_classes
-        share = torch.arange(config.times + 1) / config.times
+        share = torch.arange(config.diffusion_steps + 1) / config.diffusion_steps
         # As in the paper: the absorbing chain loses 1 / T of the tokens at each time, the uniform one follows a cosine.
         kept = 1 - share if masks else (share * math.pi / 2).cos().square()
         kept[-1] = 0.0  # at T nothing of y is left, so that the bound has no term for it
@@ -79,7 +79,7 @@ class D3PM(Diffusion):
         self.register_buffer("floor", FLOOR * (torch.arange(classes + masks) < classes), persistent=False)
 
     def loss(self, e_x: Tensor, y: Tensor) -> Tensor:
-        T = self.config.times
+        T = self.config.diffusion_steps
         t = (spread_times(y.shape[:-1], y.device) * T).long() + 1
         clean = one_hot(y, len(self.stationary)).to(e_x.dtype)
         marginal = self._mix(clean, self.kept[t])
@@ -90,11 +90,11 @@ class D3PM(Diffusion):
         kl = (q * ((q + TINY).log() - (p + TINY).log())).sum((-1, -2))
         cross_entropy = -logits.log_softmax(-1).gather(-1, y[..., None]).sum((-1, -2))
         if self.training:
-            add_training_loss("auxiliary", self.config.auxiliary * cross_entropy)
+            add_training_loss("auxiliary", self.config.auxiliary_weight * cross_entropy)
         return T * kl  # at t = 1 the KL is the reconstruction: q is certain of y there
 
     def draw(self, e_x: Tensor) -> tuple[Tensor, Tensor]:
-        T, shape = self.config.times, (*e_x.shape[:-2], self.spec.output_length)
+        T, shape = self.config.diffusion_steps, (*e_x.shape[:-2], self.spec.output_length)
         tokens = dist.Categorical(probs=self.stationary).sample(shape)
         log_p = torch.zeros(shape[:-1], device=e_x.device)
         for step in range(T, 0, -1):

@@ -72,7 +72,7 @@ class GRAM(nn.Module):
         self.core = self.Core(config, length)
         self.prior = prior
         self.decoder = answer_decoder(spec, config.width)
-        self.verdict: nn.Module | None = None  # the halt and value heads; training.heads sets them
+        self.heads: nn.Module | None = None  # the halt and value heads; training.heads sets them
         self.register_buffer("h0", torch.randn(length, config.width))  # z_0: drawn once and kept (Section 2.1)
         self.register_buffer("l0", torch.randn(length, config.width))
 
@@ -135,7 +135,7 @@ class GRAM(nn.Module):
     def answer(self, state: LatentState, e_x: Tensor, y: Tensor | None, infer: dict | None = None) -> Tensor:
         """Sample or observe the site y, whose infer dict is ``infer``; if it is sampled, the sites of the heads too."""
         likelihood = self.likelihood(state.h)
-        sites.sample_halt_and_value(self.verdict if y is None else None, state.h, e_x, likelihood)
+        sites.sample_halt_and_value(self.heads if y is None else None, state.h, e_x, likelihood)
         return pyro.sample(sites.ANSWER, likelihood, obs=y, infer=infer)
 
     def encode(self, x: Tensor | None, batch: torch.Size | None = None) -> Tensor:

@@ -77,7 +77,7 @@ class _Halting(GRAM):
 
     defaults = {"prior": "none", "guide": "prior"}  # noqa: RUF012 (read, never written)
     recipe: dict[str, dict[str, Any]] = {  # noqa: RUF012
-        "train": {"supervision_steps": 16, "act": True, "on_policy": 0},
+        "train": {"supervision_steps": 16, "act": True, "on_policy_depth": 0},
         "evaluate": {"depth": 16},
     }
     outputs = 1
@@ -146,18 +146,18 @@ class TRMConfig(GRAMConfig):
     """Sizes, and the two naive ways to make TRM stochastic (Table 3b).
 
     Attributes:
-        answers: what a roll-out answers: the decoder's ``mode``, or a draw from it (``sampled``).
-        start: z_0 is ``fixed``, or drawn anew for every trajectory (``random``), in training as well.
+        decoding: what a roll-out answers: the decoder's ``mode``, or a draw from it (``sampled``).
+        initial_state: z_0 is ``fixed``, or drawn anew for every trajectory (``random``), in training as well.
     """
 
     low_steps: int = 6
-    answers: str = "mode"
-    start: str = "fixed"
+    decoding: str = "mode"
+    initial_state: str = "fixed"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("answers", self.answers, ANSWERS)
-        check_choice("start", self.start, STARTS)
+        check_choice("decoding", self.decoding, ANSWERS)
+        check_choice("initial_state", self.initial_state, STARTS)
 
 
 @MODELS.register("trm")
@@ -169,11 +169,11 @@ class TRM(_Halting):
     config: TRMConfig
 
     def initial_state(self, e_x: Tensor) -> LatentState:
-        if self.config.start == "fixed":
+        if self.config.initial_state == "fixed":
             return super().initial_state(e_x)
         plain = dist.Normal(torch.zeros_like(self.h0), 1.0).to_event(2)
         state = LatentState(pyro.sample("z0_h", plain), pyro.sample("z0_l", plain))
         return LatentState(*(part.expand(torch.broadcast_shapes(part.shape, e_x.shape)) for part in state))
 
     def answer(self, state: LatentState, e_x: Tensor, y: Tensor | None, infer: dict | None = None) -> Tensor:
-        return super().answer(state, e_x, y, {DRAW_ANSWER: True} if self.config.answers == "sampled" else infer)
+        return super().answer(state, e_x, y, {DRAW_ANSWER: True} if self.config.decoding == "sampled" else infer)

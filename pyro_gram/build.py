@@ -86,9 +86,10 @@ def check_parts(config: RunConfig) -> None:
 
 def _check_one_step(config: RunConfig) -> None:
     train, name = config.train, config.names["model"]
-    if train.supervision_steps != 1 or train.on_policy:
+    if train.supervision_steps != 1 or train.on_policy_depth:
         raise ConfigError(
-            f"model {name!r} answers in one supervision step: set train.supervision_steps to 1 and train.on_policy to 0"
+            f"model {name!r} answers in one supervision step: set train.supervision_steps to 1 and "
+            "train.on_policy_depth to 0"
         )
     if config.evaluate.depth > 1:
         raise ConfigError(f"model {name!r} answers in one supervision step: set evaluate.depth to 1")
@@ -96,10 +97,10 @@ def _check_one_step(config: RunConfig) -> None:
 
 def _check_until(config: RunConfig) -> None:
     # In training every supervision step is a program of its own, whose transitions are counted from 0.
-    until, transitions = getattr(config.guide, "until", 0), getattr(config.model, "transitions", 1)
+    until, transitions = getattr(config.guide, "guided_transitions", 0), getattr(config.model, "transitions", 1)
     trained = config.train.supervision_steps * transitions
     if 0 < until < trained:
         raise ConfigError(
-            f"guide.until = {until} is less than the {trained} transitions that training makes "
+            f"guide.guided_transitions = {until} is less than the {trained} transitions that training makes "
             "(train.supervision_steps x model.transitions): it is for trajectories that go deeper than training"
         )

@@ -80,7 +80,7 @@ def load_model(
         task = build_task(config, data_dir)
         _check_fit(outline_misfits(held, config, task), path)
         assembly = build(config, data_dir, task)
-        if takes_heads(assembly.model, config.verdict):
+        if takes_heads(assembly.model, config.heads):
             attach(assembly.model, task, config)
     except ConfigError as e:
         raise CheckpointError(f"{path} cannot be rebuilt from its settings: {e}") from None
@@ -107,7 +107,7 @@ def outline_misfits(held: TensorFile, config: RunConfig, task: Task) -> list[str
     try:
         with AtMost(CALLS * (len(held.shapes) + 1)), torch.device("meta"):
             assembly = build(config, None, task)
-            if takes_heads(assembly.model, config.verdict):
+            if takes_heads(assembly.model, config.heads):
                 attach(assembly.model, task, config)
             whole = pair(assembly.model, assembly.guide)
             misfits = held.mismatched_names(whole.state_dict())
@@ -201,7 +201,7 @@ def _load_training(path: Path, config: RunConfig, trainer: Trainer, data: dict[s
     same_length = all(saved["train"][field] == wanted["train"][field] for field in ("batches", "minutes"))
     for field in ("batches", "minutes", "save_seconds", "evaluate_every", "precision", "compile"):
         saved["train"] = {**saved["train"], field: wanted["train"][field]}
-    saved |= {part: wanted[part] for part in ("temper", "verdict", "evaluate")}
+    saved |= {part: wanted[part] for part in ("temper", "heads", "evaluate")}
     differing = names or differences(saved, wanted)
     if differing:
         more = f", and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
@@ -261,7 +261,7 @@ def _load_inside(path: Path, tensors: dict[str, Tensor], trainer: Trainer) -> In
         return None
     torch.Generator().set_state(inside.random["cpu"])  # one that is none raises now
     c = trainer.config
-    if not (-1 <= inside.first < max(1, c.on_policy) and len(inside.terms) <= c.supervision_steps):
+    if not (-1 <= inside.first < max(1, c.on_policy_depth) and len(inside.terms) <= c.supervision_steps):
         raise CheckpointError(f"{path} stands at a step that its batch does not have")
     fitting = len(inside.seen) <= c.on_policy_updates * (inside.first >= 0)
     if not fitting or any(t.shape != (2,) for t in inside.terms) or any(t.ndim for t in inside.seen):

@@ -57,7 +57,7 @@ FIXED: dict[str, type] = {
     "optim": OptimConfig,
     "beta": BetaConfig,
     "temper": TemperConfig,
-    "verdict": VerdictConfig,
+    "heads": VerdictConfig,
     "evaluate": EvaluateConfig,
 }
 
@@ -68,7 +68,7 @@ class RunConfig:
 
     Attributes:
         names: the registered name (or dotted path) of the task, model, prior and guide.
-        parts: the config dataclass of each part: those four, and train, optim, beta, temper, verdict, evaluate.
+        parts: the config dataclass of each part: those four, and train, optim, beta, temper, heads, evaluate.
         preset: where the settings started from.
         seed: of weights, data order and guidance.
     """
@@ -346,7 +346,7 @@ def brings(found: type) -> dict[str, dict[str, Any]]:
     recipe = getattr(found, "recipe", {})
     if not getattr(found, "one_step", False):
         return recipe
-    return recipe | {"train": {"supervision_steps": 1, "on_policy": 0}, "evaluate": {"depth": 1}}
+    return recipe | {"train": {"supervision_steps": 1, "on_policy_depth": 0}, "evaluate": {"depth": 1}}
 
 
 def _follow(table: dict[str, Any], recipe: dict[str, dict[str, Any]], names: dict[str, str]) -> None:

@@ -234,7 +234,7 @@ class Solver:
 
     def _halt(self, halt: float | None) -> float | None:
         """As asked for, else as the checkpoint says; None without heads."""
-        return self.config.verdict.halt if halt is None and self.has_heads else halt
+        return self.config.heads.halt if halt is None and self.has_heads else halt
 
     def check_depth(self, depth: int | None) -> None:
         """Raises UserError where a model that answers in one supervision step is asked for more."""

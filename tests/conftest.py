@@ -149,7 +149,7 @@ def build_case_with_heads(strength: float = 0.0, shift: float = 0.0, **changes: 
     """A case whose model has such heads."""
     case = build_case(**changes)
     model: Any = case.assembly.model
-    model.verdict = StateHeads(strength, shift)
+    model.heads = StateHeads(strength, shift)
     return case
 
 

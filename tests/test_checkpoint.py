@@ -220,13 +220,13 @@ def test_a_model_is_no_training_state_and_the_other_way_round(model_file, state_
 RECIPES = [
     {},
     {"beta": {"target": 1e6}},
-    {"beta": {"target": 1e6, "quiet": 0.3}},
-    {"beta": {"target": 1e6, "quiet": 0.7}},
-    {"optim": {"matrices": "muon"}},
-    {"train": {"on_policy": 5, "on_policy_after": 0.6}},
+    {"beta": {"target": 1e6, "silent_fraction": 0.3}},
+    {"beta": {"target": 1e6, "silent_fraction": 0.7}},
+    {"optim": {"hidden_optimizer": "muon"}},
+    {"train": {"on_policy_depth": 5, "on_policy_after": 0.6}},
     {"model_name": "trm", "train": {"supervision_steps": 3}},  # places that go on
     {"model_name": "mdlm"},
-    {"guide_name": "mean_field", "guide": {"data": 400}, "train": {"augment": False}},  # rows given on the way
+    {"guide_name": "mean_field", "guide": {"num_pairs": 400}, "train": {"augment": False}},  # rows given on the way
     {"prior_name": "discrete"},
 ]
 
@@ -266,8 +266,14 @@ class StoppedError(Exception):
 def test_a_run_that_stops_inside_a_batch_goes_on_bit_for_bit(updates, tmp_path):
     """Between two updates: under the guide, before the on-policy part, and within it."""
     config = small_config(
-        train={"batches": 3, "supervision_steps": 3, "on_policy": 5, "on_policy_updates": 3, "on_policy_after": 0.2},
-        optim={"final": 0.1},  # a rate that falls
+        train={
+            "batches": 3,
+            "supervision_steps": 3,
+            "on_policy_depth": 5,
+            "on_policy_updates": 3,
+            "on_policy_after": 0.2,
+        },
+        optim={"min_lr_ratio": 0.1},  # a rate that falls
     )
     unbroken = trainer_of(config)
     expected = [(r.number, r.loss, r.on_policy) for r in unbroken.run()]
@@ -304,7 +310,13 @@ def test_a_run_that_stops_inside_a_batch_goes_on_bit_for_bit(updates, tmp_path):
 def test_the_state_saved_before_an_update_that_is_refused_is_the_one_before_its_draws(number, tmp_path):
     """Under the guide and along the prior's own trajectories: resumed, the same update is made again."""
     config = small_config(
-        train={"batches": 3, "supervision_steps": 3, "on_policy": 5, "on_policy_updates": 3, "on_policy_after": 0.2}
+        train={
+            "batches": 3,
+            "supervision_steps": 3,
+            "on_policy_depth": 5,
+            "on_policy_updates": 3,
+            "on_policy_after": 0.2,
+        }
     )
     unbroken = trainer_of(config)
     expected = [r.loss for r in unbroken.run()]
@@ -391,7 +403,7 @@ def test_a_damaged_training_state_is_a_checkpoint_error_that_names_the_file(chan
         load_training(state_file, small_config(), trainer_of(small_config()))
 
 
-INSIDE = {"batches": 3, "supervision_steps": 3, "on_policy": 5, "on_policy_updates": 3, "on_policy_after": 0.2}
+INSIDE = {"batches": 3, "supervision_steps": 3, "on_policy_depth": 5, "on_policy_updates": 3, "on_policy_after": 0.2}
 
 
 @pytest.fixture

@@ -327,8 +327,8 @@ def test_what_the_user_names_comes_before_what_a_model_brings():
 
 def test_settings_are_put_over_a_config_and_checked_as_a_presets():
     config = make_run_config(DEFAULT_NAMES, {})
-    changed = with_settings(config, {"train": {"batch": 3}, "beta": {"quiet": 0.5}})
-    assert (changed.train.batch, changed.beta.quiet) == (3, 0.5)
+    changed = with_settings(config, {"train": {"batch": 3}, "beta": {"silent_fraction": 0.5}})
+    assert (changed.train.batch, changed.beta.silent_fraction) == (3, 0.5)
     assert changed.train.minutes == config.train.minutes
     assert with_settings(config, {}) == config
 

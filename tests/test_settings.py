@@ -140,7 +140,7 @@ def test_the_help_of_a_task_explains_its_settings_and_lists_names(task, capsys):
         (["--tsak", "coloring"], "required: --task; did you mean --task? (see run.py --help)"),
         (
             ["--task", "coloring", "--model", "trm", "--preset", "tiny", "--model.answer", "x"],
-            "did you mean --model.answers? (see run.py --task coloring --preset tiny --model trm --help)",
+            "did you mean --model.decoding? (see run.py --task coloring --preset tiny --model trm --help)",
         ),
         (
             ["--task", "sudoku", "--task.vertices", "6"],
@@ -153,7 +153,7 @@ def test_the_help_of_a_task_explains_its_settings_and_lists_names(task, capsys):
             "is coloring (see run.py --task nqueens --help)",
         ),
         (
-            ["--task", "coloring", "--model.answers", "mode"],
+            ["--task", "coloring", "--model.decoding", "mode"],
             "belongs to the model trm, and this run's model is gram (see run.py --task coloring --model trm --help)",
         ),
     ],
@@ -193,7 +193,7 @@ def test_an_unknown_name_is_answered_by_what_was_meant(words, message, capsys):
         ({"train": {"batchs": 3}}, "did you mean train.batches or train.batch? (see run.py --task NAME --help)"),
         ({"trian": {"batches": 3}}, "did you mean train?"),
         ({"task": {"size": 6}}, "it belongs to the tasks nqueens, sudoku and sudoku_uncond (see run.py --task nqueens"),
-        ({"model": {"answers": "mode"}}, "it belongs to the model trm (see run.py --task NAME --model trm --help)"),
+        ({"model": {"decoding": "mode"}}, "it belongs to the model trm (see run.py --task NAME --model trm --help)"),
     ],
 )
 def test_an_unknown_setting_is_answered_by_what_was_meant(settings, message):

@@ -128,7 +128,7 @@ def worth(point: dict[str, float]) -> float:
 
 
 def study_of(solver: Solver, puzzles: PuzzleSet, kept: Path | None, progress: Any) -> Study:
-    return Study(solver, puzzles, solver.default_depth, solver.config.verdict.halt, kept, progress)
+    return Study(solver, puzzles, solver.default_depth, solver.config.heads.halt, kept, progress)
 
 
 def measure(path: Path, arguments: Any) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def measure(path: Path, arguments: Any) -> dict[str, Any]:
         "which": which,
         "num_samples": OF,
         "seeds": arguments.seeds,
-        "halt": solver.config.verdict.halt,
+        "halt": solver.config.heads.halt,
         "steps": statistics.fmean(steps),
         "vote": share(vote),
         "value": share(value),

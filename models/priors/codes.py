@@ -22,14 +22,14 @@ class DiscretePriorConfig:
         groups: codes a position.
         classes: values of a code.
         temperature: of relaxed draws in training (Gumbel-softmax); 0 for straight-through gradients.
-        uniform: share of the probability that is spread evenly over a code's values.
+        uniform_mix: share of the probability that is spread evenly over a code's values.
     """
 
     hidden: int = 512
     groups: int = 8
     classes: int = 8
     temperature: float = 0.0
-    uniform: float = 0.01
+    uniform_mix: float = 0.01
 
     def __post_init__(self) -> None:
         check_range(
@@ -38,7 +38,7 @@ class DiscretePriorConfig:
             groups=AT_LEAST_1,
             classes=(2, 1 << 16),
             temperature=AT_LEAST_0,
-            uniform=FRACTION,
+            uniform_mix=FRACTION,
         )
 
 
@@ -50,7 +50,7 @@ class DiscretePrior(Prior):
 
     def __init__(self, config: DiscretePriorConfig, width: int) -> None:
         super().__init__()
-        self.family = self.codes = CodeFamily(config.groups, config.classes, config.temperature, config.uniform)
+        self.family = self.codes = CodeFamily(config.groups, config.classes, config.temperature, config.uniform_mix)
         self.head = self.codes.head(width, config.hidden, width, 1.0)
         self.embedding = init_linear_(nn.Linear(config.groups * config.classes, width, bias=False))
 

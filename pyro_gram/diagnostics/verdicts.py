@@ -109,7 +109,7 @@ def leak(posterior: float, prior: float, seen: float | None = None) -> Verdict:
     if level != GOOD:
         meaning = (
             "The guide hands over answers that the prior does not find: raise the weight of the KL (--beta.start), or "
-            "train along the prior's own trajectories (--train.on_policy)."
+            "train along the prior's own trajectories (--train.on_policy_depth)."
         )
         if seen is None:
             meaning += " Or the prior finds them on training inputs alone: experiments/diagnose.py tells which."

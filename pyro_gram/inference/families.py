@@ -151,14 +151,14 @@ class CodeFamily:
     groups: int
     classes: int
     temperature: float = 0.0
-    uniform: float = 0.01
+    uniform_mix: float = 0.01
 
     def head(self, inputs: int, hidden: int, width: int, initial_scale: float) -> nn.Module:
         return CodeHead(inputs, hidden, self.groups, self.classes)
 
     def distribution(self, *parameters: Tensor) -> dist.TorchDistribution:
         (raw,) = parameters
-        probabilities = (1 - self.uniform) * raw.softmax(-1) + self.uniform / self.classes
+        probabilities = (1 - self.uniform_mix) * raw.softmax(-1) + self.uniform_mix / self.classes
         return Codes(probabilities.log(), self.temperature)
 
     def around(self, prior: Any, *parameters: Tensor) -> dist.TorchDistribution:

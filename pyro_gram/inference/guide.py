@@ -71,7 +71,7 @@ class EffectGuide(GuideMessenger, nn.Module):
 
     trace: Trace
     infers: bool = True  # does it look at y?
-    until: int = 0  # transitions of a program after which it follows the prior; 0 for none
+    guided_transitions: int = 0  # transitions of a program after which it follows the prior; 0 for none
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
@@ -163,7 +163,7 @@ class EffectGuide(GuideMessenger, nn.Module):
 
     def at_transition(self, t: int, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
         """:meth:`posterior`, and from transition ``until`` on the prior. Arguments as there."""
-        return prior if 0 < self.until <= t else self.posterior(u, code, prior)
+        return prior if 0 < self.guided_transitions <= t else self.posterior(u, code, prior)
 
     def get_traces(self) -> tuple[Trace, Trace]:
         """The traces of model and guide; guidance that a handler around this guide observes has the prior's density."""

@@ -23,7 +23,7 @@ HALTED = "halted"  # deterministic, bool: trajectories that a program with halti
 DRAW_ANSWER = "draw_answer"  # key of the infer dict of y: a trajectory answers with a draw, not with the mode
 HEAD_SITE = "head_site"  # key of an infer dict: a roll-out reads this site of the heads and does not draw it
 LOSS_ONLY = "loss_only"  # key of an infer dict: the optimizer sees the site, and no bound counts it
-HEADS_ATTRIBUTE = "verdict"  # the attribute of a program that holds its halt and value heads
+HEADS_ATTRIBUTE = "heads"  # the attribute of a program that holds its halt and value heads
 VALUE_SCALE = 0.5**0.5  # of the Normal whose negative log density is the squared error, up to a constant
 
 

@@ -71,7 +71,7 @@ def num_trajectories(run: Run) -> int:
     samples, plain, given = held.config.evaluate.num_samples, puzzles.plain, puzzles.inputs is not None
     count = samples * (len(puzzles) if given else 1) + min(len(plain if given else plain.solutions), BOUND_INPUTS)
     count += FOLLOWED * (min(len(plain), FOLLOWED_INPUTS) if given else FOLLOWED_INPUTS)
-    if given and takes_heads(held.model, held.config.verdict):
+    if given and takes_heads(held.model, held.config.heads):
         count += samples * len(plain)
     if _has_likelihood(held):
         count += _likelihood_trajectories(plain)
@@ -182,7 +182,7 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
     start = time.perf_counter()
     model, guide = (m.eval() for m in run.trainer.averaged)
     config, task = run.assembly.config, run.assembly.task
-    if takes_heads(model, config.verdict):
+    if takes_heads(model, config.heads):
         train_heads(run.averaged, run.depth, run.phases)
         run.processes.broadcast_(
             list(model.get_submodule(HEADS_ATTRIBUTE).state_dict().values())
@@ -301,7 +301,7 @@ def _judged(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, float]:
     """What the heads are good for: the answer selected by value, and trajectories that stop when sure."""
     if rolled.value is None or puzzles.inputs is None:
         return {}
-    task, halt = run.assembly.task, run.assembly.config.verdict.halt
+    task, halt = run.assembly.task, run.assembly.config.heads.halt
     plain = slice(None) if puzzles.primary is None else puzzles.primary  # versions of an input are not inputs
     x, tokens, score, value = (
         puzzles.inputs[plain],

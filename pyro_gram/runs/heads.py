@@ -29,34 +29,34 @@ def takes_heads(model: nn.Module, config: VerdictConfig) -> bool:
 def check_heads(model: nn.Module, task: Task, config: VerdictConfig) -> None:
     """Raises ConfigError where heads are asked for and cannot be had."""
     if not task.checkable or not task.spec.has_input:
-        raise ConfigError("halt and value heads judge answers to an input: set verdict.hidden to 0 for p(x)")
+        raise ConfigError("halt and value heads judge answers to an input: set heads.hidden to 0 for p(x)")
     if why := why_no_heads(model):
         raise ConfigError(f"{why}: it can have none, and answers are chosen by vote (--select vote, or verified)")
-    if config.hidden % (2 * config.heads):
+    if config.hidden % (2 * config.attention_heads):
         raise ConfigError(
-            f"verdict.hidden {config.hidden} must be a multiple of 2 * verdict.heads = {2 * config.heads}"
+            f"heads.hidden {config.hidden} must be a multiple of 2 * heads.attention_heads = {2 * config.attention_heads}"
         )
 
 
 def attach(model: nn.Module, task: Task, config: RunConfig) -> None:
     """Put untrained heads onto a program; the caller's random state stays. Raises as :func:`check_heads`."""
-    c = config.verdict
+    c = config.heads
     check_heads(model, task, c)
     length = state_length(config, task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        head = HaltValueHead(length, config.model.width, task.spec.output_classes, c.hidden, c.layers, c.heads)
+        head = HaltValueHead(length, config.model.width, task.spec.output_classes, c.hidden, c.layers, c.attention_heads)
     setattr(model, HEADS_ATTRIBUTE, head.to(next(model.parameters()).device))
 
 
 def train_heads(assembly: Assembly, depth: int, phases: Phases | None = None) -> None:
-    """Give a trained model its heads, as ``config.verdict`` says, with a bar on stderr.
+    """Give a trained model its heads, as ``config.heads`` says, with a bar on stderr.
 
     They learn from trajectories of the prior as it is sampled (its temper too), up to ``depth`` supervision steps deep,
     on training inputs under the task's symmetries: on those as they are the model errs less than on others.
     ``phases``: of the run, whose phase ``heads`` this is.
     """
-    count = assembly.config.verdict.rounds
+    count = assembly.config.heads.rounds
     phases = phases or Phases({"heads": f"{count} rounds"})
     rounds = _rounds(assembly, depth)  # what is wrong is said before the phase begins
     start = time.perf_counter()
@@ -75,14 +75,14 @@ def seconds_of_heads(assembly: Assembly, depth: int) -> float:
         rounds = _rounds(copied, depth)
         start = time.perf_counter()
         next(rounds)
-        return (time.perf_counter() - start) * assembly.config.verdict.rounds
+        return (time.perf_counter() - start) * assembly.config.heads.rounds
 
 
 def _rounds(assembly: Assembly, depth: int) -> Iterator[float]:
     """The rounds of :func:`train_heads`, with the loss of each. Heads are there before the first."""
     config, task, model = assembly.config, assembly.task, assembly.model
     attach(model, task, config)
-    count = at_once(task.spec.input_length, config.verdict.trajectories)
+    count = at_once(task.spec.input_length, config.heads.trajectories)
     stream = TargetStream(task, task.split("train"), count, config.seed, config.train.augment)
 
     def some(number: int) -> Tensor:
@@ -90,4 +90,4 @@ def _rounds(assembly: Assembly, depth: int) -> Iterator[float]:
         assert x is not None
         return x
 
-    return fit(model, some, task.valid, config.verdict, depth=depth, seed=config.seed, temper=config.temper)
+    return fit(model, some, task.valid, config.heads, depth=depth, seed=config.seed, temper=config.temper)

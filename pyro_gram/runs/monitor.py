@@ -26,8 +26,8 @@ def plan(run: Run) -> None:
     if trainer.num_batches is None:
         length = f"up to {length} in {c.minutes:g} minutes"
     sizes = {"train": f"{length}, complete" if trainer.finished else length}
-    if takes_heads(run.assembly.model, config.verdict):
-        sizes["heads"] = f"{config.verdict.rounds} rounds"
+    if takes_heads(run.assembly.model, config.heads):
+        sizes["heads"] = f"{config.heads.rounds} rounds"
     inputs = "" if puzzles.inputs is None else f"{len(puzzles.inputs):,} inputs x "
     sizes["evaluation"] = f"{inputs}{config.evaluate.num_samples:,} samples"
     run.phases = Phases(sizes, silent=not run.processes.is_main)

@@ -172,9 +172,9 @@ def open_run(
     assembly = build(config, data_dir)
     check_ready(assembly.task)
     check_per_datum(assembly)
-    if takes_heads(assembly.model, config.verdict):
-        check_heads(assembly.model, assembly.task, config.verdict)
-    elif config.verdict.hidden and processes.is_main:
+    if takes_heads(assembly.model, config.heads):
+        check_heads(assembly.model, assembly.task, config.heads)
+    elif config.heads.hidden and processes.is_main:
         print(f"{why_no_heads(assembly.model)}: it is trained and measured without heads", file=sys.stderr)
     assembly.model.to(device)
     assembly.guide.to(device)
@@ -301,10 +301,10 @@ def check_per_datum(assembly: Assembly) -> None:
         raise ConfigError(
             f"guide {name!r} has parameters for each datum, and symmetries make new ones: set train.augment to false"
         )
-    if pairs > config.guide.data:
+    if pairs > config.guide.num_pairs:
         raise ConfigError(
-            f"guide {name!r} has room for {config.guide.data} pairs (x, y), and the training split has {pairs}: "
-            f"set --guide.data to {pairs}"
+            f"guide {name!r} has room for {config.guide.num_pairs} pairs (x, y), and the training split has {pairs}: "
+            f"set --guide.num_pairs to {pairs}"
         )
 
 

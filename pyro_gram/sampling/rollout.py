@@ -194,7 +194,7 @@ def check_has_heads(model: Any, what: str) -> None:
         )
     if not has_heads(model):
         raise ConfigError(
-            f"this model has no heads to {what} by: train with --verdict.hidden 64, or give it some with "
+            f"this model has no heads to {what} by: train with --heads.hidden 64, or give it some with "
             "experiments/verdict.py"
         )
 

@@ -80,10 +80,10 @@ class TargetStream:
         """
         puzzles = self.puzzles
         if puzzles.inputs is None:
-            raise ConfigError("train.on_policy needs a task with inputs: set it to 0 for p(x)")
+            raise ConfigError("train.on_policy_depth needs a task with inputs: set it to 0 for p(x)")
         if not puzzles.complete:
             raise ConfigError(
-                "train.on_policy needs every solution of every input, and this task knows some: set it to 0"
+                "train.on_policy_depth needs every solution of every input, and this task knows some: set it to 0"
             )
         index = torch.randint(len(puzzles), (self.batch,), generator=generator_for(self.seed, 2, number))
         counts = puzzles.num_solutions[index]

@@ -23,36 +23,36 @@ class BetaConfig:
         start: beta at the start, and its least value.
         target: the reconstruction, nats per input, that beta is raised under; 0 for a constant beta.
         watch: which reconstruction is held to the target: the ``mean`` over supervision steps, or the ``last`` one.
-        rise: what beta is multiplied by in a batch under the target.
-        fall: what beta is multiplied by in a batch over the target.
+        raise_factor: what beta is multiplied by in a batch under the target.
+        lower_factor: what beta is multiplied by in a batch over the target.
         smoothing: decay of the running mean of the reconstruction, a batch.
-        most: the largest beta.
-        quiet: share of the run, at its start, during which beta is ``most``; then it starts at ``start``.
+        max: the largest beta.
+        silent_fraction: share of the run, at its start, during which beta is ``max``; then it starts at ``start``.
     """
 
     start: float = 1.0
     target: float = 0.3
     watch: str = "mean"
-    rise: float = 1.02
-    fall: float = 0.97
+    raise_factor: float = 1.02
+    lower_factor: float = 0.97
     smoothing: float = 0.9
-    most: float = 20.0
-    quiet: float = 0.0
+    max: float = 20.0
+    silent_fraction: float = 0.0
 
     def __post_init__(self) -> None:
         check_range(
             self,
             start=POSITIVE,
             target=AT_LEAST_0,
-            rise=AT_LEAST_1,
-            fall=(1e-3, 1),
+            raise_factor=AT_LEAST_1,
+            lower_factor=(1e-3, 1),
             smoothing=(0, 1 - 1e-9),
-            most=POSITIVE,
-            quiet=(0, 1 - 1e-9),
+            max=POSITIVE,
+            silent_fraction=(0, 1 - 1e-9),
         )
         check_choice("watch", self.watch, ("mean", "last"))
-        if self.quiet and self.most < self.start:
-            raise ConfigError(f"beta.most = {self.most:g} quiets nothing below beta.start = {self.start:g}: raise it")
+        if self.silent_fraction and self.max < self.start:
+            raise ConfigError(f"beta.max = {self.max:g} silences nothing below beta.start = {self.start:g}: raise it")
 
 
 class BetaController:
@@ -60,30 +60,30 @@ class BetaController:
 
     def __init__(self, config: BetaConfig) -> None:
         self.config = config
-        self.quiet = config.quiet > 0
+        self.silent = config.silent_fraction > 0
         self.mean: float | None = None
         self._raised = config.start
 
     @property
     def value(self) -> float:
         """beta."""
-        return self.config.most if self.quiet else self._raised
+        return self.config.max if self.silent else self._raised
 
     def begin(self, done: float) -> None:
         """A batch begins, with the share ``done`` of the run behind it."""
-        self.quiet = done < self.config.quiet
+        self.silent = done < self.config.silent_fraction
 
     def update(self, reconstruction: float) -> None:
         """Take note of the batch's watched reconstruction, nats per input. Those of the quiet part do not count."""
         c = self.config
-        if self.quiet:
+        if self.silent:
             return
         self.mean = (
             reconstruction if self.mean is None else c.smoothing * self.mean + (1 - c.smoothing) * reconstruction
         )
         if c.target > 0:
-            factor = c.rise if self.mean < c.target else c.fall
-            self._raised = min(max(self._raised * factor, c.start), max(c.most, c.start))
+            factor = c.raise_factor if self.mean < c.target else c.lower_factor
+            self._raised = min(max(self._raised * factor, c.start), max(c.max, c.start))
 
     def get_state(self) -> dict[str, float | None]:
         return {"value": self._raised, "mean": self.mean}

@@ -32,7 +32,7 @@ class TrainConfig:
         act: halting and carry as HRM and TRM train: a batch is one update, and a trajectory keeps its place until the
             model would halt it or it has made ``supervision_steps``; only then the place takes the new batch's pair.
             For models that halt by themselves.
-        on_policy: the deepest supervision step of the prior's own trajectories that is trained too, towards the
+        on_policy_depth: the deepest supervision step of the prior's own trajectories that is trained too, towards the
             solution that each is heading for; 0 for none. Needs inputs, and all solutions.
         on_policy_updates: how many successive steps of the prior's own trajectories a batch trains, from a random depth
             on.
@@ -54,7 +54,7 @@ class TrainConfig:
     evaluate_every: int = 500
     save_seconds: float = 60.0
     act: bool = False
-    on_policy: int = 0
+    on_policy_depth: int = 0
     on_policy_updates: int = 4
     on_policy_after: float = 0.5
     precision: str = "fp32"
@@ -70,7 +70,7 @@ class TrainConfig:
             evaluate_every=AT_LEAST_1,
             minutes=AT_LEAST_0,
             save_seconds=AT_LEAST_0,
-            on_policy=AT_LEAST_0,
+            on_policy_depth=AT_LEAST_0,
             on_policy_updates=AT_LEAST_1,
             on_policy_after=(0, 1 - 1e-9),
             balance=FRACTION,
@@ -78,12 +78,12 @@ class TrainConfig:
         )
         check_choice("elbo", self.elbo, ELBOS)
         check_choice("precision", self.precision, PRECISIONS)
-        if 0 < self.on_policy < self.on_policy_updates:
+        if 0 < self.on_policy_depth < self.on_policy_updates:
             raise ConfigError(
-                f"train.on_policy_updates = {self.on_policy_updates} steps do not fit into train.on_policy = "
-                f"{self.on_policy}: lower them, or go deeper"
+                f"train.on_policy_updates = {self.on_policy_updates} steps do not fit into train.on_policy_depth = "
+                f"{self.on_policy_depth}: lower them, or go deeper"
             )
-        if self.act and self.on_policy:
-            raise ConfigError("train.act has no on-policy part: set train.on_policy to 0")
+        if self.act and self.on_policy_depth:
+            raise ConfigError("train.act has no on-policy part: set train.on_policy_depth to 0")
         if not self.batches and not self.minutes:
             raise ConfigError("a run needs an end: batches or minutes must be positive")

@@ -39,7 +39,7 @@ class VerdictConfig:
     Attributes:
         hidden: width of the halt and value heads; 0 for none.
         layers: attention layers over ``[h, e_x, answer]``.
-        heads: attention heads of those layers.
+        attention_heads: attention heads of those layers.
         rounds: roll-outs that the heads learn from, each of fresh trajectories and inputs.
         trajectories: in a round, of 8 positions; fewer of longer sequences.
         lr: peak learning rate of the heads.
@@ -48,14 +48,14 @@ class VerdictConfig:
 
     hidden: int = 0
     layers: int = 2
-    heads: int = 4
+    attention_heads: int = 4
     rounds: int = 40
     trajectories: int = 1024
     lr: float = 2e-3
     halt: float = 0.999
 
     def __post_init__(self) -> None:
-        ones = dict.fromkeys(("layers", "heads", "rounds", "trajectories"), AT_LEAST_1)
+        ones = dict.fromkeys(("layers", "attention_heads", "rounds", "trajectories"), AT_LEAST_1)
         check_range(self, hidden=AT_LEAST_0, lr=POSITIVE, halt=FRACTION, **ones)
 
 
@@ -117,7 +117,7 @@ def fit(
     seed: int = 0,
     temper: TemperConfig = AS_IT_IS,
 ) -> Iterator[float]:
-    """Train the heads of ``model`` (its attribute ``verdict``); yields the mean loss of each round, nats a state.
+    """Train the heads of ``model`` (its attribute ``heads``); yields the mean loss of each round, nats a state.
 
     Args:
         inputs: round to training inputs, int64 ``[M, *event]``: a trajectory for each.
@@ -128,7 +128,7 @@ def fit(
     """
     optim = TorchOptim(
         {HEADS_ATTRIBUTE: getattr(model, HEADS_ATTRIBUTE)},
-        OptimConfig(lr=config.lr, weight_decay=0.01, warmup=50, final=0.05),
+        OptimConfig(lr=config.lr, weight_decay=0.01, warmup=50, min_lr_ratio=0.05),
     )
     svi = SVI(poutine.block(_observed(model), hide_fn=_not_of_the_heads), _nothing_latent, optim, Trace_ELBO())
     device = next(model.parameters()).device

@@ -21,7 +21,7 @@ from pyro_gram.inference.sites import drop_param_names
 from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
 
 EMBEDDING = "puzzle_embedding"  # parameters of this name have a rate and a decay of their own
-MATRICES = ("adamw", "muon")
+HIDDEN_OPTIMIZERS = ("adamw", "muon")
 RIM = {"encoder", "answer", "decoder"}  # what a model or a guide calls its embeddings of x and of y, and its logits
 
 
@@ -30,9 +30,9 @@ class OptimConfig:
     """AdamW (Appendix B.2: lr 1e-4, decay 1.0, clip 1.0 at D = 512).
 
     Attributes:
-        matrices: what trains the hidden matrices (:func:`hidden_matrices`): ``adamw``, as everything else, or ``muon``,
-            whose updates have singular values of nearly one size (torch's: momentum 0.95, Nesterov, five Newton-Schulz
-            iterations in bfloat16) and are scaled to the size of AdamW's.
+        hidden_optimizer: what trains the hidden matrices (:func:`hidden_matrices`): ``adamw``, as everything else, or
+            ``muon``, whose updates have singular values of nearly one size (torch's: momentum 0.95, Nesterov, five
+            Newton-Schulz iterations in bfloat16) and are scaled to the size of AdamW's.
         lr: the learning rate after warm-up, of AdamW and Muon.
         weight_decay: decoupled decay, of AdamW and Muon.
         beta1, beta2: decay of AdamW's running means. Muon has a momentum of its own.
@@ -41,17 +41,18 @@ class OptimConfig:
         warmup: updates over which the rate rises linearly from 0.
         embedding_lr: the rate of puzzle embeddings (ARC; TRM's is 100 times the rest); 0 for ``lr``.
         embedding_decay: weight decay of puzzle embeddings.
-        final: the rate falls along a half cosine to ``final * lr`` at the last update of the run; 1 keeps it constant.
+        min_lr_ratio: the rate falls along a half cosine to ``min_lr_ratio * lr`` at the last update of the run; 1 keeps
+            it constant.
     """
 
-    matrices: str = "adamw"
+    hidden_optimizer: str = "adamw"
     lr: float = 1e-4
     weight_decay: float = 1.0
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float = 1.0
     warmup: int = 2000
-    final: float = 1.0
+    min_lr_ratio: float = 1.0
     embedding_lr: float = 0.0
     embedding_decay: float = 0.1
 
@@ -64,11 +65,11 @@ class OptimConfig:
             beta2=(0, 1 - 1e-9),
             clip=POSITIVE,
             warmup=AT_LEAST_0,
-            final=FRACTION,
+            min_lr_ratio=FRACTION,
             embedding_lr=AT_LEAST_0,
             embedding_decay=AT_LEAST_0,
         )
-        check_choice("matrices", self.matrices, MATRICES)
+        check_choice("hidden_optimizer", self.hidden_optimizer, HIDDEN_OPTIMIZERS)
 
     def rate(self, update: int, done: float) -> float:
         """The learning rate of one update (counted from 0), with the share ``done`` of the run behind it.
@@ -77,7 +78,7 @@ class OptimConfig:
         """
         rising = min(1.0, (update + 1) / max(1, self.warmup))
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        return self.lr * rising * (self.final + (1 - self.final) * cosine)
+        return self.lr * rising * (self.min_lr_ratio + (1 - self.min_lr_ratio) * cosine)
 
 
 def hidden_matrices(modules: dict[str, nn.Module]) -> list[str]:
@@ -123,7 +124,7 @@ class TorchOptim(PyroOptim):
                 if p not in self._known:  # a guide may hold its model
                     self.named[f"{name}.{key}"] = p
                     self._known.add(p)
-        matrices = set(hidden_matrices(modules)) if config.matrices == "muon" else set()
+        matrices = set(hidden_matrices(modules)) if config.hidden_optimizer == "muon" else set()
         adamw = self._adamw([name for name in self.named if name not in matrices])
         self.optimizers: dict[torch.optim.Optimizer, tuple[str, ...]] = {adamw: ("step", "exp_avg", "exp_avg_sq")}
         if matrices:

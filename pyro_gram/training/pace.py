@@ -50,14 +50,14 @@ class Pace:
     def seconds(self, config: TrainConfig, batches: int, number: int = 0) -> float:
         """The length of a run of so many batches, from batch ``number`` on. It never falls with ``batches``."""
         begins = max(number, math.ceil(config.on_policy_after * batches))
-        on_policy = max(0, batches - begins) if config.on_policy else 0
+        on_policy = max(0, batches - begins) if config.on_policy_depth else 0
         looks = math.ceil(batches / config.evaluate_every) - number // config.evaluate_every
         return (batches - number) * self.batch + on_policy * self.on_policy + looks * self.look
 
 
 def least_batches(config: TrainConfig) -> int:
     """The batches of the shortest run that has an on-policy part, where the config asks for one."""
-    least = math.ceil(1 / (1 - config.on_policy_after)) if config.on_policy else 1
+    least = math.ceil(1 / (1 - config.on_policy_after)) if config.on_policy_depth else 1
     return min(least, config.batches)
 
 
@@ -126,8 +126,8 @@ def measure_pace(trainer: Trainer, look: Callable[[], object] | None = None) -> 
         trial.guide.train()
         trial.prepare()
         try:
-            plain = _timed_batches(trial, replace(c, on_policy=0))
-            whole = _timed_batches(trial, replace(c, on_policy_after=0.0)) if c.on_policy else plain
+            plain = _timed_batches(trial, replace(c, on_policy_depth=0))
+            whole = _timed_batches(trial, replace(c, on_policy_after=0.0)) if c.on_policy_depth else plain
         except DivergedError:
             return None
         looks = [_timed(look) for _ in range(2)] if look else [0.0]  # the first also loads what a look needs

@@ -96,9 +96,11 @@ class Trainer:
         if processes.size > 1 and config.particles > 1:
             raise ConfigError("several processes share the inputs of a batch: set train.particles to 1")
         self.candidates: Callable[[int], Any] | None = getattr(batches, "candidates", None)
-        if config.on_policy:
+        if config.on_policy_depth:
             if self.candidates is None:
-                raise ConfigError("train.on_policy needs batches that know every solution (tasks.stream.TargetStream)")
+                raise ConfigError(
+                    "train.on_policy_depth needs batches that know every solution (tasks.stream.TargetStream)"
+                )
             self.candidates(0)  # raises now, not in the middle of the run
         self.elbo = make_elbo(config.elbo, config.balance, config.particles)
         modules = {"model": model, "guide": guide}
@@ -222,7 +224,7 @@ class Trainer:
                 self.elbo.loss_and_grads(self.model, self.guide, x, y, state)
                 assert self.elbo.terms is not None
                 state = self.elbo.terms.state
-            if self.config.on_policy:
+            if self.config.on_policy_depth:
                 assert x is not None
                 prior_end(self.model, x, 2)
         for p in self.optim.named.values():
@@ -282,7 +284,7 @@ class Trainer:
         terms = self._carry_on(x, y) if self.config.act else self._supervise(x, y, self.inside)
         mean, kl = terms.mean(0).tolist()
         report = BatchReport(self.number, mean, kl, self.beta.value)
-        if self.config.on_policy and done >= self.config.on_policy_after:
+        if self.config.on_policy_depth and done >= self.config.on_policy_after:
             report.on_policy = self._supervise_on_policy(self.inside)
         self.beta.update(terms[-1, 0].item() if self.beta.config.watch == "last" else mean)
         self.number += 1
@@ -328,7 +330,7 @@ class Trainer:
         found = self.candidates(self.number)
         x, solutions, there = self._share(found.x), self._share(found.solutions, 1), self._share(found.there, 1)
         if inside.first < 0:
-            inside.first, inside.state = int(torch.randint(c.on_policy - c.on_policy_updates + 1, ())), None
+            inside.first, inside.state = int(torch.randint(c.on_policy_depth - c.on_policy_updates + 1, ())), None
         for step in range(inside.first + len(inside.seen), inside.first + c.on_policy_updates):
             self._draws = random_state(self.device)
             with self.processes.draws():

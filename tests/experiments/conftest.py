@@ -6,14 +6,14 @@ import experiments.run
 import experiments.verdict
 from tests.experiments.test_run import SMALL, cli
 
-HEADS = ["--verdict.hidden", 16, "--verdict.rounds", 3, "--verdict.trajectories", 20]
+HEADS = ["--heads.hidden", 16, "--heads.rounds", 3, "--heads.trajectories", 20]
 
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory):
     """A checkpoint without heads."""
     out = tmp_path_factory.mktemp("plain") / "run"
-    assert cli(experiments.run.main, *SMALL, "--out", out, "--train.batches", 2, "--verdict.hidden", 0) == 0
+    assert cli(experiments.run.main, *SMALL, "--out", out, "--train.batches", 2, "--heads.hidden", 0) == 0
     return out / "model.safetensors"
 
 

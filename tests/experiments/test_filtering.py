@@ -17,7 +17,7 @@ from tests.experiments.test_run import cli
 def study(headed):
     """Of a model whose heads tell trajectories apart."""
     solver = pyro_gram.load(headed)
-    solver.model.verdict = StateHeads(200.0)
+    solver.model.heads = StateHeads(200.0)
     return Study(solver, solver.task.split("test"), 4, 0.9, None, lambda done: None)
 
 

@@ -145,10 +145,10 @@ def test_judging_a_walk_agrees_with_the_task(solver, x):
 
 
 def test_the_cost_of_the_heads_is_counted_and_they_stay(solver, x):
-    heads = solver.model.verdict
+    heads = solver.model.heads
     cost = cost_of_heads(solver, x)
     assert 0 < cost < 2
     assert cost_of_heads(solver, x[:1]) == cost  # a ratio of one step, whatever runs
-    assert solver.model.verdict is heads
-    solver.model.verdict = None
+    assert solver.model.heads is heads
+    solver.model.heads = None
     assert cost_of_heads(solver, x) == 0

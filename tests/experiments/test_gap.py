@@ -33,7 +33,7 @@ def test_what_is_unknown_is_named():
     study = gap.read_study("queens8")
     with pytest.raises(ConfigError, match="unknown variant 'y'; known: surrogate"):
         gap.config_of(study, "y", 0)
-    study["variants"]["z"] = {"asks": "?", "gide": {"budget": 1.0}}
+    study["variants"]["z"] = {"asks": "?", "gide": {"max_kl": 1.0}}
     with pytest.raises(ConfigError, match="unknown part 'gide'"):
         gap.config_of(study, "z", 0)
 
@@ -47,7 +47,7 @@ def test_a_study_runs_goes_on_and_prints_its_table(tmp_path, monkeypatch, capsys
         "seeds": [5],
         "variants": {
             "plain": {"asks": "as it is"},
-            "quiet": {"asks": "budget?", "guide": {"budget": 0.1}, "train": {"supervision_steps": 2}},
+            "quiet": {"asks": "budget?", "guide": {"max_kl": 0.1}, "train": {"supervision_steps": 2}},
         },
     }
     monkeypatch.setattr(gap, "read_study", lambda name: dict(study))

@@ -216,7 +216,7 @@ def test_minutes_replace_the_presets_length(tmp_path):
 def test_a_run_whose_batches_do_not_fit_into_its_minutes_trains_fewer_and_says_so(tmp_path, capsys, monkeypatch):
     out, every = tmp_path / "run", 100000
     words = ("--train.batches", 100000, "--train.minutes", 0.01, "--train.evaluate_every", every)
-    words += ("--train.on_policy", 4, "--train.on_policy_updates", 2, "--train.on_policy_after", 0.8)
+    words += ("--train.on_policy_depth", 4, "--train.on_policy_updates", 2, "--train.on_policy_after", 0.8)
     assert run(out, *words) == 0
     found = results(out)
     done = found["batches"]

@@ -54,7 +54,7 @@ def test_heads_are_added_and_nothing_else_changes(plain, headed):
     assert (before.has_heads, after.has_heads) == (False, True)
     weights = after.model.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in before.model.state_dict().items())
-    assert after.config.verdict.hidden == 16
+    assert after.config.heads.hidden == 16
     described = json.loads(headed.with_suffix(".json").read_text())
     assert described == after.config.to_dict()
     a, b = (s.sample(GRAPHS, num_samples=5, seed=1, halt=None if s is before else 1) for s in (before, after))
@@ -68,15 +68,15 @@ def test_heads_of_a_run_are_added_in_its_place(plain, tmp_path):
     shutil.copytree(plain.parent, run)
     assert cli(experiments.verdict.main, "--checkpoint", run, *HEADS) == 0
     assert pyro_gram.load(run).has_heads
-    assert json.loads((run / "config.json").read_text())["verdict"]["hidden"] == 16
+    assert json.loads((run / "config.json").read_text())["heads"]["hidden"] == 16
 
 
 def test_the_threshold_alone_changes_without_training(headed, tmp_path):
     path = tmp_path / "other.safetensors"
-    assert cli(experiments.verdict.main, "--checkpoint", headed, "--out", path, "--verdict.halt", 0.7) == 0
+    assert cli(experiments.verdict.main, "--checkpoint", headed, "--out", path, "--heads.halt", 0.7) == 0
     before, after = pyro_gram.load(headed), pyro_gram.load(path)
-    assert (before.config.verdict.halt, after.config.verdict.halt) == (0.999, 0.7)
-    assert after.config.verdict.hidden == 16
+    assert (before.config.heads.halt, after.config.heads.halt) == (0.999, 0.7)
+    assert after.config.heads.hidden == 16
     weights = after.model.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in before.model.state_dict().items())
 
@@ -97,10 +97,10 @@ def test_a_run_trains_its_own_heads_and_measures_them(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--verdict.hidden", 0], "--verdict.hidden 0 is no heads"),
-        (["--verdict.hidden", 12], "must be a multiple of 2 * verdict.heads = 8"),
+        (["--heads.hidden", 0], "--heads.hidden 0 is no heads"),
+        (["--heads.hidden", 12], "must be a multiple of 2 * heads.attention_heads = 8"),
         (["--out", "heads.pt"], "--out must end in .safetensors"),
-        (["--verdict.halt", 2], "halt must lie between 0 and 1"),
+        (["--heads.halt", 2], "halt must lie between 0 and 1"),
         (["--seed", -1], "--seed must be an integer from 0"),
         (["--out", "/dev/null/heads.safetensors"], "cannot write"),
     ],
@@ -256,7 +256,7 @@ def test_other_widths_and_tempers_change_what_is_drawn(solve):
 
 def test_filtered_trajectories_are_those_that_the_head_trusts(headed, solve):
     solver = pyro_gram.load(headed)
-    solver.model.verdict = StateHeads(200.0)
+    solver.model.heads = StateHeads(200.0)
     plain, filtered = (solver.sample(GRAPHS, num_samples=200, width=w, halt=1) for w in ("independent", "smc"))
     assert filtered.tokens.shape == plain.tokens.shape
     assert filtered.value.mean() > plain.value.mean() + 0.05

@@ -10,7 +10,7 @@ from pyro_gram.system.cli import call
 
 SIZES = {"vertices": 4, "edge_probability": 0.4, "train": 20, "validation": 4, "test": 4}
 TASK = ["--task", "coloring", "--preset", "tiny", *(w for k, v in SIZES.items() for w in (f"--task.{k}", str(v)))]
-FAST = ["--train.batches", "4", "--evaluate.num_samples", "3", "--verdict.hidden", "0"]
+FAST = ["--train.batches", "4", "--evaluate.num_samples", "3", "--heads.hidden", "0"]
 FROM_THE_GUIDE = {"posterior", "posterior_predictive", "log_likelihood", "sample_stats"}
 
 
@@ -56,7 +56,7 @@ def test_a_model_of_one_step_goes_no_deeper(tmp_path, capsys):
 
 def test_heads_of_a_trm_whose_answers_are_drawn_let_it_halt(tmp_path, capsys):
     out = tmp_path / "run"
-    words = ["--model", "trm", "--model.answers", "sampled", "--train.batches", "2", "--evaluate.num_samples", "2"]
+    words = ["--model", "trm", "--model.decoding", "sampled", "--train.batches", "2", "--evaluate.num_samples", "2"]
     assert call(run.main, [*TASK, *words, "--out", str(out)]) == 0
     assert json.loads((out / "results.json").read_text())["head_parameters"] > 0
     (tmp_path / "graph").write_text("CF\n")
@@ -71,10 +71,10 @@ def test_heads_of_a_trm_whose_answers_are_drawn_let_it_halt(tmp_path, capsys):
     [
         ("--prior none --guide amortized", "leaves nothing to infer"),
         ("--model direct --prior gaussian", "has no guidance"),
-        ("--guide mean_field --guide.data 3", "room for 3 pairs (x, y), and the training split has"),
+        ("--guide mean_field --guide.num_pairs 3", "room for 3 pairs (x, y), and the training split has"),
         ("--guide mean_field --train.augment true", "set train.augment to false"),
         ("--prior flow --guide residual", "has no mean to be residual to"),
-        ("--prior discrete --guide.budget 1", "budget needs a Gaussian prior"),
+        ("--prior discrete --guide.max_kl 1", "max_kl needs a Gaussian prior"),
         ("--train.act true", "act needs a model that says which"),
     ],
 )

@@ -36,7 +36,7 @@ def test_every_cell_of_every_table_is_a_run_of_its_own_whose_parts_fit(name):
             assert config.seed == cell.seed
             if preset != "paper":
                 assert (config.train.batches, config.train.minutes) == (0, table.pick("presets", preset)["minutes"])
-                assert config.verdict.hidden == config.temper.transitions == 0
+                assert config.heads.hidden == config.temper.transitions == 0
 
 
 def test_the_papers_numbers_are_of_rows_and_metrics_that_are_shown():
@@ -93,7 +93,7 @@ def test_gram_without_on_policy_training_differs_from_gram_in_that_alone():
     assert {(cell.preset, cell.column) for cell in without} == {("cpu", "nqueens8"), ("cpu", "coloring8")}
     for cell, config in without.items():
         whole = gram[replace(cell, row="gram")]
-        assert differences(config.to_dict(), whole.to_dict()) == ["train.on_policy: 0 then, 16 now"]
+        assert differences(config.to_dict(), whole.to_dict()) == ["train.on_policy_depth: 0 then, 16 now"]
 
 
 @pytest.mark.parametrize("path", sorted((table.HERE / "tables").glob("*.json")), ids=lambda path: path.stem)

@@ -16,7 +16,7 @@ from pyro_gram.runs.run import lock_directory
 from tests.conftest import ROOT
 from tests.experiments.test_run import SMALL, results, rows, run
 
-WORDS = ["--train.evaluate_every", "2", "--train.on_policy", "4", "--train.on_policy_updates", "2"]
+WORDS = ["--train.evaluate_every", "2", "--train.on_policy_depth", "4", "--train.on_policy_updates", "2"]
 
 
 def torchrun(out, *words, restarts=0):

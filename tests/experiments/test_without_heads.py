@@ -14,7 +14,7 @@ from pyro_gram.registry import MODELS
 from tests.conftest import small_config
 from tests.experiments.test_run import SMALL, cli
 
-ONE_STEP = [name for name in MODELS.names() if not hasattr(build(small_config(model_name=name)).model, "verdict")]
+ONE_STEP = [name for name in MODELS.names() if not hasattr(build(small_config(model_name=name)).model, "heads")]
 
 
 def test_these_are_the_baselines_without_heads():
@@ -46,8 +46,8 @@ def test_solving_by_heads_names_the_model_and_what_needs_none(words, headless, t
     line = said_by(capsys, experiments.solve.main, "--checkpoint", path, "--input", tmp_path / "one.g6", *words.split())
     assert f"the model {name} takes no supervision steps whose states halt and value heads could judge" in line
     assert "--select vote" in line
-    assert "--verdict.hidden" not in line  # it would not help
-    assert "verdict.py" not in line
+    assert "--heads.hidden" not in line  # it would not help
+    assert "heads.py" not in line
 
 
 def test_heads_cannot_be_added(headless, capsys):
@@ -70,7 +70,7 @@ def test_a_run_goes_on_without_them_and_says_so(tmp_path, capsys):
         for at, w in enumerate(SMALL)
         if not {"--prior.hidden", "--guide.hidden"} & set(SMALL[max(0, at - 1) : at + 1])
     ]
-    assert cli(experiments.run.main, *small, *words, "--verdict.hidden", 64, "--out", tmp_path / "run") == 0
+    assert cli(experiments.run.main, *small, *words, "--heads.hidden", 64, "--out", tmp_path / "run") == 0
     err = capsys.readouterr().err
     assert "the model autoregressive takes no supervision steps" in err
     assert "it is trained and measured without heads" in err

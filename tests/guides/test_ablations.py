@@ -75,7 +75,7 @@ def test_without_an_inference_network_nothing_of_y_is_told():
 
 
 def test_free_parameters_belong_to_their_pair():
-    case = build_case(guide_name="mean_field", guide={"data": 6})
+    case = build_case(guide_name="mean_field", guide={"num_pairs": 6})
     guide = case.assembly.guide
     guide.train()
     rows = guide.encode(case.x, case.y)
@@ -94,11 +94,11 @@ def test_free_parameters_belong_to_their_pair():
 
 
 def test_the_rows_of_pairs_survive_a_checkpoint():
-    case = build_case(guide_name="mean_field", guide={"data": 6})
+    case = build_case(guide_name="mean_field", guide={"num_pairs": 6})
     guide = case.assembly.guide
     guide.train()
     rows = guide.encode(case.x, case.y)
-    again = build_case(guide_name="mean_field", guide={"data": 6}).assembly.guide
+    again = build_case(guide_name="mean_field", guide={"num_pairs": 6}).assembly.guide
     again.load_state_dict(guide.state_dict())
     again.eval()
     assert (again.encode(case.x, case.y) == rows).all()
@@ -121,7 +121,7 @@ REFUSED = [
         "relaxed codes have no density",
     ),
     ({"guide_name": "mean_field", "guide": {"transitions": 1}}, r"guide.transitions = 1 is less than the 2"),
-    ({"model_name": "looped", "train": {"on_policy": 4}}, r"'looped' answers in one.*train\.on_policy"),
+    ({"model_name": "looped", "train": {"on_policy_depth": 4}}, r"'looped' answers in one.*train\.on_policy"),
 ]
 
 
@@ -138,7 +138,7 @@ def test_every_prior_and_guide_that_make_no_sense_together_are_refused_before_tr
 
 @pytest.mark.parametrize("guide", ["amortized", "additive", "global", "residual"])
 def test_a_budget_holds_for_every_guide_that_has_one(guide):
-    case = build_case(guide_name=guide, guide={"budget": 0.5})
+    case = build_case(guide_name=guide, guide={"max_kl": 0.5})
     for module in (case.assembly.guide, case.assembly.model.prior):
         perturb_(module, 0.3)
     kl = terms(case.assembly.model, case.assembly.guide, case.x, case.y, truncated=False).kl
@@ -153,7 +153,7 @@ def test_parts_that_do_not_belong_together_are_refused_when_they_are_built(names
 
 
 def test_a_guide_that_follows_a_prior_without_gradient_from_somewhere_on_still_has_a_bound():
-    case = build_case(prior_name="mixture", guide={"until": 4})
+    case = build_case(prior_name="mixture", guide={"guided_transitions": 4})
     found = terms(case.assembly.model, case.assembly.guide, case.x, case.y, steps=3, truncated=False)
     assert found.kl.shape == (6, 5)
     assert (found.kl[4:] == 0).all()
@@ -162,9 +162,9 @@ def test_a_guide_that_follows_a_prior_without_gradient_from_somewhere_on_still_h
 
 
 def test_free_parameters_follow_the_prior_where_nothing_is_charged():
-    case = build_case(guide_name="mean_field", guide={"data": 6})
+    case = build_case(guide_name="mean_field", guide={"num_pairs": 6})
     guide = case.assembly.guide
-    assert (guide.first, guide.until) == (1, 2)  # of T = 2, truncated
+    assert (guide.first, guide.guided_transitions) == (1, 2)  # of T = 2, truncated
     guide.train()
     found = terms(case.assembly.model, guide, case.x, case.y, truncated=False)
     assert (found.kl[0] == 0).all()

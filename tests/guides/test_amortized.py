@@ -55,14 +55,16 @@ def test_the_prior_is_not_trained_through_the_budget():
 
 
 def test_a_guide_that_stops_before_training_does_is_refused():
-    with pytest.raises(ConfigError, match="guide.until = 3 is less than the 4 transitions that training makes"):
-        build_small(guide={"until": 3})  # T = 2, N_sup = 2
+    with pytest.raises(
+        ConfigError, match="guide.guided_transitions = 3 is less than the 4 transitions that training makes"
+    ):
+        build_small(guide={"guided_transitions": 3})  # T = 2, N_sup = 2
 
 
 @pytest.mark.parametrize("guide", ["amortized", "replay"])
 @pytest.mark.parametrize("until", [0, 4])
 def test_from_some_transition_on_the_guide_follows_the_prior(guide, until):
-    case = build_case(guide_name=guide, guide={"until": until})
+    case = build_case(guide_name=guide, guide={"guided_transitions": until})
     with torch.no_grad():
         getattr(case.assembly.guide, "inference", case.assembly.guide).head.mlp.down.weight.normal_()
     kl = terms(case.assembly.model, case.assembly.guide, case.x, case.y, steps=3, truncated=False).kl
@@ -71,17 +73,17 @@ def test_from_some_transition_on_the_guide_follows_the_prior(guide, until):
 
 
 def test_a_prior_that_is_no_gaussian_is_refused():
-    case = build_case(guide={"budget": 0.5})
+    case = build_case(guide={"max_kl": 0.5})
     u = torch.zeros(5, *case.assembly.model.h0.shape)
     bent = dist.TransformedDistribution(dist.Normal(u, 1.0), [TanhTransform()]).to_event(2)
     for prior in (dist.Laplace(u, 1.0).to_event(2), bent):
-        with pytest.raises(ConfigError, match="guide.budget needs a Gaussian prior"):
+        with pytest.raises(ConfigError, match="guide.max_kl needs a Gaussian prior"):
             case.assembly.guide.posterior(u, u, prior)
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.05])
 def test_a_guide_keeps_its_budget_at_every_transition(budget):
-    case = build_case(guide={"budget": budget})
+    case = build_case(guide={"max_kl": budget})
     with torch.no_grad():
         case.assembly.guide.head.mlp.down.weight.normal_()
     found = terms(case.assembly.model, case.assembly.guide, case.x, case.y, steps=3, truncated=False).kl

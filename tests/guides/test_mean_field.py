@@ -7,13 +7,13 @@ from pyro_gram.guides.mean_field import _key
 from pyro_gram.errors import ConfigError
 from tests.conftest import build_case
 
-FREE = {"guide_name": "mean_field", "guide": {"data": 8, "initial_scale": 0.3}}
+FREE = {"guide_name": "mean_field", "guide": {"num_pairs": 8, "initial_scale": 0.3}}
 
 
 def test_a_pair_is_answered_by_its_own_row_at_each_transition():
     case = build_case(**FREE | {"guide": {**FREE["guide"], "transitions": 4}})
     guide, u = case.assembly.guide.train(), torch.randn(5, 4, 16)
-    assert (guide.first, guide.until) == (0, 4)
+    assert (guide.first, guide.guided_transitions) == (0, 4)
     assert guide.loc.shape == guide.log_scale.shape == (8, 4, 4, 16)
     rows = guide.encode(case.x, case.y)
     prior = case.assembly.model.prior(u)
@@ -36,7 +36,7 @@ def test_a_pair_is_answered_by_its_own_row_at_each_transition():
 def test_only_the_charged_transition_of_a_truncated_step_has_parameters():
     case = build_case(**FREE, model={"transitions": 3})
     guide, u = case.assembly.guide.train(), torch.randn(5, 4, 16)
-    assert (guide.first, guide.until) == (2, 3)
+    assert (guide.first, guide.guided_transitions) == (2, 3)
     assert guide.loc.shape == (8, 1, 4, 16)
     rows, prior = guide.encode(case.x, case.y), case.assembly.model.prior(u)
     assert all(guide.at_transition(t, u, rows, prior) is prior for t in (0, 1, 3))

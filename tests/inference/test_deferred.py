@@ -46,7 +46,7 @@ def test_every_head_is_computed_where_all_are_charged_or_the_prior_draws(truncat
 LOOKING = [  # guides that read the prior, and one that does not
     {},
     {"guide_name": "residual"},
-    {"guide": {"budget": 0.5}},
+    {"guide": {"max_kl": 0.5}},
     {"prior_name": "noise_only"},
     {"prior_name": "noise_only", "guide_name": "residual"},
 ]

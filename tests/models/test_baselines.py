@@ -82,7 +82,11 @@ def test_its_log_likelihood_needs_no_monte_carlo():
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("mdlm", {}), ("d3pm", {"kind": "absorbing", "times": 8}), ("d3pm", {"kind": "uniform", "times": 8})],
+    [
+        ("mdlm", {}),
+        ("d3pm", {"kind": "absorbing", "diffusion_steps": 8}),
+        ("d3pm", {"kind": "uniform", "diffusion_steps": 8}),
+    ],
 )
 def test_a_diffusion_bound_is_below_the_log_probability_of_what_it_draws(name, settings):
     case = of(name, model=settings)
@@ -100,7 +104,7 @@ def test_a_diffusion_bound_is_below_the_log_probability_of_what_it_draws(name, s
 
 @pytest.mark.parametrize("kind", ["absorbing", "uniform"])
 def test_d3pms_backward_step_is_bayes_rule_over_its_transition_matrices(kind):
-    case = of("d3pm", model={"kind": kind, "times": 6})
+    case = of("d3pm", model={"kind": kind, "diffusion_steps": 6})
     model = case.assembly.model
     classes = len(model.stationary)
     kept = model.kept
@@ -246,7 +250,11 @@ def _state(trace):
 
 
 def test_the_two_naive_stochastic_trms_are_stochastic_where_they_say():
-    plain, sampled, random = of("trm"), of("trm", model={"answers": "sampled"}), of("trm", model={"start": "random"})
+    plain, sampled, random = (
+        of("trm"),
+        of("trm", model={"decoding": "sampled"}),
+        of("trm", model={"initial_state": "random"}),
+    )
     for case in (sampled, random):
         case.assembly.model.load_state_dict(plain.assembly.model.state_dict())
     rolled = {n: rollout(c.assembly.model, plain.x, num_samples=200, depth=2) for n, c in

@@ -115,7 +115,7 @@ def test_what_mdlm_uncovers_first_follows_its_network():
     torch.testing.assert_close(share, p, atol=0.03, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "settings"), [("mdlm", {}), ("d3pm", {"times": 3})])
+@pytest.mark.parametrize(("name", "settings"), [("mdlm", {}), ("d3pm", {"diffusion_steps": 3})])
 def test_a_diffusion_program_holds_a_factor_in_training_and_a_draw_otherwise(name, settings):
     case, model = noted(name, **settings)
     pyro.set_rng_seed(1)
@@ -178,7 +178,7 @@ def before(kind, T, t, clean, corrupted):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_d3pms_schedule_and_stationary_distribution_are_the_papers(kind):
-    _, model = noted("d3pm", kind=kind, times=6)
+    _, model = noted("d3pm", kind=kind, diffusion_steps=6)
     torch.testing.assert_close(model.kept, torch.tensor(schedule(kind, 6)), atol=1e-6, rtol=0)
     expected = [1 / 3] * 3 if kind == "uniform" else [0.0, 0.0, 0.0, 1.0]
     torch.testing.assert_close(model.stationary, torch.tensor(expected))
@@ -192,7 +192,7 @@ def test_d3pms_schedule_and_stationary_distribution_are_the_papers(kind):
 @pytest.mark.parametrize(("share", "t"), [(0.0, 1), (0.3, 2), (0.5, 4), (0.999, 6)])
 def test_d3pms_loss_is_t_times_the_kl_of_one_backward_step(monkeypatch, kind, share, t):
     T = 6
-    case, model = noted("d3pm", kind=kind, times=T)
+    case, model = noted("d3pm", kind=kind, diffusion_steps=T)
     at_times(monkeypatch, d3pm, torch.tensor(share))
     y = case.y[:, None].expand(5, 60, 4)
     loss = model.loss(torch.zeros(5, 60, 4, 16), y)
@@ -215,7 +215,7 @@ def test_d3pms_loss_is_t_times_the_kl_of_one_backward_step(monkeypatch, kind, sh
 
 
 def test_d3pms_auxiliary_loss_is_the_cross_entropy_of_the_clean_answer_and_trains_alone(monkeypatch):
-    case, model = noted("d3pm", times=6, auxiliary=0.25)
+    case, model = noted("d3pm", diffusion_steps=6, auxiliary_weight=0.25)
     at_times(monkeypatch, d3pm, torch.tensor(0.5))
     assert "auxiliary" not in poutine.trace(model).get_trace(case.x, case.y).nodes
     model.train()
@@ -229,7 +229,7 @@ def test_d3pms_auxiliary_loss_is_the_cross_entropy_of_the_clean_answer_and_train
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_draw_of_d3pm_goes_back_through_every_time(kind):
     T = 5
-    _, model = noted("d3pm", kind=kind, times=T)
+    _, model = noted("d3pm", kind=kind, diffusion_steps=T)
     tokens, log_p = model.draw(torch.zeros(400, 4, 16))
     calls = list(model.denoiser.calls)
     assert [time.unique().item() for _, time in calls] == pytest.approx([t / T for t in range(T, 0, -1)])

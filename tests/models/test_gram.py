@@ -200,7 +200,7 @@ def test_heads_judge_an_answer_that_is_not_given_without_gradient_into_the_state
             seen.append((h, e_x, probabilities))
             return h.mean((-1, -2)), e_x.mean((-1, -2))
 
-    model.verdict = Heads()
+    model.heads = Heads()
     assert not {"halt", "value"} & set(poutine.trace(model).get_trace(case.x, case.y).nodes)
     trace = poutine.trace(model).get_trace(case.x)
     ((h, e_x, probabilities),) = seen

@@ -90,13 +90,13 @@ def test_no_prior_is_the_program_conditioned_on_no_guidance_which_is_a_plain_rec
 
 def test_student_t_jumps_farther_than_a_gaussian_of_its_scale():
     u = torch.randn(200, L, D)
-    p = prior_of("student_t", freedom=3.0)(u)
+    p = prior_of("student_t", degrees_of_freedom=3.0)(u)
     far = ((p.sample() - p.base_dist.loc) / p.base_dist.scale).abs() > 4
     assert 0.005 < far.float().mean() < 0.1  # of a Gaussian, 0.00006
 
 
 def test_the_density_of_a_student_t_is_scipys():
-    prior, u = prior_of("student_t", freedom=3.0), torch.randn(5, L, D)
+    prior, u = prior_of("student_t", degrees_of_freedom=3.0), torch.randn(5, L, D)
     p, (loc, scale) = prior(u), prior.head(u)
     value = torch.randn(5, L, D)
     z = ((value - loc) / scale).detach().double().numpy()
@@ -312,7 +312,7 @@ def test_relaxed_draws_are_soft_in_training_and_hard_in_roll_outs():
 
 
 def test_discrete_guidance_is_spread_so_that_no_kl_is_infinite():
-    prior = prior_of("discrete", groups=2, classes=4, uniform=0.04)
+    prior = prior_of("discrete", groups=2, classes=4, uniform_mix=0.04)
     with torch.no_grad():
         prior.head.mlp.down.weight.mul_(1e4)
     assert prior(torch.randn(5, L, D)).logits.exp().min() >= 0.0099
@@ -320,11 +320,11 @@ def test_discrete_guidance_is_spread_so_that_no_kl_is_infinite():
 
 def test_a_code_has_its_share_of_the_softmax_and_of_the_uniform():
     raw = torch.randn(5, L, 2, 4)
-    p = CodeFamily(2, 4, temperature=0.7, uniform=0.2).distribution(raw)
+    p = CodeFamily(2, 4, temperature=0.7, uniform_mix=0.2).distribution(raw)
     torch.testing.assert_close(p.logits.exp(), 0.8 * raw.softmax(-1) + 0.05)
     assert p.temperature == 0.7
     assert (p.batch_shape, p.event_shape) == ((5,), (L, 8))
-    around = CodeFamily(2, 4, uniform=0.2).around(p, raw)
+    around = CodeFamily(2, 4, uniform_mix=0.2).around(p, raw)
     torch.testing.assert_close(around.logits.exp(), 0.8 * (p.logits + raw).softmax(-1) + 0.05)
 
 

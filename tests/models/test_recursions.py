@@ -120,7 +120,7 @@ def test_hrms_target_of_going_on_has_no_gradient_and_no_sites():
 
 
 def test_z0_of_a_random_start_is_standard_normal_for_every_trajectory():
-    case = build_case(model_name="trm", model={"start": "random"})
+    case = build_case(model_name="trm", model={"initial_state": "random"})
     with pyro.plate("trajectories", 300, dim=-2):
         trace = poutine.trace(case.assembly.model).get_trace(case.x)
     for name in ("z0_h", "z0_l"):
@@ -131,7 +131,7 @@ def test_z0_of_a_random_start_is_standard_normal_for_every_trajectory():
         assert abs(site["value"].std() - 1) < 0.02
     assert trace.nodes["h"]["value"].shape == (300, 5, 4, 16)
     assert "drawn" not in trace.nodes["y"]["infer"]
-    sampled = build_case(model_name="trm", model={"answers": "sampled"})
+    sampled = build_case(model_name="trm", model={"decoding": "sampled"})
     assert poutine.trace(sampled.assembly.model).get_trace(sampled.x).nodes["y"]["infer"]["drawn"]
 
 

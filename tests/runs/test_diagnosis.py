@@ -237,7 +237,7 @@ def test_a_damaged_log_is_told(few, tmp_path, capsys):
         assert "cannot be read as lines of JSON" in capsys.readouterr().err
 
 
-TINY = ["--task", "coloring", "--preset", "tiny", "--verdict.hidden", "0"]
+TINY = ["--task", "coloring", "--preset", "tiny", "--heads.hidden", "0"]
 RECIPES = {
     # Of five vertices chance alone gets many right.
     "leaking": ["--beta.start", "0.01", "--beta.target", "0", "--task.vertices", "6"],
@@ -245,7 +245,7 @@ RECIPES = {
     # What repairs the prior where the guide does not go, as in the cpu presets.
     "good": [
         *("--train.batches", "300", "--beta.target", "0.5", "--evaluate.depth", "8"),
-        *("--train.on_policy", "8", "--train.on_policy_updates", "2"),
+        *("--train.on_policy_depth", "8", "--train.on_policy_updates", "2"),
     ],
 }  # fmt: skip
 

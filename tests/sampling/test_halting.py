@@ -74,12 +74,12 @@ def test_chunks_of_halting_trajectories_keep_their_shape_and_repeat():
 def test_a_halt_needs_heads_a_probability_and_no_history():
     case = build_case()
     model = case.assembly.model
-    with pytest.raises(ConfigError, match="no heads to halt by: train with --verdict.hidden"):
+    with pytest.raises(ConfigError, match="no heads to halt by: train with --heads.hidden"):
         rollout(model, case.x, num_samples=1, depth=1, halt=0.5)
     for halt in (-0.1, 1.1, float("nan")):
         with pytest.raises(UserError, match="halt is a probability"):
             rollout(model, case.x, num_samples=1, depth=1, halt=halt)
-    model.verdict = StateHeads()
+    model.heads = StateHeads()
     with pytest.raises(UserError, match="leave out halt and width"):
         rollout(model, case.x, num_samples=1, depth=1, halt=0.5, history=True)
 
@@ -105,10 +105,10 @@ def test_prefixes_and_transitions_halt_alike(changes):
     model = case.assembly.model
     wide = TemperConfig(scale=4.0, transitions=3)
     never = rollout(model, case.x, num_samples=6, depth=3, seed=2, temper=wide)
-    model.verdict.shift = -50.0
+    model.heads.shift = -50.0
     unsure = rollout(model, case.x, num_samples=6, depth=3, seed=2, temper=wide, halt=0.9)
     assert torch.equal(never.tokens, unsure.tokens)
-    model.verdict.shift = 0.0
+    model.heads.shift = 0.0
     halted = rollout(model, case.x, num_samples=6, depth=3, seed=2, temper=wide, halt=0.9, width=Width("sobol"))
     assert halted.tokens.shape == never.tokens.shape
     assert 1 <= halted.steps.min() < halted.steps.max() <= 3
@@ -122,7 +122,7 @@ def test_a_halt_of_1_is_never_even_for_a_head_that_is_certain():
 
 def test_heads_that_the_program_never_asks_are_named():
     case = build_case(model_name="tests.inference.test_halting:Silent")
-    case.assembly.model.verdict = StateHeads()
+    case.assembly.model.heads = StateHeads()
     with pytest.raises(ConfigError, match="no site 'halt'"):
         rollout(case.assembly.model, case.x, num_samples=2, depth=2, halt=0.5)
 

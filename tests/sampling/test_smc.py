@@ -28,7 +28,7 @@ class Two(torch.nn.Module):
 @pytest.mark.parametrize("power", [1.0, 2.5])
 def test_without_resampling_a_weight_is_the_power_of_the_potential(potential, power):
     case = build_case(model={"transitions": 1})
-    case.assembly.model.verdict = Two()
+    case.assembly.model.heads = Two()
     config = SMCConfig(potential, power=power, threshold=0.0)
     filtered = smc(case.assembly.model, case.x, num_samples=6, depth=3, seed=2, config=config)
     assert not filtered.resampled.any()

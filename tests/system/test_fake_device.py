@@ -14,7 +14,7 @@ from tests.conftest import build_small, program_names
 from tests.experiments.test_run import SMALL, cli
 from tests.fake_device import FakeDeviceTensor, fake_device
 
-LONGER = ["--train.batches", 6, "--train.on_policy", 4, "--train.on_policy_after", 0.5]
+LONGER = ["--train.batches", 6, "--train.on_policy_depth", 4, "--train.on_policy_after", 0.5]
 
 
 def trained(device, **names):

@@ -106,7 +106,7 @@ def test_a_model_that_its_file_does_not_hold_is_refused_before_it_takes_memory(c
 
 
 def test_so_are_heads(model_file):  # noqa: F811
-    rewrite(model_file, lambda header: header["config"]["verdict"].update(hidden=2**40, heads=2))
+    rewrite(model_file, lambda header: header["config"]["heads"].update(hidden=2**40, heads=2))
     with pytest.raises(CheckpointError, match="they describe no model that can be built"):
         load_model(model_file)
 

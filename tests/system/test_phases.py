@@ -19,8 +19,8 @@ from pyro_gram.training.pace import Pace, seconds_left
 from tests.conftest import build_case, small_config
 from tests.experiments.test_run import SMALL, cli
 
-HEADS = {"hidden": 16, "heads": 2, "layers": 1, "rounds": 3, "trajectories": 16}
-HEADED = [word for name, value in HEADS.items() for word in (f"--verdict.{name}", value)]
+HEADS = {"hidden": 16, "attention_heads": 2, "layers": 1, "rounds": 3, "trajectories": 16}
+HEADED = [word for name, value in HEADS.items() for word in (f"--heads.{name}", value)]
 
 
 def begun(config, out):
@@ -80,7 +80,7 @@ def test_what_is_left_of_training_follows_the_pace_so_far():
 
 
 def test_what_is_left_of_training_knows_that_the_end_is_slower():
-    c = {"on_policy": 16, "on_policy_after": 0.5, "evaluate_every": 100, "pace": Pace(1.0, 3.0, 0.0)}
+    c = {"on_policy_depth": 16, "on_policy_after": 0.5, "evaluate_every": 100, "pace": Pace(1.0, 3.0, 0.0)}
     assert seconds_left(of(0, 10, **c), 0, 0.0) == 25.0
     assert seconds_left(of(5, 10, **c), 0, 10.0) == 40.0  # half as fast as it was measured
 
@@ -89,24 +89,24 @@ def test_what_is_left_of_training_knows_that_the_end_is_slower():
 
 
 def test_the_time_of_heads_is_measured_on_a_copy():
-    assembly = build_case(verdict=HEADS).assembly
+    assembly = build_case(heads=HEADS).assembly
     state = torch.get_rng_state()
     before = {name: p.clone() for name, p in assembly.model.state_dict().items()}
     assert seconds_of_heads(assembly, depth=2) > 0
     assert torch.equal(torch.get_rng_state(), state)
-    assert assembly.model.verdict is None
+    assert assembly.model.heads is None
     assert all(torch.equal(p, before[name]) for name, p in assembly.model.state_dict().items())
 
 
 def test_the_time_of_heads_is_that_of_all_rounds(monkeypatch):
-    assembly = build_case(verdict=HEADS).assembly
+    assembly = build_case(heads=HEADS).assembly
     ticks = iter(range(100))
     monkeypatch.setattr("pyro_gram.runs.heads.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     assert seconds_of_heads(assembly, depth=2) == HEADS["rounds"]
 
 
 def test_the_time_of_the_evaluation_is_that_of_its_trajectories_at_the_pace_of_a_look(tmp_path, monkeypatch):
-    with begun(small_config(verdict=HEADS, evaluate={"num_samples": 5}), tmp_path / "run") as run:
+    with begun(small_config(heads=HEADS, evaluate={"num_samples": 5}), tmp_path / "run") as run:
         ticks = iter((10.0, 16.0))
         monkeypatch.setattr("pyro_gram.runs.monitor.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
         timed_look(run)
@@ -118,11 +118,11 @@ def test_the_time_of_the_evaluation_is_that_of_its_trajectories_at_the_pace_of_a
 @pytest.mark.parametrize(
     "changes",
     [
-        {"verdict": HEADS},
+        {"heads": HEADS},
         {"model_name": "autoregressive"},
         {"model_name": "mdlm"},
         {"task_name": "sudoku_uncond"},
-        {"task_name": "arc", "verdict": HEADS},
+        {"task_name": "arc", "heads": HEADS},
         {"task_name": "coloring", "evaluate": {"inputs": 2, "num_samples": 3}},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
@@ -183,7 +183,7 @@ def test_a_terminal_has_a_bar_for_each_phase_with_the_end_of_all(tmp_path, monke
 
 
 def test_the_estimate_changes_no_weight(tmp_path):
-    config = small_config(verdict=HEADS)
+    config = small_config(heads=HEADS)
     ends = []
     for name in ("planned", "plain"):
         torch.manual_seed(5)
@@ -197,7 +197,7 @@ def test_the_estimate_changes_no_weight(tmp_path):
 
 
 def test_a_model_without_heads_has_two_phases(tmp_path, capsys):
-    config = small_config(model_name="autoregressive", verdict=HEADS)
+    config = small_config(model_name="autoregressive", heads=HEADS)
     with begun(replace(config, seed=3), tmp_path / "run") as run:
         capsys.readouterr()
         plan(run)

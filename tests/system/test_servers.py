@@ -70,7 +70,7 @@ def test_threads_get_the_answers_of_their_seeds_a_thousand_times(solver):
 
 
 def test_requests_that_are_weighed_disturb_no_others(solver):
-    headed = small_config(verdict={"hidden": 16, "heads": 2, "layers": 1})
+    headed = small_config(heads={"hidden": 16, "attention_heads": 2, "layers": 1})
     assembly = build(headed)
     attach(assembly.model, assembly.task, headed)
     wise = Solver(headed, assembly.task, assembly.model, assembly.guide)

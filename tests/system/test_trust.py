@@ -62,7 +62,7 @@ SCRIPTS = {
     sample: ["--out", "x.npz"],
     diagnose: [],
     scaling: [],
-    verdict: ["--verdict.hidden", 8],
+    verdict: ["--heads.hidden", 8],
     selection: ["--out", "x.json"],
     filtering: ["--out", "x.json"],
     amortization: ["--out", "x.json"],

@@ -155,7 +155,7 @@ def test_the_training_stream_holds_no_held_out_input():
 
 
 def test_beyond_enumeration_each_input_has_one_known_solution():
-    task = make(size=14, solutions=200, most=5)
+    task = make(size=14, solutions=200, max_queens=5)
     for split in ("train", "validation", "test"):
         puzzles = task.split(split)
         assert not puzzles.complete
@@ -216,8 +216,8 @@ def test_each_kind_of_bad_input_has_its_own_message(text, message):
     [
         ({"size": 3}, "size must lie between 4 and 64"),
         ({"layout": "matrix"}, "layout"),
-        ({"fewest": 4, "most": 3}, "most must lie between 4 and 8"),
-        ({"most": 9}, "most must lie between 1 and 8"),
+        ({"min_queens": 4, "max_queens": 3}, "max_queens must lie between 4 and 8"),
+        ({"max_queens": 9}, "max_queens must lie between 1 and 8"),
         ({"validation": 0}, "validation"),
     ],
 )

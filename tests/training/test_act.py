@@ -71,7 +71,7 @@ def test_a_model_that_never_halts_is_refused():
     with pytest.raises(ConfigError, match=r"act needs a model that says which.*'halted'"):
         make_trainer(build_small(), act=True).rehearse()
     with pytest.raises(ConfigError, match="no on-policy part"):
-        make_trainer(build_small(model_name="trm"), act=True, on_policy=4)
+        make_trainer(build_small(model_name="trm"), act=True, on_policy_depth=4)
 
 
 def test_a_program_without_the_site_is_named():

@@ -6,7 +6,7 @@ from pyro_gram.training.beta_schedule import BetaConfig, BetaController
 
 
 def test_beta_rises_under_the_target_of_the_running_mean_and_falls_over_it():
-    config = BetaConfig(start=0.5, target=1.0, rise=1.5, fall=0.8, smoothing=0.75, most=2.0)
+    config = BetaConfig(start=0.5, target=1.0, raise_factor=1.5, lower_factor=0.8, smoothing=0.75, max=2.0)
     beta, mean, value = BetaController(config), None, 0.5
     for reconstruction in (2.0, 0.4, 0.0, 0.0, 0.1, 0.0, 0.2, 8.0, 3.0, 0.0, 1.0):
         beta.update(reconstruction)
@@ -18,7 +18,7 @@ def test_beta_rises_under_the_target_of_the_running_mean_and_falls_over_it():
 
 
 def test_a_running_mean_at_the_target_is_not_under_it():
-    beta = BetaController(BetaConfig(start=1.0, target=0.5, rise=2.0, fall=0.5, smoothing=0.0, most=8.0))
+    beta = BetaController(BetaConfig(start=1.0, target=0.5, raise_factor=2.0, lower_factor=0.5, smoothing=0.0, max=8.0))
     beta.update(0.25)
     assert beta.value == 2.0
     beta.update(0.5)
@@ -32,14 +32,14 @@ def test_beta_is_constant_without_a_target_and_never_less_than_its_start():
     constant = BetaController(BetaConfig(start=3.0, target=0.0))
     constant.update(0.0)
     assert (constant.value, constant.mean) == (3.0, 0.0)
-    least = BetaController(BetaConfig(start=30.0, target=0.3, most=20.0))
+    least = BetaController(BetaConfig(start=30.0, target=0.3, max=20.0))
     least.update(0.0)
     assert least.value == 30.0
     assert BetaController(BetaConfig()).value == 1.0
 
 
 def test_in_the_quiet_part_beta_is_the_most_and_nothing_is_noted():
-    beta = BetaController(BetaConfig(start=0.5, target=1.0, most=4.0, quiet=0.25))
+    beta = BetaController(BetaConfig(start=0.5, target=1.0, max=4.0, silent_fraction=0.25))
     assert beta.value == 4.0
     for done in (0.0, 0.2):
         beta.begin(done)

@@ -84,7 +84,7 @@ def test_no_steps_further_is_where_the_trajectories_are():
 
 def test_a_batch_of_the_on_policy_part_makes_more_updates_at_the_rate_of_its_last_step():
     trainer = make_trainer(
-        build_small(), batches=4, supervision_steps=3, on_policy=4, on_policy_updates=2, on_policy_after=0.5
+        build_small(), batches=4, supervision_steps=3, on_policy_depth=4, on_policy_updates=2, on_policy_after=0.5
     )
     rates = []
     step = trainer.alone.step
@@ -106,7 +106,7 @@ def test_its_updates_follow_the_prior_from_every_depth_towards_solutions_of_othe
 
     monkeypatch.setattr(training, "prior_end", spy)
     trainer = make_trainer(
-        build_small(), batches=40, supervision_steps=2, on_policy=4, on_policy_updates=2, on_policy_after=0.0
+        build_small(), batches=40, supervision_steps=2, on_policy_depth=4, on_policy_updates=2, on_policy_after=0.0
     )
     step = trainer.alone.step
     trainer.alone.step = lambda x, y, state, **kwargs: (calls.append((x, y, state)), step(x, y, state, **kwargs))[1]
@@ -124,7 +124,7 @@ def test_its_updates_follow_the_prior_from_every_depth_towards_solutions_of_othe
 
 
 def test_no_inference_network_takes_part():
-    trainer = make_trainer(build_small(), batches=9, on_policy=2, on_policy_updates=2)
+    trainer = make_trainer(build_small(), batches=9, on_policy_depth=2, on_policy_updates=2)
     trainer._supervise_on_policy(Inside())
     assert not trainer.elbo.terms.kl.any()
     moments = {name for name in trainer.optim.get_state() if name.endswith("/exp_avg")}
@@ -135,7 +135,7 @@ def test_no_inference_network_takes_part():
 
 def test_only_what_the_guide_made_is_reported_and_moves_beta():
     trainer = make_trainer(
-        build_small(), batches=1, supervision_steps=2, on_policy=2, on_policy_updates=2, on_policy_after=0.0
+        build_small(), batches=1, supervision_steps=2, on_policy_depth=2, on_policy_updates=2, on_policy_after=0.0
     )
     supervise, terms = trainer._supervise, []
     trainer._supervise = lambda *a: (terms.append(supervise(*a)), terms[-1])[1]
@@ -151,7 +151,7 @@ def test_where_the_clock_ends_the_run_it_begins_after_its_share_of_the_minutes()
         batches=0,
         minutes=1.0,
         supervision_steps=1,
-        on_policy=1,
+        on_policy_depth=1,
         on_policy_updates=1,
         on_policy_after=0.5,
     )
@@ -168,7 +168,7 @@ def test_trajectories_so_trained_end_right_more_often_than_those_trained_under_t
     right = {}
     for on_policy in (True, False):
         pyro.set_rng_seed(0)
-        trainer = make_trainer(build_small(), batches=400, supervision_steps=2, on_policy=4, on_policy_updates=2)
+        trainer = make_trainer(build_small(), batches=400, supervision_steps=2, on_policy_depth=4, on_policy_updates=2)
         for trainer.number in range(250):
             torch.manual_seed(trainer.number)
             if on_policy and trainer.number >= 100:
@@ -183,20 +183,22 @@ def test_trajectories_so_trained_end_right_more_often_than_those_trained_under_t
 
 def test_what_cannot_be_trained_on_policy_is_said_before_training():
     with pytest.raises(ConfigError, match="needs a task with inputs"):
-        make_trainer(build_small(task_name="sudoku_uncond"), on_policy=2, on_policy_updates=2)
+        make_trainer(build_small(task_name="sudoku_uncond"), on_policy_depth=2, on_policy_updates=2)
     with pytest.raises(ConfigError, match="needs every solution of every input"):
         make_trainer(
-            build_small(task_name="nqueens", task={"size": 13, "solutions": 200, "validation": 8}), on_policy=4
+            build_small(task_name="nqueens", task={"size": 13, "solutions": 200, "validation": 8}), on_policy_depth=4
         )
-    with pytest.raises(ConfigError, match="train.on_policy_updates = 4 steps do not fit into train.on_policy = 2"):
-        TrainConfig(on_policy=2)
+    with pytest.raises(
+        ConfigError, match="train.on_policy_updates = 4 steps do not fit into train.on_policy_depth = 2"
+    ):
+        TrainConfig(on_policy_depth=2)
     case = build_case()
     with pytest.raises(ConfigError, match="needs batches that know every solution"):
         Trainer(
             case.assembly.model,
             case.assembly.guide,
             lambda number: (case.x, case.y),
-            TrainConfig(on_policy=1, on_policy_updates=1),
+            TrainConfig(on_policy_depth=1, on_policy_updates=1),
             OptimConfig(),
             BetaConfig(),
         )

@@ -8,7 +8,7 @@ from torch import nn
 
 from pyro_gram.training.optimizer import EMBEDDING, OptimConfig, TorchOptim, hidden_matrices
 
-CONFIG = OptimConfig(lr=0.03, weight_decay=0.2, beta1=0.8, beta2=0.9, clip=0.7, warmup=4, final=0.25)
+CONFIG = OptimConfig(lr=0.03, weight_decay=0.2, beta1=0.8, beta2=0.9, clip=0.7, warmup=4, min_lr_ratio=0.25)
 
 
 class Net(nn.Module):
@@ -26,7 +26,7 @@ class Net(nn.Module):
 @pytest.mark.parametrize(("warmup", "update", "rising"), [(4, 0, 0.25), (4, 2, 0.75), (4, 3, 1), (4, 9, 1), (0, 0, 1)])
 @pytest.mark.parametrize("done", [0.0, 0.25, 0.5, 1.0, 1.2])
 def test_the_rate_rises_linearly_and_falls_along_a_half_cosine(warmup, update, rising, done):
-    config = OptimConfig(lr=2.0, warmup=warmup, final=0.25)
+    config = OptimConfig(lr=2.0, warmup=warmup, min_lr_ratio=0.25)
     falling = 0.25 + 0.75 * (1 + math.cos(math.pi * min(done, 1))) / 2
     assert config.rate(update, done) == pytest.approx(2.0 * rising * falling)
 
@@ -86,7 +86,7 @@ def test_the_check_sees_the_norm_before_clipping_and_may_refuse():
 def test_muons_matrices_lie_between_the_embeddings_and_the_logits():
     net = Net()
     assert hidden_matrices({"net": net}) == ["net.core.weight"]
-    optim = TorchOptim({"net": net}, OptimConfig(matrices="muon", lr=0.1, weight_decay=0.3))
+    optim = TorchOptim({"net": net}, OptimConfig(hidden_optimizer="muon", lr=0.1, weight_decay=0.3))
     assert [len(o.param_groups[0]["params"]) for o in optim.optimizers] == [5, 1]
     adamw, muon = optim.optimizers
     assert isinstance(muon, torch.optim.Muon)
@@ -100,7 +100,7 @@ def test_muons_matrices_lie_between_the_embeddings_and_the_logits():
 
 @pytest.mark.parametrize("matrices", ["adamw", "muon"])
 def test_an_optimizer_that_takes_back_its_state_goes_on_as_the_other(matrices):
-    config = OptimConfig(**{**vars(CONFIG), "matrices": matrices})
+    config = OptimConfig(**{**vars(CONFIG), "hidden_optimizer": matrices})
     net, other = Net(), Net()
     optim, again = TorchOptim({"net": net}, config), TorchOptim({"net": other}, config)
     x = torch.randn(5, 3)

@@ -20,7 +20,7 @@ from pyro_gram.training.trainer import Trainer
 from tests.conftest import small_config
 from tests.test_checkpoint import rewrite
 
-RECIPE = {"supervision_steps": 2, "on_policy": 3, "on_policy_updates": 2, "on_policy_after": 0.6}
+RECIPE = {"supervision_steps": 2, "on_policy_depth": 3, "on_policy_updates": 2, "on_policy_after": 0.6}
 UPDATE, ON_POLICY = 1.0, 3.0  # seconds that the slow clock counts for an update of each kind
 FITTING = 14  # batches in a minute of it: 14 x 2 x 1 s, and the last 5 of them 2 x 3 s more, are 58 s; 15 are 66 s
 
@@ -56,7 +56,9 @@ def clock(monkeypatch):
 
 def config_of(**train):
     return small_config(
-        train={"batches": 50, "minutes": 1.0, **RECIPE, **train}, optim={"final": 0.1}, beta={"quiet": 0.3}
+        train={"batches": 50, "minutes": 1.0, **RECIPE, **train},
+        optim={"min_lr_ratio": 0.1},
+        beta={"silent_fraction": 0.3},
     )
 
 
@@ -209,7 +211,7 @@ def test_what_cannot_be_trained_is_said_by_training(clock):
 
 
 def test_the_number_that_fits_is_the_greatest():
-    speed = Pace(batch=0.9, on_policy=0.7, look=2.3)
+    speed = Pace(batch=0.9, on_policy_depth=0.7, look=2.3)
     for on_policy, every, number, elapsed in itertools.product((0, 4), (1, 7, 500), (0, 5, 40), (0.0, 9.0)):
         config = TrainConfig(batches=200, minutes=1.0, on_policy=on_policy, on_policy_after=0.8, evaluate_every=every)
         lengths = [speed.seconds(config, n, number) for n in range(number, 201)]
@@ -220,9 +222,9 @@ def test_the_number_that_fits_is_the_greatest():
 
 
 def test_however_slow_the_machine_the_on_policy_part_has_a_batch():
-    config = TrainConfig(batches=2000, minutes=15.0, on_policy=16, on_policy_after=0.92)
+    config = TrainConfig(batches=2000, minutes=15.0, on_policy_depth=16, on_policy_after=0.92)
     least = batches_that_fit(Pace(1e6, 1e6, 1e6), config)
     assert least == least_batches(config) == 13
     assert (least - 1) / least >= config.on_policy_after
-    assert batches_that_fit(Pace(1e6, 1e6, 1e6), TrainConfig(batches=5, minutes=15.0, on_policy=16)) == 2
+    assert batches_that_fit(Pace(1e6, 1e6, 1e6), TrainConfig(batches=5, minutes=15.0, on_policy_depth=16)) == 2
     assert batches_that_fit(Pace(1e6, 0.0, 1e6), TrainConfig(batches=5, minutes=15.0)) == 1

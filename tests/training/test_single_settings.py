@@ -90,7 +90,7 @@ def test_an_additive_guide_adds_what_it_knows_of_y():
 
 
 def test_a_mean_field_guide_has_a_row_and_parameters_for_each_pair():
-    case = build_case(guide_name="mean_field", guide={"data": 9})
+    case = build_case(guide_name="mean_field", guide={"num_pairs": 9})
     guide = case.assembly.guide
     assert {"loc", "log_scale"} <= dict(guide.named_parameters()).keys()
     guide.train()
@@ -208,7 +208,7 @@ def test_a_trainer_refuses_a_speed_that_the_device_has_not():
 def test_a_faster_on_policy_batch_is_no_time_won(monkeypatch):
     times = iter([2.0, 1.0])
     monkeypatch.setattr(pace, "_timed_batches", lambda trial, config: next(times))
-    found = pace.measure_pace(make_trainer(on_policy=2, on_policy_updates=1))
+    found = pace.measure_pace(make_trainer(on_policy_depth=2, on_policy_updates=1))
     assert (found.batch, found.on_policy) == (2.0, 0.0)
 
 
@@ -243,7 +243,7 @@ def test_targets_are_drawn_by_their_likelihood():
 
 
 def test_a_run_without_on_policy_updates_takes_no_time_for_them():
-    config = replace(make_trainer().config, on_policy=0, evaluate_every=10)
+    config = replace(make_trainer().config, on_policy_depth=0, evaluate_every=10)
     assert Pace(1.0, 100.0, 0.0).seconds(config, 7) == 7
 
 
@@ -411,7 +411,7 @@ def test_beta_may_watch_the_reconstruction_of_the_last_step(monkeypatch):
 
 
 def test_no_time_is_behind_a_run_that_begins():
-    config = replace(make_trainer().config, batches=1000, minutes=1.0, on_policy=0, evaluate_every=10_000)
+    config = replace(make_trainer().config, batches=1000, minutes=1.0, on_policy_depth=0, evaluate_every=10_000)
     assert batches_that_fit(Pace(0.1, 0.0, 0.0), config) == 600
 
 

@@ -101,7 +101,9 @@ def test_all_is_compiled_before_the_clock_starts(graphs, monkeypatch, transition
 
     monkeypatch.setattr(training, "products_in", on_tensor_cores)
     size = {"transitions": transitions, "truncated": True}
-    trainer = trainer_of(compile=True, precision=precision, model=size, batches=2, supervision_steps=3, on_policy=4)
+    trainer = trainer_of(
+        compile=True, precision=precision, model=size, batches=2, supervision_steps=3, on_policy_depth=4
+    )
     trainer.rehearse()
     assert graphs == []
     trainer.prepare()

@@ -191,7 +191,7 @@ def test_optimizer_clips_the_global_norm():
 
 
 def test_learning_rate_warms_up_and_falls():
-    config = OptimConfig(lr=1.0, warmup=10, final=0.1)
+    config = OptimConfig(lr=1.0, warmup=10, min_lr_ratio=0.1)
     assert config.rate(0, 0.0) == pytest.approx(0.1)
     assert config.rate(9, 0.009) == pytest.approx(1.0, abs=1e-3)
     assert config.rate(100, 1.0) == pytest.approx(0.1)
@@ -238,14 +238,14 @@ def test_beta_waits_for_the_constraint_then_rises_and_never_falls_below_its_star
 
 def test_beta_is_kept_high_in_the_quiet_part_and_starts_at_its_start_after_it():
     trainer = make_trainer(batches=10)
-    config = BetaConfig(start=1.0, target=1e6, smoothing=0.0, most=9.0, quiet=0.4)
+    config = BetaConfig(start=1.0, target=1e6, smoothing=0.0, max=9.0, silent_fraction=0.4)
     trainer.beta = BetaController(config)
     seen = [report.beta for report in trainer.run()]
     assert seen == [9.0] * 4 + [pytest.approx(1.02**n) for n in range(6)]
 
 
 def test_reconstructions_of_the_quiet_part_do_not_count():
-    beta = BetaController(BetaConfig(target=0.3, smoothing=0.9, quiet=0.5))
+    beta = BetaController(BetaConfig(target=0.3, smoothing=0.9, silent_fraction=0.5))
     beta.begin(0.2)
     beta.update(50.0)
     beta.begin(0.6)
@@ -255,8 +255,8 @@ def test_reconstructions_of_the_quiet_part_do_not_count():
 
 
 def test_what_would_not_quiet_a_guide_is_refused():
-    with pytest.raises(ConfigError, match="beta.most = 20 quiets nothing below beta.start = 50"):
-        BetaConfig(start=50.0, quiet=0.1)
+    with pytest.raises(ConfigError, match="beta.max = 20 silences nothing below beta.start = 50"):
+        BetaConfig(start=50.0, silent_fraction=0.1)
     BetaConfig(start=50.0)
 
 
@@ -319,7 +319,7 @@ def test_without_a_rate_of_their_own_embeddings_take_the_common_one():
 
 
 def test_muon_trains_the_hidden_matrices_and_adamw_the_rest():
-    case = build_case(optim={"matrices": "muon", "lr": 1e-2, "weight_decay": 0.0, "warmup": 1})
+    case = build_case(optim={"hidden_optimizer": "muon", "lr": 1e-2, "weight_decay": 0.0, "warmup": 1})
     model, guide = case.assembly.model, case.assembly.guide
     modules = {"model": model, "guide": guide}
     optim = TorchOptim(modules, case.assembly.config.optim)
@@ -342,7 +342,7 @@ def test_muon_trains_the_hidden_matrices_and_adamw_the_rest():
 
 
 def test_a_damaged_state_of_muon_is_named():
-    case = build_case(optim={"matrices": "muon"})
+    case = build_case(optim={"hidden_optimizer": "muon"})
     optim = TorchOptim({"model": case.assembly.model, "guide": case.assembly.guide}, case.assembly.config.optim)
     SVI(case.assembly.model, case.assembly.guide, optim, Trace_ELBO()).step(case.x, case.y)
     state = optim.get_state()
@@ -360,4 +360,4 @@ def test_a_damaged_state_of_muon_is_named():
 
 def test_an_unknown_optimizer_of_matrices_is_named():
     with pytest.raises(ConfigError, match="unknown matrices 'sgd'"):
-        OptimConfig(matrices="sgd")
+        OptimConfig(hidden_optimizer="sgd")

@@ -20,14 +20,14 @@ HEADS = VerdictConfig(hidden=16, heads=2, layers=1, rounds=2, trajectories=16)
 
 def give(case):
     config = case.assembly.config
-    attach(case.assembly.model, case.assembly.task, replace(config, parts={**config.parts, "verdict": HEADS}))
+    attach(case.assembly.model, case.assembly.task, replace(config, parts={**config.parts, "heads": HEADS}))
 
 
 def judged(**changes):
     """A small case whose model has heads, moved from where they start."""
     case = build_case(**changes)
     give(case)
-    perturb_(case.assembly.model.verdict, 0.3)
+    perturb_(case.assembly.model.heads, 0.3)
     return case
 
 
@@ -69,7 +69,7 @@ def test_no_gradient_leaves_the_heads_for_the_core():
     (trace.nodes["halt"]["fn"].logits.sum() + trace.nodes["value"]["fn"].mean.sum()).backward()
     touched = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert touched
-    assert all(name.startswith("verdict.") for name in touched)
+    assert all(name.startswith("heads.") for name in touched)
 
 
 def test_no_steps_decode_a_state_as_it_is():
@@ -129,13 +129,13 @@ def test_training_moves_the_heads_alone_and_they_learn_the_check():
     model = case.assembly.model
     x = case.x.repeat(40, 1, 1)
     wide = TemperConfig(scale=30.0, transitions=100)  # so that answers differ
-    core = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("verdict.")}
-    heads = {k: v.clone() for k, v in model.verdict.state_dict().items()}
+    core = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("heads.")}
+    heads = {k: v.clone() for k, v in model.heads.state_dict().items()}
     config = VerdictConfig(hidden=16, heads=2, layers=1, rounds=25, lr=1e-2)
     losses = list(fit(model, lambda _: x, check_first, config, depth=4, temper=wide))
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in core.items())
-    assert any(not torch.equal(v, model.verdict.state_dict()[k]) for k, v in heads.items())
-    assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith("verdict."))
+    assert any(not torch.equal(v, model.heads.state_dict()[k]) for k, v in heads.items())
+    assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith("heads."))
     assert losses[-1] < losses[0]
     states = gather(model, x, check_first, depth=4, seed=99, temper=wide)
     assert 0.1 < states.right.double().mean() < 0.9
@@ -149,18 +149,18 @@ def test_heads_are_the_same_under_the_same_seed():
     found = []
     for _ in range(2):
         pyro.set_rng_seed(0)
-        case = build_case(verdict={"hidden": 16, "heads": 2, "rounds": 2, "trajectories": 16})
+        case = build_case(heads={"hidden": 16, "attention_heads": 2, "rounds": 2, "trajectories": 16})
         train_heads(case.assembly, depth=2)
-        found.append(case.assembly.model.verdict.state_dict())
+        found.append(case.assembly.model.heads.state_dict())
     assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
 
 
 @pytest.mark.parametrize(
     ("changes", "settings", "message"),
     [
-        ({"task_name": "mnist"}, {}, "verdict.hidden to 0 for p\\(x\\)"),
-        ({"task_name": "sudoku_uncond"}, {}, "verdict.hidden to 0 for p\\(x\\)"),
-        ({}, {"hidden": 10}, "multiple of 2 \\* verdict.heads = 8"),
+        ({"task_name": "mnist"}, {}, "heads.hidden to 0 for p\\(x\\)"),
+        ({"task_name": "sudoku_uncond"}, {}, "heads.hidden to 0 for p\\(x\\)"),
+        ({}, {"hidden": 10}, "multiple of 2 \\* heads.attention_heads = 8"),
     ],
 )
 def test_heads_that_cannot_be_are_refused(changes, settings, message):
@@ -171,7 +171,7 @@ def test_heads_that_cannot_be_are_refused(changes, settings, message):
 
 def test_a_program_without_a_place_for_heads_is_named():
     assembly = build_case().assembly
-    with pytest.raises(ConfigError, match="Linear has no attribute 'verdict'"):
+    with pytest.raises(ConfigError, match="Linear has no attribute 'heads'"):
         check_heads(torch.nn.Linear(1, 1), assembly.task, HEADS)
 
 
@@ -183,7 +183,7 @@ def test_impossible_settings_are_refused(settings):
 
 def test_versions_of_an_input_are_not_judged_as_inputs(tmp_path):
     """ARC: what the heads select is measured on plain inputs, as the vote is."""
-    config = small_config(task_name="arc", verdict={"hidden": 16, "heads": 2, "rounds": 1, "trajectories": 8})
+    config = small_config(task_name="arc", heads={"hidden": 16, "attention_heads": 2, "rounds": 1, "trajectories": 8})
     run = open_run(config, tmp_path / "run", resume=False, data_dir=None, device=torch.device("cpu"))
     train_heads(replace(run.assembly, model=run.trainer.averaged[0]), depth=2)
     puzzles = run.assembly.task.split("test")

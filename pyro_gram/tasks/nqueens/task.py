@@ -56,7 +56,7 @@ class NQueensConfig:
     Attributes:
         size: n, rows of a board. Up to 12 every solution of every input is known; beyond, one is, and coverage is left
             out.
-        fewest, most: queens left on the board (the paper removes 5 to 7 of 8, 7 to 9 of 10: 1 to 3 are left).
+        min_queens, max_queens: queens left on the board (the paper removes 5 to 7 of 8, 7 to 9 of 10: 1 to 3 are left).
         split_by: ``input``: 85:15 by input, the paper's; ``orbit``: by solution and its images, which needs n from 7 to
             12. Inputs that have completions in the orbits of several splits are then in none.
         layout: ``row``: one token a row, 0 blank or 1 + column, answers the column; ``cell``: the paper's, one token a
@@ -67,8 +67,8 @@ class NQueensConfig:
     """
 
     size: int = 8
-    fewest: int = 1
-    most: int = 3
+    min_queens: int = 1
+    max_queens: int = 3
     split_by: str = "input"
     layout: str = "row"
     validation: int = 128
@@ -76,8 +76,8 @@ class NQueensConfig:
     data_seed: int = 0
 
     def __post_init__(self) -> None:
-        check_range(self, size=(4, 64), fewest=AT_LEAST_0, validation=AT_LEAST_1, solutions=(100, 1_000_000))
-        check_range(self, most=(self.fewest, self.size))
+        check_range(self, size=(4, 64), min_queens=AT_LEAST_0, validation=AT_LEAST_1, solutions=(100, 1_000_000))
+        check_range(self, max_queens=(self.min_queens, self.size))
         check_choice("layout", self.layout, ("row", "cell"))
         check_choice("split_by", self.split_by, ("input", "orbit"))
         if self.split_by == "orbit" and self.size > MAX_ENUMERATED:
@@ -161,10 +161,10 @@ class NQueens(Task):
         rng = np.random.default_rng(c.data_seed)
         complete = c.size <= MAX_ENUMERATED
         if complete:
-            given, solutions, offsets = completions(all_solutions(c.size), c.fewest, c.most)
+            given, solutions, offsets = completions(all_solutions(c.size), c.min_queens, c.max_queens)
         else:
             drawn = random_solutions(rng, c.size, c.solutions)
-            given, solutions, offsets = one_completion(drawn, rng, c.fewest, c.most)
+            given, solutions, offsets = one_completion(drawn, rng, c.min_queens, c.max_queens)
         whole = PuzzleSet(given, solutions, offsets, complete)
         if c.split_by == "orbit":
             return {split: self._laid_out(puzzles) for split, puzzles in self._by_orbit(whole, rng).items()}

@@ -1,0 +1,82 @@
+"""Rewrite checkpoints, configs and results to the present names of settings: ``rewrite_headers.py FILE ...``.
+
+Settings were renamed once, when the house was rebuilt. The library reads the present names alone, so that a file of
+before needs this script once: model checkpoints (``.safetensors``) and JSON that holds settings. A file that has the
+present names already stays as it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pyro_gram.system.cli import Parser, call
+from pyro_gram.system.files import open_tensor_file, read_json, write_json, write_tensor_file
+
+# By part of a config, the names that changed.
+RENAMED: dict[str, dict[str, str]] = {
+    "task": {"fewest": "min_queens", "most": "max_queens"},
+    "model": {
+        "answers": "decoding",
+        "start": "initial_state",
+        "times": "diffusion_steps",
+        "auxiliary": "auxiliary_weight",
+    },
+    "prior": {"uniform": "uniform_mix", "freedom": "degrees_of_freedom"},
+    "guide": {"until": "guided_transitions", "budget": "max_kl", "data": "num_pairs"},
+    "train": {"on_policy": "on_policy_depth"},
+    "optim": {"matrices": "hidden_optimizer", "final": "min_lr_ratio"},
+    "beta": {"most": "max", "quiet": "silent_fraction", "rise": "raise_factor", "fall": "lower_factor"},
+    "verdict": {"heads": "attention_heads"},
+}
+PARTS = {"verdict": "heads"}  # the parts that changed their name
+
+
+def rename(value: Any) -> Any:
+    """Return JSON with the settings in it renamed, however deep they lie."""
+    if isinstance(value, list):
+        return [rename(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    renamed = {}
+    for key, item in value.items():
+        item = rename(item)
+        if key in RENAMED and isinstance(item, dict):
+            item = {RENAMED[key].get(name, name): setting for name, setting in item.items()}
+            key = PARTS.get(key, key)
+        renamed[key] = item
+    return renamed
+
+
+def rewrite(path: Path) -> bool:
+    """Rewrite one file in place, atomically. Returns whether it changed.
+
+    Raises:
+        UserError, CheckpointError: the file is neither JSON nor a model checkpoint.
+    """
+    if path.suffix == ".json":
+        before = read_json(path)
+        after = rename(before)
+        if after != before:
+            write_json(path, after)
+        return after != before
+    container = open_tensor_file(path, "model")
+    header = {**container.header, "config": rename(container.header["config"])}
+    tensors = container.tensors()
+    renamed = {name.replace("model.verdict.", "model.heads."): tensor for name, tensor in tensors.items()}
+    changed = header != container.header or renamed.keys() != tensors.keys()
+    if changed:
+        write_tensor_file(path, renamed, header)
+    return changed
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser("rewrite_headers.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a .safetensors checkpoint or a .json file")
+    for path in parser.parse_args(argv).files:
+        print(f"{path}: {'rewritten' if rewrite(path) else 'unchanged'}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(call(main))
