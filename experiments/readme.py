@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from experiments import headline_text, scaling_text, speed_text, table_text
-from experiments.bench_gpu import shared
+from experiments import headline_text, table_text
+from experiments.bench import speed_text
+from experiments.bench.bench_gpu import shared
 from experiments.headline_text import CHECKPOINTS, ROOT, SOLVED, made_by, read_results
+from experiments.scaling import scaling_text
 from experiments.studies import gap
 from pyro_gram.diagnostics.verdicts import ESTIMATES, GUIDE, SAMPLES, Verdict, worst
 from pyro_gram.errors import UserError
@@ -15,11 +17,11 @@ from pyro_gram.system.cli import Parser, call
 from pyro_gram.system.files import read_json, write_bytes
 
 EXPERIMENTS = ROOT / "experiments"
-BENCH = EXPERIMENTS / "bench.json"
-OTHER_BENCH = EXPERIMENTS / "bench_other.json"
-SOLVE_BENCH = EXPERIMENTS / "bench_solve.json"
-GPU_BENCH = EXPERIMENTS / "bench_gpu.json"
-SURVIVE = EXPERIMENTS / "survive.json"
+BENCH = EXPERIMENTS / "bench" / "bench.json"
+OTHER_BENCH = EXPERIMENTS / "bench" / "bench_other.json"
+SOLVE_BENCH = EXPERIMENTS / "bench" / "bench_solve.json"
+GPU_BENCH = EXPERIMENTS / "bench" / "bench_gpu.json"
+SURVIVE = EXPERIMENTS / "bench" / "survive.json"
 TABLES = EXPERIMENTS / "tables"
 AMORTIZATION = EXPERIMENTS / "studies" / "amortization.json"
 SELECTION = EXPERIMENTS / "studies" / "selection.json"
@@ -172,7 +174,7 @@ def main(argv: list[str]) -> int:
     documents = {
         ROOT / "README.md": filled,
         EXPERIMENTS / "studies" / "README.md": filled_studies,
-        EXPERIMENTS / "CLUSTER.md": filled_cluster,
+        ROOT / "docs" / "cluster.md": filled_cluster,
     }
     for path, fill_in in documents.items():
         write_bytes(path, fill_in(path.read_text()).encode())

@@ -43,7 +43,7 @@ from pyro_gram.system.files import check_writable, read_json, write_atomically, 
 from pyro_gram.system.machine import device_type, pick_device
 
 HERE = Path(__file__).parent
-TABLES = HERE / "tables.toml"
+TABLES = HERE / "tables" / "tables.toml"
 LOOKS = 2000  # updates between two looks of a row that has its batches for one update each
 KEPT = (  # of a cell's metrics
     "accuracy", "sample_accuracy", "violations", "any_valid", "vote_accuracy", "coverage", "coverage_limit",

@@ -75,7 +75,7 @@ def test_the_readmes_tables_are_those_of_the_committed_json():
     assert filled(README) == README
     studies = (ROOT / "experiments" / "studies" / "README.md").read_text()
     assert filled_studies(studies) == studies
-    cluster = (ROOT / "experiments" / "CLUSTER.md").read_text()
+    cluster = (ROOT / "docs" / "cluster.md").read_text()
     assert filled_cluster(cluster) == cluster
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import pyro_gram
-from experiments.scaling import SEED, Study, label_of, over_seeds, puzzles_of
-from experiments.walks import Walk, add_result, kept_in
+from experiments.scaling.scaling import SEED, Study, label_of, over_seeds, puzzles_of
+from experiments.scaling.trajectories import Walk, add_result, kept_in
 from pyro_gram.diagnostics.metrics import coverage_by_input, solution_ids
 from pyro_gram.errors import UserError
 from pyro_gram.inference.sites import VALUE

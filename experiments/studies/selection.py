@@ -17,8 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import pyro_gram
-from experiments.scaling import label_of
-from experiments.walks import add_result, kept, kept_in
+from experiments.scaling.scaling import label_of
+from experiments.scaling.trajectories import add_result, kept, kept_in
 from pyro_gram.diagnostics.intervals import wilson
 from pyro_gram.diagnostics.metrics import winners
 from pyro_gram.errors import UserError

@@ -2,9 +2,9 @@
 
 The usual scores of generated images, with a small digit classifier in the place of the Inception network (which has
 seen photographs, and is not what one downloads to look at 28 x 28 pixels). Its weights are in the package and come from
-``experiments/train_classifier.py``. **The Frechet distance and the Inception score below are therefore no FID and no IS
-of the literature, the paper's Table 2 included: they compare with each other, and with the figures of real data that
-stand beside them, only.**
+``experiments/studies/train_classifier.py``. **The Frechet distance and the Inception score below are therefore no FID
+and no IS of the literature, the paper's Table 2 included: they compare with each other, and with the figures of real
+data that stand beside them, only.**
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def load_classifier(path: Path = WEIGHTS) -> DigitClassifier:
         classifier.load_state_dict(load_file(path))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path} is missing: reinstall, or make it with experiments/train_classifier.py"
+            f"{path} is missing: reinstall, or make it with experiments/studies/train_classifier.py"
         ) from None
     except (SafetensorError, RuntimeError, OSError) as e:
         reason = str(e).splitlines()[0]

@@ -1,6 +1,6 @@
 """How the trajectories of an input are spread: independently, or so that they differ more than chance makes them.
 
-What each is worth at equal compute is measured by ``experiments/scaling.py``.
+What each is worth at equal compute is measured by ``experiments/scaling/scaling.py``.
 """
 
 from __future__ import annotations

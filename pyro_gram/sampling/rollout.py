@@ -26,7 +26,7 @@ from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
 AS_IT_IS = TemperConfig()
 INDEPENDENT = Width()
 MAX_TRAJECTORIES = 2048  # at L = 8, D = 128 about 250 MB at the widest point of a transition
-# What a roll-out takes of memory, so that it stays within a limit (measured by experiments/bench_solve.py): some 32
+# What a roll-out takes of memory, so that it stays within a limit (measured by bench_solve.py): some 32
 # tensors of [L, D] float32 a trajectory, up to twice that with what the allocator holds back, and a constant.
 TENSORS, CONSTANT_MB = 64, 8.0
 
@@ -195,7 +195,7 @@ def check_has_heads(model: Any, what: str) -> None:
     if not has_heads(model):
         raise ConfigError(
             f"this model has no heads to {what} by: train with --heads.hidden 64, or give it some with "
-            "experiments/verdict.py"
+            "experiments/heads.py"
         )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from experiments import train_classifier
+from experiments.studies import train_classifier
 from pyro_gram.diagnostics import digits
 from pyro_gram.diagnostics.digits import (
     WEIGHTS,

@@ -2,8 +2,8 @@
 
 import pytest
 
+import experiments.heads
 import experiments.run
-import experiments.verdict
 from tests.experiments.test_run import SMALL, cli
 
 HEADS = ["--heads.hidden", 16, "--heads.rounds", 3, "--heads.trajectories", 20]
@@ -21,5 +21,5 @@ def plain(tmp_path_factory):
 def headed(plain, tmp_path_factory):
     """The same with heads."""
     out = tmp_path_factory.mktemp("headed") / "headed.safetensors"
-    assert cli(experiments.verdict.main, "--checkpoint", plain, "--out", out, *HEADS) == 0
+    assert cli(experiments.heads.main, "--checkpoint", plain, "--out", out, *HEADS) == 0
     return out

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from experiments import bench, bench_solve, bench_steps
+from experiments.bench import bench, bench_solve, bench_steps
 from pyro_gram.errors import UserError
 from pyro_gram.system.cli import call
 

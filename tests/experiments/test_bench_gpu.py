@@ -3,8 +3,8 @@ import json
 import pytest
 import torch
 
-from experiments import bench_gpu
-from experiments.bench_steps import random_batch
+from experiments.bench import bench_gpu
+from experiments.bench.bench_steps import random_batch
 from pyro_gram.config import read_preset
 from pyro_gram.spec import TaskSpec
 from pyro_gram.system.cli import call

@@ -7,7 +7,7 @@ import torch
 
 import experiments.studies.filtering as filtering
 import pyro_gram
-from experiments.scaling import SEED, Study
+from experiments.scaling.scaling import SEED, Study
 from pyro_gram.sampling.smc import SMCConfig, resampled, smc
 from tests.conftest import StateHeads
 from tests.experiments.test_run import cli

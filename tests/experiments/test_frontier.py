@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import pyro_gram
-from experiments import frontier
-from experiments.frontier import Judged, choose, cost_of_heads, judged, name_of, points, thresholds_of
-from experiments.walks import WHOLE, kept_in, reach, walk
+from experiments.scaling import frontier
+from experiments.scaling.frontier import Judged, choose, cost_of_heads, judged, name_of, points, thresholds_of
+from experiments.scaling.trajectories import WHOLE, kept_in, reach, walk
 from pyro_gram.sampling.rollout import rollout
 
 
@@ -72,7 +72,7 @@ def test_what_is_kept_is_not_walked_again_and_belongs_to_one_checkpoint(solver, 
     folder = kept_in(tmp_path, plain, solver)
     settings = {"num_samples": 20, "depth": 2, "halt": 0.5, "folder": folder, "name": "test"}
     first = walk(solver, x, seed=4, **settings)
-    monkeypatch.setattr("experiments.walks._walk", None)
+    monkeypatch.setattr("experiments.scaling.trajectories._walk", None)
     second = walk(solver, x, seed=4, **settings)
     assert all(torch.equal(a, b) for a, b in zip(vars(first).values(), vars(second).values(), strict=True))
     with pytest.raises(TypeError):

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import experiments.run
-from experiments import survive
+from experiments.bench import survive
 from pyro_gram.config import RunConfig
 from pyro_gram.diagnostics import inference_data
 from pyro_gram.runs.run import lock_directory

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-import experiments.scaling
+import experiments.scaling.scaling
 import pyro_gram
-from experiments.frontier import allowed, choose, name_of
-from experiments.scaling import Study, over_seeds
+from experiments.scaling.frontier import allowed, choose, name_of
+from experiments.scaling.scaling import Study, over_seeds
 from pyro_gram.diagnostics.plots.scaling import bins, envelope
 from pyro_gram.sampling.rollout import rollout
 from tests.experiments.test_run import cli
@@ -21,7 +21,7 @@ def study(headed):
 
 def test_a_study_is_written_as_json_and_drawn(headed, tmp_path, capsys):
     words = ["--checkpoint", headed, "--out", tmp_path, "--depth", 3, "--seeds", 2, "--halt", 0.6]
-    assert cli(experiments.scaling.main, *words, "--keep", tmp_path / "kept") == 0
+    assert cli(experiments.scaling.scaling.main, *words, "--keep", tmp_path / "kept") == 0
     assert "headed: of 20 samples: one" in capsys.readouterr().out
     path = tmp_path / "headed.scaling.json"
     found = json.loads(path.read_text())
@@ -39,18 +39,18 @@ def test_a_study_is_written_as_json_and_drawn(headed, tmp_path, capsys):
     first = image.imread(picture)
     assert first.std() > 0.05
     picture.unlink()
-    assert cli(experiments.scaling.main, "--draw", path) == 0
+    assert cli(experiments.scaling.scaling.main, "--draw", path) == 0
     assert np.array_equal(first, image.imread(picture))
     again = tmp_path / "again"
     again.mkdir()
-    assert cli(experiments.scaling.main, *words, "--out", again, "--keep", tmp_path / "kept") == 0
+    assert cli(experiments.scaling.scaling.main, *words, "--out", again, "--keep", tmp_path / "kept") == 0
     later = json.loads((again / "headed.scaling.json").read_text())
     assert {**later, "seconds": 0} == {**found, "seconds": 0}
 
 
 def test_settings_are_chosen_on_validation_inputs_and_every_test_point_is_there(headed, tmp_path):
     words = ["--checkpoint", headed, "--out", tmp_path, "--depth", 3, "--seeds", 2, "--halt", 0.6, "--validation", 3]
-    assert cli(experiments.scaling.main, *words) == 0
+    assert cli(experiments.scaling.scaling.main, *words) == 0
     found = json.loads((tmp_path / "headed.scaling.json").read_text())
     validation = found["validation"]
     assert validation["inputs"] == 3
@@ -69,7 +69,7 @@ def test_settings_are_chosen_on_validation_inputs_and_every_test_point_is_there(
 
 def test_halting_pays_for_its_heads(headed, tmp_path):
     words = ["--checkpoint", headed, "--out", tmp_path, "--depth", 2, "--seeds", 1, "--halt", 0.999]
-    assert cli(experiments.scaling.main, *words) == 0
+    assert cli(experiments.scaling.scaling.main, *words) == 0
     found = json.loads((tmp_path / "headed.scaling.json").read_text())
     one_step = found["points"][name_of(20, 1, 0.999)]
     assert found["head_cost"] > 0
@@ -137,17 +137,17 @@ def test_an_envelope_leaves_out_what_another_point_beats():
     ],
 )
 def test_bad_arguments_end_in_one_line(words, message, headed, capsys):
-    assert cli(experiments.scaling.main, "--checkpoint", headed, *words) == 2
+    assert cli(experiments.scaling.scaling.main, "--checkpoint", headed, *words) == 2
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
     assert message in err
 
 
 def test_a_checkpoint_without_heads_or_a_missing_study_ends_in_one_line(plain, tmp_path, capsys):
-    assert cli(experiments.scaling.main, "--checkpoint", plain) == 2
+    assert cli(experiments.scaling.scaling.main, "--checkpoint", plain) == 2
     assert "no heads to select by" in capsys.readouterr().err
-    assert cli(experiments.scaling.main, "--draw", tmp_path / "nothing.json") == 2
+    assert cli(experiments.scaling.scaling.main, "--draw", tmp_path / "nothing.json") == 2
     assert "does not exist" in capsys.readouterr().err
     (tmp_path / "other.json").write_text("{}")
-    assert cli(experiments.scaling.main, "--draw", tmp_path / "other.json") == 2
+    assert cli(experiments.scaling.scaling.main, "--draw", tmp_path / "other.json") == 2
     assert "is no study of this program" in capsys.readouterr().err

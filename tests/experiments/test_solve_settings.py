@@ -1,4 +1,4 @@
-"""solve.py: halting, selection, width, memory, temper, figure, progress; experiments/verdict.py, which adds heads."""
+"""solve.py: halting, selection, width, memory, temper, figure, progress; experiments/heads.py, which adds heads."""
 
 import json
 import shutil
@@ -8,9 +8,9 @@ import matplotlib.image
 import pytest
 import torch
 
+import experiments.heads
 import experiments.run
 import experiments.solve
-import experiments.verdict
 import pyro_gram
 from pyro_gram.config import with_settings
 from pyro_gram.errors import UserError
@@ -66,14 +66,14 @@ def test_heads_are_added_and_nothing_else_changes(plain, headed):
 def test_heads_of_a_run_are_added_in_its_place(plain, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(plain.parent, run)
-    assert cli(experiments.verdict.main, "--checkpoint", run, *HEADS) == 0
+    assert cli(experiments.heads.main, "--checkpoint", run, *HEADS) == 0
     assert pyro_gram.load(run).has_heads
     assert json.loads((run / "config.json").read_text())["heads"]["hidden"] == 16
 
 
 def test_the_threshold_alone_changes_without_training(headed, tmp_path):
     path = tmp_path / "other.safetensors"
-    assert cli(experiments.verdict.main, "--checkpoint", headed, "--out", path, "--heads.halt", 0.7) == 0
+    assert cli(experiments.heads.main, "--checkpoint", headed, "--out", path, "--heads.halt", 0.7) == 0
     before, after = pyro_gram.load(headed), pyro_gram.load(path)
     assert (before.config.heads.halt, after.config.heads.halt) == (0.999, 0.7)
     assert after.config.heads.hidden == 16
@@ -106,7 +106,7 @@ def test_a_run_trains_its_own_heads_and_measures_them(tmp_path):
     ],
 )
 def test_heads_that_cannot_be_end_in_one_line(words, message, plain, capsys):
-    assert cli(experiments.verdict.main, "--checkpoint", plain, *words) == 2
+    assert cli(experiments.heads.main, "--checkpoint", plain, *words) == 2
     err = capsys.readouterr().err
     assert message in err
     assert len(err.splitlines()) == 1
@@ -356,7 +356,7 @@ def test_what_needs_heads_says_how_to_get_them(words, message, plain, tmp_path, 
     (tmp_path / "one.g6").write_text("Cr")
     err = refused(capsys, "--checkpoint", plain, "--input", tmp_path / "one.g6", *words.split())
     assert message in err
-    assert "experiments/verdict.py" in err
+    assert "experiments/heads.py" in err
 
 
 def test_a_checkpoint_of_another_task_reads_no_graphs(tmp_path, capsys):

@@ -4,10 +4,10 @@ import re
 
 import pytest
 
+import experiments.heads
 import experiments.run
-import experiments.scaling
+import experiments.scaling.scaling
 import experiments.solve
-import experiments.verdict
 from pyro_gram.build import build
 from pyro_gram.checkpoint import save_model
 from pyro_gram.registry import MODELS
@@ -53,13 +53,13 @@ def test_solving_by_heads_names_the_model_and_what_needs_none(words, headless, t
 def test_heads_cannot_be_added(headless, capsys):
     name, path = headless
     assert re.search(
-        f"the model {name} takes .*: it can have none", said_by(capsys, experiments.verdict.main, "--checkpoint", path)
+        f"the model {name} takes .*: it can have none", said_by(capsys, experiments.heads.main, "--checkpoint", path)
     )
 
 
 def test_a_study_of_heads_refuses_it(headless, tmp_path, capsys):
     name, path = headless
-    line = said_by(capsys, experiments.scaling.main, "--checkpoint", path, "--out", tmp_path / "scaling")
+    line = said_by(capsys, experiments.scaling.scaling.main, "--checkpoint", path, "--out", tmp_path / "scaling")
     assert f"the model {name} takes no supervision steps" in line
 
 

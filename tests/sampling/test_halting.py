@@ -7,7 +7,7 @@ import pytest
 import torch
 from pyro_gram.models.gram import GRAM
 
-from experiments.bench_solve import peak_mb
+from experiments.bench.bench_solve import peak_mb
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.sampling.draws import Width
 from pyro_gram.sampling.rollout import rollout, trajectories_within

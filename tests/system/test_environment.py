@@ -44,7 +44,8 @@ def test_a_system_without_the_module_resource_says_of_no_memory(monkeypatch):
     monkeypatch.setattr(pathlib.Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
     assert math.isnan(machine.peak_memory_mb())
     assert math.isnan(machine.resident_memory_mb())
-    code = "import sys; sys.modules['resource'] = None; import pyro_gram.runs.run, experiments.bench, experiments.run"
+    modules = "pyro_gram.runs.run, experiments.bench.bench, experiments.run"
+    code = f"import sys; sys.modules['resource'] = None; import {modules}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 

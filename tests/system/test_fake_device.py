@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import diagnose, run, scaling, solve
+from experiments import diagnose, run, solve
+from experiments.scaling import scaling
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.training.trainer import Trainer
 from tests.conftest import build_small, program_names

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 import pyro_gram
-from experiments import diagnose, run, sample, scaling, solve, verdict
+from experiments import diagnose, heads, run, sample, solve
+from experiments.scaling import scaling
 from experiments.studies import amortization, filtering, selection
 from pyro_gram.checkpoint import load_model, load_training, save_model
 from pyro_gram.config import RunConfig, read_preset
@@ -62,7 +63,7 @@ SCRIPTS = {
     sample: ["--out", "x.npz"],
     diagnose: [],
     scaling: [],
-    verdict: ["--heads.hidden", 8],
+    heads: ["--heads.hidden", 8],
     selection: ["--out", "x.json"],
     filtering: ["--out", "x.json"],
     amortization: ["--out", "x.json"],

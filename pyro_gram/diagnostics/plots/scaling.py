@@ -1,4 +1,4 @@
-"""The figure of what more compute at inference buys, from the JSON of ``experiments/scaling.py``."""
+"""The figure of what more compute at inference buys, from the JSON of ``experiments/scaling/scaling.py``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Kill a run at random moments, resume it, and compare its end with that of a run that nobody killed.
 
-    python experiments/survive.py --kills 50 --out experiments/survive.json
+    python experiments/bench/survive.py --kills 50 --out experiments/bench/survive.json
 
 Each trial starts the same small run, which saves after every update, kills it with SIGKILL at a random moment between
 its start and its end (imports, training, saving, evaluation), and resumes it. Its weights, optimizer, averages, metrics
@@ -30,7 +30,7 @@ from pyro_gram.system.cli import Parser, call
 from pyro_gram.system.files import check_writable, read_json, write_json
 from pyro_gram.system.machine import environment
 
-RUN = Path(__file__).parent / "run.py"
+RUN = Path(__file__).parents[1] / "run.py"
 SETTINGS = {
     "task.vertices": 4, "task.train": 20, "task.validation": 4, "task.test": 4,
     "model.width": 16, "model.hidden": 16, "prior.hidden": 16, "guide.hidden": 16,

@@ -1,4 +1,4 @@
-"""Give a checkpoint halt and value heads: ``python experiments/verdict.py --checkpoint PATH``.
+"""Give a checkpoint halt and value heads: ``python experiments/heads.py --checkpoint PATH``.
 
 A run trains its own where ``--heads.hidden`` is set. This adds them to a model that is there already, or trains those
 that it has anew; nothing else of it changes. With ``--heads.halt`` alone heads stay; only their threshold changes.

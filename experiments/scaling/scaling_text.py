@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from experiments.headline_text import share
-from experiments.scaling import SPREAD_OF, SPREADS
+from experiments.scaling.scaling import SPREAD_OF, SPREADS
 
 Study = dict[str, Any]
 COLUMNS = ("whole", "shallower", "shallower_as_right", "halting", "halting_as_right")

@@ -1,18 +1,18 @@
 """Would the tests notice? One small change at a time to the code that computes probabilities: a mutation score.
 
     pip install -e '.[test,mutation]'
-    python experiments/mutation.py --out experiments/mutation.json             # goes on where it was stopped
-    python experiments/mutation.py --module models/gram.py --again             # survivors once more, after new tests
-    python experiments/mutation.py --sample 40 --seed 1                        # of each file a random sample
+    mutation.py --out experiments/studies/mutation/mutation.json    # goes on where it was stopped
+    mutation.py --module models/gram.py --again                     # survivors once more, after new tests
+    mutation.py --sample 40 --seed 1                                # of each file a random sample
 
-The changes are those of ``experiments/mutants.py``. Each is tried in a process of its own, forked from one that has
+The changes are those of ``mutants.py``. Each is tried in a process of its own, forked from one that has
 imported everything but the project, on the tests that run the changed lines: the nearest and quickest first, until one
 fails or ``--seconds`` of tests have passed. A survivor then meets all tests of the files that hold such tests, since a
 fixture that several tests share counts for the first of them only. A test that takes ten times its usual time, and a
 process that dies, count as failures. Tests that start another process (the command line) do not see the change and are
 left out, as are slow ones.
 
-A survivor may be explained in ``experiments/mutation_explained.txt``: a line ``KEY  ## reason``, KEY as printed.
+A survivor may be explained in ``explained.txt``: a line ``KEY  ## reason``, KEY as printed.
 The score is the share that a test kills of the changes that one could notice: where the reason begins with "equivalent"
 (the same values on a CPU, whatever a test asks), the change is left out and counted beside it. With ``--sample``, the
 interval is Wilson's for the share of all such mutants of a file; without, all of them were tried.
@@ -35,8 +35,8 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.mutants import Module, Mutant
-from experiments.mutation_trial import (
+from experiments.studies.mutation.mutants import Module, Mutant
+from experiments.studies.mutation.trial import (
     QUIET,
     ROOT,
     WORK,
@@ -51,7 +51,7 @@ from experiments.mutation_trial import (
 
 SEPARATOR = "  ## "  # between a survivor and its reason
 EQUIVALENT = "equivalent"  # how the reason begins where no test on a CPU could tell the change from the code
-EXPLAINED = ROOT / "experiments" / "mutation_explained.txt"
+EXPLAINED = Path(__file__).with_name("explained.txt")
 TESTS = (
     *("tests/models", "tests/guides", "tests/inference", "tests/tasks/test_uniform.py"),
     *(f"tests/diagnostics/test_{name}.py" for name in ("metrics", "calibration", "evidence")),

@@ -106,7 +106,7 @@ def main(argv: list[str]) -> int:
         "threads": torch.get_num_threads(),
     }
     weights = {name: t.contiguous() for name, t in model.state_dict().items()}
-    about = {"made_by": "experiments/train_classifier.py", "accuracy": str(result["accuracy_test"])}
+    about = {"made_by": "experiments/studies/train_classifier.py", "accuracy": str(result["accuracy_test"])}
     write_atomically(arguments.out, lambda path: save_file(weights, path, metadata=about))
     write_json(arguments.out.with_suffix(".json"), result)
     print(f"{result['accuracy_test']:.4f} of the test images right; written to {arguments.out}")

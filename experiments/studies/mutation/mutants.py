@@ -1,4 +1,4 @@
-"""Which changes ``experiments/mutation.py`` makes to a module, one at a time, and which it leaves out.
+"""Which changes ``experiments/studies/mutation/mutation.py`` makes to a module, one at a time, and which it leaves out.
 
 Operators come from cosmic-ray, one or two replacements an operator of the language; three more are made here, for code
 whose work is in its calls: leave a call out (``a.detach()`` becomes ``a``, ``pyro.markov(r)`` becomes ``r``), leave a

@@ -1,6 +1,6 @@
 """What compute buys: accuracy and coverage of every width, depth and halting threshold against core evaluations.
 
-All points come from one walk (``experiments/walks.py``). Which of them a method would have taken at a budget is chosen
+All points come from one walk (``trajectories.py``). Which of them a method would have taken at a budget is chosen
 on validation inputs, where the points are measured as well; what that choice is worth, on test inputs.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.walks import WIDTHS, Walk, allowed, halted_steps
+from experiments.scaling.trajectories import WIDTHS, Walk, allowed, halted_steps
 from pyro_gram.diagnostics.metrics import coverage_by_input, solution_ids
 from pyro_gram.networks.core import LatentState
 from pyro_gram.networks.fused import plain_forms

@@ -65,7 +65,8 @@ def bench_table(bench: dict[str, Any], other: dict[str, Any]) -> str:
     ]
     lines.append("")
     lines.append(
-        "`python experiments/bench.py --out experiments/bench.json` (`--quick`: a part, under 50 s on two idle cores), "
+        "`python experiments/bench/bench.py --out experiments/bench/bench.json` (`--quick`: a part, under 50 s on two "
+        "idle cores), "
         f"{env['threads']} threads of an {env['processor']}, torch {env['torch']}, Pyro {env['pyro']}; what is "
         "compared is timed in turn."
     )
@@ -82,7 +83,7 @@ def _elsewhere(bench: dict[str, Any]) -> str:
     )
     return (
         "How near a step comes to its products is the machine's doing too: on another, of "
-        f"{bench['environment']['threads']} threads (`experiments/bench_other.json`, an earlier version of the "
+        f"{bench['environment']['threads']} threads (`experiments/bench/bench_other.json`, an earlier version of the "
         f"benchmark), {ratios} ({bench['roofline_fraction_compiled']:.2f} compiled)."
     )
 
@@ -99,7 +100,7 @@ def _compiled(row: dict[str, Any]) -> str:
 def survive_line(found: dict[str, Any]) -> str:
     """The trials of ``survive.py``, in a sentence."""
     return (
-        f"`python experiments/survive.py --kills {found['kills']} --out experiments/survive.json` killed "
+        f"`python experiments/bench/survive.py --kills {found['kills']} --out experiments/bench/survive.json` killed "
         f"{found['kills']} runs with SIGKILL at random moments, {found['before_the_first_save']} of them before "
         f"anything was saved and {found['inside_a_batch']} between two updates of one batch, and resumed them: "
         f"{found['identical']} of {found['kills']} ended bit for bit as the run that nobody killed (weights, "

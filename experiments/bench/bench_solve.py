@@ -23,7 +23,7 @@ from pyro_gram.system.cli import Parser, call
 from pyro_gram.system.files import write_json
 from pyro_gram.system.machine import environment
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "checkpoints" / "coloring8.safetensors"
 NUM_SAMPLES = 20
 WIDE, LIMITS = 1000, (25.0, 100.0)  # trajectories an input, and the memory in MB that they may take

@@ -35,7 +35,7 @@ from pyro_gram.spec import TaskSpec
 from pyro_gram.tasks.batches import TargetStream
 from pyro_gram.training.trainer import Trainer
 
-PRESETS = Path(__file__).parent / "presets"
+PRESETS = Path(__file__).parents[1] / "presets"
 Step = Callable[[], float]
 
 

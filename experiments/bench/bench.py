@@ -1,7 +1,7 @@
-"""How fast this machine trains and samples: ``python experiments/bench.py``.
+"""How fast this machine trains and samples: ``python experiments/bench/bench.py``.
 
-    python experiments/bench.py --quick              # under 50 s
-    python experiments/bench.py --out experiments/bench.json
+    python experiments/bench/bench.py --quick              # under 50 s
+    python experiments/bench/bench.py --out experiments/bench/bench.json
 
 An SVI step against the same step in bare torch, and against its matrix products alone; memory by the number of
 supervision steps; trajectories a second by width and depth; how a step grows with D, L and N. Nothing else should run
@@ -24,7 +24,7 @@ from unittest.mock import patch
 
 import torch
 
-from experiments.bench_steps import (
+from experiments.bench.bench_steps import (
     SIZES,
     Products,
     assemble,
@@ -120,8 +120,8 @@ def power(seconds: dict[str, dict[str, Any]], first: str, last: str) -> float:
 
 def memory(name: str) -> dict[str, float]:
     """MiB that one batch of few and of many supervision steps (``STEPS``) takes at most, in a process of its own."""
-    words = [sys.executable, "-m", "experiments.bench", "--memory-of", name]
-    done = subprocess.run(words, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    words = [sys.executable, "-m", "experiments.bench.bench", "--memory-of", name]
+    done = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"{' '.join(words[1:])} failed: {done.stderr[-500:]}")
     return json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""More compute at inference: ``python experiments/scaling.py --checkpoint PATH --out DIR``.
+"""More compute at inference: ``python experiments/scaling/scaling.py --checkpoint PATH --out DIR``.
 
 From one checkpoint with heads, on inputs that training never saw: accuracy against width, depth and the number of
 solutions, and what selects; where trajectories halt by themselves, against the difficulty of the input; accuracy and
@@ -19,9 +19,9 @@ from typing import Any
 from tqdm import tqdm
 
 import pyro_gram
-from experiments import frontier
-from experiments.frontier import depths_of, judged, thresholds_of
-from experiments.walks import WIDTHS, Walk, allowed, kept_in, walk
+from experiments.scaling import frontier
+from experiments.scaling.frontier import depths_of, judged, thresholds_of
+from experiments.scaling.trajectories import WIDTHS, Walk, allowed, kept_in, walk
 from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit, solution_ids, winners
 from pyro_gram.diagnostics.plots.scaling import scaling_figure
 from pyro_gram.errors import UserError

@@ -1,4 +1,4 @@
-"""How fast the paper's presets train on one device: ``python experiments/bench_gpu.py --device cuda --out FILE.json``.
+"""How fast the paper's presets train on one device: ``bench_gpu.py --device cuda --out FILE.json``.
 
 Each preset is trained for some updates in fp32, TF32 and bf16, with and without compiled cores: the very batch that
 ``run.py`` trains, of random tokens, as the time does not depend on them. Told are updates a second, memory, the rate of
@@ -23,7 +23,7 @@ import torch
 import torch._dynamo
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.bench_steps import random_batch
+from experiments.bench.bench_steps import random_batch
 from pyro_gram.build import build
 from pyro_gram.config import RunConfig, read_preset, with_settings
 from pyro_gram.errors import UserError
@@ -33,7 +33,7 @@ from pyro_gram.system.machine import environment
 from pyro_gram.training.precision import PRECISIONS, products_in
 from pyro_gram.training.trainer import Trainer
 
-PRESETS = Path(__file__).parent / "presets"
+PRESETS = Path(__file__).parents[1] / "presets"
 TASKS = ("coloring", "nqueens", "sudoku", "sudoku_uncond", "mnist")
 WAYS = [(precision, compiled) for precision in PRECISIONS for compiled in (False, True)]
 PEAK_TFLOPS = 780  # what an H100 or H200 reaches in dense bfloat16 products, of the 989 of its data sheet

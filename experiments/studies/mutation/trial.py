@@ -1,4 +1,4 @@
-"""How ``experiments/mutation.py`` tries a mutant: which tests run which lines, and a process for each mutant.
+"""How ``mutation.py`` tries a mutant: which tests run which lines, and a process for each mutant.
 
 The parent has imported the project and its tests. A child is a fork of it in which the changed functions get the
 mutant's code, or, where the change is in a statement that runs on import, the project is imported anew.
@@ -26,9 +26,9 @@ from typing import Any
 import coverage
 import pytest
 
-from experiments.mutants import Mutant
+from experiments.studies.mutation.mutants import Mutant
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 WORK = ROOT / ".mutation"  # ignored by git: what tests run which lines, and the result of every mutant
 PACKAGES = ("models", "guides", "pyro_gram/inference")
 METRICS = (
@@ -198,7 +198,7 @@ def _functions_in(code: CodeType) -> dict[tuple[str, int], CodeType]:
 def import_anew(mutant: Mutant) -> None:
     """Forget the project's modules, and let the next import find the mutant."""
     for name in [m for m in sys.modules if m.partition(".")[0] in PROJECT and m != "experiments"]:
-        if not name.startswith(("experiments.mutation", "experiments.mutants")):
+        if not name.startswith("experiments.studies.mutation."):
             del sys.modules[name]
     sys.meta_path.insert(0, Finder(mutant))
 
