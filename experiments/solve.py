@@ -137,7 +137,7 @@ def read_some(task: Task, text: str) -> list[Tensor | Failed]:
         try:
             read += task.inputs(piece.text)
         except InputError as e:
-            read.append(Failed(piece.text.strip(), str(piece.located(e) if len(pieces) > 1 else e)))
+            read.append(Failed(piece.text.strip(), str(piece.locate_error(e) if len(pieces) > 1 else e)))
     return read
 
 

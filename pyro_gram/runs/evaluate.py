@@ -198,7 +198,7 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
         history = followed(run, plain)
     followed_inputs = None if plain.inputs is None else plain.inputs[: history.shape[2]]
     metrics["unsettled"] = attractors(task, followed_inputs, history).restless
-    run.phases.say("drawing figures and writing the report")
+    run.phases.print("drawing figures and writing the report")
     drawn: dict[str, Any] = {}
     if run.processes.is_main:
         drawn = draw_figures(run, puzzles, rolled.tokens, history)

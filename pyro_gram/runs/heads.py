@@ -63,7 +63,7 @@ def train_heads(assembly: Assembly, depth: int, phases: Phases | None = None) ->
     with phases.start("heads", count, "round") as bar:
         for number, loss in enumerate(rounds, 1):
             left = (time.perf_counter() - start) / number * (count - number)
-            bar.set_postfix_str(f"{phases.estimate('heads', left)}loss {loss:.3f}", refresh=False)
+            bar.set_postfix_str(f"{phases.remaining_text('heads', left)}loss {loss:.3f}", refresh=False)
             bar.update()
 
 

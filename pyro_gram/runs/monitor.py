@@ -31,7 +31,7 @@ def plan(run: Run) -> None:
     inputs = "" if puzzles.inputs is None else f"{len(puzzles.inputs):,} inputs x "
     sizes["evaluation"] = f"{inputs}{config.evaluate.num_samples:,} samples"
     run.phases = Phases(sizes, silent=not run.processes.is_main)
-    run.phases.announce()
+    run.phases.print_plan()
 
 
 def monitor(run: Run) -> dict[str, float]:

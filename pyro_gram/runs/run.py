@@ -374,7 +374,7 @@ def train(run: Run) -> None:
             run.phases.seconds["heads"] = seconds_of_heads(run.averaged, run.depth)
         with _bar(run) as bar:
             if not run.trainer.finished:
-                run.phases.estimate("train", seconds_left(run.trainer, first, 0.0))
+                run.phases.remaining_text("train", seconds_left(run.trainer, first, 0.0))
             for report in _reported(run):
                 row = _row(report)
                 if run.trainer.number % config.evaluate_every == 0 or report.last:
@@ -387,7 +387,7 @@ def train(run: Run) -> None:
                 if run.processes.is_main:
                     run.forget_divergence()  # it has been got over
                 bar.update(1 if config.batches else min(round(report.seconds), round(60 * config.minutes)) - bar.n)
-                told = run.phases.estimate("train", seconds_left(run.trainer, first, report.seconds - before))
+                told = run.phases.remaining_text("train", seconds_left(run.trainer, first, report.seconds - before))
                 bar.set_postfix_str(told + _postfix(report, look), refresh=False)
                 keep(report.last)
         keep.check()

@@ -1,4 +1,4 @@
-"""What is to come of a run, and when all of it will be over: lines and bars on stderr."""
+"""Progress on stderr: a bar for each phase of a run, and one estimate of when all of them will have ended."""
 
 from __future__ import annotations
 
@@ -7,40 +7,47 @@ import sys
 
 from tqdm import tqdm
 
-WIDE = 140  # columns, of a terminal that has room for a bar beside what is told of it
-NARROW = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{remaining} left{postfix}]"
-ON_TOP = "figures and the report come on top"
+MIN_COLUMNS = 140  # of a terminal with room for a bar beside its text
+TEXT_FORMAT = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{remaining} left{postfix}]"
 
 
 class Phases:
-    """The phases of a run: a bar for each, which says its place, and one estimate of the end of them all.
-
-    On a terminal there are bars; elsewhere (a log) each phase has a line.
+    """The phases of a run. A terminal shows a bar for each; a log gets a line for each.
 
     Args:
-        sizes: the phases in order, with what each does: ``{"train": "2,000 batches"}``.
-        silent: nothing is said (by all processes but the first).
+        sizes: phases in order, and how much each does: ``{"train": "2,000 batches"}``.
+        silent: whether to print nothing (every process but the main one).
 
     Attributes:
-        seconds: how long a phase takes, where that has been measured.
+        seconds: the expected duration of a phase, where it has been measured.
     """
 
     def __init__(self, sizes: dict[str, str], silent: bool = False) -> None:
         self.sizes, self.silent = sizes, silent
         self.seconds: dict[str, float] = {}
         self._bar: tqdm | None = None
-        self._estimated = False
+        self._has_printed_estimate = False
 
-    def announce(self) -> None:
-        """Say which phases there will be."""
-        self.say("phases: " + ", ".join(f"{self._title(name)} ({size})" for name, size in self.sizes.items()))
+    def print_plan(self) -> None:
+        """Print the phases that there will be."""
+        self.print("phases: " + ", ".join(f"{self._title(name)} ({size})" for name, size in self.sizes.items()))
 
     def start(self, name: str, total: int, unit: str, initial: int = 0) -> tqdm:
-        """The bar of a phase that begins now; on no terminal a line in its place."""
-        terminal = sys.stderr.isatty()
-        if not terminal and self.sizes.get(name):
-            long = f", about {format_duration(self.seconds[name])}" if name in self.seconds else ""
-            self.say(f"{self._title(name)}: {self.sizes[name]}{long}")
+        """Begin a phase.
+
+        Args:
+            name: of the phase.
+            total: the count at which it ends.
+            unit: what is counted.
+            initial: the count at which it begins, of a run that was resumed.
+
+        Returns:
+            its bar, which shows nothing where stderr is no terminal; there a line is printed.
+        """
+        is_terminal = sys.stderr.isatty()
+        if not is_terminal and self.sizes.get(name):
+            duration = f", about {format_duration(self.seconds[name])}" if name in self.seconds else ""
+            self.print(f"{self._title(name)}: {self.sizes[name]}{duration}")
         self._bar = tqdm(
             total=total,
             initial=initial,
@@ -48,53 +55,60 @@ class Phases:
             desc=self._title(name),
             file=sys.stderr,
             mininterval=1.0,
-            bar_format=None if shutil.get_terminal_size().columns >= WIDE else NARROW,
-            disable=self.silent or not terminal,
+            bar_format=None if shutil.get_terminal_size().columns >= MIN_COLUMNS else TEXT_FORMAT,
+            disable=self.silent or not is_terminal,
         )
         return self._bar
 
     def update(self, count: int) -> None:
-        """Move the bar of the phase that is going on."""
+        """Advance the bar of the current phase by ``count``."""
         if self._bar is not None:
             self._bar.update(count)
 
-    def left(self, name: str, here: float | None) -> float | None:
-        """The seconds until all is over; None where a phase that is to come has not been measured.
+    def remaining_seconds(self, name: str, phase_seconds: float | None) -> float | None:
+        """Return the seconds until the last phase ends; None where the duration of a later phase is unknown.
 
         Args:
-            name: the phase that is going on.
-            here: the seconds that are left of it.
+            name: the current phase.
+            phase_seconds: the seconds until it ends; None if unknown.
         """
         later = list(self.sizes)[list(self.sizes).index(name) + 1 :] if name in self.sizes else []
-        if here is None or not later or not self.seconds.keys() >= set(later):
+        if phase_seconds is None or not later or not self.seconds.keys() >= set(later):
             return None
-        return here + sum(self.seconds[phase] for phase in later)
+        return phase_seconds + sum(self.seconds[phase] for phase in later)
 
-    def estimate(self, name: str, here: float | None) -> str:
-        """``all ends in 17:54 | ``, for the bar of the phase ``name``; nothing where it is not known.
+    def remaining_text(self, name: str, phase_seconds: float | None) -> str:
+        """Return ``all ends in 17:54 | ``, for the bar of the current phase; an empty text where it is unknown.
 
-        Once, as soon as it is known, a line says how it is composed. Arguments as for :meth:`left`.
+        As soon as it is known, one line is printed that says how long each phase takes. Takes the arguments of
+        :meth:`remaining_seconds`.
         """
-        left = self.left(name, here)
-        if left is None:
+        remaining = self.remaining_seconds(name, phase_seconds)
+        if remaining is None:
             return ""
-        if not self._estimated:
-            self._estimated = True
-            long = {name: here or 0.0} | {phase: s for phase, s in self.seconds.items() if phase != name}
-            told = ", ".join(f"{phase} {format_duration(long[phase])}" for phase in self.sizes if phase in long)
-            self.say(f"about {format_duration(left)} from now in all: {told}; {ON_TOP}")
-        return f"all ends in {format_duration(left)} | "
+        if not self._has_printed_estimate:
+            self._has_printed_estimate = True
+            seconds = self.seconds | {name: phase_seconds or 0.0}
+            durations = ", ".join(f"{p} {format_duration(seconds[p])}" for p in self.sizes if p in seconds)
+            self.print(
+                f"about {format_duration(remaining)} from now in all: {durations}; figures and the report come on top"
+            )
+        return f"all ends in {format_duration(remaining)} | "
 
     def _title(self, name: str) -> str:
         names = list(self.sizes)
         return f"{names.index(name) + 1}/{len(names)} {name}" if len(names) > 1 else name
 
-    def say(self, text: str) -> None:
-        """A line that disturbs no bar."""
+    def print(self, text: str) -> None:
+        """Print a line on stderr without breaking a bar."""
         if not self.silent:
             tqdm.write(text, file=sys.stderr)
 
 
 def format_duration(seconds: float) -> str:
-    """``13:47``, or ``2:13:47``."""
+    """Return a duration in minutes and seconds, or with hours.
+
+    >>> format_duration(827.4), format_duration(8027)
+    ('13:47', '2:13:47')
+    """
     return tqdm.format_interval(round(seconds))

@@ -1,7 +1,7 @@
-"""One reader for every text that people hand over: whatever wrote it, it comes out the same.
+"""Texts that people provide, decoded the same way whichever program wrote them.
 
-A byte-order mark is dropped, UTF-16 and UTF-32 are decoded by theirs, gzip is unpacked by its contents and not by the
-file's name, and every line ends in ``\\n``. What is none of that is refused in one sentence; only so much is read.
+A byte-order mark is dropped (and selects UTF-16 or UTF-32), gzip is recognized by its first bytes and unpacked, and
+every line ends in ``\\n``. Anything else is refused by an InputError of one sentence, and sizes are limited.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from typing import BinaryIO, TextIO
 
 from pyro_gram.errors import InputError
 
-MAX_PUZZLE_BYTES = 2**25  # bytes of a text of puzzles, unpacked: some 400,000 of 9x9 Sudoku
-MAX_TEXT_BYTES = 2**28  # bytes of a text, unpacked: puzzles are small
-MAX_LINE_LENGTH = 2**20  # characters of a line of a file that is read line by line
-BYTE_ORDER_MARKS = (  # UTF-32 first: its mark begins as that of UTF-16
+MAX_PUZZLE_BYTES = 2**25  # of a text of puzzles, unpacked: some 400,000 9x9 Sudokus
+MAX_TEXT_BYTES = 2**28  # of any other text, unpacked
+MAX_LINE_LENGTH = 2**20  # characters
+BYTE_ORDER_MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
-BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"  # the byte-order mark once it is decoded
+BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"  # the same, decoded
+GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"  # the first bytes of such files
 ZERO_BYTES_ERROR = "{} holds zero bytes: not a text file, or UTF-16 without its mark; save it as UTF-8"
 
 
 class LineError(InputError):
-    """An InputError in one line of a text.
+    """An InputError at one line of a text.
 
     Args:
-        line: its number, from 1.
-        message: what is wrong there.
+        line: the number of the line, from 1.
+        message: what is wrong.
     """
 
     def __init__(self, line: int, message: str) -> None:
@@ -50,17 +50,17 @@ class PuzzleText:
     """The part of a file that holds one puzzle.
 
     Attributes:
-        text: of the puzzle, as a task's ``parse`` reads it.
-        line: where it begins, from 1.
-        name: what it is called in messages, where a line is no help (``board 3`` of a JSON list).
+        text: the puzzle, in a form that a task's ``parse`` reads.
+        line: the number of its first line in the file, from 1.
+        name: how messages name it where a line number does not help (``board 3`` of a JSON list).
     """
 
     text: str
     line: int
     name: str = ""
 
-    def located(self, error: InputError) -> InputError:
-        """An error of this piece that says where in the file it is."""
+    def locate_error(self, error: InputError) -> InputError:
+        """Return ``error``, which ``parse`` raised for this text, with its place in the file."""
         if self.name:
             return InputError(f"{self.name}: {error}")
         if isinstance(error, LineError):
@@ -68,35 +68,35 @@ class PuzzleText:
         return LineError(self.line, str(error))
 
 
-# ---- bytes ---------------------------------------------------------------------------------------------------------
+# ---- bytes ----------------------------------------------------------------------------------------------------------
 
 
-def _too_large(name: str, limit: int) -> InputError:
+def _size_error(name: str, limit: int) -> InputError:
     return InputError(f"{name} holds more than {limit} bytes, the most that is read: cut it up")
 
 
-class _Bounded(io.RawIOBase):
-    """The bytes of a stream, of which more than ``limit`` are refused."""
+class _LimitedStream(io.RawIOBase):
+    """A stream that raises InputError when more than ``limit`` bytes are read from it."""
 
     def __init__(self, stream: BinaryIO, limit: int, name: str) -> None:
-        self.stream, self.left, self.limit, self.name = stream, limit, limit, name
+        self.stream, self.remaining, self.limit, self.name = stream, limit, limit, name
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: object) -> int:
         view = memoryview(buffer)  # type: ignore[arg-type]
-        data = self.stream.read(min(len(view), self.left + 1))
-        if len(data) > self.left:
-            raise _too_large(self.name, self.limit)
-        self.left -= len(data)
+        data = self.stream.read(min(len(view), self.remaining + 1))
+        if len(data) > self.remaining:
+            raise _size_error(self.name, self.limit)
+        self.remaining -= len(data)
         view[: len(data)] = data
         return len(data)
 
 
 @contextmanager
 def convert_read_errors(name: str) -> Iterator[None]:
-    """What can go wrong while ``name`` is read becomes an InputError of one sentence."""
+    """Convert the errors of reading and decoding the file ``name`` to an InputError of one sentence."""
     try:
         yield
     except UnicodeDecodeError as e:
@@ -110,45 +110,49 @@ def convert_read_errors(name: str) -> Iterator[None]:
 
 
 def unpack_stream(stream: BinaryIO, name: str, limit: int = MAX_TEXT_BYTES) -> io.BufferedReader:
-    """The bytes of ``stream``, gunzipped where they are gzipped; to be read within :func:`reading`.
+    """Return a reader of the bytes of ``stream``, unpacked if it is gzipped. Use it in :func:`convert_read_errors`.
 
     Raises:
-        InputError: at once for a zip archive, which may hold many files; while reading, at the first byte beyond
-            ``limit``.
+        InputError: the stream is a zip archive, which may hold many files; or, while reading, it holds more than
+            ``limit`` bytes.
     """
-    plain: io.BufferedReader = io.BufferedReader(_Bounded(stream, limit, name))
-    head = plain.peek(len(ZIP))
+    reader: io.BufferedReader = io.BufferedReader(_LimitedStream(stream, limit, name))
+    head = reader.peek(len(ZIP))
     if head.startswith(ZIP):
         raise InputError(f"{name} is a zip archive: unpack it, and give a file of it")
     if not head.startswith(GZIP):
-        return plain
-    return io.BufferedReader(_Bounded(gzip.GzipFile(fileobj=plain), limit, name))  # type: ignore[arg-type]
+        return reader
+    return io.BufferedReader(_LimitedStream(gzip.GzipFile(fileobj=reader), limit, name))  # type: ignore[arg-type]
 
 
 def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
-    """The contents of a file, plain or gzipped. Raises InputError."""
+    """Return the contents of a file, unpacked if it is gzipped.
+
+    Raises:
+        InputError: it cannot be read, or holds more than ``limit`` bytes.
+    """
     with convert_read_errors(str(path)), path.open("rb") as file:
         if path.stat().st_size > limit:
-            raise _too_large(str(path), limit)
+            raise _size_error(str(path), limit)
         return unpack_stream(file, str(path), limit).read()
 
 
 def is_gzip(path: Path) -> bool:
-    """Does a file begin as gzip does, whatever it is called? Raises InputError where it cannot be read."""
+    """Return whether a file begins as gzip does, whatever its name. Raises InputError where it cannot be read."""
     with convert_read_errors(str(path)), path.open("rb") as file:
         return file.read(len(GZIP)) == GZIP
 
 
-# ---- text ----------------------------------------------------------------------------------------------------------
+# ---- text -----------------------------------------------------------------------------------------------------------
 
 
 def read_text(source: Path | BinaryIO, name: str = "", limit: int = MAX_TEXT_BYTES) -> str:
-    """The whole text of a file or a stream, in lines that end in ``\\n``.
+    """Return the text of a file or a stream, in lines that end in ``\\n``.
 
     Args:
         source: a path, or a stream of bytes.
-        name: what messages call it; the path by default.
-        limit: the most bytes that are read, unpacked.
+        name: how messages call it; by default the path.
+        limit: the maximal number of bytes, unpacked.
 
     Raises:
         InputError: it cannot be read, is no text, is damaged or too large.
@@ -164,7 +168,11 @@ def read_text(source: Path | BinaryIO, name: str = "", limit: int = MAX_TEXT_BYT
 
 
 def decode(data: bytes, name: str) -> str:
-    """Bytes as text, in lines that end in ``\\n``. Raises InputError where they are none."""
+    """Decode the bytes of the file ``name`` to text, in lines that end in ``\\n``.
+
+    Raises:
+        InputError: they are not text.
+    """
     encoding = _encoding(data[:4])
     try:
         text = data.decode(encoding)
@@ -182,33 +190,38 @@ def decode(data: bytes, name: str) -> str:
     return normalize_text(text)
 
 
-def make_printable(text: str, most: int = 2000) -> str:
-    """What a stranger may have written, as a terminal can show it: without escape sequences, and not without end."""
-    return "".join(c if c.isprintable() else "?" for c in text[:most]) + "..." * (len(text) > most)
+def make_printable(text: str, max_length: int = 2000) -> str:
+    """Return text from a stranger as a terminal can show it: without escape sequences, and cut to ``max_length``.
+
+    >>> make_printable("a\\x1b[31mb", max_length=6)
+    'a?[31m...'
+    """
+    ending = "..." if len(text) > max_length else ""
+    return "".join(c if c.isprintable() else "?" for c in text[:max_length]) + ending
 
 
 def normalize_text(text: str) -> str:
-    """A text without byte-order marks (one stands inside where files were put together), its lines ended by ``\\n``."""
+    """Return ``text`` without byte-order marks, its lines ended by ``\\n``. Marks stand inside concatenated files."""
     return text.replace(BYTE_ORDER_MARK, "").replace("\r\n", "\n").replace("\r", "\n")
 
 
 @contextmanager
 def open_lines(path: Path, limit: int) -> Iterator[Iterator[str]]:
-    """The lines of a text that may be long, as :func:`read_text` has them, with their ends as they are.
+    """Open a text that may be long, as an iterator over its lines. Line ends stay as they are.
 
     Raises:
-        InputError: as :func:`read_text`; and a line of more than ``LINE_LIMIT`` characters.
+        InputError: as :func:`read_text`; or a line has more than ``MAX_LINE_LENGTH`` characters.
     """
     name = str(path)
     with convert_read_errors(name), path.open("rb") as file:
         stream = unpack_stream(file, name, limit)
-        # The mark of UTF-8 is dropped with the encoding's own; peek() has at least the file's first bytes.
-        encoding = {"utf-8": "utf-8-sig"}.get(found := _encoding(stream.peek(4)[:4]), found)
+        encoding = _encoding(stream.peek(4)[:4])  # peek() returns at least the first bytes
+        encoding = "utf-8-sig" if encoding == "utf-8" else encoding  # which drops the mark
         with io.TextIOWrapper(stream, encoding=encoding, newline="") as text:
-            yield _lines(text, name)
+            yield _checked_lines(text, name)
 
 
-def _lines(text: TextIO, name: str) -> Iterator[str]:
+def _checked_lines(text: TextIO, name: str) -> Iterator[str]:
     while line := text.readline(MAX_LINE_LENGTH):
         if len(line) == MAX_LINE_LENGTH:
             raise InputError(f"{name} has a line of more than {MAX_LINE_LENGTH} characters: it is no file of puzzles")
@@ -218,9 +231,13 @@ def _lines(text: TextIO, name: str) -> Iterator[str]:
 
 
 def numbered_lines(text: str, comment: str = "#") -> list[tuple[int, str]]:
-    """The lines of a text with their numbers, from 1, without blank ones and those that begin with ``comment``."""
-    numbered = ((n, line.strip()) for n, line in enumerate(normalize_text(text).split("\n"), start=1))
-    return [(n, line) for n, line in numbered if line and not (comment and line.startswith(comment))]
+    """Return the numbers, from 1, and contents of the lines that are neither blank nor begin with ``comment``.
+
+    >>> numbered_lines("# graphs\\nCF\\n\\n Cr")
+    [(2, 'CF'), (4, 'Cr')]
+    """
+    lines = ((n, line.strip()) for n, line in enumerate(normalize_text(text).split("\n"), start=1))
+    return [(n, line) for n, line in lines if line and not (comment and line.startswith(comment))]
 
 
 def _encoding(head: bytes) -> str:

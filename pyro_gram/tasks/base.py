@@ -191,7 +191,7 @@ class Task(ABC):
             try:
                 yield from self.inputs(piece.text)
             except InputError as e:
-                raise (piece.located(e) if len(pieces) > 1 else e) from None
+                raise (piece.locate_error(e) if len(pieces) > 1 else e) from None
 
     def count_solutions(self, x: Tensor) -> int | None:
         """How many answers of one input ``x [*event]`` are right, counted as :meth:`canonical` does.

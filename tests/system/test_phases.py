@@ -36,15 +36,15 @@ def terminal(monkeypatch):
 
 def test_the_estimate_is_the_sum_of_what_is_left_and_what_is_to_come(capsys):
     phases = Phases({"train": "4 batches", "heads": "2 rounds", "evaluation": "8 samples"})
-    assert phases.left("train", 100.0) is None  # nothing is measured
+    assert phases.remaining_seconds("train", 100.0) is None  # nothing is measured
     phases.seconds["evaluation"] = 30.0
-    assert phases.estimate("train", 100.0) == ""  # heads are not
-    assert phases.left("heads", 5.0) == 35.0
+    assert phases.remaining_text("train", 100.0) == ""  # heads are not
+    assert phases.remaining_seconds("heads", 5.0) == 35.0
     phases.seconds["heads"] = 60.0
-    assert phases.left("train", None) is None
-    assert phases.estimate("train", 100.0) == "all ends in 03:10 | "
-    assert phases.estimate("train", 40.0) == "all ends in 02:10 | "
-    assert phases.estimate("evaluation", 5.0) == ""  # its own bar says as much
+    assert phases.remaining_seconds("train", None) is None
+    assert phases.remaining_text("train", 100.0) == "all ends in 03:10 | "
+    assert phases.remaining_text("train", 40.0) == "all ends in 02:10 | "
+    assert phases.remaining_text("evaluation", 5.0) == ""  # its own bar says as much
     assert capsys.readouterr().err == (
         "about 03:10 from now in all: train 01:40, heads 01:00, evaluation 00:30; figures and the report come on top\n"
     )
@@ -52,13 +52,13 @@ def test_the_estimate_is_the_sum_of_what_is_left_and_what_is_to_come(capsys):
 
 def test_a_single_phase_or_a_silent_one_says_nothing(capsys):
     alone = Phases({"train": ""})
-    assert alone.estimate("train", 3.0) == ""
+    assert alone.remaining_text("train", 3.0) == ""
     alone.start("train", 3, "batch")
     silent = Phases({"train": "a", "evaluation": "b"}, silent=True)
     silent.seconds["evaluation"] = 1.0
-    silent.announce()
+    silent.print_plan()
     silent.start("train", 3, "batch")
-    assert silent.estimate("train", 3.0) == "all ends in 00:04 | "
+    assert silent.remaining_text("train", 3.0) == "all ends in 00:04 | "
     assert capsys.readouterr().err == ""
 
 
