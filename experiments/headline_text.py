@@ -14,7 +14,7 @@ from typing import Any
 from experiments.table_text import spread
 from pyro_gram.diagnostics import paper
 from pyro_gram.diagnostics.intervals import wilson
-from pyro_gram.sampling.tempering import told
+from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.system.files import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -138,7 +138,7 @@ def orbit_line() -> str:
 
 def papers(name: str) -> str:
     """The paper's accuracy, or conflicting edges in all test graphs, and coverage, of the same problem."""
-    numbers = paper.told(name)
+    numbers = paper.published(name)
     if not numbers:
         return ""
     first = f"{numbers['violations']} conflicts" if "violations" in numbers else _share(numbers["sample_accuracy"])
@@ -182,7 +182,7 @@ def seeds_table() -> str:
 
 def _prior(metrics: dict[str, Any]) -> str:
     """How the prior was sampled."""
-    return told(metrics["temper_scale"], metrics["temper_transitions"]) or "as it is"
+    return TemperConfig(metrics["temper_scale"], metrics["temper_transitions"]).describe() or "as it is"
 
 
 def results_table(name: str) -> str:

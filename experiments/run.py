@@ -9,7 +9,7 @@ from typing import Any
 
 from pyro_gram.config import NAMED, RunConfig, add_options, foreign_options, read_preset, with_options
 from pyro_gram.errors import ConfigError
-from pyro_gram.sampling.tempering import told
+from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.system.cli import (
     Parser,
     add_device_option,
@@ -122,7 +122,7 @@ def summary(task: str, m: dict[str, Any]) -> str:
     if m["total_variation"] is not None:
         figures += [f"total variation {m['total_variation']:.2f} (perfect {m['total_variation_perfect']:.2f})"]
     figures += [f"{name.replace('_', ' ')} {m[name]:.2f}" for name in TOLD if m.get(name) is not None]
-    temper = told(m["temper_scale"], m["temper_transitions"])
+    temper = TemperConfig(m["temper_scale"], m["temper_transitions"]).describe()
     measured = "no input" if m["vote_accuracy"] is None else f"{m['num_inputs']} held-out inputs"
     return f"{task}, {measured}, {m['num_samples']} samples{temper and f' ({temper})'}: {', '.join(figures)}"
 

@@ -19,7 +19,7 @@ from pyro_gram.diagnostics.plots.run import answers_grid, counted
 from pyro_gram.errors import InputError, UserError
 from pyro_gram.sampling.selection import SELECTIONS
 from pyro_gram.sampling.tempering import TemperConfig
-from pyro_gram.solver import TRAJECTORIES, WIDTHS, Answer, Solved, Solver
+from pyro_gram.solver import DRAWS, TRAJECTORIES, Answer, Solved, Solver
 from pyro_gram.system.cli import Parser, add_device_option, add_trust_option, call
 from pyro_gram.system.files import check_writable, write_atomically
 from pyro_gram.system.machine import pick_device
@@ -27,7 +27,7 @@ from pyro_gram.system.text import MAX_PUZZLE_BYTES, make_printable, normalize_te
 from pyro_gram.tasks.base import NO_PUZZLE, Task
 from pyro_gram.tasks.terminal import wants_colour
 
-PASSED_ON = ("num_samples", "depth", "seed", "select", "halt", "width", "memory")  # to the solver
+PASSED_ON = ("num_samples", "depth", "seed", "select", "halt", "draws", "memory")  # to the solver
 FIGURE_ROWS, FIGURE_COLUMNS = 6, 4  # inputs, and answers of each, in --figure
 TITLE = 20  # characters of an input that stand above its picture
 JSON_HELP = (
@@ -74,10 +74,10 @@ def make_parser() -> Parser:
         "(default: as the checkpoint says)",
     )
     parser.add_argument(
-        "--width",
-        choices=WIDTHS,
+        "--draws",
+        choices=DRAWS,
         default="independent",
-        help="how the trajectories of an input are spread (default independent); smc weighs them by the value head",
+        help="how the trajectories of an input are drawn (default independent); smc weights them by the value head",
     )
     parser.add_argument(
         "--temper",

@@ -36,7 +36,8 @@ from pyro_gram.registry import MODELS
 from pyro_gram.runs.evaluate import finish
 from pyro_gram.runs.monitor import plan
 from pyro_gram.runs.run import InterruptedRunError, check_begun, open_run, train
-from pyro_gram.sampling.rollout import at_once, rollout
+from pyro_gram.sampling.memory import chunk_size
+from pyro_gram.sampling.rollout import rollout
 from pyro_gram.system.cli import Parser, add_device_option, call, is_idle_process
 from pyro_gram.system.distributed import ProcessGroup, leave, start
 from pyro_gram.system.files import check_writable, read_json, write_atomically, write_bytes, write_json
@@ -174,7 +175,7 @@ def _of(num_samples: int, folder: Path, data_dir: str | None, named: Collection[
             depth=evaluate.depth or assembly.config.train.supervision_steps,
             seed=evaluate.seed,
             temper=assembly.config.temper,
-            max_trajectories=at_once(task.spec.input_length),
+            max_trajectories=chunk_size(task.spec.input_length),
         )
         write_json(path, measure(task, puzzles, rolled.tokens, rolled.score).to_dict())
     return read_json(path)

@@ -19,18 +19,19 @@ from pyro_gram.checkpoint import load_model
 from pyro_gram.checks import check_choice, check_counts
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import InputError, UserError
-from pyro_gram.sampling.decode import beside
-from pyro_gram.sampling.draws import UNBIASED, Width
-from pyro_gram.sampling.isolation import in_turn, isolated
-from pyro_gram.sampling.rollout import Rollout, at_once, check_has_heads, has_heads, rollout, trajectories_within
-from pyro_gram.sampling.selection import SELECTIONS, best, tally
-from pyro_gram.sampling.smc import check_fits, resampled, smc
-from pyro_gram.sampling.tempering import TemperConfig, told
+from pyro_gram.inference.sites import check_has_heads, has_heads
+from pyro_gram.sampling.draws import UNBIASED, DrawScheme
+from pyro_gram.sampling.isolation import generator_lock, isolated_program
+from pyro_gram.sampling.memory import chunk_size, trajectories_in_memory
+from pyro_gram.sampling.rollout import Rollout, rollout, to_device_of
+from pyro_gram.sampling.selection import SELECTIONS, select_by_value, tally
+from pyro_gram.sampling.smc import check_fits, smc, to_rollout
+from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.tasks.base import Task
 from pyro_gram.tasks.batches import sub_seed
 from pyro_gram.tasks.inputs import tokens_of, whole_number
 
-WIDTHS = (*UNBIASED, "smc")
+DRAWS = (*UNBIASED, "smc")
 TRAJECTORIES = 1280  # of a batch of inputs, after which their answers are told
 
 
@@ -150,7 +151,7 @@ class Solver:
         history: bool = False,
         temper: TemperConfig | None = None,
         halt: float | None = None,
-        width: str = "independent",
+        draws: str = "independent",
         memory: float | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Rollout:
@@ -166,8 +167,8 @@ class Solver:
             temper: the scale of the prior at the start of a trajectory; as the run was measured where None.
             halt: P(right), by the halt head, at which a trajectory ends (ACT); as the checkpoint says where None, 1 for
                 never. Without heads all trajectories go to ``depth``.
-            width: how the trajectories of an input are spread: ``independent``, ``antithetic`` or ``sobol``
-                (``sampling.draws``); or ``smc``, weighed by the value head (``sampling.smc``).
+            draws: how the trajectories of an input are drawn together: ``independent``, ``antithetic`` or ``sobol``
+                (``sampling.draws``); or ``smc``, weighted by the value head (``sampling.smc``).
             memory: MB that the trajectories which run at once may take; by default some 250 at D = 128.
             progress: called with the number of trajectories that have been run.
 
@@ -177,12 +178,12 @@ class Solver:
 
         Raises:
             InputError: x is no input of this task.
-            UserError: ``num_samples`` or ``depth`` below 1; a temper, halt or width that is none; too little memory.
+            UserError: a count below 1; a temper, halt or draw scheme that is none; too little memory.
             ConfigError: a halt without heads; antithetic or Sobol draws of a prior that is not Gaussian.
         """
         if temper is not None and not isinstance(temper, TemperConfig):
             raise UserError(f"temper must be a pyro_gram.TemperConfig, not {temper!r}")
-        check_choice("width", width, WIDTHS)
+        check_choice("draws", draws, DRAWS)
         num_samples, seed = whole_number("num_samples", num_samples), whole_number("seed", seed)
         depth = self.default_depth if depth is None else whole_number("depth", depth)
         self.check_depth(depth)
@@ -192,24 +193,24 @@ class Solver:
             "depth": depth,
             "seed": seed,
             "temper": self._temper(temper),
-            "max_trajectories": self._at_once(memory),
+            "max_trajectories": self._chunk_size(memory),
         }
-        tokens = beside(self.model, tokens)
-        if width == "smc":
+        tokens = to_device_of(self.model, tokens)
+        if draws == "smc":
             if tokens is None or history or halt not in (None, 1):
                 raise UserError("smc weighs whole trajectories of answers to an input: no history, and nothing halts")
-            with isolated():
-                rolled = resampled(smc(self.model, tokens, **common), common["depth"], seed).cpu()
+            with isolated_program():
+                rolled = to_rollout(smc(self.model, tokens, **common), common["depth"], seed).cpu()
             if progress:
                 progress(num_samples * len(tokens))
             return rolled
         halt = halt if history else self._halt(halt)
-        settings: dict[str, Any] = {"history": history, "halt": halt, "width": Width(width), "progress": progress}
-        with isolated():
+        settings: dict[str, Any] = {"history": history, "halt": halt, "draws": DrawScheme(draws), "progress": progress}
+        with isolated_program():
             return rollout(self.model, tokens, **settings, **common).cpu()
 
     def altered(
-        self, *, temper: TemperConfig | None = None, halt: float | None = None, width: str = "independent", **_: Any
+        self, *, temper: TemperConfig | None = None, halt: float | None = None, draws: str = "independent", **_: Any
     ) -> tuple[str, ...]:
         """What :meth:`sample` does under these settings so that answers are no longer as frequent as p(y | x) says.
 
@@ -219,11 +220,11 @@ class Solver:
         that halt keep an answer that more steps would have changed; a filter favours what the value head trusts.
 
         Args:
-            temper, halt, width: as for :meth:`sample`.
+            temper, halt, draws: as for :meth:`sample`.
         """
         wider = self._temper(temper)
-        found = [told(wider.scale, wider.transitions)] if wider.transitions else []
-        if width == "smc":
+        found = [wider.describe()] if wider.transitions else []
+        if draws == "smc":
             return (*found, "filtered by the value head")
         stops = self._halt(halt)
         return tuple(found) if stops in (None, 1) else (*found, f"halting at P = {stops:g}")
@@ -241,10 +242,10 @@ class Solver:
         if depth not in (None, 1) and getattr(self.model, "one_step", False):
             raise UserError(f"this model answers in one supervision step: depth must be 1, not {depth}")
 
-    def _at_once(self, memory: float | None) -> int:
+    def _chunk_size(self, memory: float | None) -> int:
         if memory is None:
-            return at_once(self.task.spec.input_length)
-        return trajectories_within(memory, state_length(self.config, self.task), self.config.model.width)
+            return chunk_size(self.task.spec.input_length)
+        return trajectories_in_memory(memory, state_length(self.config, self.task), self.config.model.width)
 
     def _tokens(self, x: Any) -> Tensor | None:
         """Checked input tokens, int64 ``[B, *event]``. Raises InputError."""
@@ -257,7 +258,7 @@ class Solver:
             return None
         if x is None:
             raise InputError("this checkpoint solves inputs: give at least one")
-        with in_turn():  # a forked process parses, which torch does too, in one thread
+        with generator_lock():  # a forked process parses, which torch does too, in one thread
             x = tokens_of(self.task, x)
         if len(x) == 0:
             raise InputError("no input: give at least one")
@@ -290,7 +291,7 @@ class Solver:
             select: ``all`` distinct answers; or one: the winner of the ``vote``; by ``value``, another answer in its
                 place if the value head trusts it clearly more (``sampling.selection``); or the most frequent that the
                 task's check has ``verified`` (none, where no sample is right).
-            **settings: ``temper``, ``halt``, ``width``, ``memory``, ``progress``, as for :meth:`sample`.
+            **settings: ``temper``, ``halt``, ``draws``, ``memory``, ``progress``, as for :meth:`sample`.
 
         Raises:
             InputError, UserError, ConfigError: as :meth:`sample`; a selection that is none, or that this checkpoint or
@@ -312,8 +313,8 @@ class Solver:
         depth = None if depth is None else whole_number("depth", depth)
         check_counts(seed=seed, num_samples=num_samples)
         self.check_depth(depth)
-        if settings.get("width") == "smc":
-            check_fits(num_samples, self._at_once(settings.get("memory")))
+        if settings.get("draws") == "smc":
+            check_fits(num_samples, self._chunk_size(settings.get("memory")))
         tokens = self._tokens(x)
         if tokens is None:
             raise InputError("this checkpoint is a model p(x): there is no input to solve, use sample")
@@ -353,7 +354,7 @@ class Solver:
             chosen = answers
             if select == "value":
                 assert values is not None
-                chosen = [answers[found.index(best(texts, values, scores))]]
+                chosen = [answers[found.index(select_by_value(texts, values, scores))]]
             elif select == "vote":
                 chosen = answers[:1]
             elif select == "verified":
@@ -401,6 +402,6 @@ def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool = Fa
         CheckpointError: missing, damaged, made by something else, or naming code that is not trusted. Nothing pickled
             is ever loaded.
     """
-    with in_turn():  # initial weights are drawn too
+    with generator_lock():  # initial weights are drawn too
         assembly = load_model(path, data_dir, trust_code=trust_code)
     return Solver(assembly.config, assembly.task, assembly.model, assembly.guide)

@@ -17,7 +17,7 @@ from experiments.scaling.trajectories import WIDTHS, Walk, allowed, halted_steps
 from pyro_gram.diagnostics.metrics import coverage_by_input, solution_ids
 from pyro_gram.networks.core import LatentState
 from pyro_gram.networks.fused import plain_forms
-from pyro_gram.sampling.decode import advance, beside, quiet
+from pyro_gram.sampling.rollout import isolated_rng, run_steps, to_device_of
 from pyro_gram.solver import Solver
 from pyro_gram.tasks.base import PuzzleSet
 
@@ -153,16 +153,16 @@ def cost_of_heads(solver: Solver, x: Tensor) -> float:
     The ratio does not depend on the machine, nor on how many trajectories run.
     """
     model: Any = solver.model
-    asked = beside(model, x[:2])
+    asked = to_device_of(model, x[:2])
     heads, operations = model.heads, []
     try:
-        with quiet(model, asked), plain_forms():  # whose products are counted
-            state = advance(model, asked, None, 2, 1).state
+        with isolated_rng(model, asked), plain_forms():  # whose products are counted
+            state = run_steps(model, asked, None, 2, 1).state
             state = LatentState(*(part.expand(2, len(asked), -1, -1) for part in state))
             for verdict in (None, heads):
                 model.heads = verdict
                 with FlopCounterMode(display=False) as counter:
-                    advance(model, asked, state, 2, 1)
+                    run_steps(model, asked, state, 2, 1)
                 operations.append(counter.get_total_flops())
     finally:
         model.heads = heads

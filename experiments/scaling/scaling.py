@@ -3,7 +3,7 @@
 From one checkpoint with heads, on inputs that training never saw: accuracy against width, depth and the number of
 solutions, and what selects; where trajectories halt by themselves, against the difficulty of the input; accuracy and
 coverage against core evaluations, of many shallow trajectories, few deep ones, and such as halt, the settings of each
-chosen on validation inputs; and diversified width. It writes ``NAME.scaling.json`` and ``NAME.scaling.png``; rates are
+chosen on validation inputs; and draw schemes. It writes ``NAME.scaling.json`` and ``NAME.scaling.png``; rates are
 means over seeds of the draws, with their standard deviation. Filtering is studied in ``studies/filtering.py``.
 """
 
@@ -25,9 +25,10 @@ from experiments.scaling.trajectories import WIDTHS, Walk, allowed, kept_in, wal
 from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit, solution_ids, winners
 from pyro_gram.diagnostics.plots.scaling import scaling_figure
 from pyro_gram.errors import UserError
-from pyro_gram.sampling.decode import beside
-from pyro_gram.sampling.draws import Width
-from pyro_gram.sampling.rollout import Rollout, at_once, check_has_heads, rollout
+from pyro_gram.inference.sites import check_has_heads
+from pyro_gram.sampling.draws import DrawScheme
+from pyro_gram.sampling.memory import chunk_size
+from pyro_gram.sampling.rollout import Rollout, rollout, to_device_of
 from pyro_gram.sampling.tempering import AtMean
 from pyro_gram.solver import Solver
 from pyro_gram.system.cli import Parser, add_device_option, add_trust_option, call
@@ -114,19 +115,19 @@ class Study:
             mean = independent.steps.double().mean().item()
             found["independent"][n] = self.judge(independent) | {"work": n * mean, "n": n}
             for kind in SPREADS:
-                width = Width(kind)
+                scheme = DrawScheme(kind)
                 # Trajectories that are given up are paid for by fewer that go on.
-                given_up = (width.oversample - 1) * width.steps if width.gives_up else 0
+                given_up = (scheme.oversample - 1) * scheme.steps if scheme.drops else 0
                 count = max(1, round(n * mean / (mean + given_up)))
-                rolled = self.rollout(count, seed=seed, width=width)
+                rolled = self.rollout(count, seed=seed, draws=scheme)
                 found[kind][n] = self.judge(rolled) | {"work": rolled.work.double().mean().item(), "n": count}
         return found
 
     def rollout(self, n: int, **settings: Any) -> Rollout:
         """n trajectories that halt, on the CPU."""
         settings = {"depth": self.depth, "halt": self.halt, "temper": self.solver.config.temper, **settings}
-        limit = max(n * 3, at_once(self.solver.task.spec.input_length))
-        asked = beside(self.solver.model, self.x)
+        limit = max(n * 3, chunk_size(self.solver.task.spec.input_length))
+        asked = to_device_of(self.solver.model, self.x)
         rolled = rollout(self.solver.model, asked, num_samples=n, max_trajectories=limit, **settings).cpu()
         self.progress(n * len(self.x))
         return rolled

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pyro_gram.inference.sites import ANSWER, HALT, VALUE
 from pyro_gram.networks.core import LatentState
-from pyro_gram.sampling.decode import Decode, advance, beside, quiet
-from pyro_gram.sampling.rollout import Rollout, at_once
+from pyro_gram.sampling.memory import chunk_size
+from pyro_gram.sampling.rollout import Decode, Rollout, isolated_rng, run_steps, to_device_of
 from pyro_gram.sampling.tempering import Temper
 from pyro_gram.solver import Solver
 from pyro_gram.system.files import read_json, write_json
@@ -111,9 +111,9 @@ def walk(
     """
     chunks: list[dict[str, Tensor]] = []
     settings = {"num_samples": num_samples, "depth": depth, "seed": seed, "halt": halt}
-    asked = beside(solver.model, x)
-    with quiet(solver.model, asked):
-        for chunk, some in enumerate(asked.split(max(1, at_once(solver.task.spec.input_length) // num_samples))):
+    asked = to_device_of(solver.model, x)
+    with isolated_rng(solver.model, asked):
+        for chunk, some in enumerate(asked.split(max(1, chunk_size(solver.task.spec.input_length) // num_samples))):
 
             def made(chunk: int = chunk, some: Tensor = some) -> dict[str, Tensor]:
                 torch.manual_seed(seed + chunk)
@@ -129,7 +129,7 @@ def _walk(solver: Solver, x: Tensor, n: int, depth: int, halt: float) -> dict[st
     least = torch.tensor([reach(number, depth) for number in range(n)], device=x.device).repeat_interleave(b)
     steps: list[dict[str, Tensor]] = []
     with Temper(solver.config.temper):
-        end = advance(solver.model, x, None, n, 1)
+        end = run_steps(solver.model, x, None, n, 1)
         now = {name: value.flatten(0, 1) for name, value in _said(end).items()}
         state = LatentState(*(part.expand(n, b, -1, -1).flatten(0, 1) for part in end.state))
         going = torch.arange(n * b, device=x.device)
@@ -139,7 +139,7 @@ def _walk(solver: Solver, x: Tensor, n: int, depth: int, halt: float) -> dict[st
             going, state = going[on], LatentState(state.h[on], state.l[on])
             last = steps[-1]
             if len(going):
-                end = advance(solver.model, x[going % b], state, None, 1)
+                end = run_steps(solver.model, x[going % b], state, None, 1)
                 state, now = end.state, _said(end)
                 last = {name: value.index_copy(0, going, now[name]) for name, value in last.items()}
             steps.append(last)

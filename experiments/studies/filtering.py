@@ -23,9 +23,9 @@ from experiments.scaling.scaling import SEED, Study, label_of, over_seeds, puzzl
 from experiments.scaling.trajectories import Walk, add_result, kept_in
 from pyro_gram.diagnostics.metrics import coverage_by_input, solution_ids
 from pyro_gram.errors import UserError
-from pyro_gram.inference.sites import VALUE
-from pyro_gram.sampling.rollout import at_once, check_has_heads
-from pyro_gram.sampling.smc import FLOOR, POTENTIALS, SMCConfig, resampled_ancestors, smc
+from pyro_gram.inference.sites import VALUE, check_has_heads
+from pyro_gram.sampling.memory import chunk_size
+from pyro_gram.sampling.smc import FLOOR, POTENTIALS, SMCConfig, sample_ancestors, smc
 from pyro_gram.solver import Solver
 from pyro_gram.system.cli import Parser, add_trust_option, call
 from pyro_gram.system.files import check_writable
@@ -65,7 +65,7 @@ class Filtering:
 
     def judge(self, tokens: Tensor, weight: Tensor) -> dict[str, float]:
         """What weighted trajectories ``[N, B]`` are worth, resampled to as many of equal weight."""
-        ancestors = resampled_ancestors(weight, self.seed)
+        ancestors = sample_ancestors(weight, self.seed)
         tokens = tokens[ancestors, torch.arange(ancestors.shape[1])]
         puzzles, task = self.puzzles, self.study.solver.task
         found = {"sample": task.valid(puzzles.inputs, tokens).double().mean().item()}
@@ -96,7 +96,7 @@ class Filtering:
             seed=self.seed + 5000,
             config=config,
             temper=solver.config.temper,
-            max_trajectories=max(OF, at_once(solver.task.spec.input_length)),
+            max_trajectories=max(OF, chunk_size(solver.task.spec.input_length)),
         )
         self.study.progress(OF * depth * len(self.puzzles))
         found = self.judge(particles.tokens, particles.weight)

@@ -14,8 +14,7 @@ import pyro_gram
 from experiments.studies.fresh import committed
 from pyro_gram.diagnostics.intervals import wilson
 from pyro_gram.errors import UserError
-from pyro_gram.sampling.decode import beside
-from pyro_gram.sampling.rollout import rollout
+from pyro_gram.sampling.rollout import rollout, to_device_of
 from pyro_gram.sampling.tempering import AtMean
 from pyro_gram.system.cli import Parser, call
 from pyro_gram.system.files import check_writable, read_json, write_json
@@ -32,7 +31,7 @@ def study_of(path: Path, most: int | None = None) -> dict[str, Any]:
     puzzles = test if most is None else test.subset(most)
     settings: dict[str, Any] = {"depth": solver.default_depth, "temper": solver.config.temper}
     with AtMean():
-        rolled = rollout(solver.model, beside(solver.model, puzzles.inputs), num_samples=1, **settings)
+        rolled = rollout(solver.model, to_device_of(solver.model, puzzles.inputs), num_samples=1, **settings)
     accuracy = solver.task.valid(puzzles.inputs, rolled.tokens).double().mean().item()
     return {
         "num_inputs": len(puzzles),

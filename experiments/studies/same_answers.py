@@ -27,10 +27,10 @@ INPUTS, SAMPLES, SEED = 8, 10, 7
 SETTINGS: dict[str, dict[str, Any]] = {
     "as measured": {},
     "untempered": {"temper": pyro_gram.TemperConfig()},
-    "sobol": {"width": "sobol"},
-    "antithetic": {"width": "antithetic"},
+    "sobol": {"draws": "sobol"},
+    "antithetic": {"draws": "antithetic"},
 }
-WITH_HEADS: dict[str, dict[str, Any]] = {"halting": {"halt": 0.9}, "smc": {"width": "smc"}}
+WITH_HEADS: dict[str, dict[str, Any]] = {"halting": {"halt": 0.9}, "smc": {"draws": "smc"}}
 
 
 def digest(*tensors: torch.Tensor) -> str:

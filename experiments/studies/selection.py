@@ -22,7 +22,7 @@ from experiments.scaling.trajectories import add_result, kept, kept_in
 from pyro_gram.diagnostics.intervals import wilson
 from pyro_gram.diagnostics.metrics import winners
 from pyro_gram.errors import UserError
-from pyro_gram.sampling.rollout import check_has_heads
+from pyro_gram.inference.sites import check_has_heads
 from pyro_gram.solver import Solver
 from pyro_gram.system.cli import Parser, add_trust_option, call
 from pyro_gram.system.files import check_writable

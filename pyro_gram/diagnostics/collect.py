@@ -18,8 +18,8 @@ from pyro_gram.diagnostics.metrics import solution_ids
 from pyro_gram.inference.guide import why_no_guide
 from pyro_gram.inference.importance import MAX_TRACED, guidance_scale, guide_draws
 from pyro_gram.inference.sites import ANSWER, HALT, VALUE, transition_index
-from pyro_gram.sampling.decode import beside, quiet, unrolled
-from pyro_gram.sampling.rollout import at_once
+from pyro_gram.sampling.memory import chunk_size
+from pyro_gram.sampling.rollout import isolated_rng, rollout_steps, to_device_of
 from pyro_gram.tasks.base import PuzzleSet, Task
 from pyro_gram.tasks.batches import generator_for, sub_seed
 
@@ -103,8 +103,8 @@ def collect(
 def _guide(
     task: Task, model: nn.Module, guide: nn.Module, puzzles: PuzzleSet, y: Tensor, *, depth: int, draws: int, seed: int
 ) -> Groups:
-    max_traced = at_once(task.spec.input_length, MAX_TRACED)
-    x, y = beside(model, puzzles.inputs), beside(model, y)
+    max_traced = chunk_size(task.spec.input_length, MAX_TRACED)
+    x, y = to_device_of(model, puzzles.inputs), to_device_of(model, y)
     q = guide_draws(model, guide, x, y, steps=depth, num_samples=draws, seed=seed, max_traced=max_traced)
     return {
         "posterior": {"guidance": q.guidance.permute(1, 2, 0), "h": q.h[:, :STATE_INSTANCES]},
@@ -127,11 +127,11 @@ class _GuidanceScale(Messenger):
 
 
 def _prior(task: Task, model: nn.Module, puzzles: PuzzleSet, *, depth: int, draws: int, seed: int) -> Groups:
-    x, shape = beside(model, puzzles.inputs), (draws, len(puzzles))
+    x, shape = to_device_of(model, puzzles.inputs), (draws, len(puzzles))
     by_step: dict[str, list[Tensor]] = {}
-    with quiet(model, x), _GuidanceScale() as scale:
+    with isolated_rng(model, x), _GuidanceScale() as scale:
         torch.manual_seed(seed)
-        for end in unrolled(model, x, depth=depth, num_samples=draws):
+        for end in rollout_steps(model, x, depth=depth, num_samples=draws):
             tokens, h = end.values[ANSWER], end.state.h
             said = {"path": project(h), "score": end.likelihood.log_prob(tokens)}
             said |= {name: end.values[name] for name in (HALT, VALUE) if name in end.values}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pyro_gram.networks.layers import Block
-from pyro_gram.sampling.decode import advance, beside, quiet
+from pyro_gram.sampling.rollout import isolated_rng, run_steps, to_device_of
 
 
 def layers_a_sample(model: nn.Module, x: Tensor | None, depth: int) -> int:
@@ -28,8 +28,8 @@ def layers_a_sample(model: nn.Module, x: Tensor | None, depth: int) -> int:
 
     hooks = [module.register_forward_hook(add) for module in model.modules() if isinstance(module, Block)]
     try:
-        with quiet(model, x):
-            advance(model, beside(model, x), None, 1, depth)
+        with isolated_rng(model, x):
+            run_steps(model, to_device_of(model, x), None, 1, depth)
     finally:
         for hook in hooks:
             hook.remove()

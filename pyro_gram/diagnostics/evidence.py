@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyro_gram.diagnostics.inference_data import good_khat, pareto_smoothed
 from pyro_gram.diagnostics.likelihood import rollout_log_prob
 from pyro_gram.inference.importance import MAX_TRACED, guide_draws, log_evidence
-from pyro_gram.sampling.rollout import MAX_TRAJECTORIES
+from pyro_gram.sampling.memory import MAX_TRAJECTORIES
 from pyro_gram.tasks.batches import sub_seed
 
 HITS = 10.0  # effective draws of the prior below which their mean is one of a few lucky ones

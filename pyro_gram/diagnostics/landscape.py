@@ -18,9 +18,8 @@ from pyro_gram.checks import check_counts
 from pyro_gram.diagnostics.trajectories import answers_of, followed, numbered, on_cpu, states_of
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.sites import ANSWER
-from pyro_gram.sampling.decode import Decode
-from pyro_gram.sampling.rollout import AS_IT_IS
-from pyro_gram.sampling.tempering import AtMean, Temper, TemperConfig
+from pyro_gram.sampling.rollout import Decode
+from pyro_gram.sampling.tempering import NO_TEMPER, AtMean, Temper, TemperConfig
 from pyro_gram.tasks.base import Task
 
 SCORED = 64  # solutions scored at once: [N, SCORED, L_out] log-probabilities
@@ -74,7 +73,7 @@ def landscape(
     depth: int,
     num_samples: int = 64,
     seed: int = 0,
-    temper: TemperConfig = AS_IT_IS,
+    temper: TemperConfig = NO_TEMPER,
 ) -> Landscape | None:
     """Project trajectories of one input, and the deterministic path, and score every state on the way.
 

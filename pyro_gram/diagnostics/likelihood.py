@@ -16,8 +16,8 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.inference.importance import check_pairs
 from pyro_gram.inference.sites import ANSWER
 from pyro_gram.inference.terms import check_apart, check_pieces, log_prob_of, per_input
-from pyro_gram.sampling.decode import advance, observed_in, quiet
-from pyro_gram.sampling.rollout import MAX_TRAJECTORIES
+from pyro_gram.sampling.memory import MAX_TRAJECTORIES
+from pyro_gram.sampling.rollout import counted_observations, isolated_rng, run_steps
 from pyro_gram.sampling.tempering import check_no_temper
 
 
@@ -49,16 +49,16 @@ def rollout_log_prob(
     parts = [(None, y)] if x is None else list(zip(x.split(whole), y.split(whole), strict=True))
     rows = []
     chunk = 0
-    with quiet(model, x):
+    with isolated_rng(model, x):
         _check_scored(model, parts[0][0], parts[0][1] if x is not None else y[:1])
         for a, b in parts:
             columns = []
             for start in range(0, num_samples, max_trajectories):
                 torch.manual_seed(seed + chunk)
                 chunk += 1
-                decode = advance(model, a, None, min(max_trajectories, num_samples - start), depth)
+                decode = run_steps(model, a, None, min(max_trajectories, num_samples - start), depth)
                 if len(y) > 1:
-                    check_apart(decode.observations, decode.answer)
+                    check_apart(decode.observations, decode.answer_site)
                 few = [b] if a is not None else b.split(64)  # [N, B] log-probabilities of long answers are wide
                 columns.append(torch.cat([decode.log_prob(c) for c in few], dim=1))
             rows.append(torch.cat(columns))
@@ -82,7 +82,7 @@ class _Replay(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if not msg["is_observed"]:
             self.values[msg["name"]] = msg["value"]
-        self.observed.extend(observed_in(msg))
+        self.observed.extend(counted_observations(msg))
 
 
 def _check_scored(model: Callable[..., Any], x: Tensor | None, y: Tensor) -> None:
@@ -91,7 +91,7 @@ def _check_scored(model: Callable[..., Any], x: Tensor | None, y: Tensor) -> Non
     One trajectory of each input is run without y and scored, and run again, the same, with y.
     """
     with _Replay() as drawn:
-        decode = advance(model, x, None, 1, 1)
+        decode = run_steps(model, x, None, 1, 1)
     found = decode.log_prob(y)
     with _Replay(drawn.values) as replayed, pyro.plate("trajectories", 1, dim=-2):
         model(x, y, None, steps=1)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gram.sampling.selection import best, tally
+from pyro_gram.sampling.selection import select_by_value, tally
 from pyro_gram.tasks.base import PuzzleSet, Task
 from pyro_gram.tasks.uniform import total_variation, total_variation_perfect
 
@@ -91,7 +91,7 @@ def winners(canonical: Tensor, score: Tensor | None = None, value: Tensor | None
     Args:
         canonical: int64 ``[N, B, L_out]``.
         score: of each sample, nats, ``[N, B]``; it breaks ties. Without, they go to the first.
-        value: the value head's estimates, ``[N, B]``; None for the vote (``selection.tally``, ``selection.best``).
+        value: the value head's estimates, ``[N, B]``; None for the vote (``sampling.selection``).
 
     Returns:
         int64 ``[B, L_out]``.
@@ -100,7 +100,7 @@ def winners(canonical: Tensor, score: Tensor | None = None, value: Tensor | None
     won = []
     for i, samples in enumerate(canonical.unbind(1)):
         answers, scores = [tuple(row) for row in samples.tolist()], score[:, i].tolist()
-        found = tally(answers, scores)[0] if value is None else best(answers, value[:, i].tolist(), scores)
+        found = tally(answers, scores)[0] if value is None else select_by_value(answers, value[:, i].tolist(), scores)
         won.append(samples[found.first])
     return torch.stack(won)
 

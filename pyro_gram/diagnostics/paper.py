@@ -27,7 +27,7 @@ def rows(table: str, problem: str) -> Rows:
     return _tables().get(table, {}).get(problem, {})
 
 
-def told(problem: str, model: str = "gram") -> dict[str, float]:
+def published(problem: str, model: str = "gram") -> dict[str, float]:
     """Metric -> number, shares as fractions, of a model on a problem; the first table that has one counts."""
     found: dict[str, float] = {}
     for table in _tables().values():

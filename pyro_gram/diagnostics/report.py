@@ -14,7 +14,7 @@ from PIL import Image
 from pyro_gram.diagnostics import paper
 from pyro_gram.diagnostics.plots.captions import READINGS, SHOWS
 from pyro_gram.diagnostics.verdicts import BAD, ESTIMATES, GOOD, GUIDE, LOOK, SAMPLES, UNKNOWN, Verdict, worst
-from pyro_gram.sampling.tempering import told
+from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.system.files import format_json, write_bytes
 
 MIME = {".png": "image/png", ".gif": "image/gif"}
@@ -165,7 +165,7 @@ def result_rows(metrics: dict[str, Any], problem: str, model: str, whole: bool) 
         model: the model's registry name.
         whole: they are of all test inputs. The paper's sums are.
     """
-    numbers = paper.told(problem, model)
+    numbers = paper.published(problem, model)
     if not whole:
         numbers = {metric: value for metric, value in numbers.items() if metric != "violations"}
     named = list(ROWS) + [
@@ -183,7 +183,7 @@ def lead_of(config: dict[str, Any], results: dict[str, Any]) -> str:
     m, seconds = results["metrics"], results["seconds"]
     asked, minutes = config["train"]["batches"], config["train"]["minutes"]
     of = f" of {asked:,} (fitted to {minutes:g} minutes)" if results["batches"] < asked else ""
-    temper = told(m["temper_scale"], m["temper_transitions"])
+    temper = TemperConfig(m["temper_scale"], m["temper_transitions"]).describe()
     return (
         f"{results['parameters']:,} parameters, {results['batches']:,}{of} batches; trained in {seconds['train']:.0f}, "
         f"evaluated in {seconds['evaluate']:.0f} s. Accuracy and coverage are of fresh trajectories of the prior"

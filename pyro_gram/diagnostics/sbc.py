@@ -21,7 +21,7 @@ from pyro_gram.diagnostics.collect import project
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.importance import MAX_TRACED, guidance_scale, guide_draws
 from pyro_gram.inference.sites import ANSWER, STATE_H, transition_index
-from pyro_gram.sampling.decode import quiet
+from pyro_gram.sampling.rollout import isolated_rng
 from pyro_gram.tasks.batches import sub_seed
 
 BAND_DRAWS = 1000  # simulations behind the simultaneous band
@@ -122,7 +122,7 @@ def simulate(
 
 def _drawn(model: nn.Module, x: Tensor | None, depth: int, seed: int, count: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Data that the program draws, y int64 ``[B, L_out]``, and the summaries of the trajectories behind them."""
-    with quiet(model, x), pyro.plate("trajectories", 1 if x is not None else count, dim=-2):
+    with isolated_rng(model, x), pyro.plate("trajectories", 1 if x is not None else count, dim=-2):
         torch.manual_seed(seed)
         trace = poutine.trace(model).get_trace(x, None, None, steps=depth, truncated=False)
     guidance = [site["value"] for name, site in trace.nodes.items() if transition_index(name) is not None]

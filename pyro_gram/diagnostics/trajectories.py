@@ -18,9 +18,8 @@ from torch import Tensor
 from pyro_gram.checks import check_counts
 from pyro_gram.inference.families import MeanOnly
 from pyro_gram.inference.sites import ANSWER, transition_index
-from pyro_gram.sampling.decode import Decode, advance, quiet, unrolled
-from pyro_gram.sampling.rollout import AS_IT_IS
-from pyro_gram.sampling.tempering import AtMean, Temper, TemperConfig
+from pyro_gram.sampling.rollout import Decode, isolated_rng, rollout_steps, run_steps
+from pyro_gram.sampling.tempering import NO_TEMPER, AtMean, Temper, TemperConfig
 from pyro_gram.tasks.base import Task
 
 Kept = TypeVar("Kept")
@@ -52,7 +51,7 @@ def walk(
     depth: int,
     num_samples: int = 1,
     seed: int = 0,
-    temper: TemperConfig = AS_IT_IS,
+    temper: TemperConfig = NO_TEMPER,
     at_mean: bool = False,
 ) -> Walk:
     """Follow ``num_samples`` trajectories an input over ``depth`` supervision steps, all of them at once.
@@ -85,12 +84,12 @@ def followed(
     keep: Callable[[Decode], Kept],
 ) -> list[Kept]:
     """What ``keep`` takes of z_0 and of the end of each supervision step: S + 1 of them."""
-    with quiet(model, x):
+    with isolated_rng(model, x):
         torch.manual_seed(seed)
-        kept = [keep(advance(model, x, None, n, 0))]
+        kept = [keep(run_steps(model, x, None, n, 0))]
         torch.manual_seed(seed)  # again: a program that draws its z_0 draws the same one
         with handler:
-            kept += [keep(end) for end in unrolled(model, x, depth=depth, num_samples=n)]
+            kept += [keep(end) for end in rollout_steps(model, x, depth=depth, num_samples=n)]
     return kept
 
 
@@ -142,7 +141,7 @@ class Attractors:
         return None if self.right_at is None else self.right_at[-1]
 
     @property
-    def restless(self) -> float | None:
+    def unsettled_fraction(self) -> float | None:
         """The mean of ``unsettled``. None of a single step, which cannot change, and of images, which never settle."""
         return None if self.right_at is None or len(self.settled_at) == 1 else self.unsettled.mean().item()
 
@@ -297,7 +296,7 @@ def deciding(
     seed: int = 0,
     points: int = 8,
     places: int | None = None,
-    temper: TemperConfig = AS_IT_IS,
+    temper: TemperConfig = NO_TEMPER,
 ) -> Deciding | None:
     """Which draws decide the answer: trajectories are run again with part of their guidance kept, the rest drawn anew.
 
@@ -316,13 +315,13 @@ def deciding(
     """
     wanted = 1 if places is None else places
     check_counts(seed=seed, num_samples=num_samples, depth=depth, points=points, places=wanted)
-    with quiet(model, x):
+    with isolated_rng(model, x):
         torch.manual_seed(seed)
-        start = advance(model, x, None, num_samples, 0).state
+        start = run_steps(model, x, None, num_samples, 0).state
 
         def final(handler: Messenger) -> Tensor:
             with Temper(temper), handler:
-                end = advance(model, x, start, num_samples, depth)
+                end = run_steps(model, x, start, num_samples, depth)
             return task.canonical(on_cpu(x), answers_of(end))
 
         record = _Record()

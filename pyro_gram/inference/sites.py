@@ -15,6 +15,8 @@ from pyro.poutine.runtime import am_i_wrapped, effectful, get_plates
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_gram.errors import ConfigError
+
 ANSWER = "y"
 DATA = "data"  # the plate of the inputs
 STATE_H, STATE_L = "h", "l"
@@ -95,6 +97,37 @@ def sample_halt_and_value(
     halt, value = heads(state_h.detach(), e_x.detach(), probabilities.detach())
     pyro.sample(HALT, dist.Bernoulli(logits=halt), infer={HEAD_SITE: True})
     pyro.sample(VALUE, dist.Normal(value.sigmoid(), VALUE_SCALE), infer={HEAD_SITE: True})
+
+
+def has_heads(model: Any) -> bool:
+    """Does the program have halt and value heads?"""
+    return getattr(model, HEADS_ATTRIBUTE, None) is not None
+
+
+def why_no_heads(model: Any) -> str:
+    """Return why a program cannot be given halt and value heads; an empty text if it can."""
+    if hasattr(model, HEADS_ATTRIBUTE):
+        return ""
+    if name := getattr(model, "registered_name", ""):
+        return f"the model {name} takes no supervision steps whose states halt and value heads could judge"
+    return (
+        f"{type(model).__name__} has no attribute {HEADS_ATTRIBUTE!r} for halt and value heads (give it one, and call "
+        "pyro_gram.inference.sites.sample_halt_and_value, as models/gram.py does)"
+    )
+
+
+def check_has_heads(model: Any, purpose: str) -> None:
+    """Raise ConfigError if a program has no heads. ``purpose`` is a verb: what the heads are needed to do."""
+    if why := why_no_heads(model):
+        raise ConfigError(
+            f"{why}: it has no heads to {purpose} by; answer by vote (--select vote, or verified), at full depth "
+            "(without --halt) and with independent trajectories (without --draws smc)"
+        )
+    if not has_heads(model):
+        raise ConfigError(
+            f"this model has no heads to {purpose} by: train with --heads.hidden 64, or give it some with "
+            "experiments/heads.py"
+        )
 
 
 def add_training_loss(name: str, loss: Tensor) -> None:

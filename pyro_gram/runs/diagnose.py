@@ -32,8 +32,7 @@ from pyro_gram.runs.evaluate import assess, bound_metrics, bounds_of, looks_of
 from pyro_gram.runs.evaluate import check_ready as check_task
 from pyro_gram.system.files import write_json
 from pyro_gram.inference.importance import MAX_TRACED
-from pyro_gram.sampling.rollout import at_once
-from pyro_gram.sampling.tempering import told
+from pyro_gram.sampling.memory import chunk_size
 from pyro_gram.system.machine import environment
 from pyro_gram.solver import Solver
 from pyro_gram.runs.study import Study
@@ -151,8 +150,8 @@ def weights(study: Study) -> None:
         guide_samples=GUIDE_SAMPLES,
         prior_samples=draws,
         seed=s.seed,
-        max_traced=at_once(study.positions, MAX_TRACED),
-        max_trajectories=at_once(study.positions),
+        max_traced=chunk_size(study.positions, MAX_TRACED),
+        max_trajectories=chunk_size(study.positions),
     )
     summary = found.summary()
     judged = [verdicts.estimate(summary)]
@@ -186,7 +185,7 @@ def ranks(study: Study) -> None:
         rounds=RANK_ROUNDS if x is not None else count * RANK_ROUNDS,
         draws=RANK_DRAWS,
         seed=s.seed,
-        max_traced=at_once(study.positions, MAX_TRACED),
+        max_traced=chunk_size(study.positions, MAX_TRACED),
     )
     deviations = {name: of["deviation"] for name, of in found.summary().items()}
     judged = verdicts.ranks(deviations, found.band, data=found.ranks.shape[1])
@@ -197,17 +196,17 @@ def ranks(study: Study) -> None:
 def trajectories(study: Study) -> None:
     """Where trajectories end, when they part, and which draws decide."""
     s, task = study.settings, study.solver.task
-    held = max(1, at_once(study.positions) // ENDS)  # their states are all held
+    held = max(1, chunk_size(study.positions) // ENDS)  # their states are all held
     puzzles = study.test.subset(study.at_most(FOLLOWED, ENDS, least=2, most=min(24, held)))
-    x = study.beside(puzzles.inputs)
+    x = study.on_device(puzzles.inputs)
     walked = walk(study.solver.model, x, depth=s.depth, num_samples=ENDS, seed=s.seed, temper=study.temper)
     ends = attractors(task, x, walked.tokens)
     parted = parting(task, x, walked)
     several = puzzles.num_solutions > 1  # of an incomplete list too
     alike = (ends.distinct_right[several] <= 1).double()
     found = [verdicts.diverse(alike.mean().item() if len(alike) else 0.0, len(alike))]
-    if ends.restless is not None:
-        found.append(verdicts.settled(ends.restless))
+    if ends.unsettled_fraction is not None:
+        found.append(verdicts.settled(ends.unsettled_fraction))
     study.found(
         *found,
         trajectories={
@@ -227,9 +226,9 @@ def trajectories(study: Study) -> None:
 
 def _decisions(study: Study) -> None:
     s = study.settings
-    held = max(1, at_once(study.positions) // (ENDS // 2))  # their guidance is all held
+    held = max(1, chunk_size(study.positions) // (ENDS // 2))  # their guidance is all held
     count = study.at_most(FORKED, ENDS // 2 * 2 * PLACES, least=1, most=min(8, held))
-    x = None if study.test.inputs is None else study.beside(study.several(count).inputs)
+    x = None if study.test.inputs is None else study.on_device(study.several(count).inputs)
     found = deciding(
         study.solver.model,
         study.solver.task,
@@ -251,9 +250,9 @@ def _one_input(study: Study) -> None:
     """The landscape and the forming answers of the input whose number of solutions is nearest to a handful."""
     s, task, model = study.settings, study.solver.task, study.solver.model
     place = int((study.test.num_solutions - HANDFUL).abs().argmin())
-    x = None if study.test.inputs is None else study.beside(study.test.inputs[place : place + 1])
+    x = None if study.test.inputs is None else study.on_device(study.test.inputs[place : place + 1])
     solutions = study.test.solutions_of(place) if study.test.complete else None
-    count = min(PROJECTED, at_once(study.positions))
+    count = min(PROJECTED, chunk_size(study.positions))
     seen = landscape(model, task, x, solutions, depth=s.depth, num_samples=count, seed=s.seed, temper=study.temper)
     if seen is None:
         study.skip("landscape", "every trajectory of this model is the same")
@@ -339,7 +338,7 @@ def lead(study: Study) -> str:
     count = sum(p.numel() for p in study.solver.model.parameters())
     conditional = study.test.inputs is not None
     what = f"on {m['num_inputs']:,} inputs that training never saw" if conditional else "without input"
-    temper = told(config.temper.scale, config.temper.transitions)
+    temper = config.temper.describe()
     steps = counted(study.settings.depth, "supervision step")
     guide = "; the guide, its bounds, weights and ranks are examined on a few of them, of the prior as it is"
     return (

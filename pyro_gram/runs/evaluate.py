@@ -19,8 +19,8 @@ from pyro_gram.inference.importance import MAX_TRACED, guide_draws
 from pyro_gram.inference.sites import HEADS_ATTRIBUTE
 from pyro_gram.runs.heads import takes_heads, train_heads
 from pyro_gram.runs.run_report import draw_figures, write_run_report
-from pyro_gram.sampling.decode import beside
-from pyro_gram.sampling.rollout import Rollout, at_once, rollout
+from pyro_gram.sampling.memory import chunk_size
+from pyro_gram.sampling.rollout import Rollout, rollout, to_device_of
 from pyro_gram.system.files import write_json
 from pyro_gram.system.machine import environment, peak_memory_mb
 from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task
@@ -46,7 +46,7 @@ def rehearse(held: Assembly, x: Tensor | None, y: Tensor) -> None:
     Raises:
         ConfigError: inputs share a site; an observation depends on y; tensors of one batch.
     """
-    x, y = beside(held.model, None if x is None else x[:2]), beside(held.model, y[:2])
+    x, y = to_device_of(held.model, None if x is None else x[:2]), to_device_of(held.model, y[:2])
     if not why_no_guide(held.model, held.guide):
         guide_draws(held.model, held.guide, x, y, steps=1, num_samples=2)
     bounds(held.model, held.guide, x, y, steps=1)
@@ -88,12 +88,12 @@ def bounds_of(held: Assembly, x: Tensor | None, y: Tensor, depth: int, seed: int
     return bounds(
         held.model,
         held.guide,
-        beside(held.model, x),
-        beside(held.model, y),
+        to_device_of(held.model, x),
+        to_device_of(held.model, y),
         steps=depth,
         trained=held.config.train.supervision_steps,
         seed=seed,
-        max_traced=at_once(held.task.spec.input_length, 4 * MAX_TRACED),
+        max_traced=chunk_size(held.task.spec.input_length, 4 * MAX_TRACED),
     )
 
 
@@ -166,11 +166,11 @@ def roll(run: Run, x: Tensor | None, **changes: Any) -> Rollout:
         "depth": run.depth,
         "seed": evaluate.seed,
         "temper": run.assembly.config.temper,
-        "max_trajectories": at_once(spec.input_length),
+        "max_trajectories": chunk_size(spec.input_length),
         "processes": run.processes,
     }
     model = run.trainer.averaged[0]
-    rolled = rollout(model, beside(model, x), **{**settings, **changes})
+    rolled = rollout(model, to_device_of(model, x), **{**settings, **changes})
     return rolled.cpu()
 
 
@@ -197,7 +197,7 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
         plain = puzzles.plain
         history = followed(run, plain)
     followed_inputs = None if plain.inputs is None else plain.inputs[: history.shape[2]]
-    metrics["unsettled"] = attractors(task, followed_inputs, history).restless
+    metrics["unsettled"] = attractors(task, followed_inputs, history).unsettled_fraction
     run.phases.print("drawing figures and writing the report")
     drawn: dict[str, Any] = {}
     if run.processes.is_main:
@@ -334,12 +334,12 @@ def _likelihood(run: Run, x: Tensor | None, y: Tensor) -> dict[str, float]:
     model = run.trainer.averaged[0]
     log_p = prior_log_likelihood(
         model,
-        beside(model, None if x is None else x[few]),
-        beside(model, y[few]),
+        to_device_of(model, None if x is None else x[few]),
+        to_device_of(model, y[few]),
         depth=run.depth,
         num_samples=samples,
         seed=run.assembly.config.evaluate.seed,
-        max_trajectories=at_once(task.spec.input_length),
+        max_trajectories=chunk_size(task.spec.input_length),
     )
     run.phases.update(samples if x is None else samples * len(log_p))
     return {

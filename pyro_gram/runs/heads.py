@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pyro_gram.build import Assembly, state_length
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import ConfigError
-from pyro_gram.sampling.rollout import at_once, why_no_heads
-from pyro_gram.inference.sites import HEADS_ATTRIBUTE
+from pyro_gram.sampling.memory import chunk_size
+from pyro_gram.inference.sites import HEADS_ATTRIBUTE, why_no_heads
 from pyro_gram.training.heads import VerdictConfig, fit
 from pyro_gram.networks.heads import HaltValueHead
 from pyro_gram.system.progress import Phases
@@ -82,7 +82,7 @@ def _rounds(assembly: Assembly, depth: int) -> Iterator[float]:
     """The rounds of :func:`train_heads`, with the loss of each. Heads are there before the first."""
     config, task, model = assembly.config, assembly.task, assembly.model
     attach(model, task, config)
-    count = at_once(task.spec.input_length, config.heads.trajectories)
+    count = chunk_size(task.spec.input_length, config.heads.trajectories)
     stream = TargetStream(task, task.split("train"), count, config.seed, config.train.augment)
 
     def some(number: int) -> Tensor:

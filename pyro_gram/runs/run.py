@@ -29,7 +29,7 @@ from pyro_gram.system.files import MAX_CSV_BYTES, read_json, remove_unfinished_f
 from pyro_gram.runs.heads import check_heads, seconds_of_heads, takes_heads
 from pyro_gram.training.divergence import DivergedError
 from pyro_gram.training.pace import seconds_left
-from pyro_gram.sampling.rollout import why_no_heads
+from pyro_gram.inference.sites import why_no_heads
 from pyro_gram.training.trainer import BatchReport, Trainer
 from pyro_gram.system.machine import revision
 from pyro_gram.runs.monitor import timed_look

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyro_gram.diagnostics.report import Section
 from pyro_gram.diagnostics.verdicts import Verdict
 from pyro_gram.system.files import write_atomically
-from pyro_gram.sampling.decode import beside
+from pyro_gram.sampling.rollout import to_device_of
 from pyro_gram.inference.guide import why_no_guide
 from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.solver import Solver
@@ -96,9 +96,9 @@ class Study:
         with_several = (self.test.num_solutions > 1).nonzero().flatten()
         return self.test.select(with_several[:count]) if len(with_several) else self.test.subset(count)
 
-    def beside(self, tensor: Any) -> Any:
+    def on_device(self, tensor: Any) -> Any:
         """The tensor on the model's device; None stays None."""
-        return beside(self.solver.model, tensor)
+        return to_device_of(self.solver.model, tensor)
 
     def pairs(self, count: int, several: bool = False) -> tuple[PuzzleSet, Tensor | None, Tensor]:
         """The first ``count`` test inputs with a target each, drawn uniformly, beside the model; or data of p(x).
@@ -107,7 +107,7 @@ class Study:
         """
         puzzles = self.several(count) if several and self.test.inputs is not None else self.test.subset(count)
         x, y = puzzles.pairs(count, generator_for(self.settings.seed, len(puzzles)))
-        return puzzles, self.beside(x), self.beside(y)
+        return puzzles, self.on_device(x), self.on_device(y)
 
     def found(self, *found: Verdict, **numbers: Any) -> None:
         """Keep verdicts and numbers."""

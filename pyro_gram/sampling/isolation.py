@@ -1,8 +1,8 @@
-"""A block in which a program runs by itself: without the caller's plates and traces, one thread at a time.
+"""Run a program without the caller's Pyro handlers, one thread at a time.
 
-Pyro keeps its handlers, its plates and its validation in global state, and torch its generator. Two threads that run
-programs at once therefore meet each other's plates and draws, and a program run inside ``pyro.plate`` or
-``poutine.trace`` adds its sites to those of the caller.
+Pyro keeps its handlers, plates and validation in global state, and torch its generator. Two threads that run programs
+at once therefore mix up their plates and draws, and a program that runs inside ``pyro.plate`` or ``poutine.trace``
+adds its sites to those of the caller.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from pyro.poutine.trace_messenger import TraceMessenger
 from pyro_gram.errors import UserError
 
 _LOCK = threading.RLock()
-_owner = os.getpid()  # the process whose threads torch has started
+_owner = os.getpid()  # the process in which torch has started its threads
 
-if hasattr(os, "register_at_fork"):  # a child has none of the other threads that could hold the lock: wait for them
+if hasattr(os, "register_at_fork"):  # a forked child has no other thread that could release the lock: fork with it held
     os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 
 
 @contextmanager
-def in_turn() -> Iterator[None]:
-    """Keep other threads out of what draws from torch's generator. A forked process works in one thread from here on:
-    those that torch had started are gone in it, and it would wait for them.
+def generator_lock() -> Iterator[None]:
+    """Hold the lock of torch's generator, so that other threads wait before they draw.
+
+    In a forked process torch is set to one thread: the threads that it had started do not exist there, and it would
+    wait for them forever.
     """
     global _owner
     with _LOCK:
@@ -40,15 +42,15 @@ def in_turn() -> Iterator[None]:
 
 
 @contextmanager
-def isolated() -> Iterator[None]:
+def isolated_program() -> Iterator[None]:
     """Run Pyro programs without the caller's plates and traces, while no other thread is in such a block.
 
-    The caller's handlers are as they were afterwards. A thread that runs Pyro outside such a block is not kept out.
+    The caller's handlers are restored afterwards. A thread that runs Pyro outside such a block is not kept out.
 
     Raises:
-        UserError: a handler of the caller would change what the programs draw, and would be ignored here.
+        UserError: a handler of the caller would change the program's draws, and would be ignored here.
     """
-    with in_turn():
+    with generator_lock():
         for handler in _PYRO_STACK:
             if not isinstance(handler, IndepMessenger | TraceMessenger):
                 raise UserError(

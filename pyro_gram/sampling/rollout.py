@@ -1,68 +1,56 @@
-"""Roll-outs from the prior: width (many trajectories) times depth (many supervision steps), untraced and in chunks.
+"""Sample trajectories of the prior and decode the answer at the end of each.
 
-This is the same Pyro program that ``Predictive`` runs, with the same draws under the same seed where neither a temper,
-nor a halt, nor another width is asked for, without a trace to keep. It takes no y: what it returns can be scored.
+:func:`rollout` runs the same Pyro program as ``pyro.infer.Predictive``. Under one seed both draw the same numbers, as
+long as no temper, halt or draw scheme is given; :func:`rollout` keeps no trace and runs in chunks of bounded memory.
+Nothing in this module takes an answer y, so that the answers which it returns can be scored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
 from itertools import product
 from typing import Any
 
+import pyro
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_gram.checks import check_counts
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.inference.sites import ANSWER, HALT, HEADS_ATTRIBUTE, VALUE
+from pyro_gram.inference.sites import (
+    ANSWER,
+    DRAW_ANSWER,
+    HALT,
+    HEAD_SITE,
+    STATE_H,
+    STATE_L,
+    VALUE,
+    check_has_heads,
+    transition_index,
+)
+from pyro_gram.inference.terms import is_counted, log_prob_of, per_input, weight_of_inputs
 from pyro_gram.networks.core import LatentState
-from pyro_gram.sampling.decode import Decode, advance, beside, quiet, unrolled
-from pyro_gram.sampling.draws import Width
-from pyro_gram.sampling.tempering import Temper, TemperConfig, check_no_temper
+from pyro_gram.sampling.draws import INDEPENDENT, DrawScheme
+from pyro_gram.sampling.memory import MAX_TRAJECTORIES
+from pyro_gram.sampling.tempering import NO_TEMPER, Temper, TemperConfig, check_no_temper
 from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
 
-AS_IT_IS = TemperConfig()
-INDEPENDENT = Width()
-MAX_TRAJECTORIES = 2048  # at L = 8, D = 128 about 250 MB at the widest point of a transition
-# What a roll-out takes of memory, so that it stays within a limit (measured by bench_solve.py): some 32
-# tensors of [L, D] float32 a trajectory, up to twice that with what the allocator holds back, and a constant.
-TENSORS, CONSTANT_MB = 64, 8.0
-
-
-def at_once(length: int, most: int = MAX_TRAJECTORIES) -> int:
-    """How many trajectories of ``length`` positions fit into the memory of ``most`` trajectories of 8."""
-    return max(1, min(most, most * 8 // length))
-
-
-def trajectories_within(memory: float, length: int, width: int) -> int:
-    """How many trajectories may run at once in ``memory`` MB, beside the model.
-
-    Args:
-        memory: MB.
-        length, width: L and D of a state.
-
-    Raises:
-        UserError: not even one.
-    """
-    each = TENSORS * 4 * length * width / 2**20
-    least = CONSTANT_MB + each
-    if not memory >= least:
-        raise UserError(f"a memory limit of {memory:g} MB does not hold one trajectory: give at least {least:.1f}")
-    return int(min((memory - CONSTANT_MB) / each, 2**31))
+# ---- the result and its settings ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Trajectories of the prior, decoded.
+    """Decoded trajectories of the prior.
 
     Attributes:
-        tokens: the most probable answer at each trajectory's end, int64 ``[N, B, L_out]``.
-        score: log p(tokens | h_T), nats, ``[N, B]``: the decoder's confidence; of diffusion models, in the path there.
-        steps: supervision steps until that end, int64 ``[N, B]``.
-        work: supervision steps run for each input, all trajectories together, those given up too, int64 ``[B]``.
-        value: the value head's estimate that the answer is right, ``[N, B]``; None without heads.
+        tokens: the most probable answer at the end of each trajectory, int64 ``[N, B, L_out]``.
+        score: log p(tokens | h_T), nats, ``[N, B]``; of diffusion models, the log probability of the path to tokens.
+        steps: supervision steps of each trajectory, int64 ``[N, B]``.
+        work: supervision steps run for each input by all trajectories, dropped ones included, int64 ``[B]``.
+        value: the value head's probability that the answer is right, ``[N, B]``; None without heads.
         history: the answer after each supervision step, int64 ``[depth, N, B, L_out]``; None unless asked for.
     """
 
@@ -74,21 +62,31 @@ class Rollout:
     history: Tensor | None = None
 
     def cpu(self) -> Rollout:
-        """The same on the CPU."""
-        held: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {name: t if t is None else t.cpu() for name, t in held.items()}
-        return Rollout(**moved)
+        """Return a copy on the CPU."""
+        tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Rollout(**{name: t if t is None else t.cpu() for name, t in tensors.items()})
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How far a trajectory goes, and in what way: the settings of :func:`rollout` but for the number of them."""
+class RolloutConfig:
+    """How each trajectory of a rollout is run.
+
+    Attributes:
+        depth: the most supervision steps.
+        history: keep the answer after each supervision step.
+        temper: the scale of the prior in the first transitions.
+        halt: the probability of a right answer, by the halt head, at which a trajectory ends; None for never.
+        draws: how the trajectories of an input are drawn together.
+    """
 
     depth: int
     history: bool = False
-    temper: TemperConfig = AS_IT_IS
+    temper: TemperConfig = NO_TEMPER
     halt: float | None = None
-    width: Width = field(default_factory=Width)
+    draws: DrawScheme = INDEPENDENT
+
+
+# ---- rollout -----------------------------------------------------------------------------------------------------
 
 
 def rollout(
@@ -99,30 +97,30 @@ def rollout(
     depth: int,
     seed: int = 0,
     history: bool = False,
-    temper: TemperConfig = AS_IT_IS,
+    temper: TemperConfig = NO_TEMPER,
     halt: float | None = None,
-    width: Width = INDEPENDENT,
+    draws: DrawScheme = INDEPENDENT,
     max_trajectories: int = MAX_TRAJECTORIES,
     progress: Callable[[int], None] | None = None,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Rollout:
-    """Run the program ``num_samples`` times on each input, ``depth`` supervision steps deep, from z_0.
+    """Sample ``num_samples`` trajectories of the prior for each input, from z_0, and decode their answers.
 
     Args:
         model: a program ``model(x, y, state, steps=1)`` with sites ``y``, ``h`` and ``l`` (``models.gram.GRAM``).
         x: inputs, int64 ``[B, *event]``; None for p(x), where B is 1.
-        num_samples: N, trajectories an input.
-        depth: supervision steps, at the most.
-        seed: of the draws. Answers depend on it, on x as a whole, the settings and ``max_trajectories`` alone; chunk 0
-            draws as ``Predictive`` would under ``seed``. The caller's random state is left as it was.
-        history: keep every supervision step's answer.
-        temper: the scale of the prior at the start of each trajectory.
-        halt: a trajectory ends, and leaves the batch, after the first supervision step at which the halt head gives its
-            answer this probability of being right (A.1: 0.5). None and 1: all go to ``depth``.
-        width: how the trajectories of an input are spread (``sampling.draws``).
-        max_trajectories: the most that run at once.
-        progress: called with the number of trajectories done after each chunk.
-        processes: processes that share the chunks; each gets all of them. Answers do not depend on it.
+        num_samples: N, trajectories for each input.
+        depth: the most supervision steps.
+        seed: chunk c draws under ``seed + c``; chunk 0 draws as ``Predictive`` does under ``seed``. Answers depend on
+            the seed, on all of x, the settings and ``max_trajectories``. The caller's random state is restored.
+        history: keep the answer after each supervision step.
+        temper: the scale of the prior in the first transitions.
+        halt: a trajectory ends after the first supervision step at which the halt head gives its answer this
+            probability of being right (A.1: 0.5). None and 1 run every trajectory to ``depth``.
+        draws: how the trajectories of an input are drawn together (``sampling.draws``).
+        max_trajectories: the most trajectories that run at once.
+        progress: called after each chunk with its number of trajectories.
+        processes: those that share the chunks; each process returns all answers, which do not depend on it.
 
     Raises:
         UserError: ``num_samples`` or ``depth`` below 1, a halt outside [0, 1], or a history of trajectories that end at
@@ -132,71 +130,52 @@ def rollout(
     check_counts(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
     _check_halt(halt, model)
     check_no_temper()
-    plan = Plan(depth, history, temper, None if halt == 1 else halt, width)
-    _check_plan(plan, x)
-    most = max(1, max_trajectories // width.begun(1))  # of those that end, where more of them begin
-    inputs = [None] if x is None else list(x.split(max(1, most // num_samples)))
-    counts = [min(most, num_samples - start) for start in range(0, num_samples, most)]
+    config = RolloutConfig(depth, history, temper, None if halt == 1 else halt, draws)
+    _check_config(config, x)
+    size = max(1, max_trajectories // draws.num_proposals(1))
+    inputs = [None] if x is None else list(x.split(max(1, size // num_samples)))
+    counts = [min(size, num_samples - start) for start in range(0, num_samples, size)]
     chunks: list[Rollout | None] = []
-    with quiet(model, x):
+    with isolated_rng(model, x):
         for chunk, (part, count) in enumerate(product(inputs, counts)):
             if chunk % processes.size != processes.rank:
                 chunks.append(None)
                 continue
             torch.manual_seed(seed + chunk)
-            chunks.append(done := _run(model, part, count, plan))
+            chunks.append(result := _run_chunk(model, part, count, config))
             if progress:
-                progress(done.score.numel())
-    here = beside(model, torch.empty(0)).device if isinstance(model, nn.Module) else torch.device("cpu")
-    told = [_told(done, chunk % processes.size, processes, here) for chunk, done in enumerate(chunks)]
-    rows = [told[first : first + len(counts)] for first in range(0, len(told), len(counts))]
-    return _join([_join(columns, dim=0) for columns in rows], dim=1)
+                progress(result.score.numel())
+    device = to_device_of(model, torch.empty(0)).device if isinstance(model, nn.Module) else torch.device("cpu")
+    parts = [broadcast_chunk(result, chunk % processes.size, processes, device) for chunk, result in enumerate(chunks)]
+    rows = [parts[first : first + len(counts)] for first in range(0, len(parts), len(counts))]
+    return _concatenate([_concatenate(row, dim=0) for row in rows], dim=1)
 
 
-def _told(chunk: Rollout | None, owner: int, processes: ProcessGroup, device: torch.device) -> Rollout:
-    """A chunk that one process has, in all of them."""
+def broadcast_chunk(chunk: Rollout | None, owner: int, processes: ProcessGroup, device: torch.device) -> Rollout:
+    """Send a chunk that process ``owner`` has to all processes. In the other processes ``chunk`` is None."""
     if processes.size == 1:
         assert chunk is not None
         return chunk
     names = [f.name for f in fields(Rollout)]
-    there = None if chunk is None else torch.tensor([getattr(chunk, name) is not None for name in names])
-    present = processes.broadcast(there, owner, device).tolist()
-    held = {name: None if chunk is None else getattr(chunk, name) for name in names}
-    sent = {
-        name: processes.broadcast(held[name], owner, device) for name, yes in zip(names, present, strict=True) if yes
-    }
-    return Rollout(**sent)
+    tensors = {name: None if chunk is None else getattr(chunk, name) for name in names}
+    mask = None if chunk is None else torch.tensor([tensors[name] is not None for name in names])
+    is_set = processes.broadcast(mask, owner, device).tolist()
+    set_names = [name for name, yes in zip(names, is_set, strict=True) if yes]
+    return Rollout(**{name: processes.broadcast(tensors[name], owner, device) for name in set_names})
 
 
-def has_heads(model: Any) -> bool:
-    """Does the program have halt and value heads?"""
-    return getattr(model, HEADS_ATTRIBUTE, None) is not None
+def _concatenate(parts: list[Rollout], dim: int) -> Rollout:
+    """Join chunks along the trajectories (``dim`` 0) or the inputs (``dim`` 1)."""
+    if len(parts) == 1:
+        return parts[0]
 
+    def joined(name: str, dim: int) -> Any:
+        tensors = [getattr(p, name) for p in parts]
+        return None if tensors[0] is None else torch.cat(tensors, dim)
 
-def why_no_heads(model: Any) -> str:
-    """Why a program can be given no halt and value heads; nothing where it has a place for them."""
-    if hasattr(model, HEADS_ATTRIBUTE):
-        return ""
-    if name := getattr(model, "registered_name", ""):
-        return f"the model {name} takes no supervision steps whose states halt and value heads could judge"
-    return (
-        f"{type(model).__name__} has no attribute {HEADS_ATTRIBUTE!r} for halt and value heads (give it one, and call "
-        "pyro_gram.inference.sites.sample_halt_and_value, as models/gram.py does)"
-    )
-
-
-def check_has_heads(model: Any, what: str) -> None:
-    """Raises ConfigError where a program has no heads to do ``what`` by."""
-    if why := why_no_heads(model):
-        raise ConfigError(
-            f"{why}: it has no heads to {what} by; answer by vote (--select vote, or verified), at full depth (without "
-            "--halt) and with independent trajectories (without --width smc)"
-        )
-    if not has_heads(model):
-        raise ConfigError(
-            f"this model has no heads to {what} by: train with --heads.hidden 64, or give it some with "
-            "experiments/heads.py"
-        )
+    work = torch.stack([p.work for p in parts]).sum(0) if dim == 0 else torch.cat([p.work for p in parts])
+    columns = {name: joined(name, dim) for name in ("tokens", "score", "steps", "value")}
+    return Rollout(**columns, work=work, history=joined("history", dim + 1))
 
 
 def _check_halt(halt: float | None, model: Any) -> None:
@@ -208,90 +187,212 @@ def _check_halt(halt: float | None, model: Any) -> None:
         check_has_heads(model, "halt")
 
 
-def _check_plan(plan: Plan, x: Tensor | None) -> None:
-    if plan.history and (plan.halt is not None or plan.width.gives_up):
-        raise UserError("a history needs trajectories that go on to the end: leave out halt and width")
-    if x is None and plan.width.gives_up:
+def _check_config(config: RolloutConfig, x: Tensor | None) -> None:
+    if config.history and (config.halt is not None or config.draws.drops):
+        raise UserError("a history needs trajectories that all run to the full depth: leave out halt and draws")
+    if x is None and config.draws.drops:
         raise UserError("distinct trajectories are for answers to an input, not for p(x)")
 
 
-def _run(model: Callable[..., Any], x: Tensor | None, n: int, plan: Plan) -> Rollout:
-    """One chunk: n trajectories of each input."""
-    # What is nearer to the program acts first: draws are of the prior that the temper has widened.
-    with plan.width.draws(), Temper(plan.temper):
-        if plan.halt is not None or plan.width.gives_up:
-            return _until_halted(model, x, n, plan)
-        if plan.history:
-            ends = list(unrolled(model, x, depth=plan.depth, num_samples=n))
+# ---- one chunk ---------------------------------------------------------------------------------------------------
+
+
+def _run_chunk(model: Callable[..., Any], x: Tensor | None, num_samples: int, config: RolloutConfig) -> Rollout:
+    """Run ``num_samples`` trajectories of each input together."""
+    # The handler nearest to the program acts first, so that the draws are of the tempered prior.
+    with config.draws.handler(), Temper(config.temper):
+        if config.halt is not None or config.draws.drops:
+            return _run_until_halted(model, x, num_samples, config)
+        if config.history:
+            ends = list(rollout_steps(model, x, depth=config.depth, num_samples=num_samples))
         else:
-            ends = [advance(model, x, None, n, plan.depth)]
-    last = ends[-1]
-    tokens = last.values[ANSWER]
-    steps = torch.full(tokens.shape[:2], plan.depth, device=tokens.device)
-    history = torch.stack([end.values[ANSWER] for end in ends]) if plan.history else None
-    score = last.likelihood.log_prob(tokens)
-    return Rollout(tokens, score, steps, steps.sum(0), last.values.get(VALUE), history)
+            ends = [run_steps(model, x, None, num_samples, config.depth)]
+    tokens = ends[-1].values[ANSWER]
+    steps = torch.full(tokens.shape[:2], config.depth, device=tokens.device)
+    history = torch.stack([end.values[ANSWER] for end in ends]) if config.history else None
+    score = ends[-1].likelihood.log_prob(tokens)
+    return Rollout(tokens, score, steps, steps.sum(0), ends[-1].values.get(VALUE), history)
 
 
-def _until_halted(model: Callable[..., Any], x: Tensor | None, n: int, plan: Plan) -> Rollout:
-    """As :func:`_run`, supervision step by step; a trajectory that has ended takes no further part."""
+def _run_until_halted(model: Callable[..., Any], x: Tensor | None, num_samples: int, config: RolloutConfig) -> Rollout:
+    """Run trajectories one supervision step at a time; one that has halted leaves the batch.
+
+    The trajectories of all inputs lie along one dimension: row ``n * B + b`` is trajectory n of input b.
+    """
     assert x is not None
-    begun, step = plan.width.begun(n), min(plan.depth, plan.width.before_choice)
-    end = advance(model, x, None, begun, step)
-    chosen = plan.width.choose(end.values[ANSWER], n)  # [n, B]
-    b = chosen.shape[1]
-    rows = (chosen * b + torch.arange(b, device=chosen.device)).flatten()
-    given_up = (begun - n) * step
-    # After one transition l is still what all trajectories of an input share, without a dimension for them.
-    state = LatentState(*(part.expand(begun, b, -1, -1).flatten(0, 1)[rows] for part in end.state))
-    now = {name: value.flatten(0, 1)[rows] for name, value in _said(end).items()}
-    found = {name: torch.empty_like(value) for name, value in now.items()}
+    num_proposals = config.draws.num_proposals(num_samples)
+    step = min(config.depth, config.draws.shared_steps)
+    end = run_steps(model, x, None, num_proposals, step)
+    selected = config.draws.select(end.values[ANSWER], num_samples)  # [N, B]
+    b = selected.shape[1]
+    rows = (selected * b + torch.arange(b, device=selected.device)).flatten()
+    dropped_work = (num_proposals - num_samples) * step
+    # After one transition all trajectories of an input still share l, which then has no dimension for them.
+    state = LatentState(*(part.expand(num_proposals, b, -1, -1).flatten(0, 1)[rows] for part in end.state))
+    current = {name: value.flatten(0, 1)[rows] for name, value in _decoded(end).items()}
+    final = {name: torch.empty_like(value) for name, value in current.items()}
     steps = torch.empty_like(rows)
-    going = torch.arange(len(rows), device=rows.device)
+    active = torch.arange(len(rows), device=rows.device)
     while True:
-        over = _over(now, going, plan, step)
-        for name, value in now.items():
-            found[name][going[over]] = value[over]
-        steps[going[over]] = step
-        going, state = going[~over], LatentState(state.h[~over], state.l[~over])
-        if not len(going):
+        halted = _halted(current, active, config, step)
+        for name, value in current.items():
+            final[name][active[halted]] = value[halted]
+        steps[active[halted]] = step
+        active, state = active[~halted], LatentState(state.h[~halted], state.l[~halted])
+        if not len(active):
             break
-        end = advance(model, x[going % b], state, None, 1)
-        step, state, now = step + 1, end.state, _said(end)
-    shaped = {name: value.unflatten(0, (n, b)) for name, value in found.items()}
-    steps = steps.view(n, b)
-    return Rollout(shaped[ANSWER], shaped["score"], steps, steps.sum(0) + given_up, shaped.get(VALUE))
+        end = run_steps(model, x[active % b], state, None, 1)
+        step, state, current = step + 1, end.state, _decoded(end)
+    shaped = {name: value.unflatten(0, (num_samples, b)) for name, value in final.items()}
+    steps = steps.view(num_samples, b)
+    return Rollout(shaped[ANSWER], shaped["score"], steps, steps.sum(0) + dropped_work, shaped.get(VALUE))
 
 
-def _said(end: Decode) -> dict[str, Tensor]:
-    """The answer at the end of a supervision step, its score, and what the heads say of it."""
+def _decoded(end: Decode) -> dict[str, Tensor]:
+    """Return the answers at the end of a supervision step, their scores, and the outputs of the heads."""
     tokens = end.values[ANSWER]
     heads = {name: end.values[name] for name in (HALT, VALUE) if name in end.values}
     return {ANSWER: tokens, "score": end.likelihood.log_prob(tokens), **heads}
 
 
-def _over(now: dict[str, Tensor], going: Tensor, plan: Plan, step: int) -> Tensor:
-    """Which of the trajectories that go on end here, bool."""
-    if step >= plan.depth:
-        return torch.ones_like(going, dtype=torch.bool)
-    if plan.halt is None:
-        return torch.zeros_like(going, dtype=torch.bool)
-    if HALT not in now:
+def _halted(current: dict[str, Tensor], active: Tensor, config: RolloutConfig, step: int) -> Tensor:
+    """Return which of the active trajectories end after this step, bool."""
+    if step >= config.depth:
+        return torch.ones_like(active, dtype=torch.bool)
+    if config.halt is None:
+        return torch.zeros_like(active, dtype=torch.bool)
+    if HALT not in current:
         raise ConfigError(
             "the program has heads and no site 'halt': call pyro_gram.inference.sites.sample_halt_and_value in it"
         )
-    return now[HALT] >= plan.halt
+    return current[HALT] >= config.halt
 
 
-def _join(parts: list[Rollout], dim: int) -> Rollout:
-    """Chunks side by side: dim 0 for trajectories, 1 for inputs."""
-    if len(parts) == 1:
-        return parts[0]
+# ---- supervision steps -------------------------------------------------------------------------------------------
 
-    def joined(name: str, dim: int) -> Any:
-        kept = [getattr(p, name) for p in parts]
-        return None if kept[0] is None else torch.cat(kept, dim)
 
-    work = torch.stack([p.work for p in parts]).sum(0) if dim == 0 else torch.cat([p.work for p in parts])
-    columns = {name: joined(name, dim) for name in ("tokens", "score", "steps", "value")}
-    return Rollout(**columns, work=work, history=joined("history", dim + 1))
+def rollout_steps(
+    model: Callable[..., Any], x: Tensor | None, *, depth: int, num_samples: int | None = None
+) -> Iterator[Decode]:
+    """Yield the decoded end of each of ``depth`` supervision steps from z_0, all trajectories together.
+
+    Draws come from the caller's generator.
+
+    Args:
+        model: the program.
+        x: inputs, int64 ``[B, *event]``; None for p(x).
+        depth: supervision steps.
+        num_samples: N, for states ``[N, B, L, D]``; None for one trajectory of each input, ``[B, L, D]``.
+    """
+    state = None
+    for _ in range(depth):
+        end = run_steps(model, x, state, num_samples, 1)
+        yield end
+        state = end.state
+
+
+def run_steps(
+    model: Callable[..., Any], x: Tensor | None, state: LatentState | None, num_samples: int | None, steps: int
+) -> Decode:
+    """Run ``steps`` supervision steps from ``state`` and return their decoded end.
+
+    Args:
+        model: the program.
+        x: inputs, int64 ``[B, *event]``; None for p(x).
+        state: where to start; None for z_0.
+        num_samples: N trajectories of each input; None for one, without a dimension of its own.
+        steps: supervision steps.
+    """
+    plate = nullcontext() if num_samples is None else pyro.plate("trajectories", num_samples, dim=-2)
+    with Decode() as decode, plate:
+        model(x, None, state, steps=steps)
+    return decode
+
+
+class Decode(Messenger):
+    """Decode the answer of a program instead of sampling it, and record the answer and the final state.
+
+    The site ``y`` takes the mode of p(y | h_T), or a draw if the program marks it with ``DRAW_ANSWER`` (an
+    autoregressive model has no known mode). The sites of the heads take their means.
+
+    Attributes:
+        values: those of ``y``, ``h`` and ``l`` and, with heads, of ``halt`` (P(the answer is right)) and ``value``.
+        answer_site: the message of the site ``y``.
+        observations: name and message of each other observed site whose density counts.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[str, Tensor] = {}
+        self.answer_site: Any = None
+        self.observations: list[tuple[str, Any]] = []
+
+    @property
+    def likelihood(self) -> Any:
+        """p(y | h_T)."""
+        return self.answer_site["fn"]
+
+    @property
+    def state(self) -> LatentState:
+        """The state at the end of the program."""
+        return LatentState(self.values[STATE_H], self.values[STATE_L])
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == ANSWER:
+            if msg["is_observed"]:
+                raise UserError("a rollout of the prior must not be given y")
+            msg["value"] = msg["fn"].sample() if msg["infer"].get(DRAW_ANSWER) else msg["fn"].mode
+            self.answer_site = msg
+        elif _is_head(msg):
+            msg["value"] = msg["fn"].mean
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if _is_head(msg) or msg["name"] in (ANSWER, STATE_H, STATE_L):
+            self.values[msg["name"]] = msg["value"]
+        else:
+            self.observations.extend(counted_observations(msg))
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """Return log p(y | h_T) plus the log density of the other observations, under their masks; nats, ``[N, B]``.
+
+        Args:
+            y: ``[B, L_out]``. In a program without input, the whole density of the other observations is added to that
+                of each datum.
+        """
+        shape = self.answer_site["fn"].batch_shape
+        log_prob = log_prob_of({**self.answer_site, "value": y}) / weight_of_inputs(self.answer_site, self.answer_site)
+        for name, site in self.observations:
+            log_prob = log_prob + per_input(name, site, log_prob_of(site), self.answer_site, shape)
+        return log_prob
+
+
+def counted_observations(msg: Any) -> list[tuple[str, Any]]:
+    """Return the name and message of an observed site whose density counts; else an empty list."""
+    if msg["is_observed"] and msg["mask"] is False and transition_index(msg["name"]) is not None:
+        msg = {**msg, "mask": None}  # conditioned guidance counts although a truncated program masks it
+    return [(msg["name"], msg)] if msg["is_observed"] and is_counted(msg) else []
+
+
+def _is_head(msg: Any) -> bool:
+    """Is it a site of a head? A user's own site may have the same name, but not the mark."""
+    return bool(msg["infer"].get(HEAD_SITE)) and not msg["is_observed"]
+
+
+# ---- devices and random states -----------------------------------------------------------------------------------
+
+
+def to_device_of(model: nn.Module, tensor: Any) -> Any:
+    """Return the tensor on the model's device; None stays None."""
+    return None if tensor is None else tensor.to(next(model.parameters()).device)
+
+
+@contextmanager
+def isolated_rng(model: Callable[..., Any], x: Tensor | None) -> Iterator[None]:
+    """Run a block without gradients and validation, and restore the caller's random state afterwards.
+
+    The random state is that of the CPU and of the device of x or, without input, of the model.
+    """
+    tensor = x if x is not None or not isinstance(model, nn.Module) else next(model.parameters(), None)
+    devices = [tensor.device] if tensor is not None and tensor.is_cuda else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), pyro.validation_enabled(False):
+        yield

@@ -1,16 +1,17 @@
-"""Which of an input's samples to answer with.
+"""Select the answer to an input from its samples.
 
-``all``: every distinct answer, the most frequent first. ``vote``: the most frequent one. ``value``: the vote, in which
-an answer whose trajectories the value head trusts clearly more takes the place of the most frequent one (after the
-paper's LPRM, which takes the one trajectory of the highest value). ``verified``: the most frequent one among those that
-the task's own check accepts, and none where it accepts none. Nothing is drawn: equal counts and scores are ordered by
-appearance.
+- ``all``: every distinct answer, the most frequent first.
+- ``vote``: the most frequent answer.
+- ``value``: the vote, unless the value head trusts the trajectories of another answer clearly more. (The paper's LPRM
+  takes the single trajectory of the highest value.)
+- ``verified``: the most frequent answer that the task's own check accepts; none if it accepts none.
 
-A single highest value is no better than the head's worst mistake: among many trajectories a wrong end that it trusts
-wholly is soon met. Odds give weight to what the head is sure of, but only up to ``SURE``, beyond which wrong and right
-look alike to it; and differences of weight are chance, as long as they do not reach ``MARGIN``. Both were chosen by
-hand, on validation inputs and after one test input of 8 queens (``experiments/studies/selection.py`` measures what they
-are worth).
+Nothing is drawn: equal counts and scores are ordered by first appearance.
+
+A single highest value is no better than the value head's worst mistake, and among many trajectories some wrong end is
+trusted wholly. Odds give weight to what the head is sure of, but only up to ``SURE``, beyond which it cannot tell right
+from wrong; and differences of weight below ``MARGIN`` are chance. Both constants were chosen by hand on validation
+inputs, after one test input of 8 queens (``experiments/studies/selection.py`` measures their effect).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 SELECTIONS = ("all", "vote", "value", "verified")
-SURE = 0.998  # a value from which on all are trusted alike
-MARGIN = 1.5  # times the weight of the most frequent answer, to take its place
+SURE = 0.998  # values from here on are trusted equally
+MARGIN = 1.5  # an answer must weigh so many times as much as the most frequent one to take its place
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class Candidate:
     """One distinct answer among the samples of an input.
 
     Attributes:
-        first: the number of the first sample that gave it.
-        count: samples that gave it.
-        score: the best score among them.
+        first: the index of the first sample with this answer.
+        count: samples with this answer.
+        score: the best score among them, nats.
     """
 
     first: int
@@ -39,39 +40,40 @@ class Candidate:
 
 
 def tally(answers: Sequence[Hashable], scores: Sequence[float]) -> list[Candidate]:
-    """The distinct answers, the winner of a majority vote first: by count, then by best score, then by appearance.
+    """Count the distinct answers and sort them by count, then by best score, then by appearance.
 
     Args:
-        answers: one a sample; equal answers count as one.
-        scores: of each sample, nats.
+        answers: one for each sample; equal answers count as one.
+        scores: one for each sample, nats.
     """
-    found: dict[Hashable, Candidate] = {}
-    for number, (answer, score) in enumerate(zip(answers, scores, strict=True)):
-        held = found.get(answer)
-        if held is None:
-            found[answer] = Candidate(number, 1, score)
+    candidates: dict[Hashable, Candidate] = {}
+    for index, (answer, score) in enumerate(zip(answers, scores, strict=True)):
+        previous = candidates.get(answer)
+        if previous is None:
+            candidates[answer] = Candidate(index, 1, score)
         else:
-            found[answer] = Candidate(held.first, held.count + 1, max(held.score, score))
-    return sorted(found.values(), key=lambda c: (-c.count, -c.score, c.first))
+            candidates[answer] = Candidate(previous.first, previous.count + 1, max(previous.score, score))
+    return sorted(candidates.values(), key=lambda c: (-c.count, -c.score, c.first))
 
 
-def best(answers: Sequence[Hashable], values: Sequence[float], scores: Sequence[float]) -> Candidate:
-    """The heaviest answer by the value head, if it weighs more than ``MARGIN`` times as much as the winner of the vote.
+def select_by_value(answers: Sequence[Hashable], values: Sequence[float], scores: Sequence[float]) -> Candidate:
+    """Return the answer of the greatest weight if it weighs clearly more than the most frequent one, else the latter.
 
-    Else that winner. A sample weighs as much as the odds v / (1 - v) of its value v, those of ``SURE`` at the most.
+    A sample of value v weighs as much as the odds v / (1 - v), with v cut off at ``SURE``. Clearly more means more than
+    ``MARGIN`` times as much.
 
     Args:
-        answers: one a sample; equal answers count as one.
-        values: the value head's estimate of each sample, the probability that it is right.
-        scores: of each sample, nats.
+        answers: one for each sample; equal answers count as one.
+        values: the value head's probability that each sample is right.
+        scores: one for each sample, nats.
 
     Returns:
-        the candidate as it stands in ``tally(answers, scores)``.
+        the candidate as in ``tally(answers, scores)``.
     """
     weights: dict[Hashable, float] = {}
     for answer, value in zip(answers, values, strict=True):
-        trusted = min(max(value, 0.0), SURE)
-        weights[answer] = weights.get(answer, 0.0) + trusted / (1 - trusted)
+        probability = min(max(value, 0.0), SURE)
+        weights[answer] = weights.get(answer, 0.0) + probability / (1 - probability)
     candidates = tally(answers, scores)
     heaviest = max(candidates, key=lambda c: weights[answers[c.first]])
     outweighs = weights[answers[heaviest.first]] > MARGIN * weights[answers[candidates[0].first]]

@@ -1,13 +1,13 @@
-r"""Sequential Monte Carlo over the recursion: trajectories that look wrong give way to copies of those that look right.
+r"""Sequential Monte Carlo over supervision steps: resample trajectories by what a head says of their states.
 
-One stage a supervision step n. The target after it is :math:`p(\tau_{1:n} | x)\, \psi(z_n)^\alpha`, its twisting
-potential :math:`\psi` what a head says of the state: the value head's estimate that the trajectory will end in a right
-answer (the optimal potential, were it exact), or the halt head's that its answer is right now. Trajectories are
-proposed by the prior, so that a stage multiplies the weight by :math:`(\psi(z_n) / \psi(z_{n-1}))^\alpha`; where the
-effective sample size of an input's weights falls below a share of N, its trajectories are resampled systematically.
+After supervision step n the target is :math:`p(\tau_{1:n} | x)\, \psi(z_n)^\alpha`. The twisting potential
+:math:`\psi` is the output of a head: the value head's probability that the trajectory will end in a right answer (the
+optimal potential if it were exact), or the halt head's probability that its present answer is right. The prior is the
+proposal, so that a step multiplies a trajectory's weight by :math:`(\psi(z_n) / \psi(z_{n-1}))^\alpha`. If the
+effective sample size of an input falls below a share of N, its trajectories are resampled systematically.
 
-``pyro.infer.SMCFilter`` does not fit: it keeps one weight a particle, the sum over everything else, so that a batch of
-inputs would be resampled as one; it would take a filter for each input, one after another.
+``pyro.infer.SMCFilter`` keeps one weight for each particle, summed over a whole batch, and would resample all inputs of
+a batch together.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from torch import Tensor
 
 from pyro_gram.checks import AT_LEAST_0, FRACTION, check_choice, check_counts, check_range
 from pyro_gram.errors import UserError
-from pyro_gram.inference.sites import ANSWER, HALT, VALUE
+from pyro_gram.inference.sites import ANSWER, HALT, VALUE, check_has_heads
 from pyro_gram.networks.core import LatentState
-from pyro_gram.sampling.decode import advance, quiet
-from pyro_gram.sampling.rollout import AS_IT_IS, MAX_TRAJECTORIES, Rollout, check_has_heads
-from pyro_gram.sampling.tempering import Temper, TemperConfig
+from pyro_gram.sampling.memory import MAX_TRAJECTORIES
+from pyro_gram.sampling.rollout import Rollout, isolated_rng, run_steps
+from pyro_gram.sampling.tempering import NO_TEMPER, Temper, TemperConfig
 
 POTENTIALS = (VALUE, HALT)
-FLOOR = 1e-4  # of a potential: a head that is sure of nothing good must not end an input
+FLOOR = 1e-4  # least potential: a head that trusts no trajectory must not give all of them the weight 0
 
 
 @dataclass(frozen=True)
 class SMCConfig:
-    """The filter.
+    """Settings of the filter.
 
     Attributes:
-        potential: the head that twists, ``value`` or ``halt``.
-        power: alpha, of the potential; 0 for none.
-        threshold: resample where the effective sample size falls below this share of N.
+        potential: the head that is the potential, ``value`` or ``halt``.
+        power: alpha, the exponent of the potential; 0 for none.
+        threshold: resample if the effective sample size is below this share of N.
     """
 
     potential: str = VALUE
@@ -55,12 +55,12 @@ class Particles:
     """Weighted trajectories.
 
     Attributes:
-        tokens: the most probable answer at each one's end, int64 ``[N, B, L_out]``.
+        tokens: the most probable answer at the end of each trajectory, int64 ``[N, B, L_out]``.
         score: log p(tokens | h_T), nats, ``[N, B]``.
         value: the value head's estimate at the end, ``[N, B]``.
-        weight: normalised for each input, ``[N, B]``.
-        ess: effective sample size after each stage, before resampling, ``[depth, B]``.
-        resampled: after which stages, bool ``[depth, B]``; never after the last one.
+        weight: importance weights, normalised for each input, ``[N, B]``.
+        ess: effective sample size after each supervision step, before resampling, ``[depth, B]``.
+        resampled: whether each input was resampled after each step, bool ``[depth, B]``; never after the last one.
     """
 
     tokens: Tensor
@@ -79,7 +79,7 @@ def smc(
     depth: int,
     seed: int = 0,
     config: SMCConfig | None = None,
-    temper: TemperConfig = AS_IT_IS,
+    temper: TemperConfig = NO_TEMPER,
     max_trajectories: int = MAX_TRAJECTORIES,
 ) -> Particles:
     """Filter ``num_samples`` trajectories of each input through ``depth`` supervision steps.
@@ -88,32 +88,31 @@ def smc(
         model: a program with heads.
         x: inputs, int64 ``[B, *event]``.
         num_samples: N.
-        depth: supervision steps, each a stage.
-        seed: of the draws and of the resampling; the caller's random state is left as it was.
-        config: the filter.
-        temper: the scale of the prior at the start of each trajectory; the weights are relative to the prior so
-            tempered.
-        max_trajectories: the most that run at once: all of an input's must.
+        depth: supervision steps.
+        seed: of the draws and of the resampling. The caller's random state is restored.
+        config: settings of the filter.
+        temper: the scale of the prior in the first transitions; weights are relative to the tempered prior.
+        max_trajectories: the most trajectories that run at once; those of one input always run together.
 
     Raises:
         ConfigError: a program without heads.
-        UserError: ``num_samples`` or ``depth`` below 1, or more trajectories an input than may run at once.
+        UserError: ``num_samples`` or ``depth`` below 1, or more trajectories of an input than may run at once.
     """
     config = config or SMCConfig()
     check_counts(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
     check_fits(num_samples, max_trajectories)
     check_has_heads(model, "filter")
     parts = []
-    with quiet(model, x):
-        for chunk, some in enumerate(x.split(max(1, max_trajectories // num_samples))):
+    with isolated_rng(model, x):
+        for chunk, inputs in enumerate(x.split(max(1, max_trajectories // num_samples))):
             torch.manual_seed(seed + chunk)
-            parts.append(_filter(model, some, num_samples, depth, config, temper))
+            parts.append(_filter(model, inputs, num_samples, depth, config, temper))
     joined = {name: torch.cat([getattr(p, name) for p in parts], dim=1) for name in vars(parts[0])}
     return Particles(**joined)
 
 
 def check_fits(num_samples: int, max_trajectories: int) -> None:
-    """Raises UserError where the trajectories of one input are more than may run at once."""
+    """Raise UserError if the trajectories of one input are more than may run at once."""
     if num_samples > max_trajectories:
         raise UserError(
             f"smc filters all {num_samples} trajectories of an input together, and {max_trajectories} fit at once: "
@@ -121,20 +120,26 @@ def check_fits(num_samples: int, max_trajectories: int) -> None:
         )
 
 
-def resampled(particles: Particles, depth: int, seed: int = 0) -> Rollout:
-    """Particles as equally weighted samples, by one more systematic resampling; the caller's random state stays."""
-    ancestors = resampled_ancestors(particles.weight, seed)
+def to_rollout(particles: Particles, depth: int, seed: int = 0) -> Rollout:
+    """Resample particles once more, systematically, and return equally weighted samples.
+
+    Args:
+        particles: the result of :func:`smc`.
+        depth: supervision steps of the filter.
+        seed: of the resampling. The caller's random state is restored.
+    """
+    ancestors = sample_ancestors(particles.weight, seed)
     columns = torch.arange(ancestors.shape[1], device=ancestors.device)
     steps = torch.full_like(ancestors, depth)
     tokens, score, value = (part[ancestors, columns] for part in (particles.tokens, particles.score, particles.value))
     return Rollout(tokens, score, steps, steps.sum(0), value)
 
 
-def resampled_ancestors(weight: Tensor, seed: int) -> Tensor:
-    """:func:`systematic` of normalised weights ``[N, B]`` under a seed; the caller's random state stays."""
+def sample_ancestors(weight: Tensor, seed: int) -> Tensor:
+    """Apply :func:`systematic_resample` under a seed, and restore the caller's random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return systematic(weight.cpu()).to(weight.device)
+        return systematic_resample(weight.cpu()).to(weight.device)
 
 
 def _filter(
@@ -142,25 +147,25 @@ def _filter(
 ) -> Particles:
     state: LatentState | None = None
     log_weight = torch.zeros(n, len(x), device=x.device)
-    before = torch.zeros_like(log_weight)  # log psi of z_0, which all trajectories share
+    log_potential = torch.zeros_like(log_weight)  # alpha log psi of z_0, which all trajectories share
     sizes, resampled = [], []
     with Temper(temper):
-        for stage in range(depth):
-            end = advance(model, x, state, n, 1)
-            now = end.values[config.potential].clamp(min=FLOOR).log() * config.power
-            log_weight, before = log_weight + now - before, now
+        for step in range(depth):
+            end = run_steps(model, x, state, n, 1)
+            previous, log_potential = log_potential, end.values[config.potential].clamp(min=FLOOR).log() * config.power
+            log_weight = log_weight + log_potential - previous
             size = effective_sample_size(log_weight)
-            low = (size < config.threshold * n) & (stage < depth - 1)
+            is_low = (size < config.threshold * n) & (step < depth - 1)
             sizes.append(size)
-            resampled.append(low)
+            resampled.append(is_low)
             state = LatentState(*(part.expand(n, len(x), -1, -1) for part in end.state))
-            if low.any():
-                kept = torch.arange(n, device=x.device)[:, None]
-                ancestors = torch.where(low, systematic(log_weight.softmax(0)), kept)
+            if is_low.any():
+                identity = torch.arange(n, device=x.device)[:, None]
+                ancestors = torch.where(is_low, systematic_resample(log_weight.softmax(0)), identity)
                 columns = torch.arange(len(x), device=x.device)
                 state = LatentState(*(part[ancestors, columns] for part in state))
-                before = before.gather(0, ancestors)
-                log_weight = log_weight.masked_fill(low, 0.0)
+                log_potential = log_potential.gather(0, ancestors)
+                log_weight = log_weight.masked_fill(is_low, 0.0)
     tokens = end.values[ANSWER]
     return Particles(
         tokens,
@@ -173,20 +178,20 @@ def _filter(
 
 
 def effective_sample_size(log_weight: Tensor) -> Tensor:
-    """(sum w)^2 / sum w^2 of each input's weights: ``[N, B]`` to ``[B]``, from 1 to N."""
+    """Return (sum w)^2 / sum w^2 of each input's weights, from 1 to N: ``[N, B]`` to ``[B]``."""
     return (2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)).exp()
 
 
-def systematic(weight: Tensor) -> Tensor:
-    """Systematic resampling: each trajectory is copied N w times, rounded up or down, by one uniform draw an input.
+def systematic_resample(weight: Tensor) -> Tensor:
+    """Copy each trajectory N w times, rounded up or down, with one uniform draw for each input.
 
     Args:
         weight: normalised, ``[N, B]``.
 
     Returns:
-        the ancestor of each, int64 ``[N, B]``, in order.
+        the ancestor of each trajectory, int64 ``[N, B]``, in order.
     """
     n, b = weight.shape
-    places = (torch.rand(b, 1, device=weight.device) + torch.arange(n, device=weight.device)) / n
-    found = torch.searchsorted(weight.T.cumsum(1).contiguous(), places.contiguous())
-    return found.clamp(max=n - 1).T
+    points = (torch.rand(b, 1, device=weight.device) + torch.arange(n, device=weight.device)) / n
+    ancestors = torch.searchsorted(weight.T.cumsum(1).contiguous(), points.contiguous())
+    return ancestors.clamp(max=n - 1).T

@@ -1,8 +1,8 @@
-"""A wider, or a narrower, prior at the start of a trajectory: sampling at a temperature.
+"""Tempering: sample trajectories from a prior that is wider, or narrower, in the first transitions.
 
-Which of several solutions a trajectory ends in is decided in its first transitions, by the prior's mean where its scale
-is small. A wider scale there makes the solutions of an input more even, and more trajectories fail. Only roll-outs know
-of it: training, the bounds, the likelihood and inference.nc are of the prior as it is.
+The first transitions decide in which of several solutions a trajectory ends. Where the scale of the prior is small
+there, its mean decides. A wider scale makes the solutions of an input more evenly frequent, and more trajectories fail.
+Only rollouts are tempered: training, bounds, likelihoods and inference.nc use the prior as it was trained.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pyro_gram.inference.sites import transition_index
 
 @dataclass(frozen=True)
 class TemperConfig:
-    r"""The scale of the prior in roll-outs, relative to what was trained, and for how long.
+    r"""The scale of the prior in rollouts, relative to the trained one.
 
     Attributes:
-        scale: what :math:`\sigma_\theta(u_t)` is multiplied by; 1 is the prior as it is, less than 1 narrows it.
-        transitions: how many transitions from z_0 are so scaled; 0 for none.
+        scale: the factor of :math:`\sigma_\theta(u_t)`; 1 leaves the prior as it is, less than 1 narrows it.
+        transitions: how many transitions from z_0 on are scaled; 0 for none.
     """
 
     scale: float = 1.0
@@ -43,31 +43,34 @@ class TemperConfig:
                 "give a scale other than 1 and transitions of at least 1; or, for the prior as it is, 1 and 0"
             )
 
+    def describe(self) -> str:
+        """Return a label such as "sigma x 1.9 in the first 2 transitions"; an empty text if nothing is scaled."""
+        return f"sigma x {self.scale:g} in the first {self.transitions} transitions" if self.transitions else ""
 
-def told(scale: float, transitions: int) -> str:
-    """As figures are marked: "sigma x 1.9 in the first 2 transitions"; nothing for the prior as it is."""
-    return f"sigma x {scale:g} in the first {transitions} transitions" if transitions else ""
+
+NO_TEMPER = TemperConfig()
 
 
 class Temper(Messenger):
-    """Scales the guidance of the first transitions that it sees, over as many calls of the program as it is around.
+    """Scale the standard deviation of the prior in the first transitions of a batch of trajectories.
 
-    One instance belongs to one batch of trajectories, which start at z_0::
+    The handler counts transitions over all calls of the program inside it, so that one instance serves one batch of
+    trajectories, which start at z_0::
 
         with Temper(TemperConfig(scale=2.0, transitions=2)):
             model(x, steps=16)
 
-    It goes around a program without a guide: a guide answers a site before this handler sees it.
+    The program inside must run without a guide, which would answer a site before this handler sees it.
 
     Raises:
-        ConfigError: a prior whose width it cannot change.
-        TypeError: used as a decorator, where trajectories after the first would go on counting its transitions.
+        ConfigError: a prior whose scale cannot be changed.
+        TypeError: used as a decorator, which would count the transitions of all its calls together.
     """
 
     def __init__(self, config: TemperConfig) -> None:
         super().__init__()
         self.config = config
-        self.seen = 0
+        self.num_transitions = 0
 
     def __call__(self, fn: Any) -> Any:
         raise TypeError("a Temper is for one batch of trajectories: with Temper(config): model(x, steps=16)")
@@ -75,25 +78,46 @@ class Temper(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if transition_index(msg["name"]) is None:
             return
-        if self.seen < self.config.transitions:
-            msg["fn"] = widened(msg["fn"], self.config.scale)
-        self.seen += 1
+        if self.num_transitions < self.config.transitions:
+            msg["fn"] = widen(msg["fn"], self.config.scale)
+        self.num_transitions += 1
 
 
 def check_no_temper() -> None:
-    """Raises ConfigError within a Temper, where a call runs several batches of trajectories, or is of the prior."""
+    """Raise ConfigError inside a :class:`Temper`.
+
+    Called by functions that run several batches of trajectories, or that need the prior as it was trained.
+    """
     if any(isinstance(handler, Temper) for handler in _PYRO_STACK):
         raise ConfigError(
-            "a Temper around this call would reach its first batch of trajectories alone: roll-outs take a temper of "
-            "their own (temper=...), and likelihoods are of the prior as it is"
+            "a Temper around this call would change its first batch of trajectories only: give rollouts a temper of "
+            "their own (temper=...); likelihoods are of the prior as it was trained"
         )
 
 
+def widen(distribution: Any, scale: float) -> Any:
+    """Return the distribution with its standard deviation times ``scale`` and the same mean.
+
+    Raises:
+        ConfigError: a family whose scale cannot be changed.
+    """
+    if isinstance(distribution, torch.distributions.Independent):
+        base = widen(distribution.base_dist, scale)
+        return dist.Independent(base, distribution.reinterpreted_batch_ndims)
+    if isinstance(distribution, MeanOnly):
+        return distribution
+    if isinstance(distribution, dist.Normal):
+        return dist.Normal(distribution.loc, distribution.scale * scale, validate_args=False)
+    if isinstance(distribution, dist.Delta):
+        return distribution
+    raise ConfigError(f"cannot widen a prior that is a {type(distribution).__name__}: set temper.transitions to 0")
+
+
 class FixedGuidance(Messenger):
-    """Condition every guidance site of a program, however many transitions it has: ``poutine.condition`` of all."""
+    """Condition a program on all of its guidance, as ``poutine.condition`` does for sites known by name."""
 
     def value(self, prior: Any) -> torch.Tensor:
-        """What a site is conditioned on, ``[..., L, D]``.
+        """Return the guidance of one transition, ``[..., L, D]``.
 
         Args:
             prior: p(eps_t | u_t).
@@ -102,13 +126,13 @@ class FixedGuidance(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if transition_index(msg["name"]) is not None:
-            prior = msg["infer"].get("prior", msg["fn"])  # a guide within has put its posterior in the prior's place
+            prior = msg["infer"].get("prior", msg["fn"])  # a guide inside has put its posterior in place of the prior
             msg["value"] = self.value(prior)
             msg["is_observed"] = True
 
 
 class NoGuidance(FixedGuidance):
-    """Condition every guidance site on eps_t = 0: TRM is GRAM with it::
+    """Condition a program on eps_t = 0 in every transition, which turns GRAM into TRM::
 
     deterministic = NoGuidance()(model)
     Predictive(deterministic, num_samples=2, parallel=True)(x, steps=8)["y"]
@@ -119,21 +143,11 @@ class NoGuidance(FixedGuidance):
 
 
 class AtMean(FixedGuidance):
-    """Condition every guidance site on its prior's mean. NotImplementedError for a prior that has none."""
+    """Condition a program on the prior's mean in every transition.
+
+    Raises:
+        NotImplementedError: a prior without a mean.
+    """
 
     def value(self, prior: Any) -> torch.Tensor:
         return prior.mean
-
-
-def widened(distribution: Any, scale: float) -> Any:
-    """The same distribution about the same mean, its standard deviation multiplied. Raises ConfigError."""
-    if isinstance(distribution, torch.distributions.Independent):
-        base = widened(distribution.base_dist, scale)
-        return dist.Independent(base, distribution.reinterpreted_batch_ndims)
-    if isinstance(distribution, MeanOnly):
-        return distribution
-    if isinstance(distribution, dist.Normal):
-        return dist.Normal(distribution.loc, distribution.scale * scale, validate_args=False)
-    if isinstance(distribution, dist.Delta):
-        return distribution
-    raise ConfigError(f"cannot widen a prior that is a {type(distribution).__name__}: set temper.transitions to 0")

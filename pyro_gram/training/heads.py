@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, FRACTION, POSITIVE, check_range
 from pyro_gram.inference.sites import ANSWER, HALT, HEADS_ATTRIBUTE, VALUE
 from pyro_gram.networks.core import LatentState
-from pyro_gram.sampling.decode import quiet, unrolled
-from pyro_gram.sampling.rollout import AS_IT_IS
-from pyro_gram.sampling.tempering import Temper, TemperConfig
+from pyro_gram.sampling.rollout import isolated_rng, rollout_steps
+from pyro_gram.sampling.tempering import NO_TEMPER, Temper, TemperConfig
 from pyro_gram.training.optimizer import OptimConfig, TorchOptim
 
 BATCH = 512  # states an update
@@ -80,7 +79,7 @@ Check = Callable[[Tensor, Tensor], Tensor]  # x [B, *event], tokens [B, L_out] -
 
 
 def gather(
-    model: nn.Module, x: Tensor, check: Check, *, depth: int, seed: int, temper: TemperConfig = AS_IT_IS
+    model: nn.Module, x: Tensor, check: Check, *, depth: int, seed: int, temper: TemperConfig = NO_TEMPER
 ) -> States:
     """States of one trajectory of the prior on each input, at most ``DEEPEST`` supervision steps deep. It has no y.
 
@@ -91,10 +90,10 @@ def gather(
         check: is an answer right?
         depth: supervision steps.
     """
-    with quiet(model, x):
+    with isolated_rng(model, x):
         torch.manual_seed(seed)
         with Temper(temper):
-            ends = list(unrolled(model, x, depth=min(depth, DEEPEST)))
+            ends = list(rollout_steps(model, x, depth=min(depth, DEEPEST)))
         here = x.cpu()  # tasks check on the CPU
         rights = [check(here, end.values[ANSWER].cpu()).to(x.device) for end in ends]
         kept = [torch.rand(len(x), device=x.device) < EARLY / (step + 1) for step in range(len(ends))]
@@ -115,7 +114,7 @@ def fit(
     *,
     depth: int,
     seed: int = 0,
-    temper: TemperConfig = AS_IT_IS,
+    temper: TemperConfig = NO_TEMPER,
 ) -> Iterator[float]:
     """Train the heads of ``model`` (its attribute ``heads``); yields the mean loss of each round, nats a state.
 

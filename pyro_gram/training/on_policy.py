@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pyro_gram.networks.core import LatentState
-from pyro_gram.sampling.decode import Decode
+from pyro_gram.sampling.rollout import Decode
 
 
 def prior_end(model: Callable[..., Any], x: Tensor, steps: int, state: LatentState | None = None) -> Decode:

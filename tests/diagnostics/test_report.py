@@ -139,16 +139,16 @@ def test_a_sum_over_some_inputs_does_not_stand_beside_the_papers_over_all():
 
 
 def test_numbers_of_the_paper_are_those_that_it_prints():
-    assert paper.told("coloring8") == {"violations": 2.7, "coverage": pytest.approx(0.858)}
-    assert paper.told("mnist")["frechet_distance"] == 73.3
-    assert paper.told("sudoku", "trm") == {"sample_accuracy": pytest.approx(0.874)}
-    assert paper.told("coloring12") == {}
+    assert paper.published("coloring8") == {"violations": 2.7, "coverage": pytest.approx(0.858)}
+    assert paper.published("mnist")["frechet_distance"] == 73.3
+    assert paper.published("sudoku", "trm") == {"sample_accuracy": pytest.approx(0.874)}
+    assert paper.published("coloring12") == {}
 
 
 def test_no_number_of_the_paper_stands_beside_a_vote():
     for problem in ("nqueens8", "nqueens10", "sudoku", "coloring8", "sudoku_uncond"):
         for model in ("gram", "trm", "hrm", "looped"):
-            assert "vote_accuracy" not in paper.told(problem, model)
+            assert "vote_accuracy" not in paper.published(problem, model)
     metrics = {"sample_accuracy": 0.9, "vote_accuracy": 1.0}
     shown = {row.label: row.paper for row in result_rows(metrics, "nqueens8", "gram", whole=True)}
     assert shown == {"Right samples among all": "0.997", "Right most frequent sample": ""}

@@ -8,7 +8,7 @@ import torch
 import experiments.studies.filtering as filtering
 import pyro_gram
 from experiments.scaling.scaling import SEED, Study
-from pyro_gram.sampling.smc import SMCConfig, resampled, smc
+from pyro_gram.sampling.smc import SMCConfig, smc, to_rollout
 from tests.conftest import StateHeads
 from tests.experiments.test_run import cli
 
@@ -66,7 +66,7 @@ def test_reweighted_once_is_the_filter_that_never_resamples(study):
     once, never = test.reweighted(4, config), test.filtered(4, config)
     assert once == {name: never[name] for name in once}
     assert never["resampled"] == 0
-    tokens = resampled(particles, 4, test.seed).tokens
+    tokens = to_rollout(particles, 4, test.seed).tokens
     assert once["sample"] == study.solver.task.valid(study.x, tokens).double().mean().item()
 
 

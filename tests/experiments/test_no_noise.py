@@ -5,8 +5,7 @@ import pytest
 import pyro_gram
 from experiments.studies import no_noise
 from experiments.studies.fresh import committed
-from pyro_gram.sampling.decode import beside
-from pyro_gram.sampling.rollout import rollout
+from pyro_gram.sampling.rollout import rollout, to_device_of
 from pyro_gram.sampling.tempering import AtMean
 from pyro_gram.system.cli import call
 from pyro_gram.system.files import read_json
@@ -23,7 +22,7 @@ def test_the_one_answer_of_an_input_without_noise_is_scored(tmp_path):
         with AtMean():
             rolled = rollout(
                 solver.model,
-                beside(solver.model, x),
+                to_device_of(solver.model, x),
                 num_samples=3,
                 depth=solver.default_depth,
                 seed=7,

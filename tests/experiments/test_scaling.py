@@ -133,7 +133,7 @@ def test_an_envelope_leaves_out_what_another_point_beats():
         (["--inputs", 0], "--inputs must be at least 1, not 0"),
         (["--validation", 0], "--validation must be at least 1, not 0"),
         (["--halt", 2], "--halt is a probability"),
-        (["--width", 3], "--width"),
+        (["--draws", 3], "--draws"),
     ],
 )
 def test_bad_arguments_end_in_one_line(words, message, headed, capsys):

@@ -14,7 +14,7 @@ import experiments.solve
 import pyro_gram
 from pyro_gram.config import with_settings
 from pyro_gram.errors import UserError
-from pyro_gram.sampling.rollout import trajectories_within
+from pyro_gram.sampling.memory import trajectories_in_memory
 from pyro_gram.sampling.selection import MARGIN, SURE
 from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.solver import SELECTIONS
@@ -144,11 +144,11 @@ def test_a_person_is_told_of_steps_that_were_saved(headed, tmp_path, capsys):
     ("words", "expected"),
     [
         (["--halt", 1], "p(y|x) at depth 2"),
-        (["--halt", 1, "--depth", 3, "--width", "sobol"], "p(y|x) at depth 3"),
+        (["--halt", 1, "--depth", 3, "--draws", "sobol"], "p(y|x) at depth 3"),
         ([], "not p(y|x): halting at P = 0.999"),
         (["--halt", 0.7, "--temper", 2, 3], "not p(y|x): sigma x 2 in the first 3 transitions, halting at P = 0.7"),
         (["--halt", 1, "--temper", 2, 3], "not p(y|x): sigma x 2 in the first 3 transitions"),
-        (["--width", "smc"], "not p(y|x): filtered by the value head"),
+        (["--draws", "smc"], "not p(y|x): filtered by the value head"),
     ],
 )
 def test_the_output_says_whether_frequencies_estimate_p(words, expected, headed, solve, tmp_path, capsys):
@@ -249,7 +249,7 @@ def test_what_nobody_knows_cannot_be_verified(headed, monkeypatch):
 
 def test_other_widths_and_tempers_change_what_is_drawn(solve):
     independent = solve("--halt", 1)
-    assert solve("--halt", 1, "--width", "antithetic") != independent
+    assert solve("--halt", 1, "--draws", "antithetic") != independent
     assert solve("--halt", 1, "--temper", 20, 4) != independent
     assert solve("--halt", 1, "--temper", 1, 0) == independent
 
@@ -257,13 +257,13 @@ def test_other_widths_and_tempers_change_what_is_drawn(solve):
 def test_filtered_trajectories_are_those_that_the_head_trusts(headed, solve):
     solver = pyro_gram.load(headed)
     solver.model.heads = StateHeads(200.0)
-    plain, filtered = (solver.sample(GRAPHS, num_samples=200, width=w, halt=1) for w in ("independent", "smc"))
+    plain, filtered = (solver.sample(GRAPHS, num_samples=200, draws=w, halt=1) for w in ("independent", "smc"))
     assert filtered.tokens.shape == plain.tokens.shape
     assert filtered.value.mean() > plain.value.mean() + 0.05
-    assert solve("--width", "smc", "--seed", 2) == solve("--width", "smc", "--seed", 2)
+    assert solve("--draws", "smc", "--seed", 2) == solve("--draws", "smc", "--seed", 2)
     for settings in ({"halt": 0.5}, {"history": True}):
         with pytest.raises(UserError, match="smc weighs whole trajectories"):
-            solver.sample(GRAPHS, width="smc", **settings)
+            solver.sample(GRAPHS, draws="smc", **settings)
 
 
 def test_memory_bounds_what_runs_at_once_and_no_more(headed):
@@ -273,7 +273,7 @@ def test_memory_bounds_what_runs_at_once_and_no_more(headed):
     rolled = solver.sample(GRAPHS, num_samples=50, memory=8.3, halt=1)
     hook.remove()
     assert rolled.tokens.shape == (50, 4, 4)
-    assert max(widths) <= trajectories_within(8.3, 4, solver.config.model.width) < 50
+    assert max(widths) <= trajectories_in_memory(8.3, 4, solver.config.model.width) < 50
     with pytest.raises(UserError, match="does not hold one trajectory"):
         solver.sample(GRAPHS, memory=0.001)
 
@@ -329,9 +329,9 @@ def test_progress_is_told_on_stderr_of_many_inputs(headed, tmp_path, capsys):
         ("--halt nan", "--halt is a probability"),
         ("--memory 0", "--memory must be a positive number"),
         ("--memory 8", "does not hold one trajectory"),
-        ("--width distinct", "--width"),
+        ("--draws distinct", "--draws"),
         ("--figure /dev/null/solved.png", "there is no directory"),
-        ("--width wide", "--width"),
+        ("--draws wide", "--draws"),
         ("--temper 2", "--temper"),
         ("--temper two 2", "--temper takes a number and a whole number"),
         ("--temper 2 0", "changes nothing"),
@@ -349,7 +349,7 @@ def test_bad_arguments_end_in_one_line(words, message, headed, tmp_path, capsys)
     [
         ("--select value", "no heads to select by"),
         ("--halt 0.5", "no heads to halt by"),
-        ("--width smc", "no heads to filter by"),
+        ("--draws smc", "no heads to filter by"),
     ],
 )
 def test_what_needs_heads_says_how_to_get_them(words, message, plain, tmp_path, capsys):

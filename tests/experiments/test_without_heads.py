@@ -39,7 +39,7 @@ def said_by(capsys, main, *words):
     return line
 
 
-@pytest.mark.parametrize("words", ["--select value", "--halt 0.5", "--width smc"])
+@pytest.mark.parametrize("words", ["--select value", "--halt 0.5", "--draws smc"])
 def test_solving_by_heads_names_the_model_and_what_needs_none(words, headless, tmp_path, capsys):
     name, path = headless
     (tmp_path / "one.g6").write_text("Cr")

@@ -9,8 +9,9 @@ from pyro_gram.models.gram import GRAM
 
 from experiments.bench.bench_solve import peak_mb
 from pyro_gram.errors import ConfigError, UserError
-from pyro_gram.sampling.draws import Width
-from pyro_gram.sampling.rollout import rollout, trajectories_within
+from pyro_gram.sampling.draws import DrawScheme
+from pyro_gram.sampling.memory import trajectories_in_memory
+from pyro_gram.sampling.rollout import rollout
 from pyro_gram.sampling.tempering import TemperConfig
 from tests.conftest import StateHeads, build_case, build_case_with_heads
 
@@ -80,17 +81,17 @@ def test_a_halt_needs_heads_a_probability_and_no_history():
         with pytest.raises(UserError, match="halt is a probability"):
             rollout(model, case.x, num_samples=1, depth=1, halt=halt)
     model.heads = StateHeads()
-    with pytest.raises(UserError, match="leave out halt and width"):
+    with pytest.raises(UserError, match="leave out halt and draws"):
         rollout(model, case.x, num_samples=1, depth=1, halt=0.5, history=True)
 
 
 def test_a_memory_limit_below_one_trajectory_is_refused():
-    assert (
-        trajectories_within(100.0, 8, 128) > trajectories_within(50.0, 8, 128) > trajectories_within(50.0, 80, 128) > 0
-    )
+    limits = ((100.0, 8, 128), (50.0, 8, 128), (50.0, 80, 128))
+    large, small, long = (trajectories_in_memory(*limit) for limit in limits)
+    assert large > small > long > 0
     for memory in (0.0, 8.0, -1.0, float("nan")):
         with pytest.raises(UserError, match="does not hold one trajectory"):
-            trajectories_within(memory, 8, 128)
+            trajectories_in_memory(memory, 8, 128)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -109,7 +110,7 @@ def test_prefixes_and_transitions_halt_alike(changes):
     unsure = rollout(model, case.x, num_samples=6, depth=3, seed=2, temper=wide, halt=0.9)
     assert torch.equal(never.tokens, unsure.tokens)
     model.heads.shift = 0.0
-    halted = rollout(model, case.x, num_samples=6, depth=3, seed=2, temper=wide, halt=0.9, width=Width("sobol"))
+    halted = rollout(model, case.x, num_samples=6, depth=3, seed=2, temper=wide, halt=0.9, draws=DrawScheme("sobol"))
     assert halted.tokens.shape == never.tokens.shape
     assert 1 <= halted.steps.min() < halted.steps.max() <= 3
 
@@ -121,7 +122,7 @@ def test_a_halt_of_1_is_never_even_for_a_head_that_is_certain():
 
 
 def test_heads_that_the_program_never_asks_are_named():
-    case = build_case(model_name="tests.inference.test_halting:Silent")
+    case = build_case(model_name="tests.sampling.test_halting:Silent")
     case.assembly.model.heads = StateHeads()
     with pytest.raises(ConfigError, match="no site 'halt'"):
         rollout(case.assembly.model, case.x, num_samples=2, depth=2, halt=0.5)

@@ -1,6 +1,6 @@
 import pytest
 
-from pyro_gram.sampling.selection import SURE, Candidate, best, tally
+from pyro_gram.sampling.selection import SURE, Candidate, select_by_value, tally
 
 
 def test_the_most_frequent_answer_wins():
@@ -24,31 +24,35 @@ def test_counts_add_up_and_nothing_gives_nothing():
 
 def test_an_answer_that_is_trusted_clearly_more_takes_the_place_of_the_most_frequent_one():
     answers, scores = ["a", "b", "b", "c"], [-1.0, -5.0, -4.0, -0.5]
-    assert best(answers, [0.2, 0.1, 0.9, 0.3], scores) == Candidate(1, 2, -4.0)
-    assert best(answers, [0.9, 0.1, 0.2, 0.3], scores) == Candidate(0, 1, -1.0)
-    assert best(answers, [0.7, 0.5, 0.5, 0.3], scores) == Candidate(1, 2, -4.0)  # odds 2.33 against twice 1: not enough
-    assert best(answers, [0.76, 0.5, 0.5, 0.3], scores) == Candidate(0, 1, -1.0)  # 3.17 against 2
-    assert best(answers, [0.5] * 4, scores) == Candidate(1, 2, -4.0)
-    assert best(answers, [0.0] * 4, scores) == Candidate(1, 2, -4.0)
+    assert select_by_value(answers, [0.2, 0.1, 0.9, 0.3], scores) == Candidate(1, 2, -4.0)
+    assert select_by_value(answers, [0.9, 0.1, 0.2, 0.3], scores) == Candidate(0, 1, -1.0)
+    assert select_by_value(answers, [0.7, 0.5, 0.5, 0.3], scores) == Candidate(
+        1, 2, -4.0
+    )  # odds 2.33 against twice 1: not enough
+    assert select_by_value(answers, [0.76, 0.5, 0.5, 0.3], scores) == Candidate(0, 1, -1.0)  # 3.17 against 2
+    assert select_by_value(answers, [0.5] * 4, scores) == Candidate(1, 2, -4.0)
+    assert select_by_value(answers, [0.0] * 4, scores) == Candidate(1, 2, -4.0)
 
 
 def test_what_is_trusted_alike_is_left_to_the_vote():
-    assert best(["a", "c"], [0.5] * 2, [-1.0, -0.5]) == Candidate(1, 1, -0.5)  # the better score
-    assert best(["a", "c"], [0.5] * 2, [-1.0] * 2) == Candidate(0, 1, -1.0)  # then the first
-    assert best(["a", "c"], [0.59, 0.5], [-1.0, -0.5]).first == 1  # a small difference is chance
+    assert select_by_value(["a", "c"], [0.5] * 2, [-1.0, -0.5]) == Candidate(1, 1, -0.5)  # the better score
+    assert select_by_value(["a", "c"], [0.5] * 2, [-1.0] * 2) == Candidate(0, 1, -1.0)  # then the first
+    assert select_by_value(["a", "c"], [0.59, 0.5], [-1.0, -0.5]).first == 1  # a small difference is chance
 
 
 def test_one_trajectory_that_is_trusted_wholly_does_not_outweigh_several_that_are_trusted_too():
     """As the highest value alone let it: a wrong colouring at .9995 twice, and a right one at .997 four times."""
     answers, values = ["wrong"] * 2 + ["right"] * 4, [0.9995, 0.99945, 0.9979, 0.9977, 0.9974, 0.9973]
-    assert best(answers, values, [-0.01] * 6).first == 2
-    assert best(["wrong", "right", "right"], [1.0, SURE, SURE], [0.0] * 3).first == 1
-    assert best(["right", "wrong", "wrong"], [SURE, 0.9, 0.9], [0.0] * 3).first == 0  # but the unsure it does outweigh
+    assert select_by_value(answers, values, [-0.01] * 6).first == 2
+    assert select_by_value(["wrong", "right", "right"], [1.0, SURE, SURE], [0.0] * 3).first == 1
+    assert (
+        select_by_value(["right", "wrong", "wrong"], [SURE, 0.9, 0.9], [0.0] * 3).first == 0
+    )  # but the unsure it does outweigh
 
 
 def test_of_many_answers_given_once_the_heaviest_wins():
     answers, values = list("abcdef"), [0.9, 0.5, 0.99, 0.6, 0.7, 0.1]
-    assert best(answers, values, [0.0] * 6).first == 2
+    assert select_by_value(answers, values, [0.0] * 6).first == 2
 
 
 def test_every_answer_has_a_score():

@@ -6,9 +6,8 @@ import torch
 
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.networks.core import LatentState
-from pyro_gram.sampling.decode import advance, unrolled
-from pyro_gram.sampling.rollout import rollout
-from pyro_gram.sampling.smc import FLOOR, SMCConfig, effective_sample_size, resampled, smc, systematic
+from pyro_gram.sampling.rollout import rollout, rollout_steps, run_steps
+from pyro_gram.sampling.smc import FLOOR, SMCConfig, effective_sample_size, smc, systematic_resample, to_rollout
 from tests.conftest import build_case, build_case_with_heads
 
 
@@ -34,7 +33,7 @@ def test_without_resampling_a_weight_is_the_power_of_the_potential(potential, po
     assert not filtered.resampled.any()
     torch.manual_seed(2)
     with pyro.validation_enabled(False), torch.no_grad():
-        ends = list(unrolled(case.assembly.model, case.x, depth=3, num_samples=6))
+        ends = list(rollout_steps(case.assembly.model, case.x, depth=3, num_samples=6))
     for stage, end in enumerate(ends):
         weight = end.values[potential].clamp(min=FLOOR) ** power
         weight = weight / weight.sum(0)
@@ -59,14 +58,14 @@ def test_after_resampling_weights_begin_anew_from_the_copies_potential():
     filtered = smc(model, case.x, num_samples=n, depth=2, seed=4, config=SMCConfig(threshold=1.0))
     torch.manual_seed(4)
     with pyro.validation_enabled(False), torch.no_grad():
-        first = advance(model, case.x, None, n, 1)
+        first = run_steps(model, case.x, None, n, 1)
         psi = first.values["value"].clamp(min=FLOOR)
         low = effective_sample_size(psi.log()) < n
         assert low.all()
-        ancestors = systematic(psi / psi.sum(0))
+        ancestors = systematic_resample(psi / psi.sum(0))
         columns = torch.arange(5)
         state = LatentState(*(part.expand(n, 5, -1, -1)[ancestors, columns] for part in first.state))
-        second = advance(model, case.x, state, n, 1)
+        second = run_steps(model, case.x, state, n, 1)
     torch.testing.assert_close(filtered.value, second.values["value"])
     weight = second.values["value"].clamp(min=FLOOR) / psi.gather(0, ancestors)
     torch.testing.assert_close(filtered.weight, weight / weight.sum(0), atol=1e-5, rtol=1e-4)
@@ -89,7 +88,7 @@ def test_chunks_of_inputs_draw_under_successive_seeds():
 def test_systematic_resampling_copies_each_trajectory_about_as_often_as_its_weight_says():
     weight = torch.rand(50, 7).softmax(0)
     for _ in range(20):
-        ancestors = systematic(weight)
+        ancestors = systematic_resample(weight)
         counts = torch.stack([(ancestors == i).sum(0) for i in range(50)])
         assert (counts >= (50 * weight).floor() - 1e-6).all()
         assert (counts <= (50 * weight).ceil() + 1e-6).all()
@@ -98,7 +97,7 @@ def test_systematic_resampling_copies_each_trajectory_about_as_often_as_its_weig
 
 def test_systematic_resampling_is_unbiased():
     weight = torch.tensor([[0.55], [0.3], [0.15]])
-    mean = torch.stack([(systematic(weight) == i).double().mean(0) for _ in range(3000) for i in range(3)])
+    mean = torch.stack([(systematic_resample(weight) == i).double().mean(0) for _ in range(3000) for i in range(3)])
     torch.testing.assert_close(mean.view(3000, 3).mean(0), weight[:, 0].double(), atol=0.02, rtol=0)
 
 
@@ -158,7 +157,7 @@ def test_resampled_particles_are_samples_of_equal_weight():
     particles = smc(case.assembly.model, case.x, num_samples=2000, depth=1, seed=5, config=SMCConfig(threshold=0.0))
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    samples = resampled(particles, depth=1, seed=3)
+    samples = to_rollout(particles, depth=1, seed=3)
     assert torch.equal(before, torch.get_rng_state())
     assert samples.tokens.shape == particles.tokens.shape
     expected = (particles.weight * particles.value).sum(0)

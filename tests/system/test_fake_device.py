@@ -89,7 +89,7 @@ def test_a_run_measures_what_it_would_on_the_cpu(made, tmp_path):
 
 def test_puzzles_are_solved_there(made, tmp_path, capsys):
     (tmp_path / "graphs").write_text("CF\nCr\n")
-    words = ["--checkpoint", made, "--input", tmp_path / "graphs", "--num-samples", 6, "--width", "sobol", "--json"]
+    words = ["--checkpoint", made, "--input", tmp_path / "graphs", "--num-samples", 6, "--draws", "sobol", "--json"]
     told = []
     for somewhere in (fake_device(solve), nullcontext("cpu")):
         with somewhere as device:

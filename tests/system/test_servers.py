@@ -45,7 +45,7 @@ def answers(solver, seed):
 
 def weighed(solver, seed):
     """All that a request returns which is weighed by the value head."""
-    rolled = solver.sample(TEXTS, num_samples=5, depth=3, seed=seed, width="smc", halt=1)
+    rolled = solver.sample(TEXTS, num_samples=5, depth=3, seed=seed, draws="smc", halt=1)
     return rolled.tokens.tolist(), rolled.score.tolist()
 
 

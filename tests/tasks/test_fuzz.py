@@ -329,7 +329,7 @@ OPTIONS += [
     "--halt",
 ]
 OPTIONS += [
-    "--width",
+    "--draws",
     "--temper",
     "--memory",
     "--checkpoint",

@@ -28,7 +28,7 @@ from pyro_gram.inference.importance import guide_draws
 from pyro_gram.inference.sites import VALUE_SCALE, add_training_loss
 from pyro_gram.networks.core import LatentState
 from pyro_gram.sampling.draws import sobol
-from pyro_gram.sampling.selection import best
+from pyro_gram.sampling.selection import select_by_value
 from pyro_gram.sampling.smc import smc
 from pyro_gram.tasks.batches import sub_seed
 from pyro_gram.tasks.uniform import total_variation, total_variation_perfect
@@ -304,7 +304,7 @@ def test_a_compiled_core_may_have_all_its_variants(monkeypatch):
 
 def test_every_answer_has_a_value():
     with pytest.raises(ValueError, match="zip"):
-        best(["a", "b"], [0.5], [0.0, 0.0])
+        select_by_value(["a", "b"], [0.5], [0.0, 0.0])
 
 
 def test_sobol_sequences_of_many_seeds_differ():

@@ -11,7 +11,7 @@ from pyro_gram.inference.sites import transition_index
 from pyro_gram.runs.evaluate import roll
 from pyro_gram.runs.run import open_run
 from pyro_gram.sampling.rollout import rollout
-from pyro_gram.sampling.tempering import AtMean, Temper, TemperConfig, told, widened
+from pyro_gram.sampling.tempering import AtMean, Temper, TemperConfig, widen
 from pyro_gram.solver import Solver
 from tests.conftest import build_case, small_config
 
@@ -65,7 +65,7 @@ def test_a_narrow_prior_makes_trajectories_meet():
 
 def test_a_prior_that_cannot_be_scaled_is_named():
     with pytest.raises(ConfigError, match=r"StudentT.*temper.transitions to 0"):
-        widened(dist.StudentT(3.0).expand([2]).to_event(1), 2.0)
+        widen(dist.StudentT(3.0).expand([2]).to_event(1), 2.0)
 
 
 def test_what_is_not_guidance_keeps_its_scale():
@@ -121,18 +121,18 @@ def test_guidance_without_noise_stays_without():
     from pyro_gram.inference.families import MeanFamily
 
     point = MeanFamily(scale=0.1).distribution(torch.randn(3, 4, 8))
-    wide = widened(point, 3.0)
+    wide = widen(point, 3.0)
     torch.testing.assert_close(wide.sample(), point.mean)
 
 
 def test_what_is_widened_keeps_its_mean_and_its_shape():
     p = dist.Normal(torch.randn(5, 4, 8), torch.rand(5, 4, 8) + 0.1).to_event(2)
-    wide = widened(p, 3.0)
+    wide = widen(p, 3.0)
     torch.testing.assert_close(wide.mean, p.mean)
     torch.testing.assert_close(wide.stddev, 3 * p.stddev)
     assert (wide.batch_shape, wide.event_shape) == (p.batch_shape, p.event_shape)
     nothing = dist.Delta(torch.zeros(5, 4, 8), event_dim=2)
-    assert widened(nothing, 3.0) is nothing
+    assert widen(nothing, 3.0) is nothing
 
 
 def test_at_its_mean_a_program_is_deterministic_and_its_answer_is_not_fixed():
@@ -148,5 +148,5 @@ def test_at_its_mean_a_program_is_deterministic_and_its_answer_is_not_fixed():
 
 
 def test_figures_are_marked_by_their_temper():
-    assert told(1.9, 2) == "sigma x 1.9 in the first 2 transitions"
-    assert told(1.0, 0) == ""
+    assert TemperConfig(1.9, 2).describe() == "sigma x 1.9 in the first 2 transitions"
+    assert TemperConfig(1.0, 0).describe() == ""

@@ -7,8 +7,8 @@ from pyro.infer import Predictive
 from pyro_gram.diagnostics.likelihood import rollout_log_prob
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.sites import LOSS_ONLY
-from pyro_gram.sampling.decode import advance, unrolled
-from pyro_gram.sampling.rollout import at_once, rollout, trajectories_within
+from pyro_gram.sampling.memory import chunk_size, trajectories_in_memory
+from pyro_gram.sampling.rollout import rollout, rollout_steps, run_steps
 from tests.conftest import build_case, build_case_with_heads
 
 
@@ -171,9 +171,9 @@ def test_successive_steps_go_on_from_where_the_last_one_ended(case):
     model = case.assembly.model
     torch.manual_seed(3)
     with torch.no_grad():
-        ends = list(unrolled(model, case.x, depth=3))
+        ends = list(rollout_steps(model, case.x, depth=3))
         torch.manual_seed(3)
-        whole = advance(model, case.x, None, None, 3)
+        whole = run_steps(model, case.x, None, None, 3)
     assert ends[-1].state.h.shape == (5, 4, 16)
     torch.testing.assert_close(ends[-1].state.h, whole.state.h)
     torch.testing.assert_close(ends[-1].likelihood.log_prob(case.y), whole.log_prob(case.y))
@@ -181,16 +181,16 @@ def test_successive_steps_go_on_from_where_the_last_one_ended(case):
 
 
 def test_what_fits_into_memory_is_counted_in_numbers_of_a_state():
-    assert [at_once(length) for length in (4, 8, 16, 128)] == [2048, 2048, 1024, 128]
-    assert at_once(10**9) == 1
-    assert at_once(8, 100) == 100
-    assert at_once(16, 100) == 50
+    assert [chunk_size(length) for length in (4, 8, 16, 128)] == [2048, 2048, 1024, 128]
+    assert chunk_size(10**9) == 1
+    assert chunk_size(8, 100) == 100
+    assert chunk_size(16, 100) == 50
     each = 64 * 4 * 8 * 128 / 2**20  # MB: 64 tensors of [8, 128] float32
-    assert trajectories_within(8 + 10.5 * each, 8, 128) == 10
-    assert trajectories_within(8 + each, 8, 128) == 1
+    assert trajectories_in_memory(8 + 10.5 * each, 8, 128) == 10
+    assert trajectories_in_memory(8 + each, 8, 128) == 1
     with pytest.raises(UserError, match=r"give at least 8\.2"):
-        trajectories_within(8 + 0.99 * each, 8, 128)
-    assert trajectories_within(float("inf"), 8, 128) == 2**31
+        trajectories_in_memory(8 + 0.99 * each, 8, 128)
+    assert trajectories_in_memory(float("inf"), 8, 128) == 2**31
 
 
 HALTS = [(None, True), (0, True), (1, True), (0.5, True), (-0.1, False), (1.1, False), ("a", False)]

@@ -1,0 +1,32 @@
+"""How many trajectories of the prior fit into memory at once."""
+
+from __future__ import annotations
+
+from pyro_gram.errors import UserError
+
+MAX_TRAJECTORIES = 2048  # at L = 8, D = 128 about 250 MB at the widest point of a transition
+# Memory of a rollout (measured by experiments/bench/bench_solve.py): 32 tensors of [L, D] float32 a trajectory, up to
+# twice that with what the allocator holds back, and a constant.
+TENSORS, CONSTANT_MB = 64, 8.0
+
+
+def chunk_size(length: int, max_trajectories: int = MAX_TRAJECTORIES) -> int:
+    """Return how many trajectories of ``length`` positions fit into the memory of ``max_trajectories`` of 8."""
+    return max(1, min(max_trajectories, max_trajectories * 8 // length))
+
+
+def trajectories_in_memory(memory: float, length: int, width: int) -> int:
+    """Return how many trajectories may run at once in ``memory`` MB, not counting the model.
+
+    Args:
+        memory: MB.
+        length, width: L and D of a state.
+
+    Raises:
+        UserError: the memory does not hold one trajectory.
+    """
+    per_trajectory = TENSORS * 4 * length * width / 2**20
+    least = CONSTANT_MB + per_trajectory
+    if not memory >= least:
+        raise UserError(f"a memory limit of {memory:g} MB does not hold one trajectory: give at least {least:.1f}")
+    return int(min((memory - CONSTANT_MB) / per_trajectory, 2**31))
