@@ -49,8 +49,8 @@ def arrays(solver: Solver, rolled: Rollout) -> dict[str, Any]:
     """What the .npz holds: ``tokens [N, L_out]``, ``score [N]`` (nats), ``valid [N]``, ``history [S, N, L_out]``."""
     tokens = rolled.tokens[:, 0]
     found = {"tokens": tokens.numpy().astype(np.uint8), "score": rolled.score[:, 0].numpy()}
-    if solver.task.checkable:
-        found["valid"] = solver.task.valid(None, tokens).numpy()
+    if solver.task.is_checkable:
+        found["valid"] = solver.task.is_valid(None, tokens).numpy()
     if rolled.history is not None:
         found["history"] = rolled.history[:, :, 0].numpy().astype(np.uint8)
     return found
@@ -82,8 +82,8 @@ def main(argv: list[str]) -> int:
         figure = picture(solver, rolled)
         write_atomically(arguments.out, lambda temporary: figure.savefig(temporary, dpi=110))
     share = ""
-    if solver.task.checkable:
-        share = f", {solver.task.valid(None, rolled.tokens).double().mean().item():.4f} of them valid"
+    if solver.task.is_checkable:
+        share = f", {solver.task.is_valid(None, rolled.tokens).double().mean().item():.4f} of them valid"
     shown = f", {FORMED} of them shown" if arguments.formation and arguments.out.suffix == ".png" else ""
     print(f"{len(rolled.tokens)} samples{share}{shown}: {arguments.out}", file=sys.stderr)
     return 0

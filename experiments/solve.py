@@ -130,12 +130,12 @@ class Failed:
 def read_some(task: Task, text: str) -> list[Tensor | Failed]:
     """Every input of a text; in the place of one that is none, what is wrong with it (``--keep-going``)."""
     read: list[Tensor | Failed] = []
-    pieces = task.pieces(text)
+    pieces = task.puzzle_texts(text)
     if not pieces:
         raise InputError(NO_PUZZLE)
     for piece in pieces:
         try:
-            read += task.inputs(piece.text)
+            read += task.parse_inputs(piece.text)
         except InputError as e:
             read.append(Failed(piece.text.strip(), str(piece.locate_error(e) if len(pieces) > 1 else e)))
     return read
@@ -162,7 +162,7 @@ def show(solver: Solver, solved: Solved, colour: bool = False) -> str:
     end = told.get(solved.select, "") if solved.solutions else ", none of them right"
     found, drawn = counted(solved.distinct, "distinct answer"), counted(solved.num_samples, "sample")
     known = "" if solved.total is None else f", {solved.distinct_valid} of {counted(solved.total, 'solution')} found"
-    alike = f" ({solver.task.alike})" if known and solver.task.alike else ""
+    alike = f" ({solver.task.equivalence})" if known and solver.task.equivalence else ""
     lines = [f"{solver.task.title(solved.x)}: {found} in {drawn}{known}{alike}{steps}{end}"]
     lines += [f"  {a.solution}  {describe(a, solved.num_samples)}" for a in solved.solutions]
     lines.append(f"  frequencies: {'an estimate of ' * (not solved.altered)}{solved.frequencies}")
@@ -233,7 +233,7 @@ def main(argv: list[str]) -> int:
     text = read_input(arguments.input)
     task = solver.task
     # Without --keep-going all inputs are checked before any is solved.
-    read = read_some(task, text) if arguments.keep_going and task.spec.has_input else list(task.read(text))
+    read = read_some(task, text) if arguments.keep_going and task.spec.has_input else list(task.read_inputs(text))
     answers = solve_all(solver, [x for x in read if not isinstance(x, Failed)], **settings)
     shown: list[Solved] = []
     for x in read:

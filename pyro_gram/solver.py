@@ -29,7 +29,7 @@ from pyro_gram.sampling.smc import check_fits, smc, to_rollout
 from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.tasks.base import Task
 from pyro_gram.tasks.batches import sub_seed
-from pyro_gram.tasks.inputs import tokens_of, whole_number
+from pyro_gram.tasks.inputs import input_tokens, whole_number
 
 DRAWS = (*UNBIASED, "smc")
 TRAJECTORIES = 1280  # of a batch of inputs, after which their answers are told
@@ -259,7 +259,7 @@ class Solver:
         if x is None:
             raise InputError("this checkpoint solves inputs: give at least one")
         with generator_lock():  # a forked process parses, which torch does too, in one thread
-            x = tokens_of(self.task, x)
+            x = input_tokens(self.task, x)
         if len(x) == 0:
             raise InputError("no input: give at least one")
         event = spec.input_shape
@@ -331,8 +331,8 @@ class Solver:
     ) -> Iterator[Solved]:
         rolled = self.sample(x, num_samples, depth, seed, **settings)
         altered = self.altered(**settings)
-        canonical = self.task.canonical(x, rolled.tokens)
-        valid, known = self.task.valid(x, canonical), self.task.known(x, canonical)
+        canonical = self.task.canonical_form(x, rolled.tokens)
+        valid, known = self.task.is_valid(x, canonical), self.task.has_known_answer(x, canonical)
         for i, one in enumerate(x):
             texts = [self.task.format_solution(one, y) for y in canonical[:, i]]
             scores = rolled.score[:, i].tolist()
@@ -378,7 +378,7 @@ class Solver:
         if select == "value":
             check_has_heads(self.model, "select")
         if select == "verified":
-            known = self.task.known(x, torch.zeros(len(x), self.task.spec.output_length, dtype=torch.long))
+            known = self.task.has_known_answer(x, torch.zeros(len(x), self.task.spec.output_length, dtype=torch.long))
             if not known.all():
                 first = int((~known).nonzero()[0]) + 1
                 raise UserError(f"input {first} has no known right answer to verify by: select by vote or value")

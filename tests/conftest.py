@@ -124,7 +124,7 @@ class Case:
 
 def build_case(**changes: Any) -> Case:
     assembly = build_small(**changes)
-    x, y = assembly.task.split("train").pairs(5, torch.Generator().manual_seed(0))
+    x, y = assembly.task.split("train").sample_pairs(5, torch.Generator().manual_seed(0))
     return Case(assembly, x, y)
 
 

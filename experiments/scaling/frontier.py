@@ -51,8 +51,8 @@ class Judged:
 def judged(solver: Solver, puzzles: PuzzleSet, walk: Walk) -> Judged:
     """The walk's answers, compared with the solutions of its inputs."""
     task, x = solver.task, puzzles.inputs
-    valid = torch.stack([task.valid(x, tokens) for tokens in walk.tokens])
-    ids = torch.stack([solution_ids(task, puzzles, t) for t in walk.tokens]) if puzzles.complete else None
+    valid = torch.stack([task.is_valid(x, tokens) for tokens in walk.tokens])
+    ids = torch.stack([solution_ids(task, puzzles, t) for t in walk.tokens]) if puzzles.has_all_solutions else None
     return Judged(walk.halt, valid, ids, puzzles.num_solutions)
 
 

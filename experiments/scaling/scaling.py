@@ -79,15 +79,15 @@ class Study:
     def judge(self, rolled: Rollout) -> dict[str, float]:
         """Accuracy of single samples, of what is selected, and coverage of all solutions."""
         task, x = self.solver.task, self.x
-        valid = task.valid(x, rolled.tokens).double()
-        canonical = task.canonical(x, rolled.tokens)
+        valid = task.is_valid(x, rolled.tokens).double()
+        canonical = task.canonical_form(x, rolled.tokens)
         found = {
             "sample": valid.mean().item(),
-            "vote": task.valid(x, winners(canonical, rolled.score)).double().mean().item(),
-            "value": task.valid(x, winners(canonical, rolled.score, rolled.value)).double().mean().item(),
+            "vote": task.is_valid(x, winners(canonical, rolled.score)).double().mean().item(),
+            "value": task.is_valid(x, winners(canonical, rolled.score, rolled.value)).double().mean().item(),
             "verified": valid.amax(0).mean().item(),
         }
-        if self.puzzles.complete:
+        if self.puzzles.has_all_solutions:
             ids = solution_ids(task, self.puzzles, rolled.tokens)
             found["coverage"] = coverage_by_input(ids, self.puzzles.num_solutions).mean().item()
         return found
@@ -155,9 +155,9 @@ def one_seed(study: Study, seed: int, head_cost: float) -> dict[str, Any]:
 
 def by_input(study: Study, rolled: Rollout) -> dict[str, list[float]]:
     """What the samples of each input are worth."""
-    valid = study.solver.task.valid(study.x, rolled.tokens).double()
+    valid = study.solver.task.is_valid(study.x, rolled.tokens).double()
     found = {"sample": valid.mean(0).tolist()}
-    if study.puzzles.complete:
+    if study.puzzles.has_all_solutions:
         ids = solution_ids(study.solver.task, study.puzzles, rolled.tokens)
         for n in (1, 5, 10, SELECTED_OF):
             found[f"coverage_{n}"] = coverage_by_input(ids[:n], study.puzzles.num_solutions).tolist()
@@ -181,7 +181,7 @@ def over_seeds(found: list[Any]) -> Any:
 
 def puzzles_of(solver: Solver, split: str, count: int | None) -> PuzzleSet:
     """The first inputs of a split, each once; all where ``count`` is None."""
-    puzzles = solver.task.split(split).plain
+    puzzles = solver.task.split(split).first_versions
     return puzzles.subset(count) if count else puzzles
 
 
@@ -218,7 +218,9 @@ def measure(solver: Solver, arguments: Any) -> dict[str, Any]:
         "validation": {"inputs": len(validation), "points": seen, "chosen": frontier.choose(seen, depth)},
         **found,
         "deterministic": deterministic,
-        "coverage_limit": {n: coverage_limit(m, n).mean().item() for n in WIDTHS} if puzzles.complete else None,
+        "coverage_limit": {n: coverage_limit(m, n).mean().item() for n in WIDTHS}
+        if puzzles.has_all_solutions
+        else None,
         "num_solutions": m.tolist(),
         "difficulty": None if difficulty is None else difficulty.tolist(),
         "difficulty_label": solver.task.difficulty_label,

@@ -103,7 +103,7 @@ def main(argv: list[str]) -> int:
     assembly = load_model(arguments.checkpoint, trust_code=arguments.trust_code)
     model, guide = assembly.model, assembly.guide
     puzzles = assembly.task.split("test")
-    x, y = puzzles.pairs(arguments.inputs, generator_for(1, arguments.inputs))
+    x, y = puzzles.sample_pairs(arguments.inputs, generator_for(1, arguments.inputs))
     if x is None or not getattr(guide, "infers", True):
         raise ConfigError("this study is of a guide that infers answers to inputs")
     found = {"guide": bounds_of(model, guide, x, y, arguments.depth)}

@@ -68,8 +68,8 @@ class Filtering:
         ancestors = sample_ancestors(weight, self.seed)
         tokens = tokens[ancestors, torch.arange(ancestors.shape[1])]
         puzzles, task = self.puzzles, self.study.solver.task
-        found = {"sample": task.valid(puzzles.inputs, tokens).double().mean().item()}
-        if puzzles.complete:
+        found = {"sample": task.is_valid(puzzles.inputs, tokens).double().mean().item()}
+        if puzzles.has_all_solutions:
             ids = solution_ids(task, puzzles, tokens)
             found["coverage"] = coverage_by_input(ids, puzzles.num_solutions).mean().item()
         return found

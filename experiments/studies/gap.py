@@ -86,7 +86,7 @@ def measure_run(run: Run) -> dict[str, Any]:
             k: v for k, v in found.items() if v is not None and k not in ("num_inputs", "num_samples")
         }
     seed = run.assembly.config.evaluate.seed
-    x, y = puzzles.pairs(len(puzzles), generator_for(seed, len(puzzles)))
+    x, y = puzzles.sample_pairs(len(puzzles), generator_for(seed, len(puzzles)))
     bounds = bounds_of(run.averaged, x, y, run.depth, seed)
     k_hat = pareto_k_of(run, x, y)
     rows = run.rows()

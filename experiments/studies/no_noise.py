@@ -32,7 +32,7 @@ def study_of(path: Path, most: int | None = None) -> dict[str, Any]:
     settings: dict[str, Any] = {"depth": solver.default_depth, "temper": solver.config.temper}
     with AtMean():
         rolled = rollout(solver.model, to_device_of(solver.model, puzzles.inputs), num_samples=1, **settings)
-    accuracy = solver.task.valid(puzzles.inputs, rolled.tokens).double().mean().item()
+    accuracy = solver.task.is_valid(puzzles.inputs, rolled.tokens).double().mean().item()
     return {
         "num_inputs": len(puzzles),
         "depth": solver.default_depth,

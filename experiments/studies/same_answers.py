@@ -43,7 +43,7 @@ def digest(*tensors: torch.Tensor) -> str:
 
 def answers_of(solver: Solver) -> dict[str, str]:
     """The digest of the tokens and steps that a checkpoint samples for its first test inputs, by setting."""
-    x = solver.task.split("test").plain.inputs
+    x = solver.task.split("test").first_versions.inputs
     x = None if x is None else x[:INPUTS]
     answers = {}
     for name, settings in (SETTINGS | (WITH_HEADS if solver.has_heads else {})).items():

@@ -65,9 +65,9 @@ def measure(path: Path, arguments: Any) -> dict[str, Any]:
         for number in range(arguments.seeds):
             settings = {"num_samples": OF, "seed": SEED * (number + 1)}
             rolled = drawn(solver, x, folder, settings, bar.update)
-            canonical = solver.task.canonical(x, rolled["tokens"])
+            canonical = solver.task.canonical_form(x, rolled["tokens"])
             for name, value in (("vote", None), ("value", rolled["value"])):
-                right[name].append(solver.task.valid(x, winners(canonical, rolled["score"], value)))
+                right[name].append(solver.task.is_valid(x, winners(canonical, rolled["score"], value)))
             steps.append(rolled["steps"].double().mean().item())
     vote, value = (torch.stack(rows) for rows in right.values())
     return {

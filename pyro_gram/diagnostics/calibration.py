@@ -12,7 +12,7 @@ from scipy.stats import false_discovery_control
 from torch import Tensor
 
 from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit
-from pyro_gram.tasks.uniform import total_variation, total_variation_perfect
+from pyro_gram.tasks.uniform import expected_total_variation, total_variation
 
 DRAWS = 999  # of the null distribution of each test, at the least: p-values down to a thousandth
 AT_ONCE = 2_000_000  # simulated samples held at once
@@ -113,7 +113,7 @@ def uniformity(
     for n in right.unique().tolist():
         if n:
             at = right == n
-            expected[at] = total_variation_perfect(num_solutions[at], n)
+            expected[at] = expected_total_variation(num_solutions[at], n)
     return Uniformity(
         num_solutions,
         right,

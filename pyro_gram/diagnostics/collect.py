@@ -82,7 +82,7 @@ def collect(
     ``prior_predictive`` and ``sample_stats_prior`` from fresh trajectories of the prior as it is, without temper.
     """
     puzzles = puzzles.subset(inputs)
-    x, y = puzzles.pairs(inputs, generator_for(seed, len(puzzles)))
+    x, y = puzzles.sample_pairs(inputs, generator_for(seed, len(puzzles)))
     found: list[Groups] = []
     for chain in range(chains):
         groups = _prior(task, model, puzzles, depth=depth, draws=draws, seed=sub_seed(seed, chain, 0))
@@ -91,7 +91,7 @@ def collect(
         found.append(groups)
     stacked: Groups = {g: {k: np.stack([f[g][k] for f in found]) for k in found[0][g]} for g in found[0]}
     stacked["observed_data"] = {"y": y}
-    if task.checkable:
+    if task.is_checkable:
         stacked["observed_data"]["violations"] = task.violations(x, y)
     dims = dict(DIMS)
     if x is not None:
@@ -158,9 +158,9 @@ def project(h: Tensor, count: int = PROJECTIONS) -> Tensor:
 
 def _decoded(task: Task, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, Any]:
     decoded: dict[str, Any] = {"y": tokens}
-    if task.checkable:
+    if task.is_checkable:
         broken = task.violations(puzzles.inputs, tokens)
         decoded |= {"violations": broken, "valid": (broken == 0).long()}
-    if puzzles.complete:
+    if puzzles.has_all_solutions:
         decoded["solution"] = solution_ids(task, puzzles, tokens)
     return decoded

@@ -107,7 +107,7 @@ def landscape(
     return Landscape(
         points,
         many.loss,
-        numbered(task.canonical(on_cpu(x), many.tokens[:, None]))[:, 0],
+        numbered(task.canonical_form(on_cpu(x), many.tokens[:, None]))[:, 0],
         _right(task, x, many.tokens),
         mean_points,
         None if mean is None else mean.loss[:, 0],
@@ -172,9 +172,9 @@ def loss_of(end: Decode, solutions: Tensor | None) -> Tensor:
 def _right(task: Task, x: Tensor | None, tokens: Tensor) -> Tensor | None:
     """bool ``[N]``."""
     x, tokens = on_cpu(x), tokens[:, None]
-    if not task.checkable or not task.known(x, tokens).all():
+    if not task.is_checkable or not task.has_known_answer(x, tokens).all():
         return None
-    return task.valid(x, tokens)[:, 0]
+    return task.is_valid(x, tokens)[:, 0]
 
 
 def surface(points: Tensor, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_gram.sampling.selection import select_by_value, tally
 from pyro_gram.tasks.base import PuzzleSet, Task
-from pyro_gram.tasks.uniform import total_variation, total_variation_perfect
+from pyro_gram.tasks.uniform import expected_total_variation, total_variation
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def solution_ids(task: Task, puzzles: PuzzleSet, tokens: Tensor) -> Tensor:
 
     Without input, among the data.
     """
-    canonical = task.canonical(puzzles.inputs, tokens)
+    canonical = task.canonical_form(puzzles.inputs, tokens)
     ids = torch.empty(tokens.shape[:2], dtype=torch.long)
     for i in range(tokens.shape[1]):
         solutions = puzzles.solutions if puzzles.inputs is None else puzzles.solutions_of(i)
@@ -114,7 +114,7 @@ def measure(task: Task, puzzles: PuzzleSet, tokens: Tensor, score: Tensor | None
         tokens: int64 ``[N, B, L_out]``, drawn for the inputs of ``puzzles``.
         score: of each sample, nats, ``[N, B]``; it breaks ties of the vote.
     """
-    plain = puzzles.primary
+    plain = puzzles.is_first_version
     if plain is not None:
         puzzles, tokens, score = puzzles.select(plain), tokens[:, plain], None if score is None else score[:, plain]
     n, b = tokens.shape[:2]
@@ -126,7 +126,7 @@ def measure(task: Task, puzzles: PuzzleSet, tokens: Tensor, score: Tensor | None
         if len(values) > 1:
             found[f"{name}_se"] = (values.double().std(correction=0) / len(values) ** 0.5).item()
 
-    if task.checkable:
+    if task.is_checkable:
         broken = task.violations(x, tokens)
         valid = (broken == 0).double()
         first = (slice(None), 0) if x is None else (0,)
@@ -135,12 +135,14 @@ def measure(task: Task, puzzles: PuzzleSet, tokens: Tensor, score: Tensor | None
         found["sample_accuracy"] = valid.mean().item()
         if x is not None:
             found["any_valid"] = valid.amax(0).mean().item()
-            found["vote_accuracy"] = task.valid(x, winners(task.canonical(x, tokens), score)).double().mean().item()
-    if puzzles.complete:
+            found["vote_accuracy"] = (
+                task.is_valid(x, winners(task.canonical_form(x, tokens), score)).double().mean().item()
+            )
+    if puzzles.has_all_solutions:
         m = puzzles.num_solutions
         ids = solution_ids(task, puzzles, tokens)
         mean_of("coverage", coverage_by_input(ids, m))
         found["coverage_limit"] = coverage_limit(m, n).mean().item()
         found["total_variation"] = total_variation(ids, m).mean().item()
-        found["total_variation_perfect"] = total_variation_perfect(m, n).mean().item()
+        found["total_variation_perfect"] = expected_total_variation(m, n).mean().item()
     return Metrics(**{**found, "num_inputs": b, "num_samples": n})

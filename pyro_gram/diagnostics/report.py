@@ -161,7 +161,7 @@ def result_rows(metrics: dict[str, Any], problem: str, model: str, whole: bool) 
     """The metrics of results.json, beside the paper's of the same model.
 
     Args:
-        problem: ``Task.problem``.
+        problem: ``Task.paper_name``.
         model: the model's registry name.
         whole: they are of all test inputs. The paper's sums are.
     """

@@ -154,8 +154,8 @@ def attractors(task: Task, x: Tensor | None, tokens: Tensor) -> Attractors:
         tokens: int64 ``[S, N, B, L_out]``, as in :class:`Walk`.
     """
     x = on_cpu(x)
-    canonical = task.canonical(x, tokens)
-    right = task.valid(x, tokens) if task.checkable else None
+    canonical = task.canonical_form(x, tokens)
+    right = task.is_valid(x, tokens) if task.is_checkable else None
     steps, n = tokens.shape[:2]
     kept = (canonical == canonical[-1]).all(-1).flip(0).cumprod(0).sum(0)  # steps at the end with the final answer
     settling = steps - kept + 1
@@ -168,7 +168,9 @@ def attractors(task: Task, x: Tensor | None, tokens: Tensor) -> Attractors:
         torch.tensor([len(c) for c in counts]),
         torch.tensor([len(k.unique()) for k in kinds]),
         torch.stack([torch.special.entr(c.double() / n).sum().exp() for c in counts]),
-        None if right is None else right.double().mean(1).masked_fill(~task.known(x, tokens[0, 0]), torch.nan),
+        None
+        if right is None
+        else right.double().mean(1).masked_fill(~task.has_known_answer(x, tokens[0, 0]), torch.nan),
         (settling <= torch.arange(1, steps + 1)[:, None, None]).double().mean(1),
         settling,
         (settling > steps - quarter).double().mean(0),
@@ -204,7 +206,7 @@ class Parting:
 
 def parting(task: Task, x: Tensor | None, walked: Walk) -> Parting:
     """When trajectories that end in different answers part, in their answers and in their states."""
-    canonical = task.canonical(on_cpu(x), walked.tokens)
+    canonical = task.canonical_form(on_cpu(x), walked.tokens)
     n = walked.tokens.shape[1]
     i, j = torch.triu_indices(n, n, offset=1)
     differ, distance = [], []
@@ -322,7 +324,7 @@ def deciding(
         def final(handler: Messenger) -> Tensor:
             with Temper(temper), handler:
                 end = run_steps(model, x, start, num_samples, depth)
-            return task.canonical(on_cpu(x), answers_of(end))
+            return task.canonical_form(on_cpu(x), answers_of(end))
 
         record = _Record()
         base, eps = final(record), record.eps

@@ -63,9 +63,9 @@ def samples(study: Study) -> None:
         study.draw("samples", figures.samples(task, rolled.tokens[:, 0]))
     else:
         study.draw("solved", figures.solved(task, puzzles, rolled.tokens))
-    if task.split("test").primary is None:  # else what a task says is of all versions of an input
+    if task.split("test").is_first_version is None:  # else what a task says is of all versions of an input
         metrics |= assess(task, puzzles, rolled.tokens, split="test")
-    if puzzles.complete and int(puzzles.num_solutions.max()) > 1:
+    if puzzles.has_all_solutions and int(puzzles.num_solutions.max()) > 1:
         even = uniformity(solution_ids(task, puzzles, rolled.tokens), puzzles.num_solutions, seed=seed)
         uneven = even.summary()
         study.draw("evenness", uniformity_figure(even))
@@ -84,18 +84,18 @@ def _steered(study: Study, inputs: int) -> dict[str, Any]:
     puzzles, x, y = study.pairs(count)
     held = Assembly(solver.config, solver.task, solver.model, solver.guide)
     found = bounds_of(held, x, y, s.depth, s.seed)
-    short = {"excess": excess(found.full, puzzles.num_solutions).mean().item()} if puzzles.complete else {}
+    short = {"excess": excess(found.full, puzzles.num_solutions).mean().item()} if puzzles.has_all_solutions else {}
     return short | bound_metrics(held, puzzles.inputs, found)
 
 
 def _seen(study: Study) -> float | None:
     """Right samples of the prior on training inputs: apart from a leak, it may not have generalised."""
     task = study.solver.task
-    if not task.checkable or not task.spec.has_input:
+    if not task.is_checkable or not task.spec.has_input:
         return None
     x = task.split("train").subset(min(SEEN, max(LEAST_SEEN, study.fit(TRIED) // SEEN_SAMPLES))).inputs
     rolled = study.solver.sample(x, SEEN_SAMPLES, study.settings.depth, study.settings.seed, halt=study.halt)
-    return task.valid(x, rolled.tokens).double().mean().item()
+    return task.is_valid(x, rolled.tokens).double().mean().item()
 
 
 def training(study: Study) -> None:
@@ -158,7 +158,7 @@ def weights(study: Study) -> None:
     if found.guide is not None:
         judged += [verdicts.weights(summary), verdicts.agreement(summary)]
     numbers = to_dict(found)
-    if puzzles.complete:
+    if puzzles.has_all_solutions:
         log_ms = puzzles.num_solutions.double().log()
         log_m, difference = log_ms.mean().item(), found.log_p + log_ms
         error = None if x is None else difference.std(correction=0).item() / len(difference) ** 0.5
@@ -218,7 +218,7 @@ def trajectories(study: Study) -> None:
             "differ_by_step": parted.differ.tolist(),
         },
     )
-    known = puzzles.num_solutions if puzzles.complete else None
+    known = puzzles.num_solutions if puzzles.has_all_solutions else None
     study.draw("attractors", attractors_figure(ends, parted, known))
     _decisions(study)
     _one_input(study)
@@ -251,7 +251,7 @@ def _one_input(study: Study) -> None:
     s, task, model = study.settings, study.solver.task, study.solver.model
     place = int((study.test.num_solutions - HANDFUL).abs().argmin())
     x = None if study.test.inputs is None else study.on_device(study.test.inputs[place : place + 1])
-    solutions = study.test.solutions_of(place) if study.test.complete else None
+    solutions = study.test.solutions_of(place) if study.test.has_all_solutions else None
     count = min(PROJECTED, chunk_size(study.positions))
     seen = landscape(model, task, x, solutions, depth=s.depth, num_samples=count, seed=s.seed, temper=study.temper)
     if seen is None:
@@ -322,7 +322,7 @@ def diagnose(study: Study, name: str, progress: Any) -> None:
         verdicts=list(study.verdicts.values()),
         rows=result_rows(
             study.numbers["metrics"],
-            task.problem,
+            task.paper_name,
             config.names["model"],
             whole=study.numbers["metrics"]["num_inputs"] == len(study.test),
         ),

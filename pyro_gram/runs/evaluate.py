@@ -56,7 +56,7 @@ def rehearse(held: Assembly, x: Tensor | None, y: Tensor) -> None:
 
 def _has_likelihood(held: Assembly) -> bool:
     """Not of images, none of which a trajectory ever hits, nor of diffusion models, which bound it by other means."""
-    return held.task.checkable and not getattr(held.model, "bounded", False)
+    return held.task.is_checkable and not getattr(held.model, "bounded", False)
 
 
 def measured(run: Run) -> PuzzleSet:
@@ -68,7 +68,7 @@ def measured(run: Run) -> PuzzleSet:
 def num_trajectories(run: Run) -> int:
     """How many trajectories :func:`finish` runs: what its bar counts."""
     held, puzzles = run.assembly, measured(run)
-    samples, plain, given = held.config.evaluate.num_samples, puzzles.plain, puzzles.inputs is not None
+    samples, plain, given = held.config.evaluate.num_samples, puzzles.first_versions, puzzles.inputs is not None
     count = samples * (len(puzzles) if given else 1) + min(len(plain if given else plain.solutions), BOUND_INPUTS)
     count += FOLLOWED * (min(len(plain), FOLLOWED_INPUTS) if given else FOLLOWED_INPUTS)
     if given and takes_heads(held.model, held.config.heads):
@@ -115,14 +115,14 @@ def right_under_guide(held: Assembly, x: Tensor | None, found: Bounds) -> float 
 
     None without a guide, or where no answer is right or wrong.
     """
-    if found.tokens is None or not held.task.checkable or why_no_guide(held.model, held.guide):
+    if found.tokens is None or not held.task.is_checkable or why_no_guide(held.model, held.guide):
         return None
-    return held.task.valid(x, found.tokens).double().mean().item()
+    return held.task.is_valid(x, found.tokens).double().mean().item()
 
 
 def assess(task: Task, puzzles: PuzzleSet, tokens: Tensor, split: str) -> dict[str, float]:
     """A task's own figures; for samples of digits also what a classifier sees, beside the real ones of ``split``."""
-    found = task.assess(puzzles, tokens)
+    found = task.extra_metrics(puzzles, tokens)
     if task.classifier == "digits":
         from pyro_gram.diagnostics import digits
 
@@ -194,7 +194,7 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
     with run.phases.start("evaluation", num_trajectories(run), "trajectory"):
         rolled = roll(run, puzzles.inputs, progress=run.progress)
         metrics = test_metrics(run, puzzles, rolled)
-        plain = puzzles.plain
+        plain = puzzles.first_versions
         history = followed(run, plain)
     followed_inputs = None if plain.inputs is None else plain.inputs[: history.shape[2]]
     metrics["unsettled"] = attractors(task, followed_inputs, history).unsettled_fraction
@@ -233,7 +233,7 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
 
 def _uniformity(task: Task, puzzles: PuzzleSet, tokens: Tensor, seed: int) -> dict[str, Any]:
     """How evenly solutions are found; nothing where not all are known, or all inputs have one."""
-    if not puzzles.complete or int(puzzles.num_solutions.max()) < 2:
+    if not puzzles.has_all_solutions or int(puzzles.num_solutions.max()) < 2:
         return {}
     return uniformity(solution_ids(task, puzzles, tokens), puzzles.num_solutions, seed=seed).summary()
 
@@ -270,8 +270,8 @@ def test_metrics(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, Any
     """The metrics of the roll-outs, and the bounds at beta = 1: those are of the prior as it is, without temper."""
     task, seed = run.assembly.task, run.assembly.config.evaluate.seed
     metrics = measure(task, puzzles, rolled.tokens, rolled.score)
-    plain = puzzles.plain
-    x, y = plain.pairs(BOUND_INPUTS, generator_for(seed, len(plain)))
+    plain = puzzles.first_versions
+    x, y = plain.sample_pairs(BOUND_INPUTS, generator_for(seed, len(plain)))
     found = bounds_of(run.averaged, x, y, run.depth, seed)
     run.phases.update(len(y))
     return {
@@ -302,7 +302,7 @@ def _judged(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, float]:
     if rolled.value is None or puzzles.inputs is None:
         return {}
     task, halt = run.assembly.task, run.assembly.config.heads.halt
-    plain = slice(None) if puzzles.primary is None else puzzles.primary  # versions of an input are not inputs
+    plain = slice(None) if puzzles.is_first_version is None else puzzles.is_first_version  # versions of an input are not inputs
     x, tokens, score, value = (
         puzzles.inputs[plain],
         rolled.tokens[:, plain],
@@ -311,9 +311,9 @@ def _judged(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, float]:
     )
 
     def right(tokens: Tensor) -> float:
-        return task.valid(x, tokens).double().mean().item()
+        return task.is_valid(x, tokens).double().mean().item()
 
-    chosen = winners(task.canonical(x, tokens), score, value)
+    chosen = winners(task.canonical_form(x, tokens), score, value)
     halted = roll(run, x, halt=halt, progress=run.progress)
     return {
         "value_accuracy": right(chosen),
@@ -352,7 +352,7 @@ def _likelihood(run: Run, x: Tensor | None, y: Tensor) -> dict[str, float]:
 
 def _against_limits(puzzles: PuzzleSet, coverage: float | None, limit: float | None, full: Tensor) -> dict[str, float]:
     """What a perfect model would reach, where all solutions are known. ``full``: the bound of the first inputs."""
-    if not puzzles.complete or coverage is None or limit is None:
+    if not puzzles.has_all_solutions or coverage is None or limit is None:
         return {}
     log_m = puzzles.num_solutions.double().log()
     return {

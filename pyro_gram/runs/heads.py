@@ -28,7 +28,7 @@ def takes_heads(model: nn.Module, config: VerdictConfig) -> bool:
 
 def check_heads(model: nn.Module, task: Task, config: VerdictConfig) -> None:
     """Raises ConfigError where heads are asked for and cannot be had."""
-    if not task.checkable or not task.spec.has_input:
+    if not task.is_checkable or not task.spec.has_input:
         raise ConfigError("halt and value heads judge answers to an input: set heads.hidden to 0 for p(x)")
     if why := why_no_heads(model):
         raise ConfigError(f"{why}: it can have none, and answers are chosen by vote (--select vote, or verified)")
@@ -90,4 +90,4 @@ def _rounds(assembly: Assembly, depth: int) -> Iterator[float]:
         assert x is not None
         return x
 
-    return fit(model, some, task.valid, config.heads, depth=depth, seed=config.seed, temper=config.temper)
+    return fit(model, some, task.is_valid, config.heads, depth=depth, seed=config.seed, temper=config.temper)

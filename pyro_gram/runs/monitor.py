@@ -41,7 +41,7 @@ def monitor(run: Run) -> dict[str, float]:
     seed = config.evaluate.seed
     rolled = roll(run, puzzles.inputs, num_samples=min(config.evaluate.num_samples, MONITOR_SAMPLES))
     metrics = measure(task, puzzles, rolled.tokens, rolled.score)
-    x, y = puzzles.pairs(MONITOR_INPUTS, generator_for(seed, len(puzzles)))
+    x, y = puzzles.sample_pairs(MONITOR_INPUTS, generator_for(seed, len(puzzles)))
     found = bounds_of(run.averaged, x, y, run.depth, seed)
     looked = {
         "prior_accuracy": metrics.sample_accuracy,

@@ -43,10 +43,10 @@ def draw_figures(run: Run, puzzles: PuzzleSet, tokens: Tensor, history: Tensor) 
             drawn["neighbours"] = digits.neighbours(tokens[:, 0], task.split("train").solutions, task.spec.image[0])
     else:
         # An input with several solutions shows best how trajectories part.
-        followed = puzzles.plain.subset(history.shape[2])
+        followed = puzzles.first_versions.subset(history.shape[2])
         several = int((followed.num_solutions - HANDFUL).abs().argmin())
         drawn["solved"] = figures.solved(task, puzzles, tokens)
-        if puzzles.complete and int(puzzles.num_solutions.max()) > 1:
+        if puzzles.has_all_solutions and int(puzzles.num_solutions.max()) > 1:
             drawn["coverage_by_solutions"] = figures.coverage_by_solutions(
                 solution_ids(task, puzzles, tokens), puzzles.num_solutions
             )
@@ -69,7 +69,7 @@ def write_run_report(run: Run, results: dict[str, Any], drawn: dict[str, Path]) 
         title=title,
         lead=lead_of(config.to_dict(), results),
         verdicts=judged,
-        rows=result_rows(results["metrics"], task.problem, config.names["model"], whole=not config.evaluate.inputs),
+        rows=result_rows(results["metrics"], task.paper_name, config.names["model"], whole=not config.evaluate.inputs),
         sections=sections,
         details={"Settings": config.to_dict(), "results.json": results},
     )

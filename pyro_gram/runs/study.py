@@ -64,7 +64,7 @@ class Study:
     @cached_property
     def test(self) -> PuzzleSet:
         """The test split; of versions of an input the plain one."""
-        return self.solver.task.split("test").plain
+        return self.solver.task.split("test").first_versions
 
     @property
     def positions(self) -> int:
@@ -106,7 +106,7 @@ class Study:
         ``several``: those with several solutions, where some are known to have them.
         """
         puzzles = self.several(count) if several and self.test.inputs is not None else self.test.subset(count)
-        x, y = puzzles.pairs(count, generator_for(self.settings.seed, len(puzzles)))
+        x, y = puzzles.sample_pairs(count, generator_for(self.settings.seed, len(puzzles)))
         return puzzles, self.on_device(x), self.on_device(y)
 
     def found(self, *found: Verdict, **numbers: Any) -> None:

@@ -41,13 +41,13 @@ class PuzzleSet:
     inputs: Tensor | None
     solutions: Tensor
     offsets: Tensor
-    complete: bool = True
-    primary: Tensor | None = None
+    has_all_solutions: bool = True
+    is_first_version: Tensor | None = None
 
     @classmethod
-    def unconditional(cls, data: Tensor, complete: bool = False) -> PuzzleSet:
+    def from_data(cls, data: Tensor, has_all_solutions: bool = False) -> PuzzleSet:
         """The empty condition, with ``data`` int64 ``[M, L_out]`` for its solutions."""
-        return cls(None, data, torch.tensor([0, len(data)]), complete)
+        return cls(None, data, torch.tensor([0, len(data)]), has_all_solutions)
 
     @classmethod
     def concatenate(cls, parts: list[PuzzleSet]) -> PuzzleSet:
@@ -56,7 +56,7 @@ class PuzzleSet:
         counts = torch.cat([part.num_solutions for part in parts])
         offsets = torch.cat((torch.zeros(1, dtype=torch.long), counts.cumsum(0)))
         solutions = torch.cat([part.solutions for part in parts])
-        return cls(torch.cat(inputs), solutions, offsets, all(part.complete for part in parts))
+        return cls(torch.cat(inputs), solutions, offsets, all(part.has_all_solutions for part in parts))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -76,7 +76,7 @@ class PuzzleSet:
         draw = (torch.rand(len(index), generator=generator, dtype=torch.float64) * counts).long()
         return self.solutions[self.offsets[index] + draw].long()
 
-    def pairs(self, count: int, generator: torch.Generator) -> tuple[Tensor | None, Tensor]:
+    def sample_pairs(self, count: int, generator: torch.Generator) -> tuple[Tensor | None, Tensor]:
         """Up to ``count`` pairs (x, y): the first inputs with a target each, or for p(x) data drawn at random."""
         if self.inputs is None:
             return None, self.solutions[torch.randperm(len(self.solutions), generator=generator)[:count]].long()
@@ -86,7 +86,7 @@ class PuzzleSet:
     def subset(self, count: int) -> PuzzleSet:
         """The first ``count`` puzzles (all, where there are fewer), each with all its versions."""
         count = min(count, len(self))
-        primary = self.primary
+        primary = self.is_first_version
         if primary is not None:
             starts = primary.nonzero().flatten().tolist()
             count = starts[count] if count < len(starts) else len(self)
@@ -97,13 +97,13 @@ class PuzzleSet:
             inputs=inputs,
             solutions=self.solutions[: self.offsets[count]],
             offsets=self.offsets[: count + 1],
-            primary=primary,
+            is_first_version=primary,
         )
 
     @property
-    def plain(self) -> PuzzleSet:
+    def first_versions(self) -> PuzzleSet:
         """Of versions of one input the first, each an input of its own; all where there are no versions."""
-        return self if self.primary is None else self.select(self.primary)
+        return self if self.is_first_version is None else self.select(self.is_first_version)
 
     def select(self, index: Tensor) -> PuzzleSet:
         """The puzzles at ``index`` (int64, or bool ``[N]``), in its order, each counted as an input of its own."""
@@ -111,7 +111,9 @@ class PuzzleSet:
         counts = self.num_solutions[index]
         offsets = torch.cat((torch.zeros(1, dtype=torch.long), counts.cumsum(0)))
         rows = torch.arange(int(offsets[-1])) + (self.offsets[:-1][index] - offsets[:-1]).repeat_interleave(counts)
-        return replace(self, inputs=self.inputs[index], solutions=self.solutions[rows], offsets=offsets, primary=None)
+        return replace(
+            self, inputs=self.inputs[index], solutions=self.solutions[rows], offsets=offsets, is_first_version=None
+        )
 
 
 class Task(ABC):
@@ -124,11 +126,11 @@ class Task(ABC):
     Config: ClassVar[type]
     registered_name: ClassVar[str] = ""
     spec: TaskSpec
-    unit: ClassVar[str] = "violation"  # what ``violations`` counts, in the singular
-    checkable: ClassVar[bool] = True  # can an answer be right or wrong? (a handwritten digit cannot)
+    violation_name: ClassVar[str] = "violation"  # what ``violations`` counts, in the singular
+    is_checkable: ClassVar[bool] = True  # can an answer be right or wrong? (a handwritten digit cannot)
     classifier: ClassVar[str] = ""  # what judges samples of images: "digits", or nothing
-    problem: str = ""  # what the tables of the paper call this very problem; nothing where they do not have it
-    alike: ClassVar[str] = ""  # which answers count as the same, beside how many there are
+    paper_name: str = ""  # what the tables of the paper call this very problem; nothing where they do not have it
+    equivalence: ClassVar[str] = ""  # which answers count as the same, beside how many there are
     difficulty_label: ClassVar[str] = ""  # of an axis: what ``difficulty`` counts
 
     @abstractmethod
@@ -156,7 +158,7 @@ class Task(ABC):
         """The text of one answer."""
 
     @abstractmethod
-    def draw(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
+    def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
         """A picture of one input and, where given, an answer with its mistakes marked."""
 
     def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
@@ -167,29 +169,29 @@ class Task(ABC):
         lines = [self.format_input(x)]
         if y is not None:
             solution = self.format_solution(x, y)
-            wrong = bool(self.known(x, y)) and not bool(self.valid(x, y))
+            wrong = bool(self.has_known_answer(x, y)) and not bool(self.is_valid(x, y))
             lines.append(mark(solution + " ", painter(colour)) if wrong else solution)
         return "\n".join(line for line in lines if line)
 
-    def pieces(self, text: str) -> list[PuzzleText]:
+    def puzzle_texts(self, text: str) -> list[PuzzleText]:
         """The puzzles in the text of a file, each as text. The default: one a line, without blank and ``#`` lines.
 
         It only cuts the text up, and raises nothing: what is wrong with a piece is for :meth:`parse` to say.
         """
         return [PuzzleText(line, number) for number, line in numbered_lines(text)]
 
-    def inputs(self, text: str) -> list[Tensor]:
+    def parse_inputs(self, text: str) -> list[Tensor]:
         """The inputs of one piece. The default: one. Raises InputError."""
         return [self.parse(text)]
 
-    def read(self, text: str) -> Iterator[Tensor]:
+    def read_inputs(self, text: str) -> Iterator[Tensor]:
         """Every input in the text of a file. Raises InputError at the first that is none, saying where it is."""
-        pieces = self.pieces(text)
+        pieces = self.puzzle_texts(text)
         if not pieces:
             raise InputError(NO_PUZZLE)
         for piece in pieces:
             try:
-                yield from self.inputs(piece.text)
+                yield from self.parse_inputs(piece.text)
             except InputError as e:
                 raise (piece.locate_error(e) if len(pieces) > 1 else e) from None
 
@@ -204,11 +206,11 @@ class Task(ABC):
         """One input from a networkx graph: int64 ``[*event]``. Raises InputError; the default: always."""
         raise InputError(f"an input of the task {self.registered_name or type(self).__name__} is no graph: give texts")
 
-    def valid(self, x: Tensor | None, y: Tensor) -> Tensor:
+    def is_valid(self, x: Tensor | None, y: Tensor) -> Tensor:
         """bool ``[...]``: is the answer right?"""
         return self.violations(x, y) == 0
 
-    def known(self, x: Tensor | None, y: Tensor) -> Tensor:
+    def has_known_answer(self, x: Tensor | None, y: Tensor) -> Tensor:
         """bool ``[...]``: can the task tell whether the answer is right? The default: always."""
         return torch.ones_like(y[..., 0], dtype=torch.bool)
 
@@ -232,7 +234,7 @@ class Task(ABC):
         """What of outside the data come from: names and digests, for results and checkpoints. The default: nothing."""
         return {}
 
-    def canonical(self, x: Tensor | None, y: Tensor) -> Tensor:
+    def canonical_form(self, x: Tensor | None, y: Tensor) -> Tensor:
         """The representative of all answers that count as the same. The default: the answer itself."""
         return y
 
@@ -240,7 +242,7 @@ class Task(ABC):
         """A random symmetry of each training pair that is never a held-out input. The default: none."""
         return x, y
 
-    def assess(self, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, float]:
+    def extra_metrics(self, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, float]:
         """Further figures of this task, from samples ``tokens`` int64 ``[N, B, L_out]`` for ``puzzles``."""
         return {}
 
@@ -248,7 +250,7 @@ class Task(ABC):
 class GenerativeTask(Task):
     """A task without input: its answers are data, and the program is p(x).
 
-    ``split`` returns ``PuzzleSet.unconditional``; every x is None. Subclasses implement :meth:`split`,
+    ``split`` returns ``PuzzleSet.from_data``; every x is None. Subclasses implement :meth:`split`,
     :meth:`violations`, :meth:`format_solution` and :meth:`draw`.
     """
 

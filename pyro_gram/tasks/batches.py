@@ -81,7 +81,7 @@ class TargetStream:
         puzzles = self.puzzles
         if puzzles.inputs is None:
             raise ConfigError("train.on_policy_depth needs a task with inputs: set it to 0 for p(x)")
-        if not puzzles.complete:
+        if not puzzles.has_all_solutions:
             raise ConfigError(
                 "train.on_policy_depth needs every solution of every input, and this task knows some: set it to 0"
             )

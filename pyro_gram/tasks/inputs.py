@@ -16,7 +16,7 @@ from pyro_gram.tasks.base import Task
 KINDS = "give texts, networkx graphs, or whole numbers as a tensor or an array"
 
 
-def tokens_of(task: Task, x: Any) -> Tensor:
+def input_tokens(task: Task, x: Any) -> Tensor:
     """The tokens of one or several inputs, int64 ``[B, ...]``; each is an input, its range yet to be checked.
 
     Args:

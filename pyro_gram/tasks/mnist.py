@@ -101,8 +101,8 @@ class MNIST(GenerativeTask):
     """
 
     Config = MNISTConfig
-    unit = "fault"
-    checkable: ClassVar[bool] = False  # no image is wrong
+    violation_name = "fault"
+    is_checkable: ClassVar[bool] = False  # no image is wrong
     classifier: ClassVar[str] = "digits"
 
     def __init__(self, config: MNISTConfig, data_dir: str | None = None) -> None:
@@ -111,7 +111,7 @@ class MNIST(GenerativeTask):
         self._sources: dict[str, str] = {}
         side, patch = config.side, config.patch
         self.side = side
-        self.problem = "mnist"
+        self.paper_name = "mnist"
         self.spec = TaskSpec((side // patch) ** 2, None, 0, side**2, 2, image=(side, side), patch=patch)
 
     # ---- data --------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ class MNIST(GenerativeTask):
             ConfigError: no such folder, none of its files in it, no download, or fewer images than the config asks for.
         """
         pixels = self._shuffled(name)
-        return PuzzleSet.unconditional(pixels[self._rows(name, len(pixels))])
+        return PuzzleSet.from_data(pixels[self._rows(name, len(pixels))])
 
     def labels(self, name: str) -> Tensor:
         """The digits that the images of a split show, int64 ``[M]``. Raises as :meth:`split`, and where counts differ.
@@ -209,7 +209,7 @@ class MNIST(GenerativeTask):
         """Rows of ``#`` (ink) and ``.``, joined by ``/``."""
         return "/".join("".join(".#"[pixel] for pixel in row) for row in y.view(self.side, self.side).tolist())
 
-    def draw(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
+    def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
         if y is not None:
             axes.imshow(y.view(self.side, self.side).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
         axes.set_axis_off()

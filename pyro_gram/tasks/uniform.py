@@ -29,7 +29,7 @@ def total_variation(ids: Tensor, num_solutions: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def total_variation_perfect(num_solutions: Tensor, num_samples: int) -> Tensor:
+def expected_total_variation(num_solutions: Tensor, num_samples: int) -> Tensor:
     """The total variation to uniform expected of ``num_samples`` i.i.d. uniform draws from m solutions, ``[B]``.
 
     Each count is binomial, Bin(N, 1/m), whose mean absolute deviation has De Moivre's closed form,

@@ -99,7 +99,7 @@ class Trainer:
         if config.on_policy_depth:
             if self.candidates is None:
                 raise ConfigError(
-                    "train.on_policy_depth needs batches that know every solution (tasks.stream.TargetStream)"
+                    "train.on_policy_depth needs batches that know every solution (tasks.batches.TargetStream)"
                 )
             self.candidates(0)  # raises now, not in the middle of the run
         self.elbo = make_elbo(config.elbo, config.balance, config.particles)

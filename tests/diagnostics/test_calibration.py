@@ -7,7 +7,7 @@ from scipy.stats import kstest, multinomial
 
 from pyro_gram.diagnostics.calibration import uniformity
 from pyro_gram.diagnostics.plots.calibration import uniformity_figure
-from pyro_gram.tasks.uniform import total_variation_perfect
+from pyro_gram.tasks.uniform import expected_total_variation
 
 
 def ids_of(m, n, inputs, weights=None, seed=0):
@@ -105,7 +105,7 @@ def test_wrong_samples_count_neither_for_nor_against():
     a, b = (uniformity(i, torch.full((5,), 4)) for i in (ids, with_wrong))
     assert torch.equal(a.p_value, b.p_value)
     assert torch.equal(a.excess, b.excess)
-    torch.testing.assert_close(a.expected, total_variation_perfect(torch.full((5,), 4), 30))
+    torch.testing.assert_close(a.expected, expected_total_variation(torch.full((5,), 4), 30))
 
 
 def test_the_seed_fixes_the_test():

@@ -126,7 +126,7 @@ def test_a_model_without_a_guide_has_the_priors_estimate_alone():
 def test_evidence_of_every_task_repeats_and_holds_no_beta_of_training(task):
     seen = []
     assembly = build_small(task_name=task)
-    x, y = assembly.task.split("train").pairs(3, torch.Generator().manual_seed(0))
+    x, y = assembly.task.split("train").sample_pairs(3, torch.Generator().manual_seed(0))
     settings = {"depth": 2, "guide_samples": 30, "prior_samples": 30}
     assembly.model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
     found = evidence(assembly.model, assembly.guide, x, y, **settings)

@@ -131,7 +131,7 @@ def test_the_prior_does_not_know_y(assembly, data):
 def test_observed_y_is_a_solution_of_x(assembly, data):
     x, y = (torch.from_numpy(v.values) for v in (data["constant_data"]["x"], data["observed_data"]["y"]))
     assert torch.equal(x, assembly.task.split("test").inputs)
-    assert assembly.task.valid(x, y).all()
+    assert assembly.task.is_valid(x, y).all()
 
 
 def test_round_trip_through_netcdf(data, tmp_path):

@@ -146,7 +146,7 @@ def test_the_vote_goes_to_the_most_frequent_and_a_tie_to_the_first():
     task = make()
     puzzles = path_and_triangle(task)
     samples = tokens(task, "000 001", "010 012", "101 001", "111 012", "000 012")
-    won = winners(task.canonical(puzzles.inputs, samples))
+    won = winners(task.canonical_form(puzzles.inputs, samples))
     # the path: 010 twice (101 is the same), 000 thrice (111 is the same); the triangle: 012 thrice
     assert won.tolist() == [[0, 0, 0], [0, 1, 2]]
     assert measure(task, puzzles, samples).vote_accuracy == 0.5
@@ -156,7 +156,7 @@ def test_the_vote_goes_to_the_most_frequent_and_a_tie_to_the_first():
 
 def test_where_not_all_solutions_are_known_there_is_no_coverage():
     task = make()
-    puzzles = replace(path_and_triangle(task), complete=False)
+    puzzles = replace(path_and_triangle(task), has_all_solutions=False)
     m = measure(task, puzzles, tokens(task, "010 000"))
     assert m.coverage is m.coverage_limit is m.coverage_se is None
     assert (m.accuracy, m.violations) == (0.5, 3)

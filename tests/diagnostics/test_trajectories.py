@@ -18,7 +18,7 @@ from pyro_gram.sampling.rollout import rollout
 from pyro_gram.sampling.tempering import TemperConfig
 from tests.conftest import build_case, build_small
 
-PLAIN = SimpleNamespace(canonical=lambda x, y: y)  # a task in which every answer is its own
+PLAIN = SimpleNamespace(canonical_form=lambda x, y: y)  # a task in which every answer is its own
 
 
 class Coins(nn.Module):
@@ -158,15 +158,15 @@ def test_one_step_is_settled(path_graph, tokens):
 
 def test_what_is_right_may_not_be_known():
     task = SimpleNamespace(
-        canonical=lambda x, y: y,
-        checkable=True,
-        valid=lambda x, y: torch.ones_like(y[..., 0], dtype=torch.bool),
-        known=lambda x, y: torch.tensor([True, False]),
+        canonical_form=lambda x, y: y,
+        is_checkable=True,
+        is_valid=lambda x, y: torch.ones_like(y[..., 0], dtype=torch.bool),
+        has_known_answer=lambda x, y: torch.tensor([True, False]),
     )
     right = attractors(task, None, torch.zeros(2, 3, 2, 1, dtype=torch.long)).right
     assert right[0] == 1
     assert right[1].isnan()
-    task.checkable = False
+    task.is_checkable = False
     assert attractors(task, None, torch.zeros(2, 3, 2, 1, dtype=torch.long)).right is None
 
 
@@ -315,7 +315,8 @@ def test_the_loss_is_that_of_all_solutions_together(case):
     torch.testing.assert_close(found.loss, expected(num_samples=6), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.mean_loss, expected(at_mean=True)[:, 0], atol=1e-5, rtol=1e-5)
     assert (
-        found.right.tolist() == task.valid(x, walk(model, x, depth=3, num_samples=6, seed=5).tokens[-1, :, 0]).tolist()
+        found.right.tolist()
+        == task.is_valid(x, walk(model, x, depth=3, num_samples=6, seed=5).tokens[-1, :, 0]).tolist()
     )
 
 

@@ -67,7 +67,7 @@ def test_reweighted_once_is_the_filter_that_never_resamples(study):
     assert once == {name: never[name] for name in once}
     assert never["resampled"] == 0
     tokens = to_rollout(particles, 4, test.seed).tokens
-    assert once["sample"] == study.solver.task.valid(study.x, tokens).double().mean().item()
+    assert once["sample"] == study.solver.task.is_valid(study.x, tokens).double().mean().item()
 
 
 def test_a_tuned_filter_resamples_where_the_usual_one_does_not(study):
@@ -111,7 +111,7 @@ def test_bad_arguments_end_in_one_line(headed, plain, tmp_path, capsys):
 def test_weights_count(study):
     test = filtering.Filtering(study, "test", SEED)
     tokens = test.walk.tokens[-1]
-    valid = study.solver.task.valid(study.x, tokens)
+    valid = study.solver.task.is_valid(study.x, tokens)
     weight = torch.zeros(tokens.shape[:2])
     weight[3] = 1.0
     assert test.judge(tokens, weight)["sample"] == valid[3].double().mean().item()

@@ -140,7 +140,7 @@ def test_judging_a_walk_agrees_with_the_task(solver, x):
     puzzles = solver.task.split("test")
     walked = walk(solver, x, num_samples=20, depth=2, seed=4, halt=0.5)
     found = judged(solver, puzzles, walked)
-    assert torch.equal(found.valid, solver.task.valid(x, walked.tokens))
+    assert torch.equal(found.valid, solver.task.is_valid(x, walked.tokens))
     assert torch.equal(found.valid, found.ids >= 0)
 
 

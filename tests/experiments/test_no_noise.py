@@ -29,7 +29,7 @@ def test_the_one_answer_of_an_input_without_noise_is_scored(tmp_path):
                 temper=solver.config.temper,
             )
         assert (rolled.tokens == rolled.tokens[:1]).all()  # no draw is left: every trajectory is the same
-        assert study["accuracy"] == pytest.approx(solver.task.valid(x, rolled.tokens[0]).double().mean().item())
+        assert study["accuracy"] == pytest.approx(solver.task.is_valid(x, rolled.tokens[0]).double().mean().item())
         assert study["num_inputs"] == 40
         assert study["interval"][0] < study["accuracy"] <= study["interval"][1]
 

@@ -98,7 +98,7 @@ def test_what_is_judged_are_trajectories_of_the_prior_from_z0(study):
     walked = study.walk("test", 4).first(20, 2).halted(1)
     found, expected = study.judge(walked), study.judge(rolled)
     assert found.keys() == expected.keys()
-    valid = study.solver.task.valid(study.x, walked.tokens)
+    valid = study.solver.task.is_valid(study.x, walked.tokens)
     assert found["sample"] == valid.double().mean().item()
     assert found["verified"] == valid.any(0).double().mean().item()
 

@@ -304,7 +304,7 @@ def test_text_is_solved_too(solver):
 
 
 def test_an_answer_of_which_nobody_knows_whether_it_is_right_has_no_verdict(solver, monkeypatch):
-    monkeypatch.setattr(solver.task, "known", lambda x, y: torch.zeros_like(y[..., 0], dtype=torch.bool))
+    monkeypatch.setattr(solver.task, "has_known_answer", lambda x, y: torch.zeros_like(y[..., 0], dtype=torch.bool))
     (solved,) = solver.solve("Cr", num_samples=4)
     assert {a.valid for a in solved.solutions} == {None}
     assert "unknown" in experiments.solve.show(solver, solved)

@@ -177,7 +177,7 @@ def test_value_keeps_the_vote_unless_the_value_head_trusts_another_answer_clearl
     chosen, voted = solve("--select", "value"), solve("--select", "vote")
     for i, (o, v) in enumerate(zip(chosen, voted, strict=True)):
         (answer,), (winner,) = o["solutions"], v["solutions"]
-        canonical = solver.task.canonical(solver.task.parse(GRAPHS[i]), rolled.tokens[:, i])
+        canonical = solver.task.canonical_form(solver.task.parse(GRAPHS[i]), rolled.tokens[:, i])
         weights, values = {}, {}
         for y, value in zip(canonical, rolled.value[:, i].tolist(), strict=True):
             text = "".join(map(str, y.tolist()))
@@ -201,7 +201,7 @@ def test_value_can_overrule_the_vote(headed, monkeypatch):
     trusted[7] = 0.99
     monkeypatch.setattr(solver, "sample", lambda *_, **__: replace(rolled, value=trusted))
     for i, solved in enumerate(solver.solve(GRAPHS, num_samples=20, select="value")):
-        canonical = solver.task.canonical(solver.task.parse(GRAPHS[i]), rolled.tokens[7, i])
+        canonical = solver.task.canonical_form(solver.task.parse(GRAPHS[i]), rolled.tokens[7, i])
         assert torch.equal(solved.solutions[0].y, canonical)
 
 
@@ -214,7 +214,7 @@ def test_verified_keeps_the_most_frequent_right_answer_or_none(solve):
 
 def test_a_person_is_told_where_nothing_is_right(headed, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        "pyro_gram.tasks.coloring.task.Coloring.valid", lambda self, x, y: torch.zeros_like(y[..., 0]).bool()
+        "pyro_gram.tasks.coloring.task.Coloring.is_valid", lambda self, x, y: torch.zeros_like(y[..., 0]).bool()
     )
     (tmp_path / "one.g6").write_text("Cr")
     words = ["--checkpoint", headed, "--input", tmp_path / "one.g6", "--select", "verified"]

@@ -22,7 +22,7 @@ def trained(device, **names):
     """What two batches report, the samples after them, and the trained weights, on the CPU."""
     assembly = build_small(**names)
     model, guide, config = assembly.model.to(device), assembly.guide.to(device), assembly.config
-    x, y = assembly.task.split("train").pairs(4, torch.Generator().manual_seed(0))
+    x, y = assembly.task.split("train").sample_pairs(4, torch.Generator().manual_seed(0))
     trainer = Trainer(model, guide, lambda _: (x, y), config.train, config.optim, config.beta)
     reports = [trainer.one_batch(x, y) for _ in range(2)]
     rolled = rollout(model, None if x is None else x.to(device), num_samples=3, depth=2, seed=2)

@@ -9,7 +9,7 @@ from pyro_gram.config import read_preset
 from pyro_gram.errors import UserError
 from pyro_gram.runs.run import _cut_metrics, read_rows
 from pyro_gram.system.files import read_json, read_toml_tables
-from pyro_gram.tasks import fitting
+from pyro_gram.tasks import advice
 from pyro_gram.tasks.coloring.task import Coloring, ColoringConfig
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32")
@@ -52,12 +52,12 @@ def test_a_mark_before_the_metrics_costs_no_line_when_a_run_goes_on(tmp_path):
 
 
 def test_a_checkpoint_that_fits_is_named_whatever_its_settings_are_written_in(tmp_path, monkeypatch, encode):
-    monkeypatch.setattr(fitting, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(advice, "CHECKPOINTS", tmp_path)
     config = {"names": {"task": "coloring"}, "task": {"vertices": 9}}
     (tmp_path / "nine.json").write_bytes(encode(json.dumps(config)))
     (tmp_path / "nine.safetensors").write_bytes(b"")
     (tmp_path / "notes.json").write_text("<html>")
-    assert fitting.advice(Coloring(ColoringConfig()), "vertices", 9) == (
+    assert advice.suggest_checkpoint(Coloring(ColoringConfig()), "vertices", 9) == (
         f"--checkpoint {tmp_path / 'nine.safetensors'} has vertices = 9"
     )
 

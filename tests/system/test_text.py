@@ -27,7 +27,7 @@ def task():
 
 
 def names(task, text):
-    return [task.format_input(x) for x in task.read(text)]
+    return [task.format_input(x) for x in task.read_inputs(text)]
 
 
 # ---- bytes ---------------------------------------------------------------------------------------------------------
@@ -156,14 +156,14 @@ def test_a_graph_of_dimacs_is_the_same_however_it_is_written(task, text):
 )
 def test_dimacs_that_is_no_graph_is_told_by_its_cause_and_line(task, text, message):
     with pytest.raises(InputError, match=message):
-        list(task.read(text))
+        list(task.read_inputs(text))
 
 
 def test_two_graphs_in_one_file_are_two_and_faults_are_counted_in_the_file(task):
     two = dimacs() + "c and\n" + dimacs([(1, 4)], "p edge 8 1")
     assert names(task, two) == [GRAPH, "GC????"]
     with pytest.raises(LineError, match="^line 12: the graph has 9 vertices"):
-        list(task.read(dimacs() + "c and\n" + dimacs([(1, 4)], "p edge 9 1")))
+        list(task.read_inputs(dimacs() + "c and\n" + dimacs([(1, 4)], "p edge 9 1")))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_line_of_graph6_or_sparse6_is_read(task, text):
 )
 def test_what_is_not_read_is_named(task, text, message):
     with pytest.raises(InputError, match=message):
-        list(task.read(text))
+        list(task.read_inputs(text))
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,8 @@ def test_augmented_pairs_are_versions_of_their_task_moved_together(task):
     numbers, offsets = set(), set()
     for seed in range(30):
         x2, y2 = task.augment(puzzles.inputs, y, torch.Generator().manual_seed(seed))
-        assert task.valid(x2, y2).all()
-        assert torch.equal(task.canonical(x2, y2), y2)
+        assert task.is_valid(x2, y2).all()
+        assert torch.equal(task.canonical_form(x2, y2), y2)
         assert [task.task_of(int(n))[0] for n in x2[:, 0]] == [task.task_of(int(n))[0] for n in puzzles.inputs[:, 0]]
         squares = [t.unflatten(-1, (6, 6)) for t in (x2[:, 1:], y2)]
         assert torch.equal(*(grids.origin_of(s) for s in squares))
@@ -86,7 +86,7 @@ def test_augmenting_twice_is_an_augmentation(task):
     puzzles = task.split("train")
     generator = torch.Generator().manual_seed(0)
     x2, y2 = task.augment(*task.augment(puzzles.inputs, puzzles.solutions, generator), generator)
-    assert task.valid(x2, y2).all()
+    assert task.is_valid(x2, y2).all()
 
 
 def test_the_stream_repeats_itself(task):
@@ -101,7 +101,7 @@ def test_paper_sized_lists_of_versions_are_not_materialised():
     assert len(x) == len(task.split("train")) < 50
     assert 5000 < task.spec.puzzles <= 7 * 1001
     assert int(x[:, 0].max()) < task.spec.puzzles
-    assert task.valid(x, y).all()
+    assert task.is_valid(x, y).all()
 
 
 # ---- what is right -------------------------------------------------------------------------------------------------
@@ -143,14 +143,14 @@ def test_violations_take_any_leading_shape(task):
     assert (together[1:] > 0).all()
     one = [[int(task.violations(x, y[n, i])) for i, x in enumerate(puzzles.inputs)] for n in range(4)]
     assert together.tolist() == one
-    canonical = task.canonical(puzzles.inputs, y)
+    canonical = task.canonical_form(puzzles.inputs, y)
     assert canonical.shape == y.shape
     assert torch.equal(task.violations(puzzles.inputs, canonical), together)
 
 
 def test_an_answer_that_nobody_knows_must_only_be_a_grid(own_folder):
     task = make(files=str(own_folder))
-    known, unknown = task.read((own_folder / "mirror.json").read_text())
+    known, unknown = task.read_inputs((own_folder / "mirror.json").read_text())
     right, other = grids.encode([np.array([[4, 0, 3]], np.uint8), np.array([[7]], np.uint8)], 6)
     assert task.violations(known, right) == 0
     assert task.violations(known, other) == 4
@@ -160,19 +160,19 @@ def test_an_answer_that_nobody_knows_must_only_be_a_grid(own_folder):
 
 def test_only_answers_that_somebody_gave_are_known(own_folder):
     task = make(files=str(own_folder))
-    given, missing = task.read((own_folder / "mirror.json").read_text())
+    given, missing = task.read_inputs((own_folder / "mirror.json").read_text())
     y = torch.zeros(36, dtype=torch.long)
-    assert task.known(given, y).tolist() is True
-    assert task.known(missing, y).tolist() is False
+    assert task.has_known_answer(given, y).tolist() is True
+    assert task.has_known_answer(missing, y).tolist() is False
     several = torch.stack((missing, given, missing))
-    assert task.known(several, y.expand(4, 3, 36)).tolist() == [[False, True, False]] * 4
-    assert task.known(given, y.expand(2, 5, 36)).tolist() == [[True] * 5] * 2
-    assert task.known(several[:, None], y.expand(2, 36)).tolist() == [[False] * 2, [True] * 2, [False] * 2]
+    assert task.has_known_answer(several, y.expand(4, 3, 36)).tolist() == [[False, True, False]] * 4
+    assert task.has_known_answer(given, y.expand(2, 5, 36)).tolist() == [[True] * 5] * 2
+    assert task.has_known_answer(several[:, None], y.expand(2, 36)).tolist() == [[False] * 2, [True] * 2, [False] * 2]
     foreign = torch.cat((given[:1], missing[1:] + (missing[1:] > 1)))  # another grid under a task that is there
-    assert not task.known(foreign, y)
+    assert not task.has_known_answer(foreign, y)
     for name in ("train", "validation", "test"):
         puzzles = task.split(name)
-        assert task.known(puzzles.inputs, puzzles.solutions).all()
+        assert task.has_known_answer(puzzles.inputs, puzzles.solutions).all()
 
 
 # ---- scores --------------------------------------------------------------------------------------------------------
@@ -200,9 +200,13 @@ def wrong_answers(task, n):
 
 def test_right_answers_score_one_and_wrong_ones_nothing(task):
     puzzles = task.split("test")
-    assert task.assess(puzzles, puzzles.solutions[None]) == {"pass_at_1": 1.0, "pass_at_2": 1.0, "arc_score": 1.0}
-    assert set(task.assess(puzzles, wrong_answers(task, 2)).values()) == {0.0}
-    assert set(task.assess(puzzles, torch.zeros_like(puzzles.solutions)[None]).values()) == {0.0}
+    assert task.extra_metrics(puzzles, puzzles.solutions[None]) == {
+        "pass_at_1": 1.0,
+        "pass_at_2": 1.0,
+        "arc_score": 1.0,
+    }
+    assert set(task.extra_metrics(puzzles, wrong_answers(task, 2)).values()) == {0.0}
+    assert set(task.extra_metrics(puzzles, torch.zeros_like(puzzles.solutions)[None]).values()) == {0.0}
 
 
 def test_one_of_two_test_outputs_is_half_a_task(task):
@@ -212,7 +216,7 @@ def test_one_of_two_test_outputs_is_half_a_task(task):
     tokens = wrong_answers(task, 1)
     for i in places["6ea4a07e"][0]:
         tokens[0, i] = puzzles.solutions[i]
-    score = task.assess(puzzles, tokens)
+    score = task.extra_metrics(puzzles, tokens)
     assert score["pass_at_1"] == pytest.approx(1 / 3)
     assert score["arc_score"] == pytest.approx(1 / 4)
 
@@ -222,56 +226,56 @@ def test_versions_vote_together_and_two_attempts_count(task):
     wrong = wrong_answers(task, 3)
     tokens = wrong[[0, 0, 1, 2]].clone()  # wrong answer A twice, B and C once, in each of three versions
     tokens[2:, :] = torch.where(torch.arange(2)[:, None, None] == 0, puzzles.solutions, tokens[2:])
-    assert task.assess(puzzles, tokens) == {"pass_at_1": 0.0, "pass_at_2": 1.0, "arc_score": 1.0}
+    assert task.extra_metrics(puzzles, tokens) == {"pass_at_1": 0.0, "pass_at_2": 1.0, "arc_score": 1.0}
     once = make(evaluate_augmentations=3, attempts=1)
-    assert once.assess(puzzles, tokens)["arc_score"] == 0.0
+    assert once.extra_metrics(puzzles, tokens)["arc_score"] == 0.0
     # One right answer a version: alone in each, but the versions' symmetries undone they agree.
     spread = wrong_answers(task, 3)
     spread[1], spread[2] = wrong[1], puzzles.solutions
     for i in range(len(puzzles)):
         spread[:2, i] = wrong[:2, i] if i % 3 == 0 else torch.zeros(36, dtype=torch.long)
-    assert task.assess(puzzles, spread)["pass_at_1"] == 1.0
+    assert task.extra_metrics(puzzles, spread)["pass_at_1"] == 1.0
 
 
 def test_a_tie_goes_to_the_earlier_sample_of_the_plain_version(task):
     puzzles = task.split("test")
     wrong = wrong_answers(task, 1)[0]
     first = torch.stack((puzzles.solutions, wrong))
-    assert task.assess(puzzles, first)["pass_at_1"] == 1.0
-    assert task.assess(puzzles, first.flip(0)) == {"pass_at_1": 0.0, "pass_at_2": 1.0, "arc_score": 1.0}
+    assert task.extra_metrics(puzzles, first)["pass_at_1"] == 1.0
+    assert task.extra_metrics(puzzles, first.flip(0)) == {"pass_at_1": 0.0, "pass_at_2": 1.0, "arc_score": 1.0}
 
 
 def test_a_subset_keeps_every_version_of_its_test_inputs(task):
     puzzles = task.split("test")
-    assert puzzles.primary.tolist() == [True, False, False] * 3
-    plain = puzzles.select(puzzles.primary)
+    assert puzzles.is_first_version.tolist() == [True, False, False] * 3
+    plain = puzzles.select(puzzles.is_first_version)
     assert all(task.task_of(int(x[0]))[1] == grids.Augmentation() for x in plain.inputs)
     for count in range(5):
         part = puzzles.subset(count)
         assert len(part) == 3 * min(count, 3)
         assert torch.equal(part.inputs, puzzles.inputs[: len(part)])
-        assert torch.equal(part.primary, puzzles.primary[: len(part)])
+        assert torch.equal(part.is_first_version, puzzles.is_first_version[: len(part)])
         expected = 1.0 if count else 0.0
-        assert set(task.assess(part, part.solutions.repeat(2, 1, 1)).values()) == {expected}
+        assert set(task.extra_metrics(part, part.solutions.repeat(2, 1, 1)).values()) == {expected}
 
 
 def test_splits_without_versions_count_every_row(task):
     for puzzles in (task.split("train"), task.split("validation"), make().split("test")):
-        assert puzzles.primary is None
+        assert puzzles.is_first_version is None
         assert len(puzzles.subset(2)) == 2
 
 
 def test_any_selection_of_rows_is_scored_on_what_is_there(task):
     puzzles = task.split("test")
     part = puzzles.select(torch.arange(len(puzzles)) < 4)
-    assert task.assess(part, part.solutions[None])["arc_score"] == 1.0
+    assert task.extra_metrics(part, part.solutions[None])["arc_score"] == 1.0
     tokens = part.solutions[None].clone()
     tokens[0, 3] = 0  # all that is left of the second test input
-    assert task.assess(part, tokens)["pass_at_2"] == 0.5
-    versions = puzzles.select(~puzzles.primary)
-    assert task.assess(versions, versions.solutions[None])["arc_score"] == 1.0
+    assert task.extra_metrics(part, tokens)["pass_at_2"] == 0.5
+    versions = puzzles.select(~puzzles.is_first_version)
+    assert task.extra_metrics(versions, versions.solutions[None])["arc_score"] == 1.0
     train = task.split("train").subset(6)
-    assert task.assess(train, train.solutions[None])["pass_at_1"] == 1.0
+    assert task.extra_metrics(train, train.solutions[None])["pass_at_1"] == 1.0
 
 
 # ---- settings and pictures -----------------------------------------------------------------------------------------
@@ -302,11 +306,11 @@ def test_pictures_mark_wrong_cells(task):
 
     x, y = first_test(task)
     axes = Figure().subplots(1, 4)
-    task.draw(axes[0], x)
-    task.draw(axes[1], x, y)
+    task.plot(axes[0], x)
+    task.plot(axes[1], x, y)
     y[:2] = 2 + (y[:2] - 1) % 10
-    task.draw(axes[2], x, y)
-    task.draw(axes[3], x, torch.zeros_like(y))
+    task.plot(axes[2], x, y)
+    task.plot(axes[3], x, torch.zeros_like(y))
     shown = [np.asarray(a.images[0].get_array()).tolist() for a in axes[:2]]
     assert shown == [grid_of(task, x), json.loads(task.format_solution(x, first_test(task)[1]))]
     assert len(axes[0].collections) == 0

@@ -101,8 +101,8 @@ def test_no_input_is_in_two_splits_and_every_pair_is_right(task):
     rows = {}
     for name in ("train", "validation", "test"):
         puzzles = task.split(name)
-        assert task.valid(puzzles.inputs, puzzles.solutions).all()
-        assert (task.canonical(puzzles.inputs, puzzles.solutions) == puzzles.solutions).all()
+        assert task.is_valid(puzzles.inputs, puzzles.solutions).all()
+        assert (task.canonical_form(puzzles.inputs, puzzles.solutions) == puzzles.solutions).all()
         rows[name] = {tuple(x.tolist()) for x in puzzles.inputs}
         assert len(rows[name]) == len(puzzles)
     assert not rows["train"] & rows["test"]

@@ -51,7 +51,7 @@ def test_own_files_are_trained_on_without_their_tests(own_folder):
     assert len(task.split("train")) == len(plain.split("train")) + 2
     assert task.spec.puzzles > plain.spec.puzzles
     assert [task.task_of(n) for n in range(plain.spec.puzzles)] == [plain.task_of(n) for n in range(plain.spec.puzzles)]
-    inputs = list(task.read((own_folder / "mirror.json").read_text()))
+    inputs = list(task.read_inputs((own_folder / "mirror.json").read_text()))
     own = task.puzzles[-1]
     assert own.id == f"files/{own.digest[:12]}"
     assert [task.task_of(int(x[0])) for x in inputs] == [(own.id, Augmentation())] * 2
@@ -218,11 +218,13 @@ def test_the_challenges_that_were_trained_on_can_be_given_as_an_input(tmp_path):
     tasks = kaggle(tmp_path, {"007bbfb7": [[[1]], [[2]]]})
     task = make(files=str(tmp_path))
     text = (tmp_path / "arc-agi_training_challenges.json").read_text()
-    inputs = list(task.read(text))
+    inputs = list(task.read_inputs(text))
     assert [task.title(x) for x in inputs] == ["00576224", "007bbfb7", "007bbfb7"]
-    assert task.known(inputs[2], torch.zeros(36, dtype=torch.long))  # its output stands in the solutions alone
+    assert task.has_known_answer(
+        inputs[2], torch.zeros(36, dtype=torch.long)
+    )  # its output stands in the solutions alone
     with pytest.raises(InputError, match="^task new: this checkpoint has no embedding"):
-        list(task.read(json.dumps({**tasks, "new": one_pair(3)})))
+        list(task.read_inputs(json.dumps({**tasks, "new": one_pair(3)})))
 
 
 # ---- what they are called ------------------------------------------------------------------------------------------
@@ -230,7 +232,7 @@ def test_the_challenges_that_were_trained_on_can_be_given_as_an_input(tmp_path):
 
 def test_a_file_is_called_by_its_name_and_known_by_its_contents(own_folder):
     task = make(files=str(own_folder))
-    x = next(task.read((own_folder / "mirror.json").read_text()))
+    x = next(task.read_inputs((own_folder / "mirror.json").read_text()))
     assert task.title(x) == "mirror.json"
     value = json.loads(task.format_input(x))
     assert (value["name"], value["id"]) == ("mirror.json", task.puzzles[-1].id)
@@ -248,7 +250,7 @@ def test_solve_shows_the_name_of_the_file_above_its_grid(tmp_path):
     name = "$mirror$x_y.json"
     (tmp_path / name).write_text(json.dumps(OWN))
     task = make(files=str(tmp_path))
-    x = next(task.read(json.dumps(OWN)))
+    x = next(task.read_inputs(json.dumps(OWN)))
     answer = Answer("[[4,0,3]]", 3, True, -0.5, None, x[1:])
     solver = SimpleNamespace(task=task)
     solved = Solved(task.format_input(x), [answer], 4, 2, "vote", 1, 1, None, 2.0, (), x)
@@ -266,11 +268,11 @@ def test_a_name_that_would_write_on_the_terminal_is_made_plain(tmp_path):
 def test_one_bad_task_of_several_is_named(own_folder):
     task = make(files=str(own_folder))
     good, odd = task.format_input(task.split("test").inputs[0]), json.dumps(one_pair(7))
-    pieces = task.pieces(f"\ufeff{good}\r\n\r\n{odd}\r\n{good}\r\n")
+    pieces = task.puzzle_texts(f"\ufeff{good}\r\n\r\n{odd}\r\n{good}\r\n")
     assert [piece.line for piece in pieces] == [1, 3, 4]
     with pytest.raises(InputError, match="^line 3: this checkpoint has no embedding"):
-        list(task.read("\n".join([good, "", odd, good])))
-    assert len(task.pieces(json.dumps(OWN, indent=2))) == 1
+        list(task.read_inputs("\n".join([good, "", odd, good])))
+    assert len(task.puzzle_texts(json.dumps(OWN, indent=2))) == 1
 
 
 # ---- where they are -----------------------------------------------------------------------------------------------
@@ -359,5 +361,5 @@ def test_a_file_that_is_a_task_of_arc_is_that_task(tmp_path):
     train = [{"input": a.tolist(), "output": b.tolist()} for a, b in puzzle.train]
     task = write(tmp_path / "a", mine={"train": train, "test": [{"input": [[1]]}]}, other=one_pair(1))
     assert len(task.puzzles) == len(make().puzzles) + 1
-    x = next(task.read((tmp_path / "a" / "mine.json").read_text()))
+    x = next(task.read_inputs((tmp_path / "a" / "mine.json").read_text()))
     assert task.task_of(int(x[0]))[0] == "e633a9e5"

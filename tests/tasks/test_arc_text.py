@@ -30,7 +30,7 @@ def as_json(puzzle, tests=None):
 
 def test_a_known_task_is_recognised_by_its_demonstrations(task):
     for puzzle in task.puzzles:
-        inputs = list(task.read(as_json(puzzle)))
+        inputs = list(task.read_inputs(as_json(puzzle)))
         assert len(inputs) == len(puzzle.test)
         for x, (a, _) in zip(inputs, puzzle.test, strict=True):
             assert task.task_of(int(x[0])) == (puzzle.id, grids.Augmentation())
@@ -52,7 +52,7 @@ def test_every_row_of_every_split_is_read_back_exactly(task):
         inputs = task.split(name).inputs
         lines = [task.format_input(x) for x in inputs]
         assert torch.equal(torch.stack([task.parse(line) for line in lines]), inputs)
-        assert torch.equal(torch.stack(list(task.read("\n\n".join(lines)))), inputs)
+        assert torch.equal(torch.stack(list(task.read_inputs("\n\n".join(lines)))), inputs)
 
 
 @pytest.mark.parametrize("dataset", ["arcagi", "arcagi2"])
@@ -60,7 +60,7 @@ def test_rows_of_the_whole_sets_are_read_back_exactly(dataset):
     task = Arc(ArcConfig(dataset=dataset, augmentations=20, evaluate_augmentations=4))
     for name, step in (("train", 40), ("validation", 1), ("test", 13)):  # 13 steps through all four versions
         inputs = task.split(name).inputs[::step]
-        assert torch.equal(torch.stack(list(task.read("\n".join(task.format_input(x) for x in inputs)))), inputs)
+        assert torch.equal(torch.stack(list(task.read_inputs("\n".join(task.format_input(x) for x in inputs)))), inputs)
         if name == "test":
             assert {json.loads(task.format_input(x))["version"] for x in inputs} == {0, 1, 2, 3}
 
@@ -108,9 +108,9 @@ def test_the_line_at_fault_is_named_where_there_are_several(task):
     good = task.format_input(task.split("test").inputs[0])
     bad = good.replace('"version":0', '"version":99')
     with pytest.raises(InputError, match="^line 4: version 99"):
-        list(task.read(f"{good}\n\n{good}\n{bad}\n"))
+        list(task.read_inputs(f"{good}\n\n{good}\n{bad}\n"))
     with pytest.raises(InputError, match="^version 99"):
-        list(task.read(bad))
+        list(task.read_inputs(bad))
 
 
 # ---- bare grids ---------------------------------------------------------------------------------------------------

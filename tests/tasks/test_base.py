@@ -13,13 +13,13 @@ def versions():
     solutions = torch.tensor([0, 10, 11, 20, 30, 31, 40])[:, None]
     offsets = torch.tensor([0, 1, 3, 4, 6, 7])
     primary = torch.tensor([True, False, False, True, False])
-    return PuzzleSet(torch.arange(5)[:, None], solutions, offsets, primary=primary)
+    return PuzzleSet(torch.arange(5)[:, None], solutions, offsets, is_first_version=primary)
 
 
 def test_a_subset_counts_inputs_and_keeps_their_versions():
     assert [len(versions().subset(n)) for n in (1, 2, 9)] == [3, 5, 5]
     first = versions().subset(1)
-    assert first.primary.tolist() == [True, False, False]
+    assert first.is_first_version.tolist() == [True, False, False]
     assert first.solutions.flatten().tolist() == [0, 10, 11, 20]
 
 
@@ -27,13 +27,13 @@ def test_selected_puzzles_keep_their_solutions():
     kept = versions().select(torch.tensor([False, True, False, True, False]))
     assert kept.inputs.flatten().tolist() == [1, 3]
     assert [kept.solutions_of(i).flatten().tolist() for i in (0, 1)] == [[10, 11], [30, 31]]
-    assert kept.primary is None
+    assert kept.is_first_version is None
 
 
 def test_pairs_of_data_without_input_are_drawn_once_each():
-    data = PuzzleSet.unconditional(torch.arange(6, dtype=torch.uint8)[:, None])
+    data = PuzzleSet.from_data(torch.arange(6, dtype=torch.uint8)[:, None])
     assert len(data) == 1
-    x, y = data.pairs(4, torch.Generator().manual_seed(0))
+    x, y = data.sample_pairs(4, torch.Generator().manual_seed(0))
     assert x is None
     assert y.dtype == torch.int64
     assert len(y.unique()) == 4
@@ -52,9 +52,9 @@ def test_a_bad_line_of_many_is_named_by_its_number():
     task = NQueens(NQueensConfig(size=4, validation=1))
     good, bad = ".Q../..../..../....", "QQ../..../..../...."
     with pytest.raises(InputError, match="^line 4: the queens at row 1, column 1"):
-        list(task.read(f"{good}\n\n{good}\n{bad}\n"))
+        list(task.read_inputs(f"{good}\n\n{good}\n{bad}\n"))
     with pytest.raises(InputError, match="^the queens at"):
-        list(task.read(bad))
+        list(task.read_inputs(bad))
 
 
 @pytest.mark.parametrize("name", ["coloring", "nqueens", "arc", "sudoku"])

@@ -27,7 +27,7 @@ def rows(board, side=4):
 
 def read(name, text):
     """The inputs of a text, as the task prints them."""
-    return [TASKS[name].format_input(x) for x in TASKS[name].read(text)]
+    return [TASKS[name].format_input(x) for x in TASKS[name].read_inputs(text)]
 
 
 def printed(name, board, answer=None):
@@ -279,13 +279,13 @@ def test_what_is_no_board_of_queens_is_named_by_what_it_is(text, message):
 def test_json_rows_of_a_large_board_are_one_board():
     large = NQueens(NQueensConfig(size=16))
     board = ["." * 16] * 15 + ["Q" + "." * 15]
-    (x,) = large.read(json.dumps(board))
+    (x,) = large.read_inputs(json.dumps(board))
     assert large.format_input(x) == "/".join(board)
 
 
 def test_fen_of_ten_rows_has_numbers_of_two_digits():
     ten = NQueens(NQueensConfig(size=10))
-    (x,) = ten.read("10/Q9/10/10/10/10/10/10/10/10")
+    (x,) = ten.read_inputs("10/Q9/10/10/10/10/10/10/10/10")
     assert ten.format_input(x).split("/")[1] == "Q........."
 
 

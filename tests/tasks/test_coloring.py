@@ -71,9 +71,9 @@ def test_a_token_that_is_no_color_is_a_violation():
     task = make("edge")
     puzzles = task.split("test")
     y = puzzles.solutions_of(0).clone()[0]
-    assert task.valid(puzzles.inputs[0], y)
+    assert task.is_valid(puzzles.inputs[0], y)
     y[2] = 1
-    assert not task.valid(puzzles.inputs[0], y)
+    assert not task.is_valid(puzzles.inputs[0], y)
     assert task.format_solution(puzzles.inputs[0], y)[2] == "?"
 
 
@@ -82,10 +82,10 @@ def test_canonical_undoes_any_renaming_of_colors(layout):
     task = make(layout)
     puzzles = task.split("train")
     y = puzzles.sample_targets(torch.arange(len(puzzles)), torch.Generator().manual_seed(0))
-    assert (task.canonical(puzzles.inputs, y) == y).all()
+    assert (task.canonical_form(puzzles.inputs, y) == y).all()
     for permutation in itertools.permutations(range(3)):
         renamed = torch.tensor(permutation)[y - task._first_color] + task._first_color
-        assert (task.canonical(puzzles.inputs, renamed) == y).all()
+        assert (task.canonical_form(puzzles.inputs, renamed) == y).all()
 
 
 def test_no_graph_of_one_split_is_isomorphic_to_one_of_another():
@@ -122,8 +122,8 @@ def test_augmentation_is_an_isomorphism_with_a_canonical_valid_answer(layout):
     generator = torch.Generator().manual_seed(0)
     y = puzzles.sample_targets(torch.arange(len(puzzles)), generator)
     x2, y2 = task.augment(puzzles.inputs, y, generator)
-    assert task.valid(x2, y2).all()
-    assert (task.canonical(x2, y2) == y2).all()
+    assert task.is_valid(x2, y2).all()
+    assert (task.canonical_form(x2, y2) == y2).all()
     assert not torch.equal(x2, puzzles.inputs)
     before = isomorphism_invariants(task.adjacency(puzzles.inputs).numpy())
     assert isomorphism_invariants(task.adjacency(x2).numpy()) == before
@@ -160,13 +160,13 @@ def test_text_round_trips_through_graph6_and_dimacs(layout):
         graph = nx.from_graph6_bytes(task.format_input(x).encode())
         lines = ["c a comment", f"p edge 6 {graph.number_of_edges()}"]
         lines += [f"e {u + 1} {v + 1}" for u, v in graph.edges]
-        assert torch.equal(next(iter(task.read("\n".join(lines)))), x)
+        assert torch.equal(next(iter(task.read_inputs("\n".join(lines)))), x)
 
 
 def test_several_graph6_lines_are_several_inputs():
     task = make()
     text = "\n\n".join(task.format_input(x) for x in task.split("test").inputs[:3])
-    assert len(list(task.read(text))) == 3
+    assert len(list(task.read_inputs(text))) == 3
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_pictures_mark_conflicts():
     task = make()
     puzzles = task.split("test")
     axes = Figure().subplots(1, 2)
-    task.draw(axes[0], puzzles.inputs[0])
-    task.draw(axes[1], puzzles.inputs[0], torch.zeros(6, dtype=torch.long))
+    task.plot(axes[0], puzzles.inputs[0])
+    task.plot(axes[1], puzzles.inputs[0], torch.zeros(6, dtype=torch.long))
     assert axes[0].collections
     assert len(axes[1].collections) > len(axes[0].collections)

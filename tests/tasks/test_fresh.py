@@ -28,8 +28,8 @@ def test_fresh_inputs_are_right_and_follow_their_seed(make):
     task = make()
     fresh = task.fresh_inputs(30, SEED)
     assert len(fresh) == len(fresh.inputs) == 30
-    assert fresh.complete
-    assert task.valid(fresh.inputs.repeat_interleave(fresh.num_solutions, 0), fresh.solutions).all()
+    assert fresh.has_all_solutions
+    assert task.is_valid(fresh.inputs.repeat_interleave(fresh.num_solutions, 0), fresh.solutions).all()
     again = make().fresh_inputs(30, SEED)
     assert torch.equal(again.inputs, fresh.inputs)
     assert torch.equal(again.solutions, fresh.solutions)

@@ -160,7 +160,7 @@ def text_of(data: bytes) -> str:
 def puzzles(task: Task, look: Callable[[Task, str, list[torch.Tensor]], None], folder: Path, data: bytes) -> None:
     path = folder / "puzzles.txt"
     path.write_bytes(data)
-    inputs = list(task.read(read_text(path)))
+    inputs = list(task.read_inputs(read_text(path)))
     assert inputs, "nothing was read and nothing said"
     look(task, text_of(data), inputs)
 
@@ -214,7 +214,7 @@ def arc_text(folder: Path, data: bytes) -> None:
         CACHE["task"] = Arc(ArcConfig(canvas=4, tasks="1", augmentations=0, files=str(folder / "own")))
         _ = CACHE["task"].puzzles
     task = CACHE["task"]
-    for x in task.read(decode(data, "stdin")):
+    for x in task.read_inputs(decode(data, "stdin")):
         assert task.parse(task.format_input(x)).equal(x)
 
 

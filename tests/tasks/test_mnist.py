@@ -76,7 +76,7 @@ def counted(pixels):
 def test_it_is_registered_and_generative():
     assert TASKS.get("mnist") is MNIST
     task = MNIST(MNISTConfig())
-    assert not task.checkable
+    assert not task.is_checkable
     assert task.classifier == "digits"
     assert not task.spec.has_input
     with pytest.raises(InputError, match="takes no input"):
@@ -96,7 +96,7 @@ def test_written_files_come_back_as_pixels_above_the_threshold(folder):
     assert {name: len(p.solutions) for name, p in splits.items()} == {"train": 25, "validation": 5, "test": 12}
     for puzzles in splits.values():
         assert puzzles.inputs is None
-        assert not puzzles.complete
+        assert not puzzles.has_all_solutions
         assert len(puzzles) == 1
         assert puzzles.solutions.dtype == torch.uint8
     together = torch.cat((splits["train"].solutions, splits["validation"].solutions))
@@ -383,8 +383,8 @@ def test_pictures_show_the_image_and_nothing_without_one():
     left, right = Figure().subplots(1, 2)
     task = MNIST(MNISTConfig())
     y = torch.randint(0, 2, (784,))
-    task.draw(left, None)
-    task.draw(right, None, y)
+    task.plot(left, None)
+    task.plot(right, None, y)
     assert not left.images
     assert np.array_equal(right.images[0].get_array(), y.view(28, 28).numpy())
 

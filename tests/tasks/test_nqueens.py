@@ -97,7 +97,7 @@ def test_a_board_with_too_few_or_too_many_queens_is_wrong():
     task = make("cell")
     puzzles = task.split("test")
     x, y = puzzles.inputs[0], puzzles.solutions_of(0)[0]
-    assert task.valid(x, y)
+    assert task.is_valid(x, y)
     place = int((y == 2).nonzero()[0])
     fewer = y.clone()
     fewer[place] = 1
@@ -124,7 +124,7 @@ def test_augmentation_keeps_pairs_right_and_never_shows_a_held_out_input(layout)
     for _ in range(3):
         y = puzzles.sample_targets(index, generator)
         x2, y2 = task.augment(puzzles.inputs, y, generator)
-        assert task.valid(x2, y2).all()
+        assert task.is_valid(x2, y2).all()
         same = (x2 == puzzles.inputs).flatten(1).all(1)
         assert torch.equal(y2[same & (y2 == y).all(1)], y[same & (y2 == y).all(1)])
         assert 0.6 < 1 - same.double().mean() < 0.9  # 7 of 8 move, about 15 % of those are held out
@@ -150,7 +150,7 @@ def test_the_training_stream_holds_no_held_out_input():
     held = {task.format_input(x) for s in ("validation", "test") for x in task.split(s).inputs}
     for number in range(20):
         x, y = stream(number)
-        assert task.valid(x, y).all()
+        assert task.is_valid(x, y).all()
         assert not held & {task.format_input(row) for row in x}
 
 
@@ -158,9 +158,9 @@ def test_beyond_enumeration_each_input_has_one_known_solution():
     task = make(size=14, solutions=200, max_queens=5)
     for split in ("train", "validation", "test"):
         puzzles = task.split(split)
-        assert not puzzles.complete
+        assert not puzzles.has_all_solutions
         assert (puzzles.num_solutions == 1).all()
-        assert task.valid(puzzles.inputs, puzzles.solutions).all()
+        assert task.is_valid(puzzles.inputs, puzzles.solutions).all()
 
 
 def test_random_solutions_are_distinct_and_solve():
@@ -190,7 +190,7 @@ def test_text_round_trips(layout):
         answer = task.format_solution(x, puzzles.solutions_of(i)[0])
         assert answer.count("Q") == 6
         assert all(a in (g, "Q") for g, a in zip(text, answer, strict=True))
-    assert len(list(task.read("\n\n".join(task.format_input(x) for x in puzzles.inputs)))) == len(puzzles)
+    assert len(list(task.read_inputs("\n\n".join(task.format_input(x) for x in puzzles.inputs)))) == len(puzzles)
 
 
 @pytest.mark.parametrize(
@@ -240,10 +240,10 @@ def test_pictures_mark_given_filled_and_attacked_queens():
     puzzles = task.split("test")
     x, y = puzzles.inputs[0], puzzles.solutions_of(0)[0]
     one, right, wrong = Figure().subplots(1, 3)
-    task.draw(one, x)
+    task.plot(one, x)
     assert {t.get_color() for t in one.texts} == {GIVEN}
-    task.draw(right, x, y)
+    task.plot(right, x, y)
     assert {t.get_color() for t in right.texts} == {GIVEN, FILLED}
     assert len(right.texts) == 6
-    task.draw(wrong, x, torch.zeros(6, dtype=torch.long))
+    task.plot(wrong, x, torch.zeros(6, dtype=torch.long))
     assert WRONG in {t.get_color() for t in wrong.texts}

@@ -83,7 +83,7 @@ def test_every_completion_is_listed():
     known = all_solutions(8)
     for split in SPLITS:
         puzzles = task.split(split)
-        assert puzzles.complete
+        assert puzzles.has_all_solutions
         for i in range(0, len(puzzles), 7):
             x = puzzles.inputs[i] - 1
             fits = known[((x < 0) | (x == known)).all(1)]
@@ -109,7 +109,7 @@ def test_augmentation_stays_within_the_orbits_of_training():
     stream = TargetStream(task, task.split("train"), 64, seed=0)
     for number in range(10):
         x, y = stream(number)
-        assert task.valid(x, y).all()
+        assert task.is_valid(x, y).all()
         assert {tuple(row) for row in y.tolist()} <= allowed
         assert {tuple(row) for row in x.tolist()} <= inputs
     generator = torch.Generator().manual_seed(0)
@@ -140,8 +140,8 @@ def test_run_lists_the_split_by_orbit_of_its_preset(capsys):
 
 
 def test_the_papers_numbers_stand_beside_its_own_split_alone():
-    assert NQueens(NQueensConfig()).problem == "nqueens8"
-    assert make().problem == ""
+    assert NQueens(NQueensConfig()).paper_name == "nqueens8"
+    assert make().paper_name == ""
 
 
 def test_an_unknown_split_lists_the_known_ones():

@@ -32,13 +32,13 @@ def test_every_solution_is_listed(size, train):
     task = make(size, train=train, validation=2 if size == 9 else 10, test=2 if size == 9 else 20)
     puzzles = task.split("train")
     assert len(puzzles) == train
-    assert puzzles.complete
+    assert puzzles.has_all_solutions
     for i in range(len(puzzles)):
         listed = {tuple(row) for row in (puzzles.solutions_of(i) - 1).tolist()}
         board = (puzzles.inputs[i] - 1).tolist()
         assert len(listed) == puzzles.num_solutions[i]
         assert listed == (set(solve(board, size, 1000)) if size == 9 else brute_force(board, size))
-        assert task.valid(puzzles.inputs[i], puzzles.solutions_of(i)).all()
+        assert task.is_valid(puzzles.inputs[i], puzzles.solutions_of(i)).all()
 
 
 def test_half_of_the_puzzles_have_one_solution_and_none_has_too_many():
@@ -94,7 +94,7 @@ def test_augmentation_is_a_symmetry_with_a_valid_answer(size):
     generator = torch.Generator().manual_seed(0)
     y = puzzles.sample_targets(torch.arange(len(puzzles)), generator)
     x2, y2 = task.augment(puzzles.inputs, y, generator)
-    assert task.valid(x2, y2).all()
+    assert task.is_valid(x2, y2).all()
     assert (x2 != puzzles.inputs).any(1).float().mean() > 0.9
     before = symmetry_invariants((puzzles.inputs - 1).numpy(), size)
     assert (symmetry_invariants((x2 - 1).numpy(), size) == before).all()
@@ -120,7 +120,7 @@ def test_augmentation_never_shows_a_held_out_puzzle():
     again, answers = task.augment(x, y, torch.Generator().manual_seed(0))
     assert (images == forbidden).all(1).any()
     assert not (again == forbidden).all(1).any()
-    assert task.valid(again, answers).all()
+    assert task.is_valid(again, answers).all()
 
 
 # ---- what is right -----------------------------------------------------------------------------------------------
@@ -146,13 +146,13 @@ def test_check_agrees_with_counting_by_hand(size):
 def test_each_kind_of_mistake_is_a_violation():
     task = make()
     x, y = task.split("test").inputs[0], task.split("test").solutions_of(0)[0]
-    assert task.valid(x, y)
+    assert task.is_valid(x, y)
     renamed = torch.tensor([0, 1, 3, 4, 5, 2])[y]  # a correct grid that does not keep the clues
     assert task.violations(x, renamed) == (x > 1).sum()
-    assert task.valid(torch.ones_like(x), renamed)
+    assert task.is_valid(torch.ones_like(x), renamed)
     y = y.clone()
     y[5] = 1
-    assert not task.valid(torch.ones_like(x), y)
+    assert not task.is_valid(torch.ones_like(x), y)
     assert task.format_solution(x, y)[5] == "?"
 
 
@@ -174,7 +174,7 @@ def test_text_round_trips(size):
         text = task.format_input(x)
         assert torch.equal(task.parse(f" {text}\n"), x)
         assert torch.equal(task.parse(text.replace(".", "0")), x)
-    assert len(list(task.read("\n\n".join(map(task.format_input, puzzles.inputs))))) == len(puzzles)
+    assert len(list(task.read_inputs("\n\n".join(map(task.format_input, puzzles.inputs))))) == len(puzzles)
     y = puzzles.solutions_of(0)[0]
     assert torch.equal(task.parse(task.format_solution(puzzles.inputs[0], y)), y)
 
@@ -213,9 +213,9 @@ def test_pictures_mark_conflicts_and_broken_clues(size):
     wrong[0] = wrong[1]  # a clue is changed, and repeats the digit beside it
     wrong[5] = 0
     axes = Figure().subplots(1, 3)
-    task.draw(axes[0], x)
-    task.draw(axes[1], x, grid)
-    task.draw(axes[2], x, wrong)
+    task.plot(axes[0], x)
+    task.plot(axes[1], x, grid)
+    task.plot(axes[2], x, wrong)
     assert len(axes[0].texts) == (x > 1).sum()
     assert sum(t.get_fontweight() == "bold" for t in axes[1].texts) == (x > 1).sum()
     red = [[t.get_text() for t in a.texts if t.get_color() == WRONG_COLOR] for a in axes]

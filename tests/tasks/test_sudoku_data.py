@@ -130,7 +130,7 @@ def test_training_puzzles_symmetric_to_held_out_ones_are_left_out(tmp_path):
     assert len(train) == 31 - 5 - 1
     assert 99 not in torch.cat((task.ratings("train"), task.ratings("validation"))).tolist()
     x, y = task.augment(train.inputs, train.solutions, torch.Generator().manual_seed(0))
-    assert task.valid(x, y).all()
+    assert task.is_valid(x, y).all()
     assert train.num_solutions.tolist() == [1] * len(train)
 
 
@@ -229,7 +229,7 @@ def test_the_real_data_is_split_as_it_says():
     train, validation, test = (task.split(split) for split in ("train", "validation", "test"))
     assert [len(train), len(validation), len(test)] == [872, 128, 20_000]
     for split, puzzles in (("train", train), ("validation", validation), ("test", test)):
-        assert task.valid(puzzles.inputs, puzzles.solutions).all()
+        assert task.is_valid(puzzles.inputs, puzzles.solutions).all()
         assert len(task.ratings(split)) == len(puzzles)
     keys = [symmetry_invariants((p.inputs - 1).numpy(), 9) for p in (train, validation, test)]
     assert not np.isin(keys[0], np.concatenate(keys[1:])).any()
@@ -237,4 +237,4 @@ def test_the_real_data_is_split_as_it_says():
         assert solve((x - 1).tolist(), 9, limit=2) == [tuple((y - 1).tolist())]
         assert torch.equal(task.parse(task.format_input(x)), x)
     x, y = task.augment(train.inputs, train.solutions, torch.Generator().manual_seed(0))
-    assert task.valid(x, y).all()
+    assert task.is_valid(x, y).all()

@@ -42,12 +42,12 @@ def test_4x4_is_the_whole_set_of_288_grids():
     for split in ("train", "validation", "test"):
         puzzles = task.split(split)
         assert puzzles.inputs is None
-        assert puzzles.complete
+        assert puzzles.has_all_solutions
         assert len(puzzles) == 1
         assert rows(puzzles.solutions) == rows(all_grids_4() - 1)
     some = make(4, count=100).split("train")
     assert len(rows(some.solutions)) == 100
-    assert not some.complete
+    assert not some.has_all_solutions
 
 
 @pytest.mark.parametrize("size", [6, 9])
@@ -57,8 +57,8 @@ def test_splits_are_distinct_valid_boards(size):
     assert [len(s.solutions) for s in splits] == list(SMALL[size].values())
     for puzzles in splits:
         assert puzzles.inputs is None
-        assert not puzzles.complete
-        assert task.valid(None, puzzles.solutions).all()
+        assert not puzzles.has_all_solutions
+        assert task.is_valid(None, puzzles.solutions).all()
     everything = torch.cat([s.solutions for s in splits])
     assert len(rows(everything)) == len(everything)
 
@@ -81,7 +81,7 @@ def test_augmented_boards_are_valid_and_new(size):
     y = task.split("train").solutions[:60]
     x, image = task.augment(None, y, torch.Generator().manual_seed(0))
     assert x is None
-    assert task.valid(None, image).all()
+    assert task.is_valid(None, image).all()
     assert (image != y).any(1).float().mean() > 0.9
     _, wide = task.augment(None, y.view(3, 20, -1), torch.Generator().manual_seed(0))
     assert torch.equal(wide.reshape(60, -1), image)
@@ -137,7 +137,7 @@ def test_violations_count_missing_digits(size):
 def test_perfect_samples_of_4x4_are_as_far_from_uniform_as_a_perfect_sampler():
     task = make(4)
     samples = random_grids(4, 5000, torch.Generator().manual_seed(0))[:, None] - 1
-    figures = task.assess(task.split("test"), samples)
+    figures = task.extra_metrics(task.split("test"), samples)
     assert figures["validity"] == 1
     assert figures["grids_found"] == 288
     assert figures["uniqueness"] == 288 / 5000
@@ -152,7 +152,7 @@ def test_a_sampler_that_knows_half_of_the_grids_is_found_out():
     half = (all_grids_4()[:144] - 1).repeat(10, 1)
     broken = torch.zeros(480, 16, dtype=torch.long)
     samples = torch.cat((half, broken))[:, None]
-    figures = task.assess(task.split("test"), samples)
+    figures = task.extra_metrics(task.split("test"), samples)
     assert figures["validity"] == 0.75
     assert figures["grids_found"] == 144
     found = measure(task, task.split("test"), samples)
@@ -166,7 +166,7 @@ def test_training_boards_are_not_novel_and_copies_not_unique(size):
     task = make(size)
     known, new = task.split("train").solutions[:30], task.split("test").solutions[:10]
     samples = torch.cat((known, known, new, torch.zeros_like(new)))[:, None]
-    figures = task.assess(task.split("test"), samples)
+    figures = task.extra_metrics(task.split("test"), samples)
     assert figures["validity"] == pytest.approx(70 / 80)
     assert figures["uniqueness"] == pytest.approx(40 / 70)
     assert figures["novelty"] == pytest.approx(10 / 40)
@@ -194,9 +194,9 @@ def test_pictures_show_every_digit(size):
     task = make(size)
     axes = Figure().subplots(1, 2)
     y = random_grids(size, 1, torch.Generator().manual_seed(0))[0] - 1
-    task.draw(axes[0], None, y)
+    task.plot(axes[0], None, y)
     assert "".join(t.get_text() for t in axes[0].texts) == task.format_solution(None, y)
-    task.draw(axes[1], None)
+    task.plot(axes[1], None)
     assert not axes[1].texts
 
 

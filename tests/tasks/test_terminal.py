@@ -93,11 +93,11 @@ def test_exactly_the_wrong_answers_are_marked(case):
     task = make(case)
     seen = set()
     for x, y in attempts(task):
-        valid = bool(task.valid(x, y))
+        valid = bool(task.is_valid(x, y))
         assert ("!" in task.render(x, y)) == (not valid)
         assert "!" not in task.render(x)
         seen.add(valid)
-    assert seen == ({True, False} if task.checkable else {True})
+    assert seen == ({True, False} if task.is_checkable else {True})
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pyro_gram.tasks.uniform import total_variation, total_variation_perfect
+from pyro_gram.tasks.uniform import expected_total_variation, total_variation
 
 
 def test_total_variation_counts_right_samples_only_and_is_one_without_any():
@@ -17,7 +17,7 @@ def test_perfect_total_variation_is_what_uniform_draws_show(m, n):
     generator = torch.Generator().manual_seed(0)
     draws = torch.randint(m, (n, 4000), generator=generator)
     shown = total_variation(draws, torch.full((4000,), m))
-    expected = total_variation_perfect(torch.tensor([m]), n).item()
+    expected = expected_total_variation(torch.tensor([m]), n).item()
     assert shown.mean().item() == pytest.approx(expected, abs=4 * shown.std().item() / 4000**0.5 + 1e-9)
 
 

@@ -118,8 +118,8 @@ def test_its_updates_follow_the_prior_from_every_depth_towards_solutions_of_othe
         start = trainer.model.initial_state(trainer.model.encode(x))
         assert torch.equal(state.h, start.h) == (depth == 0)
         assert not torch.equal(carried.h, state.h)
-        assert trainer.batches.task.valid(x, y).all()
-        assert trainer.batches.task.valid(x, later).all()
+        assert trainer.batches.task.is_valid(x, y).all()
+        assert trainer.batches.task.is_valid(x, later).all()
         assert not torch.equal(x, trainer.batches(batch)[0])
 
 
@@ -177,7 +177,7 @@ def test_trajectories_so_trained_end_right_more_often_than_those_trained_under_t
                 trainer._supervise(*trainer.batches(trainer.number), Inside())
         task, x = trainer.batches.task, trainer.batches.task.split("train").subset(64).inputs
         tokens = rollout(trainer.model, x, num_samples=16, depth=4, seed=1).tokens
-        right[on_policy] = task.valid(x, tokens).double().mean().item()
+        right[on_policy] = task.is_valid(x, tokens).double().mean().item()
     assert right[True] > right[False] + 0.05
 
 

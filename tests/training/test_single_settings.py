@@ -31,7 +31,7 @@ from pyro_gram.sampling.draws import sobol
 from pyro_gram.sampling.selection import select_by_value
 from pyro_gram.sampling.smc import smc
 from pyro_gram.tasks.batches import sub_seed
-from pyro_gram.tasks.uniform import total_variation, total_variation_perfect
+from pyro_gram.tasks.uniform import expected_total_variation, total_variation
 from pyro_gram.training import pace
 from pyro_gram.training.act import Places
 from pyro_gram.training.beta_schedule import BetaConfig, BetaController
@@ -357,8 +357,8 @@ def test_figures_of_evidence_are_numbers_by_hand():
 
 
 def test_perfect_sampling_is_computed_in_double():
-    assert total_variation_perfect(torch.tensor([3, 7]), 20).dtype == torch.double
-    found = total_variation_perfect(torch.tensor([3_000_000]), 1_000_003).item()
+    assert expected_total_variation(torch.tensor([3, 7]), 20).dtype == torch.double
+    found = expected_total_variation(torch.tensor([3_000_000]), 1_000_003).item()
     p, n = 1 / 3_000_000, 1_000_003
     assert found == pytest.approx((1 - p) ** n, rel=1e-6)  # k = 1: the share of solutions not seen
 

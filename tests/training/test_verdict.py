@@ -187,9 +187,9 @@ def test_versions_of_an_input_are_not_judged_as_inputs(tmp_path):
     run = open_run(config, tmp_path / "run", resume=False, data_dir=None, device=torch.device("cpu"))
     train_heads(replace(run.assembly, model=run.trainer.averaged[0]), depth=2)
     puzzles = run.assembly.task.split("test")
-    assert not puzzles.primary.all()
+    assert not puzzles.is_first_version.all()
     rolled = roll(run, puzzles.inputs, num_samples=3)
     found = _judged(run, puzzles, rolled)
-    count = int(puzzles.primary.sum())
+    count = int(puzzles.is_first_version.sum())
     assert found["value_accuracy"] * count == pytest.approx(round(found["value_accuracy"] * count))
     assert found["halt_steps"] <= run.depth

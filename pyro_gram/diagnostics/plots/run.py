@@ -118,10 +118,10 @@ def solved(task: Task, puzzles: PuzzleSet, tokens: Tensor, inputs: int = 4, answ
     # From few solutions to many: the inputs at even steps through the order of their numbers of solutions.
     places = torch.linspace(0.2, 0.95, inputs).mul(len(puzzles) - 1).round().long()
     shown = puzzles.num_solutions.argsort(stable=True)[places].tolist()
-    canonical = task.canonical(puzzles.inputs, tokens)
+    canonical = task.canonical_form(puzzles.inputs, tokens)
     rows = []
     for index in shown:
-        many = f": {counted(int(puzzles.num_solutions[index]), 'solution')}" if puzzles.complete else ""
+        many = f": {counted(int(puzzles.num_solutions[index]), 'solution')}" if puzzles.has_all_solutions else ""
         found, counts = canonical[:, index].unique(dim=0, return_counts=True)
         order = counts.argsort(descending=True, stable=True)[:answers]
         rows.append((f"input {index + 1}{many}", puzzles.inputs[index], [(found[k], int(counts[k])) for k in order]))
@@ -147,19 +147,19 @@ def answers_grid(
         axes.set_axis_off()
     for line, (title, x, answers) in zip(grid, rows, strict=True):
         line[0].set_axis_on()
-        task.draw(line[0], x)
+        task.plot(line[0], x)
         line[0].set_title(title, fontsize=10, parse_math=False)
         for axes, (y, count) in zip(line[1:], answers, strict=False):
             axes.set_axis_on()
-            task.draw(axes, x, y)
-            verdict = "not known" if not bool(task.known(x, y)) else _verdict(task, x, y)
+            task.plot(axes, x, y)
+            verdict = "not known" if not bool(task.has_known_answer(x, y)) else _verdict(task, x, y)
             axes.set_title(f"{count} of {num_samples}: {verdict}", fontsize=10)
     return figure
 
 
 def _verdict(task: Task, x: Tensor | None, y: Tensor) -> str:
     broken = int(task.violations(x, y))
-    return "valid" if broken == 0 else counted(broken, task.unit)
+    return "valid" if broken == 0 else counted(broken, task.violation_name)
 
 
 def coverage_by_solutions(ids: Tensor, num_solutions: Tensor) -> Figure:
@@ -204,11 +204,11 @@ def samples(task: Task, tokens: Tensor, columns: int = 8, rows: int = 8) -> Figu
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     wrong = 0
     for axes, y in zip(grid, shown, strict=False):
-        task.draw(axes, None, y)
-        wrong += bool(task.checkable and int(task.violations(None, y)) > 0)
+        task.plot(axes, None, y)
+        wrong += bool(task.is_checkable and int(task.violations(None, y)) > 0)
     for axes in grid[len(shown) :]:
         axes.set_axis_off()
-    verdict = f", {len(shown) - wrong} of them valid" if task.checkable else ""
+    verdict = f", {len(shown) - wrong} of them valid" if task.is_checkable else ""
     figure.suptitle(f"{len(shown)} trajectories of the prior{verdict}")
     return figure
 
@@ -229,10 +229,10 @@ def formation(task: Task, x: Tensor | None, history: Tensor, columns: int = 9) -
     grid = figure.subplots(n, len(steps), squeeze=False)
     for row in range(n):
         for column, step in enumerate(sorted(steps)):
-            y = task.canonical(x, history[step, row])
-            task.draw(grid[row, column], x, y)
+            y = task.canonical_form(x, history[step, row])
+            task.plot(grid[row, column], x, y)
             verdict = ""
-            if task.checkable:
+            if task.is_checkable:
                 verdict = f": {_verdict(task, x, y)}"
             grid[row, column].set_title(f"step {step + 1}{verdict}", fontsize=9)
     rows = "Each" if x is None else "One input, each"

@@ -289,9 +289,9 @@ def _frame(task: Task, x: Tensor | None, answers: Tensor, step: int) -> np.ndarr
     for axes in grid:
         axes.set_axis_off()
     for axes, answer in zip(grid, answers, strict=False):
-        y = task.canonical(x, answer)
+        y = task.canonical_form(x, answer)
         axes.set_axis_on()
-        task.draw(axes, x, y)
+        task.plot(axes, x, y)
         axes.set_title(_verdict(task, x, y), fontsize=12)
     figure.suptitle(f"step {step}", fontsize=14)
     canvas = FigureCanvasAgg(figure)
@@ -300,9 +300,9 @@ def _frame(task: Task, x: Tensor | None, answers: Tensor, step: int) -> np.ndarr
 
 
 def _verdict(task: Task, x: Tensor | None, y: Tensor) -> str:
-    if not task.checkable:
+    if not task.is_checkable:
         return ""
-    if not bool(task.known(x, y)):
+    if not bool(task.has_known_answer(x, y)):
         return "not known"
     broken = int(task.violations(x, y))
-    return "valid" if broken == 0 else counted(broken, task.unit)
+    return "valid" if broken == 0 else counted(broken, task.violation_name)

@@ -44,12 +44,12 @@ class Arc(Task):
     """
 
     Config = ArcConfig
-    unit = "wrong cell"
+    violation_name = "wrong cell"
 
     def __init__(self, config: ArcConfig, data_dir: str | None = None) -> None:
         self.config = config
         self.canvas = config.canvas
-        self.problem = "arc2" if config.dataset == "arcagi2" else "arc1"
+        self.paper_name = "arc2" if config.dataset == "arcagi2" else "arc1"
         pool = self._pool = collect(config, data_dir)
         self.puzzles = pool.puzzles
         self._splits: dict[str, PuzzleSet] = {}
@@ -111,7 +111,7 @@ class Arc(Task):
             canvases.append(torch.cat([grids.place(c, s, torch.zeros_like(s)).flatten(-2) for c, s in turned]))
         x = torch.cat((number[:, None], canvases[0]), dim=-1)
         primary = version == 0 if versions > 1 else None
-        return PuzzleSet(x, canvases[1], torch.arange(len(row) + 1), primary=primary)
+        return PuzzleSet(x, canvases[1], torch.arange(len(row) + 1), is_first_version=primary)
 
     @staticmethod
     def _parts(*tensors: Tensor) -> tuple[tuple[Tensor, ...], ...]:
@@ -200,7 +200,7 @@ class Arc(Task):
         rows = self._answers[0]
         return torch.tensor([rows.get(key, -1) for key in self._keys(x)], dtype=torch.long)
 
-    def known(self, x: Tensor | None, y: Tensor) -> Tensor:
+    def has_known_answer(self, x: Tensor | None, y: Tensor) -> Tensor:
         """False for a user's own test without its output, and for an input that no task of this run has."""
         assert x is not None
         found = self._answer_of(x.reshape(-1, x.shape[-1])) >= 0
@@ -222,7 +222,7 @@ class Arc(Task):
 
         return self._over(count, x, y)
 
-    def canonical(self, x: Tensor | None, y: Tensor) -> Tensor:
+    def canonical_form(self, x: Tensor | None, y: Tensor) -> Tensor:
         """The same grid drawn properly where x's grid stands; an empty canvas where ``y`` shows none."""
         return self._over(lambda _, *drawn: grids.place(*drawn).flatten(-2), x, y)
 
@@ -243,7 +243,7 @@ class Arc(Task):
         out = torch.cat(results)
         return out.view((*lead, *out.shape[1:]))
 
-    def assess(self, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, float]:
+    def extra_metrics(self, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, float]:
         """The official scores, by a vote over all samples of all versions of each test input, their symmetries undone.
 
         ``pass_at_1`` and ``pass_at_2``: test outputs that are the first, or one of the first two, in frequency
@@ -297,15 +297,15 @@ class Arc(Task):
         """One input, in JSON: what :meth:`format_input` prints; an ARC task with one test input, known by its
         demonstrations; or the bare grid of an input that only one task has.
         """
-        inputs = self.inputs(text)
+        inputs = self.parse_inputs(text)
         if len(inputs) > 1:
             raise InputError(f"the task has {len(inputs)} test inputs: give one at a time, or the file to solve.py")
         return inputs[0]
 
-    def pieces(self, text: str) -> list[PuzzleText]:
+    def puzzle_texts(self, text: str) -> list[PuzzleText]:
         return arc_files.pieces_of(text)
 
-    def inputs(self, text: str) -> list[Tensor]:
+    def parse_inputs(self, text: str) -> list[Tensor]:
         """Every test input of an ARC task; or the one that another JSON value gives, as in :meth:`parse`."""
         data = arc_files.read_json(text)
         if isinstance(data, list):
@@ -371,7 +371,7 @@ class Arc(Task):
         right = _cut(cells[0], size[0]) if known[0] else grid
         return grid != right if grid.shape == right.shape else np.ones_like(grid, dtype=bool)
 
-    def draw(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
+    def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
         """The grid in ARC's colours; crosses mark cells that differ from the answer, where it is known."""
         grid = _cut(*self._opened(x)[1:3]) if y is None else self._grid(x, y)
         if grid is None:

@@ -23,9 +23,9 @@ from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.spec import TaskSpec
 from pyro_gram.system.text import PuzzleText
+from pyro_gram.tasks.advice import suggest_checkpoint
 from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task, check_split
 from pyro_gram.tasks.coloring.text import parse_graph, split_graphs
-from pyro_gram.tasks.fitting import advice
 from pyro_gram.tasks.held_out import first_of_class
 from pyro_gram.tasks.terminal import ink_on, mark, nearest, painter
 
@@ -81,14 +81,14 @@ class Coloring(Task):
     """Colour the vertices of a graph with three colours so that no edge joins two of one colour."""
 
     Config = ColoringConfig
-    unit = "conflict"
-    alike = "up to the names of the colours"
+    violation_name = "conflict"
+    equivalence = "up to the names of the colours"
     difficulty_label = "edges"
 
     def __init__(self, config: ColoringConfig, data_dir: str | None = None) -> None:
         self.config = config
         n = self.n = config.vertices
-        self.problem = f"coloring{n}"
+        self.paper_name = f"coloring{n}"
         self._rows, self._cols = torch.triu_indices(n, n, offset=1)
         self.pairs = len(self._rows)
         if config.layout == "vertex":
@@ -131,7 +131,7 @@ class Coloring(Task):
         """The number of edges, int64 ``[...]``."""
         return self.edges(x).sum(-1)
 
-    def canonical(self, x: Tensor | None, y: Tensor) -> Tensor:
+    def canonical_form(self, x: Tensor | None, y: Tensor) -> Tensor:
         """Colours renumbered in order of first appearance; tokens that are no colour stay as they are."""
         color = y - self._first_color
         which = torch.arange(COLORS)
@@ -203,7 +203,7 @@ class Coloring(Task):
         adjacency = adjacency.gather(-2, order[..., :, None].expand_as(adjacency))
         adjacency = adjacency.gather(-1, order[..., None, :].expand_as(adjacency))
         x = self.encode(adjacency)
-        return x, self.canonical(x, y.gather(-1, order))
+        return x, self.canonical_form(x, y.gather(-1, order))
 
     # ---- text and picture --------------------------------------------------------------------------------------
 
@@ -240,10 +240,11 @@ class Coloring(Task):
     def _check_order(self, n: int) -> None:
         if n != self.n:
             raise InputError(
-                f"the graph has {n} vertices; this task has vertices = {self.n}: {advice(self, 'vertices', n)}"
+                f"the graph has {n} vertices; this task has vertices = {self.n}: "
+                f"{suggest_checkpoint(self, 'vertices', n)}"
             )
 
-    def pieces(self, text: str) -> list[PuzzleText]:
+    def puzzle_texts(self, text: str) -> list[PuzzleText]:
         """One graph a line, or DIMACS: one for each p line."""
         return split_graphs(text)
 
@@ -258,7 +259,7 @@ class Coloring(Task):
         """Colours 0-2 as a digit string, vertex by vertex; ``?`` for a token that is no colour."""
         return "".join("?" if c < 0 else str(c) for c in (y - self._first_color).tolist())
 
-    def draw(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
+    def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
         graph = self._graph(x)
         position = nx.circular_layout(graph)
         colors = [-1] * self.n if y is None else (y - self._first_color).tolist()

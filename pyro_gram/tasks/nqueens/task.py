@@ -23,8 +23,8 @@ from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.spec import TaskSpec
 from pyro_gram.system.text import PuzzleText
+from pyro_gram.tasks.advice import suggest_checkpoint
 from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task, check_split
-from pyro_gram.tasks.fitting import advice
 from pyro_gram.tasks.held_out import InputSet, unless_held_out
 from pyro_gram.tasks.nqueens.boards import (
     all_solutions,
@@ -93,13 +93,13 @@ class NQueens(Task):
     """Place n queens on an n x n board, none attacking another, some of them given."""
 
     Config = NQueensConfig
-    unit = "conflict"
+    violation_name = "conflict"
     difficulty_label = "queens missing"
 
     def __init__(self, config: NQueensConfig, data_dir: str | None = None) -> None:
         self.config = config
         n = self.n = config.size
-        self.problem = f"nqueens{n}" if config.split_by == "input" else ""  # the paper has no other split
+        self.paper_name = f"nqueens{n}" if config.split_by == "input" else ""  # the paper has no other split
         if config.layout == "row":
             self.spec = TaskSpec(n, None, n + 1, n, n)
         else:
@@ -241,9 +241,11 @@ class NQueens(Task):
 
     def _check_size(self, rows: int) -> None:
         if rows != self.n:
-            raise InputError(f"the board has {rows} rows; this task has size = {self.n}: {advice(self, 'size', rows)}")
+            raise InputError(
+                f"the board has {rows} rows; this task has size = {self.n}: {suggest_checkpoint(self, 'size', rows)}"
+            )
 
-    def pieces(self, text: str) -> list[PuzzleText]:
+    def puzzle_texts(self, text: str) -> list[PuzzleText]:
         return split_queens(text, self.n)
 
     def count_solutions(self, x: Tensor) -> int | None:
@@ -262,7 +264,7 @@ class NQueens(Task):
         """The board in the form of the input."""
         return _text(self.answer_board(y))
 
-    def draw(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
+    def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
         assert x is not None
         n = self.n
         given = self.board(x)

@@ -23,9 +23,9 @@ from pyro_gram.registry import TASKS
 from pyro_gram.spec import TaskSpec
 from pyro_gram.system.download import data_folder
 from pyro_gram.system.text import PuzzleText
+from pyro_gram.tasks.advice import suggest_checkpoint
 from pyro_gram.tasks.base import PuzzleSet, Task, check_split
 from pyro_gram.tasks.batches import sub_seed
-from pyro_gram.tasks.fitting import advice
 from pyro_gram.tasks.held_out import InputSet, first_of_class, unless_held_out
 from pyro_gram.tasks.sudoku.boards import (
     SIZES,
@@ -142,7 +142,7 @@ class Sudoku(Task):
         self.data_dir = data_dir
         self._sources: dict[str, str] = {}
         self.size, self.cells = config.size, config.size**2
-        self.problem = "sudoku" if config.from_file else ""
+        self.paper_name = "sudoku" if config.from_file else ""
         self.spec = TaskSpec(self.cells, None, self.size + FIRST, self.cells, self.size + FIRST)
         if config.from_file:
             data_folder(data_dir)  # a wrong folder is told at once, not when the data is needed
@@ -267,7 +267,7 @@ class Sudoku(Task):
 
     def parse(self, text: str) -> Tensor:
         """A board, in one line or row by row: see ``tasks.sudoku.text``."""
-        board = parse_puzzle(text, self.size, partial(advice, self, "size"))
+        board = parse_puzzle(text, self.size, partial(suggest_checkpoint, self, "size"))
         for unit, digit, _ in conflicts(board, self.size):
             where = geometry(self.size).unit_name(unit)
             raise InputError(f"the clues contradict each other: {where} has {digit} twice")
@@ -275,7 +275,7 @@ class Sudoku(Task):
             raise InputError("the puzzle has no solution (checked exactly)")
         return torch.tensor(board) + BLANK
 
-    def pieces(self, text: str) -> list[PuzzleText]:
+    def puzzle_texts(self, text: str) -> list[PuzzleText]:
         return split_puzzles(text)
 
     def count_solutions(self, x: Tensor) -> int | None:
@@ -291,7 +291,7 @@ class Sudoku(Task):
         """The digits in a row; ``?`` for a token that is no digit."""
         return "".join("?" if token < FIRST else str(token - BLANK) for token in y.tolist())
 
-    def draw(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
+    def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
         draw_board(axes, self.size, *self._digits(x, y))
 
     def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:

@@ -64,7 +64,7 @@ class SudokuBoards(GenerativeTask):
     def __init__(self, config: SudokuBoardsConfig, data_dir: str | None = None) -> None:
         self.config = config
         self.size, self.cells = config.size, config.size**2
-        self.problem = "sudoku_uncond" if self.size == 9 else ""
+        self.paper_name = "sudoku_uncond" if self.size == 9 else ""
         self.spec = TaskSpec(self.cells, None, 0, self.cells, self.size)
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class SudokuBoards(GenerativeTask):
     def split(self, name: str) -> PuzzleSet:
         check_split(name)
         boards = self._boards[name]
-        return PuzzleSet.unconditional(boards, complete=self.size == 4 and len(boards) == COUNTS[4])
+        return PuzzleSet.from_data(boards, has_all_solutions=self.size == 4 and len(boards) == COUNTS[4])
 
     @cached_property
     def _boards(self) -> dict[str, Tensor]:
@@ -123,7 +123,7 @@ class SudokuBoards(GenerativeTask):
 
     # ---- figures -----------------------------------------------------------------------------------------------
 
-    def assess(self, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, float]:
+    def extra_metrics(self, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, float]:
         """What samples are worth as draws from the set of correct boards.
 
         Novelty means "not among the training boards as they are": a symmetric image of one, which augmentation may
@@ -140,7 +140,7 @@ class SudokuBoards(GenerativeTask):
             defined, and given.
         """
         samples = tokens.reshape(-1, self.cells)
-        valid = samples[self.valid(None, samples)]
+        valid = samples[self.is_valid(None, samples)]
         keys, first = np.unique(_keys(valid), return_index=True)
         figures = {"validity": len(valid) / max(1, len(samples))}
         if self.size == 4:
@@ -159,7 +159,7 @@ class SudokuBoards(GenerativeTask):
         """The digits in a row."""
         return "".join(str(token + 1) for token in y.tolist())
 
-    def draw(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
+    def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
         draw_board(axes, self.size, *self._digits(y))
 
     def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:

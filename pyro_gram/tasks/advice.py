@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CHECKPOINTS = Path(pyro_gram.__file__).parents[1] / "checkpoints"  # those that come with the package
 
 
-def advice(task: Task, field: str, value: int) -> str:
+def suggest_checkpoint(task: Task, field: str, value: int) -> str:
     """Names the checkpoint that fits, or the command that trains one.
 
     Args:
