@@ -86,9 +86,7 @@ class GRAM(nn.Module):
         truncated: bool | None = None,
         beta: float = 1.0,
     ) -> Tensor:
-        """Sample ``steps`` supervision steps from ``state``, then the answer.
-
-        Training calls it once a supervision step (Eq. 14); ``steps=N_sup`` gives the full bound (Eq. 13).
+        """Sample ``steps`` supervision steps from ``state``, then y: one for Eq. 14, N_sup for the full bound (Eq. 13).
 
         Args:
             x: input tokens, ``[..., B, *event]``; None for p(x).
@@ -98,8 +96,7 @@ class GRAM(nn.Module):
             truncated: replaces the config's; False for the full bound (Eq. 13).
             beta: weight of the KL; 1 is the ELBO.
 
-        Returns:
-            y, int64 ``[..., B, L_out]``.
+        Returns: y, int64 ``[..., B, L_out]``.
         """
         sites.register_parameters("model", self)
         e_x = self.encode(x, None if y is None else y.shape[:-1])
