@@ -32,6 +32,7 @@ from pyro_gram.diagnostics import paper
 from pyro_gram.diagnostics.cost import layers_a_sample
 from pyro_gram.diagnostics.metrics import measure
 from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.inference.contract import model_traits
 from pyro_gram.registry import MODELS
 from pyro_gram.runs.evaluate import finish
 from pyro_gram.runs.monitor import plan
@@ -89,7 +90,7 @@ class Cell:
             PRESETS, column["task"], column["presets"][self.preset], names=row.get("names"), seed=self.seed
         )
         depth = column.get("depth", {}).get(self.preset)
-        if depth and not getattr(MODELS.get(config.names["model"]), "one_step", False):
+        if depth and not model_traits(MODELS.get(config.names["model"])).is_one_step:
             config = with_settings(config, {"evaluate": {"depth": depth}})
         for settings in (preset["settings"], row.get("settings", {}), row.get(self.preset, {})):
             config = with_settings(config, settings)

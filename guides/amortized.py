@@ -15,7 +15,8 @@ from torch.nn.functional import pad
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.families import family_of, type_of
+from pyro_gram.inference.contract import family_of
+from pyro_gram.inference.families import type_of
 from pyro_gram.inference.guide import EffectGuide
 from pyro_gram.networks.embeddings import answer_encoder
 from pyro_gram.networks.layers import make_stack

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.families import NormalFamily, family_of
+from pyro_gram.inference.contract import GuideTraits, family_of, model_sizes, prior_traits
+from pyro_gram.inference.families import NormalFamily
 from pyro_gram.inference.guide import EffectGuide
 from pyro_gram.registry import GUIDES
 from pyro_gram.spec import TaskSpec
@@ -52,8 +53,7 @@ class MeanFieldGuide(EffectGuide):
     """
 
     Config = MeanFieldGuideConfig
-    recipe: dict[str, dict[str, Any]] = {"train": {"augment": False}}  # noqa: RUF012 (read, never written)
-    per_datum = True
+    traits = GuideTraits(is_amortized=False, default_settings={"train": {"augment": False}})
     keys: Tensor
     used: Tensor
 
@@ -61,18 +61,19 @@ class MeanFieldGuide(EffectGuide):
         super().__init__(model)
         if type(family_of(model)) is not NormalFamily:
             raise ConfigError("guide 'mean_field' answers with Gaussians, which this prior is not answered by")
-        T = getattr(model.config, "transitions", 1)
+        sizes = model_sizes(model.config)
+        T = sizes.transitions
         if 0 < config.transitions < T:
             raise ConfigError(f"guide.transitions = {config.transitions} is less than the {T} of a supervision step")
         self.guided_transitions = config.transitions or T
-        self.first = T - 1 if getattr(model.config, "truncated", False) and not config.transitions else 0
-        if self.first and not getattr(model.prior, "reparameterized", True):
+        self.first = T - 1 if sizes.truncated and not config.transitions else 0
+        if self.first and not prior_traits(model.prior).has_rsample:
             raise ConfigError(
                 "guide 'mean_field' follows the prior at transitions that are not charged, and this one has draws "
                 "without gradient: set model.truncated to false"
             )
         self.scale = config.initial_scale
-        length = getattr(model.config, "prefix", 0) + spec.input_length
+        length = sizes.prefix + spec.input_length
         shape = (config.num_pairs, self.guided_transitions - self.first, length, width)
         self.loc, self.log_scale = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.zeros(shape))
         self.register_buffer("keys", torch.zeros(config.num_pairs, dtype=torch.long))

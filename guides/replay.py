@@ -14,7 +14,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.families import embedded
+from pyro_gram.inference.families import embed_guidance
 from pyro_gram.inference.guide import without_answer
 from pyro_gram.inference.sites import data_plates, guidance_site, register_parameters
 from pyro_gram.networks.core import LatentState
@@ -65,4 +65,4 @@ class ReplayGuide(nn.Module):
                     u, l = model.core(LatentState(h, l), e_x)
                     with poutine.scale(scale=beta):
                         eps = pyro.sample(guidance_site(t), self.inference.at_transition(t, u, code, model.prior(u)))
-                    h = u + embedded(model.prior, eps)
+                    h = u + embed_guidance(model.prior, eps)

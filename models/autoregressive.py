@@ -3,6 +3,7 @@ r"""The autoregressive Transformer: :math:`p(y | x) = \prod_i p(y_i | y_{<i}, x)
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -70,7 +71,7 @@ class AutoregressiveModel(OneStepModel):
     """
 
     starts = False
-    recipe = {"model": {"layers": 8, "mixer": "attention"}}  # noqa: RUF012 (read, never written)
+    traits = replace(OneStepModel.traits, default_settings={"model": {"layers": 8, "mixer": "attention"}})
 
     def __init__(self, config: OneStepConfig, spec: TaskSpec, prior: nn.Module) -> None:
         super().__init__(config, spec, prior)

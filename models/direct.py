@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_choice, check_range
+from pyro_gram.inference.contract import ModelTraits
 from pyro_gram.inference.sites import ANSWER, data_plates, record_state, register_parameters
 from pyro_gram.networks.core import LatentState
 from pyro_gram.networks.embeddings import answer_decoder, embed_input, input_encoder
@@ -51,10 +52,12 @@ class OneStepModel(nn.Module):
     """
 
     Config: type = OneStepConfig
-    guided = False
-    one_step = True
-    defaults = {"prior": "none", "guide": "prior"}  # noqa: RUF012 (read, never written)
-    recipe: dict[str, dict[str, Any]] = {"model": {"layers": 8}}  # noqa: RUF012
+    traits = ModelTraits(
+        has_guidance=False,
+        is_one_step=True,
+        default_parts={"prior": "none", "guide": "prior"},
+        default_settings={"model": {"layers": 8}},
+    )
     starts = True  # from a learned embedding of each position, where there is no input?
     zeros: Tensor
 

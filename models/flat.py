@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
+from pyro_gram.inference.contract import ModelTraits
 from pyro_gram.networks.core import CoreConfig, LatentState
 from pyro_gram.networks.layers import make_stack
 from pyro_gram.registry import MODELS
@@ -70,8 +70,8 @@ class Looped(GRAM):
 
     Config = LoopedConfig
     Core = FlatCore
-    defaults = {"prior": "none", "guide": "prior"}  # noqa: RUF012 (read, never written)
-    recipe: dict[str, dict[str, Any]] = {  # noqa: RUF012
-        "model": {"transitions": LoopedConfig.transitions, "truncated": False, "low_steps": 1}
-    }
-    one_step = True
+    traits = ModelTraits(
+        is_one_step=True,
+        default_parts={"prior": "none", "guide": "prior"},
+        default_settings={"model": {"transitions": LoopedConfig.transitions, "truncated": False, "low_steps": 1}},
+    )

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
 from pyro_gram.inference import sites
 from pyro_gram.inference.deferred import prior_at
-from pyro_gram.inference.families import embedded
+from pyro_gram.inference.families import embed_guidance
 from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
 from pyro_gram.networks.embeddings import answer_decoder, embed_input, input_encoder
 from pyro_gram.registry import MODELS
@@ -126,7 +126,7 @@ class GRAM(nn.Module):
                 u = pyro.deterministic(sites.proposal_site(t), u, event_dim=2)
                 with poutine.scale(scale=beta):
                     eps = pyro.sample(sites.guidance_site(t), prior_at(self.prior, u, charged))
-                h = u + embedded(self.prior, eps)
+                h = u + embed_guidance(self.prior, eps)
         return LatentState(h, l)
 
     def answer(self, state: LatentState, e_x: Tensor, y: Tensor | None, infer: dict | None = None) -> Tensor:

@@ -32,6 +32,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_gram.checks import check_choice
+from pyro_gram.inference.contract import ModelTraits
 from pyro_gram.inference.sites import DRAW_ANSWER, HALT, HALTED, LOSS_ONLY, add_training_loss
 from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
 from pyro_gram.networks.layers import make_stack
@@ -75,11 +76,13 @@ class SharedCore(nn.Module):
 class _Halting(GRAM):
     """What HRM and TRM share: a head that is trained along with the rest, and its gradient into the core."""
 
-    defaults = {"prior": "none", "guide": "prior"}  # noqa: RUF012 (read, never written)
-    recipe: dict[str, dict[str, Any]] = {  # noqa: RUF012
-        "train": {"supervision_steps": 16, "act": True, "on_policy_depth": 0},
-        "evaluate": {"depth": 16},
-    }
+    traits = ModelTraits(
+        default_parts={"prior": "none", "guide": "prior"},
+        default_settings={
+            "train": {"supervision_steps": 16, "act": True, "on_policy_depth": 0},
+            "evaluate": {"depth": 16},
+        },
+    )
     outputs = 1
 
     def __init__(self, config: Any, spec: Any, prior: nn.Module) -> None:

@@ -9,7 +9,7 @@ a plain loss under ``pyro.factor``. A draw starts from masks alone and uncovers 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyro
 import pyro.distributions as dist
@@ -50,7 +50,7 @@ class MDLMConfig(OneStepConfig):
 class Diffusion(OneStepModel):
     """What diffusion baselines share: y is a bound under ``pyro.factor`` in training, and a draw otherwise."""
 
-    bounded = True  # log p(y | x) is known by a bound alone
+    traits = replace(OneStepModel.traits, has_exact_likelihood=False)
 
     def __init__(self, config: OneStepConfig, spec: TaskSpec, prior: nn.Module, masks: int, timed: bool) -> None:
         super().__init__(config, spec, prior)

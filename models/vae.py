@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyro
 import pyro.distributions as dist
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_gram.inference.families import embedded
+from pyro_gram.inference.contract import ModelTraits
+from pyro_gram.inference.families import embed_guidance
 from pyro_gram.inference.sites import ANSWER, guidance_site, proposal_site
 from pyro_gram.networks.embeddings import answer_decoder
 from pyro_gram.registry import MODELS
@@ -25,9 +24,11 @@ class VAE(OneStepModel):
     The encoder is the guide, which sees u_0 and y.
     """
 
-    guided = True
-    defaults = {"prior": "standard", "guide": "amortized"}  # noqa: RUF012 (read, never written)
-    recipe: dict[str, dict[str, Any]] = {"model": {"layers": 4}, "guide": {"layers": 2}}  # noqa: RUF012
+    traits = ModelTraits(
+        is_one_step=True,
+        default_parts={"prior": "standard", "guide": "amortized"},
+        default_settings={"model": {"layers": 4}, "guide": {"layers": 2}},
+    )
 
     def __init__(self, config: OneStepConfig, spec: TaskSpec, prior: nn.Module) -> None:
         super().__init__(config, spec, prior)
@@ -39,6 +40,6 @@ class VAE(OneStepModel):
         u = pyro.deterministic(proposal_site(0), self.f(e_x), event_dim=2)
         with poutine.scale(scale=beta):
             eps = pyro.sample(guidance_site(0), self.prior(u))
-        h = self.g(u + embedded(self.prior, eps))
+        h = self.g(u + embed_guidance(self.prior, eps))
         likelihood = dist.Categorical(logits=self.decoder(h)).to_event(1)
         return h, pyro.sample(ANSWER, likelihood, obs=y)

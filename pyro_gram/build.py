@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
 
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import ConfigError
+from pyro_gram.inference.contract import guide_traits, model_sizes, model_traits, prior_traits
 from pyro_gram.registry import GUIDES, MODELS, PRIORS
 from pyro_gram.tasks.base import Task, make_task
 
@@ -35,9 +36,7 @@ def build(config: RunConfig, data_dir: str | None = None, task: Task | None = No
     ``task``: the one that :func:`build_task` has made already.
     """
     task = build_task(config, data_dir) if task is None else task
-    width = getattr(config.model, "width", None)
-    if width is None:
-        raise ConfigError(f"the config of model {config.names['model']!r} has no field 'width'")
+    width = model_sizes(config.model).width
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         prior = PRIORS.get(config.names["prior"])(config.prior, width)
@@ -48,38 +47,37 @@ def build(config: RunConfig, data_dir: str | None = None, task: Task | None = No
 
 def state_length(config: RunConfig, task: Task) -> int:
     """L of a state: the positions of the input and, before them, of the puzzle tokens."""
-    return task.spec.input_length + getattr(config.model, "prefix", 0)
+    return task.spec.input_length + model_sizes(config.model).prefix
 
 
 def check_parts(config: RunConfig) -> None:
     """Do the model, prior and guide of a run belong together?
 
-    A user's own classes need not say what they are: they count as a guided model with steps, a prior that leaves
-    something to infer, and a guide that infers.
+    The traits of a user's own classes are those of ``inference.contract``, unless they state others.
 
     Raises:
         ConfigError: they do not.
     """
     names = config.names
     model, prior, guide = (r.get(names[part]) for part, r in (("model", MODELS), ("prior", PRIORS), ("guide", GUIDES)))
-    infers = getattr(guide, "infers", True)
-    deterministic = getattr(prior, "family", "some") is None
-    if not getattr(model, "guided", True) and not (deterministic and not infers):
+    model_is, prior_is = model_traits(model), prior_traits(prior)
+    infers, deterministic = not guide_traits(guide).follows_prior, prior_is.family is None
+    if not model_is.has_guidance and not (deterministic and not infers):
         raise ConfigError(f"model {names['model']!r} has no guidance: it takes --prior none and --guide prior alone")
     if deterministic and infers:
         raise ConfigError(
             f"prior {names['prior']!r} leaves nothing to infer, and guide {names['guide']!r} infers: use --guide "
             "prior, or another prior"
         )
-    if not infers and not getattr(prior, "reparameterized", True):
+    if not infers and not prior_is.has_rsample:
         raise ConfigError(
             f"prior {names['prior']!r} has draws without gradient, which cannot train it alone: use --guide amortized"
         )
-    if config.train.elbo == "trace" and getattr(config.prior, "temperature", 0):
+    if config.train.elbo == "trace" and asdict(config.prior).get("temperature"):
         raise ConfigError(
             "relaxed codes have no density for --train.elbo trace: set prior.temperature to 0, or use balanced"
         )
-    if getattr(model, "one_step", False):
+    if model_is.is_one_step:
         _check_one_step(config)
     _check_until(config)
 
@@ -97,8 +95,8 @@ def _check_one_step(config: RunConfig) -> None:
 
 def _check_until(config: RunConfig) -> None:
     # In training every supervision step is a program of its own, whose transitions are counted from 0.
-    until, transitions = getattr(config.guide, "guided_transitions", 0), getattr(config.model, "transitions", 1)
-    trained = config.train.supervision_steps * transitions
+    until = asdict(config.guide).get("guided_transitions", 0)
+    trained = config.train.supervision_steps * model_sizes(config.model).transitions
     if 0 < until < trained:
         raise ConfigError(
             f"guide.guided_transitions = {until} is less than the {trained} transitions that training makes "

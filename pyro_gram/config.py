@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range, check_seed, did_you_mean
 from pyro_gram.errors import ConfigError
+from pyro_gram.inference.contract import ModelTraits, Settings, guide_traits, model_traits, prior_traits
 from pyro_gram.registry import GUIDES, MODELS, PRIORS, TASKS, Registry
 from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.system.cli import field_descriptions
@@ -292,8 +293,8 @@ def read_preset(
     A task given by its dotted path borrows the presets of colouring, with its own task settings at their defaults.
     ``names`` overrides the model, prior or guide. Fields that the preset sets for a part so replaced apply where the
     other class has them too (a width stays a width), and are dropped where it has not. A model may bring the prior and
-    guide that it needs (``defaults``), and a model or guide settings of its own (``recipe``); a prior with nothing to
-    infer brings the guide that is none. A temper is the business of the preset's own prior.
+    guide that it needs, and a model or guide settings of its own (see its traits, ``inference.contract``); a prior with
+    nothing to infer brings the guide that is none. A temper is the business of the preset's own prior.
 
     Raises:
         ConfigError: no presets for the task, or no such preset.
@@ -322,12 +323,12 @@ def read_preset(
         chosen["task"] = task
     model = MODELS.get(chosen["model"])
     asked = {part for part, name in (names or {}).items() if name is not None}
-    brought = getattr(model, "defaults", {}) if chosen["model"] != usual["model"] else {}
+    brought = model_traits(model).default_parts if chosen["model"] != usual["model"] else {}
     if "prior" not in asked:
         chosen |= {part: name for part, name in brought.items() if part not in asked}
     elif chosen["prior"] == brought.get("prior"):
         chosen |= {part: name for part, name in brought.items() if part == "guide" and part not in asked}
-    if "guide" not in asked and getattr(PRIORS.get(chosen["prior"]), "family", "some") is None:
+    if "guide" not in asked and prior_traits(PRIORS.get(chosen["prior"])).family is None:
         chosen["guide"] = "prior"
     for part in ("model", "prior", "guide"):
         if chosen[part] != usual[part]:
@@ -335,21 +336,22 @@ def read_preset(
             table[part] = {k: v for k, v in table.get(part, {}).items() if k in known_fields}
     if chosen["prior"] != usual["prior"]:
         table.pop("temper", None)
-    for part, registry in (("model", MODELS), ("guide", GUIDES)):
-        if chosen[part] != usual[part]:
-            _follow(table, brings(registry.get(chosen[part])), chosen)
+    if chosen["model"] != usual["model"]:
+        _follow(table, default_overrides(model_traits(model)), chosen)
+    if chosen["guide"] != usual["guide"]:
+        _follow(table, guide_traits(GUIDES.get(chosen["guide"])).default_settings, chosen)
     return make_run_config(chosen, table, preset=preset, seed=seed)
 
 
-def brings(found: type) -> dict[str, dict[str, Any]]:
-    """The settings that a model or guide puts over a preset: its ``recipe``, and what it means to have one step."""
-    recipe = getattr(found, "recipe", {})
-    if not getattr(found, "one_step", False):
-        return recipe
-    return recipe | {"train": {"supervision_steps": 1, "on_policy_depth": 0}, "evaluate": {"depth": 1}}
+def default_overrides(traits: ModelTraits) -> Settings:
+    """Return the settings that a model puts over a preset: its own, and those of a single supervision step."""
+    if not traits.is_one_step:
+        return traits.default_settings
+    one_step = {"train": {"supervision_steps": 1, "on_policy_depth": 0}, "evaluate": {"depth": 1}}
+    return {**traits.default_settings, **one_step}
 
 
-def _follow(table: dict[str, Any], recipe: dict[str, dict[str, Any]], names: dict[str, str]) -> None:
+def _follow(table: dict[str, Any], recipe: Settings, names: dict[str, str]) -> None:
     """Put the settings that a model or guide brings into a preset's table, at the preset's number of updates."""
     train = {f.name: f.default for f in dataclasses.fields(TrainConfig)} | table.get("train", {})
     for part, fields in recipe.items():

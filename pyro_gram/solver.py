@@ -19,6 +19,7 @@ from pyro_gram.checkpoint import load_model
 from pyro_gram.checks import check_choice, check_counts
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import InputError, UserError
+from pyro_gram.inference.contract import model_traits
 from pyro_gram.inference.sites import check_has_heads, has_heads
 from pyro_gram.sampling.draws import UNBIASED, DrawScheme
 from pyro_gram.sampling.isolation import generator_lock, isolated_program
@@ -239,7 +240,7 @@ class Solver:
 
     def check_depth(self, depth: int | None) -> None:
         """Raises UserError where a model that answers in one supervision step is asked for more."""
-        if depth not in (None, 1) and getattr(self.model, "one_step", False):
+        if depth not in (None, 1) and model_traits(self.model).is_one_step:
             raise UserError(f"this model answers in one supervision step: depth must be 1, not {depth}")
 
     def _chunk_size(self, memory: float | None) -> int:

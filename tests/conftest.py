@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_gram.build import Assembly, build
-from pyro_gram.config import RunConfig, brings, config_class, make_run_config
+from pyro_gram.config import RunConfig, config_class, default_overrides, make_run_config
+from pyro_gram.inference.contract import model_traits
 from pyro_gram.registry import GUIDES, MODELS, PRIORS, TASKS
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
@@ -59,11 +60,16 @@ SMALL: dict[str, dict] = {
 def small_config(**changes: Any) -> RunConfig:
     """A run of seconds. ``prior_name="gaussian"`` names a part, ``prior={...}`` sets its fields.
 
-    A model brings the prior and guide that it needs, and its own settings but for sizes.
+    A model comes with the prior and guide that it needs, and with its own settings except for sizes.
     """
     given = {part: changes.pop(f"{part}_name", None) for part in DEFAULT_NAMES}
     model = MODELS.get(given["model"] or DEFAULT_NAMES["model"])
-    names = {**DEFAULT_NAMES, **getattr(model, "defaults", {}), **{part: name for part, name in given.items() if name}}
+    overrides = default_overrides(model_traits(model))
+    names = {
+        **DEFAULT_NAMES,
+        **model_traits(model).default_parts,
+        **{part: name for part, name in given.items() if name},
+    }
     task = names["task"]
     small_parts = {
         **SMALL,
@@ -74,8 +80,8 @@ def small_config(**changes: Any) -> RunConfig:
         known = {f.name for f in fields(config_class(part, names[part]))}
         small_parts[part] = {k: v for k, v in small_parts[part].items() if k in known}
     for part in ("train", "evaluate"):
-        small_parts[part] = {**small_parts.get(part, {}), **brings(model).get(part, {})}
-    if "supervision_steps" in brings(model).get("train", {}):
+        small_parts[part] = {**small_parts.get(part, {}), **overrides.get(part, {})}
+    if "supervision_steps" in overrides.get("train", {}):
         small_parts["train"]["supervision_steps"] = min(2, small_parts["train"]["supervision_steps"])
         small_parts["evaluate"]["depth"] = 0
     parts = {part: {**small_parts.get(part, {}), **changes.get(part, {})} for part in {*small_parts, *changes}}

@@ -18,6 +18,7 @@ from pyro_gram.config import (
     with_settings,
 )
 from pyro_gram.errors import ConfigError
+from pyro_gram.inference.contract import model_traits
 from pyro_gram.registry import GUIDES, MODELS, PRIORS
 from pyro_gram.system.cli import Parser
 from tests.conftest import DEFAULT_NAMES, ROOT, small_config
@@ -291,7 +292,7 @@ def test_every_model_is_one_word_away_from_every_preset(path, preset, model):
     check_parts(config)
     assert config.names["model"] == model
     if model != "gram":
-        assert config.names["guide"] == getattr(MODELS.get(model), "defaults", {}).get("guide", "amortized")
+        assert config.names["guide"] == model_traits(MODELS.get(model)).default_parts.get("guide", "amortized")
     plain = preset_with(path.stem, preset)
     assert config.model.width == plain.model.width
     updates = 1 if config.train.act else config.train.supervision_steps

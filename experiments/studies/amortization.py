@@ -25,6 +25,7 @@ from tqdm import trange
 from pyro_gram.checkpoint import load_model
 from pyro_gram.diagnostics.likelihood import prior_log_likelihood
 from pyro_gram.errors import ConfigError
+from pyro_gram.inference.contract import guide_traits
 from pyro_gram.inference.elbo import MeanFieldELBO
 from pyro_gram.inference.importance import guide_draws, log_evidence
 from pyro_gram.inference.sites import transition_index
@@ -104,7 +105,7 @@ def main(argv: list[str]) -> int:
     model, guide = assembly.model, assembly.guide
     puzzles = assembly.task.split("test")
     x, y = puzzles.sample_pairs(arguments.inputs, generator_for(1, arguments.inputs))
-    if x is None or not getattr(guide, "infers", True):
+    if x is None or guide_traits(guide).follows_prior:
         raise ConfigError("this study is of a guide that infers answers to inputs")
     found = {"guide": bounds_of(model, guide, x, y, arguments.depth)}
     free = started_at(guide, model, x, y, arguments.depth)

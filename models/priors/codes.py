@@ -8,7 +8,8 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, FRACTION, check_range
-from pyro_gram.inference.families import CodeFamily, Prior
+from pyro_gram.inference.contract import PriorTraits
+from pyro_gram.inference.families import CodeFamily
 from pyro_gram.networks.layers import init_linear_
 from pyro_gram.registry import PRIORS
 
@@ -43,19 +44,20 @@ class DiscretePriorConfig:
 
 
 @PRIORS.register("discrete")
-class DiscretePrior(Prior):
+class DiscretePrior(nn.Module):
     """Categorical codes per position, embedded into u's space. Roll-outs draw one-hot codes always."""
 
     Config = DiscretePriorConfig
 
     def __init__(self, config: DiscretePriorConfig, width: int) -> None:
         super().__init__()
-        self.family = self.codes = CodeFamily(config.groups, config.classes, config.temperature, config.uniform_mix)
+        self.codes = CodeFamily(config.groups, config.classes, config.temperature, config.uniform_mix)
+        self.traits = PriorTraits(family=self.codes)
         self.head = self.codes.head(width, config.hidden, width, 1.0)
         self.embedding = init_linear_(nn.Linear(config.groups * config.classes, width, bias=False))
 
     def forward(self, u: Tensor) -> dist.TorchDistribution:
         return self.codes.distribution(*self.head(u))
 
-    def embed(self, eps: Tensor) -> Tensor:
+    def embed_guidance(self, eps: Tensor) -> Tensor:
         return self.embedding(eps)

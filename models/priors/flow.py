@@ -11,7 +11,6 @@ from pyro.distributions.transforms import ConditionalAffineCoupling, Permute
 from torch import Tensor, nn, randperm
 
 from pyro_gram.checks import AT_LEAST_1, check_range
-from pyro_gram.inference.families import Prior
 from pyro_gram.networks.layers import GaussianHead
 from pyro_gram.registry import PRIORS
 
@@ -34,7 +33,7 @@ class FlowPriorConfig(GaussianPriorConfig):
 
 
 @PRIORS.register("flow")
-class FlowPrior(Prior):
+class FlowPrior(nn.Module):
     """A Gaussian per position, warped by affine couplings over channels that see u. It starts as the Gaussian."""
 
     Config = FlowPriorConfig

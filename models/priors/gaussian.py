@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_1, check_range
-from pyro_gram.inference.families import MeanFamily, NormalFamily, Prior
+from pyro_gram.inference.contract import PriorTraits
+from pyro_gram.inference.families import MeanFamily, NormalFamily
 from pyro_gram.networks.layers import GaussianHead
 from pyro_gram.registry import PRIORS
 
@@ -31,11 +32,11 @@ class GaussianPriorConfig:
 
 
 @PRIORS.register("gaussian")
-class GaussianPrior(Prior):
+class GaussianPrior(nn.Module):
     r"""The paper's: a diagonal Gaussian :math:`N(\mu_\theta(u), \sigma_\theta(u)^2 I)` per position and channel."""
 
     Config = GaussianPriorConfig
-    deferrable = True
+    traits = PriorTraits(can_defer=True)
 
     def __init__(self, config: GaussianPriorConfig, width: int) -> None:
         super().__init__()
@@ -46,11 +47,11 @@ class GaussianPrior(Prior):
 
 
 @PRIORS.register("noise_only")
-class NoiseOnlyPrior(Prior):
+class NoiseOnlyPrior(nn.Module):
     r""":math:`N(0, \sigma_\theta(u)^2 I)`: guidance that is never a correction of u (Table 3b)."""
 
     Config = GaussianPriorConfig
-    deferrable = True
+    traits = PriorTraits(can_defer=True)
 
     def __init__(self, config: GaussianPriorConfig, width: int) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ class NoiseOnlyPrior(Prior):
 
 
 @PRIORS.register("mean_only")
-class MeanOnlyPrior(Prior):
+class MeanOnlyPrior(nn.Module):
     r""":math:`N(\mu_\theta(u), 0)`: guidance without noise, under prior and guide alike (Table 3b).
 
     The KL of two points is 0 or infinite. Here it is that of Gaussians of scale ``initial_scale`` around them, a
@@ -71,11 +72,12 @@ class MeanOnlyPrior(Prior):
     """
 
     Config = GaussianPriorConfig
-    density = False
+    traits = PriorTraits(has_density=False)
 
     def __init__(self, config: GaussianPriorConfig, width: int) -> None:
         super().__init__()
-        self.family = self.points = MeanFamily(scale=config.initial_scale)
+        self.points = MeanFamily(scale=config.initial_scale)
+        self.traits = replace(self.traits, family=self.points)
         self.head = self.points.head(width, config.hidden, width, config.initial_scale)
 
     def forward(self, u: Tensor) -> dist.TorchDistribution:
@@ -97,7 +99,7 @@ class StandardPriorConfig:
 
 
 @PRIORS.register("standard")
-class StandardPrior(Prior):
+class StandardPrior(nn.Module):
     """N(0, scale^2 I), whatever u is: the prior of a variational autoencoder."""
 
     Config = StandardPriorConfig
@@ -105,7 +107,7 @@ class StandardPrior(Prior):
     def __init__(self, config: StandardPriorConfig, width: int) -> None:
         super().__init__()
         self.scale = config.scale
-        self.family = NormalFamily(config.scale)
+        self.traits = PriorTraits(family=NormalFamily(config.scale))
 
     def forward(self, u: Tensor) -> dist.TorchDistribution:
         return dist.Normal(torch.zeros_like(u), torch.full_like(u, self.scale)).to_event(2)
@@ -117,11 +119,11 @@ class NoPriorConfig:
 
 
 @PRIORS.register("none")
-class NoPrior(Prior):
+class NoPrior(nn.Module):
     """eps = 0: the deterministic model, which is the program conditioned on no guidance (TRM is GRAM with it)."""
 
     Config = NoPriorConfig
-    family = None
+    traits = PriorTraits(family=None)
 
     def __init__(self, config: NoPriorConfig, width: int) -> None:
         super().__init__()

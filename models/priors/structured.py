@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, register_kl
 
 from pyro_gram.checks import AT_LEAST_1, check_range
-from pyro_gram.inference.families import Prior
+from pyro_gram.inference.contract import PriorTraits
 from pyro_gram.networks.layers import GaussianHead, SwiGLU
 from pyro_gram.registry import PRIORS
 
@@ -36,7 +36,7 @@ class StudentTPriorConfig(GaussianPriorConfig):
 
 
 @PRIORS.register("student_t")
-class StudentTPrior(Prior):
+class StudentTPrior(nn.Module):
     """A Student-t per position and channel: now and then a trajectory jumps far. Guides are Gaussian."""
 
     Config = StudentTPriorConfig
@@ -66,14 +66,14 @@ class MixturePriorConfig(GaussianPriorConfig):
 
 
 @PRIORS.register("mixture")
-class MixturePrior(Prior):
+class MixturePrior(nn.Module):
     """A mixture of diagonal Gaussians over all of ``[L, D]``: positions choose their component together.
 
     One guide component must lie within one of these modes, so guides stay Gaussian.
     """
 
     Config = MixturePriorConfig
-    reparameterized = False
+    traits = PriorTraits(has_rsample=False)
 
     def __init__(self, config: MixturePriorConfig, width: int) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class LowRankPriorConfig(GaussianPriorConfig):
 
 
 @PRIORS.register("low_rank")
-class LowRankPrior(Prior):
+class LowRankPrior(nn.Module):
     """A Gaussian whose positions are correlated: one draw can say the same thing everywhere."""
 
     Config = LowRankPriorConfig

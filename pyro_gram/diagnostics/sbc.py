@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pyro_gram.checks import check_counts
 from pyro_gram.diagnostics.collect import project
 from pyro_gram.errors import ConfigError
+from pyro_gram.inference.contract import guide_traits
 from pyro_gram.inference.importance import MAX_TRACED, guidance_scale, guide_draws
 from pyro_gram.inference.sites import ANSWER, STATE_H, transition_index
 from pyro_gram.sampling.rollout import isolated_rng
@@ -105,7 +106,7 @@ def simulate(
         ConfigError: the model has no guidance to rank, or the guide is no inference network.
     """
     check_counts(seed=seed, depth=depth, rounds=rounds, draws=draws)
-    if not getattr(guide, "infers", True):
+    if guide_traits(guide).follows_prior:
         raise ConfigError("ranks need an inference network, and this guide looks at no answer")
     ranks = []
     tie = torch.Generator().manual_seed(seed)

@@ -18,6 +18,8 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.distributions import Distribution, constraints, kl_divergence, register_kl
 
+from pyro_gram.inference.contract import prior_traits
+
 _answered: ContextVar[bool] = ContextVar("answered", default=False)
 
 
@@ -98,12 +100,11 @@ def prior_at(prior: Any, u: Tensor, charged: bool) -> Any:
     """p(eps | u): at once where it is charged or drawn from, else when it is looked at.
 
     Args:
-        prior: a module from u to a distribution. Only one that says ``deferrable`` waits: its event is ``[L, D]``, its
-            draws are reparameterized.
+        prior: a module from u to a distribution. Only one whose traits have ``can_defer`` waits.
         u: the proposal, ``[..., L, D]``.
         charged: is the KL of this transition part of the bound?
     """
-    if charged or not _answered.get() or not getattr(prior, "deferrable", False):
+    if charged or not _answered.get() or not prior_traits(prior).can_defer:
         return prior(u)
     if any(isinstance(handler, ReparamMessenger) for handler in _PYRO_STACK):  # takes the prior apart
         return prior(u)

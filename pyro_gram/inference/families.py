@@ -7,11 +7,10 @@ their model for it, so that any guide of the repository works with any prior tha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import constraints, register_kl
 
@@ -169,43 +168,17 @@ class CodeFamily:
 NORMAL = NormalFamily()
 
 
-class Prior(nn.Module):
-    """The base class of the repository's priors: a module u ``[..., L, D]`` -> p(eps | u).
+@runtime_checkable
+class EmbeddingPrior(Protocol):
+    """A prior whose guidance does not lie in u's space."""
 
-    Attributes:
-        family: what a guide answers this prior with; None where guidance is a function of u, which leaves nothing to
-            infer.
-        reparameterized: have draws a gradient? Without one a prior cannot be trained by draws of its own.
-        density: is ``log_prob`` the density of what is drawn? If not, no bound made of it is one.
-        deferrable: may it be computed only where something asks for it (``inference.deferred``)? Its events must be
-            ``[L, D]`` and its draws reparameterized.
-    """
-
-    family: Family | None = NORMAL
-    reparameterized: bool = True
-    density: bool = True
-    deferrable: bool = False
-
-    def embed(self, eps: Tensor) -> Tensor:
-        """Guidance as it is added to u, ``[..., L, D]``. The default: itself."""
-        return eps
+    def embed_guidance(self, eps: Tensor) -> Tensor:
+        """Return what is added to u, ``[..., L, D]``."""
 
 
-def embedded(prior: Any, eps: Tensor) -> Tensor:
-    """Guidance as it is added to u; a user's own prior need not say."""
-    return prior.embed(eps) if isinstance(prior, Prior) else eps
-
-
-def family_of(model: Any) -> Family:
-    """The family that the prior of a model asks for; diagonal Gaussians where it does not say.
-
-    Raises:
-        ConfigError: the prior leaves nothing to infer.
-    """
-    family = getattr(getattr(poutine.unwrap(model), "prior", None), "family", NORMAL)
-    if family is None:
-        raise ConfigError("this prior is deterministic and leaves nothing to infer: use --guide prior")
-    return family
+def embed_guidance(prior: Any, eps: Tensor) -> Tensor:
+    """Return what is added to u: ``eps`` itself, unless the prior has a method ``embed_guidance``."""
+    return prior.embed_guidance(eps) if isinstance(prior, EmbeddingPrior) else eps
 
 
 def type_of(distribution: Any) -> str:

@@ -26,6 +26,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyro_gram.errors import ConfigError
+from pyro_gram.inference.contract import GuideTraits, guide_traits, prior_of, prior_traits
 from pyro_gram.inference.deferred import answered
 from pyro_gram.inference.sites import is_called_by, plate_shape, proposal_site, register_parameters, transition_index
 from pyro_gram.inference.terms import is_point
@@ -70,7 +71,7 @@ class EffectGuide(GuideMessenger, nn.Module):
     """
 
     trace: Trace
-    infers: bool = True  # does it look at y?
+    traits = GuideTraits()
     guided_transitions: int = 0  # transitions of a program after which it follows the prior; 0 for none
 
     def __init__(self, model: Any) -> None:
@@ -237,16 +238,17 @@ def check_model(model: Any, guide: Any) -> None:
 
 def why_no_guide(model: Any, guide: Any) -> str:
     """Why nothing can be said of a guide, its KL, bounds and weights; nothing where there is one."""
-    if not getattr(guide, "infers", True):
+    if guide_traits(guide).follows_prior:
         return "this model has no inference network"
-    dense = getattr(getattr(model, "prior", None), "density", True)
-    return "" if dense else "the density of this model's prior is not that of its draws"
+    if prior_traits(prior_of(model)).has_density:
+        return ""
+    return "the density of this model's prior is not that of its draws"
 
 
 class PriorGuide(EffectGuide):
     """No inference network: q(eps_t | u_t, y) = p(eps_t | u_t), so that every KL is 0."""
 
-    infers = False
+    traits = GuideTraits(follows_prior=True)
 
     def posterior(self, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
         return prior

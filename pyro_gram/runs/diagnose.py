@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pyro_gram.inference.contract import model_sizes, model_traits
 from pyro_gram.build import Assembly
 from pyro_gram.diagnostics import verdicts
 from pyro_gram.diagnostics.plots import run as figures
@@ -127,7 +128,7 @@ def groups(study: Study) -> None:
     if "guidance" in data["prior"]:
         study.draw(
             "terms_prior" if study.guide is None else "terms",
-            terms_figure(data, getattr(solver.config.model, "transitions", 1)),
+            terms_figure(data, model_sizes(solver.config.model).transitions),
         )
     else:
         study.skip("terms", "this model has no guidance")
@@ -136,7 +137,7 @@ def groups(study: Study) -> None:
 def weights(study: Study) -> None:
     """log p(y | x) from both ends."""
     solver, s = study.solver, study.settings
-    if getattr(solver.model, "bounded", False):
+    if not model_traits(solver.model).has_exact_likelihood:
         study.skip("evidence", "log p(y|x) of a diffusion model is no matter of trajectories of guidance")
         return
     puzzles, x, y = study.pairs(study.at_most(WEIGHED, GUIDE_SAMPLES, most=24), several=True)

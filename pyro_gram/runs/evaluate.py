@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from pyro_gram.inference.contract import model_traits, prior_of, prior_traits
 from pyro_gram.build import Assembly
 from pyro_gram.checkpoint import save_model
 from pyro_gram.diagnostics.bounds import Bounds, bounds
@@ -56,7 +57,7 @@ def rehearse(held: Assembly, x: Tensor | None, y: Tensor) -> None:
 
 def _has_likelihood(held: Assembly) -> bool:
     """Not of images, none of which a trajectory ever hits, nor of diffusion models, which bound it by other means."""
-    return held.task.is_checkable and not getattr(held.model, "bounded", False)
+    return held.task.is_checkable and model_traits(held.model).has_exact_likelihood
 
 
 def measured(run: Run) -> PuzzleSet:
@@ -292,7 +293,7 @@ def test_metrics(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, Any
 
 def _no_bounds(run: Run) -> dict[str, None]:
     """What takes the place of bounds that are none: where the prior's density is not that of its draws."""
-    if getattr(getattr(run.assembly.model, "prior", None), "density", True):
+    if prior_traits(prior_of(run.assembly.model)).has_density:
         return {}
     return dict.fromkeys(("elbo", "elbo_full", "elbo_surrogate", "excess"))
 

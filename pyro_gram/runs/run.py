@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from pyro_gram.inference.contract import guide_traits
 from pyro_gram.build import Assembly, build
 from pyro_gram.checkpoint import load_training, save_training
 from pyro_gram.system.cli import StopOnSignal
@@ -293,7 +294,7 @@ def lock_directory(out: Path, patience: float = 0.0) -> FileLock | None:
 
 def check_per_datum(assembly: Assembly) -> None:
     """Raises ConfigError where a guide has parameters for each datum, and has too few, or no datum comes twice."""
-    if not getattr(assembly.guide, "per_datum", False):
+    if guide_traits(assembly.guide).is_amortized:
         return
     config, pairs = assembly.config, len(assembly.task.split("train").solutions)
     name = config.names["guide"]

@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from pyro_gram.inference.contract import model_sizes
 from pyro_gram.diagnostics.report import Section
 from pyro_gram.diagnostics.verdicts import Verdict
 from pyro_gram.system.files import write_atomically
@@ -82,10 +83,10 @@ class Study:
 
     def fit(self, budget: int) -> int:
         """How many trajectories ``budget`` allows, in supervision steps of ``coloring8``'s trajectories."""
-        held = self.solver.config.model
-        size = max(1.0, self.positions / 8) * getattr(held, "width", 128) / 128
-        recursions = getattr(held, "transitions", 1) * (1 + getattr(held, "low_steps", 2)) / 3
-        return int(budget / (self.settings.depth * size * recursions * getattr(held, "layers", 2) / 2))
+        sizes = model_sizes(self.solver.config.model)
+        size = max(1.0, self.positions / 8) * sizes.width / 128
+        recursions = sizes.transitions * (1 + sizes.low_steps) / 3
+        return int(budget / (self.settings.depth * size * recursions * sizes.layers / 2))
 
     def at_most(self, budget: int, each: int, least: int = 4, most: int = 10**6) -> int:
         """How many inputs ``budget`` allows, with ``each`` trajectories an input."""

@@ -11,6 +11,7 @@ from torch import nn
 from pyro_gram.diagnostics.landscape import REACH, check_installed, landscape, surface
 from pyro_gram.diagnostics.trajectories import Walk, attractors, deciding, early, numbered, parting, spaced, walk
 from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.inference.contract import model_traits
 from pyro_gram.inference.sites import data_plates
 from pyro_gram.networks.core import LatentState
 from pyro_gram.registry import MODELS
@@ -109,7 +110,7 @@ def test_a_walk_refuses_no_steps(case):
 @pytest.mark.parametrize("name", MODELS.names())
 def test_every_model_walks(name):
     case = build_case(model_name=name)
-    depth = 1 if getattr(case.assembly.model, "one_step", False) else 3
+    depth = 1 if model_traits(case.assembly.model).is_one_step else 3
     walked = walk(case.assembly.model, case.x, depth=depth, num_samples=4)
     found = attractors(case.assembly.task, case.x, walked.tokens)
     assert walked.h.shape[:3] == (depth + 1, 4, 5)
@@ -259,7 +260,7 @@ def test_deciding_is_reproducible():
 )
 def test_keeping_all_guidance_keeps_the_answer(changes):
     case = build_case(**changes)
-    depth = 1 if getattr(case.assembly.model, "one_step", False) else 2
+    depth = 1 if model_traits(case.assembly.model).is_one_step else 2
     found = deciding(case.assembly.model, case.assembly.task, case.x, depth=depth, num_samples=6)
     inputs = 1 if case.x is None else len(case.x)
     length = case.assembly.task.spec.input_length + changes.get("model", {}).get("prefix", 0)

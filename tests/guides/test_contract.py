@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.infer import SVI, Predictive, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_gram.diagnostics.bounds import terms
+from pyro_gram.inference.contract import model_traits
 from pyro_gram.inference.elbo import make_elbo
 from tests.conftest import build_case, program_names
 
@@ -21,7 +22,7 @@ def case(request):
 
 def bounded(case):
     """Diffusion models estimate their bound by a draw of their own, anew at each call."""
-    return getattr(case.assembly.model, "bounded", False)
+    return not model_traits(case.assembly.model).has_exact_likelihood
 
 
 def parts(case):
@@ -110,4 +111,4 @@ def test_a_missing_y_is_an_error_not_the_prior(case):
 
 def test_render_model_takes_the_pair(case):
     source = pyro.render_model(case.assembly.model, (case.x, case.y)).source
-    assert ("eps_0" in source) == getattr(case.assembly.model, "guided", True)
+    assert ("eps_0" in source) == model_traits(case.assembly.model).has_guidance

@@ -5,6 +5,7 @@ import torch
 from pyro_gram.guides.mean_field import _key
 
 from pyro_gram.errors import ConfigError
+from pyro_gram.inference.contract import PriorTraits
 from tests.conftest import build_case
 
 FREE = {"guide_name": "mean_field", "guide": {"num_pairs": 8, "initial_scale": 0.3}}
@@ -112,7 +113,7 @@ def test_a_prior_that_does_not_say_is_taken_to_have_gradients():
     guide, spec, model = case.assembly.guide, case.assembly.task.spec, case.assembly.model
     model.prior = torch.nn.Linear(16, 16)
     assert type(guide)(guide.Config(data=8), spec, model, 16).first == 1
-    model.prior.reparameterized = False
+    model.prior.traits = PriorTraits(has_rsample=False)
     with pytest.raises(ConfigError, match="draws without gradient: set model.truncated to false"):
         type(guide)(guide.Config(data=8), spec, model, 16)
     assert type(guide)(guide.Config(data=8, transitions=2), spec, model, 16).first == 0

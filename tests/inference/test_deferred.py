@@ -6,6 +6,7 @@ from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
 from torch.distributions import kl_divergence
 
+from pyro_gram.inference.contract import PriorTraits
 from pyro_gram.inference.deferred import Deferred, answered, prior_at
 from pyro_gram.inference.elbo import BalancedELBO, TraceELBO
 from tests.conftest import build_case
@@ -64,7 +65,7 @@ def test_bounds_and_gradients_are_what_they_are_at_once(names, monkeypatch, elbo
         return loss, *torch.autograd.grad(loss, [*model.parameters(), *guide.parameters()], allow_unused=True)
 
     later = found()
-    monkeypatch.setattr(type(model.prior), "deferrable", False)
+    monkeypatch.setattr(type(model.prior), "traits", PriorTraits())
     for a, b in zip(later, found(), strict=True):
         assert (a is None) == (b is None)
         if a is not None:

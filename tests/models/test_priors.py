@@ -11,6 +11,7 @@ from pyro import poutine
 from torch.distributions import kl_divergence
 
 from pyro_gram.errors import ConfigError
+from pyro_gram.inference.contract import family_of, prior_traits
 from pyro_gram.inference.families import (
     NORMAL,
     CodeFamily,
@@ -18,8 +19,7 @@ from pyro_gram.inference.families import (
     MeanFamily,
     MeanOnly,
     NormalFamily,
-    embedded,
-    family_of,
+    embed_guidance,
     type_of,
 )
 from pyro_gram.registry import PRIORS
@@ -46,7 +46,7 @@ def test_every_prior_is_a_distribution_over_guidance_that_is_added_to_u(name):
     eps = p.sample()
     assert p.batch_shape == (2, 5)
     assert p.event_shape == eps.shape[2:]
-    assert prior.embed(eps).shape == u.shape
+    assert embed_guidance(prior, eps).shape == u.shape
     assert torch.isfinite(p.log_prob(eps)).all()
     wide = p.expand((4, 2, 5))
     assert wide.sample().shape == (4, *eps.shape)
@@ -266,7 +266,7 @@ def test_codes_are_embedded_by_weights_of_unit_norm_and_no_bias():
 def test_points_are_compared_at_the_initial_scale_of_their_prior():
     p = prior_of("mean_only", initial_scale=0.3)(torch.randn(5, L, D))
     torch.testing.assert_close(p.stddev, torch.full((5, L, D), 0.3))
-    assert prior_of("mean_only", initial_scale=0.3).family.scale == 0.3
+    assert prior_of("mean_only", initial_scale=0.3).traits.family.scale == 0.3
 
 
 def codes(temperature=0.0, grad=True):
@@ -384,7 +384,7 @@ def test_gaussian_families_know_their_start_and_what_residual_means():
     for family, scale in (
         (NormalFamily(), 0.25),
         (NormalFamily(2.0), 2.0),
-        (prior_of("standard", scale=3.0).family, 3),
+        (prior_of("standard", scale=3.0).traits.family, 3),
     ):
         loc, found = family.head(2 * D, 16, D, 0.25)(features)
         assert (loc == 0).all()
@@ -402,7 +402,7 @@ def test_a_model_says_through_its_prior_what_answers_it():
     class Model:
         prior = prior_of("discrete", groups=2, classes=4)
 
-    assert family_of(Model()) is Model.prior.family
+    assert family_of(Model()) is Model.prior.traits.family
     assert family_of(object()) is NORMAL
     Model.prior = lambda u: dist.Normal(u, 1.0).to_event(2)
     assert family_of(Model()) is NORMAL
@@ -414,9 +414,9 @@ def test_a_model_says_through_its_prior_what_answers_it():
 
 def test_guidance_is_added_as_the_prior_embeds_it_and_a_users_own_as_it_is():
     discrete, eps = prior_of("discrete", groups=2, classes=4), torch.randn(5, L, 8)
-    torch.testing.assert_close(embedded(discrete, eps), eps @ discrete.embedding.weight.T)
-    assert embedded(prior_of("gaussian"), eps) is eps
-    assert embedded(lambda u: None, eps) is eps
+    torch.testing.assert_close(embed_guidance(discrete, eps), eps @ discrete.embedding.weight.T)
+    assert embed_guidance(prior_of("gaussian"), eps) is eps
+    assert embed_guidance(lambda u: None, eps) is eps
 
 
 @pytest.mark.parametrize("name", PRIORS.names())
@@ -424,9 +424,9 @@ def test_priors_say_truly_whether_their_draws_have_gradient_and_may_be_deferred(
     prior = prior_of(name)
     p = prior(torch.randn(5, L, D))
     if name != "none":
-        assert prior.reparameterized == p.has_rsample
-    assert prior.deferrable == (type_of(p) == "Normal" and name != "standard")
-    assert prior.density == (name != "mean_only")
+        assert prior_traits(prior).has_rsample == p.has_rsample
+    assert prior_traits(prior).can_defer == (type_of(p) == "Normal" and name != "standard")
+    assert prior_traits(prior).has_density == (name != "mean_only")
     if name in ("standard", "none"):
         return
     differs = (

@@ -170,7 +170,7 @@ def test_a_vae_is_two_stacks_with_one_draw_between_them():
 def test_the_latent_of_a_vae_is_embedded_as_its_prior_says():
     _, model, trace = traced("vae", prior_name="discrete", guide_name="amortized")
     eps = trace.nodes["eps_0"]["value"]
-    h = model.g(trace.nodes["u_0"]["value"] + model.prior.embed(eps))
+    h = model.g(trace.nodes["u_0"]["value"] + model.prior.embed_guidance(eps))
     torch.testing.assert_close(trace.nodes["h"]["value"], h)
 
 

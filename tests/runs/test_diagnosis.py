@@ -6,6 +6,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments import diagnose as program
+from pyro_gram.inference.contract import guide_traits
+from pyro_gram.inference.contract import guide_traits
 from pyro_gram.checkpoint import save_model
 from pyro_gram.system.cli import call
 from pyro_gram.diagnostics import inference_data
@@ -130,7 +132,7 @@ def test_any_checkpoint_is_diagnosed_and_what_has_no_meaning_is_left_out(few, tm
     data = ["--data-dir", digits_folder()] if changes.get("task_name") == "mnist" else []
     out, found = diagnosed(path, *data)
     names = {v["name"] for v in found["verdicts"]}
-    infers = getattr(build_small(**changes).guide, "infers", True) and changes.get("prior_name") != "mean_only"
+    infers = not guide_traits(build_small(**changes).guide).follows_prior and changes.get("prior_name") != "mean_only"
     assert ("collapse" in names) == ("ranks under the guide" in names) == infers
     images = changes.get("task_name") == "mnist"
     assert ("right answers" in names) == (not images)

@@ -49,10 +49,10 @@ from tests.training.test_training import make_trainer
 
 
 def test_what_programs_and_guides_say_of_themselves():
-    assert OneStepModel.one_step
-    assert Looped.one_step
-    assert Diffusion.bounded
-    assert MeanFieldGuide.per_datum
+    assert OneStepModel.traits.is_one_step
+    assert Looped.traits.is_one_step
+    assert not Diffusion.traits.has_exact_likelihood
+    assert not MeanFieldGuide.traits.is_amortized
     assert EffectGuide.until == 0
 
 

@@ -8,7 +8,7 @@ Left out, because no test of behaviour could or should notice:
 
 - type annotations (never evaluated), docstrings, decorators;
 - the text of errors (the arguments of ``raise``), which tests match by a few words;
-- defaults of a config's fields, and the class attributes ``recipe`` and ``defaults``: settings, which are chosen;
+- defaults of a config's fields, and the class attribute ``traits``: settings, which are chosen;
 - ``__post_init__`` and calls of ``check_range`` and ``check_choice``: limits of those settings;
 - ``validate_args``, torch's own check of what it is given.
 """
@@ -40,7 +40,7 @@ OPERATORS = (
     *("ReplaceBreakWithContinue", "ReplaceContinueWithBreak", "NumberReplacer", "ZeroIterationForLoop"),
 )
 MODULES = ("torch", "pyro", "dist", "poutine", "nn", "F", "math", "np", "constraints")  # not objects with methods
-SETTINGS = ("recipe", "defaults")
+SETTINGS = ("traits",)
 LIMITS = ("check_range", "check_choice")
 
 
