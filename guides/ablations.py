@@ -12,7 +12,7 @@ from pyro_gram.inference.guide import PriorGuide
 from pyro_gram.registry import GUIDES
 from pyro_gram.spec import TaskSpec
 
-from .amortized import AmortizedGuide, AmortizedGuideConfig, aligned
+from .amortized import AmortizedGuide, AmortizedGuideConfig, align_answer
 
 
 @GUIDES.register("additive")
@@ -22,7 +22,7 @@ class AdditiveGuide(AmortizedGuide):
     inputs = 1
 
     def features(self, u: Tensor, code: Tensor) -> Tensor:
-        return u + aligned(code, u)
+        return u + align_answer(code, u)
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class GlobalGuide(AmortizedGuide):
 class ResidualGuide(AmortizedGuide):
     """Around the prior: its head says how far from the prior's mean (or logits) the posterior lies."""
 
-    def answer_to(self, prior: dist.TorchDistribution, parameters: tuple[Tensor, ...]) -> dist.TorchDistribution:
-        return self.family.around(prior, *parameters)
+    def make_posterior(self, prior: dist.TorchDistribution, parameters: tuple[Tensor, ...]) -> dist.TorchDistribution:
+        return self.family.residual(prior, *parameters)
 
 
 @dataclass(frozen=True)

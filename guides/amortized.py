@@ -90,29 +90,29 @@ class AmortizedGuide(EffectGuide):
 
     def features(self, u: Tensor, code: Tensor) -> Tensor:
         """What the head of a position sees, ``[..., L, inputs * D]``. The ablations change this."""
-        return torch.cat((u, aligned(code, u)), dim=-1)
+        return torch.cat((u, align_answer(code, u)), dim=-1)
 
     def posterior(self, u: Tensor, code: Tensor, prior: dist.TorchDistribution) -> dist.TorchDistribution:
-        answer = self.answer_to(prior, self.head(self.features(u, code)))
+        answer = self.make_posterior(prior, self.head(self.features(u, code)))
         if not self.max_kl:
             return answer
         if type_of(answer) != "Normal" or type_of(prior) != "Normal":
             raise ConfigError("guide.max_kl needs a Gaussian prior: set it to 0 for one of another family")
-        loc, scale = within_budget(answer.base_dist.loc, answer.base_dist.scale, prior.base_dist, self.max_kl)
+        loc, scale = limit_kl(answer.base_dist.loc, answer.base_dist.scale, prior.base_dist, self.max_kl)
         return dist.Normal(loc, scale).to_event(2)
 
-    def answer_to(self, prior: dist.TorchDistribution, parameters: tuple[Tensor, ...]) -> dist.TorchDistribution:
+    def make_posterior(self, prior: dist.TorchDistribution, parameters: tuple[Tensor, ...]) -> dist.TorchDistribution:
         """The distribution that the head's parameters mean."""
         return self.family.distribution(*parameters)
 
 
-def aligned(code: Tensor, u: Tensor) -> Tensor:
+def align_answer(code: Tensor, u: Tensor) -> Tensor:
     """The embedded answer ``[..., L', D]`` beside u, ``[..., L, D]``: at the last positions, before it zeros."""
     code = pad(code, (0, 0, u.shape[-2] - code.shape[-2], 0))
     return code.expand(*u.shape[:-1], code.shape[-1])
 
 
-def within_budget(loc: Tensor, scale: Tensor, prior: dist.Normal, budget: float) -> tuple[Tensor, Tensor]:
+def limit_kl(loc: Tensor, scale: Tensor, prior: dist.Normal, budget: float) -> tuple[Tensor, Tensor]:
     r"""The Gaussian, drawn towards the prior until it says at most ``budget`` nats (to 2 %).
 
     It moves along the path that is linear in the mean and in the log of the scale. At the share :math:`\lambda` of the

@@ -102,7 +102,7 @@ class MeanFieldGuide(EffectGuide):
         hit, row = (key[..., None] == self.keys[: self.used]).max(-1)
         return torch.where(hit, row, -1)
 
-    def at_transition(self, t: int, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
+    def posterior_at(self, t: int, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
         if not self.first <= t < self.guided_transitions:
             return prior
         t -= self.first
@@ -111,7 +111,7 @@ class MeanFieldGuide(EffectGuide):
         return dist.Normal(loc.expand_as(u), (self.scale * log_scale.exp()).expand_as(u)).to_event(2)
 
     def posterior(self, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
-        return self.at_transition(self.first, u, code, prior)
+        return self.posterior_at(self.first, u, code, prior)
 
 
 def _key(tokens: Tensor, offset: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.families import embed_guidance
-from pyro_gram.inference.guide import without_answer
+from pyro_gram.inference.guide import missing_answer_message
 from pyro_gram.inference.sites import data_plates, guidance_site, register_parameters
 from pyro_gram.networks.core import LatentState
 from pyro_gram.registry import GUIDES
@@ -50,7 +50,7 @@ class ReplayGuide(nn.Module):
     ) -> None:
         """Draw the trajectory's guidance. Arguments as for the model; y is required."""
         if y is None:
-            raise ValueError(without_answer(self))
+            raise ValueError(missing_answer_message(self))
         model: Any = self.inference.model
         register_parameters("guide", self)
         T = model.config.transitions
@@ -64,5 +64,5 @@ class ReplayGuide(nn.Module):
                 with torch.set_grad_enabled(charged and torch.is_grad_enabled()), poutine.mask(mask=charged):
                     u, l = model.core(LatentState(h, l), e_x)
                     with poutine.scale(scale=beta):
-                        eps = pyro.sample(guidance_site(t), self.inference.at_transition(t, u, code, model.prior(u)))
+                        eps = pyro.sample(guidance_site(t), self.inference.posterior_at(t, u, code, model.prior(u)))
                     h = u + embed_guidance(model.prior, eps)

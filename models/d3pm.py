@@ -26,7 +26,7 @@ from pyro_gram.registry import MODELS
 from pyro_gram.spec import TaskSpec
 
 from .direct import OneStepConfig
-from .mdlm import Diffusion, spread_times
+from .mdlm import Diffusion, stratified_times
 
 KINDS = ("uniform", "absorbing")
 TINY = 1e-12
@@ -80,7 +80,7 @@ class D3PM(Diffusion):
 
     def loss(self, e_x: Tensor, y: Tensor) -> Tensor:
         T = self.config.diffusion_steps
-        t = (spread_times(y.shape[:-1], y.device) * T).long() + 1
+        t = (stratified_times(y.shape[:-1], y.device) * T).long() + 1
         clean = one_hot(y, len(self.stationary)).to(e_x.dtype)
         marginal = self._mix(clean, self.kept[t])
         corrupted = dist.Categorical(probs=marginal).sample()

@@ -87,7 +87,7 @@ class MDLM(Diffusion):
         self.mask = spec.output_classes
 
     def loss(self, e_x: Tensor, y: Tensor) -> Tensor:
-        time = spread_times(y.shape[:-1], y.device).clamp(min=EARLIEST)
+        time = stratified_times(y.shape[:-1], y.device).clamp(min=EARLIEST)
         masked = torch.rand(y.shape, device=y.device) < time[..., None]
         logits = self.denoiser(e_x, torch.where(masked, self.mask, y), time)
         log_p = logits.log_softmax(-1).gather(-1, y[..., None]).squeeze(-1)
@@ -108,7 +108,7 @@ class MDLM(Diffusion):
         return tokens, log_p
 
 
-def spread_times(shape: torch.Size, device: torch.device) -> Tensor:
+def stratified_times(shape: torch.Size, device: torch.device) -> Tensor:
     """Uniform times in [0, 1), spread evenly over a batch: each is uniform, their mean hardly varies."""
 
     def times(count: int) -> Tensor:

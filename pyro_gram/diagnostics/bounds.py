@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from pyro_gram.checks import check_counts
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.elbo import BalancedELBO
-from pyro_gram.inference.importance import MAX_TRACED, check_pairs, inputs_at_once, split_pairs
+from pyro_gram.inference.importance import MAX_TRACED, check_pairs, inputs_per_chunk, split_pairs
 from pyro_gram.inference.sites import ANSWER, DRAW_ANSWER
-from pyro_gram.inference.terms import StepTerms, check_pieces, without_sites
+from pyro_gram.inference.terms import StepTerms, check_batch_shape, missing_sites_message
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def terms(model: nn.Module, guide: nn.Module, *args: Any, **kwargs: Any) -> Step
     with torch.no_grad(), pyro.validation_enabled(False):
         elbo.loss(model, guide, *args, **kwargs)
     if elbo.terms is None:
-        raise ConfigError(without_sites())
+        raise ConfigError(missing_sites_message())
     return elbo.terms
 
 
@@ -93,7 +93,7 @@ def bounds(
     check_pairs(x, y)
     parts = []
     with torch.random.fork_rng(devices=[y.device] if y.is_cuda else []):
-        for chunk, (a, b) in enumerate(split_pairs(x, y, inputs_at_once(guide, y, max_traced))):
+        for chunk, (a, b) in enumerate(split_pairs(x, y, inputs_per_chunk(guide, y, max_traced))):
             torch.manual_seed(seed + chunk)
             parts.append(_bounds(model, guide, a, b, steps, trained or steps, len(b) / len(y)))
     return Bounds(
@@ -112,7 +112,7 @@ def _bounds(
     """The bounds of some of the inputs, which are ``share`` of all and pay so much of what all inputs share."""
     with _Answer() as answer:
         whole = terms(model, guide, x, y, steps=steps, truncated=False)
-    check_pieces(whole.reconstruction.shape, (len(y),))
+    check_batch_shape(whole.reconstruction.shape, (len(y),))
     state, by_step = None, []
     for _ in range(trained):
         one = terms(model, guide, x, y, state)

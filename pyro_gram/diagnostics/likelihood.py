@@ -15,7 +15,7 @@ from pyro_gram.checks import check_counts
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.importance import check_pairs
 from pyro_gram.inference.sites import ANSWER
-from pyro_gram.inference.terms import check_apart, check_pieces, log_prob_of, per_input
+from pyro_gram.inference.terms import check_batch_shape, check_not_shared, log_prob_of, per_input
 from pyro_gram.sampling.memory import MAX_TRAJECTORIES
 from pyro_gram.sampling.rollout import counted_observations, isolated_rng, run_steps
 from pyro_gram.sampling.tempering import check_no_temper
@@ -58,11 +58,11 @@ def rollout_log_prob(
                 chunk += 1
                 decode = run_steps(model, a, None, min(max_trajectories, num_samples - start), depth)
                 if len(y) > 1:
-                    check_apart(decode.observations, decode.answer_site)
+                    check_not_shared(decode.observations, decode.answer_site)
                 few = [b] if a is not None else b.split(64)  # [N, B] log-probabilities of long answers are wide
                 columns.append(torch.cat([decode.log_prob(c) for c in few], dim=1))
             rows.append(torch.cat(columns))
-            check_pieces(rows[-1].shape, (num_samples, len(b)))
+            check_batch_shape(rows[-1].shape, (num_samples, len(b)))
     return torch.cat(rows, dim=1)
 
 

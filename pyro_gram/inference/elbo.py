@@ -25,17 +25,17 @@ from pyro_gram.inference.guide import EffectGuide, check_model
 from pyro_gram.inference.sites import ANSWER, STATE_H, STATE_L
 from pyro_gram.inference.terms import (
     StepTerms,
-    check_answered,
+    check_guide_sites,
     counted_sites,
     divergence_parts,
     guidance_sites,
-    is_point,
+    is_delta,
     read_terms,
     weighted,
 )
 
 
-class _KeepTerms:
+class _TermsMixin:
     """Mixin: keeps the terms of the last pass as ``self.terms`` and lets the guide forget its trace.
 
     ``terms`` is None of a Pyro program that has not the sites of this library.
@@ -59,7 +59,7 @@ class _KeepTerms:
         self.terms = read_terms(model_trace, guide_trace, kls) if ours else None
 
 
-class TraceELBO(_KeepTerms, Trace_ELBO):
+class TraceELBO(_TermsMixin, Trace_ELBO):
     """Pyro's ``Trace_ELBO``: the Monte Carlo bound, log p - log q at the draws."""
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
@@ -68,20 +68,20 @@ class TraceELBO(_KeepTerms, Trace_ELBO):
         return model_trace, guide_trace
 
 
-class MeanFieldELBO(_KeepTerms, TraceMeanField_ELBO):
+class MeanFieldELBO(_TermsMixin, TraceMeanField_ELBO):
     """Pyro's ``TraceMeanField_ELBO``: closed-form KLs where there are any.
 
     It differs in two places where Pyro's is silently wrong: a guide's answer that is a point (Pyro's autoguides) is
     charged with its log density, as ``Trace_ELBO`` does; and draws without gradient are refused, validation on or off.
 
     Attributes:
-        sampled: posterior and prior of a guidance KL of the last pass that had no closed form; None for none.
+        estimated_kl: kinds of posterior and prior of a KL without a closed form in the last pass; None for none.
 
     Raises:
         NotImplementedError: a latent whose draws in the guide have no gradient (use ``trace``).
     """
 
-    sampled: tuple[str, str] | None = None
+    estimated_kl: tuple[str, str] | None = None
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """A number, as Pyro's. ``loss_and_grads`` returns a tensor instead, so that training need not wait for it."""
@@ -98,9 +98,9 @@ class MeanFieldELBO(_KeepTerms, TraceMeanField_ELBO):
         return traces
 
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
-        check_answered(model_trace, guide_trace)
-        self.sampled = None
-        points = [n for n, s in counted_sites(guide_trace) if n in model_trace.nodes and is_point(s["fn"])]
+        check_guide_sites(model_trace, guide_trace)
+        self.estimated_kl = None
+        points = [n for n, s in counted_sites(guide_trace) if n in model_trace.nodes and is_delta(s["fn"])]
         names = list(dict.fromkeys([*guidance_sites(model_trace), *points]))
         loss, surrogate = self._by_pyro(_without(model_trace, names), _without(guide_trace, names))
         kls = {}
@@ -134,8 +134,8 @@ class MeanFieldELBO(_KeepTerms, TraceMeanField_ELBO):
         """As ``terms.divergence_parts``, with this bound's gradients."""
         _check_gradient(name, guide_site)
         under_q, under_p = divergence_parts(guide_site, site, self._kl, self._log_densities)
-        if under_p is not None and not is_point(guide_site["fn"]):
-            self.sampled = type_of(guide_site["fn"]), type_of(site["fn"])
+        if under_p is not None and not is_delta(guide_site["fn"]):
+            self.estimated_kl = type_of(guide_site["fn"]), type_of(site["fn"])
         return under_q, under_p
 
     def _kl(self, q: Any, p: Any) -> Tensor:

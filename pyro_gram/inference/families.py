@@ -27,7 +27,7 @@ class Family(Protocol):
     def distribution(self, *parameters: Tensor) -> dist.TorchDistribution:
         """Batch shape ``[...]``, event shape ``[L, *]``."""
 
-    def around(self, prior: Any, *parameters: Tensor) -> dist.TorchDistribution:
+    def residual(self, prior: Any, *parameters: Tensor) -> dist.TorchDistribution:
         """The same, its parameters taken relative to the prior's. Raises ConfigError where that has no meaning."""
 
 
@@ -44,7 +44,7 @@ class NormalFamily:
         loc, scale = parameters
         return dist.Normal(loc, scale).to_event(2)
 
-    def around(self, prior: Any, *parameters: Tensor) -> dist.TorchDistribution:
+    def residual(self, prior: Any, *parameters: Tensor) -> dist.TorchDistribution:
         loc, scale = parameters
         try:
             middle = prior.mean
@@ -78,7 +78,7 @@ class MeanFamily(NormalFamily):
         (loc,) = parameters
         return MeanOnly(loc, torch.full_like(loc, self.scale)).to_event(2)
 
-    def around(self, prior: Any, *parameters: Tensor) -> dist.TorchDistribution:
+    def residual(self, prior: Any, *parameters: Tensor) -> dist.TorchDistribution:
         (shift,) = parameters
         return self.distribution(prior.mean + shift)
 
@@ -160,7 +160,7 @@ class CodeFamily:
         probabilities = (1 - self.uniform_mix) * raw.softmax(-1) + self.uniform_mix / self.classes
         return Codes(probabilities.log(), self.temperature)
 
-    def around(self, prior: Any, *parameters: Tensor) -> dist.TorchDistribution:
+    def residual(self, prior: Any, *parameters: Tensor) -> dist.TorchDistribution:
         (raw,) = parameters
         return self.distribution(prior.logits + raw)
 

@@ -29,7 +29,7 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.inference.contract import GuideTraits, guide_traits, prior_of, prior_traits
 from pyro_gram.inference.deferred import answered
 from pyro_gram.inference.sites import is_called_by, plate_shape, proposal_site, register_parameters, transition_index
-from pyro_gram.inference.terms import is_point
+from pyro_gram.inference.terms import is_delta
 
 RENAMED = re.compile(r"(?<![A-Za-z0-9_])eps_\d+")  # a guidance site under another name: "eps_0_decentered", "a/eps_0"
 PREFIXED = re.compile(r"/|__\d+$")  # what scope and name_count make of a name
@@ -112,7 +112,7 @@ class EffectGuide(GuideMessenger, nn.Module):
         """
         arguments = self._signature.bind(*args, **kwargs).arguments
         if arguments.get("y") is None:
-            raise ValueError(without_answer(self))
+            raise ValueError(missing_answer_message(self))
         register_parameters("guide", self)
         with _NothingObserved():
             self._code = self.encode(arguments.get("x"), arguments["y"])
@@ -138,7 +138,7 @@ class EffectGuide(GuideMessenger, nn.Module):
                         handler.trace.remove_node(name)
 
     def _pyro_sample(self, msg: Any) -> None:
-        replaced = msg["is_observed"] and transition_index(msg["name"]) is not None and is_point(msg["fn"])
+        replaced = msg["is_observed"] and transition_index(msg["name"]) is not None and is_delta(msg["fn"])
         if replaced and any(isinstance(handler, ReparamMessenger) for handler in _PYRO_STACK):
             raise ValueError(_renamed(msg["name"]))
         # Pyro shows a guide the prior without the plates around the program, in which its own draws already lie.
@@ -160,9 +160,9 @@ class EffectGuide(GuideMessenger, nn.Module):
         if t is None:
             _check_own_name(name)
             return prior
-        return self.at_transition(t, self.trace.nodes[proposal_site(t)]["value"], self._code, prior)
+        return self.posterior_at(t, self.trace.nodes[proposal_site(t)]["value"], self._code, prior)
 
-    def at_transition(self, t: int, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
+    def posterior_at(self, t: int, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
         """:meth:`posterior`, and from transition ``until`` on the prior. Arguments as there."""
         return prior if 0 < self.guided_transitions <= t else self.posterior(u, code, prior)
 
@@ -216,7 +216,7 @@ def _check_own_name(name: str) -> None:
         )
 
 
-def without_answer(guide: nn.Module) -> str:
+def missing_answer_message(guide: nn.Module) -> str:
     """What to do where a guide is called without y."""
     return (
         f"{type(guide).__name__} was called without y: for answers p(y | x) leave the guide out, "

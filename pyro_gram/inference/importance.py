@@ -23,9 +23,9 @@ from pyro_gram.errors import UserError
 from pyro_gram.inference.guide import EffectGuide, check_model
 from pyro_gram.inference.sites import ANSWER
 from pyro_gram.inference.terms import (
-    charged_guidance,
-    check_apart,
-    check_pieces,
+    charged_guidance_sites,
+    check_batch_shape,
+    check_not_shared,
     check_sites,
     counted_sites,
     log_prob_of,
@@ -75,7 +75,7 @@ def check_pairs(x: Tensor | None, y: Tensor) -> None:
         raise UserError(f"x has {len(x)} inputs and y {len(y)} answers: give one answer an input")
 
 
-def inputs_at_once(guide: Any, y: Tensor, most: int) -> int:
+def inputs_per_chunk(guide: Any, y: Tensor, most: int) -> int:
     """How many of the inputs may be given together: all to Pyro's autoguides, whose parameters are of one batch."""
     unwrapped = poutine.unwrap(guide)
     return len(y) if isinstance(unwrapped, AutoGuide | AutoMessenger) else max(1, most)
@@ -114,7 +114,7 @@ def guide_draws(
     check_counts(seed=seed, num_samples=num_samples, steps=steps, max_traced=max_traced)
     check_pairs(x, y)
     check_model(model, guide)
-    at_once = inputs_at_once(guide, y, max_traced // num_samples)
+    at_once = inputs_per_chunk(guide, y, max_traced // num_samples)
     most = max(1, max_traced // at_once)
     devices = [y.device] if y.is_cuda else []
     chunk, rows = 0, []
@@ -127,7 +127,7 @@ def guide_draws(
                 count = min(most, num_samples - start)
                 traces = _traces(model, guide, a, b, steps, count)
                 if len(y) > 1:
-                    _check_apart(*traces)
+                    _check_not_shared(*traces)
                 columns.append(_draws(*traces, (count, len(b))))
             rows.append(_joined(columns, 0))
     if isinstance(guide, EffectGuide):
@@ -155,18 +155,18 @@ def _traces(
     return traces
 
 
-def _check_apart(model_trace: Trace, guide_trace: Trace) -> None:
+def _check_not_shared(model_trace: Trace, guide_trace: Trace) -> None:
     """Raises ConfigError where inputs share a site of the model, or an auxiliary one of the guide."""
     auxiliary = ((n, s) for n, s in counted_sites(guide_trace) if n not in model_trace.nodes)
-    check_apart([*counted_sites(model_trace), *auxiliary], model_trace.nodes[ANSWER])
+    check_not_shared([*counted_sites(model_trace), *auxiliary], model_trace.nodes[ANSWER])
 
 
 def _draws(model_trace: Trace, guide_trace: Trace, shape: tuple[int, int]) -> GuideDraws:
     terms = read_terms(model_trace, guide_trace)
-    check_pieces(terms.reconstruction.shape, shape)
+    check_batch_shape(terms.reconstruction.shape, shape)
     observed = model_trace.nodes[ANSWER]
     log_p, log_q = (_log_density(trace, model_trace, torch.Size(shape)) for trace in (model_trace, guide_trace))
-    drawn = [model_trace.nodes[name]["value"] for name in charged_guidance(model_trace, guide_trace)]
+    drawn = [model_trace.nodes[name]["value"] for name in charged_guidance_sites(model_trace, guide_trace)]
     scales = [guidance_scale(eps).expand(shape) for eps in drawn]
     return GuideDraws(
         log_weight=log_p - log_q,

@@ -76,7 +76,7 @@ def guidance_sites(model_trace: Trace) -> list[str]:
     return [n for n, s in nodes if s["type"] == "sample" and not s["is_observed"] and transition_index(n) is not None]
 
 
-def charged_guidance(model_trace: Trace, guide_trace: Trace) -> list[str]:
+def charged_guidance_sites(model_trace: Trace, guide_trace: Trace) -> list[str]:
     """The names of the guidance sites whose KL counts, in the order of the program."""
     nodes = model_trace.nodes
     return [
@@ -118,7 +118,7 @@ def read_terms(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | 
         ConfigError: the model has a latent that the guide does not answer, or lacks one of the sites y, h and l.
     """
     if kls is None:  # else a bound has looked at the traces already
-        check_answered(model_trace, guide_trace)
+        check_guide_sites(model_trace, guide_trace)
     check_sites(model_trace)
     observed = model_trace.nodes[ANSWER]
     with torch.no_grad():
@@ -158,12 +158,12 @@ def _costs(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor]) -> It
 def check_sites(model_trace: Trace) -> None:
     """Raises ConfigError for a program that lacks a site which this library reads."""
     if not {ANSWER, STATE_H, STATE_L} <= model_trace.nodes.keys():
-        raise ConfigError(without_sites())
+        raise ConfigError(missing_sites_message())
     if model_trace.nodes[ANSWER]["infer"].get("_deterministic"):
         raise ConfigError("y is observed in part (obs_mask), where nothing says what an input costs: use poutine.mask")
 
 
-def without_sites() -> str:
+def missing_sites_message() -> str:
     """What a program lacks that this library cannot read."""
     return (
         "the program needs the sites 'y', 'h' and 'l': observe the answer at 'y', and let it say where the trajectory "
@@ -171,7 +171,7 @@ def without_sites() -> str:
     )
 
 
-def check_answered(model_trace: Trace, guide_trace: Trace) -> None:
+def check_guide_sites(model_trace: Trace, guide_trace: Trace) -> None:
     """Raises ConfigError where the guide's sites are not the model's latents: no bound of the two would be one."""
     nodes, answers = model_trace.nodes, guide_trace.nodes
     missing = [n for n, s in counted_sites(model_trace) if not s["is_observed"] and n not in answers]
@@ -227,7 +227,7 @@ def divergence_parts(
     q, p, value = guide_site["fn"], model_site["fn"], model_site["value"]
     if q is p:  # the guide follows the prior
         return torch.zeros(p.batch_shape, device=value.device), None
-    if is_point(q):
+    if is_delta(q):
         return q.log_prob(value), p.log_prob(value)
     try:
         return kl(q, p), None
@@ -235,7 +235,7 @@ def divergence_parts(
         return log_densities(q, p, value)
 
 
-def is_point(distribution: Any) -> bool:
+def is_delta(distribution: Any) -> bool:
     """True for a Delta, with which Pyro's autoguides answer.
 
     Its log density stands for that of an auxiliary draw behind it. Pyro's closed-form KL of a Delta leaves it out.
@@ -254,7 +254,7 @@ def is_shared(site: Any, observed: Any) -> bool:
     return observed["fn"].batch_shape[-1:].numel() > 1 and site["fn"].batch_shape[-1:].numel() == 1
 
 
-def check_apart(sites: Iterable[tuple[str, Any]], observed: Any) -> None:
+def check_not_shared(sites: Iterable[tuple[str, Any]], observed: Any) -> None:
     """Raises ConfigError where inputs share one of the sites, so that none has a density of its own."""
     for name, site in sites:
         if is_shared(site, observed):
@@ -264,7 +264,7 @@ def check_apart(sites: Iterable[tuple[str, Any]], observed: Any) -> None:
             )
 
 
-def check_pieces(shape: torch.Size, expected: tuple[int, ...]) -> None:
+def check_batch_shape(shape: torch.Size, expected: tuple[int, ...]) -> None:
     """Raises ConfigError where a pass over some of the inputs has values for others."""
     if shape != expected:
         raise ConfigError(

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-MOST_POSITIONS = 128  # from here on a square of scores costs more memory than it saves time
+MAX_POSITIONS = 128  # from here on a square of scores costs more memory than it saves time
 _plain: ContextVar[bool] = ContextVar("plain", default=False)
 
 
@@ -60,7 +60,7 @@ def _once(backward: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-class AddNorm(torch.autograd.Function):
+class FusedResidualNorm(torch.autograd.Function):
     """``rms_norm(x + branch)`` over the last dimension, and its gradient. Shapes ``[..., D]``."""
 
     @staticmethod
@@ -81,7 +81,7 @@ class AddNorm(torch.autograd.Function):
         return found, found
 
 
-class TurnedAttention(torch.autograd.Function):
+class FusedRotaryAttention(torch.autograd.Function):
     """Rotary attention in both directions, heads side by side: complex ``[B, L, 3, H, S/2]`` to ``[B, L, H * S]``.
 
     Turning brings queries, keys and values into the order that the products want, and turning back brings their

@@ -15,7 +15,7 @@ from torch.compiler import is_compiling
 
 from pyro_gram.checks import check_choice
 from pyro_gram.errors import ConfigError
-from pyro_gram.networks.fused import MOST_POSITIONS, AddNorm, TurnedAttention, on_cpu
+from pyro_gram.networks.fused import MAX_POSITIONS, FusedResidualNorm, FusedRotaryAttention, on_cpu
 
 MIXERS = ("attention", "swiglu")
 SCALE_FLOOR = 1e-3  # the least sigma: keeps log sigma and the KL finite in float32
@@ -37,7 +37,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, branch: Tensor | None = None) -> Tensor:
         if branch is not None and on_cpu(x, branch):
-            return AddNorm.apply(x, branch)
+            return FusedResidualNorm.apply(x, branch)
         return F.rms_norm(x if branch is None else x + branch, x.shape[-1:])
 
 
@@ -113,16 +113,16 @@ class RotaryAttention(nn.Module):
         weight = self.qkv.weight.index_select(0, self.order)
         qkv = F.linear(x, weight).view(math.prod(batch), L, 3, self.heads, D // self.heads // 2, 2)
         turn = self.turn[:L]
-        if self.seen is None and L <= MOST_POSITIONS and on_cpu(qkv, turn):
+        if self.seen is None and L <= MAX_POSITIONS and on_cpu(qkv, turn):
             scaled = torch.view_as_complex(turn * self.scale)
-            return self.out(TurnedAttention.apply(torch.view_as_complex(qkv), scaled).view(*batch, L, D))
-        q, k, v = rotated(qkv, turn).flatten(-2).permute(2, 0, 3, 1, 4).unbind()  # [B, H, L, size] each
+            return self.out(FusedRotaryAttention.apply(torch.view_as_complex(qkv), scaled).view(*batch, L, D))
+        q, k, v = rotate(qkv, turn).flatten(-2).permute(2, 0, 3, 1, 4).unbind()  # [B, H, L, size] each
         mask = None if self.seen is None else self.seen[:L, :L]
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(attended.transpose(1, 2).reshape(*batch, L, D))
 
 
-def rotated(pairs: Tensor, turn: Tensor) -> Tensor:
+def rotate(pairs: Tensor, turn: Tensor) -> Tensor:
     """Pairs of channels ``[..., 2]``, each turned by an angle, whose cosine and sine ``turn`` holds."""
     exact = pairs.dtype == turn.dtype and pairs.dtype in (torch.float32, torch.float64)
     if exact and pairs.device.type in ("cpu", "cuda") and not is_compiling():

@@ -146,7 +146,7 @@ class Trainer:
                 )
             if self.config.act:
                 Places.new(x, y).after(self.elbo.terms, self.config.supervision_steps)
-        return getattr(self.elbo, "sampled", None)
+        return getattr(self.elbo, "estimated_kl", None)
 
     @torch.no_grad()
     def _ema(self, averages: Any, currents: Any, count: Any) -> None:

@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro_gram.guides.amortized import aligned, within_budget
+from pyro_gram.guides.amortized import align_answer, limit_kl
 from torch.distributions import TanhTransform, kl_divergence
 
 from pyro_gram.diagnostics.bounds import terms
@@ -27,12 +27,12 @@ def said(loc, scale, prior):
 @pytest.mark.parametrize("budget", [0.01, 0.5, 4.0])
 def test_what_says_too_much_is_drawn_to_the_budget_and_what_does_not_is_left_alone(budget):
     loc, scale, prior = draw(0, 1.0)
-    limited = said(*within_budget(loc, scale, prior, budget), prior)
+    limited = said(*limit_kl(loc, scale, prior, budget), prior)
     assert (said(loc, scale, prior) > budget).all()
     assert ((limited > 0.9 * budget) & (limited < 1.02 * budget)).all()  # close where the scales differ ...
-    same = within_budget(loc, prior.scale, prior, budget)
+    same = limit_kl(loc, prior.scale, prior, budget)
     torch.testing.assert_close(said(*same, prior), torch.full((6,), budget))  # ... and exact where they do not
-    little = within_budget(prior.loc + 1e-3, prior.scale, prior, budget)
+    little = limit_kl(prior.loc + 1e-3, prior.scale, prior, budget)
     torch.testing.assert_close(little, (prior.loc + 1e-3, prior.scale))
 
 
@@ -41,14 +41,14 @@ def test_the_budget_holds_where_every_scale_differs_the_same_way(ratio):
     """A guide is narrower than the prior in every channel at once: nothing cancels."""
     zero, one = torch.zeros(2, 8, 128), torch.ones(2, 8, 128)
     for budget in (0.01, 0.5):
-        kept = said(*within_budget(zero + 0.1, ratio * one, dist.Normal(zero, one), budget), dist.Normal(zero, one))
+        kept = said(*limit_kl(zero + 0.1, ratio * one, dist.Normal(zero, one), budget), dist.Normal(zero, one))
         assert ((kept > 0.9 * budget) & (kept < 1.02 * budget)).all()
 
 
 def test_the_prior_is_not_trained_through_the_budget():
     loc, scale, prior = draw(1, 1.0)
     prior.loc.requires_grad_(), prior.scale.requires_grad_(), loc.requires_grad_()
-    sum(t.sum() for t in within_budget(loc, scale, prior, 0.5)).backward()
+    sum(t.sum() for t in limit_kl(loc, scale, prior, 0.5)).backward()
     assert prior.loc.grad is None
     assert prior.scale.grad is None
     assert loc.grad.any()
@@ -96,7 +96,7 @@ def test_a_guide_keeps_its_budget_at_every_transition(budget):
 
 def test_the_answers_code_stands_beside_the_last_positions_of_u():
     code, u = torch.randn(5, 2, 3), torch.randn(7, 5, 4, 6)
-    beside = aligned(code, u)
+    beside = align_answer(code, u)
     assert beside.shape == (7, 5, 4, 3)
     assert (beside[:, :, :2] == 0).all()
     assert torch.equal(beside[:, :, 2:], code.expand(7, 5, 2, 3))
@@ -121,7 +121,7 @@ def test_the_posterior_is_its_head_on_u_and_the_answer_side_by_side():
 def test_the_budget_moves_along_one_path_by_one_share():
     """The share of the mean's way is that of the way of the log of the scale, in every position and channel."""
     loc, scale, prior = draw(2, 1.0)
-    new_loc, new_scale = within_budget(loc, scale, prior, 0.5)
+    new_loc, new_scale = limit_kl(loc, scale, prior, 0.5)
     share = (new_loc - prior.loc) / (loc - prior.loc)
     also = (new_scale / prior.scale).log() / (scale / prior.scale).log()
     one = share.mean((-1, -2), keepdim=True)
@@ -134,7 +134,7 @@ def test_the_budget_moves_along_one_path_by_one_share():
 def test_what_is_at_the_budget_is_left_alone():
     loc, scale, prior = draw(3, 1.0)
     whole = said(loc, scale, prior)
-    kept = within_budget(loc, scale, prior, 1.001 * whole.max().item())
+    kept = limit_kl(loc, scale, prior, 1.001 * whole.max().item())
     torch.testing.assert_close(kept, (loc, scale))
 
 
@@ -142,7 +142,7 @@ def test_the_budget_has_a_gradient_that_keeps_it():
     """However loc grows, the KL stays at the budget: its gradient with respect to the share of the way is 0."""
     loc, _, prior = draw(4, 1.0)
     factor = torch.tensor(1.0, requires_grad=True)
-    moved = within_budget(prior.loc + factor * (loc - prior.loc), prior.scale, prior, 0.5)
+    moved = limit_kl(prior.loc + factor * (loc - prior.loc), prior.scale, prior, 0.5)
     (gradient,) = torch.autograd.grad(said(*moved, prior).sum(), factor)
     assert gradient.abs() < 1e-3
 

@@ -19,18 +19,18 @@ def test_a_pair_is_answered_by_its_own_row_at_each_transition():
     rows = guide.encode(case.x, case.y)
     prior = case.assembly.model.prior(u)
     for t in range(4):
-        q = guide.at_transition(t, u, rows, prior)
+        q = guide.posterior_at(t, u, rows, prior)
         torch.testing.assert_close(q.mean, guide.loc[rows, t])
         torch.testing.assert_close(q.stddev, 0.3 * guide.log_scale[rows, t].exp())
         assert (q.batch_shape, q.event_shape) == ((5,), (4, 16))
-    assert guide.at_transition(4, u, rows, prior) is prior
+    assert guide.posterior_at(4, u, rows, prior) is prior
     first = guide.posterior(u, rows, prior)
     torch.testing.assert_close(first.mean, guide.loc[rows, 0])
-    unknown = guide.at_transition(1, u, torch.tensor([-1, 0, 1, 2, 3]), prior)
+    unknown = guide.posterior_at(1, u, torch.tensor([-1, 0, 1, 2, 3]), prior)
     assert (unknown.mean[0] == 0).all()
     torch.testing.assert_close(unknown.stddev[0], torch.full((4, 16), 0.3))
     torch.testing.assert_close(unknown.mean[1:], guide.loc[[0, 1, 2, 3], 1])
-    wide = guide.at_transition(1, u.expand(7, 5, 4, 16), rows, prior)  # trajectories around the data
+    wide = guide.posterior_at(1, u.expand(7, 5, 4, 16), rows, prior)  # trajectories around the data
     torch.testing.assert_close(wide.mean, guide.loc[rows, 1].expand(7, 5, 4, 16))
 
 
@@ -40,11 +40,11 @@ def test_only_the_charged_transition_of_a_truncated_step_has_parameters():
     assert (guide.first, guide.guided_transitions) == (2, 3)
     assert guide.loc.shape == (8, 1, 4, 16)
     rows, prior = guide.encode(case.x, case.y), case.assembly.model.prior(u)
-    assert all(guide.at_transition(t, u, rows, prior) is prior for t in (0, 1, 3))
-    for q in (guide.at_transition(2, u, rows, prior), guide.posterior(u, rows, prior)):
+    assert all(guide.posterior_at(t, u, rows, prior) is prior for t in (0, 1, 3))
+    for q in (guide.posterior_at(2, u, rows, prior), guide.posterior(u, rows, prior)):
         torch.testing.assert_close(q.mean, guide.loc[rows, 0])
     whole = build_case(**FREE, model={"transitions": 3, "truncated": False}).assembly.guide
-    assert (whole.first, whole.until) == (0, 3)
+    assert (whole.first, whole.guided_transitions) == (0, 3)
     assert type(whole)(whole.Config(transitions=3), case.assembly.task.spec, case.assembly.model, 16).first == 0
 
 

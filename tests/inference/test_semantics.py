@@ -25,7 +25,7 @@ from pyro_gram.inference.elbo import BalancedELBO, MeanFieldELBO, TraceELBO, sca
 from pyro_gram.inference.guide import PriorGuide
 from pyro_gram.inference.importance import guide_draws, log_evidence
 from pyro_gram.inference.sites import data_plates
-from pyro_gram.inference.terms import is_point
+from pyro_gram.inference.terms import is_delta
 from pyro_gram.runs.evaluate import rehearse
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.sampling.tempering import AtMean, NoGuidance, Temper, TemperConfig
@@ -139,7 +139,7 @@ def test_every_closed_kl_is_used_and_balanced(kind):
     pyros = loss_and_gradients(TraceMeanField_ELBO(), model, guide, x, y)
     full = BalancedELBO(1.0)
     loss, prior, reconstruction = loss_and_gradients(full, model, guide, x, y)
-    assert full.sampled is None
+    assert full.estimated_kl is None
     assert (loss, prior) == pytest.approx(pyros[:2], rel=1e-5)
     loss, prior, posterior = loss_and_gradients(BalancedELBO(0.75), model, guide, x, y)
     assert loss == pytest.approx(pyros[0], rel=1e-5)
@@ -155,7 +155,7 @@ def test_a_straight_through_draw_keeps_its_density():
     expected = loss_and_gradients(MeanFieldELBO(), model, guide, x, y)
     full = BalancedELBO(1.0)
     assert loss_and_gradients(full, model, guide, x, y)[:2] == pytest.approx(expected[:2], rel=1e-4)
-    assert full.sampled == ("RelaxedBernoulliStraightThrough",) * 2
+    assert full.estimated_kl == ("RelaxedBernoulliStraightThrough",) * 2
     balanced = loss_and_gradients(BalancedELBO(0.5), model, guide, x, y)
     assert balanced[:2] == pytest.approx((expected[0], expected[1] / 2), rel=1e-4)
     full, quarter = (loss_and_gradients(BalancedELBO(b), model, guide, x, y)[2] for b in (1.0, 0.25))
@@ -679,7 +679,7 @@ def test_an_input_of_a_subsample_has_the_density_of_one():
 
 
 def test_a_point_within_two_events_is_a_point():
-    assert is_point(dist.Delta(torch.zeros(2, 3, 4)).to_event(1).to_event(1))
+    assert is_delta(dist.Delta(torch.zeros(2, 3, 4)).to_event(1).to_event(1))
 
 
 def test_an_answer_observed_in_part_is_refused():

@@ -12,11 +12,11 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.inference.sites import HALTED, LOSS_ONLY
 from pyro_gram.inference.terms import (
     StepTerms,
-    check_answered,
+    check_guide_sites,
     counted_sites,
     divergence,
     guidance_sites,
-    is_point,
+    is_delta,
     is_shared,
     log_prob_of,
     per_input,
@@ -140,11 +140,11 @@ def test_the_density_of_a_site_is_masked_and_not_scaled():
 
 def test_a_latent_without_an_answer_and_a_program_without_y_are_named():
     p, q = traces()
-    check_answered(p, q)
+    check_guide_sites(p, q)
     for name in ("eps_0", "c"):
         del q.nodes[name]
     with pytest.raises(ConfigError, match="the guide does not answer 'eps_0', 'c'"):
-        check_answered(p, q)
+        check_guide_sites(p, q)
     with pytest.raises(ConfigError, match="does not answer"):
         read_terms(p, q)
     p, q = traces()
@@ -167,7 +167,7 @@ def test_a_divergence_is_closed_or_by_the_draw():
     assert divergence(site(same), site(same)).shape == (B,)
     point = dist.Delta(LOC, log_density=0.25)
     torch.testing.assert_close(divergence(site(point), site(same)), 0.25 - same.log_prob(LOC))
-    assert [is_point(d) for d in (point, point.to_event(1), normal, normal.to_event(1))] == [True, True, False, False]
+    assert [is_delta(d) for d in (point, point.to_event(1), normal, normal.to_event(1))] == [True, True, False, False]
 
 
 def in_plates(**dims):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro_gram.models import d3pm, mdlm
-from pyro_gram.models.mdlm import EARLIEST, spread_times
+from pyro_gram.models.mdlm import EARLIEST, stratified_times
 
 from tests.conftest import build_case
 
@@ -38,7 +38,7 @@ def noted(name, **settings):
 
 
 def at_times(monkeypatch, module, times):
-    monkeypatch.setattr(module, "spread_times", lambda shape, device: times.expand(shape))
+    monkeypatch.setattr(module, "stratified_times", lambda shape, device: times.expand(shape))
 
 
 def chosen(log_p, tokens):
@@ -49,16 +49,16 @@ def chosen(log_p, tokens):
 
 
 def test_times_are_evenly_spread_shuffled_and_drawn_anew():
-    times = spread_times(torch.Size((4, 25)), torch.device("cpu"))
+    times = stratified_times(torch.Size((4, 25)), torch.device("cpu"))
     assert times.shape == (4, 25)
     assert ((times >= 0) & (times < 1)).all()
     ordered = times.flatten().sort().values
     torch.testing.assert_close(ordered.diff(), torch.full((99,), 0.01), atol=1e-6, rtol=0)
     assert not torch.equal(ordered, times.flatten())
-    again = spread_times(torch.Size((4, 25)), torch.device("cpu")).flatten().sort().values
+    again = stratified_times(torch.Size((4, 25)), torch.device("cpu")).flatten().sort().values
     assert not torch.allclose(ordered, again)
-    assert spread_times(torch.Size(()), torch.device("cpu")).shape == ()
-    single = torch.stack([spread_times(torch.Size((1,)), torch.device("cpu"))[0] for _ in range(400)])
+    assert stratified_times(torch.Size(()), torch.device("cpu")).shape == ()
+    single = torch.stack([stratified_times(torch.Size((1,)), torch.device("cpu"))[0] for _ in range(400)])
     assert abs(single.mean() - 0.5) < 0.05
     assert abs(single.std() - 1 / math.sqrt(12)) < 0.03
 

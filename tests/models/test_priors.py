@@ -324,7 +324,7 @@ def test_a_code_has_its_share_of_the_softmax_and_of_the_uniform():
     torch.testing.assert_close(p.logits.exp(), 0.8 * raw.softmax(-1) + 0.05)
     assert p.temperature == 0.7
     assert (p.batch_shape, p.event_shape) == ((5,), (L, 8))
-    around = CodeFamily(2, 4, uniform_mix=0.2).around(p, raw)
+    around = CodeFamily(2, 4, uniform_mix=0.2).residual(p, raw)
     torch.testing.assert_close(around.logits.exp(), 0.8 * (p.logits + raw).softmax(-1) + 0.05)
 
 
@@ -372,7 +372,7 @@ def test_points_are_drawn_at_their_place_and_compared_as_gaussians():
     value = torch.randn(5, L, D)
     expected = torch.distributions.Normal(loc, 0.3).log_prob(value).sum((-1, -2))
     torch.testing.assert_close(p.log_prob(value), expected)
-    shifted = family.around(p, torch.ones(5, L, D))
+    shifted = family.residual(p, torch.ones(5, L, D))
     torch.testing.assert_close(shifted.mean, loc + 1)
     torch.testing.assert_close(kl_divergence(shifted, p), torch.full((5,), L * D / (2 * 0.3**2)))
     (only,) = family.head(D, 16, D, 0.1)(loc)
@@ -390,7 +390,7 @@ def test_gaussian_families_know_their_start_and_what_residual_means():
         assert (loc == 0).all()
         torch.testing.assert_close(found, torch.full((5, L, D), float(scale)))
     prior, loc, scale = diagonal(), torch.randn(5, L, D), torch.rand(5, L, D) + 0.1
-    moved = NORMAL.around(prior, loc, scale)
+    moved = NORMAL.residual(prior, loc, scale)
     torch.testing.assert_close(moved.mean, prior.mean + loc)
     torch.testing.assert_close(moved.stddev, scale)
     value = torch.randn(5, L, D)

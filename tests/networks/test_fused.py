@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from pyro_gram.networks import layers
-from pyro_gram.networks.fused import MOST_POSITIONS, AddNorm, on_cpu, plain_forms
+from pyro_gram.networks.fused import MAX_POSITIONS, FusedResidualNorm, on_cpu, plain_forms
 from pyro_gram.networks.layers import RotaryAttention, make_stack
 
 D = 16
@@ -52,16 +52,16 @@ def test_attention_is_that_of_the_definition():
 
 def test_the_norm_of_a_residual_passes_gradcheck_and_is_torchs():
     x, branch = (torch.randn(4, 6, dtype=torch.double, requires_grad=True) for _ in range(2))
-    assert torch.autograd.gradcheck(AddNorm.apply, (x, branch))
-    torch.testing.assert_close(AddNorm.apply(x, branch), F.rms_norm(x + branch, (6,)))
+    assert torch.autograd.gradcheck(FusedResidualNorm.apply, (x, branch))
+    torch.testing.assert_close(FusedResidualNorm.apply(x, branch), F.rms_norm(x + branch, (6,)))
 
 
 def test_long_inputs_and_prefixes_take_torchs_attention(monkeypatch):
     def refuse(*_):
         raise AssertionError("a square of scores")
 
-    monkeypatch.setattr(layers.TurnedAttention, "apply", refuse)
-    RotaryAttention(MOST_POSITIONS + 1, D, 2)(torch.randn(1, MOST_POSITIONS + 1, D))
+    monkeypatch.setattr(layers.FusedRotaryAttention, "apply", refuse)
+    RotaryAttention(MAX_POSITIONS + 1, D, 2)(torch.randn(1, MAX_POSITIONS + 1, D))
     RotaryAttention(8, D, 2, prefix=3)(torch.randn(1, 8, D))
     with pytest.raises(AssertionError, match="a square of scores"):
         RotaryAttention(8, D, 2)(torch.randn(1, 8, D))

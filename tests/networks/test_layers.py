@@ -12,7 +12,7 @@ from pyro_gram.networks.layers import (
     RotaryAttention,
     SwiGLU,
     make_stack,
-    rotated,
+    rotate,
 )
 
 L, D = 6, 16
@@ -51,7 +51,7 @@ def test_swiglu_is_its_formula():
 def test_rotary_scores_depend_on_relative_position_only():
     attention = RotaryAttention(L, D, 1)
     qkv = torch.randn(1, 3, 1, D // 2, 2).expand(L, 3, 1, D // 2, 2)  # the same at every position
-    q, k, v = rotated(qkv.contiguous(), attention.turn).flatten(-2).unbind(-3)  # [L, 1, D] each
+    q, k, v = rotate(qkv.contiguous(), attention.turn).flatten(-2).unbind(-3)  # [L, 1, D] each
     scores = q[:, 0] @ k[:, 0].T
     for shift in range(-L + 1, L):
         diagonal = scores.diagonal(shift)

@@ -1,7 +1,7 @@
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro_gram.models.mdlm import spread_times
+from pyro_gram.models.mdlm import stratified_times
 from torch.overrides import TorchFunctionMode
 
 from pyro_gram.errors import ConfigError, UserError
@@ -34,7 +34,7 @@ DRAWS = {
     "Beta": lambda t: dist.Beta(t.exp(), 1.0 + t.exp()).sample(),
     "Dirichlet": lambda t: dist.Dirichlet(t.exp()).sample(),
     "Binomial": lambda t: torch.binomial(torch.full_like(t, 4.0), t.sigmoid()),
-    "times of a diffusion": lambda t: spread_times(t.shape[:1], t.device),
+    "times of a diffusion": lambda t: stratified_times(t.shape[:1], t.device),
     "gamma": lambda t: dist.Gamma(t.exp(), t.exp()).rsample(),
 }
 

@@ -15,7 +15,7 @@ def make(size=8, **changes) -> NQueens:
     return NQueens(NQueensConfig(size=size, split_by="orbit", **changes))
 
 
-def rotated(columns: tuple[int, ...]) -> set[tuple[int, ...]]:
+def rotate(columns: tuple[int, ...]) -> set[tuple[int, ...]]:
     """The eight images of a solution, by plain coordinates."""
     n = len(columns)
     squares = set(enumerate(columns))
@@ -39,7 +39,7 @@ def test_no_image_of_a_held_out_solution_completes_a_training_input(size, layout
     for split, other in (("test", "train"), ("test", "validation"), ("validation", "train")):
         elsewhere = answers(task, other)
         for y in answers(task, split):
-            assert not rotated(y) & elsewhere
+            assert not rotate(y) & elsewhere
 
 
 def test_no_image_of_a_test_input_is_a_training_input_and_by_input_all_are():
@@ -151,6 +151,6 @@ def test_an_unknown_split_lists_the_known_ones():
 
 def test_the_images_of_a_board_are_its_rotations_and_reflections():
     for y in all_solutions(6):
-        assert {tuple(i) for i in images(y).tolist()} == rotated(tuple(y.tolist()))
+        assert {tuple(i) for i in images(y).tolist()} == rotate(tuple(y.tolist()))
     part = torch.tensor([3, -1, -1, 0])
     assert {tuple(i) for i in images(part).tolist()} == {(3, -1, -1, 0), (0, -1, -1, 3)}

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro_gram.guides.amortized import aligned
+from pyro_gram.guides.amortized import align_answer
 from pyro_gram.guides.mean_field import MeanFieldGuide
 from pyro_gram.models.direct import OneStepModel
 from pyro_gram.models.flat import Looped
@@ -53,7 +53,7 @@ def test_what_programs_and_guides_say_of_themselves():
     assert Looped.traits.is_one_step
     assert not Diffusion.traits.has_exact_likelihood
     assert not MeanFieldGuide.traits.is_amortized
-    assert EffectGuide.until == 0
+    assert EffectGuide.guided_transitions == 0
 
 
 def test_the_start_of_a_program_without_input_is_learned_and_its_zeros_are_no_state():
@@ -86,7 +86,7 @@ def test_an_additive_guide_adds_what_it_knows_of_y():
     case = build_case(guide_name="additive")
     guide, u = case.assembly.guide, torch.randn(5, 4, 16)
     code = guide.encode(case.x, case.y)
-    torch.testing.assert_close(guide.features(u, code) - u, aligned(code, u))
+    torch.testing.assert_close(guide.features(u, code) - u, align_answer(code, u))
 
 
 def test_a_mean_field_guide_has_a_row_and_parameters_for_each_pair():
