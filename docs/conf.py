@@ -1,0 +1,90 @@
+"""Settings of the documentation: ``sphinx-build -W --keep-going -b html docs docs/_build/html``."""
+
+import os
+import pkgutil
+import sys
+from importlib import import_module
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+# Notebooks run in a process of their own, which imports this checkout too.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["PYTHONWARNINGS"] = "ignore"
+
+import pyro_gram
+
+project = "pyro_gram"
+author = "the pyro_gram authors"
+copyright = "the pyro_gram authors, Apache-2.0"
+release = version = pyro_gram.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+exclude_patterns = ["_build", "parts/*.py", "**/.ipynb_checkpoints"]
+suppress_warnings = ["config.cache"]
+
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "attrs_inline"]
+myst_heading_anchors = 3
+nb_execution_mode = "auto"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_merge_streams = True
+# A figure stands for itself; the text form of a Matplotlib object says nothing.
+nb_execution_show_tb = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_class_signature = "mixed"
+autodoc_inherit_docstrings = False
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+html_theme = "furo"
+html_title = "pyro_gram"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+html_show_sourcelink = False
+
+PACKAGES = {
+    "pyro_gram": "What the command line and everybody's Python code start from",
+    "pyro_gram.networks": "Plain torch modules: the core, encoders, decoders, heads",
+    "pyro_gram.tasks": "The problems: their data, their solutions, their checks",
+    "pyro_gram.inference": "Pyro: sites, families, guides, bounds, importance weights",
+    "pyro_gram.sampling": "Trajectories of the prior, and the choice among their answers",
+    "pyro_gram.training": "The trainer, its optimizer, its schedules",
+    "pyro_gram.diagnostics": "Metrics, likelihoods, calibration, inference data, figures",
+    "pyro_gram.runs": "A run: its directory, training, evaluation, diagnosis",
+    "pyro_gram.system": "Command line, files, devices, processes",
+    "pyro_gram.models": "The generative programs and their priors",
+    "pyro_gram.guides": "The inference programs",
+}
+
+
+def public_modules(package: str) -> list[str]:
+    """Return the modules of a package, itself first. ``pyro_gram`` has a page for each of its subpackages."""
+    module = import_module(package)
+    names = [package]
+    for info in pkgutil.iter_modules(module.__path__, f"{package}."):
+        if info.name.rpartition(".")[2].startswith("_") or info.name in PACKAGES:
+            continue
+        names += public_modules(info.name) if info.ispkg else [info.name]
+    return names
+
+
+def write_reference(*_: object) -> None:
+    """Write one page for each package to ``reference/``: every module, its public names from their docstrings."""
+    for package, title in PACKAGES.items():
+        lines = [f"{package}\n{'=' * len(package)}\n\n{title}.\n"]
+        for name in public_modules(package):
+            heading = f"{name}\n{'-' * len(name)}\n\n" if name != package else ""
+            lines.append(f"{heading}.. automodule:: {name}\n   :members:\n   :show-inheritance:\n")
+        path = ROOT / "docs" / "reference" / f"{package}.rst"
+        text = "\n".join(lines)
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+
+
+def setup(app: object) -> None:
+    app.connect("builder-inited", write_reference)  # type: ignore[attr-defined]

@@ -1,0 +1,57 @@
+"""Complete a permutation of which half is given."""
+
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_gram.tasks.base import PuzzleSet, Task, TaskSpec
+
+
+@dataclass(frozen=True)
+class CompletionConfig:
+    size: int = 4
+    train: int = 12
+    validation: int = 4
+    test: int = 4
+
+
+class Completion(Task):
+    Config = CompletionConfig
+    unit = "repeated number"
+
+    def __init__(self, config: CompletionConfig, data_dir: str | None = None) -> None:
+        n = self.n = config.size
+        self.config = config
+        self.spec = TaskSpec(n, None, n + 1, n, n)  # inputs: 0 is blank, k + 1 is the number k
+
+    def split(self, name: str) -> PuzzleSet:
+        answers = torch.tensor(list(permutations(range(self.n))))
+        sizes = {s: getattr(self.config, s) for s in ("train", "validation", "test")}
+        start = dict(zip(sizes, (0, sizes["train"], sizes["train"] + sizes["validation"]), strict=True))[name]
+        inputs = (answers + 1)[start : start + sizes[name]].clone()
+        inputs[:, self.n // 2 :] = 0  # half is blank
+        inputs = inputs.unique(dim=0)
+        fits = ((inputs[:, None] == answers + 1) | (inputs[:, None] == 0)).all(-1)  # [inputs, permutations]
+        offsets = torch.cat((torch.zeros(1, dtype=torch.long), fits.sum(1).cumsum(0)))
+        return PuzzleSet(inputs, answers[fits.nonzero()[:, 1]], offsets)
+
+    def violations(self, x: Tensor, y: Tensor) -> Tensor:
+        clashes = ((x > 0) & (x - 1 != y)).sum(-1)
+        repeated = self.n - nn.functional.one_hot(y, self.n).amax(-2).sum(-1)
+        return clashes + repeated
+
+    def parse(self, text: str) -> Tensor:
+        return torch.tensor([0 if c == "." else int(c) + 1 for c in text])
+
+    def format_input(self, x: Tensor) -> str:
+        return "".join("." if v == 0 else str(v - 1) for v in x.tolist())
+
+    def format_solution(self, x: Tensor, y: Tensor) -> str:
+        return "".join(map(str, y.tolist()))
+
+    def draw(self, axes: Any, x: Tensor, y: Tensor | None = None) -> None:
+        axes.text(0.5, 0.5, self.format_input(x) if y is None else self.format_solution(x, y), ha="center")
+        axes.set_axis_off()
