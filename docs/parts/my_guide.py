@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from pyro_gram.inference.guide import EffectGuide
 from pyro_gram.networks.embeddings import answer_encoder
-from pyro_gram.networks.heads import GaussianHead
-from pyro_gram.tasks.base import TaskSpec
+from pyro_gram.networks.layers import GaussianHead
+from pyro_gram.spec import TaskSpec
 
 
 @dataclass(frozen=True)

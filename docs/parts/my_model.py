@@ -5,11 +5,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_gram.inference.sites import announce, data_plates, judge
+from pyro_gram.inference.sites import data_plates, register_parameters, sample_halt_and_value
 from pyro_gram.networks.core import CoreConfig, LatentState
 from pyro_gram.networks.embeddings import answer_decoder, input_encoder
 from pyro_gram.networks.layers import make_stack
-from pyro_gram.tasks.base import TaskSpec
+from pyro_gram.spec import TaskSpec
 
 
 class FlatModel(nn.Module):
@@ -36,7 +36,7 @@ class FlatModel(nn.Module):
         truncated: bool | None = None,
         beta: float = 1.0,
     ) -> Tensor:
-        announce("model", self)
+        register_parameters("model", self)
         e_x = self.encoder(x)
         h = self.h0.expand_as(e_x) if state is None else state.h
         with data_plates(e_x.shape[:-2]):
@@ -47,5 +47,5 @@ class FlatModel(nn.Module):
             h = pyro.deterministic("h", h, event_dim=2)
             pyro.deterministic("l", h, event_dim=2)
             likelihood = dist.Categorical(logits=self.decoder(h)).to_event(1)
-            judge(self.verdict if y is None else None, h, e_x, likelihood)
+            sample_halt_and_value(self.verdict if y is None else None, h, e_x, likelihood)
             return pyro.sample("y", likelihood, obs=y)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_gram.tasks.base import PuzzleSet, Task, TaskSpec
+from pyro_gram.spec import TaskSpec
+from pyro_gram.tasks.base import PuzzleSet, Task
 
 
 @dataclass(frozen=True)
