@@ -174,7 +174,7 @@ def main(argv: list[str]) -> int:
     documents = {
         ROOT / "README.md": filled,
         EXPERIMENTS / "studies" / "README.md": filled_studies,
-        ROOT / "docs" / "cluster.md": filled_cluster,
+        ROOT / "docs" / "howto" / "cluster.md": filled_cluster,
     }
     for path, fill_in in documents.items():
         write_bytes(path, fill_in(path.read_text()).encode())

@@ -28,11 +28,14 @@ COLORING = [
 ]
 
 
+PARTS = ROOT / "docs" / "parts"
+
+
 @pytest.fixture
-def my_gram(tmp_path, monkeypatch):
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 5
-    (tmp_path / "my_gram.py").write_text("\n\n".join(blocks))
+def own_parts(tmp_path, monkeypatch):
+    """A working directory that holds the example files of docs/parts."""
+    for file in PARTS.glob("*.py"):
+        (tmp_path / file.name).write_text(file.read_text())
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
@@ -41,24 +44,24 @@ def my_gram(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "arguments",
     [
-        [*COLORING, "--prior", "my_gram:CauchyPrior"],
-        [*COLORING, "--guide", "my_gram:ShiftGuide"],
-        [*COLORING, "--model", "my_gram:FlatModel"],
-        ["--task", "my_gram:Completion"],
+        [*COLORING, "--prior", "my_prior:CauchyPrior"],
+        [*COLORING, "--guide", "my_guide:ShiftGuide"],
+        [*COLORING, "--model", "my_model:FlatModel"],
+        ["--task", "my_task:Completion"],
     ],
     ids=["prior", "guide", "model", "task"],
 )
-def test_a_users_own_part_trains_and_is_measured(my_gram, arguments):
+def test_a_users_own_part_trains_and_is_measured(own_parts, arguments):
     from experiments import run
 
     assert call(run.main, [*arguments, *TINY, "--out", "out"]) == 0
-    assert (my_gram / "out" / "results.json").exists()
+    assert (own_parts / "out" / "results.json").exists()
 
 
-def test_a_run_whose_kl_has_no_closed_form_says_so_at_its_start(my_gram, capsys):
+def test_a_run_whose_kl_has_no_closed_form_says_so_at_its_start(own_parts, capsys):
     from experiments import run
 
-    assert call(run.main, [*COLORING, "--prior", "my_gram:CauchyPrior", *TINY, "--out", "out"]) == 0
+    assert call(run.main, [*COLORING, "--prior", "my_prior:CauchyPrior", *TINY, "--out", "out"]) == 0
     assert "no closed-form KL of Normal from Cauchy: it is estimated from each draw" in capsys.readouterr().err
 
 
@@ -75,7 +78,7 @@ def test_the_readmes_tables_are_those_of_the_committed_json():
     assert filled(README) == README
     studies = (ROOT / "experiments" / "studies" / "README.md").read_text()
     assert filled_studies(studies) == studies
-    cluster = (ROOT / "docs" / "cluster.md").read_text()
+    cluster = (ROOT / "docs" / "howto" / "cluster.md").read_text()
     assert filled_cluster(cluster) == cluster
 
 

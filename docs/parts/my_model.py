@@ -23,7 +23,7 @@ class FlatModel(nn.Module):
         self.encoder = input_encoder(spec, c.width)
         self.f = make_stack(c.mixer, c.layers, spec.input_length, c.width, c.heads, c.hidden)
         self.decoder = answer_decoder(spec, c.width)
-        self.verdict: nn.Module | None = None  # a run puts the halt and value heads here
+        self.heads: nn.Module | None = None  # a run puts the halt and value heads here
         self.register_buffer("h0", torch.randn(spec.input_length, c.width))
 
     def forward(
@@ -47,5 +47,5 @@ class FlatModel(nn.Module):
             h = pyro.deterministic("h", h, event_dim=2)
             pyro.deterministic("l", h, event_dim=2)
             likelihood = dist.Categorical(logits=self.decoder(h)).to_event(1)
-            sample_halt_and_value(self.verdict if y is None else None, h, e_x, likelihood)
+            sample_halt_and_value(self.heads if y is None else None, h, e_x, likelihood)
             return pyro.sample("y", likelihood, obs=y)

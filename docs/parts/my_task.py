@@ -21,7 +21,7 @@ class CompletionConfig:
 
 class Completion(Task):
     Config = CompletionConfig
-    unit = "repeated number"
+    violation_name = "repeated number"
 
     def __init__(self, config: CompletionConfig, data_dir: str | None = None) -> None:
         n = self.n = config.size
@@ -53,6 +53,6 @@ class Completion(Task):
     def format_solution(self, x: Tensor, y: Tensor) -> str:
         return "".join(map(str, y.tolist()))
 
-    def draw(self, axes: Any, x: Tensor, y: Tensor | None = None) -> None:
+    def plot(self, axes: Any, x: Tensor, y: Tensor | None = None) -> None:
         axes.text(0.5, 0.5, self.format_input(x) if y is None else self.format_solution(x, y), ha="center")
         axes.set_axis_off()
