@@ -29,8 +29,8 @@ from pyro_gram.sampling.selection import SELECTIONS, select_by_value, tally
 from pyro_gram.sampling.smc import check_fits, smc, to_rollout
 from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.tasks.base import Task
-from pyro_gram.tasks.batches import sub_seed
-from pyro_gram.tasks.inputs import input_tokens, whole_number
+from pyro_gram.tasks.batches import derive_seed
+from pyro_gram.tasks.inputs import input_tokens, to_int
 
 DRAWS = (*UNBIASED, "smc")
 TRAJECTORIES = 1280  # of a batch of inputs, after which their answers are told
@@ -185,8 +185,8 @@ class Solver:
         if temper is not None and not isinstance(temper, TemperConfig):
             raise UserError(f"temper must be a pyro_gram.TemperConfig, not {temper!r}")
         check_choice("draws", draws, DRAWS)
-        num_samples, seed = whole_number("num_samples", num_samples), whole_number("seed", seed)
-        depth = self.default_depth if depth is None else whole_number("depth", depth)
+        num_samples, seed = to_int("num_samples", num_samples), to_int("seed", seed)
+        depth = self.default_depth if depth is None else to_int("depth", depth)
         self.check_depth(depth)
         tokens = self._tokens(x)
         common: dict[str, Any] = {
@@ -310,8 +310,8 @@ class Solver:
         **settings: Any,
     ) -> Iterator[Solved]:
         """As :meth:`solve`, each answer as soon as its batch of inputs is solved; all inputs are checked before."""
-        num_samples, seed = whole_number("num_samples", num_samples), whole_number("seed", seed)
-        depth = None if depth is None else whole_number("depth", depth)
+        num_samples, seed = to_int("num_samples", num_samples), to_int("seed", seed)
+        depth = None if depth is None else to_int("depth", depth)
         check_counts(seed=seed, num_samples=num_samples)
         self.check_depth(depth)
         if settings.get("draws") == "smc":
@@ -387,7 +387,7 @@ class Solver:
 
 def _seed_of(seed: int, batch: int) -> int:
     """The first batch has the caller's own, so that it draws as :meth:`Solver.sample` does; others theirs."""
-    return seed if batch == 0 else sub_seed(seed, batch)
+    return seed if batch == 0 else derive_seed(seed, batch)
 
 
 def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool = False) -> Solver:

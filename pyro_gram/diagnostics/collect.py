@@ -21,7 +21,7 @@ from pyro_gram.inference.sites import ANSWER, HALT, VALUE, transition_index
 from pyro_gram.sampling.memory import chunk_size
 from pyro_gram.sampling.rollout import isolated_rng, rollout_steps, to_device_of
 from pyro_gram.tasks.base import PuzzleSet, Task
-from pyro_gram.tasks.batches import generator_for, sub_seed
+from pyro_gram.tasks.batches import derive_seed, generator_for
 
 STATE_INSTANCES = 2  # the final state is large: kept for this many inputs
 PROJECTIONS = 2
@@ -85,9 +85,9 @@ def collect(
     x, y = puzzles.sample_pairs(inputs, generator_for(seed, len(puzzles)))
     found: list[Groups] = []
     for chain in range(chains):
-        groups = _prior(task, model, puzzles, depth=depth, draws=draws, seed=sub_seed(seed, chain, 0))
+        groups = _prior(task, model, puzzles, depth=depth, draws=draws, seed=derive_seed(seed, chain, 0))
         if not why_no_guide(model, guide):
-            groups |= _guide(task, model, guide, puzzles, y, depth=depth, draws=draws, seed=sub_seed(seed, chain, 1))
+            groups |= _guide(task, model, guide, puzzles, y, depth=depth, draws=draws, seed=derive_seed(seed, chain, 1))
         found.append(groups)
     stacked: Groups = {g: {k: np.stack([f[g][k] for f in found]) for k in found[0][g]} for g in found[0]}
     stacked["observed_data"] = {"y": y}

@@ -17,7 +17,7 @@ from pyro_gram.diagnostics.inference_data import good_khat, pareto_smoothed
 from pyro_gram.diagnostics.likelihood import rollout_log_prob
 from pyro_gram.inference.importance import MAX_TRACED, guide_draws, log_evidence
 from pyro_gram.sampling.memory import MAX_TRAJECTORIES
-from pyro_gram.tasks.batches import sub_seed
+from pyro_gram.tasks.batches import derive_seed
 
 HITS = 10.0  # effective draws of the prior below which their mean is one of a few lucky ones
 ERRORS = 3.0  # standard errors of the difference within which two estimates agree
@@ -201,13 +201,19 @@ def evidence(
         max_traced, max_trajectories: the most trajectories at once, which bounds the memory.
     """
     log_p = rollout_log_prob(
-        model, x, y, depth=depth, num_samples=prior_samples, seed=sub_seed(seed, 0), max_trajectories=max_trajectories
+        model,
+        x,
+        y,
+        depth=depth,
+        num_samples=prior_samples,
+        seed=derive_seed(seed, 0),
+        max_trajectories=max_trajectories,
     )
     prior = Estimate.of(log_p.cpu(), smooth=False)
     if guide is None:
         return Evidence((), None, None, prior)
     drawn = guide_draws(
-        model, guide, x, y, steps=depth, num_samples=guide_samples, seed=sub_seed(seed, 1), max_traced=max_traced
+        model, guide, x, y, steps=depth, num_samples=guide_samples, seed=derive_seed(seed, 1), max_traced=max_traced
     ).log_weight
     counts = block_counts(guide_samples)
     return Evidence(counts, iwae(drawn, counts), Estimate.of(drawn, smooth=True), prior)

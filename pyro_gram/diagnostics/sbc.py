@@ -23,7 +23,7 @@ from pyro_gram.inference.contract import guide_traits
 from pyro_gram.inference.importance import MAX_TRACED, guidance_scale, guide_draws
 from pyro_gram.inference.sites import ANSWER, STATE_H, transition_index
 from pyro_gram.sampling.rollout import isolated_rng
-from pyro_gram.tasks.batches import sub_seed
+from pyro_gram.tasks.batches import derive_seed
 
 BAND_DRAWS = 1000  # simulations behind the simultaneous band
 
@@ -113,8 +113,8 @@ def simulate(
     repeats = rounds if x is not None else 1
     for number in range(repeats):
         # Two seeds: under one, the guide's first draw would be made of the true trajectory's noise.
-        y, truth = _drawn(model, x, depth, sub_seed(seed, number, 0), rounds)
-        theirs_seed = sub_seed(seed, number, 1)
+        y, truth = _drawn(model, x, depth, derive_seed(seed, number, 0), rounds)
+        theirs_seed = derive_seed(seed, number, 1)
         q = guide_draws(model, guide, x, y, steps=depth, num_samples=draws, seed=theirs_seed, max_traced=max_traced)
         theirs = _summaries(q.guidance, q.h, q.log_likelihood)
         ranks.append(torch.stack([_rank(truth[name], theirs[name], tie) for name in truth]))

@@ -1,4 +1,4 @@
-"""What to do with a puzzle of a size that a checkpoint does not have."""
+"""Advice for a puzzle whose size no loaded checkpoint has."""
 
 from __future__ import annotations
 
@@ -17,43 +17,40 @@ CHECKPOINTS = Path(pyro_gram.__file__).parents[1] / "checkpoints"  # those that 
 
 
 def suggest_checkpoint(task: Task, field: str, value: int) -> str:
-    """Names the checkpoint that fits, or the command that trains one.
+    """Return the option that names a checkpoint of the right size, or the command that trains one.
 
     Args:
-        task: of the checkpoint that does not fit.
-        field: of its config, the size.
-        value: what the puzzle has.
+        task: the task of the checkpoint that does not fit.
+        field: the field of its config that holds the size.
+        value: the size of the puzzle.
     """
-    kind = type(task)
+    task_class = type(task)
     try:
-        kind.Config(**{field: value})
+        task_class.Config(**{field: value})
     except ConfigError as e:
         return f"no checkpoint can have it ({e})"
-    name = kind.registered_name or f"{kind.__module__}:{kind.__qualname__}"
-    fits = [path for path, size in _sizes(CHECKPOINTS, name, field) if size == value]
-    if not fits:
+    name = task_class.registered_name or f"{task_class.__module__}:{task_class.__qualname__}"
+    paths = [path for path, size in _checkpoint_sizes(CHECKPOINTS, name, field) if size == value]
+    if not paths:
         command = f"python experiments/run.py --task {name} --task.{field} {value} --out runs/{field}{value}"
         return f"no checkpoint here has it; train one: {command}"
-    path = min(fits, key=lambda path: (len(path.name), path.name)).with_suffix(".safetensors")
-    return f"--checkpoint {_short(path)} has {field} = {value}"
+    path = min(paths, key=lambda path: (len(path.name), path.name)).with_suffix(".safetensors")
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return f"--checkpoint {shown} has {field} = {value}"
 
 
 @cache
-def _sizes(folder: Path, name: str, field: str) -> list[tuple[Path, object]]:
-    """The checkpoints of a folder, each with its size; read once, as a file may hold a thousand wrong inputs."""
-    return [(path, _size(path, name, field)) for path in folder.glob("*.json")]
+def _checkpoint_sizes(folder: Path, name: str, field: str) -> list[tuple[Path, object]]:
+    """List the checkpoints of a folder with their sizes; cached, because a file may hold a thousand wrong inputs."""
+    return [(path, _checkpoint_size(path, name, field)) for path in folder.glob("*.json")]
 
 
-def _size(path: Path, name: str, field: str) -> object:
-    """The size that a checkpoint's config has; None for another task, a file of results, or one without weights."""
+def _checkpoint_size(path: Path, name: str, field: str) -> object:
+    """Return the size in a checkpoint's config; None if it is of another task or has no weights."""
     try:
         config = read_json(path)
         if config["names"]["task"] != name or not path.with_suffix(".safetensors").is_file():
             return None
         return config["task"][field]
-    except (UserError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):  # a file of results, not a config
         return None
-
-
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

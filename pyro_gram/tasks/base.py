@@ -1,7 +1,8 @@
-"""What a task must provide, and the puzzle set that it hands out."""
+"""The contract of a task, and the set of puzzles that a task provides."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from pyro_gram.checks import check_choice
 from pyro_gram.errors import ConfigError, InputError
+from pyro_gram.registry import TASKS
 from pyro_gram.spec import TaskSpec
 from pyro_gram.system.download import data_folder
 from pyro_gram.system.text import PuzzleText, numbered_lines
-from pyro_gram.tasks.terminal import mark, painter
+from pyro_gram.tasks.terminal import mark_mistake, painter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,16 +28,25 @@ NO_PUZZLE = "there is no puzzle in the text, which is empty or holds comments on
 
 @dataclass(frozen=True)
 class PuzzleSet:
-    """Inputs and, for each, its solutions.
+    """Inputs, each with its solutions.
+
+    The solutions of all inputs lie in one tensor. The second input here has two:
+
+    >>> inputs, solutions = torch.tensor([[0], [1]]), torch.tensor([[5], [6], [7]])
+    >>> puzzles = PuzzleSet.from_counts(inputs, solutions, num_solutions=torch.tensor([1, 2]))
+    >>> puzzles.solutions_of(1)
+    tensor([[6],
+            [7]])
 
     Attributes:
-        inputs: int64 ``[N, ...]``; None for the empty condition of p(x), which is one input: its solutions are data.
-        solutions: integers ``[M, L_out]`` (uint8 where int64 would be large), those of input i at rows
-            ``offsets[i] : offsets[i + 1]``.
+        inputs: int64 ``[N, *event]``, or None for p(x): its one input is empty, and the data are the solutions.
+        solutions: integers ``[M, L_out]`` (uint8 if int64 would take too much memory). The solutions of input i are
+            the rows ``offsets[i]`` to ``offsets[i + 1] - 1``.
         offsets: int64 ``[N + 1]``.
-        complete: are these all the solutions? If not, coverage has no meaning and is left out.
-        primary: bool ``[N]``, where several rows are versions of one input (ARC): True for the first of each, which is
-            what counts as an input; its versions follow it. None where every row is an input.
+        has_all_solutions: True if every solution of every input is listed. Only then can coverage be measured.
+        is_first_version: bool ``[N]``, or None if every row of ``inputs`` is a puzzle of its own. A task may ask the
+            same puzzle in several versions (ARC: rotated, other colours), which stand in consecutive rows; the first
+            of them is True here.
     """
 
     inputs: Tensor | None
@@ -45,238 +56,273 @@ class PuzzleSet:
     is_first_version: Tensor | None = None
 
     @classmethod
+    def from_counts(
+        cls, inputs: Tensor | None, solutions: Tensor, num_solutions: Tensor, has_all_solutions: bool = True
+    ) -> PuzzleSet:
+        """Return the set whose input i has the next ``num_solutions[i]`` (int64 ``[N]``) rows of ``solutions``."""
+        offsets = torch.cat((torch.zeros(1, dtype=torch.long), num_solutions.cumsum(0)))
+        return cls(inputs, solutions, offsets, has_all_solutions)
+
+    @classmethod
     def from_data(cls, data: Tensor, has_all_solutions: bool = False) -> PuzzleSet:
-        """The empty condition, with ``data`` int64 ``[M, L_out]`` for its solutions."""
-        return cls(None, data, torch.tensor([0, len(data)]), has_all_solutions)
+        """Return the set of p(x): no input, and ``data`` (integers ``[M, L_out]``) as solutions."""
+        return cls.from_counts(None, data, torch.tensor([len(data)]), has_all_solutions)
 
     @classmethod
     def concatenate(cls, parts: list[PuzzleSet]) -> PuzzleSet:
-        """The puzzles of several sets, one after the other, each counted as an input of its own."""
-        inputs = [part.inputs for part in parts if part.inputs is not None]
-        counts = torch.cat([part.num_solutions for part in parts])
-        offsets = torch.cat((torch.zeros(1, dtype=torch.long), counts.cumsum(0)))
+        """Join several sets of puzzles; each row is a puzzle of its own in the result."""
+        inputs = torch.cat([part.inputs for part in parts if part.inputs is not None])
         solutions = torch.cat([part.solutions for part in parts])
-        return cls(torch.cat(inputs), solutions, offsets, all(part.has_all_solutions for part in parts))
+        num_solutions = torch.cat([part.num_solutions for part in parts])
+        return cls.from_counts(inputs, solutions, num_solutions, all(part.has_all_solutions for part in parts))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @property
     def num_solutions(self) -> Tensor:
-        """int64 ``[N]``."""
+        """The number of solutions of each input, int64 ``[N]``."""
         return self.offsets.diff()
 
     def solutions_of(self, index: int) -> Tensor:
-        """All solutions of one input, int64 ``[m, L_out]``."""
+        """Return all solutions of one input, integers ``[m, L_out]``."""
         return self.solutions[self.offsets[index] : self.offsets[index + 1]]
 
     def sample_targets(self, index: Tensor, generator: torch.Generator) -> Tensor:
-        """One solution of each input ``index`` (int64 ``[B]``), uniform over its solutions: int64 ``[B, L_out]``."""
+        """Draw a solution of each input ``index`` (int64 ``[B]``), uniformly: int64 ``[B, L_out]``."""
         counts = self.num_solutions[index]
         draw = (torch.rand(len(index), generator=generator, dtype=torch.float64) * counts).long()
         return self.solutions[self.offsets[index] + draw].long()
 
     def sample_pairs(self, count: int, generator: torch.Generator) -> tuple[Tensor | None, Tensor]:
-        """Up to ``count`` pairs (x, y): the first inputs with a target each, or for p(x) data drawn at random."""
+        """Return up to ``count`` pairs (x, y): the first inputs with a random solution each; for p(x) random data."""
         if self.inputs is None:
             return None, self.solutions[torch.randperm(len(self.solutions), generator=generator)[:count]].long()
         first = self.subset(count)
         return first.inputs, first.sample_targets(torch.arange(len(first)), generator)
 
     def subset(self, count: int) -> PuzzleSet:
-        """The first ``count`` puzzles (all, where there are fewer), each with all its versions."""
-        count = min(count, len(self))
-        primary = self.is_first_version
-        if primary is not None:
-            starts = primary.nonzero().flatten().tolist()
-            count = starts[count] if count < len(starts) else len(self)
-            primary = primary[:count]
-        inputs = None if self.inputs is None else self.inputs[:count]
+        """Return the first ``count`` puzzles, each with all its versions, or all puzzles if there are fewer."""
+        rows = min(count, len(self))
+        is_first_version = self.is_first_version
+        if is_first_version is not None:
+            starts = is_first_version.nonzero().flatten().tolist()
+            rows = starts[rows] if rows < len(starts) else len(self)
+            is_first_version = is_first_version[:rows]
         return replace(
             self,
-            inputs=inputs,
-            solutions=self.solutions[: self.offsets[count]],
-            offsets=self.offsets[: count + 1],
-            is_first_version=primary,
+            inputs=None if self.inputs is None else self.inputs[:rows],
+            solutions=self.solutions[: self.offsets[rows]],
+            offsets=self.offsets[: rows + 1],
+            is_first_version=is_first_version,
         )
 
     @property
     def first_versions(self) -> PuzzleSet:
-        """Of versions of one input the first, each an input of its own; all where there are no versions."""
+        """The first version of each puzzle."""
         return self if self.is_first_version is None else self.select(self.is_first_version)
 
     def select(self, index: Tensor) -> PuzzleSet:
-        """The puzzles at ``index`` (int64, or bool ``[N]``), in its order, each counted as an input of its own."""
+        """Return the rows ``index`` (int64, or bool ``[N]``), in its order, each as a puzzle of its own."""
         assert self.inputs is not None
         counts = self.num_solutions[index]
-        offsets = torch.cat((torch.zeros(1, dtype=torch.long), counts.cumsum(0)))
-        rows = torch.arange(int(offsets[-1])) + (self.offsets[:-1][index] - offsets[:-1]).repeat_interleave(counts)
-        return replace(
-            self, inputs=self.inputs[index], solutions=self.solutions[rows], offsets=offsets, is_first_version=None
-        )
+        first_rows = self.offsets[:-1][index] - (counts.cumsum(0) - counts)
+        rows = torch.arange(int(counts.sum())) + first_rows.repeat_interleave(counts)
+        return PuzzleSet.from_counts(self.inputs[index], self.solutions[rows], counts, self.has_all_solutions)
 
 
 class Task(ABC):
-    """A problem: where its data comes from, what is right, how it reads and looks.
+    """A task says where puzzles come from, which answers are right, and how inputs and answers are written.
 
-    Subclasses are registered in ``TASKS``, name their frozen config dataclass as ``Config``, and take
-    ``(config, data_dir)``. Every tensor argument may have any leading shape; x is None in tasks without input.
+    A subclass sets :attr:`spec` and implements :meth:`split` and :meth:`violations`; everything else has a default.
+    Its settings are a frozen dataclass, :attr:`Config`. It is constructed with such a config and ``data_dir``, the
+    folder of data files (None: the default folder). Tensors may have any leading batch shape ``[...]``.
+
+    >>> @dataclass(frozen=True)
+    ... class NegationConfig:
+    ...     bits: int = 3
+    >>> class Negation(Task):
+    ...     Config = NegationConfig
+    ...
+    ...     def __init__(self, config, data_dir=None):
+    ...         self.n = config.bits
+    ...         self.spec = TaskSpec(self.n, None, 2, self.n, 2)
+    ...
+    ...     def split(self, name):
+    ...         x = torch.arange(2**self.n)[:, None] >> torch.arange(self.n) & 1
+    ...         x = x[{"train": slice(2, None), "validation": slice(0, 1), "test": slice(1, 2)}[name]]
+    ...         return PuzzleSet.from_counts(x, 1 - x, torch.ones(len(x), dtype=torch.long))
+    ...
+    ...     def violations(self, x, y):
+    ...         return (x == y).sum(-1)
+    >>> task = Negation(NegationConfig())
+    >>> x, y = task.split("test").sample_pairs(1, torch.Generator())
+    >>> task.format_input(x[0]), task.format_solution(x[0], y[0]), task.is_valid(x, y)
+    ('1 0 0', '0 1 1', tensor([True]))
+
+    A task without input, p(x), has ``spec.has_input`` False and returns :meth:`PuzzleSet.from_data` from ``split``;
+    every x is None.
     """
 
     Config: ClassVar[type]
-    registered_name: ClassVar[str] = ""
+    registered_name: ClassVar[str] = ""  # set by ``TASKS.register``
     spec: TaskSpec
-    violation_name: ClassVar[str] = "violation"  # what ``violations`` counts, in the singular
-    is_checkable: ClassVar[bool] = True  # can an answer be right or wrong? (a handwritten digit cannot)
-    classifier: ClassVar[str] = ""  # what judges samples of images: "digits", or nothing
-    paper_name: str = ""  # what the tables of the paper call this very problem; nothing where they do not have it
-    equivalence: ClassVar[str] = ""  # which answers count as the same, beside how many there are
-    difficulty_label: ClassVar[str] = ""  # of an axis: what ``difficulty`` counts
+    violation_name: ClassVar[str] = "violation"  # one of those that ``violations`` counts
+    is_checkable: ClassVar[bool] = True  # False if no answer is right or wrong (handwritten digits)
+    classifier: ClassVar[str] = ""  # "digits": samples are scored by the digit classifier
+    equivalence: ClassVar[str] = ""  # the equivalence of ``canonical_form``: "up to the names of the colours"
+    difficulty_label: ClassVar[str] = ""  # an axis label for ``difficulty``
+    paper_name: str = ""  # the key of this task in diagnostics/paper.toml; empty if the paper has no such task
+
+    # ---- required --------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def split(self, name: str) -> PuzzleSet:
-        """The puzzles of ``train``, ``validation`` or ``test``, in random order; no input is in two of them."""
+        """Return the puzzles of ``train``, ``validation`` or ``test``, in random order; no input is in two splits."""
 
     @abstractmethod
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """int64 ``[...]``: how many constraints of ``x [..., *event]`` the answer ``y [..., L_out]`` breaks."""
+        """Count the constraints of ``x [..., *event]`` that ``y [..., L_out]`` breaks: int64 ``[...]``; 0 is right."""
 
-    @abstractmethod
+    # ---- right and equal answers -----------------------------------------------------------------------------------
+
+    def is_valid(self, x: Tensor | None, y: Tensor) -> Tensor:
+        """Return bool ``[...]``: True where ``y`` is a solution of ``x``."""
+        return self.violations(x, y) == 0
+
+    def has_known_answer(self, x: Tensor | None, y: Tensor) -> Tensor:
+        """Return bool ``[...]``: False where it is unknown whether ``y`` is right (by default nowhere)."""
+        return torch.ones_like(y[..., 0], dtype=torch.bool)
+
+    def canonical_form(self, x: Tensor | None, y: Tensor) -> Tensor:
+        """Return the representative of all answers that count as equal to ``y`` (by default ``y``)."""
+        return y
+
+    def count_solutions(self, x: Tensor) -> int | None:
+        """Count the solutions of one input ``x [*event]`` up to :meth:`canonical_form`; None if unknown or too many."""
+        return None
+
+    def extra_metrics(self, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, float]:
+        """Return this task's own metrics of samples ``tokens`` (int64 ``[N, B, L_out]``) for ``puzzles``."""
+        return {}
+
+    # ---- data ------------------------------------------------------------------------------------------------------
+
+    def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor | None, Tensor]:
+        """Return a random symmetry of each training pair, never a held-out input (by default the pairs)."""
+        return x, y
+
+    def difficulty(self, x: Tensor) -> Tensor | None:
+        """Return a number that says how hard each input is, ``[...]``, from the input alone; None if there is none."""
+        return None
+
+    def fresh_inputs(self, count: int, data_seed: int) -> PuzzleSet:
+        """Generate ``count`` puzzles that are symmetric neither to a puzzle of any split nor to one another.
+
+        They measure a checkpoint on inputs that nobody saw while its settings were chosen. If the splits hold a large
+        part of all classes of symmetric inputs, fresh inputs are rarer ones than those of a split.
+
+        Raises:
+            ConfigError: the task generates none (the default), or not so many exist.
+        """
+        raise ConfigError(f"the task {self._name()} makes no fresh inputs: measure on its test split")
+
+    def provenance(self) -> dict[str, str]:
+        """Return names and digests of data files, for results and checkpoints (by default none)."""
+        return {}
+
+    # ---- text ------------------------------------------------------------------------------------------------------
+
     def parse(self, text: str) -> Tensor:
-        """One input from its text: int64 ``[*event]``. Raises InputError naming what is wrong."""
+        """Parse one input, int64 ``[*event]``; by default its tokens, separated by spaces or commas.
 
-    @abstractmethod
+        Raises:
+            InputError: the text is no input of this task; the message says why.
+        """
+        if not self.spec.has_input:
+            raise InputError(
+                f"the task {self._name()} takes no input: its checkpoints are models p(x), "
+                "sampled with experiments/sample.py"
+            )
+        words = text.replace(",", " ").split()
+        shape, vocabulary = self.spec.input_shape, self.spec.input_vocabulary
+        is_number = all(word.isascii() and word.isdecimal() for word in words)
+        if not is_number or len(words) != math.prod(shape) or any(int(word) >= vocabulary for word in words):
+            raise InputError(f"an input is {math.prod(shape)} whole numbers from 0 to {vocabulary - 1}")
+        return torch.tensor([int(word) for word in words]).view(shape)
+
     def format_input(self, x: Tensor | None) -> str:
-        """The text of one input, as ``parse`` reads it."""
+        """Return the text of one input as :meth:`parse` reads it; empty for p(x)."""
+        return "" if x is None else " ".join(map(str, x.flatten().tolist()))
+
+    def format_solution(self, x: Tensor | None, y: Tensor) -> str:
+        """Return the text of one answer; by default its tokens, separated by spaces."""
+        return " ".join(map(str, y.tolist()))
 
     def title(self, x: Tensor | None) -> str:
-        """What one input is called where it is shown beside its picture. The default: :meth:`format_input`."""
+        """Return a caption for the picture of one input; by default its text."""
         return self.format_input(x)
 
-    @abstractmethod
-    def format_solution(self, x: Tensor | None, y: Tensor) -> str:
-        """The text of one answer."""
-
-    @abstractmethod
-    def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
-        """A picture of one input and, where given, an answer with its mistakes marked."""
-
-    def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
-        """A few lines for a terminal: one input and, where given, an answer with its mistakes marked.
-
-        ``colour`` adds escape codes and changes nothing else. The default: the texts, and a mark behind a wrong answer.
-        """
-        lines = [self.format_input(x)]
-        if y is not None:
-            solution = self.format_solution(x, y)
-            wrong = bool(self.has_known_answer(x, y)) and not bool(self.is_valid(x, y))
-            lines.append(mark(solution + " ", painter(colour)) if wrong else solution)
-        return "\n".join(line for line in lines if line)
-
     def puzzle_texts(self, text: str) -> list[PuzzleText]:
-        """The puzzles in the text of a file, each as text. The default: one a line, without blank and ``#`` lines.
+        """Cut the text of a file into puzzles; by default one a line, without blank lines and ``#`` comments.
 
-        It only cuts the text up, and raises nothing: what is wrong with a piece is for :meth:`parse` to say.
+        This never raises: :meth:`parse` reports what is wrong with a puzzle.
         """
         return [PuzzleText(line, number) for number, line in numbered_lines(text)]
 
     def parse_inputs(self, text: str) -> list[Tensor]:
-        """The inputs of one piece. The default: one. Raises InputError."""
+        """Parse the text of one puzzle, which in some tasks holds several inputs (ARC). Raises InputError."""
         return [self.parse(text)]
 
     def read_inputs(self, text: str) -> Iterator[Tensor]:
-        """Every input in the text of a file. Raises InputError at the first that is none, saying where it is."""
-        pieces = self.puzzle_texts(text)
-        if not pieces:
+        """Yield every input in the text of a file. Raises InputError with the line of the first wrong puzzle."""
+        puzzle_texts = self.puzzle_texts(text)
+        if not puzzle_texts:
             raise InputError(NO_PUZZLE)
-        for piece in pieces:
+        for puzzle_text in puzzle_texts:
             try:
-                yield from self.parse_inputs(piece.text)
+                yield from self.parse_inputs(puzzle_text.text)
             except InputError as e:
-                raise (piece.locate_error(e) if len(pieces) > 1 else e) from None
-
-    def count_solutions(self, x: Tensor) -> int | None:
-        """How many answers of one input ``x [*event]`` are right, counted as :meth:`canonical` does.
-
-        None where that is not known, or too many to be counted. The default.
-        """
-        return None
+                raise (puzzle_text.locate_error(e) if len(puzzle_texts) > 1 else e) from None
 
     def parse_graph(self, graph: Any) -> Tensor:
-        """One input from a networkx graph: int64 ``[*event]``. Raises InputError; the default: always."""
-        raise InputError(f"an input of the task {self.registered_name or type(self).__name__} is no graph: give texts")
+        """Convert a networkx graph to one input, int64 ``[*event]``. Raises InputError (by default always)."""
+        raise InputError(f"an input of the task {self._name()} is no graph: give texts")
 
-    def is_valid(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """bool ``[...]``: is the answer right?"""
-        return self.violations(x, y) == 0
+    # ---- pictures --------------------------------------------------------------------------------------------------
 
-    def has_known_answer(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """bool ``[...]``: can the task tell whether the answer is right? The default: always."""
-        return torch.ones_like(y[..., 0], dtype=torch.bool)
+    def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
+        """Draw one input and, if given, an answer with its mistakes marked; by default as text."""
+        axes.text(0.5, 0.5, self.render(x, y), ha="center", va="center", transform=axes.transAxes)
+        axes.set_axis_off()
 
-    def fresh_inputs(self, count: int, data_seed: int) -> PuzzleSet:
-        """``count`` puzzles of another seed, none a symmetry of a puzzle of any split or of another one of them.
+    def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
+        """Return lines for a terminal: one input and, if given, an answer with a ``!`` behind each mistake.
 
-        They measure a checkpoint on inputs that nobody saw while its settings were chosen. Beside the inputs of a split
-        they lean towards what is rare, where the splits hold a good part of all classes of symmetric inputs.
-
-        Raises:
-            ConfigError: the task makes none (the default), or not so many were met.
+        By default the two texts, and a ``!`` behind a wrong answer. ``colour`` adds escape codes, nothing else.
         """
-        name = self.registered_name or type(self).__name__
-        raise ConfigError(f"the task {name} makes no fresh inputs: measure on its test split")
+        lines = [self.format_input(x)]
+        if y is not None:
+            solution = self.format_solution(x, y)
+            is_wrong = bool(self.has_known_answer(x, y)) and not bool(self.is_valid(x, y))
+            lines.append(mark_mistake(solution + " ", painter(colour)) if is_wrong else solution)
+        return "\n".join(line for line in lines if line)
 
-    def difficulty(self, x: Tensor) -> Tensor | None:
-        """float or int64 ``[B]``: what makes inputs harder, told by the input alone; None where nothing is known."""
-        return None
-
-    def provenance(self) -> dict[str, str]:
-        """What of outside the data come from: names and digests, for results and checkpoints. The default: nothing."""
-        return {}
-
-    def canonical_form(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """The representative of all answers that count as the same. The default: the answer itself."""
-        return y
-
-    def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor | None, Tensor]:
-        """A random symmetry of each training pair that is never a held-out input. The default: none."""
-        return x, y
-
-    def extra_metrics(self, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, float]:
-        """Further figures of this task, from samples ``tokens`` int64 ``[N, B, L_out]`` for ``puzzles``."""
-        return {}
-
-
-class GenerativeTask(Task):
-    """A task without input: its answers are data, and the program is p(x).
-
-    ``split`` returns ``PuzzleSet.from_data``; every x is None. Subclasses implement :meth:`split`,
-    :meth:`violations`, :meth:`format_solution` and :meth:`draw`.
-    """
-
-    def parse(self, text: str) -> Tensor:
-        raise InputError(
-            f"the task {self.registered_name or type(self).__name__} takes no input: its checkpoints are models p(x), "
-            "sampled with experiments/sample.py"
-        )
-
-    def format_input(self, x: Tensor | None) -> str:
-        return ""
+    def _name(self) -> str:
+        return self.registered_name or type(self).__name__
 
 
 def check_split(name: str) -> None:
-    """Raises ConfigError unless ``name`` is a split."""
+    """Raise ConfigError unless ``name`` is a split."""
     check_choice("split", name, SPLITS)
 
 
 def make_task(name: str, config: Any, data_dir: str | None = None) -> Task:
-    """The task ``name`` with its ``config``; ``data_dir`` holds the files of tasks that read any.
+    """Construct the task ``name`` from its ``config``; ``data_dir`` is the folder of its data files.
 
     Raises:
-        ConfigError: an unknown task, or a ``data_dir`` that is no directory, whether the task reads files or not.
+        ConfigError: the task is unknown, or ``data_dir`` is no folder (even if the task reads no files).
     """
-    from pyro_gram.registry import TASKS
-
     if data_dir is not None:
         data_folder(data_dir)
     return TASKS.get(name)(config, data_dir)

@@ -1,4 +1,4 @@
-"""Training batches as a pure function of (seed, number), so that a resumed run sees what an unbroken one would."""
+"""Training batches: a batch is a function of (seed, number) alone, so that a resumed run sees the same batches."""
 
 from __future__ import annotations
 
@@ -14,41 +14,42 @@ from pyro_gram.tasks.base import PuzzleSet, Task
 
 
 def generator_for(*key: int) -> torch.Generator:
-    """A generator seeded by a tuple of integers, without collisions between neighbours."""
-    # Of Python's integers: NumPy 1.26 shifts no uint64 by one.
+    """Return a generator whose seed is a hash of integers: keys that are close give unrelated seeds."""
+    # int(): NumPy 1.26 does not shift a uint64 by a Python integer.
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1)
 
 
-def sub_seed(*key: int) -> int:
-    """A seed derived from a tuple of integers, so that what is drawn under one is independent of another's draws."""
+def derive_seed(*key: int) -> int:
+    """Return a seed that is a hash of integers, so that draws under one key are independent of those under another."""
     return generator_for(*key).initial_seed() % MAX_SEED
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Inputs with every known solution of each.
+    """Inputs with every solution of each.
 
     Attributes:
         x: int64 ``[B, *event]``.
-        solutions: int64 ``[K, B, L_out]``, K the most that an input of the batch has.
-        there: bool ``[K, B]``: False where an input has no k-th solution, and its first stands in.
+        solutions: int64 ``[K, B, L_out]``; K is the largest number of solutions in the batch.
+        mask: bool ``[K, B]``; False if the input has no k-th solution (its first one fills the place).
     """
 
     x: Tensor
     solutions: Tensor
-    there: Tensor
+    mask: Tensor
 
 
 class TargetStream:
-    """Batch number -> (x, y): each input once an epoch, its target uniform over its solutions at each visit.
+    """Map a batch number to pairs (x, y).
 
-    Without input (p(x)): each datum once an epoch, and x is None.
+    An epoch visits each input once, with one of its solutions drawn uniformly at every visit. For p(x), an epoch
+    visits each datum once, and x is None.
 
     Args:
-        task: for its augmentation.
+        task: augments the pairs.
         puzzles: the training split.
-        batch: pairs a batch; lowered to the size of the split where that is smaller.
-        seed: of order, targets and augmentation.
+        batch: B, pairs of a batch; at most the size of the split.
+        seed: of the order, the solutions and the augmentation.
         augment: apply the task's symmetries.
     """
 
@@ -56,14 +57,15 @@ class TargetStream:
         self.task, self.puzzles, self.seed, self.augment = task, puzzles, seed, augment
         self.size = len(puzzles.solutions) if puzzles.inputs is None else len(puzzles)
         self.batch = min(batch, self.size)
-        self.per_epoch = self.size // self.batch
-        self._order: tuple[int, Tensor] | None = None
+        self.batches_per_epoch = self.size // self.batch
+        self._epoch_order: tuple[int, Tensor] | None = None  # the last epoch and its permutation
 
     def __call__(self, number: int) -> tuple[Tensor | None, Tensor]:
-        epoch, place = divmod(number, self.per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, torch.randperm(self.size, generator=generator_for(self.seed, 0, epoch))
-        index = self._order[1][place * self.batch : (place + 1) * self.batch]
+        """Return batch ``number``: x int64 ``[B, *event]`` or None, and y int64 ``[B, L_out]``."""
+        epoch, position = divmod(number, self.batches_per_epoch)
+        if self._epoch_order is None or self._epoch_order[0] != epoch:
+            self._epoch_order = epoch, torch.randperm(self.size, generator=generator_for(self.seed, 0, epoch))
+        index = self._epoch_order[1][position * self.batch : (position + 1) * self.batch]
         generator = generator_for(self.seed, 1, number)
         x: Tensor | None
         if self.puzzles.inputs is None:
@@ -73,21 +75,21 @@ class TargetStream:
         return self.task.augment(x, y, generator) if self.augment else (x, y)
 
     def candidates(self, number: int) -> Candidates:
-        """A random batch of inputs, as they are, with all their known solutions; as pure as the batch ``number``.
+        """Return a random batch of inputs, not augmented, with all solutions of each; a function of the number.
 
         Raises:
-            ConfigError: the task has no input, or does not know every solution.
+            ConfigError: the task has no input, or does not list every solution.
         """
         puzzles = self.puzzles
         if puzzles.inputs is None:
             raise ConfigError("train.on_policy_depth needs a task with inputs: set it to 0 for p(x)")
         if not puzzles.has_all_solutions:
             raise ConfigError(
-                "train.on_policy_depth needs every solution of every input, and this task knows some: set it to 0"
+                "train.on_policy_depth needs every solution of every input, and this task lists some: set it to 0"
             )
         index = torch.randint(len(puzzles), (self.batch,), generator=generator_for(self.seed, 2, number))
         counts = puzzles.num_solutions[index]
         k = torch.arange(int(counts.max()))[:, None]
-        there = k < counts
-        rows = puzzles.offsets[index] + torch.where(there, k, 0)
-        return Candidates(puzzles.inputs[index], puzzles.solutions[rows].long(), there)
+        mask = k < counts
+        rows = puzzles.offsets[index] + torch.where(mask, k, 0)
+        return Candidates(puzzles.inputs[index], puzzles.solutions[rows].long(), mask)

@@ -1,4 +1,4 @@
-"""What a solver takes as inputs: texts, bytes, graphs, arrays and tensors, alone or several of them."""
+"""Inputs as users give them to a solver: texts, bytes, graphs, arrays or tensors, one or several."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from pyro_gram.errors import InputError, UserError
 from pyro_gram.system.text import decode, normalize_text
 from pyro_gram.tasks.base import Task
 
-KINDS = "give texts, networkx graphs, or whole numbers as a tensor or an array"
+INPUT_TYPES = "give texts, networkx graphs, or whole numbers as a tensor or an array"
 
 
 def input_tokens(task: Task, x: Any) -> Tensor:
-    """The tokens of one or several inputs, int64 ``[B, ...]``; each is an input, its range yet to be checked.
+    """Convert one or several inputs to tokens, int64 ``[B, ...]``. The caller checks their shape and range.
 
     Args:
-        task: reads texts and graphs.
+        task: parses texts and graphs.
         x: a text or its bytes, a graph, a tensor or array of integers ``[B, *event]``; or an iterable of texts, of
             graphs, or of arrays ``[*event]``.
 
     Raises:
-        InputError: nothing of these, or no input at all.
+        InputError: ``x`` is nothing of these, is no input of the task, or is empty.
     """
     if isinstance(x, Tensor) or (isinstance(x, np.ndarray) and x.dtype.kind not in "OSU"):
-        return _checked(task, _integers(x))
+        return _check_tokens(task, _to_integers(x))
     if isinstance(x, str | bytes | bytearray) or _is_graph(x):
         x = [x]
     if isinstance(x, Mapping | set | frozenset):
         raise InputError(f"a {type(x).__name__} of inputs has no order that answers could follow: give a list")
     if not isinstance(x, Iterable):
-        raise InputError(f"an input is a text, not {x!r}: {KINDS}")
-    rows = [_one(task, item, number) for number, item in enumerate(x, start=1)]
+        raise InputError(f"an input is a text, not {x!r}: {INPUT_TYPES}")
+    rows = [_parse_item(task, item, number) for number, item in enumerate(x, start=1)]
     if not rows:
         raise InputError("no input: give at least one")
     if len({row.shape for row in rows}) > 1:
@@ -43,8 +43,8 @@ def input_tokens(task: Task, x: Any) -> Tensor:
     return torch.stack(rows)
 
 
-def _one(task: Task, item: Any, number: int) -> Tensor:
-    """The tokens of one input, int64 ``[*event]``. Raises InputError."""
+def _parse_item(task: Task, item: Any, number: int) -> Tensor:
+    """Convert one input to tokens, int64 ``[*event]``. Raises InputError."""
     if isinstance(item, bytes | bytearray):
         item = decode(bytes(item), "an input of bytes")
     if isinstance(item, str):
@@ -52,31 +52,35 @@ def _one(task: Task, item: Any, number: int) -> Tensor:
     if _is_graph(item):
         return task.parse_graph(item)
     if isinstance(item, Tensor | np.ndarray | list | tuple):
-        tokens = _integers(item)
-        return _checked(task, tokens[None], number)[0]
-    raise InputError(f"an input is a text, not {item!r}: {KINDS}")
+        tokens = _to_integers(item)
+        return _check_tokens(task, tokens[None], number)[0]
+    raise InputError(f"an input is a text, not {item!r}: {INPUT_TYPES}")
 
 
-def _checked(task: Task, tokens: Tensor, first: int = 1) -> Tensor:
-    """Tokens ``[B, *event]`` that are an input each, as a text is. Raises InputError for others.
+def _check_tokens(task: Task, tokens: Tensor, first: int = 1) -> Tensor:
+    """Return tokens ``[B, *event]`` if each row equals what ``task.parse`` makes of its text.
 
-    Numbers may be a board or a matrix of their author's, which would be read as another input here.
+    Users may give a board or an adjacency matrix of their own, whose numbers are tokens of another input here.
+    Tokens of a wrong shape or range are returned unchecked: the caller refuses them.
+
+    Raises:
+        InputError: a row is no input; rows are numbered from ``first``.
     """
     spec = task.spec
     if tuple(tokens.shape[1:]) != spec.input_shape or not spec.has_input:
-        return tokens  # is refused by its shape
+        return tokens
     numbers = tokens[:, 1:] if spec.puzzles else tokens
     if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < spec.input_vocabulary:
-        return tokens  # by its range
+        return tokens
     if spec.puzzles:
-        return tokens  # any grid may be asked of any puzzle
+        return tokens  # every grid is an input of every puzzle
     for number, row in enumerate(tokens.cpu(), start=first):
         text = task.format_input(row)
         try:
-            same = torch.equal(task.parse(text), row)
+            is_same = torch.equal(task.parse(text), row)
         except InputError as e:
             raise InputError(f"the numbers of input {number}, as tokens, are {text[:40]!r}: {e}") from None
-        if not same:
+        if not is_same:
             raise InputError(
                 f"the numbers of input {number} are no tokens as task.parse(text) returns them, and a board or a "
                 "matrix is not read: give a text, such as str(array.tolist()), or a networkx graph"
@@ -84,26 +88,26 @@ def _checked(task: Task, tokens: Tensor, first: int = 1) -> Tensor:
     return tokens
 
 
-def _integers(values: Any) -> Tensor:
-    """Whole numbers as int64. Raises InputError for others."""
+def _to_integers(values: Any) -> Tensor:
+    """Convert whole numbers to int64. Raises InputError for other values."""
     try:
         array = values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
     except (TypeError, ValueError):
-        raise InputError(f"an input is a text, not {values!r}: {KINDS}") from None
+        raise InputError(f"an input is a text, not {values!r}: {INPUT_TYPES}") from None
     if array.ndim == 0:
-        raise InputError(f"an input is a text, not {values!r}: {KINDS}")
+        raise InputError(f"an input is a text, not {values!r}: {INPUT_TYPES}")
     if array.is_floating_point() or array.is_complex() or array.dtype == torch.bool:
-        raise InputError(f"tokens are whole numbers, not {array.dtype}: {KINDS}")
+        raise InputError(f"tokens are whole numbers, not {array.dtype}: {INPUT_TYPES}")
     return array.long()
 
 
 def _is_graph(x: Any) -> bool:
-    """Is it a graph of networkx?"""
+    """Return whether ``x`` is a networkx graph."""
     return callable(getattr(x, "is_directed", None)) and hasattr(x, "adj")
 
 
-def whole_number(name: str, value: Any) -> int:
-    """A whole number of whatever type, numpy's too, as an int. Raises UserError for others."""
+def to_int(name: str, value: Any) -> int:
+    """Convert a whole number of any type, NumPy's too, to an int. Raises UserError for other values."""
     if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
         raise UserError(f"{name} must be a whole number, not {value!r}")
     return int(value.__index__())

@@ -24,7 +24,7 @@ from pyro_gram.spec import TaskSpec
 from pyro_gram.system import files
 from pyro_gram.system.download import DATA_VARIABLE, data_folder, download, find_file
 from pyro_gram.system.text import is_gzip, read_bytes
-from pyro_gram.tasks.base import GenerativeTask, PuzzleSet, check_split
+from pyro_gram.tasks.base import PuzzleSet, Task, check_split
 from pyro_gram.tasks.batches import generator_for
 from pyro_gram.tasks.terminal import half_blocks, painter
 
@@ -94,7 +94,7 @@ class MNISTConfig:
 
 
 @TASKS.register("mnist")
-class MNIST(GenerativeTask):
+class MNIST(Task):
     """Draw a handwritten digit. Tokens are pixels, row by row: 1 is ink.
 
     Nothing is augmented: a digit mirrored or turned is another, or none.

@@ -1,4 +1,4 @@
-"""Text for a terminal. Marks are characters, so that it reads without colour; colours repeat what the text says."""
+"""Text for a terminal. Mistakes are marked by characters, so that colour only repeats what the text says."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TextIO
 
-WIDTH = 99  # columns that a line may take
-MISTAKE = "!"  # stands behind whatever is wrong
-WRONG_INK, WRONG_PAPER = 231, 160  # white on red
-QUIET_INK = 240  # grey on black
-FILLED_INK = 33  # a blue that reads on black and on white
-CUBE = (0, 95, 135, 175, 215, 255)  # levels of the 6 x 6 x 6 colours 16 to 231
-ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+WIDTH = 99  # the most columns of a line
+MISTAKE = "!"  # follows a mistake
+MISTAKE_INK, MISTAKE_PAPER = 231, 160  # white on red
+FAINT_INK = 240  # grey on black
+FILLED_INK = 33  # a blue that is legible on black and on white
+CUBE_LEVELS = (0, 95, 135, 175, 215, 255)  # of the 6 x 6 x 6 colours 16 to 231
+ESCAPE_CODES = re.compile(r"\x1b\[[0-9;]*m")
 
-Painter = Callable[..., str]  # with the parameters of paint
+Painter = Callable[..., str]  # a function with the parameters of ``paint``
 
 
 def wants_colour(stream: TextIO) -> bool:
-    """Is what is written to ``stream`` to be coloured?
+    """Return whether text for ``stream`` is to be coloured.
 
     The environment decides first, NO_COLOR (no-color.org) before FORCE_COLOR, each by any value but the empty one;
-    then whether ``stream`` is a terminal.
+    otherwise text for a terminal is coloured.
     """
     if os.environ.get("NO_COLOR"):
         return False
@@ -31,74 +31,79 @@ def wants_colour(stream: TextIO) -> bool:
 
 
 def paint(text: str, foreground: int | None = None, background: int | None = None, bold: bool = False) -> str:
-    """``text`` between escape codes; colours are numbers of the 256-colour palette (:func:`nearest`)."""
+    """Put ``text`` between escape codes; colours are numbers of the 256-colour palette (:func:`nearest_colour`)."""
     codes = ["1"] if bold else []
     codes += [f"{kind};5;{colour}" for kind, colour in ((38, foreground), (48, background)) if colour is not None]
     return f"\x1b[{';'.join(codes)}m{text}\x1b[0m" if codes and text else text
 
 
 def painter(colour: bool) -> Painter:
-    """:func:`paint`, or where there is no colour a function of the same parameters that returns the text as it is."""
-    return paint if colour else _leave
+    """Return :func:`paint`, or a function of the same parameters that leaves the text unpainted."""
+    return paint if colour else _leave_unpainted
 
 
-def _leave(text: str, foreground: int | None = None, background: int | None = None, bold: bool = False) -> str:
+def _leave_unpainted(
+    text: str, foreground: int | None = None, background: int | None = None, bold: bool = False
+) -> str:
     return text
 
 
-def mark(text: str, painted: Painter) -> str:
-    """``text`` with the mark of a mistake behind it."""
-    return painted(text + MISTAKE, WRONG_INK, WRONG_PAPER, bold=True)
+def mark_mistake(text: str, paint: Painter) -> str:
+    """Put the mark of a mistake behind ``text``."""
+    return paint(text + MISTAKE, MISTAKE_INK, MISTAKE_PAPER, bold=True)
 
 
-def plain(text: str) -> str:
-    """``text`` without its escape codes."""
-    return ESCAPES.sub("", text)
+def strip_escape_codes(text: str) -> str:
+    """Remove the escape codes from ``text``."""
+    return ESCAPE_CODES.sub("", text)
 
 
 @cache
-def nearest(colour: str) -> int:
-    """The number in the 256-colour palette that comes closest to ``#RRGGBB``."""
-    want = _rgb(colour)
-    cube = [(CUBE[i // 36], CUBE[i // 6 % 6], CUBE[i % 6]) for i in range(216)]
+def nearest_colour(rgb: str) -> int:
+    """Return the number of the colour of the 256-colour palette that is nearest to ``#RRGGBB``."""
+    target = _levels(rgb)
+    cube = [(CUBE_LEVELS[i // 36], CUBE_LEVELS[i // 6 % 6], CUBE_LEVELS[i % 6]) for i in range(216)]
     grey = [(8 + 10 * i,) * 3 for i in range(24)]
-    distance = [sum((a - b) ** 2 for a, b in zip(want, have, strict=True)) for have in cube + grey]
-    return 16 + distance.index(min(distance))
+    distances = [sum((a - b) ** 2 for a, b in zip(target, colour, strict=True)) for colour in cube + grey]
+    return 16 + distances.index(min(distances))
 
 
-def ink_on(paper: str) -> int:
-    """Black or white, whichever reads better on ``#RRGGBB``."""
-    red, green, blue = _rgb(paper)
+def contrasting_ink(paper: str) -> int:
+    """Return black (16) or white (231), whichever is easier to read on ``#RRGGBB``."""
+    red, green, blue = _levels(paper)
     return 16 if 0.299 * red + 0.587 * green + 0.114 * blue > 120 else 231
 
 
-def _rgb(colour: str) -> tuple[int, int, int]:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+def _levels(rgb: str) -> tuple[int, int, int]:
+    red, green, blue = (int(rgb[i : i + 2], 16) for i in (1, 3, 5))
     return red, green, blue
 
 
 # ---- blocks of lines -----------------------------------------------------------------------------------------------
 
 
-def beside(*blocks: str, between: str = "   ") -> str:
-    """Blocks of lines side by side, ``between`` at half their height; what does not fit goes below, a line apart."""
+def join_blocks(*blocks: str, separator: str = "   ") -> str:
+    """Put blocks of lines side by side, with ``separator`` at half their height.
+
+    Blocks that do not fit into :data:`WIDTH` go below, after an empty line.
+    """
     rows: list[list[str]] = []
     used = WIDTH
     for block in blocks:
-        used += len(between) + _width(block)
+        used += len(separator) + _width(block)
         if used > WIDTH:
             rows.append([])
             used = _width(block)
         rows[-1].append(block)
-    return "\n\n".join(_joined(row, between) for row in rows)
+    return "\n\n".join(_join_row(row, separator) for row in rows)
 
 
-def _joined(blocks: list[str], between: str) -> str:
+def _join_row(blocks: list[str], separator: str) -> str:
     height = max(block.count("\n") + 1 for block in blocks)
     columns: list[list[str]] = []
     for block in blocks:
         if columns:
-            columns.append([between if i == (height - 1) // 2 else " " * len(between) for i in range(height)])
+            columns.append([separator if i == (height - 1) // 2 else " " * len(separator) for i in range(height)])
         lines = block.split("\n")
         lines += [""] * (height - len(lines))
         columns.append([line + " " * (_width(block) - _width(line)) for line in lines])
@@ -106,13 +111,13 @@ def _joined(blocks: list[str], between: str) -> str:
 
 
 def _width(block: str) -> int:
-    return max(map(len, plain(block).split("\n")))
+    return max(map(len, strip_escape_codes(block).split("\n")))
 
 
-def boxed(cells: Sequence[str], columns: int, box_rows: int, box_columns: int) -> str:
-    """Cells row by row, with lines between boxes. Each cell ends in a space or a mark, all of one width."""
+def join_cells(cells: Sequence[str], columns: int, box_rows: int, box_columns: int) -> str:
+    """Arrange cells in rows, with lines between boxes. Each cell ends in a space or a mark; all have one width."""
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
-    width = len(plain(cells[0])) * box_columns
+    width = len(strip_escape_codes(cells[0])) * box_columns
     rule = "+-".join("-" * width for _ in range(columns // box_columns))
     lines = []
     for r, row in enumerate(rows):
@@ -122,12 +127,12 @@ def boxed(cells: Sequence[str], columns: int, box_rows: int, box_columns: int) -
     return "\n".join(lines)
 
 
-def half_blocks(pixels: Sequence[Sequence[int]], painted: Painter) -> str:
-    """An image of 0 and 1, white on black where there is colour; a character holds two pixels, one above the other."""
+def half_blocks(pixels: Sequence[Sequence[int]], paint: Painter) -> str:
+    """Return an image of 0 and 1 as text, white on black if painted; each character shows two pixels of a column."""
     characters = " \N{UPPER HALF BLOCK}\N{LOWER HALF BLOCK}\N{FULL BLOCK}"
-    below = [*pixels[1::2], *([[0] * len(pixels[0])] if len(pixels) % 2 else [])]
+    lower_rows = [*pixels[1::2], *([[0] * len(pixels[0])] if len(pixels) % 2 else [])]
     lines = []
-    for upper, lower in zip(pixels[::2], below, strict=True):
-        line = "".join(characters[a + 2 * b] for a, b in zip(upper, lower, strict=True))
-        lines.append(painted(line, 231, 16))
+    for upper_row, lower_row in zip(pixels[::2], lower_rows, strict=True):
+        line = "".join(characters[upper + 2 * lower] for upper, lower in zip(upper_row, lower_row, strict=True))
+        lines.append(paint(line, 231, 16))
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""How far samples are from uniform over all that is right, and how far a perfect sampler would be."""
+"""The total variation between samples and the uniform distribution over all solutions."""
 
 from __future__ import annotations
 
@@ -7,36 +7,40 @@ from torch import Tensor
 
 
 def total_variation(ids: Tensor, num_solutions: Tensor) -> Tensor:
-    """Of an input's right samples to uniform over its solutions; 1 where no sample is right.
+    """Return the total variation between the right samples of each input and the uniform distribution.
 
     Args:
-        ids: which solution each sample is, int64 ``[N, B]``; -1 for a wrong sample.
+        ids: the number of the solution that each sample is, int64 ``[N, B]``; -1 for a wrong sample.
         num_solutions: m, int64 ``[B]``.
 
     Returns:
-        float64 ``[B]``.
+        float64 ``[B]``; 1 if no sample is right.
 
     Raises:
-        ValueError: an id that is no solution's.
+        ValueError: an id is not below ``num_solutions``.
     """
     if (ids >= num_solutions).any():
         raise ValueError("ids must be below num_solutions")
-    found = []
+    distances = []
     for column, m in zip(ids.T, num_solutions.tolist(), strict=True):
         right = column[column >= 0]
-        share = torch.bincount(right).double() / max(1, len(right))
-        found.append(1 - share.clamp(max=1 / m).sum())
-    return torch.stack(found)
+        shares = torch.bincount(right).double() / max(1, len(right))
+        distances.append(1 - shares.clamp(max=1 / m).sum())
+    return torch.stack(distances)
 
 
 def expected_total_variation(num_solutions: Tensor, num_samples: int) -> Tensor:
-    """The total variation to uniform expected of ``num_samples`` i.i.d. uniform draws from m solutions, ``[B]``.
+    """Return the expected total variation of N independent uniform draws from m solutions: float64 ``[B]``.
 
-    Each count is binomial, Bin(N, 1/m), whose mean absolute deviation has De Moivre's closed form,
-    2 k C(N, k) p^k (1 - p)^(N - k + 1) with k = floor(N p) + 1.
+    A perfect sampler has this value. Each solution's count is Bin(N, 1/m), whose mean absolute deviation has
+    De Moivre's closed form, 2 k C(N, k) p^k (1 - p)^(N - k + 1) with k = floor(N p) + 1.
+
+    Args:
+        num_solutions: m, int64 ``[B]``.
+        num_samples: N.
     """
     m, n = num_solutions.double(), torch.tensor(float(num_samples), dtype=torch.double)
-    p = 1 / m.clamp(min=2)  # one solution is never missed; it is put in below
+    p = 1 / m.clamp(min=2)  # m = 1 gives 0, set at the end
     k = (n / m).floor() + 1
     log_choose = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
     deviation = 2 * k * (log_choose + k * p.log() + (n - k + 1) * torch.log1p(-p)).exp()

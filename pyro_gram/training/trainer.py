@@ -328,7 +328,7 @@ class Trainer:
         assert self.candidates is not None
         c = self.config
         found = self.candidates(self.number)
-        x, solutions, there = self._share(found.x), self._share(found.solutions, 1), self._share(found.there, 1)
+        x, solutions, there = self._share(found.x), self._share(found.solutions, 1), self._share(found.mask, 1)
         if inside.first < 0:
             inside.first, inside.state = int(torch.randint(c.on_policy_depth - c.on_policy_updates + 1, ())), None
         for step in range(inside.first + len(inside.seen), inside.first + c.on_policy_updates):

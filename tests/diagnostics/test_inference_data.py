@@ -14,7 +14,7 @@ from pyro_gram.diagnostics.inference_data import group_names as names
 from pyro_gram.errors import InputError, UserError
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.tasks.base import PuzzleSet
-from pyro_gram.tasks.batches import sub_seed
+from pyro_gram.tasks.batches import derive_seed
 from tests.conftest import build_case_with_heads, build_small
 
 CHAINS, DRAWS, DEPTH, INPUTS, VERTICES, WIDTH, T = 2, 6, 3, 4, 4, 16, 2
@@ -246,7 +246,7 @@ def test_heads_speak_at_every_step():
 
 def test_the_priors_groups_are_the_roll_out_that_is_scored(assembly, data):
     x = assembly.task.split("test").inputs
-    rolled = rollout(assembly.model, x, num_samples=DRAWS, depth=DEPTH, seed=sub_seed(0, 1, 0))
+    rolled = rollout(assembly.model, x, num_samples=DRAWS, depth=DEPTH, seed=derive_seed(0, 1, 0))
     np.testing.assert_array_equal(data["prior_predictive"]["y"].values[1], rolled.tokens)
     np.testing.assert_allclose(data["sample_stats_prior"]["score"].values[1, ..., -1], rolled.score, atol=1e-5)
 

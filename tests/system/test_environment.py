@@ -70,7 +70,7 @@ class Word(int):
 
 def test_seeds_are_those_of_every_numpy(monkeypatch):
     seeds = [3291213472928352369, 3153263424282473045]
-    assert [stream.generator_for(0, 3).initial_seed(), stream.sub_seed(1, 2)] == seeds
+    assert [stream.generator_for(0, 3).initial_seed(), stream.derive_seed(1, 2)] == seeds
     words = np.random.SeedSequence
 
     class Words:
@@ -81,7 +81,7 @@ def test_seeds_are_those_of_every_numpy(monkeypatch):
             return [Word(w) for w in words(self.key).generate_state(*arguments)]
 
     monkeypatch.setattr(np.random, "SeedSequence", Words)
-    assert [stream.generator_for(0, 3).initial_seed(), stream.sub_seed(1, 2)] == seeds
+    assert [stream.generator_for(0, 3).initial_seed(), stream.derive_seed(1, 2)] == seeds
 
 
 def test_a_run_in_a_thread_of_a_users_own_program(tmp_path):

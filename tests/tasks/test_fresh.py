@@ -7,7 +7,7 @@ import torch
 from pyro_gram.errors import ConfigError
 from pyro_gram.tasks.base import SPLITS, PuzzleSet
 from pyro_gram.tasks.coloring.task import Coloring, ColoringConfig
-from pyro_gram.tasks.held_out import first_of_class
+from pyro_gram.tasks.held_out import add_new_classes
 from pyro_gram.tasks.nqueens.task import NQueens, NQueensConfig
 from pyro_gram.tasks.sudoku.boards import random_symmetries, transform
 from pyro_gram.tasks.sudoku.task import FIRST, Sudoku, SudokuConfig
@@ -76,9 +76,9 @@ def test_a_task_that_makes_none_says_so():
 
 def test_the_first_of_each_class_that_is_not_known_is_taken():
     classes = {"a"}
-    assert first_of_class("abcbad", classes) == [1, 2, 5]
+    assert add_new_classes(classes, "abcbad") == [1, 2, 5]
     assert classes == set("abcd")
-    assert first_of_class("abcd", classes) == []
+    assert add_new_classes(classes, "abcd") == []
 
 
 def test_concatenated_sets_keep_their_solutions():

@@ -1,6 +1,6 @@
 import torch
 
-from pyro_gram.tasks.held_out import InputSet, unless_held_out
+from pyro_gram.tasks.held_out import InputSet, replace_unless_held_out
 
 
 def test_a_set_knows_its_members_and_nothing_else():
@@ -26,6 +26,6 @@ def test_pairs_stay_where_their_image_is_held_out():
     held = InputSet(torch.tensor([[1, 1]]), 2)
     x, y = torch.tensor([[0, 0], [0, 1]]), torch.tensor([[5], [6]])
     image_x, image_y = torch.tensor([[1, 1], [1, 0]]), torch.tensor([[7], [8]])
-    got_x, got_y = unless_held_out(held, x, y, image_x, image_y)
+    got_x, got_y = replace_unless_held_out(held, x, y, image_x, image_y)
     assert got_x.tolist() == [[0, 0], [1, 0]]
     assert got_y.tolist() == [[5], [8]]

@@ -9,7 +9,14 @@ import torch
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks.base import Task, make_task
 from pyro_gram.tasks.nqueens.task import NQueens, NQueensConfig
-from pyro_gram.tasks.terminal import beside, ink_on, nearest, paint, plain, wants_colour
+from pyro_gram.tasks.terminal import (
+    contrasting_ink,
+    join_blocks,
+    nearest_colour,
+    paint,
+    strip_escape_codes,
+    wants_colour,
+)
 from tests.conftest import SMALL_TASKS, digits_folder
 
 CASES = {
@@ -82,7 +89,7 @@ def test_colour_adds_escape_codes_and_nothing_else(case):
     for x, y in [*attempts(task), (pair(task)[0], None)]:
         text, coloured = task.render(x, y), task.render(x, y, colour=True)
         assert "\x1b" not in text
-        assert plain(coloured) == text
+        assert strip_escape_codes(coloured) == text
         if y is not None:
             assert "\x1b[" in coloured
             assert all(line.count("\x1b[0m") * 2 == line.count("\x1b[") for line in coloured.splitlines())
@@ -122,7 +129,7 @@ def test_a_task_that_says_nothing_shows_its_texts():
     wrong = y.roll(1)
     text, coloured = (Task.render(task, x, wrong, colour) for colour in (False, True))
     assert text.splitlines() == [task.format_input(x), task.format_solution(x, wrong) + " !"]
-    assert coloured != text == plain(coloured)
+    assert coloured != text == strip_escape_codes(coloured)
 
 
 # ---- where the marks stand -----------------------------------------------------------------------------------------
@@ -176,7 +183,7 @@ def test_the_largest_board_fits_a_terminal():
     y[0, :2] = 2
     lines = task.render(x, y.flatten()).splitlines()
     assert lines[:2] == ["!!" + "." * 62, "." * 64 + "  no queen!"]
-    assert plain(task.render(x, y.flatten(), colour=True)).splitlines() == lines
+    assert strip_escape_codes(task.render(x, y.flatten(), colour=True)).splitlines() == lines
 
 
 def test_a_row_without_a_queen_says_so():
@@ -232,8 +239,8 @@ def test_arc_marks_the_cells_that_differ():
 
 def test_large_grids_stand_below_each_other():
     tall = "\n".join(["1 " * 30] * 3)
-    assert beside(tall, tall, between=" -> ") == f"{tall}\n\n{tall}"
-    assert beside("ab\nc", "\x1b[1md\x1b[0m", between=" > ") == "ab > \x1b[1md\x1b[0m\nc     "
+    assert join_blocks(tall, tall, separator=" -> ") == f"{tall}\n\n{tall}"
+    assert join_blocks("ab\nc", "\x1b[1md\x1b[0m", separator=" > ") == "ab > \x1b[1md\x1b[0m\nc     "
 
 
 # ---- difficulty ----------------------------------------------------------------------------------------------------
@@ -295,5 +302,11 @@ def test_paint_opens_and_closes():
 
 
 def test_colours_are_the_nearest_of_the_palette():
-    assert [nearest(c) for c in ("#000000", "#FFFFFF", "#FF0000", "#5F87AF", "#080808")] == [16, 231, 196, 67, 232]
-    assert (ink_on("#000000"), ink_on("#FFDC00")) == (231, 16)
+    assert [nearest_colour(c) for c in ("#000000", "#FFFFFF", "#FF0000", "#5F87AF", "#080808")] == [
+        16,
+        231,
+        196,
+        67,
+        232,
+    ]
+    assert (contrasting_ink("#000000"), contrasting_ink("#FFDC00")) == (231, 16)

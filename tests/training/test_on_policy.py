@@ -58,10 +58,10 @@ def test_candidates_are_pure_and_hold_every_solution():
     one, two = stream.candidates(5), stream.candidates(5)
     assert torch.equal(one.x, two.x)
     assert not torch.equal(one.x, stream.candidates(6).x)
-    assert (one.there.sum(0) > 1).any()
+    assert (one.mask.sum(0) > 1).any()
     for b in range(len(one.x)):
         (at,) = (puzzles.inputs == one.x[b]).flatten(1).all(1).nonzero()[0].tolist()
-        assert torch.equal(one.solutions[one.there[:, b], b], puzzles.solutions_of(at))
+        assert torch.equal(one.solutions[one.mask[:, b], b], puzzles.solutions_of(at))
 
 
 def test_without_a_likelihood_targets_are_uniform():

@@ -30,7 +30,7 @@ from pyro_gram.networks.core import LatentState
 from pyro_gram.sampling.draws import sobol
 from pyro_gram.sampling.selection import select_by_value
 from pyro_gram.sampling.smc import smc
-from pyro_gram.tasks.batches import sub_seed
+from pyro_gram.tasks.batches import derive_seed
 from pyro_gram.tasks.uniform import expected_total_variation, total_variation
 from pyro_gram.training import pace
 from pyro_gram.training.act import Places
@@ -376,7 +376,7 @@ def test_the_priors_estimate_is_the_plain_mean():
     case = build_case()
     found = evidence(case.assembly.model, case.assembly.guide, case.x, case.y, depth=1, guide_samples=40,
                      prior_samples=60)  # fmt: skip
-    log_p = rollout_log_prob(case.assembly.model, case.x, case.y, num_samples=60, depth=1, seed=sub_seed(0, 0))
+    log_p = rollout_log_prob(case.assembly.model, case.x, case.y, num_samples=60, depth=1, seed=derive_seed(0, 0))
     expected = log_p.double().logsumexp(0) - torch.tensor(60.0).double().log()
     torch.testing.assert_close(found.prior.log_p, expected)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_gram.tasks.terminal import MISTAKE, QUIET_INK, Painter, ink_on, nearest
+from pyro_gram.tasks.terminal import FAINT_INK, MISTAKE, Painter, contrasting_ink, nearest_colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -271,13 +271,13 @@ def draw_grid(axes: Axes, grid: Grid, wrong: np.ndarray) -> None:
     axes.scatter(c, r, marker="x", color="#000000", s=50, linewidths=1.5)
 
 
-def render_grid(grid: Grid, wrong: np.ndarray, painted: Painter) -> str:
-    """The digits of the colours, painted on them, and marks where the grid is ``wrong``. As :func:`draw_grid`."""
+def render_grid(grid: Grid, wrong: np.ndarray, paint: Painter) -> str:
+    """The digits of the colours, paint on them, and marks where the grid is ``wrong``. As :func:`draw_grid`."""
 
     def cell(color: int, bad: bool) -> str:
         paper = PALETTE[color]
-        ink = ink_on(paper) if color or bad else QUIET_INK  # most cells are black: background
-        return painted(f"{color}{MISTAKE if bad else ' '}", ink, nearest(paper), bold=bad)
+        ink = contrasting_ink(paper) if color or bad else FAINT_INK  # most cells are black: background
+        return paint(f"{color}{MISTAKE if bad else ' '}", ink, nearest_colour(paper), bold=bad)
 
     rows = zip(grid.tolist(), wrong.tolist(), strict=True)
     return "\n".join("".join(map(cell, *row)) for row in rows)

@@ -27,7 +27,7 @@ from pyro_gram.tasks.arc import grids
 from pyro_gram.tasks.arc.data import ArcConfig, Pair, collect
 from pyro_gram.tasks.arc.grids import INVERSE, VOCABULARY, Augmentation, Grid, grid_key
 from pyro_gram.tasks.base import PuzzleSet, Task, check_split
-from pyro_gram.tasks.terminal import beside, mark, painter
+from pyro_gram.tasks.terminal import join_blocks, mark_mistake, painter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -382,14 +382,14 @@ class Arc(Task):
 
     def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
         """The input's grid and, where given, the answer's beside it; marked as :meth:`draw` does."""
-        painted = painter(colour)
+        paint = painter(colour)
         given = _cut(*self._opened(x)[1:3])
-        left = grids.render_grid(given, np.zeros_like(given), painted)
+        left = grids.render_grid(given, np.zeros_like(given), paint)
         if y is None:
             return left
         grid = self._grid(x, y)
-        right = mark("no grid", painted) if grid is None else grids.render_grid(grid, self._wrong(x, grid), painted)
-        return beside(left, right, between="  ->  ")
+        right = mark_mistake("no grid", paint) if grid is None else grids.render_grid(grid, self._wrong(x, grid), paint)
+        return join_blocks(left, right, separator="  ->  ")
 
 
 def _cut(cells: Tensor, size: Tensor) -> Grid:

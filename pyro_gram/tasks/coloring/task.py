@@ -26,8 +26,8 @@ from pyro_gram.system.text import PuzzleText
 from pyro_gram.tasks.advice import suggest_checkpoint
 from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task, check_split
 from pyro_gram.tasks.coloring.text import parse_graph, split_graphs
-from pyro_gram.tasks.held_out import first_of_class
-from pyro_gram.tasks.terminal import ink_on, mark, nearest, painter
+from pyro_gram.tasks.held_out import add_new_classes
+from pyro_gram.tasks.terminal import contrasting_ink, mark_mistake, nearest_colour, painter
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -39,7 +39,7 @@ MAX_VERTICES = 12  # 3^11 / 2 canonical colourings are enumerated for each graph
 FRESH_DRAWS = 1000  # graphs drawn at a time for fresh inputs, the least
 PALETTE = ("#0072B2", "#E69F00", "#009E73")  # Okabe-Ito: told apart by colour-blind readers
 CONFLICT = "#C00000"
-INKS = {16: "#000000", 231: "#FFFFFF"}  # what ink_on gives
+INKS = {16: "#000000", 231: "#FFFFFF"}  # what contrasting_ink gives
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Coloring(Task):
         graphs = np.zeros((0, self.n, self.n), dtype=bool)
         while len(graphs) < count:
             batch = draw_graphs(rng, self.n, self.config.edge_probability, max(FRESH_DRAWS, count))
-            new = batch[first_of_class(isomorphism_invariants(batch), classes)]
+            new = batch[add_new_classes(classes, isomorphism_invariants(batch))]
             if not len(new):
                 raise ConfigError(
                     f"only {len(graphs)} graphs of {self.n} vertices were met that are isomorphic to none of a split: "
@@ -269,7 +269,7 @@ class Coloring(Task):
         fill = [PALETTE[c] if c >= 0 else "#FFFFFF" for c in colors]
         nx.draw_networkx_nodes(graph, position, ax=axes, node_color=fill, edgecolors="#333333", node_size=160)
         for vertex, color in enumerate(fill):  # numbered as in the text of an answer
-            (across, up), ink = position[vertex], INKS[ink_on(color)]
+            (across, up), ink = position[vertex], INKS[contrasting_ink(color)]
             axes.annotate(str(vertex), (across, up), ha="center", va="center", color=ink, fontsize=7)
         axes.set_aspect("equal")
         axes.margins(0.15)
@@ -277,7 +277,7 @@ class Coloring(Task):
 
     def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
         """A vertex a line with its neighbours, behind each a colon and its colour, as in the text of the answer."""
-        graph, painted = self._graph(x), painter(colour)
+        graph, paint = self._graph(x), painter(colour)
         colors = None if y is None else (y - self._first_color).tolist()
 
         def named(v: int, beside: int | None = None) -> str:
@@ -285,9 +285,9 @@ class Coloring(Task):
                 return f"{v:>2}"
             name = f"{v:>2}:{colors[v] if colors[v] >= 0 else '?'}"
             if colors[v] < 0 or (beside is not None and colors[v] == colors[beside]):
-                return mark(name, painted)
+                return mark_mistake(name, paint)
             paper = PALETTE[colors[v]]
-            return painted(name, ink_on(paper), nearest(paper)) + " "
+            return paint(name, contrasting_ink(paper), nearest_colour(paper)) + " "
 
         lines = [f"    {named(v)}   {' '.join(named(w, v) for w in sorted(graph[v]))}" for v in graph]
         return "\n".join(("vertex   neighbours" if y is None else "vertex:colour   neighbours", *lines))

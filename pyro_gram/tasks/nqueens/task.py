@@ -25,7 +25,7 @@ from pyro_gram.spec import TaskSpec
 from pyro_gram.system.text import PuzzleText
 from pyro_gram.tasks.advice import suggest_checkpoint
 from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task, check_split
-from pyro_gram.tasks.held_out import InputSet, unless_held_out
+from pyro_gram.tasks.held_out import InputSet, replace_unless_held_out
 from pyro_gram.tasks.nqueens.boards import (
     all_solutions,
     board_lines,
@@ -36,7 +36,7 @@ from pyro_gram.tasks.nqueens.boards import (
     random_solutions,
 )
 from pyro_gram.tasks.nqueens.text import parse_queens, split_queens
-from pyro_gram.tasks.terminal import WIDTH, mark, nearest, painter
+from pyro_gram.tasks.terminal import WIDTH, mark_mistake, nearest_colour, painter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -218,7 +218,7 @@ class NQueens(Task):
         image_x = self.board(x).flatten(-2).gather(-1, cells).unflatten(-1, (self.n, self.n))
         image_y = self.answer_board(y).flatten(-2).gather(-1, cells).unflatten(-1, (self.n, self.n))
         images = self.encode(image_x), self.encode_answer(image_y.long().argmax(-1))
-        return unless_held_out(self._held_out, x, y, *images)
+        return replace_unless_held_out(self._held_out, x, y, *images)
 
     # ---- text and picture --------------------------------------------------------------------------------------
 
@@ -291,11 +291,11 @@ class NQueens(Task):
         Marks stand behind these; where the board is too wide for that (n > 44), in their place.
         """
         assert x is not None
-        painted = painter(colour)
+        paint = painter(colour)
         given = self.board(x)
         queens = given if y is None else self.answer_board(y)
         wrong = (self._crowded(queens) & queens) | (given & ~queens)
-        remark = "  " + mark("no queen", painted)
+        remark = "  " + mark_mistake("no queen", paint)
         room = " " if 2 * self.n + len("  no queen!") <= WIDTH else ""
         lines = []
         for r in range(self.n):
@@ -304,10 +304,10 @@ class NQueens(Task):
                 square = SQUARES[(r + c) % 2]
                 name = ("Q" if given[r, c] else "q") if queens[r, c] else "x" if given[r, c] else "."
                 if wrong[r, c]:
-                    line += mark(name if room else "", painted)
+                    line += mark_mistake(name if room else "", paint)
                 else:
                     ink = GIVEN if name == "Q" else FILLED if name == "q" else "#A0A0A0"
-                    line += painted(name + room, nearest(ink), nearest(square), bold=name == "Q")
+                    line += paint(name + room, nearest_colour(ink), nearest_colour(square), bold=name == "Q")
             if y is not None and not queens[r].any():
                 line += remark
             lines.append(line)

@@ -25,8 +25,8 @@ from pyro_gram.system.download import data_folder
 from pyro_gram.system.text import PuzzleText
 from pyro_gram.tasks.advice import suggest_checkpoint
 from pyro_gram.tasks.base import PuzzleSet, Task, check_split
-from pyro_gram.tasks.batches import sub_seed
-from pyro_gram.tasks.held_out import InputSet, first_of_class, unless_held_out
+from pyro_gram.tasks.batches import derive_seed
+from pyro_gram.tasks.held_out import InputSet, add_new_classes, replace_unless_held_out
 from pyro_gram.tasks.sudoku.boards import (
     SIZES,
     conflicts,
@@ -39,7 +39,7 @@ from pyro_gram.tasks.sudoku.boards import (
 )
 from pyro_gram.tasks.sudoku.data import Puzzles, deal, digest, locate, random_puzzles, read_csv, take_unlike
 from pyro_gram.tasks.sudoku.text import parse_puzzle, split_puzzles
-from pyro_gram.tasks.terminal import FILLED_INK, beside, boxed, mark, painter
+from pyro_gram.tasks.terminal import FILLED_INK, join_blocks, join_cells, mark_mistake, painter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -210,9 +210,9 @@ class Sudoku(Task):
             classes.update(symmetry_invariants(puzzles.boards, self.size).tolist())
         parts: list[PuzzleSet] = []
         while sum(map(len, parts)) < count:
-            seed = sub_seed(data_seed, len(parts))
+            seed = derive_seed(data_seed, len(parts))
             batch = random_puzzles(self.size, max(FRESH_DRAWS, count), c.clues, c.unique, c.max_solutions, seed)
-            new = first_of_class(symmetry_invariants(batch.boards, self.size).tolist(), classes)
+            new = add_new_classes(classes, symmetry_invariants(batch.boards, self.size).tolist())
             if not new:
                 raise ConfigError(
                     f"only {sum(map(len, parts))} puzzles of {self.size}x{self.size} were met that are symmetric to "
@@ -255,7 +255,7 @@ class Sudoku(Task):
         flat_x, flat_y = x.reshape(-1, self.cells), y.reshape(-1, self.cells)
         cells, digits = random_symmetries(len(flat_y), self.size, generator)
         image_x, image_y = (transform(board, cells, digits, FIRST) for board in (flat_x, flat_y))
-        new_x, new_y = unless_held_out(self._held_out, flat_x, flat_y, image_x, image_y)
+        new_x, new_y = replace_unless_held_out(self._held_out, flat_x, flat_y, image_x, image_y)
         return new_x.reshape(x.shape), new_y.reshape(y.shape)
 
     @cached_property
@@ -300,7 +300,7 @@ class Sudoku(Task):
         boards = [render_board(self.size, given, colour=colour)]
         if shown is not None:
             boards.append(render_board(self.size, given, shown, colour))
-        return beside(*boards, between="  ->  ")
+        return join_blocks(*boards, separator="  ->  ")
 
     def _digits(self, x: Tensor | None, y: Tensor | None) -> tuple[list[int], list[int] | None]:
         """The clues and the answer's digits, 0 for none."""
@@ -328,17 +328,17 @@ def wrong_cells(size: int, given: Sequence[int], shown: Sequence[int] | None) ->
 
 def render_board(size: int, given: Sequence[int], shown: Sequence[int] | None = None, colour: bool = False) -> str:
     """A board with its boxes as text: clues bold, other digits blue, mistakes marked. As :func:`draw_board`."""
-    painted, g = painter(colour), geometry(size)
+    paint, g = painter(colour), geometry(size)
     digits, wrong = given if shown is None else shown, wrong_cells(size, given, shown)
     cells = []
     for cell, digit in enumerate(digits):
         text = str(digit) if digit else "." if shown is None else "?"
         if cell in wrong:
-            cells.append(mark(text, painted))
+            cells.append(mark_mistake(text, paint))
         else:
             style = {"bold": True} if given[cell] else {"foreground": FILLED_INK if digit else None}
-            cells.append(painted(text, **style) + " ")
-    return boxed(cells, size, g.box_rows, g.box_cols)
+            cells.append(paint(text, **style) + " ")
+    return join_cells(cells, size, g.box_rows, g.box_cols)
 
 
 def draw_board(axes: Axes, size: int, given: Sequence[int], shown: Sequence[int] | None = None) -> None:

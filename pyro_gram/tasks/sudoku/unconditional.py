@@ -18,8 +18,8 @@ from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range, check_seed
 from pyro_gram.errors import ConfigError
 from pyro_gram.registry import TASKS
 from pyro_gram.spec import TaskSpec
-from pyro_gram.tasks.base import GenerativeTask, PuzzleSet, check_split
-from pyro_gram.tasks.held_out import InputSet, unless_held_out
+from pyro_gram.tasks.base import PuzzleSet, Task, check_split
+from pyro_gram.tasks.held_out import InputSet, replace_unless_held_out
 from pyro_gram.tasks.sudoku.boards import all_grids_4, missing_digits, random_grids, random_symmetries, transform
 from pyro_gram.tasks.sudoku.task import check_size, draw_board, render_board
 
@@ -56,7 +56,7 @@ class SudokuBoardsConfig:
 
 
 @TASKS.register("sudoku_uncond")
-class SudokuBoards(GenerativeTask):
+class SudokuBoards(Task):
     """Boards whose rows, columns and boxes hold every digit once; the token of digit d is d - 1."""
 
     Config = SudokuBoardsConfig
@@ -109,7 +109,7 @@ class SudokuBoards(GenerativeTask):
         flat = y.reshape(-1, self.cells)
         image = transform(flat, *random_symmetries(len(flat), self.size, generator), first=0)
         if self._held_out is not None:
-            _, image = unless_held_out(self._held_out, flat, flat, image, image)
+            _, image = replace_unless_held_out(self._held_out, flat, flat, image, image)
         return None, image.reshape(y.shape)
 
     @cached_property
