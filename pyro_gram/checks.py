@@ -1,4 +1,4 @@
-"""Checks that config dataclasses share: one wording for each kind of wrong value."""
+"""Checks of settings and arguments, with one wording for each kind of wrong value."""
 
 from __future__ import annotations
 
@@ -14,40 +14,43 @@ POSITIVE = (sys.float_info.min, math.inf)  # infinity is in no range either
 FRACTION = (0.0, 1.0)
 AT_LEAST_0 = (0, math.inf)
 AT_LEAST_1 = (1, math.inf)
-MAX_SAMPLES = 10_000_000  # of an input, whose answers are all in memory
-MAX_SEED = 2**62  # leaves room for the chunks of a roll-out, which count on from the seed
+MAX_SAMPLES = 10_000_000  # an input: all its answers are in memory
+MAX_SEED = 2**62  # the chunks of a roll-out take the seeds that follow
 
 
 def check_range(config: Any, **ranges: tuple[float, float]) -> None:
-    """Each named field of ``config`` must be a number within its closed range.
+    """Check that each named field of ``config`` lies in its closed range; NaN and infinity lie in none.
 
     Raises:
-        ConfigError: naming the field, what it may be, and what it is. NaN and infinity are in no range.
+        ConfigError: one does not. The message names the field, its range and its value.
     """
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
         if low <= value <= high and value != math.inf:
             continue
         if (low, high) == POSITIVE:
-            wanted = "be positive"
+            requirement = "be positive"
         elif high == math.inf:
-            wanted = f"be at least {low:g}"
+            requirement = f"be at least {low:g}"
         else:
-            wanted = f"lie between {low:g} and {high:g}"
-        raise ConfigError(f"{name} must {wanted}, not {value}")
+            requirement = f"lie between {low:g} and {high:g}"
+        raise ConfigError(f"{name} must {requirement}, not {value}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises ConfigError unless ``value`` is one of ``choices``."""
+    """Check that ``value`` is one of ``choices``; ``name`` says what it chooses. Raises ConfigError."""
     if value not in choices:
         raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(choices)}{did_you_mean(value, choices)}")
 
 
-def closest_names(word: str, known: Iterable[str]) -> list[str]:
-    """What was meant, where ``word`` is none of ``known``: the nearest of them, three at the most.
+def closest_names(word: str, names: Iterable[str]) -> list[str]:
+    """Return up to three of ``names`` that ``word``, a wrong name, was probably meant to be.
 
-    Of names with points (``--task.size``) the last part counts: all that end in that of ``word``, else those with the
-    last part nearest to it, in the same part of the run where ``word`` names one.
+    Only the last part of a dotted name (``--task.size``) is compared: names with the same last part come first, then
+    those with a similar one, within the part that ``word`` names if there is such a part.
+
+    >>> closest_names("--size", ["--task.size", "--seed"])
+    ['--task.size']
     """
 
     def split(name: str) -> tuple[str, str]:
@@ -55,34 +58,41 @@ def closest_names(word: str, known: Iterable[str]) -> list[str]:
         return part, last.replace("-", "_")
 
     part, last = split(word)
-    names = sorted(known, key=lambda name: name.count("."))
+    names = sorted(names, key=lambda name: name.count("."))
     if same := [name for name in names if split(name)[1] == last]:
         return same[:3]
-    there = [name for name in names if split(name)[0] == part]
-    pool = there or names if part else names
-    lasts = get_close_matches(last, {split(name)[1] for name in pool}, n=3, cutoff=0.74)
-    return [name for near in lasts for name in pool if split(name)[1] == near][:3]
+    candidates = [name for name in names if split(name)[0] == part] or names if part else names
+    matches = get_close_matches(last, {split(name)[1] for name in candidates}, n=3, cutoff=0.74)
+    return [name for match in matches for name in candidates if split(name)[1] == match][:3]
 
 
-def did_you_mean(word: Any, known: Iterable[str]) -> str:
-    """The end of a message about an unknown word: ``; did you mean gram?``, or nothing where none is near."""
-    near = closest_names(word, known) if isinstance(word, str) else []
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+def did_you_mean(word: Any, names: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name; an empty text where no name is close.
+
+    >>> did_you_mean("gramm", ["gram", "trm"])
+    '; did you mean gram?'
+    """
+    closest = closest_names(word, names) if isinstance(word, str) else []
+    return f"; did you mean {' or '.join(closest)}?" if closest else ""
 
 
 def check_seed(seed: Any, name: str = "seed") -> None:
-    """Raises ConfigError unless ``seed`` is an integer that every generator takes."""
+    """Check that ``seed`` is an integer that every random generator accepts. Raises ConfigError."""
     if type(seed) is not int or not 0 <= seed < MAX_SEED:
         raise ConfigError(f"{name} must be an integer from 0 to 2^62 - 1, not {seed!r}")
 
 
-def check_counts(**values: int) -> None:
-    """Raises UserError where a number of things is below 1, or a seed is none."""
-    check_seed(values.pop("seed"))
-    for name, value in values.items():
-        if type(value) is not int:
-            raise UserError(f"{name} must be a whole number, not {value!r}")
-        if value < 1:
-            raise UserError(f"{name} must be at least 1, not {value}")
-        if name == "num_samples" and value > MAX_SAMPLES:
-            raise UserError(f"num_samples must be at most {MAX_SAMPLES:,}, not {value}")
+def check_counts(*, seed: Any, **counts: Any) -> None:
+    """Check that ``seed`` is a seed, and that each count is an integer of at least 1.
+
+    Raises:
+        UserError: one is not.
+    """
+    check_seed(seed)
+    for name, count in counts.items():
+        if type(count) is not int:
+            raise UserError(f"{name} must be a whole number, not {count!r}")
+        if count < 1:
+            raise UserError(f"{name} must be at least 1, not {count}")
+        if name == "num_samples" and count > MAX_SAMPLES:
+            raise UserError(f"num_samples must be at most {MAX_SAMPLES:,}, not {count}")

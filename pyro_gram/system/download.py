@@ -1,4 +1,4 @@
-"""Files of data sets: looked for in a folder of the user's, else downloaded once and checked against their checksum."""
+"""Files of data sets: found in the user's data folder, or downloaded once and checked by their checksum."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ DATA_VARIABLE = "PYRO_GRAM_DATA"
 
 
 def data_folder(data_dir: str | None) -> Path | None:
-    """The folder ``--data-dir`` or, without it, the environment variable ``PYRO_GRAM_DATA`` names; None without both.
+    """Return the user's data folder: ``data_dir`` if given, else the environment variable ``PYRO_GRAM_DATA``.
+
+    Returns:
+        the folder; None if neither names one.
 
     Raises:
         ConfigError: it is no directory.
@@ -28,11 +31,11 @@ def data_folder(data_dir: str | None) -> Path | None:
 
 
 def find_file(data_dir: str | None, *names: str) -> Path | None:
-    """The first of ``names`` that the data folder holds, plain or with ``.gz`` added.
+    """Return the first file of the data folder that has one of ``names``, plain or with ``.gz`` added; else None.
 
     Args:
-        data_dir: the folder; None for the one that ``PYRO_GRAM_DATA`` names, if any.
-        names: in order of preference; of ``"sudoku/train.csv"``, both that path and a bare ``train.csv`` are tried.
+        data_dir: the data folder; None for the one that ``PYRO_GRAM_DATA`` names, if any.
+        names: in order of preference; for ``"sudoku/train.csv"``, that path and then ``train.csv`` are tried.
 
     Raises:
         ConfigError: the folder is no directory.
@@ -49,12 +52,15 @@ def find_file(data_dir: str | None, *names: str) -> Path | None:
 
 
 def download(url: str, known_hash: str, name: str) -> Path:
-    """A file of the internet from the cache of downloads; the first time it is downloaded, with a progress bar.
+    """Download a file to the cache, with a progress bar, unless it is there already.
 
     Args:
-        url: where it is.
+        url: its address.
         known_hash: its SHA-256, or another digest with its name (``md5:...``).
-        name: what the file is called in the cache; may contain a subfolder.
+        name: its path in the cache; may contain a subfolder.
+
+    Returns:
+        its path.
 
     Raises:
         ConfigError: the download fails or has another checksum. The message says how to do without it.
@@ -66,7 +72,7 @@ def download(url: str, known_hash: str, name: str) -> Path:
             f"downloading {name} needs the package pooch: pip install -e '.[all]', or name a folder that holds "
             "the file with --data-dir"
         ) from None
-    pooch.get_logger().setLevel("WARNING")  # its own notice of the download; the progress bar says as much
+    pooch.get_logger().setLevel("WARNING")  # the progress bar is enough
     try:
         return Path(
             pooch.retrieve(
@@ -80,7 +86,7 @@ def download(url: str, known_hash: str, name: str) -> Path:
     except (OSError, ValueError) as e:  # requests' errors are OSErrors; pooch's wrong checksum is a ValueError
         if isinstance(e, ValueError) and "hash" in str(e):
             reason = "its checksum is not the expected one"
-        elif type(e).__name__ in ("ConnectionError", "ConnectTimeout"):  # of requests: half a page, twice the address
+        elif type(e).__name__ in ("ConnectionError", "ConnectTimeout"):  # whose text is half a page
             reason = "no connection"
         else:
             reason = " ".join(str(e).split())[:200]
