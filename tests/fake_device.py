@@ -1,15 +1,15 @@
-"""A device that no machine has: its tensors hold their numbers on the CPU, and refuse what CUDA or MPS would refuse.
+"""A fake device: its tensors keep their values on the CPU, and refuse operations that CUDA or MPS would refuse.
 
-No tensor of the CPU meets one of theirs in an operation (but for single numbers, and indices into theirs), no generator
-of the CPU draws for them, NumPy cannot read them, and none is float64. So that what runs here has left no tensor
-behind, and gives the CPU's numbers, since the draws are the CPU's. The device calls itself ``meta``, the one device
-whose name asks for no hardware; kernels, and what depends on ``device.type == "cuda"``, are not tried.
+Its tensors cannot meet CPU tensors in an operation (except single numbers, and as indices into them), generators of the
+CPU cannot draw for it, NumPy cannot read its memory, and it has no float64. Code that runs on it has therefore left no
+tensor on the CPU; and it gives the CPU's values, because random draws are the CPU's. The device is called ``meta``, the
+only device whose name needs no hardware. Kernels, and code that depends on ``device.type == "cuda"``, are not tested.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -22,39 +22,43 @@ from pyro_gram import checkpoint
 
 FAKE_DEVICE = torch.device("meta")
 aten = torch.ops.aten
-BETWEEN = {aten._to_copy.default, aten.copy_.default}  # these take tensors from one device to another
+TRANSFERS = {aten._to_copy.default, aten.copy_.default}  # these copy tensors from one device to another
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 
 
 class FakeDeviceTensor(Tensor):
-    """A tensor of that device; ``near`` holds its numbers."""
+    """A tensor of the fake device.
 
-    near: Tensor
+    Attributes:
+        cpu_values: the CPU tensor that holds its values.
+    """
+
+    cpu_values: Tensor
 
     @staticmethod
-    def __new__(cls, near: Tensor) -> FakeDeviceTensor:
-        if near.dtype in (torch.float64, torch.complex128):
-            raise TypeError(f"this device has no {near.dtype}, as MPS has none: use float32, or the CPU")
-        made = Tensor._make_wrapper_subclass(
+    def __new__(cls, values: Tensor) -> FakeDeviceTensor:
+        if values.dtype in (torch.float64, torch.complex128):
+            raise TypeError(f"this device has no {values.dtype}, as MPS has none: use float32, or the CPU")
+        tensor = Tensor._make_wrapper_subclass(
             cls,
-            near.size(),
-            near.stride(),
-            near.storage_offset(),
-            dtype=near.dtype,
-            layout=near.layout,
+            values.size(),
+            values.stride(),
+            values.storage_offset(),
+            dtype=values.dtype,
+            layout=values.layout,
             device=FAKE_DEVICE,
         )
-        made.near = near
-        return made
+        tensor.cpu_values = values
+        return tensor
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _run(func, args, kwargs or {})
+        return _dispatch(func, args, kwargs or {})
 
     def tolist(self) -> Any:
-        return self.near.tolist()
+        return self.cpu_values.tolist()
 
     def numpy(self, **_: Any) -> Any:
         raise TypeError("NumPy cannot read this device's memory: take the tensor to the CPU")
@@ -62,65 +66,73 @@ class FakeDeviceTensor(Tensor):
     __array__ = numpy
 
     def __repr__(self, **_: Any) -> str:
-        return f"Far({self.near!r})"
+        return f"FakeDeviceTensor({self.cpu_values!r})"
 
 
-class _Mode(TorchDispatchMode):
+class _DispatchMode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _run(func, args, kwargs or {})
+        return _dispatch(func, args, kwargs or {})
 
 
-def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """The operation on the tensors' numbers, and its results where the device's would lie."""
+def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Run an operation on the tensors' values, and return its results on the device that they belong to."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    far = {id(t.near): t for t in tensors if isinstance(t, FakeDeviceTensor)}
-    asked = kwargs.get("device")
-    _check(func, args, kwargs.get("generator"), tensors, bool(far), asked)
-    stays = bool(far) if asked is None else torch.device(asked).type == FAKE_DEVICE.type
-    if asked is not None:
+    fake_tensors = {id(t.cpu_values): t for t in tensors if isinstance(t, FakeDeviceTensor)}
+    device = kwargs.get("device")
+    is_result_fake = bool(fake_tensors) if device is None else torch.device(device).type == FAKE_DEVICE.type
+    _check_devices(func, args, kwargs.get("generator"), tensors, is_result_fake)
+    if device is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    args, kwargs = tree_map(lambda leaf: leaf.near if isinstance(leaf, FakeDeviceTensor) else leaf, (args, kwargs))
-    found = func(*args, **kwargs)
+    args, kwargs = tree_map(
+        lambda leaf: leaf.cpu_values if isinstance(leaf, FakeDeviceTensor) else leaf, (args, kwargs)
+    )
+    result = func(*args, **kwargs)
     if func is aten.copy_.default:
-        return far.get(id(found), found)
-    if not stays:
-        return found
-    # What an operation has written into stays the same object.
-    return tree_map(lambda leaf: far.get(id(leaf), FakeDeviceTensor(leaf)) if isinstance(leaf, Tensor) else leaf, found)
+        return fake_tensors.get(id(result), result)
+    if not is_result_fake:
+        return result
+    # An in-place operation returns the tensor that it was given.
+    return tree_map(
+        lambda leaf: fake_tensors.get(id(leaf), FakeDeviceTensor(leaf)) if isinstance(leaf, Tensor) else leaf, result
+    )
 
 
-def _check(func: Any, args: Any, generator: Any, tensors: list[Tensor], far: bool, asked: Any) -> None:
-    there = far if asked is None else torch.device(asked).type == FAKE_DEVICE.type
-    if generator is not None and there:
+def _cpu_values(leaf: Any) -> Any:
+    return leaf.cpu_values if isinstance(leaf, FakeDeviceTensor) else leaf
+
+
+def _check_devices(func: Any, args: Any, generator: Any, tensors: list[Tensor], is_result_fake: bool) -> None:
+    """Raise RuntimeError where a real device would: a CPU generator, or a CPU tensor among its own."""
+    if generator is not None and is_result_fake:
         raise RuntimeError(f"{func}: a generator of the CPU cannot draw on another device")
-    into = func in INDEXING and isinstance(args[0], FakeDeviceTensor)
-    left = [t for t in tensors if t.dim() and not isinstance(t, FakeDeviceTensor)]
-    if far and left and not into and func not in BETWEEN:
-        raise RuntimeError(f"{func}: a tensor of shape {list(left[0].shape)} has been left on the CPU")
+    is_index = func in INDEXING and isinstance(args[0], FakeDeviceTensor)
+    cpu_tensors = [t for t in tensors if t.dim() and not isinstance(t, FakeDeviceTensor)]
+    has_fake_tensor = any(isinstance(t, FakeDeviceTensor) for t in tensors)
+    if has_fake_tensor and cpu_tensors and not is_index and func not in TRANSFERS:
+        raise RuntimeError(f"{func}: a tensor of shape {list(cpu_tensors[0].shape)} has been left on the CPU")
 
 
-def _by_copying(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``torch.tensor``, which does not ask the dispatcher for its device."""
+def _create_then_move(create: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Replace ``torch.tensor``, which does not ask the dispatcher for its device."""
 
-    def made(data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False, **rest: Any) -> Tensor:
-        found = make(data, dtype=dtype, **rest)
-        found = found if device is None else found.to(device)
-        return found.requires_grad_(requires_grad)
+    def tensor(
+        data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False, **kwargs: Any
+    ) -> Tensor:
+        result = create(data, dtype=dtype, **kwargs)
+        result = result if device is None else result.to(device)
+        return result.requires_grad_(requires_grad)
 
-    return made
+    return tensor
 
 
 @contextmanager
 def fake_device(*programs: Any) -> Iterator[str]:
-    """Within it there is the device ``FAR``, whose name it gives, and the modules given find it on the command line."""
-    picks = [patch.object(program, "pick_device", torch.device) for program in programs]
-    # A checkpoint's shapes are looked at on the real ``meta``, whose name is taken here.
-    picks.append(patch.object(checkpoint, "outline_misfits", lambda *_: []))
-    for one in picks:
-        one.start()
-    try:
-        with patch.object(torch, "tensor", _by_copying(torch.tensor)), _Mode():
-            yield FAKE_DEVICE.type
-    finally:
-        for one in picks:
-            one.stop()
+    """Provide the fake device and yield its name; ``programs`` are modules whose option ``--device`` accepts it."""
+    with ExitStack() as stack:
+        for program in programs:
+            stack.enter_context(patch.object(program, "pick_device", torch.device))
+        # Checkpoints are checked on the real meta device, whose name is taken here.
+        stack.enter_context(patch.object(checkpoint, "outline_misfits", lambda *_: []))
+        stack.enter_context(patch.object(torch, "tensor", _create_then_move(torch.tensor)))
+        stack.enter_context(_DispatchMode())
+        yield FAKE_DEVICE.type

@@ -1,7 +1,6 @@
-"""Nothing stays on the CPU that a model on another device needs: tried without one, on ``tests.fake_device``'s."""
+"""No code leaves a tensor on the CPU that a model on another device needs: tested on a fake device."""
 
 import json
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -11,97 +10,101 @@ from experiments import diagnose, run, solve
 from experiments.scaling import scaling
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.training.trainer import Trainer
-from tests.conftest import build_small, program_names
+from tests.conftest import build_small, covering_program_names
 from tests.experiments.test_run import SMALL, cli
 from tests.fake_device import FakeDeviceTensor, fake_device
 
-LONGER = ["--train.batches", 6, "--train.on_policy_depth", 4, "--train.on_policy_after", 0.5]
+ON_POLICY = ["--train.batches", 6, "--train.on_policy_depth", 4, "--train.on_policy_after", 0.5]
 
 
-def trained(device, **names):
-    """What two batches report, the samples after them, and the trained weights, on the CPU."""
+def train_and_sample(device, **names):
+    """Train two batches, then sample; return what the batches report, the samples, and the weights."""
     assembly = build_small(**names)
     model, guide, config = assembly.model.to(device), assembly.guide.to(device), assembly.config
-    x, y = assembly.task.split("train").sample_pairs(4, torch.Generator().manual_seed(0))
+    x, y = assembly.task.split("train").pairs(4, torch.Generator().manual_seed(0))
     trainer = Trainer(model, guide, lambda _: (x, y), config.train, config.optim, config.beta)
     reports = [trainer.one_batch(x, y) for _ in range(2)]
-    rolled = rollout(model, None if x is None else x.to(device), num_samples=3, depth=2, seed=2)
-    return [(r.reconstruction, r.kl) for r in reports], rolled, dict(model.named_parameters())
+    samples = rollout(model, None if x is None else x.to(device), num_samples=3, depth=2, seed=2)
+    return [(r.reconstruction, r.kl) for r in reports], samples, dict(model.named_parameters())
 
 
-def each_part():
-    """Every prior and guide with GRAM's own, every model on one task, and GRAM on every task."""
-    one = [
-        p for p in program_names() if len(p) == 2 and {"gaussian", "amortized", "gram", "coloring"} & set(p.values())
-    ]
-    return [p for p in one if p.get("task_name", "coloring") == "coloring" or p["model_name"] == "gram"]
-
-
-@pytest.mark.parametrize("names", each_part(), ids=lambda names: "-".join(names.values()))
-def test_every_program_trains_and_samples_where_its_model_is(names):
-    near, answers, _ = trained("cpu", **names)
+@pytest.mark.parametrize("names", covering_program_names(), ids=lambda names: "-".join(names.values()))
+def test_every_part_trains_and_samples_on_the_device_of_its_model(names):
+    cpu_reports, cpu_samples, _ = train_and_sample("cpu", **names)
     with fake_device() as device:
         torch.manual_seed(0)
-        far, away, far_weights = trained(device, **names)
-        assert all(isinstance(w.data, FakeDeviceTensor) for w in far_weights.values())
-        assert isinstance(away.tokens, FakeDeviceTensor)
-        for there, here in zip(far, near, strict=True):
-            assert there == pytest.approx(here, rel=1e-3, abs=1e-4)
-        assert (away.tokens.cpu() == answers.tokens).double().mean() > 0.9
+        reports, samples, weights = train_and_sample(device, **names)
+        assert all(isinstance(w.data, FakeDeviceTensor) for w in weights.values())
+        assert isinstance(samples.tokens, FakeDeviceTensor)
+        for report, cpu_report in zip(reports, cpu_reports, strict=True):
+            assert report == pytest.approx(cpu_report, rel=1e-3, abs=1e-4)
+        assert (samples.tokens.cpu() == cpu_samples.tokens).double().mean() > 0.9
 
 
-def test_that_device_refuses_what_a_real_one_would():
+def test_the_fake_device_refuses_what_a_real_one_would():
     with fake_device() as device:
-        far, near = torch.ones(3, device=device), torch.ones(3)
-        assert (far + 1 + near[0]).tolist() == [3, 3, 3]
-        assert far[near.long()].tolist() == [1, 1, 1]
-        assert near.copy_(2 * far).tolist() == [2, 2, 2]
+        tensor, cpu_tensor = torch.ones(3, device=device), torch.ones(3)
+        assert (tensor + 1 + cpu_tensor[0]).tolist() == [3, 3, 3]
+        assert tensor[cpu_tensor.long()].tolist() == [1, 1, 1]
+        assert cpu_tensor.copy_(2 * tensor).tolist() == [2, 2, 2]
         for mistake in (
-            lambda: far + near,
-            lambda: near[far.long()],
-            lambda: torch.stack((far, near)),
-            lambda: torch.normal(far, far, generator=torch.Generator()),
+            lambda: tensor + cpu_tensor,
+            lambda: cpu_tensor[tensor.long()],
+            lambda: torch.stack((tensor, cpu_tensor)),
+            lambda: torch.normal(tensor, tensor, generator=torch.Generator()),
         ):
             with pytest.raises(RuntimeError, match="CPU"):
                 mistake()
         with pytest.raises(TypeError, match="CPU"):
-            np.asarray(far)
-        for mistake in (far.double, lambda: torch.ones(2, dtype=torch.float64, device=device)):
+            np.asarray(tensor)
+        for mistake in (tensor.double, lambda: torch.ones(2, dtype=torch.float64, device=device)):
             with pytest.raises(TypeError, match=r"no torch.float64, as MPS has none"):
                 mistake()
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A run whose every part was on that device: heads, on-policy updates, bounds, measures."""
-    out = tmp_path_factory.mktemp("far") / "run"
+def run_directory(tmp_path_factory):
+    """A run on the fake device, with on-policy updates, heads, bounds and measures."""
+    folder = tmp_path_factory.mktemp("fake_device") / "run"
     with fake_device(run) as device:
-        assert cli(run.main, *SMALL, "--out", out, *LONGER, "--device", device) == 0
-    return out
+        assert cli(run.main, *SMALL, "--out", folder, *ON_POLICY, "--device", device) == 0
+    return folder
 
 
-def test_a_run_measures_what_it_would_on_the_cpu(made, tmp_path):
-    assert cli(run.main, *SMALL, "--out", tmp_path, *LONGER) == 0
-    found, wanted = (json.loads((p / "results.json").read_text())["metrics"] for p in (made, tmp_path))
+def test_a_run_measures_the_same_as_on_the_cpu(run_directory, tmp_path):
+    assert cli(run.main, *SMALL, "--out", tmp_path, *ON_POLICY) == 0
+    metrics, cpu_metrics = (json.loads((p / "results.json").read_text())["metrics"] for p in (run_directory, tmp_path))
     for name in ("elbo_full", "kl", "sample_accuracy", "log_likelihood_prior_mc"):
-        assert found[name] == pytest.approx(wanted[name], rel=0.02, abs=0.02), name
+        assert metrics[name] == pytest.approx(cpu_metrics[name], rel=0.02, abs=0.02), name
 
 
-def test_puzzles_are_solved_there(made, tmp_path, capsys):
+def test_puzzles_have_the_same_answers_as_on_the_cpu(run_directory, tmp_path, capsys):
     (tmp_path / "graphs").write_text("CF\nCr\n")
-    words = ["--checkpoint", made, "--input", tmp_path / "graphs", "--num-samples", 6, "--draws", "sobol", "--json"]
-    told = []
-    for somewhere in (fake_device(solve), nullcontext("cpu")):
-        with somewhere as device:
-            assert cli(solve.main, *words, "--device", device) == 0
-        answers = [json.loads(line)["solutions"] for line in capsys.readouterr().out.splitlines()]
-        told.append([(one["solution"], one["count"]) for found in answers for one in found])
-    assert told[0] == told[1]
+    arguments = [
+        "--checkpoint",
+        run_directory,
+        "--input",
+        tmp_path / "graphs",
+        "--num-samples",
+        6,
+        "--width",
+        "sobol",
+        "--json",
+    ]
+
+    def solutions(device):
+        assert cli(solve.main, *arguments, "--device", device) == 0
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        return [[(s["solution"], s["count"]) for s in line["solutions"]] for line in lines]
+
+    with fake_device(solve) as device:
+        answers = solutions(device)
+    assert answers == solutions("cpu")
 
 
-def test_a_checkpoint_is_examined_there(made, tmp_path):
+def test_a_checkpoint_is_diagnosed_on_the_device(run_directory, tmp_path):
     with fake_device(diagnose, scaling) as device:
-        words = ["--checkpoint", made, "--device", device, "--depth", 2]
-        assert cli(scaling.main, *words, "--out", tmp_path, "--seeds", 1, "--inputs", 2) == 0
-        assert cli(diagnose.main, *words, "--out", tmp_path / "diagnosis", "--inputs", 4) == 0
+        arguments = ["--checkpoint", run_directory, "--device", device, "--depth", 2]
+        assert cli(scaling.main, *arguments, "--out", tmp_path, "--seeds", 1, "--inputs", 2) == 0
+        assert cli(diagnose.main, *arguments, "--out", tmp_path / "diagnosis", "--inputs", 4) == 0
     assert (tmp_path / "diagnosis" / "report.html").exists()

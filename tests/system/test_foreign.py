@@ -18,7 +18,7 @@ from pyro_gram.system.text import read_bytes
 from pyro_gram.tasks import mnist
 from pyro_gram.tasks.mnist import read_images
 from pyro_gram.tasks.sudoku.data import read_csv
-from tests.conftest import build_small, program_names, small_config
+from tests.conftest import build_small, covering_program_names, small_config
 from tests.test_checkpoint import model_file, rewrite, state_file, trainer_of  # noqa: F401 (fixtures)
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 12345\n"
@@ -120,17 +120,7 @@ def test_a_state_that_does_not_fit_is_refused_before_its_tensors_are_read(state_
         load_training(state_file, config, trainer)
 
 
-def outlined():
-    """Every prior, guide, model and task once."""
-    seen, some = set(), []
-    for names in program_names():
-        if not set(names.items()) <= seen:
-            seen |= set(names.items())
-            some.append(names)
-    return some
-
-
-@pytest.mark.parametrize("names", outlined(), ids=lambda names: "-".join(names.values()))
+@pytest.mark.parametrize("names", covering_program_names(), ids=lambda names: "-".join(names.values()))
 def test_every_program_is_outlined_without_its_numbers(names, tmp_path):
     """So that a file which does not fit is refused before the model takes memory."""
     assembly = build_small(**names)
