@@ -21,7 +21,7 @@ def train_and_sample(device, **names):
     """Train two batches, then sample; return what the batches report, the samples, and the weights."""
     assembly = build_small(**names)
     model, guide, config = assembly.model.to(device), assembly.guide.to(device), assembly.config
-    x, y = assembly.task.split("train").pairs(4, torch.Generator().manual_seed(0))
+    x, y = assembly.task.split("train").sample_pairs(4, torch.Generator().manual_seed(0))
     trainer = Trainer(model, guide, lambda _: (x, y), config.train, config.optim, config.beta)
     reports = [trainer.one_batch(x, y) for _ in range(2)]
     samples = rollout(model, None if x is None else x.to(device), num_samples=3, depth=2, seed=2)
