@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{out} holds a run: give another --out")
     check_ready(solver)
     check_writable(out / "report.html")
-    settings = Settings(arguments.depth or solver.default_depth, arguments.inputs, arguments.seed)
+    settings = Settings(arguments.depth or solver.config.depth, arguments.inputs, arguments.seed)
     study = Study(solver, settings, out, read_rows(kept_with(checkpoint, "metrics.jsonl")))
     name = checkpoint.stem if checkpoint.is_file() else checkpoint.resolve().name
     with tqdm(file=sys.stderr, desc="diagnose", unit="part", bar_format="{desc}: {n_fmt}/{total_fmt} {postfix}") as bar:

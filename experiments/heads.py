@@ -10,7 +10,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from pyro_gram.checkpoint import is_half, load_model, save_model
+from pyro_gram.checkpoint import is_half, load, save_model
 from pyro_gram.checks import check_seed
 from pyro_gram.config import RunConfig, add_options, with_options
 from pyro_gram.errors import ConfigError
@@ -46,20 +46,19 @@ def main(argv: list[str]) -> int:
         check_seed(arguments["seed"], "--seed")
     with_options(DEFAULT, arguments)  # wrong values are told before anything is read
     check_writable(out)
-    assembly = load_model(source, arguments["data_dir"], trust_code=arguments["trust_code"])
-    held = assembly.config.heads
+    solver = load(source, arguments["data_dir"], trust_code=arguments["trust_code"])
+    held = solver.config.heads
     base = held if held.hidden else DEFAULT.heads
     verdict = with_options(RunConfig({}, {"heads": base}), arguments).heads
     if not verdict.hidden:
         raise ConfigError("--heads.hidden 0 is no heads: give them a width")
-    config = dataclasses.replace(assembly.config, parts={**assembly.config.parts, "heads": verdict})
+    config = dataclasses.replace(solver.config, parts={**solver.config.parts, "heads": verdict})
     given = {name for name in arguments if name.startswith("heads.")}
     if not (held.hidden and given == {"heads.halt"}):
         seed = config.seed if arguments["seed"] is None else arguments["seed"]
-        trained = dataclasses.replace(assembly, config=dataclasses.replace(config, seed=seed))
-        train_heads(trained, config.evaluate.depth or config.train.supervision_steps)
-    data, half = assembly.task.provenance(), is_half(source)
-    save_model(out, config, assembly.model, assembly.guide, data=data, half=half)
+        trained = dataclasses.replace(solver, config=dataclasses.replace(config, seed=seed))
+        train_heads(trained, config.depth)
+    save_model(out, dataclasses.replace(solver, config=config), half=is_half(source))
     described = out.with_name("config.json") if out.name == "model.safetensors" else out.with_suffix(".json")
     write_json(described, config.to_dict())
     print(f"{out} has halt and value heads now; its config is {described}", file=sys.stderr)

@@ -26,7 +26,7 @@ import torch
 from experiments.run import PRESETS
 from experiments.table_text import figure, markdown
 from pyro_gram.build import build, check_parts
-from pyro_gram.checkpoint import load_model
+from pyro_gram.checkpoint import load
 from pyro_gram.config import RunConfig, read_preset, with_settings
 from pyro_gram.diagnostics import paper
 from pyro_gram.diagnostics.cost import layers_a_sample
@@ -165,17 +165,17 @@ def measured(cell: Cell, runs: Path, num_samples: int | None, data_dir: str | No
 def _of(num_samples: int, folder: Path, data_dir: str | None, named: Collection[str]) -> dict[str, Any]:
     path = folder / f"measured-{num_samples}.json"
     if not path.exists():
-        assembly = load_model(folder, data_dir, trust_code=named)
-        evaluate, task = assembly.config.evaluate, assembly.task
+        solver = load(folder, data_dir, trust_code=named)
+        evaluate, task = solver.config.evaluate, solver.task
         puzzles = task.split("test")
         puzzles = puzzles.subset(evaluate.inputs) if evaluate.inputs else puzzles
         rolled = rollout(
-            assembly.model,
+            solver.model,
             puzzles.inputs,
             num_samples=num_samples,
-            depth=evaluate.depth or assembly.config.train.supervision_steps,
+            depth=solver.config.depth,
             seed=evaluate.seed,
-            temper=assembly.config.temper,
+            temper=solver.config.temper,
             max_trajectories=chunk_size(task.spec.input_length),
         )
         write_json(path, measure(task, puzzles, rolled.tokens, rolled.score).to_dict())
@@ -184,11 +184,9 @@ def _of(num_samples: int, folder: Path, data_dir: str | None, named: Collection[
 
 def cost_of(config: RunConfig, data_dir: str | None) -> int:
     """The layers that a sample of such a run passes through, as it is measured; new weights cost as much as trained."""
-    assembly = build(config, data_dir)
-    x = assembly.task.split("test").inputs
-    return layers_a_sample(
-        assembly.model, None if x is None else x[:1], config.evaluate.depth or config.train.supervision_steps
-    )
+    solver = build(config, data_dir)
+    x = solver.task.split("test").inputs
+    return layers_a_sample(solver.model, None if x is None else x[:1], config.depth)
 
 
 def updates_of(folder: Path) -> int:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from pyro_gram.version import __version__
 
 if TYPE_CHECKING:
+    from pyro_gram.checkpoint import load
     from pyro_gram.sampling.tempering import TemperConfig
-    from pyro_gram.solver import Solver, load
+from pyro_gram.solver import Solver
 
 __all__ = ["Solver", "TemperConfig", "__version__", "load"]
 

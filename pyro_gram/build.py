@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
-from torch import nn
 
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.contract import guide_traits, model_sizes, model_traits, prior_traits
 from pyro_gram.registry import GUIDES, MODELS, PRIORS
+from pyro_gram.solver import Solver
 from pyro_gram.tasks.base import Task, make_task
-
-
-@dataclass(frozen=True)
-class Assembly:
-    """A task with a model and a guide for it."""
-
-    config: RunConfig
-    task: Task
-    model: nn.Module
-    guide: nn.Module
 
 
 def build_task(config: RunConfig, data_dir: str | None = None) -> Task:
@@ -30,7 +20,7 @@ def build_task(config: RunConfig, data_dir: str | None = None) -> Task:
     return make_task(config.names["task"], config.task, data_dir)
 
 
-def build(config: RunConfig, data_dir: str | None = None, task: Task | None = None) -> Assembly:
+def build(config: RunConfig, data_dir: str | None = None, task: Task | None = None) -> Solver:
     """Task, model and guide of a run, the weights drawn from its seed. The caller's random state is left as it was.
 
     ``task``: the one that :func:`build_task` has made already.
@@ -42,12 +32,7 @@ def build(config: RunConfig, data_dir: str | None = None, task: Task | None = No
         prior = PRIORS.get(config.names["prior"])(config.prior, width)
         model = MODELS.get(config.names["model"])(config.model, task.spec, prior)
         guide = GUIDES.get(config.names["guide"])(config.guide, task.spec, model, width)
-    return Assembly(config, task, model, guide)
-
-
-def state_length(config: RunConfig, task: Task) -> int:
-    """L of a state: the positions of the input and, before them, of the puzzle tokens."""
-    return task.spec.input_length + model_sizes(config.model).prefix
+    return Solver(config, task, model, guide)
 
 
 def check_parts(config: RunConfig) -> None:

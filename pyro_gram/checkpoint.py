@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pyro_gram.build import Assembly, build, build_task
+from pyro_gram.build import build, build_task
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import CheckpointError, ConfigError, UserError
 from pyro_gram.networks.core import LatentState
 from pyro_gram.runs.heads import attach, takes_heads
+from pyro_gram.sampling.isolation import generator_lock
+from pyro_gram.solver import Solver
 from pyro_gram.system.files import TensorFile, open_tensor_file, write_tensor_file
 from pyro_gram.system.rendezvous import reason
 from pyro_gram.tasks.base import Task
@@ -33,39 +35,30 @@ CALLS = 400  # of torch's functions, for each tensor that a model has, in buildi
 SHOWN = 4  # settings that differ, in a message
 
 
-def save_model(
-    path: Path,
-    config: RunConfig,
-    model: nn.Module,
-    guide: nn.Module,
-    *,
-    data: dict[str, str] | None = None,
-    half: bool = False,
-) -> None:
-    """Write a model checkpoint, atomically.
+def save_model(path: Path, solver: Solver, *, half: bool = False) -> None:
+    """Write a model checkpoint, atomically: the weights of model and guide, the config and the task's provenance.
 
     Args:
         path: the file.
-        config: of the run.
-        model, guide: their weights are kept.
-        data: the task's provenance.
+        solver: the model with its task, guide and config.
         half: keep weights as bfloat16, at half the size; they are float32 again once loaded.
     """
-    tensors = dict(pair(model, guide).state_dict())
+    tensors = dict(pair(solver.model, solver.guide).state_dict())
     if half:
         tensors = {k: v.bfloat16() if v.is_floating_point() else v for k, v in tensors.items()}
-    write_tensor_file(path, tensors, {"kind": "model", "config": config.to_dict(), "data": data or {}})
+    header = {"kind": "model", "config": solver.config.to_dict(), "data": solver.task.provenance()}
+    write_tensor_file(path, tensors, header)
 
 
-def load_model(
-    path: str | Path, data_dir: str | None = None, *, trust_code: bool | Collection[str] = False
-) -> Assembly:
-    """Rebuild task, model and guide from a model checkpoint (or a run's directory), ready for sampling.
+@generator_lock()  # initial weights are drawn
+def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool | Collection[str] = False) -> Solver:
+    """Load a solver from a model checkpoint (``.safetensors``) or a run's directory.
 
     Args:
         path: the file, or the directory.
         data_dir: where a task that reads files finds them.
-        trust_code: as for :meth:`RunConfig.from_dict`: may what the file names be imported?
+        trust_code: may the checkpoint name classes outside pyro_gram (``package.module:Class``)? Their module is
+            imported, which runs its code. True for any; or the paths that the user has named.
 
     Raises:
         CheckpointError: missing, damaged, of another format, weights that do not fit the config, or code that is not
@@ -79,19 +72,19 @@ def load_model(
         config = RunConfig.from_dict(held.header.get("config", {}), trust_code)
         task = build_task(config, data_dir)
         _check_fit(outline_misfits(held, config, task), path)
-        assembly = build(config, data_dir, task)
-        if takes_heads(assembly.model, config.heads):
-            attach(assembly.model, task, config)
+        solver = build(config, data_dir, task)
+        if takes_heads(solver.model, config.heads):
+            attach(solver.model, task, config)
     except ConfigError as e:
         raise CheckpointError(f"{path} cannot be rebuilt from its settings: {e}") from None
-    if assembly.task.spec.puzzles:  # which embedding is whose
-        _same_data(path, held.header, assembly.task.provenance())
-    whole = pair(assembly.model, assembly.guide)
+    if solver.task.spec.puzzles:  # which embedding is whose
+        _same_data(path, held.header, solver.task.provenance())
+    whole = pair(solver.model, solver.guide)
     _check_fit(held.mismatched_names(whole.state_dict()), path)
     _fill(whole, held.tensors())
-    assembly.model.eval()
-    assembly.guide.eval()
-    return assembly
+    solver.model.eval()
+    solver.guide.eval()
+    return solver
 
 
 def outline_misfits(held: TensorFile, config: RunConfig, task: Task) -> list[str]:
@@ -106,10 +99,10 @@ def outline_misfits(held: TensorFile, config: RunConfig, task: Task) -> list[str
         return []
     try:
         with AtMost(CALLS * (len(held.shapes) + 1)), torch.device("meta"):
-            assembly = build(config, None, task)
-            if takes_heads(assembly.model, config.heads):
-                attach(assembly.model, task, config)
-            whole = pair(assembly.model, assembly.guide)
+            solver = build(config, None, task)
+            if takes_heads(solver.model, config.heads):
+                attach(solver.model, task, config)
+            whole = pair(solver.model, solver.guide)
             misfits = held.mismatched_names(whole.state_dict())
     except (RuntimeError, TypeError, OverflowError, MemoryError) as e:
         raise ConfigError(f"they describe no model that can be built: {reason(e)}") from None
@@ -134,7 +127,7 @@ class AtMost(TorchFunctionMode):
 
 
 def is_half(path: Path) -> bool:
-    """Are a model checkpoint's weights kept as bfloat16? Raises CheckpointError as :func:`load_model`."""
+    """Are a model checkpoint's weights kept as bfloat16? Raises CheckpointError as :func:`load`."""
     return open_tensor_file(path, "model").half
 
 

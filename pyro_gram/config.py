@@ -79,6 +79,11 @@ class RunConfig:
     preset: str = "cpu"
     seed: int = 0
 
+    @property
+    def depth(self) -> int:
+        """The supervision steps of a roll-out: ``evaluate.depth``, or as many as in training where that is 0."""
+        return self.parts["evaluate"].depth or self.parts["train"].supervision_steps
+
     def __getattr__(self, part: str) -> Any:
         try:
             return self.__dict__["parts"][part]

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyro_gram.build import state_length
-from pyro_gram.checkpoint import load_model
 from pyro_gram.checks import check_choice, check_counts
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import InputError, UserError
-from pyro_gram.inference.contract import model_traits
+from pyro_gram.inference.contract import model_sizes, model_traits
 from pyro_gram.inference.sites import check_has_heads, has_heads
 from pyro_gram.sampling.draws import UNBIASED, DrawScheme
 from pyro_gram.sampling.isolation import generator_lock, isolated_program
@@ -109,6 +106,7 @@ class Solved:
         }
 
 
+@dataclass(eq=False)
 class Solver:
     """Samples answers from a checkpoint: from p(y | x) as it is, or with what :meth:`altered` names.
 
@@ -123,8 +121,10 @@ class Solver:
         guide: the inference program it was trained with (for diagnostics; sampling does not use it).
     """
 
-    def __init__(self, config: RunConfig, task: Task, model: nn.Module, guide: nn.Module) -> None:
-        self.config, self.task, self.model, self.guide = config, task, model, guide
+    config: RunConfig
+    task: Task
+    model: nn.Module
+    guide: nn.Module
 
     def to(self, device: torch.device | str) -> Solver:
         """This solver, its programs moved to a device in place. Answers come back on the CPU."""
@@ -133,9 +133,9 @@ class Solver:
         return self
 
     @property
-    def default_depth(self) -> int:
-        """The supervision steps of a roll-out unless asked otherwise."""
-        return self.config.evaluate.depth or self.config.train.supervision_steps
+    def state_length(self) -> int:
+        """L of a state: the positions of the input and, before them, of the prefix tokens."""
+        return self.task.spec.input_length + model_sizes(self.config.model).prefix
 
     @property
     def has_heads(self) -> bool:
@@ -186,7 +186,7 @@ class Solver:
             raise UserError(f"temper must be a pyro_gram.TemperConfig, not {temper!r}")
         check_choice("draws", draws, DRAWS)
         num_samples, seed = to_int("num_samples", num_samples), to_int("seed", seed)
-        depth = self.default_depth if depth is None else to_int("depth", depth)
+        depth = self.config.depth if depth is None else to_int("depth", depth)
         self.check_depth(depth)
         tokens = self._tokens(x)
         common: dict[str, Any] = {
@@ -246,7 +246,7 @@ class Solver:
     def _chunk_size(self, memory: float | None) -> int:
         if memory is None:
             return chunk_size(self.task.spec.input_length)
-        return trajectories_in_memory(memory, state_length(self.config, self.task), self.config.model.width)
+        return trajectories_in_memory(memory, self.state_length, self.config.model.width)
 
     def _tokens(self, x: Any) -> Tensor | None:
         """Checked input tokens, int64 ``[B, *event]``. Raises InputError."""
@@ -364,7 +364,7 @@ class Solver:
                 self.task.format_input(one),
                 chosen,
                 num_samples,
-                self.default_depth if depth is None else depth,
+                self.config.depth if depth is None else depth,
                 select,
                 len(found),
                 None if None in verdicts else sum(map(bool, verdicts)),
@@ -404,5 +404,5 @@ def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool = Fa
             is ever loaded.
     """
     with generator_lock():  # initial weights are drawn too
-        assembly = load_model(path, data_dir, trust_code=trust_code)
-    return Solver(assembly.config, assembly.task, assembly.model, assembly.guide)
+        solver = load(path, data_dir, trust_code=trust_code)
+    return Solver(solver.config, solver.task, solver.model, solver.guide)

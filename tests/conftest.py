@@ -19,10 +19,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_gram.build import Assembly, build
+from pyro_gram.build import build
 from pyro_gram.config import RunConfig, config_class, default_overrides, make_run_config
 from pyro_gram.inference.contract import model_traits
 from pyro_gram.registry import GUIDES, MODELS, PRIORS, TASKS
+from pyro_gram.solver import Solver
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -109,28 +110,28 @@ def digits_folder() -> str:
     return str(folder)
 
 
-def build_small(**changes: Any) -> Assembly:
+def build_small(**changes: Any) -> Solver:
     """Build the task, model and guide of :func:`small_config`, their parameters perturbed."""
     config = small_config(**changes)
-    assembly = build(config, digits_folder() if config.names["task"] == "mnist" else None)
-    perturb_(assembly.model)
-    perturb_(assembly.guide)
-    return assembly
+    solver = build(config, digits_folder() if config.names["task"] == "mnist" else None)
+    perturb_(solver.model)
+    perturb_(solver.guide)
+    return solver
 
 
 @dataclass
 class Case:
-    """A small assembly and a batch of its training data."""
+    """A small solver and a batch of its training data."""
 
-    assembly: Assembly
+    solver: Solver
     x: Tensor | None
     y: Tensor
 
 
 def build_case(**changes: Any) -> Case:
-    assembly = build_small(**changes)
-    x, y = assembly.task.split("train").sample_pairs(5, torch.Generator().manual_seed(0))
-    return Case(assembly, x, y)
+    solver = build_small(**changes)
+    x, y = solver.task.split("train").sample_pairs(5, torch.Generator().manual_seed(0))
+    return Case(solver, x, y)
 
 
 @pytest.fixture
@@ -153,7 +154,7 @@ class StateHeads(nn.Module):
 def build_case_with_heads(strength: float = 0.0, shift: float = 0.0, **changes: Any) -> Case:
     """Return a case whose model has :class:`StateHeads`."""
     case = build_case(**changes)
-    model: Any = case.assembly.model
+    model: Any = case.solver.model
     model.heads = StateHeads(strength, shift)
     return case
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pyro_gram.build import build
-from pyro_gram.checkpoint import load_model, load_training, save_model, save_training
+from pyro_gram.checkpoint import load, load_training, save_model, save_training
 from pyro_gram.errors import CheckpointError, UserError
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.system.files import read_json, tensor_digest, write_atomically, write_bytes, write_json
@@ -26,15 +26,15 @@ from tests.fake_device import fake_device
 def model_file(tmp_path):
     case = build_case()
     path = tmp_path / "model.safetensors"
-    save_model(path, case.assembly.config, case.assembly.model, case.assembly.guide)
+    save_model(path, case.solver)
     return path
 
 
 def trainer_of(config, perturb=0.0):
-    assembly = build(config)
-    perturb_(assembly.model, perturb)
-    stream = TargetStream(assembly.task, assembly.task.split("train"), config.train.batch, config.seed)
-    return Trainer(assembly.model, assembly.guide, stream, config.train, config.optim, config.beta, config.seed)
+    solver = build(config)
+    perturb_(solver.model, perturb)
+    stream = TargetStream(solver.task, solver.task.split("train"), config.train.batch, config.seed)
+    return Trainer(solver.model, solver.guide, stream, config.train, config.optim, config.beta, config.seed)
 
 
 @pytest.fixture
@@ -71,34 +71,34 @@ def rewrite(path, change=lambda header: None, tensors=lambda t: None, **metadata
 def test_a_loaded_model_rolls_out_as_the_saved_one(guide, tmp_path):
     case = build_case(guide_name=guide)
     path = tmp_path / "model.safetensors"
-    save_model(path, case.assembly.config, case.assembly.model, case.assembly.guide)
-    loaded = load_model(path)
-    assert loaded.config == case.assembly.config
-    a, b = (rollout(m, case.x, num_samples=7, depth=3, seed=5) for m in (case.assembly.model, loaded.model))
+    save_model(path, case.solver)
+    loaded = load(path)
+    assert loaded.config == case.solver.config
+    a, b = (rollout(m, case.x, num_samples=7, depth=3, seed=5) for m in (case.solver.model, loaded.model))
     assert torch.equal(a.tokens, b.tokens)
     assert torch.equal(a.score, b.score)
-    saved, kept = case.assembly.guide.state_dict(), loaded.guide.state_dict()
+    saved, kept = case.solver.guide.state_dict(), loaded.guide.state_dict()
     assert saved.keys() == kept.keys()
     assert all(torch.equal(saved[k], kept[k]) for k in saved)
 
 
 def test_a_loaded_model_is_ready_for_sampling_and_leaves_the_random_state_alone(model_file):
     before = torch.get_rng_state()
-    loaded = load_model(str(model_file))
+    loaded = load(str(model_file))
     assert torch.equal(torch.get_rng_state(), before)
     assert not loaded.model.training
     assert not loaded.guide.training
 
 
 def test_the_directory_of_a_run_is_a_checkpoint(model_file):
-    assert load_model(model_file.parent).config == load_model(model_file).config
+    assert load(model_file.parent).config == load(model_file).config
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint at .*nothing.safetensors"):
-        load_model(tmp_path / "nothing.safetensors")
+        load(tmp_path / "nothing.safetensors")
     with pytest.raises(CheckpointError, match="no checkpoint at .*model.safetensors"):
-        load_model(tmp_path)
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 0.5, -1])
@@ -106,7 +106,7 @@ def test_a_truncated_checkpoint_is_refused(keep, model_file):
     data = model_file.read_bytes()
     model_file.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):
-        load_model(model_file)
+        load(model_file)
 
 
 @pytest.mark.parametrize("data", [b"just some text\n" * 50, b"\xff" * 200, b"{}"])
@@ -114,7 +114,7 @@ def test_a_file_that_is_no_safetensors_is_refused(data, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):
-        load_model(path)
+        load(path)
 
 
 class _Bomb:
@@ -137,7 +137,7 @@ def test_a_pickle_in_disguise_does_not_run(write, tmp_path):
     assert marker.exists()  # the bomb works
     marker.unlink()
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):
-        load_model(path)
+        load(path)
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):
         load_training(path, small_config(), trainer_of(small_config()))
     assert not marker.exists()
@@ -147,23 +147,23 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"weight": torch.ones(2)}, path)
     with pytest.raises(CheckpointError, match="not written by pyro_gram"):
-        load_model(path)
+        load(path)
     save_file({"weight": torch.ones(2)}, path, {"format": "pt"})
     with pytest.raises(CheckpointError, match="not written by pyro_gram .format 'pt'"):
-        load_model(path)
+        load(path)
 
 
 def test_another_version_of_the_format_is_refused(model_file):
     rewrite(model_file, format="pyro_gram/999")
     with pytest.raises(CheckpointError, match="format 'pyro_gram/999'"):
-        load_model(model_file)
+        load(model_file)
 
 
 @pytest.mark.parametrize("header", [None, "", "{", "[]", "[1]", "3", "null", '"model"'])
 def test_a_damaged_header_is_a_checkpoint_error(header, model_file):
     rewrite(model_file, pyro_gram=header)
     with pytest.raises(CheckpointError, match="damaged header"):
-        load_model(model_file)
+        load(model_file)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_a_damaged_header_is_a_checkpoint_error(header, model_file):
 def test_a_tampered_config_is_a_checkpoint_error_that_names_the_file(change, model_file):
     rewrite(model_file, change)
     with pytest.raises(CheckpointError, match="model.safetensors"):
-        load_model(model_file)
+        load(model_file)
 
 
 @pytest.mark.parametrize(
@@ -204,12 +204,12 @@ def test_a_tampered_config_is_a_checkpoint_error_that_names_the_file(change, mod
 def test_weights_that_do_not_fit_their_config_are_refused(tensors, message, model_file):
     rewrite(model_file, tensors=tensors)
     with pytest.raises(CheckpointError, match=message):
-        load_model(model_file)
+        load(model_file)
 
 
 def test_a_model_is_no_training_state_and_the_other_way_round(model_file, state_file):
     with pytest.raises(CheckpointError, match="holds a training, not a model"):
-        load_model(state_file)
+        load(state_file)
     with pytest.raises(CheckpointError, match="holds a model, not a training"):
         load_training(model_file, small_config(), trainer_of(small_config()))
 
@@ -480,7 +480,7 @@ def test_a_checkpoint_whose_contents_have_changed_is_refused(place, model_file):
     data[place] ^= 0xFF
     model_file.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"safetensors is damaged: its contents are not those that were written"):
-        load_model(model_file)
+        load(model_file)
 
 
 # ---- files -------------------------------------------------------------------------------------------------------
@@ -495,7 +495,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_temporary_file(model_file,
     other = build_small(optim={"lr": 0.5})
     monkeypatch.setattr(os, "fsync", fill_disk)
     with pytest.raises(UserError, match="cannot write .*model.safetensors: No space left"):
-        save_model(model_file, other.config, other.model, other.guide)
+        save_model(model_file, other)
     assert model_file.read_bytes() == before
     assert list(model_file.parent.iterdir()) == [model_file]
 

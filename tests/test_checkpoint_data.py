@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import experiments.run
-from pyro_gram.checkpoint import load_model, load_training, save_model, save_training
+from pyro_gram.checkpoint import load, load_training, save_model, save_training
 from pyro_gram.errors import CheckpointError
 from pyro_gram.sampling.rollout import rollout
 from tests.conftest import build_case, digits_folder, small_config
@@ -16,27 +16,26 @@ from tests.test_checkpoint import trainer_of
 
 def test_half_the_size_is_nearly_the_same_model(tmp_path):
     case = build_case()
-    parts = case.assembly.config, case.assembly.model, case.assembly.guide
     whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
-    save_model(whole, *parts)
-    save_model(half, *parts, half=True)
+    save_model(whole, case.solver)
+    save_model(half, case.solver, half=True)
     assert half.stat().st_size < 0.6 * whole.stat().st_size
-    loaded = load_model(half).model
+    loaded = load(half).model
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     for name, p in loaded.state_dict().items():
-        torch.testing.assert_close(p, case.assembly.model.state_dict()[name], rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(p, case.solver.model.state_dict()[name], rtol=1e-2, atol=1e-3)
     assert torch.isfinite(rollout(loaded, case.x, num_samples=2, depth=2).score).all()
 
 
-def test_puzzle_numbers_of_other_data_are_refused(tmp_path):
+def test_puzzle_numbers_of_other_data_are_refused(tmp_path, monkeypatch):
     case = build_case(task_name="arc")
     path = tmp_path / "model.safetensors"
-    parts = case.assembly.config, case.assembly.model, case.assembly.guide
-    save_model(path, *parts, data=case.assembly.task.provenance())
-    assert load_model(path).task.provenance() == case.assembly.task.provenance() != {}
-    save_model(path, *parts, data={"puzzles": "other"})
+    save_model(path, case.solver)
+    assert load(path).task.provenance() == case.solver.task.provenance() != {}
+    monkeypatch.setattr(case.solver.task, "provenance", lambda: {"puzzles": "other"})
+    save_model(path, case.solver)
     with pytest.raises(CheckpointError, match="made with other data .puzzles: other then"):
-        load_model(path)
+        load(path)
 
 
 def test_a_run_goes_on_with_its_own_data_only(tmp_path):

@@ -256,9 +256,9 @@ def test_the_paper_preset_of_coloring_is_appendix_b2():
 def test_the_paper_preset_of_coloring_has_the_papers_size():
     task = {"train": 20, "validation": 4, "test": 4}
     config = read_preset(PRESETS, "coloring", "paper")
-    assembly = build(with_options(config, {f"task.{k}": v for k, v in task.items()}))
-    assert (assembly.task.spec.input_length, assembly.task.spec.output_length) == (28 + 8, 8)
-    every = [*assembly.model.parameters(), *assembly.guide.parameters()]
+    solver = build(with_options(config, {f"task.{k}": v for k, v in task.items()}))
+    assert (solver.task.spec.input_length, solver.task.spec.output_length) == (28 + 8, 8)
+    every = [*solver.model.parameters(), *solver.guide.parameters()]
     assert sum(p.numel() for p in every) == pytest.approx(10e6, rel=0.2)  # "about 10 M"
 
 

@@ -42,9 +42,9 @@ REPEATS = 3
 
 
 def make_trainer(config: RunConfig, device: torch.device) -> Trainer:
-    assembly = build(config)
-    model, guide = assembly.model.to(device), assembly.guide.to(device)
-    batch = random_batch(assembly.task.spec, config.train.batch, device)
+    solver = build(config)
+    model, guide = solver.model.to(device), solver.guide.to(device)
+    batch = random_batch(solver.task.spec, config.train.batch, device)
     return Trainer(model, guide, lambda _: batch, config.train, config.optim, config.beta)
 
 
@@ -171,8 +171,8 @@ def shared(found: dict[str, Any], processes: int) -> str:
     for task, one in found["tasks"].items():
         rows = [row for row in one["ways"] if "update_ms" in row]
         best = min(rows, key=lambda row: row["update_ms"])
-        assembly = build(read_preset(PRESETS, task, found["preset"]))
-        count = sum(p.numel() for module in (assembly.model, assembly.guide) for p in module.parameters())
+        solver = build(read_preset(PRESETS, task, found["preset"]))
+        count = sum(p.numel() for module in (solver.model, solver.guide) for p in module.parameters())
         own = best["update_ms"] / processes
         cells = []
         for rate in LINKS.values():

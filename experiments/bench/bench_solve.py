@@ -101,7 +101,7 @@ def measure(repeats: int, inputs: int | None = None) -> dict[str, Any]:
         "checkpoint": CHECKPOINT.stem,
         "inputs": len(x),
         "num_samples": NUM_SAMPLES,
-        "depth": solver.default_depth,
+        "depth": solver.config.depth,
         "halt": solver.config.heads.halt,
         "repeats": repeats,
         "seconds": {

@@ -25,12 +25,13 @@ from torch.distributions import Categorical, Normal, kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyro_gram.build import Assembly, build
+from pyro_gram.build import build
 from pyro_gram.config import RunConfig, read_preset, with_settings
 from pyro_gram.errors import UserError
 from pyro_gram.inference.elbo import scale_gradient
 from pyro_gram.networks.core import LatentState
 from pyro_gram.registry import GUIDES, MODELS, PRIORS
+from pyro_gram.solver import Solver
 from pyro_gram.spec import TaskSpec
 from pyro_gram.tasks.batches import TargetStream
 from pyro_gram.training.trainer import Trainer
@@ -50,15 +51,15 @@ SIZES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
 }
 
 
-def assemble(name: str) -> Assembly:
+def assemble(name: str) -> Solver:
     task, settings = SIZES[name]
     return build(with_settings(read_preset(PRESETS, task, "cpu"), settings))
 
 
-def make_trainer(assembly: Assembly) -> Trainer:
-    c = assembly.config
-    stream = TargetStream(assembly.task, assembly.task.split("train"), c.train.batch, 0, c.train.augment)
-    return Trainer(assembly.model, assembly.guide, stream, c.train, c.optim, c.beta)
+def make_trainer(solver: Solver) -> Trainer:
+    c = solver.config
+    stream = TargetStream(solver.task, solver.task.split("train"), c.train.batch, 0, c.train.augment)
+    return Trainer(solver.model, solver.guide, stream, c.train, c.optim, c.beta)
 
 
 def random_batch(spec: TaskSpec, batch: int, device: torch.device) -> tuple[Tensor | None, Tensor]:

@@ -189,7 +189,7 @@ def measure(solver: Solver, arguments: Any) -> dict[str, Any]:
     """All of the study, as it is written to JSON."""
     puzzles = puzzles_of(solver, "test", arguments.inputs)
     validation = puzzles_of(solver, "validation", arguments.validation)
-    depth = arguments.depth or solver.default_depth
+    depth = arguments.depth or solver.config.depth
     halt = solver.config.heads.halt if arguments.halt is None else arguments.halt
     seeds = [SEED * (number + 1) for number in range(arguments.seeds)]
     each = max(WIDTHS) + len(SPREADS) * sum(SPREAD_OF)

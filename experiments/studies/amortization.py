@@ -22,7 +22,7 @@ from pyro_gram.guides.mean_field import MeanFieldGuide, MeanFieldGuideConfig
 from torch import Tensor, nn
 from tqdm import trange
 
-from pyro_gram.checkpoint import load_model
+from pyro_gram.checkpoint import load
 from pyro_gram.diagnostics.likelihood import prior_log_likelihood
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.contract import guide_traits
@@ -101,9 +101,9 @@ def main(argv: list[str]) -> int:
         if getattr(arguments, name) < 1:
             raise ConfigError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
     check_writable(arguments.out)
-    assembly = load_model(arguments.checkpoint, trust_code=arguments.trust_code)
-    model, guide = assembly.model, assembly.guide
-    puzzles = assembly.task.split("test")
+    solver = load(arguments.checkpoint, trust_code=arguments.trust_code)
+    model, guide = solver.model, solver.guide
+    puzzles = solver.task.split("test")
     x, y = puzzles.sample_pairs(arguments.inputs, generator_for(1, arguments.inputs))
     if x is None or guide_traits(guide).follows_prior:
         raise ConfigError("this study is of a guide that infers answers to inputs")

@@ -128,14 +128,14 @@ def worth(point: dict[str, float]) -> float:
 
 
 def study_of(solver: Solver, puzzles: PuzzleSet, kept: Path | None, progress: Any) -> Study:
-    return Study(solver, puzzles, solver.default_depth, solver.config.heads.halt, kept, progress)
+    return Study(solver, puzzles, solver.config.depth, solver.config.heads.halt, kept, progress)
 
 
 def measure(path: Path, arguments: Any) -> dict[str, Any]:
     """One checkpoint."""
     solver = pyro_gram.load(path, trust_code=arguments.trust_code)
     check_has_heads(solver.model, "filter")
-    whole = solver.default_depth
+    whole = solver.config.depth
     short, kept = short_of(whole), kept_in(arguments.keep, path, solver)
     with tqdm(unit="step", unit_scale=True, desc=label_of(path), file=sys.stderr, mininterval=1.0) as bar:
         chooser = study_of(solver, puzzles_of(solver, "validation", arguments.validation), kept, bar.update)

@@ -99,7 +99,7 @@ def study_of(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         "what": what,
         "num_inputs": len(puzzles),
         "num_samples": NUM_SAMPLES,
-        "depth": solver.default_depth,
+        "depth": solver.config.depth,
         "temper": [solver.config.temper.scale, solver.config.temper.transitions],
         "one_solution": one_solution(puzzles),
         "one_solution_test": one_solution(solver.task.split("test")),

@@ -76,18 +76,18 @@ def changes_of(study: dict[str, Any], variant: str) -> dict[str, dict[str, Any]]
 
 def measure_run(run: Run) -> dict[str, Any]:
     """The validation split under the prior after as many transitions as LENGTHS, the bounds, and the looks."""
-    task = run.assembly.task
+    task = run.solver.task
     puzzles = task.split("validation")
     by_length = {}
     for length in LENGTHS:
-        rolled = roll(run, puzzles.inputs, depth=length // run.assembly.config.model.transitions)
+        rolled = roll(run, puzzles.inputs, depth=length // run.solver.config.model.transitions)
         found = measure(task, puzzles, rolled.tokens, rolled.score).to_dict()
         by_length[str(length)] = {
             k: v for k, v in found.items() if v is not None and k not in ("num_inputs", "num_samples")
         }
-    seed = run.assembly.config.evaluate.seed
+    seed = run.solver.config.evaluate.seed
     x, y = puzzles.sample_pairs(len(puzzles), generator_for(seed, len(puzzles)))
-    bounds = bounds_of(run.averaged, x, y, run.depth, seed)
+    bounds = bounds_of(run.averaged, x, y, run.solver.config.depth, seed)
     k_hat = pareto_k_of(run, x, y)
     rows = run.rows()
     looks = [row for row in rows if "prior_accuracy" in row]
@@ -112,9 +112,15 @@ def pareto_k_of(run: Run, x: Tensor | None, y: Tensor) -> Tensor:
     """k-hat of the guide's importance weights on the first ``WEIGHED`` inputs."""
     model, guide = run.trainer.averaged
     few = slice(WEIGHED)
-    seed = run.assembly.config.evaluate.seed
+    seed = run.solver.config.evaluate.seed
     drawn = guide_draws(
-        model, guide, None if x is None else x[few], y[few], steps=run.depth, num_samples=WEIGHTS, seed=seed
+        model,
+        guide,
+        None if x is None else x[few],
+        y[few],
+        steps=run.solver.config.depth,
+        num_samples=WEIGHTS,
+        seed=seed,
     )
     return pareto_smoothed(drawn.log_weight)[1]
 

@@ -84,11 +84,11 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--batches must be at least 1, not {arguments.batches}")
     gram = read_json(arguments.gram)
     config = read_preset(PRESETS, "mnist", arguments.preset, seed=arguments.seed)
-    assembly = build(config, arguments.data_dir)
-    task, model = assembly.task, assembly.model
+    solver = build(config, arguments.data_dir)
+    task, model = solver.task, solver.model
     seconds = train(config, task, model, arguments.batches)
     samples = gram["metrics"]["num_samples"]
-    depth = config.evaluate.depth or config.train.supervision_steps
+    depth = config.depth
     tokens = rollout(deterministic(model), None, num_samples=samples, depth=depth).tokens[:, 0]
     found = digits.assess(digits.reference(task, "test"), tokens)
     ours = {name: gram["metrics"][name] for name in ("frechet_distance", "inception_score", "num_samples")}

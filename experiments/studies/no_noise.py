@@ -29,13 +29,13 @@ def study_of(path: Path, most: int | None = None) -> dict[str, Any]:
     solver = pyro_gram.load(path)
     test = solver.task.split("test")
     puzzles = test if most is None else test.subset(most)
-    settings: dict[str, Any] = {"depth": solver.default_depth, "temper": solver.config.temper}
+    settings: dict[str, Any] = {"depth": solver.config.depth, "temper": solver.config.temper}
     with AtMean():
         rolled = rollout(solver.model, to_device_of(solver.model, puzzles.inputs), num_samples=1, **settings)
     accuracy = solver.task.is_valid(puzzles.inputs, rolled.tokens).double().mean().item()
     return {
         "num_inputs": len(puzzles),
-        "depth": solver.default_depth,
+        "depth": solver.config.depth,
         "accuracy": accuracy,
         "interval": wilson(accuracy, len(puzzles)),
         "environment": environment(),

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 from pyro_gram.inference.contract import model_sizes, model_traits
-from pyro_gram.build import Assembly
 from pyro_gram.diagnostics import verdicts
 from pyro_gram.diagnostics.plots import run as figures
 from pyro_gram.diagnostics import landscape as landscapes
@@ -83,7 +82,7 @@ def _steered(study: Study, inputs: int) -> dict[str, Any]:
     solver, s = study.solver, study.settings
     count = inputs if solver.task.spec.has_input else min(BOUND_PAIRS, s.inputs)
     puzzles, x, y = study.pairs(count)
-    held = Assembly(solver.config, solver.task, solver.model, solver.guide)
+    held = Solver(solver.config, solver.task, solver.model, solver.guide)
     found = bounds_of(held, x, y, s.depth, s.seed)
     short = {"excess": excess(found.full, puzzles.num_solutions).mean().item()} if puzzles.has_all_solutions else {}
     return short | bound_metrics(held, puzzles.inputs, found)

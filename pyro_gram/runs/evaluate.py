@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pyro_gram.inference.contract import model_traits, prior_of, prior_traits
-from pyro_gram.build import Assembly
 from pyro_gram.checkpoint import save_model
 from pyro_gram.diagnostics.bounds import Bounds, bounds
 from pyro_gram.diagnostics.calibration import uniformity
@@ -24,6 +23,7 @@ from pyro_gram.sampling.memory import chunk_size
 from pyro_gram.sampling.rollout import Rollout, rollout, to_device_of
 from pyro_gram.system.files import write_json
 from pyro_gram.system.machine import environment, peak_memory_mb
+from pyro_gram.solver import Solver
 from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task
 from pyro_gram.tasks.batches import generator_for
 
@@ -36,7 +36,7 @@ FOLLOWED_INPUTS, FOLLOWED = 24, 6  # trajectories that are followed step by step
 TRACED_DRAWS = 25  # trajectories a chain in inference.nc; fewer of more than 16 positions
 
 
-def rehearse(held: Assembly, x: Tensor | None, y: Tensor) -> None:
+def rehearse(held: Solver, x: Tensor | None, y: Tensor) -> None:
     """Ask for the weights, bounds and log p(y | x) of two pairs, once: what has none is refused before training.
 
     No random state changes.
@@ -55,20 +55,20 @@ def rehearse(held: Assembly, x: Tensor | None, y: Tensor) -> None:
         prior_log_likelihood(held.model, x, y, depth=1, num_samples=2)
 
 
-def _has_likelihood(held: Assembly) -> bool:
+def _has_likelihood(held: Solver) -> bool:
     """Not of images, none of which a trajectory ever hits, nor of diffusion models, which bound it by other means."""
     return held.task.is_checkable and model_traits(held.model).has_exact_likelihood
 
 
 def measured(run: Run) -> PuzzleSet:
     """The inputs of the test split that are measured."""
-    puzzles, most = run.assembly.task.split("test"), run.assembly.config.evaluate.inputs
+    puzzles, most = run.solver.task.split("test"), run.solver.config.evaluate.inputs
     return puzzles.subset(most) if most else puzzles
 
 
 def num_trajectories(run: Run) -> int:
     """How many trajectories :func:`finish` runs: what its bar counts."""
-    held, puzzles = run.assembly, measured(run)
+    held, puzzles = run.solver, measured(run)
     samples, plain, given = held.config.evaluate.num_samples, puzzles.first_versions, puzzles.inputs is not None
     count = samples * (len(puzzles) if given else 1) + min(len(plain if given else plain.solutions), BOUND_INPUTS)
     count += FOLLOWED * (min(len(plain), FOLLOWED_INPUTS) if given else FOLLOWED_INPUTS)
@@ -84,7 +84,7 @@ def _likelihood_trajectories(plain: PuzzleSet) -> int:
     return LIKELIHOOD_SAMPLES * (10 if plain.inputs is None else few)
 
 
-def bounds_of(held: Assembly, x: Tensor | None, y: Tensor, depth: int, seed: int) -> Bounds:
+def bounds_of(held: Solver, x: Tensor | None, y: Tensor, depth: int, seed: int) -> Bounds:
     """The bounds of pairs, at beta = 1; whole trajectories are traced, few of long sequences at once."""
     return bounds(
         held.model,
@@ -98,7 +98,7 @@ def bounds_of(held: Assembly, x: Tensor | None, y: Tensor, depth: int, seed: int
     )
 
 
-def bound_metrics(held: Assembly, x: Tensor | None, found: Bounds) -> dict[str, float | None]:
+def bound_metrics(held: Solver, x: Tensor | None, found: Bounds) -> dict[str, float | None]:
     """Means of the bounds, the terms of the full one where there is a guide, and what is right under it."""
     terms = {"kl": found.kl.sum(0).mean().item(), "reconstruction": found.reconstruction.mean().item()}
     if found.others.any():  # of a user's own sites
@@ -111,7 +111,7 @@ def bound_metrics(held: Assembly, x: Tensor | None, found: Bounds) -> dict[str, 
     }
 
 
-def right_under_guide(held: Assembly, x: Tensor | None, found: Bounds) -> float | None:
+def right_under_guide(held: Solver, x: Tensor | None, found: Bounds) -> float | None:
     """Pairs whose answer is right where the guide, with y in sight, steers: beside the prior's, it shows a leak.
 
     None without a guide, or where no answer is right or wrong.
@@ -147,26 +147,26 @@ def check_ready(task: Task) -> None:
         digits.load_classifier()
 
 
-def check_rolls(assembly: Assembly) -> None:
+def check_rolls(solver: Solver) -> None:
     """One roll-out, for what would fail there: a temper that is none for the prior, an operation a device lacks.
 
     Raises:
         ConfigError: the prior cannot be tempered.
     """
-    x = assembly.task.split("test").inputs
-    device = next(assembly.model.parameters()).device
+    x = solver.task.split("test").inputs
+    device = next(solver.model.parameters()).device
     x = None if x is None else x[:1].to(device)
-    rollout(assembly.model, x, num_samples=1, depth=1, temper=assembly.config.temper)
+    rollout(solver.model, x, num_samples=1, depth=1, temper=solver.config.temper)
 
 
 def roll(run: Run, x: Tensor | None, **changes: Any) -> Rollout:
     """Fresh trajectories of the averaged model's prior on inputs x, on the CPU again."""
-    evaluate, spec = run.assembly.config.evaluate, run.assembly.task.spec
+    evaluate, spec = run.solver.config.evaluate, run.solver.task.spec
     settings = {
         "num_samples": evaluate.num_samples,
-        "depth": run.depth,
+        "depth": run.solver.config.depth,
         "seed": evaluate.seed,
-        "temper": run.assembly.config.temper,
+        "temper": run.solver.config.temper,
         "max_trajectories": chunk_size(spec.input_length),
         "processes": run.processes,
     }
@@ -182,15 +182,15 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
     """
     start = time.perf_counter()
     model, guide = (m.eval() for m in run.trainer.averaged)
-    config, task = run.assembly.config, run.assembly.task
+    config, task = run.solver.config, run.solver.task
     if takes_heads(model, config.heads):
-        train_heads(run.averaged, run.depth, run.phases)
+        train_heads(run.averaged, run.solver.config.depth, run.phases)
         run.processes.broadcast_(
             list(model.get_submodule(HEADS_ATTRIBUTE).state_dict().values())
         )  # roll-outs halt by the heads that are saved
     heads = time.perf_counter() - start
     if run.processes.is_main:
-        save_model(run.out / "model.safetensors", config, model, guide, data=task.provenance(), half=half)
+        save_model(run.out / "model.safetensors", run.averaged, half=half)
     puzzles = measured(run)
     with run.phases.start("evaluation", num_trajectories(run), "trajectory"):
         rolled = roll(run, puzzles.inputs, progress=run.progress)
@@ -210,8 +210,8 @@ def finish(run: Run, half: bool = False) -> dict[str, Any]:
         "task": config.names["task"],
         "preset": config.preset,
         "seed": config.seed,
-        "parameters": sum(p.numel() for p in run.assembly.model.parameters()),
-        "guide_parameters": sum(p.numel() for p in run.assembly.guide.parameters()),
+        "parameters": sum(p.numel() for p in run.solver.model.parameters()),
+        "guide_parameters": sum(p.numel() for p in run.solver.guide.parameters()),
         "head_parameters": sum(p.numel() for name, p in model.named_parameters() if name.startswith(f"{HEADS_ATTRIBUTE}.")),
         "batches": run.trainer.number,
         "length": {"batches": config.train.batches, "minutes": config.train.minutes},  # as it was asked for
@@ -269,11 +269,11 @@ def looks_of(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def test_metrics(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, Any]:
     """The metrics of the roll-outs, and the bounds at beta = 1: those are of the prior as it is, without temper."""
-    task, seed = run.assembly.task, run.assembly.config.evaluate.seed
+    task, seed = run.solver.task, run.solver.config.evaluate.seed
     metrics = measure(task, puzzles, rolled.tokens, rolled.score)
     plain = puzzles.first_versions
     x, y = plain.sample_pairs(BOUND_INPUTS, generator_for(seed, len(plain)))
-    found = bounds_of(run.averaged, x, y, run.depth, seed)
+    found = bounds_of(run.averaged, x, y, run.solver.config.depth, seed)
     run.phases.update(len(y))
     return {
         **metrics.to_dict(),
@@ -283,9 +283,9 @@ def test_metrics(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, Any
         **_no_bounds(run),
         "elbo_inputs": len(y),
         **_likelihood(run, x, y),
-        "depth": run.depth,
-        "temper_scale": run.assembly.config.temper.scale,
-        "temper_transitions": run.assembly.config.temper.transitions,
+        "depth": run.solver.config.depth,
+        "temper_scale": run.solver.config.temper.scale,
+        "temper_transitions": run.solver.config.temper.transitions,
         **_judged(run, puzzles, rolled),
         **assess(task, puzzles, rolled.tokens, split="test"),
     }
@@ -293,7 +293,7 @@ def test_metrics(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, Any
 
 def _no_bounds(run: Run) -> dict[str, None]:
     """What takes the place of bounds that are none: where the prior's density is not that of its draws."""
-    if prior_traits(prior_of(run.assembly.model)).has_density:
+    if prior_traits(prior_of(run.solver.model)).has_density:
         return {}
     return dict.fromkeys(("elbo", "elbo_full", "elbo_surrogate", "excess"))
 
@@ -302,7 +302,7 @@ def _judged(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, float]:
     """What the heads are good for: the answer selected by value, and trajectories that stop when sure."""
     if rolled.value is None or puzzles.inputs is None:
         return {}
-    task, halt = run.assembly.task, run.assembly.config.heads.halt
+    task, halt = run.solver.task, run.solver.config.heads.halt
     plain = slice(None) if puzzles.is_first_version is None else puzzles.is_first_version  # versions of an input are not inputs
     x, tokens, score, value = (
         puzzles.inputs[plain],
@@ -326,8 +326,8 @@ def _judged(run: Run, puzzles: PuzzleSet, rolled: Rollout) -> dict[str, float]:
 
 def _likelihood(run: Run, x: Tensor | None, y: Tensor) -> dict[str, float]:
     """log p(y | x) by prior Monte Carlo on a few inputs."""
-    task = run.assembly.task
-    if not _has_likelihood(run.assembly):
+    task = run.solver.task
+    if not _has_likelihood(run.solver):
         return {}
     few = slice(LIKELIHOOD_INPUTS)
     # Without input all data share their trajectories, so that many cost little.
@@ -337,9 +337,9 @@ def _likelihood(run: Run, x: Tensor | None, y: Tensor) -> dict[str, float]:
         model,
         to_device_of(model, None if x is None else x[few]),
         to_device_of(model, y[few]),
-        depth=run.depth,
+        depth=run.solver.config.depth,
         num_samples=samples,
-        seed=run.assembly.config.evaluate.seed,
+        seed=run.solver.config.evaluate.seed,
         max_trajectories=chunk_size(task.spec.input_length),
     )
     run.phases.update(samples if x is None else samples * len(log_p))
@@ -370,7 +370,7 @@ def write_inference_data(run: Run, puzzles: PuzzleSet, inputs: int = 32) -> None
     from pyro_gram.diagnostics.inference_data import save
 
     model, guide = (m.cpu() for m in run.trainer.averaged)
-    config, task = run.assembly.config, run.assembly.task
+    config, task = run.solver.config, run.solver.task
     draws = max(2, min(TRACED_DRAWS, 16 * TRACED_DRAWS // task.spec.input_length))
-    data = collect(task, model, guide, puzzles, inputs=inputs, depth=run.depth, draws=draws, seed=config.evaluate.seed)
+    data = collect(task, model, guide, puzzles, inputs=inputs, depth=run.solver.config.depth, draws=draws, seed=config.evaluate.seed)
     save(data, run.out / "inference.nc")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from pyro_gram.build import Assembly, state_length
+from pyro_gram.solver import Solver
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import ConfigError
 from pyro_gram.sampling.memory import chunk_size
@@ -42,23 +42,23 @@ def attach(model: nn.Module, task: Task, config: RunConfig) -> None:
     """Put untrained heads onto a program; the caller's random state stays. Raises as :func:`check_heads`."""
     c = config.heads
     check_heads(model, task, c)
-    length = state_length(config, task)
+    length = task.spec.input_length + getattr(config.model, "prefix", 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         head = HaltValueHead(length, config.model.width, task.spec.output_classes, c.hidden, c.layers, c.attention_heads)
     setattr(model, HEADS_ATTRIBUTE, head.to(next(model.parameters()).device))
 
 
-def train_heads(assembly: Assembly, depth: int, phases: Phases | None = None) -> None:
+def train_heads(solver: Solver, depth: int, phases: Phases | None = None) -> None:
     """Give a trained model its heads, as ``config.heads`` says, with a bar on stderr.
 
     They learn from trajectories of the prior as it is sampled (its temper too), up to ``depth`` supervision steps deep,
     on training inputs under the task's symmetries: on those as they are the model errs less than on others.
     ``phases``: of the run, whose phase ``heads`` this is.
     """
-    count = assembly.config.heads.rounds
+    count = solver.config.heads.rounds
     phases = phases or Phases({"heads": f"{count} rounds"})
-    rounds = _rounds(assembly, depth)  # what is wrong is said before the phase begins
+    rounds = _rounds(solver, depth)  # what is wrong is said before the phase begins
     start = time.perf_counter()
     with phases.start("heads", count, "round") as bar:
         for number, loss in enumerate(rounds, 1):
@@ -67,20 +67,20 @@ def train_heads(assembly: Assembly, depth: int, phases: Phases | None = None) ->
             bar.update()
 
 
-def seconds_of_heads(assembly: Assembly, depth: int) -> float:
+def seconds_of_heads(solver: Solver, depth: int) -> float:
     """How long :func:`train_heads` will take, by one round on a copy of the model. No random state changes."""
-    copied = Assembly(assembly.config, assembly.task, copy.deepcopy(assembly.model), assembly.guide)
+    copied = Solver(solver.config, solver.task, copy.deepcopy(solver.model), solver.guide)
     device = next(copied.model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         rounds = _rounds(copied, depth)
         start = time.perf_counter()
         next(rounds)
-        return (time.perf_counter() - start) * assembly.config.heads.rounds
+        return (time.perf_counter() - start) * solver.config.heads.rounds
 
 
-def _rounds(assembly: Assembly, depth: int) -> Iterator[float]:
+def _rounds(solver: Solver, depth: int) -> Iterator[float]:
     """The rounds of :func:`train_heads`, with the loss of each. Heads are there before the first."""
-    config, task, model = assembly.config, assembly.task, assembly.model
+    config, task, model = solver.config, solver.task, solver.model
     attach(model, task, config)
     count = chunk_size(task.spec.input_length, config.heads.trajectories)
     stream = TargetStream(task, task.split("train"), count, config.seed, config.train.augment)

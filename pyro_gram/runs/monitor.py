@@ -20,13 +20,13 @@ MONITOR_SAMPLES = 1024  # samples of p(x) looked at during training
 
 def plan(run: Run) -> None:
     """Say which phases the run will have: training, heads where its model takes some, and evaluation."""
-    config, trainer = run.assembly.config, run.trainer
+    config, trainer = run.solver.config, run.trainer
     c, puzzles = config.train, measured(run)
     length = f"{trainer.num_batches or c.batches:,} batches" if c.batches else f"{c.minutes:g} minutes"
     if trainer.num_batches is None:
         length = f"up to {length} in {c.minutes:g} minutes"
     sizes = {"train": f"{length}, complete" if trainer.finished else length}
-    if takes_heads(run.assembly.model, config.heads):
+    if takes_heads(run.solver.model, config.heads):
         sizes["heads"] = f"{config.heads.rounds} rounds"
     inputs = "" if puzzles.inputs is None else f"{len(puzzles.inputs):,} inputs x "
     sizes["evaluation"] = f"{inputs}{config.evaluate.num_samples:,} samples"
@@ -36,13 +36,13 @@ def plan(run: Run) -> None:
 
 def monitor(run: Run) -> dict[str, float]:
     """Bounds, and accuracy and coverage of the prior, of the averaged weights on a few validation inputs."""
-    task, config = run.assembly.task, run.assembly.config
+    task, config = run.solver.task, run.solver.config
     puzzles = task.split("validation").subset(MONITOR_INPUTS)
     seed = config.evaluate.seed
     rolled = roll(run, puzzles.inputs, num_samples=min(config.evaluate.num_samples, MONITOR_SAMPLES))
     metrics = measure(task, puzzles, rolled.tokens, rolled.score)
     x, y = puzzles.sample_pairs(MONITOR_INPUTS, generator_for(seed, len(puzzles)))
-    found = bounds_of(run.averaged, x, y, run.depth, seed)
+    found = bounds_of(run.averaged, x, y, run.solver.config.depth, seed)
     looked = {
         "prior_accuracy": metrics.sample_accuracy,
         "prior_coverage": metrics.coverage,
@@ -61,7 +61,7 @@ def timed_look(run: Run) -> dict[str, float]:
     start = time.perf_counter()
     looked = monitor(run)
     seconds = time.perf_counter() - start
-    puzzles, samples = run.assembly.task.split("validation"), run.assembly.config.evaluate.num_samples
+    puzzles, samples = run.solver.task.split("validation"), run.solver.config.evaluate.num_samples
     given = puzzles.inputs is not None
     pairs = min(len(puzzles if given else puzzles.solutions), MONITOR_INPUTS)
     rolled = min(samples, MONITOR_SAMPLES) * (pairs if given else 1)

@@ -18,8 +18,9 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from pyro_gram.inference.contract import guide_traits
-from pyro_gram.build import Assembly, build
+from pyro_gram.build import build
 from pyro_gram.checkpoint import load_training, save_training
+from pyro_gram.solver import Solver
 from pyro_gram.system.cli import StopOnSignal
 from pyro_gram.config import RunConfig
 from pyro_gram.diagnostics.verdicts import BAD, leak
@@ -56,13 +57,13 @@ class Run:
     """One run in one directory.
 
     Attributes:
-        assembly: task, model and guide.
+        solver: task, model and guide.
         trainer: its training state.
         out: the directory, which no other process may write to before :meth:`close`.
         phases: what tells of its progress (``monitor.plan``).
     """
 
-    assembly: Assembly
+    solver: Solver
     trainer: Trainer
     out: Path
     lock: FileLock | None = None
@@ -90,18 +91,12 @@ class Run:
 
     def save(self, path: Path | None = None) -> None:
         """Write the state of training, atomically; to ``state_path`` where nothing else is said."""
-        save_training(path or self.state_path, self.assembly.config, self.trainer, self.assembly.task.provenance())
+        save_training(path or self.state_path, self.solver.config, self.trainer, self.solver.task.provenance())
 
     @property
-    def averaged(self) -> Assembly:
-        """The assembly with the averaged weights, which are what is measured."""
-        return Assembly(self.assembly.config, self.assembly.task, *self.trainer.averaged)
-
-    @property
-    def depth(self) -> int:
-        """Supervision steps of an evaluation roll-out."""
-        config = self.assembly.config
-        return config.evaluate.depth or config.train.supervision_steps
+    def averaged(self) -> Solver:
+        """The solver with the averaged weights, which are what is measured."""
+        return Solver(self.solver.config, self.solver.task, *self.trainer.averaged)
 
     @property
     def metrics_path(self) -> Path:
@@ -170,22 +165,22 @@ def open_run(
     resume = resume or (processes.restarts > 0 and launched_here(out))
     if processes.is_main:
         check_new(out, resume)
-    assembly = build(config, data_dir)
-    check_ready(assembly.task)
-    check_per_datum(assembly)
-    if takes_heads(assembly.model, config.heads):
-        check_heads(assembly.model, assembly.task, config.heads)
+    solver = build(config, data_dir)
+    check_ready(solver.task)
+    check_per_datum(solver)
+    if takes_heads(solver.model, config.heads):
+        check_heads(solver.model, solver.task, config.heads)
     elif config.heads.hidden and processes.is_main:
-        print(f"{why_no_heads(assembly.model)}: it is trained and measured without heads", file=sys.stderr)
-    assembly.model.to(device)
-    assembly.guide.to(device)
+        print(f"{why_no_heads(solver.model)}: it is trained and measured without heads", file=sys.stderr)
+    solver.model.to(device)
+    solver.guide.to(device)
     stream = TargetStream(
-        assembly.task, assembly.task.split("train"), config.train.batch, config.seed, config.train.augment
+        solver.task, solver.task.split("train"), config.train.batch, config.seed, config.train.augment
     )
     check_batch(stream.batch, processes)
     trainer = Trainer(
-        assembly.model,
-        assembly.guide,
+        solver.model,
+        solver.guide,
         stream,
         config.train,
         config.optim,
@@ -193,11 +188,11 @@ def open_run(
         seed=config.seed,
         processes=processes,
     )
-    check_rolls(assembly)
+    check_rolls(solver)
     sampled = trainer.rehearse()
-    rehearse(assembly, *stream(0))
+    rehearse(solver, *stream(0))
     lock = lock_directory(out, 30.0 if processes.restarts else 0.0) if processes.is_main else None
-    run = Run(assembly, trainer, out, lock, Phases({"train": ""}, silent=not processes.is_main))
+    run = Run(solver, trainer, out, lock, Phases({"train": ""}, silent=not processes.is_main))
     processes.barrier()  # what the first process would not have in its directory, none of the others trains
     try:
         _prepare(run, resume)
@@ -215,12 +210,12 @@ def open_run(
 
 def _prepare(run: Run, resume: bool) -> None:
     """Take up the saved state, if there is one, and put the directory in order."""
-    out, trainer, assembly = run.out, run.trainer, run.assembly
+    out, trainer, solver = run.out, run.trainer, run.solver
     if run.processes.is_main:
         check_new(out, resume)  # again, as nobody else can have begun one since
     begun = bool(run.processes.from_main(resume and run.state_path.exists()))
     if begun:
-        load_training(run.state_path, assembly.config, trainer, assembly.task.provenance())
+        load_training(run.state_path, solver.config, trainer, solver.task.provenance())
     weights = sum(p.detach().cpu().double().sum().item() for p in trainer.optim.named.values())
     if not (run.processes.all_equal(trainer.number) and run.processes.all_equal(weights)):
         raise UserError(f"the processes of this run begin with different states: do all of them see the same {out}?")
@@ -238,7 +233,7 @@ def _prepare(run: Run, resume: bool) -> None:
         run.metrics_path.unlink(missing_ok=True)
     if launch_id():
         write_bytes(out / LAUNCH, launch_id().encode())
-    write_json(out / "config.json", assembly.config.to_dict())
+    write_json(out / "config.json", solver.config.to_dict())
 
 
 def check_new(out: Path, resume: bool) -> None:
@@ -263,7 +258,7 @@ def _resumed(run: Run, begun: bool) -> str:
     """What --resume has found."""
     if not begun:
         return f"nothing to resume in {run.out}: a new run"
-    number, batches = run.trainer.number, run.trainer.num_batches or run.assembly.config.train.batches
+    number, batches = run.trainer.number, run.trainer.num_batches or run.solver.config.train.batches
     of = f" of {batches}" if batches else ""
     if run.trainer.finished:
         return f"training in {run.out} is over, at batch {number}{of}: it is measured again"
@@ -292,11 +287,11 @@ def lock_directory(out: Path, patience: float = 0.0) -> FileLock | None:
     return lock
 
 
-def check_per_datum(assembly: Assembly) -> None:
+def check_per_datum(solver: Solver) -> None:
     """Raises ConfigError where a guide has parameters for each datum, and has too few, or no datum comes twice."""
-    if guide_traits(assembly.guide).is_amortized:
+    if guide_traits(solver.guide).is_amortized:
         return
-    config, pairs = assembly.config, len(assembly.task.split("train").solutions)
+    config, pairs = solver.config, len(solver.task.split("train").solutions)
     name = config.names["guide"]
     if config.train.augment:
         raise ConfigError(
@@ -351,7 +346,7 @@ def train(run: Run) -> None:
         DivergedError: the loss is no longer finite, or has exploded; the state before that update is in
             ``diverged.safetensors``, and ``diverged.json`` tells of it.
     """
-    config = run.assembly.config.train
+    config = run.solver.config.train
     look: dict[str, float] = {}
     warned = False
     if config.compile and run.processes.is_main and not run.trainer.finished:
@@ -372,7 +367,7 @@ def train(run: Run) -> None:
             run.trainer.between = keep
         first, before = run.trainer.number, run.trainer.elapsed
         if "heads" in run.phases.sizes and run.processes.is_main and not run.trainer.finished:
-            run.phases.seconds["heads"] = seconds_of_heads(run.averaged, run.depth)
+            run.phases.seconds["heads"] = seconds_of_heads(run.averaged, run.solver.config.depth)
         with _bar(run) as bar:
             if not run.trainer.finished:
                 run.phases.remaining_text("train", seconds_left(run.trainer, first, 0.0))
@@ -396,7 +391,7 @@ def train(run: Run) -> None:
 
 def fitted_length(run: Run) -> str:
     """What a run says that trains fewer batches than were asked for; nothing where it trains all."""
-    c, batches = run.assembly.config.train, run.trainer.num_batches
+    c, batches = run.solver.config.train, run.trainer.num_batches
     if not batches or batches >= c.batches:
         return ""
     return (
@@ -407,7 +402,7 @@ def fitted_length(run: Run) -> str:
 
 def _bar(run: Run) -> tqdm:
     """A bar that counts batches, or seconds where only the clock ends the run."""
-    trainer, c = run.trainer, run.assembly.config.train
+    trainer, c = run.trainer, run.solver.config.train
     total = trainer.num_batches or round(c.minutes * 60)
     initial = trainer.number if c.batches else round(trainer.elapsed)
     return run.phases.start("train", total, "batch" if c.batches else "s", initial)
@@ -425,7 +420,7 @@ class Keeper:
 
     def __call__(self, now: bool = False) -> None:
         """Raises InterruptedRunError on a signal, after saving. ``now``: save in any case."""
-        late = time.monotonic() - self.saved > self.run.assembly.config.train.save_seconds
+        late = time.monotonic() - self.saved > self.run.solver.config.train.save_seconds
         processes, stopped = self.run.processes, self._stopped()
         if now or stopped or processes.from_main(late):
             if processes.size == 1:

@@ -30,7 +30,7 @@ def draw_figures(run: Run, puzzles: PuzzleSet, tokens: Tensor, history: Tensor) 
         tokens: its samples, int64 ``[N, B, L_out]``.
         history: the answers of some trajectories of its first inputs after each step, int64 ``[S, N, b, L_out]``.
     """
-    task = run.assembly.task
+    task = run.solver.task
     drawn: dict[str, Figure] = {"training": figures.training(run.rows())}
     if any("posterior_accuracy" in row for row in run.rows()):
         drawn["leak"] = leak_figure(run.rows())
@@ -60,7 +60,7 @@ def draw_figures(run: Run, puzzles: PuzzleSet, tokens: Tensor, history: Tensor) 
 
 def write_run_report(run: Run, results: dict[str, Any], drawn: dict[str, Path]) -> list[verdicts.Verdict]:
     """report.html of a run; returns its verdicts."""
-    config, task = run.assembly.config, run.assembly.task
+    config, task = run.solver.config, run.solver.task
     judged = verdicts.of_metrics(results["metrics"], results["looks"], results["uniformity"])
     by_name = {v.name: v for v in judged}
     sections = [Section.of(name, path, by_name) for name, path in drawn.items()]

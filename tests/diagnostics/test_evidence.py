@@ -114,7 +114,7 @@ def test_block_counts_end_in_all_of_them():
 
 def test_a_model_without_a_guide_has_the_priors_estimate_alone():
     case = build_case(prior_name="none", guide_name="prior")
-    found = evidence(case.assembly.model, None, case.x, case.y, depth=2, guide_samples=8, prior_samples=30)
+    found = evidence(case.solver.model, None, case.x, case.y, depth=2, guide_samples=8, prior_samples=30)
     assert found.guide is None
     assert "khat_above" not in found.summary()
     # A deterministic model: every trajectory is the same, and one of them would do.
@@ -125,16 +125,16 @@ def test_a_model_without_a_guide_has_the_priors_estimate_alone():
 @pytest.mark.parametrize("task", ["sudoku_uncond", "nqueens"])
 def test_evidence_of_every_task_repeats_and_holds_no_beta_of_training(task):
     seen = []
-    assembly = build_small(task_name=task)
-    x, y = assembly.task.split("train").sample_pairs(3, torch.Generator().manual_seed(0))
+    solver = build_small(task_name=task)
+    x, y = solver.task.split("train").sample_pairs(3, torch.Generator().manual_seed(0))
     settings = {"depth": 2, "guide_samples": 30, "prior_samples": 30}
-    assembly.model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
-    found = evidence(assembly.model, assembly.guide, x, y, **settings)
+    solver.model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    found = evidence(solver.model, solver.guide, x, y, **settings)
     assert seen
     assert {kwargs.get("beta", 1.0) for kwargs in seen} == {1.0}
     assert found.iwae.shape == (4, 3)
     assert (found.guide.log_p < 0).all()
-    again = evidence(assembly.model, assembly.guide, x, y, **settings)
+    again = evidence(solver.model, solver.guide, x, y, **settings)
     torch.testing.assert_close(again.log_p, found.log_p)
 
 

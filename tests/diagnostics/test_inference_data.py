@@ -52,20 +52,20 @@ class LastSolutions(PuzzleSet):
 
 
 @pytest.fixture(scope="module")
-def assembly():
+def solver():
     torch.manual_seed(0)
     return build_small()
 
 
-def collect(assembly, puzzles=None, **settings):
-    puzzles = puzzles or assembly.task.split("test")
+def collect(solver, puzzles=None, **settings):
+    puzzles = puzzles or solver.task.split("test")
     settings = {"depth": DEPTH, "chains": CHAINS, "draws": DRAWS, **settings}
-    return collect_from(assembly.task, assembly.model, assembly.guide, puzzles, **settings)
+    return collect_from(solver.task, solver.model, solver.guide, puzzles, **settings)
 
 
 @pytest.fixture(scope="module")
-def data(assembly):
-    return collect(assembly)
+def data(solver):
+    return collect(solver)
 
 
 def test_every_group_is_there(data):
@@ -111,16 +111,16 @@ def test_densities_have_their_signs_and_everything_is_finite(data):
         assert all(np.isfinite(v.values).all() for v in data[group].data_vars.values())
 
 
-def test_chains_are_different_draws_and_the_seed_fixes_them(assembly, data):
+def test_chains_are_different_draws_and_the_seed_fixes_them(solver, data):
     h = data["posterior"]["h"].values
     assert not np.array_equal(h[0], h[1])
-    assert np.array_equal(collect(assembly)["posterior"]["h"].values, h)
-    assert not np.array_equal(collect(assembly, seed=9)["posterior"]["h"].values, h)
+    assert np.array_equal(collect(solver)["posterior"]["h"].values, h)
+    assert not np.array_equal(collect(solver, seed=9)["posterior"]["h"].values, h)
 
 
-def test_the_prior_does_not_know_y(assembly, data):
-    puzzles = assembly.task.split("test")
-    other = collect(assembly, LastSolutions(puzzles.inputs, puzzles.solutions, puzzles.offsets))
+def test_the_prior_does_not_know_y(solver, data):
+    puzzles = solver.task.split("test")
+    other = collect(solver, LastSolutions(puzzles.inputs, puzzles.solutions, puzzles.offsets))
     assert not np.array_equal(other["observed_data"]["y"].values, data["observed_data"]["y"].values)
     for group in PRIOR:
         for name, values in data[group].data_vars.items():
@@ -128,10 +128,10 @@ def test_the_prior_does_not_know_y(assembly, data):
     assert not np.array_equal(other["posterior"]["guidance"].values, data["posterior"]["guidance"].values)
 
 
-def test_observed_y_is_a_solution_of_x(assembly, data):
+def test_observed_y_is_a_solution_of_x(solver, data):
     x, y = (torch.from_numpy(v.values) for v in (data["constant_data"]["x"], data["observed_data"]["y"]))
-    assert torch.equal(x, assembly.task.split("test").inputs)
-    assert assembly.task.is_valid(x, y).all()
+    assert torch.equal(x, solver.task.split("test").inputs)
+    assert solver.task.is_valid(x, y).all()
 
 
 def test_round_trip_through_netcdf(data, tmp_path):
@@ -237,16 +237,16 @@ def test_the_last_point_of_a_path_is_the_final_state(data):
 
 def test_heads_speak_at_every_step():
     case = build_case_with_heads(strength=1.0)
-    part = collect(case.assembly)["sample_stats_prior"]
+    part = collect(case.solver)["sample_stats_prior"]
     for name in ("halt", "value"):
         assert dict(part[name].sizes) == {**SAMPLE, "instance": INPUTS, "step": DEPTH}
         assert ((part[name].values > 0) & (part[name].values < 1)).all()
         assert len(np.unique(part[name].values)) > 1
 
 
-def test_the_priors_groups_are_the_roll_out_that_is_scored(assembly, data):
-    x = assembly.task.split("test").inputs
-    rolled = rollout(assembly.model, x, num_samples=DRAWS, depth=DEPTH, seed=derive_seed(0, 1, 0))
+def test_the_priors_groups_are_the_roll_out_that_is_scored(solver, data):
+    x = solver.task.split("test").inputs
+    rolled = rollout(solver.model, x, num_samples=DRAWS, depth=DEPTH, seed=derive_seed(0, 1, 0))
     np.testing.assert_array_equal(data["prior_predictive"]["y"].values[1], rolled.tokens)
     np.testing.assert_allclose(data["sample_stats_prior"]["score"].values[1, ..., -1], rolled.score, atol=1e-5)
 

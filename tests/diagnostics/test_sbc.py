@@ -139,21 +139,21 @@ def test_the_band_holds_uniform_ranks_at_95_of_100_times():
 def test_what_cannot_be_ranked_is_refused():
     case = build_case(prior_name="none", guide_name="prior")
     with pytest.raises(ConfigError, match="looks at no answer"):
-        simulate(case.assembly.model, case.assembly.guide, case.x, depth=2)
+        simulate(case.solver.model, case.solver.guide, case.x, depth=2)
 
 
 @pytest.mark.parametrize("prior", ["gaussian", "discrete", "student_t", "mixture", "flow", "low_rank", "mean_only"])
 def test_ranks_of_every_kind_of_prior(prior):
     assert not incompatibility(prior, "amortized")
     case = build_case(prior_name=prior)
-    found = simulate(case.assembly.model, case.assembly.guide, case.x, depth=2, rounds=1, draws=5)
+    found = simulate(case.solver.model, case.solver.guide, case.x, depth=2, rounds=1, draws=5)
     assert found.ranks.shape == (6, 5)
     assert "scale of eps_3" in found.names
 
 
 def test_data_without_input_are_ranked_too():
-    assembly = build_small(task_name="sudoku_uncond")
-    found = simulate(assembly.model, assembly.guide, None, depth=2, rounds=7, draws=5)
+    solver = build_small(task_name="sudoku_uncond")
+    found = simulate(solver.model, solver.guide, None, depth=2, rounds=7, draws=5)
     assert found.ranks.shape == (6, 7)
 
 

@@ -64,7 +64,7 @@ def decided(mix, **settings):
 )
 def test_a_walk_is_the_rollout_of_its_seed(changes, temper):
     case = build_case(**changes)
-    model = case.assembly.model
+    model = case.solver.model
     before = torch.get_rng_state()
     walked = walk(model, case.x, depth=3, num_samples=4, seed=7, temper=temper)
     assert torch.equal(torch.get_rng_state(), before)
@@ -74,7 +74,7 @@ def test_a_walk_is_the_rollout_of_its_seed(changes, temper):
 
 
 def test_a_walk_starts_at_z_0_and_its_states_decode_to_its_answers(case):
-    model = case.assembly.model
+    model = case.solver.model
     walked = walk(model, case.x, depth=3, num_samples=4)
     assert walked.h.shape == (4, 4, 5, *model.h0.shape)
     assert torch.equal(walked.h[0], model.h0.expand(4, 5, -1, -1))
@@ -84,13 +84,13 @@ def test_a_walk_starts_at_z_0_and_its_states_decode_to_its_answers(case):
 
 def test_trajectories_start_apart_where_z_0_is_drawn():
     case = build_case(model_name="trm", model={"start": "random"})
-    h = walk(case.assembly.model, case.x, depth=1, num_samples=3).h
+    h = walk(case.solver.model, case.x, depth=1, num_samples=3).h
     assert not torch.equal(h[0, 0], h[0, 1])
 
 
 def test_the_path_of_means_is_one_whatever_the_seed(case):
     first, second = (
-        walk(case.assembly.model, case.x, depth=3, num_samples=9, seed=seed, at_mean=True) for seed in (1, 2)
+        walk(case.solver.model, case.x, depth=3, num_samples=9, seed=seed, at_mean=True) for seed in (1, 2)
     )
     assert first.tokens.shape == (3, 1, 5, 4)
     assert torch.equal(first.h, second.h)
@@ -99,20 +99,20 @@ def test_the_path_of_means_is_one_whatever_the_seed(case):
 def test_a_prior_without_a_mean_has_no_path_of_means():
     case = build_case(prior_name="flow")
     with pytest.raises(NotImplementedError):
-        walk(case.assembly.model, case.x, depth=1, at_mean=True)
+        walk(case.solver.model, case.x, depth=1, at_mean=True)
 
 
 def test_a_walk_refuses_no_steps(case):
     with pytest.raises(UserError, match="depth must be at least 1"):
-        walk(case.assembly.model, case.x, depth=0)
+        walk(case.solver.model, case.x, depth=0)
 
 
 @pytest.mark.parametrize("name", MODELS.names())
 def test_every_model_walks(name):
     case = build_case(model_name=name)
-    depth = 1 if model_traits(case.assembly.model).is_one_step else 3
-    walked = walk(case.assembly.model, case.x, depth=depth, num_samples=4)
-    found = attractors(case.assembly.task, case.x, walked.tokens)
+    depth = 1 if model_traits(case.solver.model).is_one_step else 3
+    walked = walk(case.solver.model, case.x, depth=depth, num_samples=4)
+    found = attractors(case.solver.task, case.x, walked.tokens)
     assert walked.h.shape[:3] == (depth + 1, 4, 5)
     assert 1 <= int(found.distinct.min()) <= int(found.distinct.max()) <= 4
     deterministic = name in ("direct", "hrm", "trm", "looped")
@@ -260,10 +260,10 @@ def test_deciding_is_reproducible():
 )
 def test_keeping_all_guidance_keeps_the_answer(changes):
     case = build_case(**changes)
-    depth = 1 if model_traits(case.assembly.model).is_one_step else 2
-    found = deciding(case.assembly.model, case.assembly.task, case.x, depth=depth, num_samples=6)
+    depth = 1 if model_traits(case.solver.model).is_one_step else 2
+    found = deciding(case.solver.model, case.solver.task, case.x, depth=depth, num_samples=6)
     inputs = 1 if case.x is None else len(case.x)
-    length = case.assembly.task.spec.input_length + changes.get("model", {}).get("prefix", 0)
+    length = case.solver.task.spec.input_length + changes.get("model", {}).get("prefix", 0)
     assert found.kept[0] == 0
     assert (found.by_transition[-1] == 1).all()
     assert found.by_transition.shape == (len(found.kept), inputs)
@@ -273,7 +273,7 @@ def test_keeping_all_guidance_keeps_the_answer(changes):
 @pytest.mark.parametrize("changes", [{"model_name": "direct"}, {"prior_name": "none"}, {"prior_name": "mean_only"}])
 def test_where_nothing_is_drawn_nothing_decides(changes):
     case = build_case(**{"guide_name": "prior", **changes})
-    assert deciding(case.assembly.model, case.assembly.task, case.x, depth=1, num_samples=2) is None
+    assert deciding(case.solver.model, case.solver.task, case.x, depth=1, num_samples=2) is None
 
 
 def test_points_are_denser_early():
@@ -301,7 +301,7 @@ def test_places_are_counted():
 
 
 def test_the_loss_is_that_of_all_solutions_together(case):
-    model, task = case.assembly.model, case.assembly.task
+    model, task = case.solver.model, case.solver.task
     puzzles = task.split("train")
     at = int(puzzles.num_solutions.argmax())
     x, solutions = puzzles.inputs[at : at + 1], puzzles.solutions_of(at)
@@ -322,7 +322,7 @@ def test_the_loss_is_that_of_all_solutions_together(case):
 
 
 def test_the_plane_keeps_distances_within_it(case):
-    model, task = case.assembly.model, case.assembly.task
+    model, task = case.solver.model, case.solver.task
     found = landscape(model, task, case.x[:1], None, depth=4, num_samples=5, seed=2)
     h = walk(model, case.x[:1], depth=4, num_samples=5, seed=2).h.flatten(-2)[:, :, 0].double()
     assert found.points.shape == (5, 5, 2)
@@ -338,8 +338,8 @@ def test_the_plane_keeps_distances_within_it(case):
 
 def test_without_known_solutions_the_loss_is_of_the_decoded_answer():
     case = build_case(task_name="sudoku_uncond")
-    found = landscape(case.assembly.model, case.assembly.task, None, None, depth=2, num_samples=3, seed=1)
-    rolled = rollout(case.assembly.model, None, depth=2, num_samples=3, seed=1)
+    found = landscape(case.solver.model, case.solver.task, None, None, depth=2, num_samples=3, seed=1)
+    rolled = rollout(case.solver.model, None, depth=2, num_samples=3, seed=1)
     torch.testing.assert_close(found.loss[-1], -rolled.score[:, 0].double())
     assert found.num_solutions == 0
 
@@ -356,7 +356,7 @@ def test_without_known_solutions_the_loss_is_of_the_decoded_answer():
 def test_small_landscapes(changes, has_mean, depth, num_samples):
     case = build_case(**changes)
     solutions = case.y[:1]
-    model, task = case.assembly.model, case.assembly.task
+    model, task = case.solver.model, case.solver.task
     found = landscape(model, task, case.x[:1], solutions, depth=depth, num_samples=num_samples)
     if "model_name" in changes and num_samples == 1:
         assert found is None  # a program that starts anew shows one state alone
@@ -369,7 +369,7 @@ def test_small_landscapes(changes, has_mean, depth, num_samples):
 
 def test_a_program_whose_state_stays_has_no_landscape():
     case = build_case(model_name="direct")
-    assert landscape(case.assembly.model, case.assembly.task, case.x[:1], None, depth=1, num_samples=3) is None
+    assert landscape(case.solver.model, case.solver.task, case.x[:1], None, depth=1, num_samples=3) is None
 
 
 def test_the_surface_follows_the_states_and_is_silent_far_from_them():

@@ -28,7 +28,7 @@ def frames_of(path):
 def landscape_of(case, **settings):
     x = None if case.x is None else case.x[:1]
     settings = {"solutions": case.y[:1], "depth": 3, "num_samples": 7, **settings}
-    return landscape(case.assembly.model, case.assembly.task, x, **settings)
+    return landscape(case.solver.model, case.solver.task, x, **settings)
 
 
 def test_the_landscape_shows_every_trajectory_and_the_deterministic_one(case):
@@ -71,9 +71,9 @@ def test_landscapes_of_all_kinds_are_drawn(changes, settings, label):
 
 
 def drawn_attractors(case, known, depth=4, num_samples=6):
-    walked = walk(case.assembly.model, case.x, depth=depth, num_samples=num_samples)
-    found = attractors(case.assembly.task, case.x, walked.tokens)
-    pairs = parting(case.assembly.task, case.x, walked)
+    walked = walk(case.solver.model, case.x, depth=depth, num_samples=num_samples)
+    found = attractors(case.solver.task, case.x, walked.tokens)
+    pairs = parting(case.solver.task, case.x, walked)
     return found, pairs, attractors_figure(found, pairs, torch.tensor([3] * len(found.distinct)) if known else None)
 
 
@@ -107,7 +107,7 @@ def test_attractors_of_all_kinds_are_drawn(changes):
 
 
 def test_deciding_shows_chance_and_certainty(case):
-    found = deciding(case.assembly.model, case.assembly.task, case.x, depth=3, num_samples=5)
+    found = deciding(case.solver.model, case.solver.task, case.x, depth=3, num_samples=5)
     figure = deciding_figure(found)
     text = words(figure)
     for label in ("transitions whose guidance is kept", "position", "nothing kept", "all kept: 1", "same answer"):
@@ -120,12 +120,12 @@ def test_deciding_shows_chance_and_certainty(case):
 
 @pytest.fixture
 def history(case):
-    return walk(case.assembly.model, case.x, depth=5, num_samples=3).tokens[:, :, 0]
+    return walk(case.solver.model, case.x, depth=5, num_samples=3).tokens[:, :, 0]
 
 
 def test_an_animation_has_a_frame_a_step_and_starts_anew(case, history, tmp_path):
     path = tmp_path / "made" / "answers.gif"
-    animate(case.assembly.task, case.x[0], history, path, milliseconds=100)
+    animate(case.solver.task, case.x[0], history, path, milliseconds=100)
     frames = frames_of(path)
     assert len(frames) == 5
     assert all((a != b).any() for (a, _), (b, _) in pairwise(frames))
@@ -140,7 +140,7 @@ def test_frames_show_the_answers_of_their_step(case, tmp_path):
     first, between, last = torch.tensor([[[0, 1, 2, 0]], [[0, 0, 0, 0]], [[0, 1, 1, 2]]])
     history = torch.cat((first[None], between.expand(58, 1, 4), last[None]))
     path = tmp_path / "answers.gif"
-    animate(case.assembly.task, case.x[0], history, path)
+    animate(case.solver.task, case.x[0], history, path)
     pictures = [pixels[len(pixels) // 3 :] for pixels, _ in frames_of(path)]
     assert len(pictures) == 24
     changes = [(a != b).any() for a, b in pairwise(pictures)]
@@ -158,4 +158,4 @@ def test_images_are_animated_without_a_verdict(tmp_path):
 def test_an_animation_that_cannot_be_written_is_told(case, history, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
-        animate(case.assembly.task, case.x[0], history, tmp_path / "file" / "answers.gif")
+        animate(case.solver.task, case.x[0], history, tmp_path / "file" / "answers.gif")

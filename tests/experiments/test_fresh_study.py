@@ -21,7 +21,7 @@ def test_fresh_inputs_are_measured_once_as_the_run_was_without_halting(tmp_path,
     puzzles = solver.task.fresh_inputs(3, study["data_seed"])
     for seed, draw in enumerate(study["draws"]):
         rolled = solver.sample(puzzles.inputs, fresh.NUM_SAMPLES, seed=100_000 * (seed + 1), halt=1.0)
-        assert (rolled.steps == solver.default_depth).all()
+        assert (rolled.steps == solver.config.depth).all()
         right = solver.task.is_valid(puzzles.inputs, rolled.tokens).double()
         assert draw["sample_accuracy"] == pytest.approx(right.mean().item())
         assert draw["accuracy"] == pytest.approx(right[0].mean().item())

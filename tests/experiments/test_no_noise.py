@@ -24,7 +24,7 @@ def test_the_one_answer_of_an_input_without_noise_is_scored(tmp_path):
                 solver.model,
                 to_device_of(solver.model, x),
                 num_samples=3,
-                depth=solver.default_depth,
+                depth=solver.config.depth,
                 seed=7,
                 temper=solver.config.temper,
             )

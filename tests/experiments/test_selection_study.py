@@ -43,11 +43,11 @@ def test_vote_and_value_choose_from_the_samples_that_solve_draws(headed, tmp_pat
 
 def test_fresh_graphs_are_isomorphic_to_none_of_a_split():
     config = small_config(task={"vertices": 7, "train": 30, "validation": 5, "test": 5})
-    assembly = build(config)
-    solver = Solver(config, assembly.task, assembly.model, assembly.guide)
+    solver = build(config)
+    solver = Solver(config, solver.task, solver.model, solver.guide)
     x, which = selection.fresh_inputs(solver, 20)
     assert (len(x), which) == (20, f"data_seed {selection.DATA_SEED}")
-    task = assembly.task
+    task = solver.task
     known = {
         k
         for s in ("train", "validation", "test")
@@ -59,8 +59,8 @@ def test_fresh_graphs_are_isomorphic_to_none_of_a_split():
 def test_queens_are_test_inputs_where_there_are_enough_such_as_no_run_is_measured_on():
     def solver_of(**changes):
         config = small_config(task_name="nqueens", **changes)
-        assembly = build(config)
-        return Solver(config, assembly.task, assembly.model, assembly.guide)
+        solver = build(config)
+        return Solver(config, solver.task, solver.model, solver.guide)
 
     solver = solver_of()
     test = solver.task.split("test").inputs

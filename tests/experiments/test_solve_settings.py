@@ -165,7 +165,7 @@ def test_a_run_that_was_measured_with_a_temper_says_so_unless_told_otherwise(hea
     (solved,) = solver.solve("Cr", num_samples=2, halt=1)
     assert solved.frequencies == "not p(y|x): sigma x 1.9 in the first 2 transitions"
     (solved,) = solver.solve("Cr", num_samples=2, halt=1, temper=TemperConfig())
-    assert (solved.frequencies, solved.altered) == (f"p(y|x) at depth {solver.default_depth}", ())
+    assert (solved.frequencies, solved.altered) == (f"p(y|x) at depth {solver.config.depth}", ())
 
 
 # ---- selection -------------------------------------------------------------------------------------------------------
@@ -368,8 +368,8 @@ def test_a_checkpoint_of_another_task_reads_no_graphs(tmp_path, capsys):
         ("sudoku", "neither a digit nor a blank"),
         ("sudoku_uncond", "takes no input"),
     ):
-        assembly = build(small_config(task_name=task))
+        solver = build(small_config(task_name=task))
         path = tmp_path / f"{task}.safetensors"
-        save_model(path, assembly.config, assembly.model, assembly.guide)
+        save_model(path, solver)
         (tmp_path / "one.g6").write_text("Cr")
         assert message in refused(capsys, "--checkpoint", path, "--input", tmp_path / "one.g6")

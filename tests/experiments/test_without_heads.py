@@ -25,9 +25,9 @@ def test_these_are_the_baselines_without_heads():
 def headless(request, tmp_path):
     """The name and a checkpoint of such a baseline."""
     config = small_config(model_name=request.param)
-    assembly = build(config)
+    solver = build(config)
     path = tmp_path / "model.safetensors"
-    save_model(path, config, assembly.model, assembly.guide)
+    save_model(path, solver)
     return request.param, path
 
 

@@ -14,7 +14,7 @@ from tests.training.test_training import make_trainer
 
 
 def posterior_of(case, y=None):
-    guide, model = case.assembly.guide, case.assembly.model
+    guide, model = case.solver.guide, case.solver.model
     y = case.y if y is None else y
     u = torch.randn(5, 4, 16)
     with torch.no_grad():
@@ -43,23 +43,23 @@ def test_which_positions_learn_of_a_changed_answer(guide, elsewhere):
 
 def test_the_global_code_is_the_same_at_every_position():
     case = build_case(guide_name="global")
-    code = case.assembly.guide.encode(case.x, case.y)
+    code = case.solver.guide.encode(case.x, case.y)
     assert code.shape == (5, 1, 16)
     q, u = posterior_of(case)
     with torch.no_grad():
-        two = case.assembly.guide.posterior(u[:2], code[:2], case.assembly.model.prior(u[:2]))
+        two = case.solver.guide.posterior(u[:2], code[:2], case.solver.model.prior(u[:2]))
     torch.testing.assert_close(two.mean, q.mean[:2])  # fewer inputs than positions
 
 
 def test_the_residual_guide_moves_with_the_prior():
     case = build_case(guide_name="residual")
     q, u = posterior_of(case)
-    prior = case.assembly.model.prior
+    prior = case.solver.model.prior
     with torch.no_grad():
         prior.head.mlp.down.weight[:16] += 0.1  # of the mean
     u_again = u
     with torch.no_grad():
-        guide = case.assembly.guide
+        guide = case.solver.guide
         moved = guide.posterior(u_again, guide.encode(case.x, case.y), prior(u_again))
     before = q.mean
     shift = moved.mean - before
@@ -69,14 +69,14 @@ def test_the_residual_guide_moves_with_the_prior():
 
 def test_without_an_inference_network_nothing_of_y_is_told():
     case = build_case(guide_name="prior")
-    found = terms(case.assembly.model, case.assembly.guide, case.x, case.y)
+    found = terms(case.solver.model, case.solver.guide, case.x, case.y)
     assert (found.kl == 0).all()
-    assert sum(p.numel() for p in case.assembly.guide.parameters()) == 0
+    assert sum(p.numel() for p in case.solver.guide.parameters()) == 0
 
 
 def test_free_parameters_belong_to_their_pair():
     case = build_case(guide_name="mean_field", guide={"num_pairs": 6})
-    guide = case.assembly.guide
+    guide = case.solver.guide
     guide.train()
     rows = guide.encode(case.x, case.y)
     assert sorted(rows.tolist()) == list(range(5))
@@ -95,10 +95,10 @@ def test_free_parameters_belong_to_their_pair():
 
 def test_the_rows_of_pairs_survive_a_checkpoint():
     case = build_case(guide_name="mean_field", guide={"num_pairs": 6})
-    guide = case.assembly.guide
+    guide = case.solver.guide
     guide.train()
     rows = guide.encode(case.x, case.y)
-    again = build_case(guide_name="mean_field", guide={"num_pairs": 6}).assembly.guide
+    again = build_case(guide_name="mean_field", guide={"num_pairs": 6}).solver.guide
     again.load_state_dict(guide.state_dict())
     again.eval()
     assert (again.encode(case.x, case.y) == rows).all()
@@ -139,9 +139,9 @@ def test_every_prior_and_guide_that_make_no_sense_together_are_refused_before_tr
 @pytest.mark.parametrize("guide", ["amortized", "additive", "global", "residual"])
 def test_a_budget_holds_for_every_guide_that_has_one(guide):
     case = build_case(guide_name=guide, guide={"max_kl": 0.5})
-    for module in (case.assembly.guide, case.assembly.model.prior):
+    for module in (case.solver.guide, case.solver.model.prior):
         perturb_(module, 0.3)
-    kl = terms(case.assembly.model, case.assembly.guide, case.x, case.y, truncated=False).kl
+    kl = terms(case.solver.model, case.solver.guide, case.x, case.y, truncated=False).kl
     assert (kl <= 0.5 * 1.03).all()
     assert (kl > 0.1).any()
 
@@ -154,7 +154,7 @@ def test_parts_that_do_not_belong_together_are_refused_when_they_are_built(names
 
 def test_a_guide_that_follows_a_prior_without_gradient_from_somewhere_on_still_has_a_bound():
     case = build_case(prior_name="mixture", guide={"guided_transitions": 4})
-    found = terms(case.assembly.model, case.assembly.guide, case.x, case.y, steps=3, truncated=False)
+    found = terms(case.solver.model, case.solver.guide, case.x, case.y, steps=3, truncated=False)
     assert found.kl.shape == (6, 5)
     assert (found.kl[4:] == 0).all()
     assert (found.kl[:4] != 0).all()
@@ -163,9 +163,9 @@ def test_a_guide_that_follows_a_prior_without_gradient_from_somewhere_on_still_h
 
 def test_free_parameters_follow_the_prior_where_nothing_is_charged():
     case = build_case(guide_name="mean_field", guide={"num_pairs": 6})
-    guide = case.assembly.guide
+    guide = case.solver.guide
     assert (guide.first, guide.guided_transitions) == (1, 2)  # of T = 2, truncated
     guide.train()
-    found = terms(case.assembly.model, guide, case.x, case.y, truncated=False)
+    found = terms(case.solver.model, guide, case.x, case.y, truncated=False)
     assert (found.kl[0] == 0).all()
     assert (found.kl[1] > 0).all()

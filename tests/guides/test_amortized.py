@@ -66,27 +66,27 @@ def test_a_guide_that_stops_before_training_does_is_refused():
 def test_from_some_transition_on_the_guide_follows_the_prior(guide, until):
     case = build_case(guide_name=guide, guide={"guided_transitions": until})
     with torch.no_grad():
-        getattr(case.assembly.guide, "inference", case.assembly.guide).head.mlp.down.weight.normal_()
-    kl = terms(case.assembly.model, case.assembly.guide, case.x, case.y, steps=3, truncated=False).kl
+        getattr(case.solver.guide, "inference", case.solver.guide).head.mlp.down.weight.normal_()
+    kl = terms(case.solver.model, case.solver.guide, case.x, case.y, steps=3, truncated=False).kl
     assert (kl[:4] > 1).all()
     assert (kl[4:] == 0).all() if until else (kl[4:] > 1).all()
 
 
 def test_a_prior_that_is_no_gaussian_is_refused():
     case = build_case(guide={"max_kl": 0.5})
-    u = torch.zeros(5, *case.assembly.model.h0.shape)
+    u = torch.zeros(5, *case.solver.model.h0.shape)
     bent = dist.TransformedDistribution(dist.Normal(u, 1.0), [TanhTransform()]).to_event(2)
     for prior in (dist.Laplace(u, 1.0).to_event(2), bent):
         with pytest.raises(ConfigError, match="guide.max_kl needs a Gaussian prior"):
-            case.assembly.guide.posterior(u, u, prior)
+            case.solver.guide.posterior(u, u, prior)
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.05])
 def test_a_guide_keeps_its_budget_at_every_transition(budget):
     case = build_case(guide={"max_kl": budget})
     with torch.no_grad():
-        case.assembly.guide.head.mlp.down.weight.normal_()
-    found = terms(case.assembly.model, case.assembly.guide, case.x, case.y, steps=3, truncated=False).kl
+        case.solver.guide.head.mlp.down.weight.normal_()
+    found = terms(case.solver.model, case.solver.guide, case.x, case.y, steps=3, truncated=False).kl
     assert found.shape[0] >= 3
     if budget:
         assert found.max() < 1.02 * budget
@@ -104,15 +104,15 @@ def test_the_answers_code_stands_beside_the_last_positions_of_u():
 
 def test_the_posterior_is_its_head_on_u_and_the_answer_side_by_side():
     case = build_case(guide={"initial_scale": 0.3, "layers": 1})
-    guide, u = case.assembly.guide, torch.randn(5, 4, 16)
+    guide, u = case.solver.guide, torch.randn(5, 4, 16)
     code = guide.encode(case.x, case.y)
     torch.testing.assert_close(code, guide.mix(guide.answer(case.y)))
     loc, scale = guide.head(torch.cat((u, code), -1))
-    q = guide.posterior(u, code, case.assembly.model.prior(u))
+    q = guide.posterior(u, code, case.solver.model.prior(u))
     torch.testing.assert_close(q.mean, loc)
     torch.testing.assert_close(q.stddev, scale)
     assert q.event_shape == (4, 16)
-    fresh = type(guide)(guide.Config(hidden=16, initial_scale=0.3), case.assembly.task.spec, case.assembly.model, 16)
+    fresh = type(guide)(guide.Config(hidden=16, initial_scale=0.3), case.solver.task.spec, case.solver.model, 16)
     torch.testing.assert_close(fresh.posterior(u, code, None).stddev, torch.full((5, 4, 16), 0.3))
     assert len(guide.mix) == 1
     assert len(fresh.mix) == 0
@@ -151,7 +151,7 @@ def test_the_budget_has_a_gradient_that_keeps_it():
 def test_the_two_pass_guide_is_the_one_pass_guide(settings):
     """The same draws under the same seed, with the same density, mask and scale at every site."""
     replay = build_case(guide_name="replay")
-    model, guide = replay.assembly.model, replay.assembly.guide
+    model, guide = replay.solver.model, replay.solver.guide
     pyro.set_rng_seed(4)
     two = poutine.trace(guide).get_trace(replay.x, replay.y, **settings)
     pyro.set_rng_seed(4)
@@ -180,13 +180,13 @@ def test_the_two_pass_guide_is_the_one_pass_guide(settings):
 
 def test_the_two_pass_guide_infers_without_an_input_too():
     case = build_case(task_name="sudoku_uncond", guide_name="replay")
-    trace = poutine.trace(case.assembly.guide).get_trace(None, case.y)
+    trace = poutine.trace(case.solver.guide).get_trace(None, case.y)
     assert trace.nodes["eps_0"]["value"].shape == (5, 16, 16)
     assert trace.nodes["eps_1"]["fn"].batch_shape == (5,)
 
 
 def test_the_two_pass_guide_has_gradient_where_the_model_has():
     case = build_case(guide_name="replay", model={"transitions": 3})
-    trace = poutine.trace(case.assembly.guide).get_trace(case.x, case.y, steps=2)
+    trace = poutine.trace(case.solver.guide).get_trace(case.x, case.y, steps=2)
     with_gradient = [trace.nodes[f"eps_{t}"]["fn"].mean.requires_grad for t in range(6)]
     assert with_gradient == [False, False, True] * 2

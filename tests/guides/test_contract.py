@@ -22,11 +22,11 @@ def case(request):
 
 def bounded(case):
     """Diffusion models estimate their bound by a draw of their own, anew at each call."""
-    return not model_traits(case.assembly.model).has_exact_likelihood
+    return not model_traits(case.solver.model).has_exact_likelihood
 
 
 def parts(case):
-    return case.assembly.model, case.assembly.guide
+    return case.solver.model, case.solver.guide
 
 
 @pytest.mark.parametrize("batch", [(), (5,), (2, 5)])
@@ -92,10 +92,10 @@ def test_predictive_shapes(case, parallel):
 
 
 def test_copies_and_pickles_keep_the_guide_on_its_model(case):
-    case.assembly.guide(case.x, case.y) if hasattr(case.assembly.guide, "forget") else None
+    case.solver.guide(case.x, case.y) if hasattr(case.solver.guide, "forget") else None
     for pair in (copy.deepcopy(parts(case)), pickle.loads(pickle.dumps(parts(case)))):
         model, guide = pair
-        assert model is not case.assembly.model
+        assert model is not case.solver.model
         inner = guide if hasattr(guide, "model") else guide.inference
         assert inner.model is model
         pyro.set_rng_seed(2)
@@ -106,9 +106,9 @@ def test_copies_and_pickles_keep_the_guide_on_its_model(case):
 
 def test_a_missing_y_is_an_error_not_the_prior(case):
     with pytest.raises(ValueError, match="was called without y"):
-        case.assembly.guide(case.x, None)
+        case.solver.guide(case.x, None)
 
 
 def test_render_model_takes_the_pair(case):
-    source = pyro.render_model(case.assembly.model, (case.x, case.y)).source
-    assert ("eps_0" in source) == model_traits(case.assembly.model).has_guidance
+    source = pyro.render_model(case.solver.model, (case.x, case.y)).source
+    assert ("eps_0" in source) == model_traits(case.solver.model).has_guidance

@@ -13,11 +13,11 @@ FREE = {"guide_name": "mean_field", "guide": {"num_pairs": 8, "initial_scale": 0
 
 def test_a_pair_is_answered_by_its_own_row_at_each_transition():
     case = build_case(**FREE | {"guide": {**FREE["guide"], "transitions": 4}})
-    guide, u = case.assembly.guide.train(), torch.randn(5, 4, 16)
+    guide, u = case.solver.guide.train(), torch.randn(5, 4, 16)
     assert (guide.first, guide.guided_transitions) == (0, 4)
     assert guide.loc.shape == guide.log_scale.shape == (8, 4, 4, 16)
     rows = guide.encode(case.x, case.y)
-    prior = case.assembly.model.prior(u)
+    prior = case.solver.model.prior(u)
     for t in range(4):
         q = guide.posterior_at(t, u, rows, prior)
         torch.testing.assert_close(q.mean, guide.loc[rows, t])
@@ -36,22 +36,22 @@ def test_a_pair_is_answered_by_its_own_row_at_each_transition():
 
 def test_only_the_charged_transition_of_a_truncated_step_has_parameters():
     case = build_case(**FREE, model={"transitions": 3})
-    guide, u = case.assembly.guide.train(), torch.randn(5, 4, 16)
+    guide, u = case.solver.guide.train(), torch.randn(5, 4, 16)
     assert (guide.first, guide.guided_transitions) == (2, 3)
     assert guide.loc.shape == (8, 1, 4, 16)
-    rows, prior = guide.encode(case.x, case.y), case.assembly.model.prior(u)
+    rows, prior = guide.encode(case.x, case.y), case.solver.model.prior(u)
     assert all(guide.posterior_at(t, u, rows, prior) is prior for t in (0, 1, 3))
     for q in (guide.posterior_at(2, u, rows, prior), guide.posterior(u, rows, prior)):
         torch.testing.assert_close(q.mean, guide.loc[rows, 0])
-    whole = build_case(**FREE, model={"transitions": 3, "truncated": False}).assembly.guide
+    whole = build_case(**FREE, model={"transitions": 3, "truncated": False}).solver.guide
     assert (whole.first, whole.guided_transitions) == (0, 3)
-    assert type(whole)(whole.Config(transitions=3), case.assembly.task.spec, case.assembly.model, 16).first == 0
+    assert type(whole)(whole.Config(transitions=3), case.solver.task.spec, case.solver.model, 16).first == 0
 
 
 def test_parameters_start_as_the_prior_of_nothing_known():
     case = build_case(**FREE, model={"prefix": 2})
-    guide = case.assembly.guide
-    fresh = type(guide)(guide.Config(data=8), case.assembly.task.spec, case.assembly.model, 16)
+    guide = case.solver.guide
+    fresh = type(guide)(guide.Config(data=8), case.solver.task.spec, case.solver.model, 16)
     assert fresh.loc.shape == (8, 1, 6, 16)
     assert (fresh.loc == 0).all()
     assert (fresh.log_scale == 0).all()
@@ -64,7 +64,7 @@ def test_parameters_start_as_the_prior_of_nothing_known():
 
 def test_rows_are_given_in_turn_and_only_in_training():
     case = build_case(**FREE)
-    guide = case.assembly.guide.eval()
+    guide = case.solver.guide.eval()
     assert guide.encode(case.x, case.y).tolist() == [-1] * 5
     guide.train()
     first = guide.encode(case.x[:2], case.y[:2])
@@ -82,7 +82,7 @@ def test_rows_are_given_in_turn_and_only_in_training():
 
 def test_x_and_y_both_name_a_pair():
     case = build_case(**FREE)
-    guide = case.assembly.guide.train()
+    guide = case.solver.guide.train()
     x, y = case.x[:1], torch.tensor([[0, 1, 2, 0]])
     other_x = x.clone()
     other_x[..., -1] += 1
@@ -110,7 +110,7 @@ def test_a_name_depends_on_each_token_its_place_and_where_it_begins():
 
 def test_a_prior_that_does_not_say_is_taken_to_have_gradients():
     case = build_case(**FREE)
-    guide, spec, model = case.assembly.guide, case.assembly.task.spec, case.assembly.model
+    guide, spec, model = case.solver.guide, case.solver.task.spec, case.solver.model
     model.prior = torch.nn.Linear(16, 16)
     assert type(guide)(guide.Config(data=8), spec, model, 16).first == 1
     model.prior.traits = PriorTraits(has_rsample=False)

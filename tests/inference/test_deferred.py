@@ -19,7 +19,7 @@ def counted(case):
     def count(*_):
         calls[0] += 1
 
-    case.assembly.model.prior.head.register_forward_hook(count)
+    case.solver.model.prior.head.register_forward_hook(count)
     return calls
 
 
@@ -31,16 +31,16 @@ def truncated():
 def test_the_heads_of_transitions_that_are_not_charged_are_not_computed(truncated):
     calls = counted(truncated)
     with pyro.validation_enabled(False):  # as in training; a check of the traces looks at every distribution
-        BalancedELBO().differentiable_loss(truncated.assembly.model, truncated.assembly.guide, truncated.x, truncated.y)
+        BalancedELBO().differentiable_loss(truncated.solver.model, truncated.solver.guide, truncated.x, truncated.y)
     assert calls == [1]
 
 
 def test_every_head_is_computed_where_all_are_charged_or_the_prior_draws(truncated):
-    model, calls = truncated.assembly.model, counted(truncated)
+    model, calls = truncated.solver.model, counted(truncated)
     with torch.no_grad():
         model(truncated.x)
         assert calls == [3]
-        poutine.trace(truncated.assembly.guide).get_trace(truncated.x, truncated.y, truncated=False)
+        poutine.trace(truncated.solver.guide).get_trace(truncated.x, truncated.y, truncated=False)
     assert calls == [6]
 
 
@@ -57,7 +57,7 @@ LOOKING = [  # guides that read the prior, and one that does not
 @pytest.mark.parametrize("names", LOOKING, ids=str)
 def test_bounds_and_gradients_are_what_they_are_at_once(names, monkeypatch, elbo):
     truncated = build_case(model={"transitions": 3, "truncated": True}, **names)
-    model, guide = truncated.assembly.model, truncated.assembly.guide
+    model, guide = truncated.solver.model, truncated.solver.guide
 
     def found():
         pyro.set_rng_seed(3)
@@ -93,7 +93,7 @@ def test_it_is_the_distribution_that_it_defers():
 
 
 def test_only_under_a_guide_and_for_priors_that_allow_it(truncated):
-    u, prior = torch.randn(2, 8, 16), truncated.assembly.model.prior
+    u, prior = torch.randn(2, 8, 16), truncated.solver.model.prior
     assert not isinstance(prior_at(prior, u, charged=False), Deferred)
     with answered():
         assert isinstance(prior_at(prior, u, charged=False), Deferred)

@@ -18,8 +18,8 @@ from tests.conftest import Case, build_case, perturb_, small_config
 
 
 def double(case):
-    case.assembly.model.double()
-    case.assembly.guide.double()
+    case.solver.model.double()
+    case.solver.guide.double()
     return case
 
 
@@ -73,7 +73,7 @@ def test_scaling_reaches_distributions_given_by_logits():
 
 def by_hand(case, beta=1.0):
     """-ELBO of one untruncated supervision step, summed over the batch, written without Pyro's machinery."""
-    model, guide = case.assembly.model, case.assembly.guide
+    model, guide = case.solver.model, case.solver.guide
     e_x, code = model.encoder(case.x), guide.encode(case.x, case.y)
     h, l = model.initial_state(e_x)
     loss = torch.zeros((), dtype=h.dtype)
@@ -99,14 +99,14 @@ def test_the_bound_equals_a_hand_written_loss(elbo, beta):
     pyro.set_rng_seed(5)
     expected = by_hand(case, beta)
     pyro.set_rng_seed(5)
-    got = elbo.loss(case.assembly.model, case.assembly.guide, case.x, case.y, beta=beta)
+    got = elbo.loss(case.solver.model, case.solver.guide, case.x, case.y, beta=beta)
     assert float(got) == pytest.approx(expected.item(), rel=1e-9)
 
 
 def test_an_even_balance_has_half_the_kl_gradient_and_the_full_reconstruction_gradient():
     """Balanced at b and at 1 - b, added, are the plain gradient plus one more reconstruction gradient."""
     case = double(build_case(model={"truncated": False, "transitions": 1}))
-    model, guide = case.assembly.model, case.assembly.guide
+    model, guide = case.solver.model, case.solver.guide
 
     def gradients(elbo, beta):
         pyro.set_rng_seed(5)
@@ -124,15 +124,13 @@ def test_an_even_balance_has_half_the_kl_gradient_and_the_full_reconstruction_gr
 def test_messenger_and_replay_guide_give_the_same_bound_and_gradients():
     one = double(build_case(guide_name="amortized"))
     two = double(build_case(guide_name="replay"))
-    two.assembly.model.load_state_dict(one.assembly.model.state_dict())
-    two.assembly.guide.inference.load_state_dict(one.assembly.guide.state_dict())
+    two.solver.model.load_state_dict(one.solver.model.state_dict())
+    two.solver.guide.inference.load_state_dict(one.solver.guide.state_dict())
     losses, gradients = [], []
     for case in (one, two):
         pyro.set_rng_seed(7)
-        losses.append(
-            float(TraceMeanField_ELBO().loss_and_grads(case.assembly.model, case.assembly.guide, case.x, case.y))
-        )
-        modules = (case.assembly.model, case.assembly.guide)
+        losses.append(float(TraceMeanField_ELBO().loss_and_grads(case.solver.model, case.solver.guide, case.x, case.y)))
+        modules = (case.solver.model, case.solver.guide)
         gradients.append([p.grad for m in modules for p in m.parameters()])
     assert losses[0] == pytest.approx(losses[1], rel=1e-10)
     for a, b in zip(*gradients, strict=True):
@@ -142,7 +140,7 @@ def test_messenger_and_replay_guide_give_the_same_bound_and_gradients():
 @pytest.mark.parametrize("guide", ["amortized", "replay"])
 def test_trace_elbo_and_analytic_elbo_agree_on_average(guide):
     case = double(build_case(guide_name=guide, model={"truncated": False}))
-    model, guide = case.assembly.model, case.assembly.guide
+    model, guide = case.solver.model, case.solver.guide
     sampled = Trace_ELBO(num_particles=4000, vectorize_particles=True, max_plate_nesting=1)
     analytic = TraceMeanField_ELBO(num_particles=4000, vectorize_particles=True, max_plate_nesting=1)
     with torch.no_grad():
@@ -153,16 +151,16 @@ def test_trace_elbo_and_analytic_elbo_agree_on_average(guide):
 
 def gentle_case():
     """A guide near its prior, so that a few thousand weights pin log p down."""
-    assembly = build(small_config())
-    perturb_(assembly.model.prior, 0.002)
-    perturb_(assembly.guide, 0.002)
-    puzzles = assembly.task.split("train").subset(5)
-    return Case(assembly, puzzles.inputs, puzzles.sample_targets(torch.arange(5), torch.Generator().manual_seed(0)))
+    solver = build(small_config())
+    perturb_(solver.model.prior, 0.002)
+    perturb_(solver.guide, 0.002)
+    puzzles = solver.task.split("train").subset(5)
+    return Case(solver, puzzles.inputs, puzzles.sample_targets(torch.arange(5), torch.Generator().manual_seed(0)))
 
 
 def test_full_elbo_is_below_the_importance_bound_which_is_below_log_p():
     case = gentle_case()
-    model, guide = case.assembly.model, case.assembly.guide
+    model, guide = case.solver.model, case.solver.guide
     full = torch.stack([bounds(model, guide, case.x, case.y, steps=2, seed=s).full for s in range(50)]).mean(0)
     weights = guide_draws(model, guide, case.x, case.y, steps=2, num_samples=4000).log_weight
     log_p = prior_log_likelihood(model, case.x, case.y, depth=2, num_samples=20_000)
@@ -175,7 +173,7 @@ def test_full_elbo_is_below_the_importance_bound_which_is_below_log_p():
 
 
 def test_bounds_are_reported_at_beta_one_whatever_training_used(case):
-    model, guide = case.assembly.model, case.assembly.guide
+    model, guide = case.solver.model, case.solver.guide
     elbo = make_elbo("balanced")
     pyro.set_rng_seed(1)
     elbo.loss(model, guide, case.x, case.y, beta=9.0)
@@ -187,7 +185,7 @@ def test_bounds_are_reported_at_beta_one_whatever_training_used(case):
 
 
 def test_terms_are_unscaled_under_the_trainers_scale(case):
-    model, guide = case.assembly.model, case.assembly.guide
+    model, guide = case.solver.model, case.solver.guide
     elbo = make_elbo("balanced")
     with poutine.scale(scale=0.2):
         pyro.set_rng_seed(1)
@@ -197,14 +195,14 @@ def test_terms_are_unscaled_under_the_trainers_scale(case):
 
 def test_the_surrogate_charges_the_last_transition_only():
     case = build_case(model={"transitions": 3})
-    found = bounds(case.assembly.model, case.assembly.guide, case.x, case.y, steps=2)
+    found = bounds(case.solver.model, case.solver.guide, case.x, case.y, steps=2)
     assert found.kl.shape == (6, 5)  # the full bound charges all
-    assert terms(case.assembly.model, case.assembly.guide, case.x, case.y).kl.shape == (1, 5)
+    assert terms(case.solver.model, case.solver.guide, case.x, case.y).kl.shape == (1, 5)
 
 
 def test_the_surrogate_is_of_the_trained_steps():
     case = build_case()
-    model, guide = case.assembly.model, case.assembly.guide
+    model, guide = case.solver.model, case.solver.guide
     short, long = (bounds(model, guide, case.x, case.y, steps=4, trained=n) for n in (1, 3))
     assert torch.equal(short.full, long.full)
     torch.manual_seed(0)
@@ -216,7 +214,7 @@ def test_the_surrogate_is_of_the_trained_steps():
 
 def test_each_step_keeps_the_state_for_the_next_detached(case):
     elbo = make_elbo("balanced")
-    elbo.loss_and_grads(case.assembly.model, case.assembly.guide, case.x, case.y)
+    elbo.loss_and_grads(case.solver.model, case.solver.guide, case.x, case.y)
     state = elbo.terms.state
     assert state.h.shape == state.l.shape == (5, 4, 16)
     assert not state.h.requires_grad
@@ -224,8 +222,8 @@ def test_each_step_keeps_the_state_for_the_next_detached(case):
 
 
 def test_the_guide_forgets_its_trace_after_a_step(case):
-    guide = case.assembly.guide
-    make_elbo("balanced").loss_and_grads(case.assembly.model, guide, case.x, case.y)
+    guide = case.solver.guide
+    make_elbo("balanced").loss_and_grads(case.solver.model, guide, case.x, case.y)
     assert len(guide.trace.nodes) == 0
 
 
@@ -248,9 +246,9 @@ def test_a_kl_without_closed_form_is_estimated_and_balanced_as_one_that_has_one(
 
 
 def test_the_balanced_bound_says_whose_kl_it_estimates(case):
-    model = case.assembly.model
+    model = case.solver.model
     bound = make_elbo("balanced")
-    bound.loss(model, case.assembly.guide, case.x, case.y)
+    bound.loss(model, case.solver.guide, case.x, case.y)
     assert bound.estimated_kl is None
 
     class Heavy(torch.nn.Module):
@@ -259,10 +257,10 @@ def test_the_balanced_bound_says_whose_kl_it_estimates(case):
 
     model.prior = Heavy()
     torch.manual_seed(0)
-    loss = bound.loss(model, case.assembly.guide, case.x, case.y)
+    loss = bound.loss(model, case.solver.guide, case.x, case.y)
     assert bound.estimated_kl == ("Normal", "StudentT")
     torch.manual_seed(0)
-    plain = make_elbo("trace").loss(model, case.assembly.guide, case.x, case.y)
+    plain = make_elbo("trace").loss(model, case.solver.guide, case.x, case.y)
     assert loss == pytest.approx(plain, rel=1e-4)
 
 
@@ -272,11 +270,11 @@ def test_a_guide_of_points_has_pyros_gradient_and_no_balance():
     for name in ("balanced", "mean_field"):
         pyro.set_rng_seed(0)
         case = build_case()
-        guide, place = case.assembly.guide, torch.full((4, 16), 0.3, requires_grad=True)
+        guide, place = case.solver.guide, torch.full((4, 16), 0.3, requires_grad=True)
         guide.posterior = lambda u, code, prior, place=place: dist.Delta(place.expand_as(u), event_dim=2)
         bound = make_elbo(name)
-        loss = bound.loss_and_grads(case.assembly.model, guide, case.x, case.y)
-        found.append((float(loss), place.grad, case.assembly.model.prior.head.mlp.down.weight.grad, bound.terms.elbo))
+        loss = bound.loss_and_grads(case.solver.model, guide, case.x, case.y)
+        found.append((float(loss), place.grad, case.solver.model.prior.head.mlp.down.weight.grad, bound.terms.elbo))
     for ours, pyros in zip(*found, strict=True):
         torch.testing.assert_close(ours, pyros)
     assert found[0][1].any()

@@ -18,7 +18,7 @@ from tests.conftest import build_case, perturb_
 def by_hand(case, n, steps, seed):
     """Draws and weights of one chunk, from a trace of the pair under plates."""
     torch.manual_seed(seed)
-    guide = case.assembly.guide
+    guide = case.solver.guide
     with torch.no_grad(), pyro.plate("trajectories", n, dim=-2):
         guide(case.x, case.y, steps=steps, truncated=False)
     p, q = guide.get_traces()
@@ -42,14 +42,14 @@ def by_hand(case, n, steps, seed):
 def far():
     """A case whose guide is well away from its prior."""
     case = build_case()
-    perturb_(case.assembly.guide, 0.3)
+    perturb_(case.solver.guide, 0.3)
     return case
 
 
 def test_each_figure_of_a_draw_is_what_its_densities_say(far):
-    found = guide_draws(far.assembly.model, far.assembly.guide, far.x, far.y, steps=2, num_samples=6, seed=3)
-    assert len(far.assembly.guide.trace.nodes) == 0
-    assert far.assembly.guide._code is None  # neither keeps what was computed of y
+    found = guide_draws(far.solver.model, far.solver.guide, far.x, far.y, steps=2, num_samples=6, seed=3)
+    assert len(far.solver.guide.trace.nodes) == 0
+    assert far.solver.guide._code is None  # neither keeps what was computed of y
     for name, expected in by_hand(far, 6, 2, 3).items():
         torch.testing.assert_close(getattr(found, name), expected, atol=1e-3, rtol=1e-4, msg=name)
     assert found.log_weight.dtype == torch.double
@@ -60,7 +60,7 @@ def test_each_figure_of_a_draw_is_what_its_densities_say(far):
 
 def test_draws_in_pieces_are_put_together_in_their_order(far):
     """Five inputs, two at once; and one input's draws, two at once."""
-    model, guide = far.assembly.model, far.assembly.guide
+    model, guide = far.solver.model, far.solver.guide
     found = guide_draws(model, guide, far.x, far.y, steps=1, num_samples=3, seed=8, max_traced=7)
     for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
         one = guide_draws(model, guide, far.x[part], far.y[part], steps=1, num_samples=3, seed=8 + chunk)
@@ -83,18 +83,18 @@ def test_draws_in_pieces_are_put_together_in_their_order(far):
 
 def test_the_callers_random_state_stays(far):
     before = torch.get_rng_state()
-    found = guide_draws(far.assembly.model, far.assembly.guide, far.x, far.y, steps=1, num_samples=2)
+    found = guide_draws(far.solver.model, far.solver.guide, far.x, far.y, steps=1, num_samples=2)
     assert torch.equal(before, torch.get_rng_state())
-    again = guide_draws(far.assembly.model, far.assembly.guide, far.x, far.y, steps=1, num_samples=2, seed=0)
+    again = guide_draws(far.solver.model, far.solver.guide, far.x, far.y, steps=1, num_samples=2, seed=0)
     assert torch.equal(found.log_weight, again.log_weight)  # the default seed
 
 
 def test_a_two_pass_guide_tells_the_same_draws():
     replay = build_case(guide_name="replay")
-    perturb_(replay.assembly.guide, 0.3)
-    two = guide_draws(replay.assembly.model, replay.assembly.guide, replay.x, replay.y, steps=2, num_samples=3, seed=2)
-    inner = replay.assembly.guide.inference
-    one = guide_draws(replay.assembly.model, inner, replay.x, replay.y, steps=2, num_samples=3, seed=2)
+    perturb_(replay.solver.guide, 0.3)
+    two = guide_draws(replay.solver.model, replay.solver.guide, replay.x, replay.y, steps=2, num_samples=3, seed=2)
+    inner = replay.solver.guide.inference
+    one = guide_draws(replay.solver.model, inner, replay.x, replay.y, steps=2, num_samples=3, seed=2)
     for name in vars(one):
         torch.testing.assert_close(getattr(two, name), getattr(one, name), atol=1e-4, rtol=1e-4, msg=name)
 
@@ -114,29 +114,29 @@ def test_pairs_are_split_with_their_inputs_or_without():
 
 def test_guidance_that_would_not_be_trained_is_refused_by_the_balanced_bound():
     case = build_case()
-    guide = case.assembly.guide
+    guide = case.solver.guide
 
     def posterior(u, code, prior):
         return NonreparameterizedNormal(prior.base_dist.loc + 1, prior.base_dist.scale).to_event(2)
 
     guide.posterior = posterior
     with pytest.raises(NotImplementedError, match="draws 'eps_1' from a NonreparameterizedNormal"):
-        make_elbo("balanced").loss_and_grads(case.assembly.model, guide, case.x, case.y)
-    make_elbo("trace").loss_and_grads(case.assembly.model, guide, case.x, case.y)
+        make_elbo("balanced").loss_and_grads(case.solver.model, guide, case.x, case.y)
+    make_elbo("trace").loss_and_grads(case.solver.model, guide, case.x, case.y)
 
 
 def test_a_site_that_a_guide_answers_with_its_prior_costs_nothing():
     case = build_case(guide_name="prior")
-    found = guide_draws(case.assembly.model, case.assembly.guide, case.x, case.y, steps=2, num_samples=3, seed=5)
+    found = guide_draws(case.solver.model, case.solver.guide, case.x, case.y, steps=2, num_samples=3, seed=5)
     torch.testing.assert_close(found.log_weight, found.log_likelihood.double(), atol=1e-4, rtol=1e-5)
     assert (found.kl == 0).all()
     with poutine.trace() as trace, pyro.plate("trajectories", 3, dim=-2):
-        case.assembly.model(case.x, case.y)
+        case.solver.model(case.x, case.y)
     assert isinstance(trace.trace.nodes["eps_0"]["fn"].base_dist, dist.Normal)
 
 
 def test_bounds_in_pieces_are_put_together_in_their_order(far):
-    model, guide = far.assembly.model, far.assembly.guide
+    model, guide = far.solver.model, far.solver.guide
     whole = bounds(model, guide, far.x, far.y, 2, trained=3, seed=7, max_traced=2)
     assert whole.kl.shape == (4, 5)
     for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
@@ -162,11 +162,11 @@ def test_bounds_in_pieces_are_put_together_in_their_order(far):
 def test_guidance_that_a_condition_has_fixed_keeps_its_priors_density():
     case = build_case(model={"truncated": False})
     fixed = torch.full((5, 4, 16), 0.25)
-    guide = case.assembly.guide
+    guide = case.solver.guide
     with poutine.condition(data={"eps_0": fixed}):
         guide(case.x, case.y)
     p, _ = guide.get_traces()
     site = p.nodes["eps_0"]
     assert torch.equal(site["value"], fixed)
-    prior = case.assembly.model.prior(p.nodes["u_0"]["value"])
+    prior = case.solver.model.prior(p.nodes["u_0"]["value"])
     torch.testing.assert_close(site["fn"].log_prob(fixed), prior.log_prob(fixed))

@@ -74,12 +74,12 @@ class SharedGuide(AmortizedGuide):
 
 def pair(model_class=Biased, guide_class=BiasedGuide, **changes):
     config = small_config(**changes)
-    assembly = build(config)
-    model = model_class(config.model, assembly.task.spec, assembly.model.prior)
-    guide = guide_class(config.guide, assembly.task.spec, model, 16)
+    solver = build(config)
+    model = model_class(config.model, solver.task.spec, solver.model.prior)
+    guide = guide_class(config.guide, solver.task.spec, model, 16)
     for module in (model, guide):
         perturb_(module, 0.1)
-    puzzles = assembly.task.split("train").subset(B)
+    puzzles = solver.task.split("train").subset(B)
     y = puzzles.sample_targets(torch.arange(B), torch.Generator().manual_seed(0))
     return model, guide, puzzles.inputs, y
 

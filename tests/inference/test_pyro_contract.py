@@ -43,7 +43,7 @@ def log_weight(guide, x, y):
 
 
 def test_importance_weights_of_pyro_are_right(case):
-    model, guide = case.assembly.model, case.assembly.guide
+    model, guide = case.solver.model, case.solver.guide
     pyro.set_rng_seed(0)
     expected = log_weight(guide, case.x, case.y)
     pyro.set_rng_seed(0)
@@ -52,7 +52,7 @@ def test_importance_weights_of_pyro_are_right(case):
 
 
 def test_vectorized_importance_weights_of_pyro_are_right(case):
-    model, guide = case.assembly.model, case.assembly.guide
+    model, guide = case.solver.model, case.solver.guide
     pyro.set_rng_seed(0)
     weights, p, q = vectorized_importance_weights(model, guide, case.x, case.y, num_samples=3, max_plate_nesting=1)
     expected = p.nodes["y"]["unscaled_log_prob"].sum(-1).squeeze()
@@ -64,7 +64,7 @@ def test_vectorized_importance_weights_of_pyro_are_right(case):
 
 @pytest.mark.parametrize("parallel", [False, True])
 def test_weighed_predictive_of_pyro_is_right(case, parallel):
-    model, guide = case.assembly.model, case.assembly.guide
+    model, guide = case.solver.model, case.solver.guide
     with torch.no_grad():
         found = WeighedPredictive(model, guide=guide, num_samples=2, parallel=parallel)(case.x, case.y)
         samples = {k: v for k, v in found.samples.items() if k.startswith("eps_")}
@@ -92,9 +92,9 @@ class Answers(poutine.messenger.Messenger):
 
 def test_a_trace_of_the_guide_holds_its_draws_and_nothing_observed(case):
     with poutine.scale(scale=0.5):
-        trace = poutine.trace(case.assembly.guide).get_trace(case.x, case.y)
+        trace = poutine.trace(case.solver.guide).get_trace(case.x, case.y)
     assert [n for n, s in trace.nodes.items() if s["type"] == "sample"] == ["data", "eps_0", "eps_1"]
-    model_trace, _ = case.assembly.guide.get_traces()
+    model_trace, _ = case.solver.guide.get_traces()
     assert model_trace.nodes["y"]["scale"] == 0.5  # what is around the guide still reaches the likelihood
 
 
@@ -103,7 +103,7 @@ def test_a_trace_of_the_guide_holds_its_draws_and_nothing_observed(case):
 
 @pytest.mark.parametrize("parallel", [False, True])
 def test_predictive_with_a_guide_follows_it(case, parallel):
-    model, guide = case.assembly.model, case.assembly.guide
+    model, guide = case.solver.model, case.solver.guide
     drawn = Predictive(model, guide=guide, num_samples=3, parallel=parallel)(case.x, case.y)
     assert torch.equal(drawn["y"], case.y.expand(3, -1, -1))
     fixed = {name: drawn[name][1] for name in ("eps_0", "eps_1")}
@@ -112,7 +112,7 @@ def test_predictive_with_a_guide_follows_it(case, parallel):
 
 
 def test_predictive_with_a_guide_and_no_answer_names_the_way(case):
-    predictive = Predictive(case.assembly.model, guide=case.assembly.guide, num_samples=3)
+    predictive = Predictive(case.solver.model, guide=case.solver.guide, num_samples=3)
     with pytest.raises(ValueError, match=r"Predictive\(model, num_samples=N\)\(x\)"):
         predictive(case.x)
 
@@ -125,7 +125,7 @@ RENAMES = {"reparam": poutine.reparam(config={"eps_0": LocScaleReparam()}), "sco
 @pytest.mark.parametrize("handler", RENAMES.values(), ids=RENAMES)
 @pytest.mark.parametrize("inside", [True, False], ids=["around the model", "around the guide"])
 def test_renamed_guidance_is_refused(case, handler, inside):
-    model, guide = case.assembly.model, case.assembly.guide
+    model, guide = case.solver.model, case.solver.guide
 
     class Handled(torch.nn.Module):
         prior = model.prior
@@ -152,7 +152,7 @@ class Elsewhere(Reparam):
 
 
 def test_guidance_that_a_users_own_strategy_has_renamed_is_refused(case):
-    model, guide = case.assembly.model, case.assembly.guide
+    model, guide = case.solver.model, case.solver.guide
 
     class Handled(torch.nn.Module):
         prior = model.prior
@@ -171,7 +171,7 @@ def test_guidance_that_a_users_own_strategy_has_renamed_is_refused(case):
 
 @pytest.mark.parametrize("jit", [JitTrace_ELBO, JitTraceMeanField_ELBO])
 def test_jit_losses_say_why_they_cannot(case, jit):
-    model, guide = case.assembly.model, case.assembly.guide
+    model, guide = case.solver.model, case.solver.guide
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), jit())
     with pytest.raises(NotImplementedError, match=r"JIT losses .* use Trace_ELBO"):
         svi.step(case.x, case.y)
@@ -237,7 +237,7 @@ def test_the_balanced_bound_equals_pyros_on_every_autoguide(make, validate):
 @pytest.mark.parametrize("name", ["normal", "diagonal", "low rank", "delta", "structured", "gaussian"])
 def test_the_balanced_bound_of_gram_under_an_autoguide_is_pyros(case, name):
     """Guidance that an autoguide answers is a point with an auxiliary draw behind it."""
-    model = case.assembly.model
+    model = case.solver.model
 
     def whole(x, y):
         return model(x, y, truncated=False)
@@ -258,7 +258,7 @@ def test_the_balanced_bound_of_gram_under_an_autoguide_is_pyros(case, name):
 @pytest.mark.parametrize("steps", [1, 8])
 def test_no_guidance_conditions_every_transition(case, steps):
     """TRM is GRAM conditioned on eps = 0, however deep."""
-    model = case.assembly.model
+    model = case.solver.model
     trace = poutine.trace(NoGuidance()(model)).get_trace(case.x, steps=steps)
     guidance = [site for name, site in trace.nodes.items() if name.startswith("eps_")]
     assert len(guidance) == 2 * steps
@@ -272,7 +272,7 @@ def test_no_guidance_conditions_every_transition(case, steps):
 
 
 def test_guidance_at_its_mean_is_a_condition_too(case):
-    trace = poutine.trace(AtMean()(case.assembly.model)).get_trace(case.x)
+    trace = poutine.trace(AtMean()(case.solver.model)).get_trace(case.x)
     for t in range(2):
         site = trace.nodes[f"eps_{t}"]
         torch.testing.assert_close(site["value"], site["fn"].mean)
@@ -281,5 +281,5 @@ def test_guidance_at_its_mean_is_a_condition_too(case):
 
 def test_no_guidance_works_on_codes_too():
     case = build_case(prior_name="discrete", prior={"groups": 2, "classes": 3})
-    trace = poutine.trace(NoGuidance()(case.assembly.model)).get_trace(case.x)
+    trace = poutine.trace(NoGuidance()(case.solver.model)).get_trace(case.x)
     torch.testing.assert_close(trace.nodes["h"]["value"], trace.nodes["u_1"]["value"])

@@ -291,8 +291,8 @@ class Penalised(GRAM):
 def test_of_p_of_x_each_datum_pays_a_factor_whole():
     case, found = build_case(task_name="sudoku_uncond"), []
     for model_class in (GRAM, Penalised):
-        model = model_class(case.assembly.config.model, case.assembly.task.spec, case.assembly.model.prior)
-        model.load_state_dict(case.assembly.model.state_dict())
+        model = model_class(case.solver.config.model, case.solver.task.spec, case.solver.model.prior)
+        model.load_state_dict(case.solver.model.state_dict())
         found.append(rollout_log_prob(model, None, case.y, num_samples=3, depth=1))
     torch.testing.assert_close(found[0] - 30, found[1])
 
@@ -453,11 +453,11 @@ def test_a_scope_that_hides_the_guides_answer_is_refused():
 
 def test_a_temper_is_no_decorator(case):
     with pytest.raises(TypeError, match="one batch of trajectories"):
-        Predictive(Temper(TemperConfig(2.0, 1))(case.assembly.model), num_samples=2)
+        Predictive(Temper(TemperConfig(2.0, 1))(case.solver.model), num_samples=2)
 
 
 def test_the_mean_around_a_guide_is_the_priors(case):
-    guide, model = case.assembly.guide, case.assembly.model
+    guide, model = case.solver.guide, case.solver.model
     with AtMean():
         guide(case.x, case.y)
     p, q = guide.get_traces()
@@ -467,7 +467,7 @@ def test_the_mean_around_a_guide_is_the_priors(case):
 
 
 def test_handlers_that_take_the_guides_place_are_named(case):
-    model, guide = case.assembly.model, case.assembly.guide
+    model, guide = case.solver.model, case.solver.guide
     drawn = poutine.trace(model).get_trace(case.x)
     with pytest.raises(ConfigError, match="taken its place at the site 'eps_0'"):
         Trace_ELBO().loss(model, poutine.replay(guide, trace=drawn), case.x, case.y)
@@ -614,8 +614,8 @@ def test_a_latent_that_is_called_as_a_heads_site_is_drawn(name):
 def test_a_temper_around_roll_outs_is_refused(case):
     with Temper(TemperConfig(2.0, 1)):
         for call in (
-            lambda: rollout_log_prob(case.assembly.model, case.x, case.y, num_samples=2, depth=1),
-            lambda: rollout(case.assembly.model, case.x, num_samples=2, depth=1),
+            lambda: rollout_log_prob(case.solver.model, case.x, case.y, num_samples=2, depth=1),
+            lambda: rollout(case.solver.model, case.x, num_samples=2, depth=1),
         ):
             with pytest.raises(ConfigError, match="reach its first batch of trajectories alone"):
                 call()
@@ -720,11 +720,11 @@ def test_counts_below_one_are_refused(case, call, settings, message):
     if not parameters.keys() <= inspect.signature(call).parameters.keys():
         return
     with pytest.raises(UserError, match=message):
-        call(case.assembly.model, case.assembly.guide, case.x, case.y, **parameters)
+        call(case.solver.model, case.solver.guide, case.x, case.y, **parameters)
 
 
 def test_what_is_no_pair_is_refused(case):
-    model, guide = case.assembly.model, case.assembly.guide
+    model, guide = case.solver.model, case.solver.guide
     calls = (
         lambda x, y: guide_draws(model, guide, x, y, steps=1, num_samples=1),
         lambda x, y: bounds(model, guide, x, y, steps=1),
@@ -743,12 +743,12 @@ def test_what_is_no_pair_is_refused(case):
 @pytest.mark.parametrize("model_class", [Shared, Summed])
 def test_what_an_evaluation_could_not_score_is_refused_before_training(model_class):
     model, guide, x, y = pair(model_class, SharedGuide if model_class is Shared else AmortizedGuide)
-    held = replace(build_case().assembly, model=model, guide=guide)
+    held = replace(build_case().solver, model=model, guide=guide)
     with pytest.raises(ConfigError, match="all inputs share the site 'all'|has another density where it is given y"):
         rehearse(held, x, y)
     plain = build_case()
     before = torch.get_rng_state()
-    rehearse(plain.assembly, plain.x, plain.y)
+    rehearse(plain.solver, plain.x, plain.y)
     assert torch.equal(torch.get_rng_state(), before)
 
 

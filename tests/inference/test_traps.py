@@ -17,7 +17,7 @@ from tests.conftest import build_case, small_config
 
 def test_handlers_must_be_around_the_model_before_the_guide_is_built(case):
     """Pyro's ELBOs run the guide's own model and ignore the one that they are given."""
-    model, guide = case.assembly.model, case.assembly.guide
+    model, guide = case.solver.model, case.solver.guide
     silenced = poutine.mask(model, mask=False)
     pyro.set_rng_seed(0)
     plain = Trace_ELBO().loss(model, guide, case.x, case.y)
@@ -33,13 +33,13 @@ def test_handlers_must_be_around_the_model_before_the_guide_is_built(case):
             with poutine.mask(mask=False):
                 return self.inner(x, y, state)
 
-    rebuilt = type(guide)(small_config().guide, case.assembly.task.spec, Silent(), 16)
+    rebuilt = type(guide)(small_config().guide, case.solver.task.spec, Silent(), 16)
     assert Trace_ELBO().loss(model, rebuilt, case.x, case.y) == 0
 
 
 def test_sites_that_are_not_guidance_keep_their_prior(case):
     """A user's own latent, or an unobserved y, must not be answered with a posterior over guidance."""
-    inner = case.assembly.model
+    inner = case.solver.model
 
     class Tempered(torch.nn.Module):
         def __init__(self):
@@ -50,7 +50,7 @@ def test_sites_that_are_not_guidance_keep_their_prior(case):
             pyro.sample("temperature", dist.LogNormal(0.0, 0.1))
             return self.inner(x, y, state)
 
-    guide = type(case.assembly.guide)(small_config().guide, case.assembly.task.spec, Tempered(), 16)
+    guide = type(case.solver.guide)(small_config().guide, case.solver.task.spec, Tempered(), 16)
     values = guide(case.x, case.y)
     model_trace, guide_trace = guide.get_traces()
     assert "temperature" in values
@@ -62,7 +62,7 @@ def test_sites_that_are_not_guidance_keep_their_prior(case):
 
 
 def test_weights_are_log_p_minus_log_q_of_each_datum(case):
-    model, guide = case.assembly.model, case.assembly.guide
+    model, guide = case.solver.model, case.solver.guide
     torch.manual_seed(4)
     with torch.no_grad(), pyro.plate("trajectories", 3, dim=-2):
         guide(case.x, case.y, truncated=False)
@@ -80,7 +80,7 @@ def test_weights_are_log_p_minus_log_q_of_each_datum(case):
 
 def test_renyi_elbo_is_a_bound_per_datum_not_on_the_joint_batch(case):
     """One deterministic site outside the plate would make Pyro average over the product of the batch."""
-    model, guide = case.assembly.model, case.assembly.guide
+    model, guide = case.solver.model, case.solver.guide
     bound = RenyiELBO(alpha=0.0, num_particles=6, vectorize_particles=True, max_plate_nesting=1)
     torch.manual_seed(9)
     with torch.no_grad():
@@ -95,9 +95,9 @@ def test_two_models_in_one_process_do_not_share_parameters():
     """pyro.module would hand the second model the parameters of the first, by name."""
     a, b = build_case(), build_case()
     with poutine.trace(param_only=True) as seen:
-        register_parameters("model", a.assembly.model)
+        register_parameters("model", a.solver.model)
     with poutine.trace(param_only=True) as again:
-        register_parameters("model", b.assembly.model)
+        register_parameters("model", b.solver.model)
     for name, site in again.trace.nodes.items():
         assert site["value"].unconstrained() is not seen.trace.nodes[name]["value"].unconstrained()
     assert len(pyro.get_param_store()) == 0
@@ -114,8 +114,8 @@ def test_a_guide_must_find_x_and_y_by_name():
 
 def test_reported_terms_do_not_depend_on_a_scale_around_the_program(case):
     pyro.set_rng_seed(1)
-    plain = terms(case.assembly.model, case.assembly.guide, case.x, case.y)
+    plain = terms(case.solver.model, case.solver.guide, case.x, case.y)
     with poutine.scale(scale=0.1):
         pyro.set_rng_seed(1)
-        scaled = terms(case.assembly.model, case.assembly.guide, case.x, case.y)
+        scaled = terms(case.solver.model, case.solver.guide, case.x, case.y)
     torch.testing.assert_close(plain.elbo, scaled.elbo)

@@ -60,7 +60,7 @@ def test_draws_follow_the_density_of_each_token():
 @pytest.mark.parametrize("task", ["coloring", "sudoku_uncond"])
 def test_logits_are_of_the_input_the_tokens_before_and_what_stands_beside(task):
     case = build_case(model_name="autoregressive", task_name=task)
-    model = case.assembly.model.eval()
+    model = case.solver.model.eval()
     y = case.y
     length, classes, width = y.shape[-1], model.spec.output_classes, model.config.width
     e_x = model.encoder(case.x) if case.x is not None else model.zeros.expand(5, *model.zeros.shape)

@@ -19,8 +19,8 @@ TINY = {"vertices": 4, "train": 20, "validation": 4, "test": 4}  # 81 answers
 
 def of(name, **changes):
     case = build_case(model_name=name, task={**TINY, "edge_probability": 0.5}, **changes)
-    case.assembly.model.eval()
-    case.assembly.guide.eval()
+    case.solver.model.eval()
+    case.solver.guide.eval()
     return case
 
 
@@ -56,7 +56,7 @@ def test_a_prefix_language_model_sees_its_prefix_and_what_is_before():
 
 def test_the_autoregressive_density_sums_to_one_and_draws_follow_it():
     case = of("autoregressive")
-    model, x = case.assembly.model, case.x[:1]
+    model, x = case.solver.model, case.x[:1]
     with torch.no_grad():
         p = y_site(model, x.expand(81, *x.shape[1:]), answers())["fn"].log_prob(answers()).exp()
     assert p.sum().item() == pytest.approx(1, abs=1e-5)
@@ -71,8 +71,8 @@ def test_its_log_likelihood_needs_no_monte_carlo():
     from pyro_gram.diagnostics.likelihood import prior_log_likelihood
 
     case = of("autoregressive")
-    model = case.assembly.model
-    exact = terms(model, case.assembly.guide, case.x, case.y).elbo
+    model = case.solver.model
+    exact = terms(model, case.solver.guide, case.x, case.y).elbo
     few = prior_log_likelihood(model, case.x, case.y, depth=1, num_samples=2)
     torch.testing.assert_close(few, exact, atol=1e-4, rtol=1e-4)
 
@@ -90,7 +90,7 @@ def test_its_log_likelihood_needs_no_monte_carlo():
 )
 def test_a_diffusion_bound_is_below_the_log_probability_of_what_it_draws(name, settings):
     case = of(name, model=settings)
-    model, x = case.assembly.model, case.x[:1]
+    model, x = case.solver.model, case.x[:1]
     p = frequencies(rollout(model, x, num_samples=6000, depth=1).tokens)
     many = 800
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_a_diffusion_bound_is_below_the_log_probability_of_what_it_draws(name, s
 @pytest.mark.parametrize("kind", ["absorbing", "uniform"])
 def test_d3pms_backward_step_is_bayes_rule_over_its_transition_matrices(kind):
     case = of("d3pm", model={"kind": kind, "diffusion_steps": 6})
-    model = case.assembly.model
+    model = case.solver.model
     classes = len(model.stationary)
     kept = model.kept
     for t in (1, 2, 4, 6):
@@ -124,7 +124,7 @@ def test_d3pms_backward_step_is_bayes_rule_over_its_transition_matrices(kind):
 def test_mdlm_of_a_network_that_knows_nothing_is_the_entropy_of_its_guesses():
     """With logits that never change, the bound is tight: each token costs its own cross-entropy, whenever uncovered."""
     case = of("mdlm")
-    model = case.assembly.model
+    model = case.solver.model
     logits = torch.randn(3, 3)
 
     class Fixed(torch.nn.Module):
@@ -143,7 +143,7 @@ def test_mdlm_of_a_network_that_knows_nothing_is_the_entropy_of_its_guesses():
 def test_mdlm_uncovers_about_one_token_a_step_where_steps_are_many_more_than_tokens(steps, least, most):
     """The share of tokens that are uncovered alone, and so with all that is before them in sight."""
     case = of("mdlm", model={"sampling_steps": steps})
-    model = case.assembly.model
+    model = case.solver.model
     left = []
     model.denoiser.register_forward_pre_hook(lambda _, given: left.append((given[1] == model.mask).sum(-1)))
     rollout(model, case.x, num_samples=200, depth=1)
@@ -162,7 +162,7 @@ def test_plates_tell_a_draw_without_site_its_batch_shape():
 
 def test_trajectories_of_a_drawn_answer_differ_and_those_of_a_mode_do_not():
     for name, differ in (("mdlm", True), ("autoregressive", True), ("direct", False), ("vae", True)):
-        tokens = rollout(of(name).assembly.model, of(name).x, num_samples=50, depth=1).tokens
+        tokens = rollout(of(name).solver.model, of(name).x, num_samples=50, depth=1).tokens
         assert bool((tokens != tokens[:1]).any()) == differ, name
 
 
@@ -175,7 +175,7 @@ def gradients(model, names):
 
 def test_hrms_gradient_is_that_of_the_last_two_steps_alone():
     case = of("hrm", model={"transitions": 2, "low_steps": 3})
-    model = case.assembly.model
+    model = case.solver.model
     trace = poutine.trace(model).get_trace(case.x, case.y)
     trace.nodes["y"]["fn"].log_prob(case.y).sum().backward()
     found = model.core.f_L[0].channels.down.weight.grad.clone()
@@ -195,7 +195,7 @@ def test_hrms_gradient_is_that_of_the_last_two_steps_alone():
 
 def test_trm_has_one_network_and_gradient_through_its_last_transition():
     case = of("trm", model={"transitions": 2})
-    model = case.assembly.model
+    model = case.solver.model
     assert sum(name.startswith("core.") for name in model.state_dict()) == len(model.core.f.state_dict())
     trace = poutine.trace(model).get_trace(case.x, case.y)
     assert [trace.nodes[f"u_{t}"]["value"].requires_grad for t in range(2)] == [False, True]
@@ -203,12 +203,12 @@ def test_trm_has_one_network_and_gradient_through_its_last_transition():
 
 def test_the_looped_transformer_has_gradient_through_every_loop_and_one_network():
     case = of("looped", model={"transitions": 3, "low_steps": 1, "truncated": False})
-    trace = poutine.trace(case.assembly.model).get_trace(case.x, case.y)
+    trace = poutine.trace(case.solver.model).get_trace(case.x, case.y)
     assert all(trace.nodes[f"u_{t}"]["value"].requires_grad for t in range(3))
-    e_x = case.assembly.model.encoder(case.x)
-    h = case.assembly.model.h0.expand_as(e_x)
+    e_x = case.solver.model.encoder(case.x)
+    h = case.solver.model.h0.expand_as(e_x)
     for _ in range(3):
-        h = case.assembly.model.core.f(h + e_x)
+        h = case.solver.model.core.f(h + e_x)
     torch.testing.assert_close(trace.nodes["h"]["value"], h)
 
 
@@ -217,7 +217,7 @@ def test_halting_is_an_observed_site_outside_of_every_reported_bound(name, outpu
     from pyro_gram.diagnostics.bounds import terms
 
     case = of(name)
-    model = case.assembly.model
+    model = case.solver.model
     trace = poutine.trace(model).get_trace(case.x, case.y)
     logits = model.halting(trace.nodes["h"]["value"][:, 0])
     assert logits.shape == (5, outputs)
@@ -226,14 +226,14 @@ def test_halting_is_an_observed_site_outside_of_every_reported_bound(name, outpu
     threshold = logits[:, 1] if outputs > 1 else 0
     assert (trace.nodes["halted"]["value"] == (logits[:, 0] > threshold)).all()
     assert trace.nodes["halt"]["scale"] == 0.5 * 4
-    found = terms(model, case.assembly.guide, case.x, case.y)
+    found = terms(model, case.solver.guide, case.x, case.y)
     torch.testing.assert_close(found.elbo, trace.nodes["y"]["fn"].log_prob(case.y))
     assert "halt" not in poutine.trace(model).get_trace(case.x).nodes
 
 
 def test_hrm_learns_the_value_of_going_on_from_its_next_step():
     case = of("hrm")
-    model = case.assembly.model
+    model = case.solver.model
     trace = poutine.trace(model).get_trace(case.x, case.y)
     with torch.no_grad():
         following = poutine.trace(model).get_trace(case.x, None, _state(trace)).nodes["h"]["value"]
@@ -256,16 +256,16 @@ def test_the_two_naive_stochastic_trms_are_stochastic_where_they_say():
         of("trm", model={"initial_state": "random"}),
     )
     for case in (sampled, random):
-        case.assembly.model.load_state_dict(plain.assembly.model.state_dict())
-    rolled = {n: rollout(c.assembly.model, plain.x, num_samples=200, depth=2) for n, c in
+        case.solver.model.load_state_dict(plain.solver.model.state_dict())
+    rolled = {n: rollout(c.solver.model, plain.x, num_samples=200, depth=2) for n, c in
               (("plain", plain), ("sampled", sampled), ("random", random))}  # fmt: skip
     assert (rolled["plain"].tokens == rolled["plain"].tokens[:1]).all()
     assert (rolled["sampled"].tokens != rolled["sampled"].tokens[:1]).any()
-    starts = poutine.trace(random.assembly.model).get_trace(plain.x).nodes
+    starts = poutine.trace(random.solver.model).get_trace(plain.x).nodes
     assert starts["z0_h"]["value"].shape == (5, 4, 16)
     assert not torch.equal(starts["z0_h"]["value"][0], starts["z0_h"]["value"][1])
     # A drawn answer follows the likelihood of the state that every trajectory ends in.
-    p = poutine.trace(plain.assembly.model).get_trace(plain.x, None, steps=2).nodes["y"]["fn"].base_dist.probs
+    p = poutine.trace(plain.solver.model).get_trace(plain.x, None, steps=2).nodes["y"]["fn"].base_dist.probs
     share = torch.nn.functional.one_hot(rolled["sampled"].tokens, 3).double().mean(0)
     torch.testing.assert_close(share, p.double(), atol=0.12, rtol=0)
 
@@ -275,9 +275,9 @@ def test_a_vae_draws_once_and_its_kl_is_to_a_standard_normal():
 
     case = of("vae")
     torch.manual_seed(0)
-    found = terms(case.assembly.model, case.assembly.guide, case.x, case.y, steps=5)
+    found = terms(case.solver.model, case.solver.guide, case.x, case.y, steps=5)
     assert found.kl.shape == (1, 5)
-    guide, model = case.assembly.guide, case.assembly.model
+    guide, model = case.solver.guide, case.solver.model
     with torch.no_grad():
         q = guide.posterior(model.f(model.encoder(case.x)), guide.encode(case.x, case.y), None)
         standard = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(5, 4, 16), 1.0), 2)
@@ -286,7 +286,7 @@ def test_a_vae_draws_once_and_its_kl_is_to_a_standard_normal():
 
 def test_direct_prediction_knows_its_density():
     case = of("direct")
-    model, x = case.assembly.model, case.x[:1]
+    model, x = case.solver.model, case.x[:1]
     with torch.no_grad():
         logits = model.decoder(model.f(model.encoder(x)))
     site = y_site(model, x, torch.tensor([[0, 1, 2, 0]]))

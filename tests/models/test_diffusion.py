@@ -32,7 +32,7 @@ class Noted(torch.nn.Module):
 
 def noted(name, **settings):
     case = build_case(model_name=name, task={"edge_probability": 0.5}, model=settings)
-    model = case.assembly.model.eval()
+    model = case.solver.model.eval()
     model.denoiser = Noted(3 if settings.get("kind") == "uniform" else 4)
     return case, model
 
@@ -136,7 +136,7 @@ def test_a_diffusion_program_holds_a_factor_in_training_and_a_draw_otherwise(nam
 def test_only_the_network_of_d3pm_is_told_the_time(name, timed):
     """MDLM's time follows from how many tokens are masked."""
     case = build_case(model_name=name)
-    model = case.assembly.model.eval()
+    model = case.solver.model.eval()
     e_x = model.encoder(case.x)
     early, late = (model.denoiser(e_x, case.y, torch.full((5,), t)) for t in (0.1, 0.9))
     assert torch.allclose(early, late) != timed

@@ -16,7 +16,7 @@ def sites(trace, kind="sample"):
 
 
 def test_one_supervision_step_has_t_transitions_and_reads_its_answer_from_the_last(case):
-    trace = poutine.trace(case.assembly.model).get_trace(case.x, case.y)
+    trace = poutine.trace(case.solver.model).get_trace(case.x, case.y)
     assert [n for n in sites(trace) if n != "data"] == ["u_0", "eps_0", "u_1", "eps_1", "h", "l", "y"]
     h = trace.nodes["u_1"]["value"] + trace.nodes["eps_1"]["value"]
     torch.testing.assert_close(trace.nodes["h"]["value"], h)
@@ -26,7 +26,7 @@ def test_one_supervision_step_has_t_transitions_and_reads_its_answer_from_the_la
 
 
 def test_the_full_trajectory_is_the_same_program_made_longer(case):
-    model = case.assembly.model
+    model = case.solver.model
     with torch.no_grad():
         pyro.set_rng_seed(1)
         whole = poutine.trace(model).get_trace(case.x, case.y, steps=3)
@@ -43,7 +43,7 @@ def test_the_full_trajectory_is_the_same_program_made_longer(case):
 
 def test_a_transition_depends_on_the_one_before_it_and_on_no_earlier_one(case):
     """Pyro's enumeration reads this of each site; a plain ``range`` would leave it out."""
-    trace = poutine.trace(case.assembly.model).get_trace(case.x, case.y, steps=2)
+    trace = poutine.trace(case.solver.model).get_trace(case.x, case.y, steps=2)
     assert [f for f in trace.nodes["eps_3"]["cond_indep_stack"] if not f.vectorized] == []  # and adds no plate
     scopes = [{n for n, k in trace.nodes[f"eps_{t}"]["infer"]["_markov_scope"].items() if k} for t in range(4)]
     for t in range(4):
@@ -54,9 +54,9 @@ def test_a_transition_depends_on_the_one_before_it_and_on_no_earlier_one(case):
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
 def test_any_leading_batch_shape(batch):
-    assembly = build_small()
-    x = assembly.task.split("train").inputs[0].expand(*batch, 4, 4)
-    trace = poutine.trace(assembly.model).get_trace(x)
+    solver = build_small()
+    x = solver.task.split("train").inputs[0].expand(*batch, 4, 4)
+    trace = poutine.trace(solver.model).get_trace(x)
     trace.compute_log_prob()
     assert trace.nodes["y"]["value"].shape == (*batch, 4)
     assert trace.nodes["eps_0"]["log_prob"].shape == batch
@@ -64,29 +64,29 @@ def test_any_leading_batch_shape(batch):
 
 
 def test_the_empty_condition_gives_p_of_x():
-    assembly = build_small()
+    solver = build_small()
     y = torch.zeros(7, 4, dtype=torch.long)
-    trace = poutine.trace(assembly.model).get_trace(None, y)
+    trace = poutine.trace(solver.model).get_trace(None, y)
     assert trace.nodes["y"]["fn"].batch_shape == (7,)
-    assert (assembly.model.encode(None, torch.Size([7])) == 0).all()
-    drawn = Predictive(assembly.model, num_samples=6)(None)
+    assert (solver.model.encode(None, torch.Size([7])) == 0).all()
+    drawn = Predictive(solver.model, num_samples=6)(None)
     assert drawn["y"].shape[0] == 6
 
 
 def test_truncation_lets_no_gradient_reach_the_first_transitions_and_leaves_their_kl_out():
     case = build_case(model={"transitions": 3})
-    trace = poutine.trace(case.assembly.model).get_trace(case.x, case.y)
+    trace = poutine.trace(case.solver.model).get_trace(case.x, case.y)
     assert [trace.nodes[f"u_{t}"]["value"].requires_grad for t in range(3)] == [False, False, True]
     trace.compute_log_prob()
     assert [bool(trace.nodes[f"eps_{t}"]["log_prob_sum"] != 0) for t in range(3)] == [False, False, True]
-    whole = poutine.trace(case.assembly.model).get_trace(case.x, case.y, truncated=False)
+    whole = poutine.trace(case.solver.model).get_trace(case.x, case.y, truncated=False)
     whole.compute_log_prob()
     assert all(whole.nodes[f"u_{t}"]["value"].requires_grad for t in range(3))
     assert all(bool(whole.nodes[f"eps_{t}"]["log_prob_sum"] != 0) for t in range(3))
 
 
 def test_beta_scales_the_guidance_and_nothing_else(case):
-    trace = poutine.trace(case.assembly.model).get_trace(case.x, case.y, beta=3.0)
+    trace = poutine.trace(case.solver.model).get_trace(case.x, case.y, beta=3.0)
     trace.compute_log_prob()
     assert trace.nodes["eps_1"]["scale"] == 3.0
     assert trace.nodes["y"]["scale"] == 1.0
@@ -95,7 +95,7 @@ def test_beta_scales_the_guidance_and_nothing_else(case):
 
 def test_conditioning_on_no_guidance_is_the_deterministic_recursion(case):
     """TRM is GRAM conditioned on eps = 0."""
-    model = case.assembly.model
+    model = case.solver.model
     zero = {f"eps_{t}": torch.zeros(5, 4, 16) for t in range(2)}
     trace = poutine.trace(poutine.condition(model, zero)).get_trace(case.x)
     h, l = model.h0.expand(5, 4, 16), model.l0.expand(5, 4, 16)
@@ -108,7 +108,7 @@ def test_conditioning_on_no_guidance_is_the_deterministic_recursion(case):
 
 
 def test_z0_is_a_buffer_saved_with_the_weights_and_never_resampled(case):
-    model = case.assembly.model
+    model = case.solver.model
     assert {"h0", "l0"} <= set(model.state_dict())
     before = model.h0.clone()
     model(case.x)
@@ -118,20 +118,20 @@ def test_z0_is_a_buffer_saved_with_the_weights_and_never_resampled(case):
 
 @pytest.mark.parametrize("parallel", [False, True])
 def test_predictive_draws_answers(case, parallel):
-    drawn = Predictive(case.assembly.model, num_samples=3, parallel=parallel)(case.x)
+    drawn = Predictive(case.solver.model, num_samples=3, parallel=parallel)(case.x)
     assert drawn["y"].shape == (3, 5, 4)
     assert drawn["eps_0"].shape == (3, 5, 4, 16)
 
 
 def test_render_model_shows_the_program(case):
-    graph = pyro.render_model(case.assembly.model, (case.x, case.y))
+    graph = pyro.render_model(case.solver.model, (case.x, case.y))
     for site in ("eps_0", "u_1", "h", "y"):
         assert site in graph.source
 
 
 def test_a_user_can_extend_the_model_in_plain_pyro(case):
     """One more latent, a global temperature, in five lines around the program."""
-    model = case.assembly.model
+    model = case.solver.model
     log_normal = pyro.distributions.LogNormal(0.0, 0.1)
 
     def tempered(x, y=None):
@@ -152,7 +152,7 @@ def test_a_user_can_extend_the_model_in_plain_pyro(case):
 
 def test_the_program_is_its_equations_from_where_it_is_told_to_start(case):
     """Eq. 6-9 by hand: from a given state, with draws of a given beta; steps = 0 decodes the state as it is."""
-    model = case.assembly.model
+    model = case.solver.model
     state = LatentState(torch.randn(5, 4, 16), torch.randn(5, 4, 16))
     trace = poutine.trace(model).get_trace(case.x, case.y, state, truncated=False, beta=0.5)
     e_x = model.encoder(case.x)
@@ -180,7 +180,7 @@ def test_the_program_is_its_equations_from_where_it_is_told_to_start(case):
 
 
 def test_the_latent_trajectory_by_itself_is_one_supervision_step_from_site_0_at_beta_1(case):
-    model = case.assembly.model
+    model = case.solver.model
     e_x = model.encode(case.x)
     trace = poutine.trace(model.reason).get_trace(e_x, model.initial_state(e_x))
     assert sites(trace) == ["u_0", "eps_0", "u_1", "eps_1"]
@@ -192,7 +192,7 @@ def test_the_latent_trajectory_by_itself_is_one_supervision_step_from_site_0_at_
 
 def test_heads_judge_an_answer_that_is_not_given_without_gradient_into_the_state():
     case = build_case()
-    model = case.assembly.model
+    model = case.solver.model
     seen = []
 
     class Heads(torch.nn.Module):
@@ -219,7 +219,7 @@ def test_heads_judge_an_answer_that_is_not_given_without_gradient_into_the_state
 @pytest.mark.parametrize("prefix", [0, 3])
 def test_z0_has_the_length_of_the_input_and_its_prefix(prefix):
     case = build_case(model={"prefix": prefix})
-    model = case.assembly.model
+    model = case.solver.model
     assert model.h0.shape == model.l0.shape == (4 + prefix, 16)
     assert not torch.equal(model.h0, model.l0)
     e_x = model.encode(case.x)

@@ -68,9 +68,9 @@ def test_ablations_of_the_gaussian_lack_what_they_say():
 
 def test_no_prior_is_the_program_conditioned_on_no_guidance_which_is_a_plain_recursion():
     case = build_case(prior_name="none", guide_name="prior", model={"transitions": 2, "low_steps": 3})
-    model = case.assembly.model
+    model = case.solver.model
     zero = {f"eps_{t}": torch.zeros(5, 4, 16) for t in range(4)}
-    guided = build_case(model={"transitions": 2, "low_steps": 3}).assembly.model
+    guided = build_case(model={"transitions": 2, "low_steps": 3}).solver.model
     state = {k: v for k, v in model.state_dict().items() if k in guided.state_dict()}
     guided.load_state_dict(state, strict=False)
     with torch.no_grad():

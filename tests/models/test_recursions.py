@@ -14,7 +14,7 @@ SIZES = {"transitions": 2, "low_steps": 3}
 
 def traced(name, y=True, **changes):
     case = build_case(model_name=name, **changes)
-    model = case.assembly.model
+    model = case.solver.model
     return case, model, poutine.trace(model).get_trace(case.x, case.y if y else None)
 
 
@@ -92,7 +92,7 @@ def test_a_right_answer_is_taught_to_halt_and_a_wrong_one_is_not():
 ])  # fmt: skip
 def test_a_trajectory_halts_where_halting_is_worth_more(name, biases, expected):
     case = build_case(model_name=name)
-    model = case.assembly.model
+    model = case.solver.model
     with torch.no_grad():
         model.halting.weight.zero_()
         model.halting.bias.copy_(torch.tensor(biases))
@@ -122,7 +122,7 @@ def test_hrms_target_of_going_on_has_no_gradient_and_no_sites():
 def test_z0_of_a_random_start_is_standard_normal_for_every_trajectory():
     case = build_case(model_name="trm", model={"initial_state": "random"})
     with pyro.plate("trajectories", 300, dim=-2):
-        trace = poutine.trace(case.assembly.model).get_trace(case.x)
+        trace = poutine.trace(case.solver.model).get_trace(case.x)
     for name in ("z0_h", "z0_l"):
         site = trace.nodes[name]
         assert site["value"].shape == (300, 5, 4, 16)
@@ -132,7 +132,7 @@ def test_z0_of_a_random_start_is_standard_normal_for_every_trajectory():
     assert trace.nodes["h"]["value"].shape == (300, 5, 4, 16)
     assert "drawn" not in trace.nodes["y"]["infer"]
     sampled = build_case(model_name="trm", model={"decoding": "sampled"})
-    assert poutine.trace(sampled.assembly.model).get_trace(sampled.x).nodes["y"]["infer"]["drawn"]
+    assert poutine.trace(sampled.solver.model).get_trace(sampled.x).nodes["y"]["infer"]["drawn"]
 
 
 def test_a_core_is_what_it_is_from_any_state():
@@ -188,11 +188,11 @@ def test_direct_prediction_is_one_stack_whatever_the_state_and_the_steps(prefix)
 
 def test_without_input_a_one_step_program_starts_from_its_places():
     case = build_case(model_name="direct", task_name="sudoku_uncond")
-    model = case.assembly.model
+    model = case.solver.model
     trace = poutine.trace(model).get_trace(None, case.y)
     assert model.start.shape == (16, 16)
     torch.testing.assert_close(trace.nodes["h"]["value"], model.f(model.start.expand(5, -1, -1)))
-    assert build_case(model_name="direct").assembly.model.start is None
+    assert build_case(model_name="direct").solver.model.start is None
     assert build_small(model_name="autoregressive", task_name="sudoku_uncond").model.start is None
 
 

@@ -50,9 +50,9 @@ def few(monkeypatch):
 
 
 def checkpoint(tmp_path, **changes):
-    assembly = build_small(**changes)
+    solver = build_small(**changes)
     path = tmp_path / "small.safetensors"
-    save_model(path, assembly.config, assembly.model, assembly.guide, data=assembly.task.provenance())
+    save_model(path, solver)
     return path
 
 

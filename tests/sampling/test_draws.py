@@ -27,7 +27,7 @@ class First(pyro.poutine.messenger.Messenger):
 def noise_of(kind, n=8):
     case = build_case()
     with First() as first:
-        rollout(case.assembly.model, case.x, num_samples=n, depth=2, draws=DrawScheme(kind))
+        rollout(case.solver.model, case.x, num_samples=n, depth=2, draws=DrawScheme(kind))
     return first.noise[0]
 
 
@@ -61,7 +61,7 @@ def test_each_trajectory_by_itself_is_standard_normal(make):
 
 def test_only_the_first_guidance_is_spread_and_draws_repeat_under_a_seed():
     case = build_case()
-    model = case.assembly.model
+    model = case.solver.model
     for kind in ("antithetic", "sobol", "distinct"):
         a, b = (rollout(model, case.x, num_samples=4, depth=2, seed=3, draws=DrawScheme(kind)) for _ in range(2))
         assert torch.equal(a.score, b.score)
@@ -82,7 +82,7 @@ def test_one_of_each_answer_goes_on_before_a_second_one():
 
 def test_distinct_trajectories_differ_at_least_as_much_and_their_work_is_counted():
     case = build_case()
-    model, depth = case.assembly.model, 3
+    model, depth = case.solver.model, 3
     scheme = DrawScheme("distinct", oversample=4, steps=1)
     spread = rollout(model, case.x, num_samples=6, depth=depth, draws=scheme)
     assert spread.tokens.shape == (6, 5, 4)
@@ -108,7 +108,7 @@ def test_those_that_begin_stay_within_the_limit():
                 widths.append(msg["value"][..., 0, 0].numel())
 
     with Watch():
-        rollout(case.assembly.model, case.x, num_samples=7, depth=3, draws=DrawScheme("distinct"), max_trajectories=12)
+        rollout(case.solver.model, case.x, num_samples=7, depth=3, draws=DrawScheme("distinct"), max_trajectories=12)
     assert max(widths) <= 12
 
 
@@ -123,7 +123,7 @@ def test_guidance_that_a_condition_has_fixed_stays():
                 seen.append(msg["value"])
 
     with Watch():
-        conditioned = pyro.condition(case.assembly.model, {guidance_site(0): fixed})
+        conditioned = pyro.condition(case.solver.model, {guidance_site(0): fixed})
         rollout(conditioned, case.x, num_samples=2, depth=1, draws=DrawScheme("antithetic"))
     assert (seen[0] == 0.25).all()
 
@@ -132,7 +132,7 @@ def test_another_family_of_priors_is_refused(monkeypatch):
     monkeypatch.setattr(GaussianPrior, "forward", lambda self, u: dist.Laplace(u, 1.0).to_event(2))
     case = build_case()
     with pytest.raises(ConfigError, match="need a Gaussian prior"):
-        rollout(case.assembly.model, case.x, num_samples=2, depth=1, draws=DrawScheme("sobol"))
+        rollout(case.solver.model, case.x, num_samples=2, depth=1, draws=DrawScheme("sobol"))
 
 
 @pytest.mark.parametrize(
@@ -152,9 +152,9 @@ def test_a_state_too_large_for_sobol_is_refused():
 def test_distinct_is_for_answers_to_an_input_and_keeps_no_history():
     case = build_case()
     with pytest.raises(UserError, match="not for p\\(x\\)"):
-        rollout(case.assembly.model, None, num_samples=2, depth=1, draws=DrawScheme("distinct"))
+        rollout(case.solver.model, None, num_samples=2, depth=1, draws=DrawScheme("distinct"))
     with pytest.raises(UserError, match="leave out halt and draws"):
-        rollout(case.assembly.model, case.x, num_samples=2, depth=1, draws=DrawScheme("distinct"), history=True)
+        rollout(case.solver.model, case.x, num_samples=2, depth=1, draws=DrawScheme("distinct"), history=True)
 
 
 def test_how_many_begin_and_for_how_long():

@@ -18,7 +18,7 @@ from tests.conftest import StateHeads, build_case, build_case_with_heads
 
 def test_never_sure_is_never_halted_and_draws_the_same():
     case = build_case_with_heads(shift=-50.0)
-    model = case.assembly.model
+    model = case.solver.model
     plain = rollout(model, case.x, num_samples=4, depth=5, seed=2)
     halted = rollout(model, case.x, num_samples=4, depth=5, seed=2, halt=0.5)
     assert torch.equal(plain.tokens, halted.tokens)
@@ -31,7 +31,7 @@ def test_never_sure_is_never_halted_and_draws_the_same():
 
 def test_sure_at_once_is_one_step_deep():
     case = build_case_with_heads(shift=50.0)
-    model = case.assembly.model
+    model = case.solver.model
     halted = rollout(model, case.x, num_samples=4, depth=5, seed=2, halt=0.99)
     shallow = rollout(model, case.x, num_samples=4, depth=1, seed=2)
     assert torch.equal(halted.tokens, shallow.tokens)
@@ -49,14 +49,14 @@ def test_who_has_ended_leaves_the_batch_and_keeps_the_answer_of_that_step():
                 widths.append(msg["value"][..., 0, 0].numel())
 
     with Watch():
-        halted = rollout(case.assembly.model, case.x, num_samples=30, depth=6, seed=2, halt=0.9)
+        halted = rollout(case.solver.model, case.x, num_samples=30, depth=6, seed=2, halt=0.9)
     ended = [int((halted.steps == s).sum()) for s in range(1, 7)]
     assert widths == [150 - sum(ended[:s]) for s in range(len(widths))]
     assert 0 < ended[0] < 150
     assert halted.work.sum() == sum(widths) == halted.steps.sum()
     early = halted.steps < 6
     assert (halted.value[early] >= 0.9).all()  # what was said when it ended, not of a later state
-    first = rollout(case.assembly.model, case.x, num_samples=30, depth=1, seed=2)
+    first = rollout(case.solver.model, case.x, num_samples=30, depth=1, seed=2)
     once = halted.steps == 1
     assert torch.equal(halted.tokens[once], first.tokens[once])
 
@@ -65,7 +65,7 @@ def test_chunks_of_halting_trajectories_keep_their_shape_and_repeat():
     case = build_case_with_heads(strength=300.0)
     settings = {"num_samples": 7, "depth": 4, "seed": 1, "halt": 0.8}
     for limit in (3, 14, 2048):
-        a, b = (rollout(case.assembly.model, case.x, **settings, max_trajectories=limit) for _ in range(2))
+        a, b = (rollout(case.solver.model, case.x, **settings, max_trajectories=limit) for _ in range(2))
         assert a.tokens.shape == (7, 5, 4)
         assert a.steps.shape == a.value.shape == (7, 5)
         assert torch.equal(a.work, a.steps.sum(0))
@@ -74,7 +74,7 @@ def test_chunks_of_halting_trajectories_keep_their_shape_and_repeat():
 
 def test_a_halt_needs_heads_a_probability_and_no_history():
     case = build_case()
-    model = case.assembly.model
+    model = case.solver.model
     with pytest.raises(ConfigError, match="no heads to halt by: train with --heads.hidden"):
         rollout(model, case.x, num_samples=1, depth=1, halt=0.5)
     for halt in (-0.1, 1.1, float("nan")):
@@ -103,7 +103,7 @@ def test_a_thousand_trajectories_stay_within_the_users_memory(memory):
 @pytest.mark.parametrize("changes", [{"model": {"transitions": 1}}, {"model": {"prefix": 3}}, {"task_name": "arc"}])
 def test_prefixes_and_transitions_halt_alike(changes):
     case = build_case_with_heads(strength=300.0, **changes)
-    model = case.assembly.model
+    model = case.solver.model
     wide = TemperConfig(scale=4.0, transitions=3)
     never = rollout(model, case.x, num_samples=6, depth=3, seed=2, temper=wide)
     model.heads.shift = -50.0
@@ -117,15 +117,15 @@ def test_prefixes_and_transitions_halt_alike(changes):
 
 def test_a_halt_of_1_is_never_even_for_a_head_that_is_certain():
     case = build_case_with_heads(shift=500.0)
-    halted = rollout(case.assembly.model, case.x, num_samples=2, depth=3, halt=1.0)
+    halted = rollout(case.solver.model, case.x, num_samples=2, depth=3, halt=1.0)
     assert (halted.steps == 3).all()
 
 
 def test_heads_that_the_program_never_asks_are_named():
     case = build_case(model_name="tests.sampling.test_halting:Silent")
-    case.assembly.model.heads = StateHeads()
+    case.solver.model.heads = StateHeads()
     with pytest.raises(ConfigError, match="no site 'halt'"):
-        rollout(case.assembly.model, case.x, num_samples=2, depth=2, halt=0.5)
+        rollout(case.solver.model, case.x, num_samples=2, depth=2, halt=0.5)
 
 
 class Silent(GRAM):

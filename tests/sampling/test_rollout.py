@@ -26,7 +26,7 @@ class Collect(pyro.poutine.messenger.Messenger):
 @pytest.mark.parametrize("transitions", [1, 3])
 def test_rollout_agrees_site_for_site_with_predictive_under_the_same_seed(transitions):
     case = build_case(model={"transitions": transitions})
-    model = case.assembly.model
+    model = case.solver.model
 
     def seeded(x):  # Predictive runs the model several times to learn its shapes; only the last one counts
         pyro.set_rng_seed(11)
@@ -45,7 +45,7 @@ def test_rollout_agrees_site_for_site_with_predictive_under_the_same_seed(transi
 
 
 def test_history_ends_in_the_answer_and_changes_no_draw(case):
-    model = case.assembly.model
+    model = case.solver.model
     plain = rollout(model, case.x, num_samples=4, depth=5, seed=2)
     kept = rollout(model, case.x, num_samples=4, depth=5, seed=2, history=True)
     assert kept.history.shape == (5, 4, 5, 4)
@@ -55,7 +55,7 @@ def test_history_ends_in_the_answer_and_changes_no_draw(case):
 
 def test_rollouts_are_the_same_whether_or_not_a_y_exists(case):
     """Nothing that the guide or an answer leaves behind reaches a roll-out."""
-    model, guide = case.assembly.model, case.assembly.guide
+    model, guide = case.solver.model, case.solver.guide
     before = rollout(model, case.x, num_samples=4, depth=2, seed=3)
     guide(case.x, case.y)
     after = rollout(model, case.x, num_samples=4, depth=2, seed=3)
@@ -64,13 +64,13 @@ def test_rollouts_are_the_same_whether_or_not_a_y_exists(case):
 
 
 def test_a_rollout_refuses_to_see_y(case):
-    model = poutine.condition(case.assembly.model, {"y": case.y})
+    model = poutine.condition(case.solver.model, {"y": case.y})
     with pytest.raises(UserError, match="must not be given y"):
         rollout(model, case.x, num_samples=2, depth=1)
 
 
 def test_seeds_reproduce_and_differ_and_leave_the_callers_random_state_alone(case):
-    model = case.assembly.model
+    model = case.solver.model
     torch.manual_seed(5)
     expected = torch.randn(3)
     torch.manual_seed(5)
@@ -90,26 +90,26 @@ def test_chunks_bound_the_width_and_keep_the_shape(case):
 
     done = []
     with Watch():
-        rolled = rollout(case.assembly.model, case.x, num_samples=7, depth=2, max_trajectories=3, progress=done.append)
+        rolled = rollout(case.solver.model, case.x, num_samples=7, depth=2, max_trajectories=3, progress=done.append)
     assert rolled.tokens.shape == (7, 5, 4)
     assert max(widths) <= 3
     assert sum(done) == 35
 
 
 def test_unconditional_rollouts_have_one_column(case):
-    rolled = rollout(case.assembly.model, None, num_samples=9, depth=2, history=True)
+    rolled = rollout(case.solver.model, None, num_samples=9, depth=2, history=True)
     assert rolled.tokens.shape == (9, 1, 4)
     assert rolled.history.shape == (2, 9, 1, 4)
 
 
 def test_no_gradient_and_no_trace_is_kept(case):
-    rolled = rollout(case.assembly.model, case.x, num_samples=2, depth=1)
+    rolled = rollout(case.solver.model, case.x, num_samples=2, depth=1)
     assert not rolled.score.requires_grad
 
 
 @pytest.mark.parametrize("max_trajectories", [3, 9, 2048])
 def test_log_prob_of_an_answer_is_that_of_the_same_trajectories(case, max_trajectories):
-    model = case.assembly.model
+    model = case.solver.model
     settings = {"num_samples": 4, "depth": 2, "seed": 6, "max_trajectories": max_trajectories}
     rolled = rollout(model, case.x, **settings)
     log_p = rollout_log_prob(model, case.x, rolled.tokens[0], **settings)
@@ -120,11 +120,11 @@ def test_log_prob_of_an_answer_is_that_of_the_same_trajectories(case, max_trajec
 @pytest.mark.parametrize("settings", [{"num_samples": 0, "depth": 1}, {"num_samples": 1, "depth": 0}])
 def test_nothing_to_do_is_an_error(case, settings):
     with pytest.raises(UserError, match="must be at least 1, not 0"):
-        rollout(case.assembly.model, case.x, **settings)
+        rollout(case.solver.model, case.x, **settings)
 
 
 def test_data_without_input_are_scored_under_seeded_trajectories_in_chunks(case):
-    model = case.assembly.model
+    model = case.solver.model
     settings = {"num_samples": 7, "depth": 2, "seed": 3}
     a, b = (rollout_log_prob(model, None, case.y, **settings) for _ in range(2))
     assert a.shape == (7, len(case.y))
@@ -139,7 +139,7 @@ def test_data_without_input_are_scored_under_seeded_trajectories_in_chunks(case)
 @pytest.mark.parametrize("most", [2, 3, 8, 12])
 def test_chunks_draw_under_successive_seeds_and_are_joined_in_their_order(case, most):
     """Inputs first: as many as fit together, and for each of these pieces its trajectories."""
-    model = case.assembly.model
+    model = case.solver.model
     whole = rollout(model, case.x, num_samples=4, depth=2, seed=7, max_trajectories=most, history=True)
     inputs = case.x.split(max(1, most // 4))
     chunk, at = 0, 0
@@ -168,7 +168,7 @@ def test_chunks_draw_under_successive_seeds_and_are_joined_in_their_order(case, 
 
 
 def test_successive_steps_go_on_from_where_the_last_one_ended(case):
-    model = case.assembly.model
+    model = case.solver.model
     torch.manual_seed(3)
     with torch.no_grad():
         ends = list(rollout_steps(model, case.x, depth=3))
@@ -200,22 +200,22 @@ HALTS = [(None, True), (0, True), (1, True), (0.5, True), (-0.1, False), (1.1, F
 def test_a_halt_is_a_probability(halt, fits):
     case = build_case_with_heads()
     if fits:
-        rollout(case.assembly.model, case.x, num_samples=1, depth=1, halt=halt)
+        rollout(case.solver.model, case.x, num_samples=1, depth=1, halt=halt)
     else:
         with pytest.raises(UserError, match="halt is a probability"):
-            rollout(case.assembly.model, case.x, num_samples=1, depth=1, halt=halt)
+            rollout(case.solver.model, case.x, num_samples=1, depth=1, halt=halt)
 
 
 def test_only_a_halt_below_one_needs_heads(case):
-    rollout(case.assembly.model, case.x, num_samples=1, depth=1, halt=1, history=True)
+    rollout(case.solver.model, case.x, num_samples=1, depth=1, halt=1, history=True)
     with pytest.raises(ConfigError, match="no heads to halt by"):
-        rollout(case.assembly.model, case.x, num_samples=1, depth=1, halt=0.5)
+        rollout(case.solver.model, case.x, num_samples=1, depth=1, halt=0.5)
     with pytest.raises(UserError, match="whole number"):
-        rollout(case.assembly.model, case.x, num_samples=1.5, depth=1)
+        rollout(case.solver.model, case.x, num_samples=1.5, depth=1)
 
 
 def test_a_users_observations_count_and_losses_of_heads_do_not(case):
-    model = case.assembly.model
+    model = case.solver.model
     seen = torch.linspace(-1, 1, 5)
 
     def program(infer):

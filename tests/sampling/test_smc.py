@@ -27,13 +27,13 @@ class Two(torch.nn.Module):
 @pytest.mark.parametrize("power", [1.0, 2.5])
 def test_without_resampling_a_weight_is_the_power_of_the_potential(potential, power):
     case = build_case(model={"transitions": 1})
-    case.assembly.model.heads = Two()
+    case.solver.model.heads = Two()
     config = SMCConfig(potential, power=power, threshold=0.0)
-    filtered = smc(case.assembly.model, case.x, num_samples=6, depth=3, seed=2, config=config)
+    filtered = smc(case.solver.model, case.x, num_samples=6, depth=3, seed=2, config=config)
     assert not filtered.resampled.any()
     torch.manual_seed(2)
     with pyro.validation_enabled(False), torch.no_grad():
-        ends = list(rollout_steps(case.assembly.model, case.x, depth=3, num_samples=6))
+        ends = list(rollout_steps(case.solver.model, case.x, depth=3, num_samples=6))
     for stage, end in enumerate(ends):
         weight = end.values[potential].clamp(min=FLOOR) ** power
         weight = weight / weight.sum(0)
@@ -46,7 +46,7 @@ def test_without_resampling_a_weight_is_the_power_of_the_potential(potential, po
 
 def test_a_head_that_trusts_nothing_ends_no_input():
     case = build_case_with_heads(shift=-200.0, model={"transitions": 1})
-    filtered = smc(case.assembly.model, case.x, num_samples=4, depth=3, config=SMCConfig(threshold=1.0))
+    filtered = smc(case.solver.model, case.x, num_samples=4, depth=3, config=SMCConfig(threshold=1.0))
     torch.testing.assert_close(filtered.weight, torch.full((4, 5), 0.25))
     torch.testing.assert_close(filtered.ess, torch.full((3, 5), 4.0), atol=1e-4, rtol=1e-4)
 
@@ -54,7 +54,7 @@ def test_a_head_that_trusts_nothing_ends_no_input():
 def test_after_resampling_weights_begin_anew_from_the_copies_potential():
     """One resampling, at the first stage: the weight at the end is psi(z_2) over that of the ancestor's z_1."""
     case = filtered_case()
-    model, n = case.assembly.model, 50
+    model, n = case.solver.model, 50
     filtered = smc(model, case.x, num_samples=n, depth=2, seed=4, config=SMCConfig(threshold=1.0))
     torch.manual_seed(4)
     with pyro.validation_enabled(False), torch.no_grad():
@@ -74,7 +74,7 @@ def test_after_resampling_weights_begin_anew_from_the_copies_potential():
 
 def test_chunks_of_inputs_draw_under_successive_seeds():
     case = filtered_case()
-    model = case.assembly.model
+    model = case.solver.model
     whole = smc(model, case.x, num_samples=4, depth=2, seed=7, max_trajectories=9)
     for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
         one = smc(model, case.x[part], num_samples=4, depth=2, seed=7 + chunk)
@@ -112,7 +112,7 @@ def test_effective_sample_size_runs_from_1_to_n():
 
 def test_without_potential_the_filter_is_independent_trajectories():
     case = filtered_case()
-    model = case.assembly.model
+    model = case.solver.model
     filtered = smc(model, case.x, num_samples=6, depth=4, seed=2, config=SMCConfig(power=0.0))
     plain = rollout(model, case.x, num_samples=6, depth=4, seed=2)
     assert torch.equal(filtered.tokens, plain.tokens)
@@ -125,7 +125,7 @@ def test_without_potential_the_filter_is_independent_trajectories():
 @pytest.mark.parametrize("potential", ["value", "halt"])
 def test_the_filter_keeps_what_the_head_trusts(potential):
     case = filtered_case()
-    model = case.assembly.model
+    model = case.solver.model
     config = SMCConfig(potential, power=1.0, threshold=0.9)
     filtered = smc(model, case.x, num_samples=200, depth=4, seed=2, config=config)
     plain = rollout(model, case.x, num_samples=200, depth=4, seed=2)
@@ -141,7 +141,7 @@ def test_the_filter_keeps_what_the_head_trusts(potential):
 def test_the_filter_agrees_with_importance_weights_of_independent_trajectories():
     """Whatever it resampled on its way, its target at the end is the prior times the last potential."""
     case = filtered_case(100.0)
-    model = case.assembly.model
+    model = case.solver.model
     config = SMCConfig(threshold=0.95)
     filtered = smc(model, case.x, num_samples=2000, depth=3, seed=5, config=config)
     plain = rollout(model, case.x, num_samples=2000, depth=3, seed=6)
@@ -154,7 +154,7 @@ def test_the_filter_agrees_with_importance_weights_of_independent_trajectories()
 
 def test_resampled_particles_are_samples_of_equal_weight():
     case = filtered_case()
-    particles = smc(case.assembly.model, case.x, num_samples=2000, depth=1, seed=5, config=SMCConfig(threshold=0.0))
+    particles = smc(case.solver.model, case.x, num_samples=2000, depth=1, seed=5, config=SMCConfig(threshold=0.0))
     torch.manual_seed(1)
     before = torch.get_rng_state()
     samples = to_rollout(particles, depth=1, seed=3)
@@ -168,7 +168,7 @@ def test_resampled_particles_are_samples_of_equal_weight():
 
 def test_inputs_are_filtered_each_by_itself_in_chunks_under_a_seed():
     case = filtered_case()
-    model = case.assembly.model
+    model = case.solver.model
     a, b = (smc(model, case.x, num_samples=4, depth=3, seed=1, max_trajectories=8) for _ in range(2))
     assert a.tokens.shape == (4, 5, 4)
     assert a.ess.shape == (3, 5)
@@ -190,13 +190,13 @@ def test_inputs_are_filtered_each_by_itself_in_chunks_under_a_seed():
 def test_what_cannot_be_filtered_is_refused(settings, message):
     case = filtered_case()
     with pytest.raises(UserError, match=message):
-        smc(case.assembly.model, case.x, **settings)
+        smc(case.solver.model, case.x, **settings)
 
 
 def test_a_program_without_heads_is_refused():
     case = build_case()
     with pytest.raises(ConfigError, match="no heads to filter by"):
-        smc(case.assembly.model, case.x, num_samples=2, depth=1)
+        smc(case.solver.model, case.x, num_samples=2, depth=1)
 
 
 @pytest.mark.parametrize("settings", [{"potential": "hope"}, {"power": -1.0}, {"threshold": 2.0}])

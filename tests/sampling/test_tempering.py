@@ -39,7 +39,7 @@ class Scales(Messenger):
 @pytest.mark.parametrize("history", [False, True])
 def test_the_first_transitions_alone_are_scaled_over_supervision_steps_and_chunks(history):
     case = build_case()  # T = 2: the third transition lies in the second supervision step
-    model = case.assembly.model
+    model = case.solver.model
     with Scales(model.prior) as scales:
         rollout(model, case.x, num_samples=4, depth=3, history=history, temper=WIDE, max_trajectories=8)
     assert scales.factors == pytest.approx([3, 3, 3, 1, 1, 1] * 3)
@@ -47,7 +47,7 @@ def test_the_first_transitions_alone_are_scaled_over_supervision_steps_and_chunk
 
 def test_history_changes_no_tempered_draw():
     case = build_case()
-    model = case.assembly.model
+    model = case.solver.model
     plain = rollout(model, case.x, num_samples=4, depth=3, seed=2, temper=WIDE)
     kept = rollout(model, case.x, num_samples=4, depth=3, seed=2, temper=WIDE, history=True)
     assert torch.equal(plain.score, kept.score)
@@ -57,7 +57,7 @@ def test_a_narrow_prior_makes_trajectories_meet():
     case = build_case()
     narrow = TemperConfig(scale=0.01, transitions=4)
     wide, met = (
-        rollout(case.assembly.model, case.x, num_samples=16, depth=2, temper=t).score.std(0).mean()
+        rollout(case.solver.model, case.x, num_samples=16, depth=2, temper=t).score.std(0).mean()
         for t in (TemperConfig(), narrow)
     )
     assert met < wide / 20
@@ -104,11 +104,11 @@ def test_evaluation_and_solver_sample_as_the_config_says(tmp_path):
         open_run(c, tmp_path / str(i), resume=False, data_dir=None, device=torch.device("cpu"))
         for i, c in enumerate((plain, tempered))
     ]
-    x = runs[0].assembly.task.split("test").inputs
+    x = runs[0].solver.task.split("test").inputs
     a, b = (roll(run, x).score for run in runs)
     assert not torch.allclose(a, b)
     assert torch.equal(roll(runs[0], x, temper=tempered.temper).score, b)
-    solvers = [Solver(run.assembly.config, run.assembly.task, run.assembly.model, run.assembly.guide) for run in runs]
+    solvers = [Solver(run.solver.config, run.solver.task, run.solver.model, run.solver.guide) for run in runs]
     assert torch.equal(solvers[1].sample(x).score, solvers[0].sample(x, temper=tempered.temper).score)
     assert torch.equal(solvers[0].sample(x).score, solvers[1].sample(x, temper=TemperConfig()).score)
     assert solvers[0].solve(x) == solvers[1].solve(x, temper=pyro_gram.TemperConfig())
@@ -138,12 +138,12 @@ def test_what_is_widened_keeps_its_mean_and_its_shape():
 def test_at_its_mean_a_program_is_deterministic_and_its_answer_is_not_fixed():
     case = build_case()
     with AtMean():
-        trace = pyro.poutine.trace(case.assembly.model).get_trace(case.x, steps=2)
+        trace = pyro.poutine.trace(case.solver.model).get_trace(case.x, steps=2)
     for t in range(4):
-        mean = case.assembly.model.prior(trace.nodes[f"u_{t}"]["value"]).mean
+        mean = case.solver.model.prior(trace.nodes[f"u_{t}"]["value"]).mean
         torch.testing.assert_close(trace.nodes[f"eps_{t}"]["value"], mean)
     with AtMean():
-        answers = torch.stack([case.assembly.model(case.x) for _ in range(20)])
+        answers = torch.stack([case.solver.model(case.x) for _ in range(20)])
     assert (answers != answers[0]).any()
 
 

@@ -19,9 +19,9 @@ ON_POLICY = ["--train.batches", 6, "--train.on_policy_depth", 4, "--train.on_pol
 
 def train_and_sample(device, **names):
     """Train two batches, then sample; return what the batches report, the samples, and the weights."""
-    assembly = build_small(**names)
-    model, guide, config = assembly.model.to(device), assembly.guide.to(device), assembly.config
-    x, y = assembly.task.split("train").sample_pairs(4, torch.Generator().manual_seed(0))
+    solver = build_small(**names)
+    model, guide, config = solver.model.to(device), solver.guide.to(device), solver.config
+    x, y = solver.task.split("train").sample_pairs(4, torch.Generator().manual_seed(0))
     trainer = Trainer(model, guide, lambda _: (x, y), config.train, config.optim, config.beta)
     reports = [trainer.one_batch(x, y) for _ in range(2)]
     samples = rollout(model, None if x is None else x.to(device), num_samples=3, depth=2, seed=2)

@@ -7,7 +7,7 @@ import struct
 import pytest
 import torch
 
-from pyro_gram.checkpoint import load_model, load_training, outline_misfits, save_model
+from pyro_gram.checkpoint import load, load_training, outline_misfits, save_model
 from pyro_gram.diagnostics.report import Report, Row, Section, write_report
 from pyro_gram.diagnostics.verdicts import Verdict
 from pyro_gram.errors import CheckpointError, InputError, UserError
@@ -38,7 +38,7 @@ def test_a_file_that_is_taken_for_a_checkpoint_is_named(kind, tmp_path, capsys):
     path = tmp_path / "model.safetensors"
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=said):
-        load_model(path)
+        load(path)
     from experiments import solve
 
     assert call(solve.main, ["--checkpoint", str(path)]) == 2
@@ -81,13 +81,13 @@ def test_a_header_that_claims_too_much_is_refused(data, said, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=said):
-        load_model(path)
+        load(path)
 
 
 def test_a_header_nested_without_end_is_refused(model_file):  # noqa: F811
     rewrite(model_file, pyro_gram="[" * 10**5)
     with pytest.raises(CheckpointError, match="damaged header"):
-        load_model(model_file)
+        load(model_file)
 
 
 HUGE = [
@@ -102,13 +102,13 @@ HUGE = [
 def test_a_model_that_its_file_does_not_hold_is_refused_before_it_takes_memory(changes, model_file):  # noqa: F811
     rewrite(model_file, lambda header: header["config"]["model"].update(changes))
     with pytest.raises(CheckpointError, match="model.safetensors"):
-        load_model(model_file)
+        load(model_file)
 
 
 def test_so_are_heads(model_file):  # noqa: F811
     rewrite(model_file, lambda header: header["config"]["heads"].update(hidden=2**40, heads=2))
     with pytest.raises(CheckpointError, match="they describe no model that can be built"):
-        load_model(model_file)
+        load(model_file)
 
 
 def test_a_state_that_does_not_fit_is_refused_before_its_tensors_are_read(state_file, monkeypatch):  # noqa: F811
@@ -123,13 +123,13 @@ def test_a_state_that_does_not_fit_is_refused_before_its_tensors_are_read(state_
 @pytest.mark.parametrize("names", covering_program_names(), ids=lambda names: "-".join(names.values()))
 def test_every_program_is_outlined_without_its_numbers(names, tmp_path):
     """So that a file which does not fit is refused before the model takes memory."""
-    assembly = build_small(**names)
-    config = assembly.config
+    solver = build_small(**names)
+    config = solver.config
     path = tmp_path / "model.safetensors"
-    save_model(path, config, assembly.model, assembly.guide)
-    assert outline_misfits(open_tensor_file(path, "model"), config, assembly.task) == []
+    save_model(path, solver)
+    assert outline_misfits(open_tensor_file(path, "model"), config, solver.task) == []
     rewrite(path, tensors=lambda t: t.update(stray=torch.ones(1)))
-    assert outline_misfits(open_tensor_file(path, "model"), config, assembly.task) == ["stray"]
+    assert outline_misfits(open_tensor_file(path, "model"), config, solver.task) == ["stray"]
 
 
 # ---- other files -------------------------------------------------------------------------------------------------

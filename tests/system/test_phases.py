@@ -89,20 +89,20 @@ def test_what_is_left_of_training_knows_that_the_end_is_slower():
 
 
 def test_the_time_of_heads_is_measured_on_a_copy():
-    assembly = build_case(heads=HEADS).assembly
+    solver = build_case(heads=HEADS).solver
     state = torch.get_rng_state()
-    before = {name: p.clone() for name, p in assembly.model.state_dict().items()}
-    assert seconds_of_heads(assembly, depth=2) > 0
+    before = {name: p.clone() for name, p in solver.model.state_dict().items()}
+    assert seconds_of_heads(solver, depth=2) > 0
     assert torch.equal(torch.get_rng_state(), state)
-    assert assembly.model.heads is None
-    assert all(torch.equal(p, before[name]) for name, p in assembly.model.state_dict().items())
+    assert solver.model.heads is None
+    assert all(torch.equal(p, before[name]) for name, p in solver.model.state_dict().items())
 
 
 def test_the_time_of_heads_is_that_of_all_rounds(monkeypatch):
-    assembly = build_case(heads=HEADS).assembly
+    solver = build_case(heads=HEADS).solver
     ticks = iter(range(100))
     monkeypatch.setattr("pyro_gram.runs.heads.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-    assert seconds_of_heads(assembly, depth=2) == HEADS["rounds"]
+    assert seconds_of_heads(solver, depth=2) == HEADS["rounds"]
 
 
 def test_the_time_of_the_evaluation_is_that_of_its_trajectories_at_the_pace_of_a_look(tmp_path, monkeypatch):

@@ -18,10 +18,10 @@ from pyro import poutine
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 
 from pyro_gram.build import build
-from pyro_gram.checkpoint import save_model
+from pyro_gram.checkpoint import load, save_model
 from pyro_gram.errors import InputError, UserError
 from pyro_gram.runs.heads import attach
-from pyro_gram.solver import Solver, load
+from pyro_gram.solver import Solver
 from tests.conftest import ROOT, small_config
 
 TEXTS = ["Cr", "C]", "CF"]  # three graphs of four vertices
@@ -31,10 +31,10 @@ TEXTS = ["Cr", "C]", "CF"]  # three graphs of four vertices
 def solver():
     torch.manual_seed(3)
     config = small_config()
-    assembly = build(config)
-    for parameter in assembly.model.parameters():
+    solver = build(config)
+    for parameter in solver.model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)  # so that trajectories differ
-    return Solver(config, assembly.task, assembly.model, assembly.guide)
+    return Solver(config, solver.task, solver.model, solver.guide)
 
 
 def answers(solver, seed):
@@ -71,9 +71,9 @@ def test_threads_get_the_answers_of_their_seeds_a_thousand_times(solver):
 
 def test_requests_that_are_weighed_disturb_no_others(solver):
     headed = small_config(heads={"hidden": 16, "attention_heads": 2, "layers": 1})
-    assembly = build(headed)
-    attach(assembly.model, assembly.task, headed)
-    wise = Solver(headed, assembly.task, assembly.model, assembly.guide)
+    solver = build(headed)
+    attach(solver.model, solver.task, headed)
+    wise = Solver(headed, solver.task, solver.model, solver.guide)
     alone, heavy = [answers(solver, seed) for seed in range(40)], [weighed(wise, seed) for seed in range(40)]
     with ThreadPoolExecutor(4) as pool:
         others = [pool.submit(weighed, wise, seed) for seed in range(40)]
@@ -147,7 +147,7 @@ def test_handlers_come_back_after_an_error(solver):
 
 
 def test_a_checkpoint_can_be_loaded_beside_a_solver_at_work(solver, tmp_path):
-    save_model(tmp_path / "m.safetensors", solver.config, solver.model, solver.guide)
+    save_model(tmp_path / "m.safetensors", solver)
     alone, stop = [answers(solver, seed) for seed in range(12)], threading.Event()
 
     def load_all_the_time():
@@ -303,8 +303,8 @@ def test_a_matrix_or_a_board_in_numbers_is_not_taken_for_tokens(solver, form):
     with pytest.raises(InputError, match="as tokens, are 'C~': the graph is not 3-colourable"):
         solver.sample(form([complete]), num_samples=2)
     config = small_config(task_name="sudoku")
-    assembly = build(config)
-    boards = Solver(config, assembly.task, assembly.model, assembly.guide)
+    solver = build(config)
+    boards = Solver(config, solver.task, solver.model, solver.guide)
     board = [0, 4, 1, 2, 0, 2, 0, 0, 2, 1, 0, 0, 4, 3, 2, 0]
     with pytest.raises(InputError, match="are no tokens as task.parse"):
         boards.sample(form([board]), num_samples=2)
@@ -314,9 +314,9 @@ def test_a_matrix_or_a_board_in_numbers_is_not_taken_for_tokens(solver, form):
 
 def test_a_graph_is_no_input_of_boards():
     config = small_config(task_name="nqueens")
-    assembly = build(config)
+    solver = build(config)
     with pytest.raises(InputError, match="an input of the task nqueens is no graph"):
-        Solver(config, assembly.task, assembly.model, assembly.guide).sample(nx.path_graph(3))
+        Solver(config, solver.task, solver.model, solver.guide).sample(nx.path_graph(3))
 
 
 def test_whole_numbers_of_any_type_count(solver):

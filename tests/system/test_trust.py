@@ -8,7 +8,7 @@ import pyro_gram
 from experiments import diagnose, heads, run, sample, solve
 from experiments.scaling import scaling
 from experiments.studies import amortization, filtering, selection
-from pyro_gram.checkpoint import load_model, load_training, save_model
+from pyro_gram.checkpoint import load, load_training, save_model
 from pyro_gram.config import RunConfig, read_preset
 from pyro_gram.errors import CheckpointError, ConfigError
 from pyro_gram.runs.run import check_begun
@@ -53,7 +53,7 @@ def test_a_checkpoint_runs_no_code_that_it_names(part, here, model_file, monkeyp
     with pytest.raises(CheckpointError, match=rf"its {part} is 'evil:Prior', which would import the module 'evil'"):
         pyro_gram.load(model_file)
     with pytest.raises(CheckpointError, match="trust_code=True"):
-        load_model(model_file)
+        load(model_file)
     assert "evil" not in sys.modules
     assert not (here / "ran").exists()
 
@@ -89,7 +89,7 @@ def test_a_checkpoint_with_code_of_ones_own_is_solved_with_where_it_is_trusted(h
     sys.path.append(str(here))
     case = build_case(prior_name="mine:Mine")
     path = tmp_path / "model.safetensors"
-    save_model(path, case.assembly.config, case.assembly.model, case.assembly.guide)
+    save_model(path, case.solver)
     assert type(pyro_gram.load(path, trust_code=True).model.prior).__name__ == "Mine"
     with pytest.raises(CheckpointError, match="trust"):
         pyro_gram.load(path)  # that it has been imported makes no difference

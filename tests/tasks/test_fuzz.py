@@ -26,11 +26,10 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from experiments import run, solve
-from pyro_gram.checkpoint import load_training
+from pyro_gram.checkpoint import load, load_training
 from pyro_gram.config import read_preset
 from pyro_gram.diagnostics import inference_data
 from pyro_gram.errors import InputError, UserError
-from pyro_gram.solver import load
 from pyro_gram.system.files import read_json
 from pyro_gram.system.text import decode, read_text
 from pyro_gram.tasks.arc.data import read_folder

@@ -18,11 +18,11 @@ from pyro_gram.training.trainer import Trainer
 from tests.conftest import build_case, build_small
 
 
-def make_trainer(assembly, **train):
-    c = assembly.config
-    stream = TargetStream(assembly.task, assembly.task.split("train"), c.train.batch, c.seed)
+def make_trainer(solver, **train):
+    c = solver.config
+    stream = TargetStream(solver.task, solver.task.split("train"), c.train.batch, c.seed)
     config = TrainConfig(**{**vars(c.train), **train})
-    return Trainer(assembly.model, assembly.guide, stream, config, OptimConfig(lr=1e-3, warmup=1), BetaConfig())
+    return Trainer(solver.model, solver.guide, stream, config, OptimConfig(lr=1e-3, warmup=1), BetaConfig())
 
 
 def test_targets_are_drawn_by_their_likelihood_and_only_where_there_is_one():
@@ -42,7 +42,7 @@ def test_targets_are_drawn_by_their_likelihood_and_only_where_there_is_one():
 
 def test_the_state_is_that_of_a_roll_out_and_has_no_gradient():
     case = build_case()
-    model = case.assembly.model
+    model = case.solver.model
     torch.manual_seed(7)
     end = prior_end(model, case.x, 3)
     assert not end.state.h.requires_grad
@@ -75,7 +75,7 @@ def test_without_a_likelihood_targets_are_uniform():
 
 def test_no_steps_further_is_where_the_trajectories_are():
     case = build_case()
-    model = case.assembly.model
+    model = case.solver.model
     one = prior_end(model, case.x, 2)
     same = prior_end(model, case.x, 0, one.state)
     assert torch.equal(same.state.h, one.state.h)
@@ -195,8 +195,8 @@ def test_what_cannot_be_trained_on_policy_is_said_before_training():
     case = build_case()
     with pytest.raises(ConfigError, match="needs batches that know every solution"):
         Trainer(
-            case.assembly.model,
-            case.assembly.guide,
+            case.solver.model,
+            case.solver.guide,
             lambda number: (case.x, case.y),
             TrainConfig(on_policy_depth=1, on_policy_updates=1),
             OptimConfig(),

@@ -63,9 +63,9 @@ def config_of(**train):
 
 
 def trainer_of(config):
-    assembly = build(config)
-    stream = TargetStream(assembly.task, assembly.task.split("train"), config.train.batch, config.seed)
-    return Trainer(assembly.model, assembly.guide, stream, config.train, config.optim, config.beta, config.seed)
+    solver = build(config)
+    stream = TargetStream(solver.task, solver.task.split("train"), config.train.batch, config.seed)
+    return Trainer(solver.model, solver.guide, stream, config.train, config.optim, config.beta, config.seed)
 
 
 def state_of(trainer):

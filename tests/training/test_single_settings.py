@@ -65,7 +65,7 @@ def test_the_start_of_a_program_without_input_is_learned_and_its_zeros_are_no_st
 
 def test_the_flow_starts_as_the_gaussian_that_it_transforms():
     case = build_case(prior_name="flow")
-    prior = FlowPrior(case.assembly.config.prior, 16)  # not warmed
+    prior = FlowPrior(case.solver.config.prior, 16)  # not warmed
     u = torch.randn(2, 4, 16)
     draws = prior(u).sample((4000,))
     normal = dist.Normal(*prior.head(u))
@@ -78,20 +78,20 @@ def test_the_flow_starts_as_the_gaussian_that_it_transforms():
 def test_pairs_without_input_may_have_several_batch_dimensions():
     case = build_case(task_name="sudoku_uncond")
     y = case.y[None].expand(3, *case.y.shape)
-    trace = poutine.trace(case.assembly.model).get_trace(None, y)
+    trace = poutine.trace(case.solver.model).get_trace(None, y)
     assert trace.nodes["h"]["value"].shape[:2] == (3, 5)
 
 
 def test_an_additive_guide_adds_what_it_knows_of_y():
     case = build_case(guide_name="additive")
-    guide, u = case.assembly.guide, torch.randn(5, 4, 16)
+    guide, u = case.solver.guide, torch.randn(5, 4, 16)
     code = guide.encode(case.x, case.y)
     torch.testing.assert_close(guide.features(u, code) - u, align_answer(code, u))
 
 
 def test_a_mean_field_guide_has_a_row_and_parameters_for_each_pair():
     case = build_case(guide_name="mean_field", guide={"num_pairs": 9})
-    guide = case.assembly.guide
+    guide = case.solver.guide
     assert {"loc", "log_scale"} <= dict(guide.named_parameters()).keys()
     guide.train()
     twice = [torch.cat([part, part]) for part in (case.x, case.y)]
@@ -102,8 +102,8 @@ def test_a_mean_field_guide_has_a_row_and_parameters_for_each_pair():
 
 def test_a_guide_forgets_what_it_knew_of_y():
     case = build_case()
-    case.assembly.guide(case.x, case.y)
-    assert case.assembly.guide._code is None
+    case.solver.guide(case.x, case.y)
+    assert case.solver.guide._code is None
 
 
 def test_a_masked_observation_of_ones_own_does_not_count_in_roll_outs():
@@ -112,9 +112,9 @@ def test_a_masked_observation_of_ones_own_does_not_count_in_roll_outs():
     def program(x, y=None, state=None, *, steps=1):
         with pyro.plate("inputs", len(x), dim=-1), poutine.mask(mask=False):
             pyro.sample("seen", dist.Normal(0.0, 1.0), obs=torch.ones(len(x)))
-        return case.assembly.model(x, y, state, steps=steps)
+        return case.solver.model(x, y, state, steps=steps)
 
-    found, plain = (rollout_log_prob(m, case.x, case.y, num_samples=2, depth=1) for m in (program, case.assembly.model))
+    found, plain = (rollout_log_prob(m, case.x, case.y, num_samples=2, depth=1) for m in (program, case.solver.model))
     assert torch.equal(found, plain)
 
 
@@ -158,13 +158,13 @@ def test_an_elbo_has_as_many_particles_as_are_asked_for(name):
 def test_log_p_by_the_prior_needs_one_of_each(name):
     case, settings = build_case(), {"num_samples": 1, "depth": 1, "max_trajectories": 4}
     with pytest.raises(UserError, match=f"{name} must be at least 1, not 0"):
-        rollout_log_prob(case.assembly.model, case.x, case.y, **{**settings, name: 0})
+        rollout_log_prob(case.solver.model, case.x, case.y, **{**settings, name: 0})
 
 
 def test_a_filter_needs_one_trajectory_at_once():
     case = build_case_with_heads(1.0)
     with pytest.raises(UserError, match="max_trajectories must be at least 1"):
-        smc(case.assembly.model, case.x, num_samples=2, depth=2, max_trajectories=0)
+        smc(case.solver.model, case.x, num_samples=2, depth=2, max_trajectories=0)
 
 
 def test_what_is_deferred_draws_as_what_it_stands_for():
@@ -330,11 +330,11 @@ def test_two_right_samples_make_a_test():
 
 def test_more_than_a_thousand_samples_are_looked_up():
     case = build_case()
-    train = case.assembly.task.split("train")
+    train = case.solver.task.split("train")
     puzzles = train.select(train.num_solutions.argmin()[None])  # a graph with edges, so that one colour is no answer
     tokens = puzzles.solutions_of(0)[:1].expand(2500, 1, -1).clone()
     tokens[1700] = (tokens[1700] + 1) * 0
-    ids = solution_ids(case.assembly.task, puzzles, tokens)
+    ids = solution_ids(case.solver.task, puzzles, tokens)
     assert (ids[:1700] == ids[0]).all()
     assert ids[0, 0] >= 0
     assert ids[1700, 0] == -1
@@ -347,9 +347,7 @@ def test_figures_of_evidence_are_numbers_by_hand():
     relative = weights.std() / weights.mean() / 2  # of the mean of four
     assert plain.se[0].item() == pytest.approx(relative.item(), rel=1e-6)
     case = build_case()
-    found = evidence(
-        case.assembly.model, case.assembly.guide, case.x, case.y, depth=1, guide_samples=8, prior_samples=8
-    )
+    found = evidence(case.solver.model, case.solver.guide, case.x, case.y, depth=1, guide_samples=8, prior_samples=8)
     summary = found.summary()
     assert type(summary["log_p_guide"]) is type(summary["log_p_se"]) is float
     spread = found.log_p.double().numpy().std() / 5**0.5
@@ -374,16 +372,16 @@ def test_an_input_with_one_right_sample_is_no_test():
 
 def test_the_priors_estimate_is_the_plain_mean():
     case = build_case()
-    found = evidence(case.assembly.model, case.assembly.guide, case.x, case.y, depth=1, guide_samples=40,
+    found = evidence(case.solver.model, case.solver.guide, case.x, case.y, depth=1, guide_samples=40,
                      prior_samples=60)  # fmt: skip
-    log_p = rollout_log_prob(case.assembly.model, case.x, case.y, num_samples=60, depth=1, seed=derive_seed(0, 0))
+    log_p = rollout_log_prob(case.solver.model, case.x, case.y, num_samples=60, depth=1, seed=derive_seed(0, 0))
     expected = log_p.double().logsumexp(0) - torch.tensor(60.0).double().log()
     torch.testing.assert_close(found.prior.log_p, expected)
 
 
 def test_the_share_of_trusted_pairs_is_of_those_with_enough_hits():
     case = build_case()
-    plain = evidence(case.assembly.model, None, case.x, case.y, depth=1, guide_samples=1, prior_samples=8).prior
+    plain = evidence(case.solver.model, None, case.x, case.y, depth=1, guide_samples=1, prior_samples=8).prior
     ess = torch.tensor([HITS, HITS + 1.0, HITS - 1.0, HITS + 2.0, HITS + 3.0])
     assert Evidence((), None, None, replace(plain, ess=ess)).summary()["prior_trusted"] == pytest.approx(0.8)
 
@@ -417,16 +415,16 @@ def test_no_time_is_behind_a_run_that_begins():
 
 def test_guidance_has_its_scale_for_each_input():
     case = build_case()
-    found = guide_draws(case.assembly.model, case.assembly.guide, case.x, case.y, steps=1, num_samples=2)
+    found = guide_draws(case.solver.model, case.solver.guide, case.x, case.y, steps=1, num_samples=2)
     assert found.guidance.shape == (2, 2, 5)
 
 
 def test_log_p_of_many_data_without_input_is_in_their_order():
     case = build_case(task_name="sudoku_uncond")
     y = torch.cat([case.y.roll(i, 0) for i in range(20)])  # more than are scored at once
-    found = rollout_log_prob(case.assembly.model, None, y, num_samples=2, depth=1)
+    found = rollout_log_prob(case.solver.model, None, y, num_samples=2, depth=1)
     assert found.shape == (2, 100)
-    few = rollout_log_prob(case.assembly.model, None, y[90:], num_samples=2, depth=1)
+    few = rollout_log_prob(case.solver.model, None, y[90:], num_samples=2, depth=1)
     torch.testing.assert_close(found[:, 90:], few)
 
 
@@ -445,6 +443,6 @@ def test_equal_inputs_have_equal_tests_and_every_input_has_a_number_of_solutions
 
 def test_counts_of_pairs_are_whole_numbers():
     case = build_case()
-    parts = case.assembly.model, case.assembly.guide, case.x, case.y
+    parts = case.solver.model, case.solver.guide, case.x, case.y
     summary = evidence(*parts, depth=1, guide_samples=8, prior_samples=8).summary()
     assert type(summary["agree"]) is type(summary["both_trusted"]) is int

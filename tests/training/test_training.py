@@ -23,12 +23,12 @@ from tests.conftest import build_case, build_small
 OPTIM = OptimConfig(lr=1e-2, warmup=1, weight_decay=0.1, clip=0.5)
 
 
-def make_trainer(assembly=None, **train):
-    assembly = assembly or build_small()
-    c = assembly.config
-    stream = TargetStream(assembly.task, assembly.task.split("train"), c.train.batch, c.seed)
+def make_trainer(solver=None, **train):
+    solver = solver or build_small()
+    c = solver.config
+    stream = TargetStream(solver.task, solver.task.split("train"), c.train.batch, c.seed)
     settings = {**vars(c.train), **train}
-    return Trainer(assembly.model, assembly.guide, stream, TrainConfig(**settings), OPTIM, BetaConfig(), c.seed)
+    return Trainer(solver.model, solver.guide, stream, TrainConfig(**settings), OPTIM, BetaConfig(), c.seed)
 
 
 def weights(trainer):
@@ -39,16 +39,16 @@ def test_svi_step_equals_elbo_module_step():
     """The same update through SVI and TorchOptim, and through an ELBOModule and bare torch."""
     one, two = build_case(), build_case()
     for case in (two,):
-        case.assembly.model.load_state_dict(one.assembly.model.state_dict())
-        case.assembly.guide.load_state_dict(one.assembly.guide.state_dict())
-    model, guide = one.assembly.model, one.assembly.guide
+        case.solver.model.load_state_dict(one.solver.model.state_dict())
+        case.solver.guide.load_state_dict(one.solver.guide.state_dict())
+    model, guide = one.solver.model, one.solver.guide
     svi = SVI(model, guide, TorchOptim({"model": model, "guide": guide}, OPTIM), make_elbo("balanced"))
     pyro.set_rng_seed(4)
     svi.step(one.x, one.y)
 
-    module = make_elbo("balanced")(two.assembly.model, two.assembly.guide)
+    module = make_elbo("balanced")(two.solver.model, two.solver.guide)
     assert isinstance(module, ELBOModule)
-    parameters = [p for m in (two.assembly.model, two.assembly.guide) for p in m.parameters()]
+    parameters = [p for m in (two.solver.model, two.solver.guide) for p in m.parameters()]
     adam = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95))
     pyro.set_rng_seed(4)
     module(two.x, two.y).backward()
@@ -172,8 +172,8 @@ def test_minutes_end_a_run():
 
 def test_optimizer_refuses_a_parameter_it_would_leave_untrained():
     case = build_case()
-    optim = TorchOptim({"model": case.assembly.model}, OPTIM)
-    svi = SVI(case.assembly.model, case.assembly.guide, optim, make_elbo("balanced"))
+    optim = TorchOptim({"model": case.solver.model}, OPTIM)
+    svi = SVI(case.solver.model, case.solver.guide, optim, make_elbo("balanced"))
     with pytest.raises(ConfigError, match="belong to no module"):
         svi.step(case.x, case.y)
 
@@ -269,8 +269,8 @@ def test_a_target_of_zero_keeps_beta_constant():
 @pytest.mark.parametrize("elbo", ["balanced", "mean_field", "trace"])
 @pytest.mark.parametrize("guide", ["amortized", "replay"])
 def test_every_bound_trains_with_every_guide(elbo, guide):
-    assembly = build_small(guide_name=guide)
-    reports = list(make_trainer(assembly, elbo=elbo, batches=2).run())
+    solver = build_small(guide_name=guide)
+    reports = list(make_trainer(solver, elbo=elbo, batches=2).run())
     assert all(math.isfinite(r.loss) for r in reports)
 
 
@@ -292,8 +292,8 @@ def test_bad_train_settings_are_named(settings, message):
 
 def test_puzzle_embeddings_have_a_rate_and_a_decay_of_their_own():
     case = build_case(task_name="arc", optim={"lr": 1e-3, "embedding_lr": 0.1, "embedding_decay": 0.5, "warmup": 1})
-    model, guide = case.assembly.model, case.assembly.guide
-    config = case.assembly.config.optim
+    model, guide = case.solver.model, case.solver.guide
+    config = case.solver.config.optim
     optim = TorchOptim({"model": model, "guide": guide}, config)
     main, embeddings = optim.groups
     (embedding,) = embeddings["params"]
@@ -312,17 +312,17 @@ def test_puzzle_embeddings_have_a_rate_and_a_decay_of_their_own():
 
 def test_without_a_rate_of_their_own_embeddings_take_the_common_one():
     case = build_case(task_name="arc", optim={"lr": 1e-3, "warmup": 1})
-    optim = TorchOptim({"model": case.assembly.model}, case.assembly.config.optim)
-    case.assembly.model(case.x, case.y).sum()
-    optim(case.assembly.model.parameters())
+    optim = TorchOptim({"model": case.solver.model}, case.solver.config.optim)
+    case.solver.model(case.x, case.y).sum()
+    optim(case.solver.model.parameters())
     assert {group["lr"] for group in optim.groups} == {1e-3}
 
 
 def test_muon_trains_the_hidden_matrices_and_adamw_the_rest():
     case = build_case(optim={"hidden_optimizer": "muon", "lr": 1e-2, "weight_decay": 0.0, "warmup": 1})
-    model, guide = case.assembly.model, case.assembly.guide
+    model, guide = case.solver.model, case.solver.guide
     modules = {"model": model, "guide": guide}
-    optim = TorchOptim(modules, case.assembly.config.optim)
+    optim = TorchOptim(modules, case.solver.config.optim)
     matrices = hidden_matrices(modules)
     assert {"model.core.f_L.0.mixer.qkv.weight", "model.prior.head.mlp.down.weight"} <= set(matrices)
     assert not [name for name in matrices if "coder" in name or "answer" in name or "embedding" in name]
@@ -343,8 +343,8 @@ def test_muon_trains_the_hidden_matrices_and_adamw_the_rest():
 
 def test_a_damaged_state_of_muon_is_named():
     case = build_case(optim={"hidden_optimizer": "muon"})
-    optim = TorchOptim({"model": case.assembly.model, "guide": case.assembly.guide}, case.assembly.config.optim)
-    SVI(case.assembly.model, case.assembly.guide, optim, Trace_ELBO()).step(case.x, case.y)
+    optim = TorchOptim({"model": case.solver.model, "guide": case.solver.guide}, case.solver.config.optim)
+    SVI(case.solver.model, case.solver.guide, optim, Trace_ELBO()).step(case.x, case.y)
     state = optim.get_state()
     name = next(key for key in state if key.endswith("/momentum_buffer"))
     adam = next(key for key in state if key.endswith("/exp_avg"))

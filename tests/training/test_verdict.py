@@ -19,21 +19,21 @@ HEADS = VerdictConfig(hidden=16, heads=2, layers=1, rounds=2, trajectories=16)
 
 
 def give(case):
-    config = case.assembly.config
-    attach(case.assembly.model, case.assembly.task, replace(config, parts={**config.parts, "heads": HEADS}))
+    config = case.solver.config
+    attach(case.solver.model, case.solver.task, replace(config, parts={**config.parts, "heads": HEADS}))
 
 
 def judged(**changes):
     """A small case whose model has heads, moved from where they start."""
     case = build_case(**changes)
     give(case)
-    perturb_(case.assembly.model.heads, 0.3)
+    perturb_(case.solver.model.heads, 0.3)
     return case
 
 
 def test_the_heads_are_sites_where_the_program_answers_and_only_there():
     case = judged()
-    model = case.assembly.model
+    model = case.solver.model
     free = pyro.poutine.trace(model).get_trace(case.x)
     told = pyro.poutine.trace(model).get_trace(case.x, case.y)
     assert {"halt", "value"} <= set(free.nodes)
@@ -43,7 +43,7 @@ def test_the_heads_are_sites_where_the_program_answers_and_only_there():
 
 def test_predictive_draws_the_sites_of_the_heads():
     case = judged()
-    drawn = Predictive(case.assembly.model, num_samples=7, parallel=True)(case.x, steps=2)
+    drawn = Predictive(case.solver.model, num_samples=7, parallel=True)(case.x, steps=2)
     assert drawn["halt"].shape == drawn["value"].shape == (7, 5)
     assert set(drawn["halt"].unique().tolist()) <= {0.0, 1.0}
 
@@ -51,7 +51,7 @@ def test_predictive_draws_the_sites_of_the_heads():
 @pytest.mark.parametrize("elbo", [BalancedELBO(), Trace_ELBO(), TraceMeanField_ELBO(), RenyiELBO(0.0, num_particles=3)])
 def test_no_elbo_knows_of_the_heads(elbo):
     case = build_case()
-    model, guide = case.assembly.model, case.assembly.guide
+    model, guide = case.solver.model, case.solver.guide
 
     def loss():
         pyro.set_rng_seed(1)
@@ -64,7 +64,7 @@ def test_no_elbo_knows_of_the_heads(elbo):
 
 def test_no_gradient_leaves_the_heads_for_the_core():
     case = judged()
-    model = case.assembly.model
+    model = case.solver.model
     trace = pyro.poutine.trace(model).get_trace(case.x)
     (trace.nodes["halt"]["fn"].logits.sum() + trace.nodes["value"]["fn"].mean.sum()).backward()
     touched = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
@@ -74,7 +74,7 @@ def test_no_gradient_leaves_the_heads_for_the_core():
 
 def test_no_steps_decode_a_state_as_it_is():
     case = judged()
-    model = case.assembly.model
+    model = case.solver.model
     end = pyro.poutine.trace(model).get_trace(case.x, steps=3)
     state = (end.nodes["h"]["value"], end.nodes["l"]["value"])
     again = pyro.poutine.trace(model).get_trace(
@@ -91,7 +91,7 @@ def check_first(x, tokens):
 
 def test_states_are_those_of_the_prior_and_say_what_became_of_them():
     case = judged()
-    model = case.assembly.model
+    model = case.solver.model
     states = gather(model, case.x, check_first, depth=EARLY, seed=3)
     rolled = rollout(model, case.x, num_samples=1, depth=EARLY, seed=3, history=True)
     assert len(states.x) == EARLY * len(case.x)
@@ -110,7 +110,7 @@ def test_the_check_is_asked_on_the_cpu():
         asked.append((x.device.type, tokens.device.type))
         return check_first(x, tokens)
 
-    gather(case.assembly.model, case.x, check, depth=2, seed=0)
+    gather(case.solver.model, case.x, check, depth=2, seed=0)
     assert set(asked) == {("cpu", "cpu")}
 
 
@@ -118,7 +118,7 @@ def test_of_late_steps_a_share_is_kept_and_the_callers_random_state_stays():
     case = judged()
     x = case.x.repeat(40, 1, 1)
     before = torch.get_rng_state()
-    states = gather(case.assembly.model, x, check_first, depth=2 * EARLY, seed=3)
+    states = gather(case.solver.model, x, check_first, depth=2 * EARLY, seed=3)
     assert torch.equal(before, torch.get_rng_state())
     expected = len(x) * (EARLY + sum(EARLY / s for s in range(EARLY + 1, 2 * EARLY + 1)))
     assert len(states.x) == pytest.approx(expected, rel=0.1)
@@ -126,7 +126,7 @@ def test_of_late_steps_a_share_is_kept_and_the_callers_random_state_stays():
 
 def test_training_moves_the_heads_alone_and_they_learn_the_check():
     case = judged()
-    model = case.assembly.model
+    model = case.solver.model
     x = case.x.repeat(40, 1, 1)
     wide = TemperConfig(scale=30.0, transitions=100)  # so that answers differ
     core = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("heads.")}
@@ -150,8 +150,8 @@ def test_heads_are_the_same_under_the_same_seed():
     for _ in range(2):
         pyro.set_rng_seed(0)
         case = build_case(heads={"hidden": 16, "attention_heads": 2, "rounds": 2, "trajectories": 16})
-        train_heads(case.assembly, depth=2)
-        found.append(case.assembly.model.heads.state_dict())
+        train_heads(case.solver, depth=2)
+        found.append(case.solver.model.heads.state_dict())
     assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
 
 
@@ -164,15 +164,15 @@ def test_heads_are_the_same_under_the_same_seed():
     ],
 )
 def test_heads_that_cannot_be_are_refused(changes, settings, message):
-    assembly = build_case(**changes).assembly
+    solver = build_case(**changes).solver
     with pytest.raises(ConfigError, match=message):
-        check_heads(assembly.model, assembly.task, VerdictConfig(**{"hidden": 16, **settings}))
+        check_heads(solver.model, solver.task, VerdictConfig(**{"hidden": 16, **settings}))
 
 
 def test_a_program_without_a_place_for_heads_is_named():
-    assembly = build_case().assembly
+    solver = build_case().solver
     with pytest.raises(ConfigError, match="Linear has no attribute 'heads'"):
-        check_heads(torch.nn.Linear(1, 1), assembly.task, HEADS)
+        check_heads(torch.nn.Linear(1, 1), solver.task, HEADS)
 
 
 @pytest.mark.parametrize("settings", [{"hidden": -1}, {"rounds": 0}, {"halt": 1.5}, {"lr": 0.0}, {"heads": 0}])
@@ -185,11 +185,11 @@ def test_versions_of_an_input_are_not_judged_as_inputs(tmp_path):
     """ARC: what the heads select is measured on plain inputs, as the vote is."""
     config = small_config(task_name="arc", heads={"hidden": 16, "attention_heads": 2, "rounds": 1, "trajectories": 8})
     run = open_run(config, tmp_path / "run", resume=False, data_dir=None, device=torch.device("cpu"))
-    train_heads(replace(run.assembly, model=run.trainer.averaged[0]), depth=2)
-    puzzles = run.assembly.task.split("test")
+    train_heads(replace(run.solver, model=run.trainer.averaged[0]), depth=2)
+    puzzles = run.solver.task.split("test")
     assert not puzzles.is_first_version.all()
     rolled = roll(run, puzzles.inputs, num_samples=3)
     found = _judged(run, puzzles, rolled)
     count = int(puzzles.is_first_version.sum())
     assert found["value_accuracy"] * count == pytest.approx(round(found["value_accuracy"] * count))
-    assert found["halt_steps"] <= run.depth
+    assert found["halt_steps"] <= run.solver.config.depth
