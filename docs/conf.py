@@ -13,7 +13,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.g
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ["PYTHONWARNINGS"] = "ignore"
 
-import pyro_gram
+import pyro_gram  # noqa: E402
 
 project = "pyro_gram"
 author = "the pyro_gram authors"

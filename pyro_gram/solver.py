@@ -388,21 +388,3 @@ class Solver:
 def _seed_of(seed: int, batch: int) -> int:
     """The first batch has the caller's own, so that it draws as :meth:`Solver.sample` does; others theirs."""
     return seed if batch == 0 else derive_seed(seed, batch)
-
-
-def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool = False) -> Solver:
-    """A Solver from a model checkpoint (``.safetensors``) or a run's directory.
-
-    Args:
-        path: the file, or the directory.
-        data_dir: where a task that reads files finds them.
-        trust_code: may the checkpoint name classes outside pyro_gram (``package.module:Class``)? Their module is
-            imported, which runs its code.
-
-    Raises:
-        CheckpointError: missing, damaged, made by something else, or naming code that is not trusted. Nothing pickled
-            is ever loaded.
-    """
-    with generator_lock():  # initial weights are drawn too
-        solver = load(path, data_dir, trust_code=trust_code)
-    return Solver(solver.config, solver.task, solver.model, solver.guide)
