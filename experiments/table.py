@@ -24,7 +24,8 @@ from typing import Any
 import torch
 
 from experiments.run import PRESETS
-from experiments.table_text import figure, markdown
+from experiments.tables.cells import write_markdown
+from experiments.tables.paper_table import figure, markdown
 from pyro_gram.build import build, check_parts
 from pyro_gram.checkpoint import load
 from pyro_gram.config import RunConfig, read_preset, with_settings
@@ -41,7 +42,7 @@ from pyro_gram.sampling.memory import chunk_size
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.system.cli import Parser, add_device_option, call, is_idle_process
 from pyro_gram.system.distributed import ProcessGroup, leave, start
-from pyro_gram.system.files import check_writable, read_json, write_atomically, write_bytes, write_json
+from pyro_gram.system.files import check_writable, read_json, write_atomically, write_json
 from pyro_gram.system.machine import device_type, pick_device
 
 HERE = Path(__file__).parent
@@ -244,7 +245,7 @@ def write_table(results: dict[str, Any], out: Path) -> list[Path]:
     stem = out / f"table{results['table']}-{results['preset']}"
     paths = [stem.with_suffix(suffix) for suffix in (".json", ".md", ".png")]
     write_json(paths[0], results)
-    write_bytes(paths[1], f"# {results['title']}\n\n{markdown(results)}\n".encode())
+    write_markdown(paths[0], markdown(results))
     drawn = figure(results)
     write_atomically(paths[2], lambda temporary: drawn.savefig(temporary, format="png", dpi=110))
     return paths

@@ -64,14 +64,15 @@ def readme_blocks(start):
     return [b for b in re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL) if b.startswith(start)]
 
 
-def test_the_readmes_tables_are_those_of_the_committed_json():
-    from experiments.readme import filled, filled_cluster, filled_studies
+def test_every_table_shows_its_committed_json_and_every_document_the_table():
+    from experiments.tables import refresh
 
-    assert filled(README) == README
-    studies = (ROOT / "experiments" / "studies" / "README.md").read_text()
-    assert filled_studies(studies) == studies
-    cluster = (ROOT / "docs" / "howto" / "cluster.md").read_text()
-    assert filled_cluster(cluster) == cluster
+    for path, text in refresh.render_tables().items():
+        assert path.read_text() == text, path
+    for path in refresh.DOCUMENTS:
+        document = path.read_text()
+        assert document.count("<!-- begin ") == len(refresh.MARKED.findall(document))
+        assert refresh.fill(document) == document
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "checkpoints").glob("*.diagnosis.json")), ids=lambda path: path.stem)

@@ -36,6 +36,7 @@ from experiments.bench.bench_steps import (
     spread,
     timed,
 )
+from experiments.tables.cells import write_markdown
 from pyro_gram.build import build
 from pyro_gram.config import RunConfig, with_settings
 from pyro_gram.errors import UserError
@@ -53,6 +54,8 @@ GROWTH_BATCH = 16
 SAMPLED = ("cpu", "cells")
 PARTS = ["steps", "memory", "sampling", "growth", "compiled"]
 QUICK = PARTS[:3]
+SHOWN = {"steps", "memory", "sampling", "growth", "compiled"}  # keys of the JSON that the table needs
+OTHER = Path(__file__).with_name("bench_other.json")
 HELD = "edge"  # the size whose memory is measured
 
 
@@ -199,6 +202,72 @@ def told(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def markdown(bench: dict[str, Any]) -> str:
+    """Show all parts as Markdown, and the ratios of another machine (``bench_other.json``)."""
+    lines = [
+        "| step | Pyro | bare torch | ratio, median (quartiles) | GFLOP/s, of the products alone |",
+        "|---|---|---|---|---|",
+    ]
+    for row in bench["steps"]:
+        low, high = row["ratio_quartiles"]
+        lines.append(
+            f"| {row['size']}: batch {row['batch']}, {row['positions']} positions | {row['pyro_ms']['median']:.0f} ms "
+            f"| {row['torch_ms']['median']:.0f} ms | {row['pyro_over_torch']:.3f} ({low:.3f} to {high:.3f}) "
+            f"| {row['gflops']:.0f} of {row['machine_gflops']:.0f}: {row['roofline_fraction']:.2f} |"
+        )
+    lines += ["", "| trajectories a second, one input | N = 1 | N = 20 | N = 100 | time of 20 over that of 1 |"]
+    lines.append("|---|---|---|---|---|")
+    for row in bench["sampling"]:
+        rates = " | ".join(f"{w['trajectories_per_second']:.0f}" for w in row["widths"])
+        depth = row["widths"][0]["depth"]
+        title = f"{row['size']}: {row['positions']} positions, depth {depth}"
+        lines.append(f"| {title} | {rates} | {row['width20_over_width1']:.1f} |")
+    held = bench["memory"]["peak_mb_by_n_sup"]
+    env = bench["environment"]
+    lines.append("")
+    lines += [_compiled(row) for row in bench["compiled"]]
+    lines += [
+        f"- A batch of 64 supervision steps takes {held['64']:.0f} MB, one of 4 {held['4']:.0f} MB.",
+        f"- A training step grows as D to the power {bench['growth']['D']['power']:.2f} (64 to 256) and L to the power "
+        f"{bench['growth']['L']['power']:.2f} (16 to 128), sampling as N to the power "
+        f"{bench['growth']['N']['power']:.2f} (1 to 100).",
+        f"- Making a batch takes {bench['steps'][0]['batch_made_ms']:.1f} ms, training it four steps of "
+        f"{bench['steps'][0]['pyro_ms']['median']:.0f} ms: data are not on the critical path.",
+    ]
+    lines.append("")
+    lines.append(
+        "`python experiments/bench/bench.py --out experiments/bench/bench.json` (`--quick`: a part, under 50 s on two "
+        "idle cores), "
+        f"{env['threads']} threads of an {env['processor']}, torch {env['torch']}, Pyro {env['pyro']}; what is "
+        "compared is timed in turn."
+    )
+    lines += ["", _elsewhere(read_json(OTHER))]
+    return "\n".join(lines)
+
+
+def _elsewhere(bench: dict[str, Any]) -> str:
+    ratios = "; ".join(
+        f"{row['size']} {row['pyro_over_torch']:.3f}, {row['gflops']:.0f} of {row['machine_gflops']:.0f} GFLOP/s: "
+        f"{row['roofline_fraction']:.2f}"
+        for row in bench["steps"]
+        if row["size"] in ("cpu", "cells")
+    )
+    return (
+        "How near a step comes to its products is the machine's doing too: on another, of "
+        f"{bench['environment']['threads']} threads (`experiments/bench/bench_other.json`, an earlier version of the "
+        f"benchmark), {ratios} ({bench['roofline_fraction_compiled']:.2f} compiled)."
+    )
+
+
+def _compiled(row: dict[str, Any]) -> str:
+    pays = row["pays_after_steps"]
+    when = f"pays after {pays:,.0f} steps" if pays else "does not pay"
+    return (
+        f"- `--train.compile true`, {row['size']}: {row['compile_seconds']:.0f} s of compiling, then "
+        f"{row['plain_over_compiled']:.2f} times as fast, {row['roofline_fraction']:.2f} of the products alone: {when}."
+    )
+
+
 def main(argv: list[str]) -> int:
     parser = Parser("bench.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer sizes, repeats and parts: under 50 s")
@@ -225,6 +294,8 @@ def main(argv: list[str]) -> int:
         result |= found | {"environment": environment()}
         if arguments.out:
             write_json(arguments.out, result)  # what is measured is kept, whatever comes next
+    if arguments.out and result.keys() >= SHOWN:
+        write_markdown(arguments.out, markdown(result))
     print(json.dumps(result, indent=2) if arguments.json else told(result))
     return 0
 

@@ -24,6 +24,7 @@ import torch._dynamo
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.bench.bench_steps import random_batch
+from experiments.tables.cells import write_markdown
 from pyro_gram.build import build
 from pyro_gram.config import RunConfig, read_preset, with_settings
 from pyro_gram.errors import UserError
@@ -156,8 +157,8 @@ def product_rate(device: torch.device, precision: str) -> float:
 LINKS = {"NVLink, 300 GB/s": 300.0, "PCIe 5.0, 40 GB/s": 40.0, "100 Gb Ethernet, 11 GB/s": 11.0}  # GB/s, one way
 
 
-def shared(found: dict[str, Any], processes: int) -> str:
-    """Markdown: an update of one process, and the same batch shared by several, by the link between them.
+def shared(results: dict[str, Any], processes: int) -> str:
+    """Show as Markdown an update of one process, and the same batch shared by several, by the link between them.
 
     A ring all-reduce of G bytes moves 2 (N - 1) / N * G over each link. What is computed falls to one Nth; the
     gradients are exchanged when all are there, and nothing of a step is left to hide that behind.
@@ -168,10 +169,10 @@ def shared(found: dict[str, Any], processes: int) -> str:
         + "|",
         "|---" * (5 + len(LINKS)) + "|",
     ]
-    for task, one in found["tasks"].items():
+    for task, one in results["tasks"].items():
         rows = [row for row in one["ways"] if "update_ms" in row]
         best = min(rows, key=lambda row: row["update_ms"])
-        solver = build(read_preset(PRESETS, task, found["preset"]))
+        solver = build(read_preset(PRESETS, task, results["preset"]))
         count = sum(p.numel() for module in (solver.model, solver.guide) for p in module.parameters())
         own = best["update_ms"] / processes
         cells = []
@@ -183,6 +184,20 @@ def shared(found: dict[str, Any], processes: int) -> str:
             f"| {task} | {count / 1e6:.1f} M | {4 * count / 1e6:.0f} MB | {best['update_ms']:.0f} ms ({way}) "
             f"| {own:.1f} ms | " + " | ".join(cells) + " |"
         )
+    return "\n".join(lines)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Hours of the paper's runs on one GPU, by precision."""
+    ways = ["fp32", "tf32", "tf32, compiled", "bf16", "bf16, compiled"]
+    lines = [f"| `paper` preset, hours on one {results['device']} | {' | '.join(ways)} |", "|---" * 6 + "|"]
+    for task, one in results["tasks"].items():
+        hours = {f"{w['precision']}{', compiled' if w['compiled'] else ''}": w for w in one["ways"]}
+        cells = [
+            f"{hours[way]['hours_of_the_run']:.1f} ({hours[way]['tflops']:.0f} TFLOP/s)" if way in hours else ""
+            for way in ways
+        ]
+        lines.append(f"| {task} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -222,7 +237,8 @@ def main(argv: list[str]) -> int:
     }
     for task in arguments.tasks:
         found["tasks"][task] = study(task, arguments.preset, device, ways, found["product_tflops"])
-        write_json(arguments.out, found)  # what is measured is kept, whatever comes next
+        write_json(arguments.out, found)
+        write_markdown(arguments.out, markdown(found))  # what is measured is kept, whatever comes next
     print(
         json.dumps({task: [row.get("updates_per_second") for row in f["ways"]] for task, f in found["tasks"].items()})
     )

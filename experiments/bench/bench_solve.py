@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 import pyro_gram
+from experiments.tables.cells import write_markdown
 from pyro_gram.errors import UserError
 from pyro_gram.system.cli import Parser, call
 from pyro_gram.system.files import write_json
@@ -118,6 +119,30 @@ def measure(repeats: int, inputs: int | None = None) -> dict[str, Any]:
     }
 
 
+def markdown(bench: dict[str, Any]) -> str:
+    """Show the times and the memory as a Markdown table."""
+    seconds, n = bench["seconds"], bench["num_samples"]
+    rows = [
+        (f"`solve.py --json`, {bench['inputs']} graphs, N = {n}, from start to end", f"{seconds['solve_py']:.1f} s"),
+        ("the same from Python, the model loaded", f"{seconds['halting']:.1f} s"),
+        (f"without halting, all {bench['depth']} steps", f"{seconds['never_halting']:.1f} s"),
+        (
+            "heads at every step, in addition",
+            f"{seconds['every_step_judged'] / seconds['no_heads'] - 1:.0%}",
+        ),
+        ("one graph, N = 1, without halting", f"{1e3 * seconds['one_input_n1']:.0f} ms"),
+        (f"one graph, N = {n}, without halting", f"{1e3 * seconds['one_input_n20']:.0f} ms"),
+    ]
+    rows += [
+        (
+            f"most memory of {m['trajectories']:,} trajectories of four graphs, `--memory {m['limit_mb']:g}`",
+            f"{m['peak_mb']:.0f} MB",
+        )
+        for m in bench["memory"]
+    ]
+    return "\n".join(["| `coloring8` | |", "|---|---|", *(f"| {label} | {value} |" for label, value in rows)])
+
+
 def main(argv: list[str]) -> int:
     parser = Parser("bench_solve.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--repeats", type=int, default=5, metavar="K", help="(default 5)")
@@ -129,6 +154,7 @@ def main(argv: list[str]) -> int:
     found = measure(arguments.repeats, arguments.inputs)
     if arguments.out:
         write_json(arguments.out, found)
+        write_markdown(arguments.out, markdown(found))
     print(json.dumps(found, indent=2))
     return 0
 

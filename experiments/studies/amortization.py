@@ -22,6 +22,7 @@ from pyro_gram.guides.mean_field import MeanFieldGuide, MeanFieldGuideConfig
 from torch import Tensor, nn
 from tqdm import trange
 
+from experiments.tables.cells import write_markdown
 from pyro_gram.checkpoint import load
 from pyro_gram.diagnostics.likelihood import prior_log_likelihood
 from pyro_gram.errors import ConfigError
@@ -87,6 +88,27 @@ def summary(values: Tensor) -> dict[str, float]:
     return {"mean": values.mean().item(), "se": (values.std() / len(values) ** 0.5).item()}
 
 
+def markdown(study: dict[str, Any]) -> str:
+    """Show the bounds and the two gaps between them as a Markdown table."""
+    bounds, log_p = study["bounds"], study["log_p_prior_mc"]
+    rows = [
+        ("ELBO, the trained guide", bounds["guide"]["elbo"]),
+        (f"its importance-weighted bound, {study['draws']} draws", bounds["guide"]["iwae"]),
+        (f"ELBO, a copy of the guide fitted to these pairs, {study['updates']} updates", bounds["copy"]["elbo"]),
+        ("its importance-weighted bound", bounds["copy"]["iwae"]),
+        (f"ELBO, mean field fitted to these pairs, {study['updates']} updates", bounds["mean_field"]["elbo"]),
+        ("its importance-weighted bound", bounds["mean_field"]["iwae"]),
+        (f"log p(y\\|x), {log_p['draws']:,} trajectories of the prior", log_p),
+        ("amortization gap: the copy less the guide", study["amortization_gap"]),
+        ("approximation gap: log p less the copy", study["approximation_gap"]),
+    ]
+    lines = [
+        f"| `{study['checkpoint']}`, {study['inputs']} held-out pairs, {study['depth']} steps | nats a pair |",
+        "|---|---|",
+    ]
+    return "\n".join([*lines, *(f"| {label} | {v['mean']:.2f} ± {v['se']:.2f} |" for label, v in rows)])
+
+
 def main(argv: list[str]) -> int:
     parser = Parser("amortization.py", description=__doc__)
     parser.add_argument("--checkpoint", required=True, metavar="PATH")
@@ -126,6 +148,7 @@ def main(argv: list[str]) -> int:
         "environment": environment(),
     }
     write_json(arguments.out, results)
+    write_markdown(arguments.out, markdown(results))
     for name in ("amortization_gap", "approximation_gap"):
         print(f"{name.replace('_', ' ')}: {results[name]['mean']:.2f} ± {results[name]['se']:.2f} nats a pair")
     print(f"results: {arguments.out}")

@@ -21,6 +21,7 @@ from tqdm import tqdm
 import pyro_gram
 from experiments.scaling.scaling import SEED, Study, label_of, over_seeds, puzzles_of
 from experiments.scaling.trajectories import Walk, add_result, kept_in
+from experiments.tables.cells import by_checkpoint, point_and_sd, write_markdown
 from pyro_gram.diagnostics.metrics import coverage_by_input, solution_ids
 from pyro_gram.errors import UserError
 from pyro_gram.inference.sites import VALUE, check_has_heads
@@ -28,7 +29,7 @@ from pyro_gram.sampling.memory import chunk_size
 from pyro_gram.sampling.smc import FLOOR, POTENTIALS, SMCConfig, sample_ancestors, smc
 from pyro_gram.solver import Solver
 from pyro_gram.system.cli import Parser, add_trust_option, call
-from pyro_gram.system.files import check_writable
+from pyro_gram.system.files import check_writable, read_json
 from pyro_gram.tasks.base import PuzzleSet
 
 OF = 20  # trajectories an input
@@ -171,6 +172,27 @@ def test_rows(test: Filtering, depth: int, chosen: SMCConfig, best: SMCConfig) -
     }
 
 
+def markdown(study: dict[str, Any]) -> str:
+    """Show the filter and weighing once, as a Markdown table."""
+    lines = [
+        "| checkpoint, steps (test inputs) | independent | filtered: potential, power, threshold | resampled after "
+        "| the same weights once, at the end | the best weights once, at the end: potential, power |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, s in by_checkpoint(study):
+        t, best = s["tuned"], s["weighed"]
+        for depth, rows in s["test"].items():
+            cells = {key: f"{point_and_sd(row, 'sample')}; {row['coverage']:.3f}" for key, row in rows.items()}
+            resampled = rows["filtered"]["resampled"]
+            lines.append(
+                f"| `{name}`, {depth} ({s['inputs']}) | {cells['independent']} "
+                f"| {cells['filtered']}: {t['potential']}, {t['power']:g}, {t['threshold']:g} "
+                f"| {resampled:.1%} of stages | {cells['reweighted']} "
+                f"| {cells['weighed']}: {best['potential']}, {best['power']:g} |"
+            )
+    return "\n".join(lines)
+
+
 def make_parser() -> Parser:
     parser = Parser("filtering.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--checkpoint", type=Path, nargs="+", required=True, metavar="PATH", help="with heads")
@@ -191,6 +213,7 @@ def main(argv: list[str]) -> int:
     for path in arguments.checkpoint:
         found = measure(path, arguments)
         add_result(arguments.out, label_of(path), found)
+        write_markdown(arguments.out, markdown(read_json(arguments.out)))
         print(f"{label_of(path)}: tuned to {found['tuned']}; {arguments.out}")
     return 0
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from experiments.run import PRESETS
+from experiments.tables.cells import write_markdown
 from pyro_gram.config import RunConfig, read_preset, with_settings
 from pyro_gram.diagnostics.inference_data import pareto_smoothed
 from pyro_gram.diagnostics.metrics import excess, measure
@@ -181,6 +182,7 @@ def collect(out: Path, study: dict[str, Any], runs: Path) -> None:
         held |= about | {"config": found.pop("config"), "seeds": held.get("seeds", {}) | {str(seed): found}}
     results["variants"] = {name: results["variants"][name] for name in study["variants"] if name in results["variants"]}
     write_json(out, results | about_study(study))
+    write_markdown(out, markdown(results))
 
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], float]] = {
@@ -203,7 +205,7 @@ def compared(run: dict[str, Any]) -> dict[str, Any]:
     return run["by_length"][str(TRANSITIONS)]
 
 
-def table(results: dict[str, Any]) -> str:
+def markdown(results: dict[str, Any]) -> str:
     """Markdown: a line a variant, means over seeds, the accuracy of one sample also at its least and its greatest."""
     lines = [f"| variant | seeds | accuracy | {' | '.join(COLUMNS)} |", "|---" * (3 + len(COLUMNS)) + "|"]
     for name, variant in results["variants"].items():
@@ -230,7 +232,7 @@ def main(argv: list[str]) -> int:
     study = read_study(arguments.study)
     out = arguments.out or HERE / f"gap_{arguments.study}.json"
     if arguments.table:
-        print(table(read_json(out)))
+        print(markdown(read_json(out)))
         return 0
     if arguments.minutes is not None:
         study["minutes"] = arguments.minutes
@@ -254,7 +256,7 @@ def main(argv: list[str]) -> int:
             about = {"variant": name, "seed": seed, "config": shared_settings(config), "environment": environment()}
             write_json(folder / "measured.json", about | measure_run(run))
         collect(out, study, arguments.runs)
-    print(table(read_json(out)))
+    print(markdown(read_json(out)))
     return 0
 
 

@@ -19,13 +19,14 @@ from tqdm import tqdm
 import pyro_gram
 from experiments.scaling.scaling import label_of
 from experiments.scaling.trajectories import add_result, kept, kept_in
+from experiments.tables.cells import by_checkpoint, write_markdown
 from pyro_gram.diagnostics.intervals import wilson
 from pyro_gram.diagnostics.metrics import winners
 from pyro_gram.errors import UserError
 from pyro_gram.inference.sites import check_has_heads
 from pyro_gram.solver import Solver
 from pyro_gram.system.cli import Parser, add_trust_option, call
-from pyro_gram.system.files import check_writable
+from pyro_gram.system.files import check_writable, read_json
 from pyro_gram.tasks.nqueens.task import NQueens
 
 OF = 20  # trajectories an input
@@ -102,6 +103,27 @@ def share(right: Tensor) -> dict[str, Any]:
     return {"accuracy": accuracy, "sd": sd, "interval": wilson(accuracy, right.shape[1])}
 
 
+def markdown(study: dict[str, Any]) -> str:
+    """Show vote and value on fresh inputs as a Markdown table."""
+    lines = [
+        "| checkpoint | fresh inputs | seeds | vote of 20 | by value, of 20 | only the vote right, only value right |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, s in by_checkpoint(study):
+        lines.append(
+            f"| `{name}` | {s['inputs']:,} ({s['which']}) | {s['seeds']} "
+            f"| {_share_cell(s['vote'])} | {_share_cell(s['value'])} "
+            f"| {s['only_vote_right']}, {s['only_value_right']} of {s['inputs'] * s['seeds']:,} |"
+        )
+    return "\n".join(lines)
+
+
+def _share_cell(share: dict[str, Any]) -> str:
+    low, high = share["interval"]
+    sd = f" ± {share['sd']:.4f}" if round(share["sd"] or 0, 4) else ""
+    return f"{share['accuracy']:.4f}{sd} [{low:.4f}, {high:.4f}]"
+
+
 def make_parser() -> Parser:
     parser = Parser("selection.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--checkpoint", type=Path, nargs="+", required=True, metavar="PATH", help="with heads")
@@ -122,6 +144,7 @@ def main(argv: list[str]) -> int:
     for path in arguments.checkpoint:
         found = measure(path, arguments)
         add_result(arguments.out, label_of(path), found)
+        write_markdown(arguments.out, markdown(read_json(arguments.out)))
         print(f"{label_of(path)}: vote {found['vote']['accuracy']:.4f}, value {found['value']['accuracy']:.4f}")
     return 0
 

@@ -7,8 +7,8 @@ from statistics import mean, stdev
 import pytest
 from scipy.stats import binomtest
 
-from experiments import headline_text
-from experiments.headline_text import CHECKPOINTS, FRESH, HEADLINE, LOOKUP, TEST_SEEN
+from experiments.tables import headline
+from experiments.tables.headline import CHECKPOINTS, FRESH, HEADLINE, LOOKUP, TEST_SEEN
 from pyro_gram.system.files import read_json
 
 SHARE = re.compile(r"^(\d\.\d+)(?: ± (\d\.\d+))? \((\d\.\d{3}) to (\d\.\d{3})\)$")
@@ -24,7 +24,7 @@ def seeds_of(name: str) -> list[dict]:
 
 
 def row_of(name: str) -> list[str]:
-    (row,) = [row for row in rows_of(headline_text.solved_table()) if row[0].startswith(f"`{name}`,")]
+    (row,) = [row for row in rows_of(headline.solved_table()) if row[0].startswith(f"`{name}`,")]
     return row
 
 
@@ -53,9 +53,9 @@ def test_eight_queens_are_three_seeds_and_not_the_best_of_them():
 
 
 def test_every_share_has_its_wilson_interval_and_no_deviation_is_zero():
-    for table in (headline_text.solved_table(), headline_text.results_table("coloring8"), headline_text.seeds_table()):
+    for table in (headline.solved_table(), headline.results_table("coloring8"), headline.seeds_table()):
         assert not re.search(r"± 0\.0+\b", table)
-    for row in rows_of(headline_text.solved_table()):
+    for row in rows_of(headline.solved_table()):
         assert SHARE.match(row[3])
         assert SHARE.match(row[4])
     expected = binomtest(255, 255).proportion_ci(method="wilson")
@@ -70,7 +70,7 @@ def test_what_was_chosen_with_test_figures_in_view_is_marked():
 def test_fresh_figures_are_of_the_committed_weights_and_stand_under_their_checkpoint():
     fresh = read_json(FRESH)
     assert {"coloring8", "coloring10", "sudoku4", "sudoku6"} <= set(fresh)
-    rows = rows_of(headline_text.solved_table())
+    rows = rows_of(headline.solved_table())
     for name, study in fresh.items():
         assert study["sha256"] == hashlib.sha256((CHECKPOINTS / f"{name}.safetensors").read_bytes()).hexdigest()
         row = rows[rows.index(row_of(name)) + 1]
@@ -82,7 +82,7 @@ def test_fresh_figures_are_of_the_committed_weights_and_stand_under_their_checkp
 
 
 def test_the_lookup_stands_under_the_queens_of_the_papers_split():
-    rows, lookup = rows_of(headline_text.solved_table()), read_json(LOOKUP)["problems"]
+    rows, lookup = rows_of(headline.solved_table()), read_json(LOOKUP)["problems"]
     for problem, copies in (("nqueens8", "773 of 773"), ("nqueens10", "6,513 of 6,513")):
         after = rows[rows.index(row_of(problem)) + 1 :]
         row = next(row for row in after if row[0].startswith("a lookup"))
@@ -101,8 +101,8 @@ def test_the_line_on_the_split_by_orbit_is_of_what_is_committed(count, counted, 
         metrics = [{"sample_accuracy": right + i / 100, **alike} for i in range(3)]
         return [{"metrics": m} for m in metrics[: count if name == "nqueens8-orbit" else 3]]
 
-    monkeypatch.setattr(headline_text, "read_seeds", read_seeds)
-    line = headline_text.orbit_line()
+    monkeypatch.setattr(headline, "read_seeds", read_seeds)
+    line = headline.orbit_line()
     if not count:
         assert line == "No model trained on it is committed yet."
     else:
@@ -116,15 +116,13 @@ def test_the_line_on_the_split_by_orbit_is_of_what_is_committed(count, counted, 
 def test_a_row_of_one_seed_has_no_deviation_and_equal_seeds_have_none():
     one = {"num_inputs": 500, "sample_accuracy": 0.95, "vote_accuracy": 1.0, "violations": 7, "coverage": 0.9}
     one["coverage_limit"] = 0.95
-    assert headline_text.cells([one]) == "0.950 (0.927 to 0.966) | 1.000 (0.992 to 1.000) | 7 | 0.900 (0.950)"
+    assert headline.cells([one]) == "0.950 (0.927 to 0.966) | 1.000 (0.992 to 1.000) | 7 | 0.900 (0.950)"
     other = one | {"sample_accuracy": 0.97, "violations": 8}
-    assert headline_text.cells([one, other]).startswith(
-        "0.960 ± 0.014 (0.939 to 0.974) | 1.000 (0.992 to 1.000) | 7.5 |"
-    )
+    assert headline.cells([one, other]).startswith("0.960 ± 0.014 (0.939 to 0.974) | 1.000 (0.992 to 1.000) | 7.5 |")
 
 
 def test_details_are_over_all_seeds():
-    rows = dict(rows_of(headline_text.results_table("coloring8")))
+    rows = dict(rows_of(headline.results_table("coloring8")))
     metrics = seeds_of("coloring8")
     assert rows["conflicting edges in the 255 first samples"] == ", ".join(str(m["violations"]) for m in metrics)
     accuracy = SHARE.match(rows["accuracy, one sample (mean of 20)"])

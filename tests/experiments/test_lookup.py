@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from experiments.headline_text import LOOKUP
 from experiments.studies import lookup
+from experiments.tables.headline import LOOKUP
 from pyro_gram.system.cli import call
 from pyro_gram.system.files import read_json
 from pyro_gram.tasks.base import PuzzleSet

@@ -1,7 +1,7 @@
-"""A table's JSON as Markdown and as a figure, beside the paper's numbers.
+"""One of the paper's tables, from the JSON of ``table.py``: Markdown and a figure, with the paper's numbers.
 
-The paper does not say whether its accuracies are of single samples or of an answer chosen among them. Everywhere here
-they stand beside the accuracy of a single sample (``pyro_gram/paper.toml``).
+The paper does not say whether its accuracies are of single samples or of an answer chosen among them. Here they are
+compared with the accuracy of a single sample (``pyro_gram/diagnostics/paper.toml``).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from experiments.tables.cells import mean_and_sd
 from pyro_gram.diagnostics.intervals import wilson
 
 LABELS = {
@@ -26,16 +27,6 @@ ACCURACIES = ("sample_accuracy", "vote_accuracy")  # shares of inputs, with an i
 FEWER_IS_BETTER = ("violations", "frechet_distance")
 
 
-def spread(values: list[float], digits: int = 3) -> str:
-    """Mean ± standard deviation, with as many digits as the latter needs; the mean alone of equal values, or of one."""
-    deviation = stdev(values) if len(values) > 1 else 0.0
-    if deviation < 1e-9:
-        return f"{mean(values):.{digits}f}"
-    while round(deviation, digits) == 0:
-        digits += 1
-    return f"{mean(values):.{digits}f} ± {deviation:.{digits}f}"
-
-
 def values_of(row: dict[str, Any], metric: str) -> list[float]:
     """A metric of each seed of a row, shares in per cent; none where the row has no such metric."""
     values = [seed[metric] for seed in row["seeds"].values() if seed.get(metric) is not None]
@@ -47,7 +38,7 @@ def _number(row: dict[str, Any], metric: str) -> str:
     values = values_of(row, metric)
     if not values:
         return ""
-    text = spread(values, digits=2 if metric == "inception_score" else 1)
+    text = mean_and_sd(values, digits=2 if metric == "inception_score" else 1)
     inputs = next(iter(row["seeds"].values()))["num_inputs"]
     if len(values) == 1 and metric in ACCURACIES and inputs > 1:
         low, high = wilson(values[0] / 100, inputs)

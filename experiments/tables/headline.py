@@ -11,16 +11,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from experiments.table_text import spread
+from experiments.tables.cells import mean_and_sd, share_with_interval
 from pyro_gram.diagnostics import paper
-from pyro_gram.diagnostics.intervals import wilson
+from pyro_gram.diagnostics.verdicts import ESTIMATES, GUIDE, SAMPLES, Verdict, worst
 from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.system.files import read_json
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINTS = ROOT / "checkpoints"
 LOOKUP = ROOT / "experiments" / "studies" / "lookup.json"
 FRESH = ROOT / "experiments" / "studies" / "fresh.json"
+ACCURACIES = ("sample_accuracy", "vote_accuracy")
+GENERATED = ("sudoku4-uncond", "mnist")
 SOLVED = ("coloring8", "coloring10", "nqueens8", "nqueens10", "sudoku4", "sudoku6")
 BY_ORBIT = {"nqueens8-orbit": "nqueens8", "nqueens10-orbit": "nqueens10"}  # and what lookup.json calls the problem
 HEADLINE = (
@@ -47,19 +49,15 @@ def read_seeds(name: str) -> list[dict[str, Any]]:
     return sorted((read_json(path) for path in paths if path.exists()), key=lambda results: results["seed"])
 
 
-def share(values: list[float], inputs: int) -> str:
-    """As :func:`spread`, with the Wilson interval of the mean over ``inputs`` inputs."""
-    low, high = wilson(fmean(values), inputs)
-    return f"{spread(values)} ({low:.3f} to {high:.3f})"
-
-
 def cells(metrics: list[dict[str, Any]]) -> str:
     """Accuracy, vote, violations and coverage, of several seeds on the same inputs."""
     inputs = metrics[0]["num_inputs"]
-    accuracy, vote = (share([m[name] for m in metrics], inputs) for name in ("sample_accuracy", "vote_accuracy"))
+    accuracy, vote = (
+        share_with_interval([m[name] for m in metrics], inputs) for name in ("sample_accuracy", "vote_accuracy")
+    )
     violations = fmean(m["violations"] for m in metrics)
     counted = f"{violations:.0f}" if len(metrics) == 1 else f"{violations:.1f}"
-    coverage = f"{spread([m['coverage'] for m in metrics])} ({metrics[0]['coverage_limit']:.3f})"
+    coverage = f"{mean_and_sd([m['coverage'] for m in metrics])} ({metrics[0]['coverage_limit']:.3f})"
     return f"{accuracy} | {vote} | {counted} | {coverage}"
 
 
@@ -108,7 +106,7 @@ def _fresh_row(study: dict[str, Any]) -> str:
 def _lookup_row(label: str, split: dict[str, Any]) -> str:
     metrics, inputs = split["images"], split["test"]
     copies = f"{split['symmetric_copies']:,} of {inputs:,} with an image in training"
-    accuracy = share([metrics["sample_accuracy"]], inputs)
+    accuracy = share_with_interval([metrics["sample_accuracy"]], inputs)
     coverage = f"{metrics['coverage']:.3f} ({split['coverage_limit']:.3f})"
     return f"| {label} | {copies} | | {accuracy} | {accuracy} | | {coverage} | none | |"
 
@@ -192,10 +190,10 @@ def results_table(name: str) -> str:
     first, inputs = metrics[0], metrics[0]["num_inputs"]
 
     def over_seeds(key: str, digits: int = 3) -> str:
-        return spread([m[key] for m in metrics], digits)
+        return mean_and_sd([m[key] for m in metrics], digits)
 
     def over_inputs(key: str) -> str:
-        return share([m[key] for m in metrics], inputs)
+        return share_with_interval([m[key] for m in metrics], inputs)
 
     likelihoods = f"{first['log_likelihood_inputs']} graphs, {first['log_likelihood_samples']} prior samples each"
     rows = [
@@ -235,10 +233,82 @@ def results_table(name: str) -> str:
 def _fresh_details(study: dict[str, Any]) -> list[tuple[str, str]]:
     """The lines of :func:`results_table` on fresh inputs."""
     draws, count = study["draws"], study["num_inputs"]
-    accuracy, vote = (share([m[name] for m in draws], count) for name in ("sample_accuracy", "vote_accuracy"))
-    coverage = spread([m["coverage"] for m in draws])
+    accuracy, vote = (
+        share_with_interval([m[name] for m in draws], count) for name in ("sample_accuracy", "vote_accuracy")
+    )
+    coverage = mean_and_sd([m["coverage"] for m in draws])
     return [
         (f"seed 0 on {count:,} fresh graphs, {len(draws)} seeds of the draws: accuracy, one sample", accuracy),
         ("the same: vote", vote),
         ("the same: coverage (the limit)", f"{coverage} ({draws[0]['coverage_limit']:.3f})"),
     ]
+
+
+def generated_table(deterministic: dict[str, Any]) -> str:
+    """Show the committed models p(x); ``deterministic``: the JSON of ``mnist_deterministic.py``."""
+    boards, digits = read_results("sudoku4-uncond"), read_results("mnist")
+    b, d = boards["metrics"], digits["metrics"]
+    trm = deterministic["deterministic"]
+    short = f"{deterministic['batches']} batches of the {digits['batches']:,} of `mnist`"
+    rows = [
+        (
+            f"`sudoku4-uncond` (`{made_by(boards)}`), {b['num_samples']:,} samples: valid boards",
+            f"{b['validity']:.4f}",
+            "1",
+        ),
+        ("the 288 boards of 4x4 among them", f"{b['grids_found']:.0f}", "288"),
+        (
+            "total variation to uniform over the 288",
+            f"{b['total_variation']:.3f}",
+            f"{b['total_variation_perfect']:.3f} (perfect sampling, as many samples)",
+        ),
+        (
+            f"`mnist` (`{made_by(digits)}`) †, {d['num_samples']:,} samples: Frechet distance",
+            f"{d['frechet_distance']:.1f}",
+            f"{d['frechet_distance_floor']:.1f} (real against real); deterministic model, after {short}, "
+            f"{trm['frechet_distance']:.0f}",
+        ),
+        (
+            "Inception score",
+            f"{d['inception_score']:.2f}",
+            f"{d['inception_score_real']:.2f} (real); deterministic model {trm['inception_score']:.2f}",
+        ),
+        (
+            "pixels that differ from the nearest training image",
+            f"{d['nearest_distance']:.1f}",
+            f"{d['nearest_distance_real']:.1f} (real test images)",
+        ),
+        ("exact copies of training images", f"{d['exact_copies']:.4f}", f"{d['exact_copies_real']:.4f} (real)"),
+    ]
+    return "\n".join(["| | measured | to compare |", "|---|---|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)])
+
+
+def diagnoses_table(diagnoses: dict[str, dict[str, Any]]) -> str:
+    """Show what ``diagnose.py`` found for each checkpoint."""
+    lines = [
+        "| checkpoint | its answers | its likelihoods | its guide | right samples "
+        "| total variation above perfect sampling "
+        "| log p(y\\|x), nats: prior, weights; ELBO of the same pairs; a perfect model's "
+        "| pairs: both trusted, agree | k-hat too high | largest deviation of ranks (of uniform ones) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, d in diagnoses.items():
+        e, right, even = d["evidence"]["summary"], d["metrics"]["sample_accuracy"], d["uniformity"].get("excess")
+        deviation = max(ranks["deviation"] for ranks in d["ranks"]["summary"].values())
+        perfect = e.get("log_p_perfect")
+        lines.append(
+            f"| `{name}` | {' | '.join(_level(d, about) for about in (SAMPLES, ESTIMATES, GUIDE))} "
+            f"| {_number(right)} | {_number(even)} "
+            f"| {e['log_p_prior']:.2f}, {e['log_p_guide']:.2f}; {e['iwae']['1']:.2f}; {_number(perfect, 2)} "
+            f"| {e['both_trusted']}, {e['agree']} of {e['pairs']} | {e['khat_above']:.2f} "
+            f"| {deviation:.2f} ({d['ranks']['band']:.2f}) |"
+        )
+    return "\n".join(lines)
+
+
+def _level(diagnosis: dict[str, Any], about: str) -> str:
+    return worst(Verdict(**v) for v in diagnosis["verdicts"] if v["about"] == about)
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

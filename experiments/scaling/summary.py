@@ -1,0 +1,74 @@
+"""Tables of what more compute at inference buys, from the JSON of ``scaling.py`` for several checkpoints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments.scaling.scaling import SPREAD_OF, SPREADS
+from experiments.tables.cells import point_and_sd, share_with_interval
+
+Study = dict[str, Any]
+COLUMNS = ("whole", "shallower", "shallower_as_right", "halting", "halting_as_right")
+SHOWN_BUDGETS = (5, 20)  # in whole trajectories
+
+
+def selection_table(studies: list[Study], no_noise: Study) -> str:
+    """What is selected, and what halting saves; beside one trajectory without noise on the whole test split."""
+    lines = [
+        "| checkpoint | unseen inputs | steps | one sample | vote of 20 | by value, of 20 | task's check, of 20 "
+        "| no noise, N = 1 (whole test split) | halting: one sample (P) | steps taken "
+        "| core evaluations saved, the heads' deducted |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for s in studies:
+        full, halted, depth = s["width"][str(s["depth"])][str(s["of"])], s["halted"], s["depth"]
+        votes = [share_with_interval([full[name]], s["inputs"]) for name in ("vote", "value", "verified")]
+        flat = no_noise[s["checkpoint"]]
+        saved = 1 - halted["steps"] * (1 + s["head_cost"]) / depth
+        lines.append(
+            f"| `{s['checkpoint']}` | {s['inputs']} | {depth} | {point_and_sd(full, 'sample')} | {' | '.join(votes)} "
+            f"| {share_with_interval([flat['accuracy']], flat['num_inputs'])} of {flat['num_inputs']:,} "
+            f"| {point_and_sd(halted, 'sample')} ({s['halt']:g}) | {halted['steps']:.1f} | {saved:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def compute_table(studies: list[Study]) -> str:
+    """At a few budgets the point of each method that was best on validation inputs, measured on test inputs."""
+    lines = [
+        "| checkpoint, core evaluations an input | whole trajectories | fewer steps each | and as right "
+        "| halting | and as right |",
+        "|---|---|---|---|---|---|",
+    ]
+    for s in studies:
+        chosen, points = s["validation"]["chosen"], s["points"]
+        for budget in (b * s["depth"] for b in SHOWN_BUDGETS):
+            row = chosen[str(budget)]
+            cells = [_cell(points, row[column]) for column in COLUMNS]
+            lines.append(f"| `{s['checkpoint']}`, {budget} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(points: dict[str, dict[str, float]], name: str | None) -> str:
+    if name is None:
+        return "none"
+    point = points[name]
+    return f"{point_and_sd(point, 'coverage')}; {point['sample']:.3f} ({name}; {point['work']:.0f})"
+
+
+def spread_table(studies: list[Study]) -> str:
+    """Diversified width: coverage and accuracy, trajectories that halt."""
+    kinds = ("independent", *SPREADS)
+    lines = [
+        f"| checkpoint, N | {' | '.join(kind.capitalize() if kind == 'sobol' else kind for kind in kinds)} |",
+        "|---" * (len(kinds) + 1) + "|",
+    ]
+    for s in studies:
+        for n in SPREAD_OF:
+            cells = []
+            for kind in kinds:
+                p = s["spreads"][kind][str(n)]
+                fewer = f", N = {p['n']}" if p["n"] != n else ""
+                cells.append(f"{point_and_sd(p, 'coverage')}; {p['sample']:.3f}{fewer}")
+            lines.append(f"| `{s['checkpoint']}`, {n} | {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -1,0 +1,51 @@
+"""Cells of the Markdown tables: means with standard deviations, and shares with Wilson intervals."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from pyro_gram.diagnostics.intervals import wilson
+from pyro_gram.system.files import write_bytes
+
+
+def mean_and_sd(values: Sequence[float], digits: int = 3) -> str:
+    """Write mean ± standard deviation, with as many digits as the latter needs.
+
+    The mean stands alone where there is one value, or where all are equal.
+    """
+    deviation = stdev(values) if len(values) > 1 else 0.0
+    if deviation < 1e-9:
+        return f"{mean(values):.{digits}f}"
+    while round(deviation, digits) == 0:
+        digits += 1
+    return f"{mean(values):.{digits}f} ± {deviation:.{digits}f}"
+
+
+def share_with_interval(values: Sequence[float], inputs: int) -> str:
+    """Write :func:`mean_and_sd` with the Wilson 95 % interval of the mean over ``inputs`` inputs."""
+    low, high = wilson(mean(values), inputs)
+    return f"{mean_and_sd(values)} ({low:.3f} to {high:.3f})"
+
+
+def point_and_sd(point: dict[str, float], metric: str) -> str:
+    """Write a mean over seeds and its ``*_sd``, unless that rounds to 0: equal figures say nothing of their spread."""
+    deviation = point[f"{metric}_sd"]
+    return f"{point[metric]:.3f}" + (f" ± {deviation:.3f}" if round(deviation, 3) else "")
+
+
+def write_markdown(json_path: Path, text: str) -> None:
+    """Write a table beside the JSON that it shows."""
+    write_bytes(json_path.with_suffix(".md"), f"{text}\n".encode())
+
+
+def by_checkpoint(study: dict[str, Any]) -> list[tuple[str, Any]]:
+    """List what a study holds of each checkpoint, sizes in order: ``coloring8`` before ``coloring10``."""
+
+    def key(name: str) -> list[Any]:
+        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+    return [(name, study[name]) for name in sorted(study.keys() - {"environment"}, key=key)]
