@@ -7,14 +7,12 @@ from experiments.studies import lookup
 from experiments.tables.headline import LOOKUP
 from pyro_gram.system.cli import call
 from pyro_gram.system.files import read_json
-from pyro_gram.tasks.base import PuzzleSet
 from pyro_gram.tasks.nqueens.boards import all_solutions, completions
 from pyro_gram.tasks.nqueens.task import NQueens, NQueensConfig
 
 
 def test_the_expected_metrics_are_those_of_many_lookups():
-    given, solutions, offsets = completions(all_solutions(7), 1, 2)
-    puzzles = PuzzleSet(given, solutions, offsets).select(torch.arange(0, 300, 5))
+    puzzles = completions(all_solutions(7), 1, 2).select(torch.arange(0, 300, 5))
     answers = all_solutions(7)[::3]
     generator = torch.Generator().manual_seed(0)
     right, covered = [], []

@@ -173,10 +173,10 @@ def test_random_solutions_are_distinct_and_solve():
 
 
 def test_the_empty_board_has_every_solution():
-    given, solutions, offsets = completions(all_solutions(6), 0, 0)
-    assert given.tolist() == [[0] * 6]
-    assert torch.equal(solutions, all_solutions(6))
-    assert offsets.tolist() == [0, 4]
+    puzzles = completions(all_solutions(6), 0, 0)
+    assert puzzles.inputs.tolist() == [[0] * 6]
+    assert torch.equal(puzzles.solutions, all_solutions(6))
+    assert puzzles.offsets.tolist() == [0, 4]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -234,16 +234,16 @@ def test_a_validation_split_that_leaves_no_training_says_so():
 def test_pictures_mark_given_filled_and_attacked_queens():
     from matplotlib.figure import Figure
 
-    from pyro_gram.tasks.nqueens.task import FILLED, GIVEN, WRONG
+    from pyro_gram.tasks.nqueens.task import ADDED_COLOR, INPUT_COLOR, MISTAKE_COLOR
 
     task = make()
     puzzles = task.split("test")
     x, y = puzzles.inputs[0], puzzles.solutions_of(0)[0]
     one, right, wrong = Figure().subplots(1, 3)
     task.plot(one, x)
-    assert {t.get_color() for t in one.texts} == {GIVEN}
+    assert {t.get_color() for t in one.texts} == {INPUT_COLOR}
     task.plot(right, x, y)
-    assert {t.get_color() for t in right.texts} == {GIVEN, FILLED}
+    assert {t.get_color() for t in right.texts} == {INPUT_COLOR, ADDED_COLOR}
     assert len(right.texts) == 6
     task.plot(wrong, x, torch.zeros(6, dtype=torch.long))
-    assert WRONG in {t.get_color() for t in wrong.texts}
+    assert MISTAKE_COLOR in {t.get_color() for t in wrong.texts}

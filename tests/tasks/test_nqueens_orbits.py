@@ -7,7 +7,7 @@ import experiments.run
 from pyro_gram.errors import ConfigError
 from pyro_gram.tasks.base import SPLITS
 from pyro_gram.tasks.batches import TargetStream
-from pyro_gram.tasks.nqueens.boards import all_solutions, completions, images, orbits
+from pyro_gram.tasks.nqueens.boards import all_solutions, completions, images, orbit_numbers
 from pyro_gram.tasks.nqueens.task import NQueens, NQueensConfig
 
 
@@ -56,11 +56,12 @@ def test_no_image_of_a_test_input_is_a_training_input_and_by_input_all_are():
 @pytest.mark.parametrize(("size", "count", "test", "validation"), [(7, 6, 1, 1), (8, 12, 2, 1), (9, 46, 7, 3)])
 def test_each_input_is_in_the_split_of_all_its_completions_or_in_none(size, count, test, validation):
     task = make(size, validation=10_000)
-    given, solutions, offsets = completions(all_solutions(size), 1, 3)
-    number = orbits(solutions)
+    puzzles = completions(all_solutions(size), 1, 3)
+    given, solutions, offsets = puzzles.inputs, puzzles.solutions, puzzles.offsets
+    number = orbit_numbers(solutions)
     assert number.unique().tolist() == list(range(count))
     side = {
-        split: set(orbits(torch.cat((all_solutions(size), columns)))[len(all_solutions(size)) :].tolist())
+        split: set(orbit_numbers(torch.cat((all_solutions(size), columns)))[len(all_solutions(size)) :].tolist())
         for split in SPLITS
         for columns in [task.answer_board(task.split(split).solutions).long().argmax(-1)]
     }

@@ -1,16 +1,16 @@
-"""Three-colouring of random graphs (Section 4.2 and Appendix B.2 of the paper): many answers to one question.
+"""Three-colouring of random graphs (Section 4.2 and Appendix B.2 of the paper): an input has many solutions.
 
-Graphs are drawn from G(n, p) and kept if they can be coloured with three colours. An answer is identified up to a
-renaming of the colours by its canonical form, in which colours are numbered as they first appear. No graph of one
-split is isomorphic to one of another: graphs are dealt out by an invariant of isomorphism, so that permuting the
-vertices of training graphs (the augmentation) cannot reach a held-out one.
+Graphs are drawn from G(n, p) and kept if three colours suffice. Answers that differ in the names of the colours count
+as equal; in their canonical form, colours are numbered in order of first appearance. No graph of one split is
+isomorphic to one of another: all graphs with one isomorphism invariant go to one split, so that permuting the
+vertices of training graphs (the augmentation) never gives a held-out one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import networkx as nx
@@ -35,26 +35,27 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLORS = 3
-MAX_VERTICES = 12  # 3^11 / 2 canonical colourings are enumerated for each graph
-FRESH_DRAWS = 1000  # graphs drawn at a time for fresh inputs, the least
-PALETTE = ("#0072B2", "#E69F00", "#009E73")  # Okabe-Ito: told apart by colour-blind readers
+MAX_VERTICES = 12  # every graph is compared with 3^11 / 2 canonical colourings
+FRESH_DRAWS = 1000  # the least number of graphs that fresh_inputs draws at once
+PALETTE = ("#0072B2", "#E69F00", "#009E73")  # Okabe-Ito: distinct to colour-blind readers too
 CONFLICT = "#C00000"
-INKS = {16: "#000000", 231: "#FFFFFF"}  # what contrasting_ink gives
+INKS = {16: "#000000", 231: "#FFFFFF"}  # the values of contrasting_ink
 
 
 @dataclass(frozen=True)
 class ColoringConfig:
-    """Which graphs, how many, and how they are laid out as tokens.
+    """Settings of the graphs, their number, and their layout as tokens.
 
     Attributes:
-        vertices: n, vertices of a graph.
-        edge_probability: p of G(n, p), the share of pairs that are edges.
-        layout: ``vertex``: one token a vertex, holding its adjacency row; ``edge``: the paper's, one token a pair
-            of vertices (1 no edge, 2 edge) and then one blank a vertex, answers 3 + colour.
+        vertices: n, the vertices of a graph.
+        edge_probability: p of G(n, p), the probability that a pair of vertices is an edge.
+        layout: ``vertex``: one position for each vertex, with its row of the adjacency matrix. ``edge`` (the paper's):
+            one token for each pair of vertices (1 no edge, 2 edge), then a blank for each vertex; answers are
+            3 + colour.
         train: graphs to train on.
         validation: graphs to validate on.
         test: graphs to test on.
-        data_seed: seed of the graphs and the split; the same for every run that is to be compared.
+        data_seed: seed of the graphs and the splits; runs with equal seeds can be compared.
     """
 
     vertices: int = 8
@@ -100,44 +101,43 @@ class Coloring(Task):
     # ---- layouts -----------------------------------------------------------------------------------------------
 
     def encode(self, adjacency: Tensor) -> Tensor:
-        """bool ``[..., n, n]`` to input tokens, ``[..., n, n]`` or ``[..., pairs + n]`` by layout."""
+        """Convert adjacency matrices, bool ``[..., n, n]``, to tokens, ``[..., n, n]`` or ``[..., pairs + n]``."""
         if self.config.layout == "vertex":
-            return adjacency.long() + 2 * torch.eye(self.n, dtype=torch.long)  # 2 says "this vertex"
+            return adjacency.long() + 2 * torch.eye(self.n, dtype=torch.long)  # 2 marks the vertex itself
         edges = adjacency[..., self._rows, self._cols].long() + 1
         return torch.nn.functional.pad(edges, (0, self.n))
 
     def edges(self, x: Tensor | None) -> Tensor:
-        """Which pairs are edges: input tokens to bool ``[..., pairs]``, in the order of the upper triangle."""
+        """Return which pairs are edges, bool ``[..., pairs]``, in the order of the upper triangle."""
         assert x is not None
         if self.config.layout == "vertex":
             return x[..., self._rows, self._cols] == 1
         return x[..., : self.pairs] == 2
 
     def adjacency(self, x: Tensor | None) -> Tensor:
-        """Input tokens to a symmetric bool ``[..., n, n]``."""
+        """Convert input tokens to symmetric adjacency matrices, bool ``[..., n, n]``."""
         edges = self.edges(x)
         matrix = edges.new_zeros(*edges.shape[:-1], self.n, self.n)
         matrix[..., self._rows, self._cols] = edges
         return matrix | matrix.transpose(-1, -2)
 
-    # ---- what is right -----------------------------------------------------------------------------------------
+    # ---- right and equal answers -------------------------------------------------------------------------------
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Edges whose ends have one colour, plus vertices that hold no colour at all (``edge`` layout)."""
-        same = y[..., self._rows] == y[..., self._cols]
-        return (same & self.edges(x)).sum(-1) + (y < self._first_color).sum(-1)
+        """Count the edges whose ends have one colour, and the vertices without a colour (``edge`` layout)."""
+        has_one_color = y[..., self._rows] == y[..., self._cols]
+        return (has_one_color & self.edges(x)).sum(-1) + (y < self._first_color).sum(-1)
 
     def difficulty(self, x: Tensor) -> Tensor:
-        """The number of edges, int64 ``[...]``."""
+        """Count the edges, int64 ``[...]``."""
         return self.edges(x).sum(-1)
 
     def canonical_form(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Colours renumbered in order of first appearance; tokens that are no colour stay as they are."""
+        """Renumber the colours in order of first appearance; tokens that are no colour stay."""
         color = y - self._first_color
-        which = torch.arange(COLORS)
-        position = torch.arange(self.n)[:, None].expand(self.n, COLORS)
-        first = torch.where(color[..., None] == which, position, self.n).amin(-2)  # [..., COLORS]
-        rank = first.argsort(dim=-1, stable=True).argsort(dim=-1)  # rank of each colour by first appearance
+        vertex = torch.arange(self.n)[:, None].expand(self.n, COLORS)
+        first_vertex = torch.where(color[..., None] == torch.arange(COLORS), vertex, self.n).amin(-2)  # [..., COLORS]
+        rank = first_vertex.argsort(dim=-1, stable=True).argsort(dim=-1)
         renamed = rank.gather(-1, color.clamp(min=0)) + self._first_color
         return torch.where(color >= 0, renamed, y)
 
@@ -150,35 +150,34 @@ class Coloring(Task):
     @cached_property
     def _splits(self) -> dict[str, PuzzleSet]:
         c = self.config
-        wanted = {split: getattr(c, split) for split in ("test", "validation", "train")}
+        sizes = {split: getattr(c, split) for split in ("test", "validation", "train")}
         rng = np.random.default_rng(c.data_seed)
-        graphs = draw_graphs(rng, c.vertices, c.edge_probability, sum(wanted.values()) + max(64, c.test))
-        groups: dict[bytes, list[int]] = {}
+        graphs = draw_graphs(rng, c.vertices, c.edge_probability, sum(sizes.values()) + max(64, c.test))
+        indices_of: dict[bytes, list[int]] = {}
         for index, key in enumerate(isomorphism_invariants(graphs)):
-            groups.setdefault(key, []).append(index)
-        deck = list(groups.values())
-        order = iter(rng.permutation(len(deck)).tolist())
-        dealt: dict[str, Tensor] = {}
-        for split, count in wanted.items():
-            taken: list[int] = []
-            while len(taken) < count:
-                group = next(order, None)
-                if group is None:
+            indices_of.setdefault(key, []).append(index)
+        classes = list(indices_of.values())
+        order = iter(rng.permutation(len(classes)).tolist())
+        splits = {}
+        for split, size in sizes.items():
+            indices: list[int] = []
+            while len(indices) < size:
+                number = next(order, None)
+                if number is None:
                     raise ConfigError(
-                        f"too few 3-colourable graphs of {c.vertices} vertices for {sum(wanted.values())} inputs "
+                        f"too few 3-colourable graphs of {c.vertices} vertices for {sum(sizes.values())} inputs "
                         "without an isomorphic pair across splits: lower task.train or raise task.vertices"
                     )
-                taken += deck[group]  # a class that overflows the split is cut, its rest used nowhere
-            dealt[split] = torch.as_tensor(taken[:count])
-        return {split: self._puzzles(torch.from_numpy(graphs[index.numpy()])) for split, index in dealt.items()}
+                indices += classes[number]  # the last class is cut; the rest of it is in no split
+            splits[split] = self._puzzles(torch.from_numpy(graphs[indices[:size]]))
+        return splits
 
     def _puzzles(self, adjacency: Tensor) -> PuzzleSet:
         solutions, counts = enumerate_colorings(adjacency[:, self._rows, self._cols])
-        offsets = torch.cat((torch.zeros(1, dtype=torch.long), counts.cumsum(0)))
-        return PuzzleSet(self.encode(adjacency), solutions + self._first_color, offsets)
+        return PuzzleSet.from_counts(self.encode(adjacency), solutions + self._first_color, counts)
 
     def fresh_inputs(self, count: int, data_seed: int) -> PuzzleSet:
-        """Graphs of G(n, p), none isomorphic to one of a split or to another one of them."""
+        """Draw graphs from G(n, p) of which none is isomorphic to a graph of any split or to one another."""
         rng = np.random.default_rng(data_seed)
         classes: set[Hashable] = set()
         for split in SPLITS:
@@ -196,7 +195,7 @@ class Coloring(Task):
         return self._puzzles(torch.from_numpy(graphs[:count]))
 
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A random renumbering of the vertices of each pair, the answer made canonical again."""
+        """Permute the vertices of each pair at random, and make the answer canonical again."""
         assert x is not None
         order = torch.rand(*y.shape, generator=generator).argsort(-1)  # [..., n]
         adjacency = self.adjacency(x)
@@ -208,14 +207,14 @@ class Coloring(Task):
     # ---- text and picture --------------------------------------------------------------------------------------
 
     def parse(self, text: str) -> Tensor:
-        """A graph in graph6 or sparse6 (one line) or DIMACS .col (several lines) format."""
-        return self._checked(parse_graph(text, self._check_order))
+        """Parse a graph in graph6 or sparse6 (one line) or DIMACS .col (several lines) format."""
+        return self._input_of(parse_graph(text, self._check_order))
 
     def parse_graph(self, graph: nx.Graph) -> Tensor:
-        """A simple graph. Vertices 0 to n - 1 keep their numbers, others get them as the graph lists them.
+        """Convert a simple graph. Vertices 0 to n - 1 keep their numbers; others are numbered in the graph's order.
 
         Raises:
-            InputError: it is directed, has parallel edges, loops or another size, or cannot be coloured.
+            InputError: the graph is directed, has parallel edges, loops or another size, or cannot be coloured.
         """
         if graph.is_directed() or graph.is_multigraph():
             raise InputError("the graph is directed or has parallel edges: give networkx.Graph(graph)")
@@ -225,10 +224,10 @@ class Coloring(Task):
         loops = list(nx.nodes_with_selfloops(graph))
         if loops:
             raise InputError(f"vertex {loops[0]} has a loop: no colouring exists; remove the loop")
-        return self._checked(graph.edges)
+        return self._input_of(graph.edges)
 
-    def _checked(self, edges: Iterable[tuple[int, int]]) -> Tensor:
-        """The input of a graph of these edges. Raises InputError where it has no colouring."""
+    def _input_of(self, edges: Iterable[tuple[int, int]]) -> Tensor:
+        """Return the input tokens of the graph with these edges. Raises InputError if it has no colouring."""
         adjacency = torch.zeros(self.n, self.n, dtype=torch.bool)
         for u, v in edges:
             adjacency[u, v] = adjacency[v, u] = True
@@ -245,51 +244,53 @@ class Coloring(Task):
             )
 
     def puzzle_texts(self, text: str) -> list[PuzzleText]:
-        """One graph a line, or DIMACS: one for each p line."""
+        """Cut a file into graphs: one on each line, or in DIMACS one for each p line."""
         return split_graphs(text)
 
     def count_solutions(self, x: Tensor) -> int:
-        """All colourings, those that differ in the names of colours counted once."""
+        """Count the colourings; those that differ only in the names of colours count once."""
         return int(enumerate_colorings(self.edges(x)[None])[1])
 
     def format_input(self, x: Tensor | None) -> str:
         return nx.to_graph6_bytes(self._graph(x), header=False).decode().strip()
 
     def format_solution(self, x: Tensor | None, y: Tensor) -> str:
-        """Colours 0-2 as a digit string, vertex by vertex; ``?`` for a token that is no colour."""
+        """Return the colours 0-2 as digits, vertex by vertex; ``?`` for a token that is no colour."""
         return "".join("?" if c < 0 else str(c) for c in (y - self._first_color).tolist())
 
     def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
         graph = self._graph(x)
-        position = nx.circular_layout(graph)
+        positions = nx.circular_layout(graph)
         colors = [-1] * self.n if y is None else (y - self._first_color).tolist()
-        bad = [(u, v) for u, v in graph.edges if y is not None and colors[u] == colors[v]]
-        nx.draw_networkx_edges(graph, position, ax=axes, edge_color="#888888")
-        nx.draw_networkx_edges(graph, position, edgelist=bad, ax=axes, edge_color=CONFLICT, width=3, style="dashed")
-        fill = [PALETTE[c] if c >= 0 else "#FFFFFF" for c in colors]
-        nx.draw_networkx_nodes(graph, position, ax=axes, node_color=fill, edgecolors="#333333", node_size=160)
-        for vertex, color in enumerate(fill):  # numbered as in the text of an answer
-            (across, up), ink = position[vertex], INKS[contrasting_ink(color)]
-            axes.annotate(str(vertex), (across, up), ha="center", va="center", color=ink, fontsize=7)
+        conflicts = [(u, v) for u, v in graph.edges if y is not None and colors[u] == colors[v]]
+        nx.draw_networkx_edges(graph, positions, ax=axes, edge_color="#888888")
+        nx.draw_networkx_edges(
+            graph, positions, edgelist=conflicts, ax=axes, edge_color=CONFLICT, width=3, style="dashed"
+        )
+        papers = [PALETTE[c] if c >= 0 else "#FFFFFF" for c in colors]
+        nx.draw_networkx_nodes(graph, positions, ax=axes, node_color=papers, edgecolors="#333333", node_size=160)
+        for vertex, paper in enumerate(papers):  # numbered as in the text of an answer
+            (column, row), ink = positions[vertex], INKS[contrasting_ink(paper)]
+            axes.annotate(str(vertex), (column, row), ha="center", va="center", color=ink, fontsize=7)
         axes.set_aspect("equal")
         axes.margins(0.15)
         axes.set_axis_off()
 
     def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
-        """A vertex a line with its neighbours, behind each a colon and its colour, as in the text of the answer."""
+        """Return a line for each vertex, with its neighbours; ``2:0`` is vertex 2 in colour 0."""
         graph, paint = self._graph(x), painter(colour)
         colors = None if y is None else (y - self._first_color).tolist()
 
-        def named(v: int, beside: int | None = None) -> str:
+        def name_vertex(v: int, neighbour: int | None = None) -> str:
             if colors is None:
                 return f"{v:>2}"
             name = f"{v:>2}:{colors[v] if colors[v] >= 0 else '?'}"
-            if colors[v] < 0 or (beside is not None and colors[v] == colors[beside]):
+            if colors[v] < 0 or (neighbour is not None and colors[v] == colors[neighbour]):
                 return mark_mistake(name, paint)
             paper = PALETTE[colors[v]]
             return paint(name, contrasting_ink(paper), nearest_colour(paper)) + " "
 
-        lines = [f"    {named(v)}   {' '.join(named(w, v) for w in sorted(graph[v]))}" for v in graph]
+        lines = [f"    {name_vertex(v)}   {' '.join(name_vertex(w, v) for w in sorted(graph[v]))}" for v in graph]
         return "\n".join(("vertex   neighbours" if y is None else "vertex:colour   neighbours", *lines))
 
     def _graph(self, x: Tensor | None) -> nx.Graph:
@@ -300,30 +301,30 @@ class Coloring(Task):
 
 
 def draw_graphs(rng: np.random.Generator, n: int, p: float, count: int) -> np.ndarray:
-    """``count`` distinct labelled 3-colourable graphs from G(n, p): bool ``[count, n, n]``.
+    """Draw ``count`` distinct labelled 3-colourable graphs from G(n, p): bool ``[count, n, n]``.
 
-    Fewer come back where the supply dries up (small n, extreme p).
+    It returns fewer if 20 batches in a row give no new graph (small n, extreme p).
     """
     rows, cols = np.triu_indices(n, 1)
-    seen: dict[bytes, None] = {}
-    barren = 0
-    while len(seen) < count and barren < 20:
+    edge_sets: dict[bytes, None] = {}  # in the order in which they were drawn
+    barren_batches = 0
+    while len(edge_sets) < count and barren_batches < 20:
         edges = rng.random((4096, len(rows))) < p
-        keep = enumerate_colorings(torch.from_numpy(edges))[1].numpy() > 0
-        before = len(seen)
-        seen.update(dict.fromkeys(row.tobytes() for row in edges[keep]))
-        barren = barren + 1 if len(seen) == before else 0
-    edges = np.frombuffer(b"".join(list(seen)[:count]), dtype=bool).reshape(-1, len(rows))
+        is_colorable = enumerate_colorings(torch.from_numpy(edges))[1].numpy() > 0
+        previous = len(edge_sets)
+        edge_sets.update(dict.fromkeys(row.tobytes() for row in edges[is_colorable]))
+        barren_batches = barren_batches + 1 if len(edge_sets) == previous else 0
+    edges = np.frombuffer(b"".join(list(edge_sets)[:count]), dtype=bool).reshape(-1, len(rows))
     graphs = np.zeros((len(edges), n, n), dtype=bool)
     graphs[:, rows, cols] = edges
     return graphs | graphs.transpose(0, 2, 1)
 
 
 def isomorphism_invariants(graphs: np.ndarray) -> list[bytes]:
-    """A key a graph, equal for isomorphic graphs (and, rarely, for others).
+    """Return a key for each graph; isomorphic graphs have equal keys (and, rarely, others too).
 
-    Each vertex is described by its numbers of walks and of closed walks of every length up to n; the key is the
-    sorted list of these descriptions. Exact integers: entries stay below 12^12.
+    A vertex is described by its numbers of walks and of closed walks of every length up to n; the key is the sorted
+    list of the descriptions. The integers are exact: they stay below 12^12.
     """
     n = graphs.shape[-1]
     adjacency = graphs.astype(np.int64)
@@ -332,43 +333,40 @@ def isomorphism_invariants(graphs: np.ndarray) -> list[bytes]:
     for _ in range(n):
         power = power @ adjacency
         columns += [power.sum(-1), np.diagonal(power, axis1=-2, axis2=-1)]
-    described = np.stack(columns, axis=-1)  # [graphs, n, 2n]
-    return [row[np.lexsort(row.T)].tobytes() for row in described]
+    descriptions = np.stack(columns, axis=-1)  # [graphs, n, 2n]
+    return [rows[np.lexsort(rows.T)].tobytes() for rows in descriptions]
 
 
-_COLORINGS: dict[int, tuple[Tensor, Tensor]] = {}
-
-
+@cache
 def canonical_colorings(n: int) -> tuple[Tensor, Tensor]:
-    """All canonical colourings of n vertices with at most three colours, in lexicographic order.
+    """List the canonical colourings of n vertices with at most three colours, in lexicographic order.
 
     Returns:
-        int64 ``[C, n]`` and, for each, which pairs have one colour, float32 ``[C, n (n - 1) / 2]``.
+        int64 ``[C, n]``, and for each which pairs have one colour, float32 ``[C, n (n - 1) / 2]``.
     """
-    if n not in _COLORINGS:
-        grown = torch.zeros(1, 1, dtype=torch.long)
-        for _ in range(n - 1):  # each prefix grows by a colour that it uses already, or by the next new one
-            grown = torch.cat((grown.repeat_interleave(COLORS, 0), torch.arange(COLORS).repeat(len(grown))[:, None]), 1)
-            grown = grown[grown[:, -1] <= grown[:, :-1].amax(1) + 1]
-        rows, cols = torch.triu_indices(n, n, offset=1)
-        _COLORINGS[n] = grown, (grown[:, rows] == grown[:, cols]).float()
-    return _COLORINGS[n]
+    colorings = torch.zeros(1, 1, dtype=torch.long)
+    for _ in range(n - 1):  # the next vertex has a colour that is in use, or the next new one
+        color = torch.arange(COLORS).repeat(len(colorings))[:, None]
+        colorings = torch.cat((colorings.repeat_interleave(COLORS, 0), color), 1)
+        colorings = colorings[colorings[:, -1] <= colorings[:, :-1].amax(1) + 1]
+    rows, cols = torch.triu_indices(n, n, offset=1)
+    return colorings, (colorings[:, rows] == colorings[:, cols]).float()
 
 
 def enumerate_colorings(edges: Tensor) -> tuple[Tensor, Tensor]:
-    """Every canonical 3-colouring of each graph.
+    """List the canonical 3-colourings of each graph.
 
     Args:
         edges: bool ``[N, n (n - 1) / 2]``, the upper triangles of the adjacency matrices.
 
     Returns:
-        colourings, int64 ``[M, n]``, graph after graph, and how many each graph has, int64 ``[N]``.
+        The colourings, int64 ``[M, n]``, graph after graph, and their number for each graph, int64 ``[N]``.
     """
     n = round((1 + (1 + 8 * edges.shape[-1]) ** 0.5) / 2)
-    colorings, same = canonical_colorings(n)
-    found, counts = [], []
-    for part in edges.split(max(1, 20_000_000 // len(colorings))):
-        proper = part.float() @ same.T == 0
-        found.append(colorings[proper.nonzero()[:, 1]])
-        counts.append(proper.sum(1))
-    return torch.cat(found), torch.cat(counts)
+    colorings, has_one_color = canonical_colorings(n)
+    solutions, counts = [], []
+    for chunk in edges.split(max(1, 20_000_000 // len(colorings))):
+        is_proper = chunk.float() @ has_one_color.T == 0
+        solutions.append(colorings[is_proper.nonzero()[:, 1]])
+        counts.append(is_proper.sum(1))
+    return torch.cat(solutions), torch.cat(counts)

@@ -1,16 +1,21 @@
-"""Boards of n queens: their lines and symmetries, their solutions, and the inputs that these complete."""
+"""Boards of n queens: their lines and symmetries, their solutions, and the inputs made from solutions."""
 
 from __future__ import annotations
 
 import itertools
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_gram.tasks.base import PuzzleSet
+
+CHAINS = 256  # boards that random_solutions repairs at once
+
 
 def board_lines(n: int) -> Tensor:
-    """Every row, column and diagonal of the board as a set of squares: float32 ``[6 n - 2, n * n]``."""
+    """Return every row, column and diagonal of the board as a set of squares: float32 ``[6 n - 2, n * n]``."""
     r, c = torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij")
     families = (r, c, r + c, r - c + n - 1)
     lines = [family.flatten() == i for family in families for i in range(int(family.max()) + 1)]
@@ -18,19 +23,19 @@ def board_lines(n: int) -> Tensor:
 
 
 def board_symmetries(n: int) -> Tensor:
-    """The symmetries of the board as permutations of its squares: ``image[i] = board[p[i]]``, int64 ``[8, n * n]``."""
+    """Return the symmetries as permutations p of the squares, ``image[i] = board[p[i]]``: int64 ``[8, n * n]``."""
     square = torch.arange(n * n).view(n, n)
     return torch.stack([torch.rot90(s, k).flatten() for s in (square, square.T) for k in range(4)])
 
 
 def images(columns: Tensor) -> Tensor:
-    """The eight rotations and reflections of boards with at most one queen a row and a column.
+    """Return the eight rotations and reflections of boards with at most one queen in each row and column.
 
     Args:
-        columns: the column of each row's queen, -1 where there is none: int64 ``[..., n]``.
+        columns: the column of each row's queen, -1 for a row without queen: int64 ``[..., n]``.
 
     Returns:
-        int64 ``[..., 8, n]``, repeated where a board is its own image.
+        int64 ``[..., 8, n]``; a board that is its own image is repeated.
     """
     n = columns.shape[-1]
     board = columns[..., None] == torch.arange(n)
@@ -38,95 +43,102 @@ def images(columns: Tensor) -> Tensor:
     return torch.where(image.any(-1), image.long().argmax(-1), -1)
 
 
-def orbits(solutions: Tensor) -> Tensor:
-    """Numbers from 0 on, int64 ``[M]``, equal for solutions (int64 ``[M, n]``) that are images of one another."""
+def orbit_numbers(solutions: Tensor) -> Tensor:
+    """Number the orbits of solutions (int64 ``[M, n]``): int64 ``[M]``, equal for images of one another."""
     n = solutions.shape[-1]
     weights = torch.tensor([n**i for i in range(n)])  # n^n fits an int64 up to n = 15
     return (images(solutions) @ weights).amin(-1).unique(return_inverse=True)[1]
 
 
-_SOLUTIONS: dict[int, Tensor] = {}
-
-
+@cache
 def all_solutions(n: int) -> Tensor:
-    """Every solution of n queens, the column of each row's queen: int64 ``[M, n]``, in lexicographic order."""
-    if n not in _SOLUTIONS:
-        grown = torch.arange(n)[:, None]
-        for row in range(1, n):
-            column = torch.arange(n)
-            gap = row - torch.arange(row)
-            apart = (grown[:, :, None] - column).abs()  # [prefixes, row, n]
-            free = ((apart != 0) & (apart != gap[:, None])).all(1)
-            prefix, new = free.nonzero().T
-            grown = torch.cat((grown[prefix], new[:, None]), 1)
-        _SOLUTIONS[n] = grown
-    return _SOLUTIONS[n]
+    """List the solutions of n queens, the column of each row's queen: int64 ``[M, n]``, in lexicographic order."""
+    column = torch.arange(n)
+    prefixes = column[:, None]
+    for row in range(1, n):
+        row_distance = row - torch.arange(row)[:, None]
+        column_distance = (prefixes[:, :, None] - column).abs()  # [prefixes, row, n]
+        is_free = ((column_distance != 0) & (column_distance != row_distance)).all(1)
+        prefix, next_column = is_free.nonzero().T
+        prefixes = torch.cat((prefixes[prefix], next_column[:, None]), 1)
+    return prefixes
 
 
-def completions(solutions: Tensor, fewest: int, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Every distinct input with ``fewest`` to ``most`` queens, and all its completions.
+def completions(solutions: Tensor, min_queens: int, max_queens: int) -> PuzzleSet:
+    """Return every distinct input with ``min_queens`` to ``max_queens`` queens, with all its completions.
 
     Args:
-        solutions: int64 ``[M, n]``.
+        solutions: columns, int64 ``[M, n]``.
 
     Returns:
-        the inputs, 0 or 1 + column a row, int64 ``[N, n]``; their completions, int64 ``[C, n]``, input after input; and
-        where each input's begin, int64 ``[N + 1]``.
+        inputs int64 ``[N, n]``, 0 or 1 + column for each row; solutions int64 ``[C, n]``.
     """
     n = solutions.shape[1]
     weights = torch.tensor([(n + 1) ** i for i in range(n)])  # (n + 1)^n fits an int64 up to n = 12
     keys, sources = [], []
-    for count in range(fewest, most + 1):
+    for count in range(min_queens, max_queens + 1):
         for rows in itertools.combinations(range(n), count):
-            kept = torch.zeros(n, dtype=torch.long)
-            kept[list(rows)] = 1
-            keys.append(((solutions + 1) * kept) @ weights)
+            mask = torch.zeros(n, dtype=torch.long)
+            mask[list(rows)] = 1
+            keys.append(((solutions + 1) * mask) @ weights)
             sources.append(torch.arange(len(solutions)))
     key, order = torch.cat(keys).sort(stable=True)
     distinct, counts = key.unique_consecutive(return_counts=True)
-    given = distinct[:, None] // weights % (n + 1)
-    return given, solutions[torch.cat(sources)[order]], torch.cat((torch.zeros(1, dtype=torch.long), counts.cumsum(0)))
+    inputs = distinct[:, None] // weights % (n + 1)
+    return PuzzleSet.from_counts(inputs, solutions[torch.cat(sources)[order]], counts)
 
 
 def random_solutions(rng: np.random.Generator, n: int, count: int) -> Tensor:
-    """Up to ``count`` distinct random solutions, int64 ``[<= count, n]``, by min-conflicts repair of random boards.
+    """Draw up to ``count`` distinct solutions, int64 ``[<= count, n]``, by min-conflicts repair of random boards.
 
-    Not uniform over the solutions: no way is known to draw uniformly where they cannot be enumerated.
+    The draws are not uniform: no way to draw uniformly is known when the solutions cannot be enumerated.
     """
-    found: dict[bytes, np.ndarray] = {}
-    chains = 256
+    solutions: dict[bytes, np.ndarray] = {}
     rows = np.arange(n)
-    column = rng.permuted(np.tile(rows, (chains, 1)), axis=1)
-    every = np.arange(chains)
-    while len(found) < count:
+    column = rng.permuted(np.tile(rows, (CHAINS, 1)), axis=1)
+    while len(solutions) < count:
         for _ in range(8 * n):
-            apart = np.abs(column[:, :, None] - column[:, None, :])
-            clash = (apart == 0) | (apart == np.abs(rows[:, None] - rows))
-            clash[:, rows, rows] = False
-            hit = clash.any(2)
-            done = ~hit.any(1)
-            for solution in column[done]:
-                found.setdefault(solution.tobytes(), solution.copy())
-            # Take a random queen in conflict (any queen on a solved board: a fresh start nearby), and move it to the
-            # column of its row with the fewest conflicts, ties at random.
-            column[done] = rng.permuted(column[done], axis=1)
-            row = np.where(hit, rng.random(hit.shape), -1).argmax(1)
-            gap = np.abs(rows - row[:, None])
-            others = gap[:, :, None] > 0
-            away = np.abs(column[:, :, None] - rows)  # [chains, queens, columns]
-            cost = (((away == 0) | (away == gap[:, :, None])) & others).sum(1) + rng.random((chains, n)) * 0.9
-            column[every, row] = cost.argmin(1)
-        column[: chains // 4] = rng.permuted(column[: chains // 4], axis=1)  # some may be stuck
-    return torch.from_numpy(np.stack(list(found.values())[:count]))
+            column_distance = np.abs(column[:, :, None] - column[:, None, :])
+            attacks = (column_distance == 0) | (column_distance == np.abs(rows[:, None] - rows))
+            attacks[:, rows, rows] = False
+            is_attacked = attacks.any(2)
+            is_solved = ~is_attacked.any(1)
+            for solution in column[is_solved]:
+                solutions.setdefault(solution.tobytes(), solution.copy())
+            column[is_solved] = rng.permuted(column[is_solved], axis=1)
+            _move_one_queen(column, is_attacked, rng)
+        column[: CHAINS // 4] = rng.permuted(column[: CHAINS // 4], axis=1)  # restart some: they may be stuck
+    return torch.from_numpy(np.stack(list(solutions.values())[:count]))
 
 
-def one_completion(
-    solutions: Tensor, rng: np.random.Generator, fewest: int, most: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One distinct input a solution, with that solution alone. As :func:`completions`."""
-    kept = torch.from_numpy(rng.random(solutions.shape)).argsort(1).argsort(1)
-    count = torch.from_numpy(rng.integers(fewest, most + 1, size=len(solutions)))
-    given = torch.where(kept < count[:, None], solutions + 1, 0)
-    _, which = np.unique(given.numpy(), axis=0, return_index=True)
-    index = torch.from_numpy(np.sort(which))
-    return given[index], solutions[index], torch.arange(len(index) + 1)
+def _move_one_queen(column: np.ndarray, is_attacked: np.ndarray, rng: np.random.Generator) -> None:
+    """Move a random attacked queen of each board to the column of its row with the fewest conflicts, in place.
+
+    Ties are broken at random. On a board without attacked queens the queen of row 0 moves.
+
+    Args:
+        column: the column of each row's queen, int64 ``[chains, n]``.
+        is_attacked: bool ``[chains, n]``.
+    """
+    chains, n = column.shape
+    rows = np.arange(n)
+    row = np.where(is_attacked, rng.random(is_attacked.shape), -1).argmax(1)
+    row_distance = np.abs(rows - row[:, None])[:, :, None]
+    column_distance = np.abs(column[:, :, None] - rows)  # [chains, queens, columns]
+    attacks = ((column_distance == 0) | (column_distance == row_distance)) & (row_distance > 0)
+    cost = attacks.sum(1) + rng.random((chains, n)) * 0.9
+    column[np.arange(chains), row] = cost.argmin(1)
+
+
+def one_completion(solutions: Tensor, rng: np.random.Generator, min_queens: int, max_queens: int) -> PuzzleSet:
+    """Make one input from each solution, listed with that solution alone; equal inputs stand once.
+
+    Arguments and shapes are those of :func:`completions`.
+    """
+    rank = torch.from_numpy(rng.random(solutions.shape)).argsort(1).argsort(1)
+    count = torch.from_numpy(rng.integers(min_queens, max_queens + 1, size=len(solutions)))
+    inputs = torch.where(rank < count[:, None], solutions + 1, 0)
+    _, first = np.unique(inputs.numpy(), axis=0, return_index=True)
+    index = torch.from_numpy(np.sort(first))
+    ones = torch.ones(len(index), dtype=torch.long)
+    return PuzzleSet.from_counts(inputs[index], solutions[index], ones, has_all_solutions=False)

@@ -1,10 +1,10 @@
-"""N-Queens completion (Section 4.2 and Appendix B.2 of the paper): put the missing queens back, in every possible way.
+"""N-Queens completion (Section 4.2 and Appendix B.2 of the paper): a board has few queens; place the others.
 
-Inputs are solutions with all but a few queens removed; each distinct input stands once, with all its completions. By
-default they are split 85:15 at random, as in the paper. Nearly every held-out input is then the rotation or reflection
-of a training input, and its completions are answers of training inputs; the augmentation of training by the eight
-symmetries of the board leaves out every image that is held out. With ``split_by = "orbit"`` whole orbits of solutions
-(one solution with all its images) are held out, and nothing that completes a test input was ever an answer in training.
+An input is a solution with all but a few queens removed; each distinct input stands once, with all its completions. By
+default the inputs are split 85:15 at random, as in the paper. Nearly every held-out input is then the rotation or
+reflection of a training input, and its completions are answers of training inputs; the augmentation of training by the
+eight symmetries never shows a held-out input. With ``split_by = "orbit"`` whole orbits of solutions (a solution with
+all its images) are held out, and no completion of a test input was ever an answer in training.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pyro_gram.tasks.nqueens.boards import (
     board_symmetries,
     completions,
     one_completion,
-    orbits,
+    orbit_numbers,
     random_solutions,
 )
 from pyro_gram.tasks.nqueens.text import parse_queens, split_queens
@@ -41,29 +41,29 @@ from pyro_gram.tasks.terminal import WIDTH, mark_mistake, nearest_colour, painte
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MAX_ENUMERATED = 12  # 14,200 solutions; beyond, inputs come with the one solution they were made from
+MAX_ENUMERATED = 12  # it has 14,200 solutions; inputs of larger boards are listed with one solution
 TRAIN_SHARE = 0.85
-TEST_ORBITS = 0.15  # of the orbits of solutions; validation takes half as many
+TEST_ORBIT_SHARE = 0.15  # of the orbits of solutions; validation has half as many
 EMPTY, QUEEN = 1, 2  # tokens of the cell layout; 0 is the paper's padding
-GIVEN, FILLED, WRONG = "#222222", "#0072B2", "#C00000"
-SQUARES = ("#EEEEEE", "#D0D0D0")  # in a terminal
+INPUT_COLOR, ADDED_COLOR, MISTAKE_COLOR = "#222222", "#0072B2", "#C00000"
+SQUARE_COLORS = ("#EEEEEE", "#D0D0D0")  # in a terminal
 
 
 @dataclass(frozen=True)
 class NQueensConfig:
-    """Which boards, and how they are laid out as tokens.
+    """Settings of the boards and their layout as tokens.
 
     Attributes:
-        size: n, rows of a board. Up to 12 every solution of every input is known; beyond, one is, and coverage is left
-            out.
+        size: n, rows of a board. Up to 12 every solution of every input is listed, else one, and coverage is not
+            measured.
         min_queens, max_queens: queens left on the board (the paper removes 5 to 7 of 8, 7 to 9 of 10: 1 to 3 are left).
-        split_by: ``input``: 85:15 by input, the paper's; ``orbit``: by solution and its images, which needs n from 7 to
-            12. Inputs that have completions in the orbits of several splits are then in none.
-        layout: ``row``: one token a row, 0 blank or 1 + column, answers the column; ``cell``: the paper's, one token a
-            square, 1 empty or 2 queen.
-        validation: inputs taken out of the training 85 %; by orbit, the most that the validation orbits give.
-        solutions: how many random solutions to draw where they cannot all be enumerated (n > 12).
-        data_seed: seed of the split; the same for every run that is to be compared.
+        split_by: ``input`` (the paper's): 85:15 by input. ``orbit``: by solution with its images, for n from 7 to 12;
+            an input with completions in the orbits of several splits is then in no split.
+        layout: ``row``: one token for each row, 0 (blank) or 1 + column; answers are columns. ``cell`` (the paper's):
+            one token for each square, 1 (empty) or 2 (queen).
+        validation: inputs taken out of the training 85 %; by orbit, the most inputs of the validation orbits.
+        solutions: random solutions to draw when they are too many to enumerate (n > 12).
+        data_seed: seed of the split; runs with equal seeds can be compared.
     """
 
     size: int = 8
@@ -90,7 +90,7 @@ class NQueensConfig:
 
 @TASKS.register("nqueens")
 class NQueens(Task):
-    """Place n queens on an n x n board, none attacking another, some of them given."""
+    """Complete a board to n queens, none of which attacks another."""
 
     Config = NQueensConfig
     violation_name = "conflict"
@@ -110,43 +110,43 @@ class NQueens(Task):
     # ---- layouts -----------------------------------------------------------------------------------------------
 
     def encode(self, board: Tensor) -> Tensor:
-        """Queens, bool ``[..., n, n]`` with at most one a row, to input tokens by layout."""
+        """Convert queens, bool ``[..., n, n]`` with at most one in each row, to input tokens."""
         if self.config.layout == "cell":
             return board.flatten(-2).long() + EMPTY
         return torch.where(board.any(-1), board.long().argmax(-1) + 1, 0)
 
     def encode_answer(self, columns: Tensor) -> Tensor:
-        """The column of each row's queen, int64 ``[..., n]``, to output tokens by layout."""
+        """Convert the column of each row's queen, int64 ``[..., n]``, to output tokens."""
         if self.config.layout == "cell":
             return torch.nn.functional.one_hot(columns, self.n).flatten(-2) + EMPTY
         return columns
 
     def board(self, x: Tensor) -> Tensor:
-        """The given queens of input tokens: bool ``[..., n, n]``."""
+        """Return the queens of an input: bool ``[..., n, n]``."""
         if self.config.layout == "cell":
             return (x == QUEEN).unflatten(-1, (self.n, self.n))
         return torch.arange(1, self.n + 1) == x[..., None]
 
     def answer_board(self, y: Tensor) -> Tensor:
-        """The queens of output tokens: bool ``[..., n, n]``."""
+        """Return the queens of an answer: bool ``[..., n, n]``."""
         if self.config.layout == "cell":
             return (y == QUEEN).unflatten(-1, (self.n, self.n))
         return torch.arange(self.n) == y[..., None]
 
-    # ---- what is right -----------------------------------------------------------------------------------------
+    # ---- right answers -----------------------------------------------------------------------------------------
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Pairs of queens in one row, column or diagonal, plus given queens that are gone, plus queens not placed."""
+        """Count pairs of queens on one line, queens of the input that are gone, and queens that are missing."""
         assert x is not None
         queens = self.answer_board(y)
-        on_line = queens.flatten(-2).float() @ self._lines.T  # [..., lines]
-        pairs = (on_line * (on_line - 1) / 2).sum(-1).long()
-        lost = (self.board(x) & ~queens).flatten(-2).sum(-1)
+        counts = queens.flatten(-2).float() @ self._lines.T  # [..., lines]
+        attacks = (counts * (counts - 1) / 2).sum(-1).long()
+        removed = (self.board(x) & ~queens).flatten(-2).sum(-1)
         missing = (self.n - queens.flatten(-2).sum(-1)).clamp(min=0)
-        return pairs + lost + missing
+        return attacks + removed + missing
 
     def difficulty(self, x: Tensor) -> Tensor:
-        """The number of queens to place, int64 ``[...]``."""
+        """Count the queens to place, int64 ``[...]``."""
         return self.n - self.board(x).flatten(-2).sum(-1)
 
     # ---- data --------------------------------------------------------------------------------------------------
@@ -159,62 +159,64 @@ class NQueens(Task):
     def _splits(self) -> dict[str, PuzzleSet]:
         c = self.config
         rng = np.random.default_rng(c.data_seed)
-        complete = c.size <= MAX_ENUMERATED
-        if complete:
-            given, solutions, offsets = completions(all_solutions(c.size), c.min_queens, c.max_queens)
+        if c.size <= MAX_ENUMERATED:
+            puzzles = completions(all_solutions(c.size), c.min_queens, c.max_queens)
         else:
-            drawn = random_solutions(rng, c.size, c.solutions)
-            given, solutions, offsets = one_completion(drawn, rng, c.min_queens, c.max_queens)
-        whole = PuzzleSet(given, solutions, offsets, complete)
-        if c.split_by == "orbit":
-            return {split: self._laid_out(puzzles) for split, puzzles in self._by_orbit(whole, rng).items()}
-        order = torch.from_numpy(rng.permutation(len(given)))
-        train = int(TRAIN_SHARE * len(given))  # rounded down: what is left over goes to the test
-        if c.validation >= train:
-            raise ConfigError(f"validation = {c.validation} leaves nothing of the {train} training inputs: lower it")
-        bounds = {"validation": (0, c.validation), "train": (c.validation, train), "test": (train, len(given))}
-        return {split: self._laid_out(whole.select(order[a:b])) for split, (a, b) in bounds.items()}
+            solutions = random_solutions(rng, c.size, c.solutions)
+            puzzles = one_completion(solutions, rng, c.min_queens, c.max_queens)
+        split = self._split_by_orbit if c.split_by == "orbit" else self._split_by_input
+        return {name: self._to_layout(part) for name, part in split(puzzles, rng).items()}
 
-    def _by_orbit(self, whole: PuzzleSet, rng: np.random.Generator) -> dict[str, PuzzleSet]:
-        """The inputs, all of whose completions lie in one split's orbits. Inputs and solutions are columns."""
-        number = orbits(whole.solutions)
-        count = int(number.max()) + 1
-        test = max(1, round(TEST_ORBITS * count))
+    def _split_by_input(self, puzzles: PuzzleSet, rng: np.random.Generator) -> dict[str, PuzzleSet]:
+        validation = self.config.validation
+        order = torch.from_numpy(rng.permutation(len(puzzles)))
+        train = int(TRAIN_SHARE * len(puzzles))
+        if validation >= train:
+            raise ConfigError(f"validation = {validation} leaves nothing of the {train} training inputs: lower it")
+        bounds = {"validation": (0, validation), "train": (validation, train), "test": (train, len(puzzles))}
+        return {name: puzzles.select(order[a:b]) for name, (a, b) in bounds.items()}
+
+    def _split_by_orbit(self, puzzles: PuzzleSet, rng: np.random.Generator) -> dict[str, PuzzleSet]:
+        """Give each split the inputs all of whose completions lie in its orbits."""
+        orbit = orbit_numbers(puzzles.solutions)
+        count = int(orbit.max()) + 1
+        test = max(1, round(TEST_ORBIT_SHARE * count))
         validation = max(1, test // 2)
         if test + validation >= count:
             raise ConfigError(
                 f"{self.n} queens have {count} orbit(s) of solutions, too few for split_by = orbit: "
                 "set size = 7 or larger, or split_by = input"
             )
-        side = torch.full((count,), SPLITS.index("train"))
+        split_of_orbit = torch.full((count,), SPLITS.index("train"))
         order = torch.from_numpy(rng.permutation(count))
-        side[order[:test]] = SPLITS.index("test")
-        side[order[test : test + validation]] = SPLITS.index("validation")
-        owner = torch.arange(len(whole)).repeat_interleave(whole.num_solutions)
+        split_of_orbit[order[:test]] = SPLITS.index("test")
+        split_of_orbit[order[test : test + validation]] = SPLITS.index("validation")
+        input_of_solution = torch.arange(len(puzzles)).repeat_interleave(puzzles.num_solutions)
         splits = {}
-        for i, split in enumerate(SPLITS):
-            inside = torch.zeros(len(whole), dtype=torch.long).index_add_(0, owner, (side[number] == i).long())
-            index = (inside == whole.num_solutions).nonzero().flatten()
+        for i, name in enumerate(SPLITS):
+            is_in_split = (split_of_orbit[orbit] == i).long()
+            counts = torch.zeros(len(puzzles), dtype=torch.long).index_add_(0, input_of_solution, is_in_split)
+            index = (counts == puzzles.num_solutions).nonzero().flatten()
             index = index[torch.from_numpy(rng.permutation(len(index)))]
-            splits[split] = whole.select(index[: self.config.validation] if split == "validation" else index)
+            splits[name] = puzzles.select(index[: self.config.validation] if name == "validation" else index)
         return splits
 
-    def _laid_out(self, puzzles: PuzzleSet) -> PuzzleSet:
-        """Puzzles whose inputs and solutions are columns, in the task's layout."""
+    def _to_layout(self, puzzles: PuzzleSet) -> PuzzleSet:
+        """Convert puzzles whose inputs and solutions are columns to the task's layout."""
         assert puzzles.inputs is not None
         board = torch.arange(1, self.n + 1) == puzzles.inputs[..., None]
         return replace(puzzles, inputs=self.encode(board), solutions=self.encode_answer(puzzles.solutions))
 
     @cached_property
     def _held_out(self) -> InputSet:
-        held = [self._splits[name].inputs for name in ("validation", "test")]
-        return InputSet(torch.cat([x for x in held if x is not None]), self.spec.input_vocabulary)
+        held_out = PuzzleSet.concatenate([self._splits[name] for name in ("validation", "test")])
+        assert held_out.inputs is not None
+        return InputSet(held_out.inputs, self.spec.input_vocabulary)
 
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """One of the eight symmetries of the board for each pair; the pair itself where the image is held out."""
+        """Apply a random symmetry of the board to each pair; a pair whose image is held out stays."""
         assert x is not None
-        which = torch.randint(8, (len(y),), generator=generator)
-        cells = self._symmetries[which]  # [B, n * n]
+        cells = self._symmetries[torch.randint(8, (len(y),), generator=generator)]  # [B, n * n]
         image_x = self.board(x).flatten(-2).gather(-1, cells).unflatten(-1, (self.n, self.n))
         image_y = self.answer_board(y).flatten(-2).gather(-1, cells).unflatten(-1, (self.n, self.n))
         images = self.encode(image_x), self.encode_answer(image_y.long().argmax(-1))
@@ -223,7 +225,7 @@ class NQueens(Task):
     # ---- text and picture --------------------------------------------------------------------------------------
 
     def parse(self, text: str) -> Tensor:
-        """A board as rows of squares, or a list of columns: see ``tasks.nqueens.text``."""
+        """Parse a board given as rows of squares or as a list of columns (see ``tasks.nqueens.text``)."""
         n = self.n
         board = torch.zeros(n, n, dtype=torch.bool)
         for row, columns in enumerate(parse_queens(text, n, self._check_size)):
@@ -249,34 +251,34 @@ class NQueens(Task):
         return split_queens(text, self.n)
 
     def count_solutions(self, x: Tensor) -> int | None:
-        """All completions, up to the size where all solutions are known."""
+        """Count all completions, for sizes whose solutions are enumerated."""
         if self.n > MAX_ENUMERATED:
             return None
         board = self.board(x)
-        given = torch.where(board.any(1), board.long().argmax(1), -1)
-        return int(((given < 0) | (all_solutions(self.n) == given)).all(1).sum())
+        columns = torch.where(board.any(1), board.long().argmax(1), -1)
+        return int(((columns < 0) | (all_solutions(self.n) == columns)).all(1).sum())
 
     def format_input(self, x: Tensor | None) -> str:
         assert x is not None
         return _text(self.board(x))
 
     def format_solution(self, x: Tensor | None, y: Tensor) -> str:
-        """The board in the form of the input."""
+        """Return the board in the form of the input."""
         return _text(self.answer_board(y))
 
     def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
         assert x is not None
         n = self.n
-        given = self.board(x)
-        queens = given if y is None else self.answer_board(y)
+        input_queens = self.board(x)
+        queens = input_queens if y is None else self.answer_board(y)
         checks = ((torch.arange(n)[:, None] + torch.arange(n)) % 2).numpy()
         axes.imshow(checks, cmap="Greys", vmin=-0.3, vmax=4, extent=(0, n, n, 0))
-        crowded = self._crowded(queens)
-        for r, c in (queens | given).nonzero().tolist():
+        conflicts = self._conflict_squares(queens)
+        for r, c in (queens | input_queens).nonzero().tolist():
             if not queens[r, c]:
-                color, sign = WRONG, "\N{MULTIPLICATION SIGN}"  # a given queen that the answer has taken away
+                color, sign = MISTAKE_COLOR, "\N{MULTIPLICATION SIGN}"  # the answer has removed this queen
             else:
-                color = WRONG if crowded[r, c] else GIVEN if given[r, c] else FILLED
+                color = MISTAKE_COLOR if conflicts[r, c] else INPUT_COLOR if input_queens[r, c] else ADDED_COLOR
                 sign = "\N{BLACK CHESS QUEEN}"
             axes.text(c + 0.5, r + 0.53, sign, ha="center", va="center", color=color, fontsize=110 / n + 3)
         axes.set_xlim(0, n)
@@ -286,35 +288,35 @@ class NQueens(Task):
         axes.set_yticks([])
 
     def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
-        """The board: Q a given queen, q an added one, x a given one that the answer has taken away.
+        """Return the board: Q is a queen of the input, q an added one, x one of the input that the answer removed.
 
-        Marks stand behind these; where the board is too wide for that (n > 44), in their place.
+        A mark follows a mistake; if the board is too wide for that (n > 44), it takes the place of the letter.
         """
         assert x is not None
         paint = painter(colour)
-        given = self.board(x)
-        queens = given if y is None else self.answer_board(y)
-        wrong = (self._crowded(queens) & queens) | (given & ~queens)
+        input_queens = self.board(x)
+        queens = input_queens if y is None else self.answer_board(y)
+        mistakes = (self._conflict_squares(queens) & queens) | (input_queens & ~queens)
         remark = "  " + mark_mistake("no queen", paint)
-        room = " " if 2 * self.n + len("  no queen!") <= WIDTH else ""
+        gap = " " if 2 * self.n + len("  no queen!") <= WIDTH else ""
         lines = []
         for r in range(self.n):
             line = ""
             for c in range(self.n):
-                square = SQUARES[(r + c) % 2]
-                name = ("Q" if given[r, c] else "q") if queens[r, c] else "x" if given[r, c] else "."
-                if wrong[r, c]:
-                    line += mark_mistake(name if room else "", paint)
+                square = SQUARE_COLORS[(r + c) % 2]
+                letter = ("Q" if input_queens[r, c] else "q") if queens[r, c] else "x" if input_queens[r, c] else "."
+                if mistakes[r, c]:
+                    line += mark_mistake(letter if gap else "", paint)
                 else:
-                    ink = GIVEN if name == "Q" else FILLED if name == "q" else "#A0A0A0"
-                    line += paint(name + room, nearest_colour(ink), nearest_colour(square), bold=name == "Q")
+                    ink = INPUT_COLOR if letter == "Q" else ADDED_COLOR if letter == "q" else "#A0A0A0"
+                    line += paint(letter + gap, nearest_colour(ink), nearest_colour(square), bold=letter == "Q")
             if y is not None and not queens[r].any():
                 line += remark
             lines.append(line)
         return "\n".join(lines)
 
-    def _crowded(self, queens: Tensor) -> Tensor:
-        """The squares of lines that hold two queens or more: bool ``[n, n]`` both."""
+    def _conflict_squares(self, queens: Tensor) -> Tensor:
+        """Return the squares of all lines with two queens or more: bool ``[n, n]``, as ``queens``."""
         lines = self._lines.view(-1, self.n, self.n) > 0
         return lines[(lines & queens).flatten(1).sum(1) > 1].any(0)
 

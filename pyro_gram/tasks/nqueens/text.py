@@ -1,4 +1,4 @@
-"""Boards with queens as text: rows of squares, FEN, matrices of 0 and 1, and lists of columns."""
+"""Boards of queens as text: rows of squares, FEN, matrices of 0 and 1, and lists of columns."""
 
 from __future__ import annotations
 
@@ -15,128 +15,128 @@ QUEENS = "Qq1\N{BLACK CHESS QUEEN}\N{WHITE CHESS QUEEN}"
 BLANKS = "._-*0\N{MIDDLE DOT}"
 FORM = "Q for a queen and . for an empty square"
 KEYS = ("board", "queens", "columns", "puzzle")  # of a JSON object
-TAILS = (4, 6)  # words of a line of FEN: the board, who moves, castling, en passant, and two counters
-NO_COLUMN = {".", "_", "-", "?", "*", "None", "null", "x", "X"}
-SMALLEST = 4
+FEN_WORDS = (4, 6)  # the board, who moves, castling, en passant, and perhaps two counters
+COLUMN_BLANKS = {".", "_", "-", "?", "*", "None", "null", "x", "X"}
+MIN_SIZE = 4
 
-Check = Callable[[int], None]  # of a number of rows: raises InputError where the task has another
-
-Columns = list[list[int]]  # of each row, those of its queens, from 0
+CheckSize = Callable[[int], None]  # raises InputError if the task's boards have another number of rows
+Columns = list[list[int]]  # the columns of each row's queens, from 0
 
 
 def split_queens(text: str, size: int) -> list[PuzzleText]:
-    """The boards of a file, each as text: one a line, or one a row, with or without empty lines between boards."""
-    return split_boards(text, partial(side_of, size=size))
+    """Cut a file into boards: one on each line, or one row on each line."""
+    return split_boards(text, partial(row_length, size=size))
 
 
-def side_of(line: str, size: int) -> int:
-    """The side of the board that a line is a row of; 0 if it is none."""
+def row_length(line: str, size: int) -> int:
+    """Return the number of squares of a line that is a row of a board; 0 for other lines."""
     cells = [] if "/" in line else cells_of(line, size.__eq__) or []
-    return len(cells) if len(cells) >= SMALLEST and all(map(_is_square, cells)) else 0
+    return len(cells) if len(cells) >= MIN_SIZE and all(map(_is_square, cells)) else 0
 
 
 def _is_square(cell: str) -> bool:
     return len(cell) == 1 and cell in QUEENS + BLANKS
 
 
-def parse_queens(text: str, size: int, check: Check) -> Columns:
-    """The queens of one board: for each row, the columns that it has them in, from 0.
+def parse_queens(text: str, size: int, check_size: CheckSize) -> Columns:
+    """Return the columns of each row's queens, from 0.
 
     Args:
-        text: of one board.
-        size: n, of the board that is expected.
-        check: of its number of rows.
+        text: one board.
+        size: n, the size of board that the caller expects.
+        check_size: called with the number of rows.
 
     Raises:
-        InputError: it is no board; or a list of columns that may be counted from 0 or from 1.
+        InputError: the text is no board, or a list of columns that may be counted from 0 or from 1.
     """
-    lines = lines_of_board(text, KEYS, partial(side_of, size=size), partial(split_queens, size=size))
+    lines = lines_of_board(text, KEYS, partial(row_length, size=size), partial(split_queens, size=size))
     if len(lines) == 1:
-        line = _without_tail(lines[0])
-        numbers = None if "/" in line else _numbers(line)
+        line = _remove_fen_fields(lines[0])
+        numbers = None if "/" in line else _parse_numbers(line)
         if numbers is not None:
-            check(len(numbers))
-            return _from_list(numbers)
+            check_size(len(numbers))
+            return _columns_from_list(numbers)
         lines = line.split("/")
         if len(lines) == 1:
-            what = f"one row of {side_of(line, size)} squares" if side_of(line, size) else f"no board: {line[:40]!r}"
-            raise InputError(f"this is {what}; give all rows, on lines of their own or joined by /: {FORM}")
-    check(len(lines))
-    return [_row(number, line, len(lines)) for number, line in enumerate(lines, start=1)]
+            length = row_length(line, size)
+            content = f"one row of {length} squares" if length else f"no board: {line[:40]!r}"
+            raise InputError(f"this is {content}; give all rows, on lines of their own or joined by /: {FORM}")
+    check_size(len(lines))
+    return [_parse_row(number, line, len(lines)) for number, line in enumerate(lines, start=1)]
 
 
-def _without_tail(line: str) -> str:
-    """The board in a line of FEN; any other line as it is."""
+def _remove_fen_fields(line: str) -> str:
+    """Return the board of a line of FEN; any other line unchanged."""
     words = line.split()
-    return words[0] if len(words) in TAILS and words[1] in ("w", "b") else line
+    return words[0] if len(words) in FEN_WORDS and words[1] in ("w", "b") else line
 
 
-def _row(number: int, line: str, n: int) -> list[int]:
-    """The columns of the queens of a row, from 0. Raises InputError."""
+def _parse_row(number: int, line: str, n: int) -> list[int]:
+    """Return the columns of the queens of a row, from 0. Raises InputError."""
     cells = cells_of(line, n.__eq__)
     if cells is not None and len(cells) != n:
-        cells = _unpacked(cells, n)
+        cells = _expand_fen_row(cells, n)
     if cells is None:
         raise InputError(f"row {number} of the board has spaces that follow no rule: {line[:40]!r}: write {FORM}")
-    strange = next((cell for cell in cells if not _is_square(cell)), None)
-    if strange is not None:
-        raise InputError(f"row {number} of the board holds {strange[:20]!r}: use {FORM}")
+    unknown = next((cell for cell in cells if not _is_square(cell)), None)
+    if unknown is not None:
+        raise InputError(f"row {number} of the board holds {unknown[:20]!r}: use {FORM}")
     if len(cells) != n:
         raise InputError(f"row {number} of the board has {len(cells)} squares, not {n}: {line[:40]!r}")
     return [column for column, cell in enumerate(cells) if cell in QUEENS]
 
 
-def _unpacked(cells: list[str], n: int) -> list[str]:
-    """A row of FEN, whose numbers are runs of empty squares, written out; any other row as it is."""
+def _expand_fen_row(cells: list[str], n: int) -> list[str]:
+    """Expand a row of FEN, whose numbers are runs of empty squares; any other row stays."""
     if any(len(cell) > 1 for cell in cells):
         return cells
     row: list[str] = []
-    for digits, group in itertools.groupby(cells, str.isdecimal):
+    for is_number, group in itertools.groupby(cells, str.isdecimal):
         word = "".join(group)
-        row += ["."] * min(int(word), n + 1) if digits and len(word) < 3 else list(word)
+        row += ["."] * min(int(word), n + 1) if is_number and len(word) < 3 else list(word)
     return row
 
 
-def _numbers(line: str) -> list[int | None] | None:
-    """The numbers of a list of columns, None for a blank among them; None where the line is no such list."""
+def _parse_numbers(line: str) -> list[int | None] | None:
+    """Return the numbers of a list of columns, with None for a blank; None if the line is no such list."""
     words = re.split(r"[\s,;]+", line.strip("[](){} ").rstrip(",; "))
-    if len(words) < SMALLEST or not all(re.fullmatch(r"-?\d{1,3}", word) or word in NO_COLUMN for word in words):
+    if len(words) < MIN_SIZE or not all(re.fullmatch(r"-?\d{1,3}", word) or word in COLUMN_BLANKS for word in words):
         return None
     if not any(word.lstrip("-").isdecimal() for word in words):
         return None
-    return [None if word in NO_COLUMN else int(word) for word in words]
+    return [None if word in COLUMN_BLANKS else int(word) for word in words]
 
 
-def _from_list(numbers: list[int | None]) -> Columns:
-    """A list of columns, row by row. Raises InputError where they may be counted from 0 or from 1.
+def _columns_from_list(numbers: list[int | None]) -> Columns:
+    """Convert a list of columns, row by row. Raises InputError if they may be counted from 0 or from 1.
 
-    From 0 where a blank is -1, or where every row has a column and the first of them is 0. From 1 where the last
-    column, n, is among them, or where 0 stands for several blanks.
+    They are counted from 0 if a blank is -1, or if every row has a column and one of them is 0. They are counted from 1
+    if column n is among them, or if 0 stands for several blanks.
     """
     n = len(numbers)
-    given = [number for number in numbers if number is not None]
-    zeros = given.count(0)
-    if min(given) < -1 or max(given) > n:
-        wrong = next(number for number in given if not -1 <= number <= n)
+    columns = [number for number in numbers if number is not None]
+    zeros = columns.count(0)
+    if min(columns) < -1 or max(columns) > n:
+        outside = next(number for number in columns if not -1 <= number <= n)
         raise InputError(
-            f"column {wrong} lies outside the board: columns are 0 to {n - 1}, and -1 is a row without queen"
+            f"column {outside} lies outside the board: columns are 0 to {n - 1}, and -1 is a row without queen"
         )
-    if n > 1 and set(given) <= {0, 1} and len(given) == n:
+    if n > 1 and set(columns) <= {0, 1} and len(columns) == n:
         raise InputError(
             f"{n} numbers of 0 and 1 are one row of a board, or a list of columns: give all rows, or Q and ."
         )
-    from_one = n in given or (zeros > 1 and -1 not in given)
-    from_zero = -1 in given or (zeros == 1 and sorted(given) == list(range(n)))
-    if from_one and zeros and None in numbers:
-        from_zero = True  # 0 cannot be a blank beside another mark for one
-    if from_one and from_zero:
+    is_from_one = n in columns or (zeros > 1 and -1 not in columns)
+    is_from_zero = -1 in columns or (zeros == 1 and sorted(columns) == list(range(n)))
+    if is_from_one and zeros and None in numbers:
+        is_from_zero = True  # the list has another mark for blanks, so that 0 is a column
+    if is_from_one and is_from_zero:
         raise InputError(
             f"the list counts columns in two ways: write 0 to {n - 1} and -1 for a row without queen, or 1 to {n} and 0"
         )
-    if not from_one and not from_zero:
+    if not is_from_one and not is_from_zero:
         raise InputError(
             f"columns may be counted from 0 or from 1 in this list: write columns 0 to {n - 1}, and -1 for a row "
             "without queen, or the board itself"
         )
-    blank = 0 if from_one else -1
-    return [[] if number is None or number == blank else [number - from_one] for number in numbers]
+    blank = 0 if is_from_one else -1
+    return [[] if number is None or number == blank else [number - is_from_one] for number in numbers]
