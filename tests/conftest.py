@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import itertools
 import os
 import shutil
 import struct
@@ -160,24 +159,20 @@ def build_case_with_heads(strength: float = 0.0, shift: float = 0.0, **changes: 
 
 
 def program_names() -> list[dict[str, str]]:
-    """Return the names of some sixty programs, with each prior, guide, model and task beside two others at least."""
-    priors, guides, models, tasks = (registry.names() for registry in (PRIORS, GUIDES, MODELS, TASKS))
-    pairs = [
-        {"prior_name": prior, "guide_name": guide}
-        for (i, prior), (j, guide) in itertools.product(enumerate(priors), enumerate(guides))
-        if not incompatibility(prior, guide)
-        and (prior == "gaussian" or guide == "amortized" or prior == "none" or (i + j) % 4 == 0)
+    """Return programs in which every prior, guide, model and task occurs with at least two partners."""
+    priors, guides, models, tasks = (r.names() for r in (PRIORS, GUIDES, MODELS, TASKS))
+    pairs = []
+    for i, prior in enumerate(priors):
+        partners = [guide for guide in guides if not incompatibility(prior, guide)]
+        pairs += [(prior, partners[(i + shift) % len(partners)]) for shift in range(min(2, len(partners)))]
+    amortized = [(model, "gaussian") for model in ("flat", "hrm", "vae")] + [("vae", "mixture")]
+    on_tasks = [("gram", task) for task in tasks]
+    on_tasks += [(model, tasks[(i + shift) % len(tasks)]) for i, model in enumerate(models) for shift in (0, 4)]
+    return [
+        *({"prior_name": prior, "guide_name": guide} for prior, guide in pairs),
+        *({"model_name": model, "prior_name": prior, "guide_name": "amortized"} for model, prior in amortized),
+        *({"model_name": model, "task_name": task} for model, task in dict.fromkeys(on_tasks)),
     ]
-    amortized = [
-        {"model_name": model, "prior_name": prior, "guide_name": "amortized"}
-        for model, prior in (*((m, "gaussian") for m in ("flat", "looped", "hrm", "trm", "vae")), ("vae", "mixture"))
-    ]
-    defaults = [
-        {"model_name": model, "task_name": task}
-        for (i, model), (j, task) in itertools.product(enumerate(models), enumerate(tasks))
-        if model == "gram" or task in ("coloring", "sudoku_uncond") or (i + j) % len(tasks) == 0
-    ]
-    return pairs + amortized + defaults
 
 
 def covering_program_names() -> list[dict[str, str]]:
@@ -190,7 +185,7 @@ def covering_program_names() -> list[dict[str, str]]:
 
 
 def incompatibility(prior: str, guide: str) -> str:
-    """Return a part of the message that refuses a guide for a prior; an empty text where they fit."""
+    """Return why a guide cannot be used with a prior; an empty text if it can."""
     if prior == "none":
         return "" if guide == "prior" else "leaves nothing to infer"
     if prior == "mixture" and guide in ("prior", "mean_field"):

@@ -51,7 +51,7 @@ def test_only_the_charged_transition_of_a_truncated_step_has_parameters():
 def test_parameters_start_as_the_prior_of_nothing_known():
     case = build_case(**FREE, model={"prefix": 2})
     guide = case.solver.guide
-    fresh = type(guide)(guide.Config(data=8), case.solver.task.spec, case.solver.model, 16)
+    fresh = type(guide)(guide.Config(num_pairs=8), case.solver.task.spec, case.solver.model, 16)
     assert fresh.loc.shape == (8, 1, 6, 16)
     assert (fresh.loc == 0).all()
     assert (fresh.log_scale == 0).all()
@@ -112,8 +112,8 @@ def test_a_prior_that_does_not_say_is_taken_to_have_gradients():
     case = build_case(**FREE)
     guide, spec, model = case.solver.guide, case.solver.task.spec, case.solver.model
     model.prior = torch.nn.Linear(16, 16)
-    assert type(guide)(guide.Config(data=8), spec, model, 16).first == 1
+    assert type(guide)(guide.Config(num_pairs=8), spec, model, 16).first == 1
     model.prior.traits = PriorTraits(has_rsample=False)
     with pytest.raises(ConfigError, match="draws without gradient: set model.truncated to false"):
-        type(guide)(guide.Config(data=8), spec, model, 16)
-    assert type(guide)(guide.Config(data=8, transitions=2), spec, model, 16).first == 0
+        type(guide)(guide.Config(num_pairs=8), spec, model, 16)
+    assert type(guide)(guide.Config(num_pairs=8, transitions=2), spec, model, 16).first == 0
