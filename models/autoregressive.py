@@ -25,13 +25,13 @@ Logits = Callable[[Tensor, Tensor], Tensor]
 
 
 class Autoregressive(dist.TorchDistribution):
-    """Sequences ``[L_out]`` of which each token is a categorical given those before it.
+    """A distribution over sequences ``[L_out]``, each token categorical given those before it.
 
-    Densities take one pass, draws one a token.
+    A density takes one pass of the network, a draw one pass for each token.
 
     Args:
-        logits: (e_x ``[..., L, D]``, tokens int64 ``[..., n]``) to logits ``[..., n + 1, classes]``, of each token and
-            the next, for n up to L_out - 1.
+        logits: function from (e_x ``[..., L, D]``, tokens int64 ``[..., n]``) to the logits of these tokens and the
+            next, ``[..., n + 1, classes]``, for n up to L_out - 1.
         e_x: ``[..., L, D]``.
         length: L_out.
     """
@@ -48,12 +48,12 @@ class Autoregressive(dist.TorchDistribution):
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         e_x = self.e_x.expand(*sample_shape, *self.e_x.shape)
-        drawn = torch.empty(*e_x.shape[:-2], 0, dtype=torch.long, device=e_x.device)
+        tokens = torch.empty(*e_x.shape[:-2], 0, dtype=torch.long, device=e_x.device)
         with torch.no_grad():
             for _ in range(self.length):
-                following = dist.Categorical(logits=self.logits(e_x, drawn)[..., -1, :]).sample()
-                drawn = torch.cat((drawn, following[..., None]), dim=-1)
-        return drawn
+                next_token = dist.Categorical(logits=self.logits(e_x, tokens)[..., -1, :]).sample()
+                tokens = torch.cat((tokens, next_token[..., None]), dim=-1)
+        return tokens
 
     def log_prob(self, value: Tensor) -> Tensor:
         shape = torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
@@ -64,13 +64,12 @@ class Autoregressive(dist.TorchDistribution):
 
 @MODELS.register("autoregressive")
 class AutoregressiveModel(OneStepModel):
-    """A prefix language model: the embedded input, which sees itself, then the answer, which sees what is before it.
+    """A prefix language model: positions of the input attend to each other, those of the answer to all before them.
 
-    The token that predicts y_i is the sum of the embeddings of y_{i-1} and, where input and answer stand at the same
-    positions, of x there.
+    The position that predicts y_i embeds y_{i-1} and, if input and answer have the same positions, x_i.
     """
 
-    starts = False
+    learns_start = False
     traits = replace(OneStepModel.traits, default_settings={"model": {"layers": 8, "mixer": "attention"}})
 
     def __init__(self, config: OneStepConfig, spec: TaskSpec, prior: nn.Module) -> None:
@@ -78,7 +77,7 @@ class AutoregressiveModel(OneStepModel):
         check_choice("model.mixer of an autoregressive model", config.mixer, ("attention",))
         self.prompt = self.length if spec.has_input else 0
         self.f = self.stack(self.prompt + spec.output_length, prefix=self.prompt)
-        self.answer = make_embedding(spec.output_classes + 1, config.width)  # and the start of an answer
+        self.answer = make_embedding(spec.output_classes + 1, config.width)  # the last class marks the start
         self.decoder = init_linear_(nn.Linear(config.width, spec.output_classes))
 
     def respond(self, e_x: Tensor, y: Tensor | None, beta: float) -> tuple[Tensor, Tensor]:
@@ -86,16 +85,16 @@ class AutoregressiveModel(OneStepModel):
         return e_x, pyro.sample(ANSWER, likelihood, obs=y, infer={DRAW_ANSWER: True})
 
     def logits(self, e_x: Tensor, tokens: Tensor) -> Tensor:
-        """Of every token and the one that follows, ``[..., n + 1, classes]``."""
+        """Return logits of these tokens and the next one, ``[..., n + 1, classes]``."""
         start = self.spec.output_classes
         tokens = pad(tokens, (1, 0), value=start)
         s = self.answer(tokens) * self.config.width**0.5
         if self.prompt:
-            s = s + self._beside(e_x)[..., : s.shape[-2], :]
+            s = s + self._input_at_answer(e_x)[..., : s.shape[-2], :]
             s = torch.cat((e_x, s), dim=-2)
         return self.decoder(self.f(s)[..., self.prompt :, :])
 
-    def _beside(self, e_x: Tensor) -> Tensor:
-        """The embedded input at the positions of the answer, the last ones; zeros where it has fewer."""
+    def _input_at_answer(self, e_x: Tensor) -> Tensor:
+        """Return the embedded input at the L_out positions of the answer, the last ones, padded by zeros in front."""
         missing = max(0, self.spec.output_length - e_x.shape[-2])
         return pad(e_x, (0, 0, missing, 0))[..., -self.spec.output_length :, :]

@@ -1,13 +1,13 @@
 r"""Discrete diffusion (D3PM; Austin et al., 2021), uniform and absorbing, conditional on x.
 
-Over T times a token keeps its value with probability :math:`\alpha_t`, and otherwise is drawn anew from m, uniform over
-classes or the mask:
+At each of T times a token keeps its value with probability :math:`\alpha_t`; otherwise it is redrawn from m, which is
+uniform over the classes, or the mask:
 
 .. math:: q(y_t | y_0) = \bar\alpha_t\, \delta_{y_0} + (1 - \bar\alpha_t)\, m.
 
-The network tells the clean answer from a corrupted one. The bound is the sum over times of KL(q(y_{t-1} | y_t, y_0) ||
-p(y_{t-1} | y_t)), estimated at one time an input, and put under ``pyro.factor`` beside the paper's auxiliary
-cross-entropy.
+The network predicts the clean answer from a corrupted one. The bound is the sum over times of KL(q(y_{t-1} | y_t, y_0)
+|| p(y_{t-1} | y_t)), estimated at one time for each input; ``pyro.factor`` adds it to the loss, with the paper's
+auxiliary cross-entropy.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from .mdlm import Diffusion, stratified_times
 
 KINDS = ("uniform", "absorbing")
 TINY = 1e-12
-FLOOR = 1e-8  # of the probability of a value at time t - 1
+FLOOR = 1e-8  # the least probability of a value at time t - 1
 
 
 @dataclass(frozen=True)
 class D3PMConfig(OneStepConfig):
-    """Sizes, and the corruption.
+    """Sizes, and the process of corruption.
 
     Attributes:
-        kind: of the corruption: ``uniform`` or ``absorbing``.
-        diffusion_steps: T, steps of the corruption; a draw takes as many.
+        kind: how tokens are corrupted: ``uniform`` or ``absorbing``.
+        diffusion_steps: T, steps of the corruption, and of a draw.
         auxiliary_weight: weight of the cross-entropy of the clean answer in the loss.
     """
 
@@ -59,22 +59,23 @@ class D3PM(Diffusion):
 
     Config = D3PMConfig
     config: D3PMConfig
-    kept: Tensor
+    alpha_bar: Tensor
     stationary: Tensor
     floor: Tensor
 
     def __init__(self, config: D3PMConfig, spec: TaskSpec, prior: nn.Module) -> None:
         masks = int(config.kind == "absorbing")
-        super().__init__(config, spec, prior, masks=masks, timed=True)
+        super().__init__(config, spec, prior, masks=masks, uses_time=True)
         classes = spec.output_classes
         share = torch.arange(config.diffusion_steps + 1) / config.diffusion_steps
-        # As in the paper: the absorbing chain loses 1 / T of the tokens at each time, the uniform one follows a cosine.
-        kept = 1 - share if masks else (share * math.pi / 2).cos().square()
-        kept[-1] = 0.0  # at T nothing of y is left, so that the bound has no term for it
+        # The probability that a token is clean: the absorbing chain corrupts 1 / T of the tokens at each time, the
+        # uniform one follows a cosine (as in the paper).
+        alpha_bar = 1 - share if masks else (share * math.pi / 2).cos().square()
+        alpha_bar[-1] = 0.0  # at T nothing of y is left, so that the bound has no term for it
         stationary = (
             one_hot(torch.tensor(classes), classes + 1).float() if masks else torch.full((classes,), 1 / classes)
         )
-        self.register_buffer("kept", kept, persistent=False)  # the share of tokens not yet drawn anew, [T + 1]
+        self.register_buffer("alpha_bar", alpha_bar, persistent=False)  # [T + 1]
         self.register_buffer("stationary", stationary, persistent=False)  # m, [classes (+ 1)]
         self.register_buffer("floor", FLOOR * (torch.arange(classes + masks) < classes), persistent=False)
 
@@ -82,16 +83,16 @@ class D3PM(Diffusion):
         T = self.config.diffusion_steps
         t = (stratified_times(y.shape[:-1], y.device) * T).long() + 1
         clean = one_hot(y, len(self.stationary)).to(e_x.dtype)
-        marginal = self._mix(clean, self.kept[t])
+        marginal = self._corrupt(clean, self.alpha_bar[t])
         corrupted = dist.Categorical(probs=marginal).sample()
         logits = self.denoiser(e_x, corrupted, t / T)
-        guess = self._widened(logits.softmax(-1))
-        q, p = self._backward(clean, corrupted, t), self._backward(guess, corrupted, t)
+        y_0 = self._pad_mask(logits.softmax(-1))
+        q, p = self._reverse(clean, corrupted, t), self._reverse(y_0, corrupted, t)
         kl = (q * ((q + TINY).log() - (p + TINY).log())).sum((-1, -2))
         cross_entropy = -logits.log_softmax(-1).gather(-1, y[..., None]).sum((-1, -2))
         if self.training:
             add_training_loss("auxiliary", self.config.auxiliary_weight * cross_entropy)
-        return T * kl  # at t = 1 the KL is the reconstruction: q is certain of y there
+        return T * kl  # at t = 1 the KL is the reconstruction, as q is a point at y
 
     def draw(self, e_x: Tensor) -> tuple[Tensor, Tensor]:
         T, shape = self.config.diffusion_steps, (*e_x.shape[:-2], self.spec.output_length)
@@ -99,25 +100,26 @@ class D3PM(Diffusion):
         log_p = torch.zeros(shape[:-1], device=e_x.device)
         for step in range(T, 0, -1):
             t = torch.full(shape[:-1], step, device=e_x.device)
-            guess = self._widened(self.denoiser(e_x, tokens, t / T).softmax(-1))
-            backward = dist.Categorical(probs=self._backward(guess, tokens, t))
-            new = backward.sample()
-            log_p = log_p + (backward.log_prob(new) * (new != tokens)).sum(-1)
+            y_0 = self._pad_mask(self.denoiser(e_x, tokens, t / T).softmax(-1))
+            reverse = dist.Categorical(probs=self._reverse(y_0, tokens, t))
+            new = reverse.sample()
+            log_p = log_p + (reverse.log_prob(new) * (new != tokens)).sum(-1)
             tokens = new
         return tokens, log_p
 
-    def _widened(self, probabilities: Tensor) -> Tensor:
-        """The same over all states of a token: an answer is never the mask."""
+    def _pad_mask(self, probabilities: Tensor) -> Tensor:
+        """Add the mask's probability, which is 0, to those of the classes; for uniform corruption there is none."""
         return pad(probabilities, (0, len(self.stationary) - probabilities.shape[-1]))
 
-    def _mix(self, probabilities: Tensor, kept: Tensor) -> Tensor:
-        kept = kept[..., None, None]
-        return kept * probabilities + (1 - kept) * self.stationary
+    def _corrupt(self, probabilities: Tensor, alpha_bar: Tensor) -> Tensor:
+        alpha_bar = alpha_bar[..., None, None]
+        return alpha_bar * probabilities + (1 - alpha_bar) * self.stationary
 
-    def _backward(self, clean: Tensor, corrupted: Tensor, t: Tensor) -> Tensor:
-        """q(y_{t-1} | y_t, y_0), or p where ``clean`` is a guess of y_0: ``[..., L_out, classes (+ 1)]``."""
-        alpha = (self.kept[t] / self.kept[t - 1].clamp(min=TINY))[..., None, None]  # one time's own
-        arrived = alpha * one_hot(corrupted, len(self.stationary)) + (1 - alpha) * self.stationary[corrupted][..., None]
-        # The floor keeps a clean answer that the network thinks impossible from being so: 0 / 0 has no gradient.
-        joint = arrived * (self._mix(clean, self.kept[t - 1]) + self.floor)
+    def _reverse(self, clean: Tensor, corrupted: Tensor, t: Tensor) -> Tensor:
+        """Return q(y_{t-1} | y_t, y_0), ``[..., L_out, classes (+ 1)]``; p if ``clean`` is a prediction of y_0."""
+        alpha = (self.alpha_bar[t] / self.alpha_bar[t - 1].clamp(min=TINY))[..., None, None]  # alpha_t
+        stays = one_hot(corrupted, len(self.stationary))
+        to_corrupted = alpha * stays + (1 - alpha) * self.stationary[corrupted][..., None]
+        # The floor avoids 0 / 0, which has no gradient, for clean answers that the network excludes.
+        joint = to_corrupted * (self._corrupt(clean, self.alpha_bar[t - 1]) + self.floor)
         return joint / joint.sum(-1, keepdim=True)

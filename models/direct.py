@@ -1,4 +1,4 @@
-"""Direct prediction, and what all programs have in common that answer in one step."""
+"""Direct prediction, and the base class of all models that answer in one step."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class OneStepConfig:
     """Sizes of a stack of layers.
 
     Attributes:
-        width: D, channels of a position.
-        heads: attention heads of a layer.
-        hidden: width of a layer's SwiGLU.
-        layers: layers of the stack.
-        mixer: what mixes positions: ``attention``, or ``swiglu`` (over positions; not of autoregressive models).
+        width: D, channels at each position.
+        heads: attention heads of each layer.
+        hidden: width of each layer's SwiGLU.
+        layers: number of layers.
+        mixer: how positions are mixed: ``attention``, or ``swiglu`` (over positions; not for autoregressive models).
         prefix: zero positions before the input (the paper's 16 puzzle tokens).
     """
 
@@ -46,10 +46,7 @@ class OneStepConfig:
 
 
 class OneStepModel(nn.Module):
-    """A program without a trajectory: it starts anew at each call, whatever ``state`` and ``steps`` say.
-
-    Subclasses implement :meth:`respond`. They have no guidance, so that no prior and no guide has a say in them.
-    """
+    """A model without a trajectory: it ignores ``state`` and ``steps``. Subclasses implement :meth:`respond`."""
 
     Config: type = OneStepConfig
     traits = ModelTraits(
@@ -58,7 +55,7 @@ class OneStepModel(nn.Module):
         default_parts={"prior": "none", "guide": "prior"},
         default_settings={"model": {"layers": 8}},
     )
-    starts = True  # from a learned embedding of each position, where there is no input?
+    learns_start = True  # for p(x): whether a learned embedding of each position stands in for the input
     zeros: Tensor
 
     def __init__(self, config: Any, spec: TaskSpec, prior: nn.Module) -> None:
@@ -66,12 +63,12 @@ class OneStepModel(nn.Module):
         self.config, self.spec = config, spec
         self.length = config.prefix + spec.input_length
         self.encoder = input_encoder(spec, config.width, config.prefix)
-        # Where there is no input, something must tell positions apart.
-        self.start = None if spec.has_input or not self.starts else nn.Parameter(torch.randn(self.length, config.width))
+        has_start = self.learns_start and not spec.has_input
+        self.start = nn.Parameter(torch.randn(self.length, config.width)) if has_start else None
         self.register_buffer("zeros", torch.zeros(self.length, config.width), persistent=False)
 
     def stack(self, length: int | None = None, prefix: int | None = None) -> nn.Sequential:
-        """The layers of the config over ``length`` positions (those of the input)."""
+        """Make the layers of the config, for ``length`` positions (default: those of the input)."""
         c = self.config
         return make_stack(c.mixer, c.layers, length or self.length, c.width, c.heads, c.hidden, prefix)
 
@@ -85,7 +82,7 @@ class OneStepModel(nn.Module):
         truncated: bool | None = None,
         beta: float = 1.0,
     ) -> Tensor:
-        """Arguments as for :class:`~models.gram.GRAM`; returns y, int64 ``[..., B, L_out]``."""
+        """Return y, int64 ``[..., B, L_out]``. Arguments as for :class:`~pyro_gram.models.gram.GRAM`."""
         register_parameters("model", self)
         e_x = embed_input(self.encoder, x, self.zeros, None if y is None else y.shape[:-1])
         e_x = e_x if self.start is None else e_x + self.start
@@ -95,13 +92,13 @@ class OneStepModel(nn.Module):
             return answer
 
     def respond(self, e_x: Tensor, y: Tensor | None, beta: float) -> tuple[Tensor, Tensor]:
-        """The last hidden state ``[..., L, D]``, and the value of the site y, which this makes."""
+        """Sample or observe the site y; return the last hidden state ``[..., L, D]``, and y."""
         raise NotImplementedError
 
 
 @MODELS.register("direct")
 class Direct(OneStepModel):
-    """One pass through a stack of layers; positions of the answer are independent given x (Table 1, Table 3b)."""
+    """One pass through a stack of layers; the tokens of an answer are independent given x (Tables 1 and 3b)."""
 
     def __init__(self, config: OneStepConfig, spec: TaskSpec, prior: nn.Module) -> None:
         super().__init__(config, spec, prior)

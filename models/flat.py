@@ -1,4 +1,4 @@
-"""Recursions over a single latent: no hierarchy (Table 3a)."""
+"""Models with a single latent state, without hierarchy (Table 3a)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .gram import GRAM, GRAMConfig
 
 
 class FlatCore(nn.Module):
-    """``u = f(h + e_x)``, ``low_steps`` times over; l is carried untouched."""
+    """Apply ``h = f(h + e_x)`` ``low_steps`` times; l stays as it is."""
 
     def __init__(self, config: CoreConfig, length: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class FlatCore(nn.Module):
 
 @dataclass(frozen=True)
 class FlatConfig(GRAMConfig):
-    """As GRAM's.
+    """GRAM's config, with other defaults.
 
     Attributes:
         low_steps: applications of f between two draws of guidance.
@@ -42,7 +42,7 @@ class FlatConfig(GRAMConfig):
 
 @MODELS.register("flat")
 class Flat(GRAM):
-    """GRAM with one latent and one network; deep supervision as there."""
+    """GRAM with one latent state and one network."""
 
     Config = FlatConfig
     Core = FlatCore
@@ -50,10 +50,10 @@ class Flat(GRAM):
 
 @dataclass(frozen=True)
 class LoopedConfig(FlatConfig):
-    """As GRAM's.
+    """GRAM's config, with other defaults.
 
     Attributes:
-        transitions: the loops; gradient goes through all of them.
+        transitions: the loops; the gradient goes through all of them.
     """
 
     transitions: int = 8
@@ -62,10 +62,9 @@ class LoopedConfig(FlatConfig):
 
 @MODELS.register("looped")
 class Looped(GRAM):
-    """The Looped Transformer: one stack of layers applied again and again, supervised at the end alone.
+    """The Looped Transformer: one stack of layers, applied repeatedly and supervised at the end only.
 
-    The answer of one supervision step is the answer. With another prior than ``none`` it is the row "+ guidance" of
-    Table 3a: every transition is charged (Eq. 13).
+    With another prior than ``none`` it is the row "+ guidance" of Table 3a, where each transition has a KL (Eq. 13).
     """
 
     Config = LoopedConfig

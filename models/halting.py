@@ -1,22 +1,21 @@
-"""HRM and TRM: deterministic recursions that learn when to stop (Wang et al., 2025; Jolicoeur-Martineau, 2025).
+"""HRM and TRM: deterministic recursions that learn when to halt (Wang et al., 2025; Jolicoeur-Martineau, 2025).
 
-Both are GRAM's program with other cores, no guidance (prior ``none``), and halting of their own: with ``train.act`` a
-trajectory keeps its place in the batch until it halts, as in their code.
+Both are GRAM with another core, without guidance (prior ``none``), and with a halting head that is trained with the
+rest. With ``train.act`` a trajectory keeps its place in the batch until it halts, as in their code.
 
-Where their papers and their code differ, and what is done here:
+Their papers and their code differ in these points:
 
-- *Carry.* Their papers draw a fresh batch for N_sup steps. Their code loads a batch at each update, which only the
-  places of halted trajectories take. Done: the code's way (``train.act``).
-- *Exploration.* One in ten trajectories must make a random number of steps of at least 2. HRM draws that once, the code
-  at every step anew. Done: the code's way.
-- *Loss.* Softmax cross-entropy, where their code has stablemax; the halting loss weighs half as much as the mean
-  cross-entropy of a position, as in their code.
-- *HRM's target of going on* is the best value of the next step; at the last allowed step the code takes the value of
-  halting there. The program does not know which step is its last and always takes the best. TRM leaves that loss out.
-- *In evaluation* both run all supervision steps, as their code does.
-- Weights: HRM has two networks of 4 layers and TRM one of 2; sizes are the user's here (``model.layers``).
-- They read the halting head off the first position. So it is done here; there are puzzle tokens at it only with a
-  ``prefix``.
+- *Carry.* In the papers a batch stays for N_sup steps. In the code each update loads a batch, whose inputs replace
+  those of halted trajectories. Here: as in the code (``train.act``).
+- *Exploration.* One in ten trajectories must take a random number of steps, at least 2. The paper on HRM draws this
+  number once, the code again at each step. Here: as in the code.
+- *Loss.* Here the cross-entropy uses the softmax; the code uses stablemax. The halting loss has half the weight of the
+  mean cross-entropy of a position, as in the code.
+- *HRM's target for continuing* is the best value of the next step; at the last step the code uses the value of halting
+  there. This model does not know its last step and always uses the best value. TRM omits this loss.
+- *Evaluation* runs all supervision steps, as in the code.
+- *Sizes.* HRM has two networks of 4 layers, TRM one of 2; here ``model.layers`` sets them.
+- *Head.* It reads the first position, as in the code; this position holds a puzzle token only if there is a ``prefix``.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ from pyro_gram.registry import MODELS
 
 from .gram import GRAM, GRAMConfig
 
-WEIGHT = 0.5  # of the halting loss beside the mean cross-entropy of a position
-ANSWERS, STARTS = ("mode", "sampled"), ("fixed", "random")
+HALT_WEIGHT = 0.5  # of the halting loss, relative to the mean cross-entropy of a position
+DECODINGS, INITIAL_STATES = ("mode", "sampled"), ("fixed", "random")
 
 
 class OneStepCore(RecursiveCore):
-    """HRM's: of a transition's low-level steps only the last carries gradient (its one-step approximation)."""
+    """HRM's core: only the last low-level step of a transition has a gradient (the one-step approximation)."""
 
     def forward(self, state: LatentState, e_x: Tensor) -> tuple[Tensor, Tensor]:
         h, l = state
@@ -58,7 +57,7 @@ class OneStepCore(RecursiveCore):
 
 
 class SharedCore(nn.Module):
-    """TRM's: one network is both f_L and f_H."""
+    """TRM's core: one network is both f_L and f_H."""
 
     def __init__(self, config: CoreConfig, length: int) -> None:
         super().__init__()
@@ -74,7 +73,7 @@ class SharedCore(nn.Module):
 
 
 class _Halting(GRAM):
-    """What HRM and TRM share: a head that is trained along with the rest, and its gradient into the core."""
+    """Base class of HRM and TRM: GRAM with a halting head that is trained with the core."""
 
     traits = ModelTraits(
         default_parts={"prior": "none", "guide": "prior"},
@@ -97,27 +96,27 @@ class _Halting(GRAM):
         return super().answer(state, e_x, y, infer)
 
     def learn_to_halt(self, state: LatentState, e_x: Tensor, y: Tensor) -> None:
-        """The observed site ``halt`` ("the answer is right now") and the site ``halted``."""
+        """Observe at ``halt`` whether the answer is right now, and record at ``halted`` who halts."""
         logits = self.halting(state.h[..., 0, :])
-        right = (self.likelihood(state.h).base_dist.logits.argmax(-1) == y).all(-1)
-        with poutine.scale(scale=WEIGHT * self.spec.output_length):
+        is_right = (self.likelihood(state.h).base_dist.logits.argmax(-1) == y).all(-1)
+        with poutine.scale(scale=HALT_WEIGHT * self.spec.output_length):
             pyro.sample(
                 HALT,
                 dist.Bernoulli(logits=logits[..., 0]),
-                obs=right.to(logits.dtype).expand(logits.shape[:-1]),
+                obs=is_right.to(logits.dtype).expand(logits.shape[:-1]),
                 infer={LOSS_ONLY: True},
             )
-            self.learn_to_go_on(logits, state, e_x)
+            self.learn_to_continue(logits, state, e_x)
         threshold = logits[..., 1] if self.outputs > 1 else torch.zeros_like(logits[..., 0])
         pyro.deterministic(HALTED, logits[..., 0] > threshold)
 
-    def learn_to_go_on(self, logits: Tensor, state: LatentState, e_x: Tensor) -> None:
-        """What HRM adds."""
+    def learn_to_continue(self, logits: Tensor, state: LatentState, e_x: Tensor) -> None:
+        """Add HRM's loss of continuing; TRM has none."""
 
 
 @dataclass(frozen=True)
 class HRMConfig(GRAMConfig):
-    """As GRAM's.
+    """GRAM's config, with other defaults.
 
     Attributes:
         low_steps: low-level cycles in each high-level one (2 in the paper).
@@ -130,16 +129,16 @@ class HRMConfig(GRAMConfig):
 
 @MODELS.register("hrm")
 class HRM(_Halting):
-    """The Hierarchical Reasoning Model: two networks, one-step gradients, Q-learning of when to halt."""
+    """The Hierarchical Reasoning Model: two networks, one-step gradients, halting by Q-learning."""
 
     Config = HRMConfig
     Core = OneStepCore
     outputs = 2
 
-    def learn_to_go_on(self, logits: Tensor, state: LatentState, e_x: Tensor) -> None:
+    def learn_to_continue(self, logits: Tensor, state: LatentState, e_x: Tensor) -> None:
         with torch.no_grad(), poutine.block():
-            following = self.reason(e_x, state.detach(), truncated=True)
-            target = self.halting(following.h[..., 0, :]).amax(-1).sigmoid()
+            next_state = self.reason(e_x, state.detach(), truncated=True)
+            target = self.halting(next_state.h[..., 0, :]).amax(-1).sigmoid()
         loss = F.binary_cross_entropy_with_logits(logits[..., 1], target, reduction="none")
         add_training_loss("go_on", loss)
 
@@ -149,8 +148,8 @@ class TRMConfig(GRAMConfig):
     """Sizes, and the two naive ways to make TRM stochastic (Table 3b).
 
     Attributes:
-        decoding: what a roll-out answers: the decoder's ``mode``, or a draw from it (``sampled``).
-        initial_state: z_0 is ``fixed``, or drawn anew for every trajectory (``random``), in training as well.
+        decoding: how a roll-out answers: with the decoder's ``mode``, or with a draw from it (``sampled``).
+        initial_state: z_0 is ``fixed``, or drawn for each trajectory (``random``), also in training.
     """
 
     low_steps: int = 6
@@ -159,13 +158,13 @@ class TRMConfig(GRAMConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("decoding", self.decoding, ANSWERS)
-        check_choice("initial_state", self.initial_state, STARTS)
+        check_choice("decoding", self.decoding, DECODINGS)
+        check_choice("initial_state", self.initial_state, INITIAL_STATES)
 
 
 @MODELS.register("trm")
 class TRM(_Halting):
-    """The Tiny Recursive Model: one network, gradient through the last whole transition, halting by a binary head."""
+    """The Tiny Recursive Model: one network, a gradient through the last transition, halting by a binary head."""
 
     Config = TRMConfig
     Core = SharedCore
@@ -174,8 +173,8 @@ class TRM(_Halting):
     def initial_state(self, e_x: Tensor) -> LatentState:
         if self.config.initial_state == "fixed":
             return super().initial_state(e_x)
-        plain = dist.Normal(torch.zeros_like(self.h0), 1.0).to_event(2)
-        state = LatentState(pyro.sample("z0_h", plain), pyro.sample("z0_l", plain))
+        standard_normal = dist.Normal(torch.zeros_like(self.h0), 1.0).to_event(2)
+        state = LatentState(pyro.sample("z0_h", standard_normal), pyro.sample("z0_l", standard_normal))
         return LatentState(*(part.expand(torch.broadcast_shapes(part.shape, e_x.shape)) for part in state))
 
     def answer(self, state: LatentState, e_x: Tensor, y: Tensor | None, infer: dict | None = None) -> Tensor:

@@ -1,10 +1,10 @@
 r"""Masked diffusion language model (MDLM; Sahoo et al., 2024), conditional on x.
 
-A token is masked by time t with probability t. The bound is a weighted cross-entropy of masked tokens,
+At time t each token is masked with probability t. The bound is a weighted cross-entropy of masked tokens,
 
 .. math:: -\log p(y | x) \le E_{t, y_t}\Big[\frac1t \sum_{i: y_{t,i} = [M]} -\log p_\theta(y_i | y_t, x)\Big],
 
-a plain loss under ``pyro.factor``. A draw starts from masks alone and uncovers tokens step by step.
+which ``pyro.factor`` adds to the loss. A draw starts with all tokens masked and reveals them step by step.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from pyro_gram.system.distributed import for_whole_batch
 
 from .direct import OneStepConfig, OneStepModel
 
-EARLIEST = 1e-3  # the least time that is trained, where 1 / t is large
+MIN_TIME = 1e-3  # the least time in training, as 1 / t grows without bound
 
 
 @dataclass(frozen=True)
 class MDLMConfig(OneStepConfig):
     """Sizes, and the length of a draw.
 
-    Tokens that one step uncovers are drawn independently. With as many steps as tokens most are not alone in theirs;
-    with eight times as many nearly all are, and a draw costs eight times as much.
+    Tokens that one step reveals are drawn independently. With as many steps as tokens, most steps reveal several; with
+    eight times as many, nearly all reveal one, at eight times the cost.
 
     Attributes:
-        sampling_steps: of a draw; 0 for as many as the answer has tokens.
+        sampling_steps: steps of a draw; 0 for the number of tokens.
     """
 
     sampling_steps: int = 0
@@ -48,14 +48,14 @@ class MDLMConfig(OneStepConfig):
 
 
 class Diffusion(OneStepModel):
-    """What diffusion baselines share: y is a bound under ``pyro.factor`` in training, and a draw otherwise."""
+    """Base class of the diffusion baselines: y is a bound in ``pyro.factor`` if observed, and a draw otherwise."""
 
     traits = replace(OneStepModel.traits, has_exact_likelihood=False)
 
-    def __init__(self, config: OneStepConfig, spec: TaskSpec, prior: nn.Module, masks: int, timed: bool) -> None:
+    def __init__(self, config: OneStepConfig, spec: TaskSpec, prior: nn.Module, masks: int, uses_time: bool) -> None:
         super().__init__(config, spec, prior)
         answer = answer_encoder(spec, config.width, masks)
-        self.denoiser = Denoiser(answer, self.stack(), answer_decoder(spec, config.width), config.width, timed)
+        self.denoiser = Denoiser(answer, self.stack(), answer_decoder(spec, config.width), config.width, uses_time)
 
     def respond(self, e_x: Tensor, y: Tensor | None, beta: float) -> tuple[Tensor, Tensor]:
         if y is not None:
@@ -63,31 +63,31 @@ class Diffusion(OneStepModel):
             return e_x, y
         shape = torch.broadcast_shapes(plate_shape(), e_x.shape[:-2])
         tokens, log_p = self.draw(e_x.expand(*shape, *e_x.shape[-2:]))
-        drawn = dist.Delta(tokens, log_density=log_p, event_dim=1)
-        return e_x, pyro.sample(ANSWER, drawn, infer={DRAW_ANSWER: True})
+        point = dist.Delta(tokens, log_density=log_p, event_dim=1)
+        return e_x, pyro.sample(ANSWER, point, infer={DRAW_ANSWER: True})
 
     def loss(self, e_x: Tensor, y: Tensor) -> Tensor:
-        """One draw's estimate of the bound on -log p(y | x), nats, ``[...]``."""
+        """Estimate the bound on -log p(y | x) from one corruption, nats, ``[...]``."""
         raise NotImplementedError
 
     def draw(self, e_x: Tensor) -> tuple[Tensor, Tensor]:
-        """A draw, int64 ``[..., L_out]``, and how sure the network was of its tokens, nats, ``[...]``."""
+        """Return a draw, int64 ``[..., L_out]``, and the summed log probabilities of its tokens, nats, ``[...]``."""
         raise NotImplementedError
 
 
 @MODELS.register("mdlm")
 class MDLM(Diffusion):
-    """Masked diffusion."""
+    """The masked diffusion language model."""
 
     Config = MDLMConfig
     config: MDLMConfig
 
     def __init__(self, config: MDLMConfig, spec: TaskSpec, prior: nn.Module) -> None:
-        super().__init__(config, spec, prior, masks=1, timed=False)
+        super().__init__(config, spec, prior, masks=1, uses_time=False)
         self.mask = spec.output_classes
 
     def loss(self, e_x: Tensor, y: Tensor) -> Tensor:
-        time = stratified_times(y.shape[:-1], y.device).clamp(min=EARLIEST)
+        time = stratified_times(y.shape[:-1], y.device).clamp(min=MIN_TIME)
         masked = torch.rand(y.shape, device=y.device) < time[..., None]
         logits = self.denoiser(e_x, torch.where(masked, self.mask, y), time)
         log_p = logits.log_softmax(-1).gather(-1, y[..., None]).squeeze(-1)
@@ -99,20 +99,20 @@ class MDLM(Diffusion):
         log_p = torch.zeros(e_x.shape[:-2], device=e_x.device)
         for step in range(steps, 0, -1):
             time = torch.full(e_x.shape[:-2], step / steps, device=e_x.device)
-            guess = dist.Categorical(logits=self.denoiser(e_x, tokens, time))
-            value = guess.sample()
-            # A masked token is uncovered with probability (t - s) / t; at the last step all are.
-            uncovered = (tokens == self.mask) & (torch.rand(tokens.shape, device=e_x.device) < 1 / step)
-            log_p = log_p + (guess.log_prob(value) * uncovered).sum(-1)
-            tokens = torch.where(uncovered, value, tokens)
+            prediction = dist.Categorical(logits=self.denoiser(e_x, tokens, time))
+            value = prediction.sample()
+            # A masked token is revealed with probability (t - s) / t; at the last step all are.
+            reveal = (tokens == self.mask) & (torch.rand(tokens.shape, device=e_x.device) < 1 / step)
+            log_p = log_p + (prediction.log_prob(value) * reveal).sum(-1)
+            tokens = torch.where(reveal, value, tokens)
         return tokens, log_p
 
 
 def stratified_times(shape: torch.Size, device: torch.device) -> Tensor:
-    """Uniform times in [0, 1), spread evenly over a batch: each is uniform, their mean hardly varies."""
+    """Draw stratified times in [0, 1): each is uniform, and their mean hardly varies between batches."""
 
     def times(count: int) -> Tensor:
-        even = (torch.arange(count, device=device) / count + torch.rand((), device=device)) % 1
-        return even[torch.randperm(count, device=device)]
+        grid = (torch.arange(count, device=device) / count + torch.rand((), device=device)) % 1
+        return grid[torch.randperm(count, device=device)]
 
     return for_whole_batch(times, max(1, shape.numel())).view(shape)

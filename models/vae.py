@@ -19,9 +19,9 @@ from .direct import OneStepConfig, OneStepModel
 
 @MODELS.register("vae")
 class VAE(OneStepModel):
-    """One latent draw, eps_0 ~ N(0, I) by default, between two stacks of layers: u_0 = f(e_x), h = g(u_0 + eps_0).
+    """One latent eps_0 between two stacks of layers: u_0 = f(e_x), h = g(u_0 + eps_0).
 
-    The encoder is the guide, which sees u_0 and y.
+    By default eps_0 ~ N(0, I). The encoder is the guide, which reads u_0 and y.
     """
 
     traits = ModelTraits(

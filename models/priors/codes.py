@@ -1,4 +1,4 @@
-"""Discrete guidance: recursion in a discrete latent space, with DreamerV2's categorical codes."""
+"""Discrete guidance: DreamerV2's categorical codes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pyro_gram.registry import PRIORS
 
 @dataclass(frozen=True)
 class DiscretePriorConfig:
-    """Codes of a position.
+    """Sizes of the codes, and their gradient.
 
     Attributes:
         hidden: width of the SwiGLU.
-        groups: codes a position.
+        groups: codes at each position.
         classes: values of a code.
-        temperature: of relaxed draws in training (Gumbel-softmax); 0 for straight-through gradients.
+        temperature: temperature of relaxed draws in training (Gumbel-softmax); 0 for straight-through gradients.
         uniform_mix: share of the probability that is spread evenly over a code's values.
     """
 
@@ -45,7 +45,7 @@ class DiscretePriorConfig:
 
 @PRIORS.register("discrete")
 class DiscretePrior(nn.Module):
-    """Categorical codes per position, embedded into u's space. Roll-outs draw one-hot codes always."""
+    """Categorical codes at each position, embedded into u's space. Roll-outs always draw one-hot codes."""
 
     Config = DiscretePriorConfig
 

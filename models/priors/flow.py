@@ -1,4 +1,4 @@
-"""A conditional normalizing flow, from Pyro's transforms."""
+"""A conditional normalizing flow, made of Pyro's transforms."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FlowPriorConfig(GaussianPriorConfig):
     """Sizes of the flow.
 
     Attributes:
-        couplings: affine couplings (RealNVP), with a fixed permutation of channels between two.
+        couplings: affine couplings (RealNVP); a fixed permutation of channels lies between any two.
     """
 
     couplings: int = 2
@@ -34,7 +34,10 @@ class FlowPriorConfig(GaussianPriorConfig):
 
 @PRIORS.register("flow")
 class FlowPrior(nn.Module):
-    """A Gaussian per position, warped by affine couplings over channels that see u. It starts as the Gaussian."""
+    """A Gaussian at each position, transformed by affine couplings of channels that depend on u.
+
+    Before training the couplings are the identity.
+    """
 
     Config = FlowPriorConfig
 
@@ -57,9 +60,9 @@ class FlowPrior(nn.Module):
 
 
 class CouplingNetwork(nn.Module):
-    """The shift and the log scale of a coupling, ``[..., D - half]`` each, from the channels that stay and from u.
+    """Compute shift and log scale of a coupling, ``[..., D - half]`` each, from u and the channels that stay.
 
-    As Pyro's ``ConditionalDenseNN``, which cannot be made where tensors have no numbers.
+    Pyro's ``ConditionalDenseNN`` does the same, but cannot be built on torch's meta device.
     """
 
     def __init__(self, half: int, width: int, hidden: int) -> None:

@@ -1,4 +1,4 @@
-"""Gaussian priors: the paper's and its ablations (Table 3b)."""
+"""Gaussian priors: the paper's, and its ablations (Table 3b)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class GaussianPriorConfig:
 
 @PRIORS.register("gaussian")
 class GaussianPrior(nn.Module):
-    r"""The paper's: a diagonal Gaussian :math:`N(\mu_\theta(u), \sigma_\theta(u)^2 I)` per position and channel."""
+    r"""The paper's prior: a diagonal Gaussian :math:`N(\mu_\theta(u), \sigma_\theta(u)^2 I)`."""
 
     Config = GaussianPriorConfig
     traits = PriorTraits(can_defer=True)
@@ -48,7 +48,7 @@ class GaussianPrior(nn.Module):
 
 @PRIORS.register("noise_only")
 class NoiseOnlyPrior(nn.Module):
-    r""":math:`N(0, \sigma_\theta(u)^2 I)`: guidance that is never a correction of u (Table 3b)."""
+    r"""The prior :math:`N(0, \sigma_\theta(u)^2 I)`: noise without a learned direction (Table 3b)."""
 
     Config = GaussianPriorConfig
     traits = PriorTraits(can_defer=True)
@@ -64,11 +64,11 @@ class NoiseOnlyPrior(nn.Module):
 
 @PRIORS.register("mean_only")
 class MeanOnlyPrior(nn.Module):
-    r""":math:`N(\mu_\theta(u), 0)`: guidance without noise, under prior and guide alike (Table 3b).
+    r"""The prior :math:`N(\mu_\theta(u), 0)`: guidance without noise, in prior and guide (Table 3b).
 
-    The KL of two points is 0 or infinite. Here it is that of Gaussians of scale ``initial_scale`` around them, a
-    squared distance, so that such a guide can be trained at all; no bound made of it is reported. Nothing then hides
-    from the core what the guide tells of y.
+    The KL of two points is 0 or infinite. To train a guide, the KL of Gaussians with scale ``initial_scale`` around the
+    points replaces it, a squared distance; no bound that contains it is reported. Without noise the guide can pass y to
+    the core.
     """
 
     Config = GaussianPriorConfig
@@ -86,7 +86,7 @@ class MeanOnlyPrior(nn.Module):
 
 @dataclass(frozen=True)
 class StandardPriorConfig:
-    """A fixed prior's only setting.
+    """The scale of a fixed prior.
 
     Attributes:
         scale: sigma of every channel.
@@ -100,7 +100,7 @@ class StandardPriorConfig:
 
 @PRIORS.register("standard")
 class StandardPrior(nn.Module):
-    """N(0, scale^2 I), whatever u is: the prior of a variational autoencoder."""
+    """The prior N(0, scale^2 I) of a variational autoencoder, which does not depend on u."""
 
     Config = StandardPriorConfig
 
@@ -115,12 +115,12 @@ class StandardPrior(nn.Module):
 
 @dataclass(frozen=True)
 class NoPriorConfig:
-    """There is nothing to set."""
+    """This prior has no settings."""
 
 
 @PRIORS.register("none")
 class NoPrior(nn.Module):
-    """eps = 0: the deterministic model, which is the program conditioned on no guidance (TRM is GRAM with it)."""
+    """No guidance, eps = 0: the deterministic model (TRM is GRAM with it)."""
 
     Config = NoPriorConfig
     traits = PriorTraits(family=None)

@@ -22,10 +22,10 @@ from .gaussian import GaussianPriorConfig
 
 @dataclass(frozen=True)
 class StudentTPriorConfig(GaussianPriorConfig):
-    """The Gaussian prior's, and the tails.
+    """The Gaussian prior's config, and the tails.
 
     Attributes:
-        freedom: degrees of freedom, above 2 so that the variance is finite.
+        freedom: degrees of freedom, above 2 for a finite variance.
     """
 
     freedom: float = 4.0
@@ -37,7 +37,7 @@ class StudentTPriorConfig(GaussianPriorConfig):
 
 @PRIORS.register("student_t")
 class StudentTPrior(nn.Module):
-    """A Student-t per position and channel: now and then a trajectory jumps far. Guides are Gaussian."""
+    """A Student-t at each position and channel: sometimes a trajectory jumps far. Guides are Gaussian."""
 
     Config = StudentTPriorConfig
 
@@ -52,7 +52,7 @@ class StudentTPrior(nn.Module):
 
 @dataclass(frozen=True)
 class MixturePriorConfig(GaussianPriorConfig):
-    """The Gaussian prior's, and the number of modes.
+    """The Gaussian prior's config, and the number of modes.
 
     Attributes:
         components: Gaussians in the mixture.
@@ -67,9 +67,9 @@ class MixturePriorConfig(GaussianPriorConfig):
 
 @PRIORS.register("mixture")
 class MixturePrior(nn.Module):
-    """A mixture of diagonal Gaussians over all of ``[L, D]``: positions choose their component together.
+    """A mixture of diagonal Gaussians over ``[L, D]``: all positions are in the same component.
 
-    One guide component must lie within one of these modes, so guides stay Gaussian.
+    Guides are Gaussian, as a posterior lies within one component.
     """
 
     Config = MixturePriorConfig
@@ -80,7 +80,7 @@ class MixturePrior(nn.Module):
         self.components = config.components
         self.head = GaussianHead(width, config.hidden, config.components * width, config.initial_scale)
         self.weights = SwiGLU(width, config.hidden, config.components)
-        # Components that start equal would stay equal.
+        # Components that are equal at the start would stay equal.
         self.offset = nn.Parameter(config.initial_scale * torch.randn(config.components, 1, width))
 
     def forward(self, u: Tensor) -> dist.TorchDistribution:
@@ -111,16 +111,16 @@ class LowRankNormal(dist.TorchDistribution):
 
     @cached_property
     def flat(self) -> dist.LowRankMultivariateNormal:
-        """The same over ``[L * D]``; its KL, which training needs alone, does without."""
+        """The distribution over ``[L * D]``, for draws and densities; the KL does not need it."""
         return dist.LowRankMultivariateNormal(
             self.loc.flatten(-2), self.factor.flatten(-3, -2), self.scale.flatten(-2).square(), validate_args=False
         )
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> LowRankNormal:
-        def wide(t: Tensor, event: int) -> Tensor:
+        def expand(t: Tensor, event: int) -> Tensor:
             return t.expand(*batch_shape, *t.shape[-event:])
 
-        return LowRankNormal(wide(self.loc, 2), wide(self.factor, 3), wide(self.scale, 2))
+        return LowRankNormal(expand(self.loc, 2), expand(self.factor, 3), expand(self.scale, 2))
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         return self.flat.rsample(sample_shape).unflatten(-1, self.event_shape)
@@ -135,29 +135,33 @@ class LowRankNormal(dist.TorchDistribution):
 
 @register_kl(torch.distributions.Independent, LowRankNormal)
 def _kl_diagonal_low_rank(q: Any, p: LowRankNormal) -> Tensor:
-    """In closed form, by Woodbury's identity: no matrix is larger than the rank."""
+    """Compute the KL in closed form by Woodbury's identity: no matrix is larger than the rank."""
     if not isinstance(q.base_dist, torch.distributions.Normal):
         raise NotImplementedError
     variance = p.scale.flatten(-2).square()
-    weighed = p.factor.flatten(-3, -2) / variance[..., None]  # D^-1 F, [..., LD, rank]
+    scaled_factor = p.factor.flatten(-3, -2) / variance[..., None]  # D^-1 F, [..., LD, rank]
     ratio = q.base_dist.scale.flatten(-2).square() / variance
-    capacitance = torch.eye(weighed.shape[-1], device=weighed.device) + p.factor.flatten(-3, -2).mT @ weighed
+    capacitance = (
+        torch.eye(scaled_factor.shape[-1], device=scaled_factor.device) + p.factor.flatten(-3, -2).mT @ scaled_factor
+    )
     root = torch.linalg.cholesky(capacitance)
     shift = (p.loc - q.base_dist.loc).flatten(-2)
-    spread = torch.linalg.solve_triangular(root, (weighed * q.base_dist.scale.flatten(-2)[..., None]).mT, upper=False)
-    along = torch.linalg.solve_triangular(root, (weighed.mT @ shift[..., None]), upper=False)
-    trace = ratio.sum(-1) - spread.square().sum((-1, -2))
-    distance = (shift.square() / variance).sum(-1) - along.square().sum((-1, -2))
+    projected_scale = torch.linalg.solve_triangular(
+        root, (scaled_factor * q.base_dist.scale.flatten(-2)[..., None]).mT, upper=False
+    )
+    projected_shift = torch.linalg.solve_triangular(root, (scaled_factor.mT @ shift[..., None]), upper=False)
+    trace = ratio.sum(-1) - projected_scale.square().sum((-1, -2))
+    distance = (shift.square() / variance).sum(-1) - projected_shift.square().sum((-1, -2))
     log_determinant = 2 * root.diagonal(dim1=-1, dim2=-2).log().sum(-1) - ratio.log().sum(-1)
     return 0.5 * (trace + distance + log_determinant - ratio.shape[-1])
 
 
 @dataclass(frozen=True)
 class LowRankPriorConfig(GaussianPriorConfig):
-    """The Gaussian prior's, and the rank of the covariance.
+    """The Gaussian prior's config, and the rank of the covariance.
 
     Attributes:
-        rank: directions in which positions move together.
+        rank: rank of the covariance between positions.
     """
 
     rank: int = 4
@@ -169,7 +173,7 @@ class LowRankPriorConfig(GaussianPriorConfig):
 
 @PRIORS.register("low_rank")
 class LowRankPrior(nn.Module):
-    """A Gaussian whose positions are correlated: one draw can say the same thing everywhere."""
+    """A Gaussian with correlations between positions and channels."""
 
     Config = LowRankPriorConfig
 
@@ -178,7 +182,7 @@ class LowRankPrior(nn.Module):
         self.rank = config.rank
         self.head = GaussianHead(width, config.hidden, width, config.initial_scale)
         self.directions = SwiGLU(width, config.hidden, config.rank * width)
-        with torch.no_grad():  # small at first, and not zero, where the KL would have no gradient for it
+        with torch.no_grad():  # small but not zero, where the KL has no gradient for it
             self.directions.down.weight.mul_(config.initial_scale / math.sqrt(config.rank))
 
     def forward(self, u: Tensor) -> dist.TorchDistribution:

@@ -1,7 +1,7 @@
-"""What a guide answers a prior with: each prior names the variational family that suits it.
+"""Variational families: the kinds of distribution that guides use for the guidance eps_t.
 
-A family turns features of a position into a distribution over the guidance of that position. Guides ask the prior of
-their model for it, so that any guide of the repository works with any prior that leaves something to infer.
+A family turns the features of a position into a distribution over its guidance. Each prior names the family for its
+guides (``PriorTraits.family``), so that every guide of the repository works with every prior that is not deterministic.
 """
 
 from __future__ import annotations
@@ -19,26 +19,34 @@ from pyro_gram.networks.layers import CodeHead, GaussianHead
 
 
 class Family(Protocol):
-    """A kind of distribution over guidance, and the head that parametrises it."""
+    """A kind of distribution over guidance, and the network that computes its parameters."""
 
     def head(self, inputs: int, hidden: int, width: int, initial_scale: float) -> nn.Module:
-        """A module from features ``[..., L, inputs]`` to the tensors that :meth:`distribution` takes."""
+        """Make a module from features ``[..., L, inputs]`` to the arguments of :meth:`distribution`."""
 
     def distribution(self, *parameters: Tensor) -> dist.TorchDistribution:
-        """Batch shape ``[...]``, event shape ``[L, *]``."""
+        """Return the distribution with these parameters: batch shape ``[...]``, event shape ``[L, *]``."""
 
     def residual(self, prior: Any, *parameters: Tensor) -> dist.TorchDistribution:
-        """The same, its parameters taken relative to the prior's. Raises ConfigError where that has no meaning."""
+        """Return the distribution whose parameters are relative to the prior's.
+
+        Raises:
+            ConfigError: the prior has no mean.
+        """
 
 
 @dataclass(frozen=True)
 class NormalFamily:
-    """Diagonal Gaussians over ``[L, D]``. ``start``: their scale before training, where the prior's is known; or 0."""
+    """Diagonal Gaussians over ``[L, D]``.
 
-    start: float = 0.0
+    Attributes:
+        start_scale: sigma before training; 0 for the guide's own ``initial_scale``.
+    """
+
+    start_scale: float = 0.0
 
     def head(self, inputs: int, hidden: int, width: int, initial_scale: float) -> nn.Module:
-        return GaussianHead(inputs, hidden, width, self.start or initial_scale)
+        return GaussianHead(inputs, hidden, width, self.start_scale or initial_scale)
 
     def distribution(self, *parameters: Tensor) -> dist.TorchDistribution:
         loc, scale = parameters
@@ -47,16 +55,16 @@ class NormalFamily:
     def residual(self, prior: Any, *parameters: Tensor) -> dist.TorchDistribution:
         loc, scale = parameters
         try:
-            middle = prior.mean
+            prior_mean = prior.mean
         except NotImplementedError:
             raise ConfigError(
                 f"a prior that is a {type_of(prior)} has no mean to be residual to: use --guide amortized"
             ) from None
-        return self.distribution(middle + loc, scale)
+        return self.distribution(prior_mean + loc, scale)
 
 
 class MeanOnly(dist.Normal):
-    r"""N(loc, 0) as far as draws go; its density and KL are those of N(loc, scale^2), so that they are finite."""
+    r"""A point: draws are ``loc``. Density and KL are those of N(loc, scale^2), so that they are finite."""
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's own signature)
         return self.loc.expand(self._extended_shape(sample_shape))
@@ -67,7 +75,7 @@ class MeanOnly(dist.Normal):
 
 @dataclass(frozen=True)
 class MeanFamily(NormalFamily):
-    """Points over ``[L, D]``, compared as Gaussians of one fixed ``scale``."""
+    """Points over ``[L, D]``, whose KL is that of Gaussians with one fixed ``scale``."""
 
     scale: float = 0.1
 
@@ -84,14 +92,14 @@ class MeanFamily(NormalFamily):
 
 
 class Codes(dist.TorchDistribution):
-    """Independent categorical codes, ``groups`` a position, as one-hot vectors side by side.
+    """Independent categorical codes, ``groups`` at each position, as concatenated one-hot vectors.
 
-    Draws are one-hot. With gradient they are straight-through (the gradient is that of the probabilities), or relaxed
-    (Gumbel-softmax at ``temperature``), where that is not 0. KLs are of the categoricals, in both cases.
+    Draws are one-hot. If they need a gradient, they are straight-through (with the gradient of the probabilities), or
+    relaxed (Gumbel-softmax) if ``temperature`` is not 0. The KL is that of the categoricals in both cases.
 
     Args:
         logits: ``[..., L, groups, classes]``, normalised.
-        temperature: of relaxed draws; 0 for straight-through ones.
+        temperature: temperature of relaxed draws; 0 for straight-through draws.
     """
 
     arg_constraints = {"logits": constraints.real}  # noqa: RUF012 (torch's own convention)
@@ -108,15 +116,15 @@ class Codes(dist.TorchDistribution):
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         logits = self.logits.expand(*sample_shape, *self.logits.shape)
-        noisy = logits - torch.empty_like(logits).exponential_().log()  # the greatest is a draw (Gumbel's trick)
-        trained = logits.requires_grad and torch.is_grad_enabled()
-        if trained and self.temperature:
-            return (noisy / self.temperature).softmax(-1).flatten(-2)
-        hard = _one_hot(noisy.argmax(-1), logits)
-        if trained:
+        gumbel_logits = logits - torch.empty_like(logits).exponential_().log()  # their argmax is a draw
+        needs_grad = logits.requires_grad and torch.is_grad_enabled()
+        if needs_grad and self.temperature:
+            return (gumbel_logits / self.temperature).softmax(-1).flatten(-2)
+        codes = _one_hot(gumbel_logits.argmax(-1), logits)
+        if needs_grad:
             probabilities = logits.exp()
-            hard = hard + probabilities - probabilities.detach()
-        return hard.flatten(-2)
+            codes = codes + probabilities - probabilities.detach()
+        return codes.flatten(-2)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         with torch.no_grad():
@@ -145,7 +153,7 @@ def _kl_codes(q: Codes, p: Codes) -> Tensor:
 
 @dataclass(frozen=True)
 class CodeFamily:
-    """:class:`Codes`; ``uniform`` of their probability is spread evenly, so that no KL is infinite (DreamerV3)."""
+    """:class:`Codes` whose probabilities are mixed with ``uniform_mix`` of a uniform, for finite KLs (DreamerV3)."""
 
     groups: int
     classes: int
@@ -182,5 +190,5 @@ def embed_guidance(prior: Any, eps: Tensor) -> Tensor:
 
 
 def type_of(distribution: Any) -> str:
-    """The name of a distribution's kind, for messages."""
+    """Return the name of a distribution's class, without ``Independent`` around it."""
     return type(getattr(distribution, "base_dist", distribution)).__name__

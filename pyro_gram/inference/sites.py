@@ -1,4 +1,4 @@
-"""The sites that programs and inference agree on, and how a module announces its parameters to Pyro."""
+"""The names of the sites that models and inference share, and helpers that make these sites in a model."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ ANSWER = "y"
 DATA = "data"  # the plate of the inputs
 STATE_H, STATE_L = "h", "l"
 HALT, VALUE = "halt", "value"
-HALTED = "halted"  # deterministic, bool: trajectories that a program with halting of its own would end here (HRM, TRM)
+HALTED = "halted"  # deterministic, bool: the trajectories that a model which halts by itself (HRM, TRM) ends here
 DRAW_ANSWER = "draw_answer"  # key of the infer dict of y: a trajectory answers with a draw, not with the mode
 HEAD_SITE = "head_site"  # key of an infer dict: a roll-out reads this site of the heads and does not draw it
 LOSS_ONLY = "loss_only"  # key of an infer dict: the optimizer sees the site, and no bound counts it
 HEADS_ATTRIBUTE = "heads"  # the attribute of a program that holds its halt and value heads
-VALUE_SCALE = 0.5**0.5  # of the Normal whose negative log density is the squared error, up to a constant
+VALUE_SCALE = 0.5**0.5  # sigma at which the negative log density is the squared error, up to a constant
 
 
 def guidance_site(t: int) -> str:
-    """The site of the stochastic guidance of transition t (counted from 0 over the whole trajectory)."""
+    """Return the name of the guidance site of transition t, counted from 0 over the whole trajectory."""
     return f"eps_{t}"
 
 
 def proposal_site(t: int) -> str:
-    """The deterministic site that holds u_t, for guides to read."""
+    """Return the name of the deterministic site of u_t, which guides read."""
     return f"u_{t}"
 
 
 def transition_index(name: str) -> int | None:
-    """t, where ``name`` is a guidance site; None for every other site."""
-    head, _, tail = name.partition("_")
-    return int(tail) if head == "eps" and tail.isdigit() else None
+    """Return t if ``name`` is the guidance site of transition t, else None."""
+    prefix, _, index = name.partition("_")
+    return int(index) if prefix == "eps" and index.isdigit() else None
 
 
 def data_plates(shape: torch.Size) -> ExitStack:
-    """Plates for the batch dimensions of an input: "data" at dim -1, "data_1" at dim -2, and so on; none for ``[]``.
+    """Enter a plate for each batch dimension of an input: "data" at dim -1, "data_1" at dim -2, and so on.
 
-    Further batch dimensions may come from plates around the program (particles, trajectories).
+    Plates around the model (particles, trajectories) may add further batch dimensions.
     """
     stack = ExitStack()
     for i, size in enumerate(reversed(shape)):
@@ -57,22 +57,25 @@ def data_plates(shape: torch.Size) -> ExitStack:
 
 
 def plate_shape() -> torch.Size:
-    """The batch shape that the plates around give a site: for draws that a program makes without a site."""
+    """Return the batch shape of the plates that are entered now, for draws that a model makes without a site."""
     return batch_shape_of(get_plates())
 
 
 def batch_shape_of(plates: Iterable[Any]) -> torch.Size:
-    """The batch shape that plates give what lies in them.
+    """Return the batch shape of a site in these plates.
 
     Args:
-        plates: frames of a ``cond_indep_stack``; those that are not vectorized have no dimension.
+        plates: the frames of a ``cond_indep_stack``; frames that are not vectorized have no dimension.
     """
     sizes = {frame.dim: frame.size for frame in plates if frame.vectorized}
     return torch.Size(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
 
 
 def record_state(state: Any) -> None:
-    """The deterministic sites of the state that the next supervision step starts from, inside the plates."""
+    """Record the final state at the deterministic sites h and l, from which the next supervision step starts.
+
+    Call it inside the plates of the data.
+    """
     pyro.deterministic(STATE_H, state.h, event_dim=2)
     pyro.deterministic(STATE_L, state.l, event_dim=2)
 
@@ -80,13 +83,13 @@ def record_state(state: Any) -> None:
 def sample_halt_and_value(
     heads: nn.Module | None, state_h: Tensor, e_x: Tensor, likelihood: dist.TorchDistribution
 ) -> None:
-    """The sites of the heads, inside the plates of the data (Sections 2.3 and A.1); none where there are no heads.
+    """Sample the sites of the heads (Sections 2.3 and A.1), which send no gradient into the state.
 
-    ``halt`` ~ Bernoulli: is the answer that h decodes to right? ``value`` ~ Normal, its mean in [0, 1]: how right will
-    the trajectory's last answer be? No gradient leaves them for the state.
+    ``halt`` ~ Bernoulli predicts whether the answer decoded from h is right, ``value`` ~ Normal with a mean in [0, 1]
+    how right the last answer of the trajectory will be. Call it inside the plates of the data.
 
     Args:
-        heads: ``networks.heads.HaltValueHead``, or None.
+        heads: a ``networks.heads.HaltValueHead``; None for no sites.
         state_h: h, ``[..., L, D]``.
         e_x: the embedded input, ``[..., L, D]``.
         likelihood: p(y | h), categorical, event shape ``[L_out]``.
@@ -100,12 +103,12 @@ def sample_halt_and_value(
 
 
 def has_heads(model: Any) -> bool:
-    """Does the program have halt and value heads?"""
+    """Return whether a model has halt and value heads."""
     return getattr(model, HEADS_ATTRIBUTE, None) is not None
 
 
 def why_no_heads(model: Any) -> str:
-    """Return why a program cannot be given halt and value heads; an empty text if it can."""
+    """Return why a model cannot have halt and value heads; an empty text if it can."""
     if hasattr(model, HEADS_ATTRIBUTE):
         return ""
     if name := getattr(model, "registered_name", ""):
@@ -131,21 +134,21 @@ def check_has_heads(model: Any, purpose: str) -> None:
 
 
 def add_training_loss(name: str, loss: Tensor) -> None:
-    """Add a loss to what the optimizer sees that no reported bound counts.
+    """Add a term to the training loss that is part of no reported bound. Call it inside the plates of the data.
 
     Args:
-        name: of the site.
-        loss: ``[..., B]``, inside the plates of the data.
+        name: the name of the site.
+        loss: the term, ``[..., B]``.
     """
     unit = dist.Unit(-loss)
     pyro.sample(name, unit, obs=unit.sample(), infer={"is_auxiliary": True, LOSS_ONLY: True})
 
 
 def register_parameters(name: str, module: nn.Module) -> None:
-    """Make the parameters of ``module`` visible to SVI, as ``pyro.module`` does, but without the global store.
+    """Make the parameters of ``module`` visible to SVI, as ``pyro.module`` does, but not through the global store.
 
-    ``pyro.module`` would hand the parameters of the first model of a process to the second one of the same name, and
-    leaves a weak reference on every parameter, which then can no longer be pickled or deep-copied.
+    ``pyro.module`` would give the parameters of a process's first model to a second model of the same name. It also
+    leaves a weak reference on each parameter, which then cannot be pickled or deep-copied.
     """
     if not am_i_wrapped():
         return
@@ -155,7 +158,7 @@ def register_parameters(name: str, module: nn.Module) -> None:
 
 
 def _check_not_compiled() -> None:
-    """Raises NotImplementedError within ``pyro.ops.jit``, which looks parameters up in the global store by name."""
+    """Raise NotImplementedError within ``pyro.ops.jit``, which looks for parameters in the global store."""
     if is_called_by(CompiledFunction.__call__):
         raise NotImplementedError(
             "Pyro's JIT losses (JitTrace_ELBO and the like) need parameters in the global parameter store, where this "
@@ -165,7 +168,7 @@ def _check_not_compiled() -> None:
 
 
 def is_called_by(function: Any) -> bool:
-    """Is a function of Pyro's going on? Of some, nothing but the stack of Python says so."""
+    """Return whether a function is on Python's call stack; of some handlers, Pyro keeps no other record."""
     frame = inspect.currentframe()
     while frame is not None and frame.f_code is not function.__code__:
         frame = frame.f_back
@@ -174,10 +177,10 @@ def is_called_by(function: Any) -> bool:
 
 @effectful(type="param")
 def _param_site(value: Tensor, full_name: str, **_: object) -> Tensor:
-    alias = value.detach()  # shares storage; carries what SVI.step asks a param site for
+    alias = value.detach()  # shares storage; SVI.step asks a param site for the attribute that is set below
 
     def unconstrained() -> Tensor:
-        # The optimizers of pyro.optim ask the store for a parameter's name: for options by name, and to keep its state.
+        # The optimizers of pyro.optim ask the store for the name of a parameter, for its options and its state.
         pyro.get_param_store()._param_to_name[value] = full_name
         return value
 
@@ -186,7 +189,7 @@ def _param_site(value: Tensor, full_name: str, **_: object) -> Tensor:
 
 
 def drop_param_names(parameters: Iterable[Tensor]) -> None:
-    """Take parameters' names out of Pyro's store, which would keep the parameters alive, once an update is over."""
+    """Remove the names of parameters from Pyro's store, which would keep the parameters alive after an update."""
     for parameter in parameters:
         pyro.get_param_store()._param_to_name.pop(parameter, None)
 

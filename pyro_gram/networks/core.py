@@ -1,4 +1,4 @@
-"""The recursive core: ``f_L``, ``f_H`` and one transition of Eq. 6-8, without its noise."""
+"""The recursive core: ``f_L`` and ``f_H``, and the deterministic part of a transition (Eq. 6-7)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pyro_gram.networks.layers import MIXERS, make_stack
 
 
 class LatentState(NamedTuple):
-    """z = (h, l): the high-level and the low-level state, ``[..., L, D]`` each."""
+    """The latent state z = (h, l): a high-level and a low-level part, ``[..., L, D]`` each."""
 
     h: Tensor
     l: Tensor
 
     def detach(self) -> LatentState:
-        """The same state, cut from the graph: what one supervision step hands to the next."""
+        """Return the state without its graph, as one supervision step passes it to the next."""
         return LatentState(self.h.detach(), self.l.detach())
 
 
@@ -27,12 +27,12 @@ class CoreConfig:
     """Sizes of the core (Appendix B.1).
 
     Attributes:
-        width: D, channels of a position.
-        heads: attention heads of a layer.
-        hidden: width of a layer's SwiGLU.
-        layers: layers of each network.
-        mixer: what mixes positions: ``attention``, or ``swiglu`` (over positions, for Sudoku).
-        low_steps: K, applications of f_L in one transition.
+        width: D, channels at each position.
+        heads: attention heads of each layer.
+        hidden: width of each layer's SwiGLU.
+        layers: layers of f_L, and of f_H.
+        mixer: how positions are mixed: ``attention``, or ``swiglu`` (over positions; for Sudoku).
+        low_steps: K, applications of f_L in a transition.
     """
 
     width: int = 512
@@ -48,7 +48,7 @@ class CoreConfig:
 
 
 class RecursiveCore(nn.Module):
-    """K refinements of l, then one proposal for h.
+    """Update l K times, then compute the proposal u for h.
 
     ``l_{t,k} = f_L(l_{t,k-1} + h_{t-1} + e_x)`` for k = 1..K (Eq. 6), ``u_t = f_H(h_{t-1} + l_t)`` (Eq. 7).
     """
@@ -61,7 +61,7 @@ class RecursiveCore(nn.Module):
         self.f_H = make_stack(*sizes)
 
     def forward(self, state: LatentState, e_x: Tensor) -> tuple[Tensor, Tensor]:
-        """One deterministic transition. All ``[..., L, D]``; returns ``(u_t, l_t)``."""
+        """Return ``(u_t, l_t)``. All tensors are ``[..., L, D]``."""
         h, l = state
         injected = h + e_x
         for _ in range(self.low_steps):

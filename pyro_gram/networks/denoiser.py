@@ -1,4 +1,4 @@
-"""The network of the diffusion baselines: what the clean answer is, given a corrupted one."""
+"""The network of the diffusion baselines, which predicts the clean answer from a corrupted one."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pyro_gram.networks.layers import init_linear_
 
 
 class Denoiser(nn.Module):
-    """A stack of layers over ``e_x + embedding of the corrupted answer (+ embedding of the time)``.
+    """Apply layers to ``e_x + embedding of the corrupted answer (+ embedding of the time)``.
 
     Shapes: e_x ``[..., L, D]``, tokens int64 ``[..., L_out]``, time ``[...]`` in [0, 1] to logits
     ``[..., L_out, classes]``.
 
     Args:
-        answer: tokens to their embedding ``[..., L', D]``, which stands at the last positions.
-        layers: ``[..., L, D]`` both ways.
-        decoder: ``[..., L, D]`` to logits.
+        answer: network from tokens to their embedding ``[..., L', D]``, for the last L' positions.
+        layers: network ``[..., L, D] -> [..., L, D]``.
+        decoder: network from ``[..., L, D]`` to logits.
         width: D.
-        timed: does it see the time?
+        uses_time: whether the time is embedded.
     """
 
-    def __init__(self, answer: nn.Module, layers: nn.Module, decoder: nn.Module, width: int, timed: bool) -> None:
+    def __init__(self, answer: nn.Module, layers: nn.Module, decoder: nn.Module, width: int, uses_time: bool) -> None:
         super().__init__()
         self.answer, self.layers, self.decoder = answer, layers, decoder
-        self.time = init_linear_(nn.Linear(width, width)) if timed else None
+        self.time = init_linear_(nn.Linear(width, width)) if uses_time else None
 
     def forward(self, e_x: Tensor, tokens: Tensor, time: Tensor) -> Tensor:
         e_y = self.answer(tokens)
@@ -39,7 +39,7 @@ class Denoiser(nn.Module):
 
 
 def sinusoidal_embedding(time: Tensor, width: int) -> Tensor:
-    """Sines and cosines of times in [0, 1], ``[...] -> [..., width]`` (``width`` even)."""
+    """Embed times in [0, 1] by sines and cosines, ``[...] -> [..., width]`` (``width`` even)."""
     rates = torch.exp(torch.arange(width // 2, device=time.device) * (-math.log(1e4) / (width // 2)))
     angle = 1000 * time[..., None] * rates
     return torch.cat((angle.sin(), angle.cos()), dim=-1)

@@ -1,7 +1,6 @@
-"""What the CPU has no kernel for, in few passes over memory: a residual's norm, and attention over few positions.
+"""Fused CPU operations: the norm of a residual sum, and attention over few positions, in few passes over memory.
 
-Compilers and CUDA fuse the plain forms, which stand beside the calls in ``networks.layers``; ``plain_forms`` asks for
-them.
+Compilers and CUDA fuse the plain operations in ``networks.layers`` themselves.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-MAX_POSITIONS = 128  # from here on a square of scores costs more memory than it saves time
+MAX_POSITIONS = 128  # for longer sequences the scores cost more memory than they save time
 _plain: ContextVar[bool] = ContextVar("plain", default=False)
 
 
 @contextmanager
 def plain_forms() -> Iterator[None]:
-    """Within it nothing below is used, nor torch's own fused attention: second derivatives need that."""
+    """Use plain torch operations only, without torch's fused attention: second derivatives need that."""
     token = _plain.set(True)
     try:
         with sdpa_kernel(SDPBackend.MATH):
@@ -33,23 +32,23 @@ def plain_forms() -> Iterator[None]:
 
 
 def on_cpu(*tensors: Tensor) -> bool:
-    """Are these for the functions below: of one precision, on the CPU, and neither compiled nor transformed?"""
-    kinds = {t.dtype for t in tensors}
+    """Return whether the fused operations can take these tensors: CPU, one precision, no compiler or transform."""
+    dtypes = {t.dtype for t in tensors}
     return (
         not is_compiling()
         and not _plain.get()
         and not torch._C._are_functorch_transforms_active()  # torch.func's grad and vmap take functions apart
-        and len(kinds) == 1
-        and kinds <= {torch.float32, torch.float64}
+        and len(dtypes) == 1
+        and dtypes <= {torch.float32, torch.float64}
         and all(t.device.type == "cpu" for t in tensors)
     )
 
 
-def _once(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A gradient that has none itself. Torch's ``once_differentiable`` lets ``autograd.grad`` pass by in silence."""
+def _first_derivative_only(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Raise RuntimeError for second derivatives; torch's ``once_differentiable`` lets ``autograd.grad`` be wrong."""
 
     @wraps(backward)
-    def checked(ctx: Any, grad: Tensor) -> Any:
+    def backward_or_error(ctx: Any, grad: Tensor) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "the CPU's fused layers have no second derivatives: compute the forward pass within "
@@ -57,11 +56,11 @@ def _once(backward: Callable[..., Any]) -> Callable[..., Any]:
             )
         return backward(ctx, grad)
 
-    return checked
+    return backward_or_error
 
 
 class FusedResidualNorm(torch.autograd.Function):
-    """``rms_norm(x + branch)`` over the last dimension, and its gradient. Shapes ``[..., D]``."""
+    """Compute ``rms_norm(x + branch)`` over the last dimension, and its gradient. Shapes ``[..., D]``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, branch: Tensor) -> Tensor:
@@ -73,53 +72,52 @@ class FusedResidualNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @_once
+    @_first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         y, inverse = ctx.saved_tensors
-        along = torch.linalg.vecdot(grad, y).unsqueeze(-1).div_(-y.shape[-1])
-        found = torch.addcmul(grad, y, along).mul_(inverse)
-        return found, found
+        dot = torch.linalg.vecdot(grad, y).unsqueeze(-1).div_(-y.shape[-1])
+        grad_total = torch.addcmul(grad, y, dot).mul_(inverse)
+        return grad_total, grad_total
 
 
 class FusedRotaryAttention(torch.autograd.Function):
-    """Rotary attention in both directions, heads side by side: complex ``[B, L, 3, H, S/2]`` to ``[B, L, H * S]``.
+    """Rotary attention in both directions: complex ``[B, L, 3, H, S/2]`` to ``[B, L, H * S]``.
 
-    Turning brings queries, keys and values into the order that the products want, and turning back brings their
-    gradients into the order of the layer before.
+    The rotation also reorders queries, keys and values for the batched products, and their gradients back again.
 
     Args:
         qkv: pairs of channels as complex numbers.
-        turn: complex ``[L, 3, H, S/2]``: what each is turned by; for queries with 1/sqrt(S).
+        rotation: complex ``[L, 3, H, S/2]``, factor of each pair; for queries it includes 1/sqrt(S).
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, turn: Tensor) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, rotation: Tensor) -> Tensor:
         B, L, _, H, half = qkv.shape
-        turned = qkv.new_empty(3, B, H, L, half)
-        torch.mul(qkv, turn, out=turned.permute(1, 3, 0, 2, 4))
-        q, k, v = _products(turned)
+        rotated = qkv.new_empty(3, B, H, L, half)
+        torch.mul(qkv, rotation, out=rotated.permute(1, 3, 0, 2, 4))
+        q, k, v = _operands(rotated)
         scores = torch.bmm(q, k.transpose(1, 2))
         torch.softmax(scores, -1, out=scores)
-        ctx.save_for_backward(turned, scores, turn)
+        ctx.save_for_backward(rotated, scores, rotation)
         return torch.bmm(scores, v).view(B, H, L, 2 * half).transpose(1, 2).reshape(B, L, 2 * half * H)
 
     @staticmethod
-    @_once
+    @_first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        turned, scores, turn = ctx.saved_tensors
-        _, B, H, L, half = turned.shape
-        q, k, v = _products(turned)
-        found = torch.empty_like(turned)
-        dq, dk, dv = _products(found)
+        rotated, scores, rotation = ctx.saved_tensors
+        _, B, H, L, half = rotated.shape
+        q, k, v = _operands(rotated)
+        grad_rotated = torch.empty_like(rotated)
+        dq, dk, dv = _operands(grad_rotated)
         grad = grad.view(B, L, H, 2 * half).transpose(1, 2).reshape(B * H, L, 2 * half)
         torch.bmm(scores.transpose(1, 2), grad, out=dv)
-        weight = torch.bmm(grad, v.transpose(1, 2))
-        weight = torch._softmax_backward_data(weight, scores, -1, scores.dtype)
-        torch.bmm(weight, k, out=dq)
-        torch.bmm(weight.transpose(1, 2), q, out=dk)
-        return found.permute(1, 3, 0, 2, 4) * turn.conj(), None
+        grad_scores = torch.bmm(grad, v.transpose(1, 2))
+        grad_scores = torch._softmax_backward_data(grad_scores, scores, -1, scores.dtype)
+        torch.bmm(grad_scores, k, out=dq)
+        torch.bmm(grad_scores.transpose(1, 2), q, out=dk)
+        return grad_rotated.permute(1, 3, 0, 2, 4) * rotation.conj(), None
 
 
-def _products(turned: Tensor) -> Tensor:
-    """Complex ``[3, B, H, L, S/2]`` as the three operands of batched products, real ``[3, B * H, L, S]``."""
-    return torch.view_as_real(turned).flatten(-2).flatten(1, 2)
+def _operands(rotated: Tensor) -> Tensor:
+    """View complex ``[3, B, H, L, S/2]`` as the operands of batched products, real ``[3, B * H, L, S]``."""
+    return torch.view_as_real(rotated).flatten(-2).flatten(1, 2)

@@ -10,11 +10,11 @@ from pyro_gram.networks.layers import RMSNorm, init_linear_, make_stack
 
 
 class HaltValueHead(nn.Module):
-    """What a state says of its own answer: is it right (halt), and will the trajectory's last one be (value)?
+    """Predict from a state whether its answer is right (halt), and whether the trajectory's last answer is (value).
 
-    The paper's heads are linear in the first position of h; there is no such position without puzzle tokens, and
-    whether an answer is right is a matter of all its parts. Attention over ``[h, e_x, probabilities of the answer]``,
-    then the mean and the maximum over positions.
+    The paper's heads are linear in the first position of h. Without puzzle tokens there is no such position, and
+    whether an answer is right depends on all of it. These heads attend over ``[h, e_x, probabilities of the answer]``,
+    then take the mean and the maximum over positions.
 
     Shapes: h and e_x ``[..., L, D]``, probabilities ``[..., L_out, classes]`` to two logits ``[...]`` each.
     """
@@ -30,8 +30,8 @@ class HaltValueHead(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, h: Tensor, e_x: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        seen = self.state(torch.cat((self.norm(h), self.norm(e_x.expand_as(h))), dim=-1))
-        said = self.answer(probabilities)  # the answer stands at the last positions
-        mixed = self.mix(seen + pad(said, (0, 0, seen.shape[-2] - said.shape[-2], 0)))
-        halt, value = self.out(torch.cat((mixed.mean(-2), mixed.amax(-2)), dim=-1)).unbind(-1)
+        s = self.state(torch.cat((self.norm(h), self.norm(e_x.expand_as(h))), dim=-1))
+        a = self.answer(probabilities)  # the answer stands at the last positions
+        s = self.mix(s + pad(a, (0, 0, s.shape[-2] - a.shape[-2], 0)))
+        halt, value = self.out(torch.cat((s.mean(-2), s.amax(-2)), dim=-1)).unbind(-1)
         return halt, value

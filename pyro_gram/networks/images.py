@@ -1,4 +1,4 @@
-"""Images as sequences of patches: the convolutional stem of Appendix B.1 and its way back to pixels."""
+"""Networks between images and sequences of patches: the convolutional stem of Appendix B.1, and a decoder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pyro_gram.networks.layers import init_linear_
 
 
 def check_image(image: tuple[int, int], patch: int) -> tuple[int, int]:
-    """Rows and columns of patches. Raises ConfigError unless the patches tile the image."""
+    """Return the rows and columns of patches. Raises ConfigError unless the patches tile the image."""
     rows, columns = image
     if rows % patch or columns % patch:
         raise ConfigError(f"patches of {patch} x {patch} pixels do not tile an image of {rows} x {columns}")
@@ -18,15 +18,15 @@ def check_image(image: tuple[int, int], patch: int) -> tuple[int, int]:
 
 
 class PatchEncoder(nn.Module):
-    """Two convolutions (5x5, SiLU, GroupNorm), then one position a patch.
+    """Apply two convolutions (5x5, SiLU, GroupNorm), then embed each patch as one position.
 
     ``int64 [..., rows * columns] -> [..., L, D]``.
 
     Args:
         image: rows and columns.
         patch: side of a patch.
-        classes: pixel values; they are spread evenly over [-1, 1].
-        channels: of the convolutions.
+        classes: number of pixel values, which are scaled to [-1, 1].
+        channels: channels of the convolutions.
         width: D.
     """
 
@@ -53,10 +53,10 @@ class PatchEncoder(nn.Module):
 
 
 class PatchDecoder(nn.Module):
-    """Logits of every pixel from its patch, after two convolutions. ``[..., L, D] -> [..., rows * columns, classes]``.
+    """Compute logits of each pixel by two convolutions. ``[..., L, D] -> [..., rows * columns, classes]``.
 
-    Reads the last positions of h, as :class:`~pyro_gram.networks.embeddings.TokenDecoder` does. The convolutions let
-    neighbouring patches agree on the strokes that they share.
+    It takes the last positions of h, as :class:`~pyro_gram.networks.embeddings.TokenDecoder` does. Convolutions let
+    neighbouring patches agree on shared strokes.
     """
 
     def __init__(self, image: tuple[int, int], patch: int, classes: int, channels: int, width: int) -> None:

@@ -1,7 +1,6 @@
-"""The blocks of Appendix B.1: post-RMSNorm, rotary attention, SwiGLU, and SwiGLU over positions.
+"""The layers of Appendix B.1: post-RMSNorm, rotary attention, SwiGLU, SwiGLU over positions, and heads.
 
-All take and return ``[..., L, D]`` for any leading shape, on any device; the CPU has shorter ways of its own
-(``networks.fused``).
+All take and return ``[..., L, D]`` with any leading shape, on any device. ``networks.fused`` has faster forms for CPUs.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ SCALE_FLOOR = 1e-3  # the least sigma: keeps log sigma and the KL finite in floa
 
 
 def init_linear_(linear: nn.Linear) -> nn.Linear:
-    """Truncated normal with variance 1/fan_in, as TRM and HRM initialise; zero bias. Returns its argument."""
+    """Draw weights from a truncated normal of variance 1/fan_in, as TRM and HRM do; return the layer."""
     nn.init.trunc_normal_(linear.weight, std=linear.in_features**-0.5)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
@@ -30,10 +29,7 @@ def init_linear_(linear: nn.Linear) -> nn.Linear:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation over the last dimension, without a gain (as in TRM).
-
-    Of ``x``, or of ``x + branch``: a block's residual.
-    """
+    """Root-mean-square normalisation of ``x``, or of ``x + branch``, over the last dimension; no gain (as in TRM)."""
 
     def forward(self, x: Tensor, branch: Tensor | None = None) -> Tensor:
         if branch is not None and on_cpu(x, branch):
@@ -58,7 +54,7 @@ class SwiGLU(nn.Module):
 
 
 class PositionSwiGLU(nn.Module):
-    """SwiGLU over the positions: mixes along L, shared by all channels (the Sudoku core). ``[..., L, D]`` both ways."""
+    """SwiGLU over positions, shared by all channels (the paper's core for Sudoku). ``[..., L, D] -> [..., L, D]``."""
 
     def __init__(self, length: int, hidden: int) -> None:
         super().__init__()
@@ -72,18 +68,18 @@ class RotaryAttention(nn.Module):
     """Multi-head self-attention, with rotary positions on queries and keys.
 
     Args:
-        length: the largest L; the tables of sines are made once for it.
+        length: the largest L; tables of sines are computed once for it.
         width: D, a multiple of ``2 * heads``.
         heads: number of heads.
         base: the rotary base.
-        prefix: None for attention in both directions. Otherwise the first ``prefix`` positions see each other, and all
-            further ones these and what stands before them (a prefix language model).
+        prefix: None for attention in both directions; otherwise the first ``prefix`` positions attend to each other,
+            and each later position to these and to all before it (a prefix language model).
     """
 
-    turn: Tensor
+    rotation: Tensor
     order: Tensor
     scale: Tensor
-    seen: Tensor | None
+    mask: Tensor | None
 
     def __init__(self, length: int, width: int, heads: int, base: float = 10_000.0, prefix: int | None = None) -> None:
         super().__init__()
@@ -94,46 +90,46 @@ class RotaryAttention(nn.Module):
         self.out = init_linear_(nn.Linear(width, width, bias=False))
         size = width // heads
         angle = torch.outer(torch.arange(length).float(), base ** (-torch.arange(0, size, 2).float() / size))
-        angle = angle[:, None, None] * torch.tensor([1.0, 1.0, 0.0])[:, None, None]  # values are not turned
-        turn = torch.stack((angle.cos(), angle.sin()), dim=-1).expand(-1, -1, heads, -1, -1).contiguous()
-        self.register_buffer("turn", turn, persistent=False)  # [L, 3, heads, size / 2, 2]
-        # Channel i of a query or key turns with channel i + size / 2: brought side by side, which costs less among the
-        # weights than among the activations, the two are one complex number.
+        angle = angle[:, None, None] * torch.tensor([1.0, 1.0, 0.0])[:, None, None]  # values are not rotated
+        rotation = torch.stack((angle.cos(), angle.sin()), dim=-1).expand(-1, -1, heads, -1, -1).contiguous()
+        self.register_buffer("rotation", rotation, persistent=False)  # [L, 3, heads, size / 2, 2]
+        # Channel i of a query or key rotates with channel i + size / 2. Reordering the weights makes them neighbours,
+        # one complex number, more cheaply than reordering the activations.
         order = torch.arange(3 * width).view(3, heads, size)
         order[:2] = order[:2].unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
         self.register_buffer("order", order.flatten(), persistent=False)
         scale = torch.tensor([size**-0.5, 1.0, 1.0]).view(3, 1, 1, 1)  # of queries, keys and values
         self.register_buffer("scale", scale, persistent=False)
         position = torch.arange(length)
-        seen = None if prefix is None else (position < prefix) | (position <= position[:, None])  # [query, key]
-        self.register_buffer("seen", seen, persistent=False)
+        mask = None if prefix is None else (position < prefix) | (position <= position[:, None])  # [query, key]
+        self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         *batch, L, D = x.shape
         weight = self.qkv.weight.index_select(0, self.order)
         qkv = F.linear(x, weight).view(math.prod(batch), L, 3, self.heads, D // self.heads // 2, 2)
-        turn = self.turn[:L]
-        if self.seen is None and L <= MAX_POSITIONS and on_cpu(qkv, turn):
-            scaled = torch.view_as_complex(turn * self.scale)
+        rotation = self.rotation[:L]
+        if self.mask is None and L <= MAX_POSITIONS and on_cpu(qkv, rotation):
+            scaled = torch.view_as_complex(rotation * self.scale)
             return self.out(FusedRotaryAttention.apply(torch.view_as_complex(qkv), scaled).view(*batch, L, D))
-        q, k, v = rotate(qkv, turn).flatten(-2).permute(2, 0, 3, 1, 4).unbind()  # [B, H, L, size] each
-        mask = None if self.seen is None else self.seen[:L, :L]
+        q, k, v = rotate(qkv, rotation).flatten(-2).permute(2, 0, 3, 1, 4).unbind()  # [B, H, L, size] each
+        mask = None if self.mask is None else self.mask[:L, :L]
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(attended.transpose(1, 2).reshape(*batch, L, D))
 
 
-def rotate(pairs: Tensor, turn: Tensor) -> Tensor:
-    """Pairs of channels ``[..., 2]``, each turned by an angle, whose cosine and sine ``turn`` holds."""
-    exact = pairs.dtype == turn.dtype and pairs.dtype in (torch.float32, torch.float64)
+def rotate(pairs: Tensor, rotation: Tensor) -> Tensor:
+    """Rotate pairs of channels ``[..., 2]`` by angles whose cosine and sine are ``rotation`` ``[..., 2]``."""
+    exact = pairs.dtype == rotation.dtype and pairs.dtype in (torch.float32, torch.float64)
     if exact and pairs.device.type in ("cpu", "cuda") and not is_compiling():
-        return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turn))
-    a, b = pairs.unbind(-1)  # half precision has no complex numbers, and compilers fuse what they can see
-    cos, sin = turn.to(pairs.dtype).unbind(-1)
+        return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
+    a, b = pairs.unbind(-1)  # half precision has no complex numbers; compilers fuse real ones
+    cos, sin = rotation.to(pairs.dtype).unbind(-1)
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
 class Block(nn.Module):
-    """One layer: mix positions, then channels, each with a residual and post-RMSNorm."""
+    """One layer: mix positions, then channels, each with a residual connection and post-RMSNorm."""
 
     def __init__(self, mixer: nn.Module, width: int, hidden: int) -> None:
         super().__init__()
@@ -149,39 +145,38 @@ class Block(nn.Module):
 def make_stack(
     mixer: str, layers: int, length: int, width: int, heads: int, hidden: int, prefix: int | None = None
 ) -> nn.Sequential:
-    """``layers`` blocks, their positions mixed by ``"attention"`` or ``"swiglu"``.
+    """Make ``layers`` blocks that mix positions by ``"attention"`` or ``"swiglu"``.
 
     Args:
-        prefix: as for :class:`RotaryAttention`; attention alone can see in one direction.
+        prefix: as for :class:`RotaryAttention`; only for ``"attention"``.
 
     Raises:
-        ConfigError: another ``mixer``.
+        ConfigError: ``mixer`` is neither.
     """
     check_choice("mixer", mixer, MIXERS)
 
-    def one() -> nn.Module:
+    def make_mixer() -> nn.Module:
         if mixer == "attention":
             return RotaryAttention(length, width, heads, prefix=prefix)
         return PositionSwiGLU(length, hidden)
 
-    return nn.Sequential(*(Block(one(), width, hidden) for _ in range(layers)))
+    return nn.Sequential(*(Block(make_mixer(), width, hidden) for _ in range(layers)))
 
 
 def make_embedding(count: int, width: int) -> nn.Embedding:
-    """An embedding of unit variance: std 1/sqrt(D), to be scaled by sqrt(D) in use, as Appendix B.1 does."""
+    """Make an embedding with std 1/sqrt(D); scaled by sqrt(D) in use, it has unit variance (Appendix B.1)."""
     embedding = nn.Embedding(count, width)
     nn.init.trunc_normal_(embedding.weight, std=1 / math.sqrt(width))
     return embedding
 
 
 class GaussianHead(nn.Module):
-    """A SwiGLU MLP per position onto the mean and scale of a diagonal Gaussian over ``[L, D]`` (Appendix B.1).
+    """Compute mean and scale of a diagonal Gaussian over ``[L, D]`` by a SwiGLU at each position (Appendix B.1).
 
-    The last layer starts at zero, so that every site begins as N(0, initial_scale^2), under prior and guide alike:
-    the KL starts at 0 and grows only where the guide has something to say.
+    The last layer starts at zero: prior and guide start as N(0, initial_scale^2), and the KL at 0.
 
-    Shapes: ``[..., L, width] -> (loc, scale)``, each ``[..., L, out]``, scale > 0; without ``mean`` or without
-    ``scale`` only the other.
+    Shapes: ``[..., L, width] -> (loc, scale)``, each ``[..., L, out]``, scale > 0; with ``mean=False`` or
+    ``scale=False`` only the other.
     """
 
     def __init__(
@@ -206,7 +201,7 @@ class GaussianHead(nn.Module):
 
 
 class CodeHead(nn.Module):
-    """A SwiGLU MLP per position onto logits of categorical codes, all equal before training.
+    """Compute logits of categorical codes by a SwiGLU at each position; all are equal before training.
 
     Shapes: ``[..., L, width] -> ([..., L, groups, classes],)``.
     """

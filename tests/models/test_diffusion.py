@@ -8,7 +8,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro_gram.models import d3pm, mdlm
-from pyro_gram.models.mdlm import EARLIEST, stratified_times
+from pyro_gram.models.mdlm import MIN_TIME, stratified_times
 
 from tests.conftest import build_case
 
@@ -86,7 +86,7 @@ def test_a_token_is_masked_with_the_probability_of_its_time(monkeypatch, time):
     at_times(monkeypatch, mdlm, torch.tensor(time))
     model.loss(torch.zeros(5, 800, 4, 16), case.y[:, None].expand(5, 800, 4))
     ((tokens, told),) = model.denoiser.calls
-    assert told.unique().item() == pytest.approx(max(time, EARLIEST))
+    assert told.unique().item() == pytest.approx(max(time, MIN_TIME))
     assert (tokens == MASK).float().mean().item() == pytest.approx(time, abs=0.02)
 
 

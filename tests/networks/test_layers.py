@@ -51,13 +51,13 @@ def test_swiglu_is_its_formula():
 def test_rotary_scores_depend_on_relative_position_only():
     attention = RotaryAttention(L, D, 1)
     qkv = torch.randn(1, 3, 1, D // 2, 2).expand(L, 3, 1, D // 2, 2)  # the same at every position
-    q, k, v = rotate(qkv.contiguous(), attention.turn).flatten(-2).unbind(-3)  # [L, 1, D] each
+    q, k, v = rotate(qkv.contiguous(), attention.rotation).flatten(-2).unbind(-3)  # [L, 1, D] each
     scores = q[:, 0] @ k[:, 0].T
     for shift in range(-L + 1, L):
         diagonal = scores.diagonal(shift)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4, rtol=1e-4)
     assert scores[0].std() > 1e-3  # and it does depend on position
-    torch.testing.assert_close(v, qkv[:, 2].flatten(-2))  # values do not turn
+    torch.testing.assert_close(v, qkv[:, 2].flatten(-2))  # values are not rotated
 
 
 def test_attention_sees_every_position_and_position_swiglu_too():
