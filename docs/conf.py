@@ -66,8 +66,8 @@ def public_modules(package: str) -> list[str]:
     """Return the modules of a package, itself first. ``pyro_gram`` has a page for each of its subpackages."""
     module = import_module(package)
     names = [package]
-    home = Path(str(module.__file__)).parent  # not __path__: in a checkout, pyro_gram's finds models and guides beside it
-    for info in pkgutil.iter_modules([str(home)], f"{package}."):
+    home = next(iter(module.__path__))  # in a checkout, pyro_gram's path has a second entry: where models and guides lie
+    for info in pkgutil.iter_modules([home], f"{package}."):
         if info.name.rpartition(".")[2].startswith("_") or info.name in PACKAGES:
             continue
         names += public_modules(info.name) if info.ispkg else [info.name]
