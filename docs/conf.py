@@ -66,7 +66,9 @@ def public_modules(package: str) -> list[str]:
     """Return the modules of a package, itself first. ``pyro_gram`` has a page for each of its subpackages."""
     module = import_module(package)
     names = [package]
-    home = next(iter(module.__path__))  # in a checkout, pyro_gram's path has a second entry: where models and guides lie
+    home = next(
+        iter(module.__path__)
+    )  # in a checkout, pyro_gram's path has a second entry: where models and guides lie
     for info in pkgutil.iter_modules([home], f"{package}."):
         if info.name.rpartition(".")[2].startswith("_") or info.name in PACKAGES:
             continue

@@ -59,7 +59,9 @@ def _published(problem: str, row: str) -> str:
     numbers: dict[str, Any] = paper.published(problem, row)
     if not numbers:
         return ""
-    first = f"{numbers['violations']} conflicts" if "violations" in numbers else f"{100 * numbers['sample_accuracy']:.1f}"
+    first = (
+        f"{numbers['violations']} conflicts" if "violations" in numbers else f"{100 * numbers['sample_accuracy']:.1f}"
+    )
     return f"{first}; {100 * numbers['coverage']:.1f}"
 
 
@@ -68,12 +70,14 @@ def _generated_rows() -> list[str]:
     whole = 100 * paper.published("sudoku_uncond")["sample_accuracy"]
     distance = paper.published("mnist")["frechet_distance"]
     return [
-        f"| whole Sudoku boards 4x4, p(x) (3) | 1 | {100 * boards['validity']:.1f} | | | {boards['grids_found']:.0f} of 288 "
-        f"boards | 9x9: {whole:.2f} | |",
+        f"| whole Sudoku boards 4x4, p(x) (3) | 1 | {100 * boards['validity']:.1f} | | "
+        f"| {boards['grids_found']:.0f} of 288 boards | 9x9: {whole:.2f} | |",
         f"| binarized digits, p(x) (4) | 1 | distance {digits['frechet_distance']:.1f} | | | | FID {distance} | |",
     ]
 
 
 def _untrained_row(problem: str, title: str, metric: str) -> str:
-    ours, best = (f"{100 * paper.published(problem, row)[metric]:.2f}".rstrip("0").rstrip(".") for row in ("gram", "best"))
+    ours, best = (
+        f"{100 * paper.published(problem, row)[metric]:.2f}".rstrip("0").rstrip(".") for row in ("gram", "best")
+    )
     return f"| {title} | not trained | | | | | {ours} | {best} |"

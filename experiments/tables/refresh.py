@@ -15,7 +15,7 @@ from typing import Any
 from experiments.bench import bench, bench_gpu, bench_solve, survive
 from experiments.scaling import summary
 from experiments.studies import amortization, filtering, gap, selection
-from experiments.tables import headline, paper_table
+from experiments.tables import headline, paper_table, readme_table
 from experiments.tables.headline import CHECKPOINTS, GENERATED, ROOT, SOLVED
 from pyro_gram.system.cli import Parser, call
 from pyro_gram.system.files import read_json, write_bytes
@@ -23,7 +23,7 @@ from pyro_gram.system.files import read_json, write_bytes
 TABLES = ROOT / "experiments" / "tables"
 STUDIES = ROOT / "experiments" / "studies"
 BENCH = ROOT / "experiments" / "bench"
-DOCUMENTS = (ROOT / "README.md", STUDIES / "README.md")
+DOCUMENTS = (ROOT / "README.md", STUDIES / "README.md")  # pages of docs/ include the tables' files
 MARKED = re.compile(r"(<!-- begin (\S+\.md) -->)\n.*?(<!-- end \2 -->)", re.DOTALL)
 GPUS = 8  # processes of the table of shared gradients
 
@@ -48,6 +48,7 @@ def render_tables() -> dict[Path, str]:
     scaling = [read_json(CHECKPOINTS / f"{name}.scaling.json") for name in SOLVED]
     diagnoses = {name: read_json(CHECKPOINTS / f"{name}.diagnosis.json") for name in (*SOLVED, *GENERATED)}
     over_checkpoints = {
+        "summary": readme_table.summary_table(),
         "solved": headline.solved_table(),
         "orbit": headline.orbit_line(),
         "seeds": headline.seeds_table(),

@@ -9,7 +9,7 @@ With the name of each prior stands its KL from the guides for it:
 - ``noise_only``, ``mean_only``: N(0, sigma) and N(mu, 0) of Table 3b; closed form, of ``mean_only`` at a fixed scale.
 - ``standard``: N(0, I), nothing learned; closed form.
 - ``none``: eps = 0, the deterministic model; nothing to infer.
-- ``student_t``, ``mixture``, ``flow``: heavy tails; several modes; a conditional normalizing flow; estimated from a draw.
+- ``student_t``, ``mixture``, ``flow``: heavy tails; several modes; a conditional flow; estimated from a draw.
 - ``low_rank``: a Gaussian whose covariance spans positions; closed form.
 - ``discrete``: categorical codes, straight-through or relaxed; closed form.
 """

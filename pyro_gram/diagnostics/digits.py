@@ -275,12 +275,12 @@ def assess(real: Reference, tokens: Tensor) -> dict[str, float]:
         - ``frechet_distance``: of the samples to the real images.
         - ``frechet_distance_floor``: of as many real images, at most half, to the other real images.
         - ``inception_score``, ``inception_score_real``: 1 to 10.
-        - ``digits_recognized``, ``digits_recognized_real``: the share that the classifier is at least 90 % sure of. Never
-          read it alone: it is sure of some noise as well (drawing every pixel by its own mean scores .88).
+        - ``digits_recognized``, ``digits_recognized_real``: the share that the classifier is at least 90 % sure of.
+          Never read it alone: it is sure of some noise as well (drawing every pixel by its own mean scores .88).
         - ``classes_found``: how many of the ten digits are among the samples that it is sure of.
         - ``class_entropy``: of the digits it sees most likely in each sample, nats; log 10 = 2.30 at most.
-        - ``nearest_distance``, ``nearest_distance_real``: mean of the pixels that differ from the nearest training image.
-          Samples far nearer than real images are copies.
+        - ``nearest_distance``, ``nearest_distance_real``: mean of the pixels that differ from the nearest training
+          image. Samples far nearer than real images are copies.
         - ``exact_copies``, ``exact_copies_real``: the share of images that are training images to the pixel.
         - ``real_images``: how many.
 

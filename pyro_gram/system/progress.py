@@ -78,7 +78,7 @@ class Phases:
         return phase_seconds + sum(self.seconds[phase] for phase in later)
 
     def remaining_text(self, name: str, phase_seconds: float | None) -> str:
-        """Return ``all ends in 17:54 | ``, for the bar of the current phase; an empty text where it is unknown.
+        """Return "all ends in 17:54 | ", for the bar of the current phase; an empty text where it is unknown.
 
         As soon as it is known, one line is printed that says how long each phase takes. Takes the arguments of
         :meth:`remaining_seconds`.
