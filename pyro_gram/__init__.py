@@ -16,7 +16,7 @@ from pyro_gram.version import __version__
 if TYPE_CHECKING:
     from pyro_gram.checkpoint import load
     from pyro_gram.sampling.tempering import TemperConfig
-from pyro_gram.solver import Solver
+    from pyro_gram.solver import Solver
 
 __all__ = ["Solver", "TemperConfig", "__version__", "load"]
 
@@ -27,7 +27,11 @@ if not (Path(__file__).parent / "models").is_dir():
 
 def __getattr__(name: str) -> Any:
     # Torch and Pyro take seconds to import, so that their part of the package is imported on first use.
-    if name in ("Solver", "TemperConfig", "load"):
+    if name == "load":
+        from pyro_gram.checkpoint import load
+
+        return load
+    if name in ("Solver", "TemperConfig"):
         from pyro_gram import solver
 
         return getattr(solver, name)
