@@ -87,7 +87,7 @@ def test_puzzles_have_the_same_answers_as_on_the_cpu(run_directory, tmp_path, ca
         tmp_path / "graphs",
         "--num-samples",
         6,
-        "--width",
+        "--draws",
         "sobol",
         "--json",
     ]
