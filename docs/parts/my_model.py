@@ -20,7 +20,9 @@ class FlatModel(nn.Module):
         super().__init__()
         c = config
         self.spec, self.prior = spec, prior
-        self.encoder = input_encoder(spec, c.width)
+        encoder = input_encoder(spec, c.width)
+        assert encoder is not None  # it is None for tasks without input
+        self.encoder = encoder
         self.f = make_stack(c.mixer, c.layers, spec.input_length, c.width, c.heads, c.hidden)
         self.decoder = answer_decoder(spec, c.width)
         self.heads: nn.Module | None = None  # a run puts the halt and value heads here

@@ -39,7 +39,8 @@ class Completion(Task):
         offsets = torch.cat((torch.zeros(1, dtype=torch.long), fits.sum(1).cumsum(0)))
         return PuzzleSet(inputs, answers[fits.nonzero()[:, 1]], offsets)
 
-    def violations(self, x: Tensor, y: Tensor) -> Tensor:
+    def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
+        assert x is not None  # it is None in tasks without input
         clashes = ((x > 0) & (x - 1 != y)).sum(-1)
         repeated = self.n - nn.functional.one_hot(y, self.n).amax(-2).sum(-1)
         return clashes + repeated
@@ -47,12 +48,13 @@ class Completion(Task):
     def parse(self, text: str) -> Tensor:
         return torch.tensor([0 if c == "." else int(c) + 1 for c in text])
 
-    def format_input(self, x: Tensor) -> str:
+    def format_input(self, x: Tensor | None) -> str:
+        assert x is not None
         return "".join("." if v == 0 else str(v - 1) for v in x.tolist())
 
-    def format_solution(self, x: Tensor, y: Tensor) -> str:
+    def format_solution(self, x: Tensor | None, y: Tensor) -> str:
         return "".join(map(str, y.tolist()))
 
-    def plot(self, axes: Any, x: Tensor, y: Tensor | None = None) -> None:
+    def plot(self, axes: Any, x: Tensor | None, y: Tensor | None = None) -> None:
         axes.text(0.5, 0.5, self.format_input(x) if y is None else self.format_solution(x, y), ha="center")
         axes.set_axis_off()
