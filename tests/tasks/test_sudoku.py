@@ -9,8 +9,8 @@ from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks.held_out import InputSet
 from pyro_gram.tasks.sudoku.boards import solve, symmetry_invariants
-from pyro_gram.tasks.sudoku.data import deal, random_puzzles
-from pyro_gram.tasks.sudoku.task import WRONG_COLOR, Sudoku, SudokuConfig
+from pyro_gram.tasks.sudoku.data import assign_splits, random_puzzles
+from pyro_gram.tasks.sudoku.task import MISTAKE_COLOR, Sudoku, SudokuConfig
 from tests.tasks.sudoku_cases import QUESTION, SIZES, blanked, blocks, brute_force, canonical_4, some_grids
 
 
@@ -67,11 +67,11 @@ def test_no_puzzle_of_one_split_is_symmetric_to_one_of_another():
 
 def test_dealing_cuts_a_class_but_never_shares_it():
     keys = np.repeat(np.arange(30), 10)
-    dealt = deal(keys, {"test": 25, "validation": 5, "train": 200}, np.random.default_rng(0))
+    dealt = assign_splits(keys, {"test": 25, "validation": 5, "train": 200}, np.random.default_rng(0))
     assert [len(index) for index in dealt.values()] == [25, 5, 200]
     classes = [set(keys[index].tolist()) for index in dealt.values()]
     assert sum(map(len, classes)) == len(set.union(*classes))
-    assert deal(keys, {"test": 25, "validation": 5, "train": 280}, np.random.default_rng(0)) is None
+    assert assign_splits(keys, {"test": 25, "validation": 5, "train": 280}, np.random.default_rng(0)) is None
 
 
 def test_the_split_is_reproducible_and_follows_its_seed():
@@ -218,7 +218,7 @@ def test_pictures_mark_conflicts_and_broken_clues(size):
     task.plot(axes[2], x, wrong)
     assert len(axes[0].texts) == (x > 1).sum()
     assert sum(t.get_fontweight() == "bold" for t in axes[1].texts) == (x > 1).sum()
-    red = [[t.get_text() for t in a.texts if t.get_color() == WRONG_COLOR] for a in axes]
+    red = [[t.get_text() for t in a.texts if t.get_color() == MISTAKE_COLOR] for a in axes]
     assert red[0] == red[1] == []
     assert red[2][:2] == [str(int(grid[1]) - 1)] * 2
     assert "?" in red[2]

@@ -4,7 +4,7 @@ import torch
 
 from pyro_gram.tasks.sudoku.boards import (
     BOXES,
-    _normal_grids_6,
+    _representative_grids_6,
     all_grids_4,
     conflicts,
     geometry,
@@ -34,7 +34,7 @@ def test_there_are_288_grids_of_4x4():
 
 
 def test_random_6x6_grids_stand_for_all_28_200_960():
-    normal = _normal_grids_6()
+    normal = _representative_grids_6()
     assert len(normal.unique(dim=0)) * 720 * 6 * 8 == 28_200_960
     assert (missing_digits(normal - 1, 6) == 0).all()
 
@@ -54,7 +54,7 @@ def test_random_6x6_grids_are_uniform():
     order = order.gather(1, first.amin(2).argsort(1)[..., None].expand(-1, -1, 2)).flatten(1)  # column 1 ascends
     boards = torch.cat((boards[:, :2], boards[:, 2:].gather(1, (order - 2)[..., None].expand(-1, -1, 6))), 1)
     forms, counts = np.unique(boards.flatten(1).numpy(), axis=0, return_counts=True)
-    assert {tuple(form) for form in forms.tolist()} == {tuple(form) for form in _normal_grids_6().tolist()}
+    assert {tuple(form) for form in forms.tolist()} == {tuple(form) for form in _representative_grids_6().tolist()}
     chi_square = ((counts - 60) ** 2 / 60).sum()
     assert abs(chi_square - 815) < 5 * (2 * 815) ** 0.5
 

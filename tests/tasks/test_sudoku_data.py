@@ -12,7 +12,7 @@ from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.system import download
 from pyro_gram.tasks.sudoku import data as sudoku_data
 from pyro_gram.tasks.sudoku.boards import random_symmetries, solve, symmetry_invariants, transform
-from pyro_gram.tasks.sudoku.data import locate, read_csv
+from pyro_gram.tasks.sudoku.data import locate_file, read_csv
 from pyro_gram.tasks.sudoku.task import Sudoku, SudokuConfig
 from tests.conftest import ROOT
 from tests.tasks.sudoku_cases import ANSWER, QUESTION, some_grids
@@ -77,7 +77,7 @@ BROKEN = QUESTION[:1] + "5" + QUESTION[2:]
 def test_a_bad_row_is_named_by_file_line_and_fault(tmp_path, row, message, monkeypatch):
     path = write(tmp_path / "bad.csv", [*invented(2, 0), row, *invented(2, 1), "s,short,row,1"])
     for chunk in (1, 3, 1000):
-        monkeypatch.setattr(sudoku_data, "CHUNK", chunk)
+        monkeypatch.setattr(sudoku_data, "ROWS_AT_ONCE", chunk)
         with pytest.raises(InputError, match=f"bad.csv, {message}"):
             read_csv(path, 9)
 
@@ -136,7 +136,7 @@ def test_training_puzzles_symmetric_to_held_out_ones_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("compared", [7, 20_000])
 def test_a_file_given_for_both_shares_no_puzzle_among_its_splits(tmp_path, monkeypatch, compared):
-    monkeypatch.setattr(sudoku_data, "COMPARED", compared)
+    monkeypatch.setattr(sudoku_data, "COMPARED_AT_ONCE", compared)
     write(tmp_path / "one.csv", invented(60, 0))
     task = extreme(tmp_path, train_file="one.csv", test_file="one.csv", train=0, validation=20, test=30)
     splits = [task.split(split) for split in ("train", "validation", "test")]
@@ -214,7 +214,7 @@ def test_a_folder_without_the_files_is_an_error_and_no_folder_a_download(tmp_pat
     monkeypatch.delenv("PYRO_GRAM_DATA", raising=False)
     asked = []
     monkeypatch.setattr(sudoku_data, "download", lambda *arguments: asked.append(arguments))
-    locate("test.csv", "", None)
+    locate_file("test.csv", "", None)
     [(url, known_hash, name)] = asked
     assert url.startswith("https://huggingface.co/datasets/sapientinc/sudoku-extreme/resolve/")
     assert url.endswith("/test.csv")

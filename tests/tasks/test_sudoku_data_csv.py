@@ -114,7 +114,7 @@ def test_a_rating_that_is_no_number_is_named(tmp_path, rating):
 @pytest.mark.parametrize("start", ["question,answer\n", "\n\n question , answer\n", ""])
 @pytest.mark.parametrize("chunk", [1, 2, 1000])
 def test_the_first_fault_is_named_by_its_line_whatever_stands_above(tmp_path, monkeypatch, start, chunk):
-    monkeypatch.setattr(sudoku_data, "CHUNK", chunk)
+    monkeypatch.setattr(sudoku_data, "ROWS_AT_ONCE", chunk)
     good, wrong = f"{QUESTION},{ANSWER}\n", f"{QUESTION},{ANSWER[:-1]}9\n"
     line = start.count("\n") + 4
     with pytest.raises(InputError, match=f"a.csv, line {line}: the answer repeats a digit"):

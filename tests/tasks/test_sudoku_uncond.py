@@ -175,7 +175,7 @@ def test_training_boards_are_not_novel_and_copies_not_unique(size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_figures_without_any_valid_sample_are_left_out(size):
-    figures = make(size).assess(make(size).split("test"), torch.zeros(5, 1, size * size, dtype=torch.long))
+    figures = make(size).extra_metrics(make(size).split("test"), torch.zeros(5, 1, size * size, dtype=torch.long))
     assert figures == ({"validity": 0.0, "grids_found": 0.0} if size == 4 else {"validity": 0.0})
 
 

@@ -1,8 +1,8 @@
-"""What the Sudoku tasks share: the geometry of a board, an exact solver, random grids, and the group of symmetries.
+"""Sudoku boards: their geometry, an exact solver, random grids, and the group of symmetries.
 
-Boards here are rows of ``size**2`` cells in row-major order, 0 for a blank and 1 to ``size`` for digits. The symmetries
-rename digits, permute bands, rows in a band, stacks and columns in a stack, and transpose where boxes are square: they
-map solutions to solutions.
+A board is ``size**2`` cells, row by row, 0 for a blank and 1 to ``size`` for digits; a grid is a board without blanks.
+The symmetries map solutions to solutions: they rename digits, permute bands, rows in a band, stacks and columns in a
+stack, and transpose if boxes are square.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 
 import numpy as np
 import torch
@@ -18,19 +19,19 @@ from torch import Tensor
 
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size -> rows and columns of a box
 SIZES = tuple(BOXES)
-BASES_9 = 2000  # searched 9x9 grids, of which all others are random symmetries
+MAX_SEARCHED_9 = 2000  # 9x9 grids from search; more are random symmetries of these
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Index tables of one size of board.
+    """Index tables for one size of board.
 
     Attributes:
         size: cells in a row.
-        box_rows, box_cols: the sides of a box.
-        units: int64 ``[3 size, size]``, the cells of each row, then of each column, then of each box.
-        unit_masks: the same as bits of an integer.
-        peer_masks: for each cell, the other cells of its units.
+        box_rows, box_cols: rows and columns of a box.
+        units: the cells of each row, then of each column, then of each box, int64 ``[3 size, size]``.
+        unit_masks: the same units, each as the bits of an integer.
+        peer_masks: for each cell, the other cells of its units, as bits.
     """
 
     size: int
@@ -45,12 +46,12 @@ class Geometry:
         return self.size * self.size
 
     @property
-    def square_boxes(self) -> bool:
-        """Does transposing map boxes to boxes?"""
+    def has_square_boxes(self) -> bool:
+        """True if the transpose of a box is a box."""
         return self.box_rows == self.box_cols
 
     def unit_name(self, unit: int) -> str:
-        """``row 1``, ``column 1``, ``box 1 (of 2 rows and 3 columns)``: a row of ``units``, counted from 1."""
+        """Return the name of a row of ``units``: ``row 1``, ``column 1`` or ``box 1 (of 2 rows and 3 columns)``."""
         kind, number = divmod(unit, self.size)
         shape = f" (of {self.box_rows} rows and {self.box_cols} columns)" if kind == 2 else ""
         return f"{('row', 'column', 'box')[kind]} {number + 1}{shape}"
@@ -58,34 +59,34 @@ class Geometry:
 
 @cache
 def geometry(size: int) -> Geometry:
-    """The tables of boards with 4, 6 or 9 cells in a row."""
+    """Return the tables for boards of size 4, 6 or 9."""
     box_rows, box_cols = BOXES[size]
     row, col = np.divmod(np.arange(size * size), size)
-    place = np.stack((row, col, row // box_rows * box_rows + col // box_cols), axis=1)
-    units = np.stack([np.flatnonzero(place[:, kind] == n) for kind in range(3) for n in range(size)])
+    unit_numbers = np.stack((row, col, row // box_rows * box_rows + col // box_cols), axis=1)
+    units = np.stack([np.flatnonzero(unit_numbers[:, kind] == n) for kind in range(3) for n in range(size)])
     masks = tuple(sum(1 << int(c) for c in unit) for unit in units)
     peers = []
-    for cell, (r, c, b) in enumerate(place.tolist()):
+    for cell, (r, c, b) in enumerate(unit_numbers.tolist()):
         peers.append((masks[r] | masks[size + c] | masks[2 * size + b]) & ~(1 << cell))
     return Geometry(size, box_rows, box_cols, units, masks, tuple(peers))
 
 
-# ---- what is right -----------------------------------------------------------------------------------------------
+# ---- constraints -------------------------------------------------------------------------------------------------
 
 
 @cache
-def _missing(size: int) -> Tensor:
-    """How many of ``size`` digits a set of them, given as bits, lacks: int64 ``[2^size]``."""
+def _num_missing(size: int) -> Tensor:
+    """Return a table from a set of digits, as bits, to the number of digits it lacks: int64 ``[2^size]``."""
     return torch.tensor([size - n.bit_count() for n in range(1 << size)])
 
 
 def missing_digits(digits: Tensor, size: int) -> Tensor:
-    """Digits that rows, columns and boxes lack, summed: 0 for a correct full board.
+    """Count the digits that each row, column and box lacks, summed: 0 for a correct grid.
 
-    In a full board a unit lacks as many digits as it repeats.
+    A unit of a full board lacks as many digits as it repeats.
 
     Args:
-        digits: int64 ``[..., L]``, 0 to size - 1; anything else is no digit.
+        digits: int64 ``[..., L]``, 0 to size - 1; any other number is no digit.
 
     Returns:
         int64 ``[...]``.
@@ -96,18 +97,18 @@ def missing_digits(digits: Tensor, size: int) -> Tensor:
     present = bits[..., units[:, 0]]
     for place in range(1, size):
         present = present | bits[..., units[:, place]]
-    return _missing(size)[present.long()].sum(-1)
+    return _num_missing(size)[present.long()].sum(-1)
 
 
 def conflicts(digits: Sequence[int], size: int) -> list[tuple[int, int, list[int]]]:
-    """Every digit that stands twice in a unit, as (unit, digit, cells); ``digits`` has 0 for blanks."""
-    found = []
+    """List every digit that a unit repeats, as (unit, digit, cells); ``digits`` has 0 for blanks."""
+    repeats = []
     for unit, cells in enumerate(geometry(size).units.tolist()):
         for digit in range(1, size + 1):
-            same = [c for c in cells if digits[c] == digit]
-            if len(same) > 1:
-                found.append((unit, digit, same))
-    return found
+            cells_of_digit = [c for c in cells if digits[c] == digit]
+            if len(cells_of_digit) > 1:
+                repeats.append((unit, digit, cells_of_digit))
+    return repeats
 
 
 # ---- solver ------------------------------------------------------------------------------------------------------
@@ -116,17 +117,17 @@ def conflicts(digits: Sequence[int], size: int) -> list[tuple[int, int, list[int
 def solve(
     board: Sequence[int], size: int, limit: int = 2, rng: np.random.Generator | None = None
 ) -> list[tuple[int, ...]]:
-    """Up to ``limit`` solutions of a board, all of them where there are fewer: exact backtracking on bit masks.
+    """Return up to ``limit`` solutions of a board, by exact backtracking on bit masks.
 
-    For each digit, one integer holds the cells that can still take it, so that cells with one, two or no candidates
-    left are found for the whole board at once. Naked and hidden singles are filled in before the search branches, in
-    the cell with fewest candidates or over the places of a digit in a unit, whichever are fewer.
+    For each digit, one integer has a bit for every cell that can still take it, so that cells with no, one or two
+    candidates are counted for the whole board at once. The search fills in naked and hidden singles. Then it branches
+    over the candidates of the cell that has fewest, or over the cells of a digit in a unit if those are fewer.
 
     Args:
         board: ``size**2`` digits, 0 for a blank.
         size: 4, 6 or 9.
-        limit: stop at this many.
-        rng: tries digits in random order; without it, in ascending order.
+        limit: the most solutions to return.
+        rng: gives the order in which digits are tried; None for ascending order.
     """
     g = geometry(size)
     candidates = [(1 << g.cells) - 1] * size
@@ -137,95 +138,93 @@ def solve(
                 return []
             _assign(candidates, digit - 1, cell, g)
             filled |= 1 << cell
-    found: list[tuple[int, ...]] = []
-    for solution in _search(candidates, filled, g, rng):
-        found.append(solution)
-        if len(found) >= limit:
-            break
-    return found
+    return list(islice(_search(candidates, filled, g, rng), limit))
 
 
 def _assign(candidates: list[int], digit: int, cell: int, g: Geometry) -> None:
-    others = ~(1 << cell)
-    kept = candidates[digit] & ~g.peer_masks[cell]
+    """Put a digit (from 0) into a cell: remove it from the cell's peers, and other digits from the cell."""
+    remaining = candidates[digit] & ~g.peer_masks[cell]
     for d in range(g.size):
-        candidates[d] &= others
-    candidates[digit] = kept
+        candidates[d] &= ~(1 << cell)
+    candidates[digit] = remaining
 
 
 def _search(
     candidates: list[int], filled: int, g: Geometry, rng: np.random.Generator | None
 ) -> Iterator[tuple[int, ...]]:
-    """Every solution below a node. ``candidates`` is used up."""
-    whole = (1 << g.cells) - 1
+    """Yield every solution below a node of the search. ``candidates`` is modified."""
+    all_cells = (1 << g.cells) - 1
     while True:
-        once = twice = thrice = 0  # cells with at least one, two, three candidates
+        at_least_1 = at_least_2 = at_least_3 = 0  # cells with so many candidates
         for c in candidates:
-            thrice |= twice & c
-            twice |= once & c
-            once |= c
-        if once != whole:
+            at_least_3 |= at_least_2 & c
+            at_least_2 |= at_least_1 & c
+            at_least_1 |= c
+        if at_least_1 != all_cells:
             return
-        if filled == whole:
-            yield _digits(candidates, g)
+        if filled == all_cells:
+            yield _to_digits(candidates, g)
             return
-        naked = once & ~twice & ~filled
-        if naked:
-            filled |= naked
+        naked_singles = at_least_1 & ~at_least_2 & ~filled
+        if naked_singles:
+            filled |= naked_singles
             for digit in range(g.size):
-                hits = candidates[digit] & naked
-                while hits:
-                    cell = (hits & -hits).bit_length() - 1
-                    hits &= hits - 1
+                cells = candidates[digit] & naked_singles
+                while cells:
+                    cell = (cells & -cells).bit_length() - 1
+                    cells &= cells - 1
                     candidates[digit] &= ~g.peer_masks[cell]
             continue
-        places = _fewest_places(candidates, filled, g)
-        if places is None:
+        moves = _fewest_cells_of_a_digit(candidates, filled, g)
+        if moves is None:
             return
-        if len(places) > 1:
+        if len(moves) > 1:
             break
-        digit, cell = places[0]
+        digit, cell = moves[0]
         _assign(candidates, digit, cell, g)
         filled |= 1 << cell
-    pairs = twice & ~thrice
-    if pairs or len(places) > 2:
-        cell = _lowest(pairs) if pairs else _fewest(candidates, whole & ~filled, g)
+    pairs = at_least_2 & ~at_least_3
+    if pairs or len(moves) > 2:
+        cell = _lowest_bit(pairs) if pairs else _cell_with_fewest_candidates(candidates, all_cells & ~filled, g)
         digits = [(d, cell) for d in range(g.size) if candidates[d] >> cell & 1]
-        places = min(digits, places, key=len)
+        moves = min(digits, moves, key=len)
     if rng is not None:
-        places = [places[i] for i in rng.permutation(len(places))]
-    for digit, cell in places:
+        moves = [moves[i] for i in rng.permutation(len(moves))]
+    for digit, cell in moves:
         branch = candidates.copy()
         _assign(branch, digit, cell, g)
         yield from _search(branch, filled | 1 << cell, g, rng)
 
 
-def _fewest_places(candidates: list[int], filled: int, g: Geometry) -> list[tuple[int, int]] | None:
-    """The (digit, cell) pairs of a digit in a unit where it has fewest places; None where some digit has none."""
-    best, fewest, digit_of_best = 0, g.size + 1, 0
-    for digit, cells in enumerate(candidates):
+def _fewest_cells_of_a_digit(candidates: list[int], filled: int, g: Geometry) -> list[tuple[int, int]] | None:
+    """Find the digit and unit where the digit fits into fewest cells.
+
+    Returns:
+        The pairs (digit, cell); None if some digit fits into no cell of a unit.
+    """
+    fewest_cells, fewest, fewest_digit = 0, g.size + 1, 0
+    for digit, digit_cells in enumerate(candidates):
         for unit in g.unit_masks:
-            hits = cells & unit
-            more = hits & (hits - 1)  # without the lowest
-            if not more:
-                if hits & filled:
+            cells = digit_cells & unit
+            if not cells & (cells - 1):  # at most one cell
+                if cells & filled:
                     continue
-                return [(digit, _lowest(hits))] if hits else None
-            if fewest > 2 and (number := hits.bit_count()) < fewest:
-                best, fewest, digit_of_best = hits, number, digit
-    places = []
-    while best:
-        places.append((digit_of_best, _lowest(best)))
-        best &= best - 1
-    return places
+                return [(digit, _lowest_bit(cells))] if cells else None
+            if fewest > 2 and (number := cells.bit_count()) < fewest:
+                fewest_cells, fewest, fewest_digit = cells, number, digit
+    moves = []
+    while fewest_cells:
+        moves.append((fewest_digit, _lowest_bit(fewest_cells)))
+        fewest_cells &= fewest_cells - 1
+    return moves
 
 
-def _lowest(mask: int) -> int:
+def _lowest_bit(mask: int) -> int:
     return (mask & -mask).bit_length() - 1
 
 
-def _fewest(candidates: list[int], cells: int, g: Geometry) -> int:
-    """The cell of the mask ``cells`` with fewest candidates."""
+def _cell_with_fewest_candidates(candidates: list[int], cells: int, g: Geometry) -> int:
+    """Return the first of ``cells``, a mask, that has the fewest candidates."""
     at_least = [cells] + [0] * g.size
     for c in candidates:
         for n in range(g.size, 0, -1):
@@ -233,15 +232,15 @@ def _fewest(candidates: list[int], cells: int, g: Geometry) -> int:
     for n in range(1, g.size):
         exactly = at_least[n] & ~at_least[n + 1]
         if exactly:
-            return _lowest(exactly)
-    return _lowest(cells)
+            return _lowest_bit(exactly)
+    return _lowest_bit(cells)
 
 
-def _digits(candidates: list[int], g: Geometry) -> tuple[int, ...]:
+def _to_digits(candidates: list[int], g: Geometry) -> tuple[int, ...]:
     board = [0] * g.cells
     for digit, cells in enumerate(candidates, start=1):
         while cells:
-            board[_lowest(cells)] = digit
+            board[_lowest_bit(cells)] = digit
             cells &= cells - 1
     return tuple(board)
 
@@ -250,10 +249,9 @@ def _digits(candidates: list[int], g: Geometry) -> tuple[int, ...]:
 
 
 def random_symmetries(count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Elements of the symmetry group, uniform and independent.
+    """Draw elements of the symmetry group, uniformly and independently.
 
-    The image of a board holds in cell i what the board holds in cell ``cells[i]``, digit d (from 0) renamed to
-    ``digits[d]``.
+    Cell i of the image holds the digit of cell ``cells[i]`` of the board; digit d (from 0) becomes ``digits[d]``.
 
     Returns:
         cells, int64 ``[count, L]``, and digits, int64 ``[count, size]``.
@@ -263,37 +261,37 @@ def random_symmetries(count: int, size: int, generator: torch.Generator) -> tupl
     def permutations(*shape: int) -> Tensor:
         return torch.rand(count, *shape, generator=generator).argsort(-1)
 
-    def lines(groups: int, each: int) -> Tensor:
-        return (permutations(groups)[..., None] * each + permutations(groups, each)).flatten(1)
+    def line_order(groups: int, lines: int) -> Tensor:
+        return (permutations(groups)[..., None] * lines + permutations(groups, lines)).flatten(1)
 
-    rows = lines(size // g.box_rows, g.box_rows)
-    cols = lines(size // g.box_cols, g.box_cols)
+    rows = line_order(size // g.box_rows, g.box_rows)
+    cols = line_order(size // g.box_cols, g.box_cols)
     cells = rows[:, :, None] * size + cols[:, None, :]
-    if g.square_boxes:
-        transposed = torch.rand(count, 1, 1, generator=generator) < 0.5
-        cells = torch.where(transposed, cells.transpose(1, 2), cells)
+    if g.has_square_boxes:
+        is_transposed = torch.rand(count, 1, 1, generator=generator) < 0.5
+        cells = torch.where(is_transposed, cells.transpose(1, 2), cells)
     return cells.flatten(1), permutations(size)
 
 
 def transform(boards: Tensor, cells: Tensor, digits: Tensor, first: int) -> Tensor:
-    """Images of boards under symmetries, one each.
+    """Apply a symmetry to each board.
 
     Args:
-        boards: int64 ``[count, L]``, tokens: digit d (from 0) is ``first + d``; what is below ``first`` stays.
-        cells, digits: of :func:`random_symmetries`.
+        boards: tokens, int64 ``[count, L]``: digit d (from 0) is ``first + d``; lower tokens stay.
+        cells, digits: the results of :func:`random_symmetries`.
         first: the token of the lowest digit.
     """
-    fixed = torch.arange(first).expand(len(digits), first)
-    renamed = torch.cat((fixed, digits + first), 1)
-    return renamed.gather(1, boards.gather(1, cells))
+    other_tokens = torch.arange(first).expand(len(digits), first)
+    image_of_token = torch.cat((other_tokens, digits + first), 1)
+    return image_of_token.gather(1, boards.gather(1, cells))
 
 
 def symmetry_invariants(boards: np.ndarray, size: int, rounds: int = 4, chunk: int = 20_000) -> np.ndarray:
-    """A key a board, equal for boards that a symmetry maps to each other (and, rarely, for others).
+    """Return a key for each board; boards that a symmetry maps to each other have equal keys (and, rarely, others).
 
     Colours of cells are refined as in the Weisfeiler-Leman test: each round describes digits, rows, columns, boxes,
-    bands and stacks by the cells they hold, and cells by those they lie in. Multisets are hashed as sums of scrambled
-    64-bit words, which wrap around: exact integers, no rounding.
+    bands and stacks by their cells, and cells by the lines and boxes they lie in. A multiset is hashed as the sum of
+    scrambled 64-bit words, which wraps around, so that all integers are exact.
 
     Args:
         boards: integers ``[N, L]``, 0 for a blank.
@@ -310,27 +308,27 @@ def _invariants(boards: np.ndarray, size: int, rounds: int) -> np.ndarray:
     n, bands, stacks = len(boards), size // g.box_rows, size // g.box_cols
     digit = torch.from_numpy(boards.astype(np.int64))
     color = _scramble((boards > 0).astype(np.uint64))
-    flip = np.uint64(0 if g.square_boxes else 1)  # without transposition, columns are another kind than rows
+    column_kind = np.uint64(0 if g.has_square_boxes else 1)  # without transposition, columns differ from rows
     for _ in range(rounds):
         grid = color.reshape(n, bands, g.box_rows, stacks, g.box_cols)
         rows = _scramble(grid.sum((3, 4)))  # [n, bands, box_rows]
-        cols = _scramble(grid.sum((1, 2)) + flip)  # [n, stacks, box_cols]
+        cols = _scramble(grid.sum((1, 2)) + column_kind)  # [n, stacks, box_cols]
         rows = _scramble(rows + _scramble(rows.sum(2, keepdims=True)))
         cols = _scramble(cols + _scramble(cols.sum(2, keepdims=True)))
         boxes = _scramble(grid.sum((2, 4), keepdims=True) ^ np.uint64(2))
         words = torch.zeros(n, size + 1, dtype=torch.int64)
         words.scatter_add_(1, digit, torch.from_numpy(color.view(np.int64)))
         words = torch.from_numpy(_scramble(words.numpy().view(np.uint64) ^ np.uint64(4)).view(np.int64))
-        words[:, 0] = 0  # blanks share nothing
-        held = words.gather(1, digit).numpy().view(np.uint64)
+        words[:, 0] = 0  # blanks are unrelated
+        same_digit = words.gather(1, digit).numpy().view(np.uint64)
         lines = rows[:, :, :, None, None] + cols[:, None, None]  # a sum: the same after a transposition
-        grid = _scramble(grid) * np.uint64(3) + (lines ^ np.uint64(8)) + boxes + held.reshape(grid.shape)
+        grid = _scramble(grid) * np.uint64(3) + (lines ^ np.uint64(8)) + boxes + same_digit.reshape(grid.shape)
         color = _scramble(grid).reshape(n, g.cells)
     return _scramble(color.sum(1, dtype=np.uint64))
 
 
 def _scramble(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64, a bijection of 64-bit words."""
+    """Apply the finaliser of SplitMix64, a bijection of 64-bit words."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -342,29 +340,29 @@ def _scramble(x: np.ndarray) -> np.ndarray:
 
 @cache
 def all_grids_4() -> Tensor:
-    """The 288 grids of 4x4, digits from 1, int64 ``[288, 16]`` in lexicographic order."""
+    """List the 288 grids of 4x4, digits from 1: int64 ``[288, 16]``, in lexicographic order."""
     return torch.tensor(sorted(solve([0] * 16, 4, limit=1000)))
 
 
 @cache
-def _normal_grids_6() -> Tensor:
-    """816 grids of 6x6, one for each set of images under a group that moves every grid: int64 ``[816, 36]``.
+def _representative_grids_6() -> Tensor:
+    """List 816 grids of 6x6 that represent all grids up to a group of 720 * 6 * 8 symmetries: int64 ``[816, 36]``.
 
-    The group renames digits, permutes the columns of the right stack and the rows of the lower two bands; so box 1
-    can read 123456, row 1 go on with 456, and column 1 ascend as far as that group goes. 816 * 720 * 6 * 8 =
-    28,200,960 is the number of all grids.
+    The group renames digits, permutes the columns of the right stack, and permutes the lower two bands and their rows.
+    No element but the identity fixes a grid, so that there are 816 * 720 * 6 * 8 = 28,200,960 grids. A representative
+    has 123456 in box 1, 456 in the rest of row 1, and column 1 in ascending order as far as the group allows.
     """
-    found: list[tuple[int, ...]] = []
+    grids: list[tuple[int, ...]] = []
     for second, third, fourth in ((3, 5, 6), (5, 3, 6), (6, 3, 5)):
         board = [0] * 36
         board[:9] = [1, 2, 3, 4, 5, 6, 4, 5, 6]
         board[12], board[18], board[24], board[30] = 2, second, third, fourth
-        found += solve(board, 6, limit=1000)
-    return torch.tensor(found)
+        grids += solve(board, 6, limit=1000)
+    return torch.tensor(grids)
 
 
-def _searched_grids_9(count: int, generator: torch.Generator) -> Tensor:
-    """Grids of 9x9 by randomised backtracking, from a random band of diagonal boxes: int64 ``[count, 81]``."""
+def _search_grids_9(count: int, generator: torch.Generator) -> Tensor:
+    """Complete random diagonal boxes of 9x9 boards by randomised backtracking: int64 ``[count, 81]``."""
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     g = geometry(9)
     grids = np.empty((count, g.cells), dtype=np.int64)
@@ -377,18 +375,18 @@ def _searched_grids_9(count: int, generator: torch.Generator) -> Tensor:
 
 
 def random_grids(size: int, count: int, generator: torch.Generator) -> Tensor:
-    """Random solved grids, digits from 1: int64 ``[count, L]``.
+    """Draw grids, digits from 1: int64 ``[count, L]``.
 
-    Uniform over all grids and independent for sizes 4 and 6. For size 9, up to 2,000 grids from randomised
-    backtracking, and further ones as random symmetries of these (each has up to 3,359,232 * 9! images).
+    For sizes 4 and 6 they are independent and uniform over all grids. For size 9, up to 2,000 come from randomised
+    backtracking, and more are random symmetries of these (each has up to 3,359,232 * 9! images).
     """
     if size == 4:
         return all_grids_4()[torch.randint(288, (count,), generator=generator)]
     if size == 6:
-        normal = _normal_grids_6()
-        grids = normal[torch.randint(len(normal), (count,), generator=generator)]
+        representatives = _representative_grids_6()
+        grids = representatives[torch.randint(len(representatives), (count,), generator=generator)]
     else:
-        bases = _searched_grids_9(min(count, BASES_9), generator)
-        grids = bases.repeat(math.ceil(count / max(1, len(bases))), 1)[:count]
+        searched = _search_grids_9(min(count, MAX_SEARCHED_9), generator)
+        grids = searched.repeat(math.ceil(count / max(1, len(searched))), 1)[:count]
     cells, digits = random_symmetries(count, size, generator)
     return transform(grids, cells, digits, first=1)

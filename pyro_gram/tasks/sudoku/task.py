@@ -1,9 +1,8 @@
-"""Sudoku, 4x4, 6x6 and 9x9: complete a partly filled board (Section 4.1 and Appendix B.2 of the paper: Sudoku-Extreme).
+"""Sudoku of size 4, 6 and 9: complete a board (Section 4.1 and Appendix B.2 of the paper: Sudoku-Extreme).
 
-Small boards are generated, half of them with several solutions, all of which are known: answers can be counted, not
-only checked. Boards of 9x9 come from Sudoku-Extreme, whose puzzles have one solution. No puzzle of one split is a
-symmetry of one of another, so the augmentation (the full group of symmetries) cannot reach a held-out one; an image
-that is a held-out puzzle all the same is refused.
+Small puzzles are generated, half of them with several solutions, which are all listed. RatedPuzzles of size 9 come from
+Sudoku-Extreme and have one solution. No puzzle of one split is symmetric to one of another, so that the augmentation
+(the full group of symmetries) never shows a held-out one; should it do so after all, the pair is not augmented.
 """
 
 from __future__ import annotations
@@ -37,41 +36,49 @@ from pyro_gram.tasks.sudoku.boards import (
     symmetry_invariants,
     transform,
 )
-from pyro_gram.tasks.sudoku.data import Puzzles, deal, digest, locate, random_puzzles, read_csv, take_unlike
+from pyro_gram.tasks.sudoku.data import (
+    RatedPuzzles,
+    assign_splits,
+    digest,
+    exclude_symmetric,
+    locate_file,
+    random_puzzles,
+    read_csv,
+)
 from pyro_gram.tasks.sudoku.text import parse_puzzle, split_puzzles
 from pyro_gram.tasks.terminal import FILLED_INK, join_blocks, join_cells, mark_mistake, painter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BLANK, FIRST = 1, 2  # tokens as in the paper: 0 padding (no board has any), 1 a blank, 2 the digit 1, ...
+BLANK, FIRST = 1, 2  # tokens as in the paper: 0 padding (not used here), 1 a blank, 2 the digit 1, ...
 CLUES = {4: (4, 10), 6: (9, 20), 9: (28, 45)}
-USUAL_TRAIN = {4: 7000, 6: 10_000, 9: 1000}
-USUAL_TEST = {4: 500, 6: 500, 9: 1000}
-COUNTED = 1000  # solutions of a board, at the most
-FRESH_DRAWS = 1000  # puzzles drawn at a time for fresh inputs, the least
+DEFAULT_TRAIN = {4: 7000, 6: 10_000, 9: 1000}
+DEFAULT_TEST = {4: 500, 6: 500, 9: 1000}
+MAX_COUNTED = 1000  # solutions of a board
+FRESH_DRAWS = 1000  # the least number of puzzles that fresh_inputs draws at once
 SOURCES = ("auto", "generated", "extreme")
-GIVEN_COLOR, FILLED_COLOR, WRONG_COLOR = "#000000", "#0072B2", "#C00000"
+CLUE_COLOR, FILLED_COLOR, MISTAKE_COLOR = "#000000", "#0072B2", "#C00000"
 
 
 @dataclass(frozen=True)
 class SudokuConfig:
-    """Which boards, from where, and how many.
+    """Settings of the boards, their source and their number.
 
     Attributes:
         size: rows of a board: 4 (boxes of 2x2), 6 (boxes of 2 rows and 3 columns) or 9.
         source: ``generated``, ``extreme`` (the files of Sudoku-Extreme, 9x9 only), or ``auto``: extreme for size 9,
             generated for the others.
-        train, test: puzzles in the split. -1: the usual number (7000, 10000, 1000 for training, 500, 500, 1000 to
-            test for sizes 4, 6, 9; of a smaller file, all); 0: all that the file holds (extreme).
-        validation: puzzles to validate on, from the training file where there is one. Of that file, puzzles that are
-            symmetric to one of the test split count for nothing.
+        train, test: puzzles of the split. -1: the default number (7000, 10000, 1000 for training, 500, 500, 1000 for
+            testing, for sizes 4, 6, 9; all of a smaller file). 0: all puzzles of the file (extreme).
+        validation: puzzles to validate on, taken from the training file if there is one. RatedPuzzles of that file that
+            are symmetric to one of the test split are not used.
         min_clues, max_clues: the fewest and most clues of generated puzzles; 0: 4-10, 9-20, 28-45 for sizes 4, 6, 9.
         unique: share of generated puzzles that have exactly one solution.
         max_solutions: the most solutions of the other generated puzzles; all are listed.
-        train_file, test_file: CSV files in the data folder (or paths) instead of train.csv and test.csv, the full
-            set, or sudoku-extreme-1k_train.csv and sudoku-extreme-1k_test_hard.csv; plain or .gz.
-        data_seed: seed of puzzles and splits; the same for every run that is to be compared.
+        train_file, test_file: CSV files in the data folder (or paths), plain or .gz, to read instead of train.csv and
+            test.csv (the full set) or sudoku-extreme-1k_train.csv and sudoku-extreme-1k_test_hard.csv.
+        data_seed: seed of puzzles and splits; runs with equal seeds can be compared.
     """
 
     size: int = 4
@@ -106,26 +113,26 @@ class SudokuConfig:
         low, high = self.clues
         if low > high:
             raise ConfigError(f"min_clues must be at most max_clues, but {low} is more than {high}")
-        if not self.from_file:
+        if not self.uses_files:
             for name in ("train", "test"):
                 if getattr(self, name) == 0:
-                    raise ConfigError(f"{name} must be at least 1 for generated puzzles (or -1: the usual number)")
+                    raise ConfigError(f"{name} must be at least 1 for generated puzzles (or -1: the default number)")
         check_seed(self.data_seed, "data_seed")
 
     @property
-    def from_file(self) -> bool:
-        """Do the puzzles come from files?"""
+    def uses_files(self) -> bool:
+        """True if the puzzles come from files."""
         return self.source == "extreme" or (self.source == "auto" and self.size == 9)
 
     @property
     def clues(self) -> tuple[int, int]:
-        """Fewest and most clues of generated puzzles."""
+        """The fewest and the most clues of generated puzzles."""
         low, high = CLUES[self.size]
         return self.min_clues or low, self.max_clues or high
 
 
 def check_size(size: int) -> None:
-    """Raises ConfigError unless boards of this size are known."""
+    """Raise ConfigError unless ``size`` is 4, 6 or 9."""
     if size not in SIZES:
         raise ConfigError(f"size must be 4, 6 or 9, not {size}")
 
@@ -142,68 +149,68 @@ class Sudoku(Task):
         self.data_dir = data_dir
         self._sources: dict[str, str] = {}
         self.size, self.cells = config.size, config.size**2
-        self.paper_name = "sudoku" if config.from_file else ""
+        self.paper_name = "sudoku" if config.uses_files else ""
         self.spec = TaskSpec(self.cells, None, self.size + FIRST, self.cells, self.size + FIRST)
-        if config.from_file:
-            data_folder(data_dir)  # a wrong folder is told at once, not when the data is needed
+        if config.uses_files:
+            data_folder(data_dir)  # report a wrong folder now, not when the data is needed
 
-    # ---- what is right -----------------------------------------------------------------------------------------
+    # ---- right answers -----------------------------------------------------------------------------------------
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Digits missing from rows, columns and boxes, plus tokens that are no digit, plus clues not kept."""
+        """Count digits missing from rows, columns and boxes, tokens that are no digit, and clues that are changed."""
         assert x is not None
         missing = missing_digits(y - FIRST, self.size)
         return missing + (y < FIRST).sum(-1) + ((x >= FIRST) & (x != y)).sum(-1)
 
     def difficulty(self, x: Tensor) -> Tensor:
-        """The number of blank cells, int64 ``[...]``."""
+        """Count the blank cells, int64 ``[...]``."""
         return (x < FIRST).sum(-1)
 
     # ---- data --------------------------------------------------------------------------------------------------
 
     def split(self, name: str) -> PuzzleSet:
         check_split(name)
-        return self._tokens(self._puzzles[name])
+        return self._to_puzzle_set(self._puzzles[name])
 
-    def _tokens(self, puzzles: Puzzles) -> PuzzleSet:
+    def _to_puzzle_set(self, puzzles: RatedPuzzles) -> PuzzleSet:
         inputs = torch.from_numpy(puzzles.boards.astype(np.int64)) + BLANK
         solutions = torch.from_numpy(puzzles.solutions.astype(np.int64)) + BLANK
         return PuzzleSet(inputs, solutions, torch.from_numpy(puzzles.offsets))
 
     def ratings(self, split: str) -> Tensor | None:
-        """How hard each puzzle of a split is, ``[N]``, as its file says (Extreme: backtracks); None if not known."""
+        """Return the ratings of a split's puzzles, ``[N]``, from its file (Extreme: backtracks); None if unknown."""
         check_split(split)
         ratings = self._puzzles[split].ratings
         return None if ratings is None else torch.from_numpy(ratings)
 
     def provenance(self) -> dict[str, str]:
-        """Name and SHA-256 of the training and the test file once they are read; nothing for generated puzzles."""
+        """Return name and SHA-256 of the training and the test file once they are read; empty for generated puzzles."""
         return dict(self._sources)
 
     @cached_property
-    def _puzzles(self) -> dict[str, Puzzles]:
-        return self._from_files() if self.config.from_file else self._generated()
+    def _puzzles(self) -> dict[str, RatedPuzzles]:
+        return self._read_splits() if self.config.uses_files else self._generate_splits()
 
-    def _generated(self) -> dict[str, Puzzles]:
+    def _generate_splits(self) -> dict[str, RatedPuzzles]:
         c = self.config
-        test = USUAL_TEST[self.size] if c.test < 0 else c.test
-        train = USUAL_TRAIN[self.size] if c.train < 0 else c.train
-        wanted = {"test": test, "validation": c.validation, "train": train}
-        count = sum(wanted.values()) + max(64, test)
-        whole = random_puzzles(self.size, count, c.clues, c.unique, c.max_solutions, c.data_seed)
-        keys = symmetry_invariants(whole.boards, self.size)
-        dealt = deal(keys, wanted, np.random.default_rng(c.data_seed))
-        if dealt is None:
+        test = DEFAULT_TEST[self.size] if c.test < 0 else c.test
+        train = DEFAULT_TRAIN[self.size] if c.train < 0 else c.train
+        sizes = {"test": test, "validation": c.validation, "train": train}
+        count = sum(sizes.values()) + max(64, test)
+        puzzles = random_puzzles(self.size, count, c.clues, c.unique, c.max_solutions, c.data_seed)
+        keys = symmetry_invariants(puzzles.boards, self.size)
+        splits = assign_splits(keys, sizes, np.random.default_rng(c.data_seed))
+        if splits is None:
             raise ConfigError(
-                f"too few {self.size}x{self.size} puzzles for {sum(wanted.values())} inputs without symmetric ones "
+                f"too few {self.size}x{self.size} puzzles for {sum(sizes.values())} inputs without symmetric ones "
                 "across splits: lower task.train or widen task.min_clues and task.max_clues"
             )
-        return {split: whole.take(index) for split, index in dealt.items()}
+        return {split: puzzles.take(index) for split, index in splits.items()}
 
     def fresh_inputs(self, count: int, data_seed: int) -> PuzzleSet:
-        """Generated puzzles, none a symmetry of one of a split or of another one of them."""
+        """Generate puzzles of which none is symmetric to a puzzle of any split or to one another."""
         c = self.config
-        if c.from_file:
+        if c.uses_files:
             return super().fresh_inputs(count, data_seed)
         classes: set[Hashable] = set()
         for puzzles in self._puzzles.values():
@@ -218,39 +225,39 @@ class Sudoku(Task):
                     f"only {sum(map(len, parts))} puzzles of {self.size}x{self.size} were met that are symmetric to "
                     "none of a split: ask for fewer"
                 )
-            parts.append(self._tokens(batch.take(np.array(new))))
+            parts.append(self._to_puzzle_set(batch.take(np.array(new))))
         return PuzzleSet.concatenate(parts).subset(count)
 
-    def _from_files(self) -> dict[str, Puzzles]:
+    def _read_splits(self) -> dict[str, RatedPuzzles]:
         c = self.config
         rng = np.random.default_rng(c.data_seed)
         paths = {
-            "train": locate("train.csv", c.train_file, self.data_dir),
-            "test": locate("test.csv", c.test_file, self.data_dir),
+            "train": locate_file("train.csv", c.train_file, self.data_dir),
+            "test": locate_file("test.csv", c.test_file, self.data_dir),
         }
         test, train = (read_csv(paths[split], self.size) for split in ("test", "train"))
         self._sources = {split: f"{path.name} {digest(path)}" for split, path in paths.items()}
-        number = _number("test", c.test, USUAL_TEST[9], len(test), f"{paths['test']} holds")
+        number = _split_size("test", c.test, DEFAULT_TEST[9], len(test), f"{paths['test']} holds")
         test = test.take(rng.permutation(len(test))[:number])
         order = rng.permutation(len(train))
         held_out = symmetry_invariants(test.boards, self.size)
-        kept = take_unlike(train.boards, order, held_out, c.validation + 1, self.size)
-        if len(kept) <= c.validation:
+        index = exclude_symmetric(train.boards, order, held_out, c.validation + 1, self.size)
+        if len(index) <= c.validation:
             raise ConfigError(
                 f"validation = {c.validation}, but without symmetries of test puzzles, {paths['train']} holds only "
-                f"{len(kept)} puzzles: lower it, or take other files or a smaller test"
+                f"{len(index)} puzzles: lower it, or take other files or a smaller test"
             )
-        kept = kept[: c.validation]
-        validation, rest = train.take(kept), order[~np.isin(order, kept)]
+        index = index[: c.validation]
+        validation, rest = train.take(index), order[~np.isin(order, index)]
         held_out = np.concatenate((held_out, symmetry_invariants(validation.boards, self.size)))
-        most = len(rest) if c.train == 0 else USUAL_TRAIN[9] if c.train < 0 else c.train
-        kept = take_unlike(train.boards, rest, held_out, most, self.size)
+        count = len(rest) if c.train == 0 else DEFAULT_TRAIN[9] if c.train < 0 else c.train
+        index = exclude_symmetric(train.boards, rest, held_out, count, self.size)
         reason = f"besides validation, and without symmetries of held-out puzzles, {paths['train']} holds"
-        number = _number("train", c.train, USUAL_TRAIN[9], len(kept), reason)
-        return {"train": train.take(kept[:number]), "validation": validation, "test": test}
+        number = _split_size("train", c.train, DEFAULT_TRAIN[9], len(index), reason)
+        return {"train": train.take(index[:number]), "validation": validation, "test": test}
 
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A random element of the symmetry group for each pair; pairs that would become held-out ones stay."""
+        """Apply a random symmetry to each pair; a pair whose image is held out stays."""
         assert x is not None
         flat_x, flat_y = x.reshape(-1, self.cells), y.reshape(-1, self.cells)
         cells, digits = random_symmetries(len(flat_y), self.size, generator)
@@ -266,11 +273,11 @@ class Sudoku(Task):
     # ---- text and picture --------------------------------------------------------------------------------------
 
     def parse(self, text: str) -> Tensor:
-        """A board, in one line or row by row: see ``tasks.sudoku.text``."""
+        """Parse a board in one line or row by row (see ``tasks.sudoku.text``)."""
         board = parse_puzzle(text, self.size, partial(suggest_checkpoint, self, "size"))
         for unit, digit, _ in conflicts(board, self.size):
-            where = geometry(self.size).unit_name(unit)
-            raise InputError(f"the clues contradict each other: {where} has {digit} twice")
+            unit_name = geometry(self.size).unit_name(unit)
+            raise InputError(f"the clues contradict each other: {unit_name} has {digit} twice")
         if not solve(board, self.size, limit=1):
             raise InputError("the puzzle has no solution (checked exactly)")
         return torch.tensor(board) + BLANK
@@ -279,91 +286,99 @@ class Sudoku(Task):
         return split_puzzles(text)
 
     def count_solutions(self, x: Tensor) -> int | None:
-        """All solutions, where there are at most ``COUNTED``."""
-        found = len(solve((x - BLANK).tolist(), self.size, COUNTED + 1))
-        return found if found <= COUNTED else None
+        """Count the solutions; None for more than ``MAX_COUNTED``."""
+        count = len(solve((x - BLANK).tolist(), self.size, MAX_COUNTED + 1))
+        return count if count <= MAX_COUNTED else None
 
     def format_input(self, x: Tensor | None) -> str:
         assert x is not None
         return "".join("." if token < FIRST else str(token - BLANK) for token in x.tolist())
 
     def format_solution(self, x: Tensor | None, y: Tensor) -> str:
-        """The digits in a row; ``?`` for a token that is no digit."""
+        """Return the digits in one line; ``?`` for a token that is no digit."""
         return "".join("?" if token < FIRST else str(token - BLANK) for token in y.tolist())
 
     def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
         draw_board(axes, self.size, *self._digits(x, y))
 
     def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
-        """The clues and, where given, the answer beside them."""
-        given, shown = self._digits(x, y)
-        boards = [render_board(self.size, given, colour=colour)]
-        if shown is not None:
-            boards.append(render_board(self.size, given, shown, colour))
+        """Return the board of the clues and, if given, the board of the answer on its right."""
+        clues, answer = self._digits(x, y)
+        boards = [render_board(self.size, clues, colour=colour)]
+        if answer is not None:
+            boards.append(render_board(self.size, clues, answer, colour))
         return join_blocks(*boards, separator="  ->  ")
 
     def _digits(self, x: Tensor | None, y: Tensor | None) -> tuple[list[int], list[int] | None]:
-        """The clues and the answer's digits, 0 for none."""
+        """Return the clues and the answer as digits, 0 for none."""
         assert x is not None
-        given = (x - BLANK).clamp(min=0).tolist()
-        return given, None if y is None else (y - BLANK).clamp(min=0).tolist()
+        clues = (x - BLANK).clamp(min=0).tolist()
+        return clues, None if y is None else (y - BLANK).clamp(min=0).tolist()
 
 
-def _number(split: str, asked: int, usual: int, available: int, reason: str) -> int:
-    """How many puzzles of a file a split gets. Raises ConfigError where more are asked for than there are."""
+def _split_size(split: str, requested: int, default: int, available: int, reason: str) -> int:
+    """Return the number of puzzles of a split from a file. Raises ConfigError if the file has fewer."""
     if not available:
         raise ConfigError(f"{reason} no puzzles that could be the {split} split: take other files, or hold out fewer")
-    if asked > available:
-        raise ConfigError(f"{split} = {asked}, but {reason} only {available} puzzles: lower it, or set it to 0 for all")
-    return min(usual, available) if asked < 0 else asked or available
+    if requested > available:
+        raise ConfigError(
+            f"{split} = {requested}, but {reason} only {available} puzzles: lower it, or set it to 0 for all"
+        )
+    return min(default, available) if requested < 0 else requested or available
 
 
-def wrong_cells(size: int, given: Sequence[int], shown: Sequence[int] | None) -> set[int]:
-    """Cells that break a constraint, hold no digit in an answer or another one than the clue. As :func:`draw_board`."""
-    wrong = {cell for _, _, cells in conflicts(given if shown is None else shown, size) for cell in cells}
-    if shown is not None:
-        wrong |= {c for c, digit in enumerate(shown) if not digit or (given[c] and given[c] != digit)}
-    return wrong
+def find_mistakes(size: int, clues: Sequence[int], answer: Sequence[int] | None) -> set[int]:
+    """Return the cells that repeat a digit of a unit, and cells of an answer without digit or with a changed clue.
+
+    Arguments are those of :func:`draw_board`.
+    """
+    mistakes = {cell for _, _, cells in conflicts(clues if answer is None else answer, size) for cell in cells}
+    if answer is not None:
+        mistakes |= {c for c, digit in enumerate(answer) if not digit or (clues[c] and clues[c] != digit)}
+    return mistakes
 
 
-def render_board(size: int, given: Sequence[int], shown: Sequence[int] | None = None, colour: bool = False) -> str:
-    """A board with its boxes as text: clues bold, other digits blue, mistakes marked. As :func:`draw_board`."""
+def render_board(size: int, clues: Sequence[int], answer: Sequence[int] | None = None, colour: bool = False) -> str:
+    """Return a board with its boxes as text: clues bold, other digits blue, mistakes marked.
+
+    Arguments are those of :func:`draw_board`.
+    """
     paint, g = painter(colour), geometry(size)
-    digits, wrong = given if shown is None else shown, wrong_cells(size, given, shown)
+    digits, mistakes = clues if answer is None else answer, find_mistakes(size, clues, answer)
     cells = []
     for cell, digit in enumerate(digits):
-        text = str(digit) if digit else "." if shown is None else "?"
-        if cell in wrong:
+        text = str(digit) if digit else "." if answer is None else "?"
+        if cell in mistakes:
             cells.append(mark_mistake(text, paint))
         else:
-            style = {"bold": True} if given[cell] else {"foreground": FILLED_INK if digit else None}
+            style = {"bold": True} if clues[cell] else {"foreground": FILLED_INK if digit else None}
             cells.append(paint(text, **style) + " ")
     return join_cells(cells, size, g.box_rows, g.box_cols)
 
 
-def draw_board(axes: Axes, size: int, given: Sequence[int], shown: Sequence[int] | None = None) -> None:
-    """A board with its boxes: clues bold and black, other digits blue, mistakes red on a tinted cell.
+def draw_board(axes: Axes, size: int, clues: Sequence[int], answer: Sequence[int] | None = None) -> None:
+    """Draw a board with its boxes: clues bold and black, other digits blue, mistakes red on a tinted cell.
 
     Args:
-        axes: to draw on.
+        axes: the axes to draw on.
         size: of the board.
-        given: the clues, 0 for none.
-        shown: the answer's digits, 0 (drawn as ``?``) for a token that is none; None for the clues alone.
+        clues: ``size**2`` digits, 0 for a blank.
+        answer: ``size**2`` digits, 0 (drawn as ``?``) for a token that is no digit; None to draw the clues only.
     """
     g = geometry(size)
-    digits, wrong = given if shown is None else shown, wrong_cells(size, given, shown)
+    digits, mistakes = clues if answer is None else answer, find_mistakes(size, clues, answer)
     for line in range(size + 1):
         for box, draw in ((g.box_rows, axes.hlines), (g.box_cols, axes.vlines)):
-            thick = line % box == 0
-            draw(line, 0, size, colors="#333333" if thick else "#BBBBBB", linewidth=1.4 if thick else 0.5)
+            is_box_edge = line % box == 0
+            draw(line, 0, size, colors="#333333" if is_box_edge else "#BBBBBB", linewidth=1.4 if is_box_edge else 0.5)
     cell_points = axes.get_window_extent().height / axes.get_figure().dpi * 72 / size  # type: ignore[union-attr]
     for cell, digit in enumerate(digits):
         row, col = divmod(cell, size)
-        if cell in wrong:
+        if cell in mistakes:
             axes.fill((col, col + 1, col + 1, col), (row, row, row + 1, row + 1), color="#F8DADA", zorder=0)
-        if not digit and shown is None:
+        if not digit and answer is None:
             continue
-        color = WRONG_COLOR if cell in wrong else GIVEN_COLOR if given[cell] else FILLED_COLOR
+        color = MISTAKE_COLOR if cell in mistakes else CLUE_COLOR if clues[cell] else FILLED_COLOR
         axes.text(
             col + 0.5,
             row + 0.52,
@@ -372,7 +387,7 @@ def draw_board(axes: Axes, size: int, given: Sequence[int], shown: Sequence[int]
             va="center",
             color=color,
             fontsize=max(3.0, 0.55 * cell_points),
-            fontweight="bold" if given[cell] else "normal",
+            fontweight="bold" if clues[cell] else "normal",
         )
     axes.set_xlim(-0.05, size + 0.05)
     axes.set_ylim(size + 0.05, -0.05)

@@ -11,10 +11,10 @@ from pyro_gram.errors import InputError
 from pyro_gram.system.text import PuzzleText, normalize_text
 from pyro_gram.tasks.board_text import cells_of, clean_line, is_rule, lines_of_board, split_boards
 from pyro_gram.tasks.sudoku.boards import BOXES, SIZES
-from pyro_gram.tasks.sudoku.data import BLANKS, DELIMITERS, PUZZLE
+from pyro_gram.tasks.sudoku.data import BLANKS, DELIMITERS, PUZZLE_COLUMNS
 
 DIGITS = "123456789"
-BOARD_NAMES = (*PUZZLE, "board", "grid", "clues")  # columns of a CSV, keys of a JSON object
+BOARD_NAMES = (*PUZZLE_COLUMNS, "board", "grid", "clues")  # columns of a CSV, keys of a JSON object
 SIZE_OF = {size * size: size for size in SIZES}  # number of cells -> size
 ANSWER_SEPARATOR = re.compile(r"\s*->\s*|\s{3,}")
 MAX_RATING_LENGTH = 8  # a longer word of digits is no rating

@@ -1,7 +1,7 @@
-"""Whole Sudoku boards, without clues: a model p(x) of correct grids (Section 4.3 of the paper).
+"""Sudoku grids without clues: a model p(x) of correct grids (Section 4.3 of the paper).
 
-A sample is right or wrong beyond doubt, and for 4x4 all 288 grids are known: how far the samples are from uniform over
-them can be measured, and set against what a perfect sampler would show.
+For size 4 all 288 grids are listed, so that the distance of samples from the uniform distribution can be measured, and
+compared with that of a perfect sampler.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from pyro_gram.tasks.sudoku.task import check_size, draw_board, render_board
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COUNTS = {4: 288, 6: 20_000, 9: 50_000}  # 9: as in the paper
+DEFAULT_COUNTS = {4: 288, 6: 20_000, 9: 50_000}  # 4: all grids; 9: as in the paper
 
 
 @dataclass(frozen=True)
 class SudokuBoardsConfig:
-    """Which boards and how many.
+    """Settings of the boards and their number.
 
     Attributes:
         size: rows of a board: 4, 6 or 9.
         count: training boards; 0: all 288 for size 4, 20,000 for size 6, 50,000 for size 9.
-        validation, test: held-out boards. For size 4 both are the 288 grids, whatever these say, and what is measured
-            is how well the whole set is covered; grids that a smaller count leaves out are never trained on.
-        data_seed: seed of the boards; the same for every run that is to be compared.
+        validation, test: held-out boards. For size 4 both splits always have all 288 grids, to measure how many of
+            them the samples cover; grids that a smaller count leaves out are never trained on.
+        data_seed: seed of the boards; runs with equal seeds can be compared.
     """
 
     size: int = 9
@@ -50,14 +50,14 @@ class SudokuBoardsConfig:
     def __post_init__(self) -> None:
         check_size(self.size)
         check_range(self, count=AT_LEAST_0, validation=AT_LEAST_1, test=AT_LEAST_1)
-        if self.size == 4 and self.count > COUNTS[4]:
+        if self.size == 4 and self.count > DEFAULT_COUNTS[4]:
             raise ConfigError(f"count must be at most 288, the number of 4x4 grids, not {self.count}")
         check_seed(self.data_seed, "data_seed")
 
 
 @TASKS.register("sudoku_uncond")
 class SudokuBoards(Task):
-    """Boards whose rows, columns and boxes hold every digit once; the token of digit d is d - 1."""
+    """Generate boards whose rows, columns and boxes hold every digit once; the token of digit d is d - 1."""
 
     Config = SudokuBoardsConfig
 
@@ -68,7 +68,7 @@ class SudokuBoards(Task):
         self.spec = TaskSpec(self.cells, None, 0, self.cells, self.size)
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Digits missing from rows, columns and boxes, each as many as it repeats others."""
+        """Count digits missing from rows, columns and boxes; each has as many as it repeats."""
         return missing_digits(y, self.size)
 
     # ---- data --------------------------------------------------------------------------------------------------
@@ -76,36 +76,36 @@ class SudokuBoards(Task):
     def split(self, name: str) -> PuzzleSet:
         check_split(name)
         boards = self._boards[name]
-        return PuzzleSet.from_data(boards, has_all_solutions=self.size == 4 and len(boards) == COUNTS[4])
+        return PuzzleSet.from_data(boards, has_all_solutions=self.size == 4 and len(boards) == DEFAULT_COUNTS[4])
 
     @cached_property
     def _boards(self) -> dict[str, Tensor]:
-        """Tokens int64 ``[N, L]`` of each split: distinct boards, for sizes 6 and 9 none in two splits."""
+        """The tokens of each split, int64 ``[N, L]``: distinct boards, for sizes 6 and 9 none in two splits."""
         c = self.config
         generator = torch.Generator().manual_seed(c.data_seed)
-        count = c.count or COUNTS[self.size]
+        count = c.count or DEFAULT_COUNTS[self.size]
         if self.size == 4:
-            boards = all_grids_4()[torch.randperm(COUNTS[4], generator=generator)] - 1
+            boards = all_grids_4()[torch.randperm(DEFAULT_COUNTS[4], generator=generator)] - 1
             return {"train": boards[:count], "validation": boards, "test": boards}
         held_out = self._draw(c.validation + c.test, generator, None)
         train = self._draw(count, generator, InputSet(held_out, self.size))
         return {"train": train, "validation": held_out[: c.validation], "test": held_out[c.validation :]}
 
     def _draw(self, count: int, generator: torch.Generator, excluded: InputSet | None) -> Tensor:
-        """``count`` distinct random boards, none of them excluded."""
-        drawn = torch.zeros(0, self.cells, dtype=torch.long)
-        while len(drawn) < count:
-            missing = count - len(drawn)
-            more = random_grids(self.size, missing + missing // 100 + 8, generator) - 1
+        """Draw ``count`` distinct random boards, none of them excluded."""
+        boards = torch.zeros(0, self.cells, dtype=torch.long)
+        while len(boards) < count:
+            missing = count - len(boards)
+            batch = random_grids(self.size, missing + missing // 100 + 8, generator) - 1
             if excluded is not None:
-                more = more[~excluded.contains(more)]
-            drawn = torch.cat((drawn, more))
-            _, first = np.unique(_keys(drawn), return_index=True)
-            drawn = drawn[torch.from_numpy(np.sort(first))]
-        return drawn[:count]
+                batch = batch[~excluded.contains(batch)]
+            boards = torch.cat((boards, batch))
+            _, first = np.unique(_to_keys(boards), return_index=True)
+            boards = boards[torch.from_numpy(np.sort(first))]
+        return boards[:count]
 
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[None, Tensor]:
-        """A random element of the symmetry group for each board; one that would become a held-out board stays."""
+        """Apply a random symmetry to each board; a board whose image is held out stays."""
         flat = y.reshape(-1, self.cells)
         image = transform(flat, *random_symmetries(len(flat), self.size, generator), first=0)
         if self._held_out is not None:
@@ -114,64 +114,64 @@ class SudokuBoards(Task):
 
     @cached_property
     def _held_out(self) -> InputSet | None:
-        """Validation and test; for size 4, the grids that are no training board. None where nothing is held out."""
+        """The validation and test boards; for size 4, the grids that are not trained on. None if there are none."""
         boards = self._boards
         held_out = torch.cat((boards["validation"], boards["test"]))
         if self.size == 4:
             held_out = held_out[~InputSet(boards["train"], self.size).contains(held_out)]
         return InputSet(held_out, self.size) if len(held_out) else None
 
-    # ---- figures -----------------------------------------------------------------------------------------------
+    # ---- metrics -----------------------------------------------------------------------------------------------
 
     def extra_metrics(self, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, float]:
-        """What samples are worth as draws from the set of correct boards.
+        """Return validity, uniqueness and novelty of samples.
 
-        Novelty means "not among the training boards as they are": a symmetric image of one, which augmentation may
-        have shown, counts as new. So ``train.augment`` should be off where novelty is read, as in the presets.
+        A symmetric image of a training board, which augmentation may have shown, counts as novel. Novelty is therefore
+        meaningful only with ``train.augment`` off, as in the presets.
 
         Args:
-            puzzles: not looked at: every split has the same condition, the empty one.
+            puzzles: ignored.
             tokens: int64 ``[N, 1, L]``.
 
         Returns:
-            ``validity``: share of samples that are correct boards. Of these: ``uniqueness``, the share of distinct
-            ones; for sizes 6 and 9 ``novelty``, the share of the distinct ones that are no training board. For
-            size 4 ``grids_found`` of the 288. Without any correct sample, only ``validity`` and ``grids_found`` are
-            defined, and given.
+            ``validity``: the share of samples that are correct boards. ``uniqueness``: the share of these that are
+            distinct. ``novelty`` (sizes 6 and 9): the share of the distinct ones that are no training board.
+            ``grids_found`` (size 4): the number of distinct ones, of 288. If no sample is correct, ``uniqueness`` and
+            ``novelty`` are undefined and left out.
         """
         samples = tokens.reshape(-1, self.cells)
         valid = samples[self.is_valid(None, samples)]
-        keys, first = np.unique(_keys(valid), return_index=True)
-        figures = {"validity": len(valid) / max(1, len(samples))}
+        keys, first = np.unique(_to_keys(valid), return_index=True)
+        metrics = {"validity": len(valid) / max(1, len(samples))}
         if self.size == 4:
-            figures["grids_found"] = float(len(keys))
+            metrics["grids_found"] = float(len(keys))
         if not len(valid):
-            return figures
-        figures["uniqueness"] = len(keys) / len(valid)
+            return metrics
+        metrics["uniqueness"] = len(keys) / len(valid)
         if self.size != 4:
-            known = InputSet(self._boards["train"], self.size).contains(valid[torch.from_numpy(first)])
-            figures["novelty"] = 1 - known.double().mean().item()
-        return figures
+            is_known = InputSet(self._boards["train"], self.size).contains(valid[torch.from_numpy(first)])
+            metrics["novelty"] = 1 - is_known.double().mean().item()
+        return metrics
 
     # ---- text and picture --------------------------------------------------------------------------------------
 
     def format_solution(self, x: Tensor | None, y: Tensor) -> str:
-        """The digits in a row."""
+        """Return the digits in one line."""
         return "".join(str(token + 1) for token in y.tolist())
 
     def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
         draw_board(axes, self.size, *self._digits(y))
 
     def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
-        """The board with its boxes, blank without an answer."""
+        """Return the board with its boxes, blank without an answer."""
         return render_board(self.size, *self._digits(y), colour)
 
     def _digits(self, y: Tensor | None) -> tuple[list[int], list[int] | None]:
-        """No clues, and the answer's digits."""
+        """Return no clues, and the answer's digits."""
         return [0] * self.cells, None if y is None else (y + 1).tolist()
 
 
-def _keys(boards: Tensor) -> np.ndarray:
-    """One comparable item a board, its tokens as bytes: ``[N]``."""
-    bytes_ = np.ascontiguousarray(boards.numpy().astype(np.uint8))
-    return bytes_.view(np.dtype((np.void, boards.shape[-1])))[:, 0]
+def _to_keys(boards: Tensor) -> np.ndarray:
+    """Return the tokens of each board as one comparable item: ``[N]``."""
+    tokens = np.ascontiguousarray(boards.numpy().astype(np.uint8))
+    return tokens.view(np.dtype((np.void, boards.shape[-1])))[:, 0]
