@@ -1,4 +1,4 @@
-"""Other ways in which y may enter the guide, each a few lines away from the default."""
+"""Ablations of how y enters the guide."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .amortized import AmortizedGuide, AmortizedGuideConfig, align_answer
 
 @GUIDES.register("additive")
 class AdditiveGuide(AmortizedGuide):
-    """The embedding of y is added to u_t, not put beside it: half the head, and no room of its own for y."""
+    """Add the embedding of y to u_t, instead of concatenating both: half the head."""
 
     inputs = 1
 
@@ -27,10 +27,10 @@ class AdditiveGuide(AmortizedGuide):
 
 @dataclass(frozen=True)
 class GlobalGuideConfig(AmortizedGuideConfig):
-    """As the amortized guide's.
+    """The amortized guide's config, with other defaults.
 
     Attributes:
-        layers: attention layers over the embedded answer; with none the code is a bag of answers, without their places.
+        layers: attention layers over the embedded answer; without any the code is a bag of tokens.
     """
 
     layers: int = 1
@@ -38,7 +38,7 @@ class GlobalGuideConfig(AmortizedGuideConfig):
 
 @GUIDES.register("global")
 class GlobalGuide(AmortizedGuide):
-    """One code for all of y, the same at every position: none can be told its own answer and no more."""
+    """Use one code for all of y, the same at each position."""
 
     Config = GlobalGuideConfig
 
@@ -51,7 +51,7 @@ class GlobalGuide(AmortizedGuide):
 
 @GUIDES.register("residual")
 class ResidualGuide(AmortizedGuide):
-    """Around the prior: its head says how far from the prior's mean (or logits) the posterior lies."""
+    """Compute the posterior's mean (or logits) relative to the prior's."""
 
     def make_posterior(self, prior: dist.TorchDistribution, parameters: tuple[Tensor, ...]) -> dist.TorchDistribution:
         return self.family.residual(prior, *parameters)
@@ -59,12 +59,12 @@ class ResidualGuide(AmortizedGuide):
 
 @dataclass(frozen=True)
 class NoGuideConfig:
-    """There is nothing to set."""
+    """This guide has no settings."""
 
 
 @GUIDES.register("prior")
 class NoGuide(PriorGuide):
-    """No inference network: trajectories of the prior are trained to end in y, and every KL is 0."""
+    """No inference network: trajectories of the prior are trained to end in y, and each KL is 0."""
 
     Config = NoGuideConfig
 

@@ -23,7 +23,7 @@ from pyro_gram.networks.layers import make_stack
 from pyro_gram.registry import GUIDES
 from pyro_gram.spec import TaskSpec
 
-HALVINGS = 10  # of the interval in which the share is sought that a budget allows
+BISECTIONS = 10  # steps in the search for the share of the posterior that the largest KL allows
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,12 @@ class AmortizedGuideConfig:
     Attributes:
         hidden: width of the SwiGLU.
         initial_scale: sigma of every channel before training, as the prior's.
-        layers: attention layers over the embedded answer. With none, the posterior of a position sees its own part of
-            y only; with some, all of it, so that few positions can say what many need (images).
+        layers: attention layers over the embedded answer. Without any, the posterior of a position depends on its own
+            token of y only.
         heads: attention heads of those layers.
-        guided_transitions: transitions of a trajectory after which the guide follows the prior; 0 for none. A guide
-            that was trained on few supervision steps knows nothing of deeper ones; it cannot be less than those.
-        max_kl: the most that the posterior may say of y at one transition, nats an input; 0 for no limit. Needs a
-            Gaussian prior.
+        guided_transitions: transitions of a trajectory after which the guide follows the prior; 0 for never. At least
+            those of training: the guide cannot know deeper ones.
+        max_kl: the largest KL of a transition, nats per input; 0 for no limit. Only for a Gaussian prior.
     """
 
     hidden: int = 512
@@ -63,7 +62,7 @@ class AmortizedGuideConfig:
 
 @GUIDES.register("amortized")
 class AmortizedGuide(EffectGuide):
-    """A diagonal Gaussian from ``[u_t, embedding of y]``, position by position.
+    """A posterior from ``[u_t, embedding of y]`` at each position, by default a diagonal Gaussian.
 
     Args:
         config: sizes.
@@ -83,62 +82,61 @@ class AmortizedGuide(EffectGuide):
         self.family = family_of(model)
         self.head = self.family.head(self.inputs * width, config.hidden, width, config.initial_scale)
 
-    inputs = 2  # features of a position, in multiples of the width
+    inputs = 2  # the number of features at each position, in multiples of the width
 
     def encode(self, x: Tensor | None, y: Tensor) -> Tensor:
         return self.mix(self.answer(y))
 
     def features(self, u: Tensor, code: Tensor) -> Tensor:
-        """What the head of a position sees, ``[..., L, inputs * D]``. The ablations change this."""
+        """Return the input of the head, ``[..., L, inputs * D]``. The ablations change this."""
         return torch.cat((u, align_answer(code, u)), dim=-1)
 
     def posterior(self, u: Tensor, code: Tensor, prior: dist.TorchDistribution) -> dist.TorchDistribution:
-        answer = self.make_posterior(prior, self.head(self.features(u, code)))
+        q = self.make_posterior(prior, self.head(self.features(u, code)))
         if not self.max_kl:
-            return answer
-        if type_of(answer) != "Normal" or type_of(prior) != "Normal":
+            return q
+        if type_of(q) != "Normal" or type_of(prior) != "Normal":
             raise ConfigError("guide.max_kl needs a Gaussian prior: set it to 0 for one of another family")
-        loc, scale = limit_kl(answer.base_dist.loc, answer.base_dist.scale, prior.base_dist, self.max_kl)
+        loc, scale = limit_kl(q.base_dist.loc, q.base_dist.scale, prior.base_dist, self.max_kl)
         return dist.Normal(loc, scale).to_event(2)
 
     def make_posterior(self, prior: dist.TorchDistribution, parameters: tuple[Tensor, ...]) -> dist.TorchDistribution:
-        """The distribution that the head's parameters mean."""
+        """Return the distribution with the head's parameters."""
         return self.family.distribution(*parameters)
 
 
 def align_answer(code: Tensor, u: Tensor) -> Tensor:
-    """The embedded answer ``[..., L', D]`` beside u, ``[..., L, D]``: at the last positions, before it zeros."""
+    """Pad the embedded answer ``[..., L', D]`` by zeros in front, to the shape of u ``[..., L, D]``."""
     code = pad(code, (0, 0, u.shape[-2] - code.shape[-2], 0))
     return code.expand(*u.shape[:-1], code.shape[-1])
 
 
-def limit_kl(loc: Tensor, scale: Tensor, prior: dist.Normal, budget: float) -> tuple[Tensor, Tensor]:
-    r"""The Gaussian, drawn towards the prior until it says at most ``budget`` nats (to 2 %).
+def limit_kl(loc: Tensor, scale: Tensor, prior: dist.Normal, max_kl: float) -> tuple[Tensor, Tensor]:
+    r"""Move a Gaussian posterior towards the prior until its KL is at most ``max_kl`` (to 2 %).
 
-    It moves along the path that is linear in the mean and in the log of the scale. At the share :math:`\lambda` of the
-    way the KL is :math:`\lambda^2` times the whole where the scales are equal; where they are not, the share is found
-    by halving.
+    The path is linear in the mean and in the log of the scale. If the scales are equal, the KL at a share
+    :math:`\lambda` of the path is :math:`\lambda^2` times that at its end; bisection finds the share for other scales.
 
     Args:
-        loc, scale: of the posterior, ``[..., L, D]``.
-        prior: p(eps | u), batch shape ``[..., L, D]``; it is not trained through this, only through the KL.
-        budget: nats, summed over positions and channels.
+        loc, scale: the posterior's, ``[..., L, D]``.
+        prior: p(eps | u), batch shape ``[..., L, D]``; no gradient reaches it from here.
+        max_kl: nats, summed over positions and channels.
     """
     loc_p, scale_p = prior.loc.detach(), prior.scale.detach()
     shift, log_ratio = (loc - loc_p) / scale_p, (scale / scale_p).log()
     with torch.no_grad():
         low, high = (torch.full_like(shift[..., :1, :1], share) for share in (0.0, 1.0))
-        for _ in range(HALVINGS):
+        for _ in range(BISECTIONS):
             middle = (low + high) / 2
-            over = _kl(middle * shift, middle * log_ratio) > budget
-            low, high = torch.where(over, low, middle), torch.where(over, middle, high)
+            exceeds = _kl(middle * shift, middle * log_ratio) > max_kl
+            low, high = torch.where(exceeds, low, middle), torch.where(exceeds, middle, high)
     shift, log_ratio = high * shift, high * log_ratio
-    # What is still over the budget is little, where the KL is quadratic; and this step has a gradient.
-    share = (budget / _kl(shift, log_ratio).clamp(min=budget)).sqrt()
+    # The remaining excess is small, so that the KL is quadratic in the share; this step has a gradient.
+    share = (max_kl / _kl(shift, log_ratio).clamp(min=max_kl)).sqrt()
     shift, log_ratio = share * shift, share * log_ratio
     return loc_p + shift * scale_p, scale_p * log_ratio.exp()
 
 
 def _kl(shift: Tensor, log_ratio: Tensor) -> Tensor:
-    """KL of a Gaussian from the standard one, summed over positions and channels, ``[..., 1, 1]``."""
+    """Return the KL of a Gaussian from the standard one, summed over positions and channels, ``[..., 1, 1]``."""
     return (0.5 * (shift.square() + (2 * log_ratio).exp() - 1) - log_ratio).sum((-1, -2), keepdim=True)

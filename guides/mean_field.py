@@ -1,4 +1,4 @@
-"""Free parameters for each datum: what a guide can reach that need not generalise (the amortization gap)."""
+"""Free parameters for each datum, which need not generalise: they measure the amortization gap."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from pyro_gram.inference.guide import EffectGuide
 from pyro_gram.registry import GUIDES
 from pyro_gram.spec import TaskSpec
 
-ROUTE = 0x5DEECE66D  # of the multipliers that name a datum
+KEY_SEED = 0x5DEECE66D  # seed of the multipliers in the key of a datum
 
 
 @dataclass(frozen=True)
 class MeanFieldGuideConfig:
-    """Room for parameters: two floats a pair, transition, position and channel, all of them touched by every update.
+    """Numbers of parameters: two for each pair, transition, position and channel, all part of each update.
 
     Attributes:
         num_pairs: pairs (x, y) that have parameters of their own.
-        transitions: of a program, at least T; those after them follow the prior. 0 for what a supervision step charges
-            (Eq. 14): its T transitions, or the last where it is truncated, those before it following the prior. All
-            supervision steps then share their parameters.
+        transitions: transitions with parameters, at least T; later ones follow the prior. 0 for those with a KL in one
+            supervision step (Eq. 14), all T or the last; all supervision steps then share parameters.
         initial_scale: sigma of every channel before training.
     """
 
@@ -42,14 +41,13 @@ class MeanFieldGuideConfig:
 
 @GUIDES.register("mean_field")
 class MeanFieldGuide(EffectGuide):
-    """A diagonal Gaussian with a mean and a scale of its own for each pair (x, y), transition, position and channel.
+    """A diagonal Gaussian with free parameters for each pair (x, y), transition, position and channel.
 
-    A pair is known by a 64-bit key of its tokens and takes the next free row when it is first seen in training. Pairs
-    that were never trained are answered as all are before training, N(0, initial_scale^2). Arguments as for the
-    amortized guide.
+    A pair has a 64-bit key, made of its tokens, and takes the next free row when training first meets it. The posterior
+    of other pairs is N(0, initial_scale^2), as before training. Arguments as for the amortized guide.
 
     Raises:
-        ConfigError: a prior that is not answered by Gaussians; more pairs than ``data``.
+        ConfigError: guides for this prior are not Gaussian; or there are more pairs than ``num_pairs``.
     """
 
     Config = MeanFieldGuideConfig
@@ -60,7 +58,9 @@ class MeanFieldGuide(EffectGuide):
     def __init__(self, config: MeanFieldGuideConfig, spec: TaskSpec, model: Any, width: int) -> None:
         super().__init__(model)
         if type(family_of(model)) is not NormalFamily:
-            raise ConfigError("guide 'mean_field' answers with Gaussians, which this prior is not answered by")
+            raise ConfigError(
+                "guide 'mean_field' is Gaussian, and guides for this prior are not: use --guide amortized"
+            )
         sizes = model_sizes(model.config)
         T = sizes.transitions
         if 0 < config.transitions < T:
@@ -69,8 +69,8 @@ class MeanFieldGuide(EffectGuide):
         self.first = T - 1 if sizes.truncated and not config.transitions else 0
         if self.first and not prior_traits(model.prior).has_rsample:
             raise ConfigError(
-                "guide 'mean_field' follows the prior at transitions that are not charged, and this one has draws "
-                "without gradient: set model.truncated to false"
+                "guide 'mean_field' follows the prior at transitions without a KL, and this prior has draws without "
+                "gradient: set model.truncated to false"
             )
         self.scale = config.initial_scale
         length = sizes.prefix + spec.input_length
@@ -80,18 +80,18 @@ class MeanFieldGuide(EffectGuide):
         self.register_buffer("used", torch.zeros((), dtype=torch.long))
 
     def encode(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """The row of each pair, int64 ``[..., B]``; -1 for a pair without one."""
+        """Return the row of each pair, int64 ``[..., B]``; -1 for a pair without parameters."""
         key = _key(y, 0) if x is None else _key(y, 0) + _key(x.flatten(y.ndim - 1), y.shape[-1])
         rows = self._rows(key)
         if self.training and (rows < 0).any():
-            new = key[rows < 0].unique()
-            first, last = int(self.used), int(self.used) + len(new)
+            new_keys = key[rows < 0].unique()
+            first, last = int(self.used), int(self.used) + len(new_keys)
             if last > len(self.keys):
                 raise ConfigError(
                     f"more than {len(self.keys)} pairs (x, y), each with parameters of its own: raise "
                     "guide.num_pairs, or train on fewer"
                 )
-            self.keys[first:last] = new
+            self.keys[first:last] = new_keys
             self.used.fill_(last)
             rows = self._rows(key)
         return rows
@@ -99,15 +99,15 @@ class MeanFieldGuide(EffectGuide):
     def _rows(self, key: Tensor) -> Tensor:
         if not self.used:
             return torch.full_like(key, -1)
-        hit, row = (key[..., None] == self.keys[: self.used]).max(-1)
-        return torch.where(hit, row, -1)
+        has_row, row = (key[..., None] == self.keys[: self.used]).max(-1)
+        return torch.where(has_row, row, -1)
 
     def posterior_at(self, t: int, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
         if not self.first <= t < self.guided_transitions:
             return prior
         t -= self.first
-        known, row = (code >= 0)[..., None, None], code.clamp(min=0)
-        loc, log_scale = self.loc[row, t] * known, self.log_scale[row, t] * known
+        has_row, row = (code >= 0)[..., None, None], code.clamp(min=0)
+        loc, log_scale = self.loc[row, t] * has_row, self.log_scale[row, t] * has_row
         return dist.Normal(loc.expand_as(u), (self.scale * log_scale.exp()).expand_as(u)).to_event(2)
 
     def posterior(self, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
@@ -115,7 +115,7 @@ class MeanFieldGuide(EffectGuide):
 
 
 def _key(tokens: Tensor, offset: int) -> Tensor:
-    """A 64-bit name of rows of tokens, ``[..., n] -> [...]``: a sum of products that wraps around."""
-    generator = torch.Generator().manual_seed(ROUTE)
+    """Compute a 64-bit key of tokens, ``[..., n] -> [...]``, as a sum of products that wraps around."""
+    generator = torch.Generator().manual_seed(KEY_SEED)
     factors = torch.randint(-(2**63), 2**63 - 1, (offset + tokens.shape[-1],), generator=generator)[offset:]
     return ((tokens.long() + 1) * factors.to(tokens.device)).sum(-1)

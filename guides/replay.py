@@ -1,7 +1,7 @@
-"""The amortized posterior as an ordinary two-pass guide: Pyro's trace and replay, with no messenger.
+"""The amortized posterior as an ordinary two-pass guide, a Pyro program of its own.
 
-It walks the recursion itself to find each u_t, and Pyro then replays the model along the same draws, so every
-transition is computed twice. It exists to check the one-pass guide: same parameters, same seed, same ELBO.
+It runs the recursion itself to compute each u_t; Pyro then replays the model with the same draws, so that each
+transition is computed twice. It checks the one-pass guide: same parameters, same seed, same ELBO.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .amortized import AmortizedGuide, AmortizedGuideConfig
 
 @GUIDES.register("replay")
 class ReplayGuide(nn.Module):
-    """q(tau | x, y) as a Pyro program of its own. Arguments as for :class:`AmortizedGuide`, whose networks it uses."""
+    """q(tau | x, y) as an ordinary Pyro guide. Arguments as for :class:`AmortizedGuide`, whose networks it uses."""
 
     Config = AmortizedGuideConfig
 
@@ -34,7 +34,7 @@ class ReplayGuide(nn.Module):
         super().__init__()
         if not hasattr(model, "core"):
             raise ConfigError(
-                f"the replay guide walks a recursive core, and {type(model).__name__} has none: use --guide amortized"
+                f"the replay guide runs a recursive core, and {type(model).__name__} has none: use --guide amortized"
             )
         self.inference = AmortizedGuide(config, spec, model, width)
 
@@ -48,7 +48,7 @@ class ReplayGuide(nn.Module):
         truncated: bool | None = None,
         beta: float = 1.0,
     ) -> None:
-        """Draw the trajectory's guidance. Arguments as for the model; y is required."""
+        """Sample the guidance of a trajectory. Arguments as for the model; y is required."""
         if y is None:
             raise ValueError(missing_answer_message(self))
         model: Any = self.inference.model

@@ -193,5 +193,5 @@ def incompatibility(prior: str, guide: str) -> str:
     if (prior, guide) == ("flow", "residual"):
         return "no mean"
     if guide == "mean_field" and prior in ("discrete", "mean_only"):
-        return "answers with Gaussians"
+        return "guides for this prior are not"
     return ""

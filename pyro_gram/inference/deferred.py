@@ -1,7 +1,6 @@
-"""A prior that a truncated supervision step looks at only where it has to (Eq. 14).
+"""Evaluation of the prior at its first use, which spares its head in transitions without a KL (Eq. 14).
 
-In transitions that are not charged the guide draws and nothing asks for the prior's density: its head would be computed
-for nothing.
+In these transitions the guide draws, and nothing reads the prior's density.
 """
 
 from __future__ import annotations
@@ -20,24 +19,24 @@ from torch.distributions import Distribution, constraints, kl_divergence, regist
 
 from pyro_gram.inference.contract import prior_traits
 
-_answered: ContextVar[bool] = ContextVar("answered", default=False)
+_effect_guide_draws: ContextVar[bool] = ContextVar("effect_guide_draws", default=False)
 
 
 @contextmanager
-def answered() -> Iterator[None]:
-    """Within it, an effect guide answers the guidance sites."""
-    token = _answered.set(True)
+def effect_guide_draws() -> Iterator[None]:
+    """Mark that an effect guide samples the guidance sites."""
+    token = _effect_guide_draws.set(True)
     try:
         yield
     finally:
-        _answered.reset(token)
+        _effect_guide_draws.reset(token)
 
 
 class Deferred(dist.TorchDistribution):
-    """A reparameterized distribution over ``[L, D]`` made of u at the first look at it, without gradient.
+    """A reparameterized distribution over ``[L, D]`` that is computed from u at its first use, without gradient.
 
     Args:
-        make: u, ``[..., L, D]``, to the distribution.
+        make: function from u, ``[..., L, D]``, to the distribution.
         u: the proposal.
     """
 
@@ -46,66 +45,66 @@ class Deferred(dist.TorchDistribution):
 
     def __init__(self, make: Callable[[Tensor], Any], u: Tensor) -> None:
         super().__init__(u.shape[:-2], u.shape[-2:], validate_args=False)
-        self._make, self._u, self._made = make, u, None
+        self._make, self._u, self._distribution = make, u, None
 
     @property
-    def made(self) -> Any:
-        """The distribution itself."""
-        if self._made is None:
+    def distribution(self) -> Any:
+        """Compute the distribution, once."""
+        if self._distribution is None:
             with torch.no_grad():
-                self._made = self._make(self._u)
-        return self._made
+                self._distribution = self._make(self._u)
+        return self._distribution
 
     @constraints.dependent_property
     def support(self) -> Any:
-        return self.made.support
+        return self.distribution.support
 
     @property
     def base_dist(self) -> Any:
-        """Of an Independent: what a guide reads the prior's parameters from."""
-        return self.made.base_dist
+        """Return the ``base_dist`` of an Independent, from which a guide reads the prior's parameters."""
+        return self.distribution.base_dist
 
     @property
     def mean(self) -> Tensor:
-        return self.made.mean
+        return self.distribution.mean
 
     @property
     def variance(self) -> Tensor:
-        return self.made.variance
+        return self.distribution.variance
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        return self.made.sample(sample_shape)
+        return self.distribution.sample(sample_shape)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        return self.made.rsample(sample_shape)
+        return self.distribution.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return self.made.log_prob(value)
+        return self.distribution.log_prob(value)
 
     def entropy(self) -> Tensor:
-        return self.made.entropy()
+        return self.distribution.entropy()
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> Any:
-        # A plate asks it of every distribution, where nothing changes too.
-        return self if torch.Size(batch_shape) == self.batch_shape else self.made.expand(batch_shape)
+        # Plates call it also if the shape stays the same.
+        return self if torch.Size(batch_shape) == self.batch_shape else self.distribution.expand(batch_shape)
 
 
 @register_kl(dist.Delta, Deferred)
 @register_kl(Distribution, Deferred)
 def _(q: Any, p: Deferred) -> Tensor:
-    return kl_divergence(q, p.made)
+    return kl_divergence(q, p.distribution)
 
 
 def prior_at(prior: Any, u: Tensor, charged: bool) -> Any:
-    """p(eps | u): at once where it is charged or drawn from, else when it is looked at.
+    """Return p(eps | u), computed now if it has a KL or is drawn from, else at its first use.
 
     Args:
-        prior: a module from u to a distribution. Only one whose traits have ``can_defer`` waits.
+        prior: function from u to a distribution; deferred only if its traits have ``can_defer``.
         u: the proposal, ``[..., L, D]``.
-        charged: is the KL of this transition part of the bound?
+        charged: whether the KL of this transition is part of the bound.
     """
-    if charged or not _answered.get() or not prior_traits(prior).can_defer:
+    if charged or not _effect_guide_draws.get() or not prior_traits(prior).can_defer:
         return prior(u)
-    if any(isinstance(handler, ReparamMessenger) for handler in _PYRO_STACK):  # takes the prior apart
+    if any(isinstance(handler, ReparamMessenger) for handler in _PYRO_STACK):  # which decomposes the prior
         return prior(u)
     return Deferred(prior, u)

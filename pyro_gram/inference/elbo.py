@@ -1,7 +1,7 @@
-"""Bounds: Pyro's own, with the terms of each step kept, and the balanced analytic one that trains by default.
+"""ELBOs: two of Pyro's that also store the terms of each pass, and the balanced analytic ELBO that trains by default.
 
-Everything is in nats. Losses are sums over the batch times whatever ``poutine.scale`` the caller put around the step
-(the trainer scales by 1 / batch); the kept terms are per input, unscaled, at beta = 1.
+Everything is in nats. A loss is a sum over the batch, scaled by the ``poutine.scale`` around the step (the trainer
+scales by 1 / batch); the stored terms are for each input, unscaled, at beta = 1.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from pyro_gram.inference.guide import EffectGuide, check_model
 from pyro_gram.inference.sites import ANSWER, STATE_H, STATE_L
 from pyro_gram.inference.terms import (
     StepTerms,
+    apply_weights,
     check_guide_sites,
     counted_sites,
     divergence_parts,
     guidance_sites,
     is_delta,
     read_terms,
-    weighted,
 )
 
 
 class _TermsMixin:
-    """Mixin: keeps the terms of the last pass as ``self.terms`` and lets the guide forget its trace.
+    """Store the terms of the last pass as ``self.terms``, and let the guide drop its trace.
 
-    ``terms`` is None of a Pyro program that has not the sites of this library.
+    ``terms`` is None for a Pyro program without the sites y, h and l.
     """
 
     terms: StepTerms | None = None
@@ -54,44 +54,44 @@ class _TermsMixin:
             unwrapped.forget()
         return model_trace, guide_trace
 
-    def _keep(self, model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | None = None) -> None:
-        ours = {ANSWER, STATE_H, STATE_L} <= model_trace.nodes.keys()
-        self.terms = read_terms(model_trace, guide_trace, kls) if ours else None
+    def _store_terms(self, model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | None = None) -> None:
+        has_sites = {ANSWER, STATE_H, STATE_L} <= model_trace.nodes.keys()
+        self.terms = read_terms(model_trace, guide_trace, kls) if has_sites else None
 
 
 class TraceELBO(_TermsMixin, Trace_ELBO):
-    """Pyro's ``Trace_ELBO``: the Monte Carlo bound, log p - log q at the draws."""
+    """Pyro's ``Trace_ELBO``: the Monte Carlo estimate, log p - log q at the draws."""
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
-        self._keep(model_trace, guide_trace)
+        self._store_terms(model_trace, guide_trace)
         return model_trace, guide_trace
 
 
 class MeanFieldELBO(_TermsMixin, TraceMeanField_ELBO):
-    """Pyro's ``TraceMeanField_ELBO``: closed-form KLs where there are any.
+    """Pyro's ``TraceMeanField_ELBO``: KLs in closed form, if there is one.
 
-    It differs in two places where Pyro's is silently wrong: a guide's answer that is a point (Pyro's autoguides) is
-    charged with its log density, as ``Trace_ELBO`` does; and draws without gradient are refused, validation on or off.
+    It differs in two points, at which Pyro's is silently wrong: the log density of a Delta in the guide counts, as in
+    ``Trace_ELBO`` (Pyro's autoguides need it); and draws without gradient are refused, with validation on or off.
 
     Attributes:
         estimated_kl: kinds of posterior and prior of a KL without a closed form in the last pass; None for none.
 
     Raises:
-        NotImplementedError: a latent whose draws in the guide have no gradient (use ``trace``).
+        NotImplementedError: the draws of a latent in the guide have no gradient (use ``trace``).
     """
 
     estimated_kl: tuple[str, str] | None = None
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """A number, as Pyro's. ``loss_and_grads`` returns a tensor instead, so that training need not wait for it."""
+        """Return a number. ``loss_and_grads`` returns a tensor, for which training need not wait."""
         return float(super().loss(model, guide, *args, **kwargs))
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         unwrapped = poutine.unwrap(guide)
         if is_validation_enabled() or not isinstance(unwrapped, EffectGuide):
             return super()._get_trace(model, guide, args, kwargs)
-        # Pyro's way computes the log densities of all draws, which are not needed where KLs are analytic.
+        # Pyro would compute the log densities of all draws, which analytic KLs do not need.
         guide(*args, **kwargs)
         traces = unwrapped.get_traces()
         unwrapped.forget()
@@ -100,9 +100,9 @@ class MeanFieldELBO(_TermsMixin, TraceMeanField_ELBO):
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
         check_guide_sites(model_trace, guide_trace)
         self.estimated_kl = None
-        points = [n for n, s in counted_sites(guide_trace) if n in model_trace.nodes and is_delta(s["fn"])]
-        names = list(dict.fromkeys([*guidance_sites(model_trace), *points]))
-        loss, surrogate = self._by_pyro(_without(model_trace, names), _without(guide_trace, names))
+        deltas = [n for n, s in counted_sites(guide_trace) if n in model_trace.nodes and is_delta(s["fn"])]
+        names = list(dict.fromkeys([*guidance_sites(model_trace), *deltas]))
+        loss, surrogate = self._pyro_loss(_exclude(model_trace, names), _exclude(guide_trace, names))
         kls = {}
         for name in names:
             site, guide_site = model_trace.nodes[name], guide_trace.nodes.get(name)
@@ -110,28 +110,28 @@ class MeanFieldELBO(_TermsMixin, TraceMeanField_ELBO):
                 continue
             under_q, under_p = self._divergence(name, site, guide_site)
             charged = scale_and_mask(under_q, guide_site["scale"], guide_site["mask"]).sum()
-            kls[name] = weighted(under_q.detach(), guide_site)
+            kls[name] = apply_weights(under_q.detach(), guide_site)
             if under_p is not None:
                 charged = charged - scale_and_mask(under_p, site["scale"], site["mask"]).sum()
-                kls[name] = kls[name] - weighted(under_p.detach(), site)
+                kls[name] = kls[name] - apply_weights(under_p.detach(), site)
             loss, surrogate = loss + charged.detach(), surrogate + charged
-        self._keep(model_trace, guide_trace, kls)
+        self._store_terms(model_trace, guide_trace, kls)
         return torch.as_tensor(loss), surrogate
 
-    def _by_pyro(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
-        """Pyro's loss of the sites in these traces, and what has its gradient."""
+    def _pyro_loss(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
+        """Return Pyro's loss of the sites in these traces, and a surrogate with its gradient."""
         model_trace.compute_log_prob()
         guide_trace.compute_score_parts()
         for name, site in counted_sites(guide_trace):
             _check_gradient(name, site)
         if guide_trace.nodes:
             return super()._differentiable_loss_particle(model_trace, guide_trace)
-        # Observed sites alone, whose sum need not leave the device.
+        # Only observed sites, whose sum need not leave the device.
         surrogate = -sum(site["log_prob_sum"] for site in model_trace.nodes.values())
         return torch.as_tensor(surrogate).detach(), surrogate
 
     def _divergence(self, name: str, site: Any, guide_site: Any) -> tuple[Tensor, Tensor | None]:
-        """As ``terms.divergence_parts``, with this bound's gradients."""
+        """Return ``terms.divergence_parts`` with the gradients of this bound."""
         _check_gradient(name, guide_site)
         under_q, under_p = divergence_parts(guide_site, site, self._kl, self._log_densities)
         if under_p is not None and not is_delta(guide_site["fn"]):
@@ -139,11 +139,11 @@ class MeanFieldELBO(_TermsMixin, TraceMeanField_ELBO):
         return under_q, under_p
 
     def _kl(self, q: Any, p: Any) -> Tensor:
-        """KL(q || p) in closed form. Raises NotImplementedError where there is none."""
+        """Return KL(q || p) in closed form. Raises NotImplementedError if there is none."""
         return kl_divergence(q, p)
 
     def _log_densities(self, q: Any, p: Any, value: Tensor) -> tuple[Tensor, Tensor]:
-        """log q and log p at a draw of q, where there is no KL in closed form."""
+        """Return log q and log p at a draw of q, if the KL has no closed form."""
         return q.log_prob(value), p.log_prob(value)
 
 
@@ -153,9 +153,9 @@ class BalancedELBO(MeanFieldELBO):
     Value: that of :class:`MeanFieldELBO`. Gradient of each guidance KL: ``balance`` of it reaches the prior's
     parameters and ``1 - balance`` the posterior's, which is the gradient of
     :math:`b\,KL(sg(q)\|p) + (1-b)\,KL(q\|sg(p))`, computed with one KL instead of two.
-    Where a KL has no closed form, log q - log p at the guide's own draw stands in for it, balanced in the same way, and
-    ``sampled`` says so. All other sites (a user's latents, auxiliary draws) keep Pyro's gradient, and so does guidance
-    that a guide answers with a point.
+    If a KL has no closed form, log q - log p at the guide's draw replaces it, balanced in the same way;
+    ``estimated_kl`` then names its distributions. All other sites (a user's latents, auxiliary draws) have Pyro's
+    gradient, and so has guidance for which the guide has a Delta.
 
     Args:
         balance: b in [0, 1]; the paper's 0.8.
@@ -174,17 +174,17 @@ class BalancedELBO(MeanFieldELBO):
         return balanced_log_densities(q, p, value, self.balance)
 
 
-def _without(trace: Trace, names: list[str]) -> Trace:
-    """The sample sites of a trace but for ``names`` and deterministic ones; the sites are shared, not copied."""
-    rest = Trace()
+def _exclude(trace: Trace, names: list[str]) -> Trace:
+    """Return a trace of the sample sites except ``names`` and deterministic ones. The sites are shared, not copied."""
+    remaining = Trace()
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and name not in names and not site["infer"].get("_deterministic"):
-            rest.nodes[name] = site
-    return rest
+            remaining.nodes[name] = site
+    return remaining
 
 
 def _check_gradient(name: str, guide_site: Any) -> None:
-    """Raises NotImplementedError where a guide's draw has no gradient, and its parameters would not be trained."""
+    """Raise NotImplementedError if a guide's draw has no gradient, so that its parameters would not be trained."""
     if torch.is_grad_enabled() and not guide_site["fn"].has_rsample:
         raise NotImplementedError(
             f"the guide draws {name!r} from a {type_of(guide_site['fn'])}, whose draws have no gradient: train with "
@@ -193,17 +193,17 @@ def _check_gradient(name: str, guide_site: Any) -> None:
 
 
 def balanced_log_densities(q: Any, p: Any, value: Tensor, balance: float) -> tuple[Tensor, Tensor]:
-    """log q and log p at a draw of q, the gradient of their difference balanced: ``balance`` of it reaches p.
+    """Return log q and log p at a draw of q, their gradients balanced: ``balance`` of it reaches p.
 
     Args:
-        value: the draw, with its gradient; what flows back through it trains q, and gets the rest.
+        value: the draw. The gradient through it trains q, with the share ``1 - balance``.
     """
     balance = min(max(balance, 1e-6), 1 - 1e-6)
-    through_q = _ScaleGradient.apply(value, (1 - balance) / balance)
-    soft = getattr(value, "_unquantize", None)  # of a straight-through draw of Pyro's, whose density is that of this
-    if soft is not None:
-        through_q._unquantize = _ScaleGradient.apply(soft, (1 - balance) / balance)
-    log_p = _ScaleGradient.apply(p.log_prob(through_q), balance)
+    scaled_value = _ScaleGradient.apply(value, (1 - balance) / balance)
+    relaxed = getattr(value, "_unquantize", None)  # Pyro's straight-through draws have the density of this
+    if relaxed is not None:
+        scaled_value._unquantize = _ScaleGradient.apply(relaxed, (1 - balance) / balance)
+    log_p = _ScaleGradient.apply(p.log_prob(scaled_value), balance)
     return _ScaleGradient.apply(q.log_prob(value), 1 - balance), log_p
 
 
@@ -219,17 +219,19 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(distribution: Any, factor: float) -> Any:
-    """The same distribution, with every gradient into its tensors multiplied by ``factor``.
+    """Return a copy of a distribution that multiplies the gradients into its tensors by ``factor``.
 
-    Distributions within it (of an Independent, a Beta, a LogNormal) are copied in the same way.
+    Distributions inside it (in an Independent, a Beta, a LogNormal) are copied in the same way.
 
     Raises:
-        NotImplementedError: it holds no tensor, or modules or collections as well: its parameters may lie there.
+        NotImplementedError: it has no tensor, or has modules or collections, which may hold its parameters.
     """
     clone = copy.copy(distribution)
-    held = {name: part for name, part in vars(distribution).items() if name != "transforms"}  # equal in q and p
-    parts = {name: part for name, part in held.items() if isinstance(part, Tensor | Distribution)}
-    if not parts or any(isinstance(part, nn.Module | list | dict) for part in held.values()):
+    attributes = {
+        name: part for name, part in vars(distribution).items() if name != "transforms"
+    }  # these are equal in q and p
+    parts = {name: part for name, part in attributes.items() if isinstance(part, Tensor | Distribution)}
+    if not parts or any(isinstance(part, nn.Module | list | dict) for part in attributes.values()):
         raise NotImplementedError
     for name, part in parts.items():
         scaled = scale_gradient(part, factor) if isinstance(part, Distribution) else _ScaleGradient.apply(part, factor)

@@ -1,8 +1,8 @@
-r"""The base class of effect-based guides.
+r"""The base class of effect-based guides, which run the model once for both traces.
 
-Such a guide listens to the model's own pass: at each guidance site it answers with :math:`q(\epsilon_t \mid u_t, y)`
-(Section 2.2), the model goes on with that draw, and one forward pass yields both traces. A trace-and-replay guide
-computes every transition twice.
+Such a guide is a Pyro messenger: at each guidance site of the model it samples :math:`q(\epsilon_t \mid u_t, y)`
+(Section 2.2), and the model continues with that draw. With an ordinary guide, which the model replays, each transition
+is computed twice.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from torch import Tensor, nn
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.contract import GuideTraits, guide_traits, prior_of, prior_traits
-from pyro_gram.inference.deferred import answered
+from pyro_gram.inference.deferred import effect_guide_draws
 from pyro_gram.inference.sites import is_called_by, plate_shape, proposal_site, register_parameters, transition_index
 from pyro_gram.inference.terms import is_delta
 
-RENAMED = re.compile(r"(?<![A-Za-z0-9_])eps_\d+")  # a guidance site under another name: "eps_0_decentered", "a/eps_0"
-PREFIXED = re.compile(r"/|__\d+$")  # what scope and name_count make of a name
+RENAMED_SITE = re.compile(r"(?<![A-Za-z0-9_])eps_\d+")  # a handler's name of a guidance site: "eps_0_decentered"
+SCOPED_SITE = re.compile(r"/|__\d+$")  # a name made by Pyro's scope or name_count
 
 
-class _NothingObserved(Messenger):
-    """Raises NotImplementedError where a guide observes something while it answers: only outer traces would see it."""
+class _ForbidObservations(Messenger):
+    """Raise NotImplementedError if a guide observes a site inside the model's pass: only outer traces would see it."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] and not msg["infer"].get("_deterministic"):
             raise NotImplementedError(
-                f"the guide observes {msg['name']!r} while it answers, which the bound would count and importance "
-                "weights would not: put the factor or observation into the model"
+                f"the guide observes {msg['name']!r}, which bounds would count and importance weights would not: put "
+                "the factor or observation into the model"
             )
 
 
 class EffectGuide(GuideMessenger, nn.Module):
-    """Answer every guidance site with a posterior computed from ``u_t`` and ``y``.
+    """Sample each guidance site from a posterior q(eps_t | u_t, y).
 
-    Subclasses implement :meth:`posterior`, and :meth:`encode` where something of y can be computed once a call::
+    Subclasses implement :meth:`posterior`, and :meth:`encode` for what depends on y but not on the transition::
 
         class Shift(EffectGuide):
             def __init__(self, model, width, classes):
@@ -57,14 +57,14 @@ class EffectGuide(GuideMessenger, nn.Module):
                 self.shift = nn.Embedding(classes, width)
 
             def encode(self, x, y):
-                return self.shift(y)                 # once a call
+                return self.shift(y)                 # once for each call
 
-            def posterior(self, u, code, prior):     # once a transition
+            def posterior(self, u, code, prior):     # once for each transition
                 return dist.Normal(u * 0 + code, 0.1).to_event(2)
 
-    The guide runs the program that it was built for, so put handlers (``poutine.condition(model, ...)``,
-    ``NoGuidance()(model)``) around the model before the guide is built. Pyro's own losses ignore another ``model`` that
-    they are given with it, as with every ``GuideMessenger``; those of this library refuse it.
+    The guide runs the model that it was built with: put handlers (``poutine.condition(model, ...)``,
+    ``NoGuidance()(model)``) around the model before the guide is built. Pyro's losses ignore another model, as for each
+    ``GuideMessenger``; the losses of this library refuse it.
 
     Args:
         model: the generative program, with or without handlers; its signature must name ``x`` and ``y``.
@@ -72,7 +72,7 @@ class EffectGuide(GuideMessenger, nn.Module):
 
     trace: Trace
     traits = GuideTraits()
-    guided_transitions: int = 0  # transitions of a program after which it follows the prior; 0 for none
+    guided_transitions: int = 0  # from this transition on it follows the prior; 0 for never
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
@@ -87,37 +87,36 @@ class EffectGuide(GuideMessenger, nn.Module):
 
     @abstractmethod
     def posterior(self, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
-        """q(eps_t | u_t, y).
+        """Return q(eps_t | u_t, y).
 
         Args:
             u: the proposal u_t, ``[..., L, D]``.
-            code: what :meth:`encode` returned for this call.
+            code: the result of :meth:`encode` for this call.
             prior: p(eps_t | u_t), batch shape ``[...]``, event shape ``[L, D]``.
         """
 
     def encode(self, x: Tensor | None, y: Tensor) -> Any:
-        """What the posterior needs of x and y, computed once a call. The default: y itself."""
+        """Compute what the posterior needs of x and y, once for each call. The default is y itself."""
         return y
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Run the model under this guide; returns the value of each site.
+        """Run the model with this guide's draws; return the value of each site.
 
-        Handlers around the guide that record traces (``poutine.trace``, and with it ``Importance``,
-        ``WeighedPredictive``, ``Predictive``) see what they see of any guide: its draws, and no observed site.
+        Handlers around the guide that record traces (``poutine.trace``, as in ``Importance``, ``WeighedPredictive`` and
+        ``Predictive``) see its draws and no observed site, as for any guide.
 
         Raises:
-            ValueError: y is missing, or the program's guidance sites have been renamed. A guide that then became the
-                prior would hide the mistake.
-            NotImplementedError: one of Pyro's JIT losses.
+            ValueError: y is missing, or a handler has renamed guidance sites; a draw of the prior would hide this.
+            NotImplementedError: the caller is one of Pyro's JIT losses.
         """
         arguments = self._signature.bind(*args, **kwargs).arguments
         if arguments.get("y") is None:
             raise ValueError(missing_answer_message(self))
         register_parameters("guide", self)
-        with _NothingObserved():
+        with _ForbidObservations():
             self._code = self.encode(arguments.get("x"), arguments["y"])
         try:
-            with answered():
+            with effect_guide_draws():
                 values = super().__call__(*args, **kwargs)
         finally:
             self._code = None
@@ -125,9 +124,9 @@ class EffectGuide(GuideMessenger, nn.Module):
         return values
 
     def _hide_observed(self) -> None:
-        """Take the observed sites out of the traces of handlers around this guide: a guide's density has none.
+        """Remove the observed sites from the traces of handlers around this guide, whose density has none.
 
-        They cannot be blocked: the scale, mask and plates around the guide belong to them too.
+        Blocking them would also hide them from the scale, mask and plates around the guide.
         """
         observed = [(n, s) for n, s in self.trace.nodes.items() if s["type"] == "sample" and s["is_observed"]]
         for handler in _PYRO_STACK:
@@ -138,42 +137,42 @@ class EffectGuide(GuideMessenger, nn.Module):
                         handler.trace.remove_node(name)
 
     def _pyro_sample(self, msg: Any) -> None:
-        replaced = msg["is_observed"] and transition_index(msg["name"]) is not None and is_delta(msg["fn"])
-        if replaced and any(isinstance(handler, ReparamMessenger) for handler in _PYRO_STACK):
-            raise ValueError(_renamed(msg["name"]))
-        # Pyro shows a guide the prior without the plates around the program, in which its own draws already lie.
+        is_reparam = msg["is_observed"] and transition_index(msg["name"]) is not None and is_delta(msg["fn"])
+        if is_reparam and any(isinstance(handler, ReparamMessenger) for handler in _PYRO_STACK):
+            raise ValueError(_renamed_site_message(msg["name"]))
+        # Pyro shows a guide the prior without the plates around the model, which the guide's draws have.
         if not msg["is_observed"] and msg["type"] == "sample" and not site_is_subsample(msg):
-            around = torch.broadcast_shapes(plate_shape(), msg["fn"].batch_shape)
-            if around != msg["fn"].batch_shape:
-                msg["fn"] = msg["fn"].expand(around)
-            with _NothingObserved():
+            shape = torch.broadcast_shapes(plate_shape(), msg["fn"].batch_shape)
+            if shape != msg["fn"].batch_shape:
+                msg["fn"] = msg["fn"].expand(shape)
+            with _ForbidObservations():
                 super()._pyro_sample(msg)
 
     def get_posterior(self, name: str, prior: dist.TorchDistribution) -> dist.TorchDistribution:
-        """The posterior at guidance sites; the prior itself at every other (an unobserved ``y``, a user's own).
+        """Return the posterior at a guidance site, and the prior at any other (a user's own latent).
 
-        Override it to answer latents of your own, and call this one for the rest.
+        Override it for latents of your own, and call this method for all others.
         """
         t = transition_index(name)
-        if RENAMED.search(name) if t is None else proposal_site(t) not in self.trace:
-            raise ValueError(_renamed(name))
+        if RENAMED_SITE.search(name) if t is None else proposal_site(t) not in self.trace:
+            raise ValueError(_renamed_site_message(name))
         if t is None:
             _check_own_name(name)
             return prior
         return self.posterior_at(t, self.trace.nodes[proposal_site(t)]["value"], self._code, prior)
 
     def posterior_at(self, t: int, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
-        """:meth:`posterior`, and from transition ``until`` on the prior. Arguments as there."""
+        """Return :meth:`posterior`, and from transition ``until`` on the prior. Arguments as there."""
         return prior if 0 < self.guided_transitions <= t else self.posterior(u, code, prior)
 
     def get_traces(self) -> tuple[Trace, Trace]:
-        """The traces of model and guide; guidance that a handler around this guide observes has the prior's density."""
+        """Return the traces of model and guide. Guidance that a handler observes has the prior's density."""
         for name, site in self.trace.nodes.items():
-            drawn = site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
-            if drawn and "prior" not in site["infer"]:
+            is_latent = site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+            if is_latent and "prior" not in site["infer"]:
                 raise ConfigError(
-                    f"a handler around the guide (uncondition, lift, replay) has taken its place at the site {name!r}: "
-                    "put the handler around the model, and build the guide for that"
+                    f"a handler around the guide (uncondition, lift, replay) has replaced its draw at {name!r}: "
+                    "put the handler around the model, and build the guide for the result"
                 )
         model_trace, guide_trace = super().get_traces()
         for name, site in model_trace.nodes.items():
@@ -182,7 +181,7 @@ class EffectGuide(GuideMessenger, nn.Module):
         return model_trace, guide_trace
 
     def forget(self) -> None:
-        """Drop the last trace: it would keep that pass's whole graph alive."""
+        """Drop the last trace, which would keep the graph of that pass alive."""
         self.trace = Trace()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -194,30 +193,31 @@ class EffectGuide(GuideMessenger, nn.Module):
         self.trace = Trace()
 
 
-def _renamed(name: str) -> str:
+def _renamed_site_message(name: str) -> str:
+    """Return the message for a guidance site that a handler has renamed."""
     return (
-        f"the site {name!r} stands for a guidance site that a handler has renamed (reparam, scope, equalize), and this "
-        "guide answers 'eps_t' beside 'u_t' alone: leave the handler away, or write a guide for its sites; a latent of "
-        "your own needs a name without 'eps_' and a number"
+        f"a handler (reparam, scope, equalize) has renamed a guidance site to {name!r}, and this guide samples only "
+        "'eps_t' after 'u_t': remove the handler, or write a guide for its sites; a latent of your own needs a name "
+        "without 'eps_' and a number"
     )
 
 
 def _check_own_name(name: str) -> None:
-    """Raises ValueError for a site that a handler has renamed, or put in the place of one the guide may answer."""
-    by = ""
-    if any(isinstance(h, NameCountMessenger | ScopeMessenger) for h in _PYRO_STACK) and PREFIXED.search(name):
-        by = "pyro.contrib.autoname"
+    """Raise ValueError if a handler has renamed the site, or replaced another site by it."""
+    handler = ""
+    if any(isinstance(h, NameCountMessenger | ScopeMessenger) for h in _PYRO_STACK) and SCOPED_SITE.search(name):
+        handler = "pyro.contrib.autoname"
     if is_called_by(ReparamMessenger._pyro_sample):
-        by = "poutine.reparam"
-    if by:
+        handler = "poutine.reparam"
+    if handler:
         raise ValueError(
-            f"{by} has made the site {name!r}, and what the guide says of the site in whose place it is would be lost: "
-            "leave the handler away, or answer this name in get_posterior"
+            f"{handler} has made the site {name!r}, and the guide's posterior for the original site would be lost: "
+            "remove the handler, or return a posterior for this name in get_posterior"
         )
 
 
 def missing_answer_message(guide: nn.Module) -> str:
-    """What to do where a guide is called without y."""
+    """Return the message for a guide that is called without y."""
     return (
         f"{type(guide).__name__} was called without y: for answers p(y | x) leave the guide out, "
         "Predictive(model, num_samples=N)(x); for trajectories that lead to a given y, "
@@ -226,18 +226,18 @@ def missing_answer_message(guide: nn.Module) -> str:
 
 
 def check_model(model: Any, guide: Any) -> None:
-    """Raises ConfigError where an effect guide was built for another program than ``model``, which would be ignored."""
+    """Raise ConfigError if an effect guide was built with another model, so that it would ignore this one."""
     unwrapped = poutine.unwrap(guide)
     if isinstance(unwrapped, EffectGuide) and model is not unwrapped.model:
         raise ConfigError(
-            f"{type(unwrapped).__name__} runs the program that it was built for, and would ignore this one: put "
-            "handlers around the model first, then build the guide for what comes out; copy the two together, "
+            f"{type(unwrapped).__name__} runs the model that it was built with, and would ignore this one: put "
+            "handlers around the model first, then build the guide for the result; copy the two together, "
             "copy.deepcopy((model, guide))"
         )
 
 
 def why_no_guide(model: Any, guide: Any) -> str:
-    """Why nothing can be said of a guide, its KL, bounds and weights; nothing where there is one."""
+    """Return why a model and guide have no KL, bounds and importance weights; an empty text if they have."""
     if guide_traits(guide).follows_prior:
         return "this model has no inference network"
     if prior_traits(prior_of(model)).has_density:

@@ -1,7 +1,7 @@
-"""Importance weights of the guide's trajectories, per input and at beta = 1.
+"""Importance weights of the guide's trajectories, for each input, at beta = 1.
 
-Pyro's own helpers (``Importance``, ``vectorized_importance_weights``, ``WeighedPredictive``) give the weight of a whole
-batch, these that of each input. Both take every sample site of model and guide into account.
+Pyro's helpers (``Importance``, ``vectorized_importance_weights``, ``WeighedPredictive``) compute the weight of a whole
+batch, these the weight of each input. Both include all sample sites of model and guide.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class GuideDraws:
         log_likelihood: log p(y | h_T), ``[S, B]``.
         kl: KL(q || p) of each transition along the draw, ``[transitions, S, B]``.
         guidance: root mean square of eps_t over positions and channels, ``[transitions, S, B]``.
-        tokens: the mode of p(y | h_T), int64 ``[S, B, L_out]``. It has seen y: never score it.
+        tokens: the mode of p(y | h_T), int64 ``[S, B, L_out]``. It depends on y: never score it.
         h: the final high-level state, ``[S, B, L, D]``.
     """
 
@@ -59,30 +59,30 @@ PER_TRANSITION = ("kl", "guidance")  # their first dimension is the transition
 
 
 def guidance_scale(eps: Tensor) -> Tensor:
-    """The root mean square of guidance over positions and channels, ``[..., L, D] -> [...]``."""
+    """Return the root mean square of guidance over positions and channels, ``[..., L, D] -> [...]``."""
     return eps.square().mean((-2, -1)).sqrt()
 
 
-MAX_TRACED = 256  # trajectories of 8 positions traced at once: a trace holds every tensor of the whole trajectory
+MAX_TRACED = 256  # trajectories that are traced together; a trace holds all tensors of a trajectory
 
 
 def check_pairs(x: Tensor | None, y: Tensor) -> None:
-    """Raises UserError where x and y are no pairs."""
+    """Raise UserError if x and y are not pairs."""
     if not isinstance(y, Tensor) or y.ndim < 2:
-        what = f"of shape {list(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
-        raise UserError(f"y must be answers, a tensor [B, L_out], not {what}")
+        kind = f"of shape {list(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+        raise UserError(f"y must be answers, a tensor [B, L_out], not {kind}")
     if x is not None and len(x) != len(y):
         raise UserError(f"x has {len(x)} inputs and y {len(y)} answers: give one answer an input")
 
 
-def inputs_per_chunk(guide: Any, y: Tensor, most: int) -> int:
-    """How many of the inputs may be given together: all to Pyro's autoguides, whose parameters are of one batch."""
+def inputs_per_chunk(guide: Any, y: Tensor, max_inputs: int) -> int:
+    """Return the chunk size of inputs: all for Pyro's autoguides, whose parameters belong to one batch."""
     unwrapped = poutine.unwrap(guide)
-    return len(y) if isinstance(unwrapped, AutoGuide | AutoMessenger) else max(1, most)
+    return len(y) if isinstance(unwrapped, AutoGuide | AutoMessenger) else max(1, max_inputs)
 
 
 def split_pairs(x: Tensor | None, y: Tensor, size: int) -> list[tuple[Tensor | None, Tensor]]:
-    """Pairs (x, y) in pieces of ``size``; x stays None for p(x)."""
+    """Split pairs (x, y) into chunks of ``size``; x stays None for p(x)."""
     ys = y.split(size)
     return list(zip([None] * len(ys) if x is None else x.split(size), ys, strict=True))
 
@@ -103,40 +103,40 @@ def guide_draws(
     Args:
         x: inputs, ``[B, *event]``; None for p(x).
         y: answers, int64 ``[B, L_out]``.
-        max_traced: the most trajectories that are traced at once. One of Pyro's autoguides, which belongs to its batch,
-            is given all inputs together, with fewer samples at once.
+        max_traced: number of trajectories that are traced together. Pyro's autoguides, which belong to one batch, get
+            all inputs in one chunk, with fewer samples.
 
     Raises:
-        UserError: a count below 1; x and y that are no pairs.
-        ConfigError: a latent that several inputs share, or that the guide does not answer; a guide that was built for
-            another program; a program or guide that holds tensors of one batch.
+        UserError: a count is below 1, or x and y are not pairs.
+        ConfigError: inputs share a latent, or the guide does not sample it; the guide was built with another model;
+            model or guide hold tensors of one batch.
     """
     check_counts(seed=seed, num_samples=num_samples, steps=steps, max_traced=max_traced)
     check_pairs(x, y)
     check_model(model, guide)
-    at_once = inputs_per_chunk(guide, y, max_traced // num_samples)
-    most = max(1, max_traced // at_once)
+    chunk_size = inputs_per_chunk(guide, y, max_traced // num_samples)
+    max_samples = max(1, max_traced // chunk_size)
     devices = [y.device] if y.is_cuda else []
     chunk, rows = 0, []
     with torch.random.fork_rng(devices=devices), torch.no_grad(), pyro.validation_enabled(False):
-        for a, b in split_pairs(x, y, at_once):
+        for a, b in split_pairs(x, y, chunk_size):
             columns = []
-            for start in range(0, num_samples, most):
+            for start in range(0, num_samples, max_samples):
                 torch.manual_seed(seed + chunk)
                 chunk += 1
-                count = min(most, num_samples - start)
+                count = min(max_samples, num_samples - start)
                 traces = _traces(model, guide, a, b, steps, count)
                 if len(y) > 1:
                     _check_not_shared(*traces)
-                columns.append(_draws(*traces, (count, len(b))))
-            rows.append(_joined(columns, 0))
+                columns.append(_read_draws(*traces, (count, len(b))))
+            rows.append(_concatenate(columns, 0))
     if isinstance(guide, EffectGuide):
         guide.forget()
-    return _joined(rows, 1)
+    return _concatenate(rows, 1)
 
 
-def _joined(parts: list[GuideDraws], dim: int) -> GuideDraws:
-    """Draws side by side: along the samples (0) or the inputs (1)."""
+def _concatenate(parts: list[GuideDraws], dim: int) -> GuideDraws:
+    """Concatenate draws along the samples (0) or the inputs (1)."""
     return GuideDraws(
         **{
             f.name: torch.cat([getattr(part, f.name) for part in parts], dim=dim + (f.name in PER_TRANSITION))
@@ -148,7 +148,7 @@ def _joined(parts: list[GuideDraws], dim: int) -> GuideDraws:
 def _traces(
     model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps: int, num_samples: int
 ) -> tuple[Trace, Trace]:
-    """The traces of ``num_samples`` whole trajectories of each pair, of the model and of the guide."""
+    """Return the traces of model and guide for ``num_samples`` whole trajectories of each pair."""
     with pyro.plate("trajectories", num_samples, dim=-2):
         traces = get_importance_trace("flat", math.inf, model, guide, (x, y), {"steps": steps, "truncated": False})
     check_sites(traces[0])
@@ -156,18 +156,19 @@ def _traces(
 
 
 def _check_not_shared(model_trace: Trace, guide_trace: Trace) -> None:
-    """Raises ConfigError where inputs share a site of the model, or an auxiliary one of the guide."""
+    """Raise ConfigError if inputs share a site of the model, or an auxiliary site of the guide."""
     auxiliary = ((n, s) for n, s in counted_sites(guide_trace) if n not in model_trace.nodes)
     check_not_shared([*counted_sites(model_trace), *auxiliary], model_trace.nodes[ANSWER])
 
 
-def _draws(model_trace: Trace, guide_trace: Trace, shape: tuple[int, int]) -> GuideDraws:
+def _read_draws(model_trace: Trace, guide_trace: Trace, shape: tuple[int, int]) -> GuideDraws:
+    """Read the draws ``[S, B]`` from the traces of model and guide."""
     terms = read_terms(model_trace, guide_trace)
     check_batch_shape(terms.reconstruction.shape, shape)
     observed = model_trace.nodes[ANSWER]
     log_p, log_q = (_log_density(trace, model_trace, torch.Size(shape)) for trace in (model_trace, guide_trace))
-    drawn = [model_trace.nodes[name]["value"] for name in charged_guidance_sites(model_trace, guide_trace)]
-    scales = [guidance_scale(eps).expand(shape) for eps in drawn]
+    guidance = [model_trace.nodes[name]["value"] for name in charged_guidance_sites(model_trace, guide_trace)]
+    scales = [guidance_scale(eps).expand(shape) for eps in guidance]
     return GuideDraws(
         log_weight=log_p - log_q,
         log_likelihood=(-terms.reconstruction).cpu(),
@@ -179,15 +180,15 @@ def _draws(model_trace: Trace, guide_trace: Trace, shape: tuple[int, int]) -> Gu
 
 
 def _log_density(trace: Trace, model_trace: Trace, shape: torch.Size) -> Tensor:
-    """The log density of all that counts in a trace, for each draw and input, ``[S, B]``, nats, on the CPU."""
-    total = torch.zeros(shape, dtype=torch.double)  # of thousands of nats, whose differences matter
+    """Return the log density of the sites that count in a trace, ``[S, B]``, nats, on the CPU."""
+    total = torch.zeros(shape, dtype=torch.double)  # sums of thousands of nats, whose differences matter
     observed = model_trace.nodes[ANSWER]
     for name, site in counted_sites(trace):
-        lies = model_trace.nodes.get(name, site)  # a guide's plates may have other names than the model's
-        total = total + per_input(name, lies, log_prob_of(site), observed, shape).cpu()
+        model_site = model_trace.nodes.get(name, site)  # its plates have the model's names
+        total = total + per_input(name, model_site, log_prob_of(site), observed, shape).cpu()
     return total
 
 
 def log_evidence(log_weight: Tensor) -> Tensor:
-    """The importance-weighted bound IWAE_S: log of the mean weight, ``[S, B] -> [B]``, nats."""
+    """Return the importance-weighted bound IWAE_S, the log of the mean weight, ``[S, B] -> [B]``, nats."""
     return log_weight.logsumexp(0) - math.log(len(log_weight))

@@ -110,10 +110,10 @@ REFUSED = [
         "'none' leaves nothing to infer.*prior, or another prior",
     ),
     ({"prior_name": "mixture", "guide_name": "prior"}, "'mixture' has draws without gradient.*--guide amortized"),
-    ({"prior_name": "discrete", "guide_name": "mean_field"}, "answers with Gaussians"),
+    ({"prior_name": "discrete", "guide_name": "mean_field"}, "guides for this prior are not"),
     ({"model_name": "direct", "prior_name": "gaussian"}, "'direct' has no guidance.*--prior none"),
     ({"model_name": "direct", "guide_name": "amortized"}, "'direct' has no guidance.*--guide prior"),
-    ({"model_name": "vae", "guide_name": "replay"}, "walks a recursive core, and VAE has none"),
+    ({"model_name": "vae", "guide_name": "replay"}, "runs a recursive core, and VAE has none"),
     ({"model_name": "vae", "train": {"supervision_steps": 2}}, "'vae' answers in one supervision step"),
     ({"model_name": "mdlm", "evaluate": {"depth": 4}}, r"'mdlm' answers in one.*evaluate\.depth"),
     (

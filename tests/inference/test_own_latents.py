@@ -260,10 +260,10 @@ def test_a_latent_that_a_two_pass_guide_leaves_out_is_named():
     model, _, x, y = pair()
     config = small_config(guide_name="replay")
     two_pass = type(build(config).guide)(config.guide, model.spec, model, 16)
-    with pyro.validation_enabled(False), pytest.raises(ConfigError, match="does not answer 'c'"):
+    with pyro.validation_enabled(False), pytest.raises(ConfigError, match="does not sample 'c'"):
         guide_draws(model, two_pass, x, y, steps=1, num_samples=2)
     for name in ELBOS:
-        with pyro.validation_enabled(False), pytest.raises(ConfigError, match="does not answer 'c'"):
+        with pyro.validation_enabled(False), pytest.raises(ConfigError, match="does not sample 'c'"):
             make_elbo(name).loss(model, two_pass, x, y)
 
 
@@ -373,9 +373,9 @@ def test_handlers_around_the_model_count_where_the_guide_is_built_for_them_and_a
         torch.manual_seed(1)
         elbo.loss(fixed, guide, x, y)
         torch.testing.assert_close(elbo.terms.others, -dist.Normal(0.0, 1.0).log_prob(torch.full((B,), 0.4)))
-        with pytest.raises(ConfigError, match="runs the program that it was built for"):
+        with pytest.raises(ConfigError, match="runs the model that it was built with"):
             elbo.loss(fixed, plain, x, y)
-    with pytest.raises(ConfigError, match="runs the program that it was built for"):
+    with pytest.raises(ConfigError, match="runs the model that it was built with"):
         guide_draws(NoGuidance()(model), plain, x, y, steps=1, num_samples=2)
     without = BiasedGuide(small_config().guide, model.spec, NoGuidance()(model), 16)
     assert terms(without.model, without, x, y).kl.shape == (0, B)

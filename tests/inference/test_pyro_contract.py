@@ -136,10 +136,10 @@ def test_renamed_guidance_is_refused(case, handler, inside):
 
     if inside:
         guide = type(guide)(small_config().guide, model.spec, Handled(), 16)
-        with pytest.raises(ValueError, match=r"eps_\d.* renamed"):
+        with pytest.raises(ValueError, match=r"renamed.*eps_\d"):
             Trace_ELBO().loss(guide.model, guide, case.x, case.y)
     else:
-        with handler, pytest.raises(ValueError, match=r"eps_0.* renamed"):
+        with handler, pytest.raises(ValueError, match=r"renamed.*eps_0"):
             Trace_ELBO().loss(model, guide, case.x, case.y)
 
 

@@ -143,9 +143,9 @@ def test_a_latent_without_an_answer_and_a_program_without_y_are_named():
     check_guide_sites(p, q)
     for name in ("eps_0", "c"):
         del q.nodes[name]
-    with pytest.raises(ConfigError, match="the guide does not answer 'eps_0', 'c'"):
+    with pytest.raises(ConfigError, match="the guide does not sample 'eps_0', 'c'"):
         check_guide_sites(p, q)
-    with pytest.raises(ConfigError, match="does not answer"):
+    with pytest.raises(ConfigError, match="does not sample"):
         read_terms(p, q)
     p, q = traces()
     p.remove_node("y")

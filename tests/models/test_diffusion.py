@@ -127,7 +127,7 @@ def test_a_diffusion_program_holds_a_factor_in_training_and_a_draw_otherwise(nam
         drawn = poutine.trace(model).get_trace(case.x).nodes["y"]
     assert drawn["value"].shape == (7, 5, 4)
     assert drawn["fn"].event_shape == (4,)
-    assert drawn["infer"]["drawn"]
+    assert drawn["infer"]["draw_answer"]
     assert (drawn["fn"].log_prob(drawn["value"]) < 0).all()
     assert (drawn["value"] != drawn["value"][0]).any()  # each trajectory draws its own
 

@@ -130,9 +130,9 @@ def test_z0_of_a_random_start_is_standard_normal_for_every_trajectory():
         assert abs(site["value"].mean()) < 0.02
         assert abs(site["value"].std() - 1) < 0.02
     assert trace.nodes["h"]["value"].shape == (300, 5, 4, 16)
-    assert "drawn" not in trace.nodes["y"]["infer"]
+    assert "draw_answer" not in trace.nodes["y"]["infer"]
     sampled = build_case(model_name="trm", model={"decoding": "sampled"})
-    assert poutine.trace(sampled.solver.model).get_trace(sampled.x).nodes["y"]["infer"]["drawn"]
+    assert poutine.trace(sampled.solver.model).get_trace(sampled.x).nodes["y"]["infer"]["draw_answer"]
 
 
 def test_a_core_is_what_it_is_from_any_state():

@@ -135,7 +135,7 @@ def test_the_surrogate_of_pieces_pays_what_inputs_share_once():
 
 
 def test_a_drawn_answer_is_no_mode_and_another_note_makes_none_of_it():
-    for infer, kept in (({"drawn": True}, False), ({"drawn": False}, True), ({"note": 1}, True)):
+    for infer, kept in (({"draw_answer": True}, False), ({"draw_answer": False}, True), ({"note": 1}, True)):
         with _Answer() as answer:
             pyro.sample("y", dist.Categorical(logits=torch.randn(3, 4)).to_event(1), infer=infer)
         assert (answer.mode is not None) is kept
