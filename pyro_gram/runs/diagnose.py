@@ -1,7 +1,8 @@
-"""Everything that is diagnosed of one checkpoint. ``experiments/diagnose.py`` is its command line.
+"""The parts of an examination of a solver, and the full one. ``experiments/diagnose.py`` is its command line.
 
-Samples are of fresh trajectories of the prior on unseen inputs, tempered as the run was measured. All that has to do
-with the guide, its bounds, weights and ranks, is of the prior as it is, and nothing of it counts as accuracy.
+The evaluation at the end of a run (``runs.evaluate``) is the quick one: it draws and writes by the same functions. Samples
+are fresh trajectories of the prior on unseen inputs, tempered as the run was measured. Whatever concerns the guide (its
+bounds, weights and ranks) is of the prior without temper, and nothing of it counts as accuracy.
 """
 
 from __future__ import annotations
@@ -10,340 +11,396 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pyro_gram.inference.contract import model_sizes, model_traits
-from pyro_gram.diagnostics import verdicts
-from pyro_gram.diagnostics.plots import run as figures
+from torch import Tensor, nn
+
 from pyro_gram.diagnostics import landscape as landscapes
+from pyro_gram.diagnostics import verdicts
 from pyro_gram.diagnostics.calibration import uniformity
-from pyro_gram.diagnostics.plots.calibration import sbc_figure, uniformity_figure
 from pyro_gram.diagnostics.collect import collect
-from pyro_gram.diagnostics.evidence import NEITHER, evidence, to_dict
-from pyro_gram.diagnostics.plots.run import HANDFUL, counted
+from pyro_gram.diagnostics.evidence import NEITHER, evidence
+from pyro_gram.diagnostics.evidence import to_dict as evidence_to_dict
 from pyro_gram.diagnostics.inference_data import save
 from pyro_gram.diagnostics.landscape import landscape
-from pyro_gram.diagnostics.metrics import excess, measure, solution_ids
+from pyro_gram.diagnostics.metrics import measure, solution_ids
+from pyro_gram.diagnostics.plots import run as plots
+from pyro_gram.diagnostics.plots.calibration import sbc_figure, uniformity_figure
 from pyro_gram.diagnostics.plots.posterior import evidence_figure, leak_figure, terms_figure
-from pyro_gram.diagnostics.report import Report, result_rows, write_report
+from pyro_gram.diagnostics.plots.run import HANDFUL, counted
+from pyro_gram.diagnostics.plots.trajectories import animate, attractors_figure, deciding_figure, landscape_figure
 from pyro_gram.diagnostics.sbc import simulate
 from pyro_gram.diagnostics.sbc import to_dict as ranks_to_dict
 from pyro_gram.diagnostics.trajectories import attractors, deciding, parting, walk
-from pyro_gram.diagnostics.plots.trajectories import animate, attractors_figure, deciding_figure, landscape_figure
-from pyro_gram.runs.evaluate import assess, bound_metrics, bounds_of, looks_of
-from pyro_gram.runs.evaluate import check_ready as check_task
-from pyro_gram.system.files import write_json
+from pyro_gram.inference.contract import model_sizes, model_traits
+from pyro_gram.inference.guide import why_no_guide
 from pyro_gram.inference.importance import MAX_TRACED
-from pyro_gram.sampling.memory import chunk_size
-from pyro_gram.system.machine import environment
+from pyro_gram.runs.findings import Findings
+from pyro_gram.runs.measure import bound_metrics, sample_metrics, validation_history
+from pyro_gram.runs.preflight import check_data
+from pyro_gram.runs.scope import Scope
+from pyro_gram.sampling.rollout import Rollout
 from pyro_gram.solver import Solver
-from pyro_gram.runs.study import Study
+from pyro_gram.system.files import write_json
+from pyro_gram.system.machine import environment
+from pyro_gram.tasks.base import PuzzleSet
 
-SAMPLES, SAMPLES_OF_DATA, LEAST_OF_DATA = 20, 2000, 256  # an input; of p(x)
+SAMPLES, MAX_DATA_SAMPLES, MIN_DATA_SAMPLES = 20, 2000, 256  # an input; of p(x)
 BOUND_PAIRS = 128
-SEEN, SEEN_SAMPLES = 128, 4  # training inputs that the prior is tried on, and samples of each
+TRAIN_INPUTS, MIN_TRAIN_INPUTS, TRAIN_SAMPLES = 128, 16, 4  # training inputs that the prior is tried on
 GUIDE_SAMPLES, PRIOR_SAMPLES = 160, 320  # draws a pair for log p(y | x)
-DATA_SAMPLES = 4096  # of the prior of p(x): all data share them
+DATA_PRIOR_SAMPLES = 4096  # of the prior of p(x): all data share them
 RANK_ROUNDS, RANK_DRAWS = 2, 31  # simulated data of an input, and the guide's trajectories for each
 CHAINS, DRAWS = 4, 12  # of inference.nc
-# Supervision steps of coloring8's trajectories, some .25 ms each on two cores: each part takes as many inputs as fit.
-SAMPLED, WEIGHED, COLLECTED, RANKED, FOLLOWED, FORKED = 50_000, 42_000, 20_000, 35_000, 15_000, 20_000
-TRIED, LEAST_SEEN = 8_000, 16  # on training inputs
-ENDS, PROJECTED = 24, 64  # trajectories of an input: whose ends are compared; in the landscape
-PLACES = 8  # positions whose part in the answer is tried, and numbers of transitions
+END_SAMPLES, LANDSCAPE_SAMPLES = 24, 64  # trajectories of an input: whose ends are compared; in the landscape
+POSITIONS = 8  # positions whose part in the answer is tried, and numbers of transitions
+# Budgets in supervision steps of coloring8's trajectories, some .25 ms each on two cores.
+BUDGETS = {
+    "samples": 50_000,
+    "training inputs": 8_000,
+    "evidence": 42_000,
+    "inference.nc": 20_000,
+    "ranks": 35_000,
+    "ends": 15_000,
+    "deciding": 20_000,
+}
 
 
-def samples(study: Study) -> None:
-    """Accuracy, coverage and evenness of the prior's samples, and what is right where the guide steers."""
-    task, solver, seed = study.solver.task, study.solver, study.settings.seed
-    puzzles = study.test.subset(study.at_most(SAMPLED, SAMPLES, least=8))
-    count = SAMPLES if puzzles.inputs is not None else min(SAMPLES_OF_DATA, max(LEAST_OF_DATA, study.fit(SAMPLED)))
-    rolled = solver.sample(puzzles.inputs, count, study.settings.depth, seed, halt=study.halt)
-    metrics: dict[str, Any] = measure(task, puzzles, rolled.tokens, rolled.score).to_dict()
-    uneven: dict[str, Any] = {}
-    if puzzles.inputs is None:
-        study.draw("samples", figures.samples(task, rolled.tokens[:, 0]))
-    else:
-        study.draw("solved", figures.solved(task, puzzles, rolled.tokens))
-    if task.split("test").is_first_version is None:  # else what a task says is of all versions of an input
-        metrics |= assess(task, puzzles, rolled.tokens, split="test")
-    if puzzles.has_all_solutions and int(puzzles.num_solutions.max()) > 1:
-        even = uniformity(solution_ids(task, puzzles, rolled.tokens), puzzles.num_solutions, seed=seed)
-        uneven = even.summary()
-        study.draw("evenness", uniformity_figure(even))
-    metrics |= _steered(study, len(puzzles)) | {"depth": study.settings.depth}
-    looks = looks_of(study.rows)
-    judged = verdicts.of_metrics(metrics, looks, uneven, _seen(study))
-    study.found(*judged, metrics=metrics, looks=looks, uniformity=uneven)
+def guide_of(solver: Solver) -> nn.Module | None:
+    """Return the inference network; None where the model has none, or where densities mean nothing."""
+    return None if why_no_guide(solver.model, solver.guide) else solver.guide
 
 
-def _steered(study: Study, inputs: int) -> dict[str, Any]:
-    """The bounds (Eq. 13, 14) and the terms of the full one, and right answers with y in sight, on the same inputs."""
-    if study.guide is None:
-        return {}
-    solver, s = study.solver, study.settings
-    count = inputs if solver.task.spec.has_input else min(BOUND_PAIRS, s.inputs)
-    puzzles, x, y = study.pairs(count)
-    held = Solver(solver.config, solver.task, solver.model, solver.guide)
-    found = bounds_of(held, x, y, s.depth, s.seed)
-    short = {"excess": excess(found.full, puzzles.num_solutions).mean().item()} if puzzles.has_all_solutions else {}
-    return short | bound_metrics(held, puzzles.inputs, found)
+def sample_all(solver: Solver, x: Tensor | None, num_samples: int, scope: Scope) -> Rollout:
+    """Sample trajectories of the prior, each to its full depth."""
+    halt = 1.0 if solver.has_heads else None
+    return solver.sample(x, num_samples, scope.depth, scope.seed, halt=halt)
 
 
-def _seen(study: Study) -> float | None:
-    """Right samples of the prior on training inputs: apart from a leak, it may not have generalised."""
-    task = study.solver.task
-    if not task.is_checkable or not task.spec.has_input:
-        return None
-    x = task.split("train").subset(min(SEEN, max(LEAST_SEEN, study.fit(TRIED) // SEEN_SAMPLES))).inputs
-    rolled = study.solver.sample(x, SEEN_SAMPLES, study.settings.depth, study.settings.seed, halt=study.halt)
-    return task.is_valid(x, rolled.tokens).double().mean().item()
-
-
-def training(study: Study) -> None:
-    """What training did, where the run's log is at hand."""
-    if not study.rows:
-        study.skip("training", "there is no metrics.jsonl beside this checkpoint; a run's directory holds it")
+def draw_training(rows: list[dict[str, Any]], findings: Findings) -> None:
+    """Draw what training did, from the lines of ``metrics.jsonl``."""
+    if not rows:
+        findings.skip("training", "there is no metrics.jsonl beside this checkpoint; a run's directory holds it")
         return
-    study.draw("training", figures.training(study.rows))
-    if any("posterior_accuracy" in row for row in study.rows):
-        study.draw("leak", leak_figure(study.rows))
+    findings.draw("training", plots.training(rows))
+    if any("posterior_accuracy" in row for row in rows):
+        findings.draw("leak", leak_figure(rows))
 
 
-def groups(study: Study) -> None:
-    """inference.nc, and the terms of the bound by transition."""
-    solver, s = study.solver, study.settings
-    count = study.at_most(COLLECTED, 2 * CHAINS * DRAWS, most=32)
+def draw_samples(solver: Solver, puzzles: PuzzleSet, samples: Rollout, findings: Findings) -> None:
+    """Draw the answers to a few inputs; or samples of p(x), and the training images nearest to them."""
+    task = solver.task
+    if puzzles.inputs is not None:
+        findings.draw("solved", plots.solved(task, puzzles, samples.tokens))
+        return
+    findings.draw("samples", plots.samples(task, samples.tokens[:, 0]))
+    if task.classifier == "digits" and task.spec.image is not None:
+        from pyro_gram.diagnostics import digits
+
+        train = task.split("train").solutions
+        findings.draw("neighbours", digits.neighbours(samples.tokens[:, 0], train, task.spec.image[0]))
+
+
+def draw_formation(solver: Solver, puzzles: PuzzleSet, history: Tensor, findings: Findings) -> None:
+    """Draw how the answers to one input form: the input whose number of solutions is nearest to a handful.
+
+    Args:
+        puzzles: the inputs that were sampled.
+        history: the answers of their trajectories after each supervision step, int64 ``[depth, N, b, L_out]``.
+    """
+    if puzzles.inputs is None:
+        findings.draw("formation", plots.formation(solver.task, None, history[:, :4, 0]))
+        return
+    index = index_of_handful(puzzles.subset(history.shape[2]))
+    findings.draw("formation", plots.formation(solver.task, puzzles.inputs[index], history[:, :3, index]))
+
+
+def index_of_handful(puzzles: PuzzleSet) -> int:
+    """Return the input whose number of solutions is nearest to a handful: it shows best how trajectories part."""
+    return int((puzzles.num_solutions - HANDFUL).abs().argmin())
+
+
+def save_trajectories(
+    solver: Solver, puzzles: PuzzleSet, findings: Findings, *, inputs: int, chains: int, draws: int, depth: int, seed: int
+) -> Any:
+    """Write trajectories of the guide and the prior as ``inference.nc``. Returns its groups."""
     data = collect(
         solver.task,
         solver.model,
         solver.guide,
-        study.test,
-        depth=s.depth,
-        inputs=count,
-        chains=CHAINS,
-        draws=DRAWS,
-        seed=s.seed,
+        puzzles,
+        depth=depth,
+        inputs=inputs,
+        chains=chains,
+        draws=draws,
+        seed=seed,
     )
-    save(data, study.out / "inference.nc")
-    if "guidance" in data["prior"]:
-        study.draw(
-            "terms_prior" if study.guide is None else "terms",
-            terms_figure(data, model_sizes(solver.config.model).transitions),
-        )
-    else:
-        study.skip("terms", "this model has no guidance")
+    save(data, findings.folder / "inference.nc")
+    return data
 
 
-def weights(study: Study) -> None:
-    """log p(y | x) from both ends."""
-    solver, s = study.solver, study.settings
-    if not model_traits(solver.model).has_exact_likelihood:
-        study.skip("evidence", "log p(y|x) of a diffusion model is no matter of trajectories of guidance")
+def examine_samples(scope: Scope, findings: Findings) -> None:
+    """Examine the prior's samples (accuracy, coverage, evenness), and the bounds and answers under the guide."""
+    solver, task = scope.solver, scope.solver.task
+    puzzles = scope.test.subset(scope.num_inputs(BUDGETS["samples"], SAMPLES, least=8))
+    num_data = min(MAX_DATA_SAMPLES, max(MIN_DATA_SAMPLES, scope.num_trajectories(BUDGETS["samples"])))
+    samples = sample_all(solver, puzzles.inputs, SAMPLES if scope.has_input else num_data, scope)
+    draw_samples(solver, puzzles, samples, findings)
+    if task.split("test").is_first_version is None:
+        metrics = sample_metrics(solver, puzzles, samples, "test")
+    else:  # the metrics that the task adds are of all versions of an input
+        metrics = measure(task, puzzles, samples.tokens, samples.score).to_dict()
+    summary: dict[str, Any] = {}
+    if puzzles.has_all_solutions and int(puzzles.num_solutions.max()) > 1:
+        evenness = uniformity(solution_ids(task, puzzles, samples.tokens), puzzles.num_solutions, seed=scope.seed)
+        summary = evenness.summary()
+        findings.draw("evenness", uniformity_figure(evenness))
+    if guide_of(solver) is not None:
+        pairs = scope.test.subset(len(puzzles) if scope.has_input else min(BOUND_PAIRS, scope.max_inputs))
+        x, y = scope.sample_pairs(pairs, len(pairs) if scope.has_input else min(BOUND_PAIRS, scope.max_inputs))
+        metrics |= bound_metrics(solver, pairs, None if x is None else x.cpu(), y, scope.depth, scope.seed)
+    history = validation_history(scope.rows)
+    metrics["depth"] = scope.depth
+    judged = verdicts.of_metrics(metrics, history, summary, _training_accuracy(scope))
+    findings.add(*judged, metrics=metrics, looks=history, uniformity=summary)
+
+
+def _training_accuracy(scope: Scope) -> float | None:
+    """Return the share of right samples on training inputs: apart from a leak, the prior may not have generalised."""
+    task = scope.solver.task
+    if not task.is_checkable or not scope.has_input:
+        return None
+    affordable = scope.num_trajectories(BUDGETS["training inputs"]) // TRAIN_SAMPLES
+    x = task.split("train").subset(min(TRAIN_INPUTS, max(MIN_TRAIN_INPUTS, affordable))).inputs
+    samples = sample_all(scope.solver, x, TRAIN_SAMPLES, scope)
+    return task.is_valid(x, samples.tokens).double().mean().item()
+
+
+def examine_training(scope: Scope, findings: Findings) -> None:
+    """Examine the log of the training."""
+    draw_training(scope.rows, findings)
+
+
+def examine_terms(scope: Scope, findings: Findings) -> None:
+    """Write ``inference.nc``, and examine the terms of the bound by transition."""
+    solver = scope.solver
+    count = scope.num_inputs(BUDGETS["inference.nc"], 2 * CHAINS * DRAWS, limit=32)
+    settings = {"inputs": count, "chains": CHAINS, "draws": DRAWS, "depth": scope.depth, "seed": scope.seed}
+    data = save_trajectories(solver, scope.test, findings, **settings)
+    if "guidance" not in data["prior"]:
+        findings.skip("terms", "this model has no guidance")
         return
-    puzzles, x, y = study.pairs(study.at_most(WEIGHED, GUIDE_SAMPLES, most=24), several=True)
-    draws = PRIOR_SAMPLES if x is not None else min(DATA_SAMPLES, max(LEAST_OF_DATA, study.fit(2 * WEIGHED)))
-    found = evidence(
+    name = "terms_prior" if guide_of(solver) is None else "terms"
+    findings.draw(name, terms_figure(data, model_sizes(solver.config.model).transitions))
+
+
+def examine_evidence(scope: Scope, findings: Findings) -> None:
+    """Estimate log p(y | x) from the guide and from the prior."""
+    solver = scope.solver
+    if not model_traits(solver.model).has_exact_likelihood:
+        findings.skip("evidence", "log p(y|x) of a diffusion model is no matter of trajectories of guidance")
+        return
+    count = scope.num_inputs(BUDGETS["evidence"], GUIDE_SAMPLES, limit=24)
+    puzzles = scope.with_several_solutions(count) if scope.has_input else scope.test.subset(count)
+    x, y = scope.sample_pairs(puzzles, count)
+    num_data = min(DATA_PRIOR_SAMPLES, max(MIN_DATA_SAMPLES, scope.num_trajectories(2 * BUDGETS["evidence"])))
+    estimates = evidence(
         solver.model,
-        study.guide,
+        guide_of(solver),
         x,
         y,
-        depth=s.depth,
+        depth=scope.depth,
         guide_samples=GUIDE_SAMPLES,
-        prior_samples=draws,
-        seed=s.seed,
-        max_traced=chunk_size(study.positions, MAX_TRACED),
-        max_trajectories=chunk_size(study.positions),
+        prior_samples=PRIOR_SAMPLES if x is not None else num_data,
+        seed=scope.seed,
+        max_traced=scope.chunk_size(MAX_TRACED),
+        max_trajectories=scope.chunk_size(),
     )
-    summary = found.summary()
+    summary = estimates.summary()
     judged = [verdicts.estimate(summary)]
-    if found.guide is not None:
+    if estimates.guide is not None:
         judged += [verdicts.weights(summary), verdicts.agreement(summary)]
-    numbers = to_dict(found)
+    numbers = evidence_to_dict(estimates)
     if puzzles.has_all_solutions:
         log_ms = puzzles.num_solutions.double().log()
-        log_m, difference = log_ms.mean().item(), found.log_p + log_ms
+        log_m, difference = log_ms.mean().item(), estimates.log_p + log_ms
         error = None if x is None else difference.std(correction=0).item() / len(difference) ** 0.5
         neither = summary["believed"][NEITHER] / summary["pairs"]
         judged.append(verdicts.likely(summary["log_p"], error, log_m, neither))
         numbers["summary"]["log_p_perfect"] = -log_m
-    study.found(*judged, evidence=numbers)
-    study.draw("evidence_prior" if found.guide is None else "evidence", evidence_figure(found))
+    findings.add(*judged, evidence=numbers)
+    findings.draw("evidence_prior" if estimates.guide is None else "evidence", evidence_figure(estimates))
 
 
-def ranks(study: Study) -> None:
-    """Simulation-based calibration: is the guide the posterior of the program's own data?"""
-    solver, s = study.solver, study.settings
-    if study.guide is None:
-        study.skip("ranks", study.why_no_guide)
+def examine_ranks(scope: Scope, findings: Findings) -> None:
+    """Simulate data and rank them under the guide: is it the posterior of the program's own data?"""
+    solver, guide = scope.solver, guide_of(scope.solver)
+    if guide is None:
+        findings.skip("ranks", why_no_guide(solver.model, solver.guide))
         return
-    count = study.at_most(RANKED, RANK_DRAWS * RANK_ROUNDS, most=64)
-    _, x, _ = study.pairs(count)
-    found = simulate(
+    count = scope.num_inputs(BUDGETS["ranks"], RANK_DRAWS * RANK_ROUNDS, limit=64)
+    x, _ = scope.sample_pairs(scope.test.subset(count), count)
+    simulation = simulate(
         solver.model,
-        study.guide,
+        guide,
         x,
-        depth=s.depth,
+        depth=scope.depth,
         rounds=RANK_ROUNDS if x is not None else count * RANK_ROUNDS,
         draws=RANK_DRAWS,
-        seed=s.seed,
-        max_traced=chunk_size(study.positions, MAX_TRACED),
+        seed=scope.seed,
+        max_traced=scope.chunk_size(MAX_TRACED),
     )
-    deviations = {name: of["deviation"] for name, of in found.summary().items()}
-    judged = verdicts.ranks(deviations, found.band, data=found.ranks.shape[1])
-    study.found(judged, ranks=ranks_to_dict(found))
-    study.draw("ranks", sbc_figure(found))
+    deviations = {name: summary["deviation"] for name, summary in simulation.summary().items()}
+    judged = verdicts.ranks(deviations, simulation.band, data=simulation.ranks.shape[1])
+    findings.add(judged, ranks=ranks_to_dict(simulation))
+    findings.draw("ranks", sbc_figure(simulation))
 
 
-def trajectories(study: Study) -> None:
-    """Where trajectories end, when they part, and which draws decide."""
-    s, task = study.settings, study.solver.task
-    held = max(1, chunk_size(study.positions) // ENDS)  # their states are all held
-    puzzles = study.test.subset(study.at_most(FOLLOWED, ENDS, least=2, most=min(24, held)))
-    x = study.on_device(puzzles.inputs)
-    walked = walk(study.solver.model, x, depth=s.depth, num_samples=ENDS, seed=s.seed, temper=study.temper)
+def examine_trajectories(scope: Scope, findings: Findings) -> None:
+    """Examine where trajectories end, when they part, and which draws decide."""
+    _examine_ends(scope, findings)
+    _examine_deciding_draws(scope, findings)
+    _examine_one_input(scope, findings)
+
+
+def _examine_ends(scope: Scope, findings: Findings) -> None:
+    solver, task, temper = scope.solver, scope.solver.task, scope.solver.config.temper
+    in_memory = max(1, scope.chunk_size() // END_SAMPLES)  # all states of the trajectories are kept
+    puzzles = scope.test.subset(scope.num_inputs(BUDGETS["ends"], END_SAMPLES, least=2, limit=min(24, in_memory)))
+    x = scope.on_device(puzzles.inputs)
+    walked = walk(solver.model, x, depth=scope.depth, num_samples=END_SAMPLES, seed=scope.seed, temper=temper)
     ends = attractors(task, x, walked.tokens)
     parted = parting(task, x, walked)
     several = puzzles.num_solutions > 1  # of an incomplete list too
-    alike = (ends.distinct_right[several] <= 1).double()
-    found = [verdicts.diverse(alike.mean().item() if len(alike) else 0.0, len(alike))]
+    same_answer = (ends.distinct_right[several] <= 1).double()
+    judged = [verdicts.diverse(same_answer.mean().item() if len(same_answer) else 0.0, len(same_answer))]
     if ends.unsettled_fraction is not None:
-        found.append(verdicts.settled(ends.unsettled_fraction))
-    study.found(
-        *found,
-        trajectories={
-            "inputs": len(puzzles),
-            "num_samples": ENDS,
-            "distinct": ends.distinct.double().mean().item(),
-            "effective": ends.effective.mean().item(),
-            "steps_to_settle": ends.settling.double().mean().item(),
-            "differ_by_step": parted.differ.tolist(),
-        },
-    )
-    known = puzzles.num_solutions if puzzles.has_all_solutions else None
-    study.draw("attractors", attractors_figure(ends, parted, known))
-    _decisions(study)
-    _one_input(study)
+        judged.append(verdicts.settled(ends.unsettled_fraction))
+    numbers = {
+        "inputs": len(puzzles),
+        "num_samples": END_SAMPLES,
+        "distinct": ends.distinct.double().mean().item(),
+        "effective": ends.effective.mean().item(),
+        "steps_to_settle": ends.settling.double().mean().item(),
+        "differ_by_step": parted.differ.tolist(),
+    }
+    findings.add(*judged, trajectories=numbers)
+    num_solutions = puzzles.num_solutions if puzzles.has_all_solutions else None
+    findings.draw("attractors", attractors_figure(ends, parted, num_solutions))
 
 
-def _decisions(study: Study) -> None:
-    s = study.settings
-    held = max(1, chunk_size(study.positions) // (ENDS // 2))  # their guidance is all held
-    count = study.at_most(FORKED, ENDS // 2 * 2 * PLACES, least=1, most=min(8, held))
-    x = None if study.test.inputs is None else study.on_device(study.several(count).inputs)
-    found = deciding(
-        study.solver.model,
-        study.solver.task,
-        x,
-        depth=s.depth,
-        num_samples=ENDS // 2,
-        places=PLACES,
-        seed=s.seed,
-        temper=study.temper,
+def _examine_deciding_draws(scope: Scope, findings: Findings) -> None:
+    solver, num_samples = scope.solver, END_SAMPLES // 2
+    in_memory = max(1, scope.chunk_size() // num_samples)  # all guidance of the trajectories is kept
+    per_input = num_samples * 2 * POSITIONS
+    count = scope.num_inputs(BUDGETS["deciding"], per_input, least=1, limit=min(8, in_memory))
+    decisions = deciding(
+        solver.model,
+        solver.task,
+        scope.on_device(scope.with_several_solutions(count).inputs) if scope.has_input else None,
+        depth=scope.depth,
+        num_samples=num_samples,
+        places=POSITIONS,
+        seed=scope.seed,
+        temper=solver.config.temper,
     )
-    if found is None:
-        study.skip("deciding", "this model has no guidance")
+    if decisions is None:
+        findings.skip("deciding", "this model has no guidance")
         return
-    study.found(deciding={"kept": found.kept.tolist(), "same": found.by_transition.mean(1).tolist()})
-    study.draw("deciding", deciding_figure(found))
+    findings.add(deciding={"kept": decisions.kept.tolist(), "same": decisions.by_transition.mean(1).tolist()})
+    findings.draw("deciding", deciding_figure(decisions))
 
 
-def _one_input(study: Study) -> None:
-    """The landscape and the forming answers of the input whose number of solutions is nearest to a handful."""
-    s, task, model = study.settings, study.solver.task, study.solver.model
-    place = int((study.test.num_solutions - HANDFUL).abs().argmin())
-    x = None if study.test.inputs is None else study.on_device(study.test.inputs[place : place + 1])
-    solutions = study.test.solutions_of(place) if study.test.has_all_solutions else None
-    count = min(PROJECTED, chunk_size(study.positions))
-    seen = landscape(model, task, x, solutions, depth=s.depth, num_samples=count, seed=s.seed, temper=study.temper)
-    if seen is None:
-        study.skip("landscape", "every trajectory of this model is the same")
+def _examine_one_input(scope: Scope, findings: Findings) -> None:
+    """Draw the landscape and the forming answers of one input."""
+    task, model, temper = scope.solver.task, scope.solver.model, scope.solver.config.temper
+    index = index_of_handful(scope.test)
+    x = None if scope.test.inputs is None else scope.on_device(scope.test.inputs[index : index + 1])
+    solutions = scope.test.solutions_of(index) if scope.test.has_all_solutions else None
+    settings: dict[str, Any] = {"depth": scope.depth, "seed": scope.seed, "temper": temper}
+    count = min(LANDSCAPE_SAMPLES, scope.chunk_size())
+    surface = landscape(model, task, x, solutions, num_samples=count, **settings)
+    if surface is None:
+        findings.skip("landscape", "every trajectory of this model is the same")
     else:
-        study.draw("landscape", landscape_figure(seen))
-    history = walk(model, x, depth=s.depth, num_samples=3, seed=s.seed, temper=study.temper).tokens[:, :, 0]
-    one = None if x is None else x[0].cpu()
-    study.draw("formation", figures.formation(task, one, history))
-    path = study.out / "figures" / "formation.gif"
-    animate(task, one, history, path)
-    study.draw("animation", path)
+        findings.draw("landscape", landscape_figure(surface))
+    history = walk(model, x, num_samples=3, **settings).tokens[:, :, 0]
+    single = None if x is None else x[0].cpu()
+    findings.draw("formation", plots.formation(task, single, history))
+    path = findings.folder / "figures" / "formation.gif"
+    animate(task, single, history, path)
+    findings.draw("animation", path)
 
 
-PARTS: dict[str, Callable[[Study], None]] = {
-    "samples": samples,
-    "training": training,
-    "inference.nc": groups,
-    "log p(y|x)": weights,
-    "ranks under the guide": ranks,
-    "trajectories": trajectories,
+PARTS: dict[str, Callable[[Scope, Findings], None]] = {
+    "samples": examine_samples,
+    "training": examine_training,
+    "inference.nc": examine_terms,
+    "log p(y|x)": examine_evidence,
+    "ranks under the guide": examine_ranks,
+    "trajectories": examine_trajectories,
 }
 
 
 def check_ready(solver: Solver) -> None:
-    """Everything that a diagnosis will need, before it begins.
+    """Load what a diagnosis needs.
 
     Raises:
         ConfigError: data or a package is missing.
         InputError: a file of the task is damaged.
     """
-    check_task(solver.task)
+    check_data(solver.task)
     landscapes.check_installed()
 
 
-def diagnose(study: Study, name: str, progress: Any) -> None:
-    """Every part, then ``report.html`` and ``diagnosis.json``.
+def diagnose(scope: Scope, findings: Findings, name: str, progress: Any) -> None:
+    """Run every part, then write ``report.html`` and ``diagnosis.json``.
 
     Args:
+        scope: the solver, and how much of it is examined.
+        findings: empty; it is filled.
         name: of the checkpoint.
-        progress: a tqdm bar, which is told each part's name.
+        progress: a tqdm bar, which shows each part's name.
     """
     start = time.perf_counter()
     seconds = {}
     progress.reset(total=len(PARTS))
     for title, part in PARTS.items():
         progress.set_postfix_str(title)
-        begun = time.perf_counter()
-        part(study)
-        seconds[title] = time.perf_counter() - begun
+        part_start = time.perf_counter()
+        part(scope, findings)
+        seconds[title] = time.perf_counter() - part_start
         progress.update()
     progress.set_postfix_str("")
-    config, task = study.solver.config, study.solver.task
+    config = scope.solver.config
     summary = {
         "checkpoint": name,
         "task": config.names["task"],
-        "depth": study.settings.depth,
-        "seed": study.settings.seed,
+        "depth": scope.depth,
+        "seed": scope.seed,
         "seconds": {**seconds, "total": time.perf_counter() - start},
-        "verdicts": [v.to_dict() for v in study.verdicts.values()],
-        **study.numbers,
+        "verdicts": [v.to_dict() for v in findings.verdicts.values()],
+        **findings.numbers,
         "environment": environment(),
     }
-    write_json(study.out / "diagnosis.json", summary)
-    report = Report(
+    write_json(findings.folder / "diagnosis.json", summary)
+    findings.write_page(
+        scope.solver,
         title=f"{name}: {config.names['task']}, {config.names['model']}",
-        lead=lead(study),
-        verdicts=list(study.verdicts.values()),
-        rows=result_rows(
-            study.numbers["metrics"],
-            task.paper_name,
-            config.names["model"],
-            whole=study.numbers["metrics"]["num_inputs"] == len(study.test),
-        ),
-        sections=study.sections(),
+        lead=_lead(scope, findings.numbers["metrics"]),
         details={"Settings": config.to_dict(), "diagnosis.json": summary},
+        all_inputs=findings.numbers["metrics"]["num_inputs"] == len(scope.test),
     )
-    write_report(study.out / "report.html", report)
 
 
-def lead(study: Study) -> str:
-    """What was examined, in two sentences."""
-    m, config = study.numbers["metrics"], study.solver.config
-    count = sum(p.numel() for p in study.solver.model.parameters())
-    conditional = study.test.inputs is not None
-    what = f"on {m['num_inputs']:,} inputs that training never saw" if conditional else "without input"
+def _lead(scope: Scope, metrics: dict[str, Any]) -> str:
+    """Return what was examined, in two sentences."""
+    solver, config = scope.solver, scope.solver.config
+    count = sum(p.numel() for p in solver.model.parameters())
+    inputs = f"on {metrics['num_inputs']:,} inputs that training never saw" if scope.has_input else "without input"
     temper = config.temper.describe()
-    steps = counted(study.settings.depth, "supervision step")
-    guide = "; the guide, its bounds, weights and ranks are examined on a few of them, of the prior as it is"
+    guide = "; the guide, its bounds, weights and ranks are examined on a few of them, of the prior without temper"
     return (
         f"Preset {config.preset}, seed {config.seed}, {count:,} parameters with the heads. "
-        "Samples are fresh trajectories of the prior"
-        f"{f' ({temper})' if temper else ''} {what}, {m['num_samples']:,} each, {steps} "
-        f"deep{guide if study.guide is not None else ''}."
+        f"Samples are fresh trajectories of the prior{f' ({temper})' if temper else ''} {inputs}, "
+        f"{metrics['num_samples']:,} each, {counted(scope.depth, 'supervision step')} "
+        f"deep{guide if guide_of(solver) is not None else ''}."
     )
