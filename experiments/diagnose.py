@@ -14,8 +14,9 @@ import pyro_gram
 from pyro_gram.checks import check_seed
 from pyro_gram.errors import UserError
 from pyro_gram.runs.diagnose import check_ready, diagnose
+from pyro_gram.runs.findings import Findings
 from pyro_gram.runs.run import read_rows
-from pyro_gram.runs.study import Settings, Study
+from pyro_gram.runs.scope import Scope
 from pyro_gram.system.cli import Parser, add_device_option, add_trust_option, call, directory
 from pyro_gram.system.files import check_directory, check_writable
 from pyro_gram.system.machine import pick_device
@@ -72,13 +73,14 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{out} holds a run: give another --out")
     check_ready(solver)
     check_writable(out / "report.html")
-    settings = Settings(arguments.depth or solver.config.depth, arguments.inputs, arguments.seed)
-    study = Study(solver, settings, out, read_rows(kept_with(checkpoint, "metrics.jsonl")))
+    rows = read_rows(kept_with(checkpoint, "metrics.jsonl"))
+    scope = Scope(solver, arguments.depth or solver.config.depth, arguments.inputs, arguments.seed, rows)
+    findings = Findings(out)
     name = checkpoint.stem if checkpoint.is_file() else checkpoint.resolve().name
     with tqdm(file=sys.stderr, desc="diagnose", unit="part", bar_format="{desc}: {n_fmt}/{total_fmt} {postfix}") as bar:
-        diagnose(study, name, bar)
-    width = max(len(v.level) for v in study.verdicts.values())
-    for verdict in study.verdicts.values():
+        diagnose(scope, findings, name, bar)
+    width = max(len(v.level) for v in findings.verdicts.values())
+    for verdict in findings.verdicts.values():
         print(f"{verdict.level:{width}}  {verdict.name}: {verdict.value}")
     print(f"report: {out / 'report.html'}")
     return 0

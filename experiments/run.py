@@ -135,23 +135,21 @@ def main(argv: list[str]) -> int:
     out = arguments["out"] or default_directory(config, arguments)
     check_directory(out, "--out")
 
-    from pyro_gram.runs.evaluate import finish
-    from pyro_gram.runs.monitor import plan
-    from pyro_gram.runs.run import InterruptedRunError, open_run, train
+    from pyro_gram.runs.evaluate import Validation, evaluate
+    from pyro_gram.runs.run import open_run
+    from pyro_gram.runs.train import InterruptedRunError, train
 
     resume, data_dir = arguments["resume"], arguments["data_dir"]
     with open_run(config, out, resume=resume, data_dir=data_dir, device=device, processes=processes) as run:
-        tell = (lambda text: print(text, file=sys.stderr)) if processes.is_main else (lambda text: None)
-        plan(run)
         try:
-            train(run)
-        except InterruptedRunError as stopped:
-            tell(stopped)
-            return stopped.exit_code
+            train(run, on_evaluate=Validation(run))
+        except InterruptedRunError as interruption:
+            run.print(str(interruption))
+            return interruption.exit_code
         try:
-            results = finish(run, half=arguments["half"])
+            results = evaluate(run, half=arguments["half"])
         except KeyboardInterrupt as stop:
-            tell(f"interrupted while evaluating; the same command with --resume --out {out} goes on")
+            run.print(f"interrupted while evaluating; the same command with --resume --out {out} goes on")
             return interrupt_exit_code(stop)
     if not processes.is_main:
         return 0

@@ -35,9 +35,9 @@ from pyro_gram.diagnostics.metrics import measure
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.contract import model_traits
 from pyro_gram.registry import MODELS
-from pyro_gram.runs.evaluate import finish
-from pyro_gram.runs.monitor import plan
-from pyro_gram.runs.run import InterruptedRunError, check_begun, open_run, train
+from pyro_gram.runs.evaluate import Validation, evaluate
+from pyro_gram.runs.run import check_same_settings, open_run
+from pyro_gram.runs.train import InterruptedRunError, train
 from pyro_gram.sampling.memory import chunk_size
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.system.cli import Parser, add_device_option, call, is_idle_process
@@ -129,7 +129,7 @@ def is_done(cell: Cell, runs: Path) -> bool:
     """
     folder, config = runs / cell.name, cell.config()
     check_parts(config)
-    check_begun(folder, config, "--runs")
+    check_same_settings(folder, config, "--runs")
     return (folder / "results.json").exists()
 
 
@@ -137,9 +137,8 @@ def run_cell(cell: Cell, runs: Path, device: torch.device, data_dir: str | None,
     """Train and measure a cell, or go on where it was stopped. Raises InterruptedRunError on a signal."""
     folder = runs / cell.name
     with open_run(cell.config(), folder, resume=True, data_dir=data_dir, device=device, processes=processes) as run:
-        plan(run)
-        train(run)
-        finish(run)
+        train(run, on_evaluate=Validation(run))
+        evaluate(run)
 
 
 def measured(cell: Cell, runs: Path, num_samples: int | None, data_dir: str | None) -> dict[str, Any]:

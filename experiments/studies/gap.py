@@ -28,8 +28,10 @@ from pyro_gram.diagnostics.inference_data import pareto_smoothed
 from pyro_gram.diagnostics.metrics import excess, measure
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.importance import guide_draws
-from pyro_gram.runs.evaluate import bounds_of, roll
-from pyro_gram.runs.run import InterruptedRunError, Run, check_begun, open_run, train
+from pyro_gram.runs.evaluate import Validation
+from pyro_gram.runs.measure import bounds_of, sample_prior
+from pyro_gram.runs.run import Run, check_same_settings, open_run
+from pyro_gram.runs.train import InterruptedRunError, train
 from pyro_gram.system.cli import Parser, call
 from pyro_gram.system.files import read_json, write_json
 from pyro_gram.system.machine import environment
@@ -81,7 +83,7 @@ def measure_run(run: Run) -> dict[str, Any]:
     puzzles = task.split("validation")
     by_length = {}
     for length in LENGTHS:
-        rolled = roll(run, puzzles.inputs, depth=length // run.solver.config.model.transitions)
+        rolled = sample_prior(run.averaged, puzzles.inputs, depth=length // run.solver.config.model.transitions)
         found = measure(task, puzzles, rolled.tokens, rolled.score).to_dict()
         by_length[str(length)] = {
             k: v for k, v in found.items() if v is not None and k not in ("num_inputs", "num_samples")
@@ -243,13 +245,13 @@ def main(argv: list[str]) -> int:
     missing = {key: config for key, config in configs.items() if not is_done(results, key[1], config)}
     folders = {key: arguments.runs / f"{arguments.study}-{key[1]}-seed{key[0]}" for key in missing}
     for key, config in missing.items():
-        check_begun(folders[key], config, "--runs")
+        check_same_settings(folders[key], config, "--runs")
     for (seed, name), config in missing.items():  # every variant once, then the next seed
         print(f"{arguments.study}: {name}, seed {seed}", file=sys.stderr)
         folder = folders[seed, name]
         with open_run(config, folder, resume=True, data_dir=None, device=torch.device("cpu")) as run:
             try:
-                train(run)
+                train(run, on_evaluate=Validation(run))
             except InterruptedRunError as stopped:
                 print("stopped; the same command goes on", file=sys.stderr)
                 return stopped.exit_code

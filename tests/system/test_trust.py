@@ -11,7 +11,7 @@ from experiments.studies import amortization, filtering, selection
 from pyro_gram.checkpoint import load, load_training, save_model
 from pyro_gram.config import RunConfig, read_preset
 from pyro_gram.errors import CheckpointError, ConfigError
-from pyro_gram.runs.run import check_begun
+from pyro_gram.runs.run import check_same_settings
 from pyro_gram.system.cli import call
 from pyro_gram.system.files import read_json, write_json
 from tests.conftest import build_case, small_config
@@ -117,7 +117,7 @@ def test_a_runs_folder_runs_no_code_that_it_names(here, tmp_path, monkeypatch):
     held["names"]["guide"] = "evil:Prior"
     write_json(tmp_path / "config.json", held)
     with pytest.raises(ConfigError, match="begun with other settings"):
-        check_begun(tmp_path, config, "--runs")
+        check_same_settings(tmp_path, config, "--runs")
     with pytest.raises(ConfigError, match="its guide is 'evil:Prior'"):
         RunConfig.from_dict(read_json(tmp_path / "config.json"))
     assert not (here / "ran").exists()
