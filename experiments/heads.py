@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     if not (held.hidden and given == {"heads.halt"}):
         seed = config.seed if arguments["seed"] is None else arguments["seed"]
         trained = dataclasses.replace(solver, config=dataclasses.replace(config, seed=seed))
-        train_heads(trained, config.depth)
+        train_heads(trained)
     save_model(out, dataclasses.replace(solver, config=config), half=is_half(source))
     described = out.with_name("config.json") if out.name == "model.safetensors" else out.with_suffix(".json")
     write_json(described, config.to_dict())

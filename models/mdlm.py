@@ -22,7 +22,6 @@ from pyro_gram.networks.denoiser import Denoiser
 from pyro_gram.networks.embeddings import answer_decoder, answer_encoder
 from pyro_gram.registry import MODELS
 from pyro_gram.spec import TaskSpec
-from pyro_gram.system.distributed import for_whole_batch
 
 from .direct import OneStepConfig, OneStepModel
 
@@ -109,10 +108,7 @@ class MDLM(Diffusion):
 
 
 def stratified_times(shape: torch.Size, device: torch.device) -> Tensor:
-    """Draw stratified times in [0, 1): each is uniform, and their mean hardly varies between batches."""
-
-    def times(count: int) -> Tensor:
-        grid = (torch.arange(count, device=device) / count + torch.rand((), device=device)) % 1
-        return grid[torch.randperm(count, device=device)]
-
-    return for_whole_batch(times, max(1, shape.numel())).view(shape)
+    """Draw times in [0, 1), spread evenly over a batch: each is uniform, and their mean hardly varies."""
+    count = max(1, shape.numel())
+    times = (torch.arange(count, device=device) / count + torch.rand((), device=device)) % 1
+    return times[torch.randperm(count, device=device)].view(shape)

@@ -11,8 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pyro_gram.build import build
-from pyro_gram.checkpoint import load, load_training, save_model, save_training
+from pyro_gram.checkpoint import load, save_model
 from pyro_gram.errors import CheckpointError, UserError
+from pyro_gram.runs.state import load_state, save_state
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.system.files import read_json, tensor_digest, write_atomically, write_bytes, write_json
 from pyro_gram.tasks.batches import TargetStream
@@ -45,7 +46,7 @@ def state_file(tmp_path):
     run = trainer.run()
     next(run), next(run)
     path = tmp_path / "state.safetensors"
-    save_training(path, config, trainer)
+    save_state(path, config, trainer)
     return path
 
 
@@ -139,7 +140,7 @@ def test_a_pickle_in_disguise_does_not_run(write, tmp_path):
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):
         load(path)
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):
-        load_training(path, small_config(), trainer_of(small_config()))
+        load_state(path, small_config(), trainer_of(small_config()))
     assert not marker.exists()
 
 
@@ -211,7 +212,7 @@ def test_a_model_is_no_training_state_and_the_other_way_round(model_file, state_
     with pytest.raises(CheckpointError, match="holds a training, not a model"):
         load(state_file)
     with pytest.raises(CheckpointError, match="holds a model, not a training"):
-        load_training(model_file, small_config(), trainer_of(small_config()))
+        load_state(model_file, small_config(), trainer_of(small_config()))
 
 
 # ---- training states ---------------------------------------------------------------------------------------------
@@ -240,9 +241,9 @@ def test_a_resumed_run_is_bit_for_bit_an_unbroken_one(changes, tmp_path):
     first = trainer_of(config)
     run = first.run()
     seen = [next(run) for _ in range(2)]
-    save_training(tmp_path / "state.safetensors", config, first)
+    save_state(tmp_path / "state.safetensors", config, first)
     second = trainer_of(config, perturb=1.0)  # whatever its weights were, the file's replace them
-    load_training(tmp_path / "state.safetensors", config, second)
+    load_state(tmp_path / "state.safetensors", config, second)
     assert second.elapsed == first.elapsed
     seen += list(second.run())
 
@@ -251,7 +252,7 @@ def test_a_resumed_run_is_bit_for_bit_an_unbroken_one(changes, tmp_path):
         (unbroken.model.state_dict(), second.model.state_dict()),
         (unbroken.guide.state_dict(), second.guide.state_dict()),
         (unbroken.average.state_dict(), second.average.state_dict()),
-        (unbroken.optim.get_state(), second.optim.get_state()),
+        (unbroken.optimizer.state_dict(), second.optimizer.state_dict()),
     ):
         assert a.keys() == b.keys()
         assert all(torch.equal(a[k], b[k]) for k in a)
@@ -290,9 +291,9 @@ def test_a_run_that_stops_inside_a_batch_goes_on_bit_for_bit(updates, tmp_path):
     with pytest.raises(StoppedError):
         seen += [(r.number, r.loss, r.on_policy) for r in first.run()]
     assert first.inside is not None
-    save_training(tmp_path / "state.safetensors", config, first)
+    save_state(tmp_path / "state.safetensors", config, first)
     second = trainer_of(config, perturb=1.0)
-    load_training(tmp_path / "state.safetensors", config, second)
+    load_state(tmp_path / "state.safetensors", config, second)
     torch.randn(7)  # the state of the generators is the file's
     done = second.number
     seen = expected[:done] + [(r.number, r.loss, r.on_policy) for r in second.run()]
@@ -300,10 +301,10 @@ def test_a_run_that_stops_inside_a_batch_goes_on_bit_for_bit(updates, tmp_path):
     for a, b in (
         (unbroken.model.state_dict(), second.model.state_dict()),
         (unbroken.average.state_dict(), second.average.state_dict()),
-        (unbroken.optim.get_state(), second.optim.get_state()),
+        (unbroken.optimizer.state_dict(), second.optimizer.state_dict()),
     ):
         assert all(torch.equal(a[k], b[k]) for k in a)
-    assert unbroken.guard.usual == second.guard.usual
+    assert unbroken.divergence.usual_loss == second.divergence.usual_loss
 
 
 @pytest.mark.parametrize("number", [2, 8])
@@ -327,12 +328,12 @@ def test_the_state_saved_before_an_update_that_is_refused_is_the_one_before_its_
         if len(counted) == number:
             raise DivergedError("now", update)
 
-    trainer.guard.check = refuse
+    trainer.divergence.check = refuse
     with pytest.raises(DivergedError):
         list(trainer.run())
-    save_training(tmp_path / "state.safetensors", config, trainer)
+    save_state(tmp_path / "state.safetensors", config, trainer)
     second = trainer_of(config)
-    load_training(tmp_path / "state.safetensors", config, second)
+    load_state(tmp_path / "state.safetensors", config, second)
     left = expected[second.number :]
     assert [r.loss for r in second.run()] == left
     weights = (unbroken.model.state_dict(), second.model.state_dict())
@@ -342,13 +343,13 @@ def test_the_state_saved_before_an_update_that_is_refused_is_the_one_before_its_
 def test_fewer_batches_than_a_state_has_behind_it_are_refused(state_file):
     config = small_config(train={"batches": 1})
     with pytest.raises(CheckpointError, match="2 batches behind it, more than the 1 of train.batches"):
-        load_training(state_file, config, trainer_of(config))
+        load_state(state_file, config, trainer_of(config))
 
 
 def test_the_setting_that_differs_is_named_alone(state_file):
     config = small_config(optim={"lr": 0.5})
     with pytest.raises(CheckpointError, match=r"\(optim.lr: 0.01 then, 0.5 now\)"):
-        load_training(state_file, config, trainer_of(config))
+        load_state(state_file, config, trainer_of(config))
 
 
 @pytest.mark.parametrize(
@@ -365,7 +366,7 @@ def test_the_setting_that_differs_is_named_alone(state_file):
 def test_the_state_of_a_run_with_other_settings_is_refused(changes, state_file):
     config = small_config(**changes)
     with pytest.raises(CheckpointError, match="other settings .* or use another --out"):
-        load_training(state_file, config, trainer_of(config))
+        load_state(state_file, config, trainer_of(config))
 
 
 def test_a_run_may_be_made_longer_and_measured_otherwise(state_file):
@@ -375,7 +376,7 @@ def test_a_run_may_be_made_longer_and_measured_otherwise(state_file):
         temper={"scale": 2.0, "transitions": 1},
     )
     trainer = trainer_of(config)
-    load_training(state_file, config, trainer)
+    load_state(state_file, config, trainer)
     assert trainer.number == 2
     assert len(list(trainer.run())) == 2
 
@@ -400,7 +401,7 @@ def test_a_run_may_be_made_longer_and_measured_otherwise(state_file):
 def test_a_damaged_training_state_is_a_checkpoint_error_that_names_the_file(change, state_file):
     rewrite(state_file, **change)
     with pytest.raises(CheckpointError, match="state.safetensors"):
-        load_training(state_file, small_config(), trainer_of(small_config()))
+        load_state(state_file, small_config(), trainer_of(small_config()))
 
 
 INSIDE = {"batches": 3, "supervision_steps": 3, "on_policy_depth": 5, "on_policy_updates": 3, "on_policy_after": 0.2}
@@ -420,7 +421,7 @@ def inside_file(tmp_path):
     with pytest.raises(StoppedError):
         list(trainer.run())
     path = tmp_path / "inside" / "state.safetensors"
-    save_training(path, small_config(train=INSIDE), trainer)
+    save_state(path, small_config(train=INSIDE), trainer)
     return path
 
 
@@ -459,7 +460,7 @@ def test_a_tampered_state_within_a_batch_is_a_checkpoint_error(change, inside_fi
     rewrite(inside_file, **change)
     config = small_config(train=INSIDE)
     with pytest.raises(CheckpointError, match="state.safetensors"):
-        load_training(inside_file, config, trainer_of(config))
+        load_state(inside_file, config, trainer_of(config))
 
 
 @pytest.mark.filterwarnings(
@@ -471,7 +472,7 @@ def test_a_batch_begun_on_another_device_names_the_device(inside_file):
     with fake_device() as device:
         trainer.model.to(device)
         with pytest.raises(CheckpointError, match=r"within a batch on cpu.*resume with --device cpu"):
-            load_training(inside_file, config, trainer)
+            load_state(inside_file, config, trainer)
 
 
 @pytest.mark.parametrize("place", [-1, -1000])

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import experiments.run
-from pyro_gram.checkpoint import load, load_training, save_model, save_training
+from pyro_gram.checkpoint import load, save_model
 from pyro_gram.errors import CheckpointError
+from pyro_gram.runs.state import load_state, save_state
 from pyro_gram.sampling.rollout import rollout
 from tests.conftest import build_case, digits_folder, small_config
 from tests.experiments.test_run import cli
@@ -40,10 +41,10 @@ def test_puzzle_numbers_of_other_data_are_refused(tmp_path, monkeypatch):
 
 def test_a_run_goes_on_with_its_own_data_only(tmp_path):
     config, path = small_config(), tmp_path / "state.safetensors"
-    save_training(path, config, trainer_of(config), {"train": "a"})
-    load_training(path, config, trainer_of(config), {"train": "a"})
+    save_state(path, config, trainer_of(config), {"train": "a"})
+    load_state(path, config, trainer_of(config), {"train": "a"})
     with pytest.raises(CheckpointError, match="made with other data .train: a then, b now"):
-        load_training(path, config, trainer_of(config), {"train": "b"})
+        load_state(path, config, trainer_of(config), {"train": "b"})
 
 
 @pytest.mark.parametrize("name", ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])

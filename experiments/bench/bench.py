@@ -44,6 +44,7 @@ from pyro_gram.sampling.rollout import rollout
 from pyro_gram.system.cli import Parser, call
 from pyro_gram.system.files import check_writable, read_json, write_json
 from pyro_gram.system.machine import environment, peak_memory_mb, resident_memory_mb
+from pyro_gram.training.dry_run import prepare_core
 from pyro_gram.training.precision import has_compiler
 
 WIDTHS, DEPTHS = (1, 20, 100), (4, 8, 16, 32, 64)
@@ -136,7 +137,7 @@ def own_memory(name: str) -> dict[str, float]:
     trainer = make_trainer(assemble(name))
     for steps in STEPS:  # the peak of more steps is at least that of fewer
         trainer.config = replace(trainer.config, supervision_steps=steps, on_policy_depth=0)
-        trainer.one_batch(*trainer.batches(0))
+        trainer.train_batch(*trainer.batches(0))
         found[str(steps)] = peak_memory_mb() - before
     return found
 
@@ -157,7 +158,7 @@ def compiled(name: str, repeats: int) -> dict[str, Any]:
         steps[0]()
     # What was compiled before is not taken from its cache.
     with tempfile.TemporaryDirectory() as empty, patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": empty}):
-        began = timed(trainers[1].prepare)
+        began = timed(lambda: prepare_core(trainers[1]))
     seconds = seconds_of({"plain": steps[0], "compiled": steps[1], "products": products.alone()}, repeats)
     saved = seconds["plain"]["median"] - seconds["compiled"]["median"]
     return {

@@ -31,7 +31,8 @@ from pyro_gram.errors import UserError
 from pyro_gram.system.cli import Parser, call
 from pyro_gram.system.files import check_writable, read_json, write_json
 from pyro_gram.system.machine import environment
-from pyro_gram.training.precision import PRECISIONS, products_in
+from pyro_gram.training.dry_run import prepare_core
+from pyro_gram.training.precision import PRECISIONS, matmul_precision
 from pyro_gram.training.trainer import Trainer
 
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -64,15 +65,15 @@ def measure(config: RunConfig, precision: str, compiled: bool, device: torch.dev
     x, y = trainer.batches(0)
     start = time.perf_counter()
     seconds: list[float] = []
-    with products_in(precision, device), pyro.validation_enabled(False):
-        trainer.prepare()
+    with matmul_precision(precision, device), pyro.validation_enabled(False):
+        prepare_core(trainer)
         for _ in range(2):
-            report = trainer.one_batch(x, y)
+            report = trainer.train_batch(x, y)
         wait(device)
         begun = time.perf_counter() - start
         for _ in range(REPEATS):
             start = time.perf_counter()
-            report = trainer.one_batch(x, y)
+            report = trainer.train_batch(x, y)
             wait(device)
             seconds.append((time.perf_counter() - start) / config.train.supervision_steps)
     update = statistics.median(seconds)
@@ -101,7 +102,7 @@ def operations(config: RunConfig, device: torch.device) -> float:
     """Floating-point operations of matrix products and attention in one update."""
     trainer = make_trainer(replace_steps(config, 1), device)
     with FlopCounterMode(display=False) as counter, pyro.validation_enabled(False):
-        trainer.one_batch(*trainer.batches(0))
+        trainer.train_batch(*trainer.batches(0))
     return float(counter.get_total_flops())
 
 
@@ -144,7 +145,7 @@ def product_rate(device: torch.device, precision: str) -> float:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     seconds = []
-    with products_in(precision, device):
+    with matmul_precision(precision, device):
         for _ in range(8):
             wait(device)
             start = time.perf_counter()

@@ -20,6 +20,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer import SVI
 from torch import Tensor, nn
 from torch.distributions import Categorical, Normal, kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -85,11 +86,12 @@ def on_random_tokens(config: RunConfig, length: int, batch: int) -> Step:
 
 
 def pyro_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
-    """The step that training takes, without what surrounds it: the guard, the noted generators, the running average."""
+    """The step that training takes, without the check for divergence and the running average."""
+    svi = SVI(trainer.model, trainer.guide, trainer.optimizer, loss=trainer.elbo)
 
     def step() -> float:
         with pyro.validation_enabled(False), poutine.scale(scale=1 / len(y)):
-            return trainer.svi.step(x, y, None, beta=1.0)
+            return svi.step(x, y, None, beta=1.0)
 
     return step
 
@@ -98,10 +100,10 @@ def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> tuple[Step, torch.opti
     """The same step without Pyro: same modules, same loss, and its own optimizer, which is returned beside it."""
     model: Any = trainer.model
     guide: Any = trainer.guide
-    config = trainer.optim.config
+    config = trainer.optimizer.config
     if config.hidden_optimizer != "adamw":
         raise UserError(f"the bare step is AdamW's, and the preset's optimizer is {config.hidden_optimizer}")
-    parameters = list(trainer.optim.named.values())
+    parameters = list(trainer.optimizer.named.values())
     adam = torch.optim.AdamW(
         parameters,
         lr=config.rate(0, 0.0),
@@ -154,14 +156,14 @@ def check_alike(name: str, steps: int = 3, tolerance: float = 1e-3) -> list[floa
     for trainer, step in ((ours, pyro_step(ours, x, y)), (theirs, bare)):
         torch.manual_seed(0)
         with torch.no_grad():  # heads that start at zero would hide the KL and what the guide sees
-            for p in trainer.optim.named.values():
+            for p in trainer.optimizer.named.values():
                 p.add_(0.05 * torch.randn_like(p))
         losses.append([step() for _ in range(steps)])
     if any(abs(a - b) > tolerance * abs(b) for a, b in zip(*losses, strict=True)):
         raise UserError(f"the two steps disagree: {losses[0]} with Pyro, {losses[1]} without; the benchmark is wrong")
-    for key, p in theirs.optim.named.items():
-        mine = ours.optim.named[key]
-        state = next(o.state[mine] for o in ours.optim.optimizers)
+    for key, p in theirs.optimizer.named.items():
+        mine = ours.optimizer.named[key]
+        state = next(o.state[mine] for o in ours.optimizer.optimizers)
         for a, b in ((mine, p), (state["exp_avg"], adam.state[p]["exp_avg"])):
             if (a - b).norm() > tolerance * b.norm():
                 raise UserError(f"the two steps disagree about {key}: the benchmark is wrong")

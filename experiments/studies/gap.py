@@ -101,7 +101,7 @@ def measure_run(run: Run) -> dict[str, Any]:
         "excess": excess(bounds.full, puzzles.num_solutions).mean().item(),
         "k_hat": {"median": k_hat.median().item(), "above_0.7": (k_hat > 0.7).float().mean().item()},
         "batches": run.trainer.number,
-        "updates": run.trainer.optim.update,
+        "updates": run.trainer.optimizer.num_updates,
         "seconds": run.trainer.elapsed,
         "curve": [
             [round(row["seconds"]), *(round(row[k], 4) for k in ("prior_accuracy", "prior_coverage", "elbo_full"))]
@@ -113,7 +113,7 @@ def measure_run(run: Run) -> dict[str, Any]:
 
 def pareto_k_of(run: Run, x: Tensor | None, y: Tensor) -> Tensor:
     """k-hat of the guide's importance weights on the first ``WEIGHED`` inputs."""
-    model, guide = run.trainer.averaged
+    model, guide = run.trainer.averaged_modules
     few = slice(WEIGHED)
     seed = run.solver.config.evaluate.seed
     drawn = guide_draws(

@@ -63,7 +63,7 @@ def train(config: RunConfig, task: Any, model: nn.Module, batches: int) -> float
         _, y = stream(number)
         state = None
         for _ in range(config.train.supervision_steps):
-            optim.done = optim.update / (batches * config.train.supervision_steps)
+            optim.progress = optim.num_updates / (batches * config.train.supervision_steps)
             nodes = poutine.trace(program).get_trace(None, y, state).nodes
             (-nodes[ANSWER]["fn"].log_prob(y).mean()).backward()
             optim(model.parameters())

@@ -14,6 +14,7 @@ from pyro_gram.diagnostics.report import lead_of
 from pyro_gram.inference.sites import HEADS_ATTRIBUTE
 from pyro_gram.runs.diagnose import draw_formation, draw_samples, draw_training, save_trajectories
 from pyro_gram.runs.findings import Findings
+from pyro_gram.runs.heads import takes_heads, train_heads
 from pyro_gram.runs.measure import (
     Measurement,
     count_trajectories,
@@ -26,7 +27,6 @@ from pyro_gram.runs.run import Run
 from pyro_gram.solver import Solver
 from pyro_gram.system.files import write_json
 from pyro_gram.system.machine import environment, peak_memory_mb
-from pyro_gram.training.heads import takes_heads, train_heads
 
 SAVED_INPUTS, SAVED_CHAINS, SAVED_DRAWS = 32, 4, 25  # of inference.nc; fewer draws where there are over 16 positions
 

@@ -49,16 +49,16 @@ def attach(model: nn.Module, task: Task, config: RunConfig) -> None:
     setattr(model, HEADS_ATTRIBUTE, head.to(next(model.parameters()).device))
 
 
-def train_heads(solver: Solver, depth: int, phases: Phases | None = None) -> None:
+def train_heads(solver: Solver, phases: Phases | None = None) -> None:
     """Give a trained model its heads, as ``config.heads`` says, with a bar on stderr.
 
-    They learn from trajectories of the prior as it is sampled (its temper too), up to ``depth`` supervision steps deep,
+    They learn from trajectories of the prior as it is sampled (its temper too), up to the depth of the run,
     on training inputs under the task's symmetries: on those as they are the model errs less than on others.
     ``phases``: of the run, whose phase ``heads`` this is.
     """
     count = solver.config.heads.rounds
     phases = phases or Phases({"heads": f"{count} rounds"})
-    rounds = _rounds(solver, depth)  # what is wrong is said before the phase begins
+    rounds = _rounds(solver)  # what is wrong is said before the phase begins
     start = time.perf_counter()
     with phases.start("heads", count, "round") as bar:
         for number, loss in enumerate(rounds, 1):
@@ -67,18 +67,18 @@ def train_heads(solver: Solver, depth: int, phases: Phases | None = None) -> Non
             bar.update()
 
 
-def seconds_of_heads(solver: Solver, depth: int) -> float:
+def seconds_of_heads(solver: Solver) -> float:
     """How long :func:`train_heads` will take, by one round on a copy of the model. No random state changes."""
     copied = Solver(solver.config, solver.task, copy.deepcopy(solver.model), solver.guide)
     device = next(copied.model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        rounds = _rounds(copied, depth)
+        rounds = _rounds(copied)
         start = time.perf_counter()
         next(rounds)
         return (time.perf_counter() - start) * solver.config.heads.rounds
 
 
-def _rounds(solver: Solver, depth: int) -> Iterator[float]:
+def _rounds(solver: Solver) -> Iterator[float]:
     """The rounds of :func:`train_heads`, with the loss of each. Heads are there before the first."""
     config, task, model = solver.config, solver.task, solver.model
     attach(model, task, config)
@@ -90,4 +90,4 @@ def _rounds(solver: Solver, depth: int) -> Iterator[float]:
         assert x is not None
         return x
 
-    return fit(model, some, task.is_valid, config.heads, depth=depth, seed=config.seed, temper=config.temper)
+    return fit(model, some, task.is_valid, config.heads, depth=config.depth, seed=config.seed, temper=config.temper)

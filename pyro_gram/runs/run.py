@@ -17,6 +17,7 @@ from pyro_gram.build import build
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.sites import why_no_heads
+from pyro_gram.runs.heads import check_heads, takes_heads
 from pyro_gram.runs.measure import test_puzzles
 from pyro_gram.runs.preflight import check_data, check_estimates, check_guide_capacity, check_rollout
 from pyro_gram.runs.state import load_state, save_state
@@ -25,10 +26,9 @@ from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup, check_bat
 from pyro_gram.system.files import read_json, remove_unfinished_files, write_atomically, write_bytes, write_json
 from pyro_gram.system.machine import revision
 from pyro_gram.system.progress import Phases
-from pyro_gram.system.text import MAX_TEXT, normalize_text, read_text
+from pyro_gram.system.text import normalize_text, read_text
 from pyro_gram.tasks.batches import TargetStream
 from pyro_gram.training.dry_run import dry_run
-from pyro_gram.training.heads import check_heads, takes_heads
 from pyro_gram.training.trainer import Trainer
 
 ROW_KEYS = {"batch", "seconds", "reconstruction", "kl", "beta"}  # of every line of metrics.jsonl
@@ -120,7 +120,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        rows = [json.loads(line) for line in read_text(path, limit=MAX_TEXT).splitlines() if line]
+        rows = [json.loads(line) for line in read_text(path).splitlines() if line]
     except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"{path} cannot be read as lines of JSON: {e}") from None
     if not all(isinstance(row, dict) for row in rows):

@@ -1,15 +1,17 @@
-"""The weight of the KL: constant, or raised by constraint once the reconstruction is good (GECO).
+"""beta, the weight of the KL: constant, or raised while the reconstruction is below a target (GECO).
 
-The objective is constrained: keep -log p(y | h_T) under a target, and spend what is left on a smaller KL. beta stays at
-its start until the running mean of the reconstruction first falls under the target, then rises while it is under and
-falls while it is over. Raised earlier, it collapses the guide before that has found its code; but where much of y
-follows from x, a guide that speaks from the start keeps the core from learning to think. It may therefore be kept quiet
-for the first part of a run.
+The objective is constrained: minimize the KL while -log p(y | h_T) stays below a target. beta keeps its start value
+until the running mean of the reconstruction first falls below the target; then it rises while the mean is below and
+falls while it is above. A beta that rises earlier collapses the guide before it has learnt its code. But where y mostly
+follows from x, a guide that informs from the start keeps the core from learning to reason; so the first part of a run
+may have a beta so large that the guide stays at the prior.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, POSITIVE, check_choice, check_range
 from pyro_gram.errors import ConfigError
@@ -17,17 +19,18 @@ from pyro_gram.errors import ConfigError
 
 @dataclass(frozen=True)
 class BetaConfig:
-    """The weight of the KL and what it follows.
+    """The schedule of beta.
 
     Attributes:
         start: beta at the start, and its least value.
-        target: the reconstruction, nats per input, that beta is raised under; 0 for a constant beta.
-        watch: which reconstruction is held to the target: the ``mean`` over supervision steps, or the ``last`` one.
-        raise_factor: what beta is multiplied by in a batch under the target.
-        lower_factor: what beta is multiplied by in a batch over the target.
+        target: the reconstruction, nats per input, below which beta rises; 0 for a constant beta.
+        watch: the reconstruction that is compared with the target: the ``mean`` over supervision steps, or the ``last``
+            one.
+        raise_factor: factor of beta after a batch below the target.
+        lower_factor: factor of beta after a batch above the target.
         smoothing: decay of the running mean of the reconstruction, a batch.
         max: the largest beta.
-        silent_fraction: share of the run, at its start, during which beta is ``max``; then it starts at ``start``.
+        silent_fraction: share of the run, at its start, in which beta is ``max``; then it starts at ``start``.
     """
 
     start: float = 1.0
@@ -56,38 +59,46 @@ class BetaConfig:
 
 
 class BetaController:
-    """Follows a BetaConfig: :meth:`begin` before and :meth:`update` after each batch."""
+    """Computes beta by a BetaConfig: call :meth:`start_batch` before and :meth:`update` after each batch.
+
+    Attributes:
+        is_silent: is this batch in the part of the run that silences the guide?
+        mean: running mean of the reconstruction, nats per input; None before the first batch that counts.
+    """
 
     def __init__(self, config: BetaConfig) -> None:
         self.config = config
-        self.silent = config.silent_fraction > 0
+        self.is_silent = config.silent_fraction > 0
         self.mean: float | None = None
-        self._raised = config.start
+        self._constrained = config.start  # beta after the silent part
 
     @property
     def value(self) -> float:
         """beta."""
-        return self.config.max if self.silent else self._raised
+        return self.config.max if self.is_silent else self._constrained
 
-    def begin(self, done: float) -> None:
-        """A batch begins, with the share ``done`` of the run behind it."""
-        self.silent = done < self.config.silent_fraction
+    def start_batch(self, progress: float) -> None:
+        """Start a batch before which the share ``progress`` of the run is over."""
+        self.is_silent = progress < self.config.silent_fraction
 
     def update(self, reconstruction: float) -> None:
-        """Take note of the batch's watched reconstruction, nats per input. Those of the quiet part do not count."""
+        """Adapt beta to a batch's reconstruction, nats per input. Those of the silent part do not count."""
         c = self.config
-        if self.silent:
+        if self.is_silent:
             return
         self.mean = (
             reconstruction if self.mean is None else c.smoothing * self.mean + (1 - c.smoothing) * reconstruction
         )
         if c.target > 0:
             factor = c.raise_factor if self.mean < c.target else c.lower_factor
-            self._raised = min(max(self._raised * factor, c.start), max(c.max, c.start))
+            self._constrained = min(max(self._constrained * factor, c.start), max(c.max, c.start))
 
-    def get_state(self) -> dict[str, float | None]:
-        return {"value": self._raised, "mean": self.mean}
+    def state_dict(self) -> dict[str, float | None]:
+        return {"value": self._constrained, "mean": self.mean}
 
-    def set_state(self, state: dict[str, float | None]) -> None:
-        assert state["value"] is not None
-        self._raised, self.mean = state["value"], state["mean"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state. Raises ValueError for numbers that no run has."""
+        value, mean = float(state["value"]), None if state["mean"] is None else float(state["mean"])
+        if not math.isfinite(value) or (mean is not None and not math.isfinite(mean)):
+            raise ValueError(f"beta {value} at a mean reconstruction of {mean}")
+        self._constrained, self.mean = value, mean

@@ -1,4 +1,4 @@
-"""Stops a run before the update that would ruin it, and tells what that update was."""
+"""The check before each update that stops a run whose loss or gradient diverges."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import Any
 
 from pyro_gram.errors import UserError
 
-EXPLODED = 1000.0  # times the usual loss
-USUAL = 0.98  # smoothing of the usual loss, an update
+MAX_RATIO = 1000.0  # of a loss to the usual one
+SMOOTHING = 0.98  # decay of the running mean of losses, an update
 
 
 class DivergedError(UserError):
     """The loss or its gradient is infinite, not a number, or a thousand times the usual.
 
     Attributes:
-        update: the one that was not made.
+        record: of the update that was not made.
     """
 
-    def __init__(self, message: str, update: Update) -> None:
+    def __init__(self, message: str, record: UpdateRecord) -> None:
         super().__init__(message)
-        self.update = update
+        self.record = record
 
 
 @dataclass(frozen=True)
-class Update:
-    """One update as it would have been.
+class UpdateRecord:
+    """The numbers of an update that is about to be made.
 
     Attributes:
-        batch, step: its batch, and the supervision step within it.
-        on_policy: is it one along the prior's own trajectories?
-        loss: nats per input, at ``beta``; made of
+        batch, step: the number of its batch, and the supervision step within it.
+        on_policy: is it an update along a trajectory of the prior?
+        loss: reconstruction + beta * kl, nats per input.
         reconstruction, kl: nats per input, at beta = 1.
         gradient_norm: before clipping.
         learning_rate, beta: of this update.
-        usual: the running mean of losses before it; None at the first.
+        usual_loss: the running mean of absolute losses before it, nats per input; None at the first update.
     """
 
     batch: int
@@ -47,36 +47,46 @@ class Update:
     gradient_norm: float
     learning_rate: float
     beta: float
-    usual: float | None
+    usual_loss: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types; what is no number is told by its name, nan or inf."""
+        """Return JSON types, ``"nan"`` and ``"inf"`` for floats that JSON does not have."""
         return {
             name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in asdict(self).items()
         }
 
 
-class Guard:
-    """Keeps the usual size of the loss, and refuses an update that is out of all proportion.
+class DivergenceCheck:
+    """Refuses an update whose loss or gradient is not finite, or whose loss is out of all proportion.
 
     Attributes:
-        usual: running mean of the absolute loss, nats per input; None before the first update. Part of a run's state.
+        usual_loss: running mean of the absolute loss, nats per input; None before the first update.
     """
 
     def __init__(self) -> None:
-        self.usual: float | None = None
+        self.usual_loss: float | None = None
 
-    def check(self, update: Update) -> None:
-        """Raises DivergedError where the update must not be made."""
-        size = abs(update.loss)
-        where = f"in batch {update.batch}, step {update.step}{' of the on-policy part' if update.on_policy else ''}"
+    def check(self, record: UpdateRecord) -> None:
+        """Compare an update with those before it. Raises DivergedError where it must not be made."""
+        size = abs(record.loss)
+        where = f"in batch {record.batch}, step {record.step}{' of the on-policy part' if record.on_policy else ''}"
         if not math.isfinite(size):
-            raise DivergedError(f"the loss became {update.loss} {where}", update)
-        if not math.isfinite(update.gradient_norm):
-            raise DivergedError(f"the gradient's norm became {update.gradient_norm} {where}", update)
-        if self.usual is not None and size > EXPLODED * max(1.0, self.usual):
+            raise DivergedError(f"the loss became {record.loss} {where}", record)
+        if not math.isfinite(record.gradient_norm):
+            raise DivergedError(f"the gradient's norm became {record.gradient_norm} {where}", record)
+        if self.usual_loss is not None and size > MAX_RATIO * max(1.0, self.usual_loss):
             raise DivergedError(
-                f"the loss exploded to {update.loss:.3g} nats (usually {self.usual:.3g}) {where}", update
+                f"the loss exploded to {record.loss:.3g} nats (usually {self.usual_loss:.3g}) {where}", record
             )
-        self.usual = size if self.usual is None else USUAL * self.usual + (1 - USUAL) * size
+        self.usual_loss = size if self.usual_loss is None else SMOOTHING * self.usual_loss + (1 - SMOOTHING) * size
+
+    def state_dict(self) -> dict[str, float | None]:
+        return {"usual_loss": self.usual_loss}
+
+    def load_state_dict(self, state: dict[str, float | None]) -> None:
+        """Take over a state. Raises ValueError for a loss that no run has."""
+        usual_loss = state["usual_loss"]
+        if usual_loss is not None and not 0 <= float(usual_loss) < math.inf:
+            raise ValueError(f"a usual loss of {usual_loss}")
+        self.usual_loss = usual_loss

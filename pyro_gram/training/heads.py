@@ -139,7 +139,7 @@ def fit(
         order = torch.cat([torch.randperm(len(states.x), generator=generator) for _ in range(EPOCHS)]).to(device)
         losses = []
         for at, chosen in enumerate(order.split(BATCH)):
-            optim.done = (number + at * BATCH / len(order)) / config.rounds
+            optim.progress = (number + at * BATCH / len(order)) / config.rounds
             few = LatentState(states.state.h[chosen], states.state.l[chosen])
             with poutine.scale(scale=1 / len(chosen)), pyro.validation_enabled(False):
                 losses.append(svi.step(states.x[chosen], few, states.right[chosen], states.final[chosen]))

@@ -1,20 +1,19 @@
-"""Where trajectories of the prior go, and the solutions they should end in.
+"""On-policy training: updates along trajectories of the prior.
 
-Training under the guide never shows the core what the prior does wrong: parts of an answer that belong to different
-solutions, say. So training also goes along trajectories that the prior makes alone. Which solution such a trajectory is
-on its way to is for itself to say: before each supervision step a target is drawn from p(y | h) among all solutions of
-x, and the step is trained to make it more probable, without an inference network.
+Training under the guide never shows the core the prior's own mistakes, such as an answer that mixes two solutions. So
+the core is also trained on states that the prior reaches. Before each supervision step a target is drawn from
+p(y | h) among all solutions of x, and the step is trained to make it more probable, without an inference network.
 
-This is a heuristic in the manner of stochastic EM (a sampled E-step over which solution, and one update for an M-step),
-not the gradient of the bound. Its targets follow what the model prefers, so nothing in it pulls to uniformity over
-solutions: that is left to the updates under the guide, and total variation shows whether it holds. An answer that is
-right but not in its canonical form is pulled to that form.
+This is a heuristic in the manner of stochastic EM (the E-step draws a solution, the M-step is one update), not the
+gradient of the bound. Its targets follow the model's preferences, so it does not make solutions equally probable: the
+updates under the guide do, and total variation shows how well. An answer that is right but not in its canonical form is
+pulled to that form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,13 +21,37 @@ from torch import Tensor
 from pyro_gram.networks.core import LatentState
 from pyro_gram.sampling.rollout import Decode
 
+if TYPE_CHECKING:
+    from pyro_gram.training.trainer import Trainer
+
+
+def supervise_on_policy(trainer: Trainer) -> float:
+    """Make updates at successive supervision steps of trajectories of the prior, the first at a random depth.
+
+    Returns:
+        their mean reconstruction, nats per input.
+    """
+    assert trainer.candidates is not None
+    c, batch = trainer.config, trainer.candidates(trainer.number)
+    x, solutions, mask = trainer.shard(batch.x), trainer.shard(batch.solutions, 1), trainer.shard(batch.mask, 1)
+    depth = torch.randint(c.on_policy_depth - c.on_policy_updates + 1, ()).item()
+    first = int(trainer.processes.from_main(depth))
+    state, losses = None, []
+    for step in range(first, first + c.on_policy_updates):
+        end = prior_end(trainer.model, x, first if state is None else 0, state)
+        # At step 0 the state is z_0, which prefers no solution yet.
+        y = draw_targets(end.likelihood if step else None, solutions, mask)
+        state, mean = trainer.update(trainer.prior_guide, x, y, end.state, step)
+        losses.append(mean[0])
+    return torch.stack(losses).mean().item()
+
 
 def prior_end(model: Callable[..., Any], x: Tensor, steps: int, state: LatentState | None = None) -> Decode:
-    """Where one trajectory of the prior on each input ends, ``steps`` supervision steps further, without gradient.
+    """Sample one trajectory of the prior on each input, ``steps`` supervision steps long, without gradient.
 
     Args:
         x: inputs, int64 ``[B, *event]``.
-        state: where the trajectories are, ``[B, L, D]`` each; None is z_0.
+        state: from which the trajectories start, ``[B, L, D]`` each; None is z_0.
 
     Returns:
         ``state`` at the end, and the ``likelihood`` p(y | h) there, batch shape ``[B]``.
@@ -38,19 +61,19 @@ def prior_end(model: Callable[..., Any], x: Tensor, steps: int, state: LatentSta
     return decode
 
 
-def draw_targets(likelihood: Any, solutions: Tensor, there: Tensor) -> Tensor:
-    """One solution of each input, with probability proportional to its likelihood.
+def draw_targets(likelihood: Any, solutions: Tensor, mask: Tensor) -> Tensor:
+    """Draw one solution of each input, with probability proportional to its likelihood.
 
     Args:
         likelihood: p(y | h), batch shape ``[B]``; None draws uniformly.
         solutions: int64 ``[K, B, L_out]``.
-        there: bool ``[K, B]``; False where an input has no k-th solution.
+        mask: bool ``[K, B]``; False where an input has no k-th solution.
 
     Returns:
         int64 ``[B, L_out]``.
     """
-    log_p = torch.zeros(there.shape, device=there.device) if likelihood is None else likelihood.log_prob(solutions)
-    log_p = log_p.masked_fill(~there, -torch.inf)
+    log_p = torch.zeros(mask.shape, device=mask.device) if likelihood is None else likelihood.log_prob(solutions)
+    log_p = log_p.masked_fill(~mask, -torch.inf)
     gumbel = -torch.empty_like(log_p).exponential_().log()  # the greatest of log p + Gumbel noise is a draw from p
-    which = (log_p + gumbel).argmax(0)
-    return solutions[which, torch.arange(len(which), device=which.device)]
+    index = (log_p + gumbel).argmax(0)
+    return solutions[index, torch.arange(len(index), device=index.device)]

@@ -1,13 +1,13 @@
-"""One fused AdamW, and Muon for the hidden matrices where it is asked for, behind Pyro's optimizer interface.
+"""One fused AdamW (and Muon for the hidden matrices, if the config says so) behind Pyro's optimizer interface.
 
-Pyro's own optimizers keep a torch optimizer per tensor and clip per tensor. ``TorchOptim`` keeps these one or two for
-all, clips the global norm and steps the learning-rate schedule.
+Pyro's own optimizers keep a torch optimizer per tensor and clip per tensor. ``TorchOptim`` keeps one or two for all
+tensors, clips the global norm and follows a learning-rate schedule.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
 
 EMBEDDING = "puzzle_embedding"  # parameters of this name have a rate and a decay of their own
 HIDDEN_OPTIMIZERS = ("adamw", "muon")
-RIM = {"encoder", "answer", "decoder"}  # what a model or a guide calls its embeddings of x and of y, and its logits
+NON_HIDDEN = {"encoder", "answer", "decoder"}  # submodules that embed x, embed y, and return logits
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,13 @@ class OptimConfig:
     """AdamW (Appendix B.2: lr 1e-4, decay 1.0, clip 1.0 at D = 512).
 
     Attributes:
-        hidden_optimizer: what trains the hidden matrices (:func:`hidden_matrices`): ``adamw``, as everything else, or
-            ``muon``, whose updates have singular values of nearly one size (torch's: momentum 0.95, Nesterov, five
-            Newton-Schulz iterations in bfloat16) and are scaled to the size of AdamW's.
+        hidden_optimizer: the optimizer of the hidden matrices (:func:`hidden_matrices`): ``adamw`` (as of the rest)
+            or ``muon``, whose updates have singular values of nearly one size (``torch.optim.Muon``: momentum 0.95,
+            Nesterov, five Newton-Schulz iterations in bfloat16) and are scaled to the size of AdamW's.
         lr: the learning rate after warm-up, of AdamW and Muon.
         weight_decay: decoupled decay, of AdamW and Muon.
-        beta1, beta2: decay of AdamW's running means. Muon has a momentum of its own.
-        clip: largest global norm of the gradient of the mean loss per input, nats. Muon's updates do not grow with the
-            gradient, so that it only weighs its momentum there.
+        beta1, beta2: decay of AdamW's running means.
+        clip: largest global norm of the gradient of the mean loss per input, nats.
         warmup: updates over which the rate rises linearly from 0.
         embedding_lr: the rate of puzzle embeddings (ARC; TRM's is 100 times the rest); 0 for ``lr``.
         embedding_decay: weight decay of puzzle embeddings.
@@ -71,34 +70,34 @@ class OptimConfig:
         )
         check_choice("hidden_optimizer", self.hidden_optimizer, HIDDEN_OPTIMIZERS)
 
-    def rate(self, update: int, done: float) -> float:
-        """The learning rate of one update (counted from 0), with the share ``done`` of the run behind it.
+    def rate(self, update: int, progress: float) -> float:
+        """Return the learning rate of one update (counted from 0) before which a share ``progress`` of the run is over.
 
         Puzzle embeddings take ``embedding_lr / lr`` times as much.
         """
-        rising = min(1.0, (update + 1) / max(1, self.warmup))
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        return self.lr * rising * (self.min_lr_ratio + (1 - self.min_lr_ratio) * cosine)
+        warmup = min(1.0, (update + 1) / max(1, self.warmup))
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return self.lr * warmup * (self.min_lr_ratio + (1 - self.min_lr_ratio) * cosine)
 
 
 def hidden_matrices(modules: dict[str, nn.Module]) -> list[str]:
-    """The matrices between embeddings and logits, by their names in ``TorchOptim.named``: where Muon belongs.
+    """Return the names in ``TorchOptim.named`` of the matrices that Muon trains.
 
-    These are the linear layers outside submodules of the names in ``RIM``.
+    They belong to the linear layers outside submodules of the names in ``NON_HIDDEN``.
     """
     return [
         f"{part}.{path}.weight"
         for part, module in modules.items()
         for path, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and RIM.isdisjoint(path.split("."))
+        if isinstance(layer, nn.Linear) and NON_HIDDEN.isdisjoint(path.split("."))
     ]
 
 
 class TorchOptim(PyroOptim):
     """A PyroOptim over a fixed, named set of parameters.
 
-    The schedule follows ``done``, the share of the run that is over, which the caller sets; ``check``, where the caller
-    sets one, is given the gradient's norm and the learning rate before each update, and may raise: nothing is changed.
+    ``SVI`` calls it as it does every PyroOptim; ``Trainer`` calls :meth:`clip_gradients` and :meth:`step` itself. The
+    schedule follows ``progress``, the share of the run that is over, which the caller sets.
 
     Args:
         modules: every module to train, by name: ``{"model": model, "guide": guide}``.
@@ -106,7 +105,7 @@ class TorchOptim(PyroOptim):
         processes: the processes whose gradients are averaged.
 
     Raises:
-        ConfigError: when called with a parameter of no given module, which would stay untrained in silence.
+        ConfigError: when called with a parameter of no given module, which would silently stay untrained.
     """
 
     def __init__(
@@ -114,16 +113,15 @@ class TorchOptim(PyroOptim):
     ) -> None:
         super().__init__(torch.optim.AdamW, {"lr": config.lr})
         self.config, self.processes = config, processes
-        self.done = 0.0
-        self.update = 0
-        self.check: Callable[[float, float], None] | None = None
+        self.progress = 0.0
+        self.num_updates = 0
         self.named: dict[str, nn.Parameter] = {}
-        self._known: set[Tensor] = set()
+        self._parameters: set[Tensor] = set()
         for name, module in modules.items():
             for key, p in module.named_parameters():
-                if p not in self._known:  # a guide may hold its model
+                if p not in self._parameters:  # a guide may hold its model
                     self.named[f"{name}.{key}"] = p
-                    self._known.add(p)
+                    self._parameters.add(p)
         matrices = set(hidden_matrices(modules)) if config.hidden_optimizer == "muon" else set()
         adamw = self._adamw([name for name in self.named if name not in matrices])
         self.optimizers: dict[torch.optim.Optimizer, tuple[str, ...]] = {adamw: ("step", "exp_avg", "exp_avg_sq")}
@@ -158,69 +156,87 @@ class TorchOptim(PyroOptim):
         """The parameter groups of every optimizer."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next update."""
+        return self.config.rate(self.num_updates, self.progress)
+
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:
-        """One update. Raises ConfigError on an unknown parameter."""
+        """Make one update, for ``SVI``. Raises ConfigError for an unknown parameter."""
+        self.check_parameters(params)
+        self.clip_gradients()
+        self.step()
+
+    def check_parameters(self, params: Iterable[Tensor]) -> None:
+        """Raise ConfigError for a parameter that belongs to no module of this optimizer."""
         params = list(params)
         drop_param_names(params)  # this class has names of its own
-        unknown = [tuple(p.shape) for p in params if p not in self._known]
+        unknown = [tuple(p.shape) for p in params if p not in self._parameters]
         if unknown:
             raise ConfigError(
                 f"{len(unknown)} parameters (first shape {unknown[0]}) belong to no module of TorchOptim: "
                 "give the model or the guide an nn.Parameter, where pyro.param was called"
             )
-        # SVI clears the gradients of announced parameters only; this class trains, and so clears, all of its own.
+
+    def clip_gradients(self) -> Tensor:
+        """Average the gradients over the processes and clip their global norm, which is returned as it was before."""
         self.processes.all_reduce_mean_([p.grad for p in self.named.values() if p.grad is not None])
-        norm = nn.utils.clip_grad_norm_(self.named.values(), self.config.clip)  # in order: sums of floats repeat
-        rate = self.config.rate(self.update, self.done)
-        if self.check:
-            self._checked(norm.item(), rate)
+        return nn.utils.clip_grad_norm_(self.named.values(), self.config.clip)  # in order: sums of floats repeat
+
+    def step(self) -> None:
+        """Make one update at the rate of the schedule, and clear the gradients."""
+        rate = self.rate
         for group in self.groups:
             group["lr"] = rate * group.get("relative", 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
+        self.zero_grad()
+        self.num_updates += 1
+
+    def zero_grad(self) -> None:
+        """Clear the gradients of all parameters."""
+        for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        self.update += 1
 
-    def _checked(self, norm: float, rate: float) -> None:
-        assert self.check
-        try:
-            self.check(norm, rate)
-        except Exception:
-            for optimizer in self.optimizers:
-                optimizer.zero_grad()
-            raise
-
-    def get_state(self) -> dict[str, Tensor]:
-        """The optimizers' state as flat named tensors (safetensors holds nothing else)."""
-        state: dict[str, Tensor] = {"update": torch.tensor(self.update)}
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the optimizers' state as flat named tensors (safetensors holds nothing else)."""
+        state: dict[str, Tensor] = {"num_updates": torch.tensor(self.num_updates)}
         for optimizer in self.optimizers:
             for name, p in self.named.items():
                 for key, value in optimizer.state.get(p, {}).items():
                     state[f"{name}/{key}"] = value
         return state
 
-    def set_state(self, state: dict[str, Tensor]) -> None:
-        """Take back what :meth:`get_state` gave. Raises KeyError naming a missing, stray or misshapen tensor."""
-        update = int(state["update"])
-        holder = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
-        # A parameter that has never had a gradient has no state, and keeps none; otherwise it has every slot.
-        names = {key.rpartition("/")[0] for key in state if key != "update"}
-        slots_of = {name: self.optimizers[holder[id(self.named[name])]] for name in names}
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over a state. Raises KeyError naming a missing, stray or misshapen tensor."""
+        num_updates = int(state["num_updates"])
+        owners = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        # A parameter that has never had a gradient has no state; every other has all slots of its optimizer.
+        names = {key.rpartition("/")[0] for key in state if key != "num_updates"}
+        slots_of = {name: self.optimizers[owners[id(self.named[name])]] for name in names}
         expected = {f"{name}/{slot}" for name, slots in slots_of.items() for slot in slots}
-        strays = sorted(expected.symmetric_difference(state.keys() - {"update"}))
+        strays = sorted(expected.symmetric_difference(state.keys() - {"num_updates"}))
         if strays:
             raise KeyError(strays[0])
-        found: list[tuple[nn.Parameter, dict[str, Tensor]]] = []
-        for name, wanted in slots_of.items():
+        for name, slots in slots_of.items():
+            for slot in slots:
+                tensor = state[f"{name}/{slot}"]
+                shape = torch.Size() if slot == "step" else self.named[name].shape
+                if tensor.shape != shape or not tensor.is_floating_point():
+                    raise KeyError(name)
+        self.num_updates = num_updates
+        for name, slots in slots_of.items():
             p = self.named[name]
-            slots = {slot: state[f"{name}/{slot}"] for slot in wanted}
-            wanted_shapes = {slot: torch.Size() if slot == "step" else p.shape for slot in slots}
-            if any(v.shape != wanted_shapes[slot] or not v.is_floating_point() for slot, v in slots.items()):
-                raise KeyError(name)
-            found.append((p, slots))
-        self.update = update
-        for p, slots in found:
-            optimizer = holder[id(p)]
-            # A fused optimizer counts its steps beside the parameter, another on the CPU.
-            stays = set() if optimizer.defaults.get("fused") else {"step"}
-            optimizer.state[p] = {slot: v if slot in stays else v.to(p.device) for slot, v in slots.items()}
+            optimizer = owners[id(p)]
+            # A fused optimizer counts its steps on the parameter's device, another on the CPU.
+            on_cpu = set() if optimizer.defaults.get("fused") else {"step"}
+            tensors = {slot: state[f"{name}/{slot}"] for slot in slots}
+            optimizer.state[p] = {slot: t if slot in on_cpu else t.to(p.device) for slot, t in tensors.items()}
+
+    def get_state(self) -> dict[str, Tensor]:
+        """Return :meth:`state_dict`, which PyroOptim calls so."""
+        return self.state_dict()
+
+    def set_state(self, state: dict[str, Tensor]) -> None:
+        """Call :meth:`load_state_dict`, which PyroOptim calls so."""
+        self.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Options that make training faster without changing what is trained: precision of products, and compiled cores."""
+"""Faster training of the same model: the precision of matrix products, and compiled cores."""
 
 from __future__ import annotations
 
@@ -16,72 +16,72 @@ from torch import nn
 from pyro_gram.errors import ConfigError, UserError
 
 PRECISIONS = ("fp32", "tf32", "bf16")
-VARIANTS = 32  # of compiled code: with and without gradient, from z_0 (whose rows share memory) and from elsewhere
+MAX_VARIANTS = 32  # of compiled code: with and without gradient, from z_0 (whose rows share memory) and from elsewhere
 BACKEND: str | Callable[..., Any] = "inductor"
 
 
-def check_speed(precision: str, compiled: bool, model: nn.Module, device: torch.device) -> None:
-    """Raises ConfigError where a model or device has no such option."""
+def check_precision(precision: str, compiled: bool, model: nn.Module, device: torch.device) -> None:
+    """Raise ConfigError where the model or the device does not have this precision, or cannot be compiled for."""
     if precision == "tf32" and device.type != "cuda":
-        raise ConfigError(f"train.precision tf32 is of CUDA's tensor cores, not of {device.type}: use fp32")
-    if (compiled or precision == "bf16") and core_of(model) is None:
+        raise ConfigError(f"train.precision tf32 needs the tensor cores of CUDA, and this is {device.type}: use fp32")
+    if (compiled or precision == "bf16") and find_core(model) is None:
         raise ConfigError(
             f"{type(model).__name__} has no module 'core' or 'f' that could be compiled or run in bfloat16: set "
             "train.compile to false and train.precision to fp32"
         )
     if compiled and device.type == "cpu" and not has_compiler():
-        raise ConfigError(f"train.compile needs a C++ compiler on the CPU ({compiler()}): set it to false")
+        raise ConfigError(f"train.compile needs a C++ compiler on the CPU ({compiler_command()}): set it to false")
 
 
-def compiler() -> str:
-    """The C++ compiler that torch calls."""
+def compiler_command() -> str:
+    """Return the command of the C++ compiler that torch calls."""
     return os.environ.get("CXX") or {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
 
 
 def has_compiler() -> bool:
-    """Is it there?"""
-    return shutil.which(compiler()) is not None
+    """Is there a C++ compiler on this machine?"""
+    return shutil.which(compiler_command()) is not None
 
 
-def core_of(model: Any) -> nn.Module | None:
-    """The module in which a program spends its time: ``core`` or ``f``; None where it has neither."""
-    found = [getattr(model, name, None) for name in ("core", "f")]
-    return next((module for module in found if isinstance(module, nn.Module)), None)
+def find_core(model: Any) -> nn.Module | None:
+    """Return the module that takes most of a program's time, ``core`` or ``f``; None where it has neither."""
+    modules = [getattr(model, name, None) for name in ("core", "f")]
+    return next((module for module in modules if isinstance(module, nn.Module)), None)
 
 
-def speed_up(model: nn.Module, precision: str, compiled: bool, device: torch.device) -> None:
-    """Let a model's core take its products in bfloat16, and compile it, in place.
+def configure_core(model: nn.Module, precision: str, compiled: bool, device: torch.device) -> None:
+    """Set the precision of a model's core and compile it, in place.
 
-    Residuals and norms in the core stay in float32, and so do the tensors outside: heads, distributions, the
-    likelihood and the KL.
+    With bf16 the matrix products of the core are in bfloat16; its residuals and norms, and all tensors outside (heads,
+    distributions, the likelihood and the KL), stay in float32.
     """
-    core: Any = core_of(model)
+    core: Any = find_core(model)
     if core is None:
         return
-    if getattr(vars(core).get("forward"), "func", None) is _in_bfloat16:  # of a trainer before this one
+    if getattr(vars(core).get("forward"), "func", None) is _forward_in_bfloat16:  # set by an earlier trainer
         del core.forward
     if precision == "bf16":
-        core.forward = partial(_in_bfloat16, core, device.type)
+        core.forward = partial(_forward_in_bfloat16, core, device.type)
     if compiled:
         limits: Any = torch._dynamo.config
-        limits.recompile_limit = max(limits.recompile_limit, VARIANTS)
+        limits.recompile_limit = max(limits.recompile_limit, MAX_VARIANTS)
         core.compile(dynamic=False, backend=BACKEND)
 
 
-def _in_bfloat16(core: nn.Module, device: str, *args: Any, **kwargs: Any) -> Any:
-    """A core's own forward. Bound to it by ``partial``, which a copy of the core binds to the copy."""
+def _forward_in_bfloat16(core: nn.Module, device: str, *args: Any, **kwargs: Any) -> Any:
+    """Call a core's own forward under autocast. It is bound by ``partial``, so that a copy of the core has its own."""
     with torch.autocast(device, torch.bfloat16):
         return type(core).forward(core, *args, **kwargs)
 
 
 @contextmanager
-def compilation_told() -> Iterator[None]:
-    """Raises UserError where the compiler fails: no compiler, a full disk, what a killed one has left in its cache."""
-    from torch._dynamo.exc import TorchDynamoException
-
+def explain_compiler_errors() -> Iterator[None]:
+    """Raise UserError where the compiler fails: no compiler, a full disk, a damaged cache."""
     try:
         yield
-    except TorchDynamoException as e:
+    except Exception as e:
+        if "torch._dynamo" not in sys.modules or not isinstance(e, torch._dynamo.exc.TorchDynamoException):
+            raise
         reason = str(e).strip().splitlines()[0][:200]
         raise UserError(
             f"the core could not be compiled ({reason}): set train.compile to false, or see to the compiler (CXX) "
@@ -90,8 +90,8 @@ def compilation_told() -> Iterator[None]:
 
 
 @contextmanager
-def products_in(precision: str, device: torch.device) -> Iterator[None]:
-    """On CUDA, let products of float32 outside the core run on tensor cores (TF32) unless all is to be float32."""
+def matmul_precision(precision: str, device: torch.device) -> Iterator[None]:
+    """On CUDA, let float32 products outside the core run on tensor cores (TF32), unless ``precision`` is fp32."""
     if device.type != "cuda" or precision == "fp32":
         yield
         return

@@ -12,9 +12,9 @@ from experiments import table
 from experiments.tables.cells import mean_and_sd
 from experiments.tables.paper_table import figure, markdown, values_of
 from pyro_gram.build import check_parts
-from pyro_gram.checkpoint import differences
 from pyro_gram.diagnostics import paper
 from pyro_gram.errors import ConfigError
+from pyro_gram.runs.state import differences
 from pyro_gram.system.cli import call
 from pyro_gram.system.files import read_json
 from pyro_gram.system.machine import revision

@@ -9,8 +9,9 @@ from pyro_gram.build import build
 from pyro_gram.diagnostics.bounds import terms
 from pyro_gram.errors import ConfigError
 from pyro_gram.registry import GUIDES, PRIORS
+from pyro_gram.training.dry_run import dry_run
 from tests.conftest import build_case, build_small, incompatibility, perturb_, small_config
-from tests.training.test_training import make_trainer
+from tests.training.test_trainer import make_trainer
 
 
 def posterior_of(case, y=None):
@@ -133,7 +134,7 @@ PAIRS = [
 @pytest.mark.parametrize(("prior", "guide", "message"), PAIRS)
 def test_every_prior_and_guide_that_make_no_sense_together_are_refused_before_training(prior, guide, message):
     with pytest.raises(ConfigError, match=message):
-        make_trainer(build_small(prior_name=prior, guide_name=guide)).rehearse()
+        dry_run(make_trainer(build_small(prior_name=prior, guide_name=guide)))
 
 
 @pytest.mark.parametrize("guide", ["amortized", "additive", "global", "residual"])

@@ -20,6 +20,7 @@ from pyro_gram.inference.importance import guide_draws, log_evidence
 from pyro_gram.sampling.tempering import NoGuidance
 from pyro_gram.training.beta_schedule import BetaConfig
 from pyro_gram.training.config import TrainConfig
+from pyro_gram.training.dry_run import dry_run
 from pyro_gram.training.optimizer import OptimConfig
 from pyro_gram.training.trainer import Trainer
 from tests.conftest import perturb_, small_config
@@ -198,7 +199,7 @@ def test_a_discrete_latent_is_refused_before_training_and_bounds_know_it():
         config = TrainConfig(supervision_steps=1, elbo=name)
         trainer = Trainer(model, guide, lambda number: (x, y), config, OptimConfig(warmup=1), BetaConfig())
         with pytest.raises(ConfigError, match="draws 'coin' from a Bernoulli"):
-            trainer.rehearse()
+            dry_run(trainer)
     assert torch.isfinite(bounds(model, guide, x, y, steps=2).full).all()
 
 

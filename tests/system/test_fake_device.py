@@ -23,9 +23,9 @@ def train_and_sample(device, **names):
     model, guide, config = solver.model.to(device), solver.guide.to(device), solver.config
     x, y = solver.task.split("train").sample_pairs(4, torch.Generator().manual_seed(0))
     trainer = Trainer(model, guide, lambda _: (x, y), config.train, config.optim, config.beta)
-    reports = [trainer.one_batch(x, y) for _ in range(2)]
-    samples = rollout(model, None if x is None else x.to(device), num_samples=3, depth=2, seed=2)
-    return [(r.reconstruction, r.kl) for r in reports], samples, dict(model.named_parameters())
+    reports = [trainer.train_batch(x, y) for _ in range(2)]
+    rolled = rollout(model, None if x is None else x.to(device), num_samples=3, depth=2, seed=2)
+    return [(r.reconstruction, r.kl) for r in reports], rolled, dict(model.named_parameters())
 
 
 @pytest.mark.parametrize("names", covering_program_names(), ids=lambda names: "-".join(names.values()))

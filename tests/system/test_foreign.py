@@ -7,10 +7,11 @@ import struct
 import pytest
 import torch
 
-from pyro_gram.checkpoint import load, load_training, outline_misfits, save_model
+from pyro_gram.checkpoint import load, outline_misfits, save_model
 from pyro_gram.diagnostics.report import Report, Row, Section, write_report
 from pyro_gram.diagnostics.verdicts import Verdict
 from pyro_gram.errors import CheckpointError, InputError, UserError
+from pyro_gram.runs.state import load_state
 from pyro_gram.system import files
 from pyro_gram.system.cli import call
 from pyro_gram.system.files import open_tensor_file, read_json
@@ -117,7 +118,7 @@ def test_a_state_that_does_not_fit_is_refused_before_its_tensors_are_read(state_
     trainer = trainer_of(config)
     monkeypatch.setattr("pyro_gram.system.files.TensorFile.tensors", lambda self: pytest.fail("the tensors were read"))
     with pytest.raises(CheckpointError, match="does not fit its own config"):
-        load_training(state_file, config, trainer)
+        load_state(state_file, config, trainer)
 
 
 @pytest.mark.parametrize("names", covering_program_names(), ids=lambda names: "-".join(names.values()))

@@ -8,10 +8,11 @@ import pyro_gram
 from experiments import diagnose, heads, run, sample, solve
 from experiments.scaling import scaling
 from experiments.studies import amortization, filtering, selection
-from pyro_gram.checkpoint import load, load_training, save_model
+from pyro_gram.checkpoint import load, save_model
 from pyro_gram.config import RunConfig, read_preset
 from pyro_gram.errors import CheckpointError, ConfigError
 from pyro_gram.runs.run import check_same_settings
+from pyro_gram.runs.state import load_state
 from pyro_gram.system.cli import call
 from pyro_gram.system.files import read_json, write_json
 from tests.conftest import build_case, small_config
@@ -106,7 +107,7 @@ def test_a_saved_state_runs_no_code_that_it_names(here, state_file, monkeypatch)
     name_evil(state_file)
     config = small_config()
     with pytest.raises(CheckpointError, match=r"names.prior: evil:Prior then, gaussian now"):
-        load_training(state_file, config, trainer_of(config))
+        load_state(state_file, config, trainer_of(config))
     assert not (here / "ran").exists()
 
 

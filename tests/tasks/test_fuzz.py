@@ -26,10 +26,11 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from experiments import run, solve
-from pyro_gram.checkpoint import load, load_training
+from pyro_gram.checkpoint import load
 from pyro_gram.config import read_preset
 from pyro_gram.diagnostics import inference_data
 from pyro_gram.errors import InputError, UserError
+from pyro_gram.runs.state import load_state
 from pyro_gram.system.files import read_json
 from pyro_gram.system.text import decode, read_text
 from pyro_gram.tasks.arc.data import read_folder
@@ -268,7 +269,7 @@ def state(folder: Path, data: bytes) -> None:
     path = folder / "state.safetensors"
     path.write_bytes(data)
     config = small_config()
-    load_training(path, config, trainer_of(config))
+    load_state(path, config, trainer_of(config))
 
 
 def net_cdf(folder: Path, data: bytes) -> None:

@@ -8,12 +8,11 @@ from pyro.distributions import Categorical
 from pyro_gram.errors import ConfigError
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.tasks.batches import TargetStream
-from pyro_gram.training import trainer as training
+from pyro_gram.training import on_policy
 from pyro_gram.training.beta_schedule import BetaConfig
 from pyro_gram.training.config import TrainConfig
-from pyro_gram.training.on_policy import draw_targets, prior_end
+from pyro_gram.training.on_policy import draw_targets, prior_end, supervise_on_policy
 from pyro_gram.training.optimizer import OptimConfig
-from pyro_gram.training.pause import Inside
 from pyro_gram.training.trainer import Trainer
 from tests.conftest import build_case, build_small
 
@@ -86,12 +85,17 @@ def test_a_batch_of_the_on_policy_part_makes_more_updates_at_the_rate_of_its_las
     trainer = make_trainer(
         build_small(), batches=4, supervision_steps=3, on_policy_depth=4, on_policy_updates=2, on_policy_after=0.5
     )
-    rates = []
-    step = trainer.alone.step
-    trainer.alone.step = lambda *args, **kwargs: (rates.append(trainer.optim.done), step(*args, **kwargs))[1]
-    reports = [(trainer.optim.update, report.on_policy) for report in trainer.run()]
+    shares, update = [], trainer.update
+
+    def spy(guide, *args):
+        if guide is trainer.prior_guide:
+            shares.append(trainer.optimizer.progress)
+        return update(guide, *args)
+
+    trainer.update = spy
+    reports = [(trainer.optimizer.num_updates, report.on_policy) for report in trainer.run()]
     assert [update for update, _ in reports] == [3, 6, 11, 16]
-    assert rates == pytest.approx([(2 + 2 / 3) / 4] * 2 + [(3 + 2 / 3) / 4] * 2)
+    assert shares == pytest.approx([(2 + 2 / 3) / 4] * 2 + [(3 + 2 / 3) / 4] * 2)
     assert [loss is None for _, loss in reports] == [True, True, False, False]
     assert all(loss > 0 for _, loss in reports[2:])
 
@@ -104,12 +108,18 @@ def test_its_updates_follow_the_prior_from_every_depth_towards_solutions_of_othe
             depths.append(steps)
         return prior_end(model, x, steps, state)
 
-    monkeypatch.setattr(training, "prior_end", spy)
+    monkeypatch.setattr(on_policy, "prior_end", spy)
     trainer = make_trainer(
         build_small(), batches=40, supervision_steps=2, on_policy_depth=4, on_policy_updates=2, on_policy_after=0.0
     )
-    step = trainer.alone.step
-    trainer.alone.step = lambda x, y, state, **kwargs: (calls.append((x, y, state)), step(x, y, state, **kwargs))[1]
+    update = trainer.update
+
+    def record(guide, x, y, state, step):
+        if guide is trainer.prior_guide:
+            calls.append((x, y, state))
+        return update(guide, x, y, state, step)
+
+    trainer.update = record
     list(trainer.run())
     assert set(depths) == {0, 1, 2}
     assert len(calls) == 2 * len(depths) == 80
@@ -124,10 +134,10 @@ def test_its_updates_follow_the_prior_from_every_depth_towards_solutions_of_othe
 
 
 def test_no_inference_network_takes_part():
-    trainer = make_trainer(build_small(), batches=9, on_policy_depth=2, on_policy_updates=2)
-    trainer._supervise_on_policy(Inside())
+    trainer = make_trainer(build_small(), batches=9, on_policy=2, on_policy_updates=2)
+    supervise_on_policy(trainer)
     assert not trainer.elbo.terms.kl.any()
-    moments = {name for name in trainer.optim.get_state() if name.endswith("/exp_avg")}
+    moments = {name for name in trainer.optimizer.state_dict() if name.endswith("/exp_avg")}
     assert any(name.startswith("model.core") for name in moments)
     assert any(name.startswith("model.prior") for name in moments)
     assert not any(name.startswith("guide") for name in moments)
@@ -137,10 +147,10 @@ def test_only_what_the_guide_made_is_reported_and_moves_beta():
     trainer = make_trainer(
         build_small(), batches=1, supervision_steps=2, on_policy_depth=2, on_policy_updates=2, on_policy_after=0.0
     )
-    supervise, terms = trainer._supervise, []
-    trainer._supervise = lambda *a: (terms.append(supervise(*a)), terms[-1])[1]
+    supervise, terms = trainer.supervise, []
+    trainer.supervise = lambda *a: (terms.append(supervise(*a)), terms[-1])[1]
     (report,) = trainer.run()
-    assert trainer.optim.update == 4
+    assert trainer.optimizer.num_updates == 4
     assert [report.reconstruction, report.kl] == terms[0].mean(0).tolist()
     assert trainer.beta.mean == report.reconstruction
 
@@ -157,27 +167,27 @@ def test_where_the_clock_ends_the_run_it_begins_after_its_share_of_the_minutes()
     )
     updates = []
     for share in (0.1, 0.6):
-        trainer.elapsed, before = share * 60, trainer.optim.update
-        trainer.one_batch(*trainer.batches(0))
-        updates.append(trainer.optim.update - before)
+        trainer.elapsed, before = share * 60, trainer.optimizer.num_updates
+        trainer.train_batch(*trainer.batches(0))
+        updates.append(trainer.optimizer.num_updates - before)
     assert updates == [1, 2]
 
 
 def test_trajectories_so_trained_end_right_more_often_than_those_trained_under_the_guide():
     """At equal updates, from the same model."""
     right = {}
-    for on_policy in (True, False):
+    for is_on_policy in (True, False):
         pyro.set_rng_seed(0)
         trainer = make_trainer(build_small(), batches=400, supervision_steps=2, on_policy_depth=4, on_policy_updates=2)
         for trainer.number in range(250):
             torch.manual_seed(trainer.number)
-            if on_policy and trainer.number >= 100:
-                trainer._supervise_on_policy(Inside())
+            if is_on_policy and trainer.number >= 100:
+                supervise_on_policy(trainer)
             else:
-                trainer._supervise(*trainer.batches(trainer.number), Inside())
+                trainer.supervise(*trainer.batches(trainer.number))
         task, x = trainer.batches.task, trainer.batches.task.split("train").subset(64).inputs
         tokens = rollout(trainer.model, x, num_samples=16, depth=4, seed=1).tokens
-        right[on_policy] = task.is_valid(x, tokens).double().mean().item()
+        right[is_on_policy] = task.is_valid(x, tokens).double().mean().item()
     assert right[True] > right[False] + 0.05
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pyro_gram.build import build
-from pyro_gram.checkpoint import load_training, save_training
 from pyro_gram.errors import CheckpointError
+from pyro_gram.runs.state import load_state, save_state
 from pyro_gram.tasks.batches import TargetStream
 from pyro_gram.training import pace
 from pyro_gram.training import trainer as training
@@ -160,10 +160,10 @@ def test_a_run_that_was_killed_keeps_its_number_of_batches_and_ends_as_the_unbro
     run = first.run()
     for _ in range(done):
         next(run)
-    save_training(path, config, first)
+    save_state(path, config, first)
     slow.factor = 7.0  # the machine it goes on with is another one
     second = trainer_of(config)
-    load_training(path, config, second)
+    load_state(path, config, second)
     assert second.num_batches == FITTING
     assert [r.loss for r in second.run()] == losses[done:]
     assert same(unbroken, second)
@@ -174,10 +174,10 @@ def test_another_length_is_fitted_to_what_is_left_of_it(clock, tmp_path):
     path = tmp_path / "state.safetensors"
     first = trainer_of(config_of())
     list(first.run())
-    save_training(path, config_of(), first)
+    save_state(path, config_of(), first)
     longer = config_of(minutes=2.0)
     second = trainer_of(longer)
-    load_training(path, longer, second)
+    load_state(path, longer, second)
     assert second.num_batches is None
     assert not second.finished
     reports = list(second.run())
@@ -185,7 +185,7 @@ def test_another_length_is_fitted_to_what_is_left_of_it(clock, tmp_path):
     assert second.elapsed <= 120
     free = config_of(minutes=0.0, batches=20)
     third = trainer_of(free)
-    load_training(path, free, third)
+    load_state(path, free, third)
     assert third.num_batches == 20
 
 
@@ -194,10 +194,10 @@ def test_a_number_of_batches_that_is_none_is_refused(number, clock, tmp_path):
     clock(1.0)
     path = tmp_path / "state.safetensors"
     trainer = trainer_of(config_of())
-    save_training(path, config_of(), trainer)
+    save_state(path, config_of(), trainer)
     rewrite(path, lambda header: header.update(num_batches=number))
     with pytest.raises(CheckpointError, match="state.safetensors has a damaged header"):
-        load_training(path, config_of(), trainer_of(config_of()))
+        load_state(path, config_of(), trainer_of(config_of()))
 
 
 def test_what_cannot_be_trained_is_said_by_training(clock):

@@ -13,6 +13,7 @@ from pyro_gram.models.direct import OneStepModel
 from pyro_gram.models.flat import Looped
 from pyro_gram.models.mdlm import Diffusion
 from pyro_gram.models.priors.flow import FlowPrior
+from pyro_gram.training.pause import Inside
 from torch import nn
 
 from pyro_gram.diagnostics import calibration
@@ -38,12 +39,11 @@ from pyro_gram.training.beta_schedule import BetaConfig, BetaController
 from pyro_gram.training.divergence import DivergedError, Guard, Update
 from pyro_gram.training.on_policy import draw_targets
 from pyro_gram.training.pace import Pace, batches_that_fit
-from pyro_gram.training.pause import Inside
 from pyro_gram.training.precision import VARIANTS, speed_up
 from pyro_gram.training.trainer import Trainer
 from tests.conftest import build_case, build_case_with_heads, build_small
 from tests.inference.test_own_latents import Shared, SharedGuide, pair
-from tests.training.test_training import make_trainer
+from tests.training.test_trainer import make_trainer
 
 # ---- programs --------------------------------------------------------------------------------------------------------
 

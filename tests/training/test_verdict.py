@@ -185,7 +185,7 @@ def test_versions_of_an_input_are_not_judged_as_inputs(tmp_path):
     """ARC: what the heads select is measured on plain inputs, as the vote is."""
     config = small_config(task_name="arc", heads={"hidden": 16, "attention_heads": 2, "rounds": 1, "trajectories": 8})
     run = open_run(config, tmp_path / "run", resume=False, data_dir=None, device=torch.device("cpu"))
-    train_heads(replace(run.solver, model=run.trainer.averaged[0]), depth=2)
+    train_heads(replace(run.solver, model=run.trainer.averaged_modules[0]), depth=2)
     puzzles = run.solver.task.split("test")
     assert not puzzles.is_first_version.all()
     rolled = roll(run, puzzles.inputs, num_samples=3)

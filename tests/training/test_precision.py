@@ -15,11 +15,19 @@ from pyro_gram.inference.elbo import BalancedELBO
 from pyro_gram.networks.core import LatentState
 from pyro_gram.registry import GUIDES, MODELS, PRIORS
 from pyro_gram.spec import TaskSpec
-from pyro_gram.training import precision as speed
+from pyro_gram.training import dry_run as setup
+from pyro_gram.training import precision
 from pyro_gram.training import trainer as training
-from pyro_gram.training.precision import check_speed, compilation_told, core_of, products_in, speed_up
+from pyro_gram.training.dry_run import dry_run, prepare_core
+from pyro_gram.training.precision import (
+    check_precision,
+    configure_core,
+    explain_compiler_errors,
+    find_core,
+    matmul_precision,
+)
 from tests.conftest import build_small
-from tests.training.test_training import make_trainer, weights
+from tests.training.test_trainer import make_trainer, weights
 
 CPU = torch.device("cpu")
 
@@ -32,23 +40,23 @@ def trainer_of(**train):
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """What has been compiled, by a compiler that changes nothing."""
-    found = []
+    """The compiled graphs, by a compiler that changes nothing."""
+    graphs = []
 
     def keep(graph, inputs):
-        found.append(graph)
+        graphs.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(speed, "BACKEND", keep)
+    monkeypatch.setattr(precision, "BACKEND", keep)
     torch._dynamo.reset()
-    yield found
+    yield graphs
     torch._dynamo.reset()
 
 
 def test_training_in_bfloat16_stays_close_and_hands_on_float32():
-    one = {"batches": 1, "supervision_steps": 1}
-    runs = {precision: trainer_of(precision=precision, **one) for precision in ("fp32", "bf16")}
-    losses = {precision: [report.loss for report in trainer.run()] for precision, trainer in runs.items()}
+    length = {"batches": 1, "supervision_steps": 1}
+    runs = {name: trainer_of(precision=name, **length) for name in ("fp32", "bf16")}
+    losses = {name: [report.loss for report in trainer.run()] for name, trainer in runs.items()}
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
     assert losses["bf16"] != losses["fp32"]
     terms = runs["bf16"].elbo.terms
@@ -56,42 +64,40 @@ def test_training_in_bfloat16_stays_close_and_hands_on_float32():
     assert all(p.dtype == torch.float32 for p in runs["bf16"].model.parameters())
 
 
-def test_a_compiler_that_fails_is_told_in_one_line():
+def test_a_failure_of_the_compiler_is_explained_in_one_line():
     from torch._inductor.exc import InductorError
 
-    told = r"could not be compiled \(.*file too short\): set train.compile to false"
-    with pytest.raises(UserError, match=told), compilation_told():
+    message = r"could not be compiled \(.*file too short\): set train.compile to false"
+    with pytest.raises(UserError, match=message), explain_compiler_errors():
         raise InductorError(ImportError("a.so: file too short"), None)
 
 
-def test_measurement_is_of_the_plain_core():
+def test_the_averaged_model_has_the_plain_core():
     trainer = trainer_of(precision="bf16")
-    trainer.prepare()
+    prepare_core(trainer)
     assert "forward" in vars(trainer.model.core)
-    assert "forward" not in vars(trainer.averaged[0].core)
+    assert "forward" not in vars(trainer.averaged_modules[0].core)
 
 
 def test_a_core_in_bfloat16_is_copied_with_its_weights_and_becomes_float32_again():
     core = build_small().model.core
     state, e_x = LatentState(torch.randn(2, 4, 16), torch.randn(2, 4, 16)), torch.randn(2, 4, 16)
-    held = nn.ModuleDict({"core": core})
-    held.core = core
+    model = nn.ModuleDict({"core": core})
+    model.core = core
     exact = core(state, e_x)[0]
-    speed_up(held, "bf16", False, CPU)
+    configure_core(model, "bf16", False, CPU)
     assert not torch.equal(core(state, e_x)[0], exact)
     for other in (copy.deepcopy(core), pickle.loads(pickle.dumps(core))):
         assert torch.equal(other(state, e_x)[0], core(state, e_x)[0])
         for p in other.parameters():
             p.data.zero_()
         assert not torch.equal(other(state, e_x)[0], core(state, e_x)[0])
-    speed_up(held, "fp32", False, CPU)
+    configure_core(model, "fp32", False, CPU)
     assert torch.equal(core(state, e_x)[0], exact)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, where it compiles
-@pytest.mark.parametrize("transitions", [1, 3])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_all_is_compiled_before_the_clock_starts(graphs, monkeypatch, transitions, precision):
+def test_the_core_is_compiled_before_the_clock_starts(graphs, monkeypatch):
     @contextmanager
     def on_tensor_cores(*_):
         before = torch.get_float32_matmul_precision()
@@ -99,14 +105,13 @@ def test_all_is_compiled_before_the_clock_starts(graphs, monkeypatch, transition
         yield
         torch.set_float32_matmul_precision(before)
 
-    monkeypatch.setattr(training, "products_in", on_tensor_cores)
-    size = {"transitions": transitions, "truncated": True}
-    trainer = trainer_of(
-        compile=True, precision=precision, model=size, batches=2, supervision_steps=3, on_policy_depth=4
-    )
-    trainer.rehearse()
+    for module in (training, setup):
+        monkeypatch.setattr(module, "matmul_precision", on_tensor_cores)
+    size = {"transitions": 2, "truncated": True}
+    trainer = trainer_of(compile=True, precision="bf16", model=size, batches=2, supervision_steps=3, on_policy=4)
+    dry_run(trainer)
     assert graphs == []
-    trainer.prepare()
+    prepare_core(trainer)
     compiled = len(graphs)
     assert compiled
     assert [report.number for report in trainer.run()] == [0, 1]
@@ -124,34 +129,34 @@ def test_a_compiled_core_trains_as_the_plain_one():
         torch.testing.assert_close(p, q, atol=1e-2, rtol=1e-2)
 
 
-def test_what_cannot_be_had_is_refused(monkeypatch):
+def test_a_precision_or_compilation_that_is_not_available_is_refused(monkeypatch):
     model = build_small().model
-    with pytest.raises(ConfigError, match="tf32 is of CUDA's tensor cores, not of cpu"):
-        check_speed("tf32", False, model, CPU)
+    with pytest.raises(ConfigError, match="tf32 needs the tensor cores of CUDA, and this is cpu"):
+        check_precision("tf32", False, model, CPU)
     with pytest.raises(ConfigError, match="Linear has no module 'core' or 'f'"):
-        check_speed("bf16", False, nn.Linear(2, 2), CPU)
+        check_precision("bf16", False, nn.Linear(2, 2), CPU)
     monkeypatch.setattr(shutil, "which", lambda _: None)
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ConfigError, match="needs a C[+][+] compiler"):
-        check_speed("fp32", True, model, CPU)
-    check_speed("fp32", False, nn.Linear(2, 2), CPU)
+        check_precision("fp32", True, model, CPU)
+    check_precision("fp32", False, nn.Linear(2, 2), CPU)
 
 
 def test_cores_are_found_by_name():
-    assert core_of(build_small(model_name="flat").model) is not None
-    assert core_of(nn.Linear(2, 2)) is None
-    speed_up(nn.Linear(2, 2), "fp32", False, CPU)
+    assert find_core(build_small(model_name="flat").model) is not None
+    assert find_core(nn.Linear(2, 2)) is None
+    configure_core(nn.Linear(2, 2), "fp32", False, CPU)
 
 
 def test_float32_products_are_left_as_they_were(monkeypatch):
-    seen = []
-    monkeypatch.setattr(torch, "set_float32_matmul_precision", seen.append)
+    calls = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", calls.append)
     before = torch.get_float32_matmul_precision()
-    with products_in("tf32", torch.device("cuda")):
-        assert seen == ["high"]
-    assert seen == ["high", before]
-    with products_in("bf16", CPU), products_in("fp32", torch.device("cuda")):
-        assert seen == ["high", before]
+    with matmul_precision("tf32", torch.device("cuda")):
+        assert calls == ["high"]
+    assert calls == ["high", before]
+    with matmul_precision("bf16", CPU), matmul_precision("fp32", torch.device("cuda")):
+        assert calls == ["high", before]
 
 
 def test_the_paper_preset_runs_without_data_on_the_meta_device():
@@ -171,3 +176,11 @@ def test_the_paper_preset_runs_without_data_on_the_meta_device():
         loss.backward()
     assert loss.device.type == "meta"
     assert all(p.grad is not None and p.grad.shape == p.shape for p in [*model.parameters(), *guide.parameters()])
+
+
+def test_a_compiled_core_may_have_all_its_variants(monkeypatch):
+    model = build_small().model
+    monkeypatch.setattr(type(model.core), "compile", lambda *_, **__: None)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        configure_core(model, "fp32", True, CPU)
+        assert torch._dynamo.config.recompile_limit == precision.MAX_VARIANTS

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pyro_gram.errors import ConfigError
 from pyro_gram.training.beta_schedule import BetaConfig, BetaController
 
 
@@ -38,28 +39,36 @@ def test_beta_is_constant_without_a_target_and_never_less_than_its_start():
     assert BetaController(BetaConfig()).value == 1.0
 
 
-def test_in_the_quiet_part_beta_is_the_most_and_nothing_is_noted():
-    beta = BetaController(BetaConfig(start=0.5, target=1.0, max=4.0, silent_fraction=0.25))
+def test_in_the_silent_part_beta_is_the_greatest_and_reconstructions_do_not_count():
+    beta = BetaController(BetaConfig(start=0.5, target=1.0, most=4.0, quiet=0.25))
     assert beta.value == 4.0
-    for done in (0.0, 0.2):
-        beta.begin(done)
+    for progress in (0.0, 0.2):
+        beta.start_batch(progress)
         beta.update(0.0)
         assert (beta.value, beta.mean) == (4.0, None)
-    beta.begin(0.25)
+    beta.start_batch(0.25)
     assert beta.value == 0.5
     beta.update(0.5)
     assert beta.mean == 0.5
     assert beta.value == pytest.approx(0.5 * 1.02)
-    assert not BetaController(BetaConfig()).quiet
+    assert not BetaController(BetaConfig()).is_silent
 
 
-def test_what_is_kept_comes_back():
+def test_a_state_dict_comes_back():
     config = BetaConfig(start=0.5, target=1.0)
     beta, again = BetaController(config), BetaController(config)
     beta.update(0.2)
     beta.update(0.4)
-    again.set_state(beta.get_state())
+    again.load_state_dict(beta.state_dict())
     assert (again.value, again.mean) == (beta.value, beta.mean) != (0.5, None)
+    with pytest.raises(ValueError, match="nan"):
+        again.load_state_dict({"value": float("nan"), "mean": None})
     again.update(0.1)
     beta.update(0.1)
     assert (again.value, again.mean) == (beta.value, beta.mean)
+
+
+def test_a_silencing_beta_below_the_start_is_refused():
+    with pytest.raises(ConfigError, match="beta.most = 20 quiets nothing below beta.start = 50"):
+        BetaConfig(start=50.0, quiet=0.1)
+    BetaConfig(start=50.0)
