@@ -58,9 +58,10 @@ def arrays(solver: Solver, rolled: Rollout) -> dict[str, Any]:
 
 def picture(solver: Solver, rolled: Rollout) -> Any:
     if rolled.history is not None:
-        return figures.formation(solver.task, None, rolled.history[:, :FORMED, 0])
+        return figures.formation_figure(solver.task, None, rolled.history[:, :FORMED, 0])
     columns = min(8, max(1, round(len(rolled.tokens) ** 0.5)))
-    return figures.samples(solver.task, rolled.tokens[:, 0], columns=columns, rows=-(-len(rolled.tokens) // columns))
+    rows = -(-len(rolled.tokens) // columns)
+    return figures.samples_figure(solver.task, rolled.tokens[:, 0], columns=columns, rows=rows)
 
 
 def main(argv: list[str]) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import pyro_gram
-from pyro_gram.diagnostics.plots.run import answers_grid, counted
+from pyro_gram.diagnostics.plots.run import answers_figure, pluralize
 from pyro_gram.errors import InputError, UserError
 from pyro_gram.sampling.selection import SELECTIONS
 from pyro_gram.sampling.tempering import TemperConfig
@@ -160,8 +160,8 @@ def show(solver: Solver, solved: Solved, colour: bool = False) -> str:
         "verified": ", the most frequent right one:",
     }
     end = told.get(solved.select, "") if solved.solutions else ", none of them right"
-    found, drawn = counted(solved.distinct, "distinct answer"), counted(solved.num_samples, "sample")
-    known = "" if solved.total is None else f", {solved.distinct_valid} of {counted(solved.total, 'solution')} found"
+    found, drawn = pluralize(solved.distinct, "distinct answer"), pluralize(solved.num_samples, "sample")
+    known = "" if solved.total is None else f", {solved.distinct_valid} of {pluralize(solved.total, 'solution')} found"
     alike = f" ({solver.task.equivalence})" if known and solver.task.equivalence else ""
     lines = [f"{solver.task.title(solved.x)}: {found} in {drawn}{known}{alike}{steps}{end}"]
     lines += [f"  {a.solution}  {describe(a, solved.num_samples)}" for a in solved.solutions]
@@ -183,13 +183,13 @@ def draw(solver: Solver, shown: list[Solved], path: Path) -> None:
     titles = [solver.task.title(s.x) for s in shown]
     rows = [
         (
-            f"{title if len(title) <= TITLE else f'input {i}'}: {counted(s.distinct, 'distinct answer')}",
+            f"{title if len(title) <= TITLE else f'input {i}'}: {pluralize(s.distinct, 'distinct answer')}",
             s.x,
             [(a.y, a.count) for a in s.solutions[:FIGURE_COLUMNS]],
         )
         for i, (title, s) in enumerate(zip(titles, shown, strict=True), start=1)
     ]
-    figure = answers_grid(solver.task, rows, shown[0].num_samples, FIGURE_COLUMNS)
+    figure = answers_figure(solver.task, rows, shown[0].num_samples, FIGURE_COLUMNS)
     write_atomically(path, partial(figure.savefig, dpi=110))
 
 
@@ -250,7 +250,7 @@ def main(argv: list[str]) -> int:
         if len(read) - failed > len(shown):
             print(f"{arguments.figure} shows the first {len(shown)} of {len(read) - failed} inputs", file=sys.stderr)
     if failed:
-        print(f"{failed} of {counted(len(read), 'input')} cannot be solved", file=sys.stderr)
+        print(f"{failed} of {pluralize(len(read), 'input')} cannot be solved", file=sys.stderr)
     return 1 if failed else 0
 
 

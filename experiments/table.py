@@ -30,8 +30,7 @@ from pyro_gram.build import build, check_parts
 from pyro_gram.checkpoint import load
 from pyro_gram.config import RunConfig, read_preset, with_settings
 from pyro_gram.diagnostics import paper
-from pyro_gram.diagnostics.cost import layers_a_sample
-from pyro_gram.diagnostics.metrics import measure
+from pyro_gram.diagnostics.metrics import count_layers, measure
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.contract import model_traits
 from pyro_gram.registry import MODELS
@@ -186,7 +185,7 @@ def cost_of(config: RunConfig, data_dir: str | None) -> int:
     """The layers that a sample of such a run passes through, as it is measured; new weights cost as much as trained."""
     solver = build(config, data_dir)
     x = solver.task.split("test").inputs
-    return layers_a_sample(solver.model, None if x is None else x[:1], config.depth)
+    return count_layers(solver.model, None if x is None else x[:1], config.depth)
 
 
 def updates_of(folder: Path) -> int:

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from pyro_gram.diagnostics.inference_data import ARVIZ_MAJOR
-from pyro_gram.diagnostics.plots.captions import SHOWS
+from pyro_gram.diagnostics.plots.captions import CAPTIONS
 from pyro_gram.system.cli import call
 from tests.conftest import ROOT
 
@@ -77,7 +77,7 @@ def test_every_table_shows_its_committed_json_and_every_document_the_table():
 @pytest.mark.parametrize("path", sorted((ROOT / "checkpoints").glob("*.diagnosis.json")), ids=lambda path: path.stem)
 def test_the_committed_diagnoses_answer_the_questions_that_the_code_asks(path):
     names = {verdict["name"] for verdict in json.loads(path.read_text())["verdicts"]}
-    assert names <= {name for shown in SHOWS.values() for name in shown}
+    assert names <= {name for caption in CAPTIONS.values() for name in caption.verdicts}
     assert {"estimate", "importance weights", "two estimates", "ranks under the guide"} <= names
 
 

@@ -22,7 +22,7 @@ import pyro_gram
 from experiments.scaling import frontier
 from experiments.scaling.frontier import depths_of, judged, thresholds_of
 from experiments.scaling.trajectories import WIDTHS, Walk, allowed, kept_in, walk
-from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit, solution_ids, winners
+from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit, selected_answers, solution_ids
 from pyro_gram.diagnostics.plots.scaling import scaling_figure
 from pyro_gram.errors import UserError
 from pyro_gram.inference.sites import check_has_heads
@@ -83,8 +83,8 @@ class Study:
         canonical = task.canonical_form(x, rolled.tokens)
         found = {
             "sample": valid.mean().item(),
-            "vote": task.is_valid(x, winners(canonical, rolled.score)).double().mean().item(),
-            "value": task.is_valid(x, winners(canonical, rolled.score, rolled.value)).double().mean().item(),
+            "vote": task.is_valid(x, selected_answers(canonical, rolled.score)).double().mean().item(),
+            "value": task.is_valid(x, selected_answers(canonical, rolled.score, rolled.value)).double().mean().item(),
             "verified": valid.amax(0).mean().item(),
         }
         if self.puzzles.has_all_solutions:

@@ -24,7 +24,7 @@ from torch import Tensor
 from experiments.run import PRESETS
 from experiments.tables.cells import write_markdown
 from pyro_gram.config import RunConfig, read_preset, with_settings
-from pyro_gram.diagnostics.inference_data import pareto_smoothed
+from pyro_gram.diagnostics.inference_data import pareto_smooth
 from pyro_gram.diagnostics.metrics import excess, measure
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.importance import guide_draws
@@ -125,7 +125,7 @@ def pareto_k_of(run: Run, x: Tensor | None, y: Tensor) -> Tensor:
         num_samples=WEIGHTS,
         seed=seed,
     )
-    return pareto_smoothed(drawn.log_weight)[1]
+    return pareto_smooth(drawn.log_weight)[1]
 
 
 def about_study(study: dict[str, Any]) -> dict[str, Any]:

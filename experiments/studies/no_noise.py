@@ -12,7 +12,7 @@ from typing import Any
 
 import pyro_gram
 from experiments.studies.fresh import committed
-from pyro_gram.diagnostics.intervals import wilson
+from pyro_gram.diagnostics.metrics import wilson_interval
 from pyro_gram.errors import UserError
 from pyro_gram.sampling.rollout import rollout, to_device_of
 from pyro_gram.sampling.tempering import AtMean
@@ -37,7 +37,7 @@ def study_of(path: Path, most: int | None = None) -> dict[str, Any]:
         "num_inputs": len(puzzles),
         "depth": solver.config.depth,
         "accuracy": accuracy,
-        "interval": wilson(accuracy, len(puzzles)),
+        "interval": wilson_interval(accuracy, len(puzzles)),
         "environment": environment(),
     }
 

@@ -20,8 +20,7 @@ import pyro_gram
 from experiments.scaling.scaling import label_of
 from experiments.scaling.trajectories import add_result, kept, kept_in
 from experiments.tables.cells import by_checkpoint, write_markdown
-from pyro_gram.diagnostics.intervals import wilson
-from pyro_gram.diagnostics.metrics import winners
+from pyro_gram.diagnostics.metrics import selected_answers, wilson_interval
 from pyro_gram.errors import UserError
 from pyro_gram.inference.sites import check_has_heads
 from pyro_gram.solver import Solver
@@ -68,7 +67,7 @@ def measure(path: Path, arguments: Any) -> dict[str, Any]:
             rolled = drawn(solver, x, folder, settings, bar.update)
             canonical = solver.task.canonical_form(x, rolled["tokens"])
             for name, value in (("vote", None), ("value", rolled["value"])):
-                right[name].append(solver.task.is_valid(x, winners(canonical, rolled["score"], value)))
+                right[name].append(solver.task.is_valid(x, selected_answers(canonical, rolled["score"], value)))
             steps.append(rolled["steps"].double().mean().item())
     vote, value = (torch.stack(rows) for rows in right.values())
     return {
@@ -100,7 +99,7 @@ def share(right: Tensor) -> dict[str, Any]:
     by_seed = right.double().mean(1).tolist()
     accuracy = statistics.fmean(by_seed)
     sd = statistics.stdev(by_seed) if len(by_seed) > 1 else None
-    return {"accuracy": accuracy, "sd": sd, "interval": wilson(accuracy, right.shape[1])}
+    return {"accuracy": accuracy, "sd": sd, "interval": wilson_interval(accuracy, right.shape[1])}
 
 
 def markdown(study: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from pyro_gram.diagnostics.intervals import wilson
+from pyro_gram.diagnostics.metrics import wilson_interval
 from pyro_gram.system.files import write_bytes
 
 
@@ -27,7 +27,7 @@ def mean_and_sd(values: Sequence[float], digits: int = 3) -> str:
 
 def share_with_interval(values: Sequence[float], inputs: int) -> str:
     """Write :func:`mean_and_sd` with the Wilson 95 % interval of the mean over ``inputs`` inputs."""
-    low, high = wilson(mean(values), inputs)
+    low, high = wilson_interval(mean(values), inputs)
     return f"{mean_and_sd(values)} ({low:.3f} to {high:.3f})"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.tables.cells import mean_and_sd
-from pyro_gram.diagnostics.intervals import wilson
+from pyro_gram.diagnostics.metrics import wilson_interval
 
 LABELS = {
     "sample_accuracy": "accuracy of a sample, %",
@@ -41,7 +41,7 @@ def _number(row: dict[str, Any], metric: str) -> str:
     text = mean_and_sd(values, digits=2 if metric == "inception_score" else 1)
     inputs = next(iter(row["seeds"].values()))["num_inputs"]
     if len(values) == 1 and metric in ACCURACIES and inputs > 1:
-        low, high = wilson(values[0] / 100, inputs)
+        low, high = wilson_interval(values[0] / 100, inputs)
         text += f" ({100 * low:.1f} to {100 * high:.1f})"
     return text
 

@@ -1,4 +1,4 @@
-"""The bounds of a model on given pairs (x, y): full (Eq. 13) and surrogate (Eq. 14), at beta = 1."""
+"""Bounds on log p(y | x) for given pairs (x, y), at beta = 1: the full bound (Eq. 13) and the surrogate (Eq. 14)."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from pyro_gram.inference.terms import StepTerms, check_batch_shape, missing_site
 
 @dataclass(frozen=True)
 class Bounds:
-    """Nats per input, each ``[B]``.
+    """Bounds of each pair and their terms, nats, ``[B]``.
 
     Attributes:
-        full: Eq. 13: log p(y | h_T) at the end of the trajectory less every KL on the way.
-        surrogate: Eq. 14, the mean over the supervision steps that are trained: what each update maximises.
+        full: Eq. 13: log p(y | h_T) at the end of the trajectory less the KL of every transition.
+        surrogate: Eq. 14: the mean over the supervision steps of training, which each update maximises.
         kl: KL of every transition of the full trajectory, ``[transitions, B]``.
-        reconstruction: -log p(y | h) at the trajectory's end.
-        others: what further sites cost (a user's own latents): full = -reconstruction - sum of kl - others.
-        tokens: the mode of p(y | h) there, int64 ``[B, L_out]``: what the guide, who knows y, makes the program answer.
-            Never score it as the model's. None where the program has no mode.
+        reconstruction: -log p(y | h_T) at the end of the trajectory.
+        others: the cost of further sites (a user's own latents): full = -reconstruction - sum of kl - others.
+        tokens: the mode of p(y | h_T), int64 ``[B, L_out]``. The guide was given y: never score these tokens as answers
+            of the model. None for a program whose likelihood has no mode.
     """
 
     full: Tensor
@@ -41,8 +41,8 @@ class Bounds:
     tokens: Tensor | None
 
 
-class _Answer(Messenger):
-    """Keeps the mode of the observed site, where it has one: a factor (diffusion models) has none."""
+class _RecordMode(Messenger):
+    """Record the mode of the observed site y; a factor (in diffusion models) has none."""
 
     mode: Tensor | None = None
 
@@ -53,12 +53,12 @@ class _Answer(Messenger):
 
 
 def terms(model: nn.Module, guide: nn.Module, *args: Any, **kwargs: Any) -> StepTerms:
-    """Reconstruction, KLs and final state of one pass under the guide, at beta = 1, without gradient.
+    """Return reconstruction, KLs and final state of one pass under the guide, at beta = 1, without gradient.
 
     Raises:
         ConfigError: the program lacks one of the sites y, h and l.
     """
-    elbo = BalancedELBO()  # without a gradient its balance is nothing, and it knows KLs without closed form
+    elbo = BalancedELBO()  # its balance concerns gradients only, and it estimates KLs without closed form
     with torch.no_grad(), pyro.validation_enabled(False):
         elbo.loss(model, guide, *args, **kwargs)
     if elbo.terms is None:
@@ -72,30 +72,34 @@ def bounds(
     x: Tensor | None,
     y: Tensor,
     steps: int,
-    trained: int | None = None,
+    surrogate_steps: int | None = None,
     seed: int = 0,
     max_traced: int = 4 * MAX_TRACED,
 ) -> Bounds:
-    """One draw of the guide an input, told on the CPU. The caller's random state is left as it was.
+    """Estimate the bounds from one trajectory of the guide for each pair. The caller's random state is restored.
 
     Args:
         steps: supervision steps of the full bound.
-        trained: supervision steps of the surrogate, N_sup; as many where None.
-        max_traced: bounds the memory: the most inputs whose whole trajectories are held at once. One of Pyro's
-            autoguides, which belongs to its batch, is given all together.
+        surrogate_steps: supervision steps of the surrogate, N_sup; ``steps`` if None.
+        max_traced: the most inputs whose whole trajectories are in memory at once. One of Pyro's autoguides, which
+            belongs to its batch, is given all inputs together.
+
+    Returns:
+        the bounds, on the CPU.
 
     Raises:
         UserError: a count below 1; x and y that are no pairs.
-        ConfigError: a latent that the guide does not answer; a program without the sites y, h and l; a program or guide
+        ConfigError: a latent that the guide does not sample; a program without the sites y, h and l; a program or guide
             that holds tensors of one batch.
     """
-    check_counts(seed=seed, steps=steps, trained=trained or steps, max_traced=max_traced)
+    surrogate_steps = surrogate_steps or steps
+    check_counts(seed=seed, steps=steps, surrogate_steps=surrogate_steps, max_traced=max_traced)
     check_pairs(x, y)
     parts = []
     with torch.random.fork_rng(devices=[y.device] if y.is_cuda else []):
-        for chunk, (a, b) in enumerate(split_pairs(x, y, inputs_per_chunk(guide, y, max_traced))):
+        for chunk, (inputs, answers) in enumerate(split_pairs(x, y, inputs_per_chunk(guide, y, max_traced))):
             torch.manual_seed(seed + chunk)
-            parts.append(_bounds(model, guide, a, b, steps, trained or steps, len(b) / len(y)))
+            parts.append(_bounds(model, guide, inputs, answers, steps, surrogate_steps, len(answers) / len(y)))
     return Bounds(
         full=torch.cat([p.full for p in parts]),
         surrogate=torch.cat([p.surrogate for p in parts]),
@@ -107,25 +111,23 @@ def bounds(
 
 
 def _bounds(
-    model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps: int, trained: int, share: float
+    model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps: int, surrogate_steps: int, share: float
 ) -> Bounds:
-    """The bounds of some of the inputs, which are ``share`` of all and pay so much of what all inputs share."""
-    with _Answer() as answer:
-        whole = terms(model, guide, x, y, steps=steps, truncated=False)
-    check_batch_shape(whole.reconstruction.shape, (len(y),))
+    """Return the bounds of a chunk, which is ``share`` of all inputs and bears that share of what all inputs share."""
+    with _RecordMode() as recorder:
+        full = terms(model, guide, x, y, steps=steps, truncated=False)
+    check_batch_shape(full.reconstruction.shape, (len(y),))
     state, by_step = None, []
-    for _ in range(trained):
-        one = terms(model, guide, x, y, state)
-        state = one.state
-        by_step.append(one.elbo + (1 - share) * one.shared)
-    tokens = None if answer.mode is None else answer.mode.cpu()
-    surrogate = torch.stack(by_step).mean(0).cpu()
-    spared = (1 - share) * whole.shared
+    for _ in range(surrogate_steps):
+        step = terms(model, guide, x, y, state)
+        state = step.state
+        by_step.append(step.elbo + (1 - share) * step.shared)
+    other_share = (1 - share) * full.shared
     return Bounds(
-        full=(whole.elbo + spared).cpu(),
-        surrogate=surrogate,
-        kl=whole.kl.cpu(),
-        reconstruction=whole.reconstruction.cpu(),
-        others=(whole.others - spared).cpu(),
-        tokens=tokens,
+        full=(full.elbo + other_share).cpu(),
+        surrogate=torch.stack(by_step).mean(0).cpu(),
+        kl=full.kl.cpu(),
+        reconstruction=full.reconstruction.cpu(),
+        others=(full.others - other_share).cpu(),
+        tokens=None if recorder.mode is None else recorder.mode.cpu(),
     )

@@ -1,4 +1,4 @@
-"""Are the right samples of an input uniform over its solutions, as p(y | x) is?"""
+"""Test whether the right samples of an input are uniform over its solutions, as p(y | x) is."""
 
 from __future__ import annotations
 
@@ -14,129 +14,136 @@ from torch import Tensor
 from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit
 from pyro_gram.tasks.uniform import expected_total_variation, total_variation
 
-DRAWS = 999  # of the null distribution of each test, at the least: p-values down to a thousandth
-AT_ONCE = 2_000_000  # simulated samples held at once
+DRAWS = 999  # least draws of the null distribution of each test: p-values down to a thousandth
+CHUNK = 2_000_000  # simulated samples in memory at once
 
 
 @dataclass(frozen=True)
 class Uniformity:
-    """Of each input, ``[B]``.
+    """The test of each input, ``[B]``.
 
     Attributes:
         num_solutions: m.
-        right: right samples.
-        total_variation: of their frequencies to uniform over the solutions; 1 where none is right.
-        expected: its mean over as many i.i.d. uniform draws; 1 where none is right.
-        p_value: of a Monte Carlo chi-square test of uniformity. NaN where there is one solution, or fewer than two
-            right samples: nothing to test.
-        adjusted: p-values adjusted for the number of tests, controlling the false discovery rate (Benjamini and
-            Hochberg, 1995); NaN where there is no test.
-        coverage: the share of its solutions among all its samples.
-        coverage_limit: what i.i.d. uniform draws would cover.
-        level: the false discovery rate.
+        num_right: right samples.
+        total_variation: distance of their frequencies from uniform over the solutions; 1 without right samples.
+        expected_variation: its mean for as many i.i.d. uniform draws; 1 without right samples.
+        p_value: of a Monte Carlo chi-square test of uniformity. NaN for inputs that cannot be tested, with one solution
+            or fewer than two right samples.
+        adjusted_p_value: p-values adjusted for the number of tests to control the false discovery rate (Benjamini and
+            Hochberg, 1995); NaN for inputs that cannot be tested.
+        coverage: share of the solutions among all samples.
+        coverage_limit: expected coverage of i.i.d. uniform draws.
+        false_discovery_rate: the share of wrong rejections that is accepted.
     """
 
     num_solutions: Tensor
-    right: Tensor
+    num_right: Tensor
     total_variation: Tensor
-    expected: Tensor
+    expected_variation: Tensor
     p_value: Tensor
-    adjusted: Tensor
+    adjusted_p_value: Tensor
     coverage: Tensor
     coverage_limit: Tensor
-    level: float
+    false_discovery_rate: float
 
     @property
-    def tested(self) -> Tensor:
-        """bool ``[B]``: inputs with a test."""
+    def is_tested(self) -> Tensor:
+        """Which inputs could be tested, bool ``[B]``."""
         return ~self.p_value.isnan()
 
     @property
-    def rejected(self) -> Tensor:
-        """bool ``[B]``: inputs that are uneven beyond chance."""
-        return self.adjusted <= self.level  # NaN is not
+    def is_rejected(self) -> Tensor:
+        """Which inputs are uneven beyond chance, bool ``[B]``."""
+        return self.adjusted_p_value <= self.false_discovery_rate  # False for NaN
 
     @property
-    def excess(self) -> Tensor:
-        """Total variation above what perfect sampling of as many would show, ``[B]``; 0 on average where calibrated."""
-        return self.total_variation - self.expected
+    def excess_variation(self) -> Tensor:
+        """Total variation above that of perfect sampling, ``[B]``; 0 on average for a calibrated sampler."""
+        return self.total_variation - self.expected_variation
 
     def summary(self) -> dict[str, Any]:
-        """Over the tested inputs.
+        """Return counts of tested and rejected inputs, and means over the tested ones.
 
-        ``uneven``: their excess, of the greatest that there could be: 0 where calibrated, 1 where all right samples of
-        an input are one solution. The excess by itself is small where solutions are many and samples few.
+        ``excess``: mean excess variation. ``uneven``: the same as a share of the greatest possible
+        excess: 0 for a calibrated sampler, 1 if all right samples of an input are one solution. (The excess itself is
+        small if solutions are many and samples few.)
         """
-        tested = self.tested
-        found: dict[str, Any] = {"tested": int(tested.sum()), "rejected": int(self.rejected.sum()), "level": self.level}
-        if not found["tested"]:
-            return found
-        most = 1 - 1 / self.num_solutions.double() - self.expected
-        uneven = self.excess[tested].sum() / most[tested].sum()
-        return found | {"excess": self.excess[tested].mean().item(), "uneven": uneven.item()}
+        is_tested, num_rejected = self.is_tested, int(self.is_rejected.sum())
+        counts = {"tested": int(is_tested.sum()), "rejected": num_rejected, "level": self.false_discovery_rate}
+        if not counts["tested"]:
+            return counts
+        greatest = 1 - 1 / self.num_solutions.double() - self.expected_variation
+        uneven = self.excess_variation[is_tested].sum() / greatest[is_tested].sum()
+        return counts | {"excess": self.excess_variation[is_tested].mean().item(), "uneven": uneven.item()}
 
 
 def uniformity(
-    ids: Tensor, num_solutions: Tensor, *, seed: int = 0, draws: int | None = None, level: float = 0.05
+    ids: Tensor,
+    num_solutions: Tensor,
+    *,
+    seed: int = 0,
+    num_draws: int | None = None,
+    false_discovery_rate: float = 0.05,
 ) -> Uniformity:
-    """Test each input's right samples for uniformity over its solutions.
+    """Test the right samples of each input for uniformity over its solutions.
 
-    Counts of a solution are far too small for the chi-square distribution, so that the statistic's own is simulated.
+    The chi-square distribution does not hold for so few samples of a solution; the null distribution is simulated.
 
     Args:
-        ids: which solution each sample is, -1 for a wrong one, int64 ``[N, B]`` (``metrics.solution_ids``).
+        ids: the index of the solution that each sample is, -1 for a wrong sample, int64 ``[N, B]``
+            (``metrics.solution_ids``).
         num_solutions: m, int64 ``[B]``.
         seed: of the simulation.
-        draws: of the null distribution; None for as many as let one uneven input among all be found.
-        level: false discovery rate.
+        num_draws: draws of the null distribution; None for as many as it takes to find one uneven input among all.
+        false_discovery_rate: the share of wrong rejections that is accepted.
     """
-    right = (ids >= 0).sum(0)
-    p_value = torch.full((len(right),), torch.nan, dtype=torch.double)
-    tests = int(((num_solutions > 1) & (right > 1)).sum())
-    # The least p-value is 1 / (draws + 1), and the adjustment multiplies it by the number of tests.
-    draws = draws or max(DRAWS, math.ceil(tests / level))
+    num_right = (ids >= 0).sum(0)
+    p_value = torch.full((len(num_right),), torch.nan, dtype=torch.double)
+    num_tests = int(((num_solutions > 1) & (num_right > 1)).sum())
+    # The least p-value is 1 / (num_draws + 1), and the adjustment multiplies it by the number of tests.
+    num_draws = num_draws or max(DRAWS, math.ceil(num_tests / false_discovery_rate))
     generator = torch.Generator().manual_seed(seed)
-    null: dict[tuple[int, int], Tensor] = {}
-    for i, (m, n) in enumerate(zip(num_solutions.tolist(), right.tolist(), strict=True)):
+    null: dict[tuple[int, int], Tensor] = {}  # inputs of equal m and n share it
+    for i, (m, n) in enumerate(zip(num_solutions.tolist(), num_right.tolist(), strict=True)):
         if m < 2 or n < 2:
             continue
-        if (m, n) not in null:  # shared by inputs alike
-            null[m, n] = _simulated(m, n, draws, generator)
+        if (m, n) not in null:
+            null[m, n] = _simulate_statistic(m, n, num_draws, generator)
         column = ids[:, i]
-        seen = _statistic(column[column >= 0].bincount(minlength=m)[None])
-        p_value[i] = (1 + int((null[m, n] >= seen).sum())) / (1 + draws)
+        observed = _statistic(column[column >= 0].bincount(minlength=m)[None])
+        p_value[i] = (1 + int((null[m, n] >= observed).sum())) / (1 + num_draws)
     adjusted = p_value.clone()
-    tested = ~p_value.isnan()
-    if tested.any():
-        adjusted[tested] = torch.from_numpy(np.asarray(false_discovery_control(p_value[tested].numpy())))
-    expected = torch.ones(len(right), dtype=torch.double)
-    for n in right.unique().tolist():
+    is_tested = ~p_value.isnan()
+    if is_tested.any():
+        adjusted[is_tested] = torch.from_numpy(np.asarray(false_discovery_control(p_value[is_tested].numpy())))
+    expected = torch.ones(len(num_right), dtype=torch.double)
+    for n in num_right.unique().tolist():
         if n:
-            at = right == n
-            expected[at] = expected_total_variation(num_solutions[at], n)
+            mask = num_right == n
+            expected[mask] = expected_total_variation(num_solutions[mask], n)
     return Uniformity(
         num_solutions,
-        right,
+        num_right,
         total_variation(ids, num_solutions),
         expected,
         p_value,
         adjusted,
         coverage_by_input(ids, num_solutions),
         coverage_limit(num_solutions, len(ids)),
-        level,
+        false_discovery_rate,
     )
 
 
 def _statistic(counts: Tensor) -> Tensor:
-    """The sum of squared counts, ``[..., m] -> [...]``: a rising function of chi-square where m and n are given."""
+    """Return the sum of squared counts, ``[..., m] -> [...]``; it increases with chi-square if m and n are fixed."""
     return counts.square().sum(-1)
 
 
-def _simulated(m: int, n: int, draws: int, generator: torch.Generator) -> Tensor:
-    """The statistic of n i.i.d. uniform draws from m solutions, ``[draws]``."""
+def _simulate_statistic(m: int, n: int, num_draws: int, generator: torch.Generator) -> Tensor:
+    """Return the statistic of n i.i.d. uniform draws from m solutions, ``[num_draws]``."""
     parts = []
-    for size in torch.arange(draws).split(max(1, AT_ONCE // max(m, n))):
-        samples = torch.randint(m, (len(size), n), generator=generator)
-        counts = torch.zeros(len(size), m, dtype=torch.long).scatter_add_(1, samples, torch.ones_like(samples))
+    for part in torch.arange(num_draws).split(max(1, CHUNK // max(m, n))):
+        samples = torch.randint(m, (len(part), n), generator=generator)
+        counts = torch.zeros(len(part), m, dtype=torch.long).scatter_add_(1, samples, torch.ones_like(samples))
         parts.append(_statistic(counts))
     return torch.cat(parts)

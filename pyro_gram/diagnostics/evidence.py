@@ -1,7 +1,7 @@
-"""log p(y | x) of held-out pairs, two ways that must agree: importance weights of the guide, and prior Monte Carlo.
+"""Two estimates of log p(y | x) for held-out pairs, which must agree: importance weights and prior Monte Carlo.
 
-Everything is at beta = 1 and in nats. The prior's estimate has no guide in it, and the guide's weights see y: each can
-fail where the other does not. ``az.loo`` on the guide's draws is no such estimate: they were made with y in sight.
+All values are at beta = 1 and in nats. The prior's estimate uses no guide; the guide's draws depend on y. Each estimate
+can fail where the other does not. ``az.loo`` on the guide's draws is no such estimate.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_gram.diagnostics.inference_data import good_khat, pareto_smoothed
+from pyro_gram.diagnostics.inference_data import khat_threshold, pareto_smooth
 from pyro_gram.diagnostics.likelihood import rollout_log_prob
 from pyro_gram.inference.importance import MAX_TRACED, guide_draws, log_evidence
 from pyro_gram.sampling.memory import MAX_TRAJECTORIES
 from pyro_gram.tasks.batches import derive_seed
 
-HITS = 10.0  # effective draws of the prior below which their mean is one of a few lucky ones
-ERRORS = 3.0  # standard errors of the difference within which two estimates agree
+MIN_ESS = 10.0  # effective draws of the prior below which a few lucky draws make up their mean
+MAX_Z_SCORE = 3.0  # standard errors of the difference within which two estimates agree
 
-ROUNDING = 0.01  # nats: sums of thousands of float32 densities are no more exact
+ROUNDING = 0.01  # nats: the rounding error of a sum of thousands of float32 densities
 
 GUIDE, PRIOR, NEITHER = "importance weights", "prior Monte Carlo", "neither"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Estimates of log p(y | x) from S weights w of mean p(y | x); ``[B]`` each.
+    """An estimate of log p(y | x) from S weights w with mean p(y | x); ``[B]`` each.
 
     Attributes:
-        log_p: the log of the mean weight, nats. The mean is unbiased, so this is below log p on average.
-        se: its standard error by the delta method: that of the mean, relative to it.
+        log_p: log of the mean weight, nats. The mean is unbiased, so that this is below log p on average.
+        se: its standard error by the delta method, that of the mean relative to the mean.
         ess: effective sample size, (sum w)^2 / sum w^2.
-        khat: shape of the generalized Pareto distribution that fits the largest weights.
+        khat: shape of the generalized Pareto distribution fitted to the largest weights.
         num_samples: S.
     """
 
@@ -46,31 +46,36 @@ class Estimate:
     num_samples: int
 
     @property
-    def smooth_enough(self) -> Tensor:
-        """bool ``[B]``: is the tail of the weights short enough for their mean to be trusted?"""
-        return self.khat <= good_khat(self.num_samples)
+    def is_trusted(self) -> Tensor:
+        """Is the tail of the weights short enough to trust their mean? bool ``[B]``."""
+        return self.khat <= khat_threshold(self.num_samples)
 
     @classmethod
-    def of(cls, log_weight: Tensor, smooth: bool) -> Estimate:
-        """From log weights ``[S, B]``; ``smooth`` replaces the largest by quantiles of the Pareto fit (PSIS)."""
-        smoothed, khat = pareto_smoothed(log_weight)
-        used = smoothed if smooth else log_weight.double()
-        share = used.softmax(0)
-        s = len(used)
-        relative = (share.square().sum(0) - 1 / s).clamp(min=0).sqrt() * math.sqrt(s / max(1, s - 1))
-        return cls(log_evidence(used), relative, 1 / share.square().sum(0), khat, s)
+    def from_log_weights(cls, log_weight: Tensor, smooth: bool) -> Estimate:
+        """Make an estimate from log weights ``[S, B]``; ``smooth`` applies Pareto smoothing (PSIS)."""
+        smoothed, khat = pareto_smooth(log_weight)
+        log_weight = smoothed if smooth else log_weight.double()
+        share = log_weight.softmax(0)
+        s = len(log_weight)
+        relative_error = (share.square().sum(0) - 1 / s).clamp(min=0).sqrt() * math.sqrt(s / max(1, s - 1))
+        return cls(log_evidence(log_weight), relative_error, 1 / share.square().sum(0), khat, s)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of log p(y | x) of B pairs.
+    """Estimates of log p(y | x) for B pairs.
 
     Attributes:
-        counts: k of the bounds, rising from 1.
+        counts: k of the bounds IWAE_k, increasing from 1.
         iwae: IWAE_k of each pair, the mean over disjoint blocks of k weights, ``[len(counts), B]``; the first is the
             ELBO. None without a guide.
-        guide: from the guide's weights, Pareto-smoothed; None without a guide.
-        prior: from trajectories of the prior.
+        guide: the estimate from the guide's weights, Pareto-smoothed; None without a guide.
+        prior: the estimate from trajectories of the prior.
     """
 
     counts: tuple[int, ...]
@@ -79,102 +84,90 @@ class Evidence:
     prior: Estimate
 
     @property
-    def believed(self) -> list[str]:
-        """Which estimate of each pair to believe: of two that agree the one of the smaller error, if it can be trusted.
+    def choices(self) -> list[str]:
+        """Which estimate of each pair to believe: ``GUIDE``, ``PRIOR`` or ``NEITHER``.
 
-        Of two that differ the greater, and neither where that one cannot be trusted: either is the log of an unbiased
-        mean, above log p by t nats with a probability of exp(-t) at most (Markov), so that the lesser has missed
-        something, whatever its own tests say.
+        If the two agree, it is the one of the smaller error, provided that it can be trusted. If they differ, it is the
+        greater one, or neither if that one cannot be trusted: each is the log of an unbiased mean and exceeds log p by
+        t nats with probability exp(-t) at most (Markov), so that the smaller one has missed part of the probability.
         """
-        prior_holds = self.prior.ess >= HITS
+        prior_is_trusted = self.prior.ess >= MIN_ESS
         if self.guide is None:
-            return [PRIOR if holds else NEITHER for holds in prior_holds.tolist()]
-        guide_holds = self.guide.smooth_enough
-        sharper = guide_holds & (~prior_holds | (self.guide.se <= self.prior.se))
-        guide_first = torch.where(self.agree, sharper, guide_holds & (self.difference > 0))
-        prior_second = torch.where(self.agree, prior_holds, prior_holds & (self.difference < 0))
+            return [PRIOR if is_trusted else NEITHER for is_trusted in prior_is_trusted.tolist()]
+        guide_is_trusted = self.guide.is_trusted
+        guide_is_sharper = guide_is_trusted & (~prior_is_trusted | (self.guide.se <= self.prior.se))
+        take_guide = torch.where(self.agrees, guide_is_sharper, guide_is_trusted & (self.z_score > 0))
+        take_prior = torch.where(self.agrees, prior_is_trusted, prior_is_trusted & (self.z_score < 0))
         return [
-            GUIDE if first else PRIOR if second else NEITHER
-            for first, second in zip(guide_first.tolist(), prior_second.tolist(), strict=True)
+            GUIDE if guide_first else PRIOR if prior_second else NEITHER
+            for guide_first, prior_second in zip(take_guide.tolist(), take_prior.tolist(), strict=True)
         ]
 
     @property
     def log_p(self) -> Tensor:
-        """The believed estimate of each pair, nats, ``[B]``. Where neither holds the greater: both err downwards."""
+        """The chosen estimate of each pair, nats, ``[B]``; the greater one for ``NEITHER``, as both err downwards."""
         if self.guide is None:
             return self.prior.log_p
-        named = {GUIDE: self.guide.log_p, PRIOR: self.prior.log_p}
-        named[NEITHER] = torch.maximum(self.guide.log_p, self.prior.log_p)
-        return torch.stack([named[name][i] for i, name in enumerate(self.believed)])
+        by_choice = {GUIDE: self.guide.log_p, PRIOR: self.prior.log_p}
+        by_choice[NEITHER] = torch.maximum(self.guide.log_p, self.prior.log_p)
+        return torch.stack([by_choice[choice][i] for i, choice in enumerate(self.choices)])
 
     @property
-    def order(self) -> Tensor:
-        """The pairs by what is believed of them, from the least likely on, int64 ``[B]``."""
+    def ranking(self) -> Tensor:
+        """The pairs in order of ``log_p``, the least likely first, int64 ``[B]``."""
         return self.log_p.argsort(stable=True)
 
     @property
-    def difference(self) -> Tensor:
+    def z_score(self) -> Tensor:
         """The guide's estimate less the prior's, in standard errors of the difference, ``[B]``."""
         assert self.guide is not None
         error = (self.guide.se.square() + self.prior.se.square()).sqrt()
         return (self.guide.log_p - self.prior.log_p) / error.clamp(min=ROUNDING)
 
     @property
-    def both(self) -> Tensor:
-        """bool ``[B]``: can both estimates of a pair be trusted?"""
+    def is_comparable(self) -> Tensor:
+        """Can both estimates of a pair be trusted? bool ``[B]``."""
         assert self.guide is not None
-        return self.guide.smooth_enough & (self.prior.ess >= HITS)
+        return self.guide.is_trusted & (self.prior.ess >= MIN_ESS)
 
     @property
-    def agree(self) -> Tensor:
-        """bool ``[B]``: do the two agree within their errors?"""
-        return self.difference.abs() <= ERRORS
+    def agrees(self) -> Tensor:
+        """Do the two estimates agree within their errors? bool ``[B]``."""
+        return self.z_score.abs() <= MAX_Z_SCORE
 
     def summary(self) -> dict[str, Any]:
-        """Means over the pairs, and how far they can be believed."""
-        b = len(self.prior.log_p)
-        found: dict[str, Any] = {
+        """Return means over the pairs and how many of them can be trusted, as JSON values."""
+        b, choices = len(self.prior.log_p), self.choices
+        values: dict[str, Any] = {
             "pairs": b,
             "log_p": self.log_p.mean().item(),
             "log_p_se": (self.log_p.std(correction=0) / b**0.5).item(),
             "log_p_prior": self.prior.log_p.mean().item(),
             "prior_samples": self.prior.num_samples,
-            "prior_trusted": (self.prior.ess >= HITS).double().mean().item(),
-            "believed": {name: self.believed.count(name) for name in (GUIDE, PRIOR, NEITHER)},
+            "prior_trusted": (self.prior.ess >= MIN_ESS).double().mean().item(),
+            "believed": {name: choices.count(name) for name in (GUIDE, PRIOR, NEITHER)},
         }
         if self.guide is None or self.iwae is None:
-            return found
-        means = self.iwae.mean(1).tolist()
-        both = self.both
-        return found | {
-            "iwae": dict(zip(map(str, self.counts), means, strict=True)),
+            return values
+        return values | {
+            "iwae": dict(zip(map(str, self.counts), self.iwae.mean(1).tolist(), strict=True)),
             "log_p_guide": self.guide.log_p.mean().item(),
             "guide_samples": self.guide.num_samples,
-            "khat_limit": good_khat(self.guide.num_samples),
-            "khat_above": (~self.guide.smooth_enough).double().mean().item(),
+            "khat_limit": khat_threshold(self.guide.num_samples),
+            "khat_above": (~self.guide.is_trusted).double().mean().item(),
             "ess_median": self.guide.ess.median().item(),
-            "both_trusted": int(both.sum()),
-            "agree": int((self.agree & both).sum()),
+            "both_trusted": int(self.is_comparable.sum()),
+            "agree": int((self.agrees & self.is_comparable).sum()),
         }
 
-
-def iwae(log_weight: Tensor, counts: tuple[int, ...]) -> Tensor:
-    """IWAE_k for each k of ``counts``: the mean over disjoint blocks of k weights; ``[S, B] -> [len(counts), B]``.
-
-    ELBO = IWAE_1 <= IWAE_k <= log p(y | x) in expectation, rising in k (Burda et al., 2016).
-    """
-    s, b = log_weight.shape
-    rows = []
-    for k in counts:
-        blocks = log_weight[: s // k * k].double().view(s // k, k, b)
-        rows.append((blocks.logsumexp(1) - math.log(k)).mean(0))
-    return torch.stack(rows)
-
-
-def block_counts(num_samples: int) -> tuple[int, ...]:
-    """1, 4, 16, ... up to S, and S itself."""
-    counts = [4**i for i in range(16) if 4**i < num_samples]
-    return (*counts, num_samples)
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary and the estimates of each pair as JSON values."""
+        return {
+            "summary": self.summary(),
+            "guide": None if self.guide is None else self.guide.to_dict(),
+            "prior": self.prior.to_dict(),
+            "believed": self.choices,
+        }
 
 
 def evidence(
@@ -190,47 +183,50 @@ def evidence(
     max_traced: int = MAX_TRACED,
     max_trajectories: int = MAX_TRAJECTORIES,
 ) -> Evidence:
-    """log p(y | x) of pairs, from both ends.
+    """Estimate log p(y | x) of pairs in both ways.
 
     Args:
-        guide: the inference program; None for a model that has none.
+        guide: the inference network; None for a model without one.
         x: inputs, ``[B, *event]``; None for p(x).
         y: answers, int64 ``[B, L_out]``.
         depth: supervision steps.
-        guide_samples, prior_samples: draws a pair.
-        max_traced, max_trajectories: the most trajectories at once, which bounds the memory.
+        guide_samples, prior_samples: trajectories for each pair.
+        max_traced, max_trajectories: the most trajectories of guide and prior that run at once, to bound the memory.
     """
+    prior_seed, guide_seed = derive_seed(seed, 0), derive_seed(seed, 1)
     log_p = rollout_log_prob(
-        model,
-        x,
-        y,
-        depth=depth,
-        num_samples=prior_samples,
-        seed=derive_seed(seed, 0),
-        max_trajectories=max_trajectories,
+        model, x, y, depth=depth, num_samples=prior_samples, seed=prior_seed, max_trajectories=max_trajectories
     )
-    prior = Estimate.of(log_p.cpu(), smooth=False)
+    prior = Estimate.from_log_weights(log_p.cpu(), smooth=False)
     if guide is None:
         return Evidence((), None, None, prior)
-    drawn = guide_draws(
-        model, guide, x, y, steps=depth, num_samples=guide_samples, seed=derive_seed(seed, 1), max_traced=max_traced
+    log_weight = guide_draws(
+        model, guide, x, y, steps=depth, num_samples=guide_samples, seed=guide_seed, max_traced=max_traced
     ).log_weight
     counts = block_counts(guide_samples)
-    return Evidence(counts, iwae(drawn, counts), Estimate.of(drawn, smooth=True), prior)
+    return Evidence(counts, iwae(log_weight, counts), Estimate.from_log_weights(log_weight, smooth=True), prior)
 
 
-def to_dict(found: Evidence) -> dict[str, Any]:
-    """The figures of each pair as lists, and the summary."""
+def iwae(log_weight: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """Return IWAE_k for each k of ``counts``, the mean over disjoint blocks of k weights.
 
-    def rows(estimate: Estimate | None) -> dict[str, Any] | None:
-        if estimate is None:
-            return None
-        held = {f.name: getattr(estimate, f.name) for f in fields(estimate)}
-        return {k: v.tolist() if isinstance(v, Tensor) else v for k, v in held.items()}
+    ELBO = IWAE_1 <= IWAE_k <= log p(y | x) in expectation, increasing in k (Burda et al., 2016).
 
-    return {
-        "summary": found.summary(),
-        "guide": rows(found.guide),
-        "prior": rows(found.prior),
-        "believed": found.believed,
-    }
+    Args:
+        log_weight: ``[S, B]``.
+
+    Returns:
+        nats, ``[len(counts), B]``.
+    """
+    s, b = log_weight.shape
+    bounds = []
+    for k in counts:
+        blocks = log_weight[: s // k * k].double().view(s // k, k, b)
+        bounds.append((blocks.logsumexp(1) - math.log(k)).mean(0))
+    return torch.stack(bounds)
+
+
+def block_counts(num_samples: int) -> tuple[int, ...]:
+    """Return 1, 4, 16, ... below S, and S itself."""
+    counts = [4**i for i in range(16) if 4**i < num_samples]
+    return (*counts, num_samples)

@@ -1,13 +1,17 @@
-"""What is claimed about a model, measured on fresh trajectories of its prior, on inputs that training never saw."""
+"""Metrics of a model: accuracy, coverage and evenness of samples of the prior, on inputs that training never saw."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from math import sqrt
 from typing import Any
 
 import torch
-from torch import Tensor
+from scipy.stats import norm
+from torch import Tensor, nn
 
+from pyro_gram.networks.layers import Block
+from pyro_gram.sampling.rollout import isolated_rng, run_steps, to_device_of
 from pyro_gram.sampling.selection import select_by_value, tally
 from pyro_gram.tasks.base import PuzzleSet, Task
 from pyro_gram.tasks.uniform import expected_total_variation, total_variation
@@ -15,19 +19,19 @@ from pyro_gram.tasks.uniform import expected_total_variation, total_variation
 
 @dataclass(frozen=True)
 class Metrics:
-    """Fractions lie in [0, 1]; ``*_se`` is a standard error over inputs. None where a figure has no meaning.
+    """Metrics of samples; fractions in [0, 1], ``*_se`` a standard error over inputs, None for what is not defined.
 
     Attributes:
         accuracy: inputs whose first sample is right. Without input (p(x)): right samples among all.
-        violations: constraints broken by those same samples, summed.
+        violations: violated constraints of the samples that ``accuracy`` counts, summed.
         sample_accuracy: right samples among all.
         any_valid: inputs with at least one right sample.
         vote_accuracy: inputs whose most frequent sample is right; ties go to the better score.
-        coverage: mean over inputs of the share of all solutions that the samples found.
-        coverage_limit: what i.i.d. uniform draws of solutions would cover: the mean of 1 - (1 - 1/m)^N.
-        total_variation: between the frequencies of an input's solutions among its right samples and uniform over its m
-            solutions, 1 where no sample is right; the mean over inputs.
-        total_variation_perfect: its expectation for N i.i.d. uniform draws: what finitely many samples cost.
+        coverage: share of an input's solutions among its samples, mean over inputs.
+        coverage_limit: expected coverage of i.i.d. uniform draws of solutions: the mean of 1 - (1 - 1/m)^N.
+        total_variation: distance of the frequencies of solutions among an input's right samples from uniform over its m
+            solutions, 1 where no sample is right; mean over inputs.
+        total_variation_perfect: its expectation for N i.i.d. uniform draws, which is the effect of finite N.
         num_inputs, num_samples: B and N.
     """
 
@@ -49,100 +53,160 @@ class Metrics:
         return asdict(self)
 
 
-def solution_ids(task: Task, puzzles: PuzzleSet, tokens: Tensor) -> Tensor:
-    """Which solution each sample is: its place among the solutions of its input, or -1. int64 ``[N, B]``.
+def measure(task: Task, puzzles: PuzzleSet, tokens: Tensor, score: Tensor | None = None) -> Metrics:
+    """Compute the metrics of samples.
 
-    Without input, among the data.
+    Without input B is 1, and the samples of p(x) are measured one by one. Of several versions of an input only the
+    primary one counts.
+
+    Args:
+        tokens: int64 ``[N, B, L_out]``, sampled for the inputs of ``puzzles``.
+        score: of each sample, nats, ``[N, B]``; it breaks ties of the vote.
+    """
+    primary = puzzles.is_first_version
+    if primary is not None:
+        puzzles, tokens = puzzles.select(primary), tokens[:, primary]
+        score = None if score is None else score[:, primary]
+    n, b = tokens.shape[:2]
+    x = puzzles.inputs
+    values: dict[str, Any] = dict.fromkeys(f.name for f in fields(Metrics))
+
+    def set_mean(name: str, by_input: Tensor) -> None:
+        values[name] = by_input.double().mean().item()
+        if len(by_input) > 1:
+            values[f"{name}_se"] = (by_input.double().std(correction=0) / len(by_input) ** 0.5).item()
+
+    if task.is_checkable:
+        violations = task.violations(x, tokens)
+        is_valid = (violations == 0).double()
+        first = (slice(None), 0) if x is None else (0,)
+        set_mean("accuracy", is_valid[first])
+        values["violations"] = int(violations[first].sum())
+        values["sample_accuracy"] = is_valid.mean().item()
+        if x is not None:
+            votes = selected_answers(task.canonical_form(x, tokens), score)
+            values["any_valid"] = is_valid.amax(0).mean().item()
+            values["vote_accuracy"] = task.is_valid(x, votes).double().mean().item()
+    if puzzles.has_all_solutions:
+        m = puzzles.num_solutions
+        ids = solution_ids(task, puzzles, tokens)
+        set_mean("coverage", coverage_by_input(ids, m))
+        values["coverage_limit"] = coverage_limit(m, n).mean().item()
+        values["total_variation"] = total_variation(ids, m).mean().item()
+        values["total_variation_perfect"] = expected_total_variation(m, n).mean().item()
+    return Metrics(**{**values, "num_inputs": b, "num_samples": n})
+
+
+def solution_ids(task: Task, puzzles: PuzzleSet, tokens: Tensor) -> Tensor:
+    """Return the index of each sample among the solutions of its input (without input: among the data), or -1.
+
+    Args:
+        tokens: int64 ``[N, B, L_out]``.
+
+    Returns:
+        int64 ``[N, B]``.
     """
     canonical = task.canonical_form(puzzles.inputs, tokens)
     ids = torch.empty(tokens.shape[:2], dtype=torch.long)
     for i in range(tokens.shape[1]):
         solutions = puzzles.solutions if puzzles.inputs is None else puzzles.solutions_of(i)
-        for at, part in zip(ids[:, i].split(1000), canonical[:, i].split(1000), strict=True):
-            hit, which = (part[:, None] == solutions).all(-1).max(-1)  # [N, m]
-            at.copy_(torch.where(hit, which, -1))
+        for part_ids, part in zip(ids[:, i].split(1000), canonical[:, i].split(1000), strict=True):
+            is_equal, index = (part[:, None] == solutions).all(-1).max(-1)  # [N, m] to [N]
+            part_ids.copy_(torch.where(is_equal, index, -1))
     return ids
 
 
 def coverage_by_input(ids: Tensor, num_solutions: Tensor) -> Tensor:
-    """The share of an input's solutions among its samples: ids ``[N, B]`` from :func:`solution_ids` to ``[B]``."""
-    found = torch.tensor([len(set(column) - {-1}) for column in ids.T.tolist()])
-    return found.double() / num_solutions
+    """Return the share of each input's solutions among its samples, from ids ``[N, B]`` of :func:`solution_ids`."""
+    counts = torch.tensor([len(set(column) - {-1}) for column in ids.T.tolist()])
+    return counts.double() / num_solutions
 
 
 def coverage_limit(num_solutions: Tensor, num_samples: int) -> Tensor:
-    """The coverage expected of ``num_samples`` i.i.d. uniform draws from m solutions, ``[B]``."""
+    """Return the expected coverage of ``num_samples`` i.i.d. uniform draws from m solutions, ``[B]``."""
     return 1 - (1 - 1 / num_solutions.double()) ** num_samples
 
 
 def excess(full: Tensor, num_solutions: Tensor) -> Tensor:
-    """What the full bound (Eq. 13) of targets drawn uniformly is short of a perfect model's: -ELBO - log m, ``[B]``.
+    """Return how far the full bound (Eq. 13) is below that of a perfect model: -ELBO - log m, nats, ``[B]``.
 
-    Nats. Each is an estimate from one target and one draw of the guide; their mean e over inputs is 0 for a perfect
-    model, and an answer *drawn* at the end of a prior trajectory is right with probability exp(-e) at least (Jensen).
-    Accuracy is of the most probable answer there, which no theorem puts above that.
+    Each value is an estimate from one uniformly drawn target and one draw of the guide. Their mean e over inputs is 0
+    for a perfect model. By Jensen's inequality an answer *sampled* at the end of a prior trajectory is right with
+    probability exp(-e) at least. Accuracy is of the most probable answer there, which no theorem puts above that.
     """
     return -full.double() - num_solutions.double().log()
 
 
-def winners(canonical: Tensor, score: Tensor | None = None, value: Tensor | None = None) -> Tensor:
-    """What each input is answered with: the winner of the vote, or what the values select.
+def selected_answers(canonical: Tensor, score: Tensor | None = None, value: Tensor | None = None) -> Tensor:
+    """Select one answer to each input from its samples: by majority vote or, with values, by the value head.
 
     Args:
         canonical: int64 ``[N, B, L_out]``.
-        score: of each sample, nats, ``[N, B]``; it breaks ties. Without, they go to the first.
+        score: of each sample, nats, ``[N, B]``, to break ties. Without it ties go to the first sample.
         value: the value head's estimates, ``[N, B]``; None for the vote (``sampling.selection``).
 
     Returns:
         int64 ``[B, L_out]``.
     """
     score = torch.zeros(canonical.shape[:2]) if score is None else score
-    won = []
+    selected = []
     for i, samples in enumerate(canonical.unbind(1)):
         answers, scores = [tuple(row) for row in samples.tolist()], score[:, i].tolist()
-        found = tally(answers, scores)[0] if value is None else select_by_value(answers, value[:, i].tolist(), scores)
-        won.append(samples[found.first])
-    return torch.stack(won)
+        if value is None:
+            candidate = tally(answers, scores)[0]
+        else:
+            candidate = select_by_value(answers, value[:, i].tolist(), scores)
+        selected.append(samples[candidate.first])
+    return torch.stack(selected)
 
 
-def measure(task: Task, puzzles: PuzzleSet, tokens: Tensor, score: Tensor | None = None) -> Metrics:
-    """Metrics of the samples of a roll-out.
+def wilson_interval(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the Wilson score interval of a share of ``count`` independent inputs.
 
-    Without input B is 1: the samples of p(x) are measured one by one. Versions of an input are left out.
+    The interval stays within [0, 1] and has a positive width for shares of 0 and 1. It equals that of scipy's
+    ``binomtest`` if the share is a count of inputs. A mean over inputs of values between 0 and 1 (such as the share of
+    right samples) varies less than a count, and its interval is too wide rather than too narrow.
 
     Args:
-        tokens: int64 ``[N, B, L_out]``, drawn for the inputs of ``puzzles``.
-        score: of each sample, nats, ``[N, B]``; it breaks ties of the vote.
+        share: between 0 and 1.
+        count: independent inputs, not samples.
+        level: of confidence.
+
+    Raises:
+        ValueError: a share outside [0, 1], or no input.
     """
-    plain = puzzles.is_first_version
-    if plain is not None:
-        puzzles, tokens, score = puzzles.select(plain), tokens[:, plain], None if score is None else score[:, plain]
-    n, b = tokens.shape[:2]
-    x = puzzles.inputs
-    found: dict[str, Any] = dict.fromkeys(f.name for f in fields(Metrics))
+    if not 0 <= share <= 1 or count < 1:
+        raise ValueError(f"a share of inputs lies between 0 and 1, of at least one input: not {share} of {count}")
+    z = norm.ppf(0.5 + level / 2)
+    denominator = 1 + z * z / count
+    centre = (share + z * z / (2 * count)) / denominator
+    half = z / denominator * sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
-    def mean_of(name: str, values: Tensor) -> None:
-        found[name] = values.double().mean().item()
-        if len(values) > 1:
-            found[f"{name}_se"] = (values.double().std(correction=0) / len(values) ** 0.5).item()
 
-    if task.is_checkable:
-        broken = task.violations(x, tokens)
-        valid = (broken == 0).double()
-        first = (slice(None), 0) if x is None else (0,)
-        mean_of("accuracy", valid[first])
-        found["violations"] = int(broken[first].sum())
-        found["sample_accuracy"] = valid.mean().item()
-        if x is not None:
-            found["any_valid"] = valid.amax(0).mean().item()
-            found["vote_accuracy"] = (
-                task.is_valid(x, winners(task.canonical_form(x, tokens), score)).double().mean().item()
-            )
-    if puzzles.has_all_solutions:
-        m = puzzles.num_solutions
-        ids = solution_ids(task, puzzles, tokens)
-        mean_of("coverage", coverage_by_input(ids, m))
-        found["coverage_limit"] = coverage_limit(m, n).mean().item()
-        found["total_variation"] = total_variation(ids, m).mean().item()
-        found["total_variation_perfect"] = expected_total_variation(m, n).mean().item()
-    return Metrics(**{**found, "num_inputs": b, "num_samples": n})
+def count_layers(model: nn.Module, x: Tensor | None, depth: int) -> int:
+    """Count the layers that one sample passes through: its cost, which is the same on every machine.
+
+    A layer is a ``networks.layers.Block``: attention, or SwiGLU over positions, and a SwiGLU over channels. Heads,
+    embeddings and decoders are not counted. Every pass counts the same, although the passes of an autoregressive model
+    are over fewer positions than those of a recursion.
+
+    Args:
+        model: the program, with a prior that can be sampled.
+        x: one input, int64 ``[1, *event]``; None for p(x).
+        depth: supervision steps.
+    """
+    count = 0
+
+    def increment(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    hooks = [module.register_forward_hook(increment) for module in model.modules() if isinstance(module, Block)]
+    try:
+        with isolated_rng(model, x):
+            run_steps(model, to_device_of(model, x), None, 1, depth)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return count

@@ -1,6 +1,7 @@
-"""The numbers of the paper (arXiv 2605.19376) to stand beside ours; ``paper.toml`` holds them.
+"""The results of the paper (arXiv 2605.19376), from ``paper.toml``, to compare with.
 
-Its accuracies stand beside those of a single sample, everywhere: the paper does not say which they are.
+The paper does not say whether its accuracies are of single samples; here they are compared with those of single samples
+everywhere.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from functools import cache
 from pathlib import Path
 
 TITLES = {"1": "Table 1", "2": "Table 2", "3a": "Table 3a", "3b": "Table 3b", "8": "Table 8", "arc": "ARC-AGI"}
-COUNTS = ("violations", "inception_score", "frechet_distance")  # all others are shares, there in per cent
+COUNTS = ("violations", "inception_score", "frechet_distance")  # other metrics are shares, printed in per cent
 
-ROWS = {"direct": "direct8", "d3pm": "d3pm_uniform"}  # the row of a model whose name here is another
+ROWS = {"direct": "direct8", "d3pm": "d3pm_uniform"}  # registry name -> row, where they differ
 
 Rows = dict[str, dict[str, float]]
 
@@ -23,14 +24,14 @@ def _tables() -> dict[str, dict[str, Rows]]:
 
 
 def rows(table: str, problem: str) -> Rows:
-    """Row -> metric -> number as printed, of one problem in one table; empty where the paper says nothing."""
+    """Return row -> metric -> number as printed, of a problem in a table; empty if the paper has none."""
     return _tables().get(table, {}).get(problem, {})
 
 
 def published(problem: str, model: str = "gram") -> dict[str, float]:
-    """Metric -> number, shares as fractions, of a model on a problem; the first table that has one counts."""
-    found: dict[str, float] = {}
+    """Return metric -> number of a model on a problem, shares as fractions; the first table with a metric counts."""
+    numbers: dict[str, float] = {}
     for table in _tables().values():
         for metric, number in table.get(problem, {}).get(ROWS.get(model, model), {}).items():
-            found.setdefault(metric, number if metric in COUNTS else number / 100)
-    return found
+            numbers.setdefault(metric, number if metric in COUNTS else number / 100)
+    return numbers

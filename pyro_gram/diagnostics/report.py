@@ -1,4 +1,4 @@
-"""report.html: can this posterior be trusted? One self-contained file, which needs no network and fits a telephone."""
+"""report.html: can this posterior be trusted? One self-contained file without network access, also for telephones."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
 from pyro_gram.diagnostics import paper
-from pyro_gram.diagnostics.plots.captions import READINGS, SHOWS
-from pyro_gram.diagnostics.verdicts import BAD, ESTIMATES, GOOD, GUIDE, LOOK, SAMPLES, UNKNOWN, Verdict, worst
+from pyro_gram.diagnostics.plots.captions import CAPTIONS
+from pyro_gram.diagnostics.verdicts import BAD, ESTIMATES, GOOD, GUIDE, LOOK, SAMPLES, UNKNOWN, Verdict, worst_level
 from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.system.files import format_json, write_bytes
 
@@ -22,31 +22,28 @@ CLASSES = {GOOD: "good", LOOK: "look", BAD: "bad", UNKNOWN: "unknown"}
 QUESTIONS = {
     SAMPLES: ("Can its answers be trusted?", "Trajectories of the prior, on inputs that training never saw."),
     ESTIMATES: ("Can its likelihoods be trusted?", "Estimates of log p(y|x), from the guide and from the prior."),
-    GUIDE: ("Can its guide be trusted?", "The inference network, and the bounds that lean on it. No answer does."),
+    GUIDE: ("Can its guide be trusted?", "The inference network and the bounds. Answers do not depend on them."),
 }
 ROWS = (
-    ("accuracy", "Right first sample"),
+    ("accuracy", "Accuracy, first samples"),
     ("violations", "Violations in the first samples, summed"),
-    ("vote_accuracy", "Right most frequent sample"),
-    ("sample_accuracy", "Right samples among all"),
-    ("any_valid", "Inputs with any right sample"),
+    ("vote_accuracy", "Accuracy, most frequent sample"),
+    ("sample_accuracy", "Accuracy, all samples"),
+    ("any_valid", "Inputs with at least one right sample"),
     ("coverage", "Coverage of all solutions"),
     ("coverage_limit", "Coverage limit of i.i.d. uniform draws"),
     ("coverage_ratio", "Coverage / limit"),
     ("total_variation", "Total variation of right samples to uniform over the solutions"),
-    (
-        "total_variation_perfect",
-        "The same of N i.i.d. uniform draws (of fewer, where samples are wrong, it is greater)",
-    ),
-    ("posterior_accuracy", "Right answers under the guide, which has y in sight: no measure of reasoning"),
+    ("total_variation_perfect", "Expected total variation of N i.i.d. uniform draws (larger for fewer right samples)"),
+    ("posterior_accuracy", "Right answers under the guide, which is given y: no measure of reasoning"),
     ("elbo", "Full ELBO (Eq. 13), nats per input"),
     ("elbo_surrogate", "Surrogate ELBO (Eq. 14), nats per input"),
-    ("kl", "KL of the whole trajectory, nats per input"),
+    ("kl", "KL of the full trajectory, nats per input"),
     ("reconstruction", "-log p(y|h) at its end, nats per input"),
     ("log_num_solutions", "Mean of log m, the least possible -ELBO"),
     ("excess", "Excess: -ELBO less log m, nats per input"),
     ("log_likelihood_prior_mc", "log p(y|x) by prior Monte Carlo on a few inputs, nats per input"),
-    ("log_likelihood_limit", "What a perfect model has on average: minus the mean of log m on those inputs"),
+    ("log_likelihood_limit", "Mean log p(y|x) of a perfect model on these inputs: minus the mean of log m"),
 )
 LISTED = {key for key, _ in ROWS} | {
     "elbo_full", "elbo_inputs", "log_likelihood_samples", "log_likelihood_inputs", "num_inputs", "num_samples", "depth",
@@ -56,57 +53,58 @@ LISTED = {key for key, _ in ROWS} | {
 
 @dataclass(frozen=True)
 class Section:
-    """A figure with what a reader needs.
+    """A figure with its caption and verdicts.
 
     Attributes:
         title: of the figure.
-        reading: one sentence on how to read it.
-        figure: a PNG or GIF file; None where ``missing`` says why there is none.
-        verdicts: what it shows.
-        missing: the reason.
+        caption: how to read it.
+        figure: a PNG or GIF file; None if there is none.
+        verdicts: those that the figure shows.
+        reason: why there is no figure.
     """
 
     title: str
-    reading: str
+    caption: str
     figure: Path | None = None
     verdicts: tuple[Verdict, ...] = ()
-    missing: str = ""
+    reason: str = ""
 
     @classmethod
-    def of(cls, name: str, figure: Path, found: dict[str, Verdict]) -> Section:
-        """The section of a figure that ``readings`` knows, with those of the verdicts ``found`` that it shows."""
-        return cls(*READINGS[name], figure, tuple(found[v] for v in SHOWS[name] if v in found))
+    def from_figure(cls, name: str, figure: Path, verdicts: dict[str, Verdict]) -> Section:
+        """Make the section of a figure of ``CAPTIONS``, with those of the verdicts that it shows."""
+        caption = CAPTIONS[name]
+        return cls(caption.title, caption.text, figure, tuple(verdicts[v] for v in caption.verdicts if v in verdicts))
 
     @classmethod
-    def without(cls, name: str, missing: str) -> Section:
-        """The section of a figure that there is none of."""
-        return cls(*READINGS[name], missing=missing)
+    def without_figure(cls, name: str, reason: str) -> Section:
+        """Make the section of a figure that cannot be drawn."""
+        return cls(CAPTIONS[name].title, CAPTIONS[name].text, reason=reason)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of the table of results; ``paper`` holds the paper's, where it has one."""
+    """One row of the table of results; ``paper`` is the paper's value, if it has one."""
 
     label: str
-    ours: str
+    value: str
     paper: str = ""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the page says.
+    """The contents of the page.
 
     Attributes:
-        title: its heading.
-        lead: what was measured, on what.
-        verdicts: the answers to the questions at its top.
+        title: of the page.
+        summary: what was measured, on which inputs.
+        verdicts: the answers to the questions at the top.
         rows: the results.
-        sections: figures, in order.
+        sections: the figures, in order.
         details: name -> JSON value, folded in at the end.
     """
 
     title: str
-    lead: str
+    summary: str
     verdicts: list[Verdict]
     rows: list[Row]
     sections: list[Section]
@@ -114,12 +112,12 @@ class Report:
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Render the page and write it, atomically."""
+    """Render the page and write it atomically."""
     groups = []
-    for about, (question, what) in QUESTIONS.items():
-        found = [v for v in report.verdicts if v.about == about]
-        if found:
-            groups.append((question, what, worst(found), found))
+    for about, (question, subject) in QUESTIONS.items():
+        verdicts = [v for v in report.verdicts if v.about == about]
+        if verdicts:
+            groups.append((question, subject, worst_level(verdicts), verdicts))
     page = _template().render(
         report=report,
         groups=groups,
@@ -139,65 +137,66 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["embedded"] = _embedded
-    environment.filters["shape"] = _shape
+    environment.filters["data_uri"] = _data_uri
+    environment.filters["css_class"] = _css_class
     environment.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     return environment.get_template("report.html.jinja")
 
 
-def _embedded(path: Path) -> str:
-    """A picture as a data URI."""
+def _data_uri(path: Path) -> str:
+    """Return a picture as a data URI."""
     return f"data:{MIME[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _shape(path: Path) -> str:
-    """Wide pictures scroll sideways on a telephone, instead of shrinking until nobody can read them."""
+def _css_class(path: Path) -> str:
+    """Return the class of wide pictures, which scroll sideways on a telephone instead of shrinking."""
     with Image.open(path) as image:
         ratio = image.width / image.height
     return "wider" if ratio > 2.5 else "wide" if ratio > 1.4 else ""
 
 
-def result_rows(metrics: dict[str, Any], problem: str, model: str, whole: bool) -> list[Row]:
-    """The metrics of results.json, beside the paper's of the same model.
+def result_rows(metrics: dict[str, Any], problem: str, model: str, all_inputs: bool) -> list[Row]:
+    """Return the metrics of results.json with those of the same model in the paper.
 
     Args:
         problem: ``Task.paper_name``.
         model: the model's registry name.
-        whole: they are of all test inputs. The paper's sums are.
+        all_inputs: the metrics are of all test inputs, as the paper's sums are.
     """
-    numbers = paper.published(problem, model)
-    if not whole:
-        numbers = {metric: value for metric, value in numbers.items() if metric != "violations"}
-    named = list(ROWS) + [
+    published = paper.published(problem, model)
+    if not all_inputs:
+        published.pop("violations", None)
+    labels = list(ROWS) + [
         (key, key.replace("_", " ").capitalize()) for key in metrics if key not in LISTED and not key.endswith("_se")
     ]
     return [
-        Row(label, number(metrics[key]), f"{numbers[key]:g}" if key in numbers else "")
-        for key, label in named
+        Row(label, format_number(metrics[key]), f"{published[key]:g}" if key in published else "")
+        for key, label in labels
         if isinstance(metrics.get(key), int | float)
     ]
 
 
-def lead_of(config: dict[str, Any], results: dict[str, Any]) -> str:
-    """What was trained and measured, in a few sentences."""
+def summarize_run(config: dict[str, Any], results: dict[str, Any]) -> str:
+    """Describe what was trained and measured, in a few sentences."""
     m, seconds = results["metrics"], results["seconds"]
-    asked, minutes = config["train"]["batches"], config["train"]["minutes"]
-    of = f" of {asked:,} (fitted to {minutes:g} minutes)" if results["batches"] < asked else ""
+    batches, minutes = config["train"]["batches"], config["train"]["minutes"]
+    of = f" of {batches:,} (fitted to {minutes:g} minutes)" if results["batches"] < batches else ""
     temper = TemperConfig(m["temper_scale"], m["temper_transitions"]).describe()
     return (
-        f"{results['parameters']:,} parameters, {results['batches']:,}{of} batches; trained in {seconds['train']:.0f}, "
-        f"evaluated in {seconds['evaluate']:.0f} s. Accuracy and coverage are of fresh trajectories of the prior"
-        f"{f' ({temper})' if temper else ''}{_measured(m)}, {m['depth']} supervision steps deep; only the bounds and "
-        "what is said of the guide have y in sight, and they and log p(y|x) are of the prior as it is."
+        f"{results['parameters']:,} parameters, {results['batches']:,}{of} batches. Training took "
+        f"{seconds['train']:.0f} s, evaluation {seconds['evaluate']:.0f} s. Accuracy and coverage are of trajectories "
+        "of the prior"
+        f"{f' ({temper})' if temper else ''}{_describe_samples(m)}, {m['depth']} supervision steps deep. These are "
+        "never given y. The guide and the bounds are given y; they and log p(y|x) are of the prior without temper."
     )
 
 
-def _measured(m: dict[str, Any]) -> str:
+def _describe_samples(m: dict[str, Any]) -> str:
     if m["vote_accuracy"] is None:  # p(x)
         return f" without input, {m['num_samples']:,} samples"
     return f" on {m['num_inputs']:,} inputs that training never saw, {m['num_samples']} samples each"
 
 
-def number(value: float) -> str:
-    """Three decimals; whole numbers as they are."""
+def format_number(value: float) -> str:
+    """Format a number with three decimals; whole numbers without."""
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

@@ -1,7 +1,7 @@
-"""What trajectories of the prior do: where they end, when they part, and which draws decide.
+"""Analyse trajectories of the prior: where they end, when they separate, and which draws decide the answer.
 
-Numbers alone; ``trajectory_figures`` draws them. All trajectories are fresh ones from z_0 that never see an answer, and
-two answers are one where their canonical forms are. All states of the given inputs are held at once: give few.
+``plots.trajectories`` draws the results. All trajectories start at z_0 and are never given an answer. Two answers are
+the same if their canonical forms are. All states of the given inputs are in memory at once, so that few inputs fit.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from pyro_gram.sampling.rollout import Decode, isolated_rng, rollout_steps, run_
 from pyro_gram.sampling.tempering import NO_TEMPER, AtMean, Temper, TemperConfig
 from pyro_gram.tasks.base import Task
 
-Kept = TypeVar("Kept")
+Recorded = TypeVar("Recorded")
 
-MOST_POSITIONS, SOME_POSITIONS = 100, 32  # of a longer sequence so many positions are looked at
+MAX_POSITIONS, NUM_POSITIONS = 100, 32  # of sequences longer than the first, so many positions are resampled
 
 
-# ---- following them ----------------------------------------------------------------------------------------------
+# ---- recording ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Walk:
-    """Trajectories of the prior, step by step; on the CPU.
+class Trajectories:
+    """Trajectories of the prior after each supervision step, on the CPU.
 
     Attributes:
-        tokens: the most probable answer after each supervision step, int64 ``[S, N, B, L_out]``.
-        h: the high-level state, z_0's first, ``[S + 1, N, B, L, D]``. A program that starts anew at each call has no
-            z_0; it shows one call more.
+        tokens: the most probable answer after each step, int64 ``[S, N, B, L_out]``.
+        h: the high-level state, z_0 first, ``[S + 1, N, B, L, D]``. A program that starts anew at each call has no z_0
+            and shows one more call.
     """
 
     tokens: Tensor
     h: Tensor
 
 
-def walk(
+def trace_trajectories(
     model: Callable[..., Any],
     x: Tensor | None,
     *,
@@ -53,175 +53,186 @@ def walk(
     seed: int = 0,
     temper: TemperConfig = NO_TEMPER,
     at_mean: bool = False,
-) -> Walk:
-    """Follow ``num_samples`` trajectories an input over ``depth`` supervision steps, all of them at once.
+) -> Trajectories:
+    """Sample trajectories and record their answers and states after each supervision step.
 
-    They are those of ``sampling.rollout`` under the same seed.
+    They are the trajectories of ``sampling.rollout`` under the same seed.
 
     Args:
         x: a few inputs, int64 ``[B, *event]``; None for p(x), where B is 1.
-        temper: the scale of the prior at the start of each trajectory.
-        at_mean: the deterministic path instead: every guidance at its prior's mean, and N is 1.
+        depth: supervision steps, S.
+        num_samples: N, trajectories of each input.
+        temper: the scale of the prior in the first transitions.
+        at_mean: record the deterministic trajectory instead, whose guidance is the prior's mean; N is then 1.
 
     Raises:
         UserError: ``num_samples`` or ``depth`` below 1.
-        NotImplementedError: ``at_mean`` of a prior that has none.
+        NotImplementedError: ``at_mean`` for a prior without a mean.
     """
     check_counts(seed=seed, num_samples=num_samples, depth=depth)
     n, handler = (1, AtMean()) if at_mean else (num_samples, Temper(temper))
-    seen = followed(model, x, n, depth, seed, handler, lambda end: (answers_of(end), states_of(end)))
-    tokens, h = zip(*seen, strict=True)
-    return Walk(torch.stack(tokens[1:]), torch.stack(h))
+    records = record_steps(model, x, n, depth, seed, handler, lambda end: (answers_of(end), states_of(end)))
+    tokens, h = zip(*records, strict=True)
+    return Trajectories(torch.stack(tokens[1:]), torch.stack(h))
 
 
-def followed(
+def record_steps(
     model: Callable[..., Any],
     x: Tensor | None,
-    n: int,
+    num_samples: int,
     depth: int,
     seed: int,
     handler: Messenger,
-    keep: Callable[[Decode], Kept],
-) -> list[Kept]:
-    """What ``keep`` takes of z_0 and of the end of each supervision step: S + 1 of them."""
+    record: Callable[[Decode], Recorded],
+) -> list[Recorded]:
+    """Apply ``record`` to z_0 and to the end of each of ``depth`` supervision steps under a handler."""
     with isolated_rng(model, x):
         torch.manual_seed(seed)
-        kept = [keep(run_steps(model, x, None, n, 0))]
-        torch.manual_seed(seed)  # again: a program that draws its z_0 draws the same one
+        records = [record(run_steps(model, x, None, num_samples, 0))]
+        torch.manual_seed(seed)  # again, so that a program which draws its z_0 draws the same one
         with handler:
-            kept += [keep(end) for end in rollout_steps(model, x, depth=depth, num_samples=n)]
-    return kept
+            records += [record(end) for end in rollout_steps(model, x, depth=depth, num_samples=num_samples)]
+    return records
 
 
 def answers_of(end: Decode) -> Tensor:
-    """y, int64 ``[N, B, L_out]``."""
+    """Return y on the CPU, int64 ``[N, B, L_out]``."""
     return end.values[ANSWER].cpu()
 
 
 def states_of(end: Decode) -> Tensor:
-    """h, ``[N, B, L, D]``, also where trajectories share it still."""
+    """Return h on the CPU, ``[N, B, L, D]``, expanded if trajectories still share it."""
     n, b = end.values[ANSWER].shape[:2]
     return end.state.h.expand(n, b, -1, -1).cpu()
 
 
 def on_cpu(x: Tensor | None) -> Tensor | None:
-    """Inputs where tasks look at them."""
+    """Return inputs on the CPU; None stays None."""
     return None if x is None else x.cpu()
 
 
-# ---- where they end, and when they part --------------------------------------------------------------------------
+# ---- where trajectories end --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Attractors:
-    """The answers that the trajectories of an input end in, and when they have them.
+    """The answers that the trajectories of an input end in, and the steps at which they reach them.
 
     Attributes:
-        distinct: final answers that differ, int64 ``[B]``.
-        distinct_right: the right ones among them; all, where no answer is right or wrong.
-        effective: exp of the entropy of their frequencies, ``[B]``: so many equally frequent ones are as varied.
-        right_at: the share of trajectories with a right answer after each step, ``[S, B]``; NaN where it is not known
-            what is right, None where no answer is right or wrong.
-        settled_at: the share of trajectories that have their final answer for good after each step, ``[S, B]``.
-        settling: the step at which a trajectory reaches its final answer for good, 1 to S, int64 ``[N, B]``.
-        unsettled: the share of trajectories whose answer still changed in the last quarter of the steps, ``[B]``.
+        num_distinct: distinct final answers, int64 ``[B]``.
+        num_distinct_right: the right ones among them; all if the task cannot check answers.
+        effective_number: exp of the entropy of their frequencies, ``[B]``: the number of equally frequent answers with
+            this entropy.
+        right_by_step: share of trajectories with a right answer after each step, ``[S, B]``; NaN for inputs whose right
+            answer is not known, None if the task cannot check answers.
+        settled_by_step: share of trajectories that keep their answer from each step on, ``[S, B]``.
+        settling_step: the step from which a trajectory keeps its final answer, 1 to S, int64 ``[N, B]``.
+        unsettled_by_input: share of trajectories whose answer changes in the last quarter of the steps, ``[B]``.
     """
 
-    distinct: Tensor
-    distinct_right: Tensor
-    effective: Tensor
-    right_at: Tensor | None
-    settled_at: Tensor
-    settling: Tensor
-    unsettled: Tensor
+    num_distinct: Tensor
+    num_distinct_right: Tensor
+    effective_number: Tensor
+    right_by_step: Tensor | None
+    settled_by_step: Tensor
+    settling_step: Tensor
+    unsettled_by_input: Tensor
 
     @property
-    def right(self) -> Tensor | None:
+    def right_by_input(self) -> Tensor | None:
         """The share of trajectories that end in a right answer, ``[B]``."""
-        return None if self.right_at is None else self.right_at[-1]
+        return None if self.right_by_step is None else self.right_by_step[-1]
 
     @property
     def unsettled_fraction(self) -> float | None:
-        """The mean of ``unsettled``. None of a single step, which cannot change, and of images, which never settle."""
-        return None if self.right_at is None or len(self.settled_at) == 1 else self.unsettled.mean().item()
+        """The mean of ``unsettled_by_input``; None for a single step, and for images, which never settle."""
+        if self.right_by_step is None or len(self.settled_by_step) == 1:
+            return None
+        return self.unsettled_by_input.mean().item()
 
 
 def attractors(task: Task, x: Tensor | None, tokens: Tensor) -> Attractors:
-    """From the answers after each step.
+    """Find the final answers of trajectories, from the answers after each step.
 
     Args:
         x: the inputs, int64 ``[B, *event]``; None for p(x).
-        tokens: int64 ``[S, N, B, L_out]``, as in :class:`Walk`.
+        tokens: int64 ``[S, N, B, L_out]``, as in :class:`Trajectories`.
     """
     x = on_cpu(x)
     canonical = task.canonical_form(x, tokens)
-    right = task.is_valid(x, tokens) if task.is_checkable else None
+    is_right = task.is_valid(x, tokens) if task.is_checkable else None
     steps, n = tokens.shape[:2]
-    kept = (canonical == canonical[-1]).all(-1).flip(0).cumprod(0).sum(0)  # steps at the end with the final answer
-    settling = steps - kept + 1
-    ends = numbered(canonical[-1])
-    counts = [which.bincount() for which in ends.T]
-    counted = torch.ones_like(ends, dtype=torch.bool) if right is None else right[-1]
-    kinds = [which[at] for which, at in zip(ends.T, counted.T, strict=True)]
-    quarter = min(-(-steps // 4), steps - 1)  # one step alone cannot change
+    steps_kept = (canonical == canonical[-1]).all(-1).flip(0).cumprod(0).sum(0)  # last steps with the final answer
+    settling_step = steps - steps_kept + 1
+    ends = number_answers(canonical[-1])
+    counts = [column.bincount() for column in ends.T]
+    is_counted = torch.ones_like(ends, dtype=torch.bool) if is_right is None else is_right[-1]
+    right_ends = [column[mask] for column, mask in zip(ends.T, is_counted.T, strict=True)]
+    quarter = min(-(-steps // 4), steps - 1)  # a single step cannot change an answer
+    right_by_step = None
+    if is_right is not None:
+        right_by_step = is_right.double().mean(1).masked_fill(~task.has_known_answer(x, tokens[0, 0]), torch.nan)
     return Attractors(
         torch.tensor([len(c) for c in counts]),
-        torch.tensor([len(k.unique()) for k in kinds]),
+        torch.tensor([len(numbers.unique()) for numbers in right_ends]),
         torch.stack([torch.special.entr(c.double() / n).sum().exp() for c in counts]),
-        None
-        if right is None
-        else right.double().mean(1).masked_fill(~task.has_known_answer(x, tokens[0, 0]), torch.nan),
-        (settling <= torch.arange(1, steps + 1)[:, None, None]).double().mean(1),
-        settling,
-        (settling > steps - quarter).double().mean(0),
+        right_by_step,
+        (settling_step <= torch.arange(1, steps + 1)[:, None, None]).double().mean(1),
+        settling_step,
+        (settling_step > steps - quarter).double().mean(0),
     )
 
 
-def numbered(answers: Tensor) -> Tensor:
-    """Which distinct answer to its input each is, 0 the most frequent: ``[N, B, L_out]`` to int64 ``[N, B]``."""
+def number_answers(answers: Tensor) -> Tensor:
+    """Number the distinct answers to each input, 0 the most frequent: ``[N, B, L_out]`` to int64 ``[N, B]``."""
     columns = []
     for samples in answers.unbind(1):
-        _, which, counts = samples.unique(dim=0, return_inverse=True, return_counts=True)
-        columns.append(counts.argsort(descending=True, stable=True).argsort()[which])
+        _, index, counts = samples.unique(dim=0, return_inverse=True, return_counts=True)
+        columns.append(counts.argsort(descending=True, stable=True).argsort()[index])
     return torch.stack(columns, 1)
 
 
+# ---- when trajectories separate ----------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class Parting:
-    """Pairs of trajectories of one input; all pairs of all inputs count alike, and NaN stands where there are none.
+class Separation:
+    """Pairs of trajectories of one input; means are over all pairs of all inputs, NaN without any pair.
 
     Attributes:
-        differ: of the pairs that end in different answers the share that has different ones after each step, ``[S]``.
-        apart: their mean distance, root mean square over positions and channels, from z_0 on, ``[S + 1]``.
-        alike: the mean distance of the pairs that end in the same answer, ``[S + 1]``.
-        num_apart, num_alike: how many pairs.
+        differ_by_step: of the pairs with different final answers, the share with different answers after each step,
+            ``[S]``.
+        distance_different: mean distance of these pairs, root mean square over positions and channels, from z_0 on,
+            ``[S + 1]``.
+        distance_same: mean distance of the pairs with the same final answer, ``[S + 1]``.
+        num_different, num_same: the number of pairs of either kind.
     """
 
-    differ: Tensor
-    apart: Tensor
-    alike: Tensor
-    num_apart: int
-    num_alike: int
+    differ_by_step: Tensor
+    distance_different: Tensor
+    distance_same: Tensor
+    num_different: int
+    num_same: int
 
 
-def parting(task: Task, x: Tensor | None, walked: Walk) -> Parting:
-    """When trajectories that end in different answers part, in their answers and in their states."""
-    canonical = task.canonical_form(on_cpu(x), walked.tokens)
-    n = walked.tokens.shape[1]
+def separation(task: Task, x: Tensor | None, trajectories: Trajectories) -> Separation:
+    """Measure when trajectories that end in different answers separate, in their answers and in their states."""
+    canonical = task.canonical_form(on_cpu(x), trajectories.tokens)
+    n = trajectories.tokens.shape[1]
     i, j = torch.triu_indices(n, n, offset=1)
-    differ, distance = [], []
-    for answers, h in zip(canonical.unbind(2), walked.h.flatten(-2).unbind(2), strict=True):
+    differ, distances = [], []
+    for answers, h in zip(canonical.unbind(2), trajectories.h.flatten(-2).unbind(2), strict=True):
         differ.append((answers[:, i] != answers[:, j]).any(-1))  # [S, pairs]
-        gap = torch.cdist(h, h, compute_mode="donot_use_mm_for_euclid_dist")  # near ones would be lost in rounding
-        distance.append(gap[:, i, j] / h.shape[-1] ** 0.5)
-    answered, gaps = torch.cat(differ, 1), torch.cat(distance, 1).double()
-    ends = answered[-1]
-    return Parting(
-        answered[:, ends].double().mean(1),
-        gaps[:, ends].mean(1),
-        gaps[:, ~ends].mean(1),
-        int(ends.sum()),
-        int((~ends).sum()),
+        distance = torch.cdist(h, h, compute_mode="donot_use_mm_for_euclid_dist")  # exact for states close together
+        distances.append(distance[:, i, j] / h.shape[-1] ** 0.5)
+    all_differ, all_distances = torch.cat(differ, 1), torch.cat(distances, 1).double()
+    is_different = all_differ[-1]
+    return Separation(
+        all_differ[:, is_different].double().mean(1),
+        all_distances[:, is_different].mean(1),
+        all_distances[:, ~is_different].mean(1),
+        int(is_different.sum()),
+        int((~is_different).sum()),
     )
 
 
@@ -229,26 +240,27 @@ def parting(task: Task, x: Tensor | None, walked: Walk) -> Parting:
 
 
 @dataclass(frozen=True)
-class Deciding:
-    """The share of forks of a trajectory that end in its answer.
+class GuidanceInfluence:
+    """The share of forks of a trajectory that end in its answer. A fork keeps part of the trajectory's guidance.
 
     Attributes:
-        kept: how many of the first transitions' guidance a fork keeps, int64 ``[points]``: 0, the level of chance, to
-            all.
-        by_transition: the share for each, of forks with the rest drawn anew, ``[points, B]``.
-        positions: of the sequence (prefix positions first), int64 ``[P]``; evenly spaced ones of a long sequence.
-        by_position: the share for each, of forks that keep all guidance but that of the position, which is drawn anew
-            at every transition, ``[P, B]``.
+        num_kept: the number of first transitions whose guidance a fork keeps, int64 ``[points]``: from 0, the level of
+            chance, to all.
+        by_transition: the share for each number, where the guidance of later transitions is drawn anew,
+            ``[points, B]``.
+        positions: positions of the sequence, prefix first, int64 ``[P]``; evenly spaced for a long sequence.
+        by_position: the share for each position, where the guidance of this position alone is drawn anew in every
+            transition, ``[P, B]``.
     """
 
-    kept: Tensor
+    num_kept: Tensor
     by_transition: Tensor
     positions: Tensor
     by_position: Tensor
 
 
-class _Record(Messenger):
-    """Keeps the guidance of every transition in which some is drawn: ``eps`` by transition, ``[N, B, L, *]``."""
+class _RecordGuidance(Messenger):
+    """Record the guidance of every transition that draws some: ``eps`` by transition, ``[N, B, L, *]``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -260,8 +272,8 @@ class _Record(Messenger):
             self.eps[t] = msg["value"]
 
 
-class _Keep(Messenger):
-    """Answers the guidance of some transitions with what was recorded; the others are drawn."""
+class _KeepTransitions(Messenger):
+    """Set the guidance of some transitions to recorded values; the others are drawn."""
 
     def __init__(self, eps: dict[int, Tensor]) -> None:
         super().__init__()
@@ -274,8 +286,8 @@ class _Keep(Messenger):
             msg["done"] = True
 
 
-class _KeepElsewhere(Messenger):
-    """Puts back what was recorded of all guidance, but at one position of the sequence."""
+class _KeepOtherPositions(Messenger):
+    """Set the guidance to recorded values, except at one position of the sequence."""
 
     def __init__(self, eps: dict[int, Tensor], position: int) -> None:
         super().__init__()
@@ -284,11 +296,11 @@ class _KeepElsewhere(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         t = transition_index(msg["name"])
         if t in self.eps:
-            here = torch.arange(msg["value"].shape[-2], device=msg["value"].device) == self.position
-            msg["value"] = torch.where(here[:, None], msg["value"], self.eps[t])
+            mask = torch.arange(msg["value"].shape[-2], device=msg["value"].device) == self.position
+            msg["value"] = torch.where(mask[:, None], msg["value"], self.eps[t])
 
 
-def deciding(
+def guidance_influence(
     model: Callable[..., Any],
     task: Task,
     x: Tensor | None,
@@ -299,59 +311,60 @@ def deciding(
     points: int = 8,
     places: int | None = None,
     temper: TemperConfig = NO_TEMPER,
-) -> Deciding | None:
-    """Which draws decide the answer: trajectories are run again with part of their guidance kept, the rest drawn anew.
+) -> GuidanceInfluence | None:
+    """Measure which draws decide the answer: run trajectories again with part of their guidance drawn anew.
 
-    Every trajectory has a fork of its own, from the same z_0. Kept guidance is added to whatever u the fork reaches.
-    Where a prior correlates positions, a position's new draw is not conditioned on what the others keep. Inputs with a
-    single solution tell nothing: there is nothing to decide.
+    Each trajectory has its own fork from the same z_0. Recorded guidance is added to whatever u the fork reaches. If a
+    prior correlates positions, the new draw at one position is not conditioned on the recorded ones at the others.
+    Inputs with a single solution are not informative.
 
     Args:
-        x: a few inputs, int64 ``[B, *event]``; None for p(x), where B is 1. All guidance of theirs is held.
-        num_samples: N, trajectories an input.
-        points: how many numbers of transitions are looked at, denser early; at least 0 and all.
-        places: how many positions, each a run of the program; None for all, and for 32 of more than 100.
+        x: a few inputs, int64 ``[B, *event]``; None for p(x), where B is 1. All their guidance is in memory.
+        num_samples: N, trajectories of each input.
+        points: how many numbers of transitions are tried, denser for small ones, 0 and all among them.
+        places: how many positions are tried, each in a run of the program; None for all, or 32 of more than 100.
 
     Returns:
         None for a program that draws no guidance.
     """
-    wanted = 1 if places is None else places
-    check_counts(seed=seed, num_samples=num_samples, depth=depth, points=points, places=wanted)
+    check_counts(seed=seed, num_samples=num_samples, depth=depth, points=points, places=1 if places is None else places)
     with isolated_rng(model, x):
         torch.manual_seed(seed)
         start = run_steps(model, x, None, num_samples, 0).state
 
-        def final(handler: Messenger) -> Tensor:
+        def final_answers(handler: Messenger) -> Tensor:
             with Temper(temper), handler:
                 end = run_steps(model, x, start, num_samples, depth)
             return task.canonical_form(on_cpu(x), answers_of(end))
 
-        record = _Record()
-        base, eps = final(record), record.eps
+        recorder = _RecordGuidance()
+        original, eps = final_answers(recorder), recorder.eps
         if not eps:
             return None
 
-        def same(handler: Messenger) -> Tensor:
-            return (final(handler) == base).all(-1).double().mean(0)
+        def same_share(handler: Messenger) -> Tensor:
+            return (final_answers(handler) == original).all(-1).double().mean(0)
 
-        kept = early(len(eps), points)
-        positions = spaced(eps[min(eps)].shape[-2], places)
-        first = sorted(eps)
-        by_transition = torch.stack([same(_Keep({t: eps[t] for t in first[:count]})) for count in kept])
-        by_position = torch.stack([same(_KeepElsewhere(eps, position)) for position in positions])
-    return Deciding(torch.tensor(kept), by_transition, torch.tensor(positions), by_position)
-
-
-def early(total: int, points: int) -> list[int]:
-    """At most ``points`` numbers from 0 to ``total``, both among them, denser early: 0, 1, 2, 3, 4, 6, ..."""
-    wanted = min(points, total + 1)
-    found = {0, total, *(round(total ** (i / (wanted - 2))) for i in range(1, wanted - 1))}
-    found |= set(sorted(set(range(total)) - found)[: max(0, wanted - len(found))])  # rounding merged some
-    return sorted(found)
+        num_kept = early_counts(len(eps), points)
+        positions = evenly_spaced(eps[min(eps)].shape[-2], places)
+        transitions = sorted(eps)
+        by_transition = [same_share(_KeepTransitions({t: eps[t] for t in transitions[:count]})) for count in num_kept]
+        by_position = [same_share(_KeepOtherPositions(eps, position)) for position in positions]
+    return GuidanceInfluence(
+        torch.tensor(num_kept), torch.stack(by_transition), torch.tensor(positions), torch.stack(by_position)
+    )
 
 
-def spaced(length: int, places: int | None = None) -> list[int]:
-    """Positions of a sequence at even distances, at most ``places`` of them."""
+def early_counts(total: int, points: int) -> list[int]:
+    """Return at most ``points`` numbers from 0 to ``total``, denser for small ones: 0, 1, 2, 3, 4, 6, ..., total."""
+    size = min(points, total + 1)
+    counts = {0, total, *(round(total ** (i / (size - 2))) for i in range(1, size - 1))}
+    counts |= set(sorted(set(range(total)) - counts)[: max(0, size - len(counts))])  # in place of rounded duplicates
+    return sorted(counts)
+
+
+def evenly_spaced(length: int, places: int | None = None) -> list[int]:
+    """Return at most ``places`` evenly spaced positions of a sequence."""
     if places is None:
-        places = length if length <= MOST_POSITIONS else SOME_POSITIONS
+        places = length if length <= MAX_POSITIONS else NUM_POSITIONS
     return torch.linspace(0, length - 1, min(places, length)).round().long().tolist()

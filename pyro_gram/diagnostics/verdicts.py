@@ -1,6 +1,7 @@
-"""Can this posterior be trusted? One verdict a question, each with its figure, its threshold and what it means.
+"""Verdicts: can this posterior be trusted? Each answers one question with a value, a threshold and its meaning.
 
-Thresholds are on the size of an effect, not on significance: with enough samples every approximation is significant.
+Thresholds apply to the size of an effect, not to its significance: with enough samples every approximation is
+significantly wrong.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ class Verdict:
     """The answer to one question.
 
     Attributes:
-        name: the question's short name.
-        level: ``good``, ``look closer`` or ``do not trust``; ``not measured`` where there was nothing to measure it by.
-        value: what was found, in words and figures.
-        threshold: what the levels begin at.
-        meaning: what it says about the model, and what to do.
-        about: ``SAMPLES``, the answers of the prior; ``ESTIMATES`` of log p(y|x); or ``GUIDE``, the inference network.
+        name: a short name of the question.
+        level: ``good``, ``look closer`` or ``do not trust``; ``not measured`` without data to decide by.
+        value: the measured value, in words and numbers.
+        threshold: the values at which the levels begin.
+        meaning: the consequence for the model, and a remedy.
+        about: the subject: ``SAMPLES`` of the prior, ``ESTIMATES`` of log p(y|x), or the ``GUIDE``.
     """
 
     name: str
@@ -41,14 +42,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Scale:
-    """Good up to ``good``, not to be trusted beyond ``bad``; from ``good`` on and below ``bad`` where that is less."""
+    """The levels of a quantity: good up to ``good``, not to be trusted beyond ``bad``; downwards if bad < good."""
 
     good: float
     bad: float
-    what: str
+    quantity: str
 
     def level(self, value: float) -> str:
-        """The level of a value; one that is no number is not to be trusted."""
+        """Return the level of a value; NaN is not to be trusted."""
         if math.isnan(value):
             return BAD
         sign = 1 if self.bad > self.good else -1
@@ -57,311 +58,320 @@ class Scale:
     @property
     def text(self) -> str:
         better, worse = ("up to", "above") if self.bad > self.good else ("from", "below")
-        return f"{self.what}: good {better} {self.good:g}, do not trust {worse} {self.bad:g}"
+        return f"{self.quantity}: good {better} {self.good:g}, do not trust {worse} {self.bad:g}"
 
 
-RIGHT = Scale(0.9, 0.5, "right samples")
-LEAK = Scale(0.1, 0.5, "right answers under the guide less those of the prior, here or on training inputs")
-GENERAL = Scale(0.1, 0.3, "right samples of training inputs less those of unseen ones")
-LIKE = Scale(0.8, 0.3, "Inception score over that of real images")
-NEAR = Scale(0.7, 0.3, "distance to the nearest training image over that of real images")
-COLLAPSE = Scale(1.0, 0.25, "KL of the trajectory, nats per input")
-BOUND = Scale(2.0, 8.0, "nats that the ELBO is short of a perfect model's")
-EVEN = Scale(0.2, 0.5, "total variation above perfect sampling, of the greatest that there could be")
-KHAT = Scale(0.2, 0.5, "share of pairs with a k-hat above what so many draws allow")
-AGREE = Scale(0.9, 0.7, "share of pairs whose two estimates agree, of those where both can be trusted")
+ACCURACY = Scale(0.9, 0.5, "share of right samples")
+LEAK = Scale(0.1, 0.5, "share of right answers under the guide less the best share of the prior")
+GENERALISATION = Scale(0.1, 0.3, "share of right samples on training inputs less that on unseen inputs")
+QUALITY = Scale(0.8, 0.3, "Inception score divided by that of real images")
+COPIES = Scale(0.7, 0.3, "distance to the nearest training image divided by that of real images")
+COLLAPSE = Scale(1.0, 0.25, "KL of the trajectory in nats per input")
+BOUND = Scale(2.0, 8.0, "nats by which the ELBO is below that of a perfect model")
+EVENNESS = Scale(0.2, 0.5, "total variation above that of perfect sampling, as a share of the largest possible")
+KHAT = Scale(0.2, 0.5, "share of pairs whose k-hat is too high for the number of draws")
+AGREEMENT = Scale(0.9, 0.7, "share of agreeing pairs among those where both estimates can be trusted")
 NEITHER = Scale(0.1, 0.5, "share of pairs where neither estimate can be trusted")
-LIKELY = Scale(0.5, 1.5, "nats that log p(y|x) is short of a perfect model's")
-RANKS = Scale(0.15, 0.3, "largest deviation of the ranks' distribution from uniform")
-SETTLED = Scale(0.05, 0.2, "share of trajectories whose answer still changes in the last quarter")
-ONE_END = Scale(0.1, 0.5, "share of inputs with several solutions whose trajectories all end alike")
-DECAY = Scale(0.05, 0.15, "accuracy of the prior at its best three successive looks in training, less the last three")
-COMPARABLE = 5  # pairs at which both estimates can be trusted, fewer than which say nothing
-TOLD = 0.5  # nats of reconstruction below which a small KL is no collapse: there is nothing left to say
+LIKELIHOOD = Scale(0.5, 1.5, "nats by which log p(y|x) is below that of a perfect model")
+RANKS = Scale(0.15, 0.3, "largest deviation of the distribution of ranks from uniform")
+SETTLING = Scale(0.05, 0.2, "share of trajectories whose answer changes in the last quarter of the steps")
+DIVERSITY = Scale(0.1, 0.5, "share of inputs with several solutions of which the trajectories find one at most")
+DECAY = Scale(0.05, 0.15, "accuracy of the prior at its best three successive evaluations less the last three")
+MIN_PAIRS = 5  # pairs with two trusted estimates; fewer decide nothing
+LOW_RECONSTRUCTION = 0.5  # nats: below it the guide need not say any more, and a small KL is no collapse
 
 
-def right(accuracy: float) -> Verdict:
-    """``accuracy``: right samples among all, of fresh trajectories of the prior on unseen inputs."""
+def accuracy(share: float) -> Verdict:
+    """Judge the share of right samples of the prior on unseen inputs."""
     return Verdict(
         "right answers",
-        RIGHT.level(accuracy),
-        f"{accuracy:.3f} of all samples of the prior are right",
-        RIGHT.text,
-        "The share of trajectories that end in a right answer, on inputs that training never saw.",
+        ACCURACY.level(share),
+        f"{share:.3f} of all samples of the prior are right",
+        ACCURACY.text,
+        "This is the share of trajectories that end in a right answer, on inputs that training never saw.",
     )
 
 
-def leak(posterior: float, prior: float, seen: float | None = None) -> Verdict:
-    """Does the guide hand over answers that the prior cannot find?
+def leak(posterior: float, prior: float, prior_on_train: float | None = None) -> Verdict:
+    """Judge whether the guide hands over answers that the prior does not find.
 
     Args:
-        posterior: pairs whose answer under the guide is right; it has y in sight.
-        prior: right samples of the prior on the same inputs, which training has not seen.
-        seen: those of the prior on training inputs, where measured. A prior that is right there has not been leaked to;
-            that it is wrong elsewhere is another matter (:func:`general`).
+        posterior: share of pairs whose answer is right under the guide, which is given y.
+        prior: share of right samples of the prior on the same unseen inputs.
+        prior_on_train: share of right samples of the prior on training inputs; None if not measured. A prior that is
+            right on these has learned the answers; :func:`generalisation` judges whether it fails on others.
     """
-    gap = posterior - max(prior, seen or 0.0)
+    gap = posterior - max(prior, prior_on_train or 0.0)
     level = LEAK.level(gap)
-    value = f"right with y in sight {posterior:.3f}, without {prior:.3f}"
-    if seen is not None:
-        value += f", without on training inputs {seen:.3f}: {gap:.3f} less at best"
-    meaning = "What the guide says of y, the prior has learned to find by itself."
+    value = f"share of right answers under the guide, which is given y: {posterior:.3f}; under the prior: {prior:.3f}"
+    if prior_on_train is not None:
+        value += f", on training inputs {prior_on_train:.3f}; the smaller gap is {gap:.3f}"
+    meaning = "The prior has learned to find by itself what the guide knows from y."
     if level != GOOD:
         meaning = (
             "The guide hands over answers that the prior does not find: raise the weight of the KL (--beta.start), or "
-            "train along the prior's own trajectories (--train.on_policy_depth)."
+            "train along the prior's own trajectories (--train.on_policy)."
         )
-        if seen is None:
-            meaning += " Or the prior finds them on training inputs alone: experiments/diagnose.py tells which."
+        if prior_on_train is None:
+            meaning += " Or the prior finds them on training inputs alone: experiments/diagnose.py measures that."
     return Verdict("leak", level, value, LEAK.text, meaning)
 
 
-def general(seen: float, unseen: float) -> Verdict:
-    """``seen``, ``unseen``: right samples of the prior on inputs of training, and on others."""
-    level = GENERAL.level(seen - unseen)
-    meaning = "What the prior does on training inputs it does on others."
+def generalisation(train: float, unseen: float) -> Verdict:
+    """Judge the shares of right samples of the prior on training inputs and on unseen inputs."""
+    level = GENERALISATION.level(train - unseen)
+    meaning = "The prior is about as accurate on unseen inputs as on training inputs."
     if level != GOOD:
-        meaning = "The prior has learned training inputs by heart: more of them help, or symmetries (--train.augment)."
-    value = f"right samples of training inputs {seen:.3f}, of unseen ones {unseen:.3f}"
-    return Verdict("generalisation", level, value, GENERAL.text, meaning)
+        meaning = "The prior has memorised training inputs: train on more inputs, or use symmetries (--train.augment)."
+    value = f"share of right samples on training inputs: {train:.3f}; on unseen inputs: {unseen:.3f}"
+    return Verdict("generalisation", level, value, GENERALISATION.text, meaning)
 
 
 def collapse(kl: float, reconstruction: float) -> Verdict:
-    """Does the guide say anything? ``kl`` and ``reconstruction`` of the full bound (Eq. 13), nats per input."""
-    told = reconstruction < TOLD
-    level = GOOD if told else COLLAPSE.level(kl)
+    """Judge whether the guide adds information, by the terms of the full bound (Eq. 13), nats per input."""
+    is_low = reconstruction < LOW_RECONSTRUCTION
+    level = GOOD if is_low else COLLAPSE.level(kl)
     value = f"KL {kl:.2f}, reconstruction {reconstruction:.2f} nats per input"
-    if told:
-        meaning = "At the trajectory's end the decoder is sure of y: what it depends on beside x is decided by then."
+    threshold = f"{COLLAPSE.text}; good too if the reconstruction is under {LOW_RECONSTRUCTION:g} nats"
+    if is_low:
+        meaning = "The decoder is sure of y at the end of the trajectory, so that the trajectory carries all it needs."
     elif level == GOOD:
-        meaning = "The trajectory carries what y depends on beside x."
+        meaning = "The trajectory carries the information in y that x does not give."
     else:
         meaning = (
-            "The guide says little or nothing and leaves the answer to the decoder: the KL has collapsed. Lower "
+            "The guide adds little or nothing and leaves the answer to the decoder: the KL has collapsed. Lower "
             "its weight (--beta.start), or raise it later (--beta.target)."
         )
-    return Verdict("collapse", level, value, f"{COLLAPSE.text}; or reconstruction under {TOLD:g} nats", meaning, GUIDE)
+    return Verdict("collapse", level, value, threshold, meaning, GUIDE)
 
 
 def bound(excess: float) -> Verdict:
-    """``excess``: what the full bound (Eq. 13) is short of a perfect model's, -ELBO - log m, nats per input."""
+    """Judge how far the full bound (Eq. 13) is below that of a perfect model: -ELBO - log m, nats per input."""
     return Verdict(
         "bound",
         BOUND.level(excess),
         f"-ELBO less log m is {excess:.2f} nats",
         BOUND.text,
-        "How much of the bound is lost to the guide and the model together; 0 is a perfect model with an exact guide.",
+        "This is what guide and model together lose of the bound. A perfect model with an exact guide loses 0.",
         GUIDE,
     )
 
 
-def even(summary: dict[str, Any], coverage: float, limit: float) -> Verdict:
-    """Are the solutions of an input found evenly? ``summary``: of ``calibration.Uniformity``."""
+def evenness(summary: dict[str, Any], coverage: float, limit: float) -> Verdict:
+    """Judge whether the solutions of an input are equally frequent. ``summary``: of ``calibration.Uniformity``."""
     if not summary["tested"]:
         return Verdict(
             "evenness",
             UNKNOWN,
             "no input with several solutions has two right samples",
-            EVEN.text,
-            "Nothing to compare.",
+            EVENNESS.text,
+            "There are no frequencies to compare.",
         )
     return Verdict(
         "evenness",
-        EVEN.level(summary["uneven"]),
+        EVENNESS.level(summary["uneven"]),
         f"{summary['uneven']:.2f}: total variation {summary['excess']:+.3f} above perfect sampling; "
         f"{summary['rejected']} of {summary['tested']} inputs are uneven beyond chance (false discovery rate "
         f"{summary['level']:.0%}); coverage {coverage:.3f}, i.i.d. limit {limit:.3f}",
-        EVEN.text,
-        "Whether frequencies of right samples can be read as p(y|x): uniform over an input's solutions is the truth.",
+        EVENNESS.text,
+        "If good, the frequencies of right samples can be read as p(y|x), which is uniform over an input's solutions.",
     )
 
 
-def settled(share: float) -> Verdict:
-    """``share``: trajectories whose answer changes in the last quarter of the steps."""
+def settling(share: float) -> Verdict:
+    """Judge the share of trajectories whose answer changes in the last quarter of the steps."""
     return Verdict(
         "settled",
-        SETTLED.level(share),
+        SETTLING.level(share),
         f"{share:.3f} of the trajectories still change their answer",
-        SETTLED.text,
-        "Whether the trajectories have come to rest; if not, go deeper (--depth).",
+        SETTLING.text,
+        "If many trajectories still change their answer at the end, go deeper (--depth).",
     )
 
 
 def decay(recent: float, peak: float) -> Verdict:
-    """``recent``, ``peak``: accuracy of the prior on validation inputs, at the last three looks and the best three."""
+    """Judge the accuracy of the prior on validation inputs, at the last three evaluations and the best three."""
     return Verdict(
         "decay",
         DECAY.level(peak - recent),
-        f"best looks {peak:.3f}, last {recent:.3f}",
+        f"accuracy at the best evaluations {peak:.3f}, at the last {recent:.3f}",
         DECAY.text,
-        "Whether the prior got worse while the bound got better: overfitting, or a guide that begins to leak.",
+        "If the prior got worse while the bound improved, the model overfits, or the guide has begun to leak.",
     )
 
 
-def weights(summary: dict[str, Any]) -> Verdict:
-    """Do the guide's draws weigh up to p(y|x)? ``summary``: of ``evidence.Evidence``."""
+def importance_weights(summary: dict[str, Any]) -> Verdict:
+    """Judge the importance weights of the guide. ``summary``: of ``evidence.Evidence``."""
     khat_above = summary["khat_above"]
     return Verdict(
         "importance weights",
         KHAT.level(khat_above),
-        f"k-hat above {summary['khat_limit']:.2f} at {khat_above:.2f} of the pairs; median effective sample size "
+        f"k-hat is above {summary['khat_limit']:.2f} for {khat_above:.2f} of the pairs; median effective sample size "
         f"{summary['ess_median']:.0f} of {summary['guide_samples']}",
         KHAT.text,
-        "Whether the guide covers the program's posterior well enough to weigh it by; where not, believe the prior's "
-        "estimate.",
+        "If good, the guide covers the posterior of the program well enough for importance weights. If not, use the "
+        "prior's estimate.",
         ESTIMATES,
     )
 
 
 def estimate(summary: dict[str, Any]) -> Verdict:
-    """Is there an estimate of log p(y|x) to believe? ``summary``: of ``evidence.Evidence``."""
-    believed = ", ".join(f"{name} at {count}" for name, count in summary["believed"].items() if count)
+    """Judge whether pairs have a trusted estimate of log p(y|x). ``summary``: of ``evidence.Evidence``."""
+    choices = ", ".join(f"{name} for {count}" for name, count in summary["believed"].items() if count)
     return Verdict(
         "estimate",
         NEITHER.level(summary["believed"]["neither"] / summary["pairs"]),
-        f"to believe at {summary['pairs']} pairs: {believed}",
+        f"estimates to believe for {summary['pairs']} pairs: {choices}",
         NEITHER.text,
-        "Importance weights are trusted where k-hat is low enough, prior Monte Carlo where its mean weighs ten draws "
-        "or more. Of two that agree the one of the smaller error is believed; of two that differ the greater, if it "
-        "can be trusted: the lesser has missed something.",
+        "Importance weights are trusted if k-hat is low enough, and prior Monte Carlo if its effective sample size is "
+        "at least ten. If the two agree, the one of the smaller error is believed. If they differ, the greater one is "
+        "believed, provided that it is trusted: the smaller one has missed some of the probability.",
         ESTIMATES,
     )
 
 
 def agreement(summary: dict[str, Any]) -> Verdict:
-    """Do importance weights and prior Monte Carlo say the same log p(y|x)? ``summary``: of ``evidence.Evidence``."""
+    """Judge whether importance weights and prior Monte Carlo agree. ``summary``: of ``evidence.Evidence``."""
     both = summary["both_trusted"]
     return Verdict(
         "two estimates",
-        AGREE.level(summary["agree"] / both) if both >= COMPARABLE else UNKNOWN,
-        f"both can be trusted at {both} of {summary['pairs']} pairs and agree within three errors at "
-        f"{summary['agree']} of them",
-        f"{AGREE.text}; not measured at fewer than {COMPARABLE}",
-        "Two ways to one number that share no draws: where they agree, both are likely to be right.",
+        AGREEMENT.level(summary["agree"] / both) if both >= MIN_PAIRS else UNKNOWN,
+        f"both estimates can be trusted for {both} of {summary['pairs']} pairs and agree within three standard errors "
+        f"for {summary['agree']} of them",
+        f"{AGREEMENT.text}; not measured for fewer than {MIN_PAIRS} pairs",
+        "The two estimates share no draws. If they agree, both are likely to be right.",
         ESTIMATES,
     )
 
 
-def likely(log_p: float, error: float | None, log_m: float, neither: float) -> Verdict:
-    """How likely are solutions drawn uniformly?
+def likelihood(log_p: float, error: float | None, log_m: float, neither: float) -> Verdict:
+    """Judge the likelihood of uniformly drawn solutions.
 
     Args:
-        log_p: mean believed log p(y|x), nats.
-        error: standard error of log p + log m over the pairs; None where these share their draws.
-        log_m: mean log m of the same inputs.
-        neither: share of pairs where no estimate can be believed; with many the mean is not known.
+        log_p: mean of the believed estimates of log p(y|x), nats.
+        error: standard error of log p + log m over the pairs; None if the pairs share their draws.
+        log_m: mean log number of solutions of the same inputs.
+        neither: share of pairs without a trusted estimate; if it is large, the mean is not known.
     """
     return Verdict(
         "likelihood",
-        LIKELY.level(-log_p - log_m) if neither <= NEITHER.good else UNKNOWN,
-        f"log p(y|x) {log_p:.2f} on average, a perfect model's {-log_m:.2f} nats"
-        + (f" (± {error:.2f} between them)" if error is not None else ""),
-        LIKELY.text,
-        "How far the model itself, whatever its guide, is from uniform over the solutions.",
+        LIKELIHOOD.level(-log_p - log_m) if neither <= NEITHER.good else UNKNOWN,
+        f"log p(y|x) is {log_p:.2f} nats on average, that of a perfect model {-log_m:.2f}"
+        + (f" (standard error of the difference {error:.2f})" if error is not None else ""),
+        LIKELIHOOD.text,
+        "This is the distance of the model itself, without its guide, from uniform over the solutions.",
     )
 
 
 def ranks(deviations: dict[str, float], band: float, data: int) -> Verdict:
-    """Is the guide the posterior of the program's own data?
+    """Judge simulation-based calibration: is the guide the posterior of data that the program generates?
 
     Args:
-        deviations: summary of a trajectory -> largest deviation of its ranks' distribution from uniform.
-        band: what uniform ranks of as many data stay within.
-        data: how many.
+        deviations: summary of a trajectory -> largest deviation of the distribution of its ranks from uniform.
+        band: the deviation of uniform ranks of as many data.
+        data: their number.
     """
-    worst = max(deviations, key=lambda name: deviations[name])
-    level = RANKS.level(deviations[worst])
-    if level != GOOD and deviations[worst] <= band:
-        level = UNKNOWN  # of so few data, uniform ranks look as bad
+    largest = max(deviations, key=lambda name: deviations[name])
+    level = RANKS.level(deviations[largest])
+    if level != GOOD and deviations[largest] <= band:
+        level = UNKNOWN  # uniform ranks of so few data deviate as much
     return Verdict(
         "ranks under the guide",
         level,
-        f"{deviations[worst]:.3f} ({worst}); uniform ranks of {data} data stay within {band:.3f}",
-        f"{RANKS.text}; not measured where uniform ranks show as much",
-        "Whether the guide's trajectories are those of the program's posterior (simulation-based calibration). It says "
-        "nothing against the prior's samples: bounds and weights lean on the guide, answers do not.",
+        f"{deviations[largest]:.3f} ({largest}); uniform ranks of {data} data stay within {band:.3f}",
+        f"{RANKS.text}; not measured if uniform ranks deviate as much",
+        "If good, the guide's trajectories are those of the program's posterior (simulation-based calibration). Bounds "
+        "and importance weights depend on the guide; the prior's samples do not.",
         GUIDE,
     )
 
 
-def diverse(share: float, inputs: int) -> Verdict:
-    """``share``: inputs with several solutions, ``inputs`` in all, whose trajectories all end in the same answer."""
+def diversity(share: float, inputs: int) -> Verdict:
+    """Judge whether trajectories end in different answers.
+
+    Args:
+        share: share of inputs with several solutions of which all trajectories together find one at most.
+        inputs: number of inputs with several solutions.
+    """
     if not inputs:
         return Verdict(
             "diversity",
             UNKNOWN,
             "no input is known to have several solutions",
-            ONE_END.text,
-            "Where an input has one answer, trajectories ought to end alike.",
+            DIVERSITY.text,
+            "If an input has one solution, all trajectories should end in it.",
         )
     return Verdict(
         "diversity",
-        ONE_END.level(share),
-        f"at {round(share * inputs)} of {inputs} inputs with several solutions all trajectories end alike",
-        ONE_END.text,
-        "Whether the guidance decides anything: a prior whose trajectories all end alike has one answer, however many "
-        "are asked for.",
+        DIVERSITY.level(share),
+        f"for {round(share * inputs)} of {inputs} inputs with several solutions the trajectories find one at most",
+        DIVERSITY.text,
+        "If all trajectories of an input end in one solution, the guidance decides nothing, and more samples do not "
+        "help.",
     )
 
 
-def likeness(score: float, real: float) -> Verdict:
-    """``score``, ``real``: Inception scores of samples and of real images, by the classifier of ``digits``."""
+def image_quality(score: float, real: float) -> Verdict:
+    """Judge the Inception score of samples against that of real images, by the classifier of ``digits``."""
     return Verdict(
         "likeness",
-        LIKE.level(score / real),
+        QUALITY.level(score / real),
         f"Inception score {score:.2f}, of real images {real:.2f}",
-        LIKE.text,
-        "Whether a classifier sees clear and varied digits in the samples.",
+        QUALITY.text,
+        "If good, a classifier recognises clear and varied digits in the samples.",
     )
 
 
 def copies(distance: float, real: float) -> Verdict:
-    """``distance``, ``real``: mean of the pixels in which samples and real images differ from training's nearest."""
+    """Judge memorisation: mean pixels that differ from the nearest training image, of samples and of real images."""
     return Verdict(
         "copies",
-        NEAR.level(distance / real),
-        f"{distance:.1f} pixels to the nearest training image, from real ones {real:.1f}",
-        NEAR.text,
-        "Samples far nearer to training images than real ones are remembered, not made.",
+        COPIES.level(distance / real),
+        f"{distance:.1f} pixels differ from the nearest training image, for real images {real:.1f}",
+        COPIES.text,
+        "Samples that are far nearer to training images than real images are have been memorised.",
     )
 
 
-def of_metrics(
-    metrics: dict[str, Any], looks: dict[str, float], uniformity: dict[str, Any], seen: float | None = None
+def from_metrics(
+    metrics: dict[str, Any],
+    validation_history: dict[str, float],
+    uniformity: dict[str, Any],
+    accuracy_on_train: float | None = None,
 ) -> list[Verdict]:
-    """What ``results.json`` says by itself.
+    """Return the verdicts that follow from the metrics of ``results.json``.
 
     Args:
         metrics: its metrics.
-        looks: of ``evaluate.looks_of``; empty where none were taken.
-        uniformity: of ``calibration.Uniformity``; empty where not all solutions are known, or there is but one.
-        seen: right samples of the prior on training inputs, where measured.
+        validation_history: accuracies of the prior during training; empty without evaluations.
+        uniformity: the summary of ``calibration.Uniformity``; empty if not all solutions are known, or inputs have one.
+        accuracy_on_train: share of right samples of the prior on training inputs; None if not measured.
     """
-    found = []
+    verdicts = []
     prior, posterior = metrics.get("sample_accuracy"), metrics.get("posterior_accuracy")
     if prior is not None:
-        found.append(right(prior))
+        verdicts.append(accuracy(prior))
     if prior is not None and posterior is not None:
-        found.append(leak(posterior, prior, seen))
-    if prior is not None and seen is not None:
-        found.append(general(seen, prior))
+        verdicts.append(leak(posterior, prior, accuracy_on_train))
+    if prior is not None and accuracy_on_train is not None:
+        verdicts.append(generalisation(accuracy_on_train, prior))
     if metrics.get("kl") is not None:  # there is a guide
-        found.append(collapse(metrics["kl"], metrics["reconstruction"]))
+        verdicts.append(collapse(metrics["kl"], metrics["reconstruction"]))
         if metrics.get("excess") is not None:
-            found.append(bound(metrics["excess"]))
+            verdicts.append(bound(metrics["excess"]))
     if "inception_score" in metrics:
-        found.append(likeness(metrics["inception_score"], metrics["inception_score_real"]))
-        found.append(copies(metrics["nearest_distance"], metrics["nearest_distance_real"]))
+        verdicts.append(image_quality(metrics["inception_score"], metrics["inception_score_real"]))
+        verdicts.append(copies(metrics["nearest_distance"], metrics["nearest_distance_real"]))
     if uniformity:
-        found.append(even(uniformity, metrics["coverage"], metrics["coverage_limit"]))
+        verdicts.append(evenness(uniformity, metrics["coverage"], metrics["coverage_limit"]))
     if metrics.get("unsettled") is not None:
-        found.append(settled(metrics["unsettled"]))
-    if "recent_accuracy" in looks:
-        found.append(decay(looks["recent_accuracy"], looks["peak_accuracy"]))
-    return found
+        verdicts.append(settling(metrics["unsettled"]))
+    if "recent_accuracy" in validation_history:
+        verdicts.append(decay(validation_history["recent_accuracy"], validation_history["peak_accuracy"]))
+    return verdicts
 
 
-def worst(verdicts: Iterable[Verdict]) -> str:
-    """The level of the whole: that of the worst verdict which was measured."""
-    found = [v.level for v in verdicts if v.level != UNKNOWN]
-    return max(found, key=LEVELS.index) if found else UNKNOWN
+def worst_level(verdicts: Iterable[Verdict]) -> str:
+    """Return the worst level among the verdicts that were measured."""
+    levels = [v.level for v in verdicts if v.level != UNKNOWN]
+    return max(levels, key=LEVELS.index) if levels else UNKNOWN

@@ -16,20 +16,17 @@ from torch import Tensor, nn
 from pyro_gram.diagnostics import landscape as landscapes
 from pyro_gram.diagnostics import verdicts
 from pyro_gram.diagnostics.calibration import uniformity
-from pyro_gram.diagnostics.collect import collect
 from pyro_gram.diagnostics.evidence import NEITHER, evidence
-from pyro_gram.diagnostics.evidence import to_dict as evidence_to_dict
-from pyro_gram.diagnostics.inference_data import save
+from pyro_gram.diagnostics.inference_data import collect, save
 from pyro_gram.diagnostics.landscape import landscape
 from pyro_gram.diagnostics.metrics import measure, solution_ids
 from pyro_gram.diagnostics.plots import run as plots
 from pyro_gram.diagnostics.plots.calibration import sbc_figure, uniformity_figure
 from pyro_gram.diagnostics.plots.posterior import evidence_figure, leak_figure, terms_figure
-from pyro_gram.diagnostics.plots.run import HANDFUL, counted
-from pyro_gram.diagnostics.plots.trajectories import animate, attractors_figure, deciding_figure, landscape_figure
-from pyro_gram.diagnostics.sbc import simulate
-from pyro_gram.diagnostics.sbc import to_dict as ranks_to_dict
-from pyro_gram.diagnostics.trajectories import attractors, deciding, parting, walk
+from pyro_gram.diagnostics.plots.run import FEW_SOLUTIONS, pluralize
+from pyro_gram.diagnostics.plots.trajectories import animate, attractors_figure, influence_figure, landscape_figure
+from pyro_gram.diagnostics.sbc import simulate_ranks
+from pyro_gram.diagnostics.trajectories import attractors, guidance_influence, separation, trace_trajectories
 from pyro_gram.inference.contract import model_sizes, model_traits
 from pyro_gram.inference.guide import why_no_guide
 from pyro_gram.inference.importance import MAX_TRACED
@@ -80,7 +77,7 @@ def draw_training(rows: list[dict[str, Any]], findings: Findings) -> None:
     if not rows:
         findings.skip("training", "there is no metrics.jsonl beside this checkpoint; a run's directory holds it")
         return
-    findings.draw("training", plots.training(rows))
+    findings.draw("training", plots.training_figure(rows))
     if any("posterior_accuracy" in row for row in rows):
         findings.draw("leak", leak_figure(rows))
 
@@ -89,14 +86,12 @@ def draw_samples(solver: Solver, puzzles: PuzzleSet, samples: Rollout, findings:
     """Draw the answers to a few inputs; or samples of p(x), and the training images nearest to them."""
     task = solver.task
     if puzzles.inputs is not None:
-        findings.draw("solved", plots.solved(task, puzzles, samples.tokens))
+        findings.draw("solved", plots.solved_figure(task, puzzles, samples.tokens))
         return
-    findings.draw("samples", plots.samples(task, samples.tokens[:, 0]))
+    findings.draw("samples", plots.samples_figure(task, samples.tokens[:, 0]))
     if task.classifier == "digits" and task.spec.image is not None:
-        from pyro_gram.diagnostics import digits
-
         train = task.split("train").solutions
-        findings.draw("neighbours", digits.neighbours(samples.tokens[:, 0], train, task.spec.image[0]))
+        findings.draw("neighbours", plots.neighbours_figure(samples.tokens[:, 0], train, task.spec.image[0]))
 
 
 def draw_formation(solver: Solver, puzzles: PuzzleSet, history: Tensor, findings: Findings) -> None:
@@ -107,15 +102,15 @@ def draw_formation(solver: Solver, puzzles: PuzzleSet, history: Tensor, findings
         history: the answers of their trajectories after each supervision step, int64 ``[depth, N, b, L_out]``.
     """
     if puzzles.inputs is None:
-        findings.draw("formation", plots.formation(solver.task, None, history[:, :4, 0]))
+        findings.draw("formation", plots.formation_figure(solver.task, None, history[:, :4, 0]))
         return
     index = index_of_handful(puzzles.subset(history.shape[2]))
-    findings.draw("formation", plots.formation(solver.task, puzzles.inputs[index], history[:, :3, index]))
+    findings.draw("formation", plots.formation_figure(solver.task, puzzles.inputs[index], history[:, :3, index]))
 
 
 def index_of_handful(puzzles: PuzzleSet) -> int:
     """Return the input whose number of solutions is nearest to a handful: it shows best how trajectories part."""
-    return int((puzzles.num_solutions - HANDFUL).abs().argmin())
+    return int((puzzles.num_solutions - FEW_SOLUTIONS).abs().argmin())
 
 
 def save_trajectories(
@@ -159,7 +154,7 @@ def examine_samples(scope: Scope, findings: Findings) -> None:
         metrics |= bound_metrics(solver, pairs, None if x is None else x.cpu(), y, scope.depth, scope.seed)
     history = validation_history(scope.rows)
     metrics["depth"] = scope.depth
-    judged = verdicts.of_metrics(metrics, history, summary, _training_accuracy(scope))
+    judged = verdicts.from_metrics(metrics, history, summary, _training_accuracy(scope))
     findings.add(*judged, metrics=metrics, looks=history, uniformity=summary)
 
 
@@ -217,14 +212,14 @@ def examine_evidence(scope: Scope, findings: Findings) -> None:
     summary = estimates.summary()
     judged = [verdicts.estimate(summary)]
     if estimates.guide is not None:
-        judged += [verdicts.weights(summary), verdicts.agreement(summary)]
-    numbers = evidence_to_dict(estimates)
+        judged += [verdicts.importance_weights(summary), verdicts.agreement(summary)]
+    numbers = estimates.to_dict()
     if puzzles.has_all_solutions:
         log_ms = puzzles.num_solutions.double().log()
         log_m, difference = log_ms.mean().item(), estimates.log_p + log_ms
         error = None if x is None else difference.std(correction=0).item() / len(difference) ** 0.5
         neither = summary["believed"][NEITHER] / summary["pairs"]
-        judged.append(verdicts.likely(summary["log_p"], error, log_m, neither))
+        judged.append(verdicts.likelihood(summary["log_p"], error, log_m, neither))
         numbers["summary"]["log_p_perfect"] = -log_m
     findings.add(*judged, evidence=numbers)
     findings.draw("evidence_prior" if estimates.guide is None else "evidence", evidence_figure(estimates))
@@ -238,19 +233,19 @@ def examine_ranks(scope: Scope, findings: Findings) -> None:
         return
     count = scope.num_inputs(BUDGETS["ranks"], RANK_DRAWS * RANK_ROUNDS, limit=64)
     x, _ = scope.sample_pairs(scope.test.subset(count), count)
-    simulation = simulate(
+    simulation = simulate_ranks(
         solver.model,
         guide,
         x,
         depth=scope.depth,
         rounds=RANK_ROUNDS if x is not None else count * RANK_ROUNDS,
-        draws=RANK_DRAWS,
+        num_draws=RANK_DRAWS,
         seed=scope.seed,
         max_traced=scope.chunk_size(MAX_TRACED),
     )
     deviations = {name: summary["deviation"] for name, summary in simulation.summary().items()}
     judged = verdicts.ranks(deviations, simulation.band, data=simulation.ranks.shape[1])
-    findings.add(judged, ranks=ranks_to_dict(simulation))
+    findings.add(judged, ranks=simulation.to_dict())
     findings.draw("ranks", sbc_figure(simulation))
 
 
@@ -266,21 +261,21 @@ def _examine_ends(scope: Scope, findings: Findings) -> None:
     in_memory = max(1, scope.chunk_size() // END_SAMPLES)  # all states of the trajectories are kept
     puzzles = scope.test.subset(scope.num_inputs(BUDGETS["ends"], END_SAMPLES, least=2, limit=min(24, in_memory)))
     x = scope.on_device(puzzles.inputs)
-    walked = walk(solver.model, x, depth=scope.depth, num_samples=END_SAMPLES, seed=scope.seed, temper=temper)
+    walked = trace_trajectories(solver.model, x, depth=scope.depth, num_samples=END_SAMPLES, seed=scope.seed, temper=temper)
     ends = attractors(task, x, walked.tokens)
-    parted = parting(task, x, walked)
+    parted = separation(task, x, walked)
     several = puzzles.num_solutions > 1  # of an incomplete list too
-    same_answer = (ends.distinct_right[several] <= 1).double()
-    judged = [verdicts.diverse(same_answer.mean().item() if len(same_answer) else 0.0, len(same_answer))]
+    same_answer = (ends.num_distinct_right[several] <= 1).double()
+    judged = [verdicts.diversity(same_answer.mean().item() if len(same_answer) else 0.0, len(same_answer))]
     if ends.unsettled_fraction is not None:
-        judged.append(verdicts.settled(ends.unsettled_fraction))
+        judged.append(verdicts.settling(ends.unsettled_fraction))
     numbers = {
         "inputs": len(puzzles),
         "num_samples": END_SAMPLES,
-        "distinct": ends.distinct.double().mean().item(),
-        "effective": ends.effective.mean().item(),
-        "steps_to_settle": ends.settling.double().mean().item(),
-        "differ_by_step": parted.differ.tolist(),
+        "distinct": ends.num_distinct.double().mean().item(),
+        "effective": ends.effective_number.mean().item(),
+        "steps_to_settle": ends.settling_step.double().mean().item(),
+        "differ_by_step": parted.differ_by_step.tolist(),
     }
     findings.add(*judged, trajectories=numbers)
     num_solutions = puzzles.num_solutions if puzzles.has_all_solutions else None
@@ -292,7 +287,7 @@ def _examine_deciding_draws(scope: Scope, findings: Findings) -> None:
     in_memory = max(1, scope.chunk_size() // num_samples)  # all guidance of the trajectories is kept
     per_input = num_samples * 2 * POSITIONS
     count = scope.num_inputs(BUDGETS["deciding"], per_input, least=1, limit=min(8, in_memory))
-    decisions = deciding(
+    decisions = guidance_influence(
         solver.model,
         solver.task,
         scope.on_device(scope.with_several_solutions(count).inputs) if scope.has_input else None,
@@ -305,8 +300,8 @@ def _examine_deciding_draws(scope: Scope, findings: Findings) -> None:
     if decisions is None:
         findings.skip("deciding", "this model has no guidance")
         return
-    findings.add(deciding={"kept": decisions.kept.tolist(), "same": decisions.by_transition.mean(1).tolist()})
-    findings.draw("deciding", deciding_figure(decisions))
+    findings.add(deciding={"kept": decisions.num_kept.tolist(), "same": decisions.by_transition.mean(1).tolist()})
+    findings.draw("deciding", influence_figure(decisions))
 
 
 def _examine_one_input(scope: Scope, findings: Findings) -> None:
@@ -322,9 +317,9 @@ def _examine_one_input(scope: Scope, findings: Findings) -> None:
         findings.skip("landscape", "every trajectory of this model is the same")
     else:
         findings.draw("landscape", landscape_figure(surface))
-    history = walk(model, x, num_samples=3, **settings).tokens[:, :, 0]
+    history = trace_trajectories(model, x, num_samples=3, **settings).tokens[:, :, 0]
     single = None if x is None else x[0].cpu()
-    findings.draw("formation", plots.formation(task, single, history))
+    findings.draw("formation", plots.formation_figure(task, single, history))
     path = findings.folder / "figures" / "formation.gif"
     animate(task, single, history, path)
     findings.draw("animation", path)
@@ -385,7 +380,7 @@ def diagnose(scope: Scope, findings: Findings, name: str, progress: Any) -> None
     findings.write_page(
         scope.solver,
         title=f"{name}: {config.names['task']}, {config.names['model']}",
-        lead=_lead(scope, findings.numbers["metrics"]),
+        summary=_lead(scope, findings.numbers["metrics"]),
         details={"Settings": config.to_dict(), "diagnosis.json": summary},
         all_inputs=findings.numbers["metrics"]["num_inputs"] == len(scope.test),
     )
@@ -401,6 +396,6 @@ def _lead(scope: Scope, metrics: dict[str, Any]) -> str:
     return (
         f"Preset {config.preset}, seed {config.seed}, {count:,} parameters with the heads. "
         f"Samples are fresh trajectories of the prior{f' ({temper})' if temper else ''} {inputs}, "
-        f"{metrics['num_samples']:,} each, {counted(scope.depth, 'supervision step')} "
+        f"{metrics['num_samples']:,} each, {pluralize(scope.depth, 'supervision step')} "
         f"deep{guide if guide_of(solver) is not None else ''}."
     )

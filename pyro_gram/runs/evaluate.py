@@ -9,8 +9,8 @@ from typing import Any
 from pyro_gram.checkpoint import save_model
 from pyro_gram.diagnostics import verdicts
 from pyro_gram.diagnostics.metrics import solution_ids
-from pyro_gram.diagnostics.plots.run import coverage_by_solutions
-from pyro_gram.diagnostics.report import lead_of
+from pyro_gram.diagnostics.plots.run import coverage_figure
+from pyro_gram.diagnostics.report import summarize_run
 from pyro_gram.inference.sites import HEADS_ATTRIBUTE
 from pyro_gram.runs.diagnose import draw_formation, draw_samples, draw_training, save_trajectories
 from pyro_gram.runs.findings import Findings
@@ -95,7 +95,7 @@ def _draw(run: Run, solver: Solver, measurement: Measurement, findings: Findings
     draw_samples(solver, puzzles, measurement.rollout, findings)
     if measurement.uniformity and puzzles.inputs is not None:
         ids = solution_ids(task, puzzles, measurement.rollout.tokens)
-        findings.draw("coverage_by_solutions", coverage_by_solutions(ids, puzzles.num_solutions))
+        findings.draw("coverage_by_solutions", coverage_figure(ids, puzzles.num_solutions))
     draw_formation(solver, puzzles.first_versions, measurement.history, findings)
     save_trajectories(
         solver.to("cpu"),
@@ -139,12 +139,12 @@ def _results(
 def _write_report(run: Run, solver: Solver, results: dict[str, Any], findings: Findings) -> None:
     config = solver.config
     findings.add(
-        *verdicts.of_metrics(results["metrics"], results["looks"], results["uniformity"]), metrics=results["metrics"]
+        *verdicts.from_metrics(results["metrics"], results["looks"], results["uniformity"]), metrics=results["metrics"]
     )
     findings.write_page(
         solver,
         title=f"pyro_gram: {results['task']}, preset {results['preset']}, seed {results['seed']}",
-        lead=lead_of(config.to_dict(), results),
+        summary=summarize_run(config.to_dict(), results),
         details={"Settings": config.to_dict(), "results.json": results},
         all_inputs=not config.evaluate.inputs,
     )

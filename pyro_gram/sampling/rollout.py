@@ -64,7 +64,8 @@ class Rollout:
     def cpu(self) -> Rollout:
         """Return a copy on the CPU."""
         tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Rollout(**{name: t if t is None else t.cpu() for name, t in tensors.items()})  # type: ignore[arg-type]
+        on_cpu: dict[str, Any] = {name: t if t is None else t.cpu() for name, t in tensors.items()}
+        return Rollout(**on_cpu)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ def test_uniform_samples_are_not_rejected_and_their_p_values_are_uniform():
     m = torch.tensor([2, 5, 12, 40]).repeat_interleave(150)
     ids = torch.cat([ids_of(k, 20, 150, seed=k) for k in (2, 5, 12, 40)], 1)
     found = uniformity(ids, m)
-    assert found.tested.all()
-    assert found.rejected.sum() <= 2
+    assert found.is_tested.all()
+    assert found.is_rejected.sum() <= 2
     assert ((found.p_value > 0) & (found.p_value <= 1)).all()
     # Discrete: p-values are never too small, but may be too large where few counts are possible.
     for level in (0.05, 0.2, 0.5):
@@ -34,26 +34,26 @@ def test_uniform_samples_are_not_rejected_and_their_p_values_are_uniform():
 def test_samples_that_favour_one_solution_are_rejected():
     m = torch.full((40,), 3)
     found = uniformity(ids_of(3, 60, 40, weights=[0.8, 0.1, 0.1]), m)
-    assert found.rejected.double().mean() > 0.95
+    assert found.is_rejected.double().mean() > 0.95
     assert found.summary()["excess"] > 0.35
     assert 0.6 < found.summary()["uneven"] < 0.8
-    assert found.summary()["rejected"] == int(found.rejected.sum())
+    assert found.summary()["rejected"] == int(found.is_rejected.sum())
 
 
 def test_a_sampler_that_has_one_answer_is_uneven_however_many_solutions_there_are():
     for m, n in ((256, 20), (30, 3), (10, 2), (2, 20)):
-        found = uniformity(torch.zeros(n, 40, dtype=torch.long), torch.full((40,), m), draws=99).summary()
+        found = uniformity(torch.zeros(n, 40, dtype=torch.long), torch.full((40,), m), num_draws=99).summary()
         assert found["uneven"] == pytest.approx(1)
-        even = uniformity(ids_of(m, n, 4000, seed=m), torch.full((4000,), m), draws=99).summary()
+        even = uniformity(ids_of(m, n, 4000, seed=m), torch.full((4000,), m), num_draws=99).summary()
         assert abs(even["uneven"]) < 0.1
 
 
 def test_one_uneven_input_among_many_is_found():
     even, uneven = ids_of(6, 20, 299), torch.zeros(20, 1, dtype=torch.long)
     found = uniformity(torch.cat((even, uneven), 1), torch.full((300,), 6))
-    assert found.rejected[-1]
-    assert found.rejected.sum() <= 3
-    assert not uniformity(torch.cat((even, uneven), 1), torch.full((300,), 6), draws=999).rejected.any()
+    assert found.is_rejected[-1]
+    assert found.is_rejected.sum() <= 3
+    assert not uniformity(torch.cat((even, uneven), 1), torch.full((300,), 6), num_draws=999).is_rejected.any()
 
 
 def test_the_p_value_is_the_exact_one():
@@ -62,15 +62,17 @@ def test_the_p_value_is_the_exact_one():
     tables = [(a, b, 6 - a - b) for a in range(7) for b in range(7 - a)]
     seen = sum(c * c for c in counts)
     exact = sum(multinomial.pmf(t, 6, [1 / 3] * 3) for t in tables if sum(c * c for c in t) >= seen)
-    found = uniformity(ids, torch.tensor([3]), draws=20_000).p_value.item()
+    found = uniformity(ids, torch.tensor([3]), num_draws=20_000).p_value.item()
     assert found == pytest.approx(exact, abs=4 * math.sqrt(exact / 20_000))
 
 
 def test_the_least_p_value_is_one_in_all_draws_and_the_sample_itself():
     ids = torch.zeros(40, 1, dtype=torch.long)
     for draws in (99, 199):
-        assert uniformity(ids, torch.tensor([5]), draws=draws).p_value.item() == 1 / (draws + 1)
-    assert uniformity(torch.tensor([[0], [1]]), torch.tensor([2]), draws=99).p_value.item() == 1  # as even as can be
+        assert uniformity(ids, torch.tensor([5]), num_draws=draws).p_value.item() == 1 / (draws + 1)
+    assert (
+        uniformity(torch.tensor([[0], [1]]), torch.tensor([2]), num_draws=99).p_value.item() == 1
+    )  # as even as can be
 
 
 def test_adjusted_p_values_are_those_of_benjamini_and_hochberg():
@@ -83,18 +85,18 @@ def test_adjusted_p_values_are_those_of_benjamini_and_hochberg():
     for rank in range(6, 0, -1):
         running = min(running, p[order[rank - 1]] * 6 / rank)
         expected[order[rank - 1]] = running
-    np.testing.assert_allclose(found.adjusted.numpy(), expected)
+    np.testing.assert_allclose(found.adjusted_p_value.numpy(), expected)
 
 
 def test_where_there_is_nothing_to_test_none_is():
     ids = torch.tensor([[0, -1, 0, 1], [0, -1, -1, 0], [0, -1, -1, 1]])
     found = uniformity(ids, torch.tensor([1, 4, 4, 2]))
-    assert found.tested.tolist() == [False, False, False, True]
-    assert found.right.tolist() == [3, 0, 1, 3]
-    assert found.adjusted.isnan().tolist() == [True, True, True, False]
-    assert not found.rejected[:3].any()
+    assert found.is_tested.tolist() == [False, False, False, True]
+    assert found.num_right.tolist() == [3, 0, 1, 3]
+    assert found.adjusted_p_value.isnan().tolist() == [True, True, True, False]
+    assert not found.is_rejected[:3].any()
     assert found.total_variation.tolist()[:2] == [0, 1]
-    assert found.expected.tolist()[:2] == [0, 1]
+    assert found.expected_variation.tolist()[:2] == [0, 1]
     nothing = uniformity(ids[:, :3], torch.tensor([1, 4, 4]))
     assert nothing.summary() == {"tested": 0, "rejected": 0, "level": 0.05}
 
@@ -104,8 +106,8 @@ def test_wrong_samples_count_neither_for_nor_against():
     with_wrong = torch.cat((ids, torch.full((50, 5), -1)))
     a, b = (uniformity(i, torch.full((5,), 4)) for i in (ids, with_wrong))
     assert torch.equal(a.p_value, b.p_value)
-    assert torch.equal(a.excess, b.excess)
-    torch.testing.assert_close(a.expected, expected_total_variation(torch.full((5,), 4), 30))
+    assert torch.equal(a.excess_variation, b.excess_variation)
+    torch.testing.assert_close(a.expected_variation, expected_total_variation(torch.full((5,), 4), 30))
 
 
 def test_the_seed_fixes_the_test():

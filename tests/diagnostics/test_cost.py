@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyro_gram.diagnostics.cost import layers_a_sample
+from pyro_gram.diagnostics.metrics import count_layers
 from tests.conftest import SMALL_TASKS, build_case
 
 TOKENS = SMALL_TASKS["coloring"]["vertices"]
@@ -10,7 +10,7 @@ TOKENS = SMALL_TASKS["coloring"]["vertices"]
 
 def counted(depth=1, layers=2, **changes):
     case = build_case(model=changes.pop("model", {}) | {"layers": layers}, **changes)
-    return layers_a_sample(case.solver.model, case.x[:1], depth)
+    return count_layers(case.solver.model, case.x[:1], depth)
 
 
 def test_a_recursion_passes_through_its_stacks_at_every_step_of_every_transition():
@@ -32,8 +32,8 @@ def test_a_model_of_one_pass_takes_its_layers_and_one_that_draws_takes_them_agai
 
 def test_a_count_leaves_nothing_behind():
     case = build_case()
-    first = layers_a_sample(case.solver.model, case.x[:1], 2)
-    assert layers_a_sample(case.solver.model, case.x[:1], 4) == 2 * first
+    first = count_layers(case.solver.model, case.x[:1], 2)
+    assert count_layers(case.solver.model, case.x[:1], 4) == 2 * first
     assert not any(module._forward_hooks for module in case.solver.model.modules())
 
 
@@ -45,4 +45,4 @@ def test_priors_cost_no_layers(prior):
 
 def test_a_program_without_input_is_counted_too():
     case = build_case(task_name="sudoku_uncond")
-    assert layers_a_sample(case.solver.model, None, 3) == 3 * 2 * 3 * 1
+    assert count_layers(case.solver.model, None, 3) == 3 * 2 * 3 * 1

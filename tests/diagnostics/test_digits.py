@@ -21,6 +21,7 @@ from pyro_gram.diagnostics.digits import (
     nearest_neighbours,
     reference,
 )
+from pyro_gram.diagnostics.plots.run import neighbours_figure
 from pyro_gram.errors import CheckpointError, ConfigError, InputError
 from pyro_gram.system.cli import call
 from pyro_gram.tasks.mnist import MNIST, MNISTConfig
@@ -132,7 +133,7 @@ def frechet_by_hand(a, b):
 
 def test_frechet_distance_is_its_formula_on_the_features():
     a, b = strokes(200), strokes(150, seed=1) ^ noise(150, 0.02)
-    features = [digits.look(images)[0] for images in (a, b)]
+    features = [digits.classify(images)[0] for images in (a, b)]
     assert frechet_distance(a, b) == pytest.approx(frechet_by_hand(*features), rel=1e-5)
 
 
@@ -182,7 +183,7 @@ def inception_by_hand(logits):
 def test_inception_score_lies_between_1_and_10_and_is_high_for_real_digits(real):
     score = inception_score(real["test"][:1500])
     assert 9 < score <= 10
-    assert score == pytest.approx(inception_by_hand(digits.look(real["test"][:1500])[1]), rel=1e-6)
+    assert score == pytest.approx(inception_by_hand(digits.classify(real["test"][:1500])[1]), rel=1e-6)
     ones = real["test"][real["labels"] == 1]
     assert 1 <= inception_score(ones) < 1.2
     assert inception_score(torch.cat((ones, real["test"][real["labels"] == 0][: len(ones)]))) == pytest.approx(
@@ -290,7 +291,7 @@ def pictures(figure):
 def test_neighbours_show_each_sample_beside_its_nearest_training_image():
     tokens, train = noise(7, pixels=196), noise(50, pixels=196, seed=1).to(torch.uint8)
     train[31] = tokens[2]
-    figure = digits.neighbours(tokens, train, 14)
+    figure = neighbours_figure(tokens, train, 14)
     index, distance = nearest_neighbours(tokens, train)
     shown = pictures(figure)
     assert len(shown) == 7
@@ -304,7 +305,7 @@ def test_neighbours_show_each_sample_beside_its_nearest_training_image():
 
 
 def test_figures_can_be_saved(tmp_path):
-    digits.neighbours(noise(3), noise(9), 28).savefig(tmp_path / "neighbours.png")
+    neighbours_figure(noise(3), noise(9), 28).savefig(tmp_path / "neighbours.png")
     assert (tmp_path / "neighbours.png").stat().st_size > 1000
 
 

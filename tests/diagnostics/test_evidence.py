@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from pyro_gram.diagnostics import evidence as module
 from pyro_gram.diagnostics.evidence import GUIDE, NEITHER, PRIOR, Estimate, Evidence, block_counts, evidence, iwae
 from tests.conftest import build_case, build_small
 from tests.diagnostics.toys import Gaussian, Probit, probit_evidence
@@ -37,8 +36,8 @@ def test_both_ends_find_the_exact_evidence_within_their_errors():
     for estimate in (found.guide, found.prior):
         assert ((estimate.log_p - EXACT).abs() < 4 * estimate.se).all()
         assert (estimate.se < 0.06).all()
-    assert found.agree.all()
-    assert found.both.all()
+    assert found.agrees.all()
+    assert found.is_comparable.all()
     assert (found.guide.ess > found.prior.ess).all()
     torch.testing.assert_close(found.log_p, EXACT, rtol=0, atol=0.1)
 
@@ -56,13 +55,13 @@ def test_a_guide_that_misses_the_posterior_is_not_believed():
     found = toy(shift=2.5, scale=0.25, seed=3)
     assert (EXACT - found.guide.log_p > 1).all()
     assert (found.guide.khat > 0.7).all()
-    assert found.believed == [PRIOR] * 4
+    assert found.choices == [PRIOR] * 4
     torch.testing.assert_close(found.log_p, EXACT, rtol=0, atol=0.1)
 
 
 def test_the_estimate_of_the_smaller_error_is_believed_where_both_hold():
-    assert toy(guide_samples=4000, prior_samples=100).believed == [GUIDE] * 4
-    assert set(toy(shift=0.0, scale=1.0, guide_samples=100, prior_samples=4000).believed) == {PRIOR}
+    assert toy(guide_samples=4000, prior_samples=100).choices == [GUIDE] * 4
+    assert set(toy(shift=0.0, scale=1.0, guide_samples=100, prior_samples=4000).choices) == {PRIOR}
 
 
 def test_where_neither_holds_the_greater_is_told():
@@ -70,7 +69,7 @@ def test_where_neither_holds_the_greater_is_told():
         return Estimate(*(torch.tensor([float(v)]) for v in (log_p, 0.1, ess, khat)), 100)
 
     found = Evidence((1,), torch.zeros(1, 1), estimate(-3, 2, 1.5), estimate(-2, 1, 0.1))
-    assert found.believed == [NEITHER]
+    assert found.choices == [NEITHER]
     assert found.log_p.tolist() == [-2.0]
     assert found.summary()["both_trusted"] == 0
 
@@ -93,7 +92,7 @@ def test_of_two_that_differ_the_greater_is_believed_if_it_can_be_trusted(guide, 
 
     (a, a_se, khat), (b, b_se, ess) = guide, prior
     found = Evidence((1,), torch.zeros(1, 1), estimate(a, a_se, khat, 100.0), estimate(b, b_se, 0.1, float(ess)))
-    assert found.believed == [believed]
+    assert found.choices == [believed]
     assert found.log_p.item() == pytest.approx({GUIDE: a, PRIOR: b, NEITHER: max(a, b)}[believed])
 
 
@@ -118,7 +117,7 @@ def test_a_model_without_a_guide_has_the_priors_estimate_alone():
     assert found.guide is None
     assert "khat_above" not in found.summary()
     # A deterministic model: every trajectory is the same, and one of them would do.
-    assert set(found.believed) == {PRIOR}
+    assert set(found.choices) == {PRIOR}
     torch.testing.assert_close(found.prior.se, torch.zeros(5).double(), rtol=0, atol=1e-6)
 
 
@@ -139,6 +138,6 @@ def test_evidence_of_every_task_repeats_and_holds_no_beta_of_training(task):
 
 
 def test_the_figures_of_each_pair_can_be_written():
-    found = module.to_dict(toy(guide_samples=100, prior_samples=100))
+    found = toy(guide_samples=100, prior_samples=100).to_dict()
     assert len(found["guide"]["khat"]) == len(found["believed"]) == 4
     assert sum(found["summary"]["believed"].values()) == 4

@@ -56,7 +56,7 @@ def samples(task):
 
 
 def test_training_shows_losses_bounds_and_the_prior():
-    figure = figures.training([row(i, **(LOOK if i % 2 else {})) for i in range(6)])
+    figure = figures.training_figure([row(i, **(LOOK if i % 2 else {})) for i in range(6)])
     assert isinstance(figure, Figure)
     text = words(figure)
     for label in ("batch", "reconstruction", "KL", "nats per input", "beta", "Eq. 13", "Eq. 14", "coverage", "limit"):
@@ -71,7 +71,7 @@ def test_training_shows_losses_bounds_and_the_prior():
     "rows", [[row(0, **LOOK)], [row(i) for i in range(3)], [row(0, **{**LOOK, "kl": 0.0, "reconstruction": 0.0})]]
 )
 def test_training_draws_short_runs(rows):
-    assert "Training loss" in words(figures.training(rows))
+    assert "Training loss" in words(figures.training_figure(rows))
 
 
 def test_solved_shows_each_input_and_a_verdict_on_each_answer(task, samples):
@@ -79,7 +79,7 @@ def test_solved_shows_each_input_and_a_verdict_on_each_answer(task, samples):
     samples = samples[:, :2]
     samples[:, 0] = puzzles.solutions_of(0)[0]  # one answer, right, five times
     samples[:, 1] = 0  # wrong by every edge
-    figure = figures.solved(task, puzzles, samples, inputs=2, answers=3)
+    figure = figures.solved_figure(task, puzzles, samples, inputs=2, answers=3)
     text = words(figure)
     m = int(puzzles.num_solutions[0])
     assert f"input 1: {m} solution{'s' * (m > 1)}" in text
@@ -91,20 +91,20 @@ def test_solved_shows_each_input_and_a_verdict_on_each_answer(task, samples):
 
 
 def test_solved_draws_fewer_inputs_than_asked_for(task, samples):
-    figure = figures.solved(task, task.split("test").subset(1), samples[:, :1], inputs=9)
+    figure = figures.solved_figure(task, task.split("test").subset(1), samples[:, :1], inputs=9)
     assert "input 1" in words(figure)
 
 
 def test_coverage_by_solutions_shows_the_limit(task, samples):
     puzzles = task.split("test")
-    figure = figures.coverage_by_solutions(solution_ids(task, puzzles, samples), puzzles.num_solutions)
+    figure = figures.coverage_figure(solution_ids(task, puzzles, samples), puzzles.num_solutions)
     text = words(figure)
     for label in ("number of solutions", "coverage, 5 samples", "share of valid samples", "i.i.d. uniform limit"):
         assert label in text
 
 
 def test_coverage_by_solutions_draws_one_input_with_one_solution():
-    figure = figures.coverage_by_solutions(torch.tensor([[0], [-1]]), torch.tensor([1]))
+    figure = figures.coverage_figure(torch.tensor([[0], [-1]]), torch.tensor([1]))
     assert "number of solutions" in words(figure)
     left, right = figure.axes
     assert left.lines[0].get_ydata().tolist() == [1]
@@ -116,7 +116,7 @@ def test_formation_has_a_row_a_trajectory_and_a_column_a_step(depth, columns, ta
     puzzles = task.split("test")
     right = puzzles.solutions_of(0)[:1]
     history = right.expand(depth, 2, 4)
-    figure = figures.formation(task, puzzles.inputs[0], history)
+    figure = figures.formation_figure(task, puzzles.inputs[0], history)
     text = words(figure)
     assert len(figure.axes) == 2 * columns
     assert text.count("step 1: valid") == 2
@@ -127,24 +127,24 @@ def test_formation_has_a_row_a_trajectory_and_a_column_a_step(depth, columns, ta
 def test_samples_are_shown_as_they_came():
     task = MNIST(MNISTConfig(side=14, patch=2))
     tokens = torch.randint(0, 2, (80, 196), generator=torch.Generator().manual_seed(0))
-    figure = figures.samples(task, tokens)
+    figure = figures.samples_figure(task, tokens)
     assert "64 trajectories of the prior" in words(figure)
     assert "valid" not in words(figure)
     shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
     assert [picture.tolist() for picture in shown] == tokens[:64].view(-1, 14, 14).tolist()
-    assert len(figures.samples(task, tokens[:5]).axes) == 8
+    assert len(figures.samples_figure(task, tokens[:5]).axes) == 8
 
 
 def test_samples_of_boards_are_counted():
     task = SudokuBoards(SudokuBoards.Config(size=4))
     boards = task.split("test").solutions[:4].long().clone()
     boards[1] = 0
-    assert "4 trajectories of the prior, 3 of them valid" in words(figures.samples(task, boards))
+    assert "4 trajectories of the prior, 3 of them valid" in words(figures.samples_figure(task, boards))
 
 
 def test_formation_without_input_names_the_steps_only():
     task = MNIST(MNISTConfig(side=14, patch=2))
-    figure = figures.formation(task, None, torch.zeros(3, 2, 196, dtype=torch.long))
+    figure = figures.formation_figure(task, None, torch.zeros(3, 2, 196, dtype=torch.long))
     text = words(figure)
     assert text.count("step 3") == 2
     assert "valid" not in text
@@ -153,6 +153,6 @@ def test_formation_without_input_names_the_steps_only():
 
 def test_training_on_images_shows_the_tasks_own_figure():
     look = {"elbo_full": -3.0, "elbo_surrogate": -2.0, "prior_frechet_distance": 20.0}
-    figure = figures.training([row(i, **look) for i in range(3)])
+    figure = figures.training_figure([row(i, **look) for i in range(3)])
     assert "frechet distance (log scale)" in words(figure)
     assert figure.axes[2].lines[0].get_ydata().tolist() == [20.0] * 3

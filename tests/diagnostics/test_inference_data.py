@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pyro_gram.diagnostics import inference_data
-from pyro_gram.diagnostics.collect import collect as collect_from
-from pyro_gram.diagnostics.collect import project
+from pyro_gram.diagnostics.inference_data import collect as collect_from
 from pyro_gram.diagnostics.inference_data import group_names as names
+from pyro_gram.diagnostics.inference_data import project_states
 from pyro_gram.errors import InputError, UserError
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.tasks.base import PuzzleSet
@@ -220,7 +220,7 @@ def test_arviz_summarises_the_posterior(data):
 
 
 def test_the_view_by_depth_has_a_chain_for_each_trajectory_and_a_draw_for_each_step(data):
-    view = inference_data.by_depth(data)
+    view = inference_data.depth_view(data)
     assert names(view) == {"posterior"}
     assert set(view["posterior"].data_vars) == {"path", "score"}
     path = view["posterior"]["path"]
@@ -232,7 +232,7 @@ def test_the_view_by_depth_has_a_chain_for_each_trajectory_and_a_draw_for_each_s
 def test_the_last_point_of_a_path_is_the_final_state(data):
     h = torch.from_numpy(data["prior"]["h"].values)
     last = data["prior"]["path"].values[:, :, :2, -1]
-    np.testing.assert_allclose(project(h), last, atol=1e-5)
+    np.testing.assert_allclose(project_states(h), last, atol=1e-5)
 
 
 def test_heads_speak_at_every_step():
@@ -255,7 +255,7 @@ def test_khat_is_what_the_weights_say_of_each_instance():
     data = collect(build_small(), draws=40)
     found = inference_data.khat(data)
     weights = data["sample_stats"]["log_weight"].values.reshape(CHAINS * 40, INPUTS)
-    smoothed, shape = inference_data.pareto_smoothed(torch.from_numpy(weights.copy()))
+    smoothed, shape = inference_data.pareto_smooth(torch.from_numpy(weights.copy()))
     np.testing.assert_allclose(found.pareto_k.values, shape)
     assert found.pareto_k.dims == ("instance",)
     assert found["se"] > 0
@@ -281,14 +281,14 @@ def test_pareto_k_is_the_tail_of_the_weights():
     exponential = torch.distributions.Exponential(1.0).expand([20_000, 3])
     torch.manual_seed(0)
     tails = torch.tensor([0.2, 0.5, 1.5])  # exp(k E) is Pareto with shape k where E is exponential
-    _, found = inference_data.pareto_smoothed(exponential.sample() * tails)
+    _, found = inference_data.pareto_smooth(exponential.sample() * tails)
     np.testing.assert_allclose(found, tails, atol=0.3)
 
 
 def test_smoothing_changes_the_largest_weights_alone_and_keeps_their_scale():
     torch.manual_seed(0)
     raw = torch.randn(400, 2, dtype=torch.double) - 50  # far from 1: a scale that normalizing would lose
-    smoothed, _ = inference_data.pareto_smoothed(raw)
+    smoothed, _ = inference_data.pareto_smooth(raw)
     order = raw.argsort(0)
     body, tail = order[: 400 - 61], order[-20:]
     torch.testing.assert_close(smoothed.gather(0, body), raw.gather(0, body), rtol=0, atol=1e-9)
@@ -299,7 +299,7 @@ def test_smoothing_changes_the_largest_weights_alone_and_keeps_their_scale():
 
 def test_equal_weights_are_trusted_and_too_few_are_not():
     raw = torch.zeros(100, 1)
-    smoothed, khat = inference_data.pareto_smoothed(raw)
+    smoothed, khat = inference_data.pareto_smooth(raw)
     assert khat.tolist() == [0.0]
     assert torch.equal(smoothed, raw.double())
-    assert inference_data.pareto_smoothed(torch.randn(10, 1))[1].tolist() == [float("inf")]
+    assert inference_data.pareto_smooth(torch.randn(10, 1))[1].tolist() == [float("inf")]

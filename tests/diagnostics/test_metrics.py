@@ -10,8 +10,8 @@ from pyro_gram.diagnostics.metrics import (
     coverage_limit,
     excess,
     measure,
+    selected_answers,
     solution_ids,
-    winners,
 )
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks.base import PuzzleSet
@@ -146,11 +146,11 @@ def test_the_vote_goes_to_the_most_frequent_and_a_tie_to_the_first():
     task = make()
     puzzles = path_and_triangle(task)
     samples = tokens(task, "000 001", "010 012", "101 001", "111 012", "000 012")
-    won = winners(task.canonical_form(puzzles.inputs, samples))
+    won = selected_answers(task.canonical_form(puzzles.inputs, samples))
     # the path: 010 twice (101 is the same), 000 thrice (111 is the same); the triangle: 012 thrice
     assert won.tolist() == [[0, 0, 0], [0, 1, 2]]
     assert measure(task, puzzles, samples).vote_accuracy == 0.5
-    tie = winners(tokens(task, "010 012", "000 001", "000 001", "010 012"))
+    tie = selected_answers(tokens(task, "010 012", "000 001", "000 001", "010 012"))
     assert tie.tolist() == [[0, 1, 0], [0, 1, 2]]
 
 

@@ -5,10 +5,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from pyro_gram.diagnostics import paper, verdicts
-from pyro_gram.diagnostics.plots.captions import READINGS, SHOWS
+from pyro_gram.diagnostics.plots.captions import CAPTIONS
 from pyro_gram.diagnostics.report import Report, Row, Section, result_rows, write_report
 
-LEAK, RIGHT, COLLAPSE = verdicts.leak(0.99, 0.1), verdicts.right(0.95), verdicts.collapse(0.01, 3.0)
+LEAK, RIGHT, COLLAPSE = verdicts.leak(0.99, 0.1), verdicts.accuracy(0.95), verdicts.collapse(0.01, 3.0)
 
 
 class Page(HTMLParser):
@@ -41,13 +41,13 @@ def page(tmp_path):
     def write(**changes):
         found = {v.name: v for v in (RIGHT, LEAK, COLLAPSE)}
         sections = [
-            Section.of("leak", picture(tmp_path / "a.png", 6), found),
-            Section.of("training", picture(tmp_path / "b.png", 4), found),
-            Section.without("landscape", "every trajectory of this model is the same"),
+            Section.from_figure("leak", picture(tmp_path / "a.png", 6), found),
+            Section.from_figure("training", picture(tmp_path / "b.png", 4), found),
+            Section.without_figure("landscape", "every trajectory of this model is the same"),
         ]
         base = {
             "title": "a <b>run</b> & more",
-            "lead": "Trained.",
+            "summary": "Trained.",
             "verdicts": [RIGHT, LEAK, COLLAPSE],
             "rows": [Row("Right first sample", "0.950", "0.997"), Row("Violations", "3")],
             "sections": sections,
@@ -96,7 +96,7 @@ def test_every_verdict_comes_with_its_threshold_and_its_meaning(page):
 def test_every_figure_comes_with_its_reading_or_the_reason_why_there_is_none(page):
     text = page()
     for name in ("leak", "training", "landscape"):
-        assert READINGS[name][0] in text
+        assert CAPTIONS[name].title in text
     assert "Not shown: every trajectory of this model is the same." in text
     assert text.count('class="wide"') == 1  # scrolls sideways on a telephone; the other fits
 
@@ -107,11 +107,10 @@ def test_a_figure_shows_verdicts_that_there_are():
     metrics |= {"nearest_distance_real": 1.0, "coverage": 1.0, "coverage_limit": 1.0}
     weighed = {"pairs": 1, "both_trusted": 0, "agree": 0, "believed": {"neither": 0}, "khat_above": 0, "khat_limit": 0}
     weighed |= {"ess_median": 1, "guide_samples": 1}
-    judged = verdicts.of_metrics(metrics, {"recent_accuracy": 1.0, "peak_accuracy": 1.0}, {"tested": 0}, seen=1.0)
-    judged += [verdicts.estimate(weighed), verdicts.weights(weighed), verdicts.agreement(weighed)]
-    judged += [verdicts.likely(0.0, None, 0.0, 0.0), verdicts.ranks({"a": 0.0}, 1.0, 1), verdicts.diverse(0.0, 1)]
-    assert READINGS.keys() == SHOWS.keys()
-    assert {name for shown in SHOWS.values() for name in shown} == {v.name for v in judged}
+    judged = verdicts.from_metrics(metrics, {"recent_accuracy": 1.0, "peak_accuracy": 1.0}, {"tested": 0}, 1.0)
+    judged += [verdicts.estimate(weighed), verdicts.importance_weights(weighed), verdicts.agreement(weighed)]
+    judged += [verdicts.likelihood(0.0, None, 0.0, 0.0), verdicts.ranks({"a": 0.0}, 1.0, 1), verdicts.diversity(0.0, 1)]
+    assert {name for caption in CAPTIONS.values() for name in caption.verdicts} == {v.name for v in judged}
 
 
 def test_the_papers_column_is_there_where_the_paper_says_something(page):
@@ -121,20 +120,20 @@ def test_the_papers_column_is_there_where_the_paper_says_something(page):
 
 def test_rows_stand_beside_the_papers_of_the_same_problem_and_model():
     metrics = {"sample_accuracy": 0.9, "coverage": 0.8, "coverage_se": 0.01, "violations": 3, "own_figure": 1.5}
-    rows = {row.label: row for row in result_rows(metrics, "nqueens8", "gram", whole=True)}
+    rows = {row.label: row for row in result_rows(metrics, "nqueens8", "gram", all_inputs=True)}
     assert rows["Coverage of all solutions"] == Row("Coverage of all solutions", "0.800", "0.903")
-    assert rows["Right samples among all"].paper == "0.997"
-    assert rows["Own figure"].ours == "1.500"
+    assert rows["Accuracy, all samples"].paper == "0.997"
+    assert rows["Own figure"].value == "1.500"
     assert "Coverage se" not in rows
     for model, number in (("trm", "0.361"), ("direct", "0.137"), ("vae", "")):
-        theirs = {row.label: row for row in result_rows(metrics, "nqueens8", model, whole=True)}
+        theirs = {row.label: row for row in result_rows(metrics, "nqueens8", model, all_inputs=True)}
         assert theirs["Coverage of all solutions"].paper == number
-    nothing = result_rows(metrics, "", "gram", whole=True)
+    nothing = result_rows(metrics, "", "gram", all_inputs=True)
     assert not any(row.paper for row in nothing)
 
 
 def test_a_sum_over_some_inputs_does_not_stand_beside_the_papers_over_all():
-    told = [result_rows({"violations": 3}, "coloring8", "gram", whole=whole)[0].paper for whole in (True, False)]
+    told = [result_rows({"violations": 3}, "coloring8", "gram", all_inputs=whole)[0].paper for whole in (True, False)]
     assert told == ["2.7", ""]
 
 
@@ -150,8 +149,8 @@ def test_no_number_of_the_paper_stands_beside_a_vote():
         for model in ("gram", "trm", "hrm", "looped"):
             assert "vote_accuracy" not in paper.published(problem, model)
     metrics = {"sample_accuracy": 0.9, "vote_accuracy": 1.0}
-    shown = {row.label: row.paper for row in result_rows(metrics, "nqueens8", "gram", whole=True)}
-    assert shown == {"Right samples among all": "0.997", "Right most frequent sample": ""}
+    shown = {row.label: row.paper for row in result_rows(metrics, "nqueens8", "gram", all_inputs=True)}
+    assert shown == {"Accuracy, all samples": "0.997", "Accuracy, most frequent sample": ""}
 
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one(page, tmp_path):

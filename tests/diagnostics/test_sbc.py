@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pyro_gram.diagnostics.plots.calibration import sbc_figure
-from pyro_gram.diagnostics.sbc import Simulated, simulate
+from pyro_gram.diagnostics.sbc import SBCRanks, simulate_ranks
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.guide import EffectGuide
 from pyro_gram.inference.sites import data_plates, register_parameters
@@ -63,7 +63,7 @@ class Quarter(EffectGuide):
 
 def simulated(**guide):
     model = Steps()
-    return simulate(model, Quarter(model, **guide), torch.zeros(300, 1).long(), depth=1, rounds=2, draws=31)
+    return simulate_ranks(model, Quarter(model, **guide), torch.zeros(300, 1).long(), depth=1, rounds=2, num_draws=31)
 
 
 def test_an_exact_guide_has_uniform_ranks():
@@ -102,7 +102,7 @@ class Heedless(EffectGuide):
 
 def test_a_guide_that_takes_no_notice_of_y_is_found_by_the_likelihood_alone():
     model = Steps()
-    found = simulate(model, Heedless(model), torch.zeros(300, 1).long(), depth=1, draws=31).summary()
+    found = simulate_ranks(model, Heedless(model), torch.zeros(300, 1).long(), depth=1, num_draws=31).summary()
     # The truth is a draw of the prior as well, so that its own summaries have uniform ranks.
     assert found["projection 1 of h"]["deviation"] < 0.1
     assert found["log p(y|h)"]["deviation"] > 0.3
@@ -113,7 +113,7 @@ def test_the_truth_is_a_draw_of_the_program_with_an_answer_of_its_own():
     again = simulated()
     assert torch.equal(found.ranks, again.ranks)
     model = Steps()
-    other = simulate(model, Quarter(model), torch.zeros(300, 1).long(), depth=1, rounds=2, draws=31, seed=5)
+    other = simulate_ranks(model, Quarter(model), torch.zeros(300, 1).long(), depth=1, rounds=2, num_draws=31, seed=5)
     assert not torch.equal(found.ranks, other.ranks)
 
 
@@ -129,8 +129,8 @@ def test_the_band_holds_uniform_ranks_at_95_of_100_times():
     bands = []
     for summaries in (1, 6):
         ranks = torch.randint(32, (400, summaries, 64), generator=generator)
-        band = Simulated((), ranks[0], 31).band
-        within = [(Simulated((), r, 31).deviation <= band).all().item() for r in ranks]
+        band = SBCRanks((), ranks[0], 31).band
+        within = [(SBCRanks((), r, 31).deviation <= band).all().item() for r in ranks]
         assert sum(within) / 400 == pytest.approx(0.95, abs=0.04)
         bands.append(band)
     assert bands[1] > bands[0] * 1.1
@@ -139,21 +139,21 @@ def test_the_band_holds_uniform_ranks_at_95_of_100_times():
 def test_what_cannot_be_ranked_is_refused():
     case = build_case(prior_name="none", guide_name="prior")
     with pytest.raises(ConfigError, match="looks at no answer"):
-        simulate(case.solver.model, case.solver.guide, case.x, depth=2)
+        simulate_ranks(case.solver.model, case.solver.guide, case.x, depth=2)
 
 
 @pytest.mark.parametrize("prior", ["gaussian", "discrete", "student_t", "mixture", "flow", "low_rank", "mean_only"])
 def test_ranks_of_every_kind_of_prior(prior):
     assert not incompatibility(prior, "amortized")
     case = build_case(prior_name=prior)
-    found = simulate(case.solver.model, case.solver.guide, case.x, depth=2, rounds=1, draws=5)
+    found = simulate_ranks(case.solver.model, case.solver.guide, case.x, depth=2, rounds=1, num_draws=5)
     assert found.ranks.shape == (6, 5)
     assert "scale of eps_3" in found.names
 
 
 def test_data_without_input_are_ranked_too():
     solver = build_small(task_name="sudoku_uncond")
-    found = simulate(solver.model, solver.guide, None, depth=2, rounds=7, draws=5)
+    found = simulate_ranks(solver.model, solver.guide, None, depth=2, rounds=7, num_draws=5)
     assert found.ranks.shape == (6, 7)
 
 

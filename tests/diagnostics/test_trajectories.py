@@ -8,8 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_gram.diagnostics.landscape import REACH, check_installed, landscape, surface
-from pyro_gram.diagnostics.trajectories import Walk, attractors, deciding, early, numbered, parting, spaced, walk
+from pyro_gram.diagnostics.landscape import REACH, check_installed, interpolate_loss, landscape
+from pyro_gram.diagnostics.trajectories import (
+    Trajectories,
+    attractors,
+    early_counts,
+    evenly_spaced,
+    guidance_influence,
+    number_answers,
+    separation,
+    trace_trajectories,
+)
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.contract import model_traits
 from pyro_gram.inference.sites import data_plates
@@ -46,7 +55,7 @@ class Coins(nn.Module):
 
 def decided(mix, **settings):
     x = torch.zeros(2, mix.shape[-1], dtype=torch.long)
-    return deciding(Coins(mix), PLAIN, x, depth=len(mix), **{"num_samples": 200, **settings})
+    return guidance_influence(Coins(mix), PLAIN, x, depth=len(mix), **{"num_samples": 200, **settings})
 
 
 # ---- walks -------------------------------------------------------------------------------------------------------
@@ -58,7 +67,7 @@ def decided(mix, **settings):
         ({}, TemperConfig()),
         ({}, TemperConfig(scale=20.0, transitions=3)),
         ({"task_name": "sudoku_uncond"}, TemperConfig()),
-        ({"model_name": "trm", "model": {"start": "random"}}, TemperConfig()),
+        ({"model_name": "trm", "model": {"initial_state": "random"}}, TemperConfig()),
         ({"model_name": "autoregressive"}, TemperConfig()),
     ],
 )
@@ -66,7 +75,7 @@ def test_a_walk_is_the_rollout_of_its_seed(changes, temper):
     case = build_case(**changes)
     model = case.solver.model
     before = torch.get_rng_state()
-    walked = walk(model, case.x, depth=3, num_samples=4, seed=7, temper=temper)
+    walked = trace_trajectories(model, case.x, depth=3, num_samples=4, seed=7, temper=temper)
     assert torch.equal(torch.get_rng_state(), before)
     rolled = rollout(model, case.x, depth=3, num_samples=4, seed=7, temper=temper, history=True)
     assert torch.equal(walked.tokens, rolled.history)
@@ -75,7 +84,7 @@ def test_a_walk_is_the_rollout_of_its_seed(changes, temper):
 
 def test_a_walk_starts_at_z_0_and_its_states_decode_to_its_answers(case):
     model = case.solver.model
-    walked = walk(model, case.x, depth=3, num_samples=4)
+    walked = trace_trajectories(model, case.x, depth=3, num_samples=4)
     assert walked.h.shape == (4, 4, 5, *model.h0.shape)
     assert torch.equal(walked.h[0], model.h0.expand(4, 5, -1, -1))
     assert torch.equal(model.decoder(walked.h[1:]).argmax(-1), walked.tokens)
@@ -83,14 +92,15 @@ def test_a_walk_starts_at_z_0_and_its_states_decode_to_its_answers(case):
 
 
 def test_trajectories_start_apart_where_z_0_is_drawn():
-    case = build_case(model_name="trm", model={"start": "random"})
-    h = walk(case.solver.model, case.x, depth=1, num_samples=3).h
+    case = build_case(model_name="trm", model={"initial_state": "random"})
+    h = trace_trajectories(case.solver.model, case.x, depth=1, num_samples=3).h
     assert not torch.equal(h[0, 0], h[0, 1])
 
 
 def test_the_path_of_means_is_one_whatever_the_seed(case):
     first, second = (
-        walk(case.solver.model, case.x, depth=3, num_samples=9, seed=seed, at_mean=True) for seed in (1, 2)
+        trace_trajectories(case.solver.model, case.x, depth=3, num_samples=9, seed=seed, at_mean=True)
+        for seed in (1, 2)
     )
     assert first.tokens.shape == (3, 1, 5, 4)
     assert torch.equal(first.h, second.h)
@@ -99,24 +109,24 @@ def test_the_path_of_means_is_one_whatever_the_seed(case):
 def test_a_prior_without_a_mean_has_no_path_of_means():
     case = build_case(prior_name="flow")
     with pytest.raises(NotImplementedError):
-        walk(case.solver.model, case.x, depth=1, at_mean=True)
+        trace_trajectories(case.solver.model, case.x, depth=1, at_mean=True)
 
 
 def test_a_walk_refuses_no_steps(case):
     with pytest.raises(UserError, match="depth must be at least 1"):
-        walk(case.solver.model, case.x, depth=0)
+        trace_trajectories(case.solver.model, case.x, depth=0)
 
 
 @pytest.mark.parametrize("name", MODELS.names())
 def test_every_model_walks(name):
     case = build_case(model_name=name)
     depth = 1 if model_traits(case.solver.model).is_one_step else 3
-    walked = walk(case.solver.model, case.x, depth=depth, num_samples=4)
+    walked = trace_trajectories(case.solver.model, case.x, depth=depth, num_samples=4)
     found = attractors(case.solver.task, case.x, walked.tokens)
     assert walked.h.shape[:3] == (depth + 1, 4, 5)
-    assert 1 <= int(found.distinct.min()) <= int(found.distinct.max()) <= 4
+    assert 1 <= int(found.num_distinct.min()) <= int(found.num_distinct.max()) <= 4
     deterministic = name in ("direct", "hrm", "trm", "looped")
-    assert (found.effective.max() < 1.01) or not deterministic
+    assert (found.effective_number.max() < 1.01) or not deterministic
 
 
 # ---- where they end ----------------------------------------------------------------------------------------------
@@ -141,20 +151,20 @@ def tokens():
 
 def test_attractors_are_counted_up_to_symmetry(path_graph, tokens):
     found = attractors(*path_graph, tokens)
-    assert found.distinct.tolist() == [2]
+    assert found.num_distinct.tolist() == [2]
     entropy = -(2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3))
-    assert found.effective.item() == pytest.approx(math.exp(entropy))
-    assert found.settling.T.tolist() == [[1, 2, 4]]
-    assert found.settled_at[:, 0].tolist() == pytest.approx([1 / 3, 2 / 3, 2 / 3, 1])
-    assert found.unsettled.tolist() == pytest.approx([1 / 3])
-    assert found.right_at[:, 0].tolist() == pytest.approx([1, 2 / 3, 2 / 3, 2 / 3])
-    assert found.right.tolist() == pytest.approx([2 / 3])
+    assert found.effective_number.item() == pytest.approx(math.exp(entropy))
+    assert found.settling_step.T.tolist() == [[1, 2, 4]]
+    assert found.settled_by_step[:, 0].tolist() == pytest.approx([1 / 3, 2 / 3, 2 / 3, 1])
+    assert found.unsettled_by_input.tolist() == pytest.approx([1 / 3])
+    assert found.right_by_step[:, 0].tolist() == pytest.approx([1, 2 / 3, 2 / 3, 2 / 3])
+    assert found.right_by_input.tolist() == pytest.approx([2 / 3])
 
 
 def test_one_step_is_settled(path_graph, tokens):
     found = attractors(*path_graph, tokens[:1])
-    assert found.settling.tolist() == [[1], [1], [1]]
-    assert found.unsettled.tolist() == [0]
+    assert found.settling_step.tolist() == [[1], [1], [1]]
+    assert found.unsettled_by_input.tolist() == [0]
 
 
 def test_what_is_right_may_not_be_known():
@@ -164,16 +174,16 @@ def test_what_is_right_may_not_be_known():
         is_valid=lambda x, y: torch.ones_like(y[..., 0], dtype=torch.bool),
         has_known_answer=lambda x, y: torch.tensor([True, False]),
     )
-    right = attractors(task, None, torch.zeros(2, 3, 2, 1, dtype=torch.long)).right
+    right = attractors(task, None, torch.zeros(2, 3, 2, 1, dtype=torch.long)).right_by_input
     assert right[0] == 1
     assert right[1].isnan()
     task.is_checkable = False
-    assert attractors(task, None, torch.zeros(2, 3, 2, 1, dtype=torch.long)).right is None
+    assert attractors(task, None, torch.zeros(2, 3, 2, 1, dtype=torch.long)).right_by_input is None
 
 
 def test_answers_are_numbered_by_frequency_in_each_input():
     answers = torch.tensor([[5, 1], [2, 1], [5, 4], [5, 4], [3, 4]])[..., None]
-    which = numbered(answers)
+    which = number_answers(answers)
     assert which[:, 0].tolist() in ([0, 1, 0, 0, 2], [0, 2, 0, 0, 1])
     assert which[:, 1].tolist() == [1, 1, 0, 0, 0]
 
@@ -181,28 +191,28 @@ def test_answers_are_numbered_by_frequency_in_each_input():
 def test_pairs_part_in_answers_and_in_states(path_graph, tokens):
     h = torch.zeros(5, 3, 1, 1, 2)  # positions 0, 1, 3 of both channels at the end; together at first
     h[1:] = torch.tensor([0.0, 1.0, 3.0])[:, None, None, None]
-    found = parting(*path_graph, Walk(tokens, h))
+    found = separation(*path_graph, Trajectories(tokens, h))
     # Pairs (0, 1) and (1, 2) end in different answers; (1, 2) agree in none of the steps, (0, 1) neither.
-    assert (found.num_apart, found.num_alike) == (2, 1)
-    assert found.differ.tolist() == [1, 1, 1, 1]
-    assert found.apart.tolist() == pytest.approx([0, 1.5, 1.5, 1.5, 1.5])
-    assert found.alike.tolist() == pytest.approx([0, 3, 3, 3, 3])
+    assert (found.num_different, found.num_same) == (2, 1)
+    assert found.differ_by_step.tolist() == [1, 1, 1, 1]
+    assert found.distance_different.tolist() == pytest.approx([0, 1.5, 1.5, 1.5, 1.5])
+    assert found.distance_same.tolist() == pytest.approx([0, 3, 3, 3, 3])
 
 
 def test_pairs_of_all_inputs_count_alike():
     one = torch.tensor([[0, 0, 0], [0, 1, 2]])  # [2 steps, 3 trajectories]: three pairs part at the last step
     two = torch.tensor([[0, 1, 1], [0, 1, 1]])  # two pairs have parted at once
     tokens = torch.stack((one, two), 2)[..., None]
-    found = parting(PLAIN, None, Walk(tokens, torch.zeros(3, 3, 2, 1, 1)))
-    assert (found.num_apart, found.num_alike) == (5, 1)
-    assert found.differ.tolist() == pytest.approx([2 / 5, 1])
+    found = separation(PLAIN, None, Trajectories(tokens, torch.zeros(3, 3, 2, 1, 1)))
+    assert (found.num_different, found.num_same) == (5, 1)
+    assert found.differ_by_step.tolist() == pytest.approx([2 / 5, 1])
 
 
 def test_where_all_end_alike_no_pair_parts(path_graph, tokens):
-    found = parting(*path_graph, Walk(tokens[:, :1].expand(-1, 3, -1, -1), torch.zeros(5, 3, 1, 1, 2)))
-    assert found.num_apart == 0
-    assert found.differ.isnan().all()
-    assert found.alike.tolist() == [0] * 5
+    found = separation(*path_graph, Trajectories(tokens[:, :1].expand(-1, 3, -1, -1), torch.zeros(5, 3, 1, 1, 2)))
+    assert found.num_different == 0
+    assert found.differ_by_step.isnan().all()
+    assert found.distance_same.tolist() == [0] * 5
 
 
 # ---- which draws decide ------------------------------------------------------------------------------------------
@@ -212,7 +222,7 @@ def test_the_transition_that_decides_is_found():
     mix = torch.zeros(5, 1, 1)
     mix[2] = 1
     found = decided(mix)
-    assert found.kept.tolist() == [0, 1, 2, 3, 4, 5]
+    assert found.num_kept.tolist() == [0, 1, 2, 3, 4, 5]
     assert (found.by_transition[3:] == 1).all()
     assert ((found.by_transition[:3] - 0.5).abs() < 0.15).all()  # every trajectory and fork has draws of its own
     assert ((found.by_position - 0.5).abs() < 0.15).all()
@@ -255,40 +265,40 @@ def test_deciding_is_reproducible():
         {"task_name": "sudoku_uncond"},
         {"model_name": "vae"},
         {"model": {"prefix": 2}},
-        {"model_name": "trm", "prior_name": "gaussian", "guide_name": "amortized", "model": {"start": "random"}},
+        {"model_name": "trm", "prior_name": "gaussian", "model": {"initial_state": "random"}},
     ],
 )
 def test_keeping_all_guidance_keeps_the_answer(changes):
     case = build_case(**changes)
     depth = 1 if model_traits(case.solver.model).is_one_step else 2
-    found = deciding(case.solver.model, case.solver.task, case.x, depth=depth, num_samples=6)
+    found = guidance_influence(case.solver.model, case.solver.task, case.x, depth=depth, num_samples=6)
     inputs = 1 if case.x is None else len(case.x)
     length = case.solver.task.spec.input_length + changes.get("model", {}).get("prefix", 0)
-    assert found.kept[0] == 0
+    assert found.num_kept[0] == 0
     assert (found.by_transition[-1] == 1).all()
-    assert found.by_transition.shape == (len(found.kept), inputs)
+    assert found.by_transition.shape == (len(found.num_kept), inputs)
     assert found.by_position.shape == (length, inputs)
 
 
 @pytest.mark.parametrize("changes", [{"model_name": "direct"}, {"prior_name": "none"}, {"prior_name": "mean_only"}])
 def test_where_nothing_is_drawn_nothing_decides(changes):
     case = build_case(**{"guide_name": "prior", **changes})
-    assert deciding(case.solver.model, case.solver.task, case.x, depth=1, num_samples=2) is None
+    assert guidance_influence(case.solver.model, case.solver.task, case.x, depth=1, num_samples=2) is None
 
 
 def test_points_are_denser_early():
-    assert early(16, 8) == [0, 1, 2, 3, 4, 6, 10, 16]
-    assert early(3, 8) == [0, 1, 2, 3]
-    assert early(100, 2) == [0, 100]
-    assert len(early(200, 12)) == 12
+    assert early_counts(16, 8) == [0, 1, 2, 3, 4, 6, 10, 16]
+    assert early_counts(3, 8) == [0, 1, 2, 3]
+    assert early_counts(100, 2) == [0, 100]
+    assert len(early_counts(200, 12)) == 12
 
 
 def test_long_sequences_are_looked_at_in_places():
-    assert spaced(100) == list(range(100))
-    some = spaced(900)
+    assert evenly_spaced(100) == list(range(100))
+    some = evenly_spaced(900)
     assert (len(set(some)), some[0], some[-1]) == (32, 0, 899)
-    assert spaced(9, 3) == [0, 4, 8]
-    assert spaced(3, 9) == [0, 1, 2]
+    assert evenly_spaced(9, 3) == [0, 4, 8]
+    assert evenly_spaced(3, 9) == [0, 1, 2]
 
 
 def test_places_are_counted():
@@ -309,22 +319,22 @@ def test_the_loss_is_that_of_all_solutions_together(case):
     assert found.num_solutions == len(solutions) > 1
 
     def expected(**settings):
-        h = walk(model, x, depth=3, seed=5, **settings).h[:, :, 0]
+        h = trace_trajectories(model, x, depth=3, seed=5, **settings).h[:, :, 0]
         log_p = model.decoder(h).log_softmax(-1)  # [S + 1, N, L_out, classes]
         return -sum(log_p[..., range(4), y].sum(-1).exp() for y in solutions).log().double()
 
     torch.testing.assert_close(found.loss, expected(num_samples=6), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.mean_loss, expected(at_mean=True)[:, 0], atol=1e-5, rtol=1e-5)
     assert (
-        found.right.tolist()
-        == task.is_valid(x, walk(model, x, depth=3, num_samples=6, seed=5).tokens[-1, :, 0]).tolist()
+        found.is_right.tolist()
+        == task.is_valid(x, trace_trajectories(model, x, depth=3, num_samples=6, seed=5).tokens[-1, :, 0]).tolist()
     )
 
 
 def test_the_plane_keeps_distances_within_it(case):
     model, task = case.solver.model, case.solver.task
     found = landscape(model, task, case.x[:1], None, depth=4, num_samples=5, seed=2)
-    h = walk(model, case.x[:1], depth=4, num_samples=5, seed=2).h.flatten(-2)[:, :, 0].double()
+    h = trace_trajectories(model, case.x[:1], depth=4, num_samples=5, seed=2).h.flatten(-2)[:, :, 0].double()
     assert found.points.shape == (5, 5, 2)
     full, flat = torch.cdist(h.flatten(0, 1), h.flatten(0, 1)), torch.cdist(*[found.points.flatten(0, 1)] * 2)
     assert (flat <= full + 1e-4).all()
@@ -332,8 +342,8 @@ def test_the_plane_keeps_distances_within_it(case):
     torch.testing.assert_close(found.mean_points[0], found.points[0, 0])
     late = h[3:].flatten(0, 1)
     share = found.points[3:].flatten(0, 1).var(0) / late.var(0).sum()
-    torch.testing.assert_close(share, torch.tensor(found.explained).double(), atol=1e-4, rtol=1e-3)
-    assert sum(found.explained) <= 1 + 1e-6
+    torch.testing.assert_close(share, torch.tensor(found.explained_variance).double(), atol=1e-4, rtol=1e-3)
+    assert sum(found.explained_variance) <= 1 + 1e-6
 
 
 def test_without_known_solutions_the_loss_is_of_the_decoded_answer():
@@ -361,9 +371,9 @@ def test_small_landscapes(changes, has_mean, depth, num_samples):
     if "model_name" in changes and num_samples == 1:
         assert found is None  # a program that starts anew shows one state alone
         return
-    assert (found.mean_points is not None) == has_mean == (found.mean_right is not None)
+    assert (found.mean_points is not None) == has_mean == (found.mean_is_right is not None)
     assert found.points.isfinite().all()
-    assert all(math.isfinite(share) for share in found.explained)
+    assert all(math.isfinite(share) for share in found.explained_variance)
     assert not found.grid.isnan().all()
 
 
@@ -377,7 +387,7 @@ def test_the_surface_follows_the_states_and_is_silent_far_from_them():
     points = torch.rand(400, 2, generator=generator).double() * torch.tensor([1.0, 30.0])
     points[:, 0] *= points[:, 0] < 0.5  # half of them at the left edge, many in one place
     points = torch.cat((points, points[:1].expand(200, 2), torch.tensor([[1.0, 0.0]])))
-    x, y, grid = surface(points, torch.exp(points[:, 1] / 3 - 5))
+    x, y, grid = interpolate_loss(points, torch.exp(points[:, 1] / 3 - 5))
     inside = (y > 0) & (y < 30)
     column = grid[inside, int((x - 0.0).abs().argmin())].log()
     torch.testing.assert_close(column, y[inside] / 3 - 5, atol=0.4, rtol=0)
@@ -388,8 +398,10 @@ def test_the_surface_follows_the_states_and_is_silent_far_from_them():
     assert not grid.flatten()[nearest < REACH - 0.02].isnan().any()
 
 
-def test_one_state_has_a_surface():
-    _, _, grid = surface(torch.zeros(3, 2).double() + torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0]]), torch.ones(3))
+def test_one_state_has_a_interpolate_loss():
+    _, _, grid = interpolate_loss(
+        torch.zeros(3, 2).double() + torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0]]), torch.ones(3)
+    )
     torch.testing.assert_close(grid[~grid.isnan()], torch.ones((~grid.isnan()).sum()).double())
 
 

@@ -10,10 +10,10 @@ from pyro_gram.diagnostics.plots.trajectories import (
     BLACK,
     animate,
     attractors_figure,
-    deciding_figure,
+    influence_figure,
     landscape_figure,
 )
-from pyro_gram.diagnostics.trajectories import attractors, deciding, parting, walk
+from pyro_gram.diagnostics.trajectories import attractors, guidance_influence, separation, trace_trajectories
 from pyro_gram.errors import UserError
 from pyro_gram.tasks.mnist import MNIST, MNISTConfig
 from tests.conftest import build_case
@@ -39,21 +39,21 @@ def test_the_landscape_shows_every_trajectory_and_the_deterministic_one(case):
     for label in (
         "7 trajectories of the prior",
         f"{answers} distinct answer",
-        f"{int(found.right.sum())} trajectories right",
+        f"{int(found.is_right.sum())} trajectories right",
         "first principal component",
         "z_0",
-        "deterministic path (every guidance at its mean)",
+        "deterministic trajectory (guidance at the prior's mean)",
         "supervision steps",
         "loss: -log p(the solution | h), nats",
     ):
         assert label in text
-    assert ("a wrong answer" in text) == (not found.right.all())
+    assert ("a wrong answer" in text) == (not found.is_right.all())
     plane, course = figure.axes[:2]
     assert plane.lines[0].get_xdata().tolist() == found.points[:, 0, 0].tolist()
     thick = [line for line in course.lines if line.get_color() == BLACK]
     assert [line.get_ydata().tolist() for line in thick] == [found.mean_loss.tolist()]
     marks = [line.get_marker() for line in course.lines if line.get_linestyle() == "None"]
-    assert marks == ["o" if right else "x" for right in found.right]
+    assert marks == ["o" if right else "x" for right in found.is_right]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_the_landscape_shows_every_trajectory_and_the_deterministic_one(case):
     [
         ({"prior_name": "flow"}, {}, "loss: -log p(the solution | h), nats"),
         ({"task_name": "sudoku_uncond"}, {"solutions": None}, "loss: -log p(decoded answer | h), nats"),
-        ({"task_name": "mnist"}, {"depth": 1}, "an answer, a colour an answer"),
+        ({"task_name": "mnist"}, {"depth": 1}, "an answer, one colour for each answer"),
     ],
 )
 def test_landscapes_of_all_kinds_are_drawn(changes, settings, label):
@@ -71,10 +71,10 @@ def test_landscapes_of_all_kinds_are_drawn(changes, settings, label):
 
 
 def drawn_attractors(case, known, depth=4, num_samples=6):
-    walked = walk(case.solver.model, case.x, depth=depth, num_samples=num_samples)
+    walked = trace_trajectories(case.solver.model, case.x, depth=depth, num_samples=num_samples)
     found = attractors(case.solver.task, case.x, walked.tokens)
-    pairs = parting(case.solver.task, case.x, walked)
-    return found, pairs, attractors_figure(found, pairs, torch.tensor([3] * len(found.distinct)) if known else None)
+    pairs = separation(case.solver.task, case.x, walked)
+    return found, pairs, attractors_figure(found, pairs, torch.tensor([3] * len(found.num_distinct)) if known else None)
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -85,18 +85,18 @@ def test_attractors_show_counts_times_and_pairs(case, known):
         "Answers that 6 trajectories of an input end in",
         "distinct",
         "effective",
-        "final answer",
+        "keep their answer",
         "right answer",
         "last quarter",
-        f"{pairs.num_apart} pair",
-        f"{pairs.num_alike} pair",
+        f"{pairs.num_different} pair",
+        f"{pairs.num_same} pair",
         "root mean square",
     ):
         assert label in text
     assert ("i.i.d. uniform draws" in text) == known
     many, settled, _, distances = figure.axes
-    assert sorted(many.collections[0].get_offsets()[:, 1].tolist()) == sorted(found.distinct.tolist())
-    assert settled.lines[0].get_ydata().tolist() == found.settled_at.mean(1).tolist()
+    assert sorted(many.collections[0].get_offsets()[:, 1].tolist()) == sorted(found.num_distinct.tolist())
+    assert settled.lines[0].get_ydata().tolist() == found.settled_by_step.mean(1).tolist()
     assert distances.lines[0].get_ydata()[0] == 0
 
 
@@ -107,8 +107,8 @@ def test_attractors_of_all_kinds_are_drawn(changes):
 
 
 def test_deciding_shows_chance_and_certainty(case):
-    found = deciding(case.solver.model, case.solver.task, case.x, depth=3, num_samples=5)
-    figure = deciding_figure(found)
+    found = guidance_influence(case.solver.model, case.solver.task, case.x, depth=3, num_samples=5)
+    figure = influence_figure(found)
     text = words(figure)
     for label in ("transitions whose guidance is kept", "position", "nothing kept", "all kept: 1", "same answer"):
         assert label in text
@@ -120,7 +120,7 @@ def test_deciding_shows_chance_and_certainty(case):
 
 @pytest.fixture
 def history(case):
-    return walk(case.solver.model, case.x, depth=5, num_samples=3).tokens[:, :, 0]
+    return trace_trajectories(case.solver.model, case.x, depth=5, num_samples=3).tokens[:, :, 0]
 
 
 def test_an_animation_has_a_frame_a_step_and_starts_anew(case, history, tmp_path):

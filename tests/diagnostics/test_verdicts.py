@@ -37,14 +37,14 @@ def test_a_leak_is_right_with_y_in_sight_and_wrong_without():
 
 
 def test_a_prior_that_is_right_on_training_inputs_has_not_been_leaked_to_but_does_not_generalise():
-    assert verdicts.leak(0.99, 0.3, seen=0.95).level == GOOD
-    assert verdicts.general(0.95, 0.3).level == BAD
-    assert "by heart" in verdicts.general(0.95, 0.3).meaning
-    both = verdicts.of_metrics({"sample_accuracy": 0.3, "posterior_accuracy": 0.99}, {}, {}, seen=0.95)
+    assert verdicts.leak(0.99, 0.3, 0.95).level == GOOD
+    assert verdicts.generalisation(0.95, 0.3).level == BAD
+    assert "memorised" in verdicts.generalisation(0.95, 0.3).meaning
+    both = verdicts.from_metrics({"sample_accuracy": 0.3, "posterior_accuracy": 0.99}, {}, {}, 0.95)
     assert {v.name: v.level for v in both} == {"right answers": BAD, "leak": GOOD, "generalisation": BAD}
-    assert verdicts.leak(0.99, 0.3, seen=0.35).level == BAD
-    assert verdicts.leak(0.99, 0.6, seen=0.35).level == LOOK  # what it finds on either, it finds
-    assert verdicts.general(0.35, 0.3).level == GOOD
+    assert verdicts.leak(0.99, 0.3, 0.35).level == BAD
+    assert verdicts.leak(0.99, 0.6, 0.35).level == LOOK  # what it finds on either, it finds
+    assert verdicts.generalisation(0.35, 0.3).level == GOOD
     assert "on training inputs alone" in verdicts.leak(0.99, 0.3).meaning  # not known
 
 
@@ -72,17 +72,17 @@ def test_estimates_must_agree_where_both_can_be_trusted_and_one_must_hold_nearly
 
 
 def test_a_likelihood_is_judged_where_estimates_can_be_believed():
-    assert verdicts.likely(-2.0, 0.1, 1.9, neither=0.1).level == GOOD
-    assert verdicts.likely(-4.0, 0.1, 1.9, neither=0.0).level == BAD
-    assert verdicts.likely(-4.0, 0.1, 1.9, neither=0.2).level == UNKNOWN
+    assert verdicts.likelihood(-2.0, 0.1, 1.9, neither=0.1).level == GOOD
+    assert verdicts.likelihood(-4.0, 0.1, 1.9, neither=0.0).level == BAD
+    assert verdicts.likelihood(-4.0, 0.1, 1.9, neither=0.2).level == UNKNOWN
 
 
 def test_evenness_goes_by_the_effect_and_not_by_significance():
     even = {"tested": 100, "rejected": 100, "level": 0.05, "excess": 0.05, "uneven": 0.1}
-    assert verdicts.even(even, 0.9, 0.95).level == GOOD
-    assert "100 of 100" in verdicts.even(even, 0.9, 0.95).value
-    assert verdicts.even({**even, "rejected": 0, "uneven": 0.6}, 0.5, 0.95).level == BAD
-    assert verdicts.even({**even, "tested": 0}, 1.0, 1.0).level == UNKNOWN
+    assert verdicts.evenness(even, 0.9, 0.95).level == GOOD
+    assert "100 of 100" in verdicts.evenness(even, 0.9, 0.95).value
+    assert verdicts.evenness({**even, "rejected": 0, "uneven": 0.6}, 0.5, 0.95).level == BAD
+    assert verdicts.evenness({**even, "tested": 0}, 1.0, 1.0).level == UNKNOWN
 
 
 def test_ranks_that_uniform_ones_could_have_say_nothing_unless_they_are_even():
@@ -95,30 +95,30 @@ def test_ranks_that_uniform_ones_could_have_say_nothing_unless_they_are_even():
 
 def test_images_are_judged_by_the_classifier_and_by_their_neighbours():
     real = {"inception_score_real": 9.0, "nearest_distance_real": 40.0}
-    clear = verdicts.of_metrics({**real, "inception_score": 8.0, "nearest_distance": 38.0}, {}, {})
+    clear = verdicts.from_metrics({**real, "inception_score": 8.0, "nearest_distance": 38.0}, {}, {})
     assert {v.name: v.level for v in clear} == {"likeness": GOOD, "copies": GOOD}
-    copied = verdicts.of_metrics({**real, "inception_score": 9.0, "nearest_distance": 1.0}, {}, {})
+    copied = verdicts.from_metrics({**real, "inception_score": 9.0, "nearest_distance": 1.0}, {}, {})
     assert {v.name: v.level for v in copied} == {"likeness": GOOD, "copies": BAD}
-    noise = verdicts.of_metrics({**real, "inception_score": 1.1, "nearest_distance": 200.0}, {}, {})
+    noise = verdicts.from_metrics({**real, "inception_score": 1.1, "nearest_distance": 200.0}, {}, {})
     assert {v.name: v.level for v in noise} == {"likeness": BAD, "copies": GOOD}
 
 
 def test_the_worst_verdict_is_the_level_of_the_whole():
-    good, look, bad = verdicts.right(0.95), verdicts.right(0.8), verdicts.right(0.1)
-    unknown = verdicts.even({"tested": 0}, 1.0, 1.0)
-    assert verdicts.worst([good, unknown]) == GOOD
-    assert verdicts.worst([good, look]) == LOOK
-    assert verdicts.worst([look, bad, good]) == BAD
-    assert verdicts.worst([unknown]) == UNKNOWN
+    good, look, bad = verdicts.accuracy(0.95), verdicts.accuracy(0.8), verdicts.accuracy(0.1)
+    unknown = verdicts.evenness({"tested": 0}, 1.0, 1.0)
+    assert verdicts.worst_level([good, unknown]) == GOOD
+    assert verdicts.worst_level([good, look]) == LOOK
+    assert verdicts.worst_level([look, bad, good]) == BAD
+    assert verdicts.worst_level([unknown]) == UNKNOWN
 
 
 def test_metrics_say_what_they_can():
     metrics = {"sample_accuracy": 0.9, "posterior_accuracy": 0.95, "kl": 1.0, "reconstruction": 0.5, "excess": 1.0}
-    names = [v.name for v in verdicts.of_metrics(metrics, {}, {})]
+    names = [v.name for v in verdicts.from_metrics(metrics, {}, {})]
     assert names == ["right answers", "leak", "collapse", "bound"]
     looks = {"recent_accuracy": 0.5, "peak_accuracy": 0.9}
     assert (
-        verdicts.of_metrics({"sample_accuracy": None}, looks, {})[0].level == BAD
+        verdicts.from_metrics({"sample_accuracy": None}, looks, {})[0].level == BAD
     )  # images: nothing is right or wrong
     without_guide = {"sample_accuracy": 0.9, "posterior_accuracy": None, "kl": None, "excess": 1.0}
-    assert [v.name for v in verdicts.of_metrics(without_guide, {}, {})] == ["right answers"]
+    assert [v.name for v in verdicts.from_metrics(without_guide, {}, {})] == ["right answers"]

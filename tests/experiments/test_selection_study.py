@@ -9,7 +9,7 @@ import experiments.studies.selection as selection
 import pyro_gram
 from experiments.studies.fresh import committed
 from pyro_gram.build import build
-from pyro_gram.diagnostics.intervals import wilson
+from pyro_gram.diagnostics.metrics import wilson_interval
 from pyro_gram.solver import Solver
 from pyro_gram.tasks.coloring.task import isomorphism_invariants
 from tests.conftest import small_config
@@ -34,7 +34,7 @@ def test_vote_and_value_choose_from_the_samples_that_solve_draws(headed, tmp_pat
     for name, answers in right.items():
         assert found[name]["accuracy"] == pytest.approx(answers.mean().item())
         assert found[name]["sd"] == pytest.approx(answers.mean(1).std().item(), abs=1e-7)
-        assert found[name]["interval"] == pytest.approx(wilson(answers.mean().item(), 3))
+        assert found[name]["interval"] == pytest.approx(wilson_interval(answers.mean().item(), 3))
     assert found["only_vote_right"] - found["only_value_right"] == int((right["vote"] - right["value"]).sum())
     monkeypatch.setattr("pyro_gram.solver.Solver.sample", None)
     assert cli(selection.main, *words) == 0  # what is kept is not drawn again

@@ -203,7 +203,7 @@ def test_the_surrogate_charges_the_last_transition_only():
 def test_the_surrogate_is_of_the_trained_steps():
     case = build_case()
     model, guide = case.solver.model, case.solver.guide
-    short, long = (bounds(model, guide, case.x, case.y, steps=4, trained=n) for n in (1, 3))
+    short, long = (bounds(model, guide, case.x, case.y, steps=4, surrogate_steps=n) for n in (1, 3))
     assert torch.equal(short.full, long.full)
     torch.manual_seed(0)
     one = terms(model, guide, case.x, case.y, steps=4, truncated=False)  # as bounds draws before it

@@ -137,10 +137,10 @@ def test_a_site_that_a_guide_answers_with_its_prior_costs_nothing():
 
 def test_bounds_in_pieces_are_put_together_in_their_order(far):
     model, guide = far.solver.model, far.solver.guide
-    whole = bounds(model, guide, far.x, far.y, 2, trained=3, seed=7, max_traced=2)
+    whole = bounds(model, guide, far.x, far.y, 2, surrogate_steps=3, seed=7, max_traced=2)
     assert whole.kl.shape == (4, 5)
     for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
-        one = bounds(model, guide, far.x[part], far.y[part], 2, trained=3, seed=7 + chunk)
+        one = bounds(model, guide, far.x[part], far.y[part], 2, surrogate_steps=3, seed=7 + chunk)
         for name, value in vars(one).items():
             at = (slice(None), part) if name == "kl" else (part,)
             torch.testing.assert_close(getattr(whole, name)[at], value, msg=name)
@@ -155,7 +155,7 @@ def test_bounds_in_pieces_are_put_together_in_their_order(far):
     torch.testing.assert_close(whole.surrogate[:2], torch.stack(by_step).mean(0))
     torch.testing.assert_close(
         bounds(model, guide, far.x, far.y, 2).surrogate,
-        bounds(model, guide, far.x, far.y, 2, trained=2, seed=0).surrogate,
+        bounds(model, guide, far.x, far.y, 2, surrogate_steps=2, seed=0).surrogate,
     )
 
 

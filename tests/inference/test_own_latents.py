@@ -139,7 +139,7 @@ def test_terms_add_up_to_pyros_bound_whatever_the_elbo_is_called(name, observed,
 
 def test_reported_bounds_count_it():
     model, guide, x, y = pair()
-    found = bounds(model, guide, x, y, steps=2, trained=2)
+    found = bounds(model, guide, x, y, steps=2, surrogate_steps=2)
     torch.manual_seed(0)
     terms(model, guide, x, y, steps=2, truncated=False)  # as bounds draws before it
     state, steps = None, []

@@ -11,7 +11,7 @@ from pyro_gram.inference.contract import guide_traits
 from pyro_gram.checkpoint import save_model
 from pyro_gram.system.cli import call
 from pyro_gram.diagnostics import inference_data
-from pyro_gram.diagnostics.plots.captions import READINGS
+from pyro_gram.diagnostics.plots.captions import CAPTIONS
 from pyro_gram.errors import ConfigError
 from tests.conftest import digits_folder, build_small
 
@@ -73,7 +73,7 @@ def test_a_checkpoint_is_diagnosed_beside_it(few, tmp_path, capsys):
         "two estimates", "likelihood", "ranks under the guide", "diversity", "settled",
     ]  # fmt: skip
     page = (out / "report.html").read_text()
-    assert all(READINGS[name][0] in page for name in FIGURES)
+    assert all(CAPTIONS[name].title in page for name in FIGURES)
     assert "Not shown: there is no metrics.jsonl" in page
     assert page.count("data:image/gif") == 1
     assert "posterior" in inference_data.group_names(inference_data.load(out / "inference.nc"))

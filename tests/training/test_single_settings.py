@@ -17,8 +17,8 @@ from pyro_gram.training.pause import Inside
 from torch import nn
 
 from pyro_gram.diagnostics import calibration
-from pyro_gram.diagnostics.bounds import _Answer, bounds, terms
-from pyro_gram.diagnostics.evidence import HITS, Estimate, Evidence, evidence
+from pyro_gram.diagnostics.bounds import _RecordMode, bounds, terms
+from pyro_gram.diagnostics.evidence import MIN_ESS, Estimate, Evidence, evidence
 from pyro_gram.diagnostics.likelihood import rollout_log_prob
 from pyro_gram.diagnostics.metrics import solution_ids
 from pyro_gram.errors import ConfigError, UserError
@@ -28,7 +28,7 @@ from pyro_gram.inference.guide import EffectGuide
 from pyro_gram.inference.importance import guide_draws
 from pyro_gram.inference.sites import VALUE_SCALE, add_training_loss
 from pyro_gram.networks.core import LatentState
-from pyro_gram.sampling.draws import sobol
+from pyro_gram.sampling.draws import sobol_noise
 from pyro_gram.sampling.selection import select_by_value
 from pyro_gram.sampling.smc import smc
 from pyro_gram.tasks.batches import derive_seed
@@ -136,7 +136,7 @@ def test_the_surrogate_of_pieces_pays_what_inputs_share_once():
 
 def test_a_drawn_answer_is_no_mode_and_another_note_makes_none_of_it():
     for infer, kept in (({"draw_answer": True}, False), ({"draw_answer": False}, True), ({"note": 1}, True)):
-        with _Answer() as answer:
+        with _RecordMode() as answer:
             pyro.sample("y", dist.Categorical(logits=torch.randn(3, 4)).to_event(1), infer=infer)
         assert (answer.mode is not None) is kept
 
@@ -313,7 +313,7 @@ def test_sobol_sequences_of_many_seeds_differ():
         torch.manual_seed(seed)
         int(torch.randint(2**31, ()))
         torch.manual_seed(seed)
-        points = sobol(torch.empty(2, 1, 1, 2))
+        points = sobol_noise(torch.empty(2, 1, 1, 2))
         first.add(round((points[0] - points[1]).sum().item(), 4))
     assert len(first) > 100
 
@@ -323,7 +323,7 @@ def test_sobol_sequences_of_many_seeds_differ():
 
 def test_two_right_samples_make_a_test():
     ids = torch.zeros(2, 1, dtype=torch.long)
-    found = calibration.uniformity(ids, torch.tensor([100]), level=0.0001, draws=None)
+    found = calibration.uniformity(ids, torch.tensor([100]), false_discovery_rate=0.0001)
     assert found.p_value[0].item() * 10_001 == pytest.approx(round(found.p_value[0].item() * 10_001), abs=1e-6)
     assert (found.p_value[0].item() * 1000) % 1 > 1e-6  # of 10,000 draws, not of 999
 
@@ -342,7 +342,7 @@ def test_more_than_a_thousand_samples_are_looked_up():
 
 def test_figures_of_evidence_are_numbers_by_hand():
     log_weight = torch.tensor([[0.0], [1.0], [2.0], [0.5]], dtype=torch.double)
-    plain = Estimate.of(log_weight, smooth=False)
+    plain = Estimate.from_log_weights(log_weight, smooth=False)
     weights = log_weight[:, 0].exp()
     relative = weights.std() / weights.mean() / 2  # of the mean of four
     assert plain.se[0].item() == pytest.approx(relative.item(), rel=1e-6)
@@ -365,7 +365,7 @@ def test_an_input_with_one_right_sample_is_no_test():
     """The number of simulations follows the number of tests."""
     ids = torch.zeros(30, 2, dtype=torch.long)
     ids[1:, 1] = -1
-    found = calibration.uniformity(ids, torch.tensor([8, 8]), level=0.0005)
+    found = calibration.uniformity(ids, torch.tensor([8, 8]), false_discovery_rate=0.0005)
     assert found.p_value[0].item() == pytest.approx(1 / 2001)
     assert found.p_value[1].isnan()
 
@@ -382,7 +382,7 @@ def test_the_priors_estimate_is_the_plain_mean():
 def test_the_share_of_trusted_pairs_is_of_those_with_enough_hits():
     case = build_case()
     plain = evidence(case.solver.model, None, case.x, case.y, depth=1, guide_samples=1, prior_samples=8).prior
-    ess = torch.tensor([HITS, HITS + 1.0, HITS - 1.0, HITS + 2.0, HITS + 3.0])
+    ess = torch.tensor([MIN_ESS, MIN_ESS + 1.0, MIN_ESS - 1.0, MIN_ESS + 2.0, MIN_ESS + 3.0])
     assert Evidence((), None, None, replace(plain, ess=ess)).summary()["prior_trusted"] == pytest.approx(0.8)
 
 
@@ -430,7 +430,7 @@ def test_log_p_of_many_data_without_input_is_in_their_order():
 
 def test_a_state_as_large_as_sobol_allows_is_spread():
     most = torch.quasirandom.SobolEngine.MAXDIM
-    assert sobol(torch.empty(1, 1, 1, most)).shape == (1, 1, 1, most)
+    assert sobol_noise(torch.empty(1, 1, 1, most)).shape == (1, 1, 1, most)
 
 
 def test_equal_inputs_have_equal_tests_and_every_input_has_a_number_of_solutions():

@@ -1,102 +1,119 @@
-"""How to read each figure of a report, in one sentence or two."""
+"""The caption of each figure of a report: its title, how to read it, and the verdicts that it shows."""
 
 from __future__ import annotations
 
-READINGS = {  # name -> title, reading
-    "training": (
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What a reader needs to read a figure.
+
+    Attributes:
+        title: of the figure.
+        text: how to read it, in a sentence or two.
+        verdicts: the names of the verdicts that the figure shows.
+    """
+
+    title: str
+    text: str
+    verdicts: tuple[str, ...] = ()
+
+
+CAPTIONS = {
+    "training": Caption(
         "Training",
-        "Left: the two terms of the loss; beta rises once the reconstruction is under its target. Middle: both bounds "
-        "should rise together (Fig. 8 of the paper). Right: trajectories of the prior, which never saw an answer.",
+        "Left: the two terms of the loss; beta rises once the reconstruction is below its target. Middle: both bounds "
+        "should rise together (Fig. 8 of the paper). Right: trajectories of the prior, which are never given y.",
+        ("decay",),
     ),
-    "leak": (
-        "Guide and prior over training",
-        "What the guide says of y must become what the prior finds by itself: on validation inputs, which training has "
-        "not seen, the curves should meet, and the gap between them come down into the green.",
+    "leak": Caption(
+        "Guide and prior during training",
+        "What the guide knows from y, the prior must learn to find by itself: on validation inputs the two curves on "
+        "the left should meet, and the gap between them on the right should fall into the green band.",
+        ("leak",),
     ),
-    "solved": (
+    "solved": Caption(
         "Answers",
-        "Held-out inputs and the answers that the prior's trajectories end in, most frequent first. Several different "
-        "valid answers in one row are what a generative reasoner is for.",
+        "Held-out inputs and the answers in which the prior's trajectories end, most frequent first. A generative "
+        "reasoner finds several valid answers to one input.",
+        ("right answers", "generalisation"),
     ),
-    "samples": ("Samples", "Draws of p(x), not chosen: each the end of one trajectory from z_0."),
-    "coverage_by_solutions": (
+    "samples": Caption(
+        "Samples",
+        "Samples of p(x), not selected: each is the end of one trajectory from z_0.",
+        ("right answers", "likeness", "copies"),
+    ),
+    "coverage_by_solutions": Caption(
         "Coverage by number of solutions",
         "A perfectly calibrated sampler follows the dotted line on the left and stays at 1 on the right.",
+        ("evenness",),
     ),
-    "evenness": (
+    "evenness": Caption(
         "Evenness over the solutions",
-        "Left: how uneven the right samples of each input are, beside what perfect sampling of as many would show. "
-        "Middle: p-values of a test of each input; a straight line is uniform sampling. Right: coverage of each input "
+        "Left: how uneven the right samples of each input are, compared with perfect sampling of as many. Middle: "
+        "p-values of a test of each input; uniform sampling follows the straight line. Right: coverage of each input "
         "against its i.i.d. limit.",
+        ("evenness",),
     ),
-    "neighbours": (
+    "neighbours": Caption(
         "Nearest training images",
-        "Samples, each beside the training image nearest to it: a sample that equals its neighbour is remembered, not "
-        "made.",
+        "Samples, each next to its nearest training image: a sample that equals its neighbour has been memorised.",
+        ("copies",),
     ),
-    "formation": (
+    "formation": Caption(
         "Answers forming",
         "Answers settle over the supervision steps; rows that end differently are different solutions.",
+        ("settled",),
     ),
-    "animation": (
+    "animation": Caption(
         "Answers forming, animated",
-        "The same trajectories, a supervision step a frame.",
+        "The same trajectories, one supervision step in each frame.",
+        ("settled",),
     ),
-    "terms": (
-        "What the guide adds, by transition",
-        "The KL is what the guide says of y at each transition; where the guide's guidance is as large as the prior's, "
-        "it says nothing any more.",
+    "terms": Caption(
+        "Information from the guide, by transition",
+        "The KL is the information that the guide adds at each transition. On the right, the scale of the guidance "
+        "under guide and prior: where both are equal, the guide adds little.",
+        ("collapse",),
     ),
-    "evidence": (
-        "log p(y|x) from both ends",
+    "terms_prior": Caption("Scale of the guidance, by transition", "How strongly each transition is steered."),
+    "evidence": Caption(
+        "Two estimates of log p(y|x)",
         "Left: bounds that rise with the number of draws towards the dashed lines. Middle: the two estimates of each "
-        "pair should meet within their bars. Right: k-hat of each pair; above the line its weights cannot be "
+        "pair should agree within their error bars. Right: k-hat of each pair; above the line its weights cannot be "
         "trusted.",
+        ("estimate", "importance weights", "two estimates", "likelihood", "bound"),
     ),
-    "evidence_prior": (
+    "evidence_prior": Caption(
         "log p(y|x) by prior Monte Carlo",
-        "Each pair's estimate, and how many draws weigh in its mean: below the line it is that of a few lucky ones.",
+        "The estimate of each pair and its effective sample size: below the line a few lucky draws make up the mean.",
+        ("estimate", "likelihood"),
     ),
-    "terms_prior": ("Scale of the guidance, by transition", "How strongly each transition is steered."),
-    "ranks": (
+    "ranks": Caption(
         "Ranks under the guide",
-        "Data are drawn from the program itself, so that the true trajectory is known: its rank among the guide's is "
-        "uniform, and each line inside its band, where the guide is the posterior. A hump on one side means a shift; "
-        "one on either side a guide too narrow (first above) or too wide (first below).",
+        "The program itself generates the data, so that the true trajectory is known. If the guide is the posterior, "
+        "the rank of the true trajectory among the guide's is uniform, and each line stays inside its band. A hump on "
+        "one side means a shift; humps on both sides mean that the guide is too narrow (first above the band) or too "
+        "wide (first below).",
+        ("ranks under the guide",),
     ),
-    "landscape": (
+    "landscape": Caption(
         "Trajectories of one input",
-        "The first two principal components of h. The background is the loss, interpolated between the states that "
-        "were visited; trajectories of the prior start at z_0 and end in the answers that the colours tell apart.",
+        "The first two principal components of h. The background is the loss, interpolated between visited states; "
+        "trajectories of the prior start at z_0, and their colours show the answers in which they end.",
+        ("diversity",),
     ),
-    "attractors": (
-        "Where trajectories end, and when they part",
-        "How many different answers the trajectories of an input end in, how soon they have settled, and from which "
-        "step on those that end differently are apart.",
+    "attractors": Caption(
+        "Where trajectories end, and when they separate",
+        "The number of different answers in which the trajectories of an input end, how soon they settle, and from "
+        "which step on those with different ends differ.",
+        ("settled", "diversity"),
     ),
-    "deciding": (
-        "Which sites decide",
-        "Trajectories are run again with part of their guidance kept and the rest drawn anew: where keeping a little "
-        "more makes the answer the same again, there it was decided.",
+    "deciding": Caption(
+        "Transitions and positions that decide the answer",
+        "Trajectories are run again with part of their guidance kept and the rest drawn anew: the answer is decided "
+        "where keeping a little more guidance makes the answer the same again.",
+        ("diversity",),
     ),
-}
-
-SHOWS = {  # name -> the verdicts that the figure shows
-    "training": ("decay",),
-    "leak": ("leak",),
-    "solved": ("right answers", "generalisation"),
-    "samples": ("right answers", "likeness", "copies"),
-    "coverage_by_solutions": ("evenness",),
-    "evenness": ("evenness",),
-    "neighbours": ("copies",),
-    "formation": ("settled",),
-    "animation": ("settled",),
-    "terms": ("collapse",),
-    "terms_prior": (),
-    "evidence": ("estimate", "importance weights", "two estimates", "likelihood", "bound"),
-    "evidence_prior": ("estimate", "likelihood"),
-    "ranks": ("ranks under the guide",),
-    "landscape": ("diversity",),
-    "attractors": ("settled", "diversity"),
-    "deciding": ("diversity",),
 }
