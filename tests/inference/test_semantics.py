@@ -26,7 +26,7 @@ from pyro_gram.inference.guide import PriorGuide
 from pyro_gram.inference.importance import guide_draws, log_evidence
 from pyro_gram.inference.sites import data_plates
 from pyro_gram.inference.terms import is_delta
-from pyro_gram.runs.evaluate import rehearse
+from pyro_gram.runs.preflight import check_estimates
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.sampling.tempering import AtMean, NoGuidance, Temper, TemperConfig
 from pyro_gram.training.beta_schedule import BetaConfig
@@ -745,10 +745,10 @@ def test_what_an_evaluation_could_not_score_is_refused_before_training(model_cla
     model, guide, x, y = pair(model_class, SharedGuide if model_class is Shared else AmortizedGuide)
     held = replace(build_case().solver, model=model, guide=guide)
     with pytest.raises(ConfigError, match="all inputs share the site 'all'|has another density where it is given y"):
-        rehearse(held, x, y)
+        check_estimates(held, x, y)
     plain = build_case()
     before = torch.get_rng_state()
-    rehearse(plain.solver, plain.x, plain.y)
+    check_estimates(plain.solver, plain.x, plain.y)
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from pyro_gram.config import read_preset
 from pyro_gram.errors import UserError
-from pyro_gram.runs.run import _cut_metrics, read_rows
+from pyro_gram.runs.run import read_rows, truncate_metrics
 from pyro_gram.system.files import read_json, read_toml_tables
 from pyro_gram.tasks import advice
 from pyro_gram.tasks.coloring.task import Coloring, ColoringConfig
@@ -47,7 +47,7 @@ def test_a_mark_before_the_metrics_costs_no_line_when_a_run_goes_on(tmp_path):
     path = tmp_path / "metrics.jsonl"
     line = json.dumps({"batch": 1, "seconds": 1, "reconstruction": 1, "kl": 1, "beta": 1})
     path.write_bytes(f"{line}\r\n{line}\r\n".encode("utf-8-sig"))
-    assert _cut_metrics(path, 2) == 0
+    assert truncate_metrics(path, 2) == 0
     assert path.read_text() == f"{line}\n{line}\n"
 
 

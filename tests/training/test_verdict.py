@@ -7,15 +7,16 @@ from pyro.infer import Predictive, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.elbo import BalancedELBO
-from pyro_gram.runs.evaluate import _judged, roll
 from pyro_gram.runs.heads import attach, check_heads, train_heads
+from pyro_gram.runs.measure import _head_metrics, sample_prior
 from pyro_gram.runs.run import open_run
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.sampling.tempering import TemperConfig
+from pyro_gram.system.distributed import SINGLE_PROCESS
 from pyro_gram.training.heads import EARLY, VerdictConfig, fit, gather
 from tests.conftest import build_case, perturb_, small_config
 
-HEADS = VerdictConfig(hidden=16, heads=2, layers=1, rounds=2, trajectories=16)
+HEADS = VerdictConfig(hidden=16, attention_heads=2, layers=1, rounds=2, trajectories=16)
 
 
 def give(case):
@@ -131,7 +132,7 @@ def test_training_moves_the_heads_alone_and_they_learn_the_check():
     wide = TemperConfig(scale=30.0, transitions=100)  # so that answers differ
     core = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("heads.")}
     heads = {k: v.clone() for k, v in model.heads.state_dict().items()}
-    config = VerdictConfig(hidden=16, heads=2, layers=1, rounds=25, lr=1e-2)
+    config = VerdictConfig(hidden=16, attention_heads=2, layers=1, rounds=25, lr=1e-2)
     losses = list(fit(model, lambda _: x, check_first, config, depth=4, temper=wide))
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in core.items())
     assert any(not torch.equal(v, model.heads.state_dict()[k]) for k, v in heads.items())
@@ -150,7 +151,7 @@ def test_heads_are_the_same_under_the_same_seed():
     for _ in range(2):
         pyro.set_rng_seed(0)
         case = build_case(heads={"hidden": 16, "attention_heads": 2, "rounds": 2, "trajectories": 16})
-        train_heads(case.solver, depth=2)
+        train_heads(case.solver)
         found.append(case.solver.model.heads.state_dict())
     assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
 
@@ -185,11 +186,12 @@ def test_versions_of_an_input_are_not_judged_as_inputs(tmp_path):
     """ARC: what the heads select is measured on plain inputs, as the vote is."""
     config = small_config(task_name="arc", heads={"hidden": 16, "attention_heads": 2, "rounds": 1, "trajectories": 8})
     run = open_run(config, tmp_path / "run", resume=False, data_dir=None, device=torch.device("cpu"))
-    train_heads(replace(run.solver, model=run.trainer.averaged_modules[0]), depth=2)
+    solver = run.averaged
+    train_heads(solver)
     puzzles = run.solver.task.split("test")
     assert not puzzles.is_first_version.all()
-    rolled = roll(run, puzzles.inputs, num_samples=3)
-    found = _judged(run, puzzles, rolled)
+    samples = sample_prior(solver, puzzles.inputs, num_samples=3)
+    metrics = _head_metrics(solver, puzzles, samples, SINGLE_PROCESS, lambda count: None)
     count = int(puzzles.is_first_version.sum())
-    assert found["value_accuracy"] * count == pytest.approx(round(found["value_accuracy"] * count))
-    assert found["halt_steps"] <= run.solver.config.depth
+    assert metrics["value_accuracy"] * count == pytest.approx(round(metrics["value_accuracy"] * count))
+    assert metrics["halt_steps"] <= run.solver.config.depth

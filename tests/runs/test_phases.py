@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import experiments.run
-from pyro_gram.runs.evaluate import finish
+from pyro_gram.runs.evaluate import Validation, evaluate
 from pyro_gram.runs.heads import seconds_of_heads
-from pyro_gram.runs.monitor import plan, timed_look
-from pyro_gram.runs.run import open_run, train
+from pyro_gram.runs.run import open_run
+from pyro_gram.runs.train import train
 from pyro_gram.system.progress import Phases, format_duration
 from pyro_gram.training.config import TrainConfig
 from pyro_gram.training.pace import Pace, seconds_left
@@ -23,7 +23,7 @@ HEADS = {"hidden": 16, "attention_heads": 2, "layers": 1, "rounds": 3, "trajecto
 HEADED = [word for name, value in HEADS.items() for word in (f"--heads.{name}", value)]
 
 
-def begun(config, out):
+def open_new(config, out):
     return open_run(config, out, resume=False, data_dir=None, device=torch.device("cpu"))
 
 
@@ -92,7 +92,7 @@ def test_the_time_of_heads_is_measured_on_a_copy():
     solver = build_case(heads=HEADS).solver
     state = torch.get_rng_state()
     before = {name: p.clone() for name, p in solver.model.state_dict().items()}
-    assert seconds_of_heads(solver, depth=2) > 0
+    assert seconds_of_heads(solver) > 0
     assert torch.equal(torch.get_rng_state(), state)
     assert solver.model.heads is None
     assert all(torch.equal(p, before[name]) for name, p in solver.model.state_dict().items())
@@ -102,17 +102,17 @@ def test_the_time_of_heads_is_that_of_all_rounds(monkeypatch):
     solver = build_case(heads=HEADS).solver
     ticks = iter(range(100))
     monkeypatch.setattr("pyro_gram.runs.heads.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-    assert seconds_of_heads(solver, depth=2) == HEADS["rounds"]
+    assert seconds_of_heads(solver) == HEADS["rounds"]
 
 
 def test_the_time_of_the_evaluation_is_that_of_its_trajectories_at_the_pace_of_a_look(tmp_path, monkeypatch):
-    with begun(small_config(heads=HEADS, evaluate={"num_samples": 5}), tmp_path / "run") as run:
+    with open_new(small_config(heads=HEADS, evaluate={"num_samples": 5}), tmp_path / "run") as run:
         ticks = iter((10.0, 16.0))
-        monkeypatch.setattr("pyro_gram.runs.monitor.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-        timed_look(run)
-        look = 4 * 5 + 4  # of 4 inputs, with a bound each
-        whole = 2 * 4 * 5 + 4 + 4 * 6 + 4 * 100  # all and halted, bounds, followed, likelihood
-        assert run.phases.seconds["evaluation"] == pytest.approx(6.0 / look * whole)
+        monkeypatch.setattr("pyro_gram.runs.evaluate.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+        Validation(run)()
+        of_validation = 4 * 5 + 4  # of 4 inputs, with a bound each
+        of_evaluation = 2 * 4 * 5 + 4 + 4 * 6 + 4 * 100  # all and halted, bounds, followed, likelihood
+        assert run.phases.seconds["evaluation"] == pytest.approx(6.0 / of_validation * of_evaluation)
 
 
 @pytest.mark.parametrize(
@@ -129,9 +129,8 @@ def test_the_time_of_the_evaluation_is_that_of_its_trajectories_at_the_pace_of_a
 )
 def test_the_bar_of_the_evaluation_ends_full(changes, tmp_path, monkeypatch, capsys):
     terminal(monkeypatch)
-    with begun(small_config(**changes), tmp_path / "run") as run:
-        plan(run)
-        finish(run)
+    with open_new(small_config(**changes), tmp_path / "run") as run:
+        evaluate(run)
     shown = capsys.readouterr().err
     *_, last = re.findall(r"(\d)/(\d) evaluation: +(\d+)% (\d+)/(\d+) ", shown)
     assert last[0] == last[1]
@@ -185,12 +184,10 @@ def test_a_terminal_has_a_bar_for_each_phase_with_the_end_of_all(tmp_path, monke
 def test_the_estimate_changes_no_weight(tmp_path):
     config = small_config(heads=HEADS)
     ends = []
-    for name in ("planned", "plain"):
+    for name in ("estimated", "plain"):
         torch.manual_seed(5)
-        with begun(config, tmp_path / name) as run:
-            if name == "planned":
-                plan(run)
-            train(run)
+        with open_new(config, tmp_path / name) as run:
+            train(run, **({"on_evaluate": Validation(run)} if name == "estimated" else {}))
             ends.append({k: v.clone() for k, v in run.trainer.average.state_dict().items()})
     assert ends[0].keys() == ends[1].keys()
     assert all(torch.equal(v, ends[1][k]) for k, v in ends[0].items())
@@ -198,8 +195,7 @@ def test_the_estimate_changes_no_weight(tmp_path):
 
 def test_a_model_without_heads_has_two_phases(tmp_path, capsys):
     config = small_config(model_name="autoregressive", heads=HEADS)
-    with begun(replace(config, seed=3), tmp_path / "run") as run:
+    with open_new(replace(config, seed=3), tmp_path / "run") as run:
         capsys.readouterr()
-        plan(run)
-    said = capsys.readouterr().err
-    assert said.startswith("phases: 1/2 train (3 batches), 2/2 evaluation (4 inputs x ")
+        run.phases.print_plan()
+    assert capsys.readouterr().err.startswith("phases: 1/2 train (3 batches), 2/2 evaluation (4 inputs x ")

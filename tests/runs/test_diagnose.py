@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 
 from experiments import diagnose as program
 from pyro_gram.inference.contract import guide_traits
-from pyro_gram.inference.contract import guide_traits
 from pyro_gram.checkpoint import save_model
 from pyro_gram.system.cli import call
 from pyro_gram.diagnostics import inference_data
@@ -20,54 +19,54 @@ FIGURES |= {"formation", "animation"}
 
 
 @pytest.fixture
-def few(monkeypatch):
-    """So little of everything that a diagnosis takes a second."""
-    from pyro_gram.runs import diagnose as diagnosis
+def tiny_diagnosis(monkeypatch):
+    """Make a diagnosis take a second."""
+    from pyro_gram.runs import diagnose
 
     for name, value in {
         "SAMPLES": 4,
-        "SAMPLES_OF_DATA": 16,
-        "LEAST_OF_DATA": 16,
+        "MAX_DATA_SAMPLES": 16,
+        "MIN_DATA_SAMPLES": 16,
         "GUIDE_SAMPLES": 30,
         "PRIOR_SAMPLES": 16,
-        "DATA_SAMPLES": 16,
-        "SEEN": 4,
+        "DATA_PRIOR_SAMPLES": 16,
+        "TRAIN_INPUTS": 4,
         "BOUND_PAIRS": 4,
         "RANK_DRAWS": 5,
         "DRAWS": 3,
-        "ENDS": 6,
-        "PROJECTED": 6,
-        "PLACES": 2,
+        "END_SAMPLES": 6,
+        "LANDSCAPE_SAMPLES": 6,
+        "POSITIONS": 2,
     }.items():
-        monkeypatch.setattr(diagnosis, name, value)
-    whole = Figure.savefig
+        monkeypatch.setattr(diagnose, name, value)
+    savefig = Figure.savefig
 
-    def roughly(figure, target, **settings):
+    def save_small(figure, target, **settings):
         figure.set_layout_engine("none")
-        whole(figure, target, **{**settings, "dpi": 20})
+        savefig(figure, target, **{**settings, "dpi": 20})
 
-    monkeypatch.setattr(Figure, "savefig", roughly)  # most of a second's work is drawing, and has tests of its own
+    monkeypatch.setattr(Figure, "savefig", save_small)  # most of a second's work is drawing, and has tests of its own
 
 
-def checkpoint(tmp_path, **changes):
+def write_checkpoint(tmp_path, **changes):
     solver = build_small(**changes)
     path = tmp_path / "small.safetensors"
     save_model(path, solver)
     return path
 
 
-def diagnosed(path, *more):
+def run_diagnosis(path, *more):
     assert call(program.main, ["--checkpoint", str(path), "--inputs", "4", *more]) == 0
     out = path.with_name("small.diagnosis")
     return out, json.loads((out / "diagnosis.json").read_text())
 
 
-def test_a_checkpoint_is_diagnosed_beside_it(few, tmp_path, capsys):
-    out, found = diagnosed(checkpoint(tmp_path))
+def test_a_checkpoint_is_diagnosed_beside_it(tiny_diagnosis, tmp_path, capsys):
+    out, diagnosis = run_diagnosis(write_checkpoint(tmp_path))
     assert {p.name for p in out.iterdir()} == {"report.html", "diagnosis.json", "inference.nc", "figures"}
     drawn = {p.name for p in (out / "figures").iterdir()}
     assert drawn == {f"{name}.png" for name in FIGURES - {"training", "animation"}} | {"formation.gif"}
-    names = [v["name"] for v in found["verdicts"]]
+    names = [v["name"] for v in diagnosis["verdicts"]]
     assert names == [
         "right answers", "leak", "generalisation", "collapse", "bound", "evenness", "estimate", "importance weights",
         "two estimates", "likelihood", "ranks under the guide", "diversity", "settled",
@@ -82,28 +81,28 @@ def test_a_checkpoint_is_diagnosed_beside_it(few, tmp_path, capsys):
     assert printed[-1].endswith("report.html")
 
 
-def test_the_seed_fixes_it(few, tmp_path):
-    path = checkpoint(tmp_path)
-    first = diagnosed(path)[1]
-    again = diagnosed(path)[1]
-    other = diagnosed(path, "--seed", "1")[1]
+def test_the_seed_fixes_it(tiny_diagnosis, tmp_path):
+    path = write_checkpoint(tmp_path)
+    first = run_diagnosis(path)[1]
+    again = run_diagnosis(path)[1]
+    other = run_diagnosis(path, "--seed", "1")[1]
     for part in ("metrics", "evidence", "ranks", "deciding"):
         assert first[part] == again[part]
         assert first[part] != other[part]
 
 
-def test_the_log_of_the_run_is_read_where_it_is(few, tmp_path):
-    path = checkpoint(tmp_path)
+def test_the_log_of_the_run_is_read_where_it_is(tiny_diagnosis, tmp_path):
+    path = write_checkpoint(tmp_path)
     looks = [{"batch": b, "reconstruction": 1.0, "kl": 1.0, "beta": 1.0} for b in range(7)]
     for row, prior in zip(looks, (0.2, 0.9, 0.9, 0.9, 0.7, 0.8, 0.6), strict=True):
         row |= {"prior_accuracy": prior, "posterior_accuracy": 1.0, "elbo_full": -2.0, "elbo_surrogate": -1.0}
         row |= {"prior_coverage": 0.5, "coverage_limit": 0.9}
     path.with_name("small.metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in looks))
-    out, found = diagnosed(path)
-    verdicts = {v["name"]: v for v in found["verdicts"]}
+    out, diagnosis = run_diagnosis(path)
+    verdicts = {v["name"]: v for v in diagnosis["verdicts"]}
     assert verdicts["decay"]["level"] == "do not trust"
-    assert found["looks"]["recent_accuracy"] == pytest.approx(0.7)
-    assert (found["looks"]["peak_accuracy"], found["looks"]["last_accuracy"]) == (pytest.approx(0.9), 0.6)
+    assert diagnosis["looks"]["recent_accuracy"] == pytest.approx(0.7)
+    assert (diagnosis["looks"]["peak_accuracy"], diagnosis["looks"]["last_accuracy"]) == (pytest.approx(0.9), 0.6)
     assert {"training.png", "leak.png"} <= {p.name for p in (out / "figures").iterdir()}
 
 
@@ -113,25 +112,20 @@ def test_the_log_of_the_run_is_read_where_it_is(few, tmp_path):
         {"task_name": "sudoku_uncond"},
         {"task_name": "arc"},
         {"task_name": "mnist"},
-        {"task_name": "sudoku"},
         {"task_name": "nqueens", "prior_name": "discrete"},
-        {"prior_name": "flow"},
         {"prior_name": "none", "guide_name": "prior"},
         {"prior_name": "mean_only"},
         {"model_name": "autoregressive"},
-        {"model_name": "direct"},
         {"model_name": "mdlm"},
         {"model_name": "trm"},
-        {"model_name": "vae"},
-        {"guide_name": "replay"},
     ],
     ids=str,
 )
-def test_any_checkpoint_is_diagnosed_and_what_has_no_meaning_is_left_out(few, tmp_path, changes):
-    path = checkpoint(tmp_path, **changes)
+def test_any_checkpoint_is_diagnosed_and_what_has_no_meaning_is_left_out(tiny_diagnosis, tmp_path, changes):
+    path = write_checkpoint(tmp_path, **changes)
     data = ["--data-dir", digits_folder()] if changes.get("task_name") == "mnist" else []
-    out, found = diagnosed(path, *data)
-    names = {v["name"] for v in found["verdicts"]}
+    out, diagnosis = run_diagnosis(path, *data)
+    names = {v["name"] for v in diagnosis["verdicts"]}
     infers = not guide_traits(build_small(**changes).guide).follows_prior and changes.get("prior_name") != "mean_only"
     assert ("collapse" in names) == ("ranks under the guide" in names) == infers
     images = changes.get("task_name") == "mnist"
@@ -148,24 +142,19 @@ def test_any_checkpoint_is_diagnosed_and_what_has_no_meaning_is_left_out(few, tm
     [
         {},
         {"task_name": "sudoku_uncond"},
-        {"task_name": "arc"},
-        {"task_name": "mnist"},
-        {"model_name": "vae"},
         {"model_name": "trm"},
-        {"prior_name": "none", "guide_name": "prior"},
     ],
     ids=str,
 )
-def test_one_input_and_one_step_are_enough_and_say_no_more_than_they_can(few, tmp_path, changes):
-    path = checkpoint(tmp_path, **changes)
-    data = ["--data-dir", digits_folder()] if changes.get("task_name") == "mnist" else []
-    _, found = diagnosed(path, "--inputs", "1", "--depth", "1", *data)
-    assert "settled" not in {v["name"] for v in found["verdicts"]}  # one step alone cannot change
+def test_one_input_and_one_step_are_enough_and_say_no_more_than_they_can(tiny_diagnosis, tmp_path, changes):
+    path = write_checkpoint(tmp_path, **changes)
+    _, diagnosis = run_diagnosis(path, "--inputs", "1", "--depth", "1")
+    assert "settled" not in {v["name"] for v in diagnosis["verdicts"]}  # one step alone cannot change
 
 
-def test_models_without_a_guide_may_learn_by_heart_too(few, tmp_path):
-    _, found = diagnosed(checkpoint(tmp_path, model_name="direct"))
-    assert "generalisation" in {v["name"] for v in found["verdicts"]}
+def test_models_without_a_guide_may_learn_by_heart_too(tiny_diagnosis, tmp_path):
+    _, diagnosis = run_diagnosis(write_checkpoint(tmp_path, model_name="direct"))
+    assert "generalisation" in {v["name"] for v in diagnosis["verdicts"]}
 
 
 @pytest.mark.parametrize(
@@ -181,8 +170,8 @@ def test_bad_arguments_are_told_before_anything_is_read(arguments, message, tmp_
     assert message in capsys.readouterr().err
 
 
-def test_a_depth_that_the_model_has_not_is_told(few, tmp_path, capsys):
-    path = checkpoint(tmp_path, model_name="direct")
+def test_a_depth_that_the_model_has_not_is_told(tiny_diagnosis, tmp_path, capsys):
+    path = write_checkpoint(tmp_path, model_name="direct")
     assert call(program.main, ["--checkpoint", str(path), "--depth", "4"]) == 2
     assert "depth must be 1, not 4" in capsys.readouterr().err
 
@@ -192,16 +181,16 @@ def test_what_is_no_checkpoint_is_told(tmp_path, capsys):
     assert "no checkpoint at" in capsys.readouterr().err
 
 
-def test_the_directory_of_a_run_is_not_written_into(few, tmp_path, capsys):
-    path = checkpoint(tmp_path)
+def test_the_directory_of_a_run_is_not_written_into(tiny_diagnosis, tmp_path, capsys):
+    path = write_checkpoint(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
     assert call(program.main, ["--checkpoint", str(path), "--out", str(tmp_path / "run")]) == 2
     assert "holds a run" in capsys.readouterr().err
 
 
-def test_a_file_is_no_directory_to_write_into(few, tmp_path, capsys):
-    path = checkpoint(tmp_path)
+def test_a_file_is_no_directory_to_write_into(tiny_diagnosis, tmp_path, capsys):
+    path = write_checkpoint(tmp_path)
     for out, message in ((path, "is, or lies in, a file"), ("", "give a directory")):
         try:
             code = call(program.main, ["--checkpoint", str(path), "--out", str(out)])
@@ -211,28 +200,28 @@ def test_a_file_is_no_directory_to_write_into(few, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_the_settings_beside_a_checkpoint_are_not_the_checkpoint(few, tmp_path, capsys):
-    path = checkpoint(tmp_path)
+def test_the_settings_beside_a_checkpoint_are_not_the_checkpoint(tiny_diagnosis, tmp_path, capsys):
+    path = write_checkpoint(tmp_path)
     path.with_suffix(".json").write_text("{}")
     assert call(program.main, ["--checkpoint", str(path.with_suffix(".json"))]) == 2
     assert "its weights are in small.safetensors" in capsys.readouterr().err
 
 
-def test_a_missing_package_is_told_before_any_work(few, tmp_path, monkeypatch, capsys):
+def test_a_missing_package_is_told_before_any_work(tiny_diagnosis, tmp_path, monkeypatch, capsys):
     from pyro_gram.diagnostics import landscape
 
     def missing():
         raise ConfigError("pip install 'pyro-gram[diagnose]'")
 
     monkeypatch.setattr(landscape, "check_installed", missing)
-    path = checkpoint(tmp_path)
+    path = write_checkpoint(tmp_path)
     assert call(program.main, ["--checkpoint", str(path)]) == 2
     assert "pyro-gram[diagnose]" in capsys.readouterr().err
     assert not path.with_name("small.diagnosis").exists()
 
 
-def test_a_damaged_log_is_told(few, tmp_path, capsys):
-    path = checkpoint(tmp_path)
+def test_a_damaged_log_is_told(tiny_diagnosis, tmp_path, capsys):
+    path = write_checkpoint(tmp_path)
     for damaged in ("{", "3"):
         path.with_name("small.metrics.jsonl").write_text(damaged)
         assert call(program.main, ["--checkpoint", str(path)]) == 2
@@ -263,7 +252,7 @@ def test_the_verdicts_tell_a_good_model_from_one_that_leaks_and_one_that_has_col
         warned[name] = "the guide leaks" in capsys.readouterr().err
         assert call(program.main, ["--checkpoint", str(out), "--inputs", "32"]) == 0
         found = json.loads((out / "diagnosis" / "diagnosis.json").read_text())
-        levels[name] = {v["name"]: v["level"] for v in found["verdicts"]}
+        levels[name] = {v["name"]: v["level"] for v in diagnosis["verdicts"]}
         assert (out / "diagnosis" / "figures" / "leak.png").exists()
     assert levels["leaking"]["leak"] == levels["leaking"]["bound"] == "do not trust"
     assert levels["leaking"]["collapse"] == "good"
