@@ -1,0 +1,331 @@
+"""Measurements of a solver on held-out inputs: samples, bounds, likelihood and heads. Nothing here writes a file.
+
+Accuracy and coverage are of fresh trajectories of the prior. Bounds and log p(y | x) are of the prior without its temper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pyro_gram.diagnostics.bounds import Bounds, bounds
+from pyro_gram.diagnostics.calibration import uniformity
+from pyro_gram.diagnostics.likelihood import prior_log_likelihood
+from pyro_gram.diagnostics.metrics import excess, measure, solution_ids, winners
+from pyro_gram.diagnostics.trajectories import attractors
+from pyro_gram.inference.contract import model_traits, prior_of, prior_traits
+from pyro_gram.inference.guide import why_no_guide
+from pyro_gram.inference.importance import MAX_TRACED
+from pyro_gram.sampling.memory import chunk_size
+from pyro_gram.sampling.rollout import Rollout, rollout, to_device_of
+from pyro_gram.solver import Solver
+from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
+from pyro_gram.tasks.base import PuzzleSet
+from pyro_gram.tasks.batches import generator_for
+
+BOUND_INPUTS = 1024  # the most pairs (x, y) whose bounds are computed
+LIKELIHOOD_INPUTS, LIKELIHOOD_SAMPLES = 64, 100  # the prior Monte Carlo estimate of log p(y | x)
+HISTORY_INPUTS, HISTORY_SAMPLES = 24, 6  # the first inputs, and trajectories of each, whose every step is decoded
+VALIDATION_INPUTS, VALIDATION_SAMPLES = 64, 1024  # in training; the second for p(x)
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the test split says of a solver.
+
+    Attributes:
+        puzzles: the test inputs, with their solutions.
+        rollout: the trajectories of the prior that were scored.
+        history: the answers of a few trajectories after each supervision step, int64 ``[depth, N, b, L_out]``.
+        metrics: as ``results.json`` holds them.
+        uniformity: how evenly solutions are sampled; empty unless every solution is known.
+    """
+
+    puzzles: PuzzleSet
+    rollout: Rollout
+    history: Tensor
+    metrics: dict[str, Any]
+    uniformity: dict[str, Any]
+
+
+def test_puzzles(solver: Solver) -> PuzzleSet:
+    """Return the part of the test split that is measured."""
+    puzzles, limit = solver.task.split("test"), solver.config.evaluate.inputs
+    return puzzles.subset(limit) if limit else puzzles
+
+
+def sample_prior(solver: Solver, x: Tensor | None, processes: ProcessGroup = SINGLE_PROCESS, **changes: Any) -> Rollout:
+    """Sample trajectories of the prior as the run is measured. Several processes share them.
+
+    Args:
+        solver: a trained model with its task and config.
+        x: inputs, ``[B, *event]``; None for p(x).
+        processes: the processes that share the trajectories.
+        **changes: arguments of ``sampling.rollout.rollout`` in place of the config's.
+    """
+    config = solver.config
+    settings = {
+        "num_samples": config.evaluate.num_samples,
+        "depth": config.depth,
+        "seed": config.evaluate.seed,
+        "temper": config.temper,
+        "max_trajectories": chunk_size(solver.task.spec.input_length),
+        "processes": processes,
+    }
+    return rollout(solver.model, to_device_of(solver.model, x), **{**settings, **changes}).cpu()
+
+
+def measure_test(
+    solver: Solver, processes: ProcessGroup = SINGLE_PROCESS, progress: Progress = lambda count: None
+) -> Measurement:
+    """Measure a solver on the test split.
+
+    Args:
+        solver: a trained model with its task and config.
+        processes: the processes that share the trajectories.
+        progress: called with the number of trajectories that have been run, :func:`count_trajectories` in all.
+    """
+
+    def shared_progress(count: int) -> None:
+        progress(count * processes.size)  # the other processes run as many
+
+    config, task, puzzles = solver.config, solver.task, test_puzzles(solver)
+    samples = sample_prior(solver, puzzles.inputs, processes, progress=shared_progress)
+    first_versions = puzzles.first_versions
+    x, y = first_versions.sample_pairs(BOUND_INPUTS, generator_for(config.evaluate.seed, len(first_versions)))
+    metrics = sample_metrics(solver, puzzles, samples, "test")
+    metrics |= bound_metrics(solver, first_versions, x, y, config.depth, config.evaluate.seed) | {"elbo_inputs": len(y)}
+    progress(len(y))
+    metrics |= _limits(first_versions, metrics) | _likelihood_metrics(solver, x, y, progress)
+    metrics |= {
+        "depth": config.depth,
+        "temper_scale": config.temper.scale,
+        "temper_transitions": config.temper.transitions,
+    }
+    metrics |= _head_metrics(solver, puzzles, samples, processes, shared_progress)
+    history = _history(solver, first_versions, processes, shared_progress)
+    inputs = None if first_versions.inputs is None else first_versions.inputs[: history.shape[2]]
+    metrics["unsettled"] = attractors(task, inputs, history).unsettled_fraction
+    return Measurement(puzzles, samples, history, metrics, uniformity_summary(solver, puzzles, samples))
+
+
+def count_trajectories(solver: Solver, with_heads: bool) -> int:
+    """Return the number of trajectories that :func:`measure_test` runs.
+
+    Args:
+        solver: a model with its task and config.
+        with_heads: will it have halt and value heads when it is measured?
+    """
+    puzzles, num_samples = test_puzzles(solver), solver.config.evaluate.num_samples
+    first_versions, has_input = puzzles.first_versions, puzzles.inputs is not None
+    count = num_samples * (len(puzzles) if has_input else 1)
+    count += min(len(first_versions if has_input else first_versions.solutions), BOUND_INPUTS)
+    count += HISTORY_SAMPLES * (min(len(first_versions), HISTORY_INPUTS) if has_input else HISTORY_INPUTS)
+    if has_input and with_heads:
+        count += num_samples * len(first_versions)
+    if has_likelihood(solver):
+        count += LIKELIHOOD_SAMPLES * (min(len(first_versions), LIKELIHOOD_INPUTS) if has_input else 10)
+    return count
+
+
+def measure_validation(solver: Solver, processes: ProcessGroup = SINGLE_PROCESS) -> dict[str, float]:
+    """Measure the prior and the bounds on a few validation inputs, as a line of ``metrics.jsonl`` holds them."""
+    config = solver.config
+    puzzles = solver.task.split("validation").subset(VALIDATION_INPUTS)
+    num_samples = min(config.evaluate.num_samples, VALIDATION_SAMPLES)
+    samples = sample_prior(solver, puzzles.inputs, processes, num_samples=num_samples)
+    metrics = measure(solver.task, puzzles, samples.tokens, samples.score)
+    x, y = puzzles.sample_pairs(VALIDATION_INPUTS, generator_for(config.evaluate.seed, len(puzzles)))
+    measured_bounds = bounds_of(solver, x, y, config.depth, config.evaluate.seed)
+    values = {
+        "prior_accuracy": metrics.sample_accuracy,
+        "prior_coverage": metrics.coverage,
+        "coverage_limit": metrics.coverage_limit,
+        "elbo_full": measured_bounds.full.mean().item(),
+        "elbo_surrogate": measured_bounds.surrogate.mean().item(),
+        "posterior_accuracy": posterior_accuracy(solver, x, measured_bounds),
+    }
+    own = _task_metrics(solver, puzzles, samples, "validation")
+    values |= {f"prior_{name}": value for name, value in own.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def count_validation_trajectories(solver: Solver) -> int:
+    """Return the number of trajectories that :func:`measure_validation` runs."""
+    puzzles = solver.task.split("validation")
+    has_input = puzzles.inputs is not None
+    pairs = min(len(puzzles if has_input else puzzles.solutions), VALIDATION_INPUTS)
+    num_samples = min(solver.config.evaluate.num_samples, VALIDATION_SAMPLES)
+    return num_samples * (pairs if has_input else 1) + pairs
+
+
+def sample_metrics(solver: Solver, puzzles: PuzzleSet, samples: Rollout, split: str) -> dict[str, Any]:
+    """Return accuracy, coverage and the like of samples, with the metrics that the task adds."""
+    metrics = measure(solver.task, puzzles, samples.tokens, samples.score).to_dict()
+    return metrics | _task_metrics(solver, puzzles, samples, split)
+
+
+def _task_metrics(solver: Solver, puzzles: PuzzleSet, samples: Rollout, split: str) -> dict[str, float]:
+    """Return a task's own metrics; of digits also what a classifier says, beside the real digits of ``split``."""
+    metrics = dict(solver.task.extra_metrics(puzzles, samples.tokens))
+    if solver.task.classifier == "digits":
+        from pyro_gram.diagnostics import digits
+
+        metrics |= digits.assess(digits.reference(solver.task, split), samples.tokens[:, 0])
+    return metrics
+
+
+def uniformity_summary(solver: Solver, puzzles: PuzzleSet, samples: Rollout) -> dict[str, Any]:
+    """Return how evenly solutions are sampled; empty unless all are known and some input has several."""
+    if not puzzles.has_all_solutions or int(puzzles.num_solutions.max()) < 2:
+        return {}
+    ids = solution_ids(solver.task, puzzles, samples.tokens)
+    return uniformity(ids, puzzles.num_solutions, seed=solver.config.evaluate.seed).summary()
+
+
+def bounds_of(solver: Solver, x: Tensor | None, y: Tensor, depth: int, seed: int) -> Bounds:
+    """Return the bounds of pairs at beta = 1 (Eq. 13, 14), few long sequences at once, as whole trajectories are traced.
+
+    Args:
+        solver: a model with its guide.
+        x, y: pairs, ``[B, *event]`` (None for p(x)) and ``[B, L_out]``.
+        depth: supervision steps.
+        seed: of the guide's draws.
+    """
+    return bounds(
+        solver.model,
+        solver.guide,
+        to_device_of(solver.model, x),
+        to_device_of(solver.model, y),
+        steps=depth,
+        trained=solver.config.train.supervision_steps,
+        seed=seed,
+        max_traced=chunk_size(solver.task.spec.input_length, 4 * MAX_TRACED),
+    )
+
+
+def bound_metrics(
+    solver: Solver, puzzles: PuzzleSet, x: Tensor | None, y: Tensor, depth: int, seed: int
+) -> dict[str, float | None]:
+    """Return the mean bounds of pairs, the terms of the full one, and the accuracy under the guide.
+
+    Args:
+        puzzles: the inputs x with their solutions, from the first on.
+        x, y, depth, seed: as for :func:`bounds_of`.
+    """
+    measured_bounds = bounds_of(solver, x, y, depth, seed)
+    full, surrogate = measured_bounds.full.mean().item(), measured_bounds.surrogate.mean().item()
+    metrics: dict[str, float | None] = {"elbo": full, "elbo_full": full, "elbo_surrogate": surrogate}
+    if not why_no_guide(solver.model, solver.guide):
+        metrics["kl"] = measured_bounds.kl.sum(0).mean().item()
+        metrics["reconstruction"] = measured_bounds.reconstruction.mean().item()
+        if measured_bounds.others.any():  # the terms of a user's own sites
+            metrics["others"] = measured_bounds.others.mean().item()
+    if puzzles.has_all_solutions:
+        metrics["excess"] = excess(measured_bounds.full, puzzles.num_solutions[: len(y)]).mean().item()
+    if not prior_traits(prior_of(solver.model)).has_density:  # then these are no bounds
+        metrics |= dict.fromkeys(("elbo", "elbo_full", "elbo_surrogate", "excess"))
+    return metrics | {"posterior_accuracy": posterior_accuracy(solver, x, measured_bounds)}
+
+
+def posterior_accuracy(solver: Solver, x: Tensor | None, measured_bounds: Bounds) -> float | None:
+    """Return the share of right answers under the guide, which sees y. Beside the prior's accuracy it shows a leak.
+
+    None without a guide, or where no answer is right or wrong.
+    """
+    if measured_bounds.tokens is None or not solver.task.is_checkable or why_no_guide(solver.model, solver.guide):
+        return None
+    return solver.task.is_valid(x, measured_bounds.tokens).double().mean().item()
+
+
+def has_likelihood(solver: Solver) -> bool:
+    """Can log p(y | x) be estimated? Images are never hit by a trajectory, and diffusion models have bounds of their own."""
+    return solver.task.is_checkable and model_traits(solver.model).has_exact_likelihood
+
+
+def _likelihood_metrics(solver: Solver, x: Tensor | None, y: Tensor, progress: Progress) -> dict[str, float]:
+    if not has_likelihood(solver):
+        return {}
+    # Without input all data share their trajectories, so that many cost little.
+    num_samples = LIKELIHOOD_SAMPLES if x is not None else 10 * LIKELIHOOD_SAMPLES
+    log_p = prior_log_likelihood(
+        solver.model,
+        to_device_of(solver.model, None if x is None else x[:LIKELIHOOD_INPUTS]),
+        to_device_of(solver.model, y[:LIKELIHOOD_INPUTS]),
+        depth=solver.config.depth,
+        num_samples=num_samples,
+        seed=solver.config.evaluate.seed,
+        max_trajectories=chunk_size(solver.task.spec.input_length),
+    )
+    progress(num_samples if x is None else num_samples * len(log_p))
+    return {
+        "log_likelihood_prior_mc": log_p.mean().item(),
+        "log_likelihood_se": (log_p.std(correction=0) / len(log_p) ** 0.5).item(),
+        "log_likelihood_samples": num_samples,
+        "log_likelihood_inputs": len(log_p),
+    }
+
+
+def _limits(puzzles: PuzzleSet, metrics: dict[str, Any]) -> dict[str, float]:
+    """Return what a perfect model would reach, where all solutions are known."""
+    coverage, limit = metrics["coverage"], metrics["coverage_limit"]
+    if not puzzles.has_all_solutions or coverage is None or limit is None:
+        return {}
+    log_m = puzzles.num_solutions.double().log()
+    return {
+        "coverage_ratio": coverage / limit,
+        "log_num_solutions": log_m.mean().item(),
+        "log_likelihood_limit": -log_m[:LIKELIHOOD_INPUTS].mean().item(),
+    }
+
+
+def _head_metrics(
+    solver: Solver, puzzles: PuzzleSet, samples: Rollout, processes: ProcessGroup, progress: Progress
+) -> dict[str, float]:
+    """Return the accuracy of the answers that the value head selects, and of trajectories that the halt head ends."""
+    if samples.value is None or puzzles.inputs is None:
+        return {}
+    task, halt = solver.task, solver.config.heads.halt
+    rows = slice(None) if puzzles.is_first_version is None else puzzles.is_first_version
+    x, tokens = puzzles.inputs[rows], samples.tokens[:, rows]
+    selected = winners(task.canonical_form(x, tokens), samples.score[:, rows], samples.value[:, rows])
+    halted = sample_prior(solver, x, processes, halt=halt, progress=progress)
+    return {
+        "value_accuracy": task.is_valid(x, selected).double().mean().item(),
+        "halt": halt,
+        "halt_accuracy": task.is_valid(x, halted.tokens).double().mean().item(),
+        "halt_steps": halted.steps.double().mean().item(),
+    }
+
+
+def _history(solver: Solver, puzzles: PuzzleSet, processes: ProcessGroup, progress: Progress) -> Tensor:
+    """Return the answers after each supervision step of a few trajectories, int64 ``[depth, N, b, L_out]``."""
+    x = None if puzzles.inputs is None else puzzles.inputs[:HISTORY_INPUTS]
+    count = HISTORY_SAMPLES if x is not None else HISTORY_SAMPLES * HISTORY_INPUTS
+    history = sample_prior(solver, x, processes, num_samples=count, history=True, progress=progress).history
+    assert history is not None
+    return history
+
+
+def validation_history(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Summarize the validation accuracy of the prior over a training: does it decay?
+
+    ``recent_accuracy`` and ``peak_accuracy`` are means of three successive measurements, as the best of many noisy ones
+    is too good: the last three, and the best before them. With fewer than six measurements they are left out.
+
+    Args:
+        rows: the lines of ``metrics.jsonl``.
+    """
+    accuracies = [row["prior_accuracy"] for row in rows if "prior_accuracy" in row]
+    if not accuracies:
+        return {}
+    summary = {"last_accuracy": accuracies[-1], "best_accuracy": max(accuracies)}
+    if len(accuracies) < 6:
+        return summary
+    means = [sum(accuracies[i : i + 3]) / 3 for i in range(len(accuracies) - 2)]
+    return summary | {"recent_accuracy": means[-1], "peak_accuracy": max(means[:-3])}

@@ -1,0 +1,75 @@
+"""How much of a solver is examined: which inputs, how deep, and how many trajectories a budget allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from pyro_gram.inference.contract import model_sizes
+from pyro_gram.sampling.memory import chunk_size
+from pyro_gram.sampling.rollout import to_device_of
+from pyro_gram.solver import Solver
+from pyro_gram.tasks.base import PuzzleSet
+from pyro_gram.tasks.batches import generator_for
+
+
+@dataclass
+class Scope:
+    """The part of a solver's test split that is examined.
+
+    Attributes:
+        solver: the model with its task and guide.
+        depth: supervision steps of a trajectory.
+        max_inputs: the most test inputs of each part of the examination.
+        seed: of the draws.
+        rows: the lines of the run's ``metrics.jsonl``; empty without one.
+    """
+
+    solver: Solver
+    depth: int
+    max_inputs: int = 200
+    seed: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @cached_property
+    def test(self) -> PuzzleSet:
+        """The test split, with the first version of each input."""
+        return self.solver.task.split("test").first_versions
+
+    @property
+    def has_input(self) -> bool:
+        """Does the task have an input x?"""
+        return self.solver.task.spec.has_input
+
+    def chunk_size(self, max_trajectories: int | None = None) -> int:
+        """Return how many trajectories run at once."""
+        length = self.solver.task.spec.input_length
+        return chunk_size(length) if max_trajectories is None else chunk_size(length, max_trajectories)
+
+    def num_trajectories(self, budget: int) -> int:
+        """Return how many trajectories ``budget`` allows, in supervision steps of ``coloring8``'s trajectories."""
+        sizes = model_sizes(self.solver.config.model)
+        size = max(1.0, self.solver.task.spec.input_length / 8) * sizes.width / 128
+        layers = sizes.transitions * (1 + sizes.low_steps) / 3 * sizes.layers / 2
+        return int(budget / (self.depth * size * layers))
+
+    def num_inputs(self, budget: int, per_input: int, least: int = 4, limit: int = 10**6) -> int:
+        """Return how many inputs ``budget`` allows, with ``per_input`` trajectories each."""
+        return min(max(least, self.num_trajectories(budget) // per_input), limit, self.max_inputs)
+
+    def with_several_solutions(self, count: int) -> PuzzleSet:
+        """Return the first ``count`` test inputs with several solutions; any inputs if none is known to have them."""
+        rows = (self.test.num_solutions > 1).nonzero().flatten()
+        return self.test.select(rows[:count]) if len(rows) else self.test.subset(count)
+
+    def sample_pairs(self, puzzles: PuzzleSet, count: int) -> tuple[Tensor | None, Tensor]:
+        """Return up to ``count`` pairs (x, y) of ``puzzles`` with a uniform target each, on the model's device."""
+        x, y = puzzles.sample_pairs(count, generator_for(self.seed, len(puzzles)))
+        return self.on_device(x), self.on_device(y)
+
+    def on_device(self, tensor: Any) -> Any:
+        """Return a tensor on the model's device; None stays None."""
+        return to_device_of(self.solver.model, tensor)

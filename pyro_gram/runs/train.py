@@ -1,0 +1,182 @@
+"""The training of a run: batches, validation on the way, saving, and a clean end on a signal."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pyro_gram.diagnostics.verdicts import BAD, leak
+from pyro_gram.runs.heads import seconds_of_heads
+from pyro_gram.runs.run import Run
+from pyro_gram.system.cli import StopOnSignal
+from pyro_gram.system.files import write_json
+from pyro_gram.training.divergence import DivergedError
+from pyro_gram.training.pace import fit_to_minutes, seconds_left
+from pyro_gram.training.report import BatchReport
+
+MIN_LEAK_PROGRESS = 0.25  # share of a run before which the prior has not had the time to learn from the guide
+
+Validate = Callable[[], dict[str, float]]
+
+
+class InterruptedRunError(Exception):
+    """The user stopped the run; its state is saved."""
+
+    def __init__(self, number: int, out: Path) -> None:
+        super().__init__(f"stopped by signal {number}; the same command with --resume --out {out} goes on")
+        self.exit_code = 128 + number
+
+
+class CheckpointCallback:
+    """Saves the state in time, and when the run is to stop. All processes call it after each batch."""
+
+    def __init__(self, run: Run, stop: StopOnSignal) -> None:
+        self.run, self.stop = run, stop
+        self.last_save = time.monotonic()
+
+    def __call__(self, force: bool = False) -> None:
+        """Save if it is time to, or if ``force``. Raises InterruptedRunError on a signal, after saving."""
+        is_due = time.monotonic() - self.last_save > self.run.solver.config.train.save_seconds
+        signal = self._signal()
+        if force or signal or self.run.processes.from_main(is_due):
+            self.run.trainer.sync_clock()
+            self.run.save()
+            self.last_save = time.monotonic()
+        if signal:
+            raise InterruptedRunError(signal, self.run.out)
+
+    def check(self) -> None:
+        """Raise InterruptedRunError on a signal that came after the last save."""
+        if signal := self._signal():
+            raise InterruptedRunError(signal, self.run.out)
+
+    def _signal(self) -> int:
+        return int(self.run.processes.all_reduce_max(self.stop.signal or 0))
+
+
+def train(run: Run, on_evaluate: Validate = dict) -> None:
+    """Train a run to its end.
+
+    Args:
+        run: new or resumed.
+        on_evaluate: called every ``train.evaluate_every`` batches and after the last; what it returns is logged with
+            the batch (``runs.evaluate.Validation`` measures the validation split).
+
+    Raises:
+        InterruptedRunError: on SIGINT or SIGTERM, after the batch that was going on, and after saving.
+        DivergedError: the loss is not finite, or has exploded; the state before that update is in
+            ``diverged.safetensors``, and ``diverged.json`` describes it.
+    """
+    trainer, c = run.trainer, run.solver.config.train
+    run.phases.print_plan()
+    if c.compile and not trainer.is_finished:
+        run.print("compiling the core, which takes a minute or so")
+    log_path = run.metrics_path if run.processes.is_main else Path(os.devnull)
+    with StopOnSignal() as stop, warnings.catch_warnings(), log_path.open("a", buffering=1) as log:
+        warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro's; the run stops with an error of its own
+        checkpoint = CheckpointCallback(run, stop)
+        _fit_length(run, on_evaluate, checkpoint)
+        if "heads" in run.phases.sizes and run.processes.is_main and not trainer.is_finished:
+            run.phases.seconds["heads"] = seconds_of_heads(run.averaged)
+        first, start = trainer.number, trainer.elapsed
+        with _progress_bar(run) as bar:
+            if not trainer.is_finished:
+                run.phases.remaining_text("train", seconds_left(trainer, first, 0.0))
+            validation: dict[str, float] = {}
+            has_warned = False
+            for report in _batches(run):
+                row = _log_row(report)
+                if trainer.number % c.evaluate_every == 0 or report.is_last:
+                    validation = on_evaluate()
+                    row |= validation
+                    warning = leak_warning(validation, trainer.progress)
+                    if run.processes.is_main and warning and not has_warned:
+                        run.phases.print(f"batch {trainer.number}: {warning}")
+                        has_warned = True
+                log.write(json.dumps(row) + "\n")
+                if run.processes.is_main:
+                    run.remove_divergence_files()  # of an earlier sitting
+                bar.update(1 if c.batches else min(round(report.seconds), round(60 * c.minutes)) - bar.n)
+                remaining = run.phases.remaining_text("train", seconds_left(trainer, first, report.seconds - start))
+                bar.set_postfix_str(remaining + _postfix(report, validation), refresh=False)
+                checkpoint(force=report.is_last)
+        checkpoint.check()
+
+
+def _fit_length(run: Run, on_evaluate: Validate, checkpoint: CheckpointCallback) -> None:
+    """Lower the number of batches to what fits into the minutes, where the run has both and has not begun."""
+    trainer, c = run.trainer, run.solver.config.train
+    if trainer.num_batches is None and not trainer.is_finished:
+        run.print(f"timing a few batches: how many of {c.batches:,} fit into {c.minutes:g} minutes?")
+    if not fit_to_minutes(trainer, monitor=on_evaluate):
+        return
+    run.save()  # if it is killed at once, it stays the run of so many batches
+    if trainer.num_batches and trainer.num_batches < c.batches:
+        run.print(
+            f"this machine trains {trainer.num_batches:,} of {c.batches:,} batches in {c.minutes:g} minutes: the "
+            "schedule is fitted to them (--train.minutes sets another length)"
+        )
+    checkpoint.check()
+
+
+def _progress_bar(run: Run) -> tqdm:
+    """Return a bar that counts batches, or seconds where only the clock ends the run."""
+    trainer, c = run.trainer, run.solver.config.train
+    total = trainer.num_batches or round(c.minutes * 60)
+    initial = trainer.number if c.batches else round(trainer.elapsed)
+    return run.phases.start("train", total, "batch" if c.batches else "s", initial)
+
+
+def _batches(run: Run) -> Iterator[BatchReport]:
+    """Train the batches of a run. Where it diverges, the state before that update is saved, with a description."""
+    try:
+        yield from run.trainer.run()
+    except DivergedError as e:
+        run.save(run.diverged_state_path)
+        if not run.processes.is_main:
+            raise
+        write_json(run.divergence_report_path, {**e.record.to_dict(), "last_batches": run.rows()[-20:]})
+        raise DivergedError(
+            f"{e}: {run.divergence_report_path} describes it, {run.diverged_state_path.name} holds the state before that "
+            "update, and the state that was saved before is unchanged. --resume would diverge again: start anew, in "
+            "another --out, with a lower --optim.lr, or with a higher --beta.start where the KL has grown",
+            e.record,
+        ) from None
+
+
+def leak_warning(validation: dict[str, float], progress: float) -> str:
+    """Return a warning where the guide, which sees y, is right and the prior is wrong; else an empty text.
+
+    There is none before a quarter of the run, in which the prior has not had the time to learn from the guide.
+
+    Args:
+        validation: accuracies on validation inputs.
+        progress: the share of the run that is over.
+    """
+    if progress < MIN_LEAK_PROGRESS or not {"posterior_accuracy", "prior_accuracy"} <= validation.keys():
+        return ""
+    verdict = leak(validation["posterior_accuracy"], validation["prior_accuracy"])
+    return f"the guide leaks: {verdict.value}. {verdict.meaning}" if verdict.level == BAD else ""
+
+
+def _log_row(report: BatchReport) -> dict[str, float]:
+    row = {
+        "batch": report.number,
+        "seconds": round(report.seconds, 3),
+        "reconstruction": report.reconstruction,
+        "kl": report.kl,
+        "beta": report.beta,
+    }
+    return row if report.on_policy is None else row | {"on_policy": report.on_policy}
+
+
+def _postfix(report: BatchReport, validation: dict[str, float]) -> str:
+    text = f"loss {report.loss:.2f} kl {report.kl:.2f}"
+    prior = [f"{name.removeprefix('prior_')} {v:.2f}" for name, v in validation.items() if name.startswith("prior_")]
+    return text + (" | prior: " + " ".join(prior[:3]) if prior else "")
