@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.tasks.arc.data import SETS, ArcConfig, collect, load_set
+from pyro_gram.tasks.arc.data import SETS, ArcConfig, collect_tasks, load_set
 from pyro_gram.tasks.arc.grids import grid_key, pair_key
 from pyro_gram.tasks.arc.task import Arc, grids
 from tests.tasks.test_arc import grid_of, make, pairs_of
@@ -25,7 +25,7 @@ def identity(i, a, b):
 
 @pytest.mark.parametrize("dataset", ["arcagi", "arcagi2"])
 def test_no_scored_answer_nor_a_symmetry_of_it_from_another_task_is_trained_on(dataset):
-    pool = collect(ArcConfig(dataset=dataset))
+    pool = collect_tasks(ArcConfig(dataset=dataset))
     answers = {}
     for i in pool.scored:
         for a, b in pool.puzzles[i].test:
@@ -44,7 +44,7 @@ def test_no_scored_answer_nor_a_symmetry_of_it_from_another_task_is_trained_on(d
 
 
 def test_the_answer_that_a_training_task_of_arc_1_gives_away_is_dropped():
-    pool = collect(ArcConfig(tasks="40853293, 0d3d703e, 070dd51e", validation=1))
+    pool = collect_tasks(ArcConfig(tasks="40853293, 0d3d703e, 070dd51e", validation=1))
     a, b = next(p for p in pool.puzzles if p.id == "070dd51e").test[0]
     assert any(np.array_equal(a, c) and np.array_equal(b, d) for c, d in pool.puzzles[1].test)
     assert pool.puzzles[1].id == "40853293"
@@ -57,11 +57,11 @@ def test_the_answer_that_a_training_task_of_arc_1_gives_away_is_dropped():
 )
 def test_training_on_a_set_that_holds_scored_tasks_is_refused(dataset, sets, shared):
     with pytest.raises(ConfigError, match=f"{sets} holds {shared} of the .* take it out of task.train_sets"):
-        collect(ArcConfig(dataset=dataset, train_sets=f"{dataset}/training, {sets}"))
+        collect_tasks(ArcConfig(dataset=dataset, train_sets=f"{dataset}/training, {sets}"))
 
 
 def test_a_task_in_two_sets_is_taken_once():
-    both = collect(ArcConfig(dataset="arcagi2", train_sets="arcagi/training, arcagi2/training", canvas=10))
+    both = collect_tasks(ArcConfig(dataset="arcagi2", train_sets="arcagi/training, arcagi2/training", canvas=10))
     ids = [p.id for p in both.puzzles]
     small = {s: {p.id for p in load_set(s) if p.side <= 10} for s in ("arcagi/training", "arcagi2/training")}
     assert len(set.intersection(*small.values())) > 100

@@ -297,7 +297,7 @@ def test_a_compressed_file_must_have_the_published_contents(folder, monkeypatch,
 
 
 def test_a_compressed_file_is_unpacked_no_further_than_the_published_ones(folder, monkeypatch):
-    monkeypatch.setattr(mnist, "PUBLISHED", 10_000)
+    monkeypatch.setattr(mnist, "MAX_PUBLISHED_BYTES", 10_000)
     (folder / IMAGES).write_bytes(gzip.compress(bytes(10_001)))
     with pytest.raises(InputError, match="holds more than 10000 bytes"):
         make(folder).split("train")

@@ -1,4 +1,4 @@
-"""An ARC task, its JSON, and the files that people have it in: one a task, or Kaggle's with many."""
+"""ARC tasks as JSON, and their files: one for each task, or Kaggle's with many tasks."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from pyro_gram.tasks.arc.grids import COLORS, Grid, GridKey, grid_key
 log = logging.getLogger(__name__)
 
 NO_TASK = 'an ARC task is a JSON object with "train" (demonstrations) and "test" (inputs to answer)'
-UNKNOWN: tuple[Any, ...] = (None, [], [[]])  # what stands for a test output that is not given away
-NAME = 60  # characters of a task's name that are kept
-CHALLENGES, SOLUTIONS = "_challenges.json", "_solutions.json"  # Kaggle's: two files, known by the ends of their names
+NO_OUTPUT: tuple[Any, ...] = (None, [], [[]])  # values that stand for an unknown test output
+MAX_NAME_LENGTH = 60
+CHALLENGES, SOLUTIONS = "_challenges.json", "_solutions.json"  # suffixes of Kaggle's two files
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class ArcPuzzle:
     """One ARC task.
 
     Attributes:
-        id: what checkpoints know it by.
+        id: the id in checkpoints.
         train: the demonstrations, (input, output).
-        test: the test inputs, each with its output, or None where that is unknown.
-        name: that of the file that a task of a user's own came in; empty for others.
+        test: the test inputs, each with its output, or None if that is unknown.
+        name: the name of the file of a user's own task; empty for others.
     """
 
     id: str
@@ -49,13 +49,13 @@ class ArcPuzzle:
         return max(max(g.shape) for pair in (*self.train, *self.test) for g in pair if g is not None)
 
     @property
-    def seen(self) -> list[Grid]:
-        """Every grid but the test outputs."""
+    def visible_grids(self) -> list[Grid]:
+        """All grids but the test outputs."""
         return [g for pair in self.train for g in pair] + [a for a, _ in self.test]
 
     @property
     def demonstrations(self) -> frozenset[tuple[GridKey, GridKey]]:
-        """What makes two tasks the same, whatever their names and the order of their pairs."""
+        """The demonstrations as a key: two tasks with equal ones are the same task."""
         return frozenset((grid_key(a), grid_key(b)) for a, b in self.train)
 
     @property
@@ -67,34 +67,38 @@ class ArcPuzzle:
 # ---- JSON ----------------------------------------------------------------------------------------------------------
 
 
-def grid_text(grid: Grid) -> str:
-    """Compact JSON: ``[[0,1],[2,3]]``."""
+def format_grid(grid: Grid) -> str:
+    """Return a grid as compact JSON: ``[[0,1],[2,3]]``."""
     return json.dumps(grid.tolist(), separators=(",", ":"))
 
 
-def input_text(puzzle: ArcPuzzle, version: int, grid: Grid) -> str:
-    """An input as compact JSON, which :func:`read_named` reads: ``{"id":"0d3d703e","version":0,"input":[[3,1,2]]}``.
+def format_input(puzzle: ArcPuzzle, version: int, grid: Grid) -> str:
+    """Return an input as compact JSON, the inverse of :func:`parse_input`.
 
-    A task of a user's own has its file's name beside its id.
+    For example ``{"id":"0d3d703e","version":0,"input":[[3,1,2]]}``. A user's own task also has the name of its file.
     """
     names = {"id": puzzle.id, **({"name": puzzle.name} if puzzle.name else {}), "version": version}
-    return f'{json.dumps(names, separators=(",", ":"))[:-1]},"input":{grid_text(grid)}}}'
+    return f'{json.dumps(names, separators=(",", ":"))[:-1]},"input":{format_grid(grid)}}}'
 
 
-def read_json(text: str, where: str = "the task") -> Any:
-    """Raises InputError where ``text`` is not JSON."""
+def parse_json_text(text: str) -> Any:
+    """Parse JSON. Raises InputError if ``text`` is not JSON."""
     try:
         return parse_json(text)
     except UserError as e:
-        raise InputError(f"{where} is not JSON: {e}") from None
+        raise InputError(f"the task is not JSON: {e}") from None
 
 
-def read_grid(rows: Any, where: str, largest: int | None) -> Grid:
-    """A grid from nested lists.
+def parse_grid(rows: Any, where: str, max_side: int | None) -> Grid:
+    """Convert nested lists to a grid.
+
+    Args:
+        rows: the value of the JSON.
+        where: the beginning of error messages.
+        max_side: the most rows and columns; None for no limit.
 
     Raises:
-        InputError: beginning with ``where``: no list of rows, empty, ragged, no colour, larger than ``largest`` (None:
-            however large).
+        InputError: ``rows`` is no list of rows, empty, ragged, too large, or has a value that is no colour.
     """
     if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
         raise InputError(f"{where} must be a list of rows, each a list of colours 0-9")
@@ -108,68 +112,68 @@ def read_grid(rows: Any, where: str, largest: int | None) -> Grid:
                 raise InputError(
                     f"{where}, row {number}: {json.dumps(value)[:40]} is no colour, an integer from 0 to 9"
                 )
-    if largest is not None and max(len(rows), len(rows[0])) > largest:
-        raise InputError(f"{where} has {len(rows)} x {len(rows[0])} cells; this canvas holds {largest} x {largest}")
+    if max_side is not None and max(len(rows), len(rows[0])) > max_side:
+        raise InputError(f"{where} has {len(rows)} x {len(rows[0])} cells; this canvas holds {max_side} x {max_side}")
     return np.array(rows, dtype=np.uint8)
 
 
 def is_puzzle(data: Any) -> bool:
-    """Is the value of a JSON meant as an ARC task, right or wrong? Lists of ids, or numbers of tasks, are none."""
+    """Return whether a JSON value is an ARC task, perhaps a malformed one. Objects with lists of ids are none."""
     parts = [data[key] for key in ("train", "test") if key in data] if isinstance(data, dict) else []
     return any(isinstance(part, list) and all(isinstance(pair, dict) for pair in part) for part in parts)
 
 
 def is_collection(data: Any) -> bool:
-    """Is it an object of ARC tasks by id, as Kaggle's challenges are?"""
+    """Return whether a JSON value is an object of ARC tasks by id, as in Kaggle's challenges."""
     return isinstance(data, dict) and bool(data) and all(map(is_puzzle, data.values()))
 
 
-def pieces_of(text: str) -> list[PuzzleText]:
-    """An ARC task in JSON, over as many lines as it likes; one JSON value a line; or Kaggle's tasks by id."""
+def split_tasks(text: str) -> list[PuzzleText]:
+    """Cut a file into tasks: an ARC task in JSON, on several lines or one; one JSON value on each line; or Kaggle's."""
     lines = numbered_lines(text)
     with suppress(InputError):
-        read_json(lines[0][1] if len(lines) > 1 else "")
+        parse_json_text(lines[0][1] if len(lines) > 1 else "")
         return [PuzzleText(line, number) for number, line in lines]
     with suppress(InputError):
-        data = read_json(text)
+        data = parse_json_text(text)
         if is_collection(data):
             return [PuzzleText(json.dumps(task), 1, f"task {name}") for name, task in data.items()]
     return [PuzzleText(text, 1)] if text.strip() else []
 
 
-def read_puzzle(data: Any, name: str, largest: int | None) -> ArcPuzzle:
-    """An ARC task from the value of its JSON: ``{"train": [{"input", "output"}, ...], "test": [{"input"}, ...]}``.
+def parse_puzzle(data: Any, name: str, max_side: int | None) -> ArcPuzzle:
+    """Convert the JSON value of an ARC task: ``{"train": [{"input", "output"}, ...], "test": [{"input"}, ...]}``.
 
-    The output of a test is unknown where it is missing, null or empty.
+    The output of a test is unknown if it is missing, null or empty.
 
     Raises:
-        InputError: naming the pair and the row at fault.
+        InputError: the value is no ARC task; the message names the pair and the row.
     """
     if not isinstance(data, dict) or not {"train", "test"} <= data.keys():
         raise InputError(NO_TASK)
     pairs: dict[str, list[tuple[Any, Any]]] = {"train": [], "test": []}
-    for part, found in pairs.items():
+    for part, part_pairs in pairs.items():
         if not isinstance(data[part], list) or not data[part]:
             raise InputError(f'"{part}" must be a list of at least one pair')
         for number, pair in enumerate(data[part], start=1):
             where = f"{part} pair {number}"
-            unknown = part == "test" and isinstance(pair, dict) and pair.get("output") in UNKNOWN
-            needed = ("input",) if unknown else ("input", "output")
-            missing = [key for key in needed if not isinstance(pair, dict) or key not in pair]
+            has_output = part == "train" or not isinstance(pair, dict) or pair.get("output") not in NO_OUTPUT
+            keys = ("input", "output") if has_output else ("input",)
+            missing = [key for key in keys if not isinstance(pair, dict) or key not in pair]
             if missing:
                 raise InputError(f'{where} has no "{missing[0]}"')
-            grids = [read_grid(pair[key], f"{where}, {key}", largest) for key in needed]
-            found.append((grids[0], None if unknown else grids[1]))
+            grids = [parse_grid(pair[key], f"{where}, {key}", max_side) for key in keys]
+            part_pairs.append((grids[0], grids[1] if has_output else None))
     return ArcPuzzle(name, tuple(pairs["train"]), tuple(pairs["test"]))
 
 
-def read_named(data: dict[str, Any], largest: int) -> tuple[str, int, Grid]:
-    """Id, version and input from ``{"id": "0d3d703e", "version": 3, "input": [[...]]}``; without version, 0 (plain).
+def parse_input(data: dict[str, Any], max_side: int) -> tuple[str, int, Grid]:
+    """Return id, version and grid of ``{"id": "0d3d703e", "version": 3, "input": [[...]]}``.
 
-    The ``name`` that a task of a user's own has beside its id is for people, and not looked at.
+    The default version is 0, the plain one. ``name`` is ignored. The caller checks that the task and version exist.
 
     Raises:
-        InputError: naming the key at fault. Whether there are such a task and version is for the caller to say.
+        InputError: the message names the wrong key.
     """
     for key in ("id", "input"):
         if key not in data:
@@ -182,135 +186,136 @@ def read_named(data: dict[str, Any], largest: int) -> tuple[str, int, Grid]:
         raise InputError(f"id must be a text, not {json.dumps(name)}")
     if type(version) is not int or version < 0:
         raise InputError(f"version must be an integer from 0 (the plain task), not {json.dumps(version)}")
-    return name, version, read_grid(data["input"], "input", largest)
+    return name, version, parse_grid(data["input"], "input", max_side)
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
 def find_folder(files: str, data_dir: str | None) -> Path:
-    """The folder that ``task.files`` names: in the data directory, where there is one, else as the path it is.
+    """Return the folder that ``task.files`` names, in the data directory or as a path.
 
     Raises:
-        ConfigError: no such folder, or a data directory that is none.
+        ConfigError: there is no such folder, or no such data directory.
     """
     data = None if Path(files).is_absolute() else data_folder(data_dir)
-    places = [Path(files)] if data is None else [data / files, Path(files)]
-    for folder in places:
+    folders = [Path(files)] if data is None else [data / files, Path(files)]
+    for folder in folders:
         if folder.is_dir():
             return folder
-    raise ConfigError(f"task.files = {places[0]} must be a folder of ARC tasks, one .json file each")
+    raise ConfigError(f"task.files = {folders[0]} must be a folder of ARC tasks, one .json file each")
 
 
-def read_folder(folder: Path, largest: int) -> list[ArcPuzzle]:
-    """Every ARC task in the ``.json`` files of a folder and of those in it, ordered by their demonstrations.
+def read_folder(folder: Path, max_side: int) -> list[ArcPuzzle]:
+    """Read the ARC tasks in the ``.json`` files of a folder and its subfolders, ordered by their demonstrations.
 
-    A checkpoint knows tasks by number, so files may be renamed. Tasks with the same demonstrations are one. Tasks with
-    a grid longer than ``largest`` are left out and files that hold no task are skipped, which is logged; hidden files
-    are not looked at.
+    The order does not depend on names, so that files may be renamed. Tasks with the same demonstrations are one task.
+    Tasks with a grid longer than ``max_side`` and files without a task are left out with a warning; hidden files are
+    ignored.
 
     Raises:
-        ConfigError: there is none, or none that is not too large.
-        InputError: naming the file at fault: it is no JSON, or its task is wrong.
+        ConfigError: there is no task, or every task is too large.
+        InputError: a file is no JSON, or its task is malformed; the message names the file.
     """
-    found: dict[str, ArcPuzzle] = {}
-    large: list[str] = []
-    strange: list[Path] = []
+    puzzles: dict[str, ArcPuzzle] = {}
+    too_large: list[str] = []
+    without_task: list[Path] = []
     for path in _json_files(folder):
-        read = list(_tasks_of(path))
-        if not read:
-            strange.append(path)
-        for puzzle in read:
-            if puzzle.side > largest:
-                large.append(puzzle.name)
+        file_puzzles = list(_read_puzzles(path))
+        if not file_puzzles:
+            without_task.append(path)
+        for puzzle in file_puzzles:
+            if puzzle.side > max_side:
+                too_large.append(puzzle.name)
                 continue
             digest = puzzle.digest
-            first = found.get(digest, replace(puzzle, id=f"files/{digest[:12]}", test=()))
-            found[digest] = replace(first, test=first.test + puzzle.test)
-    if not found and large:
+            first = puzzles.get(digest, replace(puzzle, id=f"files/{digest[:12]}", test=()))
+            puzzles[digest] = replace(first, test=first.test + puzzle.test)
+    size = f"{max_side} x {max_side}"
+    if not puzzles and too_large:
         raise ConfigError(
-            f"task.files = {folder}: {_some(large)} has a grid longer than the canvas of {largest} x {largest}, and no "
+            f"task.files = {folder}: {_join_names(too_large)} has a grid longer than the canvas of {size}, and no "
             "other task is there: raise task.canvas (at most 30)"
         )
-    if not found and strange:
-        raise InputError(f"{strange[0]}: {NO_TASK}")
-    if not found:
+    if not puzzles and without_task:
+        raise InputError(f"{without_task[0]}: {NO_TASK}")
+    if not puzzles:
         raise ConfigError(f"task.files = {folder} must be a folder of ARC tasks, one .json file each")
-    if strange:
-        names = [str(path.relative_to(folder)) for path in strange]
-        log.warning("task.files = %s: skipped, as it holds no ARC task: %s", folder, _some(names))
-    if large:
-        size = f"{largest} x {largest}"
-        log.warning("task.files = %s: left out, as it is larger than the canvas of %s: %s", folder, size, _some(large))
-    return [found[digest] for digest in sorted(found)]
+    if without_task:
+        names = _join_names([str(path.relative_to(folder)) for path in without_task])
+        log.warning("task.files = %s: skipped, as it holds no ARC task: %s", folder, names)
+    if too_large:
+        names = _join_names(too_large)
+        log.warning("task.files = %s: left out, as it is larger than the canvas of %s: %s", folder, size, names)
+    return [puzzles[digest] for digest in sorted(puzzles)]
 
 
-def _some(names: list[str], most: int = 3) -> str:
-    """The first few names, and how many there are in all."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _join_names(names: list[str], limit: int = 3) -> str:
+    """Return the first few names, and the number of the others."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _json_files(folder: Path) -> list[Path]:
-    """Those in a folder, however deep, but for hidden ones and the solutions that lie beside their challenges."""
-    found = []
+    """List the JSON files of a folder and its subfolders, without hidden ones and solutions of challenges."""
+    paths = []
     for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() == ".json" and not hidden and path.is_file():
-            found.append(path)
-    challenges = {path for path in found if path.name.endswith(CHALLENGES)}
-    return [path for path in found if _partner(path, SOLUTIONS, CHALLENGES) not in challenges]
+        is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() == ".json" and not is_hidden and path.is_file():
+            paths.append(path)
+    challenges = {path for path in paths if path.name.endswith(CHALLENGES)}
+    return [path for path in paths if _replace_suffix(path, SOLUTIONS, CHALLENGES) not in challenges]
 
 
-def _partner(path: Path, end: str, other: str) -> Path | None:
-    """The path whose name ends in ``other`` instead of ``end``; None for a name with another end."""
-    return path.with_name(path.name.removesuffix(end) + other) if path.name.endswith(end) else None
+def _replace_suffix(path: Path, suffix: str, new_suffix: str) -> Path | None:
+    """Replace the end of a file name; return None if the name has another end."""
+    return path.with_name(path.name.removesuffix(suffix) + new_suffix) if path.name.endswith(suffix) else None
 
 
-def _tasks_of(path: Path) -> Iterator[ArcPuzzle]:
-    """The tasks in a JSON file, named by it, or by their ids where there are several. Raises InputError naming it."""
-    data = _value_of(path)
+def _read_puzzles(path: Path) -> Iterator[ArcPuzzle]:
+    """Yield the tasks of a JSON file, named by the file, or by their ids if it has several. Raises InputError."""
+    data = _read_json_file(path)
     if is_puzzle(data):
-        with _named(path):
-            yield replace(read_puzzle(data, path.name, None), name=make_printable(path.name[:NAME]))
+        with _locate_errors(path):
+            yield replace(parse_puzzle(data, path.name, None), name=make_printable(path.name[:MAX_NAME_LENGTH]))
     elif is_collection(data):
-        partner = _partner(path, CHALLENGES, SOLUTIONS)
-        solutions = _value_of(partner) if partner and partner.is_file() else {}
+        solutions_path = _replace_suffix(path, CHALLENGES, SOLUTIONS)
+        solutions = _read_json_file(solutions_path) if solutions_path and solutions_path.is_file() else {}
         if not isinstance(solutions, dict):
-            raise InputError(f"{partner}: must be a JSON object of lists of outputs by the ids of their tasks")
+            raise InputError(f"{solutions_path}: must be a JSON object of lists of outputs by the ids of their tasks")
         for name, task in data.items():
-            with _named(path, name):
-                puzzle = read_puzzle(task, name, None)
+            with _locate_errors(path, name):
+                puzzle = parse_puzzle(task, name, None)
             if name in solutions:
-                assert partner is not None
-                with _named(partner, name):
-                    puzzle = _with_outputs(puzzle, solutions[name])
-            yield replace(puzzle, name=make_printable(name[:NAME]))
+                assert solutions_path is not None
+                with _locate_errors(solutions_path, name):
+                    puzzle = _add_outputs(puzzle, solutions[name])
+            yield replace(puzzle, name=make_printable(name[:MAX_NAME_LENGTH]))
 
 
-def _value_of(path: Path) -> Any:
-    """The value of a JSON file. Raises InputError naming it."""
+def _read_json_file(path: Path) -> Any:
+    """Return the value of a JSON file. Raises InputError that names it."""
     text = read_text(path)
     try:
-        return read_json(text)
+        return parse_json_text(text)
     except InputError as e:
         raise InputError(f"{path}: {explain_file_type(path) or e}") from None
 
 
 @contextmanager
-def _named(path: Path, task: str = "") -> Iterator[None]:
-    """An InputError says in which file, and in which of its tasks, it is."""
+def _locate_errors(path: Path, task: str = "") -> Iterator[None]:
+    """Add the file, and the task in it, to the message of an InputError."""
     try:
         yield
     except InputError as e:
         raise InputError(f"{path}{f', task {task}' if task else ''}: {e}") from None
 
 
-def _with_outputs(puzzle: ArcPuzzle, outputs: Any) -> ArcPuzzle:
-    """A task with the outputs of its tests that it does not give itself. Raises InputError."""
+def _add_outputs(puzzle: ArcPuzzle, outputs: Any) -> ArcPuzzle:
+    """Fill in the unknown outputs of a task's tests. Raises InputError."""
     if not isinstance(outputs, list) or len(outputs) != len(puzzle.test):
         raise InputError(f"must be a list of outputs, as many as the task has tests, which is {len(puzzle.test)}")
     test = []
     for number, ((a, b), output) in enumerate(zip(puzzle.test, outputs, strict=True), start=1):
-        known = b is not None or output in UNKNOWN
-        test.append((a, b if known else read_grid(output, f"output {number}", None)))
+        is_settled = b is not None or output in NO_OUTPUT
+        test.append((a, b if is_settled else parse_grid(output, f"output {number}", None)))
     return replace(puzzle, test=tuple(test))

@@ -1,8 +1,8 @@
-"""ARC-AGI-1 and -2 (Section 4 and Appendix B.2 of the paper): one rule a task, known by an embedding.
+"""ARC-AGI-1 and -2 (Section 4 and Appendix B.2 of the paper): apply the rule of a task to a grid.
 
-As in HRM and TRM the model never sees demonstrations as context. Each task, and each augmented version of it, is a
-puzzle with a number and a learned embedding; the demonstrations of *evaluation* tasks are training data, their test
-inputs the test split. What may be trained on is settled in :mod:`pyro_gram.tasks.arc.data`.
+As in HRM and TRM, the model never sees demonstrations as context. Each task, and each augmented version of it, is a
+puzzle with a number and a learned embedding. The demonstrations of *evaluation* tasks are training data, and their
+test inputs are the test split; :mod:`pyro_gram.tasks.arc.data` excludes what must not be trained on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pyro_gram.spec import TaskSpec
 from pyro_gram.system.text import PuzzleText
 from pyro_gram.tasks.arc import files as arc_files
 from pyro_gram.tasks.arc import grids
-from pyro_gram.tasks.arc.data import ArcConfig, Pair, collect
+from pyro_gram.tasks.arc.data import ArcConfig, Pair, collect_tasks
 from pyro_gram.tasks.arc.grids import INVERSE, VOCABULARY, Augmentation, Grid, grid_key
 from pyro_gram.tasks.base import PuzzleSet, Task, check_split
 from pyro_gram.tasks.terminal import join_blocks, mark_mistake, painter
@@ -32,15 +32,15 @@ from pyro_gram.tasks.terminal import join_blocks, mark_mistake, painter
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-AT_ONCE = 4096  # canvases held in memory together when answers are checked
+CANVASES_AT_ONCE = 4096  # in memory, when answers are checked
 
 
 @TASKS.register("arc")
 class Arc(Task):
-    """Apply the rule that a task's number stands for to an input grid.
+    """Apply the rule of the task with a given number to an input grid.
 
-    x is int64 ``[..., 1 + canvas * canvas]``: the number of the (task, version), then the canvas; y the canvas of the
-    answer. What stands on a canvas outside its grid does not matter: answers are compared as grids.
+    x is int64 ``[..., 1 + canvas * canvas]``: the number of the (task, version), then the canvas with the input grid.
+    y is the canvas with the answer's grid. Answers are compared as grids; tokens outside the grid are ignored.
     """
 
     Config = ArcConfig
@@ -50,27 +50,28 @@ class Arc(Task):
         self.config = config
         self.canvas = config.canvas
         self.paper_name = "arc2" if config.dataset == "arcagi2" else "arc1"
-        pool = self._pool = collect(config, data_dir)
+        pool = self._pool = collect_tasks(config, data_dir)
         self.puzzles = pool.puzzles
         self._splits: dict[str, PuzzleSet] = {}
-        drawn = [grids.draw_augmentations(p.id, p.seen, config.augmentations, config.data_seed) for p in self.puzzles]
-        self._versions = torch.tensor([len(t) for t, _ in drawn])
-        self._first = self._versions.cumsum(0) - self._versions  # the number of each plain task
-        self._task = torch.arange(len(drawn)).repeat_interleave(self._versions)
-        transforms, colors = (np.concatenate(part) for part in zip(*drawn, strict=True))
+        count, seed = config.augmentations, config.data_seed
+        versions = [grids.draw_augmentations(p.id, p.visible_grids, count, seed) for p in self.puzzles]
+        self._num_versions = torch.tensor([len(t) for t, _ in versions])
+        self._first_number = self._num_versions.cumsum(0) - self._num_versions  # of each task's plain version
+        self._task_of_number = torch.arange(len(versions)).repeat_interleave(self._num_versions)
+        transforms, colors = (np.concatenate(arrays) for arrays in zip(*versions, strict=True))
         self._transforms, self._colors = torch.from_numpy(transforms), torch.from_numpy(colors)
         size = self.canvas**2
         self.spec = TaskSpec(size, None, VOCABULARY, size, VOCABULARY, puzzles=len(transforms))
 
     def task_of(self, number: int) -> tuple[str, Augmentation]:
-        """The id of the task that a puzzle number stands for, and the version."""
+        """Return the id of the task with a puzzle number, and the version."""
         version = Augmentation(int(self._transforms[number]), tuple(self._colors[number].tolist()))
-        return self.puzzles[int(self._task[number])].id, version
+        return self.puzzles[int(self._task_of_number[number])].id, version
 
     def provenance(self) -> dict[str, str]:
-        """What the puzzle numbers stand for, on which learned embeddings depend.
+        """Return digests of what the puzzle numbers mean, because the learned embeddings depend on it.
 
-        ``puzzles``: SHA-256 of the id and the demonstrations of every task, in order. ``versions``: that of the
+        ``puzzles``: SHA-256 of the id and the demonstrations of every task, in order. ``versions``: SHA-256 of the
         transform and the colours of every number.
         """
         puzzles = "".join(f"{p.id} {p.digest}\n" for p in self.puzzles)
@@ -83,7 +84,7 @@ class Arc(Task):
     # ---- data --------------------------------------------------------------------------------------------------
 
     def split(self, name: str) -> PuzzleSet:
-        """``test`` keeps the versions of one test input together, the plain one, which is ``primary``, first."""
+        """Return the puzzles of a split; ``test`` has the versions of one test input in a row, the plain one first."""
         check_split(name)
         if name not in self._splits:
             pool, shuffle = self._pool, random.Random(self.config.data_seed)
@@ -97,77 +98,77 @@ class Arc(Task):
         return self._splits[name]
 
     def _puzzle_set(self, pairs: list[Pair], versions: int) -> PuzzleSet:
-        """Pairs at the top left, each in up to ``versions`` versions of its task, the plain one first."""
+        """Place pairs at the top left, each in up to ``versions`` versions of its task, the plain one first."""
         task = torch.tensor([i for i, _, _ in pairs])
-        count = self._versions[task].clamp(max=versions)
+        count = self._num_versions[task].clamp(max=versions)
         row = torch.arange(len(pairs)).repeat_interleave(count)
         version = torch.arange(len(row)) - (count.cumsum(0) - count)[row]
-        number = self._first[task[row]] + version
+        number = self._first_number[task[row]] + version
         canvases = []
-        for side in ([a for _, a, _ in pairs], [b for _, _, b in pairs]):
-            size = torch.tensor([g.shape for g in side])
-            cells, _ = grids.crop(self._square(grids.encode(side, self.canvas)), torch.zeros_like(size))
-            turned = [self._turned(cells[r], size[r], n) for r, n in zip(*self._parts(row, number), strict=True)]
-            canvases.append(torch.cat([grids.place(c, s, torch.zeros_like(s)).flatten(-2) for c, s in turned]))
+        for plain_grids in ([a for _, a, _ in pairs], [b for _, _, b in pairs]):
+            size = torch.tensor([g.shape for g in plain_grids])
+            cells, _ = grids.crop(self._to_canvas(grids.encode(plain_grids, self.canvas)), torch.zeros_like(size))
+            images = [self._to_version(cells[r], size[r], n) for r, n in zip(*self._chunks(row, number), strict=True)]
+            canvases.append(torch.cat([grids.place(c, s, torch.zeros_like(s)).flatten(-2) for c, s in images]))
         x = torch.cat((number[:, None], canvases[0]), dim=-1)
-        primary = version == 0 if versions > 1 else None
-        return PuzzleSet(x, canvases[1], torch.arange(len(row) + 1), is_first_version=primary)
+        is_first_version = version == 0 if versions > 1 else None
+        return PuzzleSet(x, canvases[1], torch.arange(len(row) + 1), is_first_version=is_first_version)
 
     @staticmethod
-    def _parts(*tensors: Tensor) -> tuple[tuple[Tensor, ...], ...]:
-        """Each tensor in pieces whose canvases fit into memory together."""
-        return tuple(t.split(AT_ONCE) for t in tensors)
+    def _chunks(*tensors: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+        """Cut each tensor into chunks whose canvases fit into memory."""
+        return tuple(t.split(CANVASES_AT_ONCE) for t in tensors)
 
     @cached_property
     def _pairs_of_task(self) -> Tensor:
         return torch.bincount(torch.tensor([i for i, _, _ in self._pool.train]), minlength=len(self.puzzles))
 
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Another version of each pair's task, standing elsewhere on the canvas.
+        """Turn each pair into a random version of its task, at a random offset on the canvas.
 
-        Input and output move together, by a translation that keeps both inside, as in HRM and TRM; one visit in as
-        many as the task has pairs leaves them at the top left, where every test stands (TRM: one pair a version).
+        As in HRM and TRM, input and output have the same offset, which keeps both inside the canvas. With probability
+        1 / (number of the task's pairs) the offset is 0, as in every test (in TRM, one pair of a version has it).
         """
 
-        def draw(below: Tensor) -> Tensor:
-            return (torch.rand(below.shape, generator=generator, dtype=torch.float64) * below).long()
+        def draw_below(limit: Tensor) -> Tensor:
+            return (torch.rand(limit.shape, generator=generator, dtype=torch.float64) * limit).long()
 
-        number, cells_x, size_x, origin = self._opened(x)
-        cells_y, size_y = grids.crop(self._square(y), origin)
-        task = self._task[number]
-        new = self._first[task] + draw(self._versions[task])
-        moved = []
+        number, cells_x, size_x, origin = self._unpack(x)
+        cells_y, size_y = grids.crop(self._to_canvas(y), origin)
+        task = self._task_of_number[number]
+        new_number = self._first_number[task] + draw_below(self._num_versions[task])
+        images = []
         for cells, size in ((cells_x, size_x), (cells_y, size_y)):
-            moved.append(self._turned(*self._undone(cells, size, number), new))
-        room = self.canvas - torch.maximum(moved[0][1], moved[1][1])
-        offset = draw(room + 1) * (draw(self._pairs_of_task[task].clamp(min=1)) > 0)[..., None]
-        x_new, y_new = (grids.place(cells, size, offset).flatten(-2) for cells, size in moved)
-        return torch.cat((new[..., None], x_new), dim=-1), y_new
+            images.append(self._to_version(*self._to_plain(cells, size, number), new_number))
+        max_offset = self.canvas - torch.maximum(images[0][1], images[1][1])
+        offset = draw_below(max_offset + 1) * (draw_below(self._pairs_of_task[task].clamp(min=1)) > 0)[..., None]
+        new_x, new_y = (grids.place(cells, size, offset).flatten(-2) for cells, size in images)
+        return torch.cat((new_number[..., None], new_x), dim=-1), new_y
 
-    def _square(self, tokens: Tensor) -> Tensor:
+    def _to_canvas(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.canvas, self.canvas))
 
-    def _opened(self, x: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Number, cells, size and origin of inputs."""
+    def _unpack(self, x: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return number, cells, size and origin of inputs."""
         assert x is not None
-        canvas = self._square(x[..., 1:])
+        canvas = self._to_canvas(x[..., 1:])
         origin = grids.origin_of(canvas)
         return x[..., 0], *grids.crop(canvas, origin), origin
 
-    def _turned(self, cells: Tensor, size: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
-        """Plain grids in the version of ``number``."""
+    def _to_version(self, cells: Tensor, size: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+        """Convert plain grids to the version of ``number``."""
         return grids.turn(cells, size, self._transforms[number].long(), self._colors[number].long())
 
-    def _undone(self, cells: Tensor, size: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
-        """Grids in the version of ``number``, plain again."""
+    def _to_plain(self, cells: Tensor, size: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+        """Convert grids in the version of ``number`` back to plain ones."""
         transform = torch.from_numpy(INVERSE)[self._transforms[number].long()]
         return grids.turn(cells, size, transform, self._colors[number].long().argsort(-1))
 
-    # ---- what is right -----------------------------------------------------------------------------------------
+    # ---- right answers -----------------------------------------------------------------------------------------
 
     @cached_property
     def _answers(self) -> tuple[dict[tuple[int, Hashable], int], Tensor, Tensor]:
-        """Every known answer: (task, plain input) to its row; cells, uint8 ``[K, C, C]``; sizes, int64 ``[K, 2]``."""
+        """All known answers: (task, plain input) -> row; cells, uint8 ``[K, C, C]``; sizes, int64 ``[K, 2]``."""
         rows: dict[tuple[int, Hashable], int] = {}
         outputs: list[Grid] = []
         for i, puzzle in enumerate(self.puzzles):
@@ -176,98 +177,96 @@ class Arc(Task):
                     rows[i, grid_key(a)] = len(outputs)
                     outputs.append(b)
         size = torch.tensor([b.shape for b in outputs])
-        cells = self._square(grids.encode(outputs, self.canvas))
+        cells = self._to_canvas(grids.encode(outputs, self.canvas))
         return rows, grids.crop(cells, torch.zeros_like(size))[0].byte(), size
 
-    def _keys(self, x: Tensor) -> list[tuple[int, Hashable]]:
-        """(task, plain input) of each of ``x [N, event]``."""
-        number, cells, size, _ = self._opened(x)
-        cells, size = self._undone(cells, size, number)
+    def _input_keys(self, x: Tensor) -> list[tuple[int, Hashable]]:
+        """Return (task, plain input) of each input ``x [N, event]``."""
+        number, cells, size, _ = self._unpack(x)
+        cells, size = self._to_plain(cells, size, number)
         plain = (grids.to_grid(c, s) for c, s in zip(cells, size, strict=True))
-        return [
-            (i, None if g is None else grid_key(g)) for i, g in zip(self._task[number].tolist(), plain, strict=True)
-        ]
+        keys = (None if g is None else grid_key(g) for g in plain)
+        return list(zip(self._task_of_number[number].tolist(), keys, strict=True))
 
-    def _expected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Cells and size of the answers to ``x [N, event]``, and which are known, bool ``[N]``."""
+    def _expected_answers(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return cells and size of the answers to ``x [N, event]``, and which are known, bool ``[N]``."""
         _, cells, size = self._answers
-        row = self._answer_of(x)
-        here = row.clamp(min=0)
-        return *self._turned(cells[here].long(), size[here], x[:, 0]), row >= 0
+        row = self._answer_rows(x)
+        valid_row = row.clamp(min=0)
+        return *self._to_version(cells[valid_row].long(), size[valid_row], x[:, 0]), row >= 0
 
-    def _answer_of(self, x: Tensor) -> Tensor:
-        """The row of ``_answers`` of each of ``x [N, event]``, -1 where it is not known: int64 ``[N]``."""
+    def _answer_rows(self, x: Tensor) -> Tensor:
+        """Return the row of ``_answers`` of each input ``x [N, event]``, -1 if it is unknown: int64 ``[N]``."""
         rows = self._answers[0]
-        return torch.tensor([rows.get(key, -1) for key in self._keys(x)], dtype=torch.long)
+        return torch.tensor([rows.get(key, -1) for key in self._input_keys(x)], dtype=torch.long)
 
     def has_known_answer(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """False for a user's own test without its output, and for an input that no task of this run has."""
+        """Return False for a user's test without output, and for an input that no task of this run has."""
         assert x is not None
-        found = self._answer_of(x.reshape(-1, x.shape[-1])) >= 0
-        return found.view(x.shape[:-1]).expand(torch.broadcast_shapes(x.shape[:-1], y.shape[:-1]))
+        is_known = self._answer_rows(x.reshape(-1, x.shape[-1])) >= 0
+        return is_known.view(x.shape[:-1]).expand(torch.broadcast_shapes(x.shape[:-1], y.shape[:-1]))
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Cells that differ from the known answer; where even the shape differs, all of its cells and one more.
+        """Count the cells that differ from the known answer; for another shape, all of its cells and one more.
 
-        For an input whose answer is not :meth:`known`: 1 if no grid can be read off ``y``, else 0. Only there, 0 does
-        not mean that the answer is right.
+        If the answer is unknown (:meth:`has_known_answer`), the count is 1 if ``y`` has no grid and 0 otherwise; then 0
+        does not mean that the answer is right.
         """
         assert x is not None
-        cells, size, known = self._expected(x.reshape(-1, x.shape[-1]))
+        cells, size, is_known = self._expected_answers(x.reshape(-1, x.shape[-1]))
 
-        def count(row: Tensor, drawn: Tensor, shape: Tensor, _: Tensor) -> Tensor:
-            wrong = (drawn != cells[row]).sum((-1, -2))
-            wrong = torch.where((shape == size[row]).all(-1), wrong, size[row].prod(-1) + 1)
-            return torch.where(known[row], wrong, (shape[:, 0] == 0).long())
+        def count_mistakes(row: Tensor, answer_cells: Tensor, answer_size: Tensor, _: Tensor) -> Tensor:
+            mistakes = (answer_cells != cells[row]).sum((-1, -2))
+            mistakes = torch.where((answer_size == size[row]).all(-1), mistakes, size[row].prod(-1) + 1)
+            return torch.where(is_known[row], mistakes, (answer_size[:, 0] == 0).long())
 
-        return self._over(count, x, y)
+        return self._map_grids(count_mistakes, x, y)
 
     def canonical_form(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """The same grid drawn properly where x's grid stands; an empty canvas where ``y`` shows none."""
-        return self._over(lambda _, *drawn: grids.place(*drawn).flatten(-2), x, y)
+        """Return the canvas with nothing but the answer's grid, where x's grid is; empty if ``y`` has no grid."""
+        return self._map_grids(lambda _, *grid: grids.place(*grid).flatten(-2), x, y)
 
-    def _over(self, function: Callable[..., Tensor], x: Tensor | None, y: Tensor) -> Tensor:
-        """``function(row, cells, size, origin)`` of the grids in ``y [..., L]``, a bounded number at a time.
+    def _map_grids(self, function: Callable[..., Tensor], x: Tensor | None, y: Tensor) -> Tensor:
+        """Apply ``function(row, cells, size, origin)`` to the grids in ``y [..., L]``, in chunks.
 
-        ``row`` says which of the flattened inputs each belongs to.
+        ``row`` is the index of each grid's input among the flattened inputs.
         """
         assert x is not None
-        origin = grids.origin_of(self._square(x.reshape(-1, x.shape[-1])[:, 1:]))
+        origin = grids.origin_of(self._to_canvas(x.reshape(-1, x.shape[-1])[:, 1:]))
         lead = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])
         rows = torch.arange(len(origin)).view(x.shape[:-1]).expand(lead).reshape(-1)
         tokens = y.expand(*lead, y.shape[-1]).reshape(-1, y.shape[-1])
-        results = [
-            function(row, *grids.crop(self._square(part), origin[row]), origin[row])
-            for row, part in zip(*self._parts(rows, tokens), strict=True)
-        ]
-        out = torch.cat(results)
-        return out.view((*lead, *out.shape[1:]))
+        chunks = zip(*self._chunks(rows, tokens), strict=True)
+        crops = ((row, *grids.crop(self._to_canvas(chunk), origin[row]), origin[row]) for row, chunk in chunks)
+        joined = torch.cat([function(*crop) for crop in crops])
+        return joined.view((*lead, *joined.shape[1:]))
 
     def extra_metrics(self, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, float]:
-        """The official scores, by a vote over all samples of all versions of each test input, their symmetries undone.
+        """Return the official scores, by a vote over all samples of all versions of each test input.
 
-        ``pass_at_1`` and ``pass_at_2``: test outputs that are the first, or one of the first two, in frequency
-        (Kaggle's average). ``arc_score``: with ``attempts`` answers, averaged within a task and then over tasks
-        (ARC Prize's). An answer without a grid has no vote; ties go to the earlier version, then sample.
+        The symmetry of each version is undone before the vote. ``pass_at_1`` and ``pass_at_2``: the share of test
+        outputs that are the most frequent, or one of the two most frequent, answers (Kaggle's average). ``arc_score``:
+        the share with ``attempts`` answers, averaged within a task and then over tasks (ARC Prize's). An answer without
+        a grid has no vote; ties go to the earlier version, then sample.
         """
         x = puzzles.inputs
         assert x is not None
-        number, _, _, origin = self._opened(x)
-        canvas = self._square(tokens)
-        plain = [self._undone(*grids.crop(sample, origin), number) for sample in canvas]  # N of [B, C, C] and [B, 2]
+        number, _, _, origin = self._unpack(x)
+        canvas = self._to_canvas(tokens)
+        plain = [self._to_plain(*grids.crop(sample, origin), number) for sample in canvas]  # N of [B, C, C] and [B, 2]
         rows, cells, size = self._answers
         groups: dict[tuple[int, Hashable], list[int]] = {}
-        for place, key in enumerate(self._keys(x)):
+        for index, key in enumerate(self._input_keys(x)):
             if key in rows:
-                groups.setdefault(key, []).append(place)
+                groups.setdefault(key, []).append(index)
         solved: dict[int, dict[tuple[int, Hashable], bool]] = {1: {}, 2: {}, self.config.attempts: {}}
-        for key, places in groups.items():
-            right = grid_key(_cut(cells[rows[key]].long(), size[rows[key]]))
-            answers = [grids.to_grid(c[i], s[i]) for i in places for c, s in plain]
-            ranked = grids.vote((None if g is None else grid_key(g) for g in answers), max(solved))
-            for attempts, found in solved.items():
-                found[key] = right in ranked[:attempts]
-        shares = {k: sum(found.values()) / max(1, len(found)) for k, found in solved.items()}
+        for key, indices in groups.items():
+            right = grid_key(_crop_grid(cells[rows[key]].long(), size[rows[key]]))
+            answers = [grids.to_grid(c[i], s[i]) for i in indices for c, s in plain]
+            ranking = grids.vote((None if g is None else grid_key(g) for g in answers), max(solved))
+            for attempts, is_solved in solved.items():
+                is_solved[key] = right in ranking[:attempts]
+        shares = {k: sum(is_solved.values()) / max(1, len(is_solved)) for k, is_solved in solved.items()}
         score = grids.mean_by_task(solved[self.config.attempts])
         return {"pass_at_1": shares[1], "pass_at_2": shares[2], "arc_score": score}
 
@@ -283,117 +282,116 @@ class Arc(Task):
 
     @cached_property
     def _by_grid(self) -> dict[Hashable, dict[int, Tensor]]:
-        """For each input grid of the splits: x under each task that has it."""
-        found: dict[Hashable, dict[int, Tensor]] = {}
+        """Input grid of any split -> task -> x."""
+        inputs: dict[Hashable, dict[int, Tensor]] = {}
         for name in ("test", "validation", "train"):
             x = self.split(name).inputs
             assert x is not None
-            _, cells, size, _ = self._opened(x)
-            for row, c, s, i in zip(x, cells, size, self._task[x[:, 0]].tolist(), strict=True):
-                found.setdefault(grid_key(_cut(c, s)), {}).setdefault(i, row)
-        return found
+            _, cells, size, _ = self._unpack(x)
+            for row, c, s, i in zip(x, cells, size, self._task_of_number[x[:, 0]].tolist(), strict=True):
+                inputs.setdefault(grid_key(_crop_grid(c, s)), {}).setdefault(i, row)
+        return inputs
 
     def parse(self, text: str) -> Tensor:
-        """One input, in JSON: what :meth:`format_input` prints; an ARC task with one test input, known by its
-        demonstrations; or the bare grid of an input that only one task has.
-        """
+        """Parse JSON: text of :meth:`format_input`, an ARC task with one test, or a grid that only one task has."""
         inputs = self.parse_inputs(text)
         if len(inputs) > 1:
             raise InputError(f"the task has {len(inputs)} test inputs: give one at a time, or the file to solve.py")
         return inputs[0]
 
     def puzzle_texts(self, text: str) -> list[PuzzleText]:
-        return arc_files.pieces_of(text)
+        return arc_files.split_tasks(text)
 
     def parse_inputs(self, text: str) -> list[Tensor]:
-        """Every test input of an ARC task; or the one that another JSON value gives, as in :meth:`parse`."""
-        data = arc_files.read_json(text)
+        """Parse every test input of an ARC task, or the input in another JSON value (see :meth:`parse`)."""
+        data = arc_files.parse_json_text(text)
         if isinstance(data, list):
-            return [self._lone_grid(arc_files.read_grid(data, "the grid", self.canvas))]
+            return [self._input_from_grid(arc_files.parse_grid(data, "the grid", self.canvas))]
         if isinstance(data, dict) and data.keys() & {"id", "input"} and not data.keys() & {"train", "test"}:
-            return [self._named_input(*arc_files.read_named(data, self.canvas))]
-        puzzle = arc_files.read_puzzle(data, "input", self.canvas)
+            return [self._input_from_id(*arc_files.parse_input(data, self.canvas))]
+        puzzle = arc_files.parse_puzzle(data, "input", self.canvas)
         task = self._by_demonstrations.get(puzzle.demonstrations)
         if task is None:
             raise InputError(
                 "this checkpoint has no embedding for the task, as it was not trained on these demonstrations: put the "
                 "file into a folder and train with --task.files FOLDER"
             )
-        return [self._input(task, 0, grid) for grid, _ in puzzle.test]
+        return [self._make_input(task, 0, grid) for grid, _ in puzzle.test]
 
-    def _input(self, task: int, version: int, grid: Grid) -> Tensor:
-        return torch.cat((self._first[task].view(1) + version, grids.encode([grid], self.canvas)[0]))
+    def _make_input(self, task: int, version: int, grid: Grid) -> Tensor:
+        return torch.cat((self._first_number[task].view(1) + version, grids.encode([grid], self.canvas)[0]))
 
-    def _named_input(self, name: str, version: int, grid: Grid) -> Tensor:
+    def _input_from_id(self, name: str, version: int, grid: Grid) -> Tensor:
         task = self._by_id.get(name)
         if task is None:
             raise InputError(f"id {json.dumps(name)} is no task of this run: give the task, with its demonstrations")
-        last = int(self._versions[task]) - 1
+        last = int(self._num_versions[task]) - 1
         if version > last:
-            shown = self.puzzles[task].name or name
-            raise InputError(f"version {version} of task {shown} does not exist: the last is {last}, the plain one 0")
-        return self._input(task, version, grid)
+            title = self.puzzles[task].name or name
+            raise InputError(f"version {version} of task {title} does not exist: the last is {last}, the plain one 0")
+        return self._make_input(task, version, grid)
 
-    def _lone_grid(self, grid: Grid) -> Tensor:
-        found = list(self._by_grid.get(grid_key(grid), {}).values())
-        if len(found) == 1:
-            return found[0]
-        why = f"is an input of {len(found)} tasks" if found else "is an input of no task of this run"
-        raise InputError(f"the grid {why}, and so names no rule: add the id of its task or its demonstrations")
+    def _input_from_grid(self, grid: Grid) -> Tensor:
+        inputs = list(self._by_grid.get(grid_key(grid), {}).values())
+        if len(inputs) == 1:
+            return inputs[0]
+        reason = f"is an input of {len(inputs)} tasks" if inputs else "is an input of no task of this run"
+        raise InputError(f"the grid {reason}, and so names no rule: add the id of its task or its demonstrations")
 
     def format_input(self, x: Tensor | None) -> str:
-        """Task, version and grid as JSON, as :func:`~pyro_gram.tasks.arc.files.input_text` writes it."""
-        return arc_files.input_text(*self._named(x), _cut(*self._opened(x)[1:3]))
+        """Return task, version and grid as JSON, in the form of :func:`~pyro_gram.tasks.arc.files.format_input`."""
+        return arc_files.format_input(*self._task_and_version(x), _crop_grid(*self._unpack(x)[1:3]))
 
     def title(self, x: Tensor | None) -> str:
-        """The name of the file, or the id, of the task and, but for the plain one, the version."""
-        puzzle, version = self._named(x)
+        """Return the file name or the id of the task and, unless it is the plain one, the version."""
+        puzzle, version = self._task_and_version(x)
         return (puzzle.name or puzzle.id) + (f", version {version}" if version else "")
 
-    def _named(self, x: Tensor | None) -> tuple[arc_files.ArcPuzzle, int]:
-        """The task of one input and its version."""
-        number = self._opened(x)[0]
-        task = int(self._task[number])
-        return self.puzzles[task], int(number - self._first[task])
+    def _task_and_version(self, x: Tensor | None) -> tuple[arc_files.ArcPuzzle, int]:
+        """Return the task of one input, and its version."""
+        number = self._unpack(x)[0]
+        task = int(self._task_of_number[number])
+        return self.puzzles[task], int(number - self._first_number[task])
 
     def format_solution(self, x: Tensor | None, y: Tensor) -> str:
-        """The answer's grid as compact JSON; ``?`` where there is none."""
-        grid = self._grid(x, y)
-        return "?" if grid is None else arc_files.grid_text(grid)
+        """Return the answer's grid as compact JSON; ``?`` if there is none."""
+        grid = self._answer_grid(x, y)
+        return "?" if grid is None else arc_files.format_grid(grid)
 
-    def _grid(self, x: Tensor | None, y: Tensor) -> Grid | None:
-        return grids.to_grid(*grids.crop(self._square(y), self._opened(x)[-1]))
+    def _answer_grid(self, x: Tensor | None, y: Tensor) -> Grid | None:
+        return grids.to_grid(*grids.crop(self._to_canvas(y), self._unpack(x)[-1]))
 
-    def _wrong(self, x: Tensor | None, grid: Grid) -> np.ndarray:
-        """Cells of an answer that differ from the known one, if there is one; all, where the shapes do."""
+    def _find_mistakes(self, x: Tensor | None, grid: Grid) -> np.ndarray:
+        """Return the cells that differ from the known answer: all for another shape, none if it is unknown."""
         assert x is not None
-        cells, size, known = self._expected(x[None])
-        right = _cut(cells[0], size[0]) if known[0] else grid
-        return grid != right if grid.shape == right.shape else np.ones_like(grid, dtype=bool)
+        cells, size, is_known = self._expected_answers(x[None])
+        expected = _crop_grid(cells[0], size[0]) if is_known[0] else grid
+        return grid != expected if grid.shape == expected.shape else np.ones_like(grid, dtype=bool)
 
     def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
-        """The grid in ARC's colours; crosses mark cells that differ from the answer, where it is known."""
-        grid = _cut(*self._opened(x)[1:3]) if y is None else self._grid(x, y)
+        """Draw the grid in ARC's colours; crosses mark cells that differ from the known answer."""
+        grid = _crop_grid(*self._unpack(x)[1:3]) if y is None else self._answer_grid(x, y)
         if grid is None:
             axes.text(0.5, 0.5, "no grid", ha="center", va="center", transform=axes.transAxes)
             axes.set_axis_off()
         else:
-            grids.draw_grid(axes, grid, np.zeros_like(grid) if y is None else self._wrong(x, grid))
+            grids.draw_grid(axes, grid, np.zeros_like(grid) if y is None else self._find_mistakes(x, grid))
 
     def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
-        """The input's grid and, where given, the answer's beside it; marked as :meth:`draw` does."""
+        """Return the input's grid and, if given, the answer's on its right, with cells marked as in :meth:`plot`."""
         paint = painter(colour)
-        given = _cut(*self._opened(x)[1:3])
-        left = grids.render_grid(given, np.zeros_like(given), paint)
+        input_grid = _crop_grid(*self._unpack(x)[1:3])
+        left = grids.render_grid(input_grid, np.zeros_like(input_grid), paint)
         if y is None:
             return left
-        grid = self._grid(x, y)
-        right = mark_mistake("no grid", paint) if grid is None else grids.render_grid(grid, self._wrong(x, grid), paint)
+        grid, right = self._answer_grid(x, y), mark_mistake("no grid", paint)
+        if grid is not None:
+            right = grids.render_grid(grid, self._find_mistakes(x, grid), paint)
         return join_blocks(left, right, separator="  ->  ")
 
 
-def _cut(cells: Tensor, size: Tensor) -> Grid:
-    """A grid that is there."""
+def _crop_grid(cells: Tensor, size: Tensor) -> Grid:
+    """Return one grid, which exists."""
     grid = grids.to_grid(cells, size)
     assert grid is not None
     return grid
