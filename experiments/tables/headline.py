@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments.tables.cells import mean_and_sd, share_with_interval
 from pyro_gram.diagnostics import paper
-from pyro_gram.diagnostics.verdicts import ESTIMATES, GUIDE, SAMPLES, Verdict, worst
+from pyro_gram.diagnostics.verdicts import ESTIMATES, GUIDE, SAMPLES, Verdict, worst_level
 from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.system.files import read_json
 
@@ -307,7 +307,7 @@ def diagnoses_table(diagnoses: dict[str, dict[str, Any]]) -> str:
 
 
 def _level(diagnosis: dict[str, Any], about: str) -> str:
-    return worst(Verdict(**v) for v in diagnosis["verdicts"] if v["about"] == about)
+    return worst_level(Verdict(**v) for v in diagnosis["verdicts"] if v["about"] == about)
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -114,7 +114,15 @@ def index_of_handful(puzzles: PuzzleSet) -> int:
 
 
 def save_trajectories(
-    solver: Solver, puzzles: PuzzleSet, findings: Findings, *, inputs: int, chains: int, draws: int, depth: int, seed: int
+    solver: Solver,
+    puzzles: PuzzleSet,
+    findings: Findings,
+    *,
+    inputs: int,
+    chains: int,
+    draws: int,
+    depth: int,
+    seed: int,
 ) -> Any:
     """Write trajectories of the guide and the prior as ``inference.nc``. Returns its groups."""
     data = collect(
@@ -261,7 +269,9 @@ def _examine_ends(scope: Scope, findings: Findings) -> None:
     in_memory = max(1, scope.chunk_size() // END_SAMPLES)  # all states of the trajectories are kept
     puzzles = scope.test.subset(scope.num_inputs(BUDGETS["ends"], END_SAMPLES, least=2, limit=min(24, in_memory)))
     x = scope.on_device(puzzles.inputs)
-    walked = trace_trajectories(solver.model, x, depth=scope.depth, num_samples=END_SAMPLES, seed=scope.seed, temper=temper)
+    walked = trace_trajectories(
+        solver.model, x, depth=scope.depth, num_samples=END_SAMPLES, seed=scope.seed, temper=temper
+    )
     ends = attractors(task, x, walked.tokens)
     parted = separation(task, x, walked)
     several = puzzles.num_solutions > 1  # of an incomplete list too

@@ -48,20 +48,22 @@ class Findings:
         """Add the reason why a figure is missing."""
         self.figures[name] = reason
 
-    def write_page(self, solver: Solver, title: str, lead: str, details: dict[str, Any], all_inputs: bool) -> None:
+    def write_page(self, solver: Solver, title: str, summary: str, details: dict[str, Any], all_inputs: bool) -> None:
         """Write ``report.html``.
 
         Args:
             solver: that was examined.
-            title, lead: the heading of the page, and what was measured on what.
+            title, summary: the heading of the page, and what was measured on what.
             details: JSON values by name, folded in at the end.
             all_inputs: were all test inputs measured? The paper's sums are of all.
         """
         sections = [
-            Section.of(name, figure, self.verdicts) if isinstance(figure, Path) else Section.without(name, figure)
+            Section.from_figure(name, figure, self.verdicts)
+            if isinstance(figure, Path)
+            else Section.without_figure(name, figure)
             for name, figure in self.figures.items()
         ]
         model = solver.config.names["model"]
-        rows = result_rows(self.numbers["metrics"], solver.task.paper_name, model, whole=all_inputs)
-        report = Report(title, lead, list(self.verdicts.values()), rows, sections, details)
+        rows = result_rows(self.numbers["metrics"], solver.task.paper_name, model, all_inputs=all_inputs)
+        report = Report(title, summary, list(self.verdicts.values()), rows, sections, details)
         write_report(self.folder / "report.html", report)

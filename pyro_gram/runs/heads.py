@@ -9,16 +9,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from pyro_gram.solver import Solver
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import ConfigError
-from pyro_gram.sampling.memory import chunk_size
 from pyro_gram.inference.sites import HEADS_ATTRIBUTE, why_no_heads
-from pyro_gram.training.heads import VerdictConfig, fit
 from pyro_gram.networks.heads import HaltValueHead
+from pyro_gram.sampling.memory import chunk_size
+from pyro_gram.solver import Solver
 from pyro_gram.system.progress import Phases
 from pyro_gram.tasks.base import Task
 from pyro_gram.tasks.batches import TargetStream
+from pyro_gram.training.heads import VerdictConfig, fit
 
 
 def takes_heads(model: nn.Module, config: VerdictConfig) -> bool:
@@ -45,7 +45,9 @@ def attach(model: nn.Module, task: Task, config: RunConfig) -> None:
     length = task.spec.input_length + getattr(config.model, "prefix", 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        head = HaltValueHead(length, config.model.width, task.spec.output_classes, c.hidden, c.layers, c.attention_heads)
+        head = HaltValueHead(
+            length, config.model.width, task.spec.output_classes, c.hidden, c.layers, c.attention_heads
+        )
     setattr(model, HEADS_ATTRIBUTE, head.to(next(model.parameters()).device))
 
 

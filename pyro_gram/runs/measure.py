@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_gram.diagnostics.bounds import Bounds, bounds
 from pyro_gram.diagnostics.calibration import uniformity
 from pyro_gram.diagnostics.likelihood import prior_log_likelihood
-from pyro_gram.diagnostics.metrics import excess, measure, solution_ids, winners
+from pyro_gram.diagnostics.metrics import excess, measure, selected_answers, solution_ids
 from pyro_gram.diagnostics.trajectories import attractors
 from pyro_gram.inference.contract import model_traits, prior_of, prior_traits
 from pyro_gram.inference.guide import why_no_guide
@@ -203,7 +203,7 @@ def bounds_of(solver: Solver, x: Tensor | None, y: Tensor, depth: int, seed: int
         to_device_of(solver.model, x),
         to_device_of(solver.model, y),
         steps=depth,
-        trained=solver.config.train.supervision_steps,
+        surrogate_steps=solver.config.train.supervision_steps,
         seed=seed,
         max_traced=chunk_size(solver.task.spec.input_length, 4 * MAX_TRACED),
     )
@@ -293,7 +293,7 @@ def _head_metrics(
     task, halt = solver.task, solver.config.heads.halt
     rows = slice(None) if puzzles.is_first_version is None else puzzles.is_first_version
     x, tokens = puzzles.inputs[rows], samples.tokens[:, rows]
-    selected = winners(task.canonical_form(x, tokens), samples.score[:, rows], samples.value[:, rows])
+    selected = selected_answers(task.canonical_form(x, tokens), samples.score[:, rows], samples.value[:, rows])
     halted = sample_prior(solver, x, processes, halt=halt, progress=progress)
     return {
         "value_accuracy": task.is_valid(x, selected).double().mean().item(),

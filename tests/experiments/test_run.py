@@ -23,7 +23,7 @@ from pyro_gram.runs.run import lock_directory
 from pyro_gram.system.cli import call
 from pyro_gram.system.machine import revision
 from pyro_gram.training import precision as speed
-from pyro_gram.training.divergence import Guard
+from pyro_gram.training.divergence import DivergenceCheck
 from tests.conftest import ROOT
 
 SMALL = [
@@ -229,7 +229,7 @@ def test_a_run_whose_batches_do_not_fit_into_its_minutes_trains_fewer_and_says_s
     assert f"{done:,} of 100,000 (fitted to 0.01 minutes) batches" in (out / "report.html").read_text()
     assert ["on_policy" in row for row in rows(out)] == [number / done >= 0.8 for number in range(done)]
     (out / "results.json").unlink()
-    monkeypatch.setattr("pyro_gram.training.trainer.measure_pace", None)  # nothing is measured again
+    monkeypatch.setattr("pyro_gram.training.pace.measure_pace", None)  # nothing is measured again
     assert run(out, "--resume", *words) == 0
     assert f"training in {out} is over, at batch {done} of {done}" in capsys.readouterr().err
     assert results(out)["metrics"] == found["metrics"]
@@ -245,7 +245,7 @@ def test_a_run_that_is_killed_at_once_stays_the_run_of_the_batches_that_were_fou
         header = json.loads(f.metadata()["pyro_gram"])
     assert header["number"] == 0
     assert 0 < header["num_batches"] < 100000
-    monkeypatch.setattr("pyro_gram.training.trainer.measure_pace", None)
+    monkeypatch.setattr("pyro_gram.training.pace.measure_pace", None)
     assert run(out, "--resume", *words) == 0
     assert results(out)["batches"] == header["num_batches"]
 
@@ -264,7 +264,7 @@ def test_an_interrupt_outside_training_is_one_line(number, tmp_path, monkeypatch
         time.sleep(5)
 
     before, held = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr("pyro_gram.runs.evaluate.finish", interrupt)
+    monkeypatch.setattr("pyro_gram.runs.evaluate.evaluate", interrupt)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell has started us to ignore it
     try:
         assert run(tmp_path, "--train.batches", 1) == 128 + number
@@ -319,7 +319,7 @@ def test_a_second_run_in_one_directory_is_refused_while_the_first_goes_on(tmp_pa
 
 
 def test_a_run_that_diverges_keeps_what_was_saved_and_reports_the_update(tmp_path, monkeypatch, capsys):
-    out, check, seen = tmp_path / "run", Guard.check, []
+    out, check, seen = tmp_path / "run", DivergenceCheck.check, []
 
     def refuse(guard, update):
         seen.append(update)
@@ -327,7 +327,7 @@ def test_a_run_that_diverges_keeps_what_was_saved_and_reports_the_update(tmp_pat
 
     words = ("--train.batches", 4, "--train.save_seconds", 0, "--train.evaluate_every", 100)
     with monkeypatch.context() as ruin:
-        ruin.setattr(Guard, "check", refuse)
+        ruin.setattr(DivergenceCheck, "check", refuse)
         assert run(out, *words) == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert re.search(r"error: the loss became nan in batch 1, step 1: .*diverged.json tells of it", err)

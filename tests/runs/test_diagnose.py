@@ -6,13 +6,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments import diagnose as program
-from pyro_gram.inference.contract import guide_traits
 from pyro_gram.checkpoint import save_model
-from pyro_gram.system.cli import call
 from pyro_gram.diagnostics import inference_data
 from pyro_gram.diagnostics.plots.captions import CAPTIONS
 from pyro_gram.errors import ConfigError
-from tests.conftest import digits_folder, build_small
+from pyro_gram.inference.contract import guide_traits
+from pyro_gram.system.cli import call
+from tests.conftest import build_small, digits_folder
 
 FIGURES = {"solved", "evenness", "training", "terms", "evidence", "ranks", "attractors", "deciding", "landscape"}
 FIGURES |= {"formation", "animation"}
@@ -251,7 +251,7 @@ def test_the_verdicts_tell_a_good_model_from_one_that_leaks_and_one_that_has_col
         assert call(run.main, [*TINY, *recipe, "--out", str(out)]) == 0
         warned[name] = "the guide leaks" in capsys.readouterr().err
         assert call(program.main, ["--checkpoint", str(out), "--inputs", "32"]) == 0
-        found = json.loads((out / "diagnosis" / "diagnosis.json").read_text())
+        diagnosis = json.loads((out / "diagnosis" / "diagnosis.json").read_text())
         levels[name] = {v["name"]: v["level"] for v in diagnosis["verdicts"]}
         assert (out / "diagnosis" / "figures" / "leak.png").exists()
     assert levels["leaking"]["leak"] == levels["leaking"]["bound"] == "do not trust"
