@@ -11,7 +11,6 @@ draws. A checkpoint that is in the JSON already, measured so, is not measured ag
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from pathlib import Path
 from statistics import fmean, stdev
@@ -24,7 +23,7 @@ from pyro_gram.diagnostics.metrics import measure
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.solver import Solver
 from pyro_gram.system.cli import Parser, call
-from pyro_gram.system.files import check_writable, read_json, write_json
+from pyro_gram.system.files import check_writable, open_tensor_file, read_json, tensor_digest, write_json
 from pyro_gram.system.machine import environment
 from pyro_gram.tasks.base import PuzzleSet
 
@@ -84,10 +83,14 @@ def committed(name: str) -> Path:
     return path
 
 
+def weights_digest(path: Path) -> str:
+    """Return the SHA-256 of a checkpoint's tensors, whatever its header says."""
+    return tensor_digest(open_tensor_file(path, "model").tensors())
+
+
 def settings_of(path: Path, arguments: Any) -> dict[str, Any]:
     """What must be the same where a checkpoint is not measured again: its weights, and how much is measured."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return {"sha256": digest} | {name: getattr(arguments, name) for name in ("inputs", "data_seed", "seeds")}
+    return {"sha256": weights_digest(path)} | {name: getattr(arguments, name) for name in ("inputs", "data_seed", "seeds")}
 
 
 def study_of(path: Path, settings: dict[str, Any]) -> dict[str, Any]:

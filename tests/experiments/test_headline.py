@@ -1,12 +1,12 @@
 """The headline tables: means over seeds of all samples, intervals of shares, and what stands beside them."""
 
-import hashlib
 import re
 from statistics import mean, stdev
 
 import pytest
 from scipy.stats import binomtest
 
+from experiments.studies.fresh import weights_digest
 from experiments.tables import headline
 from experiments.tables.headline import CHECKPOINTS, FRESH, HEADLINE, LOOKUP, TEST_SEEN
 from pyro_gram.system.files import read_json
@@ -72,7 +72,7 @@ def test_fresh_figures_are_of_the_committed_weights_and_stand_under_their_checkp
     assert {"coloring8", "coloring10", "sudoku4", "sudoku6"} <= set(fresh)
     rows = rows_of(headline.solved_table())
     for name, study in fresh.items():
-        assert study["sha256"] == hashlib.sha256((CHECKPOINTS / f"{name}.safetensors").read_bytes()).hexdigest()
+        assert study["sha256"] == weights_digest(CHECKPOINTS / f"{name}.safetensors")
         row = rows[rows.index(row_of(name)) + 1]
         assert row[0].startswith("the same weights")
         assert row[1].startswith(f"{study['num_inputs']:,}: {study['what']}")

@@ -1,0 +1,290 @@
+"""Count what a reader of this project meets: ``structure.py`` prints the figures and writes ``structure.json``.
+
+The figures are the files that execute in one training update, the files that are imported when training begins, the
+lengths of functions and files, imports that form a cycle or point upward, and identifiers of the old dialect. A test
+(``tests/test_architecture.py``) compares the code with the JSON: no figure may grow.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pyro_gram.system.cli import Parser, call
+from pyro_gram.system.files import write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+OUT = Path(__file__).with_suffix(".json")
+LIBRARY = ("pyro_gram", "models", "guides")
+PACKAGES = (*LIBRARY, "experiments", "tests")
+MAX_LINES = 400  # of a file
+MAIN_JOB = ("--task", "coloring", "--preset", "tiny")
+
+# Lower layers first; a module may import its own layer and those below. Paths are without ".py", relative to ROOT.
+LAYERS = (
+    ("pyro_gram/errors", "pyro_gram/checks", "pyro_gram/version", "pyro_gram/registry"),
+    ("pyro_gram/system",),
+    ("pyro_gram/spec",),
+    ("pyro_gram/networks",),
+    ("pyro_gram/inference",),
+    ("models", "guides"),
+    ("pyro_gram/sampling",),
+    ("pyro_gram/tasks",),
+    ("pyro_gram/training",),
+    ("pyro_gram/config",),
+    ("pyro_gram/build",),
+    ("pyro_gram/checkpoint",),
+    ("pyro_gram/solver",),
+    ("pyro_gram/__init__",),  # what ``import pyro_gram`` offers to users
+    ("pyro_gram/diagnostics",),
+    ("pyro_gram/runs",),
+    ("experiments",),
+    ("tests",),
+)
+FORBIDDEN = (("pyro_gram/diagnostics", "pyro_gram/solver"), ("models", "guides"), ("guides", "models"))
+
+OLD_WORDS = frozenset(
+    # Parts of speech that leave their noun out.
+    "found held told there beside alone between said begun given seen kept wanted asked chosen judged drawn rolled "
+    "reading readings really cleaned isolated spoilt quiet most alike few some whole "
+    # Names that have been replaced by the field's words.
+    "announce judge rehearse brings looks_of waves restless agree_ writes World Assembly Inside Guard Places Keeper "
+    "AS_IT_IS RIM products_in at_once unrolled study Study".split()
+)
+
+
+def python_files(*packages: str) -> list[Path]:
+    """List the Python files of packages, relative to ROOT."""
+    return sorted(p.relative_to(ROOT) for package in packages for p in (ROOT / package).rglob("*.py"))
+
+
+def parse(path: Path) -> ast.Module:
+    """Parse a file of :func:`python_files`."""
+    return ast.parse((ROOT / path).read_text())
+
+
+def function_lengths(*packages: str) -> dict[str, int]:
+    """Return the lines of each function and method, its docstring included, by ``file::name:line``."""
+    return {
+        f"{path}::{node.name}:{node.lineno}": (node.end_lineno or node.lineno) - node.lineno + 1
+        for path in python_files(*packages)
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+def long_files(*packages: str) -> dict[str, int]:
+    """Return the lines of each file that has more than ``MAX_LINES``."""
+    lengths = {str(path): len((ROOT / path).read_text().splitlines()) for path in python_files(*packages)}
+    return {path: lines for path, lines in lengths.items() if lines > MAX_LINES}
+
+
+def file_of(module: str) -> Path | None:
+    """Return the file of a module of this project, relative to ROOT; None for any other module."""
+    base = Path(*module.removeprefix("pyro_gram.").split(".")) if is_alias(module) else Path(*module.split("."))
+    paths = (base.with_suffix(".py"), base / "__init__.py")
+    return next((path for path in paths if (ROOT / path).is_file() and path.parts[0] in PACKAGES), None)
+
+
+def is_alias(module: str) -> bool:
+    """Is this another name of a module in ``models`` or ``guides`` (``pyro_gram.models.gram``)?"""
+    return module.startswith(("pyro_gram.models", "pyro_gram.guides"))
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Yield the modules that a file imports anywhere in it; ``from a import b`` may name a module ``a.b``."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if file_of(name) else node.module for name in names)
+
+
+def import_graph(*packages: str) -> dict[Path, set[Path]]:
+    """Return the files of this project that each file imports."""
+    return {path: {f for f in map(file_of, imported_modules(path)) if f} - {path} for path in python_files(*packages)}
+
+
+def import_cycles(graph: dict[Path, set[Path]]) -> list[list[str]]:
+    """Return the sets of files that import each other in a circle (strongly connected components)."""
+    order: list[Path] = []
+    visited: set[Path] = set()
+
+    def visit(path: Path, edges: dict[Path, set[Path]], result: list[Path]) -> None:
+        visited.add(path)
+        for other in sorted(edges.get(path, ())):
+            if other not in visited:
+                visit(other, edges, result)
+        result.append(path)
+
+    for path in graph:
+        if path not in visited:
+            visit(path, graph, order)
+    reverse: dict[Path, set[Path]] = {}
+    for path, imports in graph.items():
+        for other in imports:
+            reverse.setdefault(other, set()).add(path)
+    visited.clear()
+    cycles = []
+    for path in reversed(order):
+        if path not in visited:
+            component: list[Path] = []
+            visit(path, reverse, component)
+            if len(component) > 1:
+                cycles.append(sorted(map(str, component)))
+    return cycles
+
+
+def layer_of(path: Path) -> int:
+    """Return the number of a file's layer. Raises ValueError where it has none."""
+    stem = path.with_suffix("").as_posix()
+    for number, names in enumerate(LAYERS):
+        if any(stem == name or stem.startswith(f"{name}/") for name in names):
+            return number
+    raise ValueError(f"{path} belongs to no layer of structure.py")
+
+
+def upward_imports(graph: dict[Path, set[Path]]) -> list[str]:
+    """List the imports that point to a higher layer, or that FORBIDDEN names."""
+
+    def is_within(path: Path, name: str) -> bool:
+        return path.with_suffix("").as_posix() == name or path.as_posix().startswith(f"{name}/")
+
+    return sorted(
+        f"{path} imports {other}"
+        for path, imports in graph.items()
+        for other in imports
+        if layer_of(other) > layer_of(path)
+        or any(is_within(path, low) and is_within(other, high) for low, high in FORBIDDEN)
+    )
+
+
+def identifiers(path: Path) -> Iterator[str]:
+    """Yield every name that a file gives or uses: variables, arguments, attributes, functions, classes, keywords."""
+    for node in ast.walk(parse(path)):
+        match node:
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.Attribute(attr=name) | ast.keyword(arg=str(name)):
+                yield name
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.alias(asname=str(name)):
+                yield name
+            case ast.ExceptHandler(name=str(name)):
+                yield name
+
+
+def old_words(*packages: str) -> dict[str, Counter[str]]:
+    """Count the identifiers of the old dialect in each file, leading underscores left out."""
+    counts = {
+        str(path): Counter(word for name in identifiers(path) if (word := name.lstrip("_")) in OLD_WORDS)
+        for path in python_files(*packages)
+    }
+    return {path: count for path, count in counts.items() if count}
+
+
+def files_of_an_update() -> list[str]:
+    """List the files whose functions run in one update of the main job; to make the batch is not part of it."""
+    from experiments import run
+    from pyro_gram.build import build
+    from pyro_gram.config import with_settings
+    from pyro_gram.tasks.batches import TargetStream
+    from pyro_gram.training.trainer import Trainer
+
+    config = with_settings(run.parse(list(MAIN_JOB))[0], {"train": {"supervision_steps": 1}})
+    solver = build(config)
+    batches = TargetStream(solver.task, solver.task.split("train"), config.train.batch, config.seed)
+    trainer = Trainer(solver.model, solver.guide, batches, config.train, config.optim, config.beta, config.seed)
+    trainer.train_batch(*batches(0))  # what happens once is left out
+    batch = batches(1)
+    paths: set[str] = set()
+    monitoring = sys.monitoring
+    monitoring.use_tool_id(monitoring.PROFILER_ID, "structure")
+    monitoring.register_callback(
+        monitoring.PROFILER_ID, monitoring.events.PY_START, lambda code, _: paths.add(code.co_filename)
+    )
+    monitoring.set_events(monitoring.PROFILER_ID, monitoring.events.PY_START)
+    try:
+        trainer.train_batch(*batch)
+    finally:
+        monitoring.set_events(monitoring.PROFILER_ID, 0)
+        monitoring.free_tool_id(monitoring.PROFILER_ID)
+    return project_paths(paths)
+
+
+def project_paths(paths: set[str]) -> list[str]:
+    """Keep the files of this project, relative to ROOT."""
+    inside = (Path(path) for path in paths if path.startswith(f"{ROOT}/"))
+    return sorted(str(path.relative_to(ROOT)) for path in inside if path.relative_to(ROOT).parts[0] in PACKAGES)
+
+
+AT_TRAINING = """
+import json, os, sys, tempfile
+import experiments.run as run
+from pyro_gram.training.trainer import Trainer
+
+def report(*_):
+    print(json.dumps([m.__file__ for m in sys.modules.values() if getattr(m, "__file__", None)]))
+    sys.stdout.flush()
+    os._exit(0)
+
+Trainer.train_batch = report
+with tempfile.TemporaryDirectory() as folder:
+    run.main([*sys.argv[1:], "--out", folder + "/run"])
+"""
+
+
+def files_at_training() -> list[str]:
+    """List the files of this project that the main job has imported when its first batch is trained."""
+    words = [sys.executable, "-c", AT_TRAINING, *MAIN_JOB]
+    process = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    return project_paths(set(json.loads(process.stdout.splitlines()[-1])))
+
+
+def measure_text() -> dict[str, Any]:
+    """Return the figures that need only the text of the files."""
+    lengths = function_lengths(*LIBRARY)
+    graph = import_graph(*PACKAGES)
+    words = old_words(*PACKAGES)
+    return {
+        "files": {package: len(python_files(package)) for package in PACKAGES},
+        "lines": {p: sum(len((ROOT / f).read_text().splitlines()) for f in python_files(p)) for p in PACKAGES},
+        "function_lines": {
+            "median": median(lengths.values()),
+            "largest": max(lengths.values()),
+            "longest": dict(sorted(lengths.items(), key=lambda item: -item[1])[:5]),
+        },
+        "long_files": long_files(*PACKAGES),
+        "import_cycles": import_cycles(graph),
+        "upward_imports": upward_imports(graph),
+        "old_words": dict(sum(words.values(), Counter()).most_common()),
+        "old_words_by_package": {p: sum(c.total() for f, c in words.items() if f.startswith(f"{p}/")) for p in PACKAGES},
+        "readme_bytes": len((ROOT / "README.md").read_bytes()),
+    }
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser("structure.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--words", metavar="WORD", help="print the files and counts of one old word, and exit")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="FILE", help="(default structure.json)")
+    arguments = parser.parse_args(argv)
+    if arguments.words:
+        for path, count in old_words(*PACKAGES).items():
+            if arguments.words in count:
+                print(f"{count[arguments.words]:4} {path}")
+        return 0
+    executed, imported = files_of_an_update(), files_at_training()
+    figures = {"files_of_an_update": executed, "files_at_training": imported, **measure_text()}
+    write_json(arguments.out, figures)
+    counts = {"files_of_an_update": len(executed), "files_at_training": len(imported)}
+    print(json.dumps({**figures, **counts}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(call(main))
