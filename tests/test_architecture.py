@@ -1,64 +1,94 @@
-"""Arrows point one way: experiments -> models, guides -> pyro_gram; networks and tasks are the ground floor."""
+"""The layers of the package, its words, and what may never be in it. ``structure.py`` counts; its JSON is the limit."""
 
 import ast
 
 import pytest
 
+from experiments.studies.structure import (
+    LIBRARY,
+    OUT,
+    PACKAGES,
+    Path,
+    function_lengths,
+    identifiers,
+    import_cycles,
+    import_graph,
+    imported_modules,
+    long_files,
+    old_words,
+    parse,
+    python_files,
+    upward_imports,
+)
+from pyro_gram.system.files import read_json
 from tests.conftest import ROOT
 
-FORBIDDEN = {
-    "pyro_gram": {"models", "guides", "experiments", "tests"},
-    "models": {"guides", "experiments", "tests"},
-    "guides": {"models", "experiments", "tests"},
-    "pyro_gram/networks": {"pyro", "pyro_gram.tasks", "pyro_gram.inference", "pyro_gram.diagnostics"},
-    "pyro_gram/tasks": {"pyro", "pyro_gram.networks", "pyro_gram.inference", "pyro_gram.diagnostics"},
-    "pyro_gram/inference": {"pyro_gram.tasks", "pyro_gram.diagnostics"},
-    "pyro_gram/diagnostics": {
-        f"pyro_gram.{name}" for name in ("evaluate", "run", "run_report", "solver", "study", "diagnosis")
-    },
-}
+LIMITS = read_json(OUT)
 
 
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.module
+@pytest.fixture(scope="module")
+def graph():
+    return import_graph(*PACKAGES)
 
 
-@pytest.mark.parametrize("package", FORBIDDEN)
-def test_imports_run_with_the_house(package):
-    wrong = [
-        f"{path.relative_to(ROOT)} imports {name}"
-        for path in (ROOT / package).rglob("*.py")
-        for name in imports(path)
-        for forbidden in FORBIDDEN[package]
-        if name == forbidden or name.startswith(forbidden + ".")
-    ]
-    assert wrong == []
+def test_imports_form_no_new_cycle(graph):
+    known = [set(cycle) for cycle in LIMITS["import_cycles"]]
+    assert [cycle for cycle in import_cycles(graph) if not any(set(cycle) <= files for files in known)] == []
 
 
-def test_arviz_has_one_seam():
-    users = [p.name for p in (ROOT / "pyro_gram").rglob("*.py") if "arviz" in set(imports(p))]
+def test_no_new_import_points_upward(graph):
+    assert set(upward_imports(graph)) <= set(LIMITS["upward_imports"])
+
+
+def test_a_cycle_and_an_upward_import_are_found():
+    elbo, trainer, model = (
+        Path(f) for f in ("pyro_gram/inference/elbo.py", "pyro_gram/training/trainer.py", "models/gram.py")
+    )
+    graph = {elbo: {trainer}, trainer: {model, elbo}, model: set()}
+    assert import_cycles(graph) == [[str(elbo), str(trainer)]]
+    assert upward_imports(graph) == [f"{elbo} imports {trainer}"]
+    assert upward_imports({model: {Path("guides/amortized.py")}}) != []
+
+
+def test_words_of_the_old_dialect_do_not_come_back():
+    counts = sum((count.total() for count in old_words(*PACKAGES).values()), 0)
+    assert counts <= sum(LIMITS["old_words"].values())
+
+
+def test_identifiers_are_variables_arguments_attributes_and_keywords(tmp_path):
+    path = tmp_path / "a.py"
+    path.write_text("def a(b, *, c=1):\n    d = b.e(f=c)\n    return [g for g in d]\n\nclass h: ...\nimport i as j\n")
+    assert set(identifiers(path)) == set("abcdefghj")
+
+
+def test_functions_are_short():
+    lengths = function_lengths(*LIBRARY)
+    assert max(lengths.values()) <= max(60, LIMITS["function_lines"]["largest"])
+
+
+def test_no_further_file_is_long():
+    assert set(long_files(*PACKAGES)) <= set(LIMITS["long_files"])
+
+
+@pytest.mark.parametrize("package", ["pyro_gram/networks", "pyro_gram/tasks"])
+def test_networks_and_tasks_do_without_pyro(package):
+    assert [path for path in python_files(package) if "pyro" in set(imported_modules(path))] == []
+
+
+def test_one_file_knows_arviz():
+    users = [p.name for p in python_files("pyro_gram") if "arviz" in set(imported_modules(p))]
     assert users == ["inference_data.py"]
 
 
 def test_nothing_can_load_a_pickle():
-    for folder in ("pyro_gram", "models", "guides", "experiments"):
-        for path in (ROOT / folder).rglob("*.py"):
-            names = {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)}
-            assert "pickle" not in set(imports(path)), path
-            calls = [
-                n.func
-                for n in ast.walk(ast.parse(path.read_text()))
-                if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)
-            ]
-            loads = [c for c in calls if c.attr == "load" and getattr(c.value, "id", "") in ("torch", "np", "numpy")]
-            assert not loads, path
-            assert "allow_pickle" not in names
+    for path in python_files(*LIBRARY, "experiments"):
+        nodes = list(ast.walk(parse(path)))
+        attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+        loads = [a for a in attributes if a.attr == "load" and getattr(a.value, "id", "") in ("torch", "np", "numpy")]
+        assert not loads, path
+        assert "pickle" not in set(imported_modules(path)), path
+        assert "allow_pickle" not in set(identifiers(path)), path
 
 
 def test_the_model_reads_beside_the_paper():
-    lines = (ROOT / "models" / "gram.py").read_text().splitlines()
-    assert len(lines) < 150
+    assert len((ROOT / "models" / "gram.py").read_text().splitlines()) < 150

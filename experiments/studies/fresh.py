@@ -90,7 +90,9 @@ def weights_digest(path: Path) -> str:
 
 def settings_of(path: Path, arguments: Any) -> dict[str, Any]:
     """What must be the same where a checkpoint is not measured again: its weights, and how much is measured."""
-    return {"sha256": weights_digest(path)} | {name: getattr(arguments, name) for name in ("inputs", "data_seed", "seeds")}
+    return {"sha256": weights_digest(path)} | {
+        name: getattr(arguments, name) for name in ("inputs", "data_seed", "seeds")
+    }
 
 
 def study_of(path: Path, settings: dict[str, Any]) -> dict[str, Any]:

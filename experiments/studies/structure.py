@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -51,12 +52,12 @@ LAYERS = (
 FORBIDDEN = (("pyro_gram/diagnostics", "pyro_gram/solver"), ("models", "guides"), ("guides", "models"))
 
 OLD_WORDS = frozenset(
-    # Parts of speech that leave their noun out.
-    "found held told there beside alone between said begun given seen kept wanted asked chosen judged drawn rolled "
-    "reading readings really cleaned isolated spoilt quiet most alike few some whole "
-    # Names that have been replaced by the field's words.
-    "announce judge rehearse brings looks_of waves restless agree_ writes World Assembly Inside Guard Places Keeper "
-    "AS_IT_IS RIM products_in at_once unrolled study Study".split()
+    """
+    found held told there beside alone between said begun given seen kept wanted asked chosen judged drawn rolled
+    reading readings really cleaned isolated spoilt quiet most alike few some whole
+    announce judge rehearse brings looks_of waves restless agree_ writes World Assembly Inside Guard Places Keeper Study
+    AS_IT_IS RIM products_in at_once unrolled
+    """.split()  # noqa: SIM905 (a list of forty strings is no easier to read)
 )
 
 
@@ -65,6 +66,7 @@ def python_files(*packages: str) -> list[Path]:
     return sorted(p.relative_to(ROOT) for package in packages for p in (ROOT / package).rglob("*.py"))
 
 
+@cache
 def parse(path: Path) -> ast.Module:
     """Parse a file of :func:`python_files`."""
     return ast.parse((ROOT / path).read_text())
@@ -200,27 +202,21 @@ def files_of_an_update() -> list[str]:
     solver = build(config)
     batches = TargetStream(solver.task, solver.task.split("train"), config.train.batch, config.seed)
     trainer = Trainer(solver.model, solver.guide, batches, config.train, config.optim, config.beta, config.seed)
-    trainer.train_batch(*batches(0))  # what happens once is left out
+    trainer.one_batch(*batches(0))  # what happens once is left out
     batch = batches(1)
     paths: set[str] = set()
-    monitoring = sys.monitoring
-    monitoring.use_tool_id(monitoring.PROFILER_ID, "structure")
-    monitoring.register_callback(
-        monitoring.PROFILER_ID, monitoring.events.PY_START, lambda code, _: paths.add(code.co_filename)
-    )
-    monitoring.set_events(monitoring.PROFILER_ID, monitoring.events.PY_START)
+    sys.setprofile(lambda frame, *_: paths.add(frame.f_code.co_filename))
     try:
-        trainer.train_batch(*batch)
+        trainer.one_batch(*batch)
     finally:
-        monitoring.set_events(monitoring.PROFILER_ID, 0)
-        monitoring.free_tool_id(monitoring.PROFILER_ID)
+        sys.setprofile(None)
     return project_paths(paths)
 
 
 def project_paths(paths: set[str]) -> list[str]:
-    """Keep the files of this project, relative to ROOT."""
-    inside = (Path(path) for path in paths if path.startswith(f"{ROOT}/"))
-    return sorted(str(path.relative_to(ROOT)) for path in inside if path.relative_to(ROOT).parts[0] in PACKAGES)
+    """Keep the files of this project that hold more than a docstring; relative to ROOT."""
+    files = (Path(path).relative_to(ROOT) for path in paths - {__file__} if path.startswith(f"{ROOT}/"))
+    return sorted(str(path) for path in files if path.parts[0] in PACKAGES and len(parse(path).body) > 1)
 
 
 AT_TRAINING = """
@@ -233,7 +229,7 @@ def report(*_):
     sys.stdout.flush()
     os._exit(0)
 
-Trainer.train_batch = report
+Trainer.one_batch = report
 with tempfile.TemporaryDirectory() as folder:
     run.main([*sys.argv[1:], "--out", folder + "/run"])
 """
@@ -263,7 +259,9 @@ def measure_text() -> dict[str, Any]:
         "import_cycles": import_cycles(graph),
         "upward_imports": upward_imports(graph),
         "old_words": dict(sum(words.values(), Counter()).most_common()),
-        "old_words_by_package": {p: sum(c.total() for f, c in words.items() if f.startswith(f"{p}/")) for p in PACKAGES},
+        "old_words_by_package": {
+            p: sum(c.total() for f, c in words.items() if f.startswith(f"{p}/")) for p in PACKAGES
+        },
         "readme_bytes": len((ROOT / "README.md").read_bytes()),
     }
 
