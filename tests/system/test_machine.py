@@ -1,20 +1,75 @@
-"""What results say of the code that made them."""
+"""Devices, memory, and the git commit that results name."""
 
+import resource
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from pyro_gram.errors import ConfigError
 from pyro_gram.system import machine
-from pyro_gram.system.machine import environment, revision
+from pyro_gram.system.machine import device_type, environment, keep_freed_memory, pick_device, revision
 from tests.conftest import ROOT
 
+# ---- devices and memory ---------------------------------------------------------------------------------------------
 
-def git(folder, *words):
-    identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-    done = subprocess.run(["git", "-C", str(folder), *identity, *words], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+
+def test_a_device_that_is_missing_or_unknown_is_refused(monkeypatch):
+    assert pick_device("cpu").type == "cpu"
+    assert device_type("cuda:3") == "cuda"  # whether or not this machine has it
+    with pytest.raises(ConfigError, match="no device 'gpu': give cpu, cuda or mps"):
+        device_type("gpu")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="no device 'cuda' here; available: cpu"):
+        pick_device("cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="no device 'cuda:1' here: there is 1 of cuda"):
+        pick_device("cuda:1")
+
+
+COUNT_PAGE_FAULTS = """
+import resource
+import torch
+from pyro_gram.system.machine import keep_freed_memory
+
+def count_faults():
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.zeros(2**24)  # 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
+
+print(count_faults())
+assert keep_freed_memory()
+count_faults()  # aligned blocks leave gaps until one fits
+print(count_faults())
+"""
+
+
+def test_freed_memory_is_reused_without_page_faults():
+    if not keep_freed_memory():
+        pytest.skip("another C library than glibc")
+    command = [sys.executable, "-c", COUNT_PAGE_FAULTS]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    faults_before, faults_after = map(int, process.stdout.split())
+    assert faults_after < 2**26 // resource.getpagesize() < faults_before
+
+
+def test_other_systems_keep_their_allocator(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not keep_freed_memory()
+
+
+# ---- the git commit -------------------------------------------------------------------------------------------------
+
+
+def git(folder, *arguments):
+    settings = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    command = ["git", "-C", str(folder), *settings, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @pytest.fixture
@@ -37,7 +92,7 @@ def test_the_revision_is_the_commit_that_is_checked_out(checkout):
     ("path", "modified"),
     [("models/gram.py", True), ("models/new.py", True), ("new/presets.toml", True), ("README.md", False)],
 )
-def test_code_that_was_changed_or_added_is_told_and_other_files_are_not(path, modified, checkout):
+def test_code_that_was_changed_or_added_counts_as_modified_and_other_files_do_not(path, modified, checkout):
     (checkout / path).parent.mkdir(exist_ok=True)
     (checkout / path).write_text("2\n")
     assert revision(checkout) == (git(checkout, "rev-parse", "HEAD"), modified)
@@ -52,25 +107,25 @@ def test_a_worktree_has_its_own_revision(checkout, tmp_path_factory):
     assert revision(other)[0] != revision(checkout)[0]
 
 
-def test_it_is_asked_for_once_so_that_a_run_says_what_it_began_with(checkout):
+def test_git_is_asked_once_so_that_a_run_names_the_code_that_it_began_with(checkout):
     before = revision(checkout)
     (checkout / "models" / "gram.py").write_text("2\n")
     git(checkout, "commit", "-qam", "two")
     assert revision(checkout) == before
 
 
-def test_an_installed_package_within_another_repository_has_none(checkout):
+def test_an_installed_package_within_another_repository_has_no_revision(checkout):
     installed = checkout / "venv" / "site-packages"
     installed.mkdir(parents=True)
     assert revision(installed) == (None, None)
 
 
-def test_a_folder_without_a_commit_has_none(tmp_path):
+def test_a_repository_without_a_commit_has_no_revision(tmp_path):
     git(tmp_path, "init", "-q")
     assert revision(tmp_path) == (None, None)
 
 
-def test_without_git_there_is_none(checkout, monkeypatch):
+def test_without_git_there_is_no_revision(checkout, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert revision(checkout) == (None, None)
 
@@ -86,8 +141,8 @@ def test_a_git_that_does_not_answer_is_not_waited_for(checkout, tmp_path_factory
     assert time.monotonic() - start < 10
 
 
-def test_the_environment_of_every_results_file_holds_it():
-    found = environment()
-    assert (found["revision"], found["modified"]) == revision()
+def test_the_environment_names_the_revision():
+    versions = environment()
+    assert (versions["revision"], versions["modified"]) == revision()
     if (ROOT / ".git").exists() and Path(machine.__file__).is_relative_to(ROOT):
-        assert found["revision"] == git(ROOT, "rev-parse", "HEAD")
+        assert versions["revision"] == git(ROOT, "rev-parse", "HEAD")
