@@ -7,7 +7,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch.distributions import kl_divergence
 
 from pyro_gram.inference.contract import PriorTraits
-from pyro_gram.inference.deferred import Deferred, answered, prior_at
+from pyro_gram.inference.deferred import Deferred, effect_guide_draws, prior_at
 from pyro_gram.inference.elbo import BalancedELBO, TraceELBO
 from tests.conftest import build_case
 
@@ -95,7 +95,7 @@ def test_it_is_the_distribution_that_it_defers():
 def test_only_under_a_guide_and_for_priors_that_allow_it(truncated):
     u, prior = torch.randn(2, 8, 16), truncated.solver.model.prior
     assert not isinstance(prior_at(prior, u, charged=False), Deferred)
-    with answered():
+    with effect_guide_draws():
         assert isinstance(prior_at(prior, u, charged=False), Deferred)
         assert not isinstance(prior_at(prior, u, charged=True), Deferred)
         assert not isinstance(prior_at(lambda u: dist.Normal(u, 1).to_event(2), u, charged=False), Deferred)
