@@ -18,11 +18,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_gram.build import build
+from pyro_gram.build import build, build_task, check_parts
 from pyro_gram.config import RunConfig, config_class, default_overrides, make_run_config
 from pyro_gram.inference.contract import model_traits
 from pyro_gram.registry import GUIDES, MODELS, PRIORS, TASKS
 from pyro_gram.solver import Solver
+from pyro_gram.tasks.base import Task
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -109,10 +110,18 @@ def digits_folder() -> str:
     return str(folder)
 
 
+@cache
+def small_task(name: str) -> Task:
+    """Build a task of :func:`small_config` once: its data cost more than all networks. Tests must not change it."""
+    return build_task(small_config(task_name=name), digits_folder() if name == "mnist" else None)
+
+
 def build_small(**changes: Any) -> Solver:
     """Build the task, model and guide of :func:`small_config`, their parameters perturbed."""
     config = small_config(**changes)
-    solver = build(config, digits_folder() if config.names["task"] == "mnist" else None)
+    check_parts(config)
+    task = small_task(config.names["task"]) if "task" not in changes else None
+    solver = build(config, digits_folder() if config.names["task"] == "mnist" else None, task)
     perturb_(solver.model)
     perturb_(solver.guide)
     return solver

@@ -90,7 +90,7 @@ def test_free_parameters_belong_to_their_pair():
     known = guide.encode(case.x, changed(case)) >= 0
     assert (q.mean[~known] == 0).all()
     guide.train()
-    with pytest.raises(ConfigError, match=r"more than 6 pairs.*guide\.data"):
+    with pytest.raises(ConfigError, match=r"more than 6 pairs.*guide\.num_pairs"):
         guide.encode(case.x, changed(case))
 
 
