@@ -3,7 +3,9 @@ import io
 import json
 import os
 import pickle
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -17,17 +19,23 @@ from pyro_gram.runs.state import load_state, save_state
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.system.files import read_json, tensor_digest, write_atomically, write_bytes, write_json
 from pyro_gram.tasks.batches import TargetStream
-from pyro_gram.training.divergence import DivergedError
 from pyro_gram.training.trainer import Trainer
 from tests.conftest import build_case, build_small, perturb_, small_config
-from tests.fake_device import fake_device
+
+
+@cache
+def model_bytes():
+    case = build_case()
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        save_model(path, case.solver)
+        return path.read_bytes()
 
 
 @pytest.fixture
 def model_file(tmp_path):
-    case = build_case()
     path = tmp_path / "model.safetensors"
-    save_model(path, case.solver)
+    path.write_bytes(model_bytes())
     return path
 
 
@@ -38,15 +46,23 @@ def trainer_of(config, perturb=0.0):
     return Trainer(solver.model, solver.guide, stream, config.train, config.optim, config.beta, config.seed)
 
 
-@pytest.fixture
-def state_file(tmp_path):
-    """The state of a run of three batches after two."""
+@cache
+def state_bytes():
     config = small_config()
     trainer = trainer_of(config)
     run = trainer.run()
     next(run), next(run)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "state.safetensors"
+        save_state(path, config, trainer)
+        return path.read_bytes()
+
+
+@pytest.fixture
+def state_file(tmp_path):
+    """The state of a run of three batches after two."""
     path = tmp_path / "state.safetensors"
-    save_state(path, config, trainer)
+    path.write_bytes(state_bytes())
     return path
 
 
@@ -54,15 +70,15 @@ def rewrite(path, change=lambda header: None, tensors=lambda t: None, **metadata
     """Write a checkpoint again after ``change(header)`` and ``tensors(dict)``; ``metadata`` replaces whole entries."""
     with safe_open(path, framework="pt") as f:
         entries = f.metadata()
-        held = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dict)
+        contents = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dict)
     header = json.loads(entries["pyro_gram"])
     change(header)
-    tensors(held)
-    held = {key: tensor.clone().contiguous() for key, tensor in held.items()}
+    tensors(contents)
+    contents = {key: tensor.clone().contiguous() for key, tensor in contents.items()}
     if isinstance(header, dict) and "digest" in header:
-        header["digest"] = tensor_digest(held)
+        header["digest"] = tensor_digest(contents)
     entries = {**entries, "pyro_gram": json.dumps(header), **metadata}
-    save_file(held, path, {k: v for k, v in entries.items() if v is not None})
+    save_file(contents, path, {k: v for k, v in entries.items() if v is not None})
 
 
 # ---- models ------------------------------------------------------------------------------------------------------
@@ -102,7 +118,7 @@ def test_a_missing_checkpoint_is_named(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("keep", [0, 4, 100, 0.5, -1])
+@pytest.mark.parametrize("keep", [0, 100, -1])
 def test_a_truncated_checkpoint_is_refused(keep, model_file):
     data = model_file.read_bytes()
     model_file.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
@@ -160,7 +176,7 @@ def test_another_version_of_the_format_is_refused(model_file):
         load(model_file)
 
 
-@pytest.mark.parametrize("header", [None, "", "{", "[]", "[1]", "3", "null", '"model"'])
+@pytest.mark.parametrize("header", [None, "{", "[1]", "null"])
 def test_a_damaged_header_is_a_checkpoint_error(header, model_file):
     rewrite(model_file, pyro_gram=header)
     with pytest.raises(CheckpointError, match="damaged header"):
@@ -171,15 +187,12 @@ def test_a_damaged_header_is_a_checkpoint_error(header, model_file):
     "change",
     [
         lambda h: h.pop("config"),
-        lambda h: h.update(config=None),
         lambda h: h.update(config={}),
         lambda h: h["config"].pop("names"),
         lambda h: h["config"]["names"].update(model="grim"),
-        lambda h: h["config"]["names"].update(model=3),
         lambda h: h["config"]["names"].update(model="pathlib:Path"),
         lambda h: h["config"]["model"].update(depth=3),
         lambda h: h["config"]["model"].update(width="16"),
-        lambda h: h["config"]["model"].update(width=-16),
         lambda h: h["config"].update(model=16),
         lambda h: h["config"].update(seed="x"),
         lambda h: h["config"]["model"].update(width=32, hidden=32),
@@ -213,266 +226,6 @@ def test_a_model_is_no_training_state_and_the_other_way_round(model_file, state_
         load(state_file)
     with pytest.raises(CheckpointError, match="holds a model, not a training"):
         load_state(model_file, small_config(), trainer_of(small_config()))
-
-
-# ---- training states ---------------------------------------------------------------------------------------------
-
-
-RECIPES = [
-    {},
-    {"beta": {"target": 1e6}},
-    {"beta": {"target": 1e6, "silent_fraction": 0.3}},
-    {"beta": {"target": 1e6, "silent_fraction": 0.7}},
-    {"optim": {"hidden_optimizer": "muon"}},
-    {"train": {"on_policy_depth": 5, "on_policy_after": 0.6}},
-    {"model_name": "trm", "train": {"supervision_steps": 3}},  # places that go on
-    {"model_name": "mdlm"},
-    {"guide_name": "mean_field", "guide": {"num_pairs": 400}, "train": {"augment": False}},  # rows given on the way
-    {"prior_name": "discrete"},
-]
-
-
-@pytest.mark.parametrize("changes", RECIPES, ids=str)
-def test_a_resumed_run_is_bit_for_bit_an_unbroken_one(changes, tmp_path):
-    config = small_config(**{**changes, "train": {"batches": 5, **changes.get("train", {})}})
-    unbroken = trainer_of(config)
-    expected = [(r.number, r.loss, r.kl, r.beta) for r in unbroken.run()]
-
-    first = trainer_of(config)
-    run = first.run()
-    seen = [next(run) for _ in range(2)]
-    save_state(tmp_path / "state.safetensors", config, first)
-    second = trainer_of(config, perturb=1.0)  # whatever its weights were, the file's replace them
-    load_state(tmp_path / "state.safetensors", config, second)
-    assert second.elapsed == first.elapsed
-    seen += list(second.run())
-
-    assert [(r.number, r.loss, r.kl, r.beta) for r in seen] == expected
-    for a, b in (
-        (unbroken.model.state_dict(), second.model.state_dict()),
-        (unbroken.guide.state_dict(), second.guide.state_dict()),
-        (unbroken.average.state_dict(), second.average.state_dict()),
-        (unbroken.optimizer.state_dict(), second.optimizer.state_dict()),
-    ):
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[k], b[k]) for k in a)
-    assert unbroken.beta.get_state() == second.beta.get_state()
-
-
-class StoppedError(Exception):
-    pass
-
-
-@pytest.mark.parametrize("updates", [1, 2, 5, 6, 7, 8])
-def test_a_run_that_stops_inside_a_batch_goes_on_bit_for_bit(updates, tmp_path):
-    """Between two updates: under the guide, before the on-policy part, and within it."""
-    config = small_config(
-        train={
-            "batches": 3,
-            "supervision_steps": 3,
-            "on_policy_depth": 5,
-            "on_policy_updates": 3,
-            "on_policy_after": 0.2,
-        },
-        optim={"min_lr_ratio": 0.1},  # a rate that falls
-    )
-    unbroken = trainer_of(config)
-    expected = [(r.number, r.loss, r.on_policy) for r in unbroken.run()]
-
-    first, left = trainer_of(config), [updates]
-
-    def between():
-        left[0] -= 1
-        if not left[0]:
-            raise StoppedError
-
-    first.between = between
-    seen = []
-    with pytest.raises(StoppedError):
-        seen += [(r.number, r.loss, r.on_policy) for r in first.run()]
-    assert first.inside is not None
-    save_state(tmp_path / "state.safetensors", config, first)
-    second = trainer_of(config, perturb=1.0)
-    load_state(tmp_path / "state.safetensors", config, second)
-    torch.randn(7)  # the state of the generators is the file's
-    done = second.number
-    seen = expected[:done] + [(r.number, r.loss, r.on_policy) for r in second.run()]
-    assert seen == expected
-    for a, b in (
-        (unbroken.model.state_dict(), second.model.state_dict()),
-        (unbroken.average.state_dict(), second.average.state_dict()),
-        (unbroken.optimizer.state_dict(), second.optimizer.state_dict()),
-    ):
-        assert all(torch.equal(a[k], b[k]) for k in a)
-    assert unbroken.divergence.usual_loss == second.divergence.usual_loss
-
-
-@pytest.mark.parametrize("number", [2, 8])
-def test_the_state_saved_before_an_update_that_is_refused_is_the_one_before_its_draws(number, tmp_path):
-    """Under the guide and along the prior's own trajectories: resumed, the same update is made again."""
-    config = small_config(
-        train={
-            "batches": 3,
-            "supervision_steps": 3,
-            "on_policy_depth": 5,
-            "on_policy_updates": 3,
-            "on_policy_after": 0.2,
-        }
-    )
-    unbroken = trainer_of(config)
-    expected = [r.loss for r in unbroken.run()]
-    trainer, counted = trainer_of(config), []
-
-    def refuse(update):
-        counted.append(update)
-        if len(counted) == number:
-            raise DivergedError("now", update)
-
-    trainer.divergence.check = refuse
-    with pytest.raises(DivergedError):
-        list(trainer.run())
-    save_state(tmp_path / "state.safetensors", config, trainer)
-    second = trainer_of(config)
-    load_state(tmp_path / "state.safetensors", config, second)
-    left = expected[second.number :]
-    assert [r.loss for r in second.run()] == left
-    weights = (unbroken.model.state_dict(), second.model.state_dict())
-    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
-
-
-def test_fewer_batches_than_a_state_has_behind_it_are_refused(state_file):
-    config = small_config(train={"batches": 1})
-    with pytest.raises(CheckpointError, match="2 batches behind it, more than the 1 of train.batches"):
-        load_state(state_file, config, trainer_of(config))
-
-
-def test_the_setting_that_differs_is_named_alone(state_file):
-    config = small_config(optim={"lr": 0.5})
-    with pytest.raises(CheckpointError, match=r"\(optim.lr: 0.01 then, 0.5 now\)"):
-        load_state(state_file, config, trainer_of(config))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"optim": {"lr": 0.5}},
-        {"train": {"balance": 0.5}},
-        {"beta": {"start": 2.0}},
-        {"task": {"data_seed": 1}},
-        {"guide_name": "replay"},
-    ],
-    ids=str,
-)
-def test_the_state_of_a_run_with_other_settings_is_refused(changes, state_file):
-    config = small_config(**changes)
-    with pytest.raises(CheckpointError, match="other settings .* or use another --out"):
-        load_state(state_file, config, trainer_of(config))
-
-
-def test_a_run_may_be_made_longer_and_measured_otherwise(state_file):
-    config = small_config(
-        train={"batches": 4, "minutes": 3.0, "evaluate_every": 7, "save_seconds": 1.0},
-        evaluate={"depth": 9},
-        temper={"scale": 2.0, "transitions": 1},
-    )
-    trainer = trainer_of(config)
-    load_state(state_file, config, trainer)
-    assert trainer.number == 2
-    assert len(list(trainer.run())) == 2
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"change": lambda h: h.pop("config")},
-        {"change": lambda h: h["config"].pop("train")},
-        {"change": lambda h: h.pop("number")},
-        {"change": lambda h: h.pop("beta")},
-        {"change": lambda h: h["beta"].pop("value")},
-        {"tensors": lambda t: t.pop("weights/model.h0")},
-        {"tensors": lambda t: t.pop("average/n_averaged")},
-        {"tensors": lambda t: t.pop("optim/update")},
-        {"tensors": lambda t: t.pop(next(k for k in t if k.endswith("/exp_avg")))},
-        {"tensors": lambda t: t.update({next(k for k in t if k.endswith("/exp_avg")): torch.ones(3, 3, 3)})},
-        {"tensors": lambda t: t.update({"optim/model.nothing/exp_avg": torch.ones(1)})},
-    ],
-    ids=lambda change: None,
-)
-def test_a_damaged_training_state_is_a_checkpoint_error_that_names_the_file(change, state_file):
-    rewrite(state_file, **change)
-    with pytest.raises(CheckpointError, match="state.safetensors"):
-        load_state(state_file, small_config(), trainer_of(small_config()))
-
-
-INSIDE = {"batches": 3, "supervision_steps": 3, "on_policy_depth": 5, "on_policy_updates": 3, "on_policy_after": 0.2}
-
-
-@pytest.fixture
-def inside_file(tmp_path):
-    """The state of a run that stands after two of the three updates of its first batch."""
-    trainer, left = trainer_of(small_config(train=INSIDE)), [2]
-
-    def between():
-        left[0] -= 1
-        if not left[0]:
-            raise StoppedError
-
-    trainer.between = between
-    with pytest.raises(StoppedError):
-        list(trainer.run())
-    path = tmp_path / "inside" / "state.safetensors"
-    save_state(path, small_config(train=INSIDE), trainer)
-    return path
-
-
-def first_step(tensors):
-    return next(k for k in tensors if k.endswith("/step"))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"change": lambda h: h.update(number=-3)},
-        {"change": lambda h: h.update(number=float("inf"))},
-        {"change": lambda h: h.update(elapsed=float("nan"))},
-        {"change": lambda h: h.update(usual=float("nan"))},
-        {"change": lambda h: h["beta"].update(value=float("nan"))},
-        {"change": lambda h: h.update(data=None)},
-        {"tensors": lambda t: t.update({"optim/update": torch.ones(3)})},
-        {"tensors": lambda t: t.update({"optim/update": torch.tensor(torch.nan)})},
-        {"tensors": lambda t: t.update({first_step(t): torch.ones(2)})},
-        {"tensors": lambda t: t.update({"weights/model.h0": t["weights/model.h0"].long()})},
-        {"tensors": lambda t: t.update({"inside/first": torch.ones(2)})},
-        {"tensors": lambda t: t.update({"inside/first": torch.tensor(7)})},
-        {"tensors": lambda t: t.update({"inside/h": t["inside/h"][:3]})},
-        {"tensors": lambda t: t.update({"inside/h": t["inside/h"][..., :3], "inside/l": t["inside/l"][..., :3]})},
-        {"tensors": lambda t: t.update({"inside/cpu": t["inside/cpu"][:9]})},
-        {"tensors": lambda t: t.update({"inside/cpu": t["inside/cpu"].float()})},
-        {"tensors": lambda t: t.update({"inside/terms": torch.ones(2)})},
-        {"tensors": lambda t: t.update({"inside/terms": torch.ones(9, 2)})},
-        {"tensors": lambda t: t.update({"inside/seen": torch.ones(9)})},
-        {"tensors": lambda t: t.pop("inside/first")},
-        {"tensors": lambda t: t.update({"places/h": t["inside/h"]})},
-    ],
-    ids=lambda change: None,
-)
-def test_a_tampered_state_within_a_batch_is_a_checkpoint_error(change, inside_file):
-    rewrite(inside_file, **change)
-    config = small_config(train=INSIDE)
-    with pytest.raises(CheckpointError, match="state.safetensors"):
-        load_state(inside_file, config, trainer_of(config))
-
-
-@pytest.mark.filterwarnings(
-    "ignore:for .* copying from a non-meta parameter"
-)  # the device of the test calls itself meta
-def test_a_batch_begun_on_another_device_names_the_device(inside_file):
-    config = small_config(train=INSIDE)
-    trainer = trainer_of(config)
-    with fake_device() as device:
-        trainer.model.to(device)
-        with pytest.raises(CheckpointError, match=r"within a batch on cpu.*resume with --device cpu"):
-            load_state(inside_file, config, trainer)
 
 
 @pytest.mark.parametrize("place", [-1, -1000])

@@ -30,9 +30,9 @@ class OptimConfig:
     """AdamW (Appendix B.2: lr 1e-4, decay 1.0, clip 1.0 at D = 512).
 
     Attributes:
-        hidden_optimizer: the optimizer of the hidden matrices (:func:`hidden_matrices`): ``adamw`` (as of the rest)
-            or ``muon``, whose updates have singular values of nearly one size (``torch.optim.Muon``: momentum 0.95,
-            Nesterov, five Newton-Schulz iterations in bfloat16) and are scaled to the size of AdamW's.
+        hidden_optimizer: the optimizer of the hidden matrices (:func:`hidden_matrices`): ``adamw``, as of everything
+            else, or ``muon``, whose updates have singular values of nearly one size (``torch.optim.Muon``: momentum
+            0.95, Nesterov, five Newton-Schulz iterations in bfloat16) and are scaled to the size of AdamW's.
         lr: the learning rate after warm-up, of AdamW and Muon.
         weight_decay: decoupled decay, of AdamW and Muon.
         beta1, beta2: decay of AdamW's running means.

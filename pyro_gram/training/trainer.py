@@ -17,6 +17,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_gram.errors import ConfigError
+from pyro_gram.inference.contract import guide_traits
 from pyro_gram.inference.elbo import make_elbo
 from pyro_gram.inference.guide import PriorGuide
 from pyro_gram.networks.core import LatentState
@@ -69,14 +70,12 @@ class Trainer:
     ) -> None:
         self.model, self.guide, self.batches, self.config, self.seed = model, guide, batches, config, seed
         self.processes = processes
-        if processes.size > 1 and getattr(guide, "per_datum", False):
+        if processes.size > 1 and not guide_traits(guide).is_amortized:
             raise ConfigError("a guide with parameters for each datum trains in one process: unset WORLD_SIZE")
         self.candidates: Callable[[int], Any] | None = getattr(batches, "candidates", None)
         if config.on_policy_depth:
             if self.candidates is None:
-                raise ConfigError(
-                    "train.on_policy_depth needs batches that know every solution (tasks.batches.TargetStream)"
-                )
+                raise ConfigError("train.on_policy_depth needs batches with every solution, as of a TargetStream")
             self.candidates(0)  # raises now, not in the middle of the run
         self.prior_guide = PriorGuide(model)
         self.elbo = make_elbo(config.elbo, config.balance, config.particles)

@@ -46,7 +46,7 @@ def test_steps_that_differ_are_not_compared(monkeypatch, name):
         true_step = bench_steps.torch_step
 
         def without(trainer, x, y):
-            trainer.optim.config = replace(trainer.optim.config, clip=1e6)
+            trainer.optimizer.config = replace(trainer.optimizer.config, clip=1e6)
             return true_step(trainer, x, y)
 
         monkeypatch.setattr(bench_steps, "torch_step", without)

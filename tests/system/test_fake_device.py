@@ -24,8 +24,8 @@ def train_and_sample(device, **names):
     x, y = solver.task.split("train").sample_pairs(4, torch.Generator().manual_seed(0))
     trainer = Trainer(model, guide, lambda _: (x, y), config.train, config.optim, config.beta)
     reports = [trainer.train_batch(x, y) for _ in range(2)]
-    rolled = rollout(model, None if x is None else x.to(device), num_samples=3, depth=2, seed=2)
-    return [(r.reconstruction, r.kl) for r in reports], rolled, dict(model.named_parameters())
+    samples = rollout(model, None if x is None else x.to(device), num_samples=3, depth=2, seed=2)
+    return [(r.reconstruction, r.kl) for r in reports], samples, dict(model.named_parameters())
 
 
 @pytest.mark.parametrize("names", covering_program_names(), ids=lambda names: "-".join(names.values()))

@@ -40,7 +40,7 @@ def test_beta_is_constant_without_a_target_and_never_less_than_its_start():
 
 
 def test_in_the_silent_part_beta_is_the_greatest_and_reconstructions_do_not_count():
-    beta = BetaController(BetaConfig(start=0.5, target=1.0, most=4.0, quiet=0.25))
+    beta = BetaController(BetaConfig(start=0.5, target=1.0, max=4.0, silent_fraction=0.25))
     assert beta.value == 4.0
     for progress in (0.0, 0.2):
         beta.start_batch(progress)
@@ -69,6 +69,6 @@ def test_a_state_dict_comes_back():
 
 
 def test_a_silencing_beta_below_the_start_is_refused():
-    with pytest.raises(ConfigError, match="beta.most = 20 quiets nothing below beta.start = 50"):
-        BetaConfig(start=50.0, quiet=0.1)
+    with pytest.raises(ConfigError, match="beta.max = 20 silences nothing below beta.start = 50"):
+        BetaConfig(start=50.0, silent_fraction=0.1)
     BetaConfig(start=50.0)

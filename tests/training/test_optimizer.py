@@ -26,7 +26,7 @@ class Net(nn.Module):
 @pytest.mark.parametrize(("warmup", "update", "factor"), [(4, 0, 0.25), (4, 2, 0.75), (4, 3, 1), (4, 9, 1), (0, 0, 1)])
 @pytest.mark.parametrize("progress", [0.0, 0.25, 0.5, 1.0, 1.2])
 def test_the_rate_rises_linearly_and_falls_along_a_half_cosine(warmup, update, factor, progress):
-    config = OptimConfig(lr=2.0, warmup=warmup, final=0.25)
+    config = OptimConfig(lr=2.0, warmup=warmup, min_lr_ratio=0.25)
     cosine = 0.25 + 0.75 * (1 + math.cos(math.pi * min(progress, 1))) / 2
     assert config.rate(update, progress) == pytest.approx(2.0 * factor * cosine)
 
@@ -89,9 +89,9 @@ def test_muons_matrices_lie_between_the_embeddings_and_the_logits():
     assert adamw.param_groups[1]["params"][0] is getattr(net, EMBEDDING)
 
 
-@pytest.mark.parametrize("matrices", ["adamw", "muon"])
-def test_an_optimizer_that_takes_back_its_state_goes_on_as_the_other(matrices):
-    config = OptimConfig(**{**vars(CONFIG), "hidden_optimizer": matrices})
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_an_optimizer_that_takes_back_its_state_goes_on_as_the_other(name):
+    config = OptimConfig(**{**vars(CONFIG), "hidden_optimizer": name})
     net, other = Net(), Net()
     optim, again = TorchOptim({"net": net}, config), TorchOptim({"net": other}, config)
     x = torch.randn(5, 3)

@@ -13,7 +13,6 @@ from pyro_gram.models.direct import OneStepModel
 from pyro_gram.models.flat import Looped
 from pyro_gram.models.mdlm import Diffusion
 from pyro_gram.models.priors.flow import FlowPrior
-from pyro_gram.training.pause import Inside
 from torch import nn
 
 from pyro_gram.diagnostics import calibration
@@ -21,29 +20,19 @@ from pyro_gram.diagnostics.bounds import _RecordMode, bounds, terms
 from pyro_gram.diagnostics.evidence import MIN_ESS, Estimate, Evidence, evidence
 from pyro_gram.diagnostics.likelihood import rollout_log_prob
 from pyro_gram.diagnostics.metrics import solution_ids
-from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.errors import UserError
 from pyro_gram.inference.deferred import Deferred
 from pyro_gram.inference.elbo import balanced_log_densities, make_elbo
 from pyro_gram.inference.guide import EffectGuide
 from pyro_gram.inference.importance import guide_draws
 from pyro_gram.inference.sites import VALUE_SCALE, add_training_loss
-from pyro_gram.networks.core import LatentState
 from pyro_gram.sampling.draws import sobol_noise
 from pyro_gram.sampling.selection import select_by_value
 from pyro_gram.sampling.smc import smc
 from pyro_gram.tasks.batches import derive_seed
 from pyro_gram.tasks.uniform import expected_total_variation, total_variation
-from pyro_gram.training import pace
-from pyro_gram.training.act import Places
-from pyro_gram.training.beta_schedule import BetaConfig, BetaController
-from pyro_gram.training.divergence import DivergedError, Guard, Update
-from pyro_gram.training.on_policy import draw_targets
-from pyro_gram.training.pace import Pace, batches_that_fit
-from pyro_gram.training.precision import VARIANTS, speed_up
-from pyro_gram.training.trainer import Trainer
 from tests.conftest import build_case, build_case_with_heads, build_small
 from tests.inference.test_own_latents import Shared, SharedGuide, pair
-from tests.training.test_trainer import make_trainer
 
 # ---- programs --------------------------------------------------------------------------------------------------------
 
@@ -135,7 +124,7 @@ def test_the_surrogate_of_pieces_pays_what_inputs_share_once():
 
 
 def test_a_drawn_answer_is_no_mode_and_another_note_makes_none_of_it():
-    for infer, kept in (({"draw_answer": True}, False), ({"draw_answer": False}, True), ({"note": 1}, True)):
+    for infer, kept in (({"drawn": True}, False), ({"drawn": False}, True), ({"note": 1}, True)):
         with _RecordMode() as answer:
             pyro.sample("y", dist.Categorical(logits=torch.randn(3, 4)).to_event(1), infer=infer)
         assert (answer.mode is not None) is kept
@@ -182,121 +171,11 @@ def test_the_value_heads_loss_is_the_squared_error():
     torch.testing.assert_close(log_p[0] - log_p, error.square())
 
 
-# ---- training --------------------------------------------------------------------------------------------------------
-
-
-def test_without_a_target_beta_stays():
-    beta = BetaController(BetaConfig(start=2.0, target=0.0))
-    beta.begin(0.0)
-    beta.update(-5.0)
-    assert beta.value == 2.0
-
-
-def test_a_batch_that_is_not_at_its_end_finishes_no_run():
-    trainer = make_trainer(batches=1)
-    trainer.number = 1
-    assert trainer.finished
-    trainer.inside = Inside()
-    assert not trainer.finished
-
-
-def test_a_trainer_refuses_a_speed_that_the_device_has_not():
-    with pytest.raises(ConfigError, match="tf32"):
-        make_trainer(precision="tf32")
-
-
-def test_a_faster_on_policy_batch_is_no_time_won(monkeypatch):
-    times = iter([2.0, 1.0])
-    monkeypatch.setattr(pace, "_timed_batches", lambda trial, config: next(times))
-    found = pace.measure_pace(make_trainer(on_policy_depth=2, on_policy_updates=1))
-    assert (found.batch, found.on_policy) == (2.0, 0.0)
-
-
 def test_losses_of_heads_are_auxiliary():
     """So that Pyro does not warn of a site that the guide has not."""
     with poutine.trace() as trace:
         add_training_loss("loss", torch.ones(3))
     assert trace.trace.nodes["loss"]["infer"]["is_auxiliary"]
-
-
-def test_a_loss_explodes_above_a_thousand_times_the_usual():
-    update = Update(0, 0, False, 2.0, 2.0, 0.0, 1.0, 0.1, 1.0, None)
-    for factor, refused in ((999.9, False), (1000.1, True)):
-        guard = Guard()
-        guard.check(update)
-        if refused:
-            with pytest.raises(DivergedError, match="exploded"):
-                guard.check(replace(update, loss=2.0 * factor))
-        else:
-            guard.check(replace(update, loss=2.0 * factor))
-
-
-def test_targets_are_drawn_by_their_likelihood():
-    logits = torch.tensor([[2.0, 0.0, -1.0]]).log_softmax(-1)
-    solutions = torch.tensor([0, 1, 2]).view(3, 1, 1).expand(3, 20_000, 1)
-    likelihood = dist.Categorical(logits=logits.expand(20_000, 1, 3)).to_event(1)
-    there = torch.ones(3, 20_000, dtype=torch.bool)
-    drawn = draw_targets(likelihood, solutions, there)
-    torch.testing.assert_close(drawn.flatten().bincount() / 20_000, logits[0].exp(), atol=0.015, rtol=0)
-    uniform = draw_targets(None, solutions, there)
-    torch.testing.assert_close(uniform.flatten().bincount() / 20_000, torch.full((3,), 1 / 3), atol=0.015, rtol=0)
-
-
-def test_a_run_without_on_policy_updates_takes_no_time_for_them():
-    config = replace(make_trainer().config, on_policy_depth=0, evaluate_every=10)
-    assert Pace(1.0, 100.0, 0.0).seconds(config, 7) == 7
-
-
-def test_the_pace_is_measured_without_training_the_copy(monkeypatch):
-    seen = []
-    trainer = make_trainer()
-    monkeypatch.setattr(pace, "_timed_batches", lambda trial, config: seen.append((trial, config)) or 1.0)
-    pace.measure_pace(trainer)
-    assert all(trial.optim.config.lr == pace.STILL for trial, _ in seen)
-    assert seen[0][1].on_policy == 0
-
-
-def test_the_first_of_the_timed_batches_does_not_count(monkeypatch):
-    times = iter([1000.0, 1.0, 2.0, 3.0])
-    monkeypatch.setattr(pace, "_timed", lambda work: next(times))
-    assert pace._timed_batches(make_trainer(), make_trainer().config) == 2
-    assert next(times, None) is None
-
-
-def test_a_saved_batch_is_tensors_and_comes_back_as_it_was():
-    state = LatentState(torch.ones(2, 3, 4), torch.zeros(2, 3, 4))
-    inside = Inside(state, [torch.ones(2)], 3, [torch.tensor(0.5)], {})
-    kept = inside.tensors(torch.device("cpu"))
-    assert all(isinstance(tensor, torch.Tensor) for tensor in kept.values())
-    again = Inside.from_tensors(kept, torch.device("cpu"))
-    assert type(again.first) is int
-    assert again.first == 3
-    assert type(again.terms) is type(again.seen) is list
-    assert torch.equal(again.state.h, state.h)
-
-
-def test_a_run_by_the_clock_ends_with_its_minutes():
-    trainer = make_trainer(batches=0, minutes=2.0)
-    trainer.elapsed = 60.0
-    assert trainer.done == 0.5
-
-
-@pytest.mark.parametrize("size", [2, 3])
-def test_processes_that_share_a_batch_have_one_particle(size):
-    trainer = make_trainer()
-    processes = type("Two", (), {"size": size, "rank": 0})()
-    config = replace(trainer.config, particles=2)
-    with pytest.raises(ConfigError, match="set train.particles to 1"):
-        Trainer(trainer.model, trainer.guide, trainer.batches, config, trainer.optim.config, trainer.beta.config,
-                processes=processes)  # fmt: skip
-
-
-def test_a_compiled_core_may_have_all_its_variants(monkeypatch):
-    model = build_small().model
-    monkeypatch.setattr(type(model.core), "compile", lambda *_, **__: None)
-    with torch._dynamo.config.patch(recompile_limit=2):
-        speed_up(model, "fp32", True, torch.device("cpu"))
-        assert torch._dynamo.config.recompile_limit == VARIANTS
 
 
 # ---- choice and width ------------------------------------------------------------------------------------------------
@@ -386,31 +265,7 @@ def test_the_share_of_trusted_pairs_is_of_those_with_enough_hits():
     assert Evidence((), None, None, replace(plain, ess=ess)).summary()["prior_trusted"] == pytest.approx(0.8)
 
 
-# ---- training, by hand -----------------------------------------------------------------------------------------------
-
-
-def test_places_count_their_steps_in_whole_numbers():
-    assert Places.new(None, torch.zeros(3, 2)).steps.dtype == torch.long
-
-
-def test_every_batch_has_draws_of_its_own(monkeypatch):
-    trainer, first = make_trainer(batches=6), []
-    monkeypatch.setattr(trainer, "_supervise", lambda *_: first.append(torch.rand(()).item()) or torch.zeros(1, 2))
-    list(trainer.run())
-    assert len(set(first)) == 6
-
-
-def test_beta_may_watch_the_reconstruction_of_the_last_step(monkeypatch):
-    trainer = make_trainer(batches=1)
-    trainer.beta = BetaController(BetaConfig(watch="last"))
-    monkeypatch.setattr(trainer, "_supervise", lambda *_: torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
-    list(trainer.run())
-    assert trainer.beta.mean == 3.0
-
-
-def test_no_time_is_behind_a_run_that_begins():
-    config = replace(make_trainer().config, batches=1000, minutes=1.0, on_policy_depth=0, evaluate_every=10_000)
-    assert batches_that_fit(Pace(0.1, 0.0, 0.0), config) == 600
+# ---- inference ------------------------------------------------------------------------------------------------------
 
 
 def test_guidance_has_its_scale_for_each_input():

@@ -219,7 +219,7 @@ def test_the_last_batch_of_a_run_says_so_even_if_the_caller_used_up_the_clock(le
 
 def test_beta_is_high_in_the_silent_part_and_starts_at_its_start_after_it():
     trainer = make_trainer(batches=10, supervision_steps=1)
-    trainer.beta = BetaController(BetaConfig(start=1.0, target=1e6, smoothing=0.0, most=9.0, quiet=0.4))
+    trainer.beta = BetaController(BetaConfig(start=1.0, target=1e6, smoothing=0.0, max=9.0, silent_fraction=0.4))
     betas = [report.beta for report in trainer.run()]
     assert betas == [9.0] * 4 + [pytest.approx(1.02**n) for n in range(6)]
 
@@ -263,7 +263,7 @@ def test_a_precision_that_the_device_does_not_have_is_refused():
 
 
 def test_a_guide_with_parameters_for_each_datum_trains_in_one_process():
-    solver = build_small(guide_name="mean_field", guide={"data": 40})
+    solver = build_small(guide_name="mean_field", guide={"num_pairs": 40})
     with pytest.raises(ConfigError, match="trains in one process"):
         Trainer(solver.model, solver.guide, lambda _: None, TrainConfig(), OPTIM, BetaConfig(),
                 processes=ProcessGroup(0, 2))  # fmt: skip
@@ -310,7 +310,7 @@ def test_puzzle_embeddings_have_a_rate_and_a_decay_of_their_own():
 
 
 def test_muon_trains_the_hidden_matrices_and_adamw_the_rest():
-    case = build_case(optim={"matrices": "muon", "lr": 1e-2, "weight_decay": 0.0, "warmup": 1})
+    case = build_case(optim={"hidden_optimizer": "muon", "lr": 1e-2, "weight_decay": 0.0, "warmup": 1})
     model, guide = case.solver.model, case.solver.guide
     modules = {"model": model, "guide": guide}
     optim = TorchOptim(modules, case.solver.config.optim)
@@ -340,5 +340,5 @@ def test_muon_trains_the_hidden_matrices_and_adamw_the_rest():
     ):
         with pytest.raises(KeyError):
             optim.load_state_dict(damaged)
-    with pytest.raises(ConfigError, match="unknown matrices 'sgd'"):
-        OptimConfig(matrices="sgd")
+    with pytest.raises(ConfigError, match="unknown hidden_optimizer 'sgd'"):
+        OptimConfig(hidden_optimizer="sgd")
