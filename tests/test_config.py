@@ -1,3 +1,5 @@
+"""Configs: checked fields, JSON, options of the command line, and presets."""
+
 import argparse
 import copy
 import dataclasses
@@ -24,18 +26,18 @@ from pyro_gram.system.cli import Parser
 from tests.conftest import DEFAULT_NAMES, ROOT, small_config
 
 PRESETS = ROOT / "experiments" / "presets"
-EVERY = [(path, preset) for path in sorted(PRESETS.glob("*.toml")) for preset in tomllib.loads(path.read_text())]
+ALL_PRESETS = [(path, preset) for path in sorted(PRESETS.glob("*.toml")) for preset in tomllib.loads(path.read_text())]
 
 
 @dataclasses.dataclass(frozen=True)
-class Wide:
+class ExampleConfig:
     width: int = 1
     rate: float = 0.5
     name: str = "a"
     on: bool = True
 
 
-def options(config):
+def option_parser(config):
     parser = Parser("prog")
     add_options(parser, config)
     return parser
@@ -46,7 +48,7 @@ def options(config):
 
 def test_an_unknown_field_lists_the_known_ones():
     with pytest.raises(ConfigError, match="unknown setting part.wdith; known in part: name, on, rate, width"):
-        from_fields(Wide, {"wdith": 2}, "part")
+        from_fields(ExampleConfig, {"wdith": 2}, "part")
 
 
 @pytest.mark.parametrize(
@@ -64,11 +66,11 @@ def test_an_unknown_field_lists_the_known_ones():
 )
 def test_a_value_of_the_wrong_type_is_named(values, message):
     with pytest.raises(ConfigError, match=message):
-        from_fields(Wide, values, "part")
+        from_fields(ExampleConfig, values, "part")
 
 
-def test_a_whole_number_is_a_float_and_what_is_not_given_keeps_its_default():
-    assert from_fields(Wide, {"rate": 1}) == Wide(rate=1)
+def test_an_integer_is_a_float_and_other_fields_keep_their_defaults():
+    assert from_fields(ExampleConfig, {"rate": 1}) == ExampleConfig(rate=1)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ def test_an_unknown_name_part_or_field_of_a_run_is_an_error(names, settings, mes
 
 
 @pytest.mark.parametrize("path", ["pathlib:Path", ":x", ".x:y", "pyro_gram.models.gram:RecursiveCore"])
-def test_a_dotted_path_to_what_is_no_part_of_a_run_is_a_config_error(path):
+def test_a_dotted_path_to_something_else_than_a_model_is_a_config_error(path):
     with pytest.raises(ConfigError, match="model"):
         make_run_config({**DEFAULT_NAMES, "model": path}, {})
 
@@ -110,7 +112,7 @@ def test_a_dotted_path_to_what_is_no_part_of_a_run_is_a_config_error(path):
         ("guide", "initial_scale", 0.0),
     ],
 )
-def test_a_value_no_run_can_have_is_refused_before_anything_is_built(part, field, value):
+def test_an_impossible_value_is_refused_before_anything_is_built(part, field, value):
     with pytest.raises(ConfigError, match=field):
         small_config(**{part: {field: value}})
 
@@ -170,7 +172,7 @@ def test_a_damaged_json_config_is_a_config_error(change, message):
 
 
 @pytest.mark.parametrize("value", [None, [], "names", {}])
-def test_json_that_is_no_config_is_a_config_error(value):
+def test_json_of_something_else_is_a_config_error(value):
     with pytest.raises(ConfigError, match="not a run's config"):
         RunConfig.from_dict(value)
 
@@ -180,16 +182,16 @@ def test_json_that_is_no_config_is_a_config_error(value):
 
 def test_every_field_is_an_option_and_none_is_set_unless_given():
     config = small_config()
-    known = set(options(config)._option_string_actions)
+    options = set(option_parser(config)._option_string_actions)
     for part, value in config.parts.items():
-        assert {f"--{part}.{f.name}" for f in dataclasses.fields(value)} <= known
-    assert vars(options(config).parse_args([])) == {}
+        assert {f"--{part}.{f.name}" for f in dataclasses.fields(value)} <= options
+    assert vars(option_parser(config).parse_args([])) == {}
 
 
 def test_options_change_their_fields_and_no_others():
     config = small_config()
-    words = ["--train.batches", "7", "--optim.lr", "0.5", "--task.layout", "edge", "--train.augment", "no"]
-    changed = with_options(config, vars(options(config).parse_args(words)))
+    arguments = ["--train.batches", "7", "--optim.lr", "0.5", "--task.layout", "edge", "--train.augment", "no"]
+    changed = with_options(config, vars(option_parser(config).parse_args(arguments)))
     assert (changed.train.batches, changed.optim.lr, changed.task.layout, changed.train.augment) == (
         7,
         0.5,
@@ -206,16 +208,16 @@ def test_options_change_their_fields_and_no_others():
 def test_options_pass_the_checks_of_their_dataclass():
     config = small_config()
     with pytest.raises(ConfigError, match="balance"):
-        with_options(config, vars(options(config).parse_args(["--train.balance", "2"])))
+        with_options(config, vars(option_parser(config).parse_args(["--train.balance", "2"])))
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     ["--train.batchs 3", "--train.batche 3", "--train.batches x", "--train.batches 1.5", "--train.augment maybe"],
 )
-def test_an_unknown_abbreviated_or_mistyped_option_ends_in_one_line(words, capsys):
+def test_an_unknown_abbreviated_or_mistyped_option_ends_in_one_line(arguments, capsys):
     with pytest.raises(SystemExit) as e:
-        options(small_config()).parse_args(words.split())
+        option_parser(small_config()).parse_args(arguments.split())
     assert e.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
@@ -229,7 +231,7 @@ def test_help_shows_the_defaults_of_the_config():
 # ---- presets -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("path", "preset"), EVERY, ids=[f"{p.stem}-{name}" for p, name in EVERY])
+@pytest.mark.parametrize(("path", "preset"), ALL_PRESETS, ids=[f"{p.stem}-{name}" for p, name in ALL_PRESETS])
 def test_every_preset_parses_and_survives_json(path, preset):
     config = read_preset(PRESETS, path.stem, preset, seed=3)
     assert (config.names["task"], config.preset, config.seed) == (path.stem, preset, 3)
@@ -258,8 +260,8 @@ def test_the_paper_preset_of_coloring_has_the_papers_size():
     config = read_preset(PRESETS, "coloring", "paper")
     solver = build(with_options(config, {f"task.{k}": v for k, v in task.items()}))
     assert (solver.task.spec.input_length, solver.task.spec.output_length) == (28 + 8, 8)
-    every = [*solver.model.parameters(), *solver.guide.parameters()]
-    assert sum(p.numel() for p in every) == pytest.approx(10e6, rel=0.2)  # "about 10 M"
+    parameters = [*solver.model.parameters(), *solver.guide.parameters()]
+    assert sum(p.numel() for p in parameters) == pytest.approx(10e6, rel=0.2)  # "about 10 M"
 
 
 def test_an_unknown_preset_or_task_lists_the_known_ones():
@@ -275,7 +277,7 @@ def test_a_preset_with_an_unknown_field_is_an_error(tmp_path):
         read_preset(tmp_path, "coloring", "cpu")
 
 
-def test_another_guide_keeps_the_presets_fields_that_it_has_too():
+def test_another_guide_keeps_those_fields_of_the_preset_that_it_has_too():
     config = read_preset(PRESETS, "coloring", "tiny", names={"guide": "replay", "model": None})
     assert config.names["guide"] == "replay"
     assert config.guide.hidden == 32
@@ -286,39 +288,38 @@ def preset_with(task="nqueens", preset="cpu", **names):
 
 
 @pytest.mark.parametrize("model", MODELS.names())
-@pytest.mark.parametrize(("path", "preset"), EVERY, ids=[f"{p.stem}-{name}" for p, name in EVERY])
-def test_every_model_is_one_word_away_from_every_preset(path, preset, model):
-    config = preset_with(path.stem, preset, model=model)
-    check_parts(config)
-    assert config.names["model"] == model
-    if model != "gram":
-        assert config.names["guide"] == model_traits(MODELS.get(model)).default_parts.get("guide", "amortized")
-    plain = preset_with(path.stem, preset)
-    assert config.model.width == plain.model.width
-    updates = 1 if config.train.act else config.train.supervision_steps
-    assert updates * config.train.batches == pytest.approx(
-        plain.train.supervision_steps * plain.train.batches, abs=updates
-    )
+def test_every_model_fits_the_presets_of_every_task_with_as_many_updates(model):
+    for task, preset in [(path.stem, name) for path, name in ALL_PRESETS if name in ("cpu", "tiny")]:
+        config = preset_with(task, preset, model=model)
+        check_parts(config)
+        assert config.names["model"] == model
+        if model != "gram":
+            assert config.names["guide"] == model_traits(MODELS.get(model)).default_parts.get("guide", "amortized")
+        gram = preset_with(task, preset)
+        assert config.model.width == gram.model.width
+        updates = 1 if config.train.act else config.train.supervision_steps
+        expected = gram.train.supervision_steps * gram.train.batches
+        assert updates * config.train.batches == pytest.approx(expected, abs=updates)
 
 
 @pytest.mark.parametrize("prior", PRIORS.names())
-def test_every_prior_is_one_word_away(prior):
+def test_every_prior_fits_a_preset(prior):
     config = preset_with(prior=prior)
     check_parts(config)
     assert config.names["guide"] == ("prior" if prior == "none" else "amortized")
     if prior != "gaussian":
-        assert config.temper.transitions == 0  # which was found for the gaussian
+        assert config.temper.transitions == 0  # the preset's tempering is for the gaussian prior
 
 
 @pytest.mark.parametrize("guide", GUIDES.names())
-def test_every_guide_is_one_word_away(guide):
+def test_every_guide_fits_a_preset(guide):
     config = preset_with(guide=guide)
     check_parts(config)
     assert config.temper.transitions == 2
     assert config.train.augment == (guide != "mean_field")
 
 
-def test_what_the_user_names_comes_before_what_a_model_brings():
+def test_parts_that_the_user_names_replace_the_defaults_of_a_model():
     config = preset_with(model="looped", prior="gaussian", guide="additive")
     assert (config.names["prior"], config.names["guide"]) == ("gaussian", "additive")
     assert preset_with(model="vae", prior="gaussian").names["guide"] == "amortized"
@@ -326,7 +327,7 @@ def test_what_the_user_names_comes_before_what_a_model_brings():
         check_parts(preset_with(prior="none", guide="amortized"))
 
 
-def test_settings_are_put_over_a_config_and_checked_as_a_presets():
+def test_settings_override_fields_of_a_config():
     config = make_run_config(DEFAULT_NAMES, {})
     changed = with_settings(config, {"train": {"batch": 3}, "beta": {"silent_fraction": 0.5}})
     assert (changed.train.batch, changed.beta.silent_fraction) == (3, 0.5)

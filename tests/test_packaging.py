@@ -1,3 +1,5 @@
+"""The wheel holds the library, its models and guides, and works without the repository."""
+
 import json
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
-PROBE = """
+SCRIPT = """
 import json, sys
 sys.path[:] = [p for p in sys.path if p not in sys.argv[1:]]  # an editable install puts the repository there
 import pyro_gram
@@ -27,10 +29,10 @@ print(json.dumps({
 """
 
 
-def run(*words, **settings):
-    done = subprocess.run([str(w) for w in words], capture_output=True, text=True, check=False, **settings)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout
+def run(*command, **settings):
+    process = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, **settings)
+    assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
+    return process.stdout
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +67,16 @@ def test_the_wheel_holds_the_library_models_guides_and_types_and_nothing_else(wh
 
 def test_the_registry_finds_everything_in_an_installed_wheel(installed, tmp_path):
     # -P and another folder: the repository is nowhere on the path, in spite of an editable install
-    out = run(sys.executable, "-P", "-c", PROBE, ROOT, cwd=tmp_path, env={"PYTHONPATH": str(installed)})
-    seen = json.loads(out)
-    assert seen["files"]
-    assert all(file.startswith(str(installed)) for file in seen["files"].values())
-    assert seen["version"] == pyro_gram.__version__
-    assert seen["homes"] == {
+    out = run(sys.executable, "-P", "-c", SCRIPT, ROOT, cwd=tmp_path, env={"PYTHONPATH": str(installed)})
+    package = json.loads(out)
+    assert package["files"]
+    assert all(file.startswith(str(installed)) for file in package["files"].values())
+    assert package["version"] == pyro_gram.__version__
+    assert package["homes"] == {
         "gram": "pyro_gram.models.gram",
         "gaussian": "pyro_gram.models.priors.gaussian",
         "amortized": "pyro_gram.guides.amortized",
         "coloring": "pyro_gram.tasks.coloring.task",
     }
-    assert {"gram", "amortized", "replay"} <= set(seen["names"])
+    assert {"gram", "amortized", "replay"} <= set(package["names"])
     assert (installed / "pyro_gram" / "py.typed").is_file()

@@ -1,4 +1,4 @@
-"""Settings explain themselves: every option has a meaning, and a wrong word is answered by what was meant."""
+"""Every option has a description, and an error about an unknown name suggests the nearest names."""
 
 import dataclasses
 import re
@@ -18,13 +18,13 @@ CONFIGS = {
     **{f"{part}-{name}": (part, r.get(name).Config) for part, r in NAMED.items() for name in r.names()},
     **{part: (part, cls) for part, cls in FIXED.items()},
 }
-FREE = {"files", "tasks", "train_file", "test_file"}  # texts that are no choice of a few
+FREE_TEXTS = {"files", "tasks", "train_file", "test_file"}  # any text is allowed
 
 
-def error_of(capsys, *words, main=experiments.run.main):
-    """The one line that a program ends with."""
+def error_of(capsys, *arguments, main=experiments.run.main):
+    """Return the one line on stderr of a program that refuses its arguments."""
     try:
-        code = call(main, list(words))
+        code = call(main, list(arguments))
     except SystemExit as e:
         code = e.code
     assert code == 2
@@ -32,21 +32,21 @@ def error_of(capsys, *words, main=experiments.run.main):
     return line
 
 
-# ---- meanings ----------------------------------------------------------------------------------------------------
+# ---- descriptions ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("part", "cls"), CONFIGS.values(), ids=CONFIGS)
-def test_every_setting_has_a_meaning_that_names_its_choices(part, cls):
-    meaning = field_descriptions(cls)
+def test_every_setting_has_a_description_that_names_its_choices(part, cls):
+    descriptions = field_descriptions(cls)
     for field in dataclasses.fields(cls):
-        told = meaning[field.name]
-        assert len(told.split()) >= 2, (field.name, told)
-        assert not re.search(r"``|:\w+:`|\\", told)
-        if field.type == "str" and field.name not in FREE:
+        text = descriptions[field.name]
+        assert len(text.split()) >= 2, (field.name, text)
+        assert not re.search(r"``|:\w+:`|\\", text)
+        if field.type == "str" and field.name not in FREE_TEXTS:
             with pytest.raises(ConfigError) as e:
                 from_fields(cls, {field.name: "no such word"}, part)
             choices = re.search(r"known: ([^;]*)", str(e.value))[1].split(", ")
-            assert set(choices) <= set(re.findall(r"[\w/]+", told)), (field.name, told)
+            assert set(choices) <= set(re.findall(r"[\w/]+", text)), (field.name, text)
 
 
 def test_no_docstring_tells_of_a_setting_that_does_not_exist():
@@ -74,30 +74,30 @@ class Derived(Base):
 
     Attributes:
         width: 50 % of :meth:`Base.width`, as ``wide`` says: a colon.
-        fewest, most (int): at the ends.
+        low, high (int): at the ends.
 
     After the section.
     other: is no attribute.
     """
 
-    fewest: int = 0
-    most: int = 0
-    silent: int = 0
+    low: int = 0
+    high: int = 0
+    undocumented: int = 0
 
 
 @dataclasses.dataclass
-class Silent:
+class Undocumented:
     width: int = 7
 
 
-def test_meanings_are_read_from_a_class_and_its_bases():
+def test_descriptions_are_read_from_a_class_and_its_bases():
     assert field_descriptions(Derived) == {
         "width": "50 % of Base.width, as wide says: a colon",
         "depth": "of it all",
-        "fewest": "at the ends",
-        "most": "at the ends",
+        "low": "at the ends",
+        "high": "at the ends",
     }
-    assert field_descriptions(Silent) == {}
+    assert field_descriptions(Undocumented) == {}
 
 
 def help_of(config):
@@ -106,11 +106,11 @@ def help_of(config):
     return " ".join(parser.format_help().split())
 
 
-def test_help_says_what_a_setting_means_and_its_default():
-    told = help_of(Derived())
-    assert "--part.width INT 50 % of Base.width, as wide says: a colon (default 1)" in told
-    assert "--part.silent INT default 0" in told
-    assert "--part.width INT default 7" in help_of(Silent())
+def test_help_shows_the_description_of_a_setting_and_its_default():
+    text = help_of(Derived())
+    assert "--part.width INT 50 % of Base.width, as wide says: a colon (default 1)" in text
+    assert "--part.undocumented INT default 0" in text
+    assert "--part.width INT default 7" in help_of(Undocumented())
 
 
 @pytest.mark.parametrize("task", NAMED["task"].names())
@@ -118,18 +118,18 @@ def test_the_help_of_a_task_explains_its_settings_and_lists_names(task, capsys):
     with pytest.raises(SystemExit) as e:
         experiments.run.main(["--task", task, "--help"])
     assert e.value.code == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert "which reconstruction is held to the target: the mean over supervision steps" in told
-    assert field_descriptions(NAMED["task"].get(task).Config)["data_seed"] in told
+    text = " ".join(capsys.readouterr().out.split())
+    assert "which reconstruction is held to the target: the mean over supervision steps" in text
+    assert field_descriptions(NAMED["task"].get(task).Config)["data_seed"] in text
     for part, registry in NAMED.items():
-        assert ", ".join(registry.names()) in told, part
+        assert ", ".join(registry.names()) in text, part
 
 
-# ---- what was meant ----------------------------------------------------------------------------------------------
+# ---- suggestions ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["--task", "sudoku", "--size", "6"], "did you mean --task.size? (see run.py --task sudoku --help)"),
         (["--task", "sudoku", "--size=6"], "did you mean --task.size? (see run.py --task sudoku --help)"),
@@ -158,11 +158,11 @@ def test_the_help_of_a_task_explains_its_settings_and_lists_names(task, capsys):
         ),
     ],
 )
-def test_an_unknown_option_is_answered_by_what_was_meant(words, message, capsys):
-    assert message in error_of(capsys, *words)
+def test_an_unknown_option_suggests_the_nearest(arguments, message, capsys):
+    assert message in error_of(capsys, *arguments)
 
 
-def test_nothing_is_suggested_where_nothing_is_near(capsys):
+def test_nothing_is_suggested_if_no_name_is_close(capsys):
     line = error_of(capsys, "--task", "coloring", "--zzz", "3")
     assert line == "run.py: error: unrecognized arguments: --zzz 3 (see run.py --task coloring --help)"
 
@@ -173,7 +173,7 @@ def test_other_programs_suggest_too(capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["--task", "colouring"], "did you mean coloring?"),
         (["--task", "coloring", "--preset", "tyny"], "did you mean tiny?"),
@@ -183,8 +183,8 @@ def test_other_programs_suggest_too(capsys):
         (["--task", "coloring", "--beta.watch", "lst"], "known: mean, last; did you mean last?"),
     ],
 )
-def test_an_unknown_name_is_answered_by_what_was_meant(words, message, capsys):
-    assert error_of(capsys, *words).endswith(message)
+def test_an_unknown_name_suggests_the_nearest(arguments, message, capsys):
+    assert error_of(capsys, *arguments).endswith(message)
 
 
 @pytest.mark.parametrize(
@@ -196,18 +196,18 @@ def test_an_unknown_name_is_answered_by_what_was_meant(words, message, capsys):
         ({"model": {"decoding": "mode"}}, "it belongs to the model trm (see run.py --task NAME --model trm --help)"),
     ],
 )
-def test_an_unknown_setting_is_answered_by_what_was_meant(settings, message):
+def test_an_unknown_setting_suggests_the_nearest(settings, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         make_run_config(DEFAULT_NAMES, settings)
 
 
-def test_an_unknown_setting_of_a_preset_is_answered_by_what_was_meant(tmp_path):
+def test_an_unknown_setting_of_a_preset_suggests_the_nearest(tmp_path):
     (tmp_path / "coloring.toml").write_text("[cpu.task]\nvertexes = 4\n")
     with pytest.raises(ConfigError, match=re.escape("did you mean task.vertices? (see run.py --task NAME --help)")):
         read_preset(tmp_path, "coloring", "cpu")
 
 
-def test_the_nearest_words_come_first_and_far_ones_not_at_all():
+def test_the_nearest_names_come_first_and_distant_ones_are_left_out():
     assert closest_names("--batchs", ["--train.batch", "--train.batches", "--seed"]) == [
         "--train.batches",
         "--train.batch",

@@ -1,4 +1,4 @@
-"""Downloads are real ones here, from a server of this machine."""
+"""Files of data sets: downloads from a server of this machine, and files of a data folder."""
 
 import functools
 import gc
@@ -16,7 +16,7 @@ from pyro_gram.system.download import data_folder, download, find_file
 CONTENT = b"question,answer\n" * 1000
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
+class RecordingHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *arguments):
         self.server.requests.append(self.path)
 
@@ -34,14 +34,14 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "train.csv").write_bytes(CONTENT)
-    handler = functools.partial(QuietHandler, directory=str(tmp_path / "served"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        running.requests = []
-        running.url = f"http://127.0.0.1:{running.server_address[1]}"
-        thread = threading.Thread(target=running.serve_forever)
+    handler = functools.partial(RecordingHandler, directory=str(tmp_path / "served"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as http_server:
+        http_server.requests = []
+        http_server.url = f"http://127.0.0.1:{http_server.server_address[1]}"
+        thread = threading.Thread(target=http_server.serve_forever)
         thread.start()
-        yield running
-        running.shutdown()
+        yield http_server
+        http_server.shutdown()
         thread.join()
 
 
@@ -52,14 +52,14 @@ def test_a_file_is_downloaded_once_with_a_progress_bar_on_stderr(server, cache, 
     path = download(f"{server.url}/train.csv", known, "sudoku/train.csv")
     assert path == cache / "sudoku" / "train.csv"
     assert path.read_bytes() == CONTENT
-    printed = capsys.readouterr()
-    assert "100%" in printed.err
-    assert printed.out == ""
+    output = capsys.readouterr()
+    assert "100%" in output.err
+    assert output.out == ""
     assert download(f"{server.url}/train.csv", known, "sudoku/train.csv") == path
     assert server.requests == ["/train.csv"]
 
 
-def test_a_file_of_the_cache_that_was_damaged_is_downloaded_again(server, cache):
+def test_a_damaged_file_in_the_cache_is_downloaded_again(server, cache):
     known = hashlib.sha256(CONTENT).hexdigest()
     path = download(f"{server.url}/train.csv", known, "train.csv")
     path.write_bytes(CONTENT[:100])
@@ -67,21 +67,21 @@ def test_a_file_of_the_cache_that_was_damaged_is_downloaded_again(server, cache)
 
 
 def test_a_wrong_checksum_leaves_no_file_behind(server, cache):
-    with pytest.raises(ConfigError, match="checksum is not the expected one.*--data-dir") as caught:
+    with pytest.raises(ConfigError, match="checksum is not the expected one.*--data-dir") as error:
         download(f"{server.url}/train.csv", "0" * 64, "sudoku/train.csv")
-    assert "sudoku/train.csv from http://127.0.0.1" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert "sudoku/train.csv from http://127.0.0.1" in str(error.value)
+    assert "\n" not in str(error.value)
     assert [p for p in cache.rglob("*") if p.is_file()] == []
 
 
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # pooch leaves the response of a 404 open
-def test_a_file_that_is_not_there_is_one_line(server, cache):
-    with pytest.raises(ConfigError, match="cannot download gone.csv from .*404.*--data-dir") as caught:
+def test_a_missing_file_is_one_line(server, cache):
+    with pytest.raises(ConfigError, match="cannot download gone.csv from .*404.*--data-dir") as error:
         download(f"{server.url}/gone.csv", "0" * 64, "gone.csv")
-    assert "\n" not in str(caught.value)
-    del caught
+    assert "\n" not in str(error.value)
+    del error
     gc.collect()
 
 
@@ -90,9 +90,9 @@ def test_no_network_is_one_line(server, cache):
     server.server_close()
     with pytest.raises(
         ConfigError, match="cannot download train.csv from http://127.*: no connection; .*--data-dir"
-    ) as caught:
+    ) as error:
         download(f"{server.url}/train.csv", "0" * 64, "train.csv")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 def test_without_pooch_the_extra_is_named(monkeypatch):
@@ -101,7 +101,7 @@ def test_without_pooch_the_extra_is_named(monkeypatch):
         download("http://127.0.0.1/train.csv", "0" * 64, "train.csv")
 
 
-def test_find_takes_the_first_name_in_its_subfolder_or_beside_plain_or_zipped(tmp_path):
+def test_find_file_prefers_earlier_names_and_the_subfolder_plain_or_gzipped(tmp_path):
     assert find_file(str(tmp_path), "sudoku/train.csv") is None
     (tmp_path / "other.csv").write_text("")
     assert find_file(str(tmp_path), "sudoku/train.csv", "sudoku/other.csv") == tmp_path / "other.csv"
@@ -124,7 +124,7 @@ def test_the_environment_names_the_folder_where_no_argument_does(tmp_path, monke
     assert find_file(str(tmp_path / "b"), "file") == tmp_path / "b" / "file"
 
 
-def test_a_folder_that_is_none_is_named(tmp_path, monkeypatch):
+def test_a_data_folder_that_is_no_directory_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "gone", tmp_path / "file", ""):
         with pytest.raises(ConfigError, match=f"--data-dir '{folder}' is not a directory"):

@@ -1,4 +1,4 @@
-"""JSON and TOML as people's programs write them."""
+"""JSON, TOML and metrics are read in every encoding; other files are described in one sentence."""
 
 import gzip
 import json
@@ -43,7 +43,7 @@ def test_metrics_are_the_same_in_every_encoding(tmp_path, encode):
     assert read_rows(path) == [{"batch": 1}, {"batch": 2}]
 
 
-def test_a_mark_before_the_metrics_costs_no_line_when_a_run_goes_on(tmp_path):
+def test_a_byte_order_mark_before_the_metrics_costs_no_line_on_resume(tmp_path):
     path = tmp_path / "metrics.jsonl"
     line = json.dumps({"batch": 1, "seconds": 1, "reconstruction": 1, "kl": 1, "beta": 1})
     path.write_bytes(f"{line}\r\n{line}\r\n".encode("utf-8-sig"))
@@ -51,7 +51,7 @@ def test_a_mark_before_the_metrics_costs_no_line_when_a_run_goes_on(tmp_path):
     assert path.read_text() == f"{line}\n{line}\n"
 
 
-def test_a_checkpoint_that_fits_is_named_whatever_its_settings_are_written_in(tmp_path, monkeypatch, encode):
+def test_advice_names_a_fitting_checkpoint_in_every_encoding(tmp_path, monkeypatch, encode):
     monkeypatch.setattr(advice, "CHECKPOINTS", tmp_path)
     config = {"names": {"task": "coloring"}, "task": {"vertices": 9}}
     (tmp_path / "nine.json").write_bytes(encode(json.dumps(config)))
@@ -76,16 +76,16 @@ def test_a_checkpoint_that_fits_is_named_whatever_its_settings_are_written_in(tm
     ],
 )
 @pytest.mark.parametrize("read", [read_json, read_toml_tables])
-def test_what_is_something_else_is_named_in_one_sentence(tmp_path, read, data, message):
+def test_another_type_of_file_is_described_in_one_sentence(tmp_path, read, data, message):
     path = tmp_path / "x"
     path.write_bytes(data)
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as error:
         read(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_what_is_not_there_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     for read in (read_json, read_toml_tables):
         with pytest.raises(UserError, match=f"^{tmp_path}/gone does not exist$"):
             read(tmp_path / "gone")
@@ -94,9 +94,9 @@ def test_what_is_not_there_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "where"), [("cpu = 3", "cpu"), ("[cpu]\ntask = 3", "cpu.task"), ("[[cpu]]\nx = 1", "cpu")]
+    ("text", "key"), [("cpu = 3", "cpu"), ("[cpu]\ntask = 3", "cpu.task"), ("[[cpu]]\nx = 1", "cpu")]
 )
-def test_a_preset_that_holds_no_tables_is_named(tmp_path, text, where):
+def test_a_preset_that_holds_no_tables_is_named(tmp_path, text, key):
     (tmp_path / "coloring.toml").write_text(text)
-    with pytest.raises(UserError, match=f"coloring.toml: {where} must be a table"):
+    with pytest.raises(UserError, match=f"coloring.toml: {key} must be a table"):
         read_preset(tmp_path, "coloring", "cpu")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import networkx as nx
 import numpy as np
@@ -21,7 +22,6 @@ from pyro_gram.build import build
 from pyro_gram.checkpoint import load, save_model
 from pyro_gram.errors import InputError, UserError
 from pyro_gram.runs.heads import attach
-from pyro_gram.solver import Solver
 from tests.conftest import ROOT, small_config
 
 TEXTS = ["Cr", "C]", "CF"]  # three graphs of four vertices
@@ -30,91 +30,83 @@ TEXTS = ["Cr", "C]", "CF"]  # three graphs of four vertices
 @pytest.fixture(scope="module")
 def solver():
     torch.manual_seed(3)
-    config = small_config()
-    solver = build(config)
+    solver = build(small_config())
     for parameter in solver.model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)  # so that trajectories differ
-    return Solver(config, solver.task, solver.model, solver.guide)
+    return solver
 
 
-def answers(solver, seed):
-    """All that a request returns."""
-    rolled = solver.sample(TEXTS, num_samples=5, depth=3, seed=seed)
-    return rolled.tokens.tolist(), rolled.score.tolist()
+def answers(solver, seed, **settings):
+    """Return all that one request gives."""
+    samples = solver.sample(TEXTS, num_samples=5, depth=3, seed=seed, **settings)
+    return samples.tokens.tolist(), samples.score.tolist()
 
 
-def weighed(solver, seed):
-    """All that a request returns which is weighed by the value head."""
-    rolled = solver.sample(TEXTS, num_samples=5, depth=3, seed=seed, draws="smc", halt=1)
-    return rolled.tokens.tolist(), rolled.score.tolist()
+def smc_answers(solver, seed):
+    """Return all that one request gives whose trajectories are weighted by the value head."""
+    return answers(solver, seed, draws="smc", halt=1)
 
 
-def in_threads(solver, requests, threads=4):
-    """The answers to the seeds 0, 1, ..., asked for by several threads that begin together."""
-    threads = min(threads, requests)  # no thread is made without a request
-    begin = threading.Barrier(threads)
-    with ThreadPoolExecutor(threads, initializer=begin.wait) as pool:
-        return list(pool.map(lambda seed: answers(solver, seed), range(requests)))
+def answers_from_threads(solver, num_requests):
+    """Return the answers to the seeds 0, 1, ..., requested by threads that start together."""
+    num_threads = min(4, num_requests)  # the pool starts no thread without a request
+    barrier = threading.Barrier(num_threads)
+    with ThreadPoolExecutor(num_threads, initializer=barrier.wait) as pool:
+        return list(pool.map(lambda seed: answers(solver, seed), range(num_requests)))
 
 
 def test_threads_get_the_answers_of_their_seeds(solver):
-    alone = [answers(solver, seed) for seed in range(12)]
-    assert len({str(a) for a in alone}) == 12
-    assert in_threads(solver, 12) == alone
+    expected = [answers(solver, seed) for seed in range(24)]
+    assert len({str(a) for a in expected}) == 24
+    assert answers_from_threads(solver, 24) == expected
 
 
-@pytest.mark.slow
-def test_threads_get_the_answers_of_their_seeds_a_thousand_times(solver):
-    alone = [answers(solver, seed) for seed in range(1000)]
-    assert in_threads(solver, 1000) == alone
-
-
-def test_requests_that_are_weighed_disturb_no_others(solver):
-    headed = small_config(heads={"hidden": 16, "attention_heads": 2, "layers": 1})
-    solver = build(headed)
-    attach(solver.model, solver.task, headed)
-    wise = Solver(headed, solver.task, solver.model, solver.guide)
-    alone, heavy = [answers(solver, seed) for seed in range(40)], [weighed(wise, seed) for seed in range(40)]
+def test_smc_requests_do_not_disturb_other_requests(solver):
+    config = small_config(heads={"hidden": 16, "attention_heads": 2, "layers": 1})
+    smc_solver = build(config)
+    attach(smc_solver.model, smc_solver.task, config)
+    expected = [answers(solver, seed) for seed in range(10)]
+    smc_expected = [smc_answers(smc_solver, seed) for seed in range(10)]
     with ThreadPoolExecutor(4) as pool:
-        others = [pool.submit(weighed, wise, seed) for seed in range(40)]
-        assert list(pool.map(lambda seed: answers(solver, seed), range(40))) == alone
-        assert [other.result() for other in others] == heavy
+        smc_requests = [pool.submit(smc_answers, smc_solver, seed) for seed in range(10)]
+        assert list(pool.map(lambda seed: answers(solver, seed), range(10))) == expected
+        assert [request.result() for request in smc_requests] == smc_expected
 
 
 def test_several_solvers_take_turns(solver):
-    other = Solver(solver.config, solver.task, solver.model, solver.guide)
-    alone = answers(solver, 1)
+    other = replace(solver)
+    expected = answers(solver, 1)
     with ThreadPoolExecutor(4) as pool:
-        assert all(a == alone for a in pool.map(lambda s: answers(s, 1), [solver, other] * 6))
+        assert all(a == expected for a in pool.map(lambda s: answers(s, 1), [solver, other] * 4))
 
 
-def test_a_thread_that_fails_leaves_the_others_their_turn(solver):
-    def broken(_):
+def test_a_request_that_fails_blocks_no_other_thread(solver):
+    def fail(_):
         raise RuntimeError("no more")
 
-    alone = answers(solver, 2)
+    expected = answers(solver, 2)
     with pytest.raises(RuntimeError, match="no more"):
-        solver.sample(TEXTS, num_samples=5, progress=broken)
-    assert in_threads(solver, 3)[2] == alone
+        solver.sample(TEXTS, num_samples=5, progress=fail)
+    assert answers_from_threads(solver, 3)[2] == expected
 
 
-def test_an_event_loop_is_served_from_its_threads(solver):
+def test_an_event_loop_gets_the_answers_of_its_seeds(solver):
     async def serve():
         return await asyncio.gather(*(asyncio.to_thread(answers, solver, seed) for seed in range(6)))
 
     assert asyncio.run(serve()) == [answers(solver, seed) for seed in range(6)]
 
 
-def test_a_solver_inside_another_program_neither_meets_its_plates_nor_adds_to_its_trace(solver):
-    alone, seen = answers(solver, 4), []
+def test_a_solver_inside_another_program_ignores_its_plates_and_adds_no_site(solver):
+    expected, results = answers(solver, 4), []
 
     def program():
         with pyro.plate("data", 3, dim=-1), pyro.plate("trajectories", 2, dim=-2):
-            seen.append(answers(solver, 4))
+            results.append(answers(solver, 4))
             pyro.sample("mine", dist.Normal(0.0, 1.0))
 
     trace = poutine.trace(program).get_trace()
-    assert seen == [alone]
+    assert results == [expected]
     assert {name for name, site in trace.nodes.items() if site["type"] == "sample"} == {"data", "trajectories", "mine"}
     assert trace.nodes["mine"]["value"].shape == (2, 3)
     assert not _PYRO_STACK
@@ -136,7 +128,7 @@ def test_a_handler_that_would_be_ignored_is_refused(solver, handler):
     assert not _PYRO_STACK
 
 
-def test_handlers_come_back_after_an_error(solver):
+def test_handlers_are_restored_after_an_error(solver):
     with poutine.trace() as tracer, pyro.plate("data", 3, dim=-1):
         with pytest.raises(InputError):
             solver.sample("no graph at all")
@@ -146,68 +138,68 @@ def test_handlers_come_back_after_an_error(solver):
     assert tracer.trace.nodes["mine"]["value"].shape == (3,)
 
 
-def test_a_checkpoint_can_be_loaded_beside_a_solver_at_work(solver, tmp_path):
+def test_a_checkpoint_can_be_loaded_while_a_solver_works(solver, tmp_path):
     save_model(tmp_path / "m.safetensors", solver)
-    alone, stop = [answers(solver, seed) for seed in range(12)], threading.Event()
+    expected, stop = [answers(solver, seed) for seed in range(8)], threading.Event()
 
-    def load_all_the_time():
+    def load_repeatedly():
         while not stop.is_set():
             load(tmp_path / "m.safetensors")
 
-    busy = threading.Thread(target=load_all_the_time)
-    busy.start()
+    thread = threading.Thread(target=load_repeatedly)
+    thread.start()
     try:
-        assert [answers(solver, seed) for seed in range(12)] == alone
+        assert [answers(solver, seed) for seed in range(8)] == expected
     finally:
         stop.set()
-        busy.join(30)
+        thread.join(30)
 
 
-FORKED = """
+FORK_SCRIPT = """
 import multiprocessing, sys, torch
 import pyro_gram
 torch.set_num_threads(2)
 solver = pyro_gram.load(sys.argv[1])
-def answers(seed):
-    return solver.solve(["GCR`v_"] * 30, num_samples=40, seed=seed)[0].solutions[0].solution
-alone = answers(3)
+def answer(seed):
+    return solver.solve(["GCR`v_"] * 30, num_samples=40, depth=2, seed=seed)[0].solutions[0].solution
+expected = answer(3)
 with multiprocessing.get_context("fork").Pool(2) as pool:
-    assert pool.map_async(answers, [3, 3]).get(60) == [alone, alone]
+    assert pool.map_async(answer, [3, 3]).get(60) == [expected, expected]
 """
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
-def test_a_forked_pool_answers_where_torch_had_threads():
+def test_a_forked_pool_answers_although_torch_had_threads():
     checkpoint = ROOT / "checkpoints" / "coloring8.safetensors"
     variables = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", FORKED, str(checkpoint)], check=True, timeout=120, env=variables)
+    subprocess.run([sys.executable, "-c", FORK_SCRIPT, str(checkpoint)], check=True, timeout=120, env=variables)
 
 
-def _child(pipe, solver, seed):
+def _send_answers(pipe, solver, seed):
     pipe.send(answers(solver, seed))
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
-def test_a_fork_answers_even_one_made_while_another_thread_samples(solver):
+def test_a_fork_made_while_another_thread_samples_answers(solver):
     expected = answers(solver, 9)  # torch has run in this process: a fork has none of its threads
     context = multiprocessing.get_context("fork")
-    entered, stop = threading.Event(), threading.Event()
+    has_started, stop = threading.Event(), threading.Event()
 
     def hold(_):
-        entered.set()
+        has_started.set()
         stop.wait(0.2)
 
-    busy = threading.Thread(target=lambda: solver.sample(TEXTS, num_samples=4, progress=hold))
-    busy.start()
-    entered.wait(30)
-    here, there = context.Pipe()
-    child = context.Process(target=_child, args=(there, solver, 9))
-    child.start()
+    thread = threading.Thread(target=lambda: solver.sample(TEXTS, num_samples=4, progress=hold))
+    thread.start()
+    has_started.wait(30)
+    receiver, sender = context.Pipe()
+    process = context.Process(target=_send_answers, args=(sender, solver, 9))
+    process.start()
     stop.set()
-    assert here.poll(60), "the forked process does not answer"
-    assert here.recv() == expected
-    child.join(30)
-    busy.join(30)
+    assert receiver.poll(60), "the forked process does not answer"
+    assert receiver.recv() == expected
+    process.join(30)
+    thread.join(30)
 
 
 # ---- what an input may be ---------------------------------------------------------------------------------------
@@ -286,7 +278,7 @@ def test_bytes_and_texts_may_begin_with_a_mark(solver, encoding):
         (open, "an input is a text, not"),
     ],
 )
-def test_what_is_no_input_is_refused_in_one_sentence(solver, x, message):
+def test_other_values_are_refused_in_one_sentence(solver, x, message):
     with pytest.raises(InputError, match=message):
         solver.sample(x, num_samples=2)
 
@@ -302,34 +294,31 @@ def test_a_matrix_or_a_board_in_numbers_is_not_taken_for_tokens(solver, form):
     complete = [[2 if i == j else 1 for j in range(4)] for i in range(4)]
     with pytest.raises(InputError, match="as tokens, are 'C~': the graph is not 3-colourable"):
         solver.sample(form([complete]), num_samples=2)
-    config = small_config(task_name="sudoku")
-    solver = build(config)
-    boards = Solver(config, solver.task, solver.model, solver.guide)
+    sudoku_solver = build(small_config(task_name="sudoku"))
     board = [0, 4, 1, 2, 0, 2, 0, 0, 2, 1, 0, 0, 4, 3, 2, 0]
     with pytest.raises(InputError, match="are no tokens as task.parse"):
-        boards.sample(form([board]), num_samples=2)
-    (solved,) = boards.solve(str(board), num_samples=2)
+        sudoku_solver.sample(form([board]), num_samples=2)
+    (solved,) = sudoku_solver.solve(str(board), num_samples=2)
     assert solved.input == ".412.2..21..432."
 
 
 def test_a_graph_is_no_input_of_boards():
-    config = small_config(task_name="nqueens")
-    solver = build(config)
+    solver = build(small_config(task_name="nqueens"))
     with pytest.raises(InputError, match="an input of the task nqueens is no graph"):
-        Solver(config, solver.task, solver.model, solver.guide).sample(nx.path_graph(3))
+        solver.sample(nx.path_graph(3))
 
 
-def test_whole_numbers_of_any_type_count(solver):
+def test_integers_of_any_type_are_accepted(solver):
     expected = solver.sample(TEXTS, num_samples=3, depth=2, seed=5)
     for kind in (np.int64, np.uint8, lambda n: torch.tensor(n)):
-        rolled = solver.sample(TEXTS, num_samples=kind(3), depth=kind(2), seed=kind(5))
-        assert torch.equal(rolled.tokens, expected.tokens)
+        samples = solver.sample(TEXTS, num_samples=kind(3), depth=kind(2), seed=kind(5))
+        assert torch.equal(samples.tokens, expected.tokens)
     assert solver.solve(TEXTS, num_samples=np.int64(3))[0].num_samples == 3
 
 
 @pytest.mark.parametrize("name", ["num_samples", "depth", "seed"])
 @pytest.mark.parametrize("value", [2.0, True, "2", np.float32(2), np.bool_(True)])
-def test_other_numbers_do_not(solver, name, value):
+def test_other_numbers_are_refused(solver, name, value):
     for call in (solver.sample, solver.solve):
         with pytest.raises(UserError, match=f"{name} must be a whole number, not"):
             call(TEXTS, **{name: value})

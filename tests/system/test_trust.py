@@ -1,4 +1,4 @@
-"""What a file names is code only where the user says so."""
+"""Files that name a class do not run its code, unless the user says that the code is trusted."""
 
 import sys
 
@@ -19,17 +19,17 @@ from tests.conftest import build_case, small_config
 from tests.experiments.test_run import SMALL, cli
 from tests.test_checkpoint import model_file, rewrite, state_file, trainer_of  # noqa: F401 (fixtures)
 
-MINE = "from pyro_gram.models.priors.gaussian import GaussianPrior\n\nclass Mine(GaussianPrior):\n    pass\n"
+MY_PRIOR = "from pyro_gram.models.priors.gaussian import GaussianPrior\n\nclass Mine(GaussianPrior):\n    pass\n"
 PARTS = ("task", "model", "prior", "guide")
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A working directory with a module that says it when it is imported; the path is as it was, afterwards."""
+def working_directory(tmp_path, monkeypatch):
+    """A working directory with two modules, of which ``evil`` writes a file when it is imported."""
     folder = tmp_path / "here"
     folder.mkdir()
     (folder / "evil.py").write_text("open('ran', 'w').close()\nclass Prior: pass\n")
-    (folder / "mine.py").write_text(MINE)
+    (folder / "mine.py").write_text(MY_PRIOR)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield folder
@@ -48,15 +48,15 @@ def read_error(capsys):
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_checkpoint_runs_no_code_that_it_names(part, here, model_file, monkeypatch):  # noqa: F811
-    monkeypatch.syspath_prepend(here)  # as in a Python session, whose working directory is on the path
+def test_a_checkpoint_runs_no_code_that_it_names(part, working_directory, model_file, monkeypatch):  # noqa: F811
+    monkeypatch.syspath_prepend(working_directory)  # as in a Python session, whose working directory is on the path
     name_evil(model_file, part)
     with pytest.raises(CheckpointError, match=rf"its {part} is 'evil:Prior', which would import the module 'evil'"):
         pyro_gram.load(model_file)
     with pytest.raises(CheckpointError, match="trust_code=True"):
         load(model_file)
     assert "evil" not in sys.modules
-    assert not (here / "ran").exists()
+    assert not (working_directory / "ran").exists()
 
 
 SCRIPTS = {
@@ -72,79 +72,80 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("program", SCRIPTS, ids=lambda program: program.__name__)
-def test_every_program_that_loads_a_checkpoint_asks_before_it_imports(program, here, model_file, capsys):  # noqa: F811
+def test_every_program_refuses_untrusted_code(program, working_directory, model_file, capsys):  # noqa: F811
     name_evil(model_file)
-    words = ["--checkpoint", model_file, *SCRIPTS[program]]
-    assert cli(program.main, *words) == 2
-    assert "would import the module 'evil' and run its code: where you trust that, add --trust-code" in read_error(
-        capsys
-    )
-    assert not (here / "ran").exists()
-    assert str(here) not in sys.path
-    assert cli(program.main, *words, "--trust-code") == 2  # evil.Prior has no settings
+    arguments = ["--checkpoint", model_file, *SCRIPTS[program]]
+    assert cli(program.main, *arguments) == 2
+    expected = "would import the module 'evil' and run its code: where you trust that, add --trust-code"
+    assert expected in read_error(capsys)
+    assert not (working_directory / "ran").exists()
+    assert str(working_directory) not in sys.path
+    assert cli(program.main, *arguments, "--trust-code") == 2  # evil.Prior has no settings
     assert "has no attribute Config" in read_error(capsys)
-    assert (here / "ran").exists()
+    assert (working_directory / "ran").exists()
 
 
-def test_a_checkpoint_with_code_of_ones_own_is_solved_with_where_it_is_trusted(here, tmp_path, capsys):
-    sys.path.append(str(here))
+def test_a_trusted_checkpoint_with_a_users_prior_solves_puzzles(working_directory, tmp_path, capsys):
+    sys.path.append(str(working_directory))
     case = build_case(prior_name="mine:Mine")
     path = tmp_path / "model.safetensors"
     save_model(path, case.solver)
     assert type(pyro_gram.load(path, trust_code=True).model.prior).__name__ == "Mine"
     with pytest.raises(CheckpointError, match="trust"):
         pyro_gram.load(path)  # that it has been imported makes no difference
-    sys.path.remove(str(here))
+    sys.path.remove(str(working_directory))
     del sys.modules["mine"]
-    (here / "graphs").write_text("CF\n")
-    words = ["--checkpoint", path, "--input", "graphs", "--num-samples", 2, "--json"]
-    assert cli(solve.main, *words, "--trust-code") == 0
-    assert cli(solve.main, *words) == 2
+    (working_directory / "graphs").write_text("CF\n")
+    arguments = ["--checkpoint", path, "--input", "graphs", "--num-samples", 2, "--json"]
+    assert cli(solve.main, *arguments, "--trust-code") == 0
+    assert cli(solve.main, *arguments) == 2
 
 
-def test_a_saved_state_runs_no_code_that_it_names(here, state_file, monkeypatch):  # noqa: F811
-    monkeypatch.syspath_prepend(here)
+def test_a_saved_state_runs_no_code_that_it_names(working_directory, state_file, monkeypatch):  # noqa: F811
+    monkeypatch.syspath_prepend(working_directory)
     name_evil(state_file)
     config = small_config()
     with pytest.raises(CheckpointError, match=r"names.prior: evil:Prior then, gaussian now"):
         load_state(state_file, config, trainer_of(config))
-    assert not (here / "ran").exists()
+    assert not (working_directory / "ran").exists()
 
 
-def test_a_runs_folder_runs_no_code_that_it_names(here, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(here)
+def test_a_runs_folder_runs_no_code_that_it_names(working_directory, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(working_directory)
     config = small_config()
-    held = config.to_dict()
-    held["names"]["guide"] = "evil:Prior"
-    write_json(tmp_path / "config.json", held)
+    data = config.to_dict()
+    data["names"]["guide"] = "evil:Prior"
+    write_json(tmp_path / "config.json", data)
     with pytest.raises(ConfigError, match="begun with other settings"):
         check_same_settings(tmp_path, config, "--runs")
     with pytest.raises(ConfigError, match="its guide is 'evil:Prior'"):
         RunConfig.from_dict(read_json(tmp_path / "config.json"))
-    assert not (here / "ran").exists()
+    assert not (working_directory / "ran").exists()
 
 
-def test_what_the_command_line_names_is_found_in_the_working_directory_and_resumed(here, tmp_path, capsys):
-    words = [*SMALL, "--prior", "mine:Mine", "--out", tmp_path / "run"]
-    assert cli(run.main, *words) == 0
-    assert cli(run.main, *words, "--resume") == 0
+def test_a_prior_named_on_the_command_line_is_imported_from_the_working_directory_and_resumed(
+    working_directory, tmp_path, capsys
+):
+    arguments = [*SMALL, "--prior", "mine:Mine", "--out", tmp_path / "run"]
+    assert cli(run.main, *arguments) == 0
+    assert cli(run.main, *arguments, "--resume") == 0
     assert "is over, at batch" in capsys.readouterr().err
     assert cli(run.main, *SMALL, "--out", tmp_path / "run", "--resume") == 2
     assert "names.prior: mine:Mine then, gaussian now" in read_error(capsys)
 
 
-def test_a_preset_runs_no_code_that_it_names(here, tmp_path):
-    sys.path.append(str(here))
+def test_a_preset_runs_no_code_that_it_names(working_directory, tmp_path):
+    sys.path.append(str(working_directory))
     (tmp_path / "coloring.toml").write_text('[cpu]\n[cpu.names]\nprior = "evil:Prior"\n')
     with pytest.raises(ConfigError, match="preset 'cpu' names the prior 'evil:Prior', whose module would be imported"):
         read_preset(tmp_path, "coloring", "cpu")
-    assert not (here / "ran").exists()
+    assert not (working_directory / "ran").exists()
 
 
-def test_without_such_a_name_the_working_directory_is_not_on_the_path(here):
-    sys.path[:] = [p for p in sys.path if p not in ("", str(here))]
+def test_the_working_directory_is_on_the_path_only_if_a_dotted_name_is_given(working_directory):
+    sys.path[:] = [p for p in sys.path if p not in ("", str(working_directory))]
     assert call(run.main, ["--task", "coloring", "--list-split", "test", "--preset", "tiny"]) == 0
-    assert str(here) not in sys.path
+    assert str(working_directory) not in sys.path
     assert cli(run.main, *SMALL, "--prior", "evil:Prior") == 2
-    assert str(here) in sys.path
-    assert (here / "ran").exists()
+    assert str(working_directory) in sys.path
+    assert (working_directory / "ran").exists()
