@@ -119,7 +119,7 @@ def test_the_help_of_a_task_explains_its_settings_and_lists_names(task, capsys):
         experiments.run.main(["--task", task, "--help"])
     assert e.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "which reconstruction is held to the target: the mean over supervision steps" in text
+    assert "the reconstruction that is compared with the target: the mean over supervision steps" in text
     assert field_descriptions(NAMED["task"].get(task).Config)["data_seed"] in text
     for part, registry in NAMED.items():
         assert ", ".join(registry.names()) in text, part
@@ -139,7 +139,7 @@ def test_the_help_of_a_task_explains_its_settings_and_lists_names(task, capsys):
         (["--task", "coloring", "--modle", "trm"], "did you mean --model? (see run.py --task coloring --help)"),
         (["--tsak", "coloring"], "required: --task; did you mean --task? (see run.py --help)"),
         (
-            ["--task", "coloring", "--model", "trm", "--preset", "tiny", "--model.answer", "x"],
+            ["--task", "coloring", "--model", "trm", "--preset", "tiny", "--model.decodin", "x"],
             "did you mean --model.decoding? (see run.py --task coloring --preset tiny --model trm --help)",
         ),
         (

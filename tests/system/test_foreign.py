@@ -106,7 +106,7 @@ def test_a_config_of_a_huge_model_is_refused_before_memory_is_allocated(changes,
 
 
 def test_a_config_of_huge_heads_is_refused(model_file):  # noqa: F811
-    rewrite(model_file, lambda header: header["config"]["heads"].update(hidden=2**40, heads=2))
+    rewrite(model_file, lambda header: header["config"]["heads"].update(hidden=2**40, attention_heads=2))
     with pytest.raises(CheckpointError, match="they describe no model that can be built"):
         load(model_file)
 
@@ -191,7 +191,7 @@ SCRIPT = '<script>alert("x")</script>'
 
 def test_a_report_runs_no_script_that_a_name_holds(tmp_path):
     page = tmp_path / "report.html"
-    section = Section(SCRIPT, SCRIPT, missing=SCRIPT)
+    section = Section(SCRIPT, SCRIPT, reason=SCRIPT)
     verdict = Verdict(SCRIPT, "good", SCRIPT, SCRIPT, SCRIPT)
     write_report(page, Report(SCRIPT, SCRIPT, [verdict], [Row(SCRIPT, SCRIPT)], [section], {SCRIPT: {SCRIPT: SCRIPT}}))
     assert "<script" not in page.read_text()
