@@ -1,8 +1,8 @@
 """The parts of an examination of a solver, and the full one. ``experiments/diagnose.py`` is its command line.
 
-The evaluation at the end of a run (``runs.evaluate``) is the quick one: it draws and writes by the same functions. Samples
-are fresh trajectories of the prior on unseen inputs, tempered as the run was measured. Whatever concerns the guide (its
-bounds, weights and ranks) is of the prior without temper, and nothing of it counts as accuracy.
+The evaluation at the end of a run (``runs.evaluate``) is the quick one: it draws and writes by the same functions.
+Samples are fresh trajectories of the prior on unseen inputs, tempered as the run was measured. Whatever concerns the
+guide (its bounds, weights and ranks) is of the prior without temper, and nothing of it counts as accuracy.
 """
 
 from __future__ import annotations

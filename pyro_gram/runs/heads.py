@@ -34,7 +34,8 @@ def check_heads(model: nn.Module, task: Task, config: VerdictConfig) -> None:
         raise ConfigError(f"{why}: it can have none, and answers are chosen by vote (--select vote, or verified)")
     if config.hidden % (2 * config.attention_heads):
         raise ConfigError(
-            f"heads.hidden {config.hidden} must be a multiple of 2 * heads.attention_heads = {2 * config.attention_heads}"
+            f"heads.hidden {config.hidden} must be a multiple of 2 * heads.attention_heads = "
+            f"{2 * config.attention_heads}"
         )
 
 

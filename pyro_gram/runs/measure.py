@@ -1,6 +1,6 @@
 """Measurements of a solver on held-out inputs: samples, bounds, likelihood and heads. Nothing here writes a file.
 
-Accuracy and coverage are of fresh trajectories of the prior. Bounds and log p(y | x) are of the prior without its temper.
+Accuracy and coverage are of fresh trajectories of the prior. Bounds and log p(y | x) are of the prior without temper.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def uniformity_summary(solver: Solver, puzzles: PuzzleSet, samples: Rollout) -> 
 
 
 def bounds_of(solver: Solver, x: Tensor | None, y: Tensor, depth: int, seed: int) -> Bounds:
-    """Return the bounds of pairs at beta = 1 (Eq. 13, 14), few long sequences at once, as whole trajectories are traced.
+    """Return the bounds of pairs at beta = 1 (Eq. 13, 14).
 
     Args:
         solver: a model with its guide.
@@ -244,7 +244,7 @@ def posterior_accuracy(solver: Solver, x: Tensor | None, measured_bounds: Bounds
 
 
 def has_likelihood(solver: Solver) -> bool:
-    """Can log p(y | x) be estimated? Images are never hit by a trajectory, and diffusion models have bounds of their own."""
+    """Can log p(y | x) be estimated? No trajectory ever ends in a given image; diffusion models have other bounds."""
     return solver.task.is_checkable and model_traits(solver.model).has_exact_likelihood
 
 

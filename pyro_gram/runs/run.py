@@ -1,4 +1,4 @@
-"""A run in its directory: opened anew or resumed, locked, and saved. ``runs.train`` trains it, ``runs.evaluate`` measures it."""
+"""A run in its directory: opened anew or resumed, locked, and saved."""
 
 from __future__ import annotations
 

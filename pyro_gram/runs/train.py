@@ -143,9 +143,9 @@ def _batches(run: Run) -> Iterator[BatchReport]:
             raise
         write_json(run.divergence_report_path, {**e.record.to_dict(), "last_batches": run.rows()[-20:]})
         raise DivergedError(
-            f"{e}: {run.divergence_report_path} describes it, {run.diverged_state_path.name} holds the state before that "
-            "update, and the state that was saved before is unchanged. --resume would diverge again: start anew, in "
-            "another --out, with a lower --optim.lr, or with a higher --beta.start where the KL has grown",
+            f"{e}: {run.divergence_report_path} describes it, {run.diverged_state_path.name} holds the state before "
+            "that update, and the state that was saved before is unchanged. --resume would diverge again: start anew, "
+            "in another --out, with a lower --optim.lr, or with a higher --beta.start where the KL has grown",
             e.record,
         ) from None
 
