@@ -10,16 +10,17 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from tqdm import tqdm
+
 from pyro_gram.checkpoint import is_half, load, save_model
 from pyro_gram.checks import check_seed
 from pyro_gram.config import RunConfig, add_options, with_options
 from pyro_gram.errors import ConfigError
-from pyro_gram.runs.heads import train_heads
 from pyro_gram.system.cli import Parser, add_trust_option, call
 from pyro_gram.system.files import check_writable, write_json
-from pyro_gram.training.heads import VerdictConfig
+from pyro_gram.training.heads import HeadsConfig, check_heads, train_heads
 
-DEFAULT = RunConfig({}, {"heads": VerdictConfig(hidden=64)})
+DEFAULT = RunConfig({}, {"heads": HeadsConfig(hidden=64)})
 
 
 def make_parser() -> Parser:
@@ -44,27 +45,29 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--out must end in .safetensors, not {str(out)!r}")
     if arguments["seed"] is not None:
         check_seed(arguments["seed"], "--seed")
-    with_options(DEFAULT, arguments)  # wrong values are told before anything is read
+    with_options(DEFAULT, arguments)  # wrong values are refused before anything is read
     check_writable(out)
     solver = load(source, arguments["data_dir"], trust_code=arguments["trust_code"])
-    held = solver.config.heads
-    base = held if held.hidden else DEFAULT.heads
-    verdict = with_options(RunConfig({}, {"heads": base}), arguments).heads
-    if not verdict.hidden:
+    current = solver.config.heads
+    base = current if current.hidden else DEFAULT.heads
+    heads = with_options(RunConfig({}, {"heads": base}), arguments).heads
+    if not heads.hidden:
         raise ConfigError("--heads.hidden 0 is no heads: give them a width")
-    config = dataclasses.replace(solver.config, parts={**solver.config.parts, "heads": verdict})
-    given = {name for name in arguments if name.startswith("heads.")}
-    if not (held.hidden and given == {"heads.halt"}):
+    config = dataclasses.replace(solver.config, parts={**solver.config.parts, "heads": heads})
+    options = {name for name in arguments if name.startswith("heads.")}
+    if not (current.hidden and options == {"heads.halt"}):
         seed = config.seed if arguments["seed"] is None else arguments["seed"]
-        trained = dataclasses.replace(solver, config=dataclasses.replace(config, seed=seed))
-        train_heads(trained)
+        check_heads(solver.model, solver.task, heads)
+        with tqdm(total=heads.rounds, desc="heads", unit="round", file=sys.stderr, disable=None) as bar:
+            settings = dataclasses.replace(config, seed=seed).head_settings
+            train_heads(solver.model, solver.task, heads, **settings, progress=lambda number, loss: bar.update())
     save_model(out, dataclasses.replace(solver, config=config), half=is_half(source))
-    described = out.with_name("config.json") if out.name == "model.safetensors" else out.with_suffix(".json")
-    write_json(described, config.to_dict())
-    print(f"{out} has halt and value heads now; its config is {described}", file=sys.stderr)
+    config_path = out.with_name("config.json") if out.name == "model.safetensors" else out.with_suffix(".json")
+    write_json(config_path, config.to_dict())
+    print(f"{out} has halt and value heads now; its config is {config_path}", file=sys.stderr)
     results = out.with_name("results.json")
     if out.name == "model.safetensors" and results.exists():
-        print(f"{results} is of before: experiments/run.py --resume measures the run again", file=sys.stderr)
+        print(f"{results} is from before: experiments/run.py --resume measures the run again", file=sys.stderr)
     return 0
 
 

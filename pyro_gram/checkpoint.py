@@ -16,13 +16,13 @@ from torch.overrides import TorchFunctionMode
 from pyro_gram.build import build, build_task
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import CheckpointError, ConfigError
-from pyro_gram.runs.heads import attach, takes_heads
 from pyro_gram.sampling.isolation import generator_lock
 from pyro_gram.solver import Solver
 from pyro_gram.system.files import TensorFile, open_tensor_file, write_tensor_file
 from pyro_gram.system.rendezvous import reason
 from pyro_gram.tasks.base import Task
 from pyro_gram.training.averaging import pair
+from pyro_gram.training.heads import attach_heads, will_have_heads
 
 MAX_TABLES = 2**28  # bytes of what a model keeps beside its weights (angles, masks): they are in no file
 CALLS = 400  # of torch's functions, for each tensor that a model has, in building it
@@ -66,8 +66,8 @@ def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool | Co
         task = build_task(config, data_dir)
         check_fit(outline_misfits(held, config, task), path)
         solver = build(config, data_dir, task)
-        if takes_heads(solver.model, config.heads):
-            attach(solver.model, task, config)
+        if will_have_heads(solver.model, config.heads):
+            attach_heads(solver.model, task, config.heads, config.seed)
     except ConfigError as e:
         raise CheckpointError(f"{path} cannot be rebuilt from its settings: {e}") from None
     if solver.task.spec.puzzles:  # which embedding is whose
@@ -93,8 +93,8 @@ def outline_misfits(held: TensorFile, config: RunConfig, task: Task) -> list[str
     try:
         with AtMost(CALLS * (len(held.shapes) + 1)), torch.device("meta"):
             solver = build(config, None, task)
-            if takes_heads(solver.model, config.heads):
-                attach(solver.model, task, config)
+            if will_have_heads(solver.model, config.heads):
+                attach_heads(solver.model, task, config.heads, config.seed)
             whole = pair(solver.model, solver.guide)
             misfits = held.mismatched_names(whole.state_dict())
     except (RuntimeError, TypeError, OverflowError, MemoryError) as e:

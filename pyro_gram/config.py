@@ -25,7 +25,7 @@ from pyro_gram.system.cli import field_descriptions
 from pyro_gram.system.files import read_toml_tables
 from pyro_gram.training.beta_schedule import BetaConfig
 from pyro_gram.training.config import TrainConfig
-from pyro_gram.training.heads import VerdictConfig
+from pyro_gram.training.heads import HeadsConfig
 from pyro_gram.training.optimizer import OptimConfig
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ FIXED: dict[str, type] = {
     "optim": OptimConfig,
     "beta": BetaConfig,
     "temper": TemperConfig,
-    "heads": VerdictConfig,
+    "heads": HeadsConfig,
     "evaluate": EvaluateConfig,
 }
 
@@ -83,6 +83,12 @@ class RunConfig:
     def depth(self) -> int:
         """The supervision steps of a roll-out: ``evaluate.depth``, or as many as in training where that is 0."""
         return self.parts["evaluate"].depth or self.parts["train"].supervision_steps
+
+    @property
+    def head_settings(self) -> dict[str, Any]:
+        """The keyword arguments of ``training.heads.train_heads`` that a run gives."""
+        augment = self.parts["train"].augment
+        return {"depth": self.depth, "seed": self.seed, "temper": self.parts["temper"], "augment": augment}
 
     def __getattr__(self, part: str) -> Any:
         try:

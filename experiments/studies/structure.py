@@ -202,12 +202,12 @@ def files_of_an_update() -> list[str]:
     solver = build(config)
     batches = TargetStream(solver.task, solver.task.split("train"), config.train.batch, config.seed)
     trainer = Trainer(solver.model, solver.guide, batches, config.train, config.optim, config.beta, config.seed)
-    trainer.one_batch(*batches(0))  # what happens once is left out
+    trainer.train_batch(*batches(0))  # what happens once is left out
     batch = batches(1)
     paths: set[str] = set()
     sys.setprofile(lambda frame, *_: paths.add(frame.f_code.co_filename))
     try:
-        trainer.one_batch(*batch)
+        trainer.train_batch(*batch)
     finally:
         sys.setprofile(None)
     return project_paths(paths)

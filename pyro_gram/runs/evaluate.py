@@ -14,7 +14,6 @@ from pyro_gram.diagnostics.report import summarize_run
 from pyro_gram.inference.sites import HEADS_ATTRIBUTE
 from pyro_gram.runs.diagnose import draw_formation, draw_samples, draw_training, save_trajectories
 from pyro_gram.runs.findings import Findings
-from pyro_gram.runs.heads import takes_heads, train_heads
 from pyro_gram.runs.measure import (
     Measurement,
     count_trajectories,
@@ -27,6 +26,8 @@ from pyro_gram.runs.run import Run
 from pyro_gram.solver import Solver
 from pyro_gram.system.files import write_json
 from pyro_gram.system.machine import environment, peak_memory_mb
+from pyro_gram.system.progress import Phases
+from pyro_gram.training.heads import train_heads, will_have_heads
 
 SAVED_INPUTS, SAVED_CHAINS, SAVED_DRAWS = 32, 4, 25  # of inference.nc; fewer draws where there are over 16 positions
 
@@ -66,9 +67,9 @@ def evaluate(run: Run, half: bool = False) -> dict[str, Any]:
     solver, processes = run.averaged, run.processes
     solver.model.eval()
     solver.guide.eval()
-    has_heads = takes_heads(solver.model, solver.config.heads)
+    has_heads = will_have_heads(solver.model, solver.config.heads)
     if has_heads:
-        train_heads(solver, run.phases)
+        _train_heads(solver, run.phases)
         heads = solver.model.get_submodule(HEADS_ATTRIBUTE)
         processes.broadcast_(list(heads.state_dict().values()))  # trajectories halt by the heads that are saved
     head_seconds = time.perf_counter() - start
@@ -87,6 +88,20 @@ def evaluate(run: Run, half: bool = False) -> dict[str, Any]:
         _write_report(run, solver, results, findings)
     processes.barrier()
     return results
+
+
+def _train_heads(solver: Solver, phases: Phases) -> None:
+    """Give a trained model its heads, with a bar on stderr."""
+    config, rounds = solver.config, solver.config.heads.rounds
+    start = time.perf_counter()
+    with phases.start("heads", rounds, "round") as bar:
+
+        def show(number: int, loss: float) -> None:
+            remaining = (time.perf_counter() - start) / (number + 1) * (rounds - number - 1)
+            bar.set_postfix_str(f"{phases.remaining_text('heads', remaining)}loss {loss:.3f}", refresh=False)
+            bar.update()
+
+        train_heads(solver.model, solver.task, config.heads, **config.head_settings, progress=show)
 
 
 def _draw(run: Run, solver: Solver, measurement: Measurement, findings: Findings) -> None:

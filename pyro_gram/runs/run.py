@@ -17,7 +17,6 @@ from pyro_gram.build import build
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.sites import why_no_heads
-from pyro_gram.runs.heads import check_heads, takes_heads
 from pyro_gram.runs.measure import test_puzzles
 from pyro_gram.runs.preflight import check_data, check_estimates, check_guide_capacity, check_rollout
 from pyro_gram.runs.state import load_state, save_state
@@ -29,6 +28,7 @@ from pyro_gram.system.progress import Phases
 from pyro_gram.system.text import normalize_text, read_text
 from pyro_gram.tasks.batches import TargetStream
 from pyro_gram.training.dry_run import dry_run
+from pyro_gram.training.heads import check_heads, will_have_heads
 from pyro_gram.training.trainer import Trainer
 
 ROW_KEYS = {"batch", "seconds", "reconstruction", "kl", "beta"}  # of every line of metrics.jsonl
@@ -154,7 +154,7 @@ def open_run(
     solver = build(config, data_dir)
     check_data(solver.task)
     check_guide_capacity(solver)
-    has_heads = takes_heads(solver.model, config.heads)
+    has_heads = will_have_heads(solver.model, config.heads)
     if has_heads:
         check_heads(solver.model, solver.task, config.heads)
     trainer = _make_trainer(solver.to(device), processes)
@@ -233,7 +233,7 @@ def phase_sizes(run: Run) -> dict[str, str]:
     if trainer.num_batches is None:
         length = f"up to {length} in {c.minutes:g} minutes"
     sizes = {"train": f"{length}, complete" if trainer.is_finished else length}
-    if takes_heads(run.solver.model, config.heads):
+    if will_have_heads(run.solver.model, config.heads):
         sizes["heads"] = f"{config.heads.rounds} rounds"
     inputs = "" if puzzles.inputs is None else f"{len(puzzles.inputs):,} inputs x "
     return sizes | {"evaluation": f"{inputs}{config.evaluate.num_samples:,} samples"}

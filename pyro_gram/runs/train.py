@@ -12,11 +12,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pyro_gram.diagnostics.verdicts import BAD, leak
-from pyro_gram.runs.heads import seconds_of_heads
 from pyro_gram.runs.run import Run
 from pyro_gram.system.cli import StopOnSignal
 from pyro_gram.system.files import write_json
 from pyro_gram.training.divergence import DivergedError
+from pyro_gram.training.heads import estimate_head_seconds
 from pyro_gram.training.pace import fit_to_minutes, seconds_left
 from pyro_gram.training.report import BatchReport
 
@@ -83,7 +83,10 @@ def train(run: Run, on_evaluate: Validate = dict) -> None:
         checkpoint = CheckpointCallback(run, stop)
         _fit_length(run, on_evaluate, checkpoint)
         if "heads" in run.phases.sizes and run.processes.is_main and not trainer.is_finished:
-            run.phases.seconds["heads"] = seconds_of_heads(run.averaged)
+            solver = run.averaged
+            settings = solver.config.head_settings
+            seconds = estimate_head_seconds(solver.model, solver.task, solver.config.heads, **settings)
+            run.phases.seconds["heads"] = seconds
         first, start = trainer.number, trainer.elapsed
         with _progress_bar(run) as bar:
             if not trainer.is_finished:

@@ -1,15 +1,16 @@
-"""Halt and value heads: trained on roll-outs of the prior, after the program, and without a gradient into it.
+"""Halt and value heads: they are trained after the model, on trajectories of its prior, without a gradient into it.
 
-The heads are sites of the program (``sites.sample_halt_and_value``): what is observed there is whether the answer of a
-state is right and whether the last answer of its trajectory is, by the task's own check, as several answers may be
-right. Training is SVI on a program of no transitions, which decodes a given state and judges it; there is nothing
-latent in it.
+The heads are sites of the model (``sites.sample_halt_and_value``). Observed there is whether the answer of a state is
+right, and whether the last answer of its trajectory is, by the task's own check, as several answers may be right.
+Training is SVI on a program of no transitions, which decodes a given state and judges it; nothing in it is latent.
 """
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -19,30 +20,38 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, FRACTION, POSITIVE, check_range
-from pyro_gram.inference.sites import ANSWER, HALT, HEADS_ATTRIBUTE, VALUE
+from pyro_gram.errors import ConfigError
+from pyro_gram.inference.contract import model_sizes
+from pyro_gram.inference.sites import ANSWER, HALT, HEADS_ATTRIBUTE, VALUE, why_no_heads
 from pyro_gram.networks.core import LatentState
+from pyro_gram.networks.heads import HaltValueHead
+from pyro_gram.sampling.memory import chunk_size
 from pyro_gram.sampling.rollout import isolated_rng, rollout_steps
 from pyro_gram.sampling.tempering import NO_TEMPER, Temper, TemperConfig
+from pyro_gram.tasks.base import Task
+from pyro_gram.tasks.batches import TargetStream
 from pyro_gram.training.optimizer import OptimConfig, TorchOptim
 
 BATCH = 512  # states an update
-EPOCHS = 2  # over the states of a round: to gather them costs more than to learn from them
-DEEPEST = 16  # supervision steps of a roll-out to learn from
-EARLY = 4  # of which all states are learnt from, and of later ones ever fewer: nearly all of those are right
+EPOCHS = 2  # over the states of a round: to sample them costs more than to learn from them
+MAX_DEPTH = 16  # supervision steps of a trajectory to learn from
+EARLY_STEPS = 4  # all states of these steps are learnt from, and fewer of each later step: nearly all are right
+
+Check = Callable[[Tensor, Tensor], Tensor]  # x [B, *event], tokens [B, L_out] -> bool [B], on the CPU
 
 
 @dataclass(frozen=True)
-class VerdictConfig:
+class HeadsConfig:
     """Halt and value heads, and their training.
 
     Attributes:
-        hidden: width of the halt and value heads; 0 for none.
+        hidden: width of the heads; 0 for none.
         layers: attention layers over ``[h, e_x, answer]``.
         attention_heads: attention heads of those layers.
-        rounds: roll-outs that the heads learn from, each of fresh trajectories and inputs.
-        trajectories: in a round, of 8 positions; fewer of longer sequences.
-        lr: peak learning rate of the heads.
-        halt: P(right) from which on a trajectory stops, unless asked otherwise; 1 for never.
+        rounds: rounds of training, each on fresh trajectories and inputs.
+        trajectories: trajectories of 8 positions in a round; fewer of longer sequences.
+        lr: peak learning rate.
+        halt: P(right) at which a trajectory stops, unless a rollout is given another; 1 for never.
     """
 
     hidden: int = 0
@@ -54,111 +63,193 @@ class VerdictConfig:
     halt: float = 0.999
 
     def __post_init__(self) -> None:
-        ones = dict.fromkeys(("layers", "attention_heads", "rounds", "trajectories"), AT_LEAST_1)
-        check_range(self, hidden=AT_LEAST_0, lr=POSITIVE, halt=FRACTION, **ones)
+        counts = dict.fromkeys(("layers", "attention_heads", "rounds", "trajectories"), AT_LEAST_1)
+        check_range(self, hidden=AT_LEAST_0, lr=POSITIVE, halt=FRACTION, **counts)
+
+
+def will_have_heads(model: nn.Module, config: HeadsConfig) -> bool:
+    """Will heads be trained for this model? A model of your own may have no place for them, and runs without."""
+    return config.hidden > 0 and not why_no_heads(model)
+
+
+def check_heads(model: nn.Module, task: Task, config: HeadsConfig) -> None:
+    """Raise ConfigError where a model cannot have the heads of ``config`` on this task."""
+    if not task.is_checkable or not task.spec.has_input:
+        raise ConfigError("halt and value heads judge answers to an input: set heads.hidden to 0 for p(x)")
+    if why := why_no_heads(model):
+        raise ConfigError(f"{why}: it can have none, and answers are chosen by vote (--select vote, or verified)")
+    multiple = 2 * config.attention_heads
+    if config.hidden % multiple:
+        raise ConfigError(f"heads.hidden {config.hidden} must be a multiple of 2 * heads.attention_heads = {multiple}")
+
+
+def attach_heads(model: nn.Module, task: Task, config: HeadsConfig, seed: int) -> None:
+    """Give a model untrained heads, drawn under ``seed``. No random state changes. Raises as :func:`check_heads`."""
+    check_heads(model, task, config)
+    sizes = model_sizes(getattr(model, "config", None))
+    length = task.spec.input_length + sizes.prefix
+    shape = length, sizes.width, task.spec.output_classes, config.hidden, config.layers, config.attention_heads
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        heads = HaltValueHead(*shape)
+    setattr(model, HEADS_ATTRIBUTE, heads.to(next(model.parameters()).device))
+
+
+def train_heads(
+    model: nn.Module,
+    task: Task,
+    config: HeadsConfig,
+    *,
+    depth: int,
+    seed: int = 0,
+    temper: TemperConfig = NO_TEMPER,
+    augment: bool = True,
+    progress: Callable[[int, float], object] = lambda number, loss: None,
+) -> None:
+    """Give a trained model new heads and train them, on training inputs under the task's symmetries.
+
+    Args:
+        model: trained; the model itself does not change.
+        task: its task, whose check says which answers are right.
+        config: of the heads.
+        depth: supervision steps of a trajectory.
+        seed: of the weights, the draws, and the order of the states.
+        temper: of the trajectories; as they will be when the heads are used.
+        augment: apply the symmetries. On plain training inputs the model errs less than on others.
+        progress: called with the number of each round and its mean loss, nats a state.
+
+    Raises:
+        ConfigError: as :func:`check_heads`.
+    """
+    attach_heads(model, task, config, seed)
+    stream = TargetStream(
+        task, task.split("train"), chunk_size(task.spec.input_length, config.trajectories), seed, augment
+    )
+
+    def inputs(number: int) -> Tensor:
+        x, _ = stream(number)
+        assert x is not None
+        return x
+
+    rounds = fit_heads(model, inputs, task.is_valid, config, depth=depth, seed=seed, temper=temper)
+    for number, loss in enumerate(rounds):
+        progress(number, loss)
+
+
+def estimate_head_seconds(model: nn.Module, task: Task, config: HeadsConfig, **settings: Any) -> float:
+    """Estimate the seconds that :func:`train_heads` takes, by one round on a copy. No random state changes."""
+    trial = copy.deepcopy(model)
+    device = next(trial.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        start = time.perf_counter()
+        train_heads(trial, task, replace(config, rounds=1), **settings)
+        return (time.perf_counter() - start) * config.rounds
 
 
 @dataclass(frozen=True)
-class States:
-    """States of trajectories of the prior, and what became of them.
+class JudgedStates:
+    """States of trajectories of the prior, with the check of their answers.
 
     Attributes:
         x: inputs, int64 ``[M, *event]``.
         state: ``[M, L, D]`` each.
-        right: bool ``[M]``: is the answer decoded from it right?
-        final: bool ``[M]``: is the last answer of the roll-out, ``DEEPEST`` steps deep at the most?
+        is_right: bool ``[M]``: is the answer decoded from the state right?
+        is_end_right: bool ``[M]``: is the last answer of its trajectory right?
     """
 
     x: Tensor
     state: LatentState
-    right: Tensor
-    final: Tensor
+    is_right: Tensor
+    is_end_right: Tensor
 
 
-Check = Callable[[Tensor, Tensor], Tensor]  # x [B, *event], tokens [B, L_out] -> bool [B], the task's, on the CPU
-
-
-def gather(
+def sample_states(
     model: nn.Module, x: Tensor, check: Check, *, depth: int, seed: int, temper: TemperConfig = NO_TEMPER
-) -> States:
-    """States of one trajectory of the prior on each input, at most ``DEEPEST`` supervision steps deep. It has no y.
+) -> JudgedStates:
+    """Sample states of one trajectory of the prior on each input. No random state changes.
 
-    Which of the states of a step are kept is drawn without looking, so that what is learnt of a step is calibrated.
+    All states of early steps are returned, and a random share of each later step, so that the heads learn calibrated
+    probabilities of each step.
 
     Args:
+        model: in which the trajectories are sampled.
         x: int64 ``[B, *event]``.
         check: is an answer right?
-        depth: supervision steps.
+        depth: supervision steps; ``MAX_DEPTH`` at the most.
+        seed: of the draws.
+        temper: of the trajectories.
     """
     with isolated_rng(model, x):
         torch.manual_seed(seed)
         with Temper(temper):
-            ends = list(rollout_steps(model, x, depth=min(depth, DEEPEST)))
-        here = x.cpu()  # tasks check on the CPU
-        rights = [check(here, end.values[ANSWER].cpu()).to(x.device) for end in ends]
-        kept = [torch.rand(len(x), device=x.device) < EARLY / (step + 1) for step in range(len(ends))]
+            ends = list(rollout_steps(model, x, depth=min(depth, MAX_DEPTH)))
+        x_cpu = x.cpu()  # tasks check on the CPU
+        is_right = [check(x_cpu, end.values[ANSWER].cpu()).to(x.device) for end in ends]
+        masks = [torch.rand(len(x), device=x.device) < EARLY_STEPS / (step + 1) for step in range(len(ends))]
 
-    def states(parts: list[Tensor]) -> Tensor:
-        return torch.cat([part[mask] for part, mask in zip(parts, kept, strict=True)])
+    def select(steps: list[Tensor]) -> Tensor:
+        return torch.cat([values[mask] for values, mask in zip(steps, masks, strict=True)])
 
-    h, l = states([end.state.h for end in ends]), states([end.state.l for end in ends])
-    everywhere = [rights[-1]] * len(ends)
-    return States(states([x] * len(ends)), LatentState(h, l), states(rights), states(everywhere))
+    state = LatentState(select([end.state.h for end in ends]), select([end.state.l for end in ends]))
+    return JudgedStates(select([x] * len(ends)), state, select(is_right), select([is_right[-1]] * len(ends)))
 
 
-def fit(
+def fit_heads(
     model: nn.Module,
     inputs: Callable[[int], Tensor],
     check: Check,
-    config: VerdictConfig,
+    config: HeadsConfig,
     *,
     depth: int,
     seed: int = 0,
     temper: TemperConfig = NO_TEMPER,
 ) -> Iterator[float]:
-    """Train the heads of ``model`` (its attribute ``heads``); yields the mean loss of each round, nats a state.
+    """Train the heads that a model has; yields the mean loss of each round, nats a state.
 
     Args:
-        inputs: round to training inputs, int64 ``[M, *event]``: a trajectory for each.
+        model: with heads.
+        inputs: maps the number of a round to inputs, int64 ``[M, *event]``: a trajectory for each.
         check: is an answer right?
-        depth: supervision steps of the roll-outs.
+        config: of the heads.
+        depth: supervision steps of a trajectory.
         seed: of the draws, and of the order of the states.
-        temper: of the roll-outs; as they will be when the heads are used.
+        temper: of the trajectories.
     """
     optim = TorchOptim(
         {HEADS_ATTRIBUTE: getattr(model, HEADS_ATTRIBUTE)},
         OptimConfig(lr=config.lr, weight_decay=0.01, warmup=50, min_lr_ratio=0.05),
     )
-    svi = SVI(poutine.block(_observed(model), hide_fn=_not_of_the_heads), _nothing_latent, optim, Trace_ELBO())
+    svi = SVI(poutine.block(_observed(model), hide_fn=_is_not_of_heads), _no_latents, optim, Trace_ELBO())
     device = next(model.parameters()).device
     for number in range(config.rounds):
-        x = inputs(number).to(device)
-        start = (seed * 1_000_003 + number) % 2**62
-        states = gather(model, x, check, depth=depth, seed=start, temper=temper)
-        generator = torch.Generator().manual_seed(start)
+        round_seed = (seed * 1_000_003 + number) % 2**62
+        states = sample_states(model, inputs(number).to(device), check, depth=depth, seed=round_seed, temper=temper)
+        generator = torch.Generator().manual_seed(round_seed)
         order = torch.cat([torch.randperm(len(states.x), generator=generator) for _ in range(EPOCHS)]).to(device)
         losses = []
-        for at, chosen in enumerate(order.split(BATCH)):
-            optim.progress = (number + at * BATCH / len(order)) / config.rounds
-            few = LatentState(states.state.h[chosen], states.state.l[chosen])
-            with poutine.scale(scale=1 / len(chosen)), pyro.validation_enabled(False):
-                losses.append(svi.step(states.x[chosen], few, states.right[chosen], states.final[chosen]))
+        for update, index in enumerate(order.split(BATCH)):
+            optim.progress = (number + update * BATCH / len(order)) / config.rounds
+            state = LatentState(states.state.h[index], states.state.l[index])
+            with poutine.scale(scale=1 / len(index)), pyro.validation_enabled(False):
+                losses.append(svi.step(states.x[index], state, states.is_right[index], states.is_end_right[index]))
         yield sum(losses) / len(losses)
 
 
 def _observed(model: nn.Module) -> Callable[..., Any]:
-    def program(x: Tensor, state: LatentState, right: Tensor, final: Tensor) -> Any:
-        with poutine.condition(data={HALT: right.float(), VALUE: final.float()}):
+    """Return the program that decodes and judges given states, with the sites of the heads observed."""
+
+    def program(x: Tensor, state: LatentState, is_right: Tensor, is_end_right: Tensor) -> Any:
+        with poutine.condition(data={HALT: is_right.float(), VALUE: is_end_right.float()}):
             return model(x, None, state, steps=0)
 
     return program
 
 
-def _nothing_latent(*_: Any) -> None:
+def _no_latents(*_: Any) -> None:
     """The guide of a program in which everything is observed."""
 
 
-def _not_of_the_heads(site: dict[str, Any]) -> bool:
+def _is_not_of_heads(site: dict[str, Any]) -> bool:
     if site["type"] == "param":
         return f".{HEADS_ATTRIBUTE}." not in site["name"]
     return site["name"] not in (HALT, VALUE)

@@ -21,7 +21,7 @@ from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from pyro_gram.build import build
 from pyro_gram.checkpoint import load, save_model
 from pyro_gram.errors import InputError, UserError
-from pyro_gram.runs.heads import attach
+from pyro_gram.training.heads import attach_heads
 from tests.conftest import ROOT, small_config
 
 TEXTS = ["Cr", "C]", "CF"]  # three graphs of four vertices
@@ -64,7 +64,7 @@ def test_threads_get_the_answers_of_their_seeds(solver):
 def test_smc_requests_do_not_disturb_other_requests(solver):
     config = small_config(heads={"hidden": 16, "attention_heads": 2, "layers": 1})
     smc_solver = build(config)
-    attach(smc_solver.model, smc_solver.task, config)
+    attach_heads(smc_solver.model, smc_solver.task, config.heads, config.seed)
     expected = [answers(solver, seed) for seed in range(10)]
     smc_expected = [smc_answers(smc_solver, seed) for seed in range(10)]
     with ThreadPoolExecutor(4) as pool:

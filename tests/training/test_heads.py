@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pyro
 import pytest
 import torch
@@ -7,46 +5,52 @@ from pyro.infer import Predictive, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.elbo import BalancedELBO
-from pyro_gram.runs.heads import attach, check_heads, train_heads
 from pyro_gram.runs.measure import _head_metrics, sample_prior
 from pyro_gram.runs.run import open_run
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.system.distributed import SINGLE_PROCESS
-from pyro_gram.training.heads import EARLY, VerdictConfig, fit, gather
+from pyro_gram.training.heads import (
+    EARLY_STEPS,
+    HeadsConfig,
+    attach_heads,
+    check_heads,
+    fit_heads,
+    sample_states,
+    train_heads,
+)
 from tests.conftest import build_case, perturb_, small_config
 
-HEADS = VerdictConfig(hidden=16, attention_heads=2, layers=1, rounds=2, trajectories=16)
+HEADS = HeadsConfig(hidden=16, attention_heads=2, layers=1, rounds=2, trajectories=16)
 
 
-def give(case):
-    config = case.solver.config
-    attach(case.solver.model, case.solver.task, replace(config, parts={**config.parts, "heads": HEADS}))
+def attach(case):
+    attach_heads(case.solver.model, case.solver.task, HEADS, seed=0)
 
 
-def judged(**changes):
+def build_case_with_heads(**changes):
     """A small case whose model has heads, moved from where they start."""
     case = build_case(**changes)
-    give(case)
+    attach(case)
     perturb_(case.solver.model.heads, 0.3)
     return case
 
 
 def test_the_heads_are_sites_where_the_program_answers_and_only_there():
-    case = judged()
+    case = build_case_with_heads()
     model = case.solver.model
     free = pyro.poutine.trace(model).get_trace(case.x)
-    told = pyro.poutine.trace(model).get_trace(case.x, case.y)
+    with_answer = pyro.poutine.trace(model).get_trace(case.x, case.y)
     assert {"halt", "value"} <= set(free.nodes)
     assert free.nodes["halt"]["fn"].batch_shape == free.nodes["value"]["fn"].batch_shape == (5,)
-    assert not {"halt", "value"} & set(told.nodes)
+    assert not {"halt", "value"} & set(with_answer.nodes)
 
 
 def test_predictive_draws_the_sites_of_the_heads():
-    case = judged()
-    drawn = Predictive(case.solver.model, num_samples=7, parallel=True)(case.x, steps=2)
-    assert drawn["halt"].shape == drawn["value"].shape == (7, 5)
-    assert set(drawn["halt"].unique().tolist()) <= {0.0, 1.0}
+    case = build_case_with_heads()
+    draws = Predictive(case.solver.model, num_samples=7, parallel=True)(case.x, steps=2)
+    assert draws["halt"].shape == draws["value"].shape == (7, 5)
+    assert set(draws["halt"].unique().tolist()) <= {0.0, 1.0}
 
 
 @pytest.mark.parametrize("elbo", [BalancedELBO(), Trace_ELBO(), TraceMeanField_ELBO(), RenyiELBO(0.0, num_particles=3)])
@@ -59,12 +63,12 @@ def test_no_elbo_knows_of_the_heads(elbo):
         return float(elbo.loss(model, guide, case.x, case.y, steps=2))
 
     before = loss()
-    give(case)
+    attach(case)
     assert loss() == pytest.approx(before, rel=1e-6)
 
 
 def test_no_gradient_leaves_the_heads_for_the_core():
-    case = judged()
+    case = build_case_with_heads()
     model = case.solver.model
     trace = pyro.poutine.trace(model).get_trace(case.x)
     (trace.nodes["halt"]["fn"].logits.sum() + trace.nodes["value"]["fn"].mean.sum()).backward()
@@ -74,7 +78,7 @@ def test_no_gradient_leaves_the_heads_for_the_core():
 
 
 def test_no_steps_decode_a_state_as_it_is():
-    case = judged()
+    case = build_case_with_heads()
     model = case.solver.model
     end = pyro.poutine.trace(model).get_trace(case.x, steps=3)
     state = (end.nodes["h"]["value"], end.nodes["l"]["value"])
@@ -91,69 +95,77 @@ def check_first(x, tokens):
 
 
 def test_states_are_those_of_the_prior_and_say_what_became_of_them():
-    case = judged()
+    case = build_case_with_heads()
     model = case.solver.model
-    states = gather(model, case.x, check_first, depth=EARLY, seed=3)
-    rolled = rollout(model, case.x, num_samples=1, depth=EARLY, seed=3, history=True)
-    assert len(states.x) == EARLY * len(case.x)
-    right = check_first(case.x, rolled.history[:, 0])  # [depth, B]
-    assert torch.equal(states.right.view(EARLY, -1), right)
-    assert torch.equal(states.final.view(EARLY, -1), right[-1].expand(EARLY, -1))
-    assert torch.equal(states.x.view(EARLY, *case.x.shape)[1], case.x)
+    states = sample_states(model, case.x, check_first, depth=EARLY_STEPS, seed=3)
+    samples = rollout(model, case.x, num_samples=1, depth=EARLY_STEPS, seed=3, history=True)
+    assert len(states.x) == EARLY_STEPS * len(case.x)
+    right = check_first(case.x, samples.history[:, 0])  # [depth, B]
+    assert torch.equal(states.is_right.view(EARLY_STEPS, -1), right)
+    assert torch.equal(states.is_end_right.view(EARLY_STEPS, -1), right[-1].expand(EARLY_STEPS, -1))
+    assert torch.equal(states.x.view(EARLY_STEPS, *case.x.shape)[1], case.x)
 
 
-def test_the_check_is_asked_on_the_cpu():
+def test_the_check_runs_on_the_cpu():
     """Tasks compare with tensors of the CPU; a model may be elsewhere."""
-    case = judged()
-    asked = []
+    case = build_case_with_heads()
+    devices = []
 
     def check(x, tokens):
-        asked.append((x.device.type, tokens.device.type))
+        devices.append((x.device.type, tokens.device.type))
         return check_first(x, tokens)
 
-    gather(case.solver.model, case.x, check, depth=2, seed=0)
-    assert set(asked) == {("cpu", "cpu")}
+    sample_states(case.solver.model, case.x, check, depth=2, seed=0)
+    assert set(devices) == {("cpu", "cpu")}
 
 
-def test_of_late_steps_a_share_is_kept_and_the_callers_random_state_stays():
-    case = judged()
+def test_a_share_of_late_steps_is_sampled_and_no_random_state_changes():
+    case = build_case_with_heads()
     x = case.x.repeat(40, 1, 1)
     before = torch.get_rng_state()
-    states = gather(case.solver.model, x, check_first, depth=2 * EARLY, seed=3)
+    states = sample_states(case.solver.model, x, check_first, depth=2 * EARLY_STEPS, seed=3)
     assert torch.equal(before, torch.get_rng_state())
-    expected = len(x) * (EARLY + sum(EARLY / s for s in range(EARLY + 1, 2 * EARLY + 1)))
+    expected = len(x) * (EARLY_STEPS + sum(EARLY_STEPS / s for s in range(EARLY_STEPS + 1, 2 * EARLY_STEPS + 1)))
     assert len(states.x) == pytest.approx(expected, rel=0.1)
 
 
-def test_training_moves_the_heads_alone_and_they_learn_the_check():
-    case = judged()
+def test_training_changes_only_the_heads_and_they_learn_the_check():
+    case = build_case_with_heads()
     model = case.solver.model
     x = case.x.repeat(40, 1, 1)
     wide = TemperConfig(scale=30.0, transitions=100)  # so that answers differ
     core = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("heads.")}
     heads = {k: v.clone() for k, v in model.heads.state_dict().items()}
-    config = VerdictConfig(hidden=16, attention_heads=2, layers=1, rounds=25, lr=1e-2)
-    losses = list(fit(model, lambda _: x, check_first, config, depth=4, temper=wide))
+    config = HeadsConfig(hidden=16, attention_heads=2, layers=1, rounds=25, lr=1e-2)
+    losses = list(fit_heads(model, lambda _: x, check_first, config, depth=4, temper=wide))
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in core.items())
     assert any(not torch.equal(v, model.heads.state_dict()[k]) for k, v in heads.items())
     assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith("heads."))
     assert losses[-1] < losses[0]
-    states = gather(model, x, check_first, depth=4, seed=99, temper=wide)
-    assert 0.1 < states.right.double().mean() < 0.9
+    states = sample_states(model, x, check_first, depth=4, seed=99, temper=wide)
+    assert 0.1 < states.is_right.double().mean() < 0.9
     with torch.no_grad():
         trace = pyro.poutine.trace(model).get_trace(states.x, None, states.state, steps=0)
-    said = trace.nodes["halt"]["fn"].probs
-    assert said[states.right].mean() > said[~states.right].mean() + 0.25
+    p_right = trace.nodes["halt"]["fn"].probs
+    assert p_right[states.is_right].mean() > p_right[~states.is_right].mean() + 0.25
 
 
 def test_heads_are_the_same_under_the_same_seed():
-    found = []
+    states, losses = [], []
     for _ in range(2):
         pyro.set_rng_seed(0)
-        case = build_case(heads={"hidden": 16, "attention_heads": 2, "rounds": 2, "trajectories": 16})
-        train_heads(case.solver)
-        found.append(case.solver.model.heads.state_dict())
-    assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
+        case = build_case()
+        train_heads(
+            case.solver.model,
+            case.solver.task,
+            HEADS,
+            depth=2,
+            progress=lambda number, loss: losses.append((number, loss)),
+        )
+        states.append(case.solver.model.heads.state_dict())
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    assert losses[:2] == losses[2:]
+    assert [number for number, _ in losses[:2]] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +179,7 @@ def test_heads_are_the_same_under_the_same_seed():
 def test_heads_that_cannot_be_are_refused(changes, settings, message):
     solver = build_case(**changes).solver
     with pytest.raises(ConfigError, match=message):
-        check_heads(solver.model, solver.task, VerdictConfig(**{"hidden": 16, **settings}))
+        check_heads(solver.model, solver.task, HeadsConfig(**{"hidden": 16, **settings}))
 
 
 def test_a_program_without_a_place_for_heads_is_named():
@@ -176,18 +188,18 @@ def test_a_program_without_a_place_for_heads_is_named():
         check_heads(torch.nn.Linear(1, 1), solver.task, HEADS)
 
 
-@pytest.mark.parametrize("settings", [{"hidden": -1}, {"rounds": 0}, {"halt": 1.5}, {"lr": 0.0}, {"heads": 0}])
+@pytest.mark.parametrize("settings", [{"hidden": -1}, {"rounds": 0}, {"halt": 1.5}, {"lr": 0.0}, {"attention_heads": 0}])
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
-        VerdictConfig(**settings)
+        HeadsConfig(**settings)
 
 
-def test_versions_of_an_input_are_not_judged_as_inputs(tmp_path):
+def test_heads_are_measured_on_first_versions_of_inputs(tmp_path):
     """ARC: what the heads select is measured on plain inputs, as the vote is."""
     config = small_config(task_name="arc", heads={"hidden": 16, "attention_heads": 2, "rounds": 1, "trajectories": 8})
     run = open_run(config, tmp_path / "run", resume=False, data_dir=None, device=torch.device("cpu"))
     solver = run.averaged
-    train_heads(solver)
+    train_heads(solver.model, solver.task, config.heads, **config.head_settings)
     puzzles = run.solver.task.split("test")
     assert not puzzles.is_first_version.all()
     samples = sample_prior(solver, puzzles.inputs, num_samples=3)
