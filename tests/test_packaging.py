@@ -57,7 +57,7 @@ def test_the_wheel_holds_the_library_models_guides_and_types_and_nothing_else(wh
     files = set(zipfile.ZipFile(wheel).namelist())
     assert {"pyro_gram/py.typed", "pyro_gram/models/gram.py", "pyro_gram/guides/amortized.py"} <= files
     assert {"pyro_gram/diagnostics/digits.safetensors", "pyro_gram/diagnostics/digits.json"} <= files
-    assert {"pyro_gram/diagnostics/report.html.jinja", "pyro_gram/paper.toml"} <= files
+    assert {"pyro_gram/diagnostics/report.html.jinja", "pyro_gram/diagnostics/paper.toml"} <= files
     assert {f.partition("/")[0] for f in files} == {"pyro_gram", f"pyro_gram-{pyro_gram.__version__}.dist-info"}
     sources = {f"pyro_gram/{p.relative_to(ROOT / 'pyro_gram').as_posix()}" for p in (ROOT / "pyro_gram").rglob("*.py")}
     assert sources <= files
