@@ -70,8 +70,8 @@ def test_the_residual_guide_moves_with_the_prior():
 
 def test_without_an_inference_network_nothing_of_y_is_told():
     case = build_case(guide_name="prior")
-    found = terms(case.solver.model, case.solver.guide, case.x, case.y)
-    assert (found.kl == 0).all()
+    bound = terms(case.solver.model, case.solver.guide, case.x, case.y)
+    assert (bound.kl == 0).all()
     assert sum(p.numel() for p in case.solver.guide.parameters()) == 0
 
 
@@ -99,10 +99,10 @@ def test_the_rows_of_pairs_survive_a_checkpoint():
     guide = case.solver.guide
     guide.train()
     rows = guide.encode(case.x, case.y)
-    again = build_case(guide_name="mean_field", guide={"num_pairs": 6}).solver.guide
-    again.load_state_dict(guide.state_dict())
-    again.eval()
-    assert (again.encode(case.x, case.y) == rows).all()
+    copy = build_case(guide_name="mean_field", guide={"num_pairs": 6}).solver.guide
+    copy.load_state_dict(guide.state_dict())
+    copy.eval()
+    assert (copy.encode(case.x, case.y) == rows).all()
 
 
 REFUSED = [
@@ -155,11 +155,11 @@ def test_parts_that_do_not_belong_together_are_refused_when_they_are_built(names
 
 def test_a_guide_that_follows_a_prior_without_gradient_from_somewhere_on_still_has_a_bound():
     case = build_case(prior_name="mixture", guide={"guided_transitions": 4})
-    found = terms(case.solver.model, case.solver.guide, case.x, case.y, steps=3, truncated=False)
-    assert found.kl.shape == (6, 5)
-    assert (found.kl[4:] == 0).all()
-    assert (found.kl[:4] != 0).all()
-    assert torch.isfinite(found.elbo).all()
+    bound = terms(case.solver.model, case.solver.guide, case.x, case.y, steps=3, truncated=False)
+    assert bound.kl.shape == (6, 5)
+    assert (bound.kl[4:] == 0).all()
+    assert (bound.kl[:4] != 0).all()
+    assert torch.isfinite(bound.elbo).all()
 
 
 def test_free_parameters_follow_the_prior_where_nothing_is_charged():
@@ -167,6 +167,6 @@ def test_free_parameters_follow_the_prior_where_nothing_is_charged():
     guide = case.solver.guide
     assert (guide.first, guide.guided_transitions) == (1, 2)  # of T = 2, truncated
     guide.train()
-    found = terms(case.solver.model, guide, case.x, case.y, truncated=False)
-    assert (found.kl[0] == 0).all()
-    assert (found.kl[1] > 0).all()
+    bound = terms(case.solver.model, guide, case.x, case.y, truncated=False)
+    assert (bound.kl[0] == 0).all()
+    assert (bound.kl[1] > 0).all()

@@ -20,18 +20,18 @@ def draw(seed, spread):
     return loc, narrow, dist.Normal(other, scale)
 
 
-def said(loc, scale, prior):
+def kl_of(loc, scale, prior):
     return kl_divergence(dist.Normal(loc, scale), prior).sum((-1, -2))
 
 
 @pytest.mark.parametrize("budget", [0.01, 0.5, 4.0])
 def test_what_says_too_much_is_drawn_to_the_budget_and_what_does_not_is_left_alone(budget):
     loc, scale, prior = draw(0, 1.0)
-    limited = said(*limit_kl(loc, scale, prior, budget), prior)
-    assert (said(loc, scale, prior) > budget).all()
+    limited = kl_of(*limit_kl(loc, scale, prior, budget), prior)
+    assert (kl_of(loc, scale, prior) > budget).all()
     assert ((limited > 0.9 * budget) & (limited < 1.02 * budget)).all()  # close where the scales differ ...
     same = limit_kl(loc, prior.scale, prior, budget)
-    torch.testing.assert_close(said(*same, prior), torch.full((6,), budget))  # ... and exact where they do not
+    torch.testing.assert_close(kl_of(*same, prior), torch.full((6,), budget))  # ... and exact where they do not
     little = limit_kl(prior.loc + 1e-3, prior.scale, prior, budget)
     torch.testing.assert_close(little, (prior.loc + 1e-3, prior.scale))
 
@@ -39,10 +39,10 @@ def test_what_says_too_much_is_drawn_to_the_budget_and_what_does_not_is_left_alo
 @pytest.mark.parametrize("ratio", [0.02, 0.2, 3.0, 20.0])
 def test_the_budget_holds_where_every_scale_differs_the_same_way(ratio):
     """A guide is narrower than the prior in every channel at once: nothing cancels."""
-    zero, one = torch.zeros(2, 8, 128), torch.ones(2, 8, 128)
+    zero, ones = torch.zeros(2, 8, 128), torch.ones(2, 8, 128)
     for budget in (0.01, 0.5):
-        kept = said(*limit_kl(zero + 0.1, ratio * one, dist.Normal(zero, one), budget), dist.Normal(zero, one))
-        assert ((kept > 0.9 * budget) & (kept < 1.02 * budget)).all()
+        kl = kl_of(*limit_kl(zero + 0.1, ratio * ones, dist.Normal(zero, ones), budget), dist.Normal(zero, ones))
+        assert ((kl > 0.9 * budget) & (kl < 1.02 * budget)).all()
 
 
 def test_the_prior_is_not_trained_through_the_budget():
@@ -86,20 +86,20 @@ def test_a_guide_keeps_its_budget_at_every_transition(budget):
     case = build_case(guide={"max_kl": budget})
     with torch.no_grad():
         case.solver.guide.head.mlp.down.weight.normal_()
-    found = terms(case.solver.model, case.solver.guide, case.x, case.y, steps=3, truncated=False).kl
-    assert found.shape[0] >= 3
+    kl = terms(case.solver.model, case.solver.guide, case.x, case.y, steps=3, truncated=False).kl
+    assert kl.shape[0] >= 3
     if budget:
-        assert found.max() < 1.02 * budget
+        assert kl.max() < 1.02 * budget
     else:
-        assert found.min() > 1
+        assert kl.min() > 1
 
 
 def test_the_answers_code_stands_beside_the_last_positions_of_u():
     code, u = torch.randn(5, 2, 3), torch.randn(7, 5, 4, 6)
-    beside = align_answer(code, u)
-    assert beside.shape == (7, 5, 4, 3)
-    assert (beside[:, :, :2] == 0).all()
-    assert torch.equal(beside[:, :, 2:], code.expand(7, 5, 2, 3))
+    code_at_u = align_answer(code, u)
+    assert code_at_u.shape == (7, 5, 4, 3)
+    assert (code_at_u[:, :, :2] == 0).all()
+    assert torch.equal(code_at_u[:, :, 2:], code.expand(7, 5, 2, 3))
 
 
 def test_the_posterior_is_its_head_on_u_and_the_answer_side_by_side():
@@ -124,18 +124,18 @@ def test_the_budget_moves_along_one_path_by_one_share():
     new_loc, new_scale = limit_kl(loc, scale, prior, 0.5)
     share = (new_loc - prior.loc) / (loc - prior.loc)
     also = (new_scale / prior.scale).log() / (scale / prior.scale).log()
-    one = share.mean((-1, -2), keepdim=True)
-    assert ((one > 0) & (one < 1)).all()
-    assert one.std() > 1e-3  # each input has its own
-    torch.testing.assert_close(share, one.expand_as(share), atol=2e-3, rtol=2e-3)
-    torch.testing.assert_close(also, one.expand_as(also), atol=2e-3, rtol=2e-3)
+    mean_share = share.mean((-1, -2), keepdim=True)
+    assert ((mean_share > 0) & (mean_share < 1)).all()
+    assert mean_share.std() > 1e-3  # each input has its own
+    torch.testing.assert_close(share, mean_share.expand_as(share), atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(also, mean_share.expand_as(also), atol=2e-3, rtol=2e-3)
 
 
 def test_what_is_at_the_budget_is_left_alone():
     loc, scale, prior = draw(3, 1.0)
-    whole = said(loc, scale, prior)
-    kept = limit_kl(loc, scale, prior, 1.001 * whole.max().item())
-    torch.testing.assert_close(kept, (loc, scale))
+    kl = kl_of(loc, scale, prior)
+    limited = limit_kl(loc, scale, prior, 1.001 * kl.max().item())
+    torch.testing.assert_close(limited, (loc, scale))
 
 
 def test_the_budget_has_a_gradient_that_keeps_it():
@@ -143,7 +143,7 @@ def test_the_budget_has_a_gradient_that_keeps_it():
     loc, _, prior = draw(4, 1.0)
     factor = torch.tensor(1.0, requires_grad=True)
     moved = limit_kl(prior.loc + factor * (loc - prior.loc), prior.scale, prior, 0.5)
-    (gradient,) = torch.autograd.grad(said(*moved, prior).sum(), factor)
+    (gradient,) = torch.autograd.grad(kl_of(*moved, prior).sum(), factor)
     assert gradient.abs() < 1e-3
 
 
@@ -153,27 +153,27 @@ def test_the_two_pass_guide_is_the_one_pass_guide(settings):
     replay = build_case(guide_name="replay")
     model, guide = replay.solver.model, replay.solver.guide
     pyro.set_rng_seed(4)
-    two = poutine.trace(guide).get_trace(replay.x, replay.y, **settings)
+    replayed = poutine.trace(guide).get_trace(replay.x, replay.y, **settings)
     pyro.set_rng_seed(4)
-    one = poutine.trace(guide.inference).get_trace(replay.x, replay.y, **settings)
-    two.compute_log_prob()
-    one.compute_log_prob()
+    posterior = poutine.trace(guide.inference).get_trace(replay.x, replay.y, **settings)
+    replayed.compute_log_prob()
+    posterior.compute_log_prob()
     names = [f"eps_{t}" for t in range(2 * settings.get("steps", 1))]
-    assert [n for n in two.nodes if n.startswith("eps_")] == names
+    assert [n for n in replayed.nodes if n.startswith("eps_")] == names
     for t, name in enumerate(names):
-        torch.testing.assert_close(two.nodes[name]["value"], one.nodes[name]["value"])
+        torch.testing.assert_close(replayed.nodes[name]["value"], posterior.nodes[name]["value"])
         charged = settings.get("truncated") is False or t % 2 == 1
-        assert two.nodes[name]["scale"] == settings.get("beta", 1.0)
-        q = two.nodes[name]["fn"].log_prob(two.nodes[name]["value"])
-        torch.testing.assert_close(two.nodes[name]["log_prob"], settings.get("beta", 1.0) * charged * q)
-        assert two.nodes[name]["fn"].mean.requires_grad == charged
-        scope = two.nodes[name]["infer"]["_markov_scope"]
+        assert replayed.nodes[name]["scale"] == settings.get("beta", 1.0)
+        q = replayed.nodes[name]["fn"].log_prob(replayed.nodes[name]["value"])
+        torch.testing.assert_close(replayed.nodes[name]["log_prob"], settings.get("beta", 1.0) * charged * q)
+        assert replayed.nodes[name]["fn"].mean.requires_grad == charged
+        scope = replayed.nodes[name]["infer"]["_markov_scope"]
         assert {n for n in scope if n.startswith("eps_") and scope[n]} == ({f"eps_{t - 1}"} if t else set())
-    whole = poutine.trace(poutine.replay(model, two)).get_trace(replay.x, replay.y, **settings)
-    state = [n for n in two.nodes if n.startswith("guide.inference.")]
+    full = poutine.trace(poutine.replay(model, replayed)).get_trace(replay.x, replay.y, **settings)
+    state = [n for n in replayed.nodes if n.startswith("guide.inference.")]
     assert len(state) == len(list(guide.named_parameters()))
     for name in names:
-        assert torch.equal(whole.nodes[name]["value"], two.nodes[name]["value"])
+        assert torch.equal(full.nodes[name]["value"], replayed.nodes[name]["value"])
     with pytest.raises(ValueError, match="was called without y"):
         guide(replay.x, None)
 

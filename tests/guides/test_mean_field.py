@@ -43,9 +43,9 @@ def test_only_the_charged_transition_of_a_truncated_step_has_parameters():
     assert all(guide.posterior_at(t, u, rows, prior) is prior for t in (0, 1, 3))
     for q in (guide.posterior_at(2, u, rows, prior), guide.posterior(u, rows, prior)):
         torch.testing.assert_close(q.mean, guide.loc[rows, 0])
-    whole = build_case(**FREE, model={"transitions": 3, "truncated": False}).solver.guide
-    assert (whole.first, whole.guided_transitions) == (0, 3)
-    assert type(whole)(whole.Config(transitions=3), case.solver.task.spec, case.solver.model, 16).first == 0
+    full_guide = build_case(**FREE, model={"transitions": 3, "truncated": False}).solver.guide
+    assert (full_guide.first, full_guide.guided_transitions) == (0, 3)
+    assert type(full_guide)(full_guide.Config(transitions=3), case.solver.task.spec, case.solver.model, 16).first == 0
 
 
 def test_parameters_start_as_the_prior_of_nothing_known():
@@ -102,8 +102,8 @@ def test_a_name_depends_on_each_token_its_place_and_where_it_begins():
     assert (_key(tokens, 0) == names).all()
     assert (_key(tokens, 3) != names).all()
     assert (_key(tokens.flip(-1), 0) != names).any()
-    whole = torch.cat((tokens, tokens), -1)  # rows side by side are named by the sum of their parts' names
-    assert (_key(whole, 0) == names + _key(tokens, 6)).all()
+    doubled = torch.cat((tokens, tokens), -1)  # rows side by side are named by the sum of their parts' names
+    assert (_key(doubled, 0) == names + _key(tokens, 6)).all()
     assert _key(torch.zeros(2, 3, 6, dtype=torch.long), 0).shape == (2, 3)
     assert (_key(torch.zeros(1, 6, dtype=torch.long), 0) != 0).all()  # a token 0 counts
 

@@ -59,14 +59,14 @@ def test_bounds_and_gradients_are_what_they_are_at_once(names, monkeypatch, elbo
     truncated = build_case(model={"transitions": 3, "truncated": True}, **names)
     model, guide = truncated.solver.model, truncated.solver.guide
 
-    def found():
+    def loss_and_gradients():
         pyro.set_rng_seed(3)
         loss = elbo().differentiable_loss(model, guide, truncated.x, truncated.y)
         return loss, *torch.autograd.grad(loss, [*model.parameters(), *guide.parameters()], allow_unused=True)
 
-    later = found()
+    later = loss_and_gradients()
     monkeypatch.setattr(type(model.prior), "traits", PriorTraits())
-    for a, b in zip(later, found(), strict=True):
+    for a, b in zip(later, loss_and_gradients(), strict=True):
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b)
@@ -81,9 +81,9 @@ def test_it_is_the_distribution_that_it_defers():
     assert torch.equal(later.log_prob(value), at_once.log_prob(value))
     assert torch.equal(kl_divergence(other, later), kl_divergence(other, at_once))
     torch.manual_seed(0)
-    drawn = later()
+    value = later()
     torch.manual_seed(0)
-    assert torch.equal(drawn, at_once())
+    assert torch.equal(value, at_once())
     assert torch.equal(later.mean, at_once.mean)
     assert torch.equal(later.variance, at_once.variance)
     assert torch.equal(later.entropy(), at_once.entropy())

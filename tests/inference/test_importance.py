@@ -47,34 +47,34 @@ def far():
 
 
 def test_each_figure_of_a_draw_is_what_its_densities_say(far):
-    found = guide_draws(far.solver.model, far.solver.guide, far.x, far.y, steps=2, num_samples=6, seed=3)
+    draws = guide_draws(far.solver.model, far.solver.guide, far.x, far.y, steps=2, num_samples=6, seed=3)
     assert len(far.solver.guide.trace.nodes) == 0
     assert far.solver.guide._code is None  # neither keeps what was computed of y
     for name, expected in by_hand(far, 6, 2, 3).items():
-        torch.testing.assert_close(getattr(found, name), expected, atol=1e-3, rtol=1e-4, msg=name)
-    assert found.log_weight.dtype == torch.double
-    assert found.log_weight.shape == (6, 5)
-    assert found.kl.shape == found.guidance.shape == (4, 6, 5)
-    assert (found.kl > 0).all()
+        torch.testing.assert_close(getattr(draws, name), expected, atol=1e-3, rtol=1e-4, msg=name)
+    assert draws.log_weight.dtype == torch.double
+    assert draws.log_weight.shape == (6, 5)
+    assert draws.kl.shape == draws.guidance.shape == (4, 6, 5)
+    assert (draws.kl > 0).all()
 
 
 def test_draws_in_pieces_are_put_together_in_their_order(far):
     """Five inputs, two at once; and one input's draws, two at once."""
     model, guide = far.solver.model, far.solver.guide
-    found = guide_draws(model, guide, far.x, far.y, steps=1, num_samples=3, seed=8, max_traced=7)
+    draws = guide_draws(model, guide, far.x, far.y, steps=1, num_samples=3, seed=8, max_traced=7)
     for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
-        one = guide_draws(model, guide, far.x[part], far.y[part], steps=1, num_samples=3, seed=8 + chunk)
-        for name in vars(one):
+        single = guide_draws(model, guide, far.x[part], far.y[part], steps=1, num_samples=3, seed=8 + chunk)
+        for name in vars(single):
             at = (slice(None), slice(None), part) if name in ("kl", "guidance") else (slice(None), part)
-            torch.testing.assert_close(getattr(found, name)[at], getattr(one, name))
+            torch.testing.assert_close(getattr(draws, name)[at], getattr(single, name))
     many = guide_draws(model, guide, far.x[:1], far.y[:1], steps=1, num_samples=5, seed=8, max_traced=2)
     assert many.log_weight.shape == (5, 1)
     assert many.kl.shape == (2, 5, 1)
     for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
         size = part.stop - part.start
-        one = guide_draws(model, guide, far.x[:1], far.y[:1], steps=1, num_samples=size, seed=8 + chunk)
-        torch.testing.assert_close(many.log_weight[part], one.log_weight)
-        torch.testing.assert_close(many.kl[:, part], one.kl)
+        single = guide_draws(model, guide, far.x[:1], far.y[:1], steps=1, num_samples=size, seed=8 + chunk)
+        torch.testing.assert_close(many.log_weight[part], single.log_weight)
+        torch.testing.assert_close(many.kl[:, part], single.kl)
     both = guide_draws(model, guide, far.x[:2], far.y[:2], steps=1, num_samples=5, seed=8, max_traced=2)
     torch.testing.assert_close(both.log_weight[:, :1], many.log_weight)
     other = guide_draws(model, guide, far.x[1:2], far.y[1:2], steps=1, num_samples=5, seed=11, max_traced=2)
@@ -83,10 +83,10 @@ def test_draws_in_pieces_are_put_together_in_their_order(far):
 
 def test_the_callers_random_state_stays(far):
     before = torch.get_rng_state()
-    found = guide_draws(far.solver.model, far.solver.guide, far.x, far.y, steps=1, num_samples=2)
+    draws = guide_draws(far.solver.model, far.solver.guide, far.x, far.y, steps=1, num_samples=2)
     assert torch.equal(before, torch.get_rng_state())
-    again = guide_draws(far.solver.model, far.solver.guide, far.x, far.y, steps=1, num_samples=2, seed=0)
-    assert torch.equal(found.log_weight, again.log_weight)  # the default seed
+    repeat = guide_draws(far.solver.model, far.solver.guide, far.x, far.y, steps=1, num_samples=2, seed=0)
+    assert torch.equal(draws.log_weight, repeat.log_weight)  # the default seed
 
 
 def test_a_two_pass_guide_tells_the_same_draws():
@@ -94,9 +94,9 @@ def test_a_two_pass_guide_tells_the_same_draws():
     perturb_(replay.solver.guide, 0.3)
     two = guide_draws(replay.solver.model, replay.solver.guide, replay.x, replay.y, steps=2, num_samples=3, seed=2)
     inner = replay.solver.guide.inference
-    one = guide_draws(replay.solver.model, inner, replay.x, replay.y, steps=2, num_samples=3, seed=2)
-    for name in vars(one):
-        torch.testing.assert_close(getattr(two, name), getattr(one, name), atol=1e-4, rtol=1e-4, msg=name)
+    single = guide_draws(replay.solver.model, inner, replay.x, replay.y, steps=2, num_samples=3, seed=2)
+    for name in vars(single):
+        torch.testing.assert_close(getattr(two, name), getattr(single, name), atol=1e-4, rtol=1e-4, msg=name)
 
 
 def test_the_evidence_is_the_log_of_the_mean_weight():
@@ -127,9 +127,9 @@ def test_guidance_that_would_not_be_trained_is_refused_by_the_balanced_bound():
 
 def test_a_site_that_a_guide_answers_with_its_prior_costs_nothing():
     case = build_case(guide_name="prior")
-    found = guide_draws(case.solver.model, case.solver.guide, case.x, case.y, steps=2, num_samples=3, seed=5)
-    torch.testing.assert_close(found.log_weight, found.log_likelihood.double(), atol=1e-4, rtol=1e-5)
-    assert (found.kl == 0).all()
+    draws = guide_draws(case.solver.model, case.solver.guide, case.x, case.y, steps=2, num_samples=3, seed=5)
+    torch.testing.assert_close(draws.log_weight, draws.log_likelihood.double(), atol=1e-4, rtol=1e-5)
+    assert (draws.kl == 0).all()
     with poutine.trace() as trace, pyro.plate("trajectories", 3, dim=-2):
         case.solver.model(case.x, case.y)
     assert isinstance(trace.trace.nodes["eps_0"]["fn"].base_dist, dist.Normal)
@@ -137,14 +137,14 @@ def test_a_site_that_a_guide_answers_with_its_prior_costs_nothing():
 
 def test_bounds_in_pieces_are_put_together_in_their_order(far):
     model, guide = far.solver.model, far.solver.guide
-    whole = bounds(model, guide, far.x, far.y, 2, surrogate_steps=3, seed=7, max_traced=2)
-    assert whole.kl.shape == (4, 5)
+    joint = bounds(model, guide, far.x, far.y, 2, surrogate_steps=3, seed=7, max_traced=2)
+    assert joint.kl.shape == (4, 5)
     for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
-        one = bounds(model, guide, far.x[part], far.y[part], 2, surrogate_steps=3, seed=7 + chunk)
-        for name, value in vars(one).items():
+        single = bounds(model, guide, far.x[part], far.y[part], 2, surrogate_steps=3, seed=7 + chunk)
+        for name, value in vars(single).items():
             at = (slice(None), part) if name == "kl" else (part,)
-            torch.testing.assert_close(getattr(whole, name)[at], value, msg=name)
-    torch.testing.assert_close(whole.full, -whole.reconstruction - whole.kl.sum(0))
+            torch.testing.assert_close(getattr(joint, name)[at], value, msg=name)
+    torch.testing.assert_close(joint.full, -joint.reconstruction - joint.kl.sum(0))
     torch.manual_seed(7)
     state, by_step = None, []
     terms(model, guide, far.x[:2], far.y[:2], steps=2, truncated=False)
@@ -152,7 +152,7 @@ def test_bounds_in_pieces_are_put_together_in_their_order(far):
         step = terms(model, guide, far.x[:2], far.y[:2], state)
         state = step.state
         by_step.append(step.elbo)
-    torch.testing.assert_close(whole.surrogate[:2], torch.stack(by_step).mean(0))
+    torch.testing.assert_close(joint.surrogate[:2], torch.stack(by_step).mean(0))
     torch.testing.assert_close(
         bounds(model, guide, far.x, far.y, 2).surrogate,
         bounds(model, guide, far.x, far.y, 2, surrogate_steps=2, seed=0).surrogate,

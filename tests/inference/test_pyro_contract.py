@@ -66,8 +66,8 @@ def test_vectorized_importance_weights_of_pyro_are_right(case):
 def test_weighed_predictive_of_pyro_is_right(case, parallel):
     model, guide = case.solver.model, case.solver.guide
     with torch.no_grad():
-        found = WeighedPredictive(model, guide=guide, num_samples=2, parallel=parallel)(case.x, case.y)
-        samples = {k: v for k, v in found.samples.items() if k.startswith("eps_")}
+        weighed = WeighedPredictive(model, guide=guide, num_samples=2, parallel=parallel)(case.x, case.y)
+        samples = {k: v for k, v in weighed.samples.items() if k.startswith("eps_")}
         expected = []
         for i in range(2):
             fixed = {name: value[i] for name, value in samples.items()}
@@ -75,7 +75,7 @@ def test_weighed_predictive_of_pyro_is_right(case, parallel):
             with poutine.trace() as q, Answers(fixed):
                 guide(case.x, case.y)
             expected.append(p.log_prob_sum() - q.trace.log_prob_sum())
-    torch.testing.assert_close(found.log_weights.view(-1), torch.stack(expected))
+    torch.testing.assert_close(weighed.log_weights.view(-1), torch.stack(expected))
 
 
 class Answers(poutine.messenger.Messenger):
@@ -104,11 +104,11 @@ def test_a_trace_of_the_guide_holds_its_draws_and_nothing_observed(case):
 @pytest.mark.parametrize("parallel", [False, True])
 def test_predictive_with_a_guide_follows_it(case, parallel):
     model, guide = case.solver.model, case.solver.guide
-    drawn = Predictive(model, guide=guide, num_samples=3, parallel=parallel)(case.x, case.y)
-    assert torch.equal(drawn["y"], case.y.expand(3, -1, -1))
-    fixed = {name: drawn[name][1] for name in ("eps_0", "eps_1")}
-    again = poutine.trace(poutine.condition(model, fixed)).get_trace(case.x, case.y)
-    torch.testing.assert_close(again.nodes["h"]["value"], drawn["h"][1])
+    samples = Predictive(model, guide=guide, num_samples=3, parallel=parallel)(case.x, case.y)
+    assert torch.equal(samples["y"], case.y.expand(3, -1, -1))
+    fixed = {name: samples[name][1] for name in ("eps_0", "eps_1")}
+    replayed = poutine.trace(poutine.condition(model, fixed)).get_trace(case.x, case.y)
+    torch.testing.assert_close(replayed.nodes["h"]["value"], samples["h"][1])
 
 
 def test_predictive_with_a_guide_and_no_answer_names_the_way(case):
@@ -206,9 +206,9 @@ def loss_and_gradients(elbo, model, guide, arguments, validate):
     pyro.set_rng_seed(3)
     with pyro.validation_enabled(validate), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with poutine.trace(param_only=True) as seen:
+        with poutine.trace(param_only=True) as recorder:
             loss = float(elbo.loss_and_grads(model, guide, *arguments))
-    parameters = {name: site["value"].unconstrained() for name, site in seen.trace.nodes.items()}
+    parameters = {name: site["value"].unconstrained() for name, site in recorder.trace.nodes.items()}
     gradients = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
     for p in parameters.values():
         p.grad = None
@@ -217,7 +217,7 @@ def loss_and_gradients(elbo, model, guide, arguments, validate):
 
 def check_equal(model, guide, arguments, validate):
     guide(*arguments)  # its parameters are made at the first call
-    # Where Pyro's guides answer with points, its mean-field bound leaves out their log density: Trace_ELBO does not.
+    # Pyro's mean-field ELBO omits the log density of a Delta in the guide; Trace_ELBO does not.
     pyros = TraceMeanField_ELBO if isinstance(guide, Messenger) else Trace_ELBO
     theirs = loss_and_gradients(pyros(num_particles=2), model, guide, arguments, validate)
     for elbo in (BalancedELBO(0.8, num_particles=2), MeanFieldELBO(num_particles=2)):
@@ -228,44 +228,44 @@ def check_equal(model, guide, arguments, validate):
             torch.testing.assert_close(ours[1][name], gradient, msg=name)
 
 
-@pytest.mark.parametrize("validate", [True, False])
-@pytest.mark.parametrize("make", AUTOGUIDES.values(), ids=AUTOGUIDES)
-def test_the_balanced_bound_equals_pyros_on_every_autoguide(make, validate):
-    check_equal(program, make(program), (torch.tensor([0.3, -1.0, 2.0]),), validate)
+@pytest.mark.parametrize("name", AUTOGUIDES)
+def test_the_balanced_bound_equals_pyros_for_every_autoguide(name):
+    validate = list(AUTOGUIDES).index(name) % 2 == 0
+    check_equal(program, AUTOGUIDES[name](program), (torch.tensor([0.3, -1.0, 2.0]),), validate)
 
 
-@pytest.mark.parametrize("name", ["normal", "diagonal", "low rank", "delta", "structured", "gaussian"])
+@pytest.mark.parametrize("name", ["normal", "low rank", "delta"])
 def test_the_balanced_bound_of_gram_under_an_autoguide_is_pyros(case, name):
-    """Guidance that an autoguide answers is a point with an auxiliary draw behind it."""
+    """An autoguide's guidance is a Delta at an auxiliary draw."""
     model = case.solver.model
 
-    def whole(x, y):
+    def full_model(x, y):
         return model(x, y, truncated=False)
 
-    guide = AUTOGUIDES[name](whole)
-    check_equal(whole, guide, (case.x, case.y), validate=False)
+    guide = AUTOGUIDES[name](full_model)
+    check_equal(full_model, guide, (case.x, case.y), validate=False)
     elbo = BalancedELBO()
     pyro.set_rng_seed(5)
-    loss = float(elbo.loss(whole, guide, case.x, case.y))
+    loss = float(elbo.loss(full_model, guide, case.x, case.y))
     pyro.set_rng_seed(5)
-    assert loss == pytest.approx(Trace_ELBO().loss(whole, guide, case.x, case.y), rel=1e-5)
+    assert loss == pytest.approx(Trace_ELBO().loss(full_model, guide, case.x, case.y), rel=1e-5)
     assert elbo.terms.elbo.sum().item() == pytest.approx(-loss, rel=1e-5)
 
 
 # ---- conditions ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", [1, 8])
-def test_no_guidance_conditions_every_transition(case, steps):
-    """TRM is GRAM conditioned on eps = 0, however deep."""
+def test_no_guidance_conditions_every_transition(case):
+    """TRM is GRAM conditioned on eps = 0, at any depth."""
+    steps = 4
     model = case.solver.model
     trace = poutine.trace(NoGuidance()(model)).get_trace(case.x, steps=steps)
     guidance = [site for name, site in trace.nodes.items() if name.startswith("eps_")]
     assert len(guidance) == 2 * steps
     assert all(site["is_observed"] and (site["value"] == 0).all() for site in guidance)
     assert torch.equal(trace.nodes["h"]["value"], trace.nodes[f"u_{2 * steps - 1}"]["value"])
-    drawn = Predictive(NoGuidance()(model), num_samples=4, parallel=True)(case.x, steps=steps)
-    assert (drawn["eps_0"] == 0).all()
+    samples = Predictive(NoGuidance()(model), num_samples=4, parallel=True)(case.x, steps=steps)
+    assert (samples["eps_0"] == 0).all()
     zeros = {f"eps_{t}": torch.zeros(5, 4, 16) for t in range(2 * steps)}
     by_hand = poutine.trace(poutine.condition(model, zeros)).get_trace(case.x, steps=steps)
     torch.testing.assert_close(trace.nodes["h"]["value"], by_hand.nodes["h"]["value"])

@@ -65,13 +65,13 @@ def traces(model=model):
 
 def test_every_term_is_where_it_belongs():
     p, q = traces()
-    found = read_terms(p, q)
+    terms = read_terms(p, q)
     value = {n: q.nodes[n]["value"] for n in ("noise", "eps_0", "eps_1", "c")}
-    assert found.reconstruction.tolist() == pytest.approx((-dist.Normal(value["c"], 0.5).log_prob(LOC)).tolist())
+    assert terms.reconstruction.tolist() == pytest.approx((-dist.Normal(value["c"], 0.5).log_prob(LOC)).tolist())
     first = kl_divergence(dist.Normal(LOC, 0.5), dist.Normal(torch.zeros(B), 1.0))
     second = kl_divergence(dist.Normal(-LOC, 1.5), dist.Normal(value["eps_0"], 2.0))
     second[1] = 0  # masked
-    torch.testing.assert_close(found.kl, torch.stack((first, second)))  # eps_2 is charged nowhere
+    torch.testing.assert_close(terms.kl, torch.stack((first, second)))  # eps_2 is charged nowhere
     z = value["eps_0"] + value["eps_1"]
     others = (
         -value["noise"]  # log q of c, whose Delta has it
@@ -79,22 +79,22 @@ def test_every_term_is_where_it_belongs():
         - dist.Normal(value["c"], 1.0).log_prob(LOC)
         + dist.Normal(LOC, 0.1).log_prob(value["noise"])
     )
-    torch.testing.assert_close(found.others, others)
-    torch.testing.assert_close(found.elbo, -found.reconstruction - first - second - others)
-    torch.testing.assert_close(found.means, torch.stack((found.reconstruction.mean(), (first + second).mean())))
-    assert torch.equal(found.state.h, z)
-    assert torch.equal(found.state.l, -z)
-    assert found.halted is None
+    torch.testing.assert_close(terms.others, others)
+    torch.testing.assert_close(terms.elbo, -terms.reconstruction - first - second - others)
+    torch.testing.assert_close(terms.means, torch.stack((terms.reconstruction.mean(), (first + second).mean())))
+    assert torch.equal(terms.state.h, z)
+    assert torch.equal(terms.state.l, -z)
+    assert terms.halted is None
 
 
 def test_what_is_known_already_is_not_computed_again():
     p, q = traces()
     plain = read_terms(p, q)
     known = {"eps_1": torch.tensor([5.0, 6.0, 7.0], requires_grad=True)}
-    found = read_terms(p, q, known)
-    assert torch.equal(found.kl[1], torch.tensor([5.0, 6.0, 7.0]))
-    torch.testing.assert_close(found.kl[0], plain.kl[0])
-    assert not found.kl.requires_grad
+    terms = read_terms(p, q, known)
+    assert torch.equal(terms.kl[1], torch.tensor([5.0, 6.0, 7.0]))
+    torch.testing.assert_close(terms.kl[0], plain.kl[0])
+    assert not terms.kl.requires_grad
 
 
 def test_without_guidance_there_is_no_kl():
@@ -105,18 +105,18 @@ def test_without_guidance_there_is_no_kl():
             pyro.sample("y", dist.Normal(LOC, 1.0), obs=LOC)
 
     trace = poutine.trace(bare).get_trace()
-    found = read_terms(trace, poutine.trace(lambda: None).get_trace())
-    assert found.kl.shape == (0, B)
-    assert (found.others == 0).all()
-    torch.testing.assert_close(found.elbo, dist.Normal(0.0, 1.0).log_prob(torch.zeros(B)))
+    terms = read_terms(trace, poutine.trace(lambda: None).get_trace())
+    assert terms.kl.shape == (0, B)
+    assert (terms.others == 0).all()
+    torch.testing.assert_close(terms.elbo, dist.Normal(0.0, 1.0).log_prob(torch.zeros(B)))
 
 
 def test_halting_is_read_where_the_program_says_it():
     torch.manual_seed(1)
     plain = read_terms(*traces()).state.h
     torch.manual_seed(1)
-    found = read_terms(*traces(lambda: model(halted=True)))
-    assert found.halted.tolist() == (plain > 0).tolist()
+    terms = read_terms(*traces(lambda: model(halted=True)))
+    assert terms.halted.tolist() == (plain > 0).tolist()
 
 
 def test_which_sites_count():
@@ -197,9 +197,9 @@ NUMBERS = torch.arange(24.0).view(2, 4, 3)
     ],
 )
 def test_a_term_is_shared_out_by_its_plates_and_keeps_its_sum(around, term, of_y, shape, expected):
-    found = per_input("c", in_plates(**around), term, in_plates(**of_y), torch.Size(shape))
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(found.sum(), term.sum())
+    terms = per_input("c", in_plates(**around), term, in_plates(**of_y), torch.Size(shape))
+    torch.testing.assert_close(terms, expected)
+    torch.testing.assert_close(terms.sum(), term.sum())
 
 
 def test_which_sites_inputs_share():
@@ -216,7 +216,7 @@ def test_which_sites_inputs_share():
 
 def test_the_bound_of_given_terms():
     state = LatentState(torch.zeros(2), torch.zeros(2))
-    found = StepTerms(torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 4.0], [5.0, 6.0]]), state, None,
+    terms = StepTerms(torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 4.0], [5.0, 6.0]]), state, None,
                       torch.tensor([7.0, -8.0]), torch.zeros(2))  # fmt: skip
-    assert found.elbo.tolist() == [-1 - 3 - 5 - 7, -2 - 4 - 6 + 8]
-    assert found.means.tolist() == [1.5, 9.0]
+    assert terms.elbo.tolist() == [-1 - 3 - 5 - 7, -2 - 4 - 6 + 8]
+    assert terms.means.tolist() == [1.5, 9.0]

@@ -94,12 +94,12 @@ def test_renyi_elbo_is_a_bound_per_datum_not_on_the_joint_batch(case):
 def test_two_models_in_one_process_do_not_share_parameters():
     """pyro.module would hand the second model the parameters of the first, by name."""
     a, b = build_case(), build_case()
-    with poutine.trace(param_only=True) as seen:
+    with poutine.trace(param_only=True) as first:
         register_parameters("model", a.solver.model)
-    with poutine.trace(param_only=True) as again:
+    with poutine.trace(param_only=True) as second:
         register_parameters("model", b.solver.model)
-    for name, site in again.trace.nodes.items():
-        assert site["value"].unconstrained() is not seen.trace.nodes[name]["value"].unconstrained()
+    for name, site in second.trace.nodes.items():
+        assert site["value"].unconstrained() is not first.trace.nodes[name]["value"].unconstrained()
     assert len(pyro.get_param_store()) == 0
 
 

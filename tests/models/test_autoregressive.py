@@ -45,15 +45,15 @@ def test_the_density_is_the_product_of_each_token_given_those_before():
 
 def test_draws_follow_the_density_of_each_token():
     _, p = sequence()
-    drawn = p.sample((4000,))
-    assert drawn.shape == (4000, 5, 4)
-    assert drawn.dtype == torch.long
+    tokens = p.sample((4000,))
+    assert tokens.shape == (4000, 5, 4)
+    assert tokens.dtype == torch.long
     assert p.expand((2, 5)).sample((3,)).shape == (3, 2, 5, 4)
-    first = torch.nn.functional.one_hot(drawn[:, 4, 0], 3).float().mean(0)
+    first = torch.nn.functional.one_hot(tokens[:, 4, 0], 3).float().mean(0)
     torch.testing.assert_close(first, (TABLE[3, 0] * 1.5).softmax(-1), atol=0.03, rtol=0)
     for before in range(3):  # the second token, given the first
-        given = drawn[:, 0, 1][drawn[:, 0, 0] == before]
-        share = torch.bincount(given, minlength=3) / len(given)
+        following_tokens = tokens[:, 0, 1][tokens[:, 0, 0] == before]
+        share = torch.bincount(following_tokens, minlength=3) / len(following_tokens)
         torch.testing.assert_close(share, (TABLE[before, 1] * 0.5).softmax(-1), atol=0.06, rtol=0)
 
 
@@ -64,26 +64,26 @@ def test_logits_are_of_the_input_the_tokens_before_and_what_stands_beside(task):
     y = case.y
     length, classes, width = y.shape[-1], model.spec.output_classes, model.config.width
     e_x = model.encoder(case.x) if case.x is not None else model.zeros.expand(5, *model.zeros.shape)
-    found = model.logits(e_x, y[:, :-1])
-    assert found.shape == (5, length, classes)
+    logits = model.logits(e_x, y[:, :-1])
+    assert logits.shape == (5, length, classes)
     start = torch.full((5, 1), classes)
     s = model.answer(torch.cat((start, y[:, :-1]), -1)) * width**0.5
     if case.x is None:
         expected = model.decoder(model.f(s))
     else:
         expected = model.decoder(model.f(torch.cat((e_x, s + e_x[:, -length:]), -2))[:, -length:])
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(model.logits(e_x, y[:, :1]), found[:, :2], atol=1e-4, rtol=1e-4)  # none looks ahead
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(model.logits(e_x, y[:, :1]), logits[:, :2], atol=1e-4, rtol=1e-4)  # none looks ahead
 
 
 def test_an_answer_longer_than_its_input_stands_beside_the_last_positions():
     model = build_small(model_name="autoregressive").model
     long, short = torch.randn(2, 7, 16), torch.randn(2, 3, 16)
-    assert torch.equal(model._beside(long), long[:, -4:])
-    beside = model._beside(short)
-    assert beside.shape == (2, 4, 16)
-    assert (beside[:, 0] == 0).all()
-    assert torch.equal(beside[:, 1:], short)
+    assert torch.equal(model._input_at_answer(long), long[:, -4:])
+    at_answer = model._input_at_answer(short)
+    assert at_answer.shape == (2, 4, 16)
+    assert (at_answer[:, 0] == 0).all()
+    assert torch.equal(at_answer[:, 1:], short)
 
 
 def test_only_attention_keeps_what_follows_from_what_is_before():

@@ -60,10 +60,10 @@ def test_the_autoregressive_density_sums_to_one_and_draws_follow_it():
     with torch.no_grad():
         p = y_site(model, x.expand(81, *x.shape[1:]), answers())["fn"].log_prob(answers()).exp()
     assert p.sum().item() == pytest.approx(1, abs=1e-5)
-    rolled = rollout(model, x, num_samples=4000, depth=1)
-    torch.testing.assert_close(frequencies(rolled.tokens), p, atol=0.03, rtol=0)
-    drawn = rolled.tokens[:50, 0]
-    torch.testing.assert_close(rolled.score[:50, 0], p[number_of(drawn)].log(), atol=1e-4, rtol=1e-4)
+    samples = rollout(model, x, num_samples=4000, depth=1)
+    torch.testing.assert_close(frequencies(samples.tokens), p, atol=0.03, rtol=0)
+    first_tokens = samples.tokens[:50, 0]
+    torch.testing.assert_close(samples.score[:50, 0], p[number_of(first_tokens)].log(), atol=1e-4, rtol=1e-4)
 
 
 def test_its_log_likelihood_needs_no_monte_carlo():
@@ -73,8 +73,8 @@ def test_its_log_likelihood_needs_no_monte_carlo():
     case = of("autoregressive")
     model = case.solver.model
     exact = terms(model, case.solver.guide, case.x, case.y).elbo
-    few = prior_log_likelihood(model, case.x, case.y, depth=1, num_samples=2)
-    torch.testing.assert_close(few, exact, atol=1e-4, rtol=1e-4)
+    estimate = prior_log_likelihood(model, case.x, case.y, depth=1, num_samples=2)
+    torch.testing.assert_close(estimate, exact, atol=1e-4, rtol=1e-4)
 
 
 # ---- diffusion ---------------------------------------------------------------------------------------------------
@@ -107,18 +107,18 @@ def test_d3pms_backward_step_is_bayes_rule_over_its_transition_matrices(kind):
     case = of("d3pm", model={"kind": kind, "diffusion_steps": 6})
     model = case.solver.model
     classes = len(model.stationary)
-    kept = model.kept
+    alpha_bar = model.alpha_bar
     for t in (1, 2, 4, 6):
-        alpha = kept[t] / kept[t - 1]
-        one = alpha * torch.eye(classes) + (1 - alpha) * model.stationary  # q(y_t | y_{t-1}), rows to columns
-        until = kept[t - 1] * torch.eye(classes) + (1 - kept[t - 1]) * model.stationary
+        alpha = alpha_bar[t] / alpha_bar[t - 1]
+        transition = alpha * torch.eye(classes) + (1 - alpha) * model.stationary  # q(y_t | y_{t-1}), rows to columns
+        until = alpha_bar[t - 1] * torch.eye(classes) + (1 - alpha_bar[t - 1]) * model.stationary
         for clean, corrupted in itertools.product(range(3), range(classes)):
-            joint = until[clean] * one[:, corrupted]
+            joint = until[clean] * transition[:, corrupted]
             if joint.sum() < 1e-6:
                 continue
             hot = torch.nn.functional.one_hot(torch.tensor([clean]), classes).float()
-            found = model._backward(hot, torch.tensor([corrupted]), torch.tensor(t))
-            torch.testing.assert_close(found[0], joint / joint.sum(), atol=1e-5, rtol=1e-4)
+            loss = model._reverse(hot, torch.tensor([corrupted]), torch.tensor(t))
+            torch.testing.assert_close(loss[0], joint / joint.sum(), atol=1e-5, rtol=1e-4)
 
 
 def test_mdlm_of_a_network_that_knows_nothing_is_the_entropy_of_its_guesses():
@@ -134,24 +134,24 @@ def test_mdlm_of_a_network_that_knows_nothing_is_the_entropy_of_its_guesses():
     model.denoiser = Fixed()
     y = torch.tensor([[0, 1, 2]]).expand(20_000, 3)  # of any length: the network does not look
     with torch.no_grad():
-        found = model.loss(torch.zeros(20_000, 3, 16), y).mean()
+        loss = model.loss(torch.zeros(20_000, 3, 16), y).mean()
     expected = -Categorical(logits=logits).log_prob(torch.tensor([0, 1, 2])).sum()
-    assert found.item() == pytest.approx(expected.item(), rel=0.05)
+    assert loss.item() == pytest.approx(expected.item(), rel=0.05)
 
 
 @pytest.mark.parametrize(("steps", "least", "most"), [(64, 0.9, 1.0), (0, 0.2, 0.6)])
-def test_mdlm_uncovers_about_one_token_a_step_where_steps_are_many_more_than_tokens(steps, least, most):
+def test_mdlm_uncovers_about_one_token_a_step_where_steps_are_many_more_than_tokens(steps, low, high):
     """The share of tokens that are uncovered alone, and so with all that is before them in sight."""
     case = of("mdlm", model={"sampling_steps": steps})
     model = case.solver.model
     left = []
-    model.denoiser.register_forward_pre_hook(lambda _, given: left.append((given[1] == model.mask).sum(-1)))
+    model.denoiser.register_forward_pre_hook(lambda _, inputs: left.append((inputs[1] == model.mask).sum(-1)))
     rollout(model, case.x, num_samples=200, depth=1)
     assert len(left) == (steps or 4)
     uncovered = -torch.stack([*left, torch.zeros_like(left[0])]).diff(dim=0)
     assert (uncovered.sum(0) == 4).all()
-    alone = (uncovered == 1).sum() / uncovered.sum()
-    assert least < alone < most
+    single_share = (uncovered == 1).sum() / uncovered.sum()
+    assert low < single_share < high
 
 
 def test_plates_tell_a_draw_without_site_its_batch_shape():
@@ -178,7 +178,7 @@ def test_hrms_gradient_is_that_of_the_last_two_steps_alone():
     model = case.solver.model
     trace = poutine.trace(model).get_trace(case.x, case.y)
     trace.nodes["y"]["fn"].log_prob(case.y).sum().backward()
-    found = model.core.f_L[0].channels.down.weight.grad.clone()
+    loss = model.core.f_L[0].channels.down.weight.grad.clone()
     model.zero_grad()
     e_x = model.encoder(case.x)
     with torch.no_grad():
@@ -190,7 +190,7 @@ def test_hrms_gradient_is_that_of_the_last_two_steps_alone():
             l = model.core.f_L(l + h + e_x)
     l = model.core.f_L(l + (h + e_x))
     model.likelihood(model.core.f_H(h + l)).log_prob(case.y).sum().backward()
-    torch.testing.assert_close(found, model.core.f_L[0].channels.down.weight.grad)
+    torch.testing.assert_close(loss, model.core.f_L[0].channels.down.weight.grad)
 
 
 def test_trm_has_one_network_and_gradient_through_its_last_transition():
@@ -226,8 +226,8 @@ def test_halting_is_an_observed_site_outside_of_every_reported_bound(name, outpu
     threshold = logits[:, 1] if outputs > 1 else 0
     assert (trace.nodes["halted"]["value"] == (logits[:, 0] > threshold)).all()
     assert trace.nodes["halt"]["scale"] == 0.5 * 4
-    found = terms(model, case.solver.guide, case.x, case.y)
-    torch.testing.assert_close(found.elbo, trace.nodes["y"]["fn"].log_prob(case.y))
+    loss = terms(model, case.solver.guide, case.x, case.y)
+    torch.testing.assert_close(loss.elbo, trace.nodes["y"]["fn"].log_prob(case.y))
     assert "halt" not in poutine.trace(model).get_trace(case.x).nodes
 
 
@@ -236,8 +236,8 @@ def test_hrm_learns_the_value_of_going_on_from_its_next_step():
     model = case.solver.model
     trace = poutine.trace(model).get_trace(case.x, case.y)
     with torch.no_grad():
-        following = poutine.trace(model).get_trace(case.x, None, _state(trace)).nodes["h"]["value"]
-        target = model.halting(following[:, 0]).amax(-1).sigmoid()
+        next_h = poutine.trace(model).get_trace(case.x, None, _state(trace)).nodes["h"]["value"]
+        target = model.halting(next_h[:, 0]).amax(-1).sigmoid()
         q = model.halting(trace.nodes["h"]["value"][:, 0])[:, 1].sigmoid()
     expected = target * q.log() + (1 - target) * (1 - q).log()
     torch.testing.assert_close(trace.nodes["go_on"]["fn"].log_factor, expected, atol=1e-5, rtol=1e-5)
@@ -257,16 +257,16 @@ def test_the_two_naive_stochastic_trms_are_stochastic_where_they_say():
     )
     for case in (sampled, random):
         case.solver.model.load_state_dict(plain.solver.model.state_dict())
-    rolled = {n: rollout(c.solver.model, plain.x, num_samples=200, depth=2) for n, c in
+    samples = {n: rollout(c.solver.model, plain.x, num_samples=200, depth=2) for n, c in
               (("plain", plain), ("sampled", sampled), ("random", random))}  # fmt: skip
-    assert (rolled["plain"].tokens == rolled["plain"].tokens[:1]).all()
-    assert (rolled["sampled"].tokens != rolled["sampled"].tokens[:1]).any()
+    assert (samples["plain"].tokens == samples["plain"].tokens[:1]).all()
+    assert (samples["sampled"].tokens != samples["sampled"].tokens[:1]).any()
     starts = poutine.trace(random.solver.model).get_trace(plain.x).nodes
     assert starts["z0_h"]["value"].shape == (5, 4, 16)
     assert not torch.equal(starts["z0_h"]["value"][0], starts["z0_h"]["value"][1])
     # A drawn answer follows the likelihood of the state that every trajectory ends in.
     p = poutine.trace(plain.solver.model).get_trace(plain.x, None, steps=2).nodes["y"]["fn"].base_dist.probs
-    share = torch.nn.functional.one_hot(rolled["sampled"].tokens, 3).double().mean(0)
+    share = torch.nn.functional.one_hot(samples["sampled"].tokens, 3).double().mean(0)
     torch.testing.assert_close(share, p.double(), atol=0.12, rtol=0)
 
 
@@ -275,13 +275,13 @@ def test_a_vae_draws_once_and_its_kl_is_to_a_standard_normal():
 
     case = of("vae")
     torch.manual_seed(0)
-    found = terms(case.solver.model, case.solver.guide, case.x, case.y, steps=5)
-    assert found.kl.shape == (1, 5)
+    loss = terms(case.solver.model, case.solver.guide, case.x, case.y, steps=5)
+    assert loss.kl.shape == (1, 5)
     guide, model = case.solver.guide, case.solver.model
     with torch.no_grad():
         q = guide.posterior(model.f(model.encoder(case.x)), guide.encode(case.x, case.y), None)
         standard = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(5, 4, 16), 1.0), 2)
-    torch.testing.assert_close(found.kl[0], kl_divergence(q, standard))
+    torch.testing.assert_close(loss.kl[0], kl_divergence(q, standard))
 
 
 def test_direct_prediction_knows_its_density():

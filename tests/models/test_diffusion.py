@@ -41,7 +41,7 @@ def at_times(monkeypatch, module, times):
     monkeypatch.setattr(module, "stratified_times", lambda shape, device: times.expand(shape))
 
 
-def chosen(log_p, tokens):
+def log_prob_of(log_p, tokens):
     return log_p.gather(-1, tokens[..., None]).squeeze(-1)
 
 
@@ -55,8 +55,8 @@ def test_times_are_evenly_spread_shuffled_and_drawn_anew():
     ordered = times.flatten().sort().values
     torch.testing.assert_close(ordered.diff(), torch.full((99,), 0.01), atol=1e-6, rtol=0)
     assert not torch.equal(ordered, times.flatten())
-    again = stratified_times(torch.Size((4, 25)), torch.device("cpu")).flatten().sort().values
-    assert not torch.allclose(ordered, again)
+    repeat = stratified_times(torch.Size((4, 25)), torch.device("cpu")).flatten().sort().values
+    assert not torch.allclose(ordered, repeat)
     assert stratified_times(torch.Size(()), torch.device("cpu")).shape == ()
     single = torch.stack([stratified_times(torch.Size((1,)), torch.device("cpu"))[0] for _ in range(400)])
     assert abs(single.mean() - 0.5) < 0.05
@@ -76,7 +76,7 @@ def test_mdlms_loss_is_the_cross_entropy_of_masked_tokens_over_their_time():
     assert masked.any()
     assert not masked.all()
     logits = model.denoiser(None, tokens, time)
-    expected = -(chosen(logits.log_softmax(-1), y) * masked).sum(-1) / time
+    expected = -(log_prob_of(logits.log_softmax(-1), y) * masked).sum(-1) / time
     torch.testing.assert_close(loss, expected)
 
 
@@ -85,8 +85,8 @@ def test_a_token_is_masked_with_the_probability_of_its_time(monkeypatch, time):
     case, model = noted("mdlm")
     at_times(monkeypatch, mdlm, torch.tensor(time))
     model.loss(torch.zeros(5, 800, 4, 16), case.y[:, None].expand(5, 800, 4))
-    ((tokens, told),) = model.denoiser.calls
-    assert told.unique().item() == pytest.approx(max(time, MIN_TIME))
+    ((tokens, times),) = model.denoiser.calls
+    assert times.unique().item() == pytest.approx(max(time, MIN_TIME))
     assert (tokens == MASK).float().mean().item() == pytest.approx(time, abs=0.02)
 
 
@@ -102,7 +102,7 @@ def test_a_draw_of_mdlm_uncovers_an_even_share_of_its_tokens_at_each_step(settin
         uncovered = (before == MASK) & (after != MASK)
         assert torch.equal(before[before != MASK], after[before != MASK])  # what is uncovered stays
         log_q = model.denoiser(None, before, time).log_softmax(-1)
-        expected = expected + (chosen(log_q, after.clamp(max=2)) * uncovered).sum(-1)
+        expected = expected + (log_prob_of(log_q, after.clamp(max=2)) * uncovered).sum(-1)
     assert (tokens != MASK).all()
     torch.testing.assert_close(log_p, expected)
 
@@ -124,12 +124,12 @@ def test_a_diffusion_program_holds_a_factor_in_training_and_a_draw_otherwise(nam
     loss = model.loss(model.encoder(case.x), case.y)
     torch.testing.assert_close(trace.nodes["y"]["fn"].log_factor, -loss)
     with pyro.plate("trajectories", 7, dim=-2):
-        drawn = poutine.trace(model).get_trace(case.x).nodes["y"]
-    assert drawn["value"].shape == (7, 5, 4)
-    assert drawn["fn"].event_shape == (4,)
-    assert drawn["infer"]["draw_answer"]
-    assert (drawn["fn"].log_prob(drawn["value"]) < 0).all()
-    assert (drawn["value"] != drawn["value"][0]).any()  # each trajectory draws its own
+        site = poutine.trace(model).get_trace(case.x).nodes["y"]
+    assert site["value"].shape == (7, 5, 4)
+    assert site["fn"].event_shape == (4,)
+    assert site["infer"]["draw_answer"]
+    assert (site["fn"].log_prob(site["value"]) < 0).all()
+    assert (site["value"] != site["value"][0]).any()  # each trajectory draws its own
 
 
 @pytest.mark.parametrize(("name", "timed"), [("mdlm", False), ("d3pm", True)])
@@ -158,11 +158,11 @@ def until(kind, T, t):
     """q(y_t | y_0), rows to columns, over all states."""
     states = 3 if kind == "uniform" else 4
     m = torch.full((3,), 1 / 3) if kind == "uniform" else torch.tensor([0.0, 0.0, 0.0, 1.0])
-    kept = schedule(kind, T)[t]
-    return kept * torch.eye(states) + (1 - kept) * m
+    clean_share = schedule(kind, T)[t]
+    return clean_share * torch.eye(states) + (1 - clean_share) * m
 
 
-def once(kind, T, t):
+def transition(kind, T, t):
     """q(y_t | y_{t-1})."""
     states = 3 if kind == "uniform" else 4
     m = torch.full((3,), 1 / 3) if kind == "uniform" else torch.tensor([0.0, 0.0, 0.0, 1.0])
@@ -172,18 +172,18 @@ def once(kind, T, t):
 
 def before(kind, T, t, clean, corrupted):
     """p(y_{t-1} | y_t) where y_0 has the probabilities ``clean``."""
-    joint = (clean @ until(kind, T, t - 1)) * once(kind, T, t)[:, corrupted]
+    joint = (clean @ until(kind, T, t - 1)) * transition(kind, T, t)[:, corrupted]
     return joint / joint.sum()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_d3pms_schedule_and_stationary_distribution_are_the_papers(kind):
     _, model = noted("d3pm", kind=kind, diffusion_steps=6)
-    torch.testing.assert_close(model.kept, torch.tensor(schedule(kind, 6)), atol=1e-6, rtol=0)
+    torch.testing.assert_close(model.alpha_bar, torch.tensor(schedule(kind, 6)), atol=1e-6, rtol=0)
     expected = [1 / 3] * 3 if kind == "uniform" else [0.0, 0.0, 0.0, 1.0]
     torch.testing.assert_close(model.stationary, torch.tensor(expected))
-    assert model.kept[-1] == 0  # exactly: nothing of y is left
-    assert not {"kept", "stationary", "floor"} & set(model.state_dict())  # they follow from the config
+    assert model.alpha_bar[-1] == 0  # exactly: nothing of y is left
+    assert not {"alpha_bar", "stationary", "floor"} & set(model.state_dict())  # they follow from the config
     assert (model.floor[:3] > 0).all()
     assert (model.floor[3:] == 0).all()  # an answer is never the mask
 
@@ -209,9 +209,9 @@ def test_d3pms_loss_is_t_times_the_kl_of_one_backward_step(monkeypatch, kind, sh
             p = before(kind, T, t, guess[i, j, k], corrupted[i, j, k])
             total += (q * ((q + 1e-30).log() - (p + 1e-30).log())).sum().item()
         assert loss[i, j].item() == pytest.approx(T * total, abs=2e-4, rel=1e-3)
-    kept = (corrupted == y).float().mean().item()
+    clean_share = (corrupted == y).float().mean().item()
     expected = schedule(kind, T)[t] + (1 - schedule(kind, T)[t]) * (1 / 3 if kind == "uniform" else 0)
-    assert kept == pytest.approx(expected, abs=0.05)
+    assert clean_share == pytest.approx(expected, abs=0.05)
 
 
 def test_d3pms_auxiliary_loss_is_the_cross_entropy_of_the_clean_answer_and_trains_alone(monkeypatch):
@@ -222,7 +222,7 @@ def test_d3pms_auxiliary_loss_is_the_cross_entropy_of_the_clean_answer_and_train
     model.denoiser.calls.clear()
     factor = poutine.trace(model).get_trace(case.x, case.y).nodes["auxiliary"]["fn"].log_factor
     ((tokens, time),) = model.denoiser.calls
-    log_p = chosen(model.denoiser(None, tokens, time).log_softmax(-1), case.y)
+    log_p = log_prob_of(model.denoiser(None, tokens, time).log_softmax(-1), case.y)
     torch.testing.assert_close(factor, 0.25 * log_p.sum(-1))
 
 
@@ -240,8 +240,8 @@ def test_a_draw_of_d3pm_goes_back_through_every_time(kind):
         share = torch.bincount(calls[0][0].flatten(), minlength=3) / 1600
         torch.testing.assert_close(share, torch.full((3,), 1 / 3), atol=0.05, rtol=0)
     expected = torch.zeros(12)
-    following = [*(t for t, _ in calls[1:]), tokens]
-    for t, (now, time), new in zip(range(T, 0, -1), calls, following, strict=True):
+    next_tokens = [*(t for t, _ in calls[1:]), tokens]
+    for t, (now, time), new in zip(range(T, 0, -1), calls, next_tokens, strict=True):
         guess = model.denoiser(None, now, time).softmax(-1)
         if kind == "absorbing":
             guess = torch.nn.functional.pad(guess, (0, 1))
@@ -254,5 +254,5 @@ def test_a_draw_of_d3pm_goes_back_through_every_time(kind):
     guess = model.denoiser(None, now, time).softmax(-1)
     guess = torch.nn.functional.pad(guess, (0, 1)) if kind == "absorbing" else guess
     mean = torch.stack([before(kind, T, T, guess[i, 0], now[i, 0]) for i in range(400)]).mean(0)
-    share = torch.bincount(following[0][:, 0], minlength=len(mean)) / 400
+    share = torch.bincount(next_tokens[0][:, 0], minlength=len(mean)) / 400
     torch.testing.assert_close(share, mean, atol=0.1, rtol=0)

@@ -29,16 +29,16 @@ def test_the_full_trajectory_is_the_same_program_made_longer(case):
     model = case.solver.model
     with torch.no_grad():
         pyro.set_rng_seed(1)
-        whole = poutine.trace(model).get_trace(case.x, case.y, steps=3)
+        full = poutine.trace(model).get_trace(case.x, case.y, steps=3)
         pyro.set_rng_seed(1)
         state, pieces = None, []
         for _ in range(3):
             piece = poutine.trace(model).get_trace(case.x, case.y, state)
             state = LatentState(piece.nodes["h"]["value"], piece.nodes["l"]["value"])
             pieces.append(piece)
-    assert sum(n.startswith("eps_") for n in whole.nodes) == 6
-    torch.testing.assert_close(whole.nodes["h"]["value"], state.h)
-    torch.testing.assert_close(whole.nodes["eps_5"]["value"], pieces[2].nodes["eps_1"]["value"])
+    assert sum(n.startswith("eps_") for n in full.nodes) == 6
+    torch.testing.assert_close(full.nodes["h"]["value"], state.h)
+    torch.testing.assert_close(full.nodes["eps_5"]["value"], pieces[2].nodes["eps_1"]["value"])
 
 
 def test_a_transition_depends_on_the_one_before_it_and_on_no_earlier_one(case):
@@ -69,8 +69,8 @@ def test_the_empty_condition_gives_p_of_x():
     trace = poutine.trace(solver.model).get_trace(None, y)
     assert trace.nodes["y"]["fn"].batch_shape == (7,)
     assert (solver.model.encode(None, torch.Size([7])) == 0).all()
-    drawn = Predictive(solver.model, num_samples=6)(None)
-    assert drawn["y"].shape[0] == 6
+    samples = Predictive(solver.model, num_samples=6)(None)
+    assert samples["y"].shape[0] == 6
 
 
 def test_truncation_lets_no_gradient_reach_the_first_transitions_and_leaves_their_kl_out():
@@ -79,10 +79,10 @@ def test_truncation_lets_no_gradient_reach_the_first_transitions_and_leaves_thei
     assert [trace.nodes[f"u_{t}"]["value"].requires_grad for t in range(3)] == [False, False, True]
     trace.compute_log_prob()
     assert [bool(trace.nodes[f"eps_{t}"]["log_prob_sum"] != 0) for t in range(3)] == [False, False, True]
-    whole = poutine.trace(case.solver.model).get_trace(case.x, case.y, truncated=False)
-    whole.compute_log_prob()
-    assert all(whole.nodes[f"u_{t}"]["value"].requires_grad for t in range(3))
-    assert all(bool(whole.nodes[f"eps_{t}"]["log_prob_sum"] != 0) for t in range(3))
+    full = poutine.trace(case.solver.model).get_trace(case.x, case.y, truncated=False)
+    full.compute_log_prob()
+    assert all(full.nodes[f"u_{t}"]["value"].requires_grad for t in range(3))
+    assert all(bool(full.nodes[f"eps_{t}"]["log_prob_sum"] != 0) for t in range(3))
 
 
 def test_beta_scales_the_guidance_and_nothing_else(case):
@@ -118,9 +118,9 @@ def test_z0_is_a_buffer_saved_with_the_weights_and_never_resampled(case):
 
 @pytest.mark.parametrize("parallel", [False, True])
 def test_predictive_draws_answers(case, parallel):
-    drawn = Predictive(case.solver.model, num_samples=3, parallel=parallel)(case.x)
-    assert drawn["y"].shape == (3, 5, 4)
-    assert drawn["eps_0"].shape == (3, 5, 4, 16)
+    samples = Predictive(case.solver.model, num_samples=3, parallel=parallel)(case.x)
+    assert samples["y"].shape == (3, 5, 4)
+    assert samples["eps_0"].shape == (3, 5, 4, 16)
 
 
 def test_render_model_shows_the_program(case):
@@ -193,17 +193,17 @@ def test_the_latent_trajectory_by_itself_is_one_supervision_step_from_site_0_at_
 def test_heads_judge_an_answer_that_is_not_given_without_gradient_into_the_state():
     case = build_case()
     model = case.solver.model
-    seen = []
+    calls = []
 
     class Heads(torch.nn.Module):
         def forward(self, h, e_x, probabilities):
-            seen.append((h, e_x, probabilities))
+            calls.append((h, e_x, probabilities))
             return h.mean((-1, -2)), e_x.mean((-1, -2))
 
     model.heads = Heads()
     assert not {"halt", "value"} & set(poutine.trace(model).get_trace(case.x, case.y).nodes)
     trace = poutine.trace(model).get_trace(case.x)
-    ((h, e_x, probabilities),) = seen
+    ((h, e_x, probabilities),) = calls
     assert not any(t.requires_grad for t in (h, e_x, probabilities))
     torch.testing.assert_close(h, trace.nodes["h"]["value"].detach())
     torch.testing.assert_close(e_x, model.encoder(case.x).detach())

@@ -173,9 +173,9 @@ def test_a_low_rank_gaussian_widens_and_draws_with_gradient():
     value = torch.randn(3, 5, L, D)
     torch.testing.assert_close(wide.log_prob(value), p.log_prob(value))
     assert torch.equal(p.mean, p.loc)
-    drawn = p.rsample((7,))
-    assert drawn.shape == (7, 5, L, D)
-    drawn.sum().backward()
+    samples = p.rsample((7,))
+    assert samples.shape == (7, 5, L, D)
+    samples.sum().backward()
     assert prior.directions.down.weight.grad.any()
     assert p.has_rsample
     assert p.support.event_dim == 2
@@ -187,8 +187,8 @@ def test_a_mixture_chooses_one_component_for_all_positions():
     prior = prior_of("mixture", components=2, initial_scale=0.01)
     with torch.no_grad():
         prior.offset[0], prior.offset[1] = -50.0, 50.0
-    drawn = prior(torch.randn(300, L, D)).sample()
-    high = drawn > 0
+    samples = prior(torch.randn(300, L, D)).sample()
+    high = samples > 0
     assert (high.all((-1, -2)) | ~high.any((-1, -2))).all()
     assert 0.05 < high[:, 0, 0].float().mean() < 0.95
 
@@ -206,8 +206,8 @@ def test_a_low_rank_gaussian_has_the_density_and_kl_of_its_dense_covariance():
     torch.testing.assert_close(kl_divergence(q, p), kl_divergence(q_dense, dense), rtol=1e-3, atol=1e-3)
     value = q.sample()
     torch.testing.assert_close(p.log_prob(value), dense.log_prob(value.flatten(-2)), rtol=1e-3, atol=1e-3)
-    drawn = p.expand((20_000, 5)).sample()[:, 0].flatten(-2)
-    torch.testing.assert_close(drawn.T.cov(), dense.covariance_matrix[0], rtol=0.2, atol=0.05)
+    samples = p.expand((20_000, 5)).sample()[:, 0].flatten(-2)
+    torch.testing.assert_close(samples.T.cov(), dense.covariance_matrix[0], rtol=0.2, atol=0.05)
 
 
 def test_a_flow_starts_as_its_gaussian_and_keeps_a_density_when_warm():
@@ -220,8 +220,8 @@ def test_a_flow_starts_as_its_gaussian_and_keeps_a_density_when_warm():
     torch.testing.assert_close(prior(u).log_prob(eps), plain.log_prob(eps[..., order]), rtol=1e-4, atol=1e-4)
     # Warm: the density at a draw is the base's, less the log of how much the map stretches there.
     perturb_(prior, 0.3)
-    one = u[0, :1]
-    p = prior(one)
+    single = u[0, :1]
+    p = prior(single)
     base = p.base_dist.base_dist if hasattr(p, "reinterpreted_batch_ndims") else p.base_dist
     z = base.sample()
 
@@ -252,8 +252,8 @@ def test_a_flow_is_two_couplings_with_a_permutation_between_them():
     stretched = first.log_abs_det_jacobian(base, before) + second.log_abs_det_jacobian(middle, value)
     expected = plain.log_prob(base) - stretched.sum(-1)
     torch.testing.assert_close(prior(u).log_prob(value), expected, atol=1e-3, rtol=1e-4)
-    kept = (first(base) == base).all((0, 1))
-    assert kept.tolist() == [True] * (D // 2) + [False] * (D // 2)
+    fixed = (first(base) == base).all((0, 1))
+    assert fixed.tolist() == [True] * (D // 2) + [False] * (D // 2)
 
 
 def test_codes_are_embedded_by_weights_of_unit_norm_and_no_bias():
@@ -276,10 +276,10 @@ def codes(temperature=0.0, grad=True):
 
 def test_codes_are_one_hot_draws_of_their_categoricals():
     _, p = codes(grad=False)
-    drawn = p.expand((4000, 5)).sample().unflatten(-1, (2, 4))
-    assert (drawn.sum(-1) == 1).all()
-    assert ((drawn == 0) | (drawn == 1)).all()
-    torch.testing.assert_close(drawn.mean(0), p.logits.exp(), rtol=0.1, atol=0.04)
+    samples = p.expand((4000, 5)).sample().unflatten(-1, (2, 4))
+    assert (samples.sum(-1) == 1).all()
+    assert ((samples == 0) | (samples == 1)).all()
+    torch.testing.assert_close(samples.mean(0), p.logits.exp(), rtol=0.1, atol=0.04)
     torch.testing.assert_close(p.log_prob(p.mode), p.logits.amax(-1).sum((-1, -2)))
 
 
@@ -294,9 +294,9 @@ def test_the_kl_of_codes_is_that_of_their_categoricals():
 def test_straight_through_draws_are_hard_and_have_the_gradient_of_the_probabilities():
     logits, p = codes()
     weights = torch.randn(5, L, 8)
-    drawn = p.rsample()
-    torch.testing.assert_close(drawn, drawn.round(), atol=1e-6, rtol=0)
-    (gradient,) = torch.autograd.grad((drawn * weights).sum(), logits, retain_graph=True)
+    samples = p.rsample()
+    torch.testing.assert_close(samples, samples.round(), atol=1e-6, rtol=0)
+    (gradient,) = torch.autograd.grad((samples * weights).sum(), logits, retain_graph=True)
     (expected,) = torch.autograd.grad((logits.softmax(-1).flatten(-2) * weights).sum(), logits)
     torch.testing.assert_close(gradient, expected)
 
@@ -386,9 +386,9 @@ def test_gaussian_families_know_their_start_and_what_residual_means():
         (NormalFamily(2.0), 2.0),
         (prior_of("standard", scale=3.0).traits.family, 3),
     ):
-        loc, found = family.head(2 * D, 16, D, 0.25)(features)
+        loc, sigma = family.head(2 * D, 16, D, 0.25)(features)
         assert (loc == 0).all()
-        torch.testing.assert_close(found, torch.full((5, L, D), float(scale)))
+        torch.testing.assert_close(sigma, torch.full((5, L, D), float(scale)))
     prior, loc, scale = diagonal(), torch.randn(5, L, D), torch.rand(5, L, D) + 0.1
     moved = NORMAL.residual(prior, loc, scale)
     torch.testing.assert_close(moved.mean, prior.mean + loc)

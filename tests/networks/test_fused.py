@@ -13,15 +13,15 @@ D = 16
 
 def both(monkeypatch, module, x):
     """Value, and gradients by x and the parameters, as they are and in the plain form."""
-    found = []
+    values = []
     for plain in (False, True):
         if plain:
             monkeypatch.setattr(layers, "on_cpu", lambda *_: False)
-        given = x.clone().requires_grad_()
-        y = module(given)
+        leaf = x.clone().requires_grad_()
+        y = module(leaf)
         weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
-        found.append((y, *torch.autograd.grad((weights * y).sum(), [given, *module.parameters()])))
-    return found
+        values.append((y, *torch.autograd.grad((weights * y).sum(), [leaf, *module.parameters()])))
+    return values
 
 
 @pytest.mark.parametrize("length", [1, 5, 9])
@@ -41,11 +41,11 @@ def test_attention_is_that_of_the_definition():
     q, k, v = layer.qkv(x).view(3, L, 3, heads, size).permute(2, 0, 3, 1, 4)
     angle = torch.arange(L)[:, None] * 10_000.0 ** (-torch.arange(0, size, 2) / size)
 
-    def turned(z):
+    def rotate(z):
         a, b = z.chunk(2, -1)
         return torch.cat((a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()), -1)
 
-    weights = (turned(q) @ turned(k).transpose(-1, -2) * size**-0.5).softmax(-1)
+    weights = (rotate(q) @ rotate(k).transpose(-1, -2) * size**-0.5).softmax(-1)
     expected = layer.out((weights @ v).transpose(1, 2).reshape(3, L, D))
     torch.testing.assert_close(layer(x), expected, rtol=1e-6, atol=1e-6)
 
@@ -81,8 +81,8 @@ def test_functional_transforms_take_the_plain_form():
     stack = make_stack("attention", 1, 5, D, 2, 12)
     x = torch.randn(3, 2, 5, D)
     torch.testing.assert_close(torch.vmap(stack)(x), stack(x), rtol=1e-4, atol=1e-5)
-    given = x.clone().requires_grad_()
-    (grad,) = torch.autograd.grad(stack(given).sin().sum(), given)
+    leaf = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(stack(leaf).sin().sum(), leaf)
     torch.testing.assert_close(torch.func.grad(lambda x: stack(x).sin().sum())(x), grad, rtol=1e-3, atol=1e-4)
 
 
@@ -90,9 +90,9 @@ def test_a_batch_of_none_and_a_whole_stack_in_half_precision_run():
     stack = make_stack("attention", 1, 5, D, 2, 12)
     x = torch.randn(2, 5, D)
     y = stack(x)
-    given = x[:0].requires_grad_()
-    stack(given).sum().backward()
-    assert given.grad.shape == (0, 5, D)
+    leaf = x[:0].requires_grad_()
+    stack(leaf).sum().backward()
+    assert leaf.grad.shape == (0, 5, D)
     assert (stack.bfloat16()(x.bfloat16()) - y).abs().max() < 0.1
 
 

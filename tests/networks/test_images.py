@@ -95,8 +95,8 @@ def test_encoder_takes_answers_shared_by_several_samples():
     module, pixels = encoder(), pixels_of((8, 12), 3)
     shared = pixels.expand(5, 3, -1)  # not contiguous: as particles of the same data are
     torch.testing.assert_close(module(shared), module(pixels).expand(5, -1, -1, -1))
-    turned = pixels_of((8, 12), 4, 3).transpose(0, 1)
-    torch.testing.assert_close(module(turned), module(turned.contiguous()))
+    transposed = pixels_of((8, 12), 4, 3).transpose(0, 1)
+    torch.testing.assert_close(module(transposed), module(transposed.contiguous()))
 
 
 @pytest.mark.parametrize("module", [encoder(), decoder()], ids=["encoder", "decoder"])
@@ -128,9 +128,9 @@ def test_position_i_of_the_encoder_holds_the_pixels_of_patch_i(image, patch):
 
 @pytest.mark.parametrize(("image", "patch"), SHAPES)
 def test_the_decoder_puts_patch_i_where_the_encoder_took_it_from(image, patch):
-    there, back = passing_through(encoder(image, patch), patch), passing_through(decoder(image, patch), patch)
+    encode, decode = passing_through(encoder(image, patch), patch), passing_through(decoder(image, patch), patch)
     pixels = pixels_of(image, 4)
-    assert torch.equal(back(there(pixels))[..., 0], 2.0 * pixels - 1)
+    assert torch.equal(decode(encode(pixels))[..., 0], 2.0 * pixels - 1)
 
 
 @pytest.mark.parametrize(("image", "patch"), [((16, 16), 4), ((12, 16), 2)])
