@@ -25,14 +25,14 @@ class StudentTPriorConfig(GaussianPriorConfig):
     """The Gaussian prior's config, and the tails.
 
     Attributes:
-        freedom: degrees of freedom, above 2 for a finite variance.
+        degrees_of_freedom: degrees of freedom, above 2 for a finite variance.
     """
 
-    freedom: float = 4.0
+    degrees_of_freedom: float = 4.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, freedom=(2 + 1e-6, 1e6))
+        check_range(self, degrees_of_freedom=(2 + 1e-6, 1e6))
 
 
 @PRIORS.register("student_t")
@@ -43,11 +43,11 @@ class StudentTPrior(nn.Module):
 
     def __init__(self, config: StudentTPriorConfig, width: int) -> None:
         super().__init__()
-        self.freedom = config.freedom
+        self.degrees_of_freedom = config.degrees_of_freedom
         self.head = GaussianHead(width, config.hidden, width, config.initial_scale)
 
     def forward(self, u: Tensor) -> dist.TorchDistribution:
-        return dist.StudentT(self.freedom, *self.head(u)).to_event(2)
+        return dist.StudentT(self.degrees_of_freedom, *self.head(u)).to_event(2)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the baselines compute, against brute force where an answer is small enough to enumerate."""
+"""The baselines against brute force, with answers small enough to enumerate."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ from tests.conftest import build_case
 TINY = {"vertices": 4, "train": 20, "validation": 4, "test": 4}  # 81 answers
 
 
-def of(name, **changes):
+def build_tiny(name, **changes):
     case = build_case(model_name=name, task={**TINY, "edge_probability": 0.5}, **changes)
     case.solver.model.eval()
     case.solver.guide.eval()
@@ -43,7 +43,7 @@ def y_site(model, x, y):
 # ---- autoregressive ----------------------------------------------------------------------------------------------
 
 
-def test_a_prefix_language_model_sees_its_prefix_and_what_is_before():
+def test_a_prefix_language_model_attends_to_its_prefix_and_earlier_positions():
     layer = RotaryAttention(6, 8, 2, prefix=2)
     x = torch.randn(1, 6, 8)
     for changed, unmoved in ((5, 5), (3, 3), (1, 0)):
@@ -55,7 +55,7 @@ def test_a_prefix_language_model_sees_its_prefix_and_what_is_before():
 
 
 def test_the_autoregressive_density_sums_to_one_and_draws_follow_it():
-    case = of("autoregressive")
+    case = build_tiny("autoregressive")
     model, x = case.solver.model, case.x[:1]
     with torch.no_grad():
         p = y_site(model, x.expand(81, *x.shape[1:]), answers())["fn"].log_prob(answers()).exp()
@@ -70,7 +70,7 @@ def test_its_log_likelihood_needs_no_monte_carlo():
     from pyro_gram.diagnostics.bounds import terms
     from pyro_gram.diagnostics.likelihood import prior_log_likelihood
 
-    case = of("autoregressive")
+    case = build_tiny("autoregressive")
     model = case.solver.model
     exact = terms(model, case.solver.guide, case.x, case.y).elbo
     estimate = prior_log_likelihood(model, case.x, case.y, depth=1, num_samples=2)
@@ -84,18 +84,18 @@ def test_its_log_likelihood_needs_no_monte_carlo():
     ("name", "settings"),
     [
         ("mdlm", {}),
-        ("d3pm", {"kind": "absorbing", "diffusion_steps": 8}),
-        ("d3pm", {"kind": "uniform", "diffusion_steps": 8}),
+        ("d3pm", {"kind": "absorbing", "diffusion_steps": 4}),
+        ("d3pm", {"kind": "uniform", "diffusion_steps": 4}),
     ],
 )
-def test_a_diffusion_bound_is_below_the_log_probability_of_what_it_draws(name, settings):
-    case = of(name, model=settings)
+def test_a_diffusion_bound_is_below_the_log_probability_of_draws(name, settings):
+    case = build_tiny(name, model=settings)
     model, x = case.solver.model, case.x[:1]
-    p = frequencies(rollout(model, x, num_samples=6000, depth=1).tokens)
-    many = 800
+    p = frequencies(rollout(model, x, num_samples=3000, depth=1).tokens)
+    num_draws = 300
     with torch.no_grad():
-        y = answers()[:, None].expand(81, many, 4)
-        bound = -model.loss(model.encoder(x).expand(81, many, -1, -1), y).mean(1)
+        y = answers()[:, None].expand(81, num_draws, 4)
+        bound = -model.loss(model.encoder(x).expand(81, num_draws, -1, -1), y).mean(1)
     likely = p.topk(5).indices
     assert (bound[likely] < p[likely].log() + 0.3).all()
     assert bound.exp().sum() < 1.1  # a bound on a distribution
@@ -104,7 +104,7 @@ def test_a_diffusion_bound_is_below_the_log_probability_of_what_it_draws(name, s
 
 @pytest.mark.parametrize("kind", ["absorbing", "uniform"])
 def test_d3pms_backward_step_is_bayes_rule_over_its_transition_matrices(kind):
-    case = of("d3pm", model={"kind": kind, "diffusion_steps": 6})
+    case = build_tiny("d3pm", model={"kind": kind, "diffusion_steps": 6})
     model = case.solver.model
     classes = len(model.stationary)
     alpha_bar = model.alpha_bar
@@ -121,9 +121,9 @@ def test_d3pms_backward_step_is_bayes_rule_over_its_transition_matrices(kind):
             torch.testing.assert_close(loss[0], joint / joint.sum(), atol=1e-5, rtol=1e-4)
 
 
-def test_mdlm_of_a_network_that_knows_nothing_is_the_entropy_of_its_guesses():
-    """With logits that never change, the bound is tight: each token costs its own cross-entropy, whenever uncovered."""
-    case = of("mdlm")
+def test_mdlms_bound_is_tight_for_a_network_with_constant_logits():
+    """Each token then costs its own cross-entropy, whenever it is revealed."""
+    case = build_tiny("mdlm")
     model = case.solver.model
     logits = torch.randn(3, 3)
 
@@ -132,29 +132,29 @@ def test_mdlm_of_a_network_that_knows_nothing_is_the_entropy_of_its_guesses():
             return logits.expand(*tokens.shape, 3)
 
     model.denoiser = Fixed()
-    y = torch.tensor([[0, 1, 2]]).expand(20_000, 3)  # of any length: the network does not look
+    y = torch.tensor([[0, 1, 2]]).expand(20_000, 3)
     with torch.no_grad():
         loss = model.loss(torch.zeros(20_000, 3, 16), y).mean()
     expected = -Categorical(logits=logits).log_prob(torch.tensor([0, 1, 2])).sum()
     assert loss.item() == pytest.approx(expected.item(), rel=0.05)
 
 
-@pytest.mark.parametrize(("steps", "least", "most"), [(64, 0.9, 1.0), (0, 0.2, 0.6)])
-def test_mdlm_uncovers_about_one_token_a_step_where_steps_are_many_more_than_tokens(steps, low, high):
-    """The share of tokens that are uncovered alone, and so with all that is before them in sight."""
-    case = of("mdlm", model={"sampling_steps": steps})
+@pytest.mark.parametrize(("steps", "low", "high"), [(64, 0.9, 1.0), (0, 0.2, 0.6)])
+def test_mdlm_reveals_about_one_token_a_step_if_there_are_many_more_steps_than_tokens(steps, low, high):
+    """The share of tokens that are the only one revealed at their step."""
+    case = build_tiny("mdlm", model={"sampling_steps": steps})
     model = case.solver.model
     left = []
     model.denoiser.register_forward_pre_hook(lambda _, inputs: left.append((inputs[1] == model.mask).sum(-1)))
     rollout(model, case.x, num_samples=200, depth=1)
     assert len(left) == (steps or 4)
-    uncovered = -torch.stack([*left, torch.zeros_like(left[0])]).diff(dim=0)
-    assert (uncovered.sum(0) == 4).all()
-    single_share = (uncovered == 1).sum() / uncovered.sum()
+    revealed = -torch.stack([*left, torch.zeros_like(left[0])]).diff(dim=0)
+    assert (revealed.sum(0) == 4).all()
+    single_share = (revealed == 1).sum() / revealed.sum()
     assert low < single_share < high
 
 
-def test_plates_tell_a_draw_without_site_its_batch_shape():
+def test_plate_shape_is_that_of_the_plates_around():
     assert plate_shape() == ()
     with pyro.plate("a", 3, dim=-1), pyro.plate("b", 5, dim=-3):
         assert plate_shape() == (5, 1, 3)
@@ -162,7 +162,7 @@ def test_plates_tell_a_draw_without_site_its_batch_shape():
 
 def test_trajectories_of_a_drawn_answer_differ_and_those_of_a_mode_do_not():
     for name, differ in (("mdlm", True), ("autoregressive", True), ("direct", False), ("vae", True)):
-        tokens = rollout(of(name).solver.model, of(name).x, num_samples=50, depth=1).tokens
+        tokens = rollout(build_tiny(name).solver.model, build_tiny(name).x, num_samples=50, depth=1).tokens
         assert bool((tokens != tokens[:1]).any()) == differ, name
 
 
@@ -174,7 +174,7 @@ def gradients(model, names):
 
 
 def test_hrms_gradient_is_that_of_the_last_two_steps_alone():
-    case = of("hrm", model={"transitions": 2, "low_steps": 3})
+    case = build_tiny("hrm", model={"transitions": 2, "low_steps": 3})
     model = case.solver.model
     trace = poutine.trace(model).get_trace(case.x, case.y)
     trace.nodes["y"]["fn"].log_prob(case.y).sum().backward()
@@ -194,7 +194,7 @@ def test_hrms_gradient_is_that_of_the_last_two_steps_alone():
 
 
 def test_trm_has_one_network_and_gradient_through_its_last_transition():
-    case = of("trm", model={"transitions": 2})
+    case = build_tiny("trm", model={"transitions": 2})
     model = case.solver.model
     assert sum(name.startswith("core.") for name in model.state_dict()) == len(model.core.f.state_dict())
     trace = poutine.trace(model).get_trace(case.x, case.y)
@@ -202,7 +202,7 @@ def test_trm_has_one_network_and_gradient_through_its_last_transition():
 
 
 def test_the_looped_transformer_has_gradient_through_every_loop_and_one_network():
-    case = of("looped", model={"transitions": 3, "low_steps": 1, "truncated": False})
+    case = build_tiny("looped", model={"transitions": 3, "low_steps": 1, "truncated": False})
     trace = poutine.trace(case.solver.model).get_trace(case.x, case.y)
     assert all(trace.nodes[f"u_{t}"]["value"].requires_grad for t in range(3))
     e_x = case.solver.model.encoder(case.x)
@@ -216,7 +216,7 @@ def test_the_looped_transformer_has_gradient_through_every_loop_and_one_network(
 def test_halting_is_an_observed_site_outside_of_every_reported_bound(name, outputs):
     from pyro_gram.diagnostics.bounds import terms
 
-    case = of(name)
+    case = build_tiny(name)
     model = case.solver.model
     trace = poutine.trace(model).get_trace(case.x, case.y)
     logits = model.halting(trace.nodes["h"]["value"][:, 0])
@@ -232,7 +232,7 @@ def test_halting_is_an_observed_site_outside_of_every_reported_bound(name, outpu
 
 
 def test_hrm_learns_the_value_of_going_on_from_its_next_step():
-    case = of("hrm")
+    case = build_tiny("hrm")
     model = case.solver.model
     trace = poutine.trace(model).get_trace(case.x, case.y)
     with torch.no_grad():
@@ -251,9 +251,9 @@ def _state(trace):
 
 def test_the_two_naive_stochastic_trms_are_stochastic_where_they_say():
     plain, sampled, random = (
-        of("trm"),
-        of("trm", model={"decoding": "sampled"}),
-        of("trm", model={"initial_state": "random"}),
+        build_tiny("trm"),
+        build_tiny("trm", model={"decoding": "sampled"}),
+        build_tiny("trm", model={"initial_state": "random"}),
     )
     for case in (sampled, random):
         case.solver.model.load_state_dict(plain.solver.model.state_dict())
@@ -273,7 +273,7 @@ def test_the_two_naive_stochastic_trms_are_stochastic_where_they_say():
 def test_a_vae_draws_once_and_its_kl_is_to_a_standard_normal():
     from pyro_gram.diagnostics.bounds import terms
 
-    case = of("vae")
+    case = build_tiny("vae")
     torch.manual_seed(0)
     loss = terms(case.solver.model, case.solver.guide, case.x, case.y, steps=5)
     assert loss.kl.shape == (1, 5)
@@ -285,7 +285,7 @@ def test_a_vae_draws_once_and_its_kl_is_to_a_standard_normal():
 
 
 def test_direct_prediction_knows_its_density():
-    case = of("direct")
+    case = build_tiny("direct")
     model, x = case.solver.model, case.x[:1]
     with torch.no_grad():
         logits = model.decoder(model.f(model.encoder(x)))
