@@ -132,10 +132,12 @@ class FixedGuidance(Messenger):
 
 
 class NoGuidance(FixedGuidance):
-    """Condition a program on eps_t = 0 in every transition, which turns GRAM into TRM::
+    """Condition a program on eps_t = 0 in every transition, which turns GRAM into TRM.
 
-    deterministic = NoGuidance()(model)
-    Predictive(deterministic, num_samples=2, parallel=True)(x, steps=8)["y"]
+    An example::
+
+        deterministic = NoGuidance()(model)
+        Predictive(deterministic, num_samples=2, parallel=True)(x, steps=8)["y"]
     """
 
     def value(self, prior: Any) -> torch.Tensor:
