@@ -28,7 +28,7 @@ myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "at
 myst_heading_anchors = 3
 nb_execution_mode = "auto"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_timeout = 600  # a busy machine takes longer; all tutorials together need some 80 seconds of one core
 nb_merge_streams = True
 # A figure stands for itself; the text form of a Matplotlib object says nothing.
 nb_execution_show_tb = True
