@@ -5,6 +5,11 @@ import pkgutil
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+from docutils.nodes import SkipNode
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -20,7 +25,7 @@ author = "the pyro_gram authors"
 copyright = "the pyro_gram authors, Apache-2.0"
 release = version = pyro_gram.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "parts/*.py", "**/.ipynb_checkpoints"]
 suppress_warnings = ["config.cache"]
 
@@ -41,6 +46,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
+html_math_renderer = "mathml"  # no script, no network
 html_theme = "furo"
 html_title = "pyro_gram"
 html_static_path = ["_static"]
@@ -89,5 +95,21 @@ def write_reference(*_: object) -> None:
             path.write_text(text)
 
 
-def setup(app: object) -> None:
-    app.connect("builder-inited", write_reference)  # type: ignore[attr-defined]
+def visit_math(self: Any, node: Any) -> None:
+    """Write an inline formula as MathML. Raises MathError for a command that docutils does not know."""
+    self.body.append(tex2mathml(node.astext()))
+    raise SkipNode
+
+
+def visit_math_block(self: Any, node: Any) -> None:
+    """Write a displayed formula as MathML, in a box that scrolls where it is wider than the page."""
+    text = node.astext()
+    if "\\\\" in text and "\\begin" not in text:  # rows of a docstring's formula
+        text = f"\\begin{{aligned}}{text}\\end{{aligned}}"
+    self.body.append(f'<div class="math-block">{tex2mathml(text, as_block=True)}</div>')
+    raise SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("builder-inited", write_reference)
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
