@@ -2,14 +2,18 @@
 
 import os
 import pkgutil
+import re
 import sys
+from html import escape
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from docutils.nodes import SkipNode
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.util.logging import getLogger
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -20,6 +24,7 @@ os.environ["PYTHONWARNINGS"] = "ignore"
 
 import pyro_gram  # noqa: E402
 
+logger = getLogger(__name__)
 project = "pyro_gram"
 author = "the pyro_gram authors"
 copyright = "the pyro_gram authors, Apache-2.0"
@@ -27,7 +32,7 @@ release = version = pyro_gram.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "parts/*.py", "**/.ipynb_checkpoints"]
-suppress_warnings = ["config.cache"]
+suppress_warnings = ["config.cache", "myst-nb.lexer"]  # the second comes up only where notebooks are not run
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "attrs_inline"]
 myst_heading_anchors = 3
@@ -88,25 +93,34 @@ def write_reference(*_: object) -> None:
         lines = [f"{package}\n{'=' * len(package)}\n\n{title}.\n"]
         for name in public_modules(package):
             heading = f"{name}\n{'-' * len(name)}\n\n" if name != package else ""
-            lines.append(f"{heading}.. automodule:: {name}\n   :members:\n   :show-inheritance:\n")
+            lines.append(f"{heading}.. automodule:: {name}\n   :members:\n")
         path = ROOT / "docs" / "reference" / f"{package}.rst"
         text = "\n".join(lines)
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
 
 
+def to_mathml(latex: str, is_block: bool = False) -> str:
+    """Convert a formula to MathML. A command that docutils does not know is a warning, and the source is shown."""
+    latex = re.sub(r"\\[bB]igg?[lrm]?(?![A-Za-z])", "", latex).replace(r"\dots", r"\ldots")
+    if is_block and r"\\" in latex and r"\begin" not in latex:  # the rows of a docstring's formula
+        latex = rf"\begin{{aligned}}{latex}\end{{aligned}}"
+    try:
+        return tex2mathml(latex, as_block=is_block)
+    except MathError as e:
+        logger.warning("formula %r: %s", latex, e)
+        return f"<code>{escape(latex)}</code>"
+
+
 def visit_math(self: Any, node: Any) -> None:
-    """Write an inline formula as MathML. Raises MathError for a command that docutils does not know."""
-    self.body.append(tex2mathml(node.astext()))
+    """Write an inline formula."""
+    self.body.append(to_mathml(node.astext()))
     raise SkipNode
 
 
 def visit_math_block(self: Any, node: Any) -> None:
-    """Write a displayed formula as MathML, in a box that scrolls where it is wider than the page."""
-    text = node.astext()
-    if "\\\\" in text and "\\begin" not in text:  # rows of a docstring's formula
-        text = f"\\begin{{aligned}}{text}\\end{{aligned}}"
-    self.body.append(f'<div class="math-block">{tex2mathml(text, as_block=True)}</div>')
+    """Write a displayed formula, in a box that scrolls where it is wider than the page."""
+    self.body.append(f'<div class="math-block">{to_mathml(node.astext(), is_block=True)}</div>')
     raise SkipNode
 
 
