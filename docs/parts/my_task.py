@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +35,7 @@ class Completion(Task):
         inputs[:, self.n // 2 :] = 0  # half is blank
         inputs = inputs.unique(dim=0)
         fits = ((inputs[:, None] == answers + 1) | (inputs[:, None] == 0)).all(-1)  # [inputs, permutations]
-        offsets = torch.cat((torch.zeros(1, dtype=torch.long), fits.sum(1).cumsum(0)))
-        return PuzzleSet(inputs, answers[fits.nonzero()[:, 1]], offsets)
+        return PuzzleSet.from_counts(inputs, answers[fits.nonzero()[:, 1]], num_solutions=fits.sum(1))
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
         assert x is not None  # it is None in tasks without input
@@ -51,10 +49,3 @@ class Completion(Task):
     def format_input(self, x: Tensor | None) -> str:
         assert x is not None
         return "".join("." if v == 0 else str(v - 1) for v in x.tolist())
-
-    def format_solution(self, x: Tensor | None, y: Tensor) -> str:
-        return "".join(map(str, y.tolist()))
-
-    def plot(self, axes: Any, x: Tensor | None, y: Tensor | None = None) -> None:
-        axes.text(0.5, 0.5, self.format_input(x) if y is None else self.format_solution(x, y), ha="center")
-        axes.set_axis_off()
