@@ -1,4 +1,4 @@
-"""Can this posterior be trusted? ``python experiments/diagnose.py --checkpoint PATH``.
+"""Diagnose whether a posterior can be trusted: ``python experiments/diagnose.py --checkpoint PATH``.
 
 It writes ``report.html`` (start there), ``diagnosis.json``, ``inference.nc`` for ArviZ, and ``figures/``.
 """
@@ -38,7 +38,7 @@ def make_parser() -> Parser:
         type=int,
         default=200,
         metavar="B",
-        help="test inputs, at the most (default 200); what takes long looks at fewer",
+        help="test inputs, at most (default 200); slow parts use fewer",
     )
     parser.add_argument("--depth", type=int, metavar="S", help="supervision steps (default: as the run was measured)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
@@ -48,8 +48,8 @@ def make_parser() -> Parser:
     return parser
 
 
-def kept_with(checkpoint: Path, name: str) -> Path:
-    """A file or folder that belongs to a checkpoint: in its run's directory, or beside the file under its name."""
+def path_beside(checkpoint: Path, name: str) -> Path:
+    """Return the path of a checkpoint's companion: in the run's directory, or beside the file under its name."""
     if checkpoint.is_dir():
         return checkpoint / name
     return checkpoint.with_name(f"{checkpoint.stem}.{name}")
@@ -67,13 +67,13 @@ def main(argv: list[str]) -> int:
     solver.check_depth(arguments.depth)
     in_run = arguments.checkpoint.name == "model.safetensors"  # a run's directory, named by its file
     checkpoint = arguments.checkpoint.parent if in_run else arguments.checkpoint
-    out = arguments.out or kept_with(checkpoint, "diagnosis")
+    out = arguments.out or path_beside(checkpoint, "diagnosis")
     check_directory(out, "--out")
     if (out / "config.json").exists():
         raise UserError(f"{out} holds a run: give another --out")
     check_ready(solver)
     check_writable(out / "report.html")
-    rows = read_rows(kept_with(checkpoint, "metrics.jsonl"))
+    rows = read_rows(path_beside(checkpoint, "metrics.jsonl"))
     scope = Scope(solver, arguments.depth or solver.config.depth, arguments.inputs, arguments.seed, rows)
     findings = Findings(out)
     name = checkpoint.stem if checkpoint.is_file() else checkpoint.resolve().name

@@ -1,7 +1,8 @@
 """Give a checkpoint halt and value heads: ``python experiments/heads.py --checkpoint PATH``.
 
-A run trains its own where ``--heads.hidden`` is set. This adds them to a model that is there already, or trains those
-that it has anew; nothing else of it changes. With ``--heads.halt`` alone heads stay; only their threshold changes.
+A run trains its own heads where ``--heads.hidden`` is set. This script adds heads to a trained model, or trains its
+heads anew; nothing else of the model changes. If ``--heads.halt`` is the only option of the heads, their weights stay
+and the threshold changes.
 """
 
 from __future__ import annotations

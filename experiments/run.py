@@ -24,11 +24,11 @@ from pyro_gram.system.machine import pick_device
 from pyro_gram.tasks.base import SPLITS, make_task
 
 PRESETS = Path(__file__).parent / "presets"
-CHOSEN = ("model", "prior", "guide")  # beside the task
+PART_NAMES = ("model", "prior", "guide")  # besides the task
 
 
 def make_parser(add_help: bool = True, list_names: bool = True) -> Parser:
-    """Return the parser of all options but a run's settings. To list the names of all parts imports all parts."""
+    """Return the parser of all options but a run's settings; ``list_names`` imports every part."""
     parser = Parser(
         "run.py",
         description=__doc__,
@@ -44,7 +44,7 @@ def make_parser(add_help: bool = True, list_names: bool = True) -> Parser:
         metavar="NAME",
         help="cpu (the default), tiny, paper, or another of the task's",
     )
-    for part in CHOSEN:
+    for part in PART_NAMES:
         names = ", ".join(NAMED[part].names()) if list_names else "a name"
         parser.add_argument(
             f"--{part}", metavar="NAME", help=f"{names}, or your own as package.module:Class (default: the preset's)"
@@ -61,21 +61,21 @@ def make_parser(add_help: bool = True, list_names: bool = True) -> Parser:
 
 
 def parse(argv: list[str]) -> tuple[RunConfig, dict]:
-    """The run's config, and the arguments that are not part of it."""
+    """Return the run's config, and the arguments that are not part of it."""
     parser = make_parser(add_help=False, list_names=False)
     parser.add_argument("-h", "--help", action="store_true")
     needs_help = bool({"-h", "--help"} & set(argv))
     if needs_help and "--task" not in {a.partition("=")[0] for a in argv}:
         make_parser().parse_args(["--help"])
     first, _ = parser.parse_known_args(argv)
-    names = {part: getattr(first, part) for part in CHOSEN}
+    names = {part: getattr(first, part) for part in PART_NAMES}
     if any(":" in name for name in (first.task, *filter(None, names.values()))):
         add_working_directory_to_path()
     config = read_preset(PRESETS, first.task, first.preset, names=names, seed=first.seed)
     full = make_parser(list_names=needs_help)
     add_options(full, config)
-    chosen = {"task": first.task, **({} if first.preset == "cpu" else {"preset": first.preset}), **names}
-    full.help_command = " ".join(["run.py", *(f"--{part} {name}" for part, name in chosen.items() if name), "--help"])
+    named = {"task": first.task, **({} if first.preset == "cpu" else {"preset": first.preset}), **names}
+    full.help_command = " ".join(["run.py", *(f"--{part} {name}" for part, name in named.items() if name), "--help"])
     full.unavailable_options = partial(foreign_options, config)
     arguments = vars(full.parse_args(argv))
     config = with_options(config, arguments)
@@ -90,16 +90,17 @@ def parse(argv: list[str]) -> tuple[RunConfig, dict]:
 
 
 def default_directory(config: RunConfig, arguments: dict) -> Path:
-    """A directory for each task, preset, seed and choice of parts: a baseline is not refused after GRAM."""
-    swapped = [arguments[part] for part in CHOSEN if arguments[part]]
+    """Return ``runs/TASK-PRESET[-PARTS]-seedS``: runs with other parts get directories of their own."""
+    swapped = [arguments[part] for part in PART_NAMES if arguments[part]]
     names = [name.rpartition(":")[2] for name in (config.names["task"], config.preset, *swapped)]
     return Path("runs") / "-".join([*names, f"seed{config.seed}"])
 
 
 def list_split(config: RunConfig, split: str, data_dir: str | None) -> int:
+    """Print the inputs of a split, one a line."""
     task = make_task(config.names["task"], config.task, data_dir)
     puzzles = task.split(split)
-    if puzzles.inputs is None:  # p(x): what training sees, or does not see, are the data
+    if puzzles.inputs is None:  # p(x): a split is a set of answers
         for y in puzzles.solutions:
             print(task.format_solution(None, y.long()))
     else:
@@ -108,11 +109,11 @@ def list_split(config: RunConfig, split: str, data_dir: str | None) -> int:
     return 0
 
 
-TOLD = ("frechet_distance", "inception_score", "pass_at_1", "pass_at_2")  # told where there are any
+SUMMARY_METRICS = ("frechet_distance", "inception_score", "pass_at_1", "pass_at_2")  # where a task has them
 
 
 def summary(task: str, m: dict[str, Any]) -> str:
-    """One line on the metrics of a run."""
+    """Return one line on the metrics of a run."""
     figures = [f"accuracy of a sample {m['sample_accuracy']:.3f}"] if m["sample_accuracy"] is not None else []
     if m["vote_accuracy"] is not None:
         figures += [f"{m['violations']} violations (first sample)", f"vote {m['vote_accuracy']:.3f}"]
@@ -120,7 +121,7 @@ def summary(task: str, m: dict[str, Any]) -> str:
         figures += [f"coverage {m['coverage']:.3f} of a possible {m['coverage_limit']:.3f}"]
     if m["total_variation"] is not None:
         figures += [f"total variation {m['total_variation']:.2f} (perfect {m['total_variation_perfect']:.2f})"]
-    figures += [f"{name.replace('_', ' ')} {m[name]:.2f}" for name in TOLD if m.get(name) is not None]
+    figures += [f"{name.replace('_', ' ')} {m[name]:.2f}" for name in SUMMARY_METRICS if m.get(name) is not None]
     temper = TemperConfig(m["temper_scale"], m["temper_transitions"]).describe()
     measured = "no input" if m["vote_accuracy"] is None else f"{m['num_inputs']} held-out inputs"
     return f"{task}, {measured}, {m['num_samples']} samples{temper and f' ({temper})'}: {', '.join(figures)}"

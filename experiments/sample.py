@@ -1,4 +1,4 @@
-"""Draw from a model p(x): ``python experiments/sample.py --checkpoint PATH --num-samples 64 --out boards.png``."""
+"""Sample a model p(x): ``python experiments/sample.py --checkpoint PATH --num-samples 64 --out boards.png``."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from pyro_gram.system.files import write_atomically
 from pyro_gram.system.machine import pick_device
 
 SUFFIXES = (".npz", ".png")
-FORMED = 6  # samples whose formation a picture shows
+FORMATION_ROWS = 6  # samples that a picture of the formation shows
 
 
 def out_file(text: str) -> Path:
+    """Read ``--out``. Raises ArgumentTypeError where its suffix is not known."""
     path = Path(text)
     if path.suffix not in SUFFIXES:
         raise argparse.ArgumentTypeError(f"give a file ending in .npz (all samples) or .png (a picture), not {text!r}")
@@ -37,7 +38,9 @@ def make_parser() -> Parser:
     parser.add_argument("--num-samples", type=int, default=64, metavar="N", help="trajectories (default 64)")
     parser.add_argument("--out", type=out_file, required=True, metavar="FILE", help="FILE.npz or FILE.png")
     parser.add_argument("--depth", type=int, metavar="S", help="supervision steps (default: as the run was measured)")
-    parser.add_argument("--formation", action="store_true", help=f"how samples form over the steps (.png: of {FORMED})")
+    parser.add_argument(
+        "--formation", action="store_true", help=f"how samples form over the steps (.png: of {FORMATION_ROWS})"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
     parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
     add_trust_option(parser)
@@ -45,23 +48,27 @@ def make_parser() -> Parser:
     return parser
 
 
-def arrays(solver: Solver, rolled: Rollout) -> dict[str, Any]:
-    """What the .npz holds: ``tokens [N, L_out]``, ``score [N]`` (nats), ``valid [N]``, ``history [S, N, L_out]``."""
-    tokens = rolled.tokens[:, 0]
-    found = {"tokens": tokens.numpy().astype(np.uint8), "score": rolled.score[:, 0].numpy()}
+def arrays(solver: Solver, samples: Rollout) -> dict[str, Any]:
+    """Return what the .npz holds.
+
+    ``tokens [N, L_out]``, ``score [N]`` (nats), ``valid [N]``, and with ``--formation`` ``history [S, N, L_out]``.
+    """
+    tokens = samples.tokens[:, 0]
+    contents = {"tokens": tokens.numpy().astype(np.uint8), "score": samples.score[:, 0].numpy()}
     if solver.task.is_checkable:
-        found["valid"] = solver.task.is_valid(None, tokens).numpy()
-    if rolled.history is not None:
-        found["history"] = rolled.history[:, :, 0].numpy().astype(np.uint8)
-    return found
+        contents["valid"] = solver.task.is_valid(None, tokens).numpy()
+    if samples.history is not None:
+        contents["history"] = samples.history[:, :, 0].numpy().astype(np.uint8)
+    return contents
 
 
-def picture(solver: Solver, rolled: Rollout) -> Any:
-    if rolled.history is not None:
-        return figures.formation_figure(solver.task, None, rolled.history[:, :FORMED, 0])
-    columns = min(8, max(1, round(len(rolled.tokens) ** 0.5)))
-    rows = -(-len(rolled.tokens) // columns)
-    return figures.samples_figure(solver.task, rolled.tokens[:, 0], columns=columns, rows=rows)
+def plot_samples(solver: Solver, samples: Rollout) -> Any:
+    """Return the figure of the samples, or of how the first ones form where they have a history."""
+    if samples.history is not None:
+        return figures.formation_figure(solver.task, None, samples.history[:, :FORMATION_ROWS, 0])
+    columns = min(8, max(1, round(len(samples.tokens) ** 0.5)))
+    rows = -(-len(samples.tokens) // columns)
+    return figures.samples_figure(solver.task, samples.tokens[:, 0], columns=columns, rows=rows)
 
 
 def main(argv: list[str]) -> int:
@@ -70,23 +77,23 @@ def main(argv: list[str]) -> int:
     solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir, trust_code=arguments.trust_code).to(device)
     if solver.task.spec.has_input:
         raise UserError(
-            f"{arguments.checkpoint} solves inputs of the task {solver.config.names['task']}; it is no model p(x): "
+            f"{arguments.checkpoint} solves inputs of the task {solver.config.names['task']}; it is not a model p(x): "
             "use experiments/solve.py"
         )
     if arguments.out.suffix == ".png" and arguments.num_samples > 400:
         raise UserError("a picture holds at most 400 samples: lower --num-samples, or write an .npz")
-    rolled = solver.sample(None, arguments.num_samples, arguments.depth, arguments.seed, history=arguments.formation)
+    samples = solver.sample(None, arguments.num_samples, arguments.depth, arguments.seed, history=arguments.formation)
     if arguments.out.suffix == ".npz":
-        found = arrays(solver, rolled)
-        write_atomically(arguments.out, lambda temporary: np.savez_compressed(temporary, **found))
+        contents = arrays(solver, samples)
+        write_atomically(arguments.out, lambda temporary: np.savez_compressed(temporary, **contents))
     else:
-        figure = picture(solver, rolled)
+        figure = plot_samples(solver, samples)
         write_atomically(arguments.out, lambda temporary: figure.savefig(temporary, dpi=110))
     share = ""
     if solver.task.is_checkable:
-        share = f", {solver.task.is_valid(None, rolled.tokens).double().mean().item():.4f} of them valid"
-    shown = f", {FORMED} of them shown" if arguments.formation and arguments.out.suffix == ".png" else ""
-    print(f"{len(rolled.tokens)} samples{share}{shown}: {arguments.out}", file=sys.stderr)
+        share = f", {solver.task.is_valid(None, samples.tokens).double().mean().item():.4f} of them valid"
+    shown = f", {FORMATION_ROWS} of them shown" if arguments.formation and arguments.out.suffix == ".png" else ""
+    print(f"{len(samples.tokens)} samples{share}{shown}: {arguments.out}", file=sys.stderr)
     return 0
 
 

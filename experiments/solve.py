@@ -77,7 +77,7 @@ def make_parser() -> Parser:
         "--draws",
         choices=DRAWS,
         default="independent",
-        help="how the trajectories of an input are drawn (default independent); smc weights them by the value head",
+        help="how trajectories are drawn (default independent); smc weights them by the value head",
     )
     parser.add_argument(
         "--temper",
@@ -97,7 +97,7 @@ def make_parser() -> Parser:
 
 
 def read_input(source: str) -> str:
-    """The whole input, from a file or, for ``-``, from stdin. Raises InputError where there is none."""
+    """Read all of the input from a file or, for ``-``, from stdin. Raises InputError where it is empty."""
     name = f"--input {source}"
     if source != "-":
         text = read_text(Path(source), name, MAX_PUZZLE_BYTES)
@@ -112,58 +112,60 @@ def read_input(source: str) -> str:
 
 
 @dataclass(frozen=True)
-class Failed:
+class FailedInput:
     """The text of an input that cannot be solved, and why."""
 
     text: str
     error: str
 
     def show(self) -> str:
-        """For a person."""
+        """Return the line for a person."""
         return f"{make_printable(self.text, 80)}: not solved: {make_printable(self.error)}\n"
 
     def to_dict(self) -> dict[str, str]:
-        """As ``--json`` prints it."""
+        """Return what ``--json`` prints."""
         return {"input": self.text, "error": self.error}
 
 
-def read_some(task: Task, text: str) -> list[Tensor | Failed]:
-    """Every input of a text; in the place of one that is none, what is wrong with it (``--keep-going``)."""
-    read: list[Tensor | Failed] = []
+def read_inputs(task: Task, text: str) -> list[Tensor | FailedInput]:
+    """Read every input of a text, for ``--keep-going``: an unreadable one gives a FailedInput in its place."""
+    inputs: list[Tensor | FailedInput] = []
     pieces = task.puzzle_texts(text)
     if not pieces:
         raise InputError(NO_PUZZLE)
     for piece in pieces:
         try:
-            read += task.parse_inputs(piece.text)
+            inputs += task.parse_inputs(piece.text)
         except InputError as e:
-            read.append(Failed(piece.text.strip(), str(piece.locate_error(e) if len(pieces) > 1 else e)))
-    return read
+            inputs.append(FailedInput(piece.text.strip(), str(piece.locate_error(e) if len(pieces) > 1 else e)))
+    return inputs
 
 
 def solve_all(solver: Solver, inputs: list[Tensor], **settings: Any) -> Iterator[Solved]:
-    """Each input solved, in their order, with a bar on stderr where somebody looks or there is much to do."""
+    """Solve each input, in order, with a bar on stderr if that is a terminal or there is much to do."""
     if not inputs:
         return
     total = len(inputs) * settings["num_samples"]
-    quiet = total <= TRAJECTORIES and not sys.stderr.isatty()
-    with tqdm(total=total, unit="trajectory", desc="solve", file=sys.stderr, mininterval=1.0, disable=quiet) as bar:
+    is_quiet = total <= TRAJECTORIES and not sys.stderr.isatty()
+    with tqdm(total=total, unit="trajectory", desc="solve", file=sys.stderr, mininterval=1.0, disable=is_quiet) as bar:
         yield from solver.stream(torch.stack(inputs), progress=bar.update, **settings)
 
 
-def show(solver: Solver, solved: Solved, colour: bool = False) -> str:
-    """For a person: every answer in a line, and a picture of the first one."""
+def format_solved(solver: Solver, solved: Solved, colour: bool = False) -> str:
+    """Return the text for a person: each answer in a line, and a picture of the first one."""
     steps = f", {solved.mean_steps:.1f} of {solved.depth} steps on average" if solved.mean_steps < solved.depth else ""
-    told = {
+    introductions = {
         "vote": ", the most frequent:",
         "value": ", by vote and value:",
         "verified": ", the most frequent right one:",
     }
-    end = told.get(solved.select, "") if solved.solutions else ", none of them right"
-    found, drawn = pluralize(solved.distinct, "distinct answer"), pluralize(solved.num_samples, "sample")
-    known = "" if solved.total is None else f", {solved.distinct_valid} of {pluralize(solved.total, 'solution')} found"
-    alike = f" ({solver.task.equivalence})" if known and solver.task.equivalence else ""
-    lines = [f"{solver.task.title(solved.x)}: {found} in {drawn}{known}{alike}{steps}{end}"]
+    introduction = introductions.get(solved.select, "") if solved.solutions else ", none of them right"
+    answers, samples = pluralize(solved.distinct, "distinct answer"), pluralize(solved.num_samples, "sample")
+    solutions = (
+        "" if solved.total is None else f", {solved.distinct_valid} of {pluralize(solved.total, 'solution')} found"
+    )
+    equivalence = f" ({solver.task.equivalence})" if solutions and solver.task.equivalence else ""
+    lines = [f"{solver.task.title(solved.x)}: {answers} in {samples}{solutions}{equivalence}{steps}{introduction}"]
     lines += [f"  {a.solution}  {describe(a, solved.num_samples)}" for a in solved.solutions]
     lines.append(f"  frequencies: {'an estimate of ' * (not solved.altered)}{solved.frequencies}")
     best = solved.solutions[0].y if solved.solutions else None
@@ -172,14 +174,14 @@ def show(solver: Solver, solved: Solved, colour: bool = False) -> str:
 
 
 def describe(answer: Answer, num_samples: int) -> str:
-    """Is it right, how many samples gave it, and how sure were the decoder (score, nats) and the value head?"""
+    """Return whether an answer is right, how many samples gave it, its score (nats) and the value head's estimate."""
     mark = "unknown" if answer.valid is None else "valid  " if answer.valid else "INVALID"
     value = "" if answer.value is None else f"   value {answer.value:.3f}"
     return f"{mark}  {answer.count:>4} of {num_samples}   score {answer.score:.3f}{value}"
 
 
-def draw(solver: Solver, shown: list[Solved], path: Path) -> None:
-    """--figure: one row an input. Raises UserError where the file cannot be written."""
+def write_figure(solver: Solver, shown: list[Solved], path: Path) -> None:
+    """Write ``--figure``, one row an input. Raises UserError where the file cannot be written."""
     titles = [solver.task.title(s.x) for s in shown]
     rows = [
         (
@@ -193,8 +195,8 @@ def draw(solver: Solver, shown: list[Solved], path: Path) -> None:
     write_atomically(path, partial(figure.savefig, dpi=110))
 
 
-def check(arguments: Any) -> None:
-    """What can be known to be wrong before the checkpoint is read. Raises UserError."""
+def check_arguments(arguments: Any) -> None:
+    """Refuse wrong options before the checkpoint is read. Raises UserError."""
     for name in ("num_samples", "depth"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -211,8 +213,8 @@ def check(arguments: Any) -> None:
         check_writable(arguments.figure)
 
 
-def temper_of(words: list[str] | None) -> TemperConfig | None:
-    """--temper SCALE TRANSITIONS. Raises UserError."""
+def parse_temper(words: list[str] | None) -> TemperConfig | None:
+    """Read ``--temper SCALE TRANSITIONS``. Raises UserError."""
     if words is None:
         return None
     try:
@@ -225,32 +227,35 @@ def temper_of(words: list[str] | None) -> TemperConfig | None:
 
 def main(argv: list[str]) -> int:
     arguments = make_parser().parse_args(argv)
-    check(arguments)
-    settings: dict[str, Any] = {"temper": temper_of(arguments.temper)}
+    check_arguments(arguments)
+    settings: dict[str, Any] = {"temper": parse_temper(arguments.temper)}
     settings |= {name: getattr(arguments, name) for name in PASSED_ON}
     device = pick_device(arguments.device)
     solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir, trust_code=arguments.trust_code).to(device)
     text = read_input(arguments.input)
     task = solver.task
     # Without --keep-going all inputs are checked before any is solved.
-    read = read_some(task, text) if arguments.keep_going and task.spec.has_input else list(task.read_inputs(text))
-    answers = solve_all(solver, [x for x in read if not isinstance(x, Failed)], **settings)
+    inputs = read_inputs(task, text) if arguments.keep_going and task.spec.has_input else list(task.read_inputs(text))
+    answers = solve_all(solver, [x for x in inputs if not isinstance(x, FailedInput)], **settings)
     shown: list[Solved] = []
-    for x in read:
-        done = x if isinstance(x, Failed) else next(answers)
+    for x in inputs:
+        done = x if isinstance(x, FailedInput) else next(answers)
         if arguments.json:
             print(json.dumps(done.to_dict()), flush=True)
         else:
-            print(done.show() if isinstance(done, Failed) else show(solver, done, wants_colour(sys.stdout)), flush=True)
+            print(
+                done.show() if isinstance(done, FailedInput) else format_solved(solver, done, wants_colour(sys.stdout)),
+                flush=True,
+            )
         if arguments.figure and isinstance(done, Solved) and len(shown) < FIGURE_ROWS:
             shown.append(done)
-    failed = sum(isinstance(x, Failed) for x in read)
+    failed = sum(isinstance(x, FailedInput) for x in inputs)
     if arguments.figure and shown:
-        draw(solver, shown, arguments.figure)
-        if len(read) - failed > len(shown):
-            print(f"{arguments.figure} shows the first {len(shown)} of {len(read) - failed} inputs", file=sys.stderr)
+        write_figure(solver, shown, arguments.figure)
+        if len(inputs) - failed > len(shown):
+            print(f"{arguments.figure} shows the first {len(shown)} of {len(inputs) - failed} inputs", file=sys.stderr)
     if failed:
-        print(f"{failed} of {pluralize(len(read), 'input')} cannot be solved", file=sys.stderr)
+        print(f"{failed} of {pluralize(len(inputs), 'input')} cannot be solved", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -41,13 +41,13 @@ from pyro_gram.sampling.memory import chunk_size
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.system.cli import Parser, add_device_option, call, is_idle_process
 from pyro_gram.system.distributed import ProcessGroup, leave, start
-from pyro_gram.system.files import check_writable, read_json, write_atomically, write_json
+from pyro_gram.system.files import check_writable, open_tensor_file, read_json, write_atomically, write_json
 from pyro_gram.system.machine import device_type, pick_device
 
 HERE = Path(__file__).parent
 TABLES = HERE / "tables" / "tables.toml"
-LOOKS = 2000  # updates between two looks of a row that has its batches for one update each
-KEPT = (  # of a cell's metrics
+EVALUATE_EVERY = 2000  # batches between evaluations of a row that makes one update a batch
+CELL_METRICS = (  # of a cell's metrics
     "accuracy", "sample_accuracy", "violations", "any_valid", "vote_accuracy", "coverage", "coverage_limit",
     "total_variation", "total_variation_perfect", "num_inputs", "num_samples", "elbo", "log_likelihood_prior_mc",
     "inception_score", "frechet_distance", "depth",
@@ -56,12 +56,12 @@ KEPT = (  # of a cell's metrics
 
 @cache
 def definitions() -> dict[str, Any]:
-    """What ``tables.toml`` says."""
+    """Read ``tables.toml``."""
     return tomllib.loads(TABLES.read_text())
 
 
 def pick(kind: str, name: str) -> dict[str, Any]:
-    """A table, preset, row or column by its name. Raises ConfigError where there is none."""
+    """Return a table, preset, row or column by its name. Raises ConfigError where there is none."""
     known = definitions()[kind]
     if name not in known:
         raise ConfigError(f"unknown {kind[:-1]} {name!r}; known: {', '.join(known)}")
@@ -80,11 +80,11 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its directory, and on the command line."""
+        """Name of the directory, and on the command line."""
         return f"{self.preset}-{self.column}-{self.row}-seed{self.seed}"
 
     def config(self) -> RunConfig:
-        """The run's settings. Raises ConfigError where they do not fit together."""
+        """Return the run's settings. Raises ConfigError where they do not fit together."""
         column, row, preset = pick("columns", self.column), pick("rows", self.row), pick("presets", self.preset)
         config = read_preset(
             PRESETS, column["task"], column["presets"][self.preset], names=row.get("names"), seed=self.seed
@@ -95,8 +95,8 @@ class Cell:
         for settings in (preset["settings"], row.get("settings", {}), row.get(self.preset, {})):
             config = with_settings(config, settings)
         one_update = config.train.act or config.train.supervision_steps == 1
-        if one_update:  # of a batch: looks are as rare as those of other rows
-            config = with_settings(config, {"train": {"evaluate_every": LOOKS}})
+        if one_update:  # a batch: evaluations are as rare as those of other rows
+            config = with_settings(config, {"train": {"evaluate_every": EVALUATE_EVERY}})
         minutes = self.minutes or preset.get("minutes")
         if minutes:  # every cell for as long, and each schedule over all of it
             config = with_settings(config, {"train": {"batches": 0, "minutes": minutes}})
@@ -104,7 +104,7 @@ class Cell:
 
 
 def cells_of(table: dict[str, Any], preset: str, minutes: float | None = None, seeds: int = 0) -> list[Cell]:
-    """Every cell of a table, one seed of all rows before the next. ``seeds``: instead of each row's own number."""
+    """List the cells of a table, one seed of all rows before the next; ``seeds`` replaces each row's own number."""
     pick("presets", preset)
     rows = [row for row in table["rows"] if preset in pick("rows", row).get("presets", [preset])]
     columns = [c for c in table["columns"] if preset in pick("columns", c)["presets"]]
@@ -140,8 +140,8 @@ def run_cell(cell: Cell, runs: Path, device: torch.device, data_dir: str | None,
         evaluate(run)
 
 
-def measured(cell: Cell, runs: Path, num_samples: int | None, data_dir: str | None) -> dict[str, Any]:
-    """The metrics of a cell that is done, of ``num_samples`` an input (as the run was measured where None).
+def cell_metrics(cell: Cell, runs: Path, num_samples: int | None, data_dir: str | None) -> dict[str, Any]:
+    """Return the metrics of a finished cell, of ``num_samples`` an input (as the run was measured where None).
 
     Fewer samples than the run's are drawn anew from its checkpoint, once, and kept beside it.
     """
@@ -151,9 +151,9 @@ def measured(cell: Cell, runs: Path, num_samples: int | None, data_dir: str | No
     if num_samples is not None and num_samples < metrics["num_samples"]:
         metrics = metrics | _of(num_samples, folder, data_dir, cell.config().names.values())
     return {
-        **{name: metrics[name] for name in KEPT if metrics.get(name) is not None},
+        **{name: metrics[name] for name in CELL_METRICS if metrics.get(name) is not None},
         **{name: results[name] for name in ("parameters", "guide_parameters", "batches")},
-        "updates": updates_of(folder),
+        "updates": count_updates(folder),
         "seconds": results["seconds"],
         "threads": results["environment"]["threads"],
         "revision": results["environment"].get("revision"),
@@ -168,7 +168,7 @@ def _of(num_samples: int, folder: Path, data_dir: str | None, named: Collection[
         evaluate, task = solver.config.evaluate, solver.task
         puzzles = task.split("test")
         puzzles = puzzles.subset(evaluate.inputs) if evaluate.inputs else puzzles
-        rolled = rollout(
+        samples = rollout(
             solver.model,
             puzzles.inputs,
             num_samples=num_samples,
@@ -177,38 +177,35 @@ def _of(num_samples: int, folder: Path, data_dir: str | None, named: Collection[
             temper=solver.config.temper,
             max_trajectories=chunk_size(task.spec.input_length),
         )
-        write_json(path, measure(task, puzzles, rolled.tokens, rolled.score).to_dict())
+        write_json(path, measure(task, puzzles, samples.tokens, samples.score).to_dict())
     return read_json(path)
 
 
 def cost_of(config: RunConfig, data_dir: str | None) -> int:
-    """The layers that a sample of such a run passes through, as it is measured; new weights cost as much as trained."""
+    """Count the layers that a sample of such a run passes through; untrained weights cost as much as trained."""
     solver = build(config, data_dir)
     x = solver.task.split("test").inputs
     return count_layers(solver.model, None if x is None else x[:1], config.depth)
 
 
-def updates_of(folder: Path) -> int:
-    """Optimizer updates of a run."""
-    from safetensors import safe_open
-
-    with safe_open(folder / "state.safetensors", framework="pt") as state:
-        return int(state.get_tensor("optim/update"))
+def count_updates(folder: Path) -> int:
+    """Return the number of optimizer updates of a run."""
+    return int(open_tensor_file(folder / "state.safetensors", "training").tensors()["optimizer/num_updates"])
 
 
 def collect(name: str, cells: list[Cell], runs: Path, data_dir: str | None) -> dict[str, Any]:
-    """The table's JSON, of the cells that are done."""
+    """Collect the table's JSON from the finished cells."""
     table = pick("tables", name)
-    found: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
     for cell in cells:
         if not is_done(cell, runs):
             continue
         print(f"collecting {cell.name}", file=sys.stderr)
-        held = found.setdefault(cell.column, {}).setdefault(cell.row, {"title": pick("rows", cell.row)["title"]})
-        held.setdefault("seeds", {})[str(cell.seed)] = measured(cell, runs, table.get("num_samples"), data_dir)
-        if "config" not in held:
-            held["config"] = {k: v for k, v in cell.config().to_dict().items() if k != "seed"}
-            held["layers_a_sample"] = cost_of(cell.config(), data_dir)
+        row = columns.setdefault(cell.column, {}).setdefault(cell.row, {"title": pick("rows", cell.row)["title"]})
+        row.setdefault("seeds", {})[str(cell.seed)] = cell_metrics(cell, runs, table.get("num_samples"), data_dir)
+        if "config" not in row:
+            row["config"] = {k: v for k, v in cell.config().to_dict().items() if k != "seed"}
+            row["layers_a_sample"] = cost_of(cell.config(), data_dir)
     preset = cells[0].preset
     return {
         "table": name,
@@ -221,16 +218,16 @@ def collect(name: str, cells: list[Cell], runs: Path, data_dir: str | None) -> d
                 "title": pick("columns", column)["title"],
                 "show": pick("columns", column)["show"],
                 "paper": paper.rows(name, column),
-                "rows": {row: found[column][row] for row in table["rows"] if row in found[column]},
+                "rows": {row: columns[column][row] for row in table["rows"] if row in columns[column]},
             }
             for column in table["columns"]
-            if column in found
+            if column in columns
         },
     }
 
 
-def renewed(results: dict[str, Any], data_dir: str | None) -> dict[str, Any]:
-    """A table's JSON with what needs no runs made anew: the cost of a sample, by each row's config, and the paper."""
+def renew(results: dict[str, Any], data_dir: str | None) -> dict[str, Any]:
+    """Renew the parts of a table's JSON that need no runs: the cost of a sample, and the paper's numbers."""
     for name, column in results["columns"].items():
         column["paper"] = paper.rows(results["table"], name)
         for row in column["rows"].values():
@@ -239,18 +236,18 @@ def renewed(results: dict[str, Any], data_dir: str | None) -> dict[str, Any]:
 
 
 def write_table(results: dict[str, Any], out: Path) -> list[Path]:
-    """The JSON, Markdown and PNG of a table that was collected; their paths."""
+    """Write the JSON, Markdown and PNG of a collected table; return their paths."""
     stem = out / f"table{results['table']}-{results['preset']}"
     paths = [stem.with_suffix(suffix) for suffix in (".json", ".md", ".png")]
     write_json(paths[0], results)
     write_markdown(paths[0], markdown(results))
-    drawn = figure(results)
-    write_atomically(paths[2], lambda temporary: drawn.savefig(temporary, format="png", dpi=110))
+    plot = figure(results)
+    write_atomically(paths[2], lambda temporary: plot.savefig(temporary, format="png", dpi=110))
     return paths
 
 
 def command(cell: Cell, arguments: Any) -> str:
-    """The command line that makes one cell."""
+    """Return the command line that makes one cell."""
     launcher = shlex.split(arguments.launcher) or [sys.executable]
     words = [*launcher, str(HERE / "table.py"), "--table", arguments.table, "--preset", cell.preset]
     words += ["--cell", cell.name, "--runs", str(arguments.runs.absolute())]
@@ -294,7 +291,7 @@ def main(argv: list[str]) -> int:
         return 0
     if arguments.redraw:
         path = (arguments.out or arguments.runs) / f"table{arguments.table}-{arguments.preset}.json"
-        return show(renewed(read_json(path), arguments.data_dir), arguments)
+        return show(renew(read_json(path), arguments.data_dir), arguments)
     if arguments.cell:
         named = {cell.name: cell for cell in cells}
         unknown = [name for name in arguments.cell if name not in named]

@@ -1,4 +1,4 @@
-"""How fast this machine trains and samples: ``python experiments/bench/bench.py``.
+"""Measure how fast this machine trains and samples: ``python experiments/bench/bench.py``.
 
     python experiments/bench/bench.py --quick              # under 50 s
     python experiments/bench/bench.py --out experiments/bench/bench.json
@@ -47,8 +47,8 @@ from pyro_gram.system.machine import environment, peak_memory_mb, resident_memor
 from pyro_gram.training.dry_run import prepare_core
 from pyro_gram.training.precision import has_compiler
 
-WIDTHS, DEPTHS = (1, 20, 100), (4, 8, 16, 32, 64)
-DEPTH, WIDTH = 16, 20  # of the other axis
+SAMPLE_COUNTS, DEPTHS = (1, 20, 100), (4, 8, 16, 32, 64)
+DEPTH, NUM_SAMPLES = 16, 20  # of the other axis
 STEPS = (4, 64)  # N_sup whose memory is compared
 CHANNELS, LENGTHS = (64, 128, 256), (16, 32, 64, 128)  # D and L
 GROWTH_BATCH = 16
@@ -57,25 +57,25 @@ PARTS = ["steps", "memory", "sampling", "growth", "compiled"]
 QUICK = PARTS[:3]
 SHOWN = {"steps", "memory", "sampling", "growth", "compiled"}  # keys of the JSON that the table needs
 OTHER = Path(__file__).with_name("bench_other.json")
-HELD = "edge"  # the size whose memory is measured
+MEMORY_SIZE = "edge"  # the size whose memory is measured
 
 
 def seconds_of(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, Any]]:
-    """Of each call, taken in turn, after one round that does not count."""
+    """Time the calls in turn, after one round that does not count."""
     in_turn(calls, 1)
     rounds = in_turn(calls, repeats)
     return {name: spread([r[name] for r in rounds]) for name in calls}
 
 
 def sampling(name: str, repeats: int, depths: tuple[int, ...] = DEPTHS) -> dict[str, Any]:
-    """Trajectories of one input: seconds and trajectories a second by width (depth 16) and by depth (width 20)."""
-    held = assemble(name)
-    x = held.task.split("test").inputs
+    """Time trajectories of one input, by their number (depth 16) and by depth (20 trajectories)."""
+    solver = assemble(name)
+    x = solver.task.split("test").inputs
     assert x is not None
 
-    axes = {(w, DEPTH) for w in WIDTHS} | {(WIDTH, d) for d in depths}
+    axes = {(w, DEPTH) for w in SAMPLE_COUNTS} | {(NUM_SAMPLES, d) for d in depths}
     calls: dict[str, Callable[[], Any]] = {
-        f"{w}x{d}": partial(rollout, held.model, x[:1], num_samples=w, depth=d) for w, d in sorted(axes)
+        f"{w}x{d}": partial(rollout, solver.model, x[:1], num_samples=w, depth=d) for w, d in sorted(axes)
     }
     seconds = seconds_of(calls, repeats)
 
@@ -83,47 +83,47 @@ def sampling(name: str, repeats: int, depths: tuple[int, ...] = DEPTHS) -> dict[
         took = seconds[f"{width}x{depth}"]
         return {"width": width, "depth": depth, "seconds": took, "trajectories_per_second": width / took["median"]}
 
-    widths = [row(w, DEPTH) for w in WIDTHS]
+    widths = [row(w, DEPTH) for w in SAMPLE_COUNTS]
     return {
         "size": name,
-        "positions": held.model.get_buffer("h0").shape[0],
+        "positions": solver.model.get_buffer("h0").shape[0],
         "widths": widths,
-        "depths": [row(WIDTH, d) for d in depths],
+        "depths": [row(NUM_SAMPLES, d) for d in depths],
         "width20_over_width1": seconds[f"20x{DEPTH}"]["median"] / seconds[f"1x{DEPTH}"]["median"],
     }
 
 
 def growth(repeats: int) -> dict[str, Any]:
-    """Seconds of a training step by D and by L, and of sampling by N, and the power of each with which they grow."""
-    held = assemble("cells")
-    config = held.config
+    """Time a training step by D and by L, and sampling by N; fit the power of each with which the time grows."""
+    solver = assemble("cells")
+    config = solver.config
 
     def sized(width: int) -> RunConfig:
         return with_settings(config, {"model": {"width": width, "hidden": width}})
 
     width = {str(d): on_random_tokens(sized(d), 64, GROWTH_BATCH) for d in CHANNELS}
     lengths = {str(n): on_random_tokens(config, n, GROWTH_BATCH) for n in LENGTHS}
-    x = held.task.split("test").inputs
+    x = solver.task.split("test").inputs
     assert x is not None
     wide: dict[str, Callable[[], Any]] = {
-        str(n): partial(rollout, held.model, x[:1], num_samples=n, depth=4) for n in (1, 10, 100)
+        str(n): partial(rollout, solver.model, x[:1], num_samples=n, depth=4) for n in (1, 10, 100)
     }
-    found = {}
+    results = {}
     for axis, calls in (("D", width), ("L", lengths), ("N", wide)):
         seconds = seconds_of(calls, repeats)
         first, *_, last = calls
-        found[axis] = {"seconds": seconds, "power": power(seconds, first, last)}
-    return {"size": "cells", "batch": GROWTH_BATCH, **found}
+        results[axis] = {"seconds": seconds, "power": power(seconds, first, last)}
+    return {"size": "cells", "batch": GROWTH_BATCH, **results}
 
 
 def power(seconds: dict[str, dict[str, Any]], first: str, last: str) -> float:
-    """a, where the time grows as the a-th power from the first to the last."""
+    """Return a, where the time grows as the a-th power from the first to the last."""
     ratio = seconds[last]["median"] / seconds[first]["median"]
     return float(torch.tensor(ratio).log() / torch.tensor(int(last) / int(first)).log())
 
 
 def memory(name: str) -> dict[str, float]:
-    """MiB that one batch of few and of many supervision steps (``STEPS``) takes at most, in a process of its own."""
+    """Measure the peak MiB of a batch of few and of many supervision steps (``STEPS``), in another process."""
     words = [sys.executable, "-m", "experiments.bench.bench", "--memory-of", name]
     done = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     if done.returncode:
@@ -132,20 +132,20 @@ def memory(name: str) -> dict[str, float]:
 
 
 def own_memory(name: str) -> dict[str, float]:
-    """As :func:`memory`, in this process."""
-    before, found = resident_memory_mb(), {}
+    """Measure :func:`memory` in this process."""
+    before, peak_mb = resident_memory_mb(), {}
     trainer = make_trainer(assemble(name))
     for steps in STEPS:  # the peak of more steps is at least that of fewer
         trainer.config = replace(trainer.config, supervision_steps=steps, on_policy_depth=0)
         trainer.train_batch(*trainer.batches(0))
-        found[str(steps)] = peak_memory_mb() - before
-    return found
+        peak_mb[str(steps)] = peak_memory_mb() - before
+    return peak_mb
 
 
 def compiled(name: str, repeats: int) -> dict[str, Any]:
-    """A step with a compiled core against the plain one, in turn: after how many steps has compiling paid?
+    """Time a step with a compiled core and a plain one in turn: after how many steps has compiling paid?
 
-    What is compiled, and takes its time, is all that a run's training asks for.
+    All that a run's training uses is compiled.
     """
     plain = assemble(name)
     trainers = [
@@ -175,8 +175,8 @@ def _ms(seconds: Any) -> Any:
     return [1e3 * v for v in seconds] if isinstance(seconds, list) else 1e3 * seconds
 
 
-def told(result: dict[str, Any]) -> str:
-    """The result, for people."""
+def format_result(result: dict[str, Any]) -> str:
+    """Return the result as text for people."""
     lines = []
     for row in result.get("steps", []):
         low, high = row["ratio_quartiles"]
@@ -223,12 +223,12 @@ def markdown(bench: dict[str, Any]) -> str:
         depth = row["widths"][0]["depth"]
         title = f"{row['size']}: {row['positions']} positions, depth {depth}"
         lines.append(f"| {title} | {rates} | {row['width20_over_width1']:.1f} |")
-    held = bench["memory"]["peak_mb_by_n_sup"]
+    peak_mb = bench["memory"]["peak_mb_by_n_sup"]
     env = bench["environment"]
     lines.append("")
     lines += [_compiled(row) for row in bench["compiled"]]
     lines += [
-        f"- A batch of 64 supervision steps takes {held['64']:.0f} MB, one of 4 {held['4']:.0f} MB.",
+        f"- A batch of 64 supervision steps takes {peak_mb['64']:.0f} MB, one of 4 {peak_mb['4']:.0f} MB.",
         f"- A training step grows as D to the power {bench['growth']['D']['power']:.2f} (64 to 256) and L to the power "
         f"{bench['growth']['L']['power']:.2f} (16 to 128), sampling as N to the power "
         f"{bench['growth']['N']['power']:.2f} (1 to 100).",
@@ -291,18 +291,18 @@ def main(argv: list[str]) -> int:
         result = read_json(arguments.out)  # the other parts stay
         if result.get("environment", environment()) != environment():
             raise UserError(f"{arguments.out} was measured elsewhere, or with another version: give another --out")
-    for found in measure(repeats, arguments.quick, arguments.only or (QUICK if arguments.quick else PARTS)):
-        result |= found | {"environment": environment()}
+    for results in measure(repeats, arguments.quick, arguments.only or (QUICK if arguments.quick else PARTS)):
+        result |= results | {"environment": environment()}
         if arguments.out:
             write_json(arguments.out, result)  # what is measured is kept, whatever comes next
     if arguments.out and result.keys() >= SHOWN:
         write_markdown(arguments.out, markdown(result))
-    print(json.dumps(result, indent=2) if arguments.json else told(result))
+    print(json.dumps(result, indent=2) if arguments.json else format_result(result))
     return 0
 
 
 def measure(repeats: int, quick: bool, parts: list[str]) -> Iterator[dict[str, Any]]:
-    """What each part has measured, part by part; with ``quick`` what fits into 50 s."""
+    """Measure part by part and yield each part's results; with ``quick``, the parts that fit into 50 s."""
     if "steps" in parts:
         rows = []
         for name in ("cpu", "cells") if quick else SIZES:
@@ -318,25 +318,25 @@ def measure(repeats: int, quick: bool, parts: list[str]) -> Iterator[dict[str, A
         }
     if "memory" in parts:
         print("memory", file=sys.stderr)
-        held = memory(HELD)
+        peak_mb = memory(MEMORY_SIZE)
         yield {
-            "memory_ratio_n_sup": held[str(STEPS[1])] / held[str(STEPS[0])],
-            "memory": {"size": HELD, "peak_mb_by_n_sup": held},
+            "memory_ratio_n_sup": peak_mb[str(STEPS[1])] / peak_mb[str(STEPS[0])],
+            "memory": {"size": MEMORY_SIZE, "peak_mb_by_n_sup": peak_mb},
         }
     if "sampling" in parts:
         print("sampling", file=sys.stderr)
         names, depths = (SAMPLED[:1], (4, 64)) if quick else (SAMPLED, DEPTHS)
-        drawn = [sampling(name, max(4, repeats // 8), depths) for name in names]
-        yield {"width20_over_width1": drawn[0]["width20_over_width1"], "sampling": drawn}
+        rows = [sampling(name, max(4, repeats // 8), depths) for name in names]
+        yield {"width20_over_width1": rows[0]["width20_over_width1"], "sampling": rows}
     if "growth" in parts:
         print("growth", file=sys.stderr)
         yield {"growth": growth(max(4, repeats // 4))}
     if "compiled" in parts and has_compiler():
-        found = []
+        results = []
         for name in ("cpu", "cells"):
             print(f"compiling {name}", file=sys.stderr)
-            found.append(compiled(name, max(4, repeats // 4)))
-        yield {"roofline_fraction_compiled": found[-1]["roofline_fraction"], "compiled": found}
+            results.append(compiled(name, max(4, repeats // 4)))
+        yield {"roofline_fraction_compiled": results[-1]["roofline_fraction"], "compiled": results}
 
 
 if __name__ == "__main__":

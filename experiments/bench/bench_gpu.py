@@ -1,10 +1,10 @@
-"""How fast the paper's presets train on one device: ``bench_gpu.py --device cuda --out FILE.json``.
+"""Measure how fast the paper's presets train on one device: ``bench_gpu.py --device cuda --out FILE.json``.
 
 Each preset is trained for some updates in fp32, TF32 and bf16, with and without compiled cores: the very batch that
-``run.py`` trains, of random tokens, as the time does not depend on them. Told are updates a second, memory, the rate of
-floating-point operations that is achieved, and how long the preset's whole run would take.
+``run.py`` trains, of random tokens, as the time does not depend on them. The results are updates a second, memory, the
+rate of floating-point operations, and the hours that the preset's run would take.
 
-``--shared FILE.json`` measures nothing: it tells what the gradients of N processes cost beside what was measured.
+``--shared FILE.json`` measures nothing: it computes the cost of exchanging gradients among N processes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def wait(device: torch.device) -> None:
 
 
 def measure(config: RunConfig, precision: str, compiled: bool, device: torch.device) -> dict[str, Any]:
-    """One preset in one way."""
+    """Measure one preset at one precision, compiled or not."""
     _forget()
     torch.manual_seed(0)
     trainer = make_trainer(with_settings(config, {"train": {"precision": precision, "compile": compiled}}), device)
@@ -70,7 +70,7 @@ def measure(config: RunConfig, precision: str, compiled: bool, device: torch.dev
         for _ in range(2):
             report = trainer.train_batch(x, y)
         wait(device)
-        begun = time.perf_counter() - start
+        first_batches = time.perf_counter() - start
         for _ in range(REPEATS):
             start = time.perf_counter()
             report = trainer.train_batch(x, y)
@@ -84,14 +84,14 @@ def measure(config: RunConfig, precision: str, compiled: bool, device: torch.dev
         "updates_per_second": 1 / update,
         "update_ms": 1e3 * update,
         "update_ms_spread": [1e3 * min(seconds), 1e3 * max(seconds)],
-        "first_batches_seconds": begun,
+        "first_batches_seconds": first_batches,
         "peak_memory_mb": memory,
         "loss": report.loss,
     }
 
 
 def _forget() -> None:
-    """Nothing of the last way is left: no memory, and no compiled code, of which only so many variants are made."""
+    """Free memory and compiled code of the last measurement."""
     gc.collect()
     torch._dynamo.reset()
     if torch.cuda.is_available():
@@ -99,7 +99,7 @@ def _forget() -> None:
 
 
 def operations(config: RunConfig, device: torch.device) -> float:
-    """Floating-point operations of matrix products and attention in one update."""
+    """Count the floating-point operations of matrix products and attention in one update."""
     trainer = make_trainer(replace_steps(config, 1), device)
     with FlopCounterMode(display=False) as counter, pyro.validation_enabled(False):
         trainer.train_batch(*trainer.batches(0))
@@ -107,19 +107,19 @@ def operations(config: RunConfig, device: torch.device) -> float:
 
 
 def replace_steps(config: RunConfig, steps: int) -> RunConfig:
-    """The same run with as many supervision steps a batch, all of them of one cost."""
+    """Return the config with another number of supervision steps a batch, all of one cost."""
     return replace(config, parts={**config.parts, "train": replace(config.train, supervision_steps=steps)})
 
 
 def study(
     task: str, preset: str, device: torch.device, ways: list[tuple[str, bool]], product_tflops: dict[str, float]
 ) -> dict[str, Any]:
-    """One preset in every way; ``product_tflops``: the device's own rate of products in each precision."""
+    """Measure one preset in every way; ``product_tflops`` is the device's rate of products by precision."""
     config = read_preset(PRESETS, task, preset)
     flops: float | None = None
     train = config.train
     on_policy = train.on_policy_updates * (1 - train.on_policy_after) if train.on_policy_depth else 0.0
-    whole = round(train.batches * (train.supervision_steps + on_policy))
+    updates = round(train.batches * (train.supervision_steps + on_policy))
     short = replace_steps(config, min(UPDATES, config.train.supervision_steps))
     rows = []
     for precision, compiled in ways:
@@ -134,13 +134,13 @@ def study(
             row["of_products"] = row["tflops"] / product_tflops[precision]
             if device.type == "cuda":
                 row["of_peak"] = row["tflops"] / PEAK_TFLOPS
-            row["hours_of_the_run"] = whole / row["updates_per_second"] / 3600
+            row["hours_of_the_run"] = updates / row["updates_per_second"] / 3600
         rows.append(row)
-    return {"batch": config.train.batch, "updates_of_the_run": whole, "flops_per_update": flops, "ways": rows}
+    return {"batch": config.train.batch, "updates_of_the_run": updates, "flops_per_update": flops, "ways": rows}
 
 
 def product_rate(device: torch.device, precision: str) -> float:
-    """The device's own rate of a large matrix product, TFLOP/s."""
+    """Measure the device's rate of a large matrix product, TFLOP/s."""
     side = 8192 if device.type == "cuda" else 512
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -162,7 +162,7 @@ def shared(results: dict[str, Any], processes: int) -> str:
     """Show as Markdown an update of one process, and the same batch shared by several, by the link between them.
 
     A ring all-reduce of G bytes moves 2 (N - 1) / N * G over each link. What is computed falls to one Nth; the
-    gradients are exchanged when all are there, and nothing of a step is left to hide that behind.
+    gradients are exchanged after the backward pass, so that nothing hides the exchange.
     """
     lines = [
         f"| paper preset | parameters | gradients | one GPU | {processes} GPUs, computed "
@@ -189,7 +189,7 @@ def shared(results: dict[str, Any], processes: int) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Hours of the paper's runs on one GPU, by precision."""
+    """Show the hours of the paper's runs on one GPU, by precision, as a Markdown table."""
     ways = ["fp32", "tf32", "tf32, compiled", "bf16", "bf16, compiled"]
     lines = [f"| `paper` preset, hours on one {results['device']} | {' | '.join(ways)} |", "|---" * 6 + "|"]
     for task, one in results["tasks"].items():
@@ -225,23 +225,23 @@ def main(argv: list[str]) -> int:
     except (RuntimeError, AssertionError) as e:
         raise UserError(f"--device {arguments.device} cannot be used: {str(e).splitlines()[0]}") from None
     check_writable(arguments.out)
-    there = PRECISIONS if device.type == "cuda" else [p for p in PRECISIONS if p != "tf32"]
-    ways = [way for way in WAYS if way[0] in there and not (arguments.eager and way[1])]
+    precisions = PRECISIONS if device.type == "cuda" else [p for p in PRECISIONS if p != "tf32"]
+    ways = [way for way in WAYS if way[0] in precisions and not (arguments.eager and way[1])]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "device": name,
         "preset": arguments.preset,
-        "product_tflops": {p: product_rate(device, p) for p in there},
+        "product_tflops": {p: product_rate(device, p) for p in precisions},
         "peak_tflops": PEAK_TFLOPS,
         "tasks": {},
         "environment": environment(),
     }
     for task in arguments.tasks:
-        found["tasks"][task] = study(task, arguments.preset, device, ways, found["product_tflops"])
-        write_json(arguments.out, found)
-        write_markdown(arguments.out, markdown(found))  # what is measured is kept, whatever comes next
+        results["tasks"][task] = study(task, arguments.preset, device, ways, results["product_tflops"])
+        write_json(arguments.out, results)
+        write_markdown(arguments.out, markdown(results))  # what is measured is kept, whatever comes next
     print(
-        json.dumps({task: [row.get("updates_per_second") for row in f["ways"]] for task, f in found["tasks"].items()})
+        json.dumps({task: [row.get("updates_per_second") for row in f["ways"]] for task, f in results["tasks"].items()})
     )
     return 0
 

@@ -1,4 +1,4 @@
-"""What solving costs: the 255 unseen graphs of coloring8, N = 20, as ``solve.py`` and from Python; time and memory.
+"""Measure time and memory of solving: the 255 unseen graphs of coloring8, N = 20, by ``solve.py`` and from Python.
 
 Nothing else should run beside it. Each time is the median of several, in seconds.
 """
@@ -27,14 +27,14 @@ from pyro_gram.system.machine import environment
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "checkpoints" / "coloring8.safetensors"
 NUM_SAMPLES = 20
-WIDE, LIMITS = 1000, (25.0, 100.0)  # trajectories an input, and the memory in MB that they may take
+MANY, LIMITS = 1000, (25.0, 100.0)  # trajectories an input, and the memory in MB that they may take
 
 PEAK = """
 import sys
 import pyro_gram
 from pyro_gram.system.machine import keep_freed_memory
 
-def held(field):  # MB, of this process
+def memory_mb(field):  # MB, of this process
     with open("/proc/self/status") as f:
         return next(int(line.split()[1]) for line in f if line.startswith(field)) / 1024
 
@@ -44,14 +44,14 @@ graphs = ["GCR`v_", "GImxiG", "GitMd_", "G[bWhw"]
 solver.sample(graphs, num_samples=1, halt=1)  # what a first call takes once and for all
 with open("/proc/self/clear_refs", "w") as f:
     f.write("5")  # the most memory counts from here
-before = held("VmRSS")
+before = memory_mb("VmRSS")
 solver.sample(graphs, num_samples=int(sys.argv[2]), memory=float(sys.argv[3]), halt=1)
-print(held("VmHWM") - before)
+print(memory_mb("VmHWM") - before)
 """
 
 
 def seconds(run: Callable[[], Any], repeats: int) -> float:
-    """The median time of ``repeats`` calls."""
+    """Return the median time of ``repeats`` calls."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -61,13 +61,13 @@ def seconds(run: Callable[[], Any], repeats: int) -> float:
 
 
 def peak_mb(limit: float) -> float:
-    """How much the most memory of a process grows by WIDE trajectories of four graphs, MB. Linux only."""
-    words = [sys.executable, "-c", PEAK, str(CHECKPOINT), str(WIDE), str(limit)]
+    """Return the MB by which MANY trajectories of four graphs raise the peak memory of a process. Linux only."""
+    words = [sys.executable, "-c", PEAK, str(CHECKPOINT), str(MANY), str(limit)]
     return float(output(words))
 
 
 def output(words: list[str]) -> str:
-    """What a program prints. Raises UserError with its last words where it fails."""
+    """Run a program and return its output. Raises UserError with its last words where it fails."""
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"{' '.join(words[1:3])} failed: {done.stderr[-500:]}")
@@ -75,7 +75,7 @@ def output(words: list[str]) -> str:
 
 
 def measure(repeats: int, inputs: int | None = None) -> dict[str, Any]:
-    """Times and memory, of the first ``inputs`` graphs where that is given."""
+    """Measure times and memory on the first ``inputs`` graphs; None for all."""
     solver = pyro_gram.load(CHECKPOINT)
     x = solver.task.split("test").inputs
     assert x is not None
@@ -87,7 +87,7 @@ def measure(repeats: int, inputs: int | None = None) -> dict[str, Any]:
         f.write("".join(solver.task.format_input(graph) + "\n" for graph in x))
         f.flush()
         words = [sys.executable, "experiments/solve.py", "--checkpoint", str(CHECKPOINT), "--input", f.name, "--json"]
-        whole = seconds(lambda: output(words), repeats)
+        script_seconds = seconds(lambda: output(words), repeats)
 
     def sample(inputs: torch.Tensor, n: int, **settings: Any) -> Callable[[], Any]:
         return lambda: solver.sample(inputs, num_samples=n, **settings)
@@ -106,7 +106,7 @@ def measure(repeats: int, inputs: int | None = None) -> dict[str, Any]:
         "halt": solver.config.heads.halt,
         "repeats": repeats,
         "seconds": {
-            "solve_py": whole,
+            "solve_py": script_seconds,
             "halting": seconds(sample(x, NUM_SAMPLES), repeats),
             "never_halting": seconds(sample(x, NUM_SAMPLES, halt=1), repeats),
             "every_step_judged": stepwise,
@@ -114,7 +114,7 @@ def measure(repeats: int, inputs: int | None = None) -> dict[str, Any]:
             "one_input_n1": seconds(sample(one, 1, halt=1), repeats),
             "one_input_n20": seconds(sample(one, NUM_SAMPLES, halt=1), repeats),
         },
-        "memory": [{"trajectories": WIDE, "limit_mb": limit, "peak_mb": peak_mb(limit)} for limit in LIMITS],
+        "memory": [{"trajectories": MANY, "limit_mb": limit, "peak_mb": peak_mb(limit)} for limit in LIMITS],
         "environment": environment(),
     }
 
@@ -151,11 +151,11 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.repeats < 1:
         raise UserError(f"--repeats must be at least 1, not {arguments.repeats}")
-    found = measure(arguments.repeats, arguments.inputs)
+    results = measure(arguments.repeats, arguments.inputs)
     if arguments.out:
-        write_json(arguments.out, found)
-        write_markdown(arguments.out, markdown(found))
-    print(json.dumps(found, indent=2))
+        write_json(arguments.out, results)
+        write_markdown(arguments.out, markdown(results))
+    print(json.dumps(results, indent=2))
     return 0
 
 

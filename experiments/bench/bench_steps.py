@@ -1,4 +1,4 @@
-"""What ``bench.py`` times of training: one SVI step, the same step in bare torch, and its matrix products alone.
+"""The training steps that ``bench.py`` times: one SVI step, the same in bare torch, and its matrix products alone.
 
 Both steps compute the same numbers (losses, gradients and weights are compared before timing): forward under the guide,
 balanced KL, backward, global-norm clip, fused AdamW. They are timed in turn, so that a change in the machine's speed
@@ -64,7 +64,7 @@ def make_trainer(solver: Solver) -> Trainer:
 
 
 def random_batch(spec: TaskSpec, batch: int, device: torch.device) -> tuple[Tensor | None, Tensor]:
-    """Tokens in the shapes of a task."""
+    """Return random tokens in the shapes of a task."""
     y = torch.randint(spec.output_classes, (batch, spec.output_length), device=device)
     if not spec.has_input:
         return None, y
@@ -72,7 +72,7 @@ def random_batch(spec: TaskSpec, batch: int, device: torch.device) -> tuple[Tens
 
 
 def on_random_tokens(config: RunConfig, length: int, batch: int) -> Step:
-    """The step of a run's model on so many positions, of no task: its time does not depend on the tokens."""
+    """Return the step of a run's model on random tokens at ``length`` positions; its time depends on shapes alone."""
     spec = TaskSpec(length, None, 3, length, 2)
     prior = PRIORS.get(config.names["prior"])(config.prior, config.model.width)
     model = MODELS.get(config.names["model"])(config.model, spec, prior)
@@ -86,7 +86,7 @@ def on_random_tokens(config: RunConfig, length: int, batch: int) -> Step:
 
 
 def pyro_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
-    """The step that training takes, without the check for divergence and the running average."""
+    """Return the step of training, without the divergence check and the running average."""
     svi = SVI(trainer.model, trainer.guide, trainer.optimizer, loss=trainer.elbo)
 
     def step() -> float:
@@ -97,7 +97,7 @@ def pyro_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
 
 
 def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> tuple[Step, torch.optim.AdamW]:
-    """The same step without Pyro: same modules, same loss, and its own optimizer, which is returned beside it."""
+    """Return the same step without Pyro (same modules, same loss) and its optimizer."""
     model: Any = trainer.model
     guide: Any = trainer.guide
     config = trainer.optimizer.config
@@ -143,7 +143,7 @@ def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> tuple[Step, torch.opti
 
 
 def check_alike(name: str, steps: int = 3, tolerance: float = 1e-3) -> list[float]:
-    """The losses of both steps from the same weights, every one of which has something behind it.
+    """Return the losses of both steps from the same weights, after some updates.
 
     Raises:
         UserError: losses differ, or the moments of the gradients, or the weights that they lead to.
@@ -177,7 +177,7 @@ def timed(step: Callable[[], Any]) -> float:
 
 
 def in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> list[dict[str, float]]:
-    """Seconds of each call, one after another in each round; each round begins with another."""
+    """Time the calls in turn; each round begins with another call. Return the seconds of each round."""
     names = list(calls)
     rounds = []
     for n in range(repeats):
@@ -187,7 +187,7 @@ def in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> list[dict[s
 
 
 def spread(values: list[float]) -> dict[str, Any]:
-    """Median and quartiles."""
+    """Return median and quartiles."""
     ordered = sorted(values)
     return {
         "median": statistics.median(ordered),
@@ -196,7 +196,7 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 
 class Products(TorchDispatchMode):
-    """Notes the shapes and strides of every matrix product, and how often it is taken."""
+    """Count the matrix products, by the shapes and strides of their operands."""
 
     OPERANDS = {  # noqa: RUF012 (a constant)
         torch.ops.aten.mm.default: slice(0, 2),
@@ -208,17 +208,17 @@ class Products(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: Counter[tuple[tuple[torch.Size, tuple[int, ...]], ...]] = Counter()
+        self.operand_counts: Counter[tuple[tuple[torch.Size, tuple[int, ...]], ...]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self.OPERANDS:
-            self.found[tuple((t.shape, t.stride()) for t in args[self.OPERANDS[func]])] += 1
+            self.operand_counts[tuple((t.shape, t.stride()) for t in args[self.OPERANDS[func]])] += 1
         return func(*args, **(kwargs or {}))
 
     def alone(self) -> Step:
-        """All of them again, on random numbers, and nothing else: what a step would take were it only products."""
+        """Return a function that repeats all the products on random numbers, and does nothing else."""
         pairs = []
-        for operands, times in self.found.items():
+        for operands, times in self.operand_counts.items():
             a, b = (torch.empty_strided(shape, stride).normal_() for shape, stride in operands)
             pairs.append((a, b, torch.matmul(a, b), times))
 
@@ -232,7 +232,7 @@ class Products(TorchDispatchMode):
 
 
 def compare(name: str, repeats: int, warmup: int = 3) -> dict[str, Any]:
-    """Times of both steps and of the step's products alone, in turn, and their ratios, taken round by round."""
+    """Time both steps and the products in turn; return the times and the ratios of each round."""
     losses = check_alike(name)
     ours, bare = make_trainer(assemble(name)), make_trainer(assemble(name))
     x, y = ours.batches(0)

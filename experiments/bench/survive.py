@@ -42,14 +42,14 @@ SETTINGS = {
 
 
 def command(out: Path, *words: str) -> list[str]:
-    """The run in ``out``."""
+    """Return the command of the run in ``out``."""
     settings = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
     base = [sys.executable, str(RUN), "--task", "coloring", "--preset", "tiny", "--out", str(out)]
     return [*base, *settings, *words]
 
 
-def to_the_end(out: Path, *words: str) -> float:
-    """Seconds of a run that is left alone. Raises UserError where it fails."""
+def run_to_end(out: Path, *words: str) -> float:
+    """Run without a kill and return the seconds that it took. Raises UserError where it fails."""
     start = time.monotonic()
     done = subprocess.run(command(out, *words), capture_output=True, text=True, env=environ())
     if done.returncode:
@@ -58,12 +58,12 @@ def to_the_end(out: Path, *words: str) -> float:
 
 
 def environ() -> dict[str, str]:
-    """One thread: two trials share two cores, and sums of floats repeat."""
+    """Return an environment of one thread: trials share the cores, and sums of floats repeat."""
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def killed(out: Path, after: float) -> bool:
-    """Start a run and kill it after so many seconds; False where it had ended before."""
+def run_and_kill(out: Path, after: float) -> bool:
+    """Start a run and kill it after so many seconds; return False where it ended before."""
     process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environ())
     try:
         process.wait(timeout=after)
@@ -74,74 +74,73 @@ def killed(out: Path, after: float) -> bool:
     return False
 
 
-def ending(out: Path) -> dict[str, Any]:
-    """Everything about the end of a run but times and memory."""
-    found: dict[str, Any] = {}
+def final_contents(out: Path) -> dict[str, Any]:
+    """Return all that a run leaves, but times and memory."""
+    contents: dict[str, Any] = {}
     for name in ("model", "state"):
         with safe_open(out / f"{name}.safetensors", framework="np") as f:
-            found[name] = {key: f.get_tensor(key).tobytes() for key in f.keys()}  # noqa: SIM118 (not a dict)
+            contents[name] = {key: f.get_tensor(key).tobytes() for key in f.keys()}  # noqa: SIM118 (not a dict)
             header = json.loads(f.metadata()["pyro_gram"])
-        found[f"{name} header"] = {k: v for k, v in header.items() if k != "elapsed"}
-    found["metrics"] = [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(out / "metrics.jsonl")]
+        header.get("state", {}).get("progress", {}).pop("elapsed", None)
+        contents[f"{name} header"] = header
+    contents["metrics"] = [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(out / "metrics.jsonl")]
     results = read_json(out / "results.json")
-    found["results"] = {k: results[k] for k in ("metrics", "batches", "looks", "uniformity")}
-    return found
+    contents["results"] = {k: results[k] for k in ("metrics", "batches", "looks", "uniformity")}
+    return contents
 
 
-def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Which parts of two endings differ."""
-    return [name for name in one if one[name] != other[name]]
+def differing_parts(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    """Name the parts in which two runs differ."""
+    return [name for name in first if first[name] != second[name]]
 
 
 def trial(folder: Path, number: int, length: float, expected: dict[str, Any]) -> dict[str, Any]:
     """Kill one run and resume it."""
     out = folder / str(number)
     after = random.Random(number).uniform(0, length)
-    was_killed = killed(out, after)
-    state = read_state(out)
-    to_the_end(out, "--resume")
+    was_killed = run_and_kill(out, after)
+    batch = saved_batch(out)
+    run_to_end(out, "--resume")
     return {
         "after_seconds": round(after, 3),
         "killed": was_killed,
-        **state,
-        "differing": differing(expected, ending(out)),
+        "saved_batch": batch,
+        "differing": differing_parts(expected, final_contents(out)),
         "left_over": sorted(p.name for p in out.rglob(".*") if p.name != ".lock"),
     }
 
 
-def read_state(out: Path) -> dict[str, Any]:
-    """Where a killed run stood: the batch that its state has, and whether it stands inside of one; None before one."""
+def saved_batch(out: Path) -> int | None:
+    """Return the number of batches behind a killed run's saved state; None where nothing was saved."""
     path = out / "state.safetensors"
     if not path.exists():
-        return {"saved_batch": None, "inside": False}
+        return None
     with safe_open(path, framework="np") as f:
-        inside = any(key.startswith("inside/") for key in f.keys())  # noqa: SIM118 (not a dict)
-        return {"saved_batch": json.loads(f.metadata()["pyro_gram"])["number"], "inside": inside}
+        return json.loads(f.metadata()["pyro_gram"])["state"]["progress"]["number"]
 
 
-def survive(kills: int, at_once: int) -> dict[str, Any]:
-    """Trials until so many runs have been killed."""
+def survive(kills: int, parallel: int) -> dict[str, Any]:
+    """Make trials until so many runs have been killed."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         print("a run that nobody kills", file=sys.stderr)
-        length = to_the_end(folder / "unbroken")
-        expected = ending(folder / "unbroken")
+        length = run_to_end(folder / "unbroken")
+        expected = final_contents(folder / "unbroken")
         bar = tqdm(total=kills, unit="kill", file=sys.stderr)
         trials: list[dict[str, Any]] = []
 
-        def one(number: int) -> dict[str, Any]:
-            found = trial(folder, number, length, expected)
-            bar.update(found["killed"])
-            return found
+        def run_trial(number: int) -> dict[str, Any]:
+            result = trial(folder, number, length, expected)
+            bar.update(result["killed"])
+            return result
 
-        with bar, ThreadPoolExecutor(at_once) as pool:
+        with bar, ThreadPoolExecutor(parallel) as pool:
             while (missing := kills - sum(t["killed"] for t in trials)) > 0:
-                trials += pool.map(one, range(len(trials), len(trials) + missing))
+                trials += pool.map(run_trial, range(len(trials), len(trials) + missing))
     died = [t for t in trials if t["killed"]]
     return {
         "kills": len(died),
         "identical": sum(not t["differing"] for t in died),
-        "inside_a_batch": sum(t["inside"] for t in died),
         "before_the_first_save": sum(t["saved_batch"] is None for t in died),
         "unbroken_seconds": length,
         "trials": trials,
@@ -150,32 +149,32 @@ def survive(kills: int, at_once: int) -> dict[str, Any]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Sum the trials up in a sentence."""
+    """Return a sentence on the trials."""
+    inside = f" and {results['inside_a_batch']} between two updates of one batch" * ("inside_a_batch" in results)
     return (
         f"`python experiments/bench/survive.py --kills {results['kills']} --out experiments/bench/survive.json` killed "
         f"{results['kills']} runs with SIGKILL at random moments, {results['before_the_first_save']} of them before "
-        f"anything was saved and {results['inside_a_batch']} between two updates of one batch, and resumed them: "
-        f"{results['identical']} of {results['kills']} ended bit for bit as the run that nobody killed (weights, "
-        "optimizer, averages, metrics, results)."
+        f"anything was saved{inside}, and resumed them: {results['identical']} of {results['kills']} "
+        "ended bit for bit as the run that nobody killed (weights, optimizer, averages, metrics, results)."
     )
 
 
 def main(argv: list[str]) -> int:
     parser = Parser("survive.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--kills", type=int, default=50, metavar="N", help="default 50; some 25 s each, two at a time")
-    parser.add_argument("--at-once", type=int, default=2, metavar="N", help="trials at a time, a core each (default 2)")
+    parser.add_argument("--parallel", type=int, default=2, metavar="N", help="trials at a time (default 2)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write JSON to FILE")
     arguments = parser.parse_args(argv)
-    if arguments.kills < 1 or arguments.at_once < 1:
-        raise UserError("--kills and --at-once must be at least 1")
+    if arguments.kills < 1 or arguments.parallel < 1:
+        raise UserError("--kills and --parallel must be at least 1")
     if arguments.out:
         check_writable(arguments.out)
-    found = survive(arguments.kills, arguments.at_once)
+    results = survive(arguments.kills, arguments.parallel)
     if arguments.out:
-        write_json(arguments.out, found)
-        write_markdown(arguments.out, markdown(found))
-    print(f"{found['kills']} kills, {found['identical']} endings identical to that of the unbroken run")
-    return 0 if found["identical"] == found["kills"] else 1
+        write_json(arguments.out, results)
+        write_markdown(arguments.out, markdown(results))
+    print(f"{results['kills']} kills, {results['identical']} endings identical to that of the unbroken run")
+    return 0 if results["identical"] == results["kills"] else 1
 
 
 if __name__ == "__main__":

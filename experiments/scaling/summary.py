@@ -1,19 +1,19 @@
-"""Tables of what more compute at inference buys, from the JSON of ``scaling.py`` for several checkpoints."""
+"""Tables of what more compute at inference gives, from the JSON of ``scaling.py`` for several checkpoints."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from experiments.scaling.scaling import SPREAD_OF, SPREADS
+from experiments.scaling.scaling import SPREAD_COUNTS, SPREADS
 from experiments.tables.cells import point_and_sd, share_with_interval
 
-Study = dict[str, Any]
+Results = dict[str, Any]
 COLUMNS = ("whole", "shallower", "shallower_as_right", "halting", "halting_as_right")
 SHOWN_BUDGETS = (5, 20)  # in whole trajectories
 
 
-def selection_table(studies: list[Study], no_noise: Study) -> str:
-    """What is selected, and what halting saves; beside one trajectory without noise on the whole test split."""
+def selection_table(studies: list[Results], no_noise: Results) -> str:
+    """Show selection and halting, and for comparison one trajectory without noise on the full test split."""
     lines = [
         "| checkpoint | unseen inputs | steps | one sample | vote of 20 | by value, of 20 | task's check, of 20 "
         "| no noise, N = 1 (whole test split) | halting: one sample (P) | steps taken "
@@ -33,17 +33,17 @@ def selection_table(studies: list[Study], no_noise: Study) -> str:
     return "\n".join(lines)
 
 
-def compute_table(studies: list[Study]) -> str:
-    """At a few budgets the point of each method that was best on validation inputs, measured on test inputs."""
+def compute_table(studies: list[Results]) -> str:
+    """Show, at each budget, the point of each method that was best on validation inputs, measured on test inputs."""
     lines = [
         "| checkpoint, core evaluations an input | whole trajectories | fewer steps each | and as right "
         "| halting | and as right |",
         "|---|---|---|---|---|---|",
     ]
     for s in studies:
-        chosen, points = s["validation"]["chosen"], s["points"]
+        choices, points = s["validation"]["chosen"], s["points"]
         for budget in (b * s["depth"] for b in SHOWN_BUDGETS):
-            row = chosen[str(budget)]
+            row = choices[str(budget)]
             cells = [_cell(points, row[column]) for column in COLUMNS]
             lines.append(f"| `{s['checkpoint']}`, {budget} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -56,15 +56,15 @@ def _cell(points: dict[str, dict[str, float]], name: str | None) -> str:
     return f"{point_and_sd(point, 'coverage')}; {point['sample']:.3f} ({name}; {point['work']:.0f})"
 
 
-def spread_table(studies: list[Study]) -> str:
-    """Diversified width: coverage and accuracy, trajectories that halt."""
+def spread_table(studies: list[Results]) -> str:
+    """Show coverage and accuracy of trajectories that halt, by draw scheme."""
     kinds = ("independent", *SPREADS)
     lines = [
         f"| checkpoint, N | {' | '.join(kind.capitalize() if kind == 'sobol' else kind for kind in kinds)} |",
         "|---" * (len(kinds) + 1) + "|",
     ]
     for s in studies:
-        for n in SPREAD_OF:
+        for n in SPREAD_COUNTS:
             cells = []
             for kind in kinds:
                 p = s["spreads"][kind][str(n)]

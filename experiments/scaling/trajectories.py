@@ -1,8 +1,8 @@
-"""Walks: what many trajectories of a checkpoint say after every supervision step, kept in files between runs.
+"""Record the answers of many trajectories after every supervision step, cached in files between runs.
 
-A walk holds all that the studies of width, depth and halting compare, so that each of their points costs no further
-roll-out. It is as large as they need: the first trajectories of an input go all the way, and those beyond stop where
-more steps of so many trajectories would exceed the work of the comparison, but not before they would have halted.
+The studies of the number of samples, depth and halting read all their points from one recording. The first trajectories
+of an input are recorded to the full depth. Later ones stop where more steps of so many trajectories would exceed the
+work of the comparison, but not before they would have halted.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from pyro_gram.solver import Solver
 from pyro_gram.system.files import read_json, write_json
 from pyro_gram.system.machine import environment
 
-WIDTHS = (1, 2, 5, 10, 20, 50, 100)
-WHOLE = 20  # trajectories that go all the way: their work bounds that of every point
+SAMPLE_COUNTS = (1, 2, 5, 10, 20, 50, 100)
+FULL_TRAJECTORIES = 20  # trajectories of full depth: their work bounds that of every point
 NAMES = ("tokens", "score", "value", "halt")
 Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)
-class Walk:
-    """N trajectories of each of B inputs, after each of S supervision steps, on the CPU.
+class Trajectories:
+    """Answers of N trajectories of each of B inputs, after each of S supervision steps, on the CPU.
 
-    A trajectory that has stopped repeats its last step.
+    A stopped trajectory repeats its last answer.
 
     Attributes:
         tokens: the most probable answers, int64 ``[S, N, B, L_out]``.
@@ -50,40 +50,40 @@ class Walk:
     value: Tensor
     halt: Tensor
 
-    def first(self, n: int, depth: int) -> Walk:
-        """The first n trajectories of each input, and their first ``depth`` steps."""
-        return Walk(*(part[:depth, :n] for part in vars(self).values()))
+    def first(self, n: int, depth: int) -> Trajectories:
+        """Return the first n trajectories of each input, and their first ``depth`` steps."""
+        return Trajectories(*(part[:depth, :n] for part in vars(self).values()))
 
     def halted(self, halt: float) -> Rollout:
-        """The samples, had each trajectory stopped at its first step with P(right) >= halt; 1 for never."""
-        steps = halted_steps(self.halt, halt)
+        """Return the samples as if each trajectory had stopped at its first step with P(right) >= halt; 1 for never."""
+        steps = halting_steps(self.halt, halt)
         at = steps[None] - 1
         score, value = (part.gather(0, at)[0] for part in (self.score, self.value))
         tokens = self.tokens.gather(0, at[..., None].expand(1, *self.tokens.shape[1:]))[0]
         return Rollout(tokens, score, steps, steps.sum(0), value)
 
 
-def halted_steps(halt: Tensor, threshold: float) -> Tensor:
-    """The first step with P(right) >= threshold, else the last: ``[S, N, B]`` to int64 ``[N, B]``, from 1."""
+def halting_steps(halt: Tensor, threshold: float) -> Tensor:
+    """Return the first step with P(right) >= threshold, else the last: ``[S, N, B]`` to int64 ``[N, B]``, from 1."""
     sure = halt >= threshold if threshold < 1 else torch.zeros_like(halt, dtype=torch.bool)
     sure[-1] = True
     return sure.int().argmax(0) + 1
 
 
-def allowed(n: int, depth: int, whole: int) -> bool:
-    """Is the work of n trajectories of ``depth`` steps within that of the comparison? ``whole``: the full depth."""
-    return n * depth <= WHOLE * whole
+def is_within_work(n: int, depth: int, full_depth: int) -> bool:
+    """Is the work of n trajectories of ``depth`` steps within that of the comparison?"""
+    return n * depth <= FULL_TRAJECTORIES * full_depth
 
 
-def reach(number: int, whole: int) -> int:
-    """How deep the walk follows the trajectory ``number`` (from 0) at the least."""
-    if number < WHOLE:
-        return whole
-    width = next(n for n in WIDTHS if n > number)  # the narrowest sample that it belongs to
-    return WHOLE * whole // width
+def least_depth(number: int, full_depth: int) -> int:
+    """Return the depth to which the trajectory ``number`` (from 0) is recorded at least."""
+    if number < FULL_TRAJECTORIES:
+        return full_depth
+    width = next(n for n in SAMPLE_COUNTS if n > number)  # the narrowest sample that it belongs to
+    return FULL_TRAJECTORIES * full_depth // width
 
 
-def walk(
+def record_trajectories(
     solver: Solver,
     x: Tensor,
     *,
@@ -94,8 +94,8 @@ def walk(
     folder: Path | None = None,
     name: str = "",
     progress: Progress = lambda _: None,
-) -> Walk:
-    """N trajectories of the prior on each input, as the checkpoint is sampled.
+) -> Trajectories:
+    """Record N trajectories of the prior on each input, as the checkpoint is sampled.
 
     Args:
         solver: a checkpoint with heads.
@@ -103,57 +103,60 @@ def walk(
         num_samples: N, one of ``WIDTHS``.
         depth: supervision steps.
         seed: of the draws; where no trajectory stops early they are those of ``sampling.rollout.rollout``.
-        halt: trajectories beyond ``WHOLE`` stop at this P(right), once they are as deep as :func:`reach` says.
-        folder: what is walked is kept there, chunk by chunk of the inputs, and not walked again; None keeps nothing. It
-            is of this checkpoint alone (:func:`kept_in`).
+        halt: trajectories beyond ``WHOLE`` stop at this P(right), once they are as deep as :func:`least_depth` says.
+        folder: cache of this checkpoint (:func:`cache_folder`), a file for each chunk of the inputs; None for none.
         name: of the inputs, in the folder.
-        progress: called with the number of trajectories that have been walked.
+        progress: called with the number of trajectories that have been recorded.
     """
     chunks: list[dict[str, Tensor]] = []
     settings = {"num_samples": num_samples, "depth": depth, "seed": seed, "halt": halt}
-    asked = to_device_of(solver.model, x)
-    with isolated_rng(solver.model, asked):
-        for chunk, some in enumerate(asked.split(max(1, chunk_size(solver.task.spec.input_length) // num_samples))):
+    inputs = to_device_of(solver.model, x)
+    with isolated_rng(solver.model, inputs):
+        for number, chunk_inputs in enumerate(
+            inputs.split(max(1, chunk_size(solver.task.spec.input_length) // num_samples))
+        ):
 
-            def made(chunk: int = chunk, some: Tensor = some) -> dict[str, Tensor]:
-                torch.manual_seed(seed + chunk)
-                return _walk(solver, some, num_samples, depth, halt)
+            def roll_chunk(number: int = number, chunk_inputs: Tensor = chunk_inputs) -> dict[str, Tensor]:
+                torch.manual_seed(seed + number)
+                return _roll_chunk(solver, chunk_inputs, num_samples, depth, halt)
 
-            chunks.append(kept(folder, f"{name}-chunk{chunk}-inputs{len(some)}", settings, made))
-            progress(num_samples * len(some))
-    return Walk(**{part: torch.cat([chunk[part] for chunk in chunks], 2) for part in NAMES})
+            chunks.append(
+                cached_tensors(folder, f"{name}-chunk{number}-inputs{len(chunk_inputs)}", settings, roll_chunk)
+            )
+            progress(num_samples * len(chunk_inputs))
+    return Trajectories(**{part: torch.cat([chunk[part] for chunk in chunks], 2) for part in NAMES})
 
 
-def _walk(solver: Solver, x: Tensor, n: int, depth: int, halt: float) -> dict[str, Tensor]:
+def _roll_chunk(solver: Solver, x: Tensor, n: int, depth: int, halt: float) -> dict[str, Tensor]:
     b = len(x)
-    least = torch.tensor([reach(number, depth) for number in range(n)], device=x.device).repeat_interleave(b)
+    least = torch.tensor([least_depth(number, depth) for number in range(n)], device=x.device).repeat_interleave(b)
     steps: list[dict[str, Tensor]] = []
     with Temper(solver.config.temper):
         end = run_steps(solver.model, x, None, n, 1)
-        now = {name: value.flatten(0, 1) for name, value in _said(end).items()}
+        answers = {name: value.flatten(0, 1) for name, value in _answer_and_heads(end).items()}
         state = LatentState(*(part.expand(n, b, -1, -1).flatten(0, 1) for part in end.state))
-        going = torch.arange(n * b, device=x.device)
-        steps.append(now)
+        active = torch.arange(n * b, device=x.device)
+        steps.append(answers)
         for step in range(2, depth + 1):
-            on = (least[going] >= step) | (now[HALT] < halt)
-            going, state = going[on], LatentState(state.h[on], state.l[on])
+            stays = (least[active] >= step) | (answers[HALT] < halt)
+            active, state = active[stays], LatentState(state.h[stays], state.l[stays])
             last = steps[-1]
-            if len(going):
-                end = run_steps(solver.model, x[going % b], state, None, 1)
-                state, now = end.state, _said(end)
-                last = {name: value.index_copy(0, going, now[name]) for name, value in last.items()}
+            if len(active):
+                end = run_steps(solver.model, x[active % b], state, None, 1)
+                state, answers = end.state, _answer_and_heads(end)
+                last = {name: value.index_copy(0, active, answers[name]) for name, value in last.items()}
             steps.append(last)
     return {name: torch.stack([step[name] for step in steps]).unflatten(1, (n, b)).cpu() for name in NAMES}
 
 
-def _said(end: Decode) -> dict[str, Tensor]:
+def _answer_and_heads(end: Decode) -> dict[str, Tensor]:
     tokens = end.values[ANSWER]
     heads = {name: end.values[name] for name in (VALUE, HALT)}
     return {"tokens": tokens, "score": end.likelihood.log_prob(tokens), **heads}
 
 
-def kept_in(folder: Path | None, checkpoint: Path, solver: Solver) -> Path | None:
-    """Where the roll-outs of a checkpoint are kept: under its name and a digest of its weights and settings."""
+def cache_folder(folder: Path | None, checkpoint: Path, solver: Solver) -> Path | None:
+    """Return the folder of a checkpoint's recordings, named by a digest of its weights and settings."""
     if folder is None:
         return None
     digest = hashlib.sha256(repr(solver.config.to_dict()).encode())
@@ -162,19 +165,19 @@ def kept_in(folder: Path | None, checkpoint: Path, solver: Solver) -> Path | Non
     return folder / f"{checkpoint.stem}-{digest.hexdigest()[:12]}"
 
 
-def kept(
-    folder: Path | None, name: str, settings: dict[str, Any], made: Callable[[], dict[str, Tensor]]
+def cached_tensors(
+    folder: Path | None, name: str, settings: dict[str, Any], make: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Tensors that an earlier run has left in ``folder`` under the same name and settings; else made, and left there.
+    """Read the tensors that ``folder`` holds under a name and settings; make and store them where it has none.
 
-    ``tokens`` are stored as bytes. A file holds arrays and no code, and none is read that was not written whole.
+    ``tokens`` are stored as bytes. A file holds arrays and no code, and is renamed to its name once it is complete.
     """
     if folder is None:
-        return made()
+        return make()
     label = "-".join(f"{key}{value}" for key, value in sorted(settings.items()))
     path = folder / f"{name}-{label}.safetensors"
     if not path.exists():
-        tensors = {key: part.cpu().contiguous() for key, part in made().items()}
+        tensors = {key: part.cpu().contiguous() for key, part in make().items()}
         tensors["tokens"] = tensors["tokens"].to(torch.uint8)
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".part")
@@ -185,6 +188,6 @@ def kept(
 
 
 def add_result(path: Path, label: str, result: dict[str, Any]) -> None:
-    """Put a checkpoint's result into a study's JSON, beside those of other checkpoints that it holds."""
-    known = read_json(path) if path.exists() else {}
-    write_json(path, {**known, label: result, "environment": environment()})
+    """Add a checkpoint's result to a study's JSON."""
+    results = read_json(path) if path.exists() else {}
+    write_json(path, {**results, label: result, "environment": environment()})

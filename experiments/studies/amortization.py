@@ -1,4 +1,4 @@
-"""What amortization costs: the bound of a trained guide against guides that need not generalise.
+"""Measure the amortization gap: a trained guide's bound against guides fitted to the measured pairs.
 
 The model stays as it is. For held-out pairs (x, y) the full bound (Eq. 13) of its guide is compared with two others,
 fitted by SVI to these very pairs: a copy of the guide, and the mean-field guide, whose means and scales of every
@@ -43,18 +43,18 @@ COPY_LR = 1e-3  # of the copy of the guide, which has been trained
 
 
 def started_at(guide: nn.Module, model: Any, x: Tensor, y: Tensor, steps: int) -> MeanFieldGuide:
-    """A mean-field guide whose parameters for these pairs are what ``guide`` says along one of its draws."""
+    """Return a mean-field guide that starts at the posteriors of ``guide`` along one of its draws."""
     with torch.no_grad(), pyro.validation_enabled(False):
         trace = poutine.trace(guide).get_trace(x, y, steps=steps, truncated=False)
-    said = {
+    posteriors = {
         transition_index(name): site["fn"] for name, site in trace.nodes.items() if transition_index(name) is not None
     }
-    config = MeanFieldGuideConfig(data=len(y), transitions=len(said))
+    config = MeanFieldGuideConfig(data=len(y), transitions=len(posteriors))
     free = MeanFieldGuide(config, model.spec, model, model.config.width)
     free.train()
     rows = free.encode(x, y)
     with torch.no_grad():
-        for t, q in said.items():
+        for t, q in posteriors.items():
             free.loc[rows, t] = q.base_dist.loc
             free.log_scale[rows, t] = (q.base_dist.scale / config.initial_scale).log()
     return free
@@ -78,13 +78,13 @@ def fit(free: nn.Module, model: nn.Module, x: Tensor, y: Tensor, steps: int, upd
 
 
 def bounds_of(model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, Tensor]:
-    """The ELBO and the importance-weighted bound of each pair, nats, ``[B]``."""
-    drawn = guide_draws(model, guide, x, y, steps=steps, num_samples=DRAWS, seed=1)
-    return {"elbo": drawn.log_weight.mean(0), "iwae": log_evidence(drawn.log_weight)}
+    """Return the ELBO and the importance-weighted bound of each pair, nats, ``[B]``."""
+    draws = guide_draws(model, guide, x, y, steps=steps, num_samples=DRAWS, seed=1)
+    return {"elbo": draws.log_weight.mean(0), "iwae": log_evidence(draws.log_weight)}
 
 
 def summary(values: Tensor) -> dict[str, float]:
-    """Mean over pairs and its standard error."""
+    """Return the mean over pairs and its standard error."""
     return {"mean": values.mean().item(), "se": (values.std() / len(values) ** 0.5).item()}
 
 
@@ -129,22 +129,22 @@ def main(argv: list[str]) -> int:
     x, y = puzzles.sample_pairs(arguments.inputs, generator_for(1, arguments.inputs))
     if x is None or guide_traits(guide).follows_prior:
         raise ConfigError("this study is of a guide that infers answers to inputs")
-    found = {"guide": bounds_of(model, guide, x, y, arguments.depth)}
+    bounds = {"guide": bounds_of(model, guide, x, y, arguments.depth)}
     free = started_at(guide, model, x, y, arguments.depth)
     fit(free, model, x, y, arguments.depth, arguments.updates, arguments.lr)
-    found["mean_field"] = bounds_of(model, free, x, y, arguments.depth)
+    bounds["mean_field"] = bounds_of(model, free, x, y, arguments.depth)
     same_model, copy_of_guide = copy.deepcopy((model, guide))
     fit(copy_of_guide, same_model, x, y, arguments.depth, arguments.updates, COPY_LR)
-    found["copy"] = bounds_of(same_model, copy_of_guide, x, y, arguments.depth)
+    bounds["copy"] = bounds_of(same_model, copy_of_guide, x, y, arguments.depth)
     log_p = prior_log_likelihood(model, x, y, depth=arguments.depth, num_samples=PRIOR_DRAWS, seed=2)
     results = {
         "checkpoint": Path(arguments.checkpoint).stem,
         **{name: getattr(arguments, name) for name in ("inputs", "depth", "updates", "lr")},
         "draws": DRAWS,
-        "bounds": {name: {k: summary(v) for k, v in bounds.items()} for name, bounds in found.items()},
+        "bounds": {name: {k: summary(v) for k, v in values.items()} for name, values in bounds.items()},
         "log_p_prior_mc": summary(log_p) | {"draws": PRIOR_DRAWS},
-        "amortization_gap": summary(found["copy"]["elbo"] - found["guide"]["elbo"]),
-        "approximation_gap": summary(log_p - found["copy"]["elbo"]),
+        "amortization_gap": summary(bounds["copy"]["elbo"] - bounds["guide"]["elbo"]),
+        "approximation_gap": summary(log_p - bounds["copy"]["elbo"]),
         "environment": environment(),
     }
     write_json(arguments.out, results)

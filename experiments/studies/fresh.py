@@ -1,4 +1,4 @@
-"""Committed checkpoints on inputs that nobody had measured while settings were chosen.
+"""Measure committed checkpoints on inputs that were never measured while settings were chosen.
 
 Test figures were in view while some settings were chosen. Graphs and small Sudokus are therefore drawn anew, under
 another data seed and without all that is symmetric to an input of any split (``Task.fresh_inputs``). Queens cannot be:
@@ -31,14 +31,14 @@ HERE = Path(__file__).parent
 CHECKPOINTS = HERE.parent.parent / "checkpoints"
 NAMES = ("coloring8", "coloring10", "sudoku4", "sudoku6", "nqueens10")
 NUM_SAMPLES = 20
-KEPT = (
+METRICS = (
     "accuracy", "violations", "sample_accuracy", "vote_accuracy", "any_valid", "coverage", "coverage_limit",
     "total_variation", "total_variation_perfect",
 )  # fmt: skip
 
 
 def fresh_puzzles(solver: Solver, count: int, data_seed: int) -> tuple[PuzzleSet, str]:
-    """Up to ``count`` inputs that no run was measured on, and what they are.
+    """Return up to ``count`` inputs that no run was measured on, and their description.
 
     Raises:
         ConfigError: there are none, or fewer than ``count`` can be drawn.
@@ -53,21 +53,21 @@ def fresh_puzzles(solver: Solver, count: int, data_seed: int) -> tuple[PuzzleSet
         return test.select(torch.tensor(rest)), f"test inputs {rest.start + 1:,} to {rest.stop:,}"
 
 
-def one_solution(puzzles: PuzzleSet) -> float:
-    """The share of inputs that have one solution."""
+def one_solution_share(puzzles: PuzzleSet) -> float:
+    """Return the share of inputs that have one solution."""
     return (puzzles.num_solutions == 1).double().mean().item()
 
 
 def measure_draws(solver: Solver, puzzles: PuzzleSet, seeds: int) -> dict[str, Any]:
-    """Metrics of each seed of the draws, and their means and standard deviations over seeds."""
+    """Return the metrics of each seed of the draws, and their means and standard deviations over seeds."""
     draws: list[dict[str, Any]] = []
     for seed in range(seeds):
         print(f"  seed {seed}", file=sys.stderr)
         halt = 1.0 if solver.has_heads else None  # never
-        rolled = solver.sample(puzzles.inputs, NUM_SAMPLES, seed=100_000 * (seed + 1), halt=halt)
-        metrics = measure(solver.task, puzzles, rolled.tokens, rolled.score).to_dict()
-        draws.append({name: metrics[name] for name in KEPT})
-    names = [name for name in KEPT if draws[0][name] is not None]
+        samples = solver.sample(puzzles.inputs, NUM_SAMPLES, seed=100_000 * (seed + 1), halt=halt)
+        metrics = measure(solver.task, puzzles, samples.tokens, samples.score).to_dict()
+        draws.append({name: metrics[name] for name in METRICS})
+    names = [name for name in METRICS if draws[0][name] is not None]
     return {
         "draws": draws,
         "mean": {name: fmean(s[name] for s in draws) for name in names},
@@ -75,8 +75,8 @@ def measure_draws(solver: Solver, puzzles: PuzzleSet, seeds: int) -> dict[str, A
     }
 
 
-def committed(name: str) -> Path:
-    """The committed checkpoint of that name. Raises UserError where there is none."""
+def checkpoint_path(name: str) -> Path:
+    """Return the path of a committed checkpoint. Raises UserError where there is none."""
     path = CHECKPOINTS / f"{name}.safetensors"
     if not path.exists():
         raise UserError(f"no committed checkpoint {name!r}: there is no {path}")
@@ -88,15 +88,15 @@ def weights_digest(path: Path) -> str:
     return tensor_digest(open_tensor_file(path, "model").tensors())
 
 
-def settings_of(path: Path, arguments: Any) -> dict[str, Any]:
-    """What must be the same where a checkpoint is not measured again: its weights, and how much is measured."""
+def study_settings(path: Path, arguments: Any) -> dict[str, Any]:
+    """Return what decides whether a checkpoint is measured again: its weights, and the amount of inputs and draws."""
     return {"sha256": weights_digest(path)} | {
         name: getattr(arguments, name) for name in ("inputs", "data_seed", "seeds")
     }
 
 
-def study_of(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """What the JSON holds of one checkpoint."""
+def measure_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON of one checkpoint."""
     solver = pyro_gram.load(path)
     puzzles, what = fresh_puzzles(solver, settings["inputs"], settings["data_seed"])
     return {
@@ -106,8 +106,8 @@ def study_of(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         "num_samples": NUM_SAMPLES,
         "depth": solver.config.depth,
         "temper": [solver.config.temper.scale, solver.config.temper.transitions],
-        "one_solution": one_solution(puzzles),
-        "one_solution_test": one_solution(solver.task.split("test")),
+        "one_solution": one_solution_share(puzzles),
+        "one_solution_test": one_solution_share(solver.task.split("test")),
         **measure_draws(solver, puzzles, settings["seeds"]),
         "environment": environment(),
     }
@@ -128,12 +128,12 @@ def main(argv: list[str]) -> int:
     check_writable(arguments.out)
     results = read_json(arguments.out) if arguments.out.exists() else {}
     for name in arguments.checkpoints:
-        path = committed(name)
-        settings = settings_of(path, arguments)
+        path = checkpoint_path(name)
+        settings = study_settings(path, arguments)
         if all(results.get(name, {}).get(key) == value for key, value in settings.items()):
             continue
         print(name, file=sys.stderr)
-        results[name] = study_of(path, settings)
+        results[name] = measure_checkpoint(path, settings)
         write_json(arguments.out, results)
     for name in arguments.checkpoints:
         mean, sd = results[name]["mean"], results[name]["sd"]

@@ -1,4 +1,4 @@
-"""What closes the gap between guide and prior: variants of a preset at equal minutes, over seeds.
+"""Study what closes the gap between guide and prior: variants of a preset at equal minutes, over seeds.
 
 Each variant of ``gap.toml`` changes a few settings of its preset and asks one question. Every run is measured on the
 *validation* split alone, on fresh trajectories of the prior, at several depths:
@@ -44,7 +44,7 @@ WEIGHED, WEIGHTS = 24, 100  # inputs whose importance weights are drawn, and how
 
 
 def read_study(name: str) -> dict[str, Any]:
-    """The table of a study. Raises ConfigError where there is none."""
+    """Read a study from ``gap.toml``. Raises ConfigError where there is none."""
     studies = tomllib.loads((HERE / "gap.toml").read_text())
     if name not in studies:
         raise ConfigError(f"unknown study {name!r}; known: {', '.join(studies)}")
@@ -52,7 +52,7 @@ def read_study(name: str) -> dict[str, Any]:
 
 
 def config_of(study: dict[str, Any], variant: str, seed: int) -> RunConfig:
-    """The preset with the variant's settings, to be trained for the study's minutes.
+    """Return the preset with the variant's settings, to be trained for the study's minutes.
 
     Raises:
         ConfigError: no such variant, or a setting that does not exist.
@@ -73,20 +73,20 @@ def config_of(study: dict[str, Any], variant: str, seed: int) -> RunConfig:
 
 
 def changes_of(study: dict[str, Any], variant: str) -> dict[str, dict[str, Any]]:
-    """The settings in which a variant differs from its preset."""
+    """Return the settings in which a variant differs from its preset."""
     return {part: fields for part, fields in study["variants"][variant].items() if part != "asks"}
 
 
 def measure_run(run: Run) -> dict[str, Any]:
-    """The validation split under the prior after as many transitions as LENGTHS, the bounds, and the looks."""
+    """Measure a run on the validation split: the prior after LENGTHS transitions, bounds, and evaluations."""
     task = run.solver.task
     puzzles = task.split("validation")
     by_length = {}
     for length in LENGTHS:
-        rolled = sample_prior(run.averaged, puzzles.inputs, depth=length // run.solver.config.model.transitions)
-        found = measure(task, puzzles, rolled.tokens, rolled.score).to_dict()
+        samples = sample_prior(run.averaged, puzzles.inputs, depth=length // run.solver.config.model.transitions)
+        metrics = measure(task, puzzles, samples.tokens, samples.score).to_dict()
         by_length[str(length)] = {
-            k: v for k, v in found.items() if v is not None and k not in ("num_inputs", "num_samples")
+            k: v for k, v in metrics.items() if v is not None and k not in ("num_inputs", "num_samples")
         }
     seed = run.solver.config.evaluate.seed
     x, y = puzzles.sample_pairs(len(puzzles), generator_for(seed, len(puzzles)))
@@ -112,40 +112,40 @@ def measure_run(run: Run) -> dict[str, Any]:
 
 
 def pareto_k_of(run: Run, x: Tensor | None, y: Tensor) -> Tensor:
-    """k-hat of the guide's importance weights on the first ``WEIGHED`` inputs."""
+    """Return k-hat of the guide's importance weights on the first ``WEIGHED`` inputs, ``[WEIGHED]``."""
     model, guide = run.trainer.averaged_modules
-    few = slice(WEIGHED)
+    subset = slice(WEIGHED)
     seed = run.solver.config.evaluate.seed
-    drawn = guide_draws(
+    draws = guide_draws(
         model,
         guide,
-        None if x is None else x[few],
-        y[few],
+        None if x is None else x[subset],
+        y[subset],
         steps=run.solver.config.depth,
         num_samples=WEIGHTS,
         seed=seed,
     )
-    return pareto_smooth(drawn.log_weight)[1]
+    return pareto_smooth(draws.log_weight)[1]
 
 
 def about_study(study: dict[str, Any]) -> dict[str, Any]:
-    """What all runs of a study have in common."""
+    """Return what all runs of a study have in common."""
     return {"study": study["name"]} | {key: study[key] for key in ("task", "preset", "minutes")}
 
 
 def so_far(path: Path, study: dict[str, Any]) -> dict[str, Any]:
-    """What is in the JSON already. Raises ConfigError where it is of another study, or of other minutes."""
+    """Read the study's JSON so far. Raises ConfigError where it is of another study, or of other minutes."""
     if not path.exists():
         return {"variants": {}}
-    found = read_json(path)
+    results = read_json(path)
     for key, value in about_study(study).items():
-        if found.get(key) != value:
-            raise ConfigError(f"{path} has {key} = {found.get(key)}, not {value}: give another --out and --runs")
-    return found
+        if results.get(key) != value:
+            raise ConfigError(f"{path} has {key} = {results.get(key)}, not {value}: give another --out and --runs")
+    return results
 
 
 def shared_settings(config: RunConfig) -> dict[str, Any]:
-    """What every seed of a variant has in common."""
+    """Return the settings that all seeds of a variant share."""
     return {part: fields for part, fields in config.to_dict().items() if part != "seed"}
 
 
@@ -155,16 +155,16 @@ def is_done(results: dict[str, Any], variant: str, config: RunConfig) -> bool:
     Raises:
         ConfigError: the variant is there with other settings.
     """
-    held = results["variants"].get(variant)
-    if held is None:
+    entry = results["variants"].get(variant)
+    if entry is None:
         return False
     then = shared_settings(
-        RunConfig.from_dict(held["config"], config.names.values())
+        RunConfig.from_dict(entry["config"], config.names.values())
     )  # later settings: at their defaults
     differing = [part for part, fields in shared_settings(config).items() if then.get(part) != fields]
     if differing:
         raise ConfigError(f"{variant!r} was run with other settings of {differing[0]!r}: give another --out")
-    return str(config.seed) in held["seeds"]
+    return str(config.seed) in entry["seeds"]
 
 
 def collect(out: Path, study: dict[str, Any], runs: Path) -> None:
@@ -175,13 +175,13 @@ def collect(out: Path, study: dict[str, Any], runs: Path) -> None:
     """
     results = so_far(out, study)
     for path in sorted(runs.glob(f"{study['name']}-*-seed*/measured.json")):
-        found = read_json(path)
-        variant, seed = found.pop("variant"), found.pop("seed")
-        if variant not in study["variants"] or found["config"] != shared_settings(config_of(study, variant, seed)):
+        run = read_json(path)
+        variant, seed = run.pop("variant"), run.pop("seed")
+        if variant not in study["variants"] or run["config"] != shared_settings(config_of(study, variant, seed)):
             continue
         about = {"asks": study["variants"][variant]["asks"], "changes": changes_of(study, variant)}
-        held = results["variants"].setdefault(variant, {})
-        held |= about | {"config": found.pop("config"), "seeds": held.get("seeds", {}) | {str(seed): found}}
+        entry = results["variants"].setdefault(variant, {})
+        entry |= about | {"config": run.pop("config"), "seeds": entry.get("seeds", {}) | {str(seed): run}}
     results["variants"] = {name: results["variants"][name] for name in study["variants"] if name in results["variants"]}
     write_json(out, results | about_study(study))
     write_markdown(out, markdown(results))
@@ -203,12 +203,12 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], float]] = {
 
 
 def compared(run: dict[str, Any]) -> dict[str, Any]:
-    """The metrics of a run after TRANSITIONS transitions."""
+    """Return the metrics of a run after TRANSITIONS transitions."""
     return run["by_length"][str(TRANSITIONS)]
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Markdown: a line a variant, means over seeds, the accuracy of one sample also at its least and its greatest."""
+    """Show a line for each variant as Markdown: means over seeds, and the range of the accuracy of one sample."""
     lines = [f"| variant | seeds | accuracy | {' | '.join(COLUMNS)} |", "|---" * (3 + len(COLUMNS)) + "|"]
     for name, variant in results["variants"].items():
         runs = list(variant["seeds"].values())

@@ -1,4 +1,4 @@
-"""What looking an answer up in training gives on unseen boards of N-Queens, by each split.
+"""Measure a lookup of training answers on unseen boards of N-Queens, for each split.
 
 A lookup keeps the answers of training inputs, and with ``images`` also their rotations and reflections. It answers an
 input with one of those that hold its given queens, uniformly at random; where there is none, it is wrong. No network is
@@ -30,8 +30,8 @@ SPLITS_BY = ("input", "orbit")
 NUM_SAMPLES = 20
 
 
-def matching(given: Tensor, answers: Tensor) -> Tensor:
-    """How many answers hold an input's queens.
+def count_matches(inputs: Tensor, answers: Tensor) -> Tensor:
+    """Count the answers that hold an input's queens.
 
     Args:
         given: 0 or 1 + column a row, int64 ``[B, n]``.
@@ -40,18 +40,18 @@ def matching(given: Tensor, answers: Tensor) -> Tensor:
     Returns:
         int64 ``[B]``.
     """
-    return torch.stack([((x == 0) | (x == answers + 1)).all(-1).sum() for x in given])
+    return torch.stack([((x == 0) | (x == answers + 1)).all(-1).sum() for x in inputs])
 
 
 def lookup_metrics(test: PuzzleSet, answers: Tensor) -> dict[str, float]:
-    """Expected metrics of ``NUM_SAMPLES`` uniform draws among the matching answers.
+    """Return the expected metrics of ``NUM_SAMPLES`` uniform draws among the matching answers.
 
     Args:
         test: its inputs and solutions in the ``row`` layout.
         answers: distinct solutions, int64 ``[M, n]``; every one that holds an input's queens completes it.
     """
     assert test.inputs is not None
-    count, m = matching(test.inputs, answers).double(), test.num_solutions.double()
+    count, m = count_matches(test.inputs, answers).double(), test.num_solutions.double()
     several = count.clamp(min=1)
     return {
         "answers": len(answers),
@@ -61,8 +61,8 @@ def lookup_metrics(test: PuzzleSet, answers: Tensor) -> dict[str, float]:
     }
 
 
-def study_of(size: int, split_by: str) -> dict[str, Any]:
-    """The lookup on one split, without and with images, and the unseen inputs that have an image in training."""
+def measure_split(size: int, split_by: str) -> dict[str, Any]:
+    """Measure the lookup on one split, without and with images; count the unseen inputs with an image in training."""
     task = NQueens(NQueensConfig(size=size, split_by=split_by))
     train, test = task.split("train"), task.split("test")
     assert train.inputs is not None
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=HERE / "lookup.json", metavar="FILE")
     arguments = parser.parse_args(argv)
     check_writable(arguments.out)
-    problems = {f"nqueens{n}": {by: study_of(n, by) for by in SPLITS_BY} for n in arguments.sizes}
+    problems = {f"nqueens{n}": {by: measure_split(n, by) for by in SPLITS_BY} for n in arguments.sizes}
     write_json(arguments.out, {"num_samples": NUM_SAMPLES, "problems": problems})
     for problem, splits in problems.items():
         for by, split in splits.items():

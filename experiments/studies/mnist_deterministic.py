@@ -1,4 +1,4 @@
-"""The deterministic model's p(x) of MNIST, for the Frechet distance that GRAM has to beat.
+"""Train a deterministic model of MNIST, whose Frechet distance GRAM has to beat.
 
 TRM is GRAM conditioned on eps = 0 (``poutine.condition``). Trained on digits without input, its one trajectory can only
 end in one image, the most probable value of every pixel: Table 2 of the paper gives it an Inception score of 1.00. This
@@ -35,7 +35,7 @@ OUT = Path(__file__).with_suffix(".json")
 
 
 class NoGuidance(poutine.messenger.Messenger):
-    """Every eps_t is 0, and no site of its own: what is left of the program is TRM."""
+    """Replace every guidance site by 0 and remove it: the program that remains is TRM."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if transition_index(msg["name"]) is not None:
@@ -44,7 +44,7 @@ class NoGuidance(poutine.messenger.Messenger):
 
 
 def deterministic(model: nn.Module) -> Any:
-    """The model's program without guidance."""
+    """Run a model's program without guidance."""
 
     def program(*args: Any, **kwargs: Any) -> Tensor:
         with NoGuidance():
@@ -54,7 +54,7 @@ def deterministic(model: nn.Module) -> Any:
 
 
 def train(config: RunConfig, task: Any, model: nn.Module, batches: int) -> float:
-    """Deep supervision, an update a supervision step, as in training GRAM; returns seconds."""
+    """Train by deep supervision, one update a supervision step, as GRAM is trained; return the seconds."""
     start = time.perf_counter()
     stream = TargetStream(task, task.split("train"), config.train.batch, config.seed, config.train.augment)
     optim = TorchOptim({"model": model}, config.optim)
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
     samples = gram["metrics"]["num_samples"]
     depth = config.depth
     tokens = rollout(deterministic(model), None, num_samples=samples, depth=depth).tokens[:, 0]
-    found = digits.assess(digits.reference(task, "test"), tokens)
+    results = digits.assess(digits.reference(task, "test"), tokens)
     ours = {name: gram["metrics"][name] for name in ("frechet_distance", "inception_score", "num_samples")}
     write_json(
         arguments.out,
@@ -100,15 +100,15 @@ def main(argv: list[str]) -> int:
             "batches": arguments.batches,
             "seconds": seconds,
             "distinct_images": len(tokens.unique(dim=0)),
-            "deterministic": found,
+            "deterministic": results,
             "gram": ours,
-            "frechet_ratio": found["frechet_distance"] / ours["frechet_distance"],
+            "frechet_ratio": results["frechet_distance"] / ours["frechet_distance"],
             "environment": environment(),
         },
     )
     print(
-        f"deterministic: Frechet distance {found['frechet_distance']:.1f}, Inception score "
-        f"{found['inception_score']:.2f}; GRAM: {ours['frechet_distance']:.1f}, {ours['inception_score']:.2f}"
+        f"deterministic: Frechet distance {results['frechet_distance']:.1f}, Inception score "
+        f"{results['inception_score']:.2f}; GRAM: {ours['frechet_distance']:.1f}, {ours['inception_score']:.2f}"
     )
     return 0
 

@@ -1,4 +1,4 @@
-"""How right is one trajectory without noise? ``python experiments/studies/no_noise.py`` for every committed checkpoint.
+"""Measure one trajectory without noise of every committed checkpoint: ``python experiments/studies/no_noise.py``.
 
 Every guidance is its prior's mean, so that an input has one trajectory and one answer, at the cost of one sample. It is
 measured on the whole test split.
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyro_gram
-from experiments.studies.fresh import committed
+from experiments.studies.fresh import checkpoint_path
 from pyro_gram.diagnostics.metrics import wilson_interval
 from pyro_gram.errors import UserError
 from pyro_gram.sampling.rollout import rollout, to_device_of
@@ -24,15 +24,15 @@ HERE = Path(__file__).parent
 NAMES = ("coloring8", "coloring10", "nqueens8", "nqueens10", "sudoku4", "sudoku6")
 
 
-def study_of(path: Path, most: int | None = None) -> dict[str, Any]:
-    """The accuracy of one checkpoint's trajectories without noise on the first ``most`` test inputs; None for all."""
+def measure_checkpoint(path: Path, max_inputs: int | None = None) -> dict[str, Any]:
+    """Measure one checkpoint's trajectories without noise on the first test inputs; all where None."""
     solver = pyro_gram.load(path)
     test = solver.task.split("test")
-    puzzles = test if most is None else test.subset(most)
+    puzzles = test if max_inputs is None else test.subset(max_inputs)
     settings: dict[str, Any] = {"depth": solver.config.depth, "temper": solver.config.temper}
     with AtMean():
-        rolled = rollout(solver.model, to_device_of(solver.model, puzzles.inputs), num_samples=1, **settings)
-    accuracy = solver.task.is_valid(puzzles.inputs, rolled.tokens).double().mean().item()
+        samples = rollout(solver.model, to_device_of(solver.model, puzzles.inputs), num_samples=1, **settings)
+    accuracy = solver.task.is_valid(puzzles.inputs, samples.tokens).double().mean().item()
     return {
         "num_inputs": len(puzzles),
         "depth": solver.config.depth,
@@ -50,12 +50,12 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.inputs is not None and arguments.inputs < 1:
         raise UserError(f"--inputs must be at least 1, not {arguments.inputs}")
-    paths = {name: committed(name) for name in arguments.checkpoints}
+    paths = {name: checkpoint_path(name) for name in arguments.checkpoints}
     check_writable(arguments.out)
     results: dict[str, Any] = read_json(arguments.out) if arguments.out.exists() else {}
     for name, path in paths.items():
         print(name, file=sys.stderr)
-        results[name] = study_of(path, arguments.inputs)
+        results[name] = measure_checkpoint(path, arguments.inputs)
         write_json(arguments.out, results)
     for name in paths:
         study = results[name]

@@ -1,4 +1,4 @@
-"""Do the committed checkpoints still give the same answers under the same seed?
+"""Check that the committed checkpoints still give the same answers under the same seed.
 
 ``python experiments/studies/same_answers.py`` compares them with ``same_answers.json``, and ``--record`` writes that
 file: record before a change of the code, compare after it. Tokens repeat bit for bit on one kind of machine only, so
@@ -34,15 +34,15 @@ WITH_HEADS: dict[str, dict[str, Any]] = {"halting": {"halt": 0.9}, "smc": {"draw
 
 
 def digest(*tensors: torch.Tensor) -> str:
-    """The SHA-256 of the bytes of some tensors."""
-    found = hashlib.sha256()
+    """Return the SHA-256 of the bytes of tensors."""
+    digest = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def answers_of(solver: Solver) -> dict[str, str]:
-    """The digest of the tokens and steps that a checkpoint samples for its first test inputs, by setting."""
+    """Return the digests of the tokens and steps that a checkpoint samples for its first test inputs, by setting."""
     x = solver.task.split("test").first_versions.inputs
     x = None if x is None else x[:INPUTS]
     answers = {}

@@ -1,4 +1,4 @@
-"""Is the value head's choice as good as the vote? ``python experiments/studies/selection.py --checkpoint PATH ...``.
+"""Compare the value head's choice with the vote: ``python experiments/studies/selection.py --checkpoint PATH ...``.
 
 Both choose from the same samples, as ``solve.py`` draws them, on fresh inputs: made under another ``data_seed``, none
 isomorphic or symmetric to an input of any split. Queens have no others than those of their test split, so that these
@@ -17,8 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import pyro_gram
-from experiments.scaling.scaling import label_of
-from experiments.scaling.trajectories import add_result, kept, kept_in
+from experiments.scaling.scaling import checkpoint_label
+from experiments.scaling.trajectories import add_result, cache_folder, cached_tensors
 from experiments.tables.cells import by_checkpoint, write_markdown
 from pyro_gram.diagnostics.metrics import selected_answers, wilson_interval
 from pyro_gram.errors import UserError
@@ -28,7 +28,7 @@ from pyro_gram.system.cli import Parser, add_trust_option, call
 from pyro_gram.system.files import check_writable, read_json
 from pyro_gram.tasks.nqueens.task import NQueens
 
-OF = 20  # trajectories an input
+NUM_SAMPLES = 20  # trajectories an input
 INPUTS = 1000
 DATA_SEED = 2000  # of the inputs
 SEED = 700_000  # of the first draws
@@ -36,7 +36,7 @@ OUT = Path(__file__).with_suffix(".json")
 
 
 def fresh_inputs(solver: Solver, count: int) -> tuple[Tensor, str]:
-    """Up to ``count`` inputs that were no training or validation input, nor symmetric to one; and which these are.
+    """Return up to ``count`` inputs, none symmetric to a training or validation input, and their description.
 
     Queens have none but those of the test split: of these, where that is enough, such as runs are not measured on.
     """
@@ -53,49 +53,51 @@ def fresh_inputs(solver: Solver, count: int) -> tuple[Tensor, str]:
 
 
 def measure(path: Path, arguments: Any) -> dict[str, Any]:
-    """Vote and value on fresh inputs: accuracies, with their deviation over seeds and Wilson interval over inputs."""
+    """Measure vote and value on fresh inputs: accuracy, standard deviation over seeds, Wilson interval over inputs."""
     solver = pyro_gram.load(path, trust_code=arguments.trust_code)
     check_has_heads(solver.model, "select")
     x, which = fresh_inputs(solver, arguments.inputs)
-    folder = kept_in(arguments.keep, path, solver)
+    folder = cache_folder(arguments.keep, path, solver)
     right: dict[str, list[Tensor]] = {"vote": [], "value": []}
     steps = []
-    total = arguments.seeds * len(x) * OF
-    with tqdm(total=total, unit="trajectory", desc=label_of(path), file=sys.stderr, mininterval=1.0) as bar:
+    total = arguments.seeds * len(x) * NUM_SAMPLES
+    with tqdm(total=total, unit="trajectory", desc=checkpoint_label(path), file=sys.stderr, mininterval=1.0) as bar:
         for number in range(arguments.seeds):
-            settings = {"num_samples": OF, "seed": SEED * (number + 1)}
-            rolled = drawn(solver, x, folder, settings, bar.update)
-            canonical = solver.task.canonical_form(x, rolled["tokens"])
-            for name, value in (("vote", None), ("value", rolled["value"])):
-                right[name].append(solver.task.is_valid(x, selected_answers(canonical, rolled["score"], value)))
-            steps.append(rolled["steps"].double().mean().item())
+            settings = {"num_samples": NUM_SAMPLES, "seed": SEED * (number + 1)}
+            samples = draw_samples(solver, x, folder, settings, bar.update)
+            canonical = solver.task.canonical_form(x, samples["tokens"])
+            for name, value in (("vote", None), ("value", samples["value"])):
+                right[name].append(solver.task.is_valid(x, selected_answers(canonical, samples["score"], value)))
+            steps.append(samples["steps"].double().mean().item())
     vote, value = (torch.stack(rows) for rows in right.values())
     return {
         "inputs": len(x),
         "which": which,
-        "num_samples": OF,
+        "num_samples": NUM_SAMPLES,
         "seeds": arguments.seeds,
         "halt": solver.config.heads.halt,
         "steps": statistics.fmean(steps),
-        "vote": share(vote),
-        "value": share(value),
+        "vote": share_of_inputs(vote),
+        "value": share_of_inputs(value),
         "only_vote_right": int((vote & ~value).sum()),
         "only_value_right": int((value & ~vote).sum()),
     }
 
 
-def drawn(solver: Solver, x: Tensor, folder: Path | None, settings: dict[str, Any], progress: Any) -> dict[str, Tensor]:
-    """Samples as ``solve.py`` draws them by default: ``tokens``, ``score``, ``value``, ``steps``."""
+def draw_samples(
+    solver: Solver, x: Tensor, folder: Path | None, settings: dict[str, Any], progress: Any
+) -> dict[str, Tensor]:
+    """Draw samples as ``solve.py`` does by default: ``tokens``, ``score``, ``value``, ``steps``."""
 
     def made() -> dict[str, Tensor]:
-        rolled = solver.sample(x, progress=progress, **settings)
-        return {name: getattr(rolled, name) for name in ("tokens", "score", "value", "steps")}
+        samples = solver.sample(x, progress=progress, **settings)
+        return {name: getattr(samples, name) for name in ("tokens", "score", "value", "steps")}
 
-    return kept(folder, f"fresh-inputs{len(x)}", settings, made)
+    return cached_tensors(folder, f"fresh-inputs{len(x)}", settings, made)
 
 
-def share(right: Tensor) -> dict[str, Any]:
-    """Of bool ``[seeds, B]``: the share, its deviation over seeds, and its Wilson interval, of B inputs."""
+def share_of_inputs(right: Tensor) -> dict[str, Any]:
+    """Return the share of true in bool ``[seeds, B]``, its standard deviation over seeds, and its Wilson interval."""
     by_seed = right.double().mean(1).tolist()
     accuracy = statistics.fmean(by_seed)
     sd = statistics.stdev(by_seed) if len(by_seed) > 1 else None
@@ -117,10 +119,10 @@ def markdown(study: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _share_cell(share: dict[str, Any]) -> str:
-    low, high = share["interval"]
-    sd = f" ± {share['sd']:.4f}" if round(share["sd"] or 0, 4) else ""
-    return f"{share['accuracy']:.4f}{sd} [{low:.4f}, {high:.4f}]"
+def _share_cell(share_of_inputs: dict[str, Any]) -> str:
+    low, high = share_of_inputs["interval"]
+    sd = f" ± {share_of_inputs['sd']:.4f}" if round(share_of_inputs["sd"] or 0, 4) else ""
+    return f"{share_of_inputs['accuracy']:.4f}{sd} [{low:.4f}, {high:.4f}]"
 
 
 def make_parser() -> Parser:
@@ -141,10 +143,11 @@ def main(argv: list[str]) -> int:
             raise UserError(f"--{name} must be at least 1, not {getattr(arguments, name)}")
     check_writable(arguments.out)
     for path in arguments.checkpoint:
-        found = measure(path, arguments)
-        add_result(arguments.out, label_of(path), found)
+        results = measure(path, arguments)
+        add_result(arguments.out, checkpoint_label(path), results)
         write_markdown(arguments.out, markdown(read_json(arguments.out)))
-        print(f"{label_of(path)}: vote {found['vote']['accuracy']:.4f}, value {found['value']['accuracy']:.4f}")
+        vote, value = (results[name]["accuracy"] for name in ("vote", "value"))
+        print(f"{checkpoint_label(path)}: vote {vote:.4f}, value {value:.4f}")
     return 0
 
 

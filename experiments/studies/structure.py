@@ -229,7 +229,7 @@ def report(*_):
     sys.stdout.flush()
     os._exit(0)
 
-Trainer.one_batch = report
+Trainer.train_batch = report
 with tempfile.TemporaryDirectory() as folder:
     run.main([*sys.argv[1:], "--out", folder + "/run"])
 """

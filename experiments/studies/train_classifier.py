@@ -30,16 +30,16 @@ BATCH, PEAK_LR, WEIGHT_DECAY = 128, 3e-3, 1e-2
 SMALL = {"side": 14, "patch": 2}
 
 
-def shifted(pixels: Tensor, generator: torch.Generator, most: int = 2) -> Tensor:
-    """A batch of square images ``[B, P]`` moved together by up to ``most`` pixels each way."""
+def shift_images(pixels: Tensor, generator: torch.Generator, max_shift: int = 2) -> Tensor:
+    """Shift a batch of square images ``[B, P]`` together by up to ``max_shift`` pixels each way."""
     side = math.isqrt(pixels.shape[-1])
-    down, right = torch.randint(0, 2 * most + 1, (2,), generator=generator).tolist()
-    padded = F.pad(pixels.view(-1, side, side), (most,) * 4)
+    down, right = torch.randint(0, 2 * max_shift + 1, (2,), generator=generator).tolist()
+    padded = F.pad(pixels.view(-1, side, side), (max_shift,) * 4)
     return padded[:, down : down + side, right : right + side].flatten(1)
 
 
 def train(large: Tensor, small: Tensor, labels: Tensor, seed: int, epochs: int) -> DigitClassifier:
-    """One cycle of AdamW.
+    """Train by one cycle of AdamW.
 
     Args:
         large: uint8 ``[M, 784]``.
@@ -59,7 +59,7 @@ def train(large: Tensor, small: Tensor, labels: Tensor, seed: int, epochs: int) 
         index = order[number % per_epoch * BATCH :][:BATCH]
         pixels = small[index] if number % 4 == 3 else large[index]
         if number % 4 == 1:
-            pixels = shifted(pixels, generator)
+            pixels = shift_images(pixels, generator)
         F.cross_entropy(model(pixels), labels[index]).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""The tables of the README's headline: what the committed checkpoints reach, over seeds, beside a lookup and the paper.
+"""Tables over the committed checkpoints: their metrics over seeds, with a lookup and the paper for comparison.
 
 An accuracy is that of one sample: the mean over all samples of an input. Where there are several seeds (of training, or
 of the draws where the weights are fixed) a figure is their mean ± standard deviation; a share of inputs has its Wilson
@@ -44,13 +44,13 @@ def read_results(name: str) -> dict[str, Any]:
 
 
 def read_seeds(name: str) -> list[dict[str, Any]]:
-    """The results of a checkpoint and of its repeats with other seeds, by seed; none where none is committed."""
+    """Return the results of a checkpoint and of its repeats, by seed; an empty list where none is committed."""
     paths = [CHECKPOINTS / f"{name}.results.json", *CHECKPOINTS.glob(f"{name}.seed*.results.json")]
     return sorted((read_json(path) for path in paths if path.exists()), key=lambda results: results["seed"])
 
 
 def cells(metrics: list[dict[str, Any]]) -> str:
-    """Accuracy, vote, violations and coverage, of several seeds on the same inputs."""
+    """Return the cells for accuracy, vote, violations and coverage, of several seeds on the same inputs."""
     inputs = metrics[0]["num_inputs"]
     accuracy, vote = (
         share_with_interval([m[name] for m in metrics], inputs) for name in ("sample_accuracy", "vote_accuracy")
@@ -62,7 +62,7 @@ def cells(metrics: list[dict[str, Any]]) -> str:
 
 
 def solved_table() -> str:
-    """Every committed checkpoint that solves inputs, beside fresh inputs, a lookup and the paper."""
+    """Show every checkpoint that solves inputs, with fresh inputs, a lookup and the paper for comparison."""
     lookup, fresh = read_json(LOOKUP)["problems"], read_json(FRESH)
     lines = [
         "| checkpoint, `run.py` ... | unseen inputs | seeds | accuracy, one sample | vote of 20 "
@@ -89,8 +89,8 @@ def _trained_row(name: str, seeds: list[dict[str, Any]]) -> str:
     mark = " †" if name in TEST_SEEN else ""
     split = ", split by orbit" if name in BY_ORBIT else ""
     return (
-        f"| `{name}`, `{made_by(seeds[0])}`{mark} | {metrics[0]['num_inputs']:,}{split} | {len(seeds)} "
-        f"| {cells(metrics)} | {minutes:.0f} min, {counted_threads(seeds[0])} | {papers(name)} |"
+        f"| `{name}`, `{run_options(seeds[0])}`{mark} | {metrics[0]['num_inputs']:,}{split} | {len(seeds)} "
+        f"| {cells(metrics)} | {minutes:.0f} min, {thread_count(seeds[0])} | {paper_cell(name)} |"
     )
 
 
@@ -112,7 +112,7 @@ def _lookup_row(label: str, split: dict[str, Any]) -> str:
 
 
 def orbit_line() -> str:
-    """What a model trained on the split by orbit of solutions reaches, beside the same recipe on the paper's split."""
+    """Return a text that compares the split by orbit of solutions with the paper's split, under one recipe."""
     by_orbit, by_input = read_seeds("nqueens8-orbit"), read_seeds("nqueens8")
     if not by_orbit:
         return "No model trained on it is committed yet."
@@ -134,8 +134,8 @@ def orbit_line() -> str:
     )
 
 
-def papers(name: str) -> str:
-    """The paper's accuracy, or conflicting edges in all test graphs, and coverage, of the same problem."""
+def paper_cell(name: str) -> str:
+    """Return the paper's accuracy (or conflicting edges in all test graphs) and coverage of the same problem."""
     numbers = paper.published(name)
     if not numbers:
         return ""
@@ -147,19 +147,19 @@ def _share(value: float) -> str:
     return f"{value:.3f}".lstrip("0")
 
 
-def made_by(results: dict[str, Any]) -> str:
-    """The options of ``run.py`` that make a checkpoint."""
+def run_options(results: dict[str, Any]) -> str:
+    """Return the options of ``run.py`` that make a checkpoint."""
     preset = "" if results["preset"] == "cpu" else f" --preset {results['preset']}"
     return f"--task {results['task']}{preset}"
 
 
-def counted_threads(results: dict[str, Any]) -> str:
+def thread_count(results: dict[str, Any]) -> str:
     threads = results["environment"]["threads"]
     return f"{threads} thread{'' if threads == 1 else 's'}"
 
 
 def seeds_table() -> str:
-    """The runs whose recipe was repeated with other seeds: seed 0 is the checkpoint."""
+    """Show the runs whose recipe was repeated with other seeds; seed 0 is the checkpoint."""
     lines = [
         "| run | seed | prior | accuracy of all samples (of the first) | violations, first samples | coverage / limit "
         "| total variation to uniform (perfect sampling) | excess, nats | last look, best look |",
@@ -179,12 +179,12 @@ def seeds_table() -> str:
 
 
 def _prior(metrics: dict[str, Any]) -> str:
-    """How the prior was sampled."""
+    """Describe how the prior was sampled."""
     return TemperConfig(metrics["temper_scale"], metrics["temper_transitions"]).describe() or "as it is"
 
 
 def results_table(name: str) -> str:
-    """One checkpoint in detail: means over its seeds ± standard deviations, and the same weights on fresh inputs."""
+    """Show one checkpoint in detail: means over seeds ± standard deviations, and the same weights on fresh inputs."""
     seeds, fresh = read_seeds(name), read_json(FRESH)[name]
     metrics = [results["metrics"] for results in seeds]
     first, inputs = metrics[0], metrics[0]["num_inputs"]
@@ -231,7 +231,7 @@ def results_table(name: str) -> str:
 
 
 def _fresh_details(study: dict[str, Any]) -> list[tuple[str, str]]:
-    """The lines of :func:`results_table` on fresh inputs."""
+    """Return the lines of :func:`results_table` on fresh inputs."""
     draws, count = study["draws"], study["num_inputs"]
     accuracy, vote = (
         share_with_interval([m[name] for m in draws], count) for name in ("sample_accuracy", "vote_accuracy")
@@ -252,7 +252,7 @@ def generated_table(deterministic: dict[str, Any]) -> str:
     short = f"{deterministic['batches']} batches of the {digits['batches']:,} of `mnist`"
     rows = [
         (
-            f"`sudoku4-uncond` (`{made_by(boards)}`), {b['num_samples']:,} samples: valid boards",
+            f"`sudoku4-uncond` (`{run_options(boards)}`), {b['num_samples']:,} samples: valid boards",
             f"{b['validity']:.4f}",
             "1",
         ),
@@ -263,7 +263,7 @@ def generated_table(deterministic: dict[str, Any]) -> str:
             f"{b['total_variation_perfect']:.3f} (perfect sampling, as many samples)",
         ),
         (
-            f"`mnist` (`{made_by(digits)}`) †, {d['num_samples']:,} samples: Frechet distance",
+            f"`mnist` (`{run_options(digits)}`) †, {d['num_samples']:,} samples: Frechet distance",
             f"{d['frechet_distance']:.1f}",
             f"{d['frechet_distance_floor']:.1f} (real against real); deterministic model, after {short}, "
             f"{trm['frechet_distance']:.0f}",

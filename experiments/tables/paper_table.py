@@ -22,19 +22,19 @@ LABELS = {
     "inception_score": "Inception score",
     "frechet_distance": "Frechet distance",
 }
-SHARES = ("sample_accuracy", "vote_accuracy", "coverage")  # told in per cent
+SHARES = ("sample_accuracy", "vote_accuracy", "coverage")  # in per cent
 ACCURACIES = ("sample_accuracy", "vote_accuracy")  # shares of inputs, with an interval where there is one seed
 FEWER_IS_BETTER = ("violations", "frechet_distance")
 
 
 def values_of(row: dict[str, Any], metric: str) -> list[float]:
-    """A metric of each seed of a row, shares in per cent; none where the row has no such metric."""
+    """Return a metric of each seed of a row, shares in per cent; an empty list where the row lacks it."""
     values = [seed[metric] for seed in row["seeds"].values() if seed.get(metric) is not None]
     return [100 * v for v in values] if metric in SHARES else [float(v) for v in values]
 
 
 def _number(row: dict[str, Any], metric: str) -> str:
-    """Mean ± standard deviation over seeds; of one seed, an accuracy's Wilson 95 % interval over inputs."""
+    """Return mean ± standard deviation over seeds; for one seed, an accuracy's Wilson 95 % interval over inputs."""
     values = values_of(row, metric)
     if not values:
         return ""
@@ -47,11 +47,11 @@ def _number(row: dict[str, Any], metric: str) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """One Markdown table a column of the paper's: ours, mean ± standard deviation over seeds, beside the paper's."""
+    """Show a Markdown table for each column of the paper's: our mean ± standard deviation, and the paper's number."""
     parts = []
     for column in results["columns"].values():
         shows, paper = column["show"], column["paper"]
-        printed = [m for m in shows if any(m in told for told in paper.values())]
+        printed = [m for m in shows if any(m in numbers for numbers in paper.values())]
         heads = ["model", "parameters (guide)", "layers a sample", "seeds", "updates", *(LABELS[m] for m in shows)]
         heads += [f"paper: {LABELS[m].removesuffix(', %')}" for m in printed]
         first = next(iter(next(iter(column["rows"].values()))["seeds"].values()))
@@ -63,8 +63,8 @@ def markdown(results: dict[str, Any]) -> str:
             cells = [row["title"], f"{seeds[0]['parameters']:,}{f' ({guide:,})' if guide else ''}"]
             cells += [f"{row['layers_a_sample']:,}", str(len(seeds)), f"{mean(seed['updates'] for seed in seeds):,.0f}"]
             cells += [_number(row, metric) for metric in shows]
-            told = paper.get(name, {})
-            cells += [str(told[metric]) if metric in told else "" for metric in printed]
+            numbers = paper.get(name, {})
+            cells += [str(numbers[metric]) if metric in numbers else "" for metric in printed]
             lines.append(f"| {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     if results["missing"]:
@@ -86,12 +86,12 @@ def _measured(results: dict[str, Any], first: dict[str, Any]) -> str:
 
 
 def figure(results: dict[str, Any]) -> Figure:
-    """Ours as dots with standard deviations over seeds, the paper's as rings; a row of panels a column of the table."""
+    """Draw our numbers as dots with standard deviations over seeds, the paper's as rings; a row of panels a column."""
     columns = list(results["columns"].values())
     wide = max(len(column["show"]) for column in columns)
     tall = max(len(column["rows"]) for column in columns)
-    drawn = Figure(figsize=(2.2 + 3.2 * wide, 1.0 + len(columns) * (0.9 + 0.36 * tall)), layout="constrained")
-    axes = drawn.subplots(len(columns), wide, squeeze=False)
+    plot = Figure(figsize=(2.2 + 3.2 * wide, 1.0 + len(columns) * (0.9 + 0.36 * tall)), layout="constrained")
+    axes = plot.subplots(len(columns), wide, squeeze=False)
     for row_of_axes, column in zip(axes, columns, strict=True):
         for i, axis in enumerate(row_of_axes):
             if i >= len(column["show"]):
@@ -101,17 +101,17 @@ def figure(results: dict[str, Any]) -> Figure:
         row_of_axes[0].set_title(column["title"], loc="left", fontsize=11, fontweight="bold")
     missing = f"; {len(results['missing'])} cells are missing" if results["missing"] else ""
     about = f"dots: ours, preset {results['preset']}, bars: standard deviation over seeds; rings: the paper's{missing}"
-    drawn.suptitle(f"{results['title']}\n({about})", fontsize=11)
-    return drawn
+    plot.suptitle(f"{results['title']}\n({about})", fontsize=11)
+    return plot
 
 
 def _panel(axis: Any, column: dict[str, Any], metric: str, labelled: bool) -> None:
     rows = column["rows"]
     for at, (name, row) in enumerate(rows.items()):
         values = values_of(row, metric)
-        told = column["paper"].get(name, {}).get(metric)
-        if told is not None:
-            axis.plot(told, at, "o", mfc="none", mec="0.45", ms=9, mew=1.3)
+        numbers = column["paper"].get(name, {}).get(metric)
+        if numbers is not None:
+            axis.plot(numbers, at, "o", mfc="none", mec="0.45", ms=9, mew=1.3)
         if values:
             deviation = stdev(values) if len(values) > 1 else None
             color = "C0" if name != "gram" else "C3"

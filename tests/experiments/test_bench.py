@@ -35,7 +35,7 @@ def test_both_steps_compute_the_same_loss(monkeypatch, transitions):
 MISTAKES = {
     "kl_divergence": lambda q, p: 0 * q.loc.sum((-1, -2)),
     "scale_gradient": lambda distribution, _: distribution,
-    "Categorical": lambda **given: torch.distributions.Categorical(logits=1.01 * given["logits"]),
+    "Categorical": lambda **options: torch.distributions.Categorical(logits=1.01 * options["logits"]),
 }
 
 
@@ -63,7 +63,10 @@ def test_the_products_of_a_step_are_all_counted():
         a @ b
         torch.bmm(torch.randn(2, 3, 4), torch.randn(2, 4, 3))
         torch.nn.functional.linear(a, b.T, torch.zeros(5))
-    assert sorted(products.found.values()) == [1, 3]  # b.T.T is b: the last product, with a bias, has b's strides
+    assert sorted(products.operand_counts.values()) == [
+        1,
+        3,
+    ]  # b.T.T is b: the last product, with a bias, has b's strides
     products.alone()()
 
 
@@ -90,10 +93,10 @@ def test_quick_prints_json_and_writes_it(monkeypatch, tmp_path, capsys):
 def test_growth_is_a_power_of_each_size(monkeypatch):
     monkeypatch.setattr(bench, "CHANNELS", (16, 32))
     monkeypatch.setattr(bench, "LENGTHS", (16, 24))
-    found = bench.growth(repeats=4)
-    assert {"16", "32"} == set(found["D"]["seconds"])
-    assert {"16", "24"} == set(found["L"]["seconds"])
-    assert all(-1 < found[axis]["power"] < 4 for axis in "DLN")
+    results = bench.growth(repeats=4)
+    assert {"16", "32"} == set(results["D"]["seconds"])
+    assert {"16", "24"} == set(results["L"]["seconds"])
+    assert all(-1 < results[axis]["power"] < 4 for axis in "DLN")
     doubled = {"1": {"median": 1.0}, "4": {"median": 8.0}}
     assert bench.power(doubled, "1", "4") == pytest.approx(1.5)
 
@@ -105,18 +108,18 @@ def test_too_few_repeats_is_an_error(capsys):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_supervision_steps():
-    held = bench.memory("edge")
-    assert held["64"] < 2 * held["4"]  # not 16 times; the rest is what the allocator holds back
+    peak_mb = bench.memory("edge")
+    assert peak_mb["64"] < 2 * peak_mb["4"]  # not 16 times; the rest is what the allocator holds back
 
 
 @pytest.mark.slow
 def test_solving_is_timed_and_keeps_to_its_memory(tmp_path, capsys):
     assert call(bench_solve.main, ["--repeats", "1", "--inputs", "16", "--out", str(tmp_path / "solve.json")]) == 0
-    found = json.loads((tmp_path / "solve.json").read_text())
-    assert found == json.loads(capsys.readouterr().out)
-    assert found["inputs"] == 16
-    assert all(m["peak_mb"] <= m["limit_mb"] for m in found["memory"])
-    assert all(seconds > 0 for seconds in found["seconds"].values())
+    results = json.loads((tmp_path / "solve.json").read_text())
+    assert results == json.loads(capsys.readouterr().out)
+    assert results["inputs"] == 16
+    assert all(m["peak_mb"] <= m["limit_mb"] for m in results["memory"])
+    assert all(seconds > 0 for seconds in results["seconds"].values())
 
 
 def test_no_repeats_or_inputs_of_solving_are_an_error(capsys):

@@ -16,14 +16,14 @@ def test_each_way_of_a_preset_is_timed(monkeypatch, tmp_path, task):
     monkeypatch.setattr(bench_gpu, "UPDATES", 2)
     out = tmp_path / "gpu.json"
     assert call(bench_gpu.main, ["--preset", "tiny", "--tasks", task, "--eager", "--out", str(out)]) == 0
-    found = json.loads(out.read_text())
-    rows = found["tasks"][task]["ways"]
+    results = json.loads(out.read_text())
+    rows = results["tasks"][task]["ways"]
     assert [row["precision"] for row in rows] == ["fp32", "bf16"]
     assert all(row["updates_per_second"] > 0 and row["tflops"] > 0 for row in rows)
     assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=0.5)
     config = read_preset(bench_gpu.PRESETS, task, "tiny")
     updates = config.train.batches * config.train.supervision_steps
-    assert found["tasks"][task]["updates_of_the_run"] == updates
+    assert results["tasks"][task]["updates_of_the_run"] == updates
     hours = updates / rows[0]["updates_per_second"] / 3600
     assert rows[0]["hours_of_the_run"] == pytest.approx(hours)
 
@@ -31,8 +31,8 @@ def test_each_way_of_a_preset_is_timed(monkeypatch, tmp_path, task):
 def test_what_several_processes_exchange_is_told_from_what_was_measured(tmp_path, capsys):
     way = {"precision": "bf16", "compiled": True, "update_ms": 80.0}
     slow = {"precision": "fp32", "compiled": False, "update_ms": 90.0}
-    found = {"preset": "tiny", "tasks": {"coloring": {"ways": [slow, way, {"precision": "tf32", "compiled": False}]}}}
-    (tmp_path / "gpu.json").write_text(json.dumps(found))
+    results = {"preset": "tiny", "tasks": {"coloring": {"ways": [slow, way, {"precision": "tf32", "compiled": False}]}}}
+    (tmp_path / "gpu.json").write_text(json.dumps(results))
     assert call(bench_gpu.main, ["--shared", str(tmp_path / "gpu.json"), "--processes", "4"]) == 0
     *_, row = capsys.readouterr().out.splitlines()
     assert "80 ms (bf16, compiled) | 20.0 ms" in row  # a quarter of the fastest

@@ -7,7 +7,7 @@ import torch
 
 import experiments.studies.filtering as filtering
 import pyro_gram
-from experiments.scaling.scaling import SEED, Study
+from experiments.scaling.scaling import SEED, CheckpointStudy
 from pyro_gram.sampling.smc import SMCConfig, smc, to_rollout
 from tests.conftest import StateHeads
 from tests.experiments.test_run import cli
@@ -18,7 +18,7 @@ def study(headed):
     """Of a model whose heads tell trajectories apart."""
     solver = pyro_gram.load(headed)
     solver.model.heads = StateHeads(200.0)
-    return Study(solver, solver.task.split("test"), 4, 0.9, None, lambda done: None)
+    return CheckpointStudy(solver, solver.task.split("test"), 4, 0.9, None, lambda done: None)
 
 
 def test_a_study_says_how_often_each_filter_resampled(headed, tmp_path, capsys):
@@ -28,20 +28,20 @@ def test_a_study_says_how_often_each_filter_resampled(headed, tmp_path, capsys):
     assert "headed: tuned to {'potential':" in capsys.readouterr().out
     written = json.loads(out.read_text())
     assert written["other"] == 1  # earlier checkpoints stay
-    found = written["headed"]
-    tried = [tuple(pair["settings"].values()) for pair in found["tried"]]
+    results = written["headed"]
+    tried = [tuple(pair["settings"].values()) for pair in results["tried"]]
     assert ("value", 1.0, 0.5) in tried  # what it was
     assert max(threshold for _, _, threshold in tried) == 0.9
     assert max(power for _, power, _ in tried) > 1
     assert {potential for potential, _, _ in tried} == {"value", "halt"}
-    for pair in found["tried"]:
+    for pair in results["tried"]:
         assert 0 <= pair["filtered"]["resampled"] <= 1
         assert 1 <= pair["filtered"]["least_ess"] <= 20.01
         assert pair["reweighted"].keys() == {"sample", "coverage"}
-    assert found["tuned"] == filtering.tuned(found["tried"])
-    assert found["weighed"] == filtering.weighed(found["tried"])
-    assert list(found["test"]) == [str(d) for d in sorted({found["short"], found["depth"]})]
-    for rows in found["test"].values():
+    assert results["tuned"] == filtering.best_filter(results["tried"])
+    assert results["weighed"] == filtering.best_weights(results["tried"])
+    assert list(results["test"]) == [str(d) for d in sorted({results["short"], results["depth"]})]
+    for rows in results["test"].values():
         assert list(rows) == ["independent", "filtered", "reweighted", "weighed"]
         assert {"sample", "sample_sd", "coverage"} <= rows["reweighted"].keys()
         assert {"resampled", "resampled_sd"} <= rows["filtered"].keys()
@@ -50,13 +50,13 @@ def test_a_study_says_how_often_each_filter_resampled(headed, tmp_path, capsys):
 def test_reweighted_once_is_the_filter_that_never_resamples(study):
     """The same trajectories, weights and final draw, where the filter's threshold is 0."""
     test = filtering.Filtering(study, "test", SEED)
-    test.seed = SEED - 5000  # the filter then draws as the walk did
+    test.seed = SEED - 5000  # the filter then draws as the recorded trajectories were drawn
     particles = smc(
         study.solver.model, study.x, num_samples=20, depth=4, seed=SEED, config=SMCConfig(power=4, threshold=0)
     )
     assert not particles.resampled.any()
-    # A walk of a hundred draws others than a roll-out of twenty: hand it the filter's own.
-    test.walk = filtering.Walk(
+    # A recording of a hundred trajectories has other draws than a roll-out of twenty: hand it the filter's own.
+    test.trajectories = filtering.Trajectories(
         *(
             part[None].repeat(4, *[1] * part.dim())
             for part in (particles.tokens, particles.score, particles.value, particles.value)
@@ -95,9 +95,9 @@ def test_the_most_accurate_filter_is_taken_and_the_weights_that_are_worth_most()
         pair("hard", point(0.95, 0.4), point(0.95, 0.7), 0.6),
         pair("harder", point(0.95, 0.3), point(0.96, 0.5), 0.7),
     ]
-    assert filtering.tuned(tried) == "hard"
-    assert filtering.weighed(tried) == "hard"
-    assert filtering.weighed(tried[::2]) == "harder"
+    assert filtering.best_filter(tried) == "hard"
+    assert filtering.best_weights(tried) == "hard"
+    assert filtering.best_weights(tried[::2]) == "harder"
 
 
 def test_bad_arguments_end_in_one_line(headed, plain, tmp_path, capsys):
@@ -110,13 +110,13 @@ def test_bad_arguments_end_in_one_line(headed, plain, tmp_path, capsys):
 
 def test_weights_count(study):
     test = filtering.Filtering(study, "test", SEED)
-    tokens = test.walk.tokens[-1]
+    tokens = test.trajectories.tokens[-1]
     valid = study.solver.task.is_valid(study.x, tokens)
     weight = torch.zeros(tokens.shape[:2])
     weight[3] = 1.0
-    assert test.judge(tokens, weight)["sample"] == valid[3].double().mean().item()
+    assert test.measure(tokens, weight)["sample"] == valid[3].double().mean().item()
     assert test.independent(4)["sample"] == valid.double().mean().item()
 
 
 def test_filters_are_tuned_where_trajectories_are_short():
-    assert [filtering.short_of(whole) for whole in (2, 6, 16, 32)] == [2, 3, 4, 8]
+    assert [filtering.tuning_depth(full_depth) for full_depth in (2, 6, 16, 32)] == [2, 3, 4, 8]

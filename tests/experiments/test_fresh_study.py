@@ -20,14 +20,14 @@ def test_fresh_inputs_are_measured_once_as_the_run_was_without_halting(tmp_path,
     solver = pyro_gram.load(fresh.CHECKPOINTS / "coloring8.safetensors")
     puzzles = solver.task.fresh_inputs(3, study["data_seed"])
     for seed, draw in enumerate(study["draws"]):
-        rolled = solver.sample(puzzles.inputs, fresh.NUM_SAMPLES, seed=100_000 * (seed + 1), halt=1.0)
-        assert (rolled.steps == solver.config.depth).all()
-        right = solver.task.is_valid(puzzles.inputs, rolled.tokens).double()
+        samples = solver.sample(puzzles.inputs, fresh.NUM_SAMPLES, seed=100_000 * (seed + 1), halt=1.0)
+        assert (samples.steps == solver.config.depth).all()
+        right = solver.task.is_valid(puzzles.inputs, samples.tokens).double()
         assert draw["sample_accuracy"] == pytest.approx(right.mean().item())
         assert draw["accuracy"] == pytest.approx(right[0].mean().item())
     assert len(study["draws"]) == 2
     assert study["mean"]["coverage"] == pytest.approx(mean(draw["coverage"] for draw in study["draws"]))
-    monkeypatch.setattr(fresh, "study_of", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(fresh, "measure_checkpoint", lambda *_: pytest.fail("measured again"))
     assert call(fresh.main, ["--checkpoints", "coloring8", *FEW, "--out", str(out)]) == 0
     assert read_json(out)["coloring8"] == study
 

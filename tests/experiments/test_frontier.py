@@ -5,8 +5,16 @@ import torch
 
 import pyro_gram
 from experiments.scaling import frontier
-from experiments.scaling.frontier import Judged, choose, cost_of_heads, judged, name_of, points, thresholds_of
-from experiments.scaling.trajectories import WHOLE, kept_in, reach, walk
+from experiments.scaling.frontier import (
+    GradedAnswers,
+    choose_points,
+    grade_answers,
+    head_cost_per_step,
+    measure_points,
+    point_name,
+    thresholds_up_to,
+)
+from experiments.scaling.trajectories import FULL_TRAJECTORIES, cache_folder, least_depth, record_trajectories
 from pyro_gram.sampling.rollout import rollout
 
 
@@ -20,67 +28,72 @@ def x(solver):
     return solver.task.split("test").inputs
 
 
-def test_steps_of_a_walk_are_those_of_a_roll_out(solver, x):
-    walked = walk(solver, x, num_samples=5, depth=3, seed=4, halt=0.5)
-    rolled = rollout(solver.model, x, num_samples=5, depth=3, seed=4, history=True)
-    assert torch.equal(walked.tokens, rolled.history)
-    assert ((walked.halt >= 0) & (walked.halt <= 1)).all()
-    torch.testing.assert_close(walked.value[-1], rolled.value)
-    torch.testing.assert_close(walked.score[-1], rolled.score)
+def test_recorded_steps_are_those_of_a_roll_out(solver, x):
+    trajectories = record_trajectories(solver, x, num_samples=5, depth=3, seed=4, halt=0.5)
+    samples = rollout(solver.model, x, num_samples=5, depth=3, seed=4, history=True)
+    assert torch.equal(trajectories.tokens, samples.history)
+    assert ((trajectories.halt >= 0) & (trajectories.halt <= 1)).all()
+    torch.testing.assert_close(trajectories.value[-1], samples.value)
+    torch.testing.assert_close(trajectories.score[-1], samples.score)
 
 
 def test_only_trajectories_beyond_the_whole_ones_stop_and_never_before_they_are_sure(solver, x):
     depth, halt = 5, solver.sample(x, num_samples=40, halt=1).value.median().item()
-    walked = walk(solver, x, num_samples=100, depth=depth, seed=4, halt=halt)
-    moved = (walked.value.diff(dim=0) != 0).any(0)
-    assert moved[:WHOLE].all()
-    sure = walked.halt >= halt
+    trajectories = record_trajectories(solver, x, num_samples=100, depth=depth, seed=4, halt=halt)
+    moved = (trajectories.value.diff(dim=0) != 0).any(0)
+    assert moved[:FULL_TRAJECTORIES].all()
+    sure = trajectories.halt >= halt
     for n in range(100):
         for b in range(len(x)):
             first = next((s for s in range(depth) if sure[s, n, b]), depth - 1)
             last = next(
-                s for s in range(depth) if torch.equal(walked.value[s:, n, b].unique(), walked.value[s, n, b][None])
+                s
+                for s in range(depth)
+                if torch.equal(trajectories.value[s:, n, b].unique(), trajectories.value[s, n, b][None])
             )
             assert last >= min(first, depth - 1)
-            assert last >= reach(n, depth) - 1 or n < WHOLE
-    assert (sure[:-1, WHOLE:] & (walked.value[1:, WHOLE:] == walked.value[:-1, WHOLE:])).any()  # some do stop
+            assert last >= least_depth(n, depth) - 1 or n < FULL_TRAJECTORIES
+    assert (
+        sure[:-1, FULL_TRAJECTORIES:]
+        & (trajectories.value[1:, FULL_TRAJECTORIES:] == trajectories.value[:-1, FULL_TRAJECTORIES:])
+    ).any()  # some do stop
 
 
 def test_a_trajectory_is_followed_as_far_as_any_sample_within_the_budget_needs_it():
-    for whole in (6, 16, 32):
+    for full_depth in (6, 16, 32):
         for n in (20, 50, 100):
-            for depth in range(1, whole + 1):
-                if frontier.allowed(n, depth, whole):
-                    assert all(reach(number, whole) >= depth for number in range(n))
+            for depth in range(1, full_depth + 1):
+                if frontier.is_within_work(n, depth, full_depth):
+                    assert all(least_depth(number, full_depth) >= depth for number in range(n))
 
 
 def test_halting_afterwards_takes_the_first_sure_step(solver, x):
-    walked = walk(solver, x, num_samples=5, depth=3, seed=4, halt=0.5)
-    halt = walked.halt.median().item()
-    rolled = walked.halted(halt)
+    trajectories = record_trajectories(solver, x, num_samples=5, depth=3, seed=4, halt=0.5)
+    halt = trajectories.halt.median().item()
+    samples = trajectories.halted(halt)
     for n in range(5):
         for b in range(len(x)):
-            first = next((s for s in range(3) if walked.halt[s, n, b] >= halt), 2)
-            assert rolled.steps[n, b] == first + 1
-            assert torch.equal(rolled.tokens[n, b], walked.tokens[first, n, b])
-            assert rolled.value[n, b] == walked.value[first, n, b]
-            assert rolled.score[n, b] == walked.score[first, n, b]
-    assert (walked.halted(1).steps == 3).all()
+            first = next((s for s in range(3) if trajectories.halt[s, n, b] >= halt), 2)
+            assert samples.steps[n, b] == first + 1
+            assert torch.equal(samples.tokens[n, b], trajectories.tokens[first, n, b])
+            assert samples.value[n, b] == trajectories.value[first, n, b]
+            assert samples.score[n, b] == trajectories.score[first, n, b]
+    assert (trajectories.halted(1).steps == 3).all()
 
 
-def test_what_is_kept_is_not_walked_again_and_belongs_to_one_checkpoint(solver, x, plain, tmp_path, monkeypatch):
-    folder = kept_in(tmp_path, plain, solver)
+def test_cached_trajectories_are_not_rolled_again_and_belong_to_one_checkpoint(solver, x, plain, tmp_path, monkeypatch):
+    folder = cache_folder(tmp_path, plain, solver)
     settings = {"num_samples": 20, "depth": 2, "halt": 0.5, "folder": folder, "name": "test"}
-    first = walk(solver, x, seed=4, **settings)
-    monkeypatch.setattr("experiments.scaling.trajectories._walk", None)
-    second = walk(solver, x, seed=4, **settings)
+    first = record_trajectories(solver, x, seed=4, **settings)
+    monkeypatch.setattr("experiments.scaling.trajectories._roll_chunk", None)
+    second = record_trajectories(solver, x, seed=4, **settings)
     assert all(torch.equal(a, b) for a, b in zip(vars(first).values(), vars(second).values(), strict=True))
     with pytest.raises(TypeError):
-        walk(solver, x, seed=5, **settings)
+        record_trajectories(solver, x, seed=5, **settings)
     with torch.no_grad():
         next(solver.model.parameters()).add_(1)
-    assert kept_in(tmp_path, plain, solver) != folder
-    assert kept_in(None, plain, solver) is None
+    assert cache_folder(tmp_path, plain, solver) != folder
+    assert cache_folder(None, plain, solver) is None
 
 
 def case():
@@ -91,19 +104,19 @@ def case():
     halt = torch.full((2, 100, 1), 0.3)
     halt[1] = 0.95
     halt[0, 0] = 0.95  # wrong, and sure of it
-    return Judged(halt, ids >= 0, ids, torch.tensor([2]))
+    return GradedAnswers(halt, ids >= 0, ids, torch.tensor([2]))
 
 
 def test_points_count_work_accuracy_and_coverage():
-    found = points(case(), whole=2, halt=0.9, head_cost=0.25)
-    assert found[name_of(5, 2, 1)] == {"n": 5, "depth": 2, "halt": 1.0, "work": 10, "sample": 0.4, "coverage": 0.5}
-    halting = found[name_of(50, 2, 0.9)]
+    points = measure_points(case(), full_depth=2, halt=0.9, head_cost=0.25)
+    assert points[point_name(5, 2, 1)] == {"n": 5, "depth": 2, "halt": 1.0, "work": 10, "sample": 0.4, "coverage": 0.5}
+    halting = points[point_name(50, 2, 0.9)]
     assert halting["work"] == pytest.approx((49 * 2 + 1) * 1.25)
     assert halting["sample"] == pytest.approx(16 / 50)  # one of the 17 right ones stopped too early
     assert halting["coverage"] == 1
-    assert name_of(50, 2, 1) not in found  # more work than 20 whole ones
-    assert found[name_of(20, 1, 1)]["sample"] == 0
-    assert {p["halt"] for p in found.values()} == {1.0, *thresholds_of(0.9)}
+    assert point_name(50, 2, 1) not in points  # more work than 20 whole ones
+    assert points[point_name(20, 1, 1)]["sample"] == 0
+    assert {p["halt"] for p in points.values()} == {1.0, *thresholds_up_to(0.9)}
 
 
 def point(n, depth, halt, work, sample, coverage):
@@ -111,7 +124,7 @@ def point(n, depth, halt, work, sample, coverage):
 
 
 def test_the_best_point_of_each_method_within_a_budget_is_chosen():
-    found = {
+    points = {
         "whole": point(5, 10, 1, 50, 0.9, 0.5),
         "whole 10": point(10, 10, 1, 100, 0.9, 0.7),
         "shallow": point(50, 1, 1, 50, 0.2, 0.9),
@@ -120,35 +133,35 @@ def test_the_best_point_of_each_method_within_a_budget_is_chosen():
         "sure": point(10, 10, 0.9, 45, 0.896, 0.65),
         "sure, wide": point(20, 10, 0.9, 90, 0.896, 0.75),
     }
-    chosen = choose(found, 10)
-    assert list(chosen) == [50, 100, 200]
-    assert chosen[50] == {
+    choices = choose_points(points, 10)
+    assert list(choices) == [50, 100, 200]
+    assert choices[50] == {
         "whole": "whole",
         "shallower": "shallow",
         "shallower_as_right": "half",
         "halting": "eager",
         "halting_as_right": "sure",
     }
-    assert chosen[100]["whole"] == "whole 10"
-    assert chosen[100]["shallower_as_right"] == "whole 10"
-    assert chosen[100]["halting_as_right"] == "sure, wide"
-    del found["sure"], found["sure, wide"]
-    assert choose(found, 10)[50]["halting_as_right"] is None
+    assert choices[100]["whole"] == "whole 10"
+    assert choices[100]["shallower_as_right"] == "whole 10"
+    assert choices[100]["halting_as_right"] == "sure, wide"
+    del points["sure"], points["sure, wide"]
+    assert choose_points(points, 10)[50]["halting_as_right"] is None
 
 
-def test_judging_a_walk_agrees_with_the_task(solver, x):
+def test_grades_agree_with_the_task(solver, x):
     puzzles = solver.task.split("test")
-    walked = walk(solver, x, num_samples=20, depth=2, seed=4, halt=0.5)
-    found = judged(solver, puzzles, walked)
-    assert torch.equal(found.valid, solver.task.is_valid(x, walked.tokens))
-    assert torch.equal(found.valid, found.ids >= 0)
+    trajectories = record_trajectories(solver, x, num_samples=20, depth=2, seed=4, halt=0.5)
+    points = grade_answers(solver, puzzles, trajectories)
+    assert torch.equal(points.valid, solver.task.is_valid(x, trajectories.tokens))
+    assert torch.equal(points.valid, points.ids >= 0)
 
 
 def test_the_cost_of_the_heads_is_counted_and_they_stay(solver, x):
     heads = solver.model.heads
-    cost = cost_of_heads(solver, x)
+    cost = head_cost_per_step(solver, x)
     assert 0 < cost < 2
-    assert cost_of_heads(solver, x[:1]) == cost  # a ratio of one step, whatever runs
+    assert head_cost_per_step(solver, x[:1]) == cost  # a ratio of one step, whatever runs
     assert solver.model.heads is heads
     solver.model.heads = None
-    assert cost_of_heads(solver, x) == 0
+    assert head_cost_per_step(solver, x) == 0

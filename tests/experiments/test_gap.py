@@ -60,10 +60,12 @@ def test_a_study_runs_goes_on_and_prints_its_table(tmp_path, monkeypatch, capsys
     assert first["study"] == "any"
     assert list(first["variants"]) == ["quiet"]
     assert gap.main(command) == 0
-    found = json.loads(out.read_text())
-    assert found["variants"]["quiet"] == first["variants"]["quiet"]
-    assert found["variants"]["quiet"]["changes"] == {k: v for k, v in study["variants"]["quiet"].items() if k != "asks"}
-    run = found["variants"]["plain"]["seeds"]["5"]
+    results = json.loads(out.read_text())
+    assert results["variants"]["quiet"] == first["variants"]["quiet"]
+    assert results["variants"]["quiet"]["changes"] == {
+        k: v for k, v in study["variants"]["quiet"].items() if k != "asks"
+    }
+    run = results["variants"]["plain"]["seeds"]["5"]
     assert set(run["by_length"]) == {"2", "4"}
     assert 0 <= run["by_length"]["4"]["sample_accuracy"] <= 1
     assert "| `quiet` | 1 |" in capsys.readouterr().out
@@ -100,7 +102,7 @@ def test_processes_that_share_a_study_lose_nothing_and_take_no_run_of_another(tm
     gap.collect(out, study, runs)
     (runs / "any-b-seed0" / "measured.json").unlink()  # the JSON keeps what is in it
     gap.collect(out, study, runs)
-    found = json.loads(out.read_text())["variants"]
-    assert list(found) == ["a", "b"]
-    assert found["a"]["seeds"] == {"1": {"found": 1}}
-    assert found["b"]["seeds"] == {"0": {"found": 0}, "1": {"found": 1}}
+    results = json.loads(out.read_text())["variants"]
+    assert list(results) == ["a", "b"]
+    assert results["a"]["seeds"] == {"1": {"found": 1}}
+    assert results["b"]["seeds"] == {"0": {"found": 0}, "1": {"found": 1}}

@@ -97,8 +97,8 @@ def test_the_lookup_stands_under_the_queens_of_the_papers_split():
 def test_the_line_on_the_split_by_orbit_is_of_what_is_committed(count, counted, monkeypatch):
     def read_seeds(name):
         right = 0.25 if name == "nqueens8-orbit" else 0.5
-        alike = {"vote_accuracy": right + 0.125, "log_num_solutions": 0.5 if count == 3 else 0.0}
-        metrics = [{"sample_accuracy": right + i / 100, **alike} for i in range(3)]
+        shared = {"vote_accuracy": right + 0.125, "log_num_solutions": 0.5 if count == 3 else 0.0}
+        metrics = [{"sample_accuracy": right + i / 100, **shared} for i in range(3)]
         return [{"metrics": m} for m in metrics[: count if name == "nqueens8-orbit" else 3]]
 
     monkeypatch.setattr(headline, "read_seeds", read_seeds)

@@ -22,18 +22,18 @@ def test_the_expected_metrics_are_those_of_many_lookups():
         assert {tuple(y) for y in known} <= own
         right.append(bool(known))
         for _ in range(300):
-            drawn = torch.randint(len(known), (lookup.NUM_SAMPLES,), generator=generator).tolist() if known else []
-            covered.append(len(set(drawn)) / len(own))
-    found = lookup.lookup_metrics(puzzles, answers)
-    assert 0 < found["sample_accuracy"] < 1
-    assert found["sample_accuracy"] == pytest.approx(sum(right) / len(right))
-    assert found["coverage"] == pytest.approx(sum(covered) / len(covered), abs=0.01)
-    assert found["coverage"] < found["coverage_all"]
-    assert found["answers"] == len(answers)
+            samples = torch.randint(len(known), (lookup.NUM_SAMPLES,), generator=generator).tolist() if known else []
+            covered.append(len(set(samples)) / len(own))
+    results = lookup.lookup_metrics(puzzles, answers)
+    assert 0 < results["sample_accuracy"] < 1
+    assert results["sample_accuracy"] == pytest.approx(sum(right) / len(right))
+    assert results["coverage"] == pytest.approx(sum(covered) / len(covered), abs=0.01)
+    assert results["coverage"] < results["coverage_all"]
+    assert results["answers"] == len(answers)
 
 
 def test_by_input_the_lookup_finds_what_by_orbit_it_cannot():
-    by_input, by_orbit = lookup.study_of(7, "input"), lookup.study_of(7, "orbit")
+    by_input, by_orbit = lookup.measure_split(7, "input"), lookup.measure_split(7, "orbit")
     assert by_input["images"]["coverage_all"] == 1
     assert by_orbit["symmetric_copies"] == 0
     for kind in ("plain", "images"):

@@ -4,7 +4,7 @@ import pytest
 
 import pyro_gram
 from experiments.studies import no_noise
-from experiments.studies.fresh import committed
+from experiments.studies.fresh import checkpoint_path
 from pyro_gram.sampling.rollout import rollout, to_device_of
 from pyro_gram.sampling.tempering import AtMean
 from pyro_gram.system.cli import call
@@ -17,10 +17,10 @@ def test_the_one_answer_of_an_input_without_noise_is_scored(tmp_path):
         assert call(no_noise.main, ["--checkpoints", name, "--inputs", "40", "--out", str(out)]) == 0
     assert list(read_json(out)) == ["nqueens8", "sudoku6"]
     for name, study in read_json(out).items():
-        solver = pyro_gram.load(committed(name))
+        solver = pyro_gram.load(checkpoint_path(name))
         x = solver.task.split("test").inputs[:40]
         with AtMean():
-            rolled = rollout(
+            samples = rollout(
                 solver.model,
                 to_device_of(solver.model, x),
                 num_samples=3,
@@ -28,8 +28,8 @@ def test_the_one_answer_of_an_input_without_noise_is_scored(tmp_path):
                 seed=7,
                 temper=solver.config.temper,
             )
-        assert (rolled.tokens == rolled.tokens[:1]).all()  # no draw is left: every trajectory is the same
-        assert study["accuracy"] == pytest.approx(solver.task.is_valid(x, rolled.tokens[0]).double().mean().item())
+        assert (samples.tokens == samples.tokens[:1]).all()  # no draw is left: every trajectory is the same
+        assert study["accuracy"] == pytest.approx(solver.task.is_valid(x, samples.tokens[0]).double().mean().item())
         assert study["num_inputs"] == 40
         assert study["interval"][0] < study["accuracy"] <= study["interval"][1]
 

@@ -60,13 +60,13 @@ def test_a_run_on_images_is_measured_by_the_classifier(digits):
 
 def test_an_npz_holds_every_sample(boards, tmp_path):
     assert sample(boards, tmp_path / "new" / "a.npz", "--num-samples", 9, "--seed", 3) == 0
-    with np.load(tmp_path / "new" / "a.npz") as drawn:
-        assert set(drawn.files) == {"tokens", "score", "valid"}
-        assert drawn["tokens"].shape == (9, 16)
-        assert drawn["tokens"].max() < 4
-        assert (drawn["score"] <= 0).all()
-        tokens = drawn["tokens"]
-        for board, valid in zip(tokens.reshape(9, 4, 4), drawn["valid"], strict=True):
+    with np.load(tmp_path / "new" / "a.npz") as samples:
+        assert set(samples.files) == {"tokens", "score", "valid"}
+        assert samples["tokens"].shape == (9, 16)
+        assert samples["tokens"].max() < 4
+        assert (samples["score"] <= 0).all()
+        tokens = samples["tokens"]
+        for board, valid in zip(tokens.reshape(9, 4, 4), samples["valid"], strict=True):
             units = [*board, *board.T, *(board[r : r + 2, c : c + 2].ravel() for r in (0, 2) for c in (0, 2))]
             assert valid == all(len(set(unit.tolist())) == 4 for unit in units)
     expected = pyro_gram.load(boards).sample(None, 9, seed=3).tokens[:, 0].numpy()
@@ -77,8 +77,8 @@ def test_the_seed_and_the_depth_matter(boards, tmp_path):
     files = {}
     for name, words in {"a": [], "b": [], "c": ["--seed", 1], "d": ["--depth", 1]}.items():
         assert sample(boards, tmp_path / f"{name}.npz", "--num-samples", 8, *words) == 0
-        with np.load(tmp_path / f"{name}.npz") as drawn:
-            files[name] = drawn["score"]
+        with np.load(tmp_path / f"{name}.npz") as samples:
+            files[name] = samples["score"]
     assert (files["a"] == files["b"]).all()
     assert not (files["a"] == files["c"]).all()
     assert not (files["a"] == files["d"]).all()
@@ -86,9 +86,9 @@ def test_the_seed_and_the_depth_matter(boards, tmp_path):
 
 def test_formation_keeps_every_step(boards, tmp_path):
     assert sample(boards, tmp_path / "a.npz", "--num-samples", 3, "--depth", 4, "--formation") == 0
-    with np.load(tmp_path / "a.npz") as drawn:
-        assert drawn["history"].shape == (4, 3, 16)
-        assert (drawn["history"][-1] == drawn["tokens"]).all()
+    with np.load(tmp_path / "a.npz") as samples:
+        assert samples["history"].shape == (4, 3, 16)
+        assert (samples["history"][-1] == samples["tokens"]).all()
 
 
 @pytest.mark.parametrize("words", [[], ["--formation"]])

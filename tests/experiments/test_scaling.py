@@ -6,8 +6,8 @@ from matplotlib import image
 
 import experiments.scaling.scaling
 import pyro_gram
-from experiments.scaling.frontier import allowed, choose, name_of
-from experiments.scaling.scaling import Study, over_seeds
+from experiments.scaling.frontier import choose_points, is_within_work, point_name
+from experiments.scaling.scaling import CheckpointStudy, over_seeds
 from pyro_gram.diagnostics.plots.scaling import bins, envelope
 from pyro_gram.sampling.rollout import rollout
 from tests.experiments.test_run import cli
@@ -16,7 +16,7 @@ from tests.experiments.test_run import cli
 @pytest.fixture
 def study(headed):
     solver = pyro_gram.load(headed)
-    return Study(solver, solver.task.split("test"), 3, 0.6, None, lambda done: None)
+    return CheckpointStudy(solver, solver.task.split("test"), 3, 0.6, None, lambda done: None)
 
 
 def test_a_study_is_written_as_json_and_drawn(headed, tmp_path, capsys):
@@ -24,17 +24,17 @@ def test_a_study_is_written_as_json_and_drawn(headed, tmp_path, capsys):
     assert cli(experiments.scaling.scaling.main, *words, "--keep", tmp_path / "kept") == 0
     assert "headed: of 20 samples: one" in capsys.readouterr().out
     path = tmp_path / "headed.scaling.json"
-    found = json.loads(path.read_text())
-    assert list(found["width"]) == ["1", "2", "3"]
-    assert list(found["width"]["3"]) == ["1", "2", "5", "10", "20"]  # no more work than 20 whole ones
-    assert list(found["width"]["1"]) == ["1", "2", "5", "10", "20", "50"]
-    for point in found["width"]["3"].values():
+    results = json.loads(path.read_text())
+    assert list(results["width"]) == ["1", "2", "3"]
+    assert list(results["width"]["3"]) == ["1", "2", "5", "10", "20"]  # no more work than 20 whole ones
+    assert list(results["width"]["1"]) == ["1", "2", "5", "10", "20", "50"]
+    for point in results["width"]["3"].values():
         assert point["verified"] >= max(point["vote"], point["value"])
         assert {"sample", "vote", "value", "verified", "coverage", "vote_sd"} <= point.keys()
-    assert found["deterministic"]["1"] == found["deterministic"]["20"]  # flat in N, to the last digit
-    assert found["halted"]["steps"] <= 3
-    assert len(found["steps_by_input"]) == len(found["difficulty"]) == found["inputs"]
-    assert found["difficulty_label"] == "edges"
+    assert results["deterministic"]["1"] == results["deterministic"]["20"]  # flat in N, to the last digit
+    assert results["halted"]["steps"] <= 3
+    assert len(results["steps_by_input"]) == len(results["difficulty"]) == results["inputs"]
+    assert results["difficulty_label"] == "edges"
     picture = path.with_suffix(".png")
     first = image.imread(picture)
     assert first.std() > 0.05
@@ -45,35 +45,35 @@ def test_a_study_is_written_as_json_and_drawn(headed, tmp_path, capsys):
     again.mkdir()
     assert cli(experiments.scaling.scaling.main, *words, "--out", again, "--keep", tmp_path / "kept") == 0
     later = json.loads((again / "headed.scaling.json").read_text())
-    assert {**later, "seconds": 0} == {**found, "seconds": 0}
+    assert {**later, "seconds": 0} == {**results, "seconds": 0}
 
 
 def test_settings_are_chosen_on_validation_inputs_and_every_test_point_is_there(headed, tmp_path):
     words = ["--checkpoint", headed, "--out", tmp_path, "--depth", 3, "--seeds", 2, "--halt", 0.6, "--validation", 3]
     assert cli(experiments.scaling.scaling.main, *words) == 0
-    found = json.loads((tmp_path / "headed.scaling.json").read_text())
-    validation = found["validation"]
+    results = json.loads((tmp_path / "headed.scaling.json").read_text())
+    validation = results["validation"]
     assert validation["inputs"] == 3
-    assert validation["chosen"] == {str(b): row for b, row in choose(validation["points"], 3).items()}
-    assert found["points"].keys() == validation["points"].keys()
+    assert validation["chosen"] == {str(b): row for b, row in choose_points(validation["points"], 3).items()}
+    assert results["points"].keys() == validation["points"].keys()
     for row in validation["chosen"].values():
         assert row["whole"] is not None
-    for point in found["points"].values():
+    for point in results["points"].values():
         assert {"work", "work_sd", "sample", "sample_sd", "coverage", "coverage_sd"} <= point.keys()
         if point["halt"] == 1:
             assert point["work"] == point["n"] * point["depth"]
-            assert allowed(point["n"], point["depth"], 3)
+            assert is_within_work(point["n"], point["depth"], 3)
         else:
-            assert point["work"] <= point["n"] * point["depth"] * (1 + found["head_cost"]) + 1e-9
+            assert point["work"] <= point["n"] * point["depth"] * (1 + results["head_cost"]) + 1e-9
 
 
 def test_halting_pays_for_its_heads(headed, tmp_path):
     words = ["--checkpoint", headed, "--out", tmp_path, "--depth", 2, "--seeds", 1, "--halt", 0.999]
     assert cli(experiments.scaling.scaling.main, *words) == 0
-    found = json.loads((tmp_path / "headed.scaling.json").read_text())
-    one_step = found["points"][name_of(20, 1, 0.999)]
-    assert found["head_cost"] > 0
-    assert one_step["work"] == pytest.approx(20 * (1 + found["head_cost"]))
+    results = json.loads((tmp_path / "headed.scaling.json").read_text())
+    one_step = results["points"][point_name(20, 1, 0.999)]
+    assert results["head_cost"] > 0
+    assert one_step["work"] == pytest.approx(20 * (1 + results["head_cost"]))
 
 
 def test_no_noise_is_one_answer(study):
@@ -81,33 +81,35 @@ def test_no_noise_is_one_answer(study):
 
 
 def test_spreads_do_as_much_work_as_independent_trajectories(study):
-    walk = study.walk("test", 5)
-    found = study.spreads(walk, seed=6)
-    assert found.keys() == {"independent", "antithetic", "sobol", "distinct"}
+    trajectories = study.record_trajectories("test", 5)
+    results = study.by_draw_scheme(trajectories, seed=6)
+    assert results.keys() == {"independent", "antithetic", "sobol", "distinct"}
     for n in (5, 20):
-        independent = found["independent"][n]
-        assert independent["work"] == pytest.approx(walk.first(n, 3).halted(0.6).steps.double().sum(0).mean().item())
-        assert found["sobol"][n]["n"] == found["antithetic"][n]["n"] == n
-        assert found["distinct"][n]["n"] < n
+        independent = results["independent"][n]
+        assert independent["work"] == pytest.approx(
+            trajectories.first(n, 3).halted(0.6).steps.double().sum(0).mean().item()
+        )
+        assert results["sobol"][n]["n"] == results["antithetic"][n]["n"] == n
+        assert results["distinct"][n]["n"] < n
         for kind in ("antithetic", "sobol", "distinct"):
-            assert found[kind][n]["work"] == pytest.approx(independent["work"], rel=0.5)
+            assert results[kind][n]["work"] == pytest.approx(independent["work"], rel=0.5)
 
 
-def test_what_is_judged_are_trajectories_of_the_prior_from_z0(study):
-    rolled = rollout(study.solver.model, study.x, num_samples=20, depth=2, seed=4)
-    walked = study.walk("test", 4).first(20, 2).halted(1)
-    found, expected = study.judge(walked), study.judge(rolled)
-    assert found.keys() == expected.keys()
-    valid = study.solver.task.is_valid(study.x, walked.tokens)
-    assert found["sample"] == valid.double().mean().item()
-    assert found["verified"] == valid.any(0).double().mean().item()
+def test_the_measured_samples_are_trajectories_of_the_prior_from_z0(study):
+    samples = rollout(study.solver.model, study.x, num_samples=20, depth=2, seed=4)
+    trajectories = study.record_trajectories("test", 4).first(20, 2).halted(1)
+    results, expected = study.measure(trajectories), study.measure(samples)
+    assert results.keys() == expected.keys()
+    valid = study.solver.task.is_valid(study.x, trajectories.tokens)
+    assert results["sample"] == valid.double().mean().item()
+    assert results["verified"] == valid.any(0).double().mean().item()
 
 
 def test_means_and_deviations_over_seeds():
-    found = over_seeds(
+    results = over_seeds(
         [{"a": 1.0, "n": 3, "l": [1.0, 2.0], "d": {"b": 0.0}}, {"a": 3.0, "n": 3, "l": [3.0, 2.0], "d": {"b": 4.0}}]
     )
-    assert found == {"a": 2.0, "a_sd": 2**0.5, "n": 3, "l": [2.0, 2.0], "d": {"b": 2.0, "b_sd": 8**0.5}}
+    assert results == {"a": 2.0, "a_sd": 2**0.5, "n": 3, "l": [2.0, 2.0], "d": {"b": 2.0, "b_sd": 8**0.5}}
 
 
 def test_bins_hold_every_place_once():
@@ -120,8 +122,8 @@ def test_bins_hold_every_place_once():
 
 
 def test_an_envelope_leaves_out_what_another_point_beats():
-    points = [(4, 0.5), (1, 0.2), (2, 0.6), (2, 0.3), (3, 0.6), (5, 0.9)]
-    assert envelope(points) == [(1, 0.2), (2, 0.6), (5, 0.9)]
+    corners = [(4, 0.5), (1, 0.2), (2, 0.6), (2, 0.3), (3, 0.6), (5, 0.9)]
+    assert envelope(corners) == [(1, 0.2), (2, 0.6), (5, 0.9)]
     assert envelope([]) == []
 
 

@@ -7,7 +7,7 @@ import torch
 
 import experiments.studies.selection as selection
 import pyro_gram
-from experiments.studies.fresh import committed
+from experiments.studies.fresh import checkpoint_path
 from pyro_gram.build import build
 from pyro_gram.diagnostics.metrics import wilson_interval
 from pyro_gram.solver import Solver
@@ -24,21 +24,21 @@ def test_vote_and_value_choose_from_the_samples_that_solve_draws(headed, tmp_pat
     words = ["--checkpoint", headed, "--out", out, "--seeds", 2, "--inputs", 3, "--keep", tmp_path / "kept"]
     assert cli(selection.main, *words) == 0
     assert "headed: vote" in capsys.readouterr().out
-    found = json.loads(out.read_text())["headed"]
-    assert (found["inputs"], found["seeds"], found["halt"]) == (3, 2, 0.999)
+    results = json.loads(out.read_text())["headed"]
+    assert (results["inputs"], results["seeds"], results["halt"]) == (3, 2, 0.999)
     right = {name: torch.zeros(2, 3) for name in ("vote", "value")}
     for number in range(2):
         for name, answers in right.items():
             solved = solver.solve(x[:3], seed=selection.SEED * (number + 1), select=name)
             answers[number] = torch.tensor([s.solutions[0].valid for s in solved])
     for name, answers in right.items():
-        assert found[name]["accuracy"] == pytest.approx(answers.mean().item())
-        assert found[name]["sd"] == pytest.approx(answers.mean(1).std().item(), abs=1e-7)
-        assert found[name]["interval"] == pytest.approx(wilson_interval(answers.mean().item(), 3))
-    assert found["only_vote_right"] - found["only_value_right"] == int((right["vote"] - right["value"]).sum())
+        assert results[name]["accuracy"] == pytest.approx(answers.mean().item())
+        assert results[name]["sd"] == pytest.approx(answers.mean(1).std().item(), abs=1e-7)
+        assert results[name]["interval"] == pytest.approx(wilson_interval(answers.mean().item(), 3))
+    assert results["only_vote_right"] - results["only_value_right"] == int((right["vote"] - right["value"]).sum())
     monkeypatch.setattr("pyro_gram.solver.Solver.sample", None)
     assert cli(selection.main, *words) == 0  # what is kept is not drawn again
-    assert json.loads(out.read_text())["headed"] == found
+    assert json.loads(out.read_text())["headed"] == results
 
 
 def test_fresh_graphs_are_isomorphic_to_none_of_a_split():
@@ -88,11 +88,11 @@ COMMITTED = selection.OUT
 
 @pytest.mark.skipif(not COMMITTED.exists(), reason="the study has not been run")
 def test_value_is_not_worse_than_the_vote_on_any_shipped_checkpoint():
-    found = {name: s for name, s in json.loads(COMMITTED.read_text()).items() if name != "environment"}
+    results = {name: s for name, s in json.loads(COMMITTED.read_text()).items() if name != "environment"}
     shipped = {path.stem for path in COMMITTED.parents[2].joinpath("checkpoints").glob("*.safetensors")}
-    with_heads = {name for name in shipped if pyro_gram.load(committed(name)).has_heads}
-    assert set(found) == with_heads
-    for name, study in found.items():
+    with_heads = {name for name in shipped if pyro_gram.load(checkpoint_path(name)).has_heads}
+    assert set(results) == with_heads
+    for name, study in results.items():
         # Of queens there are as many as a split has.
         assert study["inputs"] >= (500 if name.startswith("nqueens8") else 1000), name
         assert study["seeds"] >= 3, name

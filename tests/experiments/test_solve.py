@@ -129,8 +129,8 @@ def test_the_seed_fixes_the_answers(solve):
 def test_depth_and_width_are_what_was_asked_for(solve, solver):
     (o,) = solve("Cr", "--depth", "5", "--num-samples", "3", "--seed", "8")
     assert (o["depth"], o["num_samples"]) == (5, 3)
-    rolled = solver.sample("Cr", num_samples=3, depth=5, seed=8)
-    assert max(s["score"] for s in o["solutions"]) == pytest.approx(rolled.score.max().item())
+    samples = solver.sample("Cr", num_samples=3, depth=5, seed=8)
+    assert max(s["score"] for s in o["solutions"]) == pytest.approx(samples.score.max().item())
 
 
 def test_stdin_is_read_like_a_file(solve):
@@ -239,13 +239,13 @@ def test_checkpoints_that_cannot_be_loaded_end_in_one_line(tmp_path, capsys):
 
 def test_sample_gives_tokens_and_scores_for_each_trajectory_and_input(solver):
     x = torch.stack([solver.task.parse(g) for g in SOLVABLE])
-    rolled = solver.sample(x, num_samples=7, depth=3, seed=1)
-    assert rolled.tokens.shape == (7, 4, 4)
-    assert rolled.tokens.dtype == torch.int64
-    assert rolled.score.shape == (7, 4)
-    assert ((rolled.tokens >= 0) & (rolled.tokens < 3)).all()
+    samples = solver.sample(x, num_samples=7, depth=3, seed=1)
+    assert samples.tokens.shape == (7, 4, 4)
+    assert samples.tokens.dtype == torch.int64
+    assert samples.score.shape == (7, 4)
+    assert ((samples.tokens >= 0) & (samples.tokens < 3)).all()
     again = solver.sample(x, num_samples=7, depth=3, seed=1)
-    assert torch.equal(rolled.tokens, again.tokens)
+    assert torch.equal(samples.tokens, again.tokens)
 
 
 def test_text_is_an_input_too(solver):
@@ -307,7 +307,7 @@ def test_an_answer_of_which_nobody_knows_whether_it_is_right_has_no_verdict(solv
     monkeypatch.setattr(solver.task, "has_known_answer", lambda x, y: torch.zeros_like(y[..., 0], dtype=torch.bool))
     (solved,) = solver.solve("Cr", num_samples=4)
     assert {a.valid for a in solved.solutions} == {None}
-    assert "unknown" in experiments.solve.show(solver, solved)
+    assert "unknown" in experiments.solve.format_solved(solver, solved)
 
 
 # ---- going on after a bad input ----------------------------------------------------------------------------------
@@ -339,11 +339,11 @@ def test_a_bad_input_becomes_an_error_in_its_place_and_the_others_are_solved(che
 
 
 def test_stdin_may_be_bytes_of_any_encoding_and_may_be_closed(checkpoint, tmp_path, monkeypatch, capsys):
-    wanted = []
+    expected = []
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("Cr\r\n".encode(encoding))))
         assert cli(experiments.solve.main, "--checkpoint", checkpoint, "--json") == 0
-        wanted.append(capsys.readouterr().out)
-    assert len(set(wanted)) == 1
+        expected.append(capsys.readouterr().out)
+    assert len(set(expected)) == 1
     monkeypatch.setattr("sys.stdin", None)
     assert "standard input is closed" in refused(capsys, "--checkpoint", checkpoint)

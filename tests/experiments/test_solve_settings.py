@@ -173,13 +173,13 @@ def test_a_run_that_was_measured_with_a_temper_says_so_unless_told_otherwise(hea
 
 def test_value_keeps_the_vote_unless_the_value_head_trusts_another_answer_clearly_more(headed, solve):
     solver = pyro_gram.load(headed)
-    rolled = solver.sample(GRAPHS, num_samples=20)
-    chosen, voted = solve("--select", "value"), solve("--select", "vote")
-    for i, (o, v) in enumerate(zip(chosen, voted, strict=True)):
+    samples = solver.sample(GRAPHS, num_samples=20)
+    choices, voted = solve("--select", "value"), solve("--select", "vote")
+    for i, (o, v) in enumerate(zip(choices, voted, strict=True)):
         (answer,), (winner,) = o["solutions"], v["solutions"]
-        canonical = solver.task.canonical_form(solver.task.parse(GRAPHS[i]), rolled.tokens[:, i])
+        canonical = solver.task.canonical_form(solver.task.parse(GRAPHS[i]), samples.tokens[:, i])
         weights, values = {}, {}
-        for y, value in zip(canonical, rolled.value[:, i].tolist(), strict=True):
+        for y, value in zip(canonical, samples.value[:, i].tolist(), strict=True):
             text = "".join(map(str, y.tolist()))
             odds = min(value, SURE) / (1 - min(value, SURE))
             weights[text] = weights.get(text, 0.0) + odds
@@ -196,12 +196,12 @@ def test_value_keeps_the_vote_unless_the_value_head_trusts_another_answer_clearl
 def test_value_can_overrule_the_vote(headed, monkeypatch):
     """Heads that trust one trajectory of each input alone."""
     solver = pyro_gram.load(headed)
-    rolled = solver.sample(GRAPHS, num_samples=20)
-    trusted = torch.full_like(rolled.value, 0.01)
+    samples = solver.sample(GRAPHS, num_samples=20)
+    trusted = torch.full_like(samples.value, 0.01)
     trusted[7] = 0.99
-    monkeypatch.setattr(solver, "sample", lambda *_, **__: replace(rolled, value=trusted))
+    monkeypatch.setattr(solver, "sample", lambda *_, **__: replace(samples, value=trusted))
     for i, solved in enumerate(solver.solve(GRAPHS, num_samples=20, select="value")):
-        canonical = solver.task.canonical_form(solver.task.parse(GRAPHS[i]), rolled.tokens[7, i])
+        canonical = solver.task.canonical_form(solver.task.parse(GRAPHS[i]), samples.tokens[7, i])
         assert torch.equal(solved.solutions[0].y, canonical)
 
 
@@ -270,9 +270,9 @@ def test_memory_bounds_what_runs_at_once_and_no_more(headed):
     solver = pyro_gram.load(headed)
     widths = []
     hook = solver.model.core.register_forward_pre_hook(lambda _, args: widths.append(args[0].h[..., 0, 0].numel()))
-    rolled = solver.sample(GRAPHS, num_samples=50, memory=8.3, halt=1)
+    samples = solver.sample(GRAPHS, num_samples=50, memory=8.3, halt=1)
     hook.remove()
-    assert rolled.tokens.shape == (50, 4, 4)
+    assert samples.tokens.shape == (50, 4, 4)
     assert max(widths) <= trajectories_in_memory(8.3, 4, solver.config.model.width) < 50
     with pytest.raises(UserError, match="does not hold one trajectory"):
         solver.sample(GRAPHS, memory=0.001)

@@ -42,11 +42,11 @@ def test_every_cell_of_every_table_is_a_run_of_its_own_whose_parts_fit(name):
 def test_the_papers_numbers_are_of_rows_and_metrics_that_are_shown():
     for name in TABLES:
         definition = table.pick("tables", name)
-        told_of = {column: paper.rows(name, column) for column in definition["columns"]}
-        assert any(told_of.values())
-        for column, told in told_of.items():
-            assert set(told) <= set(definition["rows"])
-            for numbers in told.values():
+        numbers_of = {column: paper.rows(name, column) for column in definition["columns"]}
+        assert any(numbers_of.values())
+        for column, numbers in numbers_of.items():
+            assert set(numbers) <= set(definition["rows"])
+            for numbers in numbers.values():
                 assert set(numbers) <= set(table.pick("columns", column)["show"])
 
 
@@ -75,15 +75,15 @@ def configs_of(row):
 
 @pytest.mark.parametrize(("row", "T", "K"), [("hrm", 2, 2), ("trm", 3, 6), ("trm_sampled", 3, 6), ("trm_random", 3, 6)])
 def test_hrm_and_trm_run_at_the_transitions_and_low_level_steps_of_their_papers(row, T, K):
-    found = [config.model for _, config in configs_of(row)]
-    assert found
-    assert {(model.transitions, model.low_steps) for model in found} == {(T, K)}
+    configs = [config.model for _, config in configs_of(row)]
+    assert configs
+    assert {(model.transitions, model.low_steps) for model in configs} == {(T, K)}
 
 
 def test_mdlm_is_sampled_in_far_more_steps_than_an_answer_has_tokens():
-    found = list(configs_of("mdlm"))
-    assert {config.model.sampling_steps for cell, config in found if cell.preset != "paper"} == {64}
-    for _, config in found:
+    configs = list(configs_of("mdlm"))
+    assert {config.model.sampling_steps for cell, config in configs if cell.preset != "paper"} == {64}
+    for _, config in configs:
         tokens = make_task(config.names["task"], config.task).spec.output_length
         assert config.model.sampling_steps >= 8 * tokens
 
@@ -92,8 +92,8 @@ def test_gram_without_on_policy_training_differs_from_gram_in_that_alone():
     without, gram = dict(configs_of("gram_no_on_policy")), dict(configs_of("gram"))
     assert {(cell.preset, cell.column) for cell in without} == {("cpu", "nqueens8"), ("cpu", "coloring8")}
     for cell, config in without.items():
-        whole = gram[replace(cell, row="gram")]
-        assert differences(config.to_dict(), whole.to_dict()) == ["train.on_policy_depth: 0 then, 16 now"]
+        full_training = gram[replace(cell, row="gram")]
+        assert differences(config.to_dict(), full_training.to_dict()) == ["train.on_policy_depth: 0 then, 16 now"]
 
 
 @pytest.mark.parametrize("path", sorted((table.HERE / "tables").glob("*.json")), ids=lambda path: path.stem)
@@ -267,9 +267,9 @@ def test_a_deviation_has_the_digits_that_it_needs_and_is_never_zero(values, text
 
 @pytest.mark.parametrize("name", ["1", "3a", "3b"])
 def test_the_committed_tables_hold_the_papers_numbers_as_they_are_matched_now(name):
-    held = read_json(table.HERE / "tables" / f"table{name}-cpu.json")
-    assert {column: told["paper"] for column, told in held["columns"].items()} == {
-        column: paper.rows(name, column) for column in held["columns"]
+    results = read_json(table.HERE / "tables" / f"table{name}-cpu.json")
+    assert {column: numbers["paper"] for column, numbers in results["columns"].items()} == {
+        column: paper.rows(name, column) for column in results["columns"]
     }
 
 

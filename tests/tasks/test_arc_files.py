@@ -254,7 +254,7 @@ def test_solve_shows_the_name_of_the_file_above_its_grid(tmp_path):
     answer = Answer("[[4,0,3]]", 3, True, -0.5, None, x[1:])
     solver = SimpleNamespace(task=task)
     solved = Solved(task.format_input(x), [answer], 4, 2, "vote", 1, 1, None, 2.0, (), x)
-    assert solve.show(solver, solved).startswith(f"{name}: 1 distinct answer in 4 samples")
+    assert solve.format_solved(solver, solved).startswith(f"{name}: 1 distinct answer in 4 samples")
     solve.draw(solver, [solved], tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
 

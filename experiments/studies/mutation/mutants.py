@@ -1,4 +1,4 @@
-"""Which changes ``experiments/studies/mutation/mutation.py`` makes to a module, one at a time, and which it leaves out.
+"""The changes that ``mutation.py`` makes to a module, one at a time, and those that it leaves out.
 
 Operators come from cosmic-ray, one or two replacements an operator of the language; three more are made here, for code
 whose work is in its calls: leave a call out (``a.detach()`` becomes ``a``, ``pyro.markov(r)`` becomes ``r``), leave a
@@ -46,7 +46,7 @@ LIMITS = ("check_range", "check_choice")
 
 @dataclass(frozen=True)
 class Mutant:
-    """One changed module.
+    """A changed module.
 
     Attributes:
         file: path from the root of the repository.
@@ -91,7 +91,7 @@ class Module:
         self.changes = [*_by_library(self.source, self.outline), *_by_hand(self.source, self.outline)]
 
     def mutant(self, change: Change) -> Mutant | None:
-        """The changed module; None where the change makes none that compiles."""
+        """Return the changed module; None where it does not compile."""
         if change.text:
             start, end = map(self.outline.offset, change.span)
             changed: str | None = self.source[:start] + change.text + self.source[end:]
@@ -110,7 +110,7 @@ class Module:
 
 
 class Outline:
-    """Where functions and statements of a module begin and end, and what of it is left alone."""
+    """The spans of functions and statements of a module, and of the parts that stay unchanged."""
 
     def __init__(self, tree: ast.Module, source: str) -> None:
         self.source_lines = source.splitlines(keepends=True)
@@ -136,21 +136,21 @@ class Outline:
             self._walk(child, inner, runs)
 
     def span(self, node: Any) -> Span:
-        """ast counts columns in bytes of UTF-8; parso and this in characters."""
+        """Convert a column of ast, in bytes of UTF-8, to characters."""
         return self._position(node.lineno, node.col_offset), self._position(node.end_lineno, node.end_col_offset)
 
     def _position(self, line: int, offset: int) -> Position:
         return line, len(self.source_lines[line - 1].encode()[:offset].decode())
 
     def offset(self, position: Position) -> int:
-        """Characters before it in the source."""
+        """Return the number of characters before a position."""
         return self.offsets[position[0] - 1] + position[1]
 
     def keeps(self, span: Span) -> bool:
         return any(start <= span[0] and span[1] <= end for start, end in self.excluded)
 
     def place(self, line: int) -> tuple[str, tuple[int, int], bool, int]:
-        """Of the smallest statement there: its function, its lines, does it run at import, equal ones before it."""
+        """Describe the smallest statement at a position: function, lines, runs at import, equal ones before."""
         start, end, name, imported = max(s for s in self.statements if s[0] <= line <= s[1])
         here = self.source_lines[line - 1].strip()
         equal = sum(
@@ -210,9 +210,9 @@ def _by_hand(source: str, outline: Outline) -> Iterator[Change]:
     for node in ast.walk(ast.parse(source)):
         changes: list[tuple[str, str]] = []
         if isinstance(node, ast.Call):
-            kept = _without_call(node)
-            if kept is not None:
-                changes.append(("RemoveCall", f"({text(kept)})"))
+            rest_of_call = _without_call(node)
+            if rest_of_call is not None:
+                changes.append(("RemoveCall", f"({text(rest_of_call)})"))
             for keyword in node.keywords:
                 if keyword.arg and not outline.keeps(outline.span(keyword)):
                     rest = ", ".join(text(a) for a in (*node.args, *node.keywords) if a is not keyword)
@@ -225,7 +225,7 @@ def _by_hand(source: str, outline: Outline) -> Iterator[Change]:
 
 
 def _without_call(node: ast.Call) -> Any:
-    """What a call is replaced by: the object whose method it is, or the only argument; None for neither."""
+    """Return the replacement of a call: the object whose method it is, or the only argument; None for neither."""
     function = node.func
     if isinstance(function, ast.Attribute) and ast.unparse(function.value).partition(".")[0] not in MODULES:
         is_super = isinstance(function.value, ast.Call) and ast.unparse(function.value) == "super()"
@@ -244,7 +244,7 @@ def _is_removable(node: ast.AST) -> bool:
 
 
 def _difference(old: str, new: str) -> tuple[str, str]:
-    """The lines that differ, joined, without indentation."""
+    """Return the lines that differ, joined, without indentation."""
     before, after = old.splitlines(), new.splitlines()
     while before and after and before[0] == after[0]:
         before, after = before[1:], after[1:]

@@ -1,4 +1,4 @@
-"""Would the tests notice? One small change at a time to the code that computes probabilities: a mutation score.
+"""Measure a mutation score: do the tests notice one small change to the code that computes probabilities?
 
     pip install -e '.[test,mutation]'
     mutation.py --out experiments/studies/mutation/mutation.json    # goes on where it was stopped
@@ -60,22 +60,22 @@ BROAD = ("tests/guides/test_contract.py",)  # two thousand programs through the 
 
 
 class Choice:
-    """Which tests a mutant meets, in which order."""
+    """Choose the tests that a mutant meets, and their order."""
 
     def __init__(self, tests: dict[str, Any], seconds: float) -> None:
         self.tests, self.seconds = tests, seconds
 
     def first(self, mutant: Mutant) -> list[str]:
-        """Tests that run the changed lines, as many as the time allows."""
+        """Return tests that run the changed lines, as many as the time allows."""
         return self._fitting(self._running(mutant), mutant, self.seconds)
 
     def second(self, mutant: Mutant, first: list[str]) -> list[str]:
-        """The others that run them, and then all else of their files, in one and a half times that time."""
+        """Return the other tests that run them, then the rest of their files, in one and a half times that time."""
         running = self._running(mutant)
         rest = self._fitting([t for t in running if t not in first], mutant, self.seconds)
         files = {t.partition("::")[0] for t in running}
-        beside = [t for t in self.tests if t.partition("::")[0] in files and t not in {*running}]
-        return rest + self._fitting(beside, mutant, self.seconds / 2)
+        others = [t for t in self.tests if t.partition("::")[0] in files and t not in {*running}]
+        return rest + self._fitting(others, mutant, self.seconds / 2)
 
     def _running(self, mutant: Mutant) -> list[str]:
         changed = set(
@@ -109,14 +109,12 @@ class Choice:
         return fitting
 
     def time_of(self, names: list[str]) -> float:
+        """Return the seconds that tests take."""
         return sum(self.tests[n]["seconds"] for n in names)
 
 
-# ---- all of them -------------------------------------------------------------------------------------------------
-
-
 class Results:
-    """The result of each mutant, a line each, so that a run goes on where it was stopped."""
+    """Results of the mutants, a line each in a file, so that a run goes on where it was stopped."""
 
     def __init__(self) -> None:
         self.path = WORK / "results.jsonl"
@@ -125,32 +123,32 @@ class Results:
             entry = json.loads(line)
             self.by_key[entry["key"]] = entry
 
-    def add(self, mutant: Mutant, found: dict[str, Any]) -> None:
-        entry = {"key": mutant.key, "file": mutant.file, "operator": mutant.operator, **found}
+    def add(self, mutant: Mutant, result: dict[str, Any]) -> None:
+        entry = {"key": mutant.key, "file": mutant.file, "operator": mutant.operator, **result}
         self.by_key[mutant.key] = entry
         with self.path.open("a") as stream:
             stream.write(json.dumps(entry) + "\n")
 
 
 def sampled(module: Module, sample: int, seed: int) -> list[Any]:
-    """Changes in a random order that a larger sample only makes longer."""
+    """Return a random sample of a module's changes; a larger sample contains a smaller one."""
     changes = list(module.changes)
     random.Random(f"{seed}:{module.file}").shuffle(changes)
     return changes[:sample] if sample else changes
 
 
 def mutants_of(file: str, settings: Any) -> Iterator[Mutant]:
-    """The mutants of a file's sample, each once."""
-    module, seen = Module(ROOT, file), set()
+    """Yield the mutants of a file's sample, each once."""
+    module, keys = Module(ROOT, file), set()
     for change in sampled(module, settings.sample, settings.seed):
         mutant = module.mutant(change)
-        if mutant is not None and mutant.key not in seen:
-            seen.add(mutant.key)
+        if mutant is not None and mutant.key not in keys:
+            keys.add(mutant.key)
             yield mutant
 
 
 def survivors_of(file: str, results: Results) -> Iterator[Mutant]:
-    """The mutants of a file that have survived so far."""
+    """Yield the mutants of a file that have survived so far."""
     module = Module(ROOT, file)
     alive = {key: entry for key, entry in results.by_key.items() if entry["file"] == file and not entry["killed"]}
     lines = module.source.splitlines()
@@ -164,7 +162,7 @@ def survivors_of(file: str, results: Results) -> Iterator[Mutant]:
 
 
 def run(files: list[str], settings: Any) -> None:
-    """Try what has no result yet; or, with ``--again``, what has survived and is not explained."""
+    """Try the mutants without a result; or, with ``--again``, the survivors that are not explained."""
     (WORK / "covered").mkdir(parents=True, exist_ok=True)
     names = [n for t in settings.tests or TESTS for n in ([t] if t.endswith(".py") else _tests_under(t))]
     if pytest.main([*names, *QUIET[1:], "-q", "--collect-only"], plugins=[]):  # imports all, once for all children
@@ -182,16 +180,16 @@ def run(files: list[str], settings: Any) -> None:
     def settle(room: int) -> None:
         while len(running) >= room and running:
             for trial in list(running):
-                found = outcome(trial)
-                if found is None:
+                result = outcome(trial)
+                if result is None:
                     continue
                 running.remove(trial)
                 more = choice.second(trial.mutant, trial.tests)
-                if not found["killed"] and not trial.second and more:
+                if not result["killed"] and not trial.second and more:
                     running.append(start(trial.mutant, functions, more, choice.time_of(more), second=True))
                     continue
-                results.add(trial.mutant, found)
-                if not found["killed"]:
+                results.add(trial.mutant, result)
+                if not result["killed"]:
                     print(f"SURVIVED {trial.mutant.key}", flush=True)
             time.sleep(0.02)
 
@@ -224,7 +222,7 @@ def explanations() -> dict[str, str]:
 
 
 def wilson(share: float, n: float, z: float = 1.96) -> list[float]:
-    """The 95 % interval of a share of n."""
+    """Return the Wilson 95 % interval of a share of n."""
     if n <= 0:
         return [0.0, 1.0]
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
@@ -233,14 +231,14 @@ def wilson(share: float, n: float, z: float = 1.96) -> list[float]:
 
 
 def still_there(entry: dict[str, Any]) -> bool:
-    """Does the line that a mutant changed stand in its file as it was?"""
+    """Is the line that a mutant changed still in its file?"""
     old = entry["key"].split(": ", 1)[1].split("  ->  ", 1)[0]
     text = " ".join(line.strip() for line in (ROOT / entry["file"]).read_text().splitlines())
     return re.sub(r"^\[\d+\] ", "", old) in text  # equal lines of a function are numbered
 
 
 def summary(names: list[str]) -> dict[str, Any]:
-    """Scores of all that was tried, by file and over all, where a file counts by its number of changes."""
+    """Return the scores by file and over all files, each weighted by its number of changes."""
     results, explained = Results().by_key, explanations()
     files: dict[str, Any] = {}
     survivors: list[dict[str, str]] = []
@@ -278,8 +276,8 @@ def summary(names: list[str]) -> dict[str, Any]:
     }
 
 
-def show(found: dict[str, Any]) -> None:
-    for file, entry in (*found["files"].items(), ("all", found["total"])):
+def show(results: dict[str, Any]) -> None:
+    for file, entry in (*results["files"].items(), ("all", results["total"])):
         low, high = entry["interval"]
         print(
             f"{file:45} {entry['killed']:4} of {entry['tried']:4} killed, {entry['explained']:3} explained, "
@@ -305,10 +303,10 @@ def main() -> None:
         raise SystemExit(f"no such file: {', '.join(unknown)}; give paths from the root, as in models/gram.py")
     if not settings.summary:
         run(files, settings)
-    found = summary(files)
-    show(found)
+    results = summary(files)
+    show(results)
     if settings.out:
-        settings.out.write_text(json.dumps(found, indent=1) + "\n")
+        settings.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How ``mutation.py`` tries a mutant: which tests run which lines, and a process for each mutant.
+"""Try a mutant for ``mutation.py``: the lines that each test runs, and a process for each mutant.
 
 The parent has imported the project and its tests. A child is a fork of it in which the changed functions get the
 mutant's code, or, where the change is in a statement that runs on import, the project is imported anew.
@@ -47,7 +47,7 @@ def targets() -> list[str]:
 
 
 def module_name(file: str) -> str:
-    """What a file of :func:`targets` is called when it is imported: models and guides belong to the package."""
+    """Return the module name of a file of :func:`targets`; models and guides belong to the package."""
     name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     return name if name.startswith("pyro_gram.") else f"pyro_gram.{name}"
 
@@ -56,7 +56,7 @@ def module_name(file: str) -> str:
 
 
 class Recorder:
-    """Which lines each test runs, and for how long it runs."""
+    """Record the lines and the seconds of each test."""
 
     def __init__(self, cover: coverage.Coverage) -> None:
         self.cover = cover
@@ -92,13 +92,13 @@ def record(test_file: str) -> None:
         for line, tests in data.contexts_by_lineno(path).items():
             for test in filter(None, tests):
                 lines.setdefault(test, {}).setdefault(file, []).append(line)
-    found = {
+    results = {
         test: {"seconds": seconds, "lines": lines.get(test, {})}
         for test, seconds in recorder.seconds.items()
         if test not in recorder.failed
     }
     sources = {file: _digest(ROOT / file) for entry in lines.values() for file in entry}
-    _map_file(test_file).write_text(json.dumps({"tests": found, "sources": sources}))
+    _map_file(test_file).write_text(json.dumps({"tests": results, "sources": sources}))
 
 
 def _map_file(test_file: str) -> Path:
@@ -112,7 +112,7 @@ def _digest(*paths: Path) -> str:
 
 
 def covered(names: list[str], workers: int) -> dict[str, Any]:
-    """The tests with their lines and their seconds."""
+    """Return the tests with their lines and their seconds."""
     missing = [n for n in names if not _map_file(n).exists()]
     running: dict[int, str] = {}
     while missing or running:
@@ -138,7 +138,7 @@ def covered(names: list[str], workers: int) -> dict[str, Any]:
 
 
 class Changed(importlib.machinery.SourceFileLoader):
-    """Loads a module from the text it is given instead of its file."""
+    """Loads a module from a text instead of its file."""
 
     text = b""
 
@@ -162,23 +162,23 @@ class Finder(importlib.abc.MetaPathFinder):
 
 
 class Functions:
-    """The functions of the imported project by file, name and first line, so that their code can be exchanged."""
+    """Functions of the imported project by file, name and first line, so that their code can be exchanged."""
 
     def __init__(self) -> None:
-        self.found: dict[tuple[str, str, int], list[FunctionType]] = {}
+        self.functions: dict[tuple[str, str, int], list[FunctionType]] = {}
         for thing in gc.get_objects():
             if type(thing) is FunctionType and thing.__code__.co_filename.startswith(str(ROOT)):
                 code = thing.__code__
-                self.found.setdefault((code.co_filename, code.co_qualname, code.co_firstlineno), []).append(thing)
+                self.functions.setdefault((code.co_filename, code.co_qualname, code.co_firstlineno), []).append(thing)
 
     def exchange(self, mutant: Mutant) -> bool:
-        """Put the mutant's code into the live functions; False where only a new import can make the change."""
+        """Put the mutant's code into the live functions; return False where the change needs a new import."""
         path = str(ROOT / mutant.file)
         old = _functions_in(compile((ROOT / mutant.file).read_text(), path, "exec", dont_inherit=True))
         new = _functions_in(compile(mutant.source, path, "exec", dont_inherit=True))
         changed = [(key, code) for key, code in new.items() if old.get(key) != code]
         # Of a nested function the outermost one that is alive carries the change.
-        alive = [(f, code) for key, code in changed for f in self.found.get((path, *key), ())]
+        alive = [(f, code) for key, code in changed for f in self.functions.get((path, *key), ())]
         if mutant.imported or not alive or old.keys() != new.keys():
             return False
         try:
@@ -246,7 +246,7 @@ def _fork(work: Any, log: Path) -> int:
 
 @dataclass
 class Trial:
-    """A mutant that is being tried."""
+    """A mutant, and the process that tries it."""
 
     mutant: Mutant
     tests: list[str]
@@ -271,7 +271,7 @@ def start(mutant: Mutant, functions: Functions, tests: list[str], seconds: float
 
 
 def outcome(trial: Trial) -> dict[str, Any] | None:
-    """What became of it; None while it runs."""
+    """Return the result; None while the process runs."""
     pid, status = os.waitpid(trial.pid, os.WNOHANG)
     if not pid and time.monotonic() < trial.deadline:
         return None
