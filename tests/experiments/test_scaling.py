@@ -152,4 +152,4 @@ def test_a_checkpoint_without_heads_or_a_missing_study_ends_in_one_line(plain, t
     assert "does not exist" in capsys.readouterr().err
     (tmp_path / "other.json").write_text("{}")
     assert cli(experiments.scaling.scaling.main, "--draw", tmp_path / "other.json") == 2
-    assert "is no study of this program" in capsys.readouterr().err
+    assert "was not written by this program" in capsys.readouterr().err

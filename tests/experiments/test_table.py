@@ -46,8 +46,8 @@ def test_the_papers_numbers_are_of_rows_and_metrics_that_are_shown():
         assert any(numbers_of.values())
         for column, numbers in numbers_of.items():
             assert set(numbers) <= set(definition["rows"])
-            for numbers in numbers.values():
-                assert set(numbers) <= set(table.pick("columns", column)["show"])
+            for metrics in numbers.values():
+                assert set(metrics) <= set(table.pick("columns", column)["show"])
 
 
 def test_table_1_has_three_seeds_where_they_matter_and_one_elsewhere():
