@@ -2,51 +2,51 @@ import io
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 from pyro_gram.diagnostics.metrics import solution_ids
-from pyro_gram.diagnostics.plots import run as figures
+from pyro_gram.diagnostics.plots import run as plots
 from pyro_gram.tasks.mnist import MNIST, MNISTConfig
 from pyro_gram.tasks.sudoku.unconditional import SudokuBoards
 from tests.conftest import build_small
 
-LOOK = {
+EVALUATION = {
     "prior_accuracy": 0.5,
     "prior_coverage": 0.4,
     "coverage_limit": 0.9,
     "elbo_full": -3.0,
     "elbo_surrogate": -2.0,
 }
+IMAGES = {"elbo_full": -3.0, "elbo_surrogate": -2.0, "prior_frechet_distance": 20.0}
 
 
 def row(number, **more):
-    return {
-        "batch": number,
-        "seconds": 0.1,
-        "reconstruction": 4.0 / (number + 1),
-        "kl": 0.1 * number,
-        "beta": 1,
-        **more,
-    }
+    losses = {"reconstruction": 4.0 / (number + 1), "kl": 0.1 * number}
+    return {"batch": number, "seconds": 0.1, "beta": 1, **losses, **more}
 
 
-def words(figure):
-    """All the text that a reader sees, drawn first so that nothing which fails on drawing passes."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=40)
-    assert file.getvalue().startswith(b"\x89PNG")
-    found = [figure.get_suptitle()]
+def text_of(figure, draw=True):
+    """Return all text of a figure, which is drawn first so that errors in drawing are found."""
+    if draw:
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=20)
+        assert file.getvalue().startswith(b"\x89PNG")
+    words = [figure.get_suptitle()]
     for axes in figure.axes:
-        found += [axes.get_title(), axes.get_xlabel(), axes.get_ylabel(), *(t.get_text() for t in axes.texts)]
+        words += [axes.get_title(), axes.get_xlabel(), axes.get_ylabel(), *(t.get_text() for t in axes.texts)]
         if axes.get_legend():
-            found += [t.get_text() for t in axes.get_legend().get_texts()]
-    found += [t.get_text() for legend in figure.legends for t in legend.get_texts()]
-    return " | ".join(w for w in found if w)
+            words += [t.get_text() for t in axes.get_legend().get_texts()]
+    words += [t.get_text() for legend in figure.legends for t in legend.get_texts()]
+    return " | ".join(w for w in words if w)
 
 
 @pytest.fixture(scope="module")
 def task():
     return build_small(task={"train": 30, "test": 6}).task
+
+
+@pytest.fixture(scope="module")
+def mnist():
+    return MNIST(MNISTConfig(side=14, patch=2))
 
 
 @pytest.fixture
@@ -55,10 +55,9 @@ def samples(task):
     return torch.randint(0, 3, (5, len(puzzles), 4), generator=torch.Generator().manual_seed(0))
 
 
-def test_training_shows_losses_bounds_and_the_prior():
-    figure = figures.training_figure([row(i, **(LOOK if i % 2 else {})) for i in range(6)])
-    assert isinstance(figure, Figure)
-    text = words(figure)
+def test_the_training_figure_draws_losses_bounds_and_the_prior():
+    figure = plots.training_figure([row(i, **(EVALUATION if i % 2 else {})) for i in range(6)])
+    text = text_of(figure)
     for label in ("batch", "reconstruction", "KL", "nats per input", "beta", "Eq. 13", "Eq. 14", "coverage", "limit"):
         assert label in text
     left, middle, right = figure.axes[:3]
@@ -67,92 +66,78 @@ def test_training_shows_losses_bounds_and_the_prior():
     assert right.lines[0].get_ydata().tolist() == [0.5] * 3
 
 
-@pytest.mark.parametrize(
-    "rows", [[row(0, **LOOK)], [row(i) for i in range(3)], [row(0, **{**LOOK, "kl": 0.0, "reconstruction": 0.0})]]
-)
-def test_training_draws_short_runs(rows):
-    assert "Training loss" in words(figures.training_figure(rows))
+def test_the_training_figure_draws_runs_without_evaluations_and_with_zero_losses():
+    assert "Training loss" in text_of(plots.training_figure([row(i) for i in range(3)]), draw=False)
+    zero = plots.training_figure([row(0, **{**EVALUATION, "kl": 0.0, "reconstruction": 0.0})])
+    assert "Training loss" in text_of(zero)
 
 
-def test_solved_shows_each_input_and_a_verdict_on_each_answer(task, samples):
+def test_the_training_figure_of_images_draws_the_tasks_own_metric():
+    figure = plots.training_figure([row(i, **IMAGES) for i in range(3)])
+    assert "frechet distance (log scale)" in text_of(figure, draw=False)
+    assert figure.axes[2].lines[0].get_ydata().tolist() == [20.0] * 3
+
+
+def test_the_solved_figure_checks_each_answer(task, samples):
     puzzles = task.split("test").subset(2)
     samples = samples[:, :2]
     samples[:, 0] = puzzles.solutions_of(0)[0]  # one answer, right, five times
-    samples[:, 1] = 0  # wrong by every edge
-    figure = figures.solved_figure(task, puzzles, samples, inputs=2, answers=3)
-    text = words(figure)
+    samples[:, 1] = 0  # breaks every edge
+    figure = plots.solved_figure(task, puzzles, samples, inputs=9, answers=3)
+    text = text_of(figure)
     m = int(puzzles.num_solutions[0])
     assert f"input 1: {m} solution{'s' * (m > 1)}" in text
     assert "5 of 5: valid" in text
     edges = int(task.edges(puzzles.inputs[1]).sum())
     assert f"5 of 5: {edges} conflict" in text
-    assert len(figure.axes) == 2 * 2  # one answer each: no empty columns
+    assert len(figure.axes) == 2 * 2  # two inputs with one answer each, and no empty columns
     assert "prior trajectories" in text
 
 
-def test_solved_draws_fewer_inputs_than_asked_for(task, samples):
-    figure = figures.solved_figure(task, task.split("test").subset(1), samples[:, :1], inputs=9)
-    assert "input 1" in words(figure)
-
-
-def test_coverage_by_solutions_shows_the_limit(task, samples):
+def test_the_coverage_figure_draws_the_limit_also_for_one_input(task, samples):
     puzzles = task.split("test")
-    figure = figures.coverage_figure(solution_ids(task, puzzles, samples), puzzles.num_solutions)
-    text = words(figure)
+    text = text_of(plots.coverage_figure(solution_ids(task, puzzles, samples), puzzles.num_solutions))
     for label in ("number of solutions", "coverage, 5 samples", "share of valid samples", "i.i.d. uniform limit"):
         assert label in text
-
-
-def test_coverage_by_solutions_draws_one_input_with_one_solution():
-    figure = figures.coverage_figure(torch.tensor([[0], [-1]]), torch.tensor([1]))
-    assert "number of solutions" in words(figure)
-    left, right = figure.axes
+    left, right = plots.coverage_figure(torch.tensor([[0], [-1]]), torch.tensor([1])).axes
     assert left.lines[0].get_ydata().tolist() == [1]
     assert right.lines[0].get_ydata().tolist() == [0.5]
 
 
-@pytest.mark.parametrize(("depth", "columns"), [(1, 1), (4, 4), (30, 9)])
-def test_formation_has_a_row_a_trajectory_and_a_column_a_step(depth, columns, task):
+@pytest.mark.parametrize(("depth", "columns"), [(1, 1), (3, 3), (30, 9)])
+def test_the_formation_figure_has_a_row_for_each_trajectory_and_a_column_for_each_step(depth, columns, task):
     puzzles = task.split("test")
-    right = puzzles.solutions_of(0)[:1]
-    history = right.expand(depth, 2, 4)
-    figure = figures.formation_figure(task, puzzles.inputs[0], history)
-    text = words(figure)
+    history = puzzles.solutions_of(0)[:1].expand(depth, 2, 4)
+    figure = plots.formation_figure(task, puzzles.inputs[0], history)
+    text = text_of(figure, draw=depth == 3)
     assert len(figure.axes) == 2 * columns
     assert text.count("step 1: valid") == 2
     assert f"step {depth}: valid" in text
     assert "each row a trajectory" in text
 
 
-def test_samples_are_shown_as_they_came():
-    task = MNIST(MNISTConfig(side=14, patch=2))
-    tokens = torch.randint(0, 2, (80, 196), generator=torch.Generator().manual_seed(0))
-    figure = figures.samples_figure(task, tokens)
-    assert "64 trajectories of the prior" in words(figure)
-    assert "valid" not in words(figure)
-    shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
-    assert [picture.tolist() for picture in shown] == tokens[:64].view(-1, 14, 14).tolist()
-    assert len(figures.samples_figure(task, tokens[:5]).axes) == 8
-
-
-def test_samples_of_boards_are_counted():
-    task = SudokuBoards(SudokuBoards.Config(size=4))
-    boards = task.split("test").solutions[:4].long().clone()
-    boards[1] = 0
-    assert "4 trajectories of the prior, 3 of them valid" in words(figures.samples_figure(task, boards))
-
-
-def test_formation_without_input_names_the_steps_only():
-    task = MNIST(MNISTConfig(side=14, patch=2))
-    figure = figures.formation_figure(task, None, torch.zeros(3, 2, 196, dtype=torch.long))
-    text = words(figure)
-    assert text.count("step 3") == 2
+def test_the_formation_figure_without_input_has_no_check_of_images(mnist):
+    figure = plots.formation_figure(mnist, None, torch.zeros(3, 1, 196, dtype=torch.long))
+    text = text_of(figure, draw=False)
+    assert "step 3" in text
     assert "valid" not in text
     assert "One input" not in text
 
 
-def test_training_on_images_shows_the_tasks_own_figure():
-    look = {"elbo_full": -3.0, "elbo_surrogate": -2.0, "prior_frechet_distance": 20.0}
-    figure = figures.training_figure([row(i, **look) for i in range(3)])
-    assert "frechet distance (log scale)" in words(figure)
-    assert figure.axes[2].lines[0].get_ydata().tolist() == [20.0] * 3
+def test_the_samples_figure_draws_the_first_samples(mnist):
+    tokens = torch.randint(0, 2, (80, 196), generator=torch.Generator().manual_seed(0))
+    figure = plots.samples_figure(mnist, tokens, columns=4, rows=2)
+    text = text_of(figure)
+    assert "8 trajectories of the prior" in text
+    assert "valid" not in text
+    pictures = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    assert [picture.tolist() for picture in pictures] == tokens[:8].view(-1, 14, 14).tolist()
+    assert len(plots.samples_figure(mnist, tokens[:5], columns=4).axes) == 8
+
+
+def test_the_samples_figure_counts_valid_boards():
+    task = SudokuBoards(SudokuBoards.Config(size=4))
+    boards = task.split("test").solutions[:4].long().clone()
+    boards[1] = 0
+    figure = plots.samples_figure(task, boards, columns=4)
+    assert "4 trajectories of the prior, 3 of them valid" in text_of(figure, draw=False)

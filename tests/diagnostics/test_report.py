@@ -32,17 +32,23 @@ class Page(HTMLParser):
 def picture(path, width=4.0):
     figure = Figure(figsize=(width, 3))
     figure.subplots().plot([0, 1])
-    figure.savefig(path)
+    figure.savefig(path, dpi=20)
     return path
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    return picture(folder / "a.png", 6), picture(folder / "b.png", 4)
+
+
 @pytest.fixture
-def page(tmp_path):
+def page(tmp_path, pictures):
     def write(**changes):
-        found = {v.name: v for v in (RIGHT, LEAK, COLLAPSE)}
+        by_name = {v.name: v for v in (RIGHT, LEAK, COLLAPSE)}
         sections = [
-            Section.from_figure("leak", picture(tmp_path / "a.png", 6), found),
-            Section.from_figure("training", picture(tmp_path / "b.png", 4), found),
+            Section.from_figure("leak", pictures[0], by_name),
+            Section.from_figure("training", pictures[1], by_name),
             Section.without_figure("landscape", "every trajectory of this model is the same"),
         ]
         base = {
@@ -70,7 +76,7 @@ def test_the_page_is_whole_and_needs_no_network(page):
     assert 'name="viewport"' in text
 
 
-def test_what_comes_from_outside_is_escaped(page):
+def test_texts_are_escaped(page):
     text = page()
     assert "a &lt;b&gt;run&lt;/b&gt; &amp; more" in text
     assert "<script>" not in text
@@ -93,7 +99,7 @@ def test_every_verdict_comes_with_its_threshold_and_its_meaning(page):
         assert verdict.meaning.split(":")[0] in text
 
 
-def test_every_figure_comes_with_its_reading_or_the_reason_why_there_is_none(page):
+def test_every_figure_has_its_caption_or_the_reason_why_it_is_missing(page):
     text = page()
     for name in ("leak", "training", "landscape"):
         assert CAPTIONS[name].title in text
@@ -101,24 +107,28 @@ def test_every_figure_comes_with_its_reading_or_the_reason_why_there_is_none(pag
     assert text.count('class="wide"') == 1  # scrolls sideways on a telephone; the other fits
 
 
-def test_a_figure_shows_verdicts_that_there_are():
+def test_every_verdict_is_shown_by_a_figure():
     metrics = {"sample_accuracy": 1.0, "posterior_accuracy": 1.0, "kl": 1.0, "reconstruction": 1.0, "excess": 1.0}
     metrics |= {"inception_score": 1.0, "inception_score_real": 1.0, "nearest_distance": 1.0, "unsettled": 0.0}
     metrics |= {"nearest_distance_real": 1.0, "coverage": 1.0, "coverage_limit": 1.0}
-    weighed = {"pairs": 1, "both_trusted": 0, "agree": 0, "believed": {"neither": 0}, "khat_above": 0, "khat_limit": 0}
-    weighed |= {"ess_median": 1, "guide_samples": 1}
-    judged = verdicts.from_metrics(metrics, {"recent_accuracy": 1.0, "peak_accuracy": 1.0}, {"tested": 0}, 1.0)
-    judged += [verdicts.estimate(weighed), verdicts.importance_weights(weighed), verdicts.agreement(weighed)]
-    judged += [verdicts.likelihood(0.0, None, 0.0, 0.0), verdicts.ranks({"a": 0.0}, 1.0, 1), verdicts.diversity(0.0, 1)]
-    assert {name for caption in CAPTIONS.values() for name in caption.verdicts} == {v.name for v in judged}
+    weights = {"pairs": 1, "both_trusted": 0, "agree": 0, "believed": {"neither": 0}, "khat_above": 0, "khat_limit": 0}
+    weights |= {"ess_median": 1, "guide_samples": 1}
+    results = verdicts.from_metrics(metrics, {"recent_accuracy": 1.0, "peak_accuracy": 1.0}, {"tested": 0}, 1.0)
+    results += [verdicts.estimate(weights), verdicts.importance_weights(weights), verdicts.agreement(weights)]
+    results += [
+        verdicts.likelihood(0.0, None, 0.0, 0.0),
+        verdicts.ranks({"a": 0.0}, 1.0, 1),
+        verdicts.diversity(0.0, 1),
+    ]
+    assert {name for caption in CAPTIONS.values() for name in caption.verdicts} == {v.name for v in results}
 
 
-def test_the_papers_column_is_there_where_the_paper_says_something(page):
+def test_the_papers_column_needs_a_number_of_the_paper(page):
     assert "0.997" in page()
     assert "arXiv" not in page(rows=[Row("Right first sample", "0.950")])
 
 
-def test_rows_stand_beside_the_papers_of_the_same_problem_and_model():
+def test_rows_hold_the_papers_numbers_of_the_same_problem_and_model():
     metrics = {"sample_accuracy": 0.9, "coverage": 0.8, "coverage_se": 0.01, "violations": 3, "own_figure": 1.5}
     rows = {row.label: row for row in result_rows(metrics, "nqueens8", "gram", all_inputs=True)}
     assert rows["Coverage of all solutions"] == Row("Coverage of all solutions", "0.800", "0.903")
@@ -126,15 +136,18 @@ def test_rows_stand_beside_the_papers_of_the_same_problem_and_model():
     assert rows["Own figure"].value == "1.500"
     assert "Coverage se" not in rows
     for model, number in (("trm", "0.361"), ("direct", "0.137"), ("vae", "")):
-        theirs = {row.label: row for row in result_rows(metrics, "nqueens8", model, all_inputs=True)}
-        assert theirs["Coverage of all solutions"].paper == number
-    nothing = result_rows(metrics, "", "gram", all_inputs=True)
-    assert not any(row.paper for row in nothing)
+        other = {row.label: row for row in result_rows(metrics, "nqueens8", model, all_inputs=True)}
+        assert other["Coverage of all solutions"].paper == number
+    without = result_rows(metrics, "", "gram", all_inputs=True)
+    assert not any(row.paper for row in without)
 
 
-def test_a_sum_over_some_inputs_does_not_stand_beside_the_papers_over_all():
-    told = [result_rows({"violations": 3}, "coloring8", "gram", all_inputs=whole)[0].paper for whole in (True, False)]
-    assert told == ["2.7", ""]
+def test_sums_are_compared_only_if_over_all_inputs():
+    numbers = [
+        result_rows({"violations": 3}, "coloring8", "gram", all_inputs=all_inputs)[0].paper
+        for all_inputs in (True, False)
+    ]
+    assert numbers == ["2.7", ""]
 
 
 def test_numbers_of_the_paper_are_those_that_it_prints():
@@ -144,16 +157,16 @@ def test_numbers_of_the_paper_are_those_that_it_prints():
     assert paper.published("coloring12") == {}
 
 
-def test_no_number_of_the_paper_stands_beside_a_vote():
+def test_votes_are_not_compared_with_the_paper():
     for problem in ("nqueens8", "nqueens10", "sudoku", "coloring8", "sudoku_uncond"):
         for model in ("gram", "trm", "hrm", "looped"):
             assert "vote_accuracy" not in paper.published(problem, model)
     metrics = {"sample_accuracy": 0.9, "vote_accuracy": 1.0}
-    shown = {row.label: row.paper for row in result_rows(metrics, "nqueens8", "gram", all_inputs=True)}
-    assert shown == {"Accuracy, all samples": "0.997", "Accuracy, most frequent sample": ""}
+    numbers = {row.label: row.paper for row in result_rows(metrics, "nqueens8", "gram", all_inputs=True)}
+    assert numbers == {"Accuracy, all samples": "0.997", "Accuracy, most frequent sample": ""}
 
 
-def test_a_report_that_cannot_be_written_leaves_the_old_one(page, tmp_path):
+def test_a_failed_report_leaves_the_old_one(page, tmp_path):
     before = page()
     with pytest.raises(FileNotFoundError):
         page(sections=[Section("gone", "", tmp_path / "gone.png")])

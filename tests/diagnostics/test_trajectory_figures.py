@@ -17,7 +17,13 @@ from pyro_gram.diagnostics.trajectories import attractors, guidance_influence, s
 from pyro_gram.errors import UserError
 from pyro_gram.tasks.mnist import MNIST, MNISTConfig
 from tests.conftest import build_case
-from tests.diagnostics.test_figures import words
+from tests.diagnostics.test_figures import text_of
+
+
+@pytest.fixture(scope="module")
+def coloring():
+    torch.manual_seed(0)
+    return build_case()
 
 
 def frames_of(path):
@@ -31,15 +37,15 @@ def landscape_of(case, **settings):
     return landscape(case.solver.model, case.solver.task, x, **settings)
 
 
-def test_the_landscape_shows_every_trajectory_and_the_deterministic_one(case):
-    found = landscape_of(case)
-    figure = landscape_figure(found)
-    text = words(figure)
-    answers = int(found.answer.max()) + 1
+def test_the_landscape_figure_draws_every_trajectory_and_the_deterministic_one(coloring):
+    result = landscape_of(coloring)
+    figure = landscape_figure(result)
+    text = text_of(figure)
+    answers = int(result.answer.max()) + 1
     for label in (
         "7 trajectories of the prior",
         f"{answers} distinct answer",
-        f"{int(found.is_right.sum())} trajectories right",
+        f"{int(result.is_right.sum())} trajectories right",
         "first principal component",
         "z_0",
         "deterministic trajectory (guidance at the prior's mean)",
@@ -47,13 +53,13 @@ def test_the_landscape_shows_every_trajectory_and_the_deterministic_one(case):
         "loss: -log p(the solution | h), nats",
     ):
         assert label in text
-    assert ("a wrong answer" in text) == (not found.is_right.all())
-    plane, course = figure.axes[:2]
-    assert plane.lines[0].get_xdata().tolist() == found.points[:, 0, 0].tolist()
-    thick = [line for line in course.lines if line.get_color() == BLACK]
-    assert [line.get_ydata().tolist() for line in thick] == [found.mean_loss.tolist()]
-    marks = [line.get_marker() for line in course.lines if line.get_linestyle() == "None"]
-    assert marks == ["o" if right else "x" for right in found.is_right]
+    assert ("a wrong answer" in text) == (not result.is_right.all())
+    plane, losses = figure.axes[:2]
+    assert plane.lines[0].get_xdata().tolist() == result.points[:, 0, 0].tolist()
+    deterministic = [line for line in losses.lines if line.get_color() == BLACK]
+    assert [line.get_ydata().tolist() for line in deterministic] == [result.mean_loss.tolist()]
+    markers = [line.get_marker() for line in losses.lines if line.get_linestyle() == "None"]
+    assert markers == ["o" if is_right else "x" for is_right in result.is_right]
 
 
 @pytest.mark.parametrize(
@@ -64,23 +70,24 @@ def test_the_landscape_shows_every_trajectory_and_the_deterministic_one(case):
         ({"task_name": "mnist"}, {"depth": 1}, "an answer, one colour for each answer"),
     ],
 )
-def test_landscapes_of_all_kinds_are_drawn(changes, settings, label):
-    text = words(landscape_figure(landscape_of(build_case(**changes), **settings)))
+def test_landscapes_without_mean_solutions_or_check_are_drawn(changes, settings, label):
+    text = text_of(landscape_figure(landscape_of(build_case(**changes), **settings)), draw=False)
     assert label in text
     assert ("deterministic" in text) == (changes.get("prior_name") != "flow")
 
 
-def drawn_attractors(case, known, depth=4, num_samples=6):
-    walked = trace_trajectories(case.solver.model, case.x, depth=depth, num_samples=num_samples)
-    found = attractors(case.solver.task, case.x, walked.tokens)
-    pairs = separation(case.solver.task, case.x, walked)
-    return found, pairs, attractors_figure(found, pairs, torch.tensor([3] * len(found.num_distinct)) if known else None)
+def make_attractors_figure(case, with_solutions, depth=4, num_samples=6):
+    trajectories = trace_trajectories(case.solver.model, case.x, depth=depth, num_samples=num_samples)
+    ends = attractors(case.solver.task, case.x, trajectories.tokens)
+    pairs = separation(case.solver.task, case.x, trajectories)
+    num_solutions = torch.tensor([3] * len(ends.num_distinct)) if with_solutions else None
+    return ends, pairs, attractors_figure(ends, pairs, num_solutions)
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_attractors_show_counts_times_and_pairs(case, known):
-    found, pairs, figure = drawn_attractors(case, known)
-    text = words(figure)
+@pytest.mark.parametrize("with_solutions", [True, False])
+def test_the_attractors_figure_draws_counts_times_and_pairs(coloring, with_solutions):
+    ends, pairs, figure = make_attractors_figure(coloring, with_solutions)
+    text = text_of(figure, draw=with_solutions)
     for label in (
         "Answers that 6 trajectories of an input end in",
         "distinct",
@@ -93,69 +100,61 @@ def test_attractors_show_counts_times_and_pairs(case, known):
         "root mean square",
     ):
         assert label in text
-    assert ("i.i.d. uniform draws" in text) == known
-    many, settled, _, distances = figure.axes
-    assert sorted(many.collections[0].get_offsets()[:, 1].tolist()) == sorted(found.num_distinct.tolist())
-    assert settled.lines[0].get_ydata().tolist() == found.settled_by_step.mean(1).tolist()
+    assert ("i.i.d. uniform draws" in text) == with_solutions
+    counts, settling, _, distances = figure.axes
+    assert sorted(counts.collections[0].get_offsets()[:, 1].tolist()) == sorted(ends.num_distinct.tolist())
+    assert settling.lines[0].get_ydata().tolist() == ends.settled_by_step.mean(1).tolist()
     assert distances.lines[0].get_ydata()[0] == 0
 
 
 @pytest.mark.parametrize("changes", [{"prior_name": "none", "guide_name": "prior"}, {"task_name": "mnist"}])
-def test_attractors_of_all_kinds_are_drawn(changes):
-    _, _, figure = drawn_attractors(build_case(**changes), known=False, depth=1)
-    assert ("right answer" in words(figure)) == (changes.get("task_name") != "mnist")
+def test_attractors_of_deterministic_models_and_of_images_are_drawn(changes):
+    _, _, figure = make_attractors_figure(build_case(**changes), with_solutions=False, depth=1)
+    text = text_of(figure, draw="task_name" not in changes)
+    assert ("right answer" in text) == ("task_name" not in changes)
 
 
-def test_deciding_shows_chance_and_certainty(case):
-    found = guidance_influence(case.solver.model, case.solver.task, case.x, depth=3, num_samples=5)
-    figure = influence_figure(found)
-    text = words(figure)
+def test_the_influence_figure_draws_the_level_of_chance_and_certainty(coloring):
+    influence = guidance_influence(coloring.solver.model, coloring.solver.task, coloring.x, depth=3, num_samples=5)
+    figure = influence_figure(influence)
+    text = text_of(figure)
     for label in ("transitions whose guidance is kept", "position", "nothing kept", "all kept: 1", "same answer"):
         assert label in text
     left, right = figure.axes
     mean = next(line for line in left.lines if line.get_label() == "mean")
-    assert mean.get_ydata().tolist() == found.by_transition.mean(1).tolist()
-    assert [bar.get_height() for bar in right.patches] == found.by_position.mean(1).tolist()
+    assert mean.get_ydata().tolist() == influence.by_transition.mean(1).tolist()
+    assert [bar.get_height() for bar in right.patches] == influence.by_position.mean(1).tolist()
 
 
-@pytest.fixture
-def history(case):
-    return trace_trajectories(case.solver.model, case.x, depth=5, num_samples=3).tokens[:, :, 0]
-
-
-def test_an_animation_has_a_frame_a_step_and_starts_anew(case, history, tmp_path):
+def test_an_animation_has_a_frame_for_each_step_and_loops(coloring, tmp_path):
+    history = trace_trajectories(coloring.solver.model, coloring.x, depth=4, num_samples=2).tokens[:, :, 0]
     path = tmp_path / "made" / "answers.gif"
-    animate(case.solver.task, case.x[0], history, path, milliseconds=100)
+    animate(coloring.solver.task, coloring.x[0], history, path, milliseconds=100)
     frames = frames_of(path)
-    assert len(frames) == 5
+    assert len(frames) == 4
     assert all((a != b).any() for (a, _), (b, _) in pairwise(frames))
-    assert [info["duration"] for _, info in frames] == [100] * 4 + [400]
+    assert [info["duration"] for _, info in frames] == [100] * 3 + [400]
     assert frames[0][1]["loop"] == 0
     assert path.stat().st_size < 100_000
     assert [p.name for p in path.parent.iterdir()] == ["answers.gif"]
 
 
-def test_frames_show_the_answers_of_their_step(case, tmp_path):
-    """Of sixty steps evenly spaced ones, with the first and the last; below the titles alike where answers are."""
-    first, between, last = torch.tensor([[[0, 1, 2, 0]], [[0, 0, 0, 0]], [[0, 1, 1, 2]]])
-    history = torch.cat((first[None], between.expand(58, 1, 4), last[None]))
+def test_a_long_animation_shows_evenly_spaced_steps_from_the_first_to_the_last(coloring, tmp_path, monkeypatch):
+    monkeypatch.setattr("pyro_gram.diagnostics.plots.trajectories.FRAMES", 6)
+    first, middle, last = torch.tensor([[[0, 1, 2, 0]], [[0, 0, 0, 0]], [[0, 1, 1, 2]]])
+    history = torch.cat((first[None], middle.expand(58, 1, 4), last[None]))
     path = tmp_path / "answers.gif"
-    animate(case.solver.task, case.x[0], history, path)
-    pictures = [pixels[len(pixels) // 3 :] for pixels, _ in frames_of(path)]
-    assert len(pictures) == 24
+    animate(coloring.solver.task, coloring.x[0], history, path)
+    pictures = [pixels[len(pixels) // 3 :] for pixels, _ in frames_of(path)]  # without the titles
     changes = [(a != b).any() for a, b in pairwise(pictures)]
-    assert changes == [True] + [False] * 21 + [True]
+    assert changes == [True, False, False, False, True]
 
 
-def test_images_are_animated_without_a_verdict(tmp_path):
+def test_images_are_animated_and_a_path_that_cannot_be_written_is_refused(tmp_path):
     task = MNIST(MNISTConfig(side=14, patch=2))
-    drawn = torch.randint(0, 2, (2, 7, 196), generator=torch.Generator().manual_seed(0))
-    path = tmp_path / "digits.gif"
-    animate(task, None, drawn, path)
-    assert len(frames_of(path)) == 2
-
-
-def test_an_animation_that_cannot_be_written_is_told(case, history, tmp_path):
+    history = torch.randint(0, 2, (2, 1, 196), generator=torch.Generator().manual_seed(0))
+    animate(task, None, history, tmp_path / "digits.gif")
+    assert len(frames_of(tmp_path / "digits.gif")) == 2
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
-        animate(case.solver.task, case.x[0], history, tmp_path / "file" / "answers.gif")
+        animate(task, None, history[:1], tmp_path / "file" / "answers.gif")

@@ -24,35 +24,35 @@ def test_levels_begin_where_the_threshold_says(scale, value, level):
     assert scale.level(value) == level
 
 
-def test_thresholds_are_told_in_the_direction_that_they_have():
+def test_the_text_of_a_threshold_names_its_direction():
     assert Scale(0.1, 0.5, "gap").text == "gap: good up to 0.1, do not trust above 0.5"
     assert Scale(0.9, 0.5, "share").text == "share: good from 0.9, do not trust below 0.5"
 
 
-def test_a_leak_is_right_with_y_in_sight_and_wrong_without():
-    found = verdicts.leak(0.99, 0.1)
-    assert found.level == BAD
-    assert "hands over" in found.meaning
+def test_a_guide_leaks_if_only_it_is_right():
+    verdict = verdicts.leak(0.99, 0.1)
+    assert verdict.level == BAD
+    assert "hands over" in verdict.meaning
     assert verdicts.leak(0.97, 0.95).level == GOOD
 
 
-def test_a_prior_that_is_right_on_training_inputs_has_not_been_leaked_to_but_does_not_generalise():
+def test_a_prior_that_is_right_on_training_inputs_alone_is_no_leak_but_does_not_generalise():
     assert verdicts.leak(0.99, 0.3, 0.95).level == GOOD
     assert verdicts.generalisation(0.95, 0.3).level == BAD
     assert "memorised" in verdicts.generalisation(0.95, 0.3).meaning
     both = verdicts.from_metrics({"sample_accuracy": 0.3, "posterior_accuracy": 0.99}, {}, {}, 0.95)
     assert {v.name: v.level for v in both} == {"right answers": BAD, "leak": GOOD, "generalisation": BAD}
     assert verdicts.leak(0.99, 0.3, 0.35).level == BAD
-    assert verdicts.leak(0.99, 0.6, 0.35).level == LOOK  # what it finds on either, it finds
+    assert verdicts.leak(0.99, 0.6, 0.35).level == LOOK  # the prior's better share counts
     assert verdicts.generalisation(0.35, 0.3).level == GOOD
-    assert "on training inputs alone" in verdicts.leak(0.99, 0.3).meaning  # not known
+    assert "on training inputs alone" in verdicts.leak(0.99, 0.3).meaning
 
 
-def test_a_small_kl_is_a_collapse_only_while_something_is_left_to_say():
+def test_a_small_kl_is_a_collapse_only_with_a_large_reconstruction():
     assert verdicts.collapse(0.05, 3.0).level == BAD
     assert verdicts.collapse(0.05, 0.1).level == GOOD
     assert verdicts.collapse(2.0, 1.0).level == GOOD
-    assert verdicts.collapse(20.0, 67.0).level == GOOD  # pixels are noise, whatever the guide says
+    assert verdicts.collapse(20.0, 67.0).level == GOOD  # pixels are noise
     assert verdicts.collapse(0.5, 2.5).level == LOOK
 
 
@@ -65,19 +65,19 @@ def test_estimates_must_agree_where_both_can_be_trusted_and_one_must_hold_nearly
     assert verdicts.agreement(summary()).level == GOOD
     assert verdicts.agreement(summary(agree=8)).level == LOOK
     assert verdicts.agreement(summary(agree=3)).level == BAD
-    assert verdicts.agreement(summary(both_trusted=4, agree=0)).level == UNKNOWN  # too few to say anything
+    assert verdicts.agreement(summary(both_trusted=4, agree=0)).level == UNKNOWN  # too few pairs
     assert verdicts.estimate(summary()).level == GOOD
     assert verdicts.estimate(summary(believed={"prior Monte Carlo": 16, "neither": 4})).level == LOOK
     assert verdicts.estimate(summary(believed={"prior Monte Carlo": 4, "neither": 16})).level == BAD
 
 
-def test_a_likelihood_is_judged_where_estimates_can_be_believed():
+def test_a_likelihood_needs_trusted_estimates():
     assert verdicts.likelihood(-2.0, 0.1, 1.9, neither=0.1).level == GOOD
     assert verdicts.likelihood(-4.0, 0.1, 1.9, neither=0.0).level == BAD
     assert verdicts.likelihood(-4.0, 0.1, 1.9, neither=0.2).level == UNKNOWN
 
 
-def test_evenness_goes_by_the_effect_and_not_by_significance():
+def test_evenness_depends_on_the_effect_and_not_on_significance():
     even = {"tested": 100, "rejected": 100, "level": 0.05, "excess": 0.05, "uneven": 0.1}
     assert verdicts.evenness(even, 0.9, 0.95).level == GOOD
     assert "100 of 100" in verdicts.evenness(even, 0.9, 0.95).value
@@ -85,15 +85,15 @@ def test_evenness_goes_by_the_effect_and_not_by_significance():
     assert verdicts.evenness({**even, "tested": 0}, 1.0, 1.0).level == UNKNOWN
 
 
-def test_ranks_that_uniform_ones_could_have_say_nothing_unless_they_are_even():
+def test_ranks_within_the_band_of_uniform_ones_are_not_measured_unless_good():
     assert verdicts.ranks({"a": 0.12, "b": 0.1}, band=0.25, data=50).level == GOOD
     assert verdicts.ranks({"a": 0.2, "b": 0.1}, band=0.25, data=50).level == UNKNOWN
     assert verdicts.ranks({"a": 0.2, "b": 0.1}, band=0.1, data=200).level == LOOK
-    found = verdicts.ranks({"a": 0.2, "b": 0.4}, band=0.1, data=200)
-    assert (found.level, found.value[:9]) == (BAD, "0.400 (b)")
+    verdict = verdicts.ranks({"a": 0.2, "b": 0.4}, band=0.1, data=200)
+    assert (verdict.level, verdict.value[:9]) == (BAD, "0.400 (b)")
 
 
-def test_images_are_judged_by_the_classifier_and_by_their_neighbours():
+def test_images_have_verdicts_on_quality_and_copies():
     real = {"inception_score_real": 9.0, "nearest_distance_real": 40.0}
     clear = verdicts.from_metrics({**real, "inception_score": 8.0, "nearest_distance": 38.0}, {}, {})
     assert {v.name: v.level for v in clear} == {"likeness": GOOD, "copies": GOOD}
@@ -103,7 +103,7 @@ def test_images_are_judged_by_the_classifier_and_by_their_neighbours():
     assert {v.name: v.level for v in noise} == {"likeness": BAD, "copies": GOOD}
 
 
-def test_the_worst_verdict_is_the_level_of_the_whole():
+def test_the_worst_measured_level_counts():
     good, look, bad = verdicts.accuracy(0.95), verdicts.accuracy(0.8), verdicts.accuracy(0.1)
     unknown = verdicts.evenness({"tested": 0}, 1.0, 1.0)
     assert verdicts.worst_level([good, unknown]) == GOOD
@@ -112,13 +112,13 @@ def test_the_worst_verdict_is_the_level_of_the_whole():
     assert verdicts.worst_level([unknown]) == UNKNOWN
 
 
-def test_metrics_say_what_they_can():
+def test_metrics_give_the_verdicts_that_they_allow():
     metrics = {"sample_accuracy": 0.9, "posterior_accuracy": 0.95, "kl": 1.0, "reconstruction": 0.5, "excess": 1.0}
     names = [v.name for v in verdicts.from_metrics(metrics, {}, {})]
     assert names == ["right answers", "leak", "collapse", "bound"]
-    looks = {"recent_accuracy": 0.5, "peak_accuracy": 0.9}
+    history = {"recent_accuracy": 0.5, "peak_accuracy": 0.9}
     assert (
-        verdicts.from_metrics({"sample_accuracy": None}, looks, {})[0].level == BAD
+        verdicts.from_metrics({"sample_accuracy": None}, history, {})[0].level == BAD
     )  # images: nothing is right or wrong
     without_guide = {"sample_accuracy": 0.9, "posterior_accuracy": None, "kl": None, "excess": 1.0}
     assert [v.name for v in verdicts.from_metrics(without_guide, {}, {})] == ["right answers"]
