@@ -247,7 +247,7 @@ def layers_of(depth=1, layers=2, **changes):
         ({"layers": 3, "model_name": "autoregressive"}, VERTICES * 3),
         ({"layers": 3, "model_name": "mdlm", "model": {"sampling_steps": 16}}, 16 * 3),
         ({"layers": 3, "model_name": "mdlm"}, VERTICES * 3),
-        ({"layers": 3, "model_name": "d3pm", "model": {"times": 10}}, 10 * 3),
+        ({"layers": 3, "model_name": "d3pm", "model": {"diffusion_steps": 10}}, 10 * 3),
         ({"layers": 3, "model_name": "vae"}, 2 * 3),
     ],
 )

@@ -16,13 +16,13 @@ def test_ties_go_to_the_better_score_and_then_to_the_first():
     assert [c.first for c in tally(["b", "a"], [-1.0, -1.0])] == [0, 1]
 
 
-def test_counts_add_up_and_nothing_gives_nothing():
+def test_counts_sum_to_the_number_of_samples():
     answers = [(n * n) % 7 for n in range(50)]
     assert sum(c.count for c in tally(answers, [0.0] * 50)) == 50
     assert tally([], []) == []
 
 
-def test_an_answer_that_is_trusted_clearly_more_takes_the_place_of_the_most_frequent_one():
+def test_an_answer_of_clearly_greater_weight_replaces_the_most_frequent_one():
     answers, scores = ["a", "b", "b", "c"], [-1.0, -5.0, -4.0, -0.5]
     assert select_by_value(answers, [0.2, 0.1, 0.9, 0.3], scores) == Candidate(1, 2, -4.0)
     assert select_by_value(answers, [0.9, 0.1, 0.2, 0.3], scores) == Candidate(0, 1, -1.0)
@@ -34,14 +34,14 @@ def test_an_answer_that_is_trusted_clearly_more_takes_the_place_of_the_most_freq
     assert select_by_value(answers, [0.0] * 4, scores) == Candidate(1, 2, -4.0)
 
 
-def test_what_is_trusted_alike_is_left_to_the_vote():
+def test_small_differences_of_weight_are_left_to_the_vote():
     assert select_by_value(["a", "c"], [0.5] * 2, [-1.0, -0.5]) == Candidate(1, 1, -0.5)  # the better score
     assert select_by_value(["a", "c"], [0.5] * 2, [-1.0] * 2) == Candidate(0, 1, -1.0)  # then the first
     assert select_by_value(["a", "c"], [0.59, 0.5], [-1.0, -0.5]).first == 1  # a small difference is chance
 
 
-def test_one_trajectory_that_is_trusted_wholly_does_not_outweigh_several_that_are_trusted_too():
-    """As the highest value alone let it: a wrong colouring at .9995 twice, and a right one at .997 four times."""
+def test_a_single_certain_sample_does_not_outweigh_several_nearly_certain_ones():
+    """The highest value alone would select a wrong colouring at .9995 over a right one at .997, given four times."""
     answers, values = ["wrong"] * 2 + ["right"] * 4, [0.9995, 0.99945, 0.9979, 0.9977, 0.9974, 0.9973]
     assert select_by_value(answers, values, [-0.01] * 6).first == 2
     assert select_by_value(["wrong", "right", "right"], [1.0, SURE, SURE], [0.0] * 3).first == 1
@@ -55,6 +55,6 @@ def test_of_many_answers_given_once_the_heaviest_wins():
     assert select_by_value(answers, values, [0.0] * 6).first == 2
 
 
-def test_every_answer_has_a_score():
+def test_a_missing_score_is_refused():
     with pytest.raises(ValueError, match="shorter"):
         tally(["a", "b"], [0.0])

@@ -15,44 +15,43 @@ def filtered_case(strength=200.0, **changes):
     return build_case_with_heads(strength, **{"model": {"transitions": 1}, **changes})
 
 
-class Two(torch.nn.Module):
-    """Heads that differ from each other."""
+class TwoHeads(torch.nn.Module):
+    """Halt and value heads that differ."""
 
     def forward(self, h, e_x, probabilities):
         mean = h.mean((-1, -2))
         return 3 * (100 * mean).sin(), 3 * (70 * mean).cos() - 1
 
 
-@pytest.mark.parametrize("potential", ["value", "halt"])
-@pytest.mark.parametrize("power", [1.0, 2.5])
+@pytest.mark.parametrize(("potential", "power"), [("value", 1.0), ("halt", 2.5)])
 def test_without_resampling_a_weight_is_the_power_of_the_potential(potential, power):
     case = build_case(model={"transitions": 1})
-    case.solver.model.heads = Two()
+    case.solver.model.heads = TwoHeads()
     config = SMCConfig(potential, power=power, threshold=0.0)
     filtered = smc(case.solver.model, case.x, num_samples=6, depth=3, seed=2, config=config)
     assert not filtered.resampled.any()
     torch.manual_seed(2)
     with pyro.validation_enabled(False), torch.no_grad():
         ends = list(rollout_steps(case.solver.model, case.x, depth=3, num_samples=6))
-    for stage, end in enumerate(ends):
+    for step, end in enumerate(ends):
         weight = end.values[potential].clamp(min=FLOOR) ** power
         weight = weight / weight.sum(0)
-        torch.testing.assert_close(filtered.ess[stage], 1 / weight.square().sum(0), atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(filtered.ess[step], 1 / weight.square().sum(0), atol=1e-3, rtol=1e-4)
     torch.testing.assert_close(filtered.weight, weight, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(filtered.value, ends[-1].values["value"])
     assert torch.equal(filtered.tokens, ends[-1].values["y"])
     torch.testing.assert_close(filtered.score, ends[-1].likelihood.log_prob(filtered.tokens))
 
 
-def test_a_head_that_trusts_nothing_ends_no_input():
+def test_a_head_that_trusts_nothing_gives_equal_weights():
     case = build_case_with_heads(shift=-200.0, model={"transitions": 1})
     filtered = smc(case.solver.model, case.x, num_samples=4, depth=3, config=SMCConfig(threshold=1.0))
     torch.testing.assert_close(filtered.weight, torch.full((4, 5), 0.25))
     torch.testing.assert_close(filtered.ess, torch.full((3, 5), 4.0), atol=1e-4, rtol=1e-4)
 
 
-def test_after_resampling_weights_begin_anew_from_the_copies_potential():
-    """One resampling, at the first stage: the weight at the end is psi(z_2) over that of the ancestor's z_1."""
+def test_after_resampling_weights_are_relative_to_the_ancestors_potential():
+    """One resampling, after the first step: the weight at the end is psi(z_2) over that of the ancestor's z_1."""
     case = filtered_case()
     model, n = case.solver.model, 50
     filtered = smc(model, case.x, num_samples=n, depth=2, seed=4, config=SMCConfig(threshold=1.0))
@@ -60,8 +59,7 @@ def test_after_resampling_weights_begin_anew_from_the_copies_potential():
     with pyro.validation_enabled(False), torch.no_grad():
         first = run_steps(model, case.x, None, n, 1)
         psi = first.values["value"].clamp(min=FLOOR)
-        low = effective_sample_size(psi.log()) < n
-        assert low.all()
+        assert (effective_sample_size(psi.log()) < n).all()
         ancestors = systematic_resample(psi / psi.sum(0))
         columns = torch.arange(5)
         state = LatentState(*(part.expand(n, 5, -1, -1)[ancestors, columns] for part in first.state))
@@ -75,11 +73,11 @@ def test_after_resampling_weights_begin_anew_from_the_copies_potential():
 def test_chunks_of_inputs_draw_under_successive_seeds():
     case = filtered_case()
     model = case.solver.model
-    whole = smc(model, case.x, num_samples=4, depth=2, seed=7, max_trajectories=9)
+    filtered = smc(model, case.x, num_samples=4, depth=2, seed=7, max_trajectories=9)
     for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
-        one = smc(model, case.x[part], num_samples=4, depth=2, seed=7 + chunk)
-        for name in vars(one):
-            assert torch.equal(getattr(whole, name)[:, part], getattr(one, name)), name
+        part_samples = smc(model, case.x[part], num_samples=4, depth=2, seed=7 + chunk)
+        for name in vars(part_samples):
+            assert torch.equal(getattr(filtered, name)[:, part], getattr(part_samples, name)), name
     assert torch.equal(
         smc(model, case.x, num_samples=4, depth=2).tokens, smc(model, case.x, num_samples=4, depth=2, seed=0).tokens
     )
@@ -87,7 +85,7 @@ def test_chunks_of_inputs_draw_under_successive_seeds():
 
 def test_systematic_resampling_copies_each_trajectory_about_as_often_as_its_weight_says():
     weight = torch.rand(50, 7).softmax(0)
-    for _ in range(20):
+    for _ in range(5):
         ancestors = systematic_resample(weight)
         counts = torch.stack([(ancestors == i).sum(0) for i in range(50)])
         assert (counts >= (50 * weight).floor() - 1e-6).all()
@@ -96,18 +94,19 @@ def test_systematic_resampling_copies_each_trajectory_about_as_often_as_its_weig
 
 
 def test_systematic_resampling_is_unbiased():
-    weight = torch.tensor([[0.55], [0.3], [0.15]])
-    mean = torch.stack([(systematic_resample(weight) == i).double().mean(0) for _ in range(3000) for i in range(3)])
-    torch.testing.assert_close(mean.view(3000, 3).mean(0), weight[:, 0].double(), atol=0.02, rtol=0)
+    weight = torch.tensor([[0.55], [0.3], [0.15]]).expand(3, 3000)
+    ancestors = systematic_resample(weight)
+    mean = torch.stack([(ancestors == i).double().mean() for i in range(3)])
+    torch.testing.assert_close(mean, weight[:, 0].double(), atol=0.02, rtol=0)
 
 
 def test_effective_sample_size_runs_from_1_to_n():
-    equal, one = torch.zeros(8, 2), torch.full((8, 2), -torch.inf)
-    one[3] = 5.0
+    equal, single = torch.zeros(8, 2), torch.full((8, 2), -torch.inf)
+    single[3] = 5.0
     torch.testing.assert_close(effective_sample_size(equal), torch.full((2,), 8.0))
-    torch.testing.assert_close(effective_sample_size(one), torch.ones(2))
-    two = torch.tensor([[0.0], [math.log(3)]])
-    torch.testing.assert_close(effective_sample_size(two), torch.tensor([16 / 10]))
+    torch.testing.assert_close(effective_sample_size(single), torch.ones(2))
+    unequal = torch.tensor([[0.0], [math.log(3)]])
+    torch.testing.assert_close(effective_sample_size(unequal), torch.tensor([16 / 10]))
 
 
 def test_without_potential_the_filter_is_independent_trajectories():
@@ -123,7 +122,7 @@ def test_without_potential_the_filter_is_independent_trajectories():
 
 
 @pytest.mark.parametrize("potential", ["value", "halt"])
-def test_the_filter_keeps_what_the_head_trusts(potential):
+def test_the_filter_favours_what_the_head_trusts(potential):
     case = filtered_case()
     model = case.solver.model
     config = SMCConfig(potential, power=1.0, threshold=0.9)
@@ -139,7 +138,7 @@ def test_the_filter_keeps_what_the_head_trusts(potential):
 
 
 def test_the_filter_agrees_with_importance_weights_of_independent_trajectories():
-    """Whatever it resampled on its way, its target at the end is the prior times the last potential."""
+    """However often it resampled, its target at the end is the prior times the last potential."""
     case = filtered_case(100.0)
     model = case.solver.model
     config = SMCConfig(threshold=0.95)
@@ -166,16 +165,6 @@ def test_resampled_particles_are_samples_of_equal_weight():
     assert (samples.work == 2000).all()
 
 
-def test_inputs_are_filtered_each_by_itself_in_chunks_under_a_seed():
-    case = filtered_case()
-    model = case.solver.model
-    a, b = (smc(model, case.x, num_samples=4, depth=3, seed=1, max_trajectories=8) for _ in range(2))
-    assert a.tokens.shape == (4, 5, 4)
-    assert a.ess.shape == (3, 5)
-    assert torch.equal(a.tokens, b.tokens)
-    assert torch.equal(a.weight, b.weight)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -187,7 +176,7 @@ def test_inputs_are_filtered_each_by_itself_in_chunks_under_a_seed():
         ),
     ],
 )
-def test_what_cannot_be_filtered_is_refused(settings, message):
+def test_counts_that_cannot_be_filtered_are_refused(settings, message):
     case = filtered_case()
     with pytest.raises(UserError, match=message):
         smc(case.solver.model, case.x, **settings)

@@ -19,7 +19,7 @@ WIDE = TemperConfig(scale=3.0, transitions=3)
 
 
 class Scales(Messenger):
-    """By how much each transition's scale differs from what the prior says at its u_t."""
+    """Record the scale of each transition relative to that of the prior at its u_t."""
 
     def __init__(self, prior):
         super().__init__()
@@ -29,15 +29,15 @@ class Scales(Messenger):
         if msg["name"].startswith("u_"):
             self.u = msg["value"]
         elif transition_index(msg["name"]) is not None:
-            p, drawn = self.prior(self.u).base_dist, msg["fn"].base_dist
-            torch.testing.assert_close(drawn.loc, p.loc.expand_as(drawn.loc))
-            factors = drawn.scale / p.scale
+            p, tempered = self.prior(self.u).base_dist, msg["fn"].base_dist
+            torch.testing.assert_close(tempered.loc, p.loc.expand_as(tempered.loc))
+            factors = tempered.scale / p.scale
             torch.testing.assert_close(factors, factors.mean().expand_as(factors))
             self.factors.append(factors.mean().item())
 
 
 @pytest.mark.parametrize("history", [False, True])
-def test_the_first_transitions_alone_are_scaled_over_supervision_steps_and_chunks(history):
+def test_only_the_first_transitions_of_every_chunk_are_scaled(history):
     case = build_case()  # T = 2: the third transition lies in the second supervision step
     model = case.solver.model
     with Scales(model.prior) as scales:
@@ -49,18 +49,18 @@ def test_history_changes_no_tempered_draw():
     case = build_case()
     model = case.solver.model
     plain = rollout(model, case.x, num_samples=4, depth=3, seed=2, temper=WIDE)
-    kept = rollout(model, case.x, num_samples=4, depth=3, seed=2, temper=WIDE, history=True)
-    assert torch.equal(plain.score, kept.score)
+    with_history = rollout(model, case.x, num_samples=4, depth=3, seed=2, temper=WIDE, history=True)
+    assert torch.equal(plain.score, with_history.score)
 
 
 def test_a_narrow_prior_makes_trajectories_meet():
     case = build_case()
     narrow = TemperConfig(scale=0.01, transitions=4)
-    wide, met = (
+    trained, narrowed = (
         rollout(case.solver.model, case.x, num_samples=16, depth=2, temper=t).score.std(0).mean()
         for t in (TemperConfig(), narrow)
     )
-    assert met < wide / 20
+    assert narrowed < trained / 20
 
 
 def test_a_prior_that_cannot_be_scaled_is_named():
@@ -68,7 +68,7 @@ def test_a_prior_that_cannot_be_scaled_is_named():
         widen(dist.StudentT(3.0).expand([2]).to_event(1), 2.0)
 
 
-def test_what_is_not_guidance_keeps_its_scale():
+def test_other_sites_keep_their_scale():
     with Temper(WIDE):
         fn = pyro.poutine.trace(lambda: pyro.sample("z", dist.Normal(0.0, 1.0))).get_trace().nodes["z"]["fn"]
     assert fn.scale == 1
@@ -117,7 +117,7 @@ def test_evaluation_and_solver_sample_as_the_config_says(tmp_path):
         solvers[0].sample(x, temper=(2, 2))
 
 
-def test_guidance_without_noise_stays_without():
+def test_a_prior_without_noise_stays_without():
     from pyro_gram.inference.families import MeanFamily
 
     point = MeanFamily(scale=0.1).distribution(torch.randn(3, 4, 8))
@@ -125,14 +125,14 @@ def test_guidance_without_noise_stays_without():
     torch.testing.assert_close(wide.sample(), point.mean)
 
 
-def test_what_is_widened_keeps_its_mean_and_its_shape():
+def test_a_widened_distribution_keeps_its_mean_and_shape():
     p = dist.Normal(torch.randn(5, 4, 8), torch.rand(5, 4, 8) + 0.1).to_event(2)
     wide = widen(p, 3.0)
     torch.testing.assert_close(wide.mean, p.mean)
     torch.testing.assert_close(wide.stddev, 3 * p.stddev)
     assert (wide.batch_shape, wide.event_shape) == (p.batch_shape, p.event_shape)
-    nothing = dist.Delta(torch.zeros(5, 4, 8), event_dim=2)
-    assert widen(nothing, 3.0) is nothing
+    point = dist.Delta(torch.zeros(5, 4, 8), event_dim=2)
+    assert widen(point, 3.0) is point
 
 
 def test_at_its_mean_a_program_is_deterministic_and_its_answer_is_not_fixed():
@@ -147,6 +147,6 @@ def test_at_its_mean_a_program_is_deterministic_and_its_answer_is_not_fixed():
     assert (answers != answers[0]).any()
 
 
-def test_figures_are_marked_by_their_temper():
+def test_a_temper_describes_itself():
     assert TemperConfig(1.9, 2).describe() == "sigma x 1.9 in the first 2 transitions"
     assert TemperConfig(1.0, 0).describe() == ""
