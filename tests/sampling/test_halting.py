@@ -99,9 +99,9 @@ def test_a_memory_limit_below_one_trajectory_is_refused():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize(("trajectories", "limit"), [(80, 25.0), pytest.param(WIDE, 25.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("trajectories", "limit"), [(40, 20.0), pytest.param(WIDE, 25.0, marks=pytest.mark.slow)])
 def test_trajectories_stay_within_the_users_memory(trajectories, limit):
-    """Without the limit 80 trajectories of each of four graphs take some 80 MB."""
+    """Without the limit 40 trajectories of each of four graphs take some 40 MB."""
     peak = float(output([sys.executable, "-c", PEAK, str(CHECKPOINT), str(trajectories), str(limit)]))
     assert peak <= limit
 
