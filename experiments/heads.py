@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from pyro_gram.checkpoint import is_half, load, save_model
 from pyro_gram.checks import check_seed
-from pyro_gram.config import RunConfig, add_options, with_options
+from pyro_gram.config import RunConfig
 from pyro_gram.errors import ConfigError
+from pyro_gram.options import add_options, with_options
 from pyro_gram.system.cli import Parser, add_trust_option, call
 from pyro_gram.system.files import check_writable, write_json
 from pyro_gram.training.heads import HeadsConfig, check_heads, train_heads

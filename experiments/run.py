@@ -6,8 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pyro_gram.config import NAMED, RunConfig, add_options, foreign_options, read_preset, with_options
+from pyro_gram.config import NAMED, RunConfig
 from pyro_gram.errors import ConfigError
+from pyro_gram.options import add_options, foreign_options, with_options
+from pyro_gram.presets import read_preset
 from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.system.cli import (
     Parser,

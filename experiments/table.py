@@ -28,11 +28,12 @@ from experiments.tables.cells import write_markdown
 from experiments.tables.paper_table import figure, markdown
 from pyro_gram.build import build, check_parts
 from pyro_gram.checkpoint import load
-from pyro_gram.config import RunConfig, read_preset, with_settings
+from pyro_gram.config import RunConfig, with_settings
 from pyro_gram.diagnostics import paper
 from pyro_gram.diagnostics.metrics import count_layers, measure
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.contract import model_traits
+from pyro_gram.presets import read_preset
 from pyro_gram.registry import MODELS
 from pyro_gram.runs.evaluate import Validation, evaluate
 from pyro_gram.runs.run import check_same_settings, open_run

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_gram.build import build, build_task, check_parts
-from pyro_gram.config import RunConfig, config_class, default_overrides, make_run_config
+from pyro_gram.config import RunConfig, config_class, make_run_config
 from pyro_gram.inference.contract import model_traits
+from pyro_gram.presets import default_overrides
 from pyro_gram.registry import GUIDES, MODELS, PRIORS, TASKS
 from pyro_gram.solver import Solver
 from pyro_gram.tasks.base import Task

@@ -9,18 +9,11 @@ import tomllib
 import pytest
 
 from pyro_gram.build import build, check_parts
-from pyro_gram.config import (
-    EvaluateConfig,
-    RunConfig,
-    add_options,
-    from_fields,
-    make_run_config,
-    read_preset,
-    with_options,
-    with_settings,
-)
+from pyro_gram.config import EvaluateConfig, RunConfig, from_fields, make_run_config, with_settings
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.contract import model_traits
+from pyro_gram.options import add_options, with_options
+from pyro_gram.presets import read_preset
 from pyro_gram.registry import GUIDES, MODELS, PRIORS
 from pyro_gram.system.cli import Parser
 from tests.conftest import DEFAULT_NAMES, ROOT, small_config

@@ -9,8 +9,10 @@ import pytest
 import experiments.run
 import experiments.solve
 from pyro_gram.checks import check_choice, closest_names
-from pyro_gram.config import FIXED, NAMED, RunConfig, add_options, from_fields, make_run_config, read_preset
+from pyro_gram.config import FIXED, NAMED, RunConfig, from_fields, make_run_config
 from pyro_gram.errors import ConfigError
+from pyro_gram.options import add_options
+from pyro_gram.presets import read_preset
 from pyro_gram.system.cli import Parser, call, field_descriptions
 from tests.conftest import DEFAULT_NAMES, ROOT
 

@@ -26,8 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from experiments.bench.bench_steps import random_batch
 from experiments.tables.cells import write_markdown
 from pyro_gram.build import build
-from pyro_gram.config import RunConfig, read_preset, with_settings
+from pyro_gram.config import RunConfig, with_settings
 from pyro_gram.errors import UserError
+from pyro_gram.presets import read_preset
 from pyro_gram.system.cli import Parser, call
 from pyro_gram.system.files import check_writable, read_json, write_json
 from pyro_gram.system.machine import environment

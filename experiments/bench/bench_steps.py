@@ -27,10 +27,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_gram.build import build
-from pyro_gram.config import RunConfig, read_preset, with_settings
+from pyro_gram.config import RunConfig, with_settings
 from pyro_gram.errors import UserError
 from pyro_gram.inference.elbo import scale_gradient
 from pyro_gram.networks.core import LatentState
+from pyro_gram.presets import read_preset
 from pyro_gram.registry import GUIDES, MODELS, PRIORS
 from pyro_gram.solver import Solver
 from pyro_gram.spec import TaskSpec

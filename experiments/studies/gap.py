@@ -23,11 +23,12 @@ from torch import Tensor
 
 from experiments.run import PRESETS
 from experiments.tables.cells import write_markdown
-from pyro_gram.config import RunConfig, read_preset, with_settings
+from pyro_gram.config import RunConfig, with_settings
 from pyro_gram.diagnostics.inference_data import pareto_smooth
 from pyro_gram.diagnostics.metrics import excess, measure
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.importance import guide_draws
+from pyro_gram.presets import read_preset
 from pyro_gram.runs.evaluate import Validation
 from pyro_gram.runs.measure import bounds_of, sample_prior
 from pyro_gram.runs.run import Run, check_same_settings, open_run

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from experiments.run import PRESETS
 from pyro_gram.build import build
-from pyro_gram.config import RunConfig, read_preset
+from pyro_gram.config import RunConfig
 from pyro_gram.diagnostics import digits
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.sites import ANSWER, STATE_H, STATE_L, transition_index
 from pyro_gram.networks.core import LatentState
+from pyro_gram.presets import read_preset
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.system.cli import Parser, call
 from pyro_gram.system.files import read_json, write_json

@@ -5,7 +5,7 @@ import torch
 
 from experiments.bench import bench_gpu
 from experiments.bench.bench_steps import random_batch
-from pyro_gram.config import read_preset
+from pyro_gram.presets import read_preset
 from pyro_gram.spec import TaskSpec
 from pyro_gram.system.cli import call
 

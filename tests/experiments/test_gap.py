@@ -7,8 +7,8 @@ import pytest
 
 from experiments.run import PRESETS
 from experiments.studies import gap
-from pyro_gram.config import read_preset
 from pyro_gram.errors import ConfigError
+from pyro_gram.presets import read_preset
 
 STUDIES = tomllib.loads((gap.HERE / "gap.toml").read_text())
 

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from pyro_gram.config import read_preset
 from pyro_gram.errors import UserError
+from pyro_gram.presets import read_preset
 from pyro_gram.runs.run import read_rows, truncate_metrics
 from pyro_gram.system.files import read_json, read_toml_tables
 from pyro_gram.tasks import advice

@@ -9,8 +9,9 @@ from experiments import diagnose, heads, run, sample, solve
 from experiments.scaling import scaling
 from experiments.studies import amortization, filtering, selection
 from pyro_gram.checkpoint import load, save_model
-from pyro_gram.config import RunConfig, read_preset
+from pyro_gram.config import RunConfig
 from pyro_gram.errors import CheckpointError, ConfigError
+from pyro_gram.presets import read_preset
 from pyro_gram.runs.run import check_same_settings
 from pyro_gram.runs.state import load_state
 from pyro_gram.system.cli import call

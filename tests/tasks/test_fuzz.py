@@ -24,7 +24,6 @@ from hypothesis import strategies as st
 
 from experiments import run, solve
 from pyro_gram.checkpoint import load
-from pyro_gram.config import read_preset
 from pyro_gram.diagnostics import inference_data
 from pyro_gram.errors import InputError
 from pyro_gram.runs.state import load_state

@@ -188,7 +188,9 @@ def test_a_program_without_a_place_for_heads_is_named():
         check_heads(torch.nn.Linear(1, 1), solver.task, HEADS)
 
 
-@pytest.mark.parametrize("settings", [{"hidden": -1}, {"rounds": 0}, {"halt": 1.5}, {"lr": 0.0}, {"attention_heads": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"hidden": -1}, {"rounds": 0}, {"halt": 1.5}, {"lr": 0.0}, {"attention_heads": 0}]
+)
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         HeadsConfig(**settings)

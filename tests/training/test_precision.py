@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from experiments.run import PRESETS
-from pyro_gram.config import read_preset
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.elbo import BalancedELBO
 from pyro_gram.networks.core import LatentState
+from pyro_gram.presets import read_preset
 from pyro_gram.registry import GUIDES, MODELS, PRIORS
 from pyro_gram.spec import TaskSpec
 from pyro_gram.training import dry_run as setup

@@ -1,0 +1,116 @@
+"""Presets: the settings of a run from a table of a TOML file, with other parts in place of the preset's."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from pyro_gram.checks import did_you_mean
+from pyro_gram.config import FIXED, NAMED, RunConfig, config_class, make_run_config
+from pyro_gram.errors import ConfigError
+from pyro_gram.inference.contract import ModelTraits, Settings, guide_traits, model_traits, prior_traits
+from pyro_gram.registry import GUIDES, MODELS, PRIORS
+from pyro_gram.system.files import read_toml_tables
+from pyro_gram.training.config import TrainConfig
+
+DEFAULT_NAMES = {"model": "gram", "prior": "gaussian", "guide": "amortized"}
+PRESETS_OF_OWN_TASKS = "coloring"
+
+
+def read_preset(
+    folder: Path, task: str, preset: str, *, names: dict[str, str | None] | None = None, seed: int = 0
+) -> RunConfig:
+    """Read the preset ``preset`` of a task from ``folder/TASK.toml``.
+
+    A task that is given by its dotted path takes the presets of colouring, and its own defaults.
+
+    Settings of a part that is replaced apply where the new class has a field of that name (a width stays a width), and
+    are dropped where it has none. A model may name the prior and guide that it needs, and a model or guide may have
+    settings of its own (its traits, ``inference.contract``); a prior with nothing to infer takes the guide ``prior``. A
+    preset's temper is for the preset's own prior.
+
+    Args:
+        folder: with one TOML file a task.
+        task: its name, or its dotted path.
+        preset: a table of that file.
+        names: of the model, prior and guide that replace the preset's; None keeps one.
+        seed: of the run.
+
+    Raises:
+        ConfigError: the task or the preset is unknown; a setting that its part does not have.
+    """
+    replaced = {part: name for part, name in (names or {}).items() if name is not None}
+    table = _read_table(folder, task, preset)
+    preset_names = {"task": task, **DEFAULT_NAMES, **table.pop("names", {})}
+    _check_named_by_user(preset, preset_names, {task, *replaced.values()})
+    chosen = _with_defaults(preset_names | replaced | {"task": task}, preset_names, replaced)
+    for part in ("model", "prior", "guide"):
+        if chosen[part] != preset_names[part]:
+            fields = {f.name for f in dataclasses.fields(config_class(part, chosen[part]))}
+            table[part] = {name: value for name, value in table.get(part, {}).items() if name in fields}
+    if chosen["prior"] != preset_names["prior"]:
+        table.pop("temper", None)
+    if chosen["model"] != preset_names["model"]:
+        _override(table, default_overrides(model_traits(MODELS.get(chosen["model"]))), chosen)
+    if chosen["guide"] != preset_names["guide"]:
+        _override(table, guide_traits(GUIDES.get(chosen["guide"])).default_settings, chosen)
+    return make_run_config(chosen, table, preset=preset, seed=seed)
+
+
+def _read_table(folder: Path, task: str, preset: str) -> dict[str, Any]:
+    is_own_task = ":" in task
+    path = folder / f"{PRESETS_OF_OWN_TASKS if is_own_task else task}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
+        near = did_you_mean(task, known.split(", "))
+        raise ConfigError(f"unknown task {task!r}; known: {known}; or give your own as package.module:Class{near}")
+    tables = read_toml_tables(path)
+    if preset not in tables:
+        known = f"known: {', '.join(tables)}{did_you_mean(preset, tables)}"
+        raise ConfigError(f"unknown preset {preset!r} for {path.stem}; {known}")
+    table = dict(tables[preset])
+    if is_own_task:
+        table.pop("task", None)
+    return table
+
+
+def _check_named_by_user(preset: str, names: dict[str, str], trusted: set[str]) -> None:
+    """Raise ConfigError where a preset names code that the user has not named."""
+    for part, name in names.items():
+        if ":" in str(name) and name not in trusted:
+            raise ConfigError(
+                f"preset {preset!r} names the {part} {name!r}, whose module would be imported, which runs its code: "
+                f"where you trust that, name it yourself, --{part} {name}"
+            )
+
+
+def _with_defaults(names: dict[str, str], preset_names: dict[str, str], replaced: dict[str, str]) -> dict[str, str]:
+    """Return ``names`` with the prior and guide that a model or prior in place of the preset's needs."""
+    needed = model_traits(MODELS.get(names["model"])).default_parts if names["model"] != preset_names["model"] else {}
+    if "prior" not in replaced or names["prior"] == needed.get("prior"):
+        names = names | {part: name for part, name in needed.items() if part not in replaced}
+    if "guide" not in replaced and prior_traits(PRIORS.get(names["prior"])).family is None:
+        names = names | {"guide": "prior"}
+    return names
+
+
+def default_overrides(traits: ModelTraits) -> Settings:
+    """Return the settings that a model puts over a preset: its own, and those of a single supervision step."""
+    if not traits.is_one_step:
+        return traits.default_settings
+    one_step = {"train": {"supervision_steps": 1, "on_policy_depth": 0}, "evaluate": {"depth": 1}}
+    return {**traits.default_settings, **one_step}
+
+
+def _override(table: dict[str, Any], settings: Settings, names: dict[str, str]) -> None:
+    """Put settings into a preset's table; the number of updates of the run stays that of the preset."""
+    train = {f.name: f.default for f in dataclasses.fields(TrainConfig)} | table.get("train", {})
+    for part, fields in settings.items():
+        known = {f.name for f in dataclasses.fields(config_class(part, names[part]) if part in NAMED else FIXED[part])}
+        table[part] = table.get(part, {}) | {name: value for name, value in fields.items() if name in known}
+    changed = train | settings.get("train", {})
+    updates = 1 if changed["act"] and not train["act"] else changed["supervision_steps"]  # of a batch
+    if updates != train["supervision_steps"]:
+        lengths = ("batches", "evaluate_every")
+        table["train"] |= {name: train[name] * train["supervision_steps"] // updates for name in lengths}
