@@ -26,6 +26,7 @@ from experiments import run, solve
 from pyro_gram.checkpoint import load
 from pyro_gram.diagnostics import inference_data
 from pyro_gram.errors import InputError
+from pyro_gram.presets import read_preset
 from pyro_gram.runs.state import load_state
 from pyro_gram.system.files import read_json
 from pyro_gram.system.text import decode, read_text
