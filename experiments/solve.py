@@ -15,11 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import pyro_gram
+from pyro_gram.answers import Answer, Answers
 from pyro_gram.diagnostics.plots.run import answers_figure, pluralize
 from pyro_gram.errors import InputError, UserError
 from pyro_gram.sampling.selection import SELECTIONS
 from pyro_gram.sampling.tempering import TemperConfig
-from pyro_gram.solver import DRAWS, TRAJECTORIES, Answer, Solved, Solver
+from pyro_gram.solver import BATCH_TRAJECTORIES, DRAWS, Solver
 from pyro_gram.system.cli import Parser, add_device_option, add_trust_option, call
 from pyro_gram.system.files import check_writable, write_atomically
 from pyro_gram.system.machine import pick_device
@@ -141,17 +142,17 @@ def read_inputs(task: Task, text: str) -> list[Tensor | FailedInput]:
     return inputs
 
 
-def solve_all(solver: Solver, inputs: list[Tensor], **settings: Any) -> Iterator[Solved]:
+def solve_all(solver: Solver, inputs: list[Tensor], **settings: Any) -> Iterator[Answers]:
     """Solve each input, in order, with a bar on stderr if that is a terminal or there is much to do."""
     if not inputs:
         return
     total = len(inputs) * settings["num_samples"]
-    is_quiet = total <= TRAJECTORIES and not sys.stderr.isatty()
+    is_quiet = total <= BATCH_TRAJECTORIES and not sys.stderr.isatty()
     with tqdm(total=total, unit="trajectory", desc="solve", file=sys.stderr, mininterval=1.0, disable=is_quiet) as bar:
         yield from solver.stream(torch.stack(inputs), progress=bar.update, **settings)
 
 
-def format_solved(solver: Solver, solved: Solved, colour: bool = False) -> str:
+def format_solved(solver: Solver, solved: Answers, colour: bool = False) -> str:
     """Return the text for a person: each answer in a line, and a picture of the first one."""
     steps = f", {solved.mean_steps:.1f} of {solved.depth} steps on average" if solved.mean_steps < solved.depth else ""
     introductions = {
@@ -167,7 +168,7 @@ def format_solved(solver: Solver, solved: Solved, colour: bool = False) -> str:
     equivalence = f" ({solver.task.equivalence})" if solutions and solver.task.equivalence else ""
     lines = [f"{solver.task.title(solved.x)}: {answers} in {samples}{solutions}{equivalence}{steps}{introduction}"]
     lines += [f"  {a.solution}  {describe(a, solved.num_samples)}" for a in solved.solutions]
-    lines.append(f"  frequencies: {'an estimate of ' * (not solved.altered)}{solved.frequencies}")
+    lines.append(f"  frequencies: {'an estimate of ' * (not solved.caveats)}{solved.frequencies}")
     best = solved.solutions[0].y if solved.solutions else None
     picture = solver.task.render(solved.x, best, colour=colour)
     return "\n".join([*lines, *(f"    {line}".rstrip() for line in picture.splitlines()), ""])
@@ -180,7 +181,7 @@ def describe(answer: Answer, num_samples: int) -> str:
     return f"{mark}  {answer.count:>4} of {num_samples}   score {answer.score:.3f}{value}"
 
 
-def write_figure(solver: Solver, shown: list[Solved], path: Path) -> None:
+def write_figure(solver: Solver, shown: list[Answers], path: Path) -> None:
     """Write ``--figure``, one row an input. Raises UserError where the file cannot be written."""
     titles = [solver.task.title(s.x) for s in shown]
     rows = [
@@ -237,7 +238,7 @@ def main(argv: list[str]) -> int:
     # Without --keep-going all inputs are checked before any is solved.
     inputs = read_inputs(task, text) if arguments.keep_going and task.spec.has_input else list(task.read_inputs(text))
     answers = solve_all(solver, [x for x in inputs if not isinstance(x, FailedInput)], **settings)
-    shown: list[Solved] = []
+    shown: list[Answers] = []
     for x in inputs:
         done = x if isinstance(x, FailedInput) else next(answers)
         if arguments.json:
@@ -247,7 +248,7 @@ def main(argv: list[str]) -> int:
                 done.show() if isinstance(done, FailedInput) else format_solved(solver, done, wants_colour(sys.stdout)),
                 flush=True,
             )
-        if arguments.figure and isinstance(done, Solved) and len(shown) < FIGURE_ROWS:
+        if arguments.figure and isinstance(done, Answers) and len(shown) < FIGURE_ROWS:
             shown.append(done)
     failed = sum(isinstance(x, FailedInput) for x in inputs)
     if arguments.figure and shown:

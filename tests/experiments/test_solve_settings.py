@@ -165,7 +165,7 @@ def test_a_run_that_was_measured_with_a_temper_says_so_unless_told_otherwise(hea
     (solved,) = solver.solve("Cr", num_samples=2, halt=1)
     assert solved.frequencies == "not p(y|x): sigma x 1.9 in the first 2 transitions"
     (solved,) = solver.solve("Cr", num_samples=2, halt=1, temper=TemperConfig())
-    assert (solved.frequencies, solved.altered) == (f"p(y|x) at depth {solver.config.depth}", ())
+    assert (solved.frequencies, solved.caveats) == (f"p(y|x) at depth {solver.config.depth}", ())
 
 
 # ---- selection -------------------------------------------------------------------------------------------------------

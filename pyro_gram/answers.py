@@ -1,0 +1,122 @@
+"""Answers to an input: the distinct ones among samples, with their frequencies, and the selection of some."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from pyro_gram.sampling.selection import select_by_value, tally
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One distinct answer to one input.
+
+    Attributes:
+        solution: its text.
+        count: the number of trajectories that ended in it. ``count / num_samples`` is its frequency, which estimates
+            p(y | x) if :attr:`Answers.frequencies` says so.
+        valid: does the task's check accept it? None if no right answer is known (a user's own ARC test).
+        score: the highest decoder confidence log p(y | h_T) among those trajectories, nats.
+        value: the highest probability of being right among them, by the value head; None without heads.
+        y: its tokens, int64 ``[L_out]``.
+    """
+
+    solution: str
+    count: int
+    valid: bool | None
+    score: float
+    value: float | None
+    y: Tensor = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers to one input, most frequent first.
+
+    Attributes:
+        input: its text.
+        solutions: the selected answers.
+        num_samples: N, the number of trajectories.
+        depth: the maximal number of supervision steps of a trajectory.
+        select: the selection, as for :meth:`Solver.solve`.
+        distinct: the number of distinct answers of all trajectories.
+        distinct_valid: the number of right ones among these; None if that is unknown for some.
+        total: the number of right answers that the input has, counted exactly; None if they cannot be counted.
+        mean_steps: the mean number of supervision steps of a trajectory.
+        caveats: reasons why frequencies do not estimate p(y | x) (:meth:`Solver.frequency_caveats`).
+        x: its tokens, int64 ``[*event]``.
+    """
+
+    input: str
+    solutions: list[Answer]
+    num_samples: int
+    depth: int
+    select: str
+    distinct: int
+    distinct_valid: int | None
+    total: int | None
+    mean_steps: float
+    caveats: tuple[str, ...]
+    x: Tensor = field(repr=False, compare=False)
+
+    @property
+    def frequencies(self) -> str:
+        """What the frequencies of answers estimate: p(y | x) at this depth; or why they do not."""
+        return f"not p(y|x): {', '.join(self.caveats)}" if self.caveats else f"p(y|x) at depth {self.depth}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types, as ``solve.py --json`` prints them."""
+        names = ("solution", "count", "valid", "score", "value")
+        return {
+            "input": self.input,
+            "solutions": [{name: getattr(a, name) for name in names} for a in self.solutions],
+            "num_samples": self.num_samples,
+            "depth": self.depth,
+            "mean_steps": self.mean_steps,
+            "distinct": self.distinct,
+            "distinct_valid": self.distinct_valid,
+            "total": self.total,
+            "frequencies": self.frequencies,
+        }
+
+
+def tally_answers(
+    texts: list[str], scores: list[float], values: list[float] | None, is_valid: Tensor, tokens: Tensor
+) -> list[Answer]:
+    """Return the distinct answers among the samples of one input, the most frequent first.
+
+    Args:
+        texts, scores, values: of each sample.
+        is_valid: of each sample, ``[N]``; NaN if no right answer is known.
+        tokens: of each sample, int64 ``[N, L_out]``.
+    """
+    highest_values = {} if values is None else {texts[c.first]: c.score for c in tally(texts, values)}
+    return [
+        Answer(
+            solution=texts[c.first],
+            count=c.count,
+            valid=None if is_valid[c.first].isnan() else bool(is_valid[c.first]),
+            score=c.score,
+            value=highest_values.get(texts[c.first]),
+            y=tokens[c.first],
+        )
+        for c in tally(texts, scores)
+    ]
+
+
+def select_answers(
+    select: str, answers: list[Answer], texts: list[str], scores: list[float], values: list[float] | None
+) -> list[Answer]:
+    """Return the selected ones among the distinct ``answers`` of one input."""
+    if select == "vote":
+        return answers[:1]
+    if select == "verified":
+        return [answer for answer in answers if answer.valid][:1]
+    if select == "value":
+        assert values is not None
+        text = texts[select_by_value(texts, values, scores).first]
+        return [answer for answer in answers if answer.solution == text]
+    return answers
