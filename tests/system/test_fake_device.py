@@ -14,17 +14,29 @@ from tests.conftest import build_small, covering_program_names
 from tests.experiments.test_run import SMALL, cli
 from tests.fake_device import FakeDeviceTensor, fake_device
 
-ON_POLICY = ["--train.batches", 6, "--train.on_policy_depth", 4, "--train.on_policy_after", 0.5]
+SIZES = [
+    "--model.low_steps",
+    1,
+    "--heads.rounds",
+    1,
+    "--evaluate.num_samples",
+    2,
+    "--evaluate.inputs",
+    2,
+    "--train.batches",
+    4,
+]
+ON_POLICY = ["--train.on_policy_depth", 2, "--train.on_policy_updates", 1, "--train.on_policy_after", 0.5]
 
 
 def train_and_sample(device, **names):
     """Train two batches, then sample; return what the batches report, the samples, and the weights."""
-    solver = build_small(**names)
+    solver = build_small(**names, train={"supervision_steps": 1})
     model, guide, config = solver.model.to(device), solver.guide.to(device), solver.config
     x, y = solver.task.split("train").sample_pairs(4, torch.Generator().manual_seed(0))
     trainer = Trainer(model, guide, lambda _: (x, y), config.train, config.optim, config.beta)
     reports = [trainer.train_batch(x, y) for _ in range(2)]
-    samples = rollout(model, None if x is None else x.to(device), num_samples=3, depth=2, seed=2)
+    samples = rollout(model, None if x is None else x.to(device), num_samples=2, depth=1, seed=2)
     return [(r.reconstruction, r.kl) for r in reports], samples, dict(model.named_parameters())
 
 
@@ -67,17 +79,19 @@ def run_directory(tmp_path_factory):
     """A run on the fake device, with on-policy updates, heads, bounds and measures."""
     folder = tmp_path_factory.mktemp("fake_device") / "run"
     with fake_device(run) as device:
-        assert cli(run.main, *SMALL, "--out", folder, *ON_POLICY, "--device", device) == 0
+        assert cli(run.main, *SMALL, *SIZES, "--out", folder, *ON_POLICY, "--device", device) == 0
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_measures_the_same_as_on_the_cpu(run_directory, tmp_path):
-    assert cli(run.main, *SMALL, "--out", tmp_path, *ON_POLICY) == 0
+    assert cli(run.main, *SMALL, *SIZES, "--out", tmp_path, *ON_POLICY) == 0
     metrics, cpu_metrics = (json.loads((p / "results.json").read_text())["metrics"] for p in (run_directory, tmp_path))
     for name in ("elbo_full", "kl", "sample_accuracy", "log_likelihood_prior_mc"):
         assert metrics[name] == pytest.approx(cpu_metrics[name], rel=0.02, abs=0.02), name
 
 
+@pytest.mark.slow
 def test_puzzles_have_the_same_answers_as_on_the_cpu(run_directory, tmp_path, capsys):
     (tmp_path / "graphs").write_text("CF\nCr\n")
     arguments = [
@@ -102,9 +116,10 @@ def test_puzzles_have_the_same_answers_as_on_the_cpu(run_directory, tmp_path, ca
     assert answers == solutions("cpu")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_diagnosed_on_the_device(run_directory, tmp_path):
     with fake_device(diagnose, scaling) as device:
-        arguments = ["--checkpoint", run_directory, "--device", device, "--depth", 2]
+        arguments = ["--checkpoint", run_directory, "--device", device, "--depth", 1]
         assert cli(scaling.main, *arguments, "--out", tmp_path, "--seeds", 1, "--inputs", 2) == 0
-        assert cli(diagnose.main, *arguments, "--out", tmp_path / "diagnosis", "--inputs", 4) == 0
+        assert cli(diagnose.main, *arguments, "--out", tmp_path / "diagnosis", "--inputs", 2) == 0
     assert (tmp_path / "diagnosis" / "report.html").exists()
