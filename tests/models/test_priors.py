@@ -10,15 +10,9 @@ import torch
 from pyro import poutine
 from torch.distributions import kl_divergence
 
-from pyro_gram.errors import ConfigError
-from pyro_gram.inference.contract import family_of, prior_traits
+from pyro_gram.inference.contract import prior_traits
 from pyro_gram.inference.families import (
-    NORMAL,
-    CodeFamily,
-    Codes,
-    MeanFamily,
     MeanOnly,
-    NormalFamily,
     embed_guidance,
     type_of,
 )
@@ -53,7 +47,7 @@ def test_every_prior_is_a_distribution_over_guidance_that_is_added_to_u(name):
     assert wide.batch_shape == (4, 2, 5)
 
 
-def test_ablations_of_the_gaussian_lack_what_they_say():
+def test_ablations_of_the_gaussian_have_no_mean_or_no_noise():
     u = torch.randn(5, L, D)
     noise, mean = prior_of("noise_only")(u), prior_of("mean_only")(u)
     assert (noise.mean == 0).all()
@@ -66,7 +60,7 @@ def test_ablations_of_the_gaussian_lack_what_they_say():
     assert (standard.stddev == 2).all()
 
 
-def test_no_prior_is_the_program_conditioned_on_no_guidance_which_is_a_plain_recursion():
+def test_prior_none_is_gram_conditioned_on_no_guidance():
     case = build_case(prior_name="none", guide_name="prior", model={"transitions": 2, "low_steps": 3})
     model = case.solver.model
     zero = {f"eps_{t}": torch.zeros(5, 4, 16) for t in range(4)}
@@ -118,7 +112,7 @@ def test_the_density_of_a_mixture_is_a_weighted_sum_over_its_components():
     assert prior(u).event_shape == (L, D)
 
 
-def test_a_mixtures_components_start_apart_by_their_scale():
+def test_a_mixtures_components_start_at_different_means():
     for scale in (0.1, 1.0):
         prior = PRIORS.get("mixture")
         offset = prior(prior.Config(hidden=4, components=50, initial_scale=scale), 40).offset
@@ -136,7 +130,7 @@ def test_a_prior_starts_at_its_initial_scale(name):
 
 
 @pytest.mark.parametrize("rank", [1, 16])
-def test_a_low_rank_prior_starts_with_a_little_correlation_whatever_its_rank(rank):
+def test_a_low_rank_prior_starts_with_small_correlations_for_any_rank(rank):
     """F F^T is initial_scale^2 times what untouched weights give, a mean over directions."""
     cls = PRIORS.get("low_rank")
     u = torch.randn(5, L, 64)
@@ -164,7 +158,7 @@ def test_the_kl_from_a_low_rank_gaussian_is_the_same_with_two_batch_dimensions()
     torch.testing.assert_close(kl_divergence(q, prior(u)), torch.stack(rows))
 
 
-def test_a_low_rank_gaussian_widens_and_draws_with_gradient():
+def test_a_low_rank_gaussian_expands_and_has_draws_with_gradient():
     prior, u = prior_of("low_rank", rank=2, initial_scale=0.5), torch.randn(5, L, D)
     p = prior(u)
     wide = p.expand((3, 5))
@@ -210,7 +204,7 @@ def test_a_low_rank_gaussian_has_the_density_and_kl_of_its_dense_covariance():
     torch.testing.assert_close(samples.T.cov(), dense.covariance_matrix[0], rtol=0.2, atol=0.05)
 
 
-def test_a_flow_starts_as_its_gaussian_and_keeps_a_density_when_warm():
+def test_a_flow_starts_as_its_gaussian_and_has_a_density_after_training():
     cls = PRIORS.get("flow")
     prior = cls(cls.Config(hidden=16), D)
     u = torch.randn(5, L, D)
@@ -263,164 +257,14 @@ def test_codes_are_embedded_by_weights_of_unit_norm_and_no_bias():
     assert embedding.weight.std().item() == pytest.approx(1 / 8, rel=0.1)
 
 
-def test_points_are_compared_at_the_initial_scale_of_their_prior():
+def test_mean_only_has_the_kl_of_its_initial_scale():
     p = prior_of("mean_only", initial_scale=0.3)(torch.randn(5, L, D))
     torch.testing.assert_close(p.stddev, torch.full((5, L, D), 0.3))
     assert prior_of("mean_only", initial_scale=0.3).traits.family.scale == 0.3
 
 
-def codes(temperature=0.0, grad=True):
-    logits = torch.randn(5, L, 2, 4).requires_grad_(grad)
-    return logits, Codes(logits.log_softmax(-1), temperature)
-
-
-def test_codes_are_one_hot_draws_of_their_categoricals():
-    _, p = codes(grad=False)
-    samples = p.expand((4000, 5)).sample().unflatten(-1, (2, 4))
-    assert (samples.sum(-1) == 1).all()
-    assert ((samples == 0) | (samples == 1)).all()
-    torch.testing.assert_close(samples.mean(0), p.logits.exp(), rtol=0.1, atol=0.04)
-    torch.testing.assert_close(p.log_prob(p.mode), p.logits.amax(-1).sum((-1, -2)))
-
-
-def test_the_kl_of_codes_is_that_of_their_categoricals():
-    (_, q), (_, p) = codes(), codes()
-    expected = kl_divergence(
-        torch.distributions.Categorical(logits=q.logits), torch.distributions.Categorical(logits=p.logits)
-    ).sum((-1, -2))
-    torch.testing.assert_close(kl_divergence(q, p), expected)
-
-
-def test_straight_through_draws_are_hard_and_have_the_gradient_of_the_probabilities():
-    logits, p = codes()
-    weights = torch.randn(5, L, 8)
-    samples = p.rsample()
-    torch.testing.assert_close(samples, samples.round(), atol=1e-6, rtol=0)
-    (gradient,) = torch.autograd.grad((samples * weights).sum(), logits, retain_graph=True)
-    (expected,) = torch.autograd.grad((logits.softmax(-1).flatten(-2) * weights).sum(), logits)
-    torch.testing.assert_close(gradient, expected)
-
-
-def test_relaxed_draws_are_soft_in_training_and_hard_in_roll_outs():
-    _, p = codes(temperature=1.0)
-    soft = p.rsample()
-    assert ((soft > 0.01) & (soft < 0.99)).any()
-    torch.testing.assert_close(soft.unflatten(-1, (2, 4)).sum(-1), torch.ones(5, L, 2))
-    with torch.no_grad():
-        hard = p.rsample()
-    assert ((hard == 0) | (hard == 1)).all()
-
-
-def test_discrete_guidance_is_spread_so_that_no_kl_is_infinite():
-    prior = prior_of("discrete", groups=2, classes=4, uniform_mix=0.04)
-    with torch.no_grad():
-        prior.head.mlp.down.weight.mul_(1e4)
-    assert prior(torch.randn(5, L, D)).logits.exp().min() >= 0.0099
-
-
-def test_a_code_has_its_share_of_the_softmax_and_of_the_uniform():
-    raw = torch.randn(5, L, 2, 4)
-    p = CodeFamily(2, 4, temperature=0.7, uniform_mix=0.2).distribution(raw)
-    torch.testing.assert_close(p.logits.exp(), 0.8 * raw.softmax(-1) + 0.05)
-    assert p.temperature == 0.7
-    assert (p.batch_shape, p.event_shape) == ((5,), (L, 8))
-    around = CodeFamily(2, 4, uniform_mix=0.2).residual(p, raw)
-    torch.testing.assert_close(around.logits.exp(), 0.8 * (p.logits + raw).softmax(-1) + 0.05)
-
-
-def test_the_density_of_a_code_is_the_product_of_its_categoricals():
-    _, p = codes(grad=False)
-    index = torch.randint(4, (5, L, 2))
-    value = torch.nn.functional.one_hot(index, 4).float().flatten(-2)
-    expected = torch.distributions.Categorical(logits=p.logits).log_prob(index).sum((-1, -2))
-    torch.testing.assert_close(p.log_prob(value), expected)
-    assert torch.equal(p.mode.unflatten(-1, (2, 4)).argmax(-1), p.logits.argmax(-1))
-    torch.testing.assert_close(p.mean, p.logits.softmax(-1).flatten(-2))
-    assert p.support.event_dim == 2
-    assert p.has_rsample
-    two = Codes(p.logits.expand(7, 5, L, 2, 4))  # batch dimensions
-    torch.testing.assert_close(two.mean, p.mean.expand(7, 5, L, 8))
-    assert torch.equal(two.mode, p.mode.expand(7, 5, L, 8))
-    assert two.log_prob(value).shape == kl_divergence(two, two).shape == (7, 5)
-    wide = Codes(p.logits, 0.3).expand((7, 5))
-    assert wide.temperature == 0.3
-    assert wide.rsample((2,)).shape == (2, 7, 5, L, 8)
-
-
-def test_relaxed_draws_are_gumbel_softmax_at_their_temperature():
-    logits, p = codes(temperature=0.5)
-    torch.manual_seed(3)
-    soft = p.rsample()
-    torch.manual_seed(3)
-    gumbel = -torch.empty(5, L, 2, 4).exponential_().log()  # minus the log of an exponential variable
-    torch.testing.assert_close(soft, ((p.logits + gumbel) / 0.5).softmax(-1).flatten(-2))
-    hard = p.sample()
-    assert ((hard == 0) | (hard == 1)).all()
-    assert not hard.requires_grad
-    (gradient,) = torch.autograd.grad((soft * torch.randn(5, L, 8)).sum(), logits)
-    assert gradient.any()
-
-
-def test_points_are_drawn_at_their_place_and_compared_as_gaussians():
-    loc = torch.randn(5, L, D).requires_grad_()
-    family = MeanFamily(scale=0.3)
-    p = family.distribution(loc)
-    assert (p.batch_shape, p.event_shape) == ((5,), (L, D))
-    assert torch.equal(p.rsample((4,)), loc.expand(4, 5, L, D))
-    assert p.rsample().requires_grad
-    assert not p.sample().requires_grad
-    value = torch.randn(5, L, D)
-    expected = torch.distributions.Normal(loc, 0.3).log_prob(value).sum((-1, -2))
-    torch.testing.assert_close(p.log_prob(value), expected)
-    shifted = family.residual(p, torch.ones(5, L, D))
-    torch.testing.assert_close(shifted.mean, loc + 1)
-    torch.testing.assert_close(kl_divergence(shifted, p), torch.full((5,), L * D / (2 * 0.3**2)))
-    (only,) = family.head(D, 16, D, 0.1)(loc)
-    assert only.shape == loc.shape
-
-
-def test_gaussian_families_know_their_start_and_what_residual_means():
-    features = torch.randn(5, L, 2 * D)
-    for family, scale in (
-        (NormalFamily(), 0.25),
-        (NormalFamily(2.0), 2.0),
-        (prior_of("standard", scale=3.0).traits.family, 3),
-    ):
-        loc, sigma = family.head(2 * D, 16, D, 0.25)(features)
-        assert (loc == 0).all()
-        torch.testing.assert_close(sigma, torch.full((5, L, D), float(scale)))
-    prior, loc, scale = diagonal(), torch.randn(5, L, D), torch.rand(5, L, D) + 0.1
-    moved = NORMAL.residual(prior, loc, scale)
-    torch.testing.assert_close(moved.mean, prior.mean + loc)
-    torch.testing.assert_close(moved.stddev, scale)
-    value = torch.randn(5, L, D)
-    expected = torch.distributions.Normal(loc, scale).log_prob(value).sum((-1, -2))
-    torch.testing.assert_close(NORMAL.distribution(loc, scale).log_prob(value), expected)
-
-
-def test_a_model_says_through_its_prior_what_answers_it():
-    class Model:
-        prior = prior_of("discrete", groups=2, classes=4)
-
-    assert family_of(Model()) is Model.prior.traits.family
-    assert family_of(object()) is NORMAL
-    Model.prior = lambda u: dist.Normal(u, 1.0).to_event(2)
-    assert family_of(Model()) is NORMAL
-    Model.prior = prior_of("none")
-    with pytest.raises(ConfigError, match="leaves nothing to infer: use --guide prior"):
-        family_of(Model())
-    assert [type_of(p) for p in (diagonal(), Codes(torch.zeros(1, 2, 2)))] == ["Normal", "Codes"]
-
-
-def test_guidance_is_added_as_the_prior_embeds_it_and_a_users_own_as_it_is():
-    discrete, eps = prior_of("discrete", groups=2, classes=4), torch.randn(5, L, 8)
-    torch.testing.assert_close(embed_guidance(discrete, eps), eps @ discrete.embedding.weight.T)
-    assert embed_guidance(prior_of("gaussian"), eps) is eps
-    assert embed_guidance(lambda u: None, eps) is eps
-
-
 @pytest.mark.parametrize("name", PRIORS.names())
-def test_priors_say_truly_whether_their_draws_have_gradient_and_may_be_deferred(name):
+def test_traits_of_priors_are_true(name):
     prior = prior_of(name)
     p = prior(torch.randn(5, L, D))
     if name != "none":
