@@ -1,4 +1,4 @@
-"""From a RunConfig to its objects."""
+"""Building a solver from the settings of a run."""
 
 from __future__ import annotations
 
@@ -15,15 +15,21 @@ from pyro_gram.tasks.base import Task, make_task
 
 
 def build_task(config: RunConfig, data_dir: str | None = None) -> Task:
-    """The task of a run, whose parts belong together. Raises ConfigError where they do not."""
+    """Make the task of a run. Raises ConfigError if the parts of the run do not fit together."""
     check_parts(config)
     return make_task(config.names["task"], config.task, data_dir)
 
 
 def build(config: RunConfig, data_dir: str | None = None, task: Task | None = None) -> Solver:
-    """Task, model and guide of a run, the weights drawn from its seed. The caller's random state is left as it was.
+    """Build task, model and guide of a run, with weights drawn under its seed. No random state changes.
 
-    ``task``: the one that :func:`build_task` has made already.
+    Args:
+        config: of the run.
+        data_dir: where a task that reads files finds them.
+        task: made by :func:`build_task` before; None to make it.
+
+    Raises:
+        ConfigError: the parts of the run do not fit together.
     """
     task = build_task(config, data_dir) if task is None else task
     width = model_sizes(config.model).width
@@ -36,25 +42,19 @@ def build(config: RunConfig, data_dir: str | None = None, task: Task | None = No
 
 
 def check_parts(config: RunConfig) -> None:
-    """Do the model, prior and guide of a run belong together?
-
-    The traits of a user's own classes are those of ``inference.contract``, unless they state others.
-
-    Raises:
-        ConfigError: they do not.
-    """
+    """Raise ConfigError if the model, prior and guide of a run do not fit together, by their traits."""
     names = config.names
     model, prior, guide = (r.get(names[part]) for part, r in (("model", MODELS), ("prior", PRIORS), ("guide", GUIDES)))
-    model_is, prior_is = model_traits(model), prior_traits(prior)
-    infers, deterministic = not guide_traits(guide).follows_prior, prior_is.family is None
-    if not model_is.has_guidance and not (deterministic and not infers):
+    model_facts, prior_facts = model_traits(model), prior_traits(prior)
+    has_inference, is_deterministic = not guide_traits(guide).follows_prior, prior_facts.family is None
+    if not model_facts.has_guidance and not (is_deterministic and not has_inference):
         raise ConfigError(f"model {names['model']!r} has no guidance: it takes --prior none and --guide prior alone")
-    if deterministic and infers:
+    if is_deterministic and has_inference:
         raise ConfigError(
             f"prior {names['prior']!r} leaves nothing to infer, and guide {names['guide']!r} infers: use --guide "
             "prior, or another prior"
         )
-    if not infers and not prior_is.has_rsample:
+    if not has_inference and not prior_facts.has_rsample:
         raise ConfigError(
             f"prior {names['prior']!r} has draws without gradient, which cannot train it alone: use --guide amortized"
         )
@@ -62,9 +62,9 @@ def check_parts(config: RunConfig) -> None:
         raise ConfigError(
             "relaxed codes have no density for --train.elbo trace: set prior.temperature to 0, or use balanced"
         )
-    if model_is.is_one_step:
+    if model_facts.is_one_step:
         _check_one_step(config)
-    _check_until(config)
+    _check_guided_transitions(config)
 
 
 def _check_one_step(config: RunConfig) -> None:
@@ -78,12 +78,12 @@ def _check_one_step(config: RunConfig) -> None:
         raise ConfigError(f"model {name!r} answers in one supervision step: set evaluate.depth to 1")
 
 
-def _check_until(config: RunConfig) -> None:
+def _check_guided_transitions(config: RunConfig) -> None:
     # In training every supervision step is a program of its own, whose transitions are counted from 0.
-    until = asdict(config.guide).get("guided_transitions", 0)
+    guided = asdict(config.guide).get("guided_transitions", 0)
     trained = config.train.supervision_steps * model_sizes(config.model).transitions
-    if 0 < until < trained:
+    if 0 < guided < trained:
         raise ConfigError(
-            f"guide.guided_transitions = {until} is less than the {trained} transitions that training makes "
+            f"guide.guided_transitions = {guided} is less than the {trained} transitions that training makes "
             "(train.supervision_steps x model.transitions): it is for trajectories that go deeper than training"
         )

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pyro_gram.build import build, build_task
@@ -24,8 +23,8 @@ from pyro_gram.tasks.base import Task
 from pyro_gram.training.averaging import pair
 from pyro_gram.training.heads import attach_heads, will_have_heads
 
-MAX_TABLES = 2**28  # bytes of what a model keeps beside its weights (angles, masks): they are in no file
-CALLS = 400  # of torch's functions, for each tensor that a model has, in building it
+MAX_BUFFER_BYTES = 2**28  # of a model's angles and masks, which no file holds
+CALLS_PER_TENSOR = 400  # of torch's functions, while a model is built
 
 
 def save_model(path: Path, solver: Solver, *, half: bool = False) -> None:
@@ -60,86 +59,89 @@ def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool | Co
     path = Path(path)
     if path.is_dir():
         path = path / "model.safetensors"
-    held = open_tensor_file(path, "model")
+    file = open_tensor_file(path, "model")
     try:
-        config = RunConfig.from_dict(held.header.get("config", {}), trust_code)
+        config = RunConfig.from_dict(file.header.get("config", {}), trust_code)
         task = build_task(config, data_dir)
-        check_fit(outline_misfits(held, config, task), path)
+        check_fit(outline_misfits(file, config, task), path)
         solver = build(config, data_dir, task)
         if will_have_heads(solver.model, config.heads):
             attach_heads(solver.model, task, config.heads, config.seed)
     except ConfigError as e:
         raise CheckpointError(f"{path} cannot be rebuilt from its settings: {e}") from None
-    if solver.task.spec.puzzles:  # which embedding is whose
-        check_same_data(path, held.header, solver.task.provenance())
-    whole = pair(solver.model, solver.guide)
-    check_fit(held.mismatched_names(whole.state_dict()), path)
-    _fill(whole, held.tensors())
+    if task.spec.puzzles:  # each puzzle has an embedding, found by its number
+        check_same_data(path, file.header, task.provenance())
+    modules = pair(solver.model, solver.guide)
+    check_fit(file.mismatched_names(modules.state_dict()), path)
+    modules.load_state_dict(file.tensors())
     solver.model.eval()
     solver.guide.eval()
     return solver
 
 
-def outline_misfits(held: TensorFile, config: RunConfig, task: Task) -> list[str]:
-    """The tensors of a file that do not fit its settings, found without memory for those that the settings ask for.
+def outline_misfits(file: TensorFile, config: RunConfig, task: Task) -> list[str]:
+    """Return the names of tensors in a file that do not fit its settings, without memory for the tensors.
 
-    Classes of a user's own may not build without numbers: what they would take is not looked at.
+    A stranger's settings may ask for a model of any size. Models of the user's own classes are not checked, as they may
+    not build without numbers.
 
     Raises:
-        ConfigError: the settings describe a model that is larger than any.
+        ConfigError: no model can be built from the settings, or its buffers take too much memory.
     """
     if any(":" in name for name in config.names.values()):
         return []
     try:
-        with AtMost(CALLS * (len(held.shapes) + 1)), torch.device("meta"):
+        with CallLimit(CALLS_PER_TENSOR * (len(file.shapes) + 1)), torch.device("meta"):
             solver = build(config, None, task)
             if will_have_heads(solver.model, config.heads):
                 attach_heads(solver.model, task, config.heads, config.seed)
-            whole = pair(solver.model, solver.guide)
-            misfits = held.mismatched_names(whole.state_dict())
+            modules = pair(solver.model, solver.guide)
+            misfits = file.mismatched_names(modules.state_dict())
     except (RuntimeError, TypeError, OverflowError, MemoryError) as e:
         raise ConfigError(f"they describe no model that can be built: {reason(e)}") from None
-    tables = sum(buffer.numel() * buffer.element_size() for buffer in whole.buffers())
-    if tables > MAX_TABLES:
-        raise ConfigError(f"they describe a model whose tables take {tables // 2**20:,} MiB beside its weights")
+    num_bytes = sum(buffer.numel() * buffer.element_size() for buffer in modules.buffers())
+    if num_bytes > MAX_BUFFER_BYTES:
+        raise ConfigError(f"they describe a model whose buffers take {num_bytes // 2**20:,} MiB beside its weights")
     return misfits
 
 
-class AtMost(TorchFunctionMode):
-    """Within it, torch's functions may be called so many times: a model of a billion layers is never made."""
+class CallLimit(TorchFunctionMode):
+    """A block in which torch's functions may be called so many times. It stops a model of a billion layers early."""
 
     def __init__(self, calls: int) -> None:
         super().__init__()
-        self.left = calls
+        self.calls_left = calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.left -= 1
-        if self.left < 0:
+        self.calls_left -= 1
+        if self.calls_left < 0:
             raise ConfigError("they describe more layers than it has tensors")
         return func(*args, **(kwargs or {}))
 
 
 def is_half(path: Path) -> bool:
-    """Are a model checkpoint's weights kept as bfloat16? Raises CheckpointError as :func:`load`."""
+    """Are the weights of a model checkpoint stored as bfloat16? Raises CheckpointError as :func:`load`."""
     return open_tensor_file(path, "model").half
 
 
 def check_same_data(path: Path, header: dict[str, Any], data: dict[str, str]) -> None:
-    """Raises CheckpointError where the files that a task found are not those that the checkpoint was made with."""
-    made = header.get("data", {})
-    for name in sorted(set(made) & set(data)):
-        if made[name] != data[name]:
+    """Raise CheckpointError if the files of a task are not the ones that the checkpoint was made with.
+
+    Args:
+        path: of the checkpoint, for messages.
+        header: of the checkpoint.
+        data: the task's provenance now.
+    """
+    saved = header.get("data", {})
+    for name in sorted(set(saved) & set(data)):
+        if saved[name] != data[name]:
             raise CheckpointError(
-                f"{path} was made with other data ({name}: {made[name]} then, {data[name]} now): give it the files "
+                f"{path} was made with other data ({name}: {saved[name]} then, {data[name]} now): give it the files "
                 "that it was trained with"
             )
 
 
 def check_fit(misfits: list[str], path: Path) -> None:
+    """Raise CheckpointError if some tensors of a file do not fit its config."""
     if misfits:
         raise CheckpointError(f"{path} does not fit its own config: {len(misfits)} tensors differ, first {misfits[0]}")
-
-
-def _fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    with torch.no_grad():
-        module.load_state_dict(tensors)

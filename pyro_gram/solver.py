@@ -1,7 +1,7 @@
 """A solver holds a task, a model and its guide, and samples answers: inputs in, distinct answers with frequencies out.
 
-Frequencies estimate p(y | x) only if nothing changes how trajectories are drawn and when they end. Whatever does is named
-with the answers (:meth:`Solver.frequency_caveats`).
+Frequencies estimate p(y | x) only if nothing changes how trajectories are drawn and when they end. Whatever does is
+named with the answers (:meth:`Solver.frequency_caveats`).
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ BATCH_TRAJECTORIES = 1280  # of the inputs that are solved together, after which
 class Solver:
     """A task, a model and its guide, as :func:`pyro_gram.build.build` makes them and :func:`pyro_gram.load` loads them.
 
-    Threads may share a solver: they sample in turn, each under its own seed. The caller's plates and traces do not reach
-    the model, and other Pyro handlers are refused (``sampling.rollout.rollout`` runs under them). Other code that draws
-    from torch's generator, or runs Pyro, in another thread at the same time is not kept apart.
+    Threads may share a solver: they sample in turn, each under its own seed. The caller's plates and traces do not
+    reach the model, and other Pyro handlers are refused (``sampling.rollout.rollout`` runs under them). Other code that
+    draws from torch's generator, or runs Pyro, in another thread at the same time is not kept apart.
 
     Args:
         config: the settings of the run.
@@ -216,9 +216,9 @@ class Solver:
         Args:
             x: one input or several: texts, networkx graphs, or tokens, whole numbers ``[B, *event]``.
             num_samples, depth, seed: as for :meth:`sample`.
-            select: ``all`` distinct answers; or a single one: ``vote``, the most frequent; ``value``, another one if the
-                value head trusts it clearly more (``sampling.selection``); ``verified``, the most frequent that the
-                task's check accepts (none if no sample is right).
+            select: ``all`` distinct answers; or a single one: ``vote``, the most frequent; ``value``, another one if
+                the value head trusts it clearly more (``sampling.selection``); ``verified``, the most frequent that
+                the task's check accepts (none if no sample is right).
             **settings: ``temper``, ``halt``, ``draws``, ``memory``, ``progress``, as for :meth:`sample`.
 
         Raises:

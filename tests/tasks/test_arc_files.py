@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from experiments import solve
+from pyro_gram.answers import Answer, Answers
 from pyro_gram.errors import ConfigError, InputError
-from pyro_gram.solver import Answer, Solved
 from pyro_gram.tasks.arc.data import ArcConfig, load_set
 from pyro_gram.tasks.arc.files import read_folder
 from pyro_gram.tasks.arc.grids import Augmentation
@@ -255,9 +255,9 @@ def test_solve_shows_the_name_of_the_file_above_its_grid(tmp_path):
     x = next(task.read_inputs(json.dumps(OWN)))
     answer = Answer("[[4,0,3]]", 3, True, -0.5, None, x[1:])
     solver = SimpleNamespace(task=task)
-    solved = Solved(task.format_input(x), [answer], 4, 2, "vote", 1, 1, None, 2.0, (), x)
-    assert solve.format_solved(solver, solved).startswith(f"{name}: 1 distinct answer in 4 samples")
-    solve.draw(solver, [solved], tmp_path / "a.png")
+    answers = Answers(task.format_input(x), [answer], 4, 2, "vote", 1, 1, None, 2.0, (), x)
+    assert solve.format_solved(solver, answers).startswith(f"{name}: 1 distinct answer in 4 samples")
+    solve.draw(solver, [answers], tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
