@@ -18,8 +18,8 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.inference.contract import family_of
 from pyro_gram.inference.families import type_of
 from pyro_gram.inference.guide import EffectGuide
+from pyro_gram.networks.core import make_stack
 from pyro_gram.networks.embeddings import answer_encoder
-from pyro_gram.networks.layers import make_stack
 from pyro_gram.registry import GUIDES
 from pyro_gram.spec import TaskSpec
 

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from pyro_gram.checks import check_choice
 from pyro_gram.inference.sites import ANSWER, DRAW_ANSWER
-from pyro_gram.networks.layers import init_linear_, make_embedding
+from pyro_gram.networks.core import init_linear_, make_embedding
 from pyro_gram.registry import MODELS
 from pyro_gram.spec import TaskSpec
 

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_choice, check_range
 from pyro_gram.inference.contract import ModelTraits
 from pyro_gram.inference.sites import ANSWER, data_plates, record_state, register_parameters
-from pyro_gram.networks.core import LatentState
+from pyro_gram.networks.core import MIXERS, LatentState, make_stack
 from pyro_gram.networks.embeddings import answer_decoder, embed_input, input_encoder
-from pyro_gram.networks.layers import MIXERS, make_stack
 from pyro_gram.registry import MODELS
 from pyro_gram.spec import TaskSpec
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from pyro_gram.inference.contract import ModelTraits
-from pyro_gram.networks.core import CoreConfig, LatentState
-from pyro_gram.networks.layers import make_stack
+from pyro_gram.networks.core import CoreConfig, LatentState, make_stack
 from pyro_gram.registry import MODELS
 
 from .gram import GRAM, GRAMConfig

@@ -33,8 +33,7 @@ from torch import Tensor, nn
 from pyro_gram.checks import check_choice
 from pyro_gram.inference.contract import ModelTraits
 from pyro_gram.inference.sites import DRAW_ANSWER, HALT, HALTED, LOSS_ONLY, add_training_loss
-from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
-from pyro_gram.networks.layers import make_stack
+from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore, make_stack
 from pyro_gram.registry import MODELS
 
 from .gram import GRAM, GRAMConfig

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_gram.inference.guide import EffectGuide
+from pyro_gram.networks.core import GaussianHead
 from pyro_gram.networks.embeddings import answer_encoder
-from pyro_gram.networks.layers import GaussianHead
 from pyro_gram.spec import TaskSpec
 
 

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_gram.inference.sites import data_plates, register_parameters, sample_halt_and_value
-from pyro_gram.networks.core import CoreConfig, LatentState
+from pyro_gram.networks.core import CoreConfig, LatentState, make_stack
 from pyro_gram.networks.embeddings import answer_decoder, input_encoder
-from pyro_gram.networks.layers import make_stack
 from pyro_gram.spec import TaskSpec
 
 

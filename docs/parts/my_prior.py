@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pyro_gram.networks.layers import GaussianHead
+from pyro_gram.networks.core import GaussianHead
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, FRACTION, check_range
 from pyro_gram.inference.contract import PriorTraits
 from pyro_gram.inference.families import CodeFamily
-from pyro_gram.networks.layers import init_linear_
+from pyro_gram.networks.core import init_linear_
 from pyro_gram.registry import PRIORS
 
 

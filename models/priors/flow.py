@@ -11,7 +11,7 @@ from pyro.distributions.transforms import ConditionalAffineCoupling, Permute
 from torch import Tensor, nn, randperm
 
 from pyro_gram.checks import AT_LEAST_1, check_range
-from pyro_gram.networks.layers import GaussianHead
+from pyro_gram.networks.core import GaussianHead
 from pyro_gram.registry import PRIORS
 
 from .gaussian import GaussianPriorConfig

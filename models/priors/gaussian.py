@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyro_gram.checks import AT_LEAST_1, check_range
 from pyro_gram.inference.contract import PriorTraits
 from pyro_gram.inference.families import MeanFamily, NormalFamily
-from pyro_gram.networks.layers import GaussianHead
+from pyro_gram.networks.core import GaussianHead
 from pyro_gram.registry import PRIORS
 
 

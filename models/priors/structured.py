@@ -14,7 +14,7 @@ from torch.distributions import constraints, register_kl
 
 from pyro_gram.checks import AT_LEAST_1, check_range
 from pyro_gram.inference.contract import PriorTraits
-from pyro_gram.networks.layers import GaussianHead, SwiGLU
+from pyro_gram.networks.core import GaussianHead, SwiGLU
 from pyro_gram.registry import PRIORS
 
 from .gaussian import GaussianPriorConfig

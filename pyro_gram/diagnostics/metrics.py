@@ -10,7 +10,7 @@ import torch
 from scipy.stats import norm
 from torch import Tensor, nn
 
-from pyro_gram.networks.layers import Block
+from pyro_gram.networks.core import Block
 from pyro_gram.sampling.rollout import isolated_rng, run_steps, to_device_of
 from pyro_gram.sampling.selection import select_by_value, tally
 from pyro_gram.tasks.base import PuzzleSet, Task
@@ -187,7 +187,7 @@ def wilson_interval(share: float, count: int, level: float = 0.95) -> tuple[floa
 def count_layers(model: nn.Module, x: Tensor | None, depth: int) -> int:
     """Count the layers that one sample passes through: its cost, which is the same on every machine.
 
-    A layer is a ``networks.layers.Block``: attention, or SwiGLU over positions, and a SwiGLU over channels. Heads,
+    A layer is a ``networks.core.Block``: attention, or SwiGLU over positions, and a SwiGLU over channels. Heads,
     embeddings and decoders are not counted. Every pass counts the same, although the passes of an autoregressive model
     are over fewer positions than those of a recursion.
 

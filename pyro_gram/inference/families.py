@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, register_kl
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.networks.layers import CodeHead, GaussianHead
+from pyro_gram.networks.core import CodeHead, GaussianHead
 
 
 class Family(Protocol):

@@ -1,14 +1,26 @@
-"""The recursive core: ``f_L`` and ``f_H``, and the deterministic part of a transition (Eq. 6-7)."""
+"""The recursive core, and the layers of Appendix B.1 that it is made of.
+
+The layers are post-RMSNorm, rotary attention, SwiGLU, SwiGLU over positions, and heads of distributions. All take and
+return ``[..., L, D]`` with any leading shape, on any device. ``networks.fused`` has faster forms for CPUs.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from pyro_gram.checks import AT_LEAST_1, check_choice, check_range
-from pyro_gram.networks.layers import MIXERS, make_stack
+from pyro_gram.errors import ConfigError
+from pyro_gram.networks.fused import MAX_POSITIONS, FusedResidualNorm, FusedRotaryAttention, on_cpu
+
+MIXERS = ("attention", "swiglu")
+SCALE_FLOOR = 1e-3  # the least sigma: keeps log sigma and the KL finite in float32
 
 
 class LatentState(NamedTuple):
@@ -67,3 +79,199 @@ class RecursiveCore(nn.Module):
         for _ in range(self.low_steps):
             l = self.f_L(l + injected)
         return self.f_H(h + l), l
+
+
+def init_linear_(linear: nn.Linear) -> nn.Linear:
+    """Draw weights from a truncated normal of variance 1/fan_in, as TRM and HRM do; return the layer."""
+    nn.init.trunc_normal_(linear.weight, std=linear.in_features**-0.5)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+    return linear
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation of ``x``, or of ``x + branch``, over the last dimension; no gain (as in TRM)."""
+
+    def forward(self, x: Tensor, branch: Tensor | None = None) -> Tensor:
+        if branch is not None and on_cpu(x, branch):
+            return FusedResidualNorm.apply(x, branch)
+        return F.rms_norm(x if branch is None else x + branch, x.shape[-1:])
+
+
+class SwiGLU(nn.Module):
+    """``down(silu(gate(x)) * up(x))`` over the last dimension.
+
+    Shapes: ``[..., width] -> [..., out]``.
+    """
+
+    def __init__(self, width: int, hidden: int, out: int | None = None) -> None:
+        super().__init__()
+        self.gate_up = init_linear_(nn.Linear(width, 2 * hidden, bias=False))
+        self.down = init_linear_(nn.Linear(hidden, out or width, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class PositionSwiGLU(nn.Module):
+    """SwiGLU over positions, shared by all channels (the paper's core for Sudoku). ``[..., L, D] -> [..., L, D]``."""
+
+    def __init__(self, length: int, hidden: int) -> None:
+        super().__init__()
+        self.mix = SwiGLU(length, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x.transpose(-1, -2)).transpose(-1, -2)
+
+
+class RotaryAttention(nn.Module):
+    """Multi-head self-attention, with rotary positions on queries and keys.
+
+    Args:
+        length: the largest L; tables of sines are computed once for it.
+        width: D, a multiple of ``2 * heads``.
+        heads: number of heads.
+        base: the rotary base.
+        prefix: None for attention in both directions; otherwise the first ``prefix`` positions attend to each other,
+            and each later position to these and to all before it (a prefix language model).
+    """
+
+    rotation: Tensor
+    order: Tensor
+    scale: Tensor
+    mask: Tensor | None
+
+    def __init__(self, length: int, width: int, heads: int, base: float = 10_000.0, prefix: int | None = None) -> None:
+        super().__init__()
+        if width % (2 * heads):
+            raise ConfigError(f"width {width} must be a multiple of 2 * heads = {2 * heads}")
+        self.heads = heads
+        self.qkv = init_linear_(nn.Linear(width, 3 * width, bias=False))
+        self.out = init_linear_(nn.Linear(width, width, bias=False))
+        size = width // heads
+        angle = torch.outer(torch.arange(length).float(), base ** (-torch.arange(0, size, 2).float() / size))
+        angle = angle[:, None, None] * torch.tensor([1.0, 1.0, 0.0])[:, None, None]  # values are not rotated
+        rotation = torch.stack((angle.cos(), angle.sin()), dim=-1).expand(-1, -1, heads, -1, -1).contiguous()
+        self.register_buffer("rotation", rotation, persistent=False)  # [L, 3, heads, size / 2, 2]
+        # Channel i of a query or key rotates with channel i + size / 2. Reordering the weights makes them neighbours,
+        # one complex number, more cheaply than reordering the activations.
+        order = torch.arange(3 * width).view(3, heads, size)
+        order[:2] = order[:2].unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+        self.register_buffer("order", order.flatten(), persistent=False)
+        scale = torch.tensor([size**-0.5, 1.0, 1.0]).view(3, 1, 1, 1)  # of queries, keys and values
+        self.register_buffer("scale", scale, persistent=False)
+        position = torch.arange(length)
+        mask = None if prefix is None else (position < prefix) | (position <= position[:, None])  # [query, key]
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        *batch, L, D = x.shape
+        weight = self.qkv.weight.index_select(0, self.order)
+        qkv = F.linear(x, weight).view(math.prod(batch), L, 3, self.heads, D // self.heads // 2, 2)
+        rotation = self.rotation[:L]
+        if self.mask is None and L <= MAX_POSITIONS and on_cpu(qkv, rotation):
+            scaled = torch.view_as_complex(rotation * self.scale)
+            return self.out(FusedRotaryAttention.apply(torch.view_as_complex(qkv), scaled).view(*batch, L, D))
+        q, k, v = rotate(qkv, rotation).flatten(-2).permute(2, 0, 3, 1, 4).unbind()  # [B, H, L, size] each
+        mask = None if self.mask is None else self.mask[:L, :L]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out(attended.transpose(1, 2).reshape(*batch, L, D))
+
+
+def rotate(pairs: Tensor, rotation: Tensor) -> Tensor:
+    """Rotate pairs of channels ``[..., 2]`` by angles whose cosine and sine are ``rotation`` ``[..., 2]``."""
+    exact = pairs.dtype == rotation.dtype and pairs.dtype in (torch.float32, torch.float64)
+    if exact and pairs.device.type in ("cpu", "cuda") and not is_compiling():
+        return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
+    a, b = pairs.unbind(-1)  # half precision has no complex numbers; compilers fuse real ones
+    cos, sin = rotation.to(pairs.dtype).unbind(-1)
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+class Block(nn.Module):
+    """One layer: mix positions, then channels, each with a residual connection and post-RMSNorm."""
+
+    def __init__(self, mixer: nn.Module, width: int, hidden: int) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.channels = SwiGLU(width, hidden)
+        self.norm = RMSNorm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x, self.mixer(x))
+        return self.norm(x, self.channels(x))
+
+
+def make_stack(
+    mixer: str, layers: int, length: int, width: int, heads: int, hidden: int, prefix: int | None = None
+) -> nn.Sequential:
+    """Make ``layers`` blocks that mix positions by ``"attention"`` or ``"swiglu"``.
+
+    Args:
+        prefix: as for :class:`RotaryAttention`; only for ``"attention"``.
+
+    Raises:
+        ConfigError: ``mixer`` is neither.
+    """
+    check_choice("mixer", mixer, MIXERS)
+
+    def make_mixer() -> nn.Module:
+        if mixer == "attention":
+            return RotaryAttention(length, width, heads, prefix=prefix)
+        return PositionSwiGLU(length, hidden)
+
+    return nn.Sequential(*(Block(make_mixer(), width, hidden) for _ in range(layers)))
+
+
+def make_embedding(count: int, width: int) -> nn.Embedding:
+    """Make an embedding with std 1/sqrt(D); scaled by sqrt(D) in use, it has unit variance (Appendix B.1)."""
+    embedding = nn.Embedding(count, width)
+    nn.init.trunc_normal_(embedding.weight, std=1 / math.sqrt(width))
+    return embedding
+
+
+class GaussianHead(nn.Module):
+    """Compute mean and scale of a diagonal Gaussian over ``[L, D]`` by a SwiGLU at each position (Appendix B.1).
+
+    The last layer starts at zero: prior and guide start as N(0, initial_scale^2), and the KL at 0.
+
+    Shapes: ``[..., L, width] -> (loc, scale)``, each ``[..., L, out]``, scale > 0; with ``mean=False`` or
+    ``scale=False`` only the other.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        out: int,
+        initial_scale: float = 0.1,
+        *,
+        mean: bool = True,
+        scale: bool = True,
+    ) -> None:
+        super().__init__()
+        self.mean, self.scale = mean, scale
+        self.mlp = SwiGLU(width, hidden, (mean + scale) * out)
+        nn.init.zeros_(self.mlp.down.weight)
+        self.shift = math.log(math.expm1(initial_scale - SCALE_FLOOR))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        *loc, raw = self.mlp(x).chunk(self.mean + self.scale, dim=-1)
+        return (*loc, F.softplus(raw + self.shift) + SCALE_FLOOR if self.scale else raw)
+
+
+class CodeHead(nn.Module):
+    """Compute logits of categorical codes by a SwiGLU at each position; all are equal before training.
+
+    Shapes: ``[..., L, width] -> ([..., L, groups, classes],)``.
+    """
+
+    def __init__(self, width: int, hidden: int, groups: int, classes: int) -> None:
+        super().__init__()
+        self.shape = (groups, classes)
+        self.mlp = SwiGLU(width, hidden, groups * classes)
+        nn.init.zeros_(self.mlp.down.weight)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.mlp(x).unflatten(-1, self.shape),)

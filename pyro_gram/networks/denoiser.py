@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from pyro_gram.networks.layers import init_linear_
+from pyro_gram.networks.core import init_linear_
 
 
 class Denoiser(nn.Module):

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_gram.errors import ConfigError
+from pyro_gram.networks.core import init_linear_, make_embedding
 from pyro_gram.networks.images import PatchDecoder, PatchEncoder
-from pyro_gram.networks.layers import init_linear_, make_embedding
 from pyro_gram.spec import TaskSpec
 
 

@@ -1,6 +1,6 @@
 """Fused CPU operations: the norm of a residual sum, and attention over few positions, in few passes over memory.
 
-Compilers and CUDA fuse the plain operations in ``networks.layers`` themselves.
+Compilers and CUDA fuse the plain operations in ``networks.core`` themselves.
 """
 
 from __future__ import annotations

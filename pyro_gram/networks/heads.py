@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from pyro_gram.networks.layers import RMSNorm, init_linear_, make_stack
+from pyro_gram.networks.core import RMSNorm, init_linear_, make_stack
 
 
 class HaltValueHead(nn.Module):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.networks.layers import init_linear_
+from pyro_gram.networks.core import init_linear_
 
 
 def check_image(image: tuple[int, int], patch: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from pyro import poutine
 from torch.distributions import Categorical, kl_divergence
 
 from pyro_gram.inference.sites import plate_shape
-from pyro_gram.networks.layers import RotaryAttention
+from pyro_gram.networks.core import RotaryAttention
 from pyro_gram.sampling.rollout import rollout
 from tests.conftest import build_case
 

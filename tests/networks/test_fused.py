@@ -4,9 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pyro_gram.networks import layers
+from pyro_gram.networks.core import RotaryAttention, make_stack
 from pyro_gram.networks.fused import MAX_POSITIONS, FusedResidualNorm, on_cpu, plain_forms
-from pyro_gram.networks.layers import RotaryAttention, make_stack
 
 D = 16
 
@@ -16,7 +15,7 @@ def both(monkeypatch, module, x):
     values = []
     for plain in (False, True):
         if plain:
-            monkeypatch.setattr(layers, "on_cpu", lambda *_: False)
+            monkeypatch.setattr(core, "on_cpu", lambda *_: False)
         leaf = x.clone().requires_grad_()
         y = module(leaf)
         weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
@@ -60,7 +59,7 @@ def test_long_inputs_and_prefixes_take_torchs_attention(monkeypatch):
     def refuse(*_):
         raise AssertionError("a square of scores")
 
-    monkeypatch.setattr(layers.FusedRotaryAttention, "apply", refuse)
+    monkeypatch.setattr(core.FusedRotaryAttention, "apply", refuse)
     RotaryAttention(MAX_POSITIONS + 1, D, 2)(torch.randn(1, MAX_POSITIONS + 1, D))
     RotaryAttention(8, D, 2, prefix=3)(torch.randn(1, 8, D))
     with pytest.raises(AssertionError, match="a square of scores"):

@@ -3,17 +3,19 @@ import torch
 from torch import nn
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
-from pyro_gram.networks.embeddings import FeatureEncoder, PaddedEncoder, TokenDecoder, TokenEncoder
-from pyro_gram.networks.layers import (
+from pyro_gram.networks.core import (
+    CoreConfig,
     GaussianHead,
+    LatentState,
     PositionSwiGLU,
+    RecursiveCore,
     RMSNorm,
     RotaryAttention,
     SwiGLU,
     make_stack,
     rotate,
 )
+from pyro_gram.networks.embeddings import FeatureEncoder, PaddedEncoder, TokenDecoder, TokenEncoder
 
 L, D = 6, 16
 LAYERS = [
