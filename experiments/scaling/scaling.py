@@ -133,7 +133,7 @@ class CheckpointStudy:
             for kind in SPREADS:
                 scheme = DrawScheme(kind)
                 # Trajectories that are given up are paid for by fewer that go on.
-                given_up = (scheme.oversample - 1) * scheme.steps if scheme.drops else 0
+                given_up = (scheme.oversample - 1) * scheme.steps if scheme.is_selective else 0
                 count = max(1, round(n * mean / (mean + given_up)))
                 samples = self.rollout(count, seed=seed, draws=scheme)
                 results[kind][n] = self.measure(samples) | {"work": samples.work.double().mean().item(), "n": count}

@@ -135,8 +135,8 @@ def _check_density_of_y(model: Callable[..., Any], x: Tensor | None, y: Tensor) 
         expected = expected + per_input(name, site, log_prob_of(site), answer, expected.shape)
     if not torch.allclose(log_prob.expand_as(expected), expected, rtol=1e-3, atol=1e-2, equal_nan=True):
         names = {name for name, _ in replay.observations} - {name for name, _ in end.observations} - {ANSWER}
-        what = f"observes {', '.join(sorted(map(repr, names)))} only" if names else "has another density"
+        difference = f"observes {', '.join(sorted(map(repr, names)))} only" if names else "has another density"
         raise ConfigError(
-            f"the program {what} where it is given y, and trajectories of the prior are not: make all that depends on "
-            "y a part of the likelihood at 'y', or use guide_draws"
+            f"the program {difference} when it is given y, and trajectories of the prior are not given y: make all that "
+            "depends on y a part of the likelihood at 'y', or use guide_draws"
         )

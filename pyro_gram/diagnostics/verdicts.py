@@ -232,12 +232,12 @@ def estimate(summary: dict[str, Any]) -> Verdict:
 
 def agreement(summary: dict[str, Any]) -> Verdict:
     """Judge whether importance weights and prior Monte Carlo agree. ``summary``: of ``evidence.Evidence``."""
-    both = summary["both_trusted"]
+    num_comparable = summary["both_trusted"]
     return Verdict(
         "two estimates",
-        AGREEMENT.level(summary["agree"] / both) if both >= MIN_PAIRS else UNKNOWN,
-        f"both estimates can be trusted for {both} of {summary['pairs']} pairs and agree within three standard errors "
-        f"for {summary['agree']} of them",
+        AGREEMENT.level(summary["agree"] / num_comparable) if num_comparable >= MIN_PAIRS else UNKNOWN,
+        f"both estimates can be trusted for {num_comparable} of {summary['pairs']} pairs and agree within three standard "
+        f"errors for {summary['agree']} of them",
         f"{AGREEMENT.text}; not measured for fewer than {MIN_PAIRS} pairs",
         "The two estimates share no draws. If they agree, both are likely to be right.",
         ESTIMATES,

@@ -44,18 +44,18 @@ class DrawScheme:
         check_range(self, oversample=AT_LEAST_1, steps=AT_LEAST_1)
 
     @property
-    def drops(self) -> bool:
+    def is_selective(self) -> bool:
         """Do some trajectories end before the full depth?"""
         return self.kind == "distinct"
 
     @property
     def shared_steps(self) -> int:
         """Supervision steps that all trajectories take together, before any is dropped."""
-        return self.steps if self.drops else 1
+        return self.steps if self.is_selective else 1
 
     def num_proposals(self, num_samples: int) -> int:
         """Return how many trajectories start for ``num_samples`` that reach the end."""
-        return num_samples * self.oversample if self.drops else num_samples
+        return num_samples * self.oversample if self.is_selective else num_samples
 
     def handler(self) -> AbstractContextManager[Any]:
         """Return the Pyro handler that draws the guidance of the first transition."""
@@ -71,7 +71,7 @@ class DrawScheme:
         Returns:
             int64 ``[N, B]``, indices in [0, M).
         """
-        if not self.drops:
+        if not self.is_selective:
             return torch.arange(num_samples, device=tokens.device)[:, None].expand(-1, tokens.shape[1])
         return count_repeats(tokens).argsort(dim=0, stable=True)[:num_samples]
 

@@ -161,7 +161,7 @@ def broadcast_chunk(chunk: Rollout | None, owner: int, processes: ProcessGroup, 
     tensors = {name: None if chunk is None else getattr(chunk, name) for name in names}
     mask = None if chunk is None else torch.tensor([tensors[name] is not None for name in names])
     is_set = processes.broadcast(mask, owner, device).tolist()
-    set_names = [name for name, yes in zip(names, is_set, strict=True) if yes]
+    set_names = [name for name, flag in zip(names, is_set, strict=True) if flag]
     return Rollout(**{name: processes.broadcast(tensors[name], owner, device) for name in set_names})
 
 
@@ -189,9 +189,9 @@ def _check_halt(halt: float | None, model: Any) -> None:
 
 
 def _check_config(config: RolloutConfig, x: Tensor | None) -> None:
-    if config.history and (config.halt is not None or config.draws.drops):
+    if config.history and (config.halt is not None or config.draws.is_selective):
         raise UserError("a history needs trajectories that all run to the full depth: leave out halt and draws")
-    if x is None and config.draws.drops:
+    if x is None and config.draws.is_selective:
         raise UserError("distinct trajectories are for answers to an input, not for p(x)")
 
 
@@ -202,7 +202,7 @@ def _run_chunk(model: Callable[..., Any], x: Tensor | None, num_samples: int, co
     """Run ``num_samples`` trajectories of each input together."""
     # The handler nearest to the program acts first, so that the draws are of the tempered prior.
     with config.draws.handler(), Temper(config.temper):
-        if config.halt is not None or config.draws.drops:
+        if config.halt is not None or config.draws.is_selective:
             return _run_until_halted(model, x, num_samples, config)
         if config.history:
             ends = list(rollout_steps(model, x, depth=config.depth, num_samples=num_samples))

@@ -160,11 +160,11 @@ def test_distinct_is_for_answers_to_an_input_and_keeps_no_history():
 def test_only_distinct_schemes_oversample():
     for kind in ("independent", "antithetic", "sobol"):
         scheme = DrawScheme(kind, oversample=4, steps=3)
-        assert (scheme.drops, scheme.shared_steps, scheme.num_proposals(5)) == (False, 1, 5)
+        assert (scheme.is_selective, scheme.shared_steps, scheme.num_proposals(5)) == (False, 1, 5)
         tokens = torch.arange(5)[:, None, None].expand(5, 2, 1)
         assert scheme.select(tokens, 3).tolist() == [[0, 0], [1, 1], [2, 2]]
     scheme = DrawScheme("distinct", oversample=4, steps=3)
-    assert (scheme.drops, scheme.shared_steps, scheme.num_proposals(5)) == (True, 3, 20)
+    assert (scheme.is_selective, scheme.shared_steps, scheme.num_proposals(5)) == (True, 3, 20)
 
 
 def test_only_antithetic_and_sobol_schemes_have_a_handler():

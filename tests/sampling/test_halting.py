@@ -7,7 +7,7 @@ import pytest
 import torch
 from pyro_gram.models.gram import GRAM
 
-from experiments.bench.bench_solve import CHECKPOINT, PEAK, WIDE, output
+from experiments.bench.bench_solve import CHECKPOINT, MANY, PEAK, output
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.sampling.draws import DrawScheme
 from pyro_gram.sampling.memory import trajectories_in_memory
@@ -99,7 +99,7 @@ def test_a_memory_limit_below_one_trajectory_is_refused():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize(("trajectories", "limit"), [(40, 20.0), pytest.param(WIDE, 25.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("trajectories", "limit"), [(40, 20.0), pytest.param(MANY, 25.0, marks=pytest.mark.slow)])
 def test_trajectories_stay_within_the_users_memory(trajectories, limit):
     """Without the limit 40 trajectories of each of four graphs take some 40 MB."""
     peak = float(output([sys.executable, "-c", PEAK, str(CHECKPOINT), str(trajectories), str(limit)]))

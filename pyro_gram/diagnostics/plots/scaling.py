@@ -228,19 +228,21 @@ def _draw_compute(axes: Any, study: dict[str, Any]) -> None:
     """Draw every point of the frontier within the budget, and the best of each method."""
     name, label = goal_of(study)
     budget = study["of"] * study["depth"]
-    within = {m: [p for p in points if p[0] <= 1.1 * budget] for m, points in _by_method(study, "work", name).items()}
+    candidates = {
+        m: [p for p in points if p[0] <= 1.1 * budget] for m, points in _by_method(study, "work", name).items()
+    }
     for method, (color, marker, method_label) in METHODS.items():
-        if not within[method]:
+        if not candidates[method]:
             continue
-        points = np.array(within[method])
+        points = np.array(candidates[method])
         axes.scatter(points[:, 0], points[:, 1], s=9, color=color, marker=marker, alpha=0.25, linewidths=0)
-        best = np.array(envelope(within[method]))
+        best = np.array(envelope(candidates[method]))
         axes.step(best[:, 0], best[:, 1], where="post", color=color, linewidth=1.4)
         axes.plot(best[:, 0], best[:, 1], color=color, marker=marker, markersize=4, linestyle="", label=method_label)
-    works = [work for points in within.values() for work, _ in points]
+    works = [work for points in candidates.values() for work, _ in points]
     ticks = [tick for power in range(5) for tick in (10**power, 2 * 10**power, 5 * 10**power)]
     _log_ticks(axes, [tick for tick in ticks if min(works) * 0.8 < tick < max(works) * 1.25])
-    lowest = min(y for _, y in within["whole"])
+    lowest = min(y for _, y in candidates["whole"])
     axes.set_ylim(max(0.0, lowest - 0.15), 1.01)
     style_axes(axes, "core evaluations (supervision steps) for each input", label)
     axes.set_title("Each width, depth and P (lines: the best of these inputs)")
@@ -251,15 +253,15 @@ def _draw_tradeoff(axes: Any, study: dict[str, Any]) -> None:
     """Draw accuracy against coverage at one budget: of each method the points that no other point dominates."""
     name, label = goal_of(study)
     budget = study["of"] * study["depth"]
-    within: dict[str, list[tuple[float, float]]] = {method: [] for method in METHODS}
+    candidates: dict[str, list[tuple[float, float]]] = {method: [] for method in METHODS}
     for p in study["points"].values():
         if p["work"] <= budget:
-            within[method_of(p, study["depth"])].append((p["sample"], p[name]))
-    best_accuracy = max(x for points in within.values() for x, _ in points)
+            candidates[method_of(p, study["depth"])].append((p["sample"], p[name]))
+    best_accuracy = max(x for points in candidates.values() for x, _ in points)
     for method, (color, marker, method_label) in METHODS.items():
-        near = np.array([(x, y) for x, y in within[method] if x > best_accuracy - NEAR]).reshape(-1, 2)
-        axes.scatter(near[:, 0], near[:, 1], s=9, color=color, marker=marker, alpha=0.25, linewidths=0)
-        best = np.array([(-x, y) for x, y in envelope([(-x, y) for x, y in near.tolist()])]).reshape(-1, 2)
+        shown = np.array([(x, y) for x, y in candidates[method] if x > best_accuracy - NEAR]).reshape(-1, 2)
+        axes.scatter(shown[:, 0], shown[:, 1], s=9, color=color, marker=marker, alpha=0.25, linewidths=0)
+        best = np.array([(-x, y) for x, y in envelope([(-x, y) for x, y in shown.tolist()])]).reshape(-1, 2)
         axes.plot(best[:, 0], best[:, 1], color=color, marker=marker, markersize=5, label=method_label)
     style_axes(axes, "accuracy, one sample", label)
     axes.set_title(f"Within {budget} core evaluations")
