@@ -137,6 +137,6 @@ def _check_density_of_y(model: Callable[..., Any], x: Tensor | None, y: Tensor) 
         names = {name for name, _ in replay.observations} - {name for name, _ in end.observations} - {ANSWER}
         difference = f"observes {', '.join(sorted(map(repr, names)))} only" if names else "has another density"
         raise ConfigError(
-            f"the program {difference} when it is given y, and trajectories of the prior are not given y: make all that "
-            "depends on y a part of the likelihood at 'y', or use guide_draws"
+            f"the program {difference} when it is given y, and trajectories of the prior are not given y: make all "
+            "that depends on y a part of the likelihood at 'y', or use guide_draws"
         )

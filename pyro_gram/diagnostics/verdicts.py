@@ -236,8 +236,8 @@ def agreement(summary: dict[str, Any]) -> Verdict:
     return Verdict(
         "two estimates",
         AGREEMENT.level(summary["agree"] / num_comparable) if num_comparable >= MIN_PAIRS else UNKNOWN,
-        f"both estimates can be trusted for {num_comparable} of {summary['pairs']} pairs and agree within three standard "
-        f"errors for {summary['agree']} of them",
+        f"both estimates can be trusted for {num_comparable} of {summary['pairs']} pairs and agree within three "
+        f"standard errors for {summary['agree']} of them",
         f"{AGREEMENT.text}; not measured for fewer than {MIN_PAIRS} pairs",
         "The two estimates share no draws. If they agree, both are likely to be right.",
         ESTIMATES,
