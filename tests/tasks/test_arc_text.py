@@ -81,26 +81,26 @@ def test_the_plain_version_may_be_left_out(task):
     assert torch.equal(task.parse(json.dumps(value, indent=2)), x)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"id": "12345678"}, 'id "12345678" is no task of this run'),
-        ({"id": ["0d3d703e"]}, r'id must be a text, not \["0d3d703e"\]'),
-        ({"id": None}, 'the object has no "id"'),
-        ({"input": None}, 'the object has no "input"'),
-        ({"input": [[1, 2], [3]]}, "input is ragged: row 2"),
-        ({"input": [[0] * 7]}, "input has 1 x 7 cells; this canvas holds 6 x 6"),
-        ({"version": 6}, "version 6 of task 0d3d703e does not exist: the last is 5"),
-        ({"version": -1}, "version must be an integer from 0 .*, not -1"),
-        ({"version": True}, "version must be an integer .*, not true"),
-        ({"version": "1"}, 'version must be an integer .*, not "1"'),
-        ({"output": [[1]]}, 'an input has "id", "version" and "input"; "output" is none of them'),
-    ],
-)
-def test_each_fault_of_an_input_with_an_id_has_its_own_message(task, changes, message):
-    value = {"id": "0d3d703e", "version": 1, "input": [[1]], **changes}
-    with pytest.raises(InputError, match=message):
-        task.parse(json.dumps({k: v for k, v in value.items() if v is not None}))
+BAD_CHANGES = [
+    ({"id": "12345678"}, 'id "12345678" is no task of this run'),
+    ({"id": ["0d3d703e"]}, r'id must be a text, not \["0d3d703e"\]'),
+    ({"id": None}, 'the object has no "id"'),
+    ({"input": None}, 'the object has no "input"'),
+    ({"input": [[1, 2], [3]]}, "input is ragged: row 2"),
+    ({"input": [[0] * 7]}, "input has 1 x 7 cells; this canvas holds 6 x 6"),
+    ({"version": 6}, "version 6 of task 0d3d703e does not exist: the last is 5"),
+    ({"version": -1}, "version must be an integer from 0 .*, not -1"),
+    ({"version": True}, "version must be an integer .*, not true"),
+    ({"version": "1"}, 'version must be an integer .*, not "1"'),
+    ({"output": [[1]]}, 'an input has "id", "version" and "input"; "output" is none of them'),
+]
+
+
+def test_each_fault_of_an_input_with_an_id_has_its_own_message(task):
+    for changes, message in BAD_CHANGES:
+        value = {"id": "0d3d703e", "version": 1, "input": [[1]], **changes}
+        with pytest.raises(InputError, match=message):
+            task.parse(json.dumps({k: v for k, v in value.items() if v is not None}))
 
 
 def test_an_error_names_the_line_if_there_are_several(task):
@@ -146,36 +146,36 @@ def changed_text(part="train", key="output", value=None):
     return json.dumps(task)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "not JSON"),
-        ("{'train': 1}", "not JSON: Expecting property name"),
-        ("[" * 100_000, "not JSON"),
-        ('"text"', 'a JSON object with "train"'),
-        ('{"train": []}', 'a JSON object with "train"'),
-        ('{"train": [], "test": []}', '"train" must be a list of at least one pair'),
-        ('{"train": 3, "test": []}', '"train" must be a list'),
-        (json.dumps({**OWN, "test": []}), '"test" must be a list of at least one pair'),
-        (json.dumps({**OWN, "train": [3]}), 'train pair 1 has no "input"'),
-        (changed_text(), 'train pair 2 has no "output"'),
-        (changed_text("test", "input"), 'test pair 2 has no "input"'),
-        (changed_text(value=[[1, 2], [3]]), "train pair 2, output is ragged: row 2 has 1 cells, row 1 has 2"),
-        (changed_text(value=[[1, 2], [3, 10]]), "train pair 2, output, row 2: 10 is no colour"),
-        (changed_text(value=[[1, True]]), "row 1: true is no colour"),
-        (changed_text(value=[[1, 1.0]]), "row 1: 1.0 is no colour"),
-        (changed_text(value=[[-1]]), "row 1: -1 is no colour"),
-        (changed_text(value=[]), "train pair 2, output is an empty grid"),
-        (changed_text(value=[[]]), "is an empty grid"),
-        (changed_text(value=[1, 2]), "must be a list of rows"),
-        (changed_text("test", "input", [[0] * 7]), "test pair 2, input has 1 x 7 cells; this canvas holds 6 x 6"),
-        (json.dumps(OWN), "no embedding for the task.*train with --task.files FOLDER"),
-        ("[[9,9,9,9,9]]", "the grid is an input of no task of this run"),
-    ],
-)
-def test_each_kind_of_bad_input_has_its_own_message(task, text, message):
-    with pytest.raises(InputError, match=message):
-        task.parse(text)
+BAD_INPUTS = [
+    ("", "not JSON"),
+    ("{'train': 1}", "not JSON: Expecting property name"),
+    ("[" * 100_000, "not JSON"),
+    ('"text"', 'a JSON object with "train"'),
+    ('{"train": []}', 'a JSON object with "train"'),
+    ('{"train": [], "test": []}', '"train" must be a list of at least one pair'),
+    ('{"train": 3, "test": []}', '"train" must be a list'),
+    (json.dumps({**OWN, "test": []}), '"test" must be a list of at least one pair'),
+    (json.dumps({**OWN, "train": [3]}), 'train pair 1 has no "input"'),
+    (changed_text(), 'train pair 2 has no "output"'),
+    (changed_text("test", "input"), 'test pair 2 has no "input"'),
+    (changed_text(value=[[1, 2], [3]]), "train pair 2, output is ragged: row 2 has 1 cells, row 1 has 2"),
+    (changed_text(value=[[1, 2], [3, 10]]), "train pair 2, output, row 2: 10 is no colour"),
+    (changed_text(value=[[1, True]]), "row 1: true is no colour"),
+    (changed_text(value=[[1, 1.0]]), "row 1: 1.0 is no colour"),
+    (changed_text(value=[[-1]]), "row 1: -1 is no colour"),
+    (changed_text(value=[]), "train pair 2, output is an empty grid"),
+    (changed_text(value=[[]]), "is an empty grid"),
+    (changed_text(value=[1, 2]), "must be a list of rows"),
+    (changed_text("test", "input", [[0] * 7]), "test pair 2, input has 1 x 7 cells; this canvas holds 6 x 6"),
+    (json.dumps(OWN), "no embedding for the task.*train with --task.files FOLDER"),
+    ("[[9,9,9,9,9]]", "the grid is an input of no task of this run"),
+]
+
+
+def test_each_kind_of_bad_input_has_its_own_message(task):
+    for text, message in BAD_INPUTS:
+        with pytest.raises(InputError, match=message):
+            task.parse(text)
 
 
 def test_parse_takes_one_test_input(task):

@@ -51,7 +51,7 @@ def test_pairs_of_data_without_input_are_drawn_once_each():
     assert len(y.unique()) == 4
 
 
-def test_the_stream_of_p_x_visits_each_datum_once_an_epoch():
+def test_an_epoch_of_p_x_visits_each_datum_once():
     task = SudokuBoards(SudokuBoards.Config(size=4))
     stream = TargetStream(task, task.split("train"), 96, seed=0, augment=False)
     epochs = [torch.cat([stream(number)[1] for number in range(e, e + 3)]) for e in (0, 3)]

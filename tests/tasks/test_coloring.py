@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from pyro_gram.errors import ConfigError, InputError
-from pyro_gram.registry import TASKS
 from pyro_gram.tasks.batches import TargetStream
 from pyro_gram.tasks.coloring.task import (
     Coloring,
@@ -32,10 +31,6 @@ def brute_force(graph: nx.Graph) -> set[tuple[int, ...]]:
             names: dict[int, int] = {}
             colorings.add(tuple(names.setdefault(c, len(names)) for c in colors))
     return colorings
-
-
-def test_it_is_registered():
-    assert TASKS.get("coloring") is Coloring
 
 
 def test_canonical_colorings_are_counted_by_the_stirling_numbers():
@@ -141,7 +136,7 @@ def test_targets_are_uniform_over_solutions():
     assert (counts - 1000).abs().max() < 5 * 1000**0.5
 
 
-def test_stream_is_a_pure_function_of_its_number_and_visits_each_input_once_an_epoch():
+def test_a_batch_depends_on_its_number_only_and_an_epoch_visits_each_input_once():
     task = make()
     a = TargetStream(task, task.split("train"), 20, seed=3)
     b = TargetStream(task, task.split("train"), 20, seed=3)
@@ -169,42 +164,42 @@ def test_several_graph6_lines_are_several_inputs():
     assert len(list(task.read_inputs(text))) == 3
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (nx.to_graph6_bytes(nx.path_graph(5), header=False).decode(), "5 vertices; this task has vertices = 6"),
-        (nx.to_graph6_bytes(nx.complete_graph(6), header=False).decode(), "not 3-colourable"),
-        ("p edge 6 1\ne 2 2", "line 2: edge .* is a loop at vertex 2"),
-        ("E", "malformed graph6"),
-        ("é???", "malformed graph6"),
-        ("E\x01??", "malformed graph6"),
-        ("p edge 6 1\ne 1 9", "line 2: edge 'e 1 9' names a vertex beyond"),
-        ("p edge 6 1\ne 1 x", "line 2: cannot read 'e 1 x'"),
-        ("p edge 6 1\nq 1 2", "line 2: expected c, p or e .*found 'q'"),
-        ("c nothing here\nc more", "no 'p edge VERTICES EDGES' line"),
-        ("  ", "empty input"),
-    ],
-)
-def test_each_kind_of_bad_input_has_its_own_message(text, message):
-    with pytest.raises(InputError, match=message):
-        make().parse(text)
+BAD_INPUTS = [
+    (nx.to_graph6_bytes(nx.path_graph(5), header=False).decode(), "5 vertices; this task has vertices = 6"),
+    (nx.to_graph6_bytes(nx.complete_graph(6), header=False).decode(), "not 3-colourable"),
+    ("p edge 6 1\ne 2 2", "line 2: edge .* is a loop at vertex 2"),
+    ("E", "malformed graph6"),
+    ("é???", "malformed graph6"),
+    ("E\x01??", "malformed graph6"),
+    ("p edge 6 1\ne 1 9", "line 2: edge 'e 1 9' names a vertex beyond"),
+    ("p edge 6 1\ne 1 x", "line 2: cannot read 'e 1 x'"),
+    ("p edge 6 1\nq 1 2", "line 2: expected c, p or e .*found 'q'"),
+    ("c nothing here\nc more", "no 'p edge VERTICES EDGES' line"),
+    ("  ", "empty input"),
+]
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"vertices": 40}, "vertices must lie between 3 and 12"),
-        ({"edge_probability": 1.5}, "edge_probability"),
-        ({"layout": "matrix"}, "layout"),
-        ({"test": 0}, "test must be at least 1"),
-    ],
-)
-def test_bad_settings_are_named(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        ColoringConfig(**settings)
+def test_each_kind_of_bad_input_has_its_own_message():
+    for text, message in BAD_INPUTS:
+        with pytest.raises(InputError, match=message):
+            make().parse(text)
 
 
-def test_asking_for_more_graphs_than_exist_says_so():
+BAD_SETTINGS = [
+    ({"vertices": 40}, "vertices must lie between 3 and 12"),
+    ({"edge_probability": 1.5}, "edge_probability"),
+    ({"layout": "matrix"}, "layout"),
+    ({"test": 0}, "test must be at least 1"),
+]
+
+
+def test_bad_settings_are_named():
+    for settings, message in BAD_SETTINGS:
+        with pytest.raises(ConfigError, match=message):
+            ColoringConfig(**settings)
+
+
+def test_asking_for_more_graphs_than_exist_is_an_error():
     with pytest.raises(ConfigError, match="too few 3-colourable graphs of 4 vertices"):
         make(vertices=4, train=500).split("train")
 

@@ -48,31 +48,31 @@ def test_every_form_of_dimacs_gives_the_same_graph(task, text):
     assert read_graphs(task, text) == [GRAPH]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (dimacs(EDGES[:7]), "announces 9 edges, and 7 are there"),
-        (dimacs(first="p edge 8 8"), "announces 8 edges, and 9 are there"),
-        (dimacs(first="c nothing"), "^line 2: an edge, but no line 'p edge"),
-        (dimacs(first="c nothing") + "p edge 8 9\n", "^line 2: .* line 11 belongs in front"),
-        (dimacs(first="p 8 9"), "^line 1: the p line 'p 8 9' is too short"),
-        (dimacs(first="p edge 8"), "^line 1: the p line 'p edge 8' is too short"),
-        (dimacs(first="p edge 8.0 9"), "^line 1: cannot read 'p edge 8.0 9'"),
-        (dimacs(first="p cnf 8 9"), "^line 1: 'p cnf' is no graph"),
-        (dimacs(first="p sp 8 9", mark="a"), "^line 1: 'p sp' is a problem of shortest paths"),
-        (dimacs(mark="a"), "^line 2: 'a 1 2' is an arc"),
-        (dimacs([*EDGES, (3, 3)], "p edge 8 10"), "^line 11: edge 'e 3 3' is a loop at vertex 3"),
-        (dimacs([(u - 1, v - 1) for u, v in EDGES]), "^line 2: edge 'e 0 1' has a vertex 0"),
-        (dimacs(first="p edge 7 9"), "^line 1: the graph has 7 vertices; this task has vertices = 8"),
-        ("p edge 3000000 58333344\na 1 2 803\n", "^line 1: the graph has 3000000 vertices"),
-        ("p edge 8 1\ne 1 2 e 3 4\n", "^line 2: cannot read 'e 1 2 e 3 4'"),
-        (dimacs() + "C~\n", "^line 11: expected c, p or e .*, found 'C~'"),  # a graph in graph6, no comment
-        ("c only a comment\n", "no 'p edge VERTICES EDGES' line"),
-    ],
-)
-def test_a_fault_in_dimacs_is_explained_with_its_line(task, text, message):
-    with pytest.raises(InputError, match=message):
-        list(task.read_inputs(text))
+BAD_DIMACS = [
+    (dimacs(EDGES[:7]), "announces 9 edges, and 7 are there"),
+    (dimacs(first="p edge 8 8"), "announces 8 edges, and 9 are there"),
+    (dimacs(first="c nothing"), "^line 2: an edge, but no line 'p edge"),
+    (dimacs(first="c nothing") + "p edge 8 9\n", "^line 2: .* line 11 belongs in front"),
+    (dimacs(first="p 8 9"), "^line 1: the p line 'p 8 9' is too short"),
+    (dimacs(first="p edge 8"), "^line 1: the p line 'p edge 8' is too short"),
+    (dimacs(first="p edge 8.0 9"), "^line 1: cannot read 'p edge 8.0 9'"),
+    (dimacs(first="p cnf 8 9"), "^line 1: 'p cnf' is no graph"),
+    (dimacs(first="p sp 8 9", mark="a"), "^line 1: 'p sp' is a problem of shortest paths"),
+    (dimacs(mark="a"), "^line 2: 'a 1 2' is an arc"),
+    (dimacs([*EDGES, (3, 3)], "p edge 8 10"), "^line 11: edge 'e 3 3' is a loop at vertex 3"),
+    (dimacs([(u - 1, v - 1) for u, v in EDGES]), "^line 2: edge 'e 0 1' has a vertex 0"),
+    (dimacs(first="p edge 7 9"), "^line 1: the graph has 7 vertices; this task has vertices = 8"),
+    ("p edge 3000000 58333344\na 1 2 803\n", "^line 1: the graph has 3000000 vertices"),
+    ("p edge 8 1\ne 1 2 e 3 4\n", "^line 2: cannot read 'e 1 2 e 3 4'"),
+    (dimacs() + "C~\n", "^line 11: expected c, p or e .*, found 'C~'"),  # a graph in graph6, no comment
+    ("c only a comment\n", "no 'p edge VERTICES EDGES' line"),
+]
+
+
+def test_a_fault_in_dimacs_is_explained_with_its_line(task):
+    for text, message in BAD_DIMACS:
+        with pytest.raises(InputError, match=message):
+            list(task.read_inputs(text))
 
 
 def test_a_file_may_hold_two_graphs_and_lines_are_counted_in_the_file(task):
@@ -103,26 +103,26 @@ def test_a_line_of_graph6_or_sparse6_is_read(task, text):
     assert task.format_input(task.parse(text)) == "GCR`v_"
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("&GCR`v_", "directed graph"),
-        (":GaYnL`nabc", "is damaged: it holds more than its graph"),
-        (":G~aYnL`n", "is damaged: it holds more than its graph"),
-        ("GhCGK~", "is damaged: it holds more than its graph"),
-        (">>digraph6<<&GCR`v_", "directed graph"),
-        (";GCR", "incremental sparse6"),
-        ("graph { 0 -- 1; }", "Graphviz"),
-        ("1 2\n2 3", "a list of numbers"),
-        ("GCR`v_ 3", "more on the line than a graph, '3': keep its first column"),
-        (":Gk?G?eM", r"vertex 6 \(counted from 0\) has a loop"),
-        (":~~~~~~~~", "the graph has 68719476735 vertices"),  # before anything of that size is built
-        ("# nothing else", "comments only"),
-    ],
-)
-def test_other_formats_are_refused_by_name(task, text, message):
-    with pytest.raises(InputError, match=message):
-        list(task.read_inputs(text))
+OTHER_FORMATS = [
+    ("&GCR`v_", "directed graph"),
+    (":GaYnL`nabc", "is damaged: it holds more than its graph"),
+    (":G~aYnL`n", "is damaged: it holds more than its graph"),
+    ("GhCGK~", "is damaged: it holds more than its graph"),
+    (">>digraph6<<&GCR`v_", "directed graph"),
+    (";GCR", "incremental sparse6"),
+    ("graph { 0 -- 1; }", "Graphviz"),
+    ("1 2\n2 3", "a list of numbers"),
+    ("GCR`v_ 3", "more on the line than a graph, '3': keep its first column"),
+    (":Gk?G?eM", r"vertex 6 \(counted from 0\) has a loop"),
+    (":~~~~~~~~", "the graph has 68719476735 vertices"),  # before anything of that size is built
+    ("# nothing else", "comments only"),
+]
+
+
+def test_other_formats_are_refused_by_name(task):
+    for text, message in OTHER_FORMATS:
+        with pytest.raises(InputError, match=message):
+            list(task.read_inputs(text))
 
 
 @pytest.mark.parametrize(

@@ -339,23 +339,23 @@ def test_asking_for_more_images_than_the_file_holds_is_an_error(folder, settings
         make(folder, **settings).split(name)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"threshold": 1.0}, "threshold must lie between 0 and 0.99"),
-        ({"threshold": float("nan")}, "threshold"),
-        ({"side": 20}, "side must be 14 or 28, not 20"),
-        ({"patch": 3}, "patch must divide side = 28 .*, and 3 does not"),
-        ({"side": 14, "patch": 4}, r"side = 14 \(1, 2, 7, 14\), and 4 does not"),
-        ({"patch": 0}, "patch must be at least 1"),
-        ({"validation": 0}, "validation must be at least 1"),
-        ({"train": -1}, "train must be at least 0"),
-        ({"data_seed": -1}, "data_seed"),
-    ],
-)
-def test_bad_settings_are_named(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        MNISTConfig(**settings)
+BAD_SETTINGS = [
+    ({"threshold": 1.0}, "threshold must lie between 0 and 0.99"),
+    ({"threshold": float("nan")}, "threshold"),
+    ({"side": 20}, "side must be 14 or 28, not 20"),
+    ({"patch": 3}, "patch must divide side = 28 .*, and 3 does not"),
+    ({"side": 14, "patch": 4}, r"side = 14 \(1, 2, 7, 14\), and 4 does not"),
+    ({"patch": 0}, "patch must be at least 1"),
+    ({"validation": 0}, "validation must be at least 1"),
+    ({"train": -1}, "train must be at least 0"),
+    ({"data_seed": -1}, "data_seed"),
+]
+
+
+def test_bad_settings_are_named():
+    for settings, message in BAD_SETTINGS:
+        with pytest.raises(ConfigError, match=message):
+            MNISTConfig(**settings)
 
 
 def test_unknown_split_is_named(folder):
@@ -385,7 +385,7 @@ def test_text_shows_the_ink_row_by_row():
     assert task.format_input(None) == ""
 
 
-def test_pictures_show_the_image_and_nothing_without_one():
+def test_pictures_show_the_image_or_nothing_without_an_answer():
     from matplotlib.figure import Figure
 
     axes_none, axes_y = Figure().subplots(1, 2)

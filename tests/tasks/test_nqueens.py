@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from pyro_gram.errors import ConfigError, InputError
-from pyro_gram.registry import TASKS
 from pyro_gram.tasks.batches import TargetStream
 from pyro_gram.tasks.nqueens.boards import (
     all_solutions,
@@ -36,10 +35,6 @@ def brute_force(n) -> set[tuple[int, ...]]:
 
 def squares(board) -> list[tuple[int, ...]]:
     return [tuple(s) for s in board.nonzero().tolist()]
-
-
-def test_it_is_registered():
-    assert TASKS.get("nqueens") is NQueens
 
 
 @pytest.mark.parametrize(("n", "count"), [(4, 2), (5, 10), (6, 4), (7, 40), (8, 92), (10, 724)])
@@ -192,40 +187,40 @@ def test_text_round_trips(layout):
     assert len(list(task.read_inputs("\n\n".join(task.format_input(x) for x in puzzles.inputs)))) == len(puzzles)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("....../......", "2 rows; this task has size = 6"),
-        ("", "empty input"),
-        ("......", "one row of 6 squares; give all rows"),
-        ("....../....../.../....../....../......", "row 3 of the board has 3 squares, not 6"),
-        ("....../...x../....../....../....../......", "row 2 of the board holds 'x'"),
-        ("Q...Q./....../....../....../....../......", "row 1, column 1 and row 1, column 5 attack"),
-        ("Q...../....../....../...Q../....../......", "row 1, column 1 and row 4, column 4 attack"),
-        ("Q...../....../....../....../....../......", "cannot be completed"),  # no solution of 6 has a corner
-    ],
-)
-def test_each_kind_of_bad_input_has_its_own_message(text, message):
-    with pytest.raises(InputError, match=message):
-        make().parse(text)
+BAD_INPUTS = [
+    ("....../......", "2 rows; this task has size = 6"),
+    ("", "empty input"),
+    ("......", "one row of 6 squares; give all rows"),
+    ("....../....../.../....../....../......", "row 3 of the board has 3 squares, not 6"),
+    ("....../...x../....../....../....../......", "row 2 of the board holds 'x'"),
+    ("Q...Q./....../....../....../....../......", "row 1, column 1 and row 1, column 5 attack"),
+    ("Q...../....../....../...Q../....../......", "row 1, column 1 and row 4, column 4 attack"),
+    ("Q...../....../....../....../....../......", "cannot be completed"),  # no solution of 6 has a corner
+]
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"size": 3}, "size must lie between 4 and 64"),
-        ({"layout": "matrix"}, "layout"),
-        ({"min_queens": 4, "max_queens": 3}, "max_queens must lie between 4 and 8"),
-        ({"max_queens": 9}, "max_queens must lie between 1 and 8"),
-        ({"validation": 0}, "validation"),
-    ],
-)
-def test_bad_settings_are_named(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        NQueensConfig(**settings)
+def test_each_kind_of_bad_input_has_its_own_message():
+    for text, message in BAD_INPUTS:
+        with pytest.raises(InputError, match=message):
+            make().parse(text)
 
 
-def test_a_validation_split_that_leaves_no_training_says_so():
+BAD_SETTINGS = [
+    ({"size": 3}, "size must lie between 4 and 64"),
+    ({"layout": "matrix"}, "layout"),
+    ({"min_queens": 4, "max_queens": 3}, "max_queens must lie between 4 and 8"),
+    ({"max_queens": 9}, "max_queens must lie between 1 and 8"),
+    ({"validation": 0}, "validation"),
+]
+
+
+def test_bad_settings_are_named():
+    for settings, message in BAD_SETTINGS:
+        with pytest.raises(ConfigError, match=message):
+            NQueensConfig(**settings)
+
+
+def test_a_validation_split_that_leaves_no_training_is_an_error():
     with pytest.raises(ConfigError, match="leaves nothing of the"):
         make(validation=5000).split("train")
 

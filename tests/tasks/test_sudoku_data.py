@@ -135,7 +135,7 @@ def test_training_puzzles_symmetric_to_held_out_ones_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("compared", [7, 20_000])
-def test_a_file_given_for_both_shares_no_puzzle_among_its_splits(tmp_path, monkeypatch, compared):
+def test_one_file_for_training_and_test_shares_no_puzzle_among_splits(tmp_path, monkeypatch, compared):
     monkeypatch.setattr(sudoku_data, "COMPARED_AT_ONCE", compared)
     write(tmp_path / "one.csv", random_rows(60, 0))
     task = extreme(tmp_path, train_file="one.csv", test_file="one.csv", train=0, validation=20, test=30)

@@ -34,12 +34,12 @@ def test_a_file_is_the_same_in_every_encoding(tmp_path, encoding, end):
     assert puzzles.ratings.tolist() == [22]
 
 
-def test_a_mark_where_files_were_put_together_is_dropped(tmp_path):
+def test_a_byte_order_mark_between_joined_files_is_dropped(tmp_path):
     check(read(tmp_path, b"\xef\xbb\xbf\xef\xbb\xbf" + TABLE.encode()))
 
 
 @pytest.mark.parametrize(("name", "packed"), [("a.csv", True), ("a.csv.gz", True), ("a.csv.gz", False)])
-def test_gzip_is_known_by_the_contents(tmp_path, name, packed):
+def test_gzip_is_detected_by_the_contents(tmp_path, name, packed):
     check(read(tmp_path, gzip.compress(TABLE.encode("utf-16")) if packed else TABLE, name=name))
 
 
@@ -56,7 +56,7 @@ def test_gzip_is_known_by_the_contents(tmp_path, name, packed):
         ([], None),
     ],
 )
-def test_columns_are_known_by_their_names(header, columns):
+def test_columns_are_identified_by_their_names(header, columns):
     assert columns_of(header) == columns
 
 
@@ -113,7 +113,7 @@ def test_a_rating_that_is_no_number_is_named(tmp_path, rating):
 
 @pytest.mark.parametrize("start", ["question,answer\n", "\n\n question , answer\n", ""])
 @pytest.mark.parametrize("chunk", [1, 2, 1000])
-def test_the_first_fault_is_named_by_its_line_whatever_stands_above(tmp_path, monkeypatch, start, chunk):
+def test_the_first_fault_is_named_by_its_line_in_the_file(tmp_path, monkeypatch, start, chunk):
     monkeypatch.setattr(sudoku_data, "ROWS_AT_ONCE", chunk)
     intact, faulty = f"{QUESTION},{ANSWER}\n", f"{QUESTION},{ANSWER[:-1]}9\n"
     line = start.count("\n") + 4
