@@ -49,7 +49,7 @@ def started_at(guide: nn.Module, model: Any, x: Tensor, y: Tensor, steps: int) -
     posteriors = {
         transition_index(name): site["fn"] for name, site in trace.nodes.items() if transition_index(name) is not None
     }
-    config = MeanFieldGuideConfig(data=len(y), transitions=len(posteriors))
+    config = MeanFieldGuideConfig(num_pairs=len(y), transitions=len(posteriors))
     free = MeanFieldGuide(config, model.spec, model, model.config.width)
     free.train()
     rows = free.encode(x, y)

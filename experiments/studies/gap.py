@@ -185,7 +185,6 @@ def collect(out: Path, study: dict[str, Any], runs: Path) -> None:
         entry |= about | {"config": run.pop("config"), "seeds": entry.get("seeds", {}) | {str(seed): run}}
     results["variants"] = {name: results["variants"][name] for name in study["variants"] if name in results["variants"]}
     write_json(out, results | about_study(study))
-    write_markdown(out, markdown(results))
 
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], float]] = {
@@ -259,7 +258,9 @@ def main(argv: list[str]) -> int:
             about = {"variant": name, "seed": seed, "config": shared_settings(config), "environment": environment()}
             write_json(folder / "measured.json", about | measure_run(run))
         collect(out, study, arguments.runs)
-    print(markdown(read_json(out)))
+    table = markdown(read_json(out))
+    write_markdown(out, table)
+    print(table)
     return 0
 
 

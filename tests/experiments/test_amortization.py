@@ -7,12 +7,12 @@ import pytest
 from experiments.studies import amortization
 from pyro_gram.system.cli import call
 
-SMALL = ["--inputs", "6", "--depth", "2"]
+SMALL = ["--inputs", "4", "--depth", "2"]
 
 
 def test_a_guide_fitted_to_its_pairs_reaches_a_bound_that_the_trained_one_does_not(plain, tmp_path):
     out = tmp_path / "study.json"
-    assert call(amortization.main, ["--checkpoint", str(plain), *SMALL, "--updates", "150", "--out", str(out)]) == 0
+    assert call(amortization.main, ["--checkpoint", str(plain), *SMALL, "--updates", "50", "--out", str(out)]) == 0
     study = json.loads(out.read_text())
     bounds = study["bounds"]
     assert study["amortization_gap"]["mean"] > 0

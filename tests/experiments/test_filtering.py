@@ -23,11 +23,12 @@ def study(headed):
 
 def test_a_study_says_how_often_each_filter_resampled(headed, tmp_path, capsys):
     out = tmp_path / "filtering.json"
-    out.write_text('{"other": 1}')
+    earlier = {"coloring8": json.loads(filtering.OUT.read_text())["coloring8"]}
+    out.write_text(json.dumps(earlier))
     assert cli(filtering.main, "--checkpoint", headed, "--out", out, "--seeds", 2) == 0
     assert "headed: tuned to {'potential':" in capsys.readouterr().out
     written = json.loads(out.read_text())
-    assert written["other"] == 1  # earlier checkpoints stay
+    assert written["coloring8"] == earlier["coloring8"]  # earlier checkpoints stay
     results = written["headed"]
     tried = [tuple(pair["settings"].values()) for pair in results["tried"]]
     assert ("value", 1.0, 0.5) in tried  # what it was

@@ -15,6 +15,7 @@ FEW = ["--inputs", "3", "--seeds", "2"]
 
 def test_fresh_inputs_are_measured_once_as_the_run_was_without_halting(tmp_path, monkeypatch):
     out = tmp_path / "fresh.json"
+    monkeypatch.setattr(fresh, "NUM_SAMPLES", 4)
     assert call(fresh.main, ["--checkpoints", "coloring8", *FEW, "--out", str(out)]) == 0
     study = read_json(out)["coloring8"]
     solver = pyro_gram.load(fresh.CHECKPOINTS / "coloring8.safetensors")

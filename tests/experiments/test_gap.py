@@ -43,7 +43,7 @@ def test_a_study_runs_goes_on_and_prints_its_table(tmp_path, monkeypatch, capsys
         "name": "any",
         "task": "coloring",
         "preset": "tiny",
-        "minutes": 0.02,
+        "minutes": 0.005,
         "seeds": [5],
         "variants": {
             "plain": {"asks": "as it is"},
@@ -74,7 +74,7 @@ def test_a_study_runs_goes_on_and_prints_its_table(tmp_path, monkeypatch, capsys
     printed = capsys.readouterr().out
     assert "| `plain` | 1 |" in printed
     assert "- `quiet`: budget?" in printed
-    with pytest.raises(ConfigError, match=r"has minutes = 0.02, not 3.0: give another --out and --runs"):
+    with pytest.raises(ConfigError, match=r"has minutes = 0.005, not 3.0: give another --out and --runs"):
         gap.main([*command, "--minutes", "3"])
     with pytest.raises(ConfigError, match="any-plain-seed5 was begun with other settings: give another --runs"):
         gap.main([*command, "--minutes", "3", "--out", str(tmp_path / "other.json")])

@@ -13,25 +13,25 @@ from pyro_gram.system.files import read_json
 
 def test_the_one_answer_of_an_input_without_noise_is_scored(tmp_path):
     out = tmp_path / "no_noise.json"
-    for name in ("nqueens8", "sudoku6"):  # the second is added to the first
-        assert call(no_noise.main, ["--checkpoints", name, "--inputs", "40", "--out", str(out)]) == 0
-    assert list(read_json(out)) == ["nqueens8", "sudoku6"]
+    for name in ("coloring8", "sudoku4"):  # the second is added to the first
+        assert call(no_noise.main, ["--checkpoints", name, "--inputs", "6", "--out", str(out)]) == 0
+    assert list(read_json(out)) == ["coloring8", "sudoku4"]
     for name, study in read_json(out).items():
         solver = pyro_gram.load(checkpoint_path(name))
-        x = solver.task.split("test").inputs[:40]
+        x = solver.task.split("test").inputs[:6]
         with AtMean():
             samples = rollout(
                 solver.model,
                 to_device_of(solver.model, x),
-                num_samples=3,
+                num_samples=2,
                 depth=solver.config.depth,
                 seed=7,
                 temper=solver.config.temper,
             )
         assert (samples.tokens == samples.tokens[:1]).all()  # no draw is left: every trajectory is the same
         assert study["accuracy"] == pytest.approx(solver.task.is_valid(x, samples.tokens[0]).double().mean().item())
-        assert study["num_inputs"] == 40
-        assert study["interval"][0] < study["accuracy"] <= study["interval"][1]
+        assert study["num_inputs"] == 6
+        assert study["interval"][0] < study["accuracy"] <= study["interval"][1] + 1e-9
 
 
 @pytest.mark.parametrize(

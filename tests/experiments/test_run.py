@@ -397,7 +397,7 @@ def test_killed_runs_end_as_an_unbroken_one(tmp_path, monkeypatch):
         process.wait()
         return True
 
-    monkeypatch.setattr(survive, "killed", in_training)
+    monkeypatch.setattr(survive, "run_and_kill", in_training)
     assert cli(survive.main, "--kills", 2, "--out", tmp_path / "survive.json") == 0
     found = json.loads((tmp_path / "survive.json").read_text())
     assert found["identical"] == found["kills"] == 2

@@ -19,42 +19,46 @@ def study(headed):
     return CheckpointStudy(solver, solver.task.split("test"), 3, 0.6, None, lambda done: None)
 
 
-def test_a_study_is_written_as_json_and_drawn(headed, tmp_path, capsys):
-    words = ["--checkpoint", headed, "--out", tmp_path, "--depth", 3, "--seeds", 2, "--halt", 0.6]
-    assert cli(experiments.scaling.scaling.main, *words, "--keep", tmp_path / "kept") == 0
-    assert "headed: of 20 samples: one" in capsys.readouterr().out
-    path = tmp_path / "headed.scaling.json"
-    results = json.loads(path.read_text())
-    assert list(results["width"]) == ["1", "2", "3"]
-    assert list(results["width"]["3"]) == ["1", "2", "5", "10", "20"]  # no more work than 20 whole ones
-    assert list(results["width"]["1"]) == ["1", "2", "5", "10", "20", "50"]
-    for point in results["width"]["3"].values():
+@pytest.fixture(scope="module")
+def written(headed, tmp_path_factory):
+    """The JSON of a study, its path, and the words that made it."""
+    folder = tmp_path_factory.mktemp("scaling")
+    words = ["--checkpoint", headed, "--depth", 2, "--seeds", 2, "--halt", 0.6, "--validation", 3]
+    words += ["--inputs", 3, "--keep", folder / "cache"]
+    assert cli(experiments.scaling.scaling.main, *words, "--out", folder) == 0
+    path = folder / "headed.scaling.json"
+    return json.loads(path.read_text()), path, words
+
+
+def test_a_study_measures_samples_by_depth_number_and_threshold(written):
+    results, _, _ = written
+    assert list(results["width"]) == ["1", "2"]
+    assert list(results["width"]["2"]) == ["1", "2", "5", "10", "20"]  # no more work than 20 of full depth
+    assert list(results["width"]["1"]) == ["1", "2", "5", "10", "20"]
+    for point in results["width"]["2"].values():
         assert point["verified"] >= max(point["vote"], point["value"])
         assert {"sample", "vote", "value", "verified", "coverage", "vote_sd"} <= point.keys()
     assert results["deterministic"]["1"] == results["deterministic"]["20"]  # flat in N, to the last digit
-    assert results["halted"]["steps"] <= 3
-    assert len(results["steps_by_input"]) == len(results["difficulty"]) == results["inputs"]
+    assert results["halted"]["steps"] <= 2
+    assert len(results["steps_by_input"]) == len(results["difficulty"]) == results["inputs"] == 3
     assert results["difficulty_label"] == "edges"
+
+
+def test_the_figure_is_drawn_again_from_the_json(written):
+    _, path, _ = written
     picture = path.with_suffix(".png")
     first = image.imread(picture)
     assert first.std() > 0.05
     picture.unlink()
     assert cli(experiments.scaling.scaling.main, "--draw", path) == 0
     assert np.array_equal(first, image.imread(picture))
-    again = tmp_path / "again"
-    again.mkdir()
-    assert cli(experiments.scaling.scaling.main, *words, "--out", again, "--keep", tmp_path / "kept") == 0
-    later = json.loads((again / "headed.scaling.json").read_text())
-    assert {**later, "seconds": 0} == {**results, "seconds": 0}
 
 
-def test_settings_are_chosen_on_validation_inputs_and_every_test_point_is_there(headed, tmp_path):
-    words = ["--checkpoint", headed, "--out", tmp_path, "--depth", 3, "--seeds", 2, "--halt", 0.6, "--validation", 3]
-    assert cli(experiments.scaling.scaling.main, *words) == 0
-    results = json.loads((tmp_path / "headed.scaling.json").read_text())
+def test_settings_are_chosen_on_validation_inputs_and_every_test_point_is_there(written):
+    results, _, _ = written
     validation = results["validation"]
     assert validation["inputs"] == 3
-    assert validation["chosen"] == {str(b): row for b, row in choose_points(validation["points"], 3).items()}
+    assert validation["chosen"] == {str(b): row for b, row in choose_points(validation["points"], 2).items()}
     assert results["points"].keys() == validation["points"].keys()
     for row in validation["chosen"].values():
         assert row["whole"] is not None
@@ -62,18 +66,25 @@ def test_settings_are_chosen_on_validation_inputs_and_every_test_point_is_there(
         assert {"work", "work_sd", "sample", "sample_sd", "coverage", "coverage_sd"} <= point.keys()
         if point["halt"] == 1:
             assert point["work"] == point["n"] * point["depth"]
-            assert is_within_work(point["n"], point["depth"], 3)
+            assert is_within_work(point["n"], point["depth"], 2)
         else:
             assert point["work"] <= point["n"] * point["depth"] * (1 + results["head_cost"]) + 1e-9
 
 
-def test_halting_pays_for_its_heads(headed, tmp_path):
-    words = ["--checkpoint", headed, "--out", tmp_path, "--depth", 2, "--seeds", 1, "--halt", 0.999]
-    assert cli(experiments.scaling.scaling.main, *words) == 0
-    results = json.loads((tmp_path / "headed.scaling.json").read_text())
-    one_step = results["points"][point_name(20, 1, 0.999)]
+def test_halting_pays_for_its_heads(written):
+    results, _, _ = written
+    one_step = results["points"][point_name(20, 1, 0.6)]
     assert results["head_cost"] > 0
     assert one_step["work"] == pytest.approx(20 * (1 + results["head_cost"]))
+
+
+def test_a_study_repeats_from_its_cache(written, tmp_path, monkeypatch, capsys):
+    results, _, words = written
+    monkeypatch.setattr("experiments.scaling.trajectories._roll_chunk", None)
+    assert cli(experiments.scaling.scaling.main, *words, "--out", tmp_path) == 0
+    assert "headed: of 20 samples: one" in capsys.readouterr().out
+    again = json.loads((tmp_path / "headed.scaling.json").read_text())
+    assert {**again, "seconds": 0} == {**results, "seconds": 0}
 
 
 def test_no_noise_is_one_answer(study):
