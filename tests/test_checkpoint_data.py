@@ -11,7 +11,7 @@ from pyro_gram.errors import CheckpointError
 from pyro_gram.runs.state import load_state, save_state
 from pyro_gram.sampling.rollout import rollout
 from tests.conftest import build_case, digits_folder, small_config
-from tests.experiments.test_run import cli
+from tests.experiments.small_run import cli
 from tests.test_checkpoint import trainer_of
 
 

@@ -4,7 +4,7 @@ import pytest
 
 import experiments.heads
 import experiments.run
-from tests.experiments.test_run import SMALL, cli
+from tests.experiments.small_run import SMALL, cli
 
 HEADS = ["--heads.hidden", 16, "--heads.rounds", 3, "--heads.trajectories", 20]
 

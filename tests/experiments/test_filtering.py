@@ -10,7 +10,7 @@ import pyro_gram
 from experiments.scaling.scaling import SEED, CheckpointStudy
 from pyro_gram.sampling.smc import SMCConfig, smc, to_rollout
 from tests.conftest import StateHeads
-from tests.experiments.test_run import cli
+from tests.experiments.small_run import cli
 
 
 @pytest.fixture

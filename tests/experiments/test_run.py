@@ -1,76 +1,24 @@
-import errno
 import json
 import math
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
-import warnings
-from dataclasses import replace
 
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 import experiments.run
-from experiments.bench import survive
 from pyro_gram.config import RunConfig
 from pyro_gram.diagnostics import inference_data
-from pyro_gram.runs.run import lock_directory
-from pyro_gram.system.cli import call
 from pyro_gram.system.machine import revision
 from pyro_gram.training import precision as speed
-from pyro_gram.training.divergence import DivergenceCheck
-from tests.conftest import ROOT
+from tests.experiments.small_run import cli, results, rows, run
 
-SMALL = [
-    "--task",
-    "coloring",
-    "--preset",
-    "tiny",
-    "--task.vertices",
-    "4",
-    "--task.train",
-    "20",
-    "--task.validation",
-    "4",
-    "--task.test",
-    "4",
-    "--model.width",
-    "16",
-    "--model.hidden",
-    "16",
-    "--prior.hidden",
-    "16",
-    "--guide.hidden",
-    "16",
-    "--optim.warmup",
-    "1",
-    "--train.batch",
-    "8",
-    "--train.supervision_steps",
-    "2",
-    "--evaluate.num_samples",
-    "5",
-]
 METRICS = {
     "accuracy", "sample_accuracy", "any_valid", "coverage", "coverage_limit", "violations", "num_inputs", "num_samples",
     "elbo", "elbo_full", "elbo_surrogate",
 }  # fmt: skip
-
-
-def cli(main, *words):
-    """The exit code of a program run in this process."""
-    try:
-        return call(main, [str(w) for w in words])
-    except SystemExit as e:
-        return e.code
-
-
-def run(out, *words):
-    return cli(experiments.run.main, *SMALL, "--out", out, *words)
 
 
 def test_a_compiler_that_fails_ends_the_run_in_one_line(monkeypatch, tmp_path, capsys):
@@ -82,17 +30,6 @@ def test_a_compiler_that_fails_ends_the_run_in_one_line(monkeypatch, tmp_path, c
     *_, line = capsys.readouterr().err.splitlines()
     assert line.startswith("error: the core could not be compiled (")
     assert "set train.compile to false" in line
-
-
-def rows(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def results(out):
-    def refuse(constant):
-        raise AssertionError(f"{constant} is not JSON")
-
-    return json.loads((out / "results.json").read_text(), parse_constant=refuse)
 
 
 @pytest.fixture(scope="module")
@@ -257,157 +194,6 @@ def test_the_smallest_preset_of_every_task_has_its_length_in_batches_alone(task)
     assert train.minutes == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_outside_training_is_one_line(number, tmp_path, monkeypatch, capsys):
-    def interrupt(*_, **__):
-        os.kill(os.getpid(), number)
-        time.sleep(5)
-
-    before, held = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr("pyro_gram.runs.evaluate.evaluate", interrupt)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell has started us to ignore it
-    try:
-        assert run(tmp_path, "--train.batches", 1) == 128 + number
-    finally:
-        signal.signal(signal.SIGINT, held)
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert (
-        capsys.readouterr()
-        .err.splitlines()[-1]
-        .startswith("interrupted while evaluating; the same command with --resume")
-    )
-
-
-def test_sigterm_saves_exits_with_143_and_the_run_goes_on(tmp_path):
-    out = tmp_path / "run"
-    words = [*SMALL, "--out", str(out), "--train.batches", "1000000", "--train.evaluate_every", "1000000"]
-    script = [sys.executable, str(ROOT / "experiments" / "run.py"), *words]
-    process = subprocess.Popen(script, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 60
-        while not ((out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_text().splitlines()) > 2):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 143
-    assert err.splitlines()[-1] == f"stopped by signal 15; the same command with --resume --out {out} goes on"
-    assert "Traceback" not in err
-    assert not (out / "results.json").exists()
-    done = len(rows(out))
-    assert run(out, "--resume", "--train.batches", done + 1) == 0
-    assert [row["batch"] for row in rows(out)] == list(range(done + 1))
-    assert results(out)["batches"] == done + 1
-
-
-def test_a_second_run_in_one_directory_is_refused_while_the_first_goes_on(tmp_path, capsys):
-    out = tmp_path / "run"
-    lock = lock_directory(out)
-    try:
-        assert run(out, "--train.batches", 1) == 2
-        err = capsys.readouterr().err
-        assert f"another run is writing to {out}" in err
-        assert len(err.splitlines()) == 1
-        assert [p.name for p in out.iterdir()] == [".lock"]
-    finally:
-        lock.release()
-    assert run(out, "--train.batches", 1) == 0
-
-
-def test_a_run_that_diverges_keeps_what_was_saved_and_reports_the_update(tmp_path, monkeypatch, capsys):
-    out, check, seen = tmp_path / "run", DivergenceCheck.check, []
-
-    def refuse(guard, update):
-        seen.append(update)
-        check(guard, replace(update, loss=math.nan) if len(seen) == 4 else update)
-
-    words = ("--train.batches", 4, "--train.save_seconds", 0, "--train.evaluate_every", 100)
-    with monkeypatch.context() as ruin:
-        ruin.setattr(DivergenceCheck, "check", refuse)
-        assert run(out, *words) == 2
-    err = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(r"error: the loss became nan in batch 1, step 1: .*diverged.json tells of it", err)
-    report = json.loads((out / "diverged.json").read_text())
-    assert {"batch", "step", "loss", "gradient_norm", "learning_rate", "beta", "last_batches"} <= report.keys()
-    saved, last = (load_file(out / f"{name}.safetensors") for name in ("state", "diverged"))
-    assert int(saved["optimizer/num_updates"]) == 2  # at the end of batch 0
-    assert int(last["optimizer/num_updates"]) == 3  # before the update that diverged
-    assert not (out / "results.json").exists()
-    assert run(out, *words, "--resume") == 0  # nothing refuses it now
-    assert not list(out.glob("diverged*"))
-
-
-def test_a_ruined_update_is_not_made(tmp_path, capsys):
-    out = tmp_path / "run"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert run(out, "--train.batches", 4, "--optim.lr", 1e30) == 2
-    assert not (out / "state.safetensors").exists()  # there was no time to save a good one
-    state = load_file(out / "diverged.safetensors")
-    assert all(v.isfinite().all() for v in state.values() if v.is_floating_point())
-
-
-def test_a_line_that_was_cut_off_is_dropped_on_resuming(tmp_path):
-    out = tmp_path / "run"
-    assert run(out, "--train.batches", 2) == 0
-    with (out / "metrics.jsonl").open("a") as f:
-        f.write('{"batch": 1}\n{"batch": 2, "recons')
-    (out / ".state.unfinished-0a1b2c3d.safetensors").write_text("what a killed writer left")
-    (out / ".my-settings.json").write_text("of somebody else")
-    assert run(out, "--train.batches", 3, "--resume") == 0
-    assert [row["batch"] for row in rows(out)] == [0, 1, 2]
-    assert {path.name for path in out.glob(".*")} == {".lock", ".my-settings.json"}
-
-
-def test_a_full_disk_ends_the_run_in_one_line_and_the_last_state_goes_on(tmp_path, monkeypatch, capsys):
-    out = tmp_path / "run"
-    assert run(out, "--train.batches", 2) == 0
-    before = (out / "state.safetensors").read_bytes()
-
-    def full(handle):
-        if "state" in os.readlink(f"/proc/self/fd/{handle}"):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as disk:
-        disk.setattr(os, "fsync", full)
-        assert run(out, "--train.batches", 4, "--train.save_seconds", 0, "--resume") == 2
-    err = capsys.readouterr().err.splitlines()[-1]
-    assert err == f"error: cannot write {out / 'state.safetensors'}: No space left on device"
-    assert (out / "state.safetensors").read_bytes() == before
-    assert not [p for p in out.glob(".*") if p.name != ".lock"]
-    assert run(out, "--train.batches", 4, "--resume") == 0
-
-
-@pytest.mark.slow
-def test_killed_runs_end_as_an_unbroken_one(tmp_path, monkeypatch):
-    lines = iter((3, 60))  # of the log when a run is killed: before its on-policy part, and within
-
-    def in_training(out, after):
-        wanted, process = next(lines), subprocess.Popen(survive.command(out), env=survive.environ())
-        while (
-            len((out / "metrics.jsonl").read_bytes().splitlines() if (out / "metrics.jsonl").exists() else ()) < wanted
-        ):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-        return True
-
-    monkeypatch.setattr(survive, "run_and_kill", in_training)
-    assert cli(survive.main, "--kills", 2, "--out", tmp_path / "survive.json") == 0
-    found = json.loads((tmp_path / "survive.json").read_text())
-    assert found["identical"] == found["kills"] == 2
-    assert all(0 < t["saved_batch"] < survive.SETTINGS["train.batches"] for t in found["trials"])
-    assert not any(t["left_over"] for t in found["trials"])
-
-
-# ---- --list-split ------------------------------------------------------------------------------------------------
-
-
 def test_listed_splits_are_disjoint_inputs_and_write_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     lines = {}
@@ -420,9 +206,6 @@ def test_listed_splits_are_disjoint_inputs_and_write_nothing(tmp_path, monkeypat
         assert all(re.fullmatch(r"C[?-~]", line) for line in lines[split])  # graph6 of four vertices
     assert not set(lines["train"]) & set(lines["test"])
     assert list(tmp_path.iterdir()) == []
-
-
-# ---- arguments ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

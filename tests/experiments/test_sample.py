@@ -7,7 +7,7 @@ import experiments.solve
 import pyro_gram
 from pyro_gram.errors import InputError
 from tests.conftest import digits_folder
-from tests.experiments.test_run import SMALL, cli, results, rows
+from tests.experiments.small_run import SMALL, cli, results, rows
 
 SIZES = SMALL[SMALL.index("--model.width") :]
 

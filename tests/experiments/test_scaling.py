@@ -10,7 +10,7 @@ from experiments.scaling.frontier import choose_points, is_within_work, point_na
 from experiments.scaling.scaling import CheckpointStudy, over_seeds
 from pyro_gram.diagnostics.plots.scaling import bins, envelope
 from pyro_gram.sampling.rollout import rollout
-from tests.experiments.test_run import cli
+from tests.experiments.small_run import cli
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pyro_gram.diagnostics.metrics import wilson_interval
 from pyro_gram.solver import Solver
 from pyro_gram.tasks.coloring.task import isomorphism_invariants
 from tests.conftest import small_config
-from tests.experiments.test_run import cli
+from tests.experiments.small_run import cli
 
 
 def test_vote_and_value_choose_from_the_samples_that_solve_draws(headed, tmp_path, monkeypatch, capsys):

@@ -11,7 +11,7 @@ import experiments.run
 import experiments.solve
 import pyro_gram
 from pyro_gram.errors import CheckpointError, InputError, UserError
-from tests.experiments.test_run import SMALL, cli
+from tests.experiments.small_run import SMALL, cli
 
 GRAPHS = ("C?", "C~", "Cr", "CF", "C^")  # of four vertices; C~ is complete
 SOLVABLE = [g for g in GRAPHS if g != "C~"]

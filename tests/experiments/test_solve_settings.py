@@ -20,7 +20,7 @@ from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.solver import SELECTIONS
 from tests.conftest import StateHeads, small_config
 from tests.experiments.conftest import HEADS
-from tests.experiments.test_run import SMALL, cli
+from tests.experiments.small_run import SMALL, cli
 
 GRAPHS = ["C?", "Cr", "CF", "C^"]
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import experiments.run
 from pyro_gram.runs.run import lock_directory
 from tests.conftest import ROOT
-from tests.experiments.test_run import SMALL, cli, results, rows
+from tests.experiments.small_run import SMALL, cli, results, rows
 
 WORDS = ["--train.evaluate_every", "2", "--train.on_policy_depth", "4", "--train.on_policy_updates", "2"]
 

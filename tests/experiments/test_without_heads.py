@@ -12,7 +12,7 @@ from pyro_gram.build import build
 from pyro_gram.checkpoint import save_model
 from pyro_gram.registry import MODELS
 from tests.conftest import small_config
-from tests.experiments.test_run import SMALL, cli
+from tests.experiments.small_run import SMALL, cli
 
 ONE_STEP = [name for name in MODELS.names() if not hasattr(build(small_config(model_name=name)).model, "heads")]
 

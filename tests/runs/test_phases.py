@@ -17,7 +17,7 @@ from pyro_gram.training.config import TrainConfig
 from pyro_gram.training.heads import estimate_head_seconds
 from pyro_gram.training.pace import Pace, seconds_left
 from tests.conftest import build_case, small_config
-from tests.experiments.test_run import SMALL, cli
+from tests.experiments.small_run import SMALL, cli
 
 HEADS = {"hidden": 16, "attention_heads": 2, "layers": 1, "rounds": 3, "trajectories": 16}
 HEADED = [word for name, value in HEADS.items() for word in (f"--heads.{name}", value)]

@@ -19,7 +19,7 @@ from pyro_gram.system.cli import StopOnSignal, call
 from pyro_gram.system.files import write_json
 from pyro_gram.tasks import batches as stream
 from tests.conftest import ROOT
-from tests.experiments.test_run import SMALL, cli, results
+from tests.experiments.small_run import SMALL, cli, results
 
 LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 

@@ -11,7 +11,7 @@ from experiments.scaling import scaling
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.training.trainer import Trainer
 from tests.conftest import build_small, covering_program_names
-from tests.experiments.test_run import SMALL, cli
+from tests.experiments.small_run import SMALL, cli
 from tests.fake_device import FakeDeviceTensor, fake_device
 
 SIZES = [

@@ -17,7 +17,7 @@ from pyro_gram.runs.state import load_state
 from pyro_gram.system.cli import call
 from pyro_gram.system.files import read_json, write_json
 from tests.conftest import build_case, small_config
-from tests.experiments.test_run import SMALL, cli
+from tests.experiments.small_run import SMALL, cli
 from tests.test_checkpoint import model_file, rewrite, state_file, trainer_of  # noqa: F401 (fixtures)
 
 MY_PRIOR = "from pyro_gram.models.priors.gaussian import GaussianPrior\n\nclass Mine(GaussianPrior):\n    pass\n"
