@@ -1,9 +1,10 @@
-"""The CPU's own forms against the plain ones, values and gradients."""
+"""The fused CPU operations have the values and gradients of plain torch operations."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from pyro_gram.networks import core
 from pyro_gram.networks.core import RotaryAttention, make_stack
 from pyro_gram.networks.fused import MAX_POSITIONS, FusedResidualNorm, on_cpu, plain_forms
 
@@ -11,7 +12,7 @@ D = 16
 
 
 def both(monkeypatch, module, x):
-    """Value, and gradients by x and the parameters, as they are and in the plain form."""
+    """Return value and gradients (of x and the parameters), fused and plain."""
     values = []
     for plain in (False, True):
         if plain:
@@ -23,15 +24,15 @@ def both(monkeypatch, module, x):
     return values
 
 
-@pytest.mark.parametrize("length", [1, 5, 9])
-def test_a_stack_and_its_gradients_are_those_of_the_plain_form(monkeypatch, length):
+@pytest.mark.parametrize("length", [1, 9])
+def test_values_and_gradients_of_a_stack_are_those_of_plain_operations(monkeypatch, length):
     stack = make_stack("attention", 2, 9, D, 2, 12).double()
     fused, plain = both(monkeypatch, stack, torch.randn(2, 3, length, D, dtype=torch.double))
     for a, b in zip(fused, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
-def test_attention_is_that_of_the_definition():
+def test_attention_follows_its_definition():
     """Half-split rotary positions, as in TRM: channel i of a head with channel i + size / 2."""
     heads, L = 2, 7
     layer = RotaryAttention(L, D, heads).double()
@@ -55,7 +56,7 @@ def test_the_norm_of_a_residual_passes_gradcheck_and_is_torchs():
     torch.testing.assert_close(FusedResidualNorm.apply(x, branch), F.rms_norm(x + branch, (6,)))
 
 
-def test_long_inputs_and_prefixes_take_torchs_attention(monkeypatch):
+def test_long_inputs_and_prefixes_use_torchs_attention(monkeypatch):
     def refuse(*_):
         raise AssertionError("a square of scores")
 
@@ -66,7 +67,7 @@ def test_long_inputs_and_prefixes_take_torchs_attention(monkeypatch):
         RotaryAttention(8, D, 2)(torch.randn(1, 8, D))
 
 
-def test_second_derivatives_are_refused_and_those_of_the_plain_form_right():
+def test_second_derivatives_need_plain_operations():
     stack = make_stack("attention", 1, 5, D, 2, 12).double()
     x = torch.randn(2, 5, D, dtype=torch.double, requires_grad=True)
     with pytest.raises(RuntimeError, match="no second derivatives"):
@@ -76,7 +77,7 @@ def test_second_derivatives_are_refused_and_those_of_the_plain_form_right():
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_functional_transforms_take_the_plain_form():
+def test_functional_transforms_use_plain_operations():
     stack = make_stack("attention", 1, 5, D, 2, 12)
     x = torch.randn(3, 2, 5, D)
     torch.testing.assert_close(torch.vmap(stack)(x), stack(x), rtol=1e-4, atol=1e-5)
@@ -85,7 +86,7 @@ def test_functional_transforms_take_the_plain_form():
     torch.testing.assert_close(torch.func.grad(lambda x: stack(x).sin().sum())(x), grad, rtol=1e-3, atol=1e-4)
 
 
-def test_a_batch_of_none_and_a_whole_stack_in_half_precision_run():
+def test_an_empty_batch_and_half_precision_run():
     stack = make_stack("attention", 1, 5, D, 2, 12)
     x = torch.randn(2, 5, D)
     y = stack(x)
@@ -95,7 +96,7 @@ def test_a_batch_of_none_and_a_whole_stack_in_half_precision_run():
     assert (stack.bfloat16()(x.bfloat16()) - y).abs().max() < 0.1
 
 
-def test_half_precision_takes_the_plain_form():
+def test_half_precision_uses_plain_operations():
     stack = make_stack("attention", 1, 5, D, 2, 12)
     x = torch.randn(2, 5, D)
     assert on_cpu(x)
