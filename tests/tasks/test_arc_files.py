@@ -257,7 +257,7 @@ def test_solve_shows_the_name_of_the_file_above_its_grid(tmp_path):
     solver = SimpleNamespace(task=task)
     answers = Answers(task.format_input(x), [answer], 4, 2, "vote", 1, 1, None, 2.0, (), x)
     assert solve.format_solved(solver, answers).startswith(f"{name}: 1 distinct answer in 4 samples")
-    solve.draw(solver, [answers], tmp_path / "a.png")
+    solve.write_figure(solver, [answers], tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 

@@ -183,8 +183,8 @@ def read_run_arguments(folder: Path, words: list[str]) -> None:
 
 def read_solve_arguments(folder: Path, words: list[str]) -> None:
     arguments = solve.make_parser().parse_args(words)
-    solve.check(arguments)
-    solve.temper_of(arguments.temper)
+    solve.check_arguments(arguments)
+    solve.parse_temper(arguments.temper)
 
 
 def puzzle_reader(name: str, check: Callable[..., None], *texts: str) -> tuple[Any, Any]:
