@@ -53,6 +53,7 @@ def test_data_that_only_measuring_needs_are_read_before_training(name, tmp_path,
     shutil.copytree(digits_folder(), folder)
     (folder / name).write_bytes((folder / name).read_bytes()[:-5])
     words = ["--task", "mnist", "--preset", "tiny", "--task.train", 20, "--task.validation", 4, "--task.test", 10]
+    words += ["--train.batches", 1, "--evaluate.num_samples", 2]
     code = cli(experiments.run.main, *words, "--data-dir", folder, "--out", tmp_path / "out")
     err = capsys.readouterr().err
     if "labels" in name:  # the model never looks at them

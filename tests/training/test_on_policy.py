@@ -30,13 +30,13 @@ def test_targets_are_drawn_by_their_likelihood_and_only_where_there_is_one():
     there = torch.tensor([[True, True], [True, False], [False, True]])
     likelihood = Categorical(logits=logits).to_event(1)
     torch.manual_seed(0)
-    drawn = torch.stack([draw_targets(likelihood, solutions, there) for _ in range(4000)])
+    drawn = torch.stack([draw_targets(likelihood, solutions, there) for _ in range(1000)])
     p = likelihood.log_prob(solutions).exp().masked_fill(~there, 0)
     p = p / p.sum(0)
     for b in range(2):
         for k in range(3):
             share = (drawn[:, b] == solutions[k, b]).all(-1).double().mean().item()
-            assert share == pytest.approx(p[k, b].item(), abs=0.03)
+            assert share == pytest.approx(p[k, b].item(), abs=0.05)
 
 
 def test_the_state_is_that_of_a_roll_out_and_has_no_gradient():
@@ -67,9 +67,9 @@ def test_without_a_likelihood_targets_are_uniform():
     solutions = torch.tensor([[[0, 0]], [[1, 1]], [[0, 1]], [[0, 0]]])  # [K = 4, B = 1, L]
     there = torch.tensor([[True], [True], [True], [False]])
     torch.manual_seed(0)
-    drawn = torch.stack([draw_targets(None, solutions, there)[0] for _ in range(3000)])
+    drawn = torch.stack([draw_targets(None, solutions, there)[0] for _ in range(1000)])
     for k in range(3):
-        assert (drawn == solutions[k, 0]).all(-1).double().mean().item() == pytest.approx(1 / 3, abs=0.03)
+        assert (drawn == solutions[k, 0]).all(-1).double().mean().item() == pytest.approx(1 / 3, abs=0.05)
 
 
 def test_no_steps_further_is_where_the_trajectories_are():
@@ -110,7 +110,7 @@ def test_its_updates_follow_the_prior_from_every_depth_towards_solutions_of_othe
 
     monkeypatch.setattr(on_policy, "prior_end", spy)
     trainer = make_trainer(
-        build_small(), batches=40, supervision_steps=2, on_policy_depth=4, on_policy_updates=2, on_policy_after=0.0
+        build_small(), batches=12, supervision_steps=2, on_policy_depth=4, on_policy_updates=2, on_policy_after=0.0
     )
     update = trainer.update
 
@@ -122,7 +122,7 @@ def test_its_updates_follow_the_prior_from_every_depth_towards_solutions_of_othe
     trainer.update = record
     list(trainer.run())
     assert set(depths) == {0, 1, 2}
-    assert len(calls) == 2 * len(depths) == 80
+    assert len(calls) == 2 * len(depths) == 24
     for batch, depth in enumerate(depths):
         (x, y, state), (_, later, carried) = calls[2 * batch : 2 * batch + 2]
         start = trainer.model.initial_state(trainer.model.encode(x))
@@ -134,7 +134,7 @@ def test_its_updates_follow_the_prior_from_every_depth_towards_solutions_of_othe
 
 
 def test_no_inference_network_takes_part():
-    trainer = make_trainer(build_small(), batches=9, on_policy=2, on_policy_updates=2)
+    trainer = make_trainer(build_small(), batches=9, on_policy_depth=2, on_policy_updates=2)
     supervise_on_policy(trainer)
     assert not trainer.elbo.terms.kl.any()
     moments = {name for name in trainer.optimizer.state_dict() if name.endswith("/exp_avg")}
@@ -173,15 +173,16 @@ def test_where_the_clock_ends_the_run_it_begins_after_its_share_of_the_minutes()
     assert updates == [1, 2]
 
 
+@pytest.mark.slow
 def test_trajectories_so_trained_end_right_more_often_than_those_trained_under_the_guide():
     """At equal updates, from the same model."""
     right = {}
     for is_on_policy in (True, False):
         pyro.set_rng_seed(0)
         trainer = make_trainer(build_small(), batches=400, supervision_steps=2, on_policy_depth=4, on_policy_updates=2)
-        for trainer.number in range(250):
+        for trainer.number in range(120):
             torch.manual_seed(trainer.number)
-            if is_on_policy and trainer.number >= 100:
+            if is_on_policy and trainer.number >= 60:
                 supervise_on_policy(trainer)
             else:
                 trainer.supervise(*trainer.batches(trainer.number))
@@ -203,7 +204,7 @@ def test_what_cannot_be_trained_on_policy_is_said_before_training():
     ):
         TrainConfig(on_policy_depth=2)
     case = build_case()
-    with pytest.raises(ConfigError, match="needs batches that know every solution"):
+    with pytest.raises(ConfigError, match="needs batches with every solution"):
         Trainer(
             case.solver.model,
             case.solver.guide,

@@ -21,8 +21,8 @@ from tests.conftest import small_config
 from tests.test_checkpoint import rewrite
 
 RECIPE = {"supervision_steps": 2, "on_policy_depth": 3, "on_policy_updates": 2, "on_policy_after": 0.6}
-UPDATE, ON_POLICY = 1.0, 3.0  # seconds that the slow clock counts for an update of each kind
-FITTING = 14  # batches in a minute of it: 14 x 2 x 1 s, and the last 5 of them 2 x 3 s more, are 58 s; 15 are 66 s
+UPDATE, ON_POLICY = 2.0, 6.0  # seconds that the slow clock counts for an update of each kind
+FITTING = 7  # batches in a minute of it: 7 x 2 x 2 s, and the last 2 of them 2 x 6 s more, are 52 s; 8 are 68 s
 
 
 class Clock:
@@ -85,18 +85,18 @@ def rates_of(trainer):
     return rates
 
 
-def test_on_a_slow_machine_the_run_is_bit_for_bit_that_of_the_fit_batches(clock):
+def test_on_a_slow_machine_the_run_is_bit_for_bit_that_of_the_batches_that_fit(clock):
     slow = clock(1.0)
     fitted = trainer_of(config_of())
     rates = rates_of(fitted)
     reports = list(fitted.run())
     assert len(reports) == fitted.num_batches == FITTING
-    assert 54 <= fitted.elapsed <= 60
-    assert [r.on_policy is not None for r in reports] == [False] * 9 + [True] * 5
-    assert [r.beta == 20.0 for r in reports] == [True] * 5 + [False] * 9
+    assert fitted.elapsed == 52
+    assert [r.on_policy is not None for r in reports] == [False] * 5 + [True] * 2
+    assert [r.beta == 20.0 for r in reports] == [True] * 3 + [False] * 4
     lr = fitted.optimizer.config.lr
     assert max(rates) > 0.99 * lr
-    assert rates[-1] == pytest.approx(0.1 * lr, rel=0.05)  # the schedule is at its end
+    assert rates[-1] == pytest.approx(0.1 * lr, rel=0.15)  # the schedule is at its end
     slow.factor = 0.0
     plain = trainer_of(config_of(batches=FITTING, minutes=0.0))
     assert [r.loss for r in plain.run()] == [r.loss for r in reports]
@@ -105,8 +105,8 @@ def test_on_a_slow_machine_the_run_is_bit_for_bit_that_of_the_fit_batches(clock)
 
 def test_a_fast_machine_trains_all_batches_bit_for_bit_as_without_a_limit(clock):
     clock(1e-3)
-    limited, free = trainer_of(config_of(batches=12)), trainer_of(config_of(batches=12, minutes=0.0))
-    assert len(list(limited.run())) == len(list(free.run())) == limited.num_batches == 12
+    limited, free = trainer_of(config_of(batches=6)), trainer_of(config_of(batches=6, minutes=0.0))
+    assert len(list(limited.run())) == len(list(free.run())) == limited.num_batches == 6
     assert same(limited, free)
 
 
@@ -119,7 +119,7 @@ def test_a_machine_that_gets_slower_later_loses_nothing(clock):
         reports.append(report)
     assert trainer.elapsed > 120
     assert len(reports) == FITTING
-    assert sum(r.on_policy is not None for r in reports) == 5
+    assert sum(r.on_policy is not None for r in reports) == 2
 
 
 def test_a_look_counts_as_often_as_it_is_taken(clock):
@@ -132,7 +132,7 @@ def test_a_look_counts_as_often_as_it_is_taken(clock):
     trainer = trainer_of(config_of(evaluate_every=4))
     assert fit_to_minutes(trainer, look)
     assert len(seen) == 2
-    assert trainer.num_batches == 10  # 20 s, 4 x 6 s on-policy, and three looks; one more batch makes 61 s
+    assert trainer.num_batches == 6  # 24 s, 2 x 12 s on-policy, and two evaluations; one more batch makes 62 s
     assert not fit_to_minutes(trainer, look)
 
 
@@ -149,7 +149,7 @@ def test_fitting_changes_neither_the_state_nor_what_is_drawn_next(clock):
     assert trainer.divergence.usual_loss is None
 
 
-@pytest.mark.parametrize("done", [0, 11])
+@pytest.mark.parametrize("done", [0, 5])
 def test_a_run_that_was_killed_keeps_its_number_of_batches_and_ends_as_the_unbroken_one(done, clock, tmp_path):
     slow, config, path = clock(1.0), config_of(), tmp_path / "state.safetensors"
     unbroken = trainer_of(config)
@@ -174,14 +174,14 @@ def test_another_length_is_fitted_to_what_is_left_of_it(clock, tmp_path):
     first = trainer_of(config_of())
     list(first.run())
     save_state(path, config_of(), first)
-    longer = config_of(minutes=2.0)
+    longer = config_of(minutes=1.9)
     second = trainer_of(longer)
     load_state(path, longer, second)
     assert second.num_batches is None
     assert not second.is_finished
     reports = list(second.run())
-    assert second.num_batches == second.number == 14 + len(reports) == 21  # 62 s are left, 8 s a batch
-    assert second.elapsed <= 120
+    assert second.num_batches == second.number == 7 + len(reports) == 10  # 62 s are left, 16 s a batch
+    assert second.elapsed <= 114
     free = config_of(minutes=0.0, batches=20)
     third = trainer_of(free)
     load_state(path, free, third)
@@ -212,7 +212,7 @@ def test_what_cannot_be_trained_is_said_by_training(clock):
 def test_the_number_that_fits_is_the_greatest():
     speed = Pace(batch=0.9, on_policy=0.7, monitor=2.3)
     for on_policy, every, number, elapsed in itertools.product((0, 4), (1, 7, 500), (0, 5, 40), (0.0, 9.0)):
-        config = TrainConfig(batches=200, minutes=1.0, on_policy=on_policy, on_policy_after=0.8, evaluate_every=every)
+        config = TrainConfig(batches=200, minutes=1.0, on_policy_depth=on_policy, on_policy_after=0.8, evaluate_every=every)
         lengths = [speed.run_seconds(config, n, number) for n in range(number, 201)]
         assert lengths == sorted(lengths)
         fitting = [n for n in range(number, 201) if speed.run_seconds(config, n, number) <= 60 - elapsed]
