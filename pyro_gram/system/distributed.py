@@ -19,11 +19,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.system.rendezvous import Launch, LostProcessError, has_met, join, number_of, reason
+from pyro_gram.system.rendezvous import Launch, LostProcessError, has_joined, join, read_number, reason
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=2)  # with the process that draws figures and writes the report while the others wait
+TIMEOUT = timedelta(hours=2)  # of an exchange: the others wait while the main process draws and writes the report
 
 
 @dataclass(frozen=True)
@@ -123,22 +123,22 @@ def start(device: torch.device) -> tuple[ProcessGroup, torch.device]:
     Raises:
         ConfigError: several processes on a device that has no way to exchange tensors, or more processes than GPUs;
             variables of a launcher that are incomplete or no numbers.
-        LostProcessError: another process has not come within ``rendezvous.JOINING``.
+        LostProcessError: another process has not joined within ``rendezvous.JOIN_TIMEOUT``.
     """
-    size, restarts = number_of("WORLD_SIZE", 1, 1), number_of("TORCHELASTIC_RESTART_COUNT", 0, 0)
+    size, restarts = read_number("WORLD_SIZE", 1, 1), read_number("TORCHELASTIC_RESTART_COUNT", 0, 0)
     if size == 1:
         return ProcessGroup(restarts=restarts), device
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(
             f"{size} processes (WORLD_SIZE) cannot share a run on {device.type}: use cpu or cuda, or unset WORLD_SIZE"
         )
-    launch, local = Launch.read(size), number_of("LOCAL_RANK", 0, 0)
+    launch, local = Launch.read(size), read_number("LOCAL_RANK", 0, 0)
     if device.type == "cuda":
         if local >= torch.cuda.device_count():
             raise ConfigError(f"process {local} of this machine has no GPU: it has {torch.cuda.device_count()}")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    join(launch, device, PATIENCE)
+    join(launch, device, TIMEOUT)
     processes = ProcessGroup(dist.get_rank(), dist.get_world_size(), device, restarts)
     return replace(processes, restarts=int(processes.all_reduce_max(restarts))), device
 
@@ -149,7 +149,7 @@ def leave(code: int) -> int:
     Without that, a process that still waits for others would not end, and the threads of the exchange, torn down while
     another process ends too, now and then abort one that has finished.
     """
-    if dist.is_available() and (dist.is_initialized() or has_met()):
+    if dist.is_available() and (dist.is_initialized() or has_joined()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

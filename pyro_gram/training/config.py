@@ -14,31 +14,33 @@ from pyro_gram.training.precision import PRECISIONS
 class TrainConfig:
     """Length and recipe of a run.
 
+    The state of training is saved at the end of a batch, never within one. A signal (SIGINT, SIGTERM) ends the run
+    after the current batch, which takes 2 to 3 seconds of one core with the cpu presets. A second SIGINT ends it at
+    once: the batches since the last save are trained again when the run is resumed.
+
     Attributes:
-        batches: batches in the run, each of ``supervision_steps`` updates (and, on-policy, ``on_policy_updates`` more);
-            0 for as many as the minutes hold.
-        minutes: of training; 0 for as many as the batches take. Beside ``batches``, the run measures its speed first
-            and trains fewer batches where those would take longer: the clock itself ends nothing.
-            Without ``batches`` the run ends after them, and its schedule follows the clock.
-        batch: inputs a batch.
-        supervision_steps: N_sup, updates of a batch, each of which goes on where the last one ended.
+        batches: batches in the run, each of ``supervision_steps`` updates (and ``on_policy_updates`` on-policy ones);
+            0 for as many as fit into the minutes.
+        minutes: minutes of training; 0 for as many as the batches take. With ``batches`` too, the run measures its
+            speed first and trains fewer batches if those would take longer; the clock itself does not end it. Without
+            ``batches`` the clock ends the run, and the schedules follow it.
+        batch: inputs in a batch.
+        supervision_steps: N_sup, updates of a batch, each from the state in which the last one ended.
         elbo: the bound: ``balanced`` (its KL trains prior and guide by ``balance``), ``mean_field`` or ``trace``.
         balance: share of the KL's gradient that trains the prior (``balanced`` only).
-        particles: draws of the guide an update.
-        ema: decay of the running average of the weights, an update; evaluation uses the average.
+        particles: draws of the guide in an update.
+        ema: decay of the running average of the weights, per update; evaluation uses the average.
         augment: apply the task's symmetries to training pairs.
-        evaluate_every: batches between two looks at the validation split.
-        save_seconds: seconds between two saves of the training state.
-        act: halting and carry as HRM and TRM train: a batch is one update, and a trajectory keeps its place until the
-            model would halt it or it has made ``supervision_steps``; only then the place takes the new batch's pair.
-            For models that halt by themselves.
-        on_policy_depth: the deepest supervision step of the prior's own trajectories that is trained too, towards the
-            solution that each is heading for; 0 for none. Needs inputs, and all solutions.
-        on_policy_updates: how many successive steps of the prior's own trajectories a batch trains, from a random depth
-            on.
+        evaluate_every: batches between two evaluations on the validation split.
+        save_seconds: seconds between two saves of the training state, which happen at the end of a batch.
+        act: train as HRM and TRM do: a batch is one update, and a trajectory stays in the batch until the model halts
+            it or it has made ``supervision_steps``; then a new pair replaces it. For models that halt by themselves.
+        on_policy_depth: train on trajectories of the prior too, up to this supervision step, each towards the solution
+            that it prefers; 0 for none. Needs inputs, and all their solutions.
+        on_policy_updates: updates of a batch along these trajectories, at successive steps from a random depth.
         on_policy_after: share of the run before on-policy training begins.
-        precision: of the matrix products of the core: ``fp32``, ``tf32`` (CUDA) or ``bf16``. On CUDA the others take
-            TF32 beside either of the last two; all that is no product is float32.
+        precision: of the matrix products of the core: ``fp32``, ``tf32`` (CUDA) or ``bf16``. On CUDA other products are
+            in TF32 with either of the last two; everything else is in float32.
         compile: compile the core: 20 to 70 seconds at the start, on the CPU with a C++ compiler.
     """
 

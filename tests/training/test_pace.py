@@ -212,7 +212,9 @@ def test_what_cannot_be_trained_is_said_by_training(clock):
 def test_the_number_that_fits_is_the_greatest():
     speed = Pace(batch=0.9, on_policy=0.7, monitor=2.3)
     for on_policy, every, number, elapsed in itertools.product((0, 4), (1, 7, 500), (0, 5, 40), (0.0, 9.0)):
-        config = TrainConfig(batches=200, minutes=1.0, on_policy_depth=on_policy, on_policy_after=0.8, evaluate_every=every)
+        config = TrainConfig(
+            batches=200, minutes=1.0, on_policy_depth=on_policy, on_policy_after=0.8, evaluate_every=every
+        )
         lengths = [speed.run_seconds(config, n, number) for n in range(number, 201)]
         assert lengths == sorted(lengths)
         fitting = [n for n in range(number, 201) if speed.run_seconds(config, n, number) <= 60 - elapsed]
