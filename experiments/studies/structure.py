@@ -39,10 +39,11 @@ LAYERS = (
     ("pyro_gram/sampling",),
     ("pyro_gram/tasks",),
     ("pyro_gram/training",),
-    ("pyro_gram/config",),
+    ("pyro_gram/config", "pyro_gram/answers"),
+    ("pyro_gram/presets", "pyro_gram/options"),
+    ("pyro_gram/solver",),
     ("pyro_gram/build",),
     ("pyro_gram/checkpoint",),
-    ("pyro_gram/solver",),
     ("pyro_gram/__init__",),  # what ``import pyro_gram`` offers to users
     ("pyro_gram/diagnostics",),
     ("pyro_gram/runs",),
@@ -53,7 +54,7 @@ FORBIDDEN = (("pyro_gram/diagnostics", "pyro_gram/solver"), ("models", "guides")
 
 OLD_WORDS = frozenset(
     """
-    found held told there beside alone between said begun given seen kept wanted asked chosen judged drawn rolled
+    found held told there beside verdict_head VerdictConfig Solved alone between said begun given seen kept wanted asked chosen judged drawn rolled
     reading readings really cleaned isolated spoilt quiet most alike few some whole
     announce judge rehearse brings looks_of waves restless agree_ writes World Assembly Inside Guard Places Keeper Study
     AS_IT_IS RIM products_in at_once unrolled
