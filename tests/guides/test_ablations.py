@@ -30,7 +30,7 @@ def changed(case):
 
 
 @pytest.mark.parametrize(("guide", "elsewhere"), [("amortized", False), ("additive", False), ("global", True)])
-def test_which_positions_learn_of_a_changed_answer(guide, elsewhere):
+def test_which_posteriors_change_with_one_token_of_the_answer(guide, elsewhere):
     case = build_case(guide_name=guide)
     torch.manual_seed(0)
     before, _ = posterior_of(case)
@@ -68,7 +68,7 @@ def test_the_residual_guide_moves_with_the_prior():
     torch.testing.assert_close(moved.stddev, q.stddev)
 
 
-def test_without_an_inference_network_nothing_of_y_is_told():
+def test_without_an_inference_network_every_kl_is_zero():
     case = build_case(guide_name="prior")
     bound = terms(case.solver.model, case.solver.guide, case.x, case.y)
     assert (bound.kl == 0).all()
@@ -132,13 +132,13 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("prior", "guide", "message"), PAIRS)
-def test_every_prior_and_guide_that_make_no_sense_together_are_refused_before_training(prior, guide, message):
+def test_priors_and_guides_that_do_not_fit_are_refused_before_training(prior, guide, message):
     with pytest.raises(ConfigError, match=message):
         dry_run(make_trainer(build_small(prior_name=prior, guide_name=guide)))
 
 
 @pytest.mark.parametrize("guide", ["amortized", "additive", "global", "residual"])
-def test_a_budget_holds_for_every_guide_that_has_one(guide):
+def test_max_kl_limits_the_kl_of_every_guide_that_has_it(guide):
     case = build_case(guide_name=guide, guide={"max_kl": 0.5})
     for module in (case.solver.guide, case.solver.model.prior):
         perturb_(module, 0.3)
@@ -148,12 +148,12 @@ def test_a_budget_holds_for_every_guide_that_has_one(guide):
 
 
 @pytest.mark.parametrize(("names", "message"), REFUSED)
-def test_parts_that_do_not_belong_together_are_refused_when_they_are_built(names, message):
+def test_parts_that_do_not_fit_are_refused_when_they_are_built(names, message):
     with pytest.raises(ConfigError, match=message):
         build(small_config(**names))
 
 
-def test_a_guide_that_follows_a_prior_without_gradient_from_somewhere_on_still_has_a_bound():
+def test_a_guide_that_ends_before_the_trajectory_has_a_bound():
     case = build_case(prior_name="mixture", guide={"guided_transitions": 4})
     bound = terms(case.solver.model, case.solver.guide, case.x, case.y, steps=3, truncated=False)
     assert bound.kl.shape == (6, 5)
@@ -162,7 +162,7 @@ def test_a_guide_that_follows_a_prior_without_gradient_from_somewhere_on_still_h
     assert torch.isfinite(bound.elbo).all()
 
 
-def test_free_parameters_follow_the_prior_where_nothing_is_charged():
+def test_free_parameters_follow_the_prior_at_transitions_without_a_kl():
     case = build_case(guide_name="mean_field", guide={"num_pairs": 6})
     guide = case.solver.guide
     assert (guide.first, guide.guided_transitions) == (1, 2)  # of T = 2, truncated

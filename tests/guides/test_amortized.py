@@ -25,7 +25,7 @@ def kl_of(loc, scale, prior):
 
 
 @pytest.mark.parametrize("budget", [0.01, 0.5, 4.0])
-def test_what_says_too_much_is_drawn_to_the_budget_and_what_does_not_is_left_alone(budget):
+def test_limit_kl_moves_only_posteriors_with_a_larger_kl(budget):
     loc, scale, prior = draw(0, 1.0)
     limited = kl_of(*limit_kl(loc, scale, prior, budget), prior)
     assert (kl_of(loc, scale, prior) > budget).all()
@@ -37,7 +37,7 @@ def test_what_says_too_much_is_drawn_to_the_budget_and_what_does_not_is_left_alo
 
 
 @pytest.mark.parametrize("ratio", [0.02, 0.2, 3.0, 20.0])
-def test_the_budget_holds_where_every_scale_differs_the_same_way(ratio):
+def test_limit_kl_holds_if_all_scales_differ_in_the_same_way(ratio):
     """A guide is narrower than the prior in every channel at once: nothing cancels."""
     zero, ones = torch.zeros(2, 8, 128), torch.ones(2, 8, 128)
     for budget in (0.01, 0.5):
@@ -45,7 +45,7 @@ def test_the_budget_holds_where_every_scale_differs_the_same_way(ratio):
         assert ((kl > 0.9 * budget) & (kl < 1.02 * budget)).all()
 
 
-def test_the_prior_is_not_trained_through_the_budget():
+def test_limit_kl_has_no_gradient_into_the_prior():
     loc, scale, prior = draw(1, 1.0)
     prior.loc.requires_grad_(), prior.scale.requires_grad_(), loc.requires_grad_()
     sum(t.sum() for t in limit_kl(loc, scale, prior, 0.5)).backward()
@@ -54,7 +54,7 @@ def test_the_prior_is_not_trained_through_the_budget():
     assert loc.grad.any()
 
 
-def test_a_guide_that_stops_before_training_does_is_refused():
+def test_a_guide_with_fewer_transitions_than_training_is_refused():
     with pytest.raises(
         ConfigError, match="guide.guided_transitions = 3 is less than the 4 transitions that training makes"
     ):
@@ -63,7 +63,7 @@ def test_a_guide_that_stops_before_training_does_is_refused():
 
 @pytest.mark.parametrize("guide", ["amortized", "replay"])
 @pytest.mark.parametrize("until", [0, 4])
-def test_from_some_transition_on_the_guide_follows_the_prior(guide, until):
+def test_after_guided_transitions_the_guide_follows_the_prior(guide, until):
     case = build_case(guide_name=guide, guide={"guided_transitions": until})
     with torch.no_grad():
         getattr(case.solver.guide, "inference", case.solver.guide).head.mlp.down.weight.normal_()
@@ -72,7 +72,7 @@ def test_from_some_transition_on_the_guide_follows_the_prior(guide, until):
     assert (kl[4:] == 0).all() if until else (kl[4:] > 1).all()
 
 
-def test_a_prior_that_is_no_gaussian_is_refused():
+def test_max_kl_needs_a_gaussian_prior():
     case = build_case(guide={"max_kl": 0.5})
     u = torch.zeros(5, *case.solver.model.h0.shape)
     bent = dist.TransformedDistribution(dist.Normal(u, 1.0), [TanhTransform()]).to_event(2)
@@ -82,7 +82,7 @@ def test_a_prior_that_is_no_gaussian_is_refused():
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.05])
-def test_a_guide_keeps_its_budget_at_every_transition(budget):
+def test_max_kl_holds_at_every_transition(budget):
     case = build_case(guide={"max_kl": budget})
     with torch.no_grad():
         case.solver.guide.head.mlp.down.weight.normal_()
@@ -94,7 +94,7 @@ def test_a_guide_keeps_its_budget_at_every_transition(budget):
         assert kl.min() > 1
 
 
-def test_the_answers_code_stands_beside_the_last_positions_of_u():
+def test_the_embedded_answer_is_aligned_with_the_last_positions_of_u():
     code, u = torch.randn(5, 2, 3), torch.randn(7, 5, 4, 6)
     code_at_u = align_answer(code, u)
     assert code_at_u.shape == (7, 5, 4, 3)
@@ -102,7 +102,7 @@ def test_the_answers_code_stands_beside_the_last_positions_of_u():
     assert torch.equal(code_at_u[:, :, 2:], code.expand(7, 5, 2, 3))
 
 
-def test_the_posterior_is_its_head_on_u_and_the_answer_side_by_side():
+def test_the_posterior_is_the_head_of_u_and_the_embedded_answer():
     case = build_case(guide={"initial_scale": 0.3, "layers": 1})
     guide, u = case.solver.guide, torch.randn(5, 4, 16)
     code = guide.encode(case.x, case.y)
@@ -118,7 +118,7 @@ def test_the_posterior_is_its_head_on_u_and_the_answer_side_by_side():
     assert len(fresh.mix) == 0
 
 
-def test_the_budget_moves_along_one_path_by_one_share():
+def test_limit_kl_moves_mean_and_log_scale_by_one_share():
     """The share of the mean's way is that of the way of the log of the scale, in every position and channel."""
     loc, scale, prior = draw(2, 1.0)
     new_loc, new_scale = limit_kl(loc, scale, prior, 0.5)
@@ -131,14 +131,14 @@ def test_the_budget_moves_along_one_path_by_one_share():
     torch.testing.assert_close(also, mean_share.expand_as(also), atol=2e-3, rtol=2e-3)
 
 
-def test_what_is_at_the_budget_is_left_alone():
+def test_limit_kl_leaves_a_posterior_at_the_limit_unchanged():
     loc, scale, prior = draw(3, 1.0)
     kl = kl_of(loc, scale, prior)
     limited = limit_kl(loc, scale, prior, 1.001 * kl.max().item())
     torch.testing.assert_close(limited, (loc, scale))
 
 
-def test_the_budget_has_a_gradient_that_keeps_it():
+def test_the_gradient_of_limit_kl_keeps_the_kl():
     """However loc grows, the KL stays at the budget: its gradient with respect to the share of the way is 0."""
     loc, _, prior = draw(4, 1.0)
     factor = torch.tensor(1.0, requires_grad=True)
@@ -178,7 +178,7 @@ def test_the_two_pass_guide_is_the_one_pass_guide(settings):
         guide(replay.x, None)
 
 
-def test_the_two_pass_guide_infers_without_an_input_too():
+def test_the_two_pass_guide_works_without_an_input():
     case = build_case(task_name="sudoku_uncond", guide_name="replay")
     trace = poutine.trace(case.solver.guide).get_trace(None, case.y)
     assert trace.nodes["eps_0"]["value"].shape == (5, 16, 16)

@@ -11,7 +11,7 @@ from tests.conftest import build_case
 FREE = {"guide_name": "mean_field", "guide": {"num_pairs": 8, "initial_scale": 0.3}}
 
 
-def test_a_pair_is_answered_by_its_own_row_at_each_transition():
+def test_each_pair_has_its_own_parameters_at_each_transition():
     case = build_case(**FREE | {"guide": {**FREE["guide"], "transitions": 4}})
     guide, u = case.solver.guide.train(), torch.randn(5, 4, 16)
     assert (guide.first, guide.guided_transitions) == (0, 4)
@@ -48,7 +48,7 @@ def test_only_the_charged_transition_of_a_truncated_step_has_parameters():
     assert type(full_guide)(full_guide.Config(transitions=3), case.solver.task.spec, case.solver.model, 16).first == 0
 
 
-def test_parameters_start_as_the_prior_of_nothing_known():
+def test_parameters_start_as_those_of_an_unknown_pair():
     case = build_case(**FREE, model={"prefix": 2})
     guide = case.solver.guide
     fresh = type(guide)(guide.Config(num_pairs=8), case.solver.task.spec, case.solver.model, 16)
@@ -62,7 +62,7 @@ def test_parameters_start_as_the_prior_of_nothing_known():
     assert fresh.eval().encode(case.x, case.y).tolist() == rows
 
 
-def test_rows_are_given_in_turn_and_only_in_training():
+def test_pairs_take_rows_in_order_and_only_in_training():
     case = build_case(**FREE)
     guide = case.solver.guide.eval()
     assert guide.encode(case.x, case.y).tolist() == [-1] * 5
@@ -80,7 +80,7 @@ def test_rows_are_given_in_turn_and_only_in_training():
         guide.encode(case.x[:1], torch.tensor([[7, 7, 7, 7]]))
 
 
-def test_x_and_y_both_name_a_pair():
+def test_the_key_of_a_pair_depends_on_x_and_y():
     case = build_case(**FREE)
     guide = case.solver.guide.train()
     x, y = case.x[:1], torch.tensor([[0, 1, 2, 0]])
@@ -93,7 +93,7 @@ def test_x_and_y_both_name_a_pair():
     assert guide.encode(None, y).item() == 3
 
 
-def test_a_name_depends_on_each_token_its_place_and_where_it_begins():
+def test_a_key_depends_on_each_token_its_position_and_the_offset():
     tokens = torch.randint(9, (500, 6))
     names = _key(tokens, 0)
     assert names.shape == (500,)
@@ -108,7 +108,7 @@ def test_a_name_depends_on_each_token_its_place_and_where_it_begins():
     assert (_key(torch.zeros(1, 6, dtype=torch.long), 0) != 0).all()  # a token 0 counts
 
 
-def test_a_prior_that_does_not_say_is_taken_to_have_gradients():
+def test_a_prior_without_traits_is_assumed_to_have_gradients():
     case = build_case(**FREE)
     guide, spec, model = case.solver.guide, case.solver.task.spec, case.solver.model
     model.prior = torch.nn.Linear(16, 16)

@@ -172,7 +172,7 @@ def test_full_elbo_is_below_the_importance_bound_which_is_below_log_p():
     torch.testing.assert_close(iwae.mean(), log_p.double().mean(), atol=0.15, rtol=0)
 
 
-def test_bounds_are_reported_at_beta_one_whatever_training_used(case):
+def test_terms_are_at_beta_one_for_any_beta_of_training(case):
     model, guide = case.solver.model, case.solver.guide
     elbo = make_elbo("balanced")
     pyro.set_rng_seed(1)
@@ -212,7 +212,7 @@ def test_the_surrogate_is_of_the_trained_steps():
     assert not torch.equal(short.surrogate, long.surrogate)
 
 
-def test_each_step_keeps_the_state_for_the_next_detached(case):
+def test_the_state_in_the_terms_is_detached(case):
     elbo = make_elbo("balanced")
     elbo.loss_and_grads(case.solver.model, case.solver.guide, case.x, case.y)
     state = elbo.terms.state
@@ -228,7 +228,7 @@ def test_the_guide_forgets_its_trace_after_a_step(case):
 
 
 @pytest.mark.parametrize("balance", [0.8, 0.5, 0.0, 1.0])
-def test_a_kl_without_closed_form_is_estimated_and_balanced_as_one_that_has_one(balance):
+def test_an_estimated_kl_is_balanced_like_one_in_closed_form(balance):
     """On Gaussians, where both are known: the value and every gradient, on average over draws."""
     (mq, sq, mp, sp), q, p = gaussians()
     expected = torch.autograd.grad(
@@ -245,7 +245,7 @@ def test_a_kl_without_closed_form_is_estimated_and_balanced_as_one_that_has_one(
         torch.testing.assert_close(f, e, rtol=0.05, atol=0.03 * size.item())
 
 
-def test_the_balanced_bound_says_whose_kl_it_estimates(case):
+def test_the_balanced_elbo_names_the_distributions_of_an_estimated_kl(case):
     model = case.solver.model
     bound = make_elbo("balanced")
     bound.loss(model, case.solver.guide, case.x, case.y)
@@ -264,7 +264,7 @@ def test_the_balanced_bound_says_whose_kl_it_estimates(case):
     assert loss == pytest.approx(plain, rel=1e-4)
 
 
-def test_a_guide_of_points_has_pyros_gradient_and_no_balance():
+def test_a_guide_of_deltas_has_pyros_gradient_without_balance():
     """Maximum a posteriori: there is no KL between a point and a density that could be balanced."""
     results = []
     for name in ("balanced", "mean_field"):

@@ -46,7 +46,7 @@ def far():
     return case
 
 
-def test_each_figure_of_a_draw_is_what_its_densities_say(far):
+def test_guide_draws_are_computed_from_the_densities(far):
     draws = guide_draws(far.solver.model, far.solver.guide, far.x, far.y, steps=2, num_samples=6, seed=3)
     assert len(far.solver.guide.trace.nodes) == 0
     assert far.solver.guide._code is None  # neither keeps what was computed of y
@@ -58,7 +58,7 @@ def test_each_figure_of_a_draw_is_what_its_densities_say(far):
     assert (draws.kl > 0).all()
 
 
-def test_draws_in_pieces_are_put_together_in_their_order(far):
+def test_chunks_of_draws_are_concatenated_in_order(far):
     """Five inputs, two at once; and one input's draws, two at once."""
     model, guide = far.solver.model, far.solver.guide
     draws = guide_draws(model, guide, far.x, far.y, steps=1, num_samples=3, seed=8, max_traced=7)
@@ -81,7 +81,7 @@ def test_draws_in_pieces_are_put_together_in_their_order(far):
     torch.testing.assert_close(both.log_weight[:, 1:], other.log_weight)
 
 
-def test_the_callers_random_state_stays(far):
+def test_the_callers_random_state_is_restored(far):
     before = torch.get_rng_state()
     draws = guide_draws(far.solver.model, far.solver.guide, far.x, far.y, steps=1, num_samples=2)
     assert torch.equal(before, torch.get_rng_state())
@@ -89,7 +89,7 @@ def test_the_callers_random_state_stays(far):
     assert torch.equal(draws.log_weight, repeat.log_weight)  # the default seed
 
 
-def test_a_two_pass_guide_tells_the_same_draws():
+def test_a_two_pass_guide_has_the_same_draws():
     replay = build_case(guide_name="replay")
     perturb_(replay.solver.guide, 0.3)
     two = guide_draws(replay.solver.model, replay.solver.guide, replay.x, replay.y, steps=2, num_samples=3, seed=2)
@@ -125,7 +125,7 @@ def test_guidance_that_would_not_be_trained_is_refused_by_the_balanced_bound():
     make_elbo("trace").loss_and_grads(case.solver.model, guide, case.x, case.y)
 
 
-def test_a_site_that_a_guide_answers_with_its_prior_costs_nothing():
+def test_a_site_with_the_prior_as_posterior_costs_nothing():
     case = build_case(guide_name="prior")
     draws = guide_draws(case.solver.model, case.solver.guide, case.x, case.y, steps=2, num_samples=3, seed=5)
     torch.testing.assert_close(draws.log_weight, draws.log_likelihood.double(), atol=1e-4, rtol=1e-5)
@@ -135,7 +135,7 @@ def test_a_site_that_a_guide_answers_with_its_prior_costs_nothing():
     assert isinstance(trace.trace.nodes["eps_0"]["fn"].base_dist, dist.Normal)
 
 
-def test_bounds_in_pieces_are_put_together_in_their_order(far):
+def test_chunks_of_bounds_are_concatenated_in_order(far):
     model, guide = far.solver.model, far.solver.guide
     joint = bounds(model, guide, far.x, far.y, 2, surrogate_steps=3, seed=7, max_traced=2)
     assert joint.kl.shape == (4, 5)
@@ -159,7 +159,7 @@ def test_bounds_in_pieces_are_put_together_in_their_order(far):
     )
 
 
-def test_guidance_that_a_condition_has_fixed_keeps_its_priors_density():
+def test_conditioned_guidance_has_the_priors_density():
     case = build_case(model={"truncated": False})
     fixed = torch.full((5, 4, 16), 0.25)
     guide = case.solver.guide

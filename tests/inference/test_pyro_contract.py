@@ -111,7 +111,7 @@ def test_predictive_with_a_guide_follows_it(case, parallel):
     torch.testing.assert_close(replayed.nodes["h"]["value"], samples["h"][1])
 
 
-def test_predictive_with_a_guide_and_no_answer_names_the_way(case):
+def test_predictive_with_a_guide_needs_y(case):
     predictive = Predictive(case.solver.model, guide=case.solver.guide, num_samples=3)
     with pytest.raises(ValueError, match=r"Predictive\(model, num_samples=N\)\(x\)"):
         predictive(case.x)
@@ -170,7 +170,7 @@ def test_guidance_that_a_users_own_strategy_has_renamed_is_refused(case):
 
 
 @pytest.mark.parametrize("jit", [JitTrace_ELBO, JitTraceMeanField_ELBO])
-def test_jit_losses_say_why_they_cannot(case, jit):
+def test_jit_losses_are_refused(case, jit):
     model, guide = case.solver.model, case.solver.guide
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), jit())
     with pytest.raises(NotImplementedError, match=r"JIT losses .* use Trace_ELBO"):
@@ -271,7 +271,7 @@ def test_no_guidance_conditions_every_transition(case):
     torch.testing.assert_close(trace.nodes["h"]["value"], by_hand.nodes["h"]["value"])
 
 
-def test_guidance_at_its_mean_is_a_condition_too(case):
+def test_at_mean_conditions_guidance_on_the_priors_mean(case):
     trace = poutine.trace(AtMean()(case.solver.model)).get_trace(case.x)
     for t in range(2):
         site = trace.nodes[f"eps_{t}"]

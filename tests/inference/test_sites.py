@@ -41,7 +41,7 @@ def test_a_sequential_plate_gives_no_dimension():
         assert plate_shape() == ()
 
 
-def test_the_state_is_carried_by_two_deterministic_sites():
+def test_record_state_makes_two_deterministic_sites():
     state = LatentState(torch.randn(5, 4, 3), torch.randn(5, 4, 3))
     with data_plates(torch.Size((5,))):
         trace = poutine.trace(lambda: record_state(state)).get_trace()
@@ -54,13 +54,13 @@ def test_the_state_is_carried_by_two_deterministic_sites():
     assert trace.log_prob_sum() == 0
 
 
-def test_without_heads_nothing_is_judged():
+def test_without_heads_there_are_no_sites_of_heads():
     likelihood = dist.Categorical(logits=torch.zeros(5, 4, 3)).to_event(1)
     h = torch.zeros(5, 4, 2)
     assert not poutine.trace(lambda: sample_halt_and_value(None, h, h, likelihood)).get_trace().stochastic_nodes
 
 
-def test_a_module_is_announced_without_the_global_store_and_only_where_somebody_listens():
+def test_parameters_are_registered_only_under_handlers_and_not_in_the_global_store():
     module = nn.Linear(2, 1)
     register_parameters("part", module)
     assert len(pyro.get_param_store()) == 0

@@ -63,7 +63,7 @@ def traces(model=model):
     return poutine.trace(poutine.replay(model, guide_trace)).get_trace(), guide_trace
 
 
-def test_every_term_is_where_it_belongs():
+def test_terms_are_read_from_both_traces():
     p, q = traces()
     terms = read_terms(p, q)
     value = {n: q.nodes[n]["value"] for n in ("noise", "eps_0", "eps_1", "c")}
@@ -87,7 +87,7 @@ def test_every_term_is_where_it_belongs():
     assert terms.halted is None
 
 
-def test_what_is_known_already_is_not_computed_again():
+def test_known_kls_are_not_computed_again():
     p, q = traces()
     plain = read_terms(p, q)
     known = {"eps_1": torch.tensor([5.0, 6.0, 7.0], requires_grad=True)}
@@ -111,7 +111,7 @@ def test_without_guidance_there_is_no_kl():
     torch.testing.assert_close(terms.elbo, dist.Normal(0.0, 1.0).log_prob(torch.zeros(B)))
 
 
-def test_halting_is_read_where_the_program_says_it():
+def test_halted_is_read_from_its_site():
     torch.manual_seed(1)
     plain = read_terms(*traces()).state.h
     torch.manual_seed(1)
@@ -138,7 +138,7 @@ def test_the_density_of_a_site_is_masked_and_not_scaled():
             torch.testing.assert_close(log_prob_of(site), site["fn"].log_prob(site["value"]) * mask)
 
 
-def test_a_latent_without_an_answer_and_a_program_without_y_are_named():
+def test_missing_sites_of_guide_and_model_are_named():
     p, q = traces()
     check_guide_sites(p, q)
     for name in ("eps_0", "c"):
@@ -153,7 +153,7 @@ def test_a_latent_without_an_answer_and_a_program_without_y_are_named():
         read_terms(p, q)
 
 
-def test_a_divergence_is_closed_or_by_the_draw():
+def test_a_divergence_is_the_closed_form_or_the_estimate_at_the_draw():
     def site(fn, value=LOC, mask=None):
         return {"fn": fn, "value": value, "mask": mask, "cond_indep_stack": ()}
 
@@ -196,7 +196,7 @@ NUMBERS = torch.arange(24.0).view(2, 4, 3)
         ({"classes": -1}, torch.tensor([1.0, 2.0, 3.0]), {}, (3,), torch.full((3,), 2.0)),
     ],
 )
-def test_a_term_is_shared_out_by_its_plates_and_keeps_its_sum(around, term, of_y, shape, expected):
+def test_a_term_is_distributed_over_inputs_and_keeps_its_sum(around, term, of_y, shape, expected):
     terms = per_input("c", in_plates(**around), term, in_plates(**of_y), torch.Size(shape))
     torch.testing.assert_close(terms, expected)
     torch.testing.assert_close(terms.sum(), term.sum())
@@ -214,7 +214,7 @@ def test_which_sites_inputs_share():
     assert not is_shared(of_all, of_all)
 
 
-def test_the_bound_of_given_terms():
+def test_the_elbo_is_the_sum_of_its_terms():
     state = LatentState(torch.zeros(2), torch.zeros(2))
     terms = StepTerms(torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 4.0], [5.0, 6.0]]), state, None,
                       torch.tensor([7.0, -8.0]), torch.zeros(2))  # fmt: skip

@@ -103,7 +103,7 @@ def test_two_models_in_one_process_do_not_share_parameters():
     assert len(pyro.get_param_store()) == 0
 
 
-def test_a_guide_must_find_x_and_y_by_name():
+def test_a_guides_model_must_name_x_and_y():
     class Blind(EffectGuide):
         def posterior(self, u, code, prior):
             return prior

@@ -29,7 +29,7 @@ def by_hand(e_x, value):
     return total
 
 
-def test_the_density_is_the_product_of_each_token_given_those_before():
+def test_the_density_is_a_product_of_conditional_densities():
     e_x, p = sequence()
     assert (p.batch_shape, p.event_shape) == ((5,), (4,))
     value = torch.randint(3, (7, 5, 4))
@@ -58,7 +58,7 @@ def test_draws_follow_the_density_of_each_token():
 
 
 @pytest.mark.parametrize("task", ["coloring", "sudoku_uncond"])
-def test_logits_are_of_the_input_the_tokens_before_and_what_stands_beside(task):
+def test_logits_depend_on_the_input_and_earlier_tokens(task):
     case = build_case(model_name="autoregressive", task_name=task)
     model = case.solver.model.eval()
     y = case.y
@@ -76,7 +76,7 @@ def test_logits_are_of_the_input_the_tokens_before_and_what_stands_beside(task):
     torch.testing.assert_close(model.logits(e_x, y[:, :1]), logits[:, :2], atol=1e-4, rtol=1e-4)  # none looks ahead
 
 
-def test_an_answer_longer_than_its_input_stands_beside_the_last_positions():
+def test_an_answer_longer_than_its_input_is_aligned_at_the_end():
     model = build_small(model_name="autoregressive").model
     long, short = torch.randn(2, 7, 16), torch.randn(2, 3, 16)
     assert torch.equal(model._input_at_answer(long), long[:, -4:])
@@ -86,6 +86,6 @@ def test_an_answer_longer_than_its_input_stands_beside_the_last_positions():
     assert torch.equal(at_answer[:, 1:], short)
 
 
-def test_only_attention_keeps_what_follows_from_what_is_before():
+def test_only_attention_can_be_causal():
     with pytest.raises(ConfigError, match="autoregressive"):
         build_small(model_name="autoregressive", model={"mixer": "swiglu"})

@@ -66,7 +66,7 @@ def test_the_autoregressive_density_sums_to_one_and_draws_follow_it():
     torch.testing.assert_close(samples.score[:50, 0], p[number_of(first_tokens)].log(), atol=1e-4, rtol=1e-4)
 
 
-def test_its_log_likelihood_needs_no_monte_carlo():
+def test_the_log_likelihood_of_an_autoregressive_model_is_exact():
     from pyro_gram.diagnostics.bounds import terms
     from pyro_gram.diagnostics.likelihood import prior_log_likelihood
 
@@ -160,7 +160,7 @@ def test_plate_shape_is_that_of_the_plates_around():
         assert plate_shape() == (5, 1, 3)
 
 
-def test_trajectories_of_a_drawn_answer_differ_and_those_of_a_mode_do_not():
+def test_samples_differ_if_answers_are_drawn_and_not_if_they_are_modes():
     for name, differ in (("mdlm", True), ("autoregressive", True), ("direct", False), ("vae", True)):
         tokens = rollout(build_tiny(name).solver.model, build_tiny(name).x, num_samples=50, depth=1).tokens
         assert bool((tokens != tokens[:1]).any()) == differ, name
@@ -173,7 +173,7 @@ def gradients(model, names):
     return {n: p.grad for n, p in model.named_parameters() if n in names}
 
 
-def test_hrms_gradient_is_that_of_the_last_two_steps_alone():
+def test_hrms_gradient_is_that_of_its_last_two_steps():
     case = build_tiny("hrm", model={"transitions": 2, "low_steps": 3})
     model = case.solver.model
     trace = poutine.trace(model).get_trace(case.x, case.y)
@@ -213,7 +213,7 @@ def test_the_looped_transformer_has_gradient_through_every_loop_and_one_network(
 
 
 @pytest.mark.parametrize(("name", "outputs"), [("trm", 1), ("hrm", 2)])
-def test_halting_is_an_observed_site_outside_of_every_reported_bound(name, outputs):
+def test_halting_is_an_observed_site_that_no_bound_counts(name, outputs):
     from pyro_gram.diagnostics.bounds import terms
 
     case = build_tiny(name)
@@ -231,7 +231,7 @@ def test_halting_is_an_observed_site_outside_of_every_reported_bound(name, outpu
     assert "halt" not in poutine.trace(model).get_trace(case.x).nodes
 
 
-def test_hrm_learns_the_value_of_going_on_from_its_next_step():
+def test_hrm_learns_the_value_of_continuing_from_its_next_step():
     case = build_tiny("hrm")
     model = case.solver.model
     trace = poutine.trace(model).get_trace(case.x, case.y)
@@ -249,7 +249,7 @@ def _state(trace):
     return LatentState(trace.nodes["h"]["value"], trace.nodes["l"]["value"])
 
 
-def test_the_two_naive_stochastic_trms_are_stochastic_where_they_say():
+def test_both_stochastic_trms_have_different_samples():
     plain, sampled, random = (
         build_tiny("trm"),
         build_tiny("trm", model={"decoding": "sampled"}),
@@ -270,7 +270,7 @@ def test_the_two_naive_stochastic_trms_are_stochastic_where_they_say():
     torch.testing.assert_close(share, p.double(), atol=0.12, rtol=0)
 
 
-def test_a_vae_draws_once_and_its_kl_is_to_a_standard_normal():
+def test_a_vae_has_one_latent_with_a_standard_normal_prior():
     from pyro_gram.diagnostics.bounds import terms
 
     case = build_tiny("vae")
@@ -284,7 +284,7 @@ def test_a_vae_draws_once_and_its_kl_is_to_a_standard_normal():
     torch.testing.assert_close(loss.kl[0], kl_divergence(q, standard))
 
 
-def test_direct_prediction_knows_its_density():
+def test_direct_prediction_has_an_exact_density():
     case = build_tiny("direct")
     model, x = case.solver.model, case.x[:1]
     with torch.no_grad():

@@ -48,7 +48,7 @@ def log_prob_of(log_p, tokens):
 # ---- times -------------------------------------------------------------------------------------------------------
 
 
-def test_times_are_evenly_spread_shuffled_and_drawn_anew():
+def test_stratified_times_are_even_and_shuffled_and_differ_between_calls():
     times = stratified_times(torch.Size((4, 25)), torch.device("cpu"))
     assert times.shape == (4, 25)
     assert ((times >= 0) & (times < 1)).all()
@@ -91,7 +91,7 @@ def test_a_token_is_masked_with_the_probability_of_its_time(monkeypatch, time):
 
 
 @pytest.mark.parametrize(("settings", "steps"), [({}, 4), ({"sampling_steps": 2}, 2)])
-def test_a_draw_of_mdlm_uncovers_an_even_share_of_its_tokens_at_each_step(settings, steps):
+def test_mdlm_reveals_an_equal_share_of_tokens_at_each_step(settings, steps):
     _, model = noted("mdlm", **settings)
     tokens, log_p = model.draw(torch.zeros(2, 1500, 4, 16))
     calls = list(model.denoiser.calls)
@@ -107,7 +107,7 @@ def test_a_draw_of_mdlm_uncovers_an_even_share_of_its_tokens_at_each_step(settin
     torch.testing.assert_close(log_p, expected)
 
 
-def test_what_mdlm_uncovers_first_follows_its_network():
+def test_mdlms_first_tokens_follow_its_network():
     _, model = noted("mdlm", sampling_steps=1)
     tokens, _ = model.draw(torch.zeros(6000, 4, 16))
     share = torch.nn.functional.one_hot(tokens, 3).float().mean(0)
@@ -116,7 +116,7 @@ def test_what_mdlm_uncovers_first_follows_its_network():
 
 
 @pytest.mark.parametrize(("name", "settings"), [("mdlm", {}), ("d3pm", {"diffusion_steps": 3})])
-def test_a_diffusion_program_holds_a_factor_in_training_and_a_draw_otherwise(name, settings):
+def test_a_diffusion_model_has_a_factor_in_training_and_a_draw_otherwise(name, settings):
     case, model = noted(name, **settings)
     pyro.set_rng_seed(1)
     trace = poutine.trace(model).get_trace(case.x, case.y)
@@ -133,7 +133,7 @@ def test_a_diffusion_program_holds_a_factor_in_training_and_a_draw_otherwise(nam
 
 
 @pytest.mark.parametrize(("name", "timed"), [("mdlm", False), ("d3pm", True)])
-def test_only_the_network_of_d3pm_is_told_the_time(name, timed):
+def test_only_the_network_of_d3pm_embeds_the_time(name, timed):
     """MDLM's time follows from how many tokens are masked."""
     case = build_case(model_name=name)
     model = case.solver.model.eval()
@@ -214,7 +214,7 @@ def test_d3pms_loss_is_t_times_the_kl_of_one_backward_step(monkeypatch, kind, sh
     assert clean_share == pytest.approx(expected, abs=0.05)
 
 
-def test_d3pms_auxiliary_loss_is_the_cross_entropy_of_the_clean_answer_and_trains_alone(monkeypatch):
+def test_d3pms_auxiliary_loss_is_the_cross_entropy_of_the_clean_answer_in_training(monkeypatch):
     case, model = noted("d3pm", diffusion_steps=6, auxiliary_weight=0.25)
     at_times(monkeypatch, d3pm, torch.tensor(0.5))
     assert "auxiliary" not in poutine.trace(model).get_trace(case.x, case.y).nodes
@@ -227,7 +227,7 @@ def test_d3pms_auxiliary_loss_is_the_cross_entropy_of_the_clean_answer_and_train
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_draw_of_d3pm_goes_back_through_every_time(kind):
+def test_a_draw_of_d3pm_has_a_step_for_every_time(kind):
     T = 5
     _, model = noted("d3pm", kind=kind, diffusion_steps=T)
     tokens, log_p = model.draw(torch.zeros(400, 4, 16))

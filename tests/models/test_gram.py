@@ -25,7 +25,7 @@ def test_one_supervision_step_has_t_transitions_and_reads_its_answer_from_the_la
     assert trace.nodes["eps_0"]["fn"].event_shape == (4, 16)
 
 
-def test_the_full_trajectory_is_the_same_program_made_longer(case):
+def test_several_supervision_steps_in_one_call_equal_several_calls(case):
     model = case.solver.model
     with torch.no_grad():
         pyro.set_rng_seed(1)
@@ -41,7 +41,7 @@ def test_the_full_trajectory_is_the_same_program_made_longer(case):
     torch.testing.assert_close(full.nodes["eps_5"]["value"], pieces[2].nodes["eps_1"]["value"])
 
 
-def test_a_transition_depends_on_the_one_before_it_and_on_no_earlier_one(case):
+def test_transitions_are_markov(case):
     """Pyro's enumeration reads this of each site; a plain ``range`` would leave it out."""
     trace = poutine.trace(case.solver.model).get_trace(case.x, case.y, steps=2)
     assert [f for f in trace.nodes["eps_3"]["cond_indep_stack"] if not f.vectorized] == []  # and adds no plate
@@ -63,7 +63,7 @@ def test_any_leading_batch_shape(batch):
     assert trace.nodes["h"]["value"].shape == (*batch, 4, 16)
 
 
-def test_the_empty_condition_gives_p_of_x():
+def test_without_input_the_model_is_p_of_x():
     solver = build_small()
     y = torch.zeros(7, 4, dtype=torch.long)
     trace = poutine.trace(solver.model).get_trace(None, y)
@@ -73,7 +73,7 @@ def test_the_empty_condition_gives_p_of_x():
     assert samples["y"].shape[0] == 6
 
 
-def test_truncation_lets_no_gradient_reach_the_first_transitions_and_leaves_their_kl_out():
+def test_truncation_stops_the_gradient_and_the_kl_of_the_first_transitions():
     case = build_case(model={"transitions": 3})
     trace = poutine.trace(case.solver.model).get_trace(case.x, case.y)
     assert [trace.nodes[f"u_{t}"]["value"].requires_grad for t in range(3)] == [False, False, True]
@@ -85,7 +85,7 @@ def test_truncation_lets_no_gradient_reach_the_first_transitions_and_leaves_thei
     assert all(bool(full.nodes[f"eps_{t}"]["log_prob_sum"] != 0) for t in range(3))
 
 
-def test_beta_scales_the_guidance_and_nothing_else(case):
+def test_beta_scales_only_the_guidance(case):
     trace = poutine.trace(case.solver.model).get_trace(case.x, case.y, beta=3.0)
     trace.compute_log_prob()
     assert trace.nodes["eps_1"]["scale"] == 3.0
@@ -150,7 +150,7 @@ def test_a_user_can_extend_the_model_in_plain_pyro(case):
     torch.testing.assert_close(plain.log_prob_sum(), (last + answer).sum())
 
 
-def test_the_program_is_its_equations_from_where_it_is_told_to_start(case):
+def test_the_model_follows_its_equations_from_any_state(case):
     """Eq. 6-9 by hand: from a given state, with draws of a given beta; steps = 0 decodes the state as it is."""
     model = case.solver.model
     state = LatentState(torch.randn(5, 4, 16), torch.randn(5, 4, 16))
@@ -179,7 +179,7 @@ def test_the_program_is_its_equations_from_where_it_is_told_to_start(case):
     torch.testing.assert_close(decoded.nodes["y"]["fn"].log_prob(case.y), log_p)
 
 
-def test_the_latent_trajectory_by_itself_is_one_supervision_step_from_site_0_at_beta_1(case):
+def test_reason_defaults_to_one_supervision_step_from_site_0_at_beta_1(case):
     model = case.solver.model
     e_x = model.encode(case.x)
     trace = poutine.trace(model.reason).get_trace(e_x, model.initial_state(e_x))
@@ -190,7 +190,7 @@ def test_the_latent_trajectory_by_itself_is_one_supervision_step_from_site_0_at_
     assert sites(later) == [f"{kind}_{t}" for t in range(4, 8) for kind in ("u", "eps")]
 
 
-def test_heads_judge_an_answer_that_is_not_given_without_gradient_into_the_state():
+def test_heads_are_sampled_without_y_and_without_gradient_into_the_state():
     case = build_case()
     model = case.solver.model
     calls = []
@@ -230,6 +230,6 @@ def test_z0_has_the_length_of_the_input_and_its_prefix(prefix):
     assert torch.equal(start.l, model.l0.expand(5, -1, -1))
 
 
-def test_no_transitions_is_an_error():
+def test_a_config_without_transitions_is_an_error():
     with pytest.raises(ConfigError, match="transitions must be at least 1"):
         build_small(model={"transitions": 0})

@@ -23,7 +23,7 @@ def start(model, case):
     return e_x, model.h0.expand_as(e_x), model.l0.expand_as(e_x)
 
 
-def test_hrm_is_two_networks_its_low_one_several_times_a_transition():
+def test_hrm_applies_its_low_level_network_several_times_in_a_transition():
     case, model, trace = traced("hrm", model=SIZES)
     e_x, h, l = start(model, case)
     for _ in range(2):
@@ -34,7 +34,7 @@ def test_hrm_is_two_networks_its_low_one_several_times_a_transition():
     torch.testing.assert_close(trace.nodes["l"]["value"], l)
 
 
-def test_trm_is_one_network_that_refines_its_latent_and_then_its_answer():
+def test_trm_updates_its_latent_then_its_answer_with_one_network():
     case, model, trace = traced("trm", model=SIZES)
     e_x, h, l = start(model, case)
     for _ in range(2):
@@ -55,7 +55,7 @@ def test_a_flat_recursion_has_one_latent():
 
 
 @pytest.mark.parametrize(("name", "outputs"), [("trm", 1), ("hrm", 2)])
-def test_a_halting_head_starts_sure_that_nothing_is_right(name, outputs):
+def test_a_halting_head_starts_with_a_small_probability(name, outputs):
     model = build_small(model_name=name).model
     fresh = type(model)(model.config, model.spec, model.prior)
     assert fresh.halting.out_features == outputs
@@ -78,7 +78,7 @@ def test_the_halting_loss_is_half_a_positions_cross_entropy(name):
         assert trace.nodes["go_on"]["scale"] == 0.5 * 4
 
 
-def test_a_right_answer_is_taught_to_halt_and_a_wrong_one_is_not():
+def test_the_halting_head_learns_to_halt_at_right_answers():
     case, model, trace = traced("trm")
     decoded = model.decoder(trace.nodes["h"]["value"]).argmax(-1)
     y = decoded.clone()
@@ -90,7 +90,7 @@ def test_a_right_answer_is_taught_to_halt_and_a_wrong_one_is_not():
 @pytest.mark.parametrize(("name", "biases", "expected"), [
     ("trm", (0.5,), True), ("trm", (-0.5,), False), ("hrm", (0.5, 1.0), False), ("hrm", (-0.5, -1.0), True),
 ])  # fmt: skip
-def test_a_trajectory_halts_where_halting_is_worth_more(name, biases, expected):
+def test_a_trajectory_halts_if_halting_has_the_larger_value(name, biases, expected):
     case = build_case(model_name=name)
     model = case.solver.model
     with torch.no_grad():
@@ -101,14 +101,14 @@ def test_a_trajectory_halts_where_halting_is_worth_more(name, biases, expected):
 
 
 @pytest.mark.parametrize("name", ["trm", "hrm"])
-def test_halting_is_taught_over_any_batch_dimensions(name):
+def test_the_halting_loss_takes_any_batch_dimensions(name):
     case, model, trace = traced(name)
     two = poutine.trace(model).get_trace(case.x.expand(2, *case.x.shape), case.y.expand(2, 5, 4))
     for site in ("halt", "halted"):
         assert torch.equal(two.nodes[site]["value"], trace.nodes[site]["value"].expand(2, 5))
 
 
-def test_hrms_target_of_going_on_has_no_gradient_and_no_sites():
+def test_hrms_target_for_continuing_has_no_gradient_and_no_sites():
     _, model, trace = traced("hrm")
     names = [n for n, s in trace.nodes.items() if s["type"] == "sample" and n.startswith(("u_", "eps_"))]
     assert names == ["u_0", "eps_0", "u_1", "eps_1"]
@@ -135,7 +135,7 @@ def test_z0_of_a_random_start_is_standard_normal_for_every_trajectory():
     assert poutine.trace(sampled.solver.model).get_trace(sampled.x).nodes["y"]["infer"]["draw_answer"]
 
 
-def test_a_core_is_what_it_is_from_any_state():
+def test_cores_follow_their_equations_from_any_state():
     _, model, _ = traced("trm", model=SIZES)
     state = LatentState(torch.randn(5, 4, 16), torch.randn(5, 4, 16))
     e_x = torch.randn(5, 4, 16)
@@ -150,7 +150,7 @@ def test_a_core_is_what_it_is_from_any_state():
 # ---- one step ----------------------------------------------------------------------------------------------------
 
 
-def test_a_vae_is_two_stacks_with_one_draw_between_them():
+def test_a_vae_is_two_stacks_and_a_latent():
     case, model, _ = traced("vae")
     trace = poutine.trace(model).get_trace(case.x, case.y, steps=3, beta=0.5)
     u = model.f(model.encoder(case.x))
@@ -167,7 +167,7 @@ def test_a_vae_is_two_stacks_with_one_draw_between_them():
     assert trace.nodes["u_0"]["fn"].event_dim == 2
 
 
-def test_the_latent_of_a_vae_is_embedded_as_its_prior_says():
+def test_the_latent_of_a_vae_is_embedded_by_its_prior():
     _, model, trace = traced("vae", prior_name="discrete", guide_name="amortized")
     eps = trace.nodes["eps_0"]["value"]
     h = model.g(trace.nodes["u_0"]["value"] + model.prior.embed_guidance(eps))
@@ -175,7 +175,7 @@ def test_the_latent_of_a_vae_is_embedded_as_its_prior_says():
 
 
 @pytest.mark.parametrize("prefix", [0, 2])
-def test_direct_prediction_is_one_stack_whatever_the_state_and_the_steps(prefix):
+def test_direct_prediction_ignores_state_and_steps(prefix):
     case, model, _ = traced("direct", model={"prefix": prefix})
     other = LatentState(torch.randn(5, 4 + prefix, 16), torch.randn(5, 4 + prefix, 16))
     trace = poutine.trace(model).get_trace(case.x, case.y, other, steps=4)
@@ -186,7 +186,7 @@ def test_direct_prediction_is_one_stack_whatever_the_state_and_the_steps(prefix)
     torch.testing.assert_close(trace.nodes["y"]["fn"].log_prob(case.y), log_p)
 
 
-def test_without_input_a_one_step_program_starts_from_its_places():
+def test_without_input_a_one_step_model_starts_from_learned_embeddings():
     case = build_case(model_name="direct", task_name="sudoku_uncond")
     model = case.solver.model
     trace = poutine.trace(model).get_trace(None, case.y)
