@@ -137,17 +137,18 @@ def main(argv: list[str]) -> int:
     out = arguments["out"] or default_directory(config, arguments)
     check_directory(out, "--out")
 
-    from pyro_gram.runs.evaluate import Validation, evaluate
     from pyro_gram.runs.run import open_run
     from pyro_gram.runs.train import InterruptedRunError, train
 
     resume, data_dir = arguments["resume"], arguments["data_dir"]
     with open_run(config, out, resume=resume, data_dir=data_dir, device=device, processes=processes) as run:
         try:
-            train(run, on_evaluate=Validation(run))
+            train(run)
         except InterruptedRunError as interruption:
             run.print(str(interruption))
             return interruption.exit_code
+        from pyro_gram.runs.evaluate import evaluate
+
         try:
             results = evaluate(run, half=arguments["half"])
         except KeyboardInterrupt as stop:

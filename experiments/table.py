@@ -35,7 +35,7 @@ from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.contract import model_traits
 from pyro_gram.presets import read_preset
 from pyro_gram.registry import MODELS
-from pyro_gram.runs.evaluate import Validation, evaluate
+from pyro_gram.runs.evaluate import evaluate
 from pyro_gram.runs.run import check_same_settings, open_run
 from pyro_gram.runs.train import InterruptedRunError, train
 from pyro_gram.sampling.memory import chunk_size
@@ -137,7 +137,7 @@ def run_cell(cell: Cell, runs: Path, device: torch.device, data_dir: str | None,
     """Train and measure a cell, or go on where it was stopped. Raises InterruptedRunError on a signal."""
     folder = runs / cell.name
     with open_run(cell.config(), folder, resume=True, data_dir=data_dir, device=device, processes=processes) as run:
-        train(run, on_evaluate=Validation(run))
+        train(run)
         evaluate(run)
 
 

@@ -29,7 +29,6 @@ from pyro_gram.diagnostics.metrics import excess, measure
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.importance import guide_draws
 from pyro_gram.presets import read_preset
-from pyro_gram.runs.evaluate import Validation
 from pyro_gram.runs.measure import bounds_of, sample_prior
 from pyro_gram.runs.run import Run, check_same_settings, open_run
 from pyro_gram.runs.train import InterruptedRunError, train
@@ -251,7 +250,7 @@ def main(argv: list[str]) -> int:
         folder = folders[seed, name]
         with open_run(config, folder, resume=True, data_dir=None, device=torch.device("cpu")) as run:
             try:
-                train(run, on_evaluate=Validation(run))
+                train(run)
             except InterruptedRunError as stopped:
                 print("stopped; the same command goes on", file=sys.stderr)
                 return stopped.exit_code

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from pyro_gram.checkpoint import save_model
@@ -14,15 +13,9 @@ from pyro_gram.diagnostics.report import summarize_run
 from pyro_gram.inference.sites import HEADS_ATTRIBUTE
 from pyro_gram.runs.diagnose import draw_formation, draw_samples, draw_training, save_trajectories
 from pyro_gram.runs.findings import Findings
-from pyro_gram.runs.measure import (
-    Measurement,
-    count_trajectories,
-    count_validation_trajectories,
-    measure_test,
-    measure_validation,
-    validation_history,
-)
+from pyro_gram.runs.measure import count_trajectories, validation_history
 from pyro_gram.runs.run import Run
+from pyro_gram.runs.scores import Measurement, measure_test
 from pyro_gram.solver import Solver
 from pyro_gram.system.files import write_json
 from pyro_gram.system.machine import environment, peak_memory_mb
@@ -30,25 +23,6 @@ from pyro_gram.system.progress import Phases
 from pyro_gram.training.heads import train_heads, will_have_heads
 
 SAVED_INPUTS, SAVED_CHAINS, SAVED_DRAWS = 32, 4, 25  # of inference.nc; fewer draws where there are over 16 positions
-
-
-@dataclass
-class Validation:
-    """Measures the validation split during training, for ``train(run, on_evaluate=Validation(run))``.
-
-    Its time also estimates how long the evaluation will take.
-    """
-
-    run: Run
-
-    def __call__(self) -> dict[str, float]:
-        """Return bounds, and accuracy and coverage of the prior, of the averaged weights."""
-        solver, phases = self.run.averaged, self.run.phases
-        start = time.perf_counter()
-        values = measure_validation(solver, self.run.processes)
-        seconds = (time.perf_counter() - start) / count_validation_trajectories(solver)
-        phases.seconds["evaluation"] = seconds * count_trajectories(solver, with_heads="heads" in phases.sizes)
-        return values
 
 
 def evaluate(run: Run, half: bool = False) -> dict[str, Any]:

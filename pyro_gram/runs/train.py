@@ -7,11 +7,13 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from pyro_gram.diagnostics.verdicts import BAD, leak
+from pyro_gram.runs.measure import count_trajectories, count_validation_trajectories, measure_validation
 from pyro_gram.runs.run import Run
 from pyro_gram.system.cli import StopOnSignal
 from pyro_gram.system.files import write_json
@@ -23,6 +25,16 @@ from pyro_gram.training.report import BatchReport
 MIN_LEAK_PROGRESS = 0.25  # share of a run before which the prior has not had the time to learn from the guide
 
 Validate = Callable[[], dict[str, float]]
+
+
+def validate(run: Run) -> dict[str, float]:
+    """Measure the averaged weights on the validation split. Its time also estimates that of the evaluation."""
+    solver, phases = run.averaged, run.phases
+    start = time.perf_counter()
+    values = measure_validation(solver, run.processes)
+    seconds = (time.perf_counter() - start) / count_validation_trajectories(solver)
+    phases.seconds["evaluation"] = seconds * count_trajectories(solver, with_heads="heads" in phases.sizes)
+    return values
 
 
 class InterruptedRunError(Exception):
@@ -60,13 +72,13 @@ class CheckpointCallback:
         return int(self.run.processes.all_reduce_max(self.stop.signal or 0))
 
 
-def train(run: Run, on_evaluate: Validate = dict) -> None:
+def train(run: Run, on_evaluate: Validate | None = None) -> None:
     """Train a run to its end.
 
     Args:
         run: new or resumed.
-        on_evaluate: called every ``train.evaluate_every`` batches and after the last; what it returns is logged with
-            the batch (``runs.evaluate.Validation`` measures the validation split).
+        on_evaluate: called every ``train.evaluate_every`` batches and after the last; it returns numbers that are
+            logged with the batch. None calls :func:`validate`.
 
     Raises:
         InterruptedRunError: on SIGINT or SIGTERM, after the batch that was going on, and after saving.
@@ -74,6 +86,7 @@ def train(run: Run, on_evaluate: Validate = dict) -> None:
             ``diverged.safetensors``, and ``diverged.json`` describes it.
     """
     trainer, c = run.trainer, run.solver.config.train
+    on_evaluate = partial(validate, run) if on_evaluate is None else on_evaluate
     run.phases.print_plan()
     if c.compile and not trainer.is_finished:
         run.print("compiling the core, which takes a minute or so")

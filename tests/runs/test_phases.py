@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import experiments.run
-from pyro_gram.runs.evaluate import Validation, evaluate
+from pyro_gram.runs.evaluate import evaluate
 from pyro_gram.runs.run import open_run
-from pyro_gram.runs.train import train
+from pyro_gram.runs.train import train, validate
 from pyro_gram.system.progress import Phases, format_duration
 from pyro_gram.training.config import TrainConfig
 from pyro_gram.training.heads import estimate_head_seconds
@@ -108,8 +108,8 @@ def test_the_time_of_heads_is_that_of_all_rounds(monkeypatch):
 def test_the_time_of_the_evaluation_is_that_of_its_trajectories_at_the_pace_of_a_look(tmp_path, monkeypatch):
     with open_new(small_config(heads=HEADS, evaluate={"num_samples": 5}), tmp_path / "run") as run:
         ticks = iter((10.0, 16.0))
-        monkeypatch.setattr("pyro_gram.runs.evaluate.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-        Validation(run)()
+        monkeypatch.setattr("pyro_gram.runs.train.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+        validate(run)
         of_validation = 4 * 5 + 4  # of 4 inputs, with a bound each
         of_evaluation = 2 * 4 * 5 + 4 + 4 * 6 + 4 * 100  # all and halted, bounds, followed, likelihood
         assert run.phases.seconds["evaluation"] == pytest.approx(6.0 / of_validation * of_evaluation)
@@ -187,7 +187,7 @@ def test_the_estimate_changes_no_weight(tmp_path):
     for name in ("estimated", "plain"):
         torch.manual_seed(5)
         with open_new(config, tmp_path / name) as run:
-            train(run, **({"on_evaluate": Validation(run)} if name == "estimated" else {}))
+            train(run, None if name == "estimated" else dict)
             ends.append({k: v.clone() for k, v in run.trainer.average.state_dict().items()})
     assert ends[0].keys() == ends[1].keys()
     assert all(torch.equal(v, ends[1][k]) for k, v in ends[0].items())

@@ -5,8 +5,9 @@ from pyro.infer import Predictive, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.elbo import BalancedELBO
-from pyro_gram.runs.measure import _head_metrics, sample_prior
+from pyro_gram.runs.measure import sample_prior
 from pyro_gram.runs.run import open_run
+from pyro_gram.runs.scores import _head_metrics
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.system.distributed import SINGLE_PROCESS
