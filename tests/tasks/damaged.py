@@ -124,7 +124,7 @@ def check_reader(
             assert "\n" not in message.strip(), message
             assert "Traceback" not in message
             counts["refused"] += 1
-        except SystemExit as e:  # of a command line
+        except SystemExit as e:  # the end of a command-line program
             code = e.code
             counts["refused"] += 1
         else:

@@ -1,4 +1,4 @@
-"""Boards and slow reference answers shared by the Sudoku tests."""
+"""Boards, and slow reference algorithms, for the tests of Sudoku."""
 
 import itertools
 
@@ -13,7 +13,7 @@ ANSWER = "2476593186891374255314829678749216539153467823628751497985142364237685
 
 
 def blocks(size):
-    """Rows, columns and boxes as sets of (row, column), written down anew."""
+    """Yield rows, columns and boxes as sets of (row, column), without the tables of the package."""
     h, w = BOXES[size]
     span = range(size)
     yield from ({(r, c) for c in span} for r in span)
@@ -22,7 +22,7 @@ def blocks(size):
 
 
 def brute_force(board, size):
-    """Every completion, cell after cell, without any cleverness."""
+    """Return every completion, by trying all digits cell after cell."""
     units = [[r * size + c for r, c in block] for block in blocks(size) if block]
     peers = [set().union(*(u for u in units if cell in u)) - {cell} for cell in range(size * size)]
     board, solutions = list(board), set()
@@ -47,13 +47,13 @@ def sample_grids(size, count, seed=0):
 
 
 def blank_cells(size, count, clues, seed=0):
-    """Random grids with ``clues`` cells kept: int64 [count, L]."""
+    """Draw grids and blank all but ``clues`` cells: int64 [count, L]."""
     rank = torch.rand(count, size * size, generator=torch.Generator().manual_seed(seed)).argsort(-1)
     return torch.where(rank < clues, sample_grids(size, count, seed), 0)
 
 
 def canonical_4(board):
-    """The least of all symmetric images of a 4x4 board, digits renamed as they appear."""
+    """Return the least of all symmetric images of a 4x4 board, with digits renamed in order of appearance."""
     lines = [[2 * b + i for b in bands for i in ((0, 1), (1, 0))[flips[b]]] for bands in ((0, 1), (1, 0))
              for flips in itertools.product((0, 1), repeat=2)]  # fmt: skip
     grid = np.array(board).reshape(4, 4)

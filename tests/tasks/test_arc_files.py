@@ -27,7 +27,7 @@ def own_folder(tmp_path):
 
 
 def one_pair(color, tests=1):
-    """A task of its own for each colour."""
+    """Return a task with one pair; each colour gives another task."""
     pair = {"input": [[color, 0]], "output": [[0, color], [color, color]]}
     return {"train": [pair], "test": [{"input": [[color, k]]} for k in range(tests)]}
 
@@ -43,7 +43,7 @@ def numbers(task):
     return [task.task_of(n) for n in range(task.spec.puzzles)]
 
 
-# ---- what is trained on -------------------------------------------------------------------------------------------
+# ---- training data -------------------------------------------------------------------------------------------------
 
 
 def test_own_files_are_trained_on_without_their_tests(own_folder):
@@ -91,7 +91,7 @@ def test_own_files_that_give_a_scored_answer_away_lose_that_pair(tmp_path):
     assert len(leaky.split("train")) == len(plain_task.split("train")) + 1
 
 
-# ---- what else lies in a folder ------------------------------------------------------------------------------------
+# ---- other files in a folder ---------------------------------------------------------------------------------------
 
 
 def names(folder, max_side=6):
@@ -173,7 +173,7 @@ def test_tasks_larger_than_the_canvas_are_left_out_and_counted(own_folder, caplo
 
 
 def kaggle(folder, solutions, name="arc-agi_training"):
-    """Challenges with two tasks; of the second, two tests."""
+    """Return challenges with two tasks, of which the second has two tests."""
     tasks = {"00576224": one_pair(1), "007bbfb7": one_pair(2, tests=2)}
     (folder / f"{name}_challenges.json").write_text(json.dumps(tasks))
     (folder / f"{name}_solutions.json").write_text(json.dumps(solutions))
@@ -222,9 +222,7 @@ def test_the_challenges_that_were_trained_on_can_be_given_as_an_input(tmp_path):
     text = (tmp_path / "arc-agi_training_challenges.json").read_text()
     inputs = list(task.read_inputs(text))
     assert [task.title(x) for x in inputs] == ["00576224", "007bbfb7", "007bbfb7"]
-    assert task.has_known_answer(
-        inputs[2], torch.zeros(36, dtype=torch.long)
-    )  # its output stands in the solutions alone
+    assert task.has_known_answer(inputs[2], torch.zeros(36, dtype=torch.long))  # only the solutions have its output
     with pytest.raises(InputError, match="^task new: this checkpoint has no embedding"):
         list(task.read_inputs(json.dumps({**tasks, "new": one_pair(3)})))
 
@@ -281,8 +279,8 @@ def test_an_error_names_the_wrong_task_of_several(own_folder):
 
 
 @pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    """The current folder: neither it nor the environment says where the files are."""
+def empty_folder(tmp_path, monkeypatch):
+    """Change to an empty folder, with no data folder in the environment."""
     monkeypatch.delenv("PYRO_GRAM_DATA", raising=False)
     folder = tmp_path / "elsewhere"
     folder.mkdir()
@@ -290,36 +288,36 @@ def elsewhere(tmp_path, monkeypatch):
     return folder
 
 
-def has_own(files, data_dir=None):
+def reads_own_files(files, data_dir=None):
     return Arc(ArcConfig(tasks=SMALL_TASKS, canvas=6, files=files), data_dir).puzzles[-1].id.startswith("files/")
 
 
-def test_a_relative_folder_is_found_in_the_data_folder_or_here(own_folder, elsewhere, monkeypatch):
+def test_a_relative_folder_is_found_in_the_data_folder_or_here(own_folder, empty_folder, monkeypatch):
     with pytest.raises(ConfigError, match="task.files = own must be a folder"):
-        has_own("own")
-    assert has_own("own", str(own_folder.parent))
-    assert has_own("../own")
+        reads_own_files("own")
+    assert reads_own_files("own", str(own_folder.parent))
+    assert reads_own_files("../own")
     monkeypatch.setenv("PYRO_GRAM_DATA", str(own_folder.parent))
-    assert has_own("own")
-    assert has_own("../own")  # not below the data folder, but here
-    assert has_own(str(own_folder))
+    assert reads_own_files("own")
+    assert reads_own_files("../own")  # a path from the current folder, not from the data folder
+    assert reads_own_files(str(own_folder))
 
 
-def test_a_missing_data_folder_has_its_own_message(own_folder, elsewhere, monkeypatch):
+def test_a_missing_data_folder_has_its_own_message(own_folder, empty_folder, monkeypatch):
     with pytest.raises(ConfigError, match="^--data-dir 'gone' is not a directory$"):
-        has_own("own", "gone")
+        reads_own_files("own", "gone")
     monkeypatch.setenv("PYRO_GRAM_DATA", "gone")
     with pytest.raises(ConfigError, match="^PYRO_GRAM_DATA 'gone' is not a directory$"):
-        has_own("own")
-    assert has_own(str(own_folder))  # which needs no data folder
-    monkeypatch.setenv("PYRO_GRAM_DATA", str(elsewhere))
-    with pytest.raises(ConfigError, match=f"^task.files = {elsewhere}/own must be a folder of ARC tasks, one .json"):
-        has_own("own")
-    with pytest.raises(ConfigError, match=f"^task.files = {elsewhere} must be a folder of ARC tasks"):
-        has_own(str(elsewhere))  # it is there, without any
+        reads_own_files("own")
+    assert reads_own_files(str(own_folder))  # an absolute path needs no data folder
+    monkeypatch.setenv("PYRO_GRAM_DATA", str(empty_folder))
+    with pytest.raises(ConfigError, match=f"^task.files = {empty_folder}/own must be a folder of ARC tasks, one .json"):
+        reads_own_files("own")
+    with pytest.raises(ConfigError, match=f"^task.files = {empty_folder} must be a folder of ARC tasks"):
+        reads_own_files(str(empty_folder))
 
 
-# ---- what their numbers follow ------------------------------------------------------------------------------------
+# ---- numbers of puzzles --------------------------------------------------------------------------------------------
 
 
 def test_numbers_follow_the_content_of_files_not_their_names(tmp_path):

@@ -91,7 +91,7 @@ SUDOKUS = {
 }
 
 
-FILE_LAYOUTS = (  # with a header or an answer, which one text of Solver.solve has not
+FILE_LAYOUTS = (  # with a header or an answer: files only, no input of Solver.solve
     *("CSV by semicolons", "a comment in a CSV", "a header of one word", "CSV", "CSV with more columns"),
     "our picture with an answer",
 )

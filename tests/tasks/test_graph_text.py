@@ -1,4 +1,4 @@
-"""Graphs in DIMACS, graph6 and sparse6 are read in every form that programs write; faults are located."""
+"""Graphs as text: DIMACS, graph6 and sparse6 in every form that programs write, and messages that locate faults."""
 
 import networkx as nx
 import pytest
@@ -114,7 +114,7 @@ OTHER_FORMATS = [
     ("1 2\n2 3", "a list of numbers"),
     ("GCR`v_ 3", "more on the line than a graph, '3': keep its first column"),
     (":Gk?G?eM", r"vertex 6 \(counted from 0\) has a loop"),
-    (":~~~~~~~~", "the graph has 68719476735 vertices"),  # before anything of that size is built
+    (":~~~~~~~~", "the graph has 68719476735 vertices"),  # refused before memory of that size is allocated
     ("# nothing else", "comments only"),
 ]
 

@@ -1,4 +1,4 @@
-"""CSV files of Sudoku as people have them: other encodings, headers, columns and ratings; all of them are made here."""
+"""CSV files of Sudoku in other encodings, with other headers, columns and ratings."""
 
 import gzip
 
@@ -20,27 +20,28 @@ def read(tmp_path, text, encoding="utf-8", name="a.csv"):
     return read_csv(path, 9)
 
 
-def check(puzzles, count=1):
-    """They are ``count`` copies of the one puzzle."""
+def check_copies(puzzles, count=1):
+    """Assert that ``puzzles`` are ``count`` copies of the puzzle."""
     assert ["".join(map(str, board)) for board in puzzles.boards] == [ZEROS] * count
     assert ["".join(map(str, board)) for board in puzzles.solutions] == [ANSWER] * count
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    ("encoding", "end"), [("utf-8", "\r"), ("utf-8-sig", "\n"), ("utf-16", "\r\n"), ("utf-32", "\n")]
+)
 def test_a_file_is_the_same_in_every_encoding(tmp_path, encoding, end):
     puzzles = read(tmp_path, TABLE.replace("\n", end), encoding)
-    check(puzzles)
+    check_copies(puzzles)
     assert puzzles.ratings.tolist() == [22]
 
 
 def test_a_byte_order_mark_between_joined_files_is_dropped(tmp_path):
-    check(read(tmp_path, b"\xef\xbb\xbf\xef\xbb\xbf" + TABLE.encode()))
+    check_copies(read(tmp_path, b"\xef\xbb\xbf\xef\xbb\xbf" + TABLE.encode()))
 
 
 @pytest.mark.parametrize(("name", "packed"), [("a.csv", True), ("a.csv.gz", True), ("a.csv.gz", False)])
 def test_gzip_is_detected_by_the_contents(tmp_path, name, packed):
-    check(read(tmp_path, gzip.compress(TABLE.encode("utf-16")) if packed else TABLE, name=name))
+    check_copies(read(tmp_path, gzip.compress(TABLE.encode("utf-16")) if packed else TABLE, name=name))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_columns_are_identified_by_their_names(header, columns):
 )
 def test_headers_columns_and_spaces_may_differ(tmp_path, text):
     puzzles = read(tmp_path, text)
-    check(puzzles)
+    check_copies(puzzles)
     assert puzzles.ratings is None
 
 
@@ -96,7 +97,7 @@ def test_headers_columns_and_spaces_may_differ(tmp_path, text):
 def test_ratings_may_have_a_point_or_be_empty(tmp_path, ratings, expected, kind):
     rows = "".join(f"{rating},{QUESTION},{ANSWER}\n" for rating in ratings)
     puzzles = read(tmp_path, "difficulty,puzzle,solution\n" + rows)
-    check(puzzles, 2)
+    check_copies(puzzles, 2)
     if expected is None:
         assert puzzles.ratings is None
     else:

@@ -215,7 +215,12 @@ def test_sudoku_marks_repeated_digits_lost_clues_and_tokens_without_a_digit():
     assert answer(1, 1) == ["1!1!| 4 3 ", "3 4 | 1 2 ", "----+-----", "2 1!| 3 4 ", "4 3 | 2 1 "]
     assert answer(0, 0)[0] == "?!2 | 4 3 "
     swapped = torch.tensor(answer_tokens)
-    swapped = torch.where(swapped == 2, 4, torch.where(swapped == 4, 2, swapped))  # right but for the clues 1 and 3
+    swapped = torch.where(
+        swapped == 2,
+        4,
+        torch.where(swapped == 4, 2, swapped),
+        # a correct grid with other digits than the clues 1 and 3
+    )
     assert task.violations(x, swapped) == task.render(x, swapped).count("!") == 2
 
 
@@ -224,7 +229,7 @@ def test_clues_are_bold_and_other_digits_are_not():
     x, y = pair(task)
     styles = re.findall(r"(\x1b\[[\d;]*m)?([\d.])(?:\x1b\[0m)? ", task.render(x, y, colour=True))
     bold = sum(style == "\x1b[1m" and digit != "." for style, digit in styles)
-    assert bold == 2 * int((x > 1).sum())  # among the clues, and in the answer
+    assert bold == 2 * int((x > 1).sum())  # in the board of the clues, and in that of the answer
     assert len(styles) == 2 * len(x)
 
 
@@ -236,7 +241,7 @@ def test_arc_marks_the_cells_that_differ():
         if task.format_solution(x, y) == "?":
             assert "no grid!" in task.render(x, y)
         else:
-            assert marks in (mistakes, area)  # all of them where the shape is another
+            assert marks in (mistakes, area)  # all cells if the answer has another shape
 
 
 def test_large_grids_are_rendered_below_each_other():
