@@ -216,7 +216,7 @@ class Products(TorchDispatchMode):
             self.operand_counts[tuple((t.shape, t.stride()) for t in args[self.OPERANDS[func]])] += 1
         return func(*args, **(kwargs or {}))
 
-    def alone(self) -> Step:
+    def replay(self) -> Step:
         """Return a function that repeats all the products on random numbers, and does nothing else."""
         pairs = []
         for operands, times in self.operand_counts.items():
@@ -243,7 +243,7 @@ def compare(name: str, repeats: int, warmup: int = 3) -> dict[str, Any]:
         step()
     with FlopCounterMode(display=False) as counter:
         step()
-    calls = {"pyro": step, "torch": torch_step(bare, x, y)[0], "products": products.alone()}
+    calls = {"pyro": step, "torch": torch_step(bare, x, y)[0], "products": products.replay()}
     in_turn(calls, warmup)
     rounds = in_turn(calls, repeats)
     times = {f"{way}_ms": spread([1e3 * r[way] for r in rounds]) for way in calls}

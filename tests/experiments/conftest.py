@@ -4,7 +4,7 @@ import pytest
 
 import experiments.heads
 import experiments.run
-from tests.experiments.small_run import SMALL, cli
+from tests.experiments.small_run import SMALL, cli, run
 
 HEADS = ["--heads.hidden", 16, "--heads.rounds", 3, "--heads.trajectories", 20]
 
@@ -23,3 +23,16 @@ def headed(plain, tmp_path_factory):
     out = tmp_path_factory.mktemp("headed") / "headed.safetensors"
     assert cli(experiments.heads.main, "--checkpoint", plain, "--out", out, *HEADS) == 0
     return out
+
+
+@pytest.fixture
+def train(monkeypatch):
+    """Run without the evaluation at the end."""
+
+    def call(out, *words):
+        with monkeypatch.context() as patch:
+            patch.setattr("pyro_gram.runs.evaluate.evaluate", lambda run, half: {"metrics": {}})
+            patch.setattr(experiments.run, "summary", lambda task, metrics: "trained")
+            return run(out, *words)
+
+    return call

@@ -67,7 +67,7 @@ def test_the_products_of_a_step_are_all_counted():
         1,
         3,
     ]  # b.T.T is b: the last product, with a bias, has b's strides
-    products.alone()()
+    products.replay()()
 
 
 @pytest.mark.usefixtures("_small")

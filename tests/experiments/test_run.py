@@ -112,16 +112,15 @@ def test_each_choice_of_parts_has_a_directory_of_its_own_by_default():
     assert where("--prior", "pyro_gram.models.priors.flow:FlowPrior") == "runs/coloring-cpu-FlowPrior-seed0"
 
 
-def test_a_resumed_run_ends_as_an_unbroken_one(finished, tmp_path):
+def test_a_resumed_run_ends_as_an_unbroken_one(finished, train, tmp_path):
     out = tmp_path / "run"
-    assert run(out, "--train.batches", 2) == 0
+    assert train(out, "--train.batches", 2) == 0
     with (out / "metrics.jsonl").open("a") as f:  # a line that was written after the last saved state
         f.write('{"batch": 2, "reconstruction": 1e9}\n')
-    assert run(out, "--train.batches", 4, "--train.evaluate_every", 2, "--resume") == 0
-    a, b = (load_file(o / "model.safetensors") for o in (finished, out))
+    assert train(out, "--train.batches", 4, "--train.evaluate_every", 2, "--resume") == 0
+    a, b = (load_file(o / "state.safetensors") for o in (finished, out))
     assert a.keys() == b.keys()
     assert all(a[k].equal(b[k]) for k in a)
-    assert results(out)["metrics"] == results(finished)["metrics"]
     plain = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows(o)] for o in (finished, out)]
     assert plain[0] == plain[1]
     assert (out / "config.json").read_bytes() == (finished / "config.json").read_bytes()
@@ -136,55 +135,51 @@ def test_resuming_a_run_with_other_settings_is_refused(finished, capsys):
     assert (finished / "config.json").read_bytes() == before
 
 
-def test_resume_without_a_run_starts_one(tmp_path):
-    assert run(tmp_path, "--resume", "--train.batches", 1) == 0
-    assert results(tmp_path)["batches"] == 1
+def test_resume_without_a_run_starts_one(tmp_path, train):
+    assert train(tmp_path, "--resume", "--train.batches", 1) == 0
+    assert len(rows(tmp_path)) == 1
 
 
-def test_minutes_replace_the_presets_length(tmp_path):
-    assert run(tmp_path / "run", "--minutes", 0.004) == 0
-    r = results(tmp_path / "run")
+def test_minutes_replace_the_presets_length(tmp_path, train):
+    assert train(tmp_path / "run", "--minutes", 0.004) == 0
     *before, last = [row["seconds"] for row in rows(tmp_path / "run")]
     assert last >= 0.24 >= max(before, default=0.0)
-    assert r["batches"] == len(before) + 1
 
 
-def test_a_run_whose_batches_do_not_fit_into_its_minutes_trains_fewer_and_says_so(tmp_path, capsys, monkeypatch):
+def test_a_run_whose_batches_do_not_fit_into_its_minutes_trains_fewer_and_says_so(tmp_path, train, capsys, monkeypatch):
     out, every = tmp_path / "run", 100000
     words = ("--train.batches", 100000, "--train.minutes", 0.01, "--train.evaluate_every", every)
     words += ("--train.on_policy_depth", 4, "--train.on_policy_updates", 2, "--train.on_policy_after", 0.8)
     assert run(out, *words) == 0
-    found = results(out)
-    done = found["batches"]
+    summary = results(out)
+    done = summary["batches"]
     assert 5 <= done < 5000
-    said = f"this machine trains {done:,} of 100,000 batches in 0.01 minutes: the schedule is fitted to them"
+    message = f"this machine trains {done:,} of 100,000 batches in 0.01 minutes: the schedule is fitted to them"
     err = capsys.readouterr().err
-    assert err.index("timing a few batches: how many of 100,000 fit into 0.01 minutes?") < err.index(said)
-    assert err.count(said) == 1
-    assert found["length"] == {"batches": 100000, "minutes": 0.01}
+    assert err.index("timing a few batches: how many of 100,000 fit into 0.01 minutes?") < err.index(message)
+    assert err.count(message) == 1
+    assert summary["length"] == {"batches": 100000, "minutes": 0.01}
     assert f"{done:,} of 100,000 (fitted to 0.01 minutes) batches" in (out / "report.html").read_text()
     assert ["on_policy" in row for row in rows(out)] == [number / done >= 0.8 for number in range(done)]
-    (out / "results.json").unlink()
     monkeypatch.setattr("pyro_gram.training.pace.measure_pace", None)  # nothing is measured again
-    assert run(out, "--resume", *words) == 0
+    assert train(out, "--resume", *words) == 0
     assert f"training in {out} is over, at batch {done} of {done}" in capsys.readouterr().err
-    assert results(out)["metrics"] == found["metrics"]
 
 
-def test_a_run_that_is_killed_at_once_stays_the_run_of_the_batches_that_were_found_to_fit(tmp_path, monkeypatch):
+def test_a_run_that_is_killed_at_once_stays_the_run_of_the_batches_that_fit(tmp_path, train, monkeypatch):
     out = tmp_path / "run"
     words = ("--train.batches", 100000, "--train.minutes", 0.01, "--train.evaluate_every", 100000)
     with monkeypatch.context() as killed:
-        killed.setattr("pyro_gram.runs.run._reported", lambda run: os.kill(os.getpid(), signal.SIGTERM) or iter(()))
-        assert run(out, *words) == 143
+        killed.setattr("pyro_gram.runs.train._batches", lambda run: os.kill(os.getpid(), signal.SIGTERM) or iter(()))
+        assert train(out, *words) == 143
     with safe_open(out / "state.safetensors", framework="np") as f:
         header = json.loads(f.metadata()["pyro_gram"])
     progress = header["state"]["progress"]
     assert progress["number"] == 0
     assert 0 < progress["num_batches"] < 100000
     monkeypatch.setattr("pyro_gram.training.pace.measure_pace", None)
-    assert run(out, "--resume", *words) == 0
-    assert results(out)["batches"] == progress["num_batches"]
+    assert train(out, "--resume", *words) == 0
+    assert len(rows(out)) == progress["num_batches"]
 
 
 @pytest.mark.parametrize("task", sorted(path.stem for path in experiments.run.PRESETS.glob("*.toml")))

@@ -329,9 +329,9 @@ def test_a_bad_input_becomes_an_error_in_its_place_and_the_others_are_solved(che
     assert failed == {"input": "C~", "error": message}
     assert err == "1 of 3 inputs cannot be solved\n"
     path.write_text("Cr\nCF\n")
-    code, alone, err = keep_going(checkpoint, path, capsys, "--json")
+    code, output, err = keep_going(checkpoint, path, capsys, "--json")
     assert (code, err) == (0, "")
-    assert [json.loads(line) for line in alone.splitlines()] == [first, last]
+    assert [json.loads(line) for line in output.splitlines()] == [first, last]
     path.write_text("C~\n")
     code, out, _ = keep_going(checkpoint, path, capsys)
     assert code == 1

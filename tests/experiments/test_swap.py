@@ -17,9 +17,7 @@ FROM_THE_GUIDE = {"posterior", "posterior_predictive", "log_likelihood", "sample
 @pytest.mark.parametrize(
     ("words", "infers"),
     [
-        ("--model autoregressive", False),
         ("--model mdlm", False),
-        ("--model trm", False),
         ("--model vae", True),
         ("--prior discrete", True),
         ("--prior none", False),
