@@ -94,9 +94,9 @@ def test_a_loaded_model_rolls_out_as_the_saved_one(guide, tmp_path):
     a, b = (rollout(m, case.x, num_samples=7, depth=3, seed=5) for m in (case.solver.model, loaded.model))
     assert torch.equal(a.tokens, b.tokens)
     assert torch.equal(a.score, b.score)
-    saved, kept = case.solver.guide.state_dict(), loaded.guide.state_dict()
-    assert saved.keys() == kept.keys()
-    assert all(torch.equal(saved[k], kept[k]) for k in saved)
+    saved, weights = case.solver.guide.state_dict(), loaded.guide.state_dict()
+    assert saved.keys() == weights.keys()
+    assert all(torch.equal(saved[k], weights[k]) for k in saved)
 
 
 def test_a_loaded_model_is_ready_for_sampling_and_leaves_the_random_state_alone(model_file):

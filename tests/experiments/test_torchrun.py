@@ -21,10 +21,10 @@ WORDS = ["--train.evaluate_every", "2", "--train.on_policy_depth", "4", "--train
 
 
 def torchrun(out, *words, restarts=0):
-    return launched("run.py", *SMALL, *WORDS, "--out", out, *words, folder=out.parent, restarts=restarts)
+    return launch("run.py", *SMALL, *WORDS, "--out", out, *words, folder=out.parent, restarts=restarts)
 
 
-def launched(program, *words, folder, restarts=0):
+def launch(program, *words, folder, restarts=0):
     script = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     script += [f"--max-restarts={restarts}", str(ROOT / "experiments" / program)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -38,7 +38,7 @@ def launched(program, *words, folder, restarts=0):
     )
 
 
-def ended(process):
+def wait_for(process):
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
 
@@ -52,7 +52,7 @@ def test_two_processes_without_draws_train_and_measure_as_one_does_and_one_resum
     pairs = zip(SMALL[::2], SMALL[1::2], strict=True)
     sizes = [word for pair in pairs if pair[0] not in ("--prior.hidden", "--guide.hidden") for word in pair]
     words = (*sizes, "--train.evaluate_every", 2, "--prior", "none", "--guide", "prior")
-    code, out, err = ended(launched("run.py", *words, "--train.batches", 4, "--out", shared, folder=tmp_path))
+    code, out, err = wait_for(launch("run.py", *words, "--train.batches", 4, "--out", shared, folder=tmp_path))
     assert code == 0, err
     assert out.count("held-out inputs") == 1  # one of them prints, and one writes
     assert cli(experiments.run.main, *words, "--train.batches", 4, "--out", single) == 0
@@ -97,7 +97,7 @@ leave(0)
 def test_two_processes_have_equal_weights_and_different_draws(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(TRAIN)
-    code, _, err = ended(launched(script, folder=tmp_path))
+    code, _, err = wait_for(launch(script, folder=tmp_path))
     assert code == 0, err
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
     assert first.keys() == second.keys()
@@ -107,7 +107,7 @@ def test_two_processes_have_equal_weights_and_different_draws(tmp_path):
 @pytest.mark.slow
 def test_two_processes_agree_on_how_many_batches_fit_into_their_minutes(tmp_path):
     words = ("--train.batches", 100000, "--train.minutes", 0.05, "--train.evaluate_every", 100000)
-    code, _, err = ended(torchrun(tmp_path / "run", *words))
+    code, _, err = wait_for(torchrun(tmp_path / "run", *words))
     assert code == 0, err
     done = results(tmp_path / "run")["batches"]
     assert err.count(f"this machine trains {done:,} of 100,000 batches in 0.05 minutes") == 1
@@ -116,7 +116,7 @@ def test_two_processes_agree_on_how_many_batches_fit_into_their_minutes(tmp_path
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_before_training(tmp_path):
-    code, _, err = ended(torchrun(tmp_path / "run", "--train.batches", 1, "--train.batch", 5))
+    code, _, err = wait_for(torchrun(tmp_path / "run", "--train.batches", 1, "--train.batch", 5))
     assert code != 0
     assert "a batch of 5 cannot be shared by 2 processes" in err
     assert not (tmp_path / "run").exists()
@@ -156,7 +156,7 @@ def test_a_signal_to_agent_and_processes_alike_saves_and_a_restart_resumes_only_
         wait_for_batches(process, out, 3)
         for pid in (*workers(process.pid).values(), process.pid):
             os.kill(pid, signal.SIGTERM)  # as a scheduler does, and torchrun sends another
-        code, _, err = ended(process)
+        code, _, err = wait_for(process)
     finally:
         process.kill()
     assert code != 0
@@ -165,7 +165,7 @@ def test_a_signal_to_agent_and_processes_alike_saves_and_a_restart_resumes_only_
         number = json.loads(f.metadata()["pyro_gram"])["state"]["progress"]["number"]
     assert number == len(rows(out)) >= 3
     before = (out / "state.safetensors").read_bytes()
-    code, _, err = ended(torchrun(out, *words, restarts=1))
+    code, _, err = wait_for(torchrun(out, *words, restarts=1))
     assert code != 0
     assert err.count("holds a run already") == 2  # at first, and started anew
     assert (out / "state.safetensors").read_bytes() == before
@@ -174,7 +174,7 @@ def test_a_signal_to_agent_and_processes_alike_saves_and_a_restart_resumes_only_
 @pytest.mark.slow
 def test_a_divergence_of_two_processes_is_saved(tmp_path):
     out = tmp_path / "run"
-    code, _, err = ended(torchrun(out, "--train.batches", 4, "--optim.lr", 1e30))
+    code, _, err = wait_for(torchrun(out, "--train.batches", 4, "--optim.lr", 1e30))
     assert code != 0
     assert "diverged.json tells of it" in err
     assert json.loads((out / "diverged.json").read_text())["batch"] < 4
@@ -187,7 +187,7 @@ def test_a_cell_that_one_process_cannot_write_ends_the_table_of_two(tmp_path):
     cells = [f"tiny-nqueens8-{row}-seed0" for row in ("gram", "direct32")]
     lock = lock_directory(tmp_path / cells[0])
     try:
-        code, _, err = ended(launched("table.py", *words, "--cell", *cells, folder=tmp_path))
+        code, _, err = wait_for(launch("table.py", *words, "--cell", *cells, folder=tmp_path))
     finally:
         lock.release()
     assert code != 0
@@ -200,19 +200,19 @@ def test_a_cell_that_one_process_cannot_write_ends_the_table_of_two(tmp_path):
 def test_a_process_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(tmp_path):
     words = ("--train.batches", 24, "--train.evaluate_every", 100, "--train.save_seconds", 0)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    code, _, err = ended(torchrun(whole, *words))
+    code, _, err = wait_for(torchrun(whole, *words))
     assert code == 0, err
     process = torchrun(broken, *words, restarts=1)
     try:
         wait_for_batches(process, broken, 6)
         os.kill(workers(process.pid)[b"1"], signal.SIGKILL)
-        code, _, err = ended(process)
+        code, _, err = wait_for(process)
     finally:
         process.kill()
     assert code == 0, err
     assert "the processes of this run cannot exchange tensors" in err or "Signal 9" in err
     first, second = (load_file(o / "state.safetensors") for o in (whole, broken))
     assert all(torch.equal(first[k], second[k]) for k in first)  # bit for bit
-    kept = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows(o)] for o in (whole, broken)]
-    assert kept[0] == kept[1]
+    logs = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows(o)] for o in (whole, broken)]
+    assert logs[0] == logs[1]
     assert json.loads((broken / "results.json").read_text())["batches"] == 24

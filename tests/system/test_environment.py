@@ -25,7 +25,7 @@ LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "T
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch):
+def _single_process(monkeypatch):
     for name in LAUNCHER:
         monkeypatch.delenv(name, raising=False)
 
@@ -39,7 +39,7 @@ def error_of(capsys):
 # ---- systems -----------------------------------------------------------------------------------------------------
 
 
-def test_a_system_without_the_module_resource_says_of_no_memory(monkeypatch):
+def test_memory_is_unknown_on_a_system_without_the_module_resource(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
     monkeypatch.setattr(pathlib.Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
     assert math.isnan(machine.peak_memory_mb())
@@ -85,12 +85,12 @@ def test_seeds_are_those_of_every_numpy(monkeypatch):
 
 
 def test_a_run_in_a_thread_of_a_users_own_program(tmp_path):
-    found = []
+    codes = []
     words = [*SMALL, "--train.batches", 4, "--out", tmp_path / "run"]
-    thread = threading.Thread(target=lambda: found.append(cli(experiments.run.main, *words)))
+    thread = threading.Thread(target=lambda: codes.append(cli(experiments.run.main, *words)))
     thread.start()
     thread.join()
-    assert found == [0]
+    assert codes == [0]
     assert results(tmp_path / "run")["batches"] == 4
 
 
@@ -102,7 +102,7 @@ def test_a_handler_that_python_did_not_set_is_no_obstacle(monkeypatch):
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
-def test_a_program_does_its_work_with_streams_closed(closed, tmp_path):
+def test_a_program_works_with_closed_streams(closed, tmp_path):
     (tmp_path / "graphs").write_text("GCR`v_\n" * 2)
     words = [
         str(ROOT / "experiments" / "solve.py"),
@@ -129,7 +129,7 @@ SETTINGS = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {"RANK": None, "MASTER_ADDR": None, "MASTER_PORT": None},
@@ -141,7 +141,7 @@ SETTINGS = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_
         ),
         ({"WORLD_SIZE": "1" * 5000}, "WORLD_SIZE is '11111111111111111111'"),
         ({"MASTER_ADDR": "not..a..host"}, "MASTER_ADDR='not..a..host' is no name of a machine"),
-        ({"MASTER_ADDR": "no-such-machine.invalid"}, "MASTER_ADDR='no-such-machine.invalid' cannot be found"),
+        ({"MASTER_ADDR": "no-such-machine.invalid"}, "MASTER_ADDR='no-such-machine.invalid' cannot be codes"),
         ({"WORLD_SIZE": "-1"}, "WORLD_SIZE is '-1'"),
         ({"RANK": "2"}, "RANK=2 is none of the 2 processes"),
         ({"MASTER_PORT": "99999"}, "MASTER_PORT=99999 is no port"),
@@ -149,12 +149,12 @@ SETTINGS = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_
         ({"TORCHELASTIC_RESTART_COUNT": "many"}, "TORCHELASTIC_RESTART_COUNT is 'many'"),
     ],
 )
-def test_what_a_launcher_has_left_in_the_environment_is_named_in_a_line(changes, said, tmp_path, monkeypatch, capsys):
+def test_wrong_variables_of_a_launcher_are_named_in_one_line(changes, message, tmp_path, monkeypatch, capsys):
     for name, value in {**SETTINGS, **changes}.items():
         if value is not None:
             monkeypatch.setenv(name, value)
     assert cli(experiments.run.main, *SMALL, "--out", tmp_path / "run") == 2
-    assert said in error_of(capsys)
+    assert message in error_of(capsys)
     assert not (tmp_path / "run").exists()
 
 
@@ -200,9 +200,9 @@ def test_a_signal_ends_the_wait_at_once(rank, other, tmp_path, port):
         assert waiting.stderr is not None
         assert waiting.stderr.readline() == f"waiting for {other} at localhost:{port}, 5 minutes at the most\n"
         waiting.send_signal(signal.SIGTERM)
-        begun = time.monotonic()
+        start = time.monotonic()
         assert waiting.wait(timeout=20) == 128 + signal.SIGTERM
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - start < 10
         assert waiting.stderr.read() == "interrupted\n"
     finally:
         waiting.kill()
@@ -214,9 +214,9 @@ def test_a_process_that_comes_late_is_waited_for(tmp_path, port):
     assert first.stderr is not None
     assert "waiting for process 1 of 2" in first.stderr.readline()
     second = process(tmp_path, 1, port)
-    for one in (first, second):
-        _, err = one.communicate(timeout=120)
-        assert one.returncode == 0, err
+    for process_ in (first, second):
+        _, err = process_.communicate(timeout=120)
+        assert process_.returncode == 0, err
     assert results(tmp_path / "run")["processes"] == 2
 
 
@@ -224,25 +224,25 @@ def test_a_port_that_is_taken_is_named(tmp_path):
     with socket.socket() as s:
         s.bind(("0.0.0.0", 0))
         s.listen()
-        one = process(tmp_path, 0, s.getsockname()[1])
-        _, err = one.communicate(timeout=60)
-        assert one.returncode == 2
+        process_ = process(tmp_path, 0, s.getsockname()[1])
+        _, err = process_.communicate(timeout=60)
+        assert process_.returncode == 2
         assert f"port {s.getsockname()[1]} of localhost is taken by another program: set MASTER_PORT" in err
         assert len([line for line in err.splitlines() if line.startswith("error")]) == 1
         assert "Traceback" not in err
 
 
-def test_one_of_several_processes_works_where_they_do_not_share_the_work(monkeypatch):
-    seen = []
+def test_the_main_process_alone_runs_a_program_that_is_not_distributed(monkeypatch):
+    ranks = []
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     for rank in ("0", "1", "7"):
         monkeypatch.setenv("RANK", rank)
-        assert call(lambda argv, rank=rank: seen.append(rank) or 0, []) == 0
-    assert seen == ["0"]
-    assert call(lambda argv: seen.append("all") or 0, [], distributed=True) == 0
+        assert call(lambda argv, rank=rank: ranks.append(rank) or 0, []) == 0
+    assert ranks == ["0"]
+    assert call(lambda argv: ranks.append("all") or 0, [], distributed=True) == 0
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")  # a rank that was left in the environment
-    assert call(lambda argv: seen.append("left over") or 0, []) == 0
-    assert seen == ["0", "all", "left over"]
+    assert call(lambda argv: ranks.append("left over") or 0, []) == 0
+    assert ranks == ["0", "all", "left over"]
 
 
 @pytest.mark.parametrize("launcher", ["torch.distributed.run"])
@@ -269,11 +269,11 @@ def test_the_option_of_the_old_launcher_is_taken(option, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
-def test_a_changed_option_is_named_where_a_run_goes_on(tmp_path, capsys):
+def test_a_changed_option_is_named_when_a_run_is_resumed(tmp_path, capsys):
     out, words = tmp_path / "run", [*SMALL, "--train.batches", 2]
     assert cli(experiments.run.main, *words, "--out", out) == 0
     capsys.readouterr()
-    for option, said in {
+    for option, message in {
         "--optim.lr=0.5": "optim.lr: 0.004 then, 0.5 now",
         "--seed=3": "seed: 0 then, 3 now",
         "--beta.start=3": "beta.start",
@@ -282,9 +282,9 @@ def test_a_changed_option_is_named_where_a_run_goes_on(tmp_path, capsys):
     }.items():
         assert cli(experiments.run.main, *words, "--out", out, "--resume", option) == 2
         err = error_of(capsys)
-        assert said in err, err
+        assert message in err, err
         assert "no run has saved" not in err
 
 
-def test_the_limit_is_one_of_minutes():
+def test_the_join_timeout_is_between_one_and_ten_minutes():
     assert 60 <= rendezvous.JOIN_TIMEOUT.total_seconds() <= 600

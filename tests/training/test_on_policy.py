@@ -27,15 +27,15 @@ def make_trainer(solver, **train):
 def test_targets_are_drawn_by_their_likelihood_and_only_where_there_is_one():
     logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [3.0, 0.0]]]).log_softmax(-1)  # [B = 2, L = 2, C = 2]
     solutions = torch.tensor([[[0, 0], [1, 1]], [[1, 1], [0, 0]], [[0, 1], [0, 1]]])  # [K = 3, B, L]
-    there = torch.tensor([[True, True], [True, False], [False, True]])
+    mask = torch.tensor([[True, True], [True, False], [False, True]])
     likelihood = Categorical(logits=logits).to_event(1)
     torch.manual_seed(0)
-    drawn = torch.stack([draw_targets(likelihood, solutions, there) for _ in range(1000)])
-    p = likelihood.log_prob(solutions).exp().masked_fill(~there, 0)
+    targets = torch.stack([draw_targets(likelihood, solutions, mask) for _ in range(1000)])
+    p = likelihood.log_prob(solutions).exp().masked_fill(~mask, 0)
     p = p / p.sum(0)
     for b in range(2):
         for k in range(3):
-            share = (drawn[:, b] == solutions[k, b]).all(-1).double().mean().item()
+            share = (targets[:, b] == solutions[k, b]).all(-1).double().mean().item()
             assert share == pytest.approx(p[k, b].item(), abs=0.05)
 
 
@@ -46,8 +46,8 @@ def test_the_state_is_that_of_a_roll_out_and_has_no_gradient():
     end = prior_end(model, case.x, 3)
     assert not end.state.h.requires_grad
     assert end.state.h.shape == model.initial_state(model.encode(case.x)).h.shape
-    rolled = rollout(model, case.x, num_samples=1, depth=3, seed=7)
-    assert torch.equal(end.likelihood.mode, rolled.tokens[0])
+    samples = rollout(model, case.x, num_samples=1, depth=3, seed=7)
+    assert torch.equal(end.likelihood.mode, samples.tokens[0])
 
 
 def test_candidates_are_pure_and_hold_every_solution():
@@ -65,11 +65,11 @@ def test_candidates_are_pure_and_hold_every_solution():
 
 def test_without_a_likelihood_targets_are_uniform():
     solutions = torch.tensor([[[0, 0]], [[1, 1]], [[0, 1]], [[0, 0]]])  # [K = 4, B = 1, L]
-    there = torch.tensor([[True], [True], [True], [False]])
+    mask = torch.tensor([[True], [True], [True], [False]])
     torch.manual_seed(0)
-    drawn = torch.stack([draw_targets(None, solutions, there)[0] for _ in range(1000)])
+    targets = torch.stack([draw_targets(None, solutions, mask)[0] for _ in range(1000)])
     for k in range(3):
-        assert (drawn == solutions[k, 0]).all(-1).double().mean().item() == pytest.approx(1 / 3, abs=0.05)
+        assert (targets == solutions[k, 0]).all(-1).double().mean().item() == pytest.approx(1 / 3, abs=0.05)
 
 
 def test_no_steps_further_is_where_the_trajectories_are():
@@ -100,7 +100,7 @@ def test_a_batch_of_the_on_policy_part_makes_more_updates_at_the_rate_of_its_las
     assert all(loss > 0 for _, loss in reports[2:])
 
 
-def test_its_updates_follow_the_prior_from_every_depth_towards_solutions_of_other_inputs(monkeypatch):
+def test_on_policy_updates_follow_the_prior_from_every_depth_towards_solutions_of_other_inputs(monkeypatch):
     depths, calls = [], []
 
     def spy(model, x, steps, state=None):
@@ -143,7 +143,7 @@ def test_no_inference_network_takes_part():
     assert not any(name.startswith("guide") for name in moments)
 
 
-def test_only_what_the_guide_made_is_reported_and_moves_beta():
+def test_only_updates_under_the_guide_are_reported_and_move_beta():
     trainer = make_trainer(
         build_small(), batches=1, supervision_steps=2, on_policy_depth=2, on_policy_updates=2, on_policy_after=0.0
     )
@@ -174,7 +174,7 @@ def test_where_the_clock_ends_the_run_it_begins_after_its_share_of_the_minutes()
 
 
 @pytest.mark.slow
-def test_trajectories_so_trained_end_right_more_often_than_those_trained_under_the_guide():
+def test_on_policy_training_makes_trajectories_end_right_more_often_than_those_trained_under_the_guide():
     """At equal updates, from the same model."""
     right = {}
     for is_on_policy in (True, False):
@@ -192,7 +192,7 @@ def test_trajectories_so_trained_end_right_more_often_than_those_trained_under_t
     assert right[True] > right[False] + 0.05
 
 
-def test_what_cannot_be_trained_on_policy_is_said_before_training():
+def test_tasks_without_inputs_or_all_solutions_are_refused_before_training():
     with pytest.raises(ConfigError, match="needs a task with inputs"):
         make_trainer(build_small(task_name="sudoku_uncond"), on_policy_depth=2, on_policy_updates=2)
     with pytest.raises(ConfigError, match="needs every solution of every input"):

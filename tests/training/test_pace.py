@@ -122,28 +122,28 @@ def test_a_machine_that_gets_slower_later_loses_nothing(clock):
     assert sum(r.on_policy is not None for r in reports) == 2
 
 
-def test_a_look_counts_as_often_as_it_is_taken(clock):
-    slow, seen = clock(1.0), []
+def test_evaluations_count_as_often_as_they_are_made(clock):
+    slow, calls = clock(1.0), []
 
-    def look():
-        seen.append(slow.now)
+    def monitor():
+        calls.append(slow.now)
         slow.now += 5.0
 
     trainer = trainer_of(config_of(evaluate_every=4))
-    assert fit_to_minutes(trainer, look)
-    assert len(seen) == 2
+    assert fit_to_minutes(trainer, monitor)
+    assert len(calls) == 2
     assert trainer.num_batches == 6  # 24 s, 2 x 12 s on-policy, and two evaluations; one more batch makes 62 s
-    assert not fit_to_minutes(trainer, look)
+    assert not fit_to_minutes(trainer, monitor)
 
 
-def test_fitting_changes_neither_the_state_nor_what_is_drawn_next(clock):
+def test_fitting_changes_neither_the_state_nor_the_next_draws(clock):
     clock(1.0)
     trainer, other = trainer_of(config_of()), trainer_of(config_of())
     torch.manual_seed(3)
     fit_to_minutes(trainer, lambda: torch.rand(5))
-    drawn = torch.rand(3)
+    draws = torch.rand(3)
     torch.manual_seed(3)
-    assert torch.equal(drawn, torch.rand(3))
+    assert torch.equal(draws, torch.rand(3))
     assert same(trainer, other)
     assert (trainer.number, trainer.elapsed, trainer.optimizer.num_updates) == (0, 0.0, 0)
     assert trainer.divergence.usual_loss is None
@@ -199,7 +199,7 @@ def test_a_number_of_batches_that_is_none_is_refused(number, clock, tmp_path):
         load_state(path, config_of(), trainer_of(config_of()))
 
 
-def test_what_cannot_be_trained_is_said_by_training(clock):
+def test_a_run_that_diverges_at_once_says_so_when_it_trains(clock):
     clock(1.0)
     trainer = trainer_of(config_of())
     with torch.no_grad():

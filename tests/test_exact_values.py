@@ -1,4 +1,4 @@
-"""Single settings, signs and shapes on which a value rests, and which larger tests do not see."""
+"""Exact values, signs and shapes that larger tests do not see."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ from pyro_gram.inference.deferred import Deferred
 from pyro_gram.inference.elbo import balanced_log_densities, make_elbo
 from pyro_gram.inference.guide import EffectGuide
 from pyro_gram.inference.importance import guide_draws
-from pyro_gram.inference.sites import VALUE_SCALE, add_training_loss
+from pyro_gram.inference.sites import DRAW_ANSWER, VALUE_SCALE, add_training_loss
 from pyro_gram.sampling.draws import sobol_noise
 from pyro_gram.sampling.selection import select_by_value
 from pyro_gram.sampling.smc import smc
@@ -37,7 +37,7 @@ from tests.inference.test_own_latents import Shared, SharedGuide, pair
 # ---- programs --------------------------------------------------------------------------------------------------------
 
 
-def test_what_programs_and_guides_say_of_themselves():
+def test_traits_of_programs_and_guides():
     assert OneStepModel.traits.is_one_step
     assert Looped.traits.is_one_step
     assert not Diffusion.traits.has_exact_likelihood
@@ -103,8 +103,8 @@ def test_a_masked_observation_of_ones_own_does_not_count_in_roll_outs():
             pyro.sample("seen", dist.Normal(0.0, 1.0), obs=torch.ones(len(x)))
         return case.solver.model(x, y, state, steps=steps)
 
-    found, plain = (rollout_log_prob(m, case.x, case.y, num_samples=2, depth=1) for m in (program, case.solver.model))
-    assert torch.equal(found, plain)
+    result, plain = (rollout_log_prob(m, case.x, case.y, num_samples=2, depth=1) for m in (program, case.solver.model))
+    assert torch.equal(result, plain)
 
 
 # ---- bounds ----------------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def test_a_masked_observation_of_ones_own_does_not_count_in_roll_outs():
 
 def test_the_surrogate_of_pieces_pays_what_inputs_share_once():
     model, guide, x, y = pair(Shared, SharedGuide)
-    found = bounds(model, guide, x, y, steps=1, seed=3, max_traced=2).surrogate
+    result = bounds(model, guide, x, y, steps=1, seed=3, max_traced=2).surrogate
     shared = (0.2**2 + 0.5**2 - 1) / 2 - torch.tensor(0.2).log().item()
     own = torch.zeros(())
     for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
@@ -120,14 +120,14 @@ def test_the_surrogate_of_pieces_pays_what_inputs_share_once():
         terms(model, guide, x[part], y[part], truncated=False)  # as bounds draws before it
         one = terms(model, guide, x[part], y[part])
         own = own - (one.reconstruction + one.kl.sum(0)).sum()
-    assert (found.sum() - own).item() == pytest.approx(-shared, abs=1e-2)
+    assert (result.sum() - own).item() == pytest.approx(-shared, abs=1e-2)
 
 
-def test_a_drawn_answer_is_no_mode_and_another_note_makes_none_of_it():
-    for infer, kept in (({"drawn": True}, False), ({"drawn": False}, True), ({"note": 1}, True)):
+def test_an_answer_that_is_a_draw_is_not_recorded_as_a_mode():
+    for infer, has_mode in (({DRAW_ANSWER: True}, False), ({DRAW_ANSWER: False}, True), ({"note": 1}, True)):
         with _RecordMode() as answer:
             pyro.sample("y", dist.Categorical(logits=torch.randn(3, 4)).to_event(1), infer=infer)
-        assert (answer.mode is not None) is kept
+        assert (answer.mode is not None) is has_mode
 
 
 def test_the_gradient_of_the_posteriors_density_has_its_share():
@@ -160,9 +160,9 @@ def test_what_is_deferred_draws_as_what_it_stands_for():
     u = torch.randn(2, 4, 16)
     deferred = Deferred(lambda u: dist.Normal(u, 2.0).to_event(2), u)
     torch.manual_seed(1)
-    found = deferred.sample((3,))
+    result = deferred.sample((3,))
     torch.manual_seed(1)
-    assert torch.equal(found, dist.Normal(u, 2.0).sample((3,)))
+    assert torch.equal(result, dist.Normal(u, 2.0).sample((3,)))
 
 
 def test_the_value_heads_loss_is_the_squared_error():
@@ -202,9 +202,9 @@ def test_sobol_sequences_of_many_seeds_differ():
 
 def test_two_right_samples_make_a_test():
     ids = torch.zeros(2, 1, dtype=torch.long)
-    found = calibration.uniformity(ids, torch.tensor([100]), false_discovery_rate=0.0001)
-    assert found.p_value[0].item() * 10_001 == pytest.approx(round(found.p_value[0].item() * 10_001), abs=1e-6)
-    assert (found.p_value[0].item() * 1000) % 1 > 1e-6  # of 10,000 draws, not of 999
+    result = calibration.uniformity(ids, torch.tensor([100]), false_discovery_rate=0.0001)
+    assert result.p_value[0].item() * 10_001 == pytest.approx(round(result.p_value[0].item() * 10_001), abs=1e-6)
+    assert (result.p_value[0].item() * 1000) % 1 > 1e-6  # of 10,000 draws, not of 999
 
 
 def test_more_than_a_thousand_samples_are_looked_up():
@@ -226,36 +226,36 @@ def test_figures_of_evidence_are_numbers_by_hand():
     relative = weights.std() / weights.mean() / 2  # of the mean of four
     assert plain.se[0].item() == pytest.approx(relative.item(), rel=1e-6)
     case = build_case()
-    found = evidence(case.solver.model, case.solver.guide, case.x, case.y, depth=1, guide_samples=8, prior_samples=8)
-    summary = found.summary()
+    result = evidence(case.solver.model, case.solver.guide, case.x, case.y, depth=1, guide_samples=8, prior_samples=8)
+    summary = result.summary()
     assert type(summary["log_p_guide"]) is type(summary["log_p_se"]) is float
-    spread = found.log_p.double().numpy().std() / 5**0.5
+    spread = result.log_p.double().numpy().std() / 5**0.5
     assert summary["log_p_se"] == pytest.approx(spread, rel=1e-5)
 
 
 def test_perfect_sampling_is_computed_in_double():
     assert expected_total_variation(torch.tensor([3, 7]), 20).dtype == torch.double
-    found = expected_total_variation(torch.tensor([3_000_000]), 1_000_003).item()
+    result = expected_total_variation(torch.tensor([3_000_000]), 1_000_003).item()
     p, n = 1 / 3_000_000, 1_000_003
-    assert found == pytest.approx((1 - p) ** n, rel=1e-6)  # k = 1: the share of solutions not seen
+    assert result == pytest.approx((1 - p) ** n, rel=1e-6)  # k = 1: the share of solutions not seen
 
 
 def test_an_input_with_one_right_sample_is_no_test():
     """The number of simulations follows the number of tests."""
     ids = torch.zeros(30, 2, dtype=torch.long)
     ids[1:, 1] = -1
-    found = calibration.uniformity(ids, torch.tensor([8, 8]), false_discovery_rate=0.0005)
-    assert found.p_value[0].item() == pytest.approx(1 / 2001)
-    assert found.p_value[1].isnan()
+    result = calibration.uniformity(ids, torch.tensor([8, 8]), false_discovery_rate=0.0005)
+    assert result.p_value[0].item() == pytest.approx(1 / 2001)
+    assert result.p_value[1].isnan()
 
 
 def test_the_priors_estimate_is_the_plain_mean():
     case = build_case()
-    found = evidence(case.solver.model, case.solver.guide, case.x, case.y, depth=1, guide_samples=40,
+    result = evidence(case.solver.model, case.solver.guide, case.x, case.y, depth=1, guide_samples=40,
                      prior_samples=60)  # fmt: skip
     log_p = rollout_log_prob(case.solver.model, case.x, case.y, num_samples=60, depth=1, seed=derive_seed(0, 0))
     expected = log_p.double().logsumexp(0) - torch.tensor(60.0).double().log()
-    torch.testing.assert_close(found.prior.log_p, expected)
+    torch.testing.assert_close(result.prior.log_p, expected)
 
 
 def test_the_share_of_trusted_pairs_is_of_those_with_enough_hits():
@@ -270,28 +270,28 @@ def test_the_share_of_trusted_pairs_is_of_those_with_enough_hits():
 
 def test_guidance_has_its_scale_for_each_input():
     case = build_case()
-    found = guide_draws(case.solver.model, case.solver.guide, case.x, case.y, steps=1, num_samples=2)
-    assert found.guidance.shape == (2, 2, 5)
+    result = guide_draws(case.solver.model, case.solver.guide, case.x, case.y, steps=1, num_samples=2)
+    assert result.guidance.shape == (2, 2, 5)
 
 
 def test_log_p_of_many_data_without_input_is_in_their_order():
     case = build_case(task_name="sudoku_uncond")
     y = torch.cat([case.y.roll(i, 0) for i in range(20)])  # more than are scored at once
-    found = rollout_log_prob(case.solver.model, None, y, num_samples=2, depth=1)
-    assert found.shape == (2, 100)
-    few = rollout_log_prob(case.solver.model, None, y[90:], num_samples=2, depth=1)
-    torch.testing.assert_close(found[:, 90:], few)
+    result = rollout_log_prob(case.solver.model, None, y, num_samples=2, depth=1)
+    assert result.shape == (2, 100)
+    part = rollout_log_prob(case.solver.model, None, y[90:], num_samples=2, depth=1)
+    torch.testing.assert_close(result[:, 90:], part)
 
 
 def test_a_state_as_large_as_sobol_allows_is_spread():
-    most = torch.quasirandom.SobolEngine.MAXDIM
-    assert sobol_noise(torch.empty(1, 1, 1, most)).shape == (1, 1, 1, most)
+    limit = torch.quasirandom.SobolEngine.MAXDIM
+    assert sobol_noise(torch.empty(1, 1, 1, limit)).shape == (1, 1, 1, limit)
 
 
 def test_equal_inputs_have_equal_tests_and_every_input_has_a_number_of_solutions():
     ids = torch.randint(0, 3, (30, 1)).expand(30, 2)
-    found = calibration.uniformity(ids, torch.tensor([3, 3]))
-    assert found.p_value[0] == found.p_value[1]
+    result = calibration.uniformity(ids, torch.tensor([3, 3]))
+    assert result.p_value[0] == result.p_value[1]
     with pytest.raises(ValueError, match="zip|broadcast"):
         total_variation(ids[:, :1].expand(30, 1), torch.tensor([3, 3]))
 
