@@ -198,6 +198,7 @@ def test_a_report_runs_no_script_that_a_name_holds(tmp_path):
     assert page.read_text().count("&lt;script&gt;") >= 10
 
 
+@pytest.mark.slow
 def test_a_diagnosis_runs_no_script_that_a_file_name_holds(model_file, tmp_path):  # noqa: F811
     from experiments import diagnose
 

@@ -48,6 +48,7 @@ print(count_faults())
 """
 
 
+@pytest.mark.slow
 def test_freed_memory_is_reused_without_page_faults():
     if not keep_freed_memory():
         pytest.skip("another C library than glibc")

@@ -161,7 +161,7 @@ import pyro_gram
 torch.set_num_threads(2)
 solver = pyro_gram.load(sys.argv[1])
 def answer(seed):
-    return solver.solve(["GCR`v_"] * 30, num_samples=40, depth=2, seed=seed)[0].solutions[0].solution
+    return solver.solve(["GCR`v_"] * 10, num_samples=40, depth=2, seed=seed)[0].solutions[0].solution
 expected = answer(3)
 with multiprocessing.get_context("fork").Pool(2) as pool:
     assert pool.map_async(answer, [3, 3]).get(60) == [expected, expected]

@@ -124,14 +124,13 @@ def test_a_runs_folder_runs_no_code_that_it_names(working_directory, tmp_path, m
     assert not (working_directory / "ran").exists()
 
 
-def test_a_prior_named_on_the_command_line_is_imported_from_the_working_directory_and_resumed(
-    working_directory, tmp_path, capsys
-):
-    arguments = [*SMALL, "--prior", "mine:Mine", "--out", tmp_path / "run"]
+def test_a_users_prior_in_the_working_directory_trains_and_resumes(working_directory, tmp_path, capsys):
+    settings = [*SMALL, "--train.batches", 2, "--evaluate.inputs", 2, "--heads.rounds", 1, "--out", tmp_path / "run"]
+    arguments = [*settings, "--prior", "mine:Mine"]
     assert cli(run.main, *arguments) == 0
     assert cli(run.main, *arguments, "--resume") == 0
     assert "is over, at batch" in capsys.readouterr().err
-    assert cli(run.main, *SMALL, "--out", tmp_path / "run", "--resume") == 2
+    assert cli(run.main, *settings, "--resume") == 2
     assert "names.prior: mine:Mine then, gaussian now" in read_error(capsys)
 
 
