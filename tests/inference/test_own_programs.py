@@ -104,7 +104,7 @@ class Counting(GRAM):
 
 def test_a_site_that_is_observed_only_with_y_is_refused():
     model, _, x, y = pair(Counting, AmortizedGuide)
-    with pytest.raises(ConfigError, match="observes 'total' only where it is given y"):
+    with pytest.raises(ConfigError, match="observes 'total' only when it is given y"):
         rollout_log_prob(model, x, y, num_samples=3, depth=1)
 
 
@@ -172,7 +172,7 @@ class Checked(GRAM):
 @pytest.mark.parametrize("model_class", [Summed, Checked])
 def test_an_observation_that_depends_on_y_is_refused_in_roll_outs(model_class):
     model, guide, x, y = pair(model_class, AmortizedGuide)
-    with pytest.raises(ConfigError, match="has another density where it is given y"):
+    with pytest.raises(ConfigError, match="has another density when it is given y"):
         rollout_log_prob(model, x, y, num_samples=2, depth=1)
     guide_draws(model, guide, x, y, steps=1, num_samples=2)
 
@@ -282,7 +282,7 @@ def test_x_and_y_that_are_not_pairs_are_refused(case):
 def test_a_model_that_cannot_be_evaluated_is_refused_before_training(model_class):
     model, guide, x, y = pair(model_class, SharedGuide if model_class is Shared else AmortizedGuide)
     solver = replace(build_case().solver, model=model, guide=guide)
-    with pytest.raises(ConfigError, match="all inputs share the site 'all'|has another density where it is given y"):
+    with pytest.raises(ConfigError, match="all inputs share the site 'all'|has another density when it is given y"):
         check_estimates(solver, x, y)
     plain = build_case()
     before = torch.get_rng_state()
