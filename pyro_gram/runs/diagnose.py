@@ -17,20 +17,25 @@ from pyro_gram.diagnostics import landscape as landscapes
 from pyro_gram.diagnostics import verdicts
 from pyro_gram.diagnostics.calibration import uniformity
 from pyro_gram.diagnostics.evidence import NEITHER, evidence
-from pyro_gram.diagnostics.inference_data import collect, save
 from pyro_gram.diagnostics.landscape import landscape
 from pyro_gram.diagnostics.metrics import measure, solution_ids
 from pyro_gram.diagnostics.plots import run as plots
 from pyro_gram.diagnostics.plots.calibration import sbc_figure, uniformity_figure
-from pyro_gram.diagnostics.plots.posterior import evidence_figure, leak_figure, terms_figure
-from pyro_gram.diagnostics.plots.run import FEW_SOLUTIONS, pluralize
+from pyro_gram.diagnostics.plots.posterior import evidence_figure, terms_figure
+from pyro_gram.diagnostics.plots.run import pluralize
 from pyro_gram.diagnostics.plots.trajectories import animate, attractors_figure, influence_figure, landscape_figure
 from pyro_gram.diagnostics.sbc import simulate_ranks
 from pyro_gram.diagnostics.trajectories import attractors, guidance_influence, separation, trace_trajectories
 from pyro_gram.inference.contract import model_sizes, model_traits
 from pyro_gram.inference.guide import why_no_guide
 from pyro_gram.inference.importance import MAX_TRACED
-from pyro_gram.runs.findings import Findings
+from pyro_gram.runs.findings import (
+    Findings,
+    draw_samples,
+    draw_training,
+    index_with_few_solutions,
+    save_trajectories,
+)
 from pyro_gram.runs.measure import bound_metrics, sample_metrics, validation_history
 from pyro_gram.runs.preflight import check_data
 from pyro_gram.runs.scope import Scope
@@ -38,7 +43,6 @@ from pyro_gram.sampling.rollout import Rollout
 from pyro_gram.solver import Solver
 from pyro_gram.system.files import write_json
 from pyro_gram.system.machine import environment
-from pyro_gram.tasks.base import PuzzleSet
 
 SAMPLES, MAX_DATA_SAMPLES, MIN_DATA_SAMPLES = 20, 2000, 256  # an input; of p(x)
 BOUND_PAIRS = 128
@@ -70,74 +74,6 @@ def sample_all(solver: Solver, x: Tensor | None, num_samples: int, scope: Scope)
     """Sample trajectories of the prior, each to its full depth."""
     halt = 1.0 if solver.has_heads else None
     return solver.sample(x, num_samples, scope.depth, scope.seed, halt=halt)
-
-
-def draw_training(rows: list[dict[str, Any]], findings: Findings) -> None:
-    """Draw what training did, from the lines of ``metrics.jsonl``."""
-    if not rows:
-        findings.skip("training", "there is no metrics.jsonl beside this checkpoint; a run's directory holds it")
-        return
-    findings.draw("training", plots.training_figure(rows))
-    if any("posterior_accuracy" in row for row in rows):
-        findings.draw("leak", leak_figure(rows))
-
-
-def draw_samples(solver: Solver, puzzles: PuzzleSet, samples: Rollout, findings: Findings) -> None:
-    """Draw the answers to a few inputs; or samples of p(x), and the training images nearest to them."""
-    task = solver.task
-    if puzzles.inputs is not None:
-        findings.draw("solved", plots.solved_figure(task, puzzles, samples.tokens))
-        return
-    findings.draw("samples", plots.samples_figure(task, samples.tokens[:, 0]))
-    if task.classifier == "digits" and task.spec.image is not None:
-        train = task.split("train").solutions
-        findings.draw("neighbours", plots.neighbours_figure(samples.tokens[:, 0], train, task.spec.image[0]))
-
-
-def draw_formation(solver: Solver, puzzles: PuzzleSet, history: Tensor, findings: Findings) -> None:
-    """Draw how the answers to one input form: the input whose number of solutions is nearest to a handful.
-
-    Args:
-        puzzles: the inputs that were sampled.
-        history: the answers of their trajectories after each supervision step, int64 ``[depth, N, b, L_out]``.
-    """
-    if puzzles.inputs is None:
-        findings.draw("formation", plots.formation_figure(solver.task, None, history[:, :4, 0]))
-        return
-    index = index_of_handful(puzzles.subset(history.shape[2]))
-    findings.draw("formation", plots.formation_figure(solver.task, puzzles.inputs[index], history[:, :3, index]))
-
-
-def index_of_handful(puzzles: PuzzleSet) -> int:
-    """Return the input whose number of solutions is nearest to a handful: it shows best how trajectories part."""
-    return int((puzzles.num_solutions - FEW_SOLUTIONS).abs().argmin())
-
-
-def save_trajectories(
-    solver: Solver,
-    puzzles: PuzzleSet,
-    findings: Findings,
-    *,
-    inputs: int,
-    chains: int,
-    draws: int,
-    depth: int,
-    seed: int,
-) -> Any:
-    """Write trajectories of the guide and the prior as ``inference.nc``. Returns its groups."""
-    data = collect(
-        solver.task,
-        solver.model,
-        solver.guide,
-        puzzles,
-        depth=depth,
-        inputs=inputs,
-        chains=chains,
-        draws=draws,
-        seed=seed,
-    )
-    save(data, findings.folder / "inference.nc")
-    return data
 
 
 def examine_samples(scope: Scope, findings: Findings) -> None:
@@ -317,7 +253,7 @@ def _examine_deciding_draws(scope: Scope, findings: Findings) -> None:
 def _examine_one_input(scope: Scope, findings: Findings) -> None:
     """Draw the landscape and the forming answers of one input."""
     task, model, temper = scope.solver.task, scope.solver.model, scope.solver.config.temper
-    index = index_of_handful(scope.test)
+    index = index_with_few_solutions(scope.test)
     x = None if scope.test.inputs is None else scope.on_device(scope.test.inputs[index : index + 1])
     solutions = scope.test.solutions_of(index) if scope.test.has_all_solutions else None
     settings: dict[str, Any] = {"depth": scope.depth, "seed": scope.seed, "temper": temper}

@@ -11,8 +11,7 @@ from pyro_gram.diagnostics.metrics import solution_ids
 from pyro_gram.diagnostics.plots.run import coverage_figure
 from pyro_gram.diagnostics.report import summarize_run
 from pyro_gram.inference.sites import HEADS_ATTRIBUTE
-from pyro_gram.runs.diagnose import draw_formation, draw_samples, draw_training, save_trajectories
-from pyro_gram.runs.findings import Findings
+from pyro_gram.runs.findings import Findings, draw_formation, draw_samples, draw_training, save_trajectories
 from pyro_gram.runs.measure import count_trajectories, validation_history
 from pyro_gram.runs.run import Run
 from pyro_gram.runs.scores import Measurement, measure_test

@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from torch import Tensor
 
+from pyro_gram.diagnostics.inference_data import collect, save
+from pyro_gram.diagnostics.plots import run as plots
+from pyro_gram.diagnostics.plots.posterior import leak_figure
+from pyro_gram.diagnostics.plots.run import FEW_SOLUTIONS
 from pyro_gram.diagnostics.report import Report, Section, result_rows, write_report
 from pyro_gram.diagnostics.verdicts import Verdict
+from pyro_gram.sampling.rollout import Rollout
 from pyro_gram.solver import Solver
 from pyro_gram.system.files import write_atomically
+from pyro_gram.tasks.base import PuzzleSet
 
 
 class Findings:
@@ -67,3 +74,71 @@ class Findings:
         rows = result_rows(self.numbers["metrics"], solver.task.paper_name, model, all_inputs=all_inputs)
         report = Report(title, summary, list(self.verdicts.values()), rows, sections, details)
         write_report(self.folder / "report.html", report)
+
+
+def draw_training(rows: list[dict[str, Any]], findings: Findings) -> None:
+    """Draw what training did, from the lines of ``metrics.jsonl``."""
+    if not rows:
+        findings.skip("training", "there is no metrics.jsonl beside this checkpoint; a run's directory holds it")
+        return
+    findings.draw("training", plots.training_figure(rows))
+    if any("posterior_accuracy" in row for row in rows):
+        findings.draw("leak", leak_figure(rows))
+
+
+def draw_samples(solver: Solver, puzzles: PuzzleSet, samples: Rollout, findings: Findings) -> None:
+    """Draw the answers to a few inputs; or samples of p(x), and the training images nearest to them."""
+    task = solver.task
+    if puzzles.inputs is not None:
+        findings.draw("solved", plots.solved_figure(task, puzzles, samples.tokens))
+        return
+    findings.draw("samples", plots.samples_figure(task, samples.tokens[:, 0]))
+    if task.classifier == "digits" and task.spec.image is not None:
+        train = task.split("train").solutions
+        findings.draw("neighbours", plots.neighbours_figure(samples.tokens[:, 0], train, task.spec.image[0]))
+
+
+def draw_formation(solver: Solver, puzzles: PuzzleSet, history: Tensor, findings: Findings) -> None:
+    """Draw how the answers to one input form: the input whose number of solutions is near ``FEW_SOLUTIONS``.
+
+    Args:
+        puzzles: the inputs that were sampled.
+        history: the answers of their trajectories after each supervision step, int64 ``[depth, N, b, L_out]``.
+    """
+    if puzzles.inputs is None:
+        findings.draw("formation", plots.formation_figure(solver.task, None, history[:, :4, 0]))
+        return
+    index = index_with_few_solutions(puzzles.subset(history.shape[2]))
+    findings.draw("formation", plots.formation_figure(solver.task, puzzles.inputs[index], history[:, :3, index]))
+
+
+def index_with_few_solutions(puzzles: PuzzleSet) -> int:
+    """Return the input whose number of solutions is near ``FEW_SOLUTIONS``: it shows best how trajectories part."""
+    return int((puzzles.num_solutions - FEW_SOLUTIONS).abs().argmin())
+
+
+def save_trajectories(
+    solver: Solver,
+    puzzles: PuzzleSet,
+    findings: Findings,
+    *,
+    inputs: int,
+    chains: int,
+    draws: int,
+    depth: int,
+    seed: int,
+) -> Any:
+    """Write trajectories of the guide and the prior as ``inference.nc``. Returns its groups."""
+    data = collect(
+        solver.task,
+        solver.model,
+        solver.guide,
+        puzzles,
+        depth=depth,
+        inputs=inputs,
+        chains=chains,
+        draws=draws,
+        seed=seed,
+    )
+    save(data, findings.folder / "inference.nc")
+    return data
