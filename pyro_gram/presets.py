@@ -44,18 +44,18 @@ def read_preset(
     table = _read_table(folder, task, preset)
     preset_names = {"task": task, **DEFAULT_NAMES, **table.pop("names", {})}
     _check_named_by_user(preset, preset_names, {task, *replaced.values()})
-    chosen = _with_defaults(preset_names | replaced | {"task": task}, preset_names, replaced)
+    new_names = _with_defaults(preset_names | replaced | {"task": task}, preset_names, replaced)
     for part in ("model", "prior", "guide"):
-        if chosen[part] != preset_names[part]:
-            fields = {f.name for f in dataclasses.fields(config_class(part, chosen[part]))}
+        if new_names[part] != preset_names[part]:
+            fields = {f.name for f in dataclasses.fields(config_class(part, new_names[part]))}
             table[part] = {name: value for name, value in table.get(part, {}).items() if name in fields}
-    if chosen["prior"] != preset_names["prior"]:
+    if new_names["prior"] != preset_names["prior"]:
         table.pop("temper", None)
-    if chosen["model"] != preset_names["model"]:
-        _override(table, default_overrides(model_traits(MODELS.get(chosen["model"]))), chosen)
-    if chosen["guide"] != preset_names["guide"]:
-        _override(table, guide_traits(GUIDES.get(chosen["guide"])).default_settings, chosen)
-    return make_run_config(chosen, table, preset=preset, seed=seed)
+    if new_names["model"] != preset_names["model"]:
+        _override(table, default_overrides(model_traits(MODELS.get(new_names["model"]))), new_names)
+    if new_names["guide"] != preset_names["guide"]:
+        _override(table, guide_traits(GUIDES.get(new_names["guide"])).default_settings, new_names)
+    return make_run_config(new_names, table, preset=preset, seed=seed)
 
 
 def _read_table(folder: Path, task: str, preset: str) -> dict[str, Any]:

@@ -127,16 +127,20 @@ class Solver:
         tokens = to_device_of(self.model, tokens)
         if draws == "smc":
             if tokens is None or history or halt not in (None, 1):
-                raise UserError("smc weighs whole trajectories of answers to an input: no history, and nothing halts")
-            with isolated_program():
-                samples = to_rollout(smc(self.model, tokens, **common), depth, seed).cpu()
-            if progress:
-                progress(num_samples * len(tokens))
-            return samples
+                raise UserError("smc weighs full trajectories of answers to an input: no history, and nothing halts")
+            return self._filter(tokens, progress, **common)
         halt = halt if history else self._halt(halt)
         settings: dict[str, Any] = {"history": history, "halt": halt, "draws": DrawScheme(draws), "progress": progress}
         with isolated_program():
             return rollout(self.model, tokens, **settings, **common).cpu()
+
+    def _filter(self, tokens: Tensor, progress: Callable[[int], None] | None, **settings: Any) -> Rollout:
+        """Sample trajectories weighted by the value head (``sampling.smc``)."""
+        with isolated_program():
+            samples = to_rollout(smc(self.model, tokens, **settings), settings["depth"], settings["seed"]).cpu()
+        if progress:
+            progress(settings["num_samples"] * len(tokens))
+        return samples
 
     def frequency_caveats(
         self, *, temper: TemperConfig | None = None, halt: float | None = None, draws: str = "independent", **_: Any

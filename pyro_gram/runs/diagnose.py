@@ -98,8 +98,8 @@ def examine_samples(scope: Scope, findings: Findings) -> None:
         metrics |= bound_metrics(solver, pairs, None if x is None else x.cpu(), y, scope.depth, scope.seed)
     history = validation_history(scope.rows)
     metrics["depth"] = scope.depth
-    judged = verdicts.from_metrics(metrics, history, summary, _training_accuracy(scope))
-    findings.add(*judged, metrics=metrics, looks=history, uniformity=summary)
+    new_verdicts = verdicts.from_metrics(metrics, history, summary, _training_accuracy(scope))
+    findings.add(*new_verdicts, metrics=metrics, looks=history, uniformity=summary)
 
 
 def _training_accuracy(scope: Scope) -> float | None:
@@ -154,18 +154,18 @@ def examine_evidence(scope: Scope, findings: Findings) -> None:
         max_trajectories=scope.chunk_size(),
     )
     summary = estimates.summary()
-    judged = [verdicts.estimate(summary)]
+    new_verdicts = [verdicts.estimate(summary)]
     if estimates.guide is not None:
-        judged += [verdicts.importance_weights(summary), verdicts.agreement(summary)]
+        new_verdicts += [verdicts.importance_weights(summary), verdicts.agreement(summary)]
     numbers = estimates.to_dict()
     if puzzles.has_all_solutions:
         log_ms = puzzles.num_solutions.double().log()
         log_m, difference = log_ms.mean().item(), estimates.log_p + log_ms
         error = None if x is None else difference.std(correction=0).item() / len(difference) ** 0.5
         neither = summary["believed"][NEITHER] / summary["pairs"]
-        judged.append(verdicts.likelihood(summary["log_p"], error, log_m, neither))
+        new_verdicts.append(verdicts.likelihood(summary["log_p"], error, log_m, neither))
         numbers["summary"]["log_p_perfect"] = -log_m
-    findings.add(*judged, evidence=numbers)
+    findings.add(*new_verdicts, evidence=numbers)
     findings.draw("evidence_prior" if estimates.guide is None else "evidence", evidence_figure(estimates))
 
 
@@ -188,8 +188,8 @@ def examine_ranks(scope: Scope, findings: Findings) -> None:
         max_traced=scope.chunk_size(MAX_TRACED),
     )
     deviations = {name: summary["deviation"] for name, summary in simulation.summary().items()}
-    judged = verdicts.ranks(deviations, simulation.band, data=simulation.ranks.shape[1])
-    findings.add(judged, ranks=simulation.to_dict())
+    new_verdicts = verdicts.ranks(deviations, simulation.band, data=simulation.ranks.shape[1])
+    findings.add(new_verdicts, ranks=simulation.to_dict())
     findings.draw("ranks", sbc_figure(simulation))
 
 
@@ -212,9 +212,9 @@ def _examine_ends(scope: Scope, findings: Findings) -> None:
     parted = separation(task, x, walked)
     several = puzzles.num_solutions > 1  # of an incomplete list too
     same_answer = (ends.num_distinct_right[several] <= 1).double()
-    judged = [verdicts.diversity(same_answer.mean().item() if len(same_answer) else 0.0, len(same_answer))]
+    new_verdicts = [verdicts.diversity(same_answer.mean().item() if len(same_answer) else 0.0, len(same_answer))]
     if ends.unsettled_fraction is not None:
-        judged.append(verdicts.settling(ends.unsettled_fraction))
+        new_verdicts.append(verdicts.settling(ends.unsettled_fraction))
     numbers = {
         "inputs": len(puzzles),
         "num_samples": END_SAMPLES,
@@ -223,7 +223,7 @@ def _examine_ends(scope: Scope, findings: Findings) -> None:
         "steps_to_settle": ends.settling_step.double().mean().item(),
         "differ_by_step": parted.differ_by_step.tolist(),
     }
-    findings.add(*judged, trajectories=numbers)
+    findings.add(*new_verdicts, trajectories=numbers)
     num_solutions = puzzles.num_solutions if puzzles.has_all_solutions else None
     findings.draw("attractors", attractors_figure(ends, parted, num_solutions))
 

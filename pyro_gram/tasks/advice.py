@@ -6,14 +6,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyro_gram
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.system.files import read_json
 
 if TYPE_CHECKING:
     from pyro_gram.tasks.base import Task
 
-CHECKPOINTS = Path(pyro_gram.__file__).parents[1] / "checkpoints"  # those that come with the package
+CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"  # those that come with the package
 
 
 def suggest_checkpoint(task: Task, field: str, value: int) -> str:

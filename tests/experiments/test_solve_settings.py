@@ -262,7 +262,7 @@ def test_filtered_trajectories_are_those_that_the_head_trusts(headed, solve):
     assert filtered.value.mean() > plain.value.mean() + 0.05
     assert solve("--draws", "smc", "--seed", 2) == solve("--draws", "smc", "--seed", 2)
     for settings in ({"halt": 0.5}, {"history": True}):
-        with pytest.raises(UserError, match="smc weighs whole trajectories"):
+        with pytest.raises(UserError, match="smc weighs full trajectories"):
             solver.sample(GRAPHS, draws="smc", **settings)
 
 
