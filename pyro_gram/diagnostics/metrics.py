@@ -57,16 +57,16 @@ def measure(task: Task, puzzles: PuzzleSet, tokens: Tensor, score: Tensor | None
     """Compute the metrics of samples.
 
     Without input B is 1, and the samples of p(x) are measured one by one. Of several versions of an input only the
-    primary one counts.
+    first counts.
 
     Args:
         tokens: int64 ``[N, B, L_out]``, sampled for the inputs of ``puzzles``.
         score: of each sample, nats, ``[N, B]``; it breaks ties of the vote.
     """
-    primary = puzzles.is_first_version
-    if primary is not None:
-        puzzles, tokens = puzzles.select(primary), tokens[:, primary]
-        score = None if score is None else score[:, primary]
+    is_first = puzzles.is_first_version
+    if is_first is not None:
+        puzzles, tokens = puzzles.first_versions, tokens[:, is_first]
+        score = None if score is None else score[:, is_first]
     n, b = tokens.shape[:2]
     x = puzzles.inputs
     values: dict[str, Any] = dict.fromkeys(f.name for f in fields(Metrics))

@@ -34,8 +34,8 @@ def suggest_checkpoint(task: Task, field: str, value: int) -> str:
         command = f"python experiments/run.py --task {name} --task.{field} {value} --out runs/{field}{value}"
         return f"no checkpoint here has it; train one: {command}"
     path = min(paths, key=lambda path: (len(path.name), path.name)).with_suffix(".safetensors")
-    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    return f"--checkpoint {shown} has {field} = {value}"
+    display_path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return f"--checkpoint {display_path} has {field} = {value}"
 
 
 @cache

@@ -181,7 +181,7 @@ def _parse_dimacs(lines: list[str], check_order: CheckOrder) -> Edges:
             order, announced = _parse_problem_line(number, line, check_order)
         elif key == "e":
             if order is None:
-                later = next((n for n, other in enumerate(lines, start=1) if _key(other) == "p"), None)
+                later = next((n for n, text in enumerate(lines, start=1) if _key(text) == "p"), None)
                 raise LineError(
                     number,
                     "an edge, but no line 'p edge VERTICES EDGES' comes before it"
