@@ -17,10 +17,10 @@ from tests.test_checkpoint import trainer_of
 
 def test_half_the_size_is_nearly_the_same_model(tmp_path):
     case = build_case()
-    whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
-    save_model(whole, case.solver)
+    full, half = tmp_path / "full.safetensors", tmp_path / "half.safetensors"
+    save_model(full, case.solver)
     save_model(half, case.solver, half=True)
-    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    assert half.stat().st_size < 0.6 * full.stat().st_size
     loaded = load(half).model
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     for name, p in loaded.state_dict().items():

@@ -64,8 +64,8 @@ def run_diagnosis(path, *more):
 def test_a_checkpoint_is_diagnosed_beside_it(tiny_diagnosis, tmp_path, capsys):
     out, diagnosis = run_diagnosis(write_checkpoint(tmp_path))
     assert {p.name for p in out.iterdir()} == {"report.html", "diagnosis.json", "inference.nc", "figures"}
-    drawn = {p.name for p in (out / "figures").iterdir()}
-    assert drawn == {f"{name}.png" for name in FIGURES - {"training", "animation"}} | {"formation.gif"}
+    figures = {p.name for p in (out / "figures").iterdir()}
+    assert figures == {f"{name}.png" for name in FIGURES - {"training", "animation"}} | {"formation.gif"}
     names = [v["name"] for v in diagnosis["verdicts"]]
     assert names == [
         "right answers", "leak", "generalisation", "collapse", "bound", "evenness", "estimate", "importance weights",

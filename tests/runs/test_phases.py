@@ -51,9 +51,9 @@ def test_the_estimate_is_the_sum_of_what_is_left_and_what_is_to_come(capsys):
 
 
 def test_a_single_phase_or_a_silent_one_says_nothing(capsys):
-    alone = Phases({"train": ""})
-    assert alone.remaining_text("train", 3.0) == ""
-    alone.start("train", 3, "batch")
+    single = Phases({"train": ""})
+    assert single.remaining_text("train", 3.0) == ""
+    single.start("train", 3, "batch")
     silent = Phases({"train": "a", "evaluation": "b"}, silent=True)
     silent.seconds["evaluation"] = 1.0
     silent.print_plan()
