@@ -60,8 +60,8 @@ class ReplayGuide(nn.Module):
         with data_plates(e_x.shape[:-2]):
             h, l = state or model.initial_state(e_x)
             for t in pyro.markov(range(steps * T)):
-                charged = not truncated or (t + 1) % T == 0
-                with torch.set_grad_enabled(charged and torch.is_grad_enabled()), poutine.mask(mask=charged):
+                has_kl = not truncated or (t + 1) % T == 0
+                with torch.set_grad_enabled(has_kl and torch.is_grad_enabled()), poutine.mask(mask=has_kl):
                     u, l = model.core(LatentState(h, l), e_x)
                     with poutine.scale(scale=beta):
                         eps = pyro.sample(guidance_site(t), self.inference.posterior_at(t, u, code, model.prior(u)))

@@ -120,12 +120,12 @@ class GRAM(nn.Module):
         truncated = self.config.truncated if truncated is None else truncated
         h, l = state
         for t in pyro.markov(range(first, first + steps * T)):
-            charged = not truncated or (t + 1) % T == 0
-            with torch.set_grad_enabled(charged and torch.is_grad_enabled()), poutine.mask(mask=charged):
+            has_kl = not truncated or (t + 1) % T == 0
+            with torch.set_grad_enabled(has_kl and torch.is_grad_enabled()), poutine.mask(mask=has_kl):
                 u, l = self.core(LatentState(h, l), e_x)
                 u = pyro.deterministic(sites.proposal_site(t), u, event_dim=2)
                 with poutine.scale(scale=beta):
-                    eps = pyro.sample(sites.guidance_site(t), prior_at(self.prior, u, charged))
+                    eps = pyro.sample(sites.guidance_site(t), prior_at(self.prior, u, has_kl))
                 h = u + embed_guidance(self.prior, eps)
         return LatentState(h, l)
 

@@ -122,7 +122,7 @@ class Guide(Protocol):
 
 @dataclass(frozen=True)
 class ModelTraits:
-    """What a model may state about itself.
+    """The traits of a model, which it may state about itself.
 
     Attributes:
         has_guidance: the program samples guidance sites; if not, it takes prior ``none`` and guide ``prior`` only.
@@ -141,7 +141,7 @@ class ModelTraits:
 
 @dataclass(frozen=True)
 class PriorTraits:
-    """What a prior may state about itself.
+    """The traits of a prior, which it may state about itself.
 
     Attributes:
         family: the variational family of guides for this prior; None for a deterministic prior, which leaves nothing to
@@ -160,7 +160,7 @@ class PriorTraits:
 
 @dataclass(frozen=True)
 class GuideTraits:
-    """What a guide may state about itself.
+    """The traits of a guide, which it may state about itself.
 
     Attributes:
         follows_prior: q(eps_t | u_t, y) = p(eps_t | u_t): there is no inference network and every KL is 0.
@@ -180,7 +180,7 @@ class ModelSizes:
     Attributes:
         width: D, channels of a position.
         transitions: T, transitions of a supervision step.
-        truncated: only the last of them is charged (Eq. 14).
+        truncated: only the last of them has a KL (Eq. 14).
         prefix: positions before those of the input.
         low_steps: K, applications of the low-level network in a transition.
         layers: layers of each network.

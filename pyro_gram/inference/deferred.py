@@ -95,15 +95,15 @@ def _(q: Any, p: Deferred) -> Tensor:
     return kl_divergence(q, p.distribution)
 
 
-def prior_at(prior: Any, u: Tensor, charged: bool) -> Any:
+def prior_at(prior: Any, u: Tensor, has_kl: bool) -> Any:
     """Return p(eps | u), computed now if it has a KL or is drawn from, else at its first use.
 
     Args:
         prior: function from u to a distribution; deferred only if its traits have ``can_defer``.
         u: the proposal, ``[..., L, D]``.
-        charged: whether the KL of this transition is part of the bound.
+        has_kl: whether the KL of this transition is part of the bound.
     """
-    if charged or not _effect_guide_draws.get() or not prior_traits(prior).can_defer:
+    if has_kl or not _effect_guide_draws.get() or not prior_traits(prior).can_defer:
         return prior(u)
     if any(isinstance(handler, ReparamMessenger) for handler in _PYRO_STACK):  # which decomposes the prior
         return prior(u)

@@ -109,12 +109,12 @@ class MeanFieldELBO(_TermsMixin, TraceMeanField_ELBO):
             if guide_site is None or (site["mask"] is False and guide_site["mask"] is False):
                 continue
             under_q, under_p = self._divergence(name, site, guide_site)
-            charged = scale_and_mask(under_q, guide_site["scale"], guide_site["mask"]).sum()
+            cost = scale_and_mask(under_q, guide_site["scale"], guide_site["mask"]).sum()
             kls[name] = apply_weights(under_q.detach(), guide_site)
             if under_p is not None:
-                charged = charged - scale_and_mask(under_p, site["scale"], site["mask"]).sum()
+                cost = cost - scale_and_mask(under_p, site["scale"], site["mask"]).sum()
                 kls[name] = kls[name] - apply_weights(under_p.detach(), site)
-            loss, surrogate = loss + charged.detach(), surrogate + charged
+            loss, surrogate = loss + cost.detach(), surrogate + cost
         self._store_terms(model_trace, guide_trace, kls)
         return torch.as_tensor(loss), surrogate
 

@@ -250,7 +250,7 @@ def is_shared(site: Any, observed: Any) -> bool:
     inputs = plate_of_inputs(observed)
     if inputs:
         return inputs not in _plates(site)
-    # Without that plate, the shapes tell.
+    # Without that plate, the shapes decide.
     return observed["fn"].batch_shape[-1:].numel() > 1 and site["fn"].batch_shape[-1:].numel() == 1
 
 

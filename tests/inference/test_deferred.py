@@ -94,9 +94,9 @@ def test_it_is_the_distribution_that_it_defers():
 
 def test_only_under_a_guide_and_for_priors_that_allow_it(truncated):
     u, prior = torch.randn(2, 8, 16), truncated.solver.model.prior
-    assert not isinstance(prior_at(prior, u, charged=False), Deferred)
+    assert not isinstance(prior_at(prior, u, has_kl=False), Deferred)
     with effect_guide_draws():
-        assert isinstance(prior_at(prior, u, charged=False), Deferred)
-        assert not isinstance(prior_at(prior, u, charged=True), Deferred)
-        assert not isinstance(prior_at(lambda u: dist.Normal(u, 1).to_event(2), u, charged=False), Deferred)
-    assert not isinstance(prior_at(prior, u, charged=False), Deferred)
+        assert isinstance(prior_at(prior, u, has_kl=False), Deferred)
+        assert not isinstance(prior_at(prior, u, has_kl=True), Deferred)
+        assert not isinstance(prior_at(lambda u: dist.Normal(u, 1).to_event(2), u, has_kl=False), Deferred)
+    assert not isinstance(prior_at(prior, u, has_kl=False), Deferred)
