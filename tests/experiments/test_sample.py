@@ -120,11 +120,8 @@ def test_bad_arguments_end_in_one_line_and_write_nothing(words, message, boards,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_with_input_is_for_solve_and_one_without_is_not(boards, tmp_path, capsys):
-    words = [*SMALL, "--train.batches", 1]
-    assert cli(experiments.run.main, *words, "--out", tmp_path / "coloring") == 0
-    capsys.readouterr()
-    assert sample(tmp_path / "coloring", tmp_path / "a.npz") == 2
+def test_a_model_with_input_is_for_solve_and_one_without_is_not(boards, plain, tmp_path, capsys):
+    assert sample(plain, tmp_path / "a.npz") == 2
     assert "use experiments/solve.py" in capsys.readouterr().err
     (tmp_path / "one.txt").write_text("1...............")
     assert cli(experiments.solve.main, "--checkpoint", boards, "--input", tmp_path / "one.txt") == 2
@@ -133,7 +130,7 @@ def test_a_model_with_input_is_for_solve_and_one_without_is_not(boards, tmp_path
     with pytest.raises(InputError, match="without input"):
         solver.sample("1...............")
     with pytest.raises(InputError, match="at least one"):
-        pyro_gram.load(tmp_path / "coloring").sample(None)
+        pyro_gram.load(plain).sample(None)
 
 
 def test_list_split_of_p_x_prints_the_data(capsys):

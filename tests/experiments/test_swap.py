@@ -5,8 +5,11 @@ import json
 import pytest
 
 from experiments import run, solve
+from pyro_gram.build import build
+from pyro_gram.checkpoint import save_model
 from pyro_gram.diagnostics.inference_data import load
 from pyro_gram.system.cli import call
+from tests.conftest import small_config
 
 SIZES = {"vertices": 4, "edge_probability": 0.4, "train": 20, "validation": 4, "test": 4}
 TASK = ["--task", "coloring", "--preset", "tiny", *(w for k, v in SIZES.items() for w in (f"--task.{k}", str(v)))]
@@ -44,8 +47,8 @@ def test_a_swapped_part_is_trained_measured_and_solves(words, infers, tmp_path, 
 
 
 def test_a_model_of_one_step_goes_no_deeper(tmp_path, capsys):
-    out = tmp_path / "run"
-    assert call(run.main, [*TASK, *FAST, "--model", "direct", "--out", str(out)]) == 0
+    out = tmp_path / "model.safetensors"
+    save_model(out, build(small_config(model_name="direct")))
     (tmp_path / "graph").write_text("CF\n")
     words = ["--checkpoint", str(out), "--input", str(tmp_path / "graph"), "--depth", "8"]
     assert call(solve.main, words) == 2
