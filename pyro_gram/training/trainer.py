@@ -278,11 +278,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
-        """Take over a state from :meth:`state_dict`.
-
-        Raises:
-            KeyError, ValueError: a name is missing or stray; a number that no run has.
-        """
+        """Take over a state. Raises KeyError for a missing or stray name, ValueError for a number that no run has."""
         progress = state["progress"]
         number, elapsed, num_batches = int(progress["number"]), float(progress["elapsed"]), progress["num_batches"]
         if number < 0 or not 0 <= elapsed < math.inf or (num_batches is not None and int(num_batches) < 0):
