@@ -19,6 +19,7 @@ from pyro_gram.runs.state import load_state, save_state
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.system.files import read_json, tensor_digest, write_atomically, write_bytes, write_json
 from pyro_gram.tasks.batches import TargetStream
+from pyro_gram.training.loop import train_batches
 from pyro_gram.training.trainer import Trainer
 from tests.conftest import build_case, build_small, perturb_, small_config
 
@@ -50,7 +51,7 @@ def trainer_of(config, perturb=0.0):
 def state_bytes():
     config = small_config()
     trainer = trainer_of(config)
-    run = trainer.run()
+    run = train_batches(trainer)
     next(run), next(run)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "state.safetensors"

@@ -6,6 +6,7 @@ import torch
 from pyro_gram.errors import CheckpointError
 from pyro_gram.runs.state import load_state, save_state
 from pyro_gram.training.divergence import DivergedError
+from pyro_gram.training.loop import train_batches
 from tests.conftest import small_config
 from tests.test_checkpoint import rewrite, state_file, trainer_of  # noqa: F401 (a fixture)
 
@@ -34,16 +35,16 @@ def assert_equal_states(one, other):
 def test_a_resumed_run_is_bit_for_bit_an_unbroken_one(changes, tmp_path):
     config = small_config(**{**changes, "train": {"batches": 5, **changes.get("train", {})}})
     unbroken = trainer_of(config)
-    expected = [(r.number, r.loss, r.kl, r.beta, r.on_policy) for r in unbroken.run()]
+    expected = [(r.number, r.loss, r.kl, r.beta, r.on_policy) for r in train_batches(unbroken)]
 
     first = trainer_of(config)
-    run = first.run()
+    run = train_batches(first)
     reports = [next(run) for _ in range(2)]
     save_state(tmp_path / "state.safetensors", config, first)
     second = trainer_of(config, perturb=1.0)  # the file's weights replace these
     load_state(tmp_path / "state.safetensors", config, second)
     assert second.elapsed == first.elapsed
-    reports += list(second.run())
+    reports += list(train_batches(second))
 
     assert [(r.number, r.loss, r.kl, r.beta, r.on_policy) for r in reports] == expected
     assert_equal_states(unbroken, second)
@@ -61,12 +62,12 @@ def test_the_state_before_an_update_that_diverges_can_be_loaded(tmp_path):
 
     trainer.divergence.check = refuse
     with pytest.raises(DivergedError):
-        list(trainer.run())
+        list(train_batches(trainer))
     save_state(tmp_path / "state.safetensors", config, trainer)
     second = trainer_of(config, perturb=1.0)
     load_state(tmp_path / "state.safetensors", config, second)
     assert_equal_states(trainer, second)
-    assert [report.number for report in second.run()] == [1, 2]
+    assert [report.number for report in train_batches(second)] == [1, 2]
 
 
 def test_a_state_after_more_batches_than_the_run_has_is_refused(state_file):  # noqa: F811
@@ -100,7 +101,7 @@ def test_a_resumed_run_may_be_longer_and_evaluated_in_another_way(state_file):  
     trainer = trainer_of(config)
     load_state(state_file, config, trainer)
     assert trainer.number == 2
-    assert len(list(trainer.run())) == 2
+    assert len(list(train_batches(trainer))) == 2
 
 
 def test_a_state_of_the_old_layout_is_refused_in_one_sentence(state_file):  # noqa: F811

@@ -19,6 +19,7 @@ from pyro_gram.system.cli import StopOnSignal
 from pyro_gram.system.files import write_json
 from pyro_gram.training.divergence import DivergedError
 from pyro_gram.training.heads import estimate_head_seconds
+from pyro_gram.training.loop import train_batches
 from pyro_gram.training.pace import fit_to_minutes, seconds_left
 from pyro_gram.training.report import BatchReport
 
@@ -152,7 +153,7 @@ def _progress_bar(run: Run) -> tqdm:
 def _batches(run: Run) -> Iterator[BatchReport]:
     """Train the batches of a run. Where it diverges, the state before that update is saved, with a description."""
     try:
-        yield from run.trainer.run()
+        yield from train_batches(run.trainer)
     except DivergedError as e:
         run.save(run.diverged_state_path)
         if not run.processes.is_main:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pyro
 import torch
 from pyro import poutine
@@ -12,9 +10,7 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.training.act import Carry
 from pyro_gram.training.on_policy import prior_end
 from pyro_gram.training.precision import configure_core, explain_compiler_errors, matmul_precision
-
-if TYPE_CHECKING:
-    from pyro_gram.training.trainer import Trainer
+from pyro_gram.training.trainer import Trainer
 
 
 def dry_run(trainer: Trainer) -> tuple[str, str] | None:

@@ -13,37 +13,13 @@ pulled to that form.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_gram.networks.core import LatentState
 from pyro_gram.sampling.rollout import Decode
-
-if TYPE_CHECKING:
-    from pyro_gram.training.trainer import Trainer
-
-
-def supervise_on_policy(trainer: Trainer) -> float:
-    """Make updates at successive supervision steps of trajectories of the prior, the first at a random depth.
-
-    Returns:
-        their mean reconstruction, nats per input.
-    """
-    assert trainer.candidates is not None
-    c, batch = trainer.config, trainer.candidates(trainer.number)
-    x, solutions, mask = trainer.shard(batch.x), trainer.shard(batch.solutions, 1), trainer.shard(batch.mask, 1)
-    depth = torch.randint(c.on_policy_depth - c.on_policy_updates + 1, ()).item()
-    first = int(trainer.processes.from_main(depth))
-    state, losses = None, []
-    for step in range(first, first + c.on_policy_updates):
-        end = prior_end(trainer.model, x, first if state is None else 0, state)
-        # At step 0 the state is z_0, which prefers no solution yet.
-        y = draw_targets(end.likelihood if step else None, solutions, mask)
-        state, mean = trainer.update(trainer.prior_guide, x, y, end.state, step)
-        losses.append(mean[0])
-    return torch.stack(losses).mean().item()
 
 
 def prior_end(model: Callable[..., Any], x: Tensor, steps: int, state: LatentState | None = None) -> Decode:

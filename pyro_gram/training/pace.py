@@ -19,9 +19,8 @@ import math
 import time
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import median
-from typing import TYPE_CHECKING
 
 import pyro
 import torch
@@ -31,34 +30,11 @@ from pyro_gram.training.config import TrainConfig
 from pyro_gram.training.divergence import DivergedError
 from pyro_gram.training.dry_run import prepare_core, random_devices
 from pyro_gram.training.precision import matmul_precision
-
-if TYPE_CHECKING:
-    from pyro_gram.training.trainer import Trainer
+from pyro_gram.training.report import Pace
+from pyro_gram.training.trainer import Trainer
 
 REPEATS = 3  # batches of each kind that are timed, after one that warms up
 NO_LR = 1e-12  # the learning rate of the copy: an update takes as long as any, and does not diverge
-
-
-@dataclass(frozen=True)
-class Pace:
-    """The speed of a machine, in seconds.
-
-    Attributes:
-        batch: of one batch without its on-policy updates.
-        on_policy: of the on-policy updates of one batch.
-        monitor: of one evaluation on the validation split.
-    """
-
-    batch: float
-    on_policy: float
-    monitor: float
-
-    def run_seconds(self, config: TrainConfig, batches: int, number: int = 0) -> float:
-        """Return the seconds of a run of ``batches``, from batch ``number`` on. They never fall with ``batches``."""
-        first_on_policy = max(number, math.ceil(config.on_policy_after * batches))
-        on_policy = max(0, batches - first_on_policy) if config.on_policy_depth else 0
-        evaluations = math.ceil(batches / config.evaluate_every) - number // config.evaluate_every
-        return (batches - number) * self.batch + on_policy * self.on_policy + evaluations * self.monitor
 
 
 def fit_to_minutes(trainer: Trainer, monitor: Callable[[], object] | None = None) -> bool:

@@ -1,8 +1,11 @@
-"""What training reports after each batch."""
+"""Reports of training: what a batch was, and how fast the machine is."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from pyro_gram.training.config import TrainConfig
 
 
 @dataclass
@@ -30,3 +33,25 @@ class BatchReport:
     def loss(self) -> float:
         """-ELBO of Eq. 14, nats per input."""
         return self.reconstruction + self.kl
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The speed of a machine, in seconds.
+
+    Attributes:
+        batch: of one batch without its on-policy updates.
+        on_policy: of the on-policy updates of one batch.
+        monitor: of one evaluation on the validation split.
+    """
+
+    batch: float
+    on_policy: float
+    monitor: float
+
+    def run_seconds(self, config: TrainConfig, batches: int, number: int = 0) -> float:
+        """Return the seconds of a run of ``batches``, from batch ``number`` on. They never fall with ``batches``."""
+        first_on_policy = max(number, math.ceil(config.on_policy_after * batches))
+        on_policy = max(0, batches - first_on_policy) if config.on_policy_depth else 0
+        evaluations = math.ceil(batches / config.evaluate_every) - number // config.evaluate_every
+        return (batches - number) * self.batch + on_policy * self.on_policy + evaluations * self.monitor

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
@@ -28,12 +27,10 @@ from pyro_gram.training.averaging import make_average, pair
 from pyro_gram.training.beta_schedule import BetaConfig, BetaController
 from pyro_gram.training.config import TrainConfig
 from pyro_gram.training.divergence import DivergedError, DivergenceCheck, UpdateRecord
-from pyro_gram.training.dry_run import dry_run, prepare_core
-from pyro_gram.training.on_policy import supervise_on_policy
+from pyro_gram.training.on_policy import draw_targets, prior_end
 from pyro_gram.training.optimizer import OptimConfig, TorchOptim
-from pyro_gram.training.pace import Pace, fit_to_minutes
-from pyro_gram.training.precision import check_precision, explain_compiler_errors, matmul_precision
-from pyro_gram.training.report import BatchReport
+from pyro_gram.training.precision import check_precision
+from pyro_gram.training.report import BatchReport, Pace
 
 Batches = Callable[[int], tuple[Tensor | None, Tensor]]  # and for on-policy training ``TargetStream.candidates``
 
@@ -89,41 +86,11 @@ class Trainer:
         self.number = 0  # of the next batch
         # The batches of the run: 0 where only the clock ends it, None until ``pace.fit_to_minutes`` has counted them.
         self.num_batches: int | None = None if config.batches and config.minutes else config.batches
-        self.pace: Pace | None = None  # measured by ``fit_to_minutes``
+        self.pace: Pace | None = None  # measured by ``pace.fit_to_minutes``
         self.elapsed = 0.0  # seconds of training since the run began, over all its processes
-        self._clock_start = 0.0, 0.0  # the elapsed seconds, and the clock, when ``run`` began
+        self._clock_start = 0.0, 0.0  # the elapsed seconds, and the clock, when ``start_clock`` was called
 
-    # ---- the run -------------------------------------------------------------------------------------------------
-
-    def run(self) -> Iterator[BatchReport]:
-        """Train until the batches, or the minutes where there is no number of batches, are used up.
-
-        Yields after each batch. What the caller does in between (evaluation, saving) counts as time of the run.
-
-        Raises:
-            ConfigError: as ``dry_run``.
-            DivergedError: before the first update whose loss or gradient is not finite, or out of all proportion.
-        """
-        self.model.train()
-        self.guide.train()
-        if not self.is_finished:
-            if not self.is_checked:
-                dry_run(self)
-            prepare_core(self)
-            fit_to_minutes(self)
-        self._clock_start = self.elapsed, time.perf_counter()
-        is_last = self.is_finished
-        while not is_last:
-            with (
-                pyro.validation_enabled(False),
-                matmul_precision(self.config.precision, self.device),
-                explain_compiler_errors(),
-            ):
-                report = self.train_batch(*self.batches(self.number))
-            report.seconds = self.sync_clock()
-            report.is_last = is_last = self.is_finished  # decided once: the caller evaluates and saves on this answer
-            yield report
-            self.sync_clock()
+    # ---- one batch -------------------------------------------------------------------------------------------------
 
     def train_batch(self, x: Tensor | None, y: Tensor) -> BatchReport:
         """Make the updates of one batch, and those along the prior in the on-policy part of a run.
@@ -140,7 +107,7 @@ class Trainer:
         reconstruction, kl = means.mean(0).tolist()
         report = BatchReport(self.number, reconstruction, kl, self.beta.value)
         if self.config.on_policy_depth and progress >= self.config.on_policy_after:
-            report.on_policy = supervise_on_policy(self)
+            report.on_policy = self.supervise_on_policy()
         self.beta.update(means[-1, 0].item() if self.beta.config.watch == "last" else reconstruction)
         self.number += 1
         return report
@@ -157,6 +124,26 @@ class Trainer:
             state, mean = self.update(self.guide, x, y, state, step)
             means.append(mean)
         return torch.stack(means)
+
+    def supervise_on_policy(self) -> float:
+        """Make updates at successive supervision steps of trajectories of the prior, the first at a random depth.
+
+        Returns:
+            their mean reconstruction, nats per input (``training.on_policy``).
+        """
+        assert self.candidates is not None
+        c, batch = self.config, self.candidates(self.number)
+        x, solutions, mask = self.shard(batch.x), self.shard(batch.solutions, 1), self.shard(batch.mask, 1)
+        depth = torch.randint(c.on_policy_depth - c.on_policy_updates + 1, ()).item()
+        first = int(self.processes.from_main(depth))
+        state, losses = None, []
+        for step in range(first, first + c.on_policy_updates):
+            end = prior_end(self.model, x, first if state is None else 0, state)
+            # At step 0 the state is z_0, which prefers no solution yet.
+            y = draw_targets(end.likelihood if step else None, solutions, mask)
+            state, mean = self.update(self.prior_guide, x, y, end.state, step)
+            losses.append(mean[0])
+        return torch.stack(losses).mean().item()
 
     def act_step(self, x: Tensor | None, y: Tensor) -> Tensor:
         """Make one update of all trajectories, after new pairs have replaced the finished ones (``training.act``).
@@ -226,6 +213,10 @@ class Trainer:
         return None if tensor is None else self.processes.shard(tensor, dim).to(self.device)
 
     # ---- where the run stands ------------------------------------------------------------------------------------
+
+    def start_clock(self) -> None:
+        """Let the seconds from now on count as training."""
+        self._clock_start = self.elapsed, time.perf_counter()
 
     def sync_clock(self) -> float:
         """Set ``elapsed`` to the seconds of training by the main process's clock, and return it."""

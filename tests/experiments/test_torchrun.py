@@ -75,6 +75,7 @@ from safetensors.torch import save_file
 from pyro_gram.build import build
 from pyro_gram.system.distributed import leave, start
 from pyro_gram.tasks.batches import TargetStream
+from pyro_gram.training.loop import train_batches
 from pyro_gram.training.trainer import Trainer
 from tests.conftest import small_config
 
@@ -85,7 +86,7 @@ stream = TargetStream(solver.task, solver.task.split("train"), config.train.batc
 trainer = Trainer(
     solver.model, solver.guide, stream, config.train, config.optim, config.beta, config.seed, processes
 )
-losses = torch.tensor([report.loss for report in trainer.run()])
+losses = torch.tensor([report.loss for report in train_batches(trainer)])
 torch.manual_seed(0)
 trainer._seed_draws()
 tensors = dict(trainer.state_dict()["weights"])

@@ -23,6 +23,7 @@ from pyro_gram.sampling.rollout import rollout
 from pyro_gram.sampling.tempering import AtMean, NoGuidance, Temper, TemperConfig
 from pyro_gram.training.beta_schedule import BetaConfig
 from pyro_gram.training.config import TrainConfig
+from pyro_gram.training.loop import train_batches
 from pyro_gram.training.optimizer import OptimConfig, TorchOptim
 from pyro_gram.training.trainer import Trainer
 from tests.conftest import perturb_, small_config
@@ -59,7 +60,7 @@ def test_the_librarys_optimizer_leaves_no_parameter_in_the_store():
     trainer = Trainer(
         model, guide, lambda _: (x, y), TrainConfig(batches=1, supervision_steps=1), OptimConfig(warmup=1), BetaConfig()
     )
-    list(trainer.run())
+    list(train_batches(trainer))
     assert pyro.get_param_store().param_name(guide.shift) is None
 
 

@@ -10,6 +10,7 @@ from pyro_gram.system.distributed import SINGLE_PROCESS
 from pyro_gram.training import act
 from pyro_gram.training.act import Carry
 from pyro_gram.training.dry_run import dry_run
+from pyro_gram.training.loop import train_batches
 from tests.conftest import build_small
 from tests.training.test_trainer import make_trainer
 
@@ -71,7 +72,7 @@ def test_an_exploring_trajectory_makes_a_uniform_number_of_steps(monkeypatch):
 
 def test_each_update_of_a_run_is_one_batch_and_goes_on_from_the_last():
     trainer = make_trainer(build_small(model_name="trm"), batches=6, supervision_steps=2)
-    reports = list(trainer.run())
+    reports = list(train_batches(trainer))
     assert len(reports) == trainer.optimizer.num_updates == 6
     assert trainer.carry.steps.max() <= 2
     # With two steps at the most and heads that start by never halting, every other batch is a new one.

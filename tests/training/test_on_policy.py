@@ -11,7 +11,8 @@ from pyro_gram.tasks.batches import TargetStream
 from pyro_gram.training import on_policy
 from pyro_gram.training.beta_schedule import BetaConfig
 from pyro_gram.training.config import TrainConfig
-from pyro_gram.training.on_policy import draw_targets, prior_end, supervise_on_policy
+from pyro_gram.training.loop import train_batches
+from pyro_gram.training.on_policy import draw_targets, prior_end
 from pyro_gram.training.optimizer import OptimConfig
 from pyro_gram.training.trainer import Trainer
 from tests.conftest import build_case, build_small
@@ -93,7 +94,7 @@ def test_a_batch_of_the_on_policy_part_makes_more_updates_at_the_rate_of_its_las
         return update(guide, *args)
 
     trainer.update = spy
-    reports = [(trainer.optimizer.num_updates, report.on_policy) for report in trainer.run()]
+    reports = [(trainer.optimizer.num_updates, report.on_policy) for report in train_batches(trainer)]
     assert [update for update, _ in reports] == [3, 6, 11, 16]
     assert shares == pytest.approx([(2 + 2 / 3) / 4] * 2 + [(3 + 2 / 3) / 4] * 2)
     assert [loss is None for _, loss in reports] == [True, True, False, False]
@@ -120,7 +121,7 @@ def test_on_policy_updates_follow_the_prior_from_every_depth_towards_solutions_o
         return update(guide, x, y, state, step)
 
     trainer.update = record
-    list(trainer.run())
+    list(train_batches(trainer))
     assert set(depths) == {0, 1, 2}
     assert len(calls) == 2 * len(depths) == 24
     for batch, depth in enumerate(depths):
@@ -135,7 +136,7 @@ def test_on_policy_updates_follow_the_prior_from_every_depth_towards_solutions_o
 
 def test_no_inference_network_takes_part():
     trainer = make_trainer(build_small(), batches=9, on_policy_depth=2, on_policy_updates=2)
-    supervise_on_policy(trainer)
+    trainer.supervise_on_policy()
     assert not trainer.elbo.terms.kl.any()
     moments = {name for name in trainer.optimizer.state_dict() if name.endswith("/exp_avg")}
     assert any(name.startswith("model.core") for name in moments)
@@ -149,7 +150,7 @@ def test_only_updates_under_the_guide_are_reported_and_move_beta():
     )
     supervise, terms = trainer.supervise, []
     trainer.supervise = lambda *a: (terms.append(supervise(*a)), terms[-1])[1]
-    (report,) = trainer.run()
+    (report,) = train_batches(trainer)
     assert trainer.optimizer.num_updates == 4
     assert [report.reconstruction, report.kl] == terms[0].mean(0).tolist()
     assert trainer.beta.mean == report.reconstruction
@@ -183,7 +184,7 @@ def test_on_policy_training_makes_trajectories_end_right_more_often_than_those_t
         for trainer.number in range(120):
             torch.manual_seed(trainer.number)
             if is_on_policy and trainer.number >= 60:
-                supervise_on_policy(trainer)
+                trainer.supervise_on_policy()
             else:
                 trainer.supervise(*trainer.batches(trainer.number))
         task, x = trainer.batches.task, trainer.batches.task.split("train").subset(64).inputs

@@ -15,6 +15,7 @@ from pyro_gram.training import pace
 from pyro_gram.training import trainer as training
 from pyro_gram.training.config import TrainConfig
 from pyro_gram.training.divergence import DivergedError
+from pyro_gram.training.loop import train_batches
 from pyro_gram.training.pace import Pace, fit_batches, fit_to_minutes, min_batches
 from pyro_gram.training.trainer import Trainer
 from tests.conftest import small_config
@@ -89,7 +90,7 @@ def test_on_a_slow_machine_the_run_is_bit_for_bit_that_of_the_batches_that_fit(c
     slow = clock(1.0)
     fitted = trainer_of(config_of())
     rates = rates_of(fitted)
-    reports = list(fitted.run())
+    reports = list(train_batches(fitted))
     assert len(reports) == fitted.num_batches == FITTING
     assert fitted.elapsed == 52
     assert [r.on_policy is not None for r in reports] == [False] * 5 + [True] * 2
@@ -99,14 +100,14 @@ def test_on_a_slow_machine_the_run_is_bit_for_bit_that_of_the_batches_that_fit(c
     assert rates[-1] == pytest.approx(0.1 * lr, rel=0.15)  # the schedule is at its end
     slow.factor = 0.0
     plain = trainer_of(config_of(batches=FITTING, minutes=0.0))
-    assert [r.loss for r in plain.run()] == [r.loss for r in reports]
+    assert [r.loss for r in train_batches(plain)] == [r.loss for r in reports]
     assert same(plain, fitted)
 
 
 def test_a_fast_machine_trains_all_batches_bit_for_bit_as_without_a_limit(clock):
     clock(1e-3)
     limited, free = trainer_of(config_of(batches=6)), trainer_of(config_of(batches=6, minutes=0.0))
-    assert len(list(limited.run())) == len(list(free.run())) == limited.num_batches == 6
+    assert len(list(train_batches(limited))) == len(list(train_batches(free))) == limited.num_batches == 6
     assert same(limited, free)
 
 
@@ -114,7 +115,7 @@ def test_a_machine_that_gets_slower_later_loses_nothing(clock):
     slow = clock(1.0)
     trainer = trainer_of(config_of())
     reports = []
-    for report in trainer.run():
+    for report in train_batches(trainer):
         slow.factor = 10.0
         reports.append(report)
     assert trainer.elapsed > 120
@@ -153,10 +154,10 @@ def test_fitting_changes_neither_the_state_nor_the_next_draws(clock):
 def test_a_run_that_was_killed_keeps_its_number_of_batches_and_ends_as_the_unbroken_one(done, clock, tmp_path):
     slow, config, path = clock(1.0), config_of(), tmp_path / "state.safetensors"
     unbroken = trainer_of(config)
-    losses = [r.loss for r in unbroken.run()]
+    losses = [r.loss for r in train_batches(unbroken)]
     first = trainer_of(config)
     fit_to_minutes(first)
-    run = first.run()
+    run = train_batches(first)
     for _ in range(done):
         next(run)
     save_state(path, config, first)
@@ -164,7 +165,7 @@ def test_a_run_that_was_killed_keeps_its_number_of_batches_and_ends_as_the_unbro
     second = trainer_of(config)
     load_state(path, config, second)
     assert second.num_batches == FITTING
-    assert [r.loss for r in second.run()] == losses[done:]
+    assert [r.loss for r in train_batches(second)] == losses[done:]
     assert same(unbroken, second)
 
 
@@ -172,14 +173,14 @@ def test_another_length_is_fitted_to_what_is_left_of_it(clock, tmp_path):
     clock(1.0)
     path = tmp_path / "state.safetensors"
     first = trainer_of(config_of())
-    list(first.run())
+    list(train_batches(first))
     save_state(path, config_of(), first)
     longer = config_of(minutes=1.9)
     second = trainer_of(longer)
     load_state(path, longer, second)
     assert second.num_batches is None
     assert not second.is_finished
-    reports = list(second.run())
+    reports = list(train_batches(second))
     assert second.num_batches == second.number == 7 + len(reports) == 10  # 62 s are left, 16 s a batch
     assert second.elapsed <= 114
     free = config_of(minutes=0.0, batches=20)
@@ -205,7 +206,7 @@ def test_a_run_that_diverges_at_once_says_so_when_it_trains(clock):
     with torch.no_grad():
         next(trainer.model.parameters()).fill_(math.nan)
     with pytest.warns(UserWarning, match="NaN"), pytest.raises(DivergedError, match="in batch 0, step 0"):
-        list(trainer.run())
+        list(train_batches(trainer))
     assert trainer.num_batches == 50
 
 

@@ -19,6 +19,7 @@ from pyro_gram.training import dry_run as setup
 from pyro_gram.training import precision
 from pyro_gram.training import trainer as training
 from pyro_gram.training.dry_run import dry_run, prepare_core
+from pyro_gram.training.loop import train_batches
 from pyro_gram.training.precision import (
     check_precision,
     configure_core,
@@ -56,7 +57,7 @@ def graphs(monkeypatch):
 def test_training_in_bfloat16_stays_close_and_hands_on_float32():
     length = {"batches": 1, "supervision_steps": 1}
     runs = {name: trainer_of(precision=name, **length) for name in ("fp32", "bf16")}
-    losses = {name: [report.loss for report in trainer.run()] for name, trainer in runs.items()}
+    losses = {name: [report.loss for report in train_batches(trainer)] for name, trainer in runs.items()}
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
     assert losses["bf16"] != losses["fp32"]
     terms = runs["bf16"].elbo.terms
@@ -114,7 +115,7 @@ def test_the_core_is_compiled_before_the_clock_starts(graphs, monkeypatch):
     prepare_core(trainer)
     compiled = len(graphs)
     assert compiled
-    assert [report.number for report in trainer.run()] == [0, 1]
+    assert [report.number for report in train_batches(trainer)] == [0, 1]
     assert len(graphs) == compiled
 
 
@@ -123,7 +124,7 @@ def test_the_core_is_compiled_before_the_clock_starts(graphs, monkeypatch):
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor compiles C++")
 def test_a_compiled_core_trains_as_the_plain_one():
     plain, compiled = trainer_of(compile=False), trainer_of(compile=True)
-    a, b = ([report.loss for report in trainer.run()] for trainer in (plain, compiled))
+    a, b = ([report.loss for report in train_batches(trainer)] for trainer in (plain, compiled))
     assert a == pytest.approx(b, rel=1e-3)
     for p, q in zip(weights(plain), weights(compiled), strict=True):
         torch.testing.assert_close(p, q, atol=1e-2, rtol=1e-2)

@@ -20,6 +20,7 @@ from pyro_gram.training.beta_schedule import BetaConfig, BetaController
 from pyro_gram.training.config import TrainConfig
 from pyro_gram.training.divergence import DivergedError
 from pyro_gram.training.dry_run import dry_run
+from pyro_gram.training.loop import train_batches
 from pyro_gram.training.optimizer import OptimConfig, TorchOptim, hidden_matrices
 from pyro_gram.training.trainer import Trainer
 from tests.conftest import build_case, build_small
@@ -94,7 +95,7 @@ def test_a_batch_makes_one_update_a_supervision_step_and_hands_the_state_on(monk
         return update(guide, x, y, state, step)
 
     monkeypatch.setattr(trainer, "update", spy)
-    next(trainer.run())
+    next(train_batches(trainer))
     assert trainer.optimizer.num_updates == 3
     assert states[0] is None
     assert all(s is not None and not s.h.requires_grad for s in states[1:])
@@ -105,7 +106,7 @@ def test_a_batch_makes_one_update_a_supervision_step_and_hands_the_state_on(monk
 def test_evaluation_weights_are_the_running_average_with_a_warm_start():
     trainer = make_trainer(ema=0.9, batches=1, supervision_steps=1)
     initial = weights(trainer)
-    next(trainer.run())
+    next(train_batches(trainer))
     final, (model, guide) = weights(trainer), trainer.averaged_modules
     averages = [p for m in (model, guide) for p in m.parameters()]
     assert guide.model is model
@@ -116,18 +117,18 @@ def test_evaluation_weights_are_the_running_average_with_a_warm_start():
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch():
     trainer = make_trainer()
-    next(trainer.run())
+    next(train_batches(trainer))
     with torch.no_grad():
         next(trainer.model.parameters()).fill_(math.nan)
     with pytest.warns(UserWarning, match="NaN"), pytest.raises(DivergedError, match="in batch 1, step 0") as e:
-        next(trainer.run())
+        next(train_batches(trainer))
     assert (e.value.record.batch, e.value.record.step, e.value.record.on_policy) == (1, 0, False)
 
 
 @pytest.mark.parametrize("field", ["gradient_norm", "loss"])
 def test_an_update_that_would_ruin_the_run_is_not_made(field, monkeypatch):
     trainer = make_trainer()
-    run = trainer.run()
+    run = train_batches(trainer)
     next(run)
     num_updates, check = trainer.optimizer.num_updates, trainer.divergence.check
     value, message = (math.inf, "norm became inf") if field == "gradient_norm" else (1e7, "exploded to 1e[+]07 nats")
@@ -146,15 +147,15 @@ def test_an_update_that_would_ruin_the_run_is_not_made(field, monkeypatch):
 
 
 def test_training_lowers_the_loss():
-    losses = [report.loss for report in make_trainer(batches=25).run()]
+    losses = [report.loss for report in train_batches(make_trainer(batches=25))]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
 def test_training_is_reproducible_and_does_not_depend_on_draws_between_batches():
     a, b = make_trainer(), make_trainer()
     copy_weights(a, b)
-    list(a.run())
-    for _ in b.run():
+    list(train_batches(a))
+    for _ in train_batches(b):
         torch.randn(7)
     assert all(torch.equal(p, q) for p, q in zip(weights(a), weights(b), strict=True))
 
@@ -165,14 +166,14 @@ def test_batches_and_processes_have_different_draws(monkeypatch):
         trainer = make_trainer(batches=6)
         trainer.processes = ProcessGroup(rank, 1)
         monkeypatch.setattr(trainer, "supervise", lambda *_: draws.add(torch.rand(()).item()) or torch.zeros(1, 2))
-        list(trainer.run())
+        list(train_batches(trainer))
     assert len(draws) == 12
 
 
 def test_memory_does_not_grow_with_the_number_of_supervision_steps():
     def count_tensors(steps):
         trainer = make_trainer(supervision_steps=steps, batches=2)
-        list(trainer.run())
+        list(train_batches(trainer))
         gc.collect()
         return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
 
@@ -184,7 +185,7 @@ def test_minutes_end_a_run(monkeypatch):
     seconds = itertools.count()
     monkeypatch.setattr(training.time, "perf_counter", lambda: next(seconds) / 5)
     trainer = make_trainer(batches=0, minutes=0.01)
-    assert len(list(trainer.run())) >= 1
+    assert len(list(train_batches(trainer))) >= 1
     assert trainer.elapsed >= 0.6
     trainer = make_trainer(batches=0, minutes=2.0)
     trainer.elapsed = 60.0
@@ -197,7 +198,7 @@ def test_the_schedule_follows_the_batches_or_where_only_it_ends_the_run_the_cloc
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock) / 50)
     trainer = make_trainer(**length)
     values = []
-    for _ in trainer.run():
+    for _ in train_batches(trainer):
         values.append(trainer.optimizer.progress)
     assert values == sorted(values)
     assert 0 <= values[0] < 0.9
@@ -208,18 +209,18 @@ def test_the_schedule_follows_the_batches_or_where_only_it_ends_the_run_the_cloc
 def test_the_last_batch_of_a_run_says_so_even_if_the_caller_used_up_the_clock(length):
     trainer = make_trainer(**length)
     flags = []
-    for report in trainer.run():
+    for report in train_batches(trainer):
         flags.append(report.is_last)
         if length["batches"] != 3:
             time.sleep(0.3)
     assert flags == [False] * (len(flags) - 1) + [True]
-    assert list(trainer.run()) == []
+    assert list(train_batches(trainer)) == []
 
 
 def test_beta_is_high_in_the_silent_part_and_starts_at_its_start_after_it():
     trainer = make_trainer(batches=5, supervision_steps=1)
     trainer.beta = BetaController(BetaConfig(start=1.0, target=1e6, smoothing=0.0, max=9.0, silent_fraction=0.4))
-    betas = [report.beta for report in trainer.run()]
+    betas = [report.beta for report in train_batches(trainer)]
     assert betas == [9.0] * 2 + [pytest.approx(1.02**n) for n in range(3)]
 
 
@@ -227,7 +228,7 @@ def test_beta_may_watch_the_reconstruction_of_the_last_step(monkeypatch):
     trainer = make_trainer(batches=1)
     trainer.beta = BetaController(BetaConfig(watch="last"))
     monkeypatch.setattr(trainer, "supervise", lambda *_: torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
-    list(trainer.run())
+    list(train_batches(trainer))
     assert trainer.beta.mean == 3.0
 
 
@@ -236,7 +237,7 @@ def test_beta_may_watch_the_reconstruction_of_the_last_step(monkeypatch):
     [("balanced", "replay"), ("mean_field", "amortized"), ("trace", "replay"), ("trace", "amortized")],
 )
 def test_every_bound_trains(elbo, guide):
-    reports = list(make_trainer(build_small(guide_name=guide), elbo=elbo, batches=2).run())
+    reports = list(train_batches(make_trainer(build_small(guide_name=guide), elbo=elbo, batches=2)))
     assert all(math.isfinite(r.loss) for r in reports)
 
 
