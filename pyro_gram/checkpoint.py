@@ -20,7 +20,6 @@ from pyro_gram.solver import Solver
 from pyro_gram.system.files import TensorFile, open_tensor_file, write_tensor_file
 from pyro_gram.system.rendezvous import reason
 from pyro_gram.tasks.base import Task
-from pyro_gram.training.averaging import pair
 from pyro_gram.training.heads import attach_heads, will_have_heads
 
 MAX_BUFFER_BYTES = 2**28  # of a model's angles and masks, which no file holds
@@ -35,7 +34,7 @@ def save_model(path: Path, solver: Solver, *, half: bool = False) -> None:
         solver: the model with its task, guide and config.
         half: keep weights as bfloat16, at half the size; they are float32 again once loaded.
     """
-    tensors = dict(pair(solver.model, solver.guide).state_dict())
+    tensors = dict(solver.modules.state_dict())
     if half:
         tensors = {k: v.bfloat16() if v.is_floating_point() else v for k, v in tensors.items()}
     header = {"kind": "model", "config": solver.config.to_dict(), "data": solver.task.provenance()}
@@ -71,7 +70,7 @@ def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool | Co
         raise CheckpointError(f"{path} cannot be rebuilt from its settings: {e}") from None
     if task.spec.puzzles:  # each puzzle has an embedding, found by its number
         check_same_data(path, file.header, task.provenance())
-    modules = pair(solver.model, solver.guide)
+    modules = solver.modules
     check_fit(file.mismatched_names(modules.state_dict()), path)
     modules.load_state_dict(file.tensors())
     solver.model.eval()
@@ -95,7 +94,7 @@ def outline_misfits(file: TensorFile, config: RunConfig, task: Task) -> list[str
             solver = build(config, None, task)
             if will_have_heads(solver.model, config.heads):
                 attach_heads(solver.model, task, config.heads, config.seed)
-            modules = pair(solver.model, solver.guide)
+            modules = solver.modules
             misfits = file.mismatched_names(modules.state_dict())
     except (RuntimeError, TypeError, OverflowError, MemoryError) as e:
         raise ConfigError(f"they describe no model that can be built: {reason(e)}") from None

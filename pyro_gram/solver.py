@@ -61,6 +61,11 @@ class Solver:
         return self
 
     @property
+    def modules(self) -> nn.ModuleDict:
+        """Model and guide as one module, so that a guide which holds its model shares the weights in a copy."""
+        return nn.ModuleDict({"model": self.model, "guide": self.guide})
+
+    @property
     def state_length(self) -> int:
         """L of a state: the prefix tokens and the positions of the input."""
         return self.task.spec.input_length + model_sizes(self.config.model).prefix

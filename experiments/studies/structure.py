@@ -192,7 +192,7 @@ def old_words(*packages: str) -> dict[str, Counter[str]]:
 
 
 def files_of_an_update() -> list[str]:
-    """List the files whose functions run in one update of the main job; to make the batch is not part of it."""
+    """List the files whose functions run in one supervision step of the main job: its update, not its batch."""
     from experiments import run
     from pyro_gram.build import build
     from pyro_gram.config import with_settings
@@ -208,7 +208,7 @@ def files_of_an_update() -> list[str]:
     paths: set[str] = set()
     sys.setprofile(lambda frame, *_: paths.add(frame.f_code.co_filename))
     try:
-        trainer.train_batch(*batch)
+        trainer.supervise(*batch)
     finally:
         sys.setprofile(None)
     return project_paths(paths)

@@ -15,7 +15,6 @@ from pyro_gram.config import RunConfig
 from pyro_gram.errors import CheckpointError, ConfigError, UserError
 from pyro_gram.system.files import open_tensor_file, write_tensor_file
 from pyro_gram.system.rendezvous import reason
-from pyro_gram.training.averaging import pair
 from pyro_gram.training.trainer import Trainer
 from pyro_gram.version import __version__
 
@@ -78,7 +77,7 @@ def _load_state(path: Path, config: RunConfig, trainer: Trainer, data: dict[str,
         )
     saved = _check_settings(path, header, config)
     check_same_data(path, header, data)
-    check_fit(container.mismatched_names(pair(trainer.model, trainer.guide).state_dict(), "weights/"), path)
+    check_fit(container.mismatched_names(trainer.modules.state_dict(), "weights/"), path)
     check_fit(container.mismatched_names(trainer.average.state_dict(), "average/"), path)
     state: dict[str, dict[str, Any]] = {part: {} for part in trainer.state_dict()}
     for part, numbers in header["state"].items():

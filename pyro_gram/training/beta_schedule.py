@@ -62,6 +62,7 @@ class BetaController:
     """Computes beta by a BetaConfig: call :meth:`start_batch` before and :meth:`update` after each batch.
 
     Attributes:
+        value: beta, the weight of the KL.
         is_silent: is this batch in the part of the run that silences the guide?
         mean: running mean of the reconstruction, nats per input; None before the first batch that counts.
     """
@@ -71,15 +72,15 @@ class BetaController:
         self.is_silent = config.silent_fraction > 0
         self.mean: float | None = None
         self._constrained = config.start  # beta after the silent part
-
-    @property
-    def value(self) -> float:
-        """beta."""
-        return self.config.max if self.is_silent else self._constrained
+        self._set_value()
 
     def start_batch(self, progress: float) -> None:
         """Start a batch before which the share ``progress`` of the run is over."""
         self.is_silent = progress < self.config.silent_fraction
+        self._set_value()
+
+    def _set_value(self) -> None:
+        self.value = self.config.max if self.is_silent else self._constrained
 
     def update(self, reconstruction: float) -> None:
         """Adapt beta to a batch's reconstruction, nats per input. Those of the silent part do not count."""
@@ -92,6 +93,7 @@ class BetaController:
         if c.target > 0:
             factor = c.raise_factor if self.mean < c.target else c.lower_factor
             self._constrained = min(max(self._constrained * factor, c.start), max(c.max, c.start))
+        self._set_value()
 
     def state_dict(self) -> dict[str, float | None]:
         return {"value": self._constrained, "mean": self.mean}
@@ -102,3 +104,4 @@ class BetaController:
         if not math.isfinite(value) or (mean is not None and not math.isfinite(mean)):
             raise ValueError(f"beta {value} at a mean reconstruction of {mean}")
         self._constrained, self.mean = value, mean
+        self._set_value()

@@ -180,7 +180,8 @@ class TorchOptim(PyroOptim):
 
     def clip_gradients(self) -> Tensor:
         """Average the gradients over the processes and clip their global norm, which is returned as it was before."""
-        self.processes.all_reduce_mean_([p.grad for p in self.named.values() if p.grad is not None])
+        if self.processes.size > 1:
+            self.processes.all_reduce_mean_([p.grad for p in self.named.values() if p.grad is not None])
         return nn.utils.clip_grad_norm_(self.named.values(), self.config.clip)  # in order: sums of floats repeat
 
     def step(self) -> None:

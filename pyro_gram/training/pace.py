@@ -25,7 +25,6 @@ from statistics import median
 import pyro
 import torch
 
-from pyro_gram.training.averaging import pair
 from pyro_gram.training.config import TrainConfig
 from pyro_gram.training.divergence import DivergedError
 from pyro_gram.training.dry_run import prepare_core, random_devices
@@ -113,7 +112,7 @@ def measure_pace(trainer: Trainer, monitor: Callable[[], object] | None = None) 
     """
     c = trainer.config
     with torch.random.fork_rng(devices=random_devices(trainer.device)):
-        modules = copy.deepcopy(pair(trainer.model, trainer.guide))
+        modules = copy.deepcopy(trainer.modules)
         trial = type(trainer)(
             modules["model"],
             modules["guide"],

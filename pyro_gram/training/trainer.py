@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.contract import guide_traits
@@ -23,7 +24,6 @@ from pyro_gram.networks.core import LatentState
 from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
 from pyro_gram.tasks.batches import derive_seed
 from pyro_gram.training.act import Carry
-from pyro_gram.training.averaging import make_average, pair
 from pyro_gram.training.beta_schedule import BetaConfig, BetaController
 from pyro_gram.training.config import TrainConfig
 from pyro_gram.training.divergence import DivergedError, DivergenceCheck, UpdateRecord
@@ -79,7 +79,10 @@ class Trainer:
         self.optimizer = TorchOptim({"model": model, "guide": guide}, optim, processes)
         self.beta = BetaController(beta)
         self.divergence = DivergenceCheck()
-        self.average = make_average(model, guide, config.ema)
+        self.modules = nn.ModuleDict(
+            {"model": model, "guide": guide}
+        )  # one module, so that a guide's copy holds its model's
+        self.average = make_average(self.modules, config.ema)
         self.carry: Carry | None = None  # of train.act
         self.is_checked = False  # has ``dry_run`` passed?
         check_precision(config.precision, config.compile, model, self.device)
@@ -173,7 +176,7 @@ class Trainer:
             self.elbo.loss_and_grads(self.model, guide, x, y, state, beta=self.beta.value)
         mean = self._check_divergence(step, on_policy=guide is self.prior_guide)
         self.optimizer.step()
-        self.average.update_parameters(pair(self.model, self.guide))
+        self.average.update_parameters(self.modules)
         assert self.elbo.terms is not None
         return self.elbo.terms.state, mean
 
@@ -182,7 +185,8 @@ class Trainer:
         assert self.elbo.terms is not None
         gradient_norm = self.optimizer.clip_gradients()
         mean = self.elbo.terms.means
-        self.processes.all_reduce_mean_([mean])
+        if self.processes.size > 1:
+            self.processes.all_reduce_mean_([mean])
         reconstruction, kl = mean.tolist()
         record = UpdateRecord(
             batch=self.number,
@@ -259,7 +263,7 @@ class Trainer:
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return all that the next batch depends on: tensors and numbers, by part and name. All processes call it."""
         return {
-            "weights": pair(self.model, self.guide).state_dict(),
+            "weights": self.modules.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "carry": self.carry.all_gather(self.processes).state_dict() if self.carry else {},
@@ -274,7 +278,7 @@ class Trainer:
         number, elapsed, num_batches = int(progress["number"]), float(progress["elapsed"]), progress["num_batches"]
         if number < 0 or not 0 <= elapsed < math.inf or (num_batches is not None and int(num_batches) < 0):
             raise ValueError(f"batch {number} of {num_batches} after {elapsed} seconds")
-        pair(self.model, self.guide).load_state_dict(state["weights"])
+        self.modules.load_state_dict(state["weights"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.beta.load_state_dict(state["beta"])
@@ -285,3 +289,17 @@ class Trainer:
         self.number, self.elapsed = number, elapsed
         if self.num_batches is None and num_batches is not None:
             self.num_batches = int(num_batches)
+
+
+def make_average(modules: nn.Module, decay: float) -> AveragedModel:
+    """Return an exponential moving average of weights.
+
+    After n updates its decay is min(``decay``, (1 + n) / (10 + n)): the average of a short run must not be its start.
+    """
+
+    @torch.no_grad()
+    def move_average(averages: Any, weights: Any, count: Any) -> None:
+        n = float(count)
+        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return AveragedModel(modules, multi_avg_fn=move_average)
