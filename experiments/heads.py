@@ -62,7 +62,9 @@ def main(argv: list[str]) -> int:
         check_heads(solver.model, solver.task, heads)
         with tqdm(total=heads.rounds, desc="heads", unit="round", file=sys.stderr, disable=None) as bar:
             settings = dataclasses.replace(config, seed=seed).head_settings
-            train_heads(solver.model, solver.task, heads, **settings, progress=lambda number, loss: bar.update())
+            train_heads(
+                solver.model, config.model, solver.task, heads, **settings, progress=lambda number, loss: bar.update()
+            )
     save_model(out, dataclasses.replace(solver, config=config), half=is_half(source))
     config_path = out.with_name("config.json") if out.name == "model.safetensors" else out.with_suffix(".json")
     write_json(config_path, config.to_dict())

@@ -65,7 +65,7 @@ def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool | Co
         check_fit(outline_misfits(file, config, task), path)
         solver = build(config, data_dir, task)
         if will_have_heads(solver.model, config.heads):
-            attach_heads(solver.model, task, config.heads, config.seed)
+            attach_heads(solver.model, config.model, task, config.heads, config.seed)
     except ConfigError as e:
         raise CheckpointError(f"{path} cannot be rebuilt from its settings: {e}") from None
     if task.spec.puzzles:  # each puzzle has an embedding, found by its number
@@ -93,7 +93,7 @@ def outline_misfits(file: TensorFile, config: RunConfig, task: Task) -> list[str
         with CallLimit(CALLS_PER_TENSOR * (len(file.shapes) + 1)), torch.device("meta"):
             solver = build(config, None, task)
             if will_have_heads(solver.model, config.heads):
-                attach_heads(solver.model, task, config.heads, config.seed)
+                attach_heads(solver.model, config.model, task, config.heads, config.seed)
             modules = solver.modules
             misfits = file.mismatched_names(modules.state_dict())
     except (RuntimeError, TypeError, OverflowError, MemoryError) as e:

@@ -74,7 +74,7 @@ def _train_heads(solver: Solver, phases: Phases) -> None:
             bar.set_postfix_str(f"{phases.remaining_text('heads', remaining)}loss {loss:.3f}", refresh=False)
             bar.update()
 
-        train_heads(solver.model, solver.task, config.heads, **config.head_settings, progress=show)
+        train_heads(solver.model, config.model, solver.task, config.heads, **config.head_settings, progress=show)
 
 
 def _draw(run: Run, solver: Solver, measurement: Measurement, findings: Findings) -> None:

@@ -98,8 +98,10 @@ def train(run: Run, on_evaluate: Validate | None = None) -> None:
         _fit_length(run, on_evaluate, checkpoint)
         if "heads" in run.phases.sizes and run.processes.is_main and not trainer.is_finished:
             solver = run.averaged
-            settings = solver.config.head_settings
-            seconds = estimate_head_seconds(solver.model, solver.task, solver.config.heads, **settings)
+            config = solver.config
+            seconds = estimate_head_seconds(
+                solver.model, config.model, solver.task, config.heads, **config.head_settings
+            )
             run.phases.seconds["heads"] = seconds
         first, start = trainer.number, trainer.elapsed
         with _progress_bar(run) as bar:

@@ -83,10 +83,10 @@ def check_heads(model: nn.Module, task: Task, config: HeadsConfig) -> None:
         raise ConfigError(f"heads.hidden {config.hidden} must be a multiple of 2 * heads.attention_heads = {multiple}")
 
 
-def attach_heads(model: nn.Module, task: Task, config: HeadsConfig, seed: int) -> None:
+def attach_heads(model: nn.Module, model_config: Any, task: Task, config: HeadsConfig, seed: int) -> None:
     """Give a model untrained heads, drawn under ``seed``. No random state changes. Raises as :func:`check_heads`."""
     check_heads(model, task, config)
-    sizes = model_sizes(getattr(model, "config", None))
+    sizes = model_sizes(model_config)
     length = task.spec.input_length + sizes.prefix
     shape = length, sizes.width, task.spec.output_classes, config.hidden, config.layers, config.attention_heads
     with torch.random.fork_rng(devices=[]):
@@ -97,6 +97,7 @@ def attach_heads(model: nn.Module, task: Task, config: HeadsConfig, seed: int) -
 
 def train_heads(
     model: nn.Module,
+    model_config: Any,
     task: Task,
     config: HeadsConfig,
     *,
@@ -110,6 +111,7 @@ def train_heads(
 
     Args:
         model: trained; the model itself does not change.
+        model_config: its config, with the sizes of its states (``inference.contract.ModelSizes``).
         task: its task, whose check says which answers are right.
         config: of the heads.
         depth: supervision steps of a trajectory.
@@ -121,7 +123,7 @@ def train_heads(
     Raises:
         ConfigError: as :func:`check_heads`.
     """
-    attach_heads(model, task, config, seed)
+    attach_heads(model, model_config, task, config, seed)
     stream = TargetStream(
         task, task.split("train"), chunk_size(task.spec.input_length, config.trajectories), seed, augment
     )
@@ -136,13 +138,15 @@ def train_heads(
         progress(number, loss)
 
 
-def estimate_head_seconds(model: nn.Module, task: Task, config: HeadsConfig, **settings: Any) -> float:
+def estimate_head_seconds(
+    model: nn.Module, model_config: Any, task: Task, config: HeadsConfig, **settings: Any
+) -> float:
     """Estimate the seconds that :func:`train_heads` takes, by one round on a copy. No random state changes."""
     trial = copy.deepcopy(model)
     device = next(trial.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         start = time.perf_counter()
-        train_heads(trial, task, replace(config, rounds=1), **settings)
+        train_heads(trial, model_config, task, replace(config, rounds=1), **settings)
         return (time.perf_counter() - start) * config.rounds
 
 

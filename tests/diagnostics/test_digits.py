@@ -315,7 +315,7 @@ def test_shifted_images_move_together():
     images[:, 10:14, 7:9] = 1
     places = set()
     for seed in range(40):
-        moved = train_classifier.shifted(images.flatten(1), generator(seed)).view(3, 28, 28)
+        moved = train_classifier.shift_images(images.flatten(1), generator(seed)).view(3, 28, 28)
         corner = moved[0].nonzero()[0]
         places.add(tuple((corner - torch.tensor([10, 7])).tolist()))
         assert torch.equal(moved, images.roll(tuple((corner - torch.tensor([10, 7])).tolist()), (1, 2)))

@@ -36,7 +36,7 @@ def test_a_checkpoint_with_old_names_loads_after_it_is_rewritten(tmp_path):
     path = tmp_path / "model.safetensors"
     solver = build_small(heads={"hidden": 16, "attention_heads": 2, "layers": 1})
 
-    attach_heads(solver.model, solver.task, solver.config.heads, seed=0)
+    attach_heads(solver.model, solver.config.model, solver.task, solver.config.heads, seed=0)
     save_model(path, solver)
     file = open_tensor_file(path, "model")
     config = {**file.header["config"]}

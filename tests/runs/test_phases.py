@@ -92,7 +92,7 @@ def test_the_time_of_heads_is_measured_on_a_copy():
     solver = build_case(heads=HEADS).solver
     state = torch.get_rng_state()
     before = {name: p.clone() for name, p in solver.model.state_dict().items()}
-    assert estimate_head_seconds(solver.model, solver.task, solver.config.heads, depth=2) > 0
+    assert estimate_head_seconds(solver.model, solver.config.model, solver.task, solver.config.heads, depth=2) > 0
     assert torch.equal(torch.get_rng_state(), state)
     assert solver.model.heads is None
     assert all(torch.equal(p, before[name]) for name, p in solver.model.state_dict().items())
@@ -102,7 +102,10 @@ def test_the_time_of_heads_is_that_of_all_rounds(monkeypatch):
     solver = build_case(heads=HEADS).solver
     ticks = iter(range(100))
     monkeypatch.setattr("pyro_gram.training.heads.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-    assert estimate_head_seconds(solver.model, solver.task, solver.config.heads, depth=2) == HEADS["rounds"]
+    assert (
+        estimate_head_seconds(solver.model, solver.config.model, solver.task, solver.config.heads, depth=2)
+        == HEADS["rounds"]
+    )
 
 
 def test_the_time_of_the_evaluation_is_that_of_its_trajectories_at_the_pace_of_a_look(tmp_path, monkeypatch):

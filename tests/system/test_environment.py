@@ -141,7 +141,7 @@ SETTINGS = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_
         ),
         ({"WORLD_SIZE": "1" * 5000}, "WORLD_SIZE is '11111111111111111111'"),
         ({"MASTER_ADDR": "not..a..host"}, "MASTER_ADDR='not..a..host' is no name of a machine"),
-        ({"MASTER_ADDR": "no-such-machine.invalid"}, "MASTER_ADDR='no-such-machine.invalid' cannot be codes"),
+        ({"MASTER_ADDR": "no-such-machine.invalid"}, "MASTER_ADDR='no-such-machine.invalid' cannot be found"),
         ({"WORLD_SIZE": "-1"}, "WORLD_SIZE is '-1'"),
         ({"RANK": "2"}, "RANK=2 is none of the 2 processes"),
         ({"MASTER_PORT": "99999"}, "MASTER_PORT=99999 is no port"),

@@ -64,7 +64,7 @@ def test_threads_get_the_answers_of_their_seeds(solver):
 def test_smc_requests_do_not_disturb_other_requests(solver):
     config = small_config(heads={"hidden": 16, "attention_heads": 2, "layers": 1})
     smc_solver = build(config)
-    attach_heads(smc_solver.model, smc_solver.task, config.heads, config.seed)
+    attach_heads(smc_solver.model, config.model, smc_solver.task, config.heads, config.seed)
     expected = [answers(solver, seed) for seed in range(10)]
     smc_expected = [smc_answers(smc_solver, seed) for seed in range(10)]
     with ThreadPoolExecutor(4) as pool:

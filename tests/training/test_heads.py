@@ -26,7 +26,7 @@ HEADS = HeadsConfig(hidden=16, attention_heads=2, layers=1, rounds=2, trajectori
 
 
 def attach(case):
-    attach_heads(case.solver.model, case.solver.task, HEADS, seed=0)
+    attach_heads(case.solver.model, case.solver.config.model, case.solver.task, HEADS, seed=0)
 
 
 def build_case_with_heads(**changes):
@@ -158,6 +158,7 @@ def test_heads_are_the_same_under_the_same_seed():
         case = build_case()
         train_heads(
             case.solver.model,
+            case.solver.config.model,
             case.solver.task,
             HEADS,
             depth=2,
@@ -202,7 +203,7 @@ def test_heads_are_measured_on_first_versions_of_inputs(tmp_path):
     config = small_config(task_name="arc", heads={"hidden": 16, "attention_heads": 2, "rounds": 1, "trajectories": 8})
     run = open_run(config, tmp_path / "run", resume=False, data_dir=None, device=torch.device("cpu"))
     solver = run.averaged
-    train_heads(solver.model, solver.task, config.heads, **config.head_settings)
+    train_heads(solver.model, config.model, solver.task, config.heads, **config.head_settings)
     puzzles = run.solver.task.split("test")
     assert not puzzles.is_first_version.all()
     samples = sample_prior(solver, puzzles.inputs, num_samples=3)

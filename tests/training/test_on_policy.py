@@ -8,7 +8,7 @@ from pyro.distributions import Categorical
 from pyro_gram.errors import ConfigError
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.tasks.batches import TargetStream
-from pyro_gram.training import on_policy
+from pyro_gram.training import trainer as trainer_module
 from pyro_gram.training.beta_schedule import BetaConfig
 from pyro_gram.training.config import TrainConfig
 from pyro_gram.training.loop import train_batches
@@ -109,7 +109,7 @@ def test_on_policy_updates_follow_the_prior_from_every_depth_towards_solutions_o
             depths.append(steps)
         return prior_end(model, x, steps, state)
 
-    monkeypatch.setattr(on_policy, "prior_end", spy)
+    monkeypatch.setattr(trainer_module, "prior_end", spy)
     trainer = make_trainer(
         build_small(), batches=12, supervision_steps=2, on_policy_depth=4, on_policy_updates=2, on_policy_after=0.0
     )

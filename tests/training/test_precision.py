@@ -16,8 +16,7 @@ from pyro_gram.presets import read_preset
 from pyro_gram.registry import GUIDES, MODELS, PRIORS
 from pyro_gram.spec import TaskSpec
 from pyro_gram.training import dry_run as setup
-from pyro_gram.training import precision
-from pyro_gram.training import trainer as training
+from pyro_gram.training import loop, precision
 from pyro_gram.training.dry_run import dry_run, prepare_core
 from pyro_gram.training.loop import train_batches
 from pyro_gram.training.precision import (
@@ -106,7 +105,7 @@ def test_the_core_is_compiled_before_the_clock_starts(graphs, monkeypatch):
         yield
         torch.set_float32_matmul_precision(before)
 
-    for module in (training, setup):
+    for module in (loop, setup):
         monkeypatch.setattr(module, "matmul_precision", on_tensor_cores)
     size = {"transitions": 2, "truncated": True}
     trainer = trainer_of(compile=True, precision="bf16", model=size, batches=2, supervision_steps=3, on_policy=4)
