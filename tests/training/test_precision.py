@@ -108,7 +108,7 @@ def test_the_core_is_compiled_before_the_clock_starts(graphs, monkeypatch):
     for module in (loop, setup):
         monkeypatch.setattr(module, "matmul_precision", on_tensor_cores)
     size = {"transitions": 2, "truncated": True}
-    trainer = trainer_of(compile=True, precision="bf16", model=size, batches=2, supervision_steps=3, on_policy=4)
+    trainer = trainer_of(compile=True, precision="bf16", model=size, batches=2, supervision_steps=3, on_policy_depth=4)
     dry_run(trainer)
     assert graphs == []
     prepare_core(trainer)
