@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
 from pyro_gram.inference import sites
-from pyro_gram.inference.deferred import prior_at
 from pyro_gram.inference.families import embed_guidance
 from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
 from pyro_gram.networks.embeddings import answer_decoder, embed_input, input_encoder
@@ -125,7 +124,7 @@ class GRAM(nn.Module):
                 u, l = self.core(LatentState(h, l), e_x)
                 u = pyro.deterministic(sites.proposal_site(t), u, event_dim=2)
                 with poutine.scale(scale=beta):
-                    eps = pyro.sample(sites.guidance_site(t), prior_at(self.prior, u, has_kl))
+                    eps = pyro.sample(sites.guidance_site(t), self.prior(u))
                 h = u + embed_guidance(self.prior, eps)
         return LatentState(h, l)
 

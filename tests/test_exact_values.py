@@ -21,7 +21,6 @@ from pyro_gram.diagnostics.evidence import MIN_ESS, Estimate, Evidence, evidence
 from pyro_gram.diagnostics.likelihood import rollout_log_prob
 from pyro_gram.diagnostics.metrics import solution_ids
 from pyro_gram.errors import UserError
-from pyro_gram.inference.deferred import Deferred
 from pyro_gram.inference.elbo import balanced_log_densities, make_elbo
 from pyro_gram.inference.guide import EffectGuide
 from pyro_gram.inference.importance import guide_draws
@@ -154,15 +153,6 @@ def test_a_filter_needs_one_trajectory_at_once():
     case = build_case_with_heads(1.0)
     with pytest.raises(UserError, match="max_trajectories must be at least 1"):
         smc(case.solver.model, case.x, num_samples=2, depth=2, max_trajectories=0)
-
-
-def test_what_is_deferred_draws_as_what_it_stands_for():
-    u = torch.randn(2, 4, 16)
-    deferred = Deferred(lambda u: dist.Normal(u, 2.0).to_event(2), u)
-    torch.manual_seed(1)
-    result = deferred.sample((3,))
-    torch.manual_seed(1)
-    assert torch.equal(result, dist.Normal(u, 2.0).sample((3,)))
 
 
 def test_the_value_heads_loss_is_the_squared_error():

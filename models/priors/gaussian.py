@@ -36,7 +36,6 @@ class GaussianPrior(nn.Module):
     r"""The paper's prior: a diagonal Gaussian :math:`N(\mu_\theta(u), \sigma_\theta(u)^2 I)`."""
 
     Config = GaussianPriorConfig
-    traits = PriorTraits(can_defer=True)
 
     def __init__(self, config: GaussianPriorConfig, width: int) -> None:
         super().__init__()
@@ -51,7 +50,6 @@ class NoiseOnlyPrior(nn.Module):
     r"""The prior :math:`N(0, \sigma_\theta(u)^2 I)`: noise without a learned direction (Table 3b)."""
 
     Config = GaussianPriorConfig
-    traits = PriorTraits(can_defer=True)
 
     def __init__(self, config: GaussianPriorConfig, width: int) -> None:
         super().__init__()

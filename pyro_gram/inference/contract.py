@@ -148,14 +148,11 @@ class PriorTraits:
             infer.
         has_rsample: draws have a gradient. Without one, a prior cannot be trained without a guide.
         has_density: ``log_prob`` is the density of the draws. If not, bounds that contain it mean nothing.
-        can_defer: the prior may be evaluated late or never (``inference.deferred``): events are ``[L, D]`` and draws
-            have a gradient.
     """
 
     family: Family | None = NORMAL
     has_rsample: bool = True
     has_density: bool = True
-    can_defer: bool = False
 
 
 @dataclass(frozen=True)

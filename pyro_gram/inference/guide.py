@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.contract import GuideTraits, guide_traits, prior_of, prior_traits
-from pyro_gram.inference.deferred import effect_guide_draws
 from pyro_gram.inference.sites import is_called_by, plate_shape, proposal_site, register_parameters, transition_index
 from pyro_gram.inference.terms import is_delta
 
@@ -116,8 +115,7 @@ class EffectGuide(GuideMessenger, nn.Module):
         with _ForbidObservations():
             self._code = self.encode(arguments.get("x"), arguments["y"])
         try:
-            with effect_guide_draws():
-                values = super().__call__(*args, **kwargs)
+            values = super().__call__(*args, **kwargs)
         finally:
             self._code = None
         self._hide_observed()

@@ -14,7 +14,6 @@ from pyro_gram.inference.contract import prior_traits
 from pyro_gram.inference.families import (
     MeanOnly,
     embed_guidance,
-    type_of,
 )
 from pyro_gram.registry import PRIORS
 from tests.conftest import build_case, perturb_
@@ -269,7 +268,6 @@ def test_traits_of_priors_are_true(name):
     p = prior(torch.randn(5, L, D))
     if name != "none":
         assert prior_traits(prior).has_rsample == p.has_rsample
-    assert prior_traits(prior).can_defer == (type_of(p) == "Normal" and name != "standard")
     assert prior_traits(prior).has_density == (name != "mean_only")
     if name in ("standard", "none"):
         return
