@@ -32,13 +32,11 @@ MANY, LIMITS = 1000, (25.0, 100.0)  # trajectories an input, and the memory in M
 PEAK = """
 import sys
 import pyro_gram
-from pyro_gram.system.machine import keep_freed_memory
 
 def memory_mb(field):  # MB, of this process
     with open("/proc/self/status") as f:
         return next(int(line.split()[1]) for line in f if line.startswith(field)) / 1024
 
-keep_freed_memory()  # as solve.py does
 solver = pyro_gram.load(sys.argv[1])
 graphs = ["GCR`v_", "GImxiG", "GitMd_", "G[bWhw"]
 solver.sample(graphs, num_samples=1, halt=1)  # what a first call takes once and for all

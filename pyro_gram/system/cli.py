@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 
 from pyro_gram.checks import closest_names
 from pyro_gram.errors import UserError
-from pyro_gram.system.machine import keep_freed_memory
 from pyro_gram.system.text import make_printable
 
 # ---- options --------------------------------------------------------------------------------------------------------
@@ -175,7 +174,6 @@ def call(main: Callable[[list[str]], int], argv: list[str] | None = None, *, dis
         print(f"process {os.environ['RANK']} is not needed: process 0 does the work", file=sys.stderr)
         return 0
     _open_standard_streams()
-    keep_freed_memory()
     previous_handler = set_signal_handler(signal.SIGTERM, _terminate)
     try:
         return main(sys.argv[1:] if argv is None else argv)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import mmap
 import os
 import platform
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,6 @@ from pyro_gram.version import __version__
 CHECKOUT = Path(__file__).resolve().parents[2]  # the repository, where the package is used from one
 CODE_PATTERNS = ("*.py", "*.toml", "*.jinja")
 GIT_TIMEOUT = 5.0  # seconds
-MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
-MAX_REUSED_BLOCK = 2**30  # bytes
 
 
 # ---- devices --------------------------------------------------------------------------------------------------------
@@ -60,24 +56,6 @@ def pick_device(name: str) -> torch.device:
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------------
-
-
-def keep_freed_memory() -> bool:
-    """Let glibc reuse freed blocks of up to 1 GiB instead of returning each large one to the operating system.
-
-    A new block costs a page fault every 4 kB, which took up to half the time of roll-outs of many trajectories. The
-    price: the process keeps its peak memory until it ends.
-
-    Returns:
-        whether the C library took the settings; other C libraries are left alone.
-    """
-    if sys.platform != "linux":
-        return False
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return False
-    return bool(mallopt(MALLOPT_MMAP_THRESHOLD, MAX_REUSED_BLOCK) and mallopt(MALLOPT_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def peak_memory_mb() -> float:

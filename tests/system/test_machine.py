@@ -1,8 +1,6 @@
 """Devices, memory, and the git commit that results name."""
 
-import resource
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import pytest
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.system import machine
-from pyro_gram.system.machine import device_type, environment, keep_freed_memory, pick_device, revision
+from pyro_gram.system.machine import device_type, environment, pick_device, revision
 from tests.conftest import ROOT
 
 # ---- devices and memory ---------------------------------------------------------------------------------------------
@@ -28,40 +26,6 @@ def test_a_device_that_is_missing_or_unknown_is_refused(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(ConfigError, match="no device 'cuda:1' here: there is 1 of cuda"):
         pick_device("cuda:1")
-
-
-COUNT_PAGE_FAULTS = """
-import resource
-import torch
-from pyro_gram.system.machine import keep_freed_memory
-
-def count_faults():
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
-        torch.zeros(2**24)  # 64 MiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
-
-print(count_faults())
-assert keep_freed_memory()
-count_faults()  # aligned blocks leave gaps until one fits
-print(count_faults())
-"""
-
-
-@pytest.mark.slow
-def test_freed_memory_is_reused_without_page_faults():
-    if not keep_freed_memory():
-        pytest.skip("another C library than glibc")
-    command = [sys.executable, "-c", COUNT_PAGE_FAULTS]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    faults_before, faults_after = map(int, process.stdout.split())
-    assert faults_after < 2**26 // resource.getpagesize() < faults_before
-
-
-def test_other_systems_keep_their_allocator(monkeypatch):
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert not keep_freed_memory()
 
 
 # ---- the git commit -------------------------------------------------------------------------------------------------
