@@ -215,7 +215,7 @@ def test_a_process_that_comes_late_is_waited_for(tmp_path, port):
     assert "waiting for process 1 of 2" in first.stderr.readline()
     second = process(tmp_path, 1, port)
     for process_ in (first, second):
-        _, err = process_.communicate(timeout=120)
+        _, err = process_.communicate(timeout=400)
         assert process_.returncode == 0, err
     assert results(tmp_path / "run")["processes"] == 2
 
