@@ -20,7 +20,8 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.options import add_options, with_options
 from pyro_gram.system.cli import Parser, add_trust_option, call
 from pyro_gram.system.files import check_writable, write_json
-from pyro_gram.training.heads import HeadsConfig, check_heads, train_heads
+from pyro_gram.training.config import HeadsConfig
+from pyro_gram.training.heads import check_heads, train_heads
 
 DEFAULT = RunConfig({}, {"heads": HeadsConfig(hidden=64)})
 

@@ -14,13 +14,12 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_gram.build import build, build_task
 from pyro_gram.config import RunConfig
-from pyro_gram.errors import CheckpointError, ConfigError
+from pyro_gram.errors import CheckpointError, ConfigError, reason
 from pyro_gram.sampling.isolation import generator_lock
 from pyro_gram.solver import Solver
 from pyro_gram.system.files import TensorFile, open_tensor_file, write_tensor_file
-from pyro_gram.system.rendezvous import reason
 from pyro_gram.tasks.base import Task
-from pyro_gram.training.heads import attach_heads, will_have_heads
+from pyro_gram.training.config import will_have_heads
 
 MAX_BUFFER_BYTES = 2**28  # of a model's angles and masks, which no file holds
 CALLS_PER_TENSOR = 400  # of torch's functions, while a model is built
@@ -65,6 +64,8 @@ def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool | Co
         check_fit(outline_misfits(file, config, task), path)
         solver = build(config, data_dir, task)
         if will_have_heads(solver.model, config.heads):
+            from pyro_gram.training.heads import attach_heads
+
             attach_heads(solver.model, config.model, task, config.heads, config.seed)
     except ConfigError as e:
         raise CheckpointError(f"{path} cannot be rebuilt from its settings: {e}") from None
@@ -93,6 +94,8 @@ def outline_misfits(file: TensorFile, config: RunConfig, task: Task) -> list[str
         with CallLimit(CALLS_PER_TENSOR * (len(file.shapes) + 1)), torch.device("meta"):
             solver = build(config, None, task)
             if will_have_heads(solver.model, config.heads):
+                from pyro_gram.training.heads import attach_heads
+
                 attach_heads(solver.model, config.model, task, config.heads, config.seed)
             modules = solver.modules
             misfits = file.mismatched_names(modules.state_dict())

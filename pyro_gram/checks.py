@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+import numpy as np
+
 from pyro_gram.errors import ConfigError, UserError
 
 POSITIVE = (sys.float_info.min, math.inf)  # infinity is in no range either
@@ -96,3 +98,10 @@ def check_counts(*, seed: Any, **counts: Any) -> None:
             raise UserError(f"{name} must be at least 1, not {count}")
         if name == "num_samples" and count > MAX_SAMPLES:
             raise UserError(f"num_samples must be at most {MAX_SAMPLES:,}, not {count}")
+
+
+def to_int(name: str, value: Any) -> int:
+    """Convert a whole number of any type, NumPy's too, to an int. Raises UserError for other values."""
+    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
+        raise UserError(f"{name} must be a whole number, not {value!r}")
+    return int(value.__index__())

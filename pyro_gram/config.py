@@ -17,8 +17,7 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.registry import GUIDES, MODELS, PRIORS, TASKS, Registry
 from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.training.beta_schedule import BetaConfig
-from pyro_gram.training.config import TrainConfig
-from pyro_gram.training.heads import HeadsConfig
+from pyro_gram.training.config import HeadsConfig, TrainConfig
 from pyro_gram.training.optimizer import OptimConfig
 
 T = TypeVar("T")

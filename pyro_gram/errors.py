@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class UserError(ValueError):
     """Base class of wrong input or arguments. Command-line programs print it in one line and exit with 2."""
@@ -17,3 +19,8 @@ class InputError(UserError):
 
 class CheckpointError(UserError):
     """Raised for a checkpoint that is missing, damaged, or written by another program."""
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of an error, without the position in torch's sources."""
+    return re.sub(r"^\[\S+\] ", "", (str(error).splitlines() or [type(error).__name__])[0])[:160]

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from pyro_gram.answers import Answers, select_answers, tally_answers
-from pyro_gram.checks import check_choice, check_counts
+from pyro_gram.checks import check_choice, check_counts, to_int
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import InputError, UserError
 from pyro_gram.inference.contract import model_sizes, model_traits
@@ -23,12 +22,12 @@ from pyro_gram.sampling.draws import UNBIASED, DrawScheme
 from pyro_gram.sampling.isolation import generator_lock, isolated_program
 from pyro_gram.sampling.memory import chunk_size, trajectories_in_memory
 from pyro_gram.sampling.rollout import Rollout, rollout, to_device_of
-from pyro_gram.sampling.selection import SELECTIONS
-from pyro_gram.sampling.smc import check_fits, smc, to_rollout
 from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.tasks.base import Task
 from pyro_gram.tasks.batches import derive_seed
-from pyro_gram.tasks.inputs import input_tokens, to_int
+
+if TYPE_CHECKING:
+    from pyro_gram.answers import Answers
 
 DRAWS = (*UNBIASED, "smc")
 BATCH_TRAJECTORIES = 1280  # of the inputs that are solved together, after which their answers are yielded
@@ -141,6 +140,8 @@ class Solver:
 
     def _filter(self, tokens: Tensor, progress: Callable[[int], None] | None, **settings: Any) -> Rollout:
         """Sample trajectories weighted by the value head (``sampling.smc``)."""
+        from pyro_gram.sampling.smc import smc, to_rollout
+
         with isolated_program():
             samples = to_rollout(smc(self.model, tokens, **settings), settings["depth"], settings["seed"]).cpu()
         if progress:
@@ -186,6 +187,8 @@ class Solver:
 
     def _tokens(self, x: Any) -> Tensor | None:
         """Return checked input tokens, int64 ``[B, *event]``; None for p(x). Raises InputError."""
+        from pyro_gram.tasks.inputs import input_tokens
+
         spec = self.task.spec
         if not spec.has_input:
             if x is not None:
@@ -251,6 +254,8 @@ class Solver:
         check_counts(seed=seed, num_samples=num_samples)
         self.check_depth(depth)
         if settings.get("draws") == "smc":
+            from pyro_gram.sampling.smc import check_fits
+
             check_fits(num_samples, self._chunk_size(settings.get("memory")))
         tokens = self._tokens(x)
         if tokens is None:
@@ -266,6 +271,8 @@ class Solver:
     def _solve(
         self, x: Tensor, num_samples: int, depth: int | None, seed: int, select: str, settings: dict[str, Any]
     ) -> Iterator[Answers]:
+        from pyro_gram.answers import Answers, select_answers, tally_answers
+
         samples = self.sample(x, num_samples, depth, seed, **settings)
         tokens = self.task.canonical_form(x, samples.tokens)
         is_valid = self.task.is_valid(x, tokens).double()
@@ -291,6 +298,8 @@ class Solver:
             )
 
     def _check_selection(self, select: str, x: Tensor) -> None:
+        from pyro_gram.sampling.selection import SELECTIONS
+
         check_choice("selection", select, SELECTIONS)
         if select == "value":
             check_has_heads(self.model, "select")

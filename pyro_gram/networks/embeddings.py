@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.networks.core import init_linear_, make_embedding
-from pyro_gram.networks.images import PatchDecoder, PatchEncoder
 from pyro_gram.spec import TaskSpec
 
 
@@ -59,6 +58,8 @@ def answer_encoder(spec: TaskSpec, width: int, extra_classes: int = 0) -> nn.Mod
     """
     classes = spec.output_classes + extra_classes
     if spec.image is not None:
+        from pyro_gram.networks.images import PatchEncoder
+
         return PatchEncoder(spec.image, spec.patch, classes, _stem_channels(width), width)
     return TokenEncoder(classes, width)
 
@@ -66,6 +67,8 @@ def answer_encoder(spec: TaskSpec, width: int, extra_classes: int = 0) -> nn.Mod
 def answer_decoder(spec: TaskSpec, width: int) -> nn.Module:
     """Make the network from h to the logits of an answer, ``[..., L_out, classes]``."""
     if spec.image is not None:
+        from pyro_gram.networks.images import PatchDecoder
+
         return PatchDecoder(spec.image, spec.patch, spec.output_classes, _stem_channels(width), width)
     return TokenDecoder(spec.output_length, spec.output_classes, width)
 

@@ -19,7 +19,8 @@ from pyro_gram.solver import Solver
 from pyro_gram.system.files import write_json
 from pyro_gram.system.machine import environment, peak_memory_mb
 from pyro_gram.system.progress import Phases
-from pyro_gram.training.heads import train_heads, will_have_heads
+from pyro_gram.training.config import will_have_heads
+from pyro_gram.training.heads import train_heads
 
 SAVED_INPUTS, SAVED_CHAINS, SAVED_DRAWS = 32, 4, 25  # of inference.nc; fewer draws where there are over 16 positions
 

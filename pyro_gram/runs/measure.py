@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor
 
 from pyro_gram.diagnostics.bounds import Bounds, bounds
-from pyro_gram.diagnostics.metrics import excess, measure
 from pyro_gram.inference.contract import model_traits, prior_of, prior_traits
 from pyro_gram.inference.guide import why_no_guide
 from pyro_gram.inference.importance import MAX_TRACED
@@ -79,6 +78,8 @@ def count_trajectories(solver: Solver, with_heads: bool) -> int:
 
 def measure_validation(solver: Solver, processes: ProcessGroup = SINGLE_PROCESS) -> dict[str, float]:
     """Measure the prior and the bounds on a few validation inputs, as a line of ``metrics.jsonl`` holds them."""
+    from pyro_gram.diagnostics.metrics import measure
+
     config = solver.config
     puzzles = solver.task.split("validation").subset(VALIDATION_INPUTS)
     num_samples = min(config.evaluate.num_samples, VALIDATION_SAMPLES)
@@ -110,6 +111,8 @@ def count_validation_trajectories(solver: Solver) -> int:
 
 def sample_metrics(solver: Solver, puzzles: PuzzleSet, samples: Rollout, split: str) -> dict[str, Any]:
     """Return accuracy, coverage and the like of samples, with the metrics that the task adds."""
+    from pyro_gram.diagnostics.metrics import measure
+
     metrics = measure(solver.task, puzzles, samples.tokens, samples.score).to_dict()
     return metrics | _task_metrics(solver, puzzles, samples, split)
 
@@ -163,6 +166,8 @@ def bound_metrics(
         if measured_bounds.others.any():  # the terms of a user's own sites
             metrics["others"] = measured_bounds.others.mean().item()
     if puzzles.has_all_solutions:
+        from pyro_gram.diagnostics.metrics import excess
+
         metrics["excess"] = excess(measured_bounds.full, puzzles.num_solutions[: len(y)]).mean().item()
     if not prior_traits(prior_of(solver.model)).has_density:  # then these are no bounds
         metrics |= dict.fromkeys(("elbo", "elbo_full", "elbo_surrogate", "excess"))

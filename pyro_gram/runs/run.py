@@ -27,8 +27,8 @@ from pyro_gram.system.machine import revision
 from pyro_gram.system.progress import Phases
 from pyro_gram.system.text import normalize_text, read_text
 from pyro_gram.tasks.batches import TargetStream
+from pyro_gram.training.config import will_have_heads
 from pyro_gram.training.dry_run import dry_run
-from pyro_gram.training.heads import check_heads, will_have_heads
 from pyro_gram.training.trainer import Trainer
 
 ROW_KEYS = {"batch", "seconds", "reconstruction", "kl", "beta"}  # of every line of metrics.jsonl
@@ -156,6 +156,8 @@ def open_run(
     check_guide_capacity(solver)
     has_heads = will_have_heads(solver.model, config.heads)
     if has_heads:
+        from pyro_gram.training.heads import check_heads
+
         check_heads(solver.model, solver.task, config.heads)
     trainer = _make_trainer(solver.to(device), processes)
     check_rollout(solver)

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from pyro_gram.checkpoint import check_fit, check_same_data
 from pyro_gram.config import RunConfig
-from pyro_gram.errors import CheckpointError, ConfigError, UserError
+from pyro_gram.errors import CheckpointError, ConfigError, UserError, reason
 from pyro_gram.system.files import open_tensor_file, write_tensor_file
-from pyro_gram.system.rendezvous import reason
 from pyro_gram.training.trainer import Trainer
 from pyro_gram.version import __version__
 

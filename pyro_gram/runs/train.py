@@ -12,13 +12,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pyro_gram.diagnostics.verdicts import BAD, leak
 from pyro_gram.runs.measure import count_trajectories, count_validation_trajectories, measure_validation
 from pyro_gram.runs.run import Run
 from pyro_gram.system.cli import StopOnSignal
 from pyro_gram.system.files import write_json
 from pyro_gram.training.divergence import DivergedError
-from pyro_gram.training.heads import estimate_head_seconds
 from pyro_gram.training.loop import train_batches
 from pyro_gram.training.pace import fit_to_minutes, seconds_left
 from pyro_gram.training.report import BatchReport
@@ -97,6 +95,8 @@ def train(run: Run, on_evaluate: Validate | None = None) -> None:
         checkpoint = CheckpointCallback(run, stop)
         _fit_length(run, on_evaluate, checkpoint)
         if "heads" in run.phases.sizes and run.processes.is_main and not trainer.is_finished:
+            from pyro_gram.training.heads import estimate_head_seconds
+
             solver = run.averaged
             config = solver.config
             seconds = estimate_head_seconds(
@@ -180,6 +180,8 @@ def leak_warning(validation: dict[str, float], progress: float) -> str:
     """
     if progress < MIN_LEAK_PROGRESS or not {"posterior_accuracy", "prior_accuracy"} <= validation.keys():
         return ""
+    from pyro_gram.diagnostics.verdicts import BAD, leak
+
     verdict = leak(validation["posterior_accuracy"], validation["prior_accuracy"])
     return f"the guide leaks: {verdict.value}. {verdict.meaning}" if verdict.level == BAD else ""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import sys
 import threading
@@ -15,7 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.errors import ConfigError, UserError, reason
 
 JOIN_TIMEOUT = timedelta(minutes=5)  # within which every process must have joined
 NOTICE_SECONDS = 10.0  # after which a line says which process is missing
@@ -228,8 +227,3 @@ def _explain(failure: Exception, launch: Launch) -> UserError:
             "(torchrun --master-port; torchrun --standalone finds one)"
         )
     return LostProcessError(f"the processes of this run cannot meet at {launch.endpoint} ({reason(failure)})")
-
-
-def reason(error: Exception) -> str:
-    """Return the first line of an error, without the position in torch's sources."""
-    return re.sub(r"^\[\S+\] ", "", (str(error).splitlines() or [type(error).__name__])[0])[:160]

@@ -15,7 +15,6 @@ from pyro_gram.checks import check_choice
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.spec import TaskSpec
-from pyro_gram.system.download import data_folder
 from pyro_gram.system.text import PuzzleText, numbered_lines
 from pyro_gram.tasks.terminal import mark_mistake, painter
 
@@ -324,5 +323,7 @@ def make_task(name: str, config: Any, data_dir: str | None = None) -> Task:
         ConfigError: the task is unknown, or ``data_dir`` is no folder (even if the task reads no files).
     """
     if data_dir is not None:
+        from pyro_gram.system.download import data_folder
+
         data_folder(data_dir)
     return TASKS.get(name)(config, data_dir)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_gram.errors import InputError, UserError
+from pyro_gram.errors import InputError
 from pyro_gram.system.text import decode, normalize_text
 from pyro_gram.tasks.base import Task
 
@@ -104,10 +104,3 @@ def _to_integers(values: Any) -> Tensor:
 def _is_graph(x: Any) -> bool:
     """Return whether ``x`` is a networkx graph."""
     return callable(getattr(x, "is_directed", None)) and hasattr(x, "adj")
-
-
-def to_int(name: str, value: Any) -> int:
-    """Convert a whole number of any type, NumPy's too, to an int. Raises UserError for other values."""
-    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
-        raise UserError(f"{name} must be a whole number, not {value!r}")
-    return int(value.__index__())

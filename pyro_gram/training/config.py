@@ -1,12 +1,15 @@
-"""Length and recipe of a run."""
+"""The settings of training: of the model, and of its heads afterwards."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, FRACTION, check_choice, check_range
+from torch import nn
+
+from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, FRACTION, POSITIVE, check_choice, check_range
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.elbo import ELBOS
+from pyro_gram.inference.sites import why_no_heads
 from pyro_gram.training.precision import PRECISIONS
 
 
@@ -89,3 +92,35 @@ class TrainConfig:
             raise ConfigError("train.act has no on-policy part: set train.on_policy_depth to 0")
         if not self.batches and not self.minutes:
             raise ConfigError("a run needs an end: batches or minutes must be positive")
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    """Halt and value heads, and their training.
+
+    Attributes:
+        hidden: width of the heads; 0 for none.
+        layers: attention layers over ``[h, e_x, answer]``.
+        attention_heads: attention heads of those layers.
+        rounds: rounds of training, each on fresh trajectories and inputs.
+        trajectories: trajectories of 8 positions in a round; fewer of longer sequences.
+        lr: peak learning rate.
+        halt: P(right) at which a trajectory stops, unless a rollout is given another; 1 for never.
+    """
+
+    hidden: int = 0
+    layers: int = 2
+    attention_heads: int = 4
+    rounds: int = 40
+    trajectories: int = 1024
+    lr: float = 2e-3
+    halt: float = 0.999
+
+    def __post_init__(self) -> None:
+        counts = dict.fromkeys(("layers", "attention_heads", "rounds", "trajectories"), AT_LEAST_1)
+        check_range(self, hidden=AT_LEAST_0, lr=POSITIVE, halt=FRACTION, **counts)
+
+
+def will_have_heads(model: nn.Module, config: HeadsConfig) -> bool:
+    """Will heads be trained for this model? A model of your own may have no place for them, and runs without."""
+    return config.hidden > 0 and not why_no_heads(model)

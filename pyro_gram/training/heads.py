@@ -19,7 +19,6 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
-from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, FRACTION, POSITIVE, check_range
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.contract import model_sizes
 from pyro_gram.inference.sites import ANSWER, HALT, HEADS_ATTRIBUTE, VALUE, why_no_heads
@@ -30,6 +29,7 @@ from pyro_gram.sampling.rollout import isolated_rng, rollout_steps
 from pyro_gram.sampling.tempering import NO_TEMPER, Temper, TemperConfig
 from pyro_gram.tasks.base import Task
 from pyro_gram.tasks.batches import TargetStream
+from pyro_gram.training.config import HeadsConfig
 from pyro_gram.training.optimizer import OptimConfig, TorchOptim
 
 BATCH = 512  # states an update
@@ -38,38 +38,6 @@ MAX_DEPTH = 16  # supervision steps of a trajectory to learn from
 EARLY_STEPS = 4  # all states of these steps are learnt from, and fewer of each later step: nearly all are right
 
 Check = Callable[[Tensor, Tensor], Tensor]  # x [B, *event], tokens [B, L_out] -> bool [B], on the CPU
-
-
-@dataclass(frozen=True)
-class HeadsConfig:
-    """Halt and value heads, and their training.
-
-    Attributes:
-        hidden: width of the heads; 0 for none.
-        layers: attention layers over ``[h, e_x, answer]``.
-        attention_heads: attention heads of those layers.
-        rounds: rounds of training, each on fresh trajectories and inputs.
-        trajectories: trajectories of 8 positions in a round; fewer of longer sequences.
-        lr: peak learning rate.
-        halt: P(right) at which a trajectory stops, unless a rollout is given another; 1 for never.
-    """
-
-    hidden: int = 0
-    layers: int = 2
-    attention_heads: int = 4
-    rounds: int = 40
-    trajectories: int = 1024
-    lr: float = 2e-3
-    halt: float = 0.999
-
-    def __post_init__(self) -> None:
-        counts = dict.fromkeys(("layers", "attention_heads", "rounds", "trajectories"), AT_LEAST_1)
-        check_range(self, hidden=AT_LEAST_0, lr=POSITIVE, halt=FRACTION, **counts)
-
-
-def will_have_heads(model: nn.Module, config: HeadsConfig) -> bool:
-    """Will heads be trained for this model? A model of your own may have no place for them, and runs without."""
-    return config.hidden > 0 and not why_no_heads(model)
 
 
 def check_heads(model: nn.Module, task: Task, config: HeadsConfig) -> None:
