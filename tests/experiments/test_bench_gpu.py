@@ -10,7 +10,7 @@ from pyro_gram.spec import TaskSpec
 from pyro_gram.system.cli import call
 
 
-@pytest.mark.parametrize("task", ["coloring", "sudoku_uncond"])
+@pytest.mark.parametrize("task", ["coloring", pytest.param("sudoku_uncond", marks=pytest.mark.slow)])
 def test_each_way_of_a_preset_is_timed(monkeypatch, tmp_path, task):
     monkeypatch.setattr(bench_gpu, "REPEATS", 1)
     monkeypatch.setattr(bench_gpu, "UPDATES", 2)

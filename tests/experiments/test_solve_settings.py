@@ -15,9 +15,8 @@ import pyro_gram
 from pyro_gram.config import with_settings
 from pyro_gram.errors import UserError
 from pyro_gram.sampling.memory import trajectories_in_memory
-from pyro_gram.sampling.selection import MARGIN, SURE
+from pyro_gram.sampling.selection import MARGIN, SELECTIONS, SURE
 from pyro_gram.sampling.tempering import TemperConfig
-from pyro_gram.solver import SELECTIONS
 from tests.conftest import StateHeads, small_config
 from tests.experiments.conftest import HEADS
 from tests.experiments.small_run import SMALL, cli

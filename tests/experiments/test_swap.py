@@ -21,10 +21,10 @@ FROM_THE_GUIDE = {"posterior", "posterior_predictive", "log_likelihood", "sample
     ("words", "infers"),
     [
         ("--model mdlm", False),
-        ("--model vae", True),
+        pytest.param("--model vae", True, marks=pytest.mark.slow),
         ("--prior discrete", True),
-        ("--prior none", False),
-        ("--guide mean_field", True),
+        pytest.param("--prior none", False, marks=pytest.mark.slow),
+        pytest.param("--guide mean_field", True, marks=pytest.mark.slow),
     ],
 )
 def test_a_swapped_part_is_trained_measured_and_solves(words, infers, tmp_path, capsys):

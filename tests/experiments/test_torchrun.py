@@ -47,6 +47,7 @@ def close(a, b, tolerance=1e-3):
     return all(torch.allclose(a[k].float(), b[k].float(), atol=tolerance, rtol=tolerance) for k in a)
 
 
+@pytest.mark.slow
 def test_two_processes_without_draws_train_and_measure_as_one_does_and_one_resumes_their_run(tmp_path):
     shared, single = tmp_path / "shared", tmp_path / "single"
     pairs = zip(SMALL[::2], SMALL[1::2], strict=True)
@@ -116,6 +117,7 @@ def test_two_processes_agree_on_how_many_batches_fit_into_their_minutes(tmp_path
     assert any("on_policy" in row for row in rows(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_refused_before_training(tmp_path):
     code, _, err = wait_for(torchrun(tmp_path / "run", "--train.batches", 1, "--train.batch", 5))
     assert code != 0

@@ -111,12 +111,12 @@ def test_the_log_of_the_run_is_read_where_it_is(tiny_diagnosis, tmp_path):
     [
         {"task_name": "sudoku_uncond"},
         {"task_name": "arc"},
-        {"task_name": "mnist"},
+        pytest.param({"task_name": "mnist"}, marks=pytest.mark.slow),
         {"task_name": "nqueens", "prior_name": "discrete"},
-        {"prior_name": "none", "guide_name": "prior"},
-        {"prior_name": "mean_only"},
-        {"model_name": "autoregressive"},
-        {"model_name": "mdlm"},
+        pytest.param({"prior_name": "none", "guide_name": "prior"}, marks=pytest.mark.slow),
+        pytest.param({"prior_name": "mean_only"}, marks=pytest.mark.slow),
+        pytest.param({"model_name": "autoregressive"}, marks=pytest.mark.slow),
+        pytest.param({"model_name": "mdlm"}, marks=pytest.mark.slow),
         {"model_name": "trm"},
     ],
     ids=str,
@@ -141,8 +141,8 @@ def test_any_checkpoint_is_diagnosed_and_what_has_no_meaning_is_left_out(tiny_di
     "changes",
     [
         {},
-        {"task_name": "sudoku_uncond"},
-        {"model_name": "trm"},
+        pytest.param({"task_name": "sudoku_uncond"}, marks=pytest.mark.slow),
+        pytest.param({"model_name": "trm"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

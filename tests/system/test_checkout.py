@@ -36,6 +36,7 @@ def run_python(*arguments, folder):
     )
 
 
+@pytest.mark.slow
 def test_models_and_guides_of_a_users_project_are_not_imported_in_place_of_ours(tmp_path):
     for name in ("models", "guides"):
         (tmp_path / name).mkdir()

@@ -101,7 +101,7 @@ def test_a_handler_that_python_did_not_set_is_no_obstacle(monkeypatch):
         assert stop.signal is None
 
 
-@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", [pytest.param("2>&-", marks=pytest.mark.slow), "<&- >&- 2>&-"])
 def test_a_program_works_with_closed_streams(closed, tmp_path):
     (tmp_path / "graphs").write_text("GCR`v_\n" * 2)
     words = [
@@ -209,6 +209,7 @@ def test_a_signal_ends_the_wait_at_once(rank, other, tmp_path, port):
         waiting.communicate()
 
 
+@pytest.mark.slow
 def test_a_process_that_comes_late_is_waited_for(tmp_path, port):
     first = process(tmp_path, 0, port)
     assert first.stderr is not None
@@ -245,11 +246,11 @@ def test_the_main_process_alone_runs_a_program_that_is_not_distributed(monkeypat
     assert ranks == ["0", "all", "left over"]
 
 
-@pytest.mark.parametrize("launcher", ["torch.distributed.run"])
-def test_solving_under_a_launcher_prints_once(launcher, tmp_path):
+@pytest.mark.slow
+def test_solving_under_a_launcher_prints_once(tmp_path):
     (tmp_path / "graphs").write_text("GCR`v_\n")
-    words = ["--nproc-per-node=2", "--master-port=0"] if launcher.endswith("launch") else ["--nproc-per-node=2"]
-    script = [sys.executable, "-W", "ignore", "-m", launcher, *words, str(ROOT / "experiments" / "solve.py")]
+    script = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    script += [str(ROOT / "experiments" / "solve.py")]
     script += ["--checkpoint", str(ROOT / "checkpoints" / "coloring8.safetensors"), "--input", "graphs"]
     done = subprocess.run(
         [*script, "--num-samples", "2", "--json"],
