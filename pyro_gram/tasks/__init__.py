@@ -1,1 +1,1 @@
-"""One file a problem, each the whole truth about it: data, enumerator, check, text and picture."""
+"""The tasks, one module or package for each: data, enumerator, check, text and picture."""

@@ -1,4 +1,4 @@
-"""Advice for a puzzle whose size no loaded checkpoint has."""
+"""Advice for a user whose puzzle has another size than the loaded checkpoint."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def suggest_checkpoint(task: Task, field: str, value: int) -> str:
     try:
         task_class.Config(**{field: value})
     except ConfigError as e:
-        return f"no checkpoint can have it ({e})"
+        return f"no checkpoint can have this size ({e})"
     name = task_class.registered_name or f"{task_class.__module__}:{task_class.__qualname__}"
     paths = [path for path, size in _checkpoint_sizes(CHECKPOINTS, name, field) if size == value]
     if not paths:
         command = f"python experiments/run.py --task {name} --task.{field} {value} --out runs/{field}{value}"
-        return f"no checkpoint here has it; train one: {command}"
+        return f"no checkpoint here has this size; train one: {command}"
     path = min(paths, key=lambda path: (len(path.name), path.name)).with_suffix(".safetensors")
     display_path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     return f"--checkpoint {display_path} has {field} = {value}"
@@ -40,7 +40,7 @@ def suggest_checkpoint(task: Task, field: str, value: int) -> str:
 
 @cache
 def _checkpoint_sizes(folder: Path, name: str, field: str) -> list[tuple[Path, object]]:
-    """List the checkpoints of a folder with their sizes; cached, because a file may hold a thousand wrong inputs."""
+    """List the checkpoints of a folder with their sizes; cached, because every wrong input asks for them."""
     return [(path, _checkpoint_size(path, name, field)) for path in folder.glob("*.json")]
 
 

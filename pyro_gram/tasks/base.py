@@ -38,7 +38,7 @@ class PuzzleSet:
             [7]])
 
     Attributes:
-        inputs: int64 ``[N, *event]``, or None for p(x): its one input is empty, and the data are the solutions.
+        inputs: int64 ``[N, *event]``; None for p(x), which counts as one empty input whose solutions are the data.
         solutions: integers ``[M, L_out]`` (uint8 if int64 would take too much memory). The solutions of input i are
             the rows ``offsets[i]`` to ``offsets[i + 1] - 1``.
         offsets: int64 ``[N + 1]``.
@@ -88,7 +88,7 @@ class PuzzleSet:
         return self.solutions[self.offsets[index] : self.offsets[index + 1]]
 
     def sample_targets(self, index: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw a solution of each input ``index`` (int64 ``[B]``), uniformly: int64 ``[B, L_out]``."""
+        """Draw one solution uniformly for each of the inputs ``index`` (int64 ``[B]``): int64 ``[B, L_out]``."""
         counts = self.num_solutions[index]
         draw = (torch.rand(len(index), generator=generator, dtype=torch.float64) * counts).long()
         return self.solutions[self.offsets[index] + draw].long()
@@ -122,7 +122,7 @@ class PuzzleSet:
         return self if self.is_first_version is None else self.select(self.is_first_version)
 
     def select(self, index: Tensor) -> PuzzleSet:
-        """Return the rows ``index`` (int64, or bool ``[N]``), in its order, each as a puzzle of its own."""
+        """Return the rows ``index`` (int64, or bool ``[N]``), in that order, each as a puzzle of its own."""
         assert self.inputs is not None
         counts = self.num_solutions[index]
         first_rows = self.offsets[:-1][index] - (counts.cumsum(0) - counts)
@@ -166,7 +166,7 @@ class Task(ABC):
     Config: ClassVar[type]
     registered_name: ClassVar[str] = ""  # set by ``TASKS.register``
     spec: TaskSpec
-    violation_name: ClassVar[str] = "violation"  # one of those that ``violations`` counts
+    violation_name: ClassVar[str] = "violation"  # the singular noun for what ``violations`` counts
     is_checkable: ClassVar[bool] = True  # False if no answer is right or wrong (handwritten digits)
     classifier: ClassVar[str] = ""  # "digits": samples are scored by the digit classifier
     equivalence: ClassVar[str] = ""  # the equivalence of ``canonical_form``: "up to the names of the colours"
@@ -208,21 +208,21 @@ class Task(ABC):
     # ---- data ------------------------------------------------------------------------------------------------------
 
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor | None, Tensor]:
-        """Return a random symmetry of each training pair, never a held-out input (by default the pairs)."""
+        """Apply a random symmetry to each training pair, but never return a held-out input (by default no change)."""
         return x, y
 
     def difficulty(self, x: Tensor) -> Tensor | None:
-        """Return a number that says how hard each input is, ``[...]``, from the input alone; None if there is none."""
+        """Return how hard each input is, ``[...]``, judged from the input alone; None if the task cannot say."""
         return None
 
     def fresh_inputs(self, count: int, data_seed: int) -> PuzzleSet:
         """Generate ``count`` puzzles that are symmetric neither to a puzzle of any split nor to one another.
 
-        They measure a checkpoint on inputs that nobody saw while its settings were chosen. If the splits hold a large
-        part of all classes of symmetric inputs, fresh inputs are rarer ones than those of a split.
+        They measure a checkpoint on inputs that nobody saw while its settings were chosen. If the splits hold
+        most classes of symmetric inputs, the fresh inputs come from the rare classes that are left.
 
         Raises:
-            ConfigError: the task generates none (the default), or not so many exist.
+            ConfigError: the task generates none (the default), or fewer exist.
         """
         raise ConfigError(f"the task {self._name()} makes no fresh inputs: measure on its test split")
 
@@ -263,7 +263,7 @@ class Task(ABC):
         return self.format_input(x)
 
     def puzzle_texts(self, text: str) -> list[PuzzleText]:
-        """Cut the text of a file into puzzles; by default one a line, without blank lines and ``#`` comments.
+        """Cut the text of a file into puzzles; by default one on each line, without blank lines and ``#`` comments.
 
         This never raises: :meth:`parse` reports what is wrong with a puzzle.
         """
@@ -296,9 +296,9 @@ class Task(ABC):
         axes.set_axis_off()
 
     def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
-        """Return lines for a terminal: one input and, if given, an answer with a ``!`` behind each mistake.
+        """Return lines for a terminal: one input and, if given, an answer with a ``!`` after each mistake.
 
-        By default the two texts, and a ``!`` behind a wrong answer. ``colour`` adds escape codes, nothing else.
+        By default these are the two texts, with a ``!`` after a wrong answer. ``colour`` only adds escape codes.
         """
         lines = [self.format_input(x)]
         if y is not None:

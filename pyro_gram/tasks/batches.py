@@ -20,7 +20,7 @@ def generator_for(*key: int) -> torch.Generator:
 
 
 def derive_seed(*key: int) -> int:
-    """Return a seed that is a hash of integers, so that draws under one key are independent of those under another."""
+    """Return a seed that is a hash of integers, so that draws under different keys are independent."""
     return generator_for(*key).initial_seed() % MAX_SEED
 
 
@@ -42,14 +42,14 @@ class Candidates:
 class TargetStream:
     """Map a batch number to pairs (x, y).
 
-    An epoch visits each input once, with one of its solutions drawn uniformly at every visit. For p(x), an epoch
-    visits each datum once, and x is None.
+    An epoch visits each input at most once, with one of its solutions drawn uniformly at every visit; the last inputs
+    of its random order, too few for a batch, are left out. For p(x) it visits each datum, and x is None.
 
     Args:
         task: augments the pairs.
         puzzles: the training split.
-        batch: B, pairs of a batch; at most the size of the split.
-        seed: of the order, the solutions and the augmentation.
+        batch: B, the pairs in a batch; lowered to the size of a smaller split.
+        seed: seed of the order, the solutions and the augmentation.
         augment: apply the task's symmetries.
     """
 
@@ -85,7 +85,7 @@ class TargetStream:
             raise ConfigError("train.on_policy_depth needs a task with inputs: set it to 0 for p(x)")
         if not puzzles.has_all_solutions:
             raise ConfigError(
-                "train.on_policy_depth needs every solution of every input, and this task lists some: set it to 0"
+                "train.on_policy_depth needs every solution of every input, and this task lists only some: set it to 0"
             )
         index = torch.randint(len(puzzles), (self.batch,), generator=generator_for(self.seed, 2, number))
         counts = puzzles.num_solutions[index]

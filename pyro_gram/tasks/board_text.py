@@ -34,7 +34,7 @@ def clean_line(line: str) -> str:
 
 
 def is_rule(line: str) -> bool:
-    """Return whether a line may stand between boxes. (A row of ``-`` for blanks looks the same.)"""
+    """Return whether a line may stand between boxes. (A row whose cells are all ``-`` looks the same.)"""
     return bool(set(line) & set("-=")) and set(line) <= set("-=+| ")
 
 
@@ -45,10 +45,10 @@ def cells_of(line: str, is_possible: Callable[[int], bool] = bool) -> list[str] 
 
     Args:
         line: a line of text.
-        is_possible: says whether a board or row may have that many cells; if not, a separator may end the line.
+        is_possible: says whether a board or row may have that many cells; if not, an empty last field is dropped.
 
     Returns:
-        The cells, or None if separators are irregular (a single space in the middle may or may not stand for a cell).
+        The cells, or None if spaces and bars cut the line into words of different lengths.
     """
     line = line.strip(SPACES)
     line = (line[:-1] if line.endswith("],") else line).strip("[](){}").strip(SPACES)
@@ -76,7 +76,7 @@ def split_boards(
         text: the file. Lines that begin with ``#`` are comments.
         row_length: distinguishes a row from a whole board.
         clean: removes comments from a line.
-        band_rows: maps the size of a board to the rows of a block, for files with empty lines between boxes.
+        band_rows: maps the size of a board to the number of rows between empty lines, if these separate boxes.
     """
     lines = list(_board_lines(normalize_text(text), clean))
     texts = [line for _, line in lines if line]
@@ -126,7 +126,9 @@ def lines_of_board(
     if rows is None and len(lines) > 1:
         boards = split(text)
         if len(boards) > 1:
-            raise InputError(f"{len(boards)} boards where one is expected: give one at a time, or the file to solve.py")
+            raise InputError(
+                f"{len(boards)} boards where one is expected: give one at a time, or pass the file to solve.py"
+            )
         lines = boards[0].text.split("\n") if boards else lines
     return lines
 
@@ -151,7 +153,10 @@ def _board_lines(text: str, clean: Callable[[str], str]) -> Iterator[Line]:
 
 
 def _join_blocks(blocks: list[list[Line]], row_length: RowLength, band_rows: Callable[[int], int]) -> list[PuzzleText]:
-    """Join blocks of rows, which empty lines separate, to boards. A block that is no whole board stays one text."""
+    """Join blocks of rows, which empty lines separate, into boards.
+
+    A block that is not a whole number of boards stays one text.
+    """
     blocks = [rows for block in blocks if (rows := _remove_rules(block, row_length))]
     if not blocks:
         return []
@@ -237,8 +242,8 @@ def rows_from_json(text: str, keys: tuple[str, ...]) -> list[str] | None:
         value = json.loads(text)
     except (ValueError, RecursionError) as e:
         if not text.startswith(("[[", '["', "{")):
-            return None  # a list whose blanks are no JSON, or a quotation mark
-        raise InputError(f"this begins as JSON and is none: {e}") from None
+            return None  # a list whose blanks are not JSON, or a board in quotation marks
+        raise InputError(f"this begins like JSON but is not JSON: {e}") from None
     if isinstance(value, dict):
         names = [name for name in value if name.strip().lower() in keys]
         if len(names) > 1:

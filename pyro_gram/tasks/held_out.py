@@ -1,4 +1,4 @@
-"""Held-out inputs: augmentation never shows one, and fresh inputs are symmetric to none."""
+"""Held-out inputs, which augmentation must not produce and to which no fresh input may be symmetric."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class InputSet:
-    """A set of inputs that tells which of many others are members.
+    """A set of inputs that tells which of many given inputs are members.
 
-    It compares 64-bit hashes of the tokens. Two inputs collide with a probability of about 2^-63, which would only
-    cost one augmented pair.
+    It compares 64-bit hashes of the tokens. Two inputs collide with a probability of about 2^-63, and then one
+    pair is not augmented.
 
     Args:
         inputs: int64 ``[N, *event]``.
@@ -31,10 +31,10 @@ class InputSet:
 
     def _hash(self, x: Tensor) -> Tensor:
         tokens = x.flatten(-self.event_dims) if self.event_dims > 1 else x
-        return self._table[self._positions, tokens].sum(-1)  # wraps around: a sum of independent random words
+        return self._table[self._positions, tokens].sum(-1)  # a sum of random 64-bit integers, which wraps around
 
     def contains(self, x: Tensor) -> Tensor:
-        """Return which of int64 ``[..., *event]`` are members: bool ``[...]``."""
+        """Return which inputs, int64 ``[..., *event]``, are members: bool ``[...]``."""
         hashes = self._hash(x)
         position = torch.searchsorted(self._hashes, hashes).clamp(max=len(self._hashes) - 1)
         return self._hashes[position] == hashes
@@ -54,10 +54,10 @@ def replace_unless_held_out(
 
 
 def add_new_classes(classes: set[Hashable], keys: Iterable[Hashable]) -> list[int]:
-    """Add the keys that ``classes`` lacks, and return the index of the first of each."""
-    new = []
+    """Add the keys that ``classes`` lacks, and return the index at which each of them first appears."""
+    new_indices = []
     for index, key in enumerate(keys):
         if key not in classes:
             classes.add(key)
-            new.append(index)
-    return new
+            new_indices.append(index)
+    return new_indices

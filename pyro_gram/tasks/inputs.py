@@ -25,7 +25,7 @@ def input_tokens(task: Task, x: Any) -> Tensor:
             graphs, or of arrays ``[*event]``.
 
     Raises:
-        InputError: ``x`` is nothing of these, is no input of the task, or is empty.
+        InputError: ``x`` is none of these types, is not an input of the task, or is empty.
     """
     if isinstance(x, Tensor) or (isinstance(x, np.ndarray) and x.dtype.kind not in "OSU"):
         return _check_tokens(task, _to_integers(x))
@@ -60,7 +60,7 @@ def _parse_item(task: Task, item: Any, number: int) -> Tensor:
 def _check_tokens(task: Task, tokens: Tensor, first: int = 1) -> Tensor:
     """Return tokens ``[B, *event]`` if each row equals what ``task.parse`` makes of its text.
 
-    Users may give a board or an adjacency matrix of their own, whose numbers are tokens of another input here.
+    A user may pass a board or an adjacency matrix, whose numbers would be read as the tokens of another input.
     Tokens of a wrong shape or range are returned unchecked: the caller refuses them.
 
     Raises:
@@ -79,11 +79,11 @@ def _check_tokens(task: Task, tokens: Tensor, first: int = 1) -> Tensor:
         try:
             is_same = torch.equal(task.parse(text), row)
         except InputError as e:
-            raise InputError(f"the numbers of input {number}, as tokens, are {text[:40]!r}: {e}") from None
+            raise InputError(f"input {number}, read as tokens, is {text[:40]!r}: {e}") from None
         if not is_same:
             raise InputError(
-                f"the numbers of input {number} are no tokens as task.parse(text) returns them, and a board or a "
-                "matrix is not read: give a text, such as str(array.tolist()), or a networkx graph"
+                f"the numbers of input {number} are not the tokens that task.parse returns for its text (an array of a "
+                "board or a matrix is not read): give a text, such as str(array.tolist()), or a networkx graph"
             )
     return tokens
 

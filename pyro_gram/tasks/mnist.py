@@ -60,11 +60,11 @@ class MNISTConfig:
 
     Attributes:
         threshold: a pixel is 1 if its grey value, as a fraction of white, is greater.
-        side: of an image in pixels: 28, or 14 (squares of 2 x 2 pixels are averaged before the threshold).
+        side: side of an image in pixels: 28, or 14 (squares of 2 x 2 pixels are averaged before the threshold).
         patch: side of the square of pixels that is one position of the sequence; the paper's is 2.
-        train: training images; 0 for all but the validation images.
-        validation: images of the training file to validate on.
-        test: test images; 0 for all 10,000.
+        train: number of training images; 0 for all but the validation images.
+        validation: number of images of the training file to validate on.
+        test: number of test images; 0 for all 10,000.
         data_seed: seed of the order of the images and thus of the splits; runs with equal seeds can be compared.
     """
 
@@ -121,7 +121,8 @@ class MNIST(Task):
 
         Raises:
             InputError: a file is damaged or holds something else.
-            ConfigError: the folder or the file is missing, the download fails, or the config asks for more images.
+            ConfigError: the folder or the file is missing, the download fails, or the config asks for more images than
+                there are.
         """
         pixels = self._pixels(name)
         return PuzzleSet.from_data(pixels[self._slice(name, len(pixels))])
@@ -163,7 +164,7 @@ class MNIST(Task):
         return torch.randperm(count, generator=generator_for(self.config.data_seed, int(file.startswith("t10k"))))
 
     def _slice(self, name: str, count: int) -> slice:
-        """Return the part of the ``count`` shuffled images of a file that a split takes."""
+        """Return which of the ``count`` shuffled images of a file belong to a split."""
         c = self.config
         first = c.validation if name == "train" else 0
         size = getattr(c, name)
@@ -249,7 +250,7 @@ def read_images(path: Path, data: bytes | None = None) -> Tensor:
         data: its contents, if the caller has read them.
 
     Raises:
-        InputError: the file is no such file, or damaged.
+        InputError: the file is not an IDX file of images, or is damaged.
     """
     data = read_bytes(path, MAX_BYTES) if data is None else data
     count, rows, columns = _parse_header(path, data, IMAGES_MAGIC, 3)

@@ -22,8 +22,8 @@ Painter = Callable[..., str]  # a function with the parameters of ``paint``
 def wants_colour(stream: TextIO) -> bool:
     """Return whether text for ``stream`` is to be coloured.
 
-    The environment decides first, NO_COLOR (no-color.org) before FORCE_COLOR, each by any value but the empty one;
-    otherwise text for a terminal is coloured.
+    A non-empty NO_COLOR in the environment (no-color.org) says no; else a non-empty FORCE_COLOR says yes; else text for
+    a terminal is coloured.
     """
     if os.environ.get("NO_COLOR"):
         return False
@@ -49,7 +49,7 @@ def _leave_unpainted(
 
 
 def mark_mistake(text: str, paint: Painter) -> str:
-    """Put the mark of a mistake behind ``text``."""
+    """Put the mark of a mistake after ``text``."""
     return paint(text + MISTAKE, MISTAKE_INK, MISTAKE_PAPER, bold=True)
 
 
@@ -60,7 +60,7 @@ def strip_escape_codes(text: str) -> str:
 
 @cache
 def nearest_colour(rgb: str) -> int:
-    """Return the number of the colour of the 256-colour palette that is nearest to ``#RRGGBB``."""
+    """Return the colour of the 256-colour palette that is nearest to ``#RRGGBB``, as its number."""
     target = _levels(rgb)
     cube = [(CUBE_LEVELS[i // 36], CUBE_LEVELS[i // 6 % 6], CUBE_LEVELS[i % 6]) for i in range(216)]
     grey = [(8 + 10 * i,) * 3 for i in range(24)]
@@ -88,12 +88,12 @@ def join_blocks(*blocks: str, separator: str = "   ") -> str:
     Blocks that do not fit into :data:`WIDTH` go below, after an empty line.
     """
     rows: list[list[str]] = []
-    used = WIDTH
+    row_width = WIDTH
     for block in blocks:
-        used += len(separator) + _width(block)
-        if used > WIDTH:
+        row_width += len(separator) + _width(block)
+        if row_width > WIDTH:
             rows.append([])
-            used = _width(block)
+            row_width = _width(block)
         rows[-1].append(block)
     return "\n\n".join(_join_row(row, separator) for row in rows)
 
@@ -115,7 +115,7 @@ def _width(block: str) -> int:
 
 
 def join_cells(cells: Sequence[str], columns: int, box_rows: int, box_columns: int) -> str:
-    """Arrange cells in rows, with lines between boxes. Each cell ends in a space or a mark; all have one width."""
+    """Arrange cells in rows, with lines between boxes. Each cell ends in a space or a mark; all are equally wide."""
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     width = len(strip_escape_codes(cells[0])) * box_columns
     rule = "+-".join("-" * width for _ in range(columns // box_columns))

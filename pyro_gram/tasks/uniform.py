@@ -10,7 +10,7 @@ def total_variation(ids: Tensor, num_solutions: Tensor) -> Tensor:
     """Return the total variation between the right samples of each input and the uniform distribution.
 
     Args:
-        ids: the number of the solution that each sample is, int64 ``[N, B]``; -1 for a wrong sample.
+        ids: the index of the solution that each sample equals, int64 ``[N, B]``; -1 for a wrong sample.
         num_solutions: m, int64 ``[B]``.
 
     Returns:

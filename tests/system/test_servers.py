@@ -260,7 +260,7 @@ def test_bytes_and_texts_may_begin_with_a_mark(solver, encoding):
         ({"a": "Cr"}.keys(), "the graph has 34 vertices"),  # a view has an order; the text is a
         (np.array(5), r"an input is a text, not array\(5\)"),
         (torch.tensor(5), r"an input is a text, not tensor\(5\)"),
-        (["Cr", np.full((4, 4), 1)], "the numbers of input 2"),
+        (["Cr", np.full((4, 4), 1)], "input 2, read as tokens"),
         (7, "an input is a text, not 7"),
         ([7], "an input is a text, not 7"),
         ([None], "an input is a text, not None"),
@@ -286,17 +286,17 @@ def test_other_values_are_refused_in_one_sentence(solver, x, message):
 @pytest.mark.parametrize("form", [np.array, torch.tensor, lambda rows: [np.array(row) for row in rows]])
 def test_a_matrix_or_a_board_in_numbers_is_not_taken_for_tokens(solver, form):
     matrix = nx.to_numpy_array(graph_of("Cr"), dtype=int).tolist()
-    with pytest.raises(InputError, match="are no tokens as task.parse"):
+    with pytest.raises(InputError, match="are not the tokens that task.parse returns"):
         solver.sample(form([matrix]), num_samples=2)
     one_way = [[2, 1, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 2]]
-    with pytest.raises(InputError, match="are no tokens as task.parse"):
+    with pytest.raises(InputError, match="are not the tokens that task.parse returns"):
         solver.sample(form([one_way]), num_samples=2)
     complete = [[2 if i == j else 1 for j in range(4)] for i in range(4)]
-    with pytest.raises(InputError, match="as tokens, are 'C~': the graph is not 3-colourable"):
+    with pytest.raises(InputError, match="as tokens, is 'C~': the graph is not 3-colourable"):
         solver.sample(form([complete]), num_samples=2)
     sudoku_solver = build(small_config(task_name="sudoku"))
     board = [0, 4, 1, 2, 0, 2, 0, 0, 2, 1, 0, 0, 4, 3, 2, 0]
-    with pytest.raises(InputError, match="are no tokens as task.parse"):
+    with pytest.raises(InputError, match="are not the tokens that task.parse returns"):
         sudoku_solver.sample(form([board]), num_samples=2)
     (solved,) = sudoku_solver.solve(str(board), num_samples=2)
     assert solved.input == ".412.2..21..432."

@@ -32,19 +32,19 @@ def shape_key(a, b):
 def test_neither_a_scored_answer_nor_a_symmetry_of_one_is_trained_on(dataset):
     pool = collect_tasks(ArcConfig(dataset=dataset))
     answers = {}
-    for i in pool.scored:
+    for i in pool.scored_tasks:
         for a, b in pool.puzzles[i].test:
             answers.setdefault(pair_key(a, b), set()).add(i)
-    scored_keys = {exact_key(i, a, b) for i in pool.scored for a, b in pool.puzzles[i].test}
+    scored_keys = {exact_key(i, a, b) for i in pool.scored_tasks for a, b in pool.puzzles[i].test}
     held_out = scored_keys | {exact_key(*pair) for pair in pool.validation}
-    assert len(pool.scored) == len(load_set(f"{dataset}/evaluation"))
+    assert len(pool.scored_tasks) == len(load_set(f"{dataset}/evaluation"))
     assert len(pool.train) > 3000
-    shapes = {str(shape_key(a, b)) for i in pool.scored for a, b in pool.puzzles[i].test}
+    shapes = {str(shape_key(a, b)) for i in pool.scored_tasks for a, b in pool.puzzles[i].test}
     for i, a, b in pool.train:
         if str(shape_key(a, b)) in shapes:
             assert answers.get(pair_key(a, b), set()) <= {i}
         assert exact_key(i, a, b) not in held_out
-    in_scored = [pair for pair in pool.train if pair[0] in pool.scored]
+    in_scored = [pair for pair in pool.train if pair[0] in pool.scored_tasks]
     assert in_scored
     for i, a, b in in_scored:
         assert any(a is c and b is d for c, d in pool.puzzles[i].train)

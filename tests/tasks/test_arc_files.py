@@ -148,7 +148,7 @@ def test_a_test_output_that_is_null_or_empty_is_unknown(tmp_path, unknown):
 def test_a_json_that_is_no_task_is_skipped_and_named(own_folder, caplog, value):
     (own_folder / "info.json").write_text(json.dumps(value))
     assert names(own_folder) == [("mirror.json", 2)]
-    assert caplog.messages == [f"task.files = {own_folder}: skipped, as it holds no ARC task: info.json"]
+    assert caplog.messages == [f"task.files = {own_folder}: skipped files without an ARC task: info.json"]
     (own_folder / "mirror.json").unlink()
     with pytest.raises(InputError, match=f"^{own_folder}/info.json: an ARC task is a JSON object with"):
         names(own_folder)
@@ -160,7 +160,7 @@ def test_tasks_larger_than_the_canvas_are_left_out_and_counted(own_folder, caplo
         (own_folder / f"wide{side}.json").write_text(json.dumps({"train": [pair], "test": [{"input": [[1]]}]}))
     assert names(own_folder) == [("mirror.json", 2)]
     assert caplog.messages == [
-        f"task.files = {own_folder}: left out, as it is larger than the canvas of 6 x 6: wide31.json, wide40.json, "
+        f"task.files = {own_folder}: left out tasks larger than the canvas of 6 x 6: wide31.json, wide40.json, "
         "wide7.json and 1 more"
     ]
     assert len(names(own_folder, 7)) == 2
@@ -198,10 +198,10 @@ def test_an_output_of_the_challenge_itself_stays(tmp_path):
 @pytest.mark.parametrize(
     ("solutions", "message"),
     [
-        ({"007bbfb7": [[[1]]]}, "task 007bbfb7: must be a list of outputs, as many as the task has tests, which is 2"),
-        ({"007bbfb7": 3}, "task 007bbfb7: must be a list of outputs"),
+        ({"007bbfb7": [[[1]]]}, "task 007bbfb7: must be a list of 2 outputs, one for each test of the task"),
+        ({"007bbfb7": 3}, "task 007bbfb7: must be a list of 2 outputs"),
         ({"007bbfb7": [[[1]], [[1], [2, 3]]]}, "task 007bbfb7: output 2 is ragged"),
-        ([1], "must be a JSON object of lists of outputs"),
+        ([1], "must be a JSON object that maps ids of tasks to lists"),
     ],
 )
 def test_solutions_that_do_not_fit_are_named(tmp_path, solutions, message):

@@ -149,7 +149,7 @@ def test_boxes_of_six_and_nine_are_drawn_and_read():
 
 
 MALFORMED_SUDOKUS = [
-    (" 412 2  21  432 ", "spaces in the line follow no rule"),
+    (" 412 2  21  432 ", "spaces in the line are irregular"),
     ("\n".join(rows(FOUR)[:3]), "3 rows of 4 cells, and a 4x4 board has 4 rows of 4"),
     ("\n".join([*rows(FOUR), "...."]), "5 rows of 4 cells"),
     ("\n".join([*rows(FOUR), "", *rows(FOUR)[:3]]), "line 6: 3 rows of 4 cells"),
@@ -158,10 +158,10 @@ MALFORMED_SUDOKUS = [
     ("412221432", "9 cells .*and a 4x4 board has 16"),
     ("Puzzle\n" + "\n".join(rows(FOUR)), r"'P' \(row 1\) is neither a digit nor a blank"),
     (f"{FOUR} {FOUR}", "2 boards on one line"),
-    ("." * 81, "the board is 9x9; this task has size = 4: no checkpoint here has it; train one: python exp"),
+    ("." * 81, "the board is 9x9; this task has size = 4: no checkpoint here has this size; train one: python exp"),
     ("." * 36, "the board is 6x6; this task has size = 4: --checkpoint .*sudoku6.safetensors has size = 6"),
     ("\n".join(["......"] * 6), "the board is 6x6; this task has size = 4: --checkpoint"),
-    ('{"puzzle": "' + FOUR, "begins as JSON and is none"),
+    ('{"puzzle": "' + FOUR, "begins like JSON but is not JSON"),
     ('{"a": 1}', "the JSON object has no 'question': give"),
     ("[[1, 2.5], [3, 4]]", "a list of whole numbers"),
     ("[[[[1]]]]", "a list of whole numbers"),
@@ -264,7 +264,7 @@ MALFORMED_QUEENS = [
     ("0 -1 4 -1", "the board has 4 rows; this task has size = 8"),
     ("Q.......", "one row of 8 squares; give all rows"),
     ("hello world", "this is no board: 'hello world'"),
-    ("Q....... .../8/8/8/8/8/8/8", "row 1 of the board has spaces that follow no rule"),
+    ("Q....... .../8/8/8/8/8/8/8", "row 1 of the board has irregular spaces"),
     ("Q99999999/8/8/8/8/8/8/8", "row 1 of the board holds '9'"),
     ("QQ6/8/8/8/8/8/8/8", "row 1, column 1 and row 1, column 2 attack"),
     (

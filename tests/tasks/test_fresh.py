@@ -63,7 +63,7 @@ def test_no_fresh_sudoku_is_an_image_of_one_of_a_split_or_of_another():
 
 
 def test_asking_for_more_fresh_inputs_than_exist_is_refused_in_a_sentence():
-    with pytest.raises(ConfigError, match="only [0-9]+ graphs of 4 vertices were met .* ask for fewer"):
+    with pytest.raises(ConfigError, match="found only [0-9]+ graphs of 4 vertices that .* ask for fewer"):
         coloring(vertices=4, train=4, validation=1, test=1).fresh_inputs(500, SEED)
 
 

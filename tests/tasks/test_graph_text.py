@@ -56,7 +56,7 @@ BAD_DIMACS = [
     (dimacs(first="p 8 9"), "^line 1: the p line 'p 8 9' is too short"),
     (dimacs(first="p edge 8"), "^line 1: the p line 'p edge 8' is too short"),
     (dimacs(first="p edge 8.0 9"), "^line 1: cannot read 'p edge 8.0 9'"),
-    (dimacs(first="p cnf 8 9"), "^line 1: 'p cnf' is no graph"),
+    (dimacs(first="p cnf 8 9"), "^line 1: 'p cnf' is not a graph to colour"),
     (dimacs(first="p sp 8 9", mark="a"), "^line 1: 'p sp' is a problem of shortest paths"),
     (dimacs(mark="a"), "^line 2: 'a 1 2' is an arc"),
     (dimacs([*EDGES, (3, 3)], "p edge 8 10"), "^line 11: edge 'e 3 3' is a loop at vertex 3"),
@@ -130,7 +130,7 @@ def test_other_formats_are_refused_by_name(task):
     [
         (10, r"--checkpoint .*checkpoints/coloring10.safetensors has vertices = 10"),
         (9, "train one: python experiments/run.py --task coloring --task.vertices 9 "),
-        (40, "no checkpoint can have it .vertices must lie between 3 and 12"),
+        (40, "no checkpoint can have this size .vertices must lie between 3 and 12"),
     ],
 )
 def test_another_size_names_the_checkpoint_or_the_command(task, n, message):

@@ -180,7 +180,7 @@ BAD_INPUTS = [
     (9, QUESTION[:-1], r"80 cells .*, and a 9x9 board has 81"),
     (4, "", "empty input"),
     (4, "12/.............", "'/' is neither a digit nor a blank"),
-    (4, "...5............", "the digit 5 is none of a 4x4 board, whose digits are 1 to 4"),
+    (4, "...5............", "the digit 5 does not belong on a 4x4 board, whose digits are 1 to 4"),
     (6, "....é" + "." * 31, "'é' is neither a digit nor a blank"),
     (4, "1..1............", "row 1 has 1 twice"),
     (4, ".2...2..........", "column 2 has 2 twice"),

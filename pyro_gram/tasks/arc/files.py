@@ -32,7 +32,7 @@ class ArcPuzzle:
     """One ARC task.
 
     Attributes:
-        id: the id in checkpoints.
+        id: the id by which checkpoints know the task.
         train: the demonstrations, (input, output).
         test: the test inputs, each with its output, or None if that is unknown.
         name: the name of the file of a user's own task; empty for others.
@@ -98,7 +98,7 @@ def parse_grid(rows: Any, where: str, max_side: int | None) -> Grid:
         max_side: the most rows and columns; None for no limit.
 
     Raises:
-        InputError: ``rows`` is no list of rows, empty, ragged, too large, or has a value that is no colour.
+        InputError: ``rows`` is not a list of rows, is empty, ragged or too large, or has a value that is not a colour.
     """
     if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
         raise InputError(f"{where} must be a list of rows, each a list of colours 0-9")
@@ -110,7 +110,7 @@ def parse_grid(rows: Any, where: str, max_side: int | None) -> Grid:
         for value in row:
             if type(value) is not int or not 0 <= value < COLORS:
                 raise InputError(
-                    f"{where}, row {number}: {json.dumps(value)[:40]} is no colour, an integer from 0 to 9"
+                    f"{where}, row {number}: {json.dumps(value)[:40]} is not a colour (an integer from 0 to 9)"
                 )
     if max_side is not None and max(len(rows), len(rows[0])) > max_side:
         raise InputError(f"{where} has {len(rows)} x {len(rows[0])} cells; this canvas holds {max_side} x {max_side}")
@@ -118,7 +118,7 @@ def parse_grid(rows: Any, where: str, max_side: int | None) -> Grid:
 
 
 def is_puzzle(data: Any) -> bool:
-    """Return whether a JSON value is an ARC task, perhaps a malformed one. Objects with lists of ids are none."""
+    """Return whether a JSON value is an ARC task, perhaps a malformed one. An object of lists of ids is not one."""
     parts = [data[key] for key in ("train", "test") if key in data] if isinstance(data, dict) else []
     return any(isinstance(part, list) and all(isinstance(pair, dict) for pair in part) for part in parts)
 
@@ -129,7 +129,7 @@ def is_collection(data: Any) -> bool:
 
 
 def split_tasks(text: str) -> list[PuzzleText]:
-    """Cut a file into tasks: an ARC task in JSON, on several lines or one; one JSON value on each line; or Kaggle's."""
+    """Cut a file into tasks: one ARC task in JSON; one JSON value on each line; or Kaggle's object of tasks."""
     lines = numbered_lines(text)
     with suppress(InputError):
         parse_json_text(lines[0][1] if len(lines) > 1 else "")
@@ -218,35 +218,35 @@ def read_folder(folder: Path, max_side: int) -> list[ArcPuzzle]:
         InputError: a file is no JSON, or its task is malformed; the message names the file.
     """
     puzzles: dict[str, ArcPuzzle] = {}
-    too_large: list[str] = []
-    without_task: list[Path] = []
+    large_task_names: list[str] = []
+    taskless_paths: list[Path] = []
     for path in _json_files(folder):
         file_puzzles = list(_read_puzzles(path))
         if not file_puzzles:
-            without_task.append(path)
+            taskless_paths.append(path)
         for puzzle in file_puzzles:
             if puzzle.side > max_side:
-                too_large.append(puzzle.name)
+                large_task_names.append(puzzle.name)
                 continue
             digest = puzzle.digest
             first = puzzles.get(digest, replace(puzzle, id=f"files/{digest[:12]}", test=()))
             puzzles[digest] = replace(first, test=first.test + puzzle.test)
     size = f"{max_side} x {max_side}"
-    if not puzzles and too_large:
+    if not puzzles and large_task_names:
         raise ConfigError(
-            f"task.files = {folder}: {_join_names(too_large)} has a grid longer than the canvas of {size}, and no "
-            "other task is there: raise task.canvas (at most 30)"
+            f"task.files = {folder}: {_join_names(large_task_names)} has a grid longer than the canvas of {size}, and "
+            "no other task is there: raise task.canvas (at most 30)"
         )
-    if not puzzles and without_task:
-        raise InputError(f"{without_task[0]}: {NO_TASK}")
+    if not puzzles and taskless_paths:
+        raise InputError(f"{taskless_paths[0]}: {NO_TASK}")
     if not puzzles:
         raise ConfigError(f"task.files = {folder} must be a folder of ARC tasks, one .json file each")
-    if without_task:
-        names = _join_names([str(path.relative_to(folder)) for path in without_task])
-        log.warning("task.files = %s: skipped, as it holds no ARC task: %s", folder, names)
-    if too_large:
-        names = _join_names(too_large)
-        log.warning("task.files = %s: left out, as it is larger than the canvas of %s: %s", folder, size, names)
+    if taskless_paths:
+        names = _join_names([str(path.relative_to(folder)) for path in taskless_paths])
+        log.warning("task.files = %s: skipped files without an ARC task: %s", folder, names)
+    if large_task_names:
+        names = _join_names(large_task_names)
+        log.warning("task.files = %s: left out tasks larger than the canvas of %s: %s", folder, size, names)
     return [puzzles[digest] for digest in sorted(puzzles)]
 
 
@@ -281,7 +281,7 @@ def _read_puzzles(path: Path) -> Iterator[ArcPuzzle]:
         solutions_path = _replace_suffix(path, CHALLENGES, SOLUTIONS)
         solutions = _read_json_file(solutions_path) if solutions_path and solutions_path.is_file() else {}
         if not isinstance(solutions, dict):
-            raise InputError(f"{solutions_path}: must be a JSON object of lists of outputs by the ids of their tasks")
+            raise InputError(f"{solutions_path}: must be a JSON object that maps ids of tasks to lists of outputs")
         for name, task in data.items():
             with _locate_errors(path, name):
                 puzzle = parse_puzzle(task, name, None)
@@ -313,7 +313,7 @@ def _locate_errors(path: Path, task: str = "") -> Iterator[None]:
 def _add_outputs(puzzle: ArcPuzzle, outputs: Any) -> ArcPuzzle:
     """Fill in the unknown outputs of a task's tests. Raises InputError."""
     if not isinstance(outputs, list) or len(outputs) != len(puzzle.test):
-        raise InputError(f"must be a list of outputs, as many as the task has tests, which is {len(puzzle.test)}")
+        raise InputError(f"must be a list of {len(puzzle.test)} outputs, one for each test of the task")
     test = []
     for number, ((a, b), output) in enumerate(zip(puzzle.test, outputs, strict=True), start=1):
         is_settled = b is not None or output in NO_OUTPUT

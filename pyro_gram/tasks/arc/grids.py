@@ -35,7 +35,7 @@ GridKey = tuple[tuple[int, ...], bytes]
 
 
 def grid_key(grid: Grid) -> GridKey:
-    """Return a key that is equal for equal grids only."""
+    """Return a key; two grids have equal keys iff they are equal."""
     return grid.shape, np.ascontiguousarray(grid, dtype=np.uint8).tobytes()
 
 
@@ -82,22 +82,22 @@ def pair_key(source: Grid, target: Grid) -> bytes:
 
 
 def rough_key(source: Grid, target: Grid) -> Hashable:
-    """Return a key that is cheap, and equal if :func:`pair_key` is: the sides and the counts of colours."""
+    """Return a cheap key, equal for pairs with equal :func:`pair_key`: the sides and the counts of colours."""
     counts = [np.bincount(g.ravel(), minlength=COLORS) for g in (source, target)]
     color_counts = sorted(zip(*(c[1:].tolist() for c in counts), strict=True))
     return min(source.shape), source.size, min(target.shape), target.size, tuple(color_counts)
 
 
 def draw_augmentations(name: str, grids: Sequence[Grid], count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the plain version of a task and up to ``count`` others, no two with the same content.
+    """Return the plain version of a task and draw up to ``count`` others, no two with the same content.
 
     They depend on the task and the seed only, not on other tasks.
 
     Args:
-        name: of the task.
+        name: name of the task.
         grids: its content.
-        count: versions besides the plain one.
-        seed: of the draw.
+        count: number of versions besides the plain one.
+        seed: seed of the draw.
 
     Returns:
         Transforms, uint8 ``[V]``, and colours, uint8 ``[V, 10]``; V is less than ``1 + count`` if symmetries of the
@@ -105,7 +105,7 @@ def draw_augmentations(name: str, grids: Sequence[Grid], count: int, seed: int) 
     """
     word = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
     rng = np.random.default_rng([seed, word])
-    # Two versions are equal iff their transforms give the same content up to colours, and those get the same names.
+    # Two versions are equal iff their transforms give the same content up to colours, and the same new colours in it.
     contents = [canonical_colors([apply_transform(g, t) for g in grids]) for t in range(TRANSFORMS)]
     first_equal = np.array([[c for c, _ in contents].index(content) for content, _ in contents])
     orders = np.array([order for _, order in contents], dtype=np.int64)  # [8, colours in the content]
@@ -147,8 +147,8 @@ def origin_of(tokens: Tensor) -> Tensor:
 def crop(tokens: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
     """Return the grid that starts at ``origin`` on any canvas, well-formed or not.
 
-    As in TRM's evaluator, it is the largest rectangle of colours with its corner there; of several, the one with fewest
-    rows.
+    As in TRM's evaluator, it is the largest rectangle of colours with its top left corner there; if several are equally
+    large, the one with the fewest rows.
 
     Args:
         tokens: int64 ``[..., C, C]``.
@@ -165,7 +165,7 @@ def crop(tokens: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
     best = area.argmax(-1, keepdim=True)
     columns = width.gather(-1, best).squeeze(-1)
     size = torch.stack((torch.where(columns > 0, best.squeeze(-1) + 1, 0), columns), dim=-1)
-    return cells * _inside(size, tokens.shape[-1]), size
+    return cells * _inside_mask(size, tokens.shape[-1]), size
 
 
 def place(cells: Tensor, size: Tensor, offset: Tensor) -> Tensor:
@@ -177,10 +177,10 @@ def place(cells: Tensor, size: Tensor, offset: Tensor) -> Tensor:
     """
     side = torch.arange(cells.shape[-1])
     rows, columns = size[..., 0, None], size[..., 1, None]
-    below = (side == rows)[..., :, None] & (side < columns)[..., None, :]
-    right = (side < rows)[..., :, None] & (side == columns)[..., None, :]
-    with_markers = torch.where((below | right) & (rows > 0)[..., None], EOS, cells)
-    return shift(with_markers, -offset)
+    is_below = (side == rows)[..., :, None] & (side < columns)[..., None, :]
+    is_right = (side < rows)[..., :, None] & (side == columns)[..., None, :]
+    marked_cells = torch.where((is_below | is_right) & (rows > 0)[..., None], EOS, cells)
+    return shift(marked_cells, -offset)
 
 
 def turn(cells: Tensor, size: Tensor, transform: Tensor, colors: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,15 +198,15 @@ def turn(cells: Tensor, size: Tensor, transform: Tensor, colors: Tensor) -> tupl
     side = torch.arange(cells.shape[-1])
     is_transposed, is_flipped_up, is_flipped_left = (((transform >> bit) & 1).bool() for bit in range(3))
     size_out = torch.where(is_transposed[..., None], size.flip(-1), size)
-    # Cell (i, j) of the image is cell (r, c) of the grid: the flips of (j, i) if transposed, otherwise of (i, j).
+    # Cell (i, j) of the image is cell (r, c) of the grid; (r, c) is (j, i) or, if not transposed, (i, j), flipped.
     r = torch.where(is_flipped_up[..., None], size[..., :1] - 1 - side, side)
     c = torch.where(is_flipped_left[..., None], size[..., 1:] - 1 - side, side)
-    straight = r[..., :, None] * len(side) + c[..., None, :]
-    index = torch.where(is_transposed[..., None, None], straight.transpose(-1, -2), straight)
-    inside = _inside(size_out, len(side))
-    tokens = cells.flatten(-2).gather(-1, torch.where(inside, index, 0).flatten(-2))
+    plain_index = r[..., :, None] * len(side) + c[..., None, :]
+    index = torch.where(is_transposed[..., None, None], plain_index.transpose(-1, -2), plain_index)
+    is_inside = _inside_mask(size_out, len(side))
+    tokens = cells.flatten(-2).gather(-1, torch.where(is_inside, index, 0).flatten(-2))
     tokens = colors.gather(-1, (tokens - FIRST_COLOR).clamp(min=0)) + FIRST_COLOR
-    return tokens.view(cells.shape) * inside, size_out
+    return tokens.view(cells.shape) * is_inside, size_out
 
 
 def shift(tokens: Tensor, by: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ def shift(tokens: Tensor, by: Tensor) -> Tensor:
     return tokens.flatten(-2).gather(-1, index.flatten(-2)).view(tokens.shape) * is_inside
 
 
-def _inside(size: Tensor, canvas: int) -> Tensor:
+def _inside_mask(size: Tensor, canvas: int) -> Tensor:
     side = torch.arange(canvas)
     return (side < size[..., :1])[..., :, None] & (side < size[..., 1:])[..., None, :]
 
@@ -243,16 +243,16 @@ def vote(answers: Iterable[Hashable | None], attempts: int) -> list[Hashable]:
     return sorted(counts, key=lambda answer: -counts[answer])[:attempts]
 
 
-def mean_by_task(solved: dict[tuple[int, Hashable], bool]) -> float:
+def mean_by_task(outcomes: dict[tuple[int, Hashable], bool]) -> float:
     """Return ARC Prize's score: the share of a task's test outputs that are solved, averaged over tasks.
 
     This is ``ARCScorer`` of github.com/arcprize/arc-agi-benchmarking. (Kaggle averages over test outputs.)
 
     Args:
-        solved: (task, test input) -> whether an attempt was exactly right.
+        outcomes: (task, test input) -> was an attempt exactly right?
     """
     tasks: dict[int, list[bool]] = {}
-    for (task, _), is_solved in solved.items():
+    for (task, _), is_solved in outcomes.items():
         tasks.setdefault(task, []).append(is_solved)
     return sum(sum(t) / len(t) for t in tasks.values()) / len(tasks) if tasks else 0.0
 

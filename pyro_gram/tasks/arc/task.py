@@ -64,7 +64,7 @@ class Arc(Task):
         self.spec = TaskSpec(size, None, VOCABULARY, size, VOCABULARY, puzzles=len(transforms))
 
     def task_of(self, number: int) -> tuple[str, Augmentation]:
-        """Return the id of the task with a puzzle number, and the version."""
+        """Return the id of the task and the version that have a puzzle number."""
         version = Augmentation(int(self._transforms[number]), tuple(self._colors[number].tolist()))
         return self.puzzles[int(self._task_of_number[number])].id, version
 
@@ -84,12 +84,12 @@ class Arc(Task):
     # ---- data --------------------------------------------------------------------------------------------------
 
     def split(self, name: str) -> PuzzleSet:
-        """Return the puzzles of a split; ``test`` has the versions of one test input in a row, the plain one first."""
+        """Return the puzzles of a split; ``test`` has the versions of a test input in successive rows, plain first."""
         check_split(name)
         if name not in self._splits:
             pool, shuffle = self._pool, random.Random(self.config.data_seed)
             if name == "test":
-                order = shuffle.sample(pool.scored, len(pool.scored))
+                order = shuffle.sample(pool.scored_tasks, len(pool.scored_tasks))
                 pairs = [(i, a, b) for i in order for a, b in self.puzzles[i].test if b is not None]
                 self._splits[name] = self._puzzle_set(pairs, self.config.evaluate_augmentations)
             else:
@@ -127,7 +127,7 @@ class Arc(Task):
         """Turn each pair into a random version of its task, at a random offset on the canvas.
 
         As in HRM and TRM, input and output have the same offset, which keeps both inside the canvas. With probability
-        1 / (number of the task's pairs) the offset is 0, as in every test (in TRM, one pair of a version has it).
+        1 / (number of the task's pairs) the offset is 0, as in every test (in TRM, it is 0 for one pair of a version).
         """
 
         def draw_below(limit: Tensor) -> Tensor:
@@ -184,8 +184,8 @@ class Arc(Task):
         """Return (task, plain input) of each input ``x [N, event]``."""
         number, cells, size, _ = self._unpack(x)
         cells, size = self._to_plain(cells, size, number)
-        plain = (grids.to_grid(c, s) for c, s in zip(cells, size, strict=True))
-        keys = (None if g is None else grid_key(g) for g in plain)
+        plain_grids = (grids.to_grid(c, s) for c, s in zip(cells, size, strict=True))
+        keys = (None if g is None else grid_key(g) for g in plain_grids)
         return list(zip(self._task_of_number[number].tolist(), keys, strict=True))
 
     def _expected_answers(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,7 +207,7 @@ class Arc(Task):
         return is_known.view(x.shape[:-1]).expand(torch.broadcast_shapes(x.shape[:-1], y.shape[:-1]))
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Count the cells that differ from the known answer; for another shape, all of its cells and one more.
+        """Count the cells that differ from the known answer; if the shape differs, all of its cells and one more.
 
         If the answer is unknown (:meth:`has_known_answer`), the count is 1 if ``y`` has no grid and 0 otherwise; then 0
         does not mean that the answer is right.
@@ -223,7 +223,7 @@ class Arc(Task):
         return self._map_grids(count_mistakes, x, y)
 
     def canonical_form(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Return the canvas with nothing but the answer's grid, where x's grid is; empty if ``y`` has no grid."""
+        """Return a canvas with only the answer's grid, at the place of x's grid; empty if ``y`` has no grid."""
         return self._map_grids(lambda _, *grid: grids.place(*grid).flatten(-2), x, y)
 
     def _map_grids(self, function: Callable[..., Tensor], x: Tensor | None, y: Tensor) -> Tensor:
@@ -233,41 +233,42 @@ class Arc(Task):
         """
         assert x is not None
         origin = grids.origin_of(self._to_canvas(x.reshape(-1, x.shape[-1])[:, 1:]))
-        lead = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])
-        rows = torch.arange(len(origin)).view(x.shape[:-1]).expand(lead).reshape(-1)
-        tokens = y.expand(*lead, y.shape[-1]).reshape(-1, y.shape[-1])
+        batch_shape = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])
+        rows = torch.arange(len(origin)).view(x.shape[:-1]).expand(batch_shape).reshape(-1)
+        tokens = y.expand(*batch_shape, y.shape[-1]).reshape(-1, y.shape[-1])
         chunks = zip(*self._chunks(rows, tokens), strict=True)
         crops = ((row, *grids.crop(self._to_canvas(chunk), origin[row]), origin[row]) for row, chunk in chunks)
-        joined = torch.cat([function(*crop) for crop in crops])
-        return joined.view((*lead, *joined.shape[1:]))
+        results = torch.cat([function(*crop) for crop in crops])
+        return results.view((*batch_shape, *results.shape[1:]))
 
     def extra_metrics(self, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, float]:
         """Return the official scores, by a vote over all samples of all versions of each test input.
 
         The symmetry of each version is undone before the vote. ``pass_at_1`` and ``pass_at_2``: the share of test
         outputs that are the most frequent, or one of the two most frequent, answers (Kaggle's average). ``arc_score``:
-        the share with ``attempts`` answers, averaged within a task and then over tasks (ARC Prize's). An answer without
-        a grid has no vote; ties go to the earlier version, then sample.
+        the share among the ``attempts`` most frequent answers, averaged within a task and then over tasks (ARC
+        Prize's). An answer without a grid has no vote; ties go to the earlier version, then to the earlier sample.
         """
         x = puzzles.inputs
         assert x is not None
         number, _, _, origin = self._unpack(x)
         canvas = self._to_canvas(tokens)
-        plain = [self._to_plain(*grids.crop(sample, origin), number) for sample in canvas]  # N of [B, C, C] and [B, 2]
+        # N of [B, C, C] and [B, 2]
+        plain_samples = [self._to_plain(*grids.crop(sample, origin), number) for sample in canvas]
         rows, cells, size = self._answers
         groups: dict[tuple[int, Hashable], list[int]] = {}
         for index, key in enumerate(self._input_keys(x)):
             if key in rows:
                 groups.setdefault(key, []).append(index)
-        solved: dict[int, dict[tuple[int, Hashable], bool]] = {1: {}, 2: {}, self.config.attempts: {}}
+        outcomes: dict[int, dict[tuple[int, Hashable], bool]] = {1: {}, 2: {}, self.config.attempts: {}}
         for key, indices in groups.items():
-            right = grid_key(_crop_grid(cells[rows[key]].long(), size[rows[key]]))
-            answers = [grids.to_grid(c[i], s[i]) for i in indices for c, s in plain]
-            ranking = grids.vote((None if g is None else grid_key(g) for g in answers), max(solved))
-            for attempts, is_solved in solved.items():
-                is_solved[key] = right in ranking[:attempts]
-        shares = {k: sum(is_solved.values()) / max(1, len(is_solved)) for k, is_solved in solved.items()}
-        score = grids.mean_by_task(solved[self.config.attempts])
+            right_key = grid_key(_crop_grid(cells[rows[key]].long(), size[rows[key]]))
+            answers = [grids.to_grid(c[i], s[i]) for i in indices for c, s in plain_samples]
+            ranking = grids.vote((None if g is None else grid_key(g) for g in answers), max(outcomes))
+            for attempts, is_solved in outcomes.items():
+                is_solved[key] = right_key in ranking[:attempts]
+        shares = {k: sum(is_solved.values()) / max(1, len(is_solved)) for k, is_solved in outcomes.items()}
+        score = grids.mean_by_task(outcomes[self.config.attempts])
         return {"pass_at_1": shares[1], "pass_at_2": shares[2], "arc_score": score}
 
     # ---- text and picture --------------------------------------------------------------------------------------
@@ -336,7 +337,7 @@ class Arc(Task):
         if len(inputs) == 1:
             return inputs[0]
         reason = f"is an input of {len(inputs)} tasks" if inputs else "is an input of no task of this run"
-        raise InputError(f"the grid {reason}, and so names no rule: add the id of its task or its demonstrations")
+        raise InputError(f"the grid {reason}, so its rule is unknown: add the id of its task or its demonstrations")
 
     def format_input(self, x: Tensor | None) -> str:
         """Return task, version and grid as JSON, in the form of :func:`~pyro_gram.tasks.arc.files.format_input`."""
@@ -362,7 +363,7 @@ class Arc(Task):
         return grids.to_grid(*grids.crop(self._to_canvas(y), self._unpack(x)[-1]))
 
     def _find_mistakes(self, x: Tensor | None, grid: Grid) -> np.ndarray:
-        """Return the cells that differ from the known answer: all for another shape, none if it is unknown."""
+        """Return the cells that differ from the known answer: all if its shape differs, none if it is unknown."""
         assert x is not None
         cells, size, is_known = self._expected_answers(x[None])
         expected = _crop_grid(cells[0], size[0]) if is_known[0] else grid
@@ -381,17 +382,17 @@ class Arc(Task):
         """Return the input's grid and, if given, the answer's on its right, with cells marked as in :meth:`plot`."""
         paint = painter(colour)
         input_grid = _crop_grid(*self._unpack(x)[1:3])
-        left = grids.render_grid(input_grid, np.zeros_like(input_grid), paint)
+        input_block = grids.render_grid(input_grid, np.zeros_like(input_grid), paint)
         if y is None:
-            return left
-        grid, right = self._answer_grid(x, y), mark_mistake("no grid", paint)
+            return input_block
+        grid, answer_block = self._answer_grid(x, y), mark_mistake("no grid", paint)
         if grid is not None:
-            right = grids.render_grid(grid, self._find_mistakes(x, grid), paint)
-        return join_blocks(left, right, separator="  ->  ")
+            answer_block = grids.render_grid(grid, self._find_mistakes(x, grid), paint)
+        return join_blocks(input_block, answer_block, separator="  ->  ")
 
 
 def _crop_grid(cells: Tensor, size: Tensor) -> Grid:
-    """Return one grid, which exists."""
+    """Convert one result of :func:`~pyro_gram.tasks.arc.grids.crop`, which must not be empty, to a grid."""
     grid = grids.to_grid(cells, size)
     assert grid is not None
     return grid

@@ -2,7 +2,7 @@
 
 Graphs are drawn from G(n, p) and kept if three colours suffice. Answers that differ in the names of the colours count
 as equal; in their canonical form, colours are numbered in order of first appearance. No graph of one split is
-isomorphic to one of another: all graphs with one isomorphism invariant go to one split, so that permuting the
+isomorphic to one of another: all graphs with the same isomorphism invariant go to one split, so that permuting the
 vertices of training graphs (the augmentation) never gives a held-out one.
 """
 
@@ -47,7 +47,7 @@ class ColoringConfig:
     """Settings of the graphs, their number, and their layout as tokens.
 
     Attributes:
-        vertices: n, the vertices of a graph.
+        vertices: n, the number of vertices of a graph.
         edge_probability: p of G(n, p), the probability that a pair of vertices is an edge.
         layout: ``vertex``: one position for each vertex, with its row of the adjacency matrix. ``edge`` (the paper's):
             one token for each pair of vertices (1 no edge, 2 edge), then a blank for each vertex; answers are
@@ -79,7 +79,7 @@ class ColoringConfig:
 
 @TASKS.register("coloring")
 class Coloring(Task):
-    """Colour the vertices of a graph with three colours so that no edge joins two of one colour."""
+    """Colour the vertices of a graph with three colours so that no edge joins two vertices of the same colour."""
 
     Config = ColoringConfig
     violation_name = "conflict"
@@ -124,9 +124,9 @@ class Coloring(Task):
     # ---- right and equal answers -------------------------------------------------------------------------------
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Count the edges whose ends have one colour, and the vertices without a colour (``edge`` layout)."""
-        has_one_color = y[..., self._rows] == y[..., self._cols]
-        return (has_one_color & self.edges(x)).sum(-1) + (y < self._first_color).sum(-1)
+        """Count the edges whose ends have the same colour, and the vertices without a colour (``edge`` layout)."""
+        has_same_color = y[..., self._rows] == y[..., self._cols]
+        return (has_same_color & self.edges(x)).sum(-1) + (y < self._first_color).sum(-1)
 
     def difficulty(self, x: Tensor) -> Tensor:
         """Count the edges, int64 ``[...]``."""
@@ -177,7 +177,7 @@ class Coloring(Task):
         return PuzzleSet.from_counts(self.encode(adjacency), solutions + self._first_color, counts)
 
     def fresh_inputs(self, count: int, data_seed: int) -> PuzzleSet:
-        """Draw graphs from G(n, p) of which none is isomorphic to a graph of any split or to one another."""
+        """Draw graphs from G(n, p) that are isomorphic neither to a graph of any split nor to one another."""
         rng = np.random.default_rng(data_seed)
         classes: set[Hashable] = set()
         for split in SPLITS:
@@ -185,13 +185,13 @@ class Coloring(Task):
         graphs = np.zeros((0, self.n, self.n), dtype=bool)
         while len(graphs) < count:
             batch = draw_graphs(rng, self.n, self.config.edge_probability, max(FRESH_DRAWS, count))
-            new = batch[add_new_classes(classes, isomorphism_invariants(batch))]
-            if not len(new):
+            new_graphs = batch[add_new_classes(classes, isomorphism_invariants(batch))]
+            if not len(new_graphs):
                 raise ConfigError(
-                    f"only {len(graphs)} graphs of {self.n} vertices were met that are isomorphic to none of a split: "
+                    f"found only {len(graphs)} graphs of {self.n} vertices that are isomorphic to no graph of a split: "
                     "ask for fewer"
                 )
-            graphs = np.concatenate((graphs, new))
+            graphs = np.concatenate((graphs, new_graphs))
         return self._puzzles(torch.from_numpy(graphs[:count]))
 
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -321,9 +321,9 @@ def draw_graphs(rng: np.random.Generator, n: int, p: float, count: int) -> np.nd
 
 
 def isomorphism_invariants(graphs: np.ndarray) -> list[bytes]:
-    """Return a key for each graph; isomorphic graphs have equal keys (and, rarely, others too).
+    """Return a key for each graph; isomorphic graphs have equal keys (and, rarely, so do others).
 
-    A vertex is described by its numbers of walks and of closed walks of every length up to n; the key is the sorted
+    A vertex is described by how many walks and closed walks of each length up to n start at it; the key is the sorted
     list of the descriptions. The integers are exact: they stay below 12^12.
     """
     n = graphs.shape[-1]
@@ -342,7 +342,7 @@ def canonical_colorings(n: int) -> tuple[Tensor, Tensor]:
     """List the canonical colourings of n vertices with at most three colours, in lexicographic order.
 
     Returns:
-        int64 ``[C, n]``, and for each which pairs have one colour, float32 ``[C, n (n - 1) / 2]``.
+        int64 ``[C, n]``, and which pairs of vertices have the same colour in each, float32 ``[C, n (n - 1) / 2]``.
     """
     colorings = torch.zeros(1, 1, dtype=torch.long)
     for _ in range(n - 1):  # the next vertex has a colour that is in use, or the next new one
@@ -363,10 +363,10 @@ def enumerate_colorings(edges: Tensor) -> tuple[Tensor, Tensor]:
         The colourings, int64 ``[M, n]``, graph after graph, and their number for each graph, int64 ``[N]``.
     """
     n = round((1 + (1 + 8 * edges.shape[-1]) ** 0.5) / 2)
-    colorings, has_one_color = canonical_colorings(n)
+    colorings, has_same_color = canonical_colorings(n)
     solutions, counts = [], []
     for chunk in edges.split(max(1, 20_000_000 // len(colorings))):
-        is_proper = chunk.float() @ has_one_color.T == 0
+        is_proper = chunk.float() @ has_same_color.T == 0
         solutions.append(colorings[is_proper.nonzero()[:, 1]])
         counts.append(is_proper.sum(1))
     return torch.cat(solutions), torch.cat(counts)

@@ -1,7 +1,7 @@
-"""Graphs as text: graph6, sparse6 and DIMACS. Other formats are refused by name.
+"""Graphs as text: graph6, sparse6 and DIMACS. Messages name other formats, which are refused.
 
 A text that is not exactly one graph is refused too: a file with more or fewer edges than it announces, or a line with
-something behind its graph.
+something after its graph.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def parse_graph(text: str, check_order: CheckOrder) -> Edges:
     if not lines:
         raise InputError("empty input: give one graph in graph6 or DIMACS .col format")
     if len(lines) > 1 and not _other_format(lines[0]):
-        raise InputError(f"{len(lines)} lines where one graph is expected: give one at a time, or the file to solve.py")
+        raise InputError(
+            f"{len(lines)} lines where one graph is expected: give one at a time, or pass the file to solve.py"
+        )
     return _parse_line(lines[0], check_order)
 
 
@@ -89,7 +91,7 @@ def _parse_line(line: str, check_order: CheckOrder) -> Edges:
         raise InputError(f"there is more on the line than a graph, {' '.join(words[1:])[:20]!r}: keep its first column")
     is_sparse6 = line.startswith(":")
     body = line[is_sparse6:]
-    if not body or not all(63 <= ord(c) <= 126 for c in body):  # networkx reads some others as edges
+    if not body or not all(63 <= ord(c) <= 126 for c in body):  # networkx would read some other characters as edges
         _malformed(excerpt)
     check_order(_order(body, excerpt))
     try:
@@ -106,7 +108,7 @@ def _parse_line(line: str, check_order: CheckOrder) -> Edges:
 
 
 def _check_nothing_follows(line: str, graph: nx.Graph, is_sparse6: bool, excerpt: str) -> None:
-    """Raise InputError if the line goes on behind the graph, which networkx ignores."""
+    """Raise InputError if the line goes on after the graph, which networkx ignores."""
     write = nx.to_sparse6_bytes if is_sparse6 else nx.to_graph6_bytes
     expected = write(graph, header=False).decode().strip()
     if line != expected and (not is_sparse6 or len(line) > len(expected) + 1):  # sparse6 has two ways of padding
@@ -127,7 +129,7 @@ def _order(body: str, excerpt: str) -> int:
 
 
 def _has_graph6_length(word: str) -> bool:
-    """Return whether a word is as long as graph6 of its number of vertices."""
+    """Return whether a word has the length that graph6 needs for its number of vertices."""
     if not word or not all(63 <= ord(c) <= 126 for c in word):
         return False
     try:
@@ -166,7 +168,7 @@ def _key(line: str) -> str:
 
 
 def _parse_dimacs(lines: list[str], check_order: CheckOrder) -> Edges:
-    order = announced = None
+    order = num_edges = None
     edges: Edges = set()
     edge_lines = 0
     is_after_end = False
@@ -177,8 +179,8 @@ def _parse_dimacs(lines: list[str], check_order: CheckOrder) -> Edges:
             continue
         if key == "p":
             if order is not None:
-                raise LineError(number, "a second p line: give one graph at a time, or the file to solve.py")
-            order, announced = _parse_problem_line(number, line, check_order)
+                raise LineError(number, "a second p line: give one graph at a time, or pass the file to solve.py")
+            order, num_edges = _parse_problem_line(number, line, check_order)
         elif key == "e":
             if order is None:
                 later = next((n for n, text in enumerate(lines, start=1) if _key(text) == "p"), None)
@@ -193,12 +195,12 @@ def _parse_dimacs(lines: list[str], check_order: CheckOrder) -> Edges:
             raise LineError(number, f"{line.strip()!r} is an arc of a directed graph: write edges, 'e U V'")
         else:
             raise LineError(number, f"expected c, p or e (n, d, v and x are skipped), found {words[0]!r}")
-    if order is None or announced is None:
+    if order is None or num_edges is None:
         raise InputError("DIMACS input has no 'p edge VERTICES EDGES' line")
-    if announced not in (edge_lines, len(edges), 2 * len(edges)):
+    if num_edges not in (edge_lines, len(edges), 2 * len(edges)):
         raise InputError(
-            f"the p line announces {announced} edges, and {edge_lines} are there ({len(edges)} distinct): the file is "
-            "cut off or put together wrongly; get it whole, or correct the number"
+            f"the p line announces {num_edges} edges, and {edge_lines} are there ({len(edges)} distinct): the file is "
+            "cut off or wrongly joined; get the whole file, or correct the number"
         )
     return edges
 
@@ -209,19 +211,19 @@ def _parse_problem_line(number: int, line: str, check_order: CheckOrder) -> tupl
     counts = [_whole_number(word) for word in words[2:4]]
     kind = words[1].lower() if len(words) > 1 else ""
     if len(words) < 4 or _whole_number(kind) is not None:
-        raise LineError(number, f"the p line {line.strip()[:40]!r} is too short: it reads 'p edge VERTICES EDGES'")
+        raise LineError(number, f"the p line {line.strip()[:40]!r} is too short: write 'p edge VERTICES EDGES'")
     if kind not in ("edge", "edges", "col", "sp"):
-        raise LineError(number, f"'p {words[1][:20]}' is no graph to colour: that begins with 'p edge VERTICES EDGES'")
-    order, announced = counts
-    if order is None or announced is None:
-        raise LineError(number, f"cannot read {line.strip()[:40]!r}: it reads 'p edge VERTICES EDGES', whole numbers")
+        raise LineError(number, f"'p {words[1][:20]}' is not a graph to colour: write 'p edge VERTICES EDGES'")
+    order, num_edges = counts
+    if order is None or num_edges is None:
+        raise LineError(number, f"cannot read {line.strip()[:40]!r}: write 'p edge VERTICES EDGES' with whole numbers")
     try:
         check_order(order)
     except InputError as e:
         raise LineError(number, str(e)) from None
     if kind == "sp":
         raise LineError(number, "'p sp' is a problem of shortest paths over arcs: write 'p edge', and edges 'e U V'")
-    return order, announced
+    return order, num_edges
 
 
 def _parse_edge(number: int, line: str, order: int) -> tuple[int, int]:

@@ -44,7 +44,7 @@ def images(columns: Tensor) -> Tensor:
 
 
 def orbit_numbers(solutions: Tensor) -> Tensor:
-    """Number the orbits of solutions (int64 ``[M, n]``): int64 ``[M]``, equal for images of one another."""
+    """Return the number of each solution's orbit (int64 ``[M, n]`` -> ``[M]``), equal for images of one another."""
     n = solutions.shape[-1]
     weights = torch.tensor([n**i for i in range(n)])  # n^n fits an int64 up to n = 15
     return (images(solutions) @ weights).amin(-1).unique(return_inverse=True)[1]
@@ -52,7 +52,7 @@ def orbit_numbers(solutions: Tensor) -> Tensor:
 
 @cache
 def all_solutions(n: int) -> Tensor:
-    """List the solutions of n queens, the column of each row's queen: int64 ``[M, n]``, in lexicographic order."""
+    """List the solutions of n queens as the column of each row's queen: int64 ``[M, n]``, in lexicographic order."""
     column = torch.arange(n)
     prefixes = column[:, None]
     for row in range(1, n):
@@ -83,8 +83,8 @@ def completions(solutions: Tensor, min_queens: int, max_queens: int) -> PuzzleSe
             keys.append(((solutions + 1) * mask) @ weights)
             sources.append(torch.arange(len(solutions)))
     key, order = torch.cat(keys).sort(stable=True)
-    distinct, counts = key.unique_consecutive(return_counts=True)
-    inputs = distinct[:, None] // weights % (n + 1)
+    distinct_keys, counts = key.unique_consecutive(return_counts=True)
+    inputs = distinct_keys[:, None] // weights % (n + 1)
     return PuzzleSet.from_counts(inputs, solutions[torch.cat(sources)[order]], counts)
 
 
@@ -131,7 +131,7 @@ def _move_one_queen(column: np.ndarray, is_attacked: np.ndarray, rng: np.random.
 
 
 def one_completion(solutions: Tensor, rng: np.random.Generator, min_queens: int, max_queens: int) -> PuzzleSet:
-    """Make one input from each solution, listed with that solution alone; equal inputs stand once.
+    """Make one input from each solution and list it with that solution alone; equal inputs are listed once.
 
     Arguments and shapes are those of :func:`completions`.
     """

@@ -1,9 +1,9 @@
 """N-Queens completion (Section 4.2 and Appendix B.2 of the paper): a board has few queens; place the others.
 
-An input is a solution with all but a few queens removed; each distinct input stands once, with all its completions. By
+An input is a solution with all but a few queens removed; each distinct input is listed once, with all completions. By
 default the inputs are split 85:15 at random, as in the paper. Nearly every held-out input is then the rotation or
-reflection of a training input, and its completions are answers of training inputs; the augmentation of training by the
-eight symmetries never shows a held-out input. With ``split_by = "orbit"`` whole orbits of solutions (a solution with
+reflection of a training input, and its completions are answers of training inputs. The augmentation by the eight
+symmetries leaves out the held-out inputs. With ``split_by = "orbit"`` whole orbits of solutions (a solution with
 all its images) are held out, and no completion of a test input was ever an answer in training.
 """
 
@@ -41,7 +41,7 @@ from pyro_gram.tasks.terminal import WIDTH, mark_mistake, nearest_colour, painte
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MAX_ENUMERATED = 12  # it has 14,200 solutions; inputs of larger boards are listed with one solution
+MAX_ENUMERATED = 12  # 12 queens have 14,200 solutions; inputs of larger boards are listed with one solution
 TRAIN_SHARE = 0.85
 TEST_ORBIT_SHARE = 0.15  # of the orbits of solutions; validation has half as many
 EMPTY, QUEEN = 1, 2  # tokens of the cell layout; 0 is the paper's padding
@@ -54,15 +54,15 @@ class NQueensConfig:
     """Settings of the boards and their layout as tokens.
 
     Attributes:
-        size: n, rows of a board. Up to 12 every solution of every input is listed, else one, and coverage is not
-            measured.
+        size: n, rows of a board. Up to 12, every solution of every input is listed; above, only one is, and
+            coverage is not measured.
         min_queens, max_queens: queens left on the board (the paper removes 5 to 7 of 8, 7 to 9 of 10: 1 to 3 are left).
         split_by: ``input`` (the paper's): 85:15 by input. ``orbit``: by solution with its images, for n from 7 to 12;
             an input with completions in the orbits of several splits is then in no split.
         layout: ``row``: one token for each row, 0 (blank) or 1 + column; answers are columns. ``cell`` (the paper's):
             one token for each square, 1 (empty) or 2 (queen).
-        validation: inputs taken out of the training 85 %; by orbit, the most inputs of the validation orbits.
-        solutions: random solutions to draw when they are too many to enumerate (n > 12).
+        validation: inputs taken out of the 85 % for training; with ``orbit``, at most so many of the validation orbits.
+        solutions: number of random solutions to draw when there are too many to enumerate (n > 12).
         data_seed: seed of the split; runs with equal seeds can be compared.
     """
 
@@ -83,7 +83,7 @@ class NQueensConfig:
         if self.split_by == "orbit" and self.size > MAX_ENUMERATED:
             raise ConfigError(
                 f"split_by = orbit needs every solution, known up to size = {MAX_ENUMERATED}, not {self.size}: "
-                "lower size, or split_by = input"
+                "lower size, or set split_by = input"
             )
         check_seed(self.data_seed, "data_seed")
 
@@ -136,14 +136,14 @@ class NQueens(Task):
     # ---- right answers -----------------------------------------------------------------------------------------
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Count pairs of queens on one line, queens of the input that are gone, and queens that are missing."""
+        """Count pairs of queens on one line, queens of the input that are removed, and queens short of n."""
         assert x is not None
         queens = self.answer_board(y)
         counts = queens.flatten(-2).float() @ self._lines.T  # [..., lines]
         attacks = (counts * (counts - 1) / 2).sum(-1).long()
-        removed = (self.board(x) & ~queens).flatten(-2).sum(-1)
-        missing = (self.n - queens.flatten(-2).sum(-1)).clamp(min=0)
-        return attacks + removed + missing
+        num_removed = (self.board(x) & ~queens).flatten(-2).sum(-1)
+        num_missing = (self.n - queens.flatten(-2).sum(-1)).clamp(min=0)
+        return attacks + num_removed + num_missing
 
     def difficulty(self, x: Tensor) -> Tensor:
         """Count the queens to place, int64 ``[...]``."""
@@ -316,7 +316,7 @@ class NQueens(Task):
         return "\n".join(lines)
 
     def _conflict_squares(self, queens: Tensor) -> Tensor:
-        """Return the squares of all lines with two queens or more: bool ``[n, n]``, as ``queens``."""
+        """Return the squares of all lines with two queens or more: bool ``[n, n]``, like ``queens``."""
         lines = self._lines.view(-1, self.n, self.n) > 0
         return lines[(lines & queens).flatten(1).sum(1) > 1].any(0)
 

@@ -47,7 +47,7 @@ def parse_queens(text: str, size: int, check_size: CheckSize) -> Columns:
         check_size: called with the number of rows.
 
     Raises:
-        InputError: the text is no board, or a list of columns that may be counted from 0 or from 1.
+        InputError: the text is not a board, or is a list of columns that may be counted from 0 as well as from 1.
     """
     lines = lines_of_board(text, KEYS, partial(row_length, size=size), partial(split_queens, size=size))
     if len(lines) == 1:
@@ -77,10 +77,10 @@ def _parse_row(number: int, line: str, n: int) -> list[int]:
     if cells is not None and len(cells) != n:
         cells = _expand_fen_row(cells, n)
     if cells is None:
-        raise InputError(f"row {number} of the board has spaces that follow no rule: {line[:40]!r}: write {FORM}")
-    unknown = next((cell for cell in cells if not _is_square(cell)), None)
-    if unknown is not None:
-        raise InputError(f"row {number} of the board holds {unknown[:20]!r}: use {FORM}")
+        raise InputError(f"row {number} of the board has irregular spaces: {line[:40]!r}: write {FORM}")
+    unknown_cell = next((cell for cell in cells if not _is_square(cell)), None)
+    if unknown_cell is not None:
+        raise InputError(f"row {number} of the board holds {unknown_cell[:20]!r}: use {FORM}")
     if len(cells) != n:
         raise InputError(f"row {number} of the board has {len(cells)} squares, not {n}: {line[:40]!r}")
     return [column for column, cell in enumerate(cells) if cell in QUEENS]
@@ -108,7 +108,7 @@ def _parse_numbers(line: str) -> list[int | None] | None:
 
 
 def _columns_from_list(numbers: list[int | None]) -> Columns:
-    """Convert a list of columns, row by row. Raises InputError if they may be counted from 0 or from 1.
+    """Convert a list of columns, row by row. Raises InputError if they may be counted from 0 as well as from 1.
 
     They are counted from 0 if a blank is -1, or if every row has a column and one of them is 0. They are counted from 1
     if column n is among them, or if 0 stands for several blanks.
@@ -117,9 +117,9 @@ def _columns_from_list(numbers: list[int | None]) -> Columns:
     columns = [number for number in numbers if number is not None]
     zeros = columns.count(0)
     if min(columns) < -1 or max(columns) > n:
-        outside = next(number for number in columns if not -1 <= number <= n)
+        outside_column = next(number for number in columns if not -1 <= number <= n)
         raise InputError(
-            f"column {outside} lies outside the board: columns are 0 to {n - 1}, and -1 is a row without queen"
+            f"column {outside_column} lies outside the board: columns are 0 to {n - 1}, and -1 is a row without queen"
         )
     if n > 1 and set(columns) <= {0, 1} and len(columns) == n:
         raise InputError(

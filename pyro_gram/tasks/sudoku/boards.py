@@ -19,7 +19,7 @@ from torch import Tensor
 
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size -> rows and columns of a box
 SIZES = tuple(BOXES)
-MAX_SEARCHED_9 = 2000  # 9x9 grids from search; more are random symmetries of these
+MAX_SEARCHED_9 = 2000  # 9x9 grids that are found by search; any further ones are random images of these
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _num_missing(size: int) -> Tensor:
 
 
 def missing_digits(digits: Tensor, size: int) -> Tensor:
-    """Count the digits that each row, column and box lacks, summed: 0 for a correct grid.
+    """Count the digits that are missing from the rows, columns and boxes together: 0 for a correct grid.
 
     A unit of a full board lacks as many digits as it repeats.
 
@@ -94,10 +94,10 @@ def missing_digits(digits: Tensor, size: int) -> Tensor:
     is_digit = (digits >= 0) & (digits < size)
     bits = torch.where(is_digit, 1 << digits.clamp(0, size - 1), 0).to(torch.int16)
     units = torch.from_numpy(geometry(size).units)
-    present = bits[..., units[:, 0]]
+    present_digits = bits[..., units[:, 0]]
     for place in range(1, size):
-        present = present | bits[..., units[:, place]]
-    return _num_missing(size)[present.long()].sum(-1)
+        present_digits = present_digits | bits[..., units[:, place]]
+    return _num_missing(size)[present_digits.long()].sum(-1)
 
 
 def conflicts(digits: Sequence[int], size: int) -> list[tuple[int, int, list[int]]]:
@@ -131,26 +131,26 @@ def solve(
     """
     g = geometry(size)
     candidates = [(1 << g.cells) - 1] * size
-    filled = 0
+    filled_cells = 0
     for cell, digit in enumerate(board):
         if digit:
             if not candidates[digit - 1] >> cell & 1:
                 return []
             _assign(candidates, digit - 1, cell, g)
-            filled |= 1 << cell
-    return list(islice(_search(candidates, filled, g, rng), limit))
+            filled_cells |= 1 << cell
+    return list(islice(_search(candidates, filled_cells, g, rng), limit))
 
 
 def _assign(candidates: list[int], digit: int, cell: int, g: Geometry) -> None:
     """Put a digit (from 0) into a cell: remove it from the cell's peers, and other digits from the cell."""
-    remaining = candidates[digit] & ~g.peer_masks[cell]
+    remaining_cells = candidates[digit] & ~g.peer_masks[cell]
     for d in range(g.size):
         candidates[d] &= ~(1 << cell)
-    candidates[digit] = remaining
+    candidates[digit] = remaining_cells
 
 
 def _search(
-    candidates: list[int], filled: int, g: Geometry, rng: np.random.Generator | None
+    candidates: list[int], filled_cells: int, g: Geometry, rng: np.random.Generator | None
 ) -> Iterator[tuple[int, ...]]:
     """Yield every solution below a node of the search. ``candidates`` is modified."""
     all_cells = (1 << g.cells) - 1
@@ -162,12 +162,12 @@ def _search(
             at_least_1 |= c
         if at_least_1 != all_cells:
             return
-        if filled == all_cells:
+        if filled_cells == all_cells:
             yield _to_digits(candidates, g)
             return
-        naked_singles = at_least_1 & ~at_least_2 & ~filled
+        naked_singles = at_least_1 & ~at_least_2 & ~filled_cells
         if naked_singles:
-            filled |= naked_singles
+            filled_cells |= naked_singles
             for digit in range(g.size):
                 cells = candidates[digit] & naked_singles
                 while cells:
@@ -175,17 +175,17 @@ def _search(
                     cells &= cells - 1
                     candidates[digit] &= ~g.peer_masks[cell]
             continue
-        moves = _fewest_cells_of_a_digit(candidates, filled, g)
+        moves = _fewest_cells_of_a_digit(candidates, filled_cells, g)
         if moves is None:
             return
         if len(moves) > 1:
             break
         digit, cell = moves[0]
         _assign(candidates, digit, cell, g)
-        filled |= 1 << cell
+        filled_cells |= 1 << cell
     pairs = at_least_2 & ~at_least_3
     if pairs or len(moves) > 2:
-        cell = _lowest_bit(pairs) if pairs else _cell_with_fewest_candidates(candidates, all_cells & ~filled, g)
+        cell = _lowest_bit(pairs) if pairs else _cell_with_fewest_candidates(candidates, all_cells & ~filled_cells, g)
         digits = [(d, cell) for d in range(g.size) if candidates[d] >> cell & 1]
         moves = min(digits, moves, key=len)
     if rng is not None:
@@ -193,10 +193,10 @@ def _search(
     for digit, cell in moves:
         branch = candidates.copy()
         _assign(branch, digit, cell, g)
-        yield from _search(branch, filled | 1 << cell, g, rng)
+        yield from _search(branch, filled_cells | 1 << cell, g, rng)
 
 
-def _fewest_cells_of_a_digit(candidates: list[int], filled: int, g: Geometry) -> list[tuple[int, int]] | None:
+def _fewest_cells_of_a_digit(candidates: list[int], filled_cells: int, g: Geometry) -> list[tuple[int, int]] | None:
     """Find the digit and unit where the digit fits into fewest cells.
 
     Returns:
@@ -207,7 +207,7 @@ def _fewest_cells_of_a_digit(candidates: list[int], filled: int, g: Geometry) ->
         for unit in g.unit_masks:
             cells = digit_cells & unit
             if not cells & (cells - 1):  # at most one cell
-                if cells & filled:
+                if cells & filled_cells:
                     continue
                 return [(digit, _lowest_bit(cells))] if cells else None
             if fewest > 2 and (number := cells.bit_count()) < fewest:
@@ -230,9 +230,9 @@ def _cell_with_fewest_candidates(candidates: list[int], cells: int, g: Geometry)
         for n in range(g.size, 0, -1):
             at_least[n] |= at_least[n - 1] & c
     for n in range(1, g.size):
-        exactly = at_least[n] & ~at_least[n + 1]
-        if exactly:
-            return _lowest_bit(exactly)
+        cells_with_n = at_least[n] & ~at_least[n + 1]
+        if cells_with_n:
+            return _lowest_bit(cells_with_n)
     return _lowest_bit(cells)
 
 
@@ -287,11 +287,11 @@ def transform(boards: Tensor, cells: Tensor, digits: Tensor, first: int) -> Tens
 
 
 def symmetry_invariants(boards: np.ndarray, size: int, rounds: int = 4, chunk: int = 20_000) -> np.ndarray:
-    """Return a key for each board; boards that a symmetry maps to each other have equal keys (and, rarely, others).
+    """Return a key for each board; symmetric boards have equal keys (and, rarely, so do others).
 
     Colours of cells are refined as in the Weisfeiler-Leman test: each round describes digits, rows, columns, boxes,
-    bands and stacks by their cells, and cells by the lines and boxes they lie in. A multiset is hashed as the sum of
-    scrambled 64-bit words, which wraps around, so that all integers are exact.
+    bands and stacks by their cells, and cells by the lines and boxes they lie in. A multiset is hashed as the sum
+    of scrambled 64-bit integers modulo 2^64, which is exact.
 
     Args:
         boards: integers ``[N, L]``, 0 for a blank.
@@ -378,7 +378,7 @@ def random_grids(size: int, count: int, generator: torch.Generator) -> Tensor:
     """Draw grids, digits from 1: int64 ``[count, L]``.
 
     For sizes 4 and 6 they are independent and uniform over all grids. For size 9, up to 2,000 come from randomised
-    backtracking, and more are random symmetries of these (each has up to 3,359,232 * 9! images).
+    backtracking, and any further ones are random images of these (each has up to 3,359,232 * 9! images).
     """
     if size == 4:
         return all_grids_4()[torch.randint(288, (count,), generator=generator)]
@@ -386,7 +386,7 @@ def random_grids(size: int, count: int, generator: torch.Generator) -> Tensor:
         representatives = _representative_grids_6()
         grids = representatives[torch.randint(len(representatives), (count,), generator=generator)]
     else:
-        searched = _search_grids_9(min(count, MAX_SEARCHED_9), generator)
-        grids = searched.repeat(math.ceil(count / max(1, len(searched))), 1)[:count]
+        searched_grids = _search_grids_9(min(count, MAX_SEARCHED_9), generator)
+        grids = searched_grids.repeat(math.ceil(count / max(1, len(searched_grids))), 1)[:count]
     cells, digits = random_symmetries(count, size, generator)
     return transform(grids, cells, digits, first=1)

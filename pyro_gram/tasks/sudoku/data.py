@@ -1,4 +1,4 @@
-"""Sudoku puzzles: random ones with every solution, or the files of Sudoku-Extreme, every row checked."""
+"""Sudoku puzzles: random ones with all their solutions, or the checked rows of the files of Sudoku-Extreme."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pyro_gram.system.text import open_lines
 from pyro_gram.tasks.sudoku.boards import all_grids_4, missing_digits, random_grids, solve, symmetry_invariants
 
 BATCH = 1000  # random puzzles drawn at once
-MAX_BARREN_BATCHES = 8  # random_puzzles gives up after so many batches without a puzzle of the kind it lacks
+MAX_BARREN_BATCHES = 8  # random_puzzles gives up after so many batches in a row without a puzzle of a kind it needs
 ROWS_AT_ONCE = 50_000  # rows of a file checked at once
 COMPARED_AT_ONCE = 20_000  # puzzles compared with held-out ones at once: about a second
 
@@ -44,7 +44,7 @@ SMALL_FILES = {"train.csv": "sudoku-extreme-1k_train.csv", "test.csv": "sudoku-e
 
 @dataclass(frozen=True)
 class RatedPuzzles:
-    """Puzzles as digits, 0 for a blank, in as little memory as millions of them need.
+    """Puzzles as digits, 0 for a blank, stored compactly because there may be millions.
 
     Attributes:
         boards: uint8 ``[N, L]``.
@@ -81,32 +81,32 @@ def random_puzzles(
 
     Args:
         size: 4, 6 or 9.
-        count: N.
+        count: N, the number of puzzles.
         clues: the fewest and the most clues; boards are drawn with a uniform number of clues, and then selected.
         unique: share of puzzles with exactly one solution; the others have 2 to ``max_solutions``.
         max_solutions: boards with more solutions are dropped.
-        seed: of all draws.
+        seed: seed of all draws.
 
     Raises:
         ConfigError: such puzzles are too rare, or fewer exist.
     """
     generator = torch.Generator().manual_seed(seed)
     num_unique = round(unique * count)
-    missing = {"one solution": num_unique, f"2 to {max_solutions} solutions": count - num_unique}
-    unique_kind, other_kind = missing
+    num_missing = {"one solution": num_unique, f"2 to {max_solutions} solutions": count - num_unique}
+    unique_kind, other_kind = num_missing
     solutions_of: dict[bytes, np.ndarray] = {}
-    barren_batches = dict.fromkeys(missing, 0)
-    while any(missing.values()):
-        previous = dict(missing)
+    barren_batches = dict.fromkeys(num_missing, 0)
+    while any(num_missing.values()):
+        previous_missing = dict(num_missing)
         boards = _random_boards(size, clues, generator)
         for board, solutions in zip(boards, _solve_all(boards, size, max_solutions + 1), strict=True):
             kind = unique_kind if len(solutions) == 1 else other_kind
             key = board.tobytes()
-            if len(solutions) <= max_solutions and missing[kind] and key not in solutions_of:
+            if len(solutions) <= max_solutions and num_missing[kind] and key not in solutions_of:
                 solutions_of[key] = solutions
-                missing[kind] -= 1
-        for kind, number in missing.items():
-            barren_batches[kind] = barren_batches[kind] + 1 if number and number == previous[kind] else 0
+                num_missing[kind] -= 1
+        for kind, number in num_missing.items():
+            barren_batches[kind] = barren_batches[kind] + 1 if number and number == previous_missing[kind] else 0
             if barren_batches[kind] == MAX_BARREN_BATCHES:
                 raise ConfigError(
                     f"too few {size}x{size} puzzles with {clues[0]} to {clues[1]} clues and {kind}: widen "
@@ -141,7 +141,7 @@ def assign_splits(keys: np.ndarray, sizes: dict[str, int], rng: np.random.Genera
 
     Args:
         keys: ``[N]``.
-        sizes: the number of puzzles of each split; they are filled in this order.
+        sizes: the number of puzzles of each split; the splits are filled in this order.
 
     Returns:
         The indices of each split's puzzles, or None if there are too few puzzles.
@@ -168,7 +168,7 @@ def exclude_symmetric(boards: np.ndarray, order: np.ndarray, held_out: np.ndarra
         order: indices of puzzles, int64 ``[n]``.
         held_out: keys (:func:`~pyro_gram.tasks.sudoku.boards.symmetry_invariants`) of the held-out puzzles.
         count: the most puzzles to return.
-        size: of the boards.
+        size: size of the boards.
 
     Returns:
         Indices, int64 ``[m]``, m at most ``count``.
@@ -289,7 +289,7 @@ class _Layout:
 
 
 def _detect_layout(path: Path, line: int, text: str) -> _Layout:
-    """Return the layout of a file whose first row is ``text``. Raises InputError if that is no header and no row."""
+    """Return the layout of a file whose header or first row is ``text``. Raises InputError if it is neither."""
     for delimiter in DELIMITERS:
         first = next(csv.reader([text], delimiter=delimiter, skipinitialspace=True))
         columns = columns_of(first)
@@ -309,22 +309,22 @@ def _detect_layout(path: Path, line: int, text: str) -> _Layout:
 def _read_rows(path: Path, cells: int) -> Iterator[tuple[int, str, str, float]]:
     """Yield line, puzzle, answer and rating of every row of a CSV file, with the right lengths. Raises InputError."""
     with open_lines(path, MAX_CSV_BYTES) as lines:
-        skipped, text = next(((n, line) for n, line in enumerate(lines) if line.strip()), (0, ""))
+        num_skipped, text = next(((n, line) for n, line in enumerate(lines) if line.strip()), (0, ""))
         if not text:
             raise InputError(f"{path}, line 1: expected a header with the columns question and answer, found nothing")
         try:
-            layout = _detect_layout(path, skipped + 1, text)
+            layout = _detect_layout(path, num_skipped + 1, text)
         except csv.Error as e:
-            raise InputError(f"{path}, line {skipped + 1}: {e}") from None
+            raise InputError(f"{path}, line {num_skipped + 1}: {e}") from None
         reader = csv.reader(chain([text], lines), delimiter=layout.delimiter, skipinitialspace=True)
         try:
             if layout.has_header:
                 next(reader)
             for row in reader:
                 if any(row):
-                    yield skipped + reader.line_num, *_parse_row(row, layout, cells)
+                    yield num_skipped + reader.line_num, *_parse_row(row, layout, cells)
         except (csv.Error, _RowError) as e:
-            raise InputError(f"{path}, line {skipped + reader.line_num}: {e}") from None
+            raise InputError(f"{path}, line {num_skipped + reader.line_num}: {e}") from None
 
 
 class _RowError(Exception):
@@ -342,7 +342,8 @@ def _parse_row(row: list[str], layout: _Layout, cells: int) -> tuple[str, str, f
         question, answer = question.strip(), answer.strip()
         for name, value in (("question", question), ("answer", answer)):
             if len(value) != cells:
-                hint = " (a spreadsheet made a number of it: save the column as text)" * bool(NUMBER.fullmatch(value))
+                is_number = NUMBER.fullmatch(value)
+                hint = " (a spreadsheet turned it into a number: save the column as text)" if is_number else ""
                 raise _RowError(f"the {name} has {len(value)} characters, not {cells}{hint}")
     if layout.rating is None:
         return question, answer, math.nan

@@ -1,8 +1,8 @@
 """Sudoku of size 4, 6 and 9: complete a board (Section 4.1 and Appendix B.2 of the paper: Sudoku-Extreme).
 
-Small puzzles are generated, half of them with several solutions, which are all listed. RatedPuzzles of size 9 come from
+Small puzzles are generated, half of them with several solutions, which are all listed. Puzzles of size 9 come from
 Sudoku-Extreme and have one solution. No puzzle of one split is symmetric to one of another, so that the augmentation
-(the full group of symmetries) never shows a held-out one; should it do so after all, the pair is not augmented.
+(the full group of symmetries) gives no held-out puzzle. As a safeguard, a pair whose image is held out stays as it is.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class SudokuConfig:
             generated for the others.
         train, test: puzzles of the split. -1: the default number (7000, 10000, 1000 for training, 500, 500, 1000 for
             testing, for sizes 4, 6, 9; all of a smaller file). 0: all puzzles of the file (extreme).
-        validation: puzzles to validate on, taken from the training file if there is one. RatedPuzzles of that file that
+        validation: puzzles to validate on, taken from the training file if there is one. Puzzles of that file that
             are symmetric to one of the test split are not used.
         min_clues, max_clues: the fewest and most clues of generated puzzles; 0: 4-10, 9-20, 28-45 for sizes 4, 6, 9.
         unique: share of generated puzzles that have exactly one solution.
@@ -159,8 +159,8 @@ class Sudoku(Task):
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
         """Count digits missing from rows, columns and boxes, tokens that are no digit, and clues that are changed."""
         assert x is not None
-        missing = missing_digits(y - FIRST, self.size)
-        return missing + (y < FIRST).sum(-1) + ((x >= FIRST) & (x != y)).sum(-1)
+        num_missing = missing_digits(y - FIRST, self.size)
+        return num_missing + (y < FIRST).sum(-1) + ((x >= FIRST) & (x != y)).sum(-1)
 
     def difficulty(self, x: Tensor) -> Tensor:
         """Count the blank cells, int64 ``[...]``."""
@@ -208,7 +208,7 @@ class Sudoku(Task):
         return {split: puzzles.take(index) for split, index in splits.items()}
 
     def fresh_inputs(self, count: int, data_seed: int) -> PuzzleSet:
-        """Generate puzzles of which none is symmetric to a puzzle of any split or to one another."""
+        """Generate puzzles that are symmetric neither to a puzzle of any split nor to one another."""
         c = self.config
         if c.uses_files:
             return super().fresh_inputs(count, data_seed)
@@ -219,13 +219,13 @@ class Sudoku(Task):
         while sum(map(len, parts)) < count:
             seed = derive_seed(data_seed, len(parts))
             batch = random_puzzles(self.size, max(FRESH_DRAWS, count), c.clues, c.unique, c.max_solutions, seed)
-            new = add_new_classes(classes, symmetry_invariants(batch.boards, self.size).tolist())
-            if not new:
+            new_indices = add_new_classes(classes, symmetry_invariants(batch.boards, self.size).tolist())
+            if not new_indices:
                 raise ConfigError(
-                    f"only {sum(map(len, parts))} puzzles of {self.size}x{self.size} were met that are symmetric to "
-                    "none of a split: ask for fewer"
+                    f"found only {sum(map(len, parts))} puzzles of {self.size}x{self.size} that are symmetric to no "
+                    "puzzle of a split: ask for fewer"
                 )
-            parts.append(self._to_puzzle_set(batch.take(np.array(new))))
+            parts.append(self._to_puzzle_set(batch.take(np.array(new_indices))))
         return PuzzleSet.concatenate(parts).subset(count)
 
     def _read_splits(self) -> dict[str, RatedPuzzles]:
@@ -244,7 +244,7 @@ class Sudoku(Task):
         index = exclude_symmetric(train.boards, order, held_out, c.validation + 1, self.size)
         if len(index) <= c.validation:
             raise ConfigError(
-                f"validation = {c.validation}, but without symmetries of test puzzles, {paths['train']} holds only "
+                f"validation = {c.validation}, but without images of test puzzles, {paths['train']} holds only "
                 f"{len(index)} puzzles: lower it, or take other files or a smaller test"
             )
         index = index[: c.validation]
@@ -252,7 +252,7 @@ class Sudoku(Task):
         held_out = np.concatenate((held_out, symmetry_invariants(validation.boards, self.size)))
         count = len(rest) if c.train == 0 else DEFAULT_TRAIN[9] if c.train < 0 else c.train
         index = exclude_symmetric(train.boards, rest, held_out, count, self.size)
-        reason = f"besides validation, and without symmetries of held-out puzzles, {paths['train']} holds"
+        reason = f"besides validation, and without images of held-out puzzles, {paths['train']} holds"
         number = _split_size("train", c.train, DEFAULT_TRAIN[9], len(index), reason)
         return {"train": train.take(index[:number]), "validation": validation, "test": test}
 
@@ -316,15 +316,15 @@ class Sudoku(Task):
         return clues, None if y is None else (y - BLANK).clamp(min=0).tolist()
 
 
-def _split_size(split: str, requested: int, default: int, available: int, reason: str) -> int:
+def _split_size(split: str, num_requested: int, default: int, num_available: int, reason: str) -> int:
     """Return the number of puzzles of a split from a file. Raises ConfigError if the file has fewer."""
-    if not available:
+    if not num_available:
         raise ConfigError(f"{reason} no puzzles that could be the {split} split: take other files, or hold out fewer")
-    if requested > available:
+    if num_requested > num_available:
         raise ConfigError(
-            f"{split} = {requested}, but {reason} only {available} puzzles: lower it, or set it to 0 for all"
+            f"{split} = {num_requested}, but {reason} only {num_available} puzzles: lower it, or set it to 0 for all"
         )
-    return min(default, available) if requested < 0 else requested or available
+    return min(default, num_available) if num_requested < 0 else num_requested or num_available
 
 
 def find_mistakes(size: int, clues: Sequence[int], answer: Sequence[int] | None) -> set[int]:
@@ -361,7 +361,7 @@ def draw_board(axes: Axes, size: int, clues: Sequence[int], answer: Sequence[int
 
     Args:
         axes: the axes to draw on.
-        size: of the board.
+        size: size of the board.
         clues: ``size**2`` digits, 0 for a blank.
         answer: ``size**2`` digits, 0 (drawn as ``?``) for a token that is no digit; None to draw the clues only.
     """

@@ -57,13 +57,13 @@ def _fields(line: str, delimiter: str) -> list[str]:
 def remove_answer(line: str) -> str:
     """Remove the comment of a line and, in a picture that solve.py prints, the answer on the right."""
     line = clean_line(line)
-    left, *others = ANSWER_SEPARATOR.split(line)
+    puzzle_part, *others = ANSWER_SEPARATOR.split(line)
     if len(others) != 1:
         return line
-    cells, answer = ((part if is_rule(part) else cells_of(part)) or [] for part in (left, others[0]))
+    cells, answer = ((part if is_rule(part) else cells_of(part)) or [] for part in (puzzle_part, others[0]))
     is_answer = len(cells) == len(answer) > 1 and set(answer) <= set(DIGITS)
     is_answer = is_answer and all(c in BLANKS or c == a for c, a in zip(cells, answer, strict=True))
-    return left if is_answer or (is_rule(left) and left == others[0]) else line
+    return puzzle_part if is_answer or (is_rule(puzzle_part) and puzzle_part == others[0]) else line
 
 
 def row_length(line: str) -> int:
@@ -98,22 +98,24 @@ def parse_puzzle(text: str, size: int, advise: Callable[[int], str]) -> list[int
         )
     digits = [0 if cell in BLANKS else int(cell) for cell in cells]
     if max(digits) > size:
-        raise InputError(f"the digit {max(digits)} is none of a {size}x{size} board, whose digits are 1 to {size}")
+        raise InputError(
+            f"the digit {max(digits)} does not belong on a {size}x{size} board, whose digits are 1 to {size}"
+        )
     return digits
 
 
 def _cells_of_board(line: str) -> list[str] | None:
-    """Return the cells of a board in one line, on which a hash, a rating or its solution may follow."""
+    """Return the cells of a board in one line, which may also hold a hash, a rating or the solution."""
     words = [word for word in re.split(r"[\s,;]+", line) if not set(word) - set(BLANKS + DIGITS)]
     boards = [word for word in words if len(word) in SIZE_OF]
     if not boards:
         return cells_of(line, is_cell_count)
     puzzle, *others = boards
     if any(set(board) & set(BLANKS) or len(board) != len(puzzle) for board in others):
-        raise InputError(f"{len(boards)} boards on one line: give one a line")
+        raise InputError(f"{len(boards)} boards on one line: give one board on each line")
     rest = [word for word in words if word not in boards]
     if len(rest) > 1 or any(len(word) > MAX_RATING_LENGTH for word in rest):
-        raise InputError(f"there is more on the line than a board, {rest[0][:20]!r}: give one board a line")
+        raise InputError(f"there is more on the line than a board, {rest[0][:20]!r}: give one board on each line")
     return list(puzzle)
 
 
@@ -137,10 +139,10 @@ def _check_characters(cells: list[str], lines: list[str]) -> None:
 
 def _refuse_spaces(lines: list[str], size: int) -> NoReturn:
     raise InputError(
-        "the spaces in the line follow no rule, so that nobody can tell which of them are cells: write . for a blank, "
+        "the spaces in the line are irregular, so that it is unclear which stand for cells: write . for a blank, "
         f"and {size} rows of {size} cells or all {size * size} in one line"
         if len(lines) == 1
-        else f"a row has spaces that follow no rule: write {size} cells in each of {size} rows, . for a blank"
+        else f"a row has irregular spaces: write {size} cells in each of {size} rows, . for a blank"
     )
 
 

@@ -68,7 +68,7 @@ class SudokuBoards(Task):
         self.spec = TaskSpec(self.cells, None, 0, self.cells, self.size)
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Count digits missing from rows, columns and boxes; each has as many as it repeats."""
+        """Count the digits missing from rows, columns and boxes, as many as these repeat."""
         return missing_digits(y, self.size)
 
     # ---- data --------------------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ class SudokuBoards(Task):
 
     @cached_property
     def _boards(self) -> dict[str, Tensor]:
-        """The tokens of each split, int64 ``[N, L]``: distinct boards, for sizes 6 and 9 none in two splits."""
+        """The tokens of each split, int64 ``[N, L]``: distinct boards, for sizes 6 and 9 across splits too."""
         c = self.config
         generator = torch.Generator().manual_seed(c.data_seed)
         count = c.count or DEFAULT_COUNTS[self.size]
@@ -91,14 +91,14 @@ class SudokuBoards(Task):
         train = self._draw(count, generator, InputSet(held_out, self.size))
         return {"train": train, "validation": held_out[: c.validation], "test": held_out[c.validation :]}
 
-    def _draw(self, count: int, generator: torch.Generator, excluded: InputSet | None) -> Tensor:
-        """Draw ``count`` distinct random boards, none of them excluded."""
+    def _draw(self, count: int, generator: torch.Generator, held_out: InputSet | None) -> Tensor:
+        """Draw ``count`` distinct random boards, none of them in ``held_out``."""
         boards = torch.zeros(0, self.cells, dtype=torch.long)
         while len(boards) < count:
-            missing = count - len(boards)
-            batch = random_grids(self.size, missing + missing // 100 + 8, generator) - 1
-            if excluded is not None:
-                batch = batch[~excluded.contains(batch)]
+            num_missing = count - len(boards)
+            batch = random_grids(self.size, num_missing + num_missing // 100 + 8, generator) - 1
+            if held_out is not None:
+                batch = batch[~held_out.contains(batch)]
             boards = torch.cat((boards, batch))
             _, first = np.unique(_to_keys(boards), return_index=True)
             boards = boards[torch.from_numpy(np.sort(first))]
@@ -106,10 +106,10 @@ class SudokuBoards(Task):
 
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[None, Tensor]:
         """Apply a random symmetry to each board; a board whose image is held out stays."""
-        flat = y.reshape(-1, self.cells)
-        image = transform(flat, *random_symmetries(len(flat), self.size, generator), first=0)
+        flat_y = y.reshape(-1, self.cells)
+        image = transform(flat_y, *random_symmetries(len(flat_y), self.size, generator), first=0)
         if self._held_out is not None:
-            _, image = replace_unless_held_out(self._held_out, flat, flat, image, image)
+            _, image = replace_unless_held_out(self._held_out, flat_y, flat_y, image, image)
         return None, image.reshape(y.shape)
 
     @cached_property
@@ -140,16 +140,16 @@ class SudokuBoards(Task):
             ``novelty`` are undefined and left out.
         """
         samples = tokens.reshape(-1, self.cells)
-        valid = samples[self.is_valid(None, samples)]
-        keys, first = np.unique(_to_keys(valid), return_index=True)
-        metrics = {"validity": len(valid) / max(1, len(samples))}
+        valid_samples = samples[self.is_valid(None, samples)]
+        keys, first = np.unique(_to_keys(valid_samples), return_index=True)
+        metrics = {"validity": len(valid_samples) / max(1, len(samples))}
         if self.size == 4:
             metrics["grids_found"] = float(len(keys))
-        if not len(valid):
+        if not len(valid_samples):
             return metrics
-        metrics["uniqueness"] = len(keys) / len(valid)
+        metrics["uniqueness"] = len(keys) / len(valid_samples)
         if self.size != 4:
-            is_known = InputSet(self._boards["train"], self.size).contains(valid[torch.from_numpy(first)])
+            is_known = InputSet(self._boards["train"], self.size).contains(valid_samples[torch.from_numpy(first)])
             metrics["novelty"] = 1 - is_known.double().mean().item()
         return metrics
 
@@ -167,7 +167,7 @@ class SudokuBoards(Task):
         return render_board(self.size, *self._digits(y), colour)
 
     def _digits(self, y: Tensor | None) -> tuple[list[int], list[int] | None]:
-        """Return no clues, and the answer's digits."""
+        """Return a blank board as the clues, and the answer's digits."""
         return [0] * self.cells, None if y is None else (y + 1).tolist()
 
 
