@@ -17,7 +17,7 @@ from sphinx.util.logging import getLogger
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-# Notebooks run in a process of their own, which imports this checkout too.
+# Notebooks run in other processes, which must import this checkout too.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ["PYTHONWARNINGS"] = "ignore"
@@ -32,7 +32,7 @@ release = version = pyro_gram.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "parts/*.py", "**/.ipynb_checkpoints"]
-suppress_warnings = ["config.cache", "myst-nb.lexer"]  # the second comes up only where notebooks are not run
+suppress_warnings = ["config.cache", "myst-nb.lexer"]  # the second appears only if notebooks are not run
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "attrs_inline"]
 myst_heading_anchors = 3
@@ -40,7 +40,6 @@ nb_execution_mode = "auto"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600  # a busy machine takes longer; all tutorials together need some 80 seconds of one core
 nb_merge_streams = True
-# A figure stands for itself; the text form of a Matplotlib object says nothing.
 nb_execution_show_tb = True
 
 autodoc_member_order = "bysource"
@@ -59,7 +58,7 @@ html_css_files = ["custom.css"]
 html_show_sourcelink = False
 
 PACKAGES = {
-    "pyro_gram": "What the command line and everybody's Python code start from",
+    "pyro_gram": "The entry points of the command line and of Python code",
     "pyro_gram.networks": "Plain torch modules: the core, encoders, decoders, heads",
     "pyro_gram.tasks": "The problems: their data, their solutions, their checks",
     "pyro_gram.inference": "Pyro: sites, families, guides, bounds, importance weights",
@@ -74,12 +73,10 @@ PACKAGES = {
 
 
 def public_modules(package: str) -> list[str]:
-    """Return the modules of a package, itself first. ``pyro_gram`` has a page for each of its subpackages."""
+    """Return a package and its modules, without the subpackages that have a page of their own."""
     module = import_module(package)
     names = [package]
-    home = next(
-        iter(module.__path__)
-    )  # in a checkout, pyro_gram's path has a second entry: where models and guides lie
+    home = next(iter(module.__path__))  # in a checkout the path of pyro_gram has a second entry, for models and guides
     for info in pkgutil.iter_modules([home], f"{package}."):
         if info.name.rpartition(".")[2].startswith("_") or info.name in PACKAGES:
             continue
@@ -88,7 +85,7 @@ def public_modules(package: str) -> list[str]:
 
 
 def write_reference(*_: object) -> None:
-    """Write one page for each package to ``reference/``: every module, its public names from their docstrings."""
+    """Write one page for each package to ``reference/``: all its modules, with the docstrings of their public names."""
     for package, title in PACKAGES.items():
         lines = [f"{package}\n{'=' * len(package)}\n\n{title}.\n"]
         for name in public_modules(package):
@@ -101,7 +98,7 @@ def write_reference(*_: object) -> None:
 
 
 def to_mathml(latex: str, is_block: bool = False) -> str:
-    """Convert a formula to MathML. A command that docutils does not know is a warning, and the source is shown."""
+    """Convert a formula to MathML. If docutils does not know a command, warn and return the LaTeX source."""
     latex = re.sub(r"\\[bB]igg?[lrm]?(?![A-Za-z])", "", latex).replace(r"\dots", r"\ldots")
     if is_block and r"\\" in latex and r"\begin" not in latex:  # the rows of a docstring's formula
         latex = rf"\begin{{aligned}}{latex}\end{{aligned}}"
@@ -119,7 +116,7 @@ def visit_math(self: Any, node: Any) -> None:
 
 
 def visit_math_block(self: Any, node: Any) -> None:
-    """Write a displayed formula, in a box that scrolls where it is wider than the page."""
+    """Write a displayed formula in a box, which scrolls if the formula is wider than the page."""
     self.body.append(f'<div class="math-block">{to_mathml(node.astext(), is_block=True)}</div>')
     raise SkipNode
 

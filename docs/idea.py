@@ -1,7 +1,6 @@
 """Draw the figure of the idea, ``_static/idea.png``: an input, trajectories through the latent space, several answers.
 
-``python docs/idea.py`` runs a committed checkpoint on the first test graph that has as many solutions as the figure has
-room for. Nothing in the figure is drawn by hand.
+``python docs/idea.py`` runs a committed checkpoint on the first test graph with four solutions, and plots the result.
 """
 
 import sys
@@ -21,12 +20,13 @@ from pyro_gram.networks.core import LatentState  # noqa: E402
 
 OUT = Path(__file__).parent / "_static" / "idea.png"
 SOLUTIONS, TRAJECTORIES, DEPTH, SEED = 4, 60, 8, 2
-COLOURS = ("#5B3A9B", "#C2255C", "#8C564B", "#444444")  # of the answers, the most frequent first; no vertex has these
-GREY = "#AAAAAA"  # of wrong answers
+# Colours of the answers, the most frequent first. No vertex has these colours.
+COLOURS = ("#5B3A9B", "#C2255C", "#8C564B", "#444444")
+GREY = "#AAAAAA"  # for wrong answers
 
 
 def run_trajectories(model: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the program step by step. Returns the last answers ``[N, L_out]`` and h after each step ``[S, N, L * D]``."""
+    """Run the model step by step. Return the last answers ``[N, L_out]`` and h after each step ``[S, N, L * D]``."""
     x, state, path = x.expand(TRAJECTORIES, *x.shape[1:]), None, []
     torch.manual_seed(SEED)
     with torch.no_grad():
@@ -39,7 +39,7 @@ def run_trajectories(model: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor]
 
 
 def project(path: Tensor) -> Tensor:
-    """Project states on the two principal components of their last half, ``[S, N, 2]``."""
+    """Project states on two principal components, ``[S, N, 2]``, which are computed from the last half of the steps."""
     late = path[len(path) // 2 :].flatten(0, 1)
     _, _, components = torch.linalg.svd(late - late.mean(0), full_matrices=False)
     return (path - late.mean(0)) @ components[:2].T
@@ -56,35 +56,35 @@ def main() -> None:
     is_right = task.is_valid(x, answers[:, None])[:, 0]
     solutions, group, counts = answers.unique(dim=0, return_inverse=True, return_counts=True)
     order = counts.argsort(descending=True)
-    shown = [int(k) for k in order if is_right[group == k].all()][: len(COLOURS)]
-    colour_of = dict(zip(shown, COLOURS, strict=False))
+    plotted_groups = [int(k) for k in order if is_right[group == k].all()][: len(COLOURS)]
+    colour_of = dict(zip(plotted_groups, COLOURS, strict=False))
 
     figure = Figure(figsize=(11, 3.9), facecolor="white")
     grid = figure.add_gridspec(2, 4, width_ratios=(1.15, 2.3, 0.8, 0.8), left=0.01, right=0.99, top=0.84, bottom=0.04)
-    question, plane = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[:, 1])
-    task.plot(question, x[0])
-    for way, k in zip(points.unbind(1), group.tolist(), strict=True):
-        plane.plot(*way.T, color=colour_of.get(k, GREY), linewidth=1, alpha=0.65)
-        plane.plot(*way[-1], "o", color=colour_of.get(k, GREY), markersize=5)
+    input_axes, plane = figure.add_subplot(grid[:, 0]), figure.add_subplot(grid[:, 1])
+    task.plot(input_axes, x[0])
+    for line, k in zip(points.unbind(1), group.tolist(), strict=True):
+        plane.plot(*line.T, color=colour_of.get(k, GREY), linewidth=1, alpha=0.65)
+        plane.plot(*line[-1], "o", color=colour_of.get(k, GREY), markersize=5)
     plane.set_xticks([])
     plane.set_yticks([])
     for side in plane.spines.values():
         side.set_color("#CCCCCC")
-    panels = [figure.add_subplot(grid[i // 2, 2 + i % 2]) for i in range(len(shown))]
-    for axes, k in zip(panels, shown, strict=True):
+    panels = [figure.add_subplot(grid[i // 2, 2 + i % 2]) for i in range(len(plotted_groups))]
+    for axes, k in zip(panels, plotted_groups, strict=True):
         task.plot(axes, x[0], solutions[k])
         axes.set_title(f"{int(counts[k])} of {TRAJECTORIES}", fontsize=11, color=colour_of[k], weight="bold", pad=1)
 
     title = {"fontsize": 13, "ha": "center", "va": "bottom", "weight": "bold", "color": "#222222"}
     for left, right, text in (
-        (question, question, "one input"),
+        (input_axes, input_axes, "one input"),
         (plane, plane, f"{TRAJECTORIES} random trajectories of the latent state"),
         (panels[0], panels[1], "several answers"),
     ):
         middle = (left.get_position().x0 + right.get_position().x1) / 2
         figure.text(middle, 0.91, text, **title)
     arrow = {"arrowstyle": "-|>", "color": "#555555", "linewidth": 1.5, "mutation_scale": 16}
-    ends = {"coordsA": "axes fraction", "coordsB": "axes fraction", "axesA": question, "axesB": plane}
+    ends = {"coordsA": "axes fraction", "coordsB": "axes fraction", "axesA": input_axes, "axesB": plane}
     figure.add_artist(ConnectionPatch((0.98, 0.5), (-0.02, 0.5), **ends, **arrow))
     figure.savefig(OUT, dpi=150)
 

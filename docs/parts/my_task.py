@@ -1,4 +1,4 @@
-"""Complete a permutation of which half is given."""
+"""A task: half of a permutation is given, complete it."""
 
 from dataclasses import dataclass
 from itertools import permutations

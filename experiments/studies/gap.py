@@ -93,7 +93,7 @@ def measure_run(run: Run) -> dict[str, Any]:
     bounds = bounds_of(run.averaged, x, y, run.solver.config.depth, seed)
     k_hat = pareto_k_of(run, x, y)
     rows = run.rows()
-    looks = [row for row in rows if "prior_accuracy" in row]
+    measurements = [row for row in rows if "prior_accuracy" in row]
     return {
         "by_length": by_length,
         "elbo_full": bounds.full.mean().item(),
@@ -105,7 +105,7 @@ def measure_run(run: Run) -> dict[str, Any]:
         "seconds": run.trainer.elapsed,
         "curve": [
             [round(row["seconds"]), *(round(row[k], 4) for k in ("prior_accuracy", "prior_coverage", "elbo_full"))]
-            for row in looks
+            for row in measurements
         ],
         "last": {k: mean(row[k] for row in rows[-20:]) for k in ("reconstruction", "kl", "beta")},
     }
@@ -193,10 +193,10 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], float]] = {
         compared(run)["total_variation"] - compared(run)["total_variation_perfect"]
     ),
     "accuracy, 32 transitions": lambda run: run["by_length"][str(2 * TRANSITIONS)]["sample_accuracy"],
-    "lost since the best look": lambda run: max(look[1] for look in run["curve"]) - run["curve"][-1][1],
+    "accuracy lost": lambda run: max(point[1] for point in run["curve"]) - run["curve"][-1][1],
     "excess, nats": lambda run: run["excess"],
     "share of inputs with k-hat > 0.7": lambda run: run["k_hat"]["above_0.7"],
-    "KL a step, nats": lambda run: run["last"]["kl"],
+    "KL, nats a step": lambda run: run["last"]["kl"],
     "updates": lambda run: run["updates"],
 }
 
