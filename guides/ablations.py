@@ -17,7 +17,7 @@ from .amortized import AmortizedGuide, AmortizedGuideConfig, align_answer
 
 @GUIDES.register("additive")
 class AdditiveGuide(AmortizedGuide):
-    """Add the embedding of y to u_t, instead of concatenating both: half the head."""
+    """Add the embedding of y to u_t, instead of concatenating both; the head is half as large."""
 
     inputs = 1
 
@@ -30,7 +30,7 @@ class GlobalGuideConfig(AmortizedGuideConfig):
     """The amortized guide's config, with other defaults.
 
     Attributes:
-        layers: attention layers over the embedded answer; without any the code is a bag of tokens.
+        layers: attention layers over the embedded answer; with 0 layers the code is the mean of the token embeddings.
     """
 
     layers: int = 1

@@ -33,11 +33,11 @@ class AmortizedGuideConfig:
     Attributes:
         hidden: width of the SwiGLU.
         initial_scale: sigma of every channel before training, as the prior's.
-        layers: attention layers over the embedded answer. Without any, the posterior of a position depends on its own
+        layers: attention layers over the embedded answer. With 0 layers, the posterior of a position depends on its own
             token of y only.
         heads: attention heads of those layers.
-        guided_transitions: transitions of a trajectory after which the guide follows the prior; 0 for never. At least
-            those of training: the guide cannot know deeper ones.
+        guided_transitions: number of transitions after which the guide follows the prior, because it is not trained for
+            more; 0 for never. It must cover the transitions of training.
         max_kl: the largest KL of a transition, nats per input; 0 for no limit. Only for a Gaussian prior.
     """
 
@@ -96,7 +96,7 @@ class AmortizedGuide(EffectGuide):
         if not self.max_kl:
             return q
         if type_of(q) != "Normal" or type_of(prior) != "Normal":
-            raise ConfigError("guide.max_kl needs a Gaussian prior: set it to 0 for one of another family")
+            raise ConfigError("guide.max_kl needs a Gaussian prior: set guide.max_kl to 0 for other priors")
         loc, scale = limit_kl(q.base_dist.loc, q.base_dist.scale, prior.base_dist, self.max_kl)
         return dist.Normal(loc, scale).to_event(2)
 

@@ -22,12 +22,12 @@ KEY_SEED = 0x5DEECE66D  # seed of the multipliers in the key of a datum
 
 @dataclass(frozen=True)
 class MeanFieldGuideConfig:
-    """Numbers of parameters: two for each pair, transition, position and channel, all part of each update.
+    """Numbers of parameters: two for each pair, transition, position and channel. Each update processes all of them.
 
     Attributes:
         num_pairs: pairs (x, y) that have parameters of their own.
-        transitions: transitions with parameters, at least T; later ones follow the prior. 0 for those with a KL in one
-            supervision step (Eq. 14), all T or the last; all supervision steps then share parameters.
+        transitions: number of transitions with parameters, at least T; later ones follow the prior. 0: those of one
+            supervision step that have a KL (the last if truncated, else all T); all steps then share them.
         initial_scale: sigma of every channel before training.
     """
 

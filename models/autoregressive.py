@@ -66,7 +66,7 @@ class Autoregressive(dist.TorchDistribution):
 class AutoregressiveModel(OneStepModel):
     """A prefix language model: positions of the input attend to each other, those of the answer to all before them.
 
-    The position that predicts y_i embeds y_{i-1} and, if input and answer have the same positions, x_i.
+    The position that predicts y_i embeds y_{i-1} and the input at the same place, counted from the end.
     """
 
     learns_start = False
@@ -96,5 +96,5 @@ class AutoregressiveModel(OneStepModel):
 
     def _input_at_answer(self, e_x: Tensor) -> Tensor:
         """Return the embedded input at the L_out positions of the answer, the last ones, padded by zeros in front."""
-        missing = max(0, self.spec.output_length - e_x.shape[-2])
-        return pad(e_x, (0, 0, missing, 0))[..., -self.spec.output_length :, :]
+        num_missing = max(0, self.spec.output_length - e_x.shape[-2])
+        return pad(e_x, (0, 0, num_missing, 0))[..., -self.spec.output_length :, :]

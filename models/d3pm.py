@@ -1,7 +1,7 @@
 r"""Discrete diffusion (D3PM; Austin et al., 2021), uniform and absorbing, conditional on x.
 
 At each of T times a token keeps its value with probability :math:`\alpha_t`; otherwise it is redrawn from m, which is
-uniform over the classes, or the mask:
+uniform over the classes, or always the mask:
 
 .. math:: q(y_t | y_0) = \bar\alpha_t\, \delta_{y_0} + (1 - \bar\alpha_t)\, m.
 
@@ -108,7 +108,7 @@ class D3PM(Diffusion):
         return tokens, log_p
 
     def _pad_mask(self, probabilities: Tensor) -> Tensor:
-        """Add the mask's probability, which is 0, to those of the classes; for uniform corruption there is none."""
+        """Append the mask's probability, 0, to those of the classes. Uniform corruption has no mask."""
         return pad(probabilities, (0, len(self.stationary) - probabilities.shape[-1]))
 
     def _corrupt(self, probabilities: Tensor, alpha_bar: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class GRAM(nn.Module):
         truncated: bool | None = None,
         beta: float = 1.0,
     ) -> Tensor:
-        """Sample ``steps`` supervision steps from ``state``, then y: one for Eq. 14, N_sup for the full bound (Eq. 13).
+        """Sample ``steps`` supervision steps from ``state``, then y. Eq. 14 takes one step, Eq. 13 all N_sup.
 
         Args:
             x: input tokens, ``[..., B, *event]``; None for p(x).
@@ -129,7 +129,7 @@ class GRAM(nn.Module):
         return LatentState(h, l)
 
     def answer(self, state: LatentState, e_x: Tensor, y: Tensor | None, infer: dict | None = None) -> Tensor:
-        """Sample or observe the site y, whose infer dict is ``infer``; if it is sampled, the sites of the heads too."""
+        """Sample or observe the site y, with the infer dict ``infer``; without y sample the sites of the heads too."""
         likelihood = self.likelihood(state.h)
         sites.sample_halt_and_value(self.heads if y is None else None, state.h, e_x, likelihood)
         return pyro.sample(sites.ANSWER, likelihood, obs=y, infer=infer)

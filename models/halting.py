@@ -47,11 +47,11 @@ class OneStepCore(RecursiveCore):
 
     def forward(self, state: LatentState, e_x: Tensor) -> tuple[Tensor, Tensor]:
         h, l = state
-        injected = h + e_x
+        injection = h + e_x
         with torch.no_grad():
             for _ in range(self.low_steps - 1):
-                l = self.f_L(l + injected)
-        l = self.f_L(l + injected)
+                l = self.f_L(l + injection)
+        l = self.f_L(l + injection)
         return self.f_H(h + l), l
 
 
@@ -65,9 +65,9 @@ class SharedCore(nn.Module):
 
     def forward(self, state: LatentState, e_x: Tensor) -> tuple[Tensor, Tensor]:
         h, l = state
-        injected = h + e_x
+        injection = h + e_x
         for _ in range(self.low_steps):
-            l = self.f(l + injected)
+            l = self.f(l + injection)
         return self.f(h + l), l
 
 
@@ -95,7 +95,7 @@ class _Halting(GRAM):
         return super().answer(state, e_x, y, infer)
 
     def learn_to_halt(self, state: LatentState, e_x: Tensor, y: Tensor) -> None:
-        """Observe at ``halt`` whether the answer is right now, and record at ``halted`` who halts."""
+        """Observe at ``halt`` whether the answer is right now, and record at ``halted`` which trajectories halt."""
         logits = self.halting(state.h[..., 0, :])
         is_right = (self.likelihood(state.h).base_dist.logits.argmax(-1) == y).all(-1)
         with poutine.scale(scale=HALT_WEIGHT * self.spec.output_length):
@@ -147,7 +147,7 @@ class TRMConfig(GRAMConfig):
     """Sizes, and the two naive ways to make TRM stochastic (Table 3b).
 
     Attributes:
-        decoding: how a roll-out answers: with the decoder's ``mode``, or with a draw from it (``sampled``).
+        decoding: how a rollout answers: with the ``mode`` of p(y | h_T), or with a draw from it (``sampled``).
         initial_state: z_0 is ``fixed``, or drawn for each trajectory (``random``), also in training.
     """
 

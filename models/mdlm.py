@@ -32,8 +32,8 @@ MIN_TIME = 1e-3  # the least time in training, as 1 / t grows without bound
 class MDLMConfig(OneStepConfig):
     """Sizes, and the length of a draw.
 
-    Tokens that one step reveals are drawn independently. With as many steps as tokens, most steps reveal several; with
-    eight times as many, nearly all reveal one, at eight times the cost.
+    Tokens that one step reveals are drawn independently. With as many steps as tokens, most tokens are
+    revealed together with others; with eight times as many steps, most are revealed alone, at eight times the cost.
 
     Attributes:
         sampling_steps: steps of a draw; 0 for the number of tokens.
@@ -47,7 +47,7 @@ class MDLMConfig(OneStepConfig):
 
 
 class Diffusion(OneStepModel):
-    """Base class of the diffusion baselines: y is a bound in ``pyro.factor`` if observed, and a draw otherwise."""
+    """Base class of the diffusion baselines: an observed y is a factor, the bound; an unobserved y is drawn."""
 
     traits = replace(OneStepModel.traits, has_exact_likelihood=False)
 
@@ -87,10 +87,10 @@ class MDLM(Diffusion):
 
     def loss(self, e_x: Tensor, y: Tensor) -> Tensor:
         time = stratified_times(y.shape[:-1], y.device).clamp(min=MIN_TIME)
-        masked = torch.rand(y.shape, device=y.device) < time[..., None]
-        logits = self.denoiser(e_x, torch.where(masked, self.mask, y), time)
+        is_masked = torch.rand(y.shape, device=y.device) < time[..., None]
+        logits = self.denoiser(e_x, torch.where(is_masked, self.mask, y), time)
         log_p = logits.log_softmax(-1).gather(-1, y[..., None]).squeeze(-1)
-        return -(log_p * masked).sum(-1) / time
+        return -(log_p * is_masked).sum(-1) / time
 
     def draw(self, e_x: Tensor) -> tuple[Tensor, Tensor]:
         steps = self.config.sampling_steps or self.spec.output_length
@@ -100,10 +100,10 @@ class MDLM(Diffusion):
             time = torch.full(e_x.shape[:-2], step / steps, device=e_x.device)
             prediction = dist.Categorical(logits=self.denoiser(e_x, tokens, time))
             value = prediction.sample()
-            # A masked token is revealed with probability (t - s) / t; at the last step all are.
-            reveal = (tokens == self.mask) & (torch.rand(tokens.shape, device=e_x.device) < 1 / step)
-            log_p = log_p + (prediction.log_prob(value) * reveal).sum(-1)
-            tokens = torch.where(reveal, value, tokens)
+            # A masked token is revealed with probability 1 / step, and so for certain at the last step.
+            is_revealed = (tokens == self.mask) & (torch.rand(tokens.shape, device=e_x.device) < 1 / step)
+            log_p = log_p + (prediction.log_prob(value) * is_revealed).sum(-1)
+            tokens = torch.where(is_revealed, value, tokens)
         return tokens, log_p
 
 

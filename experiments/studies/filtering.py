@@ -102,7 +102,7 @@ class Filtering:
         self.study.progress(NUM_SAMPLES * depth * len(self.puzzles))
         results = self.measure(particles.tokens, particles.weight)
         least = particles.ess.min().item()
-        return results | {"resampled": particles.resampled.double().mean().item(), "least_ess": least}
+        return results | {"resampled": particles.is_resampled.double().mean().item(), "least_ess": least}
 
     def pair(self, depth: int, config: SMCConfig) -> dict[str, Any]:
         """Measure the filter, and the same weights given once."""

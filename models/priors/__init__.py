@@ -1,15 +1,15 @@
 r"""Priors of the stochastic guidance, :math:`p_\theta(\epsilon_t \mid u_t)` (Eq. 8).
 
 A prior is a module from u ``[..., L, D]`` to a distribution with batch shape ``[...]`` and event shape ``[L, D]``.
-``PRIORS.get("gaussian")`` imports the file that registers a name; this package imports none of them.
+``PRIORS.get("gaussian")`` imports the file that registers this name; the package itself imports no file.
 
-With the name of each prior stands its KL from the guides for it:
+Each name is followed by the prior, and by the way to compute the KL of its guides:
 
 - ``gaussian``: the paper's diagonal Gaussian; closed form.
-- ``noise_only``, ``mean_only``: N(0, sigma) and N(mu, 0) of Table 3b; closed form, of ``mean_only`` at a fixed scale.
+- ``noise_only``, ``mean_only``: N(0, sigma) and N(mu, 0) of Table 3b; closed form (``mean_only``: for a fixed scale).
 - ``standard``: N(0, I), nothing learned; closed form.
 - ``none``: eps = 0, the deterministic model; nothing to infer.
-- ``student_t``, ``mixture``, ``flow``: heavy tails; several modes; a conditional flow; estimated from a draw.
+- ``student_t`` (heavy tails), ``mixture`` (several modes), ``flow`` (a conditional flow); estimated from a draw.
 - ``low_rank``: a Gaussian whose covariance spans positions; closed form.
 - ``discrete``: categorical codes, straight-through or relaxed; closed form.
 """

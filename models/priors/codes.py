@@ -45,7 +45,7 @@ class DiscretePriorConfig:
 
 @PRIORS.register("discrete")
 class DiscretePrior(nn.Module):
-    """Categorical codes at each position, embedded into u's space. Roll-outs always draw one-hot codes."""
+    """Categorical codes at each position, embedded into u's space. Rollouts always draw one-hot codes."""
 
     Config = DiscretePriorConfig
 

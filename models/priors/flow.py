@@ -22,7 +22,7 @@ class FlowPriorConfig(GaussianPriorConfig):
     """Sizes of the flow.
 
     Attributes:
-        couplings: affine couplings (RealNVP); a fixed permutation of channels lies between any two.
+        couplings: affine couplings (RealNVP); a fixed permutation of channels lies between successive ones.
     """
 
     couplings: int = 2
@@ -60,7 +60,7 @@ class FlowPrior(nn.Module):
 
 
 class CouplingNetwork(nn.Module):
-    """Compute shift and log scale of a coupling, ``[..., D - half]`` each, from u and the channels that stay.
+    """Compute shift and log scale of a coupling, ``[..., D - half]`` each, from u and the unchanged channels.
 
     Pyro's ``ConditionalDenseNN`` does the same, but cannot be built on torch's meta device.
     """

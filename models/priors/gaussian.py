@@ -64,9 +64,9 @@ class NoiseOnlyPrior(nn.Module):
 class MeanOnlyPrior(nn.Module):
     r"""The prior :math:`N(\mu_\theta(u), 0)`: guidance without noise, in prior and guide (Table 3b).
 
-    The KL of two points is 0 or infinite. To train a guide, the KL of Gaussians with scale ``initial_scale`` around the
-    points replaces it, a squared distance; no bound that contains it is reported. Without noise the guide can pass y to
-    the core.
+    The KL of two points is 0 or infinite. In training it is replaced by the KL of Gaussians of scale ``initial_scale``
+    around the points, a squared distance; bounds that contain it are not reported. As there is no noise, the guide can
+    pass all of y to the core.
     """
 
     Config = GaussianPriorConfig

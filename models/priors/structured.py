@@ -110,7 +110,7 @@ class LowRankNormal(dist.TorchDistribution):
         super().__init__(loc.shape[:-2], loc.shape[-2:], validate_args=validate_args)
 
     @cached_property
-    def flat(self) -> dist.LowRankMultivariateNormal:
+    def flat_normal(self) -> dist.LowRankMultivariateNormal:
         """The distribution over ``[L * D]``, for draws and densities; the KL does not need it."""
         return dist.LowRankMultivariateNormal(
             self.loc.flatten(-2), self.factor.flatten(-3, -2), self.scale.flatten(-2).square(), validate_args=False
@@ -123,10 +123,10 @@ class LowRankNormal(dist.TorchDistribution):
         return LowRankNormal(expand(self.loc, 2), expand(self.factor, 3), expand(self.scale, 2))
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        return self.flat.rsample(sample_shape).unflatten(-1, self.event_shape)
+        return self.flat_normal.rsample(sample_shape).unflatten(-1, self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return self.flat.log_prob(value.flatten(-2))
+        return self.flat_normal.log_prob(value.flatten(-2))
 
     @property
     def mean(self) -> Tensor:
@@ -182,7 +182,7 @@ class LowRankPrior(nn.Module):
         self.rank = config.rank
         self.head = GaussianHead(width, config.hidden, width, config.initial_scale)
         self.directions = SwiGLU(width, config.hidden, config.rank * width)
-        with torch.no_grad():  # small but not zero, where the KL has no gradient for it
+        with torch.no_grad():  # small but not zero: at zero it would get no gradient
             self.directions.down.weight.mul_(config.initial_scale / math.sqrt(config.rank))
 
     def forward(self, u: Tensor) -> dist.TorchDistribution:

@@ -28,7 +28,7 @@ class Bounds:
         surrogate: Eq. 14: the mean over the supervision steps of training, which each update maximises.
         kl: KL of every transition of the full trajectory, ``[transitions, B]``.
         reconstruction: -log p(y | h_T) at the end of the trajectory.
-        others: the cost of further sites (a user's own latents): full = -reconstruction - sum of kl - others.
+        other_terms: the cost of further sites (a user's own latents): full = -reconstruction - sum of kl - other_terms.
         tokens: the mode of p(y | h_T), int64 ``[B, L_out]``. The guide was given y: never score these tokens as answers
             of the model. None for a program whose likelihood has no mode.
     """
@@ -37,7 +37,7 @@ class Bounds:
     surrogate: Tensor
     kl: Tensor
     reconstruction: Tensor
-    others: Tensor
+    other_terms: Tensor
     tokens: Tensor | None
 
 
@@ -105,7 +105,7 @@ def bounds(
         surrogate=torch.cat([p.surrogate for p in parts]),
         kl=torch.cat([p.kl for p in parts], dim=1),
         reconstruction=torch.cat([p.reconstruction for p in parts]),
-        others=torch.cat([p.others for p in parts]),
+        other_terms=torch.cat([p.other_terms for p in parts]),
         tokens=None if parts[0].tokens is None else torch.cat([p.tokens for p in parts if p.tokens is not None]),
     )
 
@@ -121,13 +121,13 @@ def _bounds(
     for _ in range(surrogate_steps):
         step = terms(model, guide, x, y, state)
         state = step.state
-        by_step.append(step.elbo + (1 - share) * step.shared)
-    other_share = (1 - share) * full.shared
+        by_step.append(step.elbo + (1 - share) * step.shared_terms)
+    other_share = (1 - share) * full.shared_terms
     return Bounds(
         full=(full.elbo + other_share).cpu(),
         surrogate=torch.stack(by_step).mean(0).cpu(),
         kl=full.kl.cpu(),
         reconstruction=full.reconstruction.cpu(),
-        others=(full.others - other_share).cpu(),
+        other_terms=(full.other_terms - other_share).cpu(),
         tokens=None if recorder.mode is None else recorder.mode.cpu(),
     )

@@ -1,1 +1,1 @@
-"""Guides' base class, bounds, optimisation, deep supervision, and roll-outs from the prior."""
+"""The contract of models, priors and guides; the sites of programs; bounds and importance weights."""

@@ -27,7 +27,7 @@ class Model(Protocol):
 
     ``eps_t`` is the guidance of transition t and ``u_t`` the deterministic proposal before it; ``h`` and ``l`` are the
     state at the end; ``y`` is the answer. They lie in plates over the batch. The helpers of ``inference.sites`` make
-    them; a model whose attribute ``heads`` holds modules also calls ``sample_halt_and_value``.
+    them; a model whose attribute ``heads`` is a module also calls ``sample_halt_and_value``.
 
     >>> import pyro, torch
     >>> from pyro_gram.inference import sites
@@ -79,7 +79,7 @@ class Prior(Protocol):
     """A prior of the guidance, p(eps_t | u_t): a callable from u_t to a distribution.
 
     If guidance does not lie in u's space (discrete codes), the prior has a method ``embed_guidance(eps)`` too, which
-    returns what is added to u, ``[..., L, D]``.
+    returns the term that is added to u, ``[..., L, D]``.
 
     >>> import torch
     >>> class Noise(torch.nn.Module):
@@ -127,7 +127,7 @@ class ModelTraits:
     Attributes:
         has_guidance: the program samples guidance sites; if not, it takes prior ``none`` and guide ``prior`` only.
         is_one_step: each call starts from z_0, and a trajectory has one supervision step.
-        has_exact_likelihood: the site ``y`` has the density log p(y | x); if not, it has a bound on it.
+        has_exact_likelihood: the log density of the site ``y`` is exact; if not, it is a bound.
         default_parts: names of the prior and guide that the model is used with, unless the user names others.
         default_settings: settings that replace those of a preset.
     """
@@ -146,8 +146,8 @@ class PriorTraits:
     Attributes:
         family: the variational family of guides for this prior; None for a deterministic prior, which leaves nothing to
             infer.
-        has_rsample: draws have a gradient. Without one, a prior cannot be trained without a guide.
-        has_density: ``log_prob`` is the density of the draws. If not, bounds that contain it mean nothing.
+        has_rsample: draws have a gradient. A prior without it needs a guide in training.
+        has_density: ``log_prob`` is the log density of the draws. If not, bounds that contain it are meaningless.
     """
 
     family: Family | None = NORMAL

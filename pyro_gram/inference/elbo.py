@@ -1,4 +1,4 @@
-"""ELBOs: two of Pyro's that also store the terms of each pass, and the balanced analytic ELBO that trains by default.
+"""ELBOs that store the terms of each pass: two of Pyro's, and the balanced analytic ELBO, the default in training.
 
 Everything is in nats. A loss is a sum over the batch, scaled by the ``poutine.scale`` around the step (the trainer
 scales by 1 / batch); the stored terms are for each input, unscaled, at beta = 1.
@@ -49,9 +49,9 @@ class _TermsMixin:
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)  # type: ignore[misc]
-        unwrapped = poutine.unwrap(guide)
-        if isinstance(unwrapped, EffectGuide):
-            unwrapped.forget()
+        inner_guide = poutine.unwrap(guide)
+        if isinstance(inner_guide, EffectGuide):
+            inner_guide.forget()
         return model_trace, guide_trace
 
     def _store_terms(self, model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | None = None) -> None:
@@ -69,13 +69,13 @@ class TraceELBO(_TermsMixin, Trace_ELBO):
 
 
 class MeanFieldELBO(_TermsMixin, TraceMeanField_ELBO):
-    """Pyro's ``TraceMeanField_ELBO``: KLs in closed form, if there is one.
+    """Pyro's ``TraceMeanField_ELBO``: it uses the closed form of each KL that has one.
 
-    It differs in two points, at which Pyro's is silently wrong: the log density of a Delta in the guide counts, as in
-    ``Trace_ELBO`` (Pyro's autoguides need it); and draws without gradient are refused, with validation on or off.
+    It corrects two silent errors of Pyro's: the log density of a Delta in the guide counts, as in ``Trace_ELBO``
+    (Pyro's autoguides need it); and draws without gradient raise an error even if Pyro's validation is off.
 
     Attributes:
-        estimated_kl: kinds of posterior and prior of a KL without a closed form in the last pass; None for none.
+        estimated_kl: class names of posterior and prior of a KL that the last pass estimated; None if there was none.
 
     Raises:
         NotImplementedError: the draws of a latent in the guide have no gradient (use ``trace``).
@@ -84,17 +84,17 @@ class MeanFieldELBO(_TermsMixin, TraceMeanField_ELBO):
     estimated_kl: tuple[str, str] | None = None
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Return a number. ``loss_and_grads`` returns a tensor, for which training need not wait."""
+        """Return the loss as a float. ``loss_and_grads`` returns a tensor: training does not wait for the device."""
         return float(super().loss(model, guide, *args, **kwargs))
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        unwrapped = poutine.unwrap(guide)
-        if is_validation_enabled() or not isinstance(unwrapped, EffectGuide):
+        inner_guide = poutine.unwrap(guide)
+        if is_validation_enabled() or not isinstance(inner_guide, EffectGuide):
             return super()._get_trace(model, guide, args, kwargs)
         # Pyro would compute the log densities of all draws, which analytic KLs do not need.
         guide(*args, **kwargs)
-        traces = unwrapped.get_traces()
-        unwrapped.forget()
+        traces = inner_guide.get_traces()
+        inner_guide.forget()
         return traces
 
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
@@ -108,12 +108,12 @@ class MeanFieldELBO(_TermsMixin, TraceMeanField_ELBO):
             site, guide_site = model_trace.nodes[name], guide_trace.nodes.get(name)
             if guide_site is None or (site["mask"] is False and guide_site["mask"] is False):
                 continue
-            under_q, under_p = self._divergence(name, site, guide_site)
-            cost = scale_and_mask(under_q, guide_site["scale"], guide_site["mask"]).sum()
-            kls[name] = apply_weights(under_q.detach(), guide_site)
-            if under_p is not None:
-                cost = cost - scale_and_mask(under_p, site["scale"], site["mask"]).sum()
-                kls[name] = kls[name] - apply_weights(under_p.detach(), site)
+            q_term, p_term = self._divergence(name, site, guide_site)
+            cost = scale_and_mask(q_term, guide_site["scale"], guide_site["mask"]).sum()
+            kls[name] = apply_weights(q_term.detach(), guide_site)
+            if p_term is not None:
+                cost = cost - scale_and_mask(p_term, site["scale"], site["mask"]).sum()
+                kls[name] = kls[name] - apply_weights(p_term.detach(), site)
             loss, surrogate = loss + cost.detach(), surrogate + cost
         self._store_terms(model_trace, guide_trace, kls)
         return torch.as_tensor(loss), surrogate
@@ -126,17 +126,17 @@ class MeanFieldELBO(_TermsMixin, TraceMeanField_ELBO):
             _check_gradient(name, site)
         if guide_trace.nodes:
             return super()._differentiable_loss_particle(model_trace, guide_trace)
-        # Only observed sites, whose sum need not leave the device.
+        # All sites are observed: their sum can stay on the device.
         surrogate = -sum(site["log_prob_sum"] for site in model_trace.nodes.values())
         return torch.as_tensor(surrogate).detach(), surrogate
 
     def _divergence(self, name: str, site: Any, guide_site: Any) -> tuple[Tensor, Tensor | None]:
-        """Return ``terms.divergence_parts`` with the gradients of this bound."""
+        """Return ``divergence_parts`` of a site, with the gradients of this bound."""
         _check_gradient(name, guide_site)
-        under_q, under_p = divergence_parts(guide_site, site, self._kl, self._log_densities)
-        if under_p is not None and not is_delta(guide_site["fn"]):
+        q_term, p_term = divergence_parts(guide_site, site, self._kl, self._log_densities)
+        if p_term is not None and not is_delta(guide_site["fn"]):
             self.estimated_kl = type_of(guide_site["fn"]), type_of(site["fn"])
-        return under_q, under_p
+        return q_term, p_term
 
     def _kl(self, q: Any, p: Any) -> Tensor:
         """Return KL(q || p) in closed form. Raises NotImplementedError if there is none."""
@@ -150,15 +150,15 @@ class MeanFieldELBO(_TermsMixin, TraceMeanField_ELBO):
 class BalancedELBO(MeanFieldELBO):
     r"""The analytic bound with KL balancing (DreamerV2; Section 2.2 of the paper).
 
-    Value: that of :class:`MeanFieldELBO`. Gradient of each guidance KL: ``balance`` of it reaches the prior's
-    parameters and ``1 - balance`` the posterior's, which is the gradient of
+    The value is that of :class:`MeanFieldELBO`. The gradient of each guidance KL is split: the prior's parameters
+    receive the share ``balance`` of it, the posterior's ``1 - balance``. This is the gradient of
     :math:`b\,KL(sg(q)\|p) + (1-b)\,KL(q\|sg(p))`, computed with one KL instead of two.
     If a KL has no closed form, log q - log p at the guide's draw replaces it, balanced in the same way;
     ``estimated_kl`` then names its distributions. All other sites (a user's latents, auxiliary draws) have Pyro's
-    gradient, and so has guidance for which the guide has a Delta.
+    gradient, and so does guidance that the guide draws from a Delta.
 
     Args:
-        balance: b in [0, 1]; the paper's 0.8.
+        balance: b in [0, 1]; the paper uses 0.8.
         **kwargs: as for ``pyro.infer.ELBO``.
     """
 
@@ -176,11 +176,11 @@ class BalancedELBO(MeanFieldELBO):
 
 def _exclude(trace: Trace, names: list[str]) -> Trace:
     """Return a trace of the sample sites except ``names`` and deterministic ones. The sites are shared, not copied."""
-    remaining = Trace()
+    sample_trace = Trace()
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and name not in names and not site["infer"].get("_deterministic"):
-            remaining.nodes[name] = site
-    return remaining
+            sample_trace.nodes[name] = site
+    return sample_trace
 
 
 def _check_gradient(name: str, guide_site: Any) -> None:
@@ -188,21 +188,21 @@ def _check_gradient(name: str, guide_site: Any) -> None:
     if torch.is_grad_enabled() and not guide_site["fn"].has_rsample:
         raise NotImplementedError(
             f"the guide draws {name!r} from a {type_of(guide_site['fn'])}, whose draws have no gradient: train with "
-            "Trace_ELBO (--train.elbo trace), or give it a reparameterized distribution"
+            "Trace_ELBO (--train.elbo trace), or use a reparameterized distribution"
         )
 
 
 def balanced_log_densities(q: Any, p: Any, value: Tensor, balance: float) -> tuple[Tensor, Tensor]:
-    """Return log q and log p at a draw of q, their gradients balanced: ``balance`` of it reaches p.
+    """Return log q and log p at a draw of q, with balanced gradients: p receives the share ``balance``.
 
     Args:
         value: the draw. The gradient through it trains q, with the share ``1 - balance``.
     """
     balance = min(max(balance, 1e-6), 1 - 1e-6)
     scaled_value = _ScaleGradient.apply(value, (1 - balance) / balance)
-    relaxed = getattr(value, "_unquantize", None)  # Pyro's straight-through draws have the density of this
-    if relaxed is not None:
-        scaled_value._unquantize = _ScaleGradient.apply(relaxed, (1 - balance) / balance)
+    relaxed_value = getattr(value, "_unquantize", None)  # Pyro evaluates the density of straight-through draws here
+    if relaxed_value is not None:
+        scaled_value._unquantize = _ScaleGradient.apply(relaxed_value, (1 - balance) / balance)
     log_p = _ScaleGradient.apply(p.log_prob(scaled_value), balance)
     return _ScaleGradient.apply(q.log_prob(value), 1 - balance), log_p
 
@@ -224,18 +224,19 @@ def scale_gradient(distribution: Any, factor: float) -> Any:
     Distributions inside it (in an Independent, a Beta, a LogNormal) are copied in the same way.
 
     Raises:
-        NotImplementedError: it has no tensor, or has modules or collections, which may hold its parameters.
+        NotImplementedError: the distribution has no tensor, or has a module or collection that may hold parameters.
     """
     clone = copy.copy(distribution)
-    attributes = {
-        name: part for name, part in vars(distribution).items() if name != "transforms"
-    }  # these are equal in q and p
+    # Transforms need no scaling: they are equal in q and p.
+    attributes = {name: part for name, part in vars(distribution).items() if name != "transforms"}
     parts = {name: part for name, part in attributes.items() if isinstance(part, Tensor | Distribution)}
     if not parts or any(isinstance(part, nn.Module | list | dict) for part in attributes.values()):
         raise NotImplementedError
     for name, part in parts.items():
-        scaled = scale_gradient(part, factor) if isinstance(part, Distribution) else _ScaleGradient.apply(part, factor)
-        vars(clone)[name] = scaled
+        scaled_part = (
+            scale_gradient(part, factor) if isinstance(part, Distribution) else _ScaleGradient.apply(part, factor)
+        )
+        vars(clone)[name] = scaled_part
     return clone
 
 
@@ -243,7 +244,7 @@ ELBOS = ("balanced", "mean_field", "trace")
 
 
 def make_elbo(name: str, balance: float = 0.8, num_particles: int = 1) -> BalancedELBO | MeanFieldELBO | TraceELBO:
-    """The bound called ``name``, one of ``ELBOS``. Raises ConfigError for another."""
+    """Make the ELBO ``name``, one of ``ELBOS``. Raises ConfigError for any other name."""
     check_choice("elbo", name, ELBOS)
     if name == "balanced":
         return BalancedELBO(balance, num_particles=num_particles)

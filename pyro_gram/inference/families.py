@@ -1,7 +1,7 @@
 """Variational families: the kinds of distribution that guides use for the guidance eps_t.
 
 A family turns the features of a position into a distribution over its guidance. Each prior names the family for its
-guides (``PriorTraits.family``), so that every guide of the repository works with every prior that is not deterministic.
+guides (``PriorTraits.family``), so that the amortized guide works with every prior that is not deterministic.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class NormalFamily:
             prior_mean = prior.mean
         except NotImplementedError:
             raise ConfigError(
-                f"a prior that is a {type_of(prior)} has no mean to be residual to: use --guide amortized"
+                f"the residual guide needs the mean of the prior; a {type_of(prior)} has none: use --guide amortized"
             ) from None
         return self.distribution(prior_mean + loc, scale)
 
@@ -92,7 +92,7 @@ class MeanFamily(NormalFamily):
 
 
 class Codes(dist.TorchDistribution):
-    """Independent categorical codes, ``groups`` at each position, as concatenated one-hot vectors.
+    """Independent categorical codes, ``groups`` of them at each position, as concatenated one-hot vectors.
 
     Draws are one-hot. If they need a gradient, they are straight-through (with the gradient of the probabilities), or
     relaxed (Gumbel-softmax) if ``temperature`` is not 0. The KL is that of the categoricals in both cases.
@@ -153,7 +153,7 @@ def _kl_codes(q: Codes, p: Codes) -> Tensor:
 
 @dataclass(frozen=True)
 class CodeFamily:
-    """:class:`Codes` whose probabilities are mixed with ``uniform_mix`` of a uniform, for finite KLs (DreamerV3)."""
+    """:class:`Codes` mixed with a uniform distribution of weight ``uniform_mix``, for finite KLs (DreamerV3)."""
 
     groups: int
     classes: int
@@ -164,13 +164,13 @@ class CodeFamily:
         return CodeHead(inputs, hidden, self.groups, self.classes)
 
     def distribution(self, *parameters: Tensor) -> dist.TorchDistribution:
-        (raw,) = parameters
-        probabilities = (1 - self.uniform_mix) * raw.softmax(-1) + self.uniform_mix / self.classes
+        (raw_logits,) = parameters
+        probabilities = (1 - self.uniform_mix) * raw_logits.softmax(-1) + self.uniform_mix / self.classes
         return Codes(probabilities.log(), self.temperature)
 
     def residual(self, prior: Any, *parameters: Tensor) -> dist.TorchDistribution:
-        (raw,) = parameters
-        return self.distribution(prior.logits + raw)
+        (raw_logits,) = parameters
+        return self.distribution(prior.logits + raw_logits)
 
 
 NORMAL = NormalFamily()
@@ -181,11 +181,11 @@ class EmbeddingPrior(Protocol):
     """A prior whose guidance does not lie in u's space."""
 
     def embed_guidance(self, eps: Tensor) -> Tensor:
-        """Return what is added to u, ``[..., L, D]``."""
+        """Return the term that is added to u, ``[..., L, D]``."""
 
 
 def embed_guidance(prior: Any, eps: Tensor) -> Tensor:
-    """Return what is added to u: ``eps`` itself, unless the prior has a method ``embed_guidance``."""
+    """Return the term that is added to u: ``eps`` itself, unless the prior has a method ``embed_guidance``."""
     return prior.embed_guidance(eps) if isinstance(prior, EmbeddingPrior) else eps
 
 

@@ -1,4 +1,4 @@
-r"""The base class of effect-based guides, which run the model once for both traces.
+r"""The base class of effect guides, which get the traces of model and guide from one run of the model.
 
 Such a guide is a Pyro messenger: at each guidance site of the model it samples :math:`q(\epsilon_t \mid u_t, y)`
 (Section 2.2), and the model continues with that draw. With an ordinary guide, which the model replays, each transition
@@ -30,7 +30,7 @@ from pyro_gram.inference.contract import GuideTraits, guide_traits, prior_of, pr
 from pyro_gram.inference.sites import is_called_by, plate_shape, proposal_site, register_parameters, transition_index
 from pyro_gram.inference.terms import is_delta
 
-RENAMED_SITE = re.compile(r"(?<![A-Za-z0-9_])eps_\d+")  # a handler's name of a guidance site: "eps_0_decentered"
+RENAMED_SITE = re.compile(r"(?<![A-Za-z0-9_])eps_\d+")  # a guidance site that a handler has renamed: "eps_0_decentered"
 SCOPED_SITE = re.compile(r"/|__\d+$")  # a name made by Pyro's scope or name_count
 
 
@@ -48,11 +48,11 @@ class _ForbidObservations(Messenger):
 class EffectGuide(GuideMessenger, nn.Module):
     """Sample each guidance site from a posterior q(eps_t | u_t, y).
 
-    Subclasses implement :meth:`posterior`, and :meth:`encode` for what depends on y but not on the transition::
+    Subclasses implement :meth:`posterior`. Computations that do not depend on the transition belong in :meth:`encode`::
 
         class Shift(EffectGuide):
             def __init__(self, model, width, classes):
-                super().__init__(model)              # first, as for any module
+                super().__init__(model)              # call this first, as in any module
                 self.shift = nn.Embedding(classes, width)
 
             def encode(self, x, y):
@@ -62,8 +62,8 @@ class EffectGuide(GuideMessenger, nn.Module):
                 return dist.Normal(u * 0 + code, 0.1).to_event(2)
 
     The guide runs the model that it was built with: put handlers (``poutine.condition(model, ...)``,
-    ``NoGuidance()(model)``) around the model before the guide is built. Pyro's losses ignore another model, as for each
-    ``GuideMessenger``; the losses of this library refuse it.
+    ``NoGuidance()(model)``) around the model before the guide is built. A loss may be given another model:
+    Pyro's losses ignore it, as for any ``GuideMessenger``; the losses of this library raise ConfigError.
 
     Args:
         model: the generative program, with or without handlers; its signature must name ``x`` and ``y``.
@@ -71,7 +71,7 @@ class EffectGuide(GuideMessenger, nn.Module):
 
     trace: Trace
     traits = GuideTraits()
-    guided_transitions: int = 0  # from this transition on it follows the prior; 0 for never
+    guided_transitions: int = 0  # the guide follows the prior from this transition on; 0 for never
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
@@ -95,7 +95,7 @@ class EffectGuide(GuideMessenger, nn.Module):
         """
 
     def encode(self, x: Tensor | None, y: Tensor) -> Any:
-        """Compute what the posterior needs of x and y, once for each call. The default is y itself."""
+        """Compute the code of x and y for the posterior, once for each call. The default is y itself."""
         return y
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -105,7 +105,8 @@ class EffectGuide(GuideMessenger, nn.Module):
         ``Predictive``) see its draws and no observed site, as for any guide.
 
         Raises:
-            ValueError: y is missing, or a handler has renamed guidance sites; a draw of the prior would hide this.
+            ValueError: y is missing, or a handler has renamed guidance sites. Without this error, draws would silently
+                follow the prior.
             NotImplementedError: the caller is one of Pyro's JIT losses.
         """
         arguments = self._signature.bind(*args, **kwargs).arguments
@@ -122,9 +123,9 @@ class EffectGuide(GuideMessenger, nn.Module):
         return values
 
     def _hide_observed(self) -> None:
-        """Remove the observed sites from the traces of handlers around this guide, whose density has none.
+        """Remove observed sites from the traces of handlers around this guide: they are not part of its density.
 
-        Blocking them would also hide them from the scale, mask and plates around the guide.
+        Blocking these sites would also hide them from the scale, mask and plates around the guide.
         """
         observed = [(n, s) for n, s in self.trace.nodes.items() if s["type"] == "sample" and s["is_observed"]]
         for handler in _PYRO_STACK:
@@ -138,7 +139,7 @@ class EffectGuide(GuideMessenger, nn.Module):
         is_reparam = msg["is_observed"] and transition_index(msg["name"]) is not None and is_delta(msg["fn"])
         if is_reparam and any(isinstance(handler, ReparamMessenger) for handler in _PYRO_STACK):
             raise ValueError(_renamed_site_message(msg["name"]))
-        # Pyro shows a guide the prior without the plates around the model, which the guide's draws have.
+        # Pyro passes the prior without the batch shape of the plates around the model; draws need that shape.
         if not msg["is_observed"] and msg["type"] == "sample" and not site_is_subsample(msg):
             shape = torch.broadcast_shapes(plate_shape(), msg["fn"].batch_shape)
             if shape != msg["fn"].batch_shape:
@@ -160,7 +161,7 @@ class EffectGuide(GuideMessenger, nn.Module):
         return self.posterior_at(t, self.trace.nodes[proposal_site(t)]["value"], self._code, prior)
 
     def posterior_at(self, t: int, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
-        """Return :meth:`posterior`, and from transition ``until`` on the prior. Arguments as there."""
+        """Return :meth:`posterior`, or the prior if t is ``guided_transitions`` or later. Same arguments, and t."""
         return prior if 0 < self.guided_transitions <= t else self.posterior(u, code, prior)
 
     def get_traces(self) -> tuple[Trace, Trace]:
@@ -195,8 +196,8 @@ def _renamed_site_message(name: str) -> str:
     """Return the message for a guidance site that a handler has renamed."""
     return (
         f"a handler (reparam, scope, equalize) has renamed a guidance site to {name!r}, and this guide samples only "
-        "'eps_t' after 'u_t': remove the handler, or write a guide for its sites; a latent of your own needs a name "
-        "without 'eps_' and a number"
+        "'eps_t' after 'u_t': remove the handler, or write a guide for its sites; if it is a latent of your own, "
+        "give it a name without 'eps_' and a number"
     )
 
 
@@ -225,17 +226,17 @@ def missing_answer_message(guide: nn.Module) -> str:
 
 def check_model(model: Any, guide: Any) -> None:
     """Raise ConfigError if an effect guide was built with another model, so that it would ignore this one."""
-    unwrapped = poutine.unwrap(guide)
-    if isinstance(unwrapped, EffectGuide) and model is not unwrapped.model:
+    inner_guide = poutine.unwrap(guide)
+    if isinstance(inner_guide, EffectGuide) and model is not inner_guide.model:
         raise ConfigError(
-            f"{type(unwrapped).__name__} runs the model that it was built with, and would ignore this one: put "
+            f"{type(inner_guide).__name__} runs the model that it was built with, and would ignore this one: put "
             "handlers around the model first, then build the guide for the result; copy the two together, "
             "copy.deepcopy((model, guide))"
         )
 
 
 def why_no_guide(model: Any, guide: Any) -> str:
-    """Return why a model and guide have no KL, bounds and importance weights; an empty text if they have."""
+    """Return why KL, bounds and importance weights do not exist for a model and guide; an empty text if they do."""
     if guide_traits(guide).follows_prior:
         return "this model has no inference network"
     if prior_traits(prior_of(model)).has_density:

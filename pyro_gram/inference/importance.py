@@ -1,7 +1,7 @@
 """Importance weights of the guide's trajectories, for each input, at beta = 1.
 
 Pyro's helpers (``Importance``, ``vectorized_importance_weights``, ``WeighedPredictive``) compute the weight of a whole
-batch, these the weight of each input. Both include all sample sites of model and guide.
+batch; these functions compute the weight of each input. Both include all sample sites of model and guide.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pyro_gram.inference.terms import (
 
 @dataclass(frozen=True)
 class GuideDraws:
-    """Trajectories drawn from the guide, for S draws of each of B inputs; nats, on the CPU.
+    """S trajectories of the guide for each of B inputs, on the CPU. Log densities are in nats.
 
     Attributes:
         log_weight: log p(y, tau | x) - log q(tau | x, y), ``[S, B]``.
@@ -72,13 +72,13 @@ def check_pairs(x: Tensor | None, y: Tensor) -> None:
         kind = f"of shape {list(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
         raise UserError(f"y must be answers, a tensor [B, L_out], not {kind}")
     if x is not None and len(x) != len(y):
-        raise UserError(f"x has {len(x)} inputs and y {len(y)} answers: give one answer an input")
+        raise UserError(f"x has {len(x)} inputs and y {len(y)} answers: give one answer for each input")
 
 
 def inputs_per_chunk(guide: Any, y: Tensor, max_inputs: int) -> int:
-    """Return the chunk size of inputs: all for Pyro's autoguides, whose parameters belong to one batch."""
-    unwrapped = poutine.unwrap(guide)
-    return len(y) if isinstance(unwrapped, AutoGuide | AutoMessenger) else max(1, max_inputs)
+    """Return how many inputs are in a chunk: all for Pyro's autoguides, whose parameters belong to one batch."""
+    inner_guide = poutine.unwrap(guide)
+    return len(y) if isinstance(inner_guide, AutoGuide | AutoMessenger) else max(1, max_inputs)
 
 
 def split_pairs(x: Tensor | None, y: Tensor, size: int) -> list[tuple[Tensor | None, Tensor]]:
@@ -103,12 +103,12 @@ def guide_draws(
     Args:
         x: inputs, ``[B, *event]``; None for p(x).
         y: answers, int64 ``[B, L_out]``.
-        max_traced: number of trajectories that are traced together. Pyro's autoguides, which belong to one batch, get
-            all inputs in one chunk, with fewer samples.
+        max_traced: number of trajectories that are traced together. For Pyro's autoguides, which belong to one batch,
+            a chunk has all inputs and fewer samples.
 
     Raises:
         UserError: a count is below 1, or x and y are not pairs.
-        ConfigError: inputs share a latent, or the guide does not sample it; the guide was built with another model;
+        ConfigError: inputs share a latent; the guide leaves out a latent; the guide was built with another model; or
             model or guide hold tensors of one batch.
     """
     check_counts(seed=seed, num_samples=num_samples, steps=steps, max_traced=max_traced)
@@ -173,7 +173,7 @@ def _read_draws(model_trace: Trace, guide_trace: Trace, shape: tuple[int, int]) 
         log_weight=log_p - log_q,
         log_likelihood=(-terms.reconstruction).cpu(),
         kl=terms.kl.cpu(),
-        guidance=torch.stack(scales).cpu() if scales else terms.kl.cpu(),  # conditioned guidance: [0, S, B]
+        guidance=torch.stack(scales).cpu() if scales else terms.kl.cpu(),  # [0, S, B] if all guidance is conditioned
         tokens=observed["fn"].mode.expand(*shape, -1).cpu(),
         h=terms.state.h.cpu(),
     )
@@ -181,10 +181,10 @@ def _read_draws(model_trace: Trace, guide_trace: Trace, shape: tuple[int, int]) 
 
 def _log_density(trace: Trace, model_trace: Trace, shape: torch.Size) -> Tensor:
     """Return the log density of the sites that count in a trace, ``[S, B]``, nats, on the CPU."""
-    total = torch.zeros(shape, dtype=torch.double)  # sums of thousands of nats, whose differences matter
+    total = torch.zeros(shape, dtype=torch.double)  # small differences of sums of thousands of nats matter
     observed = model_trace.nodes[ANSWER]
     for name, site in counted_sites(trace):
-        model_site = model_trace.nodes.get(name, site)  # its plates have the model's names
+        model_site = model_trace.nodes.get(name, site)  # the plates of the model's site have the model's names
         total = total + per_input(name, model_site, log_prob_of(site), observed, shape).cpu()
     return total
 

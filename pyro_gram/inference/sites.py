@@ -21,9 +21,9 @@ ANSWER = "y"
 DATA = "data"  # the plate of the inputs
 STATE_H, STATE_L = "h", "l"
 HALT, VALUE = "halt", "value"
-HALTED = "halted"  # deterministic, bool: the trajectories that a model which halts by itself (HRM, TRM) ends here
+HALTED = "halted"  # deterministic, bool: which trajectories end here, in models that halt by themselves (HRM, TRM)
 DRAW_ANSWER = "draw_answer"  # key of the infer dict of y: a trajectory answers with a draw, not with the mode
-HEAD_SITE = "head_site"  # key of an infer dict: a roll-out reads this site of the heads and does not draw it
+HEAD_SITE = "head_site"  # key of an infer dict: a rollout takes the mean of this site of the heads, not a draw
 LOSS_ONLY = "loss_only"  # key of an infer dict: the optimizer sees the site, and no bound counts it
 HEADS_ATTRIBUTE = "heads"  # the attribute of a program that holds its halt and value heads
 VALUE_SCALE = 0.5**0.5  # sigma at which the negative log density is the squared error, up to a constant
@@ -85,8 +85,8 @@ def sample_halt_and_value(
 ) -> None:
     """Sample the sites of the heads (Sections 2.3 and A.1), which send no gradient into the state.
 
-    ``halt`` ~ Bernoulli predicts whether the answer decoded from h is right, ``value`` ~ Normal with a mean in [0, 1]
-    how right the last answer of the trajectory will be. Call it inside the plates of the data.
+    ``halt`` ~ Bernoulli predicts whether the answer decoded from h is right; ``value`` ~ Normal, with a mean in
+    [0, 1], predicts how right the last answer of the trajectory will be. Call it inside the plates of the data.
 
     Args:
         heads: a ``networks.heads.HaltValueHead``; None for no sites.
@@ -112,7 +112,7 @@ def why_no_heads(model: Any) -> str:
     if hasattr(model, HEADS_ATTRIBUTE):
         return ""
     if name := getattr(model, "registered_name", ""):
-        return f"the model {name} takes no supervision steps whose states halt and value heads could judge"
+        return f"the model {name} has no supervision steps, and halt and value heads judge answers after each step"
     return (
         f"{type(model).__name__} has no attribute {HEADS_ATTRIBUTE!r} for halt and value heads (give it one, and call "
         "pyro_gram.inference.sites.sample_halt_and_value, as models/gram.py does)"
@@ -120,7 +120,7 @@ def why_no_heads(model: Any) -> str:
 
 
 def check_has_heads(model: Any, purpose: str) -> None:
-    """Raise ConfigError if a program has no heads. ``purpose`` is a verb: what the heads are needed to do."""
+    """Raise ConfigError if a program has no heads. ``purpose`` is the verb of the message, such as "halt"."""
     if why := why_no_heads(model):
         raise ConfigError(
             f"{why}: it has no heads to {purpose} by; answer by vote (--select vote, or verified), at full depth "
@@ -168,7 +168,7 @@ def _check_not_compiled() -> None:
 
 
 def is_called_by(function: Any) -> bool:
-    """Return whether a function is on Python's call stack; of some handlers, Pyro keeps no other record."""
+    """Return whether a function is on Python's call stack. Pyro keeps no other record of some handlers."""
     frame = inspect.currentframe()
     while frame is not None and frame.f_code is not function.__code__:
         frame = frame.f_back
@@ -180,7 +180,7 @@ def _param_site(value: Tensor, full_name: str, **_: object) -> Tensor:
     alias = value.detach()  # shares storage; SVI.step asks a param site for the attribute that is set below
 
     def unconstrained() -> Tensor:
-        # The optimizers of pyro.optim ask the store for the name of a parameter, for its options and its state.
+        # The optimizers of pyro.optim look up options and state by the name that the store has for a parameter.
         pyro.get_param_store()._param_to_name[value] = full_name
         return value
 

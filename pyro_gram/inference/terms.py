@@ -1,6 +1,6 @@
 """The terms of the ELBO, read from the traces of one pass of model and guide.
 
-All sample sites count, also a user's own latents and observations, except deterministic sites, sites with
+All sample sites count, including a user's own latents and observations, except deterministic sites, sites with
 ``mask=False``, and sites with the key ``sites.LOSS_ONLY`` in their infer dict.
 """
 
@@ -33,17 +33,17 @@ class StepTerms:
             closed form, the one-sample estimate log q - log p.
         state: the final latent state, for the next supervision step to start from.
         halted: bool ``[..., B]``: trajectories that the model halts here; None if it has no site ``halted``.
-        others: the sum over all other sites, nats per input, ``[..., B]``: KLs of a user's latents, -log p of further
-            observations, log q of the guide's auxiliary draws.
-        shared: the part of ``others`` from sites outside the plate of the inputs, split evenly between inputs.
+        other_terms: the sum over all other sites, nats per input, ``[..., B]``: KLs of a user's latents, -log p of
+            further observations, log q of the guide's auxiliary draws.
+        shared_terms: the part of ``other_terms`` from sites outside the plate of the inputs, split evenly over inputs.
     """
 
     reconstruction: Tensor
     kl: Tensor
     state: LatentState
     halted: Tensor | None
-    others: Tensor
-    shared: Tensor
+    other_terms: Tensor
+    shared_terms: Tensor
 
     @property
     def means(self) -> Tensor:
@@ -53,7 +53,7 @@ class StepTerms:
     @property
     def elbo(self) -> Tensor:
         """Return the ELBO of each input at beta = 1, nats, ``[..., B]``."""
-        return -self.reconstruction - self.kl.sum(0) - self.others
+        return -self.reconstruction - self.kl.sum(0) - self.other_terms
 
 
 def counted_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
@@ -71,7 +71,7 @@ def is_counted(site: Any) -> bool:
 
 
 def guidance_sites(model_trace: Trace) -> list[str]:
-    """Return the names of the latent guidance sites in a model's trace, also the masked ones."""
+    """Return the names of the latent guidance sites in a model's trace, including masked ones."""
     nodes = model_trace.nodes.items()
     return [n for n, s in nodes if s["type"] == "sample" and not s["is_observed"] and transition_index(n) is not None]
 
@@ -109,7 +109,7 @@ def apply_weights(term: Tensor, site: Any) -> Tensor:
 
 
 def read_terms(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | None = None) -> StepTerms:
-    """Read the terms from the traces of model and guide: of Eq. 13, or of Eq. 14 if the model was truncated.
+    """Read the terms from the traces of model and guide: those of Eq. 14 if the model was truncated, else of Eq. 13.
 
     Args:
         kls: KLs of guidance sites that are known already, by name, masked, ``[..., B]``.
@@ -124,19 +124,19 @@ def read_terms(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | 
     with torch.no_grad():
         reconstruction = -log_prob_of(observed) / weight_of_inputs(observed, observed)
         charged_kls: list[Tensor] = []
-        others, shared = torch.zeros_like(reconstruction), torch.zeros_like(reconstruction)
+        other_terms, shared_terms = torch.zeros_like(reconstruction), torch.zeros_like(reconstruction)
         for name, site, cost in _costs(model_trace, guide_trace, kls or {}):
             if transition_index(name) is not None and not site["is_observed"]:
                 charged_kls.append(cost.expand_as(reconstruction) / weight_of_inputs(site, observed))
                 continue
             cost_per_input = per_input(name, site, cost, observed, reconstruction.shape)
-            others = others + cost_per_input
+            other_terms = other_terms + cost_per_input
             if is_shared(site, observed):
-                shared = shared + cost_per_input
+                shared_terms = shared_terms + cost_per_input
         kl = torch.stack(charged_kls) if charged_kls else reconstruction[None][:0]
     state = LatentState(model_trace.nodes[STATE_H]["value"], model_trace.nodes[STATE_L]["value"])
     halted = model_trace.nodes[HALTED]["value"] if HALTED in model_trace.nodes else None
-    return StepTerms(reconstruction.detach(), kl, state.detach(), halted, others.detach(), shared.detach())
+    return StepTerms(reconstruction.detach(), kl, state.detach(), halted, other_terms.detach(), shared_terms.detach())
 
 
 def _costs(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor]) -> Iterator[tuple[str, Any, Tensor]]:
@@ -184,7 +184,7 @@ def check_guide_sites(model_trace: Trace, guide_trace: Trace) -> None:
         if name not in nodes:
             if transition_index(name) is not None:
                 raise ConfigError(
-                    f"the guide draws {name!r}, which the program has not: it has fewer supervision steps than the "
+                    f"the guide draws {name!r}, which the program lacks: it has fewer supervision steps than the "
                     "guide was made for"
                 )
         elif nodes[name]["is_observed"]:
@@ -199,15 +199,15 @@ def check_guide_sites(model_trace: Trace, guide_trace: Trace) -> None:
 
 
 def _batch_shape(site: Any) -> torch.Size:
-    """Return the batch shape of a site in its plates; a replayed distribution may not be expanded to them."""
+    """Return the batch shape of a site in its plates. A replayed distribution is not always expanded to it."""
     return torch.broadcast_shapes(site["fn"].batch_shape, batch_shape_of(site["cond_indep_stack"]))
 
 
 def divergence(guide_site: Any, model_site: Any) -> Tensor:
     """Return KL(q || p) of a site in closed form, else log q - log p at the draw; nats, of the site's batch shape."""
-    under_q, under_p = divergence_parts(guide_site, model_site)
-    kl = apply_weights(under_q, guide_site)
-    return kl if under_p is None else kl - apply_weights(under_p, model_site)
+    q_term, p_term = divergence_parts(guide_site, model_site)
+    kl = apply_weights(q_term, guide_site)
+    return kl if p_term is None else kl - apply_weights(p_term, model_site)
 
 
 def divergence_parts(
@@ -221,8 +221,8 @@ def divergence_parts(
     As in Pyro, a KL counts with the scale and mask of the guide's site, a log density with those of its own site.
 
     Args:
-        kl: the function of q and p; it raises NotImplementedError if there is no closed form.
-        log_densities: the function of q, p and a draw.
+        kl: computes KL(q || p); raises NotImplementedError if there is no closed form.
+        log_densities: computes log q and log p from q, p and a draw.
     """
     q, p, value = guide_site["fn"], model_site["fn"], model_site["value"]
     if q is p:  # the guide follows the prior
@@ -246,7 +246,7 @@ def is_delta(distribution: Any) -> bool:
 
 
 def is_shared(site: Any, observed: Any) -> bool:
-    """Return whether all inputs share a site: it lies outside the plate of the inputs, the rightmost around y."""
+    """Return whether all inputs share a site: it lies outside the plate of the inputs, the rightmost plate around y."""
     inputs = plate_of_inputs(observed)
     if inputs:
         return inputs not in _plates(site)
@@ -268,9 +268,9 @@ def check_batch_shape(shape: torch.Size, expected: tuple[int, ...]) -> None:
     """Raise ConfigError if a pass over a chunk of inputs has values for another number of inputs."""
     if shape != expected:
         raise ConfigError(
-            f"{expected[-1]} inputs were given, and y has {list(shape)} log densities: inputs come in pieces, so "
-            "neither model nor guide may hold tensors of one batch (a mask, a parameter an input), which are part of "
-            "x; and dimensions within an input are events (to_event)"
+            f"{expected[-1]} inputs were given, and y has {list(shape)} log densities: inputs are run in "
+            "chunks, so move tensors of one batch (a mask, a parameter for each input) from model and guide into x; "
+            "and declare dimensions within an input as events (to_event)"
         )
 
 
@@ -280,7 +280,7 @@ def plate_of_inputs(observed: Any) -> str:
 
 
 def weight_of_inputs(site: Any, observed: Any) -> float:
-    """Return the weight of an input's site in ``pyro.plate("data", N, subsample=i)``; 1 without a subsample."""
+    """Return N / B if the B inputs are a subsample of N, ``pyro.plate("data", N, subsample=i)``; else 1."""
     name = plate_of_inputs(observed)
     sizes = {frame.name: (frame.full_size, frame.size) for frame in site["cond_indep_stack"]}
     full_size, size = sizes.get(name, (None, None))
@@ -316,8 +316,8 @@ def per_input(name: str, site: Any, term: Tensor, observed: Any, shape: torch.Si
             term = term.sum(dim, keepdim=True)
         elif term.shape[dim] not in (1, shape[dim]):
             raise ConfigError(
-                f"the site {name!r} has values for {term.shape[dim]} inputs where y has {shape[dim]}: inputs come in "
-                "pieces, so make what is observed there a part of x"
+                f"the site {name!r} has values for {term.shape[dim]} inputs where y has {shape[dim]}: inputs are run "
+                "in chunks, so make the values observed there a part of x"
             )
     term = term.reshape((1,) * (len(shape) - term.ndim) + term.shape[max(0, term.ndim - len(shape)) :])
     share = term.numel() / max(1, shape.numel())

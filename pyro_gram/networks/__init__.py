@@ -1,1 +1,1 @@
-"""Plain torch over ``[..., L, D]``: nothing here knows of Pyro, of tasks, or of training."""
+"""Networks in plain torch over ``[..., L, D]``: no file here uses Pyro, data or training."""

@@ -75,9 +75,9 @@ class RecursiveCore(nn.Module):
     def forward(self, state: LatentState, e_x: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``(u_t, l_t)``. All tensors are ``[..., L, D]``."""
         h, l = state
-        injected = h + e_x
+        injection = h + e_x
         for _ in range(self.low_steps):
-            l = self.f_L(l + injected)
+            l = self.f_L(l + injection)
         return self.f_H(h + l), l
 
 
@@ -154,8 +154,8 @@ class RotaryAttention(nn.Module):
         angle = angle[:, None, None] * torch.tensor([1.0, 1.0, 0.0])[:, None, None]  # values are not rotated
         rotation = torch.stack((angle.cos(), angle.sin()), dim=-1).expand(-1, -1, heads, -1, -1).contiguous()
         self.register_buffer("rotation", rotation, persistent=False)  # [L, 3, heads, size / 2, 2]
-        # Channel i of a query or key rotates with channel i + size / 2. Reordering the weights makes them neighbours,
-        # one complex number, more cheaply than reordering the activations.
+        # Channel i of a query or key rotates with channel i + size / 2. The weights are reordered so that such a pair
+        # lies side by side, as one complex number; this is cheaper than to reorder the activations.
         order = torch.arange(3 * width).view(3, heads, size)
         order[:2] = order[:2].unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
         self.register_buffer("order", order.flatten(), persistent=False)
@@ -175,14 +175,14 @@ class RotaryAttention(nn.Module):
             return self.out(FusedRotaryAttention.apply(torch.view_as_complex(qkv), scaled).view(*batch, L, D))
         q, k, v = rotate(qkv, rotation).flatten(-2).permute(2, 0, 3, 1, 4).unbind()  # [B, H, L, size] each
         mask = None if self.mask is None else self.mask[:L, :L]
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out(attended.transpose(1, 2).reshape(*batch, L, D))
+        attention = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out(attention.transpose(1, 2).reshape(*batch, L, D))
 
 
 def rotate(pairs: Tensor, rotation: Tensor) -> Tensor:
     """Rotate pairs of channels ``[..., 2]`` by angles whose cosine and sine are ``rotation`` ``[..., 2]``."""
-    exact = pairs.dtype == rotation.dtype and pairs.dtype in (torch.float32, torch.float64)
-    if exact and pairs.device.type in ("cpu", "cuda") and not is_compiling():
+    is_exact = pairs.dtype == rotation.dtype and pairs.dtype in (torch.float32, torch.float64)
+    if is_exact and pairs.device.type in ("cpu", "cuda") and not is_compiling():
         return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
     a, b = pairs.unbind(-1)  # half precision has no complex numbers; compilers fuse real ones
     cos, sin = rotation.to(pairs.dtype).unbind(-1)
@@ -236,8 +236,8 @@ class GaussianHead(nn.Module):
 
     The last layer starts at zero: prior and guide start as N(0, initial_scale^2), and the KL at 0.
 
-    Shapes: ``[..., L, width] -> (loc, scale)``, each ``[..., L, out]``, scale > 0; with ``mean=False`` or
-    ``scale=False`` only the other.
+    Shapes: ``[..., L, width] -> (loc, scale)``, each ``[..., L, out]``, scale > 0; ``mean=False`` or
+    ``scale=False`` leaves one out.
     """
 
     def __init__(
@@ -257,8 +257,8 @@ class GaussianHead(nn.Module):
         self.shift = math.log(math.expm1(initial_scale - SCALE_FLOOR))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        *loc, raw = self.mlp(x).chunk(self.mean + self.scale, dim=-1)
-        return (*loc, F.softplus(raw + self.shift) + SCALE_FLOOR if self.scale else raw)
+        *loc, raw_output = self.mlp(x).chunk(self.mean + self.scale, dim=-1)
+        return (*loc, F.softplus(raw_output + self.shift) + SCALE_FLOOR if self.scale else raw_output)
 
 
 class CodeHead(nn.Module):

@@ -1,7 +1,7 @@
 """The networks between tokens and states: x to e_x, y to its embedding (for guides), h to logits over answers.
 
-Models and guides call the functions at the top, which choose the network that a task needs: one token a position,
-several tokens a position, a learned embedding of each puzzle, or images.
+Models and guides call the functions at the top, which choose the network that a task needs: one token per position,
+several tokens per position, a learned embedding of each puzzle, or images.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def input_encoder(spec: TaskSpec, width: int, prefix: int = 0) -> nn.Module | No
     """Make the network that embeds an input: x to e_x, ``[..., prefix + L, D]``; None for a task without input.
 
     Raises:
-        ConfigError: puzzle embeddings without a prefix to stand in.
+        ConfigError: the task has puzzle embeddings, and ``prefix`` is 0.
     """
     if not spec.has_input:
         return None
@@ -33,7 +33,7 @@ def input_encoder(spec: TaskSpec, width: int, prefix: int = 0) -> nn.Module | No
     if not spec.puzzles:
         return PaddedEncoder(tokens, prefix)
     if prefix < 1:
-        raise ConfigError("this task learns an embedding a puzzle: set model.prefix to 1 or more (the paper's is 16)")
+        raise ConfigError("this task learns an embedding for each puzzle: set model.prefix to 1 or more (paper: 16)")
     return PuzzleEncoder(tokens, spec.puzzles, prefix, width)
 
 
@@ -79,7 +79,7 @@ def _stem_channels(width: int) -> int:
 
 
 class TokenEncoder(nn.Module):
-    """Embed one token a position, scaled by sqrt(D). ``int64 [..., L] -> [..., L, D]``."""
+    """Embed one token per position, scaled by sqrt(D). ``int64 [..., L] -> [..., L, D]``."""
 
     def __init__(self, vocabulary: int, width: int) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class TokenEncoder(nn.Module):
 
 
 class FeatureEncoder(nn.Module):
-    """Embed several tokens a position: the sum of an embedding for each (feature, value), of unit variance.
+    """Embed several tokens per position: the sum of an embedding for each (feature, value), of unit variance.
 
     ``int64 [..., L, F] -> [..., L, D]``. This is a matrix product over one-hot features: at the sizes of a puzzle
     (F * V <= 100) it is faster than F look-ups, and its gradient is dense.
@@ -144,7 +144,7 @@ class PuzzleEncoder(nn.Module):
 class TokenDecoder(nn.Module):
     """Turn the last ``length`` positions of h into logits. ``[..., L, D] -> [..., length, classes]``.
 
-    The answer stands at the end of the sequence; puzzle tokens and tokens of the input alone stand before it.
+    The answer stands at the end of the sequence; before it come puzzle tokens and positions that only the input has.
     """
 
     def __init__(self, length: int, classes: int, width: int) -> None:

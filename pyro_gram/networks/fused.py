@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-MAX_POSITIONS = 128  # for longer sequences the scores cost more memory than they save time
+MAX_POSITIONS = 128  # for longer sequences the scores take too much memory
 _plain: ContextVar[bool] = ContextVar("plain", default=False)
 
 
 @contextmanager
 def plain_forms() -> Iterator[None]:
-    """Use plain torch operations only, without torch's fused attention: second derivatives need that."""
+    """Use plain torch operations only, without torch's fused attention: second derivatives need them."""
     token = _plain.set(True)
     try:
         with sdpa_kernel(SDPBackend.MATH):
@@ -37,7 +37,7 @@ def on_cpu(*tensors: Tensor) -> bool:
     return (
         not is_compiling()
         and not _plain.get()
-        and not torch._C._are_functorch_transforms_active()  # torch.func's grad and vmap take functions apart
+        and not torch._C._are_functorch_transforms_active()  # torch.func's grad and vmap do not support these functions
         and len(dtypes) == 1
         and dtypes <= {torch.float32, torch.float64}
         and all(t.device.type == "cpu" for t in tensors)
@@ -45,7 +45,7 @@ def on_cpu(*tensors: Tensor) -> bool:
 
 
 def _first_derivative_only(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Raise RuntimeError for second derivatives; torch's ``once_differentiable`` lets ``autograd.grad`` be wrong."""
+    """Raise RuntimeError for second derivatives, for which torch's ``once_differentiable`` returns wrong numbers."""
 
     @wraps(backward)
     def backward_or_error(ctx: Any, grad: Tensor) -> Any:
@@ -83,7 +83,7 @@ class FusedResidualNorm(torch.autograd.Function):
 class FusedRotaryAttention(torch.autograd.Function):
     """Rotary attention in both directions: complex ``[B, L, 3, H, S/2]`` to ``[B, L, H * S]``.
 
-    The rotation also reorders queries, keys and values for the batched products, and their gradients back again.
+    The rotation also reorders queries, keys and values for the batched products; the backward pass undoes this.
 
     Args:
         qkv: pairs of channels as complex numbers.
@@ -93,31 +93,31 @@ class FusedRotaryAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, rotation: Tensor) -> Tensor:
         B, L, _, H, half = qkv.shape
-        rotated = qkv.new_empty(3, B, H, L, half)
-        torch.mul(qkv, rotation, out=rotated.permute(1, 3, 0, 2, 4))
-        q, k, v = _operands(rotated)
+        rotated_qkv = qkv.new_empty(3, B, H, L, half)
+        torch.mul(qkv, rotation, out=rotated_qkv.permute(1, 3, 0, 2, 4))
+        q, k, v = _operands(rotated_qkv)
         scores = torch.bmm(q, k.transpose(1, 2))
         torch.softmax(scores, -1, out=scores)
-        ctx.save_for_backward(rotated, scores, rotation)
+        ctx.save_for_backward(rotated_qkv, scores, rotation)
         return torch.bmm(scores, v).view(B, H, L, 2 * half).transpose(1, 2).reshape(B, L, 2 * half * H)
 
     @staticmethod
     @_first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        rotated, scores, rotation = ctx.saved_tensors
-        _, B, H, L, half = rotated.shape
-        q, k, v = _operands(rotated)
-        grad_rotated = torch.empty_like(rotated)
-        dq, dk, dv = _operands(grad_rotated)
+        rotated_qkv, scores, rotation = ctx.saved_tensors
+        _, B, H, L, half = rotated_qkv.shape
+        q, k, v = _operands(rotated_qkv)
+        grad_rotated_qkv = torch.empty_like(rotated_qkv)
+        dq, dk, dv = _operands(grad_rotated_qkv)
         grad = grad.view(B, L, H, 2 * half).transpose(1, 2).reshape(B * H, L, 2 * half)
         torch.bmm(scores.transpose(1, 2), grad, out=dv)
         grad_scores = torch.bmm(grad, v.transpose(1, 2))
         grad_scores = torch._softmax_backward_data(grad_scores, scores, -1, scores.dtype)
         torch.bmm(grad_scores, k, out=dq)
         torch.bmm(grad_scores.transpose(1, 2), q, out=dk)
-        return grad_rotated.permute(1, 3, 0, 2, 4) * rotation.conj(), None
+        return grad_rotated_qkv.permute(1, 3, 0, 2, 4) * rotation.conj(), None
 
 
-def _operands(rotated: Tensor) -> Tensor:
+def _operands(rotated_qkv: Tensor) -> Tensor:
     """View complex ``[3, B, H, L, S/2]`` as the operands of batched products, real ``[3, B * H, L, S]``."""
-    return torch.view_as_real(rotated).flatten(-2).flatten(1, 2)
+    return torch.view_as_real(rotated_qkv).flatten(-2).flatten(1, 2)

@@ -163,8 +163,8 @@ def bound_metrics(
     if not why_no_guide(solver.model, solver.guide):
         metrics["kl"] = measured_bounds.kl.sum(0).mean().item()
         metrics["reconstruction"] = measured_bounds.reconstruction.mean().item()
-        if measured_bounds.others.any():  # the terms of a user's own sites
-            metrics["others"] = measured_bounds.others.mean().item()
+        if measured_bounds.other_terms.any():  # the terms of a user's own sites
+            metrics["others"] = measured_bounds.other_terms.mean().item()
     if puzzles.has_all_solutions:
         from pyro_gram.diagnostics.metrics import excess
 

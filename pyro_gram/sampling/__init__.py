@@ -1,1 +1,1 @@
-"""Trajectories of the prior: roll-outs, how their draws spread, tempering, filtering, and the choice of an answer."""
+"""Trajectories of the prior: rollouts, draw schemes, tempering, filtering (SMC), and the selection of an answer."""

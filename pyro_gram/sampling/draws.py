@@ -1,4 +1,4 @@
-"""Draw schemes: draw the trajectories of an input independently, or so that they differ more than chance makes them.
+"""Draw schemes: trajectories of an input are drawn independently, or so that they differ more than by chance.
 
 ``experiments/scaling/scaling.py`` compares the schemes at equal compute.
 """
@@ -31,7 +31,7 @@ class DrawScheme:
             of them takes the guidance of the other half, mirrored about the prior's mean; ``sobol``: the first guidance
             is a scrambled Sobol sequence, shifted at random for each input; ``distinct``: more trajectories start, and
             those whose answers differ go on. Frequencies of answers then do not estimate p(y | x).
-        oversample: how many times more trajectories start (``distinct`` only).
+        oversample: how many trajectories start for each one that goes on (``distinct`` only).
         steps: supervision steps before the selection (``distinct`` only).
     """
 
@@ -77,7 +77,7 @@ class DrawScheme:
 
 
 def count_repeats(tokens: Tensor) -> Tensor:
-    """Count, for each trajectory, the earlier ones of its input with the same answer.
+    """Count, for each trajectory, the earlier trajectories of its input with the same answer.
 
     Args:
         tokens: int64 ``[M, B, L_out]``.
@@ -87,10 +87,10 @@ def count_repeats(tokens: Tensor) -> Tensor:
     """
     answers = tokens.flatten(0, 1).unique(dim=0, return_inverse=True)[1].view(tokens.shape[:2])
     order = answers.argsort(dim=0, stable=True)
-    ordered = answers.gather(0, order)
+    sorted_answers = answers.gather(0, order)
     index = torch.arange(len(answers), device=tokens.device)[:, None].expand_as(answers)
-    is_first = torch.ones_like(ordered, dtype=torch.bool)
-    is_first[1:] = ordered[1:] != ordered[:-1]
+    is_first = torch.ones_like(sorted_answers, dtype=torch.bool)
+    is_first[1:] = sorted_answers[1:] != sorted_answers[:-1]
     start = torch.where(is_first, index, 0).cummax(0).values
     return torch.empty_like(index).scatter_(0, order, index - start)
 
@@ -101,7 +101,7 @@ class CoupledDraws(Messenger):
     Each trajectory alone follows the prior; together they are not independent.
 
     Raises:
-        ConfigError: a prior that is not Gaussian, or a state of too many numbers for Sobol.
+        ConfigError: the prior is not Gaussian, or the state has too many numbers for Sobol.
     """
 
     def __init__(self, kind: str) -> None:
@@ -126,7 +126,7 @@ class CoupledDraws(Messenger):
 
 
 def antithetic_noise(like: Tensor) -> Tensor:
-    """Draw standard normal noise like ``[N, ...]``, its second half minus its first half."""
+    """Draw standard normal noise like ``[N, ...]``; the second half is the negative of the first."""
     half = torch.randn_like(like[: (len(like) + 1) // 2])
     return torch.cat((half, -half))[: len(like)]
 

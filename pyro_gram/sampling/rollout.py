@@ -2,7 +2,7 @@
 
 :func:`rollout` runs the same Pyro program as ``pyro.infer.Predictive``. Under one seed both draw the same numbers, as
 long as no temper, halt or draw scheme is given; :func:`rollout` keeps no trace and runs in chunks of bounded memory.
-Nothing in this module takes an answer y, so that the answers which it returns can be scored.
+No rollout takes an answer y, so that its answers can be scored.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Rollout:
     def cpu(self) -> Rollout:
         """Return a copy on the CPU."""
         tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        on_cpu: dict[str, Any] = {name: t if t is None else t.cpu() for name, t in tensors.items()}
-        return Rollout(**on_cpu)
+        cpu_tensors: dict[str, Any] = {name: t if t is None else t.cpu() for name, t in tensors.items()}
+        return Rollout(**cpu_tensors)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def rollout(
         draws: how the trajectories of an input are drawn together (``sampling.draws``).
         max_trajectories: the most trajectories that run at once.
         progress: called after each chunk with its number of trajectories.
-        processes: those that share the chunks; each process returns all answers, which do not depend on it.
+        processes: the processes that share the chunks. Each returns all answers; their number changes none of them.
 
     Raises:
         UserError: ``num_samples`` or ``depth`` below 1, a halt outside [0, 1], or a history of trajectories that end at
@@ -153,7 +153,7 @@ def rollout(
 
 
 def broadcast_chunk(chunk: Rollout | None, owner: int, processes: ProcessGroup, device: torch.device) -> Rollout:
-    """Send a chunk that process ``owner`` has to all processes. In the other processes ``chunk`` is None."""
+    """Send a chunk from the process ``owner`` to all others, in which ``chunk`` is None."""
     if processes.size == 1:
         assert chunk is not None
         return chunk
@@ -170,13 +170,13 @@ def _concatenate(parts: list[Rollout], dim: int) -> Rollout:
     if len(parts) == 1:
         return parts[0]
 
-    def joined(name: str, dim: int) -> Any:
+    def concatenate(name: str, dim: int) -> Any:
         tensors = [getattr(p, name) for p in parts]
         return None if tensors[0] is None else torch.cat(tensors, dim)
 
     work = torch.stack([p.work for p in parts]).sum(0) if dim == 0 else torch.cat([p.work for p in parts])
-    columns = {name: joined(name, dim) for name in ("tokens", "score", "steps", "value")}
-    return Rollout(**columns, work=work, history=joined("history", dim + 1))
+    columns = {name: concatenate(name, dim) for name in ("tokens", "score", "steps", "value")}
+    return Rollout(**columns, work=work, history=concatenate("history", dim + 1))
 
 
 def _check_halt(halt: float | None, model: Any) -> None:
@@ -200,7 +200,7 @@ def _check_config(config: RolloutConfig, x: Tensor | None) -> None:
 
 def _run_chunk(model: Callable[..., Any], x: Tensor | None, num_samples: int, config: RolloutConfig) -> Rollout:
     """Run ``num_samples`` trajectories of each input together."""
-    # The handler nearest to the program acts first, so that the draws are of the tempered prior.
+    # The handler nearest to the program acts first, so that draws come from the tempered prior.
     with config.draws.handler(), Temper(config.temper):
         if config.halt is not None or config.draws.is_selective:
             return _run_until_halted(model, x, num_samples, config)
@@ -224,49 +224,49 @@ def _run_until_halted(model: Callable[..., Any], x: Tensor | None, num_samples: 
     num_proposals = config.draws.num_proposals(num_samples)
     step = min(config.depth, config.draws.shared_steps)
     end = run_steps(model, x, None, num_proposals, step)
-    selected = config.draws.select(end.values[ANSWER], num_samples)  # [N, B]
-    b = selected.shape[1]
-    rows = (selected * b + torch.arange(b, device=selected.device)).flatten()
+    kept_index = config.draws.select(end.values[ANSWER], num_samples)  # [N, B]
+    b = kept_index.shape[1]
+    rows = (kept_index * b + torch.arange(b, device=kept_index.device)).flatten()
     dropped_work = (num_proposals - num_samples) * step
     # After one transition all trajectories of an input still share l, which then has no dimension for them.
     state = LatentState(*(part.expand(num_proposals, b, -1, -1).flatten(0, 1)[rows] for part in end.state))
-    current = {name: value.flatten(0, 1)[rows] for name, value in _decoded(end).items()}
-    final = {name: torch.empty_like(value) for name, value in current.items()}
+    values = {name: value.flatten(0, 1)[rows] for name, value in _read_answers(end).items()}
+    final_values = {name: torch.empty_like(value) for name, value in values.items()}
     steps = torch.empty_like(rows)
-    active = torch.arange(len(rows), device=rows.device)
+    active_rows = torch.arange(len(rows), device=rows.device)
     while True:
-        halted = _halted(current, active, config, step)
-        for name, value in current.items():
-            final[name][active[halted]] = value[halted]
-        steps[active[halted]] = step
-        active, state = active[~halted], LatentState(state.h[~halted], state.l[~halted])
-        if not len(active):
+        halted = _find_halted(values, active_rows, config, step)
+        for name, value in values.items():
+            final_values[name][active_rows[halted]] = value[halted]
+        steps[active_rows[halted]] = step
+        active_rows, state = active_rows[~halted], LatentState(state.h[~halted], state.l[~halted])
+        if not len(active_rows):
             break
-        end = run_steps(model, x[active % b], state, None, 1)
-        step, state, current = step + 1, end.state, _decoded(end)
-    shaped = {name: value.unflatten(0, (num_samples, b)) for name, value in final.items()}
+        end = run_steps(model, x[active_rows % b], state, None, 1)
+        step, state, values = step + 1, end.state, _read_answers(end)
+    results = {name: value.unflatten(0, (num_samples, b)) for name, value in final_values.items()}
     steps = steps.view(num_samples, b)
-    return Rollout(shaped[ANSWER], shaped["score"], steps, steps.sum(0) + dropped_work, shaped.get(VALUE))
+    return Rollout(results[ANSWER], results["score"], steps, steps.sum(0) + dropped_work, results.get(VALUE))
 
 
-def _decoded(end: Decode) -> dict[str, Tensor]:
+def _read_answers(end: Decode) -> dict[str, Tensor]:
     """Return the answers at the end of a supervision step, their scores, and the outputs of the heads."""
     tokens = end.values[ANSWER]
     heads = {name: end.values[name] for name in (HALT, VALUE) if name in end.values}
     return {ANSWER: tokens, "score": end.likelihood.log_prob(tokens), **heads}
 
 
-def _halted(current: dict[str, Tensor], active: Tensor, config: RolloutConfig, step: int) -> Tensor:
+def _find_halted(values: dict[str, Tensor], active_rows: Tensor, config: RolloutConfig, step: int) -> Tensor:
     """Return which of the active trajectories end after this step, bool."""
     if step >= config.depth:
-        return torch.ones_like(active, dtype=torch.bool)
+        return torch.ones_like(active_rows, dtype=torch.bool)
     if config.halt is None:
-        return torch.zeros_like(active, dtype=torch.bool)
-    if HALT not in current:
+        return torch.zeros_like(active_rows, dtype=torch.bool)
+    if HALT not in values:
         raise ConfigError(
             "the program has heads and no site 'halt': call pyro_gram.inference.sites.sample_halt_and_value in it"
         )
-    return current[HALT] >= config.halt
+    return values[HALT] >= config.halt
 
 
 # ---- supervision steps -------------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ class Decode(Messenger):
 
     @property
     def likelihood(self) -> Any:
-        """p(y | h_T)."""
+        """The distribution p(y | h_T)."""
         return self.answer_site["fn"]
 
     @property
@@ -375,7 +375,7 @@ def counted_observations(msg: Any) -> list[tuple[str, Any]]:
 
 
 def _is_head(msg: Any) -> bool:
-    """Is it a site of a head? A user's own site may have the same name, but not the mark."""
+    """Is it a site of a head? A user's own site may have the same name, but not the key ``HEAD_SITE``."""
     return bool(msg["infer"].get(HEAD_SITE)) and not msg["is_observed"]
 
 

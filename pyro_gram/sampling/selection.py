@@ -6,12 +6,13 @@
   takes the single trajectory of the highest value.)
 - ``verified``: the most frequent answer that the task's own check accepts; none if it accepts none.
 
-Nothing is drawn: equal counts and scores are ordered by first appearance.
+Selection is deterministic: equal counts and scores are ordered by first appearance.
 
-A single highest value is no better than the value head's worst mistake, and among many trajectories some wrong end is
-trusted wholly. Odds give weight to what the head is sure of, but only up to ``SURE``, beyond which it cannot tell right
-from wrong; and differences of weight below ``MARGIN`` are chance. Both constants were chosen by hand on validation
-inputs, after one test input of 8 queens (``experiments/studies/selection.py`` measures their effect).
+The highest value alone is not reliable: among many trajectories the head trusts some wrong answer fully. Therefore the
+weights of all samples of an answer are added. A weight is the odds of a value, cut off at ``VALUE_CAP``, above which
+the head cannot tell right from wrong; a ratio of weights below ``MARGIN`` is chance. Both constants were chosen by hand
+on validation inputs, after one test input of 8 queens had shown such differences to be chance
+(``experiments/studies/selection.py`` measures their effect).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 SELECTIONS = ("all", "vote", "value", "verified")
-SURE = 0.998  # values from here on are trusted equally
-MARGIN = 1.5  # an answer must weigh so many times as much as the most frequent one to take its place
+VALUE_CAP = 0.998  # larger values count as this
+MARGIN = 1.5  # an answer replaces the most frequent one if it weighs more than this many times as much
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ def tally(answers: Sequence[Hashable], scores: Sequence[float]) -> list[Candidat
 
 
 def select_by_value(answers: Sequence[Hashable], values: Sequence[float], scores: Sequence[float]) -> Candidate:
-    """Return the answer of the greatest weight if it weighs clearly more than the most frequent one, else the latter.
+    """Return the heaviest answer if it weighs clearly more than the most frequent one, which is returned otherwise.
 
-    A sample of value v weighs as much as the odds v / (1 - v), with v cut off at ``SURE``. Clearly more means more than
-    ``MARGIN`` times as much.
+    A sample of value v weighs as much as the odds v / (1 - v), with v cut off at ``VALUE_CAP``. Clearly more means more
+    than ``MARGIN`` times as much.
 
     Args:
         answers: one for each sample; equal answers count as one.
@@ -72,9 +73,9 @@ def select_by_value(answers: Sequence[Hashable], values: Sequence[float], scores
     """
     weights: dict[Hashable, float] = {}
     for answer, value in zip(answers, values, strict=True):
-        probability = min(max(value, 0.0), SURE)
+        probability = min(max(value, 0.0), VALUE_CAP)
         weights[answer] = weights.get(answer, 0.0) + probability / (1 - probability)
     candidates = tally(answers, scores)
-    heaviest = max(candidates, key=lambda c: weights[answers[c.first]])
-    outweighs = weights[answers[heaviest.first]] > MARGIN * weights[answers[candidates[0].first]]
-    return heaviest if outweighs else candidates[0]
+    candidate = max(candidates, key=lambda c: weights[answers[c.first]])
+    is_heavier = weights[answers[candidate.first]] > MARGIN * weights[answers[candidates[0].first]]
+    return candidate if is_heavier else candidates[0]

@@ -1,4 +1,4 @@
-r"""Sequential Monte Carlo over supervision steps: resample trajectories by what a head says of their states.
+r"""Sequential Monte Carlo over supervision steps: resample trajectories by the output of a head.
 
 After supervision step n the target is :math:`p(\tau_{1:n} | x)\, \psi(z_n)^\alpha`. The twisting potential
 :math:`\psi` is the output of a head: the value head's probability that the trajectory will end in a right answer (the
@@ -60,7 +60,7 @@ class Particles:
         value: the value head's estimate at the end, ``[N, B]``.
         weight: importance weights, normalised for each input, ``[N, B]``.
         ess: effective sample size after each supervision step, before resampling, ``[depth, B]``.
-        resampled: whether each input was resampled after each step, bool ``[depth, B]``; never after the last one.
+        is_resampled: whether each input was resampled after each step, bool ``[depth, B]``; never after the last one.
     """
 
     tokens: Tensor
@@ -68,7 +68,7 @@ class Particles:
     value: Tensor
     weight: Tensor
     ess: Tensor
-    resampled: Tensor
+    is_resampled: Tensor
 
 
 def smc(
@@ -107,8 +107,8 @@ def smc(
         for chunk, inputs in enumerate(x.split(max(1, max_trajectories // num_samples))):
             torch.manual_seed(seed + chunk)
             parts.append(_filter(model, inputs, num_samples, depth, config, temper))
-    joined = {name: torch.cat([getattr(p, name) for p in parts], dim=1) for name in vars(parts[0])}
-    return Particles(**joined)
+    tensors = {name: torch.cat([getattr(p, name) for p in parts], dim=1) for name in vars(parts[0])}
+    return Particles(**tensors)
 
 
 def check_fits(num_samples: int, max_trajectories: int) -> None:
@@ -148,16 +148,17 @@ def _filter(
     state: LatentState | None = None
     log_weight = torch.zeros(n, len(x), device=x.device)
     log_potential = torch.zeros_like(log_weight)  # alpha log psi of z_0, which all trajectories share
-    sizes, resampled = [], []
+    sizes, is_resampled = [], []
     with Temper(temper):
         for step in range(depth):
             end = run_steps(model, x, state, n, 1)
-            previous, log_potential = log_potential, end.values[config.potential].clamp(min=FLOOR).log() * config.power
-            log_weight = log_weight + log_potential - previous
+            last_potential = log_potential
+            log_potential = end.values[config.potential].clamp(min=FLOOR).log() * config.power
+            log_weight = log_weight + log_potential - last_potential
             size = effective_sample_size(log_weight)
             is_low = (size < config.threshold * n) & (step < depth - 1)
             sizes.append(size)
-            resampled.append(is_low)
+            is_resampled.append(is_low)
             state = LatentState(*(part.expand(n, len(x), -1, -1) for part in end.state))
             if is_low.any():
                 identity = torch.arange(n, device=x.device)[:, None]
@@ -173,7 +174,7 @@ def _filter(
         end.values[VALUE],
         log_weight.softmax(0),
         torch.stack(sizes),
-        torch.stack(resampled),
+        torch.stack(is_resampled),
     )
 
 

@@ -1,8 +1,8 @@
 """Tempering: sample trajectories from a prior that is wider, or narrower, in the first transitions.
 
-The first transitions decide in which of several solutions a trajectory ends. Where the scale of the prior is small
-there, its mean decides. A wider scale makes the solutions of an input more evenly frequent, and more trajectories fail.
-Only rollouts are tempered: training, bounds, likelihoods and inference.nc use the prior as it was trained.
+The first transitions decide in which of several solutions a trajectory ends. If the prior's scale is small in them, its
+mean decides. A wider scale makes the frequencies of an input's solutions more even, but more trajectories fail.
+Only rollouts are tempered: training, bounds, likelihoods and the file inference.nc use the prior as it was trained.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class TemperConfig:
 
     def __post_init__(self) -> None:
         if type(self.transitions) is not int or type(self.scale) not in (int, float):
-            raise ConfigError(f"temper takes a number and a whole number, not {self.scale!r} and {self.transitions!r}")
+            raise ConfigError(
+                f"temper takes a scale (a number) and transitions (a whole number), not {self.scale!r}, "
+                f"{self.transitions!r}"
+            )
         check_range(self, scale=(0.01, 100), transitions=AT_LEAST_0)
         if (self.scale == 1) != (self.transitions == 0):
             raise ConfigError(
@@ -73,7 +76,9 @@ class Temper(Messenger):
         self.num_transitions = 0
 
     def __call__(self, fn: Any) -> Any:
-        raise TypeError("a Temper is for one batch of trajectories: with Temper(config): model(x, steps=16)")
+        raise TypeError(
+            "a Temper serves one batch of trajectories and cannot wrap a model: use 'with Temper(config): model(...)'"
+        )
 
     def _pyro_sample(self, msg: Any) -> None:
         if transition_index(msg["name"]) is None:
@@ -86,12 +91,12 @@ class Temper(Messenger):
 def check_no_temper() -> None:
     """Raise ConfigError inside a :class:`Temper`.
 
-    Called by functions that run several batches of trajectories, or that need the prior as it was trained.
+    It is called by functions that run several batches of trajectories, or that need the prior as it was trained.
     """
     if any(isinstance(handler, Temper) for handler in _PYRO_STACK):
         raise ConfigError(
-            "a Temper around this call would change its first batch of trajectories only: give rollouts a temper of "
-            "their own (temper=...); likelihoods are of the prior as it was trained"
+            "a Temper around this call would change its first batch of trajectories only: give a rollout its own "
+            "(temper=...); likelihoods and bounds use the prior as it was trained"
         )
 
 
@@ -141,7 +146,7 @@ class NoGuidance(FixedGuidance):
     """
 
     def value(self, prior: Any) -> torch.Tensor:
-        return torch.zeros_like(prior.sample())  # a draw has the shape and the device
+        return torch.zeros_like(prior.sample())  # only its shape and device are used
 
 
 class AtMean(FixedGuidance):

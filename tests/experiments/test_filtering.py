@@ -55,7 +55,7 @@ def test_reweighted_once_is_the_filter_that_never_resamples(study):
     particles = smc(
         study.solver.model, study.x, num_samples=20, depth=4, seed=SEED, config=SMCConfig(power=4, threshold=0)
     )
-    assert not particles.resampled.any()
+    assert not particles.is_resampled.any()
     # A recording of a hundred trajectories has other draws than a roll-out of twenty: hand it the filter's own.
     test.trajectories = filtering.Trajectories(
         *(

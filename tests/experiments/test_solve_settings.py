@@ -15,7 +15,7 @@ import pyro_gram
 from pyro_gram.config import with_settings
 from pyro_gram.errors import UserError
 from pyro_gram.sampling.memory import trajectories_in_memory
-from pyro_gram.sampling.selection import MARGIN, SELECTIONS, SURE
+from pyro_gram.sampling.selection import MARGIN, SELECTIONS, VALUE_CAP
 from pyro_gram.sampling.tempering import TemperConfig
 from tests.conftest import StateHeads, small_config
 from tests.experiments.conftest import HEADS
@@ -180,7 +180,7 @@ def test_value_keeps_the_vote_unless_the_value_head_trusts_another_answer_clearl
         weights, values = {}, {}
         for y, value in zip(canonical, samples.value[:, i].tolist(), strict=True):
             text = "".join(map(str, y.tolist()))
-            odds = min(value, SURE) / (1 - min(value, SURE))
+            odds = min(value, VALUE_CAP) / (1 - min(value, VALUE_CAP))
             weights[text] = weights.get(text, 0.0) + odds
             values[text] = max(values.get(text, 0.0), value)
         heaviest = max(weights.values())

@@ -74,7 +74,7 @@ def test_heads_of_a_trm_whose_answers_are_drawn_let_it_halt(tmp_path, capsys):
         ("--model direct --prior gaussian", "has no guidance"),
         ("--guide mean_field --guide.num_pairs 3", "room for 3 pairs (x, y), and the training split has"),
         ("--guide mean_field --train.augment true", "set train.augment to false"),
-        ("--prior flow --guide residual", "has no mean to be residual to"),
+        ("--prior flow --guide residual", "needs the mean of the prior"),
         ("--prior discrete --guide.max_kl 1", "max_kl needs a Gaussian prior"),
         ("--train.act true", "act needs a model that says which"),
     ],

@@ -214,7 +214,7 @@ def test_sequential_subsampled_plates_keep_their_weight():
     loss = elbo.loss(model, guide, x, y)
     assert elbo.terms.elbo.sum().item() == pytest.approx(-loss, rel=1e-5)
     six = 6 * (0.5 + torch.tensor(2 * torch.pi).log().item() / 2)
-    torch.testing.assert_close(elbo.terms.others, torch.full((B,), six))
+    torch.testing.assert_close(elbo.terms.other_terms, torch.full((B,), six))
 
 
 def test_a_random_subsample_of_observations_does_not_depend_on_y():

@@ -101,11 +101,11 @@ def test_a_scope_that_renames_a_latent_is_refused_unless_the_guide_knows_it():
     with pytest.raises(ValueError, match=r"pyro.contrib.autoname has made the site 'mine/c'"):
         Trace_ELBO().loss(model, guide, x, y)
     model, guide, x, y = pair(Scoped, ScopedGuide, **PLAIN)
-    assert (terms(model, guide, x, y).others > 0.1).all()
+    assert (terms(model, guide, x, y).other_terms > 0.1).all()
 
 
 def test_a_temper_cannot_decorate_a_model(case):
-    with pytest.raises(TypeError, match="one batch of trajectories"):
+    with pytest.raises(TypeError, match="serves one batch of trajectories and cannot wrap a model"):
         Predictive(Temper(TemperConfig(2.0, 1))(case.solver.model), num_samples=2)
 
 
@@ -146,7 +146,7 @@ def test_a_latent_with_a_name_like_guidance_is_refused():
             return super().answer(state, e_x, y, infer)
 
     model, guide, x, y = pair(Misnamed, AmortizedGuide)
-    with pytest.raises(ValueError, match="a latent of your own needs a name without 'eps_'"):
+    with pytest.raises(ValueError, match="give it a name without 'eps_'"):
         BalancedELBO().loss(model, guide, x, y)
 
 
@@ -179,7 +179,7 @@ def test_a_guide_that_samples_sites_which_are_not_latents_is_refused():
     with pyro.validation_enabled(False):
         with pytest.raises(ConfigError, match="observes 'c', which the guide draws"):
             BalancedELBO().loss(fixed, answers, x, y)
-        with pytest.raises(ConfigError, match="'eps_2', which the program has not: it has fewer supervision steps"):
+        with pytest.raises(ConfigError, match="'eps_2', which the program lacks: it has fewer supervision steps"):
             BalancedELBO().loss(model, answers, x, y)
 
 
@@ -256,7 +256,7 @@ def test_handlers_around_the_model_need_a_guide_that_is_built_with_them():
         elbo = make_elbo(name)
         torch.manual_seed(1)
         elbo.loss(fixed, guide, x, y)
-        torch.testing.assert_close(elbo.terms.others, -dist.Normal(0.0, 1.0).log_prob(torch.full((B,), 0.4)))
+        torch.testing.assert_close(elbo.terms.other_terms, -dist.Normal(0.0, 1.0).log_prob(torch.full((B,), 0.4)))
         with pytest.raises(ConfigError, match="runs the model that it was built with"):
             elbo.loss(fixed, plain, x, y)
     with pytest.raises(ConfigError, match="runs the model that it was built with"):

@@ -133,7 +133,7 @@ def test_terms_of_every_elbo_add_up_to_pyros_bound(name, observed, validate):
         assert loss == pytest.approx(expected, rel=1e-5)
     c = (0.3**2 + 0.7**2 - 1) / 2 - torch.tensor(0.3).log()
     if not observed:
-        torch.testing.assert_close(elbo.terms.others, (c + (guide.shift.item() ** 2 - 0.49) / 2).expand(B))
+        torch.testing.assert_close(elbo.terms.other_terms, (c + (guide.shift.item() ** 2 - 0.49) / 2).expand(B))
 
 
 def test_reported_bounds_include_an_own_latent():
@@ -145,14 +145,14 @@ def test_reported_bounds_include_an_own_latent():
     for _ in range(2):
         steps.append(terms(model, guide, x, y, state))
         state = steps[-1].state
-    by_hand = torch.stack([-s.reconstruction - s.kl.sum(0) - s.others for s in steps]).mean(0)
+    by_hand = torch.stack([-s.reconstruction - s.kl.sum(0) - s.other_terms for s in steps]).mean(0)
     torch.testing.assert_close(weights.surrogate, by_hand)
     torch.manual_seed(0)
     full = terms(model, guide, x, y, steps=2, truncated=False)
     torch.testing.assert_close(weights.full, full.elbo)
-    torch.testing.assert_close(weights.others, full.others)
-    torch.testing.assert_close(weights.full, -weights.reconstruction - weights.kl.sum(0) - weights.others)
-    assert full.others.abs().min() > 0.1
+    torch.testing.assert_close(weights.other_terms, full.other_terms)
+    torch.testing.assert_close(weights.full, -weights.reconstruction - weights.kl.sum(0) - weights.other_terms)
+    assert full.other_terms.abs().min() > 0.1
 
 
 def test_prior_monte_carlo_includes_an_own_observation():
@@ -211,7 +211,7 @@ def test_a_latent_that_all_inputs_share_counts_once(name):
     elbo.loss(model, guide, x, y)
     assert elbo.terms.elbo.sum().item() == pytest.approx(-expected, rel=1e-5)
     bound = (0.2**2 + 0.5**2 - 1) / 2 - torch.tensor(0.2).log().item()
-    assert elbo.terms.others.sum().item() == pytest.approx(bound, rel=1e-4)
+    assert elbo.terms.other_terms.sum().item() == pytest.approx(bound, rel=1e-4)
 
 
 def test_importance_weights_refuse_a_latent_that_several_inputs_share():
@@ -283,9 +283,9 @@ def test_own_plates_are_summed_also_if_they_are_as_long_as_the_batch(name, class
     elbo.loss(model, guide, x, y)
     assert elbo.terms.elbo.sum().item() == pytest.approx(-expected, rel=1e-5)
     of_a_class = (0.2**2 + 0.5**2 - 1) / 2 - torch.tensor(0.2).log().item()
-    assert elbo.terms.shared.sum().item() == pytest.approx(classes * of_a_class, rel=1e-4)
+    assert elbo.terms.shared_terms.sum().item() == pytest.approx(classes * of_a_class, rel=1e-4)
     of_parts = 6 * (0.5 + torch.tensor(2 * torch.pi).log().item() / 2)  # of each input
-    torch.testing.assert_close(elbo.terms.others - elbo.terms.shared, torch.full((B,), of_parts))
+    torch.testing.assert_close(elbo.terms.other_terms - elbo.terms.shared_terms, torch.full((B,), of_parts))
     with pytest.raises(ConfigError, match="all inputs share the site 'w'"):
         guide_draws(model, guide, x, y, steps=1, num_samples=2)
 
@@ -294,9 +294,9 @@ def test_shared_latents_count_once_however_many_chunks_of_inputs():
     model, guide, x, y = pair(Shared, SharedGuide)
     full = bounds(model, guide, x, y, steps=1)
     pieces = bounds(model, guide, x, y, steps=1, max_traced=2)
-    torch.testing.assert_close(full.others.sum(), pieces.others.sum())
+    torch.testing.assert_close(full.other_terms.sum(), pieces.other_terms.sum())
     for weights in (full, pieces):
-        torch.testing.assert_close(weights.full, -weights.reconstruction - weights.kl.sum(0) - weights.others)
+        torch.testing.assert_close(weights.full, -weights.reconstruction - weights.kl.sum(0) - weights.other_terms)
     torch.manual_seed(0)
     terms(model, guide, x, y, truncated=False)
     bound = terms(model, guide, x, y).elbo

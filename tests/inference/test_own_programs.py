@@ -232,7 +232,7 @@ def test_each_input_of_a_subsample_counts_once():
         torch.testing.assert_close(draws, exact, atol=0.2, rtol=0)
     torch.manual_seed(2)
     single = bounds(model, guide, x, y, steps=1)
-    torch.testing.assert_close(single.others, torch.full((3,), 2.0))
+    torch.testing.assert_close(single.other_terms, torch.full((3,), 2.0))
     assert (single.full > -60).all()
 
 

@@ -79,7 +79,7 @@ def test_terms_are_read_from_both_traces():
         - dist.Normal(value["c"], 1.0).log_prob(LOC)
         + dist.Normal(LOC, 0.1).log_prob(value["noise"])
     )
-    torch.testing.assert_close(terms.others, others)
+    torch.testing.assert_close(terms.other_terms, others)
     torch.testing.assert_close(terms.elbo, -terms.reconstruction - first - second - others)
     torch.testing.assert_close(terms.means, torch.stack((terms.reconstruction.mean(), (first + second).mean())))
     assert torch.equal(terms.state.h, z)
@@ -107,7 +107,7 @@ def test_without_guidance_there_is_no_kl():
     trace = poutine.trace(bare).get_trace()
     terms = read_terms(trace, poutine.trace(lambda: None).get_trace())
     assert terms.kl.shape == (0, B)
-    assert (terms.others == 0).all()
+    assert (terms.other_terms == 0).all()
     torch.testing.assert_close(terms.elbo, dist.Normal(0.0, 1.0).log_prob(torch.zeros(B)))
 
 

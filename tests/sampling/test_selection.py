@@ -1,6 +1,6 @@
 import pytest
 
-from pyro_gram.sampling.selection import SURE, Candidate, select_by_value, tally
+from pyro_gram.sampling.selection import VALUE_CAP, Candidate, select_by_value, tally
 
 
 def test_the_most_frequent_answer_wins():
@@ -44,9 +44,9 @@ def test_a_single_certain_sample_does_not_outweigh_several_nearly_certain_ones()
     """The highest value alone would select a wrong colouring at .9995 over a right one at .997, given four times."""
     answers, values = ["wrong"] * 2 + ["right"] * 4, [0.9995, 0.99945, 0.9979, 0.9977, 0.9974, 0.9973]
     assert select_by_value(answers, values, [-0.01] * 6).first == 2
-    assert select_by_value(["wrong", "right", "right"], [1.0, SURE, SURE], [0.0] * 3).first == 1
+    assert select_by_value(["wrong", "right", "right"], [1.0, VALUE_CAP, VALUE_CAP], [0.0] * 3).first == 1
     assert (
-        select_by_value(["right", "wrong", "wrong"], [SURE, 0.9, 0.9], [0.0] * 3).first == 0
+        select_by_value(["right", "wrong", "wrong"], [VALUE_CAP, 0.9, 0.9], [0.0] * 3).first == 0
     )  # but the unsure it does outweigh
 
 

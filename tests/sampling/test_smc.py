@@ -29,7 +29,7 @@ def test_without_resampling_a_weight_is_the_power_of_the_potential(potential, po
     case.solver.model.heads = TwoHeads()
     config = SMCConfig(potential, power=power, threshold=0.0)
     filtered = smc(case.solver.model, case.x, num_samples=6, depth=3, seed=2, config=config)
-    assert not filtered.resampled.any()
+    assert not filtered.is_resampled.any()
     torch.manual_seed(2)
     with pyro.validation_enabled(False), torch.no_grad():
         ends = list(rollout_steps(case.solver.model, case.x, depth=3, num_samples=6))
@@ -67,7 +67,7 @@ def test_after_resampling_weights_are_relative_to_the_ancestors_potential():
     torch.testing.assert_close(filtered.value, second.values["value"])
     weight = second.values["value"].clamp(min=FLOOR) / psi.gather(0, ancestors)
     torch.testing.assert_close(filtered.weight, weight / weight.sum(0), atol=1e-5, rtol=1e-4)
-    assert filtered.resampled.tolist() == [[True] * 5, [False] * 5]
+    assert filtered.is_resampled.tolist() == [[True] * 5, [False] * 5]
 
 
 def test_chunks_of_inputs_draw_under_successive_seeds():
@@ -118,7 +118,7 @@ def test_without_potential_the_filter_is_independent_trajectories():
     torch.testing.assert_close(filtered.score, plain.score)
     torch.testing.assert_close(filtered.weight, torch.full((6, 5), 1 / 6))
     torch.testing.assert_close(filtered.ess, torch.full((4, 5), 6.0))
-    assert not filtered.resampled.any()
+    assert not filtered.is_resampled.any()
 
 
 @pytest.mark.parametrize("potential", ["value", "halt"])
@@ -128,10 +128,10 @@ def test_the_filter_favours_what_the_head_trusts(potential):
     config = SMCConfig(potential, power=1.0, threshold=0.9)
     filtered = smc(model, case.x, num_samples=200, depth=4, seed=2, config=config)
     plain = rollout(model, case.x, num_samples=200, depth=4, seed=2)
-    assert filtered.resampled.any()
-    assert not filtered.resampled[-1].any()
+    assert filtered.is_resampled.any()
+    assert not filtered.is_resampled[-1].any()
     assert ((filtered.ess >= 1 - 1e-4) & (filtered.ess <= 200 + 1e-2)).all()
-    assert torch.equal(filtered.resampled[:-1], filtered.ess[:-1] < 0.9 * 200)
+    assert torch.equal(filtered.is_resampled[:-1], filtered.ess[:-1] < 0.9 * 200)
     trusted = (filtered.weight * filtered.value).sum(0)
     assert (trusted > plain.value.mean(0)).all()
     torch.testing.assert_close(filtered.weight.sum(0), torch.ones(5))
@@ -146,7 +146,7 @@ def test_the_filter_agrees_with_importance_weights_of_independent_trajectories()
     plain = rollout(model, case.x, num_samples=2000, depth=3, seed=6)
     weight = plain.value / plain.value.sum(0)
     expected = (weight * plain.value).sum(0)
-    assert filtered.resampled.any()
+    assert filtered.is_resampled.any()
     assert (expected - plain.value.mean(0)).min() > 0.1  # the weights matter
     torch.testing.assert_close((filtered.weight * filtered.value).sum(0), expected, atol=0.05, rtol=0)
 

@@ -81,8 +81,8 @@ def test_other_sites_keep_their_scale():
         ({"transitions": -1}, "transitions"),
         ({"scale": 2.0}, "temper.transitions = 0 changes nothing: give a scale other than 1"),
         ({"transitions": 2}, "changes nothing"),
-        ({"scale": "a", "transitions": 2}, "a number and a whole number"),
-        ({"scale": 2.0, "transitions": 1.5}, "a number and a whole number"),
+        ({"scale": "a", "transitions": 2}, r"takes a scale \(a number\) and transitions \(a whole number\)"),
+        ({"scale": 2.0, "transitions": 1.5}, r"takes a scale \(a number\) and transitions \(a whole number\)"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
