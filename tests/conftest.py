@@ -201,7 +201,7 @@ def incompatibility(prior: str, guide: str) -> str:
     if prior == "mixture" and guide in ("prior", "mean_field"):
         return "without gradient"
     if (prior, guide) == ("flow", "residual"):
-        return "no mean"
+        return "needs the mean of the prior"
     if guide == "mean_field" and prior in ("discrete", "mean_only"):
         return "guides for this prior are not"
     return ""

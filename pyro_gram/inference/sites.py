@@ -112,7 +112,7 @@ def why_no_heads(model: Any) -> str:
     if hasattr(model, HEADS_ATTRIBUTE):
         return ""
     if name := getattr(model, "registered_name", ""):
-        return f"the model {name} has no supervision steps, and halt and value heads judge answers after each step"
+        return f"the model {name} takes no supervision steps, which halt and value heads need"
     return (
         f"{type(model).__name__} has no attribute {HEADS_ATTRIBUTE!r} for halt and value heads (give it one, and call "
         "pyro_gram.inference.sites.sample_halt_and_value, as models/gram.py does)"

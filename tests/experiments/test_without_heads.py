@@ -44,7 +44,7 @@ def test_solving_by_heads_names_the_model_and_what_needs_none(words, headless, t
     name, path = headless
     (tmp_path / "one.g6").write_text("Cr")
     line = said_by(capsys, experiments.solve.main, "--checkpoint", path, "--input", tmp_path / "one.g6", *words.split())
-    assert f"the model {name} has no supervision steps, and halt and value heads judge answers after each step" in line
+    assert f"the model {name} takes no supervision steps, which halt and value heads need" in line
     assert "--select vote" in line
     assert "--heads.hidden" not in line  # it would not help
     assert "heads.py" not in line
