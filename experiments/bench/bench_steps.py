@@ -104,7 +104,7 @@ def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> tuple[Step, torch.opti
     config = trainer.optimizer.config
     if config.hidden_optimizer != "adamw":
         raise UserError(f"the bare step is AdamW's, and the preset's optimizer is {config.hidden_optimizer}")
-    parameters = list(trainer.optimizer.named.values())
+    parameters = list(trainer.optimizer.parameters_by_name.values())
     adam = torch.optim.AdamW(
         parameters,
         lr=config.rate(0, 0.0),
@@ -157,13 +157,13 @@ def check_alike(name: str, steps: int = 3, tolerance: float = 1e-3) -> list[floa
     for trainer, step in ((ours, pyro_step(ours, x, y)), (theirs, bare)):
         torch.manual_seed(0)
         with torch.no_grad():  # heads that start at zero would hide the KL and what the guide sees
-            for p in trainer.optimizer.named.values():
+            for p in trainer.optimizer.parameters_by_name.values():
                 p.add_(0.05 * torch.randn_like(p))
         losses.append([step() for _ in range(steps)])
     if any(abs(a - b) > tolerance * abs(b) for a, b in zip(*losses, strict=True)):
         raise UserError(f"the two steps disagree: {losses[0]} with Pyro, {losses[1]} without; the benchmark is wrong")
-    for key, p in theirs.optimizer.named.items():
-        mine = ours.optimizer.named[key]
+    for key, p in theirs.optimizer.parameters_by_name.items():
+        mine = ours.optimizer.parameters_by_name[key]
         state = next(o.state[mine] for o in ours.optimizer.optimizers)
         for a, b in ((mine, p), (state["exp_avg"], adam.state[p]["exp_avg"])):
             if (a - b).norm() > tolerance * b.norm():

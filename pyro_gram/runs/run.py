@@ -197,7 +197,7 @@ def _restore(run: Run, resume: bool) -> None:
     has_state = bool(run.processes.from_main(resume and run.state_path.exists()))
     if has_state:
         load_state(run.state_path, solver.config, trainer, solver.task.provenance())
-    weight_sum = sum(p.detach().cpu().double().sum().item() for p in trainer.optimizer.named.values())
+    weight_sum = sum(p.detach().cpu().double().sum().item() for p in trainer.optimizer.parameters_by_name.values())
     if not (run.processes.all_equal(trainer.number) and run.processes.all_equal(weight_sum)):
         raise UserError(f"the processes of this run begin with different states: do all of them see the same {out}?")
     if not run.processes.is_main:

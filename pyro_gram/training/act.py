@@ -19,7 +19,7 @@ from pyro_gram.inference.terms import StepTerms
 from pyro_gram.networks.core import LatentState
 from pyro_gram.system.distributed import ProcessGroup
 
-EXPLORATION = 0.1  # the share of trajectories that must make a random number of steps, of at least 2
+EXPLORATION = 0.1  # the share of trajectories that may not end before a random number of steps, 2 or more
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Carry:
         y: answers, int64 ``[B, L_out]``.
         steps: supervision steps that each trajectory has made, int64 ``[B]``.
         finished: bool ``[B]``: the trajectory has ended, and the next pair replaces it.
-        state: of the trajectories, ``[B, L, D]`` each; None is z_0.
+        state: states of the trajectories, ``[B, L, D]`` each; None is z_0.
     """
 
     x: Tensor | None
@@ -57,7 +57,7 @@ class Carry:
         return Carry(x, y, self.steps.masked_fill(self.finished, 0), self.finished, state)
 
     def advance(self, terms: StepTerms, max_steps: int) -> Carry:
-        """Move on by the supervision step that has these terms. Draws from torch's generator.
+        """Return the carry after the supervision step with these terms. Draws from torch's generator.
 
         Raises:
             ConfigError: the model does not say which trajectories halt.
@@ -81,7 +81,7 @@ class Carry:
 
     @classmethod
     def from_state_dict(cls, tensors: dict[str, Tensor]) -> Carry:
-        """Take the tensors of :meth:`state_dict`. Raises KeyError naming a missing one."""
+        """Build a carry from the tensors of :meth:`state_dict`. Raises KeyError for a missing one."""
         state = LatentState(tensors["h"], tensors["l"])
         return cls(tensors.get("x"), tensors["y"], tensors["steps"], tensors["finished"], state)
 

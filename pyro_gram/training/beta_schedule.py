@@ -2,9 +2,9 @@
 
 The objective is constrained: minimize the KL while -log p(y | h_T) stays below a target. beta keeps its start value
 until the running mean of the reconstruction first falls below the target; then it rises while the mean is below and
-falls while it is above. A beta that rises earlier collapses the guide before it has learnt its code. But where y mostly
-follows from x, a guide that informs from the start keeps the core from learning to reason; so the first part of a run
-may have a beta so large that the guide stays at the prior.
+falls while it is above. If beta rose earlier, the guide would collapse before it has learnt to use y. But where y
+mostly follows from x, a guide that passes y on from the start keeps the core from learning to reason; so the first part
+of a run may have a beta so large that the guide stays at the prior.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class BetaConfig:
         target: the reconstruction, nats per input, below which beta rises; 0 for a constant beta.
         watch: the reconstruction that is compared with the target: the ``mean`` over supervision steps, or the ``last``
             one.
-        raise_factor: factor of beta after a batch below the target.
-        lower_factor: factor of beta after a batch above the target.
-        smoothing: decay of the running mean of the reconstruction, a batch.
+        raise_factor: beta is multiplied by this after a batch below the target.
+        lower_factor: beta is multiplied by this after a batch above the target.
+        smoothing: decay per batch of the running mean of the reconstruction.
         max: the largest beta.
         silent_fraction: share of the run, at its start, in which beta is ``max``; then it starts at ``start``.
     """
@@ -55,7 +55,9 @@ class BetaConfig:
         )
         check_choice("watch", self.watch, ("mean", "last"))
         if self.silent_fraction and self.max < self.start:
-            raise ConfigError(f"beta.max = {self.max:g} silences nothing below beta.start = {self.start:g}: raise it")
+            raise ConfigError(
+                f"beta.max = {self.max:g} is below beta.start = {self.start:g}, so no guide would be silent: raise it"
+            )
 
 
 class BetaController:
@@ -64,7 +66,7 @@ class BetaController:
     Attributes:
         value: beta, the weight of the KL.
         is_silent: is this batch in the part of the run that silences the guide?
-        mean: running mean of the reconstruction, nats per input; None before the first batch that counts.
+        mean: running mean of the reconstruction, nats per input; None before the first batch after the silent part.
     """
 
     def __init__(self, config: BetaConfig) -> None:
@@ -75,7 +77,7 @@ class BetaController:
         self._set_value()
 
     def start_batch(self, progress: float) -> None:
-        """Start a batch before which the share ``progress`` of the run is over."""
+        """Start a batch. ``progress`` is the share of the run that is over."""
         self.is_silent = progress < self.config.silent_fraction
         self._set_value()
 
@@ -83,7 +85,7 @@ class BetaController:
         self.value = self.config.max if self.is_silent else self._constrained
 
     def update(self, reconstruction: float) -> None:
-        """Adapt beta to a batch's reconstruction, nats per input. Those of the silent part do not count."""
+        """Adapt beta to a batch's reconstruction, nats per input. Batches of the silent part are ignored."""
         c = self.config
         if self.is_silent:
             return
@@ -99,7 +101,7 @@ class BetaController:
         return {"value": self._constrained, "mean": self.mean}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state. Raises ValueError for numbers that no run has."""
+        """Load a saved state. Raises ValueError for numbers that are not finite."""
         value, mean = float(state["value"]), None if state["mean"] is None else float(state["mean"])
         if not math.isfinite(value) or (mean is not None and not math.isfinite(mean)):
             raise ValueError(f"beta {value} at a mean reconstruction of {mean}")

@@ -24,12 +24,12 @@ class TrainConfig:
     Attributes:
         batches: batches in the run, each of ``supervision_steps`` updates (and ``on_policy_updates`` on-policy ones);
             0 for as many as fit into the minutes.
-        minutes: minutes of training; 0 for as many as the batches take. With ``batches`` too, the run measures its
-            speed first and trains fewer batches if those would take longer; the clock itself does not end it. Without
-            ``batches`` the clock ends the run, and the schedules follow it.
-        batch: inputs in a batch.
+        minutes: minutes of training; 0 for as many as the batches take. If ``batches`` is positive too, the run
+            measures its speed first and trains fewer batches if all would take longer; the clock itself does not end
+            it. If ``batches`` is 0, the clock ends the run, and the schedules follow the clock.
+        batch: B, inputs in a batch.
         supervision_steps: N_sup, updates of a batch, each from the state in which the last one ended.
-        elbo: the bound: ``balanced`` (its KL trains prior and guide by ``balance``), ``mean_field`` or ``trace``.
+        elbo: the bound: ``balanced`` (``balance`` divides the gradient of its KL), ``mean_field`` or ``trace``.
         balance: share of the KL's gradient that trains the prior (``balanced`` only).
         particles: draws of the guide in an update.
         ema: decay of the running average of the weights, per update; evaluation uses the average.
@@ -42,9 +42,9 @@ class TrainConfig:
             that it prefers; 0 for none. Needs inputs, and all their solutions.
         on_policy_updates: updates of a batch along these trajectories, at successive steps from a random depth.
         on_policy_after: share of the run before on-policy training begins.
-        precision: of the matrix products of the core: ``fp32``, ``tf32`` (CUDA) or ``bf16``. On CUDA other products are
-            in TF32 with either of the last two; everything else is in float32.
-        compile: compile the core: 20 to 70 seconds at the start, on the CPU with a C++ compiler.
+        precision: precision of the core's matrix products: ``fp32``, ``tf32`` (CUDA) or ``bf16``. With ``tf32`` and
+            ``bf16``, CUDA computes its other products in TF32; everything else is in float32.
+        compile: compile the core: this takes 20 to 70 seconds at the start and, on the CPU, a C++ compiler.
     """
 
     batches: int = 10_000
@@ -103,7 +103,7 @@ class HeadsConfig:
         layers: attention layers over ``[h, e_x, answer]``.
         attention_heads: attention heads of those layers.
         rounds: rounds of training, each on fresh trajectories and inputs.
-        trajectories: trajectories of 8 positions in a round; fewer of longer sequences.
+        trajectories: trajectories in a round if inputs have 8 positions; fewer for longer inputs.
         lr: peak learning rate.
         halt: P(right) at which a trajectory stops, unless a rollout is given another; 1 for never.
     """
@@ -122,5 +122,5 @@ class HeadsConfig:
 
 
 def will_have_heads(model: nn.Module, config: HeadsConfig) -> bool:
-    """Will heads be trained for this model? A model of your own may have no place for them, and runs without."""
+    """Will heads be trained for this model? A user's model may have no place for them; then it runs without."""
     return config.hidden > 0 and not why_no_heads(model)

@@ -9,14 +9,14 @@ from typing import Any
 from pyro_gram.errors import UserError
 
 MAX_RATIO = 1000.0  # of a loss to the usual one
-SMOOTHING = 0.98  # decay of the running mean of losses, an update
+SMOOTHING = 0.98  # decay per update of the running mean of losses
 
 
 class DivergedError(UserError):
     """The loss or its gradient is infinite, not a number, or a thousand times the usual.
 
     Attributes:
-        record: of the update that was not made.
+        record: the record of the update that was not made.
     """
 
     def __init__(self, message: str, record: UpdateRecord) -> None:
@@ -58,7 +58,7 @@ class UpdateRecord:
 
 
 class DivergenceCheck:
-    """Refuses an update whose loss or gradient is not finite, or whose loss is out of all proportion.
+    """Refuses an update whose loss or gradient is not finite, or whose loss is far above the usual.
 
     Attributes:
         usual_loss: running mean of the absolute loss, nats per input; None before the first update.
@@ -85,7 +85,7 @@ class DivergenceCheck:
         return {"usual_loss": self.usual_loss}
 
     def load_state_dict(self, state: dict[str, float | None]) -> None:
-        """Take over a state. Raises ValueError for a loss that no run has."""
+        """Load a saved state. Raises ValueError for a usual loss that is negative or not finite."""
         usual_loss = state["usual_loss"]
         if usual_loss is not None and not 0 <= float(usual_loss) < math.inf:
             raise ValueError(f"a usual loss of {usual_loss}")

@@ -1,4 +1,4 @@
-"""What is done before the first batch of a run: does the model train at all, and is its core compiled?"""
+"""Before the first batch of a run: check that the model can be trained, and compile its core."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def dry_run(trainer: Trainer) -> tuple[str, str] | None:
         try:
             with poutine.trace(param_only=True) as capture:
                 elbo.loss(trainer.model, trainer.guide, x, y)
-        except NotImplementedError as e:  # draws without gradient, or what a distribution lacks
+        except NotImplementedError as e:  # a distribution lacks gradients of its draws, or a method
             raise ConfigError(str(e)) from None
         trainer.optimizer.check_parameters(site["value"].unconstrained() for site in capture.trace.nodes.values())
         if elbo.terms is None:
@@ -57,7 +57,7 @@ def prepare_core(trainer: Trainer) -> None:
 
 
 def _compile_core(trainer: Trainer) -> None:
-    """Run the core on the shapes of a batch: from z_0 and from elsewhere, with gradient and without."""
+    """Run the core on the shapes of a batch: from z_0 and from another state, with gradient and without."""
     x, y = (trainer.shard(tensor) for tensor in trainer.batches(trainer.number))
     with torch.random.fork_rng(devices=random_devices(trainer.device)), pyro.validation_enabled(False):
         state = None

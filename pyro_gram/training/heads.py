@@ -1,8 +1,9 @@
 """Halt and value heads: they are trained after the model, on trajectories of its prior, without a gradient into it.
 
-The heads are sites of the model (``sites.sample_halt_and_value``). Observed there is whether the answer of a state is
-right, and whether the last answer of its trajectory is, by the task's own check, as several answers may be right.
-Training is SVI on a program of no transitions, which decodes a given state and judges it; nothing in it is latent.
+The heads are sites of the model (``sites.sample_halt_and_value``). In training, their observed values say whether the
+answer decoded from a state is right, and whether the last answer of its trajectory is right. The task's own check
+decides, as several answers may be right. Training is SVI on a program without transitions, which decodes a given state
+and judges it; nothing in it is latent.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from pyro_gram.tasks.batches import TargetStream
 from pyro_gram.training.config import HeadsConfig
 from pyro_gram.training.optimizer import OptimConfig, TorchOptim
 
-BATCH = 512  # states an update
+BATCH = 512  # states in an update
 EPOCHS = 2  # over the states of a round: to sample them costs more than to learn from them
 MAX_DEPTH = 16  # supervision steps of a trajectory to learn from
-EARLY_STEPS = 4  # all states of these steps are learnt from, and fewer of each later step: nearly all are right
+EARLY_STEPS = 4  # all states of these steps are used, and fewer of each later step, where nearly all answers are right
 
 Check = Callable[[Tensor, Tensor], Tensor]  # x [B, *event], tokens [B, L_out] -> bool [B], on the CPU
 
@@ -45,7 +46,7 @@ def check_heads(model: nn.Module, task: Task, config: HeadsConfig) -> None:
     if not task.is_checkable or not task.spec.has_input:
         raise ConfigError("halt and value heads judge answers to an input: set heads.hidden to 0 for p(x)")
     if why := why_no_heads(model):
-        raise ConfigError(f"{why}: it can have none, and answers are chosen by vote (--select vote, or verified)")
+        raise ConfigError(f"{why}: it cannot have heads, so choose answers by vote (--select vote, or verified)")
     multiple = 2 * config.attention_heads
     if config.hidden % multiple:
         raise ConfigError(f"heads.hidden {config.hidden} must be a multiple of 2 * heads.attention_heads = {multiple}")
@@ -81,12 +82,12 @@ def train_heads(
         model: trained; the model itself does not change.
         model_config: its config, with the sizes of its states (``inference.contract.ModelSizes``).
         task: its task, whose check says which answers are right.
-        config: of the heads.
+        config: settings of the heads.
         depth: supervision steps of a trajectory.
-        seed: of the weights, the draws, and the order of the states.
-        temper: of the trajectories; as they will be when the heads are used.
+        seed: seed of the weights, the draws, and the order of the states.
+        temper: tempering of the trajectories, the same as when the heads are used later.
         augment: apply the symmetries. On plain training inputs the model errs less than on others.
-        progress: called with the number of each round and its mean loss, nats a state.
+        progress: called with the number of each round and its mean loss, nats per state.
 
     Raises:
         ConfigError: as :func:`check_heads`.
@@ -148,8 +149,8 @@ def sample_states(
         x: int64 ``[B, *event]``.
         check: is an answer right?
         depth: supervision steps; ``MAX_DEPTH`` at the most.
-        seed: of the draws.
-        temper: of the trajectories.
+        seed: seed of the draws.
+        temper: tempering of the trajectories.
     """
     with isolated_rng(model, x):
         torch.manual_seed(seed)
@@ -176,22 +177,22 @@ def fit_heads(
     seed: int = 0,
     temper: TemperConfig = NO_TEMPER,
 ) -> Iterator[float]:
-    """Train the heads that a model has; yields the mean loss of each round, nats a state.
+    """Train the heads that a model has; yields the mean loss of each round, nats per state.
 
     Args:
         model: with heads.
         inputs: maps the number of a round to inputs, int64 ``[M, *event]``: a trajectory for each.
         check: is an answer right?
-        config: of the heads.
+        config: settings of the heads.
         depth: supervision steps of a trajectory.
-        seed: of the draws, and of the order of the states.
-        temper: of the trajectories.
+        seed: seed of the draws, and of the order of the states.
+        temper: tempering of the trajectories.
     """
     optim = TorchOptim(
         {HEADS_ATTRIBUTE: getattr(model, HEADS_ATTRIBUTE)},
         OptimConfig(lr=config.lr, weight_decay=0.01, warmup=50, min_lr_ratio=0.05),
     )
-    svi = SVI(poutine.block(_observed(model), hide_fn=_is_not_of_heads), _no_latents, optim, Trace_ELBO())
+    svi = SVI(poutine.block(_judging_program(model), hide_fn=_is_not_of_heads), _no_latents, optim, Trace_ELBO())
     device = next(model.parameters()).device
     for number in range(config.rounds):
         round_seed = (seed * 1_000_003 + number) % 2**62
@@ -207,7 +208,7 @@ def fit_heads(
         yield sum(losses) / len(losses)
 
 
-def _observed(model: nn.Module) -> Callable[..., Any]:
+def _judging_program(model: nn.Module) -> Callable[..., Any]:
     """Return the program that decodes and judges given states, with the sites of the heads observed."""
 
     def program(x: Tensor, state: LatentState, is_right: Tensor, is_end_right: Tensor) -> Any:

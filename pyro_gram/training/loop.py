@@ -14,13 +14,13 @@ from pyro_gram.training.trainer import Trainer
 
 
 def train_batches(trainer: Trainer) -> Iterator[BatchReport]:
-    """Train until the batches of a run, or its minutes where it has no number of batches, are used up.
+    """Train until all batches of a run are done or, if the config sets no number of batches, its minutes are over.
 
     Yields after each batch. What the caller does in between (evaluation, saving) counts as time of the run.
 
     Raises:
         ConfigError: as ``dry_run``.
-        DivergedError: before the first update whose loss or gradient is not finite, or out of all proportion.
+        DivergedError: before the first update whose loss or gradient is not finite, or whose loss explodes.
     """
     trainer.model.train()
     trainer.guide.train()
@@ -39,6 +39,6 @@ def train_batches(trainer: Trainer) -> Iterator[BatchReport]:
         ):
             report = trainer.train_batch(*trainer.batches(trainer.number))
         report.seconds = trainer.sync_clock()
-        report.is_last = is_last = trainer.is_finished  # decided once: the caller evaluates and saves on this answer
+        report.is_last = is_last = trainer.is_finished  # decided once, so that the caller and this loop agree
         yield report
         trainer.sync_clock()

@@ -5,9 +5,9 @@ the core is also trained on states that the prior reaches. Before each supervisi
 p(y | h) among all solutions of x, and the step is trained to make it more probable, without an inference network.
 
 This is a heuristic in the manner of stochastic EM (the E-step draws a solution, the M-step is one update), not the
-gradient of the bound. Its targets follow the model's preferences, so it does not make solutions equally probable: the
-updates under the guide do, and total variation shows how well. An answer that is right but not in its canonical form is
-pulled to that form.
+gradient of the bound. Its targets follow the model's preferences, so it does not make solutions equally probable. The
+updates under the guide do that, and total variation shows how well. An answer that is right but not in its canonical
+form is pulled to that form.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def prior_end(model: Callable[..., Any], x: Tensor, steps: int, state: LatentSta
 
     Args:
         x: inputs, int64 ``[B, *event]``.
-        state: from which the trajectories start, ``[B, L, D]`` each; None is z_0.
+        state: the states from which the trajectories start, ``[B, L, D]`` each; None is z_0.
 
     Returns:
         ``state`` at the end, and the ``likelihood`` p(y | h) there, batch shape ``[B]``.

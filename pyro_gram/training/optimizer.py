@@ -31,14 +31,14 @@ class OptimConfig:
 
     Attributes:
         hidden_optimizer: the optimizer of the hidden matrices (:func:`hidden_matrices`): ``adamw``, as of everything
-            else, or ``muon``, whose updates have singular values of nearly one size (``torch.optim.Muon``: momentum
+            else, or ``muon``, whose updates have nearly equal singular values (``torch.optim.Muon``: momentum
             0.95, Nesterov, five Newton-Schulz iterations in bfloat16) and are scaled to the size of AdamW's.
         lr: the learning rate after warm-up, of AdamW and Muon.
         weight_decay: decoupled decay, of AdamW and Muon.
         beta1, beta2: decay of AdamW's running means.
         clip: largest global norm of the gradient of the mean loss per input, nats.
         warmup: updates over which the rate rises linearly from 0.
-        embedding_lr: the rate of puzzle embeddings (ARC; TRM's is 100 times the rest); 0 for ``lr``.
+        embedding_lr: the rate of puzzle embeddings (ARC; in TRM it is 100 times the rate of the rest); 0 for ``lr``.
         embedding_decay: weight decay of puzzle embeddings.
         min_lr_ratio: the rate falls along a half cosine to ``min_lr_ratio * lr`` at the last update of the run; 1 keeps
             it constant.
@@ -71,7 +71,7 @@ class OptimConfig:
         check_choice("hidden_optimizer", self.hidden_optimizer, HIDDEN_OPTIMIZERS)
 
     def rate(self, update: int, progress: float) -> float:
-        """Return the learning rate of one update (counted from 0) before which a share ``progress`` of the run is over.
+        """Return the learning rate of an update (counted from 0) when the share ``progress`` of the run is over.
 
         Puzzle embeddings take ``embedding_lr / lr`` times as much.
         """
@@ -81,9 +81,9 @@ class OptimConfig:
 
 
 def hidden_matrices(modules: dict[str, nn.Module]) -> list[str]:
-    """Return the names in ``TorchOptim.named`` of the matrices that Muon trains.
+    """Return the names in ``TorchOptim.parameters_by_name`` of the matrices that Muon trains.
 
-    They belong to the linear layers outside submodules of the names in ``NON_HIDDEN``.
+    They are the weights of all linear layers outside the submodules named in ``NON_HIDDEN``.
     """
     return [
         f"{part}.{path}.weight"
@@ -105,7 +105,7 @@ class TorchOptim(PyroOptim):
         processes: the processes whose gradients are averaged.
 
     Raises:
-        ConfigError: when called with a parameter of no given module, which would silently stay untrained.
+        ConfigError: when called with a parameter that belongs to no given module and would silently stay untrained.
     """
 
     def __init__(
@@ -115,19 +115,19 @@ class TorchOptim(PyroOptim):
         self.config, self.processes = config, processes
         self.progress = 0.0
         self.num_updates = 0
-        self.named: dict[str, nn.Parameter] = {}
+        self.parameters_by_name: dict[str, nn.Parameter] = {}
         self._parameters: set[Tensor] = set()
         for name, module in modules.items():
             for key, p in module.named_parameters():
                 if p not in self._parameters:  # a guide may hold its model
-                    self.named[f"{name}.{key}"] = p
+                    self.parameters_by_name[f"{name}.{key}"] = p
                     self._parameters.add(p)
         matrices = set(hidden_matrices(modules)) if config.hidden_optimizer == "muon" else set()
-        adamw = self._adamw([name for name in self.named if name not in matrices])
+        adamw = self._adamw([name for name in self.parameters_by_name if name not in matrices])
         self.optimizers: dict[torch.optim.Optimizer, tuple[str, ...]] = {adamw: ("step", "exp_avg", "exp_avg_sq")}
         if matrices:
             muon = torch.optim.Muon(
-                [p for name, p in self.named.items() if name in matrices],
+                [p for name, p in self.parameters_by_name.items() if name in matrices],
                 lr=config.lr,
                 weight_decay=config.weight_decay,
                 adjust_lr_fn="match_rms_adamw",
@@ -138,17 +138,17 @@ class TorchOptim(PyroOptim):
         c = self.config
         embeddings = [name for name in names if name.endswith(EMBEDDING)]
         others = [name for name in names if not name.endswith(EMBEDDING)]
-        groups: list[dict[str, Any]] = [{"params": [self.named[name] for name in others]}]
+        groups: list[dict[str, Any]] = [{"params": [self.parameters_by_name[name] for name in others]}]
         if embeddings:
-            relative = c.embedding_lr / c.lr if c.embedding_lr else 1.0
-            parameters = [self.named[name] for name in embeddings]
-            groups.append({"params": parameters, "relative": relative, "weight_decay": c.embedding_decay})
+            lr_factor = c.embedding_lr / c.lr if c.embedding_lr else 1.0
+            parameters = [self.parameters_by_name[name] for name in embeddings]
+            groups.append({"params": parameters, "lr_factor": lr_factor, "weight_decay": c.embedding_decay})
         return torch.optim.AdamW(
             groups,
             lr=c.lr,
             weight_decay=c.weight_decay,
             betas=(c.beta1, c.beta2),
-            fused=all(p.device.type in ("cpu", "cuda") for p in self.named.values()),
+            fused=all(p.device.type in ("cpu", "cuda") for p in self.parameters_by_name.values()),
         )
 
     @property
@@ -170,25 +170,26 @@ class TorchOptim(PyroOptim):
     def check_parameters(self, params: Iterable[Tensor]) -> None:
         """Raise ConfigError for a parameter that belongs to no module of this optimizer."""
         params = list(params)
-        drop_param_names(params)  # this class has names of its own
+        drop_param_names(params)  # this class names parameters by their modules
         unknown = [tuple(p.shape) for p in params if p not in self._parameters]
         if unknown:
             raise ConfigError(
                 f"{len(unknown)} parameters (first shape {unknown[0]}) belong to no module of TorchOptim: "
-                "give the model or the guide an nn.Parameter, where pyro.param was called"
+                "give the model or the guide an nn.Parameter instead of a call of pyro.param"
             )
 
     def clip_gradients(self) -> Tensor:
-        """Average the gradients over the processes and clip their global norm, which is returned as it was before."""
+        """Average the gradients over the processes, clip their global norm, and return the norm before clipping."""
         if self.processes.size > 1:
-            self.processes.all_reduce_mean_([p.grad for p in self.named.values() if p.grad is not None])
-        return nn.utils.clip_grad_norm_(self.named.values(), self.config.clip)  # in order: sums of floats repeat
+            self.processes.all_reduce_mean_([p.grad for p in self.parameters_by_name.values() if p.grad is not None])
+        parameters = self.parameters_by_name.values()  # in a fixed order, so that sums of floats repeat
+        return nn.utils.clip_grad_norm_(parameters, self.config.clip)
 
     def step(self) -> None:
         """Make one update at the rate of the schedule, and clear the gradients."""
         rate = self.rate
         for group in self.groups:
-            group["lr"] = rate * group.get("relative", 1.0)
+            group["lr"] = rate * group.get("lr_factor", 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
         self.zero_grad()
@@ -203,18 +204,18 @@ class TorchOptim(PyroOptim):
         """Return the optimizers' state as flat named tensors (safetensors holds nothing else)."""
         state: dict[str, Tensor] = {"num_updates": torch.tensor(self.num_updates)}
         for optimizer in self.optimizers:
-            for name, p in self.named.items():
+            for name, p in self.parameters_by_name.items():
                 for key, value in optimizer.state.get(p, {}).items():
                     state[f"{name}/{key}"] = value
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over a state. Raises KeyError naming a missing, stray or misshapen tensor."""
+        """Load a saved state. Raises KeyError for a missing, stray or misshapen tensor."""
         num_updates = int(state["num_updates"])
         owners = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         # A parameter that has never had a gradient has no state; every other has all slots of its optimizer.
         names = {key.rpartition("/")[0] for key in state if key != "num_updates"}
-        slots_of = {name: self.optimizers[owners[id(self.named[name])]] for name in names}
+        slots_of = {name: self.optimizers[owners[id(self.parameters_by_name[name])]] for name in names}
         expected = {f"{name}/{slot}" for name, slots in slots_of.items() for slot in slots}
         strays = sorted(expected.symmetric_difference(state.keys() - {"num_updates"}))
         if strays:
@@ -222,22 +223,22 @@ class TorchOptim(PyroOptim):
         for name, slots in slots_of.items():
             for slot in slots:
                 tensor = state[f"{name}/{slot}"]
-                shape = torch.Size() if slot == "step" else self.named[name].shape
+                shape = torch.Size() if slot == "step" else self.parameters_by_name[name].shape
                 if tensor.shape != shape or not tensor.is_floating_point():
                     raise KeyError(name)
         self.num_updates = num_updates
         for name, slots in slots_of.items():
-            p = self.named[name]
+            p = self.parameters_by_name[name]
             optimizer = owners[id(p)]
             # A fused optimizer counts its steps on the parameter's device, another on the CPU.
-            on_cpu = set() if optimizer.defaults.get("fused") else {"step"}
+            cpu_slots = set() if optimizer.defaults.get("fused") else {"step"}
             tensors = {slot: state[f"{name}/{slot}"] for slot in slots}
-            optimizer.state[p] = {slot: t if slot in on_cpu else t.to(p.device) for slot, t in tensors.items()}
+            optimizer.state[p] = {slot: t if slot in cpu_slots else t.to(p.device) for slot, t in tensors.items()}
 
     def get_state(self) -> dict[str, Tensor]:
-        """Return :meth:`state_dict`, which PyroOptim calls so."""
+        """Return :meth:`state_dict` under the name that PyroOptim gives it."""
         return self.state_dict()
 
     def set_state(self, state: dict[str, Tensor]) -> None:
-        """Call :meth:`load_state_dict`, which PyroOptim calls so."""
+        """Call :meth:`load_state_dict` under the name that PyroOptim gives it."""
         self.load_state_dict(state)

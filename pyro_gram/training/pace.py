@@ -1,13 +1,13 @@
 """The number of batches that fit into the minutes of a run, from a speed that is measured before the first batch.
 
 A run with a number of batches and a limit in minutes must follow the same recipe on a slow machine and on a fast one:
-its learning rate falls to the end, and its on-policy part is trained. Two rules would do:
+its learning rate falls to its last value, and its on-policy part is trained. Two rules would do:
 
-- *progress = the greater share, of the batches or of the minutes.* Nothing is measured, but every learning rate depends
-  on the clock, so that no run repeats bit for bit, and a run that was killed does not end as an unbroken one.
-- *measure first, then count batches alone.* A few batches of both kinds are trained on a copy, and the number of
-  batches is lowered to what fits. From then on the run is that of ``train.batches`` = this number, bit for bit. The
-  clock does not end it: on a machine that gets slower, the run takes longer than its minutes.
+- *Let progress be the larger of two shares: batches done, minutes spent.* Nothing is measured, but every learning rate
+  depends on the clock, so that no run repeats bit for bit, nor does a resumed run end like an unbroken one.
+- *Measure first, then count batches alone.* A few batches of both kinds are trained on a copy, and the number of
+  batches is lowered to what fits. From then on the run equals one with that number as ``train.batches``, bit for bit.
+  The clock does not end it: on a machine that gets slower, the run takes longer than its minutes.
 
 The second rule is implemented. A machine that is fast enough trains all batches.
 """
@@ -33,7 +33,7 @@ from pyro_gram.training.report import Pace
 from pyro_gram.training.trainer import Trainer
 
 REPEATS = 3  # batches of each kind that are timed, after one that warms up
-NO_LR = 1e-12  # the learning rate of the copy: an update takes as long as any, and does not diverge
+NO_LR = 1e-12  # the learning rate of the copy: its updates take as long as others, and do not diverge
 
 
 def fit_to_minutes(trainer: Trainer, monitor: Callable[[], object] | None = None) -> bool:
@@ -42,8 +42,8 @@ def fit_to_minutes(trainer: Trainer, monitor: Callable[[], object] | None = None
     The number is decided once, before the clock starts, and is the same in all processes. No random state changes.
 
     Args:
-        trainer: of the run.
-        monitor: what the caller does every ``evaluate_every`` batches, so that its time counts.
+        trainer: the trainer of the run.
+        monitor: what the caller does every ``evaluate_every`` batches, so that its time is counted too.
 
     Returns:
         was the number decided by this call?
@@ -58,7 +58,7 @@ def fit_to_minutes(trainer: Trainer, monitor: Callable[[], object] | None = None
 
 
 def min_batches(config: TrainConfig) -> int:
-    """Return the batches of the shortest run that has an on-policy part, where the config asks for one."""
+    """Return the number of batches of the shortest run with an on-policy part, if the config asks for one."""
     batches = math.ceil(1 / (1 - config.on_policy_after)) if config.on_policy_depth else 1
     return min(batches, config.batches)
 
@@ -67,9 +67,9 @@ def fit_batches(pace: Pace, config: TrainConfig, number: int = 0, elapsed: float
     """Return the most batches, up to ``config.batches``, that end within ``config.minutes``.
 
     Args:
-        pace: of this machine.
+        pace: the pace of this machine.
         config: the length of the run; both ``batches`` and ``minutes`` must be positive.
-        number: batches that have been trained.
+        number: number of batches that have been trained.
         elapsed: seconds of training so far.
 
     Returns:
@@ -81,34 +81,34 @@ def fit_batches(pace: Pace, config: TrainConfig, number: int = 0, elapsed: float
     return counts[max(0, index - 1)]
 
 
-def seconds_left(trainer: Trainer, first: int, spent: float) -> float | None:
-    """Estimate the seconds of training that are left; None where nothing is known of the pace.
+def seconds_left(trainer: Trainer, first: int, seconds_spent: float) -> float | None:
+    """Estimate the seconds of training that are left; None if the pace is unknown.
 
     Args:
-        trainer: of the run.
-        first: the batch with which the run began or was resumed.
-        spent: the seconds since then.
+        trainer: the trainer of the run.
+        first: the number of the batch with which the run began or was resumed.
+        seconds_spent: the seconds since then.
     """
     c = trainer.config
     if not c.batches:
         return max(0.0, 60 * c.minutes - trainer.elapsed)
     pace, batches = trainer.pace or Pace(1.0, 0.0, 0.0), trainer.num_batches or c.batches
-    left = pace.run_seconds(c, batches, trainer.number)
-    trained = pace.run_seconds(c, batches, first) - left
-    if trained <= 0:
-        return left if trainer.pace else None
-    return left * spent / trained
+    remaining_seconds = pace.run_seconds(c, batches, trainer.number)
+    trained_seconds = pace.run_seconds(c, batches, first) - remaining_seconds
+    if trained_seconds <= 0:
+        return remaining_seconds if trainer.pace else None
+    return remaining_seconds * seconds_spent / trained_seconds
 
 
 def measure_pace(trainer: Trainer, monitor: Callable[[], object] | None = None) -> Pace | None:
     """Measure the speed of this machine by a few batches on a copy of model and guide.
 
     Args:
-        trainer: of the run; it stays as it is.
+        trainer: the trainer of the run; it does not change.
         monitor: what the caller does every ``evaluate_every`` batches; it is called twice.
 
     Returns:
-        None where the first update diverges: training comes to it, and says why.
+        the pace; None if the first update diverges, which training will then report.
     """
     c = trainer.config
     with torch.random.fork_rng(devices=random_devices(trainer.device)):

@@ -16,12 +16,13 @@ from torch import nn
 from pyro_gram.errors import ConfigError, UserError
 
 PRECISIONS = ("fp32", "tf32", "bf16")
-MAX_VARIANTS = 32  # of compiled code: with and without gradient, from z_0 (whose rows share memory) and from elsewhere
+# The most variants of compiled code: with and without gradient, from z_0 (whose rows share memory), from other states.
+MAX_VARIANTS = 32
 BACKEND: str | Callable[..., Any] = "inductor"
 
 
 def check_precision(precision: str, compiled: bool, model: nn.Module, device: torch.device) -> None:
-    """Raise ConfigError where the model or the device does not have this precision, or cannot be compiled for."""
+    """Raise ConfigError if the model or the device does not support this precision or cannot be compiled for."""
     if precision == "tf32" and device.type != "cuda":
         raise ConfigError(f"train.precision tf32 needs the tensor cores of CUDA, and this is {device.type}: use fp32")
     if (compiled or precision == "bf16") and find_core(model) is None:
@@ -69,7 +70,7 @@ def configure_core(model: nn.Module, precision: str, compiled: bool, device: tor
 
 
 def _forward_in_bfloat16(core: nn.Module, device: str, *args: Any, **kwargs: Any) -> Any:
-    """Call a core's own forward under autocast. It is bound by ``partial``, so that a copy of the core has its own."""
+    """Call a core's own forward under autocast. ``partial`` binds the core, so that a copy calls its own."""
     with torch.autocast(device, torch.bfloat16):
         return type(core).forward(core, *args, **kwargs)
 
@@ -84,8 +85,8 @@ def explain_compiler_errors() -> Iterator[None]:
             raise
         reason = str(e).strip().splitlines()[0][:200]
         raise UserError(
-            f"the core could not be compiled ({reason}): set train.compile to false, or see to the compiler (CXX) "
-            "and to its cache (TORCHINDUCTOR_CACHE_DIR, by default torchinductor_USER in the temporary folder)"
+            f"the core could not be compiled ({reason}): set train.compile to false, or check the compiler (CXX) "
+            "and its cache (TORCHINDUCTOR_CACHE_DIR, by default torchinductor_USER in the temporary folder)"
         ) from None
 
 
@@ -95,9 +96,9 @@ def matmul_precision(precision: str, device: torch.device) -> Iterator[None]:
     if device.type != "cuda" or precision == "fp32":
         yield
         return
-    before = torch.get_float32_matmul_precision()
+    previous_precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(previous_precision)

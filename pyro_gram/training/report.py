@@ -1,4 +1,4 @@
-"""Reports of training: what a batch was, and how fast the machine is."""
+"""Reports of training: the means of a batch, and the speed of the machine."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class BatchReport:
     """Means of one batch over its supervision steps and inputs, in nats per input at beta = 1.
 
     Attributes:
-        number: of the batch.
-        reconstruction, kl: of the updates under the guide.
+        number: number of the batch.
+        reconstruction, kl: means over the updates under the guide.
         beta: the weight of the KL in these updates.
         on_policy: the reconstruction of the on-policy updates; None where there were none.
-        seconds: of training since the run began.
+        seconds: seconds of training since the run began.
         is_last: does this batch end the run?
     """
 
@@ -40,9 +40,9 @@ class Pace:
     """The speed of a machine, in seconds.
 
     Attributes:
-        batch: of one batch without its on-policy updates.
-        on_policy: of the on-policy updates of one batch.
-        monitor: of one evaluation on the validation split.
+        batch: seconds of one batch without its on-policy updates.
+        on_policy: seconds of the on-policy updates of one batch.
+        monitor: seconds of one evaluation on the validation split.
     """
 
     batch: float
@@ -50,7 +50,7 @@ class Pace:
     monitor: float
 
     def run_seconds(self, config: TrainConfig, batches: int, number: int = 0) -> float:
-        """Return the seconds of a run of ``batches``, from batch ``number`` on. They never fall with ``batches``."""
+        """Return the seconds of a run of ``batches``, from batch ``number`` on. More batches never take fewer."""
         first_on_policy = max(number, math.ceil(config.on_policy_after * batches))
         on_policy = max(0, batches - first_on_policy) if config.on_policy_depth else 0
         evaluations = math.ceil(batches / config.evaluate_every) - number // config.evaluate_every

@@ -1,4 +1,4 @@
-"""Deep supervision by SVI: one optimizer update a supervision step, the latent state carried and detached (Eq. 14).
+"""Deep supervision by SVI: one optimizer update per supervision step, from the detached state of the last (Eq. 14).
 
 In the on-policy part of a run each batch is followed by updates along trajectories of the prior
 (``training.on_policy``).
@@ -32,7 +32,8 @@ from pyro_gram.training.optimizer import OptimConfig, TorchOptim
 from pyro_gram.training.precision import check_precision
 from pyro_gram.training.report import BatchReport, Pace
 
-Batches = Callable[[int], tuple[Tensor | None, Tensor]]  # and for on-policy training ``TargetStream.candidates``
+# A function of the batch's number. For on-policy training it also has the method ``candidates`` of ``TargetStream``.
+Batches = Callable[[int], tuple[Tensor | None, Tensor]]
 
 
 class Trainer:
@@ -46,12 +47,12 @@ class Trainer:
         guide: its inference program.
         batches: maps the number of a batch to (x, y); a pure function.
         config, optim, beta: the recipe.
-        seed: of the guidance drawn in training; with the batch's number (and the rank) it fixes every draw of a batch.
+        seed: seed of the guidance; with the batch's number (and the rank) it fixes every draw of a batch.
         processes: the processes that share each batch.
 
     Raises:
-        ConfigError: on-policy training of p(x), or where not every solution of every input is known; a guide with
-            parameters for each datum in several processes.
+        ConfigError: on-policy training lacks inputs or some of their solutions, or a guide with parameters for each
+            datum is to train in several processes.
     """
 
     def __init__(
@@ -79,9 +80,8 @@ class Trainer:
         self.optimizer = TorchOptim({"model": model, "guide": guide}, optim, processes)
         self.beta = BetaController(beta)
         self.divergence = DivergenceCheck()
-        self.modules = nn.ModuleDict(
-            {"model": model, "guide": guide}
-        )  # one module, so that a guide's copy holds its model's
+        # one module, so that a copy of the guide holds the copy of its model
+        self.modules = nn.ModuleDict({"model": model, "guide": guide})
         self.average = make_average(self.modules, config.ema)
         self.carry: Carry | None = None  # of train.act
         self.is_checked = False  # has ``dry_run`` passed?
@@ -90,7 +90,7 @@ class Trainer:
         # The batches of the run: 0 where only the clock ends it, None until ``pace.fit_to_minutes`` has counted them.
         self.num_batches: int | None = None if config.batches and config.minutes else config.batches
         self.pace: Pace | None = None  # measured by ``pace.fit_to_minutes``
-        self.elapsed = 0.0  # seconds of training since the run began, over all its processes
+        self.elapsed = 0.0  # seconds of training since the run began, also those before it was resumed
         self._clock_start = 0.0, 0.0  # the elapsed seconds, and the clock, when ``start_clock`` was called
 
     # ---- one batch -------------------------------------------------------------------------------------------------
@@ -213,10 +213,10 @@ class Trainer:
         torch.manual_seed(seed if self.processes.is_main else derive_seed(seed, self.processes.rank))
 
     def shard(self, tensor: Any, dim: int = 0) -> Any:
-        """This process's shard of a batch, on its device; None stays None."""
+        """Return this process's shard of a batch, on its device; None stays None."""
         return None if tensor is None else self.processes.shard(tensor, dim).to(self.device)
 
-    # ---- where the run stands ------------------------------------------------------------------------------------
+    # ---- progress of the run ------------------------------------------------------------------------------------
 
     def start_clock(self) -> None:
         """Let the seconds from now on count as training."""
@@ -235,7 +235,7 @@ class Trainer:
 
     @property
     def is_finished(self) -> bool:
-        """Are the batches used up, or the minutes where there is no number of batches?"""
+        """Are all batches done or, if there is no number of batches, the minutes over?"""
         c = self.config
         return self.number >= (self.num_batches or c.batches) if c.batches else self.elapsed >= c.minutes * 60
 
@@ -245,7 +245,7 @@ class Trainer:
         return self.progress_at(0)
 
     def progress_at(self, step: int) -> float:
-        """Return the share of the run that is over before a supervision step; by the clock where only that ends it."""
+        """Return the share of the run that is over before a supervision step, by the clock if that alone ends it."""
         c = self.config
         if c.batches:
             return (self.number + step / c.supervision_steps) / (self.num_batches or c.batches)
@@ -258,7 +258,7 @@ class Trainer:
         assert isinstance(module, nn.ModuleDict)
         return module["model"], module["guide"]
 
-    # ---- its state -----------------------------------------------------------------------------------------------
+    # ---- saved state -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return all that the next batch depends on: tensors and numbers, by part and name. All processes call it."""
@@ -273,7 +273,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
-        """Take over a state. Raises KeyError for a missing or stray name, ValueError for a number that no run has."""
+        """Load a saved state. Raises KeyError for a missing or stray name, ValueError for an impossible number."""
         progress = state["progress"]
         number, elapsed, num_batches = int(progress["number"]), float(progress["elapsed"]), progress["num_batches"]
         if number < 0 or not 0 <= elapsed < math.inf or (num_batches is not None and int(num_batches) < 0):
@@ -294,7 +294,8 @@ class Trainer:
 def make_average(modules: nn.Module, decay: float) -> AveragedModel:
     """Return an exponential moving average of weights.
 
-    After n updates its decay is min(``decay``, (1 + n) / (10 + n)): the average of a short run must not be its start.
+    After n updates its decay is min(``decay``, (1 + n) / (10 + n)), so that the average of a short run does not stay at
+    the initial weights.
     """
 
     @torch.no_grad()

@@ -53,7 +53,8 @@ def test_solving_by_heads_names_the_model_and_what_needs_none(words, headless, t
 def test_heads_cannot_be_added(headless, capsys):
     name, path = headless
     assert re.search(
-        f"the model {name} takes .*: it can have none", said_by(capsys, experiments.heads.main, "--checkpoint", path)
+        f"the model {name} takes .*: it cannot have heads",
+        said_by(capsys, experiments.heads.main, "--checkpoint", path),
     )
 
 

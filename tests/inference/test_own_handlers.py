@@ -226,9 +226,11 @@ def test_a_guide_that_holds_its_model_trains_each_parameter_once():
     model, guide, _, _ = pair()
     guide.module = model
     optim = TorchOptim({"model": model, "guide": guide}, OptimConfig(warmup=1))
-    assert len(optim.named) == len({id(p) for p in optim.named.values()})
-    assert not any(name.startswith("guide.module") for name in optim.named)
-    assert sum(len(group["params"]) for o in optim.optimizers for group in o.param_groups) == len(optim.named)
+    assert len(optim.parameters_by_name) == len({id(p) for p in optim.parameters_by_name.values()})
+    assert not any(name.startswith("guide.module") for name in optim.parameters_by_name)
+    assert sum(len(group["params"]) for o in optim.optimizers for group in o.param_groups) == len(
+        optim.parameters_by_name
+    )
 
 
 def test_guidance_that_a_handler_around_the_guide_observes_has_the_priors_density():

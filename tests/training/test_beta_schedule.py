@@ -69,6 +69,6 @@ def test_a_state_dict_comes_back():
 
 
 def test_a_silencing_beta_below_the_start_is_refused():
-    with pytest.raises(ConfigError, match="beta.max = 20 silences nothing below beta.start = 50"):
+    with pytest.raises(ConfigError, match="beta.max = 20 is below beta.start = 50, so no guide would be silent"):
         BetaConfig(start=50.0, silent_fraction=0.1)
     BetaConfig(start=50.0)

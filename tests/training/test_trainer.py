@@ -317,16 +317,16 @@ def test_muon_trains_the_hidden_matrices_and_adamw_the_rest():
     matrices = hidden_matrices(modules)
     assert {"model.core.f_L.0.mixer.qkv.weight", "model.prior.head.mlp.down.weight"} <= set(matrices)
     assert not [name for name in matrices if "coder" in name or "answer" in name or "embedding" in name]
-    assert len([p for group in optim.groups for p in group["params"]]) == len(optim.named)
-    before = {name: p.detach().clone() for name, p in optim.named.items()}
+    assert len([p for group in optim.groups for p in group["params"]]) == len(optim.parameters_by_name)
+    before = {name: p.detach().clone() for name, p in optim.parameters_by_name.items()}
     SVI(model, guide, optim, Trace_ELBO()).step(case.x, case.y)
     name = "model.core.f_H.0.channels.gate_up.weight"
-    change = optim.named[name].detach() - before[name]
+    change = optim.parameters_by_name[name].detach() - before[name]
     # An orthogonal matrix of a x b, scaled to the size of AdamW's updates: 0.2 lr sqrt(max(a, b)) in every direction.
     singular = torch.linalg.svdvals(change) / (0.2 * 1e-2 * max(change.shape) ** 0.5)
     assert 0.5 < singular.median() < 1.3
     assert singular.max() < 1.4
-    head = optim.named["model.decoder.head.weight"].detach() - before["model.decoder.head.weight"]
+    head = optim.parameters_by_name["model.decoder.head.weight"].detach() - before["model.decoder.head.weight"]
     assert head.abs().median().item() == pytest.approx(1e-2, rel=1e-2)  # Adam's first step is its rate
 
     state = optim.state_dict()
