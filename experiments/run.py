@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pyro_gram.config import NAMED, RunConfig
+from pyro_gram.config import REGISTRIES, RunConfig
 from pyro_gram.errors import ConfigError
 from pyro_gram.options import add_options, foreign_options, with_options
 from pyro_gram.presets import read_preset
@@ -47,7 +47,7 @@ def make_parser(add_help: bool = True, list_names: bool = True) -> Parser:
         help="cpu (the default), tiny, paper, or another of the task's",
     )
     for part in PART_NAMES:
-        names = ", ".join(NAMED[part].names()) if list_names else "a name"
+        names = ", ".join(REGISTRIES[part].names()) if list_names else "a name"
         parser.add_argument(
             f"--{part}", metavar="NAME", help=f"{names}, or your own as package.module:Class (default: the preset's)"
         )
@@ -152,7 +152,7 @@ def main(argv: list[str]) -> int:
         try:
             results = evaluate(run, half=arguments["half"])
         except KeyboardInterrupt as stop:
-            run.print(f"interrupted while evaluating; the same command with --resume --out {out} goes on")
+            run.print(f"interrupted while evaluating; to continue, run the same command with --resume --out {out}")
             return interrupt_exit_code(stop)
     if not processes.is_main:
         return 0

@@ -26,7 +26,7 @@ if not (Path(__file__).parent / "models").is_dir():
 
 
 def __getattr__(name: str) -> Any:
-    # Torch and Pyro take seconds to import, so that their part of the package is imported on first use.
+    # Torch and Pyro take seconds to import: the modules that need them are imported on first use.
     if name == "load":
         from pyro_gram.checkpoint import load
 

@@ -1,4 +1,4 @@
-"""Answers to an input: the distinct ones among samples, with their frequencies, and the selection of some."""
+"""The distinct answers among the samples of an input, with their frequencies, and the choice among them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Answers:
         depth: the maximal number of supervision steps of a trajectory.
         select: the selection, as for :meth:`Solver.solve`.
         distinct: the number of distinct answers of all trajectories.
-        distinct_valid: the number of right ones among these; None if that is unknown for some.
+        distinct_valid: the number of right answers among these; None if some cannot be checked.
         total: the number of right answers that the input has, counted exactly; None if they cannot be counted.
         mean_steps: the mean number of supervision steps of a trajectory.
         caveats: reasons why frequencies do not estimate p(y | x) (:meth:`Solver.frequency_caveats`).
@@ -64,7 +64,7 @@ class Answers:
 
     @property
     def frequencies(self) -> str:
-        """What the frequencies of answers estimate: p(y | x) at this depth; or why they do not."""
+        """What the frequencies of answers estimate: p(y | x) at this depth; or why they do not estimate it."""
         return f"not p(y|x): {', '.join(self.caveats)}" if self.caveats else f"p(y|x) at depth {self.depth}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,9 +89,9 @@ def tally_answers(
     """Return the distinct answers among the samples of one input, the most frequent first.
 
     Args:
-        texts, scores, values: of each sample.
-        is_valid: of each sample, ``[N]``; NaN if no right answer is known.
-        tokens: of each sample, int64 ``[N, L_out]``.
+        texts, scores, values: one for each sample.
+        is_valid: 1 for a right sample, 0 for a wrong one, NaN if no right answer is known; ``[N]``.
+        tokens: the tokens of each sample, int64 ``[N, L_out]``.
     """
     highest_values = {} if values is None else {texts[c.first]: c.score for c in tally(texts, values)}
     return [
@@ -110,7 +110,7 @@ def tally_answers(
 def select_answers(
     select: str, answers: list[Answer], texts: list[str], scores: list[float], values: list[float] | None
 ) -> list[Answer]:
-    """Return the selected ones among the distinct ``answers`` of one input."""
+    """Return those of the distinct ``answers`` to one input that the selection ``select`` chooses."""
     if select == "vote":
         return answers[:1]
     if select == "verified":

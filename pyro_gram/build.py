@@ -21,12 +21,12 @@ def build_task(config: RunConfig, data_dir: str | None = None) -> Task:
 
 
 def build(config: RunConfig, data_dir: str | None = None, task: Task | None = None) -> Solver:
-    """Build task, model and guide of a run, with weights drawn under its seed. No random state changes.
+    """Build the task, model and guide of a run. Its seed draws the weights; the caller's random state is unchanged.
 
     Args:
-        config: of the run.
+        config: the settings of the run.
         data_dir: where a task that reads files finds them.
-        task: made by :func:`build_task` before; None to make it.
+        task: the result of :func:`build_task`; None to make the task here.
 
     Raises:
         ConfigError: the parts of the run do not fit together.
@@ -48,15 +48,16 @@ def check_parts(config: RunConfig) -> None:
     model_facts, prior_facts = model_traits(model), prior_traits(prior)
     has_inference, is_deterministic = not guide_traits(guide).follows_prior, prior_facts.family is None
     if not model_facts.has_guidance and not (is_deterministic and not has_inference):
-        raise ConfigError(f"model {names['model']!r} has no guidance: it takes --prior none and --guide prior alone")
+        raise ConfigError(f"model {names['model']!r} has no guidance: use --prior none and --guide prior with it")
     if is_deterministic and has_inference:
         raise ConfigError(
-            f"prior {names['prior']!r} leaves nothing to infer, and guide {names['guide']!r} infers: use --guide "
-            "prior, or another prior"
+            f"prior {names['prior']!r} leaves nothing to infer for guide {names['guide']!r}: use --guide prior, or "
+            "another prior"
         )
     if not has_inference and not prior_facts.has_rsample:
         raise ConfigError(
-            f"prior {names['prior']!r} has draws without gradient, which cannot train it alone: use --guide amortized"
+            f"prior {names['prior']!r} has draws without gradient, so it cannot learn without a guide: use "
+            "--guide amortized"
         )
     if config.train.elbo == "trace" and asdict(config.prior).get("temperature"):
         raise ConfigError(
@@ -80,10 +81,10 @@ def _check_one_step(config: RunConfig) -> None:
 
 def _check_guided_transitions(config: RunConfig) -> None:
     # In training every supervision step is a program of its own, whose transitions are counted from 0.
-    guided = asdict(config.guide).get("guided_transitions", 0)
-    trained = config.train.supervision_steps * model_sizes(config.model).transitions
-    if 0 < guided < trained:
+    guided_transitions = asdict(config.guide).get("guided_transitions", 0)
+    training_transitions = config.train.supervision_steps * model_sizes(config.model).transitions
+    if 0 < guided_transitions < training_transitions:
         raise ConfigError(
-            f"guide.guided_transitions = {guided} is less than the {trained} transitions that training makes "
-            "(train.supervision_steps x model.transitions): it is for trajectories that go deeper than training"
+            f"guide.guided_transitions = {guided_transitions} is less than the {training_transitions} transitions of "
+            "training (train.supervision_steps x model.transitions): set it to that many or more, or to 0"
         )

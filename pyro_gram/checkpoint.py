@@ -21,8 +21,8 @@ from pyro_gram.system.files import TensorFile, open_tensor_file, write_tensor_fi
 from pyro_gram.tasks.base import Task
 from pyro_gram.training.config import will_have_heads
 
-MAX_BUFFER_BYTES = 2**28  # of a model's angles and masks, which no file holds
-CALLS_PER_TENSOR = 400  # of torch's functions, while a model is built
+MAX_BUFFER_BYTES = 2**28  # of a model's buffers (angles, masks), which a checkpoint does not hold
+CALLS_PER_TENSOR = 400  # calls of torch functions allowed per stored tensor while a model is built
 
 
 def save_model(path: Path, solver: Solver, *, half: bool = False) -> None:
@@ -31,7 +31,7 @@ def save_model(path: Path, solver: Solver, *, half: bool = False) -> None:
     Args:
         path: the file.
         solver: the model with its task, guide and config.
-        half: keep weights as bfloat16, at half the size; they are float32 again once loaded.
+        half: store the weights as bfloat16, which halves the file; :func:`load` makes them float32 again.
     """
     tensors = dict(solver.modules.state_dict())
     if half:
@@ -48,11 +48,11 @@ def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool | Co
         path: the file, or the directory.
         data_dir: where a task that reads files finds them.
         trust_code: may the checkpoint name classes outside pyro_gram (``package.module:Class``)? Their module is
-            imported, which runs its code. True for any; or the paths that the user has named.
+            imported, which runs its code. True trusts any class; a collection trusts the paths in it.
 
     Raises:
-        CheckpointError: missing, damaged, of another format, weights that do not fit the config, or code that is not
-            trusted.
+        CheckpointError: the file is missing, damaged or of another format; its weights do not fit its config; or it
+            names a class that is not trusted.
     """
     path = Path(path)
     if path.is_dir():
@@ -80,10 +80,10 @@ def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool | Co
 
 
 def outline_misfits(file: TensorFile, config: RunConfig, task: Task) -> list[str]:
-    """Return the names of tensors in a file that do not fit its settings, without memory for the tensors.
+    """Return the names of tensors in a file that do not fit its settings. No memory is allocated for the tensors.
 
-    A stranger's settings may ask for a model of any size. Models of the user's own classes are not checked, as they may
-    not build without numbers.
+    A stranger's settings may ask for a model of any size. Models of the user's own classes are not checked: they may
+    not work on torch's device "meta".
 
     Raises:
         ConfigError: no model can be built from the settings, or its buffers take too much memory.
@@ -108,7 +108,7 @@ def outline_misfits(file: TensorFile, config: RunConfig, task: Task) -> list[str
 
 
 class CallLimit(TorchFunctionMode):
-    """A block in which torch's functions may be called so many times. It stops a model of a billion layers early."""
+    """Limits the calls of torch functions in a ``with`` block, so that a model of a billion layers is refused early."""
 
     def __init__(self, calls: int) -> None:
         super().__init__()
@@ -117,12 +117,12 @@ class CallLimit(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.calls_left -= 1
         if self.calls_left < 0:
-            raise ConfigError("they describe more layers than it has tensors")
+            raise ConfigError("they describe more layers than the file has tensors")
         return func(*args, **(kwargs or {}))
 
 
 def is_half(path: Path) -> bool:
-    """Are the weights of a model checkpoint stored as bfloat16? Raises CheckpointError as :func:`load`."""
+    """Are the weights of a model checkpoint stored as bfloat16? Raises CheckpointError as :func:`load` does."""
     return open_tensor_file(path, "model").half
 
 
@@ -130,15 +130,15 @@ def check_same_data(path: Path, header: dict[str, Any], data: dict[str, str]) ->
     """Raise CheckpointError if the files of a task are not the ones that the checkpoint was made with.
 
     Args:
-        path: of the checkpoint, for messages.
-        header: of the checkpoint.
+        path: the checkpoint, for messages.
+        header: the header of the checkpoint.
         data: the task's provenance now.
     """
-    saved = header.get("data", {})
-    for name in sorted(set(saved) & set(data)):
-        if saved[name] != data[name]:
+    saved_data = header.get("data", {})
+    for name in sorted(set(saved_data) & set(data)):
+        if saved_data[name] != data[name]:
             raise CheckpointError(
-                f"{path} was made with other data ({name}: {saved[name]} then, {data[name]} now): give it the files "
+                f"{path} was made with other data ({name}: {saved_data[name]} then, {data[name]} now): use the files "
                 "that it was trained with"
             )
 

@@ -12,12 +12,12 @@ import numpy as np
 
 from pyro_gram.errors import ConfigError, UserError
 
-POSITIVE = (sys.float_info.min, math.inf)  # infinity is in no range either
+POSITIVE = (sys.float_info.min, math.inf)  # check_range refuses infinity in every range
 FRACTION = (0.0, 1.0)
 AT_LEAST_0 = (0, math.inf)
 AT_LEAST_1 = (1, math.inf)
-MAX_SAMPLES = 10_000_000  # an input: all its answers are in memory
-MAX_SEED = 2**62  # the chunks of a roll-out take the seeds that follow
+MAX_SAMPLES = 10_000_000  # per input: all its answers are in memory
+MAX_SEED = 2**62  # the chunks of a rollout take the seeds after the given one
 
 
 def check_range(config: Any, **ranges: tuple[float, float]) -> None:
@@ -40,16 +40,16 @@ def check_range(config: Any, **ranges: tuple[float, float]) -> None:
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Check that ``value`` is one of ``choices``; ``name`` says what it chooses. Raises ConfigError."""
+    """Check that ``value`` is one of ``choices``; ``name`` is the word for it in the message. Raises ConfigError."""
     if value not in choices:
         raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(choices)}{did_you_mean(value, choices)}")
 
 
 def closest_names(word: str, names: Iterable[str]) -> list[str]:
-    """Return up to three of ``names`` that ``word``, a wrong name, was probably meant to be.
+    """Return up to three of ``names`` that are close to ``word``, which is none of them.
 
-    Only the last part of a dotted name (``--task.size``) is compared: names with the same last part come first, then
-    those with a similar one, within the part that ``word`` names if there is such a part.
+    Only the last part of a dotted name (``--task.size``) is compared. Names with the same last part are returned, or
+    else names with a similar last part; the latter must begin as ``word`` does, if any name does.
 
     >>> closest_names("--size", ["--task.size", "--seed"])
     ['--task.size']
@@ -69,7 +69,7 @@ def closest_names(word: str, names: Iterable[str]) -> list[str]:
 
 
 def did_you_mean(word: Any, names: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name; an empty text where no name is close.
+    """Return the end of a message about an unknown name; an empty text if no name is close.
 
     >>> did_you_mean("gramm", ["gram", "trm"])
     '; did you mean gram?'
@@ -85,7 +85,7 @@ def check_seed(seed: Any, name: str = "seed") -> None:
 
 
 def check_counts(*, seed: Any, **counts: Any) -> None:
-    """Check that ``seed`` is a seed, and that each count is an integer of at least 1.
+    """Check that ``seed`` is valid (:func:`check_seed`), and that each count is an integer of at least 1.
 
     Raises:
         UserError: one is not.

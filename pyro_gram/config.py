@@ -1,4 +1,4 @@
-"""The settings of a run: one frozen dataclass a part, to and from JSON.
+"""The settings of a run: one frozen dataclass for each part, and their conversion to and from JSON.
 
 ``RunConfig`` names a task, model, prior and guide, and each of those classes has a ``Config`` dataclass of its own. A
 field that does not exist is an error everywhere: in a preset, in a JSON file, on the command line.
@@ -28,10 +28,11 @@ class EvaluateConfig:
     """The measurement of a model, on fresh trajectories of the prior and held-out inputs.
 
     Attributes:
-        num_samples: N, trajectories an input (the paper's tables: 20).
+        num_samples: N, the number of trajectories per input (20 in the paper's tables).
         depth: supervision steps of a trajectory; 0 for as many as in training.
-        inputs: the most held-out inputs that are measured (the first; splits are in random order); 0 for all.
-        seed: of the trajectories that are measured.
+        inputs: the number of held-out inputs that are measured, from the start of the split, which is in random order;
+            0 for all.
+        seed: the seed of the measured trajectories.
     """
 
     num_samples: int = 20
@@ -44,8 +45,8 @@ class EvaluateConfig:
         check_seed(self.seed)
 
 
-NAMED: dict[str, Registry] = {"task": TASKS, "model": MODELS, "prior": PRIORS, "guide": GUIDES}
-FIXED: dict[str, type] = {
+REGISTRIES: dict[str, Registry] = {"task": TASKS, "model": MODELS, "prior": PRIORS, "guide": GUIDES}
+FIXED_PARTS: dict[str, type] = {
     "train": TrainConfig,
     "optim": OptimConfig,
     "beta": BetaConfig,
@@ -63,7 +64,7 @@ class RunConfig:
         names: the registered name (or dotted path) of the task, model, prior and guide.
         parts: the config dataclass of each part: those four, and train, optim, beta, temper, heads, evaluate.
         preset: the name of the preset that the settings started from.
-        seed: of weights, data order and guidance.
+        seed: the seed of the initial weights, the data order and the guidance.
     """
 
     names: dict[str, str]
@@ -73,12 +74,12 @@ class RunConfig:
 
     @property
     def depth(self) -> int:
-        """The supervision steps of a measured trajectory: ``evaluate.depth``, or those of training if that is 0."""
+        """The supervision steps of a measured trajectory: ``evaluate.depth``, or, if that is 0, those of training."""
         return self.parts["evaluate"].depth or self.parts["train"].supervision_steps
 
     @property
     def head_settings(self) -> dict[str, Any]:
-        """The keyword arguments of ``training.heads.train_heads`` that a run gives."""
+        """The keyword arguments that a run passes to ``training.heads.train_heads``."""
         augment = self.parts["train"].augment
         return {"depth": self.depth, "seed": self.seed, "temper": self.parts["temper"], "augment": augment}
 
@@ -99,8 +100,8 @@ class RunConfig:
 
         Args:
             data: plain JSON types.
-            trust_code: may a dotted path among its names be imported, which runs the code of that module? True for
-                any; or the paths that the user has named.
+            trust_code: may a dotted path among its names be imported, which runs the code of that module? True
+                trusts any path; a collection trusts the paths in it.
 
         Raises:
             ConfigError: an unknown or missing part, name or field; a dotted path that is not trusted.
@@ -115,7 +116,7 @@ class RunConfig:
 
 
 def check_trusted(names: dict[str, Any], trust_code: bool | Collection[str]) -> None:
-    """Raise ConfigError where a dotted path among the names of a file would run code that the user does not trust."""
+    """Raise ConfigError if a file names a dotted path that the user does not trust: its import would run code."""
     for part, name in names.items():
         if trust_code is True or not (isinstance(name, str) and ":" in name):
             continue
@@ -132,25 +133,24 @@ def make_run_config(
     """Make the settings of a run from names and, for each part, the fields that differ from their defaults.
 
     Raises:
-        ConfigError: unknown name, part or field, or a value that a field cannot have.
+        ConfigError: an unknown name, part or field, or a value that a field cannot have.
     """
-    unknown = set(names) ^ set(NAMED)
-    if unknown:
-        raise ConfigError(f"a run names {', '.join(NAMED)}; wrong or missing: {', '.join(sorted(unknown))}")
+    wrong_names = set(names) ^ set(REGISTRIES)
+    if wrong_names:
+        raise ConfigError(f"a run names {', '.join(REGISTRIES)}; wrong or missing: {', '.join(sorted(wrong_names))}")
     check_seed(seed)
-    classes = {part: config_class(part, names[part]) for part in NAMED} | FIXED
-    stray = set(settings) - set(classes)
-    if stray:
-        raise ConfigError(
-            f"unknown part {(name := sorted(stray)[0])!r}; known: {', '.join(classes)}{did_you_mean(name, classes)}"
-        )
+    classes = {part: config_class(part, names[part]) for part in REGISTRIES} | FIXED_PARTS
+    stray_parts = set(settings) - set(classes)
+    if stray_parts:
+        name = min(stray_parts)
+        raise ConfigError(f"unknown part {name!r}; known: {', '.join(classes)}{did_you_mean(name, classes)}")
     parts: dict[str, Any] = {part: from_fields(cls, settings.get(part, {}), part) for part, cls in classes.items()}
     return RunConfig(dict(names), parts, preset, seed)
 
 
 def config_class(part: str, name: str) -> type:
     """Return the config dataclass of a task, model, prior or guide. Raises ConfigError where it has none."""
-    config = getattr(NAMED[part].get(name), "Config", None)
+    config = getattr(REGISTRIES[part].get(name), "Config", None)
     if not (isinstance(config, type) and dataclasses.is_dataclass(config)):
         raise ConfigError(f"{part} {name!r} has no attribute Config, a dataclass of its settings")
     return config
@@ -162,10 +162,10 @@ def from_fields(cls: type[T], values: dict[str, Any], part: str = "") -> T:
     Args:
         cls: the dataclass.
         values: the fields that differ from their defaults.
-        part: its name in a run, for messages.
+        part: the name of this part of a run, for messages.
 
     Raises:
-        ConfigError: a name is no field, or a value has the wrong type or is out of range.
+        ConfigError: a name is not that of a field, or a value has the wrong type or is out of range.
     """
     if not isinstance(values, dict):
         raise ConfigError(f"the settings of {part} must be a table of names and values, not {values!r}")
@@ -187,15 +187,15 @@ def _suggestion(part: str, name: str, fields: Collection[str]) -> str:
     if names := owners(part).get(name):
         return f"; it belongs to {join_names(part, names)} (see {help_command(part, names[0])})"
     return did_you_mean(f"{part}.{name}", [f"{part}.{field}" for field in fields]) + (
-        f" (see {help_command()})" if part in NAMED or part in FIXED else ""
+        f" (see {help_command()})" if part in REGISTRIES or part in FIXED_PARTS else ""
     )
 
 
 def owners(part: str) -> dict[str, list[str]]:
-    """Return the registered tasks, models, priors or guides that have each setting, by the name of the setting."""
+    """Map each setting of a part to the names of the registered classes that have this setting."""
     names_by_field: dict[str, list[str]] = {}
-    for name in NAMED[part].names() if part in NAMED else []:
-        config = getattr(NAMED[part].get(name), "Config", None)
+    for name in REGISTRIES[part].names() if part in REGISTRIES else []:
+        config = getattr(REGISTRIES[part].get(name), "Config", None)
         for field in dataclasses.fields(config) if dataclasses.is_dataclass(config) else ():
             names_by_field.setdefault(field.name, []).append(name)
     return names_by_field
@@ -213,7 +213,7 @@ def help_command(part: str = "task", name: str = "NAME", task: str = "NAME") -> 
 
 
 def name_part_in_errors(part: str, make: Callable[[], T]) -> T:
-    """Return ``make()``, and name the part in the ConfigError of a wrong value."""
+    """Return ``make()``. If it raises ConfigError, the message begins with the name of the part."""
     try:
         return make()
     except ConfigError as e:
@@ -224,7 +224,7 @@ def with_settings(config: RunConfig, settings: dict[str, dict[str, Any]]) -> Run
     """Return ``config`` with other values of some fields, by part and field, checked as a preset is.
 
     Raises:
-        ConfigError: unknown part or field, or a value that a field cannot have.
+        ConfigError: an unknown part or field, or a value that a field cannot have.
     """
     data = config.to_dict()
     for part, fields in settings.items():

@@ -14,7 +14,7 @@ class ConfigError(UserError):
 
 
 class InputError(UserError):
-    """Raised for a puzzle, a file of puzzles or a data folder that cannot be read as one."""
+    """Raised for a puzzle, a file of puzzles or a data folder that cannot be read."""
 
 
 class CheckpointError(UserError):

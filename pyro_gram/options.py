@@ -68,7 +68,8 @@ def foreign_options(config: RunConfig) -> dict[str, tuple[str, str]]:
     Every registered class is imported for this.
 
     Returns:
-        for each option, whose it is in words, and the command that explains it (``cli.Parser.unavailable_options``).
+        for each option, a text that says which parts have it, and the command that explains it; for
+            ``cli.Parser.unavailable_options``.
     """
     options = {}
     for part, name in config.names.items():

@@ -1,4 +1,4 @@
-"""Presets: the settings of a run from a table of a TOML file, with other parts in place of the preset's."""
+"""Presets: the settings of a run come from a table of a TOML file, and the user may replace parts of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_gram.checks import did_you_mean
-from pyro_gram.config import FIXED, NAMED, RunConfig, config_class, make_run_config
+from pyro_gram.config import FIXED_PARTS, REGISTRIES, RunConfig, config_class, make_run_config
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.contract import ModelTraits, Settings, guide_traits, model_traits, prior_traits
 from pyro_gram.registry import GUIDES, MODELS, PRIORS
@@ -23,28 +23,28 @@ def read_preset(
 ) -> RunConfig:
     """Read the preset ``preset`` of a task from ``folder/TASK.toml``.
 
-    A task that is given by its dotted path takes the presets of colouring, and its own defaults.
+    A task that is given by its dotted path takes the presets of colouring, but the defaults of its own class.
 
-    Settings of a part that is replaced apply where the new class has a field of that name (a width stays a width), and
-    are dropped where it has none. A model may name the prior and guide that it needs, and a model or guide may have
-    settings of its own (its traits, ``inference.contract``); a prior with nothing to infer takes the guide ``prior``. A
-    preset's temper is for the preset's own prior.
+    A class that replaces one of the preset takes the preset's settings for the fields that it has; the others are
+    dropped. The traits of a model (``inference.contract``) may name the prior and guide that it needs, and those of a
+    model or guide may override settings. A prior with nothing to infer takes the guide ``prior``. With another prior
+    the preset's temper is dropped.
 
     Args:
-        folder: with one TOML file a task.
-        task: its name, or its dotted path.
-        preset: a table of that file.
-        names: of the model, prior and guide that replace the preset's; None keeps one.
-        seed: of the run.
+        folder: the folder with one TOML file for each task.
+        task: the name of the task, or its dotted path.
+        preset: the name of a table of that file.
+        names: the model, prior and guide that replace those of the preset; None keeps the preset's.
+        seed: the seed of the run.
 
     Raises:
-        ConfigError: the task or the preset is unknown; a setting that its part does not have.
+        ConfigError: the task or the preset is unknown, or a part does not have a setting.
     """
-    replaced = {part: name for part, name in (names or {}).items() if name is not None}
+    user_names = {part: name for part, name in (names or {}).items() if name is not None}
     table = _read_table(folder, task, preset)
     preset_names = {"task": task, **DEFAULT_NAMES, **table.pop("names", {})}
-    _check_named_by_user(preset, preset_names, {task, *replaced.values()})
-    new_names = _with_defaults(preset_names | replaced | {"task": task}, preset_names, replaced)
+    _check_named_by_user(preset, preset_names, {task, *user_names.values()})
+    new_names = _with_defaults(preset_names | user_names | {"task": task}, preset_names, user_names)
     for part in ("model", "prior", "guide"):
         if new_names[part] != preset_names[part]:
             fields = {f.name for f in dataclasses.fields(config_class(part, new_names[part]))}
@@ -63,8 +63,8 @@ def _read_table(folder: Path, task: str, preset: str) -> dict[str, Any]:
     path = folder / f"{PRESETS_OF_OWN_TASKS if is_own_task else task}.toml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
-        near = did_you_mean(task, known.split(", "))
-        raise ConfigError(f"unknown task {task!r}; known: {known}; or give your own as package.module:Class{near}")
+        hint = did_you_mean(task, known.split(", "))
+        raise ConfigError(f"unknown task {task!r}; known: {known}; or give your own as package.module:Class{hint}")
     tables = read_toml_tables(path)
     if preset not in tables:
         known = f"known: {', '.join(tables)}{did_you_mean(preset, tables)}"
@@ -75,28 +75,29 @@ def _read_table(folder: Path, task: str, preset: str) -> dict[str, Any]:
     return table
 
 
-def _check_named_by_user(preset: str, names: dict[str, str], trusted: set[str]) -> None:
+def _check_named_by_user(preset: str, names: dict[str, str], trusted_names: set[str]) -> None:
     """Raise ConfigError where a preset names code that the user has not named."""
     for part, name in names.items():
-        if ":" in str(name) and name not in trusted:
+        if ":" in str(name) and name not in trusted_names:
             raise ConfigError(
                 f"preset {preset!r} names the {part} {name!r}, whose module would be imported, which runs its code: "
                 f"where you trust that, name it yourself, --{part} {name}"
             )
 
 
-def _with_defaults(names: dict[str, str], preset_names: dict[str, str], replaced: dict[str, str]) -> dict[str, str]:
-    """Return ``names`` with the prior and guide that a model or prior in place of the preset's needs."""
-    needed = model_traits(MODELS.get(names["model"])).default_parts if names["model"] != preset_names["model"] else {}
-    if "prior" not in replaced or names["prior"] == needed.get("prior"):
-        names = names | {part: name for part, name in needed.items() if part not in replaced}
-    if "guide" not in replaced and prior_traits(PRIORS.get(names["prior"])).family is None:
+def _with_defaults(names: dict[str, str], preset_names: dict[str, str], user_names: dict[str, str]) -> dict[str, str]:
+    """Return ``names`` with the prior and guide that a new model or prior needs."""
+    is_new_model = names["model"] != preset_names["model"]
+    needed_parts = model_traits(MODELS.get(names["model"])).default_parts if is_new_model else {}
+    if "prior" not in user_names or names["prior"] == needed_parts.get("prior"):
+        names = names | {part: name for part, name in needed_parts.items() if part not in user_names}
+    if "guide" not in user_names and prior_traits(PRIORS.get(names["prior"])).family is None:
         names = names | {"guide": "prior"}
     return names
 
 
 def default_overrides(traits: ModelTraits) -> Settings:
-    """Return the settings that a model puts over a preset: its own, and those of a single supervision step."""
+    """Return the settings by which a model overrides a preset; a one-step model sets one supervision step."""
     if not traits.is_one_step:
         return traits.default_settings
     one_step = {"train": {"supervision_steps": 1, "on_policy_depth": 0}, "evaluate": {"depth": 1}}
@@ -104,13 +105,14 @@ def default_overrides(traits: ModelTraits) -> Settings:
 
 
 def _override(table: dict[str, Any], settings: Settings, names: dict[str, str]) -> None:
-    """Put settings into a preset's table; the number of updates of the run stays that of the preset."""
+    """Put settings into a preset's table, and keep the preset's number of updates."""
     train = {f.name: f.default for f in dataclasses.fields(TrainConfig)} | table.get("train", {})
     for part, fields in settings.items():
-        known = {f.name for f in dataclasses.fields(config_class(part, names[part]) if part in NAMED else FIXED[part])}
+        cls = config_class(part, names[part]) if part in REGISTRIES else FIXED_PARTS[part]
+        known = {f.name for f in dataclasses.fields(cls)}
         table[part] = table.get(part, {}) | {name: value for name, value in fields.items() if name in known}
-    changed = train | settings.get("train", {})
-    updates = 1 if changed["act"] and not train["act"] else changed["supervision_steps"]  # of a batch
+    new_train = train | settings.get("train", {})
+    updates = 1 if new_train["act"] and not train["act"] else new_train["supervision_steps"]  # updates per batch
     if updates != train["supervision_steps"]:
         lengths = ("batches", "evaluate_every")
         table["train"] |= {name: train[name] * train["supervision_steps"] // updates for name in lengths}

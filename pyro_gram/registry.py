@@ -1,4 +1,4 @@
-"""Registries map names to the classes of models, priors, guides and tasks, so that a run is a line of words.
+"""Registries map names to the classes of models, priors, guides and tasks, so that a command line can name them.
 
 ``MODELS.get("gram")`` imports ``pyro_gram.models.gram`` and returns the class that it registers. A name with a colon,
 ``"mypkg.mymodel:MyModel"``, is the path of a class that needs no registration. Checkpoints store these names, never

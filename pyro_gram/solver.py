@@ -1,7 +1,7 @@
-"""A solver holds a task, a model and its guide, and samples answers: inputs in, distinct answers with frequencies out.
+"""A solver holds a task, a model and its guide. It samples answers to inputs, and counts the distinct ones.
 
-Frequencies estimate p(y | x) only if nothing changes how trajectories are drawn and when they end. Whatever does is
-named with the answers (:meth:`Solver.frequency_caveats`).
+Frequencies estimate p(y | x) only if no setting changes how trajectories are drawn or when they end. The answers list
+the settings that do (:meth:`Solver.frequency_caveats`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pyro_gram.answers import Answers
 
 DRAWS = (*UNBIASED, "smc")
-BATCH_TRAJECTORIES = 1280  # of the inputs that are solved together, after which their answers are yielded
+BATCH_TRAJECTORIES = 1280  # the inputs with so many trajectories are solved together; then their answers are yielded
 
 
 @dataclass(eq=False)
@@ -38,8 +38,8 @@ class Solver:
     """A task, a model and its guide, as :func:`pyro_gram.build.build` makes them and :func:`pyro_gram.load` loads them.
 
     Threads may share a solver: they sample in turn, each under its own seed. The caller's plates and traces do not
-    reach the model, and other Pyro handlers are refused (``sampling.rollout.rollout`` runs under them). Other code that
-    draws from torch's generator, or runs Pyro, in another thread at the same time is not kept apart.
+    reach the model, and other Pyro handlers are refused (``sampling.rollout.rollout`` runs under them). Code in
+    another thread that draws from torch's generator, or runs Pyro, at the same time is not kept apart.
 
     Args:
         config: the settings of the run.
@@ -61,12 +61,12 @@ class Solver:
 
     @property
     def modules(self) -> nn.ModuleDict:
-        """Model and guide as one module, so that a guide which holds its model shares the weights in a copy."""
+        """Model and guide as one module. If the guide holds the model, a copy of this one shares the weights too."""
         return nn.ModuleDict({"model": self.model, "guide": self.guide})
 
     @property
     def state_length(self) -> int:
-        """L of a state: the prefix tokens and the positions of the input."""
+        """L, the positions of a state: those of the prefix tokens and of the input."""
         return self.task.spec.input_length + model_sizes(self.config.model).prefix
 
     @property
@@ -91,18 +91,18 @@ class Solver:
         """Sample trajectories of the prior.
 
         Args:
-            x: one input or several: texts, networkx graphs, or tokens, whole numbers ``[B, *event]``; None for p(x),
-                where B is 1.
-            num_samples: N, trajectories an input.
+            x: one input or several: texts, networkx graphs, or integer tokens ``[B, *event]``; None for p(x), where
+                B is 1.
+            num_samples: N, the number of trajectories per input.
             depth: the maximal number of supervision steps; None for the config's.
-            seed: of the draws.
+            seed: the seed of the draws.
             history: keep the answer after every supervision step. No trajectory halts then, and ``halt`` must be None.
             temper: the scale of the prior at the start of a trajectory; None for the config's.
-            halt: the probability of being right, by the halt head, at which a trajectory ends (ACT); None for the
+            halt: a trajectory ends when the halt head gives this probability of being right (ACT); None for the
                 config's, 1 for never. Without heads all trajectories run to ``depth``.
             draws: how the trajectories of an input are drawn together: ``independent``, ``antithetic`` or ``sobol``
                 (``sampling.draws``); or ``smc``, weighted by the value head (``sampling.smc``).
-            memory: the memory of the trajectories that run at once, MB; by default about 250 at D = 128.
+            memory: MB for the trajectories that run at once; by default about 250 at D = 128.
             progress: called with the number of trajectories that have just ended.
 
         Returns:
@@ -121,7 +121,7 @@ class Solver:
         depth = self.config.depth if depth is None else to_int("depth", depth)
         self.check_depth(depth)
         tokens = self._tokens(x)
-        common: dict[str, Any] = {
+        common_settings: dict[str, Any] = {
             "num_samples": num_samples,
             "depth": depth,
             "seed": seed,
@@ -131,12 +131,12 @@ class Solver:
         tokens = to_device_of(self.model, tokens)
         if draws == "smc":
             if tokens is None or history or halt not in (None, 1):
-                raise UserError("smc weighs full trajectories of answers to an input: no history, and nothing halts")
-            return self._filter(tokens, progress, **common)
+                raise UserError("smc weighs full trajectories: it needs an input, and takes neither history nor halt")
+            return self._filter(tokens, progress, **common_settings)
         halt = halt if history else self._halt(halt)
         settings: dict[str, Any] = {"history": history, "halt": halt, "draws": DrawScheme(draws), "progress": progress}
         with isolated_program():
-            return rollout(self.model, tokens, **settings, **common).cpu()
+            return rollout(self.model, tokens, **settings, **common_settings).cpu()
 
     def _filter(self, tokens: Tensor, progress: Callable[[int], None] | None, **settings: Any) -> Rollout:
         """Sample trajectories weighted by the value head (``sampling.smc``)."""
@@ -154,9 +154,9 @@ class Solver:
         """Return the reasons why, under these settings of :meth:`sample`, frequencies do not estimate p(y | x).
 
         There are none if trajectories of the prior without temper run to their full depth. The frequency of an answer
-        is then an unbiased estimate of the probability that it is decoded at the end of a trajectory (with antithetic
-        and Sobol draws too, each of which is a draw of the prior). A temper makes other answers frequent; a trajectory
-        that halts keeps an answer that later steps might change; a filter favours answers that the value head trusts.
+        is then an unbiased estimate of the probability that a trajectory ends in it. This holds for antithetic and
+        Sobol draws too: each of them is a draw of the prior. A temper makes other answers frequent; a trajectory
+        that halts keeps an answer that later steps might change; SMC favours answers that the value head trusts.
 
         Args:
             temper, halt, draws: as for :meth:`sample`.
@@ -198,7 +198,7 @@ class Solver:
             return None
         if x is None:
             raise InputError("this checkpoint solves inputs: give at least one")
-        with generator_lock():  # which also keeps a forked process to one thread
+        with generator_lock():  # it also limits a forked process to one thread
             x = input_tokens(self.task, x)
         if len(x) == 0:
             raise InputError("no input: give at least one")
@@ -226,7 +226,7 @@ class Solver:
         """Return the distinct answers to each input, the most frequent first; ties by score, then by appearance.
 
         Args:
-            x: one input or several: texts, networkx graphs, or tokens, whole numbers ``[B, *event]``.
+            x: one input or several: texts, networkx graphs, or integer tokens ``[B, *event]``.
             num_samples, depth, seed: as for :meth:`sample`.
             select: ``all`` distinct answers; or a single one: ``vote``, the most frequent; ``value``, another one if
                 the value head trusts it clearly more (``sampling.selection``); ``verified``, the most frequent that
@@ -234,8 +234,8 @@ class Solver:
             **settings: ``temper``, ``halt``, ``draws``, ``memory``, ``progress``, as for :meth:`sample`.
 
         Raises:
-            InputError, UserError, ConfigError: as :meth:`sample`; the selection is unknown, or impossible for this
-                model or one of the inputs.
+            InputError, UserError, ConfigError: as for :meth:`sample`; or the selection is unknown, or impossible for
+                this model or one of the inputs.
         """
         return list(self.stream(x, num_samples, depth, seed, select, **settings))
 
@@ -248,7 +248,7 @@ class Solver:
         select: str = "all",
         **settings: Any,
     ) -> Iterator[Answers]:
-        """Yield what :meth:`solve` returns, batch by batch. All inputs are checked before the first."""
+        """Yield what :meth:`solve` returns, batch by batch. All inputs are checked before the first batch."""
         num_samples, seed = to_int("num_samples", num_samples), to_int("seed", seed)
         depth = None if depth is None else to_int("depth", depth)
         check_counts(seed=seed, num_samples=num_samples)
@@ -282,7 +282,7 @@ class Solver:
             scores = samples.score[:, i].tolist()
             values = None if samples.value is None else samples.value[:, i].tolist()
             answers = tally_answers(texts, scores, values, is_valid[:, i], tokens[:, i])
-            valid = [answer.valid for answer in answers]
+            validity = [answer.valid for answer in answers]
             yield Answers(
                 input=self.task.format_input(single),
                 solutions=select_answers(select, answers, texts, scores, values),
@@ -290,7 +290,7 @@ class Solver:
                 depth=self.config.depth if depth is None else depth,
                 select=select,
                 distinct=len(answers),
-                distinct_valid=None if None in valid else sum(map(bool, valid)),
+                distinct_valid=None if None in validity else sum(map(bool, validity)),
                 total=self.task.count_solutions(single),
                 mean_steps=samples.steps[:, i].double().mean().item(),
                 caveats=self.frequency_caveats(**settings),
@@ -308,9 +308,9 @@ class Solver:
             is_known = self.task.has_known_answer(x, placeholder)
             if not is_known.all():
                 number = int((~is_known).nonzero()[0]) + 1
-                raise UserError(f"input {number} has no known right answer to verify by: select by vote or value")
+                raise UserError(f"input {number} has no known right answer to compare with: select by vote or value")
 
 
 def _batch_seed(seed: int, batch: int) -> int:
-    """Return the seed of a batch of inputs: the caller's for the first, so that it draws as :meth:`Solver.sample`."""
+    """Return the seed of a batch of inputs. The first has the caller's: it draws as :meth:`Solver.sample` does."""
     return seed if batch == 0 else derive_seed(seed, batch)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class TaskSpec:
     """The shapes and vocabularies that networks are built for.
 
-    Four tasks in one line each:
+    Four examples:
 
     >>> sequence = TaskSpec(input_length=9, input_features=None, input_vocabulary=5, output_length=9, output_classes=4)
     >>> sequence.input_shape

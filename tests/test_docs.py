@@ -46,7 +46,7 @@ def test_a_users_own_prior_guide_and_model_train_and_are_measured(own_parts, cap
     parts = ["--prior", "my_prior:CauchyPrior", "--guide", "my_guide:ShiftGuide", "--model", "my_model:FlatModel"]
     assert call(run.main, [*COLORING, *parts, *TINY, "--out", "out"]) == 0
     assert (own_parts / "out" / "results.json").exists()
-    assert "no closed-form KL of Normal from Cauchy: it is estimated from each draw" in capsys.readouterr().err
+    assert "no closed-form KL of Normal from Cauchy: the KL is estimated from each draw" in capsys.readouterr().err
 
 
 def test_a_users_own_task_trains_and_is_measured(own_parts):

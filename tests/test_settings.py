@@ -9,7 +9,7 @@ import pytest
 import experiments.run
 import experiments.solve
 from pyro_gram.checks import check_choice, closest_names
-from pyro_gram.config import FIXED, NAMED, RunConfig, from_fields, make_run_config
+from pyro_gram.config import FIXED_PARTS, REGISTRIES, RunConfig, from_fields, make_run_config
 from pyro_gram.errors import ConfigError
 from pyro_gram.options import add_options
 from pyro_gram.presets import read_preset
@@ -17,8 +17,8 @@ from pyro_gram.system.cli import Parser, call, field_descriptions
 from tests.conftest import DEFAULT_NAMES, ROOT
 
 CONFIGS = {
-    **{f"{part}-{name}": (part, r.get(name).Config) for part, r in NAMED.items() for name in r.names()},
-    **{part: (part, cls) for part, cls in FIXED.items()},
+    **{f"{part}-{name}": (part, r.get(name).Config) for part, r in REGISTRIES.items() for name in r.names()},
+    **{part: (part, cls) for part, cls in FIXED_PARTS.items()},
 }
 FREE_TEXTS = {"files", "tasks", "train_file", "test_file"}  # any text is allowed
 
@@ -115,15 +115,15 @@ def test_help_shows_the_description_of_a_setting_and_its_default():
     assert "--part.width INT default 7" in help_of(Undocumented())
 
 
-@pytest.mark.parametrize("task", NAMED["task"].names())
+@pytest.mark.parametrize("task", REGISTRIES["task"].names())
 def test_the_help_of_a_task_explains_its_settings_and_lists_names(task, capsys):
     with pytest.raises(SystemExit) as e:
         experiments.run.main(["--task", task, "--help"])
     assert e.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "the reconstruction that is compared with the target: the mean over supervision steps" in text
-    assert field_descriptions(NAMED["task"].get(task).Config)["data_seed"] in text
-    for part, registry in NAMED.items():
+    assert field_descriptions(REGISTRIES["task"].get(task).Config)["data_seed"] in text
+    for part, registry in REGISTRIES.items():
         assert ", ".join(registry.names()) in text, part
 
 
@@ -222,4 +222,4 @@ def test_the_nearest_names_come_first_and_distant_ones_are_left_out():
 
 def test_every_task_has_presets():
     stems = {p.stem for p in (ROOT / "experiments" / "presets").glob("*.toml") if tomllib.loads(p.read_text())}
-    assert stems == set(NAMED["task"].names())
+    assert stems == set(REGISTRIES["task"].names())

@@ -72,7 +72,7 @@ def test_the_state_before_an_update_that_diverges_can_be_loaded(tmp_path):
 
 def test_a_state_after_more_batches_than_the_run_has_is_refused(state_file):  # noqa: F811
     config = small_config(train={"batches": 1})
-    with pytest.raises(CheckpointError, match="after 2 batches, more than the 1 of train.batches"):
+    with pytest.raises(CheckpointError, match="after 2 batches, more than train.batches = 1"):
         load_state(state_file, config, trainer_of(config))
 
 

@@ -83,14 +83,14 @@ def measure_run(run: Run) -> dict[str, Any]:
     puzzles = task.split("validation")
     by_length = {}
     for length in LENGTHS:
-        samples = sample_prior(run.averaged, puzzles.inputs, depth=length // run.solver.config.model.transitions)
+        samples = sample_prior(run.averaged_solver, puzzles.inputs, depth=length // run.solver.config.model.transitions)
         metrics = measure(task, puzzles, samples.tokens, samples.score).to_dict()
         by_length[str(length)] = {
             k: v for k, v in metrics.items() if v is not None and k not in ("num_inputs", "num_samples")
         }
     seed = run.solver.config.evaluate.seed
     x, y = puzzles.sample_pairs(len(puzzles), generator_for(seed, len(puzzles)))
-    bounds = bounds_of(run.averaged, x, y, run.solver.config.depth, seed)
+    bounds = bounds_of(run.averaged_solver, x, y, run.solver.config.depth, seed)
     k_hat = pareto_k_of(run, x, y)
     rows = run.rows()
     measurements = [row for row in rows if "prior_accuracy" in row]

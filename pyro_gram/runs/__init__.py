@@ -1,1 +1,1 @@
-"""A run: its directory, its training, what is measured of it, and the report."""
+"""A run: its directory, its training, the measurements of its model, and the report."""

@@ -1,8 +1,8 @@
-"""The parts of an examination of a solver, and the full one. ``experiments/diagnose.py`` is its command line.
+"""The examination of a solver, in parts and as a whole. ``experiments/diagnose.py`` is its command line.
 
-The evaluation at the end of a run (``runs.evaluate``) is the quick one: it draws and writes by the same functions.
-Samples are fresh trajectories of the prior on unseen inputs, tempered as the run was measured. Whatever concerns the
-guide (its bounds, weights and ranks) is of the prior without temper, and nothing of it counts as accuracy.
+The evaluation at the end of a run (``runs.evaluate``) is a quick examination that uses the same functions.
+Samples are fresh trajectories of the prior on unseen inputs, with the temper of the run's own measurements. Bounds,
+weights and ranks of the guide use the prior without temper; none of them counts as accuracy.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ from pyro_gram.solver import Solver
 from pyro_gram.system.files import write_json
 from pyro_gram.system.machine import environment
 
-SAMPLES, MAX_DATA_SAMPLES, MIN_DATA_SAMPLES = 20, 2000, 256  # an input; of p(x)
+SAMPLES, MAX_DATA_SAMPLES, MIN_DATA_SAMPLES = 20, 2000, 256  # per input; the last two for p(x)
 BOUND_PAIRS = 128
-TRAIN_INPUTS, MIN_TRAIN_INPUTS, TRAIN_SAMPLES = 128, 16, 4  # training inputs that the prior is tried on
-GUIDE_SAMPLES, PRIOR_SAMPLES = 160, 320  # draws a pair for log p(y | x)
-DATA_PRIOR_SAMPLES = 4096  # of the prior of p(x): all data share them
-RANK_ROUNDS, RANK_DRAWS = 2, 31  # simulated data of an input, and the guide's trajectories for each
+TRAIN_INPUTS, MIN_TRAIN_INPUTS, TRAIN_SAMPLES = 128, 16, 4  # training inputs that the prior solves, samples per input
+GUIDE_SAMPLES, PRIOR_SAMPLES = 160, 320  # draws per pair (x, y) for log p(y | x)
+DATA_PRIOR_SAMPLES = 4096  # draws of the prior for p(x): all data share them
+RANK_ROUNDS, RANK_DRAWS = 2, 31  # simulated data per input, and the guide's trajectories per datum
 CHAINS, DRAWS = 4, 12  # of inference.nc
-END_SAMPLES, LANDSCAPE_SAMPLES = 24, 64  # trajectories of an input: whose ends are compared; in the landscape
-POSITIONS = 8  # positions whose part in the answer is tried, and numbers of transitions
-# Budgets in supervision steps of coloring8's trajectories, some .25 ms each on two cores.
+END_SAMPLES, LANDSCAPE_SAMPLES = 24, 64  # trajectories per input: to compare their ends; to draw the landscape
+POSITIONS = 8  # how many positions, and how many numbers of transitions, the test of deciding draws covers
+# Budgets, in supervision steps of a trajectory of coloring8: each takes about .25 ms on two cores.
 BUDGETS = {
     "samples": 50_000,
     "training inputs": 8_000,
@@ -66,7 +66,7 @@ BUDGETS = {
 
 
 def guide_of(solver: Solver) -> nn.Module | None:
-    """Return the inference network; None where the model has none, or where densities mean nothing."""
+    """Return the guide; None if the model needs none, or if densities mean nothing."""
     return None if why_no_guide(solver.model, solver.guide) else solver.guide
 
 
@@ -85,7 +85,7 @@ def examine_samples(scope: Scope, findings: Findings) -> None:
     draw_samples(solver, puzzles, samples, findings)
     if task.split("test").is_first_version is None:
         metrics = sample_metrics(solver, puzzles, samples, "test")
-    else:  # the metrics that the task adds are of all versions of an input
+    else:  # the task's own metrics need all versions of an input
         metrics = measure(task, puzzles, samples.tokens, samples.score).to_dict()
     summary: dict[str, Any] = {}
     if puzzles.has_all_solutions and int(puzzles.num_solutions.max()) > 1:
@@ -103,7 +103,7 @@ def examine_samples(scope: Scope, findings: Findings) -> None:
 
 
 def _training_accuracy(scope: Scope) -> float | None:
-    """Return the share of right samples on training inputs: apart from a leak, the prior may not have generalised."""
+    """Return the share of right samples on training inputs. It tells poor generalisation from a leak."""
     task = scope.solver.task
     if not task.is_checkable or not scope.has_input:
         return None
@@ -135,7 +135,7 @@ def examine_evidence(scope: Scope, findings: Findings) -> None:
     """Estimate log p(y | x) from the guide and from the prior."""
     solver = scope.solver
     if not model_traits(solver.model).has_exact_likelihood:
-        findings.skip("evidence", "log p(y|x) of a diffusion model is no matter of trajectories of guidance")
+        findings.skip("evidence", "log p(y|x) of a diffusion model cannot be estimated from trajectories of guidance")
         return
     count = scope.num_inputs(BUDGETS["evidence"], GUIDE_SAMPLES, limit=24)
     puzzles = scope.with_several_solutions(count) if scope.has_input else scope.test.subset(count)
@@ -170,7 +170,7 @@ def examine_evidence(scope: Scope, findings: Findings) -> None:
 
 
 def examine_ranks(scope: Scope, findings: Findings) -> None:
-    """Simulate data and rank them under the guide: is it the posterior of the program's own data?"""
+    """Simulate data and rank them under the guide: is the guide the posterior of data that the model draws?"""
     solver, guide = scope.solver, guide_of(scope.solver)
     if guide is None:
         findings.skip("ranks", why_no_guide(solver.model, solver.guide))
@@ -194,7 +194,7 @@ def examine_ranks(scope: Scope, findings: Findings) -> None:
 
 
 def examine_trajectories(scope: Scope, findings: Findings) -> None:
-    """Examine where trajectories end, when they part, and which draws decide."""
+    """Examine where trajectories end, when they diverge, and which draws decide the answer."""
     _examine_ends(scope, findings)
     _examine_deciding_draws(scope, findings)
     _examine_one_input(scope, findings)
@@ -205,13 +205,13 @@ def _examine_ends(scope: Scope, findings: Findings) -> None:
     in_memory = max(1, scope.chunk_size() // END_SAMPLES)  # all states of the trajectories are kept
     puzzles = scope.test.subset(scope.num_inputs(BUDGETS["ends"], END_SAMPLES, least=2, limit=min(24, in_memory)))
     x = scope.on_device(puzzles.inputs)
-    walked = trace_trajectories(
+    traces = trace_trajectories(
         solver.model, x, depth=scope.depth, num_samples=END_SAMPLES, seed=scope.seed, temper=temper
     )
-    ends = attractors(task, x, walked.tokens)
-    parted = separation(task, x, walked)
-    several = puzzles.num_solutions > 1  # of an incomplete list too
-    same_answer = (ends.num_distinct_right[several] <= 1).double()
+    ends = attractors(task, x, traces.tokens)
+    pairs = separation(task, x, traces)
+    has_several = puzzles.num_solutions > 1  # also if the list of solutions is incomplete
+    same_answer = (ends.num_distinct_right[has_several] <= 1).double()
     new_verdicts = [verdicts.diversity(same_answer.mean().item() if len(same_answer) else 0.0, len(same_answer))]
     if ends.unsettled_fraction is not None:
         new_verdicts.append(verdicts.settling(ends.unsettled_fraction))
@@ -221,11 +221,11 @@ def _examine_ends(scope: Scope, findings: Findings) -> None:
         "distinct": ends.num_distinct.double().mean().item(),
         "effective": ends.effective_number.mean().item(),
         "steps_to_settle": ends.settling_step.double().mean().item(),
-        "differ_by_step": parted.differ_by_step.tolist(),
+        "differ_by_step": pairs.differ_by_step.tolist(),
     }
     findings.add(*new_verdicts, trajectories=numbers)
     num_solutions = puzzles.num_solutions if puzzles.has_all_solutions else None
-    findings.draw("attractors", attractors_figure(ends, parted, num_solutions))
+    findings.draw("attractors", attractors_figure(ends, pairs, num_solutions))
 
 
 def _examine_deciding_draws(scope: Scope, findings: Findings) -> None:
@@ -282,7 +282,7 @@ PARTS: dict[str, Callable[[Scope, Findings], None]] = {
 
 
 def check_ready(solver: Solver) -> None:
-    """Load what a diagnosis needs.
+    """Load the data and packages that a diagnosis needs.
 
     Raises:
         ConfigError: data or a package is missing.
@@ -297,8 +297,8 @@ def diagnose(scope: Scope, findings: Findings, name: str, progress: Any) -> None
 
     Args:
         scope: the solver, and how much of it is examined.
-        findings: empty; it is filled.
-        name: of the checkpoint.
+        findings: empty at first; the results are added to it.
+        name: the name of the checkpoint.
         progress: a tqdm bar, which shows each part's name.
     """
     start = time.perf_counter()
@@ -338,7 +338,7 @@ def _lead(scope: Scope, metrics: dict[str, Any]) -> str:
     count = sum(p.numel() for p in solver.model.parameters())
     inputs = f"on {metrics['num_inputs']:,} inputs that training never saw" if scope.has_input else "without input"
     temper = config.temper.describe()
-    guide = "; the guide, its bounds, weights and ranks are examined on a few of them, of the prior without temper"
+    guide = "; the guide, its bounds, weights and ranks are examined on a few of them, with the prior without temper"
     return (
         f"Preset {config.preset}, seed {config.seed}, {count:,} parameters with the heads. "
         f"Samples are fresh trajectories of the prior{f' ({temper})' if temper else ''} {inputs}, "

@@ -1,4 +1,4 @@
-"""The evaluation at the end of a run: its heads are trained, it is measured, and everything about it is written."""
+"""The evaluation at the end of a run: the heads are trained, the model is measured, and the results are written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pyro_gram.system.progress import Phases
 from pyro_gram.training.config import will_have_heads
 from pyro_gram.training.heads import train_heads
 
-SAVED_INPUTS, SAVED_CHAINS, SAVED_DRAWS = 32, 4, 25  # of inference.nc; fewer draws where there are over 16 positions
+SAVED_INPUTS, SAVED_CHAINS, SAVED_DRAWS = 32, 4, 25  # in inference.nc; fewer draws if there are more than 16 positions
 
 
 def evaluate(run: Run, half: bool = False) -> dict[str, Any]:
@@ -31,21 +31,21 @@ def evaluate(run: Run, half: bool = False) -> dict[str, Any]:
     Several processes share the trajectories, and the main one writes.
 
     Args:
-        run: trained.
+        run: a run whose training is over.
         half: write the weights as bfloat16.
 
     Returns:
-        what ``results.json`` holds.
+        the contents of ``results.json``.
     """
     start = time.perf_counter()
-    solver, processes = run.averaged, run.processes
+    solver, processes = run.averaged_solver, run.processes
     solver.model.eval()
     solver.guide.eval()
     has_heads = will_have_heads(solver.model, solver.config.heads)
     if has_heads:
         _train_heads(solver, run.phases)
         heads = solver.model.get_submodule(HEADS_ATTRIBUTE)
-        processes.broadcast_(list(heads.state_dict().values()))  # trajectories halt by the heads that are saved
+        processes.broadcast_(list(heads.state_dict().values()))  # trajectories must halt by the saved heads
     head_seconds = time.perf_counter() - start
     if processes.is_main:
         save_model(run.out / "model.safetensors", solver, half=half)
@@ -65,7 +65,7 @@ def evaluate(run: Run, half: bool = False) -> dict[str, Any]:
 
 
 def _train_heads(solver: Solver, phases: Phases) -> None:
-    """Give a trained model its heads, with a bar on stderr."""
+    """Train the heads of a trained model, with a progress bar on stderr."""
     config, rounds = solver.config, solver.config.heads.rounds
     start = time.perf_counter()
     with phases.start("heads", rounds, "round") as bar:
@@ -102,7 +102,7 @@ def _results(
     run: Run, solver: Solver, measurement: Measurement, head_seconds: float, evaluate_seconds: float
 ) -> dict[str, Any]:
     config, model = solver.config, solver.model
-    in_heads = [p for name, p in model.named_parameters() if name.startswith(f"{HEADS_ATTRIBUTE}.")]
+    head_parameters = [p for name, p in model.named_parameters() if name.startswith(f"{HEADS_ATTRIBUTE}.")]
     train_seconds = run.trainer.elapsed + head_seconds
     return {
         "task": config.names["task"],
@@ -110,11 +110,11 @@ def _results(
         "seed": config.seed,
         "parameters": sum(p.numel() for p in run.solver.model.parameters()),
         "guide_parameters": sum(p.numel() for p in run.solver.guide.parameters()),
-        "head_parameters": sum(p.numel() for p in in_heads),
+        "head_parameters": sum(p.numel() for p in head_parameters),
         "batches": run.trainer.number,
-        "length": {"batches": config.train.batches, "minutes": config.train.minutes},  # that was asked for
+        "length": {"batches": config.train.batches, "minutes": config.train.minutes},  # as the user set it
         "seconds": {"train": train_seconds, "evaluate": evaluate_seconds, "total": train_seconds + evaluate_seconds},
-        "head_seconds": head_seconds,  # of the training
+        "head_seconds": head_seconds,  # part of the training time
         "processes": run.processes.size,
         "peak_memory_mb": peak_memory_mb(),
         "metrics": measurement.metrics,

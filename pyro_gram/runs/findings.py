@@ -1,4 +1,4 @@
-"""What an examination of a solver has brought to light: verdicts, numbers and figures, and the page that shows them."""
+"""The results of an examination of a solver: verdicts, numbers and figures, and the page that shows them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from pyro_gram.tasks.base import PuzzleSet
 
 
 class Findings:
-    """The verdicts, numbers and figures of an examination, in the order in which they came.
+    """The verdicts, numbers and figures of an examination, in the order in which they were added.
 
     Args:
         folder: where figures and the page are written.
 
     Attributes:
-        verdicts: by name.
-        numbers: of each part of the examination, JSON values.
-        figures: the file of each figure, by name; or why there is none.
+        verdicts: the verdicts by name.
+        numbers: the JSON values of each part of the examination.
+        figures: for each name, the file of the figure, or the reason why there is none.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,7 +45,7 @@ class Findings:
         self.numbers |= numbers
 
     def draw(self, name: str, figure: Figure | Path) -> None:
-        """Add a figure, which is written as ``figures/NAME.png``; or the file of one that is written already."""
+        """Add a figure and write it as ``figures/NAME.png``; or add the file of a figure that is already written."""
         path = figure if isinstance(figure, Path) else self.folder / "figures" / f"{name}.png"
         if isinstance(figure, Figure):
             write_atomically(path, partial(figure.savefig, dpi=110))
@@ -59,10 +59,10 @@ class Findings:
         """Write ``report.html``.
 
         Args:
-            solver: that was examined.
-            title, summary: the heading of the page, and what was measured on what.
-            details: JSON values by name, folded in at the end.
-            all_inputs: were all test inputs measured? The paper's sums are of all.
+            solver: the solver that was examined.
+            title, summary: the heading of the page, and what was measured on which inputs.
+            details: JSON values by name, in folds at the end of the page.
+            all_inputs: were all test inputs measured? The paper's sums are over all of them.
         """
         sections = [
             Section.from_figure(name, figure, self.verdicts)
@@ -77,9 +77,9 @@ class Findings:
 
 
 def draw_training(rows: list[dict[str, Any]], findings: Findings) -> None:
-    """Draw what training did, from the lines of ``metrics.jsonl``."""
+    """Draw the course of the training, from the lines of ``metrics.jsonl``."""
     if not rows:
-        findings.skip("training", "there is no metrics.jsonl beside this checkpoint; a run's directory holds it")
+        findings.skip("training", "there is no metrics.jsonl beside this checkpoint; it is in the directory of the run")
         return
     findings.draw("training", plots.training_figure(rows))
     if any("posterior_accuracy" in row for row in rows):
@@ -99,7 +99,7 @@ def draw_samples(solver: Solver, puzzles: PuzzleSet, samples: Rollout, findings:
 
 
 def draw_formation(solver: Solver, puzzles: PuzzleSet, history: Tensor, findings: Findings) -> None:
-    """Draw how the answers to one input form: the input whose number of solutions is near ``FEW_SOLUTIONS``.
+    """Draw how the answers to one input form. Its number of solutions is nearest to ``FEW_SOLUTIONS``.
 
     Args:
         puzzles: the inputs that were sampled.
@@ -113,7 +113,7 @@ def draw_formation(solver: Solver, puzzles: PuzzleSet, history: Tensor, findings
 
 
 def index_with_few_solutions(puzzles: PuzzleSet) -> int:
-    """Return the input whose number of solutions is near ``FEW_SOLUTIONS``: it shows best how trajectories part."""
+    """Return the index of the input whose number of solutions is nearest to ``FEW_SOLUTIONS``: easy to read."""
     return int((puzzles.num_solutions - FEW_SOLUTIONS).abs().argmin())
 
 

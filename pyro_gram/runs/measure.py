@@ -1,6 +1,6 @@
 """Measurements of a solver on held-out inputs: its samples and bounds, and the validation split in training.
 
-Nothing here writes a file. Accuracy and coverage are of fresh trajectories of the prior. Bounds are of the
+Nothing here writes a file. Accuracy and coverage come from fresh trajectories of the prior. Bounds use the
 prior without temper.
 """
 
@@ -22,10 +22,10 @@ from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
 from pyro_gram.tasks.base import PuzzleSet
 from pyro_gram.tasks.batches import generator_for
 
-BOUND_INPUTS = 1024  # the most pairs (x, y) whose bounds are computed
+BOUND_INPUTS = 1024  # the bounds of at most so many pairs (x, y) are computed
 LIKELIHOOD_INPUTS, LIKELIHOOD_SAMPLES = 64, 100  # the prior Monte Carlo estimate of log p(y | x)
-HISTORY_INPUTS, HISTORY_SAMPLES = 24, 6  # the first inputs, and trajectories of each, whose every step is decoded
-VALIDATION_INPUTS, VALIDATION_SAMPLES = 64, 1024  # in training; the second for p(x)
+HISTORY_INPUTS, HISTORY_SAMPLES = 24, 6  # inputs, and samples per input, that are decoded after every supervision step
+VALIDATION_INPUTS, VALIDATION_SAMPLES = 64, 1024  # during training: inputs, and samples of p(x)
 
 Progress = Callable[[int], None]
 
@@ -37,13 +37,13 @@ def test_puzzles(solver: Solver) -> PuzzleSet:
 
 
 def sample_prior(solver: Solver, x: Tensor | None, processes: ProcessGroup = SINGLE_PROCESS, **changes: Any) -> Rollout:
-    """Sample trajectories of the prior as the run is measured. Several processes share them.
+    """Sample trajectories of the prior with the settings of the run's evaluation. Several processes share the work.
 
     Args:
         solver: a trained model with its task and config.
         x: inputs, ``[B, *event]``; None for p(x).
         processes: the processes that share the trajectories.
-        **changes: arguments of ``sampling.rollout.rollout`` in place of the config's.
+        **changes: arguments of ``sampling.rollout.rollout`` that replace those of the config.
     """
     config = solver.config
     settings = {
@@ -77,7 +77,7 @@ def count_trajectories(solver: Solver, with_heads: bool) -> int:
 
 
 def measure_validation(solver: Solver, processes: ProcessGroup = SINGLE_PROCESS) -> dict[str, float]:
-    """Measure the prior and the bounds on a few validation inputs, as a line of ``metrics.jsonl`` holds them."""
+    """Measure the prior and the bounds on a few validation inputs, for a line of ``metrics.jsonl``."""
     from pyro_gram.diagnostics.metrics import measure
 
     config = solver.config
@@ -110,7 +110,7 @@ def count_validation_trajectories(solver: Solver) -> int:
 
 
 def sample_metrics(solver: Solver, puzzles: PuzzleSet, samples: Rollout, split: str) -> dict[str, Any]:
-    """Return accuracy, coverage and the like of samples, with the metrics that the task adds."""
+    """Return the accuracy, coverage and other metrics of samples, with the task's own metrics."""
     from pyro_gram.diagnostics.metrics import measure
 
     metrics = measure(solver.task, puzzles, samples.tokens, samples.score).to_dict()
@@ -118,7 +118,7 @@ def sample_metrics(solver: Solver, puzzles: PuzzleSet, samples: Rollout, split: 
 
 
 def _task_metrics(solver: Solver, puzzles: PuzzleSet, samples: Rollout, split: str) -> dict[str, float]:
-    """Return a task's own metrics; of digits also what a classifier says, beside the real digits of ``split``."""
+    """Return a task's own metrics; for digits also what a classifier says of them and of ``split``."""
     metrics = dict(solver.task.extra_metrics(puzzles, samples.tokens))
     if solver.task.classifier == "digits":
         from pyro_gram.diagnostics import digits
@@ -134,7 +134,7 @@ def bounds_of(solver: Solver, x: Tensor | None, y: Tensor, depth: int, seed: int
         solver: a model with its guide.
         x, y: pairs, ``[B, *event]`` (None for p(x)) and ``[B, L_out]``.
         depth: supervision steps.
-        seed: of the guide's draws.
+        seed: the seed of the guide's draws.
     """
     return bounds(
         solver.model,
@@ -151,10 +151,10 @@ def bounds_of(solver: Solver, x: Tensor | None, y: Tensor, depth: int, seed: int
 def bound_metrics(
     solver: Solver, puzzles: PuzzleSet, x: Tensor | None, y: Tensor, depth: int, seed: int
 ) -> dict[str, float | None]:
-    """Return the mean bounds of pairs, the terms of the full one, and the accuracy under the guide.
+    """Return the mean bounds of pairs, the terms of the full bound, and the accuracy under the guide.
 
     Args:
-        puzzles: the inputs x with their solutions, from the first on.
+        puzzles: the inputs x with their solutions, in the same order.
         x, y, depth, seed: as for :func:`bounds_of`.
     """
     measured_bounds = bounds_of(solver, x, y, depth, seed)
@@ -169,15 +169,15 @@ def bound_metrics(
         from pyro_gram.diagnostics.metrics import excess
 
         metrics["excess"] = excess(measured_bounds.full, puzzles.num_solutions[: len(y)]).mean().item()
-    if not prior_traits(prior_of(solver.model)).has_density:  # then these are no bounds
+    if not prior_traits(prior_of(solver.model)).has_density:  # without a density these numbers are not bounds
         metrics |= dict.fromkeys(("elbo", "elbo_full", "elbo_surrogate", "excess"))
     return metrics | {"posterior_accuracy": posterior_accuracy(solver, x, measured_bounds)}
 
 
 def posterior_accuracy(solver: Solver, x: Tensor | None, measured_bounds: Bounds) -> float | None:
-    """Return the share of right answers under the guide, which sees y. Beside the prior's accuracy it shows a leak.
+    """Return the share of right answers under the guide, which sees y. A leak puts it far above the prior's.
 
-    None without a guide, or where no answer is right or wrong.
+    None without a guide, or if answers cannot be checked.
     """
     if measured_bounds.tokens is None or not solver.task.is_checkable or why_no_guide(solver.model, solver.guide):
         return None
@@ -185,15 +185,15 @@ def posterior_accuracy(solver: Solver, x: Tensor | None, measured_bounds: Bounds
 
 
 def has_likelihood(solver: Solver) -> bool:
-    """Can log p(y | x) be estimated? No trajectory ever ends in a given image; diffusion models have other bounds."""
+    """Can log p(y | x) be estimated? Not for images, which no trajectory hits exactly, nor for diffusion models."""
     return solver.task.is_checkable and model_traits(solver.model).has_exact_likelihood
 
 
 def validation_history(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Summarize the validation accuracy of the prior over a training: does it decay?
 
-    ``recent_accuracy`` and ``peak_accuracy`` are means of three successive measurements, as the best of many noisy ones
-    is too good: the last three, and the best before them. With fewer than six measurements they are left out.
+    ``recent_accuracy`` is the mean of the last three measurements, and ``peak_accuracy`` the highest mean of three
+    successive ones before. (The best of many noisy values is too high.) Both need at least six measurements.
 
     Args:
         rows: the lines of ``metrics.jsonl``.

@@ -1,4 +1,4 @@
-"""Checks before a run begins: whatever training or measuring would refuse is refused here, before any long work."""
+"""Checks before a run begins, so that an error of training or measuring appears before any long work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro_gram.tasks.base import SPLITS, Task
 
 
 def check_data(task: Task) -> None:
-    """Load every split of a task, and what its metrics need.
+    """Load every split of a task, and the classifier if its metrics need one.
 
     Raises:
         InputError: a file of the task is damaged.
@@ -33,14 +33,15 @@ def check_data(task: Task) -> None:
 
 
 def check_guide_capacity(solver: Solver) -> None:
-    """Raise ConfigError where a guide has parameters for each pair, and has too few, or no pair comes twice."""
+    """Raise ConfigError if a guide with parameters for each pair has too few of them, or if pairs never recur."""
     if guide_traits(solver.guide).is_amortized:
         return
     config, pairs = solver.config, len(solver.task.split("train").solutions)
     name = config.names["guide"]
     if config.train.augment:
         raise ConfigError(
-            f"guide {name!r} has parameters for each datum, and symmetries make new ones: set train.augment to false"
+            f"guide {name!r} has parameters for each pair (x, y), and symmetries make new pairs: set "
+            "train.augment to false"
         )
     if pairs > config.guide.num_pairs:
         raise ConfigError(
@@ -57,7 +58,7 @@ def check_rollout(solver: Solver) -> None:
 
 
 def check_estimates(solver: Solver, x: Tensor | None, y: Tensor) -> None:
-    """Compute the importance weights, bounds and log p(y | x) of two pairs. No random state changes.
+    """Compute the importance weights, bounds and log p(y | x) of two pairs. The random state is unchanged.
 
     Args:
         solver: a model with its guide.

@@ -1,4 +1,4 @@
-"""A run in its directory: opened anew or resumed, locked, and saved."""
+"""A run in its directory: start or resume it, lock it, and save it."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from pyro_gram.training.config import will_have_heads
 from pyro_gram.training.dry_run import dry_run
 from pyro_gram.training.trainer import Trainer
 
-ROW_KEYS = {"batch", "seconds", "reconstruction", "kl", "beta"}  # of every line of metrics.jsonl
+ROW_KEYS = {"batch", "seconds", "reconstruction", "kl", "beta"}  # in every line of metrics.jsonl
 LAUNCH_FILE = ".launch"  # holds the ``launch_id`` of the last training here
-RESTART_PATIENCE = 30.0  # seconds in which a process that torchrun replaces may end
+RESTART_PATIENCE = 30.0  # seconds that a process replaced by torchrun has to end
 
 
 @dataclass
@@ -41,11 +41,11 @@ class Run:
     """One run in one directory.
 
     Attributes:
-        solver: its task, model and guide.
-        trainer: its training.
+        solver: the task, model and guide.
+        trainer: the trainer.
         out: the directory, which no other process may write to before :meth:`close`.
-        lock: of the directory; None where the file system has none, and in all processes but the main one.
-        phases: the progress that is shown.
+        lock: the lock of the directory; None if the file system has no locks, and in all processes but the main one.
+        phases: the progress display.
     """
 
     solver: Solver
@@ -76,7 +76,7 @@ class Run:
             print(text, file=sys.stderr)
 
     @property
-    def averaged(self) -> Solver:
+    def averaged_solver(self) -> Solver:
         """A solver with the averaged weights, which are the ones that are measured."""
         return Solver(self.solver.config, self.solver.task, *self.trainer.averaged_modules)
 
@@ -93,7 +93,7 @@ class Run:
         return self.out / "metrics.jsonl"
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the lines of ``metrics.jsonl``, one a batch."""
+        """Return the lines of ``metrics.jsonl``, one per batch."""
         return read_rows(self.metrics_path)
 
     @property
@@ -115,7 +115,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a ``metrics.jsonl``; none if there is no such file.
 
     Raises:
-        UserError: a line is no JSON object.
+        UserError: a line is not a JSON object.
     """
     if not path.exists():
         return []
@@ -124,7 +124,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"{path} cannot be read as lines of JSON: {e}") from None
     if not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path} cannot be read as lines of JSON: a line holds no object")
+        raise UserError(f"{path} cannot be read as lines of JSON: a line is not an object")
     return rows
 
 
@@ -139,15 +139,15 @@ def open_run(
 ) -> Run:
     """Open a new run in ``out``, or resume the one that is there.
 
-    Of several processes the main one checks and writes the directory, which all must see. A run that torchrun has begun
-    there, and restarts, is resumed.
+    Only the main process checks and writes the directory, but all processes must see it. When torchrun restarts its own
+    run there, the run is resumed.
 
     Raises:
         UserError: ``out`` holds a run and ``resume`` is False, or cannot be written, or holds another run, or another
             process runs in it; data or a package that the task needs is missing or damaged; the parts of the run do not
             fit together.
     """
-    revision()  # of the code as it is now
+    revision()  # cached now, because the code may change during the run
     resume = resume or (processes.restarts > 0 and was_launched_here(out))
     if processes.is_main:
         check_new(out, resume)
@@ -165,7 +165,7 @@ def open_run(
     check_estimates(solver, *trainer.batches(0))
     lock = lock_directory(out, RESTART_PATIENCE if processes.restarts else 0.0) if processes.is_main else None
     run = Run(solver, trainer, out, lock)
-    processes.barrier()  # a directory that the main process cannot have is trained in by none
+    processes.barrier()  # no process trains if the main one cannot lock the directory
     try:
         _restore(run, resume)
         processes.barrier()
@@ -174,10 +174,10 @@ def open_run(
         raise
     run.phases = Phases(phase_sizes(run), silent=not processes.is_main)
     if config.heads.hidden and not has_heads:
-        run.print(f"{why_no_heads(solver.model)}: it is trained and measured without heads")
+        run.print(f"{why_no_heads(solver.model)}: the model is trained and measured without heads")
     if estimated_kl:
         posterior, prior = estimated_kl
-        run.print(f"no closed-form KL of {posterior} from {prior}: it is estimated from each draw (log q - log p)")
+        run.print(f"no closed-form KL of {posterior} from {prior}: the KL is estimated from each draw (log q - log p)")
     return run
 
 
@@ -199,7 +199,9 @@ def _restore(run: Run, resume: bool) -> None:
         load_state(run.state_path, solver.config, trainer, solver.task.provenance())
     weight_sum = sum(p.detach().cpu().double().sum().item() for p in trainer.optimizer.parameters_by_name.values())
     if not (run.processes.all_equal(trainer.number) and run.processes.all_equal(weight_sum)):
-        raise UserError(f"the processes of this run begin with different states: do all of them see the same {out}?")
+        raise UserError(
+            f"the processes of this run begin with different states: make sure that all of them see the same {out}"
+        )
     if not run.processes.is_main:
         return
     for folder in (out, out / "figures"):
@@ -207,9 +209,9 @@ def _restore(run: Run, resume: bool) -> None:
     if resume:
         run.print(_describe_resume(run, has_state))
     if has_state:
-        unreadable = truncate_metrics(run.metrics_path, trainer.number)
-        if unreadable:
-            run.print(f"{run.metrics_path}: {unreadable} lines that cannot be read are dropped")
+        num_unreadable = truncate_metrics(run.metrics_path, trainer.number)
+        if num_unreadable:
+            run.print(f"{run.metrics_path}: {num_unreadable} unreadable lines are dropped")
     else:
         run.metrics_path.unlink(missing_ok=True)
     if launch_id():
@@ -228,7 +230,7 @@ def _describe_resume(run: Run, has_state: bool) -> str:
 
 
 def phase_sizes(run: Run) -> dict[str, str]:
-    """Return the phases of a run (training, heads where its model takes some, evaluation), and how much each does."""
+    """Return the phases of a run (training, heads if the model has them, evaluation), and the work in each."""
     config, trainer, puzzles = run.solver.config, run.trainer, test_puzzles(run.solver)
     c = config.train
     length = f"{trainer.num_batches or c.batches:,} batches" if c.batches else f"{c.minutes:g} minutes"
@@ -242,7 +244,7 @@ def phase_sizes(run: Run) -> dict[str, str]:
 
 
 def check_new(out: Path, resume: bool) -> None:
-    """Raise UserError where ``out`` holds a run that is not to be resumed."""
+    """Raise UserError where ``out`` holds a run, unless it is to be resumed."""
     if (out / "config.json").exists() and not resume:
         raise UserError(f"{out} holds a run already: add --resume to continue it, or choose another --out")
 
@@ -252,17 +254,17 @@ def check_same_settings(out: Path, config: RunConfig, option: str) -> None:
     path = out / "config.json"
     if not path.exists():
         return
-    saved = read_json(path)
-    # Names are compared first, as no module may be imported because a file names it.
-    same_names = isinstance(saved, dict) and saved.get("names") == config.names
-    if not same_names or RunConfig.from_dict(saved, config.names.values()).to_dict() != config.to_dict():
+    saved_config = read_json(path)
+    # Compare the names first: no module may be imported just because a file names it.
+    same_names = isinstance(saved_config, dict) and saved_config.get("names") == config.names
+    if not same_names or RunConfig.from_dict(saved_config, config.names.values()).to_dict() != config.to_dict():
         raise ConfigError(f"{out} was begun with other settings: give another {option}")
 
 
 def launch_id() -> str:
-    """Return what the processes of one call of torchrun have in common, over restarts; empty without torchrun."""
+    """Return the name of this call of torchrun, equal in all its processes and restarts; empty without torchrun."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    return f"{name} {os.getppid()}" if name == "none" else name  # "none" is every launch on a single machine
+    return f"{name} {os.getppid()}" if name == "none" else name  # every launch on a single machine is called "none"
 
 
 def was_launched_here(out: Path) -> bool:
@@ -272,11 +274,11 @@ def was_launched_here(out: Path) -> bool:
 
 
 def lock_directory(out: Path, patience: float = 0.0) -> FileLock | None:
-    """Keep other runs out of ``out``, until the lock is released or this process ends in whatever way.
+    """Keep other runs out of ``out`` until the lock is released or this process ends.
 
     Args:
         out: the directory, which is made if needed.
-        patience: seconds to wait for the end of another run.
+        patience: seconds to wait for another run to end.
 
     Returns:
         the lock; None where the file system has no locks.
@@ -292,29 +294,29 @@ def lock_directory(out: Path, patience: float = 0.0) -> FileLock | None:
         raise UserError(f"another run is writing to {out}: wait for its end, or choose another --out") from None
     except OSError as e:
         if e.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-            print(f"the file system of {out} has no locks: see that no other run writes to it", file=sys.stderr)
+            print(f"the file system of {out} has no locks: make sure that no other run writes to it", file=sys.stderr)
             return None
         raise UserError(f"cannot write to {out}: {e.strerror or e}") from None
     return lock
 
 
 def truncate_metrics(path: Path, number: int) -> int:
-    """Drop the lines of a ``metrics.jsonl`` from batch ``number`` on: those batches will be trained again.
+    """Drop the lines of a ``metrics.jsonl`` from batch ``number`` on, as those batches will be trained again.
 
     Returns:
         the number of lines that were dropped because they cannot be read (the machine went down while writing).
     """
     if not path.exists():
         return 0
-    lines, unreadable = [], 0
+    lines, num_unreadable = [], 0
     for line in normalize_text(path.read_text(encoding="utf-8", errors="replace")).splitlines():
         try:
             row = json.loads(line)
             if not row.keys() >= ROW_KEYS:
-                unreadable += 1
+                num_unreadable += 1
             elif row["batch"] < number:
                 lines.append(line)
         except (ValueError, AttributeError, TypeError, RecursionError):
-            unreadable += 1
+            num_unreadable += 1
     write_atomically(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in lines)))
-    return unreadable
+    return num_unreadable

@@ -23,9 +23,9 @@ class Scope:
     Attributes:
         solver: the model with its task and guide.
         depth: supervision steps of a trajectory.
-        max_inputs: the most test inputs of each part of the examination.
-        seed: of the draws.
-        rows: the lines of the run's ``metrics.jsonl``; empty without one.
+        max_inputs: the maximal number of test inputs in each part of the examination.
+        seed: the seed of the draws.
+        rows: the lines of the run's ``metrics.jsonl``; empty if there is no such file.
     """
 
     solver: Solver
@@ -61,12 +61,12 @@ class Scope:
         return min(max(least, self.num_trajectories(budget) // per_input), limit, self.max_inputs)
 
     def with_several_solutions(self, count: int) -> PuzzleSet:
-        """Return the first ``count`` test inputs with several solutions; any inputs if none is known to have them."""
+        """Return the first ``count`` test inputs with several solutions; any inputs if none has them."""
         rows = (self.test.num_solutions > 1).nonzero().flatten()
         return self.test.select(rows[:count]) if len(rows) else self.test.subset(count)
 
     def sample_pairs(self, puzzles: PuzzleSet, count: int) -> tuple[Tensor | None, Tensor]:
-        """Return up to ``count`` pairs (x, y) of ``puzzles`` with a uniform target each, on the model's device."""
+        """Return up to ``count`` pairs (x, y) on the model's device; y is uniform among the solutions of x."""
         x, y = puzzles.sample_pairs(count, generator_for(self.seed, len(puzzles)))
         return self.on_device(x), self.on_device(y)
 

@@ -1,4 +1,4 @@
-"""The measurement of a solver on the test split, as ``results.json`` holds it. Nothing here writes a file."""
+"""The measurement of a solver on the test split, for ``results.json``. Nothing here writes a file."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from pyro_gram.tasks.batches import generator_for
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the test split says of a solver.
+    """The results of a solver on the test split.
 
     Attributes:
         puzzles: the test inputs, with their solutions.
         rollout: the trajectories of the prior that were scored.
         history: the answers of a few trajectories after each supervision step, int64 ``[depth, N, b, L_out]``.
-        metrics: as ``results.json`` holds them.
+        metrics: the metrics of ``results.json``.
         uniformity: how evenly solutions are sampled; empty unless every solution is known.
     """
 
@@ -59,7 +59,7 @@ def measure_test(
     Args:
         solver: a trained model with its task and config.
         processes: the processes that share the trajectories.
-        progress: called with the number of trajectories that have been run, :func:`count_trajectories` in all.
+        progress: called with the number of trajectories that have been run; they add up to :func:`count_trajectories`.
     """
 
     def shared_progress(count: int) -> None:
@@ -96,7 +96,7 @@ def uniformity_summary(solver: Solver, puzzles: PuzzleSet, samples: Rollout) -> 
 def _likelihood_metrics(solver: Solver, x: Tensor | None, y: Tensor, progress: Progress) -> dict[str, float]:
     if not has_likelihood(solver):
         return {}
-    # Without input all data share their trajectories, so that many cost little.
+    # Without input all data share the trajectories, so many of them cost little.
     num_samples = LIKELIHOOD_SAMPLES if x is not None else 10 * LIKELIHOOD_SAMPLES
     log_p = prior_log_likelihood(
         solver.model,
@@ -117,7 +117,7 @@ def _likelihood_metrics(solver: Solver, x: Tensor | None, y: Tensor, progress: P
 
 
 def _limits(puzzles: PuzzleSet, metrics: dict[str, Any]) -> dict[str, float]:
-    """Return what a perfect model would reach, where all solutions are known."""
+    """Return the values that a perfect model would reach; empty unless all solutions are known."""
     coverage, limit = metrics["coverage"], metrics["coverage_limit"]
     if not puzzles.has_all_solutions or coverage is None or limit is None:
         return {}
@@ -132,19 +132,19 @@ def _limits(puzzles: PuzzleSet, metrics: dict[str, Any]) -> dict[str, float]:
 def _head_metrics(
     solver: Solver, puzzles: PuzzleSet, samples: Rollout, processes: ProcessGroup, progress: Progress
 ) -> dict[str, float]:
-    """Return the accuracy of the answers that the value head selects, and of trajectories that the halt head ends."""
+    """Return the accuracy of answers selected by the value head, and of trajectories ended by the halt head."""
     if samples.value is None or puzzles.inputs is None:
         return {}
     task, halt = solver.task, solver.config.heads.halt
     rows = slice(None) if puzzles.is_first_version is None else puzzles.is_first_version
     x, tokens = puzzles.inputs[rows], samples.tokens[:, rows]
-    selected = selected_answers(task.canonical_form(x, tokens), samples.score[:, rows], samples.value[:, rows])
-    halted = sample_prior(solver, x, processes, halt=halt, progress=progress)
+    selected_tokens = selected_answers(task.canonical_form(x, tokens), samples.score[:, rows], samples.value[:, rows])
+    halted_rollout = sample_prior(solver, x, processes, halt=halt, progress=progress)
     return {
-        "value_accuracy": task.is_valid(x, selected).double().mean().item(),
+        "value_accuracy": task.is_valid(x, selected_tokens).double().mean().item(),
         "halt": halt,
-        "halt_accuracy": task.is_valid(x, halted.tokens).double().mean().item(),
-        "halt_steps": halted.steps.double().mean().item(),
+        "halt_accuracy": task.is_valid(x, halted_rollout.tokens).double().mean().item(),
+        "halt_steps": halted_rollout.steps.double().mean().item(),
     }
 
 

@@ -17,20 +17,20 @@ from pyro_gram.system.files import open_tensor_file, write_tensor_file
 from pyro_gram.training.trainer import Trainer
 from pyro_gram.version import __version__
 
-LAYOUT = 2  # of the file; raised when older files can no longer be read
-MAX_DIFFERENCES = 4  # settings that differ, in a message
-# A run that is resumed may have another length, and be evaluated, computed and given heads in another way.
+LAYOUT = 2  # version of the file format; raised when older files can no longer be read
+MAX_DIFFERENCES = 4  # how many differing settings a message lists
+# A resumed run may have another length and precision, and other settings of its evaluation and heads.
 FREE_TRAIN_FIELDS = ("batches", "minutes", "save_seconds", "evaluate_every", "precision", "compile")
 FREE_PARTS = ("temper", "heads", "evaluate")
 
 
 def save_state(path: Path, config: RunConfig, trainer: Trainer, data: dict[str, str] | None = None) -> None:
-    """Write everything that the next batch depends on, atomically. All processes call it, and the main one writes.
+    """Write the training state atomically. All processes must call this; only the main one writes.
 
     Args:
         path: the file.
-        config: of the run.
-        trainer: whose state is saved.
+        config: the settings of the run.
+        trainer: the trainer whose state is saved.
         data: the task's provenance.
     """
     state = trainer.state_dict()
@@ -52,17 +52,17 @@ def load_state(path: Path, config: RunConfig, trainer: Trainer, data: dict[str, 
     """Load a saved training state into a freshly built trainer.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of an older layout, or of a run with other settings or data (its
-            length, its heads, and how it is evaluated and computed, may differ).
+        CheckpointError: the file is missing, damaged, of an older layout, or from a run with other data or settings
+            (except those in ``FREE_TRAIN_FIELDS`` and ``FREE_PARTS``).
     """
     try:
         _load_state(path, config, trainer, data or {})
     except UserError:  # its message is complete
         raise
     except KeyError as e:
-        raise CheckpointError(f"{path} is damaged: the entry {e} of the training state is missing or stray") from None
+        raise CheckpointError(f"{path} is damaged: the entry {e} of the training state is missing or unknown") from None
     except (ValueError, TypeError, OverflowError, IndexError, RuntimeError, AttributeError) as e:
-        raise CheckpointError(f"{path} is damaged: no run has saved this training state ({reason(e)})") from None
+        raise CheckpointError(f"{path} is damaged: its training state cannot be loaded ({reason(e)})") from None
 
 
 def _load_state(path: Path, config: RunConfig, trainer: Trainer, data: dict[str, str]) -> None:
@@ -72,9 +72,9 @@ def _load_state(path: Path, config: RunConfig, trainer: Trainer, data: dict[str,
         raise CheckpointError(
             f"{path} has the layout of another version of pyro_gram (it was written by "
             f"{header.get('version', 'an unknown one')}, and this is {__version__}): finish the run with that version, "
-            "or start it anew in another --out"
+            "or start a new one in another --out"
         )
-    saved = _check_settings(path, header, config)
+    saved_settings = _check_settings(path, header, config)
     check_same_data(path, header, data)
     check_fit(container.mismatched_names(trainer.modules.state_dict(), "weights/"), path)
     check_fit(container.mismatched_names(trainer.average.state_dict(), "average/"), path)
@@ -87,41 +87,43 @@ def _load_state(path: Path, config: RunConfig, trainer: Trainer, data: dict[str,
     number = state["progress"]["number"]
     if 0 < config.train.batches < number:
         raise CheckpointError(
-            f"{path} is the state after {number} batches, more than the {config.train.batches} of train.batches: raise "
-            "that"
+            f"{path} is the state after {number} batches, more than train.batches = {config.train.batches}: raise "
+            "train.batches"
         )
     if state["carry"] and not config.train.act:
-        raise CheckpointError(f"{path} holds trajectories that are carried on, as only train.act does")
-    if any(saved["train"][field] != vars(config.train)[field] for field in ("batches", "minutes")):
-        state["progress"]["num_batches"] = None  # another length is fitted anew
+        raise CheckpointError(f"{path} holds unfinished trajectories, which only a run with train.act has")
+    if any(saved_settings["train"][field] != vars(config.train)[field] for field in ("batches", "minutes")):
+        state["progress"]["num_batches"] = None  # the number of batches is fitted to the new length
     trainer.load_state_dict(state)
 
 
 def _check_settings(path: Path, header: dict[str, Any], config: RunConfig) -> dict[str, Any]:
-    """Return the saved settings. Raises CheckpointError where they cannot be read, or are those of another run."""
+    """Return the saved settings. Raises CheckpointError if they cannot be read or belong to another run."""
     current = config.to_dict()
     try:
-        # Compare the names first: nothing is imported that only the file names.
-        differing = differences(dict(header["config"]["names"]), current["names"], "names.")
-        saved = current if differing else RunConfig.from_dict(header["config"], config.names.values()).to_dict()
+        # Compare the names first: no module may be imported just because a file names it.
+        mismatches = differences(dict(header["config"]["names"]), current["names"], "names.")
+        saved_settings = current
+        if not mismatches:
+            saved_settings = RunConfig.from_dict(header["config"], config.names.values()).to_dict()
     except (ConfigError, KeyError, TypeError, ValueError) as e:
         by = f", written by pyro_gram {header.get('version', 'of an unknown version')} (this is {__version__})"
         raise CheckpointError(f"{path} has a damaged header, or one of another version{by}: {e}") from None
-    if not differing:
-        compared = {**saved, **{part: current[part] for part in FREE_PARTS}}
-        free = {field: current["train"][field] for field in FREE_TRAIN_FIELDS}
-        differing = differences({**compared, "train": {**saved["train"], **free}}, current)
-    if differing:
-        more = f", and {len(differing) - MAX_DIFFERENCES} more" if len(differing) > MAX_DIFFERENCES else ""
+    if not mismatches:
+        compared_settings = {**saved_settings, **{part: current[part] for part in FREE_PARTS}}
+        free_fields = {field: current["train"][field] for field in FREE_TRAIN_FIELDS}
+        mismatches = differences({**compared_settings, "train": {**saved_settings["train"], **free_fields}}, current)
+    if mismatches:
+        more = f", and {len(mismatches) - MAX_DIFFERENCES} more" if len(mismatches) > MAX_DIFFERENCES else ""
+        examples = "; ".join(mismatches[:MAX_DIFFERENCES])
         raise CheckpointError(
-            f"{path} belongs to a run with other settings ({'; '.join(differing[:MAX_DIFFERENCES])}{more}): give "
-            "those, or use another --out"
+            f"{path} belongs to a run with other settings ({examples}{more}): give those, or use another --out"
         )
-    return saved
+    return saved_settings
 
 
 def differences(then: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """List the settings that differ between two configs, each as ``part.field: this then, that now``."""
+    """List the settings that differ between two configs, each as ``part.field: OLD then, NEW now``."""
     lines = []
     for name in sorted(then.keys() | now.keys()):
         a, b = then.get(name), now.get(name)

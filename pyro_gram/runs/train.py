@@ -1,4 +1,4 @@
-"""The training of a run: batches, validation on the way, saving, and a clean end on a signal."""
+"""The training of a run: batches, validations between them, saving, and a clean end on a signal."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pyro_gram.training.loop import train_batches
 from pyro_gram.training.pace import fit_to_minutes, seconds_left
 from pyro_gram.training.report import BatchReport
 
-MIN_LEAK_PROGRESS = 0.25  # share of a run before which the prior has not had the time to learn from the guide
+MIN_LEAK_PROGRESS = 0.25  # share of a run that the prior needs to learn from the guide
 
 Validate = Callable[[], dict[str, float]]
 
 
 def validate(run: Run) -> dict[str, float]:
-    """Measure the averaged weights on the validation split. Its time also estimates that of the evaluation."""
-    solver, phases = run.averaged, run.phases
+    """Measure the averaged weights on the validation split, and estimate from its duration that of the evaluation."""
+    solver, phases = run.averaged_solver, run.phases
     start = time.perf_counter()
     values = measure_validation(solver, run.processes)
     seconds = (time.perf_counter() - start) / count_validation_trajectories(solver)
@@ -40,19 +40,19 @@ class InterruptedRunError(Exception):
     """The user stopped the run; its state is saved."""
 
     def __init__(self, number: int, out: Path) -> None:
-        super().__init__(f"stopped by signal {number}; the same command with --resume --out {out} goes on")
+        super().__init__(f"stopped by signal {number}; to continue, run the same command with --resume --out {out}")
         self.exit_code = 128 + number
 
 
 class CheckpointCallback:
-    """Saves the state in time, and when the run is to stop. All processes call it after each batch."""
+    """Saves the state at intervals, and before a run stops. All processes call it after each batch."""
 
     def __init__(self, run: Run, stop: StopOnSignal) -> None:
         self.run, self.stop = run, stop
         self.last_save = time.monotonic()
 
     def __call__(self, force: bool = False) -> None:
-        """Save if it is time to, or if ``force``. Raises InterruptedRunError on a signal, after saving."""
+        """Save if the interval is over or ``force`` is true. Raises InterruptedRunError on a signal, after saving."""
         is_due = time.monotonic() - self.last_save > self.run.solver.config.train.save_seconds
         signal = self._signal()
         if force or signal or self.run.processes.from_main(is_due):
@@ -75,13 +75,13 @@ def train(run: Run, on_evaluate: Validate | None = None) -> None:
     """Train a run to its end.
 
     Args:
-        run: new or resumed.
+        run: a new or resumed run.
         on_evaluate: called every ``train.evaluate_every`` batches and after the last; it returns numbers that are
             logged with the batch. None calls :func:`validate`.
 
     Raises:
-        InterruptedRunError: on SIGINT or SIGTERM, after the batch that was going on, and after saving.
-        DivergedError: the loss is not finite, or has exploded; the state before that update is in
+        InterruptedRunError: on SIGINT or SIGTERM, when the current batch has ended and the state is saved.
+        DivergedError: the loss is not finite, or has exploded. The state before that update is in
             ``diverged.safetensors``, and ``diverged.json`` describes it.
     """
     trainer, c = run.trainer, run.solver.config.train
@@ -91,22 +91,22 @@ def train(run: Run, on_evaluate: Validate | None = None) -> None:
         run.print("compiling the core, which takes a minute or so")
     log_path = run.metrics_path if run.processes.is_main else Path(os.devnull)
     with StopOnSignal() as stop, warnings.catch_warnings(), log_path.open("a", buffering=1) as log:
-        warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro's; the run stops with an error of its own
+        warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro's warning; the run stops with its own error
         checkpoint = CheckpointCallback(run, stop)
         _fit_length(run, on_evaluate, checkpoint)
         if "heads" in run.phases.sizes and run.processes.is_main and not trainer.is_finished:
             from pyro_gram.training.heads import estimate_head_seconds
 
-            solver = run.averaged
+            solver = run.averaged_solver
             config = solver.config
             seconds = estimate_head_seconds(
                 solver.model, config.model, solver.task, config.heads, **config.head_settings
             )
             run.phases.seconds["heads"] = seconds
-        first, start = trainer.number, trainer.elapsed
+        first_number, start = trainer.number, trainer.elapsed
         with _progress_bar(run) as bar:
             if not trainer.is_finished:
-                run.phases.remaining_text("train", seconds_left(trainer, first, 0.0))
+                run.phases.remaining_text("train", seconds_left(trainer, first_number, 0.0))
             validation: dict[str, float] = {}
             has_warned = False
             for report in _batches(run):
@@ -120,22 +120,23 @@ def train(run: Run, on_evaluate: Validate | None = None) -> None:
                         has_warned = True
                 log.write(json.dumps(row) + "\n")
                 if run.processes.is_main:
-                    run.remove_divergence_files()  # of an earlier sitting
+                    run.remove_divergence_files()  # left by an earlier start of this run
                 bar.update(1 if c.batches else min(round(report.seconds), round(60 * c.minutes)) - bar.n)
-                remaining = run.phases.remaining_text("train", seconds_left(trainer, first, report.seconds - start))
+                seconds = seconds_left(trainer, first_number, report.seconds - start)
+                remaining = run.phases.remaining_text("train", seconds)
                 bar.set_postfix_str(remaining + _postfix(report, validation), refresh=False)
                 checkpoint(force=report.is_last)
         checkpoint.check()
 
 
 def _fit_length(run: Run, on_evaluate: Validate, checkpoint: CheckpointCallback) -> None:
-    """Lower the number of batches to what fits into the minutes, where the run has both and has not begun."""
+    """Before the first batch of a run with both limits, lower the number of batches to what fits into the minutes."""
     trainer, c = run.trainer, run.solver.config.train
     if trainer.num_batches is None and not trainer.is_finished:
         run.print(f"timing a few batches: how many of {c.batches:,} fit into {c.minutes:g} minutes?")
     if not fit_to_minutes(trainer, monitor=on_evaluate):
         return
-    run.save()  # if it is killed at once, it stays the run of so many batches
+    run.save()  # a killed run must resume with the same number of batches
     if trainer.num_batches and trainer.num_batches < c.batches:
         run.print(
             f"this machine trains {trainer.num_batches:,} of {c.batches:,} batches in {c.minutes:g} minutes: the "
@@ -145,7 +146,7 @@ def _fit_length(run: Run, on_evaluate: Validate, checkpoint: CheckpointCallback)
 
 
 def _progress_bar(run: Run) -> tqdm:
-    """Return a bar that counts batches, or seconds where only the clock ends the run."""
+    """Return a bar that counts batches, or seconds if the run is limited by time only."""
     trainer, c = run.trainer, run.solver.config.train
     total = trainer.num_batches or round(c.minutes * 60)
     initial = trainer.number if c.batches else round(trainer.elapsed)
@@ -153,7 +154,7 @@ def _progress_bar(run: Run) -> tqdm:
 
 
 def _batches(run: Run) -> Iterator[BatchReport]:
-    """Train the batches of a run. Where it diverges, the state before that update is saved, with a description."""
+    """Train the batches of a run. If it diverges, save the state before the last update, and describe the update."""
     try:
         yield from train_batches(run.trainer)
     except DivergedError as e:
@@ -163,16 +164,16 @@ def _batches(run: Run) -> Iterator[BatchReport]:
         write_json(run.divergence_report_path, {**e.record.to_dict(), "last_batches": run.rows()[-20:]})
         raise DivergedError(
             f"{e}: {run.divergence_report_path} describes it, {run.diverged_state_path.name} holds the state before "
-            "that update, and the state that was saved before is unchanged. --resume would diverge again: start anew, "
-            "in another --out, with a lower --optim.lr, or with a higher --beta.start where the KL has grown",
+            "that update, and the last regular save is unchanged. --resume would diverge again: start a new run in "
+            "another --out, with a lower --optim.lr or, if the KL has grown, a higher --beta.start",
             e.record,
         ) from None
 
 
 def leak_warning(validation: dict[str, float], progress: float) -> str:
-    """Return a warning where the guide, which sees y, is right and the prior is wrong; else an empty text.
+    """Return a warning if the guide, which sees y, is right and the prior is wrong; else an empty text.
 
-    There is none before a quarter of the run, in which the prior has not had the time to learn from the guide.
+    The first quarter of a run gives no warning: the prior has had too little time to learn from the guide.
 
     Args:
         validation: accuracies on validation inputs.

@@ -29,8 +29,8 @@ class Parser(argparse.ArgumentParser):
 
     Attributes:
         help_command: the command that explains the options; error messages end with it.
-        unavailable_options: a function that returns options that other programs or parts have: option to a phrase that
-            says whose it is, and the command that explains it. It is called for an error message only.
+        unavailable_options: a function that returns the options of other programs or parts. It maps each option to
+            a phrase that names its owner, and the command that explains it. It is called for error messages only.
     """
 
     def __init__(self, prog: str, **kwargs: Any) -> None:
@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
     def _suggest(self, option: str, help_command: str) -> tuple[str, str]:
-        """Return the end of a message about an unknown option, and the command that explains what it suggests."""
+        """Return the end of a message about an unknown option, and the command that explains the suggested option."""
         actions = (action for action in self._actions if action.help != argparse.SUPPRESS)
         options = [name for action in actions for name in action.option_strings if name.startswith("--")]
         unavailable = self.unavailable_options()
@@ -81,7 +81,7 @@ class _LocalRank(argparse.Action):
 def directory(text: str) -> Path:
     """Convert the value of an option that names a directory (``type=directory``)."""
     if not text:
-        raise argparse.ArgumentTypeError("give a directory")
+        raise argparse.ArgumentTypeError("an empty name: give a directory")
     return Path(text)
 
 
@@ -109,7 +109,7 @@ class _TrustCode(argparse.Action):
 
 
 def add_working_directory_to_path() -> None:
-    """Let Python import a user's package.module:Class from the working directory. Called only where one is named.
+    """Let Python import a user's package.module:Class from the working directory. Called only if the user names one.
 
     The working directory comes first, because an editable install puts our ``models`` and ``guides`` on the path too.
     """
@@ -155,7 +155,7 @@ def _remove_markup(text: str) -> str:
 
 
 def is_idle_process() -> bool:
-    """Return whether torchrun started this process and it is not the first: programs of one process leave it idle."""
+    """Return whether torchrun started this process and it is not the first: most programs do not use it."""
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") not in ("", "0")
 
 
@@ -165,8 +165,8 @@ def call(main: Callable[[list[str]], int], argv: list[str] | None = None, *, dis
     A :class:`UserError` becomes one line on stderr and exit code 2; a signal becomes one line and 128 + its number.
 
     Args:
-        main: the program: takes the command line and returns an exit code.
-        argv: the command line; by default this process's.
+        main: the program; it takes the command line and returns an exit code.
+        argv: the command line; by default that of this process.
         distributed: whether the processes that torchrun starts share the work. Otherwise the first one does all of
             it, and the others end at once.
     """
@@ -187,7 +187,7 @@ def call(main: Callable[[list[str]], int], argv: list[str] | None = None, *, dis
     except KeyboardInterrupt as e:
         print("interrupted", file=sys.stderr)
         return interrupt_exit_code(e)
-    except BrokenPipeError:  # the program that reads our output has ended, as in `... | head`
+    except BrokenPipeError:  # the program that reads our output has ended (`... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as e:  # a full disk, a directory that was removed
@@ -208,14 +208,14 @@ def _open_standard_streams() -> None:
 
 
 def set_signal_handler(number: int, handler: Any) -> Any:
-    """Set a signal's handler and return the previous one. Only the main thread can: elsewhere nothing is set."""
+    """Set a signal's handler and return the previous one. Does nothing outside of the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return None
     return signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class TerminatedError(KeyboardInterrupt):
-    """Raised on SIGTERM, so that it ends a program as SIGINT does."""
+    """Raised on SIGTERM, which then ends a program as SIGINT does."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
@@ -229,13 +229,13 @@ def interrupt_exit_code(interrupt: KeyboardInterrupt) -> int:
 
 
 class StopOnSignal:
-    """A context in which SIGINT and SIGTERM only set :attr:`signal`, so that work can end at a good point.
+    """A context in which SIGINT and SIGTERM only set :attr:`signal`, so that the work can stop at a safe point.
 
-    A second SIGINT raises KeyboardInterrupt at once. A second SIGTERM does not, because a scheduler that signals every
-    process and torchrun, which passes its own signal on, may both send one. Works only in the main thread.
+    A second SIGINT raises KeyboardInterrupt at once. A second SIGTERM does not, because one stop may send two: a
+    scheduler signals every process, and torchrun passes its own signal on. Works only in the main thread.
 
     Attributes:
-        signal: the number of the signal that was received; None before.
+        signal: the number of the signal that was received; None before one is.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
-"""Several processes that train one run together: each takes its shard of every batch, and all keep the same weights.
+"""Several processes that train one run together. Each works on its share of every batch; all have the same weights.
 
 ``torchrun --nproc-per-node=N experiments/run.py ...`` starts them. N processes share the batch of one process and
-average their gradients. Each draws from a generator of its own, so that they compute another sample of the same
-gradient estimate than one process would.
+average their gradients. Each has its own generator, so N processes and one process draw
+different samples of the same gradient estimate.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from pyro_gram.system.rendezvous import Launch, LostProcessError, has_joined, jo
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(hours=2)  # of an exchange: the others wait while the main process draws and writes the report
+TIMEOUT = timedelta(hours=2)  # of an exchange: the others wait while the main process writes figures and report
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of a run, as one of them sees them; a single process is a group too.
+    """The processes of a run, seen from one of them. A single process is a group too.
 
     Attributes:
         rank: the number of this process.
         size: the number of processes.
-        device: of the tensors that they exchange.
+        device: the device of the tensors that they exchange.
         restarts: how often torchrun has restarted them.
     """
 
@@ -96,7 +96,7 @@ class ProcessGroup:
         self.all_reduce_max(0.0)
 
     def broadcast(self, tensor: Tensor | None, owner: int, device: torch.device) -> Tensor:
-        """Return the tensor of the process ``owner``, in all of them. The others need not know its shape and type."""
+        """Return the tensor of the process ``owner`` in all processes. The others need not know its shape and type."""
         header = torch.zeros(10, dtype=torch.long, device=self.device)  # type, number of dimensions, shape
         if tensor is not None:
             header[:2] = torch.tensor([DTYPES.index(tensor.dtype), tensor.ndim])
@@ -115,14 +115,14 @@ DTYPES = (torch.float32, torch.float64, torch.int64, torch.bool, torch.uint8, to
 
 
 def start(device: torch.device) -> tuple[ProcessGroup, torch.device]:
-    """Join the processes that torchrun has started; without torchrun there is one.
+    """Join the processes that torchrun has started; without torchrun there is only one.
 
     Returns:
         the group, and this process's own device: ``cuda`` becomes ``cuda:LOCAL_RANK``.
 
     Raises:
-        ConfigError: several processes on a device that has no way to exchange tensors, or more processes than GPUs;
-            variables of a launcher that are incomplete or no numbers.
+        ConfigError: the device cannot exchange tensors between processes; there are more processes than GPUs; or the
+            environment variables of the launcher are incomplete or not numbers.
         LostProcessError: another process has not joined within ``rendezvous.JOIN_TIMEOUT``.
     """
     size, restarts = read_number("WORLD_SIZE", 1, 1), read_number("TORCHELASTIC_RESTART_COUNT", 0, 0)
@@ -132,11 +132,11 @@ def start(device: torch.device) -> tuple[ProcessGroup, torch.device]:
         raise ConfigError(
             f"{size} processes (WORLD_SIZE) cannot share a run on {device.type}: use cpu or cuda, or unset WORLD_SIZE"
         )
-    launch, local = Launch.read(size), read_number("LOCAL_RANK", 0, 0)
+    launch, local_rank = Launch.read(size), read_number("LOCAL_RANK", 0, 0)
     if device.type == "cuda":
-        if local >= torch.cuda.device_count():
-            raise ConfigError(f"process {local} of this machine has no GPU: it has {torch.cuda.device_count()}")
-        device = torch.device("cuda", local)
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(f"process {local_rank} of this machine has no GPU: it has {torch.cuda.device_count()}")
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     join(launch, device, TIMEOUT)
     processes = ProcessGroup(dist.get_rank(), dist.get_world_size(), device, restarts)
@@ -144,10 +144,10 @@ def start(device: torch.device) -> tuple[ProcessGroup, torch.device]:
 
 
 def leave(code: int) -> int:
-    """Return a program's exit code; one of several processes exits with it at once.
+    """Return a program's exit code; but if this is one of several processes, exit with the code at once.
 
-    Without that, a process that still waits for others would not end, and the threads of the exchange, torn down while
-    another process ends too, now and then abort one that has finished.
+    A normal exit would hang in a process that still waits for others. It also tears down the threads of the exchange,
+    which sometimes aborts a process that has finished.
     """
     if dist.is_available() and (dist.is_initialized() or has_joined()):
         sys.stdout.flush()
@@ -157,16 +157,16 @@ def leave(code: int) -> int:
 
 
 def check_batch(batch: int, processes: ProcessGroup) -> None:
-    """Raise ConfigError where a batch cannot be shared evenly."""
+    """Raise ConfigError if a batch cannot be shared evenly."""
     if batch % processes.size:
         raise ConfigError(
             f"a batch of {batch} cannot be shared by {processes.size} processes: set train.batch to a multiple of "
-            f"{processes.size} (a batch is at most the training split)"
+            f"{processes.size} (a batch is never larger than the training split)"
         )
 
 
 def _on_wire(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor as it is exchanged: on the device of the exchange, and bytes for booleans."""
+    """Return a tensor in the form that is exchanged: on the group's device, and with bytes for booleans."""
     return tensor.to(device, torch.uint8 if tensor.dtype == torch.bool else tensor.dtype).contiguous()
 
 
@@ -175,6 +175,6 @@ def _try(collective: Callable[[], T]) -> T:
         return collective()
     except RuntimeError as e:  # DistBackendError is one
         raise LostProcessError(
-            f"the processes of this run cannot exchange tensors ({reason(e)}): another of them is "
-            "gone, or has failed; --resume continues from the last saved state, and so does torchrun --max-restarts"
+            f"the processes of this run cannot exchange tensors ({reason(e)}): another process has "
+            "ended or failed; --resume continues from the last saved state, and so does torchrun --max-restarts"
         ) from None

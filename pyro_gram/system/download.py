@@ -17,7 +17,7 @@ def data_folder(data_dir: str | None) -> Path | None:
         the folder; None if neither names one.
 
     Raises:
-        ConfigError: it is no directory.
+        ConfigError: it is not a directory.
     """
     source, folder = "--data-dir", data_dir
     if folder is None:
@@ -35,10 +35,10 @@ def find_file(data_dir: str | None, *names: str) -> Path | None:
 
     Args:
         data_dir: the data folder; None for the one that ``PYRO_GRAM_DATA`` names, if any.
-        names: in order of preference; for ``"sudoku/train.csv"``, that path and then ``train.csv`` are tried.
+        names: the names in order of preference; for ``"sudoku/train.csv"``, that path and then ``train.csv`` are tried.
 
     Raises:
-        ConfigError: the folder is no directory.
+        ConfigError: the folder is not a directory.
     """
     folder = data_folder(data_dir)
     if folder is None:
@@ -55,15 +55,15 @@ def download(url: str, known_hash: str, name: str) -> Path:
     """Download a file to the cache, with a progress bar, unless it is there already.
 
     Args:
-        url: its address.
-        known_hash: its SHA-256, or another digest with its name (``md5:...``).
+        url: the address of the file.
+        known_hash: its SHA-256, or another digest with the digest's name (``md5:...``).
         name: its path in the cache; may contain a subfolder.
 
     Returns:
-        its path.
+        the path of the downloaded file.
 
     Raises:
-        ConfigError: the download fails or has another checksum. The message says how to do without it.
+        ConfigError: the download fails or has another checksum. The message says how to get the file by other means.
     """
     try:
         import pooch
@@ -86,7 +86,7 @@ def download(url: str, known_hash: str, name: str) -> Path:
     except (OSError, ValueError) as e:  # requests' errors are OSErrors; pooch's wrong checksum is a ValueError
         if isinstance(e, ValueError) and "hash" in str(e):
             reason = "its checksum is not the expected one"
-        elif type(e).__name__ in ("ConnectionError", "ConnectTimeout"):  # whose text is half a page
+        elif type(e).__name__ in ("ConnectionError", "ConnectTimeout"):  # their own text is half a page
             reason = "no connection"
         else:
             reason = " ".join(str(e).split())[:200]

@@ -1,7 +1,7 @@
-"""Files: written atomically (to a temporary name, then renamed), and read as JSON, TOML or safetensors.
+"""Files: write them atomically (to a temporary name, then rename), and read them as JSON, TOML or safetensors.
 
-A stranger may have made a file. What a tensor file's header claims is compared with the file's size before memory is
-allocated for it.
+A stranger may have made a file: the sizes in the header of a tensor file are compared with the file's size before
+memory is allocated.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from pyro_gram.errors import CheckpointError, UserError
 from pyro_gram.system.text import GZIP, ZIP, is_gzip, normalize_text, read_text
 from pyro_gram.version import __version__
 
-MAX_JSON_BYTES = 256 * 2**20  # also of TOML
+MAX_JSON_BYTES = 256 * 2**20  # also for TOML
 MAX_CSV_BYTES = 2**31  # three times the largest Sudoku data set
 MAX_HEADER_BYTES = 16 * 2**20  # of a tensor file; ours have some 50 KB
 FORMAT = "pyro_gram/1"
 TEMPORARY_MARK = ".unfinished-"  # in the name of a file that is being written
-FILE_TYPES = {  # by first bytes: files that are often given by mistake
+FILE_TYPES = {  # first bytes of files that are often given by mistake, and what to say of them
     b"version https://git-lfs": "this is a Git LFS pointer: run git lfs pull",
-    ZIP: "this is a zip archive, as torch.save writes them: only safetensors are read, and nothing pickled",
-    b"\x80": "this is a pickle, as torch.save writes them: only safetensors are read, and nothing pickled",
+    ZIP: "this is a zip archive, as torch.save writes them: only safetensors are read, never pickles",
+    b"\x80": "this is a pickle, as torch.save writes them: only safetensors are read, never pickles",
     GZIP: "this is a gzip file: unpack it",
     b"\x89HDF": "this is an HDF5 (netCDF) file",
 }
@@ -48,7 +48,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let ``write`` fill a temporary file with the target's suffix, then rename it to ``path``.
 
     Raises:
-        UserError: the directory cannot be written, or the disk is full; an older ``path`` stays as it was.
+        UserError: the directory cannot be written, or the disk is full; an older file at ``path`` is unchanged.
     """
     temporary: Path | None = None
     try:
@@ -85,10 +85,10 @@ def _sync_directory(folder: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Check that a file can be written at ``path``, before a long computation whose result it will hold.
+    """Check that a file can be written at ``path``. Call it before a long computation whose result goes there.
 
     Raises:
-        UserError: it cannot.
+        UserError: no file can be written there.
     """
     if path.is_dir():
         raise UserError(f"{path} is a directory; give a file")
@@ -107,7 +107,7 @@ def check_directory(path: Path, option: str) -> None:
         UserError: it is a file, or lies in one.
     """
     if any(p.exists() and not p.is_dir() for p in (path, *path.parents)):
-        raise UserError(f"{option} {path} is, or lies in, a file; give a directory")
+        raise UserError(f"{option} {path} is a file, or lies in one; give a directory")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -194,7 +194,7 @@ def parse_json(text: str) -> Any:
 
 
 def explain_file_type(path: Path) -> str | None:
-    """Return a phrase that says what a file of the wrong type is, and what to do; None where that is unknown."""
+    """Return a phrase that names the type of a file of the wrong type, and says what to do; None if unknown."""
     try:
         with path.open("rb") as f:
             head = f.read(512)
@@ -219,7 +219,7 @@ class TensorFile:
     """A safetensors file with a JSON header, opened by :func:`open_tensor_file`; its tensors are read on demand.
 
     Attributes:
-        path: of the file.
+        path: the path of the file.
         header: the JSON object that was saved with the tensors.
         shapes: the shape of each tensor.
         float_names: the names of the tensors of floats.
@@ -243,16 +243,16 @@ class TensorFile:
                 tensors = {key: f.get_tensor(key) for key in self.shapes}
         except (SafetensorError, OSError, ValueError) as e:
             raise CheckpointError(f"{self.path} is not a readable safetensors file: {e}") from None
-        if "digest" in self.header and self.header["digest"] != tensor_digest(tensors):  # older files have none
-            raise CheckpointError(f"{self.path} is damaged: its contents are not those that were written")
+        if "digest" in self.header and self.header["digest"] != tensor_digest(tensors):  # older files have no digest
+            raise CheckpointError(f"{self.path} is damaged: its contents have changed since it was written")
         return tensors
 
     def mismatched_names(self, expected: dict[str, Tensor], prefix: str = "") -> list[str]:
         """Compare the tensors under ``prefix`` with ``expected``.
 
         Returns:
-            the names that only one side has; if there are none, the names of tensors whose shape differs, or of which
-            one holds floats and the other does not. Float precision may differ.
+            the names that only one side has; if there are none, the names of tensors that differ in shape, or that
+            are floats on one side only. Float precision may differ.
         """
         names = {name.removeprefix(prefix): name for name in self.shapes if name.startswith(prefix)}
         return sorted(set(expected) ^ set(names)) or [
@@ -283,14 +283,15 @@ def open_tensor_file(path: Path, kind: str) -> TensorFile:
     """Open a checkpoint without reading its tensors.
 
     Args:
-        path: of the file.
-        kind: what its header must name as its ``kind``.
+        path: the path of the file.
+        kind: the ``kind`` that the header must have.
 
     Raises:
-        CheckpointError: missing, no safetensors file, not written by pyro_gram, damaged, or of another kind.
+        CheckpointError: the file is missing, not a safetensors file, not written by pyro_gram, damaged, or of another
+            kind.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} is no file" if path.exists() else f"no checkpoint at {path}")
+        raise CheckpointError(f"{path} is not a file" if path.exists() else f"no checkpoint at {path}")
     try:
         _check_header_length(path)
         with safe_open(path, framework="pt") as f:
@@ -318,11 +319,11 @@ def open_tensor_file(path: Path, kind: str) -> TensorFile:
 
 
 def _check_header_length(path: Path) -> None:
-    """Check the length of a safetensors header, the file's first eight bytes. Raises ValueError where it is wrong."""
+    """Check the length of a safetensors header, the file's first eight bytes. Raises ValueError if it is wrong."""
     size = path.stat().st_size
     with path.open("rb") as f:
         length = int.from_bytes(f.read(8), "little")
     if size < 8 or length > size - 8:
-        raise ValueError(f"its {size:,} bytes are cut short, or of another kind of file")
+        raise ValueError(f"the file is cut short ({size:,} bytes), or of another kind")
     if length > MAX_HEADER_BYTES:
         raise ValueError(f"its header has {length:,} bytes, and at most {MAX_HEADER_BYTES:,} are read")

@@ -17,7 +17,7 @@ import torch
 from pyro_gram.errors import ConfigError
 from pyro_gram.version import __version__
 
-CHECKOUT = Path(__file__).resolve().parents[2]  # the repository, where the package is used from one
+CHECKOUT = Path(__file__).resolve().parents[2]  # the repository, if the package is not installed from a wheel
 CODE_PATTERNS = ("*.py", "*.toml", "*.jinja")
 GIT_TIMEOUT = 5.0  # seconds
 
@@ -29,7 +29,7 @@ def device_type(name: str) -> str:
     """Return the type of the device ``name``, whether or not this machine has it.
 
     Raises:
-        ConfigError: torch knows no such device.
+        ConfigError: torch does not know the device.
     """
     try:
         return torch.device(name).type
@@ -51,7 +51,7 @@ def pick_device(name: str) -> torch.device:
     device = torch.device(name)
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if device.index is not None and device.index >= count:
-        raise ConfigError(f"no device {name!r} here: there {'is' if count == 1 else 'are'} {count} of {kind}")
+        raise ConfigError(f"no device {name!r} here: this machine has {count} of {kind}")
     return device
 
 
@@ -104,7 +104,7 @@ def environment() -> dict[str, Any]:
 def revision(folder: Path = CHECKOUT) -> tuple[str | None, bool | None]:
     """Return the git commit of the code, and whether the code differs from that commit.
 
-    Git is asked once a process. A run asks before it trains, because the code may change meanwhile.
+    Git is called once per process. A run asks before it trains, because the code may change during the training.
 
     Returns:
         the full hash; None for both where ``folder`` is no git checkout (an installed wheel) or git does not answer.

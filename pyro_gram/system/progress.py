@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar for each phase of a run, and one estimate of when all of them will have ended."""
+"""Progress on stderr: a bar for each phase of a run, and an estimate of the time until the last phase ends."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 from tqdm import tqdm
 
-MIN_COLUMNS = 140  # of a terminal with room for a bar beside its text
+MIN_COLUMNS = 140  # a narrower terminal shows the text without a bar
 TEXT_FORMAT = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{remaining} left{postfix}]"
 
 
@@ -15,11 +15,11 @@ class Phases:
     """The phases of a run. A terminal shows a bar for each; a log gets a line for each.
 
     Args:
-        sizes: phases in order, and how much each does: ``{"train": "2,000 batches"}``.
+        sizes: the phases in order, with the work in each: ``{"train": "2,000 batches"}``.
         silent: whether to print nothing (every process but the main one).
 
     Attributes:
-        seconds: the expected duration of a phase, where it has been measured.
+        seconds: the expected duration of each phase that has been measured or estimated.
     """
 
     def __init__(self, sizes: dict[str, str], silent: bool = False) -> None:
@@ -29,20 +29,20 @@ class Phases:
         self._has_printed_estimate = False
 
     def print_plan(self) -> None:
-        """Print the phases that there will be."""
+        """Print the phases of the run."""
         self.print("phases: " + ", ".join(f"{self._title(name)} ({size})" for name, size in self.sizes.items()))
 
     def start(self, name: str, total: int, unit: str, initial: int = 0) -> tqdm:
         """Begin a phase.
 
         Args:
-            name: of the phase.
+            name: the name of the phase.
             total: the count at which it ends.
-            unit: what is counted.
-            initial: the count at which it begins, of a run that was resumed.
+            unit: the unit that is counted.
+            initial: the count at which it begins, in a resumed run.
 
         Returns:
-            its bar, which shows nothing where stderr is no terminal; there a line is printed.
+            the bar of the phase. If stderr is not a terminal, the bar is hidden, and a line is printed instead.
         """
         is_terminal = sys.stderr.isatty()
         if not is_terminal and self.sizes.get(name):
@@ -72,15 +72,15 @@ class Phases:
             name: the current phase.
             phase_seconds: the seconds until it ends; None if unknown.
         """
-        later = list(self.sizes)[list(self.sizes).index(name) + 1 :] if name in self.sizes else []
-        if phase_seconds is None or not later or not self.seconds.keys() >= set(later):
+        later_phases = list(self.sizes)[list(self.sizes).index(name) + 1 :] if name in self.sizes else []
+        if phase_seconds is None or not later_phases or not self.seconds.keys() >= set(later_phases):
             return None
-        return phase_seconds + sum(self.seconds[phase] for phase in later)
+        return phase_seconds + sum(self.seconds[phase] for phase in later_phases)
 
     def remaining_text(self, name: str, phase_seconds: float | None) -> str:
-        """Return "all ends in 17:54 | ", for the bar of the current phase; an empty text where it is unknown.
+        """Return "all ends in 17:54 | ", for the bar of the current phase; an empty text if the time is unknown.
 
-        As soon as it is known, one line is printed that says how long each phase takes. Takes the arguments of
+        As soon as it is known, one line is printed with the duration of each phase. The arguments are those of
         :meth:`remaining_seconds`.
         """
         remaining = self.remaining_seconds(name, phase_seconds)

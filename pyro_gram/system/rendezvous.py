@@ -1,4 +1,4 @@
-"""The rendezvous of the processes of a run: in a thread, so that a signal ends the wait, and with a time limit."""
+"""How the processes of a run join: in a thread, so that a signal can end the wait, and within a time limit."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ import torch.distributed as dist
 
 from pyro_gram.errors import ConfigError, UserError, reason
 
-JOIN_TIMEOUT = timedelta(minutes=5)  # within which every process must have joined
-NOTICE_SECONDS = 10.0  # after which a line says which process is missing
+JOIN_TIMEOUT = timedelta(minutes=5)  # every process must join within this time
+NOTICE_SECONDS = 10.0  # after this wait a line says which process is missing
 MAX_NUMBER = 1_000_000  # of processes, ports and restarts
-POLL_SECONDS = 0.2  # between two checks for the others, and for a signal
+POLL_SECONDS = 0.2  # between two checks for other processes, or for a signal
 
 
 class LostProcessError(UserError):
-    """Another process of the run is gone, or has never joined."""
+    """Another process of the run has ended, or has never joined."""
 
 
 def read_number(name: str, minimum: int, default: int | None = None) -> int:
     """Read a number that a launcher has set in the environment.
 
     Raises:
-        ConfigError: it is no number from ``minimum`` to ``MAX_NUMBER``.
+        ConfigError: it is not a number from ``minimum`` to ``MAX_NUMBER``.
     """
     text = os.environ.get(name)
     if text is None and default is not None:
@@ -38,7 +38,7 @@ def read_number(name: str, minimum: int, default: int | None = None) -> int:
     number = int(text) if text is not None and text.isascii() and text.isdecimal() and len(text) < 10 else -1
     if not minimum <= number <= MAX_NUMBER:
         raise ConfigError(
-            f"the environment's {name} is {text and text[:20]!r}, which is no whole number from "
+            f"the environment variable {name} is {text and text[:20]!r}, not a whole number from "
             f"{minimum} to {MAX_NUMBER:,}: "
             "unset it, or let torchrun start the processes"
         )
@@ -51,7 +51,7 @@ class Launch:
 
     Attributes:
         rank, size: the number of this process, and the number of processes.
-        address, port: of the store.
+        address, port: where the store is (torch's ``TCPStore``, by which processes find each other).
         by_agent: does torchrun's agent hold the store? Otherwise the main process does.
     """
 
@@ -63,25 +63,25 @@ class Launch:
 
     @classmethod
     def read(cls, size: int) -> Launch:
-        """Read the environment. Raises ConfigError where it is incomplete, or not a launcher's."""
-        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-        if missing:
+        """Read the environment variables. Raises ConfigError if one is missing, or has a wrong value."""
+        missing_names = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+        if missing_names:
             raise ConfigError(
-                f"WORLD_SIZE={size} is set without {', '.join(missing)}: let torchrun start the processes or, for a "
-                "single one, unset WORLD_SIZE"
+                f"WORLD_SIZE={size} is set without {', '.join(missing_names)}: let torchrun start the processes, or "
+                "unset WORLD_SIZE for a single one"
             )
         rank, port = read_number("RANK", 0), read_number("MASTER_PORT", 1)
         if rank >= size:
-            raise ConfigError(f"RANK={rank} is none of the {size} processes of WORLD_SIZE, which count from 0")
+            raise ConfigError(f"RANK={rank} is too high: the {size} processes of WORLD_SIZE count from 0")
         if port > 65535:
-            raise ConfigError(f"MASTER_PORT={port} is no port: they go up to 65535")
+            raise ConfigError(f"MASTER_PORT={port} is not a port: ports go up to 65535")
         address = os.environ["MASTER_ADDR"]
         try:
             socket.getaddrinfo(address, port)
         except UnicodeError:
-            raise ConfigError(f"MASTER_ADDR={address!r} is no name of a machine: correct it") from None
+            raise ConfigError(f"MASTER_ADDR={address!r} is not the name of a machine: correct it") from None
         except OSError as e:
-            if rank == 0:  # it listens there; for the others the name may resolve later
+            if rank == 0:  # rank 0 listens there; for the others the name may resolve later
                 raise ConfigError(f"MASTER_ADDR={address!r} cannot be found ({e.strerror or e}): correct it") from None
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         return cls(rank, size, address, port, agent)
@@ -94,13 +94,14 @@ class Launch:
 
 @dataclass
 class Joining:
-    """The wait for the other processes, in a thread of its own, as torch's calls do not return on a signal.
+    """Waits for the other processes in its own thread, because torch's calls do not return on a signal.
 
     Attributes:
         launch: the settings of this process.
-        device: of this process.
-        timeout: of each exchange after all have joined.
-        missing: the ranks that have not joined, as the main process knows; rank 0 while the store is not reached.
+        device: the device of this process.
+        timeout: the time limit of each exchange after all have joined.
+        missing_ranks: the ranks that have not joined (only the main process knows them all); ``[0]`` before the store
+            is reached.
         failure: the error that ended the wait.
         is_late: has the time limit passed?
     """
@@ -108,7 +109,7 @@ class Joining:
     launch: Launch
     device: torch.device
     timeout: timedelta
-    missing: list[int] = field(default_factory=lambda: [0])
+    missing_ranks: list[int] = field(default_factory=lambda: [0])
     failure: Exception | None = None
     is_late: bool = False
 
@@ -124,7 +125,7 @@ class Joining:
             dist.init_process_group(
                 backend, store=store, rank=launch.rank, world_size=launch.size, timeout=self.timeout
             )
-        except Exception as e:  # raised again in ``join``
+        except Exception as e:  # ``join`` raises an error that explains it
             self.failure = e
 
     def _open_store(self) -> dist.Store | None:
@@ -141,12 +142,12 @@ class Joining:
             wait_for_workers=False,
             multi_tenant=host,
         )
-        # The store of an agent outlives a restart, and so do the addresses of processes that are gone. A new agent
-        # counts its restarts anew, but has a new store too.
+        # The store of an agent outlives a restart, with the addresses of processes that have ended: each restart needs
+        # its own prefix. A new agent counts its restarts from 0 again, but it also has a new store.
         return dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
     def _wait_for_store(self) -> bool:
-        """Wait until the store accepts connections; torch would log each attempt."""
+        """Wait until the store accepts connections. (Torch could wait too, but logs each attempt.)"""
         while not self.is_late:
             with suppress(OSError), socket.create_connection((self.launch.address, self.launch.port), timeout=5):
                 return True
@@ -154,12 +155,12 @@ class Joining:
         return False
 
     def _wait_for_all(self, store: dist.Store) -> bool:
-        """Wait until all processes have joined: the main process looks for their keys, and sets one for all."""
+        """Wait until all processes have joined. The main process looks for their keys, and then sets the key of all."""
         store.set(f"joined {self.launch.rank}", "yes")
-        self.missing = list(range(self.launch.size)) if self.launch.rank == 0 else []
+        self.missing_ranks = list(range(self.launch.size)) if self.launch.rank == 0 else []
         while not self.is_late:
-            self.missing = [r for r in self.missing if not store.check([f"joined {r}"])]
-            if self.launch.rank == 0 and not self.missing:
+            self.missing_ranks = [r for r in self.missing_ranks if not store.check([f"joined {r}"])]
+            if self.launch.rank == 0 and not self.missing_ranks:
                 store.set("all joined", "yes")
             if store.check(["all joined"]):
                 return True
@@ -171,7 +172,7 @@ _threads: list[threading.Thread] = []
 
 
 def has_joined() -> bool:
-    """Has this process joined others, or waited for them? After a wait that a signal ended the store is still open."""
+    """Has this process joined others, or waited for them? (If a signal ended the wait, the store is still open.)"""
     return bool(_threads)
 
 
@@ -180,11 +181,11 @@ def join(launch: Launch, device: torch.device, timeout: timedelta) -> None:
 
     Args:
         launch: the settings of this process.
-        device: of this process; ``cuda`` exchanges by NCCL, ``cpu`` by Gloo.
-        timeout: of each exchange after all have joined.
+        device: the device of this process; ``cuda`` exchanges by NCCL, ``cpu`` by Gloo.
+        timeout: the time limit of each exchange after all have joined.
 
     Raises:
-        LostProcessError: another has not joined within :data:`JOIN_TIMEOUT`, or is gone again.
+        LostProcessError: another process has not joined within :data:`JOIN_TIMEOUT`, or has ended since.
         ConfigError: the port is taken.
     """
     joining = Joining(launch, device, timeout)
@@ -195,29 +196,29 @@ def join(launch: Launch, device: torch.device, timeout: timedelta) -> None:
     while thread.is_alive():
         thread.join(POLL_SECONDS)  # signals are handled in between
         seconds = time.monotonic() - start
-        if seconds > NOTICE_SECONDS and not has_printed and (launch.rank == 0 or joining.missing == [0]):
+        if seconds > NOTICE_SECONDS and not has_printed and (launch.rank == 0 or joining.missing_ranks == [0]):
             has_printed = True
             limit = f"{JOIN_TIMEOUT.total_seconds() / 60:g} minutes"
             print(
-                f"waiting for {_name_missing(joining.missing, launch)} at {launch.endpoint}, {limit} at the most",
+                f"waiting for {_name_missing(joining.missing_ranks, launch)} at {launch.endpoint}, {limit} at the most",
                 file=sys.stderr,
             )
         if seconds > JOIN_TIMEOUT.total_seconds() and thread.is_alive():
             joining.is_late = True
             raise LostProcessError(
-                f"{_name_missing(joining.missing, launch)} has not joined at {launch.endpoint} within "
-                f"{JOIN_TIMEOUT.total_seconds() / 60:g} minutes: start all {launch.size} with the same MASTER_ADDR and "
-                "MASTER_PORT, or unset WORLD_SIZE to train with one"
+                f"{_name_missing(joining.missing_ranks, launch)} has not joined at {launch.endpoint} within "
+                f"{JOIN_TIMEOUT.total_seconds() / 60:g} minutes: start all {launch.size} processes with the same "
+                "MASTER_ADDR and MASTER_PORT, or unset WORLD_SIZE to train with a single one"
             )
     if joining.failure is not None:
         raise _explain(joining.failure, launch) from None
 
 
-def _name_missing(missing: list[int], launch: Launch) -> str:
-    if not missing:
+def _name_missing(missing_ranks: list[int], launch: Launch) -> str:
+    if not missing_ranks:
         return f"another of the {launch.size} processes"
-    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    return f"process {missing[0]}{more} of {launch.size}"
+    more = f" and {len(missing_ranks) - 1} more" if len(missing_ranks) > 1 else ""
+    return f"process {missing_ranks[0]}{more} of {launch.size}"
 
 
 def _explain(failure: Exception, launch: Launch) -> UserError:
@@ -226,4 +227,4 @@ def _explain(failure: Exception, launch: Launch) -> UserError:
             f"port {launch.port} of {launch.address} is taken by another program: set MASTER_PORT to a free one "
             "(torchrun --master-port; torchrun --standalone finds one)"
         )
-    return LostProcessError(f"the processes of this run cannot meet at {launch.endpoint} ({reason(failure)})")
+    return LostProcessError(f"the processes of this run cannot connect at {launch.endpoint} ({reason(failure)})")

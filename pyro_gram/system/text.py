@@ -1,4 +1,4 @@
-"""Texts that people provide, decoded the same way whichever program wrote them.
+"""Decode the texts that people provide, in the same way whichever program wrote them.
 
 A byte-order mark is dropped (and selects UTF-16 or UTF-32), gzip is recognized by its first bytes and unpacked, and
 every line ends in ``\\n``. Anything else is refused by an InputError of one sentence, and sizes are limited.
@@ -18,8 +18,8 @@ from typing import BinaryIO, TextIO
 
 from pyro_gram.errors import InputError
 
-MAX_PUZZLE_BYTES = 2**25  # of a text of puzzles, unpacked: some 400,000 9x9 Sudokus
-MAX_TEXT_BYTES = 2**28  # of any other text, unpacked
+MAX_PUZZLE_BYTES = 2**25  # of a text of puzzles after unpacking: about 400,000 9x9 Sudokus
+MAX_TEXT_BYTES = 2**28  # of any other text after unpacking
 MAX_LINE_LENGTH = 2**20  # characters
 BYTE_ORDER_MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -27,9 +27,9 @@ BYTE_ORDER_MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"  # the same, decoded
+BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"  # the mark in decoded text
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"  # the first bytes of such files
-ZERO_BYTES_ERROR = "{} holds zero bytes: not a text file, or UTF-16 without its mark; save it as UTF-8"
+ZERO_BYTES_ERROR = "{} holds zero bytes: it is not text, or UTF-16 without a byte-order mark; save it as UTF-8"
 
 
 class LineError(InputError):
@@ -52,7 +52,7 @@ class PuzzleText:
     Attributes:
         text: the puzzle, in a form that a task's ``parse`` reads.
         line: the number of its first line in the file, from 1.
-        name: how messages name it where a line number does not help (``board 3`` of a JSON list).
+        name: its name in messages if a line number does not help (``board 3`` of a JSON list).
     """
 
     text: str
@@ -72,7 +72,7 @@ class PuzzleText:
 
 
 def _size_error(name: str, limit: int) -> InputError:
-    return InputError(f"{name} holds more than {limit} bytes, the most that is read: cut it up")
+    return InputError(f"{name} holds more than {limit} bytes, the most that is read: split it")
 
 
 class _LimitedStream(io.RawIOBase):
@@ -101,7 +101,7 @@ def convert_read_errors(name: str) -> Iterator[None]:
         yield
     except UnicodeDecodeError as e:
         raise InputError(
-            f"cannot read {name}: it is no text in {e.encoding.upper()} ({e.reason}); save it as UTF-8"
+            f"cannot read {name}: it is not {e.encoding.upper()} text ({e.reason}); save it as UTF-8"
         ) from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise InputError(f"cannot read {name}: the .gz is damaged or cut short ({e})") from None
@@ -110,7 +110,9 @@ def convert_read_errors(name: str) -> Iterator[None]:
 
 
 def unpack_stream(stream: BinaryIO, name: str, limit: int = MAX_TEXT_BYTES) -> io.BufferedReader:
-    """Return a reader of the bytes of ``stream``, unpacked if it is gzipped. Use it in :func:`convert_read_errors`.
+    """Return a reader of the bytes of ``stream``, unpacked if it is gzipped.
+
+    Call it and use the reader inside ``with convert_read_errors(name)``.
 
     Raises:
         InputError: the stream is a zip archive, which may hold many files; or, while reading, it holds more than
@@ -119,7 +121,7 @@ def unpack_stream(stream: BinaryIO, name: str, limit: int = MAX_TEXT_BYTES) -> i
     reader: io.BufferedReader = io.BufferedReader(_LimitedStream(stream, limit, name))
     head = reader.peek(len(ZIP))
     if head.startswith(ZIP):
-        raise InputError(f"{name} is a zip archive: unpack it, and give a file of it")
+        raise InputError(f"{name} is a zip archive: unpack it, and give one of its files")
     if not head.startswith(GZIP):
         return reader
     return io.BufferedReader(_LimitedStream(gzip.GzipFile(fileobj=reader), limit, name))  # type: ignore[arg-type]
@@ -138,7 +140,7 @@ def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
 
 
 def is_gzip(path: Path) -> bool:
-    """Return whether a file begins as gzip does, whatever its name. Raises InputError where it cannot be read."""
+    """Return whether the first bytes of a file are those of gzip. Raises InputError if it cannot be read."""
     with convert_read_errors(str(path)), path.open("rb") as file:
         return file.read(len(GZIP)) == GZIP
 
@@ -151,11 +153,11 @@ def read_text(source: Path | BinaryIO, name: str = "", limit: int = MAX_TEXT_BYT
 
     Args:
         source: a path, or a stream of bytes.
-        name: how messages call it; by default the path.
-        limit: the maximal number of bytes, unpacked.
+        name: its name in messages; by default the path.
+        limit: the maximal number of bytes after unpacking.
 
     Raises:
-        InputError: it cannot be read, is no text, is damaged or too large.
+        InputError: it cannot be read, is not text, is damaged or is too large.
     """
     name = name or str(source)
     with convert_read_errors(name):
@@ -178,7 +180,7 @@ def decode(data: bytes, name: str) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError as e:
         if encoding != "utf-8":
-            raise InputError(f"{name} begins as {encoding.upper()} and is not: cut off, or not a text file") from None
+            raise InputError(f"{name} begins as {encoding.upper()} but is damaged, or not a text file") from None
         if b"\0" in data:
             raise InputError(f"{name} is not a text file") from None
         raise InputError(
@@ -191,7 +193,7 @@ def decode(data: bytes, name: str) -> str:
 
 
 def make_printable(text: str, max_length: int = 2000) -> str:
-    """Return text from a stranger as a terminal can show it: without escape sequences, and cut to ``max_length``.
+    """Return a stranger's text in a form that is safe to print: without escape sequences, and not too long.
 
     >>> make_printable("a\\x1b[31mb", max_length=6)
     'a?[31m...'
@@ -201,22 +203,22 @@ def make_printable(text: str, max_length: int = 2000) -> str:
 
 
 def normalize_text(text: str) -> str:
-    """Return ``text`` without byte-order marks, its lines ended by ``\\n``. Marks stand inside concatenated files."""
+    """Return ``text`` without byte-order marks, its lines ended by ``\\n``. (Concatenated files have inner marks.)"""
     return text.replace(BYTE_ORDER_MARK, "").replace("\r\n", "\n").replace("\r", "\n")
 
 
 @contextmanager
 def open_lines(path: Path, limit: int) -> Iterator[Iterator[str]]:
-    """Open a text that may be long, as an iterator over its lines. Line ends stay as they are.
+    """Open a text that may be long, as an iterator over its lines. Line ends are not changed.
 
     Raises:
-        InputError: as :func:`read_text`; or a line has more than ``MAX_LINE_LENGTH`` characters.
+        InputError: as for :func:`read_text`; or a line has more than ``MAX_LINE_LENGTH`` characters.
     """
     name = str(path)
     with convert_read_errors(name), path.open("rb") as file:
         stream = unpack_stream(file, name, limit)
         encoding = _encoding(stream.peek(4)[:4])  # peek() returns at least the first bytes
-        encoding = "utf-8-sig" if encoding == "utf-8" else encoding  # which drops the mark
+        encoding = "utf-8-sig" if encoding == "utf-8" else encoding  # utf-8-sig drops the mark
         with io.TextIOWrapper(stream, encoding=encoding, newline="") as text:
             yield _checked_lines(text, name)
 
@@ -224,7 +226,7 @@ def open_lines(path: Path, limit: int) -> Iterator[Iterator[str]]:
 def _checked_lines(text: TextIO, name: str) -> Iterator[str]:
     while line := text.readline(MAX_LINE_LENGTH):
         if len(line) == MAX_LINE_LENGTH:
-            raise InputError(f"{name} has a line of more than {MAX_LINE_LENGTH} characters: it is no file of puzzles")
+            raise InputError(f"{name} has a line of more than {MAX_LINE_LENGTH} characters: these are not puzzles")
         if "\0" in line:
             raise InputError(ZERO_BYTES_ERROR.format(name))
         yield line.replace(BYTE_ORDER_MARK, "")

@@ -39,7 +39,7 @@ def test_an_interrupt_outside_training_is_one_line(number, tmp_path, monkeypatch
     assert (
         capsys.readouterr()
         .err.splitlines()[-1]
-        .startswith("interrupted while evaluating; the same command with --resume")
+        .startswith("interrupted while evaluating; to continue, run the same command with --resume")
     )
 
 
@@ -60,7 +60,7 @@ def test_sigterm_saves_exits_with_143_and_the_run_goes_on(tmp_path, train):
         process.kill()
         process.wait()
     assert process.returncode == 143
-    assert err.splitlines()[-1] == f"stopped by signal 15; the same command with --resume --out {out} goes on"
+    assert err.splitlines()[-1] == f"stopped by signal 15; to continue, run the same command with --resume --out {out}"
     assert "Traceback" not in err
     assert not (out / "results.json").exists()
     done = len(rows(out))

@@ -184,7 +184,7 @@ def refused(capsys, *words):
         ("p edge 4 1\ne 1 9", "vertex beyond"),
         ("", "is empty"),
         ("\n \n", "is empty"),
-        ("\x00\x01", "holds zero bytes: not a text file"),
+        ("\x00\x01", "holds zero bytes: it is not text"),
     ],
 )
 def test_bad_puzzles_end_in_one_line(text, message, checkpoint, tmp_path, capsys):

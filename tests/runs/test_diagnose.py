@@ -191,7 +191,7 @@ def test_the_directory_of_a_run_is_not_written_into(tiny_diagnosis, tmp_path, ca
 
 def test_a_file_is_no_directory_to_write_into(tiny_diagnosis, tmp_path, capsys):
     path = write_checkpoint(tmp_path)
-    for out, message in ((path, "is, or lies in, a file"), ("", "give a directory")):
+    for out, message in ((path, "is a file, or lies in one"), ("", "give a directory")):
         try:
             code = call(program.main, ["--checkpoint", str(path), "--out", str(out)])
         except SystemExit as e:

@@ -105,9 +105,9 @@ def test_evaluation_and_solver_sample_as_the_config_says(tmp_path):
         for i, c in enumerate((plain, tempered))
     ]
     x = runs[0].solver.task.split("test").inputs
-    a, b = (sample_prior(run.averaged, x).score for run in runs)
+    a, b = (sample_prior(run.averaged_solver, x).score for run in runs)
     assert not torch.allclose(a, b)
-    assert torch.equal(sample_prior(runs[0].averaged, x, temper=tempered.temper).score, b)
+    assert torch.equal(sample_prior(runs[0].averaged_solver, x, temper=tempered.temper).score, b)
     solvers = [Solver(run.solver.config, run.solver.task, run.solver.model, run.solver.guide) for run in runs]
     assert torch.equal(solvers[1].sample(x).score, solvers[0].sample(x, temper=tempered.temper).score)
     assert torch.equal(solvers[0].sample(x).score, solvers[1].sample(x, temper=TemperConfig()).score)

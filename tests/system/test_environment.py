@@ -137,14 +137,14 @@ SETTINGS = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_
         ),
         (
             {"WORLD_SIZE": ""},
-            "the environment's WORLD_SIZE is '', which is no whole number from 1 to 1,000,000: unset it",
+            "the environment variable WORLD_SIZE is '', not a whole number from 1 to 1,000,000: unset it",
         ),
         ({"WORLD_SIZE": "1" * 5000}, "WORLD_SIZE is '11111111111111111111'"),
-        ({"MASTER_ADDR": "not..a..host"}, "MASTER_ADDR='not..a..host' is no name of a machine"),
+        ({"MASTER_ADDR": "not..a..host"}, "MASTER_ADDR='not..a..host' is not the name of a machine"),
         ({"MASTER_ADDR": "no-such-machine.invalid"}, "MASTER_ADDR='no-such-machine.invalid' cannot be found"),
         ({"WORLD_SIZE": "-1"}, "WORLD_SIZE is '-1'"),
-        ({"RANK": "2"}, "RANK=2 is none of the 2 processes"),
-        ({"MASTER_PORT": "99999"}, "MASTER_PORT=99999 is no port"),
+        ({"RANK": "2"}, "RANK=2 is too high: the 2 processes"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT=99999 is not a port"),
         ({"LOCAL_RANK": ""}, "LOCAL_RANK is ''"),
         ({"TORCHELASTIC_RESTART_COUNT": "many"}, "TORCHELASTIC_RESTART_COUNT is 'many'"),
     ],
@@ -284,7 +284,7 @@ def test_a_changed_option_is_named_when_a_run_is_resumed(tmp_path, capsys):
         assert cli(experiments.run.main, *words, "--out", out, "--resume", option) == 2
         err = error_of(capsys)
         assert message in err, err
-        assert "no run has saved" not in err
+        assert "cannot be loaded" not in err
 
 
 def test_the_join_timeout_is_between_one_and_ten_minutes():

@@ -24,7 +24,7 @@ def test_a_device_that_is_missing_or_unknown_is_refused(monkeypatch):
         pick_device("cuda")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    with pytest.raises(ConfigError, match="no device 'cuda:1' here: there is 1 of cuda"):
+    with pytest.raises(ConfigError, match="no device 'cuda:1' here: this machine has 1 of cuda"):
         pick_device("cuda:1")
 
 

@@ -266,7 +266,7 @@ def test_bytes_and_texts_may_begin_with_a_mark(solver, encoding):
         ([None], "an input is a text, not None"),
         ([], "no input: give at least one"),
         ((), "no input: give at least one"),
-        (b"\xff\xfe\x00", "an input of bytes begins as UTF-16 and is not"),
+        (b"\xff\xfe\x00", "an input of bytes begins as UTF-16 but is damaged"),
         (b"Fran\xe7ois", "an input of bytes is not UTF-8"),
         (np.zeros((1, 4, 4)), "tokens are whole numbers, not torch.float64"),
         (torch.zeros(1, 4, 4) > 0, "tokens are whole numbers, not torch.bool"),

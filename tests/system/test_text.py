@@ -35,8 +35,8 @@ def test_marks_inside_concatenated_files_are_dropped():
     ("data", "message"),
     [
         (b"ok\nFran\xe7ois", r"^x is not UTF-8 \(byte 0xE7 in line 2\): save it as UTF-8"),
-        (b"\xff\xfe\x00", "begins as UTF-16 and is not"),
-        ("GCR`v_".encode("utf-16-le"), "zero bytes: .* UTF-16 without its mark"),
+        (b"\xff\xfe\x00", "begins as UTF-16 but is damaged"),
+        ("GCR`v_".encode("utf-16-le"), "zero bytes: .* UTF-16 without a byte-order mark"),
         (gzip.compress(b"GCR`v_", mtime=0)[:-9], r"cannot read x: the \.gz is damaged or cut short"),
         (gzip.compress(b"a" * 5000, mtime=0), "x holds more than 1000 bytes"),
         (b"a" * 1001, "x holds more than 1000 bytes"),
@@ -56,7 +56,7 @@ def test_open_lines_decodes_as_read_text_does(tmp_path):
         assert list(lines) == ["A\n", "A\n"]
     for data, message in (
         (b"PK\x03\x04" + bytes(30), "a is a zip archive: unpack it"),
-        ("A\n".encode("utf-16-le"), "a holds zero bytes: .* UTF-16 without its mark"),
+        ("A\n".encode("utf-16-le"), "a holds zero bytes: .* UTF-16 without a byte-order mark"),
     ):
         path.write_bytes(data)
         with pytest.raises(InputError, match=message), open_lines(path, 1000) as lines:

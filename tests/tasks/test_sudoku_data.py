@@ -92,7 +92,10 @@ def test_a_bad_row_is_named_by_file_line_and_fault(tmp_path, row, message, monke
         (b"puzzle,clues\n", "line 1: expected a header .* found 'puzzle,clues'"),
         (b"<!DOCTYPE html>\n<html>", "line 1: expected a header .* found this is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "line 1: expected a header .* Git LFS pointer: run git lfs"),
-        ("question,answer\n".encode("utf-16-le"), "holds zero bytes: .* UTF-16 without its mark; save it as UTF-8"),
+        (
+            "question,answer\n".encode("utf-16-le"),
+            "holds zero bytes: .* UTF-16 without a byte-order mark; save it as UTF-8",
+        ),
         (b"source,question,answer,rating\n", "holds no puzzles"),
         (b"question,answer\n\xff\xfe\n", "cannot read"),
     ],

@@ -202,7 +202,7 @@ def test_heads_are_measured_on_first_versions_of_inputs(tmp_path):
     """ARC: what the heads select is measured on plain inputs, as the vote is."""
     config = small_config(task_name="arc", heads={"hidden": 16, "attention_heads": 2, "rounds": 1, "trajectories": 8})
     run = open_run(config, tmp_path / "run", resume=False, data_dir=None, device=torch.device("cpu"))
-    solver = run.averaged
+    solver = run.averaged_solver
     train_heads(solver.model, config.model, solver.task, config.heads, **config.head_settings)
     puzzles = run.solver.task.split("test")
     assert not puzzles.is_first_version.all()
