@@ -32,7 +32,7 @@ OPTIONS, VALUES = OPTION_WORDS.split(), [*VALUE_WORDS.split(), "", "9" * 30, "\0
 
 
 @st.composite
-def damaged(draw: st.DrawFn, originals: Callable[[], tuple[bytes, ...]]) -> bytes:
+def damaged_files(draw: st.DrawFn, originals: Callable[[], tuple[bytes, ...]]) -> bytes:
     """Draw one of some intact files, and damage it as files are damaged in use."""
     data = draw(st.sampled_from(originals()))
     for _ in range(draw(st.integers(0, 4))):
@@ -67,14 +67,14 @@ def damaged(draw: st.DrawFn, originals: Callable[[], tuple[bytes, ...]]) -> byte
 
 
 def damaged_texts(*originals: str) -> st.SearchStrategy[bytes]:
-    return damaged(lambda: tuple(text.encode() for text in originals))
+    return damaged_files(lambda: tuple(text.encode() for text in originals))
 
 
 @st.composite
 def command_lines(draw: st.DrawFn, *first: str) -> list[str]:
     pairs = st.tuples(st.sampled_from(OPTIONS), st.lists(st.sampled_from(VALUES), max_size=2))
-    words = [word for option, values in draw(st.lists(pairs, max_size=4)) for word in (option, *values)]
-    return [*draw(st.sampled_from(((), first))), *words]
+    arguments = [word for option, values in draw(st.lists(pairs, max_size=4)) for word in (option, *values)]
+    return [*draw(st.sampled_from(((), first))), *arguments]
 
 
 class LateError(BaseException):
@@ -88,13 +88,13 @@ def time_limit(seconds: int) -> Iterator[None]:
     def raise_late(*_: object) -> None:
         raise LateError(f"not done in {seconds} s")
 
-    previous = signal.signal(signal.SIGALRM, raise_late)
+    previous_handler = signal.signal(signal.SIGALRM, raise_late)
     signal.alarm(seconds)
     try:
         yield
     finally:
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
+        signal.signal(signal.SIGALRM, previous_handler)
 
 
 def check_reader(

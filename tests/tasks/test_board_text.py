@@ -1,4 +1,4 @@
-"""Boards as text: each layout gives the same board, and a text that is no board is refused in a sentence."""
+"""Boards as text: each layout gives the same board, and a text that is not a board is refused with one sentence."""
 
 import json
 import time
@@ -10,8 +10,8 @@ from pyro_gram.system.text import decode
 from pyro_gram.tasks.nqueens.task import NQueens, NQueensConfig
 from pyro_gram.tasks.sudoku.task import Sudoku, SudokuConfig
 
-FOUR = ".412.2..21..432."
-SIX = "1....6......2....4......3....5.6...."
+BOARD_4 = ".412.2..21..432."
+BOARD_6 = "1....6......2....4......3....5.6...."
 QUEENS = "Q......./......../....Q.../......../......../......../......../........"
 TASKS = {
     "4": Sudoku(SudokuConfig(size=4)),
@@ -30,7 +30,7 @@ def read(name, text):
     return [TASKS[name].format_input(x) for x in TASKS[name].read_inputs(text)]
 
 
-def rendered(name, board, answer=None):
+def render_text(name, board, answer=None):
     """Return the picture that solve.py prints."""
     task = TASKS[name]
     x = task.parse(board)
@@ -40,54 +40,54 @@ def rendered(name, board, answer=None):
 # ---- Sudoku ------------------------------------------------------------------------------------------------------
 
 SUDOKUS = {
-    "one line": FOUR,
-    "zeros": FOUR.replace(".", "0"),
+    "one line": BOARD_4,
+    "zeros": BOARD_4.replace(".", "0"),
     "other blanks": "*412_2--21??43x2".replace("x2", "2X"),
-    "rows": "\n".join(rows(FOUR)),
-    "rows with an empty line at the end": "\n".join(rows(FOUR)) + "\n\n",
-    "rows of dashes for blanks": "\n".join(rows(FOUR.replace(".", "-"))),
-    "cells apart": " ".join(FOUR),
-    "cells by commas": ",".join(FOUR),
-    "cells by commas, one behind": ",".join(FOUR) + ",",
+    "rows": "\n".join(rows(BOARD_4)),
+    "rows with an empty line at the end": "\n".join(rows(BOARD_4)) + "\n\n",
+    "rows of dashes for blanks": "\n".join(rows(BOARD_4.replace(".", "-"))),
+    "cells separated by spaces": " ".join(BOARD_4),
+    "cells by commas": ",".join(BOARD_4),
+    "cells by commas, and one at the end": ",".join(BOARD_4) + ",",
     "cells by commas, all blanks empty, the last too": ",4,1,2\n,2,,\n2,1,,\n4,3,2,",
     "cells by tabs, blanks empty": "\t4\t1\t2\n\t2\t\t\n2\t1\t\t\n4\t3\t2\t",
-    "rows set in by a tab": "\n".join("\t" + row for row in rows(FOUR)),
+    "rows indented by a tab": "\n".join("\t" + row for row in rows(BOARD_4)),
     "an array as numpy prints it": "[[0 4 1 2]\n [0 2 0 0]\n [2 1 0 0]\n [4 3 2 0]]",
     "rows of a list of lists without its brackets": "[0,4,1,2],\n[0,2,0,0],\n[2,1,0,0],\n[4,3,2,0]",
-    "CSV by semicolons": f"puzzle;solution\n{FOUR};3412124321344321\n",
-    "cells by commas, blanks empty": ",".join(FOUR).replace(".", ""),
-    "rows by semicolons": "\n".join(";".join(row) for row in rows(FOUR)),
-    "rows by tabs": "\n".join("\t".join(row) for row in rows(FOUR)),
-    "rows in words": " ".join(rows(FOUR)),
+    "CSV by semicolons": f"puzzle;solution\n{BOARD_4};3412124321344321\n",
+    "cells by commas, blanks empty": ",".join(BOARD_4).replace(".", ""),
+    "rows by semicolons": "\n".join(";".join(row) for row in rows(BOARD_4)),
+    "rows by tabs": "\n".join("\t".join(row) for row in rows(BOARD_4)),
+    "rows in words": " ".join(rows(BOARD_4)),
     "boxes drawn": ". 4 | 1 2\n. 2 | . .\n----+----\n2 1 | . .\n4 3 | 2 .",
     "boxes drawn without a cross": ".4|12\n.2|..\n-----\n21|..\n43|2.",
     "boxes drawn in as many dashes as a row has cells": ".412\n.2..\n----\n21..\n432.",
     "a frame": "+---+---+\n|.4 |12 |\n|.2 |.. |\n+---+---+\n|21 |.. |\n|43 |2. |\n+---+---+",
     "a frame of box characters": "│. 4│1 2│\n│. 2│. .│\n├──┼──┤\n" + "│2 1│. .│\n│4 3│2 .│",
     "a double frame": "╔═══╤═══╗\n║.4 │12 ║\n║.2 │.. ║\n╟───┼───╢\n║21 │.. ║\n║43 │2. ║\n╚═══╧═══╝",
-    "boxes apart by empty lines": "\n".join(rows(FOUR)[:2]) + "\n\n" + "\n".join(rows(FOUR)[2:]),
+    "boxes separated by empty lines": "\n".join(rows(BOARD_4)[:2]) + "\n\n" + "\n".join(rows(BOARD_4)[2:]),
     "cells in quotation marks": '"","4","1","2"\n"","2","",""\n"2","1","",""\n"4","3","2",""',
-    "our picture": rendered("4", FOUR),
-    "our picture, indented": "\n".join("    " + line for line in rendered("4", FOUR).split("\n")),
-    "our picture with an answer": rendered("4", FOUR, "3412124321344321"),
-    "JSON rows": json.dumps([[int(c) for c in row] for row in rows(FOUR.replace(".", "0"))]),
-    "JSON null": json.dumps([[None if c == "." else int(c) for c in row] for row in rows(FOUR)]),
-    "JSON texts": json.dumps(rows(FOUR)),
-    "JSON text": json.dumps([FOUR]),
-    "JSON cells": json.dumps([int(c) for c in FOUR.replace(".", "0")]),
-    "JSON object": json.dumps({"id": 3, "Puzzle": FOUR, "solution": "3412124321344321"}),
-    "JSON over lines": json.dumps([[int(c) for c in row] for row in rows(FOUR.replace(".", "0"))], indent=1),
-    "a title": "# Puzzle\n" + "\n".join(rows(FOUR)),
-    "comments before JSON": "# from a page\n" + json.dumps([FOUR]),
-    "a comment in a CSV": f"# mine\npuzzle,solution\n# easy\n{FOUR},3412124321344321\n",
-    "a header of one word": f"puzzle\n{FOUR}\n",
-    "comments": f"# easy\n{FOUR}  # 9 clues\n#end",
-    "CSV": f"puzzle,solution\n{FOUR},3412124321344321\n",
-    "CSV with more columns": f'id,quizzes,note\n7,{FOUR},"a, b"\n',
-    "CSV without header": f"{FOUR},3412124321344321",
-    "hash and rating": f"0000183b305c {FOUR}  1.2",
-    "full-width digits": FOUR.translate({ord("4"): 0xFF14, ord("2"): 0xFF12}),
-    "no-break space": FOUR + "\N{NO-BREAK SPACE}",
+    "our picture": render_text("4", BOARD_4),
+    "our picture, indented": "\n".join("    " + line for line in render_text("4", BOARD_4).split("\n")),
+    "our picture with an answer": render_text("4", BOARD_4, "3412124321344321"),
+    "JSON rows": json.dumps([[int(c) for c in row] for row in rows(BOARD_4.replace(".", "0"))]),
+    "JSON null": json.dumps([[None if c == "." else int(c) for c in row] for row in rows(BOARD_4)]),
+    "JSON texts": json.dumps(rows(BOARD_4)),
+    "JSON text": json.dumps([BOARD_4]),
+    "JSON cells": json.dumps([int(c) for c in BOARD_4.replace(".", "0")]),
+    "JSON object": json.dumps({"id": 3, "Puzzle": BOARD_4, "solution": "3412124321344321"}),
+    "JSON over lines": json.dumps([[int(c) for c in row] for row in rows(BOARD_4.replace(".", "0"))], indent=1),
+    "a title": "# Puzzle\n" + "\n".join(rows(BOARD_4)),
+    "comments before JSON": "# from a page\n" + json.dumps([BOARD_4]),
+    "a comment in a CSV": f"# mine\npuzzle,solution\n# easy\n{BOARD_4},3412124321344321\n",
+    "a header of one word": f"puzzle\n{BOARD_4}\n",
+    "comments": f"# easy\n{BOARD_4}  # 9 clues\n#end",
+    "CSV": f"puzzle,solution\n{BOARD_4},3412124321344321\n",
+    "CSV with more columns": f'id,quizzes,note\n7,{BOARD_4},"a, b"\n',
+    "CSV without header": f"{BOARD_4},3412124321344321",
+    "hash and rating": f"0000183b305c {BOARD_4}  1.2",
+    "full-width digits": BOARD_4.translate({ord("4"): 0xFF14, ord("2"): 0xFF12}),
+    "no-break space": BOARD_4 + "\N{NO-BREAK SPACE}",
 }
 
 
@@ -98,17 +98,17 @@ FILE_LAYOUTS = (  # with a header or an answer: files only, no input of Solver.s
 
 
 def test_a_sudoku_is_read_in_every_layout():
-    assert {layout: read("4", text) for layout, text in SUDOKUS.items()} == {layout: [FOUR] for layout in SUDOKUS}
+    assert {layout: read("4", text) for layout, text in SUDOKUS.items()} == {layout: [BOARD_4] for layout in SUDOKUS}
 
 
 def test_parse_accepts_every_layout_without_a_header():
     task = TASKS["4"]
     boards = {name: task.format_input(task.parse(text)) for name, text in SUDOKUS.items() if name not in FILE_LAYOUTS}
-    assert boards == dict.fromkeys(boards, FOUR)
+    assert boards == dict.fromkeys(boards, BOARD_4)
     assert len(boards) == len(SUDOKUS) - len(FILE_LAYOUTS)
 
 
-TWO_SUDOKUS = ["...1..3..4......", FOUR]
+TWO_SUDOKUS = ["...1..3..4......", BOARD_4]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ TWO_SUDOKUS = ["...1..3..4......", FOUR]
         "\n".join(TWO_SUDOKUS),
         "\n".join(row for board in TWO_SUDOKUS for row in rows(board)),
         "\n\n".join("\n".join(rows(board)) for board in TWO_SUDOKUS),
-        "\n\n".join(rendered("4", board) for board in TWO_SUDOKUS),
+        "\n\n".join(render_text("4", board) for board in TWO_SUDOKUS),
         "puzzle\n" + "\n\n".join(TWO_SUDOKUS),
         json.dumps(TWO_SUDOKUS),
         json.dumps([[list(row) for row in rows(board)] for board in TWO_SUDOKUS]),
@@ -135,14 +135,14 @@ def test_several_sudokus_in_a_file_are_each_read(text):
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 def test_boards_in_other_encodings_are_read(encoding):
-    assert read("4", decode("\r\n".join(rows(FOUR)).encode(encoding), "x")) == [FOUR]
+    assert read("4", decode("\r\n".join(rows(BOARD_4)).encode(encoding), "x")) == [BOARD_4]
     assert read("queens", decode(QUEENS.replace("Q", "♛").encode(encoding), "x")) == [QUEENS]
 
 
 def test_boxes_of_six_and_nine_are_drawn_and_read():
     sudoku_9 = "2..1.5..3.54...71..1.2.3.8.6.28.73.4.........1.53.98.6.2.7.1.6..81...24.7..4.2..1"
-    assert read("6", rendered("6", SIX)) == [SIX]
-    assert read("9", rendered("9", sudoku_9)) == [sudoku_9]
+    assert read("6", render_text("6", BOARD_6)) == [BOARD_6]
+    assert read("9", render_text("9", sudoku_9)) == [sudoku_9]
     bands = [rows(sudoku_9, 9)[i : i + 3] for i in (0, 3, 6)]
     assert read("9", "\n\n".join("\n".join(band) for band in bands)) == [sudoku_9]
     assert read("9", "#AMe\n#DA puzzle\n" + "\n".join(rows(sudoku_9, 9))) == [sudoku_9]
@@ -150,18 +150,18 @@ def test_boxes_of_six_and_nine_are_drawn_and_read():
 
 MALFORMED_SUDOKUS = [
     (" 412 2  21  432 ", "spaces in the line are irregular"),
-    ("\n".join(rows(FOUR)[:3]), "3 rows of 4 cells, and a 4x4 board has 4 rows of 4"),
-    ("\n".join([*rows(FOUR), "...."]), "5 rows of 4 cells"),
-    ("\n".join([*rows(FOUR), "", *rows(FOUR)[:3]]), "line 6: 3 rows of 4 cells"),
+    ("\n".join(rows(BOARD_4)[:3]), "3 rows of 4 cells, and a 4x4 board has 4 rows of 4"),
+    ("\n".join([*rows(BOARD_4), "...."]), "5 rows of 4 cells"),
+    ("\n".join([*rows(BOARD_4), "", *rows(BOARD_4)[:3]]), "line 6: 3 rows of 4 cells"),
     (".DAB.B..BA..DCB.", "'D' is neither a digit nor a blank"),
     ("\n".join([".412", ".2..", "21a.", "432."]), "'a'.* is neither a digit nor a blank"),
     ("412221432", "9 cells .*and a 4x4 board has 16"),
-    ("Puzzle\n" + "\n".join(rows(FOUR)), r"'P' \(row 1\) is neither a digit nor a blank"),
-    (f"{FOUR} {FOUR}", "2 boards on one line"),
+    ("Puzzle\n" + "\n".join(rows(BOARD_4)), r"'P' \(row 1\) is neither a digit nor a blank"),
+    (f"{BOARD_4} {BOARD_4}", "2 boards on one line"),
     ("." * 81, "the board is 9x9; this task has size = 4: no checkpoint here has this size; train one: python exp"),
     ("." * 36, "the board is 6x6; this task has size = 4: --checkpoint .*sudoku6.safetensors has size = 6"),
     ("\n".join(["......"] * 6), "the board is 6x6; this task has size = 4: --checkpoint"),
-    ('{"puzzle": "' + FOUR, "begins like JSON but is not JSON"),
+    ('{"puzzle": "' + BOARD_4, "begins like JSON but is not JSON"),
     ('{"a": 1}', "the JSON object has no 'question': give"),
     ("[[1, 2.5], [3, 4]]", "a list of whole numbers"),
     ("[[[[1]]]]", "a list of whole numbers"),
@@ -169,14 +169,14 @@ MALFORMED_SUDOKUS = [
     ("-412\n----\n", "2 rows of 4 cells"),
     ("12..\n34..\n----\n21..\n", "3 rows of 4 cells"),  # a line between boxes is no row
     ("1234\n3412\n----\n2143\n", "3 rows of 4 cells"),
-    (f"{FOUR}\n[Hard]\n{FOUR}", r"line 2: .*is neither a digit"),
+    (f"{BOARD_4}\n[Hard]\n{BOARD_4}", r"line 2: .*is neither a digit"),
     ("1 2 . .   . . 3 4\n3 4 . .   1 2 . .\n2 1 . .   . . . .\n4 3 . .   . . . .", "8 cells"),  # two, side by side
-    (f"{FOUR} 12345678 1234", "more on the line than a board"),
-    ('{"puzzle": "' + FOUR + '", "Puzzle": "' + FOUR + '"}', "has 'puzzle' and 'Puzzle'"),
-    (f"{FOUR} 34..12..43..", "more on the line than a board, '34..12..43..'"),
+    (f"{BOARD_4} 12345678 1234", "more on the line than a board"),
+    ('{"puzzle": "' + BOARD_4 + '", "Puzzle": "' + BOARD_4 + '"}', "has 'puzzle' and 'Puzzle'"),
+    (f"{BOARD_4} 34..12..43..", "more on the line than a board, '34..12..43..'"),
     ("." * 16 + " " + "." * 45, "more on the line than a board"),
-    (f"puzzle,solution\n{FOUR}," + "1" * 140_000, "more on the line than a board"),
-    ('{"puzzle": "' + FOUR + '", "grid": "' + FOUR + '"}', "has 'puzzle' and 'grid'"),
+    (f"puzzle,solution\n{BOARD_4}," + "1" * 140_000, "more on the line than a board"),
+    ('{"puzzle": "' + BOARD_4 + '", "grid": "' + BOARD_4 + '"}', "has 'puzzle' and 'grid'"),
 ]
 
 
@@ -193,7 +193,7 @@ def test_a_board_with_boxes_of_another_shape_is_refused_with_the_right_shape():
 
 def test_solutions_are_counted_up_to_a_limit():
     task = TASKS["4"]
-    assert task.count_solutions(task.parse(FOUR)) == 2
+    assert task.count_solutions(task.parse(BOARD_4)) == 2
     assert task.count_solutions(task.parse("." * 16)) == 288
     assert TASKS["6"].count_solutions(TASKS["6"].parse("." * 36)) is None
 
@@ -223,10 +223,10 @@ BOARDS = {
     "JSON rows": json.dumps(LINES),
     "JSON object": json.dumps({"board": QUEENS}),
     "JSON columns": "[0, -1, 4, null, null, -1, -1, -1]",
-    "cells by commas, the empty ones empty": "\n".join(",".join(row) for row in LINES).replace(".", ""),
-    "matrix, a list a line": "\n".join(str([int(c == "Q") for c in row]) for row in LINES),
-    "our picture": rendered("queens", QUEENS),
-    "our picture, indented": "\n".join("    " + line for line in rendered("queens", QUEENS).split("\n")),
+    "cells by commas, blanks are nothing": "\n".join(",".join(row) for row in LINES).replace(".", ""),
+    "a matrix, one list on each line": "\n".join(str([int(c == "Q") for c in row]) for row in LINES),
+    "our picture": render_text("queens", QUEENS),
+    "our picture, indented": "\n".join("    " + line for line in render_text("queens", QUEENS).split("\n")),
 }
 
 
@@ -238,8 +238,8 @@ def test_queens_are_read_in_every_layout():
 
 
 def test_a_full_list_of_columns_may_count_from_0_or_1():
-    full = "Q......./....Q.../.......Q/.....Q../..Q...../......Q./.Q....../...Q...."
-    assert read("queens", "[0,4,7,5,2,6,1,3]") == read("queens", "[1,5,8,6,3,7,2,4]") == [full]
+    full_board = "Q......./....Q.../.......Q/.....Q../..Q...../......Q./.Q....../...Q...."
+    assert read("queens", "[0,4,7,5,2,6,1,3]") == read("queens", "[1,5,8,6,3,7,2,4]") == [full_board]
 
 
 def test_several_boards_of_queens_are_each_read():
@@ -282,16 +282,16 @@ def test_a_malformed_board_of_queens_is_refused_with_the_reason():
 
 
 def test_json_rows_of_a_large_board_are_one_board():
-    large = NQueens(NQueensConfig(size=16))
+    large_task = NQueens(NQueensConfig(size=16))
     board = ["." * 16] * 15 + ["Q" + "." * 15]
-    (x,) = large.read_inputs(json.dumps(board))
-    assert large.format_input(x) == "/".join(board)
+    (x,) = large_task.read_inputs(json.dumps(board))
+    assert large_task.format_input(x) == "/".join(board)
 
 
 def test_fen_of_ten_rows_has_numbers_of_two_digits():
-    ten = NQueens(NQueensConfig(size=10))
-    (x,) = ten.read_inputs("10/Q9/10/10/10/10/10/10/10/10")
-    assert ten.format_input(x).split("/")[1] == "Q........."
+    task_10 = NQueens(NQueensConfig(size=10))
+    (x,) = task_10.read_inputs("10/Q9/10/10/10/10/10/10/10/10")
+    assert task_10.format_input(x).split("/")[1] == "Q........."
 
 
 @pytest.mark.parametrize("name", ["4", "queens"])
@@ -307,5 +307,5 @@ def test_completions_are_counted():
     task = TASKS["queens"]
     assert task.count_solutions(task.parse(QUEENS)) == 1
     assert task.count_solutions(task.parse("/".join(["." * 8] * 8))) == 92
-    large = NQueens(NQueensConfig(size=13))
-    assert large.count_solutions(large.parse("/".join(["." * 13] * 13))) is None
+    large_task = NQueens(NQueensConfig(size=13))
+    assert large_task.count_solutions(large_task.parse("/".join(["." * 13] * 13))) is None

@@ -79,8 +79,8 @@ def test_the_canonical_form_undoes_any_renaming_of_colors(layout):
     y = puzzles.sample_targets(torch.arange(len(puzzles)), torch.Generator().manual_seed(0))
     assert (task.canonical_form(puzzles.inputs, y) == y).all()
     for permutation in itertools.permutations(range(3)):
-        renamed = torch.tensor(permutation)[y - task._first_color] + task._first_color
-        assert (task.canonical_form(puzzles.inputs, renamed) == y).all()
+        renamed_answers = torch.tensor(permutation)[y - task._first_color] + task._first_color
+        assert (task.canonical_form(puzzles.inputs, renamed_answers) == y).all()
 
 
 def test_no_graph_of_one_split_is_isomorphic_to_one_of_another():
@@ -140,8 +140,8 @@ def test_a_batch_depends_on_its_number_only_and_an_epoch_visits_each_input_once(
     task = make()
     a = TargetStream(task, task.split("train"), 20, seed=3)
     b = TargetStream(task, task.split("train"), 20, seed=3)
-    later = b(7)
-    assert all(torch.equal(p, q) for p, q in zip(a(7), later, strict=True))
+    batch_7 = b(7)
+    assert all(torch.equal(p, q) for p, q in zip(a(7), batch_7, strict=True))
     stream = TargetStream(task, task.split("train"), 20, seed=3, augment=False)
     inputs = torch.cat([stream(i)[0] for i in range(3)]).flatten(1)
     assert len(inputs.unique(dim=0)) == 60
@@ -209,9 +209,9 @@ def test_unknown_split_is_named():
         make().split("holdout")
 
 
-def test_enumeration_of_an_empty_batch_and_of_impossible_graphs():
-    complete = torch.ones(1, 6, dtype=torch.bool)
-    solutions, counts = enumerate_colorings(complete)
+def test_a_graph_that_cannot_be_coloured_has_no_solution():
+    complete_graph = torch.ones(1, 6, dtype=torch.bool)
+    solutions, counts = enumerate_colorings(complete_graph)
     assert len(solutions) == 0
     assert counts.tolist() == [0]
 

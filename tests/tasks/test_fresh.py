@@ -26,40 +26,40 @@ def sudoku() -> Sudoku:
 @pytest.mark.parametrize("make", [coloring, sudoku])
 def test_fresh_inputs_are_right_and_follow_their_seed(make):
     task = make()
-    fresh = task.fresh_inputs(30, SEED)
-    assert len(fresh) == len(fresh.inputs) == 30
-    assert fresh.has_all_solutions
-    assert task.is_valid(fresh.inputs.repeat_interleave(fresh.num_solutions, 0), fresh.solutions).all()
-    repeated = make().fresh_inputs(30, SEED)
-    assert torch.equal(repeated.inputs, fresh.inputs)
-    assert torch.equal(repeated.solutions, fresh.solutions)
-    assert torch.equal(task.fresh_inputs(10, SEED).inputs, fresh.inputs[:10])
-    assert not torch.equal(task.fresh_inputs(30, SEED + 1).inputs, fresh.inputs)
+    fresh_set = task.fresh_inputs(30, SEED)
+    assert len(fresh_set) == len(fresh_set.inputs) == 30
+    assert fresh_set.has_all_solutions
+    assert task.is_valid(fresh_set.inputs.repeat_interleave(fresh_set.num_solutions, 0), fresh_set.solutions).all()
+    repeated_set = make().fresh_inputs(30, SEED)
+    assert torch.equal(repeated_set.inputs, fresh_set.inputs)
+    assert torch.equal(repeated_set.solutions, fresh_set.solutions)
+    assert torch.equal(task.fresh_inputs(10, SEED).inputs, fresh_set.inputs[:10])
+    assert not torch.equal(task.fresh_inputs(30, SEED + 1).inputs, fresh_set.inputs)
 
 
-def test_no_fresh_graph_is_isomorphic_to_one_of_a_split_or_to_another():
-    task = coloring()  # its data_seed is 0: with the same seed, fresh_inputs draws the graphs of the splits first
+def test_no_fresh_graph_is_isomorphic_to_a_graph_of_a_split_or_to_another_fresh_one():
+    task = coloring()  # with its data_seed as seed, fresh_inputs first draws the graphs of the splits
 
     def graphs(inputs):
         return [nx.from_numpy_array(a.numpy().astype(int)) for a in task.adjacency(inputs)]
 
-    fresh = graphs(task.fresh_inputs(30, task.config.data_seed).inputs)
-    split_inputs = [g for split in SPLITS for g in graphs(task.split(split).inputs)]
-    for i, graph in enumerate(fresh):
-        assert not any(nx.faster_could_be_isomorphic(graph, g) and nx.is_isomorphic(graph, g) for g in split_inputs)
-        assert not any(nx.faster_could_be_isomorphic(graph, g) and nx.is_isomorphic(graph, g) for g in fresh[:i])
+    fresh_graphs = graphs(task.fresh_inputs(30, task.config.data_seed).inputs)
+    split_graphs = [g for split in SPLITS for g in graphs(task.split(split).inputs)]
+    for i, graph in enumerate(fresh_graphs):
+        assert not any(nx.faster_could_be_isomorphic(graph, g) and nx.is_isomorphic(graph, g) for g in split_graphs)
+        assert not any(nx.faster_could_be_isomorphic(graph, g) and nx.is_isomorphic(graph, g) for g in fresh_graphs[:i])
 
 
-def test_no_fresh_sudoku_is_an_image_of_one_of_a_split_or_of_another():
+def test_no_fresh_sudoku_is_an_image_of_a_puzzle_of_a_split_or_of_another_fresh_one():
     task = sudoku()
-    fresh = task.fresh_inputs(3, task.config.data_seed).inputs
+    fresh_inputs = task.fresh_inputs(3, task.config.data_seed).inputs
     split_inputs = {tuple(x) for split in SPLITS for x in task.split(split).inputs.tolist()}
     generator = torch.Generator().manual_seed(0)
-    for i, x in enumerate(fresh):
+    for i, x in enumerate(fresh_inputs):
         cells, digits = random_symmetries(12_000, 4, generator)  # nearly all 3,072 of the group
         images = {tuple(row) for row in transform(x.expand(12_000, 16), cells, digits, FIRST).unique(dim=0).tolist()}
         assert not images & split_inputs
-        assert not images & {tuple(other_x) for other_x in fresh[:i].tolist()}
+        assert not images & {tuple(other_x) for other_x in fresh_inputs[:i].tolist()}
 
 
 def test_asking_for_more_fresh_inputs_than_exist_is_refused_in_a_sentence():
@@ -82,8 +82,8 @@ def test_the_first_key_of_each_new_class_is_returned():
 def test_concatenated_sets_keep_their_solutions():
     task = sudoku()
     a, b = task.split("test"), task.split("validation")
-    joined = PuzzleSet.concatenate([a, b])
-    assert len(joined) == len(a) + len(b)
-    assert torch.equal(joined.inputs[len(a)], b.inputs[0])
-    assert torch.equal(joined.solutions_of(len(a) + 3), b.solutions_of(3))
-    assert torch.equal(joined.solutions_of(5), a.solutions_of(5))
+    whole_set = PuzzleSet.concatenate([a, b])
+    assert len(whole_set) == len(a) + len(b)
+    assert torch.equal(whole_set.inputs[len(a)], b.inputs[0])
+    assert torch.equal(whole_set.solutions_of(len(a) + 3), b.solutions_of(3))
+    assert torch.equal(whole_set.solutions_of(5), a.solutions_of(5))

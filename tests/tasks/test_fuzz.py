@@ -39,7 +39,7 @@ from pyro_gram.tasks.nqueens.task import NQueens, NQueensConfig
 from pyro_gram.tasks.sudoku.data import read_csv
 from pyro_gram.tasks.sudoku.task import Sudoku, SudokuConfig
 from tests.conftest import small_config
-from tests.tasks.damaged import check_reader, command_lines, damaged, damaged_texts
+from tests.tasks.damaged import check_reader, command_lines, damaged_files, damaged_texts
 from tests.test_checkpoint import model_file, state_file, trainer_of  # noqa: F401
 
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  # when a file fails
@@ -68,11 +68,11 @@ TASKS: dict[str, Task] = {
 }
 
 
-# ---- readers, each with a check of what it has accepted ------------------------------------------------------------
+# ---- readers, each with a check of the inputs it accepts ------------------------------------------------------------
 
 
 def decode_text(data: bytes) -> str:
-    """Return the text as the user sees it. Raises InputError if it is none."""
+    """Return the text as the user sees it. Raises InputError if the data are not text."""
     with contextlib.suppress(OSError, EOFError):
         data = gzip.decompress(data)
     return decode(data, "the file")
@@ -106,11 +106,13 @@ def check_clues(task: Task, text: str, inputs: list[torch.Tensor]) -> None:
     """The digits of every board stand in the text, in this order."""
     digits = iter(c for c in text.translate({0xFF10 + d: str(d) for d in range(10)}) if c in "123456789")
     for x in inputs:
-        assert all(any(c == d for d in digits) for c in task.format_input(x) if c != "."), "clues that are not in it"
+        assert all(any(c == d for d in digits) for c in task.format_input(x) if c != "."), (
+            "a clue that is not in the text"
+        )
 
 
 def check_queens(task: Task, text: str, inputs: list[torch.Tensor]) -> None:
-    """There are no more queens than the text has letters for queens, and numbers."""
+    """The boards have no more queens than the text has letters for queens and numbers, together."""
     queens = sum(int(task.board(x).sum()) for x in inputs)
     assert queens <= sum(c in "Qq1\u265b\u2655" for c in text) + len(re.findall(r"\d+", text))
 
@@ -176,15 +178,15 @@ def read_results(folder: Path, data: bytes) -> None:
     assert read_json(path) == json.loads(decode_text(data))
 
 
-def read_run_arguments(folder: Path, words: list[str]) -> None:
-    config, _ = run.parse(words)
-    assert config.names["task"] in words or any(word.endswith(config.names["task"]) for word in words)
+def read_run_arguments(folder: Path, arguments: list[str]) -> None:
+    config, _ = run.parse(arguments)
+    assert config.names["task"] in arguments or any(word.endswith(config.names["task"]) for word in arguments)
 
 
-def read_solve_arguments(folder: Path, words: list[str]) -> None:
-    arguments = solve.make_parser().parse_args(words)
-    solve.check_arguments(arguments)
-    solve.parse_temper(arguments.temper)
+def read_solve_arguments(folder: Path, arguments: list[str]) -> None:
+    options = solve.make_parser().parse_args(arguments)
+    solve.check_arguments(options)
+    solve.parse_temper(options.temper)
 
 
 def puzzle_reader(name: str, check: Callable[..., None], *texts: str) -> tuple[Any, Any]:
@@ -222,7 +224,7 @@ READERS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Path, Any], None]]] =
         ),
         read_sudoku_csv,
     ),
-    "IDX": (damaged(lambda: (IDX_IMAGES, IDX_LABELS)), read_idx),
+    "IDX": (damaged_files(lambda: (IDX_IMAGES, IDX_LABELS)), read_idx),
     "TOML": (damaged_texts(PRESET), read_toml),
     "JSON": (damaged_texts(json.dumps({"a": [1, None, {"b": "c"}]}), "[]"), read_results),
     "run.py": (command_lines("--task", "coloring"), read_run_arguments),
@@ -265,10 +267,10 @@ def read_net_cdf(folder: Path, data: bytes) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("read", [read_checkpoint, read_state, read_net_cdf])
-def test_a_hundred_damaged_files_of_ours_are_read_or_refused(read, model_file, state_file, tmp_path, capsys):  # noqa: F811
+def test_a_hundred_damaged_files_of_this_project_are_read_or_refused(read, model_file, state_file, tmp_path, capsys):  # noqa: F811
     net_cdf = tmp_path / "intact.nc"
     inference_data.save(inference_data.from_groups({"posterior": {"a": np.zeros((1, 2))}}), net_cdf)
     data = {read_checkpoint: model_file, read_state: state_file, read_net_cdf: net_cdf}[read].read_bytes()
     folder = tmp_path / "damaged"
     folder.mkdir()
-    check_reader(damaged(lambda: (data,)), read, folder, 100, capsys)
+    check_reader(damaged_files(lambda: (data,)), read, folder, 100, capsys)

@@ -76,8 +76,8 @@ def test_a_fault_in_dimacs_is_explained_with_its_line(task):
 
 
 def test_a_file_may_hold_two_graphs_and_lines_are_counted_in_the_file(task):
-    two = dimacs() + "c and\n" + dimacs([(1, 4)], "p edge 8 1")
-    assert read_graphs(task, two) == [GRAPH, "GC????"]
+    two_graphs = dimacs() + "c and\n" + dimacs([(1, 4)], "p edge 8 1")
+    assert read_graphs(task, two_graphs) == [GRAPH, "GC????"]
     with pytest.raises(LineError, match="^line 12: the graph has 9 vertices"):
         list(task.read_inputs(dimacs() + "c and\n" + dimacs([(1, 4)], "p edge 9 1")))
 
@@ -97,8 +97,8 @@ def test_a_file_may_hold_two_graphs_and_lines_are_counted_in_the_file(task):
     ],
 )
 def test_a_line_of_graph6_or_sparse6_is_read(task, text):
-    sparse = nx.to_sparse6_bytes(nx.from_graph6_bytes(b"GCR`v_"), header=False).decode()
-    text = text if text.startswith(">>sparse6") is False and text != "sparse6" else text[:-7] + sparse
+    sparse_line = nx.to_sparse6_bytes(nx.from_graph6_bytes(b"GCR`v_"), header=False).decode()
+    text = text if text.startswith(">>sparse6") is False and text != "sparse6" else text[:-7] + sparse_line
     assert read_graphs(task, text) == ["GCR`v_"]
     assert task.format_input(task.parse(text)) == "GCR`v_"
 
@@ -119,7 +119,7 @@ OTHER_FORMATS = [
 ]
 
 
-def test_other_formats_are_refused_by_name(task):
+def test_other_formats_are_refused_with_their_names(task):
     for text, message in OTHER_FORMATS:
         with pytest.raises(InputError, match=message):
             list(task.read_inputs(text))

@@ -6,10 +6,10 @@ from pyro_gram.tasks.held_out import InputSet, replace_unless_held_out
 def test_a_set_contains_its_members_only():
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randint(0, 5, (2000, 3, 4), generator=generator).unique(dim=0)
-    members, others = inputs[::2], inputs[1::2]
+    members, other_inputs = inputs[::2], inputs[1::2]
     input_set = InputSet(members, 5)
     assert input_set.contains(members).all()
-    assert not input_set.contains(others).any()
+    assert not input_set.contains(other_inputs).any()
     assert input_set.contains(members[None, :3]).shape == (1, 3)
 
 

@@ -126,12 +126,12 @@ def test_side_14_averages_squares_before_the_threshold(folder):
     assert binarize(square, 0.5, 14)[0].nonzero().flatten().tolist() == [0]
 
 
-def test_counts_cut_the_splits_without_moving_the_others(folder):
-    full, part = make(folder), make(folder, train=7, test=4)
-    assert torch.equal(part.split("train").solutions, full.split("train").solutions[:7])
-    assert torch.equal(part.split("test").solutions, full.split("test").solutions[:4])
-    assert torch.equal(part.split("validation").solutions, full.split("validation").solutions)
-    assert torch.equal(part.labels("train"), full.labels("train")[:7])
+def test_a_count_cuts_its_split_and_leaves_the_others_alone(folder):
+    full_task, cut_task = make(folder), make(folder, train=7, test=4)
+    assert torch.equal(cut_task.split("train").solutions, full_task.split("train").solutions[:7])
+    assert torch.equal(cut_task.split("test").solutions, full_task.split("test").solutions[:4])
+    assert torch.equal(cut_task.split("validation").solutions, full_task.split("validation").solutions)
+    assert torch.equal(cut_task.labels("train"), full_task.labels("train")[:7])
 
 
 def test_the_split_is_reproducible_and_follows_its_seed(folder):
@@ -150,13 +150,13 @@ def test_training_batches_are_int64(folder):
 PLACES = [(".", "{}"), ("mnist", "{dot}"), ("MNIST/raw", "{}/{}"), ("raw", "{}/{dot}"), ("MNIST", "{dot}/{}")]
 
 
-@pytest.mark.parametrize(("inner", "name"), PLACES)
+@pytest.mark.parametrize(("subfolder", "name"), PLACES)
 def test_files_are_found_in_the_usual_places_and_through_the_environment(
-    folder, tmp_path_factory, inner, name, monkeypatch
+    folder, tmp_path_factory, subfolder, name, monkeypatch
 ):
     data = tmp_path_factory.mktemp("data")
     for path in folder.iterdir():
-        target = data / inner / name.format(*[path.name] * 2, dot=path.name.replace("-idx", ".idx"))
+        target = data / subfolder / name.format(*[path.name] * 2, dot=path.name.replace("-idx", ".idx"))
         target.parent.mkdir(parents=True, exist_ok=True)
         path.rename(target)
     monkeypatch.setenv("PYRO_GRAM_DATA", str(data))
@@ -166,7 +166,7 @@ def test_files_are_found_in_the_usual_places_and_through_the_environment(
     assert set(task.provenance()) == {IMAGES, "t10k-labels-idx1-ubyte", "t10k-images-idx3-ubyte"}
 
 
-def test_the_usual_name_comes_before_that_of_kaggle(folder):
+def test_a_file_with_the_usual_name_is_preferred_to_kaggles(folder):
     kaggle_name = folder / IMAGES.replace("-idx", ".idx")
     write_images(kaggle_name, np.zeros((7, 28, 28), np.uint8))
     assert len(make(folder).split("train").solutions) == 25
@@ -293,7 +293,7 @@ def test_a_compressed_file_must_have_the_published_contents(folder, monkeypatch)
         make(folder).split("train")
 
 
-def test_a_compressed_file_is_unpacked_no_further_than_the_published_ones(folder, monkeypatch):
+def test_no_more_bytes_are_unpacked_than_the_published_files_have(folder, monkeypatch):
     monkeypatch.setattr(mnist, "MAX_PUBLISHED_BYTES", 10_000)
     (folder / IMAGES).write_bytes(gzip.compress(bytes(10_001)))
     with pytest.raises(InputError, match="holds more than 10000 bytes"):

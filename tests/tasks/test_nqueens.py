@@ -83,8 +83,8 @@ def test_the_check_counts_attacking_pairs_and_lost_queens(layout):
     queens = squares(task.board(x))
     generator = torch.Generator().manual_seed(0)
     columns = torch.randint(6, (50, 6), generator=generator)
-    broken = task.violations(x, task.encode_answer(columns))
-    for y, count in zip(columns.tolist(), broken.tolist(), strict=True):
+    counts = task.violations(x, task.encode_answer(columns))
+    for y, count in zip(columns.tolist(), counts.tolist(), strict=True):
         pairs = sum(attacks(a, b) for a, b in itertools.combinations(enumerate(y), 2))
         assert count == pairs + sum(y[r] != c for r, c in queens)
 
@@ -95,9 +95,9 @@ def test_a_board_with_too_few_or_too_many_queens_is_wrong():
     x, y = puzzles.inputs[0], puzzles.solutions_of(0)[0]
     assert task.is_valid(x, y)
     place = int((y == 2).nonzero()[0])
-    fewer = y.clone()
-    fewer[place] = 1
-    assert task.violations(x, fewer) >= 1
+    answer_without_queen = y.clone()
+    answer_without_queen[place] = 1
+    assert task.violations(x, answer_without_queen) >= 1
     assert (task.violations(x, torch.full_like(y, 2)) > 0).all()
     assert task.violations(x, torch.zeros_like(y)) >= 6
 
@@ -110,7 +110,7 @@ def test_the_symmetries_are_a_group_of_eight():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_augmentation_keeps_pairs_right_and_never_shows_a_held_out_input(layout):
+def test_augmentation_keeps_pairs_right_and_gives_no_held_out_input(layout):
     task = make(layout, size=7)
     puzzles = task.split("train")
     generator = torch.Generator().manual_seed(0)
@@ -123,7 +123,9 @@ def test_augmentation_keeps_pairs_right_and_never_shows_a_held_out_input(layout)
         assert task.is_valid(x2, y2).all()
         is_same = (x2 == puzzles.inputs).flatten(1).all(1)
         assert torch.equal(y2[is_same & (y2 == y).all(1)], y[is_same & (y2 == y).all(1)])
-        assert 0.6 < 1 - is_same.double().mean() < 0.9  # 7 of 8 symmetries move an input, to a held-out one in 15 %
+        assert (
+            0.6 < 1 - is_same.double().mean() < 0.9
+        )  # 7 of 8 symmetries change an input; 15 % of the images are held out
         images |= {task.format_input(x) for x in x2}
     assert not images & held_out
     assert len(images) > 0.9 * (len(puzzles) - 5)

@@ -18,7 +18,7 @@ def make(size=8, **changes) -> NQueens:
 
 
 def rotate(columns: tuple[int, ...]) -> set[tuple[int, ...]]:
-    """Return the eight images of a solution, from coordinates."""
+    """Return the eight images of a solution, computed from coordinates."""
     n = len(columns)
     squares = set(enumerate(columns))
     boards = set()
@@ -45,11 +45,11 @@ def test_no_image_of_a_held_out_solution_completes_a_training_input(size, layout
 
 def test_no_test_input_is_an_image_of_a_training_input_unless_split_by_input():
     has_training_image = {}
-    for by in ("orbit", "input"):
-        task = NQueens(NQueensConfig(size=8, split_by=by))
+    for split_by in ("orbit", "input"):
+        task = NQueens(NQueensConfig(size=8, split_by=split_by))
         train = {tuple(x) for x in (task.split("train").inputs - 1).tolist()}
         test = images(task.split("test").inputs - 1)
-        has_training_image[by] = [any(tuple(i) in train for i in image.tolist()) for image in test]
+        has_training_image[split_by] = [any(tuple(i) in train for i in image.tolist()) for image in test]
     assert not any(has_training_image["orbit"])
     assert all(has_training_image["input"])
 
@@ -88,15 +88,15 @@ def test_every_completion_is_listed():
         assert puzzles.has_all_solutions
         for i in range(0, len(puzzles), 29):
             x = puzzles.inputs[i] - 1
-            fits = solutions[((x < 0) | (x == solutions)).all(1)]
-            assert {tuple(y) for y in fits.tolist()} == {tuple(y) for y in puzzles.solutions_of(i).tolist()}
+            completions_of_x = solutions[((x < 0) | (x == solutions)).all(1)]
+            assert {tuple(y) for y in completions_of_x.tolist()} == {tuple(y) for y in puzzles.solutions_of(i).tolist()}
 
 
 def test_the_validation_split_is_cut_to_its_setting_and_the_others_are_not():
-    full, cut = make(validation=10_000), make(validation=50)
-    assert len(cut.split("validation")) == 50 < len(full.split("validation"))
+    full_task, cut_task = make(validation=10_000), make(validation=50)
+    assert len(cut_task.split("validation")) == 50 < len(full_task.split("validation"))
     for split in ("train", "test"):
-        assert torch.equal(cut.split(split).inputs, full.split(split).inputs)
+        assert torch.equal(cut_task.split(split).inputs, full_task.split(split).inputs)
 
 
 def test_the_split_by_orbit_follows_its_seed():
@@ -109,8 +109,8 @@ def test_augmentation_stays_within_the_orbits_of_training():
     training_answers = answers(task, "train")
     inputs = {tuple(x) for x in task.split("train").inputs.tolist()}
     stream = TargetStream(task, task.split("train"), 64, seed=0)
-    for orbit in range(10):
-        x, y = stream(orbit)
+    for number in range(10):
+        x, y = stream(number)
         assert task.is_valid(x, y).all()
         assert {tuple(row) for row in y.tolist()} <= training_answers
         assert {tuple(row) for row in x.tolist()} <= inputs
@@ -118,7 +118,7 @@ def test_augmentation_stays_within_the_orbits_of_training():
     puzzles = task.split("train")
     y = puzzles.sample_targets(torch.arange(len(puzzles)), generator)
     image, _ = task.augment(puzzles.inputs, y, generator)
-    assert (image != puzzles.inputs).any(-1).double().mean() > 0.8  # 7 of 8 symmetries move an input
+    assert (image != puzzles.inputs).any(-1).double().mean() > 0.8  # 7 of 8 symmetries change an input
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_no_puzzle_of_one_split_is_symmetric_to_one_of_another():
         assert not forms[a] & forms[b]
 
 
-def test_puzzles_with_one_key_are_never_in_two_splits():
+def test_puzzles_with_the_same_key_are_never_in_two_splits():
     keys = np.repeat(np.arange(30), 10)
     splits = assign_splits(keys, {"test": 25, "validation": 5, "train": 200}, np.random.default_rng(0))
     assert [len(index) for index in splits.values()] == [25, 5, 200]
@@ -101,13 +101,13 @@ def test_augmentation_takes_any_leading_shape():
     task = make()
     puzzles = task.split("train")
     y = puzzles.sample_targets(torch.arange(60), torch.Generator().manual_seed(0))
-    flat = task.augment(puzzles.inputs, y, torch.Generator().manual_seed(1))
+    flat_images = task.augment(puzzles.inputs, y, torch.Generator().manual_seed(1))
     x, y = puzzles.inputs.view(3, 20, 16), y.view(3, 20, 16)
-    for wide, narrow in zip(task.augment(x, y, torch.Generator().manual_seed(1)), flat, strict=True):
-        assert torch.equal(wide.view(60, 16), narrow)
+    for image, flat_image in zip(task.augment(x, y, torch.Generator().manual_seed(1)), flat_images, strict=True):
+        assert torch.equal(image.view(60, 16), flat_image)
 
 
-def test_augmentation_never_shows_a_held_out_puzzle():
+def test_augmentation_gives_no_held_out_puzzle():
     task = Sudoku(make().config)
     x, y = task.split("test").inputs, task.split("test").solutions[task.split("test").offsets[:-1]]
     x, y = x[:1].expand(1000, -1), y[:1].expand(1000, -1)
@@ -128,8 +128,8 @@ def test_check_agrees_with_counting_by_hand(size):
     task = Sudoku(SudokuConfig(size=size, source="generated"))
     x = blank_cells(size, 5, size * 2) + 1
     noise = torch.randint(0, size + 2, (4, 5, size * size), generator=torch.Generator().manual_seed(0))
-    keep = torch.rand(noise.shape, generator=torch.Generator().manual_seed(1)) < 0.9
-    y = torch.where(keep, sample_grids(size, 5) + 1, noise)
+    is_kept = torch.rand(noise.shape, generator=torch.Generator().manual_seed(1)) < 0.9
+    y = torch.where(is_kept, sample_grids(size, 5) + 1, noise)
     violations = task.violations(x, y)
     assert violations.shape == (4, 5)
     for n, i in itertools.product(range(4), range(5)):
@@ -144,9 +144,9 @@ def test_each_kind_of_mistake_is_a_violation():
     task = make()
     x, y = task.split("test").inputs[0], task.split("test").solutions_of(0)[0]
     assert task.is_valid(x, y)
-    renamed = torch.tensor([0, 1, 3, 4, 5, 2])[y]  # a correct grid with other digits than the clues
-    assert task.violations(x, renamed) == (x > 1).sum()
-    assert task.is_valid(torch.ones_like(x), renamed)
+    renamed_grid = torch.tensor([0, 1, 3, 4, 5, 2])[y]  # a correct grid with other digits than the clues
+    assert task.violations(x, renamed_grid) == (x > 1).sum()
+    assert task.is_valid(torch.ones_like(x), renamed_grid)
     y = y.clone()
     y[5] = 1
     assert not task.is_valid(torch.ones_like(x), y)
@@ -215,10 +215,10 @@ def test_pictures_mark_conflicts_and_broken_clues(size):
     task.plot(axes[2], x, mistakes)
     assert len(axes[0].texts) == (x > 1).sum()
     assert sum(t.get_fontweight() == "bold" for t in axes[1].texts) == (x > 1).sum()
-    red = [[t.get_text() for t in a.texts if t.get_color() == MISTAKE_COLOR] for a in axes]
-    assert red[0] == red[1] == []
-    assert red[2][:2] == [str(int(grid[1]) - 1)] * 2
-    assert "?" in red[2]
+    red_texts = [[t.get_text() for t in a.texts if t.get_color() == MISTAKE_COLOR] for a in axes]
+    assert red_texts[0] == red_texts[1] == []
+    assert red_texts[2][:2] == [str(int(grid[1]) - 1)] * 2
+    assert "?" in red_texts[2]
 
 
 # ---- settings ----------------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_bad_settings_are_named():
             SudokuConfig(**settings)
 
 
-def test_puzzles_that_do_not_exist_are_an_error_and_no_endless_loop():
+def test_asking_for_puzzles_that_do_not_exist_is_an_error_not_an_endless_loop():
     with pytest.raises(ConfigError, match="too few 4x4 puzzles with 1 to 3 clues and one solution"):
         make(4, min_clues=1, max_clues=3).split("train")
     with pytest.raises(ConfigError, match="symmetric ones across splits"):

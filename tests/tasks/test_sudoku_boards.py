@@ -122,7 +122,7 @@ def test_solver_solves_the_example_of_the_data_set():
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_symmetries_keep_grids_valid_and_have_the_right_group(size):
+def test_symmetries_keep_grids_valid_and_transpose_only_square_boxes(size):
     grids = sample_grids(size, 40)
     cells, digits = random_symmetries(40, size, torch.Generator().manual_seed(0))
     assert cells.shape == (40, size * size)
@@ -133,9 +133,9 @@ def test_symmetries_keep_grids_valid_and_have_the_right_group(size):
     for image, grid, cell, digit in zip(images, grids, cells, digits, strict=True):
         assert torch.equal(image, digit[grid[cell] - 1] + 1)
     h, w = BOXES[size]
-    transposed = cells[:, 1] // size != cells[:, 0] // size
-    assert transposed.any() == (h == w)
-    assert not transposed.all()
+    is_transposed = cells[:, 1] // size != cells[:, 0] // size
+    assert is_transposed.any() == (h == w)
+    assert not is_transposed.all()
 
 
 def test_every_symmetry_of_4x4_is_drawn():
@@ -160,7 +160,7 @@ def test_invariants_agree_on_symmetric_boards_and_differ_on_nearly_all_others(si
             assert len(np.unique(keys)) > (40 if size == 4 else 58)
 
 
-def test_invariants_of_4x4_agree_within_a_class_and_differ_between_nearly_all():
+def test_invariants_of_4x4_agree_within_a_class_and_differ_between_nearly_all_classes():
     boards = blank_cells(4, 150, 6).unique(dim=0)
     keys = symmetry_invariants(boards.numpy(), 4).tolist()
     pairs = {(key, canonical_4(board)) for key, board in zip(keys, boards.tolist(), strict=True)}

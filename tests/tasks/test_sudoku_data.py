@@ -109,8 +109,8 @@ def test_a_file_that_is_no_csv_of_puzzles_is_named(tmp_path, content, message):
 
 
 def test_a_gzip_file_that_is_cut_short_is_named(tmp_path):
-    full = write(tmp_path / "b.csv.gz", random_rows(50, 0)).read_bytes()
-    (tmp_path / "b.csv.gz").write_bytes(full[: len(full) // 2])
+    whole_file = write(tmp_path / "b.csv.gz", random_rows(50, 0)).read_bytes()
+    (tmp_path / "b.csv.gz").write_bytes(whole_file[: len(whole_file) // 2])
     with pytest.raises(InputError, match="cannot read .*b.csv.gz"):
         read_csv(tmp_path / "b.csv.gz", 9)
 
@@ -140,9 +140,9 @@ def test_training_puzzles_symmetric_to_held_out_ones_are_left_out(tmp_path):
     assert train.num_solutions.tolist() == [1] * len(train)
 
 
-@pytest.mark.parametrize("compared", [7, 20_000])
-def test_one_file_for_training_and_test_shares_no_puzzle_among_splits(tmp_path, monkeypatch, compared):
-    monkeypatch.setattr(sudoku_data, "COMPARED_AT_ONCE", compared)
+@pytest.mark.parametrize("chunk", [7, 20_000])
+def test_one_file_for_training_and_test_shares_no_puzzle_among_splits(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(sudoku_data, "COMPARED_AT_ONCE", chunk)
     write(tmp_path / "one.csv", random_rows(60, 0))
     task = extreme(tmp_path, train_file="one.csv", test_file="one.csv", train=0, validation=20, test=30)
     splits = [task.split(split) for split in ("train", "validation", "test")]
@@ -184,16 +184,16 @@ def test_generated_puzzles_come_from_no_file():
     assert task.provenance() == {}
 
 
-def test_counts_of_a_file(tmp_path):
+def test_sizes_of_splits_are_cut_from_the_files_or_refused(tmp_path):
     write(tmp_path / "train.csv", random_rows(40, 0))
     write(tmp_path / "test.csv", random_rows(20, 1))
     task = extreme(tmp_path, train=10, test=7)
     assert [len(task.split(split)) for split in ("train", "validation", "test")] == [10, 5, 7]
-    full = extreme(tmp_path, train=0, test=0)
-    assert [len(full.split(split)) for split in ("train", "validation", "test")] == [35, 5, 20]
-    assert torch.equal(full.split("test").inputs[:7], task.split("test").inputs)
-    assert torch.equal(full.split("validation").inputs, task.split("validation").inputs)
-    assert torch.equal(full.split("train").inputs[:10], task.split("train").inputs)
+    full_task = extreme(tmp_path, train=0, test=0)
+    assert [len(full_task.split(split)) for split in ("train", "validation", "test")] == [35, 5, 20]
+    assert torch.equal(full_task.split("test").inputs[:7], task.split("test").inputs)
+    assert torch.equal(full_task.split("validation").inputs, task.split("validation").inputs)
+    assert torch.equal(full_task.split("train").inputs[:10], task.split("train").inputs)
     for settings, message in (
         ({"train": 36}, "train = 36, but .*train.csv holds only 35 puzzles"),
         ({"test": 21}, "test = 21, but .*test.csv holds only 20 puzzles"),
@@ -212,7 +212,7 @@ def test_files_can_be_named(tmp_path):
         extreme(tmp_path, train_file="gone.csv", test_file=path).split("test")
 
 
-def test_a_folder_without_the_files_is_an_error_and_no_folder_a_download(tmp_path, monkeypatch):
+def test_a_folder_without_the_files_is_an_error_and_without_a_folder_they_are_downloaded(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="holds neither train.csv nor sudoku-extreme-1k_train.csv.*--data-dir"):
         extreme(tmp_path).split("train")
     with pytest.raises(ConfigError, match="--data-dir .*gone' is not a directory"):

@@ -39,9 +39,9 @@ def test_a_byte_order_mark_between_joined_files_is_dropped(tmp_path):
     check_copies(read(tmp_path, b"\xef\xbb\xbf\xef\xbb\xbf" + TABLE.encode()))
 
 
-@pytest.mark.parametrize(("name", "packed"), [("a.csv", True), ("a.csv.gz", True), ("a.csv.gz", False)])
-def test_gzip_is_detected_by_the_contents(tmp_path, name, packed):
-    check_copies(read(tmp_path, gzip.compress(TABLE.encode("utf-16")) if packed else TABLE, name=name))
+@pytest.mark.parametrize(("name", "is_gzip"), [("a.csv", True), ("a.csv.gz", True), ("a.csv.gz", False)])
+def test_gzip_is_detected_by_the_contents(tmp_path, name, is_gzip):
+    check_copies(read(tmp_path, gzip.compress(TABLE.encode("utf-16")) if is_gzip else TABLE, name=name))
 
 
 @pytest.mark.parametrize(
@@ -116,12 +116,12 @@ def test_a_rating_that_is_no_number_is_named(tmp_path, rating):
 @pytest.mark.parametrize("chunk", [1, 2, 1000])
 def test_the_first_fault_is_named_by_its_line_in_the_file(tmp_path, monkeypatch, start, chunk):
     monkeypatch.setattr(sudoku_data, "ROWS_AT_ONCE", chunk)
-    intact, faulty = f"{QUESTION},{ANSWER}\n", f"{QUESTION},{ANSWER[:-1]}9\n"
+    intact_row, faulty_row = f"{QUESTION},{ANSWER}\n", f"{QUESTION},{ANSWER[:-1]}9\n"
     line = start.count("\n") + 4
     with pytest.raises(InputError, match=f"a.csv, line {line}: the answer repeats a digit"):
-        read(tmp_path, f"{start}{intact}{intact}\n{faulty}{intact}short,row\n")
+        read(tmp_path, f"{start}{intact_row}{intact_row}\n{faulty_row}{intact_row}short,row\n")
     with pytest.raises(InputError, match=f"a.csv, line {line}: 3 fields, but the (header|first row) has 2"):
-        read(tmp_path, f"{start}{intact}{intact}\n{intact[:-1]},3\n{faulty}")
+        read(tmp_path, f"{start}{intact_row}{intact_row}\n{intact_row[:-1]},3\n{faulty_row}")
 
 
 def test_a_character_of_another_alphabet_is_no_blank(tmp_path):

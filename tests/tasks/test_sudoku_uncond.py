@@ -79,11 +79,11 @@ def test_augmented_boards_are_valid_and_new(size):
     assert x is None
     assert task.is_valid(None, image).all()
     assert (image != y).any(1).float().mean() > 0.9
-    _, wide = task.augment(None, y.view(3, 20, -1), torch.Generator().manual_seed(0))
-    assert torch.equal(wide.reshape(60, -1), image)
+    _, shaped_image = task.augment(None, y.view(3, 20, -1), torch.Generator().manual_seed(0))
+    assert torch.equal(shaped_image.reshape(60, -1), image)
 
 
-def test_augmentation_never_shows_a_held_out_board():
+def test_augmentation_gives_no_held_out_board():
     task = make(6)
     y = task.split("train").solutions
     _, images = task.augment(None, y, torch.Generator().manual_seed(0))
@@ -94,7 +94,7 @@ def test_augmentation_never_shows_a_held_out_board():
     assert torch.equal(new_images[100:], images[100:])
 
 
-def test_augmentation_of_4x4_shows_training_boards_only():
+def test_augmentation_of_4x4_gives_training_boards_only():
     task = make(4, count=100)
     y = task.split("train").solutions
     _, images = task.augment(None, y.repeat(50, 1), torch.Generator().manual_seed(0))
@@ -130,7 +130,7 @@ def test_violations_count_missing_digits(size):
 # ---- metrics -----------------------------------------------------------------------------------------------------
 
 
-def test_perfect_samples_of_4x4_are_as_far_from_uniform_as_a_perfect_sampler():
+def test_independent_samples_of_4x4_have_the_total_variation_of_a_perfect_sampler():
     task = make(4)
     samples = random_grids(4, 5000, torch.Generator().manual_seed(0))[:, None] - 1
     extra = task.extra_metrics(task.split("test"), samples)
@@ -145,9 +145,9 @@ def test_perfect_samples_of_4x4_are_as_far_from_uniform_as_a_perfect_sampler():
 
 def test_a_sampler_of_half_of_the_grids_has_total_variation_one_half():
     task = make(4)
-    half = (all_grids_4()[:144] - 1).repeat(10, 1)
+    right_boards = (all_grids_4()[:144] - 1).repeat(10, 1)
     wrong_boards = torch.zeros(480, 16, dtype=torch.long)
-    samples = torch.cat((half, wrong_boards))[:, None]
+    samples = torch.cat((right_boards, wrong_boards))[:, None]
     extra = task.extra_metrics(task.split("test"), samples)
     assert extra["validity"] == 0.75
     assert extra["grids_found"] == 144

@@ -50,12 +50,12 @@ def attempts(task, count=16):
     for i in range(count):
         x, y = pair(task, i % 4)
         noise = torch.randint(task.spec.output_classes, y.shape, generator=generator)
-        changed = torch.rand(y.shape, generator=generator) < (0.0, 1 / len(y), 0.3, 1.0)[i // 4 % 4]
-        yield x, torch.where(changed, noise, y)
+        is_changed = torch.rand(y.shape, generator=generator) < (0.0, 1 / len(y), 0.3, 1.0)[i // 4 % 4]
+        yield x, torch.where(is_changed, noise, y)
 
 
 def answer_text(task, rendering: str) -> str:
-    """Read the answer off the characters of a rendering, in the form of ``format_solution``."""
+    """Return the answer that the characters of a rendering show, in the form of ``format_solution``."""
     lines = rendering.replace("!", " ").splitlines()
     match type(task).__name__:
         case "Coloring":
@@ -70,8 +70,8 @@ def answer_text(task, rendering: str) -> str:
             start = (len(lines[0]) + len("  ->  ")) // 2 if task.spec.has_input else 0
             return re.sub(r"[^\d?]", "", "".join(line[start:] for line in lines))
         case "Arc":
-            at = next(line.index("->") for line in lines if "->" in line) + len("->  ")
-            rows = [line[at:].split() for line in lines if line[at:].strip()]
+            answer_start = next(line.index("->") for line in lines if "->" in line) + len("->  ")
+            rows = [line[answer_start:].split() for line in lines if line[answer_start:].strip()]
             if rows == [["no", "grid"]]:
                 return "?"
             return json.dumps([[int(cell) for cell in row] for row in rows], separators=(",", ":"))
@@ -102,10 +102,10 @@ def test_exactly_the_wrong_answers_are_marked(case):
     task = make_task_of(case)
     validities = set()
     for x, y in attempts(task):
-        valid = bool(task.is_valid(x, y))
-        assert ("!" in task.render(x, y)) == (not valid)
+        is_valid = bool(task.is_valid(x, y))
+        assert ("!" in task.render(x, y)) == (not is_valid)
         assert "!" not in task.render(x)
-        validities.add(valid)
+        validities.add(is_valid)
     assert validities == ({True, False} if task.is_checkable else {True})
 
 
@@ -192,11 +192,11 @@ def test_a_row_without_a_queen_has_a_remark():
     task = make_task_of("nqueens as in the paper")
     x, y = pair(task)
     y = y.clone().view(task.n, task.n)
-    empty = int((~task.board(x).any(-1)).nonzero()[0])
-    y[empty] = 1
+    empty_row = int((~task.board(x).any(-1)).nonzero()[0])
+    y[empty_row] = 1
     lines = task.render(x, y.flatten()).splitlines()
-    assert [r for r, line in enumerate(lines) if "!" in line] == [empty]
-    assert lines[empty].endswith("no queen!")
+    assert [r for r, line in enumerate(lines) if "!" in line] == [empty_row]
+    assert lines[empty_row].endswith("no queen!")
 
 
 def test_sudoku_marks_repeated_digits_lost_clues_and_tokens_without_a_digit():
@@ -214,22 +214,22 @@ def test_sudoku_marks_repeated_digits_lost_clues_and_tokens_without_a_digit():
     assert answer(1, 0)[0] == "1 ?!| 4 3 "
     assert answer(1, 1) == ["1!1!| 4 3 ", "3 4 | 1 2 ", "----+-----", "2 1!| 3 4 ", "4 3 | 2 1 "]
     assert answer(0, 0)[0] == "?!2 | 4 3 "
-    swapped = torch.tensor(answer_tokens)
-    swapped = torch.where(
-        swapped == 2,
+    swapped_tokens = torch.tensor(answer_tokens)
+    swapped_tokens = torch.where(
+        swapped_tokens == 2,
         4,
-        torch.where(swapped == 4, 2, swapped),
+        torch.where(swapped_tokens == 4, 2, swapped_tokens),
         # a correct grid with other digits than the clues 1 and 3
     )
-    assert task.violations(x, swapped) == task.render(x, swapped).count("!") == 2
+    assert task.violations(x, swapped_tokens) == task.render(x, swapped_tokens).count("!") == 2
 
 
 def test_clues_are_bold_and_other_digits_are_not():
     task = make_task_of("sudoku")
     x, y = pair(task)
     styles = re.findall(r"(\x1b\[[\d;]*m)?([\d.])(?:\x1b\[0m)? ", task.render(x, y, colour=True))
-    bold = sum(style == "\x1b[1m" and digit != "." for style, digit in styles)
-    assert bold == 2 * int((x > 1).sum())  # in the board of the clues, and in that of the answer
+    num_bold = sum(style == "\x1b[1m" and digit != "." for style, digit in styles)
+    assert num_bold == 2 * int((x > 1).sum())  # in the board of the clues, and in that of the answer
     assert len(styles) == 2 * len(x)
 
 
@@ -245,8 +245,8 @@ def test_arc_marks_the_cells_that_differ():
 
 
 def test_large_grids_are_rendered_below_each_other():
-    tall = "\n".join(["1 " * 30] * 3)
-    assert join_blocks(tall, tall, separator=" -> ") == f"{tall}\n\n{tall}"
+    wide_block = "\n".join(["1 " * 30] * 3)
+    assert join_blocks(wide_block, wide_block, separator=" -> ") == f"{wide_block}\n\n{wide_block}"
     assert join_blocks("ab\nc", "\x1b[1md\x1b[0m", separator=" > ") == "ab > \x1b[1md\x1b[0m\nc     "
 
 
