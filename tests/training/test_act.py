@@ -31,7 +31,7 @@ class Model:
 
 
 def test_a_new_pair_replaces_a_finished_trajectory_and_no_other():
-    torch.manual_seed(1)  # nobody explores
+    torch.manual_seed(1)  # a seed at which no trajectory explores
     x, y = torch.arange(3)[:, None], torch.arange(3)[:, None]
     carry = Carry.start(x, y)
     assert carry.steps.dtype == torch.long
@@ -70,12 +70,12 @@ def test_an_exploring_trajectory_makes_a_uniform_number_of_steps(monkeypatch):
     assert start(n).advance(terms([True] * n), max_steps=1).finished.all()
 
 
-def test_each_update_of_a_run_is_one_batch_and_goes_on_from_the_last():
+def test_a_batch_is_one_update_from_the_state_of_the_last():
     trainer = make_trainer(build_small(model_name="trm"), batches=6, supervision_steps=2)
     reports = list(train_batches(trainer))
     assert len(reports) == trainer.optimizer.num_updates == 6
     assert trainer.carry.steps.max() <= 2
-    # With two steps at the most and heads that start by never halting, every other batch is a new one.
+    # With two steps at the most, and heads that never halt at first, every second batch is new.
     assert torch.equal(trainer.carry.x, trainer.batches(4)[0])
 
 
@@ -86,11 +86,11 @@ def test_a_model_that_never_halts_is_refused():
         make_trainer(build_small(model_name="trm"), act=True, on_policy_depth=4)
 
 
-def test_a_state_dict_comes_back():
+def test_a_carry_is_rebuilt_from_its_state_dict():
     carry = Carry.start(torch.ones(5, 2), torch.zeros(5, 1)).advance(terms([False] * 5), max_steps=4)
     tensors = carry.state_dict()
-    again = Carry.from_state_dict(tensors).shard(SINGLE_PROCESS, torch.device("cpu")).all_gather(SINGLE_PROCESS)
-    assert again.state_dict().keys() == tensors.keys() == {"x", "y", "steps", "finished", "h", "l"}
-    assert all(torch.equal(tensors[name], tensor) for name, tensor in again.state_dict().items())
+    loaded_carry = Carry.from_state_dict(tensors).shard(SINGLE_PROCESS, torch.device("cpu")).all_gather(SINGLE_PROCESS)
+    assert loaded_carry.state_dict().keys() == tensors.keys() == {"x", "y", "steps", "finished", "h", "l"}
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in loaded_carry.state_dict().items())
     with pytest.raises(KeyError, match="steps"):
         Carry.from_state_dict({name: tensor for name, tensor in tensors.items() if name != "steps"})

@@ -1,4 +1,4 @@
-"""The weight of the KL, batch by batch, by hand."""
+"""The weight of the KL, computed by hand for each batch."""
 
 import pytest
 
@@ -30,12 +30,12 @@ def test_a_running_mean_at_the_target_is_not_under_it():
 
 
 def test_beta_is_constant_without_a_target_and_never_less_than_its_start():
-    constant = BetaController(BetaConfig(start=3.0, target=0.0))
-    constant.update(0.0)
-    assert (constant.value, constant.mean) == (3.0, 0.0)
-    least = BetaController(BetaConfig(start=30.0, target=0.3, max=20.0))
-    least.update(0.0)
-    assert least.value == 30.0
+    constant_beta = BetaController(BetaConfig(start=3.0, target=0.0))
+    constant_beta.update(0.0)
+    assert (constant_beta.value, constant_beta.mean) == (3.0, 0.0)
+    large_beta = BetaController(BetaConfig(start=30.0, target=0.3, max=20.0))
+    large_beta.update(0.0)
+    assert large_beta.value == 30.0
     assert BetaController(BetaConfig()).value == 1.0
 
 
@@ -54,18 +54,18 @@ def test_in_the_silent_part_beta_is_the_greatest_and_reconstructions_do_not_coun
     assert not BetaController(BetaConfig()).is_silent
 
 
-def test_a_state_dict_comes_back():
+def test_beta_is_restored_from_its_state_dict():
     config = BetaConfig(start=0.5, target=1.0)
-    beta, again = BetaController(config), BetaController(config)
+    beta, loaded_beta = BetaController(config), BetaController(config)
     beta.update(0.2)
     beta.update(0.4)
-    again.load_state_dict(beta.state_dict())
-    assert (again.value, again.mean) == (beta.value, beta.mean) != (0.5, None)
+    loaded_beta.load_state_dict(beta.state_dict())
+    assert (loaded_beta.value, loaded_beta.mean) == (beta.value, beta.mean) != (0.5, None)
     with pytest.raises(ValueError, match="nan"):
-        again.load_state_dict({"value": float("nan"), "mean": None})
-    again.update(0.1)
+        loaded_beta.load_state_dict({"value": float("nan"), "mean": None})
+    loaded_beta.update(0.1)
     beta.update(0.1)
-    assert (again.value, again.mean) == (beta.value, beta.mean)
+    assert (loaded_beta.value, loaded_beta.mean) == (beta.value, beta.mean)
 
 
 def test_a_silencing_beta_below_the_start_is_refused():

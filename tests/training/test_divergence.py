@@ -15,23 +15,23 @@ def test_the_usual_loss_is_a_running_mean_of_absolute_losses():
     assert divergence.usual_loss == 2.0
     divergence.check(replace(RECORD, loss=-12.0))
     assert divergence.usual_loss == pytest.approx(0.98 * 2 + 0.02 * 12)
-    again = DivergenceCheck()
-    again.load_state_dict(divergence.state_dict())
-    assert again.usual_loss == divergence.usual_loss
+    loaded_check = DivergenceCheck()
+    loaded_check.load_state_dict(divergence.state_dict())
+    assert loaded_check.usual_loss == divergence.usual_loss
     with pytest.raises(ValueError, match="nan"):
-        again.load_state_dict({"usual_loss": float("nan")})
+        loaded_check.load_state_dict({"usual_loss": float("nan")})
 
 
-@pytest.mark.parametrize(("usual", "limit"), [(0.001, 1000.0), (5.0, 5000.0)])
-def test_a_thousand_times_the_usual_and_at_least_a_thousand_nats_is_an_explosion(usual, limit):
+@pytest.mark.parametrize(("usual_loss", "limit"), [(0.001, 1000.0), (5.0, 5000.0)])
+def test_a_thousand_times_the_usual_and_at_least_a_thousand_nats_is_an_explosion(usual_loss, limit):
     for loss, is_refused in ((limit * 0.999, False), (limit * 1.001, True), (-limit * 1.001, True)):
         divergence = DivergenceCheck()
-        divergence.check(replace(RECORD, loss=1e9))  # the first is usual, whatever it is
-        divergence.usual_loss = usual
+        divergence.check(replace(RECORD, loss=1e9))  # the first loss is accepted, whatever it is
+        divergence.usual_loss = usual_loss
         if is_refused:
             with pytest.raises(DivergedError, match="exploded"):
                 divergence.check(replace(RECORD, loss=loss))
-            assert divergence.usual_loss == usual
+            assert divergence.usual_loss == usual_loss
         else:
             divergence.check(replace(RECORD, loss=loss))
 

@@ -30,21 +30,25 @@ def attach(case):
 
 
 def build_case_with_heads(**changes):
-    """A small case whose model has heads, moved from where they start."""
+    """Return a small case whose model has heads with perturbed weights."""
     case = build_case(**changes)
     attach(case)
     perturb_(case.solver.model.heads, 0.3)
     return case
 
 
-def test_the_heads_are_sites_where_the_program_answers_and_only_there():
+def test_the_heads_are_sites_only_if_no_answer_is_given():
     case = build_case_with_heads()
     model = case.solver.model
-    free = pyro.poutine.trace(model).get_trace(case.x)
-    with_answer = pyro.poutine.trace(model).get_trace(case.x, case.y)
-    assert {"halt", "value"} <= set(free.nodes)
-    assert free.nodes["halt"]["fn"].batch_shape == free.nodes["value"]["fn"].batch_shape == (5,)
-    assert not {"halt", "value"} & set(with_answer.nodes)
+    trace_without_answer = pyro.poutine.trace(model).get_trace(case.x)
+    trace_with_answer = pyro.poutine.trace(model).get_trace(case.x, case.y)
+    assert {"halt", "value"} <= set(trace_without_answer.nodes)
+    assert (
+        trace_without_answer.nodes["halt"]["fn"].batch_shape
+        == trace_without_answer.nodes["value"]["fn"].batch_shape
+        == (5,)
+    )
+    assert not {"halt", "value"} & set(trace_with_answer.nodes)
 
 
 def test_predictive_draws_the_sites_of_the_heads():
@@ -55,7 +59,7 @@ def test_predictive_draws_the_sites_of_the_heads():
 
 
 @pytest.mark.parametrize("elbo", [BalancedELBO(), Trace_ELBO(), TraceMeanField_ELBO(), RenyiELBO(0.0, num_particles=3)])
-def test_no_elbo_knows_of_the_heads(elbo):
+def test_heads_change_no_elbo(elbo):
     case = build_case()
     model, guide = case.solver.model, case.solver.guide
 
@@ -63,9 +67,9 @@ def test_no_elbo_knows_of_the_heads(elbo):
         pyro.set_rng_seed(1)
         return float(elbo.loss(model, guide, case.x, case.y, steps=2))
 
-    before = loss()
+    loss_without_heads = loss()
     attach(case)
-    assert loss() == pytest.approx(before, rel=1e-6)
+    assert loss() == pytest.approx(loss_without_heads, rel=1e-6)
 
 
 def test_no_gradient_leaves_the_heads_for_the_core():
@@ -73,21 +77,23 @@ def test_no_gradient_leaves_the_heads_for_the_core():
     model = case.solver.model
     trace = pyro.poutine.trace(model).get_trace(case.x)
     (trace.nodes["halt"]["fn"].logits.sum() + trace.nodes["value"]["fn"].mean.sum()).backward()
-    touched = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert touched
-    assert all(name.startswith("heads.") for name in touched)
+    names_with_gradient = {
+        name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
+    }
+    assert names_with_gradient
+    assert all(name.startswith("heads.") for name in names_with_gradient)
 
 
-def test_no_steps_decode_a_state_as_it_is():
+def test_zero_steps_decode_the_given_state():
     case = build_case_with_heads()
     model = case.solver.model
-    end = pyro.poutine.trace(model).get_trace(case.x, steps=3)
-    state = (end.nodes["h"]["value"], end.nodes["l"]["value"])
-    again = pyro.poutine.trace(model).get_trace(
+    trace = pyro.poutine.trace(model).get_trace(case.x, steps=3)
+    state = (trace.nodes["h"]["value"], trace.nodes["l"]["value"])
+    later_trace = pyro.poutine.trace(model).get_trace(
         case.x, None, type(model.initial_state(model.encode(case.x)))(*state), steps=0
     )
-    torch.testing.assert_close(again.nodes["halt"]["fn"].logits, end.nodes["halt"]["fn"].logits)
-    assert not [name for name in again.nodes if name.startswith("eps_")]
+    torch.testing.assert_close(later_trace.nodes["halt"]["fn"].logits, trace.nodes["halt"]["fn"].logits)
+    assert not [name for name in later_trace.nodes if name.startswith("eps_")]
 
 
 def check_first(x, tokens):
@@ -95,15 +101,15 @@ def check_first(x, tokens):
     return tokens[..., 0] == 0
 
 
-def test_states_are_those_of_the_prior_and_say_what_became_of_them():
+def test_states_are_those_of_the_prior_with_the_check_of_their_answers():
     case = build_case_with_heads()
     model = case.solver.model
     states = sample_states(model, case.x, check_first, depth=EARLY_STEPS, seed=3)
     samples = rollout(model, case.x, num_samples=1, depth=EARLY_STEPS, seed=3, history=True)
     assert len(states.x) == EARLY_STEPS * len(case.x)
-    right = check_first(case.x, samples.history[:, 0])  # [depth, B]
-    assert torch.equal(states.is_right.view(EARLY_STEPS, -1), right)
-    assert torch.equal(states.is_end_right.view(EARLY_STEPS, -1), right[-1].expand(EARLY_STEPS, -1))
+    is_right = check_first(case.x, samples.history[:, 0])  # [depth, B]
+    assert torch.equal(states.is_right.view(EARLY_STEPS, -1), is_right)
+    assert torch.equal(states.is_end_right.view(EARLY_STEPS, -1), is_right[-1].expand(EARLY_STEPS, -1))
     assert torch.equal(states.x.view(EARLY_STEPS, *case.x.shape)[1], case.x)
 
 
@@ -123,9 +129,9 @@ def test_the_check_runs_on_the_cpu():
 def test_a_share_of_late_steps_is_sampled_and_no_random_state_changes():
     case = build_case_with_heads()
     x = case.x.repeat(40, 1, 1)
-    before = torch.get_rng_state()
+    random_state = torch.get_rng_state()
     states = sample_states(case.solver.model, x, check_first, depth=2 * EARLY_STEPS, seed=3)
-    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(random_state, torch.get_rng_state())
     expected = len(x) * (EARLY_STEPS + sum(EARLY_STEPS / s for s in range(EARLY_STEPS + 1, 2 * EARLY_STEPS + 1)))
     assert len(states.x) == pytest.approx(expected, rel=0.1)
 
@@ -134,16 +140,16 @@ def test_training_changes_only_the_heads_and_they_learn_the_check():
     case = build_case_with_heads()
     model = case.solver.model
     x = case.x.repeat(40, 1, 1)
-    wide = TemperConfig(scale=30.0, transitions=100)  # so that answers differ
+    wide_temper = TemperConfig(scale=30.0, transitions=100)  # so that answers differ
     core = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("heads.")}
     heads = {k: v.clone() for k, v in model.heads.state_dict().items()}
     config = HeadsConfig(hidden=16, attention_heads=2, layers=1, rounds=25, lr=1e-2)
-    losses = list(fit_heads(model, lambda _: x, check_first, config, depth=4, temper=wide))
+    losses = list(fit_heads(model, lambda _: x, check_first, config, depth=4, temper=wide_temper))
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in core.items())
     assert any(not torch.equal(v, model.heads.state_dict()[k]) for k, v in heads.items())
     assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith("heads."))
     assert losses[-1] < losses[0]
-    states = sample_states(model, x, check_first, depth=4, seed=99, temper=wide)
+    states = sample_states(model, x, check_first, depth=4, seed=99, temper=wide_temper)
     assert 0.1 < states.is_right.double().mean() < 0.9
     with torch.no_grad():
         trace = pyro.poutine.trace(model).get_trace(states.x, None, states.state, steps=0)
@@ -178,13 +184,13 @@ def test_heads_are_the_same_under_the_same_seed():
         ({}, {"hidden": 10}, "multiple of 2 \\* heads.attention_heads = 8"),
     ],
 )
-def test_heads_that_cannot_be_are_refused(changes, settings, message):
+def test_impossible_heads_are_refused(changes, settings, message):
     solver = build_case(**changes).solver
     with pytest.raises(ConfigError, match=message):
         check_heads(solver.model, solver.task, HeadsConfig(**{"hidden": 16, **settings}))
 
 
-def test_a_program_without_a_place_for_heads_is_named():
+def test_an_error_names_a_program_without_a_place_for_heads():
     solver = build_case().solver
     with pytest.raises(ConfigError, match="Linear has no attribute 'heads'"):
         check_heads(torch.nn.Linear(1, 1), solver.task, HEADS)
@@ -199,7 +205,7 @@ def test_impossible_settings_are_refused(settings):
 
 
 def test_heads_are_measured_on_first_versions_of_inputs(tmp_path):
-    """ARC: what the heads select is measured on plain inputs, as the vote is."""
+    """On ARC, selection by the heads is measured on plain inputs, like the vote."""
     config = small_config(task_name="arc", heads={"hidden": 16, "attention_heads": 2, "rounds": 1, "trajectories": 8})
     run = open_run(config, tmp_path / "run", resume=False, data_dir=None, device=torch.device("cpu"))
     solver = run.averaged_solver

@@ -25,7 +25,7 @@ def make_trainer(solver, **train):
     return Trainer(solver.model, solver.guide, stream, config, OptimConfig(lr=1e-3, warmup=1), BetaConfig())
 
 
-def test_targets_are_drawn_by_their_likelihood_and_only_where_there_is_one():
+def test_targets_are_drawn_by_likelihood_from_the_solutions_of_each_input():
     logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [3.0, 0.0]]]).log_softmax(-1)  # [B = 2, L = 2, C = 2]
     solutions = torch.tensor([[[0, 0], [1, 1]], [[1, 1], [0, 0]], [[0, 1], [0, 1]]])  # [K = 3, B, L]
     mask = torch.tensor([[True, True], [True, False], [False, True]])
@@ -40,7 +40,7 @@ def test_targets_are_drawn_by_their_likelihood_and_only_where_there_is_one():
             assert share == pytest.approx(p[k, b].item(), abs=0.05)
 
 
-def test_the_state_is_that_of_a_roll_out_and_has_no_gradient():
+def test_the_state_is_that_of_a_rollout_and_has_no_gradient():
     case = build_case()
     model = case.solver.model
     torch.manual_seed(7)
@@ -55,13 +55,13 @@ def test_candidates_are_pure_and_hold_every_solution():
     task = build_small().task
     puzzles = task.split("train")
     stream = TargetStream(task, puzzles, 32, seed=1)
-    one, two = stream.candidates(5), stream.candidates(5)
-    assert torch.equal(one.x, two.x)
-    assert not torch.equal(one.x, stream.candidates(6).x)
-    assert (one.mask.sum(0) > 1).any()
-    for b in range(len(one.x)):
-        (at,) = (puzzles.inputs == one.x[b]).flatten(1).all(1).nonzero()[0].tolist()
-        assert torch.equal(one.solutions[one.mask[:, b], b], puzzles.solutions_of(at))
+    candidates, same_candidates = stream.candidates(5), stream.candidates(5)
+    assert torch.equal(candidates.x, same_candidates.x)
+    assert not torch.equal(candidates.x, stream.candidates(6).x)
+    assert (candidates.mask.sum(0) > 1).any()
+    for b in range(len(candidates.x)):
+        (index,) = (puzzles.inputs == candidates.x[b]).flatten(1).all(1).nonzero()[0].tolist()
+        assert torch.equal(candidates.solutions[candidates.mask[:, b], b], puzzles.solutions_of(index))
 
 
 def test_without_a_likelihood_targets_are_uniform():
@@ -73,13 +73,13 @@ def test_without_a_likelihood_targets_are_uniform():
         assert (targets == solutions[k, 0]).all(-1).double().mean().item() == pytest.approx(1 / 3, abs=0.05)
 
 
-def test_no_steps_further_is_where_the_trajectories_are():
+def test_zero_steps_return_the_given_state():
     case = build_case()
     model = case.solver.model
-    one = prior_end(model, case.x, 2)
-    same = prior_end(model, case.x, 0, one.state)
-    assert torch.equal(same.state.h, one.state.h)
-    assert torch.equal(same.likelihood.base_dist.logits, one.likelihood.base_dist.logits)
+    end = prior_end(model, case.x, 2)
+    same_end = prior_end(model, case.x, 0, end.state)
+    assert torch.equal(same_end.state.h, end.state.h)
+    assert torch.equal(same_end.likelihood.base_dist.logits, end.likelihood.base_dist.logits)
 
 
 def test_a_batch_of_the_on_policy_part_makes_more_updates_at_the_rate_of_its_last_step():
@@ -125,16 +125,16 @@ def test_on_policy_updates_follow_the_prior_from_every_depth_towards_solutions_o
     assert set(depths) == {0, 1, 2}
     assert len(calls) == 2 * len(depths) == 24
     for batch, depth in enumerate(depths):
-        (x, y, state), (_, later, carried) = calls[2 * batch : 2 * batch + 2]
+        (x, y, state), (_, later_y, later_state) = calls[2 * batch : 2 * batch + 2]
         start = trainer.model.initial_state(trainer.model.encode(x))
         assert torch.equal(state.h, start.h) == (depth == 0)
-        assert not torch.equal(carried.h, state.h)
+        assert not torch.equal(later_state.h, state.h)
         assert trainer.batches.task.is_valid(x, y).all()
-        assert trainer.batches.task.is_valid(x, later).all()
+        assert trainer.batches.task.is_valid(x, later_y).all()
         assert not torch.equal(x, trainer.batches(batch)[0])
 
 
-def test_no_inference_network_takes_part():
+def test_on_policy_updates_do_not_train_the_guide():
     trainer = make_trainer(build_small(), batches=9, on_policy_depth=2, on_policy_updates=2)
     trainer.supervise_on_policy()
     assert not trainer.elbo.terms.kl.any()
@@ -156,7 +156,7 @@ def test_only_updates_under_the_guide_are_reported_and_move_beta():
     assert trainer.beta.mean == report.reconstruction
 
 
-def test_where_the_clock_ends_the_run_it_begins_after_its_share_of_the_minutes():
+def test_if_the_clock_ends_the_run_on_policy_training_begins_after_its_share_of_the_minutes():
     trainer = make_trainer(
         build_small(),
         batches=0,
@@ -168,16 +168,16 @@ def test_where_the_clock_ends_the_run_it_begins_after_its_share_of_the_minutes()
     )
     updates = []
     for share in (0.1, 0.6):
-        trainer.elapsed, before = share * 60, trainer.optimizer.num_updates
+        trainer.elapsed, num_updates = share * 60, trainer.optimizer.num_updates
         trainer.train_batch(*trainer.batches(0))
-        updates.append(trainer.optimizer.num_updates - before)
+        updates.append(trainer.optimizer.num_updates - num_updates)
     assert updates == [1, 2]
 
 
 @pytest.mark.slow
 def test_on_policy_training_makes_trajectories_end_right_more_often_than_those_trained_under_the_guide():
-    """At equal updates, from the same model."""
-    right = {}
+    """Both trainings make as many updates, from the same model."""
+    accuracy = {}
     for is_on_policy in (True, False):
         pyro.set_rng_seed(0)
         trainer = make_trainer(build_small(), batches=400, supervision_steps=2, on_policy_depth=4, on_policy_updates=2)
@@ -189,8 +189,8 @@ def test_on_policy_training_makes_trajectories_end_right_more_often_than_those_t
                 trainer.supervise(*trainer.batches(trainer.number))
         task, x = trainer.batches.task, trainer.batches.task.split("train").subset(64).inputs
         tokens = rollout(trainer.model, x, num_samples=16, depth=4, seed=1).tokens
-        right[is_on_policy] = task.is_valid(x, tokens).double().mean().item()
-    assert right[True] > right[False] + 0.05
+        accuracy[is_on_policy] = task.is_valid(x, tokens).double().mean().item()
+    assert accuracy[True] > accuracy[False] + 0.05
 
 
 def test_tasks_without_inputs_or_all_solutions_are_refused_before_training():

@@ -37,9 +37,9 @@ def test_updates_are_torchs_adamw_with_a_clipped_gradient_and_the_rate_of_the_sc
     net, other = Net(), Net()
     other.load_state_dict(net.state_dict())
     optim = TorchOptim({"net": net}, config)
-    mine = [p for n, p in other.named_parameters() if n != EMBEDDING]
-    plain = torch.optim.AdamW(mine, lr=1.0, weight_decay=0.2, betas=(0.8, 0.9))
-    own = torch.optim.AdamW([getattr(other, EMBEDDING)], lr=1.0, betas=(0.8, 0.9),
+    parameters = [p for n, p in other.named_parameters() if n != EMBEDDING]
+    main_adamw = torch.optim.AdamW(parameters, lr=1.0, weight_decay=0.2, betas=(0.8, 0.9))
+    embedding_adamw = torch.optim.AdamW([getattr(other, EMBEDDING)], lr=1.0, betas=(0.8, 0.9),
                             weight_decay=config.embedding_decay)  # fmt: skip
     for update in range(6):
         x = torch.randn(5, 3)
@@ -51,16 +51,16 @@ def test_updates_are_torchs_adamw_with_a_clipped_gradient_and_the_rate_of_the_sc
         for p in other.parameters():
             p.grad.mul_(min(1.0, 0.7 / norm.item()))
         rate = config.rate(update, update / 6)
-        plain.param_groups[0]["lr"] = rate
-        own.param_groups[0]["lr"] = rate * (10 if embedding else 1)
-        plain.step(), own.step(), other.zero_grad()
+        main_adamw.param_groups[0]["lr"] = rate
+        embedding_adamw.param_groups[0]["lr"] = rate * (10 if embedding else 1)
+        main_adamw.step(), embedding_adamw.step(), other.zero_grad()
         assert optim.num_updates == update + 1
         assert all(p.grad is None for p in net.parameters())
     for (name, p), q in zip(net.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_clipping_returns_the_norm_before_it_and_a_step_clears_the_gradients():
+def test_clipping_returns_the_unclipped_norm_and_a_step_clears_the_gradients():
     net = Net()
     optim = TorchOptim({"net": net}, CONFIG)
     (100 * net(torch.ones(5, 3))).backward()
@@ -90,10 +90,10 @@ def test_muons_matrices_lie_between_the_embeddings_and_the_logits():
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_an_optimizer_that_takes_back_its_state_goes_on_as_the_other(name):
+def test_an_optimizer_that_loads_a_state_goes_on_as_the_one_that_saved_it(name):
     config = OptimConfig(**{**vars(CONFIG), "hidden_optimizer": name})
     net, other = Net(), Net()
-    optim, again = TorchOptim({"net": net}, config), TorchOptim({"net": other}, config)
+    optim, other_optim = TorchOptim({"net": net}, config), TorchOptim({"net": other}, config)
     x = torch.randn(5, 3)
 
     def step(module, optimizer):
@@ -104,16 +104,19 @@ def test_an_optimizer_that_takes_back_its_state_goes_on_as_the_other(name):
     state = optim.state_dict()
     assert int(state["num_updates"]) == 2
     other.load_state_dict(net.state_dict())
-    again.load_state_dict({k: v.clone() for k, v in state.items()})
-    assert again.num_updates == 2
-    step(net, optim), step(other, again)
+    other_optim.load_state_dict({k: v.clone() for k, v in state.items()})
+    assert other_optim.num_updates == 2
+    step(net, optim), step(other, other_optim)
     for p, q in zip(net.parameters(), other.parameters(), strict=True):
         assert torch.equal(p, q)
-    for damaged in ({**state, "net.core.bias/step": torch.zeros(1)}, {**state, "net.core.bias/exp_avg": torch.zeros(3)},
-                    {**state, "net.core.bias/exp_avg": torch.zeros(4, dtype=torch.long)},
-                    {k: v for k, v in state.items() if k != "net.core.bias/step"}):  # fmt: skip
+    for damaged_state in (
+        {**state, "net.core.bias/step": torch.zeros(1)},
+        {**state, "net.core.bias/exp_avg": torch.zeros(3)},
+        {**state, "net.core.bias/exp_avg": torch.zeros(4, dtype=torch.long)},
+        {k: v for k, v in state.items() if k != "net.core.bias/step"},
+    ):
         with pytest.raises(KeyError, match=r"net\.core\.bias"):
-            again.load_state_dict(damaged)
-    fresh = TorchOptim({"net": Net()}, config)
-    fresh.load_state_dict({"num_updates": torch.tensor(7)})  # parameters that never had a gradient keep no state
-    assert (fresh.num_updates, len(fresh.state_dict())) == (7, 1)
+            other_optim.load_state_dict(damaged_state)
+    new_optim = TorchOptim({"net": Net()}, config)
+    new_optim.load_state_dict({"num_updates": torch.tensor(7)})  # parameters that never had a gradient keep no state
+    assert (new_optim.num_updates, len(new_optim.state_dict())) == (7, 1)

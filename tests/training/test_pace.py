@@ -23,11 +23,11 @@ from tests.test_checkpoint import rewrite
 
 RECIPE = {"supervision_steps": 2, "on_policy_depth": 3, "on_policy_updates": 2, "on_policy_after": 0.6}
 UPDATE, ON_POLICY = 2.0, 6.0  # seconds that the slow clock counts for an update of each kind
-FITTING = 7  # batches in a minute of it: 7 x 2 x 2 s, and the last 2 of them 2 x 6 s more, are 52 s; 8 are 68 s
+FITTING_BATCHES = 7  # they take 4 s each, and the last 2 of them 12 s more each: 52 s of a minute; 8 take 68 s
 
 
 class Clock:
-    """A clock that only updates move: by their seconds, times ``factor``."""
+    """A clock that only updates advance, each by its seconds times ``factor``."""
 
     def __init__(self, factor):
         self.now, self.factor = 0.0, factor
@@ -38,7 +38,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Starts a clock of a machine that is so many times slower."""
+    """Return a function that starts the clock of a machine that is ``factor`` times slower."""
 
     def start(factor):
         clock, update = Clock(factor), Trainer.update
@@ -74,61 +74,66 @@ def state_of(trainer):
     return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
-def same(one, other):
+def have_same_state(one, other):
     a, b = state_of(one), state_of(other)
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def rates_of(trainer):
-    """The learning rate of every update, as it is clock."""
+    """Return a list to which every update adds its learning rate."""
     rates, check = [], trainer.divergence.check
     trainer.divergence.check = lambda record: (rates.append(record.learning_rate), check(record))[1]
     return rates
 
 
-def test_on_a_slow_machine_the_run_is_bit_for_bit_that_of_the_batches_that_fit(clock):
-    slow = clock(1.0)
-    fitted = trainer_of(config_of())
-    rates = rates_of(fitted)
-    reports = list(train_batches(fitted))
-    assert len(reports) == fitted.num_batches == FITTING
-    assert fitted.elapsed == 52
+def test_on_a_slow_machine_the_run_equals_one_of_the_batches_that_fit_bit_for_bit(clock):
+    slow_clock = clock(1.0)
+    trainer = trainer_of(config_of())
+    rates = rates_of(trainer)
+    reports = list(train_batches(trainer))
+    assert len(reports) == trainer.num_batches == FITTING_BATCHES
+    assert trainer.elapsed == 52
     assert [r.on_policy is not None for r in reports] == [False] * 5 + [True] * 2
     assert [r.beta == 20.0 for r in reports] == [True] * 3 + [False] * 4
-    lr = fitted.optimizer.config.lr
+    lr = trainer.optimizer.config.lr
     assert max(rates) > 0.99 * lr
-    assert rates[-1] == pytest.approx(0.1 * lr, rel=0.15)  # the schedule is at its end
-    slow.factor = 0.0
-    plain = trainer_of(config_of(batches=FITTING, minutes=0.0))
-    assert [r.loss for r in train_batches(plain)] == [r.loss for r in reports]
-    assert same(plain, fitted)
+    assert rates[-1] == pytest.approx(0.1 * lr, rel=0.15)  # the schedule has reached its end
+    slow_clock.factor = 0.0
+    plain_trainer = trainer_of(config_of(batches=FITTING_BATCHES, minutes=0.0))
+    assert [r.loss for r in train_batches(plain_trainer)] == [r.loss for r in reports]
+    assert have_same_state(plain_trainer, trainer)
 
 
 def test_a_fast_machine_trains_all_batches_bit_for_bit_as_without_a_limit(clock):
     clock(1e-3)
-    limited, free = trainer_of(config_of(batches=6)), trainer_of(config_of(batches=6, minutes=0.0))
-    assert len(list(train_batches(limited))) == len(list(train_batches(free))) == limited.num_batches == 6
-    assert same(limited, free)
+    limited_trainer, free_trainer = trainer_of(config_of(batches=6)), trainer_of(config_of(batches=6, minutes=0.0))
+    assert (
+        len(list(train_batches(limited_trainer)))
+        == len(list(train_batches(free_trainer)))
+        == limited_trainer.num_batches
+        == 6
+    )
+    assert have_same_state(limited_trainer, free_trainer)
 
 
 def test_a_machine_that_gets_slower_later_loses_nothing(clock):
-    slow = clock(1.0)
+    slow_clock = clock(1.0)
     trainer = trainer_of(config_of())
     reports = []
     for report in train_batches(trainer):
-        slow.factor = 10.0
+        slow_clock.factor = 10.0
         reports.append(report)
     assert trainer.elapsed > 120
-    assert len(reports) == FITTING
+    assert len(reports) == FITTING_BATCHES
     assert sum(r.on_policy is not None for r in reports) == 2
 
 
 def test_evaluations_count_as_often_as_they_are_made(clock):
-    slow, calls = clock(1.0), []
+    slow_clock, calls = clock(1.0), []
 
     def monitor():
-        calls.append(slow.now)
-        slow.now += 5.0
+        calls.append(slow_clock.now)
+        slow_clock.now += 5.0
 
     trainer = trainer_of(config_of(evaluate_every=4))
     assert fit_to_minutes(trainer, monitor)
@@ -145,52 +150,52 @@ def test_fitting_changes_neither_the_state_nor_the_next_draws(clock):
     draws = torch.rand(3)
     torch.manual_seed(3)
     assert torch.equal(draws, torch.rand(3))
-    assert same(trainer, other)
+    assert have_same_state(trainer, other)
     assert (trainer.number, trainer.elapsed, trainer.optimizer.num_updates) == (0, 0.0, 0)
     assert trainer.divergence.usual_loss is None
 
 
-@pytest.mark.parametrize("done", [0, 5])
-def test_a_run_that_was_killed_keeps_its_number_of_batches_and_ends_as_the_unbroken_one(done, clock, tmp_path):
-    slow, config, path = clock(1.0), config_of(), tmp_path / "state.safetensors"
-    unbroken = trainer_of(config)
-    losses = [r.loss for r in train_batches(unbroken)]
+@pytest.mark.parametrize("num_trained", [0, 5])
+def test_a_run_that_was_killed_keeps_its_number_of_batches_and_ends_as_the_unbroken_one(num_trained, clock, tmp_path):
+    slow_clock, config, path = clock(1.0), config_of(), tmp_path / "state.safetensors"
+    unbroken_trainer = trainer_of(config)
+    losses = [r.loss for r in train_batches(unbroken_trainer)]
     first = trainer_of(config)
     fit_to_minutes(first)
     run = train_batches(first)
-    for _ in range(done):
+    for _ in range(num_trained):
         next(run)
     save_state(path, config, first)
-    slow.factor = 7.0  # the machine it goes on with is another one
+    slow_clock.factor = 7.0  # the run goes on, on a slower machine
     second = trainer_of(config)
     load_state(path, config, second)
-    assert second.num_batches == FITTING
-    assert [r.loss for r in train_batches(second)] == losses[done:]
-    assert same(unbroken, second)
+    assert second.num_batches == FITTING_BATCHES
+    assert [r.loss for r in train_batches(second)] == losses[num_trained:]
+    assert have_same_state(unbroken_trainer, second)
 
 
-def test_another_length_is_fitted_to_what_is_left_of_it(clock, tmp_path):
+def test_a_resumed_run_of_another_length_is_fitted_to_the_minutes_left(clock, tmp_path):
     clock(1.0)
     path = tmp_path / "state.safetensors"
     first = trainer_of(config_of())
     list(train_batches(first))
     save_state(path, config_of(), first)
-    longer = config_of(minutes=1.9)
-    second = trainer_of(longer)
-    load_state(path, longer, second)
+    longer_config = config_of(minutes=1.9)
+    second = trainer_of(longer_config)
+    load_state(path, longer_config, second)
     assert second.num_batches is None
     assert not second.is_finished
     reports = list(train_batches(second))
     assert second.num_batches == second.number == 7 + len(reports) == 10  # 62 s are left, 16 s a batch
     assert second.elapsed <= 114
-    free = config_of(minutes=0.0, batches=20)
-    third = trainer_of(free)
-    load_state(path, free, third)
+    free_config = config_of(minutes=0.0, batches=20)
+    third = trainer_of(free_config)
+    load_state(path, free_config, third)
     assert third.num_batches == 20
 
 
 @pytest.mark.parametrize("number", [-3, "many", float("nan")])
-def test_a_number_of_batches_that_is_none_is_refused(number, clock, tmp_path):
+def test_an_impossible_number_of_batches_is_refused(number, clock, tmp_path):
     clock(1.0)
     path = tmp_path / "state.safetensors"
     trainer = trainer_of(config_of())
@@ -212,27 +217,33 @@ def test_a_run_that_diverges_at_once_says_so_when_it_trains(clock):
 
 def test_the_number_that_fits_is_the_greatest():
     speed = Pace(batch=0.9, on_policy=0.7, monitor=2.3)
-    for on_policy, every, number, elapsed in itertools.product((0, 4), (1, 7, 500), (0, 5, 40), (0.0, 9.0)):
+    for on_policy_depth, evaluate_every, number, elapsed in itertools.product(
+        (0, 4), (1, 7, 500), (0, 5, 40), (0.0, 9.0)
+    ):
         config = TrainConfig(
-            batches=200, minutes=1.0, on_policy_depth=on_policy, on_policy_after=0.8, evaluate_every=every
+            batches=200,
+            minutes=1.0,
+            on_policy_depth=on_policy_depth,
+            on_policy_after=0.8,
+            evaluate_every=evaluate_every,
         )
         lengths = [speed.run_seconds(config, n, number) for n in range(number, 201)]
         assert lengths == sorted(lengths)
-        fitting = [n for n in range(number, 201) if speed.run_seconds(config, n, number) <= 60 - elapsed]
+        fitting_counts = [n for n in range(number, 201) if speed.run_seconds(config, n, number) <= 60 - elapsed]
         count = fit_batches(speed, config, number, elapsed)
-        assert count == max([*fitting, number, min_batches(config)])
+        assert count == max([*fitting_counts, number, min_batches(config)])
 
 
-def test_however_slow_the_machine_the_on_policy_part_has_a_batch():
+def test_the_on_policy_part_has_a_batch_on_the_slowest_machine_too():
     config = TrainConfig(batches=2000, minutes=15.0, on_policy_depth=16, on_policy_after=0.92)
-    least = fit_batches(Pace(1e6, 1e6, 1e6), config)
-    assert least == min_batches(config) == 13
-    assert (least - 1) / least >= config.on_policy_after
+    num_batches = fit_batches(Pace(1e6, 1e6, 1e6), config)
+    assert num_batches == min_batches(config) == 13
+    assert (num_batches - 1) / num_batches >= config.on_policy_after
     assert fit_batches(Pace(1e6, 1e6, 1e6), TrainConfig(batches=5, minutes=15.0, on_policy_depth=16)) == 2
     assert fit_batches(Pace(1e6, 0.0, 1e6), TrainConfig(batches=5, minutes=15.0)) == 1
 
 
-def test_batches_without_on_policy_updates_or_elapsed_time_are_counted_by_hand():
+def test_without_on_policy_updates_the_number_of_batches_is_the_one_computed_by_hand():
     config = TrainConfig(batches=1000, minutes=1.0, on_policy_depth=0, evaluate_every=10_000)
     assert fit_batches(Pace(0.1, 0.0, 0.0), config) == 600
     assert Pace(1.0, 100.0, 0.0).run_seconds(config, 7) == 7
@@ -241,8 +252,8 @@ def test_batches_without_on_policy_updates_or_elapsed_time_are_counted_by_hand()
 def test_the_pace_is_measured_on_a_copy_that_is_not_trained(monkeypatch):
     trials, seconds = [], iter([2.0, 1.0])
     monkeypatch.setattr(pace, "_time_batches", lambda *arguments: trials.append(arguments) or next(seconds))
-    measured = pace.measure_pace(trainer_of(config_of()))
-    assert (measured.batch, measured.on_policy) == (2.0, 0.0)  # a faster on-policy batch gains no time
+    speed = pace.measure_pace(trainer_of(config_of()))
+    assert (speed.batch, speed.on_policy) == (2.0, 0.0)  # a faster on-policy batch gains no time
     assert all(trial.optimizer.config.lr == pace.NO_LR for trial, _ in trials)
     assert trials[0][1].on_policy_depth == 0
 

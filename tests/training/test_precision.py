@@ -33,14 +33,14 @@ CPU = torch.device("cpu")
 
 
 def trainer_of(**train):
-    """The same weights at every call."""
+    """Return a trainer that has the same weights at every call."""
     torch.manual_seed(0)
     return make_trainer(build_small(model=train.pop("model", {})), **train)
 
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """The compiled graphs, by a compiler that changes nothing."""
+    """A list that a compiler which changes nothing fills with its graphs."""
     graphs = []
 
     def keep(graph, inputs):
@@ -84,26 +84,26 @@ def test_a_core_in_bfloat16_is_copied_with_its_weights_and_becomes_float32_again
     state, e_x = LatentState(torch.randn(2, 4, 16), torch.randn(2, 4, 16)), torch.randn(2, 4, 16)
     model = nn.ModuleDict({"core": core})
     model.core = core
-    exact = core(state, e_x)[0]
+    exact_h = core(state, e_x)[0]
     configure_core(model, "bf16", False, CPU)
-    assert not torch.equal(core(state, e_x)[0], exact)
+    assert not torch.equal(core(state, e_x)[0], exact_h)
     for other in (copy.deepcopy(core), pickle.loads(pickle.dumps(core))):
         assert torch.equal(other(state, e_x)[0], core(state, e_x)[0])
         for p in other.parameters():
             p.data.zero_()
         assert not torch.equal(other(state, e_x)[0], core(state, e_x)[0])
     configure_core(model, "fp32", False, CPU)
-    assert torch.equal(core(state, e_x)[0], exact)
+    assert torch.equal(core(state, e_x)[0], exact_h)
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's own, where it compiles
+@pytest.mark.filterwarnings("ignore")  # those of torch's compiler
 def test_the_core_is_compiled_before_the_clock_starts(graphs, monkeypatch):
     @contextmanager
     def on_tensor_cores(*_):
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high")  # of which compiled code takes note
+        previous_precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")  # which makes compiled code compile again
         yield
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(previous_precision)
 
     for module in (loop, setup):
         monkeypatch.setattr(module, "matmul_precision", on_tensor_cores)
@@ -112,20 +112,20 @@ def test_the_core_is_compiled_before_the_clock_starts(graphs, monkeypatch):
     dry_run(trainer)
     assert graphs == []
     prepare_core(trainer)
-    compiled = len(graphs)
-    assert compiled
+    num_graphs = len(graphs)
+    assert num_graphs
     assert [report.number for report in train_batches(trainer)] == [0, 1]
-    assert len(graphs) == compiled
+    assert len(graphs) == num_graphs
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # torch's own, where it compiles
+@pytest.mark.filterwarnings("ignore")  # those of torch's compiler
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor compiles C++")
 def test_a_compiled_core_trains_as_the_plain_one():
-    plain, compiled = trainer_of(compile=False), trainer_of(compile=True)
-    a, b = ([report.loss for report in train_batches(trainer)] for trainer in (plain, compiled))
+    plain_trainer, compiled_trainer = trainer_of(compile=False), trainer_of(compile=True)
+    a, b = ([report.loss for report in train_batches(trainer)] for trainer in (plain_trainer, compiled_trainer))
     assert a == pytest.approx(b, rel=1e-3)
-    for p, q in zip(weights(plain), weights(compiled), strict=True):
+    for p, q in zip(weights(plain_trainer), weights(compiled_trainer), strict=True):
         torch.testing.assert_close(p, q, atol=1e-2, rtol=1e-2)
 
 
@@ -151,16 +151,16 @@ def test_cores_are_found_by_name():
 def test_float32_products_are_left_as_they_were(monkeypatch):
     calls = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", calls.append)
-    before = torch.get_float32_matmul_precision()
+    previous_precision = torch.get_float32_matmul_precision()
     with matmul_precision("tf32", torch.device("cuda")):
         assert calls == ["high"]
-    assert calls == ["high", before]
+    assert calls == ["high", previous_precision]
     with matmul_precision("bf16", CPU), matmul_precision("fp32", torch.device("cuda")):
-        assert calls == ["high", before]
+        assert calls == ["high", previous_precision]
 
 
 def test_the_paper_preset_runs_without_data_on_the_meta_device():
-    """Shapes alone: a whole step of what a GPU is asked for, forward and backward."""
+    """Check the shapes of one whole step, forward and backward, of the preset for a GPU."""
     config = read_preset(PRESETS, "coloring", "paper")
     spec = TaskSpec(36, None, 5, 36, 4)
     width = config.model.width

@@ -62,8 +62,8 @@ def test_an_update_is_a_step_of_svi():
     pyro.set_rng_seed(4)
     with pyro.poutine.scale(scale=1 / len(second.y)):
         svi.step(second.x, second.y, None, beta=1.0)
-    by_svi = [p for m in (model, guide) for p in m.parameters()]
-    assert all(torch.equal(p, q) for p, q in zip(weights(trainer), by_svi, strict=True))
+    svi_parameters = [p for m in (model, guide) for p in m.parameters()]
+    assert all(torch.equal(p, q) for p, q in zip(weights(trainer), svi_parameters, strict=True))
 
     module = make_elbo("balanced")(third.solver.model, third.solver.guide)
     assert isinstance(module, ELBOModule)
@@ -74,7 +74,7 @@ def test_an_update_is_a_step_of_svi():
         module(third.x, third.y).backward()
     torch.nn.utils.clip_grad_norm_(parameters, 0.5)
     adam.step()
-    for a, b in zip(by_svi, parameters, strict=True):
+    for a, b in zip(svi_parameters, parameters, strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -86,7 +86,7 @@ def test_svi_trains_with_an_optimizer_of_pyro():
     assert sum(losses[-3:]) < sum(losses[:3])
 
 
-def test_a_batch_makes_one_update_a_supervision_step_and_hands_the_state_on(monkeypatch):
+def test_a_batch_makes_one_update_per_supervision_step_and_carries_the_state_on(monkeypatch):
     trainer = make_trainer(supervision_steps=3)
     update, states = trainer.update, []
 
@@ -135,10 +135,10 @@ def test_an_update_that_would_ruin_the_run_is_not_made(field, monkeypatch):
     monkeypatch.setattr(
         trainer.divergence, "check", lambda record: check(dataclasses.replace(record, **{field: value}))
     )
-    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    old_state = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     with pytest.raises(DivergedError, match=message):
         next(run)
-    assert all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
+    assert all(torch.equal(v, old_state[k]) for k, v in trainer.model.state_dict().items())
     assert trainer.optimizer.num_updates == num_updates
     assert all(p.grad is None for p in trainer.model.parameters())
 
@@ -193,8 +193,8 @@ def test_minutes_end_a_run(monkeypatch):
 
 
 @pytest.mark.parametrize("length", [{"batches": 6}, {"batches": 0, "minutes": 0.02}])
-def test_the_schedule_follows_the_batches_or_where_only_it_ends_the_run_the_clock(length, monkeypatch):
-    clock = itertools.count()  # it moves by a fiftieth of a second at every look
+def test_the_schedule_follows_the_batches_or_the_clock_if_that_alone_ends_the_run(length, monkeypatch):
+    clock = itertools.count()  # it advances by a fiftieth of a second at every reading
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock) / 50)
     trainer = make_trainer(**length)
     values = []
@@ -298,15 +298,15 @@ def test_puzzle_embeddings_have_a_rate_and_a_decay_of_their_own():
     assert embedding is model.encoder.puzzle_embedding
     assert all(p is not embedding for p in main["params"])
     assert embeddings["weight_decay"] == 0.5
-    before = embedding.detach().clone()
+    old_embedding = embedding.detach().clone()
     SVI(model, guide, optim, Trace_ELBO()).step(case.x, case.y)
     assert (main["lr"], embeddings["lr"]) == pytest.approx((1e-3, 0.1))
     rows = case.x[:, 0].unique()
-    step = (embedding - before * (1 - 0.1 * 0.5)).abs()
+    step = (embedding - old_embedding * (1 - 0.1 * 0.5)).abs()
     assert step[rows].amax().item() == pytest.approx(0.1, rel=1e-2)  # Adam's first step is its rate
-    plain = TorchOptim({"model": model}, OptimConfig(lr=1e-3, warmup=1))
-    plain.step()
-    assert {group["lr"] for group in plain.groups} == {1e-3}
+    plain_optim = TorchOptim({"model": model}, OptimConfig(lr=1e-3, warmup=1))
+    plain_optim.step()
+    assert {group["lr"] for group in plain_optim.groups} == {1e-3}
 
 
 def test_muon_trains_the_hidden_matrices_and_adamw_the_rest():
@@ -318,27 +318,27 @@ def test_muon_trains_the_hidden_matrices_and_adamw_the_rest():
     assert {"model.core.f_L.0.mixer.qkv.weight", "model.prior.head.mlp.down.weight"} <= set(matrices)
     assert not [name for name in matrices if "coder" in name or "answer" in name or "embedding" in name]
     assert len([p for group in optim.groups for p in group["params"]]) == len(optim.parameters_by_name)
-    before = {name: p.detach().clone() for name, p in optim.parameters_by_name.items()}
+    old_parameters = {name: p.detach().clone() for name, p in optim.parameters_by_name.items()}
     SVI(model, guide, optim, Trace_ELBO()).step(case.x, case.y)
     name = "model.core.f_H.0.channels.gate_up.weight"
-    change = optim.parameters_by_name[name].detach() - before[name]
+    change = optim.parameters_by_name[name].detach() - old_parameters[name]
     # An orthogonal matrix of a x b, scaled to the size of AdamW's updates: 0.2 lr sqrt(max(a, b)) in every direction.
-    singular = torch.linalg.svdvals(change) / (0.2 * 1e-2 * max(change.shape) ** 0.5)
-    assert 0.5 < singular.median() < 1.3
-    assert singular.max() < 1.4
-    head = optim.parameters_by_name["model.decoder.head.weight"].detach() - before["model.decoder.head.weight"]
+    singular_values = torch.linalg.svdvals(change) / (0.2 * 1e-2 * max(change.shape) ** 0.5)
+    assert 0.5 < singular_values.median() < 1.3
+    assert singular_values.max() < 1.4
+    head = optim.parameters_by_name["model.decoder.head.weight"].detach() - old_parameters["model.decoder.head.weight"]
     assert head.abs().median().item() == pytest.approx(1e-2, rel=1e-2)  # Adam's first step is its rate
 
     state = optim.state_dict()
     momentum = next(key for key in state if key.endswith("/momentum_buffer"))
     moment = next(key for key in state if key.endswith("/exp_avg"))
-    for damaged in (
+    for damaged_state in (
         {**state, momentum: state[momentum][:1]},
         {**state, "model.nothing/momentum_buffer": state[momentum]},
         {**state, f"{momentum.rpartition('/')[0]}/exp_avg": state[momentum]},
         {key: value for key, value in state.items() if key != moment},
     ):
         with pytest.raises(KeyError):
-            optim.load_state_dict(damaged)
+            optim.load_state_dict(damaged_state)
     with pytest.raises(ConfigError, match="unknown hidden_optimizer 'sgd'"):
         OptimConfig(hidden_optimizer="sgd")
