@@ -1,4 +1,4 @@
-"""Guides beside the default: how y enters, and what they refuse."""
+"""The ablation guides: how y enters them, and which other parts they refuse."""
 
 import itertools
 
@@ -22,24 +22,24 @@ def posterior_of(case, y=None):
         return guide.posterior(u, guide.encode(case.x, y), model.prior(u)), u
 
 
-def changed(case):
-    """y with its last token changed."""
+def change_last_token(case):
+    """Return y with another last token."""
     y = case.y.clone()
     y[:, -1] = (y[:, -1] + 1) % 3
     return y
 
 
-@pytest.mark.parametrize(("guide", "elsewhere"), [("amortized", False), ("additive", False), ("global", True)])
-def test_which_posteriors_change_with_one_token_of_the_answer(guide, elsewhere):
+@pytest.mark.parametrize(("guide", "changes_everywhere"), [("amortized", False), ("additive", False), ("global", True)])
+def test_only_a_global_code_carries_a_token_to_all_positions(guide, changes_everywhere):
     case = build_case(guide_name=guide)
     torch.manual_seed(0)
-    before, _ = posterior_of(case)
+    old_posterior, _ = posterior_of(case)
     torch.manual_seed(0)
-    after, _ = posterior_of(case, changed(case))
-    moved = (before.mean - after.mean).abs().amax((0, 2)) > 1e-6
-    assert bool(moved[-1])
-    assert bool(moved[:-1].all()) == elsewhere
-    assert bool(moved[:-1].any()) == elsewhere
+    new_posterior, _ = posterior_of(case, change_last_token(case))
+    is_changed = (old_posterior.mean - new_posterior.mean).abs().amax((0, 2)) > 1e-6
+    assert bool(is_changed[-1])
+    assert bool(is_changed[:-1].all()) == changes_everywhere
+    assert bool(is_changed[:-1].any()) == changes_everywhere
 
 
 def test_the_global_code_is_the_same_at_every_position():
@@ -48,8 +48,8 @@ def test_the_global_code_is_the_same_at_every_position():
     assert code.shape == (5, 1, 16)
     q, u = posterior_of(case)
     with torch.no_grad():
-        two = case.solver.guide.posterior(u[:2], code[:2], case.solver.model.prior(u[:2]))
-    torch.testing.assert_close(two.mean, q.mean[:2])  # fewer inputs than positions
+        q_of_two = case.solver.guide.posterior(u[:2], code[:2], case.solver.model.prior(u[:2]))
+    torch.testing.assert_close(q_of_two.mean, q.mean[:2])  # fewer inputs than positions
 
 
 def test_the_residual_guide_moves_with_the_prior():
@@ -58,14 +58,13 @@ def test_the_residual_guide_moves_with_the_prior():
     prior = case.solver.model.prior
     with torch.no_grad():
         prior.head.mlp.down.weight[:16] += 0.1  # of the mean
-    u_again = u
     with torch.no_grad():
         guide = case.solver.guide
-        moved = guide.posterior(u_again, guide.encode(case.x, case.y), prior(u_again))
-    before = q.mean
-    shift = moved.mean - before
+        new_posterior = guide.posterior(u, guide.encode(case.x, case.y), prior(u))
+    old_mean = q.mean
+    shift = new_posterior.mean - old_mean
     assert shift.abs().max() > 1e-3
-    torch.testing.assert_close(moved.stddev, q.stddev)
+    torch.testing.assert_close(new_posterior.stddev, q.stddev)
 
 
 def test_without_an_inference_network_every_kl_is_zero():
@@ -82,16 +81,16 @@ def test_free_parameters_belong_to_their_pair():
     rows = guide.encode(case.x, case.y)
     assert sorted(rows.tolist()) == list(range(5))
     assert (guide.encode(case.x.flip(0), case.y.flip(0)) == rows.flip(0)).all()
-    wide = guide.encode(case.x.expand(3, *case.x.shape), case.y.expand(3, *case.y.shape))
-    assert (wide == rows).all()
+    expanded_rows = guide.encode(case.x.expand(3, *case.x.shape), case.y.expand(3, *case.y.shape))
+    assert (expanded_rows == rows).all()
     guide.eval()
-    assert (guide.encode(case.x, changed(case)) == -1).sum() >= 4  # a pair never trained has none
-    q, _ = posterior_of(case, changed(case))
-    known = guide.encode(case.x, changed(case)) >= 0
-    assert (q.mean[~known] == 0).all()
+    assert (guide.encode(case.x, change_last_token(case)) == -1).sum() >= 4  # a pair that was never trained has no row
+    q, _ = posterior_of(case, change_last_token(case))
+    is_known = guide.encode(case.x, change_last_token(case)) >= 0
+    assert (q.mean[~is_known] == 0).all()
     guide.train()
     with pytest.raises(ConfigError, match=r"more than 6 pairs.*guide\.num_pairs"):
-        guide.encode(case.x, changed(case))
+        guide.encode(case.x, change_last_token(case))
 
 
 def test_the_rows_of_pairs_survive_a_checkpoint():
@@ -105,7 +104,7 @@ def test_the_rows_of_pairs_survive_a_checkpoint():
     assert (copy.encode(case.x, case.y) == rows).all()
 
 
-REFUSED = [
+MISMATCHED_PARTS = [
     (
         {"prior_name": "none", "guide_name": "amortized"},
         "'none' leaves nothing to infer.*prior, or another prior",
@@ -147,10 +146,10 @@ def test_max_kl_limits_the_kl_of_every_guide_that_has_it(guide):
     assert (kl > 0.1).any()
 
 
-@pytest.mark.parametrize(("names", "message"), REFUSED)
-def test_parts_that_do_not_fit_are_refused_when_they_are_built(names, message):
+@pytest.mark.parametrize(("settings", "message"), MISMATCHED_PARTS)
+def test_parts_that_do_not_fit_are_refused_when_they_are_built(settings, message):
     with pytest.raises(ConfigError, match=message):
-        build(small_config(**names))
+        build(small_config(**settings))
 
 
 def test_a_guide_that_ends_before_the_trajectory_has_a_bound():

@@ -1,4 +1,4 @@
-"""What the amortized guide may say: its budget."""
+"""The amortized guide: its posterior, and the limit on its KL."""
 
 import pyro
 import pyro.distributions as dist
@@ -24,25 +24,25 @@ def kl_of(loc, scale, prior):
     return kl_divergence(dist.Normal(loc, scale), prior).sum((-1, -2))
 
 
-@pytest.mark.parametrize("budget", [0.01, 0.5, 4.0])
-def test_limit_kl_moves_only_posteriors_with_a_larger_kl(budget):
+@pytest.mark.parametrize("max_kl", [0.01, 0.5, 4.0])
+def test_limit_kl_moves_only_posteriors_with_a_larger_kl(max_kl):
     loc, scale, prior = draw(0, 1.0)
-    limited = kl_of(*limit_kl(loc, scale, prior, budget), prior)
-    assert (kl_of(loc, scale, prior) > budget).all()
-    assert ((limited > 0.9 * budget) & (limited < 1.02 * budget)).all()  # close where the scales differ ...
-    same = limit_kl(loc, prior.scale, prior, budget)
-    torch.testing.assert_close(kl_of(*same, prior), torch.full((6,), budget))  # ... and exact where they do not
-    little = limit_kl(prior.loc + 1e-3, prior.scale, prior, budget)
-    torch.testing.assert_close(little, (prior.loc + 1e-3, prior.scale))
+    limited_kl = kl_of(*limit_kl(loc, scale, prior, max_kl), prior)
+    assert (kl_of(loc, scale, prior) > max_kl).all()
+    assert ((limited_kl > 0.9 * max_kl) & (limited_kl < 1.02 * max_kl)).all()  # close where the scales differ ...
+    same_scale = limit_kl(loc, prior.scale, prior, max_kl)
+    torch.testing.assert_close(kl_of(*same_scale, prior), torch.full((6,), max_kl))  # ... and exact where they do not
+    small_kl = limit_kl(prior.loc + 1e-3, prior.scale, prior, max_kl)
+    torch.testing.assert_close(small_kl, (prior.loc + 1e-3, prior.scale))
 
 
 @pytest.mark.parametrize("ratio", [0.02, 0.2, 3.0, 20.0])
 def test_limit_kl_holds_if_all_scales_differ_in_the_same_way(ratio):
-    """A guide is narrower than the prior in every channel at once: nothing cancels."""
-    zero, ones = torch.zeros(2, 8, 128), torch.ones(2, 8, 128)
-    for budget in (0.01, 0.5):
-        kl = kl_of(*limit_kl(zero + 0.1, ratio * ones, dist.Normal(zero, ones), budget), dist.Normal(zero, ones))
-        assert ((kl > 0.9 * budget) & (kl < 1.02 * budget)).all()
+    """A trained guide is narrower than the prior in every channel, so that differences do not cancel."""
+    zeros, ones = torch.zeros(2, 8, 128), torch.ones(2, 8, 128)
+    for max_kl in (0.01, 0.5):
+        kl = kl_of(*limit_kl(zeros + 0.1, ratio * ones, dist.Normal(zeros, ones), max_kl), dist.Normal(zeros, ones))
+        assert ((kl > 0.9 * max_kl) & (kl < 1.02 * max_kl)).all()
 
 
 def test_limit_kl_has_no_gradient_into_the_prior():
@@ -62,34 +62,34 @@ def test_a_guide_with_fewer_transitions_than_training_is_refused():
 
 
 @pytest.mark.parametrize("guide", ["amortized", "replay"])
-@pytest.mark.parametrize("until", [0, 4])
-def test_after_guided_transitions_the_guide_follows_the_prior(guide, until):
-    case = build_case(guide_name=guide, guide={"guided_transitions": until})
+@pytest.mark.parametrize("guided_transitions", [0, 4])
+def test_after_guided_transitions_the_guide_follows_the_prior(guide, guided_transitions):
+    case = build_case(guide_name=guide, guide={"guided_transitions": guided_transitions})
     with torch.no_grad():
         getattr(case.solver.guide, "inference", case.solver.guide).head.mlp.down.weight.normal_()
     kl = terms(case.solver.model, case.solver.guide, case.x, case.y, steps=3, truncated=False).kl
     assert (kl[:4] > 1).all()
-    assert (kl[4:] == 0).all() if until else (kl[4:] > 1).all()
+    assert (kl[4:] == 0).all() if guided_transitions else (kl[4:] > 1).all()
 
 
 def test_max_kl_needs_a_gaussian_prior():
     case = build_case(guide={"max_kl": 0.5})
     u = torch.zeros(5, *case.solver.model.h0.shape)
-    bent = dist.TransformedDistribution(dist.Normal(u, 1.0), [TanhTransform()]).to_event(2)
-    for prior in (dist.Laplace(u, 1.0).to_event(2), bent):
+    tanh_prior = dist.TransformedDistribution(dist.Normal(u, 1.0), [TanhTransform()]).to_event(2)
+    for prior in (dist.Laplace(u, 1.0).to_event(2), tanh_prior):
         with pytest.raises(ConfigError, match="guide.max_kl needs a Gaussian prior"):
             case.solver.guide.posterior(u, u, prior)
 
 
-@pytest.mark.parametrize("budget", [0.0, 0.05])
-def test_max_kl_holds_at_every_transition(budget):
-    case = build_case(guide={"max_kl": budget})
+@pytest.mark.parametrize("max_kl", [0.0, 0.05])
+def test_max_kl_holds_at_every_transition(max_kl):
+    case = build_case(guide={"max_kl": max_kl})
     with torch.no_grad():
         case.solver.guide.head.mlp.down.weight.normal_()
     kl = terms(case.solver.model, case.solver.guide, case.x, case.y, steps=3, truncated=False).kl
     assert kl.shape[0] >= 3
-    if budget:
-        assert kl.max() < 1.02 * budget
+    if max_kl:
+        assert kl.max() < 1.02 * max_kl
     else:
         assert kl.min() > 1
 
@@ -119,31 +119,31 @@ def test_the_posterior_is_the_head_of_u_and_the_embedded_answer():
 
 
 def test_limit_kl_moves_mean_and_log_scale_by_one_share():
-    """The share of the mean's way is that of the way of the log of the scale, in every position and channel."""
+    """Mean and log scale move by the same share, in every position and channel."""
     loc, scale, prior = draw(2, 1.0)
     new_loc, new_scale = limit_kl(loc, scale, prior, 0.5)
-    share = (new_loc - prior.loc) / (loc - prior.loc)
-    also = (new_scale / prior.scale).log() / (scale / prior.scale).log()
-    mean_share = share.mean((-1, -2), keepdim=True)
+    loc_share = (new_loc - prior.loc) / (loc - prior.loc)
+    scale_share = (new_scale / prior.scale).log() / (scale / prior.scale).log()
+    mean_share = loc_share.mean((-1, -2), keepdim=True)
     assert ((mean_share > 0) & (mean_share < 1)).all()
     assert mean_share.std() > 1e-3  # each input has its own
-    torch.testing.assert_close(share, mean_share.expand_as(share), atol=2e-3, rtol=2e-3)
-    torch.testing.assert_close(also, mean_share.expand_as(also), atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(loc_share, mean_share.expand_as(loc_share), atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(scale_share, mean_share.expand_as(scale_share), atol=2e-3, rtol=2e-3)
 
 
 def test_limit_kl_leaves_a_posterior_at_the_limit_unchanged():
     loc, scale, prior = draw(3, 1.0)
     kl = kl_of(loc, scale, prior)
-    limited = limit_kl(loc, scale, prior, 1.001 * kl.max().item())
-    torch.testing.assert_close(limited, (loc, scale))
+    new_parameters = limit_kl(loc, scale, prior, 1.001 * kl.max().item())
+    torch.testing.assert_close(new_parameters, (loc, scale))
 
 
 def test_the_gradient_of_limit_kl_keeps_the_kl():
-    """However loc grows, the KL stays at the budget: its gradient with respect to the share of the way is 0."""
+    """The KL stays at the limit however far loc is: its gradient with respect to that distance is 0."""
     loc, _, prior = draw(4, 1.0)
     factor = torch.tensor(1.0, requires_grad=True)
-    moved = limit_kl(prior.loc + factor * (loc - prior.loc), prior.scale, prior, 0.5)
-    (gradient,) = torch.autograd.grad(kl_of(*moved, prior).sum(), factor)
+    new_parameters = limit_kl(prior.loc + factor * (loc - prior.loc), prior.scale, prior, 0.5)
+    (gradient,) = torch.autograd.grad(kl_of(*new_parameters, prior).sum(), factor)
     assert gradient.abs() < 1e-3
 
 
@@ -153,27 +153,27 @@ def test_the_two_pass_guide_is_the_one_pass_guide(settings):
     replay = build_case(guide_name="replay")
     model, guide = replay.solver.model, replay.solver.guide
     pyro.set_rng_seed(4)
-    replayed = poutine.trace(guide).get_trace(replay.x, replay.y, **settings)
+    guide_trace = poutine.trace(guide).get_trace(replay.x, replay.y, **settings)
     pyro.set_rng_seed(4)
-    posterior = poutine.trace(guide.inference).get_trace(replay.x, replay.y, **settings)
-    replayed.compute_log_prob()
-    posterior.compute_log_prob()
+    one_pass_trace = poutine.trace(guide.inference).get_trace(replay.x, replay.y, **settings)
+    guide_trace.compute_log_prob()
+    one_pass_trace.compute_log_prob()
     names = [f"eps_{t}" for t in range(2 * settings.get("steps", 1))]
-    assert [n for n in replayed.nodes if n.startswith("eps_")] == names
+    assert [n for n in guide_trace.nodes if n.startswith("eps_")] == names
     for t, name in enumerate(names):
-        torch.testing.assert_close(replayed.nodes[name]["value"], posterior.nodes[name]["value"])
-        charged = settings.get("truncated") is False or t % 2 == 1
-        assert replayed.nodes[name]["scale"] == settings.get("beta", 1.0)
-        q = replayed.nodes[name]["fn"].log_prob(replayed.nodes[name]["value"])
-        torch.testing.assert_close(replayed.nodes[name]["log_prob"], settings.get("beta", 1.0) * charged * q)
-        assert replayed.nodes[name]["fn"].mean.requires_grad == charged
-        scope = replayed.nodes[name]["infer"]["_markov_scope"]
+        torch.testing.assert_close(guide_trace.nodes[name]["value"], one_pass_trace.nodes[name]["value"])
+        is_charged = settings.get("truncated") is False or t % 2 == 1
+        assert guide_trace.nodes[name]["scale"] == settings.get("beta", 1.0)
+        q = guide_trace.nodes[name]["fn"].log_prob(guide_trace.nodes[name]["value"])
+        torch.testing.assert_close(guide_trace.nodes[name]["log_prob"], settings.get("beta", 1.0) * is_charged * q)
+        assert guide_trace.nodes[name]["fn"].mean.requires_grad == is_charged
+        scope = guide_trace.nodes[name]["infer"]["_markov_scope"]
         assert {n for n in scope if n.startswith("eps_") and scope[n]} == ({f"eps_{t - 1}"} if t else set())
-    full = poutine.trace(poutine.replay(model, replayed)).get_trace(replay.x, replay.y, **settings)
-    state = [n for n in replayed.nodes if n.startswith("guide.inference.")]
-    assert len(state) == len(list(guide.named_parameters()))
+    model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(replay.x, replay.y, **settings)
+    parameter_names = [n for n in guide_trace.nodes if n.startswith("guide.inference.")]
+    assert len(parameter_names) == len(list(guide.named_parameters()))
     for name in names:
-        assert torch.equal(full.nodes[name]["value"], replayed.nodes[name]["value"])
+        assert torch.equal(model_trace.nodes[name]["value"], guide_trace.nodes[name]["value"])
     with pytest.raises(ValueError, match="was called without y"):
         guide(replay.x, None)
 
@@ -188,5 +188,5 @@ def test_the_two_pass_guide_works_without_an_input():
 def test_the_two_pass_guide_has_gradient_where_the_model_has():
     case = build_case(guide_name="replay", model={"transitions": 3})
     trace = poutine.trace(case.solver.guide).get_trace(case.x, case.y, steps=2)
-    with_gradient = [trace.nodes[f"eps_{t}"]["fn"].mean.requires_grad for t in range(6)]
-    assert with_gradient == [False, False, True] * 2
+    has_gradient = [trace.nodes[f"eps_{t}"]["fn"].mean.requires_grad for t in range(6)]
+    assert has_gradient == [False, False, True] * 2

@@ -1,4 +1,4 @@
-"""Free parameters of each pair: which they are, and what they mean."""
+"""The free parameters of each pair: their shapes, the posteriors that they give, and the keys of pairs."""
 
 import pytest
 import torch
@@ -24,14 +24,14 @@ def test_each_pair_has_its_own_parameters_at_each_transition():
         torch.testing.assert_close(q.stddev, 0.3 * guide.log_scale[rows, t].exp())
         assert (q.batch_shape, q.event_shape) == ((5,), (4, 16))
     assert guide.posterior_at(4, u, rows, prior) is prior
-    first = guide.posterior(u, rows, prior)
-    torch.testing.assert_close(first.mean, guide.loc[rows, 0])
-    unknown = guide.posterior_at(1, u, torch.tensor([-1, 0, 1, 2, 3]), prior)
-    assert (unknown.mean[0] == 0).all()
-    torch.testing.assert_close(unknown.stddev[0], torch.full((4, 16), 0.3))
-    torch.testing.assert_close(unknown.mean[1:], guide.loc[[0, 1, 2, 3], 1])
-    wide = guide.posterior_at(1, u.expand(7, 5, 4, 16), rows, prior)  # trajectories around the data
-    torch.testing.assert_close(wide.mean, guide.loc[rows, 1].expand(7, 5, 4, 16))
+    first_posterior = guide.posterior(u, rows, prior)
+    torch.testing.assert_close(first_posterior.mean, guide.loc[rows, 0])
+    mixed_posterior = guide.posterior_at(1, u, torch.tensor([-1, 0, 1, 2, 3]), prior)
+    assert (mixed_posterior.mean[0] == 0).all()
+    torch.testing.assert_close(mixed_posterior.stddev[0], torch.full((4, 16), 0.3))
+    torch.testing.assert_close(mixed_posterior.mean[1:], guide.loc[[0, 1, 2, 3], 1])
+    expanded_posterior = guide.posterior_at(1, u.expand(7, 5, 4, 16), rows, prior)  # trajectories around the data
+    torch.testing.assert_close(expanded_posterior.mean, guide.loc[rows, 1].expand(7, 5, 4, 16))
 
 
 def test_only_the_charged_transition_of_a_truncated_step_has_parameters():
@@ -51,15 +51,15 @@ def test_only_the_charged_transition_of_a_truncated_step_has_parameters():
 def test_parameters_start_as_those_of_an_unknown_pair():
     case = build_case(**FREE, model={"prefix": 2})
     guide = case.solver.guide
-    fresh = type(guide)(guide.Config(num_pairs=8), case.solver.task.spec, case.solver.model, 16)
-    assert fresh.loc.shape == (8, 1, 6, 16)
-    assert (fresh.loc == 0).all()
-    assert (fresh.log_scale == 0).all()
-    assert int(fresh.used) == 0
-    assert fresh.keys.dtype == fresh.used.dtype == torch.long  # a float has no room for 64 bits
-    rows = fresh.encode(case.x, case.y).tolist()
+    fresh_guide = type(guide)(guide.Config(num_pairs=8), case.solver.task.spec, case.solver.model, 16)
+    assert fresh_guide.loc.shape == (8, 1, 6, 16)
+    assert (fresh_guide.loc == 0).all()
+    assert (fresh_guide.log_scale == 0).all()
+    assert int(fresh_guide.used) == 0
+    assert fresh_guide.keys.dtype == fresh_guide.used.dtype == torch.long  # a float has no room for 64 bits
+    rows = fresh_guide.encode(case.x, case.y).tolist()
     assert sorted(rows) == [0, 1, 2, 3, 4]
-    assert fresh.eval().encode(case.x, case.y).tolist() == rows
+    assert fresh_guide.eval().encode(case.x, case.y).tolist() == rows
 
 
 def test_pairs_take_rows_in_order_and_only_in_training():
@@ -67,15 +67,15 @@ def test_pairs_take_rows_in_order_and_only_in_training():
     guide = case.solver.guide.eval()
     assert guide.encode(case.x, case.y).tolist() == [-1] * 5
     guide.train()
-    first = guide.encode(case.x[:2], case.y[:2])
-    assert sorted(first.tolist()) == [0, 1]
+    first_rows = guide.encode(case.x[:2], case.y[:2])
+    assert sorted(first_rows.tolist()) == [0, 1]
     assert int(guide.used) == 2
-    every = guide.encode(case.x, case.y)
-    assert every[:2].tolist() == first.tolist()
-    assert sorted(every.tolist()) == list(range(5))
+    all_rows = guide.encode(case.x, case.y)
+    assert all_rows[:2].tolist() == first_rows.tolist()
+    assert sorted(all_rows.tolist()) == list(range(5))
     assert int(guide.used) == 5
-    others = torch.stack([case.x[0]] * 3), torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1], [2, 2, 2, 2]])
-    assert sorted(guide.encode(*others).tolist()) == [5, 6, 7]  # the last of eight
+    other_pairs = torch.stack([case.x[0]] * 3), torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1], [2, 2, 2, 2]])
+    assert sorted(guide.encode(*other_pairs).tolist()) == [5, 6, 7]  # the last of eight
     with pytest.raises(ConfigError, match="more than 8 pairs"):
         guide.encode(case.x[:1], torch.tensor([[7, 7, 7, 7]]))
 
@@ -95,15 +95,17 @@ def test_the_key_of_a_pair_depends_on_x_and_y():
 
 def test_a_key_depends_on_each_token_its_position_and_the_offset():
     tokens = torch.randint(9, (500, 6))
-    names = _key(tokens, 0)
-    assert names.shape == (500,)
-    assert names.dtype == torch.long
-    assert len(names.unique()) == len(tokens.unique(dim=0))
-    assert (_key(tokens, 0) == names).all()
-    assert (_key(tokens, 3) != names).all()
-    assert (_key(tokens.flip(-1), 0) != names).any()
-    doubled = torch.cat((tokens, tokens), -1)  # rows side by side are named by the sum of their parts' names
-    assert (_key(doubled, 0) == names + _key(tokens, 6)).all()
+    keys = _key(tokens, 0)
+    assert keys.shape == (500,)
+    assert keys.dtype == torch.long
+    assert len(keys.unique()) == len(tokens.unique(dim=0))
+    assert (_key(tokens, 0) == keys).all()
+    assert (_key(tokens, 3) != keys).all()
+    assert (_key(tokens.flip(-1), 0) != keys).any()
+    doubled_tokens = torch.cat(
+        (tokens, tokens), -1
+    )  # the key of concatenated tokens is the sum of the keys of both parts
+    assert (_key(doubled_tokens, 0) == keys + _key(tokens, 6)).all()
     assert _key(torch.zeros(2, 3, 6, dtype=torch.long), 0).shape == (2, 3)
     assert (_key(torch.zeros(1, 6, dtype=torch.long), 0) != 0).all()  # a token 0 counts
 

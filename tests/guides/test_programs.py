@@ -74,7 +74,7 @@ def test_plain_svi_with_pyros_adam_trains_model_and_guide(case):
     assert [n for m in parts(case) for n, p in m.named_parameters() if torch.equal(p, before[n])] == []
 
 
-def test_messenger_bound_equals_two_pass_bound(case):
+def test_the_one_pass_bound_equals_the_two_pass_bound(case):
     model, guide = parts(case)
     if not model_traits(model).has_exact_likelihood:
         pytest.skip("each pass of a diffusion model draws another bound")

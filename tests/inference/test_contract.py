@@ -1,4 +1,4 @@
-"""A part states about itself what differs from the defaults, and nothing else; the examples of the contract run."""
+"""The traits of parts and their defaults; and the examples of the contract, which run."""
 
 import doctest
 

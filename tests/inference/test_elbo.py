@@ -36,42 +36,44 @@ def test_gradient_scaling_keeps_the_kl_and_balances_its_gradient_as_the_closed_f
     kl = kl_divergence(scale_gradient(q, 0.2), scale_gradient(p, 0.8))
     vq, vp, gap = (2 * sq).exp(), (2 * sp).exp(), mq - mp
     torch.testing.assert_close(kl, (sp - sq + (vq + gap**2) / (2 * vp) - 0.5).sum())
-    got = torch.autograd.grad(kl, (mq, sq, mp, sp))
+    gradients = torch.autograd.grad(kl, (mq, sq, mp, sp))
     expected = (
         0.2 * gap / vp,
         0.2 * (vq / vp - 1),
         -0.8 * gap / vp,
         0.8 * (1 - (vq + gap**2) / vp),
     )
-    for g, e in zip(got, expected, strict=True):
+    for g, e in zip(gradients, expected, strict=True):
         torch.testing.assert_close(g, e)
 
 
 def test_gradient_scaling_equals_the_two_stop_gradient_terms_of_the_paper():
     parameters, q, p = gaussians()
 
-    def stopped(d):
+    def stop_gradient(d):
         base = d.base_dist
         return dist.Normal(base.loc.detach(), base.scale.detach()).to_event(2)
 
-    two = 0.8 * kl_divergence(stopped(q), p) + 0.2 * kl_divergence(q, stopped(p))
-    single = kl_divergence(scale_gradient(q, 0.2), scale_gradient(p, 0.8))
-    torch.testing.assert_close(single, two)
+    two_terms = 0.8 * kl_divergence(stop_gradient(q), p) + 0.2 * kl_divergence(q, stop_gradient(p))
+    scaled_kl = kl_divergence(scale_gradient(q, 0.2), scale_gradient(p, 0.8))
+    torch.testing.assert_close(scaled_kl, two_terms)
     for a, b in zip(
-        torch.autograd.grad(single, parameters, retain_graph=True), torch.autograd.grad(two, parameters), strict=True
+        torch.autograd.grad(scaled_kl, parameters, retain_graph=True),
+        torch.autograd.grad(two_terms, parameters),
+        strict=True,
     ):
         torch.testing.assert_close(a, b)
 
 
 def test_scaling_reaches_distributions_given_by_logits():
     logits = torch.randn(4, requires_grad=True)
-    scaled = scale_gradient(dist.Categorical(logits=logits), 0.5)
-    (g,) = torch.autograd.grad(scaled.logits[0], logits)
-    (full,) = torch.autograd.grad(dist.Categorical(logits=logits).logits[0], logits)
-    torch.testing.assert_close(g, 0.5 * full)
+    scaled_categorical = scale_gradient(dist.Categorical(logits=logits), 0.5)
+    (gradient,) = torch.autograd.grad(scaled_categorical.logits[0], logits)
+    (full_gradient,) = torch.autograd.grad(dist.Categorical(logits=logits).logits[0], logits)
+    torch.testing.assert_close(gradient, 0.5 * full_gradient)
 
 
-def by_hand(case, beta=1.0):
+def hand_written_loss(case, beta=1.0):
     """-ELBO of one untruncated supervision step, summed over the batch, written without Pyro's machinery."""
     model, guide = case.solver.model, case.solver.guide
     e_x, code = model.encoder(case.x), guide.encode(case.x, case.y)
@@ -98,14 +100,14 @@ def by_hand(case, beta=1.0):
 def test_the_bound_equals_a_hand_written_loss(elbo, beta):
     case = double(build_case(model={"truncated": False}))
     pyro.set_rng_seed(5)
-    expected = by_hand(case, beta)
+    expected = hand_written_loss(case, beta)
     pyro.set_rng_seed(5)
-    got = elbo.loss(case.solver.model, case.solver.guide, case.x, case.y, beta=beta)
-    assert float(got) == pytest.approx(expected.item(), rel=1e-9)
+    loss = elbo.loss(case.solver.model, case.solver.guide, case.x, case.y, beta=beta)
+    assert float(loss) == pytest.approx(expected.item(), rel=1e-9)
 
 
-def test_an_even_balance_has_half_the_kl_gradient_and_the_full_reconstruction_gradient():
-    """Balanced at b and at 1 - b, added, are the plain gradient plus one more reconstruction gradient."""
+def test_gradients_at_balance_b_and_1_minus_b_sum_to_the_plain_gradient_plus_one_reconstruction_gradient():
+    """The two shares of the KL's gradient sum to 1."""
     case = double(build_case(model={"truncated": False, "transitions": 1}))
     model, guide = case.solver.model, case.solver.guide
 
@@ -117,18 +119,21 @@ def test_an_even_balance_has_half_the_kl_gradient_and_the_full_reconstruction_gr
         return [p.grad.clone() for m in (model, guide) for p in m.parameters()]
 
     a, b = gradients(BalancedELBO(0.8), 1.0), gradients(BalancedELBO(0.2), 1.0)
-    plain, without = gradients(TraceMeanField_ELBO(), 1.0), gradients(TraceMeanField_ELBO(), 1e-15)
-    for ga, gb, gp, g0 in zip(a, b, plain, without, strict=True):
+    plain_gradients, reconstruction_gradients = (
+        gradients(TraceMeanField_ELBO(), 1.0),
+        gradients(TraceMeanField_ELBO(), 1e-15),
+    )
+    for ga, gb, gp, g0 in zip(a, b, plain_gradients, reconstruction_gradients, strict=True):
         torch.testing.assert_close(ga + gb, gp + g0)
 
 
 def test_messenger_and_replay_guide_give_the_same_bound_and_gradients():
-    single = double(build_case(guide_name="amortized"))
-    two = double(build_case(guide_name="replay"))
-    two.solver.model.load_state_dict(single.solver.model.state_dict())
-    two.solver.guide.inference.load_state_dict(single.solver.guide.state_dict())
+    one_pass = double(build_case(guide_name="amortized"))
+    two_pass = double(build_case(guide_name="replay"))
+    two_pass.solver.model.load_state_dict(one_pass.solver.model.state_dict())
+    two_pass.solver.guide.inference.load_state_dict(one_pass.solver.guide.state_dict())
     losses, gradients = [], []
-    for case in (single, two):
+    for case in (one_pass, two_pass):
         pyro.set_rng_seed(7)
         losses.append(float(TraceMeanField_ELBO().loss_and_grads(case.solver.model, case.solver.guide, case.x, case.y)))
         modules = (case.solver.model, case.solver.guide)
@@ -141,16 +146,16 @@ def test_messenger_and_replay_guide_give_the_same_bound_and_gradients():
 def test_trace_elbo_and_analytic_elbo_agree_on_average():
     case = double(build_case(model={"truncated": False}))
     model, guide = case.solver.model, case.solver.guide
-    sampled = Trace_ELBO(num_particles=1000, vectorize_particles=True, max_plate_nesting=1)
-    analytic = TraceMeanField_ELBO(num_particles=1000, vectorize_particles=True, max_plate_nesting=1)
+    trace_elbo = Trace_ELBO(num_particles=1000, vectorize_particles=True, max_plate_nesting=1)
+    analytic_elbo = TraceMeanField_ELBO(num_particles=1000, vectorize_particles=True, max_plate_nesting=1)
     with torch.no_grad():
-        a = sampled.loss(model, guide, case.x, case.y)
-        b = analytic.loss(model, guide, case.x, case.y)
+        a = trace_elbo.loss(model, guide, case.x, case.y)
+        b = analytic_elbo.loss(model, guide, case.x, case.y)
     assert a == pytest.approx(float(b), rel=0.03)
 
 
 def gentle_case():
-    """A guide near its prior, so that a few thousand weights pin log p down."""
+    """A guide near its prior, so that a few thousand weights estimate log p well."""
     solver = build(small_config())
     perturb_(solver.model.prior, 0.002)
     perturb_(solver.guide, 0.002)
@@ -161,14 +166,14 @@ def gentle_case():
 def test_full_elbo_is_below_the_importance_bound_which_is_below_log_p():
     case = gentle_case()
     model, guide = case.solver.model, case.solver.guide
-    full = torch.stack([bounds(model, guide, case.x, case.y, steps=2, seed=s).full for s in range(12)]).mean(0)
+    full_bound = torch.stack([bounds(model, guide, case.x, case.y, steps=2, seed=s).full for s in range(12)]).mean(0)
     weights = guide_draws(model, guide, case.x, case.y, steps=2, num_samples=1000).log_weight
     log_p = prior_log_likelihood(model, case.x, case.y, depth=2, num_samples=3000)
     iwae5 = log_evidence(weights.view(5, 200, -1)).mean(0)
     iwae = log_evidence(weights)
-    assert full.mean() < iwae5.mean()
+    assert full_bound.mean() < iwae5.mean()
     assert iwae5.mean() < iwae.mean() + 0.02
-    assert full.mean() < log_p.mean()
+    assert full_bound.mean() < log_p.mean()
     torch.testing.assert_close(iwae.mean(), log_p.double().mean(), atol=0.15, rtol=0)
 
 
@@ -177,11 +182,11 @@ def test_terms_are_at_beta_one_for_any_beta_of_training(case):
     elbo = make_elbo("balanced")
     pyro.set_rng_seed(1)
     elbo.loss(model, guide, case.x, case.y, beta=9.0)
-    weighted = elbo.terms
+    weighted_terms = elbo.terms
     pyro.set_rng_seed(1)
-    plain = terms(model, guide, case.x, case.y)
-    torch.testing.assert_close(weighted.kl, plain.kl)
-    torch.testing.assert_close(weighted.elbo, plain.elbo)
+    plain_terms = terms(model, guide, case.x, case.y)
+    torch.testing.assert_close(weighted_terms.kl, plain_terms.kl)
+    torch.testing.assert_close(weighted_terms.elbo, plain_terms.elbo)
 
 
 def test_terms_are_unscaled_under_the_trainers_scale(case):
@@ -189,8 +194,8 @@ def test_terms_are_unscaled_under_the_trainers_scale(case):
     elbo = make_elbo("balanced")
     with poutine.scale(scale=0.2):
         pyro.set_rng_seed(1)
-        scaled = float(elbo.loss(model, guide, case.x, case.y))
-    assert scaled == pytest.approx(-elbo.terms.elbo.mean().item(), rel=1e-5)
+        loss = float(elbo.loss(model, guide, case.x, case.y))
+    assert loss == pytest.approx(-elbo.terms.elbo.mean().item(), rel=1e-5)
 
 
 def test_the_surrogate_charges_the_last_transition_only():
@@ -200,16 +205,16 @@ def test_the_surrogate_charges_the_last_transition_only():
     assert terms(case.solver.model, case.solver.guide, case.x, case.y).kl.shape == (1, 5)
 
 
-def test_the_surrogate_is_of_the_trained_steps():
+def test_the_surrogate_takes_the_supervision_steps_of_training():
     case = build_case()
     model, guide = case.solver.model, case.solver.guide
-    short, long = (bounds(model, guide, case.x, case.y, steps=4, surrogate_steps=n) for n in (1, 3))
-    assert torch.equal(short.full, long.full)
+    short_bounds, long_bounds = (bounds(model, guide, case.x, case.y, steps=4, surrogate_steps=n) for n in (1, 3))
+    assert torch.equal(short_bounds.full, long_bounds.full)
     torch.manual_seed(0)
-    single = terms(model, guide, case.x, case.y, steps=4, truncated=False)  # as bounds draws before it
-    torch.testing.assert_close(single.elbo, short.full)
-    torch.testing.assert_close(terms(model, guide, case.x, case.y).elbo, short.surrogate)
-    assert not torch.equal(short.surrogate, long.surrogate)
+    full_terms = terms(model, guide, case.x, case.y, steps=4, truncated=False)  # bounds draws this first
+    torch.testing.assert_close(full_terms.elbo, short_bounds.full)
+    torch.testing.assert_close(terms(model, guide, case.x, case.y).elbo, short_bounds.surrogate)
+    assert not torch.equal(short_bounds.surrogate, long_bounds.surrogate)
 
 
 def test_the_state_in_the_terms_is_detached(case):
@@ -229,20 +234,20 @@ def test_the_guide_forgets_its_trace_after_a_step(case):
 
 @pytest.mark.parametrize("balance", [0.8, 0.5, 0.0, 1.0])
 def test_an_estimated_kl_is_balanced_like_one_in_closed_form(balance):
-    """On Gaussians, where both are known: the value and every gradient, on average over draws."""
+    """For Gaussians both KLs are known: value and gradients agree on average over draws."""
     (mq, sq, mp, sp), q, p = gaussians()
     expected = torch.autograd.grad(
         kl_divergence(scale_gradient(q, 1 - balance), scale_gradient(p, balance)), (mq, sq, mp, sp), retain_graph=True
     )
-    many = 200_000
-    value = q.expand((many,)).rsample()
+    num_draws = 200_000
+    value = q.expand((num_draws,)).rsample()
     log_q, log_p = balanced_log_densities(q, p, value, balance)
     estimate = log_q - log_p
     torch.testing.assert_close(estimate.mean(), kl_divergence(q, p), rtol=0.02, atol=0.02)
-    results = torch.autograd.grad(estimate.mean(), (mq, sq, mp, sp))
-    size = max(e.abs().max() for e in expected)
-    for f, e in zip(results, expected, strict=True):
-        torch.testing.assert_close(f, e, rtol=0.05, atol=0.03 * size.item())
+    gradients = torch.autograd.grad(estimate.mean(), (mq, sq, mp, sp))
+    largest = max(e.abs().max() for e in expected)
+    for f, e in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(f, e, rtol=0.05, atol=0.03 * largest.item())
 
 
 def test_the_balanced_elbo_names_the_distributions_of_an_estimated_kl(case):
@@ -260,23 +265,23 @@ def test_the_balanced_elbo_names_the_distributions_of_an_estimated_kl(case):
     loss = bound.loss(model, case.solver.guide, case.x, case.y)
     assert bound.estimated_kl == ("Normal", "StudentT")
     torch.manual_seed(0)
-    plain = make_elbo("trace").loss(model, case.solver.guide, case.x, case.y)
-    assert loss == pytest.approx(plain, rel=1e-4)
+    trace_loss = make_elbo("trace").loss(model, case.solver.guide, case.x, case.y)
+    assert loss == pytest.approx(trace_loss, rel=1e-4)
 
 
 def test_a_guide_of_deltas_has_pyros_gradient_without_balance():
-    """Maximum a posteriori: there is no KL between a point and a density that could be balanced."""
+    """This is maximum a posteriori: a point and a density have no KL to balance."""
     results = []
     for name in ("balanced", "mean_field"):
         pyro.set_rng_seed(0)
         case = build_case()
-        guide, place = case.solver.guide, torch.full((4, 16), 0.3, requires_grad=True)
-        guide.posterior = lambda u, code, prior, place=place: dist.Delta(place.expand_as(u), event_dim=2)
+        guide, point = case.solver.guide, torch.full((4, 16), 0.3, requires_grad=True)
+        guide.posterior = lambda u, code, prior, point=point: dist.Delta(point.expand_as(u), event_dim=2)
         bound = make_elbo(name)
         loss = bound.loss_and_grads(case.solver.model, guide, case.x, case.y)
-        results.append((float(loss), place.grad, case.solver.model.prior.head.mlp.down.weight.grad, bound.terms.elbo))
-    for ours, pyros in zip(*results, strict=True):
-        torch.testing.assert_close(ours, pyros)
+        results.append((float(loss), point.grad, case.solver.model.prior.head.mlp.down.weight.grad, bound.terms.elbo))
+    for result, expected in zip(*results, strict=True):
+        torch.testing.assert_close(result, expected)
     assert results[0][1].any()
 
 

@@ -64,14 +64,14 @@ def test_straight_through_draws_are_one_hot_and_have_the_gradient_of_the_probabi
     torch.testing.assert_close(gradient, expected)
 
 
-def test_relaxed_draws_are_relaxed_in_training_and_one_hot_in_roll_outs():
+def test_relaxed_draws_are_relaxed_in_training_and_one_hot_in_rollouts():
     _, p = codes(temperature=1.0)
-    soft = p.rsample()
-    assert ((soft > 0.01) & (soft < 0.99)).any()
-    torch.testing.assert_close(soft.unflatten(-1, (2, 4)).sum(-1), torch.ones(5, L, 2))
+    soft_draws = p.rsample()
+    assert ((soft_draws > 0.01) & (soft_draws < 0.99)).any()
+    torch.testing.assert_close(soft_draws.unflatten(-1, (2, 4)).sum(-1), torch.ones(5, L, 2))
     with torch.no_grad():
-        hard = p.rsample()
-    assert ((hard == 0) | (hard == 1)).all()
+        hard_draws = p.rsample()
+    assert ((hard_draws == 0) | (hard_draws == 1)).all()
 
 
 def test_discrete_guidance_has_finite_kls():
@@ -87,8 +87,8 @@ def test_a_code_has_its_share_of_the_softmax_and_of_the_uniform():
     torch.testing.assert_close(p.logits.exp(), 0.8 * raw.softmax(-1) + 0.05)
     assert p.temperature == 0.7
     assert (p.batch_shape, p.event_shape) == ((5,), (L, 8))
-    around = CodeFamily(2, 4, uniform_mix=0.2).residual(p, raw)
-    torch.testing.assert_close(around.logits.exp(), 0.8 * (p.logits + raw).softmax(-1) + 0.05)
+    residual_codes = CodeFamily(2, 4, uniform_mix=0.2).residual(p, raw)
+    torch.testing.assert_close(residual_codes.logits.exp(), 0.8 * (p.logits + raw).softmax(-1) + 0.05)
 
 
 def test_the_density_of_a_code_is_the_product_of_its_categoricals():
@@ -101,26 +101,26 @@ def test_the_density_of_a_code_is_the_product_of_its_categoricals():
     torch.testing.assert_close(p.mean, p.logits.softmax(-1).flatten(-2))
     assert p.support.event_dim == 2
     assert p.has_rsample
-    two = Codes(p.logits.expand(7, 5, L, 2, 4))  # batch dimensions
-    torch.testing.assert_close(two.mean, p.mean.expand(7, 5, L, 8))
-    assert torch.equal(two.mode, p.mode.expand(7, 5, L, 8))
-    assert two.log_prob(value).shape == kl_divergence(two, two).shape == (7, 5)
-    wide = Codes(p.logits, 0.3).expand((7, 5))
-    assert wide.temperature == 0.3
-    assert wide.rsample((2,)).shape == (2, 7, 5, L, 8)
+    codes_2d = Codes(p.logits.expand(7, 5, L, 2, 4))  # batch dimensions
+    torch.testing.assert_close(codes_2d.mean, p.mean.expand(7, 5, L, 8))
+    assert torch.equal(codes_2d.mode, p.mode.expand(7, 5, L, 8))
+    assert codes_2d.log_prob(value).shape == kl_divergence(codes_2d, codes_2d).shape == (7, 5)
+    expanded_codes = Codes(p.logits, 0.3).expand((7, 5))
+    assert expanded_codes.temperature == 0.3
+    assert expanded_codes.rsample((2,)).shape == (2, 7, 5, L, 8)
 
 
 def test_relaxed_draws_are_gumbel_softmax_at_their_temperature():
     logits, p = codes(temperature=0.5)
     torch.manual_seed(3)
-    soft = p.rsample()
+    soft_draws = p.rsample()
     torch.manual_seed(3)
     gumbel = -torch.empty(5, L, 2, 4).exponential_().log()  # minus the log of an exponential variable
-    torch.testing.assert_close(soft, ((p.logits + gumbel) / 0.5).softmax(-1).flatten(-2))
-    hard = p.sample()
-    assert ((hard == 0) | (hard == 1)).all()
-    assert not hard.requires_grad
-    (gradient,) = torch.autograd.grad((soft * torch.randn(5, L, 8)).sum(), logits)
+    torch.testing.assert_close(soft_draws, ((p.logits + gumbel) / 0.5).softmax(-1).flatten(-2))
+    hard_draws = p.sample()
+    assert ((hard_draws == 0) | (hard_draws == 1)).all()
+    assert not hard_draws.requires_grad
+    (gradient,) = torch.autograd.grad((soft_draws * torch.randn(5, L, 8)).sum(), logits)
     assert gradient.any()
 
 
@@ -135,11 +135,11 @@ def test_points_have_the_kl_of_gaussians():
     value = torch.randn(5, L, D)
     expected = torch.distributions.Normal(loc, 0.3).log_prob(value).sum((-1, -2))
     torch.testing.assert_close(p.log_prob(value), expected)
-    shifted = family.residual(p, torch.ones(5, L, D))
-    torch.testing.assert_close(shifted.mean, loc + 1)
-    torch.testing.assert_close(kl_divergence(shifted, p), torch.full((5,), L * D / (2 * 0.3**2)))
-    (only,) = family.head(D, 16, D, 0.1)(loc)
-    assert only.shape == loc.shape
+    shifted_point = family.residual(p, torch.ones(5, L, D))
+    torch.testing.assert_close(shifted_point.mean, loc + 1)
+    torch.testing.assert_close(kl_divergence(shifted_point, p), torch.full((5,), L * D / (2 * 0.3**2)))
+    (loc_output,) = family.head(D, 16, D, 0.1)(loc)
+    assert loc_output.shape == loc.shape
 
 
 def test_gaussian_families_have_a_start_scale_and_residual_distributions():
@@ -153,9 +153,9 @@ def test_gaussian_families_have_a_start_scale_and_residual_distributions():
         assert (loc == 0).all()
         torch.testing.assert_close(sigma, torch.full((5, L, D), float(scale)))
     prior, loc, scale = diagonal(), torch.randn(5, L, D), torch.rand(5, L, D) + 0.1
-    moved = NORMAL.residual(prior, loc, scale)
-    torch.testing.assert_close(moved.mean, prior.mean + loc)
-    torch.testing.assert_close(moved.stddev, scale)
+    residual_normal = NORMAL.residual(prior, loc, scale)
+    torch.testing.assert_close(residual_normal.mean, prior.mean + loc)
+    torch.testing.assert_close(residual_normal.stddev, scale)
     value = torch.randn(5, L, D)
     expected = torch.distributions.Normal(loc, scale).log_prob(value).sum((-1, -2))
     torch.testing.assert_close(NORMAL.distribution(loc, scale).log_prob(value), expected)

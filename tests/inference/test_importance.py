@@ -15,8 +15,8 @@ from pyro_gram.inference.importance import guide_draws, log_evidence, split_pair
 from tests.conftest import build_case, perturb_
 
 
-def by_hand(case, n, steps, seed):
-    """Draws and weights of one chunk, from a trace of the pair under plates."""
+def expected_draws(case, n, steps, seed):
+    """Return the draws and weights of one chunk, computed from the traces of model and guide."""
     torch.manual_seed(seed)
     guide = case.solver.guide
     with torch.no_grad(), pyro.plate("trajectories", n, dim=-2):
@@ -39,18 +39,20 @@ def by_hand(case, n, steps, seed):
 
 
 @pytest.fixture
-def far():
+def far_case():
     """A case whose guide is well away from its prior."""
     case = build_case()
     perturb_(case.solver.guide, 0.3)
     return case
 
 
-def test_guide_draws_are_computed_from_the_densities(far):
-    draws = guide_draws(far.solver.model, far.solver.guide, far.x, far.y, steps=2, num_samples=6, seed=3)
-    assert len(far.solver.guide.trace.nodes) == 0
-    assert far.solver.guide._code is None  # neither keeps what was computed of y
-    for name, expected in by_hand(far, 6, 2, 3).items():
+def test_guide_draws_are_computed_from_the_densities(far_case):
+    draws = guide_draws(
+        far_case.solver.model, far_case.solver.guide, far_case.x, far_case.y, steps=2, num_samples=6, seed=3
+    )
+    assert len(far_case.solver.guide.trace.nodes) == 0
+    assert far_case.solver.guide._code is None  # nor does it keep the code of y
+    for name, expected in expected_draws(far_case, 6, 2, 3).items():
         torch.testing.assert_close(getattr(draws, name), expected, atol=1e-3, rtol=1e-4, msg=name)
     assert draws.log_weight.dtype == torch.double
     assert draws.log_weight.shape == (6, 5)
@@ -58,45 +60,63 @@ def test_guide_draws_are_computed_from_the_densities(far):
     assert (draws.kl > 0).all()
 
 
-def test_chunks_of_draws_are_concatenated_in_order(far):
+def test_chunks_of_draws_are_concatenated_in_order(far_case):
     """Five inputs, two at once; and one input's draws, two at once."""
-    model, guide = far.solver.model, far.solver.guide
-    draws = guide_draws(model, guide, far.x, far.y, steps=1, num_samples=3, seed=8, max_traced=7)
+    model, guide = far_case.solver.model, far_case.solver.guide
+    draws = guide_draws(model, guide, far_case.x, far_case.y, steps=1, num_samples=3, seed=8, max_traced=7)
     for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
-        single = guide_draws(model, guide, far.x[part], far.y[part], steps=1, num_samples=3, seed=8 + chunk)
-        for name in vars(single):
-            at = (slice(None), slice(None), part) if name in ("kl", "guidance") else (slice(None), part)
-            torch.testing.assert_close(getattr(draws, name)[at], getattr(single, name))
-    many = guide_draws(model, guide, far.x[:1], far.y[:1], steps=1, num_samples=5, seed=8, max_traced=2)
-    assert many.log_weight.shape == (5, 1)
-    assert many.kl.shape == (2, 5, 1)
+        chunk_draws = guide_draws(
+            model, guide, far_case.x[part], far_case.y[part], steps=1, num_samples=3, seed=8 + chunk
+        )
+        for name in vars(chunk_draws):
+            index = (slice(None), slice(None), part) if name in ("kl", "guidance") else (slice(None), part)
+            torch.testing.assert_close(getattr(draws, name)[index], getattr(chunk_draws, name))
+    draws_of_one = guide_draws(
+        model, guide, far_case.x[:1], far_case.y[:1], steps=1, num_samples=5, seed=8, max_traced=2
+    )
+    assert draws_of_one.log_weight.shape == (5, 1)
+    assert draws_of_one.kl.shape == (2, 5, 1)
     for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
         size = part.stop - part.start
-        single = guide_draws(model, guide, far.x[:1], far.y[:1], steps=1, num_samples=size, seed=8 + chunk)
-        torch.testing.assert_close(many.log_weight[part], single.log_weight)
-        torch.testing.assert_close(many.kl[:, part], single.kl)
-    both = guide_draws(model, guide, far.x[:2], far.y[:2], steps=1, num_samples=5, seed=8, max_traced=2)
-    torch.testing.assert_close(both.log_weight[:, :1], many.log_weight)
-    other = guide_draws(model, guide, far.x[1:2], far.y[1:2], steps=1, num_samples=5, seed=11, max_traced=2)
-    torch.testing.assert_close(both.log_weight[:, 1:], other.log_weight)
+        chunk_draws = guide_draws(
+            model, guide, far_case.x[:1], far_case.y[:1], steps=1, num_samples=size, seed=8 + chunk
+        )
+        torch.testing.assert_close(draws_of_one.log_weight[part], chunk_draws.log_weight)
+        torch.testing.assert_close(draws_of_one.kl[:, part], chunk_draws.kl)
+    draws_of_two = guide_draws(
+        model, guide, far_case.x[:2], far_case.y[:2], steps=1, num_samples=5, seed=8, max_traced=2
+    )
+    torch.testing.assert_close(draws_of_two.log_weight[:, :1], draws_of_one.log_weight)
+    other_draws = guide_draws(
+        model, guide, far_case.x[1:2], far_case.y[1:2], steps=1, num_samples=5, seed=11, max_traced=2
+    )
+    torch.testing.assert_close(draws_of_two.log_weight[:, 1:], other_draws.log_weight)
 
 
-def test_the_callers_random_state_is_restored(far):
+def test_the_callers_random_state_is_restored(far_case):
     before = torch.get_rng_state()
-    draws = guide_draws(far.solver.model, far.solver.guide, far.x, far.y, steps=1, num_samples=2)
+    draws = guide_draws(far_case.solver.model, far_case.solver.guide, far_case.x, far_case.y, steps=1, num_samples=2)
     assert torch.equal(before, torch.get_rng_state())
-    repeat = guide_draws(far.solver.model, far.solver.guide, far.x, far.y, steps=1, num_samples=2, seed=0)
+    repeat = guide_draws(
+        far_case.solver.model, far_case.solver.guide, far_case.x, far_case.y, steps=1, num_samples=2, seed=0
+    )
     assert torch.equal(draws.log_weight, repeat.log_weight)  # the default seed
 
 
 def test_a_two_pass_guide_has_the_same_draws():
     replay = build_case(guide_name="replay")
     perturb_(replay.solver.guide, 0.3)
-    two = guide_draws(replay.solver.model, replay.solver.guide, replay.x, replay.y, steps=2, num_samples=3, seed=2)
-    inner = replay.solver.guide.inference
-    single = guide_draws(replay.solver.model, inner, replay.x, replay.y, steps=2, num_samples=3, seed=2)
-    for name in vars(single):
-        torch.testing.assert_close(getattr(two, name), getattr(single, name), atol=1e-4, rtol=1e-4, msg=name)
+    two_pass_draws = guide_draws(
+        replay.solver.model, replay.solver.guide, replay.x, replay.y, steps=2, num_samples=3, seed=2
+    )
+    one_pass_guide = replay.solver.guide.inference
+    one_pass_draws = guide_draws(
+        replay.solver.model, one_pass_guide, replay.x, replay.y, steps=2, num_samples=3, seed=2
+    )
+    for name in vars(one_pass_draws):
+        torch.testing.assert_close(
+            getattr(two_pass_draws, name), getattr(one_pass_draws, name), atol=1e-4, rtol=1e-4, msg=name
+        )
 
 
 def test_the_evidence_is_the_log_of_the_mean_weight():
@@ -135,38 +155,38 @@ def test_a_site_with_the_prior_as_posterior_costs_nothing():
     assert isinstance(trace.trace.nodes["eps_0"]["fn"].base_dist, dist.Normal)
 
 
-def test_chunks_of_bounds_are_concatenated_in_order(far):
-    model, guide = far.solver.model, far.solver.guide
-    joint = bounds(model, guide, far.x, far.y, 2, surrogate_steps=3, seed=7, max_traced=2)
-    assert joint.kl.shape == (4, 5)
+def test_chunks_of_bounds_are_concatenated_in_order(far_case):
+    model, guide = far_case.solver.model, far_case.solver.guide
+    joint_bounds = bounds(model, guide, far_case.x, far_case.y, 2, surrogate_steps=3, seed=7, max_traced=2)
+    assert joint_bounds.kl.shape == (4, 5)
     for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
-        single = bounds(model, guide, far.x[part], far.y[part], 2, surrogate_steps=3, seed=7 + chunk)
-        for name, value in vars(single).items():
-            at = (slice(None), part) if name == "kl" else (part,)
-            torch.testing.assert_close(getattr(joint, name)[at], value, msg=name)
-    torch.testing.assert_close(joint.full, -joint.reconstruction - joint.kl.sum(0))
+        chunk_bounds = bounds(model, guide, far_case.x[part], far_case.y[part], 2, surrogate_steps=3, seed=7 + chunk)
+        for name, value in vars(chunk_bounds).items():
+            index = (slice(None), part) if name == "kl" else (part,)
+            torch.testing.assert_close(getattr(joint_bounds, name)[index], value, msg=name)
+    torch.testing.assert_close(joint_bounds.full, -joint_bounds.reconstruction - joint_bounds.kl.sum(0))
     torch.manual_seed(7)
     state, by_step = None, []
-    terms(model, guide, far.x[:2], far.y[:2], steps=2, truncated=False)
+    terms(model, guide, far_case.x[:2], far_case.y[:2], steps=2, truncated=False)
     for _ in range(3):
-        step = terms(model, guide, far.x[:2], far.y[:2], state)
+        step = terms(model, guide, far_case.x[:2], far_case.y[:2], state)
         state = step.state
         by_step.append(step.elbo)
-    torch.testing.assert_close(joint.surrogate[:2], torch.stack(by_step).mean(0))
+    torch.testing.assert_close(joint_bounds.surrogate[:2], torch.stack(by_step).mean(0))
     torch.testing.assert_close(
-        bounds(model, guide, far.x, far.y, 2).surrogate,
-        bounds(model, guide, far.x, far.y, 2, surrogate_steps=2, seed=0).surrogate,
+        bounds(model, guide, far_case.x, far_case.y, 2).surrogate,
+        bounds(model, guide, far_case.x, far_case.y, 2, surrogate_steps=2, seed=0).surrogate,
     )
 
 
 def test_conditioned_guidance_has_the_priors_density():
     case = build_case(model={"truncated": False})
-    fixed = torch.full((5, 4, 16), 0.25)
+    fixed_eps = torch.full((5, 4, 16), 0.25)
     guide = case.solver.guide
-    with poutine.condition(data={"eps_0": fixed}):
+    with poutine.condition(data={"eps_0": fixed_eps}):
         guide(case.x, case.y)
     p, _ = guide.get_traces()
     site = p.nodes["eps_0"]
-    assert torch.equal(site["value"], fixed)
+    assert torch.equal(site["value"], fixed_eps)
     prior = case.solver.model.prior(p.nodes["u_0"]["value"])
-    torch.testing.assert_close(site["fn"].log_prob(fixed), prior.log_prob(fixed))
+    torch.testing.assert_close(site["fn"].log_prob(fixed_eps), prior.log_prob(fixed_eps))

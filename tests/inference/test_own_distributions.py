@@ -26,18 +26,18 @@ from tests.inference.test_own_latents import B, pair
 PLAIN = {"model": {"truncated": False}}
 
 
-@pytest.mark.parametrize("make", [AutoNormal, AutoNormalMessenger, AutoDelta])
-def test_importance_weights_of_autoguides_are_pyros_for_any_chunk_size(make):
+@pytest.mark.parametrize("guide_class", [AutoNormal, AutoNormalMessenger, AutoDelta])
+def test_importance_weights_of_autoguides_are_pyros_for_any_chunk_size(guide_class):
     """Their parameters belong to a batch, which is therefore not split."""
     model, _, x, y = pair(GRAM, AmortizedGuide, **PLAIN)
-    guide = make(model)
+    guide = guide_class(model)
     guide(x, y, truncated=False)
-    log_p = guide_draws(model, guide, x, y, steps=1, num_samples=3, seed=4, max_traced=15).log_weight
+    log_weight = guide_draws(model, guide, x, y, steps=1, num_samples=3, seed=4, max_traced=15).log_weight
     torch.manual_seed(4)
-    pyros = Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
+    pyro_elbo = Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
     with torch.no_grad():
-        loss = pyros.loss(model, guide, x, y, truncated=False)
-    assert log_p.sum().item() / 3 == pytest.approx(-loss, rel=1e-5)
+        loss = pyro_elbo.loss(model, guide, x, y, truncated=False)
+    assert log_weight.sum().item() / 3 == pytest.approx(-loss, rel=1e-5)
     chunks = guide_draws(model, guide, x, y, steps=1, num_samples=3, seed=4, max_traced=1)
     assert chunks.log_weight.shape == (3, B)
     assert chunks.h.shape == (3, B, 4, 16)
@@ -72,9 +72,9 @@ def test_a_mask_around_y_counts_and_must_fit_the_inputs():
 class Scaled(nn.Module):
     """A prior with the parameter u * w."""
 
-    def __init__(self, make):
+    def __init__(self, make_distribution):
         super().__init__()
-        self.make, self.w = make, nn.Parameter(torch.tensor(1.1))
+        self.make, self.w = make_distribution, nn.Parameter(torch.tensor(1.1))
 
     def forward(self, u):
         return self.make(u * self.w)
@@ -85,19 +85,19 @@ class ScaledGuide(AmortizedGuide):
         return self.make(u * self.w)
 
 
-def build_scaled(make, **changes):
+def build_scaled(make_distribution, **changes):
     model, guide, x, y = pair(GRAM, ScaledGuide, **{"model": {"transitions": 1}, **changes})
-    model.prior, guide.make, guide.w = Scaled(make), make, nn.Parameter(torch.tensor(0.8))
+    model.prior, guide.make, guide.w = Scaled(make_distribution), make_distribution, nn.Parameter(torch.tensor(0.8))
     return model, guide, x, y
 
 
 def with_covariance(u):
     normal = dist.MultivariateNormal(u * 0.1, scale_tril=0.3 * torch.eye(16))
-    assert normal.covariance_matrix.shape[-1] == 16  # from then on it holds that too
+    assert normal.covariance_matrix.shape[-1] == 16  # now the distribution has this attribute too
     return normal.to_event(1)
 
 
-CLOSED = {
+CLOSED_FORMS = {
     "one-hot": lambda u: dist.OneHotCategoricalStraightThrough(logits=u).to_event(1),
     "beta": lambda u: dist.Beta(u.exp() + 1, torch.ones_like(u)).to_event(2),
     "log-normal": lambda u: dist.LogNormal(u * 0.1, 0.3 * torch.ones_like(u)).to_event(2),
@@ -114,18 +114,18 @@ def loss_and_gradients(elbo, model, guide, x, y):
     return loss, model.prior.w.grad.item(), guide.w.grad.item()
 
 
-@pytest.mark.parametrize("kind", CLOSED)
+@pytest.mark.parametrize("kind", CLOSED_FORMS)
 def test_closed_form_kls_are_used_and_balanced(kind):
-    model, guide, x, y = build_scaled(CLOSED[kind])
-    pyros = loss_and_gradients(TraceMeanField_ELBO(), model, guide, x, y)
+    model, guide, x, y = build_scaled(CLOSED_FORMS[kind])
+    pyro_results = loss_and_gradients(TraceMeanField_ELBO(), model, guide, x, y)
     elbo = BalancedELBO(1.0)
     loss, prior, reconstruction = loss_and_gradients(elbo, model, guide, x, y)
     assert elbo.estimated_kl is None
-    assert (loss, prior) == pytest.approx(pyros[:2], rel=1e-5)
+    assert (loss, prior) == pytest.approx(pyro_results[:2], rel=1e-5)
     loss, prior, posterior = loss_and_gradients(BalancedELBO(0.75), model, guide, x, y)
-    assert loss == pytest.approx(pyros[0], rel=1e-5)
-    assert prior == pytest.approx(0.75 * pyros[1], rel=1e-4)
-    assert posterior == pytest.approx(reconstruction + 0.25 * (pyros[2] - reconstruction), rel=1e-3)
+    assert loss == pytest.approx(pyro_results[0], rel=1e-5)
+    assert prior == pytest.approx(0.75 * pyro_results[1], rel=1e-4)
+    assert posterior == pytest.approx(reconstruction + 0.25 * (pyro_results[2] - reconstruction), rel=1e-3)
 
 
 def test_a_straight_through_draw_keeps_its_density():
@@ -139,8 +139,8 @@ def test_a_straight_through_draw_keeps_its_density():
     assert elbo.estimated_kl == ("RelaxedBernoulliStraightThrough",) * 2
     balanced = loss_and_gradients(BalancedELBO(0.5), model, guide, x, y)
     assert balanced[:2] == pytest.approx((expected[0], expected[1] / 2), rel=1e-4)
-    elbo, quarter = (loss_and_gradients(BalancedELBO(b), model, guide, x, y)[2] for b in (1.0, 0.25))
-    assert quarter == pytest.approx(elbo + 0.75 * (expected[2] - elbo), rel=1e-3)
+    full_gradient, quarter_gradient = (loss_and_gradients(BalancedELBO(b), model, guide, x, y)[2] for b in (1.0, 0.25))
+    assert quarter_gradient == pytest.approx(full_gradient + 0.75 * (expected[2] - full_gradient), rel=1e-3)
 
 
 class Rough(dist.Normal):
@@ -180,7 +180,7 @@ def test_an_autoguides_density_ignores_handlers_around_the_models_site(handler):
         torch.manual_seed(1)
         losses.append(float(elbo.loss(model, guide, x, y)))
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
-    if isinstance(handler, MaskMessenger):  # terms know no scale
+    if isinstance(handler, MaskMessenger):  # terms leave scales out
         assert elbo.terms.elbo.sum().item() == pytest.approx(-losses[0], rel=1e-5)
 
 
@@ -213,8 +213,8 @@ def test_sequential_subsampled_plates_keep_their_weight():
     elbo = BalancedELBO()
     loss = elbo.loss(model, guide, x, y)
     assert elbo.terms.elbo.sum().item() == pytest.approx(-loss, rel=1e-5)
-    six = 6 * (0.5 + torch.tensor(2 * torch.pi).log().item() / 2)
-    torch.testing.assert_close(elbo.terms.other_terms, torch.full((B,), six))
+    cost_of_parts = 6 * (0.5 + torch.tensor(2 * torch.pi).log().item() / 2)
+    torch.testing.assert_close(elbo.terms.other_terms, torch.full((B,), cost_of_parts))
 
 
 def test_a_random_subsample_of_observations_does_not_depend_on_y():

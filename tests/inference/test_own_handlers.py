@@ -39,18 +39,18 @@ def test_pyros_optimizers_get_the_names_of_parameters(tmp_path):
     def options(name):
         return {"lr": 0.5 if name == "guide.shift" else 0.0}
 
-    before = model.h0, guide.shift.item(), model.decoder.head.bias.clone()
+    old_values = model.h0, guide.shift.item(), model.decoder.head.bias.clone()
     optimizer = pyro.optim.Adam(options)
     SVI(model, guide, optimizer, Trace_ELBO()).step(x, y)
-    assert abs(guide.shift.item() - before[1]) == pytest.approx(0.5, rel=1e-3)
-    assert torch.equal(model.decoder.head.bias, before[2])
+    assert abs(guide.shift.item() - old_values[1]) == pytest.approx(0.5, rel=1e-3)
+    assert torch.equal(model.decoder.head.bias, old_values[2])
     state = optimizer.get_state()
-    named = {f"model.{n}" for n, _ in model.named_parameters()} | {f"guide.{n}" for n, _ in guide.named_parameters()}
-    assert set(state) == named
-    restored = pyro.optim.Adam(options)
-    restored.set_state(state)
-    SVI(model, guide, restored, Trace_ELBO()).step(x, y)
-    steps = {name: s["state"][0]["step"].item() for name, s in restored.get_state().items() if s["state"]}
+    names = {f"model.{n}" for n, _ in model.named_parameters()} | {f"guide.{n}" for n, _ in guide.named_parameters()}
+    assert set(state) == names
+    restored_optimizer = pyro.optim.Adam(options)
+    restored_optimizer.set_state(state)
+    SVI(model, guide, restored_optimizer, Trace_ELBO()).step(x, y)
+    steps = {name: s["state"][0]["step"].item() for name, s in restored_optimizer.get_state().items() if s["state"]}
     assert steps["guide.shift"] == 2
     assert not dict(pyro.get_param_store().items())  # no parameter of ours lies there
 
@@ -168,9 +168,9 @@ def test_a_guide_outside_the_models_plates_is_refused():
 
 def test_a_guide_that_samples_sites_which_are_not_latents_is_refused():
     model, _, x, y = pair(**PLAIN)
-    fixed = poutine.condition(model, {"c": torch.full((B,), 0.4)})
+    conditioned_model = poutine.condition(model, {"c": torch.full((B,), 0.4)})
 
-    def answers(x, y, **_):
+    def wrong_guide(x, y, **_):
         with data_plates(y.shape[:-1]):
             pyro.sample("c", dist.Normal(torch.zeros(B), 1.0))
             for t in range(3):
@@ -178,9 +178,9 @@ def test_a_guide_that_samples_sites_which_are_not_latents_is_refused():
 
     with pyro.validation_enabled(False):
         with pytest.raises(ConfigError, match="observes 'c', which the guide draws"):
-            BalancedELBO().loss(fixed, answers, x, y)
+            BalancedELBO().loss(conditioned_model, wrong_guide, x, y)
         with pytest.raises(ConfigError, match="'eps_2', which the program lacks: it has fewer supervision steps"):
-            BalancedELBO().loss(model, answers, x, y)
+            BalancedELBO().loss(model, wrong_guide, x, y)
 
 
 @pytest.mark.parametrize("name", ["data", "batch"])
@@ -194,14 +194,14 @@ def test_a_guides_plates_may_have_other_names(name):
 
     weights = guide_draws(model, guide, x, y, steps=1, num_samples=2, seed=3).log_weight
     torch.manual_seed(3)
-    with torch.no_grad(), pyro.validation_enabled(False):  # which warns of the name
+    with torch.no_grad(), pyro.validation_enabled(False):  # validation warns of the other name
         loss = Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1).loss(
             model, guide, x, y, truncated=False
         )
     assert weights.sum().item() / 2 == pytest.approx(-loss, rel=1e-5)
 
 
-def test_a_temper_around_roll_outs_is_refused(case):
+def test_a_temper_around_rollouts_is_refused(case):
     with Temper(TemperConfig(2.0, 1)):
         for call in (
             lambda: rollout_log_prob(case.solver.model, case.x, case.y, num_samples=2, depth=1),
@@ -235,36 +235,36 @@ def test_a_guide_that_holds_its_model_trains_each_parameter_once():
 
 def test_guidance_that_a_handler_around_the_guide_observes_has_the_priors_density():
     model, guide, x, y = pair(model={"truncated": False})
-    fixed = torch.full((B, 4, 16), 0.1)
-    inside = poutine.trace(poutine.condition(model, {"eps_0": fixed})).get_trace(x, y)
-    inside.compute_log_prob()
-    with poutine.condition(data={"eps_0": fixed}):
+    fixed_eps = torch.full((B, 4, 16), 0.1)
+    conditioned_trace = poutine.trace(poutine.condition(model, {"eps_0": fixed_eps})).get_trace(x, y)
+    conditioned_trace.compute_log_prob()
+    with poutine.condition(data={"eps_0": fixed_eps}):
         guide(x, y)
         p, q = guide.get_traces()
         elbo = BalancedELBO()
         loss = elbo.loss(model, guide, x, y)
     p.compute_log_prob()
-    torch.testing.assert_close(p.nodes["eps_0"]["log_prob"], inside.nodes["eps_0"]["log_prob"])
+    torch.testing.assert_close(p.nodes["eps_0"]["log_prob"], conditioned_trace.nodes["eps_0"]["log_prob"])
     assert "eps_0" not in q.nodes
     assert elbo.terms.elbo.sum().item() == pytest.approx(-float(loss), rel=1e-5)
 
 
 def test_handlers_around_the_model_need_a_guide_that_is_built_with_them():
-    model, plain, x, y = pair(model={"truncated": False})
-    fixed = poutine.condition(model, {"c": torch.full((B,), 0.4)})
-    guide = BiasedGuide(small_config().guide, model.spec, fixed, 16)
+    model, plain_guide, x, y = pair(model={"truncated": False})
+    conditioned_model = poutine.condition(model, {"c": torch.full((B,), 0.4)})
+    guide = BiasedGuide(small_config().guide, model.spec, conditioned_model, 16)
     perturb_(guide, 0.1)
     for name in ELBOS:
         elbo = make_elbo(name)
         torch.manual_seed(1)
-        elbo.loss(fixed, guide, x, y)
+        elbo.loss(conditioned_model, guide, x, y)
         torch.testing.assert_close(elbo.terms.other_terms, -dist.Normal(0.0, 1.0).log_prob(torch.full((B,), 0.4)))
         with pytest.raises(ConfigError, match="runs the model that it was built with"):
-            elbo.loss(fixed, plain, x, y)
+            elbo.loss(conditioned_model, plain_guide, x, y)
     with pytest.raises(ConfigError, match="runs the model that it was built with"):
-        guide_draws(NoGuidance()(model), plain, x, y, steps=1, num_samples=2)
-    without = BiasedGuide(small_config().guide, model.spec, NoGuidance()(model), 16)
-    assert terms(without.model, without, x, y).kl.shape == (0, B)
+        guide_draws(NoGuidance()(model), plain_guide, x, y, steps=1, num_samples=2)
+    guide_without_guidance = BiasedGuide(small_config().guide, model.spec, NoGuidance()(model), 16)
+    assert terms(guide_without_guidance.model, guide_without_guidance, x, y).kl.shape == (0, B)
 
 
 def test_a_reparameterized_latent_for_which_the_guide_has_a_posterior_is_refused():
@@ -277,13 +277,13 @@ def test_a_reparameterized_latent_for_which_the_guide_has_a_posterior_is_refused
             with poutine.reparam(config={"c": LocScaleReparam(0.0)}):
                 return model(x, y)
 
-    handled = Handled()
-    guide = BiasedGuide(small_config().guide, model.spec, handled, 16)
+    handled_model = Handled()
+    guide = BiasedGuide(small_config().guide, model.spec, handled_model, 16)
     with pytest.raises(ValueError, match="reparam has made the site 'c_decentered'"):
-        Trace_ELBO().loss(handled, guide, x, y)
+        Trace_ELBO().loss(handled_model, guide, x, y)
 
 
-def test_only_what_the_guide_observed_is_hidden_from_outer_traces():
+def test_only_sites_that_the_guide_observed_are_hidden_from_outer_traces():
     _, guide, x, y = pair()
 
     def outer():

@@ -138,32 +138,32 @@ def test_terms_of_every_elbo_add_up_to_pyros_bound(name, observed, validate):
 
 def test_reported_bounds_include_an_own_latent():
     model, guide, x, y = pair()
-    weights = bounds(model, guide, x, y, steps=2, surrogate_steps=2)
+    results = bounds(model, guide, x, y, steps=2, surrogate_steps=2)
     torch.manual_seed(0)
-    terms(model, guide, x, y, steps=2, truncated=False)  # as bounds draws before it
-    state, steps = None, []
+    terms(model, guide, x, y, steps=2, truncated=False)  # bounds draws this first
+    state, step_terms = None, []
     for _ in range(2):
-        steps.append(terms(model, guide, x, y, state))
-        state = steps[-1].state
-    by_hand = torch.stack([-s.reconstruction - s.kl.sum(0) - s.other_terms for s in steps]).mean(0)
-    torch.testing.assert_close(weights.surrogate, by_hand)
+        step_terms.append(terms(model, guide, x, y, state))
+        state = step_terms[-1].state
+    expected = torch.stack([-s.reconstruction - s.kl.sum(0) - s.other_terms for s in step_terms]).mean(0)
+    torch.testing.assert_close(results.surrogate, expected)
     torch.manual_seed(0)
-    full = terms(model, guide, x, y, steps=2, truncated=False)
-    torch.testing.assert_close(weights.full, full.elbo)
-    torch.testing.assert_close(weights.other_terms, full.other_terms)
-    torch.testing.assert_close(weights.full, -weights.reconstruction - weights.kl.sum(0) - weights.other_terms)
-    assert full.other_terms.abs().min() > 0.1
+    full_terms = terms(model, guide, x, y, steps=2, truncated=False)
+    torch.testing.assert_close(results.full, full_terms.elbo)
+    torch.testing.assert_close(results.other_terms, full_terms.other_terms)
+    torch.testing.assert_close(results.full, -results.reconstruction - results.kl.sum(0) - results.other_terms)
+    assert full_terms.other_terms.abs().min() > 0.1
 
 
 def test_prior_monte_carlo_includes_an_own_observation():
     model, _, x, y = pair()
     model.measurements = torch.linspace(-1, 1, B)
-    weights = rollout_log_prob(model, x, y, num_samples=3, depth=1, seed=6)
+    log_p = rollout_log_prob(model, x, y, num_samples=3, depth=1, seed=6)
     torch.manual_seed(6)
     with torch.no_grad(), pyro.plate("trajectories", 3, dim=-2):
         trace = poutine.trace(model).get_trace(x)
     expected = trace.nodes["y"]["fn"].log_prob(y) + trace.nodes["measured"]["fn"].log_prob(model.measurements)
-    torch.testing.assert_close(weights, expected)
+    torch.testing.assert_close(log_p, expected)
 
 
 @pytest.mark.parametrize("validate", [True, False])
@@ -226,28 +226,28 @@ def test_importance_weights_refuse_a_latent_that_several_inputs_share():
 def test_masks_change_importance_weights_and_terms_but_scales_do_not():
     model, guide, x, y = pair()
     mask = torch.tensor([True, False, True, True, False])
-    plain = guide_draws(model, guide, x, y, steps=1, num_samples=2).log_weight
+    plain_weights = guide_draws(model, guide, x, y, steps=1, num_samples=2).log_weight
     with poutine.mask(mask=mask):
-        masked = guide_draws(model, guide, x, y, steps=1, num_samples=2).log_weight
+        masked_weights = guide_draws(model, guide, x, y, steps=1, num_samples=2).log_weight
         torch.manual_seed(0)
-        dropped = terms(model, guide, x, y)
+        masked_terms = terms(model, guide, x, y)
     with poutine.scale(scale=0.1):
-        scaled = guide_draws(model, guide, x, y, steps=1, num_samples=2).log_weight
-    torch.testing.assert_close(masked, torch.where(mask, plain, 0.0))
-    torch.testing.assert_close(scaled, plain)
-    assert (dropped.elbo[~mask] == 0).all()
-    assert (dropped.elbo[mask] != 0).all()
+        scaled_weights = guide_draws(model, guide, x, y, steps=1, num_samples=2).log_weight
+    torch.testing.assert_close(masked_weights, torch.where(mask, plain_weights, 0.0))
+    torch.testing.assert_close(scaled_weights, plain_weights)
+    assert (masked_terms.elbo[~mask] == 0).all()
+    assert (masked_terms.elbo[mask] != 0).all()
 
 
 def test_a_latent_that_a_two_pass_guide_does_not_sample_is_named():
     model, _, x, y = pair()
     config = small_config(guide_name="replay")
-    two_pass = type(build(config).guide)(config.guide, model.spec, model, 16)
+    two_pass_guide = type(build(config).guide)(config.guide, model.spec, model, 16)
     with pyro.validation_enabled(False), pytest.raises(ConfigError, match="does not sample 'c'"):
-        guide_draws(model, two_pass, x, y, steps=1, num_samples=2)
+        guide_draws(model, two_pass_guide, x, y, steps=1, num_samples=2)
     for name in ELBOS:
         with pyro.validation_enabled(False), pytest.raises(ConfigError, match="does not sample 'c'"):
-            make_elbo(name).loss(model, two_pass, x, y)
+            make_elbo(name).loss(model, two_pass_guide, x, y)
 
 
 class OwnPlates(GRAM):
@@ -282,25 +282,25 @@ def test_own_plates_are_summed_also_if_they_are_as_long_as_the_batch(name, class
     torch.manual_seed(1)
     elbo.loss(model, guide, x, y)
     assert elbo.terms.elbo.sum().item() == pytest.approx(-expected, rel=1e-5)
-    of_a_class = (0.2**2 + 0.5**2 - 1) / 2 - torch.tensor(0.2).log().item()
-    assert elbo.terms.shared_terms.sum().item() == pytest.approx(classes * of_a_class, rel=1e-4)
-    of_parts = 6 * (0.5 + torch.tensor(2 * torch.pi).log().item() / 2)  # of each input
-    torch.testing.assert_close(elbo.terms.other_terms - elbo.terms.shared_terms, torch.full((B,), of_parts))
+    class_kl = (0.2**2 + 0.5**2 - 1) / 2 - torch.tensor(0.2).log().item()
+    assert elbo.terms.shared_terms.sum().item() == pytest.approx(classes * class_kl, rel=1e-4)
+    cost_of_parts = 6 * (0.5 + torch.tensor(2 * torch.pi).log().item() / 2)  # for each input
+    torch.testing.assert_close(elbo.terms.other_terms - elbo.terms.shared_terms, torch.full((B,), cost_of_parts))
     with pytest.raises(ConfigError, match="all inputs share the site 'w'"):
         guide_draws(model, guide, x, y, steps=1, num_samples=2)
 
 
 def test_shared_latents_count_once_however_many_chunks_of_inputs():
     model, guide, x, y = pair(Shared, SharedGuide)
-    full = bounds(model, guide, x, y, steps=1)
-    pieces = bounds(model, guide, x, y, steps=1, max_traced=2)
-    torch.testing.assert_close(full.other_terms.sum(), pieces.other_terms.sum())
-    for weights in (full, pieces):
-        torch.testing.assert_close(weights.full, -weights.reconstruction - weights.kl.sum(0) - weights.other_terms)
+    whole_bounds = bounds(model, guide, x, y, steps=1)
+    chunked_bounds = bounds(model, guide, x, y, steps=1, max_traced=2)
+    torch.testing.assert_close(whole_bounds.other_terms.sum(), chunked_bounds.other_terms.sum())
+    for results in (whole_bounds, chunked_bounds):
+        torch.testing.assert_close(results.full, -results.reconstruction - results.kl.sum(0) - results.other_terms)
     torch.manual_seed(0)
     terms(model, guide, x, y, truncated=False)
     bound = terms(model, guide, x, y).elbo
-    torch.testing.assert_close(full.surrogate, bound)
+    torch.testing.assert_close(whole_bounds.surrogate, bound)
 
 
 def test_observations_for_another_number_of_inputs_than_y_are_refused():
@@ -329,9 +329,9 @@ def test_auxiliary_draws_of_an_effect_guide_cancel_as_in_pyro():
     torch.testing.assert_close(weights, weights_by_hand(guide, x, y, "c", seed=4))
     torch.manual_seed(4)
     settings = {"num_particles": 3, "vectorize_particles": True, "max_plate_nesting": 1}
-    with pyro.validation_enabled(False):  # which warns of auxiliary sites in the model
-        theirs = Trace_ELBO(**settings).loss(model, guide, x, y, truncated=False)
-    assert weights.sum().item() / 3 == pytest.approx(-theirs, rel=1e-5)
+    with pyro.validation_enabled(False):  # validation warns of auxiliary sites in the model
+        pyro_loss = Trace_ELBO(**settings).loss(model, guide, x, y, truncated=False)
+    assert weights.sum().item() / 3 == pytest.approx(-pyro_loss, rel=1e-5)
 
 
 def test_guidance_whose_draws_have_no_gradient_is_refused():
@@ -356,10 +356,10 @@ def test_particles_give_pyros_bound(vectorize):
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
-def test_trace_elbo_of_pyro_trains_on_the_same_number():
+def test_the_trace_elbo_has_the_loss_of_pyros():
     model, guide, x, y = pair(model={"truncated": False})
     torch.manual_seed(3)
-    theirs = Trace_ELBO().loss(model, guide, x, y)
+    pyro_loss = Trace_ELBO().loss(model, guide, x, y)
     torch.manual_seed(3)
-    ours = make_elbo("trace").loss(model, guide, x, y)
-    assert ours == pytest.approx(theirs, rel=1e-6)
+    loss = make_elbo("trace").loss(model, guide, x, y)
+    assert loss == pytest.approx(pyro_loss, rel=1e-6)

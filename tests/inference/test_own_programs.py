@@ -1,4 +1,4 @@
-"""A user's own models: importance weights and densities of roll-outs are exact, or the call raises."""
+"""A user's own models: importance weights and densities of rollouts are exact, or the call raises."""
 
 from dataclasses import replace
 
@@ -88,9 +88,9 @@ def test_an_observation_that_several_inputs_share_is_refused():
     for max_trajectories in (3, 100):
         with pytest.raises(ConfigError, match="all inputs share the site 'weight'"):
             rollout_log_prob(model, x, y, num_samples=3, depth=1, max_trajectories=max_trajectories)
-    single = rollout_log_prob(model, x[:1], y[:1], num_samples=3, depth=1)
+    log_p = rollout_log_prob(model, x[:1], y[:1], num_samples=3, depth=1)
     model.forward = lambda *args, **settings: GRAM.forward(model, *args, **settings)
-    torch.testing.assert_close(single, rollout_log_prob(model, x[:1], y[:1], num_samples=3, depth=1) - 30)
+    torch.testing.assert_close(log_p, rollout_log_prob(model, x[:1], y[:1], num_samples=3, depth=1) - 30)
 
 
 class Counting(GRAM):
@@ -109,14 +109,14 @@ def test_a_site_that_is_observed_only_with_y_is_refused():
 
 
 class Valued(GRAM):
-    """A model with an observed site that has the name of the value head's."""
+    """A model with an observed site that is named like the value head's site."""
 
     def answer(self, state, e_x, y, infer=None):
         pyro.sample("value", dist.Normal(torch.zeros(e_x.shape[:-2]), 1.0), obs=torch.ones(e_x.shape[:-2]))
         return super().answer(state, e_x, y, infer)
 
 
-def test_an_observed_site_with_the_name_of_a_heads_counts():
+def test_an_observed_site_that_is_named_like_a_head_counts():
     model, _, x, y = pair(Valued, AmortizedGuide)
     draws = rollout_log_prob(model, x, y, num_samples=3, depth=1)
     model.answer = lambda *args, **settings: GRAM.answer(model, *args, **settings)
@@ -126,30 +126,35 @@ def test_an_observed_site_with_the_name_of_a_heads_counts():
 @pytest.mark.parametrize("truncated", [True, False])
 def test_conditioned_guidance_counts_equally_in_both_estimates(truncated):
     model, _, x, y = pair(GRAM, AmortizedGuide, model={"truncated": truncated})
-    fixed = NoGuidance()(model)
-    guide = AmortizedGuide(small_config().guide, model.spec, fixed, 16)
-    draws = guide_draws(fixed, guide, x, y, steps=2, num_samples=2)
+    conditioned_model = NoGuidance()(model)
+    guide = AmortizedGuide(small_config().guide, model.spec, conditioned_model, 16)
+    draws = guide_draws(conditioned_model, guide, x, y, steps=2, num_samples=2)
     assert draws.guidance.shape == draws.kl.shape == (0, 2, B)
-    by_prior = rollout_log_prob(fixed, x, y, num_samples=2, depth=2)
-    torch.testing.assert_close(log_evidence(draws.log_weight).float(), log_evidence(by_prior))
-    torch.testing.assert_close(by_prior[0], by_prior[1])
+    prior_log_p = rollout_log_prob(conditioned_model, x, y, num_samples=2, depth=2)
+    torch.testing.assert_close(log_evidence(draws.log_weight).float(), log_evidence(prior_log_p))
+    torch.testing.assert_close(prior_log_p[0], prior_log_p[1])
 
 
 def test_guidance_scales_are_those_of_the_sampled_transitions():
     model, _, x, y = pair(GRAM, AmortizedGuide, model={"transitions": 3})
-    fixed = poutine.condition(model, {"eps_1": torch.full((1, 4, 16), 7.0)})
+    conditioned_model = poutine.condition(model, {"eps_1": torch.full((1, 4, 16), 7.0)})
     draws = guide_draws(
-        fixed, AmortizedGuide(small_config().guide, model.spec, fixed, 16), x, y, steps=1, num_samples=2
+        conditioned_model,
+        AmortizedGuide(small_config().guide, model.spec, conditioned_model, 16),
+        x,
+        y,
+        steps=1,
+        num_samples=2,
     )
     assert draws.guidance.shape == draws.kl.shape == (2, 2, B)
     assert (draws.guidance < 6).all()
-    free = AmortizedGuide(small_config().guide, model.spec, model, 16)
-    all_three = guide_draws(model, free, x, y, steps=1, num_samples=2)
+    free_guide = AmortizedGuide(small_config().guide, model.spec, model, 16)
+    free_draws = guide_draws(model, free_guide, x, y, steps=1, num_samples=2)
     torch.manual_seed(0)
     with torch.no_grad(), pyro.plate("trajectories", 2, dim=-2):
-        free(x, y, truncated=False)
-    by_hand = [free.trace.nodes[f"eps_{t}"]["value"].square().mean((-1, -2)).sqrt() for t in range(3)]
-    torch.testing.assert_close(all_three.guidance, torch.stack(by_hand))
+        free_guide(x, y, truncated=False)
+    expected = [free_guide.trace.nodes[f"eps_{t}"]["value"].square().mean((-1, -2)).sqrt() for t in range(3)]
+    torch.testing.assert_close(free_draws.guidance, torch.stack(expected))
 
 
 class Summed(GRAM):
@@ -170,14 +175,14 @@ class Checked(GRAM):
 
 
 @pytest.mark.parametrize("model_class", [Summed, Checked])
-def test_an_observation_that_depends_on_y_is_refused_in_roll_outs(model_class):
+def test_an_observation_that_depends_on_y_is_refused_in_rollouts(model_class):
     model, guide, x, y = pair(model_class, AmortizedGuide)
     with pytest.raises(ConfigError, match="has another density when it is given y"):
         rollout_log_prob(model, x, y, num_samples=2, depth=1)
     guide_draws(model, guide, x, y, steps=1, num_samples=2)
 
 
-def test_a_model_without_a_default_of_state_can_be_rolled_out():
+def test_a_rollout_passes_a_state_to_a_model_that_requires_one():
     model, _, x, y = pair(GRAM, AmortizedGuide)
 
     def program(x, y, state, *, steps):
@@ -188,7 +193,7 @@ def test_a_model_without_a_default_of_state_can_be_rolled_out():
 
 
 class Latent(GRAM):
-    """A model with a latent of a variable name."""
+    """A model with a latent whose name can be set."""
 
     name = "v"
 
@@ -198,7 +203,7 @@ class Latent(GRAM):
 
 
 @pytest.mark.parametrize("name", ["value", "halt"])
-def test_a_latent_with_the_name_of_a_heads_site_is_sampled(name):
+def test_a_latent_that_is_named_like_a_head_is_sampled(name):
     model, _, x, y = pair(Latent, AmortizedGuide)
     expected = rollout_log_prob(model, x, y, num_samples=3, depth=1)
     model.name = name
@@ -224,16 +229,16 @@ def test_each_input_of_a_subsample_counts_once():
     model = Subsampled()
     x, y = torch.tensor([0.5, -1.0, 2.0]), torch.ones(3, 2)
     guide = PriorGuide(model)
-    exact = dist.Normal(2 * x[:, None], 2**0.5).log_prob(y).sum(-1) - 2
+    exact_log_p = dist.Normal(2 * x[:, None], 2**0.5).log_prob(y).sum(-1) - 2
     for draws in (
         log_evidence(guide_draws(model, guide, x, y, steps=1, num_samples=6000, max_traced=20_000).log_weight).float(),
         log_evidence(rollout_log_prob(model, x, y, num_samples=6000, depth=1, max_trajectories=20_000)),
     ):
-        torch.testing.assert_close(draws, exact, atol=0.2, rtol=0)
+        torch.testing.assert_close(draws, exact_log_p, atol=0.2, rtol=0)
     torch.manual_seed(2)
-    single = bounds(model, guide, x, y, steps=1)
-    torch.testing.assert_close(single.other_terms, torch.full((3,), 2.0))
-    assert (single.full > -60).all()
+    one_sample_bounds = bounds(model, guide, x, y, steps=1)
+    torch.testing.assert_close(one_sample_bounds.other_terms, torch.full((3,), 2.0))
+    assert (one_sample_bounds.full > -60).all()
 
 
 def test_a_partly_observed_answer_is_refused():
@@ -284,7 +289,7 @@ def test_a_model_that_cannot_be_evaluated_is_refused_before_training(model_class
     solver = replace(build_case().solver, model=model, guide=guide)
     with pytest.raises(ConfigError, match="all inputs share the site 'all'|has another density when it is given y"):
         check_estimates(solver, x, y)
-    plain = build_case()
-    before = torch.get_rng_state()
-    check_estimates(plain.solver, plain.x, plain.y)
-    assert torch.equal(torch.get_rng_state(), before)
+    plain_case = build_case()
+    random_state = torch.get_rng_state()
+    check_estimates(plain_case.solver, plain_case.x, plain_case.y)
+    assert torch.equal(torch.get_rng_state(), random_state)

@@ -1,4 +1,4 @@
-"""The pair of model and guide is ordinary Pyro: what Pyro gives on it is right, or it raises."""
+"""Model and guide are ordinary Pyro programs: Pyro's results for them are right, or the call raises."""
 
 import warnings
 
@@ -30,13 +30,13 @@ from tests.conftest import build_case, small_config
 
 
 def log_weight(guide, x, y):
-    """log p(y, tau | x) - log q(tau | x, y) of a batch, by hand, of the draws that the caller's seed gives."""
+    """Return log p(y, tau | x) - log q(tau | x, y) of a batch for the draws under the caller's seed."""
     guide(x, y)
     p, q = guide.get_traces()
     latents = [n for n in q.nodes if n.startswith("eps_")]
-    over = sum((p.nodes[n]["fn"].log_prob(p.nodes[n]["value"]) * (n == "eps_1")).sum() for n in latents)
-    under = sum((q.nodes[n]["fn"].log_prob(q.nodes[n]["value"]) * (n == "eps_1")).sum() for n in latents)
-    return (over - under + p.nodes["y"]["fn"].log_prob(y).sum()).item()  # eps_0 is masked: Eq. 14
+    log_p = sum((p.nodes[n]["fn"].log_prob(p.nodes[n]["value"]) * (n == "eps_1")).sum() for n in latents)
+    log_q = sum((q.nodes[n]["fn"].log_prob(q.nodes[n]["value"]) * (n == "eps_1")).sum() for n in latents)
+    return (log_p - log_q + p.nodes["y"]["fn"].log_prob(y).sum()).item()  # eps_0 is masked: Eq. 14
 
 
 # ---- importance ------------------------------------------------------------------------------------------------------
@@ -47,8 +47,8 @@ def test_importance_weights_of_pyro_are_right(case):
     pyro.set_rng_seed(0)
     expected = log_weight(guide, case.x, case.y)
     pyro.set_rng_seed(0)
-    theirs = Importance(model, guide, num_samples=1).run(case.x, case.y)
-    assert theirs.log_weights[0].item() == pytest.approx(expected, rel=1e-5)
+    importance = Importance(model, guide, num_samples=1).run(case.x, case.y)
+    assert importance.log_weights[0].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_vectorized_importance_weights_of_pyro_are_right(case):
@@ -66,16 +66,16 @@ def test_vectorized_importance_weights_of_pyro_are_right(case):
 def test_weighed_predictive_of_pyro_is_right(case, parallel):
     model, guide = case.solver.model, case.solver.guide
     with torch.no_grad():
-        weighed = WeighedPredictive(model, guide=guide, num_samples=2, parallel=parallel)(case.x, case.y)
-        samples = {k: v for k, v in weighed.samples.items() if k.startswith("eps_")}
+        weighted_samples = WeighedPredictive(model, guide=guide, num_samples=2, parallel=parallel)(case.x, case.y)
+        samples = {k: v for k, v in weighted_samples.samples.items() if k.startswith("eps_")}
         expected = []
         for i in range(2):
-            fixed = {name: value[i] for name, value in samples.items()}
-            p = poutine.trace(poutine.condition(model, fixed)).get_trace(case.x, case.y)
-            with poutine.trace() as q, Answers(fixed):
+            guidance = {name: value[i] for name, value in samples.items()}
+            p = poutine.trace(poutine.condition(model, guidance)).get_trace(case.x, case.y)
+            with poutine.trace() as q, Answers(guidance):
                 guide(case.x, case.y)
             expected.append(p.log_prob_sum() - q.trace.log_prob_sum())
-    torch.testing.assert_close(weighed.log_weights.view(-1), torch.stack(expected))
+    torch.testing.assert_close(weighted_samples.log_weights.view(-1), torch.stack(expected))
 
 
 class Answers(poutine.messenger.Messenger):
@@ -95,7 +95,7 @@ def test_a_trace_of_the_guide_holds_its_draws_and_nothing_observed(case):
         trace = poutine.trace(case.solver.guide).get_trace(case.x, case.y)
     assert [n for n, s in trace.nodes.items() if s["type"] == "sample"] == ["data", "eps_0", "eps_1"]
     model_trace, _ = case.solver.guide.get_traces()
-    assert model_trace.nodes["y"]["scale"] == 0.5  # what is around the guide still reaches the likelihood
+    assert model_trace.nodes["y"]["scale"] == 0.5  # the scale around the guide still applies to the likelihood
 
 
 # ---- Predictive ------------------------------------------------------------------------------------------------------
@@ -106,9 +106,9 @@ def test_predictive_with_a_guide_follows_it(case, parallel):
     model, guide = case.solver.model, case.solver.guide
     samples = Predictive(model, guide=guide, num_samples=3, parallel=parallel)(case.x, case.y)
     assert torch.equal(samples["y"], case.y.expand(3, -1, -1))
-    fixed = {name: samples[name][1] for name in ("eps_0", "eps_1")}
-    replayed = poutine.trace(poutine.condition(model, fixed)).get_trace(case.x, case.y)
-    torch.testing.assert_close(replayed.nodes["h"]["value"], samples["h"][1])
+    guidance = {name: samples[name][1] for name in ("eps_0", "eps_1")}
+    model_trace = poutine.trace(poutine.condition(model, guidance)).get_trace(case.x, case.y)
+    torch.testing.assert_close(model_trace.nodes["h"]["value"], samples["h"][1])
 
 
 def test_predictive_with_a_guide_needs_y(case):
@@ -123,8 +123,8 @@ RENAMES = {"reparam": poutine.reparam(config={"eps_0": LocScaleReparam()}), "sco
 
 
 @pytest.mark.parametrize("handler", RENAMES.values(), ids=RENAMES)
-@pytest.mark.parametrize("inside", [True, False], ids=["around the model", "around the guide"])
-def test_renamed_guidance_is_refused(case, handler, inside):
+@pytest.mark.parametrize("is_around_model", [True, False], ids=["around the model", "around the guide"])
+def test_renamed_guidance_is_refused(case, handler, is_around_model):
     model, guide = case.solver.model, case.solver.guide
 
     class Handled(torch.nn.Module):
@@ -134,7 +134,7 @@ def test_renamed_guidance_is_refused(case, handler, inside):
             with handler:
                 return model(x, y)
 
-    if inside:
+    if is_around_model:
         guide = type(guide)(small_config().guide, model.spec, Handled(), 16)
         with pytest.raises(ValueError, match=r"renamed.*eps_\d"):
             Trace_ELBO().loss(guide.model, guide, case.x, case.y)
@@ -144,7 +144,7 @@ def test_renamed_guidance_is_refused(case, handler, inside):
 
 
 class Elsewhere(Reparam):
-    """A strategy of the user's own, whose site has a name that says nothing."""
+    """A user's own strategy. The name of its site does not show which site it replaces."""
 
     def apply(self, msg):
         value = pyro.sample("elsewhere", msg["fn"])
@@ -169,10 +169,10 @@ def test_guidance_that_a_users_own_strategy_has_renamed_is_refused(case):
 # ---- losses ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("jit", [JitTrace_ELBO, JitTraceMeanField_ELBO])
-def test_jit_losses_are_refused(case, jit):
+@pytest.mark.parametrize("jit_elbo", [JitTrace_ELBO, JitTraceMeanField_ELBO])
+def test_jit_losses_are_refused(case, jit_elbo):
     model, guide = case.solver.model, case.solver.guide
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), jit())
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), jit_elbo())
     with pytest.raises(NotImplementedError, match=r"JIT losses .* use Trace_ELBO"):
         svi.step(case.x, case.y)
 
@@ -218,14 +218,14 @@ def loss_and_gradients(elbo, model, guide, arguments, validate):
 def check_equal(model, guide, arguments, validate):
     guide(*arguments)  # its parameters are made at the first call
     # Pyro's mean-field ELBO omits the log density of a Delta in the guide; Trace_ELBO does not.
-    pyros = TraceMeanField_ELBO if isinstance(guide, Messenger) else Trace_ELBO
-    theirs = loss_and_gradients(pyros(num_particles=2), model, guide, arguments, validate)
+    pyro_elbo = TraceMeanField_ELBO if isinstance(guide, Messenger) else Trace_ELBO
+    expected = loss_and_gradients(pyro_elbo(num_particles=2), model, guide, arguments, validate)
     for elbo in (BalancedELBO(0.8, num_particles=2), MeanFieldELBO(num_particles=2)):
-        ours = loss_and_gradients(elbo, model, guide, arguments, validate)
-        assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
-        assert ours[1].keys() == theirs[1].keys()
-        for name, gradient in theirs[1].items():
-            torch.testing.assert_close(ours[1][name], gradient, msg=name)
+        result = loss_and_gradients(elbo, model, guide, arguments, validate)
+        assert result[0] == pytest.approx(expected[0], rel=1e-5)
+        assert result[1].keys() == expected[1].keys()
+        for name, gradient in expected[1].items():
+            torch.testing.assert_close(result[1][name], gradient, msg=name)
 
 
 @pytest.mark.parametrize("name", AUTOGUIDES)
@@ -267,8 +267,8 @@ def test_no_guidance_conditions_every_transition(case):
     samples = Predictive(NoGuidance()(model), num_samples=4, parallel=True)(case.x, steps=steps)
     assert (samples["eps_0"] == 0).all()
     zeros = {f"eps_{t}": torch.zeros(5, 4, 16) for t in range(2 * steps)}
-    by_hand = poutine.trace(poutine.condition(model, zeros)).get_trace(case.x, steps=steps)
-    torch.testing.assert_close(trace.nodes["h"]["value"], by_hand.nodes["h"]["value"])
+    expected = poutine.trace(poutine.condition(model, zeros)).get_trace(case.x, steps=steps)
+    torch.testing.assert_close(trace.nodes["h"]["value"], expected.nodes["h"]["value"])
 
 
 def test_at_mean_conditions_guidance_on_the_priors_mean(case):

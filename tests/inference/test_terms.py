@@ -44,7 +44,7 @@ def model(halted=False):
             pyro.deterministic(HALTED, z > 0)
         pyro.sample("head", dist.Normal(0.0, 1.0), obs=LOC, infer={LOSS_ONLY: True})
         pyro.sample("y", dist.Normal(c, 0.5), obs=LOC)
-        pyro.sample("more", dist.Normal(c, 1.0), obs=LOC)  # after y, too
+        pyro.sample("more", dist.Normal(c, 1.0), obs=LOC)  # a site after y counts too
 
 
 def guide():
@@ -68,20 +68,20 @@ def test_terms_are_read_from_both_traces():
     terms = read_terms(p, q)
     value = {n: q.nodes[n]["value"] for n in ("noise", "eps_0", "eps_1", "c")}
     assert terms.reconstruction.tolist() == pytest.approx((-dist.Normal(value["c"], 0.5).log_prob(LOC)).tolist())
-    first = kl_divergence(dist.Normal(LOC, 0.5), dist.Normal(torch.zeros(B), 1.0))
-    second = kl_divergence(dist.Normal(-LOC, 1.5), dist.Normal(value["eps_0"], 2.0))
-    second[1] = 0  # masked
-    torch.testing.assert_close(terms.kl, torch.stack((first, second)))  # eps_2 is charged nowhere
+    first_kl = kl_divergence(dist.Normal(LOC, 0.5), dist.Normal(torch.zeros(B), 1.0))
+    second_kl = kl_divergence(dist.Normal(-LOC, 1.5), dist.Normal(value["eps_0"], 2.0))
+    second_kl[1] = 0  # masked
+    torch.testing.assert_close(terms.kl, torch.stack((first_kl, second_kl)))  # eps_2 is charged nowhere
     z = value["eps_0"] + value["eps_1"]
-    others = (
-        -value["noise"]  # log q of c, whose Delta has it
+    other_terms = (
+        -value["noise"]  # log q of c, the log density of its Delta
         - dist.Normal(z, 3.0).log_prob(value["c"])
         - dist.Normal(value["c"], 1.0).log_prob(LOC)
         + dist.Normal(LOC, 0.1).log_prob(value["noise"])
     )
-    torch.testing.assert_close(terms.other_terms, others)
-    torch.testing.assert_close(terms.elbo, -terms.reconstruction - first - second - others)
-    torch.testing.assert_close(terms.means, torch.stack((terms.reconstruction.mean(), (first + second).mean())))
+    torch.testing.assert_close(terms.other_terms, other_terms)
+    torch.testing.assert_close(terms.elbo, -terms.reconstruction - first_kl - second_kl - other_terms)
+    torch.testing.assert_close(terms.means, torch.stack((terms.reconstruction.mean(), (first_kl + second_kl).mean())))
     assert torch.equal(terms.state.h, z)
     assert torch.equal(terms.state.l, -z)
     assert terms.halted is None
@@ -89,22 +89,22 @@ def test_terms_are_read_from_both_traces():
 
 def test_known_kls_are_not_computed_again():
     p, q = traces()
-    plain = read_terms(p, q)
-    known = {"eps_1": torch.tensor([5.0, 6.0, 7.0], requires_grad=True)}
-    terms = read_terms(p, q, known)
+    plain_terms = read_terms(p, q)
+    known_kls = {"eps_1": torch.tensor([5.0, 6.0, 7.0], requires_grad=True)}
+    terms = read_terms(p, q, known_kls)
     assert torch.equal(terms.kl[1], torch.tensor([5.0, 6.0, 7.0]))
-    torch.testing.assert_close(terms.kl[0], plain.kl[0])
+    torch.testing.assert_close(terms.kl[0], plain_terms.kl[0])
     assert not terms.kl.requires_grad
 
 
 def test_without_guidance_there_is_no_kl():
-    def bare():
+    def program():
         with pyro.plate("data", B, dim=-1):
             for name in ("h", "l"):
                 pyro.deterministic(name, LOC)
             pyro.sample("y", dist.Normal(LOC, 1.0), obs=LOC)
 
-    trace = poutine.trace(bare).get_trace()
+    trace = poutine.trace(program).get_trace()
     terms = read_terms(trace, poutine.trace(lambda: None).get_trace())
     assert terms.kl.shape == (0, B)
     assert (terms.other_terms == 0).all()
@@ -113,25 +113,25 @@ def test_without_guidance_there_is_no_kl():
 
 def test_halted_is_read_from_its_site():
     torch.manual_seed(1)
-    plain = read_terms(*traces()).state.h
+    h = read_terms(*traces()).state.h
     torch.manual_seed(1)
     terms = read_terms(*traces(lambda: model(halted=True)))
-    assert terms.halted.tolist() == (plain > 0).tolist()
+    assert terms.halted.tolist() == (h > 0).tolist()
 
 
-def test_which_sites_count():
+def test_deterministic_masked_and_loss_only_sites_do_not_count():
     p, q = traces()
     assert [n for n, _ in counted_sites(p)] == ["eps_0", "eps_1", "c", "y", "more"]
     assert [n for n, _ in counted_sites(q)] == ["noise", "eps_0", "eps_1", "c"]
     assert guidance_sites(p) == ["eps_0", "eps_1", "eps_2"]
-    observed = poutine.trace(pyro.condition(model, {"eps_1": LOC})).get_trace()
-    assert guidance_sites(observed) == ["eps_0", "eps_2"]
+    conditioned_trace = poutine.trace(pyro.condition(model, {"eps_1": LOC})).get_trace()
+    assert guidance_sites(conditioned_trace) == ["eps_0", "eps_2"]
 
 
 def test_the_density_of_a_site_is_masked_and_not_scaled():
     p, _ = traces()
-    for computed in (False, True):
-        if computed:
+    for is_computed in (False, True):
+        if is_computed:
             p.compute_log_prob()
         for name, mask in (("eps_1", torch.tensor([1.0, 0.0, 1.0])), ("c", torch.ones(B))):
             site = p.nodes[name]
@@ -157,16 +157,16 @@ def test_a_divergence_is_the_closed_form_or_the_estimate_at_the_draw():
     def site(fn, value=LOC, mask=None):
         return {"fn": fn, "value": value, "mask": mask, "cond_indep_stack": ()}
 
-    normal, heavy, same = dist.Normal(LOC, 2.0), dist.StudentT(3.0, LOC, 2.0), dist.Normal(LOC, 3.0)
+    normal, student_t, wide_normal = dist.Normal(LOC, 2.0), dist.StudentT(3.0, LOC, 2.0), dist.Normal(LOC, 3.0)
     mask = torch.tensor([True, True, False])
-    closed = divergence(site(normal, mask=mask), site(same))
-    torch.testing.assert_close(closed, kl_divergence(normal, same) * mask)
-    by_draw = divergence(site(normal), site(heavy))
-    torch.testing.assert_close(by_draw, normal.log_prob(LOC) - heavy.log_prob(LOC))
-    assert (divergence(site(same), site(same)) == 0).all()
-    assert divergence(site(same), site(same)).shape == (B,)
+    closed_form = divergence(site(normal, mask=mask), site(wide_normal))
+    torch.testing.assert_close(closed_form, kl_divergence(normal, wide_normal) * mask)
+    estimate = divergence(site(normal), site(student_t))
+    torch.testing.assert_close(estimate, normal.log_prob(LOC) - student_t.log_prob(LOC))
+    assert (divergence(site(wide_normal), site(wide_normal)) == 0).all()
+    assert divergence(site(wide_normal), site(wide_normal)).shape == (B,)
     point = dist.Delta(LOC, log_density=0.25)
-    torch.testing.assert_close(divergence(site(point), site(same)), 0.25 - same.log_prob(LOC))
+    torch.testing.assert_close(divergence(site(point), site(wide_normal)), 0.25 - wide_normal.log_prob(LOC))
     assert [is_delta(d) for d in (point, point.to_event(1), normal, normal.to_event(1))] == [True, True, False, False]
 
 
@@ -181,7 +181,7 @@ NUMBERS = torch.arange(24.0).view(2, 4, 3)
 
 
 @pytest.mark.parametrize(
-    ("around", "term", "of_y", "shape", "expected"),
+    ("site_plates", "term", "y_plates", "shape", "expected"),
     [
         ({**DATA, "inner": -2, "other": -3}, NUMBERS, DATA, (3,), NUMBERS.sum((0, 1))),
         ({**BOTH, "other": -3}, NUMBERS, BOTH, (4, 3), NUMBERS.sum(0)),
@@ -196,22 +196,22 @@ NUMBERS = torch.arange(24.0).view(2, 4, 3)
         ({"classes": -1}, torch.tensor([1.0, 2.0, 3.0]), {}, (3,), torch.full((3,), 2.0)),
     ],
 )
-def test_a_term_is_distributed_over_inputs_and_keeps_its_sum(around, term, of_y, shape, expected):
-    terms = per_input("c", in_plates(**around), term, in_plates(**of_y), torch.Size(shape))
+def test_a_term_is_distributed_over_inputs_and_keeps_its_sum(site_plates, term, y_plates, shape, expected):
+    terms = per_input("c", in_plates(**site_plates), term, in_plates(**y_plates), torch.Size(shape))
     torch.testing.assert_close(terms, expected)
     torch.testing.assert_close(terms.sum(), term.sum())
 
 
-def test_which_sites_inputs_share():
+def test_inputs_share_the_sites_outside_their_plate():
     assert is_shared(in_plates(classes=-1), in_plates(data=-1))
     assert not is_shared(in_plates(data=-1, inner=-2), in_plates(data=-1))
     assert is_shared(in_plates(), in_plates(batch=-1, trajectories=-2))
     assert not is_shared(in_plates(batch=-1), in_plates(batch=-1, trajectories=-2))
-    of_all, of_each = ({**in_plates(), "fn": dist.Normal(torch.zeros(n), 1.0)} for n in (1, 3))
-    assert is_shared(of_all, of_each)
-    assert is_shared({**in_plates(), "fn": dist.Normal(0.0, 1.0)}, of_each)
-    assert not is_shared(of_each, of_each)
-    assert not is_shared(of_all, of_all)
+    shared_site, input_site = ({**in_plates(), "fn": dist.Normal(torch.zeros(n), 1.0)} for n in (1, 3))
+    assert is_shared(shared_site, input_site)
+    assert is_shared({**in_plates(), "fn": dist.Normal(0.0, 1.0)}, input_site)
+    assert not is_shared(input_site, input_site)
+    assert not is_shared(shared_site, shared_site)
 
 
 def test_the_elbo_is_the_sum_of_its_terms():

@@ -1,4 +1,4 @@
-"""Places where effect guides and Pyro's inference go wrong in silence, each with what this library does about it."""
+"""Silent errors of effect guides under Pyro's inference, and how this library prevents each."""
 
 import pyro
 import pyro.distributions as dist
@@ -18,11 +18,11 @@ from tests.conftest import build_case, small_config
 def test_handlers_must_be_around_the_model_before_the_guide_is_built(case):
     """Pyro's ELBOs run the guide's own model and ignore the one that they are given."""
     model, guide = case.solver.model, case.solver.guide
-    silenced = poutine.mask(model, mask=False)
+    masked_model = poutine.mask(model, mask=False)
     pyro.set_rng_seed(0)
-    plain = Trace_ELBO().loss(model, guide, case.x, case.y)
+    plain_loss = Trace_ELBO().loss(model, guide, case.x, case.y)
     pyro.set_rng_seed(0)
-    assert Trace_ELBO().loss(silenced, guide, case.x, case.y) == plain  # the handler had no effect
+    assert Trace_ELBO().loss(masked_model, guide, case.x, case.y) == plain_loss  # the handler had no effect
 
     class Silent(torch.nn.Module):
         def __init__(self):
@@ -33,8 +33,8 @@ def test_handlers_must_be_around_the_model_before_the_guide_is_built(case):
             with poutine.mask(mask=False):
                 return self.inner(x, y, state)
 
-    rebuilt = type(guide)(small_config().guide, case.solver.task.spec, Silent(), 16)
-    assert Trace_ELBO().loss(model, rebuilt, case.x, case.y) == 0
+    rebuilt_guide = type(guide)(small_config().guide, case.solver.task.spec, Silent(), 16)
+    assert Trace_ELBO().loss(model, rebuilt_guide, case.x, case.y) == 0
 
 
 def test_sites_that_are_not_guidance_keep_their_prior(case):
@@ -74,8 +74,8 @@ def test_weights_are_log_p_minus_log_q_of_each_datum(case):
             value
         )
     expected += model_trace.nodes["y"]["fn"].log_prob(case.y)
-    ours = guide_draws(model, guide, case.x, case.y, steps=1, num_samples=3, seed=4)
-    torch.testing.assert_close(ours.log_weight, expected)
+    draws = guide_draws(model, guide, case.x, case.y, steps=1, num_samples=3, seed=4)
+    torch.testing.assert_close(draws.log_weight, expected)
 
 
 def test_renyi_elbo_is_a_bound_per_datum_not_on_the_joint_batch(case):
@@ -114,8 +114,8 @@ def test_a_guides_model_must_name_x_and_y():
 
 def test_reported_terms_do_not_depend_on_a_scale_around_the_program(case):
     pyro.set_rng_seed(1)
-    plain = terms(case.solver.model, case.solver.guide, case.x, case.y)
+    plain_terms = terms(case.solver.model, case.solver.guide, case.x, case.y)
     with poutine.scale(scale=0.1):
         pyro.set_rng_seed(1)
-        scaled = terms(case.solver.model, case.solver.guide, case.x, case.y)
-    torch.testing.assert_close(plain.elbo, scaled.elbo)
+        scaled_terms = terms(case.solver.model, case.solver.guide, case.x, case.y)
+    torch.testing.assert_close(plain_terms.elbo, scaled_terms.elbo)

@@ -7,13 +7,13 @@ from pyro_gram.models.autoregressive import Autoregressive
 from pyro_gram.errors import ConfigError
 from tests.conftest import build_case, build_small
 
-TABLE = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(2))  # of the last token, its place, the next one
+TABLE = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(2))  # [last token, place, next token]
 
 
 def table_logits(e_x, tokens):
     """Logits that depend on the token before, on the place, and on e_x."""
-    before = torch.nn.functional.pad(tokens, (1, 0), value=3)
-    return TABLE[before, torch.arange(before.shape[-1])] * e_x.mean((-1, -2))[..., None, None]
+    last_tokens = torch.nn.functional.pad(tokens, (1, 0), value=3)
+    return TABLE[last_tokens, torch.arange(last_tokens.shape[-1])] * e_x.mean((-1, -2))[..., None, None]
 
 
 def sequence():
@@ -21,11 +21,11 @@ def sequence():
     return e_x, Autoregressive(table_logits, e_x, 4)
 
 
-def by_hand(e_x, value):
-    total, before = 0.0, 3
+def expected_log_p(e_x, value):
+    total, last_token = 0.0, 3
     for place, token in enumerate(value.tolist()):
-        total += (TABLE[before, place] * e_x.mean()).log_softmax(-1)[token]
-        before = token
+        total += (TABLE[last_token, place] * e_x.mean()).log_softmax(-1)[token]
+        last_token = token
     return total
 
 
@@ -33,13 +33,13 @@ def test_the_density_is_a_product_of_conditional_densities():
     e_x, p = sequence()
     assert (p.batch_shape, p.event_shape) == ((5,), (4,))
     value = torch.randint(3, (7, 5, 4))
-    expected = torch.stack([torch.stack([by_hand(e_x[i], v[i]) for i in range(5)]) for v in value])
+    expected = torch.stack([torch.stack([expected_log_p(e_x[i], v[i]) for i in range(5)]) for v in value])
     torch.testing.assert_close(p.log_prob(value), expected)
     torch.testing.assert_close(p.log_prob(value[0]), expected[0])
-    wide = p.expand((7, 5))
-    assert wide.batch_shape == (7, 5)
-    torch.testing.assert_close(wide.log_prob(value), expected)
-    torch.testing.assert_close(wide.log_prob(value[0]), expected[0].expand(7, 5))
+    expanded_p = p.expand((7, 5))
+    assert expanded_p.batch_shape == (7, 5)
+    torch.testing.assert_close(expanded_p.log_prob(value), expected)
+    torch.testing.assert_close(expanded_p.log_prob(value[0]), expected[0].expand(7, 5))
     assert p.support.event_dim == 1
 
 
@@ -51,10 +51,10 @@ def test_draws_follow_the_density_of_each_token():
     assert p.expand((2, 5)).sample((3,)).shape == (3, 2, 5, 4)
     first = torch.nn.functional.one_hot(tokens[:, 4, 0], 3).float().mean(0)
     torch.testing.assert_close(first, (TABLE[3, 0] * 1.5).softmax(-1), atol=0.03, rtol=0)
-    for before in range(3):  # the second token, given the first
-        following_tokens = tokens[:, 0, 1][tokens[:, 0, 0] == before]
+    for first_token in range(3):  # the second token, given the first
+        following_tokens = tokens[:, 0, 1][tokens[:, 0, 0] == first_token]
         share = torch.bincount(following_tokens, minlength=3) / len(following_tokens)
-        torch.testing.assert_close(share, (TABLE[before, 1] * 0.5).softmax(-1), atol=0.06, rtol=0)
+        torch.testing.assert_close(share, (TABLE[first_token, 1] * 0.5).softmax(-1), atol=0.06, rtol=0)
 
 
 @pytest.mark.parametrize("task", ["coloring", "sudoku_uncond"])
@@ -73,17 +73,19 @@ def test_logits_depend_on_the_input_and_earlier_tokens(task):
     else:
         expected = model.decoder(model.f(torch.cat((e_x, s + e_x[:, -length:]), -2))[:, -length:])
     torch.testing.assert_close(logits, expected)
-    torch.testing.assert_close(model.logits(e_x, y[:, :1]), logits[:, :2], atol=1e-4, rtol=1e-4)  # none looks ahead
+    torch.testing.assert_close(
+        model.logits(e_x, y[:, :1]), logits[:, :2], atol=1e-4, rtol=1e-4
+    )  # no logit depends on later tokens
 
 
 def test_an_answer_longer_than_its_input_is_aligned_at_the_end():
     model = build_small(model_name="autoregressive").model
-    long, short = torch.randn(2, 7, 16), torch.randn(2, 3, 16)
-    assert torch.equal(model._input_at_answer(long), long[:, -4:])
-    at_answer = model._input_at_answer(short)
-    assert at_answer.shape == (2, 4, 16)
-    assert (at_answer[:, 0] == 0).all()
-    assert torch.equal(at_answer[:, 1:], short)
+    long_e_x, short_e_x = torch.randn(2, 7, 16), torch.randn(2, 3, 16)
+    assert torch.equal(model._input_at_answer(long_e_x), long_e_x[:, -4:])
+    input_at_answer = model._input_at_answer(short_e_x)
+    assert input_at_answer.shape == (2, 4, 16)
+    assert (input_at_answer[:, 0] == 0).all()
+    assert torch.equal(input_at_answer[:, 1:], short_e_x)
 
 
 def test_only_attention_can_be_causal():

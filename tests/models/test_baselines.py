@@ -46,12 +46,12 @@ def y_site(model, x, y):
 def test_a_prefix_language_model_attends_to_its_prefix_and_earlier_positions():
     layer = RotaryAttention(6, 8, 2, prefix=2)
     x = torch.randn(1, 6, 8)
-    for changed, unmoved in ((5, 5), (3, 3), (1, 0)):
-        other = x.clone()
-        other[0, changed] += 1
-        moved = (layer(x) - layer(other)).abs().amax((0, 2)) > 1e-6
-        assert not moved[:unmoved].any()
-        assert moved[unmoved:].all() if changed < 2 else moved[changed:].all()
+    for position, first_affected in ((5, 5), (3, 3), (1, 0)):
+        changed_x = x.clone()
+        changed_x[0, position] += 1
+        is_changed = (layer(x) - layer(changed_x)).abs().amax((0, 2)) > 1e-6
+        assert not is_changed[:first_affected].any()
+        assert is_changed[first_affected:].all() if position < 2 else is_changed[position:].all()
 
 
 def test_the_autoregressive_density_sums_to_one_and_draws_follow_it():
@@ -96,10 +96,10 @@ def test_a_diffusion_bound_is_below_the_log_probability_of_draws(name, settings)
     with torch.no_grad():
         y = answers()[:, None].expand(81, num_draws, 4)
         bound = -model.loss(model.encoder(x).expand(81, num_draws, -1, -1), y).mean(1)
-    likely = p.topk(5).indices
-    assert (bound[likely] < p[likely].log() + 0.3).all()
-    assert bound.exp().sum() < 1.1  # a bound on a distribution
-    assert bound.exp().sum() > 0.3  # and not a vacuous one
+    likely_answers = p.topk(5).indices
+    assert (bound[likely_answers] < p[likely_answers].log() + 0.3).all()
+    assert bound.exp().sum() < 1.1  # a lower bound of probabilities, which sum to 1
+    assert bound.exp().sum() > 0.3  # and it is not vacuous
 
 
 @pytest.mark.parametrize("kind", ["absorbing", "uniform"])
@@ -111,14 +111,14 @@ def test_d3pms_backward_step_is_bayes_rule_over_its_transition_matrices(kind):
     for t in (1, 2, 4, 6):
         alpha = alpha_bar[t] / alpha_bar[t - 1]
         transition = alpha * torch.eye(classes) + (1 - alpha) * model.stationary  # q(y_t | y_{t-1}), rows to columns
-        until = alpha_bar[t - 1] * torch.eye(classes) + (1 - alpha_bar[t - 1]) * model.stationary
-        for clean, corrupted in itertools.product(range(3), range(classes)):
-            joint = until[clean] * transition[:, corrupted]
+        cumulative = alpha_bar[t - 1] * torch.eye(classes) + (1 - alpha_bar[t - 1]) * model.stationary
+        for clean_token, corrupted_token in itertools.product(range(3), range(classes)):
+            joint = cumulative[clean_token] * transition[:, corrupted_token]
             if joint.sum() < 1e-6:
                 continue
-            hot = torch.nn.functional.one_hot(torch.tensor([clean]), classes).float()
-            loss = model._reverse(hot, torch.tensor([corrupted]), torch.tensor(t))
-            torch.testing.assert_close(loss[0], joint / joint.sum(), atol=1e-5, rtol=1e-4)
+            one_hot = torch.nn.functional.one_hot(torch.tensor([clean_token]), classes).float()
+            reverse = model._reverse(one_hot, torch.tensor([corrupted_token]), torch.tensor(t))
+            torch.testing.assert_close(reverse[0], joint / joint.sum(), atol=1e-5, rtol=1e-4)
 
 
 def test_mdlms_bound_is_tight_for_a_network_with_constant_logits():
@@ -140,17 +140,17 @@ def test_mdlms_bound_is_tight_for_a_network_with_constant_logits():
 
 
 @pytest.mark.parametrize(("steps", "low", "high"), [(64, 0.9, 1.0), (0, 0.2, 0.6)])
-def test_mdlm_reveals_about_one_token_a_step_if_there_are_many_more_steps_than_tokens(steps, low, high):
+def test_mdlm_reveals_most_tokens_alone_if_there_are_many_more_steps_than_tokens(steps, low, high):
     """The share of tokens that are the only one revealed at their step."""
     case = build_tiny("mdlm", model={"sampling_steps": steps})
     model = case.solver.model
-    left = []
-    model.denoiser.register_forward_pre_hook(lambda _, inputs: left.append((inputs[1] == model.mask).sum(-1)))
+    num_masked = []
+    model.denoiser.register_forward_pre_hook(lambda _, inputs: num_masked.append((inputs[1] == model.mask).sum(-1)))
     rollout(model, case.x, num_samples=200, depth=1)
-    assert len(left) == (steps or 4)
-    revealed = -torch.stack([*left, torch.zeros_like(left[0])]).diff(dim=0)
-    assert (revealed.sum(0) == 4).all()
-    single_share = (revealed == 1).sum() / revealed.sum()
+    assert len(num_masked) == (steps or 4)
+    num_revealed = -torch.stack([*num_masked, torch.zeros_like(num_masked[0])]).diff(dim=0)
+    assert (num_revealed.sum(0) == 4).all()
+    single_share = (num_revealed == 1).sum() / num_revealed.sum()
     assert low < single_share < high
 
 
@@ -161,9 +161,9 @@ def test_plate_shape_is_that_of_the_plates_around():
 
 
 def test_samples_differ_if_answers_are_drawn_and_not_if_they_are_modes():
-    for name, differ in (("mdlm", True), ("autoregressive", True), ("direct", False), ("vae", True)):
+    for name, should_differ in (("mdlm", True), ("autoregressive", True), ("direct", False), ("vae", True)):
         tokens = rollout(build_tiny(name).solver.model, build_tiny(name).x, num_samples=50, depth=1).tokens
-        assert bool((tokens != tokens[:1]).any()) == differ, name
+        assert bool((tokens != tokens[:1]).any()) == should_differ, name
 
 
 # ---- recursions --------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_hrms_gradient_is_that_of_its_last_two_steps():
     model = case.solver.model
     trace = poutine.trace(model).get_trace(case.x, case.y)
     trace.nodes["y"]["fn"].log_prob(case.y).sum().backward()
-    loss = model.core.f_L[0].channels.down.weight.grad.clone()
+    gradient = model.core.f_L[0].channels.down.weight.grad.clone()
     model.zero_grad()
     e_x = model.encoder(case.x)
     with torch.no_grad():
@@ -190,7 +190,7 @@ def test_hrms_gradient_is_that_of_its_last_two_steps():
             l = model.core.f_L(l + h + e_x)
     l = model.core.f_L(l + (h + e_x))
     model.likelihood(model.core.f_H(h + l)).log_prob(case.y).sum().backward()
-    torch.testing.assert_close(loss, model.core.f_L[0].channels.down.weight.grad)
+    torch.testing.assert_close(gradient, model.core.f_L[0].channels.down.weight.grad)
 
 
 def test_trm_has_one_network_and_gradient_through_its_last_transition():
@@ -221,13 +221,13 @@ def test_halting_is_an_observed_site_that_no_bound_counts(name, outputs):
     trace = poutine.trace(model).get_trace(case.x, case.y)
     logits = model.halting(trace.nodes["h"]["value"][:, 0])
     assert logits.shape == (5, outputs)
-    right = (trace.nodes["y"]["fn"].base_dist.logits.argmax(-1) == case.y).all(-1)
-    assert (trace.nodes["halt"]["value"] == right.float()).all()
+    is_right = (trace.nodes["y"]["fn"].base_dist.logits.argmax(-1) == case.y).all(-1)
+    assert (trace.nodes["halt"]["value"] == is_right.float()).all()
     threshold = logits[:, 1] if outputs > 1 else 0
     assert (trace.nodes["halted"]["value"] == (logits[:, 0] > threshold)).all()
     assert trace.nodes["halt"]["scale"] == 0.5 * 4
-    loss = terms(model, case.solver.guide, case.x, case.y)
-    torch.testing.assert_close(loss.elbo, trace.nodes["y"]["fn"].log_prob(case.y))
+    elbo_terms = terms(model, case.solver.guide, case.x, case.y)
+    torch.testing.assert_close(elbo_terms.elbo, trace.nodes["y"]["fn"].log_prob(case.y))
     assert "halt" not in poutine.trace(model).get_trace(case.x).nodes
 
 
@@ -250,22 +250,22 @@ def _state(trace):
 
 
 def test_both_stochastic_trms_have_different_samples():
-    plain, sampled, random = (
+    plain_case, sampled_case, random_case = (
         build_tiny("trm"),
         build_tiny("trm", model={"decoding": "sampled"}),
         build_tiny("trm", model={"initial_state": "random"}),
     )
-    for case in (sampled, random):
-        case.solver.model.load_state_dict(plain.solver.model.state_dict())
-    samples = {n: rollout(c.solver.model, plain.x, num_samples=200, depth=2) for n, c in
-              (("plain", plain), ("sampled", sampled), ("random", random))}  # fmt: skip
+    for case in (sampled_case, random_case):
+        case.solver.model.load_state_dict(plain_case.solver.model.state_dict())
+    samples = {n: rollout(c.solver.model, plain_case.x, num_samples=200, depth=2) for n, c in
+              (("plain", plain_case), ("sampled", sampled_case), ("random", random_case))}  # fmt: skip
     assert (samples["plain"].tokens == samples["plain"].tokens[:1]).all()
     assert (samples["sampled"].tokens != samples["sampled"].tokens[:1]).any()
-    starts = poutine.trace(random.solver.model).get_trace(plain.x).nodes
+    starts = poutine.trace(random_case.solver.model).get_trace(plain_case.x).nodes
     assert starts["z0_h"]["value"].shape == (5, 4, 16)
     assert not torch.equal(starts["z0_h"]["value"][0], starts["z0_h"]["value"][1])
     # A drawn answer follows the likelihood of the state that every trajectory ends in.
-    p = poutine.trace(plain.solver.model).get_trace(plain.x, None, steps=2).nodes["y"]["fn"].base_dist.probs
+    p = poutine.trace(plain_case.solver.model).get_trace(plain_case.x, None, steps=2).nodes["y"]["fn"].base_dist.probs
     share = torch.nn.functional.one_hot(samples["sampled"].tokens, 3).double().mean(0)
     torch.testing.assert_close(share, p.double(), atol=0.12, rtol=0)
 
@@ -275,13 +275,13 @@ def test_a_vae_has_one_latent_with_a_standard_normal_prior():
 
     case = build_tiny("vae")
     torch.manual_seed(0)
-    loss = terms(case.solver.model, case.solver.guide, case.x, case.y, steps=5)
-    assert loss.kl.shape == (1, 5)
+    elbo_terms = terms(case.solver.model, case.solver.guide, case.x, case.y, steps=5)
+    assert elbo_terms.kl.shape == (1, 5)
     guide, model = case.solver.guide, case.solver.model
     with torch.no_grad():
         q = guide.posterior(model.f(model.encoder(case.x)), guide.encode(case.x, case.y), None)
-        standard = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(5, 4, 16), 1.0), 2)
-    torch.testing.assert_close(loss.kl[0], kl_divergence(q, standard))
+        standard_normal = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(5, 4, 16), 1.0), 2)
+    torch.testing.assert_close(elbo_terms.kl[0], kl_divergence(q, standard_normal))
 
 
 def test_direct_prediction_has_an_exact_density():

@@ -1,4 +1,4 @@
-"""The diffusion baselines step by step: their networks are replaced by one that notes what it is asked."""
+"""The diffusion baselines step by step, with a network that records its calls."""
 
 import itertools
 import math
@@ -12,11 +12,11 @@ from pyro_gram.models.mdlm import MIN_TIME, stratified_times
 
 from tests.conftest import build_case
 
-MASK = 3  # of three classes
+MASK = 3  # the token after the three classes
 
 
-class Noted(torch.nn.Module):
-    """Logits that depend on the token, its place and the time; it keeps the tokens and times of each call."""
+class RecordedDenoiser(torch.nn.Module):
+    """Logits that depend on the token, its place and the time; ``calls`` holds the tokens and times of each call."""
 
     def __init__(self, states):
         super().__init__()
@@ -30,14 +30,14 @@ class Noted(torch.nn.Module):
         return self.table[place, tokens] * (0.5 + time)[..., None, None]
 
 
-def noted(name, **settings):
+def build_recorded(name, **settings):
     case = build_case(model_name=name, task={"edge_probability": 0.5}, model=settings)
     model = case.solver.model.eval()
-    model.denoiser = Noted(3 if settings.get("kind") == "uniform" else 4)
+    model.denoiser = RecordedDenoiser(3 if settings.get("kind") == "uniform" else 4)
     return case, model
 
 
-def at_times(monkeypatch, module, times):
+def fix_times(monkeypatch, module, times):
     monkeypatch.setattr(module, "stratified_times", lambda shape, device: times.expand(shape))
 
 
@@ -52,38 +52,38 @@ def test_stratified_times_are_even_and_shuffled_and_differ_between_calls():
     times = stratified_times(torch.Size((4, 25)), torch.device("cpu"))
     assert times.shape == (4, 25)
     assert ((times >= 0) & (times < 1)).all()
-    ordered = times.flatten().sort().values
-    torch.testing.assert_close(ordered.diff(), torch.full((99,), 0.01), atol=1e-6, rtol=0)
-    assert not torch.equal(ordered, times.flatten())
-    repeat = stratified_times(torch.Size((4, 25)), torch.device("cpu")).flatten().sort().values
-    assert not torch.allclose(ordered, repeat)
+    sorted_times = times.flatten().sort().values
+    torch.testing.assert_close(sorted_times.diff(), torch.full((99,), 0.01), atol=1e-6, rtol=0)
+    assert not torch.equal(sorted_times, times.flatten())
+    repeat_times = stratified_times(torch.Size((4, 25)), torch.device("cpu")).flatten().sort().values
+    assert not torch.allclose(sorted_times, repeat_times)
     assert stratified_times(torch.Size(()), torch.device("cpu")).shape == ()
-    single = torch.stack([stratified_times(torch.Size((1,)), torch.device("cpu"))[0] for _ in range(400)])
-    assert abs(single.mean() - 0.5) < 0.05
-    assert abs(single.std() - 1 / math.sqrt(12)) < 0.03
+    single_times = torch.stack([stratified_times(torch.Size((1,)), torch.device("cpu"))[0] for _ in range(400)])
+    assert abs(single_times.mean() - 0.5) < 0.05
+    assert abs(single_times.std() - 1 / math.sqrt(12)) < 0.03
 
 
 # ---- MDLM --------------------------------------------------------------------------------------------------------
 
 
 def test_mdlms_loss_is_the_cross_entropy_of_masked_tokens_over_their_time():
-    case, model = noted("mdlm")
+    case, model = build_recorded("mdlm")
     y = case.y[:, None].expand(5, 40, 4)
     loss = model.loss(torch.zeros(5, 40, 4, 16), y)
     ((tokens, time),) = model.denoiser.calls
-    masked = tokens == MASK
-    assert torch.equal(tokens[~masked], y[~masked])
-    assert masked.any()
-    assert not masked.all()
+    is_masked = tokens == MASK
+    assert torch.equal(tokens[~is_masked], y[~is_masked])
+    assert is_masked.any()
+    assert not is_masked.all()
     logits = model.denoiser(None, tokens, time)
-    expected = -(log_prob_of(logits.log_softmax(-1), y) * masked).sum(-1) / time
+    expected = -(log_prob_of(logits.log_softmax(-1), y) * is_masked).sum(-1) / time
     torch.testing.assert_close(loss, expected)
 
 
 @pytest.mark.parametrize("time", [0.0, 0.3, 0.9])
 def test_a_token_is_masked_with_the_probability_of_its_time(monkeypatch, time):
-    case, model = noted("mdlm")
-    at_times(monkeypatch, mdlm, torch.tensor(time))
+    case, model = build_recorded("mdlm")
+    fix_times(monkeypatch, mdlm, torch.tensor(time))
     model.loss(torch.zeros(5, 800, 4, 16), case.y[:, None].expand(5, 800, 4))
     ((tokens, times),) = model.denoiser.calls
     assert times.unique().item() == pytest.approx(max(time, MIN_TIME))
@@ -92,23 +92,23 @@ def test_a_token_is_masked_with_the_probability_of_its_time(monkeypatch, time):
 
 @pytest.mark.parametrize(("settings", "steps"), [({}, 4), ({"sampling_steps": 2}, 2)])
 def test_mdlm_reveals_an_equal_share_of_tokens_at_each_step(settings, steps):
-    _, model = noted("mdlm", **settings)
+    _, model = build_recorded("mdlm", **settings)
     tokens, log_p = model.draw(torch.zeros(2, 1500, 4, 16))
     calls = list(model.denoiser.calls)
     assert [time.unique().item() for _, time in calls] == pytest.approx([(steps - s) / steps for s in range(steps)])
     expected = torch.zeros(2, 1500)
-    for s, ((before, time), after) in enumerate(zip(calls, [*(t for t, _ in calls[1:]), tokens], strict=True)):
-        assert (before == MASK).float().mean().item() == pytest.approx(1 - s / steps, abs=0.03)
-        uncovered = (before == MASK) & (after != MASK)
-        assert torch.equal(before[before != MASK], after[before != MASK])  # what is uncovered stays
-        log_q = model.denoiser(None, before, time).log_softmax(-1)
-        expected = expected + (log_prob_of(log_q, after.clamp(max=2)) * uncovered).sum(-1)
+    for s, ((old_tokens, time), new_tokens) in enumerate(zip(calls, [*(t for t, _ in calls[1:]), tokens], strict=True)):
+        assert (old_tokens == MASK).float().mean().item() == pytest.approx(1 - s / steps, abs=0.03)
+        is_revealed = (old_tokens == MASK) & (new_tokens != MASK)
+        assert torch.equal(old_tokens[old_tokens != MASK], new_tokens[old_tokens != MASK])  # revealed tokens stay
+        log_q = model.denoiser(None, old_tokens, time).log_softmax(-1)
+        expected = expected + (log_prob_of(log_q, new_tokens.clamp(max=2)) * is_revealed).sum(-1)
     assert (tokens != MASK).all()
     torch.testing.assert_close(log_p, expected)
 
 
 def test_mdlms_first_tokens_follow_its_network():
-    _, model = noted("mdlm", sampling_steps=1)
+    _, model = build_recorded("mdlm", sampling_steps=1)
     tokens, _ = model.draw(torch.zeros(6000, 4, 16))
     share = torch.nn.functional.one_hot(tokens, 3).float().mean(0)
     p = (model.denoiser.table[:, MASK] * 1.5).softmax(-1)
@@ -117,7 +117,7 @@ def test_mdlms_first_tokens_follow_its_network():
 
 @pytest.mark.parametrize(("name", "settings"), [("mdlm", {}), ("d3pm", {"diffusion_steps": 3})])
 def test_a_diffusion_model_has_a_factor_in_training_and_a_draw_otherwise(name, settings):
-    case, model = noted(name, **settings)
+    case, model = build_recorded(name, **settings)
     pyro.set_rng_seed(1)
     trace = poutine.trace(model).get_trace(case.x, case.y)
     pyro.set_rng_seed(1)
@@ -132,14 +132,14 @@ def test_a_diffusion_model_has_a_factor_in_training_and_a_draw_otherwise(name, s
     assert (site["value"] != site["value"][0]).any()  # each trajectory draws its own
 
 
-@pytest.mark.parametrize(("name", "timed"), [("mdlm", False), ("d3pm", True)])
-def test_only_the_network_of_d3pm_embeds_the_time(name, timed):
+@pytest.mark.parametrize(("name", "uses_time"), [("mdlm", False), ("d3pm", True)])
+def test_only_the_network_of_d3pm_embeds_the_time(name, uses_time):
     """MDLM's time follows from how many tokens are masked."""
     case = build_case(model_name=name)
     model = case.solver.model.eval()
     e_x = model.encoder(case.x)
-    early, late = (model.denoiser(e_x, case.y, torch.full((5,), t)) for t in (0.1, 0.9))
-    assert torch.allclose(early, late) != timed
+    early_logits, late_logits = (model.denoiser(e_x, case.y, torch.full((5,), t)) for t in (0.1, 0.9))
+    assert torch.allclose(early_logits, late_logits) != uses_time
 
 
 # ---- D3PM --------------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def schedule(kind, T):
     return [math.cos(math.pi * t / (2 * T)) ** 2 for t in range(T)] + [0.0]
 
 
-def until(kind, T, t):
+def cumulative_transition(kind, T, t):
     """q(y_t | y_0), rows to columns, over all states."""
     states = 3 if kind == "uniform" else 4
     m = torch.full((3,), 1 / 3) if kind == "uniform" else torch.tensor([0.0, 0.0, 0.0, 1.0])
@@ -170,15 +170,15 @@ def transition(kind, T, t):
     return alpha * torch.eye(states) + (1 - alpha) * m
 
 
-def before(kind, T, t, clean, corrupted):
+def reverse_step(kind, T, t, clean, corrupted):
     """p(y_{t-1} | y_t) where y_0 has the probabilities ``clean``."""
-    joint = (clean @ until(kind, T, t - 1)) * transition(kind, T, t)[:, corrupted]
+    joint = (clean @ cumulative_transition(kind, T, t - 1)) * transition(kind, T, t)[:, corrupted]
     return joint / joint.sum()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_d3pms_schedule_and_stationary_distribution_are_the_papers(kind):
-    _, model = noted("d3pm", kind=kind, diffusion_steps=6)
+    _, model = build_recorded("d3pm", kind=kind, diffusion_steps=6)
     torch.testing.assert_close(model.alpha_bar, torch.tensor(schedule(kind, 6)), atol=1e-6, rtol=0)
     expected = [1 / 3] * 3 if kind == "uniform" else [0.0, 0.0, 0.0, 1.0]
     torch.testing.assert_close(model.stationary, torch.tensor(expected))
@@ -192,31 +192,31 @@ def test_d3pms_schedule_and_stationary_distribution_are_the_papers(kind):
 @pytest.mark.parametrize(("share", "t"), [(0.0, 1), (0.3, 2), (0.5, 4), (0.999, 6)])
 def test_d3pms_loss_is_t_times_the_kl_of_one_backward_step(monkeypatch, kind, share, t):
     T = 6
-    case, model = noted("d3pm", kind=kind, diffusion_steps=T)
-    at_times(monkeypatch, d3pm, torch.tensor(share))
+    case, model = build_recorded("d3pm", kind=kind, diffusion_steps=T)
+    fix_times(monkeypatch, d3pm, torch.tensor(share))
     y = case.y[:, None].expand(5, 60, 4)
     loss = model.loss(torch.zeros(5, 60, 4, 16), y)
     ((corrupted, time),) = model.denoiser.calls
     assert time.unique().item() == pytest.approx(t / T)
-    guess = model.denoiser(None, corrupted, time).softmax(-1)
+    prediction = model.denoiser(None, corrupted, time).softmax(-1)
     if kind == "absorbing":
-        guess = torch.nn.functional.pad(guess, (0, 1))
+        prediction = torch.nn.functional.pad(prediction, (0, 1))
     for i, j in itertools.product(range(5), range(8)):
-        total = 0.0
+        kl = 0.0
         for k in range(4):
             clean = torch.eye(len(model.stationary))[y[i, j, k]]
-            q = before(kind, T, t, clean, corrupted[i, j, k])
-            p = before(kind, T, t, guess[i, j, k], corrupted[i, j, k])
-            total += (q * ((q + 1e-30).log() - (p + 1e-30).log())).sum().item()
-        assert loss[i, j].item() == pytest.approx(T * total, abs=2e-4, rel=1e-3)
+            q = reverse_step(kind, T, t, clean, corrupted[i, j, k])
+            p = reverse_step(kind, T, t, prediction[i, j, k], corrupted[i, j, k])
+            kl += (q * ((q + 1e-30).log() - (p + 1e-30).log())).sum().item()
+        assert loss[i, j].item() == pytest.approx(T * kl, abs=2e-4, rel=1e-3)
     clean_share = (corrupted == y).float().mean().item()
     expected = schedule(kind, T)[t] + (1 - schedule(kind, T)[t]) * (1 / 3 if kind == "uniform" else 0)
     assert clean_share == pytest.approx(expected, abs=0.05)
 
 
 def test_d3pms_auxiliary_loss_is_the_cross_entropy_of_the_clean_answer_in_training(monkeypatch):
-    case, model = noted("d3pm", diffusion_steps=6, auxiliary_weight=0.25)
-    at_times(monkeypatch, d3pm, torch.tensor(0.5))
+    case, model = build_recorded("d3pm", diffusion_steps=6, auxiliary_weight=0.25)
+    fix_times(monkeypatch, d3pm, torch.tensor(0.5))
     assert "auxiliary" not in poutine.trace(model).get_trace(case.x, case.y).nodes
     model.train()
     model.denoiser.calls.clear()
@@ -229,7 +229,7 @@ def test_d3pms_auxiliary_loss_is_the_cross_entropy_of_the_clean_answer_in_traini
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_draw_of_d3pm_has_a_step_for_every_time(kind):
     T = 5
-    _, model = noted("d3pm", kind=kind, diffusion_steps=T)
+    _, model = build_recorded("d3pm", kind=kind, diffusion_steps=T)
     tokens, log_p = model.draw(torch.zeros(400, 4, 16))
     calls = list(model.denoiser.calls)
     assert [time.unique().item() for _, time in calls] == pytest.approx([t / T for t in range(T, 0, -1)])
@@ -241,18 +241,18 @@ def test_a_draw_of_d3pm_has_a_step_for_every_time(kind):
         torch.testing.assert_close(share, torch.full((3,), 1 / 3), atol=0.05, rtol=0)
     expected = torch.zeros(12)
     next_tokens = [*(t for t, _ in calls[1:]), tokens]
-    for t, (now, time), new in zip(range(T, 0, -1), calls, next_tokens, strict=True):
-        guess = model.denoiser(None, now, time).softmax(-1)
+    for t, (tokens_now, time), tokens_next in zip(range(T, 0, -1), calls, next_tokens, strict=True):
+        prediction = model.denoiser(None, tokens_now, time).softmax(-1)
         if kind == "absorbing":
-            guess = torch.nn.functional.pad(guess, (0, 1))
+            prediction = torch.nn.functional.pad(prediction, (0, 1))
         for i, k in itertools.product(range(12), range(4)):
-            if new[i, k] != now[i, k]:
-                expected[i] += before(kind, T, t, guess[i, k], now[i, k])[new[i, k]].log()
+            if tokens_next[i, k] != tokens_now[i, k]:
+                expected[i] += reverse_step(kind, T, t, prediction[i, k], tokens_now[i, k])[tokens_next[i, k]].log()
     torch.testing.assert_close(log_p[:12], expected, atol=2e-4, rtol=1e-3)
     # the first step's draws follow its probabilities
-    now, time = calls[0]
-    guess = model.denoiser(None, now, time).softmax(-1)
-    guess = torch.nn.functional.pad(guess, (0, 1)) if kind == "absorbing" else guess
-    mean = torch.stack([before(kind, T, T, guess[i, 0], now[i, 0]) for i in range(400)]).mean(0)
+    tokens_now, time = calls[0]
+    prediction = model.denoiser(None, tokens_now, time).softmax(-1)
+    prediction = torch.nn.functional.pad(prediction, (0, 1)) if kind == "absorbing" else prediction
+    mean = torch.stack([reverse_step(kind, T, T, prediction[i, 0], tokens_now[i, 0]) for i in range(400)]).mean(0)
     share = torch.bincount(next_tokens[0][:, 0], minlength=len(mean)) / 400
     torch.testing.assert_close(share, mean, atol=0.1, rtol=0)

@@ -1,4 +1,4 @@
-"""The Pyro program: its sites, its conditions, and that ordinary Pyro tools work on it."""
+"""The GRAM program: its sites, conditioning on them, and ordinary Pyro tools on it."""
 
 import pyro
 import pytest
@@ -29,22 +29,22 @@ def test_several_supervision_steps_in_one_call_equal_several_calls(case):
     model = case.solver.model
     with torch.no_grad():
         pyro.set_rng_seed(1)
-        full = poutine.trace(model).get_trace(case.x, case.y, steps=3)
+        full_trace = poutine.trace(model).get_trace(case.x, case.y, steps=3)
         pyro.set_rng_seed(1)
-        state, pieces = None, []
+        state, step_traces = None, []
         for _ in range(3):
-            piece = poutine.trace(model).get_trace(case.x, case.y, state)
-            state = LatentState(piece.nodes["h"]["value"], piece.nodes["l"]["value"])
-            pieces.append(piece)
-    assert sum(n.startswith("eps_") for n in full.nodes) == 6
-    torch.testing.assert_close(full.nodes["h"]["value"], state.h)
-    torch.testing.assert_close(full.nodes["eps_5"]["value"], pieces[2].nodes["eps_1"]["value"])
+            step_trace = poutine.trace(model).get_trace(case.x, case.y, state)
+            state = LatentState(step_trace.nodes["h"]["value"], step_trace.nodes["l"]["value"])
+            step_traces.append(step_trace)
+    assert sum(n.startswith("eps_") for n in full_trace.nodes) == 6
+    torch.testing.assert_close(full_trace.nodes["h"]["value"], state.h)
+    torch.testing.assert_close(full_trace.nodes["eps_5"]["value"], step_traces[2].nodes["eps_1"]["value"])
 
 
 def test_transitions_are_markov(case):
-    """Pyro's enumeration reads this of each site; a plain ``range`` would leave it out."""
+    """Pyro's enumeration needs the Markov scope of each site, which a plain ``range`` does not record."""
     trace = poutine.trace(case.solver.model).get_trace(case.x, case.y, steps=2)
-    assert [f for f in trace.nodes["eps_3"]["cond_indep_stack"] if not f.vectorized] == []  # and adds no plate
+    assert [f for f in trace.nodes["eps_3"]["cond_indep_stack"] if not f.vectorized] == []  # markov adds no plate
     scopes = [{n for n, k in trace.nodes[f"eps_{t}"]["infer"]["_markov_scope"].items() if k} for t in range(4)]
     for t in range(4):
         assert scopes[t] == {f"u_{t}"} | ({f"u_{t - 1}", f"eps_{t - 1}"} if t else set())
@@ -79,10 +79,10 @@ def test_truncation_stops_the_gradient_and_the_kl_of_the_first_transitions():
     assert [trace.nodes[f"u_{t}"]["value"].requires_grad for t in range(3)] == [False, False, True]
     trace.compute_log_prob()
     assert [bool(trace.nodes[f"eps_{t}"]["log_prob_sum"] != 0) for t in range(3)] == [False, False, True]
-    full = poutine.trace(case.solver.model).get_trace(case.x, case.y, truncated=False)
-    full.compute_log_prob()
-    assert all(full.nodes[f"u_{t}"]["value"].requires_grad for t in range(3))
-    assert all(bool(full.nodes[f"eps_{t}"]["log_prob_sum"] != 0) for t in range(3))
+    full_trace = poutine.trace(case.solver.model).get_trace(case.x, case.y, truncated=False)
+    full_trace.compute_log_prob()
+    assert all(full_trace.nodes[f"u_{t}"]["value"].requires_grad for t in range(3))
+    assert all(bool(full_trace.nodes[f"eps_{t}"]["log_prob_sum"] != 0) for t in range(3))
 
 
 def test_beta_scales_only_the_guidance(case):
@@ -96,8 +96,8 @@ def test_beta_scales_only_the_guidance(case):
 def test_conditioning_on_no_guidance_is_the_deterministic_recursion(case):
     """TRM is GRAM conditioned on eps = 0."""
     model = case.solver.model
-    zero = {f"eps_{t}": torch.zeros(5, 4, 16) for t in range(2)}
-    trace = poutine.trace(poutine.condition(model, zero)).get_trace(case.x)
+    zero_guidance = {f"eps_{t}": torch.zeros(5, 4, 16) for t in range(2)}
+    trace = poutine.trace(poutine.condition(model, zero_guidance)).get_trace(case.x)
     h, l = model.h0.expand(5, 4, 16), model.l0.expand(5, 4, 16)
     e_x = model.encoder(case.x)
     for _ in range(2):
@@ -110,9 +110,9 @@ def test_conditioning_on_no_guidance_is_the_deterministic_recursion(case):
 def test_z0_is_a_buffer_saved_with_the_weights_and_never_resampled(case):
     model = case.solver.model
     assert {"h0", "l0"} <= set(model.state_dict())
-    before = model.h0.clone()
+    old_h0 = model.h0.clone()
     model(case.x)
-    assert torch.equal(model.h0, before)
+    assert torch.equal(model.h0, old_h0)
     assert abs(model.h0.std() - 1) < 0.3
 
 
@@ -134,24 +134,24 @@ def test_a_user_can_extend_the_model_in_plain_pyro(case):
     model = case.solver.model
     log_normal = pyro.distributions.LogNormal(0.0, 0.1)
 
-    def tempered(x, y=None):
+    def tempered_model(x, y=None):
         temperature = pyro.sample("temperature", log_normal)
         with poutine.scale(scale=1 / temperature.item()):
             return model(x, y)
 
-    trace = poutine.trace(tempered).get_trace(case.x, case.y)
+    trace = poutine.trace(tempered_model).get_trace(case.x, case.y)
     draws = {n: trace.nodes[n]["value"] for n in ("eps_0", "eps_1")}
-    plain = poutine.trace(pyro.condition(model, draws)).get_trace(case.x, case.y)
+    plain_trace = poutine.trace(pyro.condition(model, draws)).get_trace(case.x, case.y)
     temperature = trace.nodes["temperature"]["value"]
-    expected = log_normal.log_prob(temperature) + plain.log_prob_sum() / temperature
+    expected = log_normal.log_prob(temperature) + plain_trace.log_prob_sum() / temperature
     torch.testing.assert_close(trace.log_prob_sum(), expected)
-    last = model.prior(trace.nodes["u_1"]["value"]).log_prob(draws["eps_1"])  # the only one that is charged
-    answer = model.likelihood(trace.nodes["h"]["value"]).log_prob(case.y)
-    torch.testing.assert_close(plain.log_prob_sum(), (last + answer).sum())
+    last_log_p = model.prior(trace.nodes["u_1"]["value"]).log_prob(draws["eps_1"])  # the only one that is charged
+    answer_log_p = model.likelihood(trace.nodes["h"]["value"]).log_prob(case.y)
+    torch.testing.assert_close(plain_trace.log_prob_sum(), (last_log_p + answer_log_p).sum())
 
 
 def test_the_model_follows_its_equations_from_any_state(case):
-    """Eq. 6-9 by hand: from a given state, with draws of a given beta; steps = 0 decodes the state as it is."""
+    """Eq. 6-9 by hand, from a given state and with a given beta; steps = 0 decodes the state as it is."""
     model = case.solver.model
     state = LatentState(torch.randn(5, 4, 16), torch.randn(5, 4, 16))
     trace = poutine.trace(model).get_trace(case.x, case.y, state, truncated=False, beta=0.5)
@@ -171,12 +171,12 @@ def test_the_model_follows_its_equations_from_any_state(case):
         h = u + eps["value"]
     torch.testing.assert_close(trace.nodes["h"]["value"], h)
     torch.testing.assert_close(trace.nodes["l"]["value"], l)
-    decoded = poutine.trace(model).get_trace(case.x, None, state, steps=0)
-    assert not any(n.startswith("eps_") for n in decoded.nodes)
+    decoded_trace = poutine.trace(model).get_trace(case.x, None, state, steps=0)
+    assert not any(n.startswith("eps_") for n in decoded_trace.nodes)
     expected = model.decoder(state.h).log_softmax(-1)
-    torch.testing.assert_close(decoded.nodes["y"]["fn"].base_dist.logits.log_softmax(-1), expected)
+    torch.testing.assert_close(decoded_trace.nodes["y"]["fn"].base_dist.logits.log_softmax(-1), expected)
     log_p = expected.gather(-1, case.y[..., None]).sum((-1, -2))
-    torch.testing.assert_close(decoded.nodes["y"]["fn"].log_prob(case.y), log_p)
+    torch.testing.assert_close(decoded_trace.nodes["y"]["fn"].log_prob(case.y), log_p)
 
 
 def test_reason_defaults_to_one_supervision_step_from_site_0_at_beta_1(case):
@@ -186,8 +186,8 @@ def test_reason_defaults_to_one_supervision_step_from_site_0_at_beta_1(case):
     assert sites(trace) == ["u_0", "eps_0", "u_1", "eps_1"]
     assert [trace.nodes[f"eps_{t}"]["scale"] for t in range(2)] == [1.0, 1.0]
     assert [trace.nodes[f"eps_{t}"]["mask"] for t in range(2)] == [False, True]  # truncated as the config says
-    later = poutine.trace(model.reason).get_trace(e_x, model.initial_state(e_x), first=4, steps=2)
-    assert sites(later) == [f"{kind}_{t}" for t in range(4, 8) for kind in ("u", "eps")]
+    later_trace = poutine.trace(model.reason).get_trace(e_x, model.initial_state(e_x), first=4, steps=2)
+    assert sites(later_trace) == [f"{kind}_{t}" for t in range(4, 8) for kind in ("u", "eps")]
 
 
 def test_heads_are_sampled_without_y_and_without_gradient_into_the_state():
@@ -211,7 +211,7 @@ def test_heads_are_sampled_without_y_and_without_gradient_into_the_state():
     halt, value = trace.nodes["halt"]["fn"], trace.nodes["value"]["fn"]
     torch.testing.assert_close(halt.probs, h.mean((-1, -2)).sigmoid())
     torch.testing.assert_close(value.mean, e_x.mean((-1, -2)).sigmoid())
-    # Half a variance: the negative log density is the squared error, up to a constant.
+    # The variance is one half: the negative log density is the squared error, up to a constant.
     error = -value.log_prob(value.mean + 0.3) + value.log_prob(value.mean)
     torch.testing.assert_close(error, torch.full((5,), 0.09))
 

@@ -41,9 +41,9 @@ def test_every_prior_is_a_distribution_over_guidance_that_is_added_to_u(name):
     assert p.event_shape == eps.shape[2:]
     assert embed_guidance(prior, eps).shape == u.shape
     assert torch.isfinite(p.log_prob(eps)).all()
-    wide = p.expand((4, 2, 5))
-    assert wide.sample().shape == (4, *eps.shape)
-    assert wide.batch_shape == (4, 2, 5)
+    expanded_p = p.expand((4, 2, 5))
+    assert expanded_p.sample().shape == (4, *eps.shape)
+    assert expanded_p.batch_shape == (4, 2, 5)
 
 
 def test_ablations_of_the_gaussian_have_no_mean_or_no_noise():
@@ -62,30 +62,34 @@ def test_ablations_of_the_gaussian_have_no_mean_or_no_noise():
 def test_prior_none_is_gram_conditioned_on_no_guidance():
     case = build_case(prior_name="none", guide_name="prior", model={"transitions": 2, "low_steps": 3})
     model = case.solver.model
-    zero = {f"eps_{t}": torch.zeros(5, 4, 16) for t in range(4)}
-    guided = build_case(model={"transitions": 2, "low_steps": 3}).solver.model
-    state = {k: v for k, v in model.state_dict().items() if k in guided.state_dict()}
-    guided.load_state_dict(state, strict=False)
+    zero_guidance = {f"eps_{t}": torch.zeros(5, 4, 16) for t in range(4)}
+    guided_model = build_case(model={"transitions": 2, "low_steps": 3}).solver.model
+    state = {k: v for k, v in model.state_dict().items() if k in guided_model.state_dict()}
+    guided_model.load_state_dict(state, strict=False)
     with torch.no_grad():
-        plain = poutine.trace(model).get_trace(case.x, case.y, steps=2)
-        conditioned = poutine.trace(pyro.condition(guided, zero)).get_trace(case.x, case.y, steps=2)
-        # TRM's step, by hand: n refinements of the latent given the answer and the question, then a new answer.
+        plain_trace = poutine.trace(model).get_trace(case.x, case.y, steps=2)
+        conditioned_trace = poutine.trace(pyro.condition(guided_model, zero_guidance)).get_trace(
+            case.x, case.y, steps=2
+        )
+        # TRM's step by hand: n refinements of the latent, given answer and input, then a new answer.
         e_x = model.encoder(case.x)
         answer, latent = model.h0.expand_as(e_x), model.l0.expand_as(e_x)
         for _ in range(4):
             for _ in range(3):
                 latent = model.core.f_L(latent + answer + e_x)
             answer = model.core.f_H(answer + latent)
-    torch.testing.assert_close(plain.nodes["h"]["value"], answer)
-    torch.testing.assert_close(conditioned.nodes["h"]["value"], answer)
-    torch.testing.assert_close(plain.nodes["y"]["fn"].base_dist.logits, conditioned.nodes["y"]["fn"].base_dist.logits)
+    torch.testing.assert_close(plain_trace.nodes["h"]["value"], answer)
+    torch.testing.assert_close(conditioned_trace.nodes["h"]["value"], answer)
+    torch.testing.assert_close(
+        plain_trace.nodes["y"]["fn"].base_dist.logits, conditioned_trace.nodes["y"]["fn"].base_dist.logits
+    )
 
 
 def test_student_t_jumps_farther_than_a_gaussian_of_its_scale():
     u = torch.randn(200, L, D)
     p = prior_of("student_t", degrees_of_freedom=3.0)(u)
-    far = ((p.sample() - p.base_dist.loc) / p.base_dist.scale).abs() > 4
-    assert 0.005 < far.float().mean() < 0.1  # of a Gaussian, 0.00006
+    is_far = ((p.sample() - p.base_dist.loc) / p.base_dist.scale).abs() > 4
+    assert 0.005 < is_far.float().mean() < 0.1  # for a Gaussian: 0.00006
 
 
 def test_the_density_of_a_student_t_is_scipys():
@@ -130,7 +134,7 @@ def test_a_prior_starts_at_its_initial_scale(name):
 
 @pytest.mark.parametrize("rank", [1, 16])
 def test_a_low_rank_prior_starts_with_small_correlations_for_any_rank(rank):
-    """F F^T is initial_scale^2 times what untouched weights give, a mean over directions."""
+    """F F^T is initial_scale^2 times that of unscaled weights, averaged over the rank."""
     cls = PRIORS.get("low_rank")
     u = torch.randn(5, L, 64)
 
@@ -138,16 +142,16 @@ def test_a_low_rank_prior_starts_with_small_correlations_for_any_rank(rank):
         torch.manual_seed(3)
         return cls(cls.Config(hidden=64, rank=rank, initial_scale=scale), 64)(u).factor
 
-    small, large = factor(0.1), factor(0.2)
-    torch.testing.assert_close(large, 2 * small)
-    assert small.shape == (5, L, 64, rank)
+    small_factor, large_factor = factor(0.1), factor(0.2)
+    torch.testing.assert_close(large_factor, 2 * small_factor)
+    assert small_factor.shape == (5, L, 64, rank)
     torch.manual_seed(3)
     prior = cls(cls.Config(hidden=64, rank=rank, initial_scale=0.1), 64)
     with torch.no_grad():
         prior.directions.down.weight.mul_(math.sqrt(rank) / 0.1)
-    torch.testing.assert_close(small * math.sqrt(rank) / 0.1, prior(u).factor)
-    reset = prior.directions.down.weight.std() * math.sqrt(64)
-    assert 0.5 < reset < 2  # as a layer is made that nothing has shrunk
+    torch.testing.assert_close(small_factor * math.sqrt(rank) / 0.1, prior(u).factor)
+    weight_scale = prior.directions.down.weight.std() * math.sqrt(64)
+    assert 0.5 < weight_scale < 2  # the scale of a fresh layer
 
 
 def test_the_kl_from_a_low_rank_gaussian_is_the_same_with_two_batch_dimensions():
@@ -160,11 +164,11 @@ def test_the_kl_from_a_low_rank_gaussian_is_the_same_with_two_batch_dimensions()
 def test_a_low_rank_gaussian_expands_and_has_draws_with_gradient():
     prior, u = prior_of("low_rank", rank=2, initial_scale=0.5), torch.randn(5, L, D)
     p = prior(u)
-    wide = p.expand((3, 5))
-    assert (wide.batch_shape, wide.event_shape) == ((3, 5), (L, D))
-    assert wide.factor.shape == (3, 5, L, D, 2)
+    expanded_p = p.expand((3, 5))
+    assert (expanded_p.batch_shape, expanded_p.event_shape) == ((3, 5), (L, D))
+    assert expanded_p.factor.shape == (3, 5, L, D, 2)
     value = torch.randn(3, 5, L, D)
-    torch.testing.assert_close(wide.log_prob(value), p.log_prob(value))
+    torch.testing.assert_close(expanded_p.log_prob(value), p.log_prob(value))
     assert torch.equal(p.mean, p.loc)
     samples = p.rsample((7,))
     assert samples.shape == (7, 5, L, D)
@@ -181,26 +185,26 @@ def test_a_mixture_chooses_one_component_for_all_positions():
     with torch.no_grad():
         prior.offset[0], prior.offset[1] = -50.0, 50.0
     samples = prior(torch.randn(300, L, D)).sample()
-    high = samples > 0
-    assert (high.all((-1, -2)) | ~high.any((-1, -2))).all()
-    assert 0.05 < high[:, 0, 0].float().mean() < 0.95
+    is_high = samples > 0
+    assert (is_high.all((-1, -2)) | ~is_high.any((-1, -2))).all()
+    assert 0.05 < is_high[:, 0, 0].float().mean() < 0.95
 
 
 def test_a_low_rank_gaussian_has_the_density_and_kl_of_its_dense_covariance():
     prior = prior_of("low_rank", rank=2, initial_scale=0.5)
     p, q = prior(torch.randn(5, L, D)), diagonal()
     factor = p.factor.flatten(-3, -2)
-    dense = torch.distributions.MultivariateNormal(
+    dense_p = torch.distributions.MultivariateNormal(
         p.loc.flatten(-2), factor @ factor.mT + torch.diag_embed(p.scale.flatten(-2).square())
     )
-    q_dense = torch.distributions.MultivariateNormal(
+    dense_q = torch.distributions.MultivariateNormal(
         q.base_dist.loc.flatten(-2), torch.diag_embed(q.base_dist.scale.flatten(-2).square())
     )
-    torch.testing.assert_close(kl_divergence(q, p), kl_divergence(q_dense, dense), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(kl_divergence(q, p), kl_divergence(dense_q, dense_p), rtol=1e-3, atol=1e-3)
     value = q.sample()
-    torch.testing.assert_close(p.log_prob(value), dense.log_prob(value.flatten(-2)), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(p.log_prob(value), dense_p.log_prob(value.flatten(-2)), rtol=1e-3, atol=1e-3)
     samples = p.expand((20_000, 5)).sample()[:, 0].flatten(-2)
-    torch.testing.assert_close(samples.T.cov(), dense.covariance_matrix[0], rtol=0.2, atol=0.05)
+    torch.testing.assert_close(samples.T.cov(), dense_p.covariance_matrix[0], rtol=0.2, atol=0.05)
 
 
 def test_a_flow_starts_as_its_gaussian_and_has_a_density_after_training():
@@ -208,13 +212,13 @@ def test_a_flow_starts_as_its_gaussian_and_has_a_density_after_training():
     prior = cls(cls.Config(hidden=16), D)
     u = torch.randn(5, L, D)
     eps = prior(u).sample()
-    plain = dist.Normal(*prior.head(u)).to_event(2)
+    base_normal = dist.Normal(*prior.head(u)).to_event(2)
     order = prior.order0.argsort()
-    torch.testing.assert_close(prior(u).log_prob(eps), plain.log_prob(eps[..., order]), rtol=1e-4, atol=1e-4)
-    # Warm: the density at a draw is the base's, less the log of how much the map stretches there.
+    torch.testing.assert_close(prior(u).log_prob(eps), base_normal.log_prob(eps[..., order]), rtol=1e-4, atol=1e-4)
+    # After a change of weights, the log density at a draw is the base's minus the log Jacobian determinant.
     perturb_(prior, 0.3)
-    single = u[0, :1]
-    p = prior(single)
+    one_u = u[0, :1]
+    p = prior(one_u)
     base = p.base_dist.base_dist if hasattr(p, "reinterpreted_batch_ndims") else p.base_dist
     z = base.sample()
 
@@ -223,8 +227,8 @@ def test_a_flow_starts_as_its_gaussian_and_has_a_density_after_training():
             z = transform(z)
         return z
 
-    stretched = torch.autograd.functional.jacobian(forward, z)[0, :, 0].det().abs().log()
-    expected = base.log_prob(z).sum() - stretched
+    log_stretch = torch.autograd.functional.jacobian(forward, z)[0, :, 0].det().abs().log()
+    expected = base.log_prob(z).sum() - log_stretch
     torch.testing.assert_close(p.log_prob(forward(z)), expected.squeeze(), rtol=1e-3, atol=1e-3)
 
 
@@ -233,20 +237,20 @@ def test_a_flow_is_two_couplings_with_a_permutation_between_them():
     prior, u, value = cls(cls.Config(hidden=16), D), torch.randn(5, L, D), torch.randn(5, L, D)
     assert [n for n, _ in prior.named_buffers()] == ["order0"]
     assert prior.order0.sort().values.tolist() == list(range(D))
-    perturb_(prior.head, 0.3)  # of couplings that nothing has moved yet, the permutation is left
-    plain = dist.Normal(*prior.head(u)).to_event(2)
-    expected = plain.log_prob(value[..., prior.order0.argsort()])
+    perturb_(prior.head, 0.3)  # fresh couplings are the identity: only the permutation acts
+    base_normal = dist.Normal(*prior.head(u)).to_event(2)
+    expected = base_normal.log_prob(value[..., prior.order0.argsort()])
     torch.testing.assert_close(prior(u).log_prob(value), expected, atol=1e-3, rtol=1e-4)
     perturb_(prior.couplings, 0.3)
     first, second = (c.condition(u) for c in prior.couplings)
-    middle = second.inv(value)
-    before = middle[..., prior.order0.argsort()]
-    base = first.inv(before)
-    stretched = first.log_abs_det_jacobian(base, before) + second.log_abs_det_jacobian(middle, value)
-    expected = plain.log_prob(base) - stretched.sum(-1)
+    middle_value = second.inv(value)
+    permuted_value = middle_value[..., prior.order0.argsort()]
+    base = first.inv(permuted_value)
+    log_stretch = first.log_abs_det_jacobian(base, permuted_value) + second.log_abs_det_jacobian(middle_value, value)
+    expected = base_normal.log_prob(base) - log_stretch.sum(-1)
     torch.testing.assert_close(prior(u).log_prob(value), expected, atol=1e-3, rtol=1e-4)
-    fixed = (first(base) == base).all((0, 1))
-    assert fixed.tolist() == [True] * (D // 2) + [False] * (D // 2)
+    is_unchanged = (first(base) == base).all((0, 1))
+    assert is_unchanged.tolist() == [True] * (D // 2) + [False] * (D // 2)
 
 
 def test_codes_are_embedded_by_weights_of_unit_norm_and_no_bias():
@@ -274,4 +278,4 @@ def test_traits_of_priors_are_true(name):
     differs = (
         prior(torch.randn(5, L, D)).mean if name not in ("flow", "noise_only") else prior.head(torch.randn(5, L, D))[-1]
     )
-    assert not torch.allclose(differs[0], differs[1])  # it looks at u
+    assert not torch.allclose(differs[0], differs[1])  # it depends on u

@@ -12,7 +12,7 @@ from tests.conftest import build_case, build_small
 SIZES = {"transitions": 2, "low_steps": 3}
 
 
-def traced(name, y=True, **changes):
+def trace_model(name, y=True, **changes):
     case = build_case(model_name=name, **changes)
     model = case.solver.model
     return case, model, poutine.trace(model).get_trace(case.x, case.y if y else None)
@@ -24,7 +24,7 @@ def start(model, case):
 
 
 def test_hrm_applies_its_low_level_network_several_times_in_a_transition():
-    case, model, trace = traced("hrm", model=SIZES)
+    case, model, trace = trace_model("hrm", model=SIZES)
     e_x, h, l = start(model, case)
     for _ in range(2):
         for _ in range(3):
@@ -35,7 +35,7 @@ def test_hrm_applies_its_low_level_network_several_times_in_a_transition():
 
 
 def test_trm_updates_its_latent_then_its_answer_with_one_network():
-    case, model, trace = traced("trm", model=SIZES)
+    case, model, trace = trace_model("trm", model=SIZES)
     e_x, h, l = start(model, case)
     for _ in range(2):
         for _ in range(3):
@@ -46,7 +46,7 @@ def test_trm_updates_its_latent_then_its_answer_with_one_network():
 
 
 def test_a_flat_recursion_has_one_latent():
-    case, model, trace = traced("flat", prior_name="none", guide_name="prior", model=SIZES)
+    case, model, trace = trace_model("flat", prior_name="none", guide_name="prior", model=SIZES)
     e_x, h, l = start(model, case)
     for _ in range(6):
         h = model.core.f(h + e_x)
@@ -57,19 +57,19 @@ def test_a_flat_recursion_has_one_latent():
 @pytest.mark.parametrize(("name", "outputs"), [("trm", 1), ("hrm", 2)])
 def test_a_halting_head_starts_with_a_small_probability(name, outputs):
     model = build_small(model_name=name).model
-    fresh = type(model)(model.config, model.spec, model.prior)
-    assert fresh.halting.out_features == outputs
-    assert (fresh.halting.weight == 0).all()
-    assert (fresh.halting.bias == -5).all()
+    fresh_model = type(model)(model.config, model.spec, model.prior)
+    assert fresh_model.halting.out_features == outputs
+    assert (fresh_model.halting.weight == 0).all()
+    assert (fresh_model.halting.bias == -5).all()
 
 
 @pytest.mark.parametrize("name", ["trm", "hrm"])
-def test_the_halting_loss_is_half_a_positions_cross_entropy(name):
-    case, model, trace = traced(name)
+def test_the_halting_loss_has_half_the_weight_of_a_positions_cross_entropy(name):
+    case, model, trace = trace_model(name)
     trace.compute_log_prob()
     logit = model.halting(trace.nodes["h"]["value"][:, 0])[:, 0]
-    right = (model.decoder(trace.nodes["h"]["value"]).argmax(-1) == case.y).all(-1)
-    log_p = torch.where(right, torch.nn.functional.logsigmoid(logit), torch.nn.functional.logsigmoid(-logit))
+    is_right = (model.decoder(trace.nodes["h"]["value"]).argmax(-1) == case.y).all(-1)
+    log_p = torch.where(is_right, torch.nn.functional.logsigmoid(logit), torch.nn.functional.logsigmoid(-logit))
     torch.testing.assert_close(trace.nodes["halt"]["log_prob"], 0.5 * 4 * log_p)
     assert trace.nodes["halt"]["is_observed"]
     assert logit.requires_grad
@@ -79,9 +79,9 @@ def test_the_halting_loss_is_half_a_positions_cross_entropy(name):
 
 
 def test_the_halting_head_learns_to_halt_at_right_answers():
-    case, model, trace = traced("trm")
-    decoded = model.decoder(trace.nodes["h"]["value"]).argmax(-1)
-    y = decoded.clone()
+    case, model, trace = trace_model("trm")
+    tokens = model.decoder(trace.nodes["h"]["value"]).argmax(-1)
+    y = tokens.clone()
     y[0, -1] = (y[0, -1] + 1) % 3  # one token of one answer
     halt = poutine.trace(model).get_trace(case.x, y).nodes["halt"]["value"]
     assert halt.tolist() == [0, 1, 1, 1, 1]
@@ -102,14 +102,14 @@ def test_a_trajectory_halts_if_halting_has_the_larger_value(name, biases, expect
 
 @pytest.mark.parametrize("name", ["trm", "hrm"])
 def test_the_halting_loss_takes_any_batch_dimensions(name):
-    case, model, trace = traced(name)
-    two = poutine.trace(model).get_trace(case.x.expand(2, *case.x.shape), case.y.expand(2, 5, 4))
+    case, model, trace = trace_model(name)
+    trace_2d = poutine.trace(model).get_trace(case.x.expand(2, *case.x.shape), case.y.expand(2, 5, 4))
     for site in ("halt", "halted"):
-        assert torch.equal(two.nodes[site]["value"], trace.nodes[site]["value"].expand(2, 5))
+        assert torch.equal(trace_2d.nodes[site]["value"], trace.nodes[site]["value"].expand(2, 5))
 
 
 def test_hrms_target_for_continuing_has_no_gradient_and_no_sites():
-    _, model, trace = traced("hrm")
+    _, model, trace = trace_model("hrm")
     names = [n for n, s in trace.nodes.items() if s["type"] == "sample" and n.startswith(("u_", "eps_"))]
     assert names == ["u_0", "eps_0", "u_1", "eps_1"]
     model.zero_grad()
@@ -131,12 +131,12 @@ def test_z0_of_a_random_start_is_standard_normal_for_every_trajectory():
         assert abs(site["value"].std() - 1) < 0.02
     assert trace.nodes["h"]["value"].shape == (300, 5, 4, 16)
     assert "draw_answer" not in trace.nodes["y"]["infer"]
-    sampled = build_case(model_name="trm", model={"decoding": "sampled"})
-    assert poutine.trace(sampled.solver.model).get_trace(sampled.x).nodes["y"]["infer"]["draw_answer"]
+    sampled_case = build_case(model_name="trm", model={"decoding": "sampled"})
+    assert poutine.trace(sampled_case.solver.model).get_trace(sampled_case.x).nodes["y"]["infer"]["draw_answer"]
 
 
 def test_cores_follow_their_equations_from_any_state():
-    _, model, _ = traced("trm", model=SIZES)
+    _, model, _ = trace_model("trm", model=SIZES)
     state = LatentState(torch.randn(5, 4, 16), torch.randn(5, 4, 16))
     e_x = torch.randn(5, 4, 16)
     u, l = model.core(state, e_x)
@@ -151,7 +151,7 @@ def test_cores_follow_their_equations_from_any_state():
 
 
 def test_a_vae_is_two_stacks_and_a_latent():
-    case, model, _ = traced("vae")
+    case, model, _ = trace_model("vae")
     trace = poutine.trace(model).get_trace(case.x, case.y, steps=3, beta=0.5)
     u = model.f(model.encoder(case.x))
     torch.testing.assert_close(trace.nodes["u_0"]["value"], u)
@@ -168,7 +168,7 @@ def test_a_vae_is_two_stacks_and_a_latent():
 
 
 def test_the_latent_of_a_vae_is_embedded_by_its_prior():
-    _, model, trace = traced("vae", prior_name="discrete", guide_name="amortized")
+    _, model, trace = trace_model("vae", prior_name="discrete", guide_name="amortized")
     eps = trace.nodes["eps_0"]["value"]
     h = model.g(trace.nodes["u_0"]["value"] + model.prior.embed_guidance(eps))
     torch.testing.assert_close(trace.nodes["h"]["value"], h)
@@ -176,7 +176,7 @@ def test_the_latent_of_a_vae_is_embedded_by_its_prior():
 
 @pytest.mark.parametrize("prefix", [0, 2])
 def test_direct_prediction_ignores_state_and_steps(prefix):
-    case, model, _ = traced("direct", model={"prefix": prefix})
+    case, model, _ = trace_model("direct", model={"prefix": prefix})
     other = LatentState(torch.randn(5, 4 + prefix, 16), torch.randn(5, 4 + prefix, 16))
     trace = poutine.trace(model).get_trace(case.x, case.y, other, steps=4)
     h = model.f(model.encoder(case.x))
@@ -206,5 +206,5 @@ def test_a_stack_has_the_layers_of_its_config():
 
 @pytest.mark.parametrize("name", ["gram", "direct", "vae", "trm", "mdlm"])
 def test_every_parameter_of_a_program_is_a_site_that_svi_sees(name):
-    _, model, trace = traced(name)
+    _, model, trace = trace_model(name)
     assert set(trace.param_nodes) == {f"model.{n}" for n, _ in model.named_parameters()}

@@ -34,9 +34,9 @@ def test_layers_keep_the_shape_and_treat_leading_dimensions_independently(layer,
     x = torch.randn(*batch, L, D)
     y = layer(x)
     assert y.shape == x.shape
-    flat = x.reshape(-1, L, D)
-    one_by_one = torch.stack([layer(row) for row in flat]).reshape(y.shape)
-    torch.testing.assert_close(y, one_by_one)
+    rows = x.reshape(-1, L, D)
+    row_outputs = torch.stack([layer(row) for row in rows]).reshape(y.shape)
+    torch.testing.assert_close(y, row_outputs)
 
 
 def test_rms_norm_gives_unit_root_mean_square():
@@ -58,7 +58,7 @@ def test_rotary_scores_depend_on_relative_position_only():
     for shift in range(-L + 1, L):
         diagonal = scores.diagonal(shift)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4, rtol=1e-4)
-    assert scores[0].std() > 1e-3  # and it does depend on position
+    assert scores[0].std() > 1e-3  # they do depend on position
     torch.testing.assert_close(v, qkv[:, 2].flatten(-2))  # values are not rotated
 
 
@@ -129,5 +129,5 @@ def test_every_parameter_gets_a_gradient():
     core = RecursiveCore(CoreConfig(width=D, heads=2, hidden=8, layers=1), L)
     u, l = core(LatentState(torch.randn(L, D), torch.randn(L, D)), torch.randn(L, D))
     (u.square().sum() + l.sum()).backward()
-    missing = [n for n, p in nn.Module.named_parameters(core) if p.grad is None or not p.grad.any()]
-    assert missing == []
+    names_without_gradient = [n for n, p in nn.Module.named_parameters(core) if p.grad is None or not p.grad.any()]
+    assert names_without_gradient == []

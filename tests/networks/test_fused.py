@@ -11,11 +11,11 @@ from pyro_gram.networks.fused import MAX_POSITIONS, FusedResidualNorm, on_cpu, p
 D = 16
 
 
-def both(monkeypatch, module, x):
+def fused_and_plain(monkeypatch, module, x):
     """Return value and gradients (of x and the parameters), fused and plain."""
     values = []
-    for plain in (False, True):
-        if plain:
+    for is_plain in (False, True):
+        if is_plain:
             monkeypatch.setattr(core, "on_cpu", lambda *_: False)
         leaf = x.clone().requires_grad_()
         y = module(leaf)
@@ -27,8 +27,8 @@ def both(monkeypatch, module, x):
 @pytest.mark.parametrize("length", [1, 9])
 def test_values_and_gradients_of_a_stack_are_those_of_plain_operations(monkeypatch, length):
     stack = make_stack("attention", 2, 9, D, 2, 12).double()
-    fused, plain = both(monkeypatch, stack, torch.randn(2, 3, length, D, dtype=torch.double))
-    for a, b in zip(fused, plain, strict=True):
+    fused_values, plain_values = fused_and_plain(monkeypatch, stack, torch.randn(2, 3, length, D, dtype=torch.double))
+    for a, b in zip(fused_values, plain_values, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 

@@ -36,8 +36,8 @@ def pixels_of(image, *batch, classes=2):
     return torch.randint(0, classes, (*batch, image[0] * image[1]))
 
 
-def without_group_norm(module):
-    """A copy whose convolutions alone connect the pixels: GroupNorm takes its statistics from the whole image."""
+def remove_group_norm(module):
+    """Return a copy in which only convolutions connect pixels: GroupNorm takes statistics from the whole image."""
     module = copy.deepcopy(module)
     for parent in list(module.modules()):
         for name, child in parent.named_children():
@@ -47,13 +47,13 @@ def without_group_norm(module):
 
 
 def patch_cells(image, patch):
-    """Which patch each pixel lies in, ``[rows * columns]``, written without unfold."""
+    """Return the patch of each pixel, ``[rows * columns]``, without unfold."""
     rows, columns = image
     return torch.tensor([(r // patch) * (columns // patch) + c // patch for r in range(rows) for c in range(columns)])
 
 
-def passing_through(module, patch):
-    """The module with one channel and no convolutions: its projection is the identity."""
+def make_identity(module, patch):
+    """Reduce the module to one channel, no convolutions, and a projection that is the identity."""
     module.project = nn.Linear(patch**2, patch**2, bias=False)
     nn.init.eye_(module.project.weight)
     if isinstance(module, PatchEncoder):
@@ -93,10 +93,10 @@ def test_decoder_reads_the_last_positions(batch):
 
 def test_encoder_takes_answers_shared_by_several_samples():
     module, pixels = encoder(), pixels_of((8, 12), 3)
-    shared = pixels.expand(5, 3, -1)  # not contiguous: as particles of the same data are
-    torch.testing.assert_close(module(shared), module(pixels).expand(5, -1, -1, -1))
-    transposed = pixels_of((8, 12), 4, 3).transpose(0, 1)
-    torch.testing.assert_close(module(transposed), module(transposed.contiguous()))
+    shared_pixels = pixels.expand(5, 3, -1)  # not contiguous, like particles of the same data
+    torch.testing.assert_close(module(shared_pixels), module(pixels).expand(5, -1, -1, -1))
+    transposed_pixels = pixels_of((8, 12), 4, 3).transpose(0, 1)
+    torch.testing.assert_close(module(transposed_pixels), module(transposed_pixels.contiguous()))
 
 
 @pytest.mark.parametrize("module", [encoder(), decoder()], ids=["encoder", "decoder"])
@@ -112,13 +112,13 @@ def test_gradients_reach_the_last_positions_of_h_and_no_other():
     module = decoder()
     h = torch.randn(2, 16 + module.positions, WIDTH, requires_grad=True)
     module(h)[..., 1].sum().backward()
-    moved = h.grad.abs().amax((0, 2)) > 0
-    assert moved.tolist() == [False] * 16 + [True] * module.positions
+    has_gradient = h.grad.abs().amax((0, 2)) > 0
+    assert has_gradient.tolist() == [False] * 16 + [True] * module.positions
 
 
 @pytest.mark.parametrize(("image", "patch"), SHAPES)
 def test_position_i_of_the_encoder_holds_the_pixels_of_patch_i(image, patch):
-    module = passing_through(encoder(image, patch), patch)
+    module = make_identity(encoder(image, patch), patch)
     pixels = pixels_of(image)
     positions = module(pixels)
     cells = patch_cells(image, patch)
@@ -128,51 +128,51 @@ def test_position_i_of_the_encoder_holds_the_pixels_of_patch_i(image, patch):
 
 @pytest.mark.parametrize(("image", "patch"), SHAPES)
 def test_the_decoder_puts_patch_i_where_the_encoder_took_it_from(image, patch):
-    encode, decode = passing_through(encoder(image, patch), patch), passing_through(decoder(image, patch), patch)
+    encode, decode = make_identity(encoder(image, patch), patch), make_identity(decoder(image, patch), patch)
     pixels = pixels_of(image, 4)
     assert torch.equal(decode(encode(pixels))[..., 0], 2.0 * pixels - 1)
 
 
 @pytest.mark.parametrize(("image", "patch"), [((16, 16), 4), ((12, 16), 2)])
 def test_a_pixel_reaches_only_the_positions_near_it(image, patch):
-    module = without_group_norm(encoder(image, patch))
+    module = remove_group_norm(encoder(image, patch))
     pixels = pixels_of(image)
     row, column = 1, 14
-    changed = pixels.clone()
-    changed[row * image[1] + column] ^= 1
-    moved = (module(changed) - module(pixels)).abs().amax(-1) > 1e-7
-    near = [
+    changed_pixels = pixels.clone()
+    changed_pixels[row * image[1] + column] ^= 1
+    is_changed = (module(changed_pixels) - module(pixels)).abs().amax(-1) > 1e-7
+    is_near = [
         i // (image[1] // patch) * patch - REACH <= row < (i // (image[1] // patch) + 1) * patch + REACH
         and i % (image[1] // patch) * patch - REACH <= column < (i % (image[1] // patch) + 1) * patch + REACH
-        for i in range(len(moved))
+        for i in range(len(is_changed))
     ]
-    assert moved.tolist() == near
-    assert 0 < sum(near) < len(near) / 2
+    assert is_changed.tolist() == is_near
+    assert 0 < sum(is_near) < len(is_near) / 2
 
 
 @pytest.mark.parametrize(("image", "patch"), [((16, 16), 4), ((12, 16), 2)])
 def test_a_position_reaches_only_the_pixels_near_it(image, patch):
-    module = without_group_norm(decoder(image, patch))
+    module = remove_group_norm(decoder(image, patch))
     h = torch.randn(image[0] * image[1] // patch**2, WIDTH)[None]
     columns = image[1] // patch
-    changed = h.clone()
-    changed[0, columns - 1] += 1  # the patch at the top right
-    moved = (module(changed) - module(h)).abs().amax(-1).view(image) > 1e-7
-    near = torch.zeros(image, dtype=torch.bool)
-    near[: patch + REACH, image[1] - patch - REACH :] = True
-    assert torch.equal(moved, near)
+    changed_h = h.clone()
+    changed_h[0, columns - 1] += 1  # the patch at the top right
+    is_changed = (module(changed_h) - module(h)).abs().amax(-1).view(image) > 1e-7
+    is_near = torch.zeros(image, dtype=torch.bool)
+    is_near[: patch + REACH, image[1] - patch - REACH :] = True
+    assert torch.equal(is_changed, is_near)
 
 
 def test_with_group_norm_far_positions_move_much_less_than_near_ones():
     module, pixels = encoder((16, 16), 4), pixels_of((16, 16))
-    changed = pixels.clone()
-    changed[0] ^= 1
-    moved = (module(changed) - module(pixels)).abs().mean(-1)
-    assert moved[0] > 5 * moved[10:].max()
+    changed_pixels = pixels.clone()
+    changed_pixels[0] ^= 1
+    changes = (module(changed_pixels) - module(pixels)).abs().mean(-1)
+    assert changes[0] > 5 * changes[10:].max()
 
 
 def test_pixel_values_are_spread_evenly_from_minus_one_to_one():
-    module = passing_through(encoder((2, 2), 2, classes=5), 2)
+    module = make_identity(encoder((2, 2), 2, classes=5), 2)
     assert module(torch.tensor([0, 1, 2, 4])).tolist() == [[-1.0, -0.5, 0.0, 1.0]]
 
 
@@ -224,5 +224,5 @@ def test_a_puzzle_has_an_embedding_of_its_own_that_learns_alone():
     x = torch.randint(0, 5, (2, 10))
     x[:, 0] = torch.tensor([2, 5])
     module(x)[:, :3].sum().backward()
-    moved = module.puzzle_embedding.grad.abs().amax(1) > 0
-    assert moved.nonzero().flatten().tolist() == [2, 5]
+    has_gradient = module.puzzle_embedding.grad.abs().amax(1) > 0
+    assert has_gradient.nonzero().flatten().tolist() == [2, 5]

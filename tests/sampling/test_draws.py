@@ -26,9 +26,9 @@ class RecordFirstNoise(pyro.poutine.messenger.Messenger):
 
 def first_noise(kind, n=8):
     case = build_case()
-    with RecordFirstNoise() as first:
+    with RecordFirstNoise() as recorder:
         rollout(case.solver.model, case.x, num_samples=n, depth=2, draws=DrawScheme(kind))
-    return first.noise[0]
+    return recorder.noise[0]
 
 
 @pytest.mark.parametrize("n", [8, 7])
@@ -45,8 +45,8 @@ def test_sobol_noise_is_more_even_than_chance():
     noise = sobol_noise(like)
     assert noise.shape == like.shape
     assert torch.isfinite(noise).all()
-    chance = torch.randn_like(like).mean(0).square().mean()
-    assert noise.mean(0).square().mean() < chance / 5
+    chance_square = torch.randn_like(like).mean(0).square().mean()
+    assert noise.mean(0).square().mean() < chance_square / 5
     torch.testing.assert_close(noise.var(), torch.tensor(1.0), atol=0.03, rtol=0)
 
 
@@ -84,18 +84,18 @@ def test_distinct_trajectories_differ_at_least_as_much_and_their_work_is_counted
     case = build_case()
     model, depth = case.solver.model, 3
     scheme = DrawScheme("distinct", oversample=4, steps=1)
-    distinct = rollout(model, case.x, num_samples=6, depth=depth, draws=scheme)
-    assert distinct.tokens.shape == (6, 5, 4)
-    assert (distinct.steps == depth).all()
-    assert (distinct.work == 6 * depth + 18 * 1).all()
+    distinct_samples = rollout(model, case.x, num_samples=6, depth=depth, draws=scheme)
+    assert distinct_samples.tokens.shape == (6, 5, 4)
+    assert (distinct_samples.steps == depth).all()
+    assert (distinct_samples.work == 6 * depth + 18 * 1).all()
 
     # selected at the end, the answers are as distinct as possible
-    at_the_end = DrawScheme("distinct", oversample=4, steps=depth)
-    selected = rollout(model, case.x, num_samples=6, depth=depth, draws=at_the_end, seed=1)
+    late_scheme = DrawScheme("distinct", oversample=4, steps=depth)
+    late_samples = rollout(model, case.x, num_samples=6, depth=depth, draws=late_scheme, seed=1)
     samples = rollout(model, case.x, num_samples=24, depth=depth, seed=1)
     for i in range(5):
         num_answers = len(samples.tokens[:, i].unique(dim=0))
-        assert len(selected.tokens[:, i].unique(dim=0)) == min(6, num_answers)
+        assert len(late_samples.tokens[:, i].unique(dim=0)) == min(6, num_answers)
 
 
 def test_oversampled_trajectories_stay_within_the_limit():
@@ -114,7 +114,7 @@ def test_oversampled_trajectories_stay_within_the_limit():
 
 def test_conditioned_guidance_is_left_alone():
     case = build_case()
-    fixed = torch.full((5, 4, 16), 0.25)
+    fixed_eps = torch.full((5, 4, 16), 0.25)
     values = []
 
     class Watch(pyro.poutine.messenger.Messenger):
@@ -123,8 +123,8 @@ def test_conditioned_guidance_is_left_alone():
                 values.append(msg["value"])
 
     with Watch():
-        conditioned = pyro.condition(case.solver.model, {guidance_site(0): fixed})
-        rollout(conditioned, case.x, num_samples=2, depth=1, draws=DrawScheme("antithetic"))
+        conditioned_model = pyro.condition(case.solver.model, {guidance_site(0): fixed_eps})
+        rollout(conditioned_model, case.x, num_samples=2, depth=1, draws=DrawScheme("antithetic"))
     assert (values[0] == 0.25).all()
 
 
@@ -168,8 +168,8 @@ def test_only_distinct_schemes_oversample():
 
 
 def test_only_antithetic_and_sobol_schemes_have_a_handler():
-    num_answers = {kind: isinstance(DrawScheme(kind).handler(), CoupledDraws) for kind in ("independent", "distinct")}
-    assert num_answers == {"independent": False, "distinct": False}
+    has_handler = {kind: isinstance(DrawScheme(kind).handler(), CoupledDraws) for kind in ("independent", "distinct")}
+    assert has_handler == {"independent": False, "distinct": False}
     assert [DrawScheme(kind).handler().kind for kind in ("antithetic", "sobol")] == ["antithetic", "sobol"]
 
 
@@ -179,17 +179,17 @@ def draw_guidance(prior, kind, steps=2):
         return [pyro.sample(guidance_site(t), prior) for t in range(steps)]
 
 
-def test_draws_are_about_the_priors_mean_with_its_scale_and_the_second_guidance_is_left_alone():
+def test_the_first_draws_have_the_priors_mean_and_scale_and_later_guidance_is_left_alone():
     loc, scale = 5 + torch.randn(3, 4, 2), torch.rand(3, 4, 2) + 0.5
     prior = dist.Normal(loc, scale).expand([6, 3, 4, 2]).to_event(2)
     first, second = draw_guidance(prior, "antithetic")
     assert first.shape == (6, 3, 4, 2)
     torch.testing.assert_close(first[:3] - loc, loc - first[3:])
     assert not torch.allclose(second[:3] - loc, loc - second[3:])
-    large, _ = draw_guidance(dist.Normal(loc, scale).expand([4000, 3, 4, 2]).to_event(2), "antithetic")
-    torch.testing.assert_close(large.std(0), scale, atol=0.06, rtol=0)
-    sobol, _ = draw_guidance(prior, "sobol")
-    assert sobol.shape == (6, 3, 4, 2)
+    many_draws, _ = draw_guidance(dist.Normal(loc, scale).expand([4000, 3, 4, 2]).to_event(2), "antithetic")
+    torch.testing.assert_close(many_draws.std(0), scale, atol=0.06, rtol=0)
+    sobol_draws, _ = draw_guidance(prior, "sobol")
+    assert sobol_draws.shape == (6, 3, 4, 2)
 
 
 def test_other_sites_are_left_alone():
@@ -210,11 +210,11 @@ def test_each_input_has_a_sobol_sequence_of_its_own_that_is_even_in_every_channe
     torch.manual_seed(1)
     noise = sobol_noise(torch.zeros(8, 3, 2, 4))
     uniform = torch.distributions.Normal(0.0, 1.0).cdf(noise)
-    # Shifted by a random number, the eight points of a channel are still one in each eighth, up to that shift.
+    # After the random shift, each (shifted) eighth of the interval still holds one of a channel's eight points.
     gaps = uniform.sort(0).values.diff(dim=0)
     assert (gaps > 1e-4).all()
     assert (gaps < 0.25).all()
     assert not torch.allclose(noise[:, 0], noise[:, 1])
-    again = sobol_noise(torch.zeros(8, 3, 2, 4))
-    assert not torch.allclose(noise, again)
+    other_noise = sobol_noise(torch.zeros(8, 3, 2, 4))
+    assert not torch.allclose(noise, other_noise)
     assert sobol_noise(torch.zeros(1, 1, 1, 1)).shape == (1, 1, 1, 1)

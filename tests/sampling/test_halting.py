@@ -1,4 +1,4 @@
-"""Trajectories that stop by themselves (ACT), and the memory that those which run at once may take."""
+"""Trajectories that halt by themselves (ACT), and the memory limit of a rollout."""
 
 import sys
 
@@ -19,24 +19,24 @@ from tests.conftest import StateHeads, build_case, build_case_with_heads
 def test_a_head_that_is_never_sure_halts_nothing_and_changes_no_draw():
     case = build_case_with_heads(shift=-50.0)
     model = case.solver.model
-    plain = rollout(model, case.x, num_samples=4, depth=5, seed=2)
-    halted = rollout(model, case.x, num_samples=4, depth=5, seed=2, halt=0.5)
-    assert torch.equal(plain.tokens, halted.tokens)
-    torch.testing.assert_close(plain.score, halted.score)
-    torch.testing.assert_close(plain.value, halted.value)
-    assert (halted.steps == plain.steps).all()
-    assert torch.equal(halted.work, plain.work)
-    assert (halted.work == 20).all()
+    full_samples = rollout(model, case.x, num_samples=4, depth=5, seed=2)
+    samples = rollout(model, case.x, num_samples=4, depth=5, seed=2, halt=0.5)
+    assert torch.equal(full_samples.tokens, samples.tokens)
+    torch.testing.assert_close(full_samples.score, samples.score)
+    torch.testing.assert_close(full_samples.value, samples.value)
+    assert (samples.steps == full_samples.steps).all()
+    assert torch.equal(samples.work, full_samples.work)
+    assert (samples.work == 20).all()
 
 
 def test_a_head_that_is_always_sure_halts_after_one_step():
     case = build_case_with_heads(shift=50.0)
     model = case.solver.model
-    halted = rollout(model, case.x, num_samples=4, depth=5, seed=2, halt=0.99)
-    shallow = rollout(model, case.x, num_samples=4, depth=1, seed=2)
-    assert torch.equal(halted.tokens, shallow.tokens)
-    assert (halted.steps == 1).all()
-    assert (halted.work == 4).all()
+    samples = rollout(model, case.x, num_samples=4, depth=5, seed=2, halt=0.99)
+    one_step_samples = rollout(model, case.x, num_samples=4, depth=1, seed=2)
+    assert torch.equal(samples.tokens, one_step_samples.tokens)
+    assert (samples.steps == 1).all()
+    assert (samples.work == 4).all()
 
 
 def test_a_halted_trajectory_leaves_the_batch_and_keeps_its_answer():
@@ -49,16 +49,16 @@ def test_a_halted_trajectory_leaves_the_batch_and_keeps_its_answer():
                 batch_sizes.append(msg["value"][..., 0, 0].numel())
 
     with RecordBatchSizes():
-        halted = rollout(case.solver.model, case.x, num_samples=30, depth=6, seed=2, halt=0.9)
-    num_halted = [int((halted.steps == s).sum()) for s in range(1, 7)]
+        samples = rollout(case.solver.model, case.x, num_samples=30, depth=6, seed=2, halt=0.9)
+    num_halted = [int((samples.steps == s).sum()) for s in range(1, 7)]
     assert batch_sizes == [150 - sum(num_halted[:s]) for s in range(len(batch_sizes))]
     assert 0 < num_halted[0] < 150
-    assert halted.work.sum() == sum(batch_sizes) == halted.steps.sum()
-    early = halted.steps < 6
-    assert (halted.value[early] >= 0.9).all()  # at the halting step, not at a later one
-    first = rollout(case.solver.model, case.x, num_samples=30, depth=1, seed=2)
-    is_first = halted.steps == 1
-    assert torch.equal(halted.tokens[is_first], first.tokens[is_first])
+    assert samples.work.sum() == sum(batch_sizes) == samples.steps.sum()
+    is_early = samples.steps < 6
+    assert (samples.value[is_early] >= 0.9).all()  # at the halting step, not at a later one
+    one_step_samples = rollout(case.solver.model, case.x, num_samples=30, depth=1, seed=2)
+    is_first = samples.steps == 1
+    assert torch.equal(samples.tokens[is_first], one_step_samples.tokens[is_first])
 
 
 def test_chunks_of_halting_trajectories_are_repeatable():
@@ -82,7 +82,7 @@ def test_a_halt_needs_heads_a_probability_and_no_history():
             rollout(model, case.x, num_samples=1, depth=1, halt=halt)
     with pytest.raises(UserError, match="whole number"):
         rollout(model, case.x, num_samples=1.5, depth=1)
-    rollout(model, case.x, num_samples=1, depth=1, halt=1, history=True)  # 1 is never
+    rollout(model, case.x, num_samples=1, depth=1, halt=1, history=True)  # 1 never halts
     model.heads = StateHeads()
     rollout(model, case.x, num_samples=1, depth=1, halt=0)
     with pytest.raises(UserError, match="leave out halt and draws"):
@@ -91,8 +91,8 @@ def test_a_halt_needs_heads_a_probability_and_no_history():
 
 def test_a_memory_limit_below_one_trajectory_is_refused():
     limits = ((100.0, 8, 128), (50.0, 8, 128), (50.0, 80, 128))
-    large, small, long = (trajectories_in_memory(*limit) for limit in limits)
-    assert large > small > long > 0
+    large_count, small_count, long_count = (trajectories_in_memory(*limit) for limit in limits)
+    assert large_count > small_count > long_count > 0
     for memory in (0.0, 8.0, -1.0, float("nan")):
         with pytest.raises(UserError, match="does not hold one trajectory"):
             trajectories_in_memory(memory, 8, 128)
@@ -107,24 +107,26 @@ def test_trajectories_stay_within_the_users_memory(trajectories, limit):
 
 
 @pytest.mark.parametrize("changes", [{"model": {"prefix": 3}}, {"task_name": "arc"}])
-def test_prefixes_and_puzzles_halt(changes):
+def test_models_with_a_prefix_or_puzzle_embeddings_halt(changes):
     case = build_case_with_heads(strength=300.0, **changes)
     model = case.solver.model
-    wide = TemperConfig(scale=4.0, transitions=3)
-    never = rollout(model, case.x, num_samples=6, depth=3, seed=2, temper=wide)
+    wide_temper = TemperConfig(scale=4.0, transitions=3)
+    full_samples = rollout(model, case.x, num_samples=6, depth=3, seed=2, temper=wide_temper)
     model.heads.shift = -50.0
-    unsure = rollout(model, case.x, num_samples=6, depth=3, seed=2, temper=wide, halt=0.9)
-    assert torch.equal(never.tokens, unsure.tokens)
+    unsure_samples = rollout(model, case.x, num_samples=6, depth=3, seed=2, temper=wide_temper, halt=0.9)
+    assert torch.equal(full_samples.tokens, unsure_samples.tokens)
     model.heads.shift = 0.0
-    halted = rollout(model, case.x, num_samples=6, depth=3, seed=2, temper=wide, halt=0.9, draws=DrawScheme("sobol"))
-    assert halted.tokens.shape == never.tokens.shape
-    assert 1 <= halted.steps.min() < halted.steps.max() <= 3
+    halted_samples = rollout(
+        model, case.x, num_samples=6, depth=3, seed=2, temper=wide_temper, halt=0.9, draws=DrawScheme("sobol")
+    )
+    assert halted_samples.tokens.shape == full_samples.tokens.shape
+    assert 1 <= halted_samples.steps.min() < halted_samples.steps.max() <= 3
 
 
 def test_a_halt_of_1_never_halts():
     case = build_case_with_heads(shift=500.0)
-    halted = rollout(case.solver.model, case.x, num_samples=2, depth=3, halt=1.0)
-    assert (halted.steps == 3).all()
+    samples = rollout(case.solver.model, case.x, num_samples=2, depth=3, halt=1.0)
+    assert (samples.steps == 3).all()
 
 
 def test_a_program_that_does_not_sample_its_heads_is_refused():

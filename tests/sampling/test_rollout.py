@@ -28,38 +28,38 @@ def test_rollout_agrees_site_for_site_with_predictive_under_the_same_seed(transi
     case = build_case(model={"transitions": transitions})
     model = case.solver.model
 
-    def seeded(x):  # Predictive runs the model several times, and the last run counts
+    def seeded_model(x):  # Predictive runs the model several times, and the last run counts
         pyro.set_rng_seed(11)
         return model(x, steps=4)
 
     with RecordValues() as recorder:
         samples = rollout(model, case.x, num_samples=6, depth=4, seed=11)
-    expected = Predictive(seeded, num_samples=6, parallel=True)(case.x)
+    expected = Predictive(seeded_model, num_samples=6, parallel=True)(case.x)
     names = [f"eps_{t}" for t in range(4 * transitions)] + ["h", "l"]
     for name in names:
         torch.testing.assert_close(recorder.values[name], expected[name])
     logits = model.decoder(expected["h"])
     assert torch.equal(samples.tokens, logits.argmax(-1))
-    best = logits.log_softmax(-1).amax(-1).sum(-1)
-    torch.testing.assert_close(samples.score, best)
+    best_score = logits.log_softmax(-1).amax(-1).sum(-1)
+    torch.testing.assert_close(samples.score, best_score)
 
 
 def test_history_ends_in_the_answer_and_changes_no_draw(case):
     model = case.solver.model
-    plain = rollout(model, case.x, num_samples=4, depth=5, seed=2)
-    with_history = rollout(model, case.x, num_samples=4, depth=5, seed=2, history=True)
-    assert with_history.history.shape == (5, 4, 5, 4)
-    assert torch.equal(with_history.history[-1], with_history.tokens)
-    assert torch.equal(plain.tokens, with_history.tokens)
+    plain_samples = rollout(model, case.x, num_samples=4, depth=5, seed=2)
+    history_samples = rollout(model, case.x, num_samples=4, depth=5, seed=2, history=True)
+    assert history_samples.history.shape == (5, 4, 5, 4)
+    assert torch.equal(history_samples.history[-1], history_samples.tokens)
+    assert torch.equal(plain_samples.tokens, history_samples.tokens)
 
 
 def test_the_guide_leaves_nothing_that_changes_a_rollout(case):
     model, guide = case.solver.model, case.solver.guide
-    before = rollout(model, case.x, num_samples=4, depth=2, seed=3)
+    samples_before = rollout(model, case.x, num_samples=4, depth=2, seed=3)
     guide(case.x, case.y)
-    after = rollout(model, case.x, num_samples=4, depth=2, seed=3)
-    assert torch.equal(before.score, after.score)
-    assert torch.equal(before.tokens, after.tokens)
+    samples_after = rollout(model, case.x, num_samples=4, depth=2, seed=3)
+    assert torch.equal(samples_before.score, samples_after.score)
+    assert torch.equal(samples_before.tokens, samples_after.tokens)
 
 
 def test_a_program_conditioned_on_y_is_refused(case):
@@ -130,32 +130,32 @@ def test_data_without_input_are_scored_under_seeded_trajectories_in_chunks(case)
     a, b = (rollout_log_prob(model, None, case.y, **settings) for _ in range(2))
     assert a.shape == (7, len(case.y))
     assert torch.equal(a, b)
-    chunked = rollout_log_prob(model, None, case.y, **settings, max_trajectories=3)
-    assert chunked.shape == a.shape
+    chunked_log_p = rollout_log_prob(model, None, case.y, **settings, max_trajectories=3)
+    assert chunked_log_p.shape == a.shape
     torch.manual_seed(1)
-    assert torch.equal(chunked, rollout_log_prob(model, None, case.y, **settings, max_trajectories=3))
+    assert torch.equal(chunked_log_p, rollout_log_prob(model, None, case.y, **settings, max_trajectories=3))
     assert not torch.equal(a, rollout_log_prob(model, None, case.y, **{**settings, "seed": 4}))
 
 
 @pytest.mark.parametrize("max_trajectories", [3, 12])
 def test_chunks_draw_under_successive_seeds_and_are_joined_in_their_order(case, max_trajectories):
-    """Inputs first: as many as fit together, and for each of these pieces its trajectories."""
+    """Chunks go through groups of inputs that fit together and, within a group, through its trajectories."""
     model = case.solver.model
-    joined = rollout(model, case.x, num_samples=4, depth=2, seed=7, max_trajectories=max_trajectories, history=True)
+    samples = rollout(model, case.x, num_samples=4, depth=2, seed=7, max_trajectories=max_trajectories, history=True)
     inputs = case.x.split(max(1, max_trajectories // 4))
-    chunk, at = 0, 0
+    chunk, first_input = 0, 0
     for part in inputs:
         for start in range(0, 4, max_trajectories):
             count = min(max_trajectories, 4 - start)
-            part_samples = rollout(model, part, num_samples=count, depth=2, seed=7 + chunk, history=True)
-            rows, columns = slice(start, start + count), slice(at, at + len(part))
+            chunk_samples = rollout(model, part, num_samples=count, depth=2, seed=7 + chunk, history=True)
+            rows, columns = slice(start, start + count), slice(first_input, first_input + len(part))
             for name in ("tokens", "score", "steps"):
-                assert torch.equal(getattr(joined, name)[rows, columns], getattr(part_samples, name)), name
-            assert torch.equal(joined.history[:, rows, columns], part_samples.history)
+                assert torch.equal(getattr(samples, name)[rows, columns], getattr(chunk_samples, name)), name
+            assert torch.equal(samples.history[:, rows, columns], chunk_samples.history)
             chunk += 1
-        at += len(part)
-    assert (joined.steps == 2).all()
-    assert joined.work.tolist() == [8] * 5
+        first_input += len(part)
+    assert (samples.steps == 2).all()
+    assert samples.work.tolist() == [8] * 5
     log_p = rollout_log_prob(model, case.x, case.y, num_samples=4, depth=2, seed=7, max_trajectories=max_trajectories)
     first = rollout_log_prob(model, case.x[:1], case.y[:1], num_samples=min(4, max_trajectories), depth=2, seed=7)
     if len(inputs) == 5:
@@ -209,7 +209,7 @@ def test_a_users_observations_count_and_training_losses_do_not(case):
         return run
 
     settings = {"num_samples": 3, "depth": 2, "seed": 4}
-    plain = rollout_log_prob(model, case.x, case.y, **settings)
-    torch.testing.assert_close(rollout_log_prob(program({LOSS_ONLY: True}), case.x, case.y, **settings), plain)
-    observed = rollout_log_prob(program({}), case.x, case.y, **settings)
-    torch.testing.assert_close(observed, plain + torch.distributions.Normal(0.0, 2.0).log_prob(data))
+    plain_log_p = rollout_log_prob(model, case.x, case.y, **settings)
+    torch.testing.assert_close(rollout_log_prob(program({LOSS_ONLY: True}), case.x, case.y, **settings), plain_log_p)
+    observed_log_p = rollout_log_prob(program({}), case.x, case.y, **settings)
+    torch.testing.assert_close(observed_log_p, plain_log_p + torch.distributions.Normal(0.0, 2.0).log_prob(data))

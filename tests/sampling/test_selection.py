@@ -37,7 +37,7 @@ def test_an_answer_of_clearly_greater_weight_replaces_the_most_frequent_one():
 def test_small_differences_of_weight_are_left_to_the_vote():
     assert select_by_value(["a", "c"], [0.5] * 2, [-1.0, -0.5]) == Candidate(1, 1, -0.5)  # the better score
     assert select_by_value(["a", "c"], [0.5] * 2, [-1.0] * 2) == Candidate(0, 1, -1.0)  # then the first
-    assert select_by_value(["a", "c"], [0.59, 0.5], [-1.0, -0.5]).first == 1  # a small difference is chance
+    assert select_by_value(["a", "c"], [0.59, 0.5], [-1.0, -0.5]).first == 1  # the difference is too small
 
 
 def test_a_single_certain_sample_does_not_outweigh_several_nearly_certain_ones():
@@ -47,10 +47,10 @@ def test_a_single_certain_sample_does_not_outweigh_several_nearly_certain_ones()
     assert select_by_value(["wrong", "right", "right"], [1.0, VALUE_CAP, VALUE_CAP], [0.0] * 3).first == 1
     assert (
         select_by_value(["right", "wrong", "wrong"], [VALUE_CAP, 0.9, 0.9], [0.0] * 3).first == 0
-    )  # but the unsure it does outweigh
+    )  # but it outweighs two of .9
 
 
-def test_of_many_answers_given_once_the_heaviest_wins():
+def test_the_heaviest_of_many_answers_with_one_vote_wins():
     answers, values = list("abcdef"), [0.9, 0.5, 0.99, 0.6, 0.7, 0.1]
     assert select_by_value(answers, values, [0.0] * 6).first == 2
 

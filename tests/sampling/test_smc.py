@@ -28,56 +28,56 @@ def test_without_resampling_a_weight_is_the_power_of_the_potential(potential, po
     case = build_case(model={"transitions": 1})
     case.solver.model.heads = TwoHeads()
     config = SMCConfig(potential, power=power, threshold=0.0)
-    filtered = smc(case.solver.model, case.x, num_samples=6, depth=3, seed=2, config=config)
-    assert not filtered.is_resampled.any()
+    particles = smc(case.solver.model, case.x, num_samples=6, depth=3, seed=2, config=config)
+    assert not particles.is_resampled.any()
     torch.manual_seed(2)
     with pyro.validation_enabled(False), torch.no_grad():
         ends = list(rollout_steps(case.solver.model, case.x, depth=3, num_samples=6))
     for step, end in enumerate(ends):
         weight = end.values[potential].clamp(min=FLOOR) ** power
         weight = weight / weight.sum(0)
-        torch.testing.assert_close(filtered.ess[step], 1 / weight.square().sum(0), atol=1e-3, rtol=1e-4)
-    torch.testing.assert_close(filtered.weight, weight, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(filtered.value, ends[-1].values["value"])
-    assert torch.equal(filtered.tokens, ends[-1].values["y"])
-    torch.testing.assert_close(filtered.score, ends[-1].likelihood.log_prob(filtered.tokens))
+        torch.testing.assert_close(particles.ess[step], 1 / weight.square().sum(0), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(particles.weight, weight, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(particles.value, ends[-1].values["value"])
+    assert torch.equal(particles.tokens, ends[-1].values["y"])
+    torch.testing.assert_close(particles.score, ends[-1].likelihood.log_prob(particles.tokens))
 
 
 def test_a_head_that_trusts_nothing_gives_equal_weights():
     case = build_case_with_heads(shift=-200.0, model={"transitions": 1})
-    filtered = smc(case.solver.model, case.x, num_samples=4, depth=3, config=SMCConfig(threshold=1.0))
-    torch.testing.assert_close(filtered.weight, torch.full((4, 5), 0.25))
-    torch.testing.assert_close(filtered.ess, torch.full((3, 5), 4.0), atol=1e-4, rtol=1e-4)
+    particles = smc(case.solver.model, case.x, num_samples=4, depth=3, config=SMCConfig(threshold=1.0))
+    torch.testing.assert_close(particles.weight, torch.full((4, 5), 0.25))
+    torch.testing.assert_close(particles.ess, torch.full((3, 5), 4.0), atol=1e-4, rtol=1e-4)
 
 
 def test_after_resampling_weights_are_relative_to_the_ancestors_potential():
-    """One resampling, after the first step: the weight at the end is psi(z_2) over that of the ancestor's z_1."""
+    """With one resampling, after the first step, the final weight is psi(z_2) / psi(z_1), z_1 being the ancestor's."""
     case = filtered_case()
     model, n = case.solver.model, 50
-    filtered = smc(model, case.x, num_samples=n, depth=2, seed=4, config=SMCConfig(threshold=1.0))
+    particles = smc(model, case.x, num_samples=n, depth=2, seed=4, config=SMCConfig(threshold=1.0))
     torch.manual_seed(4)
     with pyro.validation_enabled(False), torch.no_grad():
-        first = run_steps(model, case.x, None, n, 1)
-        psi = first.values["value"].clamp(min=FLOOR)
+        first_end = run_steps(model, case.x, None, n, 1)
+        psi = first_end.values["value"].clamp(min=FLOOR)
         assert (effective_sample_size(psi.log()) < n).all()
         ancestors = systematic_resample(psi / psi.sum(0))
         columns = torch.arange(5)
-        state = LatentState(*(part.expand(n, 5, -1, -1)[ancestors, columns] for part in first.state))
-        second = run_steps(model, case.x, state, n, 1)
-    torch.testing.assert_close(filtered.value, second.values["value"])
-    weight = second.values["value"].clamp(min=FLOOR) / psi.gather(0, ancestors)
-    torch.testing.assert_close(filtered.weight, weight / weight.sum(0), atol=1e-5, rtol=1e-4)
-    assert filtered.is_resampled.tolist() == [[True] * 5, [False] * 5]
+        state = LatentState(*(part.expand(n, 5, -1, -1)[ancestors, columns] for part in first_end.state))
+        second_end = run_steps(model, case.x, state, n, 1)
+    torch.testing.assert_close(particles.value, second_end.values["value"])
+    weight = second_end.values["value"].clamp(min=FLOOR) / psi.gather(0, ancestors)
+    torch.testing.assert_close(particles.weight, weight / weight.sum(0), atol=1e-5, rtol=1e-4)
+    assert particles.is_resampled.tolist() == [[True] * 5, [False] * 5]
 
 
 def test_chunks_of_inputs_draw_under_successive_seeds():
     case = filtered_case()
     model = case.solver.model
-    filtered = smc(model, case.x, num_samples=4, depth=2, seed=7, max_trajectories=9)
+    particles = smc(model, case.x, num_samples=4, depth=2, seed=7, max_trajectories=9)
     for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
         part_samples = smc(model, case.x[part], num_samples=4, depth=2, seed=7 + chunk)
         for name in vars(part_samples):
-            assert torch.equal(getattr(filtered, name)[:, part], getattr(part_samples, name)), name
+            assert torch.equal(getattr(particles, name)[:, part], getattr(part_samples, name)), name
     assert torch.equal(
         smc(model, case.x, num_samples=4, depth=2).tokens, smc(model, case.x, num_samples=4, depth=2, seed=0).tokens
     )
@@ -101,54 +101,54 @@ def test_systematic_resampling_is_unbiased():
 
 
 def test_effective_sample_size_runs_from_1_to_n():
-    equal, single = torch.zeros(8, 2), torch.full((8, 2), -torch.inf)
-    single[3] = 5.0
-    torch.testing.assert_close(effective_sample_size(equal), torch.full((2,), 8.0))
-    torch.testing.assert_close(effective_sample_size(single), torch.ones(2))
-    unequal = torch.tensor([[0.0], [math.log(3)]])
-    torch.testing.assert_close(effective_sample_size(unequal), torch.tensor([16 / 10]))
+    equal_weights, one_weight = torch.zeros(8, 2), torch.full((8, 2), -torch.inf)
+    one_weight[3] = 5.0
+    torch.testing.assert_close(effective_sample_size(equal_weights), torch.full((2,), 8.0))
+    torch.testing.assert_close(effective_sample_size(one_weight), torch.ones(2))
+    unequal_weights = torch.tensor([[0.0], [math.log(3)]])
+    torch.testing.assert_close(effective_sample_size(unequal_weights), torch.tensor([16 / 10]))
 
 
-def test_without_potential_the_filter_is_independent_trajectories():
+def test_without_potential_the_filter_draws_independent_trajectories():
     case = filtered_case()
     model = case.solver.model
-    filtered = smc(model, case.x, num_samples=6, depth=4, seed=2, config=SMCConfig(power=0.0))
-    plain = rollout(model, case.x, num_samples=6, depth=4, seed=2)
-    assert torch.equal(filtered.tokens, plain.tokens)
-    torch.testing.assert_close(filtered.score, plain.score)
-    torch.testing.assert_close(filtered.weight, torch.full((6, 5), 1 / 6))
-    torch.testing.assert_close(filtered.ess, torch.full((4, 5), 6.0))
-    assert not filtered.is_resampled.any()
+    particles = smc(model, case.x, num_samples=6, depth=4, seed=2, config=SMCConfig(power=0.0))
+    samples = rollout(model, case.x, num_samples=6, depth=4, seed=2)
+    assert torch.equal(particles.tokens, samples.tokens)
+    torch.testing.assert_close(particles.score, samples.score)
+    torch.testing.assert_close(particles.weight, torch.full((6, 5), 1 / 6))
+    torch.testing.assert_close(particles.ess, torch.full((4, 5), 6.0))
+    assert not particles.is_resampled.any()
 
 
 @pytest.mark.parametrize("potential", ["value", "halt"])
-def test_the_filter_favours_what_the_head_trusts(potential):
+def test_the_filter_favours_trajectories_that_the_head_trusts(potential):
     case = filtered_case()
     model = case.solver.model
     config = SMCConfig(potential, power=1.0, threshold=0.9)
-    filtered = smc(model, case.x, num_samples=200, depth=4, seed=2, config=config)
-    plain = rollout(model, case.x, num_samples=200, depth=4, seed=2)
-    assert filtered.is_resampled.any()
-    assert not filtered.is_resampled[-1].any()
-    assert ((filtered.ess >= 1 - 1e-4) & (filtered.ess <= 200 + 1e-2)).all()
-    assert torch.equal(filtered.is_resampled[:-1], filtered.ess[:-1] < 0.9 * 200)
-    trusted = (filtered.weight * filtered.value).sum(0)
-    assert (trusted > plain.value.mean(0)).all()
-    torch.testing.assert_close(filtered.weight.sum(0), torch.ones(5))
+    particles = smc(model, case.x, num_samples=200, depth=4, seed=2, config=config)
+    samples = rollout(model, case.x, num_samples=200, depth=4, seed=2)
+    assert particles.is_resampled.any()
+    assert not particles.is_resampled[-1].any()
+    assert ((particles.ess >= 1 - 1e-4) & (particles.ess <= 200 + 1e-2)).all()
+    assert torch.equal(particles.is_resampled[:-1], particles.ess[:-1] < 0.9 * 200)
+    mean_value = (particles.weight * particles.value).sum(0)
+    assert (mean_value > samples.value.mean(0)).all()
+    torch.testing.assert_close(particles.weight.sum(0), torch.ones(5))
 
 
 def test_the_filter_agrees_with_importance_weights_of_independent_trajectories():
-    """However often it resampled, its target at the end is the prior times the last potential."""
+    """The final target is the prior times the last potential, however often the filter resampled."""
     case = filtered_case(100.0)
     model = case.solver.model
     config = SMCConfig(threshold=0.95)
-    filtered = smc(model, case.x, num_samples=2000, depth=3, seed=5, config=config)
-    plain = rollout(model, case.x, num_samples=2000, depth=3, seed=6)
-    weight = plain.value / plain.value.sum(0)
-    expected = (weight * plain.value).sum(0)
-    assert filtered.is_resampled.any()
-    assert (expected - plain.value.mean(0)).min() > 0.1  # the weights matter
-    torch.testing.assert_close((filtered.weight * filtered.value).sum(0), expected, atol=0.05, rtol=0)
+    particles = smc(model, case.x, num_samples=2000, depth=3, seed=5, config=config)
+    samples = rollout(model, case.x, num_samples=2000, depth=3, seed=6)
+    weight = samples.value / samples.value.sum(0)
+    expected = (weight * samples.value).sum(0)
+    assert particles.is_resampled.any()
+    assert (expected - samples.value.mean(0)).min() > 0.1  # the weights matter
+    torch.testing.assert_close((particles.weight * particles.value).sum(0), expected, atol=0.05, rtol=0)
 
 
 def test_resampled_particles_are_samples_of_equal_weight():

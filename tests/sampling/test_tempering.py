@@ -48,19 +48,19 @@ def test_only_the_first_transitions_of_every_chunk_are_scaled(history):
 def test_history_changes_no_tempered_draw():
     case = build_case()
     model = case.solver.model
-    plain = rollout(model, case.x, num_samples=4, depth=3, seed=2, temper=WIDE)
-    with_history = rollout(model, case.x, num_samples=4, depth=3, seed=2, temper=WIDE, history=True)
-    assert torch.equal(plain.score, with_history.score)
+    plain_samples = rollout(model, case.x, num_samples=4, depth=3, seed=2, temper=WIDE)
+    history_samples = rollout(model, case.x, num_samples=4, depth=3, seed=2, temper=WIDE, history=True)
+    assert torch.equal(plain_samples.score, history_samples.score)
 
 
 def test_a_narrow_prior_makes_trajectories_meet():
     case = build_case()
-    narrow = TemperConfig(scale=0.01, transitions=4)
-    trained, narrowed = (
+    narrow_temper = TemperConfig(scale=0.01, transitions=4)
+    plain_spread, narrow_spread = (
         rollout(case.solver.model, case.x, num_samples=16, depth=2, temper=t).score.std(0).mean()
-        for t in (TemperConfig(), narrow)
+        for t in (TemperConfig(), narrow_temper)
     )
-    assert narrowed < trained / 20
+    assert narrow_spread < plain_spread / 20
 
 
 def test_a_prior_that_cannot_be_scaled_is_named():
@@ -99,17 +99,17 @@ def test_a_prior_that_cannot_be_scaled_is_refused_before_training(tmp_path, monk
 
 
 def test_evaluation_and_solver_sample_as_the_config_says(tmp_path):
-    plain, tempered = (small_config(temper=t) for t in ({}, {"scale": 3.0, "transitions": 3}))
+    plain_config, tempered_config = (small_config(temper=t) for t in ({}, {"scale": 3.0, "transitions": 3}))
     runs = [
         open_run(c, tmp_path / str(i), resume=False, data_dir=None, device=torch.device("cpu"))
-        for i, c in enumerate((plain, tempered))
+        for i, c in enumerate((plain_config, tempered_config))
     ]
     x = runs[0].solver.task.split("test").inputs
     a, b = (sample_prior(run.averaged_solver, x).score for run in runs)
     assert not torch.allclose(a, b)
-    assert torch.equal(sample_prior(runs[0].averaged_solver, x, temper=tempered.temper).score, b)
+    assert torch.equal(sample_prior(runs[0].averaged_solver, x, temper=tempered_config.temper).score, b)
     solvers = [Solver(run.solver.config, run.solver.task, run.solver.model, run.solver.guide) for run in runs]
-    assert torch.equal(solvers[1].sample(x).score, solvers[0].sample(x, temper=tempered.temper).score)
+    assert torch.equal(solvers[1].sample(x).score, solvers[0].sample(x, temper=tempered_config.temper).score)
     assert torch.equal(solvers[0].sample(x).score, solvers[1].sample(x, temper=TemperConfig()).score)
     assert solvers[0].solve(x) == solvers[1].solve(x, temper=pyro_gram.TemperConfig())
     assert solvers[0].solve(x) != solvers[1].solve(x)
@@ -117,25 +117,25 @@ def test_evaluation_and_solver_sample_as_the_config_says(tmp_path):
         solvers[0].sample(x, temper=(2, 2))
 
 
-def test_a_prior_without_noise_stays_without():
+def test_tempering_adds_no_noise_to_a_prior_without_noise():
     from pyro_gram.inference.families import MeanFamily
 
     point = MeanFamily(scale=0.1).distribution(torch.randn(3, 4, 8))
-    wide = widen(point, 3.0)
-    torch.testing.assert_close(wide.sample(), point.mean)
+    wide_point = widen(point, 3.0)
+    torch.testing.assert_close(wide_point.sample(), point.mean)
 
 
 def test_a_widened_distribution_keeps_its_mean_and_shape():
     p = dist.Normal(torch.randn(5, 4, 8), torch.rand(5, 4, 8) + 0.1).to_event(2)
-    wide = widen(p, 3.0)
-    torch.testing.assert_close(wide.mean, p.mean)
-    torch.testing.assert_close(wide.stddev, 3 * p.stddev)
-    assert (wide.batch_shape, wide.event_shape) == (p.batch_shape, p.event_shape)
+    wide_normal = widen(p, 3.0)
+    torch.testing.assert_close(wide_normal.mean, p.mean)
+    torch.testing.assert_close(wide_normal.stddev, 3 * p.stddev)
+    assert (wide_normal.batch_shape, wide_normal.event_shape) == (p.batch_shape, p.event_shape)
     point = dist.Delta(torch.zeros(5, 4, 8), event_dim=2)
     assert widen(point, 3.0) is point
 
 
-def test_at_its_mean_a_program_is_deterministic_and_its_answer_is_not_fixed():
+def test_at_the_priors_mean_the_trajectory_is_deterministic_and_the_answer_is_drawn():
     case = build_case()
     with AtMean():
         trace = pyro.poutine.trace(case.solver.model).get_trace(case.x, steps=2)
