@@ -49,8 +49,8 @@ SMALL_TASKS: dict[str, dict] = {
     "arc": {"canvas": 4, "augmentations": 2, "evaluate_augmentations": 2, "validation": 2},
     "mnist": {"side": 14, "patch": 7, "train": 20, "validation": 4, "test": 10},
 }
-SMALL_MODELS: dict[str, dict] = {"arc": {"prefix": 1}}  # puzzle embeddings need a place
-SMALL: dict[str, dict] = {
+SMALL_MODELS: dict[str, dict] = {"arc": {"prefix": 1}}  # puzzle embeddings need a position
+SMALL_PARTS: dict[str, dict] = {
     "model": {"width": 16, "heads": 2, "hidden": 16, "layers": 1, "low_steps": 2, "transitions": 2},
     "prior": {"hidden": 16},
     "guide": {"hidden": 16},
@@ -60,19 +60,20 @@ SMALL: dict[str, dict] = {
 
 
 def small_config(**changes: Any) -> RunConfig:
-    """Return the config of a run of seconds. ``prior_name="gaussian"`` names a part, ``prior={...}`` sets its fields.
+    """Return the config of a run that takes seconds.
 
-    A model comes with the prior and guide that it needs, and with its own settings except for sizes.
+    ``prior_name="gaussian"`` names a part, and ``prior={...}`` sets its fields. A model comes with the prior and guide
+    that it needs, and with its own settings except for sizes.
     """
-    named = {part: changes.pop(f"{part}_name") for part in DEFAULT_NAMES if changes.get(f"{part}_name")}
-    model = MODELS.get(named.get("model", DEFAULT_NAMES["model"]))
+    given_names = {part: changes.pop(f"{part}_name") for part in DEFAULT_NAMES if changes.get(f"{part}_name")}
+    model = MODELS.get(given_names.get("model", DEFAULT_NAMES["model"]))
     overrides = default_overrides(model_traits(model))
-    names = {**DEFAULT_NAMES, **model_traits(model).default_parts, **named}
+    names = {**DEFAULT_NAMES, **model_traits(model).default_parts, **given_names}
     task = names["task"]
     small_parts = {
-        **SMALL,
+        **SMALL_PARTS,
         "task": SMALL_TASKS.get(task, {}),
-        "model": {**SMALL["model"], **SMALL_MODELS.get(task, {})},
+        "model": {**SMALL_PARTS["model"], **SMALL_MODELS.get(task, {})},
     }
     for part in ("model", "prior", "guide"):
         field_names = {f.name for f in fields(config_class(part, names[part]))}
@@ -96,7 +97,7 @@ def perturb_(module: nn.Module, scale: float = 0.05) -> nn.Module:
 
 @cache
 def digits_folder() -> str:
-    """Return a folder with the four MNIST files, in which a few squares and crosses stand for digits."""
+    """Return a folder with the four MNIST files, in which a few squares and bars stand for digits."""
     folder = Path(tempfile.mkdtemp(prefix="pyro_gram-digits-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     rng = np.random.default_rng(0)
@@ -113,12 +114,12 @@ def digits_folder() -> str:
 
 @cache
 def small_task(name: str) -> Task:
-    """Build a task of :func:`small_config` once: its data cost more than all networks. Tests must not change it."""
+    """Build a task of :func:`small_config` once: its data take longer than all networks. Tests must not change it."""
     return build_task(small_config(task_name=name), digits_folder() if name == "mnist" else None)
 
 
 def build_small(**changes: Any) -> Solver:
-    """Build the task, model and guide of :func:`small_config`, their parameters perturbed."""
+    """Build the task, model and guide of :func:`small_config`, and perturb their parameters."""
     config = small_config(**changes)
     check_parts(config)
     task = small_task(config.names["task"]) if "task" not in changes else None
@@ -175,13 +176,13 @@ def program_names() -> list[dict[str, str]]:
     for i, prior in enumerate(priors):
         partners = [guide for guide in guides if not incompatibility(prior, guide)]
         pairs += [(prior, partners[(i + shift) % len(partners)]) for shift in range(min(2, len(partners)))]
-    amortized = [(model, "gaussian") for model in ("flat", "hrm", "vae")] + [("vae", "mixture")]
-    on_tasks = [("gram", task) for task in tasks]
-    on_tasks += [(model, tasks[(i + shift) % len(tasks)]) for i, model in enumerate(models) for shift in (0, 4)]
+    amortized_pairs = [(model, "gaussian") for model in ("flat", "hrm", "vae")] + [("vae", "mixture")]
+    task_pairs = [("gram", task) for task in tasks]
+    task_pairs += [(model, tasks[(i + shift) % len(tasks)]) for i, model in enumerate(models) for shift in (0, 4)]
     return [
         *({"prior_name": prior, "guide_name": guide} for prior, guide in pairs),
-        *({"model_name": model, "prior_name": prior, "guide_name": "amortized"} for model, prior in amortized),
-        *({"model_name": model, "task_name": task} for model, task in dict.fromkeys(on_tasks)),
+        *({"model_name": model, "prior_name": prior, "guide_name": "amortized"} for model, prior in amortized_pairs),
+        *({"model_name": model, "task_name": task} for model, task in dict.fromkeys(task_pairs)),
     ]
 
 

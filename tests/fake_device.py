@@ -1,9 +1,9 @@
 """A fake device: its tensors keep their values on the CPU, and refuse operations that CUDA or MPS would refuse.
 
-Its tensors cannot meet CPU tensors in an operation (except single numbers, and as indices into them), generators of the
-CPU cannot draw for it, NumPy cannot read its memory, and it has no float64. Code that runs on it has therefore left no
-tensor on the CPU; and it gives the CPU's values, because random draws are the CPU's. The device is called ``meta``, the
-only device whose name needs no hardware. Kernels, and code that depends on ``device.type == "cuda"``, are not tested.
+An operation cannot mix its tensors with CPU tensors, except single numbers and indices; generators of the CPU cannot
+draw for it, NumPy cannot read its memory, and it has no float64. Code that runs on it therefore leaves no tensor on the
+CPU. The results are those of the CPU, because the random draws are. The device is called ``meta``, the only device
+whose name needs no hardware. Kernels, and code that depends on ``device.type == "cuda"``, are not tested.
 """
 
 from __future__ import annotations
@@ -83,9 +83,7 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     _check_devices(func, args, kwargs.get("generator"), tensors, is_result_fake)
     if device is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    args, kwargs = tree_map(
-        lambda leaf: leaf.cpu_values if isinstance(leaf, FakeDeviceTensor) else leaf, (args, kwargs)
-    )
+    args, kwargs = tree_map(_cpu_values, (args, kwargs))
     result = func(*args, **kwargs)
     if func is aten.copy_.default:
         return fake_tensors.get(id(result), result)
@@ -102,7 +100,7 @@ def _cpu_values(leaf: Any) -> Any:
 
 
 def _check_devices(func: Any, args: Any, generator: Any, tensors: list[Tensor], is_result_fake: bool) -> None:
-    """Raise RuntimeError where a real device would: a CPU generator, or a CPU tensor among its own."""
+    """Raise RuntimeError as a real device does, for a CPU generator or for a CPU tensor among its own."""
     if generator is not None and is_result_fake:
         raise RuntimeError(f"{func}: a generator of the CPU cannot draw on another device")
     is_index = func in INDEXING and isinstance(args[0], FakeDeviceTensor)

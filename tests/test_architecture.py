@@ -1,4 +1,4 @@
-"""The layers of the package, its words, and what may never be in it. ``structure.py`` counts; its JSON is the limit."""
+"""The layers of the package, its words, and forbidden imports. ``structure.py`` counts; its JSON holds the limits."""
 
 import ast
 
@@ -32,8 +32,8 @@ def graph():
 
 
 def test_imports_form_no_new_cycle(graph):
-    known = [set(cycle) for cycle in LIMITS["import_cycles"]]
-    assert [cycle for cycle in import_cycles(graph) if not any(set(cycle) <= files for files in known)] == []
+    known_cycles = [set(cycle) for cycle in LIMITS["import_cycles"]]
+    assert [cycle for cycle in import_cycles(graph) if not any(set(cycle) <= files for files in known_cycles)] == []
 
 
 def test_no_new_import_points_upward(graph):
@@ -66,16 +66,16 @@ def test_functions_are_short():
     assert max(lengths.values()) <= max(60, LIMITS["function_lines"]["largest"])
 
 
-def test_no_further_file_is_long():
+def test_no_file_becomes_too_long():
     assert set(long_files(*PACKAGES)) <= set(LIMITS["long_files"])
 
 
 @pytest.mark.parametrize("package", ["pyro_gram/networks", "pyro_gram/tasks"])
-def test_networks_and_tasks_do_without_pyro(package):
+def test_networks_and_tasks_do_not_import_pyro(package):
     assert [path for path in python_files(package) if "pyro" in set(imported_modules(path))] == []
 
 
-def test_one_file_knows_arviz():
+def test_one_file_imports_arviz():
     users = [p.name for p in python_files("pyro_gram") if "arviz" in set(imported_modules(p))]
     assert users == ["inference_data.py"]
 
@@ -90,5 +90,5 @@ def test_nothing_can_load_a_pickle():
         assert "allow_pickle" not in set(identifiers(path)), path
 
 
-def test_the_model_reads_beside_the_paper():
+def test_the_model_is_short_enough_to_read_beside_the_paper():
     assert len((ROOT / "models" / "gram.py").read_text().splitlines()) < 150

@@ -61,7 +61,7 @@ def state_bytes():
 
 @pytest.fixture
 def state_file(tmp_path):
-    """The state of a run of three batches after two."""
+    """The training state after two batches of a run of three."""
     path = tmp_path / "state.safetensors"
     path.write_bytes(state_bytes())
     return path
@@ -90,29 +90,29 @@ def test_a_loaded_model_rolls_out_as_the_saved_one(guide, tmp_path):
     case = build_case(guide_name=guide)
     path = tmp_path / "model.safetensors"
     save_model(path, case.solver)
-    loaded = load(path)
-    assert loaded.config == case.solver.config
-    a, b = (rollout(m, case.x, num_samples=7, depth=3, seed=5) for m in (case.solver.model, loaded.model))
+    loaded_solver = load(path)
+    assert loaded_solver.config == case.solver.config
+    a, b = (rollout(m, case.x, num_samples=7, depth=3, seed=5) for m in (case.solver.model, loaded_solver.model))
     assert torch.equal(a.tokens, b.tokens)
     assert torch.equal(a.score, b.score)
-    saved, weights = case.solver.guide.state_dict(), loaded.guide.state_dict()
-    assert saved.keys() == weights.keys()
-    assert all(torch.equal(saved[k], weights[k]) for k in saved)
+    saved_weights, loaded_weights = case.solver.guide.state_dict(), loaded_solver.guide.state_dict()
+    assert saved_weights.keys() == loaded_weights.keys()
+    assert all(torch.equal(saved_weights[k], loaded_weights[k]) for k in saved_weights)
 
 
 def test_a_loaded_model_is_ready_for_sampling_and_leaves_the_random_state_alone(model_file):
-    before = torch.get_rng_state()
-    loaded = load(str(model_file))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert not loaded.model.training
-    assert not loaded.guide.training
+    random_state = torch.get_rng_state()
+    solver = load(str(model_file))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert not solver.model.training
+    assert not solver.guide.training
 
 
 def test_the_directory_of_a_run_is_a_checkpoint(model_file):
     assert load(model_file.parent).config == load(model_file).config
 
 
-def test_a_missing_checkpoint_is_named(tmp_path):
+def test_an_error_names_a_missing_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint at .*nothing.safetensors"):
         load(tmp_path / "nothing.safetensors")
     with pytest.raises(CheckpointError, match="no checkpoint at .*model.safetensors"):
@@ -128,7 +128,7 @@ def test_a_truncated_checkpoint_is_refused(keep, model_file):
 
 
 @pytest.mark.parametrize("data", [b"just some text\n" * 50, b"\xff" * 200, b"{}"])
-def test_a_file_that_is_no_safetensors_is_refused(data, tmp_path):
+def test_a_file_in_another_format_is_refused(data, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):
@@ -222,7 +222,7 @@ def test_weights_that_do_not_fit_their_config_are_refused(tensors, message, mode
         load(model_file)
 
 
-def test_a_model_is_no_training_state_and_the_other_way_round(model_file, state_file):
+def test_a_model_and_a_training_state_are_not_taken_for_each_other(model_file, state_file):
     with pytest.raises(CheckpointError, match="holds a training, not a model"):
         load(state_file)
     with pytest.raises(CheckpointError, match="holds a model, not a training"):
@@ -248,12 +248,12 @@ def fill_disk(*_):
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_and_no_temporary_file(model_file, monkeypatch):
-    before = model_file.read_bytes()
-    other = build_small(optim={"lr": 0.5})
+    old_bytes = model_file.read_bytes()
+    other_solver = build_small(optim={"lr": 0.5})
     monkeypatch.setattr(os, "fsync", fill_disk)
     with pytest.raises(UserError, match="cannot write .*model.safetensors: No space left"):
-        save_model(model_file, other)
-    assert model_file.read_bytes() == before
+        save_model(model_file, other_solver)
+    assert model_file.read_bytes() == old_bytes
     assert list(model_file.parent.iterdir()) == [model_file]
 
 
@@ -262,17 +262,17 @@ def test_a_writer_that_fails_half_way_changes_nothing(error, tmp_path):
     path = tmp_path / "results.json"
     write_json(path, {"a": 1})
 
-    def half(temporary):
+    def write_half(temporary):
         temporary.write_text("{")
         raise error
 
     with pytest.raises(UserError if isinstance(error, OSError) else type(error)):
-        write_atomically(path, half)
+        write_atomically(path, write_half)
     assert read_json(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_value_that_is_no_json_changes_nothing(tmp_path):
+def test_a_value_that_json_cannot_hold_changes_nothing(tmp_path):
     path = tmp_path / "results.json"
     write_json(path, {"a": 1})
     with pytest.raises(TypeError):
@@ -281,7 +281,7 @@ def test_a_value_that_is_no_json_changes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path):
+def test_a_path_that_cannot_be_written_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="cannot write"):
         write_bytes(tmp_path / "file" / "model.safetensors", b"x")
@@ -290,14 +290,14 @@ def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_directory_is_a_user_error_and_keeps_its_files(model_file):
-    before = model_file.read_bytes()
+    old_bytes = model_file.read_bytes()
     model_file.parent.chmod(0o555)
     try:
         with pytest.raises(UserError, match="Permission denied"):
             write_bytes(model_file, b"x")
     finally:
         model_file.parent.chmod(0o755)
-    assert model_file.read_bytes() == before
+    assert model_file.read_bytes() == old_bytes
 
 
 def test_missing_folders_are_made_and_the_file_is_readable_by_others(tmp_path):

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of the data it was made with, and its weights at half the size."""
+"""The data that a checkpoint was made with, and weights that are saved at half the size."""
 
 import shutil
 
@@ -15,17 +15,17 @@ from tests.experiments.small_run import cli
 from tests.test_checkpoint import trainer_of
 
 
-def test_half_the_size_is_nearly_the_same_model(tmp_path):
+def test_a_model_saved_at_half_the_size_is_nearly_the_same(tmp_path):
     case = build_case()
-    full, half = tmp_path / "full.safetensors", tmp_path / "half.safetensors"
-    save_model(full, case.solver)
-    save_model(half, case.solver, half=True)
-    assert half.stat().st_size < 0.6 * full.stat().st_size
-    loaded = load(half).model
-    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
-    for name, p in loaded.state_dict().items():
+    full_path, half_path = tmp_path / "full.safetensors", tmp_path / "half.safetensors"
+    save_model(full_path, case.solver)
+    save_model(half_path, case.solver, half=True)
+    assert half_path.stat().st_size < 0.6 * full_path.stat().st_size
+    loaded_model = load(half_path).model
+    assert {p.dtype for p in loaded_model.parameters()} == {torch.float32}
+    for name, p in loaded_model.state_dict().items():
         torch.testing.assert_close(p, case.solver.model.state_dict()[name], rtol=1e-2, atol=1e-3)
-    assert torch.isfinite(rollout(loaded, case.x, num_samples=2, depth=2).score).all()
+    assert torch.isfinite(rollout(loaded_model, case.x, num_samples=2, depth=2).score).all()
 
 
 def test_puzzle_numbers_of_other_data_are_refused(tmp_path, monkeypatch):
@@ -48,15 +48,15 @@ def test_a_run_goes_on_with_its_own_data_only(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
-def test_data_that_only_measuring_needs_are_read_before_training(name, tmp_path, capsys):
+def test_data_for_the_measurement_are_read_before_training(name, tmp_path, capsys):
     folder = tmp_path / "digits"
     shutil.copytree(digits_folder(), folder)
     (folder / name).write_bytes((folder / name).read_bytes()[:-5])
-    words = ["--task", "mnist", "--preset", "tiny", "--task.train", 20, "--task.validation", 4, "--task.test", 10]
-    words += ["--train.batches", 1, "--evaluate.num_samples", 2]
-    code = cli(experiments.run.main, *words, "--data-dir", folder, "--out", tmp_path / "out")
+    arguments = ["--task", "mnist", "--preset", "tiny", "--task.train", 20, "--task.validation", 4, "--task.test", 10]
+    arguments += ["--train.batches", 1, "--evaluate.num_samples", 2]
+    code = cli(experiments.run.main, *arguments, "--data-dir", folder, "--out", tmp_path / "out")
     err = capsys.readouterr().err
-    if "labels" in name:  # the model never looks at them
+    if "labels" in name:  # labels are not needed
         assert code == 0
     else:
         assert (code, len(err.splitlines())) == (2, 1)

@@ -84,7 +84,7 @@ def test_an_unknown_name_part_or_field_of_a_run_is_an_error(names, settings, mes
 
 
 @pytest.mark.parametrize("path", ["pathlib:Path", ":x", ".x:y", "pyro_gram.models.gram:RecursiveCore"])
-def test_a_dotted_path_to_something_else_than_a_model_is_a_config_error(path):
+def test_a_dotted_path_to_another_object_than_a_model_is_a_config_error(path):
     with pytest.raises(ConfigError, match="model"):
         make_run_config({**DEFAULT_NAMES, "model": path}, {})
 
@@ -111,7 +111,7 @@ def test_an_impossible_value_is_refused_before_anything_is_built(part, field, va
 
 
 @pytest.mark.parametrize("seed", [-1, 10**30, "x", None])
-def test_a_seed_that_cannot_seed_is_refused(seed):
+def test_an_impossible_seed_is_refused(seed):
     with pytest.raises(ConfigError, match="seed"):
         make_run_config(DEFAULT_NAMES, {}, seed=seed)
 
@@ -165,7 +165,7 @@ def test_a_damaged_json_config_is_a_config_error(change, message):
 
 
 @pytest.mark.parametrize("value", [None, [], "names", {}])
-def test_json_of_something_else_is_a_config_error(value):
+def test_json_without_a_config_is_a_config_error(value):
     with pytest.raises(ConfigError, match="not a run's config"):
         RunConfig.from_dict(value)
 
@@ -184,8 +184,13 @@ def test_every_field_is_an_option_and_none_is_set_unless_given():
 def test_options_change_their_fields_and_no_others():
     config = small_config()
     arguments = ["--train.batches", "7", "--optim.lr", "0.5", "--task.layout", "edge", "--train.augment", "no"]
-    changed = with_options(config, vars(option_parser(config).parse_args(arguments)))
-    assert (changed.train.batches, changed.optim.lr, changed.task.layout, changed.train.augment) == (
+    changed_config = with_options(config, vars(option_parser(config).parse_args(arguments)))
+    assert (
+        changed_config.train.batches,
+        changed_config.optim.lr,
+        changed_config.task.layout,
+        changed_config.train.augment,
+    ) == (
         7,
         0.5,
         "edge",
@@ -195,7 +200,7 @@ def test_options_change_their_fields_and_no_others():
     expected["train"] |= {"batches": 7, "augment": False}
     expected["optim"]["lr"] = 0.5
     expected["task"]["layout"] = "edge"
-    assert changed.to_dict() == expected
+    assert changed_config.to_dict() == expected
 
 
 def test_options_pass_the_checks_of_their_dataclass():
@@ -236,7 +241,7 @@ def test_every_task_has_the_three_presets(path):
     assert {"cpu", "tiny", "paper"} <= set(tomllib.loads(path.read_text()))
 
 
-def test_the_paper_preset_of_coloring_is_appendix_b2():
+def test_the_paper_preset_of_coloring_has_the_settings_of_appendix_b2():
     c = read_preset(PRESETS, "coloring", "paper")
     assert (c.model.width, c.model.heads, c.model.hidden, c.model.layers) == (512, 8, 512, 2)
     assert (c.model.low_steps, c.model.transitions, c.train.supervision_steps) == (4, 3, 16)
@@ -270,7 +275,7 @@ def test_a_preset_with_an_unknown_field_is_an_error(tmp_path):
         read_preset(tmp_path, "coloring", "cpu")
 
 
-def test_another_guide_keeps_those_fields_of_the_preset_that_it_has_too():
+def test_another_guide_keeps_the_fields_of_the_preset_that_it_shares():
     config = read_preset(PRESETS, "coloring", "tiny", names={"guide": "replay", "model": None})
     assert config.names["guide"] == "replay"
     assert config.guide.hidden == 32
@@ -281,17 +286,17 @@ def preset_with(task="nqueens", preset="cpu", **names):
 
 
 @pytest.mark.parametrize("model", MODELS.names())
-def test_every_model_fits_the_presets_of_every_task_with_as_many_updates(model):
+def test_every_model_fits_the_presets_of_every_task_with_the_updates_of_gram(model):
     for task, preset in [(path.stem, name) for path, name in ALL_PRESETS if name in ("cpu", "tiny")]:
         config = preset_with(task, preset, model=model)
         check_parts(config)
         assert config.names["model"] == model
         if model != "gram":
             assert config.names["guide"] == model_traits(MODELS.get(model)).default_parts.get("guide", "amortized")
-        gram = preset_with(task, preset)
-        assert config.model.width == gram.model.width
+        gram_config = preset_with(task, preset)
+        assert config.model.width == gram_config.model.width
         updates = 1 if config.train.act else config.train.supervision_steps
-        expected = gram.train.supervision_steps * gram.train.batches
+        expected = gram_config.train.supervision_steps * gram_config.train.batches
         assert updates * config.train.batches == pytest.approx(expected, abs=updates)
 
 
@@ -322,9 +327,9 @@ def test_parts_that_the_user_names_replace_the_defaults_of_a_model():
 
 def test_settings_override_fields_of_a_config():
     config = make_run_config(DEFAULT_NAMES, {})
-    changed = with_settings(config, {"train": {"batch": 3}, "beta": {"silent_fraction": 0.5}})
-    assert (changed.train.batch, changed.beta.silent_fraction) == (3, 0.5)
-    assert changed.train.minutes == config.train.minutes
+    changed_config = with_settings(config, {"train": {"batch": 3}, "beta": {"silent_fraction": 0.5}})
+    assert (changed_config.train.batch, changed_config.beta.silent_fraction) == (3, 0.5)
+    assert changed_config.train.minutes == config.train.minutes
     assert with_settings(config, {}) == config
 
 

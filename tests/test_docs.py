@@ -1,4 +1,4 @@
-"""The documents: their examples run as written, and their tables are those of the committed JSON."""
+"""The examples of the documents run as written, and their tables show the committed JSON."""
 
 import json
 import re
@@ -12,8 +12,17 @@ from pyro_gram.diagnostics.plots.captions import CAPTIONS
 from pyro_gram.system.cli import call
 from tests.conftest import ROOT
 
-TINY = ["--preset", "tiny", "--train.batches", "2", "--train.supervision_steps", "2", "--evaluate.num_samples", "2"]
-COLORING = [
+TINY_OPTIONS = [
+    "--preset",
+    "tiny",
+    "--train.batches",
+    "2",
+    "--train.supervision_steps",
+    "2",
+    "--evaluate.num_samples",
+    "2",
+]
+COLORING_OPTIONS = [
     "--task",
     "coloring",
     "--task.vertices",
@@ -44,7 +53,7 @@ def test_a_users_own_prior_guide_and_model_train_and_are_measured(own_parts, cap
     from experiments import run
 
     parts = ["--prior", "my_prior:CauchyPrior", "--guide", "my_guide:ShiftGuide", "--model", "my_model:FlatModel"]
-    assert call(run.main, [*COLORING, *parts, *TINY, "--out", "out"]) == 0
+    assert call(run.main, [*COLORING_OPTIONS, *parts, *TINY_OPTIONS, "--out", "out"]) == 0
     assert (own_parts / "out" / "results.json").exists()
     assert "no closed-form KL of Normal from Cauchy: the KL is estimated from each draw" in capsys.readouterr().err
 
@@ -52,7 +61,7 @@ def test_a_users_own_prior_guide_and_model_train_and_are_measured(own_parts, cap
 def test_a_users_own_task_trains_and_is_measured(own_parts):
     from experiments import run
 
-    assert call(run.main, ["--task", "my_task:Completion", *TINY, "--out", "out"]) == 0
+    assert call(run.main, ["--task", "my_task:Completion", *TINY_OPTIONS, "--out", "out"]) == 0
     assert (own_parts / "out" / "results.json").exists()
 
 
@@ -90,10 +99,10 @@ def test_the_readmes_excerpt_is_the_program():
 
 def test_the_readmes_python_runs_as_written(monkeypatch):
     monkeypatch.chdir(ROOT)
-    space: dict = {}
+    namespace: dict = {}
     (block,) = python_blocks(README, "import pyro_gram")
-    exec(block, space)
-    answers = space["answers"]
+    exec(block, namespace)
+    answers = namespace["answers"]
     assert sum(answer.count for answer in answers.solutions) == answers.num_samples == 100
     assert answers.solutions[0].valid
 
@@ -104,13 +113,14 @@ def test_the_documented_arviz_calls_run_as_written(tmp_path, monkeypatch):
 
     page = (ROOT / "docs" / "howto" / "arviz.md").read_text()
     monkeypatch.chdir(tmp_path)
-    assert call(run.main, [*COLORING, *TINY, "--out", "runs/coloring-cpu-seed0"]) == 0
+    assert call(run.main, [*COLORING_OPTIONS, *TINY_OPTIONS, "--out", "runs/coloring-cpu-seed0"]) == 0
     (block,) = python_blocks(page, f"import arviz as az  # {'0.23' if ARVIZ_MAJOR == 0 else '1.x'}")
-    space: dict = {}
+    namespace: dict = {}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module="arviz.*")  # on how little a tiny run holds
-        exec(block, space)
-    assert space["by_depth"]["posterior"]["path"].sizes["chain"] == 100
+        # a tiny run holds too few draws for ArviZ
+        warnings.filterwarnings("ignore", category=UserWarning, module="arviz.*")
+        exec(block, namespace)
+    assert namespace["by_depth"]["posterior"]["path"].sizes["chain"] == 100
     plt.close("all")
 
 

@@ -1,4 +1,4 @@
-"""The examples in docstrings are run: each gives the result that it shows."""
+"""Each example in a docstring gives the result that it shows."""
 
 import doctest
 import importlib

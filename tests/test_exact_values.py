@@ -1,4 +1,4 @@
-"""Exact values, signs and shapes that larger tests do not see."""
+"""Exact values, signs and shapes that larger tests do not check."""
 
 from dataclasses import replace
 
@@ -53,7 +53,7 @@ def test_the_start_of_a_program_without_input_is_learned_and_its_zeros_are_no_st
 
 def test_the_flow_starts_as_the_gaussian_that_it_transforms():
     case = build_case(prior_name="flow")
-    prior = FlowPrior(case.solver.config.prior, 16)  # not warmed
+    prior = FlowPrior(case.solver.config.prior, 16)  # not perturbed
     u = torch.randn(2, 4, 16)
     draws = prior(u).sample((4000,))
     normal = dist.Normal(*prior.head(u))
@@ -70,7 +70,7 @@ def test_pairs_without_input_may_have_several_batch_dimensions():
     assert trace.nodes["h"]["value"].shape[:2] == (3, 5)
 
 
-def test_an_additive_guide_adds_what_it_knows_of_y():
+def test_an_additive_guide_adds_its_code_of_y():
     case = build_case(guide_name="additive")
     guide, u = case.solver.guide, torch.randn(5, 4, 16)
     code = guide.encode(case.x, case.y)
@@ -82,19 +82,19 @@ def test_a_mean_field_guide_has_a_row_and_parameters_for_each_pair():
     guide = case.solver.guide
     assert {"loc", "log_scale"} <= dict(guide.named_parameters()).keys()
     guide.train()
-    twice = [torch.cat([part, part]) for part in (case.x, case.y)]
-    distinct = len({tuple(x.flatten().tolist() + y.tolist()) for x, y in zip(case.x, case.y, strict=True)})
-    guide.encode(*twice)
-    assert int(guide.used) == distinct
+    doubled_pairs = [torch.cat([part, part]) for part in (case.x, case.y)]
+    num_distinct = len({tuple(x.flatten().tolist() + y.tolist()) for x, y in zip(case.x, case.y, strict=True)})
+    guide.encode(*doubled_pairs)
+    assert int(guide.used) == num_distinct
 
 
-def test_a_guide_forgets_what_it_knew_of_y():
+def test_a_guide_keeps_no_code_of_y():
     case = build_case()
     case.solver.guide(case.x, case.y)
     assert case.solver.guide._code is None
 
 
-def test_a_masked_observation_of_ones_own_does_not_count_in_roll_outs():
+def test_a_masked_observation_in_a_users_program_does_not_count_in_rollouts():
     case = build_case()
 
     def program(x, y=None, state=None, *, steps=1):
@@ -102,24 +102,26 @@ def test_a_masked_observation_of_ones_own_does_not_count_in_roll_outs():
             pyro.sample("seen", dist.Normal(0.0, 1.0), obs=torch.ones(len(x)))
         return case.solver.model(x, y, state, steps=steps)
 
-    result, plain = (rollout_log_prob(m, case.x, case.y, num_samples=2, depth=1) for m in (program, case.solver.model))
-    assert torch.equal(result, plain)
+    masked_result, plain_result = (
+        rollout_log_prob(m, case.x, case.y, num_samples=2, depth=1) for m in (program, case.solver.model)
+    )
+    assert torch.equal(masked_result, plain_result)
 
 
 # ---- bounds ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_surrogate_of_pieces_pays_what_inputs_share_once():
+def test_a_surrogate_computed_in_chunks_counts_the_shared_term_once():
     model, guide, x, y = pair(Shared, SharedGuide)
     result = bounds(model, guide, x, y, steps=1, seed=3, max_traced=2).surrogate
-    shared = (0.2**2 + 0.5**2 - 1) / 2 - torch.tensor(0.2).log().item()
-    own = torch.zeros(())
+    shared_term = (0.2**2 + 0.5**2 - 1) / 2 - torch.tensor(0.2).log().item()
+    own_terms = torch.zeros(())
     for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
         torch.manual_seed(3 + chunk)
-        terms(model, guide, x[part], y[part], truncated=False)  # as bounds draws before it
-        one = terms(model, guide, x[part], y[part])
-        own = own - (one.reconstruction + one.kl.sum(0)).sum()
-    assert (result.sum() - own).item() == pytest.approx(-shared, abs=1e-2)
+        terms(model, guide, x[part], y[part], truncated=False)  # bounds() makes these draws first
+        chunk_terms = terms(model, guide, x[part], y[part])
+        own_terms = own_terms - (chunk_terms.reconstruction + chunk_terms.kl.sum(0)).sum()
+    assert (result.sum() - own_terms).item() == pytest.approx(-shared_term, abs=1e-2)
 
 
 def test_an_answer_that_is_a_draw_is_not_recorded_as_a_mode():
@@ -129,7 +131,7 @@ def test_an_answer_that_is_a_draw_is_not_recorded_as_a_mode():
         assert (answer.mode is not None) is has_mode
 
 
-def test_the_gradient_of_the_posteriors_density_has_its_share():
+def test_the_gradient_of_the_posteriors_density_is_scaled_by_its_share():
     loc = torch.tensor(0.3, requires_grad=True)
     value = torch.tensor(1.0)
     log_q, _ = balanced_log_densities(dist.Normal(loc, 1.0), dist.Normal(0.0, 1.0), value, 0.8)
@@ -138,18 +140,18 @@ def test_the_gradient_of_the_posteriors_density_has_its_share():
 
 
 @pytest.mark.parametrize("name", ["balanced", "mean_field", "trace"])
-def test_an_elbo_has_as_many_particles_as_are_asked_for(name):
+def test_an_elbo_has_the_given_number_of_particles(name):
     assert make_elbo(name, num_particles=3).num_particles == 3
 
 
 @pytest.mark.parametrize("name", ["num_samples", "depth", "max_trajectories"])
-def test_log_p_by_the_prior_needs_one_of_each(name):
+def test_log_p_by_the_prior_refuses_counts_of_zero(name):
     case, settings = build_case(), {"num_samples": 1, "depth": 1, "max_trajectories": 4}
     with pytest.raises(UserError, match=f"{name} must be at least 1, not 0"):
         rollout_log_prob(case.solver.model, case.x, case.y, **{**settings, name: 0})
 
 
-def test_a_filter_needs_one_trajectory_at_once():
+def test_smc_refuses_to_run_no_trajectory_at_once():
     case = build_case_with_heads(1.0)
     with pytest.raises(UserError, match="max_trajectories must be at least 1"):
         smc(case.solver.model, case.x, num_samples=2, depth=2, max_trajectories=0)
@@ -162,42 +164,42 @@ def test_the_value_heads_loss_is_the_squared_error():
 
 
 def test_losses_of_heads_are_auxiliary():
-    """So that Pyro does not warn of a site that the guide has not."""
+    """Otherwise Pyro would warn of a site that the guide does not have."""
     with poutine.trace() as trace:
         add_training_loss("loss", torch.ones(3))
     assert trace.trace.nodes["loss"]["infer"]["is_auxiliary"]
 
 
-# ---- choice and width ------------------------------------------------------------------------------------------------
+# ---- selection and draws ---------------------------------------------------------------------------------------------
 
 
-def test_every_answer_has_a_value():
+def test_selection_refuses_answers_without_a_value():
     with pytest.raises(ValueError, match="zip"):
         select_by_value(["a", "b"], [0.5], [0.0, 0.0])
 
 
 def test_sobol_sequences_of_many_seeds_differ():
-    first = set()
+    differences = set()
     for seed in range(150):
         torch.manual_seed(seed)
         int(torch.randint(2**31, ()))
         torch.manual_seed(seed)
         points = sobol_noise(torch.empty(2, 1, 1, 2))
-        first.add(round((points[0] - points[1]).sum().item(), 4))
-    assert len(first) > 100
+        differences.add(round((points[0] - points[1]).sum().item(), 4))
+    assert len(differences) > 100
 
 
 # ---- diagnostics -----------------------------------------------------------------------------------------------------
 
 
-def test_two_right_samples_make_a_test():
+def test_two_right_samples_are_enough_for_a_test():
     ids = torch.zeros(2, 1, dtype=torch.long)
     result = calibration.uniformity(ids, torch.tensor([100]), false_discovery_rate=0.0001)
     assert result.p_value[0].item() * 10_001 == pytest.approx(round(result.p_value[0].item() * 10_001), abs=1e-6)
-    assert (result.p_value[0].item() * 1000) % 1 > 1e-6  # of 10,000 draws, not of 999
+    assert (result.p_value[0].item() * 1000) % 1 > 1e-6  # from 10,000 draws, not from 999
 
 
-def test_more_than_a_thousand_samples_are_looked_up():
+def test_solutions_of_more_than_a_thousand_samples_are_identified():
     case = build_case()
     train = case.solver.task.split("train")
     puzzles = train.select(train.num_solutions.argmin()[None])  # a graph with edges, so that one colour is no answer
@@ -209,12 +211,12 @@ def test_more_than_a_thousand_samples_are_looked_up():
     assert ids[1700, 0] == -1
 
 
-def test_figures_of_evidence_are_numbers_by_hand():
+def test_the_summary_of_evidence_agrees_with_values_computed_by_hand():
     log_weight = torch.tensor([[0.0], [1.0], [2.0], [0.5]], dtype=torch.double)
-    plain = Estimate.from_log_weights(log_weight, smooth=False)
+    plain_estimate = Estimate.from_log_weights(log_weight, smooth=False)
     weights = log_weight[:, 0].exp()
-    relative = weights.std() / weights.mean() / 2  # of the mean of four
-    assert plain.se[0].item() == pytest.approx(relative.item(), rel=1e-6)
+    relative_error = weights.std() / weights.mean() / 2  # the relative error of the mean of four weights
+    assert plain_estimate.se[0].item() == pytest.approx(relative_error.item(), rel=1e-6)
     case = build_case()
     result = evidence(case.solver.model, case.solver.guide, case.x, case.y, depth=1, guide_samples=8, prior_samples=8)
     summary = result.summary()
@@ -223,14 +225,14 @@ def test_figures_of_evidence_are_numbers_by_hand():
     assert summary["log_p_se"] == pytest.approx(spread, rel=1e-5)
 
 
-def test_perfect_sampling_is_computed_in_double():
+def test_the_total_variation_of_a_perfect_sampler_is_computed_in_double():
     assert expected_total_variation(torch.tensor([3, 7]), 20).dtype == torch.double
     result = expected_total_variation(torch.tensor([3_000_000]), 1_000_003).item()
     p, n = 1 / 3_000_000, 1_000_003
-    assert result == pytest.approx((1 - p) ** n, rel=1e-6)  # k = 1: the share of solutions not seen
+    assert result == pytest.approx((1 - p) ** n, rel=1e-6)  # k = 1: the expected share of solutions that no draw hits
 
 
-def test_an_input_with_one_right_sample_is_no_test():
+def test_an_input_with_one_right_sample_is_not_tested():
     """The number of simulations follows the number of tests."""
     ids = torch.zeros(30, 2, dtype=torch.long)
     ids[1:, 1] = -1
@@ -248,23 +250,23 @@ def test_the_priors_estimate_is_the_plain_mean():
     torch.testing.assert_close(result.prior.log_p, expected)
 
 
-def test_the_share_of_trusted_pairs_is_of_those_with_enough_hits():
+def test_pairs_with_enough_hits_are_trusted():
     case = build_case()
-    plain = evidence(case.solver.model, None, case.x, case.y, depth=1, guide_samples=1, prior_samples=8).prior
+    plain_estimate = evidence(case.solver.model, None, case.x, case.y, depth=1, guide_samples=1, prior_samples=8).prior
     ess = torch.tensor([MIN_ESS, MIN_ESS + 1.0, MIN_ESS - 1.0, MIN_ESS + 2.0, MIN_ESS + 3.0])
-    assert Evidence((), None, None, replace(plain, ess=ess)).summary()["prior_trusted"] == pytest.approx(0.8)
+    assert Evidence((), None, None, replace(plain_estimate, ess=ess)).summary()["prior_trusted"] == pytest.approx(0.8)
 
 
-# ---- inference ------------------------------------------------------------------------------------------------------
+# ---- inference -------------------------------------------------------------------------------------------------------
 
 
-def test_guidance_has_its_scale_for_each_input():
+def test_guidance_is_measured_for_each_transition_sample_and_input():
     case = build_case()
     result = guide_draws(case.solver.model, case.solver.guide, case.x, case.y, steps=1, num_samples=2)
     assert result.guidance.shape == (2, 2, 5)
 
 
-def test_log_p_of_many_data_without_input_is_in_their_order():
+def test_log_p_of_many_data_without_input_follows_their_order():
     case = build_case(task_name="sudoku_uncond")
     y = torch.cat([case.y.roll(i, 0) for i in range(20)])  # more than are scored at once
     result = rollout_log_prob(case.solver.model, None, y, num_samples=2, depth=1)
@@ -273,12 +275,12 @@ def test_log_p_of_many_data_without_input_is_in_their_order():
     torch.testing.assert_close(result[:, 90:], part)
 
 
-def test_a_state_as_large_as_sobol_allows_is_spread():
+def test_a_state_as_large_as_sobol_allows_gets_noise():
     limit = torch.quasirandom.SobolEngine.MAXDIM
     assert sobol_noise(torch.empty(1, 1, 1, limit)).shape == (1, 1, 1, limit)
 
 
-def test_equal_inputs_have_equal_tests_and_every_input_has_a_number_of_solutions():
+def test_equal_inputs_have_equal_tests_and_missing_numbers_of_solutions_are_refused():
     ids = torch.randint(0, 3, (30, 1)).expand(30, 2)
     result = calibration.uniformity(ids, torch.tensor([3, 3]))
     assert result.p_value[0] == result.p_value[1]

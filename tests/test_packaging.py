@@ -30,7 +30,9 @@ print(json.dumps({
 
 
 def run(*command, **settings):
-    process = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, **settings)
+    process = subprocess.run(
+        [str(argument) for argument in command], capture_output=True, text=True, check=False, **settings
+    )
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
     return process.stdout
 
@@ -40,12 +42,12 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
     run(*pip, "wheel", ROOT, "--no-deps", "--no-build-isolation", "--no-index", "-w", folder)
-    (built,) = folder.glob("*.whl")
-    return built
+    (wheel_file,) = folder.glob("*.whl")
+    return wheel_file
 
 
 @pytest.fixture(scope="module")
-def installed(wheel, tmp_path_factory):
+def site_folder(wheel, tmp_path_factory):
     target = tmp_path_factory.mktemp("site")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
     run(*pip, "install", wheel, "--no-deps", "--no-index", "--target", target)
@@ -65,12 +67,12 @@ def test_the_wheel_holds_the_library_models_guides_and_types_and_nothing_else(wh
     assert any(f.endswith("licenses/LICENSE") for f in files)
 
 
-def test_the_registry_finds_everything_in_an_installed_wheel(installed, tmp_path):
+def test_the_registry_finds_everything_in_an_installed_wheel(site_folder, tmp_path):
     # -P and another folder: the repository is nowhere on the path, in spite of an editable install
-    out = run(sys.executable, "-P", "-c", SCRIPT, ROOT, cwd=tmp_path, env={"PYTHONPATH": str(installed)})
+    out = run(sys.executable, "-P", "-c", SCRIPT, ROOT, cwd=tmp_path, env={"PYTHONPATH": str(site_folder)})
     package = json.loads(out)
     assert package["files"]
-    assert all(file.startswith(str(installed)) for file in package["files"].values())
+    assert all(file.startswith(str(site_folder)) for file in package["files"].values())
     assert package["version"] == pyro_gram.__version__
     assert package["homes"] == {
         "gram": "pyro_gram.models.gram",
@@ -79,4 +81,4 @@ def test_the_registry_finds_everything_in_an_installed_wheel(installed, tmp_path
         "coloring": "pyro_gram.tasks.coloring.task",
     }
     assert {"gram", "amortized", "replay"} <= set(package["names"])
-    assert (installed / "pyro_gram" / "py.typed").is_file()
+    assert (site_folder / "pyro_gram" / "py.typed").is_file()

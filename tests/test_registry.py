@@ -6,7 +6,7 @@ import pytest
 from pyro_gram.errors import ConfigError
 from pyro_gram.registry import GUIDES, MODELS, PRIORS, TASKS, Registry
 
-TINY, LAZY = Registry("thing", "tiny_home"), Registry("thing", "lazy_home")
+TINY_REGISTRY, LAZY_REGISTRY = Registry("thing", "tiny_home"), Registry("thing", "lazy_home")
 
 
 def test_names_lists_every_registered_class_and_each_has_a_frozen_config():
@@ -23,13 +23,13 @@ def test_a_name_imports_its_own_module_only(tmp_path, monkeypatch):
     home.mkdir()
     (home / "__init__.py").touch()
     (home / "first.py").write_text(
-        "from tests.test_registry import LAZY\n\n@LAZY.register('first')\nclass A:\n    pass\n"
+        "from tests.test_registry import LAZY_REGISTRY\n\n@LAZY_REGISTRY.register('first')\nclass A:\n    pass\n"
     )
     (home / "second.py").write_text("raise AssertionError('this module is imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert LAZY.get("first").registered_name == "first"
+    assert LAZY_REGISTRY.get("first").registered_name == "first"
     with pytest.raises(AssertionError, match="this module is imported"):
-        LAZY.get("third")
+        LAZY_REGISTRY.get("third")
 
 
 @pytest.mark.parametrize(("registry", "name"), [(MODELS, "trm"), (PRIORS, "none"), (TASKS, "sudoku_uncond")])
@@ -37,17 +37,17 @@ def test_a_name_may_be_registered_in_a_module_of_another_name(registry, name):
     assert registry.get(name).registered_name == name
 
 
-def test_a_class_of_another_package_cannot_take_the_name_of_one_of_the_home(tmp_path, monkeypatch):
+def test_a_class_of_another_package_cannot_take_a_name_that_the_home_package_registers(tmp_path, monkeypatch):
     home = tmp_path / "tiny_home"
     home.mkdir()
     (home / "__init__.py").touch()
     (home / "first.py").write_text(
-        "import tests.test_registry as t\n\n@t.TINY.register('second')\nclass Inner:\n    pass\n"
+        "import tests.test_registry as t\n\n@t.TINY_REGISTRY.register('second')\nclass Inner:\n    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    TINY.register("second")(type("Outer", (), {"__module__": "elsewhere"}))
+    TINY_REGISTRY.register("second")(type("Outer", (), {"__module__": "elsewhere"}))
     with pytest.raises(ConfigError, match="thing 'second' is already registered by elsewhere.Outer"):
-        TINY.get("second")
+        TINY_REGISTRY.get("second")
 
 
 def test_unknown_names_list_the_known_ones():
@@ -55,7 +55,7 @@ def test_unknown_names_list_the_known_ones():
         GUIDES.get("psychic")
 
 
-def test_a_name_can_be_taken_once():
+def test_a_name_can_be_registered_once():
     registry = Registry("thing", "tests")
     registry.register("a")(type("A", (), {}))
     with pytest.raises(ConfigError, match="thing 'a' is already registered by .*A"):

@@ -1,4 +1,4 @@
-"""The file of a training state: a resumed run is the run that it was, and a damaged file is named."""
+"""The file of a training state: a resumed run equals an unbroken one, and an error names a damaged file."""
 
 import pytest
 import torch
@@ -13,12 +13,9 @@ from tests.test_checkpoint import rewrite, state_file, trainer_of  # noqa: F401 
 RECIPES = [
     {"beta": {"target": 1e6, "silent_fraction": 0.3}, "optim": {"hidden_optimizer": "muon"}},
     {"train": {"on_policy_depth": 5, "on_policy_after": 0.6}, "prior_name": "discrete"},
-    {"model_name": "trm", "train": {"supervision_steps": 3}},  # trajectories that are carried on
-    {
-        "guide_name": "mean_field",
-        "guide": {"num_pairs": 400},
-        "train": {"augment": False},
-    },  # rows are assigned
+    {"model_name": "trm", "train": {"supervision_steps": 3}},  # trajectories go on from batch to batch
+    # the guide assigns a row to each pair
+    {"guide_name": "mean_field", "guide": {"num_pairs": 400}, "train": {"augment": False}},
 ]
 
 
@@ -34,8 +31,8 @@ def assert_equal_states(one, other):
 @pytest.mark.parametrize("changes", RECIPES, ids=str)
 def test_a_resumed_run_is_bit_for_bit_an_unbroken_one(changes, tmp_path):
     config = small_config(**{**changes, "train": {"batches": 5, **changes.get("train", {})}})
-    unbroken = trainer_of(config)
-    expected = [(r.number, r.loss, r.kl, r.beta, r.on_policy) for r in train_batches(unbroken)]
+    unbroken_trainer = trainer_of(config)
+    expected = [(r.number, r.loss, r.kl, r.beta, r.on_policy) for r in train_batches(unbroken_trainer)]
 
     first = trainer_of(config)
     run = train_batches(first)
@@ -47,11 +44,11 @@ def test_a_resumed_run_is_bit_for_bit_an_unbroken_one(changes, tmp_path):
     reports += list(train_batches(second))
 
     assert [(r.number, r.loss, r.kl, r.beta, r.on_policy) for r in reports] == expected
-    assert_equal_states(unbroken, second)
+    assert_equal_states(unbroken_trainer, second)
 
 
 def test_the_state_before_an_update_that_diverges_can_be_loaded(tmp_path):
-    """It has the weights before that update; a run that goes on from it begins the batch anew."""
+    """The state has the weights before that update; a run that resumes from it starts the batch again."""
     config = small_config()
     trainer, records = trainer_of(config), []
 
@@ -86,7 +83,7 @@ def test_a_state_after_more_batches_than_the_run_has_is_refused(state_file):  # 
     ],
     ids=str,
 )
-def test_the_state_of_a_run_with_other_settings_is_refused_and_they_are_named(changes, message, state_file):  # noqa: F811
+def test_the_state_of_a_run_with_other_settings_is_refused_with_their_names(changes, message, state_file):  # noqa: F811
     config = small_config(**changes)
     with pytest.raises(CheckpointError, match=f"other settings .*{message}.* or use another --out"):
         load_state(state_file, config, trainer_of(config))

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-RIGHT = """
+RIGHT_PROGRAM = """
 import pyro_gram
 from my_guide import ShiftGuide, ShiftGuideConfig
 from my_model import FlatModel
@@ -19,16 +19,16 @@ from my_task import Completion, CompletionConfig
 from pyro_gram.networks.core import CoreConfig
 
 solver: pyro_gram.Solver = pyro_gram.load("checkpoint.safetensors")
-for solved in solver.solve(["GCR`v_"], num_samples=20, seed=1, select="vote"):
-    solution: str = solved.solutions[0].solution
-    count: int = solved.solutions[0].count
+for answers in solver.solve(["GCR`v_"], num_samples=20, seed=1, select="vote"):
+    solution: str = answers.solutions[0].solution
+    count: int = answers.solutions[0].count
 shape = solver.sample("GCR`v_", num_samples=3, temper=pyro_gram.TemperConfig()).tokens.shape
 
 task = Completion(CompletionConfig(size=5))
 model = FlatModel(CoreConfig(width=16), task.spec, CauchyPrior(CauchyPriorConfig(hidden=8), 16))
 guide = ShiftGuide(ShiftGuideConfig(), task.spec, model, 16)
 """
-WRONG = """
+WRONG_PROGRAM = """
 import pyro_gram
 from my_task import Completion, CompletionConfig
 
@@ -44,10 +44,10 @@ OPTIONS = ("--disallow-untyped-defs", "--warn-unused-ignores", "--strict-equalit
 @pytest.mark.slow
 def test_a_users_mypy_accepts_right_programs_and_refuses_wrong_calls(tmp_path):
     pytest.importorskip("mypy")
-    for path in (ROOT / "docs" / "parts").glob("*.py"):  # the examples of parts of one's own
+    for path in (ROOT / "docs" / "parts").glob("*.py"):  # examples of users' own parts
         shutil.copy(path, tmp_path)
-    (tmp_path / "right.py").write_text(RIGHT)
-    (tmp_path / "wrong.py").write_text(WRONG)
+    (tmp_path / "right.py").write_text(RIGHT_PROGRAM)
+    (tmp_path / "wrong.py").write_text(WRONG_PROGRAM)
     process = subprocess.run(
         [sys.executable, "-m", "mypy", *OPTIONS, "right.py", "wrong.py"],
         cwd=tmp_path,
@@ -56,7 +56,9 @@ def test_a_users_mypy_accepts_right_programs_and_refuses_wrong_calls(tmp_path):
         text=True,
     )
     errors = re.findall(r"^(\S+):(\d+): error: (.*)$", process.stdout, re.MULTILINE)
-    expected = [(n, line.split("# error: ")[1]) for n, line in enumerate(WRONG.splitlines(), 1) if "# error" in line]
+    expected = [
+        (n, line.split("# error: ")[1]) for n, line in enumerate(WRONG_PROGRAM.splitlines(), 1) if "# error" in line
+    ]
     assert len(errors) == len(expected), process.stdout + process.stderr
     for (path, number, message), (line, fragment) in zip(errors, expected, strict=True):
         assert (path, int(number)) == ("wrong.py", line)

@@ -216,7 +216,7 @@ class Trainer:
         """Return this process's shard of a batch, on its device; None stays None."""
         return None if tensor is None else self.processes.shard(tensor, dim).to(self.device)
 
-    # ---- progress of the run ------------------------------------------------------------------------------------
+    # ---- progress of the run ---------------------------------------------------------------------------------------
 
     def start_clock(self) -> None:
         """Let the seconds from now on count as training."""

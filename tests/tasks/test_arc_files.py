@@ -227,7 +227,7 @@ def test_the_challenges_that_were_trained_on_can_be_given_as_an_input(tmp_path):
         list(task.read_inputs(json.dumps({**tasks, "new": one_pair(3)})))
 
 
-# ---- names of tasks ------------------------------------------------------------------------------------------
+# ---- names of tasks ------------------------------------------------------------------------------------------------
 
 
 def test_a_task_has_the_name_of_its_file_and_an_id_from_its_contents(own_folder):
@@ -275,7 +275,7 @@ def test_an_error_names_the_wrong_task_of_several(own_folder):
     assert len(task.puzzle_texts(json.dumps(OWN_TASK, indent=2))) == 1
 
 
-# ---- places of folders -----------------------------------------------------------------------------------------------
+# ---- places of folders ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

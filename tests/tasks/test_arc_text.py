@@ -44,7 +44,7 @@ def test_the_order_of_demonstrations_does_not_matter(task):
     assert task.task_of(int(task.parse(json.dumps(puzzle))[0]))[0] == task.puzzles[0].id
 
 
-# ---- the texts of format_input -------------------------------------------------------------------------------------
+# ---- the texts of format_input ------------------------------------------------------------------------------------
 
 
 def test_every_row_of_every_split_is_read_back_exactly(task):
@@ -134,7 +134,7 @@ def test_a_grid_that_several_tasks_share_has_no_known_rule(tmp_path):
         assert task.task_of(int(x[0])) == (puzzle.id, grids.Augmentation())
 
 
-# ---- errors ---------------------------------------------------------------------------------------------
+# ---- errors -------------------------------------------------------------------------------------------------------
 
 
 def changed_text(part="train", key="output", value=None):

@@ -134,7 +134,7 @@ def test_by_default_a_rendering_is_the_texts():
     assert coloured != text == strip_escape_codes(coloured)
 
 
-# ---- marks of mistakes -----------------------------------------------------------------------------------------
+# ---- marks of mistakes ---------------------------------------------------------------------------------------------
 
 
 def test_both_ends_of_a_conflict_are_marked():
