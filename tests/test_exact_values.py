@@ -56,8 +56,8 @@ def test_the_flow_starts_as_the_gaussian_that_it_transforms():
     prior = FlowPrior(case.solver.config.prior, 16)  # not perturbed
     u = torch.randn(2, 4, 16)
     draws = prior(u).sample((4000,))
-    normal = dist.Normal(*prior.head(u))
-    torch.testing.assert_close(draws.std(0), normal.scale.expand(2, 4, 16), rtol=0.1, atol=0.01)
+    gaussian = dist.Normal(*prior.head(u))
+    torch.testing.assert_close(draws.std(0), gaussian.scale.expand(2, 4, 16), rtol=0.1, atol=0.01)
     for coupling in prior.couplings:
         assert (coupling.nn.layers[-1].weight == 0).all()
         assert (coupling.nn.layers[-1].bias == 0).all()

@@ -139,15 +139,15 @@ def _board_lines(text: str, clean: Callable[[str], str]) -> Iterator[Line]:
     A line with nothing but a comment is left out; of several empty lines in a row, one stays.
     """
     has_sections = f"[{BOARD_SECTION}]" in text.lower()
-    current = BOARD_SECTION
+    current_section = BOARD_SECTION
     follows_empty = False
-    for number, raw in enumerate(text.split("\n"), start=1):
-        section = SECTION.fullmatch(raw.strip()) if has_sections else None
+    for number, raw_line in enumerate(text.split("\n"), start=1):
+        section = SECTION.fullmatch(raw_line.strip()) if has_sections else None
         if section:
-            current = section[1].lower()
-        elif current == BOARD_SECTION:
-            line = clean(raw) if raw and not raw.isspace() else ""
-            if line or not (follows_empty or raw.strip()):
+            current_section = section[1].lower()
+        elif current_section == BOARD_SECTION:
+            line = clean(raw_line) if raw_line and not raw_line.isspace() else ""
+            if line or not (follows_empty or raw_line.strip()):
                 yield number, line
                 follows_empty = not line
 

@@ -48,9 +48,9 @@ def replace_unless_held_out(
     All tensors are ``[B, ...]``.
     """
     is_held_out = held_out.contains(image_x)
-    keep_x = is_held_out.view(-1, *[1] * (x.ndim - 1))
-    keep_y = is_held_out.view(-1, *[1] * (y.ndim - 1))
-    return torch.where(keep_x, x, image_x), torch.where(keep_y, y, image_y)
+    is_kept_x = is_held_out.view(-1, *[1] * (x.ndim - 1))
+    is_kept_y = is_held_out.view(-1, *[1] * (y.ndim - 1))
+    return torch.where(is_kept_x, x, image_x), torch.where(is_kept_y, y, image_y)
 
 
 def add_new_classes(classes: set[Hashable], keys: Iterable[Hashable]) -> list[int]:

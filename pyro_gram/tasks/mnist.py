@@ -168,11 +168,11 @@ class MNIST(Task):
         c = self.config
         first = c.validation if name == "train" else 0
         size = getattr(c, name)
-        needed = first + max(1, size)
-        if needed > count:
+        num_needed = first + max(1, size)
+        if num_needed > count:
             raise ConfigError(
-                f"the {'test' if name == 'test' else 'training'} file holds {count} images, fewer than the {needed} "
-                f"that task.{name}{' + task.validation' if first else ''} asks for"
+                f"the {'test' if name == 'test' else 'training'} file holds {count} images, fewer than the "
+                f"{num_needed} that task.{name}{' + task.validation' if first else ''} asks for"
             )
         return slice(first, first + size if size else count)
 

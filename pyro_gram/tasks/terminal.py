@@ -133,6 +133,9 @@ def half_blocks(pixels: Sequence[Sequence[int]], paint: Painter) -> str:
     lower_rows = [*pixels[1::2], *([[0] * len(pixels[0])] if len(pixels) % 2 else [])]
     lines = []
     for upper_row, lower_row in zip(pixels[::2], lower_rows, strict=True):
-        line = "".join(characters[upper + 2 * lower] for upper, lower in zip(upper_row, lower_row, strict=True))
+        line = "".join(
+            characters[upper_pixel + 2 * lower_pixel]
+            for upper_pixel, lower_pixel in zip(upper_row, lower_row, strict=True)
+        )
         lines.append(paint(line, 231, 16))
     return "\n".join(lines)

@@ -23,8 +23,8 @@ def total_variation(ids: Tensor, num_solutions: Tensor) -> Tensor:
         raise ValueError("ids must be below num_solutions")
     distances = []
     for column, m in zip(ids.T, num_solutions.tolist(), strict=True):
-        right = column[column >= 0]
-        shares = torch.bincount(right).double() / max(1, len(right))
+        right_ids = column[column >= 0]
+        shares = torch.bincount(right_ids).double() / max(1, len(right_ids))
         distances.append(1 - shares.clamp(max=1 / m).sum())
     return torch.stack(distances)
 

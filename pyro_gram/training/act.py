@@ -51,7 +51,8 @@ class Carry:
         assert self.state is not None
         with torch.no_grad(), data_plates(self.finished.shape):
             start = model.initial_state(self.state.h)
-        state = LatentState(*(_where(self.finished, new, old) for new, old in zip(start, self.state, strict=True)))
+        pairs = zip(start, self.state, strict=True)
+        state = LatentState(*(_where(self.finished, new_values, old_values) for new_values, old_values in pairs))
         x = None if x is None or self.x is None else _where(self.finished, x, self.x)
         y = _where(self.finished, y, self.y)
         return Carry(x, y, self.steps.masked_fill(self.finished, 0), self.finished, state)
@@ -97,5 +98,5 @@ class Carry:
         return Carry.from_state_dict({name: change(tensor) for name, tensor in self.state_dict().items()})
 
 
-def _where(finished: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(finished.view(-1, *[1] * (old.ndim - 1)), new, old)
+def _where(finished: Tensor, new_values: Tensor, old_values: Tensor) -> Tensor:
+    return torch.where(finished.view(-1, *[1] * (old_values.ndim - 1)), new_values, old_values)

@@ -73,7 +73,7 @@ class BetaController:
         self.config = config
         self.is_silent = config.silent_fraction > 0
         self.mean: float | None = None
-        self._constrained = config.start  # beta after the silent part
+        self._constrained_beta = config.start  # beta after the silent part
         self._set_value()
 
     def start_batch(self, progress: float) -> None:
@@ -82,7 +82,7 @@ class BetaController:
         self._set_value()
 
     def _set_value(self) -> None:
-        self.value = self.config.max if self.is_silent else self._constrained
+        self.value = self.config.max if self.is_silent else self._constrained_beta
 
     def update(self, reconstruction: float) -> None:
         """Adapt beta to a batch's reconstruction, nats per input. Batches of the silent part are ignored."""
@@ -94,16 +94,16 @@ class BetaController:
         )
         if c.target > 0:
             factor = c.raise_factor if self.mean < c.target else c.lower_factor
-            self._constrained = min(max(self._constrained * factor, c.start), max(c.max, c.start))
+            self._constrained_beta = min(max(self._constrained_beta * factor, c.start), max(c.max, c.start))
         self._set_value()
 
     def state_dict(self) -> dict[str, float | None]:
-        return {"value": self._constrained, "mean": self.mean}
+        return {"value": self._constrained_beta, "mean": self.mean}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load a saved state. Raises ValueError for numbers that are not finite."""
         value, mean = float(state["value"]), None if state["mean"] is None else float(state["mean"])
         if not math.isfinite(value) or (mean is not None and not math.isfinite(mean)):
             raise ValueError(f"beta {value} at a mean reconstruction of {mean}")
-        self._constrained, self.mean = value, mean
+        self._constrained_beta, self.mean = value, mean
         self._set_value()

@@ -70,14 +70,14 @@ class DivergenceCheck:
     def check(self, record: UpdateRecord) -> None:
         """Compare an update with those before it. Raises DivergedError where it must not be made."""
         size = abs(record.loss)
-        where = f"in batch {record.batch}, step {record.step}{' of the on-policy part' if record.on_policy else ''}"
+        place = f"in batch {record.batch}, step {record.step}{' of the on-policy part' if record.on_policy else ''}"
         if not math.isfinite(size):
-            raise DivergedError(f"the loss became {record.loss} {where}", record)
+            raise DivergedError(f"the loss became {record.loss} {place}", record)
         if not math.isfinite(record.gradient_norm):
-            raise DivergedError(f"the gradient's norm became {record.gradient_norm} {where}", record)
+            raise DivergedError(f"the gradient's norm became {record.gradient_norm} {place}", record)
         if self.usual_loss is not None and size > MAX_RATIO * max(1.0, self.usual_loss):
             raise DivergedError(
-                f"the loss exploded to {record.loss:.3g} nats (usually {self.usual_loss:.3g}) {where}", record
+                f"the loss exploded to {record.loss:.3g} nats (usually {self.usual_loss:.3g}) {place}", record
             )
         self.usual_loss = size if self.usual_loss is None else SMOOTHING * self.usual_loss + (1 - SMOOTHING) * size
 

@@ -45,8 +45,8 @@ def check_heads(model: nn.Module, task: Task, config: HeadsConfig) -> None:
     """Raise ConfigError where a model cannot have the heads of ``config`` on this task."""
     if not task.is_checkable or not task.spec.has_input:
         raise ConfigError("halt and value heads judge answers to an input: set heads.hidden to 0 for p(x)")
-    if why := why_no_heads(model):
-        raise ConfigError(f"{why}: it cannot have heads, so choose answers by vote (--select vote, or verified)")
+    if reason := why_no_heads(model):
+        raise ConfigError(f"{reason}: it cannot have heads, so choose answers by vote (--select vote, or verified)")
     multiple = 2 * config.attention_heads
     if config.hidden % multiple:
         raise ConfigError(f"heads.hidden {config.hidden} must be a multiple of 2 * heads.attention_heads = {multiple}")

@@ -171,11 +171,11 @@ class TorchOptim(PyroOptim):
         """Raise ConfigError for a parameter that belongs to no module of this optimizer."""
         params = list(params)
         drop_param_names(params)  # this class names parameters by their modules
-        unknown = [tuple(p.shape) for p in params if p not in self._parameters]
-        if unknown:
+        unknown_shapes = [tuple(p.shape) for p in params if p not in self._parameters]
+        if unknown_shapes:
             raise ConfigError(
-                f"{len(unknown)} parameters (first shape {unknown[0]}) belong to no module of TorchOptim: "
-                "give the model or the guide an nn.Parameter instead of a call of pyro.param"
+                f"{len(unknown_shapes)} parameters (first shape {unknown_shapes[0]}) belong to no module of "
+                "TorchOptim: give the model or the guide an nn.Parameter instead of a call of pyro.param"
             )
 
     def clip_gradients(self) -> Tensor:

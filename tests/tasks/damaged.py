@@ -61,8 +61,8 @@ def damaged_files(draw: st.DrawFn, originals: Callable[[], tuple[bytes, ...]]) -
     if encoding.startswith("utf-16"):
         return data.decode("latin-1").encode("utf-16" if encoding == "utf-16" else "utf-16-le")
     if "gzip" in encoding:
-        compressed = gzip.compress(data, mtime=0)
-        return compressed if encoding == "gzip" else compressed[: len(compressed) // 2]
+        gzip_data = gzip.compress(data, mtime=0)
+        return gzip_data if encoding == "gzip" else gzip_data[: len(gzip_data) // 2]
     return data
 
 

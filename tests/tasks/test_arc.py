@@ -149,16 +149,16 @@ def test_violations_take_any_leading_shape(task):
     assert (violations[1:] > 0).all()
     counts = [[int(task.violations(x, y[n, i])) for i, x in enumerate(puzzles.inputs)] for n in range(4)]
     assert violations.tolist() == counts
-    canonical = task.canonical_form(puzzles.inputs, y)
-    assert canonical.shape == y.shape
-    assert torch.equal(task.violations(puzzles.inputs, canonical), violations)
+    canonical_tokens = task.canonical_form(puzzles.inputs, y)
+    assert canonical_tokens.shape == y.shape
+    assert torch.equal(task.violations(puzzles.inputs, canonical_tokens), violations)
 
 
 def test_no_grid_is_a_violation_if_the_answer_is_unknown(own_folder):
     task = make(files=str(own_folder))
     answered_input, unanswered_input = task.read_inputs((own_folder / "mirror.json").read_text())
-    right, wrong_grid = grids.encode([np.array([[4, 0, 3]], np.uint8), np.array([[7]], np.uint8)], 6)
-    assert task.violations(answered_input, right) == 0
+    right_grid, wrong_grid = grids.encode([np.array([[4, 0, 3]], np.uint8), np.array([[7]], np.uint8)], 6)
+    assert task.violations(answered_input, right_grid) == 0
     assert task.violations(answered_input, wrong_grid) == 4
     assert task.violations(unanswered_input, wrong_grid) == 0
     assert task.violations(unanswered_input, torch.zeros(36, dtype=torch.long)) == 1

@@ -77,9 +77,9 @@ def test_errors_name_own_files_that_are_not_tasks(own_folder, tmp_path):
     ]
     for data, message in cases:
         (own_folder / "wrong.json").write_bytes(data)
-        with pytest.raises(InputError, match=f"^{own_folder}/wrong.json{message}") as caught:
+        with pytest.raises(InputError, match=f"^{own_folder}/wrong.json{message}") as error_info:
             make(files=str(own_folder))
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(error_info.value)
 
 
 def test_own_files_that_give_a_scored_answer_away_lose_that_pair(tmp_path):
@@ -325,8 +325,8 @@ def test_numbers_follow_the_content_of_files_not_their_names(tmp_path):
     b = write(tmp_path / "b", zebra=one_pair(1), two=OWN_TASK, ape=one_pair(2))
     assert numbers(a) == numbers(b)
     assert a.provenance() == b.provenance()
-    reordered = {**OWN_TASK, "train": OWN_TASK["train"][::-1]}
-    c = write(tmp_path / "c", one=one_pair(1), two=one_pair(2), three=reordered)
+    reordered_task = {**OWN_TASK, "train": OWN_TASK["train"][::-1]}
+    c = write(tmp_path / "c", one=one_pair(1), two=one_pair(2), three=reordered_task)
     assert numbers(a) == numbers(c)
     assert a.provenance() == c.provenance()
 

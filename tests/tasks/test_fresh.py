@@ -10,7 +10,7 @@ from pyro_gram.tasks.coloring.task import Coloring, ColoringConfig
 from pyro_gram.tasks.held_out import add_new_classes
 from pyro_gram.tasks.nqueens.task import NQueens, NQueensConfig
 from pyro_gram.tasks.sudoku.boards import random_symmetries, transform
-from pyro_gram.tasks.sudoku.task import FIRST, Sudoku, SudokuConfig
+from pyro_gram.tasks.sudoku.task import FIRST_DIGIT, Sudoku, SudokuConfig
 
 SEED = 7
 
@@ -57,7 +57,9 @@ def test_no_fresh_sudoku_is_an_image_of_a_puzzle_of_a_split_or_of_another_fresh_
     generator = torch.Generator().manual_seed(0)
     for i, x in enumerate(fresh_inputs):
         cells, digits = random_symmetries(12_000, 4, generator)  # nearly all 3,072 of the group
-        images = {tuple(row) for row in transform(x.expand(12_000, 16), cells, digits, FIRST).unique(dim=0).tolist()}
+        images = {
+            tuple(row) for row in transform(x.expand(12_000, 16), cells, digits, FIRST_DIGIT).unique(dim=0).tolist()
+        }
         assert not images & split_inputs
         assert not images & {tuple(other_x) for other_x in fresh_inputs[:i].tolist()}
 

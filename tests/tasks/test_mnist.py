@@ -197,9 +197,9 @@ def test_a_folder_without_the_files_is_an_error_and_no_download(tmp_path, monkey
     if source == "environment":
         monkeypatch.setenv("PYRO_GRAM_DATA", str(tmp_path))
     task = MNIST(MNISTConfig(), str(tmp_path) if source == "argument" else None)
-    with pytest.raises(ConfigError, match=f"{tmp_path} does not hold {IMAGES} .*--data-dir") as caught:
+    with pytest.raises(ConfigError, match=f"{tmp_path} does not hold {IMAGES} .*--data-dir") as error_info:
         task.split("train")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error_info.value)
 
 
 def test_provenance_is_the_digests_of_the_files_that_were_read(folder, monkeypatch):
@@ -252,10 +252,10 @@ def image_file(folder, change):
 )
 def test_each_fault_of_an_image_file_has_its_own_message(folder, change, message):
     path = image_file(folder, change)
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as error_info:
         make(folder).split("train")
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(path) in str(error_info.value)
+    assert "\n" not in str(error_info.value)
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,7 @@ def test_the_real_files_hold_70000_digits_thresholded_at_one_half():
     grey = np.frombuffer(gzip.decompress(path.read_bytes())[16:], np.uint8).reshape(-1, 784)
     assert count_rows(pixels["test"]) == count_rows(grey / 255 > 0.5)
     assert task.labels("test").bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    full = torch.cat((task.labels("train"), task.labels("validation"))).bincount()
-    assert full.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    label_counts = torch.cat((task.labels("train"), task.labels("validation"))).bincount()
+    assert label_counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert 0.13 < pixels["train"].float().mean() < 0.135
     assert task.provenance() == {file: f"md5:{digest}" for file, digest in MD5.items()}

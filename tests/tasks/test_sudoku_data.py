@@ -115,7 +115,7 @@ def test_a_gzip_file_that_is_cut_short_is_named(tmp_path):
         read_csv(tmp_path / "b.csv.gz", 9)
 
 
-def extreme(tmp_path, **changes) -> Sudoku:
+def extreme_task(tmp_path, **changes) -> Sudoku:
     settings = {"train": -1, "validation": 5, "test": -1, **changes}
     return Sudoku(SudokuConfig(size=9, **settings), str(tmp_path))
 
@@ -130,7 +130,7 @@ def test_training_puzzles_symmetric_to_held_out_ones_are_left_out(tmp_path):
     (tmp_path / "sudoku").mkdir()
     write(tmp_path / "sudoku" / "sudoku-extreme-1k_test_hard.csv.gz", test)
     write(tmp_path / "sudoku" / "sudoku-extreme-1k_train.csv.gz", [*random_rows(30, 1), f"s,{texts[0]},{texts[1]},99"])
-    task = extreme(tmp_path, train=0, data_seed=1)
+    task = extreme_task(tmp_path, train=0, data_seed=1)
     train, test_split = task.split("train"), task.split("test")
     assert len(test_split) == 10
     assert len(train) == 31 - 5 - 1
@@ -142,9 +142,9 @@ def test_training_puzzles_symmetric_to_held_out_ones_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("chunk", [7, 20_000])
 def test_one_file_for_training_and_test_shares_no_puzzle_among_splits(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(sudoku_data, "COMPARED_AT_ONCE", chunk)
+    monkeypatch.setattr(sudoku_data, "PUZZLES_AT_ONCE", chunk)
     write(tmp_path / "one.csv", random_rows(60, 0))
-    task = extreme(tmp_path, train_file="one.csv", test_file="one.csv", train=0, validation=20, test=30)
+    task = extreme_task(tmp_path, train_file="one.csv", test_file="one.csv", train=0, validation=20, test=30)
     splits = [task.split(split) for split in ("train", "validation", "test")]
     assert [len(puzzles) for puzzles in splits] == [10, 20, 30]
     keys = np.concatenate([symmetry_invariants((puzzles.inputs - 1).numpy(), 9) for puzzles in splits])
@@ -156,12 +156,12 @@ def test_files_without_puzzles_to_train_or_validate_on_are_an_error(tmp_path):
     settings = {"train_file": "one.csv", "test_file": "one.csv"}
     message = "validation = 5, but without images of test puzzles, .*one.csv holds only {} puzzles"
     with pytest.raises(ConfigError, match=message.format(0)):
-        extreme(tmp_path, **settings, test=0).split("test")
+        extreme_task(tmp_path, **settings, test=0).split("test")
     with pytest.raises(ConfigError, match=message.format(5)):
-        extreme(tmp_path, **settings, test=25).split("test")
+        extreme_task(tmp_path, **settings, test=25).split("test")
     write(tmp_path / "same.csv", random_rows(1, 1) * 8)
     with pytest.raises(ConfigError, match="same.csv holds no puzzles that could be the train split"):
-        extreme(tmp_path, train_file="same.csv", test_file="one.csv").split("train")
+        extreme_task(tmp_path, train_file="same.csv", test_file="one.csv").split("train")
 
 
 @pytest.mark.parametrize("suffix", ["csv", "csv.gz"])
@@ -170,7 +170,7 @@ def test_provenance_is_names_and_digests_of_the_files_once_read(tmp_path, suffix
         "train": write(tmp_path / f"train.{suffix}", random_rows(40, 0)),
         "test": write(tmp_path / f"mine.{suffix}", random_rows(20, 1)),
     }
-    task = extreme(tmp_path, test_file=f"mine.{suffix}")
+    task = extreme_task(tmp_path, test_file=f"mine.{suffix}")
     assert task.provenance() == {}
     task.split("validation")
     assert task.provenance() == {
@@ -187,9 +187,9 @@ def test_generated_puzzles_come_from_no_file():
 def test_sizes_of_splits_are_cut_from_the_files_or_refused(tmp_path):
     write(tmp_path / "train.csv", random_rows(40, 0))
     write(tmp_path / "test.csv", random_rows(20, 1))
-    task = extreme(tmp_path, train=10, test=7)
+    task = extreme_task(tmp_path, train=10, test=7)
     assert [len(task.split(split)) for split in ("train", "validation", "test")] == [10, 5, 7]
-    full_task = extreme(tmp_path, train=0, test=0)
+    full_task = extreme_task(tmp_path, train=0, test=0)
     assert [len(full_task.split(split)) for split in ("train", "validation", "test")] == [35, 5, 20]
     assert torch.equal(full_task.split("test").inputs[:7], task.split("test").inputs)
     assert torch.equal(full_task.split("validation").inputs, task.split("validation").inputs)
@@ -200,23 +200,23 @@ def test_sizes_of_splits_are_cut_from_the_files_or_refused(tmp_path):
         ({"validation": 40}, "validation = 40, but .*train.csv holds only 40 puzzles"),
     ):
         with pytest.raises(ConfigError, match=message):
-            extreme(tmp_path, **settings).split("train")
+            extreme_task(tmp_path, **settings).split("train")
 
 
 def test_files_can_be_named(tmp_path):
     write(tmp_path / "mine.csv", random_rows(40, 0))
     write(tmp_path / "other.csv", random_rows(20, 1))
     path = str(tmp_path / "other.csv")
-    assert len(extreme(tmp_path, train_file="mine.csv", test_file=path, test=0).split("test")) == 20
+    assert len(extreme_task(tmp_path, train_file="mine.csv", test_file=path, test=0).split("test")) == 20
     with pytest.raises(ConfigError, match="no file 'gone.csv'"):
-        extreme(tmp_path, train_file="gone.csv", test_file=path).split("test")
+        extreme_task(tmp_path, train_file="gone.csv", test_file=path).split("test")
 
 
 def test_a_folder_without_the_files_is_an_error_and_without_a_folder_they_are_downloaded(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="holds neither train.csv nor sudoku-extreme-1k_train.csv.*--data-dir"):
-        extreme(tmp_path).split("train")
+        extreme_task(tmp_path).split("train")
     with pytest.raises(ConfigError, match="--data-dir .*gone' is not a directory"):
-        extreme(tmp_path / "gone")
+        extreme_task(tmp_path / "gone")
     monkeypatch.delenv("PYRO_GRAM_DATA", raising=False)
     downloads = []
     monkeypatch.setattr(sudoku_data, "download", lambda *arguments: downloads.append(arguments))

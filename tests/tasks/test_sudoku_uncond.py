@@ -54,8 +54,8 @@ def test_splits_are_distinct_valid_boards(size):
         assert puzzles.inputs is None
         assert not puzzles.has_all_solutions
         assert task.is_valid(None, puzzles.solutions).all()
-    everything = torch.cat([s.solutions for s in splits])
-    assert len(rows(everything)) == len(everything)
+    all_boards = torch.cat([s.solutions for s in splits])
+    assert len(rows(all_boards)) == len(all_boards)
 
 
 def test_boards_follow_their_seed():
@@ -66,7 +66,7 @@ def test_boards_follow_their_seed():
 
 def test_the_default_count_is_that_of_the_paper_and_may_exceed_the_searched_grids(monkeypatch):
     assert DEFAULT_COUNTS[9] == 50_000
-    monkeypatch.setattr(boards, "MAX_SEARCHED_9", 10)
+    monkeypatch.setattr(boards, "MAX_SEARCHED_GRIDS_9", 10)
     grids = make(9, count=500).split("train").solutions
     assert len(grids.unique(dim=0)) == 500
 
@@ -133,14 +133,14 @@ def test_violations_count_missing_digits(size):
 def test_independent_samples_of_4x4_have_the_total_variation_of_a_perfect_sampler():
     task = make(4)
     samples = random_grids(4, 5000, torch.Generator().manual_seed(0))[:, None] - 1
-    extra = task.extra_metrics(task.split("test"), samples)
-    assert extra["validity"] == 1
-    assert extra["grids_found"] == 288
-    assert extra["uniqueness"] == 288 / 5000
+    own_metrics = task.extra_metrics(task.split("test"), samples)
+    assert own_metrics["validity"] == 1
+    assert own_metrics["grids_found"] == 288
+    assert own_metrics["uniqueness"] == 288 / 5000
     metrics = measure(task, task.split("test"), samples)
     assert abs(metrics.total_variation - metrics.total_variation_perfect) < 0.015
     assert 0.08 < metrics.total_variation_perfect < 0.11  # sqrt(288 / (2 pi 5000)) = 0.096
-    assert "novelty" not in extra
+    assert "novelty" not in own_metrics
 
 
 def test_a_sampler_of_half_of_the_grids_has_total_variation_one_half():
@@ -148,13 +148,13 @@ def test_a_sampler_of_half_of_the_grids_has_total_variation_one_half():
     right_boards = (all_grids_4()[:144] - 1).repeat(10, 1)
     wrong_boards = torch.zeros(480, 16, dtype=torch.long)
     samples = torch.cat((right_boards, wrong_boards))[:, None]
-    extra = task.extra_metrics(task.split("test"), samples)
-    assert extra["validity"] == 0.75
-    assert extra["grids_found"] == 144
+    own_metrics = task.extra_metrics(task.split("test"), samples)
+    assert own_metrics["validity"] == 0.75
+    assert own_metrics["grids_found"] == 144
     metrics = measure(task, task.split("test"), samples)
     assert metrics.total_variation == pytest.approx(0.5)
     assert metrics.total_variation_perfect < 0.3
-    assert extra["uniqueness"] == 0.1
+    assert own_metrics["uniqueness"] == 0.1
 
 
 @pytest.mark.parametrize("size", [6, 9])
@@ -162,17 +162,17 @@ def test_training_boards_are_not_novel_and_copies_not_unique(size):
     task = make(size)
     train, test = task.split("train").solutions[:30], task.split("test").solutions[:10]
     samples = torch.cat((train, train, test, torch.zeros_like(test)))[:, None]
-    extra = task.extra_metrics(task.split("test"), samples)
-    assert extra["validity"] == pytest.approx(70 / 80)
-    assert extra["uniqueness"] == pytest.approx(40 / 70)
-    assert extra["novelty"] == pytest.approx(10 / 40)
-    assert set(extra) == {"validity", "uniqueness", "novelty"}
+    own_metrics = task.extra_metrics(task.split("test"), samples)
+    assert own_metrics["validity"] == pytest.approx(70 / 80)
+    assert own_metrics["uniqueness"] == pytest.approx(40 / 70)
+    assert own_metrics["novelty"] == pytest.approx(10 / 40)
+    assert set(own_metrics) == {"validity", "uniqueness", "novelty"}
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_metrics_without_any_valid_sample_are_left_out(size):
-    extra = make(size).extra_metrics(make(size).split("test"), torch.zeros(5, 1, size * size, dtype=torch.long))
-    assert extra == ({"validity": 0.0, "grids_found": 0.0} if size == 4 else {"validity": 0.0})
+    own_metrics = make(size).extra_metrics(make(size).split("test"), torch.zeros(5, 1, size * size, dtype=torch.long))
+    assert own_metrics == ({"validity": 0.0, "grids_found": 0.0} if size == 4 else {"validity": 0.0})
 
 
 # ---- text, picture, settings -------------------------------------------------------------------------------------

@@ -89,12 +89,12 @@ def test_every_registered_task_is_a_case():
 def test_colour_adds_escape_codes_and_nothing_else(case):
     task = make_task_of(case)
     for x, y in [*attempts(task), (pair(task)[0], None)]:
-        text, coloured = task.render(x, y), task.render(x, y, colour=True)
+        text, coloured_text = task.render(x, y), task.render(x, y, colour=True)
         assert "\x1b" not in text
-        assert strip_escape_codes(coloured) == text
+        assert strip_escape_codes(coloured_text) == text
         if y is not None:
-            assert "\x1b[" in coloured
-            assert all(line.count("\x1b[0m") * 2 == line.count("\x1b[") for line in coloured.splitlines())
+            assert "\x1b[" in coloured_text
+            assert all(line.count("\x1b[0m") * 2 == line.count("\x1b[") for line in coloured_text.splitlines())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -129,9 +129,9 @@ def test_by_default_a_rendering_is_the_texts():
     assert Task.render(task, x).splitlines() == rendering[:1]
     assert Task.render(task, x, y).splitlines() == rendering
     mistakes = y.roll(1)
-    text, coloured = (Task.render(task, x, mistakes, colour) for colour in (False, True))
+    text, coloured_text = (Task.render(task, x, mistakes, colour) for colour in (False, True))
     assert text.splitlines() == [task.format_input(x), task.format_solution(x, mistakes) + " !"]
-    assert coloured != text == strip_escape_codes(coloured)
+    assert coloured_text != text == strip_escape_codes(coloured_text)
 
 
 # ---- marks of mistakes ---------------------------------------------------------------------------------------------

@@ -39,9 +39,9 @@ def test_a_thousand_times_the_usual_and_at_least_a_thousand_nats_is_an_explosion
 @pytest.mark.parametrize("field", ["loss", "gradient_norm"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_value_that_is_not_finite_is_refused_with_its_place(field, value):
-    for on_policy, where in ((False, r"in batch 3, step 1$"), (True, r"step 1 of the on-policy part$")):
+    for on_policy, place in ((False, r"in batch 3, step 1$"), (True, r"step 1 of the on-policy part$")):
         record = replace(RECORD, on_policy=on_policy, **{field: value})
-        with pytest.raises(DivergedError, match=where) as e:
+        with pytest.raises(DivergedError, match=place) as e:
             DivergenceCheck().check(record)
         assert e.value.record is record
         assert record.to_dict() == {**RECORD.to_dict(), "on_policy": on_policy, field: str(value)}

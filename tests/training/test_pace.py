@@ -43,13 +43,13 @@ def clock(monkeypatch):
     def start(factor):
         clock, update = Clock(factor), Trainer.update
 
-        def slow(self, guide, *arguments, **keywords):
+        def slow_update(self, guide, *arguments, **keywords):
             clock.now += clock.factor * (ON_POLICY if guide is self.prior_guide else UPDATE)
             return update(self, guide, *arguments, **keywords)
 
         for module in (pace, training):
             monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock.perf_counter))
-        monkeypatch.setattr(Trainer, "update", slow)
+        monkeypatch.setattr(Trainer, "update", slow_update)
         return clock
 
     return start

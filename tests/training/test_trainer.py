@@ -105,12 +105,12 @@ def test_a_batch_makes_one_update_per_supervision_step_and_carries_the_state_on(
 
 def test_evaluation_weights_are_the_running_average_with_a_warm_start():
     trainer = make_trainer(ema=0.9, batches=1, supervision_steps=1)
-    initial = weights(trainer)
+    initial_weights = weights(trainer)
     next(train_batches(trainer))
-    final, (model, guide) = weights(trainer), trainer.averaged_modules
+    final_weights, (model, guide) = weights(trainer), trainer.averaged_modules
     averages = [p for m in (model, guide) for p in m.parameters()]
     assert guide.model is model
-    for s, e, a in zip(initial, final, averages, strict=True):
+    for s, e, a in zip(initial_weights, final_weights, averages, strict=True):
         assert not torch.equal(s, e)
         torch.testing.assert_close(a, e)  # the first update starts the average
 
@@ -293,14 +293,14 @@ def test_puzzle_embeddings_have_a_rate_and_a_decay_of_their_own():
     case = build_case(task_name="arc", optim={"lr": 1e-3, "embedding_lr": 0.1, "embedding_decay": 0.5, "warmup": 1})
     model, guide = case.solver.model, case.solver.guide
     optim = TorchOptim({"model": model, "guide": guide}, case.solver.config.optim)
-    main, embeddings = optim.groups
-    (embedding,) = embeddings["params"]
+    main_group, embedding_group = optim.groups
+    (embedding,) = embedding_group["params"]
     assert embedding is model.encoder.puzzle_embedding
-    assert all(p is not embedding for p in main["params"])
-    assert embeddings["weight_decay"] == 0.5
+    assert all(p is not embedding for p in main_group["params"])
+    assert embedding_group["weight_decay"] == 0.5
     old_embedding = embedding.detach().clone()
     SVI(model, guide, optim, Trace_ELBO()).step(case.x, case.y)
-    assert (main["lr"], embeddings["lr"]) == pytest.approx((1e-3, 0.1))
+    assert (main_group["lr"], embedding_group["lr"]) == pytest.approx((1e-3, 0.1))
     rows = case.x[:, 0].unique()
     step = (embedding - old_embedding * (1 - 0.1 * 0.5)).abs()
     assert step[rows].amax().item() == pytest.approx(0.1, rel=1e-2)  # Adam's first step is its rate

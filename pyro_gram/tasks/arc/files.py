@@ -89,31 +89,31 @@ def parse_json_text(text: str) -> Any:
         raise InputError(f"the task is not JSON: {e}") from None
 
 
-def parse_grid(rows: Any, where: str, max_side: int | None) -> Grid:
+def parse_grid(rows: Any, place: str, max_side: int | None) -> Grid:
     """Convert nested lists to a grid.
 
     Args:
         rows: the value of the JSON.
-        where: the beginning of error messages.
+        place: the beginning of error messages.
         max_side: the most rows and columns; None for no limit.
 
     Raises:
         InputError: ``rows`` is not a list of rows, is empty, ragged or too large, or has a value that is not a colour.
     """
     if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
-        raise InputError(f"{where} must be a list of rows, each a list of colours 0-9")
+        raise InputError(f"{place} must be a list of rows, each a list of colours 0-9")
     if not rows or not rows[0]:
-        raise InputError(f"{where} is an empty grid: give at least one row of one cell")
+        raise InputError(f"{place} is an empty grid: give at least one row of one cell")
     for number, row in enumerate(rows, start=1):
         if len(row) != len(rows[0]):
-            raise InputError(f"{where} is ragged: row {number} has {len(row)} cells, row 1 has {len(rows[0])}")
+            raise InputError(f"{place} is ragged: row {number} has {len(row)} cells, row 1 has {len(rows[0])}")
         for value in row:
             if type(value) is not int or not 0 <= value < COLORS:
                 raise InputError(
-                    f"{where}, row {number}: {json.dumps(value)[:40]} is not a colour (an integer from 0 to 9)"
+                    f"{place}, row {number}: {json.dumps(value)[:40]} is not a colour (an integer from 0 to 9)"
                 )
     if max_side is not None and max(len(rows), len(rows[0])) > max_side:
-        raise InputError(f"{where} has {len(rows)} x {len(rows[0])} cells; this canvas holds {max_side} x {max_side}")
+        raise InputError(f"{place} has {len(rows)} x {len(rows[0])} cells; this canvas holds {max_side} x {max_side}")
     return np.array(rows, dtype=np.uint8)
 
 
@@ -156,13 +156,13 @@ def parse_puzzle(data: Any, name: str, max_side: int | None) -> ArcPuzzle:
         if not isinstance(data[part], list) or not data[part]:
             raise InputError(f'"{part}" must be a list of at least one pair')
         for number, pair in enumerate(data[part], start=1):
-            where = f"{part} pair {number}"
+            place = f"{part} pair {number}"
             has_output = part == "train" or not isinstance(pair, dict) or pair.get("output") not in NO_OUTPUT
             keys = ("input", "output") if has_output else ("input",)
-            missing = [key for key in keys if not isinstance(pair, dict) or key not in pair]
-            if missing:
-                raise InputError(f'{where} has no "{missing[0]}"')
-            grids = [parse_grid(pair[key], f"{where}, {key}", max_side) for key in keys]
+            missing_keys = [key for key in keys if not isinstance(pair, dict) or key not in pair]
+            if missing_keys:
+                raise InputError(f'{place} has no "{missing_keys[0]}"')
+            grids = [parse_grid(pair[key], f"{place}, {key}", max_side) for key in keys]
             part_pairs.append((grids[0], grids[1] if has_output else None))
     return ArcPuzzle(name, tuple(pairs["train"]), tuple(pairs["test"]))
 
@@ -178,9 +178,9 @@ def parse_input(data: dict[str, Any], max_side: int) -> tuple[str, int, Grid]:
     for key in ("id", "input"):
         if key not in data:
             raise InputError(f'the object has no "{key}": an input is {{"id": TASK, "version": V, "input": GRID}}')
-    extra = sorted(data.keys() - {"id", "name", "version", "input"})
-    if extra:
-        raise InputError(f'an input has "id", "version" and "input"; {json.dumps(extra[0])} is none of them')
+    extra_keys = sorted(data.keys() - {"id", "name", "version", "input"})
+    if extra_keys:
+        raise InputError(f'an input has "id", "version" and "input"; {json.dumps(extra_keys[0])} is none of them')
     name, version = data["id"], data.get("version", 0)
     if not isinstance(name, str):
         raise InputError(f"id must be a text, not {json.dumps(name)}")

@@ -69,8 +69,8 @@ INVERSE = np.array([t if not t & 1 else 1 | (t & 2) << 1 | (t & 4) >> 1 for t in
 def canonical_colors(grids: Sequence[Grid]) -> tuple[bytes, list[int]]:
     """Rename the nine colours in order of first appearance; return the content as bytes, and that order."""
     cells = np.concatenate([g.ravel() for g in grids])
-    present, first = np.unique(cells, return_index=True)
-    order = [int(c) for c in present[np.argsort(first)] if c]
+    cell_colors, first = np.unique(cells, return_index=True)
+    order = [int(c) for c in cell_colors[np.argsort(first)] if c]
     new_color = np.zeros(COLORS, dtype=np.uint8)
     new_color[order] = np.arange(1, len(order) + 1)
     return repr([g.shape for g in grids]).encode() + new_color[cells].tobytes(), order
@@ -107,7 +107,7 @@ def draw_augmentations(name: str, grids: Sequence[Grid], count: int, seed: int) 
     rng = np.random.default_rng([seed, word])
     # Two versions are equal iff their transforms give the same content up to colours, and the same new colours in it.
     contents = [canonical_colors([apply_transform(g, t) for g in grids]) for t in range(TRANSFORMS)]
-    first_equal = np.array([[c for c, _ in contents].index(content) for content, _ in contents])
+    first_equal_transform = np.array([[c for c, _ in contents].index(content) for content, _ in contents])
     orders = np.array([order for _, order in contents], dtype=np.int64)  # [8, colours in the content]
     transforms, colors = np.zeros(1, np.uint8), np.arange(COLORS, dtype=np.uint8)[None]
     for _ in range(5):  # as in TRM, five tries for each version; one is nearly always enough
@@ -117,7 +117,7 @@ def draw_augmentations(name: str, grids: Sequence[Grid], count: int, seed: int) 
         new_colors[:, 1:] = rng.permuted(new_colors[:, 1:], axis=1)
         transforms = np.concatenate((transforms, rng.integers(0, TRANSFORMS, len(new_colors), dtype=np.uint8)))
         colors = np.concatenate((colors, new_colors))
-        keys = first_equal[transforms]
+        keys = first_equal_transform[transforms]
         for names in np.take_along_axis(colors, orders[transforms], axis=1).T:
             keys = keys * COLORS + names
         first = np.sort(np.unique(keys, return_index=True)[1])[: 1 + count]
@@ -162,9 +162,9 @@ def crop(tokens: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
     run_length = (cells >= FIRST_COLOR).long().cumprod(-1).sum(-1)  # [..., C]: colours at the left of each row
     width = run_length.cummin(-1).values
     area = width * torch.arange(1, tokens.shape[-1] + 1)
-    best = area.argmax(-1, keepdim=True)
-    columns = width.gather(-1, best).squeeze(-1)
-    size = torch.stack((torch.where(columns > 0, best.squeeze(-1) + 1, 0), columns), dim=-1)
+    last_row = area.argmax(-1, keepdim=True)
+    columns = width.gather(-1, last_row).squeeze(-1)
+    size = torch.stack((torch.where(columns > 0, last_row.squeeze(-1) + 1, 0), columns), dim=-1)
     return cells * _inside_mask(size, tokens.shape[-1]), size
 
 
@@ -197,27 +197,27 @@ def turn(cells: Tensor, size: Tensor, transform: Tensor, colors: Tensor) -> tupl
     """
     side = torch.arange(cells.shape[-1])
     is_transposed, is_flipped_up, is_flipped_left = (((transform >> bit) & 1).bool() for bit in range(3))
-    size_out = torch.where(is_transposed[..., None], size.flip(-1), size)
+    image_size = torch.where(is_transposed[..., None], size.flip(-1), size)
     # Cell (i, j) of the image is cell (r, c) of the grid; (r, c) is (j, i) or, if not transposed, (i, j), flipped.
     r = torch.where(is_flipped_up[..., None], size[..., :1] - 1 - side, side)
     c = torch.where(is_flipped_left[..., None], size[..., 1:] - 1 - side, side)
     plain_index = r[..., :, None] * len(side) + c[..., None, :]
     index = torch.where(is_transposed[..., None, None], plain_index.transpose(-1, -2), plain_index)
-    is_inside = _inside_mask(size_out, len(side))
+    is_inside = _inside_mask(image_size, len(side))
     tokens = cells.flatten(-2).gather(-1, torch.where(is_inside, index, 0).flatten(-2))
     tokens = colors.gather(-1, (tokens - FIRST_COLOR).clamp(min=0)) + FIRST_COLOR
-    return tokens.view(cells.shape) * is_inside, size_out
+    return tokens.view(cells.shape) * is_inside, image_size
 
 
-def shift(tokens: Tensor, by: Tensor) -> Tensor:
-    """Return ``out[r, c] = tokens[r + by[0], c + by[1]]``, 0 outside the canvas.
+def shift(tokens: Tensor, distance: Tensor) -> Tensor:
+    """Return ``out[r, c] = tokens[r + distance[0], c + distance[1]]``, 0 outside the canvas.
 
     Args:
         tokens: int64 ``[..., C, C]``.
-        by: int64 ``[..., 2]``.
+        distance: rows and columns, int64 ``[..., 2]``.
     """
     side = torch.arange(tokens.shape[-1])
-    r, c = side + by[..., :1], side + by[..., 1:]
+    r, c = side + distance[..., :1], side + distance[..., 1:]
     is_inside = ((r >= 0) & (r < len(side)))[..., :, None] & ((c >= 0) & (c < len(side)))[..., None, :]
     index = torch.where(is_inside, r[..., :, None] * len(side) + c[..., None, :], 0)
     return tokens.flatten(-2).gather(-1, index.flatten(-2)).view(tokens.shape) * is_inside

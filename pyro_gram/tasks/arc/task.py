@@ -274,15 +274,15 @@ class Arc(Task):
     # ---- text and picture --------------------------------------------------------------------------------------
 
     @cached_property
-    def _by_demonstrations(self) -> dict[Hashable, int]:
+    def _index_by_demonstrations(self) -> dict[Hashable, int]:
         return {p.demonstrations: i for i, p in reversed(list(enumerate(self.puzzles)))}
 
     @cached_property
-    def _by_id(self) -> dict[str, int]:
+    def _index_by_id(self) -> dict[str, int]:
         return {p.id: i for i, p in enumerate(self.puzzles)}
 
     @cached_property
-    def _by_grid(self) -> dict[Hashable, dict[int, Tensor]]:
+    def _inputs_by_grid(self) -> dict[Hashable, dict[int, Tensor]]:
         """Input grid of any split -> task -> x."""
         inputs: dict[Hashable, dict[int, Tensor]] = {}
         for name in ("test", "validation", "train"):
@@ -311,7 +311,7 @@ class Arc(Task):
         if isinstance(data, dict) and data.keys() & {"id", "input"} and not data.keys() & {"train", "test"}:
             return [self._input_from_id(*arc_files.parse_input(data, self.canvas))]
         puzzle = arc_files.parse_puzzle(data, "input", self.canvas)
-        task = self._by_demonstrations.get(puzzle.demonstrations)
+        task = self._index_by_demonstrations.get(puzzle.demonstrations)
         if task is None:
             raise InputError(
                 "this checkpoint has no embedding for the task, as it was not trained on these demonstrations: put the "
@@ -323,7 +323,7 @@ class Arc(Task):
         return torch.cat((self._first_number[task].view(1) + version, grids.encode([grid], self.canvas)[0]))
 
     def _input_from_id(self, name: str, version: int, grid: Grid) -> Tensor:
-        task = self._by_id.get(name)
+        task = self._index_by_id.get(name)
         if task is None:
             raise InputError(f"id {json.dumps(name)} is no task of this run: give the task, with its demonstrations")
         last = int(self._num_versions[task]) - 1
@@ -333,7 +333,7 @@ class Arc(Task):
         return self._make_input(task, version, grid)
 
     def _input_from_grid(self, grid: Grid) -> Tensor:
-        inputs = list(self._by_grid.get(grid_key(grid), {}).values())
+        inputs = list(self._inputs_by_grid.get(grid_key(grid), {}).values())
         if len(inputs) == 1:
             return inputs[0]
         reason = f"is an input of {len(inputs)} tasks" if inputs else "is an input of no task of this run"

@@ -138,8 +138,8 @@ class Coloring(Task):
         vertex = torch.arange(self.n)[:, None].expand(self.n, COLORS)
         first_vertex = torch.where(color[..., None] == torch.arange(COLORS), vertex, self.n).amin(-2)  # [..., COLORS]
         rank = first_vertex.argsort(dim=-1, stable=True).argsort(dim=-1)
-        renamed = rank.gather(-1, color.clamp(min=0)) + self._first_color
-        return torch.where(color >= 0, renamed, y)
+        renamed_colors = rank.gather(-1, color.clamp(min=0)) + self._first_color
+        return torch.where(color >= 0, renamed_colors, y)
 
     # ---- data --------------------------------------------------------------------------------------------------
 
@@ -311,9 +311,9 @@ def draw_graphs(rng: np.random.Generator, n: int, p: float, count: int) -> np.nd
     while len(edge_sets) < count and barren_batches < 20:
         edges = rng.random((4096, len(rows))) < p
         is_colorable = enumerate_colorings(torch.from_numpy(edges))[1].numpy() > 0
-        previous = len(edge_sets)
+        previous_count = len(edge_sets)
         edge_sets.update(dict.fromkeys(row.tobytes() for row in edges[is_colorable]))
-        barren_batches = barren_batches + 1 if len(edge_sets) == previous else 0
+        barren_batches = barren_batches + 1 if len(edge_sets) == previous_count else 0
     edges = np.frombuffer(b"".join(list(edge_sets)[:count]), dtype=bool).reshape(-1, len(rows))
     graphs = np.zeros((len(edges), n, n), dtype=bool)
     graphs[:, rows, cols] = edges

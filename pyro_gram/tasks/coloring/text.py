@@ -92,13 +92,13 @@ def _parse_line(line: str, check_order: CheckOrder) -> Edges:
     is_sparse6 = line.startswith(":")
     body = line[is_sparse6:]
     if not body or not all(63 <= ord(c) <= 126 for c in body):  # networkx would read some other characters as edges
-        _malformed(excerpt)
+        _refuse_malformed(excerpt)
     check_order(_order(body, excerpt))
     try:
         data = line.encode("ascii")
         graph = nx.from_sparse6_bytes(data) if is_sparse6 else nx.from_graph6_bytes(data)  # type: ignore[call-overload]
     except (nx.NetworkXError, ValueError, IndexError):
-        _malformed(excerpt)
+        _refuse_malformed(excerpt)
     _check_nothing_follows(line, graph, is_sparse6, excerpt)
     edges = {(min(u, v), max(u, v)) for u, v in graph.edges()}
     loop = next((u for u, v in sorted(edges) if u == v), None)
@@ -121,7 +121,7 @@ def _order(body: str, excerpt: str) -> int:
     start, length = (0, 1) if values[0] < 63 else (1, 3) if values[1:2] != [63] else (2, 6)
     digits = values[start : start + length]
     if len(digits) < length:
-        _malformed(excerpt)
+        _refuse_malformed(excerpt)
     order = 0
     for digit in digits:
         order = order << 6 | digit
@@ -144,7 +144,7 @@ def _other_format(line: str) -> str:
     return next((name for pattern, name in OTHER_FORMATS if pattern.match(line)), "")
 
 
-def _malformed(excerpt: str) -> NoReturn:
+def _refuse_malformed(excerpt: str) -> NoReturn:
     raise InputError(
         f"malformed graph6 {excerpt!r}: expected one line such as 'GCR`v_' (networkx.to_graph6_bytes writes them)"
     ) from None
@@ -183,11 +183,13 @@ def _parse_dimacs(lines: list[str], check_order: CheckOrder) -> Edges:
             order, num_edges = _parse_problem_line(number, line, check_order)
         elif key == "e":
             if order is None:
-                later = next((n for n, text in enumerate(lines, start=1) if _key(text) == "p"), None)
+                later_p_line = next((n for n, text in enumerate(lines, start=1) if _key(text) == "p"), None)
                 raise LineError(
                     number,
                     "an edge, but no line 'p edge VERTICES EDGES' comes before it"
-                    + (f": line {later} belongs in front of the edges" if later else ": put one in front"),
+                    + (
+                        f": line {later_p_line} belongs in front of the edges" if later_p_line else ": put one in front"
+                    ),
                 )
             edges.add(_parse_edge(number, line, order))
             edge_lines += 1

@@ -41,7 +41,7 @@ from pyro_gram.tasks.terminal import WIDTH, mark_mistake, nearest_colour, painte
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MAX_ENUMERATED = 12  # 12 queens have 14,200 solutions; inputs of larger boards are listed with one solution
+MAX_ENUMERATED_SIZE = 12  # 12 queens have 14,200 solutions; inputs of larger boards are listed with one solution
 TRAIN_SHARE = 0.85
 TEST_ORBIT_SHARE = 0.15  # of the orbits of solutions; validation has half as many
 EMPTY, QUEEN = 1, 2  # tokens of the cell layout; 0 is the paper's padding
@@ -80,9 +80,9 @@ class NQueensConfig:
         check_range(self, max_queens=(self.min_queens, self.size))
         check_choice("layout", self.layout, ("row", "cell"))
         check_choice("split_by", self.split_by, ("input", "orbit"))
-        if self.split_by == "orbit" and self.size > MAX_ENUMERATED:
+        if self.split_by == "orbit" and self.size > MAX_ENUMERATED_SIZE:
             raise ConfigError(
-                f"split_by = orbit needs every solution, known up to size = {MAX_ENUMERATED}, not {self.size}: "
+                f"split_by = orbit needs every solution, known up to size = {MAX_ENUMERATED_SIZE}, not {self.size}: "
                 "lower size, or set split_by = input"
             )
         check_seed(self.data_seed, "data_seed")
@@ -159,7 +159,7 @@ class NQueens(Task):
     def _splits(self) -> dict[str, PuzzleSet]:
         c = self.config
         rng = np.random.default_rng(c.data_seed)
-        if c.size <= MAX_ENUMERATED:
+        if c.size <= MAX_ENUMERATED_SIZE:
             puzzles = completions(all_solutions(c.size), c.min_queens, c.max_queens)
         else:
             solutions = random_solutions(rng, c.size, c.solutions)
@@ -252,7 +252,7 @@ class NQueens(Task):
 
     def count_solutions(self, x: Tensor) -> int | None:
         """Count all completions, for sizes whose solutions are enumerated."""
-        if self.n > MAX_ENUMERATED:
+        if self.n > MAX_ENUMERATED_SIZE:
             return None
         board = self.board(x)
         columns = torch.where(board.any(1), board.long().argmax(1), -1)

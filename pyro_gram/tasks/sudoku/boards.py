@@ -19,7 +19,7 @@ from torch import Tensor
 
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size -> rows and columns of a box
 SIZES = tuple(BOXES)
-MAX_SEARCHED_9 = 2000  # 9x9 grids that are found by search; any further ones are random images of these
+MAX_SEARCHED_GRIDS_9 = 2000  # 9x9 grids that are found by search; any further ones are random images of these
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _fewest_cells_of_a_digit(candidates: list[int], filled_cells: int, g: Geomet
     Returns:
         The pairs (digit, cell); None if some digit fits into no cell of a unit.
     """
-    fewest_cells, fewest, fewest_digit = 0, g.size + 1, 0
+    fewest_cells, min_count, fewest_digit = 0, g.size + 1, 0
     for digit, digit_cells in enumerate(candidates):
         for unit in g.unit_masks:
             cells = digit_cells & unit
@@ -210,8 +210,8 @@ def _fewest_cells_of_a_digit(candidates: list[int], filled_cells: int, g: Geomet
                 if cells & filled_cells:
                     continue
                 return [(digit, _lowest_bit(cells))] if cells else None
-            if fewest > 2 and (number := cells.bit_count()) < fewest:
-                fewest_cells, fewest, fewest_digit = cells, number, digit
+            if min_count > 2 and (number := cells.bit_count()) < min_count:
+                fewest_cells, min_count, fewest_digit = cells, number, digit
     moves = []
     while fewest_cells:
         moves.append((fewest_digit, _lowest_bit(fewest_cells)))
@@ -316,11 +316,11 @@ def _invariants(boards: np.ndarray, size: int, rounds: int) -> np.ndarray:
         rows = _scramble(rows + _scramble(rows.sum(2, keepdims=True)))
         cols = _scramble(cols + _scramble(cols.sum(2, keepdims=True)))
         boxes = _scramble(grid.sum((2, 4), keepdims=True) ^ np.uint64(2))
-        words = torch.zeros(n, size + 1, dtype=torch.int64)
-        words.scatter_add_(1, digit, torch.from_numpy(color.view(np.int64)))
-        words = torch.from_numpy(_scramble(words.numpy().view(np.uint64) ^ np.uint64(4)).view(np.int64))
-        words[:, 0] = 0  # blanks are unrelated
-        same_digit = words.gather(1, digit).numpy().view(np.uint64)
+        digit_hashes = torch.zeros(n, size + 1, dtype=torch.int64)
+        digit_hashes.scatter_add_(1, digit, torch.from_numpy(color.view(np.int64)))
+        digit_hashes = torch.from_numpy(_scramble(digit_hashes.numpy().view(np.uint64) ^ np.uint64(4)).view(np.int64))
+        digit_hashes[:, 0] = 0  # blanks are unrelated
+        same_digit = digit_hashes.gather(1, digit).numpy().view(np.uint64)
         lines = rows[:, :, :, None, None] + cols[:, None, None]  # a sum: the same after a transposition
         grid = _scramble(grid) * np.uint64(3) + (lines ^ np.uint64(8)) + boxes + same_digit.reshape(grid.shape)
         color = _scramble(grid).reshape(n, g.cells)
@@ -328,7 +328,7 @@ def _invariants(boards: np.ndarray, size: int, rounds: int) -> np.ndarray:
 
 
 def _scramble(x: np.ndarray) -> np.ndarray:
-    """Apply the finaliser of SplitMix64, a bijection of 64-bit words."""
+    """Apply the finaliser of SplitMix64, a bijection of 64-bit integers."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -386,7 +386,7 @@ def random_grids(size: int, count: int, generator: torch.Generator) -> Tensor:
         representatives = _representative_grids_6()
         grids = representatives[torch.randint(len(representatives), (count,), generator=generator)]
     else:
-        searched_grids = _search_grids_9(min(count, MAX_SEARCHED_9), generator)
+        searched_grids = _search_grids_9(min(count, MAX_SEARCHED_GRIDS_9), generator)
         grids = searched_grids.repeat(math.ceil(count / max(1, len(searched_grids))), 1)[:count]
     cells, digits = random_symmetries(count, size, generator)
     return transform(grids, cells, digits, first=1)

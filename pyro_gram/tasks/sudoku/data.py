@@ -24,7 +24,7 @@ from pyro_gram.tasks.sudoku.boards import all_grids_4, missing_digits, random_gr
 BATCH = 1000  # random puzzles drawn at once
 MAX_BARREN_BATCHES = 8  # random_puzzles gives up after so many batches in a row without a puzzle of a kind it needs
 ROWS_AT_ONCE = 50_000  # rows of a file checked at once
-COMPARED_AT_ONCE = 20_000  # puzzles compared with held-out ones at once: about a second
+PUZZLES_AT_ONCE = 20_000  # puzzles compared with held-out ones at once: about a second
 
 PUZZLE_COLUMNS = ("question", "questions", "puzzle", "puzzles", "quiz", "quizzes")  # the most frequent name first
 ANSWER_COLUMNS = ("answer", "answers", "solution", "solutions")
@@ -174,10 +174,10 @@ def exclude_symmetric(boards: np.ndarray, order: np.ndarray, held_out: np.ndarra
         Indices, int64 ``[m]``, m at most ``count``.
     """
     index = order[:0]
-    for start in range(0, len(order), COMPARED_AT_ONCE):
+    for start in range(0, len(order), PUZZLES_AT_ONCE):
         if len(index) >= count:
             break
-        chunk = order[start : start + COMPARED_AT_ONCE]
+        chunk = order[start : start + PUZZLES_AT_ONCE]
         keys = symmetry_invariants(boards[chunk], size)
         index = np.concatenate((index, chunk[~np.isin(keys, held_out)]))
     return index[:count]

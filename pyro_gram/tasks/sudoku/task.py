@@ -51,11 +51,11 @@ from pyro_gram.tasks.terminal import FILLED_INK, join_blocks, join_cells, mark_m
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BLANK, FIRST = 1, 2  # tokens as in the paper: 0 padding (not used here), 1 a blank, 2 the digit 1, ...
+BLANK, FIRST_DIGIT = 1, 2  # tokens as in the paper: 0 padding (not used here), 1 a blank, 2 the digit 1, ...
 CLUES = {4: (4, 10), 6: (9, 20), 9: (28, 45)}
 DEFAULT_TRAIN = {4: 7000, 6: 10_000, 9: 1000}
 DEFAULT_TEST = {4: 500, 6: 500, 9: 1000}
-MAX_COUNTED = 1000  # solutions of a board
+MAX_SOLUTIONS_COUNTED = 1000  # solutions of a board
 FRESH_DRAWS = 1000  # the least number of puzzles that fresh_inputs draws at once
 SOURCES = ("auto", "generated", "extreme")
 CLUE_COLOR, FILLED_COLOR, MISTAKE_COLOR = "#000000", "#0072B2", "#C00000"
@@ -150,7 +150,7 @@ class Sudoku(Task):
         self._sources: dict[str, str] = {}
         self.size, self.cells = config.size, config.size**2
         self.paper_name = "sudoku" if config.uses_files else ""
-        self.spec = TaskSpec(self.cells, None, self.size + FIRST, self.cells, self.size + FIRST)
+        self.spec = TaskSpec(self.cells, None, self.size + FIRST_DIGIT, self.cells, self.size + FIRST_DIGIT)
         if config.uses_files:
             data_folder(data_dir)  # report a wrong folder now, not when the data is needed
 
@@ -159,12 +159,12 @@ class Sudoku(Task):
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
         """Count digits missing from rows, columns and boxes, tokens that are no digit, and clues that are changed."""
         assert x is not None
-        num_missing = missing_digits(y - FIRST, self.size)
-        return num_missing + (y < FIRST).sum(-1) + ((x >= FIRST) & (x != y)).sum(-1)
+        num_missing = missing_digits(y - FIRST_DIGIT, self.size)
+        return num_missing + (y < FIRST_DIGIT).sum(-1) + ((x >= FIRST_DIGIT) & (x != y)).sum(-1)
 
     def difficulty(self, x: Tensor) -> Tensor:
         """Count the blank cells, int64 ``[...]``."""
-        return (x < FIRST).sum(-1)
+        return (x < FIRST_DIGIT).sum(-1)
 
     # ---- data --------------------------------------------------------------------------------------------------
 
@@ -261,7 +261,7 @@ class Sudoku(Task):
         assert x is not None
         flat_x, flat_y = x.reshape(-1, self.cells), y.reshape(-1, self.cells)
         cells, digits = random_symmetries(len(flat_y), self.size, generator)
-        image_x, image_y = (transform(board, cells, digits, FIRST) for board in (flat_x, flat_y))
+        image_x, image_y = (transform(board, cells, digits, FIRST_DIGIT) for board in (flat_x, flat_y))
         new_x, new_y = replace_unless_held_out(self._held_out, flat_x, flat_y, image_x, image_y)
         return new_x.reshape(x.shape), new_y.reshape(y.shape)
 
@@ -286,17 +286,17 @@ class Sudoku(Task):
         return split_puzzles(text)
 
     def count_solutions(self, x: Tensor) -> int | None:
-        """Count the solutions; None for more than ``MAX_COUNTED``."""
-        count = len(solve((x - BLANK).tolist(), self.size, MAX_COUNTED + 1))
-        return count if count <= MAX_COUNTED else None
+        """Count the solutions; None for more than ``MAX_SOLUTIONS_COUNTED``."""
+        count = len(solve((x - BLANK).tolist(), self.size, MAX_SOLUTIONS_COUNTED + 1))
+        return count if count <= MAX_SOLUTIONS_COUNTED else None
 
     def format_input(self, x: Tensor | None) -> str:
         assert x is not None
-        return "".join("." if token < FIRST else str(token - BLANK) for token in x.tolist())
+        return "".join("." if token < FIRST_DIGIT else str(token - BLANK) for token in x.tolist())
 
     def format_solution(self, x: Tensor | None, y: Tensor) -> str:
         """Return the digits in one line; ``?`` for a token that is no digit."""
-        return "".join("?" if token < FIRST else str(token - BLANK) for token in y.tolist())
+        return "".join("?" if token < FIRST_DIGIT else str(token - BLANK) for token in y.tolist())
 
     def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
         draw_board(axes, self.size, *self._digits(x, y))

@@ -132,9 +132,9 @@ def _join_rows(lines: list[str]) -> list[str] | None:
 def _check_characters(cells: list[str], lines: list[str]) -> None:
     for cell in cells:
         if len(cell) != 1 or cell not in BLANKS + DIGITS:
-            where = f" (row {next(n for n, line in enumerate(lines, 1) if cell in line)})" if len(lines) > 1 else ""
+            place = f" (row {next(n for n, line in enumerate(lines, 1) if cell in line)})" if len(lines) > 1 else ""
             excerpt = repr(cell[:20]) + "..." * (len(cell) > 20)
-            raise InputError(f"{excerpt}{where} is neither a digit nor a blank: write {FORM}")
+            raise InputError(f"{excerpt}{place} is neither a digit nor a blank: write {FORM}")
 
 
 def _refuse_spaces(lines: list[str], size: int) -> NoReturn:
