@@ -82,12 +82,12 @@ class D3PM(Diffusion):
     def loss(self, e_x: Tensor, y: Tensor) -> Tensor:
         T = self.config.diffusion_steps
         t = (stratified_times(y.shape[:-1], y.device) * T).long() + 1
-        clean = one_hot(y, len(self.stationary)).to(e_x.dtype)
-        marginal = self._corrupt(clean, self.alpha_bar[t])
-        corrupted = dist.Categorical(probs=marginal).sample()
-        logits = self.denoiser(e_x, corrupted, t / T)
+        clean_probs = one_hot(y, len(self.stationary)).to(e_x.dtype)
+        marginal = self._corrupt(clean_probs, self.alpha_bar[t])
+        corrupted_tokens = dist.Categorical(probs=marginal).sample()
+        logits = self.denoiser(e_x, corrupted_tokens, t / T)
         y_0 = self._pad_mask(logits.softmax(-1))
-        q, p = self._reverse(clean, corrupted, t), self._reverse(y_0, corrupted, t)
+        q, p = self._reverse(clean_probs, corrupted_tokens, t), self._reverse(y_0, corrupted_tokens, t)
         kl = (q * ((q + TINY).log() - (p + TINY).log())).sum((-1, -2))
         cross_entropy = -logits.log_softmax(-1).gather(-1, y[..., None]).sum((-1, -2))
         if self.training:
@@ -102,9 +102,9 @@ class D3PM(Diffusion):
             t = torch.full(shape[:-1], step, device=e_x.device)
             y_0 = self._pad_mask(self.denoiser(e_x, tokens, t / T).softmax(-1))
             reverse = dist.Categorical(probs=self._reverse(y_0, tokens, t))
-            new = reverse.sample()
-            log_p = log_p + (reverse.log_prob(new) * (new != tokens)).sum(-1)
-            tokens = new
+            new_tokens = reverse.sample()
+            log_p = log_p + (reverse.log_prob(new_tokens) * (new_tokens != tokens)).sum(-1)
+            tokens = new_tokens
         return tokens, log_p
 
     def _pad_mask(self, probabilities: Tensor) -> Tensor:
@@ -115,11 +115,11 @@ class D3PM(Diffusion):
         alpha_bar = alpha_bar[..., None, None]
         return alpha_bar * probabilities + (1 - alpha_bar) * self.stationary
 
-    def _reverse(self, clean: Tensor, corrupted: Tensor, t: Tensor) -> Tensor:
-        """Return q(y_{t-1} | y_t, y_0), ``[..., L_out, classes (+ 1)]``; p if ``clean`` is a prediction of y_0."""
+    def _reverse(self, clean_probs: Tensor, corrupted_tokens: Tensor, t: Tensor) -> Tensor:
+        """Return q(y_{t-1} | y_t, y_0), ``[..., L_out, classes (+ 1)]``; p if ``clean_probs`` is a prediction."""
         alpha = (self.alpha_bar[t] / self.alpha_bar[t - 1].clamp(min=TINY))[..., None, None]  # alpha_t
-        stays = one_hot(corrupted, len(self.stationary))
-        to_corrupted = alpha * stays + (1 - alpha) * self.stationary[corrupted][..., None]
+        is_same = one_hot(corrupted_tokens, len(self.stationary))
+        transition = alpha * is_same + (1 - alpha) * self.stationary[corrupted_tokens][..., None]
         # The floor avoids 0 / 0, which has no gradient, for clean answers that the network excludes.
-        joint = to_corrupted * (self._corrupt(clean, self.alpha_bar[t - 1]) + self.floor)
+        joint = transition * (self._corrupt(clean_probs, self.alpha_bar[t - 1]) + self.floor)
         return joint / joint.sum(-1, keepdim=True)

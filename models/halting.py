@@ -38,7 +38,7 @@ from pyro_gram.registry import MODELS
 
 from .gram import GRAM, GRAMConfig
 
-HALT_WEIGHT = 0.5  # of the halting loss, relative to the mean cross-entropy of a position
+HALT_WEIGHT = 0.5  # weight of the halting loss, relative to the mean cross-entropy of a position
 DECODINGS, INITIAL_STATES = ("mode", "sampled"), ("fixed", "random")
 
 

@@ -219,7 +219,7 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def scale_gradient(distribution: Any, factor: float) -> Any:
-    """Return a copy of a distribution that multiplies the gradients into its tensors by ``factor``.
+    """Return a copy of a distribution in which the gradients of all tensors are multiplied by ``factor``.
 
     Distributions inside it (in an Independent, a Beta, a LogNormal) are copied in the same way.
 

@@ -35,7 +35,7 @@ SCOPED_SITE = re.compile(r"/|__\d+$")  # a name made by Pyro's scope or name_cou
 
 
 class _ForbidObservations(Messenger):
-    """Raise NotImplementedError if a guide observes a site inside the model's pass: only outer traces would see it."""
+    """Raise NotImplementedError if a guide observes a site inside the model's pass: some estimates would miss it."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] and not msg["infer"].get("_deterministic"):
@@ -77,9 +77,11 @@ class EffectGuide(GuideMessenger, nn.Module):
         super().__init__(model)
         program = poutine.unwrap(model)
         signature = inspect.signature(program.forward if isinstance(program, nn.Module) else program)
-        missing = {"x", "y"} - set(signature.parameters)
-        if missing:
-            raise TypeError(f"the model must take x and y by name; {', '.join(sorted(missing))} missing in {signature}")
+        missing_arguments = {"x", "y"} - set(signature.parameters)
+        if missing_arguments:
+            raise TypeError(
+                f"the model must take x and y by name; {', '.join(sorted(missing_arguments))} missing in {signature}"
+            )
         self._signature = signature
         self._code: Any = None
         self.trace = Trace()

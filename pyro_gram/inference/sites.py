@@ -121,9 +121,9 @@ def why_no_heads(model: Any) -> str:
 
 def check_has_heads(model: Any, purpose: str) -> None:
     """Raise ConfigError if a program has no heads. ``purpose`` is the verb of the message, such as "halt"."""
-    if why := why_no_heads(model):
+    if reason := why_no_heads(model):
         raise ConfigError(
-            f"{why}: it has no heads to {purpose} by; answer by vote (--select vote, or verified), at full depth "
+            f"{reason}: it has no heads to {purpose} by; answer by vote (--select vote, or verified), at full depth "
             "(without --halt) and with independent trajectories (without --draws smc)"
         )
     if not has_heads(model):

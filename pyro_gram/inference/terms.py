@@ -174,11 +174,11 @@ def missing_sites_message() -> str:
 def check_guide_sites(model_trace: Trace, guide_trace: Trace) -> None:
     """Raise ConfigError if the guide's sites are not the model's latents, so that the two have no ELBO."""
     nodes, guide_nodes = model_trace.nodes, guide_trace.nodes
-    missing = [n for n, s in counted_sites(model_trace) if not s["is_observed"] and n not in guide_nodes]
-    if missing:
+    missing_names = [n for n, s in counted_sites(model_trace) if not s["is_observed"] and n not in guide_nodes]
+    if missing_names:
         raise ConfigError(
-            f"the guide does not sample {', '.join(map(repr, missing))}: sample each latent of the model in the guide "
-            "under the same name, or use a subclass of EffectGuide, which draws other latents from the prior"
+            f"the guide does not sample {', '.join(map(repr, missing_names))}: sample each latent of the model in the "
+            "guide under the same name, or use a subclass of EffectGuide, which draws other latents from the prior"
         )
     for name, guide_site in counted_sites(guide_trace):
         if name not in nodes:
@@ -247,9 +247,9 @@ def is_delta(distribution: Any) -> bool:
 
 def is_shared(site: Any, observed: Any) -> bool:
     """Return whether all inputs share a site: it lies outside the plate of the inputs, the rightmost plate around y."""
-    inputs = plate_of_inputs(observed)
-    if inputs:
-        return inputs not in _plates(site)
+    plate_name = plate_of_inputs(observed)
+    if plate_name:
+        return plate_name not in _plates(site)
     # Without that plate, the shapes decide.
     return observed["fn"].batch_shape[-1:].numel() > 1 and site["fn"].batch_shape[-1:].numel() == 1
 
@@ -309,10 +309,10 @@ def per_input(name: str, site: Any, term: Tensor, observed: Any, shape: torch.Si
     """
     plates, y_plates = _plates(site), _plates(observed)
     # A dimension of the site is one of y if both have the same plate there, or both have none.
-    common = {dim for plate, dim in plates.items() if plate in y_plates}
-    common |= set(range(-len(shape), 0)) - set(plates.values()) - set(y_plates.values())
+    common_dims = {dim for plate, dim in plates.items() if plate in y_plates}
+    common_dims |= set(range(-len(shape), 0)) - set(plates.values()) - set(y_plates.values())
     for dim in range(-term.ndim, 0):
-        if dim not in common:
+        if dim not in common_dims:
             term = term.sum(dim, keepdim=True)
         elif term.shape[dim] not in (1, shape[dim]):
             raise ConfigError(

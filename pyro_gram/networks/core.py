@@ -171,8 +171,8 @@ class RotaryAttention(nn.Module):
         qkv = F.linear(x, weight).view(math.prod(batch), L, 3, self.heads, D // self.heads // 2, 2)
         rotation = self.rotation[:L]
         if self.mask is None and L <= MAX_POSITIONS and on_cpu(qkv, rotation):
-            scaled = torch.view_as_complex(rotation * self.scale)
-            return self.out(FusedRotaryAttention.apply(torch.view_as_complex(qkv), scaled).view(*batch, L, D))
+            scaled_rotation = torch.view_as_complex(rotation * self.scale)
+            return self.out(FusedRotaryAttention.apply(torch.view_as_complex(qkv), scaled_rotation).view(*batch, L, D))
         q, k, v = rotate(qkv, rotation).flatten(-2).permute(2, 0, 3, 1, 4).unbind()  # [B, H, L, size] each
         mask = None if self.mask is None else self.mask[:L, :L]
         attention = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

@@ -41,7 +41,7 @@ def embed_input(encoder: nn.Module | None, x: Tensor | None, like: Tensor, batch
     """Return e_x of an input, ``[..., L, D]``; without input (p(x)) it is zeros ``[*batch, *like.shape]``.
 
     Raises:
-        ValueError: an input for a task without input.
+        ValueError: x is given, and the task has no input.
     """
     if x is None:
         return like.new_zeros(*(batch or ()), *like.shape)

@@ -17,18 +17,18 @@ from torch.compiler import is_compiling
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 MAX_POSITIONS = 128  # for longer sequences the scores take too much memory
-_plain: ContextVar[bool] = ContextVar("plain", default=False)
+_use_plain: ContextVar[bool] = ContextVar("plain", default=False)
 
 
 @contextmanager
 def plain_forms() -> Iterator[None]:
     """Use plain torch operations only, without torch's fused attention: second derivatives need them."""
-    token = _plain.set(True)
+    token = _use_plain.set(True)
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        _plain.reset(token)
+        _use_plain.reset(token)
 
 
 def on_cpu(*tensors: Tensor) -> bool:
@@ -36,7 +36,7 @@ def on_cpu(*tensors: Tensor) -> bool:
     dtypes = {t.dtype for t in tensors}
     return (
         not is_compiling()
-        and not _plain.get()
+        and not _use_plain.get()
         and not torch._C._are_functorch_transforms_active()  # torch.func's grad and vmap do not support these functions
         and len(dtypes) == 1
         and dtypes <= {torch.float32, torch.float64}

@@ -118,7 +118,7 @@ class CoupledDraws(Messenger):
         base = getattr(msg["fn"], "base_dist", None)
         if not isinstance(base, torch.distributions.Normal) or isinstance(base, MeanOnly):
             raise ConfigError(
-                f"{self.kind} trajectories need a Gaussian prior: use independent ones with another family"
+                f"{self.kind} trajectories need a Gaussian prior: use independent trajectories with other priors"
             )
         noise = antithetic_noise if self.kind == "antithetic" else sobol_noise
         msg["value"] = base.loc + base.scale * noise(base.loc)

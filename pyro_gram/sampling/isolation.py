@@ -45,7 +45,7 @@ def generator_lock() -> Iterator[None]:
 def isolated_program() -> Iterator[None]:
     """Run Pyro programs without the caller's plates and traces, while no other thread is in such a block.
 
-    The caller's handlers are restored afterwards. A thread that runs Pyro outside such a block is not kept out.
+    The caller's handlers are restored afterwards. A thread that runs Pyro outside such a block does not wait.
 
     Raises:
         UserError: a handler of the caller would change the program's draws, and would be ignored here.

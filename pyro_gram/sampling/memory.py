@@ -26,7 +26,7 @@ def trajectories_in_memory(memory: float, length: int, width: int) -> int:
         UserError: the memory does not hold one trajectory.
     """
     per_trajectory = TENSORS * 4 * length * width / 2**20
-    least = CONSTANT_MB + per_trajectory
-    if not memory >= least:
-        raise UserError(f"a memory limit of {memory:g} MB does not hold one trajectory: give at least {least:.1f}")
+    min_memory = CONSTANT_MB + per_trajectory
+    if not memory >= min_memory:
+        raise UserError(f"a memory limit of {memory:g} MB does not hold one trajectory: give at least {min_memory:.1f}")
     return int(min((memory - CONSTANT_MB) / per_trajectory, 2**31))

@@ -49,11 +49,11 @@ def tally(answers: Sequence[Hashable], scores: Sequence[float]) -> list[Candidat
     """
     candidates: dict[Hashable, Candidate] = {}
     for index, (answer, score) in enumerate(zip(answers, scores, strict=True)):
-        previous = candidates.get(answer)
-        if previous is None:
+        candidate = candidates.get(answer)
+        if candidate is None:
             candidates[answer] = Candidate(index, 1, score)
         else:
-            candidates[answer] = Candidate(previous.first, previous.count + 1, max(previous.score, score))
+            candidates[answer] = Candidate(candidate.first, candidate.count + 1, max(candidate.score, score))
     return sorted(candidates.values(), key=lambda c: (-c.count, -c.score, c.first))
 
 

@@ -89,7 +89,7 @@ def smc(
         x: inputs, int64 ``[B, *event]``.
         num_samples: N.
         depth: supervision steps.
-        seed: of the draws and of the resampling. The caller's random state is restored.
+        seed: seed of the draws and of the resampling. The caller's random state is restored.
         config: settings of the filter.
         temper: the scale of the prior in the first transitions; weights are relative to the tempered prior.
         max_trajectories: the most trajectories that run at once; those of one input always run together.
@@ -126,7 +126,7 @@ def to_rollout(particles: Particles, depth: int, seed: int = 0) -> Rollout:
     Args:
         particles: the result of :func:`smc`.
         depth: supervision steps of the filter.
-        seed: of the resampling. The caller's random state is restored.
+        seed: seed of the resampling. The caller's random state is restored.
     """
     ancestors = sample_ancestors(particles.weight, seed)
     columns = torch.arange(ancestors.shape[1], device=ancestors.device)

@@ -15,9 +15,9 @@ from tests.conftest import build_case, build_small
 
 def draw(seed, spread):
     generator = torch.Generator().manual_seed(seed)
-    loc, other = (spread * torch.randn(6, 3, 5, generator=generator) for _ in range(2))
-    scale, narrow = (torch.rand(6, 3, 5, generator=generator) + 0.1 for _ in range(2))
-    return loc, narrow, dist.Normal(other, scale)
+    loc, prior_loc = (spread * torch.randn(6, 3, 5, generator=generator) for _ in range(2))
+    scale, prior_scale = (torch.rand(6, 3, 5, generator=generator) + 0.1 for _ in range(2))
+    return loc, prior_scale, dist.Normal(prior_loc, scale)
 
 
 def kl_of(loc, scale, prior):
@@ -55,9 +55,7 @@ def test_limit_kl_has_no_gradient_into_the_prior():
 
 
 def test_a_guide_with_fewer_transitions_than_training_is_refused():
-    with pytest.raises(
-        ConfigError, match="guide.guided_transitions = 3 is less than the 4 transitions that training makes"
-    ):
+    with pytest.raises(ConfigError, match="guide.guided_transitions = 3 is less than the 4 transitions of training"):
         build_small(guide={"guided_transitions": 3})  # T = 2, N_sup = 2
 
 
@@ -112,10 +110,10 @@ def test_the_posterior_is_the_head_of_u_and_the_embedded_answer():
     torch.testing.assert_close(q.mean, loc)
     torch.testing.assert_close(q.stddev, scale)
     assert q.event_shape == (4, 16)
-    fresh = type(guide)(guide.Config(hidden=16, initial_scale=0.3), case.solver.task.spec, case.solver.model, 16)
-    torch.testing.assert_close(fresh.posterior(u, code, None).stddev, torch.full((5, 4, 16), 0.3))
+    fresh_guide = type(guide)(guide.Config(hidden=16, initial_scale=0.3), case.solver.task.spec, case.solver.model, 16)
+    torch.testing.assert_close(fresh_guide.posterior(u, code, None).stddev, torch.full((5, 4, 16), 0.3))
     assert len(guide.mix) == 1
-    assert len(fresh.mix) == 0
+    assert len(fresh_guide.mix) == 0
 
 
 def test_limit_kl_moves_mean_and_log_scale_by_one_share():

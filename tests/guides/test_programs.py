@@ -63,8 +63,8 @@ def test_pyros_own_bounds_are_finite(case, number):
 def test_every_parameter_gets_a_gradient(case, number):
     model, guide = parts(case)
     make_elbo(ELBOS[number % len(ELBOS)]).loss_and_grads(model, guide, case.x, case.y)
-    named = {**dict(model.named_parameters(prefix="model")), **dict(guide.named_parameters(prefix="guide"))}
-    assert [n for n, p in named.items() if p.grad is None or not p.grad.any()] == []
+    parameters = {**dict(model.named_parameters(prefix="model")), **dict(guide.named_parameters(prefix="guide"))}
+    assert [n for n, p in parameters.items() if p.grad is None or not p.grad.any()] == []
 
 
 def test_plain_svi_with_pyros_adam_trains_model_and_guide(case):

@@ -128,12 +128,12 @@ def test_gradients_at_balance_b_and_1_minus_b_sum_to_the_plain_gradient_plus_one
 
 
 def test_messenger_and_replay_guide_give_the_same_bound_and_gradients():
-    one_pass = double(build_case(guide_name="amortized"))
-    two_pass = double(build_case(guide_name="replay"))
-    two_pass.solver.model.load_state_dict(one_pass.solver.model.state_dict())
-    two_pass.solver.guide.inference.load_state_dict(one_pass.solver.guide.state_dict())
+    one_pass_case = double(build_case(guide_name="amortized"))
+    two_pass_case = double(build_case(guide_name="replay"))
+    two_pass_case.solver.model.load_state_dict(one_pass_case.solver.model.state_dict())
+    two_pass_case.solver.guide.inference.load_state_dict(one_pass_case.solver.guide.state_dict())
     losses, gradients = [], []
-    for case in (one_pass, two_pass):
+    for case in (one_pass_case, two_pass_case):
         pyro.set_rng_seed(7)
         losses.append(float(TraceMeanField_ELBO().loss_and_grads(case.solver.model, case.solver.guide, case.x, case.y)))
         modules = (case.solver.model, case.solver.guide)

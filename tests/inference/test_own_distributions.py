@@ -56,9 +56,9 @@ class Masked(GRAM):
 
 def test_a_mask_around_y_counts_and_must_fit_the_inputs():
     model, guide, x, y = pair(Masked, AmortizedGuide)
-    by_prior = rollout_log_prob(model, x, y, num_samples=3, depth=1)
+    prior_log_p = rollout_log_prob(model, x, y, num_samples=3, depth=1)
     draws = guide_draws(model, guide, x, y, steps=1, num_samples=3)
-    for log_p in (by_prior, draws.log_likelihood):
+    for log_p in (prior_log_p, draws.log_likelihood):
         assert (log_p[:, ~model.is_observed] == 0).all()
         assert (log_p[:, model.is_observed] != 0).all()
     with pytest.raises(ConfigError, match=r"1 inputs were given, and y has \[1, 5\]"):
@@ -91,7 +91,7 @@ def build_scaled(make_distribution, **changes):
     return model, guide, x, y
 
 
-def with_covariance(u):
+def normal_with_covariance(u):
     normal = dist.MultivariateNormal(u * 0.1, scale_tril=0.3 * torch.eye(16))
     assert normal.covariance_matrix.shape[-1] == 16  # now the distribution has this attribute too
     return normal.to_event(1)
@@ -102,7 +102,7 @@ CLOSED_FORMS = {
     "beta": lambda u: dist.Beta(u.exp() + 1, torch.ones_like(u)).to_event(2),
     "log-normal": lambda u: dist.LogNormal(u * 0.1, 0.3 * torch.ones_like(u)).to_event(2),
     "masked": lambda u: dist.Normal(u * 0.1, 1.0).to_event(2).mask(torch.ones(u.shape[:-2]).bool()),
-    "multivariate": with_covariance,
+    "multivariate": normal_with_covariance,
 }
 
 
@@ -137,8 +137,8 @@ def test_a_straight_through_draw_keeps_its_density():
     elbo = BalancedELBO(1.0)
     assert loss_and_gradients(elbo, model, guide, x, y)[:2] == pytest.approx(expected[:2], rel=1e-4)
     assert elbo.estimated_kl == ("RelaxedBernoulliStraightThrough",) * 2
-    balanced = loss_and_gradients(BalancedELBO(0.5), model, guide, x, y)
-    assert balanced[:2] == pytest.approx((expected[0], expected[1] / 2), rel=1e-4)
+    half_results = loss_and_gradients(BalancedELBO(0.5), model, guide, x, y)
+    assert half_results[:2] == pytest.approx((expected[0], expected[1] / 2), rel=1e-4)
     full_gradient, quarter_gradient = (loss_and_gradients(BalancedELBO(b), model, guide, x, y)[2] for b in (1.0, 0.25))
     assert quarter_gradient == pytest.approx(full_gradient + 0.75 * (expected[2] - full_gradient), rel=1e-3)
 
@@ -243,11 +243,11 @@ def test_a_distribution_with_hidden_parameters_cannot_be_scaled():
     net = nn.Linear(1, 1)
     with pytest.raises(NotImplementedError):
         scale_gradient(Hidden(torch.zeros(3), net), 0.5)
-    for is_observed in ([torch.zeros(1)], {"a": torch.zeros(1)}):
-        plain = dist.Normal(torch.zeros(3), 1.0)
-        plain.is_observed = is_observed
+    for attribute in ([torch.zeros(1)], {"a": torch.zeros(1)}):
+        normal = dist.Normal(torch.zeros(3), 1.0)
+        normal.extra = attribute
         with pytest.raises(NotImplementedError):
-            scale_gradient(plain, 0.5)
+            scale_gradient(normal, 0.5)
 
 
 def test_a_delta_inside_two_independents_is_a_delta():

@@ -150,7 +150,7 @@ def test_a_latent_with_a_name_like_guidance_is_refused():
         BalancedELBO().loss(model, guide, x, y)
 
 
-def in_no_plate(x, y, **_):
+def guide_outside_plates(x, y, **_):
     for t in range(2):
         pyro.sample(f"eps_{t}", dist.Normal(torch.zeros(4, 16), 0.2).to_event(2))
 
@@ -161,9 +161,9 @@ def test_a_guide_outside_the_models_plates_is_refused():
     with pyro.validation_enabled(False):
         for elbo in (MeanFieldELBO(), BalancedELBO(), TraceELBO()):
             with pytest.raises(ConfigError, match=r"'eps_0' with the batch shape \[\], and the model has \[5\]"):
-                elbo.loss(model, in_no_plate, x, y)
+                elbo.loss(model, guide_outside_plates, x, y)
     with pytest.raises(ConfigError, match="sample it in the same plates"):
-        bounds(model, in_no_plate, x, y, steps=1)
+        bounds(model, guide_outside_plates, x, y, steps=1)
 
 
 def test_a_guide_that_samples_sites_which_are_not_latents_is_refused():

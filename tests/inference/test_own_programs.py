@@ -52,8 +52,8 @@ def test_a_shared_latent_is_refused_for_any_name_of_the_plate_of_inputs(name):
     x, y = torch.tensor([0.5, -1.0, 2.0]), torch.ones(3, 2)
     with pytest.raises(ConfigError, match="all inputs share the site 'all'"):
         guide_draws(model, guide, x, y, steps=1, num_samples=2)
-    without_latent = poutine.block(model, hide=["all"])
-    draws = guide_draws(without_latent, PriorGuide(without_latent), x, y, steps=1, num_samples=4, seed=3)
+    model_without_latent = poutine.block(model, hide=["all"])
+    draws = guide_draws(model_without_latent, PriorGuide(model_without_latent), x, y, steps=1, num_samples=4, seed=3)
     torch.testing.assert_close(draws.log_weight, draws.log_likelihood.double())
     assert draws.log_weight.shape == (4, 3)
 

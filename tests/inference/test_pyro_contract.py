@@ -119,10 +119,10 @@ def test_predictive_with_a_guide_needs_y(case):
 
 # ---- handlers that rename --------------------------------------------------------------------------------------------
 
-RENAMES = {"reparam": poutine.reparam(config={"eps_0": LocScaleReparam()}), "scope": scope(prefix="mine")}
+RENAMING_HANDLERS = {"reparam": poutine.reparam(config={"eps_0": LocScaleReparam()}), "scope": scope(prefix="mine")}
 
 
-@pytest.mark.parametrize("handler", RENAMES.values(), ids=RENAMES)
+@pytest.mark.parametrize("handler", RENAMING_HANDLERS.values(), ids=RENAMING_HANDLERS)
 @pytest.mark.parametrize("is_around_model", [True, False], ids=["around the model", "around the guide"])
 def test_renamed_guidance_is_refused(case, handler, is_around_model):
     model, guide = case.solver.model, case.solver.guide

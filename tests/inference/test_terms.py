@@ -170,7 +170,7 @@ def test_a_divergence_is_the_closed_form_or_the_estimate_at_the_draw():
     assert [is_delta(d) for d in (point, point.to_event(1), normal, normal.to_event(1))] == [True, True, False, False]
 
 
-def in_plates(**dims):
+def make_site(**dims):
     """A site within plates, by their names."""
     frames = [CondIndepStackFrame(name, dim, 1, 0) for name, dim in dims.items()]
     return {"cond_indep_stack": tuple(frames)}
@@ -197,19 +197,19 @@ NUMBERS = torch.arange(24.0).view(2, 4, 3)
     ],
 )
 def test_a_term_is_distributed_over_inputs_and_keeps_its_sum(site_plates, term, y_plates, shape, expected):
-    terms = per_input("c", in_plates(**site_plates), term, in_plates(**y_plates), torch.Size(shape))
+    terms = per_input("c", make_site(**site_plates), term, make_site(**y_plates), torch.Size(shape))
     torch.testing.assert_close(terms, expected)
     torch.testing.assert_close(terms.sum(), term.sum())
 
 
 def test_inputs_share_the_sites_outside_their_plate():
-    assert is_shared(in_plates(classes=-1), in_plates(data=-1))
-    assert not is_shared(in_plates(data=-1, inner=-2), in_plates(data=-1))
-    assert is_shared(in_plates(), in_plates(batch=-1, trajectories=-2))
-    assert not is_shared(in_plates(batch=-1), in_plates(batch=-1, trajectories=-2))
-    shared_site, input_site = ({**in_plates(), "fn": dist.Normal(torch.zeros(n), 1.0)} for n in (1, 3))
+    assert is_shared(make_site(classes=-1), make_site(data=-1))
+    assert not is_shared(make_site(data=-1, inner=-2), make_site(data=-1))
+    assert is_shared(make_site(), make_site(batch=-1, trajectories=-2))
+    assert not is_shared(make_site(batch=-1), make_site(batch=-1, trajectories=-2))
+    shared_site, input_site = ({**make_site(), "fn": dist.Normal(torch.zeros(n), 1.0)} for n in (1, 3))
     assert is_shared(shared_site, input_site)
-    assert is_shared({**in_plates(), "fn": dist.Normal(0.0, 1.0)}, input_site)
+    assert is_shared({**make_site(), "fn": dist.Normal(0.0, 1.0)}, input_site)
     assert not is_shared(input_site, input_site)
     assert not is_shared(shared_site, shared_site)
 

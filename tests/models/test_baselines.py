@@ -72,9 +72,9 @@ def test_the_log_likelihood_of_an_autoregressive_model_is_exact():
 
     case = build_tiny("autoregressive")
     model = case.solver.model
-    exact = terms(model, case.solver.guide, case.x, case.y).elbo
+    exact_log_p = terms(model, case.solver.guide, case.x, case.y).elbo
     estimate = prior_log_likelihood(model, case.x, case.y, depth=1, num_samples=2)
-    torch.testing.assert_close(estimate, exact, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(estimate, exact_log_p, atol=1e-4, rtol=1e-4)
 
 
 # ---- diffusion ---------------------------------------------------------------------------------------------------

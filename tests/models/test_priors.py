@@ -54,9 +54,9 @@ def test_ablations_of_the_gaussian_have_no_mean_or_no_noise():
     assert isinstance(mean.base_dist, MeanOnly)
     torch.testing.assert_close(mean.sample(), mean.mean)
     torch.testing.assert_close(mean.sample(), mean.sample())
-    standard = prior_of("standard", scale=2.0)(u)
-    assert (standard.mean == 0).all()
-    assert (standard.stddev == 2).all()
+    standard_normal = prior_of("standard", scale=2.0)(u)
+    assert (standard_normal.mean == 0).all()
+    assert (standard_normal.stddev == 2).all()
 
 
 def test_prior_none_is_gram_conditioned_on_no_guidance():
@@ -275,7 +275,7 @@ def test_traits_of_priors_are_true(name):
     assert prior_traits(prior).has_density == (name != "mean_only")
     if name in ("standard", "none"):
         return
-    differs = (
+    parameters = (
         prior(torch.randn(5, L, D)).mean if name not in ("flow", "noise_only") else prior.head(torch.randn(5, L, D))[-1]
     )
-    assert not torch.allclose(differs[0], differs[1])  # it depends on u
+    assert not torch.allclose(parameters[0], parameters[1])  # it depends on u

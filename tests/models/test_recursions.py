@@ -177,8 +177,8 @@ def test_the_latent_of_a_vae_is_embedded_by_its_prior():
 @pytest.mark.parametrize("prefix", [0, 2])
 def test_direct_prediction_ignores_state_and_steps(prefix):
     case, model, _ = trace_model("direct", model={"prefix": prefix})
-    other = LatentState(torch.randn(5, 4 + prefix, 16), torch.randn(5, 4 + prefix, 16))
-    trace = poutine.trace(model).get_trace(case.x, case.y, other, steps=4)
+    other_state = LatentState(torch.randn(5, 4 + prefix, 16), torch.randn(5, 4 + prefix, 16))
+    trace = poutine.trace(model).get_trace(case.x, case.y, other_state, steps=4)
     h = model.f(model.encoder(case.x))
     assert h.shape == (5, 4 + prefix, 16)
     torch.testing.assert_close(trace.nodes["h"]["value"], h)

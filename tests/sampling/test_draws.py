@@ -75,8 +75,8 @@ def test_repeats_are_counted_among_earlier_answers():
 
 def test_the_first_of_each_answer_is_selected_before_a_second_one():
     tokens = torch.tensor([5, 5, 5, 6, 5, 7])[:, None, None]
-    selected = DrawScheme("distinct").select(tokens, 3)
-    assert selected[:, 0].tolist() == [0, 3, 5]
+    indices = DrawScheme("distinct").select(tokens, 3)
+    assert indices[:, 0].tolist() == [0, 3, 5]
     assert DrawScheme("distinct").select(tokens, 5)[:, 0].tolist() == [0, 3, 5, 1, 2]
 
 

@@ -29,9 +29,9 @@ class Scales(Messenger):
         if msg["name"].startswith("u_"):
             self.u = msg["value"]
         elif transition_index(msg["name"]) is not None:
-            p, tempered = self.prior(self.u).base_dist, msg["fn"].base_dist
-            torch.testing.assert_close(tempered.loc, p.loc.expand_as(tempered.loc))
-            factors = tempered.scale / p.scale
+            p, tempered_p = self.prior(self.u).base_dist, msg["fn"].base_dist
+            torch.testing.assert_close(tempered_p.loc, p.loc.expand_as(tempered_p.loc))
+            factors = tempered_p.scale / p.scale
             torch.testing.assert_close(factors, factors.mean().expand_as(factors))
             self.factors.append(factors.mean().item())
 
