@@ -74,5 +74,5 @@ def test_a_run_goes_on_without_them_and_says_so(tmp_path, capsys):
     assert cli(experiments.run.main, *small, *words, "--heads.hidden", 64, "--out", tmp_path / "run") == 0
     err = capsys.readouterr().err
     assert "the model autoregressive takes no supervision steps" in err
-    assert "it is trained and measured without heads" in err
+    assert "the model is trained and measured without heads" in err
     assert "attribute" not in err
