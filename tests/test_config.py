@@ -57,7 +57,7 @@ def test_an_unknown_field_lists_the_known_ones():
         ({"on": 1}, "part.on must be bool, not 1"),
     ],
 )
-def test_a_value_of_the_wrong_type_is_named(values, message):
+def test_an_error_names_a_value_of_the_wrong_type(values, message):
     with pytest.raises(ConfigError, match=message):
         from_fields(ExampleConfig, values, "part")
 
@@ -344,6 +344,6 @@ def test_settings_override_fields_of_a_config():
         ({"train": {"batch": "3"}}, "train.batch must be int"),
     ],
 )
-def test_wrong_settings_are_named(settings, message):
+def test_errors_name_wrong_settings(settings, message):
     with pytest.raises(ConfigError, match=message):
         with_settings(make_run_config(DEFAULT_NAMES, {}), settings)

@@ -36,7 +36,7 @@ from tests.inference.test_own_latents import Shared, SharedGuide, pair
 # ---- programs --------------------------------------------------------------------------------------------------------
 
 
-def test_traits_of_programs_and_guides():
+def test_programs_and_guides_have_their_traits():
     assert OneStepModel.traits.is_one_step
     assert Looped.traits.is_one_step
     assert not Diffusion.traits.has_exact_likelihood
@@ -151,7 +151,7 @@ def test_log_p_by_the_prior_refuses_counts_of_zero(name):
         rollout_log_prob(case.solver.model, case.x, case.y, **{**settings, name: 0})
 
 
-def test_smc_refuses_to_run_no_trajectory_at_once():
+def test_smc_refuses_a_limit_of_zero_trajectories():
     case = build_case_with_heads(1.0)
     with pytest.raises(UserError, match="max_trajectories must be at least 1"):
         smc(case.solver.model, case.x, num_samples=2, depth=2, max_trajectories=0)

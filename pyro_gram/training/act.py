@@ -47,7 +47,7 @@ class Carry:
         return cls(x, y, zeros, zeros.bool())
 
     def replace_finished(self, model: Any, x: Tensor | None, y: Tensor) -> Carry:
-        """Replace the pairs whose trajectory is finished by those of ``x`` and ``y`` in the same rows."""
+        """Replace each pair whose trajectory is finished with the pair of ``x`` and ``y`` in the same row."""
         assert self.state is not None
         with torch.no_grad(), data_plates(self.finished.shape):
             start = model.initial_state(self.state.h)

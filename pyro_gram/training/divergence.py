@@ -13,7 +13,7 @@ SMOOTHING = 0.98  # decay per update of the running mean of losses
 
 
 class DivergedError(UserError):
-    """The loss or its gradient is infinite, not a number, or a thousand times the usual.
+    """The loss or its gradient is not finite, or the loss is more than a thousand times the usual.
 
     Attributes:
         record: the record of the update that was not made.
@@ -33,8 +33,8 @@ class UpdateRecord:
         on_policy: is it an update along a trajectory of the prior?
         loss: reconstruction + beta * kl, nats per input.
         reconstruction, kl: nats per input, at beta = 1.
-        gradient_norm: before clipping.
-        learning_rate, beta: of this update.
+        gradient_norm: the norm of the gradient before clipping.
+        learning_rate, beta: those of this update.
         usual_loss: the running mean of absolute losses before it, nats per input; None at the first update.
     """
 

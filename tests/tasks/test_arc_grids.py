@@ -23,7 +23,7 @@ def every_shape(canvas):
 
 
 @pytest.mark.parametrize("canvas", [1, 4, 7])
-def test_every_shape_survives_the_canvas(canvas):
+def test_a_grid_of_any_shape_is_read_back_from_the_canvas(canvas):
     shapes = every_shape(canvas)
     tokens = as_square(grids.encode(shapes, canvas), canvas)
     cells, size = grids.crop(tokens, grids.origin_of(tokens))

@@ -193,7 +193,7 @@ BAD_SETTINGS = [
 ]
 
 
-def test_bad_settings_are_named():
+def test_errors_name_bad_settings():
     for settings, message in BAD_SETTINGS:
         with pytest.raises(ConfigError, match=message):
             ColoringConfig(**settings)
@@ -204,7 +204,7 @@ def test_asking_for_more_graphs_than_exist_is_an_error():
         make(vertices=4, train=500).split("train")
 
 
-def test_unknown_split_is_named():
+def test_an_error_names_an_unknown_split():
     with pytest.raises(ConfigError, match="holdout"):
         make().split("holdout")
 

@@ -221,7 +221,7 @@ def test_provenance_is_the_digests_of_the_files_that_were_read(folder, monkeypat
     assert task.provenance() == expected
 
 
-def test_a_missing_directory_is_named(tmp_path):
+def test_an_error_names_a_missing_directory(tmp_path):
     with pytest.raises(ConfigError, match="nowhere' is not a directory"):
         make(tmp_path / "nowhere").split("train")
 
@@ -308,7 +308,7 @@ def test_a_file_with_gz_in_its_name_may_be_plain(folder):
         make(folder).split("train")
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
+def test_an_error_names_a_file_that_cannot_be_read(tmp_path):
     for read in (read_images, read_labels):
         with pytest.raises(InputError, match=f"cannot read {tmp_path}"):
             read(tmp_path)
@@ -341,13 +341,13 @@ BAD_SETTINGS = [
 ]
 
 
-def test_bad_settings_are_named():
+def test_errors_name_bad_settings():
     for settings, message in BAD_SETTINGS:
         with pytest.raises(ConfigError, match=message):
             MNISTConfig(**settings)
 
 
-def test_unknown_split_is_named(folder):
+def test_an_error_names_an_unknown_split(folder):
     for ask in (make(folder).split, make(folder).labels):
         with pytest.raises(ConfigError, match="holdout"):
             ask("holdout")

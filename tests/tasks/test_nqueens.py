@@ -46,7 +46,7 @@ def test_every_solution_is_enumerated_once(n, count):
 
 
 @pytest.mark.parametrize(("size", "train", "test"), [(8, 4375, 773), (10, 36907, 6513)])
-def test_the_inputs_are_as_many_as_in_the_paper(size, train, test):
+def test_there_are_as_many_inputs_as_in_the_paper(size, train, test):
     task = make(size=size, validation=100)
     assert len(task.split("train")) + len(task.split("validation")) == train
     assert len(task.split("validation")) == 100
@@ -161,7 +161,7 @@ def test_inputs_of_large_boards_are_listed_with_one_solution():
         assert task.is_valid(puzzles.inputs, puzzles.solutions).all()
 
 
-def test_random_solutions_are_distinct_and_solve():
+def test_random_solutions_are_distinct_and_right():
     solutions = random_solutions(np.random.default_rng(0), 16, 50)
     assert len(solutions.unique(dim=0)) == len(solutions) == 50
     task = make(size=16)
@@ -216,7 +216,7 @@ BAD_SETTINGS = [
 ]
 
 
-def test_bad_settings_are_named():
+def test_errors_name_bad_settings():
     for settings, message in BAD_SETTINGS:
         with pytest.raises(ConfigError, match=message):
             NQueensConfig(**settings)

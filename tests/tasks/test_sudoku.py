@@ -239,7 +239,7 @@ BAD_SETTINGS = [
 ]
 
 
-def test_bad_settings_are_named():
+def test_errors_name_bad_settings():
     for settings, message in BAD_SETTINGS:
         with pytest.raises(ConfigError, match=message):
             SudokuConfig(**settings)
@@ -252,6 +252,6 @@ def test_asking_for_puzzles_that_do_not_exist_is_an_error_not_an_endless_loop():
         make(4, min_clues=15, max_clues=15, unique=1.0, train=500, test=100).split("train")
 
 
-def test_unknown_split_is_named():
+def test_an_error_names_an_unknown_split():
     with pytest.raises(ConfigError, match="holdout"):
         make().split("holdout")

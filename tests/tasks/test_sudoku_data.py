@@ -77,7 +77,7 @@ CHANGED_CLUE = QUESTION[:1] + "5" + QUESTION[2:]
         (f"s,{QUESTION}", "line 4: 2 fields, but the header has 4"),
     ],
 )
-def test_a_bad_row_is_named_by_file_line_and_fault(tmp_path, row, message, monkeypatch):
+def test_an_error_names_the_file_line_and_fault_of_a_bad_row(tmp_path, row, message, monkeypatch):
     path = write(tmp_path / "bad.csv", [*random_rows(2, 0), row, *random_rows(2, 1), "s,short,row,1"])
     for chunk in (1, 3, 1000):
         monkeypatch.setattr(sudoku_data, "ROWS_AT_ONCE", chunk)
@@ -100,7 +100,7 @@ def test_a_bad_row_is_named_by_file_line_and_fault(tmp_path, row, message, monke
         (b"question,answer\n\xff\xfe\n", "cannot read"),
     ],
 )
-def test_a_file_that_is_no_csv_of_puzzles_is_named(tmp_path, content, message):
+def test_an_error_names_a_file_without_a_csv_of_puzzles(tmp_path, content, message):
     (tmp_path / "odd.csv").write_bytes(content)
     with pytest.raises(
         InputError, match=f"odd.csv.*{message}" if message != "cannot read" else "cannot read .*odd.csv"
@@ -108,7 +108,7 @@ def test_a_file_that_is_no_csv_of_puzzles_is_named(tmp_path, content, message):
         read_csv(tmp_path / "odd.csv", 9)
 
 
-def test_a_gzip_file_that_is_cut_short_is_named(tmp_path):
+def test_an_error_names_a_gzip_file_that_is_cut_short(tmp_path):
     whole_file = write(tmp_path / "b.csv.gz", random_rows(50, 0)).read_bytes()
     (tmp_path / "b.csv.gz").write_bytes(whole_file[: len(whole_file) // 2])
     with pytest.raises(InputError, match="cannot read .*b.csv.gz"):

@@ -107,14 +107,14 @@ def test_ratings_may_have_a_point_or_be_empty(tmp_path, ratings, expected, kind)
 
 
 @pytest.mark.parametrize("rating", ["hard", "2.2.2", "1_000", "٣", "--1", "nano", "0x1"])
-def test_a_rating_that_is_no_number_is_named(tmp_path, rating):
+def test_an_error_names_a_rating_that_is_not_a_number(tmp_path, rating):
     with pytest.raises(InputError, match="a.csv, line 2: the rating .* is no number"):
         read(tmp_path, f"question,answer,rating\n{QUESTION},{ANSWER},{rating}\n")
 
 
 @pytest.mark.parametrize("start", ["question,answer\n", "\n\n question , answer\n", ""])
 @pytest.mark.parametrize("chunk", [1, 2, 1000])
-def test_the_first_fault_is_named_by_its_line_in_the_file(tmp_path, monkeypatch, start, chunk):
+def test_an_error_names_the_line_of_the_first_fault(tmp_path, monkeypatch, start, chunk):
     monkeypatch.setattr(sudoku_data, "ROWS_AT_ONCE", chunk)
     intact_row, faulty_row = f"{QUESTION},{ANSWER}\n", f"{QUESTION},{ANSWER[:-1]}9\n"
     line = start.count("\n") + 4
@@ -129,11 +129,11 @@ def test_a_character_of_another_alphabet_is_no_blank(tmp_path):
         read(tmp_path, f"question,answer\n{QUESTION[:-1]}\N{FULLWIDTH DIGIT FOUR},{ANSWER}\n")
 
 
-def test_a_board_of_another_size_without_a_header_is_named(tmp_path):
+def test_an_error_names_a_board_of_another_size_without_a_header(tmp_path):
     with pytest.raises(InputError, match="a.csv, line 1: the question has 16 characters, not 81"):
         read(tmp_path, "0010000402400421,4312213412433421\n")
 
 
-def test_a_quote_that_never_ends_is_named(tmp_path):
+def test_an_error_names_a_quote_that_never_ends(tmp_path):
     with pytest.raises(InputError, match="a.csv, line .*field larger than"):
         read(tmp_path, f'question,answer\n"{QUESTION},{ANSWER}\n' + f"{QUESTION},{ANSWER}\n" * 1000)

@@ -205,12 +205,12 @@ BAD_SETTINGS = [
 ]
 
 
-def test_bad_settings_are_named():
+def test_errors_name_bad_settings():
     for settings, message in BAD_SETTINGS:
         with pytest.raises(ConfigError, match=message):
             SudokuBoardsConfig(**settings)
 
 
-def test_unknown_split_is_named():
+def test_an_error_names_an_unknown_split():
     with pytest.raises(ConfigError, match="holdout"):
         make(4).split("holdout")

@@ -110,7 +110,7 @@ def test_exactly_the_wrong_answers_are_marked(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_answer_can_be_read_off(case):
+def test_a_rendering_shows_the_answer(case):
     task = make_task_of(case)
     for x, y in attempts(task):
         assert answer_text(task, task.render(x, y)) == task.format_solution(x, y)
@@ -122,7 +122,7 @@ def test_lines_fit_a_terminal(case):
     assert all(len(line) < 100 for xy in attempts(task) for line in task.render(*xy).splitlines())
 
 
-def test_by_default_a_rendering_is_the_texts():
+def test_a_default_rendering_shows_the_texts():
     task = make_task_of("nqueens")
     x, y = pair(task)
     rendering = [task.format_input(x), task.format_solution(x, y)]
@@ -301,7 +301,7 @@ def test_the_environment_overrides_the_stream(monkeypatch, no_colour, force, pip
     assert (wants_colour(io.StringIO()), wants_colour(Terminal())) == (pipe, terminal)
 
 
-def test_paint_opens_and_closes():
+def test_paint_opens_and_closes_escape_codes():
     assert paint("a", foreground=16, background=231, bold=True) == "\x1b[1;38;5;16;48;5;231ma\x1b[0m"
     assert paint("a", foreground=0) == "\x1b[38;5;0ma\x1b[0m"
     assert paint("a") == "a"

@@ -72,7 +72,7 @@ def test_heads_change_no_elbo(elbo):
     assert loss() == pytest.approx(loss_without_heads, rel=1e-6)
 
 
-def test_no_gradient_leaves_the_heads_for_the_core():
+def test_the_heads_send_no_gradient_into_the_core():
     case = build_case_with_heads()
     model = case.solver.model
     trace = pyro.poutine.trace(model).get_trace(case.x)

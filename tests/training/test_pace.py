@@ -86,7 +86,7 @@ def rates_of(trainer):
     return rates
 
 
-def test_on_a_slow_machine_the_run_equals_one_of_the_batches_that_fit_bit_for_bit(clock):
+def test_a_run_on_a_slow_machine_equals_a_run_with_the_batches_that_fit_bit_for_bit(clock):
     slow_clock = clock(1.0)
     trainer = trainer_of(config_of())
     rates = rates_of(trainer)

@@ -53,7 +53,7 @@ def graphs(monkeypatch):
     torch._dynamo.reset()
 
 
-def test_training_in_bfloat16_stays_close_and_hands_on_float32():
+def test_training_in_bfloat16_stays_close_and_returns_float32_tensors():
     length = {"batches": 1, "supervision_steps": 1}
     runs = {name: trainer_of(precision=name, **length) for name in ("fp32", "bf16")}
     losses = {name: [report.loss for report in train_batches(trainer)] for name, trainer in runs.items()}

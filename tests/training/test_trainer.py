@@ -252,12 +252,12 @@ def test_every_bound_trains(elbo, guide):
         ({"on_policy_after": 1.0}, "on_policy_after"),
     ],
 )
-def test_bad_train_settings_are_named(settings, message):
+def test_errors_name_bad_train_settings(settings, message):
     with pytest.raises(ConfigError, match=message):
         TrainConfig(**settings)
 
 
-def test_a_precision_that_the_device_does_not_have_is_refused():
+def test_a_precision_that_the_device_does_not_support_is_refused():
     with pytest.raises(ConfigError, match="tf32"):
         make_trainer(precision="tf32")
 

@@ -127,7 +127,7 @@ class Arc(Task):
         """Turn each pair into a random version of its task, at a random offset on the canvas.
 
         As in HRM and TRM, input and output have the same offset, which keeps both inside the canvas. With probability
-        1 / (number of the task's pairs) the offset is 0, as in every test (in TRM, it is 0 for one pair of a version).
+        1 / (number of the task's pairs) the offset is 0, as in every test (in TRM, for one pair of each version).
         """
 
         def draw_below(limit: Tensor) -> Tensor:
@@ -297,7 +297,9 @@ class Arc(Task):
         """Parse JSON: text of :meth:`format_input`, an ARC task with one test, or a grid that only one task has."""
         inputs = self.parse_inputs(text)
         if len(inputs) > 1:
-            raise InputError(f"the task has {len(inputs)} test inputs: give one at a time, or the file to solve.py")
+            raise InputError(
+                f"the task has {len(inputs)} test inputs: give one at a time, or pass the file to solve.py"
+            )
         return inputs[0]
 
     def puzzle_texts(self, text: str) -> list[PuzzleText]:

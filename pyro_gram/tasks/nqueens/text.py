@@ -110,8 +110,8 @@ def _parse_numbers(line: str) -> list[int | None] | None:
 def _columns_from_list(numbers: list[int | None]) -> Columns:
     """Convert a list of columns, row by row. Raises InputError if they may be counted from 0 as well as from 1.
 
-    They are counted from 0 if a blank is -1, or if every row has a column and one of them is 0. They are counted from 1
-    if column n is among them, or if 0 stands for several blanks.
+    Columns are counted from 0 if a blank is -1, or if they are 0 to n - 1 in some order. They are counted from 1 if one
+    of them is n, or if 0 stands for several blanks.
     """
     n = len(numbers)
     columns = [number for number in numbers if number is not None]

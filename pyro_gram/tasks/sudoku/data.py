@@ -243,7 +243,7 @@ def read_csv(path: Path, size: int) -> RatedPuzzles:
     """Read a CSV file, plain or gzipped, with columns of puzzles, answers and perhaps ratings.
 
     The header names them (:func:`columns_of`); a file without a header has two columns of boards. Every row is
-    checked: its answer must be a correct grid with the clues of its puzzle. That no other answer exists is not
+    checked: its answer must be a correct grid with the clues of its puzzle. Whether another answer exists is not
     checked. The full training set, 3.8 million rows, takes about 30 s and 1 GB.
 
     Raises:

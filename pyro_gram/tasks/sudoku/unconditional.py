@@ -68,7 +68,7 @@ class SudokuBoards(Task):
         self.spec = TaskSpec(self.cells, None, 0, self.cells, self.size)
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Count the digits missing from rows, columns and boxes, as many as these repeat."""
+        """Count the digits missing from rows, columns and boxes; each of these lacks as many as it repeats."""
         return missing_digits(y, self.size)
 
     # ---- data --------------------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ class SudokuBoards(Task):
 
     @cached_property
     def _boards(self) -> dict[str, Tensor]:
-        """The tokens of each split, int64 ``[N, L]``: distinct boards, for sizes 6 and 9 across splits too."""
+        """The tokens of each split, int64 ``[N, L]``: distinct boards; for sizes 6 and 9 no two splits share one."""
         c = self.config
         generator = torch.Generator().manual_seed(c.data_seed)
         count = c.count or DEFAULT_COUNTS[self.size]
