@@ -29,7 +29,7 @@ class Bounds:
         kl: KL of every transition of the full trajectory, ``[transitions, B]``.
         reconstruction: -log p(y | h_T) at the end of the trajectory.
         other_terms: the cost of further sites (a user's own latents): full = -reconstruction - sum of kl - other_terms.
-        tokens: the mode of p(y | h_T), int64 ``[B, L_out]``. The guide was given y: never score these tokens as answers
+        tokens: the mode of p(y | h_T), int64 ``[B, L_out]``. The guide was given y: these tokens are not answers
             of the model. None for a program whose likelihood has no mode.
     """
 
@@ -42,7 +42,7 @@ class Bounds:
 
 
 class _RecordMode(Messenger):
-    """Record the mode of the observed site y; a factor (in diffusion models) has none."""
+    """Record the mode of the observed site y. A factor statement (in diffusion models) has no mode."""
 
     mode: Tensor | None = None
 
@@ -58,7 +58,7 @@ def terms(model: nn.Module, guide: nn.Module, *args: Any, **kwargs: Any) -> Step
     Raises:
         ConfigError: the program lacks one of the sites y, h and l.
     """
-    elbo = BalancedELBO()  # its balance concerns gradients only, and it estimates KLs without closed form
+    elbo = BalancedELBO()  # the balance changes gradients only; KLs without a closed form are estimated
     with torch.no_grad(), pyro.validation_enabled(False):
         elbo.loss(model, guide, *args, **kwargs)
     if elbo.terms is None:
@@ -81,16 +81,16 @@ def bounds(
     Args:
         steps: supervision steps of the full bound.
         surrogate_steps: supervision steps of the surrogate, N_sup; ``steps`` if None.
-        max_traced: the most inputs whose whole trajectories are in memory at once. One of Pyro's autoguides, which
-            belongs to its batch, is given all inputs together.
+        max_traced: the maximal number of inputs whose trajectories are in memory at once. A Pyro autoguide, which is
+            built for one batch, gets all inputs together.
 
     Returns:
         the bounds, on the CPU.
 
     Raises:
-        UserError: a count below 1; x and y that are no pairs.
-        ConfigError: a latent that the guide does not sample; a program without the sites y, h and l; a program or guide
-            that holds tensors of one batch.
+        UserError: a count is below 1, or x and y do not form pairs.
+        ConfigError: the guide does not sample a latent; the program lacks one of the sites y, h and l; or it or the
+            guide holds tensors that fit one batch only.
     """
     surrogate_steps = surrogate_steps or steps
     check_counts(seed=seed, steps=steps, surrogate_steps=surrogate_steps, max_traced=max_traced)
@@ -113,7 +113,7 @@ def bounds(
 def _bounds(
     model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps: int, surrogate_steps: int, share: float
 ) -> Bounds:
-    """Return the bounds of a chunk, which is ``share`` of all inputs and bears that share of what all inputs share."""
+    """Return the bounds of a chunk with the fraction ``share`` of all inputs, and this fraction of the shared terms."""
     with _RecordMode() as recorder:
         full = terms(model, guide, x, y, steps=steps, truncated=False)
     check_batch_shape(full.reconstruction.shape, (len(y),))

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit
 from pyro_gram.tasks.uniform import expected_total_variation, total_variation
 
-DRAWS = 999  # least draws of the null distribution of each test: p-values down to a thousandth
+DRAWS = 999  # at least so many draws of each test's null distribution: the least p-value is 1 / 1000
 CHUNK = 2_000_000  # simulated samples in memory at once
 
 
@@ -24,16 +24,16 @@ class Uniformity:
 
     Attributes:
         num_solutions: m.
-        num_right: right samples.
+        num_right: the number of right samples.
         total_variation: distance of their frequencies from uniform over the solutions; 1 without right samples.
         expected_variation: its mean for as many i.i.d. uniform draws; 1 without right samples.
-        p_value: of a Monte Carlo chi-square test of uniformity. NaN for inputs that cannot be tested, with one solution
-            or fewer than two right samples.
+        p_value: the p-value of a Monte Carlo chi-square test of uniformity. NaN for inputs that cannot be tested: those
+            with one solution or fewer than two right samples.
         adjusted_p_value: p-values adjusted for the number of tests to control the false discovery rate (Benjamini and
             Hochberg, 1995); NaN for inputs that cannot be tested.
-        coverage: share of the solutions among all samples.
+        coverage: the share of the solutions that the samples contain.
         coverage_limit: expected coverage of i.i.d. uniform draws.
-        false_discovery_rate: the share of wrong rejections that is accepted.
+        false_discovery_rate: the accepted share of wrong rejections among all rejections.
     """
 
     num_solutions: Tensor
@@ -64,9 +64,9 @@ class Uniformity:
     def summary(self) -> dict[str, Any]:
         """Return counts of tested and rejected inputs, and means over the tested ones.
 
-        ``excess``: mean excess variation. ``uneven``: the same as a share of the greatest possible
-        excess: 0 for a calibrated sampler, 1 if all right samples of an input are one solution. (The excess itself is
-        small if solutions are many and samples few.)
+        ``excess`` is the mean excess variation. ``uneven`` is the excess as a share of the greatest possible one: 0 for
+        a calibrated sampler, 1 if all right samples of an input are one solution. (The excess itself is small if
+        solutions are many and samples few.)
         """
         is_tested, num_rejected = self.is_tested, int(self.is_rejected.sum())
         counts = {"tested": int(is_tested.sum()), "rejected": num_rejected, "level": self.false_discovery_rate}
@@ -87,15 +87,15 @@ def uniformity(
 ) -> Uniformity:
     """Test the right samples of each input for uniformity over its solutions.
 
-    The chi-square distribution does not hold for so few samples of a solution; the null distribution is simulated.
+    The null distribution is simulated: with few samples per solution the statistic is not chi-square distributed.
 
     Args:
-        ids: the index of the solution that each sample is, -1 for a wrong sample, int64 ``[N, B]``
+        ids: for each sample the index of its solution, -1 for a wrong sample, int64 ``[N, B]``
             (``metrics.solution_ids``).
         num_solutions: m, int64 ``[B]``.
-        seed: of the simulation.
-        num_draws: draws of the null distribution; None for as many as it takes to find one uneven input among all.
-        false_discovery_rate: the share of wrong rejections that is accepted.
+        seed: the seed of the simulation.
+        num_draws: draws of the null distribution; None for as many as are needed to detect a single uneven input.
+        false_discovery_rate: the accepted share of wrong rejections among all rejections.
     """
     num_right = (ids >= 0).sum(0)
     p_value = torch.full((len(num_right),), torch.nan, dtype=torch.double)
@@ -103,7 +103,7 @@ def uniformity(
     # The least p-value is 1 / (num_draws + 1), and the adjustment multiplies it by the number of tests.
     num_draws = num_draws or max(DRAWS, math.ceil(num_tests / false_discovery_rate))
     generator = torch.Generator().manual_seed(seed)
-    null: dict[tuple[int, int], Tensor] = {}  # inputs of equal m and n share it
+    null: dict[tuple[int, int], Tensor] = {}  # by (m, n)
     for i, (m, n) in enumerate(zip(num_solutions.tolist(), num_right.tolist(), strict=True)):
         if m < 2 or n < 2:
             continue
@@ -112,22 +112,22 @@ def uniformity(
         column = ids[:, i]
         observed = _statistic(column[column >= 0].bincount(minlength=m)[None])
         p_value[i] = (1 + int((null[m, n] >= observed).sum())) / (1 + num_draws)
-    adjusted = p_value.clone()
+    adjusted_p_value = p_value.clone()
     is_tested = ~p_value.isnan()
     if is_tested.any():
-        adjusted[is_tested] = torch.from_numpy(np.asarray(false_discovery_control(p_value[is_tested].numpy())))
-    expected = torch.ones(len(num_right), dtype=torch.double)
+        adjusted_p_value[is_tested] = torch.from_numpy(np.asarray(false_discovery_control(p_value[is_tested].numpy())))
+    expected_variation = torch.ones(len(num_right), dtype=torch.double)
     for n in num_right.unique().tolist():
         if n:
             mask = num_right == n
-            expected[mask] = expected_total_variation(num_solutions[mask], n)
+            expected_variation[mask] = expected_total_variation(num_solutions[mask], n)
     return Uniformity(
         num_solutions,
         num_right,
         total_variation(ids, num_solutions),
-        expected,
+        expected_variation,
         p_value,
-        adjusted,
+        adjusted_p_value,
         coverage_by_input(ids, num_solutions),
         coverage_limit(num_solutions, len(ids)),
         false_discovery_rate,

@@ -1,10 +1,10 @@
 """Metrics of generated digits (binarized MNIST): how digit-like, how varied and how new samples of p(x) are.
 
-They are the usual scores of generated images, with a small digit classifier in place of the Inception network, which
-was trained on photographs. Its weights are part of the package and come from
-``experiments/studies/train_classifier.py``. **The Frechet distance and the Inception score below are therefore no FID
-and no IS of the literature, including Table 2 of the paper. Compare them only with each other, and with the figures of
-real data given with them.**
+These are the usual scores of generated images, but with a small digit classifier instead of the Inception network,
+which was trained on photographs. The classifier's weights are part of the package and come from
+``experiments/studies/train_classifier.py``. **The Frechet distance and the Inception score below are therefore
+not the FID and IS of the literature, nor of Table 2 of the paper. Compare them only with each other, and with the
+values of real data that are given with them.**
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pyro_gram.tasks.base import Task
 
 SIDE, DIGITS = 28, 10
 WEIGHTS = Path(__file__).with_name("digits.safetensors")
-CONFIDENT = 0.9  # the least probability of a recognized digit
-NUM_REFERENCE = 1000  # real test images whose nearest training images are searched
+CONFIDENT = 0.9  # a digit is recognized from this probability on
+NUM_REFERENCE = 1000  # for so many real test images the nearest training images are searched
 CHUNK = 4096
 
 
@@ -108,11 +108,11 @@ def classify(pixels: Tensor) -> tuple[Tensor, Tensor]:
         return features.double(), classifier.head(features).double()
 
 
-# ---- the two scores ----------------------------------------------------------------------------------------------
+# ---- Frechet distance and Inception score ------------------------------------------------------------------------
 
 
 class _Identity(nn.Module):
-    """The feature extractor for torchmetrics, whose inputs already are features."""
+    """The feature extractor given to torchmetrics: its inputs are features already."""
 
     num_features = DigitClassifier.num_features
 
@@ -123,8 +123,8 @@ class _Identity(nn.Module):
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
     """Return the Frechet distance between Gaussians fitted to the features of two sets of binary images.
 
-    It is no FID (see the module) and is larger for smaller sets, even of real images: compare equal numbers of samples,
-    and compare with :func:`frechet_floor`.
+    It is not the usual FID (see the module). It is larger for smaller sets, even of real images: compare equal numbers
+    of samples, and compare with :func:`frechet_floor`.
 
     Args:
         real: integers ``[M, side^2]``, at least 2 images.
@@ -138,10 +138,10 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
 
 
 def frechet_floor(real: Tensor, count: int) -> float:
-    """Return the Frechet distance of ``count`` real images, at most half, to the other real images.
+    """Return the Frechet distance of ``count`` real images (at most half of ``real``) to the other real images.
 
-    The samples of a perfect sampler have this distance on average (a slightly smaller one if ``count`` is more than
-    half of ``real``). The images must be in random order.
+    The samples of a perfect sampler have this distance on average, or a slightly smaller one if ``count`` is more than
+    half of ``real``. The images must be in random order.
     """
     return _frechet_floor(classify(real)[0], count)
 
@@ -149,7 +149,7 @@ def frechet_floor(real: Tensor, count: int) -> float:
 def inception_score(fake: Tensor) -> float:
     """Return exp E KL(p(digit | image) || p(digit)): from 1 (unsure, or one digit) to 10 (sure, and all digits).
 
-    It is no IS (see the module). It uses a single split, as several would score few samples too low.
+    It is not the usual IS (see the module). It uses a single split: with several splits, few samples score too low.
 
     Args:
         fake: integers ``[N, side^2]``.
@@ -163,7 +163,7 @@ def inception_score(fake: Tensor) -> float:
 
 def _frechet(real: Tensor, fake: Tensor) -> float:
     if min(len(real), len(fake)) < 2:
-        raise InputError(f"a Frechet distance needs at least 2 images a side, not {len(real)} and {len(fake)}")
+        raise InputError(f"a Frechet distance needs at least 2 images in each set, not {len(real)} and {len(fake)}")
     metric = _torchmetrics().fid.FrechetInceptionDistance(feature=_Identity())
     metric.update(real, real=True)
     metric.update(fake, real=False)
@@ -180,7 +180,9 @@ def _inception_score(logits: Tensor) -> float:
         raise InputError("an Inception score needs at least 1 image")
     module = _torchmetrics()
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # the metric shuffles by the global generator
-        warnings.simplefilter("ignore")  # of buffered features, and of the undefined deviation over one split
+        warnings.simplefilter(
+            "ignore"
+        )  # warnings of buffered features, and of the deviation over one split, which is undefined
         metric = module.inception.InceptionScore(feature=_Identity(), splits=1)
         metric.update(logits)
         return metric.compute()[0].item()
@@ -213,14 +215,14 @@ def nearest_neighbours(fake: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
         train: integers 0 and 1, ``[M, P]``.
 
     Returns:
-        the index of the training image (the first of several), and its Hamming distance, int64 ``[N]`` each.
+        the index of the training image (the first of equally near ones), and its Hamming distance, int64 ``[N]`` each.
 
     Raises:
         InputError: no training images, or images of another size.
     """
     if len(train) == 0 or fake.shape[-1] != train.shape[-1]:
         raise InputError(f"cannot compare images {list(fake.shape)} with training images {list(train.shape)}")
-    # With pixels -1 and 1 a matrix product counts equal less different pixels, exactly in float32.
+    # With pixels of -1 and 1 a matrix product is the number of equal less that of different pixels, exact in float32.
     signs = 2 * fake.float() - 1
     best = signs.new_full((len(fake),), -math.inf)
     index = torch.zeros(len(fake), dtype=torch.long, device=fake.device)
@@ -239,9 +241,10 @@ class Reference:
     """Real images that samples are compared with.
 
     Attributes:
-        features, logits: of real images that training has not seen, by the classifier, float64 ``[R, .]``.
+        features, logits: the classifier's outputs for R real images that training has not seen, float64 ``[R, .]``.
         train: the training images, ``[M, P]``.
-        distance: pixels in which some of the real images differ from their nearest training images, int64.
+        distance: for the first of these R images, the number of pixels that differ from the nearest training image,
+            int64.
     """
 
     features: Tensor
@@ -269,16 +272,16 @@ def assess(real: Reference, tokens: Tensor) -> dict[str, float]:
         Each metric by its name:
 
         - ``frechet_distance``: distance of the samples to the real images.
-        - ``frechet_distance_floor``: distance of as many real images, at most half, to the other real images.
+        - ``frechet_distance_floor``: :func:`frechet_floor` for as many real images.
         - ``inception_score``, ``inception_score_real``: 1 to 10.
         - ``digits_recognized``, ``digits_recognized_real``: share of images that the classifier is at least 90 % sure
-          of. Never read it alone: the classifier is sure of some noise too (drawing each pixel by its own mean: .88).
-        - ``classes_found``: distinct digits among the samples that it is sure of.
+          of. Do not read it alone: the classifier is sure of noise too (.88 if each pixel is drawn by its mean alone).
+        - ``classes_found``: distinct digits among the samples that the classifier is at least 90 % sure of.
         - ``class_entropy``: entropy of the most likely digit of each sample, nats; log 10 = 2.30 at most.
         - ``nearest_distance``, ``nearest_distance_real``: mean number of pixels that differ from the nearest training
           image. Samples far nearer than real images are copies.
         - ``exact_copies``, ``exact_copies_real``: share of images that equal a training image.
-        - ``real_images``: their number.
+        - ``real_images``: the number of real images.
 
     Raises:
         InputError: fewer than 2 samples, or images of the wrong size.

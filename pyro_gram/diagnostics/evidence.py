@@ -1,7 +1,7 @@
 """Two estimates of log p(y | x) for held-out pairs, which must agree: importance weights and prior Monte Carlo.
 
 All values are at beta = 1 and in nats. The prior's estimate uses no guide; the guide's draws depend on y. Each estimate
-can fail where the other does not. ``az.loo`` on the guide's draws is no such estimate.
+can fail where the other does not. (``az.loo`` on the guide's draws would not estimate log p(y | x).)
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pyro_gram.inference.importance import MAX_TRACED, guide_draws, log_evidence
 from pyro_gram.sampling.memory import MAX_TRAJECTORIES
 from pyro_gram.tasks.batches import derive_seed
 
-MIN_ESS = 10.0  # effective draws of the prior below which a few lucky draws make up their mean
-MAX_Z_SCORE = 3.0  # standard errors of the difference within which two estimates agree
+MIN_ESS = 10.0  # with fewer effective draws of the prior, a few lucky draws make up the mean
+MAX_Z_SCORE = 3.0  # two estimates agree if they differ by at most so many standard errors
 
 ROUNDING = 0.01  # nats: the rounding error of a sum of thousands of float32 densities
 
@@ -32,11 +32,11 @@ class Estimate:
     """An estimate of log p(y | x) from S weights w with mean p(y | x); ``[B]`` each.
 
     Attributes:
-        log_p: log of the mean weight, nats. The mean is unbiased, so that this is below log p on average.
-        se: its standard error by the delta method, that of the mean relative to the mean.
+        log_p: log of the mean weight, nats. The mean is unbiased, so its log is below log p on average.
+        se: the standard error of ``log_p`` by the delta method: that of the mean weight, divided by the mean weight.
         ess: effective sample size, (sum w)^2 / sum w^2.
         khat: shape of the generalized Pareto distribution fitted to the largest weights.
-        num_samples: S.
+        num_samples: S, the number of weights.
     """
 
     log_p: Tensor
@@ -53,8 +53,8 @@ class Estimate:
     @classmethod
     def from_log_weights(cls, log_weight: Tensor, smooth: bool) -> Estimate:
         """Make an estimate from log weights ``[S, B]``; ``smooth`` applies Pareto smoothing (PSIS)."""
-        smoothed, khat = pareto_smooth(log_weight)
-        log_weight = smoothed if smooth else log_weight.double()
+        smoothed_log_weight, khat = pareto_smooth(log_weight)
+        log_weight = smoothed_log_weight if smooth else log_weight.double()
         share = log_weight.softmax(0)
         s = len(log_weight)
         relative_error = (share.square().sum(0) - 1 / s).clamp(min=0).sqrt() * math.sqrt(s / max(1, s - 1))
@@ -87,9 +87,9 @@ class Evidence:
     def choices(self) -> list[str]:
         """Which estimate of each pair to believe: ``GUIDE``, ``PRIOR`` or ``NEITHER``.
 
-        If the two agree, it is the one of the smaller error, provided that it can be trusted. If they differ, it is the
-        greater one, or neither if that one cannot be trusted: each is the log of an unbiased mean and exceeds log p by
-        t nats with probability exp(-t) at most (Markov), so that the smaller one has missed part of the probability.
+        If the two agree, the one with the smaller error is chosen among those that can be trusted. If they differ, the
+        greater one is chosen, or neither if it cannot be trusted. Each is the log of an unbiased mean and exceeds log p
+        by t nats with probability at most exp(-t) (Markov); so the smaller one has missed part of the probability.
         """
         prior_is_trusted = self.prior.ess >= MIN_ESS
         if self.guide is None:
@@ -105,7 +105,7 @@ class Evidence:
 
     @property
     def log_p(self) -> Tensor:
-        """The chosen estimate of each pair, nats, ``[B]``; the greater one for ``NEITHER``, as both err downwards."""
+        """The chosen estimate of each pair, nats, ``[B]``; the greater one for ``NEITHER``: both tend to be too low."""
         if self.guide is None:
             return self.prior.log_p
         by_choice = {GUIDE: self.guide.log_p, PRIOR: self.prior.log_p}
@@ -136,7 +136,7 @@ class Evidence:
         return self.z_score.abs() <= MAX_Z_SCORE
 
     def summary(self) -> dict[str, Any]:
-        """Return means over the pairs and how many of them can be trusted, as JSON values."""
+        """Return means over the pairs, and the number of pairs that can be trusted, as JSON values."""
         b, choices = len(self.prior.log_p), self.choices
         values: dict[str, Any] = {
             "pairs": b,
@@ -186,12 +186,12 @@ def evidence(
     """Estimate log p(y | x) of pairs in both ways.
 
     Args:
-        guide: the inference network; None for a model without one.
+        guide: the guide; None for a model without one.
         x: inputs, ``[B, *event]``; None for p(x).
         y: answers, int64 ``[B, L_out]``.
         depth: supervision steps.
         guide_samples, prior_samples: trajectories for each pair.
-        max_traced, max_trajectories: the most trajectories of guide and prior that run at once, to bound the memory.
+        max_traced, max_trajectories: at most so many trajectories of guide and prior run at once, to limit the memory.
     """
     prior_seed, guide_seed = derive_seed(seed, 0), derive_seed(seed, 1)
     log_p = rollout_log_prob(
@@ -210,7 +210,7 @@ def evidence(
 def iwae(log_weight: Tensor, counts: tuple[int, ...]) -> Tensor:
     """Return IWAE_k for each k of ``counts``, the mean over disjoint blocks of k weights.
 
-    ELBO = IWAE_1 <= IWAE_k <= log p(y | x) in expectation, increasing in k (Burda et al., 2016).
+    In expectation, ELBO = IWAE_1 <= IWAE_k <= log p(y | x), and IWAE_k increases in k (Burda et al., 2016).
 
     Args:
         log_weight: ``[S, B]``.

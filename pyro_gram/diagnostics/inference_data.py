@@ -37,8 +37,8 @@ ARVIZ_MAJOR = int(az.__version__.split(".")[0])
 HDF5 = b"\x89HDF\r\n\x1a\n"
 STATE_INSTANCES = 2  # inputs whose final states are stored: states are large
 PROJECTIONS = 2
-LEAST_DRAWS = 25  # PSIS fits a fifth of the weights, here five
-GROUPS = (  # the groups that `collect` makes, some or all
+LEAST_DRAWS = 25  # for PSIS, which fits the largest fifth of the weights: here five
+GROUPS = (  # all groups that `collect` can make
     "posterior",
     "posterior_predictive",
     "sample_stats",
@@ -72,7 +72,7 @@ UNITS = {
     "kl": "nats, KL(q || p) of one transition",
     "log_p_y": "nats, log p(y | h_T)",
     "log_weight": "nats, log p(y, tau | x) - log q(tau | x, y)",
-    "score": "nats, log p(y_hat | h) after a supervision step; of diffusion models, of the path to y_hat",
+    "score": "nats, log p(y_hat | h) after a supervision step; for diffusion models, that of the path to y_hat",
     "halt": "P(the answer after a supervision step is right), by the halt head",
     "value": "P(the trajectory's last answer is right), by the value head after a supervision step",
     "solution": "index among the input's solutions, -1 for none of them",
@@ -102,12 +102,12 @@ def collect(
     """Sample trajectories of the guide and of the prior on a few inputs, each with one target drawn uniformly.
 
     The groups ``posterior``, ``posterior_predictive``, ``log_likelihood`` and ``sample_stats`` come from the guide,
-    which is given y; they say nothing about accuracy and are missing without an inference network. The groups
+    which is given y. They say nothing about accuracy, and are missing without an inference network. The groups
     ``prior``, ``prior_predictive`` and ``sample_stats_prior`` come from trajectories of the untempered prior. In a
-    model p(x) without input an instance is a datum for the guide; the groups of the prior have one instance.
+    model p(x) an instance of the guide's groups is a datum, and the groups of the prior have one instance.
 
     Args:
-        puzzles: the first ``inputs`` of them are used.
+        puzzles: the first ``inputs`` inputs are used.
         depth: supervision steps.
         chains, draws: batches of trajectories, and trajectories of each input in a batch.
 
@@ -123,15 +123,15 @@ def collect(
             guide_seed = derive_seed(seed, chain, 1)
             groups |= _guide_groups(task, model, guide, puzzles, y, depth=depth, draws=draws, seed=guide_seed)
         batches.append(groups)
-    stacked: Groups = {g: {k: np.stack([b[g][k] for b in batches]) for k in batches[0][g]} for g in batches[0]}
-    stacked["observed_data"] = {"y": y}
+    stacked_groups: Groups = {g: {k: np.stack([b[g][k] for b in batches]) for k in batches[0][g]} for g in batches[0]}
+    stacked_groups["observed_data"] = {"y": y}
     if task.is_checkable:
-        stacked["observed_data"]["violations"] = task.violations(x, y)
+        stacked_groups["observed_data"]["violations"] = task.violations(x, y)
     dims = dict(DIMS)
     if x is not None:
-        stacked["constant_data"] = {"x": x, "num_solutions": puzzles.num_solutions}
+        stacked_groups["constant_data"] = {"x": x, "num_solutions": puzzles.num_solutions}
         dims["x"] = ["instance", "position_in"] + ["feature"] * (x.ndim - 2)
-    return from_groups(stacked, dims, UNITS)
+    return from_groups(stacked_groups, dims, UNITS)
 
 
 def _guide_groups(
@@ -180,19 +180,19 @@ def _prior_groups(task: Task, model: nn.Module, puzzles: PuzzleSet, *, depth: in
 
 
 def _expand(values: Tensor, shape: tuple[int, int], event_dims: list[str]) -> Tensor:
-    """Expand values that trajectories share to one for each trajectory and input, before the event dimensions."""
+    """Expand values that trajectories share, so that each trajectory and input has its own: ``[*shape, *event]``."""
     return values.expand(*shape, *values.shape[values.dim() - len(event_dims) :]).cpu()
 
 
 def project_states(h: Tensor, count: int = PROJECTIONS) -> Tensor:
-    """Project states ``[..., L, D]`` on ``count`` random directions, the same in every call: ``[..., count]``."""
+    """Project states ``[..., L, D]`` on ``count`` random directions, always the same ones: ``[..., count]``."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(h.shape[-2] * h.shape[-1], count, generator=generator).to(h)
     return h.flatten(-2) @ (directions / directions.norm(dim=0))
 
 
 def _check_answers(task: Task, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, Any]:
-    """Return answers with their violations and the index of the solution that each one is, where these are known."""
+    """Return answers with their violations and the index of each among the solutions, if these are known."""
     answers: dict[str, Any] = {"y": tokens}
     if task.is_checkable:
         violations = task.violations(puzzles.inputs, tokens)
@@ -212,7 +212,7 @@ def from_groups(groups: Groups, dims: dict[str, list[str]] | None = None, units:
         groups: group name -> variable name -> array. Arrays of ``observed_data`` and ``constant_data`` start with the
             instance, all others with ``[chain, draw]``.
         dims: variable name -> the names of the dimensions after chain and draw.
-        units: variable name -> its attribute ``description``.
+        units: variable name -> the text of its attribute ``description``.
     """
     arrays: dict[str, Any] = {g: {k: np.asarray(v) for k, v in variables.items()} for g, variables in groups.items()}
     with warnings.catch_warnings():
@@ -249,8 +249,8 @@ def load(path: str | Path) -> Any:
     with convert_read_errors(str(path)), path.open("rb") as file:
         head = file.read(len(HDF5))
     if head != HDF5:
-        reason = explain_file_type(path) or "it does not begin as HDF5 does"
-        raise InputError(f"{path} is no netCDF-4 file, which inference data are saved in: {reason}")
+        reason = explain_file_type(path) or "it does not begin like HDF5"
+        raise InputError(f"{path} is not a netCDF-4 file, the format of inference data: {reason}")
     try:
         with h5py.File(path) as file:
             has_groups = not set(file).isdisjoint(GROUPS)
@@ -262,8 +262,7 @@ def load(path: str | Path) -> Any:
         raise InputError(f"cannot read {path}: the netCDF file is damaged or cut short ({reason})") from None
     if data is None:
         raise InputError(
-            f"{path} is a netCDF or HDF5 file of something else: it has none of the groups of inference data "
-            f"({', '.join(GROUPS)})"
+            f"{path} is a netCDF or HDF5 file, but has none of the groups of inference data ({', '.join(GROUPS)})"
         )
     return data
 
@@ -285,7 +284,7 @@ def depth_view(data: Any) -> Any:
     """Return the prior's trajectories with chain = trajectory and draw = supervision step, in the group ``posterior``.
 
     The view holds every variable with a dimension ``step``. A high R-hat means that the trajectories of an input end in
-    different answers, as intended. The trajectories are of the prior and have not been given y.
+    different answers, as intended. The trajectories come from the prior, which is not given y.
     """
     arrays: dict[str, Any] = {}
     dims: dict[str, list[str]] = {}
@@ -293,9 +292,9 @@ def depth_view(data: Any) -> Any:
     for group in ("prior", "sample_stats_prior"):
         for name, values in data[group].data_vars.items():
             if "step" in values.dims:
-                ordered = values.transpose("chain", "draw", "step", ...)
-                arrays[name] = ordered.values.reshape(-1, *ordered.shape[2:])
-                dims[name] = [str(d) for d in ordered.dims[3:]]
+                ordered_values = values.transpose("chain", "draw", "step", ...)
+                arrays[name] = ordered_values.values.reshape(-1, *ordered_values.shape[2:])
+                dims[name] = [str(d) for d in ordered_values.dims[3:]]
                 units[name] = values.attrs["description"]
     return from_groups({"posterior": arrays}, dims, units)
 
@@ -303,18 +302,18 @@ def depth_view(data: Any) -> Any:
 def khat(data: Any) -> Any:
     """Return k-hat of the guide's weights for each instance, in the form that ``az.plot_khat`` takes.
 
-    Its ``elpd`` is held-out log p(y | x) by Pareto-smoothed importance weights, summed over instances. It is no
-    leave-one-out estimate, which draws that were given y cannot yield.
+    Its ``elpd`` is held-out log p(y | x) by Pareto-smoothed importance weights, summed over instances. It is not a
+    leave-one-out estimate: the draws have been given y.
 
     Raises:
-        UserError: a model without an inference network has no weights.
+        UserError: the model has no inference network, so there are no weights.
     """
     if "sample_stats" not in group_names(data):
         raise UserError("there are no importance weights: the model has no inference network")
     weights = data["sample_stats"]["log_weight"].stack(__sample__=("chain", "draw")).transpose("__sample__", "instance")
-    smoothed, shape = pareto_smooth(torch.from_numpy(np.array(weights.values)))
-    s, b = smoothed.shape
-    log_p = smoothed.logsumexp(0).numpy() - np.log(s)
+    smoothed_log_weight, shape = pareto_smooth(torch.from_numpy(np.array(weights.values)))
+    s, b = smoothed_log_weight.shape
+    log_p = smoothed_log_weight.logsumexp(0).numpy() - np.log(s)
     by_instance = data["sample_stats"]["log_weight"].isel(chain=0, draw=0, drop=True)
     values: dict[str, Any] = {
         "elpd": log_p.sum(),
@@ -352,8 +351,8 @@ def khat_threshold(num_samples: int) -> float:
 def pareto_smooth(log_weight: Tensor) -> tuple[Tensor, Tensor]:
     """Replace the largest weights by quantiles of a generalized Pareto fit (PSIS; Vehtari et al., 2024).
 
-    The scale of the weights is kept, so that the mean of the smoothed weights estimates that of the raw ones. Weights
-    that cannot be fitted stay as they are: k-hat is infinite for too few draws and 0 for equal ones.
+    The scale of the weights is kept, so the mean of the smoothed weights estimates the mean of the raw ones. Weights
+    that cannot be fitted are not changed; k-hat is then infinite for too few draws, and 0 for equal weights.
 
     Args:
         log_weight: ``[S, B]``.
@@ -362,7 +361,7 @@ def pareto_smooth(log_weight: Tensor) -> tuple[Tensor, Tensor]:
         smoothed log weights, float64 ``[S, B]``, and k-hat, ``[B]``.
     """
     rows = np.array(log_weight.detach().cpu().T, dtype=np.float64)
-    smoothed, khats = rows.copy(), np.full(len(rows), np.inf)
+    smoothed_log_weight, khats = rows.copy(), np.full(len(rows), np.inf)
     for i, row in enumerate(rows):
         tail = np.sort(row)[-max(1, int(min(len(row) / 5, 3 * len(row) ** 0.5))) :]
         if tail[-1] - tail[0] < 1e-9:
@@ -370,17 +369,17 @@ def pareto_smooth(log_weight: Tensor) -> tuple[Tensor, Tensor]:
         elif len(row) >= LEAST_DRAWS:
             with np.errstate(over="ignore", invalid="ignore"):  # the fit tries extreme shapes
                 values, khats[i] = _psis(row)
-            lowest = row.argmin()  # belongs to the body, which is not smoothed
-            smoothed[i] = values - values[lowest] + row[lowest]
-    return torch.from_numpy(smoothed.T.copy()), torch.from_numpy(khats)
+            lowest = row.argmin()  # the lowest weight is not smoothed: it gives the scale
+            smoothed_log_weight[i] = values - values[lowest] + row[lowest]
+    return torch.from_numpy(smoothed_log_weight.T.copy()), torch.from_numpy(khats)
 
 
 def _psis(row: np.ndarray) -> tuple[np.ndarray, float]:
     """Return smoothed log weights up to a constant, and k-hat."""
     if ARVIZ_MAJOR == 0:
-        smoothed, k = az.psislw(row[None])
-        return smoothed[0], float(k[0])
+        smoothed_log_weight, k = az.psislw(row[None])
+        return smoothed_log_weight[0], float(k[0])
     from arviz_stats.base import array_stats
 
-    smoothed, k = array_stats.psislw(-row)  # takes log-likelihoods and changes their sign
-    return smoothed, float(k)
+    smoothed_log_weight, k = array_stats.psislw(-row)  # takes log-likelihoods and changes their sign
+    return smoothed_log_weight, float(k)

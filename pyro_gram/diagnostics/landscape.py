@@ -25,13 +25,13 @@ from pyro_gram.tasks.base import Task
 SOLUTION_CHUNK = 64  # solutions scored at once, in log-probabilities [N, SOLUTION_CHUNK, L_out]
 LEAST_LOSS = 1e-4  # nats: smaller losses count as this in the interpolation of logarithms
 GRID = 100  # grid points along each component
-MARGIN, REACH = 0.08, 0.12  # picture around the states, and largest distance from a state, in widths of the states
-SMOOTHING = 0.02  # of the interpolation: states that project to one point may have different losses
+MARGIN, REACH = 0.08, 0.12  # of the picture; largest distance from a state: both relative to the states' range
+SMOOTHING = 0.02  # of the interpolation, since states that project to one point may have different losses
 
 
 @dataclass(frozen=True)
 class Landscape:
-    """Trajectories of one input in the plane in which they differ most, and their losses.
+    """Trajectories of one input, projected on the plane in which they differ most, and their losses.
 
     Attributes:
         points: projections of h, z_0 first, float64 ``[S + 1, N, 2]``.
@@ -39,14 +39,14 @@ class Landscape:
             together or, if none is known, of the decoded answer.
         answer: the number of the answer in which each trajectory ends, 0 the most frequent, int64 ``[N]``.
         is_right: is the answer right? bool ``[N]``; None if that is not known.
-        mean_points, mean_loss: of the deterministic trajectory, ``[S + 1, 2]`` and ``[S + 1]``; None for a prior
-            without a mean.
-        mean_is_right: is the answer of the deterministic trajectory right? None without one, or if that is not known.
+        mean_points, mean_loss: points and loss of the deterministic trajectory, ``[S + 1, 2]`` and ``[S + 1]``; None
+            for a prior without a mean.
+        mean_is_right: is the answer of the deterministic trajectory right? None if there is none or it is not known.
         explained_variance: the share of the variance of h, in the last half of the steps, along each component.
         grid_x, grid_y: grid points along the components, float64 ``[G]``.
-        grid: the loss there, nats, float64 ``[G, G]``, rows along y. It is interpolated between the visited states,
-            which also differ in other directions, and is therefore no slice through the loss; NaN far from all states.
-        num_solutions: the known solutions of the loss; 0 if none is known.
+        grid: the loss there, nats, float64 ``[G, G]``, rows along y. It is interpolated between visited states,
+            which also differ in other directions: it is not a slice through the loss. NaN far from all states.
+        num_solutions: the number of solutions whose probability is in ``loss``; 0 if none is known.
     """
 
     points: Tensor
@@ -78,13 +78,13 @@ def landscape(
 
     Args:
         x: one input, int64 ``[1, *event]``; None for p(x).
-        solutions: all solutions of the input, as training lists them, integers ``[m, L_out]``; None if they are not
-            known. No trajectory is given them.
+        solutions: all solutions of the input in canonical form, integers ``[m, L_out]``; None if they are not known.
+            Trajectories are not given them.
         depth: supervision steps.
-        num_samples: N.
+        num_samples: N, the number of trajectories.
 
     Returns:
-        None if all states are equal, so that there is no plane.
+        the landscape; None if all states are equal, because then there is no plane.
 
     Raises:
         ConfigError: scikit-learn is not installed.
@@ -145,12 +145,12 @@ def _record_paths(
 def _fit_plane(h: Tensor) -> Any:
     """Fit the two principal components of the states in the last half of the steps, where trajectories differ.
 
-    The components of all steps would be those along which all trajectories move together, away from z_0. They are used
-    only if all trajectories are the same (a deterministic program).
+    Components of all steps would show how the trajectories move away from z_0 together. They are used only if all
+    trajectories are the same (a deterministic program).
     """
-    late = h[(len(h) + 1) // 2 :]
-    is_spread = (late - late[:, :1]).abs().max() > 1e-3 * late.abs().max()
-    return _decomposition().PCA(2, random_state=0).fit((late if is_spread else h).flatten(0, 1).numpy())
+    late_states = h[(len(h) + 1) // 2 :]
+    is_spread = (late_states - late_states[:, :1]).abs().max() > 1e-3 * late_states.abs().max()
+    return _decomposition().PCA(2, random_state=0).fit((late_states if is_spread else h).flatten(0, 1).numpy())
 
 
 def _project(plane: Any, h: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ def _is_right(task: Task, x: Tensor | None, tokens: Tensor) -> Tensor | None:
 
 
 def interpolate_loss(points: Tensor, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Interpolate the loss between states: geometric means over grid cells, and radial basis functions through them.
+    """Interpolate the loss between states: radial basis functions through geometric means over grid cells.
 
     Args:
         points: ``[M, 2]``; many of them may coincide.
@@ -192,10 +192,10 @@ def interpolate_loss(points: Tensor, loss: Tensor) -> tuple[Tensor, Tensor, Tens
     """
     low, size = points.amin(0), points.amax(0) - points.amin(0)
     size = size.clamp(min=1e-3 * size.max())  # a component may be constant
-    scaled = ((points - low) / size).numpy()
-    _, cell = np.unique((scaled * GRID).round(), axis=0, return_inverse=True)
+    scaled_points = ((points - low) / size).numpy()
+    _, cell = np.unique((scaled_points * GRID).round(), axis=0, return_inverse=True)
     count = np.bincount(cell)
-    centres = np.stack([np.bincount(cell, coordinate) / count for coordinate in scaled.T], 1)
+    centres = np.stack([np.bincount(cell, coordinate) / count for coordinate in scaled_points.T], 1)
     log_loss = np.bincount(cell, loss.clamp(min=LEAST_LOSS).log().numpy()) / count
     axis = np.linspace(-MARGIN, 1 + MARGIN, GRID)
     grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)

@@ -1,4 +1,4 @@
-"""Prior Monte Carlo: estimate log p(y | x) from trajectories of the prior, which are scored when they have ended."""
+"""Prior Monte Carlo: estimate log p(y | x) from trajectories of the prior, by the likelihood of y at their ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pyro_gram.sampling.memory import MAX_TRAJECTORIES
 from pyro_gram.sampling.rollout import counted_observations, isolated_rng, run_steps
 from pyro_gram.sampling.tempering import check_no_temper
 
-DATA_CHUNK = 64  # data of p(x) that are scored at once: the [N, B] log-probabilities of long answers are large
+DATA_CHUNK = 64  # data of p(x) that are scored at once: for long answers the log-probabilities take much memory
 
 
 def prior_log_likelihood(
@@ -35,14 +35,14 @@ def prior_log_likelihood(
 ) -> Tensor:
     """Estimate log p(y | x) by the log of the mean of p(y | h_T) over trajectories of the prior.
 
-    The mean is unbiased for p, so that the result is below log p on average, by less for more samples.
+    The mean is an unbiased estimate of p, so its log is below log p on average. More samples bring it closer.
 
     Args:
         x: inputs, ``[B, *event]``; None for p(x).
         y: answers, ``[B, L_out]``, which are used only after each trajectory has ended.
         depth: supervision steps.
-        num_samples: S, trajectories of each input.
-        max_trajectories: the most trajectories that run at once.
+        num_samples: S, the number of trajectories per input.
+        max_trajectories: at most so many trajectories run at once.
 
     Returns:
         nats, ``[B]``.
@@ -65,14 +65,14 @@ def rollout_log_prob(
 ) -> Tensor:
     """Return log p(y | h_T) at the end of each of ``num_samples`` trajectories of the prior, nats, ``[N, B]``.
 
-    The trajectories are those of ``sampling.rollout``; y is used when they have ended. Other observations of the
-    program (a user's own sites, conditioned guidance) count under their masks. Without input (x is None) every datum is
+    The trajectories are those of ``sampling.rollout``; y is used only when they have ended. Other observed sites of the
+    program (a user's own, or conditioned guidance) are added, with their masks. Without input (x is None) all data are
     scored under the same N trajectories.
 
     Raises:
-        UserError: a count below 1; x and y that are no pairs.
-        ConfigError: an observation that several inputs share; a program whose density of y changes when it is given y;
-            one that holds tensors of one batch; a Temper around the call.
+        UserError: a count is below 1, or x and y do not form pairs.
+        ConfigError: several inputs share an observation; the program's density of y changes when it is given y; it
+            holds tensors that fit one batch only; or a Temper is active around the call.
     """
     check_counts(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
     check_pairs(x, y)
@@ -99,7 +99,7 @@ def rollout_log_prob(
 
 
 class _Replay(Messenger):
-    """Record the values that a program samples, or replay recorded ones; record its observations that count."""
+    """Record the values that a program samples, or replay recorded ones; and record the observations in its density."""
 
     def __init__(self, values: dict[str, Any] | None = None) -> None:
         super().__init__()
@@ -118,9 +118,9 @@ class _Replay(Messenger):
 
 
 def _check_density_of_y(model: Callable[..., Any], x: Tensor | None, y: Tensor) -> None:
-    """Raise ConfigError if a program has another density when it is given y, as a rollout never gives it.
+    """Raise ConfigError if giving y to a program changes its density: a rollout never gives it y.
 
-    One trajectory of each input is run without y and scored, and replayed with y.
+    One trajectory of each input is run and scored without y, and then replayed with y.
     """
     with _Replay() as recorder:
         end = run_steps(model, x, None, 1, 1)
@@ -129,7 +129,7 @@ def _check_density_of_y(model: Callable[..., Any], x: Tensor | None, y: Tensor) 
         model(x, y, None, steps=1)
     answer = dict(replay.observations).get(ANSWER)
     if answer is None:
-        return  # a bound takes the place of y (in diffusion models)
+        return  # a diffusion model has a bound in place of the site y
     expected = torch.zeros(torch.broadcast_shapes(answer["fn"].batch_shape, log_prob.shape), device=log_prob.device)
     for name, site in replay.observations:
         expected = expected + per_input(name, site, log_prob_of(site), answer, expected.shape)
@@ -137,6 +137,6 @@ def _check_density_of_y(model: Callable[..., Any], x: Tensor | None, y: Tensor) 
         names = {name for name, _ in replay.observations} - {name for name, _ in end.observations} - {ANSWER}
         difference = f"observes {', '.join(sorted(map(repr, names)))} only" if names else "has another density"
         raise ConfigError(
-            f"the program {difference} when it is given y, and trajectories of the prior are not given y: make all "
-            "that depends on y a part of the likelihood at 'y', or use guide_draws"
+            f"the program {difference} when it is given y, but trajectories of the prior are not given y: move all "
+            "that depends on y into the likelihood at 'y', or use guide_draws"
         )

@@ -19,20 +19,20 @@ from pyro_gram.tasks.uniform import expected_total_variation, total_variation
 
 @dataclass(frozen=True)
 class Metrics:
-    """Metrics of samples; fractions in [0, 1], ``*_se`` a standard error over inputs, None for what is not defined.
+    """Metrics of samples: fractions in [0, 1]; ``*_se`` are standard errors over inputs; undefined metrics are None.
 
     Attributes:
-        accuracy: inputs whose first sample is right. Without input (p(x)): right samples among all.
-        violations: violated constraints of the samples that ``accuracy`` counts, summed.
-        sample_accuracy: right samples among all.
-        any_valid: inputs with at least one right sample.
-        vote_accuracy: inputs whose most frequent sample is right; ties go to the better score.
+        accuracy: share of inputs whose first sample is right; without input (p(x)), share of right samples.
+        violations: number of violated constraints, summed over the samples that ``accuracy`` uses.
+        sample_accuracy: share of right samples among all.
+        any_valid: share of inputs with at least one right sample.
+        vote_accuracy: share of inputs whose most frequent sample is right; ties go to the better score.
         coverage: share of an input's solutions among its samples, mean over inputs.
         coverage_limit: expected coverage of i.i.d. uniform draws of solutions: the mean of 1 - (1 - 1/m)^N.
-        total_variation: distance of the frequencies of solutions among an input's right samples from uniform over its m
-            solutions, 1 where no sample is right; mean over inputs.
-        total_variation_perfect: its expectation for N i.i.d. uniform draws, which is the effect of finite N.
-        num_inputs, num_samples: B and N.
+        total_variation: distance between the frequencies of an input's right samples and the uniform distribution over
+            its m solutions (1 if no sample is right), mean over inputs.
+        total_variation_perfect: its expectation for N i.i.d. uniform draws: the part that is due to finite N.
+        num_inputs, num_samples: B, and N samples per input.
     """
 
     accuracy: float | None
@@ -56,12 +56,12 @@ class Metrics:
 def measure(task: Task, puzzles: PuzzleSet, tokens: Tensor, score: Tensor | None = None) -> Metrics:
     """Compute the metrics of samples.
 
-    Without input B is 1, and the samples of p(x) are measured one by one. Of several versions of an input only the
+    Without input, B is 1 and each sample of p(x) is measured by itself. If an input has several versions, only the
     first counts.
 
     Args:
         tokens: int64 ``[N, B, L_out]``, sampled for the inputs of ``puzzles``.
-        score: of each sample, nats, ``[N, B]``; it breaks ties of the vote.
+        score: the score of each sample, nats, ``[N, B]``; it breaks ties of the vote.
     """
     is_first = puzzles.is_first_version
     if is_first is not None:
@@ -128,11 +128,11 @@ def coverage_limit(num_solutions: Tensor, num_samples: int) -> Tensor:
 
 
 def excess(full: Tensor, num_solutions: Tensor) -> Tensor:
-    """Return how far the full bound (Eq. 13) is below that of a perfect model: -ELBO - log m, nats, ``[B]``.
+    """Return how far the full bound (Eq. 13) is below the bound of a perfect model: -ELBO - log m, nats, ``[B]``.
 
     Each value is an estimate from one uniformly drawn target and one draw of the guide. Their mean e over inputs is 0
     for a perfect model. By Jensen's inequality an answer *sampled* at the end of a prior trajectory is right with
-    probability exp(-e) at least. Accuracy is of the most probable answer there, which no theorem puts above that.
+    probability exp(-e) at least. Accuracy uses the most probable answer, for which there is no such bound.
     """
     return -full.double() - num_solutions.double().log()
 
@@ -142,22 +142,22 @@ def selected_answers(canonical: Tensor, score: Tensor | None = None, value: Tens
 
     Args:
         canonical: int64 ``[N, B, L_out]``.
-        score: of each sample, nats, ``[N, B]``, to break ties. Without it ties go to the first sample.
+        score: the score of each sample, nats, ``[N, B]``, to break ties. Without it ties go to the first sample.
         value: the value head's estimates, ``[N, B]``; None for the vote (``sampling.selection``).
 
     Returns:
         int64 ``[B, L_out]``.
     """
     score = torch.zeros(canonical.shape[:2]) if score is None else score
-    selected = []
+    selected_rows = []
     for i, samples in enumerate(canonical.unbind(1)):
         answers, scores = [tuple(row) for row in samples.tolist()], score[:, i].tolist()
         if value is None:
             candidate = tally(answers, scores)[0]
         else:
             candidate = select_by_value(answers, value[:, i].tolist(), scores)
-        selected.append(samples[candidate.first])
-    return torch.stack(selected)
+        selected_rows.append(samples[candidate.first])
+    return torch.stack(selected_rows)
 
 
 def wilson_interval(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
@@ -165,15 +165,15 @@ def wilson_interval(share: float, count: int, level: float = 0.95) -> tuple[floa
 
     The interval stays within [0, 1] and has a positive width for shares of 0 and 1. It equals that of scipy's
     ``binomtest`` if the share is a count of inputs. A mean over inputs of values between 0 and 1 (such as the share of
-    right samples) varies less than a count, and its interval is too wide rather than too narrow.
+    right samples) varies less than a count, so its interval is rather too wide.
 
     Args:
         share: between 0 and 1.
-        count: independent inputs, not samples.
-        level: of confidence.
+        count: the number of independent inputs (not samples).
+        level: the confidence level.
 
     Raises:
-        ValueError: a share outside [0, 1], or no input.
+        ValueError: the share is outside [0, 1], or there is no input.
     """
     if not 0 <= share <= 1 or count < 1:
         raise ValueError(f"a share of inputs lies between 0 and 1, of at least one input: not {share} of {count}")
@@ -185,11 +185,11 @@ def wilson_interval(share: float, count: int, level: float = 0.95) -> tuple[floa
 
 
 def count_layers(model: nn.Module, x: Tensor | None, depth: int) -> int:
-    """Count the layers that one sample passes through: its cost, which is the same on every machine.
+    """Count the layers that one sample passes through, as a measure of its cost that is the same on every machine.
 
     A layer is a ``networks.core.Block``: attention, or SwiGLU over positions, and a SwiGLU over channels. Heads,
-    embeddings and decoders are not counted. Every pass counts the same, although the passes of an autoregressive model
-    are over fewer positions than those of a recursion.
+    embeddings and decoders are not counted. Every pass through a layer counts as one, although those of an
+    autoregressive model cover fewer positions than those of a recursion.
 
     Args:
         model: the program, with a prior that can be sampled.

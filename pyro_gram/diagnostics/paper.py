@@ -1,7 +1,7 @@
 """The results of the paper (arXiv 2605.19376), from ``paper.toml``, to compare with.
 
-The paper does not say whether its accuracies are of single samples; here they are compared with those of single samples
-everywhere.
+The paper does not say whether its accuracies are those of single samples. Here they are always compared with accuracies
+of single samples.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 TITLES = {"1": "Table 1", "2": "Table 2", "3a": "Table 3a", "3b": "Table 3b", "8": "Table 8", "arc": "ARC-AGI"}
 COUNTS = ("violations", "inception_score", "frechet_distance")  # other metrics are shares, printed in per cent
 
-ROWS = {"direct": "direct8", "d3pm": "d3pm_uniform"}  # registry name -> row, where they differ
+ROWS = {"direct": "direct8", "d3pm": "d3pm_uniform"}  # registry name -> name of the row, if they differ
 
 Rows = dict[str, dict[str, float]]
 
@@ -24,12 +24,12 @@ def _tables() -> dict[str, dict[str, Rows]]:
 
 
 def rows(table: str, problem: str) -> Rows:
-    """Return row -> metric -> number as printed, of a problem in a table; empty if the paper has none."""
+    """Return the printed numbers of a problem in a table, as row -> metric -> number; empty if the paper has none."""
     return _tables().get(table, {}).get(problem, {})
 
 
 def published(problem: str, model: str = "gram") -> dict[str, float]:
-    """Return metric -> number of a model on a problem, shares as fractions; the first table with a metric counts."""
+    """Return the numbers of a model on a problem, as metric -> number. The first table with a metric counts."""
     numbers: dict[str, float] = {}
     for table in _tables().values():
         for metric, number in table.get(problem, {}).get(ROWS.get(model, model), {}).items():

@@ -1,4 +1,4 @@
-"""report.html: can this posterior be trusted? One self-contained file without network access, also for telephones."""
+"""report.html: can this posterior be trusted? A self-contained file that needs no network and also fits telephones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLASSES = {GOOD: "good", LOOK: "look", BAD: "bad", UNKNOWN: "unknown"}
 QUESTIONS = {
     SAMPLES: ("Can its answers be trusted?", "Trajectories of the prior, on inputs that training never saw."),
     ESTIMATES: ("Can its likelihoods be trusted?", "Estimates of log p(y|x), from the guide and from the prior."),
-    GUIDE: ("Can its guide be trusted?", "The inference network and the bounds. Answers do not depend on them."),
+    GUIDE: ("Can its guide be trusted?", "The guide and the bounds. Answers do not depend on them."),
 }
 ROWS = (
     ("accuracy", "Accuracy, first samples"),
@@ -56,10 +56,10 @@ class Section:
     """A figure with its caption and verdicts.
 
     Attributes:
-        title: of the figure.
-        caption: how to read it.
-        figure: a PNG or GIF file; None if there is none.
-        verdicts: those that the figure shows.
+        title: the title of the figure.
+        caption: how to read the figure.
+        figure: a PNG or GIF file; None if there is no figure.
+        verdicts: the verdicts that the figure shows.
         reason: why there is no figure.
     """
 
@@ -71,7 +71,7 @@ class Section:
 
     @classmethod
     def from_figure(cls, name: str, figure: Path, verdicts: dict[str, Verdict]) -> Section:
-        """Make the section of a figure of ``CAPTIONS``, with those of the verdicts that it shows."""
+        """Make the section of a figure of ``CAPTIONS``, with the verdicts that the figure shows."""
         caption = CAPTIONS[name]
         return cls(caption.title, caption.text, figure, tuple(verdicts[v] for v in caption.verdicts if v in verdicts))
 
@@ -95,12 +95,12 @@ class Report:
     """The contents of the page.
 
     Attributes:
-        title: of the page.
-        summary: what was measured, on which inputs.
+        title: the title of the page.
+        summary: what was measured, and on which inputs.
         verdicts: the answers to the questions at the top.
         rows: the results.
         sections: the figures, in order.
-        details: name -> JSON value, folded in at the end.
+        details: name -> JSON value, in folds at the end.
     """
 
     title: str
@@ -161,7 +161,7 @@ def result_rows(metrics: dict[str, Any], problem: str, model: str, all_inputs: b
     Args:
         problem: ``Task.paper_name``.
         model: the model's registry name.
-        all_inputs: the metrics are of all test inputs, as the paper's sums are.
+        all_inputs: do the metrics cover all test inputs, as the paper's sums do?
     """
     published = paper.published(problem, model)
     if not all_inputs:
@@ -180,14 +180,14 @@ def summarize_run(config: dict[str, Any], results: dict[str, Any]) -> str:
     """Describe what was trained and measured, in a few sentences."""
     m, seconds = results["metrics"], results["seconds"]
     batches, minutes = config["train"]["batches"], config["train"]["minutes"]
-    of = f" of {batches:,} (fitted to {minutes:g} minutes)" if results["batches"] < batches else ""
+    total = f" of {batches:,} (fitted to {minutes:g} minutes)" if results["batches"] < batches else ""
     temper = TemperConfig(m["temper_scale"], m["temper_transitions"]).describe()
     return (
-        f"{results['parameters']:,} parameters, {results['batches']:,}{of} batches. Training took "
-        f"{seconds['train']:.0f} s, evaluation {seconds['evaluate']:.0f} s. Accuracy and coverage are of trajectories "
-        "of the prior"
-        f"{f' ({temper})' if temper else ''}{_describe_samples(m)}, {m['depth']} supervision steps deep. These are "
-        "never given y. The guide and the bounds are given y; they and log p(y|x) are of the prior without temper."
+        f"{results['parameters']:,} parameters, {results['batches']:,}{total} batches. Training took "
+        f"{seconds['train']:.0f} s, evaluation {seconds['evaluate']:.0f} s. Accuracy and coverage come from "
+        "trajectories of the prior"
+        f"{f' ({temper})' if temper else ''}{_describe_samples(m)}, {m['depth']} supervision steps deep. They are "
+        "never given y. The guide and the bounds are given y; they and log p(y|x) use the prior without temper."
     )
 
 

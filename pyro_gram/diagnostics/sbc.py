@@ -1,9 +1,10 @@
 r"""Simulation-based calibration of the guide (Talts et al., 2018), on data that the program itself generates.
 
-The program samples a trajectory :math:`\tau^*` and an answer :math:`y^*`, so that :math:`\tau^*` is a sample of its
-exact posterior given :math:`(x, y^*)`. If the guide equals that posterior, the rank of any summary of :math:`\tau^*`
-among those of the guide's trajectories is uniform. A variational guide never equals it. What matters is the size of the
-deviation, which a p-value does not tell. The ranks say nothing about real data, or about accuracy.
+The program samples a trajectory :math:`\tau^*` and an answer :math:`y^*`; so :math:`\tau^*` is a sample of the
+program's exact posterior given :math:`(x, y^*)`. If the guide equals that posterior, the rank of any summary of
+:math:`\tau^*` among those of the guide's trajectories is uniform. A variational guide never equals the posterior: what
+matters is the size of the deviation, which a p-value does not tell. The ranks say nothing about real data, or about
+accuracy.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ class SBCRanks:
     """Ranks of the true trajectories of M simulated data.
 
     Attributes:
-        names: of the summaries of a trajectory.
+        names: the names of the summaries of a trajectory.
         ranks: the rank of the true trajectory's summary among those of the guide's, 0 to ``num_draws``,
             int64 ``[len(names), M]``.
-        num_draws: trajectories of the guide for each datum.
+        num_draws: the number of the guide's trajectories for each datum.
     """
 
     names: tuple[str, ...]
@@ -56,7 +57,7 @@ class SBCRanks:
 
     @property
     def band(self) -> float:
-        """The deviation that uniform ranks of all summaries together stay within in 95 % of simulations."""
+        """The largest deviation, over all summaries, that uniform ranks stay below in 95 % of simulations."""
         generator = torch.Generator().manual_seed(0)
         summaries, data = self.ranks.shape
         uniform = torch.randint(self.num_draws + 1, (BAND_DRAWS * summaries, data), generator=generator)
@@ -66,8 +67,8 @@ class SBCRanks:
     def summary(self) -> dict[str, dict[str, float]]:
         """Return, for each summary of a trajectory, three numbers.
 
-        ``deviation``; ``mean``: the mean relative rank, .5 unless the guide is shifted; ``spread``: the standard
-        deviation of the ranks relative to uniform ranks, above 1 if the guide is too narrow.
+        ``deviation`` as above; ``mean``: the mean relative rank, .5 unless the guide is shifted; ``spread``: the
+        standard deviation of the ranks divided by that of uniform ranks, above 1 if the guide is too narrow.
         """
         relative = self.ranks.double() / self.num_draws
         uniform_variance = (self.num_draws + 2) / (12 * self.num_draws)  # of the ranks 0, 1/L, ..., 1
@@ -108,20 +109,20 @@ def simulate_ranks(
     seed: int = 0,
     max_traced: int = MAX_TRACED,
 ) -> SBCRanks:
-    """Generate ``rounds`` data for each input by the program, and rank their trajectories among the guide's.
+    """Let the program generate ``rounds`` data for each input, and rank their trajectories among the guide's.
 
     Args:
         x: inputs, ``[B, *event]``; None for p(x), where ``rounds`` data are generated.
         depth: supervision steps.
         num_draws: trajectories of the guide for each datum.
-        max_traced: the most trajectories that are traced at once.
+        max_traced: at most so many trajectories are traced at once.
 
     Raises:
-        ConfigError: the model has no guidance to rank, or the guide is no inference network.
+        ConfigError: the model has no guidance to rank, or the guide follows the prior.
     """
     check_counts(seed=seed, depth=depth, rounds=rounds, draws=num_draws)
     if guide_traits(guide).follows_prior:
-        raise ConfigError("ranks need an inference network, and this guide looks at no answer")
+        raise ConfigError("ranks need a guide that depends on y, and this one follows the prior")
     ranks = []
     generator = torch.Generator().manual_seed(seed)
     repeats = rounds if x is not None else 1
@@ -138,13 +139,13 @@ def simulate_ranks(
 def _generate_data(
     model: nn.Module, x: Tensor | None, depth: int, seed: int, count: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sample data from the program: y, int64 ``[B, L_out]``, and the summaries of their true trajectories."""
+    """Sample data from the program. Returns y, int64 ``[B, L_out]``, and the summaries of the true trajectories."""
     with isolated_rng(model, x), pyro.plate("trajectories", 1 if x is not None else count, dim=-2):
         torch.manual_seed(seed)
         trace = poutine.trace(model).get_trace(x, None, None, steps=depth, truncated=False)
     guidance = [site["value"] for name, site in trace.nodes.items() if transition_index(name) is not None]
     if not guidance:
-        raise ConfigError("ranks are of guidance, and this model has none")
+        raise ConfigError("this model has no guidance to rank")
     y = trace.nodes[ANSWER]["value"]
     shape = y.shape[:2]  # [1, B], or [M, 1] without input
     log_p = trace.nodes[ANSWER]["fn"].log_prob(y).expand(shape)

@@ -1,7 +1,7 @@
 """Analyse trajectories of the prior: where they end, when they separate, and which draws decide the answer.
 
 ``plots.trajectories`` draws the results. All trajectories start at z_0 and are never given an answer. Two answers are
-the same if their canonical forms are. All states of the given inputs are in memory at once, so that few inputs fit.
+the same if their canonical forms are. All states of the given inputs are in memory at once, so only a few inputs fit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pyro_gram.tasks.base import Task
 
 Recorded = TypeVar("Recorded")
 
-MAX_POSITIONS, NUM_POSITIONS = 100, 32  # of sequences longer than the first, so many positions are resampled
+MAX_POSITIONS, NUM_POSITIONS = 100, 32  # in sequences of more than 100 positions, 32 of them are resampled
 
 
 # ---- recording ---------------------------------------------------------------------------------------------------
@@ -36,8 +36,8 @@ class Trajectories:
 
     Attributes:
         tokens: the most probable answer after each step, int64 ``[S, N, B, L_out]``.
-        h: the high-level state, z_0 first, ``[S + 1, N, B, L, D]``. A program that starts anew at each call has no z_0
-            and shows one more call.
+        h: the high-level state, z_0 first, ``[S + 1, N, B, L, D]``. A program that starts anew at each call has no
+            z_0: its first entry is one more call.
     """
 
     tokens: Tensor
@@ -63,7 +63,7 @@ def trace_trajectories(
         depth: supervision steps, S.
         num_samples: N, trajectories of each input.
         temper: the scale of the prior in the first transitions.
-        at_mean: record the deterministic trajectory instead, whose guidance is the prior's mean; N is then 1.
+        at_mean: record the deterministic trajectory instead: its guidance is the prior's mean, and N is 1.
 
     Raises:
         UserError: ``num_samples`` or ``depth`` below 1.
@@ -89,7 +89,7 @@ def record_steps(
     with isolated_rng(model, x):
         torch.manual_seed(seed)
         records = [record(run_steps(model, x, None, num_samples, 0))]
-        torch.manual_seed(seed)  # again, so that a program which draws its z_0 draws the same one
+        torch.manual_seed(seed)  # again, so that a program that draws z_0 draws the same z_0
         with handler:
             records += [record(end) for end in rollout_steps(model, x, depth=depth, num_samples=num_samples)]
     return records
@@ -120,9 +120,9 @@ class Attractors:
 
     Attributes:
         num_distinct: distinct final answers, int64 ``[B]``.
-        num_distinct_right: the right ones among them; all if the task cannot check answers.
-        effective_number: exp of the entropy of their frequencies, ``[B]``: the number of equally frequent answers with
-            this entropy.
+        num_distinct_right: distinct right final answers, int64 ``[B]``; all distinct ones if answers cannot be checked.
+        effective_number: exp of the entropy of the frequencies of final answers, ``[B]``: so many equally frequent
+            answers have this entropy.
         right_by_step: share of trajectories with a right answer after each step, ``[S, B]``; NaN for inputs whose right
             answer is not known, None if the task cannot check answers.
         settled_by_step: share of trajectories that keep their answer from each step on, ``[S, B]``.
@@ -197,15 +197,15 @@ def number_answers(answers: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Separation:
-    """Pairs of trajectories of one input; means are over all pairs of all inputs, NaN without any pair.
+    """Pairs of trajectories of one input. Means are over all pairs of all inputs; NaN if there are no pairs.
 
     Attributes:
         differ_by_step: of the pairs with different final answers, the share with different answers after each step,
             ``[S]``.
-        distance_different: mean distance of these pairs, root mean square over positions and channels, from z_0 on,
-            ``[S + 1]``.
-        distance_same: mean distance of the pairs with the same final answer, ``[S + 1]``.
-        num_different, num_same: the number of pairs of either kind.
+        distance_different: mean distance of the states of these pairs (root mean square over positions and channels),
+            from z_0 on, ``[S + 1]``.
+        distance_same: the same for the pairs with the same final answer, ``[S + 1]``.
+        num_different, num_same: the number of pairs of each kind.
     """
 
     differ_by_step: Tensor
@@ -220,12 +220,12 @@ def separation(task: Task, x: Tensor | None, trajectories: Trajectories) -> Sepa
     canonical = task.canonical_form(on_cpu(x), trajectories.tokens)
     n = trajectories.tokens.shape[1]
     i, j = torch.triu_indices(n, n, offset=1)
-    differ, distances = [], []
+    differences, distances = [], []
     for answers, h in zip(canonical.unbind(2), trajectories.h.flatten(-2).unbind(2), strict=True):
-        differ.append((answers[:, i] != answers[:, j]).any(-1))  # [S, pairs]
+        differences.append((answers[:, i] != answers[:, j]).any(-1))  # [S, pairs]
         distance = torch.cdist(h, h, compute_mode="donot_use_mm_for_euclid_dist")  # exact for states close together
         distances.append(distance[:, i, j] / h.shape[-1] ** 0.5)
-    all_differ, all_distances = torch.cat(differ, 1), torch.cat(distances, 1).double()
+    all_differ, all_distances = torch.cat(differences, 1), torch.cat(distances, 1).double()
     is_different = all_differ[-1]
     return Separation(
         all_differ[:, is_different].double().mean(1),
@@ -241,16 +241,16 @@ def separation(task: Task, x: Tensor | None, trajectories: Trajectories) -> Sepa
 
 @dataclass(frozen=True)
 class GuidanceInfluence:
-    """The share of forks of a trajectory that end in its answer. A fork keeps part of the trajectory's guidance.
+    """How often a fork of a trajectory ends in the trajectory's answer. A fork keeps part of its guidance.
 
     Attributes:
-        num_kept: the number of first transitions whose guidance a fork keeps, int64 ``[points]``: from 0, the level of
-            chance, to all.
-        by_transition: the share for each number, where the guidance of later transitions is drawn anew,
-            ``[points, B]``.
+        num_kept: how many of the first transitions keep their guidance, int64 ``[points]``, from 0 (the level of
+            chance) to all.
+        by_transition: for each number, the share of forks with the same answer; later transitions draw their guidance
+            anew, ``[points, B]``.
         positions: positions of the sequence, prefix first, int64 ``[P]``; evenly spaced for a long sequence.
-        by_position: the share for each position, where the guidance of this position alone is drawn anew in every
-            transition, ``[P, B]``.
+        by_position: for each position, the share of forks with the same answer if the guidance of this position alone
+            is drawn anew in every transition, ``[P, B]``.
     """
 
     num_kept: Tensor
@@ -260,7 +260,7 @@ class GuidanceInfluence:
 
 
 class _RecordGuidance(Messenger):
-    """Record the guidance of every transition that draws some: ``eps`` by transition, ``[N, B, L, *]``."""
+    """Record the guidance of every transition that draws it: transition -> ``eps``, ``[N, B, L, *]``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -314,15 +314,16 @@ def guidance_influence(
 ) -> GuidanceInfluence | None:
     """Measure which draws decide the answer: run trajectories again with part of their guidance drawn anew.
 
-    Each trajectory has its own fork from the same z_0. Recorded guidance is added to whatever u the fork reaches. If a
-    prior correlates positions, the new draw at one position is not conditioned on the recorded ones at the others.
-    Inputs with a single solution are not informative.
+    Each trajectory has one fork, from the same z_0. The recorded guidance is added to the fork's own u. If the prior
+    correlates positions, the new draw at one position is not conditioned on the recorded guidance of the others. Inputs
+    with a single solution are not informative.
 
     Args:
         x: a few inputs, int64 ``[B, *event]``; None for p(x), where B is 1. All their guidance is in memory.
         num_samples: N, trajectories of each input.
-        points: how many numbers of transitions are tried, denser for small ones, 0 and all among them.
-        places: how many positions are tried, each in a run of the program; None for all, or 32 of more than 100.
+        points: how many values of ``num_kept`` are tried; they include 0 and all, and are denser for small numbers.
+        places: how many positions are tried, each in a run of the program; None for all, or for 32 if there are more
+            than 100.
 
     Returns:
         None for a program that draws no guidance.
@@ -338,12 +339,12 @@ def guidance_influence(
             return task.canonical_form(on_cpu(x), answers_of(end))
 
         recorder = _RecordGuidance()
-        original, eps = final_answers(recorder), recorder.eps
+        original_answers, eps = final_answers(recorder), recorder.eps
         if not eps:
             return None
 
         def same_share(handler: Messenger) -> Tensor:
-            return (final_answers(handler) == original).all(-1).double().mean(0)
+            return (final_answers(handler) == original_answers).all(-1).double().mean(0)
 
         num_kept = early_counts(len(eps), points)
         positions = evenly_spaced(eps[min(eps)].shape[-2], places)
@@ -359,7 +360,9 @@ def early_counts(total: int, points: int) -> list[int]:
     """Return at most ``points`` numbers from 0 to ``total``, denser for small ones: 0, 1, 2, 3, 4, 6, ..., total."""
     size = min(points, total + 1)
     counts = {0, total, *(round(total ** (i / (size - 2))) for i in range(1, size - 1))}
-    counts |= set(sorted(set(range(total)) - counts)[: max(0, size - len(counts))])  # in place of rounded duplicates
+    counts |= set(
+        sorted(set(range(total)) - counts)[: max(0, size - len(counts))]
+    )  # replaces duplicates that rounding made
     return sorted(counts)
 
 

@@ -1,4 +1,4 @@
-"""Verdicts: can this posterior be trusted? Each answers one question with a value, a threshold and its meaning.
+"""Verdicts: can this posterior be trusted? Each verdict answers one question with a value, a threshold and a meaning.
 
 Thresholds apply to the size of an effect, not to its significance: with enough samples every approximation is
 significantly wrong.
@@ -22,7 +22,7 @@ class Verdict:
 
     Attributes:
         name: a short name of the question.
-        level: ``good``, ``look closer`` or ``do not trust``; ``not measured`` without data to decide by.
+        level: ``good``, ``look closer`` or ``do not trust``; ``not measured`` if there are no data to decide.
         value: the measured value, in words and numbers.
         threshold: the values at which the levels begin.
         meaning: the consequence for the model, and a remedy.
@@ -42,7 +42,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Scale:
-    """The levels of a quantity: good up to ``good``, not to be trusted beyond ``bad``; downwards if bad < good."""
+    """The levels of a quantity: good up to ``good``, not to be trusted above ``bad``; the reverse if bad < good."""
 
     good: float
     bad: float
@@ -78,7 +78,7 @@ SETTLING = Scale(0.05, 0.2, "share of trajectories whose answer changes in the l
 DIVERSITY = Scale(0.1, 0.5, "share of inputs with several solutions of which the trajectories find one at most")
 DECAY = Scale(0.05, 0.15, "accuracy of the prior at its best three successive evaluations less the last three")
 MIN_PAIRS = 5  # pairs with two trusted estimates; fewer decide nothing
-LOW_RECONSTRUCTION = 0.5  # nats: below it the guide need not say any more, and a small KL is no collapse
+LOW_RECONSTRUCTION = 0.5  # nats: below it the guide has nothing to add, and a small KL does not mean collapse
 
 
 def accuracy(share: float) -> Verdict:
@@ -98,8 +98,8 @@ def leak(posterior: float, prior: float, prior_on_train: float | None = None) ->
     Args:
         posterior: share of pairs whose answer is right under the guide, which is given y.
         prior: share of right samples of the prior on the same unseen inputs.
-        prior_on_train: share of right samples of the prior on training inputs; None if not measured. A prior that is
-            right on these has learned the answers; :func:`generalisation` judges whether it fails on others.
+        prior_on_train: share of right samples of the prior on training inputs; None if not measured. If it is high, the
+            prior has learned the answers, and :func:`generalisation` judges whether it fails on other inputs.
     """
     gap = posterior - max(prior, prior_on_train or 0.0)
     level = LEAK.level(gap)
@@ -113,7 +113,7 @@ def leak(posterior: float, prior: float, prior_on_train: float | None = None) ->
             "train along the prior's own trajectories (--train.on_policy)."
         )
         if prior_on_train is None:
-            meaning += " Or the prior finds them on training inputs alone: experiments/diagnose.py measures that."
+            meaning += " Or the prior finds them on training inputs only: experiments/diagnose.py measures that."
     return Verdict("leak", level, value, LEAK.text, meaning)
 
 
@@ -134,7 +134,7 @@ def collapse(kl: float, reconstruction: float) -> Verdict:
     value = f"KL {kl:.2f}, reconstruction {reconstruction:.2f} nats per input"
     threshold = f"{COLLAPSE.text}; good too if the reconstruction is under {LOW_RECONSTRUCTION:g} nats"
     if is_low:
-        meaning = "The decoder is sure of y at the end of the trajectory, so that the trajectory carries all it needs."
+        meaning = "The decoder is sure of y at the end of the trajectory, so the trajectory carries all that it needs."
     elif level == GOOD:
         meaning = "The trajectory carries the information in y that x does not give."
     else:
@@ -152,13 +152,13 @@ def bound(excess: float) -> Verdict:
         BOUND.level(excess),
         f"-ELBO less log m is {excess:.2f} nats",
         BOUND.text,
-        "This is what guide and model together lose of the bound. A perfect model with an exact guide loses 0.",
+        "This is the loss of guide and model together. A perfect model with an exact guide loses 0.",
         GUIDE,
     )
 
 
 def evenness(summary: dict[str, Any], coverage: float, limit: float) -> Verdict:
-    """Judge whether the solutions of an input are equally frequent. ``summary``: of ``calibration.Uniformity``."""
+    """Judge whether the solutions of an input are equally frequent, by the summary of ``calibration.Uniformity``."""
     if not summary["tested"]:
         return Verdict(
             "evenness",
@@ -190,7 +190,7 @@ def settling(share: float) -> Verdict:
 
 
 def decay(recent: float, peak: float) -> Verdict:
-    """Judge the accuracy of the prior on validation inputs, at the last three evaluations and the best three."""
+    """Judge the accuracy of the prior in training, at the last and at the best three successive evaluations."""
     return Verdict(
         "decay",
         DECAY.level(peak - recent),
@@ -224,8 +224,8 @@ def estimate(summary: dict[str, Any]) -> Verdict:
         f"estimates to believe for {summary['pairs']} pairs: {choices}",
         NEITHER.text,
         "Importance weights are trusted if k-hat is low enough, and prior Monte Carlo if its effective sample size is "
-        "at least ten. If the two agree, the one of the smaller error is believed. If they differ, the greater one is "
-        "believed, provided that it is trusted: the smaller one has missed some of the probability.",
+        "at least ten. If the two agree, the one with the smaller error is believed. If they differ, the greater one "
+        "is believed if it is trusted: the smaller one has missed some of the probability.",
         ESTIMATES,
     )
 
@@ -250,8 +250,8 @@ def likelihood(log_p: float, error: float | None, log_m: float, neither: float) 
     Args:
         log_p: mean of the believed estimates of log p(y|x), nats.
         error: standard error of log p + log m over the pairs; None if the pairs share their draws.
-        log_m: mean log number of solutions of the same inputs.
-        neither: share of pairs without a trusted estimate; if it is large, the mean is not known.
+        log_m: mean of log m over the same inputs, which have m solutions.
+        neither: share of pairs without a trusted estimate. If it is large, the verdict is ``not measured``.
     """
     return Verdict(
         "likelihood",
@@ -259,7 +259,7 @@ def likelihood(log_p: float, error: float | None, log_m: float, neither: float) 
         f"log p(y|x) is {log_p:.2f} nats on average, that of a perfect model {-log_m:.2f}"
         + (f" (standard error of the difference {error:.2f})" if error is not None else ""),
         LIKELIHOOD.text,
-        "This is the distance of the model itself, without its guide, from uniform over the solutions.",
+        "This is the distance of the model, without its guide, from the uniform distribution over the solutions.",
     )
 
 
@@ -268,13 +268,13 @@ def ranks(deviations: dict[str, float], band: float, data: int) -> Verdict:
 
     Args:
         deviations: summary of a trajectory -> largest deviation of the distribution of its ranks from uniform.
-        band: the deviation of uniform ranks of as many data.
-        data: their number.
+        band: the largest deviation that uniform ranks of as many data have by chance.
+        data: the number of data.
     """
     largest = max(deviations, key=lambda name: deviations[name])
     level = RANKS.level(deviations[largest])
     if level != GOOD and deviations[largest] <= band:
-        level = UNKNOWN  # uniform ranks of so few data deviate as much
+        level = UNKNOWN  # with so few data, uniform ranks deviate as much
     return Verdict(
         "ranks under the guide",
         level,
@@ -290,8 +290,8 @@ def diversity(share: float, inputs: int) -> Verdict:
     """Judge whether trajectories end in different answers.
 
     Args:
-        share: share of inputs with several solutions of which all trajectories together find one at most.
-        inputs: number of inputs with several solutions.
+        share: among the inputs with several solutions, the share for which all trajectories find at most one.
+        inputs: the number of inputs with several solutions.
     """
     if not inputs:
         return Verdict(
@@ -323,13 +323,13 @@ def image_quality(score: float, real: float) -> Verdict:
 
 
 def copies(distance: float, real: float) -> Verdict:
-    """Judge memorisation: mean pixels that differ from the nearest training image, of samples and of real images."""
+    """Judge memorisation by the mean number of pixels that differ from the nearest training image."""
     return Verdict(
         "copies",
         COPIES.level(distance / real),
         f"{distance:.1f} pixels differ from the nearest training image, for real images {real:.1f}",
         COPIES.text,
-        "Samples that are far nearer to training images than real images are have been memorised.",
+        "If samples are much nearer to training images than real images are, they have been memorised.",
     )
 
 
@@ -342,9 +342,10 @@ def from_metrics(
     """Return the verdicts that follow from the metrics of ``results.json``.
 
     Args:
-        metrics: its metrics.
-        validation_history: accuracies of the prior during training; empty without evaluations.
-        uniformity: the summary of ``calibration.Uniformity``; empty if not all solutions are known, or inputs have one.
+        metrics: the metrics of ``results.json``.
+        validation_history: accuracies of the prior during training; empty if there were no evaluations.
+        uniformity: the summary of ``calibration.Uniformity``; empty if not all solutions are known, or each input has
+            one.
         accuracy_on_train: share of right samples of the prior on training inputs; None if not measured.
     """
     verdicts = []

@@ -23,7 +23,7 @@ def test_uniform_samples_are_not_rejected_and_their_p_values_are_uniform():
     assert result.is_tested.all()
     assert result.is_rejected.sum() <= 2
     assert ((result.p_value > 0) & (result.p_value <= 1)).all()
-    # Discrete: p-values are never too small, but may be too large where few counts are possible.
+    # The statistic is discrete: p-values are never too small, but may be too large if few counts are possible.
     for level in (0.05, 0.2, 0.5):
         assert (result.p_value <= level).double().mean() < level + 0.03
     assert abs(result.summary()["excess"]) < 0.01
@@ -66,7 +66,7 @@ def test_the_p_value_is_the_exact_one():
     assert result == pytest.approx(exact, abs=4 * math.sqrt(exact / 20_000))
 
 
-def test_the_least_p_value_is_one_in_all_draws_and_the_sample_itself():
+def test_the_least_p_value_is_1_divided_by_the_number_of_draws_plus_1():
     ids = torch.zeros(40, 1, dtype=torch.long)
     for draws in (99, 199):
         assert uniformity(ids, torch.tensor([5]), num_draws=draws).p_value.item() == 1 / (draws + 1)
@@ -97,8 +97,8 @@ def test_inputs_with_one_solution_or_few_right_samples_are_not_tested():
     assert not result.is_rejected[:3].any()
     assert result.total_variation.tolist()[:2] == [0, 1]
     assert result.expected_variation.tolist()[:2] == [0, 1]
-    untested = uniformity(ids[:, :3], torch.tensor([1, 4, 4]))
-    assert untested.summary() == {"tested": 0, "rejected": 0, "level": 0.05}
+    untested_result = uniformity(ids[:, :3], torch.tensor([1, 4, 4]))
+    assert untested_result.summary() == {"tested": 0, "rejected": 0, "level": 0.05}
 
 
 def test_wrong_samples_do_not_change_the_test():

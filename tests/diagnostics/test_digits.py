@@ -38,7 +38,7 @@ def noise(count, ink=0.15, pixels=784, seed=0):
 
 
 def strokes(count, seed=0):
-    """Images with something in them that differs: a bar of a random length and place each."""
+    """Images that differ: each has a bar of random length at a random place."""
     images = torch.zeros(count, 28, 28, dtype=torch.long)
     place = torch.randint(0, 14, (count, 3), generator=generator(seed)).tolist()
     for image, (row, column, length) in zip(images, place, strict=True):
@@ -58,16 +58,16 @@ def real():
 @needs_data
 def test_the_committed_classifier_reads_real_test_digits(real):
     with torch.no_grad():
-        guess = load_classifier()(real["test"][:3000]).argmax(-1)
-    assert (guess == real["labels"][:3000]).double().mean() > 0.985
+        predictions = load_classifier()(real["test"][:3000]).argmax(-1)
+    assert (predictions == real["labels"][:3000]).double().mean() > 0.985
 
 
 @needs_data
 def test_the_classifier_reads_digits_of_14_pixels():
     task = MNIST(MNISTConfig(side=14, patch=2), str(DATA))
     with torch.no_grad():
-        guess = load_classifier()(task.split("test").solutions[:2000]).argmax(-1)
-    assert (guess == task.labels("test")[:2000]).double().mean() > 0.96
+        predictions = load_classifier()(task.split("test").solutions[:2000]).argmax(-1)
+    assert (predictions == task.labels("test")[:2000]).double().mean() > 0.96
 
 
 def test_the_committed_files_belong_together_and_are_small():
@@ -120,11 +120,11 @@ def test_missing_and_damaged_weights_are_refused(tmp_path):
         load_classifier(tmp_path / "other.safetensors")
 
 
-# ---- the two scores ----------------------------------------------------------------------------------------------
+# ---- Frechet distance and Inception score ------------------------------------------------------------------------
 
 
 def frechet_by_hand(a, b):
-    """The formula, with symmetric square roots in NumPy's place of torchmetrics' eigenvalues of a product."""
+    """The formula, with symmetric square roots instead of torchmetrics' eigenvalues of a product."""
     mean = (a.mean(0) - b.mean(0)).square().sum()
     values, vectors = torch.linalg.eigh(a.T.cov())
     root = vectors @ values.clamp(min=0).sqrt().diag() @ vectors.T
@@ -199,7 +199,7 @@ def test_scores_leave_the_global_generator_alone():
 
 
 def test_too_few_images_are_refused():
-    with pytest.raises(InputError, match="at least 2 images a side, not 1 and 3"):
+    with pytest.raises(InputError, match="at least 2 images in each set, not 1 and 3"):
         frechet_distance(strokes(1), strokes(3))
 
 
@@ -213,10 +213,10 @@ def test_a_missing_torchmetrics_is_reported(monkeypatch):
 # ---- memorization ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("count", "stored", "pixels"), [(40, 70, 784), (1, 1, 4), (60, 90, 9)])
-def test_nearest_neighbours_are_those_of_brute_force(count, stored, pixels, monkeypatch):
+@pytest.mark.parametrize(("count", "num_train", "pixels"), [(40, 70, 784), (1, 1, 4), (60, 90, 9)])
+def test_nearest_neighbours_are_those_of_brute_force(count, num_train, pixels, monkeypatch):
     monkeypatch.setattr(digits, "CHUNK", 16)  # several chunks on both sides
-    fake, train = noise(count, 0.4, pixels), noise(stored, 0.4, pixels, seed=1)
+    fake, train = noise(count, 0.4, pixels), noise(num_train, 0.4, pixels, seed=1)
     index, distance = nearest_neighbours(fake, train.to(torch.uint8))
     distances = (fake[:, None] != train).sum(-1)
     assert index.dtype == distance.dtype == torch.int64
@@ -240,7 +240,7 @@ def test_neighbours_need_training_images_of_the_same_size():
             nearest_neighbours(noise(3), train)
 
 
-# ---- the whole assessment ----------------------------------------------------------------------------------------
+# ---- all metrics -------------------------------------------------------------------------------------------------
 
 
 @needs_data
@@ -289,9 +289,9 @@ def test_the_figure_draws_each_sample_next_to_its_nearest_training_image():
     for picture, image, nearest in zip(drawings, tokens, train[index], strict=True):
         assert picture[:, :14].tolist() == image.view(14, 14).tolist()
         assert picture[:, -14:].tolist() == nearest.view(14, 14).tolist()
-    titled = [axes for axes in figure.axes if axes.get_title()]
-    assert [axes.get_title() for axes in titled] == [f"{d} pixels" for d in distance.tolist()]
-    assert [len(axes.collections[0].get_offsets()) for axes in titled] == distance.tolist()
+    titled_axes = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in titled_axes] == [f"{d} pixels" for d in distance.tolist()]
+    assert [len(axes.collections[0].get_offsets()) for axes in titled_axes] == distance.tolist()
     assert distance[2] == 0
     figure.savefig(io.BytesIO(), format="png", dpi=20)
 
@@ -315,28 +315,28 @@ def test_shifted_images_move_together():
     images[:, 10:14, 7:9] = 1
     places = set()
     for seed in range(40):
-        moved = train_classifier.shift_images(images.flatten(1), generator(seed)).view(3, 28, 28)
-        corner = moved[0].nonzero()[0]
+        moved_images = train_classifier.shift_images(images.flatten(1), generator(seed)).view(3, 28, 28)
+        corner = moved_images[0].nonzero()[0]
         places.add(tuple((corner - torch.tensor([10, 7])).tolist()))
-        assert torch.equal(moved, images.roll(tuple((corner - torch.tensor([10, 7])).tolist()), (1, 2)))
+        assert torch.equal(moved_images, images.roll(tuple((corner - torch.tensor([10, 7])).tolist()), (1, 2)))
     assert {abs(step) for place in places for step in place} == {0, 1, 2}
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["--epochs", "0"], "--epochs must be at least 1"),
         (["--out", "weights.pt"], "must end in .safetensors"),
         (["--data-dir", "nowhere"], "'nowhere' is not a directory"),
     ],
 )
-def test_the_script_refuses_bad_arguments_in_one_line(words, message, capsys, tmp_path, monkeypatch):
+def test_the_script_refuses_bad_arguments_in_one_line(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert call(train_classifier.main, words) == 2
+    assert call(train_classifier.main, arguments) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
 
 
-def test_an_untrained_classifier_has_the_advertised_size():
+def test_the_classifier_has_fewer_than_90000_parameters():
     assert sum(p.numel() for p in DigitClassifier().parameters()) < 90_000

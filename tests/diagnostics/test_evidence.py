@@ -31,7 +31,7 @@ def test_bounds_rise_from_the_elbo_to_the_exact_evidence():
     torch.testing.assert_close(result.iwae[-1], EXACT, rtol=0, atol=0.04)
 
 
-def test_both_ends_find_the_exact_evidence_within_their_errors():
+def test_both_estimates_find_the_exact_evidence_within_their_errors():
     result = probit_estimates()
     for estimate in (result.guide, result.prior):
         assert ((estimate.log_p - EXACT).abs() < 4 * estimate.se).all()
@@ -51,7 +51,7 @@ def test_the_standard_error_is_the_spread_over_seeds():
 
 
 def test_a_guide_that_misses_the_posterior_is_not_believed():
-    # So far out, and so narrow, that no draw of it has seen most of the posterior.
+    # The guide is so far off and so narrow that its draws miss most of the posterior.
     result = probit_estimates(shift=2.5, scale=0.25, seed=3)
     assert (EXACT - result.guide.log_p > 1).all()
     assert (result.guide.khat > 0.7).all()
@@ -59,7 +59,7 @@ def test_a_guide_that_misses_the_posterior_is_not_believed():
     torch.testing.assert_close(result.log_p, EXACT, rtol=0, atol=0.1)
 
 
-def test_the_estimate_of_the_smaller_error_is_believed_where_both_hold():
+def test_the_estimate_with_the_smaller_error_is_believed_if_both_can_be_trusted():
     assert probit_estimates(guide_samples=4000, prior_samples=100).choices == [GUIDE] * 4
     assert set(probit_estimates(shift=0.0, scale=1.0, guide_samples=100, prior_samples=4000).choices) == {PRIOR}
 
@@ -78,7 +78,7 @@ def test_without_a_trusted_estimate_the_greater_one_is_reported():
     ("guide", "prior", "choice"),
     [
         ((-3.0, 0.1, 0.1), (-5.0, 0.2, 50), GUIDE),  # the prior never hit y
-        ((-5.0, 0.1, 0.1), (-3.0, 0.2, 50), PRIOR),  # the guide never visits where y comes from
+        ((-5.0, 0.1, 0.1), (-3.0, 0.2, 50), PRIOR),  # the guide misses the guidance that leads to y
         ((-3.0, 0.1, 0.9), (-5.0, 0.2, 50), NEITHER),
         ((-5.0, 0.1, 0.1), (-3.0, 0.2, 2), NEITHER),
         ((-3.0, 0.1, 0.1), (-3.1, 0.2, 50), GUIDE),
@@ -86,7 +86,7 @@ def test_without_a_trusted_estimate_the_greater_one_is_reported():
         ((-3.0, 0.1, 0.9), (-3.1, 0.2, 50), PRIOR),
     ],
 )
-def test_of_two_that_differ_the_greater_is_believed_if_it_can_be_trusted(guide, prior, choice):
+def test_the_greater_of_two_estimates_that_differ_is_believed_if_it_can_be_trusted(guide, prior, choice):
     def estimate(log_p, error, khat, ess):
         return Estimate(*(torch.tensor([v]) for v in (log_p, error, ess, khat)), 160)
 
@@ -105,7 +105,7 @@ def test_iwae_is_the_mean_over_disjoint_blocks():
     torch.testing.assert_close(result[:, 0], expected.double())
 
 
-def test_block_counts_end_in_all_of_them():
+def test_block_counts_end_in_the_number_of_weights():
     assert block_counts(1) == (1,)
     assert block_counts(200) == (1, 4, 16, 64, 200)
     assert block_counts(64) == (1, 4, 16, 64)
@@ -116,7 +116,7 @@ def test_a_model_without_a_guide_has_the_priors_estimate_alone():
     result = evidence(case.solver.model, None, case.x, case.y, depth=2, guide_samples=8, prior_samples=30)
     assert result.guide is None
     assert "khat_above" not in result.summary()
-    # A deterministic model: every trajectory is the same, and one of them would do.
+    # The model is deterministic: all trajectories are the same, so the estimate has no error.
     assert set(result.choices) == {PRIOR}
     torch.testing.assert_close(result.prior.se, torch.zeros(5).double(), rtol=0, atol=1e-6)
 

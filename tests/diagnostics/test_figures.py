@@ -25,18 +25,18 @@ def row(number, **more):
 
 
 def text_of(figure, draw=True):
-    """Return all text of a figure, which is drawn first so that errors in drawing are found."""
+    """Return all text of a figure. It is drawn first, to find errors in drawing."""
     if draw:
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=20)
         assert file.getvalue().startswith(b"\x89PNG")
-    words = [figure.get_suptitle()]
+    texts = [figure.get_suptitle()]
     for axes in figure.axes:
-        words += [axes.get_title(), axes.get_xlabel(), axes.get_ylabel(), *(t.get_text() for t in axes.texts)]
+        texts += [axes.get_title(), axes.get_xlabel(), axes.get_ylabel(), *(t.get_text() for t in axes.texts)]
         if axes.get_legend():
-            words += [t.get_text() for t in axes.get_legend().get_texts()]
-    words += [t.get_text() for legend in figure.legends for t in legend.get_texts()]
-    return " | ".join(w for w in words if w)
+            texts += [t.get_text() for t in axes.get_legend().get_texts()]
+    texts += [t.get_text() for legend in figure.legends for t in legend.get_texts()]
+    return " | ".join(w for w in texts if w)
 
 
 @pytest.fixture(scope="module")

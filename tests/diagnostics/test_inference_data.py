@@ -44,7 +44,7 @@ DIMS = {
 
 @dataclass(frozen=True)
 class LastSolutions(PuzzleSet):
-    """Puzzles whose target is the last solution of each."""
+    """Puzzles whose targets are always the last solution of the input."""
 
     def sample_targets(self, index, generator):
         return self.solutions[self.offsets[index + 1] - 1]
@@ -87,7 +87,7 @@ def test_dimensions_are_named_and_sized(data):
         ("prior_predictive", "solution", "-1 for none"),
     ],
 )
-def test_units_are_written_beside_the_numbers(group, name, unit, data):
+def test_units_are_written_as_attributes_of_the_variables(group, name, unit, data):
     assert unit in data[group][name].attrs["description"]
 
 
@@ -136,12 +136,12 @@ def test_round_trip_through_netcdf(data, tmp_path):
     path = tmp_path / "inference.nc"
     inference_data.save(data, path)
     assert list(tmp_path.iterdir()) == [path]
-    loaded = inference_data.load(path)
-    assert group_names(loaded) == GROUPS
+    loaded_data = inference_data.load(path)
+    assert group_names(loaded_data) == GROUPS
     for group in GROUPS:
-        assert set(loaded[group].data_vars) == set(data[group].data_vars)
+        assert set(loaded_data[group].data_vars) == set(data[group].data_vars)
         for name, values in data[group].data_vars.items():
-            copy = loaded[group][name]
+            copy = loaded_data[group][name]
             assert copy.dims == values.dims
             assert copy.dtype == values.dtype
             assert copy.attrs == values.attrs
@@ -149,21 +149,21 @@ def test_round_trip_through_netcdf(data, tmp_path):
 
 
 @pytest.fixture
-def saved(tmp_path):
+def saved_path(tmp_path):
     """A small saved file."""
     path = tmp_path / "small.nc"
     inference_data.save(inference_data.from_groups({"prior": {"a": np.arange(6.0).reshape(1, 2, 3)}}), str(path))
     return path
 
 
-def test_a_loaded_file_is_closed_and_can_be_overwritten(saved):
-    loaded = inference_data.load(str(saved))
-    with h5py.File(saved, "a") as file:  # fails while the file is open
+def test_a_loaded_file_is_closed_and_can_be_overwritten(saved_path):
+    loaded_data = inference_data.load(str(saved_path))
+    with h5py.File(saved_path, "a") as file:  # fails while the file is open
         file.attrs["note"] = "x"
-    inference_data.save(loaded, saved)
-    reloaded = inference_data.load(saved)
-    saved.unlink()
-    for copy in (loaded, reloaded):
+    inference_data.save(loaded_data, saved_path)
+    reloaded_data = inference_data.load(saved_path)
+    saved_path.unlink()
+    for copy in (loaded_data, reloaded_data):
         np.testing.assert_array_equal(copy["prior"]["a"].values, np.arange(6.0).reshape(1, 2, 3))
 
 
@@ -178,24 +178,24 @@ def write_hdf5(path, groups):
     [
         (lambda path: path.unlink(), "cannot read .*small.nc: No such file"),
         (lambda path: (path.unlink(), path.mkdir()), "cannot read .*small.nc: Is a directory"),
-        (lambda path: path.write_text(""), "small.nc is no netCDF-4 file.*it is empty"),
-        (lambda path: path.write_text("x,y\n1,2\n"), "small.nc is no netCDF-4 file.*does not begin as HDF5"),
-        (lambda path: path.write_text("<!DOCTYPE html>"), "small.nc is no netCDF-4 file.*this is a web page"),
-        (lambda path: path.write_text("version https://git-lfs.x/1"), "no netCDF-4 file.*Git LFS pointer"),
-        (lambda path: path.write_bytes(gzip.compress(path.read_bytes())), "no netCDF-4 file.*this is a gzip file"),
+        (lambda path: path.write_text(""), "small.nc is not a netCDF-4 file.*it is empty"),
+        (lambda path: path.write_text("x,y\n1,2\n"), "small.nc is not a netCDF-4 file.*does not begin like HDF5"),
+        (lambda path: path.write_text("<!DOCTYPE html>"), "small.nc is not a netCDF-4 file.*this is a web page"),
+        (lambda path: path.write_text("version https://git-lfs.x/1"), "not a netCDF-4 file.*Git LFS pointer"),
+        (lambda path: path.write_bytes(gzip.compress(path.read_bytes())), "not a netCDF-4 file.*this is a gzip file"),
         (lambda path: path.write_bytes(path.read_bytes()[:-9]), "cannot read .*small.nc: the netCDF file is damaged"),
         (
             lambda path: path.write_bytes(path.read_bytes()[:48] + b"\xff" * 5000),
             "small.nc: the netCDF file is damaged",
         ),
-        (lambda path: write_hdf5(path, ["mesh"]), "small.nc is a netCDF or HDF5 file of something else"),
-        (lambda path: write_hdf5(path, []), "small.nc is a netCDF or HDF5 file of something else"),
+        (lambda path: write_hdf5(path, ["mesh"]), "small.nc is a netCDF or HDF5 file, but has none of the groups"),
+        (lambda path: write_hdf5(path, []), "small.nc is a netCDF or HDF5 file, but has none of the groups"),
     ],
 )
-def test_other_files_are_refused_in_one_sentence(saved, change, message):
-    change(saved)
+def test_other_files_are_refused_in_one_sentence(saved_path, change, message):
+    change(saved_path)
     with pytest.raises(InputError, match=message) as error:
-        inference_data.load(saved)
+        inference_data.load(saved_path)
     assert "\n" not in str(error.value)
 
 
@@ -254,11 +254,11 @@ def test_khat_is_computed_from_the_weights_of_each_instance(solver):
     data = collect(solver, draws=40, depth=1)
     result = inference_data.khat(data)
     weights = data["sample_stats"]["log_weight"].values.reshape(CHAINS * 40, INPUTS)
-    smoothed, shape = inference_data.pareto_smooth(torch.from_numpy(weights.copy()))
+    smoothed_log_weight, shape = inference_data.pareto_smooth(torch.from_numpy(weights.copy()))
     np.testing.assert_allclose(result.pareto_k.values, shape)
     assert result.pareto_k.dims == ("instance",)
     assert result["se"] > 0
-    total = float((smoothed.logsumexp(0) - np.log(CHAINS * 40)).sum())
+    total = float((smoothed_log_weight.logsumexp(0) - np.log(CHAINS * 40)).sum())
     assert float(result["elpd"] if inference_data.ARVIZ_MAJOR else result["elpd_loo"]) == pytest.approx(total)
 
 
@@ -279,26 +279,26 @@ def test_other_guides_and_layouts_are_collected(changes):
 def test_khat_is_the_shape_of_the_tail():
     exponential = torch.distributions.Exponential(1.0).expand([20_000, 3])
     torch.manual_seed(0)
-    tails = torch.tensor([0.2, 0.5, 1.5])  # exp(k E) is Pareto with shape k where E is exponential
+    tails = torch.tensor([0.2, 0.5, 1.5])  # if E is exponential, exp(k E) is Pareto with shape k
     _, shape = inference_data.pareto_smooth(exponential.sample() * tails)
     np.testing.assert_allclose(shape, tails, atol=0.3)
 
 
 def test_smoothing_changes_only_the_largest_weights_and_keeps_the_scale():
     torch.manual_seed(0)
-    raw = torch.randn(400, 2, dtype=torch.double) - 50  # far from 1: a scale that normalizing would lose
-    smoothed, _ = inference_data.pareto_smooth(raw)
+    raw = torch.randn(400, 2, dtype=torch.double) - 50  # exp of it is far from 1: normalizing would lose this scale
+    smoothed_log_weight, _ = inference_data.pareto_smooth(raw)
     order = raw.argsort(0)
     body, tail = order[: 400 - 61], order[-20:]
-    torch.testing.assert_close(smoothed.gather(0, body), raw.gather(0, body), rtol=0, atol=1e-9)
-    assert (smoothed.gather(0, tail) != raw.gather(0, tail)).any()
-    assert (smoothed.max(0).values <= raw.max(0).values + 1e-9).all()
-    torch.testing.assert_close(smoothed.logsumexp(0), raw.logsumexp(0), rtol=0, atol=0.05)
+    torch.testing.assert_close(smoothed_log_weight.gather(0, body), raw.gather(0, body), rtol=0, atol=1e-9)
+    assert (smoothed_log_weight.gather(0, tail) != raw.gather(0, tail)).any()
+    assert (smoothed_log_weight.max(0).values <= raw.max(0).values + 1e-9).all()
+    torch.testing.assert_close(smoothed_log_weight.logsumexp(0), raw.logsumexp(0), rtol=0, atol=0.05)
 
 
 def test_khat_of_equal_weights_is_0_and_of_few_weights_infinite():
     raw = torch.zeros(100, 1)
-    smoothed, khat = inference_data.pareto_smooth(raw)
+    smoothed_log_weight, khat = inference_data.pareto_smooth(raw)
     assert khat.tolist() == [0.0]
-    assert torch.equal(smoothed, raw.double())
+    assert torch.equal(smoothed_log_weight, raw.double())
     assert inference_data.pareto_smooth(torch.randn(10, 1))[1].tolist() == [float("inf")]

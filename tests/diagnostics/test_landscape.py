@@ -37,15 +37,15 @@ def test_projected_distances_are_no_larger_than_true_ones(case):
     result = landscape(model, task, case.x[:1], None, depth=4, num_samples=5, seed=2)
     h = trace_trajectories(model, case.x[:1], depth=4, num_samples=5, seed=2).h.flatten(-2)[:, :, 0].double()
     assert result.points.shape == (5, 5, 2)
-    distances, projected = (
+    distances, projected_distances = (
         torch.cdist(h.flatten(0, 1), h.flatten(0, 1)),
         torch.cdist(*[result.points.flatten(0, 1)] * 2),
     )
-    assert (projected <= distances + 1e-4).all()
+    assert (projected_distances <= distances + 1e-4).all()
     assert torch.equal(result.points[0], result.points[0, :1].expand(5, 2))  # z_0
     torch.testing.assert_close(result.mean_points[0], result.points[0, 0])
-    late = h[3:].flatten(0, 1)
-    share = result.points[3:].flatten(0, 1).var(0) / late.var(0).sum()
+    late_states = h[3:].flatten(0, 1)
+    share = result.points[3:].flatten(0, 1).var(0) / late_states.var(0).sum()
     torch.testing.assert_close(share, torch.tensor(result.explained_variance).double(), atol=1e-4, rtol=1e-3)
     assert sum(result.explained_variance) <= 1 + 1e-6
 
@@ -89,20 +89,20 @@ def test_a_program_with_a_constant_state_has_no_landscape():
 def test_the_interpolated_loss_follows_the_states_and_is_nan_far_from_them():
     generator = torch.Generator().manual_seed(0)
     points = torch.rand(400, 2, generator=generator).double() * torch.tensor([1.0, 30.0])
-    points[:, 0] *= points[:, 0] < 0.5  # half of them at the left edge, many in one place
+    points[:, 0] *= points[:, 0] < 0.5  # half of the points are at the left edge, many at one place
     points = torch.cat((points, points[:1].expand(200, 2), torch.tensor([[1.0, 0.0]])))
     x, y, grid = interpolate_loss(points, torch.exp(points[:, 1] / 3 - 5))
     inside = (y > 0) & (y < 30)
     column = grid[inside, int((x - 0.0).abs().argmin())].log()
     torch.testing.assert_close(column, y[inside] / 3 - 5, atol=0.4, rtol=0)
-    nearest = torch.cdist(
+    nearest_distance = torch.cdist(
         torch.stack(torch.meshgrid(x, y / 30, indexing="xy"), -1).view(-1, 2), points / torch.tensor([1.0, 30.0])
     ).amin(1)
-    assert grid.flatten()[nearest > REACH + 0.02].isnan().all()
-    assert not grid.flatten()[nearest < REACH - 0.02].isnan().any()
+    assert grid.flatten()[nearest_distance > REACH + 0.02].isnan().all()
+    assert not grid.flatten()[nearest_distance < REACH - 0.02].isnan().any()
 
 
-def test_one_state_has_a_interpolate_loss():
+def test_the_loss_of_equal_states_is_interpolated():
     _, _, grid = interpolate_loss(
         torch.zeros(3, 2).double() + torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0]]), torch.ones(3)
     )

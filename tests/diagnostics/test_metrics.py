@@ -39,7 +39,7 @@ def path_and_triangle(task):
 
 
 def tokens(task, *samples):
-    """``"010 012"`` a sample: the colours of each input's vertices."""
+    """Return tokens of samples such as ``"010 012"``: the colours of the vertices of each input."""
     first = task.spec.output_classes - 3
     return torch.tensor([[[int(c) for c in word] for word in sample.split()] for sample in samples]) + first
 
@@ -98,8 +98,8 @@ def test_invalid_and_repeated_samples_add_no_coverage():
     task = make_task()
     puzzles = path_and_triangle(task)
     one = ("010 012",)
-    repeated = one * 5 + ("000 000", "001 010", "101 201")
-    coverages = [measure(task, puzzles, tokens(task, *samples)).coverage for samples in (one, repeated)]
+    repeated_samples = one * 5 + ("000 000", "001 010", "101 201")
+    coverages = [measure(task, puzzles, tokens(task, *samples)).coverage for samples in (one, repeated_samples)]
     assert coverages[0] == coverages[1]
 
 
@@ -171,7 +171,7 @@ def test_samples_of_p_x_are_measured_one_by_one():
     task = TASKS.get("sudoku_uncond")(TASKS.get("sudoku_uncond").Config(size=4))
     puzzles = task.split("test")
     samples = puzzles.solutions[[0, 1, 1, 2]].long()[:, None]
-    samples[3, 0, :2] = samples[3, 0, 0]  # a digit twice in its row, and another gone
+    samples[3, 0, :2] = samples[3, 0, 0]  # one digit is twice in its row, another is missing
     m = measure(task, puzzles, samples)
     assert (m.accuracy, m.sample_accuracy) == (0.75, 0.75)
     assert m.violations == int(task.violations(None, samples).sum()) > 0

@@ -12,7 +12,7 @@ LEAK, RIGHT, COLLAPSE = verdicts.leak(0.99, 0.1), verdicts.accuracy(0.95), verdi
 
 
 class Page(HTMLParser):
-    """Tags, what they link to, and whether they nest."""
+    """Parse a page: its tags, the targets of its links, and the tags that are still open."""
 
     def __init__(self, text):
         super().__init__()
@@ -65,13 +65,13 @@ def page(tmp_path, pictures):
     return write
 
 
-def test_the_page_is_whole_and_needs_no_network(page):
+def test_the_page_is_well_formed_and_needs_no_network(page):
     text = page()
-    parsed = Page(text)
-    assert parsed.open == []
-    assert len(parsed.sources) == 2
-    assert all(source.startswith("data:image/png;base64,") for source in parsed.sources)
-    assert "script" not in parsed.tags
+    parsed_page = Page(text)
+    assert parsed_page.open == []
+    assert len(parsed_page.sources) == 2
+    assert all(source.startswith("data:image/png;base64,") for source in parsed_page.sources)
+    assert "script" not in parsed_page.tags
     assert not re.search(r"@import|url\(|<link", text)
     assert 'name="viewport"' in text
 

@@ -18,7 +18,7 @@ CLASSES = 4
 
 
 class Steps(nn.Module):
-    """One guidance eps ~ N(0, 1), and for an answer the quarter of the distribution that it fell into: noise-free."""
+    """One guidance eps ~ N(0, 1); the answer is the quarter of the distribution that eps lies in, without noise."""
 
     def forward(self, x, y=None, state=None, *, steps=1, truncated=None, beta=1.0):
         register_parameters("model", self)
@@ -86,14 +86,14 @@ def test_a_shifted_guide_has_shifted_ranks():
     summary = result.summary()
     projections = [summary[f"projection {i} of h"] for i in (1, 2)]
     assert all(s["deviation"] > 2 * result.band for s in projections)
-    # A projection on one channel is the state, or its negative: the truth is below the guide's, or above.
+    # A projection of one channel is the state or its negative, so the truth is always below or always above the guide.
     assert all(abs(s["mean"] - 0.5) > 0.15 for s in projections)
 
 
 def test_a_narrow_guide_has_ranks_at_both_ends():
-    narrow = quarter_ranks(width=0.4).summary()["projection 1 of h"]
-    assert narrow["spread"] > 1.3
-    assert narrow["deviation"] > 0.2
+    narrow_summary = quarter_ranks(width=0.4).summary()["projection 1 of h"]
+    assert narrow_summary["spread"] > 1.3
+    assert narrow_summary["deviation"] > 0.2
 
 
 class IgnoresAnswer(EffectGuide):
@@ -106,7 +106,7 @@ class IgnoresAnswer(EffectGuide):
 def test_only_the_likelihoods_ranks_show_a_guide_that_ignores_y():
     model = Steps()
     result = simulate_ranks(model, IgnoresAnswer(model), torch.zeros(300, 1).long(), depth=1, num_draws=31).summary()
-    # The truth is a draw of the prior as well, so that its own summaries have uniform ranks.
+    # The true trajectory is a draw of the prior too, so the summaries of its guidance have uniform ranks.
     assert result["projection 1 of h"]["deviation"] < 0.1
     assert result["log p(y|h)"]["deviation"] > 0.3
 
@@ -119,26 +119,26 @@ def test_the_seed_fixes_the_ranks():
 
 def test_ties_are_broken_at_random():
     result = quarter_ranks()
-    ties = result.ranks[result.names.index("log p(y|h)")]  # the same for every trajectory that explains y
+    ties = result.ranks[result.names.index("log p(y|h)")]  # equal for all trajectories that explain y
     assert len(ties.unique()) > 25
 
 
 def test_uniform_ranks_stay_in_the_band_in_95_percent_of_simulations():
-    """Those of all summaries together: with more of them it is wider."""
+    """The band holds for all summaries together, so more summaries have a wider band."""
     generator = torch.Generator().manual_seed(1)
     bands = []
     for summaries in (1, 6):
         ranks = torch.randint(32, (400, summaries, 64), generator=generator)
         band = SBCRanks((), ranks[0], 31).band
-        within = [(SBCRanks((), r, 31).deviation <= band).all().item() for r in ranks]
-        assert sum(within) / 400 == pytest.approx(0.95, abs=0.04)
+        is_within = [(SBCRanks((), r, 31).deviation <= band).all().item() for r in ranks]
+        assert sum(is_within) / 400 == pytest.approx(0.95, abs=0.04)
         bands.append(band)
     assert bands[1] > bands[0] * 1.1
 
 
 def test_a_guide_without_inference_is_refused():
     case = build_case(prior_name="none", guide_name="prior")
-    with pytest.raises(ConfigError, match="looks at no answer"):
+    with pytest.raises(ConfigError, match="this one follows the prior"):
         simulate_ranks(case.solver.model, case.solver.guide, case.x, depth=2)
 
 

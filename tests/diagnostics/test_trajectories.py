@@ -141,7 +141,7 @@ def path_graph():
 
 @pytest.fixture
 def tokens():
-    """[4 steps, 3 trajectories, 1 input, 4]: one settled from the start, one at step 2, one at the last."""
+    """``[4 steps, 3 trajectories, 1 input, 4]``: one trajectory settles at step 1, one at step 2, one at step 4."""
     ways = [[A, SAME_AS_A, A, A], [OTHER, WRONG, WRONG, WRONG], [SAME_AS_A, SAME_AS_A, OTHER, SAME_AS_A]]
     return torch.tensor(ways).transpose(0, 1)[:, :, None]
 
@@ -186,10 +186,10 @@ def test_answers_are_numbered_by_frequency_in_each_input():
 
 
 def test_pairs_separate_in_answers_and_in_states(path_graph, tokens):
-    h = torch.zeros(5, 3, 1, 1, 2)  # positions 0, 1, 3 of both channels at the end; together at first
+    h = torch.zeros(5, 3, 1, 1, 2)  # all states are equal at first; then both channels are at 0, 1 and 3
     h[1:] = torch.tensor([0.0, 1.0, 3.0])[:, None, None, None]
     result = separation(*path_graph, Trajectories(tokens, h))
-    # Pairs (0, 1) and (1, 2) end in different answers; (1, 2) agree in none of the steps, (0, 1) neither.
+    # Pairs (0, 1) and (1, 2) end in different answers, and differ at every step.
     assert (result.num_different, result.num_same) == (2, 1)
     assert result.differ_by_step.tolist() == [1, 1, 1, 1]
     assert result.distance_different.tolist() == pytest.approx([0, 1.5, 1.5, 1.5, 1.5])
@@ -221,13 +221,13 @@ def test_a_deciding_transition_is_identified():
     result = influence_of(mix)
     assert result.num_kept.tolist() == [0, 1, 2, 3, 4, 5]
     assert (result.by_transition[3:] == 1).all()
-    assert ((result.by_transition[:3] - 0.5).abs() < 0.15).all()  # every trajectory and fork has draws of its own
+    assert ((result.by_transition[:3] - 0.5).abs() < 0.15).all()  # each trajectory and each fork has its own draws
     assert ((result.by_position - 0.5).abs() < 0.15).all()
 
 
 def test_a_deciding_position_is_identified():
     mix = torch.zeros(4, 3, 3)
-    mix[:, :, 1] = 1  # all tokens are the sign of what position 1 has drawn
+    mix[:, :, 1] = 1  # all tokens are the sign of the draw at position 1
     result = influence_of(mix)
     assert result.positions.tolist() == [0, 1, 2]
     assert (result.by_position[[0, 2]] == 1).all()
@@ -281,7 +281,7 @@ def test_a_program_that_draws_no_guidance_has_no_influence(changes):
     assert guidance_influence(case.solver.model, case.solver.task, case.x, depth=1, num_samples=2) is None
 
 
-def test_numbers_of_transitions_are_denser_for_small_ones():
+def test_small_numbers_of_transitions_are_denser():
     assert early_counts(16, 8) == [0, 1, 2, 3, 4, 6, 10, 16]
     assert early_counts(3, 8) == [0, 1, 2, 3]
     assert early_counts(100, 2) == [0, 100]

@@ -56,8 +56,8 @@ def test_the_landscape_figure_draws_every_trajectory_and_the_deterministic_one(c
     assert ("a wrong answer" in text) == (not result.is_right.all())
     plane, losses = figure.axes[:2]
     assert plane.lines[0].get_xdata().tolist() == result.points[:, 0, 0].tolist()
-    deterministic = [line for line in losses.lines if line.get_color() == BLACK]
-    assert [line.get_ydata().tolist() for line in deterministic] == [result.mean_loss.tolist()]
+    deterministic_lines = [line for line in losses.lines if line.get_color() == BLACK]
+    assert [line.get_ydata().tolist() for line in deterministic_lines] == [result.mean_loss.tolist()]
     markers = [line.get_marker() for line in losses.lines if line.get_linestyle() == "None"]
     assert markers == ["o" if is_right else "x" for is_right in result.is_right]
 
@@ -85,7 +85,7 @@ def make_attractors_figure(case, with_solutions, depth=4, num_samples=6):
 
 
 @pytest.mark.parametrize("with_solutions", [True, False])
-def test_the_attractors_figure_draws_counts_times_and_pairs(coloring, with_solutions):
+def test_the_attractors_figure_draws_counts_settling_and_pairs(coloring, with_solutions):
     ends, pairs, figure = make_attractors_figure(coloring, with_solutions)
     text = text_of(figure, draw=with_solutions)
     for label in (

@@ -36,7 +36,7 @@ def test_a_guide_leaks_if_only_it_is_right():
     assert verdicts.leak(0.97, 0.95).level == GOOD
 
 
-def test_a_prior_that_is_right_on_training_inputs_alone_is_no_leak_but_does_not_generalise():
+def test_a_prior_that_is_right_on_training_inputs_only_shows_no_leak_but_does_not_generalise():
     assert verdicts.leak(0.99, 0.3, 0.95).level == GOOD
     assert verdicts.generalisation(0.95, 0.3).level == BAD
     assert "memorised" in verdicts.generalisation(0.95, 0.3).meaning
@@ -45,7 +45,7 @@ def test_a_prior_that_is_right_on_training_inputs_alone_is_no_leak_but_does_not_
     assert verdicts.leak(0.99, 0.3, 0.35).level == BAD
     assert verdicts.leak(0.99, 0.6, 0.35).level == LOOK  # the prior's better share counts
     assert verdicts.generalisation(0.35, 0.3).level == GOOD
-    assert "on training inputs alone" in verdicts.leak(0.99, 0.3).meaning
+    assert "on training inputs only" in verdicts.leak(0.99, 0.3).meaning
 
 
 def test_a_small_kl_is_a_collapse_only_with_a_large_reconstruction():
@@ -61,7 +61,7 @@ def summary(**changes):
     return {**base, **changes}
 
 
-def test_estimates_must_agree_where_both_can_be_trusted_and_one_must_hold_nearly_everywhere():
+def test_two_trusted_estimates_must_agree_and_nearly_all_pairs_need_a_trusted_one():
     assert verdicts.agreement(summary()).level == GOOD
     assert verdicts.agreement(summary(agree=8)).level == LOOK
     assert verdicts.agreement(summary(agree=3)).level == BAD
@@ -85,7 +85,7 @@ def test_evenness_depends_on_the_effect_and_not_on_significance():
     assert verdicts.evenness({**even, "tested": 0}, 1.0, 1.0).level == UNKNOWN
 
 
-def test_ranks_within_the_band_of_uniform_ones_are_not_measured_unless_good():
+def test_ranks_within_the_band_of_uniform_ranks_have_no_level_unless_good():
     assert verdicts.ranks({"a": 0.12, "b": 0.1}, band=0.25, data=50).level == GOOD
     assert verdicts.ranks({"a": 0.2, "b": 0.1}, band=0.25, data=50).level == UNKNOWN
     assert verdicts.ranks({"a": 0.2, "b": 0.1}, band=0.1, data=200).level == LOOK
@@ -95,12 +95,12 @@ def test_ranks_within_the_band_of_uniform_ones_are_not_measured_unless_good():
 
 def test_images_have_verdicts_on_quality_and_copies():
     real = {"inception_score_real": 9.0, "nearest_distance_real": 40.0}
-    clear = verdicts.from_metrics({**real, "inception_score": 8.0, "nearest_distance": 38.0}, {}, {})
-    assert {v.name: v.level for v in clear} == {"likeness": GOOD, "copies": GOOD}
-    copied = verdicts.from_metrics({**real, "inception_score": 9.0, "nearest_distance": 1.0}, {}, {})
-    assert {v.name: v.level for v in copied} == {"likeness": GOOD, "copies": BAD}
-    noise = verdicts.from_metrics({**real, "inception_score": 1.1, "nearest_distance": 200.0}, {}, {})
-    assert {v.name: v.level for v in noise} == {"likeness": BAD, "copies": GOOD}
+    clear_verdicts = verdicts.from_metrics({**real, "inception_score": 8.0, "nearest_distance": 38.0}, {}, {})
+    assert {v.name: v.level for v in clear_verdicts} == {"likeness": GOOD, "copies": GOOD}
+    copied_verdicts = verdicts.from_metrics({**real, "inception_score": 9.0, "nearest_distance": 1.0}, {}, {})
+    assert {v.name: v.level for v in copied_verdicts} == {"likeness": GOOD, "copies": BAD}
+    noise_verdicts = verdicts.from_metrics({**real, "inception_score": 1.1, "nearest_distance": 200.0}, {}, {})
+    assert {v.name: v.level for v in noise_verdicts} == {"likeness": BAD, "copies": GOOD}
 
 
 def test_the_worst_measured_level_counts():
@@ -117,8 +117,6 @@ def test_metrics_give_the_verdicts_that_they_allow():
     names = [v.name for v in verdicts.from_metrics(metrics, {}, {})]
     assert names == ["right answers", "leak", "collapse", "bound"]
     history = {"recent_accuracy": 0.5, "peak_accuracy": 0.9}
-    assert (
-        verdicts.from_metrics({"sample_accuracy": None}, history, {})[0].level == BAD
-    )  # images: nothing is right or wrong
+    assert verdicts.from_metrics({"sample_accuracy": None}, history, {})[0].level == BAD  # images cannot be checked
     without_guide = {"sample_accuracy": 0.9, "posterior_accuracy": None, "kl": None, "excess": 1.0}
     assert [v.name for v in verdicts.from_metrics(without_guide, {}, {})] == ["right answers"]

@@ -1,4 +1,4 @@
-"""Programs whose evidence and posterior are known in closed form."""
+"""Programs whose evidence is known in closed form."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Probit(nn.Module):
 
 
 class Gaussian(EffectGuide):
-    """q(eps | x, y) = N(x + a (2 y - 1), b^2), whatever the true posterior is."""
+    """q(eps | x, y) = N(x + a (2 y - 1), b^2), with a = ``shift`` and b = ``scale``; not the true posterior."""
 
     def __init__(self, model: nn.Module, shift: float = 0.6, scale: float = 0.9) -> None:
         super().__init__(model)

@@ -1,4 +1,4 @@
-"""The whole of a diagnosis, of small models of every kind."""
+"""Full diagnoses of small models of every kind."""
 
 import json
 
@@ -45,7 +45,7 @@ def tiny_diagnosis(monkeypatch):
         figure.set_layout_engine("none")
         savefig(figure, target, **{**settings, "dpi": 20})
 
-    monkeypatch.setattr(Figure, "savefig", save_small)  # most of a second's work is drawing, and has tests of its own
+    monkeypatch.setattr(Figure, "savefig", save_small)  # drawing takes most of the time, and has its own tests
 
 
 def write_checkpoint(tmp_path, **changes):
@@ -76,12 +76,12 @@ def test_a_checkpoint_is_diagnosed_beside_it(tiny_diagnosis, tmp_path, capsys):
     assert "Not shown: there is no metrics.jsonl" in page
     assert page.count("data:image/gif") == 1
     assert "posterior" in inference_data.group_names(inference_data.load(out / "inference.nc"))
-    printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == len(names) + 1
-    assert printed[-1].endswith("report.html")
+    printed_lines = capsys.readouterr().out.splitlines()
+    assert len(printed_lines) == len(names) + 1
+    assert printed_lines[-1].endswith("report.html")
 
 
-def test_the_seed_fixes_it(tiny_diagnosis, tmp_path):
+def test_the_seed_fixes_the_diagnosis(tiny_diagnosis, tmp_path):
     path = write_checkpoint(tmp_path)
     first = run_diagnosis(path)[1]
     again = run_diagnosis(path)[1]
@@ -91,13 +91,13 @@ def test_the_seed_fixes_it(tiny_diagnosis, tmp_path):
         assert first[part] != other[part]
 
 
-def test_the_log_of_the_run_is_read_where_it_is(tiny_diagnosis, tmp_path):
+def test_the_log_of_the_run_is_read_if_there_is_one(tiny_diagnosis, tmp_path):
     path = write_checkpoint(tmp_path)
-    looks = [{"batch": b, "reconstruction": 1.0, "kl": 1.0, "beta": 1.0} for b in range(7)]
-    for row, prior in zip(looks, (0.2, 0.9, 0.9, 0.9, 0.7, 0.8, 0.6), strict=True):
+    rows = [{"batch": b, "reconstruction": 1.0, "kl": 1.0, "beta": 1.0} for b in range(7)]
+    for row, prior in zip(rows, (0.2, 0.9, 0.9, 0.9, 0.7, 0.8, 0.6), strict=True):
         row |= {"prior_accuracy": prior, "posterior_accuracy": 1.0, "elbo_full": -2.0, "elbo_surrogate": -1.0}
         row |= {"prior_coverage": 0.5, "coverage_limit": 0.9}
-    path.with_name("small.metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in looks))
+    path.with_name("small.metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out, diagnosis = run_diagnosis(path)
     verdicts = {v["name"]: v for v in diagnosis["verdicts"]}
     assert verdicts["decay"]["level"] == "do not trust"
@@ -121,20 +121,22 @@ def test_the_log_of_the_run_is_read_where_it_is(tiny_diagnosis, tmp_path):
     ],
     ids=str,
 )
-def test_any_checkpoint_is_diagnosed_and_what_has_no_meaning_is_left_out(tiny_diagnosis, tmp_path, changes):
+def test_any_checkpoint_is_diagnosed_without_the_verdicts_that_do_not_apply(tiny_diagnosis, tmp_path, changes):
     path = write_checkpoint(tmp_path, **changes)
     data = ["--data-dir", digits_folder()] if changes.get("task_name") == "mnist" else []
     out, diagnosis = run_diagnosis(path, *data)
     names = {v["name"] for v in diagnosis["verdicts"]}
-    infers = not guide_traits(build_small(**changes).guide).follows_prior and changes.get("prior_name") != "mean_only"
-    assert ("collapse" in names) == ("ranks under the guide" in names) == infers
+    has_inference = (
+        not guide_traits(build_small(**changes).guide).follows_prior and changes.get("prior_name") != "mean_only"
+    )
+    assert ("collapse" in names) == ("ranks under the guide" in names) == has_inference
     images = changes.get("task_name") == "mnist"
     assert ("right answers" in names) == (not images)
     assert ("likeness" in names) == ("copies" in names) == images
     page = (out / "report.html").read_text()
-    assert ("this model has no inference network" in page or "is not that of its draws" in page) == (not infers)
-    prior_alone = "log p(y|x) by prior Monte Carlo" in page
-    assert prior_alone == (not infers and changes.get("model_name") != "mdlm")
+    assert ("this model has no inference network" in page or "is not that of its draws" in page) == (not has_inference)
+    has_prior_estimate = "log p(y|x) by prior Monte Carlo" in page
+    assert has_prior_estimate == (not has_inference and changes.get("model_name") != "mdlm")
 
 
 @pytest.mark.parametrize(
@@ -146,13 +148,13 @@ def test_any_checkpoint_is_diagnosed_and_what_has_no_meaning_is_left_out(tiny_di
     ],
     ids=str,
 )
-def test_one_input_and_one_step_are_enough_and_say_no_more_than_they_can(tiny_diagnosis, tmp_path, changes):
+def test_one_input_and_one_step_are_enough_but_do_not_show_whether_answers_settle(tiny_diagnosis, tmp_path, changes):
     path = write_checkpoint(tmp_path, **changes)
     _, diagnosis = run_diagnosis(path, "--inputs", "1", "--depth", "1")
-    assert "settled" not in {v["name"] for v in diagnosis["verdicts"]}  # one step alone cannot change
+    assert "settled" not in {v["name"] for v in diagnosis["verdicts"]}  # the answer of a single step cannot change
 
 
-def test_models_without_a_guide_may_learn_by_heart_too(tiny_diagnosis, tmp_path):
+def test_generalisation_is_judged_for_models_without_a_guide_too(tiny_diagnosis, tmp_path):
     _, diagnosis = run_diagnosis(write_checkpoint(tmp_path, model_name="direct"))
     assert "generalisation" in {v["name"] for v in diagnosis["verdicts"]}
 
@@ -165,18 +167,18 @@ def test_models_without_a_guide_may_learn_by_heart_too(tiny_diagnosis, tmp_path)
         (["--seed", "-1"], "--seed"),
     ],
 )
-def test_bad_arguments_are_told_before_anything_is_read(arguments, message, tmp_path, capsys):
+def test_bad_arguments_are_refused_before_anything_is_read(arguments, message, tmp_path, capsys):
     assert call(program.main, ["--checkpoint", str(tmp_path / "none.safetensors"), *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_depth_that_the_model_has_not_is_told(tiny_diagnosis, tmp_path, capsys):
+def test_a_depth_above_that_of_a_one_step_model_is_refused(tiny_diagnosis, tmp_path, capsys):
     path = write_checkpoint(tmp_path, model_name="direct")
     assert call(program.main, ["--checkpoint", str(path), "--depth", "4"]) == 2
     assert "depth must be 1, not 4" in capsys.readouterr().err
 
 
-def test_what_is_no_checkpoint_is_told(tmp_path, capsys):
+def test_a_missing_checkpoint_is_named(tmp_path, capsys):
     assert call(program.main, ["--checkpoint", str(tmp_path / "none.safetensors")]) == 2
     assert "no checkpoint at" in capsys.readouterr().err
 
@@ -189,7 +191,7 @@ def test_the_directory_of_a_run_is_not_written_into(tiny_diagnosis, tmp_path, ca
     assert "holds a run" in capsys.readouterr().err
 
 
-def test_a_file_is_no_directory_to_write_into(tiny_diagnosis, tmp_path, capsys):
+def test_a_file_is_refused_as_the_output_directory(tiny_diagnosis, tmp_path, capsys):
     path = write_checkpoint(tmp_path)
     for out, message in ((path, "is a file, or lies in one"), ("", "give a directory")):
         try:
@@ -200,14 +202,14 @@ def test_a_file_is_no_directory_to_write_into(tiny_diagnosis, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_the_settings_beside_a_checkpoint_are_not_the_checkpoint(tiny_diagnosis, tmp_path, capsys):
+def test_the_json_file_beside_a_checkpoint_is_refused_with_the_name_of_the_weights(tiny_diagnosis, tmp_path, capsys):
     path = write_checkpoint(tmp_path)
     path.with_suffix(".json").write_text("{}")
     assert call(program.main, ["--checkpoint", str(path.with_suffix(".json"))]) == 2
     assert "its weights are in small.safetensors" in capsys.readouterr().err
 
 
-def test_a_missing_package_is_told_before_any_work(tiny_diagnosis, tmp_path, monkeypatch, capsys):
+def test_a_missing_package_is_named_before_any_work(tiny_diagnosis, tmp_path, monkeypatch, capsys):
     from pyro_gram.diagnostics import landscape
 
     def missing():
@@ -220,20 +222,20 @@ def test_a_missing_package_is_told_before_any_work(tiny_diagnosis, tmp_path, mon
     assert not path.with_name("small.diagnosis").exists()
 
 
-def test_a_damaged_log_is_told(tiny_diagnosis, tmp_path, capsys):
+def test_a_damaged_log_is_refused(tiny_diagnosis, tmp_path, capsys):
     path = write_checkpoint(tmp_path)
-    for damaged in ("{", "3"):
-        path.with_name("small.metrics.jsonl").write_text(damaged)
+    for text in ("{", "3"):
+        path.with_name("small.metrics.jsonl").write_text(text)
         assert call(program.main, ["--checkpoint", str(path)]) == 2
         assert "cannot be read as lines of JSON" in capsys.readouterr().err
 
 
 TINY = ["--task", "coloring", "--preset", "tiny", "--heads.hidden", "0"]
 RECIPES = {
-    # Of five vertices chance alone gets many right.
+    # With five vertices many answers are right by chance.
     "leaking": ["--beta.start", "0.01", "--beta.target", "0", "--task.vertices", "6"],
     "collapsed": ["--beta.start", "50", "--beta.target", "0"],
-    # What repairs the prior where the guide does not go, as in the cpu presets.
+    # On-policy training, which repairs the prior in states that the guide does not visit, as in the cpu presets.
     "good": [
         *("--train.batches", "300", "--beta.target", "0.5", "--evaluate.depth", "8"),
         *("--train.on_policy_depth", "8", "--train.on_policy_updates", "2"),
@@ -245,11 +247,11 @@ RECIPES = {
 def test_the_verdicts_tell_a_good_model_from_one_that_leaks_and_one_that_has_collapsed(tmp_path, capsys):
     from experiments import run
 
-    levels, warned = {}, {}
+    levels, has_warned = {}, {}
     for name, recipe in RECIPES.items():
         out = tmp_path / name
         assert call(run.main, [*TINY, *recipe, "--out", str(out)]) == 0
-        warned[name] = "the guide leaks" in capsys.readouterr().err
+        has_warned[name] = "the guide leaks" in capsys.readouterr().err
         assert call(program.main, ["--checkpoint", str(out), "--inputs", "32"]) == 0
         diagnosis = json.loads((out / "diagnosis" / "diagnosis.json").read_text())
         levels[name] = {v["name"]: v["level"] for v in diagnosis["verdicts"]}
@@ -259,4 +261,4 @@ def test_the_verdicts_tell_a_good_model_from_one_that_leaks_and_one_that_has_col
     assert levels["collapsed"]["collapse"] == "do not trust"
     assert levels["collapsed"]["leak"] == "good"
     assert levels["good"]["collapse"] == levels["good"]["leak"] == levels["good"]["right answers"] == "good"
-    assert warned == {"leaking": True, "collapsed": False, "good": False}
+    assert has_warned == {"leaking": True, "collapsed": False, "good": False}

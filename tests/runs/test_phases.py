@@ -1,4 +1,4 @@
-"""What a run says of its own length: its phases, a bar for each, and one estimate of the end."""
+"""What a run prints about its duration: its phases, a bar for each, and an estimate of the end."""
 
 import re
 import sys
@@ -20,7 +20,7 @@ from tests.conftest import build_case, small_config
 from tests.experiments.small_run import SMALL, cli
 
 HEADS = {"hidden": 16, "attention_heads": 2, "layers": 1, "rounds": 3, "trajectories": 16}
-HEADED = [word for name, value in HEADS.items() for word in (f"--heads.{name}", value)]
+HEAD_OPTIONS = [word for name, value in HEADS.items() for word in (f"--heads.{name}", value)]
 
 
 def open_new(config, out):
@@ -34,23 +34,23 @@ def terminal(monkeypatch):
 # ---- the estimate ------------------------------------------------------------------------------------------------
 
 
-def test_the_estimate_is_the_sum_of_what_is_left_and_what_is_to_come(capsys):
+def test_the_estimate_is_the_rest_of_this_phase_and_the_later_phases(capsys):
     phases = Phases({"train": "4 batches", "heads": "2 rounds", "evaluation": "8 samples"})
     assert phases.remaining_seconds("train", 100.0) is None  # nothing is measured
     phases.seconds["evaluation"] = 30.0
-    assert phases.remaining_text("train", 100.0) == ""  # heads are not
+    assert phases.remaining_text("train", 100.0) == ""  # the heads are not measured
     assert phases.remaining_seconds("heads", 5.0) == 35.0
     phases.seconds["heads"] = 60.0
     assert phases.remaining_seconds("train", None) is None
     assert phases.remaining_text("train", 100.0) == "all ends in 03:10 | "
     assert phases.remaining_text("train", 40.0) == "all ends in 02:10 | "
-    assert phases.remaining_text("evaluation", 5.0) == ""  # its own bar says as much
+    assert phases.remaining_text("evaluation", 5.0) == ""  # the bar of the last phase shows the same
     assert capsys.readouterr().err == (
         "about 03:10 from now in all: train 01:40, heads 01:00, evaluation 00:30; figures and the report come on top\n"
     )
 
 
-def test_a_single_phase_or_a_silent_one_says_nothing(capsys):
+def test_a_single_phase_and_silent_phases_print_nothing(capsys):
     single = Phases({"train": ""})
     assert single.remaining_text("train", 3.0) == ""
     single.start("train", 3, "batch")
@@ -62,27 +62,27 @@ def test_a_single_phase_or_a_silent_one_says_nothing(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_clocks_have_hours_where_there_are_some():
+def test_long_durations_are_printed_with_hours():
     assert (format_duration(827.4), format_duration(8027)) == ("13:47", "2:13:47")
 
 
-def of(number, batches, pace=None, **config):
+def trainer_at(number, batches, pace=None, **config):
     config = TrainConfig(batches=batches, **config)
     return SimpleNamespace(config=config, pace=pace, number=number, num_batches=None, elapsed=90.0)
 
 
-def test_what_is_left_of_training_follows_the_pace_so_far():
-    assert seconds_left(of(0, 10), 0, 0.0) is None
-    assert seconds_left(of(4, 10), 0, 8.0) == 12.0
-    assert seconds_left(of(4, 10), 2, 8.0) == 24.0  # resumed at batch 2
-    assert seconds_left(of(10, 10), 0, 8.0) == 0.0
-    assert seconds_left(of(5, 0, minutes=2.0), 0, 90.0) == 30.0
+def test_the_rest_of_training_is_estimated_from_the_pace_so_far():
+    assert seconds_left(trainer_at(0, 10), 0, 0.0) is None
+    assert seconds_left(trainer_at(4, 10), 0, 8.0) == 12.0
+    assert seconds_left(trainer_at(4, 10), 2, 8.0) == 24.0  # resumed at batch 2
+    assert seconds_left(trainer_at(10, 10), 0, 8.0) == 0.0
+    assert seconds_left(trainer_at(5, 0, minutes=2.0), 0, 90.0) == 30.0
 
 
-def test_what_is_left_of_training_knows_that_the_end_is_slower():
+def test_the_rest_of_training_allows_for_the_slower_on_policy_part():
     c = {"on_policy_depth": 16, "on_policy_after": 0.5, "evaluate_every": 100, "pace": Pace(1.0, 3.0, 0.0)}
-    assert seconds_left(of(0, 10, **c), 0, 0.0) == 25.0
-    assert seconds_left(of(5, 10, **c), 0, 10.0) == 40.0  # half as fast as it was measured
+    assert seconds_left(trainer_at(0, 10, **c), 0, 0.0) == 25.0
+    assert seconds_left(trainer_at(5, 10, **c), 0, 10.0) == 40.0  # at half of the measured speed
 
 
 # ---- what is measured --------------------------------------------------------------------------------------------
@@ -108,14 +108,18 @@ def test_the_time_of_heads_is_that_of_all_rounds(monkeypatch):
     )
 
 
-def test_the_time_of_the_evaluation_is_that_of_its_trajectories_at_the_pace_of_a_look(tmp_path, monkeypatch):
+def test_the_time_of_the_evaluation_is_estimated_from_the_pace_of_a_validation(tmp_path, monkeypatch):
     with open_new(small_config(heads=HEADS, evaluate={"num_samples": 5}), tmp_path / "run") as run:
         ticks = iter((10.0, 16.0))
         monkeypatch.setattr("pyro_gram.runs.train.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
         validate(run)
-        of_validation = 4 * 5 + 4  # of 4 inputs, with a bound each
-        of_evaluation = 2 * 4 * 5 + 4 + 4 * 6 + 4 * 100  # all and halted, bounds, followed, likelihood
-        assert run.phases.seconds["evaluation"] == pytest.approx(6.0 / of_validation * of_evaluation)
+        validation_trajectories = 4 * 5 + 4  # 4 inputs with 5 samples each, and a bound each
+        evaluation_trajectories = (
+            2 * 4 * 5 + 4 + 4 * 6 + 4 * 100
+        )  # samples to full depth and halted ones, bounds, history, likelihood
+        assert run.phases.seconds["evaluation"] == pytest.approx(
+            6.0 / validation_trajectories * evaluation_trajectories
+        )
 
 
 @pytest.mark.parametrize(
@@ -130,12 +134,12 @@ def test_the_time_of_the_evaluation_is_that_of_its_trajectories_at_the_pace_of_a
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),
 )
-def test_the_bar_of_the_evaluation_ends_full(changes, tmp_path, monkeypatch, capsys):
+def test_the_bar_of_the_evaluation_ends_at_100_percent(changes, tmp_path, monkeypatch, capsys):
     terminal(monkeypatch)
     with open_new(small_config(**changes), tmp_path / "run") as run:
         evaluate(run)
-    shown = capsys.readouterr().err
-    *_, last = re.findall(r"(\d)/(\d) evaluation: +(\d+)% (\d+)/(\d+) ", shown)
+    stderr = capsys.readouterr().err
+    *_, last = re.findall(r"(\d)/(\d) evaluation: +(\d+)% (\d+)/(\d+) ", stderr)
     assert last[0] == last[1]
     assert last[2] == "100"
     assert last[3] == last[4]
@@ -145,8 +149,8 @@ def test_the_bar_of_the_evaluation_ends_full(changes, tmp_path, monkeypatch, cap
 
 
 def test_a_log_has_a_line_for_each_phase_and_one_estimate_and_no_bars(tmp_path, capsys):
-    words = [*SMALL, *HEADED, "--train.batches", 4, "--train.evaluate_every", 2, "--out", tmp_path / "run"]
-    assert cli(experiments.run.main, *words) == 0
+    arguments = [*SMALL, *HEAD_OPTIONS, "--train.batches", 4, "--train.evaluate_every", 2, "--out", tmp_path / "run"]
+    assert cli(experiments.run.main, *arguments) == 0
     err = capsys.readouterr().err
     time = r"(\d\d:)?\d\d:\d\d"
     expected = [
@@ -164,20 +168,20 @@ def test_a_log_has_a_line_for_each_phase_and_one_estimate_and_no_bars(tmp_path, 
     assert "\r" not in err
 
 
-def test_where_the_pace_is_measured_the_estimate_comes_before_the_first_batch(tmp_path, capsys):
-    words = [*SMALL, *HEADED, "--train.batches", 6, "--train.minutes", 1, "--out", tmp_path / "run"]
-    words += ["--train.evaluate_every", 100000]
-    assert cli(experiments.run.main, *words) == 0
+def test_the_estimate_comes_before_the_first_batch_if_the_pace_is_measured(tmp_path, capsys):
+    arguments = [*SMALL, *HEAD_OPTIONS, "--train.batches", 6, "--train.minutes", 1, "--out", tmp_path / "run"]
+    arguments += ["--train.evaluate_every", 100000]
+    assert cli(experiments.run.main, *arguments) == 0
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("phases: 1/3 train (up to 6 batches in 1 minutes), ")
     at = next(i for i, line in enumerate(lines) if line.startswith("1/3 train: up to 6 batches"))
     assert re.match(r"about .* from now in all: train .*, heads .*, evaluation ", lines[at + 1])
 
 
-def test_a_terminal_has_a_bar_for_each_phase_with_the_end_of_all(tmp_path, monkeypatch, capsys):
+def test_a_terminal_has_a_bar_for_each_phase_with_the_time_to_the_end_of_all_phases(tmp_path, monkeypatch, capsys):
     terminal(monkeypatch)
-    words = [*SMALL, *HEADED, "--train.batches", 4, "--train.evaluate_every", 2, "--out", tmp_path / "run"]
-    assert cli(experiments.run.main, *words) == 0
+    arguments = [*SMALL, *HEAD_OPTIONS, "--train.batches", 4, "--train.evaluate_every", 2, "--out", tmp_path / "run"]
+    assert cli(experiments.run.main, *arguments) == 0
     bars = capsys.readouterr().err
     assert re.search(r"1/3 train: 100%.* 4/4 .*all ends in \d\d:\d\d \| loss", bars)
     assert re.search(r"2/3 heads: 100%.* 3/3 .*all ends in \d\d:\d\d \| loss", bars)

@@ -48,22 +48,22 @@ def server(tmp_path, monkeypatch):
 @pytest.mark.parametrize("algorithm", ["sha256", "md5"])
 def test_a_file_is_downloaded_once_with_a_progress_bar_on_stderr(server, cache, capsys, algorithm):
     digest = hashlib.new(algorithm, CONTENT).hexdigest()
-    known = digest if algorithm == "sha256" else f"md5:{digest}"
-    path = download(f"{server.url}/train.csv", known, "sudoku/train.csv")
+    known_hash = digest if algorithm == "sha256" else f"md5:{digest}"
+    path = download(f"{server.url}/train.csv", known_hash, "sudoku/train.csv")
     assert path == cache / "sudoku" / "train.csv"
     assert path.read_bytes() == CONTENT
     output = capsys.readouterr()
     assert "100%" in output.err
     assert output.out == ""
-    assert download(f"{server.url}/train.csv", known, "sudoku/train.csv") == path
+    assert download(f"{server.url}/train.csv", known_hash, "sudoku/train.csv") == path
     assert server.requests == ["/train.csv"]
 
 
 def test_a_damaged_file_in_the_cache_is_downloaded_again(server, cache):
-    known = hashlib.sha256(CONTENT).hexdigest()
-    path = download(f"{server.url}/train.csv", known, "train.csv")
+    known_hash = hashlib.sha256(CONTENT).hexdigest()
+    path = download(f"{server.url}/train.csv", known_hash, "train.csv")
     path.write_bytes(CONTENT[:100])
-    assert download(f"{server.url}/train.csv", known, "train.csv").read_bytes() == CONTENT
+    assert download(f"{server.url}/train.csv", known_hash, "train.csv").read_bytes() == CONTENT
 
 
 def test_a_wrong_checksum_leaves_no_file_behind(server, cache):

@@ -1,4 +1,4 @@
-"""Machines and launchers as people have them: what is missing, closed, refused or left over."""
+"""Unusual machines and launchers: missing modules, closed streams, refused calls, leftover variables."""
 
 import math
 import os
@@ -46,11 +46,11 @@ def test_memory_is_unknown_on_a_system_without_the_module_resource(monkeypatch):
     assert math.isnan(machine.resident_memory_mb())
     modules = "pyro_gram.runs.run, experiments.bench.bench, experiments.run"
     code = f"import sys; sys.modules['resource'] = None; import {modules}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert process.returncode == 0, process.stderr
 
 
-def test_a_file_system_that_refuses_chmod_is_written_to(tmp_path, monkeypatch):
+def test_files_are_written_where_chmod_is_refused(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(1, "Operation not permitted")
 
@@ -62,64 +62,64 @@ def test_a_file_system_that_refuses_chmod_is_written_to(tmp_path, monkeypatch):
 
 
 class Word(int):
-    """An unsigned integer of NumPy 1.26, which cannot be shifted by one of Python's."""
+    """An unsigned integer of NumPy 1.26, which cannot be shifted by a Python integer."""
 
     def __rshift__(self, other):
         raise TypeError("ufunc 'right_shift' not supported for the input types")
 
 
-def test_seeds_are_those_of_every_numpy(monkeypatch):
+def test_seeds_are_the_same_under_every_numpy(monkeypatch):
     seeds = [3291213472928352369, 3153263424282473045]
     assert [stream.generator_for(0, 3).initial_seed(), stream.derive_seed(1, 2)] == seeds
-    words = np.random.SeedSequence
+    original_sequence = np.random.SeedSequence
 
     class Words:
         def __init__(self, key):
             self.key = key
 
         def generate_state(self, *arguments):
-            return [Word(w) for w in words(self.key).generate_state(*arguments)]
+            return [Word(w) for w in original_sequence(self.key).generate_state(*arguments)]
 
     monkeypatch.setattr(np.random, "SeedSequence", Words)
     assert [stream.generator_for(0, 3).initial_seed(), stream.derive_seed(1, 2)] == seeds
 
 
-def test_a_run_in_a_thread_of_a_users_own_program(tmp_path):
+def test_a_run_works_in_a_thread_of_another_program(tmp_path):
     codes = []
-    words = [*SMALL, "--train.batches", 4, "--out", tmp_path / "run"]
-    thread = threading.Thread(target=lambda: codes.append(cli(experiments.run.main, *words)))
+    arguments = [*SMALL, "--train.batches", 4, "--out", tmp_path / "run"]
+    thread = threading.Thread(target=lambda: codes.append(cli(experiments.run.main, *arguments)))
     thread.start()
     thread.join()
     assert codes == [0]
     assert results(tmp_path / "run")["batches"] == 4
 
 
-def test_a_handler_that_python_did_not_set_is_no_obstacle(monkeypatch):
+def test_a_signal_handler_that_python_did_not_set_does_no_harm(monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda number, handler: None if callable(handler) else handler)
     assert call(lambda argv: 0, []) == 0
     with StopOnSignal() as stop:
         assert stop.signal is None
 
 
-@pytest.mark.parametrize("closed", [pytest.param("2>&-", marks=pytest.mark.slow), "<&- >&- 2>&-"])
-def test_a_program_works_with_closed_streams(closed, tmp_path):
+@pytest.mark.parametrize("redirections", [pytest.param("2>&-", marks=pytest.mark.slow), "<&- >&- 2>&-"])
+def test_a_program_works_with_closed_streams(redirections, tmp_path):
     (tmp_path / "graphs").write_text("GCR`v_\n" * 2)
-    words = [
+    arguments = [
         str(ROOT / "experiments" / "solve.py"),
         "--checkpoint",
         str(ROOT / "checkpoints" / "coloring8.safetensors"),
     ]
-    words += ["--input", "graphs", "--num-samples", "2", "--figure", "solved.png"]
-    done = subprocess.run(
-        ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, *words],
+    arguments += ["--input", "graphs", "--num-samples", "2", "--figure", "solved.png"]
+    process = subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirections}', "sh", sys.executable, *arguments],
         capture_output=True,
         text=True,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert process.returncode == 0, process.stderr[-2000:]
     assert (tmp_path / "solved.png").stat().st_size > 1000
-    assert not done.stderr
+    assert not process.stderr
 
 
 # ---- launchers ---------------------------------------------------------------------------------------------------
@@ -158,13 +158,13 @@ def test_wrong_variables_of_a_launcher_are_named_in_one_line(changes, message, t
     assert not (tmp_path / "run").exists()
 
 
-def process(tmp_path, rank, port, joining=300.0, silence=0.5):
-    """A process of two, on its own; how long it waits is set as no user can."""
+def start_process(tmp_path, rank, port, join_seconds=300.0, notice_seconds=0.5):
+    """Start one of two processes, with waiting times that users cannot set."""
     code = (
         "import sys; from datetime import timedelta; from pyro_gram.system import rendezvous as r;"
         "import experiments.run as e;"
         "from pyro_gram.system.cli import call; from pyro_gram.system.distributed import leave;"
-        f"r.JOIN_TIMEOUT, r.NOTICE_SECONDS = timedelta(seconds={joining}), {silence};"
+        f"r.JOIN_TIMEOUT, r.NOTICE_SECONDS = timedelta(seconds={join_seconds}), {notice_seconds};"
         "sys.exit(leave(call(e.main, sys.argv[1:], distributed=True)))"
     )
     variables = {**SETTINGS, "RANK": str(rank), "MASTER_PORT": str(port)}
@@ -185,39 +185,39 @@ def port():
 
 
 @pytest.mark.parametrize(("rank", "other"), [(1, "process 0 of 2")])
-def test_a_process_that_never_comes_ends_the_run_within_the_limit(rank, other, tmp_path, port):
-    waiting = process(tmp_path, rank, port, joining=2.0, silence=60)
-    _, err = waiting.communicate(timeout=60)
-    assert waiting.returncode == 2
+def test_a_process_that_never_joins_ends_the_run_within_the_limit(rank, other, tmp_path, port):
+    waiting_process = start_process(tmp_path, rank, port, join_seconds=2.0, notice_seconds=60)
+    _, err = waiting_process.communicate(timeout=60)
+    assert waiting_process.returncode == 2
     assert f"error: {other} has not joined at localhost:{port} within 0.0333333 minutes" in err
     assert len(err.splitlines()) == 1, err
 
 
 @pytest.mark.parametrize(("rank", "other"), [(0, "process 1 of 2")])
 def test_a_signal_ends_the_wait_at_once(rank, other, tmp_path, port):
-    waiting = process(tmp_path, rank, port)
+    waiting_process = start_process(tmp_path, rank, port)
     try:
-        assert waiting.stderr is not None
-        assert waiting.stderr.readline() == f"waiting for {other} at localhost:{port}, 5 minutes at the most\n"
-        waiting.send_signal(signal.SIGTERM)
+        assert waiting_process.stderr is not None
+        assert waiting_process.stderr.readline() == f"waiting for {other} at localhost:{port}, 5 minutes at the most\n"
+        waiting_process.send_signal(signal.SIGTERM)
         start = time.monotonic()
-        assert waiting.wait(timeout=20) == 128 + signal.SIGTERM
+        assert waiting_process.wait(timeout=20) == 128 + signal.SIGTERM
         assert time.monotonic() - start < 10
-        assert waiting.stderr.read() == "interrupted\n"
+        assert waiting_process.stderr.read() == "interrupted\n"
     finally:
-        waiting.kill()
-        waiting.communicate()
+        waiting_process.kill()
+        waiting_process.communicate()
 
 
 @pytest.mark.slow
-def test_a_process_that_comes_late_is_waited_for(tmp_path, port):
-    first = process(tmp_path, 0, port)
+def test_a_process_that_joins_late_is_waited_for(tmp_path, port):
+    first = start_process(tmp_path, 0, port)
     assert first.stderr is not None
     assert "waiting for process 1 of 2" in first.stderr.readline()
-    second = process(tmp_path, 1, port)
-    for process_ in (first, second):
-        _, err = process_.communicate(timeout=400)
-        assert process_.returncode == 0, err
+    second = start_process(tmp_path, 1, port)
+    for process in (first, second):
+        _, err = process.communicate(timeout=400)
+        assert process.returncode == 0, err
     assert results(tmp_path / "run")["processes"] == 2
 
 
@@ -225,9 +225,9 @@ def test_a_port_that_is_taken_is_named(tmp_path):
     with socket.socket() as s:
         s.bind(("0.0.0.0", 0))
         s.listen()
-        process_ = process(tmp_path, 0, s.getsockname()[1])
-        _, err = process_.communicate(timeout=60)
-        assert process_.returncode == 2
+        process = start_process(tmp_path, 0, s.getsockname()[1])
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 2
         assert f"port {s.getsockname()[1]} of localhost is taken by another program: set MASTER_PORT" in err
         assert len([line for line in err.splitlines() if line.startswith("error")]) == 1
         assert "Traceback" not in err
@@ -241,7 +241,7 @@ def test_the_main_process_alone_runs_a_program_that_is_not_distributed(monkeypat
         assert call(lambda argv, rank=rank: ranks.append(rank) or 0, []) == 0
     assert ranks == ["0"]
     assert call(lambda argv: ranks.append("all") or 0, [], distributed=True) == 0
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID")  # a rank that was left in the environment
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")  # RANK alone, left over in the environment
     assert call(lambda argv: ranks.append("left over") or 0, []) == 0
     assert ranks == ["0", "all", "left over"]
 
@@ -252,27 +252,27 @@ def test_solving_under_a_launcher_prints_once(tmp_path):
     script = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node=2"]
     script += [str(ROOT / "experiments" / "solve.py")]
     script += ["--checkpoint", str(ROOT / "checkpoints" / "coloring8.safetensors"), "--input", "graphs"]
-    done = subprocess.run(
+    process = subprocess.run(
         [*script, "--num-samples", "2", "--json"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout.splitlines()) == 1
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert len(process.stdout.splitlines()) == 1
 
 
 @pytest.mark.parametrize("option", ["--local-rank=1", "--local_rank=1"])
-def test_the_option_of_the_old_launcher_is_taken(option, monkeypatch, capsys):
+def test_the_option_of_the_old_launcher_sets_the_local_rank(option, monkeypatch, capsys):
     assert cli(experiments.run.main, option, "--task", "coloring", "--preset", "tiny", "--list-split", "test") == 0
     assert os.environ.pop("LOCAL_RANK") == "1"
     assert capsys.readouterr().out
 
 
 def test_a_changed_option_is_named_when_a_run_is_resumed(tmp_path, capsys):
-    out, words = tmp_path / "run", [*SMALL, "--train.batches", 2]
-    assert cli(experiments.run.main, *words, "--out", out) == 0
+    out, arguments = tmp_path / "run", [*SMALL, "--train.batches", 2]
+    assert cli(experiments.run.main, *arguments, "--out", out) == 0
     capsys.readouterr()
     for option, message in {
         "--optim.lr=0.5": "optim.lr: 0.004 then, 0.5 now",
@@ -281,7 +281,7 @@ def test_a_changed_option_is_named_when_a_run_is_resumed(tmp_path, capsys):
         "--prior=flow": "names.prior: gaussian then, flow now",
         "--model.layers=2": "model.layers",
     }.items():
-        assert cli(experiments.run.main, *words, "--out", out, "--resume", option) == 2
+        assert cli(experiments.run.main, *arguments, "--out", out, "--resume", option) == 2
         err = error_of(capsys)
         assert message in err, err
         assert "cannot be loaded" not in err

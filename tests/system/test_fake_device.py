@@ -1,4 +1,4 @@
-"""No code leaves a tensor on the CPU that a model on another device needs: tested on a fake device."""
+"""Every tensor is on the device of its model: tested with a fake device."""
 
 import json
 
@@ -30,7 +30,7 @@ ON_POLICY = ["--train.on_policy_depth", 2, "--train.on_policy_updates", 1, "--tr
 
 
 def train_and_sample(device, **names):
-    """Train two batches, then sample; return what the batches report, the samples, and the weights."""
+    """Train two batches, then sample. Returns the batch reports, the samples and the weights."""
     solver = build_small(**names, train={"supervision_steps": 1})
     model, guide, config = solver.model.to(device), solver.guide.to(device), solver.config
     x, y = solver.task.split("train").sample_pairs(4, torch.Generator().manual_seed(0))
@@ -53,7 +53,7 @@ def test_every_part_trains_and_samples_on_the_device_of_its_model(names):
         assert (samples.tokens.cpu() == cpu_samples.tokens).double().mean() > 0.9
 
 
-def test_the_fake_device_refuses_what_a_real_one_would():
+def test_the_fake_device_refuses_the_same_operations_as_a_real_one():
     with fake_device() as device:
         tensor, cpu_tensor = torch.ones(3, device=device), torch.ones(3)
         assert (tensor + 1 + cpu_tensor[0]).tolist() == [3, 3, 3]

@@ -1,4 +1,4 @@
-"""Files from strangers: their claims are checked before memory is allocated, and none of their code runs."""
+"""Files from strangers: sizes in them are checked before memory is allocated, and none of their code runs."""
 
 import gzip
 import json
@@ -62,7 +62,7 @@ def test_a_wrong_file_given_as_json_images_or_csv_is_described(kind, tmp_path):
 
 
 def safetensors_with(length, shape=(4,), end=16, rest=b"\0" * 16):
-    """Return the bytes of a safetensors file with these claims in its header."""
+    """Return the bytes of a safetensors file whose header states this length, shape and end."""
     text = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + rest
 
@@ -155,7 +155,7 @@ def test_a_file_of_images_is_compared_with_its_size_first(tmp_path, monkeypatch)
         read_images(path)
 
 
-def test_a_line_without_end_takes_no_memory(tmp_path):
+def test_an_endless_line_is_refused_before_it_fills_the_memory(tmp_path):
     path = tmp_path / "train.csv.gz"
     path.write_bytes(gzip.compress(b"question,answer\n" + b"1" * 2**22))
     with pytest.raises(InputError, match=r"train.csv.gz has a line of more than"):
@@ -178,7 +178,7 @@ def test_a_large_json_file_is_not_read(tmp_path, monkeypatch):
         read_json(path)
 
 
-def test_a_program_that_runs_out_of_memory_says_so_in_a_line(capsys):
+def test_running_out_of_memory_is_a_one_line_error(capsys):
     def main(argv):
         raise MemoryError("Unable to allocate 9.31 GiB")
 
@@ -189,7 +189,7 @@ def test_a_program_that_runs_out_of_memory_says_so_in_a_line(capsys):
 SCRIPT = '<script>alert("x")</script>'
 
 
-def test_a_report_runs_no_script_that_a_name_holds(tmp_path):
+def test_a_script_in_a_name_is_escaped_in_the_report(tmp_path):
     page = tmp_path / "report.html"
     section = Section(SCRIPT, SCRIPT, reason=SCRIPT)
     verdict = Verdict(SCRIPT, "good", SCRIPT, SCRIPT, SCRIPT)
@@ -199,7 +199,7 @@ def test_a_report_runs_no_script_that_a_name_holds(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_diagnosis_runs_no_script_that_a_file_name_holds(model_file, tmp_path):  # noqa: F811
+def test_a_script_in_a_file_name_is_escaped_in_the_diagnosis(model_file, tmp_path):  # noqa: F811
     from experiments import diagnose
 
     path = tmp_path / "<script>alert(1)<&$x_{$>.safetensors"  # dollars are mathematics to Matplotlib

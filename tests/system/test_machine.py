@@ -72,7 +72,7 @@ def test_a_worktree_has_its_own_revision(checkout, tmp_path_factory):
     assert revision(other)[0] != revision(checkout)[0]
 
 
-def test_git_is_asked_once_so_that_a_run_names_the_code_that_it_began_with(checkout):
+def test_the_revision_is_read_once_so_a_run_reports_the_code_that_it_began_with(checkout):
     before = revision(checkout)
     (checkout / "models" / "gram.py").write_text("2\n")
     git(checkout, "commit", "-qam", "two")
@@ -80,9 +80,9 @@ def test_git_is_asked_once_so_that_a_run_names_the_code_that_it_began_with(check
 
 
 def test_an_installed_package_within_another_repository_has_no_revision(checkout):
-    installed = checkout / "venv" / "site-packages"
-    installed.mkdir(parents=True)
-    assert revision(installed) == (None, None)
+    package_folder = checkout / "venv" / "site-packages"
+    package_folder.mkdir(parents=True)
+    assert revision(package_folder) == (None, None)
 
 
 def test_a_repository_without_a_commit_has_no_revision(tmp_path):

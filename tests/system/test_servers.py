@@ -37,19 +37,19 @@ def solver():
 
 
 def answers(solver, seed, **settings):
-    """Return all that one request gives."""
+    """Return the tokens and scores of one request."""
     samples = solver.sample(TEXTS, num_samples=5, depth=3, seed=seed, **settings)
     return samples.tokens.tolist(), samples.score.tolist()
 
 
 def smc_answers(solver, seed):
-    """Return all that one request gives whose trajectories are weighted by the value head."""
+    """Return the tokens and scores of one request with ``draws="smc"``."""
     return answers(solver, seed, draws="smc", halt=1)
 
 
 def answers_from_threads(solver, num_requests):
     """Return the answers to the seeds 0, 1, ..., requested by threads that start together."""
-    num_threads = min(4, num_requests)  # the pool starts no thread without a request
+    num_threads = min(4, num_requests)  # the pool starts at most one thread per request
     barrier = threading.Barrier(num_threads)
     with ThreadPoolExecutor(num_threads, initializer=barrier.wait) as pool:
         return list(pool.map(lambda seed: answers(solver, seed), range(num_requests)))
@@ -181,7 +181,7 @@ def _send_answers(pipe, solver, seed):
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
 def test_a_fork_made_while_another_thread_samples_answers(solver):
-    expected = answers(solver, 9)  # torch has run in this process: a fork has none of its threads
+    expected = answers(solver, 9)  # torch has started threads in this process, which a fork does not have
     context = multiprocessing.get_context("fork")
     has_started, stop = threading.Event(), threading.Event()
 
@@ -239,10 +239,10 @@ def test_inputs_in_many_forms_are_the_same_inputs(solver, make):
 
 
 @pytest.mark.parametrize("make", [lambda t: t, lambda t: t.encode(), graph_of, lambda t: bytearray(t.encode())])
-def test_one_input_needs_no_list(solver, make):
+def test_a_single_input_may_be_given_without_a_list(solver, make):
     expected = solver.solve([TEXTS[0]], num_samples=2)[0]
-    (solved,) = solver.solve(make(TEXTS[0]), num_samples=2)
-    assert (solved.input, solved.solutions) == (expected.input, expected.solutions)
+    (result,) = solver.solve(make(TEXTS[0]), num_samples=2)
+    assert (result.input, result.solutions) == (expected.input, expected.solutions)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
@@ -257,7 +257,7 @@ def test_bytes_and_texts_may_begin_with_a_mark(solver, encoding):
     [
         (set(TEXTS), "a set of inputs has no order"),
         ({"a": "Cr"}, "a dict of inputs has no order"),
-        ({"a": "Cr"}.keys(), "the graph has 34 vertices"),  # a view has an order; the text is a
+        ({"a": "Cr"}.keys(), "the graph has 34 vertices"),  # a view has an order, and its only text is "a"
         (np.array(5), r"an input is a text, not array\(5\)"),
         (torch.tensor(5), r"an input is a text, not tensor\(5\)"),
         (["Cr", np.full((4, 4), 1)], "input 2, read as tokens"),
@@ -284,7 +284,7 @@ def test_other_values_are_refused_in_one_sentence(solver, x, message):
 
 
 @pytest.mark.parametrize("form", [np.array, torch.tensor, lambda rows: [np.array(row) for row in rows]])
-def test_a_matrix_or_a_board_in_numbers_is_not_taken_for_tokens(solver, form):
+def test_numbers_of_a_matrix_or_board_are_not_mistaken_for_tokens(solver, form):
     matrix = nx.to_numpy_array(graph_of("Cr"), dtype=int).tolist()
     with pytest.raises(InputError, match="are not the tokens that task.parse returns"):
         solver.sample(form([matrix]), num_samples=2)
@@ -298,11 +298,11 @@ def test_a_matrix_or_a_board_in_numbers_is_not_taken_for_tokens(solver, form):
     board = [0, 4, 1, 2, 0, 2, 0, 0, 2, 1, 0, 0, 4, 3, 2, 0]
     with pytest.raises(InputError, match="are not the tokens that task.parse returns"):
         sudoku_solver.sample(form([board]), num_samples=2)
-    (solved,) = sudoku_solver.solve(str(board), num_samples=2)
-    assert solved.input == ".412.2..21..432."
+    (result,) = sudoku_solver.solve(str(board), num_samples=2)
+    assert result.input == ".412.2..21..432."
 
 
-def test_a_graph_is_no_input_of_boards():
+def test_a_graph_is_refused_by_a_task_of_boards():
     solver = build(small_config(task_name="nqueens"))
     with pytest.raises(InputError, match="an input of the task nqueens is no graph"):
         solver.sample(nx.path_graph(3))

@@ -1,4 +1,4 @@
-"""Texts in every encoding, gzipped or not, are read alike; other files are refused in one sentence."""
+"""Texts in every encoding, gzipped or not, give the same result; other files are refused in one sentence."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""Files that name a class do not run its code, unless the user says that the code is trusted."""
+"""A file that names a class does not run the code of that class unless the user trusts it."""
 
 import sys
 
@@ -26,7 +26,7 @@ PARTS = ("task", "model", "prior", "guide")
 
 @pytest.fixture
 def working_directory(tmp_path, monkeypatch):
-    """A working directory with two modules, of which ``evil`` writes a file when it is imported."""
+    """A working directory with two modules. The module ``evil`` writes a file when it is imported."""
     folder = tmp_path / "here"
     folder.mkdir()
     (folder / "evil.py").write_text("open('ran', 'w').close()\nclass Prior: pass\n")
@@ -93,7 +93,7 @@ def test_a_trusted_checkpoint_with_a_users_prior_solves_puzzles(working_director
     save_model(path, case.solver)
     assert type(pyro_gram.load(path, trust_code=True).model.prior).__name__ == "Mine"
     with pytest.raises(CheckpointError, match="trust"):
-        pyro_gram.load(path)  # that it has been imported makes no difference
+        pyro_gram.load(path)  # although the module has been imported already
     sys.path.remove(str(working_directory))
     del sys.modules["mine"]
     (working_directory / "graphs").write_text("CF\n")

@@ -1,1 +1,1 @@
-"""Figures, by what they show. Each function returns a matplotlib Figure or writes one file."""
+"""Figures, one module for each subject. Each function returns a matplotlib Figure or writes one file."""

@@ -27,7 +27,7 @@ def _draw_variation(axes: Any, uniformity: Uniformity) -> None:
     m = uniformity.num_solutions[mask]
     for values, color, marker, name in (
         (uniformity.total_variation, BLUE, "o", "right samples of an input"),
-        (uniformity.expected_variation, GREEN, "_", "perfect sampling of as many, on average"),
+        (uniformity.expected_variation, GREEN, "_", "as many uniform draws, on average"),
     ):
         axes.scatter(jitter(m), values[mask], s=24, color=color, marker=marker, alpha=0.6, label=name)
     axes.set_xscale("log")
@@ -84,5 +84,5 @@ def sbc_figure(ranks: SBCRanks) -> Figure:
         axes.set_axis_off()
     figure.supxlabel("rank of the true trajectory among the guide's, as a share")
     figure.supylabel("share of ranks below, less uniform")
-    figure.suptitle(f"{ranks.ranks.shape[1]} simulated data; band: uniform ranks stay in it in 95 % of simulations")
+    figure.suptitle(f"{ranks.ranks.shape[1]} simulated data; band: it contains uniform ranks in 95 % of simulations")
     return figure

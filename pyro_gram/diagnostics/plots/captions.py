@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Caption:
-    """What a reader needs to read a figure.
+    """What a reader needs to know to read a figure.
 
     Attributes:
-        title: of the figure.
-        text: how to read it, in a sentence or two.
+        title: the title of the figure.
+        text: how to read the figure, in a sentence or two.
         verdicts: the names of the verdicts that the figure shows.
     """
 
@@ -29,8 +29,8 @@ CAPTIONS = {
     ),
     "leak": Caption(
         "Guide and prior during training",
-        "What the guide knows from y, the prior must learn to find by itself: on validation inputs the two curves on "
-        "the left should meet, and the gap between them on the right should fall into the green band.",
+        "The prior must learn to find by itself what the guide knows from y. On validation inputs the two curves on "
+        "the left should meet, and their gap, on the right, should fall into the green band.",
         ("leak",),
     ),
     "solved": Caption(
@@ -51,7 +51,7 @@ CAPTIONS = {
     ),
     "evenness": Caption(
         "Evenness over the solutions",
-        "Left: how uneven the right samples of each input are, compared with perfect sampling of as many. Middle: "
+        "Left: how uneven the right samples of each input are, compared with as many uniform draws. Middle: "
         "p-values of a test of each input; uniform sampling follows the straight line. Right: coverage of each input "
         "against its i.i.d. limit.",
         ("evenness",),
@@ -92,7 +92,7 @@ CAPTIONS = {
     ),
     "ranks": Caption(
         "Ranks under the guide",
-        "The program itself generates the data, so that the true trajectory is known. If the guide is the posterior, "
+        "The program itself generates the data, so the true trajectory is known. If the guide is the posterior, "
         "the rank of the true trajectory among the guide's is uniform, and each line stays inside its band. A hump on "
         "one side means a shift; humps on both sides mean that the guide is too narrow (first above the band) or too "
         "wide (first below).",
@@ -106,14 +106,14 @@ CAPTIONS = {
     ),
     "attractors": Caption(
         "Where trajectories end, and when they separate",
-        "The number of different answers in which the trajectories of an input end, how soon they settle, and from "
-        "which step on those with different ends differ.",
+        "The number of different answers in which the trajectories of an input end, how soon they settle, and the "
+        "step from which trajectories with different answers differ.",
         ("settled", "diversity"),
     ),
     "deciding": Caption(
         "Transitions and positions that decide the answer",
         "Trajectories are run again with part of their guidance kept and the rest drawn anew: the answer is decided "
-        "where keeping a little more guidance makes the answer the same again.",
+        "where keeping a little more guidance restores the answer.",
         ("diversity",),
     ),
 }

@@ -18,7 +18,7 @@ SHADES = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7")  # of the transitions of a
 
 
 def evidence_figure(evidence: Evidence) -> Figure:
-    """Draw log p(y | x): bounds increasing in k, both estimates of each pair, and how far each can be trusted."""
+    """Draw log p(y | x): bounds that increase in k, both estimates of each pair, and the k-hat of the weights."""
     if evidence.guide is None:
         figure = Figure(figsize=(5.6, 4.2), layout="constrained")
         _draw_prior_ess(figure.subplots(), evidence)
@@ -84,8 +84,8 @@ def _draw_khats(axes: Any, evidence: Evidence) -> None:
     assert evidence.guide is not None
     guide, prior = evidence.guide, evidence.prior
     khat = guide.khat.numpy()[evidence.ranking.numpy()]
-    finite = np.where(np.isfinite(khat), khat, max(1.2, khat[np.isfinite(khat)].max(initial=1.0)))
-    axes.plot(range(1, len(finite) + 1), finite, color=BLUE, marker="o", linestyle="none")
+    finite_khat = np.where(np.isfinite(khat), khat, max(1.2, khat[np.isfinite(khat)].max(initial=1.0)))
+    axes.plot(range(1, len(finite_khat) + 1), finite_khat, color=BLUE, marker="o", linestyle="none")
     limit = khat_threshold(guide.num_samples)
     axes.axhline(limit, color=RED, linestyle="--", label=f"{limit:.2f}: above it do not trust the weights")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -112,7 +112,7 @@ def terms_figure(data: Any, transitions: int) -> Figure:
 
     Args:
         data: the InferenceData of ``inference_data.collect``.
-        transitions: T, those of a supervision step.
+        transitions: T, the number of transitions in a supervision step.
     """
     has_guide = "sample_stats" in group_names(data)
     figure = Figure(figsize=(11.5, 4.2) if has_guide else (6, 4.2), layout="constrained")
@@ -157,7 +157,7 @@ def _plot_by_step(
 
 
 def leak_figure(rows: list[dict[str, Any]]) -> Figure:
-    """Draw right answers under the guide, which is given y, and of the prior, on validation inputs during training.
+    """Draw the shares of right answers of the guide, which is given y, and of the prior, during training.
 
     Args:
         rows: the lines of ``metrics.jsonl``.

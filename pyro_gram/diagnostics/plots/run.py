@@ -1,4 +1,4 @@
-"""Figures of a run: training, answers, coverage and samples; and what the other figures share.
+"""Figures of a run (training, answers, coverage and samples), and helpers that other figures use too.
 
 Each function returns a matplotlib Figure and uses neither a display nor global state.
 """
@@ -20,7 +20,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#777777"
 FEW_SOLUTIONS = 6  # the input with the nearest number of solutions is shown in detail
 
 
-# ---- shared by figures -------------------------------------------------------------------------------------------
+# ---- helpers of all figures --------------------------------------------------------------------------------------
 
 
 def pluralize(number: int, noun: str) -> str:
@@ -37,7 +37,7 @@ def style_axes(axes: Any, xlabel: str, ylabel: str) -> None:
 
 
 def set_count_ticks(axis: Any) -> None:
-    """Write out numbers of solutions on a logarithmic axis. Set the scale first."""
+    """Label a logarithmic axis with plain numbers (1, 2, 5, 10, ...). Set the scale first."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_locator(NullLocator())
@@ -104,7 +104,7 @@ def _draw_losses(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _draw_prior_accuracy(axes: Any, evaluations: list[dict[str, Any]]) -> None:
-    """Draw accuracy and coverage of the prior; for images, which have neither, the task's first own metric."""
+    """Draw accuracy and coverage of the prior; for images, which have neither, the first of the task's own metrics."""
     axes.set_title("Prior trajectories while training")
 
     def plot(name: str, label: str, color: str) -> None:
@@ -112,10 +112,12 @@ def _draw_prior_accuracy(axes: Any, evaluations: list[dict[str, Any]]) -> None:
         axes.plot(*zip(*points, strict=True), color=color, marker=".", label=label)
 
     last = evaluations[-1] if evaluations else {}
-    own = [name for name in last if name.startswith("prior_") and name not in ("prior_accuracy", "prior_coverage")]
-    if "prior_accuracy" not in last and own:
-        label = own[0].removeprefix("prior_").replace("_", " ")
-        plot(own[0], label, BLUE)
+    task_metrics = [
+        name for name in last if name.startswith("prior_") and name not in ("prior_accuracy", "prior_coverage")
+    ]
+    if "prior_accuracy" not in last and task_metrics:
+        label = task_metrics[0].removeprefix("prior_").replace("_", " ")
+        plot(task_metrics[0], label, BLUE)
         axes.set_yscale("log")
         style_axes(axes, "batch", f"{label} (log scale)")
         return
@@ -141,7 +143,7 @@ def solved_figure(task: Task, puzzles: PuzzleSet, tokens: Tensor, inputs: int = 
     """
     assert puzzles.inputs is not None
     inputs = min(inputs, len(puzzles))
-    # Inputs at even steps through the order of their numbers of solutions, from few solutions to many.
+    # Inputs with few to many solutions, evenly spaced in the order of these numbers.
     places = torch.linspace(0.2, 0.95, inputs).mul(len(puzzles) - 1).round().long()
     indices = puzzles.num_solutions.argsort(stable=True)[places].tolist()
     canonical = task.canonical_form(puzzles.inputs, tokens)
@@ -164,8 +166,8 @@ def answers_figure(
 
     Args:
         rows: for each input a title, its tokens, and its answers with the number of samples of each.
-        num_samples: N.
-        columns: the most answers of an input; fewer if no input has so many.
+        num_samples: N, the number of samples per input.
+        columns: the maximal number of answers that are drawn for an input.
     """
     columns = max(1, min(columns, max(len(answers) for _, _, answers in rows)))
     figure = Figure(figsize=(2.3 * (columns + 1), 2.55 * len(rows)), layout="constrained")
@@ -220,13 +222,16 @@ def coverage_figure(ids: Tensor, num_solutions: Tensor) -> Figure:
     """
     n = len(ids)
     coverage = coverage_by_input(ids, num_solutions)
-    valid = (ids >= 0).double().mean(0)
+    valid_share = (ids >= 0).double().mean(0)
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     x = jitter(num_solutions)
     edges = torch.tensor([1, 2, 3, 5, 9, 17, 33, 65, 129, 10**9])
     bins = torch.bucketize(num_solutions, edges, right=True)
-    for axes, values, name in ((left, coverage, f"coverage, {n} samples"), (right, valid, "share of valid samples")):
+    for axes, values, name in (
+        (left, coverage, f"coverage, {n} samples"),
+        (right, valid_share, "share of valid samples"),
+    ):
         axes.scatter(x, values, s=12, alpha=0.35, color=BLUE, linewidths=0, label="one input")
         centres = [num_solutions[bins == b].double().mean().item() for b in bins.unique()]
         means = [values[bins == b].mean().item() for b in bins.unique()]
@@ -257,19 +262,19 @@ def samples_figure(task: Task, tokens: Tensor, columns: int = 8, rows: int = 8) 
         num_wrong += bool(task.is_checkable and int(task.violations(None, y)) > 0)
     for axes in grid[len(tokens) :]:
         axes.set_axis_off()
-    valid = f", {len(tokens) - num_wrong} of them valid" if task.is_checkable else ""
-    figure.suptitle(f"{len(tokens)} trajectories of the prior{valid}")
+    valid_text = f", {len(tokens) - num_wrong} of them valid" if task.is_checkable else ""
+    figure.suptitle(f"{len(tokens)} trajectories of the prior{valid_text}")
     return figure
 
 
 def neighbours_figure(tokens: Tensor, train: Tensor, side: int, count: int = 24, columns: int = 6) -> Figure:
-    """Draw samples next to their nearest training images; dots in the second mark pixels that differ.
+    """Draw samples next to their nearest training images; dots in the training image mark pixels that differ.
 
     Args:
         tokens: integers ``[N, side^2]``; the first ``count`` are drawn.
         train: integers ``[M, side^2]``.
     """
-    from pyro_gram.diagnostics.digits import nearest_neighbours  # only runs on images need this module
+    from pyro_gram.diagnostics.digits import nearest_neighbours  # imported for images only
 
     samples = tokens[:count].cpu()
     index, distance = nearest_neighbours(samples, train.cpu())
@@ -280,11 +285,15 @@ def neighbours_figure(tokens: Tensor, train: Tensor, side: int, count: int = 24,
     for axes in grid:
         axes.set_axis_off()
     for number, (axes, image) in enumerate(zip(grid, samples, strict=False)):
-        nearest = train[index[number]].cpu()
-        pair = [image.view(side, side).float(), torch.full((side, gap), math.nan), nearest.view(side, side).float()]
+        neighbour = train[index[number]].cpu()
+        pair = [
+            image.view(side, side).float(),
+            torch.full((side, gap), math.nan),
+            neighbour.view(side, side).float(),
+        ]
         axes.imshow(torch.cat(pair, 1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        differ = (image != nearest).view(side, side).nonzero()
-        axes.scatter(differ[:, 1] + side + gap, differ[:, 0], s=1.2, color=ORANGE, linewidths=0)
+        differing_pixels = (image != neighbour).view(side, side).nonzero()
+        axes.scatter(differing_pixels[:, 1] + side + gap, differing_pixels[:, 0], s=1.2, color=ORANGE, linewidths=0)
         axes.set_title(f"{int(distance[number])} pixels", fontsize=8)
     figure.suptitle("Samples (left of each pair) and their nearest training images; dots mark pixels that differ")
     return figure

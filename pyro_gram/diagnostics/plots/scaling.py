@@ -16,9 +16,9 @@ METHODS = {
     "shallower": (ORANGE, "v", "fewer steps each"),
     "halting": (GREEN, "s", "halting (ACT)"),
 }
-LABELLED = ("0.5", "0.9", "0.999")  # thresholds with a label in the figure
-NEAR = 0.22  # points whose accuracy is further below the best one are left out
-MAX_VALUES = 7  # more distinct x values than this are gathered in bins
+LABELLED_THRESHOLDS = ("0.5", "0.9", "0.999")  # thresholds with a label in the figure
+NEAR = 0.22  # points whose accuracy is further below the best accuracy are left out
+MAX_VALUES = 7  # more distinct x values than this are put into bins
 
 
 def scaling_figure(study: dict[str, Any]) -> Figure:
@@ -69,15 +69,15 @@ def _points_of_depth(study: dict[str, Any], depth: str) -> list[tuple[float, dic
 def _draw_samples(axes: Any, study: dict[str, Any]) -> None:
     depths = [d for d in study["width"] if d.isdigit()]
     shades = np.linspace(0.75, 0.0, len(depths))
-    widest: set[float] = set()
+    widths: set[float] = set()
     for depth, shade in zip(depths, shades, strict=True):
         points = _points_of_depth(study, depth)
-        widest |= {n for n, _ in points}
+        widths |= {n for n, _ in points}
         blue = tuple(np.array((0, 0.447, 0.698)) * (1 - shade) + shade * np.ones(3))
         steps = f"{depth} step{'' if depth == '1' else 's'}"
         _plot_mean(axes, points, "value", color=blue, marker="o", label=steps)
     _plot_deterministic(axes, study, "value")
-    _log_ticks(axes, sorted(widest))
+    _log_ticks(axes, sorted(widths))
     axes.set_ylim(top=1.02)
     style_axes(axes, "trajectories N", "accuracy, selected by value")
     axes.set_title("Number of trajectories at several depths")
@@ -121,14 +121,14 @@ def _draw_selection_by_depth(axes: Any, study: dict[str, Any]) -> None:
 
 
 def bins(values: list[float], log: bool = False) -> list[np.ndarray]:
-    """Return the indices of ``values`` in each bin: a bin for each value if there are few, else ten bins at most."""
+    """Return the indices of ``values`` in each bin. Few values have a bin each; many share at most ten bins."""
     array = np.asarray(values, dtype=float)
     unique = np.unique(array)
     if len(unique) <= MAX_VALUES:
         return [np.flatnonzero(array == v) for v in unique]
-    scaled = np.log(array) if log else array
-    edges = np.linspace(scaled.min(), scaled.max() + 1e-9, 11)
-    index = np.digitize(scaled, edges)
+    scaled_values = np.log(array) if log else array
+    edges = np.linspace(scaled_values.min(), scaled_values.max() + 1e-9, 11)
+    index = np.digitize(scaled_values, edges)
     return [np.flatnonzero(index == b) for b in np.unique(index)]
 
 
@@ -171,11 +171,11 @@ def _draw_halting(axes: Any, study: dict[str, Any]) -> None:
     axes.set_xlim(min(difficulty) - 0.6, max(difficulty) + 0.6)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     style_axes(axes, label, "supervision steps until halting")
-    halted = study["halted"]
-    full = study["width"][str(study["depth"])][str(study["of"])]["sample"]
+    point = study["halted"]
+    full_depth_accuracy = study["width"][str(study["depth"])][str(study["of"])]["sample"]
     axes.set_title(
-        f"Halting at P = {study['halt']:g}: {halted['sample']:.3f} right after {halted['steps']:.1f} steps\n"
-        f"(without: {full:.3f} after {study['depth']})",
+        f"Halting at P = {study['halt']:g}: {point['sample']:.3f} right after {point['steps']:.1f} steps\n"
+        f"(without: {full_depth_accuracy:.3f} after {study['depth']})",
         fontsize=11,
     )
     axes.legend(frameon=False, fontsize=8)
@@ -185,11 +185,11 @@ def _draw_thresholds(axes: Any, study: dict[str, Any]) -> None:
     points = [(p["steps"], p | {"halt": halt}) for halt, p in study["halting"].items() if isinstance(p, dict)]
     _plot_mean(axes, points, "sample", color=GREEN, marker="s", label="halting at P")
     for steps, point in points:
-        if point["halt"] in LABELLED:
+        if point["halt"] in LABELLED_THRESHOLDS:
             axes.annotate(point["halt"], (steps, point["sample"]), (4, -11), textcoords="offset points", fontsize=8)
-    full = [(int(d), p[str(study["of"])]) for d, p in study["width"].items()]
-    _plot_mean(axes, full, "sample", color=BLUE, marker="o", label="all of this depth")
-    _log_ticks(axes, [d for d, _ in full])
+    full_points = [(int(d), p[str(study["of"])]) for d, p in study["width"].items()]
+    _plot_mean(axes, full_points, "sample", color=BLUE, marker="o", label="all of this depth")
+    _log_ticks(axes, [d for d, _ in full_points])
     axes.set_ylim(top=1.01)
     style_axes(axes, "supervision steps, mean of all trajectories", "accuracy, one sample")
     axes.set_title("Halting at several P")
@@ -209,7 +209,7 @@ def goal_of(study: dict[str, Any]) -> tuple[str, str]:
 
 
 def envelope(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points (x, y) without another point of smaller or equal x and larger or equal y, in order of x."""
+    """Return the points (x, y) that no other dominates (smaller or equal x, larger or equal y), in order of x."""
     best: list[tuple[float, float]] = []
     for x, y in sorted(points, key=lambda p: (p[0], -p[1])):
         if not best or y > best[-1][1]:
@@ -250,7 +250,7 @@ def _draw_compute(axes: Any, study: dict[str, Any]) -> None:
 
 
 def _draw_tradeoff(axes: Any, study: dict[str, Any]) -> None:
-    """Draw accuracy against coverage at one budget: of each method the points that no other point dominates."""
+    """Draw accuracy against coverage at one budget, with a line through the best points of each method."""
     name, label = goal_of(study)
     budget = study["of"] * study["depth"]
     candidates: dict[str, list[tuple[float, float]]] = {method: [] for method in METHODS}
@@ -259,9 +259,9 @@ def _draw_tradeoff(axes: Any, study: dict[str, Any]) -> None:
             candidates[method_of(p, study["depth"])].append((p["sample"], p[name]))
     best_accuracy = max(x for points in candidates.values() for x, _ in points)
     for method, (color, marker, method_label) in METHODS.items():
-        shown = np.array([(x, y) for x, y in candidates[method] if x > best_accuracy - NEAR]).reshape(-1, 2)
-        axes.scatter(shown[:, 0], shown[:, 1], s=9, color=color, marker=marker, alpha=0.25, linewidths=0)
-        best = np.array([(-x, y) for x, y in envelope([(-x, y) for x, y in shown.tolist()])]).reshape(-1, 2)
+        shown_points = np.array([(x, y) for x, y in candidates[method] if x > best_accuracy - NEAR]).reshape(-1, 2)
+        axes.scatter(shown_points[:, 0], shown_points[:, 1], s=9, color=color, marker=marker, alpha=0.25, linewidths=0)
+        best = np.array([(-x, y) for x, y in envelope([(-x, y) for x, y in shown_points.tolist()])]).reshape(-1, 2)
         axes.plot(best[:, 0], best[:, 1], color=color, marker=marker, markersize=5, label=method_label)
     style_axes(axes, "accuracy, one sample", label)
     axes.set_title(f"Within {budget} core evaluations")

@@ -1,4 +1,4 @@
-"""Figures of trajectories: the loss along them, where they end, which draws decide; and an animation of answers."""
+"""Figures of trajectories: their loss, their ends, and the draws that decide the answer; an animation of answers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OUTLINE = [patheffects.Stroke(linewidth=5, foreground="white"), patheffects.Norm
 SHADES = LinearSegmentedColormap.from_list("shades", ("#F2F2F2", "#707070"))  # a background for coloured lines
 DETERMINISTIC = "deterministic trajectory (guidance at the prior's mean)"
 FRAMES, COLUMNS, COLOURS = 24, 6, 64  # of an animation, at most
-LAST_FRAME = 4  # the last frame is shown so many times as long as the others
+LAST_FRAME = 4  # the last frame is shown four times as long as the others
 
 
 # ---- the landscape -----------------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ def landscape_figure(landscape: Landscape) -> Figure:
     _draw_surface(figure, left, landscape)
     _draw_paths(left, landscape)
     _draw_losses(right, landscape)
-    # Trajectories may end anywhere in the plane, so that a legend inside it would hide some.
+    # A legend inside the plane would hide some trajectories.
     figure.legend(handles=_legend_handles(landscape), loc="outside lower left", ncols=4, frameon=False, fontsize=10)
     return figure
 
@@ -145,7 +145,7 @@ def attractors_figure(attractors: Attractors, separation: Separation, num_soluti
     """Draw how many answers the trajectories of an input end in, when they settle, and when pairs separate.
 
     Args:
-        num_solutions: of each input, int64 ``[B]``; None if not all are known.
+        num_solutions: the number of solutions of each input, int64 ``[B]``; None if not all are known.
     """
     figure = Figure(figsize=(12, 8.4), layout="constrained")
     (top_left, top_right), (bottom_left, bottom_right) = figure.subplots(2, 2)
@@ -264,8 +264,8 @@ def animate(task: Task, x: Tensor | None, history: Tensor, path: Path, *, millis
 
     Args:
         x: one input, ``[*event]``; None for p(x).
-        history: int64 ``[S, N, L_out]``, N trajectories side by side; of more than 24 steps, evenly spaced ones are
-            shown.
+        history: int64 ``[S, N, L_out]``, N trajectories side by side. At most 24 of the S steps are shown, evenly
+            spaced.
         milliseconds: the duration of a frame; the last frame is shown longer.
 
     Raises:
