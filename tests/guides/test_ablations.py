@@ -57,7 +57,7 @@ def test_the_residual_guide_moves_with_the_prior():
     q, u = posterior_of(case)
     prior = case.solver.model.prior
     with torch.no_grad():
-        prior.head.mlp.down.weight[:16] += 0.1  # of the mean
+        prior.head.mlp.down.weight[:16] += 0.1  # the weights of the mean
     with torch.no_grad():
         guide = case.solver.guide
         new_posterior = guide.posterior(u, guide.encode(case.x, case.y), prior(u))
@@ -164,7 +164,7 @@ def test_a_guide_that_ends_before_the_trajectory_has_a_bound():
 def test_free_parameters_follow_the_prior_at_transitions_without_a_kl():
     case = build_case(guide_name="mean_field", guide={"num_pairs": 6})
     guide = case.solver.guide
-    assert (guide.first, guide.guided_transitions) == (1, 2)  # of T = 2, truncated
+    assert (guide.first, guide.guided_transitions) == (1, 2)  # only the second of T = 2 transitions has a KL
     guide.train()
     bound = terms(case.solver.model, guide, case.x, case.y, truncated=False)
     assert (bound.kl[0] == 0).all()

@@ -146,8 +146,8 @@ def test_the_gradient_of_limit_kl_keeps_the_kl():
 
 
 @pytest.mark.parametrize("settings", [{}, {"steps": 2}, {"truncated": False, "steps": 2}, {"beta": 0.3}])
-def test_the_two_pass_guide_is_the_one_pass_guide(settings):
-    """The same draws under the same seed, with the same density, mask and scale at every site."""
+def test_the_two_pass_guide_equals_the_one_pass_guide(settings):
+    """Both have the same draws under the same seed, and the same density, mask and scale at every site."""
     replay = build_case(guide_name="replay")
     model, guide = replay.solver.model, replay.solver.guide
     pyro.set_rng_seed(4)

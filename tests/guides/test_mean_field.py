@@ -30,7 +30,9 @@ def test_each_pair_has_its_own_parameters_at_each_transition():
     assert (mixed_posterior.mean[0] == 0).all()
     torch.testing.assert_close(mixed_posterior.stddev[0], torch.full((4, 16), 0.3))
     torch.testing.assert_close(mixed_posterior.mean[1:], guide.loc[[0, 1, 2, 3], 1])
-    expanded_posterior = guide.posterior_at(1, u.expand(7, 5, 4, 16), rows, prior)  # trajectories around the data
+    expanded_posterior = guide.posterior_at(
+        1, u.expand(7, 5, 4, 16), rows, prior
+    )  # a plate of trajectories around the data
     torch.testing.assert_close(expanded_posterior.mean, guide.loc[rows, 1].expand(7, 5, 4, 16))
 
 
@@ -75,7 +77,7 @@ def test_pairs_take_rows_in_order_and_only_in_training():
     assert sorted(all_rows.tolist()) == list(range(5))
     assert int(guide.used) == 5
     other_pairs = torch.stack([case.x[0]] * 3), torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1], [2, 2, 2, 2]])
-    assert sorted(guide.encode(*other_pairs).tolist()) == [5, 6, 7]  # the last of eight
+    assert sorted(guide.encode(*other_pairs).tolist()) == [5, 6, 7]  # the last of eight rows
     with pytest.raises(ConfigError, match="more than 8 pairs"):
         guide.encode(case.x[:1], torch.tensor([[7, 7, 7, 7]]))
 

@@ -31,7 +31,7 @@ def built_case(request):
 
 @pytest.fixture
 def case(built_case):
-    """A copy, which a test may train."""
+    """Return a copy, which a test may train."""
     case = built_case[1]
     return Case(copy.deepcopy(case.solver, {id(case.solver.task): case.solver.task}), case.x, case.y)
 
@@ -45,7 +45,7 @@ def parts(case):
     return case.solver.model, case.solver.guide
 
 
-def test_any_leading_batch_shape(case):
+def test_programs_take_any_leading_batch_shape(case):
     for batch in ((), (5,), (2, 5)):
         index = torch.arange(5).expand(*batch) if batch else torch.tensor(0)
         bound = terms(*parts(case), None if case.x is None else case.x[index], case.y[index])
@@ -68,7 +68,7 @@ def test_every_parameter_gets_a_gradient(case, number):
 
 
 def test_plain_svi_with_pyros_adam_trains_model_and_guide(case):
-    """SVI silently leaves parameters of a guide untrained that the guide does not register."""
+    """SVI silently leaves parameters untrained that a guide does not register."""
     before = {n: p.detach().clone() for m in parts(case) for n, p in m.named_parameters()}
     SVI(*parts(case), pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(case.x, case.y)
     assert [n for m in parts(case) for n, p in m.named_parameters() if torch.equal(p, before[n])] == []
@@ -89,7 +89,7 @@ def test_the_one_pass_bound_equals_the_two_pass_bound(case):
     assert loss == pytest.approx(Trace_ELBO().loss(model, two_pass_guide, case.x, case.y), rel=1e-5)
 
 
-def test_predictive_shapes(case, number):
+def test_predictive_adds_a_dimension_of_samples(case, number):
     samples = Predictive(case.solver.model, num_samples=3, parallel=bool(number % 2))(case.x)
     assert samples["y"].shape == (3, *(case.y.shape if case.x is not None else case.y.shape[1:]))
 
@@ -106,13 +106,13 @@ def test_copies_and_pickles_keep_the_guide_on_its_model(case, number):
     torch.testing.assert_close(elbo, terms(*parts(case), case.x, case.y).elbo)
 
 
-def test_a_missing_y_is_an_error_not_the_prior(case):
+def test_a_missing_y_raises_instead_of_sampling_the_prior(case):
     with pytest.raises(ValueError, match="was called without y"):
         case.solver.guide(case.x, None)
 
 
 @pytest.mark.parametrize("model", ["gram", "direct", "vae", "mdlm"])
-def test_render_model_takes_the_pair(model):
+def test_render_model_shows_the_guidance_of_models_that_have_it(model):
     case = build_case(model_name=model)
     source = pyro.render_model(case.solver.model, (case.x, case.y)).source
     assert ("eps_0" in source) == model_traits(case.solver.model).has_guidance

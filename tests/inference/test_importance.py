@@ -51,7 +51,7 @@ def test_guide_draws_are_computed_from_the_densities(far_case):
         far_case.solver.model, far_case.solver.guide, far_case.x, far_case.y, steps=2, num_samples=6, seed=3
     )
     assert len(far_case.solver.guide.trace.nodes) == 0
-    assert far_case.solver.guide._code is None  # nor does it keep the code of y
+    assert far_case.solver.guide._code is None  # the guide keeps neither trace nor code
     for name, expected in expected_draws(far_case, 6, 2, 3).items():
         torch.testing.assert_close(getattr(draws, name), expected, atol=1e-3, rtol=1e-4, msg=name)
     assert draws.log_weight.dtype == torch.double
@@ -61,7 +61,7 @@ def test_guide_draws_are_computed_from_the_densities(far_case):
 
 
 def test_chunks_of_draws_are_concatenated_in_order(far_case):
-    """Five inputs, two at once; and one input's draws, two at once."""
+    """Five inputs in chunks of two, and the draws of one input in chunks of two."""
     model, guide = far_case.solver.model, far_case.solver.guide
     draws = guide_draws(model, guide, far_case.x, far_case.y, steps=1, num_samples=3, seed=8, max_traced=7)
     for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):

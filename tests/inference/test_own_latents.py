@@ -272,7 +272,7 @@ class OwnPlatesGuide(AmortizedGuide):
 
 
 @pytest.mark.parametrize(("name", "classes"), [("balanced", B), ("mean_field", 3), ("trace", B)])
-def test_own_plates_are_summed_also_if_they_are_as_long_as_the_batch(name, classes):
+def test_own_plates_are_summed_even_if_they_are_as_long_as_the_batch(name, classes):
     """A plate of the batch's length is no plate of inputs; a subsampled plate keeps its weight."""
     model, guide, x, y = pair(OwnPlates, OwnPlatesGuide, model={"truncated": False})
     model.classes = classes
@@ -304,7 +304,7 @@ def test_shared_latents_count_once_however_many_chunks_of_inputs():
 
 
 def test_observations_for_another_number_of_inputs_than_y_are_refused():
-    """Inputs come in chunks, and what a model observes besides x does not."""
+    """Inputs come in chunks; other data that a model observes do not."""
     model, guide, x, y = pair()
     model.measurements = torch.linspace(-1, 1, B)
     with pytest.raises(ConfigError, match="'measured' has values for 5 inputs where y has 1"):

@@ -53,7 +53,7 @@ def test_transitions_are_markov(case):
 
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
-def test_any_leading_batch_shape(batch):
+def test_the_model_takes_any_leading_batch_shape(batch):
     solver = build_small()
     x = solver.task.split("train").inputs[0].expand(*batch, 4, 4)
     trace = poutine.trace(solver.model).get_trace(x)

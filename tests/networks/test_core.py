@@ -44,7 +44,7 @@ def test_rms_norm_gives_unit_root_mean_square():
     torch.testing.assert_close(rms, torch.ones(5), atol=1e-4, rtol=0)
 
 
-def test_swiglu_is_its_formula():
+def test_swiglu_follows_its_formula():
     layer, x = SwiGLU(D, 8, 5), torch.randn(3, D)
     gate, up = x @ layer.gate_up.weight[:8].T, x @ layer.gate_up.weight[8:].T
     torch.testing.assert_close(layer(x), (gate * torch.sigmoid(gate) * up) @ layer.down.weight.T)
@@ -62,7 +62,7 @@ def test_rotary_scores_depend_on_relative_position_only():
     torch.testing.assert_close(v, qkv[:, 2].flatten(-2))  # values are not rotated
 
 
-def test_attention_sees_every_position_and_position_swiglu_too():
+def test_attention_and_position_swiglu_see_every_position():
     for layer in (RotaryAttention(L, D, 2), PositionSwiGLU(L, 8)):
         x = torch.randn(L, D, requires_grad=True)
         layer(x)[0].sum().backward()

@@ -65,7 +65,7 @@ def make_identity(module, patch):
 
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize(("image", "patch"), SHAPES)
-def test_encoder_has_one_position_a_patch_and_treats_leading_dimensions_independently(image, patch, batch):
+def test_encoder_has_one_position_per_patch_and_treats_leading_dimensions_independently(image, patch, batch):
     module, pixels = encoder(image, patch), pixels_of(image, *batch)
     e = module(pixels)
     assert e.shape == (*batch, image[0] * image[1] // patch**2, WIDTH)
@@ -75,7 +75,7 @@ def test_encoder_has_one_position_a_patch_and_treats_leading_dimensions_independ
 
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize(("image", "patch"), SHAPES)
-def test_decoder_has_logits_a_pixel_and_treats_leading_dimensions_independently(image, patch, batch):
+def test_decoder_has_logits_for_each_pixel_and_treats_leading_dimensions_independently(image, patch, batch):
     module = decoder(image, patch, classes=3)
     h = torch.randn(*batch, image[0] * image[1] // patch**2, WIDTH)
     logits = module(h)

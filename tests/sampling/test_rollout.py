@@ -109,7 +109,7 @@ def test_a_rollout_has_no_gradient(case):
 
 
 @pytest.mark.parametrize("max_trajectories", [3, 2048])
-def test_log_prob_of_an_answer_is_that_of_the_same_trajectories(case, max_trajectories):
+def test_the_log_prob_of_a_sample_equals_its_score_under_the_same_trajectories(case, max_trajectories):
     model = case.solver.model
     settings = {"num_samples": 4, "depth": 2, "seed": 6, "max_trajectories": max_trajectories}
     samples = rollout(model, case.x, **settings)
