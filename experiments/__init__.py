@@ -1,1 +1,1 @@
-"""Programs that use the package: training, sampling, measuring, and the studies behind the tables."""
+"""Scripts that use the package: training, sampling, measuring, and the studies behind the tables."""

@@ -1,4 +1,6 @@
-"""Diagnose whether a posterior can be trusted: ``python experiments/diagnose.py --checkpoint PATH``.
+"""Diagnose whether a checkpoint's answers, guide and likelihood estimates can be trusted.
+
+    python experiments/diagnose.py --checkpoint PATH
 
 It writes ``report.html`` (start there), ``diagnosis.json``, ``inference.nc`` for ArviZ, and ``figures/``.
 """
@@ -38,18 +40,20 @@ def make_parser() -> Parser:
         type=int,
         default=200,
         metavar="B",
-        help="test inputs, at most (default 200); slow parts use fewer",
+        help="largest number of test inputs (default 200); slow parts use fewer",
     )
-    parser.add_argument("--depth", type=int, metavar="S", help="supervision steps (default: as the run was measured)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
-    parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
+    parser.add_argument(
+        "--depth", type=int, metavar="S", help="supervision steps (default: those of the run's evaluation)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default 0)")
+    parser.add_argument("--data-dir", metavar="DIR", help="directory of the data files, for tasks that read files")
     add_trust_option(parser)
     add_device_option(parser)
     return parser
 
 
 def path_beside(checkpoint: Path, name: str) -> Path:
-    """Return the path of a checkpoint's companion: in the run's directory, or beside the file under its name."""
+    """Return the path of a file that belongs to a checkpoint: ``DIR/name`` for a run, else ``CHECKPOINT.name``."""
     if checkpoint.is_dir():
         return checkpoint / name
     return checkpoint.with_name(f"{checkpoint.stem}.{name}")
@@ -65,8 +69,8 @@ def main(argv: list[str]) -> int:
     device = pick_device(arguments.device)
     solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir, trust_code=arguments.trust_code).to(device)
     solver.check_depth(arguments.depth)
-    in_run = arguments.checkpoint.name == "model.safetensors"  # a run's directory, named by its file
-    checkpoint = arguments.checkpoint.parent if in_run else arguments.checkpoint
+    is_run_file = arguments.checkpoint.name == "model.safetensors"  # it stands for the run's directory
+    checkpoint = arguments.checkpoint.parent if is_run_file else arguments.checkpoint
     out = arguments.out or path_beside(checkpoint, "diagnosis")
     check_directory(out, "--out")
     if (out / "config.json").exists():

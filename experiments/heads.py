@@ -1,8 +1,8 @@
 """Give a checkpoint halt and value heads: ``python experiments/heads.py --checkpoint PATH``.
 
-A run trains its own heads where ``--heads.hidden`` is set. This script adds heads to a trained model, or trains its
-heads anew; nothing else of the model changes. If ``--heads.halt`` is the only option of the heads, their weights stay
-and the threshold changes.
+A run trains its own heads if ``--heads.hidden`` is set. This script adds heads to a trained model, or replaces its
+heads by new ones; all other weights stay the same. If ``--heads.halt`` is the only ``--heads`` option, only this
+threshold changes, and nothing is trained.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, metavar="PATH", help=".safetensors, or a run's directory"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE.safetensors", help="where to write (default: in its place)")
-    parser.add_argument("--seed", type=int, help="of the heads and what they learn from (default: the run's)")
-    parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.safetensors", help="file to write (default: the checkpoint itself)"
+    )
+    parser.add_argument("--seed", type=int, help="seed of the heads and of their training data (default: the run's)")
+    parser.add_argument("--data-dir", metavar="DIR", help="directory of the data files, for tasks that read files")
     add_trust_option(parser)
     add_options(parser, DEFAULT)
     return parser
@@ -55,7 +57,7 @@ def main(argv: list[str]) -> int:
     base = current if current.hidden else DEFAULT.heads
     heads = with_options(RunConfig({}, {"heads": base}), arguments).heads
     if not heads.hidden:
-        raise ConfigError("--heads.hidden 0 is no heads: give them a width")
+        raise ConfigError("--heads.hidden 0 means no heads: give a width")
     config = dataclasses.replace(solver.config, parts={**solver.config.parts, "heads": heads})
     options = {name for name in arguments if name.startswith("heads.")}
     if not (current.hidden and options == {"heads.halt"}):
@@ -72,7 +74,10 @@ def main(argv: list[str]) -> int:
     print(f"{out} has halt and value heads now; its config is {config_path}", file=sys.stderr)
     results = out.with_name("results.json")
     if out.name == "model.safetensors" and results.exists():
-        print(f"{results} is from before: experiments/run.py --resume measures the run again", file=sys.stderr)
+        print(
+            f"{results} is of the run without these heads: experiments/run.py --resume measures the run again",
+            file=sys.stderr,
+        )
     return 0
 
 

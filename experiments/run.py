@@ -30,13 +30,13 @@ PART_NAMES = ("model", "prior", "guide")  # besides the task
 
 
 def make_parser(add_help: bool = True, list_names: bool = True) -> Parser:
-    """Return the parser of all options but a run's settings; ``list_names`` imports every part."""
+    """Return a parser of all options except a run's settings. With ``list_names`` its help lists all parts by name."""
     parser = Parser(
         "run.py",
         description=__doc__,
         add_help=add_help,
         usage="run.py --task NAME [OPTION VALUE ...]",
-        epilog="Settings depend on the parts of a run: run.py --task NAME --help explains those of a task.",
+        epilog="A run has further settings, which depend on its parts: run.py --task NAME --help explains them.",
     )
     tasks = ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))
     parser.add_argument("--task", required=True, metavar="NAME", help=f"{tasks}, or your own as package.module:Class")
@@ -44,21 +44,21 @@ def make_parser(add_help: bool = True, list_names: bool = True) -> Parser:
         "--preset",
         default="cpu",
         metavar="NAME",
-        help="cpu (the default), tiny, paper, or another of the task's",
+        help="cpu (the default), tiny, paper, or another preset of the task",
     )
     for part in PART_NAMES:
         names = ", ".join(REGISTRIES[part].names()) if list_names else "a name"
         parser.add_argument(
             f"--{part}", metavar="NAME", help=f"{names}, or your own as package.module:Class (default: the preset's)"
         )
-    parser.add_argument("--seed", type=int, default=0, help="of weights, data order and guidance (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, data order and guidance (default 0)")
     parser.add_argument("--out", type=directory, metavar="DIR", help="default runs/TASK-PRESET[-PARTS]-seedS")
     parser.add_argument("--resume", action="store_true", help="continue the run in DIR")
     parser.add_argument("--minutes", type=float, metavar="M", help="train for M minutes instead of the preset's length")
-    parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
+    parser.add_argument("--data-dir", metavar="DIR", help="directory of the data files, for tasks that read files")
     add_device_option(parser)
     parser.add_argument("--half", action="store_true", help="write model.safetensors as bfloat16, at half the size")
-    parser.add_argument("--list-split", choices=SPLITS, help="print that split's inputs, one a line, and exit")
+    parser.add_argument("--list-split", choices=SPLITS, help="print the inputs of a split, one per line, and exit")
     return parser
 
 
@@ -74,12 +74,14 @@ def parse(argv: list[str]) -> tuple[RunConfig, dict]:
     if any(":" in name for name in (first.task, *filter(None, names.values()))):
         add_working_directory_to_path()
     config = read_preset(PRESETS, first.task, first.preset, names=names, seed=first.seed)
-    full = make_parser(list_names=needs_help)
-    add_options(full, config)
-    named = {"task": first.task, **({} if first.preset == "cpu" else {"preset": first.preset}), **names}
-    full.help_command = " ".join(["run.py", *(f"--{part} {name}" for part, name in named.items() if name), "--help"])
-    full.unavailable_options = partial(foreign_options, config)
-    arguments = vars(full.parse_args(argv))
+    full_parser = make_parser(list_names=needs_help)
+    add_options(full_parser, config)
+    part_options = {"task": first.task, **({} if first.preset == "cpu" else {"preset": first.preset}), **names}
+    full_parser.help_command = " ".join(
+        ["run.py", *(f"--{part} {name}" for part, name in part_options.items() if name), "--help"]
+    )
+    full_parser.unavailable_options = partial(foreign_options, config)
+    arguments = vars(full_parser.parse_args(argv))
     config = with_options(config, arguments)
     if arguments["minutes"] is not None:
         if not arguments["minutes"] > 0:
@@ -92,14 +94,14 @@ def parse(argv: list[str]) -> tuple[RunConfig, dict]:
 
 
 def default_directory(config: RunConfig, arguments: dict) -> Path:
-    """Return ``runs/TASK-PRESET[-PARTS]-seedS``: runs with other parts get directories of their own."""
-    swapped = [arguments[part] for part in PART_NAMES if arguments[part]]
-    names = [name.rpartition(":")[2] for name in (config.names["task"], config.preset, *swapped)]
+    """Return ``runs/TASK-PRESET[-PARTS]-seedS``; PARTS names the parts that are not the preset's."""
+    other_parts = [arguments[part] for part in PART_NAMES if arguments[part]]
+    names = [name.rpartition(":")[2] for name in (config.names["task"], config.preset, *other_parts)]
     return Path("runs") / "-".join([*names, f"seed{config.seed}"])
 
 
 def list_split(config: RunConfig, split: str, data_dir: str | None) -> int:
-    """Print the inputs of a split, one a line."""
+    """Print the inputs of a split, one per line; the answers of a task without input."""
     task = make_task(config.names["task"], config.task, data_dir)
     puzzles = task.split(split)
     if puzzles.inputs is None:  # p(x): a split is a set of answers
@@ -111,11 +113,11 @@ def list_split(config: RunConfig, split: str, data_dir: str | None) -> int:
     return 0
 
 
-SUMMARY_METRICS = ("frechet_distance", "inception_score", "pass_at_1", "pass_at_2")  # where a task has them
+SUMMARY_METRICS = ("frechet_distance", "inception_score", "pass_at_1", "pass_at_2")  # shown if a task has them
 
 
 def summary(task: str, m: dict[str, Any]) -> str:
-    """Return one line on the metrics of a run."""
+    """Return one line about the metrics of a run."""
     figures = [f"accuracy of a sample {m['sample_accuracy']:.3f}"] if m["sample_accuracy"] is not None else []
     if m["vote_accuracy"] is not None:
         figures += [f"{m['violations']} violations (first sample)", f"vote {m['vote_accuracy']:.3f}"]
@@ -125,8 +127,8 @@ def summary(task: str, m: dict[str, Any]) -> str:
         figures += [f"total variation {m['total_variation']:.2f} (perfect {m['total_variation_perfect']:.2f})"]
     figures += [f"{name.replace('_', ' ')} {m[name]:.2f}" for name in SUMMARY_METRICS if m.get(name) is not None]
     temper = TemperConfig(m["temper_scale"], m["temper_transitions"]).describe()
-    measured = "no input" if m["vote_accuracy"] is None else f"{m['num_inputs']} held-out inputs"
-    return f"{task}, {measured}, {m['num_samples']} samples{temper and f' ({temper})'}: {', '.join(figures)}"
+    inputs_text = "no input" if m["vote_accuracy"] is None else f"{m['num_inputs']} held-out inputs"
+    return f"{task}, {inputs_text}, {m['num_samples']} samples{temper and f' ({temper})'}: {', '.join(figures)}"
 
 
 def main(argv: list[str]) -> int:
@@ -151,9 +153,9 @@ def main(argv: list[str]) -> int:
 
         try:
             results = evaluate(run, half=arguments["half"])
-        except KeyboardInterrupt as stop:
-            run.print(f"interrupted while evaluating; to continue, run the same command with --resume --out {out}")
-            return interrupt_exit_code(stop)
+        except KeyboardInterrupt as interruption:
+            run.print(f"interrupted during the evaluation; to continue, run the same command with --resume --out {out}")
+            return interrupt_exit_code(interruption)
     if not processes.is_main:
         return 0
     m = results["metrics"]

@@ -19,11 +19,11 @@ from pyro_gram.system.files import write_atomically
 from pyro_gram.system.machine import pick_device
 
 SUFFIXES = (".npz", ".png")
-FORMATION_ROWS = 6  # samples that a picture of the formation shows
+FORMATION_ROWS = 6  # samples in a picture with --formation
 
 
 def out_file(text: str) -> Path:
-    """Read ``--out``. Raises ArgumentTypeError where its suffix is not known."""
+    """Read ``--out``. Raises ArgumentTypeError if its suffix is unknown."""
     path = Path(text)
     if path.suffix not in SUFFIXES:
         raise argparse.ArgumentTypeError(f"give a file ending in .npz (all samples) or .png (a picture), not {text!r}")
@@ -37,19 +37,23 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--num-samples", type=int, default=64, metavar="N", help="trajectories (default 64)")
     parser.add_argument("--out", type=out_file, required=True, metavar="FILE", help="FILE.npz or FILE.png")
-    parser.add_argument("--depth", type=int, metavar="S", help="supervision steps (default: as the run was measured)")
     parser.add_argument(
-        "--formation", action="store_true", help=f"how samples form over the steps (.png: of {FORMATION_ROWS})"
+        "--depth", type=int, metavar="S", help="supervision steps (default: those of the run's evaluation)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
-    parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
+    parser.add_argument(
+        "--formation",
+        action="store_true",
+        help=f"add the answer after each supervision step (.png: of the first {FORMATION_ROWS} samples only)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default 0)")
+    parser.add_argument("--data-dir", metavar="DIR", help="directory of the data files, for tasks that read files")
     add_trust_option(parser)
     add_device_option(parser)
     return parser
 
 
 def arrays(solver: Solver, samples: Rollout) -> dict[str, Any]:
-    """Return what the .npz holds.
+    """Return the arrays of the .npz file.
 
     ``tokens [N, L_out]``, ``score [N]`` (nats), ``valid [N]``, and with ``--formation`` ``history [S, N, L_out]``.
     """
@@ -63,7 +67,7 @@ def arrays(solver: Solver, samples: Rollout) -> dict[str, Any]:
 
 
 def plot_samples(solver: Solver, samples: Rollout) -> Any:
-    """Return the figure of the samples, or of how the first ones form where they have a history."""
+    """Return a figure of the samples; of the formation of the first ones if the samples have a history."""
     if samples.history is not None:
         return figures.formation_figure(solver.task, None, samples.history[:, :FORMATION_ROWS, 0])
     columns = min(8, max(1, round(len(samples.tokens) ** 0.5)))
@@ -92,8 +96,8 @@ def main(argv: list[str]) -> int:
     share = ""
     if solver.task.is_checkable:
         share = f", {solver.task.is_valid(None, samples.tokens).double().mean().item():.4f} of them valid"
-    shown = f", {FORMATION_ROWS} of them shown" if arguments.formation and arguments.out.suffix == ".png" else ""
-    print(f"{len(samples.tokens)} samples{share}{shown}: {arguments.out}", file=sys.stderr)
+    note = f", {FORMATION_ROWS} of them shown" if arguments.formation and arguments.out.suffix == ".png" else ""
+    print(f"{len(samples.tokens)} samples{share}{note}: {arguments.out}", file=sys.stderr)
     return 0
 
 

@@ -28,14 +28,14 @@ from pyro_gram.system.text import MAX_PUZZLE_BYTES, make_printable, normalize_te
 from pyro_gram.tasks.base import NO_PUZZLE, Task
 from pyro_gram.tasks.terminal import wants_colour
 
-PASSED_ON = ("num_samples", "depth", "seed", "select", "halt", "draws", "memory")  # to the solver
+SOLVER_OPTIONS = ("num_samples", "depth", "seed", "select", "halt", "draws", "memory")  # passed to Solver.stream
 FIGURE_ROWS, FIGURE_COLUMNS = 6, 4  # inputs, and answers of each, in --figure
-TITLE = 20  # characters of an input that stand above its picture
+MAX_TITLE = 20  # an input with more characters is titled by its number in a figure
 JSON_HELP = (
-    "one JSON object a line and input: its answers, each with its count, whether it is valid, its score (log p(y|h_T) "
-    "in nats: how sure the decoder was) and its value (the value head's P(right); null without heads); the number of "
-    "samples, depth and mean steps; how many answers are distinct and how many of those valid, and the total of "
-    "solutions that the input has (null where they cannot be counted)"
+    "print one line of JSON for each input: its answers, each with its count, whether it is valid, its score (log "
+    "p(y|h_T) in nats: how sure the decoder was) and its value (the value head's P(right); null without heads); the "
+    "number of samples, depth and mean steps; the number of distinct answers, and of valid ones among them; the number "
+    "of all solutions of the input (null if they cannot be counted)"
 )
 
 
@@ -48,31 +48,34 @@ def make_parser() -> Parser:
         "--input",
         default="-",
         metavar="FILE",
-        help="puzzles, one a line, or boards over several lines; - (the default) reads stdin",
+        help="puzzles, one per line, or boards of several lines; - (the default) reads stdin",
     )
     parser.add_argument(
         "--keep-going",
         action="store_true",
-        help="an input that cannot be solved is reported in its place, and the others are solved; the exit code is "
-        "then 1. Without it nothing is solved",
+        help="report an input that cannot be solved in the place of its answer, solve the others, and exit with 1 "
+        "(default: solve nothing if any input is faulty)",
     )
-    parser.add_argument("--num-samples", type=int, default=20, metavar="N", help="trajectories an input (default 20)")
+    parser.add_argument("--num-samples", type=int, default=20, metavar="N", help="trajectories per input (default 20)")
     parser.add_argument(
-        "--depth", type=int, metavar="S", help="supervision steps, at the most (default: as the run was measured)"
+        "--depth",
+        type=int,
+        metavar="S",
+        help="largest number of supervision steps (default: that of the run's evaluation)",
     )
     parser.add_argument(
         "--select",
         choices=SELECTIONS,
         default="all",
-        help="all distinct answers (the default); or one: the most frequent (vote), another in its place if the value "
-        "head trusts it clearly more (value), the most frequent that the task's check accepts (verified)",
+        help="all: every distinct answer (the default); vote: the most frequent one; value: the vote, unless the value "
+        "head trusts another answer clearly more; verified: the most frequent one that the task's check accepts",
     )
     parser.add_argument(
         "--halt",
         type=float,
         metavar="P",
         help="a trajectory ends when its halt head gives its answer this probability of being right; 1 for never "
-        "(default: as the checkpoint says)",
+        "(default: the checkpoint's)",
     )
     parser.add_argument(
         "--draws",
@@ -85,20 +88,22 @@ def make_parser() -> Parser:
         nargs=2,
         metavar=("SCALE", "TRANSITIONS"),
         help="multiply the prior's sigma by SCALE in the first TRANSITIONS transitions of a trajectory (default: as "
-        "the run was measured); 1 0 is the prior as it is",
+        "in the run's evaluation); 1 0 for no tempering",
     )
-    parser.add_argument("--memory", type=float, metavar="MB", help="the most that trajectories may take (default ~250)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
+    parser.add_argument("--memory", type=float, metavar="MB", help="memory that trajectories may take (default ~250)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default 0)")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
-    parser.add_argument("--figure", type=Path, metavar="FILE.png", help=f"draw the first {FIGURE_ROWS} inputs, solved")
-    parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
+    parser.add_argument(
+        "--figure", type=Path, metavar="FILE.png", help=f"draw the first {FIGURE_ROWS} inputs with their answers"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="directory of the data files, for tasks that read files")
     add_trust_option(parser)
     add_device_option(parser)
     return parser
 
 
 def read_input(source: str) -> str:
-    """Read all of the input from a file or, for ``-``, from stdin. Raises InputError where it is empty."""
+    """Read the whole input from a file or, for ``-``, from stdin. Raises InputError if it is empty."""
     name = f"--input {source}"
     if source != "-":
         text = read_text(Path(source), name, MAX_PUZZLE_BYTES)
@@ -108,28 +113,28 @@ def read_input(source: str) -> str:
         stream = getattr(sys.stdin, "buffer", None)
         text = read_text(stream, name, MAX_PUZZLE_BYTES) if stream else normalize_text(sys.stdin.read())
     if not text.strip():
-        raise InputError(f"{name} is empty: give one puzzle a line")
+        raise InputError(f"{name} is empty: give one puzzle per line")
     return text
 
 
 @dataclass(frozen=True)
 class FailedInput:
-    """The text of an input that cannot be solved, and why."""
+    """The text of an input that cannot be solved, and the reason."""
 
     text: str
     error: str
 
     def show(self) -> str:
-        """Return the line for a person."""
+        """Return the line of the readable output."""
         return f"{make_printable(self.text, 80)}: not solved: {make_printable(self.error)}\n"
 
     def to_dict(self) -> dict[str, str]:
-        """Return what ``--json`` prints."""
+        """Return the object that ``--json`` prints."""
         return {"input": self.text, "error": self.error}
 
 
 def read_inputs(task: Task, text: str) -> list[Tensor | FailedInput]:
-    """Read every input of a text, for ``--keep-going``: an unreadable one gives a FailedInput in its place."""
+    """Read every input of a text for ``--keep-going``; a FailedInput stands for an input that cannot be read."""
     inputs: list[Tensor | FailedInput] = []
     pieces = task.puzzle_texts(text)
     if not pieces:
@@ -143,7 +148,7 @@ def read_inputs(task: Task, text: str) -> list[Tensor | FailedInput]:
 
 
 def solve_all(solver: Solver, inputs: list[Tensor], **settings: Any) -> Iterator[Answers]:
-    """Solve each input, in order, with a bar on stderr if that is a terminal or there is much to do."""
+    """Solve the inputs in order. A progress bar is shown on a terminal, and for many trajectories."""
     if not inputs:
         return
     total = len(inputs) * settings["num_samples"]
@@ -152,25 +157,29 @@ def solve_all(solver: Solver, inputs: list[Tensor], **settings: Any) -> Iterator
         yield from solver.stream(torch.stack(inputs), progress=bar.update, **settings)
 
 
-def format_solved(solver: Solver, solved: Answers, colour: bool = False) -> str:
-    """Return the text for a person: each answer in a line, and a picture of the first one."""
-    steps = f", {solved.mean_steps:.1f} of {solved.depth} steps on average" if solved.mean_steps < solved.depth else ""
+def format_solved(solver: Solver, answers: Answers, colour: bool = False) -> str:
+    """Return the readable output for one input: a line for each answer, and a picture of the first one."""
+    steps = (
+        f", {answers.mean_steps:.1f} of {answers.depth} steps on average" if answers.mean_steps < answers.depth else ""
+    )
     introductions = {
         "vote": ", the most frequent:",
         "value": ", by vote and value:",
         "verified": ", the most frequent right one:",
     }
-    introduction = introductions.get(solved.select, "") if solved.solutions else ", none of them right"
-    answers, samples = pluralize(solved.distinct, "distinct answer"), pluralize(solved.num_samples, "sample")
+    introduction = introductions.get(answers.select, "") if answers.solutions else ", none of them right"
+    answer_text, sample_text = pluralize(answers.distinct, "distinct answer"), pluralize(answers.num_samples, "sample")
     solutions = (
-        "" if solved.total is None else f", {solved.distinct_valid} of {pluralize(solved.total, 'solution')} found"
+        "" if answers.total is None else f", {answers.distinct_valid} of {pluralize(answers.total, 'solution')} found"
     )
     equivalence = f" ({solver.task.equivalence})" if solutions and solver.task.equivalence else ""
-    lines = [f"{solver.task.title(solved.x)}: {answers} in {samples}{solutions}{equivalence}{steps}{introduction}"]
-    lines += [f"  {a.solution}  {describe(a, solved.num_samples)}" for a in solved.solutions]
-    lines.append(f"  frequencies: {'an estimate of ' * (not solved.caveats)}{solved.frequencies}")
-    best = solved.solutions[0].y if solved.solutions else None
-    picture = solver.task.render(solved.x, best, colour=colour)
+    lines = [
+        f"{solver.task.title(answers.x)}: {answer_text} in {sample_text}{solutions}{equivalence}{steps}{introduction}"
+    ]
+    lines += [f"  {a.solution}  {describe(a, answers.num_samples)}" for a in answers.solutions]
+    lines.append(f"  frequencies: {'an estimate of ' * (not answers.caveats)}{answers.frequencies}")
+    best = answers.solutions[0].y if answers.solutions else None
+    picture = solver.task.render(answers.x, best, colour=colour)
     return "\n".join([*lines, *(f"    {line}".rstrip() for line in picture.splitlines()), ""])
 
 
@@ -181,23 +190,23 @@ def describe(answer: Answer, num_samples: int) -> str:
     return f"{mark}  {answer.count:>4} of {num_samples}   score {answer.score:.3f}{value}"
 
 
-def write_figure(solver: Solver, shown: list[Answers], path: Path) -> None:
-    """Write ``--figure``, one row an input. Raises UserError where the file cannot be written."""
-    titles = [solver.task.title(s.x) for s in shown]
+def write_figure(solver: Solver, answers: list[Answers], path: Path) -> None:
+    """Write ``--figure``, with one row for each input. Raises UserError if the file cannot be written."""
+    titles = [solver.task.title(one_input.x) for one_input in answers]
     rows = [
         (
-            f"{title if len(title) <= TITLE else f'input {i}'}: {pluralize(s.distinct, 'distinct answer')}",
-            s.x,
-            [(a.y, a.count) for a in s.solutions[:FIGURE_COLUMNS]],
+            f"{title if len(title) <= MAX_TITLE else f'input {i}'}: {pluralize(one_input.distinct, 'distinct answer')}",
+            one_input.x,
+            [(a.y, a.count) for a in one_input.solutions[:FIGURE_COLUMNS]],
         )
-        for i, (title, s) in enumerate(zip(titles, shown, strict=True), start=1)
+        for i, (title, one_input) in enumerate(zip(titles, answers, strict=True), start=1)
     ]
-    figure = answers_figure(solver.task, rows, shown[0].num_samples, FIGURE_COLUMNS)
+    figure = answers_figure(solver.task, rows, answers[0].num_samples, FIGURE_COLUMNS)
     write_atomically(path, partial(figure.savefig, dpi=110))
 
 
 def check_arguments(arguments: Any) -> None:
-    """Refuse wrong options before the checkpoint is read. Raises UserError."""
+    """Raise UserError for wrong options, before the checkpoint is read."""
     for name in ("num_samples", "depth"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -214,23 +223,23 @@ def check_arguments(arguments: Any) -> None:
         check_writable(arguments.figure)
 
 
-def parse_temper(words: list[str] | None) -> TemperConfig | None:
+def parse_temper(values: list[str] | None) -> TemperConfig | None:
     """Read ``--temper SCALE TRANSITIONS``. Raises UserError."""
-    if words is None:
+    if values is None:
         return None
     try:
-        return TemperConfig(scale=float(words[0]), transitions=int(words[1]))
+        return TemperConfig(scale=float(values[0]), transitions=int(values[1]))
     except ValueError as e:
         if isinstance(e, UserError):
             raise
-        raise UserError(f"--temper takes a number and a whole number, not {' '.join(words)}") from None
+        raise UserError(f"--temper takes a number and a whole number, not {' '.join(values)}") from None
 
 
 def main(argv: list[str]) -> int:
     arguments = make_parser().parse_args(argv)
     check_arguments(arguments)
     settings: dict[str, Any] = {"temper": parse_temper(arguments.temper)}
-    settings |= {name: getattr(arguments, name) for name in PASSED_ON}
+    settings |= {name: getattr(arguments, name) for name in SOLVER_OPTIONS}
     device = pick_device(arguments.device)
     solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir, trust_code=arguments.trust_code).to(device)
     text = read_input(arguments.input)
@@ -238,26 +247,31 @@ def main(argv: list[str]) -> int:
     # Without --keep-going all inputs are checked before any is solved.
     inputs = read_inputs(task, text) if arguments.keep_going and task.spec.has_input else list(task.read_inputs(text))
     answers = solve_all(solver, [x for x in inputs if not isinstance(x, FailedInput)], **settings)
-    shown: list[Answers] = []
+    figure_answers: list[Answers] = []
     for x in inputs:
-        done = x if isinstance(x, FailedInput) else next(answers)
+        result = x if isinstance(x, FailedInput) else next(answers)
         if arguments.json:
-            print(json.dumps(done.to_dict()), flush=True)
+            print(json.dumps(result.to_dict()), flush=True)
         else:
             print(
-                done.show() if isinstance(done, FailedInput) else format_solved(solver, done, wants_colour(sys.stdout)),
+                result.show()
+                if isinstance(result, FailedInput)
+                else format_solved(solver, result, wants_colour(sys.stdout)),
                 flush=True,
             )
-        if arguments.figure and isinstance(done, Answers) and len(shown) < FIGURE_ROWS:
-            shown.append(done)
-    failed = sum(isinstance(x, FailedInput) for x in inputs)
-    if arguments.figure and shown:
-        write_figure(solver, shown, arguments.figure)
-        if len(inputs) - failed > len(shown):
-            print(f"{arguments.figure} shows the first {len(shown)} of {len(inputs) - failed} inputs", file=sys.stderr)
-    if failed:
-        print(f"{failed} of {pluralize(len(inputs), 'input')} cannot be solved", file=sys.stderr)
-    return 1 if failed else 0
+        if arguments.figure and isinstance(result, Answers) and len(figure_answers) < FIGURE_ROWS:
+            figure_answers.append(result)
+    num_failed = sum(isinstance(x, FailedInput) for x in inputs)
+    if arguments.figure and figure_answers:
+        write_figure(solver, figure_answers, arguments.figure)
+        if len(inputs) - num_failed > len(figure_answers):
+            print(
+                f"{arguments.figure} shows the first {len(figure_answers)} of {len(inputs) - num_failed} inputs",
+                file=sys.stderr,
+            )
+    if num_failed:
+        print(f"{num_failed} of {pluralize(len(inputs), 'input')} cannot be solved", file=sys.stderr)
+    return 1 if num_failed else 0
 
 
 if __name__ == "__main__":

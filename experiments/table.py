@@ -1,13 +1,14 @@
-"""The paper's tables, cell by cell: run or resume what is missing, then collect.
+"""Make the paper's tables: run or resume the missing cells, then collect the table.
 
-    python experiments/table.py --table 1                     # every missing cell, one after another; then the table
-    python experiments/table.py --table 1 --list              # the command of each missing cell, one a line
-    python experiments/table.py --table 1 --list | xargs -P 2 -I{} sh -c '{}'   # two at a time; or on a cluster
-    python experiments/table.py --table 1 --collect           # the table of the cells that are done
-    python experiments/table.py --table 1 --redraw --out DIR  # the same figures from the table's JSON in DIR
+    python experiments/table.py --table 1                     # run all missing cells, then make the table
+    python experiments/table.py --table 1 --list              # print the command of each missing cell, one per line
+    python experiments/table.py --table 1 --list | xargs -P 2 -I{} sh -c '{}'   # run two cells at a time
+    python experiments/table.py --table 1 --collect           # make the table of the cells that are done
+    python experiments/table.py --table 1 --redraw --out DIR  # make it again from its JSON in DIR
 
-A cell is a row (model) of a column (task) with one seed: one command, one directory under --runs. Tables share cells.
-The rows, columns and the paper's numbers stand in ``tables.toml``.
+A cell is one model (row) on one task (column) with one seed. It is made by one command in one directory under --runs.
+Tables share cells. ``tables.toml`` defines rows and columns; ``pyro_gram/diagnostics/paper.toml`` has the paper's
+numbers.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ from pyro_gram.system.machine import device_type, pick_device
 
 HERE = Path(__file__).parent
 TABLES = HERE / "tables" / "tables.toml"
-EVALUATE_EVERY = 2000  # batches between evaluations of a row that makes one update a batch
-CELL_METRICS = (  # of a cell's metrics
+EVALUATE_EVERY = 2000  # batches between evaluations, for rows with one update in each batch
+CELL_METRICS = (  # the metrics of a cell that the table's JSON keeps
     "accuracy", "sample_accuracy", "violations", "any_valid", "vote_accuracy", "coverage", "coverage_limit",
     "total_variation", "total_variation_perfect", "num_inputs", "num_samples", "elbo", "log_likelihood_prior_mc",
     "inception_score", "frechet_distance", "depth",
@@ -62,16 +63,16 @@ def definitions() -> dict[str, Any]:
 
 
 def pick(kind: str, name: str) -> dict[str, Any]:
-    """Return a table, preset, row or column by its name. Raises ConfigError where there is none."""
-    known = definitions()[kind]
-    if name not in known:
-        raise ConfigError(f"unknown {kind[:-1]} {name!r}; known: {', '.join(known)}")
-    return known[name]
+    """Return a table, preset, row or column by its name. Raises ConfigError if there is none."""
+    entries = definitions()[kind]
+    if name not in entries:
+        raise ConfigError(f"unknown {kind[:-1]} {name!r}; known: {', '.join(entries)}")
+    return entries[name]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: a row of a column with a seed, at a preset of tables, for ``minutes`` (None: as the preset says)."""
+    """One run: a row and column with a seed, at a preset of tables, for ``minutes`` (None: those of the preset)."""
 
     preset: str
     column: str
@@ -81,7 +82,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Name of the directory, and on the command line."""
+        """The name of the cell's directory, and of the cell on the command line."""
         return f"{self.preset}-{self.column}-{self.row}-seed{self.seed}"
 
     def config(self) -> RunConfig:
@@ -95,17 +96,17 @@ class Cell:
             config = with_settings(config, {"evaluate": {"depth": depth}})
         for settings in (preset["settings"], row.get("settings", {}), row.get(self.preset, {})):
             config = with_settings(config, settings)
-        one_update = config.train.act or config.train.supervision_steps == 1
-        if one_update:  # a batch: evaluations are as rare as those of other rows
+        is_one_update = config.train.act or config.train.supervision_steps == 1
+        if is_one_update:  # evaluate after as many updates as other rows
             config = with_settings(config, {"train": {"evaluate_every": EVALUATE_EVERY}})
         minutes = self.minutes or preset.get("minutes")
-        if minutes:  # every cell for as long, and each schedule over all of it
+        if minutes:  # all cells train for the same time, and each schedule is fitted to it
             config = with_settings(config, {"train": {"batches": 0, "minutes": minutes}})
         return config
 
 
 def cells_of(table: dict[str, Any], preset: str, minutes: float | None = None, seeds: int = 0) -> list[Cell]:
-    """List the cells of a table, one seed of all rows before the next; ``seeds`` replaces each row's own number."""
+    """List the cells of a table, seed by seed; ``seeds`` replaces each row's own number of seeds."""
     pick("presets", preset)
     rows = [row for row in table["rows"] if preset in pick("rows", row).get("presets", [preset])]
     columns = [c for c in table["columns"] if preset in pick("columns", c)["presets"]]
@@ -134,7 +135,7 @@ def is_done(cell: Cell, runs: Path) -> bool:
 
 
 def run_cell(cell: Cell, runs: Path, device: torch.device, data_dir: str | None, processes: ProcessGroup) -> None:
-    """Train and measure a cell, or go on where it was stopped. Raises InterruptedRunError on a signal."""
+    """Train and measure a cell, or continue it. Raises InterruptedRunError on a signal."""
     folder = runs / cell.name
     with open_run(cell.config(), folder, resume=True, data_dir=data_dir, device=device, processes=processes) as run:
         train(run)
@@ -142,15 +143,16 @@ def run_cell(cell: Cell, runs: Path, device: torch.device, data_dir: str | None,
 
 
 def cell_metrics(cell: Cell, runs: Path, num_samples: int | None, data_dir: str | None) -> dict[str, Any]:
-    """Return the metrics of a finished cell, of ``num_samples`` an input (as the run was measured where None).
+    """Return the metrics of a finished cell with ``num_samples`` per input (None: as many as the run measured).
 
-    Fewer samples than the run's are drawn anew from its checkpoint, once, and kept beside it.
+    If that is fewer than the run measured, samples are drawn again from its checkpoint, once, and their metrics kept in
+    a file in the cell's directory.
     """
     folder = runs / cell.name
     results = read_json(folder / "results.json")
     metrics = results["metrics"]
     if num_samples is not None and num_samples < metrics["num_samples"]:
-        metrics = metrics | _of(num_samples, folder, data_dir, cell.config().names.values())
+        metrics = metrics | metrics_of_fewer(num_samples, folder, data_dir, cell.config().names.values())
     return {
         **{name: metrics[name] for name in CELL_METRICS if metrics.get(name) is not None},
         **{name: results[name] for name in ("parameters", "guide_parameters", "batches")},
@@ -162,10 +164,12 @@ def cell_metrics(cell: Cell, runs: Path, num_samples: int | None, data_dir: str 
     }
 
 
-def _of(num_samples: int, folder: Path, data_dir: str | None, named: Collection[str]) -> dict[str, Any]:
+def metrics_of_fewer(
+    num_samples: int, folder: Path, data_dir: str | None, class_names: Collection[str]
+) -> dict[str, Any]:
     path = folder / f"measured-{num_samples}.json"
     if not path.exists():
-        solver = load(folder, data_dir, trust_code=named)
+        solver = load(folder, data_dir, trust_code=class_names)
         evaluate, task = solver.config.evaluate, solver.task
         puzzles = task.split("test")
         puzzles = puzzles.subset(evaluate.inputs) if evaluate.inputs else puzzles
@@ -183,7 +187,7 @@ def _of(num_samples: int, folder: Path, data_dir: str | None, named: Collection[
 
 
 def cost_of(config: RunConfig, data_dir: str | None) -> int:
-    """Count the layers that a sample of such a run passes through; untrained weights cost as much as trained."""
+    """Count the layers that one sample of such a run passes through. It builds the model without trained weights."""
     solver = build(config, data_dir)
     x = solver.task.split("test").inputs
     return count_layers(solver.model, None if x is None else x[:1], config.depth)
@@ -228,7 +232,7 @@ def collect(name: str, cells: list[Cell], runs: Path, data_dir: str | None) -> d
 
 
 def renew(results: dict[str, Any], data_dir: str | None) -> dict[str, Any]:
-    """Renew the parts of a table's JSON that need no runs: the cost of a sample, and the paper's numbers."""
+    """Update the parts of a table's JSON that need no runs: the cost of a sample, and the paper's numbers."""
     for name, column in results["columns"].items():
         column["paper"] = paper.rows(results["table"], name)
         for row in column["rows"].values():
@@ -250,31 +254,35 @@ def write_table(results: dict[str, Any], out: Path) -> list[Path]:
 def command(cell: Cell, arguments: Any) -> str:
     """Return the command line that makes one cell."""
     launcher = shlex.split(arguments.launcher) or [sys.executable]
-    words = [*launcher, str(HERE / "table.py"), "--table", arguments.table, "--preset", cell.preset]
-    words += ["--cell", cell.name, "--runs", str(arguments.runs.absolute())]
+    argv = [*launcher, str(HERE / "table.py"), "--table", arguments.table, "--preset", cell.preset]
+    argv += ["--cell", cell.name, "--runs", str(arguments.runs.absolute())]
     for option in ("minutes", "seeds", "data_dir"):
         if getattr(arguments, option):
-            words += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
-    words += ["--device", arguments.device] if arguments.device != "cpu" else []
-    return shlex.join(words)
+            argv += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
+    argv += ["--device", arguments.device] if arguments.device != "cpu" else []
+    return shlex.join(argv)
 
 
 def make_parser() -> Parser:
     parser = Parser("table.py", description=__doc__)
     parser.add_argument("--table", required=True, metavar="NAME", help=", ".join(definitions()["tables"]))
     parser.add_argument("--preset", default="cpu", help=f"{', '.join(definitions()['presets'])} (default cpu)")
-    parser.add_argument("--runs", type=Path, default=Path("runs/tables"), metavar="DIR", help="of the cells")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="of the table (default: that of the cells)")
-    parser.add_argument("--minutes", type=float, metavar="M", help="of training a cell, instead of the preset's")
-    parser.add_argument("--seeds", type=int, default=0, metavar="N", help="of every row, instead of its own number")
-    parser.add_argument("--cell", nargs="+", metavar="NAME", help="only these, and no table")
+    parser.add_argument("--runs", type=Path, default=Path("runs/tables"), metavar="DIR", help="directory of the cells")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="directory of the table (default: that of the cells)")
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", help="train each cell for M minutes instead of the preset's"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=0, metavar="N", help="number of seeds of every row, instead of its own"
+    )
+    parser.add_argument("--cell", nargs="+", metavar="NAME", help="run only these cells, and make no table")
     parser.add_argument("--list", action="store_true", help="print the command of each missing cell, and exit")
     parser.add_argument(
         "--launcher", default="", metavar="WORDS", help="for --list: 'torchrun --nproc-per-node=8' in place of python"
     )
-    parser.add_argument("--collect", action="store_true", help="make the table of what is done, and run nothing")
-    parser.add_argument("--redraw", action="store_true", help="make the table anew from its JSON in --out")
-    parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
+    parser.add_argument("--collect", action="store_true", help="make the table of the finished cells, and run nothing")
+    parser.add_argument("--redraw", action="store_true", help="make the table again from its JSON in --out")
+    parser.add_argument("--data-dir", metavar="DIR", help="directory of the data files, for tasks that read files")
     add_device_option(parser)
     return parser
 
@@ -286,7 +294,7 @@ def main(argv: list[str]) -> int:
     if arguments.seeds < 0:
         raise ConfigError(f"--seeds must be at least 1, not {arguments.seeds}")
     if arguments.cell and (arguments.collect or arguments.redraw):
-        raise ConfigError("--cell runs cells, --collect and --redraw run none: give one of them")
+        raise ConfigError("--cell runs cells, while --collect and --redraw run none: give only one of these options")
     cells = cells_of(pick("tables", arguments.table), arguments.preset, arguments.minutes, arguments.seeds)
     if arguments.redraw and is_idle_process():
         return 0
@@ -294,15 +302,15 @@ def main(argv: list[str]) -> int:
         path = (arguments.out or arguments.runs) / f"table{arguments.table}-{arguments.preset}.json"
         return show(renew(read_json(path), arguments.data_dir), arguments)
     if arguments.cell:
-        named = {cell.name: cell for cell in cells}
-        unknown = [name for name in arguments.cell if name not in named]
+        cells_by_name = {cell.name: cell for cell in cells}
+        unknown = [name for name in arguments.cell if name not in cells_by_name]
         if unknown:
             raise ConfigError(
-                f"no cell {unknown[0]!r} in this table; --list names those that are missing, as {cells[0].name}"
+                f"no cell {unknown[0]!r} in this table; --list prints the missing cells, such as {cells[0].name}"
             )
-        cells = [named[name] for name in arguments.cell]
+        cells = [cells_by_name[name] for name in arguments.cell]
     missing = [cell for cell in cells if not is_done(cell, arguments.runs)]  # settings are checked before any run
-    device_type(arguments.device)  # which need not be here
+    device_type(arguments.device)  # raises for an unknown kind; the device itself may be on another machine
     if arguments.list and is_idle_process():
         return 0
     if arguments.list:
@@ -312,29 +320,29 @@ def main(argv: list[str]) -> int:
     processes, device = start(pick_device(arguments.device))
     if processes.is_main:
         check_writable(out / "table.json")
-    failed = []
+    failures = []
     for cell in [] if arguments.collect else missing:
         if processes.is_main:
             print(f"{cell.name} ({1 + missing.index(cell)} of {len(missing)})", file=sys.stderr)
         try:
             run_cell(cell, arguments.runs, device, arguments.data_dir, processes)
-        except InterruptedRunError as stopped:
+        except InterruptedRunError as interruption:
             if processes.is_main:
-                print("stopped; the same command goes on", file=sys.stderr)
-            return stopped.exit_code
+                print("stopped; to continue, run the same command", file=sys.stderr)
+            return interruption.exit_code
         except UserError as e:  # the other cells can be run
-            if processes.size > 1:  # not where the other processes are still in this one
+            if processes.size > 1:  # the other processes may still be in this cell
                 raise
-            failed.append(f"{cell.name}: {e}")
-            print(f"error: {failed[-1]}", file=sys.stderr)
-    if failed:
-        raise UserError(f"{len(failed)} cells failed, the first {failed[0]}")
+            failures.append(f"{cell.name}: {e}")
+            print(f"error: {failures[-1]}", file=sys.stderr)
+    if failures:
+        raise UserError(f"{len(failures)} cells failed, the first {failures[0]}")
     if arguments.cell or not processes.is_main:
         return 0
     results = collect(arguments.table, cells, arguments.runs, arguments.data_dir)
     if not results["columns"]:
         raise UserError(
-            f"no cell of table {arguments.table} is done in {arguments.runs}: leave out --collect to run them"
+            f"no cell of table {arguments.table} is done in {arguments.runs}: leave out --collect to run the cells"
         )
     return show(results, arguments)
 

@@ -3,9 +3,9 @@
     python experiments/bench/bench.py --quick              # under 50 s
     python experiments/bench/bench.py --out experiments/bench/bench.json
 
-An SVI step against the same step in bare torch, and against its matrix products alone; memory by the number of
-supervision steps; trajectories a second by width and depth; how a step grows with D, L and N. Nothing else should run
-beside it. Medians and quartiles; what is compared is timed in turn.
+It compares an SVI step with the same step in plain torch, and with its matrix products alone. It measures the memory by
+number of supervision steps, the trajectories a second by N and depth, and the growth of time with D, L and N. Results
+are medians and quartiles; calls that are compared are timed in turn. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from experiments.bench.bench_steps import (
     Products,
     assemble,
     compare,
-    in_turn,
     make_trainer,
     on_random_tokens,
     pyro_step,
     spread,
-    timed,
+    time_call,
+    time_in_turn,
 )
 from experiments.tables.cells import write_markdown
 from pyro_gram.build import build
@@ -48,27 +48,27 @@ from pyro_gram.training.dry_run import prepare_core
 from pyro_gram.training.precision import has_compiler
 
 SAMPLE_COUNTS, DEPTHS = (1, 20, 100), (4, 8, 16, 32, 64)
-DEPTH, NUM_SAMPLES = 16, 20  # of the other axis
+DEPTH, NUM_SAMPLES = 16, 20  # fixed while the other of the two varies
 STEPS = (4, 64)  # N_sup whose memory is compared
 CHANNELS, LENGTHS = (64, 128, 256), (16, 32, 64, 128)  # D and L
 GROWTH_BATCH = 16
 SAMPLED = ("cpu", "cells")
 PARTS = ["steps", "memory", "sampling", "growth", "compiled"]
 QUICK = PARTS[:3]
-SHOWN = {"steps", "memory", "sampling", "growth", "compiled"}  # keys of the JSON that the table needs
-OTHER = Path(__file__).with_name("bench_other.json")
+TABLE_KEYS = {"steps", "memory", "sampling", "growth", "compiled"}  # the table needs all of these in the JSON
+OTHER_JSON = Path(__file__).with_name("bench_other.json")
 MEMORY_SIZE = "edge"  # the size whose memory is measured
 
 
 def seconds_of(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, Any]]:
-    """Time the calls in turn, after one round that does not count."""
-    in_turn(calls, 1)
-    rounds = in_turn(calls, repeats)
+    """Time the calls in turn, after one round of warm-up."""
+    time_in_turn(calls, 1)
+    rounds = time_in_turn(calls, repeats)
     return {name: spread([r[name] for r in rounds]) for name in calls}
 
 
 def sampling(name: str, repeats: int, depths: tuple[int, ...] = DEPTHS) -> dict[str, Any]:
-    """Time trajectories of one input, by their number (depth 16) and by depth (20 trajectories)."""
+    """Time trajectories of one input, for several numbers of them (depth 16) and several depths (20 trajectories)."""
     solver = assemble(name)
     x = solver.task.split("test").inputs
     assert x is not None
@@ -80,8 +80,8 @@ def sampling(name: str, repeats: int, depths: tuple[int, ...] = DEPTHS) -> dict[
     seconds = seconds_of(calls, repeats)
 
     def row(width: int, depth: int) -> dict[str, Any]:
-        took = seconds[f"{width}x{depth}"]
-        return {"width": width, "depth": depth, "seconds": took, "trajectories_per_second": width / took["median"]}
+        times = seconds[f"{width}x{depth}"]
+        return {"width": width, "depth": depth, "seconds": times, "trajectories_per_second": width / times["median"]}
 
     widths = [row(w, DEPTH) for w in SAMPLE_COUNTS]
     return {
@@ -94,22 +94,22 @@ def sampling(name: str, repeats: int, depths: tuple[int, ...] = DEPTHS) -> dict[
 
 
 def growth(repeats: int) -> dict[str, Any]:
-    """Time a training step by D and by L, and sampling by N; fit the power of each with which the time grows."""
+    """Time a training step for several D and L, and sampling for several N; return the power of each in the time."""
     solver = assemble("cells")
     config = solver.config
 
-    def sized(width: int) -> RunConfig:
-        return with_settings(config, {"model": {"width": width, "hidden": width}})
+    def config_of_width(channels: int) -> RunConfig:
+        return with_settings(config, {"model": {"width": channels, "hidden": channels}})
 
-    width = {str(d): on_random_tokens(sized(d), 64, GROWTH_BATCH) for d in CHANNELS}
+    channels = {str(d): on_random_tokens(config_of_width(d), 64, GROWTH_BATCH) for d in CHANNELS}
     lengths = {str(n): on_random_tokens(config, n, GROWTH_BATCH) for n in LENGTHS}
     x = solver.task.split("test").inputs
     assert x is not None
-    wide: dict[str, Callable[[], Any]] = {
+    rollouts: dict[str, Callable[[], Any]] = {
         str(n): partial(rollout, solver.model, x[:1], num_samples=n, depth=4) for n in (1, 10, 100)
     }
     results = {}
-    for axis, calls in (("D", width), ("L", lengths), ("N", wide)):
+    for axis, calls in (("D", channels), ("L", lengths), ("N", rollouts)):
         seconds = seconds_of(calls, repeats)
         first, *_, last = calls
         results[axis] = {"seconds": seconds, "power": power(seconds, first, last)}
@@ -117,22 +117,22 @@ def growth(repeats: int) -> dict[str, Any]:
 
 
 def power(seconds: dict[str, dict[str, Any]], first: str, last: str) -> float:
-    """Return a, where the time grows as the a-th power from the first to the last."""
+    """Return a such that the time grows as the a-th power of the size, from the first size to the last."""
     ratio = seconds[last]["median"] / seconds[first]["median"]
     return float(torch.tensor(ratio).log() / torch.tensor(int(last) / int(first)).log())
 
 
 def memory(name: str) -> dict[str, float]:
-    """Measure the peak MiB of a batch of few and of many supervision steps (``STEPS``), in another process."""
-    words = [sys.executable, "-m", "experiments.bench.bench", "--memory-of", name]
-    done = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{' '.join(words[1:])} failed: {done.stderr[-500:]}")
-    return json.loads(done.stdout)
+    """Measure the peak memory, MiB, of a batch of ``STEPS`` supervision steps each, in another process."""
+    command = [sys.executable, "-m", "experiments.bench.bench", "--memory-of", name]
+    process = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    if process.returncode:
+        raise UserError(f"{' '.join(command[1:])} failed: {process.stderr[-500:]}")
+    return json.loads(process.stdout)
 
 
 def own_memory(name: str) -> dict[str, float]:
-    """Measure :func:`memory` in this process."""
+    """Measure the memory as :func:`memory` does, but in this process."""
     before, peak_mb = resident_memory_mb(), {}
     trainer = make_trainer(assemble(name))
     for steps in STEPS:  # the peak of more steps is at least that of fewer
@@ -143,9 +143,9 @@ def own_memory(name: str) -> dict[str, float]:
 
 
 def compiled(name: str, repeats: int) -> dict[str, Any]:
-    """Time a step with a compiled core and a plain one in turn: after how many steps has compiling paid?
+    """Time a step with a compiled core and a plain one in turn, and the time of compiling.
 
-    All that a run's training uses is compiled.
+    ``pays_after_steps`` is the number of steps after which the saved time exceeds the time of compiling.
     """
     plain = assemble(name)
     trainers = [
@@ -156,18 +156,18 @@ def compiled(name: str, repeats: int) -> dict[str, Any]:
     steps = [pyro_step(trainer, x, y) for trainer in trainers]
     with Products() as products:
         steps[0]()
-    # What was compiled before is not taken from its cache.
+    # An empty cache, so that the time of compiling counts.
     with tempfile.TemporaryDirectory() as empty, patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": empty}):
-        began = timed(lambda: prepare_core(trainers[1]))
+        compile_seconds = time_call(lambda: prepare_core(trainers[1]))
     seconds = seconds_of({"plain": steps[0], "compiled": steps[1], "products": products.replay()}, repeats)
     saved = seconds["plain"]["median"] - seconds["compiled"]["median"]
     return {
         "size": name,
-        "compile_seconds": began,
-        **{f"{way}_ms": {k: _ms(v) for k, v in took.items()} for way, took in seconds.items()},
+        "compile_seconds": compile_seconds,
+        **{f"{version}_ms": {k: _ms(v) for k, v in times.items()} for version, times in seconds.items()},
         "plain_over_compiled": seconds["plain"]["median"] / seconds["compiled"]["median"],
         "roofline_fraction": seconds["products"]["median"] / seconds["compiled"]["median"],
-        "pays_after_steps": began / saved if saved > 0 else None,
+        "pays_after_steps": compile_seconds / saved if saved > 0 else None,
     }
 
 
@@ -176,7 +176,7 @@ def _ms(seconds: Any) -> Any:
 
 
 def format_result(result: dict[str, Any]) -> str:
-    """Return the result as text for people."""
+    """Return the result as readable text."""
     lines = []
     for row in result.get("steps", []):
         low, high = row["ratio_quartiles"]
@@ -192,10 +192,10 @@ def format_result(result: dict[str, Any]) -> str:
     if "memory" in result:
         lines.append(f"memory of 64 supervision steps over that of 4: {result['memory_ratio_n_sup']:.2f}")
     for row in result.get("compiled", []):
-        pays = row["pays_after_steps"]
+        break_even = row["pays_after_steps"]
         lines.append(
             f"{row['size']:<11} compiled core: {row['plain_over_compiled']:.2f} times as fast, "
-            + (f"pays after {pays:.0f} steps" if pays else "never pays")
+            + (f"pays after {break_even:.0f} steps" if break_even else "never pays")
         )
     if "growth" in result:
         powers = ", ".join(f"{axis}^{result['growth'][axis]['power']:.2f}" for axis in "DLN")
@@ -204,9 +204,9 @@ def format_result(result: dict[str, Any]) -> str:
 
 
 def markdown(bench: dict[str, Any]) -> str:
-    """Show all parts as Markdown, and the ratios of another machine (``bench_other.json``)."""
+    """Return all parts as Markdown tables, with the ratios of another machine (``bench_other.json``)."""
     lines = [
-        "| step | Pyro | bare torch | ratio, median (quartiles) | GFLOP/s, of the products alone |",
+        "| step | Pyro | plain torch | ratio, median (quartiles) | GFLOP/s of the step, of its products alone: ratio |",
         "|---|---|---|---|---|",
     ]
     for row in bench["steps"]:
@@ -226,27 +226,26 @@ def markdown(bench: dict[str, Any]) -> str:
     peak_mb = bench["memory"]["peak_mb_by_n_sup"]
     env = bench["environment"]
     lines.append("")
-    lines += [_compiled(row) for row in bench["compiled"]]
+    lines += [_compiled_line(row) for row in bench["compiled"]]
     lines += [
-        f"- A batch of 64 supervision steps takes {peak_mb['64']:.0f} MB, one of 4 {peak_mb['4']:.0f} MB.",
-        f"- A training step grows as D to the power {bench['growth']['D']['power']:.2f} (64 to 256) and L to the power "
-        f"{bench['growth']['L']['power']:.2f} (16 to 128), sampling as N to the power "
+        f"- A batch of 64 supervision steps takes {peak_mb['64']:.0f} MB, a batch of 4 takes {peak_mb['4']:.0f} MB.",
+        f"- The time of a training step grows as D to the power {bench['growth']['D']['power']:.2f} (64 to 256) and as "
+        f"L to the power {bench['growth']['L']['power']:.2f} (16 to 128), sampling as N to the power "
         f"{bench['growth']['N']['power']:.2f} (1 to 100).",
-        f"- Making a batch takes {bench['steps'][0]['batch_made_ms']:.1f} ms, training it four steps of "
-        f"{bench['steps'][0]['pyro_ms']['median']:.0f} ms: data are not on the critical path.",
+        f"- Making a batch takes {bench['steps'][0]['batch_made_ms']:.1f} ms; training it takes four steps of "
+        f"{bench['steps'][0]['pyro_ms']['median']:.0f} ms.",
     ]
     lines.append("")
     lines.append(
-        "`python experiments/bench/bench.py --out experiments/bench/bench.json` (`--quick`: a part, under 50 s on two "
-        "idle cores), "
-        f"{env['threads']} threads of an {env['processor']}, torch {env['torch']}, Pyro {env['pyro']}; what is "
-        "compared is timed in turn."
+        "`python experiments/bench/bench.py --out experiments/bench/bench.json` measured this with "
+        f"{env['threads']} threads of an {env['processor']}, torch {env['torch']}, Pyro {env['pyro']}. (`--quick` "
+        "measures a part, in less than 50 s on two idle cores.)"
     )
-    lines += ["", _elsewhere(read_json(OTHER))]
+    lines += ["", _other_machine(read_json(OTHER_JSON))]
     return "\n".join(lines)
 
 
-def _elsewhere(bench: dict[str, Any]) -> str:
+def _other_machine(bench: dict[str, Any]) -> str:
     ratios = "; ".join(
         f"{row['size']} {row['pyro_over_torch']:.3f}, {row['gflops']:.0f} of {row['machine_gflops']:.0f} GFLOP/s: "
         f"{row['roofline_fraction']:.2f}"
@@ -254,29 +253,34 @@ def _elsewhere(bench: dict[str, Any]) -> str:
         if row["size"] in ("cpu", "cells")
     )
     return (
-        "How near a step comes to its products is the machine's doing too: on another, of "
-        f"{bench['environment']['threads']} threads (`experiments/bench/bench_other.json`, an earlier version of the "
-        f"benchmark), {ratios} ({bench['roofline_fraction_compiled']:.2f} compiled)."
+        "The ratio of a step to its products depends on the machine. On another one, with "
+        f"{bench['environment']['threads']} threads and an earlier version of the benchmark "
+        f"(`experiments/bench/bench_other.json`): {ratios} ({bench['roofline_fraction_compiled']:.2f} compiled)."
     )
 
 
-def _compiled(row: dict[str, Any]) -> str:
-    pays = row["pays_after_steps"]
-    when = f"pays after {pays:,.0f} steps" if pays else "does not pay"
+def _compiled_line(row: dict[str, Any]) -> str:
+    break_even = row["pays_after_steps"]
+    verdict = f"pays after {break_even:,.0f} steps" if break_even else "does not pay"
     return (
-        f"- `--train.compile true`, {row['size']}: {row['compile_seconds']:.0f} s of compiling, then "
-        f"{row['plain_over_compiled']:.2f} times as fast, {row['roofline_fraction']:.2f} of the products alone: {when}."
+        f"- `--train.compile true`, {row['size']}: after {row['compile_seconds']:.0f} s of compiling, a step is "
+        f"{row['plain_over_compiled']:.2f} times as fast, and at {row['roofline_fraction']:.2f} of the speed of its "
+        f"products alone. This {verdict}."
     )
 
 
 def main(argv: list[str]) -> int:
     parser = Parser("bench.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer sizes, repeats and parts: under 50 s")
-    parser.add_argument("--repeats", type=int, metavar="N", help="rounds of steps a size (default 40; 12 with --quick)")
-    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument(
+        "--repeats", type=int, metavar="N", help="rounds of steps for each size (default 40; 12 with --quick)"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, metavar="PART", help=f"measure only these: {', '.join(PARTS)}"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON to FILE as well")
-    parser.add_argument("--memory-of", choices=SIZES, help="print that alone, in MiB")
+    parser.add_argument("--memory-of", choices=SIZES, help="print only the peak memory of this size, in MiB")
     arguments = parser.parse_args(argv)
     if arguments.memory_of:
         print(json.dumps(own_memory(arguments.memory_of)))
@@ -290,12 +294,12 @@ def main(argv: list[str]) -> int:
     if arguments.only and arguments.out and arguments.out.exists():
         result = read_json(arguments.out)  # the other parts stay
         if result.get("environment", environment()) != environment():
-            raise UserError(f"{arguments.out} was measured elsewhere, or with another version: give another --out")
+            raise UserError(f"{arguments.out} was measured on another machine or version: give another --out")
     for results in measure(repeats, arguments.quick, arguments.only or (QUICK if arguments.quick else PARTS)):
         result |= results | {"environment": environment()}
         if arguments.out:
-            write_json(arguments.out, result)  # what is measured is kept, whatever comes next
-    if arguments.out and result.keys() >= SHOWN:
+            write_json(arguments.out, result)  # after each part, so that a failure later loses nothing
+    if arguments.out and result.keys() >= TABLE_KEYS:
         write_markdown(arguments.out, markdown(result))
     print(json.dumps(result, indent=2) if arguments.json else format_result(result))
     return 0
@@ -308,12 +312,12 @@ def measure(repeats: int, quick: bool, parts: list[str]) -> Iterator[dict[str, A
         for name in ("cpu", "cells") if quick else SIZES:
             print(f"timing {name}", file=sys.stderr)
             rows.append(compare(name, max(4, repeats // 2) if quick and name == "cells" else repeats))
-        of = {row["size"]: row for row in rows}
+        row_by_size = {row["size"]: row for row in rows}
         yield {
-            # of the size of the targets: D = 128, 64 positions, batch 64
-            "pyro_over_torch": of["cells"]["pyro_over_torch"],
-            "roofline_fraction": of["cells"]["roofline_fraction"],
-            "pyro_over_torch_of_the_main_job": of["cpu"]["pyro_over_torch"],
+            # the targets are for this size: D = 128, 64 positions, batch 64
+            "pyro_over_torch": row_by_size["cells"]["pyro_over_torch"],
+            "roofline_fraction": row_by_size["cells"]["roofline_fraction"],
+            "pyro_over_torch_of_the_main_job": row_by_size["cpu"]["pyro_over_torch"],
             "steps": rows,
         }
     if "memory" in parts:

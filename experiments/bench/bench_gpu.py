@@ -1,8 +1,8 @@
 """Measure how fast the paper's presets train on one device: ``bench_gpu.py --device cuda --out FILE.json``.
 
-Each preset is trained for some updates in fp32, TF32 and bf16, with and without compiled cores: the very batch that
-``run.py`` trains, of random tokens, as the time does not depend on them. The results are updates a second, memory, the
-rate of floating-point operations, and the hours that the preset's run would take.
+Each preset is trained for some updates in fp32, TF32 and bf16, with and without compiled cores. The batches have the
+shapes of ``run.py``'s and hold random tokens, on which the time does not depend. The results are updates a second,
+memory, the rate of floating-point operations, and the hours that the preset's run would take.
 
 ``--shared FILE.json`` measures nothing: it computes the cost of exchanging gradients among N processes.
 """
@@ -39,8 +39,8 @@ from pyro_gram.training.trainer import Trainer
 PRESETS = Path(__file__).parents[1] / "presets"
 TASKS = ("coloring", "nqueens", "sudoku", "sudoku_uncond", "mnist")
 WAYS = [(precision, compiled) for precision in PRECISIONS for compiled in (False, True)]
-PEAK_TFLOPS = 780  # what an H100 or H200 reaches in dense bfloat16 products, of the 989 of its data sheet
-UPDATES = 4  # of a batch that is timed: they are all alike
+PEAK_TFLOPS = 780  # measured rate of dense bfloat16 products on an H100 or H200 (data sheet: 989)
+UPDATES = 4  # updates of each timed batch; all updates take the same time
 REPEATS = 3
 
 
@@ -51,7 +51,7 @@ def make_trainer(config: RunConfig, device: torch.device) -> Trainer:
     return Trainer(model, guide, lambda _: batch, config.train, config.optim, config.beta)
 
 
-def wait(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -70,12 +70,12 @@ def measure(config: RunConfig, precision: str, compiled: bool, device: torch.dev
         prepare_core(trainer)
         for _ in range(2):
             report = trainer.train_batch(x, y)
-        wait(device)
+        synchronize(device)
         first_batches = time.perf_counter() - start
         for _ in range(REPEATS):
             start = time.perf_counter()
             report = trainer.train_batch(x, y)
-            wait(device)
+            synchronize(device)
             seconds.append((time.perf_counter() - start) / config.train.supervision_steps)
     update = statistics.median(seconds)
     memory = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None
@@ -108,7 +108,7 @@ def operations(config: RunConfig, device: torch.device) -> float:
 
 
 def replace_steps(config: RunConfig, steps: int) -> RunConfig:
-    """Return the config with another number of supervision steps a batch, all of one cost."""
+    """Return the config with another number of supervision steps for each batch."""
     return replace(config, parts={**config.parts, "train": replace(config.train, supervision_steps=steps)})
 
 
@@ -148,10 +148,10 @@ def product_rate(device: torch.device, precision: str) -> float:
     seconds = []
     with matmul_precision(precision, device):
         for _ in range(8):
-            wait(device)
+            synchronize(device)
             start = time.perf_counter()
             a @ b
-            wait(device)
+            synchronize(device)
             seconds.append(time.perf_counter() - start)
     return 2 * side**3 / statistics.median(seconds[3:]) / 1e12
 
@@ -160,10 +160,10 @@ LINKS = {"NVLink, 300 GB/s": 300.0, "PCIe 5.0, 40 GB/s": 40.0, "100 Gb Ethernet,
 
 
 def shared(results: dict[str, Any], processes: int) -> str:
-    """Show as Markdown an update of one process, and the same batch shared by several, by the link between them.
+    """Return a Markdown table of the time of an update on one process, and on several with different links.
 
-    A ring all-reduce of G bytes moves 2 (N - 1) / N * G over each link. What is computed falls to one Nth; the
-    gradients are exchanged after the backward pass, so that nothing hides the exchange.
+    A ring all-reduce of G bytes moves 2 (N - 1) / N * G over each link. The time of computing is divided by N. The
+    gradients are exchanged after the backward pass, so the time of the exchange is added.
     """
     lines = [
         f"| paper preset | parameters | gradients | one GPU | {processes} GPUs, computed "
@@ -171,20 +171,20 @@ def shared(results: dict[str, Any], processes: int) -> str:
         + "|",
         "|---" * (5 + len(LINKS)) + "|",
     ]
-    for task, one in results["tasks"].items():
-        rows = [row for row in one["ways"] if "update_ms" in row]
+    for task, task_results in results["tasks"].items():
+        rows = [row for row in task_results["ways"] if "update_ms" in row]
         best = min(rows, key=lambda row: row["update_ms"])
         solver = build(read_preset(PRESETS, task, results["preset"]))
-        count = sum(p.numel() for module in (solver.model, solver.guide) for p in module.parameters())
-        own = best["update_ms"] / processes
+        num_parameters = sum(p.numel() for module in (solver.model, solver.guide) for p in module.parameters())
+        compute_ms = best["update_ms"] / processes
         cells = []
         for rate in LINKS.values():
-            sent = 2 * (processes - 1) / processes * 4 * count / (1e6 * rate)  # ms
-            cells.append(f"{sent:.1f} ms, {best['update_ms'] / (own + sent):.1f} x")
+            exchange_ms = 2 * (processes - 1) / processes * 4 * num_parameters / (1e6 * rate)  # ms
+            cells.append(f"{exchange_ms:.1f} ms, {best['update_ms'] / (compute_ms + exchange_ms):.1f} x")
         way = f"{best['precision']}{', compiled' if best['compiled'] else ''}"
         lines.append(
-            f"| {task} | {count / 1e6:.1f} M | {4 * count / 1e6:.0f} MB | {best['update_ms']:.0f} ms ({way}) "
-            f"| {own:.1f} ms | " + " | ".join(cells) + " |"
+            f"| {task} | {num_parameters / 1e6:.1f} M | {4 * num_parameters / 1e6:.0f} MB "
+            f"| {best['update_ms']:.0f} ms ({way}) | {compute_ms:.1f} ms | " + " | ".join(cells) + " |"
         )
     return "\n".join(lines)
 
@@ -193,8 +193,8 @@ def markdown(results: dict[str, Any]) -> str:
     """Show the hours of the paper's runs on one GPU, by precision, as a Markdown table."""
     ways = ["fp32", "tf32", "tf32, compiled", "bf16", "bf16, compiled"]
     lines = [f"| `paper` preset, hours on one {results['device']} | {' | '.join(ways)} |", "|---" * 6 + "|"]
-    for task, one in results["tasks"].items():
-        hours = {f"{w['precision']}{', compiled' if w['compiled'] else ''}": w for w in one["ways"]}
+    for task, task_results in results["tasks"].items():
+        hours = {f"{w['precision']}{', compiled' if w['compiled'] else ''}": w for w in task_results["ways"]}
         cells = [
             f"{hours[way]['hours_of_the_run']:.1f} ({hours[way]['tflops']:.0f} TFLOP/s)" if way in hours else ""
             for way in ways
@@ -206,11 +206,13 @@ def markdown(results: dict[str, Any]) -> str:
 def main(argv: list[str]) -> int:
     parser = Parser("bench_gpu.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
-    parser.add_argument("--preset", default="paper", help="of the tasks (default paper)")
+    parser.add_argument("--preset", default="paper", help="preset of each task (default paper)")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, help="(default all)")
     parser.add_argument("--eager", action="store_true", help="leave out compiled cores")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON")
-    parser.add_argument("--shared", type=Path, metavar="FILE", help="an --out: what N processes would exchange")
+    parser.add_argument(
+        "--shared", type=Path, metavar="FILE", help="a file of --out: print the cost of exchanging gradients"
+    )
     parser.add_argument("--processes", type=int, default=8, metavar="N", help="for --shared (default 8)")
     arguments = parser.parse_args(argv)
     if arguments.processes < 2:
@@ -219,7 +221,7 @@ def main(argv: list[str]) -> int:
         print(shared(read_json(arguments.shared), arguments.processes))
         return 0
     if not arguments.out:
-        raise UserError("give --out FILE for what is measured, or --shared FILE")
+        raise UserError("give --out FILE to measure, or --shared FILE")
     try:
         device = torch.device(arguments.device)
         torch.zeros(1, device=device)
@@ -240,7 +242,7 @@ def main(argv: list[str]) -> int:
     for task in arguments.tasks:
         results["tasks"][task] = study(task, arguments.preset, device, ways, results["product_tflops"])
         write_json(arguments.out, results)
-        write_markdown(arguments.out, markdown(results))  # what is measured is kept, whatever comes next
+        write_markdown(arguments.out, markdown(results))  # after each task, so that a failure later loses nothing
     print(
         json.dumps({task: [row.get("updates_per_second") for row in f["ways"]] for task, f in results["tasks"].items()})
     )

@@ -1,6 +1,6 @@
-"""Measure time and memory of solving: the 255 unseen graphs of coloring8, N = 20, by ``solve.py`` and from Python.
+"""Measure time and memory of solving the 255 test graphs of coloring8 with N = 20, by ``solve.py`` and from Python.
 
-Nothing else should run beside it. Each time is the median of several, in seconds.
+Each time is the median of several, in seconds. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pyro_gram.system.machine import environment
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "checkpoints" / "coloring8.safetensors"
 NUM_SAMPLES = 20
-MANY, LIMITS = 1000, (25.0, 100.0)  # trajectories an input, and the memory in MB that they may take
+MANY, LIMITS = 1000, (25.0, 100.0)  # trajectories per input, and the memory in MB that they may take
 
 PEAK = """
 import sys
@@ -39,16 +39,16 @@ def memory_mb(field):  # MB, of this process
 
 solver = pyro_gram.load(sys.argv[1])
 graphs = ["GCR`v_", "GImxiG", "GitMd_", "G[bWhw"]
-solver.sample(graphs, num_samples=1, halt=1)  # what a first call takes once and for all
+solver.sample(graphs, num_samples=1, halt=1)  # the first call allocates memory that stays
 with open("/proc/self/clear_refs", "w") as f:
-    f.write("5")  # the most memory counts from here
+    f.write("5")  # reset the peak memory
 before = memory_mb("VmRSS")
 solver.sample(graphs, num_samples=int(sys.argv[2]), memory=float(sys.argv[3]), halt=1)
 print(memory_mb("VmHWM") - before)
 """
 
 
-def seconds(run: Callable[[], Any], repeats: int) -> float:
+def median_seconds(run: Callable[[], Any], repeats: int) -> float:
     """Return the median time of ``repeats`` calls."""
     times = []
     for _ in range(repeats):
@@ -60,16 +60,16 @@ def seconds(run: Callable[[], Any], repeats: int) -> float:
 
 def peak_mb(limit: float) -> float:
     """Return the MB by which MANY trajectories of four graphs raise the peak memory of a process. Linux only."""
-    words = [sys.executable, "-c", PEAK, str(CHECKPOINT), str(MANY), str(limit)]
-    return float(output(words))
+    command = [sys.executable, "-c", PEAK, str(CHECKPOINT), str(MANY), str(limit)]
+    return float(output(command))
 
 
-def output(words: list[str]) -> str:
-    """Run a program and return its output. Raises UserError with its last words where it fails."""
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{' '.join(words[1:3])} failed: {done.stderr[-500:]}")
-    return done.stdout
+def output(command: list[str]) -> str:
+    """Run a program and return its output. Raises UserError with the end of its stderr if it fails."""
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if process.returncode:
+        raise UserError(f"{' '.join(command[1:3])} failed: {process.stderr[-500:]}")
+    return process.stdout
 
 
 def measure(repeats: int, inputs: int | None = None) -> dict[str, Any]:
@@ -80,21 +80,21 @@ def measure(repeats: int, inputs: int | None = None) -> dict[str, Any]:
     if inputs is not None and not 1 <= inputs <= len(x):
         raise UserError(f"--inputs must be from 1 to the {len(x)} of the test split, not {inputs}")
     x = x[:inputs]
-    one = x[:1]
+    first_input = x[:1]
     with tempfile.NamedTemporaryFile("w", suffix=".g6") as f:
         f.write("".join(solver.task.format_input(graph) + "\n" for graph in x))
         f.flush()
-        words = [sys.executable, "experiments/solve.py", "--checkpoint", str(CHECKPOINT), "--input", f.name, "--json"]
-        script_seconds = seconds(lambda: output(words), repeats)
+        command = [sys.executable, "experiments/solve.py", "--checkpoint", str(CHECKPOINT), "--input", f.name, "--json"]
+        script_seconds = median_seconds(lambda: output(command), repeats)
 
     def sample(inputs: torch.Tensor, n: int, **settings: Any) -> Callable[[], Any]:
         return lambda: solver.sample(inputs, num_samples=n, **settings)
 
-    sample(one, 1)()
-    stepwise = seconds(sample(x, NUM_SAMPLES, history=True), repeats)  # the heads judge every step here
+    sample(first_input, 1)()
+    every_step_seconds = median_seconds(sample(x, NUM_SAMPLES, history=True), repeats)  # the heads run at every step
     model: Any = solver.model
     heads, model.heads = model.heads, None
-    without = seconds(sample(x, NUM_SAMPLES, history=True), repeats)
+    no_heads_seconds = median_seconds(sample(x, NUM_SAMPLES, history=True), repeats)
     model.heads = heads
     return {
         "checkpoint": CHECKPOINT.stem,
@@ -105,12 +105,12 @@ def measure(repeats: int, inputs: int | None = None) -> dict[str, Any]:
         "repeats": repeats,
         "seconds": {
             "solve_py": script_seconds,
-            "halting": seconds(sample(x, NUM_SAMPLES), repeats),
-            "never_halting": seconds(sample(x, NUM_SAMPLES, halt=1), repeats),
-            "every_step_judged": stepwise,
-            "no_heads": without,
-            "one_input_n1": seconds(sample(one, 1, halt=1), repeats),
-            "one_input_n20": seconds(sample(one, NUM_SAMPLES, halt=1), repeats),
+            "halting": median_seconds(sample(x, NUM_SAMPLES), repeats),
+            "never_halting": median_seconds(sample(x, NUM_SAMPLES, halt=1), repeats),
+            "every_step_judged": every_step_seconds,
+            "no_heads": no_heads_seconds,
+            "one_input_n1": median_seconds(sample(first_input, 1, halt=1), repeats),
+            "one_input_n20": median_seconds(sample(first_input, NUM_SAMPLES, halt=1), repeats),
         },
         "memory": [{"trajectories": MANY, "limit_mb": limit, "peak_mb": peak_mb(limit)} for limit in LIMITS],
         "environment": environment(),
@@ -119,21 +119,21 @@ def measure(repeats: int, inputs: int | None = None) -> dict[str, Any]:
 
 def markdown(bench: dict[str, Any]) -> str:
     """Show the times and the memory as a Markdown table."""
-    seconds, n = bench["seconds"], bench["num_samples"]
+    times, n = bench["seconds"], bench["num_samples"]
     rows = [
-        (f"`solve.py --json`, {bench['inputs']} graphs, N = {n}, from start to end", f"{seconds['solve_py']:.1f} s"),
-        ("the same from Python, the model loaded", f"{seconds['halting']:.1f} s"),
-        (f"without halting, all {bench['depth']} steps", f"{seconds['never_halting']:.1f} s"),
+        (f"`solve.py --json`, {bench['inputs']} graphs, N = {n}, from start to end", f"{times['solve_py']:.1f} s"),
+        ("the same from Python, with the model loaded", f"{times['halting']:.1f} s"),
+        (f"the same without halting, all {bench['depth']} steps", f"{times['never_halting']:.1f} s"),
         (
-            "heads at every step, in addition",
-            f"{seconds['every_step_judged'] / seconds['no_heads'] - 1:.0%}",
+            "additional time if the heads run at every step",
+            f"{times['every_step_judged'] / times['no_heads'] - 1:.0%}",
         ),
-        ("one graph, N = 1, without halting", f"{1e3 * seconds['one_input_n1']:.0f} ms"),
-        (f"one graph, N = {n}, without halting", f"{1e3 * seconds['one_input_n20']:.0f} ms"),
+        ("one graph, N = 1, without halting", f"{1e3 * times['one_input_n1']:.0f} ms"),
+        (f"one graph, N = {n}, without halting", f"{1e3 * times['one_input_n20']:.0f} ms"),
     ]
     rows += [
         (
-            f"most memory of {m['trajectories']:,} trajectories of four graphs, `--memory {m['limit_mb']:g}`",
+            f"peak memory of {m['trajectories']:,} trajectories of each of four graphs, `--memory {m['limit_mb']:g}`",
             f"{m['peak_mb']:.0f} MB",
         )
         for m in bench["memory"]

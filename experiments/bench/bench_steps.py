@@ -1,8 +1,8 @@
-"""The training steps that ``bench.py`` times: one SVI step, the same in bare torch, and its matrix products alone.
+"""The training steps that ``bench.py`` times: one SVI step, the same step in plain torch, and its products alone.
 
 Both steps compute the same numbers (losses, gradients and weights are compared before timing): forward under the guide,
 balanced KL, backward, global-norm clip, fused AdamW. They are timed in turn, so that a change in the machine's speed
-meets both.
+affects both.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ PRESETS = Path(__file__).parents[1] / "presets"
 Step = Callable[[], float]
 
 
-# A size is a task, and the settings that it changes in the task's cpu preset.
+# A size is a task with changes to its cpu preset.
 WIDE = {"width": 128, "heads": 4, "hidden": 128, "layers": 2, "low_steps": 4, "transitions": 3, "truncated": True}
 SIZES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "cpu": ("coloring", {}),
     "edge": ("coloring", {"task": {"layout": "edge"}, "train": {"batch": 64}}),
     "paper-step": ("coloring", {"model": {"transitions": 3}, "train": {"batch": 64}}),
-    # The size of the targets: D = 128, 64 tokens, batch 64, K = 4, T = 3.
+    # The targets are for this size: D = 128, 64 tokens, batch 64, K = 4, T = 3.
     "cells": ("nqueens", {"task": {"layout": "cell"}, "model": WIDE, "train": {"batch": 64}}),
 }
 
@@ -73,7 +73,7 @@ def random_batch(spec: TaskSpec, batch: int, device: torch.device) -> tuple[Tens
 
 
 def on_random_tokens(config: RunConfig, length: int, batch: int) -> Step:
-    """Return the step of a run's model on random tokens at ``length`` positions; its time depends on shapes alone."""
+    """Return a training step on random tokens at ``length`` positions; its time depends on shapes alone."""
     spec = TaskSpec(length, None, 3, length, 2)
     prior = PRIORS.get(config.names["prior"])(config.prior, config.model.width)
     model = MODELS.get(config.names["model"])(config.model, spec, prior)
@@ -87,7 +87,7 @@ def on_random_tokens(config: RunConfig, length: int, batch: int) -> Step:
 
 
 def pyro_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
-    """Return the step of training, without the divergence check and the running average."""
+    """Return a training step without the divergence check and the running average."""
     svi = SVI(trainer.model, trainer.guide, trainer.optimizer, loss=trainer.elbo)
 
     def step() -> float:
@@ -98,12 +98,12 @@ def pyro_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
 
 
 def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> tuple[Step, torch.optim.AdamW]:
-    """Return the same step without Pyro (same modules, same loss) and its optimizer."""
+    """Return the same step without Pyro (same modules, same loss), and its optimizer."""
     model: Any = trainer.model
     guide: Any = trainer.guide
     config = trainer.optimizer.config
     if config.hidden_optimizer != "adamw":
-        raise UserError(f"the bare step is AdamW's, and the preset's optimizer is {config.hidden_optimizer}")
+        raise UserError(f"the plain step uses AdamW, but the preset's optimizer is {config.hidden_optimizer}")
     parameters = list(trainer.optimizer.parameters_by_name.values())
     adam = torch.optim.AdamW(
         parameters,
@@ -121,11 +121,11 @@ def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> tuple[Step, torch.opti
         h, l = model.h0.expand_as(e_x), model.l0.expand_as(e_x)
         loss = torch.zeros(())
         for t in range(T):
-            charged = not model.config.truncated or t == T - 1
-            with torch.set_grad_enabled(charged):
+            is_charged = not model.config.truncated or t == T - 1
+            with torch.set_grad_enabled(is_charged):
                 u, l = model.core(LatentState(h, l), e_x)
                 loc, scale = guide.head(torch.cat((u, code), -1))
-                if charged:
+                if is_charged:
                     q = scale_gradient(Normal(loc, scale, validate_args=False), 1 - balance)
                     loc_p, scale_p = model.prior.head(u)
                     p = scale_gradient(Normal(loc_p, scale_p, validate_args=False), balance)
@@ -143,56 +143,56 @@ def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> tuple[Step, torch.opti
     return step, adam
 
 
-def check_alike(name: str, steps: int = 3, tolerance: float = 1e-3) -> list[float]:
-    """Return the losses of both steps from the same weights, after some updates.
+def check_same_updates(name: str, steps: int = 3, tolerance: float = 1e-3) -> list[float]:
+    """Make some updates with both steps from the same weights, and return the losses.
 
     Raises:
-        UserError: losses differ, or the moments of the gradients, or the weights that they lead to.
+        UserError: the losses, the moments of the gradients, or the weights differ.
     """
-    ours, theirs = make_trainer(assemble(name)), make_trainer(assemble(name))
-    x, y = ours.batches(0)
+    pyro_trainer, torch_trainer = make_trainer(assemble(name)), make_trainer(assemble(name))
+    x, y = pyro_trainer.batches(0)
     assert x is not None
-    bare, adam = torch_step(theirs, x, y)
+    torch_update, adam = torch_step(torch_trainer, x, y)
     losses = []
-    for trainer, step in ((ours, pyro_step(ours, x, y)), (theirs, bare)):
+    for trainer, step in ((pyro_trainer, pyro_step(pyro_trainer, x, y)), (torch_trainer, torch_update)):
         torch.manual_seed(0)
-        with torch.no_grad():  # heads that start at zero would hide the KL and what the guide sees
+        with torch.no_grad():  # GaussianHeads start at zero, which would hide the KL and the guide's input
             for p in trainer.optimizer.parameters_by_name.values():
                 p.add_(0.05 * torch.randn_like(p))
         losses.append([step() for _ in range(steps)])
     if any(abs(a - b) > tolerance * abs(b) for a, b in zip(*losses, strict=True)):
         raise UserError(f"the two steps disagree: {losses[0]} with Pyro, {losses[1]} without; the benchmark is wrong")
-    for key, p in theirs.optimizer.parameters_by_name.items():
-        mine = ours.optimizer.parameters_by_name[key]
-        state = next(o.state[mine] for o in ours.optimizer.optimizers)
-        for a, b in ((mine, p), (state["exp_avg"], adam.state[p]["exp_avg"])):
+    for key, p in torch_trainer.optimizer.parameters_by_name.items():
+        pyro_parameter = pyro_trainer.optimizer.parameters_by_name[key]
+        state = next(o.state[pyro_parameter] for o in pyro_trainer.optimizer.optimizers)
+        for a, b in ((pyro_parameter, p), (state["exp_avg"], adam.state[p]["exp_avg"])):
             if (a - b).norm() > tolerance * b.norm():
                 raise UserError(f"the two steps disagree about {key}: the benchmark is wrong")
     return losses[0]
 
 
-def timed(step: Callable[[], Any]) -> float:
+def time_call(step: Callable[[], Any]) -> float:
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
 
 
-def in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> list[dict[str, float]]:
-    """Time the calls in turn; each round begins with another call. Return the seconds of each round."""
+def time_in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> list[dict[str, float]]:
+    """Time the calls in turn, each round beginning with another call; return the seconds of each call by round."""
     names = list(calls)
     rounds = []
     for n in range(repeats):
         first = n % len(names)
-        rounds.append({name: timed(calls[name]) for name in names[first:] + names[:first]})
+        rounds.append({name: time_call(calls[name]) for name in names[first:] + names[:first]})
     return rounds
 
 
 def spread(values: list[float]) -> dict[str, Any]:
     """Return median and quartiles."""
-    ordered = sorted(values)
+    sorted_values = sorted(values)
     return {
-        "median": statistics.median(ordered),
-        "quartiles": [ordered[len(ordered) // 4], ordered[(3 * len(ordered)) // 4]],
+        "median": statistics.median(sorted_values),
+        "quartiles": [sorted_values[len(sorted_values) // 4], sorted_values[(3 * len(sorted_values)) // 4]],
     }
 
 
@@ -217,7 +217,7 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def replay(self) -> Step:
-        """Return a function that repeats all the products on random numbers, and does nothing else."""
+        """Return a function that repeats only the products, on random numbers."""
         pairs = []
         for operands, times in self.operand_counts.items():
             a, b = (torch.empty_strided(shape, stride).normal_() for shape, stride in operands)
@@ -234,25 +234,25 @@ class Products(TorchDispatchMode):
 
 def compare(name: str, repeats: int, warmup: int = 3) -> dict[str, Any]:
     """Time both steps and the products in turn; return the times and the ratios of each round."""
-    losses = check_alike(name)
-    ours, bare = make_trainer(assemble(name)), make_trainer(assemble(name))
-    x, y = ours.batches(0)
+    losses = check_same_updates(name)
+    pyro_trainer, torch_trainer = make_trainer(assemble(name)), make_trainer(assemble(name))
+    x, y = pyro_trainer.batches(0)
     assert x is not None
-    step = pyro_step(ours, x, y)
+    step = pyro_step(pyro_trainer, x, y)
     with Products() as products:
         step()
     with FlopCounterMode(display=False) as counter:
         step()
-    calls = {"pyro": step, "torch": torch_step(bare, x, y)[0], "products": products.replay()}
-    in_turn(calls, warmup)
-    rounds = in_turn(calls, repeats)
-    times = {f"{way}_ms": spread([1e3 * r[way] for r in rounds]) for way in calls}
+    calls = {"pyro": step, "torch": torch_step(torch_trainer, x, y)[0], "products": products.replay()}
+    time_in_turn(calls, warmup)
+    rounds = time_in_turn(calls, repeats)
+    times = {f"{name_of_call}_ms": spread([1e3 * r[name_of_call] for r in rounds]) for name_of_call in calls}
     ratio = spread([r["pyro"] / r["torch"] for r in rounds])
     gigaflop = counter.get_total_flops() / 1e9
     return {
         "size": name,
         "batch": len(y),
-        "positions": ours.model.get_buffer("h0").shape[0],
+        "positions": pyro_trainer.model.get_buffer("h0").shape[0],
         **times,
         "pyro_over_torch": ratio["median"],
         "ratio_quartiles": ratio["quartiles"],
@@ -260,7 +260,7 @@ def compare(name: str, repeats: int, warmup: int = 3) -> dict[str, Any]:
         "gflops": 1e3 * gigaflop / times["pyro_ms"]["median"],
         "machine_gflops": 1e3 * gigaflop / times["products_ms"]["median"],
         "roofline_fraction": statistics.median(r["products"] / r["pyro"] for r in rounds),
-        "batch_made_ms": 1e3 * statistics.median(timed(partial(ours.batches, n)) for n in range(1, 9)),
+        "batch_made_ms": 1e3 * statistics.median(time_call(partial(pyro_trainer.batches, n)) for n in range(1, 9)),
         "repeats": repeats,
         "loss": losses,
     }

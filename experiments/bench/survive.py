@@ -1,10 +1,10 @@
-"""Kill a run at random moments, resume it, and compare its end with that of a run that nobody killed.
+"""Kill runs at random moments, resume them, and compare their results with those of an uninterrupted run.
 
     python experiments/bench/survive.py --kills 50 --out experiments/bench/survive.json
 
-Each trial starts the same small run, which saves after every update, kills it with SIGKILL at a random moment between
-its start and its end (imports, training, saving, evaluation), and resumes it. Its weights, optimizer, averages, metrics
-and results must be bit for bit those of the unbroken run; times apart.
+Each trial starts the same small run, which saves its state after every batch, kills it with SIGKILL at a random moment
+between its start and its end (imports, training, saving, evaluation), and resumes it. Its weights, optimizer, averages,
+metrics and results must equal those of the uninterrupted run bit for bit, except for times.
 """
 
 from __future__ import annotations
@@ -41,32 +41,32 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def command(out: Path, *words: str) -> list[str]:
+def command(out: Path, *options: str) -> list[str]:
     """Return the command of the run in ``out``."""
     settings = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
     base = [sys.executable, str(RUN), "--task", "coloring", "--preset", "tiny", "--out", str(out)]
-    return [*base, *settings, *words]
+    return [*base, *settings, *options]
 
 
-def run_to_end(out: Path, *words: str) -> float:
-    """Run without a kill and return the seconds that it took. Raises UserError where it fails."""
+def run_to_end(out: Path, *options: str) -> float:
+    """Run to the end and return the seconds that it took. Raises UserError if it fails."""
     start = time.monotonic()
-    done = subprocess.run(command(out, *words), capture_output=True, text=True, env=environ())
-    if done.returncode:
-        raise UserError(f"the run in {out} ended with {done.returncode}: {done.stderr[-800:]}")
+    process = subprocess.run(command(out, *options), capture_output=True, text=True, env=environ())
+    if process.returncode:
+        raise UserError(f"the run in {out} ended with {process.returncode}: {process.stderr[-800:]}")
     return time.monotonic() - start
 
 
 def environ() -> dict[str, str]:
-    """Return an environment of one thread: trials share the cores, and sums of floats repeat."""
+    """Return the environment variables for one thread, so that sums of floats repeat and trials share the cores."""
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def run_and_kill(out: Path, after: float) -> bool:
-    """Start a run and kill it after so many seconds; return False where it ended before."""
+def run_and_kill(out: Path, delay: float) -> bool:
+    """Start a run and kill it after ``delay`` seconds; return False if it ended before."""
     process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environ())
     try:
-        process.wait(timeout=after)
+        process.wait(timeout=delay)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -75,7 +75,7 @@ def run_and_kill(out: Path, after: float) -> bool:
 
 
 def final_contents(out: Path) -> dict[str, Any]:
-    """Return all that a run leaves, but times and memory."""
+    """Return the contents of a run's files, without times and memory."""
     contents: dict[str, Any] = {}
     for name in ("model", "state"):
         with safe_open(out / f"{name}.safetensors", framework="np") as f:
@@ -95,14 +95,14 @@ def differing_parts(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
 
 
 def trial(folder: Path, number: int, length: float, expected: dict[str, Any]) -> dict[str, Any]:
-    """Kill one run and resume it."""
+    """Kill one run, resume it, and compare its results with ``expected``."""
     out = folder / str(number)
-    after = random.Random(number).uniform(0, length)
-    was_killed = run_and_kill(out, after)
+    delay = random.Random(number).uniform(0, length)
+    was_killed = run_and_kill(out, delay)
     batch = saved_batch(out)
     run_to_end(out, "--resume")
     return {
-        "after_seconds": round(after, 3),
+        "after_seconds": round(delay, 3),
         "killed": was_killed,
         "saved_batch": batch,
         "differing": differing_parts(expected, final_contents(out)),
@@ -111,7 +111,7 @@ def trial(folder: Path, number: int, length: float, expected: dict[str, Any]) ->
 
 
 def saved_batch(out: Path) -> int | None:
-    """Return the number of batches behind a killed run's saved state; None where nothing was saved."""
+    """Return the number of batches in a killed run's saved state; None if nothing was saved."""
     path = out / "state.safetensors"
     if not path.exists():
         return None
@@ -120,10 +120,10 @@ def saved_batch(out: Path) -> int | None:
 
 
 def survive(kills: int, parallel: int) -> dict[str, Any]:
-    """Make trials until so many runs have been killed."""
+    """Make trials until ``kills`` runs have been killed before their end."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        print("a run that nobody kills", file=sys.stderr)
+        print("uninterrupted run", file=sys.stderr)
         length = run_to_end(folder / "unbroken")
         expected = final_contents(folder / "unbroken")
         bar = tqdm(total=kills, unit="kill", file=sys.stderr)
@@ -135,13 +135,13 @@ def survive(kills: int, parallel: int) -> dict[str, Any]:
             return result
 
         with bar, ThreadPoolExecutor(parallel) as pool:
-            while (missing := kills - sum(t["killed"] for t in trials)) > 0:
-                trials += pool.map(run_trial, range(len(trials), len(trials) + missing))
-    died = [t for t in trials if t["killed"]]
+            while (num_missing := kills - sum(t["killed"] for t in trials)) > 0:
+                trials += pool.map(run_trial, range(len(trials), len(trials) + num_missing))
+    killed_trials = [t for t in trials if t["killed"]]
     return {
-        "kills": len(died),
-        "identical": sum(not t["differing"] for t in died),
-        "before_the_first_save": sum(t["saved_batch"] is None for t in died),
+        "kills": len(killed_trials),
+        "identical": sum(not t["differing"] for t in killed_trials),
+        "before_the_first_save": sum(t["saved_batch"] is None for t in killed_trials),
         "unbroken_seconds": length,
         "trials": trials,
         "environment": environment(),
@@ -149,13 +149,15 @@ def survive(kills: int, parallel: int) -> dict[str, Any]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Return a sentence on the trials."""
-    inside = f" and {results['inside_a_batch']} between two updates of one batch" * ("inside_a_batch" in results)
+    """Return a sentence about the trials."""
+    between_updates = f" and {results['inside_a_batch']} between two updates of one batch" * (
+        "inside_a_batch" in results
+    )
     return (
         f"`python experiments/bench/survive.py --kills {results['kills']} --out experiments/bench/survive.json` killed "
-        f"{results['kills']} runs with SIGKILL at random moments, {results['before_the_first_save']} of them before "
-        f"anything was saved{inside}, and resumed them: {results['identical']} of {results['kills']} "
-        "ended bit for bit as the run that nobody killed (weights, optimizer, averages, metrics, results)."
+        f"{results['kills']} runs with SIGKILL at random moments ({results['before_the_first_save']} of them before "
+        f"anything was saved{between_updates}) and resumed them. {results['identical']} of {results['kills']} ended "
+        "bit for bit like an uninterrupted run (weights, optimizer, averages, metrics, results)."
     )
 
 
@@ -173,7 +175,7 @@ def main(argv: list[str]) -> int:
     if arguments.out:
         write_json(arguments.out, results)
         write_markdown(arguments.out, markdown(results))
-    print(f"{results['kills']} kills, {results['identical']} endings identical to that of the unbroken run")
+    print(f"{results['kills']} killed runs, {results['identical']} with the results of the uninterrupted run")
     return 0 if results["identical"] == results["kills"] else 1
 
 

@@ -1,7 +1,7 @@
-"""Accuracy and coverage of every number of samples, depth and halting threshold, against core evaluations.
+"""Measure accuracy and coverage against core evaluations, for many settings of N, depth and halting threshold.
 
-All points come from one recording of trajectories (``trajectories.py``). The point of a method at a budget is chosen on
-validation inputs and measured on test inputs.
+A *point* is one such setting. All points are computed from the same recorded trajectories (``trajectories.py``). For
+each method and budget a point is chosen on validation inputs, and measured on test inputs.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pyro_gram.tasks.base import PuzzleSet
 
 DEPTHS = (1, 2, 4, 8, 16, 32, 64)
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
-MIN_TRAJECTORIES = 5  # trajectories of a point
-BUDGETS = (5, 10, 20)  # in whole trajectories
-TOLERANCE = 0.005  # of accuracy, where a method is to be as right as whole trajectories are
+MIN_TRAJECTORIES = 5  # smallest N of a point
+BUDGETS = (5, 10, 20)  # in trajectories of full depth
+TOLERANCE = 0.005  # of accuracy, for choices that must be as accurate as trajectories of full depth
 METHODS = ("whole", "shallower", "halting")
 
 Points = dict[str, dict[str, float]]
@@ -38,7 +38,8 @@ class GradedAnswers:
     Attributes:
         halt: P(right) by the halt head, ``[S, N, B]``.
         valid: is the answer right? bool ``[S, N, B]``.
-        ids: which solution it is, -1 for none, int64 ``[S, N, B]``; None where not every solution is known.
+        ids: the index of the solution that the answer is, -1 for none, int64 ``[S, N, B]``; None if not all solutions
+            are known.
         num_solutions: of each input, int64 ``[B]``.
     """
 
@@ -49,7 +50,7 @@ class GradedAnswers:
 
 
 def grade_answers(solver: Solver, puzzles: PuzzleSet, trajectories: Trajectories) -> GradedAnswers:
-    """Compare recorded answers with the solutions of their inputs."""
+    """Compare the recorded answers with the solutions of their inputs."""
     task, x = solver.task, puzzles.inputs
     valid = torch.stack([task.is_valid(x, tokens) for tokens in trajectories.tokens])
     ids = (
@@ -66,34 +67,36 @@ def depths_up_to(full_depth: int) -> list[int]:
 
 
 def thresholds_up_to(halt: float) -> list[float]:
-    """List the halting thresholds that are compared, up to the one at which recorded trajectories stop."""
+    """List the halting thresholds that are compared, up to the threshold at which recorded trajectories stop."""
     return [p for p in THRESHOLDS if p < halt] + ([halt] if halt < 1 else [])
 
 
 def point_name(n: int, depth: int, halt: float) -> str:
-    """Name a point ``20 x 16`` or, where trajectories halt, ``20 x 16, P = 0.99``."""
+    """Return the name of a point: ``20 x 16``, or ``20 x 16, P = 0.99`` if trajectories halt."""
     return f"{n} x {depth}" + (f", P = {halt:g}" if halt < 1 else "")
 
 
-def measure_points(graded: GradedAnswers, full_depth: int, halt: float, head_cost: float) -> Points:
-    """Measure every point of the comparison, by name.
-
-    ``work``: core evaluations an input, in supervision steps, with those of the heads where trajectories halt;
-    ``sample``: accuracy of one sample; ``coverage`` of all solutions, or where these are not known ``verified``: is any
-    sample right; ``n``, ``depth`` and ``halt``, 1 where nothing halts.
+def measure_points(answers: GradedAnswers, full_depth: int, halt: float, head_cost: float) -> Points:
+    """Measure every point of the comparison.
 
     Args:
-        full_depth: the most supervision steps.
+        answers: of the recorded trajectories.
+        full_depth: the largest number of supervision steps.
         halt: the highest threshold.
         head_cost: work of the heads at one step, in supervision steps.
+
+    Returns:
+        By name of the point: ``n``, ``depth`` and ``halt`` (1 for no halting); ``work``, core evaluations per input,
+        including the heads' if trajectories halt; ``sample``, the accuracy of one sample; and ``coverage``, or if not
+        all solutions are known ``verified``, the share of inputs with a right sample.
     """
     points: Points = {}
     for depth in depths_up_to(full_depth):
         for threshold in (1.0, *thresholds_up_to(halt)):
-            steps = halting_steps(graded.halt[:depth], threshold)
-            at = steps[None] - 1
-            valid = graded.valid.gather(0, at)[0]
-            ids = None if graded.ids is None else graded.ids.gather(0, at)[0]
+            steps = halting_steps(answers.halt[:depth], threshold)
+            last_step = steps[None] - 1
+            valid = answers.valid.gather(0, last_step)[0]
+            ids = None if answers.ids is None else answers.ids.gather(0, last_step)[0]
             cost = 1 + head_cost if threshold < 1 else 1.0
             for n in SAMPLE_COUNTS:
                 if n < MIN_TRAJECTORIES or (threshold == 1 and not is_within_work(n, depth, full_depth)):
@@ -104,65 +107,74 @@ def measure_points(graded: GradedAnswers, full_depth: int, halt: float, head_cos
                 if ids is None:
                     point["verified"] = valid[:n].any(0).double().mean().item()
                 else:
-                    point["coverage"] = coverage_by_input(ids[:n], graded.num_solutions).mean().item()
+                    point["coverage"] = coverage_by_input(ids[:n], answers.num_solutions).mean().item()
                 points[point_name(n, depth, threshold)] = point
     return points
 
 
 def goal_metric(points: Points) -> str:
-    """Return the metric that a budget is to maximize: coverage, or ``verified`` where there is none."""
+    """Return the metric that the choice of points maximizes: coverage, or ``verified`` if there is no coverage."""
     return "coverage" if "coverage" in next(iter(points.values())) else "verified"
 
 
 def choose_points(points: Points, full_depth: int) -> dict[int, dict[str, str | None]]:
-    """Name, for each budget in core evaluations, the points that find the most solutions within it.
+    """Choose, for each method and budget, the point that finds the most solutions; accuracy breaks ties.
 
-    ``whole``: trajectories of the full depth. ``shallower``: of any one depth. ``halting``: at any threshold, within
-    any depth. ``*_as_right``: of those whose samples are right as often as whole trajectories' but for ``TOLERANCE``;
-    None where there is none. Of equals, the more accurate.
+    The methods are ``whole``, trajectories of full depth; ``shallower``, any depth; and ``halting``, any depth and
+    threshold. For ``*_as_right`` the choice is restricted to points whose accuracy is at most ``TOLERANCE`` below that
+    of trajectories of full depth.
 
     Args:
         points: measured on validation inputs.
-        full_depth: the most supervision steps.
+        full_depth: the largest number of supervision steps.
+
+    Returns:
+        By budget in core evaluations: the name of the point for each method; None if no point fits.
     """
     goal = goal_metric(points)
-    largest: dict[
+    largest_points: dict[
         tuple[float, float], dict[str, float]
-    ] = {}  # the point of a depth and threshold with the most samples
+    ] = {}  # the point with the largest N, by depth and threshold
     for point in points.values():
         key = point["depth"], point["halt"]
-        largest[key] = max(largest.get(key, point), point, key=lambda p: p["n"])
-    least = largest[full_depth, 1]["sample"] - TOLERANCE
-    kinds = {
+        largest_points[key] = max(largest_points.get(key, point), point, key=lambda p: p["n"])
+    min_accuracy = largest_points[full_depth, 1]["sample"] - TOLERANCE
+    methods = {
         "whole": lambda p: p["halt"] == 1 and p["depth"] == full_depth,
         "shallower": lambda p: p["halt"] == 1,
         "halting": lambda p: p["halt"] < 1,
     }
     choices: dict[int, dict[str, str | None]] = {}
     for budget in (b * full_depth for b in BUDGETS):
-        row: dict[str, str | None] = {}
-        for method, belongs in kinds.items():
-            within = {name: p for name, p in points.items() if belongs(p) and p["work"] <= budget}
-            right = {name: p for name, p in within.items() if largest[p["depth"], p["halt"]]["sample"] >= least}
-            for column, fitting in ((method, within), (f"{method}_as_right", right)):
-                ranked = sorted(fitting, key=lambda name: (fitting[name][goal], fitting[name]["sample"]), reverse=True)
-                row[column] = ranked[0] if ranked else None
-        del row["whole_as_right"]
-        choices[budget] = row
+        choice: dict[str, str | None] = {}
+        for method, uses in methods.items():
+            affordable = {name: p for name, p in points.items() if uses(p) and p["work"] <= budget}
+            accurate = {
+                name: p
+                for name, p in affordable.items()
+                if largest_points[p["depth"], p["halt"]]["sample"] >= min_accuracy
+            }
+            for column, candidates in ((method, affordable), (f"{method}_as_right", accurate)):
+                ranking = sorted(
+                    candidates, key=lambda name: (candidates[name][goal], candidates[name]["sample"]), reverse=True
+                )
+                choice[column] = ranking[0] if ranking else None
+        del choice["whole_as_right"]
+        choices[budget] = choice
     return choices
 
 
 def head_cost_per_step(solver: Solver, x: Tensor) -> float:
-    """Return the floating-point operations of the heads at one supervision step, as a share of the step's own.
+    """Return the floating-point operations of the heads at one supervision step, as a share of those of the core.
 
-    The step starts from a state of each trajectory's own: the first one, from z_0, shares much of its work among them.
+    The measured step is the second one: trajectories share much of the work of the first step, which starts from z_0.
     The ratio depends neither on the machine nor on the number of trajectories.
     """
     model: Any = solver.model
     inputs = to_device_of(model, x[:2])
     heads, operations = model.heads, []
     try:
-        with isolated_rng(model, inputs), plain_forms():  # whose products are counted
+        with isolated_rng(model, inputs), plain_forms():  # FlopCounterMode counts plain products only
             state = run_steps(model, inputs, None, 2, 1).state
             state = LatentState(*(part.expand(2, len(inputs), -1, -1) for part in state))
             for heads_or_none in (None, heads):

@@ -1,10 +1,15 @@
-"""More compute at inference: ``python experiments/scaling/scaling.py --checkpoint PATH --out DIR``.
+"""Measure the effect of more compute: ``python experiments/scaling/scaling.py --checkpoint PATH --out DIR``.
 
-From one checkpoint with heads, on inputs that training never saw: accuracy against width, depth and the number of
-solutions, and what selects; where trajectories halt by themselves, against the difficulty of the input; accuracy and
-coverage against core evaluations, of many shallow trajectories, few deep ones, and such as halt, the settings of each
-chosen on validation inputs; and draw schemes. It writes ``NAME.scaling.json`` and ``NAME.scaling.png``; rates are
-means over seeds of the draws, with their standard deviation. Filtering is studied in ``studies/filtering.py``.
+It takes one checkpoint with heads and inputs that training never saw, and measures
+
+- accuracy by number of samples, depth, number of solutions and way of selection;
+- the steps after which trajectories halt, by difficulty of the input;
+- accuracy and coverage against core evaluations, for many shallow trajectories, few deep ones, and halting ones, with
+  settings chosen on validation inputs;
+- draw schemes.
+
+It writes ``NAME.scaling.json`` and ``NAME.scaling.png``. Figures are means over seeds of the draws, with their standard
+deviations. Filtering is studied in ``studies/filtering.py``.
 """
 
 from __future__ import annotations
@@ -48,21 +53,21 @@ from pyro_gram.system.files import check_writable, read_json, write_atomically, 
 from pyro_gram.system.machine import environment, pick_device
 from pyro_gram.tasks.base import PuzzleSet
 
-SPREADS = ("antithetic", "sobol", "distinct")
-SPREAD_COUNTS = (5, 20)  # trajectories an input in the comparison of spreads
-NUM_SELECTED = 20  # trajectories an input where selection and halting are measured
-SEED = 100_000  # of the first draws of test inputs; twice as much of the second draws
+OTHER_SCHEMES = ("antithetic", "sobol", "distinct")
+SCHEME_COUNTS = (5, 20)  # trajectories per input in the comparison of draw schemes
+NUM_SELECTED = 20  # trajectories per input in the measurements of selection and halting
+SEED = 100_000  # seed of the first draws on test inputs; the second draws have twice this seed
 
 
 class CheckpointStudy:
-    """Roll-outs of one checkpoint on a set of inputs, and their metrics.
+    """Rollouts of one checkpoint on a set of inputs, and their metrics.
 
     Args:
         solver: the checkpoint, with heads.
         puzzles: inputs that training never saw.
-        depth: the most supervision steps.
+        depth: the largest number of supervision steps.
         halt: P(right) at which trajectories halt.
-        cache: a folder of recorded trajectories; None for none.
+        cache: a folder of recorded trajectories; None to record without a folder.
         progress: called with the number of trajectories that have been run.
     """
 
@@ -75,7 +80,7 @@ class CheckpointStudy:
         self.x = puzzles.inputs
 
     def record_trajectories(self, name: str, seed: int) -> Trajectories:
-        """Record the trajectories that all metrics but those of draw schemes come from."""
+        """Record the trajectories from which all metrics except those of draw schemes are computed."""
         return record_trajectories(
             self.solver,
             self.x,
@@ -105,7 +110,7 @@ class CheckpointStudy:
         return results
 
     def by_depth_and_count(self, trajectories: Trajectories) -> dict[int, dict[int, dict[str, float]]]:
-        """Measure N trajectories of each depth, by depth and N, within the work of the comparison."""
+        """Measure N trajectories of each depth, for all N and depths whose work is within the limit."""
         return {
             depth: {
                 n: self.measure(trajectories.first(n, depth).halted(1))
@@ -116,7 +121,7 @@ class CheckpointStudy:
         }
 
     def by_threshold(self, trajectories: Trajectories) -> dict[float, dict[str, float]]:
-        """Measure ``NUM_SELECTED`` trajectories that halt, by threshold."""
+        """Measure ``NUM_SELECTED`` trajectories that halt, for each threshold."""
         results = {}
         for threshold in thresholds_up_to(self.halt):
             samples = trajectories.first(NUM_SELECTED, self.depth).halted(threshold)
@@ -124,17 +129,17 @@ class CheckpointStudy:
         return results
 
     def by_draw_scheme(self, trajectories: Trajectories, seed: int) -> dict[str, dict[int, dict[str, float]]]:
-        """Measure trajectories that halt under each draw scheme at equal work, by scheme and N of independent ones."""
-        results: dict[str, dict[int, dict[str, float]]] = {"independent": {}, **{kind: {} for kind in SPREADS}}
-        for n in SPREAD_COUNTS:
+        """Measure trajectories that halt under each draw scheme, at the work of N independent ones, by scheme and N."""
+        results: dict[str, dict[int, dict[str, float]]] = {"independent": {}, **{kind: {} for kind in OTHER_SCHEMES}}
+        for n in SCHEME_COUNTS:
             independent = trajectories.first(n, self.depth).halted(self.halt)
             mean = independent.steps.double().mean().item()
             results["independent"][n] = self.measure(independent) | {"work": n * mean, "n": n}
-            for kind in SPREADS:
+            for kind in OTHER_SCHEMES:
                 scheme = DrawScheme(kind)
-                # Trajectories that are given up are paid for by fewer that go on.
-                given_up = (scheme.oversample - 1) * scheme.steps if scheme.is_selective else 0
-                count = max(1, round(n * mean / (mean + given_up)))
+                # A scheme that drops trajectories early has fewer at the end, for equal work.
+                lost_steps = (scheme.oversample - 1) * scheme.steps if scheme.is_selective else 0
+                count = max(1, round(n * mean / (mean + lost_steps)))
                 samples = self.rollout(count, seed=seed, draws=scheme)
                 results[kind][n] = self.measure(samples) | {"work": samples.work.double().mean().item(), "n": count}
         return results
@@ -149,13 +154,13 @@ class CheckpointStudy:
         return samples
 
     def deterministic(self, n: int) -> dict[str, float]:
-        """Measure n trajectories without noise, none of which halts."""
+        """Measure n trajectories without noise and without halting."""
         with AtMean():
             return self.measure(self.rollout(n, halt=None))
 
 
 def measure_seed(study: CheckpointStudy, seed: int, head_cost: float) -> dict[str, Any]:
-    """Measure everything under one seed of the draws."""
+    """Return all measurements under one seed of the draws."""
     trajectories = study.record_trajectories("test", seed)
     halted = trajectories.first(NUM_SELECTED, study.depth).halted(study.halt)
     return {
@@ -183,22 +188,22 @@ def by_input(study: CheckpointStudy, samples: Rollout) -> dict[str, list[float]]
 
 
 def over_seeds(results: list[Any]) -> Any:
-    """Average nested results over seeds: each number becomes a mean, with a standard deviation under ``*_sd``."""
+    """Average nested results over seeds: a float becomes its mean, and its standard deviation is added as ``*_sd``."""
     first = results[0]
     if isinstance(first, dict):
-        joined: dict[Any, Any] = {}
+        averages: dict[Any, Any] = {}
         for key, value in first.items():
-            joined[key] = over_seeds([f[key] for f in results])
+            averages[key] = over_seeds([f[key] for f in results])
             if isinstance(value, float) and len(results) > 1:
-                joined[f"{key}_sd"] = statistics.stdev(f[key] for f in results)
-        return joined
+                averages[f"{key}_sd"] = statistics.stdev(f[key] for f in results)
+        return averages
     if isinstance(first, list):
         return [over_seeds(list(values)) for values in zip(*results, strict=True)]
     return statistics.fmean(results) if isinstance(first, float) else first
 
 
 def first_puzzles(solver: Solver, split: str, count: int | None) -> PuzzleSet:
-    """Return the first inputs of a split, each once; all where ``count`` is None."""
+    """Return the first ``count`` inputs of a split (None: all), without further versions of the same input."""
     puzzles = solver.task.split(split).first_versions
     return puzzles.subset(count) if count else puzzles
 
@@ -210,18 +215,20 @@ def measure(solver: Solver, arguments: Any) -> dict[str, Any]:
     depth = arguments.depth or solver.config.depth
     halt = solver.config.heads.halt if arguments.halt is None else arguments.halt
     seeds = [SEED * (number + 1) for number in range(arguments.seeds)]
-    each = max(SAMPLE_COUNTS) + len(SPREADS) * sum(SPREAD_COUNTS)
-    total = max(SAMPLE_COUNTS) * len(validation) + (each * len(seeds) + 1 + NUM_SELECTED) * len(puzzles)
+    per_input = max(SAMPLE_COUNTS) + len(OTHER_SCHEMES) * sum(SCHEME_COUNTS)
+    total = max(SAMPLE_COUNTS) * len(validation) + (per_input * len(seeds) + 1 + NUM_SELECTED) * len(puzzles)
     start = time.perf_counter()
     cache = cache_folder(arguments.keep, arguments.checkpoint, solver)
     with tqdm(total=total, unit="trajectory", unit_scale=True, desc="scaling", file=sys.stderr, mininterval=1.0) as bar:
-        chooser, study = (CheckpointStudy(solver, p, depth, halt, cache, bar.update) for p in (validation, puzzles))
+        validation_study, study = (
+            CheckpointStudy(solver, p, depth, halt, cache, bar.update) for p in (validation, puzzles)
+        )
         head_cost = head_cost_per_step(solver, study.x)
-        graded = grade_answers(solver, validation, chooser.record_trajectories("validation", 0))
-        validation_points = measure_points(graded, depth, halt, head_cost)
+        validation_answers = grade_answers(solver, validation, validation_study.record_trajectories("validation", 0))
+        validation_points = measure_points(validation_answers, depth, halt, head_cost)
         results = over_seeds([measure_seed(study, seed, head_cost) for seed in seeds])
         deterministic = {n: study.deterministic(n) for n in (1, NUM_SELECTED)}
-    m = puzzles.num_solutions
+    num_solutions = puzzles.num_solutions
     difficulty = solver.task.difficulty(study.x)
     return {
         "checkpoint": checkpoint_label(arguments.checkpoint),
@@ -240,10 +247,10 @@ def measure(solver: Solver, arguments: Any) -> dict[str, Any]:
         },
         **results,
         "deterministic": deterministic,
-        "coverage_limit": {n: coverage_limit(m, n).mean().item() for n in SAMPLE_COUNTS}
+        "coverage_limit": {n: coverage_limit(num_solutions, n).mean().item() for n in SAMPLE_COUNTS}
         if puzzles.has_all_solutions
         else None,
-        "num_solutions": m.tolist(),
+        "num_solutions": num_solutions.tolist(),
         "difficulty": None if difficulty is None else difficulty.tolist(),
         "difficulty_label": solver.task.difficulty_label,
         "seconds": time.perf_counter() - start,
@@ -253,17 +260,21 @@ def measure(solver: Solver, arguments: Any) -> dict[str, Any]:
 
 def make_parser() -> Parser:
     parser = Parser("scaling.py", description=__doc__.split("\n\n")[0])
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--checkpoint", type=Path, metavar="PATH", help=".safetensors with heads, or a run's directory")
-    what.add_argument("--draw", type=Path, metavar="JSON", help="draw the figure of a study again, and nothing else")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path, metavar="PATH", help=".safetensors with heads, or a run's directory")
+    source.add_argument("--draw", type=Path, metavar="JSON", help="only draw the figure again from its JSON")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: beside the checkpoint")
     parser.add_argument("--inputs", type=int, metavar="B", help="the first B test inputs (default: all)")
     parser.add_argument("--validation", type=int, metavar="B", help="the first B validation inputs (default: all)")
-    parser.add_argument("--depth", type=int, metavar="S", help="supervision steps (default: as the run was measured)")
-    parser.add_argument("--halt", type=float, metavar="P", help="halting probability (default: as the checkpoint says)")
+    parser.add_argument(
+        "--depth", type=int, metavar="S", help="supervision steps (default: those of the run's evaluation)"
+    )
+    parser.add_argument("--halt", type=float, metavar="P", help="halting probability (default: the checkpoint's)")
     parser.add_argument("--seeds", type=int, default=3, metavar="K", help="(default 3)")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep roll-outs there, and go on from those it holds")
-    parser.add_argument("--data-dir", metavar="DIR", help="where a task that reads files finds them")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="cache recorded trajectories in DIR, and use those that it holds"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="directory of the data files, for tasks that read files")
     add_trust_option(parser)
     add_device_option(parser)
     return parser
@@ -283,7 +294,7 @@ def main(argv: list[str]) -> int:
     device = pick_device(arguments.device)
     solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir, trust_code=arguments.trust_code).to(device)
     if not solver.task.spec.has_input:
-        raise UserError("this checkpoint is a model p(x): width and depth of answers need an input")
+        raise UserError("this checkpoint is a model p(x): this study needs a model that solves inputs")
     check_has_heads(solver.model, "select")
     path = arguments.checkpoint
     out = (arguments.out or (path if path.is_dir() else path.parent)) / f"{checkpoint_label(path)}.scaling.json"
@@ -296,12 +307,12 @@ def main(argv: list[str]) -> int:
 
 
 def checkpoint_label(checkpoint: Path) -> str:
-    """Return the name of a checkpoint in results: of its file, or of the run's directory."""
+    """Return the name of a checkpoint in results: that of its file or of the run's directory."""
     return checkpoint.name if checkpoint.is_dir() else checkpoint.stem
 
 
 def draw(path: Path) -> None:
-    """Draw the figure of a study beside its JSON. Raises UserError where the JSON is not of this program."""
+    """Draw the figure of a study beside its JSON. Raises UserError if this program did not write the JSON."""
     try:
         figure = scaling_figure(read_json(path))
     except (KeyError, TypeError, AttributeError) as e:
@@ -310,7 +321,7 @@ def draw(path: Path) -> None:
 
 
 def summary(results: dict[str, Any]) -> str:
-    """Return one line on selection and halting."""
+    """Return one line about selection and halting."""
     full, halted = results["width"][results["depth"]][NUM_SELECTED], results["halted"]
     return (
         f"of {NUM_SELECTED} samples: one {full['sample']:.3f}, vote {full['vote']:.3f}, value {full['value']:.3f}; "

@@ -1,48 +1,48 @@
-"""Tables of what more compute at inference gives, from the JSON of ``scaling.py`` for several checkpoints."""
+"""Tables of the effect of more compute, from the JSON of ``scaling.py`` for several checkpoints."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from experiments.scaling.scaling import SPREAD_COUNTS, SPREADS
+from experiments.scaling.scaling import OTHER_SCHEMES, SCHEME_COUNTS
 from experiments.tables.cells import point_and_sd, share_with_interval
 
 Results = dict[str, Any]
 COLUMNS = ("whole", "shallower", "shallower_as_right", "halting", "halting_as_right")
-SHOWN_BUDGETS = (5, 20)  # in whole trajectories
+TABLE_BUDGETS = (5, 20)  # in trajectories of full depth
 
 
 def selection_table(studies: list[Results], no_noise: Results) -> str:
-    """Show selection and halting, and for comparison one trajectory without noise on the full test split."""
+    """Return the table of selection and halting, with one trajectory without noise on the full test split."""
     lines = [
         "| checkpoint | unseen inputs | steps | one sample | vote of 20 | by value, of 20 | task's check, of 20 "
         "| no noise, N = 1 (whole test split) | halting: one sample (P) | steps taken "
-        "| core evaluations saved, the heads' deducted |",
+        "| core evaluations saved, less the heads' work |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for s in studies:
         full, halted, depth = s["width"][str(s["depth"])][str(s["of"])], s["halted"], s["depth"]
         votes = [share_with_interval([full[name]], s["inputs"]) for name in ("vote", "value", "verified")]
-        flat = no_noise[s["checkpoint"]]
+        point = no_noise[s["checkpoint"]]
         saved = 1 - halted["steps"] * (1 + s["head_cost"]) / depth
         lines.append(
             f"| `{s['checkpoint']}` | {s['inputs']} | {depth} | {point_and_sd(full, 'sample')} | {' | '.join(votes)} "
-            f"| {share_with_interval([flat['accuracy']], flat['num_inputs'])} of {flat['num_inputs']:,} "
+            f"| {share_with_interval([point['accuracy']], point['num_inputs'])} of {point['num_inputs']:,} "
             f"| {point_and_sd(halted, 'sample')} ({s['halt']:g}) | {halted['steps']:.1f} | {saved:.0%} |"
         )
     return "\n".join(lines)
 
 
 def compute_table(studies: list[Results]) -> str:
-    """Show, at each budget, the point of each method that was best on validation inputs, measured on test inputs."""
+    """Return the table of the points that were chosen on validation inputs at each budget, measured on test inputs."""
     lines = [
-        "| checkpoint, core evaluations an input | whole trajectories | fewer steps each | and as right "
-        "| halting | and as right |",
+        "| checkpoint, core evaluations per input | whole trajectories | fewer steps | fewer steps, as accurate "
+        "| halting | halting, as accurate |",
         "|---|---|---|---|---|---|",
     ]
     for s in studies:
         choices, points = s["validation"]["chosen"], s["points"]
-        for budget in (b * s["depth"] for b in SHOWN_BUDGETS):
+        for budget in (b * s["depth"] for b in TABLE_BUDGETS):
             row = choices[str(budget)]
             cells = [_cell(points, row[column]) for column in COLUMNS]
             lines.append(f"| `{s['checkpoint']}`, {budget} | {' | '.join(cells)} |")
@@ -56,19 +56,19 @@ def _cell(points: dict[str, dict[str, float]], name: str | None) -> str:
     return f"{point_and_sd(point, 'coverage')}; {point['sample']:.3f} ({name}; {point['work']:.0f})"
 
 
-def spread_table(studies: list[Results]) -> str:
-    """Show coverage and accuracy of trajectories that halt, by draw scheme."""
-    kinds = ("independent", *SPREADS)
+def scheme_table(studies: list[Results]) -> str:
+    """Return the table of coverage and accuracy of trajectories that halt, by draw scheme."""
+    kinds = ("independent", *OTHER_SCHEMES)
     lines = [
         f"| checkpoint, N | {' | '.join(kind.capitalize() if kind == 'sobol' else kind for kind in kinds)} |",
         "|---" * (len(kinds) + 1) + "|",
     ]
     for s in studies:
-        for n in SPREAD_COUNTS:
+        for n in SCHEME_COUNTS:
             cells = []
             for kind in kinds:
                 p = s["spreads"][kind][str(n)]
-                fewer = f", N = {p['n']}" if p["n"] != n else ""
-                cells.append(f"{point_and_sd(p, 'coverage')}; {p['sample']:.3f}{fewer}")
+                count_note = f", N = {p['n']}" if p["n"] != n else ""
+                cells.append(f"{point_and_sd(p, 'coverage')}; {p['sample']:.3f}{count_note}")
             lines.append(f"| `{s['checkpoint']}`, {n} | {' | '.join(cells)} |")
     return "\n".join(lines)

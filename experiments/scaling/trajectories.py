@@ -1,8 +1,8 @@
 """Record the answers of many trajectories after every supervision step, cached in files between runs.
 
-The studies of the number of samples, depth and halting read all their points from one recording. The first trajectories
-of an input are recorded to the full depth. Later ones stop where more steps of so many trajectories would exceed the
-work of the comparison, but not before they would have halted.
+The studies of the number of samples, depth and halting compute all their figures from one recording. The first
+trajectories of an input are recorded to the full depth. Later ones are recorded to the depth at which so many
+trajectories reach the largest work of the comparison, or further until they would halt.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pyro_gram.system.files import read_json, write_json
 from pyro_gram.system.machine import environment
 
 SAMPLE_COUNTS = (1, 2, 5, 10, 20, 50, 100)
-FULL_TRAJECTORIES = 20  # trajectories of full depth: their work bounds that of every point
+FULL_TRAJECTORIES = 20  # trajectories recorded to full depth; their work is the largest work of the comparison
 NAMES = ("tokens", "score", "value", "halt")
 Progress = Callable[[int], object]
 
@@ -55,32 +55,37 @@ class Trajectories:
         return Trajectories(*(part[:depth, :n] for part in vars(self).values()))
 
     def halted(self, halt: float) -> Rollout:
-        """Return the samples as if each trajectory had stopped at its first step with P(right) >= halt; 1 for never."""
+        """Return the samples if each trajectory stops at its first step with P(right) >= halt (1 for never)."""
         steps = halting_steps(self.halt, halt)
-        at = steps[None] - 1
-        score, value = (part.gather(0, at)[0] for part in (self.score, self.value))
-        tokens = self.tokens.gather(0, at[..., None].expand(1, *self.tokens.shape[1:]))[0]
+        last_step = steps[None] - 1
+        score, value = (part.gather(0, last_step)[0] for part in (self.score, self.value))
+        tokens = self.tokens.gather(0, last_step[..., None].expand(1, *self.tokens.shape[1:]))[0]
         return Rollout(tokens, score, steps, steps.sum(0), value)
 
 
 def halting_steps(halt: Tensor, threshold: float) -> Tensor:
-    """Return the first step with P(right) >= threshold, else the last: ``[S, N, B]`` to int64 ``[N, B]``, from 1."""
-    sure = halt >= threshold if threshold < 1 else torch.zeros_like(halt, dtype=torch.bool)
-    sure[-1] = True
-    return sure.int().argmax(0) + 1
+    """Return the first step with P(right) >= threshold, or the last one, counted from 1: int64 ``[N, B]``.
+
+    Args:
+        halt: P(right) after each step, ``[S, N, B]``.
+        threshold: 1 for no halting.
+    """
+    is_sure = halt >= threshold if threshold < 1 else torch.zeros_like(halt, dtype=torch.bool)
+    is_sure[-1] = True
+    return is_sure.int().argmax(0) + 1
 
 
 def is_within_work(n: int, depth: int, full_depth: int) -> bool:
-    """Is the work of n trajectories of ``depth`` steps within that of the comparison?"""
+    """Is the work of n trajectories of ``depth`` steps within the largest work of the comparison?"""
     return n * depth <= FULL_TRAJECTORIES * full_depth
 
 
-def least_depth(number: int, full_depth: int) -> int:
-    """Return the depth to which the trajectory ``number`` (from 0) is recorded at least."""
+def min_depth(number: int, full_depth: int) -> int:
+    """Return the depth to which trajectory ``number`` (from 0) is at least recorded."""
     if number < FULL_TRAJECTORIES:
         return full_depth
-    width = next(n for n in SAMPLE_COUNTS if n > number)  # the narrowest sample that it belongs to
-    return FULL_TRAJECTORIES * full_depth // width
+    n = next(n for n in SAMPLE_COUNTS if n > number)  # the smallest N whose samples include it
+    return FULL_TRAJECTORIES * full_depth // n
 
 
 def record_trajectories(
@@ -100,12 +105,12 @@ def record_trajectories(
     Args:
         solver: a checkpoint with heads.
         x: inputs, int64 ``[B, *event]``.
-        num_samples: N, one of ``WIDTHS``.
+        num_samples: N, one of ``SAMPLE_COUNTS``.
         depth: supervision steps.
-        seed: of the draws; where no trajectory stops early they are those of ``sampling.rollout.rollout``.
-        halt: trajectories beyond ``WHOLE`` stop at this P(right), once they are as deep as :func:`least_depth` says.
-        folder: cache of this checkpoint (:func:`cache_folder`), a file for each chunk of the inputs; None for none.
-        name: of the inputs, in the folder.
+        seed: of the draws; if no trajectory stops early they are the same as in ``sampling.rollout.rollout``.
+        halt: trajectories after the first ``FULL_TRAJECTORIES`` stop at this P(right), not before :func:`min_depth`.
+        folder: cache of this checkpoint (:func:`cache_folder`), a file for each chunk of inputs; None for no cache.
+        name: of the set of inputs, for the names of the files.
         progress: called with the number of trajectories that have been recorded.
     """
     chunks: list[dict[str, Tensor]] = []
@@ -129,7 +134,7 @@ def record_trajectories(
 
 def _roll_chunk(solver: Solver, x: Tensor, n: int, depth: int, halt: float) -> dict[str, Tensor]:
     b = len(x)
-    least = torch.tensor([least_depth(number, depth) for number in range(n)], device=x.device).repeat_interleave(b)
+    min_depths = torch.tensor([min_depth(number, depth) for number in range(n)], device=x.device).repeat_interleave(b)
     steps: list[dict[str, Tensor]] = []
     with Temper(solver.config.temper):
         end = run_steps(solver.model, x, None, n, 1)
@@ -138,8 +143,8 @@ def _roll_chunk(solver: Solver, x: Tensor, n: int, depth: int, halt: float) -> d
         active = torch.arange(n * b, device=x.device)
         steps.append(answers)
         for step in range(2, depth + 1):
-            stays = (least[active] >= step) | (answers[HALT] < halt)
-            active, state = active[stays], LatentState(state.h[stays], state.l[stays])
+            goes_on = (min_depths[active] >= step) | (answers[HALT] < halt)
+            active, state = active[goes_on], LatentState(state.h[goes_on], state.l[goes_on])
             last = steps[-1]
             if len(active):
                 end = run_steps(solver.model, x[active % b], state, None, 1)
@@ -168,9 +173,9 @@ def cache_folder(folder: Path | None, checkpoint: Path, solver: Solver) -> Path 
 def cached_tensors(
     folder: Path | None, name: str, settings: dict[str, Any], make: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Read the tensors that ``folder`` holds under a name and settings; make and store them where it has none.
+    """Read tensors from the file of this name and these settings in ``folder``; make and store them if there is none.
 
-    ``tokens`` are stored as bytes. A file holds arrays and no code, and is renamed to its name once it is complete.
+    ``tokens`` are stored as uint8. A file is written under another name and renamed when it is complete.
     """
     if folder is None:
         return make()
@@ -183,8 +188,8 @@ def cached_tensors(
         unfinished = path.with_suffix(".part")
         save_file(tensors, unfinished)
         unfinished.replace(path)
-    stored = load_file(path)
-    return {**stored, "tokens": stored["tokens"].long()}
+    tensors = load_file(path)
+    return {**tensors, "tokens": tensors["tokens"].long()}
 
 
 def add_result(path: Path, label: str, result: dict[str, Any]) -> None:

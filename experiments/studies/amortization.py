@@ -1,9 +1,10 @@
-"""Measure the amortization gap: a trained guide's bound against guides fitted to the measured pairs.
+"""Measure the amortization gap: compare a trained guide with guides that are fitted to the measured pairs.
 
-The model stays as it is. For held-out pairs (x, y) the full bound (Eq. 13) of its guide is compared with two others,
-fitted by SVI to these very pairs: a copy of the guide, and the mean-field guide, whose means and scales of every
-transition start at the guide's. All lie below log p(y | x). The copy less the guide is the amortization gap, log p less
-the copy the approximation gap. The mean-field guide differs in another way too: it does not see the state u_t.
+The model is fixed. On held-out pairs (x, y) the full ELBO (Eq. 13) of its trained guide is compared with that of two
+guides fitted by SVI to these pairs: a copy of the trained guide, and a mean-field guide, which starts at the trained
+guide's means and scales of every transition. All three ELBOs lie below log p(y | x). The amortization gap is the ELBO
+of the copy minus that of the trained guide; the approximation gap is log p(y | x) minus the ELBO of the copy. The
+mean-field guide also differs in that it does not see the state u_t.
 
     python experiments/studies/amortization.py --checkpoint checkpoints/coloring8.safetensors
 """
@@ -36,45 +37,45 @@ from pyro_gram.system.machine import environment
 from pyro_gram.tasks.batches import generator_for
 
 HERE = Path(__file__).parent
-DRAWS = 200  # of each datum, for every bound
-PRIOR_DRAWS = 4000  # of each datum, for log p(y | x)
-PARTICLES = 8  # of an update
-COPY_LR = 1e-3  # of the copy of the guide, which has been trained
+DRAWS = 200  # trajectories of each pair, for every bound
+PRIOR_DRAWS = 4000  # trajectories of each pair, for log p(y | x)
+PARTICLES = 8  # trajectories of each pair in an update
+COPY_LR = 1e-3  # small, because the copy starts from trained weights
 
 
-def started_at(guide: nn.Module, model: Any, x: Tensor, y: Tensor, steps: int) -> MeanFieldGuide:
-    """Return a mean-field guide that starts at the posteriors of ``guide`` along one of its draws."""
+def mean_field_at(guide: nn.Module, model: Any, x: Tensor, y: Tensor, steps: int) -> MeanFieldGuide:
+    """Return a mean-field guide that starts at the posteriors of ``guide`` along one drawn trajectory."""
     with torch.no_grad(), pyro.validation_enabled(False):
         trace = poutine.trace(guide).get_trace(x, y, steps=steps, truncated=False)
     posteriors = {
         transition_index(name): site["fn"] for name, site in trace.nodes.items() if transition_index(name) is not None
     }
     config = MeanFieldGuideConfig(num_pairs=len(y), transitions=len(posteriors))
-    free = MeanFieldGuide(config, model.spec, model, model.config.width)
-    free.train()
-    rows = free.encode(x, y)
+    mean_field_guide = MeanFieldGuide(config, model.spec, model, model.config.width)
+    mean_field_guide.train()
+    rows = mean_field_guide.encode(x, y)
     with torch.no_grad():
         for t, q in posteriors.items():
-            free.loc[rows, t] = q.base_dist.loc
-            free.log_scale[rows, t] = (q.base_dist.scale / config.initial_scale).log()
-    return free
+            mean_field_guide.loc[rows, t] = q.base_dist.loc
+            mean_field_guide.log_scale[rows, t] = (q.base_dist.scale / config.initial_scale).log()
+    return mean_field_guide
 
 
-def fit(free: nn.Module, model: nn.Module, x: Tensor, y: Tensor, steps: int, updates: int, lr: float) -> None:
-    """Raise the full bound of these pairs by the parameters of ``free``, the model fixed."""
+def fit(guide: nn.Module, model: nn.Module, x: Tensor, y: Tensor, steps: int, updates: int, lr: float) -> None:
+    """Fit a guide to these pairs by maximizing their full ELBO, with the model fixed."""
     for p in model.parameters():
         p.requires_grad_(False)
-    free.train()
+    guide.train()
     elbo = MeanFieldELBO(num_particles=PARTICLES, vectorize_particles=True, max_plate_nesting=1)
-    adam = torch.optim.Adam(free.parameters(), lr)
+    adam = torch.optim.Adam(guide.parameters(), lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, updates)
     with pyro.validation_enabled(False):
         for _ in trange(updates, desc="fit", file=sys.stderr):
             adam.zero_grad()
-            elbo.differentiable_loss(model, free, x, y, steps=steps, truncated=False).backward()
+            elbo.differentiable_loss(model, guide, x, y, steps=steps, truncated=False).backward()
             adam.step()
             schedule.step()
-    free.eval()
+    guide.eval()
 
 
 def bounds_of(model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, Tensor]:
@@ -89,7 +90,7 @@ def summary(values: Tensor) -> dict[str, float]:
 
 
 def markdown(study: dict[str, Any]) -> str:
-    """Show the bounds and the two gaps between them as a Markdown table."""
+    """Return a Markdown table of the bounds and the two gaps between them."""
     bounds, log_p = study["bounds"], study["log_p_prior_mc"]
     rows = [
         ("ELBO, the trained guide", bounds["guide"]["elbo"]),
@@ -99,8 +100,8 @@ def markdown(study: dict[str, Any]) -> str:
         (f"ELBO, mean field fitted to these pairs, {study['updates']} updates", bounds["mean_field"]["elbo"]),
         ("its importance-weighted bound", bounds["mean_field"]["iwae"]),
         (f"log p(y\\|x), {log_p['draws']:,} trajectories of the prior", log_p),
-        ("amortization gap: the copy less the guide", study["amortization_gap"]),
-        ("approximation gap: log p less the copy", study["approximation_gap"]),
+        ("amortization gap: ELBO of the copy minus that of the guide", study["amortization_gap"]),
+        ("approximation gap: log p minus ELBO of the copy", study["approximation_gap"]),
     ]
     lines = [
         f"| `{study['checkpoint']}`, {study['inputs']} held-out pairs, {study['depth']} steps | nats a pair |",
@@ -114,8 +115,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--checkpoint", required=True, metavar="PATH")
     parser.add_argument("--inputs", type=int, default=24, help="held-out pairs (default 24)")
     parser.add_argument("--depth", type=int, default=4, help="supervision steps of a trajectory (default 4)")
-    parser.add_argument("--updates", type=int, default=400, help="of the free parameters (default 400)")
-    parser.add_argument("--lr", type=float, default=0.02, help="of the free parameters (default 0.02)")
+    parser.add_argument("--updates", type=int, default=400, help="updates in each fit (default 400)")
+    parser.add_argument("--lr", type=float, default=0.02, help="learning rate of the mean-field guide (default 0.02)")
     parser.add_argument("--out", type=Path, default=HERE / "amortization.json", metavar="FILE")
     add_trust_option(parser)
     arguments = parser.parse_args(argv)
@@ -128,11 +129,11 @@ def main(argv: list[str]) -> int:
     puzzles = solver.task.split("test")
     x, y = puzzles.sample_pairs(arguments.inputs, generator_for(1, arguments.inputs))
     if x is None or guide_traits(guide).follows_prior:
-        raise ConfigError("this study is of a guide that infers answers to inputs")
+        raise ConfigError("this study needs a task with inputs and a guide with an inference network")
     bounds = {"guide": bounds_of(model, guide, x, y, arguments.depth)}
-    free = started_at(guide, model, x, y, arguments.depth)
-    fit(free, model, x, y, arguments.depth, arguments.updates, arguments.lr)
-    bounds["mean_field"] = bounds_of(model, free, x, y, arguments.depth)
+    mean_field_guide = mean_field_at(guide, model, x, y, arguments.depth)
+    fit(mean_field_guide, model, x, y, arguments.depth, arguments.updates, arguments.lr)
+    bounds["mean_field"] = bounds_of(model, mean_field_guide, x, y, arguments.depth)
     same_model, copy_of_guide = copy.deepcopy((model, guide))
     fit(copy_of_guide, same_model, x, y, arguments.depth, arguments.updates, COPY_LR)
     bounds["copy"] = bounds_of(same_model, copy_of_guide, x, y, arguments.depth)

@@ -1,10 +1,10 @@
 """Compare a particle filter with weighting once: ``python experiments/studies/filtering.py --checkpoint PATH ...``.
 
-Sequential Monte Carlo (``sampling.smc``) resamples trajectories on their way; "reweighted once" gives independent ones
-the very weights that the filter aims at, at their end. Both are judged as ``solve.py`` answers: resampled to N samples
-of equal weight. Settings are chosen on validation inputs, at a depth where many trajectories are wrong: the filter's so
-that its samples are right most often, and the best weights to give once. What they are worth is measured
-on test inputs, there and at the full depth, beside how often the filter resampled.
+Sequential Monte Carlo (``sampling.smc``) resamples trajectories after supervision steps. It is compared with
+independent trajectories that are weighted once, at their end, by the weights that the filter targets. Both are measured
+after resampling to N samples of equal weight, as ``solve.py`` does. Two settings are chosen on validation inputs, at a
+depth where many trajectories are wrong: those of the most accurate filter, and those of the best weights at the end.
+Both are measured on test inputs, at that depth and at the full depth.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from pyro_gram.tasks.base import PuzzleSet
 
 NUM_SAMPLES = 20  # trajectories an input
 POWERS = (1.0, 4.0, 16.0)
-THRESHOLD = 0.9  # resample where the effective sample size falls below this share
-INPUTS = 64  # of each split, at the most
+THRESHOLD = 0.9  # resample if the effective sample size is below this share of N
+INPUTS = 64  # largest number of inputs of each split
 OUT = Path(__file__).with_suffix(".json")
 
 
-def settings() -> list[SMCConfig]:
-    """List the filters that are tried on validation inputs: the usual one, and others that resample more."""
+def list_filters() -> list[SMCConfig]:
+    """List the filters that are measured on validation inputs: the default one, and others that resample more."""
     return [SMCConfig(VALUE, 1.0, 0.5), *(SMCConfig(*words, THRESHOLD) for words in product(POTENTIALS, POWERS))]
 
 
@@ -50,7 +50,7 @@ def tuning_depth(full_depth: int) -> int:
 
 
 class Filtering:
-    """Filter, or weigh once, trajectories of one checkpoint on a set of inputs.
+    """Trajectories of one checkpoint on a set of inputs, filtered or weighted once.
 
     Args:
         study: the checkpoint, and its recorded trajectories.
@@ -65,7 +65,7 @@ class Filtering:
         self.trajectories = Trajectories(*(part[:, :, : len(self.puzzles)] for part in vars(trajectories).values()))
 
     def measure(self, tokens: Tensor, weight: Tensor) -> dict[str, float]:
-        """Measure weighted trajectories ``[N, B]``, resampled to as many of equal weight."""
+        """Resample trajectories by their weights ``[N, B]`` to N of equal weight, and measure these."""
         ancestors = sample_ancestors(weight, self.seed)
         tokens = tokens[ancestors, torch.arange(ancestors.shape[1])]
         puzzles, task = self.puzzles, self.study.solver.task
@@ -86,7 +86,7 @@ class Filtering:
         return self.measure(self.trajectories.tokens[depth - 1], (psi.clamp(min=FLOOR).log() * config.power).softmax(0))
 
     def filtered(self, depth: int, config: SMCConfig) -> dict[str, float]:
-        """Measure filtered trajectories; ``resampled`` is the share of steps and inputs with a resampling."""
+        """Measure filtered trajectories; ``resampled`` is the share of steps, over all inputs, with a resampling."""
         solver = self.study.solver
         assert self.puzzles.inputs is not None
         particles = smc(
@@ -105,7 +105,7 @@ class Filtering:
         return results | {"resampled": particles.is_resampled.double().mean().item(), "least_ess": least}
 
     def pair(self, depth: int, config: SMCConfig) -> dict[str, Any]:
-        """Measure the filter, and the same weights given once."""
+        """Measure the filter, and the same weights at the end only."""
         return {
             "settings": vars(config),
             "filtered": self.filtered(depth, config),
@@ -113,17 +113,19 @@ class Filtering:
         }
 
 
-def best_filter(tried: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the settings under which the filter's samples are right most often; coverage breaks ties."""
-    return max(tried, key=lambda pair: (pair["filtered"]["sample"], worth(pair["filtered"])))["settings"]
+def best_filter(pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the settings of the most accurate filter; coverage breaks ties."""
+    return max(pairs, key=lambda pair: (pair["filtered"]["sample"], accuracy_plus_coverage(pair["filtered"])))[
+        "settings"
+    ]
 
 
-def best_weights(tried: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the settings whose weights, given once, have the highest :func:`worth`."""
-    return max(tried, key=lambda pair: worth(pair["reweighted"]))["settings"]
+def best_weights(pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the settings whose weights at the end have the highest :func:`accuracy_plus_coverage`."""
+    return max(pairs, key=lambda pair: accuracy_plus_coverage(pair["reweighted"]))["settings"]
 
 
-def worth(point: dict[str, float]) -> float:
+def accuracy_plus_coverage(point: dict[str, float]) -> float:
     """Return the sum of accuracy and coverage."""
     return point["sample"] + point.get("coverage", 0.0)
 
@@ -138,27 +140,29 @@ def measure(path: Path, arguments: Any) -> dict[str, Any]:
     solver = pyro_gram.load(path, trust_code=arguments.trust_code)
     check_has_heads(solver.model, "filter")
     full_depth = solver.config.depth
-    short, cache = tuning_depth(full_depth), cache_folder(arguments.keep, path, solver)
+    short_depth, cache = tuning_depth(full_depth), cache_folder(arguments.keep, path, solver)
     with tqdm(unit="step", unit_scale=True, desc=checkpoint_label(path), file=sys.stderr, mininterval=1.0) as bar:
-        chooser = make_study(solver, first_puzzles(solver, "validation", arguments.validation), cache, bar.update)
-        validation = Filtering(chooser, "validation", 0)
-        tried = [validation.pair(short, config) for config in settings()]
-        filter_config, weight_config = SMCConfig(**best_filter(tried)), SMCConfig(**best_weights(tried))
+        validation_study = make_study(
+            solver, first_puzzles(solver, "validation", arguments.validation), cache, bar.update
+        )
+        validation = Filtering(validation_study, "validation", 0)
+        pairs = [validation.pair(short_depth, config) for config in list_filters()]
+        filter_config, weight_config = SMCConfig(**best_filter(pairs)), SMCConfig(**best_weights(pairs))
         study = make_study(solver, first_puzzles(solver, "test", arguments.inputs), cache, bar.update)
         results = []
         for number in range(arguments.seeds):
             test = Filtering(study, "test", SEED * (number + 1))
             results.append(
-                {depth: test_rows(test, depth, filter_config, weight_config) for depth in (short, full_depth)}
+                {depth: test_rows(test, depth, filter_config, weight_config) for depth in (short_depth, full_depth)}
             )
     return {
-        "short": short,
+        "short": short_depth,
         "depth": full_depth,
         "num_samples": NUM_SAMPLES,
         "seeds": arguments.seeds,
         "validation_inputs": len(validation.puzzles),
         "inputs": len(test.puzzles),
-        "tried": tried,
+        "tried": pairs,
         "tuned": vars(filter_config),
         "weighed": vars(weight_config),
         "test": over_seeds(results),
@@ -168,7 +172,7 @@ def measure(path: Path, arguments: Any) -> dict[str, Any]:
 def test_rows(
     test: Filtering, depth: int, filter_config: SMCConfig, weight_config: SMCConfig
 ) -> dict[str, dict[str, float]]:
-    """Measure the methods at one depth: the filter, its weights given once, and the best weights given once."""
+    """Measure no weights, the filter, its weights at the end, and the best weights at the end, at one depth."""
     return {
         "independent": test.independent(depth),
         "filtered": test.filtered(depth, filter_config),
@@ -178,10 +182,10 @@ def test_rows(
 
 
 def markdown(study: dict[str, Any]) -> str:
-    """Show the filter and weighing once, as a Markdown table."""
+    """Return a Markdown table of the filter and of weights at the end."""
     lines = [
         "| checkpoint, steps (test inputs) | independent | filtered: potential, power, threshold | resampled after "
-        "| the same weights once, at the end | the best weights once, at the end: potential, power |",
+        "| the same weights at the end only | the best weights at the end only: potential, power |",
         "|---|---|---|---|---|---|",
     ]
     for name, s in by_checkpoint(study):
@@ -192,7 +196,7 @@ def markdown(study: dict[str, Any]) -> str:
             lines.append(
                 f"| `{name}`, {depth} ({s['inputs']}) | {cells['independent']} "
                 f"| {cells['filtered']}: {t['potential']}, {t['power']:g}, {t['threshold']:g} "
-                f"| {resampled:.1%} of stages | {cells['reweighted']} "
+                f"| {resampled:.1%} of steps | {cells['reweighted']} "
                 f"| {cells['weighed']}: {weight_config['potential']}, {weight_config['power']:g} |"
             )
     return "\n".join(lines)
@@ -201,11 +205,15 @@ def markdown(study: dict[str, Any]) -> str:
 def make_parser() -> Parser:
     parser = Parser("filtering.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--checkpoint", type=Path, nargs="+", required=True, metavar="PATH", help="with heads")
-    parser.add_argument("--out", type=Path, default=OUT, metavar="JSON", help="added to, if it is there")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="JSON", help="results are added to this file")
     parser.add_argument("--inputs", type=int, metavar="B", help=f"test inputs to record (at most {INPUTS} are used)")
-    parser.add_argument("--validation", type=int, metavar="B", help="validation inputs, likewise")
+    parser.add_argument(
+        "--validation", type=int, metavar="B", help=f"validation inputs to record (at most {INPUTS} are used)"
+    )
     parser.add_argument("--seeds", type=int, default=3, metavar="K", help="(default 3)")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="as for scaling.py, whose roll-outs are taken from it")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="cache of recorded trajectories, shared with scaling.py --keep"
+    )
     add_trust_option(parser)
     return parser
 

@@ -1,10 +1,10 @@
 """Measure committed checkpoints on inputs that were never measured while settings were chosen.
 
-Test figures were in view while some settings were chosen. Graphs and small Sudokus are therefore drawn anew, under
-another data seed and without all that is symmetric to an input of any split (``Task.fresh_inputs``). Queens cannot be:
-every input is in a split, and what is left are test inputs beyond those that runs are measured on (10 queens: 5,513).
-Trajectories of the prior as each checkpoint was measured (its temper, its depth, nothing halts), several seeds of the
-draws. A checkpoint that is in the JSON already, measured so, is not measured again.
+Some settings were chosen when figures of the test split were known. Graphs and small Sudokus are therefore generated
+again under another data seed, and none of them is symmetric to an input of any split (``Task.fresh_inputs``). This is
+impossible for queens, because every input is in a split; for them the study uses test inputs that no run measures
+(10 queens: 5,513). Each checkpoint is sampled with its own tempering and depth, without halting, under several seeds of
+the draws. A checkpoint is not measured again if the JSON has its results with the same settings.
 
     python experiments/studies/fresh.py
 """
@@ -38,7 +38,7 @@ METRICS = (
 
 
 def fresh_puzzles(solver: Solver, count: int, data_seed: int) -> tuple[PuzzleSet, str]:
-    """Return up to ``count`` inputs that no run was measured on, and their description.
+    """Return up to ``count`` inputs on which no run was measured, and their description.
 
     Raises:
         ConfigError: there are none, or fewer than ``count`` can be drawn.
@@ -63,7 +63,7 @@ def measure_draws(solver: Solver, puzzles: PuzzleSet, seeds: int) -> dict[str, A
     draws: list[dict[str, Any]] = []
     for seed in range(seeds):
         print(f"  seed {seed}", file=sys.stderr)
-        halt = 1.0 if solver.has_heads else None  # never
+        halt = 1.0 if solver.has_heads else None  # trajectories never halt
         samples = solver.sample(puzzles.inputs, NUM_SAMPLES, seed=100_000 * (seed + 1), halt=halt)
         metrics = measure(solver.task, puzzles, samples.tokens, samples.score).to_dict()
         draws.append({name: metrics[name] for name in METRICS})
@@ -76,7 +76,7 @@ def measure_draws(solver: Solver, puzzles: PuzzleSet, seeds: int) -> dict[str, A
 
 
 def checkpoint_path(name: str) -> Path:
-    """Return the path of a committed checkpoint. Raises UserError where there is none."""
+    """Return the path of a committed checkpoint. Raises UserError if there is none of this name."""
     path = CHECKPOINTS / f"{name}.safetensors"
     if not path.exists():
         raise UserError(f"no committed checkpoint {name!r}: there is no {path}")
@@ -84,12 +84,12 @@ def checkpoint_path(name: str) -> Path:
 
 
 def weights_digest(path: Path) -> str:
-    """Return the SHA-256 of a checkpoint's tensors, whatever its header says."""
+    """Return the SHA-256 of a checkpoint's tensors; it does not depend on the header."""
     return tensor_digest(open_tensor_file(path, "model").tensors())
 
 
 def study_settings(path: Path, arguments: Any) -> dict[str, Any]:
-    """Return what decides whether a checkpoint is measured again: its weights, and the amount of inputs and draws."""
+    """Return the settings that must equal the JSON's for a checkpoint not to be measured again, with its digest."""
     return {"sha256": weights_digest(path)} | {
         name: getattr(arguments, name) for name in ("inputs", "data_seed", "seeds")
     }
@@ -116,9 +116,11 @@ def measure_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 def main(argv: list[str]) -> int:
     parser = Parser("fresh.py", description=__doc__)
     parser.add_argument("--checkpoints", nargs="+", metavar="NAME", default=NAMES, help=f"default: {' '.join(NAMES)}")
-    parser.add_argument("--inputs", type=int, default=1000, metavar="B", help="fresh inputs of each (default 1000)")
-    parser.add_argument("--data-seed", type=int, default=20_260, metavar="S", help="of the fresh inputs")
-    parser.add_argument("--seeds", type=int, default=3, metavar="K", help="of the draws (default 3)")
+    parser.add_argument(
+        "--inputs", type=int, default=1000, metavar="B", help="fresh inputs for each checkpoint (default 1000)"
+    )
+    parser.add_argument("--data-seed", type=int, default=20_260, metavar="S", help="seed of the fresh inputs")
+    parser.add_argument("--seeds", type=int, default=3, metavar="K", help="seeds of the draws (default 3)")
     parser.add_argument("--out", type=Path, default=HERE / "fresh.json", metavar="FILE")
     arguments = parser.parse_args(argv)
     for name, least in (("inputs", 1), ("seeds", 2), ("data_seed", 0)):

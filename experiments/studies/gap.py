@@ -1,12 +1,12 @@
-"""Study what closes the gap between guide and prior: variants of a preset at equal minutes, over seeds.
+"""Study which changes close the gap between guide and prior: train variants of a preset for equal minutes.
 
-Each variant of ``gap.toml`` changes a few settings of its preset and asks one question. Every run is measured on the
-*validation* split alone, on fresh trajectories of the prior, at several depths:
+Each variant of ``gap.toml`` changes a few settings of its preset and tests one hypothesis. Every run is measured on the
+*validation* split only, on fresh trajectories of the prior, at several depths:
 
     python experiments/studies/gap.py --study queens8
     python experiments/studies/gap.py --study queens8 --table
 
-Runs lie under ``--runs`` and resume; a run that is in the JSON already is not made again.
+Runs are kept under ``--runs``, where they can be resumed. A run whose results are in the JSON is not made again.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from pyro_gram.system.machine import environment
 from pyro_gram.tasks.batches import generator_for
 
 HERE = Path(__file__).parent
-TRANSITIONS = 16  # of the roll-outs that are compared, whatever a variant's T
-LENGTHS = (2, 4, 8, TRANSITIONS, 2 * TRANSITIONS)  # transitions of all roll-outs
-WEIGHED, WEIGHTS = 24, 100  # inputs whose importance weights are drawn, and how many of each
+TRANSITIONS = 16  # of the rollouts that are compared, for any T of a variant
+LENGTHS = (2, 4, 8, TRANSITIONS, 2 * TRANSITIONS)  # transitions of all rollouts
+NUM_WEIGHTED, NUM_DRAWS = 24, 100  # inputs for the importance weights, and weights of each input
 
 
 def read_study(name: str) -> dict[str, Any]:
-    """Read a study from ``gap.toml``. Raises ConfigError where there is none."""
+    """Read a study from ``gap.toml``. Raises ConfigError if there is none of this name."""
     studies = tomllib.loads((HERE / "gap.toml").read_text())
     if name not in studies:
         raise ConfigError(f"unknown study {name!r}; known: {', '.join(studies)}")
@@ -61,7 +61,7 @@ def config_of(study: dict[str, Any], variant: str, seed: int) -> RunConfig:
         raise ConfigError(f"unknown variant {variant!r}; known: {', '.join(study['variants'])}")
     config = read_preset(PRESETS, study["task"], study["preset"], seed=seed)
     config = with_settings(config, changes_of(study, variant))
-    # Last: no variant trains longer or reasons longer than another, and each is seen by its prior as it is.
+    # These come last: all variants train for the same time, have the same depth, and are measured without tempering.
     return with_settings(
         config,
         {
@@ -112,9 +112,9 @@ def measure_run(run: Run) -> dict[str, Any]:
 
 
 def pareto_k_of(run: Run, x: Tensor | None, y: Tensor) -> Tensor:
-    """Return k-hat of the guide's importance weights on the first ``WEIGHED`` inputs, ``[WEIGHED]``."""
+    """Return k-hat of the guide's importance weights for each of the first ``NUM_WEIGHTED`` inputs."""
     model, guide = run.trainer.averaged_modules
-    subset = slice(WEIGHED)
+    subset = slice(NUM_WEIGHTED)
     seed = run.solver.config.evaluate.seed
     draws = guide_draws(
         model,
@@ -122,7 +122,7 @@ def pareto_k_of(run: Run, x: Tensor | None, y: Tensor) -> Tensor:
         None if x is None else x[subset],
         y[subset],
         steps=run.solver.config.depth,
-        num_samples=WEIGHTS,
+        num_samples=NUM_DRAWS,
         seed=seed,
     )
     return pareto_smooth(draws.log_weight)[1]
@@ -133,8 +133,8 @@ def about_study(study: dict[str, Any]) -> dict[str, Any]:
     return {"study": study["name"]} | {key: study[key] for key in ("task", "preset", "minutes")}
 
 
-def so_far(path: Path, study: dict[str, Any]) -> dict[str, Any]:
-    """Read the study's JSON so far. Raises ConfigError where it is of another study, or of other minutes."""
+def read_results(path: Path, study: dict[str, Any]) -> dict[str, Any]:
+    """Read the study's JSON as it is now. Raises ConfigError if it belongs to another study, or to other minutes."""
     if not path.exists():
         return {"variants": {}}
     results = read_json(path)
@@ -153,15 +153,15 @@ def is_done(results: dict[str, Any], variant: str, config: RunConfig) -> bool:
     """Is this run in the JSON?
 
     Raises:
-        ConfigError: the variant is there with other settings.
+        ConfigError: the JSON has this variant with other settings.
     """
     entry = results["variants"].get(variant)
     if entry is None:
         return False
-    then = shared_settings(
+    stored_settings = shared_settings(
         RunConfig.from_dict(entry["config"], config.names.values())
-    )  # later settings: at their defaults
-    differing = [part for part, fields in shared_settings(config).items() if then.get(part) != fields]
+    )  # settings that are newer than the JSON have their defaults
+    differing = [part for part, fields in shared_settings(config).items() if stored_settings.get(part) != fields]
     if differing:
         raise ConfigError(f"{variant!r} was run with other settings of {differing[0]!r}: give another --out")
     return str(config.seed) in entry["seeds"]
@@ -170,27 +170,27 @@ def is_done(results: dict[str, Any], variant: str, config: RunConfig) -> bool:
 def collect(out: Path, study: dict[str, Any], runs: Path) -> None:
     """Put every measured run of the study into its JSON, in the order of ``gap.toml``.
 
-    Each run leaves its own file, so that processes which share a study lose nothing. Runs with other settings than the
-    study's (other minutes, a variant that is gone) are left where they are.
+    Each run writes a file of its own, so that several processes can work on one study. Runs with other settings than
+    the study's (other minutes, a variant that was removed) are ignored.
     """
-    results = so_far(out, study)
+    results = read_results(out, study)
     for path in sorted(runs.glob(f"{study['name']}-*-seed*/measured.json")):
         run = read_json(path)
         variant, seed = run.pop("variant"), run.pop("seed")
         if variant not in study["variants"] or run["config"] != shared_settings(config_of(study, variant, seed)):
             continue
-        about = {"asks": study["variants"][variant]["asks"], "changes": changes_of(study, variant)}
+        description = {"asks": study["variants"][variant]["asks"], "changes": changes_of(study, variant)}
         entry = results["variants"].setdefault(variant, {})
-        entry |= about | {"config": run.pop("config"), "seeds": entry.get("seeds", {}) | {str(seed): run}}
+        entry |= description | {"config": run.pop("config"), "seeds": entry.get("seeds", {}) | {str(seed): run}}
     results["variants"] = {name: results["variants"][name] for name in study["variants"] if name in results["variants"]}
     write_json(out, results | about_study(study))
 
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], float]] = {
-    "coverage": lambda run: compared(run)["coverage"],
-    "its limit": lambda run: compared(run)["coverage_limit"],
+    "coverage": lambda run: main_metrics(run)["coverage"],
+    "its limit": lambda run: main_metrics(run)["coverage_limit"],
     "total variation above perfect": lambda run: (
-        compared(run)["total_variation"] - compared(run)["total_variation_perfect"]
+        main_metrics(run)["total_variation"] - main_metrics(run)["total_variation_perfect"]
     ),
     "accuracy, 32 transitions": lambda run: run["by_length"][str(2 * TRANSITIONS)]["sample_accuracy"],
     "accuracy lost": lambda run: max(point[1] for point in run["curve"]) - run["curve"][-1][1],
@@ -201,17 +201,17 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], float]] = {
 }
 
 
-def compared(run: dict[str, Any]) -> dict[str, Any]:
+def main_metrics(run: dict[str, Any]) -> dict[str, Any]:
     """Return the metrics of a run after TRANSITIONS transitions."""
     return run["by_length"][str(TRANSITIONS)]
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Show a line for each variant as Markdown: means over seeds, and the range of the accuracy of one sample."""
+    """Return a Markdown table with a row for each variant: means over seeds, and the range of accuracies."""
     lines = [f"| variant | seeds | accuracy | {' | '.join(COLUMNS)} |", "|---" * (3 + len(COLUMNS)) + "|"]
     for name, variant in results["variants"].items():
         runs = list(variant["seeds"].values())
-        accuracy = [compared(run)["sample_accuracy"] for run in runs]
+        accuracy = [main_metrics(run)["sample_accuracy"] for run in runs]
         means = {column: mean(value(run) for run in runs) for column, value in COLUMNS.items()}
         cells = [f"{value:.0f}" if column == "updates" else f"{value:.3f}" for column, value in means.items()]
         spread = f"{mean(accuracy):.3f} ({min(accuracy):.3f} to {max(accuracy):.3f})"
@@ -223,12 +223,12 @@ def markdown(results: dict[str, Any]) -> str:
 def main(argv: list[str]) -> int:
     parser = Parser("gap.py", description=__doc__)
     parser.add_argument("--study", required=True, help="a table of gap.toml")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these (default: all)")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="S", help="instead of the study's")
-    parser.add_argument("--minutes", type=float, metavar="M", help="of training a run, instead of the study's")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="run only these variants (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="S", help="seeds, instead of the study's")
+    parser.add_argument("--minutes", type=float, metavar="M", help="train for M minutes, instead of the study's")
     parser.add_argument("--runs", type=Path, default=Path("runs/studies"), metavar="DIR")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: experiments/studies/gap_STUDY.json")
-    parser.add_argument("--table", action="store_true", help="print the table of what is in FILE, and exit")
+    parser.add_argument("--table", action="store_true", help="print the table of the results in FILE, and exit")
     arguments = parser.parse_args(argv)
     study = read_study(arguments.study)
     out = arguments.out or HERE / f"gap_{arguments.study}.json"
@@ -240,22 +240,27 @@ def main(argv: list[str]) -> int:
     names = arguments.variants or list(study["variants"])
     seeds = arguments.seeds or study["seeds"]
     configs = {(seed, name): config_of(study, name, seed) for seed in seeds for name in names}
-    results = so_far(out, study)
-    missing = {key: config for key, config in configs.items() if not is_done(results, key[1], config)}
-    folders = {key: arguments.runs / f"{arguments.study}-{key[1]}-seed{key[0]}" for key in missing}
-    for key, config in missing.items():
+    results = read_results(out, study)
+    missing_configs = {key: config for key, config in configs.items() if not is_done(results, key[1], config)}
+    folders = {key: arguments.runs / f"{arguments.study}-{key[1]}-seed{key[0]}" for key in missing_configs}
+    for key, config in missing_configs.items():
         check_same_settings(folders[key], config, "--runs")
-    for (seed, name), config in missing.items():  # every variant once, then the next seed
+    for (seed, name), config in missing_configs.items():  # seed by seed
         print(f"{arguments.study}: {name}, seed {seed}", file=sys.stderr)
         folder = folders[seed, name]
         with open_run(config, folder, resume=True, data_dir=None, device=torch.device("cpu")) as run:
             try:
                 train(run)
-            except InterruptedRunError as stopped:
-                print("stopped; the same command goes on", file=sys.stderr)
-                return stopped.exit_code
-            about = {"variant": name, "seed": seed, "config": shared_settings(config), "environment": environment()}
-            write_json(folder / "measured.json", about | measure_run(run))
+            except InterruptedRunError as interruption:
+                print("stopped; to continue, run the same command", file=sys.stderr)
+                return interruption.exit_code
+            description = {
+                "variant": name,
+                "seed": seed,
+                "config": shared_settings(config),
+                "environment": environment(),
+            }
+            write_json(folder / "measured.json", description | measure_run(run))
         collect(out, study, arguments.runs)
     table = markdown(read_json(out))
     write_markdown(out, table)

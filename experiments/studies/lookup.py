@@ -1,9 +1,9 @@
-"""Measure a lookup of training answers on unseen boards of N-Queens, for each split.
+"""Measure a lookup in the training answers on unseen boards of N-Queens, for each split.
 
-A lookup keeps the answers of training inputs, and with ``images`` also their rotations and reflections. It answers an
-input with one of those that hold its given queens, uniformly at random; where there is none, it is wrong. No network is
-trained. On the paper's split by input this is the floor to beat: what a model shows beyond it is that it computes the
-answers, not that it has found new ones.
+The lookup stores the answers of training inputs, and with ``images`` also their rotations and reflections. It answers
+an input with a random one of the stored answers that contain its queens; if there is none, it is wrong. No network is
+trained. On the paper's split by input the lookup is a baseline: it solves every input, so a high accuracy on that split
+does not show that a model finds new placements.
 
     python experiments/studies/lookup.py
 """
@@ -31,11 +31,11 @@ NUM_SAMPLES = 20
 
 
 def count_matches(inputs: Tensor, answers: Tensor) -> Tensor:
-    """Count the answers that hold an input's queens.
+    """Count the answers that contain the queens of each input.
 
     Args:
-        given: 0 or 1 + column a row, int64 ``[B, n]``.
-        answers: distinct, the column of each row's queen, int64 ``[M, n]``.
+        inputs: for each row 0, or 1 + the column of its queen, int64 ``[B, n]``.
+        answers: the column of the queen in each row, all different, int64 ``[M, n]``.
 
     Returns:
         int64 ``[B]``.
@@ -48,32 +48,32 @@ def lookup_metrics(test: PuzzleSet, answers: Tensor) -> dict[str, float]:
 
     Args:
         test: its inputs and solutions in the ``row`` layout.
-        answers: distinct solutions, int64 ``[M, n]``; every one that holds an input's queens completes it.
+        answers: distinct solutions, int64 ``[M, n]``. Each one that contains an input's queens is a solution of it.
     """
     assert test.inputs is not None
     count, m = count_matches(test.inputs, answers).double(), test.num_solutions.double()
-    several = count.clamp(min=1)
+    clamped_count = count.clamp(min=1)
     return {
         "answers": len(answers),
         "sample_accuracy": (count > 0).double().mean().item(),
-        "coverage": (count / m * coverage_limit(several, NUM_SAMPLES)).mean().item(),
+        "coverage": (count / m * coverage_limit(clamped_count, NUM_SAMPLES)).mean().item(),
         "coverage_all": (count / m).mean().item(),
     }
 
 
 def measure_split(size: int, split_by: str) -> dict[str, Any]:
-    """Measure the lookup on one split, without and with images; count the unseen inputs with an image in training."""
+    """Measure the lookup on one split, with and without images; count the test inputs with an image in training."""
     task = NQueens(NQueensConfig(size=size, split_by=split_by))
     train, test = task.split("train"), task.split("test")
     assert train.inputs is not None
     assert test.inputs is not None
     answers = train.solutions.unique(dim=0)
     train_inputs = InputSet(train.inputs, task.spec.input_vocabulary)
-    copies = train_inputs.contains(images(test.inputs - 1) + 1).any(-1)
+    has_image = train_inputs.contains(images(test.inputs - 1) + 1).any(-1)
     return {
         "train": len(train),
         "test": len(test),
-        "symmetric_copies": int(copies.sum()),
+        "symmetric_copies": int(has_image.sum()),
         "coverage_limit": coverage_limit(test.num_solutions, NUM_SAMPLES).mean().item(),
         "plain": lookup_metrics(test, answers),
         "images": lookup_metrics(test, images(answers).flatten(0, 1).unique(dim=0)),
@@ -82,7 +82,9 @@ def measure_split(size: int, split_by: str) -> dict[str, Any]:
 
 def main(argv: list[str]) -> int:
     parser = Parser("lookup.py", description=__doc__)
-    parser.add_argument("--sizes", nargs="+", type=int, metavar="N", default=SIZES, help="(default 8 10)")
+    parser.add_argument(
+        "--sizes", nargs="+", type=int, metavar="N", default=SIZES, help="sizes of the board (default 8 10)"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "lookup.json", metavar="FILE")
     arguments = parser.parse_args(argv)
     check_writable(arguments.out)

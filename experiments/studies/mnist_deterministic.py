@@ -1,8 +1,8 @@
-"""Train a deterministic model of MNIST, whose Frechet distance GRAM has to beat.
+"""Train a deterministic model of MNIST: GRAM must have a smaller Frechet distance.
 
-TRM is GRAM conditioned on eps = 0 (``poutine.condition``). Trained on digits without input, its one trajectory can only
-end in one image, the most probable value of every pixel: Table 2 of the paper gives it an Inception score of 1.00. This
-script trains that program with the settings of a preset and writes its figures beside those of a GRAM run:
+The deterministic model (TRM) is GRAM with eps = 0. Without input it has one trajectory, which can only end in one
+image, the most probable value of every pixel; Table 2 of the paper gives it an Inception score of 1.00. This script
+trains it with the settings of a preset, and writes its figures beside those of a GRAM run:
 
     python experiments/studies/mnist_deterministic.py --data-dir DIR --gram checkpoints/mnist.results.json
 """
@@ -36,7 +36,7 @@ OUT = Path(__file__).with_suffix(".json")
 
 
 class NoGuidance(poutine.messenger.Messenger):
-    """Replace every guidance site by 0 and remove it: the program that remains is TRM."""
+    """Set every guidance to 0 and remove its site from the program, which leaves TRM."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if transition_index(msg["name"]) is not None:
@@ -44,8 +44,8 @@ class NoGuidance(poutine.messenger.Messenger):
             msg["done"] = msg["stop"] = True
 
 
-def deterministic(model: nn.Module) -> Any:
-    """Run a model's program without guidance."""
+def without_guidance(model: nn.Module) -> Any:
+    """Return the model's program without guidance."""
 
     def program(*args: Any, **kwargs: Any) -> Tensor:
         with NoGuidance():
@@ -55,11 +55,11 @@ def deterministic(model: nn.Module) -> Any:
 
 
 def train(config: RunConfig, task: Any, model: nn.Module, batches: int) -> float:
-    """Train by deep supervision, one update a supervision step, as GRAM is trained; return the seconds."""
+    """Train with deep supervision as GRAM is trained, with one update per supervision step; return the seconds."""
     start = time.perf_counter()
     stream = TargetStream(task, task.split("train"), config.train.batch, config.seed, config.train.augment)
     optim = TorchOptim({"model": model}, config.optim)
-    program = deterministic(model)
+    program = without_guidance(model)
     for number in range(batches):
         _, y = stream(number)
         state = None
@@ -76,8 +76,10 @@ def main(argv: list[str]) -> int:
     parser = Parser("mnist_deterministic.py", description=__doc__)
     parser.add_argument("--preset", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batches", type=int, default=200, help="it has converged long before (default 200)")
-    parser.add_argument("--data-dir", metavar="DIR", help="where the MNIST files are")
+    parser.add_argument(
+        "--batches", type=int, default=200, help="batches of training (default 200, more than enough to converge)"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="directory of the MNIST files")
     parser.add_argument("--gram", type=Path, required=True, metavar="FILE", help="results.json of the GRAM run")
     parser.add_argument("--out", type=Path, default=OUT, metavar="FILE")
     arguments = parser.parse_args(argv)
@@ -90,7 +92,7 @@ def main(argv: list[str]) -> int:
     seconds = train(config, task, model, arguments.batches)
     samples = gram["metrics"]["num_samples"]
     depth = config.depth
-    tokens = rollout(deterministic(model), None, num_samples=samples, depth=depth).tokens[:, 0]
+    tokens = rollout(without_guidance(model), None, num_samples=samples, depth=depth).tokens[:, 0]
     results = digits.assess(digits.reference(task, "test"), tokens)
     ours = {name: gram["metrics"][name] for name in ("frechet_distance", "inception_score", "num_samples")}
     write_json(

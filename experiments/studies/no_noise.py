@@ -1,7 +1,7 @@
-"""Measure one trajectory without noise of every committed checkpoint: ``python experiments/studies/no_noise.py``.
+"""Measure the committed checkpoints without noise: ``python experiments/studies/no_noise.py``.
 
-Every guidance is its prior's mean, so that an input has one trajectory and one answer, at the cost of one sample. It is
-measured on the whole test split.
+Every guidance is set to its prior's mean, so that an input has one trajectory and one answer, at the cost of one
+sample. The whole test split is measured.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAMES = ("coloring8", "coloring10", "nqueens8", "nqueens10", "sudoku4", "sudoku6
 
 
 def measure_checkpoint(path: Path, max_inputs: int | None = None) -> dict[str, Any]:
-    """Measure one checkpoint's trajectories without noise on the first test inputs; all where None."""
+    """Measure one checkpoint without noise on the first ``max_inputs`` test inputs (None: all)."""
     solver = pyro_gram.load(path)
     test = solver.task.split("test")
     puzzles = test if max_inputs is None else test.subset(max_inputs)
@@ -45,8 +45,10 @@ def measure_checkpoint(path: Path, max_inputs: int | None = None) -> dict[str, A
 def main(argv: list[str]) -> int:
     parser = Parser("no_noise.py", description=__doc__)
     parser.add_argument("--checkpoints", nargs="+", metavar="NAME", default=NAMES, help=f"default: {' '.join(NAMES)}")
-    parser.add_argument("--inputs", type=int, metavar="B", help="the first test inputs of each (default: all)")
-    parser.add_argument("--out", type=Path, default=HERE / "no_noise.json", metavar="FILE", help="added to")
+    parser.add_argument("--inputs", type=int, metavar="B", help="measure only the first B test inputs (default: all)")
+    parser.add_argument(
+        "--out", type=Path, default=HERE / "no_noise.json", metavar="FILE", help="results are added to it"
+    )
     arguments = parser.parse_args(argv)
     if arguments.inputs is not None and arguments.inputs < 1:
         raise UserError(f"--inputs must be at least 1, not {arguments.inputs}")

@@ -1,8 +1,7 @@
-"""Rewrite checkpoints, configs and results to the present names of settings: ``rewrite_headers.py FILE ...``.
+"""Rewrite checkpoints, configs and results with the new names of settings: ``rewrite_headers.py FILE ...``.
 
-Settings were renamed once, when the house was rebuilt. The library reads the present names alone, so that a file of
-before needs this script once: model checkpoints (``.safetensors``) and JSON that holds settings. A file that has the
-present names already stays as it is.
+Settings were renamed before version 0.1.0. The library reads the new names only, so older files must be rewritten once:
+model checkpoints (``.safetensors``), and JSON that contains settings. A file with the new names stays unchanged.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 from pyro_gram.system.cli import Parser, call
 from pyro_gram.system.files import open_tensor_file, read_json, write_json, write_tensor_file
 
-# By part of a config, the names that changed.
+# Old and new names of fields, by part of a config.
 RENAMED: dict[str, dict[str, str]] = {
     "task": {"fewest": "min_queens", "most": "max_queens"},
     "model": {
@@ -29,11 +28,11 @@ RENAMED: dict[str, dict[str, str]] = {
     "beta": {"most": "max", "quiet": "silent_fraction", "rise": "raise_factor", "fall": "lower_factor"},
     "verdict": {"heads": "attention_heads"},
 }
-PARTS = {"verdict": "heads"}  # the parts that changed their name
+PARTS = {"verdict": "heads"}  # old and new names of parts
 
 
 def rename(value: Any) -> Any:
-    """Return JSON with the settings in it renamed, however deep they lie."""
+    """Return JSON with the settings in it renamed, at any depth."""
     if isinstance(value, list):
         return [rename(item) for item in value]
     if not isinstance(value, dict):

@@ -1,8 +1,8 @@
 """Check that the committed checkpoints still give the same answers under the same seed.
 
 ``python experiments/studies/same_answers.py`` compares them with ``same_answers.json``, and ``--record`` writes that
-file: record before a change of the code, compare after it. Tokens repeat bit for bit on one kind of machine only, so
-that a comparison elsewhere says nothing.
+file: record before a change of the code, and compare after it. Tokens repeat bit for bit only on the same kind of
+machine, so a comparison on another kind means nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pyro_gram.system.machine import environment
 RECORD = Path(__file__).with_suffix(".json")
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 INPUTS, SAMPLES, SEED = 8, 10, 7
-# By name, the arguments of Solver.sample.
+# Arguments of Solver.sample, by name of the setting.
 SETTINGS: dict[str, dict[str, Any]] = {
     "as measured": {},
     "untempered": {"temper": pyro_gram.TemperConfig()},
@@ -50,17 +50,17 @@ def answers_of(solver: Solver) -> dict[str, str]:
         rollout = solver.sample(x, SAMPLES, seed=SEED, **settings)
         answers[name] = digest(rollout.tokens, rollout.steps)
     if x is not None:
-        solved = solver.solve(x, SAMPLES, seed=SEED, select="value" if solver.has_heads else "vote")
-        answers["solved"] = digest(torch.cat([one.solutions[0].y for one in solved]))
+        answer_list = solver.solve(x, SAMPLES, seed=SEED, select="value" if solver.has_heads else "vote")
+        answers["solved"] = digest(torch.cat([one.solutions[0].y for one in answer_list]))
     return answers
 
 
 def main(argv: list[str]) -> int:
     parser = Parser("same_answers.py", description=__doc__)
-    parser.add_argument("--record", action="store_true", help="write the answers down instead of comparing them")
-    parser.add_argument("--data-dir", metavar="DIR", help="where MNIST is found")
+    parser.add_argument("--record", action="store_true", help="write the answers to the file instead of comparing them")
+    parser.add_argument("--data-dir", metavar="DIR", help="directory of the MNIST files")
     arguments = parser.parse_args(argv)
-    torch.set_num_threads(1)  # sums of floats repeat
+    torch.set_num_threads(1)  # so that sums of floats repeat
     answers = {}
     for path in sorted(CHECKPOINTS.glob("*.safetensors")):
         print(path.stem, file=sys.stderr)
@@ -69,14 +69,14 @@ def main(argv: list[str]) -> int:
         write_json(RECORD, {"answers": answers, "environment": environment()})
         return 0
     recorded = read_json(RECORD)["answers"]
-    different = [
+    differing = [
         f"{name}: {setting}"
         for name, settings in recorded.items()
         for setting, value in settings.items()
         if answers.get(name, {}).get(setting) != value
     ]
-    print("\n".join(different) or f"{len(recorded)} checkpoints give the recorded answers")
-    return 1 if different else 0
+    print("\n".join(differing) or f"{len(recorded)} checkpoints give the recorded answers")
+    return 1 if differing else 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Compare the value head's choice with the vote: ``python experiments/studies/selection.py --checkpoint PATH ...``.
+"""Compare selection by the value head with the vote: ``python experiments/studies/selection.py --checkpoint PATH ...``.
 
-Both choose from the same samples, as ``solve.py`` draws them, on fresh inputs: made under another ``data_seed``, none
-isomorphic or symmetric to an input of any split. Queens have no others than those of their test split, so that these
-are measured, as many as there are.
+Both select from the same samples, which are drawn as ``solve.py`` does, on fresh inputs: generated under another
+``data_seed``, none isomorphic or symmetric to an input of any split. Queens have no such inputs; their test split is
+used.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ from pyro_gram.system.cli import Parser, add_trust_option, call
 from pyro_gram.system.files import check_writable, read_json
 from pyro_gram.tasks.nqueens.task import NQueens
 
-NUM_SAMPLES = 20  # trajectories an input
+NUM_SAMPLES = 20  # trajectories per input
 INPUTS = 1000
-DATA_SEED = 2000  # of the inputs
-SEED = 700_000  # of the first draws
+DATA_SEED = 2000  # seed of the fresh inputs
+SEED = 700_000  # seed of the first draws
 OUT = Path(__file__).with_suffix(".json")
 
 
 def fresh_inputs(solver: Solver, count: int) -> tuple[Tensor, str]:
     """Return up to ``count`` inputs, none symmetric to a training or validation input, and their description.
 
-    Queens have none but those of the test split: of these, where that is enough, such as runs are not measured on.
+    For queens they are test inputs, those on which runs are not measured if there are ``count`` of them. (Under the
+    paper's split test inputs of queens are symmetric to training inputs.)
     """
     if not isinstance(solver.task, NQueens):
         inputs = solver.task.fresh_inputs(count, DATA_SEED).inputs
@@ -53,10 +54,10 @@ def fresh_inputs(solver: Solver, count: int) -> tuple[Tensor, str]:
 
 
 def measure(path: Path, arguments: Any) -> dict[str, Any]:
-    """Measure vote and value on fresh inputs: accuracy, standard deviation over seeds, Wilson interval over inputs."""
+    """Measure both selections on fresh inputs: accuracies, deviations over seeds, Wilson intervals over inputs."""
     solver = pyro_gram.load(path, trust_code=arguments.trust_code)
     check_has_heads(solver.model, "select")
-    x, which = fresh_inputs(solver, arguments.inputs)
+    x, description = fresh_inputs(solver, arguments.inputs)
     folder = cache_folder(arguments.keep, path, solver)
     right: dict[str, list[Tensor]] = {"vote": [], "value": []}
     steps = []
@@ -72,7 +73,7 @@ def measure(path: Path, arguments: Any) -> dict[str, Any]:
     vote, value = (torch.stack(rows) for rows in right.values())
     return {
         "inputs": len(x),
-        "which": which,
+        "which": description,
         "num_samples": NUM_SAMPLES,
         "seeds": arguments.seeds,
         "halt": solver.config.heads.halt,
@@ -89,15 +90,15 @@ def draw_samples(
 ) -> dict[str, Tensor]:
     """Draw samples as ``solve.py`` does by default: ``tokens``, ``score``, ``value``, ``steps``."""
 
-    def made() -> dict[str, Tensor]:
+    def sample_tensors() -> dict[str, Tensor]:
         samples = solver.sample(x, progress=progress, **settings)
         return {name: getattr(samples, name) for name in ("tokens", "score", "value", "steps")}
 
-    return cached_tensors(folder, f"fresh-inputs{len(x)}", settings, made)
+    return cached_tensors(folder, f"fresh-inputs{len(x)}", settings, sample_tensors)
 
 
 def share_of_inputs(right: Tensor) -> dict[str, Any]:
-    """Return the share of true in bool ``[seeds, B]``, its standard deviation over seeds, and its Wilson interval."""
+    """Return the mean of bool ``[seeds, B]``, its deviation over seeds, and its Wilson interval over inputs."""
     by_seed = right.double().mean(1).tolist()
     accuracy = statistics.fmean(by_seed)
     sd = statistics.stdev(by_seed) if len(by_seed) > 1 else None
@@ -105,7 +106,7 @@ def share_of_inputs(right: Tensor) -> dict[str, Any]:
 
 
 def markdown(study: dict[str, Any]) -> str:
-    """Show vote and value on fresh inputs as a Markdown table."""
+    """Return a Markdown table of the accuracies of vote and value on fresh inputs."""
     lines = [
         "| checkpoint | fresh inputs | seeds | vote of 20 | by value, of 20 | only the vote right, only value right |",
         "|---|---|---|---|---|---|",
@@ -128,10 +129,10 @@ def _share_cell(share_of_inputs: dict[str, Any]) -> str:
 def make_parser() -> Parser:
     parser = Parser("selection.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--checkpoint", type=Path, nargs="+", required=True, metavar="PATH", help="with heads")
-    parser.add_argument("--out", type=Path, default=OUT, metavar="JSON", help="added to, if it is there")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="JSON", help="results are added to this file")
     parser.add_argument("--inputs", type=int, default=INPUTS, metavar="B", help=f"fresh inputs (default {INPUTS:,})")
-    parser.add_argument("--seeds", type=int, default=3, metavar="K", help="of the draws (default 3)")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep roll-outs there, and go on from those it holds")
+    parser.add_argument("--seeds", type=int, default=3, metavar="K", help="seeds of the draws (default 3)")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="cache samples in DIR, and use those that it holds")
     add_trust_option(parser)
     return parser
 

@@ -1,8 +1,8 @@
-"""Count what a reader of this project meets: ``structure.py`` prints the figures and writes ``structure.json``.
+"""Measure how hard the code is to read: ``structure.py`` prints figures and writes them to ``structure.json``.
 
 The figures are the files that execute in one training update, the files that are imported when training begins, the
-lengths of functions and files, imports that form a cycle or point upward, and identifiers of the old dialect. A test
-(``tests/test_architecture.py``) compares the code with the JSON: no figure may grow.
+lengths of functions and files, imports that form a cycle or point upward, and identifiers that are no nouns or verbs of
+the field (``OLD_WORDS``). A test (``tests/test_architecture.py``) compares the code with the JSON: no figure may grow.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OUT = Path(__file__).with_suffix(".json")
 LIBRARY = ("pyro_gram", "models", "guides")
 PACKAGES = (*LIBRARY, "experiments", "tests")
-MAX_LINES = 400  # of a file
+MAX_LINES = 400  # largest length of a file
 MAIN_JOB = ("--task", "coloring", "--preset", "tiny")
 
 # Lower layers first; a module may import its own layer and those below. Paths are without ".py", relative to ROOT.
@@ -44,7 +44,7 @@ LAYERS = (
     ("pyro_gram/solver",),
     ("pyro_gram/build",),
     ("pyro_gram/checkpoint",),
-    ("pyro_gram/__init__",),  # what ``import pyro_gram`` offers to users
+    ("pyro_gram/__init__",),  # the names that ``import pyro_gram`` offers
     ("pyro_gram/diagnostics",),
     ("pyro_gram/runs",),
     ("experiments",),
@@ -117,7 +117,7 @@ def import_graph(*packages: str) -> dict[Path, set[Path]]:
 
 
 def import_cycles(graph: dict[Path, set[Path]]) -> list[list[str]]:
-    """Return the sets of files that import each other in a circle (strongly connected components)."""
+    """Return the sets of files that import each other in a cycle (strongly connected components)."""
     order: list[Path] = []
     visited: set[Path] = set()
 
@@ -147,7 +147,7 @@ def import_cycles(graph: dict[Path, set[Path]]) -> list[list[str]]:
 
 
 def layer_of(path: Path) -> int:
-    """Return the number of a file's layer. Raises ValueError where it has none."""
+    """Return the number of a file's layer. Raises ValueError if the file is in no layer."""
     stem = path.with_suffix("").as_posix()
     for number, names in enumerate(LAYERS):
         if any(stem == name or stem.startswith(f"{name}/") for name in names):
@@ -171,7 +171,7 @@ def upward_imports(graph: dict[Path, set[Path]]) -> list[str]:
 
 
 def identifiers(path: Path) -> Iterator[str]:
-    """Yield every name that a file gives or uses: variables, arguments, attributes, functions, classes, keywords."""
+    """Yield every name in a file: variables, arguments, attributes, functions, classes, keywords."""
     for node in ast.walk(parse(path)):
         match node:
             case ast.Name(id=name) | ast.arg(arg=name) | ast.Attribute(attr=name) | ast.keyword(arg=str(name)):
@@ -183,7 +183,7 @@ def identifiers(path: Path) -> Iterator[str]:
 
 
 def old_words(*packages: str) -> dict[str, Counter[str]]:
-    """Count the identifiers of the old dialect in each file, leading underscores left out."""
+    """Count the identifiers in each file that are ``OLD_WORDS``, without their leading underscores."""
     counts = {
         str(path): Counter(word for name in identifiers(path) if (word := name.lstrip("_")) in OLD_WORDS)
         for path in python_files(*packages)
@@ -192,7 +192,7 @@ def old_words(*packages: str) -> dict[str, Counter[str]]:
 
 
 def files_of_an_update() -> list[str]:
-    """List the files whose functions run in one supervision step of the main job: its update, not its batch."""
+    """List the files whose functions run in one update of the main job, without making the batch."""
     from experiments import run
     from pyro_gram.build import build
     from pyro_gram.config import with_settings
@@ -203,7 +203,7 @@ def files_of_an_update() -> list[str]:
     solver = build(config)
     batches = TargetStream(solver.task, solver.task.split("train"), config.train.batch, config.seed)
     trainer = Trainer(solver.model, solver.guide, batches, config.train, config.optim, config.beta, config.seed)
-    trainer.train_batch(*batches(0))  # what happens once is left out
+    trainer.train_batch(*batches(0))  # functions that run only once are not counted
     batch = batches(1)
     paths: set[str] = set()
     sys.setprofile(lambda frame, *_: paths.add(frame.f_code.co_filename))
@@ -215,7 +215,7 @@ def files_of_an_update() -> list[str]:
 
 
 def project_paths(paths: set[str]) -> list[str]:
-    """Keep the files of this project that hold more than a docstring; relative to ROOT."""
+    """Return those paths of this project's files that hold more than a docstring, relative to ROOT."""
     files = (Path(path).relative_to(ROOT) for path in paths - {__file__} if path.startswith(f"{ROOT}/"))
     return sorted(str(path) for path in files if path.parts[0] in PACKAGES and len(parse(path).body) > 1)
 
@@ -244,7 +244,7 @@ def files_at_training() -> list[str]:
 
 
 def measure_text() -> dict[str, Any]:
-    """Return the figures that need only the text of the files."""
+    """Return the figures that are computed from the text of the files."""
     lengths = function_lengths(*LIBRARY)
     graph = import_graph(*PACKAGES)
     words = old_words(*PACKAGES)

@@ -1,7 +1,7 @@
-"""Train the digit classifier that measures samples of MNIST: ``pyro_gram/diagnostics/digits.safetensors``.
+"""Train the digit classifier that measures samples of MNIST, ``pyro_gram/diagnostics/digits.safetensors``.
 
-Half of the batches are images of 28 x 28 pixels; of the others half are shifted by up to two pixels, half reduced to
-14 x 14 and enlarged again, so that one classifier reads the samples of both sizes. About two minutes on one core.
+Half of the batches are images of 28 x 28 pixels. A quarter are such images shifted by up to two pixels, and a quarter
+are images of 14 x 14 pixels, so that one classifier reads samples of both sizes. It takes two minutes on one core.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def accuracy(model: DigitClassifier, pixels: Tensor, labels: Tensor) -> float:
 
 def main(argv: list[str]) -> int:
     parser = Parser("train_classifier.py", description=__doc__)
-    parser.add_argument("--data-dir", metavar="DIR", help="where the MNIST files are, else they are downloaded")
+    parser.add_argument("--data-dir", metavar="DIR", help="directory of the MNIST files (default: download them)")
     parser.add_argument("--out", type=Path, default=WEIGHTS, metavar="FILE", help="default: the file in the package")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and order (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and order (default 0)")
     parser.add_argument("--epochs", type=int, default=6, metavar="N", help="default 6")
     arguments = parser.parse_args(argv)
     check_seed(arguments.seed)

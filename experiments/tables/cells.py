@@ -13,9 +13,9 @@ from pyro_gram.system.files import write_bytes
 
 
 def mean_and_sd(values: Sequence[float], digits: int = 3) -> str:
-    """Write mean ± standard deviation, with as many digits as the latter needs.
+    """Write mean ± standard deviation, with as many digits as the standard deviation needs.
 
-    The mean stands alone where there is one value, or where all are equal.
+    Only the mean is written if there is one value, or if all values are equal.
     """
     deviation = stdev(values) if len(values) > 1 else 0.0
     if deviation < 1e-9:
@@ -32,7 +32,7 @@ def share_with_interval(values: Sequence[float], inputs: int) -> str:
 
 
 def point_and_sd(point: dict[str, float], metric: str) -> str:
-    """Write a mean over seeds and its ``*_sd``, unless that rounds to 0: equal figures say nothing of their spread."""
+    """Write a mean over seeds with its standard deviation ``*_sd``, unless that rounds to 0."""
     deviation = point[f"{metric}_sd"]
     return f"{point[metric]:.3f}" + (f" ± {deviation:.3f}" if round(deviation, 3) else "")
 
@@ -43,7 +43,7 @@ def write_markdown(json_path: Path, text: str) -> None:
 
 
 def by_checkpoint(study: dict[str, Any]) -> list[tuple[str, Any]]:
-    """List what a study holds of each checkpoint, sizes in order: ``coloring8`` before ``coloring10``."""
+    """List the results of a study by checkpoint, sorted by size: ``coloring8`` before ``coloring10``."""
 
     def key(name: str) -> list[Any]:
         return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -1,8 +1,8 @@
 """Tables over the committed checkpoints: their metrics over seeds, with a lookup and the paper for comparison.
 
-An accuracy is that of one sample: the mean over all samples of an input. Where there are several seeds (of training, or
-of the draws where the weights are fixed) a figure is their mean ± standard deviation; a share of inputs has its Wilson
-95 % interval behind it.
+An accuracy is that of one sample: the mean over all samples of an input. With several seeds (of training, or of the
+draws if the weights are fixed) a figure is their mean ± standard deviation. A share of inputs is followed by its Wilson
+95 % interval.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FRESH = ROOT / "experiments" / "studies" / "fresh.json"
 ACCURACIES = ("sample_accuracy", "vote_accuracy")
 GENERATED = ("sudoku4-uncond", "mnist")
 SOLVED = ("coloring8", "coloring10", "nqueens8", "nqueens10", "sudoku4", "sudoku6")
-BY_ORBIT = {"nqueens8-orbit": "nqueens8", "nqueens10-orbit": "nqueens10"}  # and what lookup.json calls the problem
+BY_ORBIT = {"nqueens8-orbit": "nqueens8", "nqueens10-orbit": "nqueens10"}  # values: names in lookup.json
 HEADLINE = (
     "coloring8",
     "coloring10",
@@ -36,7 +36,7 @@ HEADLINE = (
     "sudoku6",
 )
 REPEATED = ("coloring8", "coloring10", "nqueens8", "nqueens8-orbit", "nqueens10", "nqueens10-orbit")
-TEST_SEEN = ("coloring8", "coloring10", "nqueens8", "nqueens10")  # studies/README.md: before the recipe was final
+TEST_SEEN = ("coloring8", "coloring10", "nqueens8", "nqueens10")  # test figures known before the settings were final
 
 
 def read_results(name: str) -> dict[str, Any]:
@@ -44,25 +44,25 @@ def read_results(name: str) -> dict[str, Any]:
 
 
 def read_seeds(name: str) -> list[dict[str, Any]]:
-    """Return the results of a checkpoint and of its repeats, by seed; an empty list where none is committed."""
+    """Return the results of a checkpoint and of its other seeds, sorted by seed; an empty list if none is committed."""
     paths = [CHECKPOINTS / f"{name}.results.json", *CHECKPOINTS.glob(f"{name}.seed*.results.json")]
     return sorted((read_json(path) for path in paths if path.exists()), key=lambda results: results["seed"])
 
 
 def cells(metrics: list[dict[str, Any]]) -> str:
-    """Return the cells for accuracy, vote, violations and coverage, of several seeds on the same inputs."""
+    """Return the cells for accuracy, vote, violations and coverage, over several seeds on the same inputs."""
     inputs = metrics[0]["num_inputs"]
     accuracy, vote = (
         share_with_interval([m[name] for m in metrics], inputs) for name in ("sample_accuracy", "vote_accuracy")
     )
     violations = fmean(m["violations"] for m in metrics)
-    counted = f"{violations:.0f}" if len(metrics) == 1 else f"{violations:.1f}"
+    violations_cell = f"{violations:.0f}" if len(metrics) == 1 else f"{violations:.1f}"
     coverage = f"{mean_and_sd([m['coverage'] for m in metrics])} ({metrics[0]['coverage_limit']:.3f})"
-    return f"{accuracy} | {vote} | {counted} | {coverage}"
+    return f"{accuracy} | {vote} | {violations_cell} | {coverage}"
 
 
 def solved_table() -> str:
-    """Show every checkpoint that solves inputs, with fresh inputs, a lookup and the paper for comparison."""
+    """Return the table of checkpoints that solve inputs, with fresh inputs, a lookup and the paper for comparison."""
     lookup, fresh = read_json(LOOKUP)["problems"], read_json(FRESH)
     lines = [
         "| checkpoint, `run.py` ... | unseen inputs | seeds | accuracy, one sample | vote of 20 "
@@ -76,7 +76,7 @@ def solved_table() -> str:
         if name in fresh:
             lines.append(_fresh_row(fresh[name]))
         if name in lookup:
-            lines.append(_lookup_row("a lookup in the answers of training, no network", lookup[name]["input"]))
+            lines.append(_lookup_row("a lookup in the training answers, no network", lookup[name]["input"]))
         elif name in BY_ORBIT:
             problem = BY_ORBIT[name]
             lines.append(_lookup_row(f"a lookup, `{problem}` split by orbit", lookup[problem]["orbit"]))
@@ -96,11 +96,11 @@ def _trained_row(name: str, seeds: list[dict[str, Any]]) -> str:
 
 def _fresh_row(study: dict[str, Any]) -> str:
     metrics = [m | {"num_inputs": study["num_inputs"]} for m in study["draws"]]
-    which = f"{study['num_inputs']:,}: {study['what']}"
+    inputs_text = f"{study['num_inputs']:,}: {study['what']}"
     if study["what"].startswith("data_seed"):
-        which += f", {study['one_solution']:.0%} with one solution (test split {study['one_solution_test']:.0%})"
+        inputs_text += f", {study['one_solution']:.0%} with one solution (test split {study['one_solution_test']:.0%})"
     seeds = f"1; {len(metrics)} of draws"
-    return f"| the same weights, inputs nobody had measured | {which} | {seeds} | {cells(metrics)} | | |"
+    return f"| the same weights, inputs never measured before | {inputs_text} | {seeds} | {cells(metrics)} | | |"
 
 
 def _lookup_row(label: str, split: dict[str, Any]) -> str:
@@ -112,30 +112,31 @@ def _lookup_row(label: str, split: dict[str, Any]) -> str:
 
 
 def orbit_line() -> str:
-    """Return a text that compares the split by orbit of solutions with the paper's split, under one recipe."""
+    """Return a text that compares the split by orbit of solutions with the paper's split, under the same settings."""
     by_orbit, by_input = read_seeds("nqueens8-orbit"), read_seeds("nqueens8")
     if not by_orbit:
-        return "No model trained on it is committed yet."
-    counted = "1 seed" if len(by_orbit) == 1 else f"{len(by_orbit)} seeds"
-    one, vote = (
+        return "No model trained on this split is committed yet."
+    seeds_text = "1 seed" if len(by_orbit) == 1 else f"{len(by_orbit)} seeds"
+    accuracy, vote = (
         [fmean(results["metrics"][name] for results in seeds) for seeds in (by_orbit, by_input)]
         for name in ("sample_accuracy", "vote_accuracy")
     )
-    single = all(results["metrics"]["log_num_solutions"] == 0 for results in by_orbit)
+    have_one_solution = all(results["metrics"]["log_num_solutions"] == 0 for results in by_orbit)
     completions = (
-        "Each of these inputs has one completion, so that coverage is a right answer among 20. " if single else ""
+        "Each of these inputs has one completion, so coverage is the share of inputs with a right answer among 20. "
+        if have_one_solution
+        else ""
     )
     return (
-        f"Trained on it by the recipe of `nqueens8` ({counted}), a sample is right for {one[0]:.3f} of these inputs "
-        f"and the vote of 20 for {vote[0]:.3f}, beside {one[1]:.3f} and {vote[1]:.3f} on the paper's split. "
-        f"{completions}"
-        "10 queens were not trained on it. (It "
-        "trained on a machine busy with other work: its minutes are no measure.)"
+        f"A model was trained on this split with the settings of `nqueens8` ({seeds_text}). Its accuracy is "
+        f"{accuracy[0]:.3f} for one sample and {vote[0]:.3f} for the vote of 20; on the paper's split it is "
+        f"{accuracy[1]:.3f} and {vote[1]:.3f}. {completions}No model of 10 queens was trained on this split. (The "
+        "machine was busy with other work, so the minutes of training mean nothing.)"
     )
 
 
 def paper_cell(name: str) -> str:
-    """Return the paper's accuracy (or conflicting edges in all test graphs) and coverage of the same problem."""
+    """Return the paper's coverage of a problem, after its accuracy or its conflicting edges in all test graphs."""
     numbers = paper.published(name)
     if not numbers:
         return ""
@@ -148,7 +149,7 @@ def _share(value: float) -> str:
 
 
 def run_options(results: dict[str, Any]) -> str:
-    """Return the options of ``run.py`` that make a checkpoint."""
+    """Return the options of ``run.py`` with which a checkpoint was trained."""
     preset = "" if results["preset"] == "cpu" else f" --preset {results['preset']}"
     return f"--task {results['task']}{preset}"
 
@@ -159,32 +160,32 @@ def thread_count(results: dict[str, Any]) -> str:
 
 
 def seeds_table() -> str:
-    """Show the runs whose recipe was repeated with other seeds; seed 0 is the checkpoint."""
+    """Return the table of runs, seed by seed; seed 0 is the committed checkpoint."""
     lines = [
         "| run | seed | prior | accuracy of all samples (of the first) | violations, first samples | coverage / limit "
-        "| total variation to uniform (perfect sampling) | excess, nats | last look, best look |",
+        "| total variation to uniform (perfect sampling) | excess, nats | validation accuracy: last, best |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in REPEATED:
-        plain = CHECKPOINTS / f"{name}.untempered.results.json"
-        for results in [*read_seeds(name), *([read_json(plain)] if plain.exists() else [])]:
-            m, looks = results["metrics"], results["looks"]
+        untempered_path = CHECKPOINTS / f"{name}.untempered.results.json"
+        for results in [*read_seeds(name), *([read_json(untempered_path)] if untempered_path.exists() else [])]:
+            m, history = results["metrics"], results["looks"]
             lines.append(
                 f"| `{name}` | {results['seed']} | {_prior(m)}, {m['depth']} steps "
                 f"| {m['sample_accuracy']:.3f} ({m['accuracy']:.3f}) | {m['violations']} in {m['num_inputs']} "
                 f"| {m['coverage_ratio']:.3f} | {m['total_variation']:.3f} ({m['total_variation_perfect']:.3f}) "
-                f"| {m['excess']:.2f} | {looks['last_accuracy']:.3f}, {looks['best_accuracy']:.3f} |"
+                f"| {m['excess']:.2f} | {history['last_accuracy']:.3f}, {history['best_accuracy']:.3f} |"
             )
     return "\n".join(lines)
 
 
 def _prior(metrics: dict[str, Any]) -> str:
-    """Describe how the prior was sampled."""
-    return TemperConfig(metrics["temper_scale"], metrics["temper_transitions"]).describe() or "as it is"
+    """Return the description of the tempering."""
+    return TemperConfig(metrics["temper_scale"], metrics["temper_transitions"]).describe() or "untempered"
 
 
 def results_table(name: str) -> str:
-    """Show one checkpoint in detail: means over seeds ± standard deviations, and the same weights on fresh inputs."""
+    """Return the table of one checkpoint in detail: means over seeds ± standard deviations, and fresh inputs."""
     seeds, fresh = read_seeds(name), read_json(FRESH)[name]
     metrics = [results["metrics"] for results in seeds]
     first, inputs = metrics[0], metrics[0]["num_inputs"]
@@ -215,8 +216,8 @@ def results_table(name: str) -> str:
             f"log p(y\\|x), {likelihoods} (standard error over graphs)",
             f"{over_seeds('log_likelihood_prior_mc', 2)} ({first['log_likelihood_se']:.2f})",
         ),
-        ("a perfect model's, on average: minus the mean of log m on them", f"{first['log_likelihood_limit']:.2f}"),
-        ("a perfect model's ELBO, on average: minus the mean of log m on all", f"{-first['log_num_solutions']:.2f}"),
+        ("log p(y\\|x) of a perfect model on these graphs, the mean of -log m", f"{first['log_likelihood_limit']:.2f}"),
+        ("ELBO of a perfect model on all graphs, the mean of -log m", f"{-first['log_num_solutions']:.2f}"),
         ("parameters", f"{seeds[0]['parameters']:,} (guide {seeds[0]['guide_parameters']:,})"),
         (
             "seconds: training, evaluation",
@@ -231,7 +232,7 @@ def results_table(name: str) -> str:
 
 
 def _fresh_details(study: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the lines of :func:`results_table` on fresh inputs."""
+    """Return the rows of :func:`results_table` for fresh inputs."""
     draws, count = study["draws"], study["num_inputs"]
     accuracy, vote = (
         share_with_interval([m[name] for m in draws], count) for name in ("sample_accuracy", "vote_accuracy")
@@ -245,18 +246,18 @@ def _fresh_details(study: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def generated_table(deterministic: dict[str, Any]) -> str:
-    """Show the committed models p(x); ``deterministic``: the JSON of ``mnist_deterministic.py``."""
+    """Return the table of the models p(x); ``deterministic`` is the JSON of ``mnist_deterministic.py``."""
     boards, digits = read_results("sudoku4-uncond"), read_results("mnist")
     b, d = boards["metrics"], digits["metrics"]
     trm = deterministic["deterministic"]
-    short = f"{deterministic['batches']} batches of the {digits['batches']:,} of `mnist`"
+    training_note = f"{deterministic['batches']} batches of the {digits['batches']:,} of `mnist`"
     rows = [
         (
             f"`sudoku4-uncond` (`{run_options(boards)}`), {b['num_samples']:,} samples: valid boards",
             f"{b['validity']:.4f}",
             "1",
         ),
-        ("the 288 boards of 4x4 among them", f"{b['grids_found']:.0f}", "288"),
+        ("distinct valid boards among them", f"{b['grids_found']:.0f}", "288 exist"),
         (
             "total variation to uniform over the 288",
             f"{b['total_variation']:.3f}",
@@ -265,7 +266,7 @@ def generated_table(deterministic: dict[str, Any]) -> str:
         (
             f"`mnist` (`{run_options(digits)}`) †, {d['num_samples']:,} samples: Frechet distance",
             f"{d['frechet_distance']:.1f}",
-            f"{d['frechet_distance_floor']:.1f} (real against real); deterministic model, after {short}, "
+            f"{d['frechet_distance_floor']:.1f} (real against real); deterministic model, after {training_note}, "
             f"{trm['frechet_distance']:.0f}",
         ),
         (
@@ -284,22 +285,22 @@ def generated_table(deterministic: dict[str, Any]) -> str:
 
 
 def diagnoses_table(diagnoses: dict[str, dict[str, Any]]) -> str:
-    """Show what ``diagnose.py`` found for each checkpoint."""
+    """Return the table of the diagnoses of all checkpoints."""
     lines = [
         "| checkpoint | its answers | its likelihoods | its guide | right samples "
         "| total variation above perfect sampling "
-        "| log p(y\\|x), nats: prior, weights; ELBO of the same pairs; a perfect model's "
-        "| pairs: both trusted, agree | k-hat too high | largest deviation of ranks (of uniform ones) |",
+        "| log p(y\\|x), nats: by the prior, by the weights; ELBO of the same pairs; log p(y\\|x) of a perfect model "
+        "| pairs: both trusted, agree | k-hat > 0.7 | largest deviation of ranks (band of uniform ranks) |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, d in diagnoses.items():
-        e, right, even = d["evidence"]["summary"], d["metrics"]["sample_accuracy"], d["uniformity"].get("excess")
+        e, accuracy, evenness = d["evidence"]["summary"], d["metrics"]["sample_accuracy"], d["uniformity"].get("excess")
         deviation = max(ranks["deviation"] for ranks in d["ranks"]["summary"].values())
-        perfect = e.get("log_p_perfect")
+        perfect_log_p = e.get("log_p_perfect")
         lines.append(
             f"| `{name}` | {' | '.join(_level(d, about) for about in (SAMPLES, ESTIMATES, GUIDE))} "
-            f"| {_number(right)} | {_number(even)} "
-            f"| {e['log_p_prior']:.2f}, {e['log_p_guide']:.2f}; {e['iwae']['1']:.2f}; {_number(perfect, 2)} "
+            f"| {_number(accuracy)} | {_number(evenness)} "
+            f"| {e['log_p_prior']:.2f}, {e['log_p_guide']:.2f}; {e['iwae']['1']:.2f}; {_number(perfect_log_p, 2)} "
             f"| {e['both_trusted']}, {e['agree']} of {e['pairs']} | {e['khat_above']:.2f} "
             f"| {deviation:.2f} ({d['ranks']['band']:.2f}) |"
         )

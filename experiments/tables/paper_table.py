@@ -1,6 +1,6 @@
-"""One of the paper's tables, from the JSON of ``table.py``: Markdown and a figure, with the paper's numbers.
+"""Write one of the paper's tables from the JSON of ``table.py``, as Markdown and as a figure, with the paper's numbers.
 
-The paper does not say whether its accuracies are of single samples or of an answer chosen among them. Here they are
+The paper does not say whether its accuracies are of single samples or of an answer selected among them. Here they are
 compared with the accuracy of a single sample (``pyro_gram/diagnostics/paper.toml``).
 """
 
@@ -23,18 +23,18 @@ LABELS = {
     "frechet_distance": "Frechet distance",
 }
 SHARES = ("sample_accuracy", "vote_accuracy", "coverage")  # in per cent
-ACCURACIES = ("sample_accuracy", "vote_accuracy")  # shares of inputs, with an interval where there is one seed
+ACCURACIES = ("sample_accuracy", "vote_accuracy")  # shares of inputs; with one seed they have an interval
 FEWER_IS_BETTER = ("violations", "frechet_distance")
 
 
 def values_of(row: dict[str, Any], metric: str) -> list[float]:
-    """Return a metric of each seed of a row, shares in per cent; an empty list where the row lacks it."""
+    """Return a metric of each seed of a row, shares in per cent; an empty list if the row lacks the metric."""
     values = [seed[metric] for seed in row["seeds"].values() if seed.get(metric) is not None]
     return [100 * v for v in values] if metric in SHARES else [float(v) for v in values]
 
 
 def _number(row: dict[str, Any], metric: str) -> str:
-    """Return mean ± standard deviation over seeds; for one seed, an accuracy's Wilson 95 % interval over inputs."""
+    """Return mean ± standard deviation over seeds; with one seed, an accuracy and its Wilson 95 % interval."""
     values = values_of(row, metric)
     if not values:
         return ""
@@ -47,51 +47,51 @@ def _number(row: dict[str, Any], metric: str) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Show a Markdown table for each column of the paper's: our mean ± standard deviation, and the paper's number."""
+    """Return a Markdown table for each column (task): our means ± standard deviations, and the paper's numbers."""
     parts = []
     for column in results["columns"].values():
-        shows, paper = column["show"], column["paper"]
-        printed = [m for m in shows if any(m in numbers for numbers in paper.values())]
-        heads = ["model", "parameters (guide)", "layers a sample", "seeds", "updates", *(LABELS[m] for m in shows)]
-        heads += [f"paper: {LABELS[m].removesuffix(', %')}" for m in printed]
+        metrics, paper = column["show"], column["paper"]
+        paper_metrics = [m for m in metrics if any(m in numbers for numbers in paper.values())]
+        header = ["model", "parameters (guide)", "layers a sample", "seeds", "updates", *(LABELS[m] for m in metrics)]
+        header += [f"paper: {LABELS[m].removesuffix(', %')}" for m in paper_metrics]
         first = next(iter(next(iter(column["rows"].values()))["seeds"].values()))
-        lines = [f"**{column['title']}**, {_measured(results, first)}", "", f"| {' | '.join(heads)} |"]
-        lines.append("|---" * len(heads) + "|")
+        lines = [f"**{column['title']}**, {_caption(results, first)}", "", f"| {' | '.join(header)} |"]
+        lines.append("|---" * len(header) + "|")
         for name, row in column["rows"].items():
             seeds = list(row["seeds"].values())
             guide = seeds[0]["guide_parameters"]
             cells = [row["title"], f"{seeds[0]['parameters']:,}{f' ({guide:,})' if guide else ''}"]
             cells += [f"{row['layers_a_sample']:,}", str(len(seeds)), f"{mean(seed['updates'] for seed in seeds):,.0f}"]
-            cells += [_number(row, metric) for metric in shows]
+            cells += [_number(row, metric) for metric in metrics]
             numbers = paper.get(name, {})
-            cells += [str(numbers[metric]) if metric in numbers else "" for metric in printed]
+            cells += [str(numbers[metric]) if metric in numbers else "" for metric in paper_metrics]
             lines.append(f"| {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     if results["missing"]:
-        parts.append(f"Not there yet: {', '.join(results['missing'])}.")
+        parts.append(f"Missing cells: {', '.join(results['missing'])}.")
     return "\n\n".join(parts)
 
 
-def _measured(results: dict[str, Any], first: dict[str, Any]) -> str:
+def _caption(results: dict[str, Any], first: dict[str, Any]) -> str:
     minutes, threads = results["minutes"], first["threads"]
-    length = f"{minutes:g} minutes of training a cell" if minutes else "trained as the preset says"
+    length = f"{minutes:g} minutes of training per cell" if minutes else "trained for the preset's length"
     limit = (
         f", coverage of i.i.d. uniform draws {100 * first['coverage_limit']:.1f} %" if "coverage_limit" in first else ""
     )
     inputs = "no input" if first["num_inputs"] == 1 else f"{first['num_inputs']} inputs that training never saw"
     return (
         f"{length} on {threads} thread{'s' if threads > 1 else ''}, {inputs}, {first['num_samples']} samples{limit}; "
-        "mean ± standard deviation over seeds, of one seed an accuracy's Wilson 95 % interval over inputs"
+        "mean ± standard deviation over seeds; for one seed, accuracies with their Wilson 95 % interval over inputs"
     )
 
 
 def figure(results: dict[str, Any]) -> Figure:
-    """Draw our numbers as dots with standard deviations over seeds, the paper's as rings; a row of panels a column."""
+    """Draw our numbers as dots with standard deviations over seeds, the paper's as rings; each task in a row."""
     columns = list(results["columns"].values())
-    wide = max(len(column["show"]) for column in columns)
-    tall = max(len(column["rows"]) for column in columns)
-    plot = Figure(figsize=(2.2 + 3.2 * wide, 1.0 + len(columns) * (0.9 + 0.36 * tall)), layout="constrained")
-    axes = plot.subplots(len(columns), wide, squeeze=False)
+    num_columns = max(len(column["show"]) for column in columns)
+    num_rows = max(len(column["rows"]) for column in columns)
+    plot = Figure(figsize=(2.2 + 3.2 * num_columns, 1.0 + len(columns) * (0.9 + 0.36 * num_rows)), layout="constrained")
+    axes = plot.subplots(len(columns), num_columns, squeeze=False)
     for row_of_axes, column in zip(axes, columns, strict=True):
         for i, axis in enumerate(row_of_axes):
             if i >= len(column["show"]):
@@ -107,17 +107,17 @@ def figure(results: dict[str, Any]) -> Figure:
 
 def _panel(axis: Any, column: dict[str, Any], metric: str, labelled: bool) -> None:
     rows = column["rows"]
-    for at, (name, row) in enumerate(rows.items()):
+    for height, (name, row) in enumerate(rows.items()):
         values = values_of(row, metric)
         numbers = column["paper"].get(name, {}).get(metric)
         if numbers is not None:
-            axis.plot(numbers, at, "o", mfc="none", mec="0.45", ms=9, mew=1.3)
+            axis.plot(numbers, height, "o", mfc="none", mec="0.45", ms=9, mew=1.3)
         if values:
             deviation = stdev(values) if len(values) > 1 else None
             color = "C0" if name != "gram" else "C3"
-            axis.errorbar(mean(values), at, xerr=deviation, fmt="o", color=color, ms=6, capsize=3)
+            axis.errorbar(mean(values), height, xerr=deviation, fmt="o", color=color, ms=6, capsize=3)
             where = ("axes fraction", "data")
-            axis.annotate(_number(row, metric), (1.02, at), xycoords=where, va="center", fontsize=8)
+            axis.annotate(_number(row, metric), (1.02, height), xycoords=where, va="center", fontsize=8)
     axis.set_yticks(range(len(rows)), [row["title"] for row in rows.values()] if labelled else [""] * len(rows))
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel(LABELS[metric] + (" (fewer is better)" if metric in FEWER_IS_BETTER else ""), fontsize=9)

@@ -1,4 +1,4 @@
-"""The one table of the README: every task, beside the paper's figures and the best published ones."""
+"""The results table of the README: every task, with the paper's figures and the best published ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from experiments.tables.cells import mean_and_sd
 from experiments.tables.headline import read_results, read_seeds
 from pyro_gram.diagnostics import paper
 
-# Checkpoint, its title with the note that the README gives it, and the same problem in paper.toml.
+# Name of the checkpoint; title in the table, with the number of its note in the README; name in paper.toml.
 SOLVED = (
     ("coloring8", "colouring, 8 vertices (1)", "coloring8"),
     ("coloring10", "colouring, 10 vertices (1)", "coloring10"),
@@ -55,7 +55,7 @@ def _solved_row(name: str, title: str, problem: str) -> str:
 
 
 def _published(problem: str, row: str) -> str:
-    """Write published figures as "right; coverage", or "conflicts; coverage"; nothing where there are none."""
+    """Write published figures as "accuracy; coverage" or "conflicts; coverage"; an empty text if there are none."""
     numbers: dict[str, Any] = paper.published(problem, row)
     if not numbers:
         return ""

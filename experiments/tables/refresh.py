@@ -1,8 +1,8 @@
-"""Write every committed table anew from its JSON, and copy tables into the documents: ``tables/refresh.py``.
+"""Write all committed tables again from their JSON, and copy them into the documents: ``tables/refresh.py``.
 
-A script that measures writes its table beside its JSON. This one repeats that where the layout of a table has changed,
-and writes the tables over several checkpoints, which no single run can. A document shows a table between the lines
-``<!-- begin PATH.md -->`` and ``<!-- end PATH.md -->``.
+Each script that measures writes its table beside its JSON. Run this script after a change to the layout of a table, or
+to update the tables that compare several checkpoints. A document has a table between the lines ``<!-- begin PATH.md
+-->`` and ``<!-- end PATH.md -->``.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ def render_tables() -> dict[Path, str]:
         "diagnoses": headline.diagnoses_table(diagnoses),
         "selection": summary.selection_table(scaling, read_json(STUDIES / "no_noise.json")),
         "compute": summary.compute_table(scaling),
-        "spreads": summary.spread_table(scaling),
+        "spreads": summary.scheme_table(scaling),
     }
     texts |= {TABLES / f"{name}.md": text for name, text in over_checkpoints.items()}
     return {path: f"{text}\n" for path, text in texts.items()}
 
 
 def fill(document: str, root: Path = ROOT) -> str:
-    """Replace what stands between the markers of each table by its file under ``root``.
+    """Replace the text between the markers of each table by the table's file under ``root``.
 
     Raises:
         FileNotFoundError: a marker names a file that does not exist.

@@ -1,4 +1,4 @@
-"""A small checkpoint without heads, and the same with them."""
+"""Fixtures: a small checkpoint without heads, the same with heads, and a run without its evaluation."""
 
 import pytest
 
@@ -10,29 +10,29 @@ HEADS = ["--heads.hidden", 16, "--heads.rounds", 3, "--heads.trajectories", 20]
 
 
 @pytest.fixture(scope="session")
-def plain(tmp_path_factory):
+def plain_checkpoint(tmp_path_factory):
     """A checkpoint without heads."""
-    out = tmp_path_factory.mktemp("plain") / "run"
+    out = tmp_path_factory.mktemp("run") / "run"
     assert cli(experiments.run.main, *SMALL, "--out", out, "--train.batches", 2, "--heads.hidden", 0) == 0
     return out / "model.safetensors"
 
 
 @pytest.fixture(scope="session")
-def headed(plain, tmp_path_factory):
-    """The same with heads."""
-    out = tmp_path_factory.mktemp("headed") / "headed.safetensors"
-    assert cli(experiments.heads.main, "--checkpoint", plain, "--out", out, *HEADS) == 0
+def heads_checkpoint(plain_checkpoint, tmp_path_factory):
+    """The same checkpoint with heads."""
+    out = tmp_path_factory.mktemp("heads") / "with_heads.safetensors"
+    assert cli(experiments.heads.main, "--checkpoint", plain_checkpoint, "--out", out, *HEADS) == 0
     return out
 
 
 @pytest.fixture
 def train(monkeypatch):
-    """Run without the evaluation at the end."""
+    """Return a function that runs the training command without the evaluation at its end."""
 
-    def call(out, *words):
+    def call(out, *options):
         with monkeypatch.context() as patch:
             patch.setattr("pyro_gram.runs.evaluate.evaluate", lambda run, half: {"metrics": {}})
             patch.setattr(experiments.run, "summary", lambda task, metrics: "trained")
-            return run(out, *words)
+            return run(out, *options)
 
     return call

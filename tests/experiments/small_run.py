@@ -1,4 +1,4 @@
-"""A run of the command line that takes a second, and what it leaves."""
+"""Run the command line on a run that takes a second, and read the files that it writes."""
 
 import json
 
@@ -13,16 +13,16 @@ SMALL = [
 ]
 
 
-def cli(main, *words):
-    """The exit code of a program run in this process."""
+def cli(main, *options):
+    """Run a script in this process and return its exit code."""
     try:
-        return call(main, [str(w) for w in words])
+        return call(main, [str(w) for w in options])
     except SystemExit as e:
         return e.code
 
 
-def run(out, *words):
-    return cli(experiments.run.main, *SMALL, "--out", out, *words)
+def run(out, *options):
+    return cli(experiments.run.main, *SMALL, "--out", out, *options)
 
 
 def rows(out):

@@ -16,7 +16,7 @@ SMALL = {
 
 
 @pytest.fixture
-def _small(monkeypatch):
+def _small_sizes(monkeypatch):
     for name in ("cpu", "cells"):
         monkeypatch.setitem(bench_steps.SIZES, name, ("coloring", SMALL))
 
@@ -26,7 +26,7 @@ def test_both_steps_compute_the_same_loss(monkeypatch, transitions):
     size = {**SMALL, "model": {**SMALL["model"], "transitions": transitions}}
     monkeypatch.setitem(bench_steps.SIZES, "cpu", ("coloring", size))
     row = bench_steps.compare("cpu", repeats=4)
-    assert len({round(loss, 3) for loss in row["loss"]}) == 3  # the weights move
+    assert len({round(loss, 3) for loss in row["loss"]}) == 3  # the weights change
     assert row["pyro_over_torch"] > 0
     assert 0 < row["roofline_fraction"] < 1
     assert row["gflops"] < row["machine_gflops"]
@@ -39,21 +39,21 @@ MISTAKES = {
 }
 
 
-@pytest.mark.usefixtures("_small")
+@pytest.mark.usefixtures("_small_sizes")
 @pytest.mark.parametrize("name", [*MISTAKES, "clip"])
 def test_steps_that_differ_are_not_compared(monkeypatch, name):
     if name == "clip":
         true_step = bench_steps.torch_step
 
-        def without(trainer, x, y):
+        def without_clipping(trainer, x, y):
             trainer.optimizer.config = replace(trainer.optimizer.config, clip=1e6)
             return true_step(trainer, x, y)
 
-        monkeypatch.setattr(bench_steps, "torch_step", without)
+        monkeypatch.setattr(bench_steps, "torch_step", without_clipping)
     else:
         monkeypatch.setattr(bench_steps, name, MISTAKES[name])
     with pytest.raises(UserError, match="the two steps disagree"):
-        bench_steps.check_alike("cpu")
+        bench_steps.check_same_updates("cpu")
 
 
 def test_the_products_of_a_step_are_all_counted():
@@ -66,30 +66,32 @@ def test_the_products_of_a_step_are_all_counted():
     assert sorted(products.operand_counts.values()) == [
         1,
         3,
-    ]  # b.T.T is b: the last product, with a bias, has b's strides
+    ]  # linear() uses b.T.T, with the strides of b, so its product counts as a third a @ b
     products.replay()()
 
 
-@pytest.mark.usefixtures("_small")
+@pytest.mark.usefixtures("_small_sizes")
 def test_quick_prints_json_and_writes_it(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench, "memory", lambda _: {"4": 10.0, "64": 11.0})  # a process of its own: seconds
+    monkeypatch.setattr(
+        bench, "memory", lambda _: {"4": 10.0, "64": 11.0}
+    )  # it would start a process, which takes seconds
     assert call(bench.main, ["--quick", "--repeats", "4", "--json", "--out", str(tmp_path / "bench.json")]) == 0
-    printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads((tmp_path / "bench.json").read_text())
+    first = json.loads(capsys.readouterr().out)
+    assert first == json.loads((tmp_path / "bench.json").read_text())
     targets = {"pyro_over_torch", "roofline_fraction", "memory_ratio_n_sup", "width20_over_width1"}
-    assert targets | {"steps", "sampling", "environment"} <= set(printed)
-    assert printed["memory_ratio_n_sup"] == pytest.approx(1.1)
+    assert targets | {"steps", "sampling", "environment"} <= set(first)
+    assert first["memory_ratio_n_sup"] == pytest.approx(1.1)
     monkeypatch.setattr(bench, "memory", lambda _: {"4": 10.0, "64": 12.0})
     assert call(bench.main, ["--only", "memory", "--out", str(tmp_path / "bench.json")]) == 0
-    again = json.loads((tmp_path / "bench.json").read_text())
-    assert again["memory_ratio_n_sup"] == pytest.approx(1.2)
-    assert again["steps"] == printed["steps"]  # the other parts stay
-    (tmp_path / "bench.json").write_text(json.dumps(again | {"environment": {"processor": "another"}}))
+    second = json.loads((tmp_path / "bench.json").read_text())
+    assert second["memory_ratio_n_sup"] == pytest.approx(1.2)
+    assert second["steps"] == first["steps"]  # the other parts stay
+    (tmp_path / "bench.json").write_text(json.dumps(second | {"environment": {"processor": "another"}}))
     assert call(bench.main, ["--only", "memory", "--out", str(tmp_path / "bench.json")]) == 2
-    assert "was measured elsewhere" in capsys.readouterr().err
+    assert "was measured on another machine or version" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("_small")
+@pytest.mark.usefixtures("_small_sizes")
 def test_growth_is_a_power_of_each_size(monkeypatch):
     monkeypatch.setattr(bench, "CHANNELS", (16, 32))
     monkeypatch.setattr(bench, "LENGTHS", (16, 24))
@@ -97,8 +99,8 @@ def test_growth_is_a_power_of_each_size(monkeypatch):
     assert {"16", "32"} == set(results["D"]["seconds"])
     assert {"16", "24"} == set(results["L"]["seconds"])
     assert all(-1 < results[axis]["power"] < 4 for axis in "DLN")
-    doubled = {"1": {"median": 1.0}, "4": {"median": 8.0}}
-    assert bench.power(doubled, "1", "4") == pytest.approx(1.5)
+    seconds = {"1": {"median": 1.0}, "4": {"median": 8.0}}
+    assert bench.power(seconds, "1", "4") == pytest.approx(1.5)
 
 
 def test_too_few_repeats_is_an_error(capsys):
@@ -109,7 +111,7 @@ def test_too_few_repeats_is_an_error(capsys):
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_supervision_steps():
     peak_mb = bench.memory("edge")
-    assert peak_mb["64"] < 2 * peak_mb["4"]  # not 16 times; the rest is what the allocator holds back
+    assert peak_mb["64"] < 2 * peak_mb["4"]  # and not 16 times as much; the allocator keeps some memory
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from pyro_gram.system.cli import call
 
 
 @pytest.mark.parametrize("task", ["coloring", pytest.param("sudoku_uncond", marks=pytest.mark.slow)])
-def test_each_way_of_a_preset_is_timed(monkeypatch, tmp_path, task):
+def test_each_precision_of_a_preset_is_timed(monkeypatch, tmp_path, task):
     monkeypatch.setattr(bench_gpu, "REPEATS", 1)
     monkeypatch.setattr(bench_gpu, "UPDATES", 2)
     out = tmp_path / "gpu.json"
@@ -28,7 +28,7 @@ def test_each_way_of_a_preset_is_timed(monkeypatch, tmp_path, task):
     assert rows[0]["hours_of_the_run"] == pytest.approx(hours)
 
 
-def test_what_several_processes_exchange_is_told_from_what_was_measured(tmp_path, capsys):
+def test_the_cost_of_exchanging_gradients_is_computed_from_measured_times(tmp_path, capsys):
     way = {"precision": "bf16", "compiled": True, "update_ms": 80.0}
     slow = {"precision": "fp32", "compiled": False, "update_ms": 90.0}
     results = {"preset": "tiny", "tasks": {"coloring": {"ways": [slow, way, {"precision": "tf32", "compiled": False}]}}}
@@ -50,7 +50,7 @@ def test_random_batches_have_the_shapes_of_a_task():
     assert random_batch(TaskSpec(6, None, 0, 4, 7), 2, torch.device("cpu"))[0] is None
 
 
-def test_a_device_that_is_not_there_is_told(tmp_path, capsys):
+def test_a_missing_device_is_an_error(tmp_path, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is one here")
     assert call(bench_gpu.main, ["--device", "cuda", "--out", str(tmp_path / "gpu.json")]) == 2

@@ -1,4 +1,4 @@
-"""experiments/studies/filtering.py: the filter beside weighing once."""
+"""experiments/studies/filtering.py: the filter, and weights at the end only."""
 
 import json
 
@@ -14,27 +14,27 @@ from tests.experiments.small_run import cli
 
 
 @pytest.fixture
-def study(headed):
-    """Of a model whose heads tell trajectories apart."""
-    solver = pyro_gram.load(headed)
+def study(heads_checkpoint):
+    """The study of a model whose heads tell trajectories apart."""
+    solver = pyro_gram.load(heads_checkpoint)
     solver.model.heads = StateHeads(200.0)
     return CheckpointStudy(solver, solver.task.split("test"), 4, 0.9, None, lambda done: None)
 
 
-def test_a_study_says_how_often_each_filter_resampled(headed, tmp_path, capsys):
+def test_a_study_says_how_often_each_filter_resampled(heads_checkpoint, tmp_path, capsys):
     out = tmp_path / "filtering.json"
     earlier = {"coloring8": json.loads(filtering.OUT.read_text())["coloring8"]}
     out.write_text(json.dumps(earlier))
-    assert cli(filtering.main, "--checkpoint", headed, "--out", out, "--seeds", 2) == 0
-    assert "headed: tuned to {'potential':" in capsys.readouterr().out
-    written = json.loads(out.read_text())
-    assert written["coloring8"] == earlier["coloring8"]  # earlier checkpoints stay
-    results = written["headed"]
-    tried = [tuple(pair["settings"].values()) for pair in results["tried"]]
-    assert ("value", 1.0, 0.5) in tried  # what it was
-    assert max(threshold for _, _, threshold in tried) == 0.9
-    assert max(power for _, power, _ in tried) > 1
-    assert {potential for potential, _, _ in tried} == {"value", "halt"}
+    assert cli(filtering.main, "--checkpoint", heads_checkpoint, "--out", out, "--seeds", 2) == 0
+    assert "with_heads: tuned to {'potential':" in capsys.readouterr().out
+    study_json = json.loads(out.read_text())
+    assert study_json["coloring8"] == earlier["coloring8"]  # earlier checkpoints stay
+    results = study_json["with_heads"]
+    filters = [tuple(pair["settings"].values()) for pair in results["tried"]]
+    assert ("value", 1.0, 0.5) in filters  # the default
+    assert max(threshold for _, _, threshold in filters) == 0.9
+    assert max(power for _, power, _ in filters) > 1
+    assert {potential for potential, _, _ in filters} == {"value", "halt"}
     for pair in results["tried"]:
         assert 0 <= pair["filtered"]["resampled"] <= 1
         assert 1 <= pair["filtered"]["least_ess"] <= 20.01
@@ -49,14 +49,14 @@ def test_a_study_says_how_often_each_filter_resampled(headed, tmp_path, capsys):
 
 
 def test_reweighted_once_is_the_filter_that_never_resamples(study):
-    """The same trajectories, weights and final draw, where the filter's threshold is 0."""
+    """With threshold 0 the filter gives the same trajectories, weights and final draw."""
     test = filtering.Filtering(study, "test", SEED)
-    test.seed = SEED - 5000  # the filter then draws as the recorded trajectories were drawn
+    test.seed = SEED - 5000  # the filter adds 5000, so it draws with the seed of the recorded trajectories
     particles = smc(
         study.solver.model, study.x, num_samples=20, depth=4, seed=SEED, config=SMCConfig(power=4, threshold=0)
     )
     assert not particles.is_resampled.any()
-    # A recording of a hundred trajectories has other draws than a roll-out of twenty: hand it the filter's own.
+    # A recording of 100 trajectories has other draws than a rollout of 20: replace it by the filter's trajectories.
     test.trajectories = filtering.Trajectories(
         *(
             part[None].repeat(4, *[1] * part.dim())
@@ -64,11 +64,11 @@ def test_reweighted_once_is_the_filter_that_never_resamples(study):
         )
     )
     config = SMCConfig(power=4.0, threshold=0.0)
-    once, never = test.reweighted(4, config), test.filtered(4, config)
-    assert once == {name: never[name] for name in once}
-    assert never["resampled"] == 0
+    weighted, filtered = test.reweighted(4, config), test.filtered(4, config)
+    assert weighted == {name: filtered[name] for name in weighted}
+    assert filtered["resampled"] == 0
     tokens = to_rollout(particles, 4, test.seed).tokens
-    assert once["sample"] == study.solver.task.is_valid(study.x, tokens).double().mean().item()
+    assert weighted["sample"] == study.solver.task.is_valid(study.x, tokens).double().mean().item()
 
 
 def test_a_tuned_filter_resamples_where_the_usual_one_does_not(study):
@@ -91,21 +91,21 @@ def point(sample, coverage):
 
 
 def test_the_most_accurate_filter_is_taken_and_the_weights_that_are_worth_most():
-    tried = [
+    pairs = [
         pair("usual", point(0.9, 0.9), point(0.5, 0.5), 0.0),
         pair("hard", point(0.95, 0.4), point(0.95, 0.7), 0.6),
         pair("harder", point(0.95, 0.3), point(0.96, 0.5), 0.7),
     ]
-    assert filtering.best_filter(tried) == "hard"
-    assert filtering.best_weights(tried) == "hard"
-    assert filtering.best_weights(tried[::2]) == "harder"
+    assert filtering.best_filter(pairs) == "hard"
+    assert filtering.best_weights(pairs) == "hard"
+    assert filtering.best_weights(pairs[::2]) == "harder"
 
 
-def test_bad_arguments_end_in_one_line(headed, plain, tmp_path, capsys):
+def test_bad_arguments_end_in_one_line(heads_checkpoint, plain_checkpoint, tmp_path, capsys):
     out = ["--out", tmp_path / "filtering.json"]
-    assert cli(filtering.main, "--checkpoint", headed, "--seeds", 0, *out) == 2
+    assert cli(filtering.main, "--checkpoint", heads_checkpoint, "--seeds", 0, *out) == 2
     assert "--seeds must be at least 1, not 0" in capsys.readouterr().err
-    assert cli(filtering.main, "--checkpoint", plain, *out) == 2
+    assert cli(filtering.main, "--checkpoint", plain_checkpoint, *out) == 2
     assert "no heads to filter by" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""Walks, and the points of accuracy and coverage against core evaluations that are read from them."""
+"""Recorded trajectories, and the points of accuracy and coverage that are computed from them."""
 
 import pytest
 import torch
@@ -14,13 +14,13 @@ from experiments.scaling.frontier import (
     point_name,
     thresholds_up_to,
 )
-from experiments.scaling.trajectories import FULL_TRAJECTORIES, cache_folder, least_depth, record_trajectories
+from experiments.scaling.trajectories import FULL_TRAJECTORIES, cache_folder, min_depth, record_trajectories
 from pyro_gram.sampling.rollout import rollout
 
 
 @pytest.fixture
-def solver(headed):
-    return pyro_gram.load(headed)
+def solver(heads_checkpoint):
+    return pyro_gram.load(heads_checkpoint)
 
 
 @pytest.fixture
@@ -37,34 +37,34 @@ def test_recorded_steps_are_those_of_a_roll_out(solver, x):
     torch.testing.assert_close(trajectories.score[-1], samples.score)
 
 
-def test_only_trajectories_beyond_the_whole_ones_stop_and_never_before_they_are_sure(solver, x):
+def test_only_later_trajectories_stop_early_and_only_once_their_halt_head_is_sure(solver, x):
     depth, halt = 5, solver.sample(x, num_samples=40, halt=1).value.median().item()
     trajectories = record_trajectories(solver, x, num_samples=100, depth=depth, seed=4, halt=halt)
-    moved = (trajectories.value.diff(dim=0) != 0).any(0)
-    assert moved[:FULL_TRAJECTORIES].all()
-    sure = trajectories.halt >= halt
+    has_moved = (trajectories.value.diff(dim=0) != 0).any(0)
+    assert has_moved[:FULL_TRAJECTORIES].all()
+    is_sure = trajectories.halt >= halt
     for n in range(100):
         for b in range(len(x)):
-            first = next((s for s in range(depth) if sure[s, n, b]), depth - 1)
+            first = next((s for s in range(depth) if is_sure[s, n, b]), depth - 1)
             last = next(
                 s
                 for s in range(depth)
                 if torch.equal(trajectories.value[s:, n, b].unique(), trajectories.value[s, n, b][None])
             )
             assert last >= min(first, depth - 1)
-            assert last >= least_depth(n, depth) - 1 or n < FULL_TRAJECTORIES
+            assert last >= min_depth(n, depth) - 1 or n < FULL_TRAJECTORIES
     assert (
-        sure[:-1, FULL_TRAJECTORIES:]
+        is_sure[:-1, FULL_TRAJECTORIES:]
         & (trajectories.value[1:, FULL_TRAJECTORIES:] == trajectories.value[:-1, FULL_TRAJECTORIES:])
     ).any()  # some do stop
 
 
-def test_a_trajectory_is_followed_as_far_as_any_sample_within_the_budget_needs_it():
+def test_each_trajectory_is_recorded_to_the_depth_that_every_point_needs():
     for full_depth in (6, 16, 32):
         for n in (20, 50, 100):
             for depth in range(1, full_depth + 1):
                 if frontier.is_within_work(n, depth, full_depth):
-                    assert all(least_depth(number, full_depth) >= depth for number in range(n))
+                    assert all(min_depth(number, full_depth) >= depth for number in range(n))
 
 
 def test_halting_afterwards_takes_the_first_sure_step(solver, x):
@@ -81,8 +81,10 @@ def test_halting_afterwards_takes_the_first_sure_step(solver, x):
     assert (trajectories.halted(1).steps == 3).all()
 
 
-def test_cached_trajectories_are_not_rolled_again_and_belong_to_one_checkpoint(solver, x, plain, tmp_path, monkeypatch):
-    folder = cache_folder(tmp_path, plain, solver)
+def test_cached_trajectories_are_reused_for_the_same_checkpoint_only(
+    solver, x, plain_checkpoint, tmp_path, monkeypatch
+):
+    folder = cache_folder(tmp_path, plain_checkpoint, solver)
     settings = {"num_samples": 20, "depth": 2, "halt": 0.5, "folder": folder, "name": "test"}
     first = record_trajectories(solver, x, seed=4, **settings)
     monkeypatch.setattr("experiments.scaling.trajectories._roll_chunk", None)
@@ -92,29 +94,29 @@ def test_cached_trajectories_are_not_rolled_again_and_belong_to_one_checkpoint(s
         record_trajectories(solver, x, seed=5, **settings)
     with torch.no_grad():
         next(solver.model.parameters()).add_(1)
-    assert cache_folder(tmp_path, plain, solver) != folder
-    assert cache_folder(None, plain, solver) is None
+    assert cache_folder(tmp_path, plain_checkpoint, solver) != folder
+    assert cache_folder(None, plain_checkpoint, solver) is None
 
 
-def case():
-    """Two steps of many trajectories of one input with two solutions, right from the second step on, one in three."""
+def graded_case():
+    """One input with two solutions: a third of the trajectories is right, but only after the second step."""
     ids = torch.full((2, 100, 1), -1)
     ids[1, ::3] = 0
     ids[1, 33] = 1
     halt = torch.full((2, 100, 1), 0.3)
     halt[1] = 0.95
-    halt[0, 0] = 0.95  # wrong, and sure of it
+    halt[0, 0] = 0.95  # a wrong answer that the halt head trusts
     return GradedAnswers(halt, ids >= 0, ids, torch.tensor([2]))
 
 
 def test_points_count_work_accuracy_and_coverage():
-    points = measure_points(case(), full_depth=2, halt=0.9, head_cost=0.25)
+    points = measure_points(graded_case(), full_depth=2, halt=0.9, head_cost=0.25)
     assert points[point_name(5, 2, 1)] == {"n": 5, "depth": 2, "halt": 1.0, "work": 10, "sample": 0.4, "coverage": 0.5}
     halting = points[point_name(50, 2, 0.9)]
     assert halting["work"] == pytest.approx((49 * 2 + 1) * 1.25)
     assert halting["sample"] == pytest.approx(16 / 50)  # one of the 17 right ones stopped too early
     assert halting["coverage"] == 1
-    assert point_name(50, 2, 1) not in points  # more work than 20 whole ones
+    assert point_name(50, 2, 1) not in points  # more work than 20 trajectories of full depth
     assert points[point_name(20, 1, 1)]["sample"] == 0
     assert {p["halt"] for p in points.values()} == {1.0, *thresholds_up_to(0.9)}
 
@@ -149,19 +151,19 @@ def test_the_best_point_of_each_method_within_a_budget_is_chosen():
     assert choose_points(points, 10)[50]["halting_as_right"] is None
 
 
-def test_grades_agree_with_the_task(solver, x):
+def test_recorded_answers_are_compared_as_the_task_does(solver, x):
     puzzles = solver.task.split("test")
     trajectories = record_trajectories(solver, x, num_samples=20, depth=2, seed=4, halt=0.5)
-    points = grade_answers(solver, puzzles, trajectories)
-    assert torch.equal(points.valid, solver.task.is_valid(x, trajectories.tokens))
-    assert torch.equal(points.valid, points.ids >= 0)
+    answers = grade_answers(solver, puzzles, trajectories)
+    assert torch.equal(answers.valid, solver.task.is_valid(x, trajectories.tokens))
+    assert torch.equal(answers.valid, answers.ids >= 0)
 
 
-def test_the_cost_of_the_heads_is_counted_and_they_stay(solver, x):
+def test_the_cost_of_the_heads_is_measured_and_the_model_keeps_them(solver, x):
     heads = solver.model.heads
     cost = head_cost_per_step(solver, x)
     assert 0 < cost < 2
-    assert head_cost_per_step(solver, x[:1]) == cost  # a ratio of one step, whatever runs
+    assert head_cost_per_step(solver, x[:1]) == cost  # the ratio does not depend on the number of inputs
     assert solver.model.heads is heads
     solver.model.heads = None
     assert head_cost_per_step(solver, x) == 0

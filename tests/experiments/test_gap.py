@@ -27,7 +27,7 @@ def test_every_variant_is_a_config_that_differs_from_every_other(name):
         assert config.temper.transitions == 0
 
 
-def test_what_is_unknown_is_named():
+def test_unknown_names_are_errors_that_list_the_known_ones():
     with pytest.raises(ConfigError, match="unknown study 'x'; known: queens8"):
         gap.read_study("x")
     study = gap.read_study("queens8")
@@ -38,7 +38,7 @@ def test_what_is_unknown_is_named():
         gap.config_of(study, "z", 0)
 
 
-def test_a_study_runs_goes_on_and_prints_its_table(tmp_path, monkeypatch, capsys):
+def test_a_study_runs_resumes_and_prints_its_table(tmp_path, monkeypatch, capsys):
     study = {
         "name": "any",
         "task": "coloring",
@@ -71,9 +71,9 @@ def test_a_study_runs_goes_on_and_prints_its_table(tmp_path, monkeypatch, capsys
     assert "| `quiet` | 1 |" in capsys.readouterr().out
     assert 0 <= run["k_hat"]["above_0.7"] <= 1
     assert gap.main([*command, "--table"]) == 0
-    printed = capsys.readouterr().out
-    assert "| `plain` | 1 |" in printed
-    assert "- `quiet`: budget?" in printed
+    output = capsys.readouterr().out
+    assert "| `plain` | 1 |" in output
+    assert "- `quiet`: budget?" in output
     with pytest.raises(ConfigError, match=r"has minutes = 0.005, not 3.0: give another --out and --runs"):
         gap.main([*command, "--minutes", "3"])
     with pytest.raises(ConfigError, match="any-plain-seed5 was begun with other settings: give another --runs"):
@@ -83,22 +83,22 @@ def test_a_study_runs_goes_on_and_prints_its_table(tmp_path, monkeypatch, capsys
         gap.main(command)
 
 
-def test_processes_that_share_a_study_lose_nothing_and_take_no_run_of_another(tmp_path):
+def test_collecting_keeps_all_runs_of_a_study_and_ignores_runs_of_another(tmp_path):
     variants = {"a": {"asks": "a"}, "b": {"asks": "b", "optim": {"lr": 0.1}}}
     study = {"name": "any", "task": "coloring", "preset": "tiny", "minutes": 1.0, "variants": variants}
     out, runs = tmp_path / "gap.json", tmp_path / "runs"
 
-    def leave(variant, seed, study):
+    def write_run(variant, seed, study):
         folder = runs / f"any-{variant}-seed{seed}"
         folder.mkdir(parents=True)
         config = gap.shared_settings(gap.config_of(study, variant, seed))
-        measured = {"variant": variant, "seed": seed, "config": config, "found": seed}
-        (folder / "measured.json").write_text(json.dumps(measured))
+        contents = {"variant": variant, "seed": seed, "config": config, "found": seed}
+        (folder / "measured.json").write_text(json.dumps(contents))
 
     for variant, seed in (("b", 0), ("a", 1), ("b", 1)):
-        leave(variant, seed, study)
-    leave("a", 7, study | {"minutes": 2.0})
-    leave("gone", 0, study | {"variants": {"gone": {"asks": "?"}}})
+        write_run(variant, seed, study)
+    write_run("a", 7, study | {"minutes": 2.0})
+    write_run("gone", 0, study | {"variants": {"gone": {"asks": "?"}}})
     gap.collect(out, study, runs)
     (runs / "any-b-seed0" / "measured.json").unlink()  # the JSON keeps what is in it
     gap.collect(out, study, runs)

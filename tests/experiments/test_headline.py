@@ -1,4 +1,4 @@
-"""The headline tables: means over seeds of all samples, intervals of shares, and what stands beside them."""
+"""The headline tables: means over seeds, intervals of shares, and the figures beside them for comparison."""
 
 import re
 from statistics import mean, stdev
@@ -29,7 +29,7 @@ def row_of(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [name for name in HEADLINE if seeds_of(name)])
-def test_a_headline_is_the_mean_over_all_samples_and_all_seeds_and_says_how_many(name):
+def test_a_row_has_the_mean_over_all_samples_and_seeds_and_the_number_of_seeds(name):
     metrics, row = seeds_of(name), row_of(name)
     assert row[2] == str(len(metrics))
     accuracies = [m["sample_accuracy"] for m in metrics]
@@ -45,7 +45,7 @@ def test_a_headline_is_the_mean_over_all_samples_and_all_seeds_and_says_how_many
     )
 
 
-def test_eight_queens_are_three_seeds_and_not_the_best_of_them():
+def test_eight_queens_show_three_seeds_and_not_the_best_one():
     metrics = seeds_of("nqueens8")
     assert len(metrics) >= 3
     assert row_of("nqueens8")[3].startswith("0.986 ± 0.007 (")
@@ -62,12 +62,12 @@ def test_every_share_has_its_wilson_interval_and_no_deviation_is_zero():
     assert row_of("coloring8")[4] == f"1.000 ({expected.low:.3f} to 1.000)"
 
 
-def test_what_was_chosen_with_test_figures_in_view_is_marked():
-    marked = {name for name in HEADLINE if seeds_of(name) and row_of(name)[0].endswith("†")}
-    assert marked == set(TEST_SEEN) == {"coloring8", "coloring10", "nqueens8", "nqueens10"}
+def test_checkpoints_whose_test_figures_were_known_early_are_marked():
+    names = {name for name in HEADLINE if seeds_of(name) and row_of(name)[0].endswith("†")}
+    assert names == set(TEST_SEEN) == {"coloring8", "coloring10", "nqueens8", "nqueens10"}
 
 
-def test_fresh_figures_are_of_the_committed_weights_and_stand_under_their_checkpoint():
+def test_fresh_figures_belong_to_the_committed_weights_and_stand_under_their_checkpoint():
     fresh = read_json(FRESH)
     assert {"coloring8", "coloring10", "sudoku4", "sudoku6"} <= set(fresh)
     rows = rows_of(headline.solved_table())
@@ -84,8 +84,8 @@ def test_fresh_figures_are_of_the_committed_weights_and_stand_under_their_checkp
 def test_the_lookup_stands_under_the_queens_of_the_papers_split():
     rows, lookup = rows_of(headline.solved_table()), read_json(LOOKUP)["problems"]
     for problem, copies in (("nqueens8", "773 of 773"), ("nqueens10", "6,513 of 6,513")):
-        after = rows[rows.index(row_of(problem)) + 1 :]
-        row = next(row for row in after if row[0].startswith("a lookup"))
+        rows_below = rows[rows.index(row_of(problem)) + 1 :]
+        row = next(row for row in rows_below if row[0].startswith("a lookup"))
         assert row[1].startswith(copies)
         assert row[3].startswith(f"{lookup[problem]['input']['images']['sample_accuracy']:.3f} (")
         (row,) = [row for row in rows if row[0] == f"a lookup, `{problem}` split by orbit"]
@@ -93,23 +93,23 @@ def test_the_lookup_stands_under_the_queens_of_the_papers_split():
         assert row[3].startswith("0.000 (0.000 to 0.00")
 
 
-@pytest.mark.parametrize(("count", "counted"), [(0, ""), (1, "(1 seed)"), (3, "(3 seeds)")])
-def test_the_line_on_the_split_by_orbit_is_of_what_is_committed(count, counted, monkeypatch):
+@pytest.mark.parametrize(("count", "seeds_text"), [(0, ""), (1, "(1 seed)"), (3, "(3 seeds)")])
+def test_the_text_about_the_split_by_orbit_follows_the_committed_results(count, seeds_text, monkeypatch):
     def read_seeds(name):
-        right = 0.25 if name == "nqueens8-orbit" else 0.5
-        shared = {"vote_accuracy": right + 0.125, "log_num_solutions": 0.5 if count == 3 else 0.0}
-        metrics = [{"sample_accuracy": right + i / 100, **shared} for i in range(3)]
+        accuracy_0 = 0.25 if name == "nqueens8-orbit" else 0.5
+        shared = {"vote_accuracy": accuracy_0 + 0.125, "log_num_solutions": 0.5 if count == 3 else 0.0}
+        metrics = [{"sample_accuracy": accuracy_0 + i / 100, **shared} for i in range(3)]
         return [{"metrics": m} for m in metrics[: count if name == "nqueens8-orbit" else 3]]
 
     monkeypatch.setattr(headline, "read_seeds", read_seeds)
     line = headline.orbit_line()
     if not count:
-        assert line == "No model trained on it is committed yet."
+        assert line == "No model trained on this split is committed yet."
     else:
         accuracy = mean(0.25 + i / 100 for i in range(count))
-        assert counted in line
-        assert f"right for {accuracy:.3f} of these inputs" in line
-        assert "20 for 0.375, beside 0.510 and 0.625 on the paper's split." in line
+        assert seeds_text in line
+        assert f"Its accuracy is {accuracy:.3f} for one sample and 0.375 for the vote of 20;" in line
+        assert "on the paper's split it is 0.510 and 0.625." in line
         assert ("Each of these inputs has one completion" in line) is (count == 1)
 
 

@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed, locked, ruined by an update or left without disk, and how they go on."""
+"""Runs that are stopped, killed or locked, that diverge or fill the disk, and their resumption."""
 
 import errno
 import json
@@ -30,7 +30,7 @@ def test_an_interrupt_outside_training_is_one_line(number, tmp_path, monkeypatch
 
     before, old_handler = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     monkeypatch.setattr("pyro_gram.runs.evaluate.evaluate", interrupt)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell has started us to ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started this process to ignore it
     try:
         assert run(tmp_path, "--train.batches", 1) == 128 + number
     finally:
@@ -39,14 +39,14 @@ def test_an_interrupt_outside_training_is_one_line(number, tmp_path, monkeypatch
     assert (
         capsys.readouterr()
         .err.splitlines()[-1]
-        .startswith("interrupted while evaluating; to continue, run the same command with --resume")
+        .startswith("interrupted during the evaluation; to continue, run the same command with --resume")
     )
 
 
-def test_sigterm_saves_exits_with_143_and_the_run_goes_on(tmp_path, train):
+def test_sigterm_saves_the_state_and_exits_with_143_and_the_run_can_be_resumed(tmp_path, train):
     out = tmp_path / "run"
-    words = [*SMALL, "--out", str(out), "--train.batches", "1000000", "--train.evaluate_every", "1000000"]
-    script = [sys.executable, str(ROOT / "experiments" / "run.py"), *words]
+    options = [*SMALL, "--out", str(out), "--train.batches", "1000000", "--train.evaluate_every", "1000000"]
+    script = [sys.executable, str(ROOT / "experiments" / "run.py"), *options]
     process = subprocess.Popen(script, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 60
@@ -63,12 +63,12 @@ def test_sigterm_saves_exits_with_143_and_the_run_goes_on(tmp_path, train):
     assert err.splitlines()[-1] == f"stopped by signal 15; to continue, run the same command with --resume --out {out}"
     assert "Traceback" not in err
     assert not (out / "results.json").exists()
-    done = len(rows(out))
-    assert train(out, "--resume", "--train.batches", done + 1) == 0
-    assert [row["batch"] for row in rows(out)] == list(range(done + 1))
+    num_batches = len(rows(out))
+    assert train(out, "--resume", "--train.batches", num_batches + 1) == 0
+    assert [row["batch"] for row in rows(out)] == list(range(num_batches + 1))
 
 
-def test_a_second_run_in_one_directory_is_refused_while_the_first_goes_on(tmp_path, train, capsys):
+def test_a_second_run_in_one_directory_is_refused_while_the_first_is_running(tmp_path, train, capsys):
     out = tmp_path / "run"
     lock = lock_directory(out)
     try:
@@ -82,40 +82,40 @@ def test_a_second_run_in_one_directory_is_refused_while_the_first_goes_on(tmp_pa
     assert train(out, "--train.batches", 1) == 0
 
 
-def test_a_run_that_diverges_keeps_what_was_saved_and_reports_the_update(tmp_path, train, monkeypatch, capsys):
+def test_a_diverging_run_keeps_its_saved_state_and_reports_the_update(tmp_path, train, monkeypatch, capsys):
     out, check, updates = tmp_path / "run", DivergenceCheck.check, []
 
     def refuse(guard, update):
         updates.append(update)
         check(guard, replace(update, loss=math.nan) if len(updates) == 4 else update)
 
-    words = ("--train.batches", 4, "--train.save_seconds", 0, "--train.evaluate_every", 100)
-    with monkeypatch.context() as ruin:
-        ruin.setattr(DivergenceCheck, "check", refuse)
-        assert run(out, *words) == 2
+    options = ("--train.batches", 4, "--train.save_seconds", 0, "--train.evaluate_every", 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(DivergenceCheck, "check", refuse)
+        assert run(out, *options) == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert re.search(r"error: the loss became nan in batch 1, step 1: .*diverged.json", err)
     report = json.loads((out / "diverged.json").read_text())
     assert {"batch", "step", "loss", "gradient_norm", "learning_rate", "beta", "last_batches"} <= report.keys()
-    saved, last = (load_file(out / f"{name}.safetensors") for name in ("state", "diverged"))
-    assert int(saved["optimizer/num_updates"]) == 2  # at the end of batch 0
-    assert int(last["optimizer/num_updates"]) == 3  # before the update that diverged
+    saved_state, diverged_state = (load_file(out / f"{name}.safetensors") for name in ("state", "diverged"))
+    assert int(saved_state["optimizer/num_updates"]) == 2  # at the end of batch 0
+    assert int(diverged_state["optimizer/num_updates"]) == 3  # before the update that diverged
     assert not (out / "results.json").exists()
-    assert train(out, *words, "--resume") == 0  # nothing refuses it now
+    assert train(out, *options, "--resume") == 0  # the update is not refused now
     assert not list(out.glob("diverged*"))
 
 
-def test_a_ruined_update_is_not_made(tmp_path, capsys):
+def test_a_diverging_update_is_not_made(tmp_path, capsys):
     out = tmp_path / "run"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert run(out, "--train.batches", 4, "--optim.lr", 1e30) == 2
-    assert not (out / "state.safetensors").exists()  # there was no time to save a good one
+    assert not (out / "state.safetensors").exists()  # no good state was saved before
     state = load_file(out / "diverged.safetensors")
     assert all(v.isfinite().all() for v in state.values() if v.is_floating_point())
 
 
-def test_a_line_that_was_cut_off_is_dropped_on_resuming(tmp_path, train):
+def test_an_incomplete_log_line_is_dropped_on_resuming(tmp_path, train):
     out = tmp_path / "run"
     assert train(out, "--train.batches", 2) == 0
     with (out / "metrics.jsonl").open("a") as f:
@@ -127,17 +127,17 @@ def test_a_line_that_was_cut_off_is_dropped_on_resuming(tmp_path, train):
     assert {path.name for path in out.glob(".*")} == {".lock", ".my-settings.json"}
 
 
-def test_a_full_disk_ends_the_run_in_one_line_and_the_last_state_goes_on(tmp_path, train, monkeypatch, capsys):
+def test_a_full_disk_ends_the_run_in_one_line_and_the_last_state_can_be_resumed(tmp_path, train, monkeypatch, capsys):
     out = tmp_path / "run"
     assert train(out, "--train.batches", 2) == 0
     before = (out / "state.safetensors").read_bytes()
 
-    def full(handle):
+    def fail_on_state(handle):
         if "state" in os.readlink(f"/proc/self/fd/{handle}"):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as disk:
-        disk.setattr(os, "fsync", full)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail_on_state)
         assert train(out, "--train.batches", 4, "--train.save_seconds", 0, "--resume") == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert err == f"error: cannot write {out / 'state.safetensors'}: No space left on device"
@@ -148,7 +148,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_last_state_goes_on(tmp_pat
 
 @pytest.mark.slow
 def test_killed_runs_end_as_an_unbroken_one(tmp_path, monkeypatch):
-    lines = iter((3, 60))  # of the log when a run is killed: before its on-policy part, and within
+    lines = iter((3, 60))  # lines of the log at which a run is killed: before its on-policy part, and in it
 
     def in_training(out, after):
         line_count, process = next(lines), subprocess.Popen(survive.command(out), env=survive.environ())

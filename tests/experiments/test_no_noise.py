@@ -11,7 +11,7 @@ from pyro_gram.system.cli import call
 from pyro_gram.system.files import read_json
 
 
-def test_the_one_answer_of_an_input_without_noise_is_scored(tmp_path):
+def test_without_noise_every_input_has_one_answer_which_is_measured(tmp_path):
     out = tmp_path / "no_noise.json"
     for name in ("coloring8", "sudoku4"):  # the second is added to the first
         assert call(no_noise.main, ["--checkpoints", name, "--inputs", "6", "--out", str(out)]) == 0
@@ -28,19 +28,19 @@ def test_the_one_answer_of_an_input_without_noise_is_scored(tmp_path):
                 seed=7,
                 temper=solver.config.temper,
             )
-        assert (samples.tokens == samples.tokens[:1]).all()  # no draw is left: every trajectory is the same
+        assert (samples.tokens == samples.tokens[:1]).all()  # without noise all trajectories are the same
         assert study["accuracy"] == pytest.approx(solver.task.is_valid(x, samples.tokens[0]).double().mean().item())
         assert study["num_inputs"] == 6
         assert study["interval"][0] < study["accuracy"] <= study["interval"][1] + 1e-9
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
         (["--checkpoints", "chess"], "no committed checkpoint 'chess'"),
         (["--inputs", "0"], "--inputs must be at least 1, not 0"),
     ],
 )
-def test_what_cannot_be_measured_ends_in_one_line(words, message, tmp_path, capsys):
-    assert call(no_noise.main, [*words, "--out", str(tmp_path / "no_noise.json")]) == 2
+def test_bad_arguments_end_in_one_line(options, message, tmp_path, capsys):
+    assert call(no_noise.main, [*options, "--out", str(tmp_path / "no_noise.json")]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]

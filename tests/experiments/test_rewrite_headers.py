@@ -24,7 +24,7 @@ NEW_CONFIG = {
 }
 
 
-def test_settings_are_renamed_however_deep_they_lie_in_a_results_file(tmp_path):
+def test_settings_are_renamed_at_any_depth_of_a_results_file(tmp_path):
     path = tmp_path / "table.json"
     path.write_text(json.dumps({"rows": [{"config": OLD_CONFIG}], "task": "nqueens", "on_policy": 1}))
     assert rewrite_headers.rewrite(path)

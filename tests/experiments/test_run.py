@@ -33,33 +33,33 @@ def test_a_compiler_that_fails_ends_the_run_in_one_line(monkeypatch, tmp_path, c
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The directory of a run of four batches, never interrupted."""
+def finished_run(tmp_path_factory):
+    """The directory of a run of four batches that was not interrupted."""
     out = tmp_path_factory.mktemp("runs") / "new" / "run"
     assert run(out, "--train.batches", 4, "--train.evaluate_every", 2) == 0
     return out
 
 
-def test_a_run_writes_everything_and_leaves_no_temporary_files(finished):
+def test_a_run_writes_everything_and_leaves_no_temporary_files(finished_run):
     figures = {"training", "leak", "solved", "coverage_by_solutions", "formation"}
-    assert {p.relative_to(finished).as_posix() for p in finished.rglob("*") if p.is_file()} == {
+    assert {p.relative_to(finished_run).as_posix() for p in finished_run.rglob("*") if p.is_file()} == {
         *(f"figures/{name}.png" for name in figures),
         "config.json", "metrics.jsonl", "results.json", "model.safetensors", "state.safetensors", "inference.nc",
         "report.html", ".lock",
     }  # fmt: skip
-    assert all(p.read_bytes().startswith(b"\x89PNG") for p in finished.glob("figures/*.png"))
-    assert {"posterior", "prior_predictive"} <= set(inference_data.load(finished / "inference.nc").groups())
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in finished_run.glob("figures/*.png"))
+    assert {"posterior", "prior_predictive"} <= set(inference_data.load(finished_run / "inference.nc").groups())
 
 
-def test_the_config_of_a_run_holds_the_preset_and_its_changes(finished):
-    config = RunConfig.from_dict(json.loads((finished / "config.json").read_text()))
+def test_the_config_of_a_run_holds_the_preset_and_its_changes(finished_run):
+    config = RunConfig.from_dict(json.loads((finished_run / "config.json").read_text()))
     assert (config.preset, config.names["task"], config.seed) == ("tiny", "coloring", 0)
     assert (config.train.batches, config.task.vertices, config.model.width) == (4, 4, 16)
     assert config.model.heads == 2  # from the preset
 
 
-def test_the_results_have_the_promised_keys_and_ranges(finished):
-    r = results(finished)
+def test_the_results_have_the_promised_keys_and_ranges(finished_run):
+    r = results(finished_run)
     assert {"task", "preset", "seed", "parameters", "seconds", "metrics"} <= r.keys()
     assert (r["environment"]["revision"], r["environment"]["modified"]) == revision()
     assert (r["task"], r["preset"], r["seed"], r["batches"]) == ("coloring", "tiny", 0, 4)
@@ -77,62 +77,62 @@ def test_the_results_have_the_promised_keys_and_ranges(finished):
     assert m["log_likelihood_prior_mc"] <= 0
 
 
-def test_every_batch_has_a_line_and_some_look_at_the_validation_split(finished):
-    lines = rows(finished)
+def test_every_batch_has_a_line_and_some_measure_the_validation_split(finished_run):
+    lines = rows(finished_run)
     assert [row["batch"] for row in lines] == [0, 1, 2, 3]
     assert all({"seconds", "reconstruction", "kl", "beta"} <= row.keys() for row in lines)
     assert ["prior_accuracy" in row for row in lines] == [False, True, False, True]
     assert {"prior_coverage", "coverage_limit", "elbo_full", "elbo_surrogate"} <= lines[-1].keys()
 
 
-def test_the_report_is_one_file_that_loads_nothing(finished):
-    page = (finished / "report.html").read_text()
+def test_the_report_is_one_file_that_loads_nothing(finished_run):
+    page = (finished_run / "report.html").read_text()
     assert page.count('src="data:image/png;base64,') == page.count("<img") == 5
-    bare = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
-    assert not re.search(r"https?:|<script|<link|<iframe|@import|url\(|href|file:", bare)
-    assert str(finished) not in bare
-    assert f"{results(finished)['metrics']['coverage']:.3f}" in bare
+    text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
+    assert not re.search(r"https?:|<script|<link|<iframe|@import|url\(|href|file:", text)
+    assert str(finished_run) not in text
+    assert f"{results(finished_run)['metrics']['coverage']:.3f}" in text
 
 
-def test_a_run_is_not_overwritten(finished, capsys):
-    before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
-    assert run(finished) == 2
+def test_a_run_is_not_overwritten(finished_run, capsys):
+    before = {p: p.read_bytes() for p in finished_run.rglob("*") if p.is_file()}
+    assert run(finished_run) == 2
     assert re.fullmatch(r"error: .* holds a run already: add --resume .*\n", capsys.readouterr().err)
-    assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
+    assert {p: p.read_bytes() for p in finished_run.rglob("*") if p.is_file()} == before
 
 
 def test_each_choice_of_parts_has_a_directory_of_its_own_by_default():
-    def where(*words):
-        return str(experiments.run.default_directory(*experiments.run.parse(["--task", "coloring", *words])))
+    def default_out(*options):
+        return str(experiments.run.default_directory(*experiments.run.parse(["--task", "coloring", *options])))
 
-    assert where() == "runs/coloring-cpu-seed0"
-    assert where("--preset", "tiny", "--seed", "3") == "runs/coloring-tiny-seed3"
-    assert where("--model", "trm") == "runs/coloring-cpu-trm-seed0"
-    assert where("--prior", "flow", "--guide", "mean_field") == "runs/coloring-cpu-flow-mean_field-seed0"
-    assert where("--prior", "pyro_gram.models.priors.flow:FlowPrior") == "runs/coloring-cpu-FlowPrior-seed0"
+    assert default_out() == "runs/coloring-cpu-seed0"
+    assert default_out("--preset", "tiny", "--seed", "3") == "runs/coloring-tiny-seed3"
+    assert default_out("--model", "trm") == "runs/coloring-cpu-trm-seed0"
+    assert default_out("--prior", "flow", "--guide", "mean_field") == "runs/coloring-cpu-flow-mean_field-seed0"
+    assert default_out("--prior", "pyro_gram.models.priors.flow:FlowPrior") == "runs/coloring-cpu-FlowPrior-seed0"
 
 
-def test_a_resumed_run_ends_as_an_unbroken_one(finished, train, tmp_path):
+def test_a_resumed_run_ends_as_an_unbroken_one(finished_run, train, tmp_path):
     out = tmp_path / "run"
     assert train(out, "--train.batches", 2) == 0
     with (out / "metrics.jsonl").open("a") as f:  # a line that was written after the last saved state
         f.write('{"batch": 2, "reconstruction": 1e9}\n')
     assert train(out, "--train.batches", 4, "--train.evaluate_every", 2, "--resume") == 0
-    a, b = (load_file(o / "state.safetensors") for o in (finished, out))
+    a, b = (load_file(o / "state.safetensors") for o in (finished_run, out))
     assert a.keys() == b.keys()
     assert all(a[k].equal(b[k]) for k in a)
-    plain = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows(o)] for o in (finished, out)]
-    assert plain[0] == plain[1]
-    assert (out / "config.json").read_bytes() == (finished / "config.json").read_bytes()
+    logs = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows(o)] for o in (finished_run, out)]
+    assert logs[0] == logs[1]
+    assert (out / "config.json").read_bytes() == (finished_run / "config.json").read_bytes()
 
 
-def test_resuming_a_run_with_other_settings_is_refused(finished, capsys):
-    before = (finished / "config.json").read_bytes()
-    assert run(finished, "--resume", "--train.batches", 4, "--optim.lr", 0.5) == 2
+def test_resuming_a_run_with_other_settings_is_refused(finished_run, capsys):
+    before = (finished_run / "config.json").read_bytes()
+    assert run(finished_run, "--resume", "--train.batches", 4, "--optim.lr", 0.5) == 2
     err = capsys.readouterr().err
     assert "other settings" in err
     assert len(err.splitlines()) == 1
-    assert (finished / "config.json").read_bytes() == before
+    assert (finished_run / "config.json").read_bytes() == before
 
 
 def test_resume_without_a_run_starts_one(tmp_path, train):
@@ -142,48 +142,48 @@ def test_resume_without_a_run_starts_one(tmp_path, train):
 
 def test_minutes_replace_the_presets_length(tmp_path, train):
     assert train(tmp_path / "run", "--minutes", 0.004) == 0
-    *before, last = [row["seconds"] for row in rows(tmp_path / "run")]
-    assert last >= 0.24 >= max(before, default=0.0)
+    *earlier, last = [row["seconds"] for row in rows(tmp_path / "run")]
+    assert last >= 0.24 >= max(earlier, default=0.0)
 
 
 def test_a_run_whose_batches_do_not_fit_into_its_minutes_trains_fewer_and_says_so(tmp_path, train, capsys, monkeypatch):
     out, every = tmp_path / "run", 100000
-    words = ("--train.batches", 100000, "--train.minutes", 0.01, "--train.evaluate_every", every)
-    words += ("--train.on_policy_depth", 4, "--train.on_policy_updates", 2, "--train.on_policy_after", 0.8)
-    assert run(out, *words) == 0
+    options = ("--train.batches", 100000, "--train.minutes", 0.01, "--train.evaluate_every", every)
+    options += ("--train.on_policy_depth", 4, "--train.on_policy_updates", 2, "--train.on_policy_after", 0.8)
+    assert run(out, *options) == 0
     summary = results(out)
-    done = summary["batches"]
-    assert 5 <= done < 5000
-    message = f"this machine trains {done:,} of 100,000 batches in 0.01 minutes: the schedule is fitted to them"
+    num_batches = summary["batches"]
+    assert 5 <= num_batches < 5000
+    message = f"this machine trains {num_batches:,} of 100,000 batches in 0.01 minutes: the schedule is fitted to them"
     err = capsys.readouterr().err
     assert err.index("timing a few batches: how many of 100,000 fit into 0.01 minutes?") < err.index(message)
     assert err.count(message) == 1
     assert summary["length"] == {"batches": 100000, "minutes": 0.01}
-    assert f"{done:,} of 100,000 (fitted to 0.01 minutes) batches" in (out / "report.html").read_text()
-    assert ["on_policy" in row for row in rows(out)] == [number / done >= 0.8 for number in range(done)]
-    monkeypatch.setattr("pyro_gram.training.pace.measure_pace", None)  # nothing is measured again
-    assert train(out, "--resume", *words) == 0
-    assert f"training in {out} is over, at batch {done} of {done}" in capsys.readouterr().err
+    assert f"{num_batches:,} of 100,000 (fitted to 0.01 minutes) batches" in (out / "report.html").read_text()
+    assert ["on_policy" in row for row in rows(out)] == [number / num_batches >= 0.8 for number in range(num_batches)]
+    monkeypatch.setattr("pyro_gram.training.pace.measure_pace", None)  # the pace is not measured again
+    assert train(out, "--resume", *options) == 0
+    assert f"training in {out} is over, at batch {num_batches} of {num_batches}" in capsys.readouterr().err
 
 
-def test_a_run_that_is_killed_at_once_stays_the_run_of_the_batches_that_fit(tmp_path, train, monkeypatch):
+def test_a_run_killed_before_its_first_batch_keeps_its_fitted_number_of_batches(tmp_path, train, monkeypatch):
     out = tmp_path / "run"
-    words = ("--train.batches", 100000, "--train.minutes", 0.01, "--train.evaluate_every", 100000)
-    with monkeypatch.context() as killed:
-        killed.setattr("pyro_gram.runs.train._batches", lambda run: os.kill(os.getpid(), signal.SIGTERM) or iter(()))
-        assert train(out, *words) == 143
+    options = ("--train.batches", 100000, "--train.minutes", 0.01, "--train.evaluate_every", 100000)
+    with monkeypatch.context() as patch:
+        patch.setattr("pyro_gram.runs.train._batches", lambda run: os.kill(os.getpid(), signal.SIGTERM) or iter(()))
+        assert train(out, *options) == 143
     with safe_open(out / "state.safetensors", framework="np") as f:
         header = json.loads(f.metadata()["pyro_gram"])
     progress = header["state"]["progress"]
     assert progress["number"] == 0
     assert 0 < progress["num_batches"] < 100000
     monkeypatch.setattr("pyro_gram.training.pace.measure_pace", None)
-    assert train(out, "--resume", *words) == 0
+    assert train(out, "--resume", *options) == 0
     assert len(rows(out)) == progress["num_batches"]
 
 
 @pytest.mark.parametrize("task", sorted(path.stem for path in experiments.run.PRESETS.glob("*.toml")))
-def test_the_smallest_preset_of_every_task_has_its_length_in_batches_alone(task):
+def test_the_preset_tiny_of_every_task_has_a_length_in_batches_only(task):
     train = experiments.run.parse(["--task", task, "--preset", "tiny"])[0].train
     assert train.batches > 0
     assert train.minutes == 0
@@ -204,7 +204,7 @@ def test_listed_splits_are_disjoint_inputs_and_write_nothing(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
         ("--task chess", "unknown task 'chess'; known: .*coloring"),
         ("--preset huge", "unknown preset 'huge'"),
@@ -240,9 +240,9 @@ def test_listed_splits_are_disjoint_inputs_and_write_nothing(tmp_path, monkeypat
         ("stray", "unrecognized arguments: stray"),
     ],
 )
-def test_bad_arguments_end_in_one_line_and_write_nothing(words, message, tmp_path, monkeypatch, capsys):
+def test_bad_arguments_end_in_one_line_and_write_nothing(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert run(tmp_path / "out", "--train.batches", 1, *words.split()) == 2
+    assert run(tmp_path / "out", "--train.batches", 1, *options.split()) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 1
@@ -251,7 +251,7 @@ def test_bad_arguments_end_in_one_line_and_write_nothing(words, message, tmp_pat
 
 
 @pytest.mark.parametrize("out", ["file", "file/run", ""])
-def test_an_out_that_is_no_directory_is_refused_and_left_alone(out, tmp_path, monkeypatch, capsys):
+def test_an_out_that_is_no_directory_is_refused_and_stays_unchanged(out, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
     assert run(out, "--train.batches", 1) == 2

@@ -12,9 +12,9 @@ from tests.experiments.small_run import SMALL, cli, results, rows
 SIZES = SMALL[SMALL.index("--model.width") :]
 
 
-def train(out, task, *words):
-    words = ["--task", task, "--preset", "tiny", *SIZES, "--train.batches", 2, "--train.evaluate_every", 1, *words]
-    assert cli(experiments.run.main, *words, "--out", out) == 0
+def train(out, task, *options):
+    options = ["--task", task, "--preset", "tiny", *SIZES, "--train.batches", 2, "--train.evaluate_every", 1, *options]
+    assert cli(experiments.run.main, *options, "--out", out) == 0
     return out
 
 
@@ -28,12 +28,12 @@ def boards(tmp_path_factory):
 def digits(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "digits"
     sizes = {"train": 20, "validation": 4, "test": 10, "patch": 7}
-    words = [word for name, value in sizes.items() for word in (f"--task.{name}", value)]
-    return train(out, "mnist", *words, "--data-dir", digits_folder())
+    options = [word for name, value in sizes.items() for word in (f"--task.{name}", value)]
+    return train(out, "mnist", *options, "--data-dir", digits_folder())
 
 
-def sample(run, out, *words):
-    return cli(experiments.sample.main, "--checkpoint", run, "--out", out, *words)
+def sample(run, out, *options):
+    return cli(experiments.sample.main, "--checkpoint", run, "--out", out, *options)
 
 
 def test_a_run_without_input_measures_its_samples(boards):
@@ -73,10 +73,10 @@ def test_an_npz_holds_every_sample(boards, tmp_path):
     assert (tokens == expected).all()
 
 
-def test_the_seed_and_the_depth_matter(boards, tmp_path):
+def test_seed_and_depth_change_the_samples(boards, tmp_path):
     files = {}
-    for name, words in {"a": [], "b": [], "c": ["--seed", 1], "d": ["--depth", 1]}.items():
-        assert sample(boards, tmp_path / f"{name}.npz", "--num-samples", 8, *words) == 0
+    for name, options in {"a": [], "b": [], "c": ["--seed", 1], "d": ["--depth", 1]}.items():
+        assert sample(boards, tmp_path / f"{name}.npz", "--num-samples", 8, *options) == 0
         with np.load(tmp_path / f"{name}.npz") as samples:
             files[name] = samples["score"]
     assert (files["a"] == files["b"]).all()
@@ -91,17 +91,17 @@ def test_formation_keeps_every_step(boards, tmp_path):
         assert (samples["history"][-1] == samples["tokens"]).all()
 
 
-@pytest.mark.parametrize("words", [[], ["--formation"]])
-def test_pictures_are_written_whole(boards, digits, tmp_path, words, capsys):
+@pytest.mark.parametrize("options", [[], ["--formation"]])
+def test_pictures_are_complete_files(boards, digits, tmp_path, options, capsys):
     for run in (boards, digits):
-        assert sample(run, tmp_path / "a.png", "--num-samples", 5, *words) == 0
+        assert sample(run, tmp_path / "a.png", "--num-samples", 5, *options) == 0
         assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
         assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
         assert "5 samples" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
         ("--out a.gif", "ending in .npz"),
         ("--out a.png --num-samples 500", "at most 400 samples"),
@@ -111,17 +111,17 @@ def test_pictures_are_written_whole(boards, digits, tmp_path, words, capsys):
         ("", "--out"),
     ],
 )
-def test_bad_arguments_end_in_one_line_and_write_nothing(words, message, boards, tmp_path, monkeypatch, capsys):
+def test_bad_arguments_end_in_one_line_and_write_nothing(options, message, boards, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli(experiments.sample.main, "--checkpoint", boards, *words.split()) == 2
+    assert cli(experiments.sample.main, "--checkpoint", boards, *options.split()) == 2
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
     assert message in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_with_input_is_for_solve_and_one_without_is_not(boards, plain, tmp_path, capsys):
-    assert sample(plain, tmp_path / "a.npz") == 2
+def test_solve_needs_a_model_with_input_and_sample_one_without(boards, plain_checkpoint, tmp_path, capsys):
+    assert sample(plain_checkpoint, tmp_path / "a.npz") == 2
     assert "use experiments/solve.py" in capsys.readouterr().err
     (tmp_path / "one.txt").write_text("1...............")
     assert cli(experiments.solve.main, "--checkpoint", boards, "--input", tmp_path / "one.txt") == 2
@@ -130,7 +130,7 @@ def test_a_model_with_input_is_for_solve_and_one_without_is_not(boards, plain, t
     with pytest.raises(InputError, match="without input"):
         solver.sample("1...............")
     with pytest.raises(InputError, match="at least one"):
-        pyro_gram.load(plain).sample(None)
+        pyro_gram.load(plain_checkpoint).sample(None)
 
 
 def test_list_split_of_p_x_prints_the_data(capsys):

@@ -14,38 +14,38 @@ from tests.experiments.small_run import cli
 
 
 @pytest.fixture
-def study(headed):
-    solver = pyro_gram.load(headed)
+def study(heads_checkpoint):
+    solver = pyro_gram.load(heads_checkpoint)
     return CheckpointStudy(solver, solver.task.split("test"), 3, 0.6, None, lambda done: None)
 
 
 @pytest.fixture(scope="module")
-def written(headed, tmp_path_factory):
-    """The JSON of a study, its path, and the words that made it."""
+def written_study(heads_checkpoint, tmp_path_factory):
+    """The JSON of a study, its path, and the options of the command."""
     folder = tmp_path_factory.mktemp("scaling")
-    words = ["--checkpoint", headed, "--depth", 2, "--seeds", 2, "--halt", 0.6, "--validation", 3]
-    words += ["--inputs", 3, "--keep", folder / "cache"]
-    assert cli(experiments.scaling.scaling.main, *words, "--out", folder) == 0
-    path = folder / "headed.scaling.json"
-    return json.loads(path.read_text()), path, words
+    options = ["--checkpoint", heads_checkpoint, "--depth", 2, "--seeds", 2, "--halt", 0.6, "--validation", 3]
+    options += ["--inputs", 3, "--keep", folder / "cache"]
+    assert cli(experiments.scaling.scaling.main, *options, "--out", folder) == 0
+    path = folder / "with_heads.scaling.json"
+    return json.loads(path.read_text()), path, options
 
 
-def test_a_study_measures_samples_by_depth_number_and_threshold(written):
-    results, _, _ = written
+def test_a_study_measures_samples_by_depth_number_and_threshold(written_study):
+    results, _, _ = written_study
     assert list(results["width"]) == ["1", "2"]
-    assert list(results["width"]["2"]) == ["1", "2", "5", "10", "20"]  # no more work than 20 of full depth
+    assert list(results["width"]["2"]) == ["1", "2", "5", "10", "20"]  # no more work than 20 trajectories of full depth
     assert list(results["width"]["1"]) == ["1", "2", "5", "10", "20"]
     for point in results["width"]["2"].values():
         assert point["verified"] >= max(point["vote"], point["value"])
         assert {"sample", "vote", "value", "verified", "coverage", "vote_sd"} <= point.keys()
-    assert results["deterministic"]["1"] == results["deterministic"]["20"]  # flat in N, to the last digit
+    assert results["deterministic"]["1"] == results["deterministic"]["20"]  # the same for every N, to the last digit
     assert results["halted"]["steps"] <= 2
     assert len(results["steps_by_input"]) == len(results["difficulty"]) == results["inputs"] == 3
     assert results["difficulty_label"] == "edges"
 
 
-def test_the_figure_is_drawn_again_from_the_json(written):
-    _, path, _ = written
+def test_the_figure_is_drawn_again_from_the_json(written_study):
+    _, path, _ = written_study
     picture = path.with_suffix(".png")
     first = image.imread(picture)
     assert first.std() > 0.05
@@ -54,8 +54,8 @@ def test_the_figure_is_drawn_again_from_the_json(written):
     assert np.array_equal(first, image.imread(picture))
 
 
-def test_settings_are_chosen_on_validation_inputs_and_every_test_point_is_there(written):
-    results, _, _ = written
+def test_points_are_chosen_on_validation_inputs_and_all_are_measured_on_test_inputs(written_study):
+    results, _, _ = written_study
     validation = results["validation"]
     assert validation["inputs"] == 3
     assert validation["chosen"] == {str(b): row for b, row in choose_points(validation["points"], 2).items()}
@@ -71,27 +71,27 @@ def test_settings_are_chosen_on_validation_inputs_and_every_test_point_is_there(
             assert point["work"] <= point["n"] * point["depth"] * (1 + results["head_cost"]) + 1e-9
 
 
-def test_halting_pays_for_its_heads(written):
-    results, _, _ = written
+def test_the_work_of_halting_includes_the_heads(written_study):
+    results, _, _ = written_study
     one_step = results["points"][point_name(20, 1, 0.6)]
     assert results["head_cost"] > 0
     assert one_step["work"] == pytest.approx(20 * (1 + results["head_cost"]))
 
 
-def test_a_study_repeats_from_its_cache(written, tmp_path, monkeypatch, capsys):
-    results, _, words = written
+def test_a_study_repeats_from_its_cache(written_study, tmp_path, monkeypatch, capsys):
+    results, _, options = written_study
     monkeypatch.setattr("experiments.scaling.trajectories._roll_chunk", None)
-    assert cli(experiments.scaling.scaling.main, *words, "--out", tmp_path) == 0
-    assert "headed: of 20 samples: one" in capsys.readouterr().out
-    again = json.loads((tmp_path / "headed.scaling.json").read_text())
-    assert {**again, "seconds": 0} == {**results, "seconds": 0}
+    assert cli(experiments.scaling.scaling.main, *options, "--out", tmp_path) == 0
+    assert "with_heads: of 20 samples: one" in capsys.readouterr().out
+    repeated_results = json.loads((tmp_path / "with_heads.scaling.json").read_text())
+    assert {**repeated_results, "seconds": 0} == {**results, "seconds": 0}
 
 
 def test_no_noise_is_one_answer(study):
     assert study.deterministic(1) == study.deterministic(4)
 
 
-def test_spreads_do_as_much_work_as_independent_trajectories(study):
+def test_draw_schemes_do_as_much_work_as_independent_trajectories(study):
     trajectories = study.record_trajectories("test", 5)
     results = study.by_draw_scheme(trajectories, seed=6)
     assert results.keys() == {"independent", "antithetic", "sobol", "distinct"}
@@ -123,7 +123,7 @@ def test_means_and_deviations_over_seeds():
     assert results == {"a": 2.0, "a_sd": 2**0.5, "n": 3, "l": [2.0, 2.0], "d": {"b": 2.0, "b_sd": 8**0.5}}
 
 
-def test_bins_hold_every_place_once():
+def test_bins_contain_every_index_once():
     for values in ([1, 1, 2, 5], list(range(1, 300))):
         for log in (False, True):
             places = bins(values, log)
@@ -132,14 +132,14 @@ def test_bins_hold_every_place_once():
     assert [p.tolist() for p in bins([1, 1, 2, 5])] == [[0, 1], [2], [3]]
 
 
-def test_an_envelope_leaves_out_what_another_point_beats():
+def test_an_envelope_leaves_out_points_that_another_one_beats():
     corners = [(4, 0.5), (1, 0.2), (2, 0.6), (2, 0.3), (3, 0.6), (5, 0.9)]
     assert envelope(corners) == [(1, 0.2), (2, 0.6), (5, 0.9)]
     assert envelope([]) == []
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
         (["--depth", 0], "--depth must be at least 1, not 0"),
         (["--seeds", 0], "--seeds must be at least 1"),
@@ -149,15 +149,15 @@ def test_an_envelope_leaves_out_what_another_point_beats():
         (["--draws", 3], "--draws"),
     ],
 )
-def test_bad_arguments_end_in_one_line(words, message, headed, capsys):
-    assert cli(experiments.scaling.scaling.main, "--checkpoint", headed, *words) == 2
+def test_bad_arguments_end_in_one_line(options, message, heads_checkpoint, capsys):
+    assert cli(experiments.scaling.scaling.main, "--checkpoint", heads_checkpoint, *options) == 2
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
     assert message in err
 
 
-def test_a_checkpoint_without_heads_or_a_missing_study_ends_in_one_line(plain, tmp_path, capsys):
-    assert cli(experiments.scaling.scaling.main, "--checkpoint", plain) == 2
+def test_a_checkpoint_without_heads_or_a_missing_study_ends_in_one_line(plain_checkpoint, tmp_path, capsys):
+    assert cli(experiments.scaling.scaling.main, "--checkpoint", plain_checkpoint) == 2
     assert "no heads to select by" in capsys.readouterr().err
     assert cli(experiments.scaling.scaling.main, "--draw", tmp_path / "nothing.json") == 2
     assert "does not exist" in capsys.readouterr().err

@@ -16,29 +16,29 @@ from tests.conftest import small_config
 from tests.experiments.small_run import cli
 
 
-def test_vote_and_value_choose_from_the_samples_that_solve_draws(headed, tmp_path, monkeypatch, capsys):
-    solver = pyro_gram.load(headed)
+def test_vote_and_value_select_from_the_samples_that_solve_draws(heads_checkpoint, tmp_path, monkeypatch, capsys):
+    solver = pyro_gram.load(heads_checkpoint)
     x = solver.task.split("test").inputs
     monkeypatch.setattr(selection, "fresh_inputs", lambda solver, count: (x[:count], "test inputs"))
     out = tmp_path / "selection.json"
-    words = ["--checkpoint", headed, "--out", out, "--seeds", 2, "--inputs", 3, "--keep", tmp_path / "kept"]
-    assert cli(selection.main, *words) == 0
-    assert "headed: vote" in capsys.readouterr().out
-    results = json.loads(out.read_text())["headed"]
+    options = ["--checkpoint", heads_checkpoint, "--out", out, "--seeds", 2, "--inputs", 3, "--keep", tmp_path / "kept"]
+    assert cli(selection.main, *options) == 0
+    assert "with_heads: vote" in capsys.readouterr().out
+    results = json.loads(out.read_text())["with_heads"]
     assert (results["inputs"], results["seeds"], results["halt"]) == (3, 2, 0.999)
     right = {name: torch.zeros(2, 3) for name in ("vote", "value")}
     for number in range(2):
         for name, answers in right.items():
-            solved = solver.solve(x[:3], seed=selection.SEED * (number + 1), select=name)
-            answers[number] = torch.tensor([s.solutions[0].valid for s in solved])
+            all_answers = solver.solve(x[:3], seed=selection.SEED * (number + 1), select=name)
+            answers[number] = torch.tensor([s.solutions[0].valid for s in all_answers])
     for name, answers in right.items():
         assert results[name]["accuracy"] == pytest.approx(answers.mean().item())
         assert results[name]["sd"] == pytest.approx(answers.mean(1).std().item(), abs=1e-7)
         assert results[name]["interval"] == pytest.approx(wilson_interval(answers.mean().item(), 3))
     assert results["only_vote_right"] - results["only_value_right"] == int((right["vote"] - right["value"]).sum())
     monkeypatch.setattr("pyro_gram.solver.Solver.sample", None)
-    assert cli(selection.main, *words) == 0  # what is kept is not drawn again
-    assert json.loads(out.read_text())["headed"] == results
+    assert cli(selection.main, *options) == 0  # samples in the cache are not drawn again
+    assert json.loads(out.read_text())["with_heads"] == results
 
 
 def test_fresh_graphs_are_isomorphic_to_none_of_a_split():
@@ -56,7 +56,7 @@ def test_fresh_graphs_are_isomorphic_to_none_of_a_split():
     assert not known & set(isomorphism_invariants(task.adjacency(x).numpy()))
 
 
-def test_queens_are_test_inputs_where_there_are_enough_such_as_no_run_is_measured_on():
+def test_fresh_queens_are_test_inputs_that_no_run_measures_if_there_are_enough():
     def solver_of(**changes):
         config = small_config(task_name="nqueens", **changes)
         solver = build(config)
@@ -70,16 +70,16 @@ def test_queens_are_test_inputs_where_there_are_enough_such_as_no_run_is_measure
     x, which = selection.fresh_inputs(solver_of(evaluate={"inputs": 4}), 5)
     assert torch.equal(x, test[4:9])
     assert which == "test inputs 5 to 9"
-    everything, _ = selection.fresh_inputs(solver_of(evaluate={"inputs": 4}), 10_000)
-    assert torch.equal(everything, test)
+    all_inputs, _ = selection.fresh_inputs(solver_of(evaluate={"inputs": 4}), 10_000)
+    assert torch.equal(all_inputs, test)
 
 
-def test_bad_arguments_end_in_one_line(headed, plain, tmp_path, capsys):
+def test_bad_arguments_end_in_one_line(heads_checkpoint, plain_checkpoint, tmp_path, capsys):
     out = ["--out", tmp_path / "selection.json"]
     for name in ("seeds", "inputs"):
-        assert cli(selection.main, "--checkpoint", headed, f"--{name}", 0, *out) == 2
+        assert cli(selection.main, "--checkpoint", heads_checkpoint, f"--{name}", 0, *out) == 2
         assert f"--{name} must be at least 1, not 0" in capsys.readouterr().err
-    assert cli(selection.main, "--checkpoint", plain, *out) == 2
+    assert cli(selection.main, "--checkpoint", plain_checkpoint, *out) == 2
     assert "no heads to select by" in capsys.readouterr().err
 
 
@@ -89,11 +89,11 @@ COMMITTED = selection.OUT
 @pytest.mark.skipif(not COMMITTED.exists(), reason="the study has not been run")
 def test_value_is_not_worse_than_the_vote_on_any_shipped_checkpoint():
     results = {name: s for name, s in json.loads(COMMITTED.read_text()).items() if name != "environment"}
-    shipped = {path.stem for path in COMMITTED.parents[2].joinpath("checkpoints").glob("*.safetensors")}
-    with_heads = {name for name in shipped if pyro_gram.load(checkpoint_path(name)).has_heads}
+    checkpoints = {path.stem for path in COMMITTED.parents[2].joinpath("checkpoints").glob("*.safetensors")}
+    with_heads = {name for name in checkpoints if pyro_gram.load(checkpoint_path(name)).has_heads}
     assert set(results) == with_heads
     for name, study in results.items():
-        # Of queens there are as many as a split has.
+        # For queens the number of inputs is that of a split.
         assert study["inputs"] >= (500 if name.startswith("nqueens8") else 1000), name
         assert study["seeds"] >= 3, name
         assert study["value"]["accuracy"] >= study["vote"]["accuracy"], name

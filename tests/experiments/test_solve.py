@@ -40,15 +40,15 @@ def solver(checkpoint):
 
 @pytest.fixture
 def solve(checkpoint, tmp_path, monkeypatch, capsys):
-    """Solve a text as a file, or from stdin: the JSON objects printed."""
+    """Return a function that solves a text, from a file or from stdin, and returns the printed JSON objects."""
 
-    def call(text, *words, stdin=False):
+    def call(text, *options, stdin=False):
         path = tmp_path / "puzzles.txt"
         path.write_text(text)
         if stdin:
             monkeypatch.setattr("sys.stdin", io.StringIO(text))
-        words = ["--checkpoint", checkpoint, "--input", "-" if stdin else path, "--json", *words]
-        assert cli(experiments.solve.main, *words) == 0
+        options = ["--checkpoint", checkpoint, "--input", "-" if stdin else path, "--json", *options]
+        assert cli(experiments.solve.main, *options) == 0
         out, err = capsys.readouterr()
         assert err == ""
         return [json.loads(line) for line in out.splitlines()]
@@ -56,7 +56,7 @@ def solve(checkpoint, tmp_path, monkeypatch, capsys):
     return call
 
 
-def test_json_has_an_object_an_input_with_the_promised_keys(solve):
+def test_json_has_an_object_for_each_input_with_the_documented_keys(solve):
     objects = solve("\n".join(SOLVABLE) + "\n\n")
     assert [o["input"] for o in objects] == SOLVABLE
     for o in objects:
@@ -71,7 +71,7 @@ def test_json_has_an_object_an_input_with_the_promised_keys(solve):
         assert o["total"] == len({tuple(map(c.index, c)) for c in proper})  # up to the names of the colours
         assert 0 < o["mean_steps"] <= 2
         assert o["frequencies"] == "not p(y|x): halting at P = 0.999"  # the run has heads
-        assert (o["num_samples"], o["depth"]) == (20, 2)  # the default, and as in training
+        assert (o["num_samples"], o["depth"]) == (20, 2)  # the default N, and the depth of training
         for s in o["solutions"]:
             assert s.keys() == {"solution", "count", "valid", "score", "value"}
             assert 0 <= s["value"] <= 1
@@ -95,8 +95,8 @@ def test_answers_that_differ_in_the_names_of_colors_are_one(solve):
 
 
 def test_vote_keeps_the_most_frequent_answer_only(solve):
-    every, voted = (solve("\n".join(SOLVABLE), "--select", select) for select in ("all", "vote"))
-    assert [o["solutions"] for o in voted] == [o["solutions"][:1] for o in every]
+    all_answers, vote_answers = (solve("\n".join(SOLVABLE), "--select", select) for select in ("all", "vote"))
+    assert [o["solutions"] for o in vote_answers] == [o["solutions"][:1] for o in all_answers]
 
 
 def test_the_valid_flag_agrees_with_networkx(solve):
@@ -111,7 +111,7 @@ def test_the_valid_flag_agrees_with_networkx(solve):
 
 
 def every_graph():
-    """Every labelled graph of four vertices but the complete one."""
+    """Yield every labelled graph of four vertices except the complete one."""
     pairs = [(u, v) for v in range(4) for u in range(v)]
     for bits in range(2**6 - 1):
         graph = nx.empty_graph(4)
@@ -126,7 +126,7 @@ def test_the_seed_fixes_the_answers(solve):
     assert a != c
 
 
-def test_depth_and_width_are_what_was_asked_for(solve, solver):
+def test_depth_and_number_of_samples_are_those_of_the_options(solve, solver):
     (o,) = solve("Cr", "--depth", "5", "--num-samples", "3", "--seed", "8")
     assert (o["depth"], o["num_samples"]) == (5, 3)
     samples = solver.sample("Cr", num_samples=3, depth=5, seed=8)
@@ -145,12 +145,12 @@ def test_a_dimacs_file_is_one_graph(solve):
 
 def test_the_directory_of_a_run_is_a_checkpoint(solve, checkpoint, tmp_path, capsys):
     (tmp_path / "one.g6").write_text("Cr")
-    words = ["--checkpoint", checkpoint.parent, "--input", tmp_path / "one.g6", "--json"]
-    assert cli(experiments.solve.main, *words) == 0
+    options = ["--checkpoint", checkpoint.parent, "--input", tmp_path / "one.g6", "--json"]
+    assert cli(experiments.solve.main, *options) == 0
     assert [json.loads(capsys.readouterr().out)] == solve("Cr")
 
 
-def test_without_json_a_person_can_read_it(checkpoint, tmp_path, capsys):
+def test_without_json_the_output_is_readable_text(checkpoint, tmp_path, capsys):
     (tmp_path / "one.g6").write_text("C?")
     assert cli(experiments.solve.main, "--checkpoint", checkpoint, "--input", tmp_path / "one.g6") == 0
     out = capsys.readouterr().out
@@ -163,9 +163,9 @@ def test_without_json_a_person_can_read_it(checkpoint, tmp_path, capsys):
 # ---- bad input ---------------------------------------------------------------------------------------------------
 
 
-def refused(capsys, *words):
-    """One line on stderr, nothing on stdout and exit code 2; the line."""
-    assert cli(experiments.solve.main, *words) == 2
+def error_of(capsys, *options):
+    """Run a command that must fail with one line on stderr and exit code 2; return the line."""
+    assert cli(experiments.solve.main, *options) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 1
@@ -177,7 +177,7 @@ def refused(capsys, *words):
     [
         ("DQc", "5 vertices; this task has vertices = 4"),
         ("C~", "not 3-colourable"),
-        ("Cr\nC~", "not 3-colourable"),  # the good line is not answered either
+        ("Cr\nC~", "not 3-colourable"),  # the first graph is not solved either
         ("C", "malformed graph6"),
         ("Crr", "malformed graph6"),
         ("hello world", "malformed graph6"),
@@ -190,24 +190,24 @@ def refused(capsys, *words):
 def test_bad_puzzles_end_in_one_line(text, message, checkpoint, tmp_path, capsys):
     path = tmp_path / "puzzles.txt"
     path.write_text(text)
-    err = refused(capsys, "--checkpoint", checkpoint, "--input", path, "--json")
+    err = error_of(capsys, "--checkpoint", checkpoint, "--input", path, "--json")
     assert re.search(message, err)
 
 
 def test_bad_puzzles_from_stdin_end_in_one_line(checkpoint, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    assert "is empty" in refused(capsys, "--checkpoint", checkpoint, "--json")
+    assert "is empty" in error_of(capsys, "--checkpoint", checkpoint, "--json")
 
 
 def test_files_that_cannot_be_read_end_in_one_line(checkpoint, tmp_path, capsys):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for name, message in (("nothing", "No such file"), ("binary", "not a text file"), (".", "Is a directory")):
-        err = refused(capsys, "--checkpoint", checkpoint, "--input", tmp_path / name)
+        err = error_of(capsys, "--checkpoint", checkpoint, "--input", tmp_path / name)
         assert message in err
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
         ("--num-samples 0", "--num-samples must be at least 1, not 0"),
         ("--num-samples -3", "--num-samples must be at least 1, not -3"),
@@ -220,18 +220,18 @@ def test_files_that_cannot_be_read_end_in_one_line(checkpoint, tmp_path, capsys)
         ("stray", "unrecognized arguments: stray"),
     ],
 )
-def test_bad_arguments_end_in_one_line(words, message, checkpoint, tmp_path, capsys):
+def test_bad_arguments_end_in_one_line(options, message, checkpoint, tmp_path, capsys):
     (tmp_path / "one.g6").write_text("Cr")
-    err = refused(capsys, "--checkpoint", checkpoint, "--input", tmp_path / "one.g6", "--json", *words.split())
+    err = error_of(capsys, "--checkpoint", checkpoint, "--input", tmp_path / "one.g6", "--json", *options.split())
     assert message in err
 
 
 def test_checkpoints_that_cannot_be_loaded_end_in_one_line(tmp_path, capsys):
     (tmp_path / "one.g6").write_text("Cr")
     for checkpoint, message in (("nothing.safetensors", "no checkpoint at"), ("one.g6", "not a readable safetensors")):
-        err = refused(capsys, "--checkpoint", tmp_path / checkpoint, "--input", tmp_path / "one.g6")
+        err = error_of(capsys, "--checkpoint", tmp_path / checkpoint, "--input", tmp_path / "one.g6")
         assert message in err
-    assert "--checkpoint" in refused(capsys)
+    assert "--checkpoint" in error_of(capsys)
 
 
 # ---- from Python -------------------------------------------------------------------------------------------------
@@ -244,8 +244,8 @@ def test_sample_gives_tokens_and_scores_for_each_trajectory_and_input(solver):
     assert samples.tokens.dtype == torch.int64
     assert samples.score.shape == (7, 4)
     assert ((samples.tokens >= 0) & (samples.tokens < 3)).all()
-    again = solver.sample(x, num_samples=7, depth=3, seed=1)
-    assert torch.equal(samples.tokens, again.tokens)
+    same_seed = solver.sample(x, num_samples=7, depth=3, seed=1)
+    assert torch.equal(samples.tokens, same_seed.tokens)
 
 
 def test_text_is_an_input_too(solver):
@@ -278,12 +278,12 @@ def test_sampling_leaves_the_random_state_alone(solver):
     ],
     ids=lambda x: str(x) if not isinstance(x, torch.Tensor) else f"{x.dtype}{list(x.shape)}",
 )
-def test_what_is_no_input_is_an_input_error(x, solver):
+def test_invalid_inputs_raise_an_input_error(x, solver):
     with pytest.raises(InputError):
         solver.sample(x, num_samples=2)
 
 
-def test_width_depth_and_selection_are_checked(solver):
+def test_number_of_samples_depth_and_selection_are_checked(solver):
     x = solver.task.parse("Cr")[None]
     for settings in ({"num_samples": 0}, {"depth": 0}):
         with pytest.raises(UserError, match="must be at least 1, not 0"):
@@ -303,18 +303,18 @@ def test_text_is_solved_too(solver):
     assert [s.input for s in solver.solve("Cr", num_samples=2)] == ["Cr"]
 
 
-def test_an_answer_of_which_nobody_knows_whether_it_is_right_has_no_verdict(solver, monkeypatch):
+def test_an_answer_that_cannot_be_checked_is_neither_valid_nor_invalid(solver, monkeypatch):
     monkeypatch.setattr(solver.task, "has_known_answer", lambda x, y: torch.zeros_like(y[..., 0], dtype=torch.bool))
-    (solved,) = solver.solve("Cr", num_samples=4)
-    assert {a.valid for a in solved.solutions} == {None}
-    assert "unknown" in experiments.solve.format_solved(solver, solved)
+    (answers,) = solver.solve("Cr", num_samples=4)
+    assert {a.valid for a in answers.solutions} == {None}
+    assert "unknown" in experiments.solve.format_solved(solver, answers)
 
 
 # ---- going on after a bad input ----------------------------------------------------------------------------------
 
 
-def keep_going(checkpoint, path, capsys, *words):
-    code = cli(experiments.solve.main, "--checkpoint", checkpoint, "--input", path, "--keep-going", *words)
+def keep_going(checkpoint, path, capsys, *options):
+    code = cli(experiments.solve.main, "--checkpoint", checkpoint, "--input", path, "--keep-going", *options)
     return code, *capsys.readouterr()
 
 
@@ -322,11 +322,11 @@ def test_a_bad_input_becomes_an_error_in_its_place_and_the_others_are_solved(che
     path = tmp_path / "some.g6"
     path.write_text("Cr\nC~\nCF\n")
     code, out, err = keep_going(checkpoint, path, capsys, "--json")
-    first, failed, last = map(json.loads, out.splitlines())
+    first, failure, last = map(json.loads, out.splitlines())
     assert code == 1
     assert (first["input"], last["input"]) == ("Cr", "CF")
     message = "line 2: the graph is not 3-colourable (checked exactly): no answer exists"
-    assert failed == {"input": "C~", "error": message}
+    assert failure == {"input": "C~", "error": message}
     assert err == "1 of 3 inputs cannot be solved\n"
     path.write_text("Cr\nCF\n")
     code, output, err = keep_going(checkpoint, path, capsys, "--json")
@@ -339,11 +339,11 @@ def test_a_bad_input_becomes_an_error_in_its_place_and_the_others_are_solved(che
 
 
 def test_stdin_may_be_bytes_of_any_encoding_and_may_be_closed(checkpoint, tmp_path, monkeypatch, capsys):
-    expected = []
+    outputs = []
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("Cr\r\n".encode(encoding))))
         assert cli(experiments.solve.main, "--checkpoint", checkpoint, "--json") == 0
-        expected.append(capsys.readouterr().out)
-    assert len(set(expected)) == 1
+        outputs.append(capsys.readouterr().out)
+    assert len(set(outputs)) == 1
     monkeypatch.setattr("sys.stdin", None)
-    assert "standard input is closed" in refused(capsys, "--checkpoint", checkpoint)
+    assert "standard input is closed" in error_of(capsys, "--checkpoint", checkpoint)

@@ -1,4 +1,4 @@
-"""solve.py: halting, selection, width, memory, temper, figure, progress; experiments/heads.py, which adds heads."""
+"""solve.py: halting, selection, draw schemes, memory, tempering, figure, progress; and experiments/heads.py."""
 
 import json
 import shutil
@@ -25,21 +25,21 @@ GRAPHS = ["C?", "Cr", "CF", "C^"]
 
 
 @pytest.fixture
-def solve(headed, tmp_path, capsys):
-    """The JSON objects printed for a few graphs."""
+def solve(heads_checkpoint, tmp_path, capsys):
+    """Return a function that solves a few graphs and returns the printed JSON objects."""
 
-    def call(*words, checkpoint=headed, graphs=GRAPHS):
+    def call(*options, checkpoint=heads_checkpoint, graphs=GRAPHS):
         path = tmp_path / "puzzles.txt"
         path.write_text("\n".join(graphs))
-        assert cli(experiments.solve.main, "--checkpoint", checkpoint, "--input", path, "--json", *words) == 0
+        assert cli(experiments.solve.main, "--checkpoint", checkpoint, "--input", path, "--json", *options) == 0
         return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
     return call
 
 
-def refused(capsys, *words):
-    """One line on stderr, nothing on stdout and exit code 2; the line."""
-    code = cli(experiments.solve.main, *words)
+def error_of(capsys, *options):
+    """Run a command that must fail with one line on stderr and exit code 2; return the line."""
+    code = cli(experiments.solve.main, *options)
     out, err = capsys.readouterr()
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     return err
@@ -48,32 +48,32 @@ def refused(capsys, *words):
 # ---- heads ---------------------------------------------------------------------------------------------------------
 
 
-def test_heads_are_added_and_nothing_else_changes(plain, headed):
-    before, after = pyro_gram.load(plain), pyro_gram.load(headed)
+def test_heads_are_added_and_nothing_else_changes(plain_checkpoint, heads_checkpoint):
+    before, after = pyro_gram.load(plain_checkpoint), pyro_gram.load(heads_checkpoint)
     assert (before.has_heads, after.has_heads) == (False, True)
     weights = after.model.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in before.model.state_dict().items())
     assert after.config.heads.hidden == 16
-    described = json.loads(headed.with_suffix(".json").read_text())
-    assert described == after.config.to_dict()
+    config = json.loads(heads_checkpoint.with_suffix(".json").read_text())
+    assert config == after.config.to_dict()
     a, b = (s.sample(GRAPHS, num_samples=5, seed=1, halt=None if s is before else 1) for s in (before, after))
     assert torch.equal(a.tokens, b.tokens)
     assert a.value is None
     assert ((b.value >= 0) & (b.value <= 1)).all()
 
 
-def test_heads_of_a_run_are_added_in_its_place(plain, tmp_path):
+def test_heads_of_a_run_are_added_in_its_directory(plain_checkpoint, tmp_path):
     run = tmp_path / "run"
-    shutil.copytree(plain.parent, run)
+    shutil.copytree(plain_checkpoint.parent, run)
     assert cli(experiments.heads.main, "--checkpoint", run, *HEADS) == 0
     assert pyro_gram.load(run).has_heads
     assert json.loads((run / "config.json").read_text())["heads"]["hidden"] == 16
 
 
-def test_the_threshold_alone_changes_without_training(headed, tmp_path):
+def test_the_threshold_can_be_changed_without_training(heads_checkpoint, tmp_path):
     path = tmp_path / "other.safetensors"
-    assert cli(experiments.heads.main, "--checkpoint", headed, "--out", path, "--heads.halt", 0.7) == 0
-    before, after = pyro_gram.load(headed), pyro_gram.load(path)
+    assert cli(experiments.heads.main, "--checkpoint", heads_checkpoint, "--out", path, "--heads.halt", 0.7) == 0
+    before, after = pyro_gram.load(heads_checkpoint), pyro_gram.load(path)
     assert (before.config.heads.halt, after.config.heads.halt) == (0.999, 0.7)
     assert after.config.heads.hidden == 16
     weights = after.model.state_dict()
@@ -94,9 +94,9 @@ def test_a_run_trains_its_own_heads_and_measures_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
-        (["--heads.hidden", 0], "--heads.hidden 0 is no heads"),
+        (["--heads.hidden", 0], "--heads.hidden 0 means no heads"),
         (["--heads.hidden", 12], "must be a multiple of 2 * heads.attention_heads = 8"),
         (["--out", "heads.pt"], "--out must end in .safetensors"),
         (["--heads.halt", 2], "halt must lie between 0 and 1"),
@@ -104,8 +104,8 @@ def test_a_run_trains_its_own_heads_and_measures_them(tmp_path):
         (["--out", "/dev/null/heads.safetensors"], "cannot write"),
     ],
 )
-def test_heads_that_cannot_be_end_in_one_line(words, message, plain, capsys):
-    assert cli(experiments.heads.main, "--checkpoint", plain, *words) == 2
+def test_impossible_settings_of_heads_end_in_one_line(options, message, plain_checkpoint, capsys):
+    assert cli(experiments.heads.main, "--checkpoint", plain_checkpoint, *options) == 2
     err = capsys.readouterr().err
     assert message in err
     assert len(err.splitlines()) == 1
@@ -114,33 +114,33 @@ def test_heads_that_cannot_be_end_in_one_line(words, message, plain, capsys):
 # ---- halting and depth -----------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_with_heads_halts_unless_told_not_to(headed, solve):
-    solver = pyro_gram.load(headed)
-    never, always = (solver.sample(GRAPHS, num_samples=6, depth=4, halt=halt) for halt in (1, 0))
-    assert (never.steps == 4).all()
-    assert (always.steps == 1).all()
+def test_a_checkpoint_with_heads_halts_unless_told_not_to(heads_checkpoint, solve):
+    solver = pyro_gram.load(heads_checkpoint)
+    full_samples, halted_samples = (solver.sample(GRAPHS, num_samples=6, depth=4, halt=halt) for halt in (1, 0))
+    assert (full_samples.steps == 4).all()
+    assert (halted_samples.steps == 1).all()
     default = solver.sample(GRAPHS, num_samples=6, depth=4)
     assert torch.equal(default.steps, solver.sample(GRAPHS, num_samples=6, depth=4, halt=0.999).steps)
     assert (solver.sample(GRAPHS, num_samples=6, depth=4, history=True).steps == 4).all()
     assert solve("--depth", 4, "--halt", 0, "--seed", 3) != solve("--depth", 4, "--halt", 1, "--seed", 3)
-    one, stopped = solve("--depth", 1, "--halt", 1), solve("--depth", 4, "--halt", 0)
-    assert [o["solutions"] for o in one] == [o["solutions"] for o in stopped]
+    one_step, halted_at_once = solve("--depth", 1, "--halt", 1), solve("--depth", 4, "--halt", 0)
+    assert [o["solutions"] for o in one_step] == [o["solutions"] for o in halted_at_once]
 
 
-def test_a_person_is_told_of_steps_that_were_saved(headed, tmp_path, capsys):
+def test_the_text_output_gives_the_mean_number_of_steps_if_trajectories_halt(heads_checkpoint, tmp_path, capsys):
     (tmp_path / "one.g6").write_text("Cr")
-    words = ["--checkpoint", headed, "--input", tmp_path / "one.g6", "--depth", 4]
-    assert cli(experiments.solve.main, *words, "--halt", 0) == 0
+    options = ["--checkpoint", heads_checkpoint, "--input", tmp_path / "one.g6", "--depth", 4]
+    assert cli(experiments.solve.main, *options, "--halt", 0) == 0
     assert "1.0 of 4 steps on average" in capsys.readouterr().out
-    assert cli(experiments.solve.main, *words, "--halt", 1) == 0
+    assert cli(experiments.solve.main, *options, "--halt", 1) == 0
     assert "steps on average" not in capsys.readouterr().out
 
 
-# ---- what frequencies are -------------------------------------------------------------------------------------------
+# ---- frequencies -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("options", "expected"),
     [
         (["--halt", 1], "p(y|x) at depth 2"),
         (["--halt", 1, "--depth", 3, "--draws", "sobol"], "p(y|x) at depth 3"),
@@ -150,31 +150,31 @@ def test_a_person_is_told_of_steps_that_were_saved(headed, tmp_path, capsys):
         (["--draws", "smc"], "not p(y|x): filtered by the value head"),
     ],
 )
-def test_the_output_says_whether_frequencies_estimate_p(words, expected, headed, solve, tmp_path, capsys):
-    assert {o["frequencies"] for o in solve(*words)} == {expected}
+def test_the_output_says_whether_frequencies_estimate_p(options, expected, heads_checkpoint, solve, tmp_path, capsys):
+    assert {o["frequencies"] for o in solve(*options)} == {expected}
     (tmp_path / "one.g6").write_text("Cr")
-    assert cli(experiments.solve.main, "--checkpoint", headed, "--input", tmp_path / "one.g6", *words) == 0
+    assert cli(experiments.solve.main, "--checkpoint", heads_checkpoint, "--input", tmp_path / "one.g6", *options) == 0
     line = f"an estimate of {expected}" if expected.startswith("p(y|x)") else expected
     assert f"\n  frequencies: {line}\n" in capsys.readouterr().out
 
 
-def test_a_run_that_was_measured_with_a_temper_says_so_unless_told_otherwise(headed):
-    solver = pyro_gram.load(headed)
+def test_frequencies_name_the_tempering_of_the_run_unless_it_is_overridden(heads_checkpoint):
+    solver = pyro_gram.load(heads_checkpoint)
     solver.config = with_settings(solver.config, {"temper": {"scale": 1.9, "transitions": 2}})
-    (solved,) = solver.solve("Cr", num_samples=2, halt=1)
-    assert solved.frequencies == "not p(y|x): sigma x 1.9 in the first 2 transitions"
-    (solved,) = solver.solve("Cr", num_samples=2, halt=1, temper=TemperConfig())
-    assert (solved.frequencies, solved.caveats) == (f"p(y|x) at depth {solver.config.depth}", ())
+    (answers,) = solver.solve("Cr", num_samples=2, halt=1)
+    assert answers.frequencies == "not p(y|x): sigma x 1.9 in the first 2 transitions"
+    (answers,) = solver.solve("Cr", num_samples=2, halt=1, temper=TemperConfig())
+    assert (answers.frequencies, answers.caveats) == (f"p(y|x) at depth {solver.config.depth}", ())
 
 
 # ---- selection -------------------------------------------------------------------------------------------------------
 
 
-def test_value_keeps_the_vote_unless_the_value_head_trusts_another_answer_clearly_more(headed, solve):
-    solver = pyro_gram.load(headed)
+def test_value_keeps_the_vote_unless_the_value_head_trusts_another_answer_clearly_more(heads_checkpoint, solve):
+    solver = pyro_gram.load(heads_checkpoint)
     samples = solver.sample(GRAPHS, num_samples=20)
-    choices, voted = solve("--select", "value"), solve("--select", "vote")
-    for i, (o, v) in enumerate(zip(choices, voted, strict=True)):
+    choices, votes = solve("--select", "value"), solve("--select", "vote")
+    for i, (o, v) in enumerate(zip(choices, votes, strict=True)):
         (answer,), (winner,) = o["solutions"], v["solutions"]
         canonical = solver.task.canonical_form(solver.task.parse(GRAPHS[i]), samples.tokens[:, i])
         weights, values = {}, {}
@@ -189,45 +189,45 @@ def test_value_keeps_the_vote_unless_the_value_head_trusts_another_answer_clearl
         else:
             assert answer["solution"] == winner["solution"]
         assert answer["value"] == pytest.approx(values[answer["solution"]])
-        assert answer["score"] <= 0  # still nats
+        assert answer["score"] <= 0  # a score stays in nats
 
 
-def test_value_can_overrule_the_vote(headed, monkeypatch):
-    """Heads that trust one trajectory of each input alone."""
-    solver = pyro_gram.load(headed)
+def test_value_can_overrule_the_vote(heads_checkpoint, monkeypatch):
+    """The values trust only one trajectory of each input."""
+    solver = pyro_gram.load(heads_checkpoint)
     samples = solver.sample(GRAPHS, num_samples=20)
-    trusted = torch.full_like(samples.value, 0.01)
-    trusted[7] = 0.99
-    monkeypatch.setattr(solver, "sample", lambda *_, **__: replace(samples, value=trusted))
-    for i, solved in enumerate(solver.solve(GRAPHS, num_samples=20, select="value")):
+    values = torch.full_like(samples.value, 0.01)
+    values[7] = 0.99
+    monkeypatch.setattr(solver, "sample", lambda *_, **__: replace(samples, value=values))
+    for i, answers in enumerate(solver.solve(GRAPHS, num_samples=20, select="value")):
         canonical = solver.task.canonical_form(solver.task.parse(GRAPHS[i]), samples.tokens[7, i])
-        assert torch.equal(solved.solutions[0].y, canonical)
+        assert torch.equal(answers.solutions[0].y, canonical)
 
 
 def test_verified_keeps_the_most_frequent_right_answer_or_none(solve):
-    every, verified = solve("--num-samples", 3), solve("--num-samples", 3, "--select", "verified")
-    for a, v in zip(every, verified, strict=True):
+    all_answers, verified_answers = solve("--num-samples", 3), solve("--num-samples", 3, "--select", "verified")
+    for a, v in zip(all_answers, verified_answers, strict=True):
         assert v["solutions"] == [s for s in a["solutions"] if s["valid"]][:1]
-    assert {len(v["solutions"]) for v in verified} == {0, 1}  # a model of two batches fails some
+    assert {len(v["solutions"]) for v in verified_answers} == {0, 1}  # a model trained for two batches solves only some
 
 
-def test_a_person_is_told_where_nothing_is_right(headed, tmp_path, capsys, monkeypatch):
+def test_the_text_output_says_if_no_answer_is_right(heads_checkpoint, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         "pyro_gram.tasks.coloring.task.Coloring.is_valid", lambda self, x, y: torch.zeros_like(y[..., 0]).bool()
     )
     (tmp_path / "one.g6").write_text("Cr")
-    words = ["--checkpoint", headed, "--input", tmp_path / "one.g6", "--select", "verified"]
-    assert cli(experiments.solve.main, *words) == 0
+    options = ["--checkpoint", heads_checkpoint, "--input", tmp_path / "one.g6", "--select", "verified"]
+    assert cli(experiments.solve.main, *options) == 0
     assert ", none of them right" in capsys.readouterr().out
 
 
-def test_a_person_is_told_of_how_many_answers_one_was_selected(headed, tmp_path, capsys):
+def test_the_text_output_gives_the_number_of_answers_before_selection(heads_checkpoint, tmp_path, capsys):
     (tmp_path / "one.g6").write_text("C?")
-    words = ["--checkpoint", headed, "--input", tmp_path / "one.g6", "--halt", 1]
-    (every,) = pyro_gram.load(headed).solve("C?", halt=1)
-    assert every.distinct == len(every.solutions) > 1
-    assert cli(experiments.solve.main, *words, "--select", "vote") == 0
-    assert f"C?: {every.distinct} distinct answers in 20 samples, " in (out := capsys.readouterr().out)
+    options = ["--checkpoint", heads_checkpoint, "--input", tmp_path / "one.g6", "--halt", 1]
+    (answers,) = pyro_gram.load(heads_checkpoint).solve("C?", halt=1)
+    assert answers.distinct == len(answers.solutions) > 1
+    assert cli(experiments.solve.main, *options, "--select", "vote") == 0
+    assert f"C?: {answers.distinct} distinct answers in 20 samples, " in (out := capsys.readouterr().out)
     assert ", the most frequent:" in out
 
 
@@ -236,43 +236,43 @@ def test_every_selection_repeats_under_its_seed(solve):
         assert solve("--select", select, "--seed", 5) == solve("--select", select, "--seed", 5)
 
 
-def test_what_nobody_knows_cannot_be_verified(headed, monkeypatch):
-    solver = pyro_gram.load(headed)
+def test_answers_that_cannot_be_checked_cannot_be_verified(heads_checkpoint, monkeypatch):
+    solver = pyro_gram.load(heads_checkpoint)
     monkeypatch.setattr(solver.task, "has_known_answer", lambda x, y: torch.zeros_like(y[..., 0], dtype=torch.bool))
     with pytest.raises(UserError, match="input 1 has no known right answer"):
         solver.solve("Cr", select="verified")
 
 
-# ---- width, memory, temper -------------------------------------------------------------------------------------------
+# ---- draw schemes, memory, tempering ---------------------------------------------------------------------------------
 
 
-def test_other_widths_and_tempers_change_what_is_drawn(solve):
+def test_draw_scheme_and_tempering_change_the_answers(solve):
     independent = solve("--halt", 1)
     assert solve("--halt", 1, "--draws", "antithetic") != independent
     assert solve("--halt", 1, "--temper", 20, 4) != independent
     assert solve("--halt", 1, "--temper", 1, 0) == independent
 
 
-def test_filtered_trajectories_are_those_that_the_head_trusts(headed, solve):
-    solver = pyro_gram.load(headed)
+def test_filtered_trajectories_are_those_that_the_head_trusts(heads_checkpoint, solve):
+    solver = pyro_gram.load(heads_checkpoint)
     solver.model.heads = StateHeads(200.0)
-    plain, filtered = (solver.sample(GRAPHS, num_samples=200, draws=w, halt=1) for w in ("independent", "smc"))
-    assert filtered.tokens.shape == plain.tokens.shape
-    assert filtered.value.mean() > plain.value.mean() + 0.05
+    independent, smc_samples = (solver.sample(GRAPHS, num_samples=200, draws=w, halt=1) for w in ("independent", "smc"))
+    assert smc_samples.tokens.shape == independent.tokens.shape
+    assert smc_samples.value.mean() > independent.value.mean() + 0.05
     assert solve("--draws", "smc", "--seed", 2) == solve("--draws", "smc", "--seed", 2)
     for settings in ({"halt": 0.5}, {"history": True}):
         with pytest.raises(UserError, match="smc weighs full trajectories"):
             solver.sample(GRAPHS, draws="smc", **settings)
 
 
-def test_memory_bounds_what_runs_at_once_and_no_more(headed):
-    solver = pyro_gram.load(headed)
-    widths = []
-    hook = solver.model.core.register_forward_pre_hook(lambda _, args: widths.append(args[0].h[..., 0, 0].numel()))
+def test_memory_limits_the_size_of_a_chunk_and_nothing_else(heads_checkpoint):
+    solver = pyro_gram.load(heads_checkpoint)
+    chunk_sizes = []
+    hook = solver.model.core.register_forward_pre_hook(lambda _, args: chunk_sizes.append(args[0].h[..., 0, 0].numel()))
     samples = solver.sample(GRAPHS, num_samples=50, memory=8.3, halt=1)
     hook.remove()
     assert samples.tokens.shape == (50, 4, 4)
-    assert max(widths) <= trajectories_in_memory(8.3, 4, solver.config.model.width) < 50
+    assert max(chunk_sizes) <= trajectories_in_memory(8.3, 4, solver.config.model.width) < 50
     with pytest.raises(UserError, match="does not hold one trajectory"):
         solver.sample(GRAPHS, memory=0.001)
 
@@ -288,31 +288,34 @@ def test_the_figure_is_drawn_beside_the_json(solve, tmp_path, capsys):
     assert image.std() > 0.05
 
 
-def test_python_and_the_command_line_give_the_same_answers_over_batches(headed, solve):
-    """Batches after the first draw for themselves: equal inputs in equal places do not repeat each other."""
+def test_python_and_the_command_line_give_the_same_answers_over_batches(heads_checkpoint, solve):
+    """Each batch has draws of its own, so equal inputs at equal places of two batches have different answers."""
     graphs = ["C?"] * 200
-    solver = pyro_gram.load(headed)
+    solver = pyro_gram.load(heads_checkpoint)
     assert solve("--halt", 1, "--seed", 3, graphs=graphs) == [s.to_dict() for s in solver.solve(graphs, seed=3, halt=1)]
-    solved = solver.solve(graphs, seed=3, halt=1)
-    first, second = solved[:64], solved[64:128]
+    answers = solver.solve(graphs, seed=3, halt=1)
+    first, second = answers[:64], answers[64:128]
     assert [s.solutions for s in first] != [s.solutions for s in second]
 
 
-def test_answers_stream_as_their_batch_is_solved(headed):
-    solver = pyro_gram.load(headed)
-    done = []
-    stream = solver.stream(["C?"] * 130, halt=1, progress=done.append)
-    assert not done
+def test_answers_stream_as_their_batch_is_solved(heads_checkpoint):
+    solver = pyro_gram.load(heads_checkpoint)
+    counts = []
+    stream = solver.stream(["C?"] * 130, halt=1, progress=counts.append)
+    assert not counts
     next(stream)
-    assert sum(done) == 64 * 20
+    assert sum(counts) == 64 * 20
     assert len(list(stream)) == 129
-    assert sum(done) == 130 * 20
+    assert sum(counts) == 130 * 20
 
 
-def test_progress_is_told_on_stderr_of_many_inputs(headed, tmp_path, capsys):
+def test_a_progress_bar_is_shown_on_stderr_for_many_inputs(heads_checkpoint, tmp_path, capsys):
     path = tmp_path / "many.g6"
     path.write_text("\n".join(["Cr"] * 70))
-    assert cli(experiments.solve.main, "--checkpoint", headed, "--input", path, "--json", "--num-samples", 20) == 0
+    assert (
+        cli(experiments.solve.main, "--checkpoint", heads_checkpoint, "--input", path, "--json", "--num-samples", 20)
+        == 0
+    )
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 70
     assert "1400/1400" in err
@@ -322,7 +325,7 @@ def test_progress_is_told_on_stderr_of_many_inputs(headed, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
         ("--halt 1.5", "--halt is a probability"),
         ("--halt nan", "--halt is a probability"),
@@ -337,23 +340,23 @@ def test_progress_is_told_on_stderr_of_many_inputs(headed, tmp_path, capsys):
         ("--figure solved.txt", "--figure writes .png, .pdf or .svg"),
     ],
 )
-def test_bad_arguments_end_in_one_line(words, message, headed, tmp_path, capsys):
+def test_bad_arguments_end_in_one_line(options, message, heads_checkpoint, tmp_path, capsys):
     (tmp_path / "one.g6").write_text("Cr")
-    err = refused(capsys, "--checkpoint", headed, "--input", tmp_path / "one.g6", "--json", *words.split())
+    err = error_of(capsys, "--checkpoint", heads_checkpoint, "--input", tmp_path / "one.g6", "--json", *options.split())
     assert message in err
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
         ("--select value", "no heads to select by"),
         ("--halt 0.5", "no heads to halt by"),
         ("--draws smc", "no heads to filter by"),
     ],
 )
-def test_what_needs_heads_says_how_to_get_them(words, message, plain, tmp_path, capsys):
+def test_options_that_need_heads_say_how_to_get_them(options, message, plain_checkpoint, tmp_path, capsys):
     (tmp_path / "one.g6").write_text("Cr")
-    err = refused(capsys, "--checkpoint", plain, "--input", tmp_path / "one.g6", *words.split())
+    err = error_of(capsys, "--checkpoint", plain_checkpoint, "--input", tmp_path / "one.g6", *options.split())
     assert message in err
     assert "experiments/heads.py" in err
 
@@ -371,4 +374,4 @@ def test_a_checkpoint_of_another_task_reads_no_graphs(tmp_path, capsys):
         path = tmp_path / f"{task}.safetensors"
         save_model(path, solver)
         (tmp_path / "one.g6").write_text("Cr")
-        assert message in refused(capsys, "--checkpoint", path, "--input", tmp_path / "one.g6")
+        assert message in error_of(capsys, "--checkpoint", path, "--input", tmp_path / "one.g6")

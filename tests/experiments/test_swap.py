@@ -1,4 +1,4 @@
-"""Another prior, guide or model is one word: a whole run, its trajectories in ArviZ, and a puzzle solved with it."""
+"""Swap a prior, guide or model by name: a whole run, its trajectories in ArviZ, and a puzzle solved with it."""
 
 import json
 
@@ -18,7 +18,7 @@ FROM_THE_GUIDE = {"posterior", "posterior_predictive", "log_likelihood", "sample
 
 
 @pytest.mark.parametrize(
-    ("words", "infers"),
+    ("options", "has_posterior"),
     [
         ("--model mdlm", False),
         pytest.param("--model vae", True, marks=pytest.mark.slow),
@@ -27,48 +27,48 @@ FROM_THE_GUIDE = {"posterior", "posterior_predictive", "log_likelihood", "sample
         pytest.param("--guide mean_field", True, marks=pytest.mark.slow),
     ],
 )
-def test_a_swapped_part_is_trained_measured_and_solves(words, infers, tmp_path, capsys):
-    assert call(run.main, [*TASK, *FAST, *words.split(), "--out", str(tmp_path / "run")]) == 0
+def test_a_swapped_part_is_trained_measured_and_solves(options, has_posterior, tmp_path, capsys):
+    assert call(run.main, [*TASK, *FAST, *options.split(), "--out", str(tmp_path / "run")]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert 0 <= results["metrics"]["sample_accuracy"] <= 1
-    assert ("log_likelihood_prior_mc" in results["metrics"]) == ("mdlm" not in words)
+    assert ("log_likelihood_prior_mc" in results["metrics"]) == ("mdlm" not in options)
     groups = {name.strip("/") for name in load(tmp_path / "run" / "inference.nc").groups()} - {""}
     assert {"prior_predictive", "observed_data"} <= groups
-    assert groups & FROM_THE_GUIDE == (FROM_THE_GUIDE if infers else set())
-    assert ("kl" in results["metrics"]) == (results["metrics"]["posterior_accuracy"] is not None) == infers
+    assert groups & FROM_THE_GUIDE == (FROM_THE_GUIDE if has_posterior else set())
+    assert ("kl" in results["metrics"]) == (results["metrics"]["posterior_accuracy"] is not None) == has_posterior
     report = (tmp_path / "run" / "report.html").read_text()
     assert "Can its answers be trusted?" in report
-    assert ("Can its guide be trusted?" in report) == infers
+    assert ("Can its guide be trusted?" in report) == has_posterior
     (tmp_path / "graph").write_text("CF\n")
     capsys.readouterr()
     assert call(solve.main, ["--checkpoint", str(tmp_path / "run"), "--input", str(tmp_path / "graph"), "--json"]) == 0
-    solved = json.loads(capsys.readouterr().out)
-    assert sum(s["count"] for s in solved["solutions"]) == solved["num_samples"]
+    answers = json.loads(capsys.readouterr().out)
+    assert sum(s["count"] for s in answers["solutions"]) == answers["num_samples"]
 
 
 def test_a_model_of_one_step_goes_no_deeper(tmp_path, capsys):
     out = tmp_path / "model.safetensors"
     save_model(out, build(small_config(model_name="direct")))
     (tmp_path / "graph").write_text("CF\n")
-    words = ["--checkpoint", str(out), "--input", str(tmp_path / "graph"), "--depth", "8"]
-    assert call(solve.main, words) == 2
+    options = ["--checkpoint", str(out), "--input", str(tmp_path / "graph"), "--depth", "8"]
+    assert call(solve.main, options) == 2
     assert "answers in one supervision step: depth must be 1, not 8" in capsys.readouterr().err
 
 
 def test_heads_of_a_trm_whose_answers_are_drawn_let_it_halt(tmp_path, capsys):
     out = tmp_path / "run"
-    words = ["--model", "trm", "--model.decoding", "sampled", "--train.batches", "2", "--evaluate.num_samples", "2"]
-    assert call(run.main, [*TASK, *words, "--out", str(out)]) == 0
+    options = ["--model", "trm", "--model.decoding", "sampled", "--train.batches", "2", "--evaluate.num_samples", "2"]
+    assert call(run.main, [*TASK, *options, "--out", str(out)]) == 0
     assert json.loads((out / "results.json").read_text())["head_parameters"] > 0
     (tmp_path / "graph").write_text("CF\n")
-    words = ["--checkpoint", str(out), "--input", str(tmp_path / "graph"), "--halt", "0.01", "--json"]
+    options = ["--checkpoint", str(out), "--input", str(tmp_path / "graph"), "--halt", "0.01", "--json"]
     capsys.readouterr()
-    assert call(solve.main, words) == 0
+    assert call(solve.main, options) == 0
     assert json.loads(capsys.readouterr().out)["solutions"]
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
         ("--prior none --guide amortized", "leaves nothing to infer"),
         ("--model direct --prior gaussian", "has no guidance"),
@@ -79,9 +79,9 @@ def test_heads_of_a_trm_whose_answers_are_drawn_let_it_halt(tmp_path, capsys):
         ("--train.act true", "act needs a model that says which"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused_before_training(words, message, tmp_path, capsys):
+def test_parts_that_do_not_fit_are_refused_before_training(options, message, tmp_path, capsys):
     out = tmp_path / "run"
-    assert call(run.main, [*TASK, *FAST, *words.split(), "--out", str(out)]) == 2
+    assert call(run.main, [*TASK, *FAST, *options.split(), "--out", str(out)]) == 2
     err = capsys.readouterr().err
     assert message in err
     assert "train:" not in err

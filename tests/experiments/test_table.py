@@ -1,4 +1,4 @@
-"""Tables: their cells, and a small one run, resumed, collected and drawn."""
+"""The paper's tables: their cells, and a small table that is run, resumed, collected and drawn."""
 
 import itertools
 import json
@@ -50,12 +50,12 @@ def test_the_papers_numbers_are_of_rows_and_metrics_that_are_shown():
                 assert set(metrics) <= set(table.pick("columns", column)["show"])
 
 
-def test_table_1_has_three_seeds_where_they_matter_and_one_elsewhere():
+def test_table_1_has_three_seeds_of_its_main_rows_and_one_of_the_others():
     cells = table.cells_of(table.pick("tables", "1"), "cpu")
     seeds = {row: sum(c.row == row and c.column == "nqueens8" for c in cells) for row in {c.row for c in cells}}
-    several = {row for row, count in seeds.items() if count == 3}
-    assert several == {"gram", "gram_no_on_policy", "trm", "autoregressive", "mdlm"}
-    assert {seeds[row] for row in seeds.keys() - several} == {1}
+    rows_with_three = {row for row, count in seeds.items() if count == 3}
+    assert rows_with_three == {"gram", "gram_no_on_policy", "trm", "autoregressive", "mdlm"}
+    assert {seeds[row] for row in seeds.keys() - rows_with_three} == {1}
 
 
 def test_rows_differ_from_each_other_within_a_table():
@@ -67,7 +67,7 @@ def test_rows_differ_from_each_other_within_a_table():
 
 
 def configs_of(row):
-    """Of a row in every table and preset that has it."""
+    """Yield the cells and configs of a row in every table and preset that has it."""
     for name, preset in itertools.product(TABLES, table.definitions()["presets"]):
         definition = table.pick("tables", name)
         yield from ((c, c.config()) for c in table.cells_of(definition, preset, seeds=1) if c.row == row)
@@ -88,16 +88,16 @@ def test_mdlm_is_sampled_in_far_more_steps_than_an_answer_has_tokens():
         assert config.model.sampling_steps >= 8 * tokens
 
 
-def test_gram_without_on_policy_training_differs_from_gram_in_that_alone():
-    without, gram = dict(configs_of("gram_no_on_policy")), dict(configs_of("gram"))
-    assert {(cell.preset, cell.column) for cell in without} == {("cpu", "nqueens8"), ("cpu", "coloring8")}
-    for cell, config in without.items():
+def test_gram_without_on_policy_training_differs_from_gram_only_in_that():
+    variants, gram = dict(configs_of("gram_no_on_policy")), dict(configs_of("gram"))
+    assert {(cell.preset, cell.column) for cell in variants} == {("cpu", "nqueens8"), ("cpu", "coloring8")}
+    for cell, config in variants.items():
         full_training = gram[replace(cell, row="gram")]
         assert differences(config.to_dict(), full_training.to_dict()) == ["train.on_policy_depth: 0 then, 16 now"]
 
 
 @pytest.mark.parametrize("path", sorted((table.HERE / "tables").glob("*.json")), ids=lambda path: path.stem)
-def test_the_committed_tables_say_what_each_row_was(path):
+def test_the_committed_tables_state_the_settings_of_each_row(path):
     for column in json.loads(path.read_text())["columns"].values():
         for name, row in column["rows"].items():
             model, depth = row["config"]["model"], row["config"]["evaluate"]["depth"]
@@ -127,25 +127,25 @@ def runs(tmp_path_factory):
 
 
 def test_a_launcher_stands_before_each_command(tmp_path, capsys):
-    words = ["--table", "1", "--preset", "tiny", "--runs", str(tmp_path), "--list"]
-    assert call(table.main, [*words, "--launcher", "torchrun --nproc-per-node=8"]) == 0
+    options = ["--table", "1", "--preset", "tiny", "--runs", str(tmp_path), "--list"]
+    assert call(table.main, [*options, "--launcher", "torchrun --nproc-per-node=8"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines
     assert all(line.startswith(f"torchrun --nproc-per-node=8 {table.HERE / 'table.py'} --table 1") for line in lines)
 
 
-def test_what_is_done_is_skipped_and_what_is_missing_is_listed_as_commands(runs, capsys):
+def test_finished_cells_are_skipped_and_missing_cells_are_listed_as_commands(runs, capsys):
     _, common = runs
     assert call(table.main, [*common, "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
     assert not any("-gram-seed0" in line or "direct32" in line for line in lines)
-    words = shlex.split(lines[0])
-    assert words[words.index("--cell") + 1].startswith("tiny-nqueens8-gram_no_guidance-seed0")
-    assert words[words.index("--minutes") + 1] == MINUTES
+    options = shlex.split(lines[0])
+    assert options[options.index("--cell") + 1].startswith("tiny-nqueens8-gram_no_guidance-seed0")
+    assert options[options.index("--minutes") + 1] == MINUTES
 
 
-def test_collecting_writes_json_markdown_and_a_picture_and_says_what_is_missing(runs, capsys):
+def test_collecting_writes_json_markdown_and_a_picture_and_names_the_missing_cells(runs, capsys):
     folder, common = runs
     assert call(table.main, [*common, "--collect"]) == 0
     out = capsys.readouterr().out
@@ -160,47 +160,47 @@ def test_collecting_writes_json_markdown_and_a_picture_and_says_what_is_missing(
     assert (folder / "out" / "table3b-tiny.md").read_text().count("| GRAM |") == 1
     assert (folder / "out" / "table3b-tiny.png").stat().st_size > 1000
     assert "| GRAM |" in out
-    assert "Not there yet: tiny-nqueens8-gram_no_guidance-seed0" in out
+    assert "Missing cells: tiny-nqueens8-gram_no_guidance-seed0" in out
 
 
-def test_a_table_is_made_anew_from_its_json_without_its_runs(runs, tmp_path):
+def test_a_table_is_made_again_from_its_json_without_its_runs(runs, tmp_path):
     _, common = runs
     assert call(table.main, [*common[:-1], str(tmp_path), "--collect"]) == 0
     path = tmp_path / "table3b-tiny.json"
     first = path.read_text()
-    old = json.loads(first)
-    for row in old["columns"]["nqueens8"]["rows"].values():
+    old_results = json.loads(first)
+    for row in old_results["columns"]["nqueens8"]["rows"].values():
         row.pop("layers_a_sample")
-        row["config"]["train"].pop("compile")  # as an earlier version wrote it
-    path.write_text(json.dumps(old))
-    words = ["--table", "3b", "--preset", "tiny", "--runs", str(tmp_path / "none"), "--out", str(tmp_path)]
-    assert call(table.main, [*words, "--redraw"]) == 0
-    again = json.loads(path.read_text())
-    for row in again["columns"]["nqueens8"]["rows"].values():
+        row["config"]["train"].pop("compile")  # earlier versions did not write it
+    path.write_text(json.dumps(old_results))
+    options = ["--table", "3b", "--preset", "tiny", "--runs", str(tmp_path / "none"), "--out", str(tmp_path)]
+    assert call(table.main, [*options, "--redraw"]) == 0
+    new_results = json.loads(path.read_text())
+    for row in new_results["columns"]["nqueens8"]["rows"].values():
         row["config"]["train"]["compile"] = False
-    assert again == json.loads(first)
+    assert new_results == json.loads(first)
     assert "| 32 |" in (tmp_path / "table3b-tiny.md").read_text()
 
 
-def test_a_table_of_other_minutes_does_not_mix_with_what_is_there(runs, capsys):
+def test_cells_of_other_minutes_are_refused(runs, capsys):
     _, common = runs
-    changed = [w if w != MINUTES else "0.02" for w in common]
-    assert call(table.main, [*changed, "--collect"]) == 2
+    other_options = [w if w != MINUTES else "0.02" for w in common]
+    assert call(table.main, [*other_options, "--collect"]) == 2
     assert "begun with other settings: give another --runs" in capsys.readouterr().err
 
 
 def test_a_cell_that_fails_does_not_keep_the_others_from_running(tmp_path, monkeypatch, capsys):
-    ran = []
+    rows = []
 
     def run_cell(cell, *_):
-        ran.append(cell.row)
+        rows.append(cell.row)
         if cell.row == "direct8":
             raise ConfigError("no such data")
 
     monkeypatch.setattr(table, "run_cell", run_cell)
-    words = ["--table", "1", "--preset", "tiny", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-    assert call(table.main, words) == 2
-    assert len(ran) == 14
+    options = ["--table", "1", "--preset", "tiny", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    assert call(table.main, options) == 2
+    assert len(rows) == 14
     assert "2 cells failed, the first tiny-nqueens8-direct8-seed0: no such data" in capsys.readouterr().err
 
 
@@ -229,27 +229,29 @@ def cell(accuracy, violations):
     }  # fmt: skip
 
 
-def test_means_and_standard_deviations_over_seeds_stand_beside_the_papers():
-    both = results(**{"0": cell(0.5, 10), "1": cell(0.7, 14)})
-    text = markdown(both)
+def test_means_and_standard_deviations_over_seeds_stand_beside_the_papers_numbers():
+    two_seeds = results(**{"0": cell(0.5, 10), "1": cell(0.7, 14)})
+    text = markdown(two_seeds)
     assert "| GRAM | 1,234,567 (89) | 1,344 | 2 | 10 | 60.0 ± 14.1 | 12.0 ± 2.8 | 2.7 |" in text
     assert "| layers a sample | seeds |" in text
-    assert "samples, coverage of i.i.d. uniform draws 90.0 %; mean ± standard deviation over seeds, of one seed" in text
-    assert "5 minutes of training a cell on 1 thread, 7 inputs" in text
+    assert (
+        "samples, coverage of i.i.d. uniform draws 90.0 %; mean ± standard deviation over seeds; for one seed" in text
+    )
+    assert "5 minutes of training per cell on 1 thread, 7 inputs" in text
     assert "90.0 %" in text
-    row = both["columns"]["c"]["rows"]["gram"]
+    row = two_seeds["columns"]["c"]["rows"]["gram"]
     assert values_of(row, "sample_accuracy") == [pytest.approx(50), pytest.approx(70)]
     assert values_of(row, "coverage") == []
-    axes = figure(both).axes
+    axes = figure(two_seeds).axes
     assert [a.get_xlabel() for a in axes] == ["accuracy of a sample, %", "conflicts (fewer is better)"]
 
 
 def test_an_accuracy_of_one_seed_has_its_wilson_interval_and_equal_seeds_have_no_deviation_of_zero():
-    one = markdown(results(**{"0": cell(1.0, 10)}))
+    one_seed = markdown(results(**{"0": cell(1.0, 10)}))
     low = 100 * binomtest(7, 7).proportion_ci(method="wilson").low
-    assert f"| 100.0 ({low:.1f} to 100.0) | 10.0 | 2.7 |" in one
-    same = markdown(results(**{"0": cell(1.0, 10), "1": cell(1.0, 10)}))
-    assert "| 100.0 | 10.0 | 2.7 |" in same
+    assert f"| 100.0 ({low:.1f} to 100.0) | 10.0 | 2.7 |" in one_seed
+    equal_seeds = markdown(results(**{"0": cell(1.0, 10), "1": cell(1.0, 10)}))
+    assert "| 100.0 | 10.0 | 2.7 |" in equal_seeds
 
 
 @pytest.mark.parametrize(
@@ -274,26 +276,26 @@ def test_the_committed_tables_hold_the_papers_numbers_as_they_are_matched_now(na
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
         (["--table", "9"], "unknown table '9'; known: 1, 2"),
         (["--table", "1", "--preset", "huge"], "unknown preset 'huge'; known: tiny"),
         (
             ["--table", "1", "--cell", "x"],
-            "no cell 'x' in this table; --list names those that are missing, as cpu-nqueens8-direct8-seed0",
+            "no cell 'x' in this table; --list prints the missing cells, such as cpu-nqueens8-direct8-seed0",
         ),
         (["--table", "1", "--minutes", "0"], "--minutes must be positive"),
         (["--table", "1", "--seeds", "-1"], "--seeds"),
         (["--table", "1", "--collect"], "no cell of table 1 is done"),
         (
             ["--table", "1", "--collect", "--cell", "cpu-nqueens8-gram-seed0"],
-            "--cell runs cells, --collect and --redraw run none",
+            "--cell runs cells, while --collect and --redraw run none",
         ),
         (["--table", "1", "--redraw"], "table1-cpu.json does not exist"),
     ],
 )
-def test_bad_arguments_end_in_one_line(words, message, tmp_path, capsys):
-    assert call(table.main, [*words, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
+def test_bad_arguments_end_in_one_line(options, message, tmp_path, capsys):
+    assert call(table.main, [*options, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
     assert message in err
     assert len(err.splitlines()) == 1

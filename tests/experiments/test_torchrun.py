@@ -1,4 +1,4 @@
-"""Several processes on one run, as torchrun starts them."""
+"""Several processes on one run, started by torchrun."""
 
 import json
 import os
@@ -17,19 +17,19 @@ from pyro_gram.runs.run import lock_directory
 from tests.conftest import ROOT
 from tests.experiments.small_run import SMALL, cli, results, rows
 
-WORDS = ["--train.evaluate_every", "2", "--train.on_policy_depth", "4", "--train.on_policy_updates", "2"]
+OPTIONS = ["--train.evaluate_every", "2", "--train.on_policy_depth", "4", "--train.on_policy_updates", "2"]
 
 
-def torchrun(out, *words, restarts=0):
-    return launch("run.py", *SMALL, *WORDS, "--out", out, *words, folder=out.parent, restarts=restarts)
+def torchrun(out, *options, restarts=0):
+    return launch("run.py", *SMALL, *OPTIONS, "--out", out, *options, folder=out.parent, restarts=restarts)
 
 
-def launch(program, *words, folder, restarts=0):
+def launch(program, *options, folder, restarts=0):
     script = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     script += [f"--max-restarts={restarts}", str(ROOT / "experiments" / program)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [*script, *map(str, words)],
+        [*script, *map(str, options)],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -43,31 +43,33 @@ def wait_for(process):
     return process.returncode, out, err
 
 
-def close(a, b, tolerance=1e-3):
+def are_close(a, b, tolerance=1e-3):
     return all(torch.allclose(a[k].float(), b[k].float(), atol=tolerance, rtol=tolerance) for k in a)
 
 
 @pytest.mark.slow
 def test_two_processes_without_draws_train_and_measure_as_one_does_and_one_resumes_their_run(tmp_path):
-    shared, single = tmp_path / "shared", tmp_path / "single"
+    two_process_run, one_process_run = tmp_path / "shared", tmp_path / "single"
     pairs = zip(SMALL[::2], SMALL[1::2], strict=True)
     sizes = [word for pair in pairs if pair[0] not in ("--prior.hidden", "--guide.hidden") for word in pair]
-    words = (*sizes, "--train.evaluate_every", 2, "--prior", "none", "--guide", "prior")
-    code, out, err = wait_for(launch("run.py", *words, "--train.batches", 4, "--out", shared, folder=tmp_path))
+    options = (*sizes, "--train.evaluate_every", 2, "--prior", "none", "--guide", "prior")
+    code, out, err = wait_for(
+        launch("run.py", *options, "--train.batches", 4, "--out", two_process_run, folder=tmp_path)
+    )
     assert code == 0, err
-    assert out.count("held-out inputs") == 1  # one of them prints, and one writes
-    assert cli(experiments.run.main, *words, "--train.batches", 4, "--out", single) == 0
-    weights = [load_file(o / "state.safetensors") for o in (shared, single)]
+    assert out.count("held-out inputs") == 1  # only the main process prints and writes
+    assert cli(experiments.run.main, *options, "--train.batches", 4, "--out", one_process_run) == 0
+    weights = [load_file(o / "state.safetensors") for o in (two_process_run, one_process_run)]
     assert weights[0].keys() == weights[1].keys()
-    assert close(*weights)
-    for a, b in zip(rows(shared), rows(single), strict=True):
+    assert are_close(*weights)
+    for a, b in zip(rows(two_process_run), rows(one_process_run), strict=True):
         for name in ("reconstruction", "kl", "beta"):
             assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-4)
-    assert results(shared)["metrics"]["coverage"] == results(single)["metrics"]["coverage"]
-    assert results(shared)["processes"] == 2
-    for out in (shared, single):
-        assert cli(experiments.run.main, *words, "--train.batches", 5, "--out", out, "--resume") == 0
-    assert close(*(load_file(o / "state.safetensors") for o in (shared, single)))
+    assert results(two_process_run)["metrics"]["coverage"] == results(one_process_run)["metrics"]["coverage"]
+    assert results(two_process_run)["processes"] == 2
+    for out in (two_process_run, one_process_run):
+        assert cli(experiments.run.main, *options, "--train.batches", 5, "--out", out, "--resume") == 0
+    assert are_close(*(load_file(o / "state.safetensors") for o in (two_process_run, one_process_run)))
 
 
 TRAIN = """
@@ -108,12 +110,12 @@ def test_two_processes_have_equal_weights_and_different_draws(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_agree_on_how_many_batches_fit_into_their_minutes(tmp_path):
-    words = ("--train.batches", 100000, "--train.minutes", 0.05, "--train.evaluate_every", 100000)
-    code, _, err = wait_for(torchrun(tmp_path / "run", *words))
+    options = ("--train.batches", 100000, "--train.minutes", 0.05, "--train.evaluate_every", 100000)
+    code, _, err = wait_for(torchrun(tmp_path / "run", *options))
     assert code == 0, err
-    done = results(tmp_path / "run")["batches"]
-    assert err.count(f"this machine trains {done:,} of 100,000 batches in 0.05 minutes") == 1
-    assert len(rows(tmp_path / "run")) == done
+    num_batches = results(tmp_path / "run")["batches"]
+    assert err.count(f"this machine trains {num_batches:,} of 100,000 batches in 0.05 minutes") == 1
+    assert len(rows(tmp_path / "run")) == num_batches
     assert any("on_policy" in row for row in rows(tmp_path / "run"))
 
 
@@ -126,7 +128,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_before_training(tmp_path):
 
 
 def rank_of(pid):
-    """The rank of a process, None for one that has none."""
+    """Return the rank of a process; None if it has none."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as f:
             environment = dict(pair.split(b"=", 1) for pair in f.read().split(b"\0") if b"=" in pair)
@@ -136,13 +138,13 @@ def rank_of(pid):
 
 
 def workers(agent):
-    """Ranks and process ids of what torchrun has started."""
+    """Return the ranks and ids of the processes that torchrun has started."""
     with open(f"/proc/{agent}/task/{agent}/children") as f:
         return {rank_of(pid): int(pid) for pid in f.read().split()}
 
 
 def wait_for_batches(process, out, count):
-    """Until a run has so many lines in its log."""
+    """Wait until a run has ``count`` lines in its log."""
     deadline, log = time.monotonic() + 90, out / "metrics.jsonl"
     while not (log.exists() and len(log.read_text().splitlines()) >= count):
         assert process.poll() is None
@@ -152,13 +154,13 @@ def wait_for_batches(process, out, count):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="looks for the processes in /proc")
-def test_a_signal_to_agent_and_processes_alike_saves_and_a_restart_resumes_only_its_own_run(tmp_path):
-    out, words = tmp_path / "run", ("--train.batches", 400, "--train.evaluate_every", 500)
-    process = torchrun(out, *words)
+def test_a_signal_to_all_processes_saves_the_state_and_a_restart_resumes_only_its_own_run(tmp_path):
+    out, options = tmp_path / "run", ("--train.batches", 400, "--train.evaluate_every", 500)
+    process = torchrun(out, *options)
     try:
         wait_for_batches(process, out, 3)
         for pid in (*workers(process.pid).values(), process.pid):
-            os.kill(pid, signal.SIGTERM)  # as a scheduler does, and torchrun sends another
+            os.kill(pid, signal.SIGTERM)  # a scheduler does this, and torchrun sends a second signal to its processes
         code, _, err = wait_for(process)
     finally:
         process.kill()
@@ -168,9 +170,9 @@ def test_a_signal_to_agent_and_processes_alike_saves_and_a_restart_resumes_only_
         number = json.loads(f.metadata()["pyro_gram"])["state"]["progress"]["number"]
     assert number == len(rows(out)) >= 3
     before = (out / "state.safetensors").read_bytes()
-    code, _, err = wait_for(torchrun(out, *words, restarts=1))
+    code, _, err = wait_for(torchrun(out, *options, restarts=1))
     assert code != 0
-    assert err.count("holds a run already") == 2  # at first, and started anew
+    assert err.count("holds a run already") == 2  # at the first start and at the restart
     assert (out / "state.safetensors").read_bytes() == before
 
 
@@ -186,11 +188,11 @@ def test_a_divergence_of_two_processes_is_saved(tmp_path):
 
 @pytest.mark.slow
 def test_a_cell_that_one_process_cannot_write_ends_the_table_of_two(tmp_path):
-    words = ["--table", "3b", "--preset", "tiny", "--minutes", "0.02", "--runs", str(tmp_path)]
+    options = ["--table", "3b", "--preset", "tiny", "--minutes", "0.02", "--runs", str(tmp_path)]
     cells = [f"tiny-nqueens8-{row}-seed0" for row in ("gram", "direct32")]
     lock = lock_directory(tmp_path / cells[0])
     try:
-        code, _, err = wait_for(launch("table.py", *words, "--cell", *cells, folder=tmp_path))
+        code, _, err = wait_for(launch("table.py", *options, "--cell", *cells, folder=tmp_path))
     finally:
         lock.release()
     assert code != 0
@@ -200,22 +202,22 @@ def test_a_cell_that_one_process_cannot_write_ends_the_table_of_two(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="looks for the processes in /proc")
-def test_a_process_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(tmp_path):
-    words = ("--train.batches", 24, "--train.evaluate_every", 100, "--train.save_seconds", 0)
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    code, _, err = wait_for(torchrun(whole, *words))
+def test_a_run_restarted_after_a_process_died_ends_like_an_unbroken_one(tmp_path):
+    options = ("--train.batches", 24, "--train.evaluate_every", 100, "--train.save_seconds", 0)
+    unbroken_run, killed_run = tmp_path / "whole", tmp_path / "broken"
+    code, _, err = wait_for(torchrun(unbroken_run, *options))
     assert code == 0, err
-    process = torchrun(broken, *words, restarts=1)
+    process = torchrun(killed_run, *options, restarts=1)
     try:
-        wait_for_batches(process, broken, 6)
+        wait_for_batches(process, killed_run, 6)
         os.kill(workers(process.pid)[b"1"], signal.SIGKILL)
         code, _, err = wait_for(process)
     finally:
         process.kill()
     assert code == 0, err
     assert "the processes of this run cannot exchange tensors" in err or "Signal 9" in err
-    first, second = (load_file(o / "state.safetensors") for o in (whole, broken))
+    first, second = (load_file(o / "state.safetensors") for o in (unbroken_run, killed_run))
     assert all(torch.equal(first[k], second[k]) for k in first)  # bit for bit
-    logs = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows(o)] for o in (whole, broken)]
+    logs = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows(o)] for o in (unbroken_run, killed_run)]
     assert logs[0] == logs[1]
-    assert json.loads((broken / "results.json").read_text())["batches"] == 24
+    assert json.loads((killed_run / "results.json").read_text())["batches"] == 24

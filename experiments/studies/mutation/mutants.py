@@ -1,16 +1,16 @@
-"""The changes that ``mutation.py`` makes to a module, one at a time, and those that it leaves out.
+"""The changes that ``mutation.py`` makes to a module, one at a time.
 
-Operators come from cosmic-ray, one or two replacements an operator of the language; three more are made here, for code
-whose work is in its calls: leave a call out (``a.detach()`` becomes ``a``, ``pyro.markov(r)`` becomes ``r``), leave a
-keyword argument out, leave a statement out.
+Most operators come from cosmic-ray: one or two replacements for each operator of Python. Three operators are added for
+code whose work is in its calls: leave out a call (``a.detach()`` becomes ``a``, ``pyro.markov(r)`` becomes ``r``), a
+keyword argument, or a statement.
 
-Left out, because no test of behaviour could or should notice:
+These parts of a module are not changed, because no test of behaviour can or should notice:
 
 - type annotations (never evaluated), docstrings, decorators;
 - the text of errors (the arguments of ``raise``), which tests match by a few words;
-- defaults of a config's fields, and the class attribute ``traits``: settings, which are chosen;
+- defaults of a config's fields, and the class attribute ``traits``: they are settings;
 - ``__post_init__`` and calls of ``check_range`` and ``check_choice``: limits of those settings;
-- ``validate_args``, torch's own check of what it is given.
+- ``validate_args``, torch's check of its own arguments.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class Mutant:
 
     Attributes:
         file: path from the root of the repository.
-        function: the qualified name of what holds the change; "module" outside of all functions and classes.
-        old, new: the changed lines; with the function they name the mutant wherever in the file it stands.
-        lines: of the statement, in the unchanged file.
-        imported: does the statement run when the module is imported, and not when a function of it is called?
+        function: the qualified name of the function or class with the change; "module" for module level.
+        old, new: the changed lines before and after; with ``function`` they identify the mutant if lines move.
+        lines: first and last line of the statement in the unchanged file.
+        imported: does the statement run when the module is imported, not when a function is called?
         source: the whole changed module.
     """
 
@@ -73,7 +73,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Change:
-    """One change before it is made: cosmic-ray's, by its occurrence, or one of here, by the text that it puts there."""
+    """One possible change: a change of cosmic-ray has its ``occurrence``, a change of this module its new ``text``."""
 
     operator: str
     span: Span
@@ -91,7 +91,7 @@ class Module:
         self.changes = [*_by_library(self.source, self.outline), *_by_hand(self.source, self.outline)]
 
     def mutant(self, change: Change) -> Mutant | None:
-        """Return the changed module; None where it does not compile."""
+        """Return the mutant; None if it does not compile."""
         if change.text:
             start, end = map(self.outline.offset, change.span)
             changed: str | None = self.source[:start] + change.text + self.source[end:]
@@ -110,7 +110,7 @@ class Module:
 
 
 class Outline:
-    """The spans of functions and statements of a module, and of the parts that stay unchanged."""
+    """The spans of a module's functions and statements, and of the parts that are not changed."""
 
     def __init__(self, tree: ast.Module, source: str) -> None:
         self.source_lines = source.splitlines(keepends=True)
@@ -132,7 +132,7 @@ class Outline:
                 last = body[0].lineno - 1 if body else child.end_lineno
                 own = imported or (isinstance(child, ast.ClassDef) and not name)
                 self.statements.append((child.lineno, max(child.lineno, last or 0), inner or "module", own))
-            self.excluded += [self.span(part) for part in _left_alone(child)]
+            self.excluded += [self.span(part) for part in _excluded_nodes(child)]
             self._walk(child, inner, runs)
 
     def span(self, node: Any) -> Span:
@@ -150,17 +150,21 @@ class Outline:
         return any(start <= span[0] and span[1] <= end for start, end in self.excluded)
 
     def place(self, line: int) -> tuple[str, tuple[int, int], bool, int]:
-        """Describe the smallest statement at a position: function, lines, runs at import, equal ones before."""
+        """Describe the smallest statement at a line.
+
+        Returns:
+            its function, its lines, whether it runs at import, and the number of equal statements before it.
+        """
         start, end, name, imported = max(s for s in self.statements if s[0] <= line <= s[1])
-        here = self.source_lines[line - 1].strip()
+        line_text = self.source_lines[line - 1].strip()
         equal = sum(
-            first < start and function == name and self.source_lines[first - 1].strip() == here
+            first < start and function == name and self.source_lines[first - 1].strip() == line_text
             for first, _, function, _ in self.statements
         )
         return name, (start, end), imported, equal
 
 
-def _left_alone(node: ast.AST) -> Iterator[Any]:
+def _excluded_nodes(node: ast.AST) -> Iterator[Any]:
     if isinstance(node, ast.FunctionDef):
         arguments = node.args
         yield from node.decorator_list
@@ -197,7 +201,7 @@ def _by_library(source: str, outline: Outline) -> Iterator[Change]:
         operator = cosmic_ray.plugins.get_operator(f"core/{name}")()
         positions = [p for node in nodes for p in operator.mutation_positions(node)]
         for occurrence, span in enumerate(positions):
-            bare_star = source[outline.offset(span[0]) :].startswith("*,")  # of a signature, no product
+            bare_star = source[outline.offset(span[0]) :].startswith("*,")  # the star of a signature is no product
             if not outline.keeps(span) and not bare_star:
                 yield Change(name, span, occurrence=occurrence)
 
@@ -225,7 +229,7 @@ def _by_hand(source: str, outline: Outline) -> Iterator[Change]:
 
 
 def _without_call(node: ast.Call) -> Any:
-    """Return the replacement of a call: the object whose method it is, or the only argument; None for neither."""
+    """Return the replacement of a call: the object of a method, or the only argument; None if there is neither."""
     function = node.func
     if isinstance(function, ast.Attribute) and ast.unparse(function.value).partition(".")[0] not in MODULES:
         is_super = isinstance(function.value, ast.Call) and ast.unparse(function.value) == "super()"
@@ -244,7 +248,7 @@ def _is_removable(node: ast.AST) -> bool:
 
 
 def _difference(old: str, new: str) -> tuple[str, str]:
-    """Return the lines that differ, joined, without indentation."""
+    """Return the differing lines of both texts, each joined to one line without indentation."""
     before, after = old.splitlines(), new.splitlines()
     while before and after and before[0] == after[0]:
         before, after = before[1:], after[1:]

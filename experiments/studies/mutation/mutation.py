@@ -1,21 +1,21 @@
 """Measure a mutation score: do the tests notice one small change to the code that computes probabilities?
 
     pip install -e '.[test,mutation]'
-    mutation.py --out experiments/studies/mutation/mutation.json    # goes on where it was stopped
-    mutation.py --module models/gram.py --again                     # survivors once more, after new tests
-    mutation.py --sample 40 --seed 1                                # of each file a random sample
+    mutation.py --out experiments/studies/mutation/mutation.json    # continues a stopped run
+    mutation.py --module models/gram.py --again                     # only the survivors, after new tests
+    mutation.py --sample 40 --seed 1                                # a random sample of each file
 
-The changes are those of ``mutants.py``. Each is tried in a process of its own, forked from one that has
-imported everything but the project, on the tests that run the changed lines: the nearest and quickest first, until one
-fails or ``--seconds`` of tests have passed. A survivor then meets all tests of the files that hold such tests, since a
-fixture that several tests share counts for the first of them only. A test that takes ten times its usual time, and a
-process that dies, count as failures. Tests that start another process (the command line) do not see the change and are
-left out, as are slow ones.
+A mutant is a file with one change (``mutants.py``). It is tested in a process of its own, forked from one that has
+imported the project and its tests. The tests that run the changed lines are run, near and quick ones first, until one
+fails or ``--seconds`` have passed. A survivor is then tested with all tests of the files that hold such tests, because
+a fixture that several tests share is recorded for the first of them only. A test that takes ten times its usual time,
+and a process that dies, count as failures. Slow tests are left out, and so are tests that start another process (the
+command line), which does not contain the change.
 
-A survivor may be explained in ``explained.txt``: a line ``KEY  ## reason``, KEY as printed.
-The score is the share that a test kills of the changes that one could notice: where the reason begins with "equivalent"
-(the same values on a CPU, whatever a test asks), the change is left out and counted beside it. With ``--sample``, the
-interval is Wilson's for the share of all such mutants of a file; without, all of them were tried.
+``explained.txt`` may give the reason why a mutant survives, in a line ``KEY ## reason`` with KEY as printed. A reason
+that begins with "equivalent" says that no test on a CPU can notice the change. The score is the share of killed mutants
+among those that are not equivalent. With ``--sample`` its interval is Wilson's; without, all mutants of a file were
+tested.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ import torch
 
 from experiments.studies.mutation.mutants import Module, Mutant
 from experiments.studies.mutation.trial import (
-    QUIET,
+    PYTEST_OPTIONS,
     ROOT,
     WORK,
     Functions,
     Trial,
-    covered,
     module_name,
     outcome,
     start,
     targets,
+    test_coverage,
 )
 
 SEPARATOR = "  ## "  # between a survivor and its reason
-EQUIVALENT = "equivalent"  # how the reason begins where no test on a CPU could tell the change from the code
+EQUIVALENT = "equivalent"  # the first word of the reason if no test on a CPU can notice the change
 EXPLAINED = Path(__file__).with_name("explained.txt")
 TESTS = (
     *("tests/models", "tests/guides", "tests/inference", "tests/tasks/test_uniform.py"),
@@ -59,8 +59,8 @@ TESTS = (
 BROAD = ("tests/guides/test_contract.py",)  # two thousand programs through the same lines: left out, for their time
 
 
-class Choice:
-    """Choose the tests that a mutant meets, and their order."""
+class TestChoice:
+    """Choose the tests for a mutant, and their order."""
 
     def __init__(self, tests: dict[str, Any], seconds: float) -> None:
         self.tests, self.seconds = tests, seconds
@@ -70,7 +70,7 @@ class Choice:
         return self._fitting(self._running(mutant), mutant, self.seconds)
 
     def second(self, mutant: Mutant, first: list[str]) -> list[str]:
-        """Return the other tests that run them, then the rest of their files, in one and a half times that time."""
+        """Return the other tests that run the changed lines, then other tests of their files, as the time allows."""
         running = self._running(mutant)
         rest = self._fitting([t for t in running if t not in first], mutant, self.seconds)
         files = {t.partition("::")[0] for t in running}
@@ -114,7 +114,7 @@ class Choice:
 
 
 class Results:
-    """Results of the mutants, a line each in a file, so that a run goes on where it was stopped."""
+    """Results of the mutants, in a file with a line for each, so that a stopped run can continue."""
 
     def __init__(self) -> None:
         self.path = WORK / "results.jsonl"
@@ -130,7 +130,7 @@ class Results:
             stream.write(json.dumps(entry) + "\n")
 
 
-def sampled(module: Module, sample: int, seed: int) -> list[Any]:
+def sample_changes(module: Module, sample: int, seed: int) -> list[Any]:
     """Return a random sample of a module's changes; a larger sample contains a smaller one."""
     changes = list(module.changes)
     random.Random(f"{seed}:{module.file}").shuffle(changes)
@@ -140,7 +140,7 @@ def sampled(module: Module, sample: int, seed: int) -> list[Any]:
 def mutants_of(file: str, settings: Any) -> Iterator[Mutant]:
     """Yield the mutants of a file's sample, each once."""
     module, keys = Module(ROOT, file), set()
-    for change in sampled(module, settings.sample, settings.seed):
+    for change in sample_changes(module, settings.sample, settings.seed):
         mutant = module.mutant(change)
         if mutant is not None and mutant.key not in keys:
             keys.add(mutant.key)
@@ -150,43 +150,45 @@ def mutants_of(file: str, settings: Any) -> Iterator[Mutant]:
 def survivors_of(file: str, results: Results) -> Iterator[Mutant]:
     """Yield the mutants of a file that have survived so far."""
     module = Module(ROOT, file)
-    alive = {key: entry for key, entry in results.by_key.items() if entry["file"] == file and not entry["killed"]}
+    survivors = {key: entry for key, entry in results.by_key.items() if entry["file"] == file and not entry["killed"]}
     lines = module.source.splitlines()
     for change in module.changes:
         line = lines[change.span[0][0] - 1].strip()
-        if any(change.operator == entry["operator"] and line in key for key, entry in alive.items()):
+        if any(change.operator == entry["operator"] and line in key for key, entry in survivors.items()):
             mutant = module.mutant(change)
-            if mutant is not None and mutant.key in alive:
-                del alive[mutant.key]
+            if mutant is not None and mutant.key in survivors:
+                del survivors[mutant.key]
                 yield mutant
 
 
 def run(files: list[str], settings: Any) -> None:
-    """Try the mutants without a result; or, with ``--again``, the survivors that are not explained."""
+    """Test the mutants that have no result yet; with ``--again``, the survivors that are not explained."""
     (WORK / "covered").mkdir(parents=True, exist_ok=True)
     names = [n for t in settings.tests or TESTS for n in ([t] if t.endswith(".py") else _tests_under(t))]
-    if pytest.main([*names, *QUIET[1:], "-q", "--collect-only"], plugins=[]):  # imports all, once for all children
+    if pytest.main(
+        [*names, *PYTEST_OPTIONS[1:], "-q", "--collect-only"], plugins=[]
+    ):  # imports everything before the forks
         raise SystemExit("the tests cannot be collected")
-    for package in ("models", "guides", "pyro_gram"):  # what is imported late, too
+    for package in ("models", "guides", "pyro_gram"):  # also modules that are imported late
         for path in sorted((ROOT / package).rglob("[!_]*.py")):
             importlib.import_module(module_name(path.relative_to(ROOT).as_posix()))
     torch.set_num_threads(1)
-    tests = covered(names, settings.workers)
-    choice, results, functions = Choice(tests, settings.seconds), Results(), Functions()
+    tests = test_coverage(names, settings.workers)
+    choice, results, functions = TestChoice(tests, settings.seconds), Results(), Functions()
     gc.freeze()
-    explained = explanations()
-    running: list[Trial] = []
+    reasons = explanations()
+    trials: list[Trial] = []
 
     def settle(room: int) -> None:
-        while len(running) >= room and running:
-            for trial in list(running):
+        while len(trials) >= room and trials:
+            for trial in list(trials):
                 result = outcome(trial)
                 if result is None:
                     continue
-                running.remove(trial)
-                more = choice.second(trial.mutant, trial.tests)
-                if not result["killed"] and not trial.second and more:
-                    running.append(start(trial.mutant, functions, more, choice.time_of(more), second=True))
+                trials.remove(trial)
+                other_tests = choice.second(trial.mutant, trial.tests)
+                if not result["killed"] and not trial.second and other_tests:
+                    trials.append(start(trial.mutant, functions, other_tests, choice.time_of(other_tests), second=True))
                     continue
                 results.add(trial.mutant, result)
                 if not result["killed"]:
@@ -195,12 +197,12 @@ def run(files: list[str], settings: Any) -> None:
 
     for file in files:
         for mutant in survivors_of(file, results) if settings.again else mutants_of(file, settings):
-            if mutant.key in explained or (mutant.key in results.by_key and not settings.again):
+            if mutant.key in reasons or (mutant.key in results.by_key and not settings.again):
                 continue
             settle(settings.workers)
             first = choice.first(mutant)
             if first:
-                running.append(start(mutant, functions, first, choice.time_of(first)))
+                trials.append(start(mutant, functions, first, choice.time_of(first)))
             else:
                 results.add(mutant, {"killed": False, "by": "", "tests": 0})
                 print(f"SURVIVED (no test runs it) {mutant.key}", flush=True)
@@ -230,8 +232,8 @@ def wilson(share: float, n: float, z: float = 1.96) -> list[float]:
     return [round(max(0.0, middle - half), 4), round(min(1.0, middle + half), 4)]
 
 
-def still_there(entry: dict[str, Any]) -> bool:
-    """Is the line that a mutant changed still in its file?"""
+def line_exists(entry: dict[str, Any]) -> bool:
+    """Does the file still have the line that a mutant changed?"""
     old = entry["key"].split(": ", 1)[1].split("  ->  ", 1)[0]
     text = " ".join(line.strip() for line in (ROOT / entry["file"]).read_text().splitlines())
     return re.sub(r"^\[\d+\] ", "", old) in text  # equal lines of a function are numbered
@@ -239,27 +241,27 @@ def still_there(entry: dict[str, Any]) -> bool:
 
 def summary(names: list[str]) -> dict[str, Any]:
     """Return the scores by file and over all files, each weighted by its number of changes."""
-    results, explained = Results().by_key, explanations()
+    results, reasons = Results().by_key, explanations()
     files: dict[str, Any] = {}
     survivors: list[dict[str, str]] = []
     for file in names:
-        tried = [entry for entry in results.values() if entry["file"] == file and still_there(entry)]
-        if not tried:
+        entries = [entry for entry in results.values() if entry["file"] == file and line_exists(entry)]
+        if not entries:
             continue
-        alive = [entry["key"] for entry in tried if not entry["killed"]]
-        killed = len(tried) - len(alive)
-        equivalent = sum(explained.get(k, "").startswith(EQUIVALENT) for k in alive)
-        noticeable = len(tried) - equivalent
+        survivor_keys = [entry["key"] for entry in entries if not entry["killed"]]
+        num_killed = len(entries) - len(survivor_keys)
+        num_equivalent = sum(reasons.get(k, "").startswith(EQUIVALENT) for k in survivor_keys)
+        num_noticeable = len(entries) - num_equivalent
         files[file] = {
             "changes": len(Module(ROOT, file).changes),
-            "tried": len(tried),
-            "killed": killed,
-            "equivalent": equivalent,
-            "explained": sum(k in explained for k in alive) - equivalent,
-            "score": round(killed / noticeable, 4) if noticeable else 1.0,
-            "interval": wilson(killed / noticeable if noticeable else 1.0, noticeable),
+            "tried": len(entries),
+            "killed": num_killed,
+            "equivalent": num_equivalent,
+            "explained": sum(k in reasons for k in survivor_keys) - num_equivalent,
+            "score": round(num_killed / num_noticeable, 4) if num_noticeable else 1.0,
+            "interval": wilson(num_killed / num_noticeable if num_noticeable else 1.0, num_noticeable),
         }
-        survivors += [{"mutant": k, "why": explained.get(k, "")} for k in alive]
+        survivors += [{"mutant": k, "why": reasons.get(k, "")} for k in survivor_keys]
     total = sum(f["changes"] for f in files.values())
     score = sum(f["changes"] * f["score"] for f in files.values()) / total
     variance = sum(
@@ -268,7 +270,9 @@ def summary(names: list[str]) -> dict[str, Any]:
     )
     columns = ("changes", "tried", "killed", "equivalent", "explained")
     counts = {name: sum(f[name] for f in files.values()) for name in columns}
-    size = score * (1 - score) / variance if variance else counts["tried"]  # of a simple sample as sure as this one
+    size = (
+        score * (1 - score) / variance if variance else counts["tried"]
+    )  # the size of a simple random sample with the same variance
     return {
         "total": {**counts, "score": round(score, 4), "interval": wilson(score, size)},
         "files": files,
@@ -288,13 +292,17 @@ def show(results: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--module", action="append", help="files; default: all of them")
-    parser.add_argument("--tests", action="append", help="files or folders of tests; default: all that are near")
-    parser.add_argument("--sample", type=int, default=0, help="mutants a file, at random; 0 for all")
+    parser.add_argument(
+        "--tests",
+        action="append",
+        help="files or folders of tests (default: those of models, guides, inference and metrics)",
+    )
+    parser.add_argument("--sample", type=int, default=0, help="number of random mutants of each file; 0 for all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=25.0, help="of tests a mutant meets, at their usual speed")
+    parser.add_argument("--seconds", type=float, default=25.0, help="seconds of tests for each mutant")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--again", action="store_true", help="try the survivors again, and nothing else")
-    parser.add_argument("--summary", action="store_true", help="of what has been tried; try nothing")
+    parser.add_argument("--again", action="store_true", help="test only the survivors again")
+    parser.add_argument("--summary", action="store_true", help="summarize the present results, and test nothing")
     parser.add_argument("--out", type=Path, help="write the summary here (JSON)")
     settings = parser.parse_args()
     files = settings.module or targets()

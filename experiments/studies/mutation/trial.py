@@ -1,7 +1,7 @@
-"""Try a mutant for ``mutation.py``: the lines that each test runs, and a process for each mutant.
+"""Test a mutant in a process of its own, and record which lines each test runs; for ``mutation.py``.
 
-The parent has imported the project and its tests. A child is a fork of it in which the changed functions get the
-mutant's code, or, where the change is in a statement that runs on import, the project is imported anew.
+The parent process has imported the project and its tests. A child is a fork of it, in which the changed functions get
+the mutant's code. If the change is in a statement that runs on import, the child imports the project again.
 """
 
 from __future__ import annotations
@@ -29,16 +29,19 @@ import pytest
 from experiments.studies.mutation.mutants import Mutant
 
 ROOT = Path(__file__).resolve().parents[3]
-WORK = ROOT / ".mutation"  # ignored by git: what tests run which lines, and the result of every mutant
+WORK = ROOT / ".mutation"  # ignored by git: the lines that each test runs, and the result of every mutant
 PACKAGES = ("models", "guides", "pyro_gram/inference")
 METRICS = (
     *(f"pyro_gram/diagnostics/{name}.py" for name in ("metrics", "calibration", "evidence")),
     "pyro_gram/tasks/uniform.py",
 )
 PROJECT = ("pyro_gram", "tests", "experiments")
-PATIENCE, LEAST = 10.0, 20.0  # a mutant's time limit: this many times the usual, and at least so many seconds
-WITHOUT = ("cacheprovider", "xdist", "cov", "unraisableexception")  # plugins
-QUIET = ("-x", "-q", *(f"-pno:{name}" for name in WITHOUT), "-o", "addopts=", "-m", "not slow")
+TIME_FACTOR, MIN_SECONDS = (
+    10.0,
+    20.0,
+)  # a mutant's time limit is this factor of the usual time, and at least these seconds
+LEFT_OUT_PLUGINS = ("cacheprovider", "xdist", "cov", "unraisableexception")  # plugins
+PYTEST_OPTIONS = ("-x", "-q", *(f"-pno:{name}" for name in LEFT_OUT_PLUGINS), "-o", "addopts=", "-m", "not slow")
 
 
 def targets() -> list[str]:
@@ -56,7 +59,7 @@ def module_name(file: str) -> str:
 
 
 class Recorder:
-    """Record the lines and the seconds of each test."""
+    """A pytest plugin that records the lines and the seconds of each test."""
 
     def __init__(self, cover: coverage.Coverage) -> None:
         self.cover = cover
@@ -79,11 +82,11 @@ class Recorder:
 
 
 def record(test_file: str) -> None:
-    """Run a file's tests (in a process of its own) and write what they cover."""
+    """Run a file's tests and write the lines that they run. Call it in a process of its own."""
     cover = coverage.Coverage(data_file=None, include=[str(ROOT / t) for t in targets()], config_file=False)
     cover.start()
     recorder = Recorder(cover)
-    pytest.main([test_file, *QUIET[1:]], plugins=[recorder])
+    pytest.main([test_file, *PYTEST_OPTIONS[1:]], plugins=[recorder])
     cover.stop()
     data = cover.get_data()
     lines: dict[str, dict[str, list[int]]] = {}
@@ -102,7 +105,7 @@ def record(test_file: str) -> None:
 
 
 def _map_file(test_file: str) -> Path:
-    """Named by what the test file holds."""
+    """Return the path for the lines of a test file; its name has a digest of the file's contents."""
     name = f"{test_file.replace('/', '.')}.{_digest(ROOT / test_file, ROOT / 'tests/conftest.py')}.json"
     return WORK / "covered" / name
 
@@ -111,25 +114,27 @@ def _digest(*paths: Path) -> str:
     return hashlib.sha256(b"".join(p.read_bytes() if p.exists() else b"" for p in paths)).hexdigest()[:16]
 
 
-def covered(names: list[str], workers: int) -> dict[str, Any]:
-    """Return the tests with their lines and their seconds."""
-    missing = [n for n in names if not _map_file(n).exists()]
-    running: dict[int, str] = {}
-    while missing or running:
-        while missing and len(running) < workers:
-            name = missing.pop(0)
-            running[_fork(lambda name=name: record(name), WORK / "covered.log")] = name
+def test_coverage(names: list[str], workers: int) -> dict[str, Any]:
+    """Return each test's lines and seconds; files that are not recorded yet are run first."""
+    missing_files = [n for n in names if not _map_file(n).exists()]
+    files_by_pid: dict[int, str] = {}
+    while missing_files or files_by_pid:
+        while missing_files and len(files_by_pid) < workers:
+            name = missing_files.pop(0)
+            files_by_pid[_fork(lambda name=name: record(name), WORK / "covered.log")] = name
             print(f"reading {name}", flush=True)
         pid, _ = os.wait()
-        name = running.pop(pid, "")
+        name = files_by_pid.pop(pid, "")
         if name and not _map_file(name).exists():
             raise SystemExit(f"{name} could not be run: see {WORK / 'covered.log'}")
     tests: dict[str, Any] = {}
-    for read in (json.loads(_map_file(n).read_text()) for n in names):
-        changed = {file for file, digest in read["sources"].items() if _digest(ROOT / file) != digest}
-        for test, entry in read["tests"].items():
-            # Which lines of a file a test ran is not known any more where the file has changed: take all.
-            lines = {file: None if file in changed else set(run) for file, run in entry["lines"].items()}
+    for file_record in (json.loads(_map_file(n).read_text()) for n in names):
+        changed_files = {file for file, digest in file_record["sources"].items() if _digest(ROOT / file) != digest}
+        for test, entry in file_record["tests"].items():
+            # After a change to a file the recorded lines are wrong: assume that the test runs all of them.
+            lines = {
+                file: None if file in changed_files else set(executed) for file, executed in entry["lines"].items()
+            }
             tests[test] = {**entry, "lines": lines}
     return tests
 
@@ -137,8 +142,8 @@ def covered(names: list[str], workers: int) -> dict[str, Any]:
 # ---- one mutant --------------------------------------------------------------------------------------------------
 
 
-class Changed(importlib.machinery.SourceFileLoader):
-    """Loads a module from a text instead of its file."""
+class MutantLoader(importlib.machinery.SourceFileLoader):
+    """Load a module from a text instead of its file."""
 
     text = b""
 
@@ -146,8 +151,8 @@ class Changed(importlib.machinery.SourceFileLoader):
         return compile(self.text, self.path, "exec", dont_inherit=True)
 
 
-class Finder(importlib.abc.MetaPathFinder):
-    """Finds the changed module before the import system finds the file."""
+class MutantFinder(importlib.abc.MetaPathFinder):
+    """Find the changed module before the import system finds the file."""
 
     def __init__(self, mutant: Mutant) -> None:
         self.mutant = mutant
@@ -156,13 +161,13 @@ class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
         if fullname != self.name:
             return None
-        loader = Changed(fullname, str(ROOT / self.mutant.file))
+        loader = MutantLoader(fullname, str(ROOT / self.mutant.file))
         loader.text = self.mutant.source.encode()
         return importlib.util.spec_from_file_location(fullname, ROOT / self.mutant.file, loader=loader)
 
 
 class Functions:
-    """Functions of the imported project by file, name and first line, so that their code can be exchanged."""
+    """The functions of the imported project by file, name and first line, so that their code can be replaced."""
 
     def __init__(self) -> None:
         self.functions: dict[tuple[str, str, int], list[FunctionType]] = {}
@@ -172,17 +177,17 @@ class Functions:
                 self.functions.setdefault((code.co_filename, code.co_qualname, code.co_firstlineno), []).append(thing)
 
     def exchange(self, mutant: Mutant) -> bool:
-        """Put the mutant's code into the live functions; return False where the change needs a new import."""
+        """Put the mutant's code into the live functions; return False if the change needs a new import."""
         path = str(ROOT / mutant.file)
         old = _functions_in(compile((ROOT / mutant.file).read_text(), path, "exec", dont_inherit=True))
         new = _functions_in(compile(mutant.source, path, "exec", dont_inherit=True))
         changed = [(key, code) for key, code in new.items() if old.get(key) != code]
-        # Of a nested function the outermost one that is alive carries the change.
-        alive = [(f, code) for key, code in changed for f in self.functions.get((path, *key), ())]
-        if mutant.imported or not alive or old.keys() != new.keys():
+        # A change to a nested function is made in its outermost live function.
+        live_functions = [(f, code) for key, code in changed for f in self.functions.get((path, *key), ())]
+        if mutant.imported or not live_functions or old.keys() != new.keys():
             return False
         try:
-            for function, code in alive:
+            for function, code in live_functions:
                 function.__code__ = code
         except ValueError:  # another number of free variables
             return False
@@ -196,15 +201,15 @@ def _functions_in(code: CodeType) -> dict[tuple[str, int], CodeType]:
 
 
 def import_anew(mutant: Mutant) -> None:
-    """Forget the project's modules, and let the next import find the mutant."""
+    """Remove the project's modules from sys.modules, and let the next import find the mutant."""
     for name in [m for m in sys.modules if m.partition(".")[0] in PROJECT and m != "experiments"]:
         if not name.startswith("experiments.studies.mutation."):
             del sys.modules[name]
-    sys.meta_path.insert(0, Finder(mutant))
+    sys.meta_path.insert(0, MutantFinder(mutant))
 
 
-class Selected:
-    """Runs the tests of a list in its order, and says which one failed."""
+class SelectedTests:
+    """A pytest plugin that runs the tests of a list in its order, and writes the name of a failed one to a pipe."""
 
     def __init__(self, tests: list[str], pipe: int) -> None:
         self.order = {test: i for i, test in enumerate(tests)}
@@ -223,7 +228,7 @@ class Selected:
 
 
 def _fork(work: Any, log: Path) -> int:
-    """Run ``work`` in a child, whose exit status it returns."""
+    """Run ``work`` in a child process, whose exit status is the result of ``work``; return the child's id."""
     pid = os.fork()
     if pid:
         return pid
@@ -246,7 +251,7 @@ def _fork(work: Any, log: Path) -> int:
 
 @dataclass
 class Trial:
-    """A mutant, and the process that tries it."""
+    """A mutant, and the process that tests it."""
 
     mutant: Mutant
     tests: list[str]
@@ -263,15 +268,15 @@ def start(mutant: Mutant, functions: Functions, tests: list[str], seconds: float
         if not functions.exchange(mutant):
             import_anew(mutant)
         files = sorted({t.partition("::")[0] for t in tests})
-        return int(pytest.main([*files, *QUIET], plugins=[Selected(tests, write)]))
+        return int(pytest.main([*files, *PYTEST_OPTIONS], plugins=[SelectedTests(tests, write)]))
 
     pid = _fork(work, WORK / f"worker.{hashlib.md5(mutant.key.encode()).hexdigest()[:4]}.log")
     os.close(write)
-    return Trial(mutant, tests, second, pid, read, time.monotonic() + max(LEAST, PATIENCE * seconds))
+    return Trial(mutant, tests, second, pid, read, time.monotonic() + max(MIN_SECONDS, TIME_FACTOR * seconds))
 
 
 def outcome(trial: Trial) -> dict[str, Any] | None:
-    """Return the result; None while the process runs."""
+    """Return the result of a trial; None while its process runs."""
     pid, status = os.waitpid(trial.pid, os.WNOHANG)
     if not pid and time.monotonic() < trial.deadline:
         return None
