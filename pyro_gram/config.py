@@ -123,7 +123,7 @@ def check_trusted(names: dict[str, Any], trust_code: bool | Collection[str]) -> 
         if not trust_code or name not in trust_code:
             raise ConfigError(
                 f"its {part} is {name!r}, which would import the module {name.partition(':')[0]!r} and run its code: "
-                "where you trust that, add --trust-code (in Python: pyro_gram.load(path, trust_code=True))"
+                "if you trust it, add --trust-code (in Python: pyro_gram.load(path, trust_code=True))"
             )
 
 
@@ -149,7 +149,7 @@ def make_run_config(
 
 
 def config_class(part: str, name: str) -> type:
-    """Return the config dataclass of a task, model, prior or guide. Raises ConfigError where it has none."""
+    """Return the config dataclass of a task, model, prior or guide. Raises ConfigError if it has none."""
     config = getattr(REGISTRIES[part].get(name), "Config", None)
     if not (isinstance(config, type) and dataclasses.is_dataclass(config)):
         raise ConfigError(f"{part} {name!r} has no attribute Config, a dataclass of its settings")
@@ -173,8 +173,8 @@ def from_fields(cls: type[T], values: dict[str, Any], part: str = "") -> T:
     fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name, value in values.items():
         if name not in fields:
-            known = f"known in {part}: {', '.join(sorted(fields))}{_suggestion(part, name, fields)}"
-            raise ConfigError(f"unknown setting {part}.{name}; {known}")
+            hint = f"known in {part}: {', '.join(sorted(fields))}{_suggestion(part, name, fields)}"
+            raise ConfigError(f"unknown setting {part}.{name}; {hint}")
         kind = hints[name]
         if kind is float and type(value) is int:
             continue
@@ -229,8 +229,8 @@ def with_settings(config: RunConfig, settings: dict[str, dict[str, Any]]) -> Run
     data = config.to_dict()
     for part, fields in settings.items():
         if part not in config.parts:
-            known = f"known: {', '.join(config.parts)}{did_you_mean(part, config.parts)}"
-            raise ConfigError(f"unknown part {part!r}; {known}")
+            hint = f"known: {', '.join(config.parts)}{did_you_mean(part, config.parts)}"
+            raise ConfigError(f"unknown part {part!r}; {hint}")
         if not isinstance(fields, dict):
             raise ConfigError(f"the settings of {part!r} must be a table of fields, not {fields!r}")
         data[part] = data[part] | fields

@@ -73,9 +73,9 @@ def foreign_options(config: RunConfig) -> dict[str, tuple[str, str]]:
     """
     options = {}
     for part, name in config.names.items():
-        known = {field.name for field in dataclasses.fields(config.parts[part])}
+        known_names = {field.name for field in dataclasses.fields(config.parts[part])}
         for field, names in owners(part).items():
-            if field not in known:
+            if field not in known_names:
                 owner = f"belongs to {join_names(part, names)}, and this run's {part} is {name}"
                 options[f"--{part}.{field}"] = owner, help_command(part, names[0], config.names["task"])
     return options

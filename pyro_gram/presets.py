@@ -62,13 +62,15 @@ def _read_table(folder: Path, task: str, preset: str) -> dict[str, Any]:
     is_own_task = ":" in task
     path = folder / f"{PRESETS_OF_OWN_TASKS if is_own_task else task}.toml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
-        hint = did_you_mean(task, known.split(", "))
-        raise ConfigError(f"unknown task {task!r}; known: {known}; or give your own as package.module:Class{hint}")
+        known_names = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
+        hint = did_you_mean(task, known_names.split(", "))
+        raise ConfigError(
+            f"unknown task {task!r}; known: {known_names}; or give your own as package.module:Class{hint}"
+        )
     tables = read_toml_tables(path)
     if preset not in tables:
-        known = f"known: {', '.join(tables)}{did_you_mean(preset, tables)}"
-        raise ConfigError(f"unknown preset {preset!r} for {path.stem}; {known}")
+        hint = f"known: {', '.join(tables)}{did_you_mean(preset, tables)}"
+        raise ConfigError(f"unknown preset {preset!r} for {path.stem}; {hint}")
     table = dict(tables[preset])
     if is_own_task:
         table.pop("task", None)
@@ -76,12 +78,12 @@ def _read_table(folder: Path, task: str, preset: str) -> dict[str, Any]:
 
 
 def _check_named_by_user(preset: str, names: dict[str, str], trusted_names: set[str]) -> None:
-    """Raise ConfigError where a preset names code that the user has not named."""
+    """Raise ConfigError if a preset names code that the user has not named."""
     for part, name in names.items():
         if ":" in str(name) and name not in trusted_names:
             raise ConfigError(
                 f"preset {preset!r} names the {part} {name!r}, whose module would be imported, which runs its code: "
-                f"where you trust that, name it yourself, --{part} {name}"
+                f"if you trust it, name it yourself, --{part} {name}"
             )
 
 
@@ -109,8 +111,8 @@ def _override(table: dict[str, Any], settings: Settings, names: dict[str, str]) 
     train = {f.name: f.default for f in dataclasses.fields(TrainConfig)} | table.get("train", {})
     for part, fields in settings.items():
         cls = config_class(part, names[part]) if part in REGISTRIES else FIXED_PARTS[part]
-        known = {f.name for f in dataclasses.fields(cls)}
-        table[part] = table.get(part, {}) | {name: value for name, value in fields.items() if name in known}
+        known_names = {f.name for f in dataclasses.fields(cls)}
+        table[part] = table.get(part, {}) | {name: value for name, value in fields.items() if name in known_names}
     new_train = train | settings.get("train", {})
     updates = 1 if new_train["act"] and not train["act"] else new_train["supervision_steps"]  # updates per batch
     if updates != train["supervision_steps"]:

@@ -90,7 +90,7 @@ class Registry:
     def _class_at(self, path: str) -> type:
         module_name, _, class_name = path.partition(":")
         if not all(word.isidentifier() for word in (*module_name.split("."), class_name)):
-            raise ConfigError(f"{self.kind} {path!r} is no path of the form package.module:Class")
+            raise ConfigError(f"{self.kind} {path!r} is not a path of the form package.module:Class")
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as e:

@@ -110,9 +110,9 @@ class Solver:
             ``value``, ``[N, B]`` each; on the CPU.
 
         Raises:
-            InputError: x is no input of this task.
-            UserError: a count below 1; a wrong temper, halt or draw scheme; too little memory.
-            ConfigError: a halt without heads; antithetic or Sobol draws of a prior that is not Gaussian.
+            InputError: x is not an input of this task.
+            UserError: a count is below 1; temper, halt or draws has a wrong value; or there is too little memory.
+            ConfigError: halt is set without heads; or the draws are antithetic or Sobol and the prior is not Gaussian.
         """
         if temper is not None and not isinstance(temper, TemperConfig):
             raise UserError(f"temper must be a pyro_gram.TemperConfig, not {temper!r}")
@@ -223,7 +223,7 @@ class Solver:
         select: str = "all",
         **settings: Any,
     ) -> list[Answers]:
-        """Return the distinct answers to each input, the most frequent first; ties by score, then by appearance.
+        """Return the distinct answers to each input, the most frequent first, ties by score and then by appearance.
 
         Args:
             x: one input or several: texts, networkx graphs, or integer tokens ``[B, *event]``.

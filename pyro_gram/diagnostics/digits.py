@@ -224,16 +224,16 @@ def nearest_neighbours(fake: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
         raise InputError(f"cannot compare images {list(fake.shape)} with training images {list(train.shape)}")
     # With pixels of -1 and 1 a matrix product is the number of equal less that of different pixels, exact in float32.
     signs = 2 * fake.float() - 1
-    best = signs.new_full((len(fake),), -math.inf)
+    best_values = signs.new_full((len(fake),), -math.inf)
     index = torch.zeros(len(fake), dtype=torch.long, device=fake.device)
     for start in range(0, len(train), CHUNK):
         columns = (2 * train[start : start + CHUNK].to(fake.device).float() - 1).T
         for rows in torch.arange(len(fake), device=fake.device).split(CHUNK):
             value, nearest = (signs[rows] @ columns).max(-1)
-            is_closer = value > best[rows]
-            best[rows] = torch.where(is_closer, value, best[rows])
+            is_closer = value > best_values[rows]
+            best_values[rows] = torch.where(is_closer, value, best_values[rows])
             index[rows] = torch.where(is_closer, nearest + start, index[rows])
-    return index, ((fake.shape[-1] - best) / 2).round().long()
+    return index, ((fake.shape[-1] - best_values) / 2).round().long()
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ ARVIZ_MAJOR = int(az.__version__.split(".")[0])
 HDF5 = b"\x89HDF\r\n\x1a\n"
 STATE_INSTANCES = 2  # inputs whose final states are stored: states are large
 PROJECTIONS = 2
-LEAST_DRAWS = 25  # for PSIS, which fits the largest fifth of the weights: here five
+LEAST_DRAWS = 25  # PSIS fits the largest fifth of the weights: at least five
 GROUPS = (  # all groups that `collect` can make
     "posterior",
     "posterior_predictive",
@@ -77,8 +77,8 @@ UNITS = {
     "value": "P(the trajectory's last answer is right), by the value head after a supervision step",
     "solution": "index among the input's solutions, -1 for none of them",
     "violations": "number of violated constraints",
-    "valid": "1 where the answer is right",
-    "num_solutions": "solutions of the input, where all are known",
+    "valid": "1 if the answer is right, else 0",
+    "num_solutions": "number of solutions of the input, if all are known",
 }
 
 Groups = dict[str, dict[str, Any]]

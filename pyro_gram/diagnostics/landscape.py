@@ -25,7 +25,7 @@ from pyro_gram.tasks.base import Task
 SOLUTION_CHUNK = 64  # solutions scored at once, in log-probabilities [N, SOLUTION_CHUNK, L_out]
 LEAST_LOSS = 1e-4  # nats: smaller losses count as this in the interpolation of logarithms
 GRID = 100  # grid points along each component
-MARGIN, REACH = 0.08, 0.12  # of the picture; largest distance from a state: both relative to the states' range
+MARGIN, REACH = 0.08, 0.12  # picture margin, largest distance from a state; relative to the states' range
 SMOOTHING = 0.02  # of the interpolation, since states that project to one point may have different losses
 
 

@@ -70,15 +70,15 @@ class SBCRanks:
         ``deviation`` as above; ``mean``: the mean relative rank, .5 unless the guide is shifted; ``spread``: the
         standard deviation of the ranks divided by that of uniform ranks, above 1 if the guide is too narrow.
         """
-        relative = self.ranks.double() / self.num_draws
-        uniform_variance = (self.num_draws + 2) / (12 * self.num_draws)  # of the ranks 0, 1/L, ..., 1
+        relative_ranks = self.ranks.double() / self.num_draws
+        uniform_variance = (self.num_draws + 2) / (12 * self.num_draws)  # of uniform relative ranks
         return {
             name: {
                 "deviation": deviation.item(),
                 "mean": row.mean().item(),
                 "spread": (row.var(correction=0) / uniform_variance).sqrt().item(),
             }
-            for name, deviation, row in zip(self.names, self.deviation, relative, strict=True)
+            for name, deviation, row in zip(self.names, self.deviation, relative_ranks, strict=True)
         }
 
     def to_dict(self) -> dict[str, Any]:

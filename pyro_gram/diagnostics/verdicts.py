@@ -75,7 +75,7 @@ NEITHER = Scale(0.1, 0.5, "share of pairs where neither estimate can be trusted"
 LIKELIHOOD = Scale(0.5, 1.5, "nats by which log p(y|x) is below that of a perfect model")
 RANKS = Scale(0.15, 0.3, "largest deviation of the distribution of ranks from uniform")
 SETTLING = Scale(0.05, 0.2, "share of trajectories whose answer changes in the last quarter of the steps")
-DIVERSITY = Scale(0.1, 0.5, "share of inputs with several solutions of which the trajectories find one at most")
+DIVERSITY = Scale(0.1, 0.5, "share of inputs with several solutions for which the trajectories find at most one")
 DECAY = Scale(0.05, 0.15, "accuracy of the prior at its best three successive evaluations less the last three")
 MIN_PAIRS = 5  # pairs with two trusted estimates; fewer decide nothing
 LOW_RECONSTRUCTION = 0.5  # nats: below it the guide has nothing to add, and a small KL does not mean collapse
@@ -244,18 +244,18 @@ def agreement(summary: dict[str, Any]) -> Verdict:
     )
 
 
-def likelihood(log_p: float, error: float | None, log_m: float, neither: float) -> Verdict:
+def likelihood(log_p: float, error: float | None, log_m: float, untrusted_share: float) -> Verdict:
     """Judge the likelihood of uniformly drawn solutions.
 
     Args:
         log_p: mean of the believed estimates of log p(y|x), nats.
         error: standard error of log p + log m over the pairs; None if the pairs share their draws.
         log_m: mean of log m over the same inputs, which have m solutions.
-        neither: share of pairs without a trusted estimate. If it is large, the verdict is ``not measured``.
+        untrusted_share: share of pairs without a trusted estimate. If it is large, the verdict is ``not measured``.
     """
     return Verdict(
         "likelihood",
-        LIKELIHOOD.level(-log_p - log_m) if neither <= NEITHER.good else UNKNOWN,
+        LIKELIHOOD.level(-log_p - log_m) if untrusted_share <= NEITHER.good else UNKNOWN,
         f"log p(y|x) is {log_p:.2f} nats on average, that of a perfect model {-log_m:.2f}"
         + (f" (standard error of the difference {error:.2f})" if error is not None else ""),
         LIKELIHOOD.text,
@@ -304,7 +304,7 @@ def diversity(share: float, inputs: int) -> Verdict:
     return Verdict(
         "diversity",
         DIVERSITY.level(share),
-        f"for {round(share * inputs)} of {inputs} inputs with several solutions the trajectories find one at most",
+        f"for {round(share * inputs)} of {inputs} inputs with several solutions the trajectories find at most one",
         DIVERSITY.text,
         "If all trajectories of an input end in one solution, the guidance decides nothing, and more samples do not "
         "help.",

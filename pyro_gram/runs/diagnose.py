@@ -50,7 +50,7 @@ TRAIN_INPUTS, MIN_TRAIN_INPUTS, TRAIN_SAMPLES = 128, 16, 4  # training inputs th
 GUIDE_SAMPLES, PRIOR_SAMPLES = 160, 320  # draws per pair (x, y) for log p(y | x)
 DATA_PRIOR_SAMPLES = 4096  # draws of the prior for p(x): all data share them
 RANK_ROUNDS, RANK_DRAWS = 2, 31  # simulated data per input, and the guide's trajectories per datum
-CHAINS, DRAWS = 4, 12  # of inference.nc
+CHAINS, DRAWS = 4, 12  # in inference.nc
 END_SAMPLES, LANDSCAPE_SAMPLES = 24, 64  # trajectories per input: to compare their ends; to draw the landscape
 POSITIONS = 8  # how many positions, and how many numbers of transitions, the test of deciding draws covers
 # Budgets, in supervision steps of a trajectory of coloring8: each takes about .25 ms on two cores.
@@ -162,8 +162,8 @@ def examine_evidence(scope: Scope, findings: Findings) -> None:
         log_ms = puzzles.num_solutions.double().log()
         log_m, difference = log_ms.mean().item(), estimates.log_p + log_ms
         error = None if x is None else difference.std(correction=0).item() / len(difference) ** 0.5
-        neither = summary["believed"][NEITHER] / summary["pairs"]
-        new_verdicts.append(verdicts.likelihood(summary["log_p"], error, log_m, neither))
+        untrusted_share = summary["believed"][NEITHER] / summary["pairs"]
+        new_verdicts.append(verdicts.likelihood(summary["log_p"], error, log_m, untrusted_share))
         numbers["summary"]["log_p_perfect"] = -log_m
     findings.add(*new_verdicts, evidence=numbers)
     findings.draw("evidence_prior" if estimates.guide is None else "evidence", evidence_figure(estimates))

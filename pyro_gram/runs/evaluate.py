@@ -71,8 +71,8 @@ def _train_heads(solver: Solver, phases: Phases) -> None:
     with phases.start("heads", rounds, "round") as bar:
 
         def show(number: int, loss: float) -> None:
-            remaining = (time.perf_counter() - start) / (number + 1) * (rounds - number - 1)
-            bar.set_postfix_str(f"{phases.remaining_text('heads', remaining)}loss {loss:.3f}", refresh=False)
+            remaining_seconds = (time.perf_counter() - start) / (number + 1) * (rounds - number - 1)
+            bar.set_postfix_str(f"{phases.remaining_text('heads', remaining_seconds)}loss {loss:.3f}", refresh=False)
             bar.update()
 
         train_heads(solver.model, config.model, solver.task, config.heads, **config.head_settings, progress=show)

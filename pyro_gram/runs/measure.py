@@ -95,8 +95,8 @@ def measure_validation(solver: Solver, processes: ProcessGroup = SINGLE_PROCESS)
         "elbo_surrogate": measured_bounds.surrogate.mean().item(),
         "posterior_accuracy": posterior_accuracy(solver, x, measured_bounds),
     }
-    own = _task_metrics(solver, puzzles, samples, "validation")
-    values |= {f"prior_{name}": value for name, value in own.items()}
+    task_metrics = _task_metrics(solver, puzzles, samples, "validation")
+    values |= {f"prior_{name}": value for name, value in task_metrics.items()}
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -77,7 +77,7 @@ class Run:
 
     @property
     def averaged_solver(self) -> Solver:
-        """A solver with the averaged weights, which are the ones that are measured."""
+        """A solver with the averaged weights, for validation and evaluation."""
         return Solver(self.solver.config, self.solver.task, *self.trainer.averaged_modules)
 
     def save(self, path: Path | None = None) -> None:
@@ -221,12 +221,12 @@ def _restore(run: Run, resume: bool) -> None:
 
 def _describe_resume(run: Run, has_state: bool) -> str:
     if not has_state:
-        return f"nothing to resume in {run.out}: a new run"
+        return f"nothing to resume in {run.out}: a new run starts"
     number, batches = run.trainer.number, run.trainer.num_batches or run.solver.config.train.batches
     total = f" of {batches}" if batches else ""
     if run.trainer.is_finished:
-        return f"training in {run.out} is over, at batch {number}{total}: it is measured again"
-    return f"going on from batch {number}{total}"
+        return f"training in {run.out} is over, at batch {number}{total}: the model is measured again"
+    return f"continuing from batch {number}{total}"
 
 
 def phase_sizes(run: Run) -> dict[str, str]:
@@ -244,13 +244,13 @@ def phase_sizes(run: Run) -> dict[str, str]:
 
 
 def check_new(out: Path, resume: bool) -> None:
-    """Raise UserError where ``out`` holds a run, unless it is to be resumed."""
+    """Raise UserError if ``out`` holds a run, unless it is to be resumed."""
     if (out / "config.json").exists() and not resume:
         raise UserError(f"{out} holds a run already: add --resume to continue it, or choose another --out")
 
 
 def check_same_settings(out: Path, config: RunConfig, option: str) -> None:
-    """Raise ConfigError where ``out``, which the user gave by ``option``, holds a run with other settings."""
+    """Raise ConfigError if ``out``, the value of ``option``, holds a run with other settings."""
     path = out / "config.json"
     if not path.exists():
         return
@@ -281,7 +281,7 @@ def lock_directory(out: Path, patience: float = 0.0) -> FileLock | None:
         patience: seconds to wait for another run to end.
 
     Returns:
-        the lock; None where the file system has no locks.
+        the lock; None if the file system has no locks.
 
     Raises:
         UserError: another run is in it, or nothing can be written there.

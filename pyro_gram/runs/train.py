@@ -123,8 +123,8 @@ def train(run: Run, on_evaluate: Validate | None = None) -> None:
                     run.remove_divergence_files()  # left by an earlier start of this run
                 bar.update(1 if c.batches else min(round(report.seconds), round(60 * c.minutes)) - bar.n)
                 train_seconds = seconds_left(trainer, first_number, report.seconds - start)
-                remaining = run.phases.remaining_text("train", train_seconds)
-                bar.set_postfix_str(remaining + _postfix(report, validation), refresh=False)
+                remaining_text = run.phases.remaining_text("train", train_seconds)
+                bar.set_postfix_str(remaining_text + _postfix(report, validation), refresh=False)
                 checkpoint(force=report.is_last)
         checkpoint.check()
 

@@ -60,13 +60,15 @@ class Parser(argparse.ArgumentParser):
         """Return the end of a message about an unknown option, and the command that explains the suggested option."""
         actions = (action for action in self._actions if action.help != argparse.SUPPRESS)
         options = [name for action in actions for name in action.option_strings if name.startswith("--")]
-        unavailable = self.unavailable_options()
-        suggestions = [option] if option in unavailable else closest_names(option, [*options, *unavailable])
-        available = [name for name in suggestions if name not in unavailable]
-        if available or not suggestions:
-            return (f"; did you mean {' or '.join(available)}?" if available else ""), help_command
+        unavailable_options = self.unavailable_options()
+        suggestions = (
+            [option] if option in unavailable_options else closest_names(option, [*options, *unavailable_options])
+        )
+        available_options = [name for name in suggestions if name not in unavailable_options]
+        if available_options or not suggestions:
+            return (f"; did you mean {' or '.join(available_options)}?" if available_options else ""), help_command
         name = suggestions[0]
-        owner, help_command = unavailable[name]
+        owner, help_command = unavailable_options[name]
         return f"; {option} {owner}" if name == option else f"; did you mean {name}? It {owner}", help_command
 
 
@@ -135,8 +137,8 @@ def field_descriptions(cls: type) -> dict[str, str]:
 
 
 def _parse_attributes(doc: str) -> dict[str, str]:
-    _, _, rest = f"\n{doc}".partition("\nAttributes:\n")
-    section = re.split(r"\n(?=\S)", rest, maxsplit=1)[0]
+    _, _, text_after = f"\n{doc}".partition("\nAttributes:\n")
+    section = re.split(r"\n(?=\S)", text_after, maxsplit=1)[0]
     entries: list[tuple[list[str], list[str]]] = []
     for line in textwrap.dedent(section).splitlines():
         if entry := FIELD_ENTRY.fullmatch(line):
@@ -235,7 +237,7 @@ class StopOnSignal:
     scheduler signals every process, and torchrun passes its own signal on. Works only in the main thread.
 
     Attributes:
-        signal: the number of the signal that was received; None before one is.
+        signal: the number of the signal that was received; None before that.
     """
 
     def __init__(self) -> None:

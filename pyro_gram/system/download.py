@@ -44,8 +44,8 @@ def find_file(data_dir: str | None, *names: str) -> Path | None:
     if folder is None:
         return None
     for name in names:
-        for relative in dict.fromkeys((name, Path(name).name)):
-            for path in (folder / relative, folder / f"{relative}.gz"):
+        for relative_path in dict.fromkeys((name, Path(name).name)):
+            for path in (folder / relative_path, folder / f"{relative_path}.gz"):
                 if path.is_file():
                     return path
     return None

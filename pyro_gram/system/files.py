@@ -29,7 +29,7 @@ from pyro_gram.version import __version__
 
 MAX_JSON_BYTES = 256 * 2**20  # also for TOML
 MAX_CSV_BYTES = 2**31  # three times the largest Sudoku data set
-MAX_HEADER_BYTES = 16 * 2**20  # of a tensor file; ours have some 50 KB
+MAX_HEADER_BYTES = 16 * 2**20  # of a tensor file; ours have about 50 KB
 FORMAT = "pyro_gram/1"
 TEMPORARY_MARK = ".unfinished-"  # in the name of a file that is being written
 FILE_TYPES = {  # first bytes of files that are often given by mistake, and what to say of them
@@ -160,8 +160,8 @@ def read_toml_tables(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """
     tables = _parse_file(path, "TOML", tomllib.loads)
     for name, table in tables.items():
-        inner = table.items() if isinstance(table, dict) else [("", table)]
-        for part, fields in inner:
+        entries = table.items() if isinstance(table, dict) else [("", table)]
+        for part, fields in entries:
             if not isinstance(fields, dict):
                 key = ".".join(filter(None, (name, part)))
                 raise UserError(f"{path}: {key} must be a table, [{key}] on a line of its own, not {fields!r}")
@@ -236,7 +236,7 @@ class TensorFile:
         """Read all tensors.
 
         Raises:
-            CheckpointError: they cannot be read, or differ from those that were written.
+            CheckpointError: they cannot be read, or differ from the tensors that were written.
         """
         try:
             with safe_open(self.path, framework="pt") as f:

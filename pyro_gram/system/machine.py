@@ -46,8 +46,8 @@ def pick_device(name: str) -> torch.device:
     kind = device_type(name)
     availability = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not availability.get(kind, False):
-        available = ", ".join(k for k, is_available in availability.items() if is_available)
-        raise ConfigError(f"no device {name!r} here; available: {available}")
+        available_names = ", ".join(k for k, is_available in availability.items() if is_available)
+        raise ConfigError(f"no device {name!r} here; available: {available_names}")
     device = torch.device(name)
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if device.index is not None and device.index >= count:
@@ -59,7 +59,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def peak_memory_mb() -> float:
-    """Return the peak memory of this process, MiB; NaN where the system does not report it (Windows)."""
+    """Return the peak memory of this process, MiB; NaN if the system does not report it (Windows)."""
     try:  # getrusage() would count the peak of the parent process too
         status = Path("/proc/self/status").read_text()
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**10
@@ -74,7 +74,7 @@ def peak_memory_mb() -> float:
 
 
 def resident_memory_mb() -> float:
-    """Return the memory that this process uses now, MiB; its peak where the system does not report that."""
+    """Return the memory that this process uses now, MiB; the peak memory if the system does not report that."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE / 2**20
     except OSError:
@@ -107,7 +107,7 @@ def revision(folder: Path = CHECKOUT) -> tuple[str | None, bool | None]:
     Git is called once per process. A run asks before it trains, because the code may change during the training.
 
     Returns:
-        the full hash; None for both where ``folder`` is no git checkout (an installed wheel) or git does not answer.
+        the full hash; None for both if ``folder`` is not a git checkout (an installed wheel) or git does not answer.
     """
     if not (folder / ".git").exists():  # a directory, or a file in a worktree
         return None, None
@@ -119,7 +119,7 @@ def revision(folder: Path = CHECKOUT) -> tuple[str | None, bool | None]:
 
 
 def _run_git(folder: Path, *arguments: str) -> str | None:
-    """Return what git prints; None where it fails, is missing, or takes longer than :data:`GIT_TIMEOUT`."""
+    """Return the output of git; None if it fails, is missing, or takes longer than :data:`GIT_TIMEOUT`."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {"GIT_OPTIONAL_LOCKS": "0"}
     try:
         process = subprocess.run(

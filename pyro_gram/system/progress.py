@@ -66,7 +66,7 @@ class Phases:
             self._bar.update(count)
 
     def remaining_seconds(self, name: str, phase_seconds: float | None) -> float | None:
-        """Return the seconds until the last phase ends; None where the duration of a later phase is unknown.
+        """Return the seconds until the last phase ends; None if the duration of a later phase is unknown.
 
         Args:
             name: the current phase.
@@ -83,17 +83,17 @@ class Phases:
         As soon as it is known, one line is printed with the duration of each phase. The arguments are those of
         :meth:`remaining_seconds`.
         """
-        remaining = self.remaining_seconds(name, phase_seconds)
-        if remaining is None:
+        total = self.remaining_seconds(name, phase_seconds)
+        if total is None:
             return ""
         if not self._has_printed_estimate:
             self._has_printed_estimate = True
             seconds = self.seconds | {name: phase_seconds or 0.0}
             durations = ", ".join(f"{p} {format_duration(seconds[p])}" for p in self.sizes if p in seconds)
             self.print(
-                f"about {format_duration(remaining)} from now in all: {durations}; figures and the report come on top"
+                f"about {format_duration(total)} from now in all: {durations}; figures and the report come on top"
             )
-        return f"all ends in {format_duration(remaining)} | "
+        return f"all ends in {format_duration(total)} | "
 
     def _title(self, name: str) -> str:
         names = list(self.sizes)

@@ -18,7 +18,7 @@ from pyro_gram.errors import ConfigError, UserError, reason
 
 JOIN_TIMEOUT = timedelta(minutes=5)  # every process must join within this time
 NOTICE_SECONDS = 10.0  # after this wait a line says which process is missing
-MAX_NUMBER = 1_000_000  # of processes, ports and restarts
+MAX_NUMBER = 1_000_000  # the largest accepted number of processes or restarts, or port
 POLL_SECONDS = 0.2  # between two checks for other processes, or for a signal
 
 

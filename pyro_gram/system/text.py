@@ -79,17 +79,17 @@ class _LimitedStream(io.RawIOBase):
     """A stream that raises InputError when more than ``limit`` bytes are read from it."""
 
     def __init__(self, stream: BinaryIO, limit: int, name: str) -> None:
-        self.stream, self.remaining, self.limit, self.name = stream, limit, limit, name
+        self.stream, self.remaining_bytes, self.limit, self.name = stream, limit, limit, name
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: object) -> int:
         view = memoryview(buffer)  # type: ignore[arg-type]
-        data = self.stream.read(min(len(view), self.remaining + 1))
-        if len(data) > self.remaining:
+        data = self.stream.read(min(len(view), self.remaining_bytes + 1))
+        if len(data) > self.remaining_bytes:
             raise _size_error(self.name, self.limit)
-        self.remaining -= len(data)
+        self.remaining_bytes -= len(data)
         view[: len(data)] = data
         return len(data)
 

@@ -81,10 +81,10 @@ def test_adjusted_p_values_are_those_of_benjamini_and_hochberg():
     p = result.p_value.numpy()
     order = np.argsort(p)
     expected = np.empty(6)
-    running = 1.0
+    running_minimum = 1.0
     for rank in range(6, 0, -1):
-        running = min(running, p[order[rank - 1]] * 6 / rank)
-        expected[order[rank - 1]] = running
+        running_minimum = min(running_minimum, p[order[rank - 1]] * 6 / rank)
+        expected[order[rank - 1]] = running_minimum
     np.testing.assert_allclose(result.adjusted_p_value.numpy(), expected)
 
 

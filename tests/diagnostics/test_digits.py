@@ -146,9 +146,9 @@ def test_the_frechet_distance_of_a_set_to_itself_is_zero():
 
 @needs_data
 def test_frechet_distance_of_real_digits_grows_with_noise(real):
-    others, images = real["test"][:1500], real["test"][1500:2300]
+    other_images, images = real["test"][:1500], real["test"][1500:2300]
     flips = torch.rand(images.shape, generator=generator())
-    distances = [frechet_distance(others, images ^ (flips < p)) for p in (0.0, 0.05, 0.1, 0.3)]
+    distances = [frechet_distance(other_images, images ^ (flips < p)) for p in (0.0, 0.05, 0.1, 0.3)]
     assert distances == sorted(distances)
     assert distances[1] > 2 * distances[0]
 
@@ -249,24 +249,24 @@ def test_metrics_distinguish_fresh_digits_copies_and_noise():
     data = task.split("train").solutions
     real = reference(task, "test")
     assert reference(task, "test") is real
-    fresh = assess(real, task.split("validation").solutions.long())
-    copies = assess(real, data[:400].long())
-    bad = assess(real, noise(400))
-    assert all(math.isfinite(value) for value in fresh.values())
-    assert set(fresh) == set(copies) == set(bad)
-    assert fresh["classes_found"] == copies["classes_found"] == 10
-    assert 2.2 < fresh["class_entropy"] <= math.log(10)
-    assert 9 < fresh["inception_score"] <= 10
-    assert fresh["digits_recognized"] > 0.95
-    assert fresh["frechet_distance"] < 3 * fresh["frechet_distance_floor"]
-    assert fresh["exact_copies"] < 0.01
-    assert fresh["nearest_distance"] == pytest.approx(fresh["nearest_distance_real"], rel=0.1)
-    assert copies["exact_copies"] == 1
-    assert copies["nearest_distance"] == 0
-    assert bad["frechet_distance"] > 50 * fresh["frechet_distance"]
-    assert bad["nearest_distance"] > 2 * fresh["nearest_distance"]
-    assert bad["inception_score"] < 3
-    assert fresh["real_images"] == 1200
+    fresh_metrics = assess(real, task.split("validation").solutions.long())
+    copy_metrics = assess(real, data[:400].long())
+    noise_metrics = assess(real, noise(400))
+    assert all(math.isfinite(value) for value in fresh_metrics.values())
+    assert set(fresh_metrics) == set(copy_metrics) == set(noise_metrics)
+    assert fresh_metrics["classes_found"] == copy_metrics["classes_found"] == 10
+    assert 2.2 < fresh_metrics["class_entropy"] <= math.log(10)
+    assert 9 < fresh_metrics["inception_score"] <= 10
+    assert fresh_metrics["digits_recognized"] > 0.95
+    assert fresh_metrics["frechet_distance"] < 3 * fresh_metrics["frechet_distance_floor"]
+    assert fresh_metrics["exact_copies"] < 0.01
+    assert fresh_metrics["nearest_distance"] == pytest.approx(fresh_metrics["nearest_distance_real"], rel=0.1)
+    assert copy_metrics["exact_copies"] == 1
+    assert copy_metrics["nearest_distance"] == 0
+    assert noise_metrics["frechet_distance"] > 50 * fresh_metrics["frechet_distance"]
+    assert noise_metrics["nearest_distance"] > 2 * fresh_metrics["nearest_distance"]
+    assert noise_metrics["inception_score"] < 3
+    assert fresh_metrics["real_images"] == 1200
 
 
 def test_samples_of_another_size_are_refused():
@@ -306,8 +306,8 @@ def test_the_script_learns_to_read_digits_of_both_sizes_in_a_few_batches(real):
     )
     data = [task.split("train").solutions for task in (large, small)]
     model = train_classifier.train(*data, large.labels("train"), seed=0, epochs=1)
-    for task, least in ((large, 0.5), (small, 0.4)):
-        assert train_classifier.accuracy(model, task.split("test").solutions, task.labels("test")) > least
+    for task, least_accuracy in ((large, 0.5), (small, 0.4)):
+        assert train_classifier.accuracy(model, task.split("test").solutions, task.labels("test")) > least_accuracy
 
 
 def test_shifted_images_move_together():

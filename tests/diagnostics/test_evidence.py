@@ -133,8 +133,8 @@ def test_evidence_is_repeatable_and_independent_of_beta(task):
     assert {kwargs.get("beta", 1.0) for kwargs in calls} == {1.0}
     assert result.iwae.shape == (4, 3)
     assert (result.guide.log_p < 0).all()
-    again = evidence(solver.model, solver.guide, x, y, **settings)
-    torch.testing.assert_close(again.log_p, result.log_p)
+    repeated_result = evidence(solver.model, solver.guide, x, y, **settings)
+    torch.testing.assert_close(repeated_result.log_p, result.log_p)
 
 
 def test_estimates_are_written_for_each_pair():

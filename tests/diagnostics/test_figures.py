@@ -19,9 +19,9 @@ EVALUATION = {
 IMAGES = {"elbo_full": -3.0, "elbo_surrogate": -2.0, "prior_frechet_distance": 20.0}
 
 
-def row(number, **more):
+def row(number, **fields):
     losses = {"reconstruction": 4.0 / (number + 1), "kl": 0.1 * number}
-    return {"batch": number, "seconds": 0.1, "beta": 1, **losses, **more}
+    return {"batch": number, "seconds": 0.1, "beta": 1, **losses, **fields}
 
 
 def text_of(figure, draw=True):

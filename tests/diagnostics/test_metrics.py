@@ -67,11 +67,22 @@ def test_hand_made_samples_have_known_metrics(layout):
 def test_nothing_right_and_everything_right():
     task = make_task()
     puzzles = path_and_triangle(task)
-    wrong = measure(task, puzzles, tokens(task, "000 000", "111 001"))
-    assert (wrong.accuracy, wrong.sample_accuracy, wrong.any_valid, wrong.coverage) == (0, 0, 0, 0)
-    assert wrong.violations == 2 + 3
-    right = measure(task, puzzles, tokens(task, "010 012", "012 012"))
-    assert (right.accuracy, right.sample_accuracy, right.any_valid, right.coverage, right.violations) == (1, 1, 1, 1, 0)
+    wrong_metrics = measure(task, puzzles, tokens(task, "000 000", "111 001"))
+    assert (wrong_metrics.accuracy, wrong_metrics.sample_accuracy, wrong_metrics.any_valid, wrong_metrics.coverage) == (
+        0,
+        0,
+        0,
+        0,
+    )
+    assert wrong_metrics.violations == 2 + 3
+    right_metrics = measure(task, puzzles, tokens(task, "010 012", "012 012"))
+    assert (
+        right_metrics.accuracy,
+        right_metrics.sample_accuracy,
+        right_metrics.any_valid,
+        right_metrics.coverage,
+        right_metrics.violations,
+    ) == (1, 1, 1, 1, 0)
 
 
 def test_only_the_first_sample_counts_for_accuracy_and_violations():

@@ -126,7 +126,7 @@ def test_trajectories_of_every_kind_of_model_are_analysed(name):
     assert (result.effective_number.max() < 1.01) or not deterministic
 
 
-# ---- where they end ----------------------------------------------------------------------------------------------
+# ---- where trajectories end --------------------------------------------------------------------------------------
 
 A, SAME_AS_A, WRONG, OTHER = [0, 1, 0, 1], [2, 0, 2, 0], [0, 0, 1, 2], [0, 1, 2, 1]
 
@@ -171,9 +171,9 @@ def test_right_answers_may_be_unknown():
         is_valid=lambda x, y: torch.ones_like(y[..., 0], dtype=torch.bool),
         has_known_answer=lambda x, y: torch.tensor([True, False]),
     )
-    right = attractors(task, None, torch.zeros(2, 3, 2, 1, dtype=torch.long)).right_by_input
-    assert right[0] == 1
-    assert right[1].isnan()
+    right_share = attractors(task, None, torch.zeros(2, 3, 2, 1, dtype=torch.long)).right_by_input
+    assert right_share[0] == 1
+    assert right_share[1].isnan()
     task.is_checkable = False
     assert attractors(task, None, torch.zeros(2, 3, 2, 1, dtype=torch.long)).right_by_input is None
 
@@ -197,9 +197,11 @@ def test_pairs_separate_in_answers_and_in_states(path_graph, tokens):
 
 
 def test_pairs_of_all_inputs_count_equally():
-    late = torch.tensor([[0, 0, 0], [0, 1, 2]])  # [2 steps, 3 trajectories]: three pairs separate at the last step
-    early = torch.tensor([[0, 1, 1], [0, 1, 1]])  # two pairs differ from the first step on
-    tokens = torch.stack((late, early), 2)[..., None]
+    late_answers = torch.tensor(
+        [[0, 0, 0], [0, 1, 2]]
+    )  # [2 steps, 3 trajectories]: three pairs separate at the last step
+    early_answers = torch.tensor([[0, 1, 1], [0, 1, 1]])  # two pairs differ from the first step on
+    tokens = torch.stack((late_answers, early_answers), 2)[..., None]
     result = separation(PLAIN, None, Trajectories(tokens, torch.zeros(3, 3, 2, 1, 1)))
     assert (result.num_different, result.num_same) == (5, 1)
     assert result.differ_by_step.tolist() == pytest.approx([2 / 5, 1])
@@ -239,9 +241,9 @@ def test_a_deciding_position_is_identified():
 
 def test_tempered_draws_have_more_influence():
     mix = torch.eye(1).expand(2, 1, 1)
-    plain = influence_of(mix).by_transition[1].mean()
-    wide = influence_of(mix, temper=TemperConfig(scale=30.0, transitions=1)).by_transition[1].mean()
-    assert plain < 0.9 < wide
+    plain_share = influence_of(mix).by_transition[1].mean()
+    wide_share = influence_of(mix, temper=TemperConfig(scale=30.0, transitions=1)).by_transition[1].mean()
+    assert plain_share < 0.9 < wide_share
 
 
 def test_the_seed_fixes_the_influence():

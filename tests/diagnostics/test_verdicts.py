@@ -40,8 +40,8 @@ def test_a_prior_that_is_right_on_training_inputs_only_shows_no_leak_but_does_no
     assert verdicts.leak(0.99, 0.3, 0.95).level == GOOD
     assert verdicts.generalisation(0.95, 0.3).level == BAD
     assert "memorised" in verdicts.generalisation(0.95, 0.3).meaning
-    both = verdicts.from_metrics({"sample_accuracy": 0.3, "posterior_accuracy": 0.99}, {}, {}, 0.95)
-    assert {v.name: v.level for v in both} == {"right answers": BAD, "leak": GOOD, "generalisation": BAD}
+    results = verdicts.from_metrics({"sample_accuracy": 0.3, "posterior_accuracy": 0.99}, {}, {}, 0.95)
+    assert {v.name: v.level for v in results} == {"right answers": BAD, "leak": GOOD, "generalisation": BAD}
     assert verdicts.leak(0.99, 0.3, 0.35).level == BAD
     assert verdicts.leak(0.99, 0.6, 0.35).level == LOOK  # the prior's better share counts
     assert verdicts.generalisation(0.35, 0.3).level == GOOD
@@ -72,9 +72,9 @@ def test_two_trusted_estimates_must_agree_and_nearly_all_pairs_need_a_trusted_on
 
 
 def test_a_likelihood_needs_trusted_estimates():
-    assert verdicts.likelihood(-2.0, 0.1, 1.9, neither=0.1).level == GOOD
-    assert verdicts.likelihood(-4.0, 0.1, 1.9, neither=0.0).level == BAD
-    assert verdicts.likelihood(-4.0, 0.1, 1.9, neither=0.2).level == UNKNOWN
+    assert verdicts.likelihood(-2.0, 0.1, 1.9, untrusted_share=0.1).level == GOOD
+    assert verdicts.likelihood(-4.0, 0.1, 1.9, untrusted_share=0.0).level == BAD
+    assert verdicts.likelihood(-4.0, 0.1, 1.9, untrusted_share=0.2).level == UNKNOWN
 
 
 def test_evenness_depends_on_the_effect_and_not_on_significance():

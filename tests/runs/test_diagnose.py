@@ -55,8 +55,8 @@ def write_checkpoint(tmp_path, **changes):
     return path
 
 
-def run_diagnosis(path, *more):
-    assert call(program.main, ["--checkpoint", str(path), "--inputs", "4", *more]) == 0
+def run_diagnosis(path, *options):
+    assert call(program.main, ["--checkpoint", str(path), "--inputs", "4", *options]) == 0
     out = path.with_name("small.diagnosis")
     return out, json.loads((out / "diagnosis.json").read_text())
 
@@ -84,10 +84,10 @@ def test_a_checkpoint_is_diagnosed_beside_it(tiny_diagnosis, tmp_path, capsys):
 def test_the_seed_fixes_the_diagnosis(tiny_diagnosis, tmp_path):
     path = write_checkpoint(tmp_path)
     first = run_diagnosis(path)[1]
-    again = run_diagnosis(path)[1]
+    second = run_diagnosis(path)[1]
     other = run_diagnosis(path, "--seed", "1")[1]
     for part in ("metrics", "evidence", "ranks", "deciding"):
-        assert first[part] == again[part]
+        assert first[part] == second[part]
         assert first[part] != other[part]
 
 

@@ -61,10 +61,10 @@ def test_a_wrong_file_given_as_json_images_or_csv_is_described(kind, tmp_path):
         read_csv(path, 4)
 
 
-def safetensors_with(length, shape=(4,), end=16, rest=b"\0" * 16):
+def safetensors_with(length, shape=(4,), end=16, tensor_bytes=b"\0" * 16):
     """Return the bytes of a safetensors file whose header states this length, shape and end."""
     text = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}).encode()
-    return struct.pack("<Q", len(text) if length is None else length) + text + rest
+    return struct.pack("<Q", len(text) if length is None else length) + text + tensor_bytes
 
 
 @pytest.mark.parametrize(

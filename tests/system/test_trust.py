@@ -77,7 +77,7 @@ def test_every_program_refuses_untrusted_code(program, working_directory, model_
     name_evil(model_file)
     arguments = ["--checkpoint", model_file, *SCRIPTS[program]]
     assert cli(program.main, *arguments) == 2
-    expected = "would import the module 'evil' and run its code: where you trust that, add --trust-code"
+    expected = "would import the module 'evil' and run its code: if you trust it, add --trust-code"
     assert expected in read_error(capsys)
     assert not (working_directory / "ran").exists()
     assert str(working_directory) not in sys.path

@@ -14,7 +14,7 @@ from pyro_gram.diagnostics.plots.run import BLUE, GREEN, GREY, ORANGE, style_axe
 from pyro_gram.diagnostics.verdicts import LEAK
 
 RED = "#D55E00"
-SHADES = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7")  # of the transitions of a supervision step
+SHADES = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7")  # one for each transition of a supervision step
 
 
 def evidence_figure(evidence: Evidence) -> Figure:
@@ -70,10 +70,10 @@ def _draw_estimates(axes: Any, evidence: Evidence) -> None:
                 markersize=5,
                 label=f"{name}: believed for {len(pairs)}" if is_chosen else None,
             )
-    neither = [i + 1 for i, pair in enumerate(ranking) if choices[pair] == NEITHER]
-    if neither:
-        log_p = evidence.log_p.numpy()[ranking][np.array(neither) - 1]
-        axes.plot(neither, log_p, "x", color=RED, label="neither is believed")
+    untrusted_places = [i + 1 for i, pair in enumerate(ranking) if choices[pair] == NEITHER]
+    if untrusted_places:
+        log_p = evidence.log_p.numpy()[ranking][np.array(untrusted_places) - 1]
+        axes.plot(untrusted_places, log_p, "x", color=RED, label="neither is believed")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     style_axes(axes, "pairs, in order of log p(y|x)", "log p(y|x), nats")
     axes.legend(frameon=False, loc="best")

@@ -150,9 +150,9 @@ def solved_figure(task: Task, puzzles: PuzzleSet, tokens: Tensor, inputs: int = 
     rows = []
     for index in indices:
         total = f": {pluralize(int(puzzles.num_solutions[index]), 'solution')}" if puzzles.has_all_solutions else ""
-        distinct, counts = canonical[:, index].unique(dim=0, return_counts=True)
+        distinct_answers, counts = canonical[:, index].unique(dim=0, return_counts=True)
         order = counts.argsort(descending=True, stable=True)[:answers]
-        row_answers = [(distinct[k], int(counts[k])) for k in order]
+        row_answers = [(distinct_answers[k], int(counts[k])) for k in order]
         rows.append((f"input {index + 1}{total}", puzzles.inputs[index], row_answers))
     figure = answers_figure(task, rows, len(tokens), answers)
     figure.suptitle(f"Most frequent of {len(tokens)} prior trajectories on held-out inputs")
@@ -193,10 +193,10 @@ def formation_figure(task: Task, x: Tensor | None, history: Tensor, columns: int
         history: int64 ``[depth, N, L_out]``.
     """
     depth, n = history.shape[:2]
-    # Answers change early most: steps 1, 2, 3, 4, 6, ... up to the last.
+    # Answers change most in the first steps: draw steps 1, 2, 3, 4, 6, ... and the last one.
     size = min(depth, columns)
     steps = {round(depth ** (i / max(1, size - 1))) - 1 for i in range(size)}
-    steps |= set(sorted(set(range(depth)) - steps)[: size - len(steps)])  # in place of rounded duplicates
+    steps |= set(sorted(set(range(depth)) - steps)[: size - len(steps)])  # replaces duplicates that rounding made
     figure = Figure(figsize=(max(5.5, 1.75 * len(steps) + 0.6), 2.1 * n + 0.4), layout="constrained")
     grid = figure.subplots(n, len(steps), squeeze=False)
     for row in range(n):

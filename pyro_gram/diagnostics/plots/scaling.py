@@ -210,11 +210,11 @@ def goal_of(study: dict[str, Any]) -> tuple[str, str]:
 
 def envelope(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the points (x, y) that no other dominates (smaller or equal x, larger or equal y), in order of x."""
-    best: list[tuple[float, float]] = []
+    best_points: list[tuple[float, float]] = []
     for x, y in sorted(points, key=lambda p: (p[0], -p[1])):
-        if not best or y > best[-1][1]:
-            best.append((x, y))
-    return best
+        if not best_points or y > best_points[-1][1]:
+            best_points.append((x, y))
+    return best_points
 
 
 def _by_method(study: dict[str, Any], x: str, y: str) -> dict[str, list[tuple[float, float]]]:
@@ -236,9 +236,17 @@ def _draw_compute(axes: Any, study: dict[str, Any]) -> None:
             continue
         points = np.array(candidates[method])
         axes.scatter(points[:, 0], points[:, 1], s=9, color=color, marker=marker, alpha=0.25, linewidths=0)
-        best = np.array(envelope(candidates[method]))
-        axes.step(best[:, 0], best[:, 1], where="post", color=color, linewidth=1.4)
-        axes.plot(best[:, 0], best[:, 1], color=color, marker=marker, markersize=4, linestyle="", label=method_label)
+        best_points = np.array(envelope(candidates[method]))
+        axes.step(best_points[:, 0], best_points[:, 1], where="post", color=color, linewidth=1.4)
+        axes.plot(
+            best_points[:, 0],
+            best_points[:, 1],
+            color=color,
+            marker=marker,
+            markersize=4,
+            linestyle="",
+            label=method_label,
+        )
     works = [work for points in candidates.values() for work, _ in points]
     ticks = [tick for power in range(5) for tick in (10**power, 2 * 10**power, 5 * 10**power)]
     _log_ticks(axes, [tick for tick in ticks if min(works) * 0.8 < tick < max(works) * 1.25])
@@ -261,8 +269,10 @@ def _draw_tradeoff(axes: Any, study: dict[str, Any]) -> None:
     for method, (color, marker, method_label) in METHODS.items():
         shown_points = np.array([(x, y) for x, y in candidates[method] if x > best_accuracy - NEAR]).reshape(-1, 2)
         axes.scatter(shown_points[:, 0], shown_points[:, 1], s=9, color=color, marker=marker, alpha=0.25, linewidths=0)
-        best = np.array([(-x, y) for x, y in envelope([(-x, y) for x, y in shown_points.tolist()])]).reshape(-1, 2)
-        axes.plot(best[:, 0], best[:, 1], color=color, marker=marker, markersize=5, label=method_label)
+        best_points = np.array([(-x, y) for x, y in envelope([(-x, y) for x, y in shown_points.tolist()])]).reshape(
+            -1, 2
+        )
+        axes.plot(best_points[:, 0], best_points[:, 1], color=color, marker=marker, markersize=5, label=method_label)
     style_axes(axes, "accuracy, one sample", label)
     axes.set_title(f"Within {budget} core evaluations")
     axes.legend(frameon=False, fontsize=8, loc="lower left")

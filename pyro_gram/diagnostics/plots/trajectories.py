@@ -38,7 +38,7 @@ ANSWER_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#D55E00")  # of th
 OUTLINE = [patheffects.Stroke(linewidth=5, foreground="white"), patheffects.Normal()]
 SHADES = LinearSegmentedColormap.from_list("shades", ("#F2F2F2", "#707070"))  # a background for coloured lines
 DETERMINISTIC = "deterministic trajectory (guidance at the prior's mean)"
-FRAMES, COLUMNS, COLOURS = 24, 6, 64  # of an animation, at most
+FRAMES, COLUMNS, COLOURS = 24, 6, 64  # an animation has at most so many
 LAST_FRAME = 4  # the last frame is shown four times as long as the others
 
 
@@ -276,11 +276,11 @@ def animate(task: Task, x: Tensor | None, history: Tensor, path: Path, *, millis
     frames = [_draw_frame(task, x, history[step], step + 1) for step in steps]
     # One palette for all frames, so that no colour flickers.
     palette = Image.fromarray(np.concatenate(frames)).quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE)
-    first, *rest = [Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
-    duration = [milliseconds] * len(rest) + [LAST_FRAME * milliseconds]
+    first, *later_frames = [Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
+    duration = [milliseconds] * len(later_frames) + [LAST_FRAME * milliseconds]
 
     def write(temporary: Path) -> None:
-        first.save(temporary, format="GIF", save_all=True, append_images=rest, duration=duration, loop=0)
+        first.save(temporary, format="GIF", save_all=True, append_images=later_frames, duration=duration, loop=0)
 
     write_atomically(path, write)
 
