@@ -201,7 +201,7 @@ def decay(recent: float, peak: float) -> Verdict:
 
 
 def importance_weights(summary: dict[str, Any]) -> Verdict:
-    """Judge the importance weights of the guide. ``summary``: of ``evidence.Evidence``."""
+    """Judge the importance weights of the guide, by the summary of ``evidence.Evidence``."""
     khat_above = summary["khat_above"]
     return Verdict(
         "importance weights",
@@ -216,7 +216,7 @@ def importance_weights(summary: dict[str, Any]) -> Verdict:
 
 
 def estimate(summary: dict[str, Any]) -> Verdict:
-    """Judge whether pairs have a trusted estimate of log p(y|x). ``summary``: of ``evidence.Evidence``."""
+    """Judge whether pairs have a trusted estimate of log p(y|x), by the summary of ``evidence.Evidence``."""
     choices = ", ".join(f"{name} for {count}" for name, count in summary["believed"].items() if count)
     return Verdict(
         "estimate",
@@ -231,7 +231,7 @@ def estimate(summary: dict[str, Any]) -> Verdict:
 
 
 def agreement(summary: dict[str, Any]) -> Verdict:
-    """Judge whether importance weights and prior Monte Carlo agree. ``summary``: of ``evidence.Evidence``."""
+    """Judge whether importance weights and prior Monte Carlo agree, by the summary of ``evidence.Evidence``."""
     num_comparable = summary["both_trusted"]
     return Verdict(
         "two estimates",

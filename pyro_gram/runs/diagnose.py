@@ -52,7 +52,7 @@ DATA_PRIOR_SAMPLES = 4096  # draws of the prior for p(x): all data share them
 RANK_ROUNDS, RANK_DRAWS = 2, 31  # simulated data per input, and the guide's trajectories per datum
 CHAINS, DRAWS = 4, 12  # in inference.nc
 END_SAMPLES, LANDSCAPE_SAMPLES = 24, 64  # trajectories per input: to compare their ends; to draw the landscape
-POSITIONS = 8  # how many positions, and how many numbers of transitions, the test of deciding draws covers
+POSITIONS = 8  # the number of positions, and of transition counts, whose influence on the answer is measured
 # Budgets, in supervision steps of a trajectory of coloring8: each takes about .25 ms on two cores.
 BUDGETS = {
     "samples": 50_000,
@@ -66,7 +66,7 @@ BUDGETS = {
 
 
 def guide_of(solver: Solver) -> nn.Module | None:
-    """Return the guide; None if the model needs none, or if densities mean nothing."""
+    """Return the guide; None without an inference network, or if the prior's density is not that of its draws."""
     return None if why_no_guide(solver.model, solver.guide) else solver.guide
 
 

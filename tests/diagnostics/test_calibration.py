@@ -56,7 +56,7 @@ def test_one_uneven_input_among_many_is_rejected_with_enough_draws():
     assert not uniformity(torch.cat((even, uneven), 1), torch.full((300,), 6), num_draws=999).is_rejected.any()
 
 
-def test_the_p_value_is_the_exact_one():
+def test_the_p_value_is_exact_within_the_error_of_the_simulation():
     counts = [5, 1, 0]
     ids = torch.tensor([0] * 5 + [1])[:, None]
     tables = [(a, b, 6 - a - b) for a in range(7) for b in range(7 - a)]
@@ -72,7 +72,7 @@ def test_the_least_p_value_is_1_divided_by_the_number_of_draws_plus_1():
         assert uniformity(ids, torch.tensor([5]), num_draws=draws).p_value.item() == 1 / (draws + 1)
     assert (
         uniformity(torch.tensor([[0], [1]]), torch.tensor([2]), num_draws=99).p_value.item() == 1
-    )  # as even as can be
+    )  # one sample of each solution: perfectly even
 
 
 def test_adjusted_p_values_are_those_of_benjamini_and_hochberg():

@@ -111,7 +111,7 @@ def test_block_counts_end_in_the_number_of_weights():
     assert block_counts(64) == (1, 4, 16, 64)
 
 
-def test_a_model_without_a_guide_has_the_priors_estimate_alone():
+def test_a_model_without_a_guide_has_only_the_priors_estimate():
     case = build_case(prior_name="none", guide_name="prior")
     result = evidence(case.solver.model, None, case.x, case.y, depth=2, guide_samples=8, prior_samples=30)
     assert result.guide is None

@@ -81,7 +81,7 @@ def test_the_training_figure_of_images_draws_the_tasks_own_metric():
 def test_the_solved_figure_checks_each_answer(task, samples):
     puzzles = task.split("test").subset(2)
     samples = samples[:, :2]
-    samples[:, 0] = puzzles.solutions_of(0)[0]  # one answer, right, five times
+    samples[:, 0] = puzzles.solutions_of(0)[0]  # the same right answer five times
     samples[:, 1] = 0  # breaks every edge
     figure = plots.solved_figure(task, puzzles, samples, inputs=9, answers=3)
     text = text_of(figure)

@@ -286,7 +286,7 @@ def test_khat_is_the_shape_of_the_tail():
 
 def test_smoothing_changes_only_the_largest_weights_and_keeps_the_scale():
     torch.manual_seed(0)
-    raw = torch.randn(400, 2, dtype=torch.double) - 50  # exp of it is far from 1: normalizing would lose this scale
+    raw = torch.randn(400, 2, dtype=torch.double) - 50  # the weights are far from 1: normalizing would lose their scale
     smoothed_log_weight, _ = inference_data.pareto_smooth(raw)
     order = raw.argsort(0)
     body, tail = order[: 400 - 61], order[-20:]

@@ -32,7 +32,7 @@ def test_the_loss_is_that_of_all_solutions_together(case):
     )
 
 
-def test_projected_distances_are_no_larger_than_true_ones(case):
+def test_projected_distances_are_at_most_the_true_distances(case):
     model, task = case.solver.model, case.solver.task
     result = landscape(model, task, case.x[:1], None, depth=4, num_samples=5, seed=2)
     h = trace_trajectories(model, case.x[:1], depth=4, num_samples=5, seed=2).h.flatten(-2)[:, :, 0].double()
@@ -67,7 +67,7 @@ def test_without_known_solutions_the_loss_is_that_of_the_decoded_answer():
     ],
 )
 @pytest.mark.parametrize(("depth", "num_samples"), [(1, 1), (1, 5)])
-def test_small_landscapes(changes, has_mean, depth, num_samples):
+def test_landscapes_of_few_trajectories_and_steps_are_finite(changes, has_mean, depth, num_samples):
     case = build_case(**changes)
     solutions = case.y[:1]
     model, task = case.solver.model, case.solver.task

@@ -114,7 +114,7 @@ def test_invalid_and_repeated_samples_add_no_coverage():
     assert coverages[0] == coverages[1]
 
 
-def test_a_token_that_is_no_color_is_wrong():
+def test_a_token_that_is_not_a_color_is_wrong():
     task = make_task("edge")
     puzzles = path_and_triangle(task)
     samples = tokens(task, "010 012")
@@ -148,7 +148,7 @@ def test_a_perfect_sampler_reaches_the_coverage_limit():
     coverage = torch.tensor(coverages)
     error = coverage.std() / repeats**0.5
     assert error < 0.02
-    assert 0.2 < m.coverage_limit < 0.98  # neither trivial
+    assert 0.2 < m.coverage_limit < 0.98  # neither 0 nor 1
     assert abs(coverage.mean() - m.coverage_limit) < 4 * error
 
 
@@ -214,7 +214,7 @@ def test_the_excess_of_a_perfect_model_is_0():
 
 
 @pytest.mark.parametrize(("hits", "count", "level"), [(0, 1, 0.95), (1, 1, 0.9), (254, 255, 0.95), (108, 1000, 0.9)])
-def test_the_interval_of_a_count_is_scipys(hits, count, level):
+def test_the_interval_of_a_count_equals_that_of_scipy(hits, count, level):
     expected = binomtest(hits, count).proportion_ci(confidence_level=level, method="wilson")
     assert wilson_interval(hits / count, count, level) == pytest.approx((expected.low, expected.high), abs=1e-12)
 

@@ -104,7 +104,7 @@ def test_every_figure_has_its_caption_or_the_reason_why_it_is_missing(page):
     for name in ("leak", "training", "landscape"):
         assert CAPTIONS[name].title in text
     assert "Not shown: every trajectory of this model is the same." in text
-    assert text.count('class="wide"') == 1  # scrolls sideways on a telephone; the other fits
+    assert text.count('class="wide"') == 1  # the wide picture scrolls sideways on a telephone; the other one fits
 
 
 def test_every_verdict_is_shown_by_a_figure():
@@ -123,7 +123,7 @@ def test_every_verdict_is_shown_by_a_figure():
     assert {name for caption in CAPTIONS.values() for name in caption.verdicts} == {v.name for v in results}
 
 
-def test_the_papers_column_needs_a_number_of_the_paper(page):
+def test_the_column_of_the_paper_appears_only_with_a_number_of_the_paper(page):
     assert "0.997" in page()
     assert "arXiv" not in page(rows=[Row("Right first sample", "0.950")])
 
@@ -150,7 +150,7 @@ def test_sums_are_compared_only_if_over_all_inputs():
     assert numbers == ["2.7", ""]
 
 
-def test_numbers_of_the_paper_are_those_that_it_prints():
+def test_published_returns_the_numbers_that_the_paper_prints():
     assert paper.published("coloring8") == {"violations": 2.7, "coverage": pytest.approx(0.858)}
     assert paper.published("mnist")["frechet_distance"] == 73.3
     assert paper.published("sudoku", "trm") == {"sample_accuracy": pytest.approx(0.874)}

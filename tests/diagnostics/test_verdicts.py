@@ -52,7 +52,7 @@ def test_a_small_kl_is_a_collapse_only_with_a_large_reconstruction():
     assert verdicts.collapse(0.05, 3.0).level == BAD
     assert verdicts.collapse(0.05, 0.1).level == GOOD
     assert verdicts.collapse(2.0, 1.0).level == GOOD
-    assert verdicts.collapse(20.0, 67.0).level == GOOD  # pixels are noise
+    assert verdicts.collapse(20.0, 67.0).level == GOOD  # images keep a large reconstruction, because pixels are noisy
     assert verdicts.collapse(0.5, 2.5).level == LOOK
 
 

@@ -61,7 +61,7 @@ def run_diagnosis(path, *options):
     return out, json.loads((out / "diagnosis.json").read_text())
 
 
-def test_a_checkpoint_is_diagnosed_beside_it(tiny_diagnosis, tmp_path, capsys):
+def test_a_diagnosis_is_written_beside_its_checkpoint(tiny_diagnosis, tmp_path, capsys):
     out, diagnosis = run_diagnosis(write_checkpoint(tmp_path))
     assert {p.name for p in out.iterdir()} == {"report.html", "diagnosis.json", "inference.nc", "figures"}
     figures = {p.name for p in (out / "figures").iterdir()}
@@ -183,7 +183,7 @@ def test_a_missing_checkpoint_is_named(tmp_path, capsys):
     assert "no checkpoint at" in capsys.readouterr().err
 
 
-def test_the_directory_of_a_run_is_not_written_into(tiny_diagnosis, tmp_path, capsys):
+def test_a_diagnosis_is_not_written_into_the_directory_of_a_run(tiny_diagnosis, tmp_path, capsys):
     path = write_checkpoint(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")

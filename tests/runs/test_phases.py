@@ -113,10 +113,9 @@ def test_the_time_of_the_evaluation_is_estimated_from_the_pace_of_a_validation(t
         ticks = iter((10.0, 16.0))
         monkeypatch.setattr("pyro_gram.runs.train.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
         validate(run)
-        validation_trajectories = 4 * 5 + 4  # 4 inputs with 5 samples each, and a bound each
-        evaluation_trajectories = (
-            2 * 4 * 5 + 4 + 4 * 6 + 4 * 100
-        )  # samples to full depth and halted ones, bounds, history, likelihood
+        validation_trajectories = 4 * 5 + 4  # 4 inputs with 5 samples and a bound each
+        # Samples to full depth and halted samples, bounds, history, likelihood.
+        evaluation_trajectories = 2 * 4 * 5 + 4 + 4 * 6 + 4 * 100
         assert run.phases.seconds["evaluation"] == pytest.approx(
             6.0 / validation_trajectories * evaluation_trajectories
         )

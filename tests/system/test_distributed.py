@@ -5,7 +5,7 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup, check_batch, start
 
 
-def test_the_shards_of_a_batch_are_the_batch():
+def test_the_shards_of_a_batch_add_up_to_the_batch():
     batch = torch.arange(24).view(6, 4)
     groups = [ProcessGroup(rank, 2) for rank in range(2)]
     assert torch.equal(torch.cat([group.shard(batch) for group in groups]), batch)

@@ -77,7 +77,7 @@ def test_a_wrong_checksum_leaves_no_file_behind(server, cache):
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # pooch leaves the response of a 404 open
-def test_a_missing_file_is_one_line(server, cache):
+def test_a_missing_file_is_reported_in_one_line(server, cache):
     with pytest.raises(ConfigError, match="cannot download gone.csv from .*404.*--data-dir") as error:
         download(f"{server.url}/gone.csv", "0" * 64, "gone.csv")
     assert "\n" not in str(error.value)
@@ -85,7 +85,7 @@ def test_a_missing_file_is_one_line(server, cache):
     gc.collect()
 
 
-def test_no_network_is_one_line(server, cache):
+def test_a_missing_network_is_reported_in_one_line(server, cache):
     server.shutdown()
     server.server_close()
     with pytest.raises(
@@ -112,7 +112,7 @@ def test_find_file_prefers_earlier_names_and_the_subfolder_plain_or_gzipped(tmp_
     assert find_file(str(tmp_path), "sudoku/train.csv") == tmp_path / "sudoku" / "train.csv"
 
 
-def test_the_environment_names_the_folder_where_no_argument_does(tmp_path, monkeypatch):
+def test_the_environment_variable_names_the_folder_if_no_argument_does(tmp_path, monkeypatch):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("")
@@ -124,7 +124,7 @@ def test_the_environment_names_the_folder_where_no_argument_does(tmp_path, monke
     assert find_file(str(tmp_path / "b"), "file") == tmp_path / "b" / "file"
 
 
-def test_a_data_folder_that_is_no_directory_is_named(tmp_path, monkeypatch):
+def test_a_data_folder_that_is_not_a_directory_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "gone", tmp_path / "file", ""):
         with pytest.raises(ConfigError, match=f"--data-dir '{folder}' is not a directory"):

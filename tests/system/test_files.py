@@ -96,7 +96,7 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("text", "key"), [("cpu = 3", "cpu"), ("[cpu]\ntask = 3", "cpu.task"), ("[[cpu]]\nx = 1", "cpu")]
 )
-def test_a_preset_that_holds_no_tables_is_named(tmp_path, text, key):
+def test_the_key_of_a_preset_that_is_not_a_table_is_named(tmp_path, text, key):
     (tmp_path / "coloring.toml").write_text(text)
     with pytest.raises(UserError, match=f"coloring.toml: {key} must be a table"):
         read_preset(tmp_path, "coloring", "cpu")

@@ -180,7 +180,7 @@ def _send_answers(pipe, solver, seed):
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
-def test_a_fork_made_while_another_thread_samples_answers(solver):
+def test_a_process_forked_while_another_thread_samples_gives_answers(solver):
     expected = answers(solver, 9)  # torch has started threads in this process, which a fork does not have
     context = multiprocessing.get_context("fork")
     has_started, stop = threading.Event(), threading.Event()
