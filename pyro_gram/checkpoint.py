@@ -1,4 +1,4 @@
-"""Model checkpoints: averaged weights of model and guide in safetensors, their config in its JSON header.
+"""Model checkpoints: averaged weights of model and guide in safetensors, with the config in the JSON header.
 
 Nothing pickled is read or written.
 """

@@ -61,7 +61,7 @@ class Solver:
 
     @property
     def modules(self) -> nn.ModuleDict:
-        """Model and guide as one module. If the guide holds the model, a copy of this one shares the weights too."""
+        """Model and guide as one module: a copy of it keeps the weights that both hold shared."""
         return nn.ModuleDict({"model": self.model, "guide": self.guide})
 
     @property

@@ -25,7 +25,7 @@ class Bounds:
 
     Attributes:
         full: Eq. 13: log p(y | h_T) at the end of the trajectory less the KL of every transition.
-        surrogate: Eq. 14: the mean over the supervision steps of training, which each update maximises.
+        surrogate: Eq. 14: the mean of the bounds of single supervision steps, which the updates of training maximise.
         kl: KL of every transition of the full trajectory, ``[transitions, B]``.
         reconstruction: -log p(y | h_T) at the end of the trajectory.
         other_terms: the cost of further sites (a user's own latents): full = -reconstruction - sum of kl - other_terms.

@@ -23,7 +23,7 @@ class Uniformity:
     """The test of each input, ``[B]``.
 
     Attributes:
-        num_solutions: m.
+        num_solutions: m, the number of solutions.
         num_right: the number of right samples.
         total_variation: distance of their frequencies from uniform over the solutions; 1 without right samples.
         expected_variation: its mean for as many i.i.d. uniform draws; 1 without right samples.

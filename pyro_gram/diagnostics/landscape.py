@@ -78,7 +78,7 @@ def landscape(
 
     Args:
         x: one input, int64 ``[1, *event]``; None for p(x).
-        solutions: all solutions of the input in canonical form, integers ``[m, L_out]``; None if they are not known.
+        solutions: all solutions of the input, as a ``PuzzleSet`` has them, ``[m, L_out]``; None if they are not known.
             Trajectories are not given them.
         depth: supervision steps.
         num_samples: N, the number of trajectories.

@@ -165,7 +165,7 @@ def wilson_interval(share: float, count: int, level: float = 0.95) -> tuple[floa
 
     The interval stays within [0, 1] and has a positive width for shares of 0 and 1. It equals that of scipy's
     ``binomtest`` if the share is a count of inputs. A mean over inputs of values between 0 and 1 (such as the share of
-    right samples) varies less than a count, so its interval is rather too wide.
+    right samples) varies less than a count, so its interval is wider than needed.
 
     Args:
         share: between 0 and 1.

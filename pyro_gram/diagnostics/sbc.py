@@ -67,8 +67,8 @@ class SBCRanks:
     def summary(self) -> dict[str, dict[str, float]]:
         """Return, for each summary of a trajectory, three numbers.
 
-        ``deviation`` as above; ``mean``: the mean relative rank, .5 unless the guide is shifted; ``spread``: the
-        standard deviation of the ranks divided by that of uniform ranks, above 1 if the guide is too narrow.
+        ``deviation``, as the attribute; ``mean``: the mean relative rank, .5 unless the guide is shifted; ``spread``:
+        the standard deviation of the ranks divided by that of uniform ranks, above 1 if the guide is too narrow.
         """
         relative_ranks = self.ranks.double() / self.num_draws
         uniform_variance = (self.num_draws + 2) / (12 * self.num_draws)  # of uniform relative ranks

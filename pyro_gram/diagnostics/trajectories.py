@@ -37,7 +37,7 @@ class Trajectories:
     Attributes:
         tokens: the most probable answer after each step, int64 ``[S, N, B, L_out]``.
         h: the high-level state, z_0 first, ``[S + 1, N, B, L, D]``. A program that starts anew at each call has no
-            z_0: its first entry is one more call.
+            z_0; its entry 0 is the state of an extra call.
     """
 
     tokens: Tensor
@@ -61,13 +61,13 @@ def trace_trajectories(
     Args:
         x: a few inputs, int64 ``[B, *event]``; None for p(x), where B is 1.
         depth: supervision steps, S.
-        num_samples: N, trajectories of each input.
+        num_samples: N, the number of trajectories per input.
         temper: the scale of the prior in the first transitions.
         at_mean: record the deterministic trajectory instead: its guidance is the prior's mean, and N is 1.
 
     Raises:
-        UserError: ``num_samples`` or ``depth`` below 1.
-        NotImplementedError: ``at_mean`` for a prior without a mean.
+        UserError: ``num_samples`` or ``depth`` is below 1.
+        NotImplementedError: ``at_mean`` is set, and the prior has no mean.
     """
     check_counts(seed=seed, num_samples=num_samples, depth=depth)
     n, handler = (1, AtMean()) if at_mean else (num_samples, Temper(temper))
@@ -320,7 +320,7 @@ def guidance_influence(
 
     Args:
         x: a few inputs, int64 ``[B, *event]``; None for p(x), where B is 1. All their guidance is in memory.
-        num_samples: N, trajectories of each input.
+        num_samples: N, the number of trajectories per input.
         points: how many values of ``num_kept`` are tried; they include 0 and all, and are denser for small numbers.
         places: how many positions are tried, each in a run of the program; None for all, or for 32 if there are more
             than 100.

@@ -113,7 +113,7 @@ def draw_formation(solver: Solver, puzzles: PuzzleSet, history: Tensor, findings
 
 
 def index_with_few_solutions(puzzles: PuzzleSet) -> int:
-    """Return the index of the input whose number of solutions is nearest to ``FEW_SOLUTIONS``: easy to read."""
+    """Return the index of the input whose number of solutions is nearest to ``FEW_SOLUTIONS``."""
     return int((puzzles.num_solutions - FEW_SOLUTIONS).abs().argmin())
 
 

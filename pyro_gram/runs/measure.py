@@ -118,7 +118,7 @@ def sample_metrics(solver: Solver, puzzles: PuzzleSet, samples: Rollout, split: 
 
 
 def _task_metrics(solver: Solver, puzzles: PuzzleSet, samples: Rollout, split: str) -> dict[str, float]:
-    """Return a task's own metrics; for digits also what a classifier says of them and of ``split``."""
+    """Return a task's own metrics; digits have more, from a classifier and the real digits of ``split``."""
     metrics = dict(solver.task.extra_metrics(puzzles, samples.tokens))
     if solver.task.classifier == "digits":
         from pyro_gram.diagnostics import digits

@@ -19,7 +19,7 @@ from pyro_gram.version import __version__
 
 LAYOUT = 2  # version of the file format; raised when older files can no longer be read
 MAX_DIFFERENCES = 4  # how many differing settings a message lists
-# A resumed run may have another length and precision, and other settings of its evaluation and heads.
+# These settings may differ between a run and its resumption.
 FREE_TRAIN_FIELDS = ("batches", "minutes", "save_seconds", "evaluate_every", "precision", "compile")
 FREE_PARTS = ("temper", "heads", "evaluate")
 

@@ -27,7 +27,7 @@ Validate = Callable[[], dict[str, float]]
 
 
 def validate(run: Run) -> dict[str, float]:
-    """Measure the averaged weights on the validation split, and estimate from its duration that of the evaluation."""
+    """Measure the averaged weights on the validation split, and estimate how long the evaluation will take."""
     solver, phases = run.averaged_solver, run.phases
     start = time.perf_counter()
     values = measure_validation(solver, run.processes)
@@ -81,7 +81,7 @@ def train(run: Run, on_evaluate: Validate | None = None) -> None:
 
     Raises:
         InterruptedRunError: on SIGINT or SIGTERM, when the current batch has ended and the state is saved.
-        DivergedError: the loss is not finite, or has exploded. The state before that update is in
+        DivergedError: the loss is not finite, or has exploded. The state before this batch's update is in
             ``diverged.safetensors``, and ``diverged.json`` describes it.
     """
     trainer, c = run.trainer, run.solver.config.train
@@ -130,7 +130,7 @@ def train(run: Run, on_evaluate: Validate | None = None) -> None:
 
 
 def _fit_length(run: Run, on_evaluate: Validate, checkpoint: CheckpointCallback) -> None:
-    """Before the first batch of a run with both limits, lower the number of batches to what fits into the minutes."""
+    """Lower the number of batches to what fits into ``train.minutes``, if a new run has both limits."""
     trainer, c = run.trainer, run.solver.config.train
     if trainer.num_batches is None and not trainer.is_finished:
         run.print(f"timing a few batches: how many of {c.batches:,} fit into {c.minutes:g} minutes?")

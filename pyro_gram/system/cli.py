@@ -157,7 +157,7 @@ def _remove_markup(text: str) -> str:
 
 
 def is_idle_process() -> bool:
-    """Return whether torchrun started this process and it is not the first: most programs do not use it."""
+    """Return whether torchrun started this process as one after the first. Most programs leave such a process idle."""
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") not in ("", "0")
 
 
