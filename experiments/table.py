@@ -303,27 +303,27 @@ def main(argv: list[str]) -> int:
         return show(renew(read_json(path), arguments.data_dir), arguments)
     if arguments.cell:
         cells_by_name = {cell.name: cell for cell in cells}
-        unknown = [name for name in arguments.cell if name not in cells_by_name]
-        if unknown:
+        unknown_names = [name for name in arguments.cell if name not in cells_by_name]
+        if unknown_names:
             raise ConfigError(
-                f"no cell {unknown[0]!r} in this table; --list prints the missing cells, such as {cells[0].name}"
+                f"no cell {unknown_names[0]!r} in this table; --list prints the missing cells, such as {cells[0].name}"
             )
         cells = [cells_by_name[name] for name in arguments.cell]
-    missing = [cell for cell in cells if not is_done(cell, arguments.runs)]  # settings are checked before any run
+    missing_cells = [cell for cell in cells if not is_done(cell, arguments.runs)]  # settings are checked before any run
     device_type(arguments.device)  # raises for an unknown kind; the device itself may be on another machine
     if arguments.list and is_idle_process():
         return 0
     if arguments.list:
-        print("".join(f"{command(cell, arguments)}\n" for cell in missing), end="")
+        print("".join(f"{command(cell, arguments)}\n" for cell in missing_cells), end="")
         return 0
     out = arguments.out or arguments.runs
     processes, device = start(pick_device(arguments.device))
     if processes.is_main:
         check_writable(out / "table.json")
     failures = []
-    for cell in [] if arguments.collect else missing:
+    for cell in [] if arguments.collect else missing_cells:
         if processes.is_main:
-            print(f"{cell.name} ({1 + missing.index(cell)} of {len(missing)})", file=sys.stderr)
+            print(f"{cell.name} ({1 + missing_cells.index(cell)} of {len(missing_cells)})", file=sys.stderr)
         try:
             run_cell(cell, arguments.runs, device, arguments.data_dir, processes)
         except InterruptedRunError as interruption:

@@ -79,7 +79,7 @@ def test_every_table_shows_its_committed_json_and_every_document_the_table():
         assert path.read_text() == text, path
     for path in refresh.DOCUMENTS:
         document = path.read_text()
-        assert document.count("<!-- begin ") == len(refresh.MARKED.findall(document))
+        assert document.count("<!-- begin ") == len(refresh.TABLE_MARKERS.findall(document))
         assert refresh.fill(document) == document
 
 

@@ -39,9 +39,9 @@ class Completion(Task):
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
         assert x is not None  # it is None in tasks without input
-        clashes = ((x > 0) & (x - 1 != y)).sum(-1)
-        repeated = self.n - nn.functional.one_hot(y, self.n).amax(-2).sum(-1)
-        return clashes + repeated
+        num_clashes = ((x > 0) & (x - 1 != y)).sum(-1)
+        num_repeated = self.n - nn.functional.one_hot(y, self.n).amax(-2).sum(-1)
+        return num_clashes + num_repeated
 
     def parse(self, text: str) -> Tensor:
         return torch.tensor([0 if c == "." else int(c) + 1 for c in text])

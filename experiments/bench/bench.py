@@ -52,7 +52,7 @@ DEPTH, NUM_SAMPLES = 16, 20  # fixed while the other of the two varies
 STEPS = (4, 64)  # N_sup whose memory is compared
 CHANNELS, LENGTHS = (64, 128, 256), (16, 32, 64, 128)  # D and L
 GROWTH_BATCH = 16
-SAMPLED = ("cpu", "cells")
+SAMPLING_SIZES = ("cpu", "cells")
 PARTS = ["steps", "memory", "sampling", "growth", "compiled"]
 QUICK = PARTS[:3]
 TABLE_KEYS = {"steps", "memory", "sampling", "growth", "compiled"}  # the table needs all of these in the JSON
@@ -160,14 +160,14 @@ def compiled(name: str, repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as empty, patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": empty}):
         compile_seconds = time_call(lambda: prepare_core(trainers[1]))
     seconds = seconds_of({"plain": steps[0], "compiled": steps[1], "products": products.replay()}, repeats)
-    saved = seconds["plain"]["median"] - seconds["compiled"]["median"]
+    saved_seconds = seconds["plain"]["median"] - seconds["compiled"]["median"]
     return {
         "size": name,
         "compile_seconds": compile_seconds,
         **{f"{version}_ms": {k: _ms(v) for k, v in times.items()} for version, times in seconds.items()},
         "plain_over_compiled": seconds["plain"]["median"] / seconds["compiled"]["median"],
         "roofline_fraction": seconds["products"]["median"] / seconds["compiled"]["median"],
-        "pays_after_steps": compile_seconds / saved if saved > 0 else None,
+        "pays_after_steps": compile_seconds / saved_seconds if saved_seconds > 0 else None,
     }
 
 
@@ -329,7 +329,7 @@ def measure(repeats: int, quick: bool, parts: list[str]) -> Iterator[dict[str, A
         }
     if "sampling" in parts:
         print("sampling", file=sys.stderr)
-        names, depths = (SAMPLED[:1], (4, 64)) if quick else (SAMPLED, DEPTHS)
+        names, depths = (SAMPLING_SIZES[:1], (4, 64)) if quick else (SAMPLING_SIZES, DEPTHS)
         rows = [sampling(name, max(4, repeats // 8), depths) for name in names]
         yield {"width20_over_width1": rows[0]["width20_over_width1"], "sampling": rows}
     if "growth" in parts:

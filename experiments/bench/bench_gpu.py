@@ -121,13 +121,13 @@ def study(
     train = config.train
     on_policy = train.on_policy_updates * (1 - train.on_policy_after) if train.on_policy_depth else 0.0
     updates = round(train.batches * (train.supervision_steps + on_policy))
-    short = replace_steps(config, min(UPDATES, config.train.supervision_steps))
+    short_config = replace_steps(config, min(UPDATES, config.train.supervision_steps))
     rows = []
     for precision, compiled in ways:
         print(f"{task}: {precision}{', compiled' if compiled else ''}", file=sys.stderr)
         try:
             flops = flops or operations(config, device)
-            row = measure(short, precision, compiled, device)
+            row = measure(short_config, precision, compiled, device)
         except torch.cuda.OutOfMemoryError:
             row = {"precision": precision, "compiled": compiled, "out_of_memory": True}
         else:
@@ -159,7 +159,7 @@ def product_rate(device: torch.device, precision: str) -> float:
 LINKS = {"NVLink, 300 GB/s": 300.0, "PCIe 5.0, 40 GB/s": 40.0, "100 Gb Ethernet, 11 GB/s": 11.0}  # GB/s, one way
 
 
-def shared(results: dict[str, Any], processes: int) -> str:
+def exchange_table(results: dict[str, Any], processes: int) -> str:
     """Return a Markdown table of the time of an update on one process, and on several with different links.
 
     A ring all-reduce of G bytes moves 2 (N - 1) / N * G over each link. The time of computing is divided by N. The
@@ -218,7 +218,7 @@ def main(argv: list[str]) -> int:
     if arguments.processes < 2:
         raise UserError(f"--processes must be at least 2, not {arguments.processes}")
     if arguments.shared:
-        print(shared(read_json(arguments.shared), arguments.processes))
+        print(exchange_table(read_json(arguments.shared), arguments.processes))
         return 0
     if not arguments.out:
         raise UserError("give --out FILE to measure, or --shared FILE")

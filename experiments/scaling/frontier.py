@@ -148,13 +148,13 @@ def choose_points(points: Points, full_depth: int) -> dict[int, dict[str, str | 
     for budget in (b * full_depth for b in BUDGETS):
         choice: dict[str, str | None] = {}
         for method, uses in methods.items():
-            affordable = {name: p for name, p in points.items() if uses(p) and p["work"] <= budget}
-            accurate = {
+            budget_points = {name: p for name, p in points.items() if uses(p) and p["work"] <= budget}
+            accurate_points = {
                 name: p
-                for name, p in affordable.items()
+                for name, p in budget_points.items()
                 if largest_points[p["depth"], p["halt"]]["sample"] >= min_accuracy
             }
-            for column, candidates in ((method, affordable), (f"{method}_as_right", accurate)):
+            for column, candidates in ((method, budget_points), (f"{method}_as_right", accurate_points)):
                 ranking = sorted(
                     candidates, key=lambda name: (candidates[name][goal], candidates[name]["sample"]), reverse=True
                 )

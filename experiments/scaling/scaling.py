@@ -97,11 +97,14 @@ class CheckpointStudy:
         """Return the accuracy of single samples and of selected answers, and the coverage of all solutions."""
         task, x = self.solver.task, self.x
         valid = task.is_valid(x, samples.tokens).double()
-        canonical = task.canonical_form(x, samples.tokens)
+        canonical_tokens = task.canonical_form(x, samples.tokens)
         results = {
             "sample": valid.mean().item(),
-            "vote": task.is_valid(x, selected_answers(canonical, samples.score)).double().mean().item(),
-            "value": task.is_valid(x, selected_answers(canonical, samples.score, samples.value)).double().mean().item(),
+            "vote": task.is_valid(x, selected_answers(canonical_tokens, samples.score)).double().mean().item(),
+            "value": task.is_valid(x, selected_answers(canonical_tokens, samples.score, samples.value))
+            .double()
+            .mean()
+            .item(),
             "verified": valid.amax(0).mean().item(),
         }
         if self.puzzles.has_all_solutions:
@@ -162,15 +165,15 @@ class CheckpointStudy:
 def measure_seed(study: CheckpointStudy, seed: int, head_cost: float) -> dict[str, Any]:
     """Return all measurements under one seed of the draws."""
     trajectories = study.record_trajectories("test", seed)
-    halted = trajectories.first(NUM_SELECTED, study.depth).halted(study.halt)
+    halted_samples = trajectories.first(NUM_SELECTED, study.depth).halted(study.halt)
     return {
         "width": study.by_depth_and_count(trajectories),
         "points": measure_points(
             grade_answers(study.solver, study.puzzles, trajectories), study.depth, study.halt, head_cost
         ),
         "halting": study.by_threshold(trajectories),
-        "halted": study.measure(halted) | {"steps": halted.steps.double().mean().item()},
-        "steps_by_input": halted.steps.double().mean(0).tolist(),
+        "halted": study.measure(halted_samples) | {"steps": halted_samples.steps.double().mean().item()},
+        "steps_by_input": halted_samples.steps.double().mean(0).tolist(),
         "by_input": by_input(study, trajectories.first(NUM_SELECTED, study.depth).halted(1)),
         "spreads": study.by_draw_scheme(trajectories, seed + 1000),
     }
@@ -322,11 +325,12 @@ def draw(path: Path) -> None:
 
 def summary(results: dict[str, Any]) -> str:
     """Return one line about selection and halting."""
-    full, halted = results["width"][results["depth"]][NUM_SELECTED], results["halted"]
+    full_point, halted_point = results["width"][results["depth"]][NUM_SELECTED], results["halted"]
     return (
-        f"of {NUM_SELECTED} samples: one {full['sample']:.3f}, vote {full['vote']:.3f}, value {full['value']:.3f}; "
-        f"halting at {results['halt']:g}: {halted['sample']:.3f} "
-        f"after {halted['steps']:.1f} of {results['depth']} steps"
+        f"of {NUM_SELECTED} samples: one {full_point['sample']:.3f}, vote {full_point['vote']:.3f}, "
+        f"value {full_point['value']:.3f}; "
+        f"halting at {results['halt']:g}: {halted_point['sample']:.3f} "
+        f"after {halted_point['steps']:.1f} of {results['depth']} steps"
     )
 
 

@@ -21,14 +21,15 @@ def selection_table(studies: list[Results], no_noise: Results) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for s in studies:
-        full, halted, depth = s["width"][str(s["depth"])][str(s["of"])], s["halted"], s["depth"]
-        votes = [share_with_interval([full[name]], s["inputs"]) for name in ("vote", "value", "verified")]
+        full_point, halted_point, depth = s["width"][str(s["depth"])][str(s["of"])], s["halted"], s["depth"]
+        votes = [share_with_interval([full_point[name]], s["inputs"]) for name in ("vote", "value", "verified")]
         point = no_noise[s["checkpoint"]]
-        saved = 1 - halted["steps"] * (1 + s["head_cost"]) / depth
+        saving = 1 - halted_point["steps"] * (1 + s["head_cost"]) / depth
         lines.append(
-            f"| `{s['checkpoint']}` | {s['inputs']} | {depth} | {point_and_sd(full, 'sample')} | {' | '.join(votes)} "
+            f"| `{s['checkpoint']}` | {s['inputs']} | {depth} | {point_and_sd(full_point, 'sample')} "
+            f"| {' | '.join(votes)} "
             f"| {share_with_interval([point['accuracy']], point['num_inputs'])} of {point['num_inputs']:,} "
-            f"| {point_and_sd(halted, 'sample')} ({s['halt']:g}) | {halted['steps']:.1f} | {saved:.0%} |"
+            f"| {point_and_sd(halted_point, 'sample')} ({s['halt']:g}) | {halted_point['steps']:.1f} | {saving:.0%} |"
         )
     return "\n".join(lines)
 

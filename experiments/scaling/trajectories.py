@@ -185,9 +185,9 @@ def cached_tensors(
         tensors = {key: part.cpu().contiguous() for key, part in make().items()}
         tensors["tokens"] = tensors["tokens"].to(torch.uint8)
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".part")
-        save_file(tensors, unfinished)
-        unfinished.replace(path)
+        temporary_path = path.with_suffix(".part")
+        save_file(tensors, temporary_path)
+        temporary_path.replace(path)
     tensors = load_file(path)
     return {**tensors, "tokens": tensors["tokens"].long()}
 

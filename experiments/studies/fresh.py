@@ -49,8 +49,10 @@ def fresh_puzzles(solver: Solver, count: int, data_seed: int) -> tuple[PuzzleSet
         first, test = solver.config.evaluate.inputs, solver.task.split("test")
         if not 0 < first < len(test):
             raise
-        rest = range(first, min(first + count, len(test)))
-        return test.select(torch.tensor(rest)), f"test inputs {rest.start + 1:,} to {rest.stop:,}"
+        test_indices = range(first, min(first + count, len(test)))
+        return test.select(
+            torch.tensor(test_indices)
+        ), f"test inputs {test_indices.start + 1:,} to {test_indices.stop:,}"
 
 
 def one_solution_share(puzzles: PuzzleSet) -> float:
@@ -98,10 +100,10 @@ def study_settings(path: Path, arguments: Any) -> dict[str, Any]:
 def measure_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the JSON of one checkpoint."""
     solver = pyro_gram.load(path)
-    puzzles, what = fresh_puzzles(solver, settings["inputs"], settings["data_seed"])
+    puzzles, description = fresh_puzzles(solver, settings["inputs"], settings["data_seed"])
     return {
         **settings,
-        "what": what,
+        "what": description,
         "num_inputs": len(puzzles),
         "num_samples": NUM_SAMPLES,
         "depth": solver.config.depth,

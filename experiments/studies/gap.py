@@ -40,7 +40,7 @@ from pyro_gram.tasks.batches import generator_for
 HERE = Path(__file__).parent
 TRANSITIONS = 16  # of the rollouts that are compared, for any T of a variant
 LENGTHS = (2, 4, 8, TRANSITIONS, 2 * TRANSITIONS)  # transitions of all rollouts
-NUM_WEIGHTED, NUM_DRAWS = 24, 100  # inputs for the importance weights, and weights of each input
+NUM_WEIGHTED_INPUTS, NUM_DRAWS = 24, 100  # inputs for the importance weights, and weights of each input
 
 
 def read_study(name: str) -> dict[str, Any]:
@@ -112,9 +112,9 @@ def measure_run(run: Run) -> dict[str, Any]:
 
 
 def pareto_k_of(run: Run, x: Tensor | None, y: Tensor) -> Tensor:
-    """Return k-hat of the guide's importance weights for each of the first ``NUM_WEIGHTED`` inputs."""
+    """Return k-hat of the guide's importance weights for each of the first ``NUM_WEIGHTED_INPUTS`` inputs."""
     model, guide = run.trainer.averaged_modules
-    subset = slice(NUM_WEIGHTED)
+    subset = slice(NUM_WEIGHTED_INPUTS)
     seed = run.solver.config.evaluate.seed
     draws = guide_draws(
         model,
@@ -161,9 +161,9 @@ def is_done(results: dict[str, Any], variant: str, config: RunConfig) -> bool:
     stored_settings = shared_settings(
         RunConfig.from_dict(entry["config"], config.names.values())
     )  # settings that are newer than the JSON have their defaults
-    differing = [part for part, fields in shared_settings(config).items() if stored_settings.get(part) != fields]
-    if differing:
-        raise ConfigError(f"{variant!r} was run with other settings of {differing[0]!r}: give another --out")
+    differing_parts = [part for part, fields in shared_settings(config).items() if stored_settings.get(part) != fields]
+    if differing_parts:
+        raise ConfigError(f"{variant!r} was run with other settings of {differing_parts[0]!r}: give another --out")
     return str(config.seed) in entry["seeds"]
 
 

@@ -13,7 +13,7 @@ from pyro_gram.system.cli import Parser, call
 from pyro_gram.system.files import open_tensor_file, read_json, write_json, write_tensor_file
 
 # Old and new names of fields, by part of a config.
-RENAMED: dict[str, dict[str, str]] = {
+FIELD_NAMES: dict[str, dict[str, str]] = {
     "task": {"fewest": "min_queens", "most": "max_queens"},
     "model": {
         "answers": "decoding",
@@ -28,7 +28,7 @@ RENAMED: dict[str, dict[str, str]] = {
     "beta": {"most": "max", "quiet": "silent_fraction", "rise": "raise_factor", "fall": "lower_factor"},
     "verdict": {"heads": "attention_heads"},
 }
-PARTS = {"verdict": "heads"}  # old and new names of parts
+PART_NAMES = {"verdict": "heads"}  # old and new names of parts
 
 
 def rename(value: Any) -> Any:
@@ -37,14 +37,14 @@ def rename(value: Any) -> Any:
         return [rename(item) for item in value]
     if not isinstance(value, dict):
         return value
-    renamed = {}
+    new_dict = {}
     for key, item in value.items():
         item = rename(item)
-        if key in RENAMED and isinstance(item, dict):
-            item = {RENAMED[key].get(name, name): setting for name, setting in item.items()}
-            key = PARTS.get(key, key)
-        renamed[key] = item
-    return renamed
+        if key in FIELD_NAMES and isinstance(item, dict):
+            item = {FIELD_NAMES[key].get(name, name): setting for name, setting in item.items()}
+            key = PART_NAMES.get(key, key)
+        new_dict[key] = item
+    return new_dict
 
 
 def rewrite(path: Path) -> bool:
@@ -54,19 +54,19 @@ def rewrite(path: Path) -> bool:
         UserError, CheckpointError: the file is neither JSON nor a model checkpoint.
     """
     if path.suffix == ".json":
-        before = read_json(path)
-        after = rename(before)
-        if after != before:
-            write_json(path, after)
-        return after != before
+        old_json = read_json(path)
+        new_json = rename(old_json)
+        if new_json != old_json:
+            write_json(path, new_json)
+        return new_json != old_json
     container = open_tensor_file(path, "model")
     header = {**container.header, "config": rename(container.header["config"])}
     tensors = container.tensors()
-    renamed = {name.replace("model.verdict.", "model.heads."): tensor for name, tensor in tensors.items()}
-    changed = header != container.header or renamed.keys() != tensors.keys()
-    if changed:
-        write_tensor_file(path, renamed, header)
-    return changed
+    new_tensors = {name.replace("model.verdict.", "model.heads."): tensor for name, tensor in tensors.items()}
+    is_changed = header != container.header or new_tensors.keys() != tensors.keys()
+    if is_changed:
+        write_tensor_file(path, new_tensors, header)
+    return is_changed
 
 
 def main(argv: list[str]) -> int:

@@ -68,15 +68,15 @@ def main(argv: list[str]) -> int:
     if arguments.record:
         write_json(RECORD, {"answers": answers, "environment": environment()})
         return 0
-    recorded = read_json(RECORD)["answers"]
-    differing = [
+    recorded_answers = read_json(RECORD)["answers"]
+    differing_settings = [
         f"{name}: {setting}"
-        for name, settings in recorded.items()
+        for name, settings in recorded_answers.items()
         for setting, value in settings.items()
         if answers.get(name, {}).get(setting) != value
     ]
-    print("\n".join(differing) or f"{len(recorded)} checkpoints give the recorded answers")
-    return 1 if differing else 0
+    print("\n".join(differing_settings) or f"{len(recorded_answers)} checkpoints give the recorded answers")
+    return 1 if differing_settings else 0
 
 
 if __name__ == "__main__":

@@ -47,8 +47,8 @@ def fresh_inputs(solver: Solver, count: int) -> tuple[Tensor, str]:
         return inputs, f"data_seed {DATA_SEED}"
     inputs = solver.task.split("test").inputs
     assert inputs is not None
-    measured = solver.config.evaluate.inputs or len(inputs)
-    first = measured if len(inputs) - measured >= count else 0
+    num_measured = solver.config.evaluate.inputs or len(inputs)
+    first = num_measured if len(inputs) - num_measured >= count else 0
     last = min(first + count, len(inputs))
     return inputs[first:last], f"test inputs {first + 1:,} to {last:,}"
 
@@ -59,18 +59,20 @@ def measure(path: Path, arguments: Any) -> dict[str, Any]:
     check_has_heads(solver.model, "select")
     x, description = fresh_inputs(solver, arguments.inputs)
     folder = cache_folder(arguments.keep, path, solver)
-    right: dict[str, list[Tensor]] = {"vote": [], "value": []}
+    is_right: dict[str, list[Tensor]] = {"vote": [], "value": []}
     steps = []
     total = arguments.seeds * len(x) * NUM_SAMPLES
     with tqdm(total=total, unit="trajectory", desc=checkpoint_label(path), file=sys.stderr, mininterval=1.0) as bar:
         for number in range(arguments.seeds):
             settings = {"num_samples": NUM_SAMPLES, "seed": SEED * (number + 1)}
             samples = draw_samples(solver, x, folder, settings, bar.update)
-            canonical = solver.task.canonical_form(x, samples["tokens"])
+            canonical_tokens = solver.task.canonical_form(x, samples["tokens"])
             for name, value in (("vote", None), ("value", samples["value"])):
-                right[name].append(solver.task.is_valid(x, selected_answers(canonical, samples["score"], value)))
+                is_right[name].append(
+                    solver.task.is_valid(x, selected_answers(canonical_tokens, samples["score"], value))
+                )
             steps.append(samples["steps"].double().mean().item())
-    vote, value = (torch.stack(rows) for rows in right.values())
+    vote, value = (torch.stack(rows) for rows in is_right.values())
     return {
         "inputs": len(x),
         "which": description,
@@ -97,12 +99,12 @@ def draw_samples(
     return cached_tensors(folder, f"fresh-inputs{len(x)}", settings, sample_tensors)
 
 
-def share_of_inputs(right: Tensor) -> dict[str, Any]:
+def share_of_inputs(is_right: Tensor) -> dict[str, Any]:
     """Return the mean of bool ``[seeds, B]``, its deviation over seeds, and its Wilson interval over inputs."""
-    by_seed = right.double().mean(1).tolist()
+    by_seed = is_right.double().mean(1).tolist()
     accuracy = statistics.fmean(by_seed)
     sd = statistics.stdev(by_seed) if len(by_seed) > 1 else None
-    return {"accuracy": accuracy, "sd": sd, "interval": wilson_interval(accuracy, right.shape[1])}
+    return {"accuracy": accuracy, "sd": sd, "interval": wilson_interval(accuracy, is_right.shape[1])}
 
 
 def markdown(study: dict[str, Any]) -> str:

@@ -34,8 +34,8 @@ def shift_images(pixels: Tensor, generator: torch.Generator, max_shift: int = 2)
     """Shift a batch of square images ``[B, P]`` together by up to ``max_shift`` pixels each way."""
     side = math.isqrt(pixels.shape[-1])
     down, right = torch.randint(0, 2 * max_shift + 1, (2,), generator=generator).tolist()
-    padded = F.pad(pixels.view(-1, side, side), (max_shift,) * 4)
-    return padded[:, down : down + side, right : right + side].flatten(1)
+    padded_pixels = F.pad(pixels.view(-1, side, side), (max_shift,) * 4)
+    return padded_pixels[:, down : down + side, right : right + side].flatten(1)
 
 
 def train(large: Tensor, small: Tensor, labels: Tensor, seed: int, epochs: int) -> DigitClassifier:
@@ -85,18 +85,22 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--epochs must be at least 1, not {arguments.epochs}")
     if arguments.out.suffix != ".safetensors":
         raise UserError(f"--out {arguments.out} must end in .safetensors")
-    task, reduced = (MNIST(MNISTConfig(**sizes), arguments.data_dir) for sizes in ({}, SMALL))
+    task, small_task = (MNIST(MNISTConfig(**sizes), arguments.data_dir) for sizes in ({}, SMALL))
 
-    large, small, labels = task.split("train").solutions, reduced.split("train").solutions, task.labels("train")
+    large_images, small_images, labels = (
+        task.split("train").solutions,
+        small_task.split("train").solutions,
+        task.labels("train"),
+    )
     start = time.perf_counter()
-    model = train(large, small, labels, arguments.seed, arguments.epochs)
+    model = train(large_images, small_images, labels, arguments.seed, arguments.epochs)
     result = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": round(time.perf_counter() - start, 1),
         **{
             f"accuracy_{split}{name}": accuracy(model, t.split(split).solutions, t.labels(split))
             for split in ("validation", "test")
-            for name, t in (("", task), ("_14", reduced))
+            for name, t in (("", task), ("_14", small_task))
         },
         "train_images": len(labels),
         "epochs": arguments.epochs,
@@ -106,8 +110,8 @@ def main(argv: list[str]) -> int:
         "threads": torch.get_num_threads(),
     }
     weights = {name: t.contiguous() for name, t in model.state_dict().items()}
-    about = {"made_by": "experiments/studies/train_classifier.py", "accuracy": str(result["accuracy_test"])}
-    write_atomically(arguments.out, lambda path: save_file(weights, path, metadata=about))
+    metadata = {"made_by": "experiments/studies/train_classifier.py", "accuracy": str(result["accuracy_test"])}
+    write_atomically(arguments.out, lambda path: save_file(weights, path, metadata=metadata))
     write_json(arguments.out.with_suffix(".json"), result)
     print(f"{result['accuracy_test']:.4f} of the test images right; written to {arguments.out}")
     return 0

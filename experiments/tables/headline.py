@@ -22,8 +22,8 @@ CHECKPOINTS = ROOT / "checkpoints"
 LOOKUP = ROOT / "experiments" / "studies" / "lookup.json"
 FRESH = ROOT / "experiments" / "studies" / "fresh.json"
 ACCURACIES = ("sample_accuracy", "vote_accuracy")
-GENERATED = ("sudoku4-uncond", "mnist")
-SOLVED = ("coloring8", "coloring10", "nqueens8", "nqueens10", "sudoku4", "sudoku6")
+SAMPLING_CHECKPOINTS = ("sudoku4-uncond", "mnist")
+SOLVING_CHECKPOINTS = ("coloring8", "coloring10", "nqueens8", "nqueens10", "sudoku4", "sudoku6")
 BY_ORBIT = {"nqueens8-orbit": "nqueens8", "nqueens10-orbit": "nqueens10"}  # values: names in lookup.json
 HEADLINE = (
     "coloring8",
@@ -35,8 +35,13 @@ HEADLINE = (
     "sudoku4",
     "sudoku6",
 )
-REPEATED = ("coloring8", "coloring10", "nqueens8", "nqueens8-orbit", "nqueens10", "nqueens10-orbit")
-TEST_SEEN = ("coloring8", "coloring10", "nqueens8", "nqueens10")  # test figures known before the settings were final
+SEEDS_TABLE_CHECKPOINTS = ("coloring8", "coloring10", "nqueens8", "nqueens8-orbit", "nqueens10", "nqueens10-orbit")
+MARKED_CHECKPOINTS = (
+    "coloring8",
+    "coloring10",
+    "nqueens8",
+    "nqueens10",
+)  # test figures known before the settings were final
 
 
 def read_results(name: str) -> dict[str, Any]:
@@ -86,7 +91,7 @@ def solved_table() -> str:
 def _trained_row(name: str, seeds: list[dict[str, Any]]) -> str:
     metrics = [results["metrics"] for results in seeds]
     minutes = fmean(results["seconds"]["train"] for results in seeds) / 60
-    mark = " †" if name in TEST_SEEN else ""
+    mark = " †" if name in MARKED_CHECKPOINTS else ""
     split = ", split by orbit" if name in BY_ORBIT else ""
     return (
         f"| `{name}`, `{run_options(seeds[0])}`{mark} | {metrics[0]['num_inputs']:,}{split} | {len(seeds)} "
@@ -166,7 +171,7 @@ def seeds_table() -> str:
         "| total variation to uniform (perfect sampling) | excess, nats | validation accuracy: last, best |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name in REPEATED:
+    for name in SEEDS_TABLE_CHECKPOINTS:
         untempered_path = CHECKPOINTS / f"{name}.untempered.results.json"
         for results in [*read_seeds(name), *([read_json(untempered_path)] if untempered_path.exists() else [])]:
             m, history = results["metrics"], results["looks"]
@@ -298,7 +303,7 @@ def diagnoses_table(diagnoses: dict[str, dict[str, Any]]) -> str:
         deviation = max(ranks["deviation"] for ranks in d["ranks"]["summary"].values())
         perfect_log_p = e.get("log_p_perfect")
         lines.append(
-            f"| `{name}` | {' | '.join(_level(d, about) for about in (SAMPLES, ESTIMATES, GUIDE))} "
+            f"| `{name}` | {' | '.join(_level(d, subject) for subject in (SAMPLES, ESTIMATES, GUIDE))} "
             f"| {_number(accuracy)} | {_number(evenness)} "
             f"| {e['log_p_prior']:.2f}, {e['log_p_guide']:.2f}; {e['iwae']['1']:.2f}; {_number(perfect_log_p, 2)} "
             f"| {e['both_trusted']}, {e['agree']} of {e['pairs']} | {e['khat_above']:.2f} "
@@ -307,8 +312,8 @@ def diagnoses_table(diagnoses: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _level(diagnosis: dict[str, Any], about: str) -> str:
-    return worst_level(Verdict(**v) for v in diagnosis["verdicts"] if v["about"] == about)
+def _level(diagnosis: dict[str, Any], subject: str) -> str:
+    return worst_level(Verdict(**v) for v in diagnosis["verdicts"] if v["about"] == subject)
 
 
 def _number(value: float | None, digits: int = 3) -> str:

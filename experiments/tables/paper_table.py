@@ -97,15 +97,17 @@ def figure(results: dict[str, Any]) -> Figure:
             if i >= len(column["show"]):
                 axis.set_visible(False)
                 continue
-            _panel(axis, column, column["show"][i], labelled=i == 0)
+            _panel(axis, column, column["show"][i], has_labels=i == 0)
         row_of_axes[0].set_title(column["title"], loc="left", fontsize=11, fontweight="bold")
-    missing = f"; {len(results['missing'])} cells are missing" if results["missing"] else ""
-    about = f"dots: ours, preset {results['preset']}, bars: standard deviation over seeds; rings: the paper's{missing}"
-    plot.suptitle(f"{results['title']}\n({about})", fontsize=11)
+    missing_text = f"; {len(results['missing'])} cells are missing" if results["missing"] else ""
+    subtitle = (
+        f"dots: ours, preset {results['preset']}, bars: standard deviation over seeds; rings: the paper's{missing_text}"
+    )
+    plot.suptitle(f"{results['title']}\n({subtitle})", fontsize=11)
     return plot
 
 
-def _panel(axis: Any, column: dict[str, Any], metric: str, labelled: bool) -> None:
+def _panel(axis: Any, column: dict[str, Any], metric: str, has_labels: bool) -> None:
     rows = column["rows"]
     for height, (name, row) in enumerate(rows.items()):
         values = values_of(row, metric)
@@ -116,9 +118,9 @@ def _panel(axis: Any, column: dict[str, Any], metric: str, labelled: bool) -> No
             deviation = stdev(values) if len(values) > 1 else None
             color = "C0" if name != "gram" else "C3"
             axis.errorbar(mean(values), height, xerr=deviation, fmt="o", color=color, ms=6, capsize=3)
-            where = ("axes fraction", "data")
-            axis.annotate(_number(row, metric), (1.02, height), xycoords=where, va="center", fontsize=8)
-    axis.set_yticks(range(len(rows)), [row["title"] for row in rows.values()] if labelled else [""] * len(rows))
+            coordinates = ("axes fraction", "data")
+            axis.annotate(_number(row, metric), (1.02, height), xycoords=coordinates, va="center", fontsize=8)
+    axis.set_yticks(range(len(rows)), [row["title"] for row in rows.values()] if has_labels else [""] * len(rows))
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel(LABELS[metric] + (" (fewer is better)" if metric in FEWER_IS_BETTER else ""), fontsize=9)
     if metric in SHARES:

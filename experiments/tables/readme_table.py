@@ -10,7 +10,7 @@ from experiments.tables.headline import read_results, read_seeds
 from pyro_gram.diagnostics import paper
 
 # Name of the checkpoint; title in the table, with the number of its note in the README; name in paper.toml.
-SOLVED = (
+SOLVING_ROWS = (
     ("coloring8", "colouring, 8 vertices (1)", "coloring8"),
     ("coloring10", "colouring, 10 vertices (1)", "coloring10"),
     ("nqueens8", "8 queens (2)", "nqueens8"),
@@ -19,7 +19,7 @@ SOLVED = (
     ("sudoku4", "Sudoku 4x4", ""),
     ("sudoku6", "Sudoku 6x6", ""),
 )
-NOT_TRAINED = (
+UNTRAINED_ROWS = (
     ("sudoku9", "Sudoku-Extreme 9x9", "sample_accuracy"),
     ("arc1", "ARC-AGI-1, two attempts", "pass_at_2"),
     ("arc2", "ARC-AGI-2, two attempts", "pass_at_2"),
@@ -32,9 +32,9 @@ def summary_table() -> str:
         "| task | seeds | a sample is right | vote of 20 | conflicts | coverage of 20 (limit) "
         "| paper | best published |",
         "|---|---|---|---|---|---|---|---|",
-        *(_solved_row(*row) for row in SOLVED),
+        *(_solved_row(*row) for row in SOLVING_ROWS),
         *_generated_rows(),
-        *(_untrained_row(*row) for row in NOT_TRAINED),
+        *(_untrained_row(*row) for row in UNTRAINED_ROWS),
     ]
     return "\n".join(lines)
 

@@ -16,7 +16,7 @@ from experiments.bench import bench, bench_gpu, bench_solve, survive
 from experiments.scaling import summary
 from experiments.studies import amortization, filtering, gap, selection
 from experiments.tables import headline, paper_table, readme_table
-from experiments.tables.headline import CHECKPOINTS, GENERATED, ROOT, SOLVED
+from experiments.tables.headline import CHECKPOINTS, ROOT, SAMPLING_CHECKPOINTS, SOLVING_CHECKPOINTS
 from pyro_gram.system.cli import Parser, call
 from pyro_gram.system.files import read_json, write_bytes
 
@@ -24,7 +24,7 @@ TABLES = ROOT / "experiments" / "tables"
 STUDIES = ROOT / "experiments" / "studies"
 BENCH = ROOT / "experiments" / "bench"
 DOCUMENTS = (ROOT / "README.md", STUDIES / "README.md")  # pages of docs/ include the tables' files
-MARKED = re.compile(r"(<!-- begin (\S+\.md) -->)\n.*?(<!-- end \2 -->)", re.DOTALL)
+TABLE_MARKERS = re.compile(r"(<!-- begin (\S+\.md) -->)\n.*?(<!-- end \2 -->)", re.DOTALL)
 GPUS = 8  # processes of the table of shared gradients
 
 Markdown = Callable[[dict[str, Any]], str]
@@ -44,9 +44,12 @@ FROM_ONE_JSON: dict[Path, Markdown] = {
 def render_tables() -> dict[Path, str]:
     """Return the text of every committed table, by its path."""
     texts = {path.with_suffix(".md"): markdown(read_json(path)) for path, markdown in FROM_ONE_JSON.items()}
-    texts[BENCH / "bench_gpu_shared.md"] = bench_gpu.shared(read_json(BENCH / "bench_gpu.json"), GPUS)
-    scaling = [read_json(CHECKPOINTS / f"{name}.scaling.json") for name in SOLVED]
-    diagnoses = {name: read_json(CHECKPOINTS / f"{name}.diagnosis.json") for name in (*SOLVED, *GENERATED)}
+    texts[BENCH / "bench_gpu_shared.md"] = bench_gpu.exchange_table(read_json(BENCH / "bench_gpu.json"), GPUS)
+    scaling = [read_json(CHECKPOINTS / f"{name}.scaling.json") for name in SOLVING_CHECKPOINTS]
+    diagnoses = {
+        name: read_json(CHECKPOINTS / f"{name}.diagnosis.json")
+        for name in (*SOLVING_CHECKPOINTS, *SAMPLING_CHECKPOINTS)
+    }
     over_checkpoints = {
         "summary": readme_table.summary_table(),
         "solved": headline.solved_table(),
@@ -73,7 +76,7 @@ def fill(document: str, root: Path = ROOT) -> str:
     def table(match: re.Match[str]) -> str:
         return f"{match[1]}\n{(root / match[2]).read_text()}{match[3]}"
 
-    return MARKED.sub(table, document)
+    return TABLE_MARKERS.sub(table, document)
 
 
 def main(argv: list[str]) -> int:

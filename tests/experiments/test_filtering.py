@@ -18,17 +18,17 @@ def study(heads_checkpoint):
     """The study of a model whose heads tell trajectories apart."""
     solver = pyro_gram.load(heads_checkpoint)
     solver.model.heads = StateHeads(200.0)
-    return CheckpointStudy(solver, solver.task.split("test"), 4, 0.9, None, lambda done: None)
+    return CheckpointStudy(solver, solver.task.split("test"), 4, 0.9, None, lambda count: None)
 
 
 def test_a_study_says_how_often_each_filter_resampled(heads_checkpoint, tmp_path, capsys):
     out = tmp_path / "filtering.json"
-    earlier = {"coloring8": json.loads(filtering.OUT.read_text())["coloring8"]}
-    out.write_text(json.dumps(earlier))
+    earlier_results = {"coloring8": json.loads(filtering.OUT.read_text())["coloring8"]}
+    out.write_text(json.dumps(earlier_results))
     assert cli(filtering.main, "--checkpoint", heads_checkpoint, "--out", out, "--seeds", 2) == 0
     assert "with_heads: tuned to {'potential':" in capsys.readouterr().out
     study_json = json.loads(out.read_text())
-    assert study_json["coloring8"] == earlier["coloring8"]  # earlier checkpoints stay
+    assert study_json["coloring8"] == earlier_results["coloring8"]  # earlier checkpoints stay
     results = study_json["with_heads"]
     filters = [tuple(pair["settings"].values()) for pair in results["tried"]]
     assert ("value", 1.0, 0.5) in filters  # the default

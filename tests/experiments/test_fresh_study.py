@@ -35,9 +35,9 @@ def test_fresh_inputs_are_measured_once_and_without_halting(tmp_path, monkeypatc
 
 def test_queens_are_taken_from_the_part_of_the_test_split_that_no_run_is_measured_on():
     solver = pyro_gram.load(fresh.CHECKPOINTS / "nqueens10.safetensors")
-    puzzles, what = fresh.fresh_puzzles(solver, 5, data_seed=1)
+    puzzles, description = fresh.fresh_puzzles(solver, 5, data_seed=1)
     test = solver.task.split("test")
-    assert what == "test inputs 1,001 to 1,005"
+    assert description == "test inputs 1,001 to 1,005"
     assert torch.equal(puzzles.inputs, test.inputs[1000:1005])
     assert torch.equal(puzzles.solutions_of(4), test.solutions_of(1004))
 

@@ -112,10 +112,10 @@ def graded_case():
 def test_points_count_work_accuracy_and_coverage():
     points = measure_points(graded_case(), full_depth=2, halt=0.9, head_cost=0.25)
     assert points[point_name(5, 2, 1)] == {"n": 5, "depth": 2, "halt": 1.0, "work": 10, "sample": 0.4, "coverage": 0.5}
-    halting = points[point_name(50, 2, 0.9)]
-    assert halting["work"] == pytest.approx((49 * 2 + 1) * 1.25)
-    assert halting["sample"] == pytest.approx(16 / 50)  # one of the 17 right ones stopped too early
-    assert halting["coverage"] == 1
+    halting_point = points[point_name(50, 2, 0.9)]
+    assert halting_point["work"] == pytest.approx((49 * 2 + 1) * 1.25)
+    assert halting_point["sample"] == pytest.approx(16 / 50)  # one of the 17 right ones stopped too early
+    assert halting_point["coverage"] == 1
     assert point_name(50, 2, 1) not in points  # more work than 20 trajectories of full depth
     assert points[point_name(20, 1, 1)]["sample"] == 0
     assert {p["halt"] for p in points.values()} == {1.0, *thresholds_up_to(0.9)}

@@ -194,9 +194,9 @@ def test_listed_splits_are_disjoint_inputs_and_write_nothing(tmp_path, monkeypat
     lines = {}
     for split, count in (("train", 20), ("test", 4)):
         assert run(tmp_path / "out", "--list-split", split) == 0
-        captured = capsys.readouterr()
-        lines[split] = captured.out.splitlines()
-        assert captured.err == ""
+        output = capsys.readouterr()
+        lines[split] = output.out.splitlines()
+        assert output.err == ""
         assert len(set(lines[split])) == len(lines[split]) == count
         assert all(re.fullmatch(r"C[?-~]", line) for line in lines[split])  # graph6 of four vertices
     assert not set(lines["train"]) & set(lines["test"])

@@ -16,7 +16,7 @@ from tests.experiments.small_run import cli
 @pytest.fixture
 def study(heads_checkpoint):
     solver = pyro_gram.load(heads_checkpoint)
-    return CheckpointStudy(solver, solver.task.split("test"), 3, 0.6, None, lambda done: None)
+    return CheckpointStudy(solver, solver.task.split("test"), 3, 0.6, None, lambda count: None)
 
 
 @pytest.fixture(scope="module")

@@ -45,15 +45,15 @@ def test_fresh_graphs_are_isomorphic_to_none_of_a_split():
     config = small_config(task={"vertices": 7, "train": 30, "validation": 5, "test": 5})
     solver = build(config)
     solver = Solver(config, solver.task, solver.model, solver.guide)
-    x, which = selection.fresh_inputs(solver, 20)
-    assert (len(x), which) == (20, f"data_seed {selection.DATA_SEED}")
+    x, description = selection.fresh_inputs(solver, 20)
+    assert (len(x), description) == (20, f"data_seed {selection.DATA_SEED}")
     task = solver.task
-    known = {
+    known_invariants = {
         k
         for s in ("train", "validation", "test")
         for k in isomorphism_invariants(task.adjacency(task.split(s).inputs).numpy())
     }
-    assert not known & set(isomorphism_invariants(task.adjacency(x).numpy()))
+    assert not known_invariants & set(isomorphism_invariants(task.adjacency(x).numpy()))
 
 
 def test_fresh_queens_are_test_inputs_that_no_run_measures_if_there_are_enough():
@@ -64,12 +64,12 @@ def test_fresh_queens_are_test_inputs_that_no_run_measures_if_there_are_enough()
 
     solver = solver_of()
     test = solver.task.split("test").inputs
-    x, which = selection.fresh_inputs(solver, 5)
+    x, description = selection.fresh_inputs(solver, 5)
     assert torch.equal(x, test[:5])
-    assert which == "test inputs 1 to 5"
-    x, which = selection.fresh_inputs(solver_of(evaluate={"inputs": 4}), 5)
+    assert description == "test inputs 1 to 5"
+    x, description = selection.fresh_inputs(solver_of(evaluate={"inputs": 4}), 5)
     assert torch.equal(x, test[4:9])
-    assert which == "test inputs 5 to 9"
+    assert description == "test inputs 5 to 9"
     all_inputs, _ = selection.fresh_inputs(solver_of(evaluate={"inputs": 4}), 10_000)
     assert torch.equal(all_inputs, test)
 
@@ -83,13 +83,13 @@ def test_bad_arguments_end_in_one_line(heads_checkpoint, plain_checkpoint, tmp_p
     assert "no heads to select by" in capsys.readouterr().err
 
 
-COMMITTED = selection.OUT
+COMMITTED_JSON = selection.OUT
 
 
-@pytest.mark.skipif(not COMMITTED.exists(), reason="the study has not been run")
+@pytest.mark.skipif(not COMMITTED_JSON.exists(), reason="the study has not been run")
 def test_value_is_not_worse_than_the_vote_on_any_shipped_checkpoint():
-    results = {name: s for name, s in json.loads(COMMITTED.read_text()).items() if name != "environment"}
-    checkpoints = {path.stem for path in COMMITTED.parents[2].joinpath("checkpoints").glob("*.safetensors")}
+    results = {name: s for name, s in json.loads(COMMITTED_JSON.read_text()).items() if name != "environment"}
+    checkpoints = {path.stem for path in COMMITTED_JSON.parents[2].joinpath("checkpoints").glob("*.safetensors")}
     with_heads = {name for name in checkpoints if pyro_gram.load(checkpoint_path(name)).has_heads}
     assert set(results) == with_heads
     for name, study in results.items():

@@ -14,7 +14,7 @@ from pyro_gram.errors import CheckpointError, InputError, UserError
 from tests.experiments.small_run import SMALL, cli
 
 GRAPHS = ("C?", "C~", "Cr", "CF", "C^")  # of four vertices; C~ is complete
-SOLVABLE = [g for g in GRAPHS if g != "C~"]
+SOLVABLE_GRAPHS = [g for g in GRAPHS if g != "C~"]
 
 
 def test_a_device_that_is_not_there_is_refused(capsys):
@@ -57,8 +57,8 @@ def solve(checkpoint, tmp_path, monkeypatch, capsys):
 
 
 def test_json_has_an_object_for_each_input_with_the_documented_keys(solve):
-    objects = solve("\n".join(SOLVABLE) + "\n\n")
-    assert [o["input"] for o in objects] == SOLVABLE
+    objects = solve("\n".join(SOLVABLE_GRAPHS) + "\n\n")
+    assert [o["input"] for o in objects] == SOLVABLE_GRAPHS
     for o in objects:
         assert o.keys() == {
             *("input", "solutions", "num_samples", "depth", "frequencies"),
@@ -67,8 +67,8 @@ def test_json_has_an_object_for_each_input_with_the_documented_keys(solve):
         assert o["distinct"] == len(o["solutions"])
         assert o["distinct_valid"] == sum(s["valid"] for s in o["solutions"])
         graph = graph_of(o["input"])
-        proper = [c for c in itertools.product("012", repeat=4) if all(c[u] != c[v] for u, v in graph.edges)]
-        assert o["total"] == len({tuple(map(c.index, c)) for c in proper})  # up to the names of the colours
+        colourings = [c for c in itertools.product("012", repeat=4) if all(c[u] != c[v] for u, v in graph.edges)]
+        assert o["total"] == len({tuple(map(c.index, c)) for c in colourings})  # up to the names of the colours
         assert 0 < o["mean_steps"] <= 2
         assert o["frequencies"] == "not p(y|x): halting at P = 0.999"  # the run has heads
         assert (o["num_samples"], o["depth"]) == (20, 2)  # the default N, and the depth of training
@@ -80,7 +80,7 @@ def test_json_has_an_object_for_each_input_with_the_documented_keys(solve):
 
 
 def test_all_answers_are_distinct_and_counted_most_frequent_first(solve):
-    for o in solve("\n".join(SOLVABLE), "--num-samples", "33"):
+    for o in solve("\n".join(SOLVABLE_GRAPHS), "--num-samples", "33"):
         counts = [s["count"] for s in o["solutions"]]
         assert sum(counts) == o["num_samples"] == 33
         assert counts == sorted(counts, reverse=True)
@@ -88,14 +88,14 @@ def test_all_answers_are_distinct_and_counted_most_frequent_first(solve):
 
 
 def test_answers_that_differ_in_the_names_of_colors_are_one(solve):
-    for o in solve("\n".join(SOLVABLE)):
+    for o in solve("\n".join(SOLVABLE_GRAPHS)):
         for s in o["solutions"]:
             order = list(dict.fromkeys(s["solution"]))
             assert order == sorted(order) == [str(i) for i in range(len(order))]
 
 
 def test_vote_keeps_the_most_frequent_answer_only(solve):
-    all_answers, vote_answers = (solve("\n".join(SOLVABLE), "--select", select) for select in ("all", "vote"))
+    all_answers, vote_answers = (solve("\n".join(SOLVABLE_GRAPHS), "--select", select) for select in ("all", "vote"))
     assert [o["solutions"] for o in vote_answers] == [o["solutions"][:1] for o in all_answers]
 
 
@@ -120,7 +120,7 @@ def every_graph():
 
 
 def test_the_seed_fixes_the_answers(solve):
-    text = "\n".join(SOLVABLE)
+    text = "\n".join(SOLVABLE_GRAPHS)
     a, b, c = solve(text, "--seed", "3"), solve(text, "--seed", "3"), solve(text, "--seed", "4")
     assert a == b
     assert a != c
@@ -134,7 +134,7 @@ def test_depth_and_number_of_samples_are_those_of_the_options(solve, solver):
 
 
 def test_stdin_is_read_like_a_file(solve):
-    text = "\n".join(SOLVABLE)
+    text = "\n".join(SOLVABLE_GRAPHS)
     assert solve(text, stdin=True) == solve(text)
 
 
@@ -238,7 +238,7 @@ def test_checkpoints_that_cannot_be_loaded_end_in_one_line(tmp_path, capsys):
 
 
 def test_sample_gives_tokens_and_scores_for_each_trajectory_and_input(solver):
-    x = torch.stack([solver.task.parse(g) for g in SOLVABLE])
+    x = torch.stack([solver.task.parse(g) for g in SOLVABLE_GRAPHS])
     samples = solver.sample(x, num_samples=7, depth=3, seed=1)
     assert samples.tokens.shape == (7, 4, 4)
     assert samples.tokens.dtype == torch.int64
@@ -249,9 +249,9 @@ def test_sample_gives_tokens_and_scores_for_each_trajectory_and_input(solver):
 
 
 def test_text_is_an_input_too(solver):
-    x = torch.stack([solver.task.parse(g) for g in SOLVABLE])
+    x = torch.stack([solver.task.parse(g) for g in SOLVABLE_GRAPHS])
     expected = solver.sample(x, num_samples=3, seed=2).tokens
-    assert torch.equal(solver.sample(SOLVABLE, num_samples=3, seed=2).tokens, expected)
+    assert torch.equal(solver.sample(SOLVABLE_GRAPHS, num_samples=3, seed=2).tokens, expected)
     assert solver.sample("Cr", num_samples=3).tokens.shape == (3, 1, 4)
 
 
@@ -298,8 +298,8 @@ def test_load_names_a_missing_checkpoint(tmp_path):
 
 
 def test_text_is_solved_too(solver):
-    x = torch.stack([solver.task.parse(g) for g in SOLVABLE])
-    assert solver.solve(SOLVABLE, num_samples=5) == solver.solve(x, num_samples=5)
+    x = torch.stack([solver.task.parse(g) for g in SOLVABLE_GRAPHS])
+    assert solver.solve(SOLVABLE_GRAPHS, num_samples=5) == solver.solve(x, num_samples=5)
     assert [s.input for s in solver.solve("Cr", num_samples=2)] == ["Cr"]
 
 

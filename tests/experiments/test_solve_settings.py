@@ -49,14 +49,16 @@ def error_of(capsys, *options):
 
 
 def test_heads_are_added_and_nothing_else_changes(plain_checkpoint, heads_checkpoint):
-    before, after = pyro_gram.load(plain_checkpoint), pyro_gram.load(heads_checkpoint)
-    assert (before.has_heads, after.has_heads) == (False, True)
-    weights = after.model.state_dict()
-    assert all(torch.equal(value, weights[name]) for name, value in before.model.state_dict().items())
-    assert after.config.heads.hidden == 16
+    old_solver, new_solver = pyro_gram.load(plain_checkpoint), pyro_gram.load(heads_checkpoint)
+    assert (old_solver.has_heads, new_solver.has_heads) == (False, True)
+    weights = new_solver.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in old_solver.model.state_dict().items())
+    assert new_solver.config.heads.hidden == 16
     config = json.loads(heads_checkpoint.with_suffix(".json").read_text())
-    assert config == after.config.to_dict()
-    a, b = (s.sample(GRAPHS, num_samples=5, seed=1, halt=None if s is before else 1) for s in (before, after))
+    assert config == new_solver.config.to_dict()
+    a, b = (
+        s.sample(GRAPHS, num_samples=5, seed=1, halt=None if s is old_solver else 1) for s in (old_solver, new_solver)
+    )
     assert torch.equal(a.tokens, b.tokens)
     assert a.value is None
     assert ((b.value >= 0) & (b.value <= 1)).all()
@@ -73,11 +75,11 @@ def test_heads_of_a_run_are_added_in_its_directory(plain_checkpoint, tmp_path):
 def test_the_threshold_can_be_changed_without_training(heads_checkpoint, tmp_path):
     path = tmp_path / "other.safetensors"
     assert cli(experiments.heads.main, "--checkpoint", heads_checkpoint, "--out", path, "--heads.halt", 0.7) == 0
-    before, after = pyro_gram.load(heads_checkpoint), pyro_gram.load(path)
-    assert (before.config.heads.halt, after.config.heads.halt) == (0.999, 0.7)
-    assert after.config.heads.hidden == 16
-    weights = after.model.state_dict()
-    assert all(torch.equal(value, weights[name]) for name, value in before.model.state_dict().items())
+    old_solver, new_solver = pyro_gram.load(heads_checkpoint), pyro_gram.load(path)
+    assert (old_solver.config.heads.halt, new_solver.config.heads.halt) == (0.999, 0.7)
+    assert new_solver.config.heads.hidden == 16
+    weights = new_solver.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in old_solver.model.state_dict().items())
 
 
 def test_a_run_trains_its_own_heads_and_measures_them(tmp_path):
@@ -176,9 +178,9 @@ def test_value_keeps_the_vote_unless_the_value_head_trusts_another_answer_clearl
     choices, votes = solve("--select", "value"), solve("--select", "vote")
     for i, (o, v) in enumerate(zip(choices, votes, strict=True)):
         (answer,), (winner,) = o["solutions"], v["solutions"]
-        canonical = solver.task.canonical_form(solver.task.parse(GRAPHS[i]), samples.tokens[:, i])
+        canonical_tokens = solver.task.canonical_form(solver.task.parse(GRAPHS[i]), samples.tokens[:, i])
         weights, values = {}, {}
-        for y, value in zip(canonical, samples.value[:, i].tolist(), strict=True):
+        for y, value in zip(canonical_tokens, samples.value[:, i].tolist(), strict=True):
             text = "".join(map(str, y.tolist()))
             odds = min(value, VALUE_CAP) / (1 - min(value, VALUE_CAP))
             weights[text] = weights.get(text, 0.0) + odds
@@ -200,8 +202,8 @@ def test_value_can_overrule_the_vote(heads_checkpoint, monkeypatch):
     values[7] = 0.99
     monkeypatch.setattr(solver, "sample", lambda *_, **__: replace(samples, value=values))
     for i, answers in enumerate(solver.solve(GRAPHS, num_samples=20, select="value")):
-        canonical = solver.task.canonical_form(solver.task.parse(GRAPHS[i]), samples.tokens[7, i])
-        assert torch.equal(answers.solutions[0].y, canonical)
+        canonical_tokens = solver.task.canonical_form(solver.task.parse(GRAPHS[i]), samples.tokens[7, i])
+        assert torch.equal(answers.solutions[0].y, canonical_tokens)
 
 
 def test_verified_keeps_the_most_frequent_right_answer_or_none(solve):

@@ -13,7 +13,7 @@ from tests.conftest import small_config
 
 SIZES = {"vertices": 4, "edge_probability": 0.4, "train": 20, "validation": 4, "test": 4}
 TASK = ["--task", "coloring", "--preset", "tiny", *(w for k, v in SIZES.items() for w in (f"--task.{k}", str(v)))]
-FAST = ["--train.batches", "4", "--evaluate.num_samples", "3", "--heads.hidden", "0"]
+SHORT_RUN = ["--train.batches", "4", "--evaluate.num_samples", "3", "--heads.hidden", "0"]
 FROM_THE_GUIDE = {"posterior", "posterior_predictive", "log_likelihood", "sample_stats"}
 
 
@@ -28,7 +28,7 @@ FROM_THE_GUIDE = {"posterior", "posterior_predictive", "log_likelihood", "sample
     ],
 )
 def test_a_swapped_part_is_trained_measured_and_solves(options, has_posterior, tmp_path, capsys):
-    assert call(run.main, [*TASK, *FAST, *options.split(), "--out", str(tmp_path / "run")]) == 0
+    assert call(run.main, [*TASK, *SHORT_RUN, *options.split(), "--out", str(tmp_path / "run")]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert 0 <= results["metrics"]["sample_accuracy"] <= 1
     assert ("log_likelihood_prior_mc" in results["metrics"]) == ("mdlm" not in options)
@@ -81,7 +81,7 @@ def test_heads_of_a_trm_whose_answers_are_drawn_let_it_halt(tmp_path, capsys):
 )
 def test_parts_that_do_not_fit_are_refused_before_training(options, message, tmp_path, capsys):
     out = tmp_path / "run"
-    assert call(run.main, [*TASK, *FAST, *options.split(), "--out", str(out)]) == 2
+    assert call(run.main, [*TASK, *SHORT_RUN, *options.split(), "--out", str(out)]) == 2
     err = capsys.readouterr().err
     assert message in err
     assert "train:" not in err

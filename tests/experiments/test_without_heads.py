@@ -68,12 +68,12 @@ def test_a_study_of_heads_refuses_such_a_model(baseline, tmp_path, capsys):
 
 def test_a_run_trains_without_heads_and_says_so(tmp_path, capsys):
     options = ["--model", "autoregressive", "--train.batches", 1, "--train.supervision_steps", 1]
-    small = [
+    small_options = [
         w
         for at, w in enumerate(SMALL)
         if not {"--prior.hidden", "--guide.hidden"} & set(SMALL[max(0, at - 1) : at + 1])
     ]
-    assert cli(experiments.run.main, *small, *options, "--heads.hidden", 64, "--out", tmp_path / "run") == 0
+    assert cli(experiments.run.main, *small_options, *options, "--heads.hidden", 64, "--out", tmp_path / "run") == 0
     err = capsys.readouterr().err
     assert "the model autoregressive takes no supervision steps" in err
     assert "the model is trained and measured without heads" in err

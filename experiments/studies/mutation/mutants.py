@@ -123,17 +123,19 @@ class Outline:
 
     def _walk(self, node: ast.AST, name: str, imported: bool) -> None:
         for child in ast.iter_child_nodes(node):
-            inner, runs = name, imported
+            inner_name, runs = name, imported
             if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
-                inner = f"{name}.{child.name}" if name else child.name
+                inner_name = f"{name}.{child.name}" if name else child.name
                 runs = imported and isinstance(child, ast.ClassDef)
             if isinstance(child, ast.stmt):
                 body = getattr(child, "body", None)
-                last = body[0].lineno - 1 if body else child.end_lineno
-                own = imported or (isinstance(child, ast.ClassDef) and not name)
-                self.statements.append((child.lineno, max(child.lineno, last or 0), inner or "module", own))
+                last_line = body[0].lineno - 1 if body else child.end_lineno
+                runs_at_import = imported or (isinstance(child, ast.ClassDef) and not name)
+                self.statements.append(
+                    (child.lineno, max(child.lineno, last_line or 0), inner_name or "module", runs_at_import)
+                )
             self.excluded += [self.span(part) for part in _excluded_nodes(child)]
-            self._walk(child, inner, runs)
+            self._walk(child, inner_name, runs)
 
     def span(self, node: Any) -> Span:
         """Convert a column of ast, in bytes of UTF-8, to characters."""
@@ -157,11 +159,11 @@ class Outline:
         """
         start, end, name, imported = max(s for s in self.statements if s[0] <= line <= s[1])
         line_text = self.source_lines[line - 1].strip()
-        equal = sum(
+        num_equal = sum(
             first < start and function == name and self.source_lines[first - 1].strip() == line_text
             for first, _, function, _ in self.statements
         )
-        return name, (start, end), imported, equal
+        return name, (start, end), imported, num_equal
 
 
 def _excluded_nodes(node: ast.AST) -> Iterator[Any]:
@@ -249,9 +251,9 @@ def _is_removable(node: ast.AST) -> bool:
 
 def _difference(old: str, new: str) -> tuple[str, str]:
     """Return the differing lines of both texts, each joined to one line without indentation."""
-    before, after = old.splitlines(), new.splitlines()
-    while before and after and before[0] == after[0]:
-        before, after = before[1:], after[1:]
-    while before and after and before[-1] == after[-1]:
-        before, after = before[:-1], after[:-1]
-    return " ".join(line.strip() for line in before), " ".join(line.strip() for line in after)
+    old_lines, new_lines = old.splitlines(), new.splitlines()
+    while old_lines and new_lines and old_lines[0] == new_lines[0]:
+        old_lines, new_lines = old_lines[1:], new_lines[1:]
+    while old_lines and new_lines and old_lines[-1] == new_lines[-1]:
+        old_lines, new_lines = old_lines[:-1], new_lines[:-1]
+    return " ".join(line.strip() for line in old_lines), " ".join(line.strip() for line in new_lines)

@@ -51,7 +51,7 @@ from experiments.studies.mutation.trial import (
 
 SEPARATOR = "  ## "  # between a survivor and its reason
 EQUIVALENT = "equivalent"  # the first word of the reason if no test on a CPU can notice the change
-EXPLAINED = Path(__file__).with_name("explained.txt")
+EXPLANATIONS_FILE = Path(__file__).with_name("explained.txt")
 TESTS = (
     *("tests/models", "tests/guides", "tests/inference", "tests/tasks/test_uniform.py"),
     *(f"tests/diagnostics/test_{name}.py" for name in ("metrics", "calibration", "evidence")),
@@ -67,18 +67,18 @@ class TestChoice:
 
     def first(self, mutant: Mutant) -> list[str]:
         """Return tests that run the changed lines, as many as the time allows."""
-        return self._fitting(self._running(mutant), mutant, self.seconds)
+        return self._select_in_time(self._tests_of_lines(mutant), mutant, self.seconds)
 
     def second(self, mutant: Mutant, first: list[str]) -> list[str]:
         """Return the other tests that run the changed lines, then other tests of their files, as the time allows."""
-        running = self._running(mutant)
-        rest = self._fitting([t for t in running if t not in first], mutant, self.seconds)
-        files = {t.partition("::")[0] for t in running}
-        others = [t for t in self.tests if t.partition("::")[0] in files and t not in {*running}]
-        return rest + self._fitting(others, mutant, self.seconds / 2)
+        covering_tests = self._tests_of_lines(mutant)
+        rest = self._select_in_time([t for t in covering_tests if t not in first], mutant, self.seconds)
+        files = {t.partition("::")[0] for t in covering_tests}
+        others = [t for t in self.tests if t.partition("::")[0] in files and t not in {*covering_tests}]
+        return rest + self._select_in_time(others, mutant, self.seconds / 2)
 
-    def _running(self, mutant: Mutant) -> list[str]:
-        changed = set(
+    def _tests_of_lines(self, mutant: Mutant) -> list[str]:
+        changed_lines = set(
             range(mutant.lines[0] - 1, mutant.lines[1] + 1)
         )  # Python runs no line of its own for a "continue"
 
@@ -86,11 +86,11 @@ class TestChoice:
             if mutant.file not in entry["lines"]:
                 return False
             lines = entry["lines"][mutant.file]
-            return mutant.imported or lines is None or bool(changed & lines)
+            return mutant.imported or lines is None or bool(changed_lines & lines)
 
         return [name for name, entry in self.tests.items() if runs(entry)]
 
-    def _fitting(self, names: list[str], mutant: Mutant, seconds: float) -> list[str]:
+    def _select_in_time(self, names: list[str], mutant: Mutant, seconds: float) -> list[str]:
         stem = Path(mutant.file).stem
         parts = Path(mutant.file).parts
 
@@ -99,14 +99,14 @@ class TestChoice:
             near = f"test_{stem}.py" in file or parts[-2] in file
             return self.tests[name]["seconds"] * (0.2 if near else 1.0)
 
-        fitting: list[str] = []
+        chosen_tests: list[str] = []
         total = 0.0
         for name in sorted(names, key=cost):
             total += self.tests[name]["seconds"]
-            if fitting and total > seconds:
+            if chosen_tests and total > seconds:
                 break
-            fitting.append(name)
-        return fitting
+            chosen_tests.append(name)
+        return chosen_tests
 
     def time_of(self, names: list[str]) -> float:
         """Return the seconds that tests take."""
@@ -219,7 +219,7 @@ def _tests_under(folder: str) -> list[str]:
 
 
 def explanations() -> dict[str, str]:
-    lines = EXPLAINED.read_text().splitlines() if EXPLAINED.exists() else []
+    lines = EXPLANATIONS_FILE.read_text().splitlines() if EXPLANATIONS_FILE.exists() else []
     return dict(line.split(SEPARATOR, 1) for line in lines if SEPARATOR in line)
 
 
@@ -306,9 +306,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the summary here (JSON)")
     settings = parser.parse_args()
     files = settings.module or targets()
-    unknown = [f for f in files if not (ROOT / f).is_file()]
-    if unknown:
-        raise SystemExit(f"no such file: {', '.join(unknown)}; give paths from the root, as in models/gram.py")
+    unknown_files = [f for f in files if not (ROOT / f).is_file()]
+    if unknown_files:
+        raise SystemExit(f"no such file: {', '.join(unknown_files)}; give paths from the root, as in models/gram.py")
     if not settings.summary:
         run(files, settings)
     results = summary(files)

@@ -181,9 +181,9 @@ class Functions:
         path = str(ROOT / mutant.file)
         old = _functions_in(compile((ROOT / mutant.file).read_text(), path, "exec", dont_inherit=True))
         new = _functions_in(compile(mutant.source, path, "exec", dont_inherit=True))
-        changed = [(key, code) for key, code in new.items() if old.get(key) != code]
+        changed_functions = [(key, code) for key, code in new.items() if old.get(key) != code]
         # A change to a nested function is made in its outermost live function.
-        live_functions = [(f, code) for key, code in changed for f in self.functions.get((path, *key), ())]
+        live_functions = [(f, code) for key, code in changed_functions for f in self.functions.get((path, *key), ())]
         if mutant.imported or not live_functions or old.keys() != new.keys():
             return False
         try:
