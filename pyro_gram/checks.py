@@ -61,8 +61,8 @@ def closest_names(word: str, names: Iterable[str]) -> list[str]:
 
     part, last = split(word)
     names = sorted(names, key=lambda name: name.count("."))
-    if same := [name for name in names if split(name)[1] == last]:
-        return same[:3]
+    if same_names := [name for name in names if split(name)[1] == last]:
+        return same_names[:3]
     candidates = [name for name in names if split(name)[0] == part] or names if part else names
     matches = get_close_matches(last, {split(name)[1] for name in candidates}, n=3, cutoff=0.74)
     return [name for match in matches for name in candidates if split(name)[1] == match][:3]

@@ -158,8 +158,8 @@ def bound_metrics(
         x, y, depth, seed: as for :func:`bounds_of`.
     """
     measured_bounds = bounds_of(solver, x, y, depth, seed)
-    full, surrogate = measured_bounds.full.mean().item(), measured_bounds.surrogate.mean().item()
-    metrics: dict[str, float | None] = {"elbo": full, "elbo_full": full, "elbo_surrogate": surrogate}
+    full_bound, surrogate_bound = measured_bounds.full.mean().item(), measured_bounds.surrogate.mean().item()
+    metrics: dict[str, float | None] = {"elbo": full_bound, "elbo_full": full_bound, "elbo_surrogate": surrogate_bound}
     if not why_no_guide(solver.model, solver.guide):
         metrics["kl"] = measured_bounds.kl.sum(0).mean().item()
         metrics["reconstruction"] = measured_bounds.reconstruction.mean().item()

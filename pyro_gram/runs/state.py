@@ -114,10 +114,10 @@ def _check_settings(path: Path, header: dict[str, Any], config: RunConfig) -> di
         free_fields = {field: current["train"][field] for field in FREE_TRAIN_FIELDS}
         mismatches = differences({**compared_settings, "train": {**saved_settings["train"], **free_fields}}, current)
     if mismatches:
-        more = f", and {len(mismatches) - MAX_DIFFERENCES} more" if len(mismatches) > MAX_DIFFERENCES else ""
+        ending = f", and {len(mismatches) - MAX_DIFFERENCES} more" if len(mismatches) > MAX_DIFFERENCES else ""
         examples = "; ".join(mismatches[:MAX_DIFFERENCES])
         raise CheckpointError(
-            f"{path} belongs to a run with other settings ({examples}{more}): give those, or use another --out"
+            f"{path} belongs to a run with other settings ({examples}{ending}): give those, or use another --out"
         )
     return saved_settings
 

@@ -93,7 +93,7 @@ class Launch:
 
 
 @dataclass
-class Joining:
+class Rendezvous:
     """Waits for the other processes in its own thread, because torch's calls do not return on a signal.
 
     Attributes:
@@ -188,37 +188,38 @@ def join(launch: Launch, device: torch.device, timeout: timedelta) -> None:
         LostProcessError: another process has not joined within :data:`JOIN_TIMEOUT`, or has ended since.
         ConfigError: the port is taken.
     """
-    joining = Joining(launch, device, timeout)
-    thread = threading.Thread(target=joining.run, daemon=True)
+    rendezvous = Rendezvous(launch, device, timeout)
+    thread = threading.Thread(target=rendezvous.run, daemon=True)
     _threads[:] = [thread]
     thread.start()
     start, has_printed = time.monotonic(), False
     while thread.is_alive():
         thread.join(POLL_SECONDS)  # signals are handled in between
         seconds = time.monotonic() - start
-        if seconds > NOTICE_SECONDS and not has_printed and (launch.rank == 0 or joining.missing_ranks == [0]):
+        if seconds > NOTICE_SECONDS and not has_printed and (launch.rank == 0 or rendezvous.missing_ranks == [0]):
             has_printed = True
             limit = f"{JOIN_TIMEOUT.total_seconds() / 60:g} minutes"
             print(
-                f"waiting for {_name_missing(joining.missing_ranks, launch)} at {launch.endpoint}, {limit} at the most",
+                f"waiting for {_name_missing(rendezvous.missing_ranks, launch)} at {launch.endpoint}, "
+                f"{limit} at the most",
                 file=sys.stderr,
             )
         if seconds > JOIN_TIMEOUT.total_seconds() and thread.is_alive():
-            joining.is_late = True
+            rendezvous.is_late = True
             raise LostProcessError(
-                f"{_name_missing(joining.missing_ranks, launch)} has not joined at {launch.endpoint} within "
+                f"{_name_missing(rendezvous.missing_ranks, launch)} has not joined at {launch.endpoint} within "
                 f"{JOIN_TIMEOUT.total_seconds() / 60:g} minutes: start all {launch.size} processes with the same "
                 "MASTER_ADDR and MASTER_PORT, or unset WORLD_SIZE to train with a single one"
             )
-    if joining.failure is not None:
-        raise _explain(joining.failure, launch) from None
+    if rendezvous.failure is not None:
+        raise _explain(rendezvous.failure, launch) from None
 
 
 def _name_missing(missing_ranks: list[int], launch: Launch) -> str:
     if not missing_ranks:
         return f"another of the {launch.size} processes"
-    more = f" and {len(missing_ranks) - 1} more" if len(missing_ranks) > 1 else ""
-    return f"process {missing_ranks[0]}{more} of {launch.size}"
+    ending = f" and {len(missing_ranks) - 1} more" if len(missing_ranks) > 1 else ""
+    return f"process {missing_ranks[0]}{ending} of {launch.size}"
 
 
 def _explain(failure: Exception, launch: Launch) -> UserError:

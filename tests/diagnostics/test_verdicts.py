@@ -105,11 +105,11 @@ def test_images_have_verdicts_on_quality_and_copies():
 
 def test_the_worst_measured_level_counts():
     good, look, bad = verdicts.accuracy(0.95), verdicts.accuracy(0.8), verdicts.accuracy(0.1)
-    unknown = verdicts.evenness({"tested": 0}, 1.0, 1.0)
-    assert verdicts.worst_level([good, unknown]) == GOOD
+    unknown_verdict = verdicts.evenness({"tested": 0}, 1.0, 1.0)
+    assert verdicts.worst_level([good, unknown_verdict]) == GOOD
     assert verdicts.worst_level([good, look]) == LOOK
     assert verdicts.worst_level([look, bad, good]) == BAD
-    assert verdicts.worst_level([unknown]) == UNKNOWN
+    assert verdicts.worst_level([unknown_verdict]) == UNKNOWN
 
 
 def test_metrics_give_the_verdicts_that_they_allow():
