@@ -150,9 +150,9 @@ def survive(kills: int, parallel: int) -> dict[str, Any]:
 
 def markdown(results: dict[str, Any]) -> str:
     """Return a sentence about the trials."""
-    between_updates = f" and {results['inside_a_batch']} between two updates of one batch" * (
-        "inside_a_batch" in results
-    )
+    between_updates = ""
+    if "inside_a_batch" in results:  # only an earlier version could save there
+        between_updates = f" and {results['inside_a_batch']} between two updates of one batch"
     return (
         f"`python experiments/bench/survive.py --kills {results['kills']} --out experiments/bench/survive.json` killed "
         f"{results['kills']} runs with SIGKILL at random moments ({results['before_the_first_save']} of them before "
