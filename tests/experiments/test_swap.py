@@ -55,6 +55,7 @@ def test_a_model_of_one_step_goes_no_deeper(tmp_path, capsys):
     assert "answers in one supervision step: depth must be 1, not 8" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_heads_of_a_trm_whose_answers_are_drawn_let_it_halt(tmp_path, capsys):
     out = tmp_path / "run"
     options = ["--model", "trm", "--model.decoding", "sampled", "--train.batches", "2", "--evaluate.num_samples", "2"]

@@ -98,6 +98,7 @@ leave(0)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_have_equal_weights_and_different_draws(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(TRAIN)

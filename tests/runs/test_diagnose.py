@@ -81,6 +81,7 @@ def test_a_diagnosis_is_written_beside_its_checkpoint(tiny_diagnosis, tmp_path, 
     assert printed_lines[-1].endswith("report.html")
 
 
+@pytest.mark.slow
 def test_the_seed_fixes_the_diagnosis(tiny_diagnosis, tmp_path):
     path = write_checkpoint(tmp_path)
     first = run_diagnosis(path)[1]
@@ -110,7 +111,7 @@ def test_the_log_of_the_run_is_read_if_there_is_one(tiny_diagnosis, tmp_path):
     "changes",
     [
         {"task_name": "sudoku_uncond"},
-        {"task_name": "arc"},
+        pytest.param({"task_name": "arc"}, marks=pytest.mark.slow),
         pytest.param({"task_name": "mnist"}, marks=pytest.mark.slow),
         {"task_name": "nqueens", "prior_name": "discrete"},
         pytest.param({"prior_name": "none", "guide_name": "prior"}, marks=pytest.mark.slow),

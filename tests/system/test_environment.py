@@ -39,6 +39,7 @@ def error_of(capsys):
 # ---- systems -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_memory_is_unknown_on_a_system_without_the_module_resource(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
     monkeypatch.setattr(pathlib.Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
