@@ -1,4 +1,4 @@
 """Guides. Import them from ``pyro_gram.guides``."""
 
-if __name__ == "guides":  # a second copy of each class would take the place of the first
+if __name__ == "guides":  # under a second name, a second copy of each class would replace the first in the registry
     raise ImportError("import this package as pyro_gram.guides: it has no other name")

@@ -64,7 +64,7 @@ class NoGuideConfig:
 
 @GUIDES.register("prior")
 class NoGuide(PriorGuide):
-    """No inference network: trajectories of the prior are trained to end in y, and each KL is 0."""
+    """A guide without inference network: trajectories of the prior are trained to end in y, and each KL is 0."""
 
     Config = NoGuideConfig
 

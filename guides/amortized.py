@@ -23,7 +23,7 @@ from pyro_gram.networks.embeddings import answer_encoder
 from pyro_gram.registry import GUIDES
 from pyro_gram.spec import TaskSpec
 
-BISECTIONS = 10  # steps in the search for the share of the posterior that the largest KL allows
+BISECTIONS = 10  # steps of the bisection in limit_kl
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class AmortizedGuideConfig:
         layers: attention layers over the embedded answer. With 0 layers, the posterior of a position depends on its own
             token of y only.
         heads: attention heads of those layers.
-        guided_transitions: number of transitions after which the guide follows the prior, because it is not trained for
-            more; 0 for never. It must cover the transitions of training.
+        guided_transitions: number of transitions after which the guide follows the prior; 0 for never. It must be at
+            least the number of transitions in training, since the guide is trained for no later ones.
         max_kl: the largest KL of a transition, nats per input; 0 for no limit. Only for a Gaussian prior.
     """
 
@@ -112,7 +112,7 @@ def align_answer(code: Tensor, u: Tensor) -> Tensor:
 
 
 def limit_kl(loc: Tensor, scale: Tensor, prior: dist.Normal, max_kl: float) -> tuple[Tensor, Tensor]:
-    r"""Move a Gaussian posterior towards the prior until its KL is at most ``max_kl`` (to 2 %).
+    r"""Move a Gaussian posterior towards the prior until its KL is at most ``max_kl`` (within 2 %).
 
     The path is linear in the mean and in the log of the scale. If the scales are equal, the KL at a share
     :math:`\lambda` of the path is :math:`\lambda^2` times that at its end; bisection finds the share for other scales.
@@ -131,7 +131,7 @@ def limit_kl(loc: Tensor, scale: Tensor, prior: dist.Normal, max_kl: float) -> t
             exceeds = _kl(middle * shift, middle * log_ratio) > max_kl
             low, high = torch.where(exceeds, low, middle), torch.where(exceeds, middle, high)
     shift, log_ratio = high * shift, high * log_ratio
-    # The remaining excess is small, so that the KL is quadratic in the share; this step has a gradient.
+    # The remaining excess is so small that the KL is nearly quadratic in the share. This step has a gradient.
     share = (max_kl / _kl(shift, log_ratio).clamp(min=max_kl)).sqrt()
     shift, log_ratio = share * shift, share * log_ratio
     return loc_p + shift * scale_p, scale_p * log_ratio.exp()

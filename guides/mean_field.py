@@ -1,4 +1,4 @@
-"""Free parameters for each datum, which need not generalise: they measure the amortization gap."""
+"""A guide with free parameters for each datum: compared with it, an amortized guide shows its amortization gap."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ class MeanFieldGuideConfig:
 
     Attributes:
         num_pairs: pairs (x, y) that have parameters of their own.
-        transitions: number of transitions with parameters, at least T; later ones follow the prior. 0: those of one
-            supervision step that have a KL (the last if truncated, else all T); all steps then share them.
+        transitions: number of transitions with parameters, at least T; later transitions follow the prior. 0: only the
+            transitions of a supervision step that have a KL (the last if truncated, else all T) have parameters, and
+            all steps of training share them.
         initial_scale: sigma of every channel before training.
     """
 
@@ -80,7 +81,7 @@ class MeanFieldGuide(EffectGuide):
         self.register_buffer("used", torch.zeros((), dtype=torch.long))
 
     def encode(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Return the row of each pair, int64 ``[..., B]``; -1 for a pair without parameters."""
+        """Return the index of each pair's row of parameters, int64 ``[..., B]``; -1 for a pair without parameters."""
         key = _key(y, 0) if x is None else _key(y, 0) + _key(x.flatten(y.ndim - 1), y.shape[-1])
         rows = self._rows(key)
         if self.training and (rows < 0).any():

@@ -66,7 +66,7 @@ class Autoregressive(dist.TorchDistribution):
 class AutoregressiveModel(OneStepModel):
     """A prefix language model: positions of the input attend to each other, those of the answer to all before them.
 
-    The position that predicts y_i embeds y_{i-1} and the input at the same place, counted from the end.
+    The position that predicts y_i embeds y_{i-1} and the input at the place of y_i; places are counted from the end.
     """
 
     learns_start = False
@@ -95,6 +95,6 @@ class AutoregressiveModel(OneStepModel):
         return self.decoder(self.f(s)[..., self.prompt :, :])
 
     def _input_at_answer(self, e_x: Tensor) -> Tensor:
-        """Return the embedded input at the L_out positions of the answer, the last ones, padded by zeros in front."""
+        """Return the last L_out positions of the embedded input; a shorter input gets zeros in front."""
         num_missing = max(0, self.spec.output_length - e_x.shape[-2])
         return pad(e_x, (0, 0, num_missing, 0))[..., -self.spec.output_length :, :]

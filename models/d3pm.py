@@ -6,8 +6,8 @@ uniform over the classes, or always the mask:
 .. math:: q(y_t | y_0) = \bar\alpha_t\, \delta_{y_0} + (1 - \bar\alpha_t)\, m.
 
 The network predicts the clean answer from a corrupted one. The bound is the sum over times of KL(q(y_{t-1} | y_t, y_0)
-|| p(y_{t-1} | y_t)), estimated at one time for each input; ``pyro.factor`` adds it to the loss, with the paper's
-auxiliary cross-entropy.
+|| p(y_{t-1} | y_t)), estimated at one time for each input; ``pyro.factor`` adds it to the loss. The training loss also
+has the paper's auxiliary cross-entropy.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class D3PM(Diffusion):
         # The probability that a token is clean: the absorbing chain corrupts 1 / T of the tokens at each time, the
         # uniform one follows a cosine (as in the paper).
         alpha_bar = 1 - share if masks else (share * math.pi / 2).cos().square()
-        alpha_bar[-1] = 0.0  # at T nothing of y is left, so that the bound has no term for it
+        alpha_bar[-1] = 0.0  # at time T nothing of y is left, so that the bound has no term for time T
         stationary = (
             one_hot(torch.tensor(classes), classes + 1).float() if masks else torch.full((classes,), 1 / classes)
         )
@@ -92,7 +92,7 @@ class D3PM(Diffusion):
         cross_entropy = -logits.log_softmax(-1).gather(-1, y[..., None]).sum((-1, -2))
         if self.training:
             add_training_loss("auxiliary", self.config.auxiliary_weight * cross_entropy)
-        return T * kl  # at t = 1 the KL is the reconstruction, as q is a point at y
+        return T * kl  # at t = 1 the KL is the reconstruction, because q is a point mass at y
 
     def draw(self, e_x: Tensor) -> tuple[Tensor, Tensor]:
         T, shape = self.config.diffusion_steps, (*e_x.shape[:-2], self.spec.output_length)

@@ -54,7 +54,7 @@ class OneStepModel(nn.Module):
         default_parts={"prior": "none", "guide": "prior"},
         default_settings={"model": {"layers": 8}},
     )
-    learns_start = True  # for p(x): whether a learned embedding of each position stands in for the input
+    learns_start = True  # without input: whether a learned embedding of each position stands in for the input
     zeros: Tensor
 
     def __init__(self, config: Any, spec: TaskSpec, prior: nn.Module) -> None:

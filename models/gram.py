@@ -88,7 +88,7 @@ class GRAM(nn.Module):
         """Sample ``steps`` supervision steps from ``state``, then y. Eq. 14 takes one step, Eq. 13 all N_sup.
 
         Args:
-            x: input tokens, ``[..., B, *event]``; None for p(x).
+            x: input tokens, ``[..., B, *event]``; None for a model without input, p(x).
             y: the observed answer, int64 ``[..., B, L_out]``; None to sample it.
             state: the state in which the last supervision step ended; None for z_0.
             steps: supervision steps of this call; 0 decodes ``state`` as it is.

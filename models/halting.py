@@ -95,7 +95,7 @@ class _Halting(GRAM):
         return super().answer(state, e_x, y, infer)
 
     def learn_to_halt(self, state: LatentState, e_x: Tensor, y: Tensor) -> None:
-        """Observe at ``halt`` whether the answer is right now, and record at ``halted`` which trajectories halt."""
+        """Observe at ``halt`` whether the present answer is right; record at ``halted`` which trajectories halt."""
         logits = self.halting(state.h[..., 0, :])
         is_right = (self.likelihood(state.h).base_dist.logits.argmax(-1) == y).all(-1)
         with poutine.scale(scale=HALT_WEIGHT * self.spec.output_length):
@@ -110,7 +110,7 @@ class _Halting(GRAM):
         pyro.deterministic(HALTED, logits[..., 0] > threshold)
 
     def learn_to_continue(self, logits: Tensor, state: LatentState, e_x: Tensor) -> None:
-        """Add HRM's loss of continuing; TRM has none."""
+        """Add the loss of HRM's estimate of the value of continuing; TRM has no such loss."""
 
 
 @dataclass(frozen=True)

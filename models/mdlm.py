@@ -47,7 +47,7 @@ class MDLMConfig(OneStepConfig):
 
 
 class Diffusion(OneStepModel):
-    """Base class of the diffusion baselines: an observed y is a factor, the bound; an unobserved y is drawn."""
+    """Base class of the diffusion baselines. For an observed y, a factor adds the bound; an unobserved y is drawn."""
 
     traits = replace(OneStepModel.traits, has_exact_likelihood=False)
 

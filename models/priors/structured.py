@@ -69,7 +69,7 @@ class MixturePriorConfig(GaussianPriorConfig):
 class MixturePrior(nn.Module):
     """A mixture of diagonal Gaussians over ``[L, D]``: all positions are in the same component.
 
-    Guides are Gaussian, as a posterior lies within one component.
+    Guides are Gaussian, because a posterior lies within one component.
     """
 
     Config = MixturePriorConfig

@@ -26,8 +26,8 @@ class Model(Protocol):
     """A generative program p(y, tau | x): any Pyro program with this signature and these sites.
 
     ``eps_t`` is the guidance of transition t and ``u_t`` the deterministic proposal before it; ``h`` and ``l`` are the
-    state at the end; ``y`` is the answer. They lie in plates over the batch. The helpers of ``inference.sites`` make
-    them; a model whose attribute ``heads`` is a module also calls ``sample_halt_and_value``.
+    state at the end; ``y`` is the answer. All sites lie in plates over the batch. The helpers of ``inference.sites``
+    make the sites; a model whose attribute ``heads`` is a module also calls ``sample_halt_and_value``.
 
     >>> import pyro, torch
     >>> from pyro_gram.inference import sites
@@ -65,7 +65,7 @@ class Model(Protocol):
         """Sample y, int64 ``[..., B, L_out]``, or observe the y that is passed.
 
         Args:
-            x: inputs, ``[..., B, *event]``; None for p(x).
+            x: inputs, ``[..., B, *event]``; None for a model without input, p(x).
             y: answers; None to sample them.
             state: the state to start from; None for z_0.
             steps: supervision steps; 0 decodes ``state`` as it is.
@@ -146,8 +146,8 @@ class PriorTraits:
     Attributes:
         family: the variational family of guides for this prior; None for a deterministic prior, which leaves nothing to
             infer.
-        has_rsample: draws have a gradient. A prior without it needs a guide in training.
-        has_density: ``log_prob`` is the log density of the draws. If not, bounds that contain it are meaningless.
+        has_rsample: draws have a gradient. A prior whose draws have none needs a guide in training.
+        has_density: ``log_prob`` is the log density of the draws. If it is not, bounds that use it are meaningless.
     """
 
     family: Family | None = NORMAL
@@ -177,7 +177,7 @@ class ModelSizes:
     Attributes:
         width: D, channels of a position.
         transitions: T, transitions of a supervision step.
-        truncated: only the last of them has a KL (Eq. 14).
+        truncated: only the last transition of a supervision step has a KL (Eq. 14).
         prefix: positions before those of the input.
         low_steps: K, applications of the low-level network in a transition.
         layers: layers of each network.

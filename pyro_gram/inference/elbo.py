@@ -1,4 +1,4 @@
-"""ELBOs that store the terms of each pass: two of Pyro's, and the balanced analytic ELBO, the default in training.
+"""The ELBOs: two of Pyro's, and the balanced analytic ELBO, which training uses by default. Each stores its terms.
 
 Everything is in nats. A loss is a sum over the batch, scaled by the ``poutine.scale`` around the step (the trainer
 scales by 1 / batch); the stored terms are for each input, unscaled, at beta = 1.
@@ -71,11 +71,12 @@ class TraceELBO(_TermsMixin, Trace_ELBO):
 class MeanFieldELBO(_TermsMixin, TraceMeanField_ELBO):
     """Pyro's ``TraceMeanField_ELBO``: it uses the closed form of each KL that has one.
 
-    It corrects two silent errors of Pyro's: the log density of a Delta in the guide counts, as in ``Trace_ELBO``
-    (Pyro's autoguides need it); and draws without gradient raise an error even if Pyro's validation is off.
+    It corrects two silent errors of Pyro's class. The log density of a Delta in the guide counts, as in ``Trace_ELBO``
+    (Pyro's autoguides need this). And draws without gradient raise an error even if Pyro's validation is off.
 
     Attributes:
-        estimated_kl: class names of posterior and prior of a KL that the last pass estimated; None if there was none.
+        estimated_kl: class names (posterior, prior) of a KL without closed form, which the last pass estimated from a
+            draw; None if the last pass estimated no KL.
 
     Raises:
         NotImplementedError: the draws of a latent in the guide have no gradient (use ``trace``).
@@ -119,14 +120,14 @@ class MeanFieldELBO(_TermsMixin, TraceMeanField_ELBO):
         return torch.as_tensor(loss), surrogate
 
     def _pyro_loss(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
-        """Return Pyro's loss of the sites in these traces, and a surrogate with its gradient."""
+        """Return Pyro's loss for the sites in these traces, and the surrogate loss that carries the gradient."""
         model_trace.compute_log_prob()
         guide_trace.compute_score_parts()
         for name, site in counted_sites(guide_trace):
             _check_gradient(name, site)
         if guide_trace.nodes:
             return super()._differentiable_loss_particle(model_trace, guide_trace)
-        # All sites are observed: their sum can stay on the device.
+        # All sites are observed: the sum of their log densities can stay on the device.
         surrogate = -sum(site["log_prob_sum"] for site in model_trace.nodes.values())
         return torch.as_tensor(surrogate).detach(), surrogate
 
@@ -175,7 +176,7 @@ class BalancedELBO(MeanFieldELBO):
 
 
 def _exclude(trace: Trace, names: list[str]) -> Trace:
-    """Return a trace of the sample sites except ``names`` and deterministic ones. The sites are shared, not copied."""
+    """Return a trace of the sample sites without ``names`` and without deterministic sites. No site is copied."""
     sample_trace = Trace()
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and name not in names and not site["infer"].get("_deterministic"):
@@ -200,7 +201,8 @@ def balanced_log_densities(q: Any, p: Any, value: Tensor, balance: float) -> tup
     """
     balance = min(max(balance, 1e-6), 1 - 1e-6)
     scaled_value = _ScaleGradient.apply(value, (1 - balance) / balance)
-    relaxed_value = getattr(value, "_unquantize", None)  # Pyro evaluates the density of straight-through draws here
+    # A straight-through draw of Pyro's has the relaxed draw as an attribute, and Pyro takes the density of that one.
+    relaxed_value = getattr(value, "_unquantize", None)
     if relaxed_value is not None:
         scaled_value._unquantize = _ScaleGradient.apply(relaxed_value, (1 - balance) / balance)
     log_p = _ScaleGradient.apply(p.log_prob(scaled_value), balance)

@@ -22,7 +22,7 @@ class Family(Protocol):
     """A kind of distribution over guidance, and the network that computes its parameters."""
 
     def head(self, inputs: int, hidden: int, width: int, initial_scale: float) -> nn.Module:
-        """Make a module from features ``[..., L, inputs]`` to the arguments of :meth:`distribution`."""
+        """Make the module that maps features ``[..., L, inputs]`` to the arguments of :meth:`distribution`."""
 
     def distribution(self, *parameters: Tensor) -> dist.TorchDistribution:
         """Return the distribution with these parameters: batch shape ``[...]``, event shape ``[L, *]``."""
@@ -64,7 +64,7 @@ class NormalFamily:
 
 
 class MeanOnly(dist.Normal):
-    r"""A point: draws are ``loc``. Density and KL are those of N(loc, scale^2), so that they are finite."""
+    r"""A point mass: each draw is ``loc``. Density and KL are those of N(loc, scale^2), so that they are finite."""
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's own signature)
         return self.loc.expand(self._extended_shape(sample_shape))
@@ -75,7 +75,7 @@ class MeanOnly(dist.Normal):
 
 @dataclass(frozen=True)
 class MeanFamily(NormalFamily):
-    """Points over ``[L, D]``, whose KL is that of Gaussians with one fixed ``scale``."""
+    """Point masses over ``[L, D]``. Their KL is that of Gaussians with one fixed ``scale``."""
 
     scale: float = 0.1
 

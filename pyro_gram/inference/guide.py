@@ -35,7 +35,7 @@ SCOPED_SITE = re.compile(r"/|__\d+$")  # a name made by Pyro's scope or name_cou
 
 
 class _ForbidObservations(Messenger):
-    """Raise NotImplementedError if a guide observes a site inside the model's pass: some estimates would miss it."""
+    """Raise NotImplementedError if a guide observes a site: bounds would count it, importance weights would not."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] and not msg["infer"].get("_deterministic"):
@@ -62,8 +62,8 @@ class EffectGuide(GuideMessenger, nn.Module):
                 return dist.Normal(u * 0 + code, 0.1).to_event(2)
 
     The guide runs the model that it was built with: put handlers (``poutine.condition(model, ...)``,
-    ``NoGuidance()(model)``) around the model before the guide is built. A loss may be given another model:
-    Pyro's losses ignore it, as for any ``GuideMessenger``; the losses of this library raise ConfigError.
+    ``NoGuidance()(model)``) around the model before the guide is built. If a loss is given another model, Pyro's
+    losses ignore that model, as for any ``GuideMessenger``; the losses of this library raise ConfigError.
 
     Args:
         model: the generative program, with or without handlers; its signature must name ``x`` and ``y``.
@@ -107,8 +107,8 @@ class EffectGuide(GuideMessenger, nn.Module):
         ``Predictive``) see its draws and no observed site, as for any guide.
 
         Raises:
-            ValueError: y is missing, or a handler has renamed guidance sites. Without this error, draws would silently
-                follow the prior.
+            ValueError: y is missing, or a handler has renamed guidance sites. Without the error, draws at the renamed
+                sites would silently follow the prior.
             NotImplementedError: the caller is one of Pyro's JIT losses.
         """
         arguments = self._signature.bind(*args, **kwargs).arguments
@@ -125,7 +125,7 @@ class EffectGuide(GuideMessenger, nn.Module):
         return values
 
     def _hide_observed(self) -> None:
-        """Remove observed sites from the traces of handlers around this guide: they are not part of its density.
+        """Remove observed sites from the traces of handlers around this guide: the guide's density excludes them.
 
         Blocking these sites would also hide them from the scale, mask and plates around the guide.
         """
@@ -152,7 +152,7 @@ class EffectGuide(GuideMessenger, nn.Module):
     def get_posterior(self, name: str, prior: dist.TorchDistribution) -> dist.TorchDistribution:
         """Return the posterior at a guidance site, and the prior at any other (a user's own latent).
 
-        Override it for latents of your own, and call this method for all others.
+        Override this method to give a posterior to latents of your own, and call the inherited one for all other sites.
         """
         t = transition_index(name)
         if RENAMED_SITE.search(name) if t is None else proposal_site(t) not in self.trace:
@@ -163,11 +163,11 @@ class EffectGuide(GuideMessenger, nn.Module):
         return self.posterior_at(t, self.trace.nodes[proposal_site(t)]["value"], self._code, prior)
 
     def posterior_at(self, t: int, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
-        """Return :meth:`posterior`, or the prior if t is ``guided_transitions`` or later. Same arguments, and t."""
+        """Return :meth:`posterior` of transition t, or the prior from transition ``guided_transitions`` on."""
         return prior if 0 < self.guided_transitions <= t else self.posterior(u, code, prior)
 
     def get_traces(self) -> tuple[Trace, Trace]:
-        """Return the traces of model and guide. Guidance that a handler observes has the prior's density."""
+        """Return the traces of model and guide. Guidance that a handler has observed gets the prior's density."""
         for name, site in self.trace.nodes.items():
             is_latent = site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
             if is_latent and "prior" not in site["infer"]:
@@ -204,7 +204,7 @@ def _renamed_site_message(name: str) -> str:
 
 
 def _check_own_name(name: str) -> None:
-    """Raise ValueError if a handler has renamed the site, or replaced another site by it."""
+    """Raise ValueError if a handler has made this site out of another site: scope and reparam do so."""
     handler = ""
     if any(isinstance(h, NameCountMessenger | ScopeMessenger) for h in _PYRO_STACK) and SCOPED_SITE.search(name):
         handler = "pyro.contrib.autoname"
@@ -238,7 +238,7 @@ def check_model(model: Any, guide: Any) -> None:
 
 
 def why_no_guide(model: Any, guide: Any) -> str:
-    """Return why KL, bounds and importance weights do not exist for a model and guide; an empty text if they do."""
+    """Return why a model and guide have no KL, bounds or importance weights; an empty text if they have them."""
     if guide_traits(guide).follows_prior:
         return "this model has no inference network"
     if prior_traits(prior_of(model)).has_density:
@@ -247,7 +247,7 @@ def why_no_guide(model: Any, guide: Any) -> str:
 
 
 class PriorGuide(EffectGuide):
-    """No inference network: q(eps_t | u_t, y) = p(eps_t | u_t), so that every KL is 0."""
+    """A guide without inference network: q(eps_t | u_t, y) = p(eps_t | u_t), so that every KL is 0."""
 
     traits = GuideTraits(follows_prior=True)
 

@@ -43,7 +43,7 @@ class GuideDraws:
         log_likelihood: log p(y | h_T), ``[S, B]``.
         kl: KL(q || p) of each transition along the draw, ``[transitions, S, B]``.
         guidance: root mean square of eps_t over positions and channels, ``[transitions, S, B]``.
-        tokens: the mode of p(y | h_T), int64 ``[S, B, L_out]``. It depends on y: never score it.
+        tokens: the mode of p(y | h_T), int64 ``[S, B, L_out]``. The guide has seen y: never score these tokens.
         h: the final high-level state, ``[S, B, L, D]``.
     """
 
@@ -55,7 +55,7 @@ class GuideDraws:
     h: Tensor
 
 
-PER_TRANSITION = ("kl", "guidance")  # their first dimension is the transition
+PER_TRANSITION = ("kl", "guidance")  # the fields whose first dimension is the transition
 
 
 def guidance_scale(eps: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def inputs_per_chunk(guide: Any, y: Tensor, max_inputs: int) -> int:
 
 
 def split_pairs(x: Tensor | None, y: Tensor, size: int) -> list[tuple[Tensor | None, Tensor]]:
-    """Split pairs (x, y) into chunks of ``size``; x stays None for p(x)."""
+    """Split pairs (x, y) into chunks of ``size``; x stays None for a model without input."""
     ys = y.split(size)
     return list(zip([None] * len(ys) if x is None else x.split(size), ys, strict=True))
 
@@ -101,7 +101,7 @@ def guide_draws(
     """Draw ``num_samples`` trajectories of ``steps`` supervision steps from the guide, each with its weight.
 
     Args:
-        x: inputs, ``[B, *event]``; None for p(x).
+        x: inputs, ``[B, *event]``; None for a model without input, p(x).
         y: answers, int64 ``[B, L_out]``.
         max_traced: number of trajectories that are traced together. For Pyro's autoguides, which belong to one batch,
             a chunk has all inputs and fewer samples.
@@ -148,7 +148,7 @@ def _concatenate(parts: list[GuideDraws], dim: int) -> GuideDraws:
 def _traces(
     model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps: int, num_samples: int
 ) -> tuple[Trace, Trace]:
-    """Return the traces of model and guide for ``num_samples`` whole trajectories of each pair."""
+    """Return the traces of model and guide: ``num_samples`` whole trajectories of each pair (x, y)."""
     with pyro.plate("trajectories", num_samples, dim=-2):
         traces = get_importance_trace("flat", math.inf, model, guide, (x, y), {"steps": steps, "truncated": False})
     check_sites(traces[0])
@@ -184,7 +184,7 @@ def _log_density(trace: Trace, model_trace: Trace, shape: torch.Size) -> Tensor:
     total = torch.zeros(shape, dtype=torch.double)  # small differences of sums of thousands of nats matter
     observed = model_trace.nodes[ANSWER]
     for name, site in counted_sites(trace):
-        model_site = model_trace.nodes.get(name, site)  # the plates of the model's site have the model's names
+        model_site = model_trace.nodes.get(name, site)  # a guide's plates may have other names than those around y
         total = total + per_input(name, model_site, log_prob_of(site), observed, shape).cpu()
     return total
 

@@ -134,7 +134,7 @@ def check_has_heads(model: Any, purpose: str) -> None:
 
 
 def add_training_loss(name: str, loss: Tensor) -> None:
-    """Add a term to the training loss that is part of no reported bound. Call it inside the plates of the data.
+    """Add a term to the training loss. Reported bounds leave it out. Call it inside the plates of the data.
 
     Args:
         name: the name of the site.
@@ -145,7 +145,7 @@ def add_training_loss(name: str, loss: Tensor) -> None:
 
 
 def register_parameters(name: str, module: nn.Module) -> None:
-    """Make the parameters of ``module`` visible to SVI, as ``pyro.module`` does, but not through the global store.
+    """Make the parameters of ``module`` visible to SVI, as ``pyro.module`` does, without the global parameter store.
 
     ``pyro.module`` would give the parameters of a process's first model to a second model of the same name. It also
     leaves a weak reference on each parameter, which then cannot be pickled or deep-copied.
@@ -189,7 +189,7 @@ def _param_site(value: Tensor, full_name: str, **_: object) -> Tensor:
 
 
 def drop_param_names(parameters: Iterable[Tensor]) -> None:
-    """Remove the names of parameters from Pyro's store, which would keep the parameters alive after an update."""
+    """Remove the names of parameters from Pyro's store: the store would keep the parameters alive after an update."""
     for parameter in parameters:
         pyro.get_param_store()._param_to_name.pop(parameter, None)
 

@@ -29,10 +29,10 @@ class StepTerms:
 
     Attributes:
         reconstruction: -log p(y | h_T), nats per input, ``[..., B]``.
-        kl: KL(q || p) of each transition that counts, nats per input, ``[T, ..., B]``, without beta; if there is no
-            closed form, the one-sample estimate log q - log p.
+        kl: KL(q || p) of each transition whose KL counts, nats per input, ``[T, ..., B]``, without beta; if there is
+            no closed form, the one-sample estimate log q - log p.
         state: the final latent state, for the next supervision step to start from.
-        halted: bool ``[..., B]``: trajectories that the model halts here; None if it has no site ``halted``.
+        halted: bool ``[..., B]``: whether the model halts a trajectory after this pass; None without a site ``halted``.
         other_terms: the sum over all other sites, nats per input, ``[..., B]``: KLs of a user's latents, -log p of
             further observations, log q of the guide's auxiliary draws.
         shared_terms: the part of ``other_terms`` from sites outside the plate of the inputs, split evenly over inputs.
@@ -91,7 +91,7 @@ def _log_densities(q: Any, p: Any, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_prob_of(site: Any) -> Tensor:
-    """Return the log density at a site, nats, of the site's batch shape.
+    """Return the log density of the value at a site, nats, in the site's batch shape.
 
     It includes masks and the weights of subsampled plates, but not ``poutine.scale``.
     """
@@ -112,7 +112,7 @@ def read_terms(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | 
     """Read the terms from the traces of model and guide: those of Eq. 14 if the model was truncated, else of Eq. 13.
 
     Args:
-        kls: KLs of guidance sites that are known already, by name, masked, ``[..., B]``.
+        kls: KLs that the caller has already computed: name of the site -> KL with its mask applied, ``[..., B]``.
 
     Raises:
         ConfigError: the guide does not sample a latent of the model, or a site y, h or l is missing.
@@ -140,7 +140,7 @@ def read_terms(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | 
 
 
 def _costs(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor]) -> Iterator[tuple[str, Any, Tensor]]:
-    """Yield each site except y with its name and its part of the loss, nats, of the site's batch shape."""
+    """Yield (name, site, cost) for each site except y. The cost is its part of the loss, nats, in its batch shape."""
     for name, site in model_trace.nodes.items():
         if site["type"] != "sample":
             continue
@@ -199,7 +199,7 @@ def check_guide_sites(model_trace: Trace, guide_trace: Trace) -> None:
 
 
 def _batch_shape(site: Any) -> torch.Size:
-    """Return the batch shape of a site in its plates. A replayed distribution is not always expanded to it."""
+    """Return the batch shape of a site in its plates. A replayed distribution is not always expanded to this shape."""
     return torch.broadcast_shapes(site["fn"].batch_shape, batch_shape_of(site["cond_indep_stack"]))
 
 
@@ -238,7 +238,7 @@ def divergence_parts(
 def is_delta(distribution: Any) -> bool:
     """Return whether a distribution is a Delta, as in Pyro's autoguides.
 
-    Its log density is that of an auxiliary draw, which Pyro's closed-form KL of a Delta omits.
+    An autoguide gives the Delta the log density of an auxiliary draw. Pyro's closed-form KL of a Delta omits it.
     """
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist
@@ -308,7 +308,7 @@ def per_input(name: str, site: Any, term: Tensor, observed: Any, shape: torch.Si
         ConfigError: the site has values for other inputs than y.
     """
     plates, y_plates = _plates(site), _plates(observed)
-    # A dimension of the site is one of y if both have the same plate there, or both have none.
+    # Site and y share a dimension if both have the same plate there, or neither has a plate there.
     common_dims = {dim for plate, dim in plates.items() if plate in y_plates}
     common_dims |= set(range(-len(shape), 0)) - set(plates.values()) - set(y_plates.values())
     for dim in range(-term.ndim, 0):

@@ -212,7 +212,7 @@ def make_stack(
         prefix: as for :class:`RotaryAttention`; only for ``"attention"``.
 
     Raises:
-        ConfigError: ``mixer`` is neither.
+        ConfigError: ``mixer`` is not one of these two.
     """
     check_choice("mixer", mixer, MIXERS)
 
@@ -234,7 +234,7 @@ def make_embedding(count: int, width: int) -> nn.Embedding:
 class GaussianHead(nn.Module):
     """Compute mean and scale of a diagonal Gaussian over ``[L, D]`` by a SwiGLU at each position (Appendix B.1).
 
-    The last layer starts at zero: prior and guide start as N(0, initial_scale^2), and the KL at 0.
+    The last layer starts at zero, so that prior and guide start as N(0, initial_scale^2), and the KL starts at 0.
 
     Shapes: ``[..., L, width] -> (loc, scale)``, each ``[..., L, out]``, scale > 0; ``mean=False`` or
     ``scale=False`` leaves one out.
@@ -262,7 +262,7 @@ class GaussianHead(nn.Module):
 
 
 class CodeHead(nn.Module):
-    """Compute logits of categorical codes by a SwiGLU at each position; all are equal before training.
+    """Compute logits of categorical codes by a SwiGLU at each position. Before training all logits are 0.
 
     Shapes: ``[..., L, width] -> ([..., L, groups, classes],)``.
     """

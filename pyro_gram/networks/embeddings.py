@@ -91,7 +91,7 @@ class TokenEncoder(nn.Module):
 
 
 class FeatureEncoder(nn.Module):
-    """Embed several tokens per position: the sum of an embedding for each (feature, value), of unit variance.
+    """Embed several tokens (features) per position by the sum of their embeddings. The sum has unit variance.
 
     ``int64 [..., L, F] -> [..., L, D]``. This is a matrix product over one-hot features: at the sizes of a puzzle
     (F * V <= 100) it is faster than F look-ups, and its gradient is dense.

@@ -10,11 +10,11 @@ from pyro_gram.networks.core import RMSNorm, init_linear_, make_stack
 
 
 class HaltValueHead(nn.Module):
-    """Predict from a state whether its answer is right (halt), and whether the trajectory's last answer is (value).
+    """Predict from a state whether its answer is right (halt), and whether the trajectory's last one will be (value).
 
-    The paper's heads are linear in the first position of h. Without puzzle tokens there is no such position, and
-    whether an answer is right depends on all of it. These heads attend over ``[h, e_x, probabilities of the answer]``,
-    then take the mean and the maximum over positions.
+    The paper's heads read only the first position of h, a puzzle token. Without puzzle tokens that position is a part
+    of the puzzle, and whether an answer is right depends on all positions. These heads attend over all of
+    ``[h, e_x, probabilities of the answer]``, then take the mean and the maximum over positions.
 
     Shapes: h and e_x ``[..., L, D]``, probabilities ``[..., L_out, classes]`` to two logits ``[...]`` each.
     """

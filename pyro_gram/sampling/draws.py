@@ -1,4 +1,4 @@
-"""Draw schemes: trajectories of an input are drawn independently, or so that they differ more than by chance.
+"""Draw schemes: trajectories of an input are drawn independently, or so that they differ more than independent ones.
 
 ``experiments/scaling/scaling.py`` compares the schemes at equal compute.
 """
@@ -45,7 +45,7 @@ class DrawScheme:
 
     @property
     def is_selective(self) -> bool:
-        """Do some trajectories end before the full depth?"""
+        """Whether some trajectories are dropped before the full depth."""
         return self.kind == "distinct"
 
     @property
@@ -62,7 +62,7 @@ class DrawScheme:
         return CoupledDraws(self.kind) if self.kind in ("antithetic", "sobol") else nullcontext()
 
     def select(self, tokens: Tensor, num_samples: int) -> Tensor:
-        """Select the trajectories that go on: the first of each answer, then the second of each, and so on.
+        """Select N trajectories that go on: first one of each distinct answer, then a second one of each, and so on.
 
         Args:
             tokens: answers after the shared steps, int64 ``[M, B, L_out]``.
@@ -132,7 +132,7 @@ def antithetic_noise(like: Tensor) -> Tensor:
 
 
 def sobol_noise(like: Tensor) -> Tensor:
-    """Draw standard normal noise like ``[N, B, L, D]``, for each input a Sobol sequence over the L * D numbers."""
+    """Draw standard normal noise like ``[N, B, L, D]``; for each input it is made of N points of a Sobol sequence."""
     n, b, length, channels = like.shape
     size = length * channels
     if size > torch.quasirandom.SobolEngine.MAXDIM:

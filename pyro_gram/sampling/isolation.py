@@ -30,8 +30,8 @@ if hasattr(os, "register_at_fork"):  # a forked child has no other thread that c
 def generator_lock() -> Iterator[None]:
     """Hold the lock of torch's generator, so that other threads wait before they draw.
 
-    In a forked process torch is set to one thread: the threads that it had started do not exist there, and it would
-    wait for them forever.
+    In a forked process this sets torch to one thread. The threads that torch had started do not exist there, and torch
+    would wait for them forever.
     """
     global _owner
     with _LOCK:

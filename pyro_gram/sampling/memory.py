@@ -11,7 +11,7 @@ TENSORS, CONSTANT_MB = 64, 8.0
 
 
 def chunk_size(length: int, max_trajectories: int = MAX_TRAJECTORIES) -> int:
-    """Return how many trajectories of ``length`` positions take the memory of ``max_trajectories`` of 8 positions."""
+    """Return how many trajectories of ``length`` positions need the memory of ``max_trajectories`` of 8 positions."""
     return max(1, min(max_trajectories, max_trajectories * 8 // length))
 
 

@@ -2,7 +2,7 @@
 
 :func:`rollout` runs the same Pyro program as ``pyro.infer.Predictive``. Under one seed both draw the same numbers, as
 long as no temper, halt or draw scheme is given; :func:`rollout` keeps no trace and runs in chunks of bounded memory.
-No rollout takes an answer y, so that its answers can be scored.
+A rollout never sees the right answer y, so that the answers it decodes can be scored.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Rollout:
 
     Attributes:
         tokens: the most probable answer at the end of each trajectory, int64 ``[N, B, L_out]``.
-        score: log p(tokens | h_T), nats, ``[N, B]``; of diffusion models, the log probability of the path to tokens.
+        score: log p(tokens | h_T), nats, ``[N, B]``; for diffusion models, the log probability of the path to tokens.
         steps: supervision steps of each trajectory, int64 ``[N, B]``.
         work: supervision steps run for each input by all trajectories, dropped ones included, int64 ``[B]``.
         value: the value head's probability that the answer is right, ``[N, B]``; None without heads.
@@ -109,7 +109,7 @@ def rollout(
 
     Args:
         model: a program ``model(x, y, state, steps=1)`` with sites ``y``, ``h`` and ``l`` (``models.gram.GRAM``).
-        x: inputs, int64 ``[B, *event]``; None for p(x), where B is 1.
+        x: inputs, int64 ``[B, *event]``; None for a model without input, p(x), where B is 1.
         num_samples: N, trajectories for each input.
         depth: the most supervision steps.
         seed: chunk c draws under ``seed + c``; chunk 0 draws as ``Predictive`` does under ``seed``. Answers depend on
@@ -121,7 +121,7 @@ def rollout(
         draws: how the trajectories of an input are drawn together (``sampling.draws``).
         max_trajectories: the most trajectories that run at once.
         progress: called after each chunk with its number of trajectories.
-        processes: the processes that share the chunks. Each returns all answers; their number changes none of them.
+        processes: the processes that share the chunks. Each returns all answers, the same for any number of processes.
 
     Raises:
         UserError: ``num_samples`` or ``depth`` below 1, a halt outside [0, 1], or a history of trajectories that end at
@@ -216,7 +216,7 @@ def _run_chunk(model: Callable[..., Any], x: Tensor | None, num_samples: int, co
 
 
 def _run_until_halted(model: Callable[..., Any], x: Tensor | None, num_samples: int, config: RolloutConfig) -> Rollout:
-    """Run trajectories one supervision step at a time; one that has halted leaves the batch.
+    """Run trajectories one supervision step at a time; a trajectory that has halted leaves the batch.
 
     The trajectories of all inputs lie along one dimension: row ``n * B + b`` is trajectory n of input b.
     """
@@ -281,7 +281,7 @@ def rollout_steps(
 
     Args:
         model: the program.
-        x: inputs, int64 ``[B, *event]``; None for p(x).
+        x: inputs, int64 ``[B, *event]``; None for a model without input, p(x).
         depth: supervision steps.
         num_samples: N, for states ``[N, B, L, D]``; None for one trajectory of each input, ``[B, L, D]``.
     """
@@ -299,7 +299,7 @@ def run_steps(
 
     Args:
         model: the program.
-        x: inputs, int64 ``[B, *event]``; None for p(x).
+        x: inputs, int64 ``[B, *event]``; None for a model without input, p(x).
         state: where to start; None for z_0.
         num_samples: N trajectories of each input; None for one, without a dimension of its own.
         steps: supervision steps.
@@ -317,7 +317,7 @@ class Decode(Messenger):
     autoregressive model has no known mode). The sites of the heads take their means.
 
     Attributes:
-        values: those of ``y``, ``h`` and ``l`` and, with heads, of ``halt`` (P(the answer is right)) and ``value``.
+        values: the values of ``y``, ``h``, ``l`` and, with heads, ``halt`` (P(the answer is right)) and ``value``.
         answer_site: the message of the site ``y``.
         observations: name and message of each other observed site whose density counts.
     """
@@ -375,7 +375,7 @@ def counted_observations(msg: Any) -> list[tuple[str, Any]]:
 
 
 def _is_head(msg: Any) -> bool:
-    """Is it a site of a head? A user's own site may have the same name, but not the key ``HEAD_SITE``."""
+    """Return whether a head made this site. A user's own site may have the same name, but not the key ``HEAD_SITE``."""
     return bool(msg["infer"].get(HEAD_SITE)) and not msg["is_observed"]
 
 

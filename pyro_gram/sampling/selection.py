@@ -8,7 +8,7 @@
 
 Selection is deterministic: equal counts and scores are ordered by first appearance.
 
-The highest value alone is not reliable: among many trajectories the head trusts some wrong answer fully. Therefore the
+The highest value alone is not reliable: among many answers the head fully trusts a few wrong ones. Therefore the
 weights of all samples of an answer are added. A weight is the odds of a value, cut off at ``VALUE_CAP``, above which
 the head cannot tell right from wrong; a ratio of weights below ``MARGIN`` is chance. Both constants were chosen by hand
 on validation inputs, after one test input of 8 queens had shown such differences to be chance
@@ -32,7 +32,7 @@ class Candidate:
     Attributes:
         first: the index of the first sample with this answer.
         count: samples with this answer.
-        score: the best score among them, nats.
+        score: the best score among these samples, nats.
     """
 
     first: int
@@ -58,7 +58,7 @@ def tally(answers: Sequence[Hashable], scores: Sequence[float]) -> list[Candidat
 
 
 def select_by_value(answers: Sequence[Hashable], values: Sequence[float], scores: Sequence[float]) -> Candidate:
-    """Return the heaviest answer if it weighs clearly more than the most frequent one, which is returned otherwise.
+    """Return the heaviest answer if it weighs clearly more than the most frequent one; else the most frequent one.
 
     A sample of value v weighs as much as the odds v / (1 - v), with v cut off at ``VALUE_CAP``. Clearly more means more
     than ``MARGIN`` times as much.

@@ -36,7 +36,7 @@ class SMCConfig:
     """Settings of the filter.
 
     Attributes:
-        potential: the head that is the potential, ``value`` or ``halt``.
+        potential: the head whose output is the potential, ``value`` or ``halt``.
         power: alpha, the exponent of the potential; 0 for none.
         threshold: resample if the effective sample size is below this share of N.
     """

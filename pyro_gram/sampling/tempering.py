@@ -1,7 +1,7 @@
 """Tempering: sample trajectories from a prior that is wider, or narrower, in the first transitions.
 
-The first transitions decide in which of several solutions a trajectory ends. If the prior's scale is small in them, its
-mean decides. A wider scale makes the frequencies of an input's solutions more even, but more trajectories fail.
+The first transitions decide in which of several solutions a trajectory ends. If the prior's scale is small there, the
+prior's mean decides. A wider scale makes the frequencies of an input's solutions more even, but more trajectories fail.
 Only rollouts are tempered: training, bounds, likelihoods and the file inference.nc use the prior as it was trained.
 """
 

@@ -1,4 +1,4 @@
-"""The traits of parts and their defaults; and the examples of the contract, which run."""
+"""Models, priors and guides state traits or have the default ones. The examples in the contract's docstrings run."""
 
 import doctest
 

@@ -74,7 +74,7 @@ def test_scaling_reaches_distributions_given_by_logits():
 
 
 def hand_written_loss(case, beta=1.0):
-    """-ELBO of one untruncated supervision step, summed over the batch, written without Pyro's machinery."""
+    """Compute -ELBO of one untruncated supervision step, summed over the batch, without Pyro's inference."""
     model, guide = case.solver.model, case.solver.guide
     e_x, code = model.encoder(case.x), guide.encode(case.x, case.y)
     h, l = model.initial_state(e_x)
@@ -155,7 +155,7 @@ def test_trace_elbo_and_analytic_elbo_agree_on_average():
 
 
 def gentle_case():
-    """A guide near its prior, so that a few thousand weights estimate log p well."""
+    """Return a case whose guide is near its prior, so that a few thousand weights estimate log p well."""
     solver = build(small_config())
     perturb_(solver.model.prior, 0.002)
     perturb_(solver.guide, 0.002)
@@ -201,7 +201,7 @@ def test_terms_are_unscaled_under_the_trainers_scale(case):
 def test_the_surrogate_charges_the_last_transition_only():
     case = build_case(model={"transitions": 3})
     results = bounds(case.solver.model, case.solver.guide, case.x, case.y, steps=2)
-    assert results.kl.shape == (6, 5)  # the full bound charges all
+    assert results.kl.shape == (6, 5)  # the full bound charges all transitions
     assert terms(case.solver.model, case.solver.guide, case.x, case.y).kl.shape == (1, 5)
 
 
@@ -211,7 +211,7 @@ def test_the_surrogate_takes_the_supervision_steps_of_training():
     short_bounds, long_bounds = (bounds(model, guide, case.x, case.y, steps=4, surrogate_steps=n) for n in (1, 3))
     assert torch.equal(short_bounds.full, long_bounds.full)
     torch.manual_seed(0)
-    full_terms = terms(model, guide, case.x, case.y, steps=4, truncated=False)  # bounds draws this first
+    full_terms = terms(model, guide, case.x, case.y, steps=4, truncated=False)  # bounds() draws the full bound first
     torch.testing.assert_close(full_terms.elbo, short_bounds.full)
     torch.testing.assert_close(terms(model, guide, case.x, case.y).elbo, short_bounds.surrogate)
     assert not torch.equal(short_bounds.surrogate, long_bounds.surrogate)
@@ -234,7 +234,7 @@ def test_the_guide_forgets_its_trace_after_a_step(case):
 
 @pytest.mark.parametrize("balance", [0.8, 0.5, 0.0, 1.0])
 def test_an_estimated_kl_is_balanced_like_one_in_closed_form(balance):
-    """For Gaussians both KLs are known: value and gradients agree on average over draws."""
+    """The KL of Gaussians has a closed form: the estimate has the same value and gradients on average over draws."""
     (mq, sq, mp, sp), q, p = gaussians()
     expected = torch.autograd.grad(
         kl_divergence(scale_gradient(q, 1 - balance), scale_gradient(p, balance)), (mq, sq, mp, sp), retain_graph=True

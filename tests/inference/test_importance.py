@@ -61,7 +61,7 @@ def test_guide_draws_are_computed_from_the_densities(far_case):
 
 
 def test_chunks_of_draws_are_concatenated_in_order(far_case):
-    """Five inputs in chunks of two, and the draws of one input in chunks of two."""
+    """The chunks have two of the five inputs each, or two of the five draws of one input."""
     model, guide = far_case.solver.model, far_case.solver.guide
     draws = guide_draws(model, guide, far_case.x, far_case.y, steps=1, num_samples=3, seed=8, max_traced=7)
     for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):
@@ -100,7 +100,7 @@ def test_the_callers_random_state_is_restored(far_case):
     repeat = guide_draws(
         far_case.solver.model, far_case.solver.guide, far_case.x, far_case.y, steps=1, num_samples=2, seed=0
     )
-    assert torch.equal(draws.log_weight, repeat.log_weight)  # the default seed
+    assert torch.equal(draws.log_weight, repeat.log_weight)  # the default seed is 0
 
 
 def test_a_two_pass_guide_has_the_same_draws():

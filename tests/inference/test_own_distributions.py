@@ -1,4 +1,4 @@
-"""A user's own distributions, masks, scales and plates: bounds are Pyro's, or the call raises."""
+"""With a user's own distributions, masks, scales and plates, bounds equal Pyro's, or the call raises an error."""
 
 import pyro
 import pyro.distributions as dist
@@ -28,7 +28,7 @@ PLAIN = {"model": {"truncated": False}}
 
 @pytest.mark.parametrize("guide_class", [AutoNormal, AutoNormalMessenger, AutoDelta])
 def test_importance_weights_of_autoguides_are_pyros_for_any_chunk_size(guide_class):
-    """Their parameters belong to a batch, which is therefore not split."""
+    """An autoguide's parameters belong to one batch, so that a chunk always has all inputs of the batch."""
     model, _, x, y = pair(GRAM, AmortizedGuide, **PLAIN)
     guide = guide_class(model)
     guide(x, y, truncated=False)
@@ -45,7 +45,7 @@ def test_importance_weights_of_autoguides_are_pyros_for_any_chunk_size(guide_cla
 
 
 class Masked(GRAM):
-    """A model with a mask of one batch around y."""
+    """A model that observes y under a fixed mask, which fits one batch only."""
 
     is_observed = torch.tensor([True, False, True, True, False])
 
@@ -70,7 +70,7 @@ def test_a_mask_around_y_counts_and_must_fit_the_inputs():
 
 
 class Scaled(nn.Module):
-    """A prior with the parameter u * w."""
+    """A prior that makes its distribution from u * w, where w is a learned number."""
 
     def __init__(self, make_distribution):
         super().__init__()
@@ -93,7 +93,7 @@ def build_scaled(make_distribution, **changes):
 
 def normal_with_covariance(u):
     normal = dist.MultivariateNormal(u * 0.1, scale_tril=0.3 * torch.eye(16))
-    assert normal.covariance_matrix.shape[-1] == 16  # now the distribution has this attribute too
+    assert normal.covariance_matrix.shape[-1] == 16  # torch computes this at its first use and stores it
     return normal.to_event(1)
 
 
@@ -129,7 +129,7 @@ def test_closed_form_kls_are_used_and_balanced(kind):
 
 
 def test_a_straight_through_draw_keeps_its_density():
-    """Its log density is that of the relaxed draw, which the tensor has as an attribute."""
+    """The drawn tensor has the relaxed draw as an attribute, and Pyro takes the log density of the relaxed draw."""
     model, guide, x, y = build_scaled(
         lambda u: dist.RelaxedBernoulliStraightThrough(torch.tensor(0.5), probs=u.sigmoid()).to_event(2)
     )
@@ -200,7 +200,7 @@ def test_a_two_pass_guide_without_the_models_scale_counts_as_in_pyro():
 
 
 class Sequential(GRAM):
-    """A model that observes two of six parts of each input, sequentially."""
+    """A model that observes two of the six parts of each input, one after the other, in a sequential plate."""
 
     def answer(self, state, e_x, y, infer=None):
         for i in pyro.plate("parts", 6, subsample_size=2):
@@ -224,7 +224,7 @@ def test_a_random_subsample_of_observations_does_not_depend_on_y():
 
 
 class Hidden(dist.Normal):
-    """A user's own Gaussian, a parameter of which lies in a module."""
+    """A user's own Gaussian, which has a parameter inside a module."""
 
     def __init__(self, u, net):
         super().__init__(u, 1.0)

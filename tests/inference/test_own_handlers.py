@@ -1,4 +1,4 @@
-"""Pyro's handlers and optimizers around models and guides: they count as in Pyro, or the call raises."""
+"""Pyro's handlers and optimizers have the same effect on models and guides as in Pyro, or the call raises an error."""
 
 import pyro
 import pyro.distributions as dist
@@ -52,7 +52,7 @@ def test_pyros_optimizers_get_the_names_of_parameters(tmp_path):
     SVI(model, guide, restored_optimizer, Trace_ELBO()).step(x, y)
     steps = {name: s["state"][0]["step"].item() for name, s in restored_optimizer.get_state().items() if s["state"]}
     assert steps["guide.shift"] == 2
-    assert not dict(pyro.get_param_store().items())  # no parameter of ours lies there
+    assert not dict(pyro.get_param_store().items())  # this library puts no parameter into the store
 
 
 def test_the_librarys_optimizer_leaves_no_parameter_in_the_store():
@@ -156,7 +156,7 @@ def guide_outside_plates(x, y, **_):
 
 
 def test_a_guide_outside_the_models_plates_is_refused():
-    """Its entropy would count once for each input. Pyro's validation refuses it too."""
+    """The entropy of such a guide would count once for each input. Pyro's validation refuses the guide too."""
     model, _, x, y = pair(GRAM, AmortizedGuide, **PLAIN)
     with pyro.validation_enabled(False):
         for elbo in (MeanFieldELBO(), BalancedELBO(), TraceELBO()):
@@ -194,7 +194,7 @@ def test_a_guides_plates_may_have_other_names(name):
 
     weights = guide_draws(model, guide, x, y, steps=1, num_samples=2, seed=3).log_weight
     torch.manual_seed(3)
-    with torch.no_grad(), pyro.validation_enabled(False):  # validation warns of the other name
+    with torch.no_grad(), pyro.validation_enabled(False):  # validation warns of the plate's other name
         loss = Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1).loss(
             model, guide, x, y, truncated=False
         )

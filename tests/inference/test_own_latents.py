@@ -89,7 +89,7 @@ def density(trace, names, shape):
 
 
 def weights_by_hand(guide, x, y, latent, seed):
-    """Return log p - log q of three trajectories of each input, with the user's own latent."""
+    """Return log p - log q of three trajectories of each input; ``latent`` is the name of the user's own latent."""
     torch.manual_seed(seed)
     with torch.no_grad(), pyro.plate("trajectories", 3, dim=-2):
         guide(x, y, truncated=False)
@@ -127,7 +127,7 @@ def test_terms_of_every_elbo_add_up_to_pyros_bound(name, observed, validate):
     with pyro.validation_enabled(validate):
         torch.manual_seed(1)
         loss = elbo.loss(model, guide, x, y)
-    assert type(loss) is float  # as Pyro's
+    assert type(loss) is float  # as with Pyro's ELBOs
     assert elbo.terms.elbo.sum().item() == pytest.approx(-expected, rel=1e-5)
     if name != "trace":
         assert loss == pytest.approx(expected, rel=1e-5)
@@ -140,7 +140,7 @@ def test_reported_bounds_include_an_own_latent():
     model, guide, x, y = pair()
     results = bounds(model, guide, x, y, steps=2, surrogate_steps=2)
     torch.manual_seed(0)
-    terms(model, guide, x, y, steps=2, truncated=False)  # bounds draws this first
+    terms(model, guide, x, y, steps=2, truncated=False)  # bounds() draws the full bound first
     state, step_terms = None, []
     for _ in range(2):
         step_terms.append(terms(model, guide, x, y, state))
@@ -273,7 +273,7 @@ class OwnPlatesGuide(AmortizedGuide):
 
 @pytest.mark.parametrize(("name", "classes"), [("balanced", B), ("mean_field", 3), ("trace", B)])
 def test_own_plates_are_summed_even_if_they_are_as_long_as_the_batch(name, classes):
-    """A plate of the batch's length is no plate of inputs; a subsampled plate keeps its weight."""
+    """The plate "classes" is not taken for that of the inputs. The subsampled plate "parts" counts 6 / 2 times."""
     model, guide, x, y = pair(OwnPlates, OwnPlatesGuide, model={"truncated": False})
     model.classes = classes
     torch.manual_seed(1)
@@ -304,7 +304,7 @@ def test_shared_latents_count_once_however_many_chunks_of_inputs():
 
 
 def test_observations_for_another_number_of_inputs_than_y_are_refused():
-    """Inputs come in chunks; other data that a model observes do not."""
+    """Inputs are split into chunks, but other data that a model observes are not."""
     model, guide, x, y = pair()
     model.measurements = torch.linspace(-1, 1, B)
     with pytest.raises(ConfigError, match="'measured' has values for 5 inputs where y has 1"):
@@ -314,7 +314,7 @@ def test_observations_for_another_number_of_inputs_than_y_are_refused():
 
 
 class Auxiliary(AmortizedGuide):
-    """A guide with an auxiliary draw, which for Pyro is a latent of the model too, with the same density."""
+    """A guide with an auxiliary draw ``a``. Pyro puts ``a`` into the traces of guide and model with equal densities."""
 
     def get_posterior(self, name, prior):
         if name == "c":

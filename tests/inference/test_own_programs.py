@@ -1,4 +1,4 @@
-"""A user's own models: importance weights and densities of rollouts are exact, or the call raises."""
+"""For a user's own models, importance weights and densities of rollouts are exact, or the call raises an error."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ PLAIN = {"model": {"truncated": False}}
 
 
 def in_plate(name):
-    """Return a model with a shared latent and a plate of inputs of this name (None: without a plate)."""
+    """Return a model with a latent that all inputs share. ``name`` names the plate of the inputs; None for no plate."""
 
     class Program(nn.Module):
         def forward(self, x, y=None, state=None, **settings):
@@ -212,7 +212,7 @@ def test_a_latent_that_is_named_like_a_head_is_sampled(name):
 
 
 class Subsampled(nn.Module):
-    """A model whose inputs are a subsample of fifty."""
+    """A model whose inputs are a subsample of fifty inputs."""
 
     def forward(self, x, y=None, state=None, **settings):
         subsample = torch.arange(len(x))

@@ -1,4 +1,4 @@
-"""Model and guide are ordinary Pyro programs: Pyro's results for them are right, or the call raises."""
+"""Model and guide are ordinary Pyro programs: Pyro's results for them are right, or the call raises an error."""
 
 import warnings
 
@@ -79,7 +79,7 @@ def test_weighed_predictive_of_pyro_is_right(case, parallel):
 
 
 class Answers(poutine.messenger.Messenger):
-    """Gives sites fixed values without making them observed."""
+    """Give sites fixed values without making the sites observed."""
 
     def __init__(self, values):
         super().__init__()
@@ -144,7 +144,7 @@ def test_renamed_guidance_is_refused(case, handler, is_around_model):
 
 
 class Elsewhere(Reparam):
-    """A user's own strategy. The name of its site does not show which site it replaces."""
+    """A user's own reparameterization. It replaces a site by the site "elsewhere", whose name gives no hint of that."""
 
     def apply(self, msg):
         value = pyro.sample("elsewhere", msg["fn"])
@@ -178,7 +178,7 @@ def test_jit_losses_are_refused(case, jit_elbo):
 
 
 def program(data):
-    """A model with a global latent, latents in a plate, and one of each kind of support."""
+    """A model with a real and a positive global latent, and a real latent for each datum."""
     a = pyro.sample("a", dist.Normal(0.0, 1.0))
     b = pyro.sample("b", dist.LogNormal(0.0, 0.5))
     with pyro.plate("data", len(data)):
@@ -216,7 +216,7 @@ def loss_and_gradients(elbo, model, guide, arguments, validate):
 
 
 def check_equal(model, guide, arguments, validate):
-    guide(*arguments)  # its parameters are made at the first call
+    guide(*arguments)  # an autoguide makes its parameters at the first call
     # Pyro's mean-field ELBO omits the log density of a Delta in the guide; Trace_ELBO does not.
     pyro_elbo = TraceMeanField_ELBO if isinstance(guide, Messenger) else Trace_ELBO
     expected = loss_and_gradients(pyro_elbo(num_particles=2), model, guide, arguments, validate)
@@ -236,7 +236,7 @@ def test_the_balanced_bound_equals_pyros_for_every_autoguide(name):
 
 @pytest.mark.parametrize("name", ["normal", "low rank", "delta"])
 def test_the_balanced_bound_of_gram_under_an_autoguide_is_pyros(case, name):
-    """An autoguide's guidance is a Delta at an auxiliary draw."""
+    """An autoguide gives guidance a Delta at an auxiliary draw."""
     model = case.solver.model
 
     def full_model(x, y):

@@ -35,7 +35,7 @@ def model(halted=False):
             z = z + pyro.sample("eps_1", dist.Normal(z, 2.0))
         with poutine.mask(mask=False):
             pyro.sample("eps_2", dist.Normal(z, 2.0))
-        with poutine.scale(scale=7.0):  # no scale counts
+        with poutine.scale(scale=7.0):  # terms leave scales out
             c = pyro.sample("c", dist.Normal(z, 3.0))
         pyro.deterministic("u_0", z)
         pyro.deterministic("h", z.expand(B))
@@ -71,7 +71,7 @@ def test_terms_are_read_from_both_traces():
     first_kl = kl_divergence(dist.Normal(LOC, 0.5), dist.Normal(torch.zeros(B), 1.0))
     second_kl = kl_divergence(dist.Normal(-LOC, 1.5), dist.Normal(value["eps_0"], 2.0))
     second_kl[1] = 0  # masked
-    torch.testing.assert_close(terms.kl, torch.stack((first_kl, second_kl)))  # eps_2 is charged nowhere
+    torch.testing.assert_close(terms.kl, torch.stack((first_kl, second_kl)))  # eps_2 is masked and has no KL
     z = value["eps_0"] + value["eps_1"]
     other_terms = (
         -value["noise"]  # log q of c, the log density of its Delta
@@ -171,7 +171,7 @@ def test_a_divergence_is_the_closed_form_or_the_estimate_at_the_draw():
 
 
 def make_site(**dims):
-    """A site within plates, by their names."""
+    """Return a site within plates: the name of each plate = its dimension."""
     frames = [CondIndepStackFrame(name, dim, 1, 0) for name, dim in dims.items()]
     return {"cond_indep_stack": tuple(frames)}
 

@@ -16,7 +16,7 @@ from tests.conftest import build_case, small_config
 
 
 def test_handlers_must_be_around_the_model_before_the_guide_is_built(case):
-    """Pyro's ELBOs run the guide's own model and ignore the one that they are given."""
+    """Pyro's ELBOs run the guide's own model and ignore the model that they are given."""
     model, guide = case.solver.model, case.solver.guide
     masked_model = poutine.mask(model, mask=False)
     pyro.set_rng_seed(0)
@@ -38,7 +38,7 @@ def test_handlers_must_be_around_the_model_before_the_guide_is_built(case):
 
 
 def test_sites_that_are_not_guidance_keep_their_prior(case):
-    """A user's own latent, or an unobserved y, must not be answered with a posterior over guidance."""
+    """A user's own latent, or an unobserved y, must not be drawn from a posterior over guidance."""
     inner = case.solver.model
 
     class Tempered(torch.nn.Module):
@@ -79,7 +79,7 @@ def test_weights_are_log_p_minus_log_q_of_each_datum(case):
 
 
 def test_renyi_elbo_is_a_bound_per_datum_not_on_the_joint_batch(case):
-    """One deterministic site outside the plate would make Pyro average over the product of the batch."""
+    """With a deterministic site outside the plate, Pyro would average the products of all weights in the batch."""
     model, guide = case.solver.model, case.solver.guide
     bound = RenyiELBO(alpha=0.0, num_particles=6, vectorize_particles=True, max_plate_nesting=1)
     torch.manual_seed(9)
@@ -92,7 +92,7 @@ def test_renyi_elbo_is_a_bound_per_datum_not_on_the_joint_batch(case):
 
 
 def test_two_models_in_one_process_do_not_share_parameters():
-    """pyro.module would hand the second model the parameters of the first, by name."""
+    """``pyro.module`` would give the second model the parameters of the first, because their names are equal."""
     a, b = build_case(), build_case()
     with poutine.trace(param_only=True) as first:
         register_parameters("model", a.solver.model)
