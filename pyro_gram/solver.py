@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,16 @@ if TYPE_CHECKING:
 
 DRAWS = (*UNBIASED, "smc")
 BATCH_TRAJECTORIES = 1280  # the inputs with so many trajectories are solved together; then their answers are yielded
+
+
+class SampleSettings(TypedDict, total=False):
+    """The settings of :meth:`Solver.sample` that :meth:`Solver.solve` and :meth:`Solver.stream` pass on."""
+
+    temper: TemperConfig | None
+    halt: float | None
+    draws: str
+    memory: float | None
+    progress: Callable[[int], Any] | None
 
 
 @dataclass(eq=False)
@@ -86,7 +96,7 @@ class Solver:
         halt: float | None = None,
         draws: str = "independent",
         memory: float | None = None,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int], Any] | None = None,
     ) -> Rollout:
         """Sample trajectories of the prior.
 
@@ -138,7 +148,7 @@ class Solver:
         with isolated_program():
             return rollout(self.model, tokens, **settings, **common_settings).cpu()
 
-    def _filter(self, tokens: Tensor, progress: Callable[[int], None] | None, **settings: Any) -> Rollout:
+    def _filter(self, tokens: Tensor, progress: Callable[[int], Any] | None, **settings: Any) -> Rollout:
         """Sample trajectories weighted by the value head (``sampling.smc``)."""
         from pyro_gram.sampling.smc import smc, to_rollout
 
@@ -221,7 +231,7 @@ class Solver:
         depth: int | None = None,
         seed: int = 0,
         select: str = "all",
-        **settings: Any,
+        **settings: Unpack[SampleSettings],
     ) -> list[Answers]:
         """Return the distinct answers to each input, the most frequent first, ties by score and then by appearance.
 
@@ -246,7 +256,7 @@ class Solver:
         depth: int | None = None,
         seed: int = 0,
         select: str = "all",
-        **settings: Any,
+        **settings: Unpack[SampleSettings],
     ) -> Iterator[Answers]:
         """Yield what :meth:`solve` returns, batch by batch. All inputs are checked before the first batch."""
         num_samples, seed = to_int("num_samples", num_samples), to_int("seed", seed)
@@ -269,7 +279,7 @@ class Solver:
         )
 
     def _solve(
-        self, x: Tensor, num_samples: int, depth: int | None, seed: int, select: str, settings: dict[str, Any]
+        self, x: Tensor, num_samples: int, depth: int | None, seed: int, select: str, settings: SampleSettings
     ) -> Iterator[Answers]:
         from pyro_gram.answers import Answers, select_answers, tally_answers
 

@@ -34,6 +34,7 @@ from my_task import Completion, CompletionConfig
 
 solver = pyro_gram.load(3)  # error: "load" has incompatible type "int"
 solver.solve(["GCR`v_"], num_samples="20")  # error: "solve" of "Solver" has incompatible type "str"
+solver.solve(["GCR`v_"], halting=0.9)  # error: Unexpected keyword argument "halting" for "solve"
 solver.sample("GCR`v_").token  # error: "Rollout" has no attribute "token"
 Completion(CompletionConfig(sizes=5))  # error: Unexpected keyword argument "sizes"
 version: int = pyro_gram.__version__  # error: Incompatible types in assignment

@@ -102,7 +102,7 @@ def rollout(
     halt: float | None = None,
     draws: DrawScheme = INDEPENDENT,
     max_trajectories: int = MAX_TRAJECTORIES,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], Any] | None = None,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Rollout:
     """Sample ``num_samples`` trajectories of the prior for each input, from z_0, and decode their answers.
