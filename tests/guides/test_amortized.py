@@ -38,7 +38,7 @@ def test_limit_kl_moves_only_posteriors_with_a_larger_kl(max_kl):
 
 @pytest.mark.parametrize("ratio", [0.02, 0.2, 3.0, 20.0])
 def test_limit_kl_holds_if_all_scales_differ_in_the_same_way(ratio):
-    """A trained guide is narrower than the prior in every channel, so that differences do not cancel."""
+    """A trained guide is narrower than the prior in every channel. Then errors of limit_kl add up over channels."""
     zeros, ones = torch.zeros(2, 8, 128), torch.ones(2, 8, 128)
     for max_kl in (0.01, 0.5):
         kl = kl_of(*limit_kl(zeros + 0.1, ratio * ones, dist.Normal(zeros, ones), max_kl), dist.Normal(zeros, ones))
@@ -124,7 +124,7 @@ def test_limit_kl_moves_mean_and_log_scale_by_one_share():
     scale_share = (new_scale / prior.scale).log() / (scale / prior.scale).log()
     mean_share = loc_share.mean((-1, -2), keepdim=True)
     assert ((mean_share > 0) & (mean_share < 1)).all()
-    assert mean_share.std() > 1e-3  # each input has its own
+    assert mean_share.std() > 1e-3  # each input has a share of its own
     torch.testing.assert_close(loc_share, mean_share.expand_as(loc_share), atol=2e-3, rtol=2e-3)
     torch.testing.assert_close(scale_share, mean_share.expand_as(scale_share), atol=2e-3, rtol=2e-3)
 
@@ -137,7 +137,7 @@ def test_limit_kl_leaves_a_posterior_at_the_limit_unchanged():
 
 
 def test_the_gradient_of_limit_kl_keeps_the_kl():
-    """The KL stays at the limit however far loc is: its gradient with respect to that distance is 0."""
+    """However far loc is from the prior's mean, the KL is at the limit: its gradient by this distance is 0."""
     loc, _, prior = draw(4, 1.0)
     factor = torch.tensor(1.0, requires_grad=True)
     new_parameters = limit_kl(prior.loc + factor * (loc - prior.loc), prior.scale, prior, 0.5)
@@ -147,7 +147,7 @@ def test_the_gradient_of_limit_kl_keeps_the_kl():
 
 @pytest.mark.parametrize("settings", [{}, {"steps": 2}, {"truncated": False, "steps": 2}, {"beta": 0.3}])
 def test_the_two_pass_guide_equals_the_one_pass_guide(settings):
-    """Both have the same draws under the same seed, and the same density, mask and scale at every site."""
+    """Both guides have the same draws under the same seed, and the same density, mask and scale at every site."""
     replay = build_case(guide_name="replay")
     model, guide = replay.solver.model, replay.solver.guide
     pyro.set_rng_seed(4)

@@ -77,7 +77,7 @@ def test_pairs_take_rows_in_order_and_only_in_training():
     assert sorted(all_rows.tolist()) == list(range(5))
     assert int(guide.used) == 5
     other_pairs = torch.stack([case.x[0]] * 3), torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1], [2, 2, 2, 2]])
-    assert sorted(guide.encode(*other_pairs).tolist()) == [5, 6, 7]  # the last of eight rows
+    assert sorted(guide.encode(*other_pairs).tolist()) == [5, 6, 7]  # the last three of the eight rows
     with pytest.raises(ConfigError, match="more than 8 pairs"):
         guide.encode(case.x[:1], torch.tensor([[7, 7, 7, 7]]))
 
@@ -91,7 +91,7 @@ def test_the_key_of_a_pair_depends_on_x_and_y():
     other_y = torch.tensor([[1, 0, 2, 0]])
     rows = [guide.encode(*pair).item() for pair in ((x, y), (other_x, y), (x, other_y), (x, y))]
     assert rows == [0, 1, 2, 0]
-    assert guide.encode(None, y).item() == 3  # p(x): y alone
+    assert guide.encode(None, y).item() == 3  # without input, the key depends on y alone
     assert guide.encode(None, y).item() == 3
 
 

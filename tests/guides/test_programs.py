@@ -1,4 +1,4 @@
-"""Every prior, guide, model and task keeps the contract of the parts, each with several partners."""
+"""Every prior, guide, model and task keeps the contract of the parts; each is tested with several partners."""
 
 import copy
 import pickle
@@ -68,7 +68,7 @@ def test_every_parameter_gets_a_gradient(case, number):
 
 
 def test_plain_svi_with_pyros_adam_trains_model_and_guide(case):
-    """SVI silently leaves parameters untrained that a guide does not register."""
+    """If a guide did not register a parameter, SVI would silently leave this parameter untrained."""
     before = {n: p.detach().clone() for m in parts(case) for n, p in m.named_parameters()}
     SVI(*parts(case), pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(case.x, case.y)
     assert [n for m in parts(case) for n, p in m.named_parameters() if torch.equal(p, before[n])] == []

@@ -11,7 +11,7 @@ TABLE = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(2))  # [las
 
 
 def table_logits(e_x, tokens):
-    """Logits that depend on the token before, on the place, and on e_x."""
+    """Return logits that depend on the previous token, on the place, and on e_x."""
     last_tokens = torch.nn.functional.pad(tokens, (1, 0), value=3)
     return TABLE[last_tokens, torch.arange(last_tokens.shape[-1])] * e_x.mean((-1, -2))[..., None, None]
 

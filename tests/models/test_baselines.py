@@ -1,4 +1,4 @@
-"""The baselines against brute force, with answers small enough to enumerate."""
+"""The baselines agree with brute force on a task whose answers are few enough to enumerate."""
 
 import itertools
 import math
@@ -99,7 +99,7 @@ def test_a_diffusion_bound_is_below_the_log_probability_of_draws(name, settings)
     likely_answers = p.topk(5).indices
     assert (bound[likely_answers] < p[likely_answers].log() + 0.3).all()
     assert bound.exp().sum() < 1.1  # a lower bound of probabilities, which sum to 1
-    assert bound.exp().sum() > 0.3  # and it is not vacuous
+    assert bound.exp().sum() > 0.3  # the bound is not vacuous
 
 
 @pytest.mark.parametrize("kind", ["absorbing", "uniform"])
@@ -110,7 +110,7 @@ def test_d3pms_backward_step_is_bayes_rule_over_its_transition_matrices(kind):
     alpha_bar = model.alpha_bar
     for t in (1, 2, 4, 6):
         alpha = alpha_bar[t] / alpha_bar[t - 1]
-        transition = alpha * torch.eye(classes) + (1 - alpha) * model.stationary  # q(y_t | y_{t-1}), rows to columns
+        transition = alpha * torch.eye(classes) + (1 - alpha) * model.stationary  # [y_{t-1}, y_t]: q(y_t | y_{t-1})
         cumulative = alpha_bar[t - 1] * torch.eye(classes) + (1 - alpha_bar[t - 1]) * model.stationary
         for clean_token, corrupted_token in itertools.product(range(3), range(classes)):
             joint = cumulative[clean_token] * transition[:, corrupted_token]
@@ -141,7 +141,7 @@ def test_mdlms_bound_is_tight_for_a_network_with_constant_logits():
 
 @pytest.mark.parametrize(("steps", "low", "high"), [(64, 0.9, 1.0), (0, 0.2, 0.6)])
 def test_mdlm_reveals_most_tokens_alone_if_there_are_many_more_steps_than_tokens(steps, low, high):
-    """The share of tokens that are the only one revealed at their step."""
+    """The share of tokens that are revealed alone, at a step of their own, lies between ``low`` and ``high``."""
     case = build_tiny("mdlm", model={"sampling_steps": steps})
     model = case.solver.model
     num_masked = []

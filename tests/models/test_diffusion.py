@@ -16,7 +16,7 @@ MASK = 3  # the token after the three classes
 
 
 class RecordedDenoiser(torch.nn.Module):
-    """Logits that depend on the token, its place and the time; ``calls`` holds the tokens and times of each call."""
+    """Compute logits from the token, its place and the time; ``calls`` holds the tokens and times of each call."""
 
     def __init__(self, states):
         super().__init__()
@@ -129,12 +129,12 @@ def test_a_diffusion_model_has_a_factor_in_training_and_a_draw_otherwise(name, s
     assert site["fn"].event_shape == (4,)
     assert site["infer"]["draw_answer"]
     assert (site["fn"].log_prob(site["value"]) < 0).all()
-    assert (site["value"] != site["value"][0]).any()  # each trajectory draws its own
+    assert (site["value"] != site["value"][0]).any()  # each trajectory draws its own answer
 
 
 @pytest.mark.parametrize(("name", "uses_time"), [("mdlm", False), ("d3pm", True)])
 def test_only_the_network_of_d3pm_embeds_the_time(name, uses_time):
-    """MDLM's time follows from how many tokens are masked."""
+    """The number of masked tokens tells MDLM's network the time."""
     case = build_case(model_name=name)
     model = case.solver.model.eval()
     e_x = model.encoder(case.x)
@@ -148,14 +148,14 @@ KINDS = ["absorbing", "uniform"]
 
 
 def schedule(kind, T):
-    """The share of tokens that keep their value until t, in the paper's closed form."""
+    """Return, for t = 0 .. T, the share of tokens that keep their value until time t (the paper's closed form)."""
     if kind == "absorbing":
         return [1 - t / T for t in range(T + 1)]
     return [math.cos(math.pi * t / (2 * T)) ** 2 for t in range(T)] + [0.0]
 
 
 def cumulative_transition(kind, T, t):
-    """q(y_t | y_0), rows to columns, over all states."""
+    """Return the matrix of q(y_t | y_0): a row for each y_0, a column for each y_t."""
     states = 3 if kind == "uniform" else 4
     m = torch.full((3,), 1 / 3) if kind == "uniform" else torch.tensor([0.0, 0.0, 0.0, 1.0])
     clean_share = schedule(kind, T)[t]
@@ -163,7 +163,7 @@ def cumulative_transition(kind, T, t):
 
 
 def transition(kind, T, t):
-    """q(y_t | y_{t-1})."""
+    """Return the matrix of q(y_t | y_{t-1}): a row for each y_{t-1}, a column for each y_t."""
     states = 3 if kind == "uniform" else 4
     m = torch.full((3,), 1 / 3) if kind == "uniform" else torch.tensor([0.0, 0.0, 0.0, 1.0])
     alpha = schedule(kind, T)[t] / schedule(kind, T)[t - 1]
@@ -171,7 +171,7 @@ def transition(kind, T, t):
 
 
 def reverse_step(kind, T, t, clean, corrupted):
-    """p(y_{t-1} | y_t) where y_0 has the probabilities ``clean``."""
+    """Return p(y_{t-1} | y_t) for y_t = ``corrupted``, if y_0 has the probabilities ``clean``."""
     joint = (clean @ cumulative_transition(kind, T, t - 1)) * transition(kind, T, t)[:, corrupted]
     return joint / joint.sum()
 
@@ -183,7 +183,7 @@ def test_d3pms_schedule_and_stationary_distribution_are_the_papers(kind):
     expected = [1 / 3] * 3 if kind == "uniform" else [0.0, 0.0, 0.0, 1.0]
     torch.testing.assert_close(model.stationary, torch.tensor(expected))
     assert model.alpha_bar[-1] == 0  # exactly: nothing of y is left
-    assert not {"alpha_bar", "stationary", "floor"} & set(model.state_dict())  # they follow from the config
+    assert not {"alpha_bar", "stationary", "floor"} & set(model.state_dict())  # the config determines these buffers
     assert (model.floor[:3] > 0).all()
     assert (model.floor[3:] == 0).all()  # an answer is never the mask
 

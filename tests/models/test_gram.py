@@ -130,7 +130,7 @@ def test_render_model_shows_the_program(case):
 
 
 def test_a_user_can_extend_the_model_in_plain_pyro(case):
-    """One more latent, a global temperature, in five lines around the program."""
+    """The user adds a latent, a global temperature, in a few lines around the program."""
     model = case.solver.model
     log_normal = pyro.distributions.LogNormal(0.0, 0.1)
 
@@ -145,7 +145,7 @@ def test_a_user_can_extend_the_model_in_plain_pyro(case):
     temperature = trace.nodes["temperature"]["value"]
     expected = log_normal.log_prob(temperature) + plain_trace.log_prob_sum() / temperature
     torch.testing.assert_close(trace.log_prob_sum(), expected)
-    last_log_p = model.prior(trace.nodes["u_1"]["value"]).log_prob(draws["eps_1"])  # the only one that is charged
+    last_log_p = model.prior(trace.nodes["u_1"]["value"]).log_prob(draws["eps_1"])  # only eps_1 is charged
     answer_log_p = model.likelihood(trace.nodes["h"]["value"]).log_prob(case.y)
     torch.testing.assert_close(plain_trace.log_prob_sum(), (last_log_p + answer_log_p).sum())
 

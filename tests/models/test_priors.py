@@ -1,4 +1,4 @@
-"""The families p(eps | u): what each one is, and its KL."""
+"""The priors p(eps | u): what distribution each one is, and its KL."""
 
 import math
 
@@ -134,7 +134,7 @@ def test_a_prior_starts_at_its_initial_scale(name):
 
 @pytest.mark.parametrize("rank", [1, 16])
 def test_a_low_rank_prior_starts_with_small_correlations_for_any_rank(rank):
-    """F F^T is initial_scale^2 times that of unscaled weights, averaged over the rank."""
+    """F is initial_scale / sqrt(rank) times the output of a fresh layer, so that F F^T does not grow with the rank."""
     cls = PRIORS.get("low_rank")
     u = torch.randn(5, L, 64)
 
@@ -278,4 +278,4 @@ def test_traits_of_priors_are_true(name):
     parameters = (
         prior(torch.randn(5, L, D)).mean if name not in ("flow", "noise_only") else prior.head(torch.randn(5, L, D))[-1]
     )
-    assert not torch.allclose(parameters[0], parameters[1])  # it depends on u
+    assert not torch.allclose(parameters[0], parameters[1])  # the prior depends on u

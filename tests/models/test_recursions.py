@@ -1,4 +1,4 @@
-"""HRM, TRM, the flat and the looped recursion, and the one-step programs, by hand."""
+"""HRM, TRM, the flat recursion and the one-step programs agree with computations by hand."""
 
 import pyro
 import pytest
@@ -82,7 +82,7 @@ def test_the_halting_head_learns_to_halt_at_right_answers():
     case, model, trace = trace_model("trm")
     tokens = model.decoder(trace.nodes["h"]["value"]).argmax(-1)
     y = tokens.clone()
-    y[0, -1] = (y[0, -1] + 1) % 3  # one token of one answer
+    y[0, -1] = (y[0, -1] + 1) % 3  # now one token of the first answer is wrong
     halt = poutine.trace(model).get_trace(case.x, y).nodes["halt"]["value"]
     assert halt.tolist() == [0, 1, 1, 1, 1]
 

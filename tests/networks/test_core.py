@@ -58,7 +58,7 @@ def test_rotary_scores_depend_on_relative_position_only():
     for shift in range(-L + 1, L):
         diagonal = scores.diagonal(shift)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4, rtol=1e-4)
-    assert scores[0].std() > 1e-3  # they do depend on position
+    assert scores[0].std() > 1e-3  # the scores do depend on the relative position
     torch.testing.assert_close(v, qkv[:, 2].flatten(-2))  # values are not rotated
 
 

@@ -1,4 +1,4 @@
-"""Patches of images in and out, and the networks that each kind of task is given."""
+"""Encoders turn images into patches, decoders turn patches into images, and each kind of task gets its networks."""
 
 import copy
 
@@ -21,7 +21,7 @@ from pyro_gram.spec import TaskSpec
 
 WIDTH, CHANNELS, REACH = 24, 8, 4  # two 5 x 5 convolutions see 4 pixels away
 BATCHES = [(), (3,), (2, 3)]
-SHAPES = [((8, 8), 2), ((8, 12), 4), ((6, 9), 3)]  # image and patch
+SHAPES = [((8, 8), 2), ((8, 12), 4), ((6, 9), 3)]  # rows and columns of an image, side of a patch
 
 
 def encoder(image=(8, 12), patch=4, classes=2):
@@ -37,7 +37,7 @@ def pixels_of(image, *batch, classes=2):
 
 
 def remove_group_norm(module):
-    """Return a copy in which only convolutions connect pixels: GroupNorm takes statistics from the whole image."""
+    """Return a copy without GroupNorm, which takes statistics of the whole image: only convolutions connect pixels."""
     module = copy.deepcopy(module)
     for parent in list(module.modules()):
         for name, child in parent.named_children():
@@ -47,7 +47,7 @@ def remove_group_norm(module):
 
 
 def patch_cells(image, patch):
-    """Return the patch of each pixel, ``[rows * columns]``, without unfold."""
+    """Return the index of the patch in which each pixel lies, ``[rows * columns]``. It is computed without unfold."""
     rows, columns = image
     return torch.tensor([(r // patch) * (columns // patch) + c // patch for r in range(rows) for c in range(columns)])
 

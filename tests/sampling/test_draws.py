@@ -89,7 +89,7 @@ def test_distinct_trajectories_differ_at_least_as_much_and_their_work_is_counted
     assert (distinct_samples.steps == depth).all()
     assert (distinct_samples.work == 6 * depth + 18 * 1).all()
 
-    # selected at the end, the answers are as distinct as possible
+    # If trajectories are selected at the end, their answers are as distinct as possible.
     late_scheme = DrawScheme("distinct", oversample=4, steps=depth)
     late_samples = rollout(model, case.x, num_samples=6, depth=depth, draws=late_scheme, seed=1)
     samples = rollout(model, case.x, num_samples=24, depth=depth, seed=1)
@@ -174,7 +174,7 @@ def test_only_antithetic_and_sobol_schemes_have_a_handler():
 
 
 def draw_guidance(prior, kind, steps=2):
-    """Sample two guidance sites under the handler."""
+    """Sample the guidance of the first transitions under the handler."""
     with CoupledDraws(kind):
         return [pyro.sample(guidance_site(t), prior) for t in range(steps)]
 
@@ -210,7 +210,7 @@ def test_each_input_has_a_sobol_sequence_of_its_own_that_is_even_in_every_channe
     torch.manual_seed(1)
     noise = sobol_noise(torch.zeros(8, 3, 2, 4))
     uniform = torch.distributions.Normal(0.0, 1.0).cdf(noise)
-    # After the random shift, each (shifted) eighth of the interval still holds one of a channel's eight points.
+    # A channel has eight points, one in each eighth of the interval. A random shift moves points and eighths alike.
     gaps = uniform.sort(0).values.diff(dim=0)
     assert (gaps > 1e-4).all()
     assert (gaps < 0.25).all()

@@ -55,7 +55,7 @@ def test_a_halted_trajectory_leaves_the_batch_and_keeps_its_answer():
     assert 0 < num_halted[0] < 150
     assert samples.work.sum() == sum(batch_sizes) == samples.steps.sum()
     is_early = samples.steps < 6
-    assert (samples.value[is_early] >= 0.9).all()  # at the halting step, not at a later one
+    assert (samples.value[is_early] >= 0.9).all()  # this is the value at the halting step, not at a later step
     one_step_samples = rollout(case.solver.model, case.x, num_samples=30, depth=1, seed=2)
     is_first = samples.steps == 1
     assert torch.equal(samples.tokens[is_first], one_step_samples.tokens[is_first])
@@ -82,7 +82,7 @@ def test_a_halt_needs_heads_a_probability_and_no_history():
             rollout(model, case.x, num_samples=1, depth=1, halt=halt)
     with pytest.raises(UserError, match="whole number"):
         rollout(model, case.x, num_samples=1.5, depth=1)
-    rollout(model, case.x, num_samples=1, depth=1, halt=1, history=True)  # 1 never halts
+    rollout(model, case.x, num_samples=1, depth=1, halt=1, history=True)  # with halt = 1 no trajectory halts
     model.heads = StateHeads()
     rollout(model, case.x, num_samples=1, depth=1, halt=0)
     with pytest.raises(UserError, match="leave out halt and draws"):
@@ -101,7 +101,7 @@ def test_a_memory_limit_below_one_trajectory_is_refused():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(("trajectories", "limit"), [(40, 20.0), pytest.param(MANY, 25.0, marks=pytest.mark.slow)])
 def test_trajectories_stay_within_the_users_memory(trajectories, limit):
-    """Without the limit 40 trajectories of each of four graphs take some 40 MB."""
+    """Without the limit, 40 trajectories of each of four graphs would take about 40 MB."""
     peak = float(output([sys.executable, "-c", PEAK, str(CHECKPOINT), str(trajectories), str(limit)]))
     assert peak <= limit
 
@@ -137,7 +137,7 @@ def test_a_program_that_does_not_sample_its_heads_is_refused():
 
 
 class WithoutHeadSites(GRAM):
-    """A program with heads and without their sites."""
+    """A program that has heads and hides their sites."""
 
     def forward(self, x, y=None, state=None, **settings):
         with pyro.poutine.block(hide=["halt", "value"]):

@@ -16,7 +16,7 @@ def filtered_case(strength=200.0, **changes):
 
 
 class TwoHeads(torch.nn.Module):
-    """Halt and value heads that differ."""
+    """Halt and value heads with different outputs."""
 
     def forward(self, h, e_x, probabilities):
         mean = h.mean((-1, -2))
@@ -51,7 +51,7 @@ def test_a_head_that_trusts_nothing_gives_equal_weights():
 
 
 def test_after_resampling_weights_are_relative_to_the_ancestors_potential():
-    """With one resampling, after the first step, the final weight is psi(z_2) / psi(z_1), z_1 being the ancestor's."""
+    """If only the first step resamples, the final weight is psi(z_2) / psi(z_1), where z_1 is the ancestor's state."""
     case = filtered_case()
     model, n = case.solver.model, 50
     particles = smc(model, case.x, num_samples=n, depth=2, seed=4, config=SMCConfig(threshold=1.0))

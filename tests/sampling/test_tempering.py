@@ -19,7 +19,7 @@ WIDE = TemperConfig(scale=3.0, transitions=3)
 
 
 class Scales(Messenger):
-    """Record the scale of each transition relative to that of the prior at its u_t."""
+    """Record the scale of each transition, divided by the scale of the untempered prior at the same u_t."""
 
     def __init__(self, prior):
         super().__init__()
