@@ -17,7 +17,7 @@ from .amortized import AmortizedGuide, AmortizedGuideConfig, align_answer
 
 @GUIDES.register("additive")
 class AdditiveGuide(AmortizedGuide):
-    """Add the embedding of y to u_t, instead of concatenating both; the head is half as large."""
+    """Add the embedding of y to u_t, instead of concatenating both; the head has half as many inputs."""
 
     inputs = 1
 

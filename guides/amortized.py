@@ -32,7 +32,7 @@ class AmortizedGuideConfig:
 
     Attributes:
         hidden: width of the SwiGLU.
-        initial_scale: sigma of every channel before training, as the prior's.
+        initial_scale: sigma of every channel before training, as in the prior's config.
         layers: attention layers over the embedded answer. With 0 layers, the posterior of a position depends on its own
             token of y only.
         heads: attention heads of those layers.
@@ -62,7 +62,7 @@ class AmortizedGuideConfig:
 
 @GUIDES.register("amortized")
 class AmortizedGuide(EffectGuide):
-    """A posterior from ``[u_t, embedding of y]`` at each position, by default a diagonal Gaussian.
+    """Compute a posterior from ``[u_t, embedding of y]`` at each position, by default a diagonal Gaussian.
 
     Args:
         config: sizes.
@@ -118,8 +118,8 @@ def limit_kl(loc: Tensor, scale: Tensor, prior: dist.Normal, max_kl: float) -> t
     :math:`\lambda` of the path is :math:`\lambda^2` times that at its end; bisection finds the share for other scales.
 
     Args:
-        loc, scale: the posterior's, ``[..., L, D]``.
-        prior: p(eps | u), batch shape ``[..., L, D]``; no gradient reaches it from here.
+        loc, scale: mean and sigma of the posterior, ``[..., L, D]``.
+        prior: p(eps | u), batch shape ``[..., L, D]``; this function sends no gradient into it.
         max_kl: nats, summed over positions and channels.
     """
     loc_p, scale_p = prior.loc.detach(), prior.scale.detach()

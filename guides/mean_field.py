@@ -1,4 +1,4 @@
-"""A guide with free parameters for each datum: compared with it, an amortized guide shows its amortization gap."""
+"""A guide with free parameters for each datum. The amortization gap of other guides is measured against it."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class MeanFieldGuideConfig:
 class MeanFieldGuide(EffectGuide):
     """A diagonal Gaussian with free parameters for each pair (x, y), transition, position and channel.
 
-    A pair has a 64-bit key, made of its tokens, and takes the next free row when training first meets it. The posterior
-    of other pairs is N(0, initial_scale^2), as before training. Arguments as for the amortized guide.
+    A pair has a 64-bit key, made of its tokens, and takes the next free row of parameters when training first meets it.
+    The posterior of other pairs is N(0, initial_scale^2), as before training. Arguments as for the amortized guide.
 
     Raises:
         ConfigError: guides for this prior are not Gaussian; or there are more pairs than ``num_pairs``.

@@ -92,7 +92,7 @@ class GRAM(nn.Module):
             y: the observed answer, int64 ``[..., B, L_out]``; None to sample it.
             state: the state in which the last supervision step ended; None for z_0.
             steps: supervision steps of this call; 0 decodes ``state`` as it is.
-            truncated: replaces the config's; False for the full bound (Eq. 13).
+            truncated: replaces ``truncated`` of the config; False for the full bound (Eq. 13).
             beta: weight of the KL; 1 is the ELBO.
 
         Returns: y, int64 ``[..., B, L_out]``.

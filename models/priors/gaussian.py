@@ -64,7 +64,7 @@ class NoiseOnlyPrior(nn.Module):
 class MeanOnlyPrior(nn.Module):
     r"""The prior :math:`N(\mu_\theta(u), 0)`: guidance without noise, in prior and guide (Table 3b).
 
-    The KL of two points is 0 or infinite. In training it is replaced by the KL of Gaussians of scale ``initial_scale``
+    The KL of two points is 0 or infinite. Training replaces this KL by that of Gaussians of scale ``initial_scale``
     around the points, a squared distance; bounds that contain it are not reported. As there is no noise, the guide can
     pass all of y to the core.
     """
@@ -118,7 +118,7 @@ class NoPriorConfig:
 
 @PRIORS.register("none")
 class NoPrior(nn.Module):
-    """No guidance, eps = 0: the deterministic model (TRM is GRAM with it)."""
+    """No guidance, eps = 0: the model is deterministic (GRAM with this prior is TRM)."""
 
     Config = NoPriorConfig
     traits = PriorTraits(family=None)

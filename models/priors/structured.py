@@ -182,7 +182,7 @@ class LowRankPrior(nn.Module):
         self.rank = config.rank
         self.head = GaussianHead(width, config.hidden, width, config.initial_scale)
         self.directions = SwiGLU(width, config.hidden, config.rank * width)
-        with torch.no_grad():  # small but not zero: at zero it would get no gradient
+        with torch.no_grad():  # F starts small but not at zero: at zero it would get no gradient
             self.directions.down.weight.mul_(config.initial_scale / math.sqrt(config.rank))
 
     def forward(self, u: Tensor) -> dist.TorchDistribution:

@@ -125,7 +125,7 @@ class ModelTraits:
     """The traits of a model, which it may state about itself.
 
     Attributes:
-        has_guidance: the program samples guidance sites; if not, it takes prior ``none`` and guide ``prior`` only.
+        has_guidance: the program samples guidance sites; if not, only prior ``none`` and guide ``prior`` fit the model.
         is_one_step: each call starts from z_0, and a trajectory has one supervision step.
         has_exact_likelihood: the log density of the site ``y`` is exact; if not, it is a bound.
         default_parts: names of the prior and guide that the model is used with, unless the user names others.
@@ -161,7 +161,7 @@ class GuideTraits:
 
     Attributes:
         follows_prior: q(eps_t | u_t, y) = p(eps_t | u_t): there is no inference network and every KL is 0.
-        is_amortized: its parameters are shared by all data; if not, each datum has some of its own.
+        is_amortized: all data share the parameters of the guide; if not, each datum has parameters of its own.
         default_settings: settings that replace those of a preset.
     """
 

@@ -185,7 +185,7 @@ def _exclude(trace: Trace, names: list[str]) -> Trace:
 
 
 def _check_gradient(name: str, guide_site: Any) -> None:
-    """Raise NotImplementedError if a guide's draw has no gradient, so that its parameters would not be trained."""
+    """Raise NotImplementedError if a guide's draw has no gradient: the guide's parameters would not be trained."""
     if torch.is_grad_enabled() and not guide_site["fn"].has_rsample:
         raise NotImplementedError(
             f"the guide draws {name!r} from a {type_of(guide_site['fn'])}, whose draws have no gradient: train with "
@@ -201,7 +201,7 @@ def balanced_log_densities(q: Any, p: Any, value: Tensor, balance: float) -> tup
     """
     balance = min(max(balance, 1e-6), 1 - 1e-6)
     scaled_value = _ScaleGradient.apply(value, (1 - balance) / balance)
-    # A straight-through draw of Pyro's has the relaxed draw as an attribute, and Pyro takes the density of that one.
+    # A straight-through draw has the relaxed draw as an attribute, and Pyro takes the density of the relaxed draw.
     relaxed_value = getattr(value, "_unquantize", None)
     if relaxed_value is not None:
         scaled_value._unquantize = _ScaleGradient.apply(relaxed_value, (1 - balance) / balance)

@@ -153,7 +153,7 @@ def _kl_codes(q: Codes, p: Codes) -> Tensor:
 
 @dataclass(frozen=True)
 class CodeFamily:
-    """:class:`Codes` mixed with a uniform distribution of weight ``uniform_mix``, for finite KLs (DreamerV3)."""
+    """:class:`Codes`, mixed with a uniform distribution of weight ``uniform_mix`` to keep KLs finite (DreamerV3)."""
 
     groups: int
     classes: int

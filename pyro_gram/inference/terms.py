@@ -140,7 +140,7 @@ def read_terms(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | 
 
 
 def _costs(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor]) -> Iterator[tuple[str, Any, Tensor]]:
-    """Yield (name, site, cost) for each site except y. The cost is its part of the loss, nats, in its batch shape."""
+    """Yield (name, site, cost) for each site except y: the cost is what the site adds to the loss, nats."""
     for name, site in model_trace.nodes.items():
         if site["type"] != "sample":
             continue

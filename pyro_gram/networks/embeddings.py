@@ -38,7 +38,7 @@ def input_encoder(spec: TaskSpec, width: int, prefix: int = 0) -> nn.Module | No
 
 
 def embed_input(encoder: nn.Module | None, x: Tensor | None, like: Tensor, batch: torch.Size | None) -> Tensor:
-    """Return e_x of an input, ``[..., L, D]``; without input (p(x)) it is zeros ``[*batch, *like.shape]``.
+    """Return e_x of an input, ``[..., L, D]``; in a model without input e_x is zeros ``[*batch, *like.shape]``.
 
     Raises:
         ValueError: x is given, and the task has no input.

@@ -30,7 +30,7 @@ class DrawScheme:
         kind: ``independent``; ``antithetic``: in the first transition, where all trajectories have the same u, one half
             of them takes the guidance of the other half, mirrored about the prior's mean; ``sobol``: the first guidance
             is a scrambled Sobol sequence, shifted at random for each input; ``distinct``: more trajectories start, and
-            those whose answers differ go on. Frequencies of answers then do not estimate p(y | x).
+            those whose answers differ go on, so that frequencies of answers do not estimate p(y | x).
         oversample: how many trajectories start for each one that goes on (``distinct`` only).
         steps: supervision steps before the selection (``distinct`` only).
     """
@@ -58,7 +58,7 @@ class DrawScheme:
         return num_samples * self.oversample if self.is_selective else num_samples
 
     def handler(self) -> AbstractContextManager[Any]:
-        """Return the Pyro handler that draws the guidance of the first transition."""
+        """Return the handler that draws the guidance of the first transition; a null context for independent draws."""
         return CoupledDraws(self.kind) if self.kind in ("antithetic", "sobol") else nullcontext()
 
     def select(self, tokens: Tensor, num_samples: int) -> Tensor:

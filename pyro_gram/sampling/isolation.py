@@ -22,7 +22,7 @@ from pyro_gram.errors import UserError
 _LOCK = threading.RLock()
 _owner = os.getpid()  # the process in which torch has started its threads
 
-if hasattr(os, "register_at_fork"):  # a forked child has no other thread that could release the lock: fork with it held
+if hasattr(os, "register_at_fork"):  # fork while holding the lock: the child has no other thread to release it
     os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 
 

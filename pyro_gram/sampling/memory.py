@@ -1,4 +1,4 @@
-"""How many trajectories of the prior fit into memory at once."""
+"""Compute how many trajectories of the prior fit into memory at once."""
 
 from __future__ import annotations
 

@@ -301,7 +301,7 @@ def run_steps(
         model: the program.
         x: inputs, int64 ``[B, *event]``; None for a model without input, p(x).
         state: where to start; None for z_0.
-        num_samples: N trajectories of each input; None for one, without a dimension of its own.
+        num_samples: N trajectories of each input; None for one trajectory, without a dimension for N.
         steps: supervision steps.
     """
     plate = nullcontext() if num_samples is None else pyro.plate("trajectories", num_samples, dim=-2)

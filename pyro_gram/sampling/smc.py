@@ -37,7 +37,7 @@ class SMCConfig:
 
     Attributes:
         potential: the head whose output is the potential, ``value`` or ``halt``.
-        power: alpha, the exponent of the potential; 0 for none.
+        power: alpha, the exponent of the potential; 0 ignores the potential.
         threshold: resample if the effective sample size is below this share of N.
     """
 
@@ -147,7 +147,7 @@ def _filter(
 ) -> Particles:
     state: LatentState | None = None
     log_weight = torch.zeros(n, len(x), device=x.device)
-    log_potential = torch.zeros_like(log_weight)  # alpha log psi of z_0, which all trajectories share
+    log_potential = torch.zeros_like(log_weight)  # all trajectories share z_0, so any constant serves as its potential
     sizes, is_resampled = [], []
     with Temper(temper):
         for step in range(depth):
@@ -184,7 +184,7 @@ def effective_sample_size(log_weight: Tensor) -> Tensor:
 
 
 def systematic_resample(weight: Tensor) -> Tensor:
-    """Copy each trajectory N w times, rounded up or down, with one uniform draw for each input.
+    """Copy each trajectory N * weight times, rounded up or down, with one uniform draw for each input.
 
     Args:
         weight: normalised, ``[N, B]``.

@@ -2,7 +2,7 @@
 
 The first transitions decide in which of several solutions a trajectory ends. If the prior's scale is small there, the
 prior's mean decides. A wider scale makes the frequencies of an input's solutions more even, but more trajectories fail.
-Only rollouts are tempered: training, bounds, likelihoods and the file inference.nc use the prior as it was trained.
+Only rollouts are tempered: training, bounds, likelihoods and inference.nc (for ArviZ) use the prior as it was trained.
 """
 
 from __future__ import annotations

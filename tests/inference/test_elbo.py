@@ -1,4 +1,4 @@
-"""The bounds, on cases small enough to know the answer."""
+"""The ELBOs have the right values and gradients in cases that are small enough to know the answer."""
 
 import pyro
 import pyro.distributions as dist
@@ -270,7 +270,7 @@ def test_the_balanced_elbo_names_the_distributions_of_an_estimated_kl(case):
 
 
 def test_a_guide_of_deltas_has_pyros_gradient_without_balance():
-    """This is maximum a posteriori: a point and a density have no KL to balance."""
+    """This is maximum a posteriori estimation: between a point and a density there is no KL to balance."""
     results = []
     for name in ("balanced", "mean_field"):
         pyro.set_rng_seed(0)

@@ -1,4 +1,4 @@
-"""Weights of the guide's trajectories, each recomputed from the densities of its own draws."""
+"""The weights of the guide's trajectories equal weights that are computed from the densities of the same draws."""
 
 import math
 

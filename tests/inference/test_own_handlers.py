@@ -1,4 +1,4 @@
-"""Pyro's handlers and optimizers have the same effect on models and guides as in Pyro, or the call raises an error."""
+"""Pyro's handlers and optimizers act on models and guides as on any Pyro program, or the call raises an error."""
 
 import pyro
 import pyro.distributions as dist

@@ -28,7 +28,7 @@ ELBOS = ["balanced", "mean_field", "trace"]
 
 
 class Biased(GRAM):
-    """GRAM with a user's own latent, a bias of the state, for each input."""
+    """GRAM with a latent that a user has added: a bias of the state, one for each input."""
 
     measurements: torch.Tensor | None = None
 
@@ -273,7 +273,7 @@ class OwnPlatesGuide(AmortizedGuide):
 
 @pytest.mark.parametrize(("name", "classes"), [("balanced", B), ("mean_field", 3), ("trace", B)])
 def test_own_plates_are_summed_even_if_they_are_as_long_as_the_batch(name, classes):
-    """The plate "classes" is not taken for that of the inputs. The subsampled plate "parts" counts 6 / 2 times."""
+    """The plate "classes" is not taken for the plate of the inputs. The two sampled "parts" count for all six."""
     model, guide, x, y = pair(OwnPlates, OwnPlatesGuide, model={"truncated": False})
     model.classes = classes
     torch.manual_seed(1)

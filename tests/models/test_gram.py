@@ -151,7 +151,7 @@ def test_a_user_can_extend_the_model_in_plain_pyro(case):
 
 
 def test_the_model_follows_its_equations_from_any_state(case):
-    """Eq. 6-9 by hand, from a given state and with a given beta; steps = 0 decodes the state as it is."""
+    """The test computes Eq. 6-9 by hand, from a given state and with a given beta. With steps = 0 the state stays."""
     model = case.solver.model
     state = LatentState(torch.randn(5, 4, 16), torch.randn(5, 4, 16))
     trace = poutine.trace(model).get_trace(case.x, case.y, state, truncated=False, beta=0.5)

@@ -29,14 +29,14 @@ def test_an_answer_of_clearly_greater_weight_replaces_the_most_frequent_one():
     assert select_by_value(answers, [0.7, 0.5, 0.5, 0.3], scores) == Candidate(
         1, 2, -4.0
     )  # "a" has the odds 2.33 and "b" the odds 1 + 1: not enough
-    assert select_by_value(answers, [0.76, 0.5, 0.5, 0.3], scores) == Candidate(0, 1, -1.0)  # 3.17 against 2
+    assert select_by_value(answers, [0.76, 0.5, 0.5, 0.3], scores) == Candidate(0, 1, -1.0)  # 3.17 against 2: enough
     assert select_by_value(answers, [0.5] * 4, scores) == Candidate(1, 2, -4.0)
     assert select_by_value(answers, [0.0] * 4, scores) == Candidate(1, 2, -4.0)
 
 
 def test_small_differences_of_weight_are_left_to_the_vote():
-    assert select_by_value(["a", "c"], [0.5] * 2, [-1.0, -0.5]) == Candidate(1, 1, -0.5)  # the better score
-    assert select_by_value(["a", "c"], [0.5] * 2, [-1.0] * 2) == Candidate(0, 1, -1.0)  # then the first
+    assert select_by_value(["a", "c"], [0.5] * 2, [-1.0, -0.5]) == Candidate(1, 1, -0.5)  # the better score decides
+    assert select_by_value(["a", "c"], [0.5] * 2, [-1.0] * 2) == Candidate(0, 1, -1.0)  # then the first answer
     assert select_by_value(["a", "c"], [0.59, 0.5], [-1.0, -0.5]).first == 1  # the difference is too small
 
 
