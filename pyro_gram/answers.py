@@ -1,4 +1,4 @@
-"""The distinct answers among the samples of an input, with their frequencies, and the choice among them."""
+"""Group the samples of an input into distinct answers with their frequencies, and select among these answers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ class Answer:
 
     Attributes:
         solution: its text.
-        count: the number of trajectories that ended in it. ``count / num_samples`` is its frequency, which estimates
-            p(y | x) if :attr:`Answers.frequencies` says so.
+        count: the number of trajectories that ended in this answer. ``count / num_samples`` is its frequency, which
+            estimates p(y | x) if :attr:`Answers.frequencies` says so.
         valid: does the task's check accept it? None if no right answer is known (a user's own ARC test).
         score: the highest decoder confidence log p(y | h_T) among those trajectories, nats.
-        value: the highest probability of being right among them, by the value head; None without heads.
+        value: the highest probability of being right that the value head gives one of those trajectories; None without
+            heads.
         y: its tokens, int64 ``[L_out]``.
     """
 
@@ -43,7 +44,7 @@ class Answers:
         depth: the maximal number of supervision steps of a trajectory.
         select: the selection, as for :meth:`Solver.solve`.
         distinct: the number of distinct answers of all trajectories.
-        distinct_valid: the number of right answers among these; None if some cannot be checked.
+        distinct_valid: the number of right ones among the distinct answers; None if some cannot be checked.
         total: the number of right answers that the input has, counted exactly; None if they cannot be counted.
         mean_steps: the mean number of supervision steps of a trajectory.
         caveats: reasons why frequencies do not estimate p(y | x) (:meth:`Solver.frequency_caveats`).
@@ -64,7 +65,7 @@ class Answers:
 
     @property
     def frequencies(self) -> str:
-        """What the frequencies of answers estimate: p(y | x) at this depth; or why they do not estimate it."""
+        """Text that says whether the frequencies of answers estimate p(y | x) at this depth, or why they do not."""
         return f"not p(y|x): {', '.join(self.caveats)}" if self.caveats else f"p(y|x) at depth {self.depth}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def tally_answers(
     """Return the distinct answers among the samples of one input, the most frequent first.
 
     Args:
-        texts, scores, values: one for each sample.
+        texts, scores, values: one text, score and value for each sample.
         is_valid: 1 for a right sample, 0 for a wrong one, NaN if no right answer is known; ``[N]``.
         tokens: the tokens of each sample, int64 ``[N, L_out]``.
     """
@@ -110,7 +111,7 @@ def tally_answers(
 def select_answers(
     select: str, answers: list[Answer], texts: list[str], scores: list[float], values: list[float] | None
 ) -> list[Answer]:
-    """Return those of the distinct ``answers`` to one input that the selection ``select`` chooses."""
+    """Return the answers that the selection ``select`` chooses among the distinct ``answers`` to one input."""
     if select == "vote":
         return answers[:1]
     if select == "verified":

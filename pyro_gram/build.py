@@ -1,4 +1,4 @@
-"""Building a solver from the settings of a run."""
+"""Build a solver from the settings of a run."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ def build_task(config: RunConfig, data_dir: str | None = None) -> Task:
 
 
 def build(config: RunConfig, data_dir: str | None = None, task: Task | None = None) -> Solver:
-    """Build the task, model and guide of a run. Its seed draws the weights; the caller's random state is unchanged.
+    """Build the task, model and guide of a run. The weights are drawn under the run's seed.
+
+    The caller's random state is unchanged.
 
     Args:
         config: the settings of the run.
-        data_dir: where a task that reads files finds them.
+        data_dir: the folder with the task's data files, if the task reads any.
         task: the result of :func:`build_task`; None to make the task here.
 
     Raises:
@@ -42,7 +44,7 @@ def build(config: RunConfig, data_dir: str | None = None, task: Task | None = No
 
 
 def check_parts(config: RunConfig) -> None:
-    """Raise ConfigError if the model, prior and guide of a run do not fit together, by their traits."""
+    """Check by their traits that the model, prior and guide of a run fit together. Raises ConfigError."""
     names = config.names
     model, prior, guide = (r.get(names[part]) for part, r in (("model", MODELS), ("prior", PRIORS), ("guide", GUIDES)))
     model_facts, prior_facts = model_traits(model), prior_traits(prior)
@@ -80,7 +82,8 @@ def _check_one_step(config: RunConfig) -> None:
 
 
 def _check_guided_transitions(config: RunConfig) -> None:
-    # In training every supervision step is a program of its own, whose transitions are counted from 0.
+    # Training runs every supervision step as a program of its own, which counts its transitions from 0. A limit below
+    # the number of all transitions would then not stop the guide where it stops in a full trajectory.
     guided_transitions = asdict(config.guide).get("guided_transitions", 0)
     training_transitions = config.train.supervision_steps * model_sizes(config.model).transitions
     if 0 < guided_transitions < training_transitions:

@@ -21,7 +21,7 @@ from pyro_gram.system.files import TensorFile, open_tensor_file, write_tensor_fi
 from pyro_gram.tasks.base import Task
 from pyro_gram.training.config import will_have_heads
 
-MAX_BUFFER_BYTES = 2**28  # of a model's buffers (angles, masks), which a checkpoint does not hold
+MAX_BUFFER_BYTES = 2**28  # limit of a model's buffers (angles, masks); a checkpoint does not hold them
 CALLS_PER_TENSOR = 400  # calls of torch functions allowed per stored tensor while a model is built
 
 
@@ -40,15 +40,15 @@ def save_model(path: Path, solver: Solver, *, half: bool = False) -> None:
     write_tensor_file(path, tensors, header)
 
 
-@generator_lock()  # initial weights are drawn
+@generator_lock()  # building a model draws its initial weights
 def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool | Collection[str] = False) -> Solver:
     """Load a solver from a model checkpoint (``.safetensors``) or a run's directory.
 
     Args:
         path: the file, or the directory.
-        data_dir: where a task that reads files finds them.
-        trust_code: may the checkpoint name classes outside pyro_gram (``package.module:Class``)? Their module is
-            imported, which runs its code. True trusts any class; a collection trusts the paths in it.
+        data_dir: the folder with the task's data files, if the task reads any.
+        trust_code: may the checkpoint name classes outside pyro_gram (``package.module:Class``)? Loading imports the
+            module of such a class, and so runs its code. True trusts any class; a collection trusts the paths in it.
 
     Raises:
         CheckpointError: the file is missing, damaged or of another format; its weights do not fit its config; or it
@@ -69,7 +69,7 @@ def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool | Co
             attach_heads(solver.model, config.model, task, config.heads, config.seed)
     except ConfigError as e:
         raise CheckpointError(f"{path} cannot be rebuilt from its settings: {e}") from None
-    if task.spec.puzzles:  # each puzzle has an embedding, found by its number
+    if task.spec.puzzles:  # each puzzle has an embedding at the place of its number: the numbers must be the same
         check_same_data(path, file.header, task.provenance())
     modules = solver.modules
     check_fit(file.mismatched_names(modules.state_dict()), path)
@@ -80,10 +80,10 @@ def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool | Co
 
 
 def outline_misfits(file: TensorFile, config: RunConfig, task: Task) -> list[str]:
-    """Return the names of tensors in a file that do not fit its settings. No memory is allocated for the tensors.
+    """Return the names of tensors in a file that do not fit the settings in its header.
 
-    A stranger's settings may ask for a model of any size. Models of the user's own classes are not checked: they may
-    not work on torch's device "meta".
+    An untrusted file may ask for a model of any size, so the model is built on torch's device "meta", which allocates
+    no memory. Models of the user's own classes are not checked, because they may not work on that device.
 
     Raises:
         ConfigError: no model can be built from the settings, or its buffers take too much memory.
@@ -132,7 +132,7 @@ def check_same_data(path: Path, header: dict[str, Any], data: dict[str, str]) ->
     Args:
         path: the checkpoint, for messages.
         header: the header of the checkpoint.
-        data: the task's provenance now.
+        data: the provenance of the task's present files.
     """
     saved_data = header.get("data", {})
     for name in sorted(set(saved_data) & set(data)):

@@ -16,15 +16,15 @@ POSITIVE = (sys.float_info.min, math.inf)  # check_range refuses infinity in eve
 FRACTION = (0.0, 1.0)
 AT_LEAST_0 = (0, math.inf)
 AT_LEAST_1 = (1, math.inf)
-MAX_SAMPLES = 10_000_000  # per input: all its answers are in memory
-MAX_SEED = 2**62  # the chunks of a rollout take the seeds after the given one
+MAX_SAMPLES = 10_000_000  # per input: memory holds all its samples
+MAX_SEED = 2**62  # each chunk of a rollout adds its number to the given seed
 
 
 def check_range(config: Any, **ranges: tuple[float, float]) -> None:
     """Check that each named field of ``config`` lies in its closed range; NaN and infinity lie in none.
 
     Raises:
-        ConfigError: one does not. The message names the field, its range and its value.
+        ConfigError: a field lies outside its range. The message names the field, the range and the value.
     """
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
@@ -40,16 +40,16 @@ def check_range(config: Any, **ranges: tuple[float, float]) -> None:
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Check that ``value`` is one of ``choices``; ``name`` is the word for it in the message. Raises ConfigError."""
+    """Check that ``value`` is one of ``choices``; The message calls it ``name``. Raises ConfigError."""
     if value not in choices:
         raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(choices)}{did_you_mean(value, choices)}")
 
 
 def closest_names(word: str, names: Iterable[str]) -> list[str]:
-    """Return up to three of ``names`` that are close to ``word``, which is none of them.
+    """Return up to three of ``names`` that resemble the unknown name ``word``.
 
-    Only the last part of a dotted name (``--task.size``) is compared. Names with the same last part are returned, or
-    else names with a similar last part; the latter must begin as ``word`` does, if any name does.
+    Only the last parts of dotted names (``size`` in ``--task.size``) are compared. Names with the same last part are
+    returned. If there are none, names with a similar last part are, from the same first part (``task``) if it exists.
 
     >>> closest_names("--size", ["--task.size", "--seed"])
     ['--task.size']
@@ -88,7 +88,7 @@ def check_counts(*, seed: Any, **counts: Any) -> None:
     """Check that ``seed`` is valid (:func:`check_seed`), and that each count is an integer of at least 1.
 
     Raises:
-        UserError: one is not.
+        UserError: the seed or a count is wrong.
     """
     check_seed(seed)
     for name, count in counts.items():

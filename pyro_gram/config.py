@@ -1,7 +1,7 @@
 """The settings of a run: one frozen dataclass for each part, and their conversion to and from JSON.
 
-``RunConfig`` names a task, model, prior and guide, and each of those classes has a ``Config`` dataclass of its own. A
-field that does not exist is an error everywhere: in a preset, in a JSON file, on the command line.
+``RunConfig`` names a task, model, prior and guide, and each of those classes has a ``Config`` dataclass of its own. An
+unknown field is an error everywhere: in a preset, in a JSON file, on the command line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """The measurement of a model, on fresh trajectories of the prior and held-out inputs.
+    """Settings for measuring a model on held-out inputs, with fresh trajectories of the prior.
 
     Attributes:
         num_samples: N, the number of trajectories per input (20 in the paper's tables).
@@ -62,7 +62,8 @@ class RunConfig:
 
     Attributes:
         names: the registered name (or dotted path) of the task, model, prior and guide.
-        parts: the config dataclass of each part: those four, and train, optim, beta, temper, heads, evaluate.
+        parts: the config dataclass of each part. The parts are task, model, prior, guide, train, optim, beta, temper,
+            heads and evaluate.
         preset: the name of the preset that the settings started from.
         seed: the seed of the initial weights, the data order and the guidance.
     """
@@ -74,7 +75,7 @@ class RunConfig:
 
     @property
     def depth(self) -> int:
-        """The supervision steps of a measured trajectory: ``evaluate.depth``, or, if that is 0, those of training."""
+        """Supervision steps of a measured trajectory: ``evaluate.depth``, or as many as in training if that is 0."""
         return self.parts["evaluate"].depth or self.parts["train"].supervision_steps
 
     @property
@@ -96,11 +97,11 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], trust_code: bool | Collection[str] = False) -> RunConfig:
-        """Return the settings that :meth:`to_dict` gave. They may come from a file that a stranger has written.
+        """Make settings from the result of :meth:`to_dict`, which may come from an untrusted file.
 
         Args:
             data: plain JSON types.
-            trust_code: may a dotted path among its names be imported, which runs the code of that module? True
+            trust_code: may the modules of dotted paths among the names be imported? An import runs their code. True
                 trusts any path; a collection trusts the paths in it.
 
         Raises:
@@ -116,7 +117,7 @@ class RunConfig:
 
 
 def check_trusted(names: dict[str, Any], trust_code: bool | Collection[str]) -> None:
-    """Raise ConfigError if a file names a dotted path that the user does not trust: its import would run code."""
+    """Raise ConfigError if a file names a dotted path that the user does not trust. Importing it would run code."""
     for part, name in names.items():
         if trust_code is True or not (isinstance(name, str) and ":" in name):
             continue
@@ -165,7 +166,7 @@ def from_fields(cls: type[T], values: dict[str, Any], part: str = "") -> T:
         part: the name of this part of a run, for messages.
 
     Raises:
-        ConfigError: a name is not that of a field, or a value has the wrong type or is out of range.
+        ConfigError: a name is not a field, or a value has the wrong type or is out of range.
     """
     if not isinstance(values, dict):
         raise ConfigError(f"the settings of {part} must be a table of names and values, not {values!r}")
@@ -221,7 +222,11 @@ def name_part_in_errors(part: str, make: Callable[[], T]) -> T:
 
 
 def with_settings(config: RunConfig, settings: dict[str, dict[str, Any]]) -> RunConfig:
-    """Return ``config`` with other values of some fields, by part and field, checked as a preset is.
+    """Return ``config`` with new values of some fields, which are checked like those of a preset.
+
+    Args:
+        config: the settings of a run.
+        settings: for each part, the new values by field.
 
     Raises:
         ConfigError: an unknown part or field, or a value that a field cannot have.

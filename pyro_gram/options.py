@@ -63,13 +63,13 @@ def with_options(config: RunConfig, arguments: dict[str, Any]) -> RunConfig:
 
 
 def foreign_options(config: RunConfig) -> dict[str, tuple[str, str]]:
-    """Return the options that other tasks, models, priors and guides have and this run has not.
+    """Return the options of other tasks, models, priors and guides that do not apply to this run.
 
-    Every registered class is imported for this.
+    This imports every registered class.
 
     Returns:
-        for each option, a text that says which parts have it, and the command that explains it; for
-            ``cli.Parser.unavailable_options``.
+        for each option, a text that says which classes have it, and the command that explains it. The result is meant
+            for ``cli.Parser.unavailable_options``.
     """
     options = {}
     for part, name in config.names.items():

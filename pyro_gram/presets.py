@@ -23,12 +23,13 @@ def read_preset(
 ) -> RunConfig:
     """Read the preset ``preset`` of a task from ``folder/TASK.toml``.
 
-    A task that is given by its dotted path takes the presets of colouring, but the defaults of its own class.
+    A task of the user's own, named by a dotted path, uses the presets of colouring. Its own settings keep the defaults
+    of its class.
 
-    A class that replaces one of the preset takes the preset's settings for the fields that it has; the others are
-    dropped. The traits of a model (``inference.contract``) may name the prior and guide that it needs, and those of a
-    model or guide may override settings. A prior with nothing to infer takes the guide ``prior``. With another prior
-    the preset's temper is dropped.
+    If the user replaces the model, prior or guide, the new class keeps the preset's settings of the fields that it
+    has; the other settings of that part are dropped. The traits of a model (``inference.contract``) may name the prior
+    and guide that it needs. The traits of a model or guide may override settings. A prior with nothing to infer gets
+    the guide ``prior``. The preset's temper is dropped if the prior is replaced.
 
     Args:
         folder: the folder with one TOML file for each task.
@@ -78,7 +79,7 @@ def _read_table(folder: Path, task: str, preset: str) -> dict[str, Any]:
 
 
 def _check_named_by_user(preset: str, names: dict[str, str], trusted_names: set[str]) -> None:
-    """Raise ConfigError if a preset names code that the user has not named."""
+    """Raise ConfigError if a preset names a class outside pyro_gram that the user has not named too."""
     for part, name in names.items():
         if ":" in str(name) and name not in trusted_names:
             raise ConfigError(
@@ -99,7 +100,7 @@ def _with_defaults(names: dict[str, str], preset_names: dict[str, str], user_nam
 
 
 def default_overrides(traits: ModelTraits) -> Settings:
-    """Return the settings by which a model overrides a preset; a one-step model sets one supervision step."""
+    """Return the settings by which a model overrides a preset. A one-step model also sets one supervision step."""
     if not traits.is_one_step:
         return traits.default_settings
     one_step = {"train": {"supervision_steps": 1, "on_policy_depth": 0}, "evaluate": {"depth": 1}}
@@ -107,7 +108,7 @@ def default_overrides(traits: ModelTraits) -> Settings:
 
 
 def _override(table: dict[str, Any], settings: Settings, names: dict[str, str]) -> None:
-    """Put settings into a preset's table, and keep the preset's number of updates."""
+    """Put settings into a preset's table. If they change the updates per batch, keep the preset's number of updates."""
     train = {f.name: f.default for f in dataclasses.fields(TrainConfig)} | table.get("train", {})
     for part, fields in settings.items():
         cls = config_class(part, names[part]) if part in REGISTRIES else FIXED_PARTS[part]

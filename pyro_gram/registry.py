@@ -19,7 +19,7 @@ C = TypeVar("C", bound=type)
 
 
 class Registry:
-    """A registry imports the module of a name when that name is first asked for.
+    """Map names to classes. The module of a class is imported when its name is first looked up.
 
     >>> registry = Registry("thing", "pyro_gram.tasks")
     >>> @registry.register("example")

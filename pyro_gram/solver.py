@@ -1,7 +1,7 @@
 """A solver holds a task, a model and its guide. It samples answers to inputs, and counts the distinct ones.
 
-Frequencies estimate p(y | x) only if no setting changes how trajectories are drawn or when they end. The answers list
-the settings that do (:meth:`Solver.frequency_caveats`).
+Frequencies estimate p(y | x) only if no setting changes how trajectories are drawn or when they end. The caveats
+of the answers name the settings that do (:meth:`Solver.frequency_caveats`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pyro_gram.answers import Answers
 
 DRAWS = (*UNBIASED, "smc")
-BATCH_TRAJECTORIES = 1280  # the inputs with so many trajectories are solved together; then their answers are yielded
+BATCH_TRAJECTORIES = 1280  # `stream` solves so many inputs at once that they have up to this many trajectories
 
 
 class SampleSettings(TypedDict, total=False):
@@ -48,8 +48,8 @@ class Solver:
     """A task, a model and its guide, as :func:`pyro_gram.build.build` makes them and :func:`pyro_gram.load` loads them.
 
     Threads may share a solver: they sample in turn, each under its own seed. The caller's plates and traces do not
-    reach the model, and other Pyro handlers are refused (``sampling.rollout.rollout`` runs under them). Code in
-    another thread that draws from torch's generator, or runs Pyro, at the same time is not kept apart.
+    act on the model. Other Pyro handlers raise an error; call ``sampling.rollout.rollout`` to run under them. Nothing
+    protects against code in another thread that draws from torch's generator or runs Pyro at the same time.
 
     Args:
         config: the settings of the run.
@@ -71,12 +71,12 @@ class Solver:
 
     @property
     def modules(self) -> nn.ModuleDict:
-        """Model and guide as one module: a copy of it keeps the weights that both hold shared."""
+        """Model and guide in one module. In a copy of this module they still share the weights that they share here."""
         return nn.ModuleDict({"model": self.model, "guide": self.guide})
 
     @property
     def state_length(self) -> int:
-        """L, the positions of a state: those of the prefix tokens and of the input."""
+        """The number L of positions of a state: the prefix tokens and the positions of the input."""
         return self.task.spec.input_length + model_sizes(self.config.model).prefix
 
     @property
@@ -104,12 +104,12 @@ class Solver:
             x: one input or several: texts, networkx graphs, or integer tokens ``[B, *event]``; None for p(x), where
                 B is 1.
             num_samples: N, the number of trajectories per input.
-            depth: the maximal number of supervision steps; None for the config's.
+            depth: the maximal number of supervision steps; None for the depth of the config.
             seed: the seed of the draws.
             history: keep the answer after every supervision step. No trajectory halts then, and ``halt`` must be None.
-            temper: the scale of the prior at the start of a trajectory; None for the config's.
-            halt: a trajectory ends when the halt head gives this probability of being right (ACT); None for the
-                config's, 1 for never. Without heads all trajectories run to ``depth``.
+            temper: how the prior is scaled at the start of a trajectory; None for the temper of the config.
+            halt: a trajectory ends when the halt head's probability of being right reaches this (ACT). None takes the
+                value of the config; 1 lets no trajectory end early. Without heads all trajectories run to ``depth``.
             draws: how the trajectories of an input are drawn together: ``independent``, ``antithetic`` or ``sobol``
                 (``sampling.draws``); or ``smc``, weighted by the value head (``sampling.smc``).
             memory: MB for the trajectories that run at once; by default about 250 at D = 128.
@@ -163,10 +163,11 @@ class Solver:
     ) -> tuple[str, ...]:
         """Return the reasons why, under these settings of :meth:`sample`, frequencies do not estimate p(y | x).
 
-        There are none if trajectories of the prior without temper run to their full depth. The frequency of an answer
-        is then an unbiased estimate of the probability that a trajectory ends in it. This holds for antithetic and
-        Sobol draws too: each of them is a draw of the prior. A temper makes other answers frequent; a trajectory
-        that halts keeps an answer that later steps might change; SMC favours answers that the value head trusts.
+        There is no such reason if all trajectories come from the prior without temper and run to their full depth. The
+        frequency of an answer is then an unbiased estimate of the probability that a trajectory ends in it. This holds
+        for antithetic and Sobol draws too: each of them is a draw of the prior. A temper makes other answers frequent;
+        a trajectory that halts keeps an answer that later steps might change; SMC favours answers that the value head
+        trusts.
 
         Args:
             temper, halt, draws: as for :meth:`sample`.
@@ -186,7 +187,7 @@ class Solver:
         return self.config.heads.halt if halt is None and self.has_heads else halt
 
     def check_depth(self, depth: int | None) -> None:
-        """Raise UserError if a model that answers in one supervision step is to take more."""
+        """Raise UserError if ``depth`` is not 1 and the model answers in one supervision step."""
         if depth not in (None, 1) and model_traits(self.model).is_one_step:
             raise UserError(f"this model answers in one supervision step: depth must be 1, not {depth}")
 
@@ -208,7 +209,7 @@ class Solver:
             return None
         if x is None:
             raise InputError("this checkpoint solves inputs: give at least one")
-        with generator_lock():  # it also limits a forked process to one thread
+        with generator_lock():  # the lock also limits a forked process to one thread
             x = input_tokens(self.task, x)
         if len(x) == 0:
             raise InputError("no input: give at least one")
@@ -233,14 +234,16 @@ class Solver:
         select: str = "all",
         **settings: Unpack[SampleSettings],
     ) -> list[Answers]:
-        """Return the distinct answers to each input, the most frequent first, ties by score and then by appearance.
+        """Return the distinct answers to each input, the most frequent first.
+
+        Equally frequent answers are ordered by score, then by first appearance.
 
         Args:
             x: one input or several: texts, networkx graphs, or integer tokens ``[B, *event]``.
             num_samples, depth, seed: as for :meth:`sample`.
-            select: ``all`` distinct answers; or a single one: ``vote``, the most frequent; ``value``, another one if
-                the value head trusts it clearly more (``sampling.selection``); ``verified``, the most frequent that
-                the task's check accepts (none if no sample is right).
+            select: ``all`` distinct answers; or a single one: ``vote``, the most frequent; ``value``, the
+                most frequent one unless the value head trusts another clearly more (``sampling.selection``);
+                ``verified``, the most frequent that the task's check accepts (none if no sample is right).
             **settings: ``temper``, ``halt``, ``draws``, ``memory``, ``progress``, as for :meth:`sample`.
 
         Raises:
@@ -258,7 +261,7 @@ class Solver:
         select: str = "all",
         **settings: Unpack[SampleSettings],
     ) -> Iterator[Answers]:
-        """Yield what :meth:`solve` returns, batch by batch. All inputs are checked before the first batch."""
+        """Yield the results of :meth:`solve` batch by batch. All inputs are checked before the first batch."""
         num_samples, seed = to_int("num_samples", num_samples), to_int("seed", seed)
         depth = None if depth is None else to_int("depth", depth)
         check_counts(seed=seed, num_samples=num_samples)
@@ -322,5 +325,5 @@ class Solver:
 
 
 def _batch_seed(seed: int, batch: int) -> int:
-    """Return the seed of a batch of inputs. The first has the caller's: it draws as :meth:`Solver.sample` does."""
+    """Return the seed of a batch of inputs. The first batch keeps the caller's seed, so it draws as `Solver.sample`."""
     return seed if batch == 0 else derive_seed(seed, batch)

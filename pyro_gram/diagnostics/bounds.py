@@ -21,16 +21,16 @@ from pyro_gram.inference.terms import StepTerms, check_batch_shape, missing_site
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds of each pair and their terms, nats, ``[B]``.
+    """Bounds on log p(y | x) for each pair, and the terms of the full bound, nats, ``[B]``.
 
     Attributes:
-        full: Eq. 13: log p(y | h_T) at the end of the trajectory less the KL of every transition.
+        full: Eq. 13: log p(y | h_T) at the end of the trajectory minus the KL of every transition.
         surrogate: Eq. 14: the mean of the bounds of single supervision steps, which the updates of training maximise.
         kl: KL of every transition of the full trajectory, ``[transitions, B]``.
         reconstruction: -log p(y | h_T) at the end of the trajectory.
         other_terms: the cost of further sites (a user's own latents): full = -reconstruction - sum of kl - other_terms.
-        tokens: the mode of p(y | h_T), int64 ``[B, L_out]``. The guide was given y: these tokens are not answers
-            of the model. None for a program whose likelihood has no mode.
+        tokens: the mode of p(y | h_T), int64 ``[B, L_out]``. They are not answers of the model, because the
+            guide was given y. None for a program whose likelihood has no mode.
     """
 
     full: Tensor
@@ -89,8 +89,8 @@ def bounds(
 
     Raises:
         UserError: a count is below 1, or x and y do not form pairs.
-        ConfigError: the guide does not sample a latent; the program lacks one of the sites y, h and l; or it or the
-            guide holds tensors that fit one batch only.
+        ConfigError: the guide does not sample a latent; the program lacks one of the sites y, h and l; or the
+            program or the guide holds tensors that fit one batch only.
     """
     surrogate_steps = surrogate_steps or steps
     check_counts(seed=seed, steps=steps, surrogate_steps=surrogate_steps, max_traced=max_traced)
@@ -113,7 +113,7 @@ def bounds(
 def _bounds(
     model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps: int, surrogate_steps: int, share: float
 ) -> Bounds:
-    """Return the bounds of a chunk with the fraction ``share`` of all inputs, and this fraction of the shared terms."""
+    """Return the bounds of a chunk that holds the fraction ``share`` of all inputs and of the shared terms."""
     with _RecordMode() as recorder:
         full = terms(model, guide, x, y, steps=steps, truncated=False)
     check_batch_shape(full.reconstruction.shape, (len(y),))

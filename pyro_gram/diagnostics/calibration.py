@@ -1,4 +1,4 @@
-"""Test whether the right samples of an input are uniform over its solutions, as p(y | x) is."""
+"""Test whether the right samples of an input are uniform over its solutions, as the true p(y | x) is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit
 from pyro_gram.tasks.uniform import expected_total_variation, total_variation
 
-DRAWS = 999  # at least so many draws of each test's null distribution: the least p-value is 1 / 1000
+DRAWS = 999  # fewest draws of a test's null distribution, so that p-values can be as small as 1 / 1000
 CHUNK = 2_000_000  # simulated samples in memory at once
 
 
@@ -25,8 +25,9 @@ class Uniformity:
     Attributes:
         num_solutions: m, the number of solutions.
         num_right: the number of right samples.
-        total_variation: distance of their frequencies from uniform over the solutions; 1 without right samples.
-        expected_variation: its mean for as many i.i.d. uniform draws; 1 without right samples.
+        total_variation: distance of the right samples' frequencies from the uniform distribution over the solutions; 1
+            without right samples.
+        expected_variation: the mean of this distance for as many i.i.d. uniform draws; 1 without right samples.
         p_value: the p-value of a Monte Carlo chi-square test of uniformity. NaN for inputs that cannot be tested: those
             with one solution or fewer than two right samples.
         adjusted_p_value: p-values adjusted for the number of tests to control the false discovery rate (Benjamini and
@@ -48,25 +49,25 @@ class Uniformity:
 
     @property
     def is_tested(self) -> Tensor:
-        """Which inputs could be tested, bool ``[B]``."""
+        """Mask of the inputs that could be tested, bool ``[B]``."""
         return ~self.p_value.isnan()
 
     @property
     def is_rejected(self) -> Tensor:
-        """Which inputs are uneven beyond chance, bool ``[B]``."""
+        """Mask of the inputs whose samples are more uneven than chance explains, bool ``[B]``."""
         return self.adjusted_p_value <= self.false_discovery_rate  # False for NaN
 
     @property
     def excess_variation(self) -> Tensor:
-        """Total variation above that of perfect sampling, ``[B]``; 0 on average for a calibrated sampler."""
+        """Total variation minus its mean under perfect sampling, ``[B]``; 0 on average for a calibrated sampler."""
         return self.total_variation - self.expected_variation
 
     def summary(self) -> dict[str, Any]:
         """Return counts of tested and rejected inputs, and means over the tested ones.
 
-        ``excess`` is the mean excess variation. ``uneven`` is the excess as a share of the greatest possible one: 0 for
-        a calibrated sampler, 1 if all right samples of an input are one solution. (The excess itself is small if
-        solutions are many and samples few.)
+        ``excess`` is the mean excess variation. ``uneven`` is the excess divided by the greatest possible excess: 0
+        for a calibrated sampler, 1 if the right samples of each input are all the same solution. (With many solutions
+        and few samples, even the greatest possible excess is small.)
         """
         is_tested, num_rejected = self.is_tested, int(self.is_rejected.sum())
         counts = {"tested": int(is_tested.sum()), "rejected": num_rejected, "level": self.false_discovery_rate}
@@ -87,7 +88,7 @@ def uniformity(
 ) -> Uniformity:
     """Test the right samples of each input for uniformity over its solutions.
 
-    The null distribution is simulated: with few samples per solution the statistic is not chi-square distributed.
+    The null distribution is simulated, because with few samples per solution the chi-square distribution is wrong.
 
     Args:
         ids: for each sample the index of its solution, -1 for a wrong sample, int64 ``[N, B]``

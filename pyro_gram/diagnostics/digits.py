@@ -26,13 +26,13 @@ from pyro_gram.tasks.base import Task
 
 SIDE, DIGITS = 28, 10
 WEIGHTS = Path(__file__).with_name("digits.safetensors")
-CONFIDENT = 0.9  # a digit is recognized from this probability on
-NUM_REFERENCE = 1000  # for so many real test images the nearest training images are searched
+CONFIDENT = 0.9  # a digit with at least this probability counts as recognized
+NUM_REFERENCE = 1000  # real images whose nearest training image is searched
 CHUNK = 4096
 
 
 class DigitClassifier(nn.Module):
-    """Classify binary images ``[..., side^2]`` by three convolutions and two linear layers; logits ``[..., 10]``.
+    """Classify binary images ``[..., side^2]`` with three convolutions and two linear layers into logits ``[..., 10]``.
 
     Attributes:
         num_features: the size of the layer before the logits.
@@ -112,7 +112,7 @@ def classify(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Identity(nn.Module):
-    """The feature extractor given to torchmetrics: its inputs are features already."""
+    """Return the input. torchmetrics wants a feature extractor, but its input here are features already."""
 
     num_features = DigitClassifier.num_features
 
@@ -147,9 +147,10 @@ def frechet_floor(real: Tensor, count: int) -> float:
 
 
 def inception_score(fake: Tensor) -> float:
-    """Return exp E KL(p(digit | image) || p(digit)): from 1 (unsure, or one digit) to 10 (sure, and all digits).
+    """Return exp E KL(p(digit | image) || p(digit)): 1 for unsure or equal digits, 10 for sure and varied ones.
 
-    It is not the usual IS (see the module). It uses a single split: with several splits, few samples score too low.
+    It is not the usual IS (see the module). It uses a single split, because several splits of few samples
+    would lower the score.
 
     Args:
         fake: integers ``[N, side^2]``.
@@ -179,10 +180,8 @@ def _inception_score(logits: Tensor) -> float:
     if len(logits) == 0:
         raise InputError("an Inception score needs at least 1 image")
     module = _torchmetrics()
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # the metric shuffles by the global generator
-        warnings.simplefilter(
-            "ignore"
-        )  # warnings of buffered features, and of the deviation over one split, which is undefined
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # the metric shuffles with it
+        warnings.simplefilter("ignore")  # warnings of buffered features and of a deviation over a single split
         metric = module.inception.InceptionScore(feature=_Identity(), splits=1)
         metric.update(logits)
         return metric.compute()[0].item()
@@ -222,7 +221,8 @@ def nearest_neighbours(fake: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
     """
     if len(train) == 0 or fake.shape[-1] != train.shape[-1]:
         raise InputError(f"cannot compare images {list(fake.shape)} with training images {list(train.shape)}")
-    # With pixels of -1 and 1 a matrix product is the number of equal less that of different pixels, exact in float32.
+    # With pixels of -1 and 1, the product of two images is the number of equal pixels minus the number of different
+    # pixels. It is exact in float32.
     signs = 2 * fake.float() - 1
     best_values = signs.new_full((len(fake),), -math.inf)
     index = torch.zeros(len(fake), dtype=torch.long, device=fake.device)
@@ -243,8 +243,8 @@ class Reference:
     Attributes:
         features, logits: the classifier's outputs for R real images that training has not seen, float64 ``[R, .]``.
         train: the training images, ``[M, P]``.
-        distance: for the first of these R images, the number of pixels that differ from the nearest training image,
-            int64.
+        distance: for each of the first ``NUM_REFERENCE`` of these R images, the number of pixels that differ from the
+            nearest training image, int64.
     """
 
     features: Tensor
@@ -262,7 +262,7 @@ def reference(task: Task, split: str) -> Reference:
 
 
 def assess(real: Reference, tokens: Tensor) -> dict[str, float]:
-    """Return all metrics of a set of samples, with those of real data.
+    """Return all metrics of a set of samples, with the same metrics of real images.
 
     Args:
         real: the real images.
@@ -273,11 +273,11 @@ def assess(real: Reference, tokens: Tensor) -> dict[str, float]:
 
         - ``frechet_distance``: distance of the samples to the real images.
         - ``frechet_distance_floor``: :func:`frechet_floor` for as many real images.
-        - ``inception_score``, ``inception_score_real``: 1 to 10.
+        - ``inception_score``, ``inception_score_real``: 1 to 10, of the samples and of real images.
         - ``digits_recognized``, ``digits_recognized_real``: share of images that the classifier is at least 90 % sure
-          of. Do not read it alone: the classifier is sure of noise too (.88 if each pixel is drawn by its mean alone).
-        - ``classes_found``: distinct digits among the samples that the classifier is at least 90 % sure of.
-        - ``class_entropy``: entropy of the most likely digit of each sample, nats; log 10 = 2.30 at most.
+          of. Do not use it alone: the classifier is sure of noise too (of 88 % if pixels are drawn independently).
+        - ``classes_found``: number of distinct digits among the samples that the classifier is at least 90 % sure of.
+        - ``class_entropy``: entropy of the samples' most likely digits, nats; log 10 = 2.30 at most.
         - ``nearest_distance``, ``nearest_distance_real``: mean number of pixels that differ from the nearest training
           image. Samples far nearer than real images are copies.
         - ``exact_copies``, ``exact_copies_real``: share of images that equal a training image.

@@ -1,7 +1,7 @@
 """Two estimates of log p(y | x) for held-out pairs, which must agree: importance weights and prior Monte Carlo.
 
 All values are at beta = 1 and in nats. The prior's estimate uses no guide; the guide's draws depend on y. Each estimate
-can fail where the other does not. (``az.loo`` on the guide's draws would not estimate log p(y | x).)
+can succeed where the other fails. (``az.loo`` on the guide's draws would not estimate log p(y | x).)
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Estimate:
 
     Attributes:
         log_p: log of the mean weight, nats. The mean is unbiased, so its log is below log p on average.
-        se: the standard error of ``log_p`` by the delta method: that of the mean weight, divided by the mean weight.
+        se: the standard error of ``log_p`` by the delta method: the standard error of the mean weight, divided
+            by the mean weight.
         ess: effective sample size, (sum w)^2 / sum w^2.
         khat: shape of the generalized Pareto distribution fitted to the largest weights.
         num_samples: S, the number of weights.
@@ -85,11 +86,11 @@ class Evidence:
 
     @property
     def choices(self) -> list[str]:
-        """Which estimate of each pair to believe: ``GUIDE``, ``PRIOR`` or ``NEITHER``.
+        """The estimate to believe for each pair: ``GUIDE``, ``PRIOR`` or ``NEITHER``.
 
-        If the two agree, the one with the smaller error is chosen among those that can be trusted. If they differ, the
-        greater one is chosen, or neither if it cannot be trusted. Each is the log of an unbiased mean and exceeds log p
-        by t nats with probability at most exp(-t) (Markov); so the smaller one has missed part of the probability.
+        If the two estimates agree, the trusted one with the smaller error is chosen. If they differ, the greater one is
+        chosen, or neither if the greater one cannot be trusted. An estimate is the log of an unbiased mean, so it
+        exceeds log p by t nats with probability at most exp(-t) (Markov). The smaller one is therefore too low.
         """
         prior_is_trusted = self.prior.ess >= MIN_ESS
         if self.guide is None:
@@ -105,7 +106,7 @@ class Evidence:
 
     @property
     def log_p(self) -> Tensor:
-        """The chosen estimate of each pair, nats, ``[B]``; the greater one for ``NEITHER``: both tend to be too low."""
+        """The chosen estimate of each pair, nats, ``[B]``. For ``NEITHER`` the greater one: both tend to be too low."""
         if self.guide is None:
             return self.prior.log_p
         by_choice = {GUIDE: self.guide.log_p, PRIOR: self.prior.log_p}
@@ -119,7 +120,7 @@ class Evidence:
 
     @property
     def z_score(self) -> Tensor:
-        """The guide's estimate less the prior's, in standard errors of the difference, ``[B]``."""
+        """The guide's estimate minus the prior's, in standard errors of the difference, ``[B]``."""
         assert self.guide is not None
         error = (self.guide.se.square() + self.prior.se.square()).sqrt()
         return (self.guide.log_p - self.prior.log_p) / error.clamp(min=ROUNDING)
@@ -183,7 +184,7 @@ def evidence(
     max_traced: int = MAX_TRACED,
     max_trajectories: int = MAX_TRAJECTORIES,
 ) -> Evidence:
-    """Estimate log p(y | x) of pairs in both ways.
+    """Estimate log p(y | x) of pairs by importance weights of the guide and by prior Monte Carlo.
 
     Args:
         guide: the guide; None for a model without one.
@@ -191,7 +192,7 @@ def evidence(
         y: answers, int64 ``[B, L_out]``.
         depth: supervision steps.
         guide_samples, prior_samples: trajectories for each pair.
-        max_traced, max_trajectories: at most so many trajectories of guide and prior run at once, to limit the memory.
+        max_traced, max_trajectories: the most trajectories of guide and prior that run at once, to limit the memory.
     """
     prior_seed, guide_seed = derive_seed(seed, 0), derive_seed(seed, 1)
     log_p = rollout_log_prob(
@@ -208,7 +209,7 @@ def evidence(
 
 
 def iwae(log_weight: Tensor, counts: tuple[int, ...]) -> Tensor:
-    """Return IWAE_k for each k of ``counts``, the mean over disjoint blocks of k weights.
+    """Return the bound IWAE_k for each k of ``counts``: the mean log mean weight of disjoint blocks of k weights.
 
     In expectation, ELBO = IWAE_1 <= IWAE_k <= log p(y | x), and IWAE_k increases in k (Burda et al., 2016).
 

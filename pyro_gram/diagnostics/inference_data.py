@@ -1,8 +1,8 @@
-"""Trajectories of the guide and of the prior as ArviZ data: collect, save, load, and views for ArviZ's plots.
+"""Collect trajectories of the guide and the prior as ArviZ data, save and load them, and prepare them for plots.
 
-This is the only module that imports ArviZ. It supports 0.23 (InferenceData) and 1.x (DataTree). In the data, ``chain``
-is an independent batch of trajectories, ``draw`` a trajectory, ``instance`` an input, ``transition`` one transition of
-the latent process, and ``step`` one supervision step (T transitions).
+This is the only module that imports ArviZ. It supports ArviZ 0.23 (InferenceData) and 1.x (DataTree). In the data,
+``chain`` is an independent batch of trajectories, ``draw`` a trajectory, ``instance`` an input, ``transition`` one
+transition of the latent process, and ``step`` one supervision step (T transitions).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ARVIZ_MAJOR = int(az.__version__.split(".")[0])
 HDF5 = b"\x89HDF\r\n\x1a\n"
 STATE_INSTANCES = 2  # inputs whose final states are stored: states are large
 PROJECTIONS = 2
-LEAST_DRAWS = 25  # PSIS fits the largest fifth of the weights: at least five
+LEAST_DRAWS = 25  # PSIS fits the largest fifth of the weights and needs at least five there
 GROUPS = (  # all groups that `collect` can make
     "posterior",
     "posterior_predictive",
@@ -99,17 +99,18 @@ def collect(
     draws: int = 25,
     seed: int = 0,
 ) -> Any:
-    """Sample trajectories of the guide and of the prior on a few inputs, each with one target drawn uniformly.
+    """Sample trajectories of the guide and of the prior on a few inputs. Each input has one target y.
 
-    The groups ``posterior``, ``posterior_predictive``, ``log_likelihood`` and ``sample_stats`` come from the guide,
-    which is given y. They say nothing about accuracy, and are missing without an inference network. The groups
-    ``prior``, ``prior_predictive`` and ``sample_stats_prior`` come from trajectories of the untempered prior. In a
-    model p(x) an instance of the guide's groups is a datum, and the groups of the prior have one instance.
+    The target is drawn uniformly from the solutions. The groups ``posterior``, ``posterior_predictive``,
+    ``log_likelihood`` and ``sample_stats`` come from the guide, which is given y. They say nothing about accuracy, and
+    are missing without an inference network. The groups ``prior``, ``prior_predictive`` and ``sample_stats_prior`` come
+    from trajectories of the untempered prior. In a model p(x) an instance of the guide's groups is a datum, and the
+    groups of the prior have one instance.
 
     Args:
         puzzles: the first ``inputs`` inputs are used.
         depth: supervision steps.
-        chains, draws: batches of trajectories, and trajectories of each input in a batch.
+        chains, draws: the number of batches, and the number of trajectories of each input in a batch.
 
     Returns:
         an InferenceData (ArviZ 0.23) or a DataTree (1.x).
@@ -185,14 +186,14 @@ def _expand(values: Tensor, shape: tuple[int, int], event_dims: list[str]) -> Te
 
 
 def project_states(h: Tensor, count: int = PROJECTIONS) -> Tensor:
-    """Project states ``[..., L, D]`` on ``count`` random directions, always the same ones: ``[..., count]``."""
+    """Project states ``[..., L, D]`` on ``count`` fixed random directions: ``[..., count]``."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(h.shape[-2] * h.shape[-1], count, generator=generator).to(h)
     return h.flatten(-2) @ (directions / directions.norm(dim=0))
 
 
 def _check_answers(task: Task, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, Any]:
-    """Return answers with their violations and the index of each among the solutions, if these are known."""
+    """Return answers with their violations and, if all solutions are known, the index of each among them."""
     answers: dict[str, Any] = {"y": tokens}
     if task.is_checkable:
         violations = task.violations(puzzles.inputs, tokens)
@@ -240,7 +241,7 @@ def save(data: Any, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> Any:
-    """Read a file of :func:`save` into memory and close it.
+    """Read a file that :func:`save` has written into memory, and close it.
 
     Raises:
         InputError: there is no such file, or it is damaged, or it is of another format.
@@ -302,8 +303,8 @@ def depth_view(data: Any) -> Any:
 def khat(data: Any) -> Any:
     """Return k-hat of the guide's weights for each instance, in the form that ``az.plot_khat`` takes.
 
-    Its ``elpd`` is held-out log p(y | x) by Pareto-smoothed importance weights, summed over instances. It is not a
-    leave-one-out estimate: the draws have been given y.
+    Its ``elpd`` is the sum over instances of held-out log p(y | x), estimated by Pareto-smoothed importance weights.
+    It is not a leave-one-out estimate, because the guide's draws have been given y.
 
     Raises:
         UserError: the model has no inference network, so there are no weights.
@@ -381,5 +382,5 @@ def _psis(row: np.ndarray) -> tuple[np.ndarray, float]:
         return smoothed_log_weight[0], float(k[0])
     from arviz_stats.base import array_stats
 
-    smoothed_log_weight, k = array_stats.psislw(-row)  # takes log-likelihoods and changes their sign
+    smoothed_log_weight, k = array_stats.psislw(-row)  # the function takes log-likelihoods and changes their sign
     return smoothed_log_weight, float(k)

@@ -23,10 +23,10 @@ from pyro_gram.sampling.tempering import NO_TEMPER, AtMean, Temper, TemperConfig
 from pyro_gram.tasks.base import Task
 
 SOLUTION_CHUNK = 64  # solutions scored at once, in log-probabilities [N, SOLUTION_CHUNK, L_out]
-LEAST_LOSS = 1e-4  # nats: smaller losses count as this in the interpolation of logarithms
+LEAST_LOSS = 1e-4  # nats: smaller losses are raised to this, because their logarithm is interpolated
 GRID = 100  # grid points along each component
-MARGIN, REACH = 0.08, 0.12  # picture margin, largest distance from a state; relative to the states' range
-SMOOTHING = 0.02  # of the interpolation, since states that project to one point may have different losses
+MARGIN, REACH = 0.08, 0.12  # of the picture; largest distance from a state; both relative to the states' range
+SMOOTHING = 0.02  # of the interpolation: states with the same projection may have different losses
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class Landscape:
         mean_is_right: is the answer of the deterministic trajectory right? None if there is none or it is not known.
         explained_variance: the share of the variance of h, in the last half of the steps, along each component.
         grid_x, grid_y: grid points along the components, float64 ``[G]``.
-        grid: the loss there, nats, float64 ``[G, G]``, rows along y. It is interpolated between visited states,
-            which also differ in other directions: it is not a slice through the loss. NaN far from all states.
+        grid: the loss at the grid points, nats, float64 ``[G, G]``; the rows run along y. It is interpolated between
+            visited states. These also differ in other directions, so the grid is not a slice through the loss. NaN
+            far from all states.
         num_solutions: the number of solutions whose probability is in ``loss``; 0 if none is known.
     """
 
@@ -74,12 +75,14 @@ def landscape(
     seed: int = 0,
     temper: TemperConfig = NO_TEMPER,
 ) -> Landscape | None:
-    """Project trajectories of one input, and the deterministic one, and compute the loss at every state.
+    """Project trajectories of one input on a plane, and compute the loss at every state.
+
+    The deterministic trajectory, whose draws are all the prior's mean, is projected too.
 
     Args:
         x: one input, int64 ``[1, *event]``; None for p(x).
         solutions: all solutions of the input, as a ``PuzzleSet`` has them, ``[m, L_out]``; None if they are not known.
-            Trajectories are not given them.
+            They serve the loss; the trajectories do not see them.
         depth: supervision steps.
         num_samples: N, the number of trajectories.
 
@@ -145,8 +148,8 @@ def _record_paths(
 def _fit_plane(h: Tensor) -> Any:
     """Fit the two principal components of the states in the last half of the steps, where trajectories differ.
 
-    Components of all steps would show how the trajectories move away from z_0 together. They are used only if all
-    trajectories are the same (a deterministic program).
+    Components of all steps would show how the trajectories move away from z_0 together. All steps are used only if
+    all trajectories are the same (a deterministic program).
     """
     late_states = h[(len(h) + 1) // 2 :]
     is_spread = (late_states - late_states[:, :1]).abs().max() > 1e-3 * late_states.abs().max()
@@ -173,7 +176,7 @@ def loss_of(end: Decode, solutions: Tensor | None) -> Tensor:
 
 
 def _is_right(task: Task, x: Tensor | None, tokens: Tensor) -> Tensor | None:
-    """Return which answers are right, bool ``[N]``; None if that is not known."""
+    """Return the mask of right answers, bool ``[N]``; None if it is not known."""
     x, tokens = on_cpu(x), tokens[:, None]
     if not task.is_checkable or not task.has_known_answer(x, tokens).all():
         return None
@@ -181,14 +184,18 @@ def _is_right(task: Task, x: Tensor | None, tokens: Tensor) -> Tensor | None:
 
 
 def interpolate_loss(points: Tensor, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Interpolate the loss between states: radial basis functions through geometric means over grid cells.
+    """Interpolate the loss between states.
+
+    The loss is first averaged (geometrically) over the states in each grid cell. Radial basis functions then
+    interpolate between these means.
 
     Args:
         points: ``[M, 2]``; many of them may coincide.
         loss: nats, ``[M]``.
 
     Returns:
-        grid points along x and along y, ``[GRID]`` each, and the loss, ``[GRID, GRID]``, rows along y: float64.
+        grid points along x and along y, ``[GRID]`` each, and the loss, ``[GRID, GRID]``, whose rows
+            run along y: float64.
     """
     low, size = points.amin(0), points.amax(0) - points.amin(0)
     size = size.clamp(min=1e-3 * size.max())  # a component may be constant

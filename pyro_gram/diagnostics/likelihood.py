@@ -65,14 +65,14 @@ def rollout_log_prob(
 ) -> Tensor:
     """Return log p(y | h_T) at the end of each of ``num_samples`` trajectories of the prior, nats, ``[N, B]``.
 
-    The trajectories are those of ``sampling.rollout``; y is used only when they have ended. Other observed sites of the
-    program (a user's own, or conditioned guidance) are added, with their masks. Without input (x is None) all data are
-    scored under the same N trajectories.
+    The trajectories are those of ``sampling.rollout``; y is used only when they have ended. The log densities of other
+    observed sites (a user's own, or conditioned guidance) are added, with their masks. Without input (x is None) all
+    data are scored under the same N trajectories.
 
     Raises:
         UserError: a count is below 1, or x and y do not form pairs.
-        ConfigError: several inputs share an observation; the program's density of y changes when it is given y; it
-            holds tensors that fit one batch only; or a Temper is active around the call.
+        ConfigError: several inputs share an observation; the program's density of y changes when the program is given
+            y; the program holds tensors that fit one batch only; or a Temper is active around the call.
     """
     check_counts(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
     check_pairs(x, y)
@@ -99,7 +99,7 @@ def rollout_log_prob(
 
 
 class _Replay(Messenger):
-    """Record the values that a program samples, or replay recorded ones; and record the observations in its density."""
+    """Record the values that a program samples, or replay recorded values. Also record the observations that count."""
 
     def __init__(self, values: dict[str, Any] | None = None) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class _Replay(Messenger):
 
 
 def _check_density_of_y(model: Callable[..., Any], x: Tensor | None, y: Tensor) -> None:
-    """Raise ConfigError if giving y to a program changes its density: a rollout never gives it y.
+    """Raise ConfigError if the density of a program changes when it is given y. Rollouts do not give it y.
 
     One trajectory of each input is run and scored without y, and then replayed with y.
     """

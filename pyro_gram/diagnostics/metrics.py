@@ -24,14 +24,14 @@ class Metrics:
     Attributes:
         accuracy: share of inputs whose first sample is right; without input (p(x)), share of right samples.
         violations: number of violated constraints, summed over the samples that ``accuracy`` uses.
-        sample_accuracy: share of right samples among all.
+        sample_accuracy: share of right answers among all samples.
         any_valid: share of inputs with at least one right sample.
         vote_accuracy: share of inputs whose most frequent sample is right; ties go to the better score.
         coverage: share of an input's solutions among its samples, mean over inputs.
         coverage_limit: expected coverage of i.i.d. uniform draws of solutions: the mean of 1 - (1 - 1/m)^N.
         total_variation: distance between the frequencies of an input's right samples and the uniform distribution over
             its m solutions (1 if no sample is right), mean over inputs.
-        total_variation_perfect: its expectation for N i.i.d. uniform draws: the part that is due to finite N.
+        total_variation_perfect: the expected total variation of N i.i.d. uniform draws: above 0 because N is finite.
         num_inputs, num_samples: B, and N samples per input.
     """
 
@@ -98,7 +98,7 @@ def measure(task: Task, puzzles: PuzzleSet, tokens: Tensor, score: Tensor | None
 
 
 def solution_ids(task: Task, puzzles: PuzzleSet, tokens: Tensor) -> Tensor:
-    """Return the index of each sample among the solutions of its input (without input: among the data), or -1.
+    """Return the index of each sample among the solutions of its input (without input: among the data), or -1 for none.
 
     Args:
         tokens: int64 ``[N, B, L_out]``.
@@ -163,9 +163,9 @@ def selected_answers(canonical: Tensor, score: Tensor | None = None, value: Tens
 def wilson_interval(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
     """Return the Wilson score interval of a share of ``count`` independent inputs.
 
-    The interval stays within [0, 1] and has a positive width for shares of 0 and 1. It equals that of scipy's
-    ``binomtest`` if the share is a count of inputs. A mean over inputs of values between 0 and 1 (such as the share of
-    right samples) varies less than a count, so its interval is wider than needed.
+    The interval stays within [0, 1] and has a positive width for shares of 0 and 1. If the share is
+    a number of inputs divided by ``count``, the interval equals that of scipy's ``binomtest``. Means of other values
+    between 0 and 1 (such as the share of right samples of an input) vary less, so the interval is wider than needed.
 
     Args:
         share: between 0 and 1.
@@ -185,11 +185,11 @@ def wilson_interval(share: float, count: int, level: float = 0.95) -> tuple[floa
 
 
 def count_layers(model: nn.Module, x: Tensor | None, depth: int) -> int:
-    """Count the layers that one sample passes through, as a measure of its cost that is the same on every machine.
+    """Count the layers that one sample passes through. This measures its cost independently of the machine.
 
-    A layer is a ``networks.core.Block``: attention, or SwiGLU over positions, and a SwiGLU over channels. Heads,
-    embeddings and decoders are not counted. Every pass through a layer counts as one, although those of an
-    autoregressive model cover fewer positions than those of a recursion.
+    A layer is a ``networks.core.Block``: attention (or SwiGLU over positions), then SwiGLU over channels. Heads,
+    embeddings and decoders are not counted. Every pass through a layer counts as one, although the passes of
+    an autoregressive model cover fewer positions than the passes of a recursion.
 
     Args:
         model: the program, with a prior that can be sampled.

@@ -1,4 +1,4 @@
-"""The results of the paper (arXiv 2605.19376), from ``paper.toml``, to compare with.
+"""Read the results of the paper (arXiv 2605.19376) from ``paper.toml``, for comparisons.
 
 The paper does not say whether its accuracies are those of single samples. Here they are always compared with accuracies
 of single samples.
@@ -29,7 +29,7 @@ def rows(table: str, problem: str) -> Rows:
 
 
 def published(problem: str, model: str = "gram") -> dict[str, float]:
-    """Return the numbers of a model on a problem, as metric -> number. The first table with a metric counts."""
+    """Return the numbers of a model on a problem, as metric -> number. The first table with a metric gives it."""
     numbers: dict[str, float] = {}
     for table in _tables().values():
         for metric, number in table.get(problem, {}).get(ROWS.get(model, model), {}).items():

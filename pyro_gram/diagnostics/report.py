@@ -1,4 +1,4 @@
-"""report.html: can this posterior be trusted? A self-contained file that needs no network and also fits telephones."""
+"""Write report.html: can this posterior be trusted? The page is a single file, needs no network and fits telephones."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Report:
         verdicts: the answers to the questions at the top.
         rows: the results.
         sections: the figures, in order.
-        details: name -> JSON value, in folds at the end.
+        details: name -> JSON value. The end of the page shows each in a fold that the reader can open.
     """
 
     title: str
@@ -149,14 +149,14 @@ def _data_uri(path: Path) -> str:
 
 
 def _css_class(path: Path) -> str:
-    """Return the class of wide pictures, which scroll sideways on a telephone instead of shrinking."""
+    """Return the CSS class of a picture. Wide pictures scroll sideways on a telephone instead of shrinking."""
     with Image.open(path) as image:
         ratio = image.width / image.height
     return "wider" if ratio > 2.5 else "wide" if ratio > 1.4 else ""
 
 
 def result_rows(metrics: dict[str, Any], problem: str, model: str, all_inputs: bool) -> list[Row]:
-    """Return the metrics of results.json with those of the same model in the paper.
+    """Return the metrics of results.json, each beside the number of the same model in the paper.
 
     Args:
         problem: ``Task.paper_name``.
@@ -198,5 +198,5 @@ def _describe_samples(m: dict[str, Any]) -> str:
 
 
 def format_number(value: float) -> str:
-    """Format a number with three decimals; whole numbers without."""
+    """Format a number with three decimals, or a whole number with none."""
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

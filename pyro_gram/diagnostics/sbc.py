@@ -2,9 +2,9 @@ r"""Simulation-based calibration of the guide (Talts et al., 2018), on data that
 
 The program samples a trajectory :math:`\tau^*` and an answer :math:`y^*`; so :math:`\tau^*` is a sample of the
 program's exact posterior given :math:`(x, y^*)`. If the guide equals that posterior, the rank of any summary of
-:math:`\tau^*` among those of the guide's trajectories is uniform. A variational guide never equals the posterior: what
-matters is the size of the deviation, which a p-value does not tell. The ranks say nothing about real data, or about
-accuracy.
+:math:`\tau^*` among the same summaries of the guide's trajectories is uniform. A variational guide never equals the
+posterior, so the size of the deviation matters, and a p-value does not show it. The ranks say nothing about real data
+or accuracy.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class SBCRanks:
 
     Attributes:
         names: the names of the summaries of a trajectory.
-        ranks: the rank of the true trajectory's summary among those of the guide's, 0 to ``num_draws``,
+        ranks: the rank of the true trajectory's summary among those of the guide's trajectories, 0 to ``num_draws``,
             int64 ``[len(names), M]``.
         num_draws: the number of the guide's trajectories for each datum.
     """
@@ -46,7 +46,7 @@ class SBCRanks:
 
     @property
     def difference(self) -> Tensor:
-        """The cumulative distribution of the ranks less the uniform one, float64 ``[len(names), num_draws + 1]``."""
+        """The cumulative distribution of the ranks minus the uniform one, float64 ``[len(names), num_draws + 1]``."""
         uniform = torch.arange(1, self.num_draws + 2) / (self.num_draws + 1)
         return _cumulative(self.ranks, self.num_draws) - uniform
 
@@ -57,7 +57,7 @@ class SBCRanks:
 
     @property
     def band(self) -> float:
-        """The largest deviation, over all summaries, that uniform ranks stay below in 95 % of simulations."""
+        """The bound that the deviations of all summaries stay below in 95 % of simulations with uniform ranks."""
         generator = torch.Generator().manual_seed(0)
         summaries, data = self.ranks.shape
         uniform = torch.randint(self.num_draws + 1, (BAND_DRAWS * summaries, data), generator=generator)
@@ -67,8 +67,9 @@ class SBCRanks:
     def summary(self) -> dict[str, dict[str, float]]:
         """Return, for each summary of a trajectory, three numbers.
 
-        ``deviation``, as the attribute; ``mean``: the mean relative rank, .5 unless the guide is shifted; ``spread``:
-        the standard deviation of the ranks divided by that of uniform ranks, above 1 if the guide is too narrow.
+        ``deviation`` is that attribute's value. ``mean`` is the mean relative rank, 0.5 unless the guide is shifted.
+        ``spread`` is the standard deviation of the ranks divided by that of uniform ranks, above 1 if the guide is too
+        narrow.
         """
         relative_ranks = self.ranks.double() / self.num_draws
         uniform_variance = (self.num_draws + 2) / (12 * self.num_draws)  # of uniform relative ranks
@@ -109,7 +110,7 @@ def simulate_ranks(
     seed: int = 0,
     max_traced: int = MAX_TRACED,
 ) -> SBCRanks:
-    """Let the program generate ``rounds`` data for each input, and rank their trajectories among the guide's.
+    """Let the program generate ``rounds`` data for each input, and rank the true trajectories among the guide's.
 
     Args:
         x: inputs, ``[B, *event]``; None for p(x), where ``rounds`` data are generated.
@@ -127,7 +128,7 @@ def simulate_ranks(
     generator = torch.Generator().manual_seed(seed)
     repeats = rounds if x is not None else 1
     for number in range(repeats):
-        # Under one seed the guide's first draw would repeat the noise of the true trajectory.
+        # Under the same seed, the guide's first draw would repeat the noise of the true trajectory.
         y, truth = _generate_data(model, x, depth, derive_seed(seed, number, 0), rounds)
         guide_seed = derive_seed(seed, number, 1)
         q = guide_draws(model, guide, x, y, steps=depth, num_samples=num_draws, seed=guide_seed, max_traced=max_traced)

@@ -1,7 +1,7 @@
 """Analyse trajectories of the prior: where they end, when they separate, and which draws decide the answer.
 
 ``plots.trajectories`` draws the results. All trajectories start at z_0 and are never given an answer. Two answers are
-the same if their canonical forms are. All states of the given inputs are in memory at once, so only a few inputs fit.
+the same if their canonical forms are equal. All states of the inputs are in memory at once, so only a few inputs fit.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ class Attractors:
     Attributes:
         num_distinct: distinct final answers, int64 ``[B]``.
         num_distinct_right: distinct right final answers, int64 ``[B]``; all distinct ones if answers cannot be checked.
-        effective_number: exp of the entropy of the frequencies of final answers, ``[B]``: so many equally frequent
-            answers have this entropy.
+        effective_number: exp of the entropy of the frequencies of final answers, ``[B]``: the number of equally
+            frequent answers that would have this entropy.
         right_by_step: share of trajectories with a right answer after each step, ``[S, B]``; NaN for inputs whose right
             answer is not known, None if the task cannot check answers.
         settled_by_step: share of trajectories that keep their answer from each step on, ``[S, B]``.
@@ -152,7 +152,7 @@ class Attractors:
 
 
 def attractors(task: Task, x: Tensor | None, tokens: Tensor) -> Attractors:
-    """Find the final answers of trajectories, from the answers after each step.
+    """Compute where trajectories end and when they settle, from the answers after each step.
 
     Args:
         x: the inputs, int64 ``[B, *event]``; None for p(x).
@@ -162,7 +162,7 @@ def attractors(task: Task, x: Tensor | None, tokens: Tensor) -> Attractors:
     canonical = task.canonical_form(x, tokens)
     is_right = task.is_valid(x, tokens) if task.is_checkable else None
     steps, n = tokens.shape[:2]
-    steps_kept = (canonical == canonical[-1]).all(-1).flip(0).cumprod(0).sum(0)  # last steps with the final answer
+    steps_kept = (canonical == canonical[-1]).all(-1).flip(0).cumprod(0).sum(0)  # at the end, with the final answer
     settling_step = steps - steps_kept + 1
     ends = number_answers(canonical[-1])
     counts = [column.bincount() for column in ends.T]
@@ -197,14 +197,16 @@ def number_answers(answers: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Separation:
-    """Pairs of trajectories of one input. Means are over all pairs of all inputs; NaN if there are no pairs.
+    """A comparison of pairs of trajectories of the same input.
+
+    Means are over all pairs of all inputs; NaN if there are no pairs.
 
     Attributes:
-        differ_by_step: of the pairs with different final answers, the share with different answers after each step,
+        differ_by_step: the share of the pairs with different final answers whose answers differ after each step,
             ``[S]``.
         distance_different: mean distance of the states of these pairs (root mean square over positions and channels),
             from z_0 on, ``[S + 1]``.
-        distance_same: the same for the pairs with the same final answer, ``[S + 1]``.
+        distance_same: the mean distance for the pairs with the same final answer, ``[S + 1]``.
         num_different, num_same: the number of pairs of each kind.
     """
 
@@ -241,13 +243,15 @@ def separation(task: Task, x: Tensor | None, trajectories: Trajectories) -> Sepa
 
 @dataclass(frozen=True)
 class GuidanceInfluence:
-    """How often a fork of a trajectory ends in the trajectory's answer. A fork keeps part of its guidance.
+    """How often a fork of a trajectory ends in the trajectory's answer.
+
+    A fork runs the trajectory again. It keeps part of the guidance and draws the rest anew.
 
     Attributes:
         num_kept: how many of the first transitions keep their guidance, int64 ``[points]``, from 0 (the level of
             chance) to all.
-        by_transition: for each number, the share of forks with the same answer; later transitions draw their guidance
-            anew, ``[points, B]``.
+        by_transition: for each number in ``num_kept``, the share of forks with the same answer if the later transitions
+            draw their guidance anew, ``[points, B]``.
         positions: positions of the sequence, prefix first, int64 ``[P]``; evenly spaced for a long sequence.
         by_position: for each position, the share of forks with the same answer if the guidance of this position alone
             is drawn anew in every transition, ``[P, B]``.
@@ -273,7 +277,7 @@ class _RecordGuidance(Messenger):
 
 
 class _KeepTransitions(Messenger):
-    """Set the guidance of some transitions to recorded values; the others are drawn."""
+    """Set the guidance of some transitions to recorded values; the others draw theirs."""
 
     def __init__(self, eps: dict[int, Tensor]) -> None:
         super().__init__()
@@ -314,9 +318,9 @@ def guidance_influence(
 ) -> GuidanceInfluence | None:
     """Measure which draws decide the answer: run trajectories again with part of their guidance drawn anew.
 
-    Each trajectory has one fork, from the same z_0. The recorded guidance is added to the fork's own u. If the prior
-    correlates positions, the new draw at one position is not conditioned on the recorded guidance of the others. Inputs
-    with a single solution are not informative.
+    In each test every trajectory has one fork, from the same z_0. The recorded guidance is added to the fork's own u.
+    If the prior correlates positions, the new draw at one position is not conditioned on the recorded guidance of the
+    others. Inputs with a single solution are not informative.
 
     Args:
         x: a few inputs, int64 ``[B, *event]``; None for p(x), where B is 1. All their guidance is in memory.

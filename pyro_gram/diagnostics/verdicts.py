@@ -42,14 +42,17 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Scale:
-    """The levels of a quantity: good up to ``good``, not to be trusted above ``bad``; the reverse if bad < good."""
+    """The levels of a quantity: good up to ``good``, do not trust above ``bad``.
+
+    If bad < good, the order is reversed: good from ``good`` on, do not trust below ``bad``.
+    """
 
     good: float
     bad: float
     quantity: str
 
     def level(self, value: float) -> str:
-        """Return the level of a value; NaN is not to be trusted."""
+        """Return the level of a value; NaN has the level ``do not trust``."""
         if math.isnan(value):
             return BAD
         sign = 1 if self.bad > self.good else -1
@@ -77,7 +80,7 @@ RANKS = Scale(0.15, 0.3, "largest deviation of the distribution of ranks from un
 SETTLING = Scale(0.05, 0.2, "share of trajectories whose answer changes in the last quarter of the steps")
 DIVERSITY = Scale(0.1, 0.5, "share of inputs with several solutions for which the trajectories find at most one")
 DECAY = Scale(0.05, 0.15, "accuracy of the prior at its best three successive evaluations less the last three")
-MIN_PAIRS = 5  # pairs with two trusted estimates; fewer decide nothing
+MIN_PAIRS = 5  # fewer pairs with two trusted estimates allow no verdict
 LOW_RECONSTRUCTION = 0.5  # nats: below it the guide has nothing to add, and a small KL does not mean collapse
 
 
@@ -118,7 +121,7 @@ def leak(posterior: float, prior: float, prior_on_train: float | None = None) ->
 
 
 def generalisation(train: float, unseen: float) -> Verdict:
-    """Judge the shares of right samples of the prior on training inputs and on unseen inputs."""
+    """Judge how much less accurate the prior is on unseen inputs than on training inputs."""
     level = GENERALISATION.level(train - unseen)
     meaning = "The prior is about as accurate on unseen inputs as on training inputs."
     if level != GOOD:
@@ -190,7 +193,7 @@ def settling(share: float) -> Verdict:
 
 
 def decay(recent: float, peak: float) -> Verdict:
-    """Judge the accuracy of the prior in training, at the last and at the best three successive evaluations."""
+    """Judge how far the prior's accuracy has fallen in training, from its best three evaluations to the last three."""
     return Verdict(
         "decay",
         DECAY.level(peak - recent),
@@ -264,7 +267,7 @@ def likelihood(log_p: float, error: float | None, log_m: float, untrusted_share:
 
 
 def ranks(deviations: dict[str, float], band: float, data: int) -> Verdict:
-    """Judge simulation-based calibration: is the guide the posterior of data that the program generates?
+    """Judge by simulation-based calibration whether the guide is the posterior of data that the program generates.
 
     Args:
         deviations: summary of a trajectory -> largest deviation of the distribution of its ranks from uniform.
@@ -345,7 +348,7 @@ def from_metrics(
         metrics: the metrics of ``results.json``.
         validation_history: accuracies of the prior during training; empty if there were no evaluations.
         uniformity: the summary of ``calibration.Uniformity``; empty if not all solutions are known, or each input has
-            one.
+            only one.
         accuracy_on_train: share of right samples of the prior on training inputs; None if not measured.
     """
     verdicts = []

@@ -1,8 +1,8 @@
-"""The examination of a solver, in parts and as a whole. ``experiments/diagnose.py`` is its command line.
+"""Examine a solver: :func:`diagnose` runs all parts. ``experiments/diagnose.py`` is the command line.
 
 The evaluation at the end of a run (``runs.evaluate``) is a quick examination that uses the same functions.
-Samples are fresh trajectories of the prior on unseen inputs, with the temper of the run's own measurements. Bounds,
-weights and ranks of the guide use the prior without temper; none of them counts as accuracy.
+Samples are fresh trajectories of the prior on unseen inputs, with the temper that the run's evaluation uses.
+The bounds, weights and ranks of the guide use the prior without temper. They say nothing about the model's accuracy.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ from pyro_gram.solver import Solver
 from pyro_gram.system.files import write_json
 from pyro_gram.system.machine import environment
 
-SAMPLES, MAX_DATA_SAMPLES, MIN_DATA_SAMPLES = 20, 2000, 256  # per input; the last two for p(x)
+SAMPLES, MAX_DATA_SAMPLES, MIN_DATA_SAMPLES = 20, 2000, 256  # samples per input; limits of the samples of p(x)
 BOUND_PAIRS = 128
-TRAIN_INPUTS, MIN_TRAIN_INPUTS, TRAIN_SAMPLES = 128, 16, 4  # training inputs that the prior solves, samples per input
+TRAIN_INPUTS, MIN_TRAIN_INPUTS, TRAIN_SAMPLES = 128, 16, 4  # most and fewest training inputs; samples of each
 GUIDE_SAMPLES, PRIOR_SAMPLES = 160, 320  # draws per pair (x, y) for log p(y | x)
 DATA_PRIOR_SAMPLES = 4096  # draws of the prior for p(x): all data share them
 RANK_ROUNDS, RANK_DRAWS = 2, 31  # simulated data per input, and the guide's trajectories per datum
-CHAINS, DRAWS = 4, 12  # in inference.nc
+CHAINS, DRAWS = 4, 12  # of each input, in inference.nc
 END_SAMPLES, LANDSCAPE_SAMPLES = 24, 64  # trajectories per input: to compare their ends; to draw the landscape
-POSITIONS = 8  # the number of positions, and of transition counts, whose influence on the answer is measured
-# Budgets, in supervision steps of a trajectory of coloring8: each takes about .25 ms on two cores.
+POSITIONS = 8  # positions, and numbers of kept transitions, whose influence on the answer is measured
+# Budgets in supervision steps of coloring8. One step of one trajectory takes about 0.25 ms on two cores.
 BUDGETS = {
     "samples": 50_000,
     "training inputs": 8_000,
@@ -66,7 +66,7 @@ BUDGETS = {
 
 
 def guide_of(solver: Solver) -> nn.Module | None:
-    """Return the guide; None without an inference network, or if the prior's density is not that of its draws."""
+    """Return the guide; None if it has no inference network, or if the prior's density is not that of its draws."""
     return None if why_no_guide(solver.model, solver.guide) else solver.guide
 
 
@@ -103,7 +103,7 @@ def examine_samples(scope: Scope, findings: Findings) -> None:
 
 
 def _training_accuracy(scope: Scope) -> float | None:
-    """Return the share of right samples on training inputs. It tells poor generalisation from a leak."""
+    """Return the share of right samples on training inputs. It helps to tell poor generalisation from a leak."""
     task = scope.solver.task
     if not task.is_checkable or not scope.has_input:
         return None
@@ -114,7 +114,7 @@ def _training_accuracy(scope: Scope) -> float | None:
 
 
 def examine_training(scope: Scope, findings: Findings) -> None:
-    """Examine the log of the training."""
+    """Draw the curves in the log of the training."""
     draw_training(scope.rows, findings)
 
 
@@ -170,7 +170,7 @@ def examine_evidence(scope: Scope, findings: Findings) -> None:
 
 
 def examine_ranks(scope: Scope, findings: Findings) -> None:
-    """Simulate data and rank them under the guide: is the guide the posterior of data that the model draws?"""
+    """Test by simulation whether the guide is the posterior: rank latents that the model draws among the guide's."""
     solver, guide = scope.solver, guide_of(scope.solver)
     if guide is None:
         findings.skip("ranks", why_no_guide(solver.model, solver.guide))
@@ -202,7 +202,7 @@ def examine_trajectories(scope: Scope, findings: Findings) -> None:
 
 def _examine_ends(scope: Scope, findings: Findings) -> None:
     solver, task, temper = scope.solver, scope.solver.task, scope.solver.config.temper
-    in_memory = max(1, scope.chunk_size() // END_SAMPLES)  # all states of the trajectories are kept
+    in_memory = max(1, scope.chunk_size() // END_SAMPLES)  # all states of these trajectories are stored
     puzzles = scope.test.subset(scope.num_inputs(BUDGETS["ends"], END_SAMPLES, least=2, limit=min(24, in_memory)))
     x = scope.on_device(puzzles.inputs)
     traces = trace_trajectories(
@@ -210,7 +210,7 @@ def _examine_ends(scope: Scope, findings: Findings) -> None:
     )
     ends = attractors(task, x, traces.tokens)
     pairs = separation(task, x, traces)
-    has_several = puzzles.num_solutions > 1  # also if the list of solutions is incomplete
+    has_several = puzzles.num_solutions > 1  # two known solutions suffice, even if the list is incomplete
     same_answer = (ends.num_distinct_right[has_several] <= 1).double()
     new_verdicts = [verdicts.diversity(same_answer.mean().item() if len(same_answer) else 0.0, len(same_answer))]
     if ends.unsettled_fraction is not None:
@@ -230,7 +230,7 @@ def _examine_ends(scope: Scope, findings: Findings) -> None:
 
 def _examine_deciding_draws(scope: Scope, findings: Findings) -> None:
     solver, num_samples = scope.solver, END_SAMPLES // 2
-    in_memory = max(1, scope.chunk_size() // num_samples)  # all guidance of the trajectories is kept
+    in_memory = max(1, scope.chunk_size() // num_samples)  # all guidance of these trajectories is stored
     per_input = num_samples * 2 * POSITIONS
     count = scope.num_inputs(BUDGETS["deciding"], per_input, least=1, limit=min(8, in_memory))
     decisions = guidance_influence(
@@ -297,7 +297,7 @@ def diagnose(scope: Scope, findings: Findings, name: str, progress: Any) -> None
 
     Args:
         scope: the solver, and how much of it is examined.
-        findings: empty at first; the results are added to it.
+        findings: an empty object, to which the results are added.
         name: the name of the checkpoint.
         progress: a tqdm bar, which shows each part's name.
     """
@@ -333,7 +333,7 @@ def diagnose(scope: Scope, findings: Findings, name: str, progress: Any) -> None
 
 
 def _lead(scope: Scope, metrics: dict[str, Any]) -> str:
-    """Return what was examined, in two sentences."""
+    """Return two sentences that say what was examined."""
     solver, config = scope.solver, scope.solver.config
     count = sum(p.numel() for p in solver.model.parameters())
     inputs = f"on {metrics['num_inputs']:,} inputs that training never saw" if scope.has_input else "without input"

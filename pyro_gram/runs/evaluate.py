@@ -22,13 +22,13 @@ from pyro_gram.system.progress import Phases
 from pyro_gram.training.config import will_have_heads
 from pyro_gram.training.heads import train_heads
 
-SAVED_INPUTS, SAVED_CHAINS, SAVED_DRAWS = 32, 4, 25  # in inference.nc; fewer draws if there are more than 16 positions
+SAVED_INPUTS, SAVED_CHAINS, SAVED_DRAWS = 32, 4, 25  # in inference.nc; fewer draws for more than 16 positions
 
 
 def evaluate(run: Run, half: bool = False) -> dict[str, Any]:
     """Train the heads, measure on the test split, and write weights, results, figures, inference.nc and report.
 
-    Several processes share the trajectories, and the main one writes.
+    Several processes share the trajectories. The main process writes the files.
 
     Args:
         run: a run whose training is over.
@@ -45,7 +45,7 @@ def evaluate(run: Run, half: bool = False) -> dict[str, Any]:
     if has_heads:
         _train_heads(solver, run.phases)
         heads = solver.model.get_submodule(HEADS_ATTRIBUTE)
-        processes.broadcast_(list(heads.state_dict().values()))  # trajectories must halt by the saved heads
+        processes.broadcast_(list(heads.state_dict().values()))  # every process must use the heads that are saved
     head_seconds = time.perf_counter() - start
     if processes.is_main:
         save_model(run.out / "model.safetensors", solver, half=half)

@@ -61,8 +61,8 @@ class Findings:
         Args:
             solver: the solver that was examined.
             title, summary: the heading of the page, and what was measured on which inputs.
-            details: JSON values by name, in folds at the end of the page.
-            all_inputs: were all test inputs measured? The paper's sums are over all of them.
+            details: JSON values by name. The end of the page shows each in a fold that the reader can open.
+            all_inputs: were all test inputs measured? The paper sums over all of them.
         """
         sections = [
             Section.from_figure(name, figure, self.verdicts)
@@ -99,11 +99,11 @@ def draw_samples(solver: Solver, puzzles: PuzzleSet, samples: Rollout, findings:
 
 
 def draw_formation(solver: Solver, puzzles: PuzzleSet, history: Tensor, findings: Findings) -> None:
-    """Draw how the answers to one input form. Its number of solutions is nearest to ``FEW_SOLUTIONS``.
+    """Draw how the answers to one input form: the input whose number of solutions is nearest to ``FEW_SOLUTIONS``.
 
     Args:
         puzzles: the inputs that were sampled.
-        history: the answers of their trajectories after each supervision step, int64 ``[depth, N, b, L_out]``.
+        history: the answers to these inputs after each supervision step, int64 ``[depth, N, b, L_out]``.
     """
     if puzzles.inputs is None:
         findings.draw("formation", plots.formation_figure(solver.task, None, history[:, :4, 0]))
@@ -128,7 +128,7 @@ def save_trajectories(
     depth: int,
     seed: int,
 ) -> Any:
-    """Write trajectories of the guide and the prior as ``inference.nc``. Returns its groups."""
+    """Write trajectories of the guide and the prior to ``inference.nc``, and return its groups."""
     data = collect(
         solver.task,
         solver.model,

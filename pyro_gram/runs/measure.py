@@ -1,4 +1,4 @@
-"""Measurements of a solver on held-out inputs: its samples and bounds, and the validation split in training.
+"""Measure the samples and bounds of a solver on held-out inputs. Training measures the validation split.
 
 Nothing here writes a file. Accuracy and coverage come from fresh trajectories of the prior. Bounds use the
 prior without temper.
@@ -22,9 +22,9 @@ from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
 from pyro_gram.tasks.base import PuzzleSet
 from pyro_gram.tasks.batches import generator_for
 
-BOUND_INPUTS = 1024  # the bounds of at most so many pairs (x, y) are computed
-LIKELIHOOD_INPUTS, LIKELIHOOD_SAMPLES = 64, 100  # the prior Monte Carlo estimate of log p(y | x)
-HISTORY_INPUTS, HISTORY_SAMPLES = 24, 6  # inputs, and samples per input, that are decoded after every supervision step
+BOUND_INPUTS = 1024  # at most so many pairs (x, y) get bounds
+LIKELIHOOD_INPUTS, LIKELIHOOD_SAMPLES = 64, 100  # inputs and trajectories of each, for prior Monte Carlo
+HISTORY_INPUTS, HISTORY_SAMPLES = 24, 6  # inputs and samples of each, decoded after every supervision step
 VALIDATION_INPUTS, VALIDATION_SAMPLES = 64, 1024  # during training: inputs, and samples of p(x)
 
 Progress = Callable[[int], None]
@@ -118,7 +118,7 @@ def sample_metrics(solver: Solver, puzzles: PuzzleSet, samples: Rollout, split: 
 
 
 def _task_metrics(solver: Solver, puzzles: PuzzleSet, samples: Rollout, split: str) -> dict[str, float]:
-    """Return a task's own metrics; digits have more, from a classifier and the real digits of ``split``."""
+    """Return a task's own metrics. For digits, a classifier and the real digits of ``split`` add more metrics."""
     metrics = dict(solver.task.extra_metrics(puzzles, samples.tokens))
     if solver.task.classifier == "digits":
         from pyro_gram.diagnostics import digits
@@ -128,12 +128,12 @@ def _task_metrics(solver: Solver, puzzles: PuzzleSet, samples: Rollout, split: s
 
 
 def bounds_of(solver: Solver, x: Tensor | None, y: Tensor, depth: int, seed: int) -> Bounds:
-    """Return the bounds of pairs at beta = 1 (Eq. 13, 14).
+    """Return bounds of log p(y | x) for pairs (x, y), at beta = 1 (Eq. 13, 14).
 
     Args:
         solver: a model with its guide.
         x, y: pairs, ``[B, *event]`` (None for p(x)) and ``[B, L_out]``.
-        depth: supervision steps.
+        depth: supervision steps of the full bound.
         seed: the seed of the guide's draws.
     """
     return bounds(
@@ -175,7 +175,7 @@ def bound_metrics(
 
 
 def posterior_accuracy(solver: Solver, x: Tensor | None, measured_bounds: Bounds) -> float | None:
-    """Return the share of right answers under the guide, which sees y. A leak puts it far above the prior's.
+    """Return the share of right answers under the guide, which sees y. If y leaks, it is far above the prior's.
 
     None without a guide, or if answers cannot be checked.
     """
@@ -185,15 +185,16 @@ def posterior_accuracy(solver: Solver, x: Tensor | None, measured_bounds: Bounds
 
 
 def has_likelihood(solver: Solver) -> bool:
-    """Can log p(y | x) be estimated? Not for images, which no trajectory hits exactly, nor for diffusion models."""
+    """Can log p(y | x) be estimated? Not for images, which are never sampled exactly, nor for diffusion models."""
     return solver.task.is_checkable and model_traits(solver.model).has_exact_likelihood
 
 
 def validation_history(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Summarize the validation accuracy of the prior over a training: does it decay?
+    """Summarize the validation accuracy of the prior in a training, to show whether it decays.
 
     ``recent_accuracy`` is the mean of the last three measurements, and ``peak_accuracy`` the highest mean of three
-    successive ones before. (The best of many noisy values is too high.) Both need at least six measurements.
+    successive measurements before these. (The best single value would be too high, because it is noisy.) Both need at
+    least six measurements.
 
     Args:
         rows: the lines of ``metrics.jsonl``.

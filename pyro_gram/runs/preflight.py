@@ -1,4 +1,4 @@
-"""Checks before a run begins, so that an error of training or measuring appears before any long work."""
+"""Checks before a run begins, so that errors in its training or measurement appear before any long work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro_gram.tasks.base import SPLITS, Task
 
 
 def check_data(task: Task) -> None:
-    """Load every split of a task, and the classifier if its metrics need one.
+    """Load every split of a task, and the classifier if the task's metrics need one.
 
     Raises:
         InputError: a file of the task is damaged.
@@ -33,7 +33,7 @@ def check_data(task: Task) -> None:
 
 
 def check_guide_capacity(solver: Solver) -> None:
-    """Raise ConfigError if a guide with parameters for each pair has too few of them, or if pairs never recur."""
+    """Raise ConfigError if a guide with parameters for each pair has too few, or if augmentation makes new pairs."""
     if guide_traits(solver.guide).is_amortized:
         return
     config, pairs = solver.config, len(solver.task.split("train").solutions)
@@ -65,7 +65,8 @@ def check_estimates(solver: Solver, x: Tensor | None, y: Tensor) -> None:
         x, y: a batch, ``[B, *event]`` and ``[B, L_out]``, whose first two pairs are used.
 
     Raises:
-        ConfigError: inputs share a site; an observation depends on y; a tensor fits one batch size only.
+        ConfigError: several inputs share a latent or an observation; the density of the program changes when it is
+            given y; or a tensor fits one batch size only.
     """
     model, guide = solver.model, solver.guide
     x, y = to_device_of(model, None if x is None else x[:2]), to_device_of(model, y[:2])

@@ -32,8 +32,8 @@ from pyro_gram.training.dry_run import dry_run
 from pyro_gram.training.trainer import Trainer
 
 ROW_KEYS = {"batch", "seconds", "reconstruction", "kl", "beta"}  # in every line of metrics.jsonl
-LAUNCH_FILE = ".launch"  # holds the ``launch_id`` of the last training here
-RESTART_PATIENCE = 30.0  # seconds that a process replaced by torchrun has to end
+LAUNCH_FILE = ".launch"  # holds the ``launch_id`` of the last training in the directory
+RESTART_PATIENCE = 30.0  # seconds to wait for the end of a process that torchrun has replaced
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Run:
     Attributes:
         solver: the task, model and guide.
         trainer: the trainer.
-        out: the directory, which no other process may write to before :meth:`close`.
+        out: the directory. No other run may write to it before :meth:`close`.
         lock: the lock of the directory; None if the file system has no locks, and in all processes but the main one.
         phases: the progress display.
     """
@@ -67,7 +67,7 @@ class Run:
 
     @property
     def processes(self) -> ProcessGroup:
-        """The processes that train it."""
+        """The processes that train this run."""
         return self.trainer.processes
 
     def print(self, text: str) -> None:
@@ -98,12 +98,12 @@ class Run:
 
     @property
     def divergence_report_path(self) -> Path:
-        """The description of an update that would have ruined the run."""
+        """Path of the report on an update that would have ruined the run."""
         return self.out / "diverged.json"
 
     @property
     def diverged_state_path(self) -> Path:
-        """The state before that update. The state at ``state_path`` is older, and may be better."""
+        """Path of the state before the update that diverged. The state at ``state_path`` is older and may be better."""
         return self.out / "diverged.safetensors"
 
     def remove_divergence_files(self) -> None:
@@ -137,17 +137,17 @@ def open_run(
     device: torch.device,
     processes: ProcessGroup = SINGLE_PROCESS,
 ) -> Run:
-    """Open a new run in ``out``, or resume the one that is there.
+    """Open a new run in ``out``, or resume the run that is there.
 
-    Only the main process checks and writes the directory, but all processes must see it. When torchrun restarts its own
-    run there, the run is resumed.
+    Only the main process checks and writes the directory, but all processes must see it. A run that torchrun has
+    restarted is always resumed.
 
     Raises:
-        UserError: ``out`` holds a run and ``resume`` is False, or cannot be written, or holds another run, or another
-            process runs in it; data or a package that the task needs is missing or damaged; the parts of the run do not
-            fit together.
+        UserError: ``out`` holds a run and ``resume`` is False; ``out`` holds a run with other settings, is in use by
+            another run, or cannot be written; data or a package that the task needs is missing or damaged; the parts
+            of the run do not fit together.
     """
-    revision()  # cached now, because the code may change during the run
+    revision()  # caches the revision now, because the code may change during the run
     resume = resume or (processes.restarts > 0 and was_launched_here(out))
     if processes.is_main:
         check_new(out, resume)
@@ -190,10 +190,10 @@ def _make_trainer(solver: Solver, processes: ProcessGroup) -> Trainer:
 
 
 def _restore(run: Run, resume: bool) -> None:
-    """Load the saved state, if there is one, and put the directory in order."""
+    """Load the saved state, if there is one, and prepare the files of the directory."""
     out, trainer, solver = run.out, run.trainer, run.solver
     if run.processes.is_main:
-        check_new(out, resume)  # again: another process may have begun a run here in the meantime
+        check_new(out, resume)  # a second time: another process may have begun a run here since
     has_state = bool(run.processes.from_main(resume and run.state_path.exists()))
     if has_state:
         load_state(run.state_path, solver.config, trainer, solver.task.provenance())
@@ -230,7 +230,7 @@ def _describe_resume(run: Run, has_state: bool) -> str:
 
 
 def phase_sizes(run: Run) -> dict[str, str]:
-    """Return the phases of a run (training, heads if the model has them, evaluation), and the work in each."""
+    """Return the phases of a run (training, heads if the model has them, evaluation), each with its amount of work."""
     config, trainer, puzzles = run.solver.config, run.trainer, test_puzzles(run.solver)
     c = config.train
     length = f"{trainer.num_batches or c.batches:,} batches" if c.batches else f"{c.minutes:g} minutes"
@@ -244,7 +244,7 @@ def phase_sizes(run: Run) -> dict[str, str]:
 
 
 def check_new(out: Path, resume: bool) -> None:
-    """Raise UserError if ``out`` holds a run, unless it is to be resumed."""
+    """Raise UserError if ``out`` holds a run and ``resume`` is False."""
     if (out / "config.json").exists() and not resume:
         raise UserError(f"{out} holds a run already: add --resume to continue it, or choose another --out")
 
@@ -264,7 +264,7 @@ def check_same_settings(out: Path, config: RunConfig, option: str) -> None:
 def launch_id() -> str:
     """Return the name of this call of torchrun, equal in all its processes and restarts; empty without torchrun."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    return f"{name} {os.getppid()}" if name == "none" else name  # every launch on a single machine is called "none"
+    return f"{name} {os.getppid()}" if name == "none" else name  # torchrun calls every launch on one machine "none"
 
 
 def was_launched_here(out: Path) -> bool:
@@ -284,7 +284,7 @@ def lock_directory(out: Path, patience: float = 0.0) -> FileLock | None:
         the lock; None if the file system has no locks.
 
     Raises:
-        UserError: another run is in it, or nothing can be written there.
+        UserError: another run writes to ``out``, or ``out`` cannot be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -301,7 +301,7 @@ def lock_directory(out: Path, patience: float = 0.0) -> FileLock | None:
 
 
 def truncate_metrics(path: Path, number: int) -> int:
-    """Drop the lines of a ``metrics.jsonl`` from batch ``number`` on, as those batches will be trained again.
+    """Drop the lines of a ``metrics.jsonl`` from batch ``number`` on, because those batches are trained again.
 
     Returns:
         the number of lines that were dropped because they cannot be read (the machine went down while writing).

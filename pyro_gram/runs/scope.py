@@ -1,4 +1,4 @@
-"""How much of a solver is examined: which inputs, how deep, and how many trajectories a budget allows."""
+"""Decide how much of a solver is examined: which inputs, what depth, and how many trajectories a budget allows."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ class Scope:
         return chunk_size(length) if max_trajectories is None else chunk_size(length, max_trajectories)
 
     def num_trajectories(self, budget: int) -> int:
-        """Return how many trajectories ``budget`` allows, in supervision steps of ``coloring8``'s trajectories."""
+        """Return how many trajectories a budget allows. Its unit is one supervision step of ``coloring8``."""
         sizes = model_sizes(self.solver.config.model)
         size = max(1.0, self.solver.task.spec.input_length / 8) * sizes.width / 128
         layers = sizes.transitions * (1 + sizes.low_steps) / 3 * sizes.layers / 2
         return int(budget / (self.depth * size * layers))
 
     def num_inputs(self, budget: int, per_input: int, least: int = 4, limit: int = 10**6) -> int:
-        """Return how many inputs ``budget`` allows, with ``per_input`` trajectories each."""
+        """Return how many inputs a budget allows if each takes ``per_input`` trajectories."""
         return min(max(least, self.num_trajectories(budget) // per_input), limit, self.max_inputs)
 
     def with_several_solutions(self, count: int) -> PuzzleSet:
-        """Return the first ``count`` test inputs with several solutions; any inputs if none has them."""
+        """Return the first ``count`` test inputs with several solutions, or of all inputs if none has several."""
         rows = (self.test.num_solutions > 1).nonzero().flatten()
         return self.test.select(rows[:count]) if len(rows) else self.test.subset(count)
 

@@ -59,11 +59,11 @@ def measure_test(
     Args:
         solver: a trained model with its task and config.
         processes: the processes that share the trajectories.
-        progress: called with the number of trajectories that have been run; they add up to :func:`count_trajectories`.
+        progress: called with the number of trajectories that have just ended; all add up to :func:`count_trajectories`.
     """
 
     def shared_progress(count: int) -> None:
-        progress(count * processes.size)  # the other processes run as many
+        progress(count * processes.size)  # each process runs about the same number
 
     config, task, puzzles = solver.config, solver.task, test_puzzles(solver)
     samples = sample_prior(solver, puzzles.inputs, processes, progress=shared_progress)
@@ -96,7 +96,7 @@ def uniformity_summary(solver: Solver, puzzles: PuzzleSet, samples: Rollout) -> 
 def _likelihood_metrics(solver: Solver, x: Tensor | None, y: Tensor, progress: Progress) -> dict[str, float]:
     if not has_likelihood(solver):
         return {}
-    # Without input all data share the trajectories, so many of them cost little.
+    # Without input, all data share the trajectories. Many trajectories then cost little.
     num_samples = LIKELIHOOD_SAMPLES if x is not None else 10 * LIKELIHOOD_SAMPLES
     log_p = prior_log_likelihood(
         solver.model,

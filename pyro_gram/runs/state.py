@@ -1,4 +1,4 @@
-"""The file of a training state: ``Trainer.state_dict`` in safetensors, its numbers in the JSON header.
+"""Save and load a training state: the tensors of ``Trainer.state_dict`` as safetensors, its numbers as JSON.
 
 A tensor ``NAME`` of the part ``PART`` of the state is stored as ``PART/NAME``.
 """
@@ -93,7 +93,7 @@ def _load_state(path: Path, config: RunConfig, trainer: Trainer, data: dict[str,
     if state["carry"] and not config.train.act:
         raise CheckpointError(f"{path} holds unfinished trajectories, which only a run with train.act has")
     if any(saved_settings["train"][field] != vars(config.train)[field] for field in ("batches", "minutes")):
-        state["progress"]["num_batches"] = None  # the number of batches is fitted to the new length
+        state["progress"]["num_batches"] = None  # the trainer will fit the number of batches to the new length
     trainer.load_state_dict(state)
 
 

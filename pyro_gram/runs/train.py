@@ -1,4 +1,4 @@
-"""The training of a run: batches, validations between them, saving, and a clean end on a signal."""
+"""Train a run: train batches, validate between them, save, and end cleanly on a signal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pyro_gram.training.loop import train_batches
 from pyro_gram.training.pace import fit_to_minutes, seconds_left
 from pyro_gram.training.report import BatchReport
 
-MIN_LEAK_PROGRESS = 0.25  # share of a run that the prior needs to learn from the guide
+MIN_LEAK_PROGRESS = 0.25  # share of a run that must be over before a leak can be judged
 
 Validate = Callable[[], dict[str, float]]
 
@@ -81,8 +81,8 @@ def train(run: Run, on_evaluate: Validate | None = None) -> None:
 
     Raises:
         InterruptedRunError: on SIGINT or SIGTERM, when the current batch has ended and the state is saved.
-        DivergedError: the loss is not finite, or has exploded. The state before this batch's update is in
-            ``diverged.safetensors``, and ``diverged.json`` describes it.
+        DivergedError: the loss is not finite, or has exploded. ``diverged.safetensors`` holds the
+            state before the update, and ``diverged.json`` describes the update.
     """
     trainer, c = run.trainer, run.solver.config.train
     on_evaluate = partial(validate, run) if on_evaluate is None else on_evaluate
@@ -120,7 +120,7 @@ def train(run: Run, on_evaluate: Validate | None = None) -> None:
                         has_warned = True
                 log.write(json.dumps(row) + "\n")
                 if run.processes.is_main:
-                    run.remove_divergence_files()  # left by an earlier start of this run
+                    run.remove_divergence_files()  # from an earlier start of this run
                 bar.update(1 if c.batches else min(round(report.seconds), round(60 * c.minutes)) - bar.n)
                 train_seconds = seconds_left(trainer, first_number, report.seconds - start)
                 remaining_text = run.phases.remaining_text("train", train_seconds)
@@ -130,7 +130,7 @@ def train(run: Run, on_evaluate: Validate | None = None) -> None:
 
 
 def _fit_length(run: Run, on_evaluate: Validate, checkpoint: CheckpointCallback) -> None:
-    """Lower the number of batches to what fits into ``train.minutes``, if a new run has both limits."""
+    """If a new run limits both batches and minutes, lower the batches to the number that fits into the minutes."""
     trainer, c = run.trainer, run.solver.config.train
     if trainer.num_batches is None and not trainer.is_finished:
         run.print(f"timing a few batches: how many of {c.batches:,} fit into {c.minutes:g} minutes?")
@@ -171,7 +171,7 @@ def _batches(run: Run) -> Iterator[BatchReport]:
 
 
 def leak_warning(validation: dict[str, float], progress: float) -> str:
-    """Return a warning if the guide, which sees y, is right and the prior is wrong; else an empty text.
+    """Return a warning if the guide, which sees y, is right where the prior is wrong; else an empty text.
 
     The first quarter of a run gives no warning: the prior has had too little time to learn from the guide.
 

@@ -23,7 +23,7 @@ from pyro_gram.system.text import make_printable
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line on stderr and exit code 2, and that accepts no abbreviations.
+    """An ArgumentParser that accepts no abbreviations. On an error it prints one line and exits with code 2.
 
     An error about an unknown option suggests the nearest options.
 
@@ -111,7 +111,7 @@ class _TrustCode(argparse.Action):
 
 
 def add_working_directory_to_path() -> None:
-    """Let Python import a user's package.module:Class from the working directory. Called only if the user names one.
+    """Let Python import a user's package.module:Class from the working directory, if the user names one.
 
     The working directory comes first, because an editable install puts our ``models`` and ``guides`` on the path too.
     """
@@ -157,7 +157,7 @@ def _remove_markup(text: str) -> str:
 
 
 def is_idle_process() -> bool:
-    """Return whether torchrun started this process as one after the first. Most programs leave such a process idle."""
+    """Is this a process of torchrun other than the first? Most programs let such a process end at once."""
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") not in ("", "0")
 
 
@@ -221,7 +221,7 @@ class TerminatedError(KeyboardInterrupt):
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends a second one
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends a second SIGTERM
     raise TerminatedError
 
 

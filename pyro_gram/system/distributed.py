@@ -1,8 +1,8 @@
 """Several processes that train one run together. Each works on its share of every batch; all have the same weights.
 
-``torchrun --nproc-per-node=N experiments/run.py ...`` starts them. N processes share the batch of one process and
-average their gradients. Each has its own generator, so N processes and one process draw
-different samples of the same gradient estimate.
+``torchrun --nproc-per-node=N experiments/run.py ...`` starts them. They divide the batch that one process would train
+on, and average their gradients. Each process has its own generator, so N processes draw other samples than one process
+would, but they estimate the same gradient.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pyro_gram.system.rendezvous import Launch, LostProcessError, has_joined, jo
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(hours=2)  # of an exchange: the others wait while the main process writes figures and report
+TIMEOUT = timedelta(hours=2)  # for one exchange: the others wait while the main process writes figures and report
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class ProcessGroup:
     Attributes:
         rank: the number of this process.
         size: the number of processes.
-        device: the device of the tensors that they exchange.
-        restarts: how often torchrun has restarted them.
+        device: the device of the tensors that the processes exchange.
+        restarts: how often torchrun has restarted the processes.
     """
 
     rank: int = 0
@@ -92,7 +92,7 @@ class ProcessGroup:
         return tensor.item()
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this method."""
         self.all_reduce_max(0.0)
 
     def broadcast(self, tensor: Tensor | None, owner: int, device: torch.device) -> Tensor:
@@ -144,10 +144,10 @@ def start(device: torch.device) -> tuple[ProcessGroup, torch.device]:
 
 
 def leave(code: int) -> int:
-    """Return a program's exit code; but if this is one of several processes, exit with the code at once.
+    """Return a program's exit code. If this is one of several processes, end it at once with this code instead.
 
-    A normal exit would hang in a process that still waits for others. It also tears down the threads of the exchange,
-    which sometimes aborts a process that has finished.
+    A normal exit would hang if this process still waits for others. It would also tear down the threads of the
+    exchange, which sometimes aborts a process that has finished.
     """
     if dist.is_available() and (dist.is_initialized() or has_joined()):
         sys.stdout.flush()
@@ -173,7 +173,7 @@ def _on_wire(tensor: Tensor, device: torch.device) -> Tensor:
 def _try(collective: Callable[[], T]) -> T:
     try:
         return collective()
-    except RuntimeError as e:  # DistBackendError is one
+    except RuntimeError as e:  # DistBackendError is a subclass
         raise LostProcessError(
             f"the processes of this run cannot exchange tensors ({reason(e)}): another process has "
             "ended or failed; --resume continues from the last saved state, and so does torchrun --max-restarts"

@@ -1,4 +1,4 @@
-"""Files of data sets: found in the user's data folder, or downloaded once and checked by their checksum."""
+"""Find files of data sets in the user's data folder, or download them once and check their checksum."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def data_folder(data_dir: str | None) -> Path | None:
         the folder; None if neither names one.
 
     Raises:
-        ConfigError: it is not a directory.
+        ConfigError: the folder that is named is not a directory.
     """
     source, folder = "--data-dir", data_dir
     if folder is None:
@@ -63,7 +63,7 @@ def download(url: str, known_hash: str, name: str) -> Path:
         the path of the downloaded file.
 
     Raises:
-        ConfigError: the download fails or has another checksum. The message says how to get the file by other means.
+        ConfigError: the download fails, or the checksum differs. The message says how to get the file by other means.
     """
     try:
         import pooch
@@ -83,10 +83,10 @@ def download(url: str, known_hash: str, name: str) -> Path:
                 downloader=pooch.HTTPDownloader(progressbar=True, timeout=30),
             )
         )
-    except (OSError, ValueError) as e:  # requests' errors are OSErrors; pooch's wrong checksum is a ValueError
+    except (OSError, ValueError) as e:  # requests raises OSErrors; for a wrong checksum pooch raises ValueError
         if isinstance(e, ValueError) and "hash" in str(e):
             reason = "its checksum is not the expected one"
-        elif type(e).__name__ in ("ConnectionError", "ConnectTimeout"):  # their own text is half a page
+        elif type(e).__name__ in ("ConnectionError", "ConnectTimeout"):  # the text of these errors is half a page
             reason = "no connection"
         else:
             reason = " ".join(str(e).split())[:200]

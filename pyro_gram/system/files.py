@@ -1,7 +1,7 @@
 """Files: write them atomically (to a temporary name, then rename), and read them as JSON, TOML or safetensors.
 
-A stranger may have made a file: the sizes in the header of a tensor file are compared with the file's size before
-memory is allocated.
+A stranger may have made a file. The sizes in the header of a tensor file are therefore compared with the file's size
+before memory is allocated.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from pyro_gram.version import __version__
 
 MAX_JSON_BYTES = 256 * 2**20  # also for TOML
 MAX_CSV_BYTES = 2**31  # three times the largest Sudoku data set
-MAX_HEADER_BYTES = 16 * 2**20  # of a tensor file; ours have about 50 KB
+MAX_HEADER_BYTES = 16 * 2**20  # of a tensor file's header; ours have about 50 KB
 FORMAT = "pyro_gram/1"
 TEMPORARY_MARK = ".unfinished-"  # in the name of a file that is being written
-FILE_TYPES = {  # first bytes of files that are often given by mistake, and what to say of them
+FILE_TYPES = {  # first bytes of files that users give by mistake -> what a message says about them
     b"version https://git-lfs": "this is a Git LFS pointer: run git lfs pull",
     ZIP: "this is a zip archive, as torch.save writes them: only safetensors are read, never pickles",
     b"\x80": "this is a pickle, as torch.save writes them: only safetensors are read, never pickles",
@@ -104,7 +104,7 @@ def check_directory(path: Path, option: str) -> None:
     """Check that ``path``, the value of ``option``, can be a directory.
 
     Raises:
-        UserError: it is a file, or lies in one.
+        UserError: ``path`` is a file, or lies in a file.
     """
     if any(p.exists() and not p.is_dir() for p in (path, *path.parents)):
         raise UserError(f"{option} {path} is a file, or lies in one; give a directory")
@@ -194,7 +194,7 @@ def parse_json(text: str) -> Any:
 
 
 def explain_file_type(path: Path) -> str | None:
-    """Return a phrase that names the type of a file of the wrong type, and says what to do; None if unknown."""
+    """Return a phrase that names the type of an unreadable file, and says what to do; None if it is unknown."""
     try:
         with path.open("rb") as f:
             head = f.read(512)
@@ -319,7 +319,7 @@ def open_tensor_file(path: Path, kind: str) -> TensorFile:
 
 
 def _check_header_length(path: Path) -> None:
-    """Check the length of a safetensors header, the file's first eight bytes. Raises ValueError if it is wrong."""
+    """Check the length of a safetensors header, which the first 8 bytes give. Raises ValueError if it is wrong."""
     size = path.stat().st_size
     with path.open("rb") as f:
         length = int.from_bytes(f.read(8), "little")

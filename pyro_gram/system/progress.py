@@ -12,7 +12,7 @@ TEXT_FORMAT = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{remaining} left{
 
 
 class Phases:
-    """The phases of a run. A terminal shows a bar for each; a log gets a line for each.
+    """The phases of a run. A terminal shows a bar for each phase; a log gets a line for each.
 
     Args:
         sizes: the phases in order, with the work in each: ``{"train": "2,000 batches"}``.
@@ -70,7 +70,7 @@ class Phases:
 
         Args:
             name: the current phase.
-            phase_seconds: the seconds until it ends; None if unknown.
+            phase_seconds: the seconds until the current phase ends; None if unknown.
         """
         later_phases = list(self.sizes)[list(self.sizes).index(name) + 1 :] if name in self.sizes else []
         if phase_seconds is None or not later_phases or not self.seconds.keys() >= set(later_phases):
@@ -80,7 +80,7 @@ class Phases:
     def remaining_text(self, name: str, phase_seconds: float | None) -> str:
         """Return "all ends in 17:54 | ", for the bar of the current phase; an empty text if the time is unknown.
 
-        As soon as it is known, one line is printed with the duration of each phase. The arguments are those of
+        When the time is first known, one line with the duration of each phase is printed. The arguments are those of
         :meth:`remaining_seconds`.
         """
         total = self.remaining_seconds(name, phase_seconds)

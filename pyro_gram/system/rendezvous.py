@@ -1,4 +1,4 @@
-"""How the processes of a run join: in a thread, so that a signal can end the wait, and within a time limit."""
+"""Join the processes of a run. A thread waits for the others, so that a signal or a time limit can end the wait."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def read_number(name: str, minimum: int, default: int | None = None) -> int:
 
 @dataclass(frozen=True)
 class Launch:
-    """The settings of a launcher for one process.
+    """The settings that a launcher such as torchrun gives to one process.
 
     Attributes:
         rank, size: the number of this process, and the number of processes.
-        address, port: where the store is (torch's ``TCPStore``, by which processes find each other).
+        address, port: those of the store (torch's ``TCPStore``), through which processes find each other.
         by_agent: does torchrun's agent hold the store? Otherwise the main process does.
     """
 
@@ -114,13 +114,13 @@ class Rendezvous:
     is_late: bool = False
 
     def run(self) -> None:
-        """Meet the others at the store, and initialize the process group."""
+        """Find the other processes through the store, and initialize the process group."""
         try:
             store = self._open_store()
             if store is None or not self._wait_for_all(store):
                 return
             if self.device.type == "cuda":
-                torch.cuda.set_device(self.device)  # each thread has its own
+                torch.cuda.set_device(self.device)  # each thread has a current device of its own
             backend, launch = "nccl" if self.device.type == "cuda" else "gloo", self.launch
             dist.init_process_group(
                 backend, store=store, rank=launch.rank, world_size=launch.size, timeout=self.timeout
@@ -155,7 +155,7 @@ class Rendezvous:
         return False
 
     def _wait_for_all(self, store: dist.Store) -> bool:
-        """Wait until all processes have joined. The main process looks for their keys, and then sets the key of all."""
+        """Wait until all processes have joined. The main process sets the key ``all joined``."""
         store.set(f"joined {self.launch.rank}", "yes")
         self.missing_ranks = list(range(self.launch.size)) if self.launch.rank == 0 else []
         while not self.is_late:

@@ -1,4 +1,4 @@
-"""Decode the texts that people provide, in the same way whichever program wrote them.
+"""Decode the texts that users provide, in the same way for every program that wrote them.
 
 A byte-order mark is dropped (and selects UTF-16 or UTF-32), gzip is recognized by its first bytes and unpacked, and
 every line ends in ``\\n``. Anything else is refused by an InputError of one sentence, and sizes are limited.
@@ -153,7 +153,7 @@ def read_text(source: Path | BinaryIO, name: str = "", limit: int = MAX_TEXT_BYT
 
     Args:
         source: a path, or a stream of bytes.
-        name: its name in messages; by default the path.
+        name: the name of the source in messages; by default the path.
         limit: the maximal number of bytes after unpacking.
 
     Raises:
@@ -233,7 +233,7 @@ def _checked_lines(text: TextIO, name: str) -> Iterator[str]:
 
 
 def numbered_lines(text: str, comment: str = "#") -> list[tuple[int, str]]:
-    """Return the numbers, from 1, and contents of the lines that are neither blank nor begin with ``comment``.
+    """Return the number (from 1) and the text of each line, without blank lines and those that begin with ``comment``.
 
     >>> numbered_lines("# graphs\\nCF\\n\\n Cr")
     [(2, 'CF'), (4, 'Cr')]

@@ -38,7 +38,7 @@ def noise(count, ink=0.15, pixels=784, seed=0):
 
 
 def strokes(count, seed=0):
-    """Images that differ: each has a bar of random length at a random place."""
+    """Return images that differ: each has a bar of random length at a random place."""
     images = torch.zeros(count, 28, 28, dtype=torch.long)
     place = torch.randint(0, 14, (count, 3), generator=generator(seed)).tolist()
     for image, (row, column, length) in zip(images, place, strict=True):
@@ -124,7 +124,7 @@ def test_missing_and_damaged_weights_are_refused(tmp_path):
 
 
 def frechet_by_hand(a, b):
-    """The formula, with symmetric square roots instead of torchmetrics' eigenvalues of a product."""
+    """Compute the formula with symmetric square roots. (torchmetrics takes the eigenvalues of a product.)"""
     mean = (a.mean(0) - b.mean(0)).square().sum()
     values, vectors = torch.linalg.eigh(a.T.cov())
     root = vectors @ values.clamp(min=0).sqrt().diag() @ vectors.T

@@ -44,7 +44,7 @@ DIMS = {
 
 @dataclass(frozen=True)
 class LastSolutions(PuzzleSet):
-    """Puzzles whose targets are always the last solution of the input."""
+    """A puzzle set that always draws the last solution of an input as its target."""
 
     def sample_targets(self, index, generator):
         return self.solutions[self.offsets[index + 1] - 1]
@@ -150,7 +150,7 @@ def test_round_trip_through_netcdf(data, tmp_path):
 
 @pytest.fixture
 def saved_path(tmp_path):
-    """A small saved file."""
+    """Save a small file and return its path."""
     path = tmp_path / "small.nc"
     inference_data.save(inference_data.from_groups({"prior": {"a": np.arange(6.0).reshape(1, 2, 3)}}), str(path))
     return path

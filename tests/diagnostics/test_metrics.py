@@ -31,7 +31,7 @@ def make_task(layout="vertex", vertices=3, **changes):
 
 
 def path_and_triangle(task):
-    """The path 0-1-2, with the solutions 010 and 012, and the triangle, with 012."""
+    """Return two graphs: the path 0-1-2 with the solutions 010 and 012, and the triangle with the solution 012."""
     adjacency = torch.tensor([[[0, 1, 0], [1, 0, 1], [0, 1, 0]], [[0, 1, 1], [1, 0, 1], [1, 1, 0]]]).bool()
     first = task.spec.output_classes - 3
     solutions = torch.tensor([[0, 1, 0], [0, 1, 2], [0, 1, 2]]) + first

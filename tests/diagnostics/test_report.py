@@ -12,7 +12,7 @@ LEAK, RIGHT, COLLAPSE = verdicts.leak(0.99, 0.1), verdicts.accuracy(0.95), verdi
 
 
 class Page(HTMLParser):
-    """Parse a page: its tags, the targets of its links, and the tags that are still open."""
+    """Parse a page, and collect its tags, the targets of its links, and the tags that are still open."""
 
     def __init__(self, text):
         super().__init__()

@@ -18,7 +18,7 @@ CLASSES = 4
 
 
 class Steps(nn.Module):
-    """One guidance eps ~ N(0, 1); the answer is the quarter of the distribution that eps lies in, without noise."""
+    """A program with one guidance eps ~ N(0, 1). The answer is the quarter of N(0, 1) in which eps lies."""
 
     def forward(self, x, y=None, state=None, *, steps=1, truncated=None, beta=1.0):
         register_parameters("model", self)
@@ -34,7 +34,7 @@ class Steps(nn.Module):
 
 
 class Quarter(EffectGuide):
-    """Draws eps from the quarter that y names: the exact posterior, if ``shift`` is 0 and ``width`` 1."""
+    """A guide that draws eps from the quarter that y names. It is exact if ``shift`` is 0 and ``width`` is 1."""
 
     def __init__(self, model, shift=0.0, width=1.0):
         super().__init__(model)
@@ -86,7 +86,7 @@ def test_a_shifted_guide_has_shifted_ranks():
     summary = result.summary()
     projections = [summary[f"projection {i} of h"] for i in (1, 2)]
     assert all(s["deviation"] > 2 * result.band for s in projections)
-    # A projection of one channel is the state or its negative, so the truth is mostly below the guide's or above.
+    # A projection of one channel is h or -h. So the truth is mostly below, or mostly above, the guide's draws.
     assert all(abs(s["mean"] - 0.5) > 0.15 for s in projections)
 
 
@@ -97,7 +97,7 @@ def test_a_narrow_guide_has_ranks_at_both_ends():
 
 
 class IgnoresAnswer(EffectGuide):
-    """Samples from the prior, whatever y is."""
+    """A guide that samples from the prior, whatever y is."""
 
     def posterior(self, u, code, prior):
         return prior
@@ -119,7 +119,7 @@ def test_the_seed_fixes_the_ranks():
 
 def test_ties_are_broken_at_random():
     result = quarter_ranks()
-    ties = result.ranks[result.names.index("log p(y|h)")]  # equal for all trajectories that explain y
+    ties = result.ranks[result.names.index("log p(y|h)")]  # log p(y|h) is equal for all trajectories that explain y
     assert len(ties.unique()) > 25
 
 

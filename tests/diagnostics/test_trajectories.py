@@ -29,9 +29,10 @@ PLAIN = SimpleNamespace(canonical_form=lambda x, y: y)  # a task without symmetr
 
 
 class Coins(nn.Module):
-    """Guidance eps_t ~ N(0, 1) at ``L`` positions; h adds up ``mix[t] @ eps_t``, and the answer is its signs.
+    """A program with guidance eps_t ~ N(0, 1) at ``L`` positions. h is the sum of ``mix[t] @ eps_t``; y is its signs.
 
-    ``mix``: ``[steps, L, L]``.
+    Args:
+        mix: ``[steps, L, L]``.
     """
 
     def __init__(self, mix):
@@ -141,7 +142,7 @@ def path_graph():
 
 @pytest.fixture
 def tokens():
-    """``[4 steps, 3 trajectories, 1 input, 4]``: one trajectory settles at step 1, one at step 2, one at step 4."""
+    """Return answers ``[4 steps, 3 trajectories, 1 input, 4]``. The trajectories settle at steps 1, 2 and 4."""
     ways = [[A, SAME_AS_A, A, A], [OTHER, WRONG, WRONG, WRONG], [SAME_AS_A, SAME_AS_A, OTHER, SAME_AS_A]]
     return torch.tensor(ways).transpose(0, 1)[:, :, None]
 
@@ -186,7 +187,7 @@ def test_answers_are_numbered_by_frequency_in_each_input():
 
 
 def test_pairs_separate_in_answers_and_in_states(path_graph, tokens):
-    h = torch.zeros(5, 3, 1, 1, 2)  # all states are equal at first; then both channels are at 0, 1 and 3
+    h = torch.zeros(5, 3, 1, 1, 2)  # at z_0 all states are equal; later the three trajectories are at 0, 1 and 3
     h[1:] = torch.tensor([0.0, 1.0, 3.0])[:, None, None, None]
     result = separation(*path_graph, Trajectories(tokens, h))
     # Pairs (0, 1) and (1, 2) end in different answers, and differ at every step.
@@ -223,7 +224,7 @@ def test_a_deciding_transition_is_identified():
     result = influence_of(mix)
     assert result.num_kept.tolist() == [0, 1, 2, 3, 4, 5]
     assert (result.by_transition[3:] == 1).all()
-    assert ((result.by_transition[:3] - 0.5).abs() < 0.15).all()  # each trajectory and each fork has its own draws
+    assert ((result.by_transition[:3] - 0.5).abs() < 0.15).all()  # every trajectory and every fork has its own draws
     assert ((result.by_position - 0.5).abs() < 0.15).all()
 
 

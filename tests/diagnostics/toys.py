@@ -12,7 +12,7 @@ from pyro_gram.inference.sites import data_plates, register_parameters
 
 
 class Probit(nn.Module):
-    """One Gaussian guidance eps ~ N(x, 1), and an answer of one token that is 1 with probability Phi(eps).
+    """A program with one guidance eps ~ N(x, 1), and an answer of one token that is 1 with probability Phi(eps).
 
     So p(y = 1 | x) = Phi(x / sqrt(2)).
     """
@@ -30,7 +30,7 @@ class Probit(nn.Module):
 
 
 class Gaussian(EffectGuide):
-    """q(eps | x, y) = N(x + a (2 y - 1), b^2), with a = ``shift`` and b = ``scale``; not the true posterior."""
+    """The guide q(eps | x, y) = N(x + a (2 y - 1), b^2), with a = ``shift`` and b = ``scale``. It is not exact."""
 
     def __init__(self, model: nn.Module, shift: float = 0.6, scale: float = 0.9) -> None:
         super().__init__(model)
@@ -48,5 +48,5 @@ def log_phi(t: Tensor) -> Tensor:
 
 
 def probit_evidence(x: Tensor, y: Tensor) -> Tensor:
-    """log p(y | x), ``[B]``."""
+    """Return log p(y | x) of the program :class:`Probit`, ``[B]``."""
     return log_phi((2 * y[:, 0].double() - 1) * x[:, 0].double() / 2**0.5)

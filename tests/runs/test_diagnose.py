@@ -20,7 +20,7 @@ FIGURES |= {"formation", "animation"}
 
 @pytest.fixture
 def tiny_diagnosis(monkeypatch):
-    """Make a diagnosis take a second."""
+    """Lower the numbers of samples, so that a diagnosis takes a second."""
     from pyro_gram.runs import diagnose
 
     for name, value in {
@@ -45,7 +45,7 @@ def tiny_diagnosis(monkeypatch):
         figure.set_layout_engine("none")
         savefig(figure, target, **{**settings, "dpi": 20})
 
-    monkeypatch.setattr(Figure, "savefig", save_small)  # drawing takes most of the time, and has its own tests
+    monkeypatch.setattr(Figure, "savefig", save_small)  # drawing takes most of the time; other tests check it
 
 
 def write_checkpoint(tmp_path, **changes):
@@ -233,10 +233,10 @@ def test_a_damaged_log_is_refused(tiny_diagnosis, tmp_path, capsys):
 
 TINY = ["--task", "coloring", "--preset", "tiny", "--heads.hidden", "0"]
 RECIPES = {
-    # With five vertices many answers are right by chance.
+    # Six vertices, because with five many answers are right by chance.
     "leaking": ["--beta.start", "0.01", "--beta.target", "0", "--task.vertices", "6"],
     "collapsed": ["--beta.start", "50", "--beta.target", "0"],
-    # On-policy training, which repairs the prior in states that the guide does not visit, as in the cpu presets.
+    # As in the cpu presets, on-policy training repairs the prior in states that the guide does not visit.
     "good": [
         *("--train.batches", "300", "--beta.target", "0.5", "--evaluate.depth", "8"),
         *("--train.on_policy_depth", "8", "--train.on_policy_updates", "2"),

@@ -1,4 +1,4 @@
-"""What a run prints about its duration: its phases, a bar for each, and an estimate of the end."""
+"""A run prints its phases, a bar for each phase, and an estimate of the time until its end."""
 
 import re
 import sys
@@ -36,15 +36,15 @@ def terminal(monkeypatch):
 
 def test_the_estimate_is_the_rest_of_this_phase_and_the_later_phases(capsys):
     phases = Phases({"train": "4 batches", "heads": "2 rounds", "evaluation": "8 samples"})
-    assert phases.remaining_seconds("train", 100.0) is None  # nothing is measured
+    assert phases.remaining_seconds("train", 100.0) is None  # no phase has been measured
     phases.seconds["evaluation"] = 30.0
-    assert phases.remaining_text("train", 100.0) == ""  # the heads are not measured
+    assert phases.remaining_text("train", 100.0) == ""  # the heads have not been measured
     assert phases.remaining_seconds("heads", 5.0) == 35.0
     phases.seconds["heads"] = 60.0
     assert phases.remaining_seconds("train", None) is None
     assert phases.remaining_text("train", 100.0) == "all ends in 03:10 | "
     assert phases.remaining_text("train", 40.0) == "all ends in 02:10 | "
-    assert phases.remaining_text("evaluation", 5.0) == ""  # the bar of the last phase shows the same
+    assert phases.remaining_text("evaluation", 5.0) == ""  # the bar of the last phase shows this time anyway
     assert capsys.readouterr().err == (
         "about 03:10 from now in all: train 01:40, heads 01:00, evaluation 00:30; figures and the report come on top\n"
     )
@@ -82,7 +82,7 @@ def test_the_rest_of_training_is_estimated_from_the_pace_so_far():
 def test_the_rest_of_training_allows_for_the_slower_on_policy_part():
     c = {"on_policy_depth": 16, "on_policy_after": 0.5, "evaluate_every": 100, "pace": Pace(1.0, 3.0, 0.0)}
     assert seconds_left(trainer_at(0, 10, **c), 0, 0.0) == 25.0
-    assert seconds_left(trainer_at(5, 10, **c), 0, 10.0) == 40.0  # at half of the measured speed
+    assert seconds_left(trainer_at(5, 10, **c), 0, 10.0) == 40.0  # so far at half of the measured speed
 
 
 # ---- what is measured --------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def test_the_time_of_the_evaluation_is_estimated_from_the_pace_of_a_validation(t
         monkeypatch.setattr("pyro_gram.runs.train.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
         validate(run)
         validation_trajectories = 4 * 5 + 4  # 4 inputs with 5 samples and a bound each
-        # Samples to full depth and halted samples, bounds, history, likelihood.
+        # In this order: samples to full depth and halted samples; bounds; history; likelihood.
         evaluation_trajectories = 2 * 4 * 5 + 4 + 4 * 6 + 4 * 100
         assert run.phases.seconds["evaluation"] == pytest.approx(
             6.0 / validation_trajectories * evaluation_trajectories

@@ -62,6 +62,6 @@ def test_a_users_module_imports_the_users_models_under_our_programs(tmp_path):
 
 @pytest.mark.parametrize("name", ["models", "guides"])
 def test_importing_a_part_by_its_bare_name_is_an_error(name):
-    """A second copy of each class would replace the registered one."""
+    """Such an import would make a second copy of each class, which would replace the registered class."""
     process = run_python("-c", f"import {name}", folder=ROOT)
     assert f"import this package as pyro_gram.{name}" in process.stderr

@@ -1,4 +1,4 @@
-"""Files of data sets: downloads from a server of this machine, and files of a data folder."""
+"""Files of data sets are downloaded, here from a server on this machine, or found in a data folder."""
 
 import functools
 import gc

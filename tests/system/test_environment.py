@@ -63,7 +63,7 @@ def test_files_are_written_where_chmod_is_refused(tmp_path, monkeypatch):
 
 
 class Word(int):
-    """An unsigned integer of NumPy 1.26, which cannot be shifted by a Python integer."""
+    """Imitates an unsigned integer of NumPy 1.26, which cannot be shifted by a Python integer."""
 
     def __rshift__(self, other):
         raise TypeError("ufunc 'right_shift' not supported for the input types")
@@ -242,7 +242,7 @@ def test_the_main_process_alone_runs_a_program_that_is_not_distributed(monkeypat
         assert call(lambda argv, rank=rank: ranks.append(rank) or 0, []) == 0
     assert ranks == ["0"]
     assert call(lambda argv: ranks.append("all") or 0, [], distributed=True) == 0
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID")  # RANK alone, left over in the environment
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")  # only RANK is left over in the environment
     assert call(lambda argv: ranks.append("left over") or 0, []) == 0
     assert ranks == ["0", "all", "left over"]
 

@@ -1,4 +1,4 @@
-"""Every tensor is on the device of its model: tested with a fake device."""
+"""A fake device shows that every tensor is on the device of its model."""
 
 import json
 
@@ -76,7 +76,7 @@ def test_the_fake_device_refuses_the_same_operations_as_a_real_one():
 
 @pytest.fixture(scope="module")
 def run_directory(tmp_path_factory):
-    """A run on the fake device, with on-policy updates, heads, bounds and measures."""
+    """Return the directory of a run on the fake device, with on-policy updates, heads, bounds and metrics."""
     folder = tmp_path_factory.mktemp("fake_device") / "run"
     with fake_device(run) as device:
         assert cli(run.main, *SMALL, *SIZES, "--out", folder, *ON_POLICY, "--device", device) == 0

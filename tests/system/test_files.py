@@ -18,7 +18,7 @@ PRESET = """# é\n[cpu.names]\nmodel = "gram"\n[cpu.task]\nvertices = 6\n[cpu.mo
 
 @pytest.fixture(params=ENCODINGS)
 def encode(request):
-    """Encode a text in one of the encodings, with the line ends of Windows."""
+    """Return a function that encodes a text in one of the encodings, with the line ends of Windows."""
     return lambda text: text.replace("\n", "\r\n").encode(request.param)
 
 

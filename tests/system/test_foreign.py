@@ -1,4 +1,4 @@
-"""Files from strangers: sizes in them are checked before memory is allocated, and none of their code runs."""
+"""Files from strangers: their sizes are checked before memory is allocated, and no code in them runs."""
 
 import gzip
 import json
@@ -202,7 +202,7 @@ def test_a_script_in_a_name_is_escaped_in_the_report(tmp_path):
 def test_a_script_in_a_file_name_is_escaped_in_the_diagnosis(model_file, tmp_path):  # noqa: F811
     from experiments import diagnose
 
-    path = tmp_path / "<script>alert(1)<&$x_{$>.safetensors"  # dollars are mathematics to Matplotlib
+    path = tmp_path / "<script>alert(1)<&$x_{$>.safetensors"  # Matplotlib reads dollars as mathematics
     model_file.rename(path)
     arguments = ["--checkpoint", str(path), "--out", str(tmp_path / "out"), "--inputs", "2", "--depth", "1"]
     assert call(diagnose.main, arguments) == 0

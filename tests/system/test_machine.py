@@ -39,7 +39,7 @@ def git(folder, *arguments):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A repository with one commit."""
+    """Make a repository with one commit."""
     git(tmp_path, "init", "-q")
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "gram.py").write_text("1\n")

@@ -1,4 +1,4 @@
-"""One solver in threads, inside other Pyro programs, in an event loop and in forked processes: the same answers."""
+"""A solver gives the same answers in threads, in other Pyro programs, in an event loop and in forked processes."""
 
 import asyncio
 import multiprocessing
@@ -181,7 +181,7 @@ def _send_answers(pipe, solver, seed):
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
 def test_a_process_forked_while_another_thread_samples_gives_answers(solver):
-    expected = answers(solver, 9)  # torch has started threads in this process, which a fork does not have
+    expected = answers(solver, 9)  # torch has started threads here; the forked process will not have them
     context = multiprocessing.get_context("fork")
     has_started, stop = threading.Event(), threading.Event()
 

@@ -65,7 +65,7 @@ def _draw_coverage(axes: Any, uniformity: Uniformity) -> None:
 
 
 def sbc_figure(ranks: SBCRanks) -> Figure:
-    """Draw the distribution of the ranks of each summary less the uniform one, with the band of uniform ranks."""
+    """Draw how far the ranks of each summary deviate from the uniform distribution, and the band of uniform ranks."""
     columns = 3
     rows = -(-len(ranks.names) // columns)
     figure = Figure(figsize=(12, 3.1 * rows + 0.3), layout="constrained")

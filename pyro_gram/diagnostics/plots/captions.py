@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Caption:
-    """What a reader needs to know to read a figure.
+    """The text that tells how to read a figure.
 
     Attributes:
         title: the title of the figure.

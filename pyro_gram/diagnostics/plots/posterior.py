@@ -52,7 +52,7 @@ def _draw_bounds(axes: Any, evidence: Evidence) -> None:
 
 
 def _draw_estimates(axes: Any, evidence: Evidence) -> None:
-    """Draw both estimates of each pair side by side, in order; the chosen one is filled."""
+    """Draw both estimates of each pair side by side, in order of log p; the chosen one is filled."""
     assert evidence.guide is not None
     ranking, choices = evidence.ranking.tolist(), evidence.choices
     for estimate, name, color, shift in ((evidence.guide, GUIDE, BLUE, -0.15), (evidence.prior, PRIOR, ORANGE, 0.15)):

@@ -65,7 +65,7 @@ def training_figure(rows: list[dict[str, Any]]) -> Figure:
     """Draw losses, bounds on validation inputs, and accuracy of the prior, during training.
 
     Args:
-        rows: the lines of ``metrics.jsonl``; those with bounds are evaluations on the validation split.
+        rows: the lines of ``metrics.jsonl``; the lines with bounds come from measurements on the validation split.
     """
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
@@ -143,7 +143,7 @@ def solved_figure(task: Task, puzzles: PuzzleSet, tokens: Tensor, inputs: int = 
     """
     assert puzzles.inputs is not None
     inputs = min(inputs, len(puzzles))
-    # Inputs with few to many solutions, evenly spaced in the order of these numbers.
+    # Sort the inputs by their number of solutions, and take evenly spaced ones.
     places = torch.linspace(0.2, 0.95, inputs).mul(len(puzzles) - 1).round().long()
     indices = puzzles.num_solutions.argsort(stable=True)[places].tolist()
     canonical = task.canonical_form(puzzles.inputs, tokens)

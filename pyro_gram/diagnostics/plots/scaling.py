@@ -17,7 +17,7 @@ METHODS = {
     "halting": (GREEN, "s", "halting (ACT)"),
 }
 LABELLED_THRESHOLDS = ("0.5", "0.9", "0.999")  # thresholds with a label in the figure
-NEAR = 0.22  # points whose accuracy is further below the best accuracy are left out
+NEAR = 0.22  # points are left out if their accuracy is further than this below the best
 MAX_VALUES = 7  # more distinct x values than this are put into bins
 
 
@@ -121,7 +121,7 @@ def _draw_selection_by_depth(axes: Any, study: dict[str, Any]) -> None:
 
 
 def bins(values: list[float], log: bool = False) -> list[np.ndarray]:
-    """Return the indices of ``values`` in each bin. Few values have a bin each; many share at most ten bins."""
+    """Return the indices of ``values`` in each bin. A few distinct values have one bin each; more share ten bins."""
     array = np.asarray(values, dtype=float)
     unique = np.unique(array)
     if len(unique) <= MAX_VALUES:
@@ -225,7 +225,7 @@ def _by_method(study: dict[str, Any], x: str, y: str) -> dict[str, list[tuple[fl
 
 
 def _draw_compute(axes: Any, study: dict[str, Any]) -> None:
-    """Draw every point of the frontier within the budget, and the best of each method."""
+    """Draw coverage against compute for every point within the budget, and the best points of each method."""
     name, label = goal_of(study)
     budget = study["of"] * study["depth"]
     candidates = {

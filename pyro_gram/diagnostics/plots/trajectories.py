@@ -38,7 +38,7 @@ ANSWER_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#D55E00")  # of th
 OUTLINE = [patheffects.Stroke(linewidth=5, foreground="white"), patheffects.Normal()]
 SHADES = LinearSegmentedColormap.from_list("shades", ("#F2F2F2", "#707070"))  # a background for coloured lines
 DETERMINISTIC = "deterministic trajectory (guidance at the prior's mean)"
-FRAMES, COLUMNS, COLOURS = 24, 6, 64  # an animation has at most so many
+FRAMES, COLUMNS, COLOURS = 24, 6, 64  # the most that an animation has
 LAST_FRAME = 4  # the last frame is shown four times as long as the others
 
 
@@ -98,7 +98,7 @@ def _draw_losses(axes: Any, landscape: Landscape) -> None:
 
 
 def _by_trajectory(values: Tensor, landscape: Landscape) -> list[tuple[Tensor, str, bool]]:
-    """Split ``values`` ``[S + 1, N, ...]`` by trajectory, with the colour of each and whether to draw it as right."""
+    """Return for each trajectory its part of ``values`` ``[S + 1, N, ...]``, its colour, and whether it looks right."""
     answers = landscape.answer.tolist()
     is_right = [True] * len(answers) if landscape.is_right is None else landscape.is_right.tolist()
     colours = [ANSWER_COLOURS[k] if k < len(ANSWER_COLOURS) else GREY for k in answers]
@@ -253,7 +253,7 @@ def influence_figure(influence: GuidanceInfluence) -> Figure:
 
 
 def _root(values: Any) -> Any:
-    return np.sqrt(np.maximum(values, 0))  # the margin of an axis is below 0
+    return np.sqrt(np.maximum(values, 0))  # an axis has a margin below 0
 
 
 # ---- answers as they form ----------------------------------------------------------------------------------------
