@@ -1,4 +1,4 @@
-"""A guide that moves the prior's mean by what y says, and keeps the prior's scale."""
+"""A guide that shifts the prior's mean by an amount computed from u and y, and keeps the prior's scale."""
 
 from dataclasses import dataclass
 from typing import Any

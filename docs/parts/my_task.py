@@ -1,4 +1,4 @@
-"""A task: half of a permutation is given, complete it."""
+"""A task: half of a permutation is given, and the other half must be found."""
 
 from dataclasses import dataclass
 from itertools import permutations
