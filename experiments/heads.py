@@ -1,8 +1,8 @@
 """Give a checkpoint halt and value heads: ``python experiments/heads.py --checkpoint PATH``.
 
 A run trains its own heads if ``--heads.hidden`` is set. This script adds heads to a trained model, or replaces its
-heads by new ones; all other weights stay the same. If ``--heads.halt`` is the only ``--heads`` option, only this
-threshold changes, and nothing is trained.
+heads by new ones; all other weights stay the same. If the model has heads and ``--heads.halt`` is the only ``--heads``
+option, only this threshold changes, and nothing is trained.
 """
 
 from __future__ import annotations

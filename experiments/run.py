@@ -30,7 +30,7 @@ PART_NAMES = ("model", "prior", "guide")  # besides the task
 
 
 def make_parser(add_help: bool = True, list_names: bool = True) -> Parser:
-    """Return a parser of all options except a run's settings. With ``list_names`` its help lists all parts by name."""
+    """Return a parser of all options except a run's settings. With ``list_names`` its help lists the names of parts."""
     parser = Parser(
         "run.py",
         description=__doc__,
@@ -94,14 +94,14 @@ def parse(argv: list[str]) -> tuple[RunConfig, dict]:
 
 
 def default_directory(config: RunConfig, arguments: dict) -> Path:
-    """Return ``runs/TASK-PRESET[-PARTS]-seedS``; PARTS names the parts that are not the preset's."""
+    """Return ``runs/TASK-PRESET[-PARTS]-seedS``. PARTS names the parts that the user chose instead of the preset's."""
     other_parts = [arguments[part] for part in PART_NAMES if arguments[part]]
     names = [name.rpartition(":")[2] for name in (config.names["task"], config.preset, *other_parts)]
     return Path("runs") / "-".join([*names, f"seed{config.seed}"])
 
 
 def list_split(config: RunConfig, split: str, data_dir: str | None) -> int:
-    """Print the inputs of a split, one per line; the answers of a task without input."""
+    """Print the inputs of a split, one per line. If the task has no input, print the split's answers instead."""
     task = make_task(config.names["task"], config.task, data_dir)
     puzzles = task.split(split)
     if puzzles.inputs is None:  # p(x): a split is a set of answers

@@ -55,7 +55,8 @@ def make_parser() -> Parser:
 def arrays(solver: Solver, samples: Rollout) -> dict[str, Any]:
     """Return the arrays of the .npz file.
 
-    ``tokens [N, L_out]``, ``score [N]`` (nats), ``valid [N]``, and with ``--formation`` ``history [S, N, L_out]``.
+    They are ``tokens [N, L_out]``, ``score [N]`` (nats), ``valid [N]`` if the task can check an answer, and, with
+    ``--formation``, ``history [S, N, L_out]``.
     """
     tokens = samples.tokens[:, 0]
     contents = {"tokens": tokens.numpy().astype(np.uint8), "score": samples.score[:, 0].numpy()}
@@ -67,7 +68,7 @@ def arrays(solver: Solver, samples: Rollout) -> dict[str, Any]:
 
 
 def plot_samples(solver: Solver, samples: Rollout) -> Any:
-    """Return a figure of the samples; of the formation of the first ones if the samples have a history."""
+    """Return a figure of the samples. If they have a history, show instead how the first ones form."""
     if samples.history is not None:
         return figures.formation_figure(solver.task, None, samples.history[:, :FORMATION_ROWS, 0])
     columns = min(8, max(1, round(len(samples.tokens) ** 0.5)))

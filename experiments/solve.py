@@ -134,7 +134,7 @@ class FailedInput:
 
 
 def read_inputs(task: Task, text: str) -> list[Tensor | FailedInput]:
-    """Read every input of a text for ``--keep-going``; a FailedInput stands for an input that cannot be read."""
+    """Read every input of a text, for ``--keep-going``. An input that cannot be read becomes a FailedInput."""
     inputs: list[Tensor | FailedInput] = []
     pieces = task.puzzle_texts(text)
     if not pieces:
@@ -148,7 +148,7 @@ def read_inputs(task: Task, text: str) -> list[Tensor | FailedInput]:
 
 
 def solve_all(solver: Solver, inputs: list[Tensor], **settings: Any) -> Iterator[Answers]:
-    """Solve the inputs in order. A progress bar is shown on a terminal, and for many trajectories."""
+    """Solve the inputs in order. Show a progress bar if stderr is a terminal or there are many trajectories."""
     if not inputs:
         return
     total = len(inputs) * settings["num_samples"]
@@ -184,7 +184,7 @@ def format_solved(solver: Solver, answers: Answers, colour: bool = False) -> str
 
 
 def describe(answer: Answer, num_samples: int) -> str:
-    """Return whether an answer is right, how many samples gave it, its score (nats) and the value head's estimate."""
+    """Describe an answer: is it right, how many samples gave it, its score (nats), and the value head's estimate."""
     mark = "unknown" if answer.valid is None else "valid  " if answer.valid else "INVALID"
     value = "" if answer.value is None else f"   value {answer.value:.3f}"
     return f"{mark}  {answer.count:>4} of {num_samples}   score {answer.score:.3f}{value}"

@@ -63,7 +63,7 @@ def definitions() -> dict[str, Any]:
 
 
 def pick(kind: str, name: str) -> dict[str, Any]:
-    """Return a table, preset, row or column by its name. Raises ConfigError if there is none."""
+    """Return a table, preset, row or column by its name. Raises ConfigError if no entry has this name."""
     entries = definitions()[kind]
     if name not in entries:
         raise ConfigError(f"unknown {kind[:-1]} {name!r}; known: {', '.join(entries)}")
@@ -72,7 +72,7 @@ def pick(kind: str, name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: a row and column with a seed, at a preset of tables, for ``minutes`` (None: those of the preset)."""
+    """One run: a row and a column of a table, with a seed, at a preset. ``minutes`` None means the preset's minutes."""
 
     preset: str
     column: str
@@ -86,7 +86,7 @@ class Cell:
         return f"{self.preset}-{self.column}-{self.row}-seed{self.seed}"
 
     def config(self) -> RunConfig:
-        """Return the run's settings. Raises ConfigError where they do not fit together."""
+        """Return the run's settings. Raises ConfigError if they do not fit together."""
         column, row, preset = pick("columns", self.column), pick("rows", self.row), pick("presets", self.preset)
         config = read_preset(
             PRESETS, column["task"], column["presets"][self.preset], names=row.get("names"), seed=self.seed
@@ -97,7 +97,7 @@ class Cell:
         for settings in (preset["settings"], row.get("settings", {}), row.get(self.preset, {})):
             config = with_settings(config, settings)
         is_one_update = config.train.act or config.train.supervision_steps == 1
-        if is_one_update:  # evaluate after as many updates as other rows
+        if is_one_update:  # the number of updates between evaluations then is about that of the other rows
             config = with_settings(config, {"train": {"evaluate_every": EVALUATE_EVERY}})
         minutes = self.minutes or preset.get("minutes")
         if minutes:  # all cells train for the same time, and each schedule is fitted to it
@@ -106,7 +106,7 @@ class Cell:
 
 
 def cells_of(table: dict[str, Any], preset: str, minutes: float | None = None, seeds: int = 0) -> list[Cell]:
-    """List the cells of a table, seed by seed; ``seeds`` replaces each row's own number of seeds."""
+    """List the cells of a table, sorted by seed. ``seeds`` replaces the number of seeds that each row has of its own."""
     pick("presets", preset)
     rows = [row for row in table["rows"] if preset in pick("rows", row).get("presets", [preset])]
     columns = [c for c in table["columns"] if preset in pick("columns", c)["presets"]]
@@ -123,10 +123,10 @@ def cells_of(table: dict[str, Any], preset: str, minutes: float | None = None, s
 
 
 def is_done(cell: Cell, runs: Path) -> bool:
-    """Has the cell been measured?
+    """Return whether the cell has been measured.
 
     Raises:
-        ConfigError: its parts do not fit together, or its directory holds a run with other settings.
+        ConfigError: the parts of the cell do not fit together, or its directory holds a run with other settings.
     """
     folder, config = runs / cell.name, cell.config()
     check_parts(config)
@@ -145,8 +145,8 @@ def run_cell(cell: Cell, runs: Path, device: torch.device, data_dir: str | None,
 def cell_metrics(cell: Cell, runs: Path, num_samples: int | None, data_dir: str | None) -> dict[str, Any]:
     """Return the metrics of a finished cell with ``num_samples`` per input (None: as many as the run measured).
 
-    If that is fewer than the run measured, samples are drawn again from its checkpoint, once, and their metrics kept in
-    a file in the cell's directory.
+    If ``num_samples`` is smaller than the run's number, samples are drawn again from the run's checkpoint. This happens
+    once: the metrics of these samples are kept in a file in the cell's directory.
     """
     folder = runs / cell.name
     results = read_json(folder / "results.json")
@@ -187,7 +187,7 @@ def metrics_of_fewer(
 
 
 def cost_of(config: RunConfig, data_dir: str | None) -> int:
-    """Count the layers that one sample of such a run passes through. It builds the model without trained weights."""
+    """Count the layers that one sample of a run with this config passes through, in a model with untrained weights."""
     solver = build(config, data_dir)
     x = solver.task.split("test").inputs
     return count_layers(solver.model, None if x is None else x[:1], config.depth)

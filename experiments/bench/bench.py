@@ -3,9 +3,9 @@
     python experiments/bench/bench.py --quick              # under 50 s
     python experiments/bench/bench.py --out experiments/bench/bench.json
 
-It compares an SVI step with the same step in plain torch, and with its matrix products alone. It measures the memory by
-number of supervision steps, the trajectories a second by N and depth, and the growth of time with D, L and N. Results
-are medians and quartiles; calls that are compared are timed in turn. Nothing else should run on the machine.
+It compares an SVI step with the same step in plain torch, and with its matrix products alone. It measures the memory
+for two numbers of supervision steps, the trajectories per second for several N and depths, and how time grows with D, L
+and N. Results are medians and quartiles. Calls that are compared are timed in turn. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ from pyro_gram.training.dry_run import prepare_core
 from pyro_gram.training.precision import has_compiler
 
 SAMPLE_COUNTS, DEPTHS = (1, 20, 100), (4, 8, 16, 32, 64)
-DEPTH, NUM_SAMPLES = 16, 20  # fixed while the other of the two varies
-STEPS = (4, 64)  # N_sup whose memory is compared
+DEPTH, NUM_SAMPLES = 16, 20  # the fixed depth while N varies, and the fixed N while the depth varies
+STEPS = (4, 64)  # the values of N_sup whose peak memory is compared
 CHANNELS, LENGTHS = (64, 128, 256), (16, 32, 64, 128)  # D and L
 GROWTH_BATCH = 16
 SAMPLING_SIZES = ("cpu", "cells")
@@ -68,7 +68,7 @@ def seconds_of(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, d
 
 
 def sampling(name: str, repeats: int, depths: tuple[int, ...] = DEPTHS) -> dict[str, Any]:
-    """Time trajectories of one input, for several numbers of them (depth 16) and several depths (20 trajectories)."""
+    """Time trajectories of one input: several N at depth 16, and 20 trajectories at several depths."""
     solver = assemble(name)
     x = solver.task.split("test").inputs
     assert x is not None
@@ -94,7 +94,7 @@ def sampling(name: str, repeats: int, depths: tuple[int, ...] = DEPTHS) -> dict[
 
 
 def growth(repeats: int) -> dict[str, Any]:
-    """Time a training step for several D and L, and sampling for several N; return the power of each in the time."""
+    """Time a training step for several D and L, and sampling for several N. Return times and exponents of growth."""
     solver = assemble("cells")
     config = solver.config
 
@@ -117,13 +117,13 @@ def growth(repeats: int) -> dict[str, Any]:
 
 
 def power(seconds: dict[str, dict[str, Any]], first: str, last: str) -> float:
-    """Return a such that the time grows as the a-th power of the size, from the first size to the last."""
+    """Return the exponent a for which time grows as (size ** a) from the first size to the last."""
     ratio = seconds[last]["median"] / seconds[first]["median"]
     return float(torch.tensor(ratio).log() / torch.tensor(int(last) / int(first)).log())
 
 
 def memory(name: str) -> dict[str, float]:
-    """Measure the peak memory, MiB, of a batch of ``STEPS`` supervision steps each, in another process."""
+    """Measure in another process the peak memory (MiB) of training a batch, for each N_sup in ``STEPS``."""
     command = [sys.executable, "-m", "experiments.bench.bench", "--memory-of", name]
     process = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     if process.returncode:
@@ -132,7 +132,7 @@ def memory(name: str) -> dict[str, float]:
 
 
 def own_memory(name: str) -> dict[str, float]:
-    """Measure the memory as :func:`memory` does, but in this process."""
+    """Return the same peak memory as :func:`memory`, measured in this process."""
     before, peak_mb = resident_memory_mb(), {}
     trainer = make_trainer(assemble(name))
     for steps in STEPS:  # the peak of more steps is at least that of fewer
@@ -143,7 +143,7 @@ def own_memory(name: str) -> dict[str, float]:
 
 
 def compiled(name: str, repeats: int) -> dict[str, Any]:
-    """Time a step with a compiled core and a plain one in turn, and the time of compiling.
+    """Time a step with a plain core and a step with a compiled core in turn. Also time the compiling itself.
 
     ``pays_after_steps`` is the number of steps after which the saved time exceeds the time of compiling.
     """
@@ -156,7 +156,7 @@ def compiled(name: str, repeats: int) -> dict[str, Any]:
     steps = [pyro_step(trainer, x, y) for trainer in trainers]
     with Products() as products:
         steps[0]()
-    # An empty cache, so that the time of compiling counts.
+    # The cache is empty, so that the core is really compiled.
     with tempfile.TemporaryDirectory() as empty, patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": empty}):
         compile_seconds = time_call(lambda: prepare_core(trainers[1]))
     seconds = seconds_of({"plain": steps[0], "compiled": steps[1], "products": products.replay()}, repeats)
@@ -306,7 +306,7 @@ def main(argv: list[str]) -> int:
 
 
 def measure(repeats: int, quick: bool, parts: list[str]) -> Iterator[dict[str, Any]]:
-    """Measure part by part and yield each part's results; with ``quick``, the parts that fit into 50 s."""
+    """Measure part by part and yield each part's results. ``quick`` measures fewer sizes and repeats, in under 50 s."""
     if "steps" in parts:
         rows = []
         for name in ("cpu", "cells") if quick else SIZES:

@@ -40,7 +40,7 @@ PRESETS = Path(__file__).parents[1] / "presets"
 TASKS = ("coloring", "nqueens", "sudoku", "sudoku_uncond", "mnist")
 WAYS = [(precision, compiled) for precision in PRECISIONS for compiled in (False, True)]
 PEAK_TFLOPS = 780  # measured rate of dense bfloat16 products on an H100 or H200 (data sheet: 989)
-UPDATES = 4  # updates of each timed batch; all updates take the same time
+UPDATES = 4  # a timed batch makes so many updates at most; every update takes the same time
 REPEATS = 3
 
 
@@ -92,7 +92,7 @@ def measure(config: RunConfig, precision: str, compiled: bool, device: torch.dev
 
 
 def _forget() -> None:
-    """Free memory and compiled code of the last measurement."""
+    """Free the memory and the compiled code of the previous measurement."""
     gc.collect()
     torch._dynamo.reset()
     if torch.cuda.is_available():
@@ -115,7 +115,10 @@ def replace_steps(config: RunConfig, steps: int) -> RunConfig:
 def study(
     task: str, preset: str, device: torch.device, ways: list[tuple[str, bool]], product_tflops: dict[str, float]
 ) -> dict[str, Any]:
-    """Measure one preset in every way; ``product_tflops`` is the device's rate of products by precision."""
+    """Measure one preset at each pair (precision, compiled or not) in ``ways``.
+
+    ``product_tflops`` maps each precision to the measured rate of a large matrix product on the device.
+    """
     config = read_preset(PRESETS, task, preset)
     flops: float | None = None
     train = config.train
@@ -190,7 +193,7 @@ def exchange_table(results: dict[str, Any], processes: int) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Show the hours of the paper's runs on one GPU, by precision, as a Markdown table."""
+    """Return a Markdown table of the hours that the paper's runs take on one GPU at each precision."""
     ways = ["fp32", "tf32", "tf32, compiled", "bf16", "bf16, compiled"]
     lines = [f"| `paper` preset, hours on one {results['device']} | {' | '.join(ways)} |", "|---" * 6 + "|"]
     for task, task_results in results["tasks"].items():

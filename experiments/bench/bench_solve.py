@@ -27,7 +27,7 @@ from pyro_gram.system.machine import environment
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "checkpoints" / "coloring8.safetensors"
 NUM_SAMPLES = 20
-MANY, LIMITS = 1000, (25.0, 100.0)  # trajectories per input, and the memory in MB that they may take
+MANY, LIMITS = 1000, (25.0, 100.0)  # trajectories per input, and limits of their memory in MB
 
 PEAK = """
 import sys
@@ -59,7 +59,7 @@ def median_seconds(run: Callable[[], Any], repeats: int) -> float:
 
 
 def peak_mb(limit: float) -> float:
-    """Return the MB by which MANY trajectories of four graphs raise the peak memory of a process. Linux only."""
+    """Return by how many MB the peak memory of a process rises for MANY trajectories of four graphs. Linux only."""
     command = [sys.executable, "-c", PEAK, str(CHECKPOINT), str(MANY), str(limit)]
     return float(output(command))
 
@@ -73,7 +73,7 @@ def output(command: list[str]) -> str:
 
 
 def measure(repeats: int, inputs: int | None = None) -> dict[str, Any]:
-    """Measure times and memory on the first ``inputs`` graphs; None for all."""
+    """Measure times and memory on the first ``inputs`` graphs, or on all graphs if it is None."""
     solver = pyro_gram.load(CHECKPOINT)
     x = solver.task.split("test").inputs
     assert x is not None

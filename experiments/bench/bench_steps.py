@@ -42,7 +42,7 @@ PRESETS = Path(__file__).parents[1] / "presets"
 Step = Callable[[], float]
 
 
-# A size is a task with changes to its cpu preset.
+# Each size names a task, and the settings in which it differs from the task's cpu preset.
 WIDE = {"width": 128, "heads": 4, "hidden": 128, "layers": 2, "low_steps": 4, "transitions": 3, "truncated": True}
 SIZES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "cpu": ("coloring", {}),
@@ -144,7 +144,7 @@ def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> tuple[Step, torch.opti
 
 
 def check_same_updates(name: str, steps: int = 3, tolerance: float = 1e-3) -> list[float]:
-    """Make some updates with both steps from the same weights, and return the losses.
+    """Make some updates with both steps from the same weights. Check that they agree, and return the losses.
 
     Raises:
         UserError: the losses, the moments of the gradients, or the weights differ.
@@ -178,7 +178,7 @@ def time_call(step: Callable[[], Any]) -> float:
 
 
 def time_in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> list[dict[str, float]]:
-    """Time the calls in turn, each round beginning with another call; return the seconds of each call by round."""
+    """Time the calls in turn. Each round begins with another call. Return for each round the seconds of every call."""
     names = list(calls)
     rounds = []
     for n in range(repeats):
@@ -233,7 +233,7 @@ class Products(TorchDispatchMode):
 
 
 def compare(name: str, repeats: int, warmup: int = 3) -> dict[str, Any]:
-    """Time both steps and the products in turn; return the times and the ratios of each round."""
+    """Time both steps and the products in turn. Return the times, and quartiles of the ratio over the rounds."""
     losses = check_same_updates(name)
     pyro_trainer, torch_trainer = make_trainer(assemble(name)), make_trainer(assemble(name))
     x, y = pyro_trainer.batches(0)

@@ -2,9 +2,9 @@
 
     python experiments/bench/survive.py --kills 50 --out experiments/bench/survive.json
 
-Each trial starts the same small run, which saves its state after every batch, kills it with SIGKILL at a random moment
-between its start and its end (imports, training, saving, evaluation), and resumes it. Its weights, optimizer, averages,
-metrics and results must equal those of the uninterrupted run bit for bit, except for times.
+Each trial starts the same small run, which saves its state after every batch. The trial kills the run with SIGKILL at a
+random moment (during imports, training, saving or evaluation) and resumes it. The weights, optimizer, averages, metrics
+and results of the resumed run must equal those of the uninterrupted run bit for bit, except for times.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def run_to_end(out: Path, *options: str) -> float:
 
 
 def environ() -> dict[str, str]:
-    """Return the environment variables for one thread, so that sums of floats repeat and trials share the cores."""
+    """Return environment variables for one thread: sums of floats then repeat, and parallel trials share the cores."""
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def run_and_kill(out: Path, delay: float) -> bool:
-    """Start a run and kill it after ``delay`` seconds; return False if it ended before."""
+    """Start a run and kill it after ``delay`` seconds. Return False if the run ended before that."""
     process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environ())
     try:
         process.wait(timeout=delay)

@@ -25,7 +25,7 @@ DEPTHS = (1, 2, 4, 8, 16, 32, 64)
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 MIN_TRAJECTORIES = 5  # smallest N of a point
 BUDGETS = (5, 10, 20)  # in trajectories of full depth
-TOLERANCE = 0.005  # of accuracy, for choices that must be as accurate as trajectories of full depth
+TOLERANCE = 0.005  # accuracy may be so much lower in choices "as accurate as" trajectories of full depth
 METHODS = ("whole", "shallower", "halting")
 
 Points = dict[str, dict[str, float]]
@@ -36,11 +36,11 @@ class GradedAnswers:
     """The answers of recorded trajectories, compared with the solutions.
 
     Attributes:
-        halt: P(right) by the halt head, ``[S, N, B]``.
-        valid: is the answer right? bool ``[S, N, B]``.
-        ids: the index of the solution that the answer is, -1 for none, int64 ``[S, N, B]``; None if not all solutions
-            are known.
-        num_solutions: of each input, int64 ``[B]``.
+        halt: the halt head's P(right), ``[S, N, B]``.
+        valid: whether the answer is right, bool ``[S, N, B]``.
+        ids: the index of the solution that equals the answer, or -1 for a wrong answer, int64 ``[S, N, B]``; None if
+            not all solutions are known.
+        num_solutions: the number of solutions of each input, int64 ``[B]``.
     """
 
     halt: Tensor
@@ -67,7 +67,7 @@ def depths_up_to(full_depth: int) -> list[int]:
 
 
 def thresholds_up_to(halt: float) -> list[float]:
-    """List the halting thresholds that are compared, up to the threshold at which recorded trajectories stop."""
+    """List the halting thresholds that are compared. The largest is ``halt``, at which recorded trajectories stop."""
     return [p for p in THRESHOLDS if p < halt] + ([halt] if halt < 1 else [])
 
 
@@ -80,15 +80,16 @@ def measure_points(answers: GradedAnswers, full_depth: int, halt: float, head_co
     """Measure every point of the comparison.
 
     Args:
-        answers: of the recorded trajectories.
+        answers: the answers of the recorded trajectories.
         full_depth: the largest number of supervision steps.
         halt: the highest threshold.
-        head_cost: work of the heads at one step, in supervision steps.
+        head_cost: the work of the heads at one step, as a share of the work of a supervision step.
 
     Returns:
-        By name of the point: ``n``, ``depth`` and ``halt`` (1 for no halting); ``work``, core evaluations per input,
-        including the heads' if trajectories halt; ``sample``, the accuracy of one sample; and ``coverage``, or if not
-        all solutions are known ``verified``, the share of inputs with a right sample.
+        A dict for each name of a point. ``n``, ``depth`` and ``halt`` (1 for no halting) are its setting. ``work`` is
+        its number of core evaluations per input; it includes the work of the heads if trajectories halt. ``sample`` is
+        the accuracy of one sample. If all solutions are known, ``coverage`` is the share of them that is found. If
+        not, ``verified`` is the share of inputs with a right sample.
     """
     points: Points = {}
     for depth in depths_up_to(full_depth):
@@ -118,18 +119,18 @@ def goal_metric(points: Points) -> str:
 
 
 def choose_points(points: Points, full_depth: int) -> dict[int, dict[str, str | None]]:
-    """Choose, for each method and budget, the point that finds the most solutions; accuracy breaks ties.
+    """Choose the point that finds the most solutions, for each method and budget. Accuracy breaks ties.
 
-    The methods are ``whole``, trajectories of full depth; ``shallower``, any depth; and ``halting``, any depth and
-    threshold. For ``*_as_right`` the choice is restricted to points whose accuracy is at most ``TOLERANCE`` below that
-    of trajectories of full depth.
+    The method ``whole`` uses trajectories of full depth, ``shallower`` trajectories of any depth, and ``halting``
+    trajectories of any depth and threshold. For ``*_as_right`` the choice is restricted to points whose accuracy is at
+    most ``TOLERANCE`` below the accuracy of trajectories of full depth.
 
     Args:
         points: measured on validation inputs.
         full_depth: the largest number of supervision steps.
 
     Returns:
-        By budget in core evaluations: the name of the point for each method; None if no point fits.
+        For each budget in core evaluations, and each method, the name of the chosen point; None if no point fits.
     """
     goal = goal_metric(points)
     largest_points: dict[
@@ -165,9 +166,9 @@ def choose_points(points: Points, full_depth: int) -> dict[int, dict[str, str | 
 
 
 def head_cost_per_step(solver: Solver, x: Tensor) -> float:
-    """Return the floating-point operations of the heads at one supervision step, as a share of those of the core.
+    """Return the floating-point operations of the heads at one supervision step, divided by those of the core.
 
-    The measured step is the second one: trajectories share much of the work of the first step, which starts from z_0.
+    The second step is measured, because trajectories share much of the work of the first step, which starts from z_0.
     The ratio depends neither on the machine nor on the number of trajectories.
     """
     model: Any = solver.model

@@ -1,15 +1,15 @@
 """Measure the effect of more compute: ``python experiments/scaling/scaling.py --checkpoint PATH --out DIR``.
 
-It takes one checkpoint with heads and inputs that training never saw, and measures
+It takes one checkpoint with heads, and inputs that training never saw. It measures
 
-- accuracy by number of samples, depth, number of solutions and way of selection;
-- the steps after which trajectories halt, by difficulty of the input;
+- how accuracy depends on the number of samples, the depth, the number of solutions and the way of selection;
+- after how many steps trajectories halt on easy and on difficult inputs;
 - accuracy and coverage against core evaluations, for many shallow trajectories, few deep ones, and halting ones, with
   settings chosen on validation inputs;
-- draw schemes.
+- the coverage of each draw scheme.
 
 It writes ``NAME.scaling.json`` and ``NAME.scaling.png``. Figures are means over seeds of the draws, with their standard
-deviations. Filtering is studied in ``studies/filtering.py``.
+deviations. ``studies/filtering.py`` studies sequential Monte Carlo.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from pyro_gram.tasks.base import PuzzleSet
 OTHER_SCHEMES = ("antithetic", "sobol", "distinct")
 SCHEME_COUNTS = (5, 20)  # trajectories per input in the comparison of draw schemes
 NUM_SELECTED = 20  # trajectories per input in the measurements of selection and halting
-SEED = 100_000  # seed of the first draws on test inputs; the second draws have twice this seed
+SEED = 100_000  # on test inputs the k-th set of draws has k times this seed
 
 
 class CheckpointStudy:
@@ -67,8 +67,8 @@ class CheckpointStudy:
         puzzles: inputs that training never saw.
         depth: the largest number of supervision steps.
         halt: P(right) at which trajectories halt.
-        cache: a folder of recorded trajectories; None to record without a folder.
-        progress: called with the number of trajectories that have been run.
+        cache: a folder of recorded trajectories; with None nothing is stored.
+        progress: called with the number of trajectories that have just been run.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class CheckpointStudy:
         }
 
     def by_threshold(self, trajectories: Trajectories) -> dict[float, dict[str, float]]:
-        """Measure ``NUM_SELECTED`` trajectories that halt, for each threshold."""
+        """Measure ``NUM_SELECTED`` trajectories that halt, once for each threshold."""
         results = {}
         for threshold in thresholds_up_to(self.halt):
             samples = trajectories.first(NUM_SELECTED, self.depth).halted(threshold)
@@ -132,7 +132,10 @@ class CheckpointStudy:
         return results
 
     def by_draw_scheme(self, trajectories: Trajectories, seed: int) -> dict[str, dict[int, dict[str, float]]]:
-        """Measure trajectories that halt under each draw scheme, at the work of N independent ones, by scheme and N."""
+        """Measure trajectories that halt under each draw scheme. All schemes do the work of N independent trajectories.
+
+        The result is indexed by scheme and N.
+        """
         results: dict[str, dict[int, dict[str, float]]] = {"independent": {}, **{kind: {} for kind in OTHER_SCHEMES}}
         for n in SCHEME_COUNTS:
             independent = trajectories.first(n, self.depth).halted(self.halt)
@@ -140,7 +143,7 @@ class CheckpointStudy:
             results["independent"][n] = self.measure(independent) | {"work": n * mean, "n": n}
             for kind in OTHER_SCHEMES:
                 scheme = DrawScheme(kind)
-                # A scheme that drops trajectories early has fewer at the end, for equal work.
+                # A scheme that drops trajectories early ends with fewer of them for the same work.
                 lost_steps = (scheme.oversample - 1) * scheme.steps if scheme.is_selective else 0
                 count = max(1, round(n * mean / (mean + lost_steps)))
                 samples = self.rollout(count, seed=seed, draws=scheme)
@@ -191,7 +194,7 @@ def by_input(study: CheckpointStudy, samples: Rollout) -> dict[str, list[float]]
 
 
 def over_seeds(results: list[Any]) -> Any:
-    """Average nested results over seeds: a float becomes its mean, and its standard deviation is added as ``*_sd``."""
+    """Average nested results over seeds. A float becomes its mean; its standard deviation gets the key ``*_sd``."""
     first = results[0]
     if isinstance(first, dict):
         averages: dict[Any, Any] = {}
@@ -206,7 +209,7 @@ def over_seeds(results: list[Any]) -> Any:
 
 
 def first_puzzles(solver: Solver, split: str, count: int | None) -> PuzzleSet:
-    """Return the first ``count`` inputs of a split (None: all), without further versions of the same input."""
+    """Return the first ``count`` inputs of a split (None: all), with only the first version of each puzzle."""
     puzzles = solver.task.split(split).first_versions
     return puzzles.subset(count) if count else puzzles
 
@@ -310,7 +313,7 @@ def main(argv: list[str]) -> int:
 
 
 def checkpoint_label(checkpoint: Path) -> str:
-    """Return the name of a checkpoint in results: that of its file or of the run's directory."""
+    """Return the name of a checkpoint in results: the name of its file, or of the run's directory."""
     return checkpoint.name if checkpoint.is_dir() else checkpoint.stem
 
 

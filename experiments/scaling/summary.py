@@ -1,4 +1,4 @@
-"""Tables of the effect of more compute, from the JSON of ``scaling.py`` for several checkpoints."""
+"""Make the tables that show the effect of more compute, from the JSON of ``scaling.py`` for several checkpoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TABLE_BUDGETS = (5, 20)  # in trajectories of full depth
 
 
 def selection_table(studies: list[Results], no_noise: Results) -> str:
-    """Return the table of selection and halting, with one trajectory without noise on the full test split."""
+    """Return the table of selection and halting. It also shows one trajectory without noise on the full test split."""
     lines = [
         "| checkpoint | unseen inputs | steps | one sample | vote of 20 | by value, of 20 | task's check, of 20 "
         "| no noise, N = 1 (whole test split) | halting: one sample (P) | steps taken "
@@ -35,7 +35,7 @@ def selection_table(studies: list[Results], no_noise: Results) -> str:
 
 
 def compute_table(studies: list[Results]) -> str:
-    """Return the table of the points that were chosen on validation inputs at each budget, measured on test inputs."""
+    """Return the table of points at each budget: they were chosen on validation inputs and measured on test inputs."""
     lines = [
         "| checkpoint, core evaluations per input | whole trajectories | fewer steps | fewer steps, as accurate "
         "| halting | halting, as accurate |",
@@ -58,7 +58,7 @@ def _cell(points: dict[str, dict[str, float]], name: str | None) -> str:
 
 
 def scheme_table(studies: list[Results]) -> str:
-    """Return the table of coverage and accuracy of trajectories that halt, by draw scheme."""
+    """Return the table that compares draw schemes by the coverage and accuracy of trajectories that halt."""
     kinds = ("independent", *OTHER_SCHEMES)
     lines = [
         f"| checkpoint, N | {' | '.join(kind.capitalize() if kind == 'sobol' else kind for kind in kinds)} |",

@@ -1,8 +1,8 @@
-"""Record the answers of many trajectories after every supervision step, cached in files between runs.
+"""Record the answers of many trajectories after every supervision step, and keep them in files for later runs.
 
 The studies of the number of samples, depth and halting compute all their figures from one recording. The first
-trajectories of an input are recorded to the full depth. Later ones are recorded to the depth at which so many
-trajectories reach the largest work of the comparison, or further until they would halt.
+``FULL_TRAJECTORIES`` trajectories of an input are recorded to the full depth. Each later trajectory is recorded at
+least to the depth that the comparison needs (:func:`min_depth`), and further until it would halt.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Progress = Callable[[int], object]
 class Trajectories:
     """Answers of N trajectories of each of B inputs, after each of S supervision steps, on the CPU.
 
-    A stopped trajectory repeats its last answer.
+    A trajectory that has stopped repeats its last answer.
 
     Attributes:
         tokens: the most probable answers, int64 ``[S, N, B, L_out]``.
@@ -55,7 +55,10 @@ class Trajectories:
         return Trajectories(*(part[:depth, :n] for part in vars(self).values()))
 
     def halted(self, halt: float) -> Rollout:
-        """Return the samples if each trajectory stops at its first step with P(right) >= halt (1 for never)."""
+        """Return the samples that result if each trajectory stops at its first step with P(right) >= halt.
+
+        With ``halt=1`` no trajectory stops early.
+        """
         steps = halting_steps(self.halt, halt)
         last_step = steps[None] - 1
         score, value = (part.gather(0, last_step)[0] for part in (self.score, self.value))
@@ -64,11 +67,13 @@ class Trajectories:
 
 
 def halting_steps(halt: Tensor, threshold: float) -> Tensor:
-    """Return the first step with P(right) >= threshold, or the last one, counted from 1: int64 ``[N, B]``.
+    """Return the first step with P(right) >= threshold, or the last step if there is none.
+
+    Steps are counted from 1; the result is int64 ``[N, B]``.
 
     Args:
         halt: P(right) after each step, ``[S, N, B]``.
-        threshold: 1 for no halting.
+        threshold: P(right) that ends a trajectory; with 1 no trajectory halts.
     """
     is_sure = halt >= threshold if threshold < 1 else torch.zeros_like(halt, dtype=torch.bool)
     is_sure[-1] = True
@@ -76,12 +81,12 @@ def halting_steps(halt: Tensor, threshold: float) -> Tensor:
 
 
 def is_within_work(n: int, depth: int, full_depth: int) -> bool:
-    """Is the work of n trajectories of ``depth`` steps within the largest work of the comparison?"""
+    """Return whether n trajectories of ``depth`` steps cost no more than ``FULL_TRAJECTORIES`` of full depth."""
     return n * depth <= FULL_TRAJECTORIES * full_depth
 
 
 def min_depth(number: int, full_depth: int) -> int:
-    """Return the depth to which trajectory ``number`` (from 0) is at least recorded."""
+    """Return the smallest depth to which trajectory ``number`` (counted from 0) must be recorded."""
     if number < FULL_TRAJECTORIES:
         return full_depth
     n = next(n for n in SAMPLE_COUNTS if n > number)  # the smallest N whose samples include it
@@ -100,17 +105,17 @@ def record_trajectories(
     name: str = "",
     progress: Progress = lambda _: None,
 ) -> Trajectories:
-    """Record N trajectories of the prior on each input, as the checkpoint is sampled.
+    """Record N trajectories of the prior on each input, with the tempering of the checkpoint's own config.
 
     Args:
         solver: a checkpoint with heads.
         x: inputs, int64 ``[B, *event]``.
         num_samples: N, one of ``SAMPLE_COUNTS``.
         depth: supervision steps.
-        seed: of the draws; if no trajectory stops early they are the same as in ``sampling.rollout.rollout``.
+        seed: seed of the draws. If no trajectory stops early, ``sampling.rollout.rollout`` makes the same draws.
         halt: trajectories after the first ``FULL_TRAJECTORIES`` stop at this P(right), not before :func:`min_depth`.
         folder: cache of this checkpoint (:func:`cache_folder`), a file for each chunk of inputs; None for no cache.
-        name: of the set of inputs, for the names of the files.
+        name: name of the set of inputs, a part of the names of the files.
         progress: called with the number of trajectories that have been recorded.
     """
     chunks: list[dict[str, Tensor]] = []
@@ -173,9 +178,9 @@ def cache_folder(folder: Path | None, checkpoint: Path, solver: Solver) -> Path 
 def cached_tensors(
     folder: Path | None, name: str, settings: dict[str, Any], make: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Read tensors from the file of this name and these settings in ``folder``; make and store them if there is none.
+    """Read tensors from the file in ``folder`` for this name and these settings. Make and store them if it is missing.
 
-    ``tokens`` are stored as uint8. A file is written under another name and renamed when it is complete.
+    ``tokens`` are stored as uint8. A file is written under another name, and renamed when it is complete.
     """
     if folder is None:
         return make()

@@ -1,10 +1,10 @@
 """Measure the amortization gap: compare a trained guide with guides that are fitted to the measured pairs.
 
-The model is fixed. On held-out pairs (x, y) the full ELBO (Eq. 13) of its trained guide is compared with that of two
-guides fitted by SVI to these pairs: a copy of the trained guide, and a mean-field guide, which starts at the trained
-guide's means and scales of every transition. All three ELBOs lie below log p(y | x). The amortization gap is the ELBO
-of the copy minus that of the trained guide; the approximation gap is log p(y | x) minus the ELBO of the copy. The
-mean-field guide also differs in that it does not see the state u_t.
+The model is fixed. On held-out pairs (x, y) the full ELBO (Eq. 13) of the trained guide is compared with the ELBOs of
+two guides that SVI fits to these pairs. One is a copy of the trained guide. The other is a mean-field guide, which
+starts at the trained guide's means and scales and does not see the state u_t. All three ELBOs lie below log p(y | x).
+The amortization gap is the ELBO of the copy minus the ELBO of the trained guide. The approximation gap is log p(y | x)
+minus the ELBO of the copy.
 
     python experiments/studies/amortization.py --checkpoint checkpoints/coloring8.safetensors
 """
@@ -62,7 +62,7 @@ def mean_field_at(guide: nn.Module, model: Any, x: Tensor, y: Tensor, steps: int
 
 
 def fit(guide: nn.Module, model: nn.Module, x: Tensor, y: Tensor, steps: int, updates: int, lr: float) -> None:
-    """Fit a guide to these pairs by maximizing their full ELBO, with the model fixed."""
+    """Fit a guide to the pairs (x, y) by maximizing their full ELBO. The model stays fixed."""
     for p in model.parameters():
         p.requires_grad_(False)
     guide.train()
@@ -85,7 +85,7 @@ def bounds_of(model: nn.Module, guide: nn.Module, x: Tensor, y: Tensor, steps: i
 
 
 def summary(values: Tensor) -> dict[str, float]:
-    """Return the mean over pairs and its standard error."""
+    """Return the mean over pairs, and the standard error of this mean."""
     return {"mean": values.mean().item(), "se": (values.std() / len(values) ** 0.5).item()}
 
 

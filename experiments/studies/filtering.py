@@ -1,10 +1,10 @@
-"""Compare a particle filter with weighting once: ``python experiments/studies/filtering.py --checkpoint PATH ...``.
+"""Compare a particle filter with a single weighting: ``python experiments/studies/filtering.py --checkpoint PATH ...``.
 
 Sequential Monte Carlo (``sampling.smc``) resamples trajectories after supervision steps. It is compared with
-independent trajectories that are weighted once, at their end, by the weights that the filter targets. Both are measured
-after resampling to N samples of equal weight, as ``solve.py`` does. Two settings are chosen on validation inputs, at a
-depth where many trajectories are wrong: those of the most accurate filter, and those of the best weights at the end.
-Both are measured on test inputs, at that depth and at the full depth.
+independent trajectories that are weighted once, at their end, by the weights that the filter targets. Both methods end
+with resampling to N samples of equal weight, as in ``solve.py``. Two settings are chosen on validation inputs, at a
+short depth where many trajectories are wrong: the settings of the most accurate filter, and the settings of the best
+weights at the end. Both settings are then measured on test inputs, at the short depth and at the full depth.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pyro_gram.system.cli import Parser, add_trust_option, call
 from pyro_gram.system.files import check_writable, read_json
 from pyro_gram.tasks.base import PuzzleSet
 
-NUM_SAMPLES = 20  # trajectories an input
+NUM_SAMPLES = 20  # trajectories for each input
 POWERS = (1.0, 4.0, 16.0)
 THRESHOLD = 0.9  # resample if the effective sample size is below this share of N
 INPUTS = 64  # largest number of inputs of each split
@@ -40,22 +40,22 @@ OUT = Path(__file__).with_suffix(".json")
 
 
 def list_filters() -> list[SMCConfig]:
-    """List the filters that are measured on validation inputs: the default one, and others that resample more."""
+    """List the filters that are measured on validation inputs: the default, and others that resample more often."""
     return [SMCConfig(VALUE, 1.0, 0.5), *(SMCConfig(*words, THRESHOLD) for words in product(POTENTIALS, POWERS))]
 
 
 def tuning_depth(full_depth: int) -> int:
-    """Return the depth at which the filter is tuned."""
+    """Return the short depth at which the filter's settings are chosen."""
     return min(full_depth, max(3, full_depth // 4))
 
 
 class Filtering:
-    """Trajectories of one checkpoint on a set of inputs, filtered or weighted once.
+    """Measure one checkpoint on a set of inputs, with filtered trajectories or with trajectories weighted once.
 
     Args:
         study: the checkpoint, and its recorded trajectories.
-        split: the inputs' split.
-        seed: of the recorded trajectories, and of the filter's draws.
+        split: name of the split that the inputs belong to.
+        seed: seed of the recorded trajectories. The filter's seed is computed from it.
     """
 
     def __init__(self, study: CheckpointStudy, split: str, seed: int) -> None:
@@ -65,7 +65,7 @@ class Filtering:
         self.trajectories = Trajectories(*(part[:, :, : len(self.puzzles)] for part in vars(trajectories).values()))
 
     def measure(self, tokens: Tensor, weight: Tensor) -> dict[str, float]:
-        """Resample trajectories by their weights ``[N, B]`` to N of equal weight, and measure these."""
+        """Resample trajectories by their weights ``[N, B]``, and measure the N samples of equal weight that result."""
         ancestors = sample_ancestors(weight, self.seed)
         tokens = tokens[ancestors, torch.arange(ancestors.shape[1])]
         puzzles, task = self.puzzles, self.study.solver.task
@@ -86,7 +86,7 @@ class Filtering:
         return self.measure(self.trajectories.tokens[depth - 1], (psi.clamp(min=FLOOR).log() * config.power).softmax(0))
 
     def filtered(self, depth: int, config: SMCConfig) -> dict[str, float]:
-        """Measure filtered trajectories; ``resampled`` is the share of steps, over all inputs, with a resampling."""
+        """Measure filtered trajectories. ``resampled`` is the share of steps that resample, over all inputs."""
         solver = self.study.solver
         assert self.puzzles.inputs is not None
         particles = smc(
@@ -105,7 +105,7 @@ class Filtering:
         return results | {"resampled": particles.is_resampled.double().mean().item(), "least_ess": least}
 
     def pair(self, depth: int, config: SMCConfig) -> dict[str, Any]:
-        """Measure the filter, and the same weights at the end only."""
+        """Measure the filter, and independent trajectories with the same weights at their end only."""
         return {
             "settings": vars(config),
             "filtered": self.filtered(depth, config),
@@ -172,7 +172,7 @@ def measure(path: Path, arguments: Any) -> dict[str, Any]:
 def test_rows(
     test: Filtering, depth: int, filter_config: SMCConfig, weight_config: SMCConfig
 ) -> dict[str, dict[str, float]]:
-    """Measure no weights, the filter, its weights at the end, and the best weights at the end, at one depth."""
+    """Measure at one depth: no weights, the filter, the filter's weights at the end, and the best weights at the end."""
     return {
         "independent": test.independent(depth),
         "filtered": test.filtered(depth, filter_config),
@@ -182,7 +182,7 @@ def test_rows(
 
 
 def markdown(study: dict[str, Any]) -> str:
-    """Return a Markdown table of the filter and of weights at the end."""
+    """Return a Markdown table that compares the filter with weights at the end."""
     lines = [
         "| checkpoint, steps (test inputs) | independent | filtered: potential, power, threshold | resampled after "
         "| the same weights at the end only | the best weights at the end only: potential, power |",

@@ -1,10 +1,10 @@
 """Measure committed checkpoints on inputs that were never measured while settings were chosen.
 
 Some settings were chosen when figures of the test split were known. Graphs and small Sudokus are therefore generated
-again under another data seed, and none of them is symmetric to an input of any split (``Task.fresh_inputs``). This is
-impossible for queens, because every input is in a split; for them the study uses test inputs that no run measures
-(10 queens: 5,513). Each checkpoint is sampled with its own tempering and depth, without halting, under several seeds of
-the draws. A checkpoint is not measured again if the JSON has its results with the same settings.
+again under another data seed, and none of them is symmetric to an input of any split (``Task.fresh_inputs``). For
+queens this is impossible, because every input is in a split. The study then uses test inputs that no run measures (10
+queens has 5,513 of them). Each checkpoint is sampled with its own tempering and depth, without halting, under several
+seeds of the draws. A checkpoint is not measured again if the JSON has its results with the same settings.
 
     python experiments/studies/fresh.py
 """
@@ -38,10 +38,10 @@ METRICS = (
 
 
 def fresh_puzzles(solver: Solver, count: int, data_seed: int) -> tuple[PuzzleSet, str]:
-    """Return up to ``count`` inputs on which no run was measured, and their description.
+    """Return up to ``count`` inputs on which no run was measured, and a description of them.
 
     Raises:
-        ConfigError: there are none, or fewer than ``count`` can be drawn.
+        ConfigError: the task has no such inputs, or fewer than ``count`` can be drawn.
     """
     try:
         return solver.task.fresh_inputs(count, data_seed), f"data_seed {data_seed}"
@@ -78,7 +78,7 @@ def measure_draws(solver: Solver, puzzles: PuzzleSet, seeds: int) -> dict[str, A
 
 
 def checkpoint_path(name: str) -> Path:
-    """Return the path of a committed checkpoint. Raises UserError if there is none of this name."""
+    """Return the path of a committed checkpoint. Raises UserError if no checkpoint has this name."""
     path = CHECKPOINTS / f"{name}.safetensors"
     if not path.exists():
         raise UserError(f"no committed checkpoint {name!r}: there is no {path}")
@@ -91,7 +91,7 @@ def weights_digest(path: Path) -> str:
 
 
 def study_settings(path: Path, arguments: Any) -> dict[str, Any]:
-    """Return the settings that must equal the JSON's for a checkpoint not to be measured again, with its digest."""
+    """Return the checkpoint's digest and the study's settings. If the JSON has the same ones, nothing is measured."""
     return {"sha256": weights_digest(path)} | {
         name: getattr(arguments, name) for name in ("inputs", "data_seed", "seeds")
     }

@@ -6,7 +6,7 @@ Each variant of ``gap.toml`` changes a few settings of its preset and tests one 
     python experiments/studies/gap.py --study queens8
     python experiments/studies/gap.py --study queens8 --table
 
-Runs are kept under ``--runs``, where they can be resumed. A run whose results are in the JSON is not made again.
+Runs are kept under ``--runs``, where they can be resumed. A run is not repeated if the JSON has its results.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from pyro_gram.system.machine import environment
 from pyro_gram.tasks.batches import generator_for
 
 HERE = Path(__file__).parent
-TRANSITIONS = 16  # of the rollouts that are compared, for any T of a variant
-LENGTHS = (2, 4, 8, TRANSITIONS, 2 * TRANSITIONS)  # transitions of all rollouts
+TRANSITIONS = 16  # number of transitions in the rollouts that are compared; the same for every T
+LENGTHS = (2, 4, 8, TRANSITIONS, 2 * TRANSITIONS)  # numbers of transitions in all rollouts
 NUM_WEIGHTED_INPUTS, NUM_DRAWS = 24, 100  # inputs for the importance weights, and weights of each input
 
 
 def read_study(name: str) -> dict[str, Any]:
-    """Read a study from ``gap.toml``. Raises ConfigError if there is none of this name."""
+    """Read a study from ``gap.toml``. Raises ConfigError if no study has this name."""
     studies = tomllib.loads((HERE / "gap.toml").read_text())
     if name not in studies:
         raise ConfigError(f"unknown study {name!r}; known: {', '.join(studies)}")
@@ -55,7 +55,7 @@ def config_of(study: dict[str, Any], variant: str, seed: int) -> RunConfig:
     """Return the preset with the variant's settings, to be trained for the study's minutes.
 
     Raises:
-        ConfigError: no such variant, or a setting that does not exist.
+        ConfigError: the variant, or one of its settings, does not exist.
     """
     if variant not in study["variants"]:
         raise ConfigError(f"unknown variant {variant!r}; known: {', '.join(study['variants'])}")
@@ -78,7 +78,10 @@ def changes_of(study: dict[str, Any], variant: str) -> dict[str, dict[str, Any]]
 
 
 def measure_run(run: Run) -> dict[str, Any]:
-    """Measure a run on the validation split: the prior after LENGTHS transitions, bounds, and evaluations."""
+    """Measure a run on the validation split: the prior's answers after ``LENGTHS`` transitions, bounds and k-hat.
+
+    The result also holds the measurements that were made during training.
+    """
     task = run.solver.task
     puzzles = task.split("validation")
     by_length = {}
@@ -129,12 +132,12 @@ def pareto_k_of(run: Run, x: Tensor | None, y: Tensor) -> Tensor:
 
 
 def about_study(study: dict[str, Any]) -> dict[str, Any]:
-    """Return what all runs of a study have in common."""
+    """Return the name, task, preset and minutes of a study, which all its runs share."""
     return {"study": study["name"]} | {key: study[key] for key in ("task", "preset", "minutes")}
 
 
 def read_results(path: Path, study: dict[str, Any]) -> dict[str, Any]:
-    """Read the study's JSON as it is now. Raises ConfigError if it belongs to another study, or to other minutes."""
+    """Read the study's JSON. Raises ConfigError if it belongs to another study, or to other minutes."""
     if not path.exists():
         return {"variants": {}}
     results = read_json(path)
@@ -150,10 +153,10 @@ def shared_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def is_done(results: dict[str, Any], variant: str, config: RunConfig) -> bool:
-    """Is this run in the JSON?
+    """Return whether the JSON has the results of this run.
 
     Raises:
-        ConfigError: the JSON has this variant with other settings.
+        ConfigError: the JSON has results of this variant under other settings.
     """
     entry = results["variants"].get(variant)
     if entry is None:
@@ -170,8 +173,8 @@ def is_done(results: dict[str, Any], variant: str, config: RunConfig) -> bool:
 def collect(out: Path, study: dict[str, Any], runs: Path) -> None:
     """Put every measured run of the study into its JSON, in the order of ``gap.toml``.
 
-    Each run writes a file of its own, so that several processes can work on one study. Runs with other settings than
-    the study's (other minutes, a variant that was removed) are ignored.
+    Each run writes a file of its own, so several processes can work on one study. Runs whose settings are not those of
+    the study (other minutes, or a variant that was removed) are ignored.
     """
     results = read_results(out, study)
     for path in sorted(runs.glob(f"{study['name']}-*-seed*/measured.json")):
@@ -245,7 +248,7 @@ def main(argv: list[str]) -> int:
     folders = {key: arguments.runs / f"{arguments.study}-{key[1]}-seed{key[0]}" for key in missing_configs}
     for key, config in missing_configs.items():
         check_same_settings(folders[key], config, "--runs")
-    for (seed, name), config in missing_configs.items():  # seed by seed
+    for (seed, name), config in missing_configs.items():  # all variants with the first seed, then with the next
         print(f"{arguments.study}: {name}, seed {seed}", file=sys.stderr)
         folder = folders[seed, name]
         with open_run(config, folder, resume=True, data_dir=None, device=torch.device("cpu")) as run:

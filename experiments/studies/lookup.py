@@ -1,9 +1,9 @@
-"""Measure a lookup in the training answers on unseen boards of N-Queens, for each split.
+"""Measure how many unseen boards of N-Queens are solved by a lookup in the training answers, for each split.
 
-The lookup stores the answers of training inputs, and with ``images`` also their rotations and reflections. It answers
-an input with a random one of the stored answers that contain its queens; if there is none, it is wrong. No network is
-trained. On the paper's split by input the lookup is a baseline: it solves every input, so a high accuracy on that split
-does not show that a model finds new placements.
+The lookup stores the answers of training inputs, and with ``images`` also their rotations and reflections. For an input
+it picks at random one of the stored answers that contain the input's queens. If no stored answer does, the lookup is
+wrong. No network is trained. On the paper's split by input the lookup solves every input, so a high accuracy on that
+split does not show that a model finds new placements.
 
     python experiments/studies/lookup.py
 """
@@ -31,11 +31,11 @@ NUM_SAMPLES = 20
 
 
 def count_matches(inputs: Tensor, answers: Tensor) -> Tensor:
-    """Count the answers that contain the queens of each input.
+    """Count, for each input, the answers that contain its queens.
 
     Args:
-        inputs: for each row 0, or 1 + the column of its queen, int64 ``[B, n]``.
-        answers: the column of the queen in each row, all different, int64 ``[M, n]``.
+        inputs: for each row of the board, 1 + the column of its queen, or 0 if it has none, int64 ``[B, n]``.
+        answers: M different answers; for each row the column of its queen, int64 ``[M, n]``.
 
     Returns:
         int64 ``[B]``.
@@ -47,8 +47,8 @@ def lookup_metrics(test: PuzzleSet, answers: Tensor) -> dict[str, float]:
     """Return the expected metrics of ``NUM_SAMPLES`` uniform draws among the matching answers.
 
     Args:
-        test: its inputs and solutions in the ``row`` layout.
-        answers: distinct solutions, int64 ``[M, n]``. Each one that contains an input's queens is a solution of it.
+        test: test inputs and their solutions, in the ``row`` layout.
+        answers: distinct complete boards, int64 ``[M, n]``. A board solves every input whose queens it contains.
     """
     assert test.inputs is not None
     count, m = count_matches(test.inputs, answers).double(), test.num_solutions.double()
@@ -62,7 +62,7 @@ def lookup_metrics(test: PuzzleSet, answers: Tensor) -> dict[str, float]:
 
 
 def measure_split(size: int, split_by: str) -> dict[str, Any]:
-    """Measure the lookup on one split, with and without images; count the test inputs with an image in training."""
+    """Measure the lookup on one split, with and without images. Count the test inputs with an image in training."""
     task = NQueens(NQueensConfig(size=size, split_by=split_by))
     train, test = task.split("train"), task.split("test")
     assert train.inputs is not None

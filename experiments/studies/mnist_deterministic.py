@@ -1,8 +1,8 @@
-"""Train a deterministic model of MNIST: GRAM must have a smaller Frechet distance.
+"""Train a deterministic model of MNIST, and compare it with GRAM, which should have a smaller Frechet distance.
 
-The deterministic model (TRM) is GRAM with eps = 0. Without input it has one trajectory, which can only end in one
-image, the most probable value of every pixel; Table 2 of the paper gives it an Inception score of 1.00. This script
-trains it with the settings of a preset, and writes its figures beside those of a GRAM run:
+The deterministic model (TRM) is GRAM with eps = 0. Without input it has a single trajectory and a single image: the
+most probable value of every pixel. Table 2 of the paper gives this model an Inception score of 1.00. This script trains
+it with the settings of a preset, and writes its figures beside the figures of a GRAM run:
 
     python experiments/studies/mnist_deterministic.py --data-dir DIR --gram checkpoints/mnist.results.json
 """
@@ -36,7 +36,7 @@ OUT = Path(__file__).with_suffix(".json")
 
 
 class NoGuidance(poutine.messenger.Messenger):
-    """Set every guidance to 0 and remove its site from the program, which leaves TRM."""
+    """Set every guidance to 0 and hide its site from other handlers. The program is then TRM."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if transition_index(msg["name"]) is not None:
@@ -55,7 +55,7 @@ def without_guidance(model: nn.Module) -> Any:
 
 
 def train(config: RunConfig, task: Any, model: nn.Module, batches: int) -> float:
-    """Train with deep supervision as GRAM is trained, with one update per supervision step; return the seconds."""
+    """Train with deep supervision, as GRAM is trained: one update per supervision step. Return the seconds."""
     start = time.perf_counter()
     stream = TargetStream(task, task.split("train"), config.train.batch, config.seed, config.train.augment)
     optim = TorchOptim({"model": model}, config.optim)

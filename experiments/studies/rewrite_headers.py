@@ -1,7 +1,7 @@
 """Rewrite checkpoints, configs and results with the new names of settings: ``rewrite_headers.py FILE ...``.
 
-Settings were renamed before version 0.1.0. The library reads the new names only, so older files must be rewritten once:
-model checkpoints (``.safetensors``), and JSON that contains settings. A file with the new names stays unchanged.
+Settings were renamed before version 0.1.0. The library reads the new names only, so older files must be rewritten once.
+They are model checkpoints (``.safetensors``), and JSON that contains settings. A file with new names stays unchanged.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PART_NAMES = {"verdict": "heads"}  # old and new names of parts
 
 
 def rename(value: Any) -> Any:
-    """Return JSON with the settings in it renamed, at any depth."""
+    """Return a copy of a JSON value in which all settings have their new names, however deep they are nested."""
     if isinstance(value, list):
         return [rename(item) for item in value]
     if not isinstance(value, dict):

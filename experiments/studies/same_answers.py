@@ -1,8 +1,8 @@
 """Check that the committed checkpoints still give the same answers under the same seed.
 
-``python experiments/studies/same_answers.py`` compares them with ``same_answers.json``, and ``--record`` writes that
-file: record before a change of the code, and compare after it. Tokens repeat bit for bit only on the same kind of
-machine, so a comparison on another kind means nothing.
+``python experiments/studies/same_answers.py`` compares the answers with ``same_answers.json``. With ``--record`` it
+writes that file instead: record before a change of the code, and compare after it. Tokens repeat bit for bit only on
+the same kind of machine, so a comparison with a record from another kind means nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def digest(*tensors: torch.Tensor) -> str:
 
 
 def answers_of(solver: Solver) -> dict[str, str]:
-    """Return the digests of the tokens and steps that a checkpoint samples for its first test inputs, by setting."""
+    """Sample the first test inputs in each setting. Return for each setting the digest of the tokens and steps."""
     x = solver.task.split("test").first_versions.inputs
     x = None if x is None else x[:INPUTS]
     answers = {}

@@ -1,8 +1,8 @@
 """Compare selection by the value head with the vote: ``python experiments/studies/selection.py --checkpoint PATH ...``.
 
-Both select from the same samples, which are drawn as ``solve.py`` does, on fresh inputs: generated under another
-``data_seed``, none isomorphic or symmetric to an input of any split. Queens have no such inputs; their test split is
-used.
+Both select from the same samples, which are drawn as ``solve.py`` draws them. The inputs are fresh: they are generated
+under another ``data_seed``, and none is isomorphic or symmetric to an input of any split. Queens have no such inputs,
+so their test split is used.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ OUT = Path(__file__).with_suffix(".json")
 
 
 def fresh_inputs(solver: Solver, count: int) -> tuple[Tensor, str]:
-    """Return up to ``count`` inputs, none symmetric to a training or validation input, and their description.
+    """Return up to ``count`` inputs that no run was trained on, and a description of them.
 
-    For queens they are test inputs, those on which runs are not measured if there are ``count`` of them. (Under the
-    paper's split test inputs of queens are symmetric to training inputs.)
+    No input is symmetric to an input of any split. Queens are an exception: their inputs are test inputs, and under the
+    paper's split these are symmetric to training inputs. Test inputs that runs do not measure are preferred, if there
+    are ``count`` of them.
     """
     if not isinstance(solver.task, NQueens):
         inputs = solver.task.fresh_inputs(count, DATA_SEED).inputs
@@ -54,7 +55,7 @@ def fresh_inputs(solver: Solver, count: int) -> tuple[Tensor, str]:
 
 
 def measure(path: Path, arguments: Any) -> dict[str, Any]:
-    """Measure both selections on fresh inputs: accuracies, deviations over seeds, Wilson intervals over inputs."""
+    """Measure both selections on fresh inputs. Return accuracies, deviations over seeds, and Wilson intervals."""
     solver = pyro_gram.load(path, trust_code=arguments.trust_code)
     check_has_heads(solver.model, "select")
     x, description = fresh_inputs(solver, arguments.inputs)
@@ -108,7 +109,7 @@ def share_of_inputs(is_right: Tensor) -> dict[str, Any]:
 
 
 def markdown(study: dict[str, Any]) -> str:
-    """Return a Markdown table of the accuracies of vote and value on fresh inputs."""
+    """Return a Markdown table of the accuracies of the vote and of the value head on fresh inputs."""
     lines = [
         "| checkpoint | fresh inputs | seeds | vote of 20 | by value, of 20 | only the vote right, only value right |",
         "|---|---|---|---|---|---|",

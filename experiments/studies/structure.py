@@ -1,8 +1,8 @@
 """Measure how hard the code is to read: ``structure.py`` prints figures and writes them to ``structure.json``.
 
-The figures are the files that execute in one training update, the files that are imported when training begins, the
-lengths of functions and files, imports that form a cycle or point upward, and identifiers that are no nouns or verbs of
-the field (``OLD_WORDS``). A test (``tests/test_architecture.py``) compares the code with the JSON: no figure may grow.
+The figures are: the files that execute in one training update; the files that are imported when training begins; the
+lengths of functions and files; imports that form a cycle or point to a higher layer; and identifiers that were replaced
+by clearer words (``OLD_WORDS``). ``tests/test_architecture.py`` compares the code with the JSON: no figure may grow.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ PACKAGES = (*LIBRARY, "experiments", "tests")
 MAX_LINES = 400  # largest length of a file
 MAIN_JOB = ("--task", "coloring", "--preset", "tiny")
 
-# Lower layers first; a module may import its own layer and those below. Paths are without ".py", relative to ROOT.
+# The lowest layer comes first. A module may import modules of its own layer and of lower layers. Paths are relative to
+# ROOT, without ".py".
 LAYERS = (
     ("pyro_gram/errors", "pyro_gram/checks", "pyro_gram/version", "pyro_gram/registry"),
     ("pyro_gram/system",),
@@ -74,7 +75,7 @@ def parse(path: Path) -> ast.Module:
 
 
 def function_lengths(*packages: str) -> dict[str, int]:
-    """Return the lines of each function and method, its docstring included, by ``file::name:line``."""
+    """Return the number of lines of each function and method, with its docstring. The keys are ``file::name:line``."""
     return {
         f"{path}::{node.name}:{node.lineno}": (node.end_lineno or node.lineno) - node.lineno + 1
         for path in python_files(*packages)
@@ -84,7 +85,7 @@ def function_lengths(*packages: str) -> dict[str, int]:
 
 
 def long_files(*packages: str) -> dict[str, int]:
-    """Return the lines of each file that has more than ``MAX_LINES``."""
+    """Return the number of lines of each file that has more than ``MAX_LINES``."""
     lengths = {str(path): len((ROOT / path).read_text().splitlines()) for path in python_files(*packages)}
     return {path: lines for path, lines in lengths.items() if lines > MAX_LINES}
 
@@ -97,12 +98,12 @@ def file_of(module: str) -> Path | None:
 
 
 def is_alias(module: str) -> bool:
-    """Is this another name of a module in ``models`` or ``guides`` (``pyro_gram.models.gram``)?"""
+    """Return whether a module name is a second name of a module in ``models`` or ``guides`` (pyro_gram.models.gram)."""
     return module.startswith(("pyro_gram.models", "pyro_gram.guides"))
 
 
 def imported_modules(path: Path) -> Iterator[str]:
-    """Yield the modules that a file imports anywhere in it; ``from a import b`` may name a module ``a.b``."""
+    """Yield the modules that a file imports, in functions too; ``from a import b`` may import the module ``a.b``."""
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -156,7 +157,7 @@ def layer_of(path: Path) -> int:
 
 
 def upward_imports(graph: dict[Path, set[Path]]) -> list[str]:
-    """List the imports that point to a higher layer, or that FORBIDDEN names."""
+    """List the imports that point to a higher layer, and those that ``FORBIDDEN`` rules out."""
 
     def is_within(path: Path, name: str) -> bool:
         return path.with_suffix("").as_posix() == name or path.as_posix().startswith(f"{name}/")
@@ -183,7 +184,7 @@ def identifiers(path: Path) -> Iterator[str]:
 
 
 def old_words(*packages: str) -> dict[str, Counter[str]]:
-    """Count the identifiers in each file that are ``OLD_WORDS``, without their leading underscores."""
+    """Count in each file the identifiers that are ``OLD_WORDS`` once leading underscores are removed."""
     counts = {
         str(path): Counter(word for name in identifiers(path) if (word := name.lstrip("_")) in OLD_WORDS)
         for path in python_files(*packages)
@@ -192,7 +193,7 @@ def old_words(*packages: str) -> dict[str, Counter[str]]:
 
 
 def files_of_an_update() -> list[str]:
-    """List the files whose functions run in one update of the main job, without making the batch."""
+    """List the files whose functions run in one update of the main job. Making the batch does not count."""
     from experiments import run
     from pyro_gram.build import build
     from pyro_gram.config import with_settings
@@ -215,7 +216,7 @@ def files_of_an_update() -> list[str]:
 
 
 def project_paths(paths: set[str]) -> list[str]:
-    """Return those paths of this project's files that hold more than a docstring, relative to ROOT."""
+    """Keep the paths of this project's files that hold more than a docstring, and return them relative to ROOT."""
     files = (Path(path).relative_to(ROOT) for path in paths - {__file__} if path.startswith(f"{ROOT}/"))
     return sorted(str(path) for path in files if path.parts[0] in PACKAGES and len(parse(path).body) > 1)
 
@@ -237,7 +238,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 def files_at_training() -> list[str]:
-    """List the files of this project that the main job has imported when its first batch is trained."""
+    """List the files of this project that the main job has imported by the time it trains its first batch."""
     words = [sys.executable, "-c", AT_TRAINING, *MAIN_JOB]
     process = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     return project_paths(set(json.loads(process.stdout.splitlines()[-1])))

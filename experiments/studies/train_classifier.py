@@ -1,7 +1,7 @@
 """Train the digit classifier that measures samples of MNIST, ``pyro_gram/diagnostics/digits.safetensors``.
 
-Half of the batches are images of 28 x 28 pixels. A quarter are such images shifted by up to two pixels, and a quarter
-are images of 14 x 14 pixels, so that one classifier reads samples of both sizes. It takes two minutes on one core.
+Half of the batches hold images of 28 x 28 pixels. A quarter hold such images, shifted by up to two pixels. The last
+quarter hold images of 14 x 14 pixels, so that one classifier reads both sizes. Training takes two minutes on one core.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SMALL = {"side": 14, "patch": 2}
 
 
 def shift_images(pixels: Tensor, generator: torch.Generator, max_shift: int = 2) -> Tensor:
-    """Shift a batch of square images ``[B, P]`` together by up to ``max_shift`` pixels each way."""
+    """Shift all square images of a batch ``[B, P]`` by the same number of pixels, at most ``max_shift`` each way."""
     side = math.isqrt(pixels.shape[-1])
     down, right = torch.randint(0, 2 * max_shift + 1, (2,), generator=generator).tolist()
     padded_pixels = F.pad(pixels.view(-1, side, side), (max_shift,) * 4)
@@ -39,7 +39,7 @@ def shift_images(pixels: Tensor, generator: torch.Generator, max_shift: int = 2)
 
 
 def train(large: Tensor, small: Tensor, labels: Tensor, seed: int, epochs: int) -> DigitClassifier:
-    """Train by one cycle of AdamW.
+    """Train the classifier with AdamW and a one-cycle schedule of the learning rate.
 
     Args:
         large: uint8 ``[M, 784]``.

@@ -1,4 +1,4 @@
-"""Cells of the Markdown tables: means with standard deviations, and shares with Wilson intervals."""
+"""Write cells of Markdown tables: means with standard deviations, and shares with Wilson intervals."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def share_with_interval(values: Sequence[float], inputs: int) -> str:
 
 
 def point_and_sd(point: dict[str, float], metric: str) -> str:
-    """Write a mean over seeds with its standard deviation ``*_sd``, unless that rounds to 0."""
+    """Write a mean over seeds, with its standard deviation ``*_sd`` unless the deviation rounds to 0."""
     deviation = point[f"{metric}_sd"]
     return f"{point[metric]:.3f}" + (f" ± {deviation:.3f}" if round(deviation, 3) else "")
 

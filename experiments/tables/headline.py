@@ -1,8 +1,8 @@
-"""Tables over the committed checkpoints: their metrics over seeds, with a lookup and the paper for comparison.
+"""Make the tables of the committed checkpoints. They show metrics over seeds, and a lookup and the paper to compare.
 
-An accuracy is that of one sample: the mean over all samples of an input. With several seeds (of training, or of the
-draws if the weights are fixed) a figure is their mean ± standard deviation. A share of inputs is followed by its Wilson
-95 % interval.
+"Accuracy" means the accuracy of one sample: the mean over all samples of all inputs. If there are several seeds, a
+figure is the mean over seeds ± standard deviation. These are seeds of training, or seeds of the draws if the weights
+are fixed. A share of inputs is followed by its Wilson 95 % interval.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MARKED_CHECKPOINTS = (
     "coloring10",
     "nqueens8",
     "nqueens10",
-)  # test figures known before the settings were final
+)  # for these, figures of test inputs were known before the settings were final
 
 
 def read_results(name: str) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def read_results(name: str) -> dict[str, Any]:
 
 
 def read_seeds(name: str) -> list[dict[str, Any]]:
-    """Return the results of a checkpoint and of its other seeds, sorted by seed; an empty list if none is committed."""
+    """Return the committed results of a checkpoint and of its other seeds, sorted by seed. The list may be empty."""
     paths = [CHECKPOINTS / f"{name}.results.json", *CHECKPOINTS.glob(f"{name}.seed*.results.json")]
     return sorted((read_json(path) for path in paths if path.exists()), key=lambda results: results["seed"])
 
@@ -67,7 +67,10 @@ def cells(metrics: list[dict[str, Any]]) -> str:
 
 
 def solved_table() -> str:
-    """Return the table of checkpoints that solve inputs, with fresh inputs, a lookup and the paper for comparison."""
+    """Return the table of the checkpoints that solve puzzles.
+
+    For comparison it also shows their results on fresh inputs, the results of a lookup, and the paper's.
+    """
     lookup, fresh = read_json(LOOKUP)["problems"], read_json(FRESH)
     lines = [
         "| checkpoint, `run.py` ... | unseen inputs | seeds | accuracy, one sample | vote of 20 "
@@ -117,7 +120,7 @@ def _lookup_row(label: str, split: dict[str, Any]) -> str:
 
 
 def orbit_line() -> str:
-    """Return a text that compares the split by orbit of solutions with the paper's split, under the same settings."""
+    """Return a text that compares the results on the split by orbit with those on the paper's split."""
     by_orbit, by_input = read_seeds("nqueens8-orbit"), read_seeds("nqueens8")
     if not by_orbit:
         return "No model trained on this split is committed yet."
@@ -141,7 +144,7 @@ def orbit_line() -> str:
 
 
 def paper_cell(name: str) -> str:
-    """Return the paper's coverage of a problem, after its accuracy or its conflicting edges in all test graphs."""
+    """Return the paper's figures of a problem: the accuracy (or the number of conflicting edges), then the coverage."""
     numbers = paper.published(name)
     if not numbers:
         return ""
@@ -165,7 +168,7 @@ def thread_count(results: dict[str, Any]) -> str:
 
 
 def seeds_table() -> str:
-    """Return the table of runs, seed by seed; seed 0 is the committed checkpoint."""
+    """Return the table with a row for each seed of each run. Seed 0 is the committed checkpoint."""
     lines = [
         "| run | seed | prior | accuracy of all samples (of the first) | violations, first samples | coverage / limit "
         "| total variation to uniform (perfect sampling) | excess, nats | validation accuracy: last, best |",
@@ -190,7 +193,7 @@ def _prior(metrics: dict[str, Any]) -> str:
 
 
 def results_table(name: str) -> str:
-    """Return the table of one checkpoint in detail: means over seeds ± standard deviations, and fresh inputs."""
+    """Return the detailed table of one checkpoint: means over seeds ± deviations, and results on fresh inputs."""
     seeds, fresh = read_seeds(name), read_json(FRESH)[name]
     metrics = [results["metrics"] for results in seeds]
     first, inputs = metrics[0], metrics[0]["num_inputs"]
@@ -251,7 +254,7 @@ def _fresh_details(study: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def generated_table(deterministic: dict[str, Any]) -> str:
-    """Return the table of the models p(x); ``deterministic`` is the JSON of ``mnist_deterministic.py``."""
+    """Return the table of the models p(x). ``deterministic`` is the JSON that ``mnist_deterministic.py`` writes."""
     boards, digits = read_results("sudoku4-uncond"), read_results("mnist")
     b, d = boards["metrics"], digits["metrics"]
     trm = deterministic["deterministic"]

@@ -1,7 +1,7 @@
 """Write one of the paper's tables from the JSON of ``table.py``, as Markdown and as a figure, with the paper's numbers.
 
-The paper does not say whether its accuracies are of single samples or of an answer selected among them. Here they are
-compared with the accuracy of a single sample (``pyro_gram/diagnostics/paper.toml``).
+The paper does not say whether its accuracies are those of single samples or of an answer that is selected among several
+samples. Here they are compared with the accuracy of a single sample (``pyro_gram/diagnostics/paper.toml``).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ FEWER_IS_BETTER = ("violations", "frechet_distance")
 
 
 def values_of(row: dict[str, Any], metric: str) -> list[float]:
-    """Return a metric of each seed of a row, shares in per cent; an empty list if the row lacks the metric."""
+    """Return a metric of each seed of a row; shares are in per cent. The list is empty if the row lacks the metric."""
     values = [seed[metric] for seed in row["seeds"].values() if seed.get(metric) is not None]
     return [100 * v for v in values] if metric in SHARES else [float(v) for v in values]
 
 
 def _number(row: dict[str, Any], metric: str) -> str:
-    """Return mean ± standard deviation over seeds; with one seed, an accuracy and its Wilson 95 % interval."""
+    """Return mean ± standard deviation over seeds. With one seed an accuracy has its Wilson 95 % interval instead."""
     values = values_of(row, metric)
     if not values:
         return ""
@@ -86,7 +86,7 @@ def _caption(results: dict[str, Any], first: dict[str, Any]) -> str:
 
 
 def figure(results: dict[str, Any]) -> Figure:
-    """Draw our numbers as dots with standard deviations over seeds, the paper's as rings; each task in a row."""
+    """Draw a row of panels for each task: our numbers as dots with standard deviations, the paper's as rings."""
     columns = list(results["columns"].values())
     num_columns = max(len(column["show"]) for column in columns)
     num_rows = max(len(column["rows"]) for column in columns)

@@ -1,4 +1,4 @@
-"""The results table of the README: every task, with the paper's figures and the best published ones."""
+"""Make the results table of the README: every task, with the paper's figures and the best published figures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UNTRAINED_ROWS = (
 
 
 def summary_table() -> str:
-    """Return the table as Markdown; shares in per cent."""
+    """Return the table as Markdown. Shares are in per cent."""
     lines = [
         "| task | seeds | a sample is right | vote of 20 | conflicts | coverage of 20 (limit) "
         "| paper | best published |",
@@ -55,7 +55,7 @@ def _solved_row(name: str, title: str, problem: str) -> str:
 
 
 def _published(problem: str, row: str) -> str:
-    """Write published figures as "accuracy; coverage" or "conflicts; coverage"; an empty text if there are none."""
+    """Return published figures as "accuracy; coverage" or "conflicts; coverage", or "" if nothing is published."""
     numbers: dict[str, Any] = paper.published(problem, row)
     if not numbers:
         return ""

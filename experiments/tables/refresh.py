@@ -1,8 +1,8 @@
 """Write all committed tables again from their JSON, and copy them into the documents: ``tables/refresh.py``.
 
-Each script that measures writes its table beside its JSON. Run this script after a change to the layout of a table, or
-to update the tables that compare several checkpoints. A document has a table between the lines ``<!-- begin PATH.md
--->`` and ``<!-- end PATH.md -->``.
+Each script that measures something writes its table beside its JSON. Run this script after a change to the layout of a
+table, or to update the tables that compare several checkpoints. In a document a table stands between the two lines
+``<!-- begin PATH.md -->`` and ``<!-- end PATH.md -->``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STUDIES = ROOT / "experiments" / "studies"
 BENCH = ROOT / "experiments" / "bench"
 DOCUMENTS = (ROOT / "README.md", STUDIES / "README.md")  # pages of docs/ include the tables' files
 TABLE_MARKERS = re.compile(r"(<!-- begin (\S+\.md) -->)\n.*?(<!-- end \2 -->)", re.DOTALL)
-GPUS = 8  # processes of the table of shared gradients
+GPUS = 8  # number of processes in the table about the exchange of gradients
 
 Markdown = Callable[[dict[str, Any]], str]
 FROM_ONE_JSON: dict[Path, Markdown] = {
@@ -42,7 +42,7 @@ FROM_ONE_JSON: dict[Path, Markdown] = {
 
 
 def render_tables() -> dict[Path, str]:
-    """Return the text of every committed table, by its path."""
+    """Return the text of every committed table. The keys are the paths of the tables."""
     texts = {path.with_suffix(".md"): markdown(read_json(path)) for path, markdown in FROM_ONE_JSON.items()}
     texts[BENCH / "bench_gpu_shared.md"] = bench_gpu.exchange_table(read_json(BENCH / "bench_gpu.json"), GPUS)
     scaling = [read_json(CHECKPOINTS / f"{name}.scaling.json") for name in SOLVING_CHECKPOINTS]
@@ -67,7 +67,7 @@ def render_tables() -> dict[Path, str]:
 
 
 def fill(document: str, root: Path = ROOT) -> str:
-    """Replace the text between the markers of each table by the table's file under ``root``.
+    """Replace the text between the markers of each table by the contents of the table's file under ``root``.
 
     Raises:
         FileNotFoundError: a marker names a file that does not exist.

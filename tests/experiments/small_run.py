@@ -1,4 +1,4 @@
-"""Run the command line on a run that takes a second, and read the files that it writes."""
+"""Start a small run from the command line, which takes a second, and read the files that it writes."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The study of amortization, on a small run."""
+"""The study ``amortization.py``, tested on a small checkpoint."""
 
 import json
 

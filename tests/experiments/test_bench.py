@@ -66,7 +66,7 @@ def test_the_products_of_a_step_are_all_counted():
     assert sorted(products.operand_counts.values()) == [
         1,
         3,
-    ]  # linear() uses b.T.T, with the strides of b, so its product counts as a third a @ b
+    ]  # linear() multiplies a by b.T.T, which has the strides of b: its product counts as a third a @ b
     products.replay()()
 
 
@@ -74,7 +74,7 @@ def test_the_products_of_a_step_are_all_counted():
 def test_quick_prints_json_and_writes_it(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(
         bench, "memory", lambda _: {"4": 10.0, "64": 11.0}
-    )  # it would start a process, which takes seconds
+    )  # the real function would start a process, which takes seconds
     assert call(bench.main, ["--quick", "--repeats", "4", "--json", "--out", str(tmp_path / "bench.json")]) == 0
     first = json.loads(capsys.readouterr().out)
     assert first == json.loads((tmp_path / "bench.json").read_text())
@@ -111,7 +111,7 @@ def test_too_few_repeats_is_an_error(capsys):
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_supervision_steps():
     peak_mb = bench.memory("edge")
-    assert peak_mb["64"] < 2 * peak_mb["4"]  # and not 16 times as much; the allocator keeps some memory
+    assert peak_mb["64"] < 2 * peak_mb["4"]  # not 16 times as much; equality fails, as the allocator keeps some memory
 
 
 @pytest.mark.slow

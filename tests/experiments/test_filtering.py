@@ -1,4 +1,4 @@
-"""experiments/studies/filtering.py: the filter, and weights at the end only."""
+"""experiments/studies/filtering.py: compare the filter with weights at the end of trajectories only."""
 
 import json
 
@@ -15,7 +15,7 @@ from tests.experiments.small_run import cli
 
 @pytest.fixture
 def study(heads_checkpoint):
-    """The study of a model whose heads tell trajectories apart."""
+    """The study of a model whose heads give different trajectories different values."""
     solver = pyro_gram.load(heads_checkpoint)
     solver.model.heads = StateHeads(200.0)
     return CheckpointStudy(solver, solver.task.split("test"), 4, 0.9, None, lambda count: None)
@@ -49,7 +49,7 @@ def test_a_study_says_how_often_each_filter_resampled(heads_checkpoint, tmp_path
 
 
 def test_reweighted_once_is_the_filter_that_never_resamples(study):
-    """With threshold 0 the filter gives the same trajectories, weights and final draw."""
+    """A filter with threshold 0 never resamples. It then gives the same result as weights at the end."""
     test = filtering.Filtering(study, "test", SEED)
     test.seed = SEED - 5000  # the filter adds 5000, so it draws with the seed of the recorded trajectories
     particles = smc(

@@ -1,4 +1,4 @@
-"""The study of fresh inputs, on a few inputs of committed checkpoints."""
+"""The study ``fresh.py``, tested with committed checkpoints on a few inputs."""
 
 from statistics import mean
 

@@ -56,7 +56,7 @@ def test_only_later_trajectories_stop_early_and_only_once_their_halt_head_is_sur
     assert (
         is_sure[:-1, FULL_TRAJECTORIES:]
         & (trajectories.value[1:, FULL_TRAJECTORIES:] == trajectories.value[:-1, FULL_TRAJECTORIES:])
-    ).any()  # some do stop
+    ).any()  # some trajectories do stop
 
 
 def test_each_trajectory_is_recorded_to_the_depth_that_every_point_needs():
@@ -99,7 +99,10 @@ def test_cached_trajectories_are_reused_for_the_same_checkpoint_only(
 
 
 def graded_case():
-    """One input with two solutions: a third of the trajectories is right, but only after the second step."""
+    """Return graded answers for one input with two solutions. Every third trajectory is right after its second step.
+
+    All answers after the first step are wrong.
+    """
     ids = torch.full((2, 100, 1), -1)
     ids[1, ::3] = 0
     ids[1, 33] = 1
@@ -114,7 +117,7 @@ def test_points_count_work_accuracy_and_coverage():
     assert points[point_name(5, 2, 1)] == {"n": 5, "depth": 2, "halt": 1.0, "work": 10, "sample": 0.4, "coverage": 0.5}
     halting_point = points[point_name(50, 2, 0.9)]
     assert halting_point["work"] == pytest.approx((49 * 2 + 1) * 1.25)
-    assert halting_point["sample"] == pytest.approx(16 / 50)  # one of the 17 right ones stopped too early
+    assert halting_point["sample"] == pytest.approx(16 / 50)  # one of the 17 right trajectories stopped too early
     assert halting_point["coverage"] == 1
     assert point_name(50, 2, 1) not in points  # more work than 20 trajectories of full depth
     assert points[point_name(20, 1, 1)]["sample"] == 0

@@ -1,4 +1,4 @@
-"""The study of the gap between guide and prior: its table of variants, and one tiny study end to end."""
+"""The study of the gap between guide and prior: its table of variants, and one tiny study from start to end."""
 
 import json
 import tomllib
@@ -100,7 +100,7 @@ def test_collecting_keeps_all_runs_of_a_study_and_ignores_runs_of_another(tmp_pa
     write_run("a", 7, study | {"minutes": 2.0})
     write_run("gone", 0, study | {"variants": {"gone": {"asks": "?"}}})
     gap.collect(out, study, runs)
-    (runs / "any-b-seed0" / "measured.json").unlink()  # the JSON keeps what is in it
+    (runs / "any-b-seed0" / "measured.json").unlink()  # the study's JSON still keeps the results of this run
     gap.collect(out, study, runs)
     results = json.loads(out.read_text())["variants"]
     assert list(results) == ["a", "b"]

@@ -1,4 +1,4 @@
-"""The headline tables: means over seeds, intervals of shares, and the figures beside them for comparison."""
+"""The tables of the checkpoints: means over seeds, intervals of shares, and the rows to compare with."""
 
 import re
 from statistics import mean, stdev

@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed or locked, that diverge or fill the disk, and their resumption."""
+"""Runs that are stopped, killed or locked, or that diverge or fill the disk, can be resumed."""
 
 import errno
 import json
@@ -30,7 +30,7 @@ def test_an_interrupt_outside_training_is_one_line(number, tmp_path, monkeypatch
 
     before, old_handler = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     monkeypatch.setattr("pyro_gram.runs.evaluate.evaluate", interrupt)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started this process to ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have made this process ignore SIGINT
     try:
         assert run(tmp_path, "--train.batches", 1) == 128 + number
     finally:
@@ -99,9 +99,9 @@ def test_a_diverging_run_keeps_its_saved_state_and_reports_the_update(tmp_path, 
     assert {"batch", "step", "loss", "gradient_norm", "learning_rate", "beta", "last_batches"} <= report.keys()
     saved_state, diverged_state = (load_file(out / f"{name}.safetensors") for name in ("state", "diverged"))
     assert int(saved_state["optimizer/num_updates"]) == 2  # at the end of batch 0
-    assert int(diverged_state["optimizer/num_updates"]) == 3  # before the update that diverged
+    assert int(diverged_state["optimizer/num_updates"]) == 3  # just before the update that diverged
     assert not (out / "results.json").exists()
-    assert train(out, *options, "--resume") == 0  # the update is not refused now
+    assert train(out, *options, "--resume") == 0  # without the patch the update does not diverge
     assert not list(out.glob("diverged*"))
 
 

@@ -1,4 +1,4 @@
-"""The lookup in the training answers, compared with brute force."""
+"""The lookup in the training answers gives the metrics that brute force gives."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The study of trajectories without noise, on a few inputs of committed checkpoints."""
+"""The study ``no_noise.py``, tested with committed checkpoints on a few inputs."""
 
 import pytest
 
@@ -13,7 +13,7 @@ from pyro_gram.system.files import read_json
 
 def test_without_noise_every_input_has_one_answer_which_is_measured(tmp_path):
     out = tmp_path / "no_noise.json"
-    for name in ("coloring8", "sudoku4"):  # the second is added to the first
+    for name in ("coloring8", "sudoku4"):  # the second result is added to the file with the first
         assert call(no_noise.main, ["--checkpoints", name, "--inputs", "6", "--out", str(out)]) == 0
     assert list(read_json(out)) == ["coloring8", "sudoku4"]
     for name, study in read_json(out).items():

@@ -161,7 +161,7 @@ def test_a_run_whose_batches_do_not_fit_into_its_minutes_trains_fewer_and_says_s
     assert summary["length"] == {"batches": 100000, "minutes": 0.01}
     assert f"{num_batches:,} of 100,000 (fitted to 0.01 minutes) batches" in (out / "report.html").read_text()
     assert ["on_policy" in row for row in rows(out)] == [number / num_batches >= 0.8 for number in range(num_batches)]
-    monkeypatch.setattr("pyro_gram.training.pace.measure_pace", None)  # the pace is not measured again
+    monkeypatch.setattr("pyro_gram.training.pace.measure_pace", None)  # measuring the pace again would fail
     assert train(out, "--resume", *options) == 0
     assert f"training in {out} is over, at batch {num_batches} of {num_batches}" in capsys.readouterr().err
 

@@ -38,7 +38,7 @@ def test_a_study_measures_samples_by_depth_number_and_threshold(written_study):
     for point in results["width"]["2"].values():
         assert point["verified"] >= max(point["vote"], point["value"])
         assert {"sample", "vote", "value", "verified", "coverage", "vote_sd"} <= point.keys()
-    assert results["deterministic"]["1"] == results["deterministic"]["20"]  # the same for every N, to the last digit
+    assert results["deterministic"]["1"] == results["deterministic"]["20"]  # equal for every N, to the last digit
     assert results["halted"]["steps"] <= 2
     assert len(results["steps_by_input"]) == len(results["difficulty"]) == results["inputs"] == 3
     assert results["difficulty_label"] == "edges"

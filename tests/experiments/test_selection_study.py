@@ -1,4 +1,4 @@
-"""experiments/studies/selection.py: vote and value on fresh inputs."""
+"""experiments/studies/selection.py: compare the vote and the value head on fresh inputs."""
 
 import json
 
@@ -93,7 +93,7 @@ def test_value_is_not_worse_than_the_vote_on_any_shipped_checkpoint():
     with_heads = {name for name in checkpoints if pyro_gram.load(checkpoint_path(name)).has_heads}
     assert set(results) == with_heads
     for name, study in results.items():
-        # For queens the number of inputs is that of a split.
+        # Queens have no fresh inputs, so the number of inputs is limited by the test split.
         assert study["inputs"] >= (500 if name.startswith("nqueens8") else 1000), name
         assert study["seeds"] >= 3, name
         assert study["value"]["accuracy"] >= study["vote"]["accuracy"], name

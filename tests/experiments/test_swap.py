@@ -1,4 +1,4 @@
-"""Swap a prior, guide or model by name: a whole run, its trajectories in ArviZ, and a puzzle solved with it."""
+"""Swap a prior, guide or model by name. Then check a whole run, its inference data, and a puzzle that it solves."""
 
 import json
 

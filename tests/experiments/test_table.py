@@ -1,4 +1,4 @@
-"""The paper's tables: their cells, and a small table that is run, resumed, collected and drawn."""
+"""The paper's tables: tests of their cells, and of a small table that is run, resumed, collected and drawn."""
 
 import itertools
 import json
@@ -67,7 +67,7 @@ def test_rows_differ_from_each_other_within_a_table():
 
 
 def configs_of(row):
-    """Yield the cells and configs of a row in every table and preset that has it."""
+    """Yield the cells and configs of a row, from every table and preset that has this row."""
     for name, preset in itertools.product(TABLES, table.definitions()["presets"]):
         definition = table.pick("tables", name)
         yield from ((c, c.config()) for c in table.cells_of(definition, preset, seeds=1) if c.row == row)

@@ -1,4 +1,4 @@
-"""Several processes on one run, started by torchrun."""
+"""Runs that several processes share, started by torchrun."""
 
 import json
 import os
@@ -129,7 +129,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_before_training(tmp_path):
 
 
 def rank_of(pid):
-    """Return the rank of a process; None if it has none."""
+    """Return the rank of a process, or None if the process has no rank."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as f:
             environment = dict(pair.split(b"=", 1) for pair in f.read().split(b"\0") if b"=" in pair)
@@ -161,7 +161,7 @@ def test_a_signal_to_all_processes_saves_the_state_and_a_restart_resumes_only_it
     try:
         wait_for_batches(process, out, 3)
         for pid in (*workers(process.pid).values(), process.pid):
-            os.kill(pid, signal.SIGTERM)  # a scheduler does this, and torchrun sends a second signal to its processes
+            os.kill(pid, signal.SIGTERM)  # as a scheduler does; torchrun then sends its processes a second signal
         code, _, err = wait_for(process)
     finally:
         process.kill()

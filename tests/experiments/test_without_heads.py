@@ -1,4 +1,4 @@
-"""Baselines that cannot have halt and value heads: commands that need heads say so, and name the alternative."""
+"""Some baselines cannot have halt and value heads. Commands that need heads say so, and name the alternative."""
 
 import re
 

@@ -4,7 +4,7 @@ Most operators come from cosmic-ray: one or two replacements for each operator o
 code whose work is in its calls: leave out a call (``a.detach()`` becomes ``a``, ``pyro.markov(r)`` becomes ``r``), a
 keyword argument, or a statement.
 
-These parts of a module are not changed, because no test of behaviour can or should notice:
+These parts of a module are not changed, because no test of behaviour can or should notice such a change:
 
 - type annotations (never evaluated), docstrings, decorators;
 - the text of errors (the arguments of ``raise``), which tests match by a few words;
@@ -53,7 +53,7 @@ class Mutant:
         function: the qualified name of the function or class with the change; "module" for module level.
         old, new: the changed lines before and after; with ``function`` they identify the mutant if lines move.
         lines: first and last line of the statement in the unchanged file.
-        imported: does the statement run when the module is imported, not when a function is called?
+        imported: whether the statement runs when the module is imported, and not only when a function is called.
         source: the whole changed module.
     """
 
@@ -73,7 +73,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Change:
-    """One possible change: a change of cosmic-ray has its ``occurrence``, a change of this module its new ``text``."""
+    """One possible change. Operators of cosmic-ray give its ``occurrence``, those of this module its new ``text``."""
 
     operator: str
     span: Span
@@ -138,7 +138,7 @@ class Outline:
             self._walk(child, inner_name, runs)
 
     def span(self, node: Any) -> Span:
-        """Convert a column of ast, in bytes of UTF-8, to characters."""
+        """Return the span of a node. ``ast`` counts columns in bytes of UTF-8; the span counts them in characters."""
         return self._position(node.lineno, node.col_offset), self._position(node.end_lineno, node.end_col_offset)
 
     def _position(self, line: int, offset: int) -> Position:
@@ -155,7 +155,7 @@ class Outline:
         """Describe the smallest statement at a line.
 
         Returns:
-            its function, its lines, whether it runs at import, and the number of equal statements before it.
+            the statement's function, its lines, whether it runs at import, and how many equal statements precede it.
         """
         start, end, name, imported = max(s for s in self.statements if s[0] <= line <= s[1])
         line_text = self.source_lines[line - 1].strip()
@@ -203,7 +203,7 @@ def _by_library(source: str, outline: Outline) -> Iterator[Change]:
         operator = cosmic_ray.plugins.get_operator(f"core/{name}")()
         positions = [p for node in nodes for p in operator.mutation_positions(node)]
         for occurrence, span in enumerate(positions):
-            bare_star = source[outline.offset(span[0]) :].startswith("*,")  # the star of a signature is no product
+            bare_star = source[outline.offset(span[0]) :].startswith("*,")  # the star of a signature is not a product
             if not outline.keeps(span) and not bare_star:
                 yield Change(name, span, occurrence=occurrence)
 
@@ -231,7 +231,7 @@ def _by_hand(source: str, outline: Outline) -> Iterator[Change]:
 
 
 def _without_call(node: ast.Call) -> Any:
-    """Return the replacement of a call: the object of a method, or the only argument; None if there is neither."""
+    """Return what replaces a call: the object of its method, or its only argument. Return None if it has neither."""
     function = node.func
     if isinstance(function, ast.Attribute) and ast.unparse(function.value).partition(".")[0] not in MODULES:
         is_super = isinstance(function.value, ast.Call) and ast.unparse(function.value) == "super()"

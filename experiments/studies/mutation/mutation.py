@@ -5,17 +5,17 @@
     mutation.py --module models/gram.py --again                     # only the survivors, after new tests
     mutation.py --sample 40 --seed 1                                # a random sample of each file
 
-A mutant is a file with one change (``mutants.py``). It is tested in a process of its own, forked from one that has
-imported the project and its tests. The tests that run the changed lines are run, near and quick ones first, until one
-fails or ``--seconds`` have passed. A survivor is then tested with all tests of the files that hold such tests, because
-a fixture that several tests share is recorded for the first of them only. A test that takes ten times its usual time,
-and a process that dies, count as failures. Slow tests are left out, and so are tests that start another process (the
-command line), which does not contain the change.
+A mutant is a file with one change (``mutants.py``). It is tested in a process of its own, which is forked from a parent
+that has imported the project and its tests. First come the tests that are known to run the changed lines, quick tests
+and those of the same module first, until one fails or ``--seconds`` have passed. A survivor is then tested with the
+other tests of the same files: if several tests share a fixture, its lines are recorded for the first of these tests
+only. A trial that takes ten times its usual time, and a process that dies, count as failures. Slow tests are left out,
+and so are tests of the command line, which start another process without the change.
 
 ``explained.txt`` may give the reason why a mutant survives, in a line ``KEY ## reason`` with KEY as printed. A reason
 that begins with "equivalent" says that no test on a CPU can notice the change. The score is the share of killed mutants
-among those that are not equivalent. With ``--sample`` its interval is Wilson's; without, all mutants of a file were
-tested.
+among those that are not equivalent. With ``--sample`` the score has a Wilson interval. Without it all mutants of a file
+are tested, and the interval means nothing.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class TestChoice:
         return self._select_in_time(self._tests_of_lines(mutant), mutant, self.seconds)
 
     def second(self, mutant: Mutant, first: list[str]) -> list[str]:
-        """Return the other tests that run the changed lines, then other tests of their files, as the time allows."""
+        """Return the other tests that run the changed lines, then more tests of the same files, if time allows."""
         covering_tests = self._tests_of_lines(mutant)
         rest = self._select_in_time([t for t in covering_tests if t not in first], mutant, self.seconds)
         files = {t.partition("::")[0] for t in covering_tests}
@@ -80,7 +80,7 @@ class TestChoice:
     def _tests_of_lines(self, mutant: Mutant) -> list[str]:
         changed_lines = set(
             range(mutant.lines[0] - 1, mutant.lines[1] + 1)
-        )  # Python runs no line of its own for a "continue"
+        )  # the line before counts too, because Python reports no line for a "continue"
 
         def runs(entry: dict[str, Any]) -> bool:
             if mutant.file not in entry["lines"]:
@@ -114,7 +114,7 @@ class TestChoice:
 
 
 class Results:
-    """Results of the mutants, in a file with a line for each, so that a stopped run can continue."""
+    """The results of all mutants. They are kept in a file, one line each, so that a stopped run can continue."""
 
     def __init__(self) -> None:
         self.path = WORK / "results.jsonl"
@@ -131,14 +131,14 @@ class Results:
 
 
 def sample_changes(module: Module, sample: int, seed: int) -> list[Any]:
-    """Return a random sample of a module's changes; a larger sample contains a smaller one."""
+    """Return a random sample of a module's changes. With the same seed a larger sample contains a smaller one."""
     changes = list(module.changes)
     random.Random(f"{seed}:{module.file}").shuffle(changes)
     return changes[:sample] if sample else changes
 
 
 def mutants_of(file: str, settings: Any) -> Iterator[Mutant]:
-    """Yield the mutants of a file's sample, each once."""
+    """Yield the mutants in the sample of a file's changes, each mutant once."""
     module, keys = Module(ROOT, file), set()
     for change in sample_changes(module, settings.sample, settings.seed):
         mutant = module.mutant(change)
@@ -233,14 +233,14 @@ def wilson(share: float, n: float, z: float = 1.96) -> list[float]:
 
 
 def line_exists(entry: dict[str, Any]) -> bool:
-    """Does the file still have the line that a mutant changed?"""
+    """Return whether the file still has the line that a mutant changed."""
     old = entry["key"].split(": ", 1)[1].split("  ->  ", 1)[0]
     text = " ".join(line.strip() for line in (ROOT / entry["file"]).read_text().splitlines())
     return re.sub(r"^\[\d+\] ", "", old) in text  # equal lines of a function are numbered
 
 
 def summary(names: list[str]) -> dict[str, Any]:
-    """Return the scores by file and over all files, each weighted by its number of changes."""
+    """Return the score of each file, and a total in which each file is weighted by its number of changes."""
     results, reasons = Results().by_key, explanations()
     files: dict[str, Any] = {}
     survivors: list[dict[str, str]] = []

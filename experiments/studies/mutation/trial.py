@@ -1,7 +1,7 @@
 """Test a mutant in a process of its own, and record which lines each test runs; for ``mutation.py``.
 
-The parent process has imported the project and its tests. A child is a fork of it, in which the changed functions get
-the mutant's code. If the change is in a statement that runs on import, the child imports the project again.
+The parent process has imported the project and its tests. Each child is a fork of the parent. In the child, the changed
+functions get the mutant's code. If the changed statement runs on import, the child imports the project again instead.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ PROJECT = ("pyro_gram", "tests", "experiments")
 TIME_FACTOR, MIN_SECONDS = (
     10.0,
     20.0,
-)  # a mutant's time limit is this factor of the usual time, and at least these seconds
-LEFT_OUT_PLUGINS = ("cacheprovider", "xdist", "cov", "unraisableexception")  # plugins
+)  # a mutant's time limit is TIME_FACTOR times the usual time of its tests, but at least MIN_SECONDS
+LEFT_OUT_PLUGINS = ("cacheprovider", "xdist", "cov", "unraisableexception")  # pytest plugins that are switched off
 PYTEST_OPTIONS = ("-x", "-q", *(f"-pno:{name}" for name in LEFT_OUT_PLUGINS), "-o", "addopts=", "-m", "not slow")
 
 
@@ -82,7 +82,7 @@ class Recorder:
 
 
 def record(test_file: str) -> None:
-    """Run a file's tests and write the lines that they run. Call it in a process of its own."""
+    """Run the tests of a file, and write down which lines each test runs. Call it in a process of its own."""
     cover = coverage.Coverage(data_file=None, include=[str(ROOT / t) for t in targets()], config_file=False)
     cover.start()
     recorder = Recorder(cover)
@@ -105,7 +105,7 @@ def record(test_file: str) -> None:
 
 
 def _map_file(test_file: str) -> Path:
-    """Return the path for the lines of a test file; its name has a digest of the file's contents."""
+    """Return the path of the record of a test file. Its name contains a digest of the test file's contents."""
     name = f"{test_file.replace('/', '.')}.{_digest(ROOT / test_file, ROOT / 'tests/conftest.py')}.json"
     return WORK / "covered" / name
 
@@ -115,7 +115,7 @@ def _digest(*paths: Path) -> str:
 
 
 def test_coverage(names: list[str], workers: int) -> dict[str, Any]:
-    """Return each test's lines and seconds; files that are not recorded yet are run first."""
+    """Return the lines and seconds of each test. Test files that have no record yet are run first."""
     missing_files = [n for n in names if not _map_file(n).exists()]
     files_by_pid: dict[int, str] = {}
     while missing_files or files_by_pid:
@@ -131,7 +131,7 @@ def test_coverage(names: list[str], workers: int) -> dict[str, Any]:
     for file_record in (json.loads(_map_file(n).read_text()) for n in names):
         changed_files = {file for file, digest in file_record["sources"].items() if _digest(ROOT / file) != digest}
         for test, entry in file_record["tests"].items():
-            # After a change to a file the recorded lines are wrong: assume that the test runs all of them.
+            # If a source file has changed, its recorded lines are wrong: assume that the test runs all its lines.
             lines = {
                 file: None if file in changed_files else set(executed) for file, executed in entry["lines"].items()
             }
@@ -143,7 +143,7 @@ def test_coverage(names: list[str], workers: int) -> dict[str, Any]:
 
 
 class MutantLoader(importlib.machinery.SourceFileLoader):
-    """Load a module from a text instead of its file."""
+    """Load a module from ``text`` instead of its file."""
 
     text = b""
 
@@ -276,7 +276,7 @@ def start(mutant: Mutant, functions: Functions, tests: list[str], seconds: float
 
 
 def outcome(trial: Trial) -> dict[str, Any] | None:
-    """Return the result of a trial; None while its process runs."""
+    """Return the result of a trial, or None while its process still runs."""
     pid, status = os.waitpid(trial.pid, os.WNOHANG)
     if not pid and time.monotonic() < trial.deadline:
         return None
