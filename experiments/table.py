@@ -106,7 +106,7 @@ class Cell:
 
 
 def cells_of(table: dict[str, Any], preset: str, minutes: float | None = None, seeds: int = 0) -> list[Cell]:
-    """List the cells of a table, sorted by seed. ``seeds`` replaces the number of seeds that each row has of its own."""
+    """List the cells of a table, sorted by seed. If ``seeds`` is not 0, every row has so many seeds."""
     pick("presets", preset)
     rows = [row for row in table["rows"] if preset in pick("rows", row).get("presets", [preset])]
     columns = [c for c in table["columns"] if preset in pick("columns", c)["presets"]]

@@ -172,7 +172,7 @@ def measure(path: Path, arguments: Any) -> dict[str, Any]:
 def test_rows(
     test: Filtering, depth: int, filter_config: SMCConfig, weight_config: SMCConfig
 ) -> dict[str, dict[str, float]]:
-    """Measure at one depth: no weights, the filter, the filter's weights at the end, and the best weights at the end."""
+    """Measure four methods at one depth: no weights, the filter, its weights at the end, the best ones at the end."""
     return {
         "independent": test.independent(depth),
         "filtered": test.filtered(depth, filter_config),
