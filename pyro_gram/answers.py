@@ -44,7 +44,7 @@ class Answers:
         depth: the maximal number of supervision steps of a trajectory.
         select: the selection, as for :meth:`Solver.solve`.
         distinct: the number of distinct answers of all trajectories.
-        distinct_valid: the number of right ones among the distinct answers; None if some cannot be checked.
+        distinct_valid: the number of right answers among the distinct ones; None if some cannot be checked.
         total: the number of right answers that the input has, counted exactly; None if they cannot be counted.
         mean_steps: the mean number of supervision steps of a trajectory.
         caveats: reasons why frequencies do not estimate p(y | x) (:meth:`Solver.frequency_caveats`).

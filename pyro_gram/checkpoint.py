@@ -69,7 +69,7 @@ def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool | Co
             attach_heads(solver.model, config.model, task, config.heads, config.seed)
     except ConfigError as e:
         raise CheckpointError(f"{path} cannot be rebuilt from its settings: {e}") from None
-    if task.spec.puzzles:  # each puzzle has an embedding at the place of its number: the numbers must be the same
+    if task.spec.puzzles:  # embeddings are stored by puzzle number, so the numbers must not have changed
         check_same_data(path, file.header, task.provenance())
     modules = solver.modules
     check_fit(file.mismatched_names(modules.state_dict()), path)

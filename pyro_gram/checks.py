@@ -40,7 +40,7 @@ def check_range(config: Any, **ranges: tuple[float, float]) -> None:
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Check that ``value`` is one of ``choices``; The message calls it ``name``. Raises ConfigError."""
+    """Check that ``value`` is one of ``choices``. The message calls the value ``name``. Raises ConfigError."""
     if value not in choices:
         raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(choices)}{did_you_mean(value, choices)}")
 
@@ -49,7 +49,8 @@ def closest_names(word: str, names: Iterable[str]) -> list[str]:
     """Return up to three of ``names`` that resemble the unknown name ``word``.
 
     Only the last parts of dotted names (``size`` in ``--task.size``) are compared. Names with the same last part are
-    returned. If there are none, names with a similar last part are, from the same first part (``task``) if it exists.
+    returned; if there are none, names with a similar last part. Of these, only names with the same first part
+    (``task``) are returned if there are any.
 
     >>> closest_names("--size", ["--task.size", "--seed"])
     ['--task.size']

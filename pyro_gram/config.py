@@ -30,8 +30,8 @@ class EvaluateConfig:
     Attributes:
         num_samples: N, the number of trajectories per input (20 in the paper's tables).
         depth: supervision steps of a trajectory; 0 for as many as in training.
-        inputs: the number of held-out inputs that are measured, from the start of the split, which is in random order;
-            0 for all.
+        inputs: the number of held-out inputs that are measured, counted from the start of the split; 0 for all. The
+            order of the split is random.
         seed: the seed of the measured trajectories.
     """
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pyro_gram.answers import Answers
 
 DRAWS = (*UNBIASED, "smc")
-BATCH_TRAJECTORIES = 1280  # `stream` solves so many inputs at once that they have up to this many trajectories
+BATCH_TRAJECTORIES = 1280  # `stream` solves as many inputs at once as have this many trajectories in all
 
 
 class SampleSettings(TypedDict, total=False):
@@ -48,8 +48,8 @@ class Solver:
     """A task, a model and its guide, as :func:`pyro_gram.build.build` makes them and :func:`pyro_gram.load` loads them.
 
     Threads may share a solver: they sample in turn, each under its own seed. The caller's plates and traces do not
-    act on the model. Other Pyro handlers raise an error; call ``sampling.rollout.rollout`` to run under them. Nothing
-    protects against code in another thread that draws from torch's generator or runs Pyro at the same time.
+    act on the model. Other Pyro handlers raise an error; call ``sampling.rollout.rollout`` to run under them. A
+    solver is not protected from other threads that draw from torch's generator or run Pyro at the same time.
 
     Args:
         config: the settings of the run.
@@ -108,8 +108,9 @@ class Solver:
             seed: the seed of the draws.
             history: keep the answer after every supervision step. No trajectory halts then, and ``halt`` must be None.
             temper: how the prior is scaled at the start of a trajectory; None for the temper of the config.
-            halt: a trajectory ends when the halt head's probability of being right reaches this (ACT). None takes the
-                value of the config; 1 lets no trajectory end early. Without heads all trajectories run to ``depth``.
+            halt: a trajectory ends when the halt head gives its answer this probability of being right (ACT). None
+                takes the value of the config; 1 lets no trajectory end early. Without heads all trajectories run to
+                ``depth``.
             draws: how the trajectories of an input are drawn together: ``independent``, ``antithetic`` or ``sobol``
                 (``sampling.draws``); or ``smc``, weighted by the value head (``sampling.smc``).
             memory: MB for the trajectories that run at once; by default about 250 at D = 128.

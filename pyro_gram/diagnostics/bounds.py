@@ -29,8 +29,8 @@ class Bounds:
         kl: KL of every transition of the full trajectory, ``[transitions, B]``.
         reconstruction: -log p(y | h_T) at the end of the trajectory.
         other_terms: the cost of further sites (a user's own latents): full = -reconstruction - sum of kl - other_terms.
-        tokens: the mode of p(y | h_T), int64 ``[B, L_out]``. They are not answers of the model, because the
-            guide was given y. None for a program whose likelihood has no mode.
+        tokens: the mode of p(y | h_T), int64 ``[B, L_out]``. These tokens are not answers of the model, because
+            the guide was given y. None for a program whose likelihood has no mode.
     """
 
     full: Tensor

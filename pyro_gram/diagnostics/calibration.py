@@ -20,7 +20,7 @@ CHUNK = 2_000_000  # simulated samples in memory at once
 
 @dataclass(frozen=True)
 class Uniformity:
-    """The test of each input, ``[B]``.
+    """The results of the test of each input, ``[B]``.
 
     Attributes:
         num_solutions: m, the number of solutions.

@@ -112,7 +112,7 @@ def classify(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Identity(nn.Module):
-    """Return the input. torchmetrics wants a feature extractor, but its input here are features already."""
+    """Return the input. torchmetrics wants a feature extractor, but here the inputs are features already."""
 
     num_features = DigitClassifier.num_features
 
@@ -147,9 +147,10 @@ def frechet_floor(real: Tensor, count: int) -> float:
 
 
 def inception_score(fake: Tensor) -> float:
-    """Return exp E KL(p(digit | image) || p(digit)): 1 for unsure or equal digits, 10 for sure and varied ones.
+    """Return exp E KL(p(digit | image) || p(digit)).
 
-    It is not the usual IS (see the module). It uses a single split, because several splits of few samples
+    It is 1 if the classifier is unsure or finds only one digit, and 10 if it is sure and finds all digits equally
+    often. It is not the usual IS (see the module). It uses a single split, because several splits of few samples
     would lower the score.
 
     Args:
@@ -180,7 +181,7 @@ def _inception_score(logits: Tensor) -> float:
     if len(logits) == 0:
         raise InputError("an Inception score needs at least 1 image")
     module = _torchmetrics()
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # the metric shuffles with it
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # the metric shuffles with torch's generator
         warnings.simplefilter("ignore")  # warnings of buffered features and of a deviation over a single split
         metric = module.inception.InceptionScore(feature=_Identity(), splits=1)
         metric.update(logits)
@@ -275,7 +276,7 @@ def assess(real: Reference, tokens: Tensor) -> dict[str, float]:
         - ``frechet_distance_floor``: :func:`frechet_floor` for as many real images.
         - ``inception_score``, ``inception_score_real``: 1 to 10, of the samples and of real images.
         - ``digits_recognized``, ``digits_recognized_real``: share of images that the classifier is at least 90 % sure
-          of. Do not use it alone: the classifier is sure of noise too (of 88 % if pixels are drawn independently).
+          of. Do not use it alone: the classifier is sure of noise too (of 88 % of images with independent pixels).
         - ``classes_found``: number of distinct digits among the samples that the classifier is at least 90 % sure of.
         - ``class_entropy``: entropy of the samples' most likely digits, nats; log 10 = 2.30 at most.
         - ``nearest_distance``, ``nearest_distance_real``: mean number of pixels that differ from the nearest training

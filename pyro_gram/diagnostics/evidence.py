@@ -72,7 +72,7 @@ class Evidence:
     """Estimates of log p(y | x) for B pairs.
 
     Attributes:
-        counts: k of the bounds IWAE_k, increasing from 1.
+        counts: the numbers k of the bounds IWAE_k, increasing from 1.
         iwae: IWAE_k of each pair, the mean over disjoint blocks of k weights, ``[len(counts), B]``; the first is the
             ELBO. None without a guide.
         guide: the estimate from the guide's weights, Pareto-smoothed; None without a guide.
@@ -90,7 +90,8 @@ class Evidence:
 
         If the two estimates agree, the trusted one with the smaller error is chosen. If they differ, the greater one is
         chosen, or neither if the greater one cannot be trusted. An estimate is the log of an unbiased mean, so it
-        exceeds log p by t nats with probability at most exp(-t) (Markov). The smaller one is therefore too low.
+        exceeds log p by t nats with probability at most exp(-t) (Markov). If they differ, the smaller one is
+        therefore probably too low.
         """
         prior_is_trusted = self.prior.ess >= MIN_ESS
         if self.guide is None:
@@ -106,7 +107,7 @@ class Evidence:
 
     @property
     def log_p(self) -> Tensor:
-        """The chosen estimate of each pair, nats, ``[B]``. For ``NEITHER`` the greater one: both tend to be too low."""
+        """The chosen estimate of each pair, nats, ``[B]``. For ``NEITHER`` it is the greater one: both may be low."""
         if self.guide is None:
             return self.prior.log_p
         by_choice = {GUIDE: self.guide.log_p, PRIOR: self.prior.log_p}
@@ -209,7 +210,9 @@ def evidence(
 
 
 def iwae(log_weight: Tensor, counts: tuple[int, ...]) -> Tensor:
-    """Return the bound IWAE_k for each k of ``counts``: the mean log mean weight of disjoint blocks of k weights.
+    """Return the bound IWAE_k for each k of ``counts``.
+
+    It is the mean, over disjoint blocks of k weights, of the log of the mean weight of a block.
 
     In expectation, ELBO = IWAE_1 <= IWAE_k <= log p(y | x), and IWAE_k increases in k (Burda et al., 2016).
 

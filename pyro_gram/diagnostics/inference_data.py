@@ -35,7 +35,7 @@ with warnings.catch_warnings():
 
 ARVIZ_MAJOR = int(az.__version__.split(".")[0])
 HDF5 = b"\x89HDF\r\n\x1a\n"
-STATE_INSTANCES = 2  # inputs whose final states are stored: states are large
+STATE_INSTANCES = 2  # so few inputs have their final states stored, because states are large
 PROJECTIONS = 2
 LEAST_DRAWS = 25  # PSIS fits the largest fifth of the weights and needs at least five there
 GROUPS = (  # all groups that `collect` can make
@@ -241,7 +241,7 @@ def save(data: Any, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> Any:
-    """Read a file that :func:`save` has written into memory, and close it.
+    """Read into memory a file that :func:`save` has written, and close it.
 
     Raises:
         InputError: there is no such file, or it is damaged, or it is of another format.

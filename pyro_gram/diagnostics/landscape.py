@@ -41,7 +41,8 @@ class Landscape:
         is_right: is the answer right? bool ``[N]``; None if that is not known.
         mean_points, mean_loss: points and loss of the deterministic trajectory, ``[S + 1, 2]`` and ``[S + 1]``; None
             for a prior without a mean.
-        mean_is_right: is the answer of the deterministic trajectory right? None if there is none or it is not known.
+        mean_is_right: is the answer of the deterministic trajectory right? None if there is no such trajectory, or if
+            the right answer is not known.
         explained_variance: the share of the variance of h, in the last half of the steps, along each component.
         grid_x, grid_y: grid points along the components, float64 ``[G]``.
         grid: the loss at the grid points, nats, float64 ``[G, G]``; the rows run along y. It is interpolated between
@@ -82,7 +83,7 @@ def landscape(
     Args:
         x: one input, int64 ``[1, *event]``; None for p(x).
         solutions: all solutions of the input, as a ``PuzzleSet`` has them, ``[m, L_out]``; None if they are not known.
-            They serve the loss; the trajectories do not see them.
+            The loss uses them; the trajectories do not see them.
         depth: supervision steps.
         num_samples: N, the number of trajectories.
 

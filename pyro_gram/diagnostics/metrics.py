@@ -27,11 +27,11 @@ class Metrics:
         sample_accuracy: share of right answers among all samples.
         any_valid: share of inputs with at least one right sample.
         vote_accuracy: share of inputs whose most frequent sample is right; ties go to the better score.
-        coverage: share of an input's solutions among its samples, mean over inputs.
+        coverage: share of an input's solutions that its samples contain, mean over inputs.
         coverage_limit: expected coverage of i.i.d. uniform draws of solutions: the mean of 1 - (1 - 1/m)^N.
         total_variation: distance between the frequencies of an input's right samples and the uniform distribution over
             its m solutions (1 if no sample is right), mean over inputs.
-        total_variation_perfect: the expected total variation of N i.i.d. uniform draws: above 0 because N is finite.
+        total_variation_perfect: the expected total variation of N i.i.d. uniform draws; it is due to finite N alone.
         num_inputs, num_samples: B, and N samples per input.
     """
 
@@ -117,7 +117,7 @@ def solution_ids(task: Task, puzzles: PuzzleSet, tokens: Tensor) -> Tensor:
 
 
 def coverage_by_input(ids: Tensor, num_solutions: Tensor) -> Tensor:
-    """Return the share of each input's solutions among its samples, from ids ``[N, B]`` of :func:`solution_ids`."""
+    """Return the share of each input's solutions that its samples contain. ``ids`` come from :func:`solution_ids`."""
     counts = torch.tensor([len(set(column) - {-1}) for column in ids.T.tolist()])
     return counts.double() / num_solutions
 

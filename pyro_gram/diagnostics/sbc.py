@@ -34,7 +34,7 @@ class SBCRanks:
     """Ranks of the true trajectories of M simulated data.
 
     Attributes:
-        names: the names of the summaries of a trajectory.
+        names: the names of the summaries, which are numbers that describe a trajectory.
         ranks: the rank of the true trajectory's summary among those of the guide's trajectories, 0 to ``num_draws``,
             int64 ``[len(names), M]``.
         num_draws: the number of the guide's trajectories for each datum.

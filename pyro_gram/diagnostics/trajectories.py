@@ -162,7 +162,7 @@ def attractors(task: Task, x: Tensor | None, tokens: Tensor) -> Attractors:
     canonical = task.canonical_form(x, tokens)
     is_right = task.is_valid(x, tokens) if task.is_checkable else None
     steps, n = tokens.shape[:2]
-    steps_kept = (canonical == canonical[-1]).all(-1).flip(0).cumprod(0).sum(0)  # at the end, with the final answer
+    steps_kept = (canonical == canonical[-1]).all(-1).flip(0).cumprod(0).sum(0)  # last steps that give the final answer
     settling_step = steps - steps_kept + 1
     ends = number_answers(canonical[-1])
     counts = [column.bincount() for column in ends.T]

@@ -42,9 +42,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Scale:
-    """The levels of a quantity: good up to ``good``, do not trust above ``bad``.
+    """The levels of a quantity. Values up to ``good`` are good; values above ``bad`` are not to be trusted.
 
-    If bad < good, the order is reversed: good from ``good`` on, do not trust below ``bad``.
+    If bad < good, values from ``good`` on are good, and values below ``bad`` are not to be trusted.
     """
 
     good: float
@@ -65,8 +65,8 @@ class Scale:
 
 
 ACCURACY = Scale(0.9, 0.5, "share of right samples")
-LEAK = Scale(0.1, 0.5, "share of right answers under the guide less the best share of the prior")
-GENERALISATION = Scale(0.1, 0.3, "share of right samples on training inputs less that on unseen inputs")
+LEAK = Scale(0.1, 0.5, "share of right answers under the guide minus the best share of the prior")
+GENERALISATION = Scale(0.1, 0.3, "share of right samples on training inputs minus that on unseen inputs")
 QUALITY = Scale(0.8, 0.3, "Inception score divided by that of real images")
 COPIES = Scale(0.7, 0.3, "distance to the nearest training image divided by that of real images")
 COLLAPSE = Scale(1.0, 0.25, "KL of the trajectory in nats per input")
@@ -79,7 +79,7 @@ LIKELIHOOD = Scale(0.5, 1.5, "nats by which log p(y|x) is below that of a perfec
 RANKS = Scale(0.15, 0.3, "largest deviation of the distribution of ranks from uniform")
 SETTLING = Scale(0.05, 0.2, "share of trajectories whose answer changes in the last quarter of the steps")
 DIVERSITY = Scale(0.1, 0.5, "share of inputs with several solutions for which the trajectories find at most one")
-DECAY = Scale(0.05, 0.15, "accuracy of the prior at its best three successive evaluations less the last three")
+DECAY = Scale(0.05, 0.15, "accuracy of the prior at its best three successive evaluations minus that at the last three")
 MIN_PAIRS = 5  # fewer pairs with two trusted estimates allow no verdict
 LOW_RECONSTRUCTION = 0.5  # nats: below it the guide has nothing to add, and a small KL does not mean collapse
 
@@ -153,7 +153,7 @@ def bound(excess: float) -> Verdict:
     return Verdict(
         "bound",
         BOUND.level(excess),
-        f"-ELBO less log m is {excess:.2f} nats",
+        f"-ELBO minus log m is {excess:.2f} nats",
         BOUND.text,
         "This is the loss of guide and model together. A perfect model with an exact guide loses 0.",
         GUIDE,

@@ -44,13 +44,13 @@ from pyro_gram.solver import Solver
 from pyro_gram.system.files import write_json
 from pyro_gram.system.machine import environment
 
-SAMPLES, MAX_DATA_SAMPLES, MIN_DATA_SAMPLES = 20, 2000, 256  # samples per input; limits of the samples of p(x)
+SAMPLES, MAX_DATA_SAMPLES, MIN_DATA_SAMPLES = 20, 2000, 256  # samples per input; most and fewest samples of p(x)
 BOUND_PAIRS = 128
 TRAIN_INPUTS, MIN_TRAIN_INPUTS, TRAIN_SAMPLES = 128, 16, 4  # most and fewest training inputs; samples of each
 GUIDE_SAMPLES, PRIOR_SAMPLES = 160, 320  # draws per pair (x, y) for log p(y | x)
 DATA_PRIOR_SAMPLES = 4096  # draws of the prior for p(x): all data share them
 RANK_ROUNDS, RANK_DRAWS = 2, 31  # simulated data per input, and the guide's trajectories per datum
-CHAINS, DRAWS = 4, 12  # of each input, in inference.nc
+CHAINS, DRAWS = 4, 12  # for each input of inference.nc
 END_SAMPLES, LANDSCAPE_SAMPLES = 24, 64  # trajectories per input: to compare their ends; to draw the landscape
 POSITIONS = 8  # positions, and numbers of kept transitions, whose influence on the answer is measured
 # Budgets in supervision steps of coloring8. One step of one trajectory takes about 0.25 ms on two cores.
@@ -119,7 +119,7 @@ def examine_training(scope: Scope, findings: Findings) -> None:
 
 
 def examine_terms(scope: Scope, findings: Findings) -> None:
-    """Write ``inference.nc``, and examine the terms of the bound by transition."""
+    """Write ``inference.nc``, and examine the terms of the bound of each transition."""
     solver = scope.solver
     count = scope.num_inputs(BUDGETS["inference.nc"], 2 * CHAINS * DRAWS, limit=32)
     settings = {"inputs": count, "chains": CHAINS, "draws": DRAWS, "depth": scope.depth, "seed": scope.seed}
@@ -170,7 +170,7 @@ def examine_evidence(scope: Scope, findings: Findings) -> None:
 
 
 def examine_ranks(scope: Scope, findings: Findings) -> None:
-    """Test by simulation whether the guide is the posterior: rank latents that the model draws among the guide's."""
+    """Test by simulation whether the guide is the posterior: rank trajectories of the model among the guide's."""
     solver, guide = scope.solver, guide_of(scope.solver)
     if guide is None:
         findings.skip("ranks", why_no_guide(solver.model, solver.guide))
@@ -251,7 +251,7 @@ def _examine_deciding_draws(scope: Scope, findings: Findings) -> None:
 
 
 def _examine_one_input(scope: Scope, findings: Findings) -> None:
-    """Draw the landscape and the forming answers of one input."""
+    """Draw the landscape of one input, and how its answers form."""
     task, model, temper = scope.solver.task, scope.solver.model, scope.solver.config.temper
     index = index_with_few_solutions(scope.test)
     x = None if scope.test.inputs is None else scope.on_device(scope.test.inputs[index : index + 1])

@@ -99,7 +99,7 @@ def draw_samples(solver: Solver, puzzles: PuzzleSet, samples: Rollout, findings:
 
 
 def draw_formation(solver: Solver, puzzles: PuzzleSet, history: Tensor, findings: Findings) -> None:
-    """Draw how the answers to one input form: the input whose number of solutions is nearest to ``FEW_SOLUTIONS``.
+    """Draw how the answers to one input form. The input has about ``FEW_SOLUTIONS`` solutions.
 
     Args:
         puzzles: the inputs that were sampled.

@@ -50,7 +50,7 @@ class Scope:
         return chunk_size(length) if max_trajectories is None else chunk_size(length, max_trajectories)
 
     def num_trajectories(self, budget: int) -> int:
-        """Return how many trajectories a budget allows. Its unit is one supervision step of ``coloring8``."""
+        """Return how many trajectories a budget allows. A budget counts supervision steps of ``coloring8``."""
         sizes = model_sizes(self.solver.config.model)
         size = max(1.0, self.solver.task.spec.input_length / 8) * sizes.width / 128
         layers = sizes.transitions * (1 + sizes.low_steps) / 3 * sizes.layers / 2
@@ -61,7 +61,7 @@ class Scope:
         return min(max(least, self.num_trajectories(budget) // per_input), limit, self.max_inputs)
 
     def with_several_solutions(self, count: int) -> PuzzleSet:
-        """Return the first ``count`` test inputs with several solutions, or of all inputs if none has several."""
+        """Return the first ``count`` test inputs that have several solutions; if none has, the first of all."""
         rows = (self.test.num_solutions > 1).nonzero().flatten()
         return self.test.select(rows[:count]) if len(rows) else self.test.subset(count)
 

@@ -59,7 +59,8 @@ def measure_test(
     Args:
         solver: a trained model with its task and config.
         processes: the processes that share the trajectories.
-        progress: called with the number of trajectories that have just ended; all add up to :func:`count_trajectories`.
+        progress: called with the number of trajectories that have just ended. These numbers add up to
+            :func:`count_trajectories`.
     """
 
     def shared_progress(count: int) -> None:

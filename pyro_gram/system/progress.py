@@ -16,7 +16,7 @@ class Phases:
 
     Args:
         sizes: the phases in order, with the work in each: ``{"train": "2,000 batches"}``.
-        silent: whether to print nothing (every process but the main one).
+        silent: print nothing, as in every process but the main one.
 
     Attributes:
         seconds: the expected duration of each phase that has been measured or estimated.

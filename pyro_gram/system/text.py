@@ -1,4 +1,4 @@
-"""Decode the texts that users provide, in the same way for every program that wrote them.
+"""Decode the texts that users provide. The result does not depend on the program that wrote a text.
 
 A byte-order mark is dropped (and selects UTF-16 or UTF-32), gzip is recognized by its first bytes and unpacked, and
 every line ends in ``\\n``. Anything else is refused by an InputError of one sentence, and sizes are limited.
@@ -233,7 +233,7 @@ def _checked_lines(text: TextIO, name: str) -> Iterator[str]:
 
 
 def numbered_lines(text: str, comment: str = "#") -> list[tuple[int, str]]:
-    """Return the number (from 1) and the text of each line, without blank lines and those that begin with ``comment``.
+    """Return the number (from 1) and text of each line. Blank lines and lines with ``comment`` first are left out.
 
     >>> numbered_lines("# graphs\\nCF\\n\\n Cr")
     [(2, 'CF'), (4, 'Cr')]

@@ -83,6 +83,6 @@ def sbc_figure(ranks: SBCRanks) -> Figure:
     for axes in grid[len(ranks.names) :]:
         axes.set_axis_off()
     figure.supxlabel("rank of the true trajectory among the guide's, as a share")
-    figure.supylabel("share of ranks below, less uniform")
+    figure.supylabel("share of ranks below, minus uniform")
     figure.suptitle(f"{ranks.ranks.shape[1]} simulated data; band: it contains uniform ranks in 95 % of simulations")
     return figure

@@ -93,9 +93,9 @@ CAPTIONS = {
     "ranks": Caption(
         "Ranks under the guide",
         "The program itself generates the data, so the true trajectory is known. If the guide is the posterior, "
-        "the rank of the true trajectory among the guide's is uniform, and each line stays inside its band. A hump on "
-        "one side means a shift; humps on both sides mean that the guide is too narrow (first above the band) or too "
-        "wide (first below).",
+        "the rank of the true trajectory among the guide's is uniform, and each line stays inside its band. A line "
+        "on one side of zero means that the guide is shifted. A line that crosses zero means that the guide is too "
+        "narrow (first above zero) or too wide (first below).",
         ("ranks under the guide",),
     ),
     "landscape": Caption(
@@ -112,8 +112,8 @@ CAPTIONS = {
     ),
     "deciding": Caption(
         "Transitions and positions that decide the answer",
-        "Trajectories are run again with part of their guidance kept and the rest drawn anew: the answer is decided "
-        "where keeping a little more guidance restores the answer.",
+        "Trajectories are run again with part of their guidance kept and the rest drawn anew. The share that "
+        "ends in the same answer shows which transitions and positions decide it.",
         ("diversity",),
     ),
 }

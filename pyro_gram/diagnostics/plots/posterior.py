@@ -177,6 +177,6 @@ def leak_figure(rows: list[dict[str, Any]]) -> Figure:
     right.axhspan(-1, LEAK.good, color=GREEN, alpha=0.12, linewidth=0, label="good")
     right.plot(batch, gap, color=BLUE, marker=".")
     right.set_ylim(min(-0.1, gap.min(initial=0) - 0.05), 1.02)
-    style_axes(right, "batch", "guide less prior")
+    style_axes(right, "batch", "guide minus prior")
     right.legend(frameon=False, loc="best")
     return figure

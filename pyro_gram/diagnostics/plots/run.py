@@ -37,7 +37,7 @@ def style_axes(axes: Any, xlabel: str, ylabel: str) -> None:
 
 
 def set_count_ticks(axis: Any) -> None:
-    """Label a logarithmic axis with plain numbers (1, 2, 5, 10, ...). Set the scale first."""
+    """Label a logarithmic axis with plain numbers (1, 2, 5, 10, ...). Make the axis logarithmic first."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_locator(NullLocator())

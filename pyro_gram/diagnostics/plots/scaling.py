@@ -16,7 +16,7 @@ METHODS = {
     "shallower": (ORANGE, "v", "fewer steps each"),
     "halting": (GREEN, "s", "halting (ACT)"),
 }
-LABELLED_THRESHOLDS = ("0.5", "0.9", "0.999")  # thresholds with a label in the figure
+LABELLED_THRESHOLDS = ("0.5", "0.9", "0.999")  # halting thresholds with a label in the figure
 NEAR = 0.22  # points are left out if their accuracy is further than this below the best
 MAX_VALUES = 7  # more distinct x values than this are put into bins
 
@@ -197,7 +197,7 @@ def _draw_thresholds(axes: Any, study: dict[str, Any]) -> None:
 
 
 def method_of(point: dict[str, float], full_depth: int) -> str:
-    """Return the method of a point of the frontier."""
+    """Return the method of a point, a key of ``METHODS``."""
     if point["halt"] < 1:
         return "halting"
     return "whole" if point["depth"] == full_depth else "shallower"
@@ -209,7 +209,7 @@ def goal_of(study: dict[str, Any]) -> tuple[str, str]:
 
 
 def envelope(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points (x, y) that no other dominates (smaller or equal x, larger or equal y), in order of x."""
+    """Return, in order of x, the points (x, y) that no other point dominates by a smaller x or a larger y."""
     best_points: list[tuple[float, float]] = []
     for x, y in sorted(points, key=lambda p: (p[0], -p[1])):
         if not best_points or y > best_points[-1][1]:
@@ -258,7 +258,7 @@ def _draw_compute(axes: Any, study: dict[str, Any]) -> None:
 
 
 def _draw_tradeoff(axes: Any, study: dict[str, Any]) -> None:
-    """Draw accuracy against coverage at one budget, with a line through the best points of each method."""
+    """Draw coverage against accuracy within one budget, with a line through the best points of each method."""
     name, label = goal_of(study)
     budget = study["of"] * study["depth"]
     candidates: dict[str, list[tuple[float, float]]] = {method: [] for method in METHODS}

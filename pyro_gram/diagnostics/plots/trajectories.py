@@ -98,7 +98,7 @@ def _draw_losses(axes: Any, landscape: Landscape) -> None:
 
 
 def _by_trajectory(values: Tensor, landscape: Landscape) -> list[tuple[Tensor, str, bool]]:
-    """Return for each trajectory its part of ``values`` ``[S + 1, N, ...]``, its colour, and whether it looks right."""
+    """Return each trajectory's part of ``values`` ``[S + 1, N, ...]``, its colour, and whether it is drawn as right."""
     answers = landscape.answer.tolist()
     is_right = [True] * len(answers) if landscape.is_right is None else landscape.is_right.tolist()
     colours = [ANSWER_COLOURS[k] if k < len(ANSWER_COLOURS) else GREY for k in answers]
