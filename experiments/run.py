@@ -113,7 +113,7 @@ def list_split(config: RunConfig, split: str, data_dir: str | None) -> int:
     return 0
 
 
-SUMMARY_METRICS = ("frechet_distance", "inception_score", "pass_at_1", "pass_at_2")  # shown if a task has them
+SUMMARY_METRICS = ("frechet_distance", "inception_score", "pass_at_1", "pass_at_2")  # if the task has them
 
 
 def summary(task: str, m: dict[str, Any]) -> str:

@@ -4,11 +4,11 @@
     python experiments/table.py --table 1 --list              # print the command of each missing cell, one per line
     python experiments/table.py --table 1 --list | xargs -P 2 -I{} sh -c '{}'   # run two cells at a time
     python experiments/table.py --table 1 --collect           # make the table of the cells that are done
-    python experiments/table.py --table 1 --redraw --out DIR  # make it again from its JSON in DIR
+    python experiments/table.py --table 1 --redraw --out DIR  # make the table again from the JSON in DIR
 
 A cell is one model (row) on one task (column) with one seed. It is made by one command in one directory under --runs.
-Tables share cells. ``tables.toml`` defines rows and columns; ``pyro_gram/diagnostics/paper.toml`` has the paper's
-numbers.
+Two tables may share cells. ``tables.toml`` defines rows and columns. ``pyro_gram/diagnostics/paper.toml`` has the
+paper's numbers.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def is_done(cell: Cell, runs: Path) -> bool:
 
 
 def run_cell(cell: Cell, runs: Path, device: torch.device, data_dir: str | None, processes: ProcessGroup) -> None:
-    """Train and measure a cell, or continue it. Raises InterruptedRunError on a signal."""
+    """Train and measure a cell; if it was stopped before, continue it. Raises InterruptedRunError on a signal."""
     folder = runs / cell.name
     with open_run(cell.config(), folder, resume=True, data_dir=data_dir, device=device, processes=processes) as run:
         train(run)
@@ -310,7 +310,7 @@ def main(argv: list[str]) -> int:
             )
         cells = [cells_by_name[name] for name in arguments.cell]
     missing_cells = [cell for cell in cells if not is_done(cell, arguments.runs)]  # settings are checked before any run
-    device_type(arguments.device)  # raises for an unknown kind; the device itself may be on another machine
+    device_type(arguments.device)  # an unknown kind is an error; the device itself may be on another machine
     if arguments.list and is_idle_process():
         return 0
     if arguments.list:
@@ -330,7 +330,7 @@ def main(argv: list[str]) -> int:
             if processes.is_main:
                 print("stopped; to continue, run the same command", file=sys.stderr)
             return interruption.exit_code
-        except UserError as e:  # the other cells can be run
+        except UserError as e:  # after such an error the other cells can still be run
             if processes.size > 1:  # the other processes may still be in this cell
                 raise
             failures.append(f"{cell.name}: {e}")

@@ -292,7 +292,7 @@ def main(argv: list[str]) -> int:
         check_writable(arguments.out)
     result: dict[str, Any] = {}
     if arguments.only and arguments.out and arguments.out.exists():
-        result = read_json(arguments.out)  # the other parts stay
+        result = read_json(arguments.out)  # the results of the other parts stay in the file
         if result.get("environment", environment()) != environment():
             raise UserError(f"{arguments.out} was measured on another machine or version: give another --out")
     for results in measure(repeats, arguments.quick, arguments.only or (QUICK if arguments.quick else PARTS)):
@@ -314,7 +314,7 @@ def measure(repeats: int, quick: bool, parts: list[str]) -> Iterator[dict[str, A
             rows.append(compare(name, max(4, repeats // 2) if quick and name == "cells" else repeats))
         row_by_size = {row["size"]: row for row in rows}
         yield {
-            # the targets are for this size: D = 128, 64 positions, batch 64
+            # The speed that we aim at is stated for this size: D = 128, 64 positions, batch 64.
             "pyro_over_torch": row_by_size["cells"]["pyro_over_torch"],
             "roofline_fraction": row_by_size["cells"]["roofline_fraction"],
             "pyro_over_torch_of_the_main_job": row_by_size["cpu"]["pyro_over_torch"],

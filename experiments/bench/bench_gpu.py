@@ -1,8 +1,8 @@
 """Measure how fast the paper's presets train on one device: ``bench_gpu.py --device cuda --out FILE.json``.
 
 Each preset is trained for some updates in fp32, TF32 and bf16, with and without compiled cores. The batches have the
-shapes of ``run.py``'s and hold random tokens, on which the time does not depend. The results are updates a second,
-memory, the rate of floating-point operations, and the hours that the preset's run would take.
+same shapes as in ``run.py``, but hold random tokens: their values do not affect the time. The results are updates per
+second, memory, the rate of floating-point operations, and the hours that the preset's run would take.
 
 ``--shared FILE.json`` measures nothing: it computes the cost of exchanging gradients among N processes.
 """
@@ -108,7 +108,7 @@ def operations(config: RunConfig, device: torch.device) -> float:
 
 
 def replace_steps(config: RunConfig, steps: int) -> RunConfig:
-    """Return the config with another number of supervision steps for each batch."""
+    """Return a copy of the config with ``steps`` supervision steps for each batch."""
     return replace(config, parts={**config.parts, "train": replace(config.train, supervision_steps=steps)})
 
 
@@ -163,7 +163,7 @@ LINKS = {"NVLink, 300 GB/s": 300.0, "PCIe 5.0, 40 GB/s": 40.0, "100 Gb Ethernet,
 
 
 def exchange_table(results: dict[str, Any], processes: int) -> str:
-    """Return a Markdown table of the time of an update on one process, and on several with different links.
+    """Return a Markdown table of the time of an update: on one process, and on several processes with different links.
 
     A ring all-reduce of G bytes moves 2 (N - 1) / N * G over each link. The time of computing is divided by N. The
     gradients are exchanged after the backward pass, so the time of the exchange is added.

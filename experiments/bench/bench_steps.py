@@ -48,7 +48,7 @@ SIZES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "cpu": ("coloring", {}),
     "edge": ("coloring", {"task": {"layout": "edge"}, "train": {"batch": 64}}),
     "paper-step": ("coloring", {"model": {"transitions": 3}, "train": {"batch": 64}}),
-    # The targets are for this size: D = 128, 64 tokens, batch 64, K = 4, T = 3.
+    # The speed that we aim at is stated for this size: D = 128, 64 tokens, batch 64, K = 4, T = 3.
     "cells": ("nqueens", {"task": {"layout": "cell"}, "model": WIDE, "train": {"batch": 64}}),
 }
 
@@ -65,7 +65,7 @@ def make_trainer(solver: Solver) -> Trainer:
 
 
 def random_batch(spec: TaskSpec, batch: int, device: torch.device) -> tuple[Tensor | None, Tensor]:
-    """Return random tokens in the shapes of a task."""
+    """Return a batch (x, y) of random tokens in the shapes of a task. x is None if the task has no input."""
     y = torch.randint(spec.output_classes, (batch, spec.output_length), device=device)
     if not spec.has_input:
         return None, y
@@ -87,7 +87,7 @@ def on_random_tokens(config: RunConfig, length: int, batch: int) -> Step:
 
 
 def pyro_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
-    """Return a training step without the divergence check and the running average."""
+    """Return a training step that Pyro's SVI makes, without the divergence check and the running average."""
     svi = SVI(trainer.model, trainer.guide, trainer.optimizer, loss=trainer.elbo)
 
     def step() -> float:

@@ -24,8 +24,8 @@ from pyro_gram.tasks.base import PuzzleSet
 DEPTHS = (1, 2, 4, 8, 16, 32, 64)
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 MIN_TRAJECTORIES = 5  # smallest N of a point
-BUDGETS = (5, 10, 20)  # in trajectories of full depth
-TOLERANCE = 0.005  # accuracy may be so much lower in choices "as accurate as" trajectories of full depth
+BUDGETS = (5, 10, 20)  # each budget is the work of so many trajectories of full depth
+TOLERANCE = 0.005  # largest loss of accuracy that still counts as "as accurate" as trajectories of full depth
 METHODS = ("whole", "shallower", "halting")
 
 Points = dict[str, dict[str, float]]
@@ -62,7 +62,7 @@ def grade_answers(solver: Solver, puzzles: PuzzleSet, trajectories: Trajectories
 
 
 def depths_up_to(full_depth: int) -> list[int]:
-    """List the depths that are compared, up to the full one."""
+    """List the depths that are compared, up to the full depth."""
     return [d for d in DEPTHS if d < full_depth] + [full_depth]
 
 
@@ -126,7 +126,7 @@ def choose_points(points: Points, full_depth: int) -> dict[int, dict[str, str | 
     most ``TOLERANCE`` below the accuracy of trajectories of full depth.
 
     Args:
-        points: measured on validation inputs.
+        points: the points, measured on validation inputs.
         full_depth: the largest number of supervision steps.
 
     Returns:
@@ -175,7 +175,7 @@ def head_cost_per_step(solver: Solver, x: Tensor) -> float:
     inputs = to_device_of(model, x[:2])
     heads, operations = model.heads, []
     try:
-        with isolated_rng(model, inputs), plain_forms():  # FlopCounterMode counts plain products only
+        with isolated_rng(model, inputs), plain_forms():  # FlopCounterMode cannot count fused kernels
             state = run_steps(model, inputs, None, 2, 1).state
             state = LatentState(*(part.expand(2, len(inputs), -1, -1) for part in state))
             for heads_or_none in (None, heads):

@@ -6,7 +6,7 @@ It takes one checkpoint with heads, and inputs that training never saw. It measu
 - after how many steps trajectories halt on easy and on difficult inputs;
 - accuracy and coverage against core evaluations, for many shallow trajectories, few deep ones, and halting ones, with
   settings chosen on validation inputs;
-- the coverage of each draw scheme.
+- coverage and accuracy under each draw scheme.
 
 It writes ``NAME.scaling.json`` and ``NAME.scaling.png``. Figures are means over seeds of the draws, with their standard
 deviations. ``studies/filtering.py`` studies sequential Monte Carlo.
@@ -60,7 +60,7 @@ SEED = 100_000  # on test inputs the k-th set of draws has k times this seed
 
 
 class CheckpointStudy:
-    """Rollouts of one checkpoint on a set of inputs, and their metrics.
+    """Sample trajectories of one checkpoint on a set of inputs, and measure them.
 
     Args:
         solver: the checkpoint, with heads.

@@ -163,7 +163,7 @@ def is_done(results: dict[str, Any], variant: str, config: RunConfig) -> bool:
         return False
     stored_settings = shared_settings(
         RunConfig.from_dict(entry["config"], config.names.values())
-    )  # settings that are newer than the JSON have their defaults
+    )  # a setting that the JSON does not have yet gets its default
     differing_parts = [part for part, fields in shared_settings(config).items() if stored_settings.get(part) != fields]
     if differing_parts:
         raise ConfigError(f"{variant!r} was run with other settings of {differing_parts[0]!r}: give another --out")

@@ -1,4 +1,4 @@
-"""Make the tables of the committed checkpoints. They show metrics over seeds, and a lookup and the paper to compare.
+"""Make the tables of the committed checkpoints: their metrics over seeds, beside those of a lookup and of the paper.
 
 "Accuracy" means the accuracy of one sample: the mean over all samples of all inputs. If there are several seeds, a
 figure is the mean over seeds ± standard deviation. These are seeds of training, or seeds of the draws if the weights

@@ -28,10 +28,10 @@ def test_a_study_says_how_often_each_filter_resampled(heads_checkpoint, tmp_path
     assert cli(filtering.main, "--checkpoint", heads_checkpoint, "--out", out, "--seeds", 2) == 0
     assert "with_heads: tuned to {'potential':" in capsys.readouterr().out
     study_json = json.loads(out.read_text())
-    assert study_json["coloring8"] == earlier_results["coloring8"]  # earlier checkpoints stay
+    assert study_json["coloring8"] == earlier_results["coloring8"]  # results of earlier checkpoints stay in the file
     results = study_json["with_heads"]
     filters = [tuple(pair["settings"].values()) for pair in results["tried"]]
-    assert ("value", 1.0, 0.5) in filters  # the default
+    assert ("value", 1.0, 0.5) in filters  # the default filter
     assert max(threshold for _, _, threshold in filters) == 0.9
     assert max(power for _, power, _ in filters) > 1
     assert {potential for potential, _, _ in filters} == {"value", "halt"}
@@ -56,7 +56,7 @@ def test_reweighted_once_is_the_filter_that_never_resamples(study):
         study.solver.model, study.x, num_samples=20, depth=4, seed=SEED, config=SMCConfig(power=4, threshold=0)
     )
     assert not particles.is_resampled.any()
-    # A recording of 100 trajectories has other draws than a rollout of 20: replace it by the filter's trajectories.
+    # The recorded trajectories have other draws, because 100 are recorded: replace them by the filter's trajectories.
     test.trajectories = filtering.Trajectories(
         *(
             part[None].repeat(4, *[1] * part.dim())

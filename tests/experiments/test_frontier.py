@@ -119,7 +119,7 @@ def test_points_count_work_accuracy_and_coverage():
     assert halting_point["work"] == pytest.approx((49 * 2 + 1) * 1.25)
     assert halting_point["sample"] == pytest.approx(16 / 50)  # one of the 17 right trajectories stopped too early
     assert halting_point["coverage"] == 1
-    assert point_name(50, 2, 1) not in points  # more work than 20 trajectories of full depth
+    assert point_name(50, 2, 1) not in points  # it needs more work than 20 trajectories of full depth
     assert points[point_name(20, 1, 1)]["sample"] == 0
     assert {p["halt"] for p in points.values()} == {1.0, *thresholds_up_to(0.9)}
 

@@ -55,7 +55,7 @@ def test_the_config_of_a_run_holds_the_preset_and_its_changes(finished_run):
     config = RunConfig.from_dict(json.loads((finished_run / "config.json").read_text()))
     assert (config.preset, config.names["task"], config.seed) == ("tiny", "coloring", 0)
     assert (config.train.batches, config.task.vertices, config.model.width) == (4, 4, 16)
-    assert config.model.heads == 2  # from the preset
+    assert config.model.heads == 2  # as in the preset
 
 
 def test_the_results_have_the_promised_keys_and_ranges(finished_run):
@@ -198,7 +198,7 @@ def test_listed_splits_are_disjoint_inputs_and_write_nothing(tmp_path, monkeypat
         lines[split] = output.out.splitlines()
         assert output.err == ""
         assert len(set(lines[split])) == len(lines[split]) == count
-        assert all(re.fullmatch(r"C[?-~]", line) for line in lines[split])  # graph6 of four vertices
+        assert all(re.fullmatch(r"C[?-~]", line) for line in lines[split])  # graph6 texts of four vertices
     assert not set(lines["train"]) & set(lines["test"])
     assert list(tmp_path.iterdir()) == []
 

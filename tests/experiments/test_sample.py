@@ -42,7 +42,7 @@ def test_a_run_without_input_measures_its_samples(boards):
     assert 0 <= m["accuracy"] == m["sample_accuracy"] <= 1
     assert m["vote_accuracy"] is m["any_valid"] is None
     assert 0 <= m["coverage"] <= m["coverage_limit"] == pytest.approx(1 - (1 - 1 / 288) ** 5)
-    assert m["elbo"] <= -np.log(288) + 1e-3  # no bound lies above the truth
+    assert m["elbo"] <= -np.log(288) + 1e-3  # no bound lies above the ELBO of a perfect model
     assert m["validity"] == m["accuracy"]
     assert 0 <= m["grids_found"] <= 5
     assert all("prior_accuracy" in row for row in rows(boards))

@@ -33,7 +33,7 @@ def written_study(heads_checkpoint, tmp_path_factory):
 def test_a_study_measures_samples_by_depth_number_and_threshold(written_study):
     results, _, _ = written_study
     assert list(results["width"]) == ["1", "2"]
-    assert list(results["width"]["2"]) == ["1", "2", "5", "10", "20"]  # no more work than 20 trajectories of full depth
+    assert list(results["width"]["2"]) == ["1", "2", "5", "10", "20"]  # 50 and 100 need more work than the limit
     assert list(results["width"]["1"]) == ["1", "2", "5", "10", "20"]
     for point in results["width"]["2"].values():
         assert point["verified"] >= max(point["vote"], point["value"])

@@ -13,7 +13,7 @@ import pyro_gram
 from pyro_gram.errors import CheckpointError, InputError, UserError
 from tests.experiments.small_run import SMALL, cli
 
-GRAPHS = ("C?", "C~", "Cr", "CF", "C^")  # of four vertices; C~ is complete
+GRAPHS = ("C?", "C~", "Cr", "CF", "C^")  # graphs of four vertices; C~ is the complete graph
 SOLVABLE_GRAPHS = [g for g in GRAPHS if g != "C~"]
 
 
@@ -68,9 +68,9 @@ def test_json_has_an_object_for_each_input_with_the_documented_keys(solve):
         assert o["distinct_valid"] == sum(s["valid"] for s in o["solutions"])
         graph = graph_of(o["input"])
         colourings = [c for c in itertools.product("012", repeat=4) if all(c[u] != c[v] for u, v in graph.edges)]
-        assert o["total"] == len({tuple(map(c.index, c)) for c in colourings})  # up to the names of the colours
+        assert o["total"] == len({tuple(map(c.index, c)) for c in colourings})  # the names of colours do not count
         assert 0 < o["mean_steps"] <= 2
-        assert o["frequencies"] == "not p(y|x): halting at P = 0.999"  # the run has heads
+        assert o["frequencies"] == "not p(y|x): halting at P = 0.999"  # the run has heads, so it halts
         assert (o["num_samples"], o["depth"]) == (20, 2)  # the default N, and the depth of training
         for s in o["solutions"]:
             assert s.keys() == {"solution", "count", "valid", "score", "value"}

@@ -191,7 +191,7 @@ def test_value_keeps_the_vote_unless_the_value_head_trusts_another_answer_clearl
         else:
             assert answer["solution"] == winner["solution"]
         assert answer["value"] == pytest.approx(values[answer["solution"]])
-        assert answer["score"] <= 0  # a score stays in nats
+        assert answer["score"] <= 0  # the score is still a log probability
 
 
 def test_value_can_overrule_the_vote(heads_checkpoint, monkeypatch):

@@ -91,7 +91,7 @@ class Module:
         self.changes = [*_by_library(self.source, self.outline), *_by_hand(self.source, self.outline)]
 
     def mutant(self, change: Change) -> Mutant | None:
-        """Return the mutant; None if it does not compile."""
+        """Return the module with this change, or None if it does not compile."""
         if change.text:
             start, end = map(self.outline.offset, change.span)
             changed: str | None = self.source[:start] + change.text + self.source[end:]

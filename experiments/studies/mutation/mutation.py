@@ -6,16 +6,16 @@
     mutation.py --sample 40 --seed 1                                # a random sample of each file
 
 A mutant is a file with one change (``mutants.py``). It is tested in a process of its own, which is forked from a parent
-that has imported the project and its tests. First come the tests that are known to run the changed lines, quick tests
-and those of the same module first, until one fails or ``--seconds`` have passed. A survivor is then tested with the
-other tests of the same files: if several tests share a fixture, its lines are recorded for the first of these tests
+that has imported the project and its tests. It first runs tests that are known to reach the changed lines, as many as
+``--seconds`` allow; quick tests, and tests of the same module or folder, are preferred. A survivor is then tested with
+the other tests of the same files: if several tests share a fixture, its lines are recorded for the first of these tests
 only. A trial that takes ten times its usual time, and a process that dies, count as failures. Slow tests are left out,
 and so are tests of the command line, which start another process without the change.
 
 ``explained.txt`` may give the reason why a mutant survives, in a line ``KEY ## reason`` with KEY as printed. A reason
 that begins with "equivalent" says that no test on a CPU can notice the change. The score is the share of killed mutants
 among those that are not equivalent. With ``--sample`` the score has a Wilson interval. Without it all mutants of a file
-are tested, and the interval means nothing.
+are tested, so the interval means nothing.
 """
 
 from __future__ import annotations
@@ -162,14 +162,14 @@ def survivors_of(file: str, results: Results) -> Iterator[Mutant]:
 
 
 def run(files: list[str], settings: Any) -> None:
-    """Test the mutants that have no result yet; with ``--again``, the survivors that are not explained."""
+    """Test the mutants that have no result yet. With ``--again``, test the survivors that are not explained instead."""
     (WORK / "covered").mkdir(parents=True, exist_ok=True)
     names = [n for t in settings.tests or TESTS for n in ([t] if t.endswith(".py") else _tests_under(t))]
     if pytest.main(
         [*names, *PYTEST_OPTIONS[1:], "-q", "--collect-only"], plugins=[]
-    ):  # imports everything before the forks
+    ):  # collecting the tests imports them before the forks
         raise SystemExit("the tests cannot be collected")
-    for package in ("models", "guides", "pyro_gram"):  # also modules that are imported late
+    for package in ("models", "guides", "pyro_gram"):  # import also the modules that no test has imported yet
         for path in sorted((ROOT / package).rglob("[!_]*.py")):
             importlib.import_module(module_name(path.relative_to(ROOT).as_posix()))
     torch.set_num_threads(1)

@@ -167,7 +167,7 @@ class MutantFinder(importlib.abc.MetaPathFinder):
 
 
 class Functions:
-    """The functions of the imported project by file, name and first line, so that their code can be replaced."""
+    """Hold the functions of the imported project by file, name and first line, so that their code can be replaced."""
 
     def __init__(self) -> None:
         self.functions: dict[tuple[str, str, int], list[FunctionType]] = {}
