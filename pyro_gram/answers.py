@@ -47,7 +47,7 @@ class Answers:
         distinct_valid: the number of right answers among the distinct ones; None if some cannot be checked.
         total: the number of right answers that the input has, counted exactly; None if they cannot be counted.
         mean_steps: the mean number of supervision steps of a trajectory.
-        caveats: reasons why frequencies do not estimate p(y | x) (:meth:`Solver.frequency_caveats`).
+        caveats: the reasons why frequencies do not estimate p(y | x), if any (:meth:`Solver.frequency_caveats`).
         x: its tokens, int64 ``[*event]``.
     """
 
@@ -65,7 +65,7 @@ class Answers:
 
     @property
     def frequencies(self) -> str:
-        """Text that says whether the frequencies of answers estimate p(y | x) at this depth, or why they do not."""
+        """The statement that frequencies of answers estimate p(y | x) at this depth, or the reasons why they do not."""
         return f"not p(y|x): {', '.join(self.caveats)}" if self.caveats else f"p(y|x) at depth {self.depth}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ POSITIVE = (sys.float_info.min, math.inf)  # check_range refuses infinity in eve
 FRACTION = (0.0, 1.0)
 AT_LEAST_0 = (0, math.inf)
 AT_LEAST_1 = (1, math.inf)
-MAX_SAMPLES = 10_000_000  # per input: memory holds all its samples
+MAX_SAMPLES = 10_000_000  # per input; all samples of an input are in memory
 MAX_SEED = 2**62  # each chunk of a rollout adds its number to the given seed
 
 
@@ -49,8 +49,8 @@ def closest_names(word: str, names: Iterable[str]) -> list[str]:
     """Return up to three of ``names`` that resemble the unknown name ``word``.
 
     Only the last parts of dotted names (``size`` in ``--task.size``) are compared. Names with the same last part are
-    returned; if there are none, names with a similar last part. Of these, only names with the same first part
-    (``task``) are returned if there are any.
+    returned; if there are none, names with a similar last part. A similar name must have the same first part
+    (``task``) if any name has it.
 
     >>> closest_names("--size", ["--task.size", "--seed"])
     ['--task.size']

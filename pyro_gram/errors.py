@@ -6,7 +6,7 @@ import re
 
 
 class UserError(ValueError):
-    """Base class of wrong input or arguments. Command-line programs print it in one line and exit with 2."""
+    """Base class of errors that a user can cause. Command-line programs print one line and exit with code 2."""
 
 
 class ConfigError(UserError):
@@ -22,5 +22,5 @@ class CheckpointError(UserError):
 
 
 def reason(error: Exception) -> str:
-    """Return the first line of an error, without the position in torch's sources."""
+    """Return the first line of an error's message, without the position in torch's sources."""
     return re.sub(r"^\[\S+\] ", "", (str(error).splitlines() or [type(error).__name__])[0])[:160]

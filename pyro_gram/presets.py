@@ -26,8 +26,8 @@ def read_preset(
     A task of the user's own, named by a dotted path, uses the presets of colouring. Its own settings keep the defaults
     of its class.
 
-    If the user replaces the model, prior or guide, those of the preset's settings that the new class has are kept; the
-    other settings of that part are dropped. The traits of a model (``inference.contract``) may name the prior
+    If the user replaces the model, prior or guide, the preset's settings for this part are kept where the new class has
+    them, and dropped where it does not. The traits of a model (``inference.contract``) may name the prior
     and guide that it needs. The traits of a model or guide may override settings. A prior with nothing to infer gets
     the guide ``prior``. The preset's temper is dropped if the prior is replaced.
 

@@ -113,7 +113,7 @@ class Solver:
                 ``depth``.
             draws: how the trajectories of an input are drawn together: ``independent``, ``antithetic`` or ``sobol``
                 (``sampling.draws``); or ``smc``, weighted by the value head (``sampling.smc``).
-            memory: MB for the trajectories that run at once; by default about 250 at D = 128.
+            memory: MB for the trajectories that run at once; by default about 250 MB if D = 128.
             progress: called with the number of trajectories that have just ended.
 
         Returns:
@@ -326,5 +326,5 @@ class Solver:
 
 
 def _batch_seed(seed: int, batch: int) -> int:
-    """Return the seed of a batch of inputs. The first batch keeps the caller's seed, so it draws as `Solver.sample`."""
+    """Return the seed of a batch of inputs. The first one keeps the caller's seed, so it draws as `sample` does."""
     return seed if batch == 0 else derive_seed(seed, batch)

@@ -104,7 +104,7 @@ def uniformity(
     # The least p-value is 1 / (num_draws + 1), and the adjustment multiplies it by the number of tests.
     num_draws = num_draws or max(DRAWS, math.ceil(num_tests / false_discovery_rate))
     generator = torch.Generator().manual_seed(seed)
-    null: dict[tuple[int, int], Tensor] = {}  # by (m, n)
+    null: dict[tuple[int, int], Tensor] = {}  # simulated statistics by (m, n)
     for i, (m, n) in enumerate(zip(num_solutions.tolist(), num_right.tolist(), strict=True)):
         if m < 2 or n < 2:
             continue

@@ -242,7 +242,7 @@ class Reference:
     """Real images that samples are compared with.
 
     Attributes:
-        features, logits: the classifier's outputs for R real images that training has not seen, float64 ``[R, .]``.
+        features, logits: the classifier's outputs for R real images that the model has not seen, float64 ``[R, .]``.
         train: the training images, ``[M, P]``.
         distance: for each of the first ``NUM_REFERENCE`` of these R images, the number of pixels that differ from the
             nearest training image, int64.

@@ -29,7 +29,7 @@ GUIDE, PRIOR, NEITHER = "importance weights", "prior Monte Carlo", "neither"
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate of log p(y | x) from S weights w with mean p(y | x); ``[B]`` each.
+    """An estimate of log p(y | x) from S weights w whose expectation is p(y | x); ``[B]`` each.
 
     Attributes:
         log_p: log of the mean weight, nats. The mean is unbiased, so its log is below log p on average.
@@ -89,9 +89,9 @@ class Evidence:
         """The estimate to believe for each pair: ``GUIDE``, ``PRIOR`` or ``NEITHER``.
 
         If the two estimates agree, the trusted one with the smaller error is chosen. If they differ, the greater one is
-        chosen, or neither if the greater one cannot be trusted. An estimate is the log of an unbiased mean, so it
-        exceeds log p by t nats with probability at most exp(-t) (Markov). If they differ, the smaller one is
-        therefore probably too low.
+        chosen, or neither if the greater one cannot be trusted. The greater one is
+        preferred because each estimate is the log of an unbiased mean: it exceeds log p by t nats with probability at
+        most exp(-t) (Markov), but it may be far too low.
         """
         prior_is_trusted = self.prior.ess >= MIN_ESS
         if self.guide is None:
@@ -107,7 +107,7 @@ class Evidence:
 
     @property
     def log_p(self) -> Tensor:
-        """The chosen estimate of each pair, nats, ``[B]``. For ``NEITHER`` it is the greater one: both may be low."""
+        """The chosen estimate of each pair, nats, ``[B]``. For ``NEITHER`` the greater one, as both may be low."""
         if self.guide is None:
             return self.prior.log_p
         by_choice = {GUIDE: self.guide.log_p, PRIOR: self.prior.log_p}

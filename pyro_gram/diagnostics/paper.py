@@ -29,7 +29,7 @@ def rows(table: str, problem: str) -> Rows:
 
 
 def published(problem: str, model: str = "gram") -> dict[str, float]:
-    """Return the numbers of a model on a problem, as metric -> number. The first table with a metric gives it."""
+    """Return the numbers of a model on a problem, as metric -> number. The first table with a metric decides."""
     numbers: dict[str, float] = {}
     for table in _tables().values():
         for metric, number in table.get(problem, {}).get(ROWS.get(model, model), {}).items():

@@ -1,4 +1,4 @@
-"""Write report.html: can this posterior be trusted? The page is a single file, needs no network and fits telephones."""
+"""Write report.html, which says whether a posterior can be trusted. This single file needs no network."""
 
 from __future__ import annotations
 

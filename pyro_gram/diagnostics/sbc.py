@@ -57,7 +57,7 @@ class SBCRanks:
 
     @property
     def band(self) -> float:
-        """The bound that the deviations of all summaries stay below in 95 % of simulations with uniform ranks."""
+        """The number that the deviations of all summaries stay below in 95 % of simulations with uniform ranks."""
         generator = torch.Generator().manual_seed(0)
         summaries, data = self.ranks.shape
         uniform = torch.randint(self.num_draws + 1, (BAND_DRAWS * summaries, data), generator=generator)
@@ -67,9 +67,9 @@ class SBCRanks:
     def summary(self) -> dict[str, dict[str, float]]:
         """Return, for each summary of a trajectory, three numbers.
 
-        ``deviation`` is that attribute's value. ``mean`` is the mean relative rank, 0.5 unless the guide is shifted.
-        ``spread`` is the standard deviation of the ranks divided by that of uniform ranks, above 1 if the guide is too
-        narrow.
+        ``deviation`` is that attribute's value. ``mean`` is the mean relative rank; it is 0.5 unless the guide
+        is shifted. ``spread`` is the standard deviation of the ranks divided by that of uniform ranks; it is above 1 if
+        the guide is too narrow.
         """
         relative_ranks = self.ranks.double() / self.num_draws
         uniform_variance = (self.num_draws + 2) / (12 * self.num_draws)  # of uniform relative ranks

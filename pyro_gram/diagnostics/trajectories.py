@@ -119,8 +119,9 @@ class Attractors:
     """The answers that the trajectories of an input end in, and the steps at which they reach them.
 
     Attributes:
-        num_distinct: distinct final answers, int64 ``[B]``.
-        num_distinct_right: distinct right final answers, int64 ``[B]``; all distinct ones if answers cannot be checked.
+        num_distinct: the number of distinct final answers, int64 ``[B]``.
+        num_distinct_right: the number of right ones among them, int64 ``[B]``; equal to ``num_distinct`` if answers
+            cannot be checked.
         effective_number: exp of the entropy of the frequencies of final answers, ``[B]``: the number of equally
             frequent answers that would have this entropy.
         right_by_step: share of trajectories with a right answer after each step, ``[S, B]``; NaN for inputs whose right
@@ -202,10 +203,10 @@ class Separation:
     Means are over all pairs of all inputs; NaN if there are no pairs.
 
     Attributes:
-        differ_by_step: the share of the pairs with different final answers whose answers differ after each step,
+        differ_by_step: among the pairs with different final answers, the share whose answers differ after each step,
             ``[S]``.
-        distance_different: mean distance of the states of these pairs (root mean square over positions and channels),
-            from z_0 on, ``[S + 1]``.
+        distance_different: mean distance between the two states of these pairs (root mean square over positions and
+            channels), from z_0 on, ``[S + 1]``.
         distance_same: the mean distance for the pairs with the same final answer, ``[S + 1]``.
         num_different, num_same: the number of pairs of each kind.
     """

@@ -175,7 +175,7 @@ def bound_metrics(
 
 
 def posterior_accuracy(solver: Solver, x: Tensor | None, measured_bounds: Bounds) -> float | None:
-    """Return the share of right answers under the guide, which sees y. A share far above the prior's is a leak.
+    """Return the share of right answers under the guide, which sees y. A share far above the prior's shows a leak.
 
     None without a guide, or if answers cannot be checked.
     """

@@ -51,7 +51,7 @@ def check_guide_capacity(solver: Solver) -> None:
 
 
 def check_rollout(solver: Solver) -> None:
-    """Run one trajectory. Raises ConfigError if the prior cannot have the temper of the config."""
+    """Run one trajectory. Raises ConfigError if the prior cannot be tempered as the config says."""
     x = solver.task.split("test").inputs
     x = to_device_of(solver.model, None if x is None else x[:1])
     rollout(solver.model, x, num_samples=1, depth=1, temper=solver.config.temper)

@@ -36,7 +36,7 @@ class Scope:
 
     @cached_property
     def test(self) -> PuzzleSet:
-        """The test split, with the first version of each input."""
+        """The first version of each input of the test split."""
         return self.solver.task.split("test").first_versions
 
     @property
@@ -61,7 +61,7 @@ class Scope:
         return min(max(least, self.num_trajectories(budget) // per_input), limit, self.max_inputs)
 
     def with_several_solutions(self, count: int) -> PuzzleSet:
-        """Return the first ``count`` test inputs that have several solutions; if none has, the first of all."""
+        """Return the first ``count`` test inputs with several solutions, or just the first if there are none."""
         rows = (self.test.num_solutions > 1).nonzero().flatten()
         return self.test.select(rows[:count]) if len(rows) else self.test.subset(count)
 

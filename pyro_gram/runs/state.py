@@ -17,7 +17,7 @@ from pyro_gram.system.files import open_tensor_file, write_tensor_file
 from pyro_gram.training.trainer import Trainer
 from pyro_gram.version import __version__
 
-LAYOUT = 2  # version of the file format; raised when older files can no longer be read
+LAYOUT = 2  # version of the file format; increased when older files can no longer be read
 MAX_DIFFERENCES = 4  # how many differing settings a message lists
 # These settings may differ between a run and its resumption.
 FREE_TRAIN_FIELDS = ("batches", "minutes", "save_seconds", "evaluate_every", "precision", "compile")

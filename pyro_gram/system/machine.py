@@ -104,7 +104,7 @@ def environment() -> dict[str, Any]:
 def revision(folder: Path = CHECKOUT) -> tuple[str | None, bool | None]:
     """Return the git commit of the code, and whether the code differs from that commit.
 
-    Git is called once per process. A run asks before it trains, because the code may change during the training.
+    Git is called once per process. A run calls this before it trains, because the code may change during the training.
 
     Returns:
         the full hash; None for both if ``folder`` is not a git checkout (an installed wheel) or git does not answer.

@@ -233,7 +233,9 @@ def _checked_lines(text: TextIO, name: str) -> Iterator[str]:
 
 
 def numbered_lines(text: str, comment: str = "#") -> list[tuple[int, str]]:
-    """Return the number (from 1) and text of each line. Blank lines and lines with ``comment`` first are left out.
+    """Return the number (from 1) and the text of each line.
+
+    Blank lines and lines that begin with ``comment`` are left out.
 
     >>> numbered_lines("# graphs\\nCF\\n\\n Cr")
     [(2, 'CF'), (4, 'Cr')]

@@ -51,7 +51,7 @@ def test_hand_made_samples_have_known_metrics(layout):
     samples = tokens(task, "010 000", "202 120", "001 012")
     assert solution_ids(task, puzzles, samples).tolist() == [[0, -1], [0, 0], [-1, 0]]
     m = measure(task, puzzles, samples)
-    assert m.accuracy == pytest.approx(1 / 2)  # of the first samples
+    assert m.accuracy == pytest.approx(1 / 2)  # only the first samples count
     assert m.violations == 3  # the triangle's three edges
     assert m.sample_accuracy == pytest.approx(4 / 6)
     assert m.any_valid == 1
@@ -196,7 +196,7 @@ def test_samples_of_p_x_are_measured_one_by_one():
 def test_one_input_has_no_standard_error_and_shares_are_in_double_precision():
     task = make_task()
     half = measure(task, path_and_triangle(task), tokens(task, "010 000", "012 001"))
-    assert half.any_valid == 0.5  # of the inputs, not of the samples
+    assert half.any_valid == 0.5  # a share of the inputs, not of the samples
     m = measure(task, path_and_triangle(task).subset(1), tokens(task, "010", "012", "000"))
     assert (m.accuracy, m.accuracy_se, m.coverage, m.coverage_se) == (1, None, 1, None)
     assert coverage_by_input(torch.tensor([[0], [2]]), torch.tensor([3])).item() == 2 / 3

@@ -26,7 +26,7 @@ PARTS = ("task", "model", "prior", "guide")
 
 @pytest.fixture
 def working_directory(tmp_path, monkeypatch):
-    """A working directory with two modules. The module ``evil`` writes a file when it is imported."""
+    """Make a working directory with two modules. The module ``evil`` writes a file when it is imported."""
     folder = tmp_path / "here"
     folder.mkdir()
     (folder / "evil.py").write_text("open('ran', 'w').close()\nclass Prior: pass\n")

@@ -209,7 +209,10 @@ def goal_of(study: dict[str, Any]) -> tuple[str, str]:
 
 
 def envelope(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return, in order of x, the points (x, y) that no other point dominates by a smaller x or a larger y."""
+    """Return the points (x, y) that no other point dominates, in order of x.
+
+    A point dominates another if its x is smaller or equal and its y is larger or equal.
+    """
     best_points: list[tuple[float, float]] = []
     for x, y in sorted(points, key=lambda p: (p[0], -p[1])):
         if not best_points or y > best_points[-1][1]:

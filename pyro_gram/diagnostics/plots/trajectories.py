@@ -225,7 +225,7 @@ def _style_steps(axes: Any, ylabel: str) -> None:
 
 
 def influence_figure(influence: GuidanceInfluence) -> Figure:
-    """Draw the share of forks that end in their trajectory's answer, by the guidance that they keep."""
+    """Draw the share of forks that end in their trajectory's answer, for each part of the guidance that is kept."""
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     chance = influence.by_transition[0].mean().item()
