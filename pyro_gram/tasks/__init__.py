@@ -1,1 +1,1 @@
-"""The tasks, one module or package for each: data, enumerator, check, text and picture."""
+"""The tasks. The module or package of a task holds its data, solutions, check of answers, texts and pictures."""

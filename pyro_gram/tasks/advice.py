@@ -12,16 +12,16 @@ from pyro_gram.system.files import read_json
 if TYPE_CHECKING:
     from pyro_gram.tasks.base import Task
 
-CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"  # those that come with the package
+CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"  # the checkpoints that come with the package
 
 
 def suggest_checkpoint(task: Task, field: str, value: int) -> str:
-    """Return the option that names a checkpoint of the right size, or the command that trains one.
+    """Return advice: the option that loads a checkpoint of the right size, or the command that trains one.
 
     Args:
         task: the task of the checkpoint that does not fit.
-        field: the field of its config that holds the size.
-        value: the size of the puzzle.
+        field: the field of the task's config that holds the size.
+        value: the size of the user's puzzle.
     """
     task_class = type(task)
     try:
@@ -40,16 +40,16 @@ def suggest_checkpoint(task: Task, field: str, value: int) -> str:
 
 @cache
 def _checkpoint_sizes(folder: Path, name: str, field: str) -> list[tuple[Path, object]]:
-    """List the checkpoints of a folder with their sizes; cached, because every wrong input asks for them."""
+    """List the checkpoints of a folder with their sizes. The list is cached: every wrong input needs it."""
     return [(path, _checkpoint_size(path, name, field)) for path in folder.glob("*.json")]
 
 
 def _checkpoint_size(path: Path, name: str, field: str) -> object:
-    """Return the size in a checkpoint's config; None if it is of another task or has no weights."""
+    """Return the size in a checkpoint's config; None if the checkpoint is for another task or has no weights."""
     try:
         config = read_json(path)
         if config["names"]["task"] != name or not path.with_suffix(".safetensors").is_file():
             return None
         return config["task"][field]
-    except (UserError, KeyError, TypeError):  # a file of results, not a config
+    except (UserError, KeyError, TypeError):  # the file holds results, not a config
         return None

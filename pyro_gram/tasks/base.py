@@ -1,4 +1,4 @@
-"""The contract of a task, and the set of puzzles that a task provides."""
+"""The interface that every task implements, and the set of puzzles that a task provides."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ NO_PUZZLE = "there is no puzzle in the text, which is empty or holds comments on
 
 @dataclass(frozen=True)
 class PuzzleSet:
-    """Inputs, each with its solutions.
+    """A set of inputs, each with its solutions.
 
-    The solutions of all inputs lie in one tensor. The second input here has two:
+    The solutions of all inputs lie in one tensor. In this example the second input has two solutions:
 
     >>> inputs, solutions = torch.tensor([[0], [1]]), torch.tensor([[5], [6], [7]])
     >>> puzzles = PuzzleSet.from_counts(inputs, solutions, num_solutions=torch.tensor([1, 2]))
@@ -38,14 +38,14 @@ class PuzzleSet:
             [7]])
 
     Attributes:
-        inputs: int64 ``[N, *event]``; None for p(x), which counts as one empty input whose solutions are the data.
+        inputs: int64 ``[N, *event]``; None for p(x). The set then counts as one input, whose solutions are the data.
         solutions: integers ``[M, L_out]`` (uint8 if int64 would take too much memory). The solutions of input i are
             the rows ``offsets[i]`` to ``offsets[i + 1] - 1``.
         offsets: int64 ``[N + 1]``.
         has_all_solutions: True if every solution of every input is listed. Only then can coverage be measured.
-        is_first_version: bool ``[N]``, or None if every row of ``inputs`` is a puzzle of its own. A task may ask the
-            same puzzle in several versions (ARC: rotated, other colours), which stand in consecutive rows; the first
-            of them is True here.
+        is_first_version: bool ``[N]``, or None if every row of ``inputs`` is a separate puzzle. A task may list a
+            puzzle in several versions, in consecutive rows (ARC: rotated, or in other colours). The entry of a row is
+            True if it holds the first version of its puzzle.
     """
 
     inputs: Tensor | None
@@ -58,18 +58,18 @@ class PuzzleSet:
     def from_counts(
         cls, inputs: Tensor | None, solutions: Tensor, num_solutions: Tensor, has_all_solutions: bool = True
     ) -> PuzzleSet:
-        """Return the set whose input i has the next ``num_solutions[i]`` (int64 ``[N]``) rows of ``solutions``."""
+        """Return the set in which input i has the next ``num_solutions[i]`` rows of ``solutions``, in order."""
         offsets = torch.cat((torch.zeros(1, dtype=torch.long), num_solutions.cumsum(0)))
         return cls(inputs, solutions, offsets, has_all_solutions)
 
     @classmethod
     def from_data(cls, data: Tensor, has_all_solutions: bool = False) -> PuzzleSet:
-        """Return the set of p(x): no input, and ``data`` (integers ``[M, L_out]``) as solutions."""
+        """Return the set of a task p(x): it has no inputs, and its solutions are ``data``, integers ``[M, L_out]``."""
         return cls.from_counts(None, data, torch.tensor([len(data)]), has_all_solutions)
 
     @classmethod
     def concatenate(cls, parts: list[PuzzleSet]) -> PuzzleSet:
-        """Join several sets of puzzles; each row is a puzzle of its own in the result."""
+        """Join several sets of puzzles. In the result every row counts as a separate puzzle."""
         inputs = torch.cat([part.inputs for part in parts if part.inputs is not None])
         solutions = torch.cat([part.solutions for part in parts])
         num_solutions = torch.cat([part.num_solutions for part in parts])
@@ -94,7 +94,7 @@ class PuzzleSet:
         return self.solutions[self.offsets[index] + draw].long()
 
     def sample_pairs(self, count: int, generator: torch.Generator) -> tuple[Tensor | None, Tensor]:
-        """Return up to ``count`` pairs (x, y): the first inputs with a random solution each; for p(x) random data."""
+        """Return up to ``count`` pairs (x, y): the first inputs, each with a random solution; for p(x), random data."""
         if self.inputs is None:
             return None, self.solutions[torch.randperm(len(self.solutions), generator=generator)[:count]].long()
         first = self.subset(count)
@@ -118,11 +118,11 @@ class PuzzleSet:
 
     @property
     def first_versions(self) -> PuzzleSet:
-        """The first version of each puzzle."""
+        """The set with only the first version of each puzzle."""
         return self if self.is_first_version is None else self.select(self.is_first_version)
 
     def select(self, index: Tensor) -> PuzzleSet:
-        """Return the rows ``index`` (int64, or bool ``[N]``), in that order, each as a puzzle of its own."""
+        """Return the rows ``index`` (int64, or bool ``[N]``), in that order; each counts as a separate puzzle."""
         assert self.inputs is not None
         counts = self.num_solutions[index]
         first_rows = self.offsets[:-1][index] - (counts.cumsum(0) - counts)
@@ -134,8 +134,8 @@ class Task(ABC):
     """A task says where puzzles come from, which answers are right, and how inputs and answers are written.
 
     A subclass sets :attr:`spec` and implements :meth:`split` and :meth:`violations`; everything else has a default.
-    Its settings are a frozen dataclass, :attr:`Config`. It is constructed with such a config and ``data_dir``, the
-    folder of data files (None: the default folder). Tensors may have any leading batch shape ``[...]``.
+    The settings of a task are a frozen dataclass, :attr:`Config`. A task is constructed with such a config and
+    ``data_dir``, the folder of data files (None: the default folder). Methods accept any leading batch shape ``[...]``.
 
     >>> @dataclass(frozen=True)
     ... class NegationConfig:
@@ -159,7 +159,7 @@ class Task(ABC):
     >>> task.format_input(x[0]), task.format_solution(x[0], y[0]), task.is_valid(x, y)
     ('1 0 0', '0 1 1', tensor([True]))
 
-    A task without input, p(x), has ``spec.has_input`` False and returns :meth:`PuzzleSet.from_data` from ``split``;
+    A task p(x) has no input: its ``spec.has_input`` is False, its ``split`` returns :meth:`PuzzleSet.from_data`, and
     every x is None.
     """
 
@@ -167,9 +167,9 @@ class Task(ABC):
     registered_name: ClassVar[str] = ""  # set by ``TASKS.register``
     spec: TaskSpec
     violation_name: ClassVar[str] = "violation"  # the singular noun for what ``violations`` counts
-    is_checkable: ClassVar[bool] = True  # False if no answer is right or wrong (handwritten digits)
+    is_checkable: ClassVar[bool] = True  # False if answers are neither right nor wrong (handwritten digits)
     classifier: ClassVar[str] = ""  # "digits": samples are scored by the digit classifier
-    equivalence: ClassVar[str] = ""  # the equivalence of ``canonical_form``: "up to the names of the colours"
+    equivalence: ClassVar[str] = ""  # what ``canonical_form`` ignores: "up to the names of the colours"
     difficulty_label: ClassVar[str] = ""  # an axis label for ``difficulty``
     paper_name: str = ""  # the key of this task in diagnostics/paper.toml; empty if the paper has no such task
 
@@ -190,15 +190,15 @@ class Task(ABC):
         return self.violations(x, y) == 0
 
     def has_known_answer(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Return bool ``[...]``: False where it is unknown whether ``y`` is right (by default nowhere)."""
+        """Return bool ``[...]``: is it known whether ``y`` is right? By default this is True everywhere."""
         return torch.ones_like(y[..., 0], dtype=torch.bool)
 
     def canonical_form(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Return the representative of all answers that count as equal to ``y`` (by default ``y``)."""
+        """Return the representative of all answers that count as equal to ``y`` (by default ``y`` itself)."""
         return y
 
     def count_solutions(self, x: Tensor) -> int | None:
-        """Count the solutions of one input ``x [*event]`` up to :meth:`canonical_form`; None if unknown or too many."""
+        """Count the canonical solutions of one input ``x [*event]``; None if their number is unknown or too large."""
         return None
 
     def extra_metrics(self, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, float]:
@@ -208,7 +208,7 @@ class Task(ABC):
     # ---- data ------------------------------------------------------------------------------------------------------
 
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor | None, Tensor]:
-        """Apply a random symmetry to each training pair, but never return a held-out input (by default no change)."""
+        """Apply a random symmetry to each training pair, but never return a held-out input (by default: do nothing)."""
         return x, y
 
     def difficulty(self, x: Tensor) -> Tensor | None:
@@ -218,25 +218,25 @@ class Task(ABC):
     def fresh_inputs(self, count: int, data_seed: int) -> PuzzleSet:
         """Generate ``count`` puzzles that are symmetric neither to a puzzle of any split nor to one another.
 
-        They measure a checkpoint on inputs that nobody saw while its settings were chosen. If the splits hold
-        most classes of symmetric inputs, the fresh inputs come from the rare classes that are left.
+        Fresh inputs measure a checkpoint on puzzles that nobody saw while its settings were chosen. If the splits
+        already hold most puzzles up to symmetry, only rare puzzles are left to be fresh inputs.
 
         Raises:
-            ConfigError: the task generates none (the default), or fewer exist.
+            ConfigError: the task generates no fresh inputs (the default), or fewer than ``count`` exist.
         """
         raise ConfigError(f"the task {self._name()} makes no fresh inputs: measure on its test split")
 
     def provenance(self) -> dict[str, str]:
-        """Return names and digests of data files, for results and checkpoints (by default none)."""
+        """Return names and digests of the data files, which results and checkpoints record (by default no files)."""
         return {}
 
     # ---- text ------------------------------------------------------------------------------------------------------
 
     def parse(self, text: str) -> Tensor:
-        """Parse one input, int64 ``[*event]``; by default its tokens, separated by spaces or commas.
+        """Parse one input to int64 ``[*event]``. By default the text lists its tokens, separated by spaces or commas.
 
         Raises:
-            InputError: the text is no input of this task; the message says why.
+            InputError: the text is not an input of this task; the message says why.
         """
         if not self.spec.has_input:
             raise InputError(
@@ -251,7 +251,7 @@ class Task(ABC):
         return torch.tensor([int(word) for word in words]).view(shape)
 
     def format_input(self, x: Tensor | None) -> str:
-        """Return the text of one input as :meth:`parse` reads it; empty for p(x)."""
+        """Return one input as a text that :meth:`parse` reads; an empty text for p(x)."""
         return "" if x is None else " ".join(map(str, x.flatten().tolist()))
 
     def format_solution(self, x: Tensor | None, y: Tensor) -> str:
@@ -259,22 +259,22 @@ class Task(ABC):
         return " ".join(map(str, y.tolist()))
 
     def title(self, x: Tensor | None) -> str:
-        """Return a caption for the picture of one input; by default its text."""
+        """Return a caption for the picture of one input; by default the text of the input."""
         return self.format_input(x)
 
     def puzzle_texts(self, text: str) -> list[PuzzleText]:
-        """Cut the text of a file into puzzles; by default one on each line, without blank lines and ``#`` comments.
+        """Cut the text of a file into puzzles. By default each line is one; blank lines and ``#`` comments are skipped.
 
         This never raises: :meth:`parse` reports what is wrong with a puzzle.
         """
         return [PuzzleText(line, number) for number, line in numbered_lines(text)]
 
     def parse_inputs(self, text: str) -> list[Tensor]:
-        """Parse the text of one puzzle, which in some tasks holds several inputs (ARC). Raises InputError."""
+        """Parse the text of one puzzle. In some tasks (ARC) a puzzle holds several inputs. Raises InputError."""
         return [self.parse(text)]
 
     def read_inputs(self, text: str) -> Iterator[Tensor]:
-        """Yield every input in the text of a file. Raises InputError with the line of the first wrong puzzle."""
+        """Yield every input in the text of a file. Raises InputError for the first wrong puzzle."""
         puzzle_texts = self.puzzle_texts(text)
         if not puzzle_texts:
             raise InputError(NO_PUZZLE)
@@ -312,7 +312,7 @@ class Task(ABC):
 
 
 def check_split(name: str) -> None:
-    """Raise ConfigError unless ``name`` is a split."""
+    """Raise ConfigError unless ``name`` is the name of a split."""
     check_choice("split", name, SPLITS)
 
 
@@ -320,7 +320,7 @@ def make_task(name: str, config: Any, data_dir: str | None = None) -> Task:
     """Construct the task ``name`` from its ``config``; ``data_dir`` is the folder of its data files.
 
     Raises:
-        ConfigError: the task is unknown, or ``data_dir`` is no folder (even if the task reads no files).
+        ConfigError: the task is unknown, or ``data_dir`` is not a folder (even if the task reads no files).
     """
     if data_dir is not None:
         from pyro_gram.system.download import data_folder

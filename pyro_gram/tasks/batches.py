@@ -1,4 +1,4 @@
-"""Training batches: a batch is a function of (seed, number) alone, so that a resumed run sees the same batches."""
+"""Training batches. A batch depends only on a seed and on its number, so a resumed run sees the same batches."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pyro_gram.tasks.base import PuzzleSet, Task
 
 
 def generator_for(*key: int) -> torch.Generator:
-    """Return a generator whose seed is a hash of integers: keys that are close give unrelated seeds."""
-    # int(): NumPy 1.26 does not shift a uint64 by a Python integer.
+    """Return a generator whose seed is a hash of the integers ``key``; keys that are close give unrelated seeds."""
+    # int() is needed because NumPy 1.26 cannot shift a uint64 by a Python integer.
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]) >> 1)
 
 
@@ -26,12 +26,12 @@ def derive_seed(*key: int) -> int:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Inputs with every solution of each.
+    """A batch of inputs, with every solution of each input.
 
     Attributes:
         x: int64 ``[B, *event]``.
         solutions: int64 ``[K, B, L_out]``; K is the largest number of solutions in the batch.
-        mask: bool ``[K, B]``; False if the input has no k-th solution (its first one fills the place).
+        mask: bool ``[K, B]``; False if the input has no k-th solution; ``solutions`` then repeats its first one.
     """
 
     x: Tensor
@@ -42,15 +42,15 @@ class Candidates:
 class TargetStream:
     """Map a batch number to pairs (x, y).
 
-    An epoch visits each input at most once, with one of its solutions drawn uniformly at every visit; the last inputs
-    of its random order, too few for a batch, are left out. For p(x) it visits each datum, and x is None.
+    An epoch visits the inputs in random order, and draws one solution uniformly at each visit. If the last inputs of
+    the order do not fill a batch, the epoch leaves them out. For p(x) an epoch visits the data, and x is None.
 
     Args:
         task: augments the pairs.
         puzzles: the training split.
-        batch: B, the pairs in a batch; lowered to the size of a smaller split.
+        batch: B, the number of pairs in a batch; at most the size of the split is used.
         seed: seed of the order, the solutions and the augmentation.
-        augment: apply the task's symmetries.
+        augment: whether to apply the task's symmetries.
     """
 
     def __init__(self, task: Task, puzzles: PuzzleSet, batch: int, seed: int, augment: bool = True) -> None:
@@ -58,7 +58,7 @@ class TargetStream:
         self.size = len(puzzles.solutions) if puzzles.inputs is None else len(puzzles)
         self.batch = min(batch, self.size)
         self.batches_per_epoch = self.size // self.batch
-        self._epoch_order: tuple[int, Tensor] | None = None  # the last epoch and its permutation
+        self._epoch_order: tuple[int, Tensor] | None = None  # the epoch that was used last, and its order
 
     def __call__(self, number: int) -> tuple[Tensor | None, Tensor]:
         """Return batch ``number``: x int64 ``[B, *event]`` or None, and y int64 ``[B, L_out]``."""
@@ -75,7 +75,8 @@ class TargetStream:
         return self.task.augment(x, y, generator) if self.augment else (x, y)
 
     def candidates(self, number: int) -> Candidates:
-        """Return a random batch of inputs, not augmented, with all solutions of each; a function of the number.
+        """Return a random batch of inputs, not augmented, with all solutions of each input. Like a batch of pairs, it
+        depends only on the seed and the number.
 
         Raises:
             ConfigError: the task has no input, or does not list every solution.

@@ -1,7 +1,7 @@
-"""Boards as text: cut a file into boards, and a line into cells.
+"""Read boards from text: cut a file into boards, and a line into cells.
 
-A board is one line, or one line for each row, with or without lines between its boxes, or JSON. A space separates
-cells; it is never a blank cell.
+A board is written on one line, or with one line for each row, or in JSON. Rules, which are lines of dashes and the
+like, may stand between its boxes. A space separates cells; it never stands for a blank cell.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ BOARD_SECTION = "puzzle"
 SPACES = " \N{NO-BREAK SPACE}\N{IDEOGRAPHIC SPACE}\N{ZERO WIDTH SPACE}"
 MAX_LINE_LENGTH = 10_000  # no board has a longer line
 
-RowLength = Callable[[str], int]  # the number of cells of a line that is a row of a board; 0 for other lines
-Line = tuple[int, str]  # its number, from 1, and its text
+RowLength = Callable[[str], int]  # maps a row of a board to its number of cells, and any other line to 0
+Line = tuple[int, str]  # the number of a line in the file, from 1, and its text
 
 
 def clean_line(line: str) -> str:
@@ -34,18 +34,19 @@ def clean_line(line: str) -> str:
 
 
 def is_rule(line: str) -> bool:
-    """Return whether a line may stand between boxes. (A row whose cells are all ``-`` looks the same.)"""
+    """Return whether a line may be a rule between boxes. (A row of blank cells, if written ``-``, looks the same.)"""
     return bool(set(line) & set("-=")) and set(line) <= set("-=+| ")
 
 
 def cells_of(line: str, is_possible: Callable[[int], bool] = bool) -> list[str] | None:
-    """Cut a line into cells: its characters, or the fields between commas, semicolons, tabs, bars or spaces.
+    """Cut a line into cells: the fields between commas, semicolons or tabs, or else its characters.
 
-    An empty field is a blank, ``.``.
+    Spaces and bars are not cells. An empty field becomes a blank, ``.``.
 
     Args:
         line: a line of text.
-        is_possible: says whether a board or row may have that many cells; if not, an empty last field is dropped.
+        is_possible: says whether a board or row may have a given number of cells. If the number of fields is not
+            possible, an empty last field is dropped.
 
     Returns:
         The cells, or None if spaces and bars cut the line into words of different lengths.
@@ -70,13 +71,13 @@ def split_boards(
     clean: Callable[[str], str] = clean_line,
     band_rows: Callable[[int], int] = lambda size: size,
 ) -> list[PuzzleText]:
-    """Cut a file into boards: one on each line, or one row on each line, or JSON.
+    """Cut a file into boards. Each line holds a board, or a row of one, or the file is JSON.
 
     Args:
         text: the file. Lines that begin with ``#`` are comments.
-        row_length: distinguishes a row from a whole board.
+        row_length: returns the number of cells of a row, and 0 for any other line, such as a whole board.
         clean: removes comments from a line.
-        band_rows: maps the size of a board to the number of rows between empty lines, if these separate boxes.
+        band_rows: maps the size of a board to the number of rows in a box, as empty lines may separate the boxes.
     """
     lines = list(_board_lines(normalize_text(text), clean))
     texts = [line for _, line in lines if line]
@@ -106,7 +107,7 @@ def lines_of_board(
     split: Callable[[str], list[PuzzleText]],
     clean: Callable[[str], str] = clean_line,
 ) -> list[str]:
-    """Return the lines of one board: a single line, or its rows without the lines between boxes.
+    """Return the lines of one board: a single line, or its rows without the rules between boxes.
 
     Args:
         text: the board.
@@ -115,7 +116,7 @@ def lines_of_board(
         split: cuts a text into boards.
 
     Raises:
-        InputError: the text is no board, several boards, or malformed JSON.
+        InputError: the text is empty, holds several boards, or is malformed JSON.
     """
     lines = [line for line in map(clean, normalize_text(text).split("\n")) if line]
     rows = None if all(map(row_length, lines)) else rows_from_json(text, keys)
@@ -134,9 +135,9 @@ def lines_of_board(
 
 
 def _board_lines(text: str, clean: Callable[[str], str]) -> Iterator[Line]:
-    """Yield numbered lines without comments and, of an .sdk file, only those of boards.
+    """Yield the numbered lines of a text without their comments; of an .sdk file, only the lines of boards.
 
-    A line with nothing but a comment is left out; of several empty lines in a row, one stays.
+    A line that holds only a comment is left out. Successive empty lines are merged into one.
     """
     has_sections = f"[{BOARD_SECTION}]" in text.lower()
     current_section = BOARD_SECTION
@@ -153,9 +154,9 @@ def _board_lines(text: str, clean: Callable[[str], str]) -> Iterator[Line]:
 
 
 def _join_blocks(blocks: list[list[Line]], row_length: RowLength, band_rows: Callable[[int], int]) -> list[PuzzleText]:
-    """Join blocks of rows, which empty lines separate, into boards.
+    """Convert blocks of rows to boards. In the file, empty lines separate the blocks.
 
-    A block that is not a whole number of boards stays one text.
+    If the rows of a block do not make up whole boards, the block becomes one text.
     """
     blocks = [rows for block in blocks if (rows := _remove_rules(block, row_length))]
     if not blocks:
@@ -175,9 +176,9 @@ def _join_blocks(blocks: list[list[Line]], row_length: RowLength, band_rows: Cal
 
 
 def _remove_rules(block: list[Line], row_length: RowLength) -> list[Line]:
-    """Remove the lines between boxes from a block.
+    """Remove the rules between boxes from a block.
 
-    A line of dashes is a row if other rows have ``-`` for a blank, or if the block has no other rows.
+    A line of dashes counts as a row if other rows have ``-`` for a blank, or if the block has no other rows.
     """
     rows = [line for _, line in block if not is_rule(line)]
     has_dash_blanks = not rows or any("-" in line for line in rows)
@@ -190,7 +191,7 @@ def _remove_rules(block: list[Line], row_length: RowLength) -> list[Line]:
 
 
 def _split_json(text: str, lines: list[Line], row_length: RowLength) -> list[PuzzleText]:
-    """Cut a JSON text, or one JSON value on each line, into boards; return none if it is no JSON."""
+    """Cut a text into boards if it is JSON, or has a JSON value on each line; return no boards for other texts."""
     lines = [(number, line) for number, line in lines if line]
     if len(lines) > 1 and all(line.startswith(("[", "{")) and _load_json(line) is not None for _, line in lines):
         return [PuzzleText(line, number) for number, line in lines]
@@ -205,7 +206,7 @@ def _split_json(text: str, lines: list[Line], row_length: RowLength) -> list[Puz
 
 
 def _is_board(value: Any, row_length: RowLength) -> bool:
-    """Return whether an item of a JSON list is a board, rather than a row or a cell of one."""
+    """Return whether an item of a JSON list is a whole board, and not just a row or a cell."""
     if isinstance(value, list):
         return bool(value) and all(isinstance(row, list) for row in value)
     return isinstance(value, dict) or (isinstance(value, str) and len(value) > 15 and not row_length(value))
@@ -223,7 +224,7 @@ def _load_json(text: str) -> Any:
 
 
 def rows_from_json(text: str, keys: tuple[str, ...]) -> list[str] | None:
-    """Return the rows of a board in JSON, each as text; commas separate the cells of a row that was a list.
+    """Return the rows of a board in JSON, each as a text. A row that was a list becomes cells between commas.
 
     Args:
         text: one board.
@@ -242,7 +243,7 @@ def rows_from_json(text: str, keys: tuple[str, ...]) -> list[str] | None:
         value = json.loads(text)
     except (ValueError, RecursionError) as e:
         if not text.startswith(("[[", '["', "{")):
-            return None  # a list whose blanks are not JSON, or a board in quotation marks
+            return None  # it may be a list whose blanks are not JSON, or a board in quotation marks
         raise InputError(f"this begins like JSON but is not JSON: {e}") from None
     if isinstance(value, dict):
         names = [name for name in value if name.strip().lower() in keys]

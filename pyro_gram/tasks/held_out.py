@@ -1,4 +1,4 @@
-"""Held-out inputs, which augmentation must not produce and to which no fresh input may be symmetric."""
+"""Held-out inputs: augmentation must not produce them, and fresh inputs must not be symmetric to them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class InputSet:
-    """A set of inputs that tells which of many given inputs are members.
+    """A set of inputs; :meth:`contains` says which of many given inputs are members.
 
-    It compares 64-bit hashes of the tokens. Two inputs collide with a probability of about 2^-63, and then one
-    pair is not augmented.
+    Inputs are compared by 64-bit hashes of their tokens. Two different inputs have the same hash with a probability
+    of about 2^-63, which is negligible.
 
     Args:
         inputs: int64 ``[N, *event]``.
@@ -31,7 +31,7 @@ class InputSet:
 
     def _hash(self, x: Tensor) -> Tensor:
         tokens = x.flatten(-self.event_dims) if self.event_dims > 1 else x
-        return self._table[self._positions, tokens].sum(-1)  # a sum of random 64-bit integers, which wraps around
+        return self._table[self._positions, tokens].sum(-1)  # a sum of random 64-bit integers; overflow wraps around
 
     def contains(self, x: Tensor) -> Tensor:
         """Return which inputs, int64 ``[..., *event]``, are members: bool ``[...]``."""
@@ -43,7 +43,7 @@ class InputSet:
 def replace_unless_held_out(
     held_out: InputSet, x: Tensor, y: Tensor, image_x: Tensor, image_y: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the images of pairs (x, y) under a symmetry, or the pair itself if the image of x is held out.
+    """Return the image of each pair (x, y) under a symmetry, or the pair itself if the image of x is held out.
 
     All tensors are ``[B, ...]``.
     """
@@ -54,7 +54,7 @@ def replace_unless_held_out(
 
 
 def add_new_classes(classes: set[Hashable], keys: Iterable[Hashable]) -> list[int]:
-    """Add the keys that ``classes`` lacks, and return the index at which each of them first appears."""
+    """Add to ``classes`` the keys that it lacks. Return the first index in ``keys`` of each key that was added."""
     new_indices = []
     for index, key in enumerate(keys):
         if key not in classes:

@@ -1,4 +1,4 @@
-"""Inputs as users give them to a solver: texts, bytes, graphs, arrays or tensors, one or several."""
+"""Convert the inputs that users give to a solver: one or several texts, bytes, graphs, arrays or tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INPUT_TYPES = "give texts, networkx graphs, or whole numbers as a tensor or an a
 
 
 def input_tokens(task: Task, x: Any) -> Tensor:
-    """Convert one or several inputs to tokens, int64 ``[B, ...]``. The caller checks their shape and range.
+    """Convert one or several inputs to tokens, int64 ``[B, ...]``. The caller checks the tokens' shape and range.
 
     Args:
         task: parses texts and graphs.
@@ -25,7 +25,7 @@ def input_tokens(task: Task, x: Any) -> Tensor:
             graphs, or of arrays ``[*event]``.
 
     Raises:
-        InputError: ``x`` is none of these types, is not an input of the task, or is empty.
+        InputError: ``x`` has another type, is empty, or holds something that is not an input of the task.
     """
     if isinstance(x, Tensor) or (isinstance(x, np.ndarray) and x.dtype.kind not in "OSU"):
         return _check_tokens(task, _to_integers(x))
@@ -58,13 +58,13 @@ def _parse_item(task: Task, item: Any, number: int) -> Tensor:
 
 
 def _check_tokens(task: Task, tokens: Tensor, first: int = 1) -> Tensor:
-    """Return tokens ``[B, *event]`` if each row equals what ``task.parse`` makes of its text.
+    """Return tokens ``[B, *event]`` if each row stays the same when it is written as text and parsed again.
 
-    A user may pass a board or an adjacency matrix, whose numbers would be read as the tokens of another input.
-    Tokens of a wrong shape or range are returned unchecked: the caller refuses them.
+    A row that changes is probably not made of tokens: the user has passed a board or an adjacency matrix. Tokens of a
+    wrong shape or range are returned unchecked, because the caller refuses them.
 
     Raises:
-        InputError: a row is no input; rows are numbered from ``first``.
+        InputError: a row is not an input. The message counts rows from ``first``.
     """
     spec = task.spec
     if tuple(tokens.shape[1:]) != spec.input_shape or not spec.has_input:
@@ -73,7 +73,7 @@ def _check_tokens(task: Task, tokens: Tensor, first: int = 1) -> Tensor:
     if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < spec.input_vocabulary:
         return tokens
     if spec.puzzles:
-        return tokens  # every grid is an input of every puzzle
+        return tokens  # in a task with puzzle numbers (ARC), every grid is an input of every puzzle
     for number, row in enumerate(tokens.cpu(), start=first):
         text = task.format_input(row)
         try:

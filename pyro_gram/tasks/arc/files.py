@@ -1,4 +1,4 @@
-"""ARC tasks as JSON, and their files: one for each task, or Kaggle's with many tasks."""
+"""Read and write ARC tasks as JSON. A file holds one task or, as Kaggle's files do, many tasks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 NO_TASK = 'an ARC task is a JSON object with "train" (demonstrations) and "test" (inputs to answer)'
 NO_OUTPUT: tuple[Any, ...] = (None, [], [[]])  # values that stand for an unknown test output
 MAX_NAME_LENGTH = 60
-CHALLENGES, SOLUTIONS = "_challenges.json", "_solutions.json"  # suffixes of Kaggle's two files
+CHALLENGES, SOLUTIONS = "_challenges.json", "_solutions.json"  # the ends of the names of Kaggle's two files
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ArcPuzzle:
     Attributes:
         id: the id by which checkpoints know the task.
         train: the demonstrations, (input, output).
-        test: the test inputs, each with its output, or None if that is unknown.
+        test: the test inputs, each with its output, or with None if the output is unknown.
         name: the name of the file of a user's own task; empty for others.
     """
 
@@ -55,7 +55,7 @@ class ArcPuzzle:
 
     @property
     def demonstrations(self) -> frozenset[tuple[GridKey, GridKey]]:
-        """The demonstrations as a key: two tasks with equal ones are the same task."""
+        """A key for the demonstrations. Two tasks with equal keys are the same task."""
         return frozenset((grid_key(a), grid_key(b)) for a, b in self.train)
 
     @property
@@ -75,7 +75,7 @@ def format_grid(grid: Grid) -> str:
 def format_input(puzzle: ArcPuzzle, version: int, grid: Grid) -> str:
     """Return an input as compact JSON, the inverse of :func:`parse_input`.
 
-    For example ``{"id":"0d3d703e","version":0,"input":[[3,1,2]]}``. A user's own task also has the name of its file.
+    An example is ``{"id":"0d3d703e","version":0,"input":[[3,1,2]]}``. A user's own task also has a ``name``.
     """
     names = {"id": puzzle.id, **({"name": puzzle.name} if puzzle.name else {}), "version": version}
     return f'{json.dumps(names, separators=(",", ":"))[:-1]},"input":{format_grid(grid)}}}'
@@ -93,8 +93,8 @@ def parse_grid(rows: Any, place: str, max_side: int | None) -> Grid:
     """Convert nested lists to a grid.
 
     Args:
-        rows: the value of the JSON.
-        place: the beginning of error messages.
+        rows: a value from JSON.
+        place: where the value stands; error messages begin with it.
         max_side: the most rows and columns; None for no limit.
 
     Raises:
@@ -118,18 +118,21 @@ def parse_grid(rows: Any, place: str, max_side: int | None) -> Grid:
 
 
 def is_puzzle(data: Any) -> bool:
-    """Return whether a JSON value is an ARC task, perhaps a malformed one. An object of lists of ids is not one."""
+    """Return whether a JSON value is an ARC task, perhaps a malformed one.
+
+    An object whose ``train`` and ``test`` are lists of ids (a split of tasks) is not an ARC task.
+    """
     parts = [data[key] for key in ("train", "test") if key in data] if isinstance(data, dict) else []
     return any(isinstance(part, list) and all(isinstance(pair, dict) for pair in part) for part in parts)
 
 
 def is_collection(data: Any) -> bool:
-    """Return whether a JSON value is an object of ARC tasks by id, as in Kaggle's challenges."""
+    """Return whether a JSON value is an object that maps ids to ARC tasks, as in Kaggle's challenges."""
     return isinstance(data, dict) and bool(data) and all(map(is_puzzle, data.values()))
 
 
 def split_tasks(text: str) -> list[PuzzleText]:
-    """Cut a file into tasks: one ARC task in JSON; one JSON value on each line; or Kaggle's object of tasks."""
+    """Cut a file into tasks: one ARC task in JSON, Kaggle's object of many tasks, or one JSON value on each line."""
     lines = numbered_lines(text)
     with suppress(InputError):
         parse_json_text(lines[0][1] if len(lines) > 1 else "")
@@ -147,7 +150,7 @@ def parse_puzzle(data: Any, name: str, max_side: int | None) -> ArcPuzzle:
     The output of a test is unknown if it is missing, null or empty.
 
     Raises:
-        InputError: the value is no ARC task; the message names the pair and the row.
+        InputError: the value is not an ARC task; the message names the pair and the row.
     """
     if not isinstance(data, dict) or not {"train", "test"} <= data.keys():
         raise InputError(NO_TASK)
@@ -173,7 +176,7 @@ def parse_input(data: dict[str, Any], max_side: int) -> tuple[str, int, Grid]:
     The default version is 0, the plain one. ``name`` is ignored. The caller checks that the task and version exist.
 
     Raises:
-        InputError: the message names the wrong key.
+        InputError: a key is missing, unknown or has a wrong value; the message names the key.
     """
     for key in ("id", "input"):
         if key not in data:
@@ -209,13 +212,13 @@ def find_folder(files: str, data_dir: str | None) -> Path:
 def read_folder(folder: Path, max_side: int) -> list[ArcPuzzle]:
     """Read the ARC tasks in the ``.json`` files of a folder and its subfolders, ordered by their demonstrations.
 
-    The order does not depend on names, so that files may be renamed. Tasks with the same demonstrations are one task.
+    The order does not depend on names, so files may be renamed. Tasks with the same demonstrations are merged.
     Tasks with a grid longer than ``max_side`` and files without a task are left out with a warning; hidden files are
     ignored.
 
     Raises:
         ConfigError: there is no task, or every task is too large.
-        InputError: a file is no JSON, or its task is malformed; the message names the file.
+        InputError: a file is not JSON, or its task is malformed; the message names the file.
     """
     puzzles: dict[str, ArcPuzzle] = {}
     large_task_names: list[str] = []
@@ -256,7 +259,7 @@ def _join_names(names: list[str], limit: int = 3) -> str:
 
 
 def _json_files(folder: Path) -> list[Path]:
-    """List the JSON files of a folder and its subfolders, without hidden ones and solutions of challenges."""
+    """List the JSON files of a folder and its subfolders, but not hidden files and not the solutions of challenges."""
     paths = []
     for path in sorted(folder.rglob("*")):
         is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
@@ -272,7 +275,7 @@ def _replace_suffix(path: Path, suffix: str, new_suffix: str) -> Path | None:
 
 
 def _read_puzzles(path: Path) -> Iterator[ArcPuzzle]:
-    """Yield the tasks of a JSON file, named by the file, or by their ids if it has several. Raises InputError."""
+    """Yield the tasks of a JSON file. One task has the name of the file; several have their ids. Raises InputError."""
     data = _read_json_file(path)
     if is_puzzle(data):
         with _locate_errors(path):
@@ -293,7 +296,7 @@ def _read_puzzles(path: Path) -> Iterator[ArcPuzzle]:
 
 
 def _read_json_file(path: Path) -> Any:
-    """Return the value of a JSON file. Raises InputError that names it."""
+    """Return the value of a JSON file. Raises an InputError that names the file."""
     text = read_text(path)
     try:
         return parse_json_text(text)

@@ -25,7 +25,7 @@ PAD, EOS, FIRST_COLOR, COLORS = 0, 1, 2, 10
 VOCABULARY = FIRST_COLOR + COLORS
 TRANSFORMS = 8  # bit 1: flip up and down; bit 2: flip left and right; then bit 0: transpose
 MAX_SIDE = 30
-PALETTE = (  # of arcprize.org
+PALETTE = (  # the colours of arcprize.org
     *("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00"),
     *("#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25"),
 )
@@ -35,7 +35,7 @@ GridKey = tuple[tuple[int, ...], bytes]
 
 
 def grid_key(grid: Grid) -> GridKey:
-    """Return a key; two grids have equal keys iff they are equal."""
+    """Return a key; two grids have equal keys iff the grids are equal."""
     return grid.shape, np.ascontiguousarray(grid, dtype=np.uint8).tobytes()
 
 
@@ -62,12 +62,12 @@ def apply_transform(grid: Grid, transform: int) -> Grid:
     return np.ascontiguousarray(grid.T if transform & 1 else grid)
 
 
-# A transposition exchanges the two flips; without it a transform is its own inverse.
+# With a transposition, the inverse exchanges the two flips. Without one, a transform is its own inverse.
 INVERSE = np.array([t if not t & 1 else 1 | (t & 2) << 1 | (t & 4) >> 1 for t in range(TRANSFORMS)])
 
 
 def canonical_colors(grids: Sequence[Grid]) -> tuple[bytes, list[int]]:
-    """Rename the nine colours in order of first appearance; return the content as bytes, and that order."""
+    """Number the nine colours besides black in order of first appearance; return the grids as bytes, and the order."""
     cells = np.concatenate([g.ravel() for g in grids])
     cell_colors, first = np.unique(cells, return_index=True)
     order = [int(c) for c in cell_colors[np.argsort(first)] if c]
@@ -89,26 +89,26 @@ def rough_key(source: Grid, target: Grid) -> Hashable:
 
 
 def draw_augmentations(name: str, grids: Sequence[Grid], count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the plain version of a task and draw up to ``count`` others, no two with the same content.
+    """Return the plain version of a task, and draw up to ``count`` others. No two versions have the same grids.
 
-    They depend on the task and the seed only, not on other tasks.
+    The draws depend only on the name and grids of the task and on the seed, not on other tasks.
 
     Args:
         name: name of the task.
-        grids: its content.
+        grids: the grids of the task.
         count: number of versions besides the plain one.
         seed: seed of the draw.
 
     Returns:
         Transforms, uint8 ``[V]``, and colours, uint8 ``[V, 10]``; V is less than ``1 + count`` if symmetries of the
-        content leave fewer versions.
+        grids leave fewer distinct versions.
     """
     word = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
     rng = np.random.default_rng([seed, word])
-    # Two versions are equal iff their transforms give the same content up to colours, and the same new colours in it.
+    # Two versions are equal iff their transforms give the same grids up to colours, and the same colours in them.
     contents = [canonical_colors([apply_transform(g, t) for g in grids]) for t in range(TRANSFORMS)]
     first_equal_transform = np.array([[c for c, _ in contents].index(content) for content, _ in contents])
-    orders = np.array([order for _, order in contents], dtype=np.int64)  # [8, colours in the content]
+    orders = np.array([order for _, order in contents], dtype=np.int64)  # [8, colours in the grids]
     transforms, colors = np.zeros(1, np.uint8), np.arange(COLORS, dtype=np.uint8)[None]
     for _ in range(5):  # as in TRM, five tries for each version; one is nearly always enough
         if len(transforms) == 1 + count:
@@ -147,19 +147,19 @@ def origin_of(tokens: Tensor) -> Tensor:
 def crop(tokens: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
     """Return the grid that starts at ``origin`` on any canvas, well-formed or not.
 
-    As in TRM's evaluator, it is the largest rectangle of colours with its top left corner there; if several are equally
-    large, the one with the fewest rows.
+    As in TRM's evaluator, the grid is the largest rectangle of colours whose top left corner is at the origin; if
+    several are equally large, it is the one with the fewest rows.
 
     Args:
         tokens: int64 ``[..., C, C]``.
         origin: int64 ``[..., 2]``.
 
     Returns:
-        The cells, at the top left and 0 outside, int64 ``[..., C, C]``; rows and columns, int64 ``[..., 2]``, both 0
-        if the token at the origin is no colour.
+        The cells, at the top left and 0 outside the grid, int64 ``[..., C, C]``; and the numbers of rows and columns,
+        int64 ``[..., 2]``, both 0 if the token at the origin is not a colour.
     """
     cells = shift(tokens, origin)
-    run_length = (cells >= FIRST_COLOR).long().cumprod(-1).sum(-1)  # [..., C]: colours at the left of each row
+    run_length = (cells >= FIRST_COLOR).long().cumprod(-1).sum(-1)  # [..., C]: colours before another token
     width = run_length.cummin(-1).values
     area = width * torch.arange(1, tokens.shape[-1] + 1)
     last_row = area.argmax(-1, keepdim=True)
@@ -193,12 +193,12 @@ def turn(cells: Tensor, size: Tensor, transform: Tensor, colors: Tensor) -> tupl
         colors: int64 ``[..., 10]``.
 
     Returns:
-        Cells and size of the images.
+        Cells and sizes of the transformed grids.
     """
     side = torch.arange(cells.shape[-1])
     is_transposed, is_flipped_up, is_flipped_left = (((transform >> bit) & 1).bool() for bit in range(3))
     image_size = torch.where(is_transposed[..., None], size.flip(-1), size)
-    # Cell (i, j) of the image is cell (r, c) of the grid; (r, c) is (j, i) or, if not transposed, (i, j), flipped.
+    # Cell (i, j) of the result is cell (r, c) of the grid: (i, j), or (j, i) for a transposition, then flipped.
     r = torch.where(is_flipped_up[..., None], size[..., :1] - 1 - side, side)
     c = torch.where(is_flipped_left[..., None], size[..., 1:] - 1 - side, side)
     plain_index = r[..., :, None] * len(side) + c[..., None, :]
@@ -249,7 +249,7 @@ def mean_by_task(outcomes: dict[tuple[int, Hashable], bool]) -> float:
     This is ``ARCScorer`` of github.com/arcprize/arc-agi-benchmarking. (Kaggle averages over test outputs.)
 
     Args:
-        outcomes: (task, test input) -> was an attempt exactly right?
+        outcomes: maps (task, test input) to whether an attempt was exactly right.
     """
     tasks: dict[int, list[bool]] = {}
     for (task, _), is_solved in outcomes.items():
@@ -282,7 +282,7 @@ def render_grid(grid: Grid, mistakes: np.ndarray, paint: Painter) -> str:
 
     def render_cell(color: int, is_mistake: bool) -> str:
         paper = PALETTE[color]
-        ink = contrasting_ink(paper) if color or is_mistake else FAINT_INK  # black is the background
+        ink = contrasting_ink(paper) if color or is_mistake else FAINT_INK  # a black cell is background
         return paint(f"{color}{MISTAKE if is_mistake else ' '}", ink, nearest_colour(paper), bold=is_mistake)
 
     rows = zip(grid.tolist(), mistakes.tolist(), strict=True)

@@ -1,8 +1,8 @@
 """ARC-AGI-1 and -2 (Section 4 and Appendix B.2 of the paper): apply the rule of a task to a grid.
 
-As in HRM and TRM, the model never sees demonstrations as context. Each task, and each augmented version of it, is a
-puzzle with a number and a learned embedding. The demonstrations of *evaluation* tasks are training data, and their
-test inputs are the test split; :mod:`pyro_gram.tasks.arc.data` excludes what must not be trained on.
+As in HRM and TRM, the model never sees demonstrations as context. Each task, and each augmented version of a task, is a
+puzzle with its own number, whose embedding is learned. The demonstrations of *evaluation* tasks are training data, and
+the test inputs of these tasks are the test split. :mod:`pyro_gram.tasks.arc.data` excludes pairs from training.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from pyro_gram.tasks.terminal import join_blocks, mark_mistake, painter
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CANVASES_AT_ONCE = 4096  # in memory, when answers are checked
+CANVASES_AT_ONCE = 4096  # the most canvases that are processed at once
 
 
 @TASKS.register("arc")
 class Arc(Task):
     """Apply the rule of the task with a given number to an input grid.
 
-    x is int64 ``[..., 1 + canvas * canvas]``: the number of the (task, version), then the canvas with the input grid.
-    y is the canvas with the answer's grid. Answers are compared as grids; tokens outside the grid are ignored.
+    x is int64 ``[..., 1 + canvas * canvas]``: the number of the puzzle (a task in one version), and the canvas of the
+    input. y is the canvas with the answer's grid. Answers are compared as grids: tokens outside are ignored.
     """
 
     Config = ArcConfig
@@ -56,7 +56,7 @@ class Arc(Task):
         count, seed = config.augmentations, config.data_seed
         versions = [grids.draw_augmentations(p.id, p.visible_grids, count, seed) for p in self.puzzles]
         self._num_versions = torch.tensor([len(t) for t, _ in versions])
-        self._first_number = self._num_versions.cumsum(0) - self._num_versions  # of each task's plain version
+        self._first_number = self._num_versions.cumsum(0) - self._num_versions  # of the plain versions
         self._task_of_number = torch.arange(len(versions)).repeat_interleave(self._num_versions)
         transforms, colors = (np.concatenate(arrays) for arrays in zip(*versions, strict=True))
         self._transforms, self._colors = torch.from_numpy(transforms), torch.from_numpy(colors)
@@ -64,12 +64,12 @@ class Arc(Task):
         self.spec = TaskSpec(size, None, VOCABULARY, size, VOCABULARY, puzzles=len(transforms))
 
     def task_of(self, number: int) -> tuple[str, Augmentation]:
-        """Return the id of the task and the version that have a puzzle number."""
+        """Return the id of the task and the version that a puzzle number stands for."""
         version = Augmentation(int(self._transforms[number]), tuple(self._colors[number].tolist()))
         return self.puzzles[int(self._task_of_number[number])].id, version
 
     def provenance(self) -> dict[str, str]:
-        """Return digests of what the puzzle numbers mean, because the learned embeddings depend on it.
+        """Return digests of the tasks and versions that the puzzle numbers stand for, as the embeddings depend on them.
 
         ``puzzles``: SHA-256 of the id and the demonstrations of every task, in order. ``versions``: SHA-256 of the
         transform and the colours of every number.
@@ -84,7 +84,7 @@ class Arc(Task):
     # ---- data --------------------------------------------------------------------------------------------------
 
     def split(self, name: str) -> PuzzleSet:
-        """Return the puzzles of a split; ``test`` has the versions of a test input in successive rows, plain first."""
+        """Return the puzzles of a split; in ``test`` the versions of an input are successive rows, plain first."""
         check_split(name)
         if name not in self._splits:
             pool, shuffle = self._pool, random.Random(self.config.data_seed)
@@ -98,7 +98,7 @@ class Arc(Task):
         return self._splits[name]
 
     def _puzzle_set(self, pairs: list[Pair], versions: int) -> PuzzleSet:
-        """Place pairs at the top left, each in up to ``versions`` versions of its task, the plain one first."""
+        """Return pairs, placed at the top left, each in up to ``versions`` versions of its task, plain first."""
         task = torch.tensor([i for i, _, _ in pairs])
         count = self._num_versions[task].clamp(max=versions)
         row = torch.arange(len(pairs)).repeat_interleave(count)
@@ -127,7 +127,7 @@ class Arc(Task):
         """Turn each pair into a random version of its task, at a random offset on the canvas.
 
         As in HRM and TRM, input and output have the same offset, which keeps both inside the canvas. With probability
-        1 / (number of the task's pairs) the offset is 0, as in every test (in TRM, for one pair of each version).
+        1 / (number of the task's pairs) the offset is 0, as it always is in tests. (TRM: in one pair of each version.)
         """
 
         def draw_below(limit: Tensor) -> Tensor:
@@ -149,18 +149,18 @@ class Arc(Task):
         return tokens.unflatten(-1, (self.canvas, self.canvas))
 
     def _unpack(self, x: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return number, cells, size and origin of inputs."""
+        """Return the puzzle number, and cells, size and origin of the grid, of each input."""
         assert x is not None
         canvas = self._to_canvas(x[..., 1:])
         origin = grids.origin_of(canvas)
         return x[..., 0], *grids.crop(canvas, origin), origin
 
     def _to_version(self, cells: Tensor, size: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
-        """Convert plain grids to the version of ``number``."""
+        """Convert plain grids to the version that the puzzle ``number`` stands for."""
         return grids.turn(cells, size, self._transforms[number].long(), self._colors[number].long())
 
     def _to_plain(self, cells: Tensor, size: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
-        """Convert grids in the version of ``number`` back to plain ones."""
+        """Undo the version that the puzzle ``number`` stands for: return the plain grids."""
         transform = torch.from_numpy(INVERSE)[self._transforms[number].long()]
         return grids.turn(cells, size, transform, self._colors[number].long().argsort(-1))
 
@@ -168,7 +168,7 @@ class Arc(Task):
 
     @cached_property
     def _answers(self) -> tuple[dict[tuple[int, Hashable], int], Tensor, Tensor]:
-        """All known answers: (task, plain input) -> row; cells, uint8 ``[K, C, C]``; sizes, int64 ``[K, 2]``."""
+        """All known answers: a dict (task, plain input) -> row; cells, uint8 ``[K, C, C]``; sizes, int64 ``[K, 2]``."""
         rows: dict[tuple[int, Hashable], int] = {}
         outputs: list[Grid] = []
         for i, puzzle in enumerate(self.puzzles):
@@ -181,7 +181,7 @@ class Arc(Task):
         return rows, grids.crop(cells, torch.zeros_like(size))[0].byte(), size
 
     def _input_keys(self, x: Tensor) -> list[tuple[int, Hashable]]:
-        """Return (task, plain input) of each input ``x [N, event]``."""
+        """Return the key (task, plain input) of each input ``x [N, event]``."""
         number, cells, size, _ = self._unpack(x)
         cells, size = self._to_plain(cells, size, number)
         plain_grids = (grids.to_grid(c, s) for c, s in zip(cells, size, strict=True))
@@ -189,14 +189,14 @@ class Arc(Task):
         return list(zip(self._task_of_number[number].tolist(), keys, strict=True))
 
     def _expected_answers(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return cells and size of the answers to ``x [N, event]``, and which are known, bool ``[N]``."""
+        """Return cells and size of the answers to ``x [N, event]``, and which answers are known, bool ``[N]``."""
         _, cells, size = self._answers
         row = self._answer_rows(x)
         valid_row = row.clamp(min=0)
         return *self._to_version(cells[valid_row].long(), size[valid_row], x[:, 0]), row >= 0
 
     def _answer_rows(self, x: Tensor) -> Tensor:
-        """Return the row of ``_answers`` of each input ``x [N, event]``, -1 if it is unknown: int64 ``[N]``."""
+        """Return the row in ``_answers`` of each input ``x [N, event]``, -1 for no known answer: int64 ``[N]``."""
         rows = self._answers[0]
         return torch.tensor([rows.get(key, -1) for key in self._input_keys(x)], dtype=torch.long)
 
@@ -207,10 +207,10 @@ class Arc(Task):
         return is_known.view(x.shape[:-1]).expand(torch.broadcast_shapes(x.shape[:-1], y.shape[:-1]))
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Count the cells that differ from the known answer; if the shape differs, all of its cells and one more.
+        """Count the cells that differ from the known answer. If the shape differs, the count is its size plus 1.
 
-        If the answer is unknown (:meth:`has_known_answer`), the count is 1 if ``y`` has no grid and 0 otherwise; then 0
-        does not mean that the answer is right.
+        If no answer is known (:meth:`has_known_answer`), the count is 1 if ``y`` has no grid, and otherwise 0, which
+        then does not mean that ``y`` is right.
         """
         assert x is not None
         cells, size, is_known = self._expected_answers(x.reshape(-1, x.shape[-1]))
@@ -223,7 +223,7 @@ class Arc(Task):
         return self._map_grids(count_mistakes, x, y)
 
     def canonical_form(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Return a canvas with only the answer's grid, at the place of x's grid; empty if ``y`` has no grid."""
+        """Return a canvas with only the answer's grid, where x has its grid; empty if ``y`` has no grid."""
         return self._map_grids(lambda _, *grid: grids.place(*grid).flatten(-2), x, y)
 
     def _map_grids(self, function: Callable[..., Tensor], x: Tensor | None, y: Tensor) -> Tensor:
@@ -244,16 +244,16 @@ class Arc(Task):
     def extra_metrics(self, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, float]:
         """Return the official scores, by a vote over all samples of all versions of each test input.
 
-        The symmetry of each version is undone before the vote. ``pass_at_1`` and ``pass_at_2``: the share of test
-        outputs that are the most frequent, or one of the two most frequent, answers (Kaggle's average). ``arc_score``:
-        the share among the ``attempts`` most frequent answers, averaged within a task and then over tasks (ARC
-        Prize's). An answer without a grid has no vote; ties go to the earlier version, then to the earlier sample.
+        The symmetry of each version is undone before the vote. ``pass_at_n``: the share of test inputs that have the
+        right answer among their n most frequent answers (Kaggle's average). ``arc_score``: the same with n =
+        ``attempts``, averaged within a task and then over tasks (ARC Prize's score). An answer without a grid has no
+        vote. Ties go to the earlier version, then to the earlier sample.
         """
         x = puzzles.inputs
         assert x is not None
         number, _, _, origin = self._unpack(x)
         canvas = self._to_canvas(tokens)
-        # N of [B, C, C] and [B, 2]
+        # N pairs of cells [B, C, C] and sizes [B, 2]
         plain_samples = [self._to_plain(*grids.crop(sample, origin), number) for sample in canvas]
         rows, cells, size = self._answers
         groups: dict[tuple[int, Hashable], list[int]] = {}
@@ -283,7 +283,7 @@ class Arc(Task):
 
     @cached_property
     def _inputs_by_grid(self) -> dict[Hashable, dict[int, Tensor]]:
-        """Input grid of any split -> task -> x."""
+        """A dict for each input grid of any split: it maps every task that has this grid to the input x."""
         inputs: dict[Hashable, dict[int, Tensor]] = {}
         for name in ("test", "validation", "train"):
             x = self.split(name).inputs
@@ -294,7 +294,7 @@ class Arc(Task):
         return inputs
 
     def parse(self, text: str) -> Tensor:
-        """Parse JSON: text of :meth:`format_input`, an ARC task with one test, or a grid that only one task has."""
+        """Parse JSON: text of :meth:`format_input`, an ARC task with one test, or an input grid of only one task."""
         inputs = self.parse_inputs(text)
         if len(inputs) > 1:
             raise InputError(
@@ -381,7 +381,7 @@ class Arc(Task):
             grids.draw_grid(axes, grid, np.zeros_like(grid) if y is None else self._find_mistakes(x, grid))
 
     def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
-        """Return the input's grid and, if given, the answer's on its right, with cells marked as in :meth:`plot`."""
+        """Return the input's grid and, on its right, the grid of an answer with marks at the cells that differ."""
         paint = painter(colour)
         input_grid = _crop_grid(*self._unpack(x)[1:3])
         input_block = grids.render_grid(input_grid, np.zeros_like(input_grid), paint)

@@ -1,9 +1,9 @@
 """Three-colouring of random graphs (Section 4.2 and Appendix B.2 of the paper): an input has many solutions.
 
-Graphs are drawn from G(n, p) and kept if three colours suffice. Answers that differ in the names of the colours count
-as equal; in their canonical form, colours are numbered in order of first appearance. No graph of one split is
-isomorphic to one of another: all graphs with the same isomorphism invariant go to one split, so that permuting the
-vertices of training graphs (the augmentation) never gives a held-out one.
+Graphs are drawn from G(n, p) and kept if three colours suffice. Answers that differ only in the names of the colours
+count as equal; in their canonical form, colours are numbered in order of first appearance. No two splits hold
+isomorphic graphs, because all graphs with the same isomorphism invariant go to one split. So the augmentation, which
+permutes the vertices of training graphs, never produces a held-out graph.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLORS = 3
-MAX_VERTICES = 12  # every graph is compared with 3^11 / 2 canonical colourings
+MAX_VERTICES = 12  # every graph is compared with all canonical colourings, about 3^11 / 2
 FRESH_DRAWS = 1000  # the least number of graphs that fresh_inputs draws at once
 PALETTE = ("#0072B2", "#E69F00", "#009E73")  # Okabe-Ito: distinct to colour-blind readers too
 CONFLICT = "#C00000"
-INKS = {16: "#000000", 231: "#FFFFFF"}  # the values of contrasting_ink
+INKS = {16: "#000000", 231: "#FFFFFF"}  # the colours that the results of contrasting_ink stand for
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class ColoringConfig:
 
     Attributes:
         vertices: n, the number of vertices of a graph.
-        edge_probability: p of G(n, p), the probability that a pair of vertices is an edge.
+        edge_probability: p of G(n, p), the probability of an edge between two vertices.
         layout: ``vertex``: one position for each vertex, with its row of the adjacency matrix. ``edge`` (the paper's):
             one token for each pair of vertices (1 no edge, 2 edge), then a blank for each vertex; answers are
             3 + colour.
-        train: graphs to train on.
-        validation: graphs to validate on.
-        test: graphs to test on.
+        train: number of graphs to train on.
+        validation: number of graphs to validate on.
+        test: number of graphs to test on.
         data_seed: seed of the graphs and the splits; runs with equal seeds can be compared.
     """
 
@@ -133,7 +133,7 @@ class Coloring(Task):
         return self.edges(x).sum(-1)
 
     def canonical_form(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Renumber the colours in order of first appearance; tokens that are no colour stay."""
+        """Renumber the colours in order of first appearance. Tokens that are not colours stay unchanged."""
         color = y - self._first_color
         vertex = torch.arange(self.n)[:, None].expand(self.n, COLORS)
         first_vertex = torch.where(color[..., None] == torch.arange(COLORS), vertex, self.n).amin(-2)  # [..., COLORS]
@@ -168,7 +168,7 @@ class Coloring(Task):
                         f"too few 3-colourable graphs of {c.vertices} vertices for {sum(sizes.values())} inputs "
                         "without an isomorphic pair across splits: lower task.train or raise task.vertices"
                     )
-                indices += classes[number]  # the last class is cut; the rest of it is in no split
+                indices += classes[number]  # if the last class is too large, the rest of it is in no split
             splits[split] = self._puzzles(torch.from_numpy(graphs[indices[:size]]))
         return splits
 
@@ -211,7 +211,7 @@ class Coloring(Task):
         return self._input_of(parse_graph(text, self._check_order))
 
     def parse_graph(self, graph: nx.Graph) -> Tensor:
-        """Convert a simple graph. Vertices 0 to n - 1 keep their numbers; others are numbered in the graph's order.
+        """Convert a simple graph. If its vertices are not 0 to n - 1, they are numbered in the graph's order.
 
         Raises:
             InputError: the graph is directed, has parallel edges, loops or another size, or cannot be coloured.
@@ -255,7 +255,7 @@ class Coloring(Task):
         return nx.to_graph6_bytes(self._graph(x), header=False).decode().strip()
 
     def format_solution(self, x: Tensor | None, y: Tensor) -> str:
-        """Return the colours 0-2 as digits, vertex by vertex; ``?`` for a token that is no colour."""
+        """Return the colours 0-2 as digits, vertex by vertex; ``?`` for a token that is not a colour."""
         return "".join("?" if c < 0 else str(c) for c in (y - self._first_color).tolist())
 
     def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
@@ -303,7 +303,7 @@ class Coloring(Task):
 def draw_graphs(rng: np.random.Generator, n: int, p: float, count: int) -> np.ndarray:
     """Draw ``count`` distinct labelled 3-colourable graphs from G(n, p): bool ``[count, n, n]``.
 
-    It returns fewer if 20 batches in a row give no new graph (small n, extreme p).
+    Fewer graphs are returned if 20 batches in a row give no new one (for small n or extreme p).
     """
     rows, cols = np.triu_indices(n, 1)
     edge_sets: dict[bytes, None] = {}  # in the order in which they were drawn
@@ -323,8 +323,8 @@ def draw_graphs(rng: np.random.Generator, n: int, p: float, count: int) -> np.nd
 def isomorphism_invariants(graphs: np.ndarray) -> list[bytes]:
     """Return a key for each graph; isomorphic graphs have equal keys (and, rarely, so do others).
 
-    A vertex is described by how many walks and closed walks of each length up to n start at it; the key is the sorted
-    list of the descriptions. The integers are exact: they stay below 12^12.
+    A vertex is described by the numbers of walks, and of closed walks, of each length up to n that start at it. The
+    key is the sorted list of these descriptions. The numbers are exact, because they stay below 12^12.
     """
     n = graphs.shape[-1]
     adjacency = graphs.astype(np.int64)
@@ -342,7 +342,8 @@ def canonical_colorings(n: int) -> tuple[Tensor, Tensor]:
     """List the canonical colourings of n vertices with at most three colours, in lexicographic order.
 
     Returns:
-        int64 ``[C, n]``, and which pairs of vertices have the same colour in each, float32 ``[C, n (n - 1) / 2]``.
+        The colourings, int64 ``[C, n]``; and for each of them, as 0 or 1, which pairs of vertices have the same
+        colour, float32 ``[C, n (n - 1) / 2]``.
     """
     colorings = torch.zeros(1, 1, dtype=torch.long)
     for _ in range(n - 1):  # the next vertex has a colour that is in use, or the next new one

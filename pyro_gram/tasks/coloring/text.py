@@ -1,7 +1,7 @@
-"""Graphs as text: graph6, sparse6 and DIMACS. Messages name other formats, which are refused.
+"""Read graphs from text: graph6, sparse6 and DIMACS. Other formats are refused; messages name the common ones.
 
-A text that is not exactly one graph is refused too: a file with more or fewer edges than it announces, or a line with
-something after its graph.
+Damaged texts are refused too: a file with more or fewer edges than it announces, or a line that goes on after its
+graph.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ CheckOrder = Callable[[int], None]  # raises InputError if the task has another 
 HEADER = re.compile(r">>(graph6|sparse6|digraph6)<<")
 DIMACS_LINE = re.compile(r"\s*[peaPEA]\s")
 COMMENT_LINE = re.compile(r"\s*[cC]\s+\S")
-WEIGHT = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", re.I | re.A)  # follows an edge
-IGNORED_KEYS = ("n", "d", "v", "x")  # DIMACS lines of nodes, dimensions, geometry and parameters
+WEIGHT = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", re.I | re.A)  # a number that may follow an edge
+IGNORED_KEYS = ("n", "d", "v", "x")  # first words of DIMACS lines of nodes, dimensions, geometry and parameters
 OTHER_FORMATS = (
     (re.compile(r"(strict\s+)?(di)?graph\b.*", re.I | re.S), "Graphviz or GML"),
     (re.compile(r"<"), "XML (GraphML, GEXF)"),
@@ -50,7 +50,7 @@ def parse_graph(text: str, check_order: CheckOrder) -> Edges:
         check_order: called with the number of vertices as soon as it is known.
 
     Raises:
-        InputError: the text is no graph that can be coloured; LineError if a line of DIMACS is wrong.
+        InputError: the text is not one graph without loops. It is a LineError if one line of DIMACS is wrong.
     """
     lines = normalize_text(text).split("\n")
     if is_dimacs(lines):
@@ -108,7 +108,7 @@ def _parse_line(line: str, check_order: CheckOrder) -> Edges:
 
 
 def _check_nothing_follows(line: str, graph: nx.Graph, is_sparse6: bool, excerpt: str) -> None:
-    """Raise InputError if the line goes on after the graph, which networkx ignores."""
+    """Raise InputError if the line goes on after its graph; networkx ignores the rest of such a line."""
     write = nx.to_sparse6_bytes if is_sparse6 else nx.to_graph6_bytes
     expected = write(graph, header=False).decode().strip()
     if line != expected and (not is_sparse6 or len(line) > len(expected) + 1):  # sparse6 has two ways of padding
@@ -140,7 +140,7 @@ def _has_graph6_length(word: str) -> bool:
 
 
 def _other_format(line: str) -> str:
-    """Return the name of the format that a line is in, ``""`` for graph6 and unknown formats."""
+    """Return the name of a line's format, or ``""`` for graph6 and for an unknown format."""
     return next((name for pattern, name in OTHER_FORMATS if pattern.match(line)), "")
 
 
@@ -154,13 +154,13 @@ def _refuse_malformed(excerpt: str) -> NoReturn:
 
 
 def is_dimacs(lines: list[str]) -> bool:
-    """Return whether a line begins with the word p, e or a (arc), or all lines are comments."""
+    """Return whether the lines are DIMACS: one of them begins with the word p, e or a (arc), or all are comments."""
     lines = [line for line in lines if line.strip()]
     return any(map(DIMACS_LINE.match, lines)) or (bool(lines) and all(map(COMMENT_LINE.match, lines)))
 
 
 def _key(line: str) -> str:
-    """Return the first word of a line in lower case, ``c`` for a comment."""
+    """Return the first word of a line in lower case, and ``c`` for any comment."""
     words = line.split(maxsplit=1)
     if not words or words[0] == "C" or words[0][0] in "c#%" or words[0].startswith("//"):
         return "c"  # a space may be missing after c; a word that begins with C may be graph6
@@ -229,7 +229,7 @@ def _parse_problem_line(number: int, line: str, check_order: CheckOrder) -> tupl
 
 
 def _parse_edge(number: int, line: str, order: int) -> tuple[int, int]:
-    """Return one edge, its vertices counted from 0. Messages count from 1, as the file does."""
+    """Return one edge with vertices counted from 0. Error messages count them from 1, as the file does."""
     excerpt = repr(line.strip()[:40])
     ends = [_whole_number(word) for word in line.split()[1:3]]
     u, v = (*ends, None, None)[:2]

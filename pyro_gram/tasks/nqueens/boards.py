@@ -35,7 +35,7 @@ def images(columns: Tensor) -> Tensor:
         columns: the column of each row's queen, -1 for a row without queen: int64 ``[..., n]``.
 
     Returns:
-        int64 ``[..., 8, n]``; a board that is its own image is repeated.
+        int64 ``[..., 8, n]``; equal images are not merged.
     """
     n = columns.shape[-1]
     board = columns[..., None] == torch.arange(n)
@@ -44,7 +44,7 @@ def images(columns: Tensor) -> Tensor:
 
 
 def orbit_numbers(solutions: Tensor) -> Tensor:
-    """Return the number of each solution's orbit (int64 ``[M, n]`` -> ``[M]``), equal for images of one another."""
+    """Number the orbits of solutions, int64 ``[M, n]`` -> ``[M]``: images of one another get the same number."""
     n = solutions.shape[-1]
     weights = torch.tensor([n**i for i in range(n)])  # n^n fits an int64 up to n = 15
     return (images(solutions) @ weights).amin(-1).unique(return_inverse=True)[1]
@@ -89,9 +89,9 @@ def completions(solutions: Tensor, min_queens: int, max_queens: int) -> PuzzleSe
 
 
 def random_solutions(rng: np.random.Generator, n: int, count: int) -> Tensor:
-    """Draw up to ``count`` distinct solutions, int64 ``[<= count, n]``, by min-conflicts repair of random boards.
+    """Draw ``count`` distinct solutions, int64 ``[count, n]``, by min-conflicts repair of random boards.
 
-    The draws are not uniform: no way to draw uniformly is known when the solutions cannot be enumerated.
+    The draws are not uniform: without a list of all solutions, no way to draw uniformly is known.
     """
     solutions: dict[bytes, np.ndarray] = {}
     rows = np.arange(n)
@@ -107,14 +107,14 @@ def random_solutions(rng: np.random.Generator, n: int, count: int) -> Tensor:
                 solutions.setdefault(solution.tobytes(), solution.copy())
             column[is_solved] = rng.permuted(column[is_solved], axis=1)
             _move_one_queen(column, is_attacked, rng)
-        column[: CHAINS // 4] = rng.permuted(column[: CHAINS // 4], axis=1)  # restart some: they may be stuck
+        column[: CHAINS // 4] = rng.permuted(column[: CHAINS // 4], axis=1)  # restart some boards: they may be stuck
     return torch.from_numpy(np.stack(list(solutions.values())[:count]))
 
 
 def _move_one_queen(column: np.ndarray, is_attacked: np.ndarray, rng: np.random.Generator) -> None:
-    """Move a random attacked queen of each board to the column of its row with the fewest conflicts, in place.
+    """On each board, move a random attacked queen to the column with the fewest conflicts, in place.
 
-    Ties are broken at random. On a board without attacked queens the queen of row 0 moves.
+    The queen stays in its row. Ties are broken at random. On a board without attacked queens the queen of row 0 moves.
 
     Args:
         column: the column of each row's queen, int64 ``[chains, n]``.
@@ -131,7 +131,7 @@ def _move_one_queen(column: np.ndarray, is_attacked: np.ndarray, rng: np.random.
 
 
 def one_completion(solutions: Tensor, rng: np.random.Generator, min_queens: int, max_queens: int) -> PuzzleSet:
-    """Make one input from each solution and list it with that solution alone; equal inputs are listed once.
+    """Make one input from each solution, and list it with only that solution. Equal inputs are listed once.
 
     Arguments and shapes are those of :func:`completions`.
     """

@@ -1,9 +1,9 @@
-"""N-Queens completion (Section 4.2 and Appendix B.2 of the paper): a board has few queens; place the others.
+"""N-Queens completion (Section 4.2 and Appendix B.2 of the paper): complete a board with few queens to n queens.
 
 An input is a solution with all but a few queens removed; each distinct input is listed once, with all completions. By
 default the inputs are split 85:15 at random, as in the paper. Nearly every held-out input is then the rotation or
 reflection of a training input, and its completions are answers of training inputs. The augmentation by the eight
-symmetries leaves out the held-out inputs. With ``split_by = "orbit"`` whole orbits of solutions (a solution with
+symmetries never produces a held-out input. With ``split_by = "orbit"`` whole orbits of solutions (a solution with
 all its images) are held out, and no completion of a test input was ever an answer in training.
 """
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 MAX_ENUMERATED_SIZE = 12  # 12 queens have 14,200 solutions; inputs of larger boards are listed with one solution
 TRAIN_SHARE = 0.85
-TEST_ORBIT_SHARE = 0.15  # of the orbits of solutions; validation has half as many
+TEST_ORBIT_SHARE = 0.15  # share of the orbits in the test split; validation has half as many
 EMPTY, QUEEN = 1, 2  # tokens of the cell layout; 0 is the paper's padding
 INPUT_COLOR, ADDED_COLOR, MISTAKE_COLOR = "#222222", "#0072B2", "#C00000"
 SQUARE_COLORS = ("#EEEEEE", "#D0D0D0")  # in a terminal
@@ -54,14 +54,15 @@ class NQueensConfig:
     """Settings of the boards and their layout as tokens.
 
     Attributes:
-        size: n, rows of a board. Up to 12, every solution of every input is listed; above, only one is, and
-            coverage is not measured.
-        min_queens, max_queens: queens left on the board (the paper removes 5 to 7 of 8, 7 to 9 of 10: 1 to 3 are left).
-        split_by: ``input`` (the paper's): 85:15 by input. ``orbit``: by solution with its images, for n from 7 to 12;
-            an input with completions in the orbits of several splits is then in no split.
+        size: n, the number of rows. Up to n = 12, every solution of every input is listed. For larger n, one solution
+            is listed, and coverage is not measured.
+        min_queens, max_queens: fewest and most queens of an input (the paper removes 5 to 7 of 8, or 7 to 9 of 10).
+        split_by: ``input``: the inputs are split 85:15, as in the paper. ``orbit``: the solutions are split, each with
+            its images (n from 7 to 12), and an input whose completions lie in several splits is left out.
         layout: ``row``: one token for each row, 0 (blank) or 1 + column; answers are columns. ``cell`` (the paper's):
             one token for each square, 1 (empty) or 2 (queen).
-        validation: inputs taken out of the 85 % for training; with ``orbit``, at most so many of the validation orbits.
+        validation: number of validation inputs, taken from the training part (85 %); with ``orbit``, the most inputs
+            that are taken from the validation orbits.
         solutions: number of random solutions to draw when there are too many to enumerate (n > 12).
         data_seed: seed of the split; runs with equal seeds can be compared.
     """
@@ -136,7 +137,7 @@ class NQueens(Task):
     # ---- right answers -----------------------------------------------------------------------------------------
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Count pairs of queens on one line, queens of the input that are removed, and queens short of n."""
+        """Count pairs of queens on one line, queens of the input that ``y`` lacks, and queens missing from n."""
         assert x is not None
         queens = self.answer_board(y)
         counts = queens.flatten(-2).float() @ self._lines.T  # [..., lines]
@@ -177,7 +178,7 @@ class NQueens(Task):
         return {name: puzzles.select(order[a:b]) for name, (a, b) in bounds.items()}
 
     def _split_by_orbit(self, puzzles: PuzzleSet, rng: np.random.Generator) -> dict[str, PuzzleSet]:
-        """Give each split the inputs all of whose completions lie in its orbits."""
+        """Divide the orbits among the splits. A split has the inputs whose completions all lie in its orbits."""
         orbit = orbit_numbers(puzzles.solutions)
         count = int(orbit.max()) + 1
         test = max(1, round(TEST_ORBIT_SHARE * count))
@@ -202,7 +203,7 @@ class NQueens(Task):
         return splits
 
     def _to_layout(self, puzzles: PuzzleSet) -> PuzzleSet:
-        """Convert puzzles whose inputs and solutions are columns to the task's layout."""
+        """Convert inputs and solutions from lists of columns to the tokens of the task's layout."""
         assert puzzles.inputs is not None
         board = torch.arange(1, self.n + 1) == puzzles.inputs[..., None]
         return replace(puzzles, inputs=self.encode(board), solutions=self.encode_answer(puzzles.solutions))
@@ -214,7 +215,7 @@ class NQueens(Task):
         return InputSet(held_out.inputs, self.spec.input_vocabulary)
 
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Apply a random symmetry of the board to each pair; a pair whose image is held out stays."""
+        """Apply a random symmetry of the board to each pair; a pair whose image is held out stays unchanged."""
         assert x is not None
         cells = self._symmetries[torch.randint(8, (len(y),), generator=generator)]  # [B, n * n]
         image_x = self.board(x).flatten(-2).gather(-1, cells).unflatten(-1, (self.n, self.n))
@@ -251,7 +252,7 @@ class NQueens(Task):
         return split_queens(text, self.n)
 
     def count_solutions(self, x: Tensor) -> int | None:
-        """Count all completions, for sizes whose solutions are enumerated."""
+        """Count all completions; None for boards that are too large to enumerate their solutions."""
         if self.n > MAX_ENUMERATED_SIZE:
             return None
         board = self.board(x)
@@ -288,9 +289,9 @@ class NQueens(Task):
         axes.set_yticks([])
 
     def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
-        """Return the board: Q is a queen of the input, q an added one, x one of the input that the answer removed.
+        """Return the board: Q is a queen of the input, q an added queen, x a queen of the input that y lacks.
 
-        A mark follows a mistake; if the board is too wide for that (n > 44), it takes the place of the letter.
+        A mark follows each mistake. If the board is too wide for that (n > 44), the mark replaces the letter.
         """
         assert x is not None
         paint = painter(colour)

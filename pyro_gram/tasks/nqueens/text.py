@@ -1,4 +1,4 @@
-"""Boards of queens as text: rows of squares, FEN, matrices of 0 and 1, and lists of columns."""
+"""Read boards of queens from text: rows of squares, FEN, matrices of 0 and 1, and lists of columns."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from pyro_gram.tasks.board_text import cells_of, lines_of_board, split_boards
 QUEENS = "Qq1\N{BLACK CHESS QUEEN}\N{WHITE CHESS QUEEN}"
 BLANKS = "._-*0\N{MIDDLE DOT}"
 FORM = "Q for a queen and . for an empty square"
-KEYS = ("board", "queens", "columns", "puzzle")  # of a JSON object
-FEN_WORDS = (4, 6)  # the board, who moves, castling, en passant, and perhaps two counters
+KEYS = ("board", "queens", "columns", "puzzle")  # names under which a JSON object may hold a board
+FEN_WORDS = (4, 6)  # words of a line of FEN: board, player to move, castling, en passant, perhaps two counters
 COLUMN_BLANKS = {".", "_", "-", "?", "*", "None", "null", "x", "X"}
 MIN_SIZE = 4
 
 CheckSize = Callable[[int], None]  # raises InputError if the task's boards have another number of rows
-Columns = list[list[int]]  # the columns of each row's queens, from 0
+Columns = list[list[int]]  # for each row the columns of its queens, counted from 0
 
 
 def split_queens(text: str, size: int) -> list[PuzzleText]:
-    """Cut a file into boards: one on each line, or one row on each line."""
+    """Cut a file into boards. Each line holds a board, or a row of one."""
     return split_boards(text, partial(row_length, size=size))
 
 
 def row_length(line: str, size: int) -> int:
-    """Return the number of squares of a line that is a row of a board; 0 for other lines."""
+    """Return the number of squares if the line is a row of a board, otherwise 0."""
     cells = [] if "/" in line else cells_of(line, size.__eq__) or []
     return len(cells) if len(cells) >= MIN_SIZE and all(map(_is_square, cells)) else 0
 
@@ -47,7 +47,7 @@ def parse_queens(text: str, size: int, check_size: CheckSize) -> Columns:
         check_size: called with the number of rows.
 
     Raises:
-        InputError: the text is not a board, or is a list of columns that may be counted from 0 as well as from 1.
+        InputError: the text is not a board, or is a list of columns that leaves open whether it counts from 0 or 1.
     """
     lines = lines_of_board(text, KEYS, partial(row_length, size=size), partial(split_queens, size=size))
     if len(lines) == 1:
@@ -66,7 +66,7 @@ def parse_queens(text: str, size: int, check_size: CheckSize) -> Columns:
 
 
 def _remove_fen_fields(line: str) -> str:
-    """Return the board of a line of FEN; any other line unchanged."""
+    """Return only the board of a line of FEN, and any other line unchanged."""
     words = line.split()
     return words[0] if len(words) in FEN_WORDS and words[1] in ("w", "b") else line
 
@@ -87,7 +87,7 @@ def _parse_row(number: int, line: str, n: int) -> list[int]:
 
 
 def _expand_fen_row(cells: list[str], n: int) -> list[str]:
-    """Expand a row of FEN, whose numbers are runs of empty squares; any other row stays."""
+    """Expand a row of FEN, in which a number n stands for n empty squares; return any other row unchanged."""
     if any(len(cell) > 1 for cell in cells):
         return cells
     row: list[str] = []
@@ -98,7 +98,7 @@ def _expand_fen_row(cells: list[str], n: int) -> list[str]:
 
 
 def _parse_numbers(line: str) -> list[int | None] | None:
-    """Return the numbers of a list of columns, with None for a blank; None if the line is no such list."""
+    """Return the numbers of a list of columns, with None for each blank. Return None if the line is not such a list."""
     words = re.split(r"[\s,;]+", line.strip("[](){} ").rstrip(",; "))
     if len(words) < MIN_SIZE or not all(re.fullmatch(r"-?\d{1,3}", word) or word in COLUMN_BLANKS for word in words):
         return None
@@ -108,7 +108,7 @@ def _parse_numbers(line: str) -> list[int | None] | None:
 
 
 def _columns_from_list(numbers: list[int | None]) -> Columns:
-    """Convert a list of columns, row by row. Raises InputError if they may be counted from 0 as well as from 1.
+    """Convert a list with one column for each row. Raises InputError if it may count from 0 as well as from 1.
 
     Columns are counted from 0 if a blank is -1, or if they are 0 to n - 1 in some order. They are counted from 1 if one
     of them is n, or if 0 stands for several blanks.
@@ -128,7 +128,7 @@ def _columns_from_list(numbers: list[int | None]) -> Columns:
     is_from_one = n in columns or (zeros > 1 and -1 not in columns)
     is_from_zero = -1 in columns or (zeros == 1 and sorted(columns) == list(range(n)))
     if is_from_one and zeros and None in numbers:
-        is_from_zero = True  # the list has another mark for blanks, so that 0 is a column
+        is_from_zero = True  # the list has another mark for blanks, so 0 must be a column
     if is_from_one and is_from_zero:
         raise InputError(
             f"the list counts columns in two ways: write 0 to {n - 1} and -1 for a row without queen, or 1 to {n} and 0"

@@ -1,8 +1,8 @@
 """Sudoku boards: their geometry, an exact solver, random grids, and the group of symmetries.
 
 A board is ``size**2`` cells, row by row, 0 for a blank and 1 to ``size`` for digits; a grid is a board without blanks.
-The symmetries map solutions to solutions: they rename digits, permute bands, rows in a band, stacks and columns in a
-stack, and transpose if boxes are square.
+A band is a row of boxes, and a stack is a column of boxes. The symmetries map solutions to solutions: they rename
+digits, permute bands, rows in a band, stacks and columns in a stack, and transpose the board if boxes are square.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size -> rows and columns of a box
 SIZES = tuple(BOXES)
-MAX_SEARCHED_GRIDS_9 = 2000  # 9x9 grids that are found by search; any further ones are random images of these
+MAX_SEARCHED_GRIDS_9 = 2000  # at most so many 9x9 grids are found by search; any others are random images of these
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def geometry(size: int) -> Geometry:
 
 @cache
 def _num_missing(size: int) -> Tensor:
-    """Return a table from a set of digits, as bits, to the number of digits it lacks: int64 ``[2^size]``."""
+    """Return a table that maps a set of digits, as bits, to the number of missing digits: int64 ``[2^size]``."""
     return torch.tensor([size - n.bit_count() for n in range(1 << size)])
 
 
@@ -86,7 +86,7 @@ def missing_digits(digits: Tensor, size: int) -> Tensor:
     A unit of a full board lacks as many digits as it repeats.
 
     Args:
-        digits: int64 ``[..., L]``, 0 to size - 1; any other number is no digit.
+        digits: int64 ``[..., L]``, 0 to size - 1; any other number is not a digit.
 
     Returns:
         int64 ``[...]``.
@@ -119,15 +119,15 @@ def solve(
 ) -> list[tuple[int, ...]]:
     """Return up to ``limit`` solutions of a board, by exact backtracking on bit masks.
 
-    For each digit, one integer has a bit for every cell that can still take it, so that cells with no, one or two
-    candidates are counted for the whole board at once. The search fills in naked and hidden singles. Then it branches
-    over the candidates of the cell that has fewest, or over the cells of a digit in a unit if those are fewer.
+    For each digit, one integer has a bit for every cell that can still take the digit. So the cells with no, one or two
+    candidates are found for the whole board at once. The search fills in naked and hidden singles. Then it branches
+    over the digits of one cell or over the cells of one digit in a unit, whichever are fewer.
 
     Args:
         board: ``size**2`` digits, 0 for a blank.
         size: 4, 6 or 9.
         limit: the most solutions to return.
-        rng: gives the order in which digits are tried; None for ascending order.
+        rng: draws the order in which branches are tried; None for a fixed order.
     """
     g = geometry(size)
     candidates = [(1 << g.cells) - 1] * size
@@ -152,10 +152,10 @@ def _assign(candidates: list[int], digit: int, cell: int, g: Geometry) -> None:
 def _search(
     candidates: list[int], filled_cells: int, g: Geometry, rng: np.random.Generator | None
 ) -> Iterator[tuple[int, ...]]:
-    """Yield every solution below a node of the search. ``candidates`` is modified."""
+    """Yield every solution below a node of the search. ``candidates`` is changed in place."""
     all_cells = (1 << g.cells) - 1
     while True:
-        at_least_1 = at_least_2 = at_least_3 = 0  # cells with so many candidates
+        at_least_1 = at_least_2 = at_least_3 = 0  # masks of the cells with so many candidates
         for c in candidates:
             at_least_3 |= at_least_2 & c
             at_least_2 |= at_least_1 & c
@@ -197,10 +197,10 @@ def _search(
 
 
 def _fewest_cells_of_a_digit(candidates: list[int], filled_cells: int, g: Geometry) -> list[tuple[int, int]] | None:
-    """Find the digit and unit where the digit fits into fewest cells.
+    """Find the digit and the unit for which the digit fits into the fewest cells of the unit.
 
     Returns:
-        The pairs (digit, cell); None if some digit fits into no cell of a unit.
+        The pairs (digit, cell) of these cells; None if some digit fits into no cell of a unit.
     """
     fewest_cells, min_count, fewest_digit = 0, g.size + 1, 0
     for digit, digit_cells in enumerate(candidates):
@@ -224,7 +224,7 @@ def _lowest_bit(mask: int) -> int:
 
 
 def _cell_with_fewest_candidates(candidates: list[int], cells: int, g: Geometry) -> int:
-    """Return the first of ``cells``, a mask, that has the fewest candidates."""
+    """Return the first cell of the mask ``cells`` that has the fewest candidates."""
     at_least = [cells] + [0] * g.size
     for c in candidates:
         for n in range(g.size, 0, -1):
@@ -277,7 +277,7 @@ def transform(boards: Tensor, cells: Tensor, digits: Tensor, first: int) -> Tens
     """Apply a symmetry to each board.
 
     Args:
-        boards: tokens, int64 ``[count, L]``: digit d (from 0) is ``first + d``; lower tokens stay.
+        boards: tokens, int64 ``[count, L]``: digit d (from 0) is ``first + d``; lower tokens stay unchanged.
         cells, digits: the results of :func:`random_symmetries`.
         first: the token of the lowest digit.
     """
@@ -289,9 +289,9 @@ def transform(boards: Tensor, cells: Tensor, digits: Tensor, first: int) -> Tens
 def symmetry_invariants(boards: np.ndarray, size: int, rounds: int = 4, chunk: int = 20_000) -> np.ndarray:
     """Return a key for each board; symmetric boards have equal keys (and, rarely, so do others).
 
-    Colours of cells are refined as in the Weisfeiler-Leman test: each round describes digits, rows, columns, boxes,
-    bands and stacks by their cells, and cells by the lines and boxes they lie in. A multiset is hashed as the sum
-    of scrambled 64-bit integers modulo 2^64, which is exact.
+    Cells have colours, which are refined as in the Weisfeiler-Leman test: each round describes digits, rows, columns,
+    boxes, bands and stacks by their cells, and then each cell by its digit, row, column and box. The hash of a
+    multiset is the sum modulo 2^64 of scrambled 64-bit integers, which does not depend on their order.
 
     Args:
         boards: integers ``[N, L]``, 0 for a blank.
@@ -319,9 +319,9 @@ def _invariants(boards: np.ndarray, size: int, rounds: int) -> np.ndarray:
         digit_hashes = torch.zeros(n, size + 1, dtype=torch.int64)
         digit_hashes.scatter_add_(1, digit, torch.from_numpy(color.view(np.int64)))
         digit_hashes = torch.from_numpy(_scramble(digit_hashes.numpy().view(np.uint64) ^ np.uint64(4)).view(np.int64))
-        digit_hashes[:, 0] = 0  # blanks are unrelated
+        digit_hashes[:, 0] = 0  # blanks do not count as a common digit
         same_digit = digit_hashes.gather(1, digit).numpy().view(np.uint64)
-        lines = rows[:, :, :, None, None] + cols[:, None, None]  # a sum: the same after a transposition
+        lines = rows[:, :, :, None, None] + cols[:, None, None]  # a sum, because a transposition swaps rows and columns
         grid = _scramble(grid) * np.uint64(3) + (lines ^ np.uint64(8)) + boxes + same_digit.reshape(grid.shape)
         color = _scramble(grid).reshape(n, g.cells)
     return _scramble(color.sum(1, dtype=np.uint64))
@@ -349,8 +349,8 @@ def _representative_grids_6() -> Tensor:
     """List 816 grids of 6x6 that represent all grids up to a group of 720 * 6 * 8 symmetries: int64 ``[816, 36]``.
 
     The group renames digits, permutes the columns of the right stack, and permutes the lower two bands and their rows.
-    No element but the identity fixes a grid, so that there are 816 * 720 * 6 * 8 = 28,200,960 grids. A representative
-    has 123456 in box 1, 456 in the rest of row 1, and column 1 in ascending order as far as the group allows.
+    Only the identity maps a grid to itself, so there are 816 * 720 * 6 * 8 = 28,200,960 grids. A representative has
+    the digits 1 to 6 in order in box 1, then 4, 5, 6 in row 1, and column 1 ascends as far as the group allows.
     """
     grids: list[tuple[int, ...]] = []
     for second, third, fourth in ((3, 5, 6), (5, 3, 6), (6, 3, 5)):
@@ -362,7 +362,7 @@ def _representative_grids_6() -> Tensor:
 
 
 def _search_grids_9(count: int, generator: torch.Generator) -> Tensor:
-    """Complete random diagonal boxes of 9x9 boards by randomised backtracking: int64 ``[count, 81]``."""
+    """Fill the diagonal boxes at random, and complete them by randomised backtracking: int64 ``[count, 81]``."""
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     g = geometry(9)
     grids = np.empty((count, g.cells), dtype=np.int64)
@@ -377,8 +377,8 @@ def _search_grids_9(count: int, generator: torch.Generator) -> Tensor:
 def random_grids(size: int, count: int, generator: torch.Generator) -> Tensor:
     """Draw grids, digits from 1: int64 ``[count, L]``.
 
-    For sizes 4 and 6 they are independent and uniform over all grids. For size 9, up to 2,000 come from randomised
-    backtracking, and any further ones are random images of these (each has up to 3,359,232 * 9! images).
+    For sizes 4 and 6 the grids are independent and uniform over all grids. For size 9, up to 2,000 grids come from
+    randomised backtracking; any others are random images of these. A grid has up to 3,359,232 * 9! images.
     """
     if size == 4:
         return all_grids_4()[torch.randint(288, (count,), generator=generator)]

@@ -1,4 +1,4 @@
-"""Sudoku puzzles: random ones with all their solutions, or the checked rows of the files of Sudoku-Extreme."""
+"""Sudoku puzzles: random puzzles with all their solutions, or the rows of Sudoku-Extreme's files, which are checked."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from pyro_gram.system.text import open_lines
 from pyro_gram.tasks.sudoku.boards import all_grids_4, missing_digits, random_grids, solve, symmetry_invariants
 
 BATCH = 1000  # random puzzles drawn at once
-MAX_BARREN_BATCHES = 8  # random_puzzles gives up after so many batches in a row without a puzzle of a kind it needs
+MAX_BARREN_BATCHES = 8  # random_puzzles gives up after so many batches in a row that lack a kind it needs
 ROWS_AT_ONCE = 50_000  # rows of a file checked at once
-PUZZLES_AT_ONCE = 20_000  # puzzles compared with held-out ones at once: about a second
+PUZZLES_AT_ONCE = 20_000  # puzzles that are compared with held-out puzzles at once, which takes about a second
 
 PUZZLE_COLUMNS = ("question", "questions", "puzzle", "puzzles", "quiz", "quizzes")  # the most frequent name first
 ANSWER_COLUMNS = ("answer", "answers", "solution", "solutions")
@@ -48,7 +48,7 @@ class RatedPuzzles:
 
     Attributes:
         boards: uint8 ``[N, L]``.
-        solutions: uint8 ``[M, L]``; those of board i are the rows ``offsets[i]`` to ``offsets[i + 1] - 1``.
+        solutions: uint8 ``[M, L]``; the solutions of board i are the rows ``offsets[i]`` to ``offsets[i + 1] - 1``.
         offsets: int64 ``[N + 1]``.
         ratings: how hard each puzzle is, int64 ``[N]`` (float64 if not all are whole numbers; nan for an unknown one);
             None if no rating is known.
@@ -82,13 +82,14 @@ def random_puzzles(
     Args:
         size: 4, 6 or 9.
         count: N, the number of puzzles.
-        clues: the fewest and the most clues; boards are drawn with a uniform number of clues, and then selected.
+        clues: the fewest and the most clues. The number of clues is drawn uniformly, before boards are selected by
+            their number of solutions.
         unique: share of puzzles with exactly one solution; the others have 2 to ``max_solutions``.
         max_solutions: boards with more solutions are dropped.
         seed: seed of all draws.
 
     Raises:
-        ConfigError: such puzzles are too rare, or fewer exist.
+        ConfigError: such puzzles are too rare, or fewer than ``count`` exist.
     """
     generator = torch.Generator().manual_seed(seed)
     num_unique = round(unique * count)
@@ -127,7 +128,7 @@ def _random_boards(size: int, clues: tuple[int, int], generator: torch.Generator
 
 
 def _solve_all(boards: np.ndarray, size: int, limit: int) -> Iterator[np.ndarray]:
-    """Yield up to ``limit`` solutions of each board (for size 4 all), uint8 ``[m, L]``."""
+    """Yield up to ``limit`` solutions of each board (for size 4, all of them), uint8 ``[m, L]``."""
     if size == 4:
         grids = all_grids_4().numpy().astype(np.uint8)
         clues = boards[:, None]
@@ -161,11 +162,11 @@ def assign_splits(keys: np.ndarray, sizes: dict[str, int], rng: np.random.Genera
 
 
 def exclude_symmetric(boards: np.ndarray, order: np.ndarray, held_out: np.ndarray, count: int, size: int) -> np.ndarray:
-    """Return the first ``count`` puzzles of an order that are symmetric to no held-out puzzle.
+    """Return the first ``count`` puzzles, in a given order, that are not symmetric to a held-out puzzle.
 
     Args:
         boards: uint8 ``[N, L]``.
-        order: indices of puzzles, int64 ``[n]``.
+        order: indices of the puzzles in that order, int64 ``[n]``.
         held_out: keys (:func:`~pyro_gram.tasks.sudoku.boards.symmetry_invariants`) of the held-out puzzles.
         count: the most puzzles to return.
         size: size of the boards.
@@ -190,7 +191,7 @@ def locate_file(name: str, user_file: str, data_dir: str | None) -> Path:
     """Return the path of the training or test file of Sudoku-Extreme.
 
     Args:
-        name: ``train.csv`` or ``test.csv`` of the full set; the files of the set of 1,000 are accepted too.
+        name: ``train.csv`` or ``test.csv`` of the full set; the files of the set of 1,000 puzzles are accepted too.
         user_file: the user's own file, in the data folder or a path; ``""`` for none.
         data_dir: as in :func:`pyro_gram.system.download.find_file`. If there is no data folder, the full set is
             downloaded.
@@ -217,7 +218,7 @@ def locate_file(name: str, user_file: str, data_dir: str | None) -> Path:
 
 
 def digest(path: Path) -> str:
-    """Return ``sha256:...`` of a file as it is stored. Raises InputError if it cannot be read."""
+    """Return ``sha256:...``, the digest of a file's stored bytes. Raises InputError if the file cannot be read."""
     try:
         with path.open("rb") as file:
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
@@ -229,7 +230,7 @@ def columns_of(header: list[str]) -> tuple[int, int, int | None] | None:
     """Return the columns of puzzle, answer and rating in a CSV file with this header.
 
     Returns:
-        Three numbers, from 0 (None for a missing rating); None if the header names no puzzle or no answer.
+        Three column numbers, from 0 (None for a missing rating); or only None if the puzzle or answer is missing.
     """
     names = [name.strip().casefold() for name in header]
     puzzle, answer, rating = (
@@ -242,12 +243,12 @@ def columns_of(header: list[str]) -> tuple[int, int, int | None] | None:
 def read_csv(path: Path, size: int) -> RatedPuzzles:
     """Read a CSV file, plain or gzipped, with columns of puzzles, answers and perhaps ratings.
 
-    The header names them (:func:`columns_of`); a file without a header has two columns of boards. Every row is
+    The header names the columns (:func:`columns_of`); a file without a header has two columns of boards. Every row is
     checked: its answer must be a correct grid with the clues of its puzzle. Whether another answer exists is not
     checked. The full training set, 3.8 million rows, takes about 30 s and 1 GB.
 
     Raises:
-        InputError: the message names the file, the line and the fault.
+        InputError: a row is wrong, or the file cannot be read; the message names the file, the line and the fault.
     """
     boards, answers, ratings = bytearray(), bytearray(), array("d")
     rows: list[tuple[int, str, str]] = []
@@ -266,7 +267,7 @@ def read_csv(path: Path, size: int) -> RatedPuzzles:
             if len(rows) == ROWS_AT_ONCE:
                 convert_rows()
     except InputError:
-        convert_rows()  # report a fault in an earlier row instead
+        convert_rows()  # if an earlier row has a fault too, report that one instead
         raise
     convert_rows()
     if not boards:
@@ -289,7 +290,7 @@ class _Layout:
 
 
 def _detect_layout(path: Path, line: int, text: str) -> _Layout:
-    """Return the layout of a file whose header or first row is ``text``. Raises InputError if it is neither."""
+    """Return the layout of a file whose header or first row is ``text``. Raises InputError if ``text`` is neither."""
     for delimiter in DELIMITERS:
         first = next(csv.reader([text], delimiter=delimiter, skipinitialspace=True))
         columns = columns_of(first)
@@ -298,7 +299,7 @@ def _detect_layout(path: Path, line: int, text: str) -> _Layout:
         fields = [(column, field.strip()) for column, field in enumerate(first)]
         boards = [(not set(field) & set(BLANKS), column) for column, field in fields if BOARD.fullmatch(field)]
         if len(boards) == 2:
-            (_, puzzle), (_, answer) = sorted(boards)  # the one with a blank is the puzzle, otherwise the first
+            (_, puzzle), (_, answer) = sorted(boards)  # the board with a blank is the puzzle; if none has, the first
             return _Layout(delimiter, puzzle, answer, None, len(first), False)
     raise InputError(
         f"{path}, line {line}: expected a header with the columns question and answer (or puzzle and solution), found "
@@ -307,7 +308,7 @@ def _detect_layout(path: Path, line: int, text: str) -> _Layout:
 
 
 def _read_rows(path: Path, cells: int) -> Iterator[tuple[int, str, str, float]]:
-    """Yield line, puzzle, answer and rating of every row of a CSV file, with the right lengths. Raises InputError."""
+    """Yield line number, puzzle, answer and rating of each row of a CSV file. Raises InputError for wrong lengths."""
     with open_lines(path, MAX_CSV_BYTES) as lines:
         num_skipped, text = next(((n, line) for n, line in enumerate(lines) if line.strip()), (0, ""))
         if not text:
@@ -328,7 +329,7 @@ def _read_rows(path: Path, cells: int) -> Iterator[tuple[int, str, str, float]]:
 
 
 class _RowError(Exception):
-    """A fault in a row of a file, raised before its line is known."""
+    """A fault in a row of a file. Whoever catches it adds the number of the line."""
 
 
 def _parse_row(row: list[str], layout: _Layout, cells: int) -> tuple[str, str, float]:
@@ -370,7 +371,7 @@ def _check_rows(path: Path, size: int, rows: list[tuple[int, str, str]]) -> tupl
     def to_digits(texts: list[str]) -> np.ndarray:
         text = "".join(texts)
         if not text.isascii():
-            text = re.sub(r"[^\x00-\x7f]", "!", text)  # so that each character is one byte; ! is no blank
+            text = re.sub(r"[^\x00-\x7f]", "!", text)  # each character must be one byte; ! is not a blank
         codes = np.frombuffer(text.encode(), np.uint8)
         return digit_of[codes].reshape(len(texts), size * size)
 

@@ -1,8 +1,9 @@
 """Sudoku of size 4, 6 and 9: complete a board (Section 4.1 and Appendix B.2 of the paper: Sudoku-Extreme).
 
-Small puzzles are generated, half of them with several solutions, which are all listed. Puzzles of size 9 come from
-Sudoku-Extreme and have one solution. No puzzle of one split is symmetric to one of another, so that the augmentation
-(the full group of symmetries) gives no held-out puzzle. As a safeguard, a pair whose image is held out stays as it is.
+By default, puzzles of size 4 and 6 are generated. Half of them have several solutions, which are all listed. Puzzles of
+size 9 come from Sudoku-Extreme and have one solution. Puzzles of different splits are never symmetric to each other, so
+augmentation (by the full group of symmetries) cannot produce a held-out puzzle. As a safeguard, a pair stays unchanged
+if its image is held out.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ BLANK, FIRST_DIGIT = 1, 2  # tokens as in the paper: 0 padding (not used here), 
 CLUES = {4: (4, 10), 6: (9, 20), 9: (28, 45)}
 DEFAULT_TRAIN = {4: 7000, 6: 10_000, 9: 1000}
 DEFAULT_TEST = {4: 500, 6: 500, 9: 1000}
-MAX_SOLUTIONS_COUNTED = 1000  # solutions of a board
+MAX_SOLUTIONS_COUNTED = 1000  # if a board has more solutions, they are not counted
 FRESH_DRAWS = 1000  # the least number of puzzles that fresh_inputs draws at once
 SOURCES = ("auto", "generated", "extreme")
 CLUE_COLOR, FILLED_COLOR, MISTAKE_COLOR = "#000000", "#0072B2", "#C00000"
@@ -69,13 +70,14 @@ class SudokuConfig:
         size: rows of a board: 4 (boxes of 2x2), 6 (boxes of 2 rows and 3 columns) or 9.
         source: ``generated``, ``extreme`` (the files of Sudoku-Extreme, 9x9 only), or ``auto``: extreme for size 9,
             generated for the others.
-        train, test: puzzles of the split. -1: the default number (7000, 10000, 1000 for training, 500, 500, 1000 for
-            testing, for sizes 4, 6, 9; all of a smaller file). 0: all puzzles of the file (extreme).
-        validation: puzzles to validate on, taken from the training file if there is one. Puzzles of that file that
-            are symmetric to one of the test split are not used.
-        min_clues, max_clues: the fewest and most clues of generated puzzles; 0: 4-10, 9-20, 28-45 for sizes 4, 6, 9.
+        train, test: number of puzzles in the split. -1: the default for sizes 4, 6, 9, which is 7000, 10000, 1000 for
+            training and 500, 500, 1000 for testing (all puzzles of a smaller file). 0: all puzzles of the file.
+        validation: number of puzzles to validate on, taken from the training file if there is one. Puzzles of the
+            training file that are symmetric to a test puzzle are not used.
+        min_clues, max_clues: the fewest and most clues of generated puzzles. 0: the default, which is 4 to 10, 9 to 20
+            and 28 to 45 clues for sizes 4, 6 and 9.
         unique: share of generated puzzles that have exactly one solution.
-        max_solutions: the most solutions of the other generated puzzles; all are listed.
+        max_solutions: the most solutions of the other generated puzzles; all solutions are listed.
         train_file, test_file: CSV files in the data folder (or paths), plain or .gz, to read instead of train.csv and
             test.csv (the full set) or sudoku-extreme-1k_train.csv and sudoku-extreme-1k_test_hard.csv.
         data_seed: seed of puzzles and splits; runs with equal seeds can be compared.
@@ -157,7 +159,7 @@ class Sudoku(Task):
     # ---- right answers -----------------------------------------------------------------------------------------
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Count digits missing from rows, columns and boxes, tokens that are no digit, and clues that are changed."""
+        """Count digits missing from rows, columns and boxes, tokens that are not digits, and changed clues."""
         assert x is not None
         num_missing = missing_digits(y - FIRST_DIGIT, self.size)
         return num_missing + (y < FIRST_DIGIT).sum(-1) + ((x >= FIRST_DIGIT) & (x != y)).sum(-1)
@@ -178,7 +180,8 @@ class Sudoku(Task):
         return PuzzleSet(inputs, solutions, torch.from_numpy(puzzles.offsets))
 
     def ratings(self, split: str) -> Tensor | None:
-        """Return the ratings of a split's puzzles, ``[N]``, from its file (Extreme: backtracks); None if unknown."""
+        """Return the ratings of a split's puzzles from its file, ``[N]``; None if unknown. Sudoku-Extreme counts
+        the backtracks of a solver."""
         check_split(split)
         ratings = self._puzzles[split].ratings
         return None if ratings is None else torch.from_numpy(ratings)
@@ -257,7 +260,7 @@ class Sudoku(Task):
         return {"train": train.take(index[:number]), "validation": validation, "test": test}
 
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Apply a random symmetry to each pair; a pair whose image is held out stays."""
+        """Apply a random symmetry to each pair; a pair whose image is held out stays unchanged."""
         assert x is not None
         flat_x, flat_y = x.reshape(-1, self.cells), y.reshape(-1, self.cells)
         cells, digits = random_symmetries(len(flat_y), self.size, generator)
@@ -295,7 +298,7 @@ class Sudoku(Task):
         return "".join("." if token < FIRST_DIGIT else str(token - BLANK) for token in x.tolist())
 
     def format_solution(self, x: Tensor | None, y: Tensor) -> str:
-        """Return the digits in one line; ``?`` for a token that is no digit."""
+        """Return the digits in one line; ``?`` for a token that is not a digit."""
         return "".join("?" if token < FIRST_DIGIT else str(token - BLANK) for token in y.tolist())
 
     def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
@@ -310,14 +313,14 @@ class Sudoku(Task):
         return join_blocks(*boards, separator="  ->  ")
 
     def _digits(self, x: Tensor | None, y: Tensor | None) -> tuple[list[int], list[int] | None]:
-        """Return the clues and the answer as digits, 0 for none."""
+        """Return the clues and the answer as digits; 0 is a blank, or a token that is not a digit."""
         assert x is not None
         clues = (x - BLANK).clamp(min=0).tolist()
         return clues, None if y is None else (y - BLANK).clamp(min=0).tolist()
 
 
 def _split_size(split: str, num_requested: int, default: int, num_available: int, reason: str) -> int:
-    """Return the number of puzzles of a split from a file. Raises ConfigError if the file has fewer."""
+    """Return how many puzzles of a file a split gets. Raises ConfigError if more are requested than there are."""
     if not num_available:
         raise ConfigError(f"{reason} no puzzles that could be the {split} split: take other files, or hold out fewer")
     if num_requested > num_available:
@@ -328,7 +331,7 @@ def _split_size(split: str, num_requested: int, default: int, num_available: int
 
 
 def find_mistakes(size: int, clues: Sequence[int], answer: Sequence[int] | None) -> set[int]:
-    """Return the cells that repeat a digit of a unit, and cells of an answer without digit or with a changed clue.
+    """Return the cells whose digit occurs twice in a unit; of an answer, also cells that lack a digit or change a clue.
 
     Arguments are those of :func:`draw_board`.
     """
@@ -363,7 +366,7 @@ def draw_board(axes: Axes, size: int, clues: Sequence[int], answer: Sequence[int
         axes: the axes to draw on.
         size: size of the board.
         clues: ``size**2`` digits, 0 for a blank.
-        answer: ``size**2`` digits, 0 (drawn as ``?``) for a token that is no digit; None to draw the clues only.
+        answer: ``size**2`` digits, 0 (drawn as ``?``) for a token that is not a digit; None to draw the clues only.
     """
     g = geometry(size)
     digits, mistakes = clues if answer is None else answer, find_mistakes(size, clues, answer)

@@ -1,4 +1,4 @@
-"""Sudoku boards as text, in the layouts of collections, solvers, spreadsheets and of solve.py."""
+"""Read Sudoku boards from text, in the layouts of puzzle collections, other solvers, spreadsheets and solve.py."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pyro_gram.tasks.sudoku.boards import BOXES, SIZES
 from pyro_gram.tasks.sudoku.data import BLANKS, DELIMITERS, PUZZLE_COLUMNS
 
 DIGITS = "123456789"
-BOARD_NAMES = (*PUZZLE_COLUMNS, "board", "grid", "clues")  # columns of a CSV, keys of a JSON object
+BOARD_NAMES = (*PUZZLE_COLUMNS, "board", "grid", "clues")  # names of CSV columns and JSON keys that hold a board
 SIZE_OF = {size * size: size for size in SIZES}  # number of cells -> size
 ANSWER_SEPARATOR = re.compile(r"\s*->\s*|\s{3,}")
-MAX_RATING_LENGTH = 8  # a longer word of digits is no rating
+MAX_RATING_LENGTH = 8  # a longer word of digits is not a rating
 FORM = f"digits, and one of {' '.join(BLANKS)} for a blank"
 
 
 def split_puzzles(text: str) -> list[PuzzleText]:
-    """Cut a file into puzzles: one puzzle or one row on each line, CSV with a header, ``.sdk``, ``.sdm`` or JSON."""
+    """Cut a file into puzzles: lines of one puzzle or one row each, CSV with a header, ``.sdk``, ``.sdm`` or JSON."""
     lines = normalize_text(text).split("\n")
     first = next((i for i, line in enumerate(lines) if line and remove_answer(line)), 0)
     for delimiter in DELIMITERS:
@@ -41,13 +41,13 @@ def split_puzzles(text: str) -> list[PuzzleText]:
 
 
 def _begins_with_board(lines: list[str]) -> bool:
-    """Return whether the first line holds a whole board: then a single word above it is a header, not a title."""
+    """Return whether the first line holds a whole board. If so, a single word above it is a header, not a title."""
     line = next(filter(None, map(remove_answer, lines)), "")
     return len(line) in SIZE_OF
 
 
 def _fields(line: str, delimiter: str) -> list[str]:
-    """Return the fields of a line of CSV; the line itself if it is no CSV."""
+    """Return the fields of a line of CSV; a malformed line is one field."""
     try:
         return [field.strip() for field in next(csv.reader([line], delimiter=delimiter), [])]
     except csv.Error:
@@ -55,7 +55,7 @@ def _fields(line: str, delimiter: str) -> list[str]:
 
 
 def remove_answer(line: str) -> str:
-    """Remove the comment of a line and, in a picture that solve.py prints, the answer on the right."""
+    """Remove a line's comment and, if the line is from a picture that solve.py prints, the answer on the right."""
     line = clean_line(line)
     puzzle_part, *others = ANSWER_SEPARATOR.split(line)
     if len(others) != 1:
@@ -67,7 +67,7 @@ def remove_answer(line: str) -> str:
 
 
 def row_length(line: str) -> int:
-    """Return the number of cells of a line that is a row of a board; 0 for other lines."""
+    """Return the number of cells if the line is a row of a board, otherwise 0."""
     cells = cells_of(line, is_cell_count)
     return len(cells) if cells and len(cells) in SIZES and all(len(cell) == 1 for cell in cells) else 0
 
@@ -78,10 +78,10 @@ def parse_puzzle(text: str, size: int, advise: Callable[[int], str]) -> list[int
     Args:
         text: one line, or a line for each row.
         size: the size of board that the caller expects.
-        advise: maps another size to advice for the user.
+        advise: maps the size of a board of another size to advice for the user.
 
     Raises:
-        InputError: the text is no board of this size.
+        InputError: the text is not a board of this size.
     """
     lines = lines_of_board(text, BOARD_NAMES, row_length, split_puzzles, remove_answer)
     cells = _cells_of_board(lines[0]) if len(lines) == 1 else _join_rows(lines)
@@ -105,7 +105,7 @@ def parse_puzzle(text: str, size: int, advise: Callable[[int], str]) -> list[int
 
 
 def _cells_of_board(line: str) -> list[str] | None:
-    """Return the cells of a board in one line, which may also hold a hash, a rating or the solution."""
+    """Return the cells of a board on one line. The line may also hold a hash, a rating or the solution."""
     words = [word for word in re.split(r"[\s,;]+", line) if not set(word) - set(BLANKS + DIGITS)]
     boards = [word for word in words if len(word) in SIZE_OF]
     if not boards:

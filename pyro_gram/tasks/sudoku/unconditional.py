@@ -1,7 +1,7 @@
-"""Sudoku grids without clues: a model p(x) of correct grids (Section 4.3 of the paper).
+"""Generate Sudoku grids without clues: a task p(x), whose data are correct grids (Section 4.3 of the paper).
 
-For size 4 all 288 grids are listed, so that the distance of samples from the uniform distribution can be measured, and
-compared with that of a perfect sampler.
+For size 4 all 288 grids are listed. So the distance of the samples from the uniform distribution can be measured, and
+compared with the distance of a perfect sampler.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class SudokuBoardsConfig:
 
     Attributes:
         size: rows of a board: 4, 6 or 9.
-        count: training boards; 0: all 288 for size 4, 20,000 for size 6, 50,000 for size 9.
-        validation, test: held-out boards. For size 4 both splits always have all 288 grids, to measure how many of
-            them the samples cover; grids that a smaller count leaves out are never trained on.
+        count: number of training boards. 0: all 288 for size 4, 20,000 for size 6, 50,000 for size 9.
+        validation, test: number of held-out boards. Size 4 ignores them: both splits have all 288 grids, to measure
+            how many of these the samples cover. Grids that a smaller count leaves out are never trained on.
         data_seed: seed of the boards; runs with equal seeds can be compared.
     """
 
@@ -68,7 +68,7 @@ class SudokuBoards(Task):
         self.spec = TaskSpec(self.cells, None, 0, self.cells, self.size)
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Count the digits missing from rows, columns and boxes; each of these lacks as many as it repeats."""
+        """Count the digits missing from rows, columns and boxes. For each missing digit, another digit is repeated."""
         return missing_digits(y, self.size)
 
     # ---- data --------------------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ class SudokuBoards(Task):
 
     @cached_property
     def _boards(self) -> dict[str, Tensor]:
-        """The tokens of each split, int64 ``[N, L]``: distinct boards; for sizes 6 and 9 no two splits share one."""
+        """The tokens of each split, int64 ``[N, L]``: distinct boards. For sizes 6 and 9, no board is in two splits."""
         c = self.config
         generator = torch.Generator().manual_seed(c.data_seed)
         count = c.count or DEFAULT_COUNTS[self.size]
@@ -105,7 +105,7 @@ class SudokuBoards(Task):
         return boards[:count]
 
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[None, Tensor]:
-        """Apply a random symmetry to each board; a board whose image is held out stays."""
+        """Apply a random symmetry to each board; a board whose image is held out stays unchanged."""
         flat_y = y.reshape(-1, self.cells)
         image = transform(flat_y, *random_symmetries(len(flat_y), self.size, generator), first=0)
         if self._held_out is not None:
@@ -114,7 +114,7 @@ class SudokuBoards(Task):
 
     @cached_property
     def _held_out(self) -> InputSet | None:
-        """The validation and test boards; for size 4, the grids that are not trained on. None if there are none."""
+        """The validation and test boards; for size 4, the grids that are not trained on. None if none is held out."""
         boards = self._boards
         held_out = torch.cat((boards["validation"], boards["test"]))
         if self.size == 4:
@@ -134,10 +134,10 @@ class SudokuBoards(Task):
             tokens: int64 ``[N, 1, L]``.
 
         Returns:
-            ``validity``: the share of samples that are correct boards. ``uniqueness``: the share of these that are
-            distinct. ``novelty`` (sizes 6 and 9): the share of the distinct ones that are no training board.
-            ``grids_found`` (size 4): the number of distinct ones, of 288. If no sample is correct, ``uniqueness`` and
-            ``novelty`` are undefined and left out.
+            ``validity``: the share of samples that are correct boards. ``uniqueness``: the number of distinct correct
+            boards, divided by the number of correct samples. ``novelty`` (sizes 6 and 9): the share of the distinct
+            correct boards that are not training boards. ``grids_found`` (size 4): the number of distinct correct
+            boards, 288 at most. If no sample is correct, ``uniqueness`` and ``novelty`` are undefined and left out.
         """
         samples = tokens.reshape(-1, self.cells)
         valid_samples = samples[self.is_valid(None, samples)]
@@ -163,11 +163,11 @@ class SudokuBoards(Task):
         draw_board(axes, self.size, *self._digits(y))
 
     def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
-        """Return the board with its boxes, blank without an answer."""
+        """Return the answer as a board with its boxes; without an answer, a blank board."""
         return render_board(self.size, *self._digits(y), colour)
 
     def _digits(self, y: Tensor | None) -> tuple[list[int], list[int] | None]:
-        """Return a blank board as the clues, and the answer's digits."""
+        """Return a blank board in place of the clues, and the digits of the answer."""
         return [0] * self.cells, None if y is None else (y + 1).tolist()
 
 
