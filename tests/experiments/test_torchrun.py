@@ -182,7 +182,7 @@ def test_a_divergence_of_two_processes_is_saved(tmp_path):
     out = tmp_path / "run"
     code, _, err = wait_for(torchrun(out, "--train.batches", 4, "--optim.lr", 1e30))
     assert code != 0
-    assert "diverged.json tells of it" in err
+    assert "diverged.json describes it" in err
     assert json.loads((out / "diverged.json").read_text())["batch"] < 4
     assert load_file(out / "diverged.safetensors")
 
