@@ -26,7 +26,7 @@ from pyro_gram.registry import GUIDES, MODELS, PRIORS, TASKS
 from pyro_gram.solver import Solver
 from pyro_gram.tasks.base import Task
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores
+if "PYTEST_XDIST_WORKER" in os.environ:  # parallel test workers share the cores
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
@@ -49,7 +49,7 @@ SMALL_TASKS: dict[str, dict] = {
     "arc": {"canvas": 4, "augmentations": 2, "evaluate_augmentations": 2, "validation": 2},
     "mnist": {"side": 14, "patch": 7, "train": 20, "validation": 4, "test": 10},
 }
-SMALL_MODELS: dict[str, dict] = {"arc": {"prefix": 1}}  # puzzle embeddings need a position
+SMALL_MODELS: dict[str, dict] = {"arc": {"prefix": 1}}  # a puzzle embedding needs a position of its own
 SMALL_PARTS: dict[str, dict] = {
     "model": {"width": 16, "heads": 2, "hidden": 16, "layers": 1, "low_steps": 2, "transitions": 2},
     "prior": {"hidden": 16},
@@ -62,8 +62,8 @@ SMALL_PARTS: dict[str, dict] = {
 def small_config(**changes: Any) -> RunConfig:
     """Return the config of a run that takes seconds.
 
-    ``prior_name="gaussian"`` names a part, and ``prior={...}`` sets its fields. A model comes with the prior and guide
-    that it needs, and with its own settings except for sizes.
+    ``prior_name="gaussian"`` chooses a part, and ``prior={...}`` sets fields of its config. By default a model gets the
+    prior and guide that it needs, and its own settings except for sizes.
     """
     given_names = {part: changes.pop(f"{part}_name") for part in DEFAULT_NAMES if changes.get(f"{part}_name")}
     model = MODELS.get(given_names.get("model", DEFAULT_NAMES["model"]))
@@ -97,7 +97,7 @@ def perturb_(module: nn.Module, scale: float = 0.05) -> nn.Module:
 
 @cache
 def digits_folder() -> str:
-    """Return a folder with the four MNIST files, in which a few squares and bars stand for digits."""
+    """Return a folder with four files like MNIST's; their few images show squares and bars in place of digits."""
     folder = Path(tempfile.mkdtemp(prefix="pyro_gram-digits-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     rng = np.random.default_rng(0)
@@ -114,7 +114,7 @@ def digits_folder() -> str:
 
 @cache
 def small_task(name: str) -> Task:
-    """Build a task of :func:`small_config` once: its data take longer than all networks. Tests must not change it."""
+    """Build a task of :func:`small_config` only once: it takes longer than a model. Tests must not change the task."""
     return build_task(small_config(task_name=name), digits_folder() if name == "mnist" else None)
 
 
@@ -170,7 +170,7 @@ def build_case_with_heads(strength: float = 0.0, shift: float = 0.0, **changes: 
 
 
 def program_names() -> list[dict[str, str]]:
-    """Return programs in which every prior, guide, model and task occurs with at least two partners."""
+    """Return combinations of parts. Every prior, guide, model and task occurs, mostly with several partners."""
     priors, guides, models, tasks = (r.names() for r in (PRIORS, GUIDES, MODELS, TASKS))
     pairs = []
     for i, prior in enumerate(priors):
@@ -187,7 +187,7 @@ def program_names() -> list[dict[str, str]]:
 
 
 def covering_program_names() -> list[dict[str, str]]:
-    """Return some twenty programs, in which each registered prior, guide, model and task occurs."""
+    """Return some twenty combinations of parts, in which every registered prior, guide, model and task occurs."""
     programs, names = [], {item for program in program_names() for item in program.items()}
     while names:
         programs.append(max(program_names(), key=lambda program: len(names & set(program.items()))))

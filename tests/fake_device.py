@@ -1,9 +1,10 @@
 """A fake device: its tensors keep their values on the CPU, and refuse operations that CUDA or MPS would refuse.
 
-An operation cannot mix its tensors with CPU tensors, except single numbers and indices; generators of the CPU cannot
-draw for it, NumPy cannot read its memory, and it has no float64. Code that runs on it therefore leaves no tensor on the
-CPU. The results are those of the CPU, because the random draws are. The device is called ``meta``, the only device
-whose name needs no hardware. Kernels, and code that depends on ``device.type == "cuda"``, are not tested.
+An operation cannot mix tensors of the device with CPU tensors, except single numbers and indices. Generators of the CPU
+cannot draw for the device, NumPy cannot read its memory, and it has no float64. So code that runs on the device without
+an error has left no tensor on the CPU. Results and random draws are the same as on the CPU. The device is called
+``meta``, because PyTorch accepts this name on any machine. Neither GPU kernels are tested, nor code that depends on
+``device.type == "cuda"``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pyro_gram import checkpoint
 
 FAKE_DEVICE = torch.device("meta")
 aten = torch.ops.aten
-TRANSFERS = {aten._to_copy.default, aten.copy_.default}  # these copy tensors from one device to another
+TRANSFERS = {aten._to_copy.default, aten.copy_.default}  # operations that copy tensors from one device to another
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 
 
@@ -75,7 +76,7 @@ class _DispatchMode(TorchDispatchMode):
 
 
 def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Run an operation on the tensors' values, and return its results on the device that they belong to."""
+    """Run an operation on the values of its tensors, and return the results on the right device."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     fake_tensors = {id(t.cpu_values): t for t in tensors if isinstance(t, FakeDeviceTensor)}
     device = kwargs.get("device")
@@ -100,7 +101,7 @@ def _cpu_values(leaf: Any) -> Any:
 
 
 def _check_devices(func: Any, args: Any, generator: Any, tensors: list[Tensor], is_result_fake: bool) -> None:
-    """Raise RuntimeError as a real device does, for a CPU generator or for a CPU tensor among its own."""
+    """Raise RuntimeError, as a real device does, for a CPU generator or for CPU tensors among the device's own."""
     if generator is not None and is_result_fake:
         raise RuntimeError(f"{func}: a generator of the CPU cannot draw on another device")
     is_index = func in INDEXING and isinstance(args[0], FakeDeviceTensor)
@@ -111,7 +112,7 @@ def _check_devices(func: Any, args: Any, generator: Any, tensors: list[Tensor], 
 
 
 def _create_then_move(create: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Replace ``torch.tensor``, which does not ask the dispatcher for its device."""
+    """Return a substitute for ``torch.tensor``, which would not ask the dispatcher for its device."""
 
     def tensor(
         data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False, **kwargs: Any
@@ -125,11 +126,11 @@ def _create_then_move(create: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @contextmanager
 def fake_device(*programs: Any) -> Iterator[str]:
-    """Provide the fake device and yield its name; ``programs`` are modules whose option ``--device`` accepts it."""
+    """Provide the fake device and yield its name. The option ``--device`` of the modules ``programs`` accepts it."""
     with ExitStack() as stack:
         for program in programs:
             stack.enter_context(patch.object(program, "pick_device", torch.device))
-        # Checkpoints are checked on the real meta device, whose name is taken here.
+        # This check of checkpoints needs the real meta device, but the fake device has its name: leave the check out.
         stack.enter_context(patch.object(checkpoint, "outline_misfits", lambda *_: []))
         stack.enter_context(patch.object(torch, "tensor", _create_then_move(torch.tensor)))
         stack.enter_context(_DispatchMode())

@@ -1,4 +1,4 @@
-"""The layers of the package, its words, and forbidden imports. ``structure.py`` counts; its JSON holds the limits."""
+"""Check layers, words and imports of the package. ``structure.py`` counts them, and its JSON holds the limits."""
 
 import ast
 

@@ -68,7 +68,9 @@ def state_file(tmp_path):
 
 
 def rewrite(path, change=lambda header: None, tensors=lambda t: None, **metadata):
-    """Write a checkpoint again after ``change(header)`` and ``tensors(dict)``; ``metadata`` replaces whole entries."""
+    """Write a checkpoint again, after ``change`` has edited its header and ``tensors`` its dict of tensors.
+
+    ``metadata`` replaces whole entries of the file's metadata."""
     with safe_open(path, framework="pt") as f:
         entries = f.metadata()
         contents = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dict)
@@ -152,7 +154,7 @@ def test_a_pickle_in_disguise_does_not_run(write, tmp_path):
     else:
         torch.save(_Bomb(marker), path)
         torch.load(io.BytesIO(path.read_bytes()), weights_only=False).close()
-    assert marker.exists()  # the bomb works
+    assert marker.exists()  # the bomb works if it is loaded as a pickle
     marker.unlink()
     with pytest.raises(CheckpointError, match="not a readable safetensors file"):
         load(path)

@@ -1,4 +1,4 @@
-"""The data that a checkpoint was made with, and weights that are saved at half the size."""
+"""Checkpoints record the data that they were made with, and can be saved at half the size."""
 
 import shutil
 
@@ -56,7 +56,7 @@ def test_data_for_the_measurement_are_read_before_training(name, tmp_path, capsy
     arguments += ["--train.batches", 1, "--evaluate.num_samples", 2]
     code = cli(experiments.run.main, *arguments, "--data-dir", folder, "--out", tmp_path / "out")
     err = capsys.readouterr().err
-    if "labels" in name:  # labels are not needed
+    if "labels" in name:  # this measurement does not need labels
         assert code == 0
     else:
         assert (code, len(err.splitlines())) == (2, 1)

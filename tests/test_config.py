@@ -247,7 +247,7 @@ def test_the_paper_preset_of_coloring_has_the_settings_of_appendix_b2():
     assert (c.model.low_steps, c.model.transitions, c.train.supervision_steps) == (4, 3, 16)
     assert (c.optim.lr, c.optim.weight_decay, c.optim.clip) == (1e-4, 1.0, 1.0)
     assert (c.train.batch, c.train.ema, c.train.balance) == (768, 0.9999, 0.8)
-    assert (c.beta.start, c.beta.target) == (0.5, 0.0)  # constant
+    assert (c.beta.start, c.beta.target) == (0.5, 0.0)  # beta is constant
     assert (c.model.prefix, c.model.truncated, c.train.augment) == (16, True, False)
     assert (c.task.vertices, c.task.layout, c.task.train, c.task.test) == (8, "edge", 7002, 255)
     assert (c.prior.hidden, c.guide.hidden, c.evaluate.num_samples) == (512, 512, 20)
@@ -259,7 +259,7 @@ def test_the_paper_preset_of_coloring_has_the_papers_size():
     solver = build(with_options(config, {f"task.{k}": v for k, v in task.items()}))
     assert (solver.task.spec.input_length, solver.task.spec.output_length) == (28 + 8, 8)
     parameters = [*solver.model.parameters(), *solver.guide.parameters()]
-    assert sum(p.numel() for p in parameters) == pytest.approx(10e6, rel=0.2)  # "about 10 M"
+    assert sum(p.numel() for p in parameters) == pytest.approx(10e6, rel=0.2)  # the paper: "about 10 M"
 
 
 def test_an_unknown_preset_or_task_lists_the_known_ones():

@@ -41,7 +41,7 @@ PARTS = ROOT / "docs" / "parts"
 
 @pytest.fixture
 def own_parts(tmp_path, monkeypatch):
-    """A working directory that holds the example files of docs/parts."""
+    """Return the current directory, a new folder that holds the example files of docs/parts."""
     for file in PARTS.glob("*.py"):
         (tmp_path / file.name).write_text(file.read_text())
     monkeypatch.chdir(tmp_path)
@@ -117,7 +117,7 @@ def test_the_documented_arviz_calls_run_as_written(tmp_path, monkeypatch):
     (block,) = python_blocks(page, f"import arviz as az  # {'0.23' if ARVIZ_MAJOR == 0 else '1.x'}")
     namespace: dict = {}
     with warnings.catch_warnings():
-        # a tiny run holds too few draws for ArviZ
+        # ArviZ warns that a tiny run has too few draws
         warnings.filterwarnings("ignore", category=UserWarning, module="arviz.*")
         exec(block, namespace)
     assert namespace["by_depth"]["posterior"]["path"].sizes["chain"] == 100

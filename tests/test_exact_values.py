@@ -53,7 +53,7 @@ def test_the_start_of_a_program_without_input_is_learned_and_its_zeros_are_no_st
 
 def test_the_flow_starts_as_the_gaussian_that_it_transforms():
     case = build_case(prior_name="flow")
-    prior = FlowPrior(case.solver.config.prior, 16)  # not perturbed
+    prior = FlowPrior(case.solver.config.prior, 16)  # a new prior, whose parameters are not perturbed
     u = torch.randn(2, 4, 16)
     draws = prior(u).sample((4000,))
     gaussian = dist.Normal(*prior.head(u))
@@ -164,7 +164,7 @@ def test_the_value_heads_loss_is_the_squared_error():
 
 
 def test_losses_of_heads_are_auxiliary():
-    """Otherwise Pyro would warn of a site that the guide does not have."""
+    """Without this mark, Pyro would warn of a site that the guide does not have."""
     with poutine.trace() as trace:
         add_training_loss("loss", torch.ones(3))
     assert trace.trace.nodes["loss"]["infer"]["is_auxiliary"]
@@ -196,13 +196,13 @@ def test_two_right_samples_are_enough_for_a_test():
     ids = torch.zeros(2, 1, dtype=torch.long)
     result = calibration.uniformity(ids, torch.tensor([100]), false_discovery_rate=0.0001)
     assert result.p_value[0].item() * 10_001 == pytest.approx(round(result.p_value[0].item() * 10_001), abs=1e-6)
-    assert (result.p_value[0].item() * 1000) % 1 > 1e-6  # from 10,000 draws, not from 999
+    assert (result.p_value[0].item() * 1000) % 1 > 1e-6  # from 10,000 simulations, not from 999
 
 
 def test_solutions_of_more_than_a_thousand_samples_are_identified():
     case = build_case()
     train = case.solver.task.split("train")
-    puzzles = train.select(train.num_solutions.argmin()[None])  # a graph with edges, so that one colour is no answer
+    puzzles = train.select(train.num_solutions.argmin()[None])  # a graph with edges, so one colour is not enough
     tokens = puzzles.solutions_of(0)[:1].expand(2500, 1, -1).clone()
     tokens[1700] = (tokens[1700] + 1) * 0
     ids = solution_ids(case.solver.task, puzzles, tokens)
@@ -229,11 +229,11 @@ def test_the_total_variation_of_a_perfect_sampler_is_computed_in_double():
     assert expected_total_variation(torch.tensor([3, 7]), 20).dtype == torch.double
     result = expected_total_variation(torch.tensor([3_000_000]), 1_000_003).item()
     p, n = 1 / 3_000_000, 1_000_003
-    assert result == pytest.approx((1 - p) ** n, rel=1e-6)  # k = 1: the expected share of solutions that no draw hits
+    assert result == pytest.approx((1 - p) ** n, rel=1e-6)  # k = 1: expected share of solutions that no draw hits
 
 
 def test_an_input_with_one_right_sample_is_not_tested():
-    """The number of simulations follows the number of tests."""
+    """The p-value shows how many simulations were made, and their number depends on the number of tests."""
     ids = torch.zeros(30, 2, dtype=torch.long)
     ids[1:, 1] = -1
     result = calibration.uniformity(ids, torch.tensor([8, 8]), false_discovery_rate=0.0005)
@@ -268,7 +268,7 @@ def test_guidance_is_measured_for_each_transition_sample_and_input():
 
 def test_log_p_of_many_data_without_input_follows_their_order():
     case = build_case(task_name="sudoku_uncond")
-    y = torch.cat([case.y.roll(i, 0) for i in range(20)])  # more than are scored at once
+    y = torch.cat([case.y.roll(i, 0) for i in range(20)])  # more data than are scored at once
     result = rollout_log_prob(case.solver.model, None, y, num_samples=2, depth=1)
     assert result.shape == (2, 100)
     part = rollout_log_prob(case.solver.model, None, y[90:], num_samples=2, depth=1)

@@ -20,11 +20,11 @@ CONFIGS = {
     **{f"{part}-{name}": (part, r.get(name).Config) for part, r in REGISTRIES.items() for name in r.names()},
     **{part: (part, cls) for part, cls in FIXED_PARTS.items()},
 }
-FREE_TEXTS = {"files", "tasks", "train_file", "test_file"}  # any text is allowed
+FREE_TEXTS = {"files", "tasks", "train_file", "test_file"}  # settings that accept any text
 
 
 def error_of(capsys, *arguments, main=experiments.run.main):
-    """Return the one line on stderr of a program that refuses its arguments."""
+    """Return the only line on stderr of a program that refuses its arguments."""
     try:
         code = call(main, list(arguments))
     except SystemExit as e:

@@ -38,7 +38,7 @@ def test_a_resumed_run_is_bit_for_bit_an_unbroken_one(changes, tmp_path):
     run = train_batches(first)
     reports = [next(run) for _ in range(2)]
     save_state(tmp_path / "state.safetensors", config, first)
-    second = trainer_of(config, perturb=1.0)  # the file's weights replace these
+    second = trainer_of(config, perturb=1.0)  # the weights of the file replace these weights
     load_state(tmp_path / "state.safetensors", config, second)
     assert second.elapsed == first.elapsed
     reports += list(train_batches(second))
@@ -48,7 +48,7 @@ def test_a_resumed_run_is_bit_for_bit_an_unbroken_one(changes, tmp_path):
 
 
 def test_the_state_before_an_update_that_diverges_can_be_loaded(tmp_path):
-    """The state has the weights before that update; a run that resumes from it starts the batch again."""
+    """The state has the weights from before the diverging update. A run that resumes from it repeats the batch."""
     config = small_config()
     trainer, records = trainer_of(config), []
 

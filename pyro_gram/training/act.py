@@ -1,7 +1,8 @@
-"""Halting and carry in training, as in the code of HRM and TRM (adaptive computation time).
+"""Training with adaptive computation time (ACT), as in the code of HRM and TRM.
 
-The batch holds pairs (x, y) and the states of their trajectories. Each update is one supervision step of all of them.
-A trajectory ends where the model would halt it, or after N_sup steps; a new pair, which starts from z_0, replaces it.
+The batch holds pairs (x, y) and the states of their trajectories. Each update is one supervision step of every
+trajectory. A trajectory ends when the model would halt it, or after N_sup steps. Then a new pair replaces its pair, and
+a new trajectory starts at z_0.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from pyro_gram.inference.terms import StepTerms
 from pyro_gram.networks.core import LatentState
 from pyro_gram.system.distributed import ProcessGroup
 
-EXPLORATION = 0.1  # the share of trajectories that may not end before a random number of steps, 2 or more
+EXPLORATION = 0.1  # share of trajectories that may end only after a random number of steps, 2 or more
 
 
 @dataclass(frozen=True)
 class Carry:
-    """The pairs and trajectories between two updates.
+    """The pairs of a batch and the states of their trajectories, kept from one update to the next.
 
     Attributes:
         x: inputs, ``[B, *event]``; None for p(x).
         y: answers, int64 ``[B, L_out]``.
         steps: supervision steps that each trajectory has made, int64 ``[B]``.
-        finished: bool ``[B]``: the trajectory has ended, and the next pair replaces it.
-        state: states of the trajectories, ``[B, L, D]`` each; None is z_0.
+        finished: bool ``[B]``: has the trajectory ended? If so, the next update replaces its pair.
+        state: states of the trajectories, ``[B, L, D]`` each; None if all are at z_0.
     """
 
     x: Tensor | None
@@ -47,7 +48,7 @@ class Carry:
         return cls(x, y, zeros, zeros.bool())
 
     def replace_finished(self, model: Any, x: Tensor | None, y: Tensor) -> Carry:
-        """Replace each pair whose trajectory is finished with the pair of ``x`` and ``y`` in the same row."""
+        """Replace the pairs whose trajectories are finished with the pairs of ``x`` and ``y`` in the same rows."""
         assert self.state is not None
         with torch.no_grad(), data_plates(self.finished.shape):
             start = model.initial_state(self.state.h)
@@ -58,7 +59,7 @@ class Carry:
         return Carry(x, y, self.steps.masked_fill(self.finished, 0), self.finished, state)
 
     def advance(self, terms: StepTerms, max_steps: int) -> Carry:
-        """Return the carry after the supervision step with these terms. Draws from torch's generator.
+        """Return the carry after a supervision step that gave ``terms``. This draws from torch's generator.
 
         Raises:
             ConfigError: the model does not say which trajectories halt.
@@ -75,7 +76,7 @@ class Carry:
         return Carry(self.x, self.y, steps, finished, terms.state)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the tensors by name."""
+        """Return the tensors of the carry by name."""
         tensors = {"y": self.y, "steps": self.steps, "finished": self.finished}
         tensors |= {} if self.x is None else {"x": self.x}
         return tensors if self.state is None else tensors | {"h": self.state.h, "l": self.state.l}
@@ -87,11 +88,11 @@ class Carry:
         return cls(tensors.get("x"), tensors["y"], tensors["steps"], tensors["finished"], state)
 
     def shard(self, processes: ProcessGroup, device: torch.device) -> Carry:
-        """Return one process's share of a carry of all processes."""
+        """Return this process's share of a carry of all processes."""
         return self._map(lambda tensor: processes.shard(tensor).to(device))
 
     def all_gather(self, processes: ProcessGroup) -> Carry:
-        """Return the carry of all processes."""
+        """Return the carry of all processes, joined from the shares of each."""
         return self._map(processes.all_gather)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Carry:

@@ -1,10 +1,12 @@
 """beta, the weight of the KL: constant, or raised while the reconstruction is below a target (GECO).
 
-The objective is constrained: minimize the KL while -log p(y | h_T) stays below a target. beta keeps its start value
-until the running mean of the reconstruction first falls below the target; then it rises while the mean is below and
-falls while it is above. If beta rose earlier, the guide would collapse before it has learnt to use y. But where y
-mostly follows from x, a guide that passes y on from the start keeps the core from learning to reason; so the first part
-of a run may have a beta so large that the guide stays at the prior.
+GECO minimizes the KL under the constraint that the reconstruction, -log p(y | h_T), stays below a target. beta keeps
+its start value until the running mean of the reconstruction first falls below the target. After that, beta rises while
+the mean is below the target, and falls while it is above. If beta rose earlier, the guide would collapse to the prior
+before it has learnt to use y.
+
+If y mostly follows from x, a guide that reveals y from the start keeps the core from learning to reason. Therefore beta
+may be so large in the first part of a run that the guide stays at the prior: the guide is silent.
 """
 
 from __future__ import annotations
@@ -22,15 +24,15 @@ class BetaConfig:
     """The schedule of beta.
 
     Attributes:
-        start: beta at the start, and its least value.
+        start: beta at the start, which is also the least beta.
         target: the reconstruction, nats per input, below which beta rises; 0 for a constant beta.
         watch: the reconstruction that is compared with the target: the ``mean`` over supervision steps, or the ``last``
             one.
-        raise_factor: beta is multiplied by this after a batch below the target.
-        lower_factor: beta is multiplied by this after a batch above the target.
-        smoothing: decay per batch of the running mean of the reconstruction.
+        raise_factor: beta is multiplied by this after a batch if the mean is below the target.
+        lower_factor: beta is multiplied by this after a batch if the mean is above the target.
+        smoothing: decay per batch of the running mean of the reconstruction, which is compared with the target.
         max: the largest beta.
-        silent_fraction: share of the run, at its start, in which beta is ``max``; then it starts at ``start``.
+        silent_fraction: beta is ``max`` in this first share of the run; after it, beta begins at ``start``.
     """
 
     start: float = 1.0
@@ -65,7 +67,7 @@ class BetaController:
 
     Attributes:
         value: beta, the weight of the KL.
-        is_silent: is this batch in the part of the run that silences the guide?
+        is_silent: does this batch belong to the first part of the run, in which the guide is silent?
         mean: running mean of the reconstruction, nats per input; None before the first batch after the silent part.
     """
 
@@ -73,7 +75,7 @@ class BetaController:
         self.config = config
         self.is_silent = config.silent_fraction > 0
         self.mean: float | None = None
-        self._constrained_beta = config.start  # beta after the silent part
+        self._constrained_beta = config.start  # the value of beta when the guide is not silent
         self._set_value()
 
     def start_batch(self, progress: float) -> None:

@@ -1,4 +1,4 @@
-"""The settings of training: of the model, and of its heads afterwards."""
+"""The settings of two trainings: first of the model, then of its heads."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ class TrainConfig:
     """Length and recipe of a run.
 
     The state of training is saved at the end of a batch, never within one. A signal (SIGINT, SIGTERM) ends the run
-    after the current batch, which takes 2 to 3 seconds of one core with the cpu presets. A second SIGINT ends it at
-    once: the batches since the last save are trained again when the run is resumed.
+    after the current batch; with the cpu presets, a batch takes 2 to 3 seconds on one core. A second SIGINT ends the
+    run at once. Then the batches since the last save are trained again when the run is resumed.
 
     Attributes:
-        batches: batches in the run, each of ``supervision_steps`` updates (and ``on_policy_updates`` on-policy ones);
-            0 for as many as fit into the minutes.
+        batches: number of batches in the run, each of ``supervision_steps`` updates (and ``on_policy_updates``
+            on-policy updates); 0 for as many batches as fit into the minutes.
         minutes: minutes of training; 0 for as many as the batches take. If ``batches`` is positive too, the run
-            measures its speed first and trains fewer batches if all would take longer; the clock itself does not end
-            it. If ``batches`` is 0, the clock ends the run, and the schedules follow the clock.
+            first measures its speed, and trains fewer batches if all would take longer than this; the clock does not
+            end the run. If ``batches`` is 0, the clock ends the run, and the schedules follow the clock.
         batch: B, inputs in a batch.
-        supervision_steps: N_sup, updates of a batch, each from the state in which the last one ended.
+        supervision_steps: N_sup, the number of updates of a batch. Each starts in the state in which the one before
+            ended.
         elbo: the bound: ``balanced`` (``balance`` divides the gradient of its KL), ``mean_field`` or ``trace``.
         balance: share of the KL's gradient that trains the prior (``balanced`` only).
-        particles: draws of the guide in an update.
+        particles: number of draws from the guide in an update.
         ema: decay of the running average of the weights, per update; evaluation uses the average.
-        augment: apply the task's symmetries to training pairs.
+        augment: whether to apply the task's symmetries to training pairs.
         evaluate_every: batches between two evaluations on the validation split.
-        save_seconds: seconds between two saves of the training state, which happen at the end of a batch.
+        save_seconds: seconds between two saves of the training state. A save waits for the end of a batch.
         act: train as HRM and TRM do: a batch is one update, and a trajectory stays in the batch until the model halts
-            it or it has made ``supervision_steps``; then a new pair replaces it. For models that halt by themselves.
-        on_policy_depth: train on trajectories of the prior too, up to this supervision step, each towards the solution
-            that it prefers; 0 for none. Needs inputs, and all their solutions.
-        on_policy_updates: updates of a batch along these trajectories, at successive steps from a random depth.
+            it or it has made ``supervision_steps`` steps; then a new pair replaces it. Needs a model that halts.
+        on_policy_depth: also train on trajectories of the prior, up to this supervision step. The target is a solution,
+            drawn by its probability at the trajectory's state. 0 for none. Needs inputs, and all their solutions.
+        on_policy_updates: updates of a batch along these trajectories, at successive steps from a random depth on.
         on_policy_after: share of the run before on-policy training begins.
         precision: precision of the core's matrix products: ``fp32``, ``tf32`` (CUDA) or ``bf16``. With ``tf32`` and
             ``bf16``, CUDA computes its other products in TF32; everything else is in float32.
@@ -100,12 +101,12 @@ class HeadsConfig:
 
     Attributes:
         hidden: width of the heads; 0 for none.
-        layers: attention layers over ``[h, e_x, answer]``.
+        layers: attention layers, which see the state ``h``, the embedded input ``e_x`` and the answer.
         attention_heads: attention heads of those layers.
         rounds: rounds of training, each on fresh trajectories and inputs.
-        trajectories: trajectories in a round if inputs have 8 positions; fewer for longer inputs.
+        trajectories: number of trajectories in a round if inputs have 8 positions; fewer for longer inputs.
         lr: peak learning rate.
-        halt: P(right) at which a trajectory stops, unless a rollout is given another; 1 for never.
+        halt: a trajectory stops if P(right) reaches this, unless a rollout sets another value; 1 for never.
     """
 
     hidden: int = 0
@@ -122,5 +123,5 @@ class HeadsConfig:
 
 
 def will_have_heads(model: nn.Module, config: HeadsConfig) -> bool:
-    """Will heads be trained for this model? A user's model may have no place for them; then it runs without."""
+    """Return whether heads will be trained for this model. A user's model may have no place for heads."""
     return config.hidden > 0 and not why_no_heads(model)

@@ -8,12 +8,12 @@ from typing import Any
 
 from pyro_gram.errors import UserError
 
-MAX_RATIO = 1000.0  # of a loss to the usual one
+MAX_RATIO = 1000.0  # an update is refused if its loss is more than so many times the usual loss
 SMOOTHING = 0.98  # decay per update of the running mean of losses
 
 
 class DivergedError(UserError):
-    """The loss or its gradient is not finite, or the loss is more than a thousand times the usual.
+    """The loss or its gradient is not finite, or the loss is more than a thousand times the usual loss.
 
     Attributes:
         record: the record of the update that was not made.
@@ -32,10 +32,10 @@ class UpdateRecord:
         batch, step: the number of its batch, and the supervision step within it.
         on_policy: is it an update along a trajectory of the prior?
         loss: reconstruction + beta * kl, nats per input.
-        reconstruction, kl: nats per input, at beta = 1.
+        reconstruction, kl: the two parts of the loss, nats per input; kl is not multiplied by beta.
         gradient_norm: the norm of the gradient before clipping.
-        learning_rate, beta: those of this update.
-        usual_loss: the running mean of absolute losses before it, nats per input; None at the first update.
+        learning_rate, beta: the values of this update.
+        usual_loss: the running mean of absolute losses before this update, nats per input; None at the first update.
     """
 
     batch: int
@@ -50,7 +50,7 @@ class UpdateRecord:
     usual_loss: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON types, ``"nan"`` and ``"inf"`` for floats that JSON does not have."""
+        """Return JSON types: the texts ``"nan"`` and ``"inf"`` replace floats that JSON does not have."""
         return {
             name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in asdict(self).items()
@@ -58,7 +58,7 @@ class UpdateRecord:
 
 
 class DivergenceCheck:
-    """Refuses an update whose loss or gradient is not finite, or whose loss is far above the usual.
+    """Refuses an update whose loss or gradient is not finite, or whose loss is far above the usual loss.
 
     Attributes:
         usual_loss: running mean of the absolute loss, nats per input; None before the first update.
@@ -68,7 +68,7 @@ class DivergenceCheck:
         self.usual_loss: float | None = None
 
     def check(self, record: UpdateRecord) -> None:
-        """Compare an update with those before it. Raises DivergedError where it must not be made."""
+        """Compare an update with earlier updates. Raises DivergedError if it must not be made."""
         size = abs(record.loss)
         place = f"in batch {record.batch}, step {record.step}{' of the on-policy part' if record.on_policy else ''}"
         if not math.isfinite(size):

@@ -14,10 +14,11 @@ from pyro_gram.training.trainer import Trainer
 
 
 def dry_run(trainer: Trainer) -> tuple[str, str] | None:
-    """Compute the loss of two pairs, without an update. No random state changes.
+    """Compute the loss of two pairs, without an update. Random states do not change.
 
     Returns:
-        the kinds of posterior and prior whose KL ``balanced`` estimates from draws, for want of a closed form; or None.
+        the names of the posterior's and the prior's distribution if their KL has no closed form, so that ``balanced``
+        estimates it from draws; otherwise None.
 
     Raises:
         ConfigError: the model, prior, guide and bound do not fit together, or a parameter would stay untrained.
@@ -29,7 +30,7 @@ def dry_run(trainer: Trainer) -> tuple[str, str] | None:
         try:
             with poutine.trace(param_only=True) as capture:
                 elbo.loss(trainer.model, trainer.guide, x, y)
-        except NotImplementedError as e:  # a distribution lacks gradients of its draws, or a method
+        except NotImplementedError as e:  # a distribution lacks a method, or gradients through its draws
             raise ConfigError(str(e)) from None
         trainer.optimizer.check_parameters(site["value"].unconstrained() for site in capture.trace.nodes.values())
         if elbo.terms is None:
@@ -44,7 +45,7 @@ def dry_run(trainer: Trainer) -> tuple[str, str] | None:
 
 
 def prepare_core(trainer: Trainer) -> None:
-    """Set the precision of the core and compile it, as the config says. No random state changes.
+    """Set the precision of the core and compile it, as the config says. Random states do not change.
 
     Raises:
         UserError: the compiler fails.
@@ -57,7 +58,7 @@ def prepare_core(trainer: Trainer) -> None:
 
 
 def _compile_core(trainer: Trainer) -> None:
-    """Run the core on the shapes of a batch: from z_0 and from another state, with gradient and without."""
+    """Run the core on one batch, so that it compiles: from z_0 and from another state, with gradient and without."""
     x, y = (trainer.shard(tensor) for tensor in trainer.batches(trainer.number))
     with torch.random.fork_rng(devices=random_devices(trainer.device)), pyro.validation_enabled(False):
         state = None
@@ -72,5 +73,5 @@ def _compile_core(trainer: Trainer) -> None:
 
 
 def random_devices(device: torch.device) -> list[torch.device]:
-    """Return the devices besides the CPU whose generators ``torch.random.fork_rng`` must keep."""
+    """Return the devices besides the CPU whose random states ``torch.random.fork_rng`` must restore."""
     return [device] if device.type == "cuda" else []

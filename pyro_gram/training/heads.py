@@ -1,9 +1,9 @@
-"""Halt and value heads: they are trained after the model, on trajectories of its prior, without a gradient into it.
+"""Halt and value heads: they are trained after the model, on trajectories of its prior. No gradient reaches the model.
 
-The heads are sites of the model (``sites.sample_halt_and_value``). In training, their observed values say whether the
-answer decoded from a state is right, and whether the last answer of its trajectory is right. The task's own check
-decides, as several answers may be right. Training is SVI on a program without transitions, which decodes a given state
-and judges it; nothing in it is latent.
+The outputs of the heads are sites of the model (``sites.sample_halt_and_value``). In training, the halt site is
+observed as 1 if the answer decoded from a state is right, and the value site as 1 if the last answer of the trajectory
+is right. The task's own check decides this, as several answers may be right. Training is SVI on a program without
+transitions, which decodes a given state and judges the answer. Nothing in this program is latent.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from pyro_gram.training.config import HeadsConfig
 from pyro_gram.training.optimizer import OptimConfig, TorchOptim
 
 BATCH = 512  # states in an update
-EPOCHS = 2  # over the states of a round: to sample them costs more than to learn from them
-MAX_DEPTH = 16  # supervision steps of a trajectory to learn from
-EARLY_STEPS = 4  # all states of these steps are used, and fewer of each later step, where nearly all answers are right
+EPOCHS = 2  # passes over the states of a round, because sampling the states takes longer than a pass
+MAX_DEPTH = 16  # the heads learn from at most so many supervision steps of a trajectory
+EARLY_STEPS = 4  # all states of the first steps are used, and fewer of later steps, where most answers are right
 
 Check = Callable[[Tensor, Tensor], Tensor]  # x [B, *event], tokens [B, L_out] -> bool [B], on the CPU
 
 
 def check_heads(model: nn.Module, task: Task, config: HeadsConfig) -> None:
-    """Raise ConfigError where a model cannot have the heads of ``config`` on this task."""
+    """Raise ConfigError if a model cannot have the heads of ``config`` on this task."""
     if not task.is_checkable or not task.spec.has_input:
         raise ConfigError("halt and value heads judge answers to an input: set heads.hidden to 0 for p(x)")
     if reason := why_no_heads(model):
@@ -53,7 +53,7 @@ def check_heads(model: nn.Module, task: Task, config: HeadsConfig) -> None:
 
 
 def attach_heads(model: nn.Module, model_config: Any, task: Task, config: HeadsConfig, seed: int) -> None:
-    """Give a model untrained heads, drawn under ``seed``. No random state changes. Raises as :func:`check_heads`."""
+    """Give a model untrained heads, drawn under ``seed``, without changing random states. See :func:`check_heads`."""
     check_heads(model, task, config)
     sizes = model_sizes(model_config)
     length = task.spec.input_length + sizes.prefix
@@ -79,14 +79,14 @@ def train_heads(
     """Give a trained model new heads and train them, on training inputs under the task's symmetries.
 
     Args:
-        model: trained; the model itself does not change.
-        model_config: its config, with the sizes of its states (``inference.contract.ModelSizes``).
-        task: its task, whose check says which answers are right.
+        model: the trained model; only its heads change.
+        model_config: the model's config, with the sizes of its states (``inference.contract.ModelSizes``).
+        task: the task, whose check says which answers are right.
         config: settings of the heads.
         depth: supervision steps of a trajectory.
         seed: seed of the weights, the draws, and the order of the states.
-        temper: tempering of the trajectories, the same as when the heads are used later.
-        augment: apply the symmetries. On plain training inputs the model errs less than on others.
+        temper: tempering of the trajectories; give the tempering with which the heads will be used.
+        augment: whether to apply the symmetries. On plain training inputs the model makes fewer errors than on others.
         progress: called with the number of each round and its mean loss, nats per state.
 
     Raises:
@@ -110,7 +110,7 @@ def train_heads(
 def estimate_head_seconds(
     model: nn.Module, model_config: Any, task: Task, config: HeadsConfig, **settings: Any
 ) -> float:
-    """Estimate the seconds that :func:`train_heads` takes, by one round on a copy. No random state changes."""
+    """Estimate the seconds that :func:`train_heads` takes, by one round on a copy. Random states do not change."""
     trial = copy.deepcopy(model)
     device = next(trial.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -121,13 +121,13 @@ def estimate_head_seconds(
 
 @dataclass(frozen=True)
 class JudgedStates:
-    """States of trajectories of the prior, with the check of their answers.
+    """States from trajectories of the prior, and whether their answers are right.
 
     Attributes:
         x: inputs, int64 ``[M, *event]``.
         state: ``[M, L, D]`` each.
         is_right: bool ``[M]``: is the answer decoded from the state right?
-        is_end_right: bool ``[M]``: is the last answer of its trajectory right?
+        is_end_right: bool ``[M]``: is the last answer of the state's trajectory right?
     """
 
     x: Tensor
@@ -139,15 +139,15 @@ class JudgedStates:
 def sample_states(
     model: nn.Module, x: Tensor, check: Check, *, depth: int, seed: int, temper: TemperConfig = NO_TEMPER
 ) -> JudgedStates:
-    """Sample states of one trajectory of the prior on each input. No random state changes.
+    """Sample states of one trajectory of the prior on each input. Random states do not change.
 
-    All states of early steps are returned, and a random share of each later step, so that the heads learn calibrated
-    probabilities of each step.
+    All states of early steps are returned, and a random share of the states of each later step. The share does not
+    depend on the answers, so the heads learn calibrated probabilities for each step.
 
     Args:
-        model: in which the trajectories are sampled.
+        model: the program whose prior is sampled.
         x: int64 ``[B, *event]``.
-        check: is an answer right?
+        check: says which answers are right.
         depth: supervision steps; ``MAX_DEPTH`` at the most.
         seed: seed of the draws.
         temper: tempering of the trajectories.
@@ -156,7 +156,7 @@ def sample_states(
         torch.manual_seed(seed)
         with Temper(temper):
             ends = list(rollout_steps(model, x, depth=min(depth, MAX_DEPTH)))
-        x_cpu = x.cpu()  # tasks check on the CPU
+        x_cpu = x.cpu()  # tasks check answers on the CPU
         is_right = [check(x_cpu, end.values[ANSWER].cpu()).to(x.device) for end in ends]
         masks = [torch.rand(len(x), device=x.device) < EARLY_STEPS / (step + 1) for step in range(len(ends))]
 
@@ -177,12 +177,12 @@ def fit_heads(
     seed: int = 0,
     temper: TemperConfig = NO_TEMPER,
 ) -> Iterator[float]:
-    """Train the heads that a model has; yields the mean loss of each round, nats per state.
+    """Train the heads of a model, and yield the mean loss of each round, nats per state.
 
     Args:
-        model: with heads.
-        inputs: maps the number of a round to inputs, int64 ``[M, *event]``: a trajectory for each.
-        check: is an answer right?
+        model: a model that has heads.
+        inputs: maps the number of a round to inputs, int64 ``[M, *event]``, with one trajectory each.
+        check: says which answers are right.
         config: settings of the heads.
         depth: supervision steps of a trajectory.
         seed: seed of the draws, and of the order of the states.

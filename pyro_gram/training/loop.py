@@ -16,10 +16,11 @@ from pyro_gram.training.trainer import Trainer
 def train_batches(trainer: Trainer) -> Iterator[BatchReport]:
     """Train until all batches of a run are done or, if the config sets no number of batches, its minutes are over.
 
-    Yields after each batch. What the caller does in between (evaluation, saving) counts as time of the run.
+    Yields a report after each batch. What the caller does before the next batch (evaluation, saving) counts as time
+    of the run.
 
     Raises:
-        ConfigError: as ``dry_run``.
+        ConfigError: as raised by ``dry_run``.
         DivergedError: before the first update whose loss or gradient is not finite, or whose loss explodes.
     """
     trainer.model.train()

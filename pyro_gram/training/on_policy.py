@@ -6,8 +6,8 @@ p(y | h) among all solutions of x, and the step is trained to make it more proba
 
 This is a heuristic in the manner of stochastic EM (the E-step draws a solution, the M-step is one update), not the
 gradient of the bound. Its targets follow the model's preferences, so it does not make solutions equally probable. The
-updates under the guide do that, and total variation shows how well. An answer that is right but not in its canonical
-form is pulled to that form.
+updates under the guide do that, and total variation shows how well. A trajectory with a
+right answer that is not in canonical form is trained towards that form.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def prior_end(model: Callable[..., Any], x: Tensor, steps: int, state: LatentSta
         state: the states from which the trajectories start, ``[B, L, D]`` each; None is z_0.
 
     Returns:
-        ``state`` at the end, and the ``likelihood`` p(y | h) there, batch shape ``[B]``.
+        an object with the ``state`` at the end, and the ``likelihood`` p(y | h) of that state, batch shape ``[B]``.
     """
     with torch.no_grad(), Decode() as decode:
         model(x, None, state, steps=steps)
@@ -41,7 +41,7 @@ def draw_targets(likelihood: Any, solutions: Tensor, mask: Tensor) -> Tensor:
     """Draw one solution of each input, with probability proportional to its likelihood.
 
     Args:
-        likelihood: p(y | h), batch shape ``[B]``; None draws uniformly.
+        likelihood: p(y | h), batch shape ``[B]``; None to draw uniformly.
         solutions: int64 ``[K, B, L_out]``.
         mask: bool ``[K, B]``; False where an input has no k-th solution.
 

@@ -1,7 +1,7 @@
 """One fused AdamW (and Muon for the hidden matrices, if the config says so) behind Pyro's optimizer interface.
 
-Pyro's own optimizers keep a torch optimizer per tensor and clip per tensor. ``TorchOptim`` keeps one or two for all
-tensors, clips the global norm and follows a learning-rate schedule.
+Pyro's own optimizers keep a torch optimizer for each tensor, and clip each tensor. ``TorchOptim`` keeps one or two
+optimizers for all tensors, clips the global norm and follows a learning-rate schedule.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.inference.sites import drop_param_names
 from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
 
-EMBEDDING = "puzzle_embedding"  # parameters of this name have a rate and a decay of their own
+EMBEDDING = "puzzle_embedding"  # parameters of this name have their own learning rate and weight decay
 HIDDEN_OPTIMIZERS = ("adamw", "muon")
 NON_HIDDEN = {"encoder", "answer", "decoder"}  # submodules that embed x, embed y, and return logits
 
@@ -40,8 +40,8 @@ class OptimConfig:
         warmup: updates over which the rate rises linearly from 0.
         embedding_lr: the rate of puzzle embeddings (ARC; in TRM it is 100 times the rate of the rest); 0 for ``lr``.
         embedding_decay: weight decay of puzzle embeddings.
-        min_lr_ratio: the rate falls along a half cosine to ``min_lr_ratio * lr`` at the last update of the run; 1 keeps
-            it constant.
+        min_lr_ratio: the rate falls along a half cosine to ``min_lr_ratio * lr`` at the last update of the run; 1 for
+            a constant rate.
     """
 
     hidden_optimizer: str = "adamw"
@@ -73,7 +73,7 @@ class OptimConfig:
     def rate(self, update: int, progress: float) -> float:
         """Return the learning rate of an update (counted from 0) when the share ``progress`` of the run is over.
 
-        Puzzle embeddings take ``embedding_lr / lr`` times as much.
+        The rate of puzzle embeddings is ``embedding_lr / lr`` times this rate.
         """
         warmup = min(1.0, (update + 1) / max(1, self.warmup))
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
@@ -101,11 +101,11 @@ class TorchOptim(PyroOptim):
 
     Args:
         modules: every module to train, by name: ``{"model": model, "guide": guide}``.
-        config: rates and limits.
+        config: learning rates and other settings.
         processes: the processes whose gradients are averaged.
 
     Raises:
-        ConfigError: when called with a parameter that belongs to no given module and would silently stay untrained.
+        ConfigError: in a call with a parameter that belongs to none of the modules, and so would stay untrained.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class TorchOptim(PyroOptim):
         self._parameters: set[Tensor] = set()
         for name, module in modules.items():
             for key, p in module.named_parameters():
-                if p not in self._parameters:  # a guide may hold its model
+                if p not in self._parameters:  # a guide may contain its model
                     self.parameters_by_name[f"{name}.{key}"] = p
                     self._parameters.add(p)
         matrices = set(hidden_matrices(modules)) if config.hidden_optimizer == "muon" else set()
@@ -182,7 +182,7 @@ class TorchOptim(PyroOptim):
         """Average the gradients over the processes, clip their global norm, and return the norm before clipping."""
         if self.processes.size > 1:
             self.processes.all_reduce_mean_([p.grad for p in self.parameters_by_name.values() if p.grad is not None])
-        parameters = self.parameters_by_name.values()  # in a fixed order, so that sums of floats repeat
+        parameters = self.parameters_by_name.values()  # a fixed order, so that sums of floats are reproducible
         return nn.utils.clip_grad_norm_(parameters, self.config.clip)
 
     def step(self) -> None:
@@ -201,7 +201,7 @@ class TorchOptim(PyroOptim):
             optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the optimizers' state as flat named tensors (safetensors holds nothing else)."""
+        """Return the optimizers' state as flat named tensors (safetensors can hold nothing else)."""
         state: dict[str, Tensor] = {"num_updates": torch.tensor(self.num_updates)}
         for optimizer in self.optimizers:
             for name, p in self.parameters_by_name.items():
@@ -213,7 +213,7 @@ class TorchOptim(PyroOptim):
         """Load a saved state. Raises KeyError for a missing, stray or misshapen tensor."""
         num_updates = int(state["num_updates"])
         owners = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
-        # A parameter that has never had a gradient has no state; every other has all slots of its optimizer.
+        # A parameter that has never had a gradient has no state; any other parameter has all slots of its optimizer.
         names = {key.rpartition("/")[0] for key in state if key != "num_updates"}
         slots_of = {name: self.optimizers[owners[id(self.parameters_by_name[name])]] for name in names}
         expected = {f"{name}/{slot}" for name, slots in slots_of.items() for slot in slots}
@@ -230,15 +230,15 @@ class TorchOptim(PyroOptim):
         for name, slots in slots_of.items():
             p = self.parameters_by_name[name]
             optimizer = owners[id(p)]
-            # A fused optimizer counts its steps on the parameter's device, another on the CPU.
+            # A fused optimizer counts its steps on the parameter's device, any other optimizer on the CPU.
             cpu_slots = set() if optimizer.defaults.get("fused") else {"step"}
             tensors = {slot: state[f"{name}/{slot}"] for slot in slots}
             optimizer.state[p] = {slot: t if slot in cpu_slots else t.to(p.device) for slot, t in tensors.items()}
 
     def get_state(self) -> dict[str, Tensor]:
-        """Return :meth:`state_dict` under the name that PyroOptim gives it."""
+        """Return :meth:`state_dict`. PyroOptim has this name for it."""
         return self.state_dict()
 
     def set_state(self, state: dict[str, Tensor]) -> None:
-        """Call :meth:`load_state_dict` under the name that PyroOptim gives it."""
+        """Call :meth:`load_state_dict`. PyroOptim has this name for it."""
         self.load_state_dict(state)

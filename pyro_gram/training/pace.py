@@ -3,11 +3,11 @@
 A run with a number of batches and a limit in minutes must follow the same recipe on a slow machine and on a fast one:
 its learning rate falls to its last value, and its on-policy part is trained. Two rules would do:
 
-- *Let progress be the larger of two shares: batches done, minutes spent.* Nothing is measured, but every learning rate
-  depends on the clock, so that no run repeats bit for bit, nor does a resumed run end like an unbroken one.
-- *Measure first, then count batches alone.* A few batches of both kinds are trained on a copy, and the number of
-  batches is lowered to what fits. From then on the run equals one with that number as ``train.batches``, bit for bit.
-  The clock does not end it: on a machine that gets slower, the run takes longer than its minutes.
+- *Let progress be the larger of two shares: batches done, minutes spent.* Nothing must be measured. But every learning
+  rate depends on the clock: no run can be repeated bit for bit, and a resumed run ends unlike an unbroken one.
+- *Measure first, then count only batches.* A few batches, with and without on-policy updates, are trained on a copy.
+  The number of batches is lowered to what fits. From then on the run is, bit for bit, a run with this number as
+  ``train.batches``. The clock does not end it: if the machine gets slower, the run takes longer than its minutes.
 
 The second rule is implemented. A machine that is fast enough trains all batches.
 """
@@ -33,20 +33,20 @@ from pyro_gram.training.report import Pace
 from pyro_gram.training.trainer import Trainer
 
 REPEATS = 3  # batches of each kind that are timed, after one that warms up
-NO_LR = 1e-12  # the learning rate of the copy: its updates take as long as others, and do not diverge
+NO_LR = 1e-12  # the learning rate of the copy: its updates take as long as any others, and cannot diverge
 
 
 def fit_to_minutes(trainer: Trainer, monitor: Callable[[], object] | None = None) -> bool:
-    """Lower a trainer's number of batches to what fits into the minutes, where its config has both.
+    """Lower a trainer's number of batches to what fits into the minutes, if its config has both.
 
-    The number is decided once, before the clock starts, and is the same in all processes. No random state changes.
+    The number is decided once, before the clock starts, and is the same in all processes. Random states do not change.
 
     Args:
         trainer: the trainer of the run.
-        monitor: what the caller does every ``evaluate_every`` batches, so that its time is counted too.
+        monitor: what the caller will call every ``evaluate_every`` batches; its time is counted too.
 
     Returns:
-        was the number decided by this call?
+        True if this call has decided the number.
     """
     if trainer.num_batches is not None or trainer.is_finished:
         return False
@@ -58,7 +58,7 @@ def fit_to_minutes(trainer: Trainer, monitor: Callable[[], object] | None = None
 
 
 def min_batches(config: TrainConfig) -> int:
-    """Return the number of batches of the shortest run with an on-policy part, if the config asks for one."""
+    """Return the least number of batches: enough for an on-policy part, if the config asks for such a part."""
     batches = math.ceil(1 / (1 - config.on_policy_after)) if config.on_policy_depth else 1
     return min(batches, config.batches)
 
@@ -73,7 +73,7 @@ def fit_batches(pace: Pace, config: TrainConfig, number: int = 0, elapsed: float
         elapsed: seconds of training so far.
 
     Returns:
-        at least ``number`` and :func:`min_batches`.
+        the number of batches, but never less than ``number`` or :func:`min_batches`.
     """
     counts = range(max(number, min_batches(config)), config.batches + 1)
     seconds = config.minutes * 60 - elapsed
@@ -87,7 +87,7 @@ def seconds_left(trainer: Trainer, first: int, seconds_spent: float) -> float | 
     Args:
         trainer: the trainer of the run.
         first: the number of the batch with which the run began or was resumed.
-        seconds_spent: the seconds since then.
+        seconds_spent: seconds since that batch began.
     """
     c = trainer.config
     if not c.batches:
@@ -105,10 +105,10 @@ def measure_pace(trainer: Trainer, monitor: Callable[[], object] | None = None) 
 
     Args:
         trainer: the trainer of the run; it does not change.
-        monitor: what the caller does every ``evaluate_every`` batches; it is called twice.
+        monitor: what the caller will call every ``evaluate_every`` batches; here it is called twice.
 
     Returns:
-        the pace; None if the first update diverges, which training will then report.
+        the pace; None if an update diverges. Training will then report the divergence.
     """
     c = trainer.config
     with torch.random.fork_rng(devices=random_devices(trainer.device)):
@@ -131,13 +131,13 @@ def measure_pace(trainer: Trainer, monitor: Callable[[], object] | None = None) 
             on_policy_batch = _time_batches(trial, replace(c, on_policy_after=0.0)) if c.on_policy_depth else batch
         except DivergedError:
             return None
-        # The first call also loads what the monitor needs.
+        # Only the second call counts, because the first also loads what the monitor needs.
         monitor_seconds = [_time_call(monitor) for _ in range(2)][-1] if monitor else 0.0
     return Pace(batch, max(0.0, on_policy_batch - batch), monitor_seconds)
 
 
 def _time_batches(trial: Trainer, config: TrainConfig) -> float:
-    """Return the seconds of a batch under ``config``, the median of a few."""
+    """Return the seconds that a batch takes under ``config``: the median of a few batches."""
     trial.config = config
 
     def train() -> None:

@@ -16,13 +16,13 @@ from torch import nn
 from pyro_gram.errors import ConfigError, UserError
 
 PRECISIONS = ("fp32", "tf32", "bf16")
-# The most variants of compiled code: with and without gradient, from z_0 (whose rows share memory), from other states.
+# The most compiled variants of a core: with and without gradient, from z_0 (its rows share memory) or another state.
 MAX_VARIANTS = 32
 BACKEND: str | Callable[..., Any] = "inductor"
 
 
 def check_precision(precision: str, compiled: bool, model: nn.Module, device: torch.device) -> None:
-    """Raise ConfigError if the model or the device does not support this precision or cannot be compiled for."""
+    """Raise ConfigError if this model cannot have this precision, or cannot be compiled, on this device."""
     if precision == "tf32" and device.type != "cuda":
         raise ConfigError(f"train.precision tf32 needs the tensor cores of CUDA, and this is {device.type}: use fp32")
     if (compiled or precision == "bf16") and find_core(model) is None:
@@ -40,18 +40,18 @@ def compiler_command() -> str:
 
 
 def has_compiler() -> bool:
-    """Is there a C++ compiler on this machine?"""
+    """Return whether there is a C++ compiler on this machine."""
     return shutil.which(compiler_command()) is not None
 
 
 def find_core(model: Any) -> nn.Module | None:
-    """Return the module that takes most of a program's time, ``core`` or ``f``; None where it has neither."""
+    """Return the module that takes most of a program's time, ``core`` or ``f``; None if it has neither."""
     modules = [getattr(model, name, None) for name in ("core", "f")]
     return next((module for module in modules if isinstance(module, nn.Module)), None)
 
 
 def configure_core(model: nn.Module, precision: str, compiled: bool, device: torch.device) -> None:
-    """Set the precision of a model's core and compile it, in place.
+    """Set the precision of a model's core, and compile it if ``compiled``, in place.
 
     With bf16 the matrix products of the core are in bfloat16; its residuals and norms, and all tensors outside (heads,
     distributions, the likelihood and the KL), stay in float32.
@@ -70,14 +70,14 @@ def configure_core(model: nn.Module, precision: str, compiled: bool, device: tor
 
 
 def _forward_in_bfloat16(core: nn.Module, device: str, *args: Any, **kwargs: Any) -> Any:
-    """Call a core's own forward under autocast. ``partial`` binds the core, so that a copy calls its own."""
+    """Call a core's own forward under autocast. ``partial`` binds the core, so a copied core calls itself."""
     with torch.autocast(device, torch.bfloat16):
         return type(core).forward(core, *args, **kwargs)
 
 
 @contextmanager
 def explain_compiler_errors() -> Iterator[None]:
-    """Raise UserError where the compiler fails: no compiler, a full disk, a damaged cache."""
+    """Raise UserError if the compiler fails: there is none, the disk is full, or its cache is damaged."""
     try:
         yield
     except Exception as e:

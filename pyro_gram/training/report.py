@@ -16,7 +16,7 @@ class BatchReport:
         number: number of the batch.
         reconstruction, kl: means over the updates under the guide.
         beta: the weight of the KL in these updates.
-        on_policy: the reconstruction of the on-policy updates; None where there were none.
+        on_policy: the reconstruction of the on-policy updates; None if there were no such updates.
         seconds: seconds of training since the run began.
         is_last: does this batch end the run?
     """
@@ -50,7 +50,8 @@ class Pace:
     monitor: float
 
     def run_seconds(self, config: TrainConfig, batches: int, number: int = 0) -> float:
-        """Return the seconds of a run of ``batches``, from batch ``number`` on. More batches never take fewer."""
+        """Return the seconds from batch ``number`` to the end of a run of ``batches``. More batches never take fewer
+        seconds."""
         first_on_policy = max(number, math.ceil(config.on_policy_after * batches))
         on_policy = max(0, batches - first_on_policy) if config.on_policy_depth else 0
         evaluations = math.ceil(batches / config.evaluate_every) - number // config.evaluate_every

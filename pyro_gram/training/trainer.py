@@ -1,4 +1,4 @@
-"""Deep supervision by SVI: one optimizer update per supervision step, from the detached state of the last (Eq. 14).
+"""Deep supervision by SVI: one update for each supervision step, from the detached state of the step before (Eq. 14).
 
 In the on-policy part of a run each batch is followed by updates along trajectories of the prior
 (``training.on_policy``).
@@ -39,15 +39,15 @@ Batches = Callable[[int], tuple[Tensor | None, Tensor]]
 class Trainer:
     """Trains a model and its guide.
 
-    The same update is made by ``pyro.infer.SVI(model, guide, optimizer, elbo).step``, with a ``TorchOptim`` or one of
-    ``pyro.optim``; here its parts are called one by one (:meth:`update`), so that a loss that diverges changes nothing.
+    ``pyro.infer.SVI(model, guide, optimizer, elbo).step`` makes the same update, with a ``TorchOptim`` or an optimizer
+    of ``pyro.optim``. Here its parts are called one by one (:meth:`update`), so that a diverging loss changes nothing.
 
     Args:
         model: the generative program.
-        guide: its inference program.
+        guide: the inference program of the model.
         batches: maps the number of a batch to (x, y); a pure function.
-        config, optim, beta: the recipe.
-        seed: seed of the guidance; with the batch's number (and the rank) it fixes every draw of a batch.
+        config, optim, beta: the settings of training, of the optimizer and of beta.
+        seed: seed of the draws. With the batch's number and the process's rank, it fixes every draw of a batch.
         processes: the processes that share each batch.
 
     Raises:
@@ -74,7 +74,7 @@ class Trainer:
         if config.on_policy_depth:
             if self.candidates is None:
                 raise ConfigError("train.on_policy_depth needs batches with every solution, as of a TargetStream")
-            self.candidates(0)  # raises now, not in the middle of the run
+            self.candidates(0)  # an error should come now, not in the middle of the run
         self.prior_guide = PriorGuide(model)
         self.elbo = make_elbo(config.elbo, config.balance, config.particles)
         self.optimizer = TorchOptim({"model": model, "guide": guide}, optim, processes)
@@ -83,20 +83,20 @@ class Trainer:
         # one module, so that a copy of the guide holds the copy of its model
         self.modules = nn.ModuleDict({"model": model, "guide": guide})
         self.average = make_average(self.modules, config.ema)
-        self.carry: Carry | None = None  # of train.act
+        self.carry: Carry | None = None  # used if train.act is set
         self.is_checked = False  # has ``dry_run`` passed?
         check_precision(config.precision, config.compile, model, self.device)
-        self.number = 0  # of the next batch
-        # The batches of the run: 0 where only the clock ends it, None until ``pace.fit_to_minutes`` has counted them.
+        self.number = 0  # the number of the next batch
+        # Number of batches in the run: 0 if only the clock ends it, None until ``pace.fit_to_minutes`` has decided it.
         self.num_batches: int | None = None if config.batches and config.minutes else config.batches
         self.pace: Pace | None = None  # measured by ``pace.fit_to_minutes``
-        self.elapsed = 0.0  # seconds of training since the run began, also those before it was resumed
-        self._clock_start = 0.0, 0.0  # the elapsed seconds, and the clock, when ``start_clock`` was called
+        self.elapsed = 0.0  # seconds of training since the run began, including those before a resume
+        self._clock_start = 0.0, 0.0  # elapsed seconds and time of the clock at the call of ``start_clock``
 
     # ---- one batch -------------------------------------------------------------------------------------------------
 
     def train_batch(self, x: Tensor | None, y: Tensor) -> BatchReport:
-        """Make the updates of one batch, and those along the prior in the on-policy part of a run.
+        """Make the updates of one batch and, in the on-policy part of a run, those along the prior's trajectories.
 
         Args:
             x: inputs of the batch of all processes, int64 ``[B, *event]``; None for p(x).
@@ -116,7 +116,7 @@ class Trainer:
         return report
 
     def supervise(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Make N_sup updates, each from the state in which the last one ended.
+        """Make N_sup updates. Each starts in the state in which the one before ended.
 
         Returns:
             mean reconstruction and KL of each update, nats per input, ``[N_sup, 2]``.
@@ -132,7 +132,7 @@ class Trainer:
         """Make updates at successive supervision steps of trajectories of the prior, the first at a random depth.
 
         Returns:
-            their mean reconstruction, nats per input (``training.on_policy``).
+            the mean reconstruction of these updates, nats per input (``training.on_policy``).
         """
         assert self.candidates is not None
         c, batch = self.config, self.candidates(self.number)
@@ -152,7 +152,7 @@ class Trainer:
         """Make one update of all trajectories, after new pairs have replaced the finished ones (``training.act``).
 
         Returns:
-            as :meth:`supervise`, ``[1, 2]``.
+            mean reconstruction and KL of the update, nats per input, ``[1, 2]``.
         """
         carry = self.carry.replace_finished(self.model, x, y) if self.carry else Carry.start(x, y)
         self.optimizer.progress = self.progress
@@ -167,7 +167,7 @@ class Trainer:
         """Make one update on one supervision step from ``state`` (None is z_0).
 
         Returns:
-            the state in which the step ends, detached, and its mean reconstruction and KL, nats per input, ``[2]``.
+            the state at the end of the step, detached; and mean reconstruction and KL, nats per input, ``[2]``.
 
         Raises:
             DivergedError: the update would ruin the run, and was not made.
@@ -181,7 +181,7 @@ class Trainer:
         return self.elbo.terms.state, mean
 
     def _check_divergence(self, step: int, on_policy: bool) -> Tensor:
-        """Compare loss and gradient of this update with the usual ones; average and clip the gradient before that."""
+        """Average and clip the gradient, check it and the loss, and return the mean reconstruction and KL, ``[2]``."""
         assert self.elbo.terms is not None
         gradient_norm = self.optimizer.clip_gradients()
         mean = self.elbo.terms.means
@@ -208,7 +208,7 @@ class Trainer:
         return mean
 
     def _seed_draws(self) -> None:
-        """Seed torch's generators for this batch, in every process differently."""
+        """Seed torch's generators for this batch, differently in every process."""
         seed = (self.seed * 1_000_003 + self.number) % 2**63
         torch.manual_seed(seed if self.processes.is_main else derive_seed(seed, self.processes.rank))
 
@@ -235,7 +235,7 @@ class Trainer:
 
     @property
     def is_finished(self) -> bool:
-        """Are all batches done or, if there is no number of batches, the minutes over?"""
+        """True if all batches are done or, in a run without a number of batches, the minutes are over."""
         c = self.config
         return self.number >= (self.num_batches or c.batches) if c.batches else self.elapsed >= c.minutes * 60
 
@@ -245,7 +245,7 @@ class Trainer:
         return self.progress_at(0)
 
     def progress_at(self, step: int) -> float:
-        """Return the share of the run that is over before a supervision step, by the clock if that alone ends it."""
+        """Return the share of the run's batches (or minutes, if only the clock ends it) that is over before a step."""
         c = self.config
         if c.batches:
             return (self.number + step / c.supervision_steps) / (self.num_batches or c.batches)
@@ -261,7 +261,7 @@ class Trainer:
     # ---- saved state -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Return all that the next batch depends on: tensors and numbers, by part and name. All processes call it."""
+        """Return all that the next batch depends on: tensors and numbers by part and name. Every process calls it."""
         return {
             "weights": self.modules.state_dict(),
             "average": self.average.state_dict(),

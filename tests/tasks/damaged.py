@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pyro_gram.errors import UserError
 
 SEED = int(os.environ.get("PYRO_GRAM_FUZZ_SEED", "22"))
-SECONDS = 20  # for one input
+SECONDS = 20  # time limit for one input
 SNIPPET_WORDS = r""", ; / | - + # . 0 1 9 -1 1e9 Q x é [ ] { } " ' null NaN 99999999999999999999 : >>graph6<< ~~~~~~~~ e
 c = \\ [[ true % ]]"""
 CHARACTERS = ["", " ", "\n", "\r\n", "\t", "\0", "\ufeff", "\u0663", "\uff14", "\u265b"]
@@ -33,7 +33,7 @@ OPTIONS, VALUES = OPTION_WORDS.split(), [*VALUE_WORDS.split(), "", "9" * 30, "\0
 
 @st.composite
 def damaged_files(draw: st.DrawFn, originals: Callable[[], tuple[bytes, ...]]) -> bytes:
-    """Draw one of some intact files, and damage it as files are damaged in use."""
+    """Draw one of several intact files, and damage it in ways that occur in practice."""
     data = draw(st.sampled_from(originals()))
     for _ in range(draw(st.integers(0, 4))):
         a, b = sorted(draw(st.tuples(st.integers(0, len(data)), st.integers(0, len(data)))))
@@ -78,7 +78,7 @@ def command_lines(draw: st.DrawFn, *first: str) -> list[str]:
 
 
 class LateError(BaseException):
-    """The time is over. No reader catches this."""
+    """The time is over. As a BaseException it passes through every reader."""
 
 
 @contextlib.contextmanager
@@ -100,7 +100,7 @@ def time_limit(seconds: int) -> Iterator[None]:
 def check_reader(
     inputs: st.SearchStrategy[Any], read: Callable[[Path, Any], None], folder: Path, cases: int, capsys: Any
 ) -> None:
-    """Assert that ``read`` accepts some of ``cases`` inputs, and refuses the others with a message of one line."""
+    """Assert that ``read`` accepts some of ``cases`` drawn inputs, and refuses the others in a message of one line."""
     counts: Counter[str] = Counter()
 
     @seed(SEED)

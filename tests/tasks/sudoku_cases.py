@@ -1,4 +1,4 @@
-"""Boards, and slow reference algorithms, for the tests of Sudoku."""
+"""Boards for the tests of Sudoku, and slow algorithms to compare with."""
 
 import itertools
 
@@ -22,7 +22,7 @@ def blocks(size):
 
 
 def brute_force(board, size):
-    """Return every completion, by trying all digits cell after cell."""
+    """Return every completion of a board, found by trying all digits in one cell after another."""
     units = [[r * size + c for r, c in block] for block in blocks(size) if block]
     peers = [set().union(*(u for u in units if cell in u)) - {cell} for cell in range(size * size)]
     board, solutions = list(board), set()
@@ -53,7 +53,7 @@ def blank_cells(size, count, clues, seed=0):
 
 
 def canonical_4(board):
-    """Return the least of all symmetric images of a 4x4 board, with digits renamed in order of appearance."""
+    """Return the smallest symmetric image of a 4x4 board; digits are renamed in order of appearance."""
     lines = [[2 * b + i for b in bands for i in ((0, 1), (1, 0))[flips[b]]] for bands in ((0, 1), (1, 0))
              for flips in itertools.product((0, 1), repeat=2)]  # fmt: skip
     grid = np.array(board).reshape(4, 4)

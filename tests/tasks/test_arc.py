@@ -22,7 +22,7 @@ OWN_TASK = {
 
 
 def make(**changes) -> Arc:
-    """Return a task of seven small ARC tasks. Tests must not change it."""
+    """Return an ``Arc`` with seven small ARC tasks. It may be shared, so tests must not change it."""
     config = ArcConfig(**{"tasks": SMALL_TASKS, "canvas": 6, "augmentations": 5, "validation": 2, **changes})
     return Arc(config) if config.files else make_without_files(config)
 
@@ -126,7 +126,7 @@ def test_wrong_cells_are_counted_inside_the_grid_only(task):
     y[0] = 2 + (y[0] - 2 + 1) % 10
     y[1] = 2 + (y[1] - 2 + 1) % 10
     assert task.violations(x, y) == 2
-    y[columns] = 5  # the marker to the right of the first row: this row gets longer, the rectangle does not
+    y[columns] = 5  # replace the end marker of row 1: only this row gets longer, not the grid
     assert task.violations(x, y) == 2
 
 
@@ -189,7 +189,7 @@ def test_answers_are_known_for_pairs_with_outputs_only(own_folder):
 
 
 def groups(task):
-    """Return the positions of each test input's versions, by task."""
+    """Return, for each task, the rows of the versions of each of its test inputs."""
     positions: dict[str, list[list[int]]] = {}
     puzzles = task.split("test")
     for start in range(0, len(puzzles), 3):
@@ -198,7 +198,7 @@ def groups(task):
 
 
 def wrong_answers(task, n):
-    """Return distinct wrong answers, the same grid for each version of an input: [n, B, L]."""
+    """Return n distinct wrong answers, [n, B, L]. All versions of an input have the same plain grid."""
     puzzles = task.split("test")
     answers = puzzles.solutions.repeat(n, 1, 1)
     for i, x in enumerate(puzzles.inputs):
@@ -234,12 +234,12 @@ def test_a_task_with_one_of_two_test_outputs_right_scores_one_half(task):
 def test_versions_vote_together_and_two_attempts_count(task):
     puzzles = task.split("test")
     wrong_tokens = wrong_answers(task, 3)
-    tokens = wrong_tokens[[0, 0, 1, 2]].clone()  # wrong answer A twice, B and C once, in each of three versions
+    tokens = wrong_tokens[[0, 0, 1, 2]].clone()  # in each of three versions: A, A, B, C are wrong answers
     tokens[2:, :] = torch.where(torch.arange(2)[:, None, None] == 0, puzzles.solutions, tokens[2:])
     assert task.extra_metrics(puzzles, tokens) == {"pass_at_1": 0.0, "pass_at_2": 1.0, "arc_score": 1.0}
     one_attempt_task = make(evaluate_augmentations=3, attempts=1)
     assert one_attempt_task.extra_metrics(puzzles, tokens)["arc_score"] == 0.0
-    # One right answer in each version: a minority there, but the three agree once the symmetries are undone.
+    # Each version has one right answer, a minority. Without the symmetries these three are equal, and win.
     tokens_2 = wrong_answers(task, 3)
     tokens_2[1], tokens_2[2] = wrong_tokens[1], puzzles.solutions
     for i in range(len(puzzles)):

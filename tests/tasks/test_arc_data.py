@@ -24,7 +24,7 @@ def exact_key(i, a, b):
 
 
 def shape_key(a, b):
-    """Return a key that no symmetry changes: sorted sides and the number of black cells."""
+    """Return a key that symmetries do not change: sorted sides and numbers of black cells."""
     return sorted(a.shape), sorted(b.shape), int((a == 0).sum()), int((b == 0).sum())
 
 

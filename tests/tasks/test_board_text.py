@@ -26,7 +26,7 @@ def rows(board, side=4):
 
 
 def read(name, text):
-    """Return the inputs of a text in the task's own form."""
+    """Read a text, and return its inputs as the task writes them."""
     return [TASKS[name].format_input(x) for x in TASKS[name].read_inputs(text)]
 
 
@@ -91,7 +91,7 @@ SUDOKUS = {
 }
 
 
-FILE_LAYOUTS = (  # with a header or an answer: files only, no input of Solver.solve
+FILE_LAYOUTS = (  # they have a header or an answer, so Solver.solve refuses them; only files may have them
     *("CSV by semicolons", "a comment in a CSV", "a header of one word", "CSV", "CSV with more columns"),
     "our picture with an answer",
 )
@@ -167,10 +167,10 @@ MALFORMED_SUDOKUS = [
     ("[[[[1]]]]", "a list of whole numbers"),
     ("# nothing", "no puzzle in the text"),
     ("-412\n----\n", "2 rows of 4 cells"),
-    ("12..\n34..\n----\n21..\n", "3 rows of 4 cells"),  # a line between boxes is no row
+    ("12..\n34..\n----\n21..\n", "3 rows of 4 cells"),  # a rule between boxes is not a row
     ("1234\n3412\n----\n2143\n", "3 rows of 4 cells"),
     (f"{BOARD_4}\n[Hard]\n{BOARD_4}", r"line 2: .*is neither a digit"),
-    ("1 2 . .   . . 3 4\n3 4 . .   1 2 . .\n2 1 . .   . . . .\n4 3 . .   . . . .", "8 cells"),  # two, side by side
+    ("1 2 . .   . . 3 4\n3 4 . .   1 2 . .\n2 1 . .   . . . .\n4 3 . .   . . . .", "8 cells"),  # boards side by side
     (f"{BOARD_4} 12345678 1234", "more on the line than a board"),
     ('{"puzzle": "' + BOARD_4 + '", "Puzzle": "' + BOARD_4 + '"}', "has 'puzzle' and 'Puzzle'"),
     (f"{BOARD_4} 34..12..43..", "more on the line than a board, '34..12..43..'"),

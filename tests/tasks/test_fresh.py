@@ -1,4 +1,4 @@
-"""Fresh inputs have another seed, and are symmetric to no input of a split."""
+"""Fresh inputs depend on a seed, and are not symmetric to an input of a split."""
 
 import networkx as nx
 import pytest
@@ -38,7 +38,7 @@ def test_fresh_inputs_are_right_and_follow_their_seed(make):
 
 
 def test_no_fresh_graph_is_isomorphic_to_a_graph_of_a_split_or_to_another_fresh_one():
-    task = coloring()  # with its data_seed as seed, fresh_inputs first draws the graphs of the splits
+    task = coloring()  # given the task's own data_seed, fresh_inputs first draws the graphs of the splits
 
     def graphs(inputs):
         return [nx.from_numpy_array(a.numpy().astype(int)) for a in task.adjacency(inputs)]
@@ -56,7 +56,7 @@ def test_no_fresh_sudoku_is_an_image_of_a_puzzle_of_a_split_or_of_another_fresh_
     split_inputs = {tuple(x) for split in SPLITS for x in task.split(split).inputs.tolist()}
     generator = torch.Generator().manual_seed(0)
     for i, x in enumerate(fresh_inputs):
-        cells, digits = random_symmetries(12_000, 4, generator)  # nearly all 3,072 of the group
+        cells, digits = random_symmetries(12_000, 4, generator)  # nearly all of the 3,072 symmetries
         images = {
             tuple(row) for row in transform(x.expand(12_000, 16), cells, digits, FIRST_DIGIT).unique(dim=0).tolist()
         }

@@ -1,6 +1,6 @@
-"""Readers of damaged files: each file is read, or refused in one sentence, and soon.
+"""Give damaged files to all readers: each file is read, or refused in one sentence, within seconds.
 
-What a reader accepts must agree with the text: a second, much simpler reader of each format checks it.
+The inputs that a reader accepts must agree with the text: a second, much simpler reader of each format checks them.
 ``PYRO_GRAM_FUZZ_SEED`` sets another seed.
 """
 
@@ -42,7 +42,7 @@ from tests.conftest import small_config
 from tests.tasks.damaged import check_reader, command_lines, damaged_files, damaged_texts
 from tests.test_checkpoint import model_file, state_file, trainer_of  # noqa: F401
 
-pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  # when a file fails
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  # a warning if a test fails
 
 ARC = {
     "train": [{"input": [[1, 0]], "output": [[0, 1]]}, {"input": [[2, 0]], "output": [[0, 2]]}],
@@ -87,7 +87,7 @@ def read_puzzles(task: Task, check: Callable[[Task, str, list[torch.Tensor]], No
 
 
 def check_graphs(task: Task, text: str, inputs: list[torch.Tensor]) -> None:
-    """Compare with the edges of DIMACS, or with the graphs that networkx reads."""
+    """Compare the inputs with the edges of DIMACS, or with the graphs that networkx reads."""
     edges = [{tuple(sorted(pair)) for pair in nx.from_numpy_array(task.adjacency(x).numpy()).edges} for x in inputs]
     if re.search(r"^\s*[pea]\s", text, re.M | re.I):
         edge_lines = [line.split() for line in text.split("\n") if re.match(r"\s*e\s", line, re.I)]
@@ -103,7 +103,7 @@ def check_graphs(task: Task, text: str, inputs: list[torch.Tensor]) -> None:
 
 
 def check_clues(task: Task, text: str, inputs: list[torch.Tensor]) -> None:
-    """The digits of every board stand in the text, in this order."""
+    """Assert that the text has the digits of every board, in the same order."""
     digits = iter(c for c in text.translate({0xFF10 + d: str(d) for d in range(10)}) if c in "123456789")
     for x in inputs:
         assert all(any(c == d for d in digits) for c in task.format_input(x) if c != "."), (
@@ -112,7 +112,7 @@ def check_clues(task: Task, text: str, inputs: list[torch.Tensor]) -> None:
 
 
 def check_queens(task: Task, text: str, inputs: list[torch.Tensor]) -> None:
-    """The boards have no more queens than the text has letters for queens and numbers, together."""
+    """Assert that the boards have at most as many queens as the text has letters for queens and numbers."""
     queens = sum(int(task.board(x).sum()) for x in inputs)
     assert queens <= sum(c in "Qq1\u265b\u2655" for c in text) + len(re.findall(r"\d+", text))
 

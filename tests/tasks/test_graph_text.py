@@ -37,7 +37,7 @@ def read_graphs(task, text):
         dimacs(first="p edge 8 9\nn 1 1\nd 2\nv 1 2\nx 3"),
         dimacs(first="p col 8 9"),
         dimacs().replace("e 1 2\n", "e 1 2 7\n"),
-        dimacs([*EDGES, *((v, u) for u, v in EDGES)]),  # 2 m lines
+        dimacs([*EDGES, *((v, u) for u, v in EDGES)]),  # each edge in both directions
         dimacs([*EDGES, *((v, u) for u, v in EDGES)], "p edge 8 18"),
         dimacs(first="p edge 8 18"),
         dimacs([*EDGES, (1, 2)]),
@@ -64,7 +64,7 @@ BAD_DIMACS = [
     (dimacs(first="p edge 7 9"), "^line 1: the graph has 7 vertices; this task has vertices = 8"),
     ("p edge 3000000 58333344\na 1 2 803\n", "^line 1: the graph has 3000000 vertices"),
     ("p edge 8 1\ne 1 2 e 3 4\n", "^line 2: cannot read 'e 1 2 e 3 4'"),
-    (dimacs() + "C~\n", "^line 11: expected c, p or e .*, found 'C~'"),  # a graph in graph6, no comment
+    (dimacs() + "C~\n", "^line 11: expected c, p or e .*, found 'C~'"),  # this is graph6, not a comment
     ("c only a comment\n", "no 'p edge VERTICES EDGES' line"),
 ]
 

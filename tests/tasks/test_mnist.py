@@ -44,7 +44,7 @@ def _no_network(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Small files of the user: an image of the digit d has d bright pixels in dark noise."""
+    """Return a folder with small files that a user might have: an image of the digit d has d bright pixels."""
     rng = np.random.default_rng(0)
     for part, count in COUNTS.items():
         labels = rng.integers(0, 10, count).astype(np.uint8)
@@ -61,7 +61,7 @@ def make(folder, **changes) -> MNIST:
 
 
 def read_files(folder, part="train"):
-    """Read the images and labels of the fixture's files without the task."""
+    """Read images and labels from the files of the fixture, without using the task."""
     images = np.frombuffer((folder / f"{part}-images-idx3-ubyte").read_bytes()[16:], np.uint8).reshape(-1, 784)
     return images, np.frombuffer((folder / f"{part}-labels-idx1-ubyte").read_bytes()[8:], np.uint8)
 
@@ -122,7 +122,7 @@ def test_side_14_averages_squares_before_the_threshold(folder):
     images = read_files(folder, "t10k")[0].reshape(-1, 14, 2, 14, 2).astype(float).mean((2, 4))
     assert count_rows(task.split("test").solutions) == count_rows((images > 127.5).reshape(len(images), -1))
     square = torch.zeros(1, 28, 28, dtype=torch.uint8)
-    square[0, :2, :2] = torch.tensor([[255, 255], [1, 0]])  # its mean is just above one half, two pixels are below
+    square[0, :2, :2] = torch.tensor([[255, 255], [1, 0]])  # the mean is just above 1/2, though two pixels are dark
     assert binarize(square, 0.5, 14)[0].nonzero().flatten().tolist() == [0]
 
 

@@ -144,7 +144,7 @@ def test_each_kind_of_mistake_is_a_violation():
     task = make()
     x, y = task.split("test").inputs[0], task.split("test").solutions_of(0)[0]
     assert task.is_valid(x, y)
-    renamed_grid = torch.tensor([0, 1, 3, 4, 5, 2])[y]  # a correct grid with other digits than the clues
+    renamed_grid = torch.tensor([0, 1, 3, 4, 5, 2])[y]  # a correct grid that changes every clue
     assert task.violations(x, renamed_grid) == (x > 1).sum()
     assert task.is_valid(torch.ones_like(x), renamed_grid)
     y = y.clone()

@@ -49,7 +49,7 @@ def test_the_representatives_of_6x6_grids_have_28_200_960_images():
 
 
 def test_random_6x6_grids_are_uniform():
-    """Each of the 816 representatives, whose orbits have equal sizes, is as frequent as the others."""
+    """The 816 representatives are equally frequent, because their orbits have equal sizes."""
     count = 816 * 20
     grids = sample_grids(6, count)
     box = grids[:, [0, 1, 2, 6, 7, 8]]
@@ -165,7 +165,7 @@ def test_invariants_of_4x4_agree_within_a_class_and_differ_between_nearly_all_cl
     keys = symmetry_invariants(boards.numpy(), 4).tolist()
     pairs = {(key, canonical_4(board)) for key, board in zip(keys, boards.tolist(), strict=True)}
     classes = len({form for _, form in pairs})
-    assert len(pairs) == classes  # a class has one key
+    assert len(pairs) == classes  # all boards of a class have the same key
     assert len({key for key, _ in pairs}) > 0.97 * classes > 80
 
 

@@ -21,7 +21,7 @@ def read(tmp_path, text, encoding="utf-8", name="a.csv"):
 
 
 def check_copies(puzzles, count=1):
-    """Assert that ``puzzles`` are ``count`` copies of the puzzle."""
+    """Assert that ``puzzles`` are ``count`` copies of the example puzzle."""
     assert ["".join(map(str, board)) for board in puzzles.boards] == [ZEROS] * count
     assert ["".join(map(str, board)) for board in puzzles.solutions] == [ANSWER] * count
 

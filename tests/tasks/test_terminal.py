@@ -45,7 +45,7 @@ def pair(task, index=0):
 
 
 def attempts(task, count=16):
-    """Yield right answers, answers that are wrong in one cell or several, and noise."""
+    """Yield right answers, answers with one or several wrong cells, and random answers."""
     generator = torch.Generator().manual_seed(0)
     for i in range(count):
         x, y = pair(task, i % 4)
@@ -55,7 +55,7 @@ def attempts(task, count=16):
 
 
 def answer_text(task, rendering: str) -> str:
-    """Return the answer that the characters of a rendering show, in the form of ``format_solution``."""
+    """Return the answer that a rendering shows, as ``format_solution`` would write it."""
     lines = rendering.replace("!", " ").splitlines()
     match type(task).__name__:
         case "Coloring":
@@ -173,7 +173,7 @@ def test_attacked_and_removed_queens_are_marked():
         *("Q....", "..q..", "....q", ".q...", "...q.")
     ]
     assert task.render(x, torch.tensor([0, 0, 3, 1, 4])).replace(" ", "").splitlines() == [
-        *("Q!....", "q!....", "...q.", ".q...", "....q!")  # the last on the long diagonal of the first
+        *("Q!....", "q!....", "...q.", ".q...", "....q!")  # the last queen is on the long diagonal of the first
     ]
     assert task.render(x, torch.tensor([1, 3, 0, 2, 4])).startswith("x!q ")
 
@@ -219,7 +219,7 @@ def test_sudoku_marks_repeated_digits_lost_clues_and_tokens_without_a_digit():
         swapped_tokens == 2,
         4,
         torch.where(swapped_tokens == 4, 2, swapped_tokens),
-        # a correct grid with other digits than the clues 1 and 3
+        # a correct grid, but the clues 1 and 3 are changed
     )
     assert task.violations(x, swapped_tokens) == task.render(x, swapped_tokens).count("!") == 2
 

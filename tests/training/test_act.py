@@ -1,4 +1,4 @@
-"""Halting and carry: a trajectory stays in the batch until it is finished."""
+"""Training with halting: a trajectory stays in the batch until it is finished."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def test_an_exploring_trajectory_makes_a_uniform_number_of_steps(monkeypatch):
         carry = Carry(None, carry.y, torch.full((n,), step - 1), carry.finished)
         carry = carry.advance(terms([True] * n), max_steps=max_steps)
         shares.append(carry.finished.float().mean().item())
-    assert shares == pytest.approx([0, 1 / 4, 2 / 4, 3 / 4, 1], abs=0.04)  # drawn from 2, 3, 4, 5
+    assert shares == pytest.approx([0, 1 / 4, 2 / 4, 3 / 4, 1], abs=0.04)  # the least steps: 2, 3, 4 or 5
     assert start(n).advance(terms([True] * n), max_steps=1).finished.all()
 
 
@@ -75,7 +75,7 @@ def test_a_batch_is_one_update_from_the_state_of_the_last():
     reports = list(train_batches(trainer))
     assert len(reports) == trainer.optimizer.num_updates == 6
     assert trainer.carry.steps.max() <= 2
-    # With two steps at the most, and heads that never halt at first, every second batch is new.
+    # At first the heads halt no trajectory, so each makes two steps. Therefore every second batch has new pairs.
     assert torch.equal(trainer.carry.x, trainer.batches(4)[0])
 
 

@@ -1,4 +1,4 @@
-"""When a run is stopped before the update that would ruin it."""
+"""A run is stopped before an update that would ruin it."""
 
 from dataclasses import replace
 

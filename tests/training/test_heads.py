@@ -114,7 +114,7 @@ def test_states_are_those_of_the_prior_with_the_check_of_their_answers():
 
 
 def test_the_check_runs_on_the_cpu():
-    """Tasks compare with tensors of the CPU; a model may be elsewhere."""
+    """Tasks compare answers with CPU tensors, but a model may be on another device."""
     case = build_case_with_heads()
     devices = []
 
@@ -140,7 +140,7 @@ def test_training_changes_only_the_heads_and_they_learn_the_check():
     case = build_case_with_heads()
     model = case.solver.model
     x = case.x.repeat(40, 1, 1)
-    wide_temper = TemperConfig(scale=30.0, transitions=100)  # so that answers differ
+    wide_temper = TemperConfig(scale=30.0, transitions=100)  # a large scale, so that answers differ
     core = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("heads.")}
     heads = {k: v.clone() for k, v in model.heads.state_dict().items()}
     config = HeadsConfig(hidden=16, attention_heads=2, layers=1, rounds=25, lr=1e-2)
@@ -205,7 +205,7 @@ def test_impossible_settings_are_refused(settings):
 
 
 def test_heads_are_measured_on_first_versions_of_inputs(tmp_path):
-    """On ARC, selection by the heads is measured on plain inputs, like the vote."""
+    """On ARC, answers selected by the heads are measured on plain inputs, as the vote is."""
     config = small_config(task_name="arc", heads={"hidden": 16, "attention_heads": 2, "rounds": 1, "trajectories": 8})
     run = open_run(config, tmp_path / "run", resume=False, data_dir=None, device=torch.device("cpu"))
     solver = run.averaged_solver

@@ -176,7 +176,7 @@ def test_if_the_clock_ends_the_run_on_policy_training_begins_after_its_share_of_
 
 @pytest.mark.slow
 def test_on_policy_training_makes_trajectories_end_right_more_often_than_those_trained_under_the_guide():
-    """Both trainings make as many updates, from the same model."""
+    """Both trainings start from the same model and make equally many updates."""
     accuracy = {}
     for is_on_policy in (True, False):
         pyro.set_rng_seed(0)

@@ -1,4 +1,4 @@
-"""TorchOptim against torch's own optimizer, and the schedule in closed form."""
+"""Compare TorchOptim with torch's own optimizers, and its schedule with the closed form."""
 
 import math
 

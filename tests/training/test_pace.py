@@ -22,12 +22,12 @@ from tests.conftest import small_config
 from tests.test_checkpoint import rewrite
 
 RECIPE = {"supervision_steps": 2, "on_policy_depth": 3, "on_policy_updates": 2, "on_policy_after": 0.6}
-UPDATE, ON_POLICY = 2.0, 6.0  # seconds that the slow clock counts for an update of each kind
-FITTING_BATCHES = 7  # they take 4 s each, and the last 2 of them 12 s more each: 52 s of a minute; 8 take 68 s
+UPDATE, ON_POLICY = 2.0, 6.0  # seconds of an update under the guide, and of an on-policy update
+FITTING_BATCHES = 7  # 7 x 4 s, and 2 x 12 s for on-policy updates, make 52 s; 8 batches would take 68 s
 
 
 class Clock:
-    """A clock that only updates advance, each by its seconds times ``factor``."""
+    """A clock that stands still except in an update, which adds the seconds of the update times ``factor``."""
 
     def __init__(self, factor):
         self.now, self.factor = 0.0, factor
@@ -38,7 +38,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Return a function that starts the clock of a machine that is ``factor`` times slower."""
+    """Return a function that installs the :class:`Clock` of a machine with the given ``factor``."""
 
     def start(factor):
         clock, update = Clock(factor), Trainer.update
@@ -138,7 +138,7 @@ def test_evaluations_count_as_often_as_they_are_made(clock):
     trainer = trainer_of(config_of(evaluate_every=4))
     assert fit_to_minutes(trainer, monitor)
     assert len(calls) == 2
-    assert trainer.num_batches == 6  # 24 s, 2 x 12 s on-policy, and two evaluations; one more batch makes 62 s
+    assert trainer.num_batches == 6  # 24 s, 2 x 12 s on-policy, 2 x 5 s of evaluation; 7 batches take 62 s
     assert not fit_to_minutes(trainer, monitor)
 
 
@@ -166,7 +166,7 @@ def test_a_run_that_was_killed_keeps_its_number_of_batches_and_ends_as_the_unbro
     for _ in range(num_trained):
         next(run)
     save_state(path, config, first)
-    slow_clock.factor = 7.0  # the run goes on, on a slower machine
+    slow_clock.factor = 7.0  # the run is resumed on a slower machine
     second = trainer_of(config)
     load_state(path, config, second)
     assert second.num_batches == FITTING_BATCHES
@@ -186,7 +186,7 @@ def test_a_resumed_run_of_another_length_is_fitted_to_the_minutes_left(clock, tm
     assert second.num_batches is None
     assert not second.is_finished
     reports = list(train_batches(second))
-    assert second.num_batches == second.number == 7 + len(reports) == 10  # 62 s are left, 16 s a batch
+    assert second.num_batches == second.number == 7 + len(reports) == 10  # 62 s are left, and a batch takes 16 s
     assert second.elapsed <= 114
     free_config = config_of(minutes=0.0, batches=20)
     third = trainer_of(free_config)
@@ -253,7 +253,7 @@ def test_the_pace_is_measured_on_a_copy_that_is_not_trained(monkeypatch):
     trials, seconds = [], iter([2.0, 1.0])
     monkeypatch.setattr(pace, "_time_batches", lambda *arguments: trials.append(arguments) or next(seconds))
     speed = pace.measure_pace(trainer_of(config_of()))
-    assert (speed.batch, speed.on_policy) == (2.0, 0.0)  # a faster on-policy batch gains no time
+    assert (speed.batch, speed.on_policy) == (2.0, 0.0)  # never below 0, even if on-policy batches are faster
     assert all(trial.optimizer.config.lr == pace.NO_LR for trial, _ in trials)
     assert trials[0][1].on_policy_depth == 0
 

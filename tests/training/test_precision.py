@@ -40,7 +40,7 @@ def trainer_of(**train):
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """A list that a compiler which changes nothing fills with its graphs."""
+    """The list of graphs that were compiled. A fake compiler appends each graph and returns it unchanged."""
     graphs = []
 
     def keep(graph, inputs):
@@ -96,12 +96,12 @@ def test_a_core_in_bfloat16_is_copied_with_its_weights_and_becomes_float32_again
     assert torch.equal(core(state, e_x)[0], exact_h)
 
 
-@pytest.mark.filterwarnings("ignore")  # those of torch's compiler
+@pytest.mark.filterwarnings("ignore")  # warnings of torch's compiler
 def test_the_core_is_compiled_before_the_clock_starts(graphs, monkeypatch):
     @contextmanager
     def on_tensor_cores(*_):
         previous_precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high")  # which makes compiled code compile again
+        torch.set_float32_matmul_precision("high")  # a new setting makes compiled code compile again
         yield
         torch.set_float32_matmul_precision(previous_precision)
 
@@ -119,7 +119,7 @@ def test_the_core_is_compiled_before_the_clock_starts(graphs, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # those of torch's compiler
+@pytest.mark.filterwarnings("ignore")  # warnings of torch's compiler
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor compiles C++")
 def test_a_compiled_core_trains_as_the_plain_one():
     plain_trainer, compiled_trainer = trainer_of(compile=False), trainer_of(compile=True)
@@ -160,7 +160,7 @@ def test_float32_products_are_left_as_they_were(monkeypatch):
 
 
 def test_the_paper_preset_runs_without_data_on_the_meta_device():
-    """Check the shapes of one whole step, forward and backward, of the preset for a GPU."""
+    """Check the shapes in one whole step of the paper preset, forward and backward."""
     config = read_preset(PRESETS, "coloring", "paper")
     spec = TaskSpec(36, None, 5, 36, 4)
     width = config.model.width

@@ -112,7 +112,7 @@ def test_evaluation_weights_are_the_running_average_with_a_warm_start():
     assert guide.model is model
     for s, e, a in zip(initial_weights, final_weights, averages, strict=True):
         assert not torch.equal(s, e)
-        torch.testing.assert_close(a, e)  # the first update starts the average
+        torch.testing.assert_close(a, e)  # the first update sets the average to the new weights
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch():
@@ -194,7 +194,7 @@ def test_minutes_end_a_run(monkeypatch):
 
 @pytest.mark.parametrize("length", [{"batches": 6}, {"batches": 0, "minutes": 0.02}])
 def test_the_schedule_follows_the_batches_or_the_clock_if_that_alone_ends_the_run(length, monkeypatch):
-    clock = itertools.count()  # it advances by a fiftieth of a second at every reading
+    clock = itertools.count()  # the time advances by 1/50 s at every reading
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock) / 50)
     trainer = make_trainer(**length)
     values = []
@@ -303,7 +303,7 @@ def test_puzzle_embeddings_have_a_rate_and_a_decay_of_their_own():
     assert (main_group["lr"], embedding_group["lr"]) == pytest.approx((1e-3, 0.1))
     rows = case.x[:, 0].unique()
     step = (embedding - old_embedding * (1 - 0.1 * 0.5)).abs()
-    assert step[rows].amax().item() == pytest.approx(0.1, rel=1e-2)  # Adam's first step is its rate
+    assert step[rows].amax().item() == pytest.approx(0.1, rel=1e-2)  # Adam's first step has the size of lr
     plain_optim = TorchOptim({"model": model}, OptimConfig(lr=1e-3, warmup=1))
     plain_optim.step()
     assert {group["lr"] for group in plain_optim.groups} == {1e-3}
@@ -322,12 +322,12 @@ def test_muon_trains_the_hidden_matrices_and_adamw_the_rest():
     SVI(model, guide, optim, Trace_ELBO()).step(case.x, case.y)
     name = "model.core.f_H.0.channels.gate_up.weight"
     change = optim.parameters_by_name[name].detach() - old_parameters[name]
-    # An orthogonal matrix of a x b, scaled to the size of AdamW's updates: 0.2 lr sqrt(max(a, b)) in every direction.
+    # The update is nearly an orthogonal matrix of a x b: all singular values are about 0.2 lr sqrt(max(a, b)).
     singular_values = torch.linalg.svdvals(change) / (0.2 * 1e-2 * max(change.shape) ** 0.5)
     assert 0.5 < singular_values.median() < 1.3
     assert singular_values.max() < 1.4
     head = optim.parameters_by_name["model.decoder.head.weight"].detach() - old_parameters["model.decoder.head.weight"]
-    assert head.abs().median().item() == pytest.approx(1e-2, rel=1e-2)  # Adam's first step is its rate
+    assert head.abs().median().item() == pytest.approx(1e-2, rel=1e-2)  # Adam's first step has the size of lr
 
     state = optim.state_dict()
     momentum = next(key for key in state if key.endswith("/momentum_buffer"))
