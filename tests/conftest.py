@@ -97,7 +97,7 @@ def perturb_(module: nn.Module, scale: float = 0.05) -> nn.Module:
 
 @cache
 def digits_folder() -> str:
-    """Return a folder with four files like MNIST's; their few images show squares and bars in place of digits."""
+    """Return a folder with four small files in MNIST's format; squares and bars take the place of digits."""
     folder = Path(tempfile.mkdtemp(prefix="pyro_gram-digits-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     rng = np.random.default_rng(0)
@@ -114,7 +114,7 @@ def digits_folder() -> str:
 
 @cache
 def small_task(name: str) -> Task:
-    """Build a task of :func:`small_config` only once: it takes longer than a model. Tests must not change the task."""
+    """Build a task of :func:`small_config` only once, because this is slow. Tests must not change the task."""
     return build_task(small_config(task_name=name), digits_folder() if name == "mnist" else None)
 
 

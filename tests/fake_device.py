@@ -112,7 +112,7 @@ def _check_devices(func: Any, args: Any, generator: Any, tensors: list[Tensor], 
 
 
 def _create_then_move(create: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return a substitute for ``torch.tensor``, which would not ask the dispatcher for its device."""
+    """Return a replacement for ``torch.tensor``, because that function does not ask the dispatcher for its device."""
 
     def tensor(
         data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False, **kwargs: Any
@@ -130,7 +130,7 @@ def fake_device(*programs: Any) -> Iterator[str]:
     with ExitStack() as stack:
         for program in programs:
             stack.enter_context(patch.object(program, "pick_device", torch.device))
-        # This check of checkpoints needs the real meta device, but the fake device has its name: leave the check out.
+        # This check of checkpoints needs the real meta device, but the fake device has its name. So it is left out.
         stack.enter_context(patch.object(checkpoint, "outline_misfits", lambda *_: []))
         stack.enter_context(patch.object(torch, "tensor", _create_then_move(torch.tensor)))
         stack.enter_context(_DispatchMode())

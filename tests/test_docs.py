@@ -41,7 +41,7 @@ PARTS = ROOT / "docs" / "parts"
 
 @pytest.fixture
 def own_parts(tmp_path, monkeypatch):
-    """Return the current directory, a new folder that holds the example files of docs/parts."""
+    """Return a new folder with the example files of docs/parts. It becomes the current directory."""
     for file in PARTS.glob("*.py"):
         (tmp_path / file.name).write_text(file.read_text())
     monkeypatch.chdir(tmp_path)

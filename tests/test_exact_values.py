@@ -164,7 +164,7 @@ def test_the_value_heads_loss_is_the_squared_error():
 
 
 def test_losses_of_heads_are_auxiliary():
-    """Without this mark, Pyro would warn of a site that the guide does not have."""
+    """Without ``is_auxiliary``, Pyro would warn of a site that the guide does not have."""
     with poutine.trace() as trace:
         add_training_loss("loss", torch.ones(3))
     assert trace.trace.nodes["loss"]["infer"]["is_auxiliary"]

@@ -30,7 +30,7 @@ Line = tuple[int, str]  # the number of a line in the file, from 1, and its text
 def clean_line(line: str) -> str:
     """Remove the comment of a line, and convert bars and full-width characters to ASCII."""
     ascii_line = line[: MAX_LINE_LENGTH + 1].translate(ASCII_OF)
-    return re.sub(r"(^|\s)#.*", "", ascii_line).strip(SPACES)  # tabs stay: the last cell may be empty
+    return re.sub(r"(^|\s)#.*", "", ascii_line).strip(SPACES)  # tabs stay: an empty cell may follow the last
 
 
 def is_rule(line: str) -> bool:
@@ -71,7 +71,7 @@ def split_boards(
     clean: Callable[[str], str] = clean_line,
     band_rows: Callable[[int], int] = lambda size: size,
 ) -> list[PuzzleText]:
-    """Cut a file into boards. Each line holds a board, or a row of one, or the file is JSON.
+    """Cut a file into boards. Each line holds a board or a row of a board; or the file is JSON.
 
     Args:
         text: the file. Lines that begin with ``#`` are comments.

@@ -34,7 +34,7 @@ class InputSet:
         return self._table[self._positions, tokens].sum(-1)  # a sum of random 64-bit integers; overflow wraps around
 
     def contains(self, x: Tensor) -> Tensor:
-        """Return which inputs, int64 ``[..., *event]``, are members: bool ``[...]``."""
+        """Return for each input of ``x``, int64 ``[..., *event]``, whether it is a member: bool ``[...]``."""
         hashes = self._hash(x)
         position = torch.searchsorted(self._hashes, hashes).clamp(max=len(self._hashes) - 1)
         return self._hashes[position] == hashes

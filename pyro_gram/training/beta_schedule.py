@@ -6,7 +6,7 @@ the mean is below the target, and falls while it is above. If beta rose earlier,
 before it has learnt to use y.
 
 If y mostly follows from x, a guide that reveals y from the start keeps the core from learning to reason. Therefore beta
-may be so large in the first part of a run that the guide stays at the prior: the guide is silent.
+may be so large in the first part of a run that the guide stays at the prior. Such a guide is called silent.
 """
 
 from __future__ import annotations

@@ -30,22 +30,22 @@ class TrainConfig:
         batch: B, inputs in a batch.
         supervision_steps: N_sup, the number of updates of a batch. Each starts in the state in which the one before
             ended.
-        elbo: the bound: ``balanced`` (``balance`` divides the gradient of its KL), ``mean_field`` or ``trace``.
+        elbo: the bound: ``balanced`` (``balance`` splits the gradient of its KL), ``mean_field`` or ``trace``.
         balance: share of the KL's gradient that trains the prior (``balanced`` only).
         particles: number of draws from the guide in an update.
         ema: decay of the running average of the weights, per update; evaluation uses the average.
         augment: whether to apply the task's symmetries to training pairs.
-        evaluate_every: batches between two evaluations on the validation split.
+        evaluate_every: number of batches between two evaluations on the validation split.
         save_seconds: seconds between two saves of the training state. A save waits for the end of a batch.
         act: train as HRM and TRM do: a batch is one update, and a trajectory stays in the batch until the model halts
             it or it has made ``supervision_steps`` steps; then a new pair replaces it. Needs a model that halts.
         on_policy_depth: also train on trajectories of the prior, up to this supervision step. The target is a solution,
-            drawn by its probability at the trajectory's state. 0 for none. Needs inputs, and all their solutions.
+            drawn with its probability under the model. 0 for none. Needs inputs, and all their solutions.
         on_policy_updates: updates of a batch along these trajectories, at successive steps from a random depth on.
         on_policy_after: share of the run before on-policy training begins.
         precision: precision of the core's matrix products: ``fp32``, ``tf32`` (CUDA) or ``bf16``. With ``tf32`` and
             ``bf16``, CUDA computes its other products in TF32; everything else is in float32.
-        compile: compile the core: this takes 20 to 70 seconds at the start and, on the CPU, a C++ compiler.
+        compile: compile the core. This takes 20 to 70 seconds at the start; on the CPU it needs a C++ compiler.
     """
 
     batches: int = 10_000

@@ -58,7 +58,7 @@ def prepare_core(trainer: Trainer) -> None:
 
 
 def _compile_core(trainer: Trainer) -> None:
-    """Run the core on one batch, so that it compiles: from z_0 and from another state, with gradient and without."""
+    """Compile the core by running it on a batch: from z_0 and from another state, with gradient and without."""
     x, y = (trainer.shard(tensor) for tensor in trainer.batches(trainer.number))
     with torch.random.fork_rng(devices=random_devices(trainer.device)), pyro.validation_enabled(False):
         state = None

@@ -34,7 +34,7 @@ from pyro_gram.training.config import HeadsConfig
 from pyro_gram.training.optimizer import OptimConfig, TorchOptim
 
 BATCH = 512  # states in an update
-EPOCHS = 2  # passes over the states of a round, because sampling the states takes longer than a pass
+EPOCHS = 2  # passes over the states of a round: a pass takes less time than sampling the states
 MAX_DEPTH = 16  # the heads learn from at most so many supervision steps of a trajectory
 EARLY_STEPS = 4  # all states of the first steps are used, and fewer of later steps, where most answers are right
 
@@ -53,7 +53,7 @@ def check_heads(model: nn.Module, task: Task, config: HeadsConfig) -> None:
 
 
 def attach_heads(model: nn.Module, model_config: Any, task: Task, config: HeadsConfig, seed: int) -> None:
-    """Give a model untrained heads, drawn under ``seed``, without changing random states. See :func:`check_heads`."""
+    """Give a model untrained heads drawn under ``seed``. Random states do not change. Raises as :func:`check_heads`."""
     check_heads(model, task, config)
     sizes = model_sizes(model_config)
     length = task.spec.input_length + sizes.prefix

@@ -36,8 +36,8 @@ class OptimConfig:
         lr: the learning rate after warm-up, of AdamW and Muon.
         weight_decay: decoupled decay, of AdamW and Muon.
         beta1, beta2: decay of AdamW's running means.
-        clip: largest global norm of the gradient of the mean loss per input, nats.
-        warmup: updates over which the rate rises linearly from 0.
+        clip: the gradient of the mean loss per input, in nats, is clipped to this global norm.
+        warmup: number of updates over which the rate rises linearly from 0.
         embedding_lr: the rate of puzzle embeddings (ARC; in TRM it is 100 times the rate of the rest); 0 for ``lr``.
         embedding_decay: weight decay of puzzle embeddings.
         min_lr_ratio: the rate falls along a half cosine to ``min_lr_ratio * lr`` at the last update of the run; 1 for
@@ -236,9 +236,9 @@ class TorchOptim(PyroOptim):
             optimizer.state[p] = {slot: t if slot in cpu_slots else t.to(p.device) for slot, t in tensors.items()}
 
     def get_state(self) -> dict[str, Tensor]:
-        """Return :meth:`state_dict`. PyroOptim has this name for it."""
+        """Return :meth:`state_dict`, under the name that PyroOptim uses."""
         return self.state_dict()
 
     def set_state(self, state: dict[str, Tensor]) -> None:
-        """Call :meth:`load_state_dict`. PyroOptim has this name for it."""
+        """Call :meth:`load_state_dict`, under the name that PyroOptim uses."""
         self.load_state_dict(state)

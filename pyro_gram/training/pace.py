@@ -58,7 +58,7 @@ def fit_to_minutes(trainer: Trainer, monitor: Callable[[], object] | None = None
 
 
 def min_batches(config: TrainConfig) -> int:
-    """Return the least number of batches: enough for an on-policy part, if the config asks for such a part."""
+    """Return the fewest batches that a run may have: enough for an on-policy part, if the config asks for one."""
     batches = math.ceil(1 / (1 - config.on_policy_after)) if config.on_policy_depth else 1
     return min(batches, config.batches)
 

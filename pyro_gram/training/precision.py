@@ -70,7 +70,7 @@ def configure_core(model: nn.Module, precision: str, compiled: bool, device: tor
 
 
 def _forward_in_bfloat16(core: nn.Module, device: str, *args: Any, **kwargs: Any) -> Any:
-    """Call a core's own forward under autocast. ``partial`` binds the core, so a copied core calls itself."""
+    """Call a core's own forward under autocast. Since ``partial`` binds the core, a copied core calls itself."""
     with torch.autocast(device, torch.bfloat16):
         return type(core).forward(core, *args, **kwargs)
 

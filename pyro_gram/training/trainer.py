@@ -149,7 +149,7 @@ class Trainer:
         return torch.stack(losses).mean().item()
 
     def act_step(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Make one update of all trajectories, after new pairs have replaced the finished ones (``training.act``).
+        """Make one update of all trajectories, after new pairs have replaced finished pairs (``training.act``).
 
         Returns:
             mean reconstruction and KL of the update, nats per input, ``[1, 2]``.

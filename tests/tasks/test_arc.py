@@ -234,12 +234,12 @@ def test_a_task_with_one_of_two_test_outputs_right_scores_one_half(task):
 def test_versions_vote_together_and_two_attempts_count(task):
     puzzles = task.split("test")
     wrong_tokens = wrong_answers(task, 3)
-    tokens = wrong_tokens[[0, 0, 1, 2]].clone()  # in each of three versions: A, A, B, C are wrong answers
+    tokens = wrong_tokens[[0, 0, 1, 2]].clone()  # wrong answers A, A, B, C; the right one will replace B
     tokens[2:, :] = torch.where(torch.arange(2)[:, None, None] == 0, puzzles.solutions, tokens[2:])
     assert task.extra_metrics(puzzles, tokens) == {"pass_at_1": 0.0, "pass_at_2": 1.0, "arc_score": 1.0}
     one_attempt_task = make(evaluate_augmentations=3, attempts=1)
     assert one_attempt_task.extra_metrics(puzzles, tokens)["arc_score"] == 0.0
-    # Each version has one right answer, a minority. Without the symmetries these three are equal, and win.
+    # Each version has one right answer. When the symmetries are undone, the three right answers agree, and win.
     tokens_2 = wrong_answers(task, 3)
     tokens_2[1], tokens_2[2] = wrong_tokens[1], puzzles.solutions
     for i in range(len(puzzles)):

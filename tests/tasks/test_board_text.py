@@ -91,7 +91,7 @@ SUDOKUS = {
 }
 
 
-FILE_LAYOUTS = (  # they have a header or an answer, so Solver.solve refuses them; only files may have them
+FILE_LAYOUTS = (  # layouts with a header or an answer; these are for files, not for a single input
     *("CSV by semicolons", "a comment in a CSV", "a header of one word", "CSV", "CSV with more columns"),
     "our picture with an answer",
 )

@@ -42,7 +42,7 @@ from tests.conftest import small_config
 from tests.tasks.damaged import check_reader, command_lines, damaged_files, damaged_texts
 from tests.test_checkpoint import model_file, state_file, trainer_of  # noqa: F401
 
-pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  # a warning if a test fails
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  # given if a test fails
 
 ARC = {
     "train": [{"input": [[1, 0]], "output": [[0, 1]]}, {"input": [[2, 0]], "output": [[0, 2]]}],

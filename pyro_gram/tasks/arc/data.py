@@ -37,18 +37,18 @@ class ArcConfig:
         train_sets: comma-separated sets whose tasks, tests included, are training data: ``arcagi/training``,
             ``arcagi/evaluation``, ``arcagi2/training``, ``arcagi2/evaluation``; empty for the training tasks of
             ``dataset``. Demonstrations of the scored tasks are always training data.
-        files: a folder of the user's own ARC tasks, one .json file each, or of Kaggle's challenges. Their
-            demonstrations become training data, so that solve.py can answer their tests. Folders in it are read too;
+        files: a folder with the user's own ARC tasks, one in each .json file, or with Kaggle's challenges. The
+            demonstrations become training data, so that solve.py can answer the tests. Subfolders are read too;
             tasks that do not fit the canvas are left out. A relative path is looked up in the data directory first
             (--data-dir or PYRO_GRAM_DATA).
         tasks: comma-separated ids of the tasks to use, or a number n for the first n training tasks and the first n
             scored tasks; empty for all.
         max_side: tasks with a longer grid are left out; 0 for the side of the canvas.
-        canvas: rows and columns of the canvas.
-        augmentations: versions of each task besides the plain one (TRM: 1000), each a puzzle of its own.
-        evaluate_augmentations: versions of each test input that evaluation rolls out, the plain one first.
-        attempts: answers that count for a test input (officially 2).
-        validation: tests of training tasks to validate on (fewer if there are fewer).
+        canvas: number of rows, and of columns, of the canvas.
+        augmentations: number of versions of each task besides the plain one (TRM: 1000). Each version is a puzzle.
+        evaluate_augmentations: number of versions of each test input that evaluation uses, the plain one first.
+        attempts: a test input is solved if one of so many answers is right (officially 2).
+        validation: number of tests of training tasks to validate on; fewer if there are fewer.
         data_seed: seed of augmentations and validation pairs.
     """
 

@@ -32,7 +32,7 @@ class ArcPuzzle:
     """One ARC task.
 
     Attributes:
-        id: the id by which checkpoints know the task.
+        id: the id that checkpoints use for the task.
         train: the demonstrations, (input, output).
         test: the test inputs, each with its output, or with None if the output is unknown.
         name: the name of the file of a user's own task; empty for others.

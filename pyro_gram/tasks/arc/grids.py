@@ -67,7 +67,7 @@ INVERSE = np.array([t if not t & 1 else 1 | (t & 2) << 1 | (t & 4) >> 1 for t in
 
 
 def canonical_colors(grids: Sequence[Grid]) -> tuple[bytes, list[int]]:
-    """Number the nine colours besides black in order of first appearance; return the grids as bytes, and the order."""
+    """Number the nine colours besides black by first appearance; return the renamed grids as bytes, and the order."""
     cells = np.concatenate([g.ravel() for g in grids])
     cell_colors, first = np.unique(cells, return_index=True)
     order = [int(c) for c in cell_colors[np.argsort(first)] if c]
@@ -105,12 +105,12 @@ def draw_augmentations(name: str, grids: Sequence[Grid], count: int, seed: int) 
     """
     word = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
     rng = np.random.default_rng([seed, word])
-    # Two versions are equal iff their transforms give the same grids up to colours, and the same colours in them.
+    # Versions are equal iff their transforms give the same grids up to colours, and these get the same colours.
     contents = [canonical_colors([apply_transform(g, t) for g in grids]) for t in range(TRANSFORMS)]
     first_equal_transform = np.array([[c for c, _ in contents].index(content) for content, _ in contents])
     orders = np.array([order for _, order in contents], dtype=np.int64)  # [8, colours in the grids]
     transforms, colors = np.zeros(1, np.uint8), np.arange(COLORS, dtype=np.uint8)[None]
-    for _ in range(5):  # as in TRM, five tries for each version; one is nearly always enough
+    for _ in range(5):  # at most five rounds, as in TRM; one is nearly always enough
         if len(transforms) == 1 + count:
             break
         new_colors = np.tile(np.arange(COLORS, dtype=np.uint8), (count + 16, 1))
@@ -159,7 +159,7 @@ def crop(tokens: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
         int64 ``[..., 2]``, both 0 if the token at the origin is not a colour.
     """
     cells = shift(tokens, origin)
-    run_length = (cells >= FIRST_COLOR).long().cumprod(-1).sum(-1)  # [..., C]: colours before another token
+    run_length = (cells >= FIRST_COLOR).long().cumprod(-1).sum(-1)  # [..., C]: number of leading colours
     width = run_length.cummin(-1).values
     area = width * torch.arange(1, tokens.shape[-1] + 1)
     last_row = area.argmax(-1, keepdim=True)
@@ -238,7 +238,7 @@ def to_grid(cells: Tensor, size: Tensor) -> Grid | None:
 
 
 def vote(answers: Iterable[Hashable | None], attempts: int) -> list[Hashable]:
-    """Return the ``attempts`` most frequent answers; ties go to the earlier one. None (no answer) has no vote."""
+    """Return the ``attempts`` most frequent answers; ties go to the earlier answer. None (no answer) has no vote."""
     counts = Counter(a for a in answers if a is not None)  # in order of first appearance, which sorted() keeps
     return sorted(counts, key=lambda answer: -counts[answer])[:attempts]
 

@@ -2,7 +2,7 @@
 
 As in HRM and TRM, the model never sees demonstrations as context. Each task, and each augmented version of a task, is a
 puzzle with its own number, whose embedding is learned. The demonstrations of *evaluation* tasks are training data, and
-the test inputs of these tasks are the test split. :mod:`pyro_gram.tasks.arc.data` excludes pairs from training.
+the test inputs of these tasks are the test split. :mod:`pyro_gram.tasks.arc.data` keeps test outputs out of training.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Arc(Task):
         """Turn each pair into a random version of its task, at a random offset on the canvas.
 
         As in HRM and TRM, input and output have the same offset, which keeps both inside the canvas. With probability
-        1 / (number of the task's pairs) the offset is 0, as it always is in tests. (TRM: in one pair of each version.)
+        1 / (number of the task's pairs) the offset is 0, as in all tests. (In TRM it is 0 for one pair a version.)
         """
 
         def draw_below(limit: Tensor) -> Tensor:
@@ -207,10 +207,10 @@ class Arc(Task):
         return is_known.view(x.shape[:-1]).expand(torch.broadcast_shapes(x.shape[:-1], y.shape[:-1]))
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Count the cells that differ from the known answer. If the shape differs, the count is its size plus 1.
+        """Count the cells that differ from the known answer; if its shape differs, count all its cells and 1 more.
 
-        If no answer is known (:meth:`has_known_answer`), the count is 1 if ``y`` has no grid, and otherwise 0, which
-        then does not mean that ``y`` is right.
+        If no answer is known (:meth:`has_known_answer`), the count is 1 if ``y`` has no grid. Otherwise it is 0,
+        although ``y`` may be wrong.
         """
         assert x is not None
         cells, size, is_known = self._expected_answers(x.reshape(-1, x.shape[-1]))
@@ -244,9 +244,9 @@ class Arc(Task):
     def extra_metrics(self, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, float]:
         """Return the official scores, by a vote over all samples of all versions of each test input.
 
-        The symmetry of each version is undone before the vote. ``pass_at_n``: the share of test inputs that have the
-        right answer among their n most frequent answers (Kaggle's average). ``arc_score``: the same with n =
-        ``attempts``, averaged within a task and then over tasks (ARC Prize's score). An answer without a grid has no
+        The symmetry of each version is undone before the vote. ``pass_at_1`` and ``pass_at_2``: the share of test
+        inputs with the right answer among the n = 1 or 2 most frequent (Kaggle's average). ``arc_score``: the same for
+        n = ``attempts``, averaged within a task, then over tasks (ARC Prize's score). An answer without a grid has no
         vote. Ties go to the earlier version, then to the earlier sample.
         """
         x = puzzles.inputs

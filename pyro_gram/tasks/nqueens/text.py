@@ -24,7 +24,7 @@ Columns = list[list[int]]  # for each row the columns of its queens, counted fro
 
 
 def split_queens(text: str, size: int) -> list[PuzzleText]:
-    """Cut a file into boards. Each line holds a board, or a row of one."""
+    """Cut a file into boards. Each line holds a board or a row of a board."""
     return split_boards(text, partial(row_length, size=size))
 
 

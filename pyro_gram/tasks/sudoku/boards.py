@@ -120,8 +120,9 @@ def solve(
     """Return up to ``limit`` solutions of a board, by exact backtracking on bit masks.
 
     For each digit, one integer has a bit for every cell that can still take the digit. So the cells with no, one or two
-    candidates are found for the whole board at once. The search fills in naked and hidden singles. Then it branches
-    over the digits of one cell or over the cells of one digit in a unit, whichever are fewer.
+    candidates are found for the whole board at once. The search fills in naked singles (one digit is left for a cell)
+    and hidden singles (one cell of a unit is left for a digit). Then it branches over the digits of one cell, or over
+    the cells of one digit in a unit, whichever are fewer.
 
     Args:
         board: ``size**2`` digits, 0 for a blank.

@@ -230,7 +230,7 @@ def columns_of(header: list[str]) -> tuple[int, int, int | None] | None:
     """Return the columns of puzzle, answer and rating in a CSV file with this header.
 
     Returns:
-        Three column numbers, from 0 (None for a missing rating); or only None if the puzzle or answer is missing.
+        Three column numbers, from 0 (None for a missing rating); a single None if puzzle or answer is missing.
     """
     names = [name.strip().casefold() for name in header]
     puzzle, answer, rating = (

@@ -78,7 +78,7 @@ def parse_puzzle(text: str, size: int, advise: Callable[[int], str]) -> list[int
     Args:
         text: one line, or a line for each row.
         size: the size of board that the caller expects.
-        advise: maps the size of a board of another size to advice for the user.
+        advise: maps a wrong size to advice for the user.
 
     Raises:
         InputError: the text is not a board of this size.
