@@ -48,7 +48,7 @@ class TargetStream:
     Args:
         task: augments the pairs.
         puzzles: the training split.
-        batch: B, the number of pairs in a batch; at most the size of the split is used.
+        batch: B, the number of pairs in a batch. If the split is smaller, a batch is the whole split.
         seed: seed of the order, the solutions and the augmentation.
         augment: whether to apply the task's symmetries.
     """

@@ -64,7 +64,7 @@ def _check_tokens(task: Task, tokens: Tensor, first: int = 1) -> Tensor:
     wrong shape or range are returned unchecked, because the caller refuses them.
 
     Raises:
-        InputError: a row is not an input. The message counts rows from ``first``.
+        InputError: a row changes, or cannot be parsed. The message counts rows from ``first``.
     """
     spec = task.spec
     if tuple(tokens.shape[1:]) != spec.input_shape or not spec.has_input:

@@ -85,7 +85,7 @@ def _levels(rgb: str) -> tuple[int, int, int]:
 def join_blocks(*blocks: str, separator: str = "   ") -> str:
     """Put blocks of lines side by side, with ``separator`` at half their height.
 
-    Blocks that do not fit into :data:`WIDTH` go below, after an empty line.
+    Blocks that do not fit into :data:`WIDTH` go below the others, after an empty line.
     """
     rows: list[list[str]] = []
     row_width = WIDTH

@@ -1,4 +1,4 @@
-"""The check before each update that stops a run whose loss or gradient diverges."""
+"""A check before each update: it stops a run whose loss or gradient diverges."""
 
 from __future__ import annotations
 

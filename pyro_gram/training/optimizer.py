@@ -27,7 +27,7 @@ NON_HIDDEN = {"encoder", "answer", "decoder"}  # submodules that embed x, embed 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW (Appendix B.2: lr 1e-4, decay 1.0, clip 1.0 at D = 512).
+    """Settings of the optimizers. (The paper has AdamW with lr 1e-4, decay 1.0, clip 1.0 at D = 512: Appendix B.2.)
 
     Attributes:
         hidden_optimizer: the optimizer of the hidden matrices (:func:`hidden_matrices`): ``adamw``, as for everything
@@ -96,7 +96,7 @@ def hidden_matrices(modules: dict[str, nn.Module]) -> list[str]:
 class TorchOptim(PyroOptim):
     """A PyroOptim over a fixed, named set of parameters.
 
-    ``SVI`` calls it as it does every PyroOptim; ``Trainer`` calls :meth:`clip_gradients` and :meth:`step` itself. The
+    ``SVI`` calls it like any other PyroOptim; ``Trainer`` calls :meth:`clip_gradients` and :meth:`step` itself. The
     schedule follows ``progress``, the share of the run that is over, which the caller sets.
 
     Args:

@@ -1,4 +1,4 @@
-"""The weight of the KL, computed by hand for each batch."""
+"""beta, the weight of the KL, agrees with values that are computed by hand for each batch."""
 
 import pytest
 

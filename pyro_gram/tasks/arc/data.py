@@ -176,7 +176,7 @@ def collect_tasks(config: ArcConfig, data_dir: str | None = None) -> Pool:
 
 
 def _select(puzzles: Iterable[ArcPuzzle], config: ArcConfig) -> list[ArcPuzzle]:
-    """Return the tasks that fit the canvas and that the config selects. A task in several sets is returned once."""
+    """Return the tasks that are small enough and that the config selects. A task in several sets is returned once."""
     max_side = config.max_side or config.canvas
     tasks: dict[str, ArcPuzzle] = {}
     for p in puzzles:

@@ -22,7 +22,7 @@ from pyro_gram.system.text import open_lines
 from pyro_gram.tasks.sudoku.boards import all_grids_4, missing_digits, random_grids, solve, symmetry_invariants
 
 BATCH = 1000  # random puzzles drawn at once
-MAX_BARREN_BATCHES = 8  # random_puzzles gives up after so many batches in a row that lack a kind it needs
+MAX_BARREN_BATCHES = 8  # random_puzzles gives up after so many successive batches without a puzzle that it needs
 ROWS_AT_ONCE = 50_000  # rows of a file checked at once
 PUZZLES_AT_ONCE = 20_000  # puzzles that are compared with held-out puzzles at once, which takes about a second
 
