@@ -52,7 +52,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def path_beside(checkpoint: Path, name: str) -> Path:
+def path_next_to(checkpoint: Path, name: str) -> Path:
     """Return the path of a file that belongs to a checkpoint: ``DIR/name`` for a run, else ``CHECKPOINT.name``."""
     if checkpoint.is_dir():
         return checkpoint / name
@@ -71,13 +71,13 @@ def main(argv: list[str]) -> int:
     solver.check_depth(arguments.depth)
     is_run_file = arguments.checkpoint.name == "model.safetensors"  # it stands for the run's directory
     checkpoint = arguments.checkpoint.parent if is_run_file else arguments.checkpoint
-    out = arguments.out or path_beside(checkpoint, "diagnosis")
+    out = arguments.out or path_next_to(checkpoint, "diagnosis")
     check_directory(out, "--out")
     if (out / "config.json").exists():
         raise UserError(f"{out} holds a run: give another --out")
     check_ready(solver)
     check_writable(out / "report.html")
-    rows = read_rows(path_beside(checkpoint, "metrics.jsonl"))
+    rows = read_rows(path_next_to(checkpoint, "metrics.jsonl"))
     scope = Scope(solver, arguments.depth or solver.config.depth, arguments.inputs, arguments.seed, rows)
     findings = Findings(out)
     name = checkpoint.stem if checkpoint.is_file() else checkpoint.resolve().name

@@ -65,10 +65,10 @@ def small_config(**changes: Any) -> RunConfig:
     ``prior_name="gaussian"`` chooses a part, and ``prior={...}`` sets fields of its config. By default a model gets the
     prior and guide that it needs, and its own settings except for sizes.
     """
-    given_names = {part: changes.pop(f"{part}_name") for part in DEFAULT_NAMES if changes.get(f"{part}_name")}
-    model = MODELS.get(given_names.get("model", DEFAULT_NAMES["model"]))
+    part_names = {part: changes.pop(f"{part}_name") for part in DEFAULT_NAMES if changes.get(f"{part}_name")}
+    model = MODELS.get(part_names.get("model", DEFAULT_NAMES["model"]))
     overrides = default_overrides(model_traits(model))
-    names = {**DEFAULT_NAMES, **model_traits(model).default_parts, **given_names}
+    names = {**DEFAULT_NAMES, **model_traits(model).default_parts, **part_names}
     task = names["task"]
     small_parts = {
         **SMALL_PARTS,

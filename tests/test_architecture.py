@@ -1,6 +1,7 @@
 """Check layers, words and imports of the package. ``structure.py`` counts them, and its JSON holds the limits."""
 
 import ast
+from statistics import median
 
 import pytest
 
@@ -9,6 +10,8 @@ from experiments.studies.structure import (
     OUT,
     PACKAGES,
     Path,
+    files_at_training,
+    files_of_an_update,
     function_lengths,
     identifiers,
     import_cycles,
@@ -51,14 +54,40 @@ def test_a_cycle_and_an_upward_import_are_found():
 
 
 def test_words_of_the_old_dialect_do_not_come_back():
-    counts = sum((count.total() for count in old_words(*PACKAGES).values()), 0)
-    assert counts <= sum(LIMITS["old_words"].values())
+    words = {path: set(count) for path, count in old_words(*PACKAGES).items()}
+    assert words == {"tests/tasks/damaged.py": {"given"}}  # of hypothesis
 
 
 def test_identifiers_are_variables_arguments_attributes_and_keywords(tmp_path):
     path = tmp_path / "a.py"
-    path.write_text("def a(b, *, c=1):\n    d = b.e(f=c)\n    return [g for g in d]\n\nclass h: ...\nimport i as j\n")
-    assert set(identifiers(path)) == set("abcdefghj")
+    path.write_text(
+        "def a(b, *, c=1):\n    d = b.e(f=c)\n    return [g for g in d]\n\nclass h: ...\n"
+        "import i as j\nfrom x import k\n"
+        "async def l(): ...\nmatch a:\n    case [m, *n]: ...\n    case {1: o, **p}: ...\n"
+    )
+    assert set(identifiers(path)) == set("abcdefghjklmnop")
+
+
+def test_relative_imports_are_resolved():
+    assert "models.gram" in set(imported_modules(Path("models/flat.py")))
+    assert "models.priors.gaussian" in set(imported_modules(Path("models/priors/structured.py")))
+
+
+def test_no_more_files_run_in_an_update():
+    assert len(files_of_an_update()) <= len(LIMITS["files_of_an_update"]) <= 14
+
+
+@pytest.mark.slow
+def test_no_more_files_are_imported_when_training_begins():
+    assert len(files_at_training()) <= len(LIMITS["files_at_training"])
+
+
+def test_functions_have_the_median_length_of_the_committed_figures():
+    assert median(function_lengths(*LIBRARY).values()) <= LIMITS["function_lines"]["median"]
+
+
+def test_the_readme_has_at_most_8_kilobytes():
+    assert len((ROOT / "README.md").read_bytes()) <= 8 * 1024
 
 
 def test_functions_are_short():
