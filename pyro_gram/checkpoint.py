@@ -68,7 +68,10 @@ def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool | Co
 
             attach_heads(solver.model, config.model, task, config.heads, config.seed)
     except ConfigError as e:
-        raise CheckpointError(f"{path} cannot be rebuilt from its settings: {e}") from None
+        hint = ""
+        if {"verdict", "width"} & file.header.get("config", {}).keys():  # parts whose names have changed
+            hint = "; it is of an earlier version: convert it with experiments/studies/rewrite_headers.py"
+        raise CheckpointError(f"{path} cannot be rebuilt from its settings: {e}{hint}") from None
     if task.spec.puzzles:  # embeddings are stored by puzzle number, so the numbers must not have changed
         check_same_data(path, file.header, task.provenance())
     modules = solver.modules

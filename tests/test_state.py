@@ -103,7 +103,7 @@ def test_a_resumed_run_may_be_longer_and_evaluated_in_another_way(state_file):  
 
 def test_a_state_of_the_old_layout_is_refused_in_one_sentence(state_file):  # noqa: F811
     rewrite(state_file, lambda header: header.pop("layout"))
-    with pytest.raises(CheckpointError, match="has the layout of another version of pyro_gram .*finish the run with"):
+    with pytest.raises(CheckpointError, match="has the layout .* of a training state.*finish the run with"):
         load_state(state_file, small_config(), trainer_of(small_config()))
 
 

@@ -10,7 +10,6 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
-TITLES = {"1": "Table 1", "2": "Table 2", "3a": "Table 3a", "3b": "Table 3b", "8": "Table 8", "arc": "ARC-AGI"}
 COUNTS = ("violations", "inception_score", "frechet_distance")  # other metrics are shares, printed in per cent
 
 ROWS = {"direct": "direct8", "d3pm": "d3pm_uniform"}  # registry name -> name of the row, if they differ

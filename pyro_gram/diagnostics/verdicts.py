@@ -113,7 +113,7 @@ def leak(posterior: float, prior: float, prior_on_train: float | None = None) ->
     if level != GOOD:
         meaning = (
             "The guide hands over answers that the prior does not find: raise the weight of the KL (--beta.start), or "
-            "train along the prior's own trajectories (--train.on_policy)."
+            "train along the prior's own trajectories (--train.on_policy_depth)."
         )
         if prior_on_train is None:
             meaning += " Or the prior finds them on training inputs only: experiments/diagnose.py measures that."

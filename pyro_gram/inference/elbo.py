@@ -31,6 +31,7 @@ from pyro_gram.inference.terms import (
     divergence_parts,
     guidance_sites,
     is_delta,
+    log_densities,
     read_terms,
 )
 
@@ -145,7 +146,7 @@ class MeanFieldELBO(_TermsMixin, TraceMeanField_ELBO):
 
     def _log_densities(self, q: Any, p: Any, value: Tensor) -> tuple[Tensor, Tensor]:
         """Return log q and log p at a draw of q, if the KL has no closed form."""
-        return q.log_prob(value), p.log_prob(value)
+        return log_densities(q, p, value)
 
 
 class BalancedELBO(MeanFieldELBO):

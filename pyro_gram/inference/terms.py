@@ -86,7 +86,7 @@ def charged_guidance_sites(model_trace: Trace, guide_trace: Trace) -> list[str]:
     ]
 
 
-def _log_densities(q: Any, p: Any, value: Tensor) -> tuple[Tensor, Tensor]:
+def log_densities(q: Any, p: Any, value: Tensor) -> tuple[Tensor, Tensor]:
     return q.log_prob(value), p.log_prob(value)
 
 
@@ -214,7 +214,7 @@ def divergence_parts(
     guide_site: Any,
     model_site: Any,
     kl: Callable[[Any, Any], Tensor] = kl_divergence,
-    log_densities: Callable[[Any, Any, Tensor], tuple[Tensor, Tensor]] = _log_densities,
+    log_densities: Callable[[Any, Any, Tensor], tuple[Tensor, Tensor]] = log_densities,
 ) -> tuple[Tensor, Tensor | None]:
     """Return (KL(q || p), None), or (log q, log p) at the draw; nats, of the site's batch shape, unscaled and unmasked.
 

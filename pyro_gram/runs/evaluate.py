@@ -59,7 +59,7 @@ def evaluate(run: Run, half: bool = False) -> dict[str, Any]:
     results = _results(run, solver, measurement, head_seconds, evaluate_seconds)
     if processes.is_main:
         write_json(run.out / "results.json", results)
-        _write_report(run, solver, results, findings)
+        _write_report(solver, results, findings)
     processes.barrier()
     return results
 
@@ -125,7 +125,7 @@ def _results(
     }
 
 
-def _write_report(run: Run, solver: Solver, results: dict[str, Any], findings: Findings) -> None:
+def _write_report(solver: Solver, results: dict[str, Any], findings: Findings) -> None:
     config = solver.config
     findings.add(
         *verdicts.from_metrics(results["metrics"], results["looks"], results["uniformity"]), metrics=results["metrics"]

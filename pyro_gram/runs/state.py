@@ -70,9 +70,8 @@ def _load_state(path: Path, config: RunConfig, trainer: Trainer, data: dict[str,
     header = container.header
     if header.get("layout") != LAYOUT:
         raise CheckpointError(
-            f"{path} has the layout of another version of pyro_gram (it was written by "
-            f"{header.get('version', 'an unknown one')}, and this is {__version__}): finish the run with that version, "
-            "or start a new one in another --out"
+            f"{path} has the layout {header.get('layout')!r} of a training state, and this version of pyro_gram reads "
+            f"layout {LAYOUT!r}: finish the run with the version that began it, or start a new one in another --out"
         )
     saved_settings = _check_settings(path, header, config)
     check_same_data(path, header, data)

@@ -77,7 +77,8 @@ def train(run: Run, on_evaluate: Validate | None = None) -> None:
     Args:
         run: a new or resumed run.
         on_evaluate: called every ``train.evaluate_every`` batches and after the last; it returns numbers that are
-            logged with the batch. None calls :func:`validate`.
+            logged with the batch. None calls :func:`validate`. With ``train.batches`` and ``train.minutes`` it is also
+            called before the first batch, to measure its time.
 
     Raises:
         InterruptedRunError: on SIGINT or SIGTERM, when the current batch has ended and the state is saved.

@@ -83,7 +83,14 @@ class Carry:
 
     @classmethod
     def from_state_dict(cls, tensors: dict[str, Tensor]) -> Carry:
-        """Build a carry from the tensors of :meth:`state_dict`. Raises KeyError for a missing one."""
+        """Build a carry from the tensors of :meth:`state_dict`.
+
+        Raises:
+            KeyError: one is missing.
+            ValueError: they are not of the same number of trajectories.
+        """
+        if len({len(tensor) for tensor in tensors.values()}) > 1:
+            raise ValueError(f"unfinished trajectories: {', '.join(f'{len(t)} in {k}' for k, t in tensors.items())}")
         state = LatentState(tensors["h"], tensors["l"])
         return cls(tensors.get("x"), tensors["y"], tensors["steps"], tensors["finished"], state)
 

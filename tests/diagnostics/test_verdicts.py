@@ -1,9 +1,11 @@
 import math
+import re
 
 import pytest
 
 from pyro_gram.diagnostics import verdicts
 from pyro_gram.diagnostics.verdicts import BAD, GOOD, LOOK, UNKNOWN, Scale
+from tests.conftest import ROOT, small_config
 
 
 @pytest.mark.parametrize(
@@ -120,3 +122,14 @@ def test_metrics_give_the_verdicts_that_they_allow():
     assert verdicts.from_metrics({"sample_accuracy": None}, history, {})[0].level == BAD  # images cannot be checked
     without_guide = {"sample_accuracy": 0.9, "posterior_accuracy": None, "kl": None, "excess": 1.0}
     assert [v.name for v in verdicts.from_metrics(without_guide, {}, {})] == ["right answers"]
+
+
+def test_the_options_in_messages_of_the_library_are_settings():
+    config = small_config().to_dict()
+    # The fields of these parts do not depend on the classes of a run.
+    names = ("train", "optim", "beta", "heads", "evaluate")
+    parts = {part: set(config[part]) for part in names}
+    text = "".join(path.read_text() for path in sorted((ROOT / "pyro_gram").rglob("*.py")))
+    options = set(re.findall(r"--([a-z_]+)\.([a-z_]+)", text))
+    assert {("train", "on_policy_depth"), ("heads", "hidden")} <= options
+    assert [f"--{part}.{field}" for part, field in sorted(options) if part in parts and field not in parts[part]] == []

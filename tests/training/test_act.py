@@ -94,3 +94,5 @@ def test_a_carry_is_rebuilt_from_its_state_dict():
     assert all(torch.equal(tensors[name], tensor) for name, tensor in loaded_carry.state_dict().items())
     with pytest.raises(KeyError, match="steps"):
         Carry.from_state_dict({name: tensor for name, tensor in tensors.items() if name != "steps"})
+    with pytest.raises(ValueError, match="unfinished trajectories: .* in h"):
+        Carry.from_state_dict({**tensors, "h": tensors["h"][:1]})

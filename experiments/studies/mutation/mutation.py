@@ -53,7 +53,8 @@ SEPARATOR = "  ## "  # between a survivor and its reason
 EQUIVALENT = "equivalent"  # the first word of the reason if no test on a CPU can notice the change
 EXPLANATIONS_FILE = Path(__file__).with_name("explained.txt")
 TESTS = (
-    *("tests/models", "tests/guides", "tests/inference", "tests/tasks/test_uniform.py"),
+    *("tests/models", "tests/guides", "tests/inference", "tests/sampling", "tests/training"),
+    *("tests/tasks/test_uniform.py", "tests/test_exact_values.py"),
     *(f"tests/diagnostics/test_{name}.py" for name in ("metrics", "calibration", "evidence")),
 )
 BROAD = ("tests/inference/test_contract.py",)  # left out: many programs run the same lines, which takes long

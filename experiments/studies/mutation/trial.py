@@ -30,16 +30,14 @@ from experiments.studies.mutation.mutants import Mutant
 
 ROOT = Path(__file__).resolve().parents[3]
 WORK = ROOT / ".mutation"  # ignored by git: the lines that each test runs, and the result of every mutant
-PACKAGES = ("models", "guides", "pyro_gram/inference")
+PACKAGES = ("models", "guides", "pyro_gram/inference", "pyro_gram/sampling", "pyro_gram/training")
 METRICS = (
-    *(f"pyro_gram/diagnostics/{name}.py" for name in ("metrics", "calibration", "evidence")),
+    *(f"pyro_gram/diagnostics/{name}.py" for name in ("bounds", "likelihood", "metrics", "calibration", "evidence")),
     "pyro_gram/tasks/uniform.py",
 )
 PROJECT = ("pyro_gram", "tests", "experiments")
-TIME_FACTOR, MIN_SECONDS = (
-    10.0,
-    20.0,
-)  # a mutant's time limit is TIME_FACTOR times the usual time of its tests, but at least MIN_SECONDS
+# A mutant's time limit is TIME_FACTOR times the usual time of its tests, but at least MIN_SECONDS.
+TIME_FACTOR, MIN_SECONDS = 10.0, 20.0
 LEFT_OUT_PLUGINS = ("cacheprovider", "xdist", "cov", "unraisableexception")  # pytest plugins that are switched off
 PYTEST_OPTIONS = ("-x", "-q", *(f"-pno:{name}" for name in LEFT_OUT_PLUGINS), "-o", "addopts=", "-m", "not slow")
 
