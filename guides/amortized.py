@@ -115,7 +115,8 @@ def limit_kl(loc: Tensor, scale: Tensor, prior: dist.Normal, max_kl: float) -> t
     r"""Move a Gaussian posterior towards the prior until its KL is at most ``max_kl`` (within 2 %).
 
     The path is linear in the mean and in the log of the scale. If the scales are equal, the KL at a share
-    :math:`\lambda` of the path is :math:`\lambda^2` times that at its end; bisection finds the share for other scales.
+    :math:`\lambda` of the path is :math:`\lambda^2` times the KL at its end. For other scales, bisection finds the
+    share.
 
     Args:
         loc, scale: mean and sigma of the posterior, ``[..., L, D]``.

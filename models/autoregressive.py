@@ -64,7 +64,9 @@ class Autoregressive(dist.TorchDistribution):
 
 @MODELS.register("autoregressive")
 class AutoregressiveModel(OneStepModel):
-    """A prefix language model: positions of the input attend to each other, those of the answer to all before them.
+    """A prefix language model.
+
+    Positions of the input attend to each other. A position of the answer attends to all positions before it.
 
     The position that predicts y_i embeds y_{i-1} and the input at the place of y_i; places are counted from the end.
     """

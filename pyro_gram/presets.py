@@ -89,7 +89,11 @@ def _check_named_by_user(preset: str, names: dict[str, str], trusted_names: set[
 
 
 def _with_defaults(names: dict[str, str], preset_names: dict[str, str], user_names: dict[str, str]) -> dict[str, str]:
-    """Return ``names`` with the prior and guide that a new model or prior needs."""
+    """Return ``names`` with the parts that the model or the prior needs, where the user has named none.
+
+    A model other than the preset's may need a prior and a guide. A prior with nothing to infer needs the guide
+    ``prior``.
+    """
     is_new_model = names["model"] != preset_names["model"]
     needed_parts = model_traits(MODELS.get(names["model"])).default_parts if is_new_model else {}
     if "prior" not in user_names or names["prior"] == needed_parts.get("prior"):

@@ -230,7 +230,7 @@ def markdown(bench: dict[str, Any]) -> str:
     lines += [
         f"- A batch of 64 supervision steps takes {peak_mb['64']:.0f} MB, a batch of 4 takes {peak_mb['4']:.0f} MB.",
         f"- The time of a training step grows as D to the power {bench['growth']['D']['power']:.2f} (64 to 256) and as "
-        f"L to the power {bench['growth']['L']['power']:.2f} (16 to 128), sampling as N to the power "
+        f"L to the power {bench['growth']['L']['power']:.2f} (16 to 128). The time of sampling grows as N to the power "
         f"{bench['growth']['N']['power']:.2f} (1 to 100).",
         f"- Making a batch takes {bench['steps'][0]['batch_made_ms']:.1f} ms; training it takes four steps of "
         f"{bench['steps'][0]['pyro_ms']['median']:.0f} ms.",
@@ -246,16 +246,17 @@ def markdown(bench: dict[str, Any]) -> str:
 
 
 def _other_machine(bench: dict[str, Any]) -> str:
-    ratios = "; ".join(
-        f"{row['size']} {row['pyro_over_torch']:.3f}, {row['gflops']:.0f} of {row['machine_gflops']:.0f} GFLOP/s: "
-        f"{row['roofline_fraction']:.2f}"
+    sentences = " ".join(
+        f"A step of `{row['size']}` takes {row['pyro_over_torch']:.3f} times as long as in plain torch; it reaches "
+        f"{row['gflops']:.0f} of the {row['machine_gflops']:.0f} GFLOP/s of its products alone, a ratio of "
+        f"{row['roofline_fraction']:.2f}."
         for row in bench["steps"]
         if row["size"] in ("cpu", "cells")
     )
     return (
-        "The ratio of a step to its products depends on the machine. On another one, with "
-        f"{bench['environment']['threads']} threads and an earlier version of the benchmark "
-        f"(`experiments/bench/bench_other.json`): {ratios} ({bench['roofline_fraction_compiled']:.2f} compiled)."
+        "The ratio of a step to its products depends on the machine. `experiments/bench/bench_other.json` was measured "
+        f"on another machine, with {bench['environment']['threads']} threads and an earlier version of the benchmark. "
+        f"{sentences} With a compiled core the ratio of `cells` is {bench['roofline_fraction_compiled']:.2f}."
     )
 
 
@@ -264,8 +265,8 @@ def _compiled_line(row: dict[str, Any]) -> str:
     verdict = f"pays after {break_even:,.0f} steps" if break_even else "does not pay"
     return (
         f"- `--train.compile true`, {row['size']}: after {row['compile_seconds']:.0f} s of compiling, a step is "
-        f"{row['plain_over_compiled']:.2f} times as fast, and at {row['roofline_fraction']:.2f} of the speed of its "
-        f"products alone. This {verdict}."
+        f"{row['plain_over_compiled']:.2f} times as fast, and reaches {row['roofline_fraction']:.2f} of the speed of "
+        f"its products alone. Compiling {verdict}."
     )
 
 

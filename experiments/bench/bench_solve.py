@@ -73,7 +73,7 @@ def output(command: list[str]) -> str:
 
 
 def measure(repeats: int, inputs: int | None = None) -> dict[str, Any]:
-    """Measure times and memory on the first ``inputs`` graphs, or on all graphs if it is None."""
+    """Measure times and memory on the first ``inputs`` graphs, or on all if ``inputs`` is None."""
     solver = pyro_gram.load(CHECKPOINT)
     x = solver.task.split("test").inputs
     assert x is not None

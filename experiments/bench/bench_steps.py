@@ -1,8 +1,8 @@
-"""The training steps that ``bench.py`` times: one SVI step, the same step in plain torch, and its products alone.
+"""The training steps that ``bench.py`` times: one SVI step, the same step in plain torch, and the products alone.
 
-Both steps compute the same numbers (losses, gradients and weights are compared before timing): forward under the guide,
-balanced KL, backward, global-norm clip, fused AdamW. They are timed in turn, so that a change in the machine's speed
-affects both.
+The two steps compute the same numbers (losses, gradients and weights are compared before timing): forward under the
+guide, balanced KL, backward, global-norm clip, fused AdamW. Steps and products are timed in turn, so that a change in
+the machine's speed affects all three.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def time_call(step: Callable[[], Any]) -> float:
 
 
 def time_in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> list[dict[str, float]]:
-    """Time the calls in turn. Each round begins with another call. Return for each round the seconds of every call."""
+    """Time the calls in turn, each round in a rotated order. Return for each round the seconds of every call."""
     names = list(calls)
     rounds = []
     for n in range(repeats):
@@ -233,7 +233,7 @@ class Products(TorchDispatchMode):
 
 
 def compare(name: str, repeats: int, warmup: int = 3) -> dict[str, Any]:
-    """Time both steps and the products in turn. Return the times, and quartiles of the ratio over the rounds."""
+    """Time the two steps and the products in turn. Return the times, and quartiles of the ratio over the rounds."""
     losses = check_same_updates(name)
     pyro_trainer, torch_trainer = make_trainer(assemble(name)), make_trainer(assemble(name))
     x, y = pyro_trainer.batches(0)

@@ -86,10 +86,10 @@ def measure_points(answers: GradedAnswers, full_depth: int, halt: float, head_co
         head_cost: the work of the heads at one step, as a share of the work of a supervision step.
 
     Returns:
-        A dict for each name of a point. ``n``, ``depth`` and ``halt`` (1 for no halting) are its setting. ``work`` is
-        its number of core evaluations per input; it includes the work of the heads if trajectories halt. ``sample`` is
-        the accuracy of one sample. If all solutions are known, ``coverage`` is the share of them that is found. If
-        not, ``verified`` is the share of inputs with a right sample.
+        The numbers of each point, under its name. ``n``, ``depth`` and ``halt`` (1 for no halting) are its setting.
+        ``work`` is its number of core evaluations per input; it includes the work of the heads if trajectories halt.
+        ``sample`` is the accuracy of one sample. If all solutions are known, ``coverage`` is the share of them that is
+        found. If not, ``verified`` is the share of inputs with a right sample.
     """
     points: Points = {}
     for depth in depths_up_to(full_depth):

@@ -172,7 +172,10 @@ def measure(path: Path, arguments: Any) -> dict[str, Any]:
 def test_rows(
     test: Filtering, depth: int, filter_config: SMCConfig, weight_config: SMCConfig
 ) -> dict[str, dict[str, float]]:
-    """Measure four methods at one depth: no weights, the filter, its weights at the end, the best ones at the end."""
+    """Measure four methods at one depth: the filter, and three with independent trajectories.
+
+    These three use no weights; weights at the end, with the settings of the filter; and the best weights at the end.
+    """
     return {
         "independent": test.independent(depth),
         "filtered": test.filtered(depth, filter_config),
@@ -182,7 +185,7 @@ def test_rows(
 
 
 def markdown(study: dict[str, Any]) -> str:
-    """Return a Markdown table that compares the filter with weights at the end."""
+    """Return a Markdown table that compares the filter with independent trajectories, some weighted at their end."""
     lines = [
         "| checkpoint, steps (test inputs) | independent | filtered: potential, power, threshold | resampled after "
         "| the same weights at the end only | the best weights at the end only: potential, power |",

@@ -137,7 +137,7 @@ def about_study(study: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_results(path: Path, study: dict[str, Any]) -> dict[str, Any]:
-    """Read the study's JSON. Raises ConfigError if it belongs to another study, or to other minutes."""
+    """Read the study's JSON. Raises ConfigError if its study, task, preset or minutes of training are different."""
     if not path.exists():
         return {"variants": {}}
     results = read_json(path)
@@ -174,7 +174,7 @@ def collect(out: Path, study: dict[str, Any], runs: Path) -> None:
     """Put every measured run of the study into its JSON, in the order of ``gap.toml``.
 
     Each run writes a file of its own, so several processes can work on one study. Runs whose settings are not those of
-    the study (other minutes, or a variant that was removed) are ignored.
+    the study (a different training time, or a variant that was removed) are ignored.
     """
     results = read_results(out, study)
     for path in sorted(runs.glob(f"{study['name']}-*-seed*/measured.json")):

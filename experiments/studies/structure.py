@@ -2,7 +2,7 @@
 
 The figures are: the files that execute in one training update; the files that are imported when training begins; the
 lengths of functions and files; imports that form a cycle or point to a higher layer; and identifiers that were replaced
-by clearer words (``OLD_WORDS``). ``tests/test_architecture.py`` compares the code with the JSON: none of them may grow.
+by clearer words (``OLD_WORDS``). ``tests/test_architecture.py`` compares the code with the JSON: no figure may grow.
 """
 
 from __future__ import annotations

@@ -104,8 +104,8 @@ def collect(
     The target is drawn uniformly from the solutions. The groups ``posterior``, ``posterior_predictive``,
     ``log_likelihood`` and ``sample_stats`` come from the guide, which is given y. They say nothing about accuracy, and
     are missing without an inference network. The groups ``prior``, ``prior_predictive`` and ``sample_stats_prior`` come
-    from trajectories of the untempered prior. In a model p(x) an instance of the guide's groups is a datum, and the
-    groups of the prior have one instance.
+    from trajectories of the untempered prior. A model p(x) has no inputs: the instances of the guide's groups are then
+    data y, and the groups of the prior have one instance.
 
     Args:
         puzzles: the first ``inputs`` inputs are used.

@@ -118,7 +118,7 @@ class _Replay(Messenger):
 
 
 def _check_density_of_y(model: Callable[..., Any], x: Tensor | None, y: Tensor) -> None:
-    """Raise ConfigError if the density of a program changes when it is given y. Rollouts do not give it y.
+    """Raise ConfigError if the density of a program changes when y is passed to it. Rollouts do not pass y.
 
     One trajectory of each input is run and scored without y, and then replayed with y.
     """

@@ -161,7 +161,7 @@ def result_rows(metrics: dict[str, Any], problem: str, model: str, all_inputs: b
     Args:
         problem: ``Task.paper_name``.
         model: the model's registry name.
-        all_inputs: do the metrics cover all test inputs, as the paper's sums do?
+        all_inputs: do the metrics cover all test inputs? If not, the paper's sum of violations is left out.
     """
     published = paper.published(problem, model)
     if not all_inputs:

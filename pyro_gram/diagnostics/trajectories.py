@@ -36,8 +36,8 @@ class Trajectories:
 
     Attributes:
         tokens: the most probable answer after each step, int64 ``[S, N, B, L_out]``.
-        h: the high-level state, z_0 first, ``[S + 1, N, B, L, D]``. A program that starts anew at each call has no
-            z_0; its entry 0 is the state of an extra call.
+        h: the high-level state, z_0 first, ``[S + 1, N, B, L, D]``. If a program starts anew at each call, there is no
+            z_0; ``h[0]`` is then the state at the end of an additional call.
     """
 
     tokens: Tensor

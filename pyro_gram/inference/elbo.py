@@ -156,8 +156,8 @@ class BalancedELBO(MeanFieldELBO):
     receive the share ``balance`` of it, the posterior's ``1 - balance``. This is the gradient of
     :math:`b\,KL(sg(q)\|p) + (1-b)\,KL(q\|sg(p))`, computed with one KL instead of two.
     If a KL has no closed form, log q - log p at the guide's draw replaces it, balanced in the same way;
-    ``estimated_kl`` then names its distributions. All other sites (a user's latents, auxiliary draws) have Pyro's
-    gradient, and so does guidance that the guide draws from a Delta.
+    ``estimated_kl`` then holds the class names of q and p. All other sites (a user's latents, auxiliary draws) have
+    Pyro's gradient, and so does guidance that the guide draws from a Delta.
 
     Args:
         balance: b in [0, 1]; the paper uses 0.8.

@@ -134,7 +134,7 @@ class RotaryAttention(nn.Module):
         heads: number of heads.
         base: the rotary base.
         prefix: None for attention in both directions; otherwise the first ``prefix`` positions attend to each other,
-            and each later position to these and to all before it (a prefix language model).
+            and each later position attends to these and to all positions before it (a prefix language model).
     """
 
     rotation: Tensor

@@ -66,7 +66,7 @@ BUDGETS = {
 
 
 def guide_of(solver: Solver) -> nn.Module | None:
-    """Return the guide; None if it has no inference network, or if the prior's density is not that of its draws."""
+    """Return the guide; None if it has no inference network, or if the prior's draws have another density."""
     return None if why_no_guide(solver.model, solver.guide) else solver.guide
 
 

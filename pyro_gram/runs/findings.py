@@ -62,7 +62,7 @@ class Findings:
             solver: the solver that was examined.
             title, summary: the heading of the page, and what was measured on which inputs.
             details: JSON values by name. The end of the page shows each in a fold that the reader can open.
-            all_inputs: were all test inputs measured? The paper sums over all of them.
+            all_inputs: were all test inputs measured? If not, the page leaves out the paper's sum of violations.
         """
         sections = [
             Section.from_figure(name, figure, self.verdicts)

@@ -65,8 +65,8 @@ def check_estimates(solver: Solver, x: Tensor | None, y: Tensor) -> None:
         x, y: a batch, ``[B, *event]`` and ``[B, L_out]``, whose first two pairs are used.
 
     Raises:
-        ConfigError: several inputs share a latent or an observation; the density of the program changes when it is
-            given y; or a tensor fits one batch size only.
+        ConfigError: several inputs share a latent or an observation; the density of the program changes when y
+            is passed to it; or a tensor fits one batch size only.
     """
     model, guide = solver.model, solver.guide
     x, y = to_device_of(model, None if x is None else x[:2]), to_device_of(model, y[:2])

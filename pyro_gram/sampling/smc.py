@@ -2,7 +2,7 @@ r"""Sequential Monte Carlo over supervision steps: resample trajectories by the 
 
 After supervision step n the target is :math:`p(\tau_{1:n} | x)\, \psi(z_n)^\alpha`. The twisting potential
 :math:`\psi` is the output of a head: the value head's probability that the trajectory will end in a right answer (the
-optimal potential if it were exact), or the halt head's probability that its present answer is right. The prior is the
+optimal potential if it were exact), or the halt head's probability that the present answer is right. The prior is the
 proposal, so that a step multiplies a trajectory's weight by :math:`(\psi(z_n) / \psi(z_{n-1}))^\alpha`. If the
 effective sample size of an input falls below a share of N, its trajectories are resampled systematically.
 

@@ -1,7 +1,7 @@
 """Read boards from text: cut a file into boards, and a line into cells.
 
-A board is written on one line, or with one line for each row, or in JSON. Rules, which are lines of dashes and the
-like, may stand between its boxes. A space separates cells; it never stands for a blank cell.
+A board is written on one line, or with one line for each row, or in JSON. Rules (lines of dashes and the like) may
+separate its boxes. A space separates cells; it never stands for a blank cell.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def _join_blocks(blocks: list[list[Line]], row_length: RowLength, band_rows: Cal
 
 
 def _remove_rules(block: list[Line], row_length: RowLength) -> list[Line]:
-    """Remove the rules between boxes from a block.
+    """Remove from a block the lines of dashes that separate boxes.
 
     A line of dashes counts as a row if other rows have ``-`` for a blank, or if the block has no other rows.
     """

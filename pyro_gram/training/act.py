@@ -48,7 +48,7 @@ class Carry:
         return cls(x, y, zeros, zeros.bool())
 
     def replace_finished(self, model: Any, x: Tensor | None, y: Tensor) -> Carry:
-        """Replace the pairs whose trajectories are finished with the pairs of ``x`` and ``y`` in the same rows."""
+        """Put the pair in the same row of ``x`` and ``y`` in place of each pair whose trajectory is finished."""
         assert self.state is not None
         with torch.no_grad(), data_plates(self.finished.shape):
             start = model.initial_state(self.state.h)

@@ -41,7 +41,8 @@ class TrainConfig:
             it or it has made ``supervision_steps`` steps; then a new pair replaces it. Needs a model that halts.
         on_policy_depth: also train on trajectories of the prior, up to this supervision step. The target is a solution,
             drawn with its probability under the model. 0 for none. Needs inputs, and all their solutions.
-        on_policy_updates: updates of a batch along these trajectories, at successive steps from a random depth on.
+        on_policy_updates: number of updates along these trajectories in a batch. They are made at successive
+            supervision steps, the first at a random depth.
         on_policy_after: share of the run before on-policy training begins.
         precision: precision of the core's matrix products: ``fp32``, ``tf32`` (CUDA) or ``bf16``. With ``tf32`` and
             ``bf16``, CUDA computes its other products in TF32; everything else is in float32.

@@ -85,7 +85,7 @@ class DivergenceCheck:
         return {"usual_loss": self.usual_loss}
 
     def load_state_dict(self, state: dict[str, float | None]) -> None:
-        """Load a saved state. Raises ValueError for a usual loss that is negative or not finite."""
+        """Load a saved state. Raises ValueError if its ``usual_loss`` is negative or not finite."""
         usual_loss = state["usual_loss"]
         if usual_loss is not None and not 0 <= float(usual_loss) < math.inf:
             raise ValueError(f"a usual loss of {usual_loss}")

@@ -51,8 +51,8 @@ class Trainer:
         processes: the processes that share each batch.
 
     Raises:
-        ConfigError: on-policy training lacks inputs or some of their solutions, or a guide with parameters for each
-            datum is to train in several processes.
+        ConfigError: on-policy training lacks inputs or some of their solutions; or several processes are to train a
+            guide that has parameters for each datum.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""experiments/studies/filtering.py: compare the filter with weights at the end of trajectories only."""
+"""experiments/studies/filtering.py: compare the filter with trajectories that are weighted only at their end."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""JSON, TOML and metrics are read in every encoding; other files are described in one sentence."""
+"""JSON, TOML and metrics are read in every encoding; for another file, an error of one sentence says what it is."""
 
 import gzip
 import json

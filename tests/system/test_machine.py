@@ -1,4 +1,4 @@
-"""Devices, memory, and the git commit that results name."""
+"""Devices, memory, and the git commit that is written into results."""
 
 import subprocess
 import time

@@ -1,8 +1,8 @@
 """The changes that ``mutation.py`` makes to a module, one at a time.
 
-Most operators come from cosmic-ray: one or two replacements for each operator of Python. Three operators are added for
-code whose work is in its calls: leave out a call (``a.detach()`` becomes ``a``, ``pyro.markov(r)`` becomes ``r``), a
-keyword argument, or a statement.
+Most kinds of change come from cosmic-ray, such as one or two replacements for each operator of Python. Three kinds are
+added for code whose work is in its calls: leave out a call (``a.detach()`` becomes ``a``, ``pyro.markov(r)`` becomes
+``r``), a keyword argument, or a statement.
 
 These parts of a module are not changed, because no test of behaviour can or should notice such a change:
 
@@ -73,7 +73,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Change:
-    """One possible change. Operators of cosmic-ray give its ``occurrence``, those of this module its new ``text``."""
+    """One possible change: an ``occurrence`` for an operator of cosmic-ray, or a new ``text`` from this module."""
 
     operator: str
     span: Span

@@ -48,7 +48,7 @@ def targets() -> list[str]:
 
 
 def module_name(file: str) -> str:
-    """Return the module name of a file of :func:`targets`; models and guides belong to the package."""
+    """Return the module name of a file of :func:`targets`. ``models/gram.py`` is ``pyro_gram.models.gram``."""
     name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     return name if name.startswith("pyro_gram.") else f"pyro_gram.{name}"
 

@@ -13,7 +13,7 @@ from pyro_gram.diagnostics.sbc import SBCRanks
 
 
 def uniformity_figure(uniformity: Uniformity) -> Figure:
-    """Draw the evenness of each input against its number of solutions, its p-value, and its coverage."""
+    """Draw three panels: total variation by number of solutions, the p-values, and coverage against its limit."""
     figure = Figure(figsize=(14, 4.4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     _draw_variation(left, uniformity)

@@ -155,8 +155,8 @@ def crop(tokens: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
         origin: int64 ``[..., 2]``.
 
     Returns:
-        The cells, at the top left and 0 outside the grid, int64 ``[..., C, C]``; and the numbers of rows and columns,
-        int64 ``[..., 2]``, both 0 if the token at the origin is not a colour.
+        The cells of the grid, moved to the top left of a canvas of zeros, int64 ``[..., C, C]``; and the numbers of
+        rows and columns, int64 ``[..., 2]``, both 0 if the token at the origin is not a colour.
     """
     cells = shift(tokens, origin)
     run_length = (cells >= FIRST_COLOR).long().cumprod(-1).sum(-1)  # [..., C]: number of leading colours

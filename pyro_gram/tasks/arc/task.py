@@ -126,8 +126,8 @@ class Arc(Task):
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Turn each pair into a random version of its task, at a random offset on the canvas.
 
-        As in HRM and TRM, input and output have the same offset, which keeps both inside the canvas. With probability
-        1 / (number of the task's pairs) the offset is 0, as in all tests. (In TRM it is 0 for one pair a version.)
+        As in HRM and TRM, input and output have the same offset, and both stay inside the canvas. With probability 1 /
+        (number of the task's pairs) the offset is 0, as in all tests. (In TRM it is 0 for one pair of each version.)
         """
 
         def draw_below(limit: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ class Arc(Task):
         return is_known.view(x.shape[:-1]).expand(torch.broadcast_shapes(x.shape[:-1], y.shape[:-1]))
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Count the cells that differ from the known answer; if its shape differs, count all its cells and 1 more.
+        """Count the cells that differ from the known answer; for another shape, count all cells of that answer and 1.
 
         If no answer is known (:meth:`has_known_answer`), the count is 1 if ``y`` has no grid. Otherwise it is 0,
         although ``y`` may be wrong.
@@ -223,7 +223,7 @@ class Arc(Task):
         return self._map_grids(count_mistakes, x, y)
 
     def canonical_form(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Return a canvas with only the answer's grid, where x has its grid; empty if ``y`` has no grid."""
+        """Return a canvas with only the grid in ``y``, at the place of the grid in x; empty if ``y`` has no grid."""
         return self._map_grids(lambda _, *grid: grids.place(*grid).flatten(-2), x, y)
 
     def _map_grids(self, function: Callable[..., Tensor], x: Tensor | None, y: Tensor) -> Tensor:
@@ -346,7 +346,7 @@ class Arc(Task):
         return arc_files.format_input(*self._task_and_version(x), _crop_grid(*self._unpack(x)[1:3]))
 
     def title(self, x: Tensor | None) -> str:
-        """Return the file name or the id of the task and, unless it is the plain one, the version."""
+        """Return the file name or the id of the task; the version follows if it is not the plain one."""
         puzzle, version = self._task_and_version(x)
         return (puzzle.name or puzzle.id) + (f", version {version}" if version else "")
 
@@ -365,7 +365,7 @@ class Arc(Task):
         return grids.to_grid(*grids.crop(self._to_canvas(y), self._unpack(x)[-1]))
 
     def _find_mistakes(self, x: Tensor | None, grid: Grid) -> np.ndarray:
-        """Return the cells that differ from the known answer: all if its shape differs, none if it is unknown."""
+        """Return the cells that differ from the known answer: all for another shape, none if no answer is known."""
         assert x is not None
         cells, size, is_known = self._expected_answers(x[None])
         expected = _crop_grid(cells[0], size[0]) if is_known[0] else grid

@@ -137,7 +137,7 @@ class NQueens(Task):
     # ---- right answers -----------------------------------------------------------------------------------------
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Count three faults: pairs of queens on one line, removed queens of the input, and queens fewer than n."""
+        """Count three faults: pairs of queens on one line; queens of x that are not in y; queens missing from n."""
         assert x is not None
         queens = self.answer_board(y)
         counts = queens.flatten(-2).float() @ self._lines.T  # [..., lines]

@@ -1,8 +1,9 @@
 """Sudoku boards: their geometry, an exact solver, random grids, and the group of symmetries.
 
 A board is ``size**2`` cells, row by row, 0 for a blank and 1 to ``size`` for digits; a grid is a board without blanks.
-A band is a row of boxes, and a stack is a column of boxes. The symmetries map solutions to solutions: they rename
-digits, permute bands, rows in a band, stacks and columns in a stack, and transpose the board if boxes are square.
+A band is a row of boxes, and a stack is a column of boxes. The symmetries map solutions to solutions. They
+rename digits; they permute the bands, the rows of a band, the stacks, and the columns of a stack; and they transpose
+the board if boxes are square.
 """
 
 from __future__ import annotations

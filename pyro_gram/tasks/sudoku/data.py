@@ -1,4 +1,4 @@
-"""Sudoku puzzles: random puzzles with all their solutions, or the rows of Sudoku-Extreme's files, which are checked."""
+"""Sudoku puzzles: random puzzles with all their solutions, or checked rows of Sudoku-Extreme's files."""
 
 from __future__ import annotations
 

@@ -70,12 +70,13 @@ class SudokuConfig:
         size: rows of a board: 4 (boxes of 2x2), 6 (boxes of 2 rows and 3 columns) or 9.
         source: ``generated``, ``extreme`` (the files of Sudoku-Extreme, 9x9 only), or ``auto``: extreme for size 9,
             generated for the others.
-        train, test: number of puzzles in the split. -1: the default for sizes 4, 6, 9, which is 7000, 10000, 1000 for
-            training and 500, 500, 1000 for testing (all puzzles of a smaller file). 0: all puzzles of the file.
+        train, test: number of puzzles in the split. -1: the default (all puzzles of a smaller file), which is 7000 for
+            training and 500 for testing at size 4, 10000 and 500 at size 6, 1000 and 1000 at size 9. 0: all puzzles
+            of the file.
         validation: number of puzzles to validate on, taken from the training file if there is one. Puzzles of the
             training file that are symmetric to a test puzzle are not used.
-        min_clues, max_clues: the fewest and most clues of generated puzzles. 0: the default, which is 4 to 10, 9 to 20
-            and 28 to 45 clues for sizes 4, 6 and 9.
+        min_clues, max_clues: the fewest and most clues of generated puzzles. 0: the default, which is 4 to 10 for
+            size 4, 9 to 20 for size 6, and 28 to 45 for size 9.
         unique: share of generated puzzles that have exactly one solution.
         max_solutions: the most solutions of the other generated puzzles; all solutions are listed.
         train_file, test_file: CSV files in the data folder (or paths), plain or .gz, to read instead of train.csv and
@@ -159,7 +160,7 @@ class Sudoku(Task):
     # ---- right answers -----------------------------------------------------------------------------------------
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Count digits missing from rows, columns and boxes, tokens that are not digits, and changed clues."""
+        """Count three faults: digits missing from a row, column or box; tokens that are not digits; changed clues."""
         assert x is not None
         num_missing = missing_digits(y - FIRST_DIGIT, self.size)
         return num_missing + (y < FIRST_DIGIT).sum(-1) + ((x >= FIRST_DIGIT) & (x != y)).sum(-1)
