@@ -28,8 +28,8 @@ def test_both_steps_compute_the_same_loss(monkeypatch, transitions):
     row = bench_steps.compare("cpu", repeats=4)
     assert len({round(loss, 3) for loss in row["loss"]}) == 3  # each update changes the weights, and so the loss
     assert row["pyro_over_torch"] > 0
-    assert 0 < row["roofline_fraction"] < 1
-    assert row["gflops"] < row["machine_gflops"]
+    # Below 1 on an idle machine; other processes may slow the products down more than the step.
+    assert row["roofline_fraction"] == pytest.approx(row["gflops"] / row["machine_gflops"], rel=0.5)
 
 
 MISTAKES = {
