@@ -26,7 +26,7 @@ from pyro_gram.system.machine import pick_device
 from pyro_gram.tasks.base import SPLITS, make_task
 
 PRESETS = Path(__file__).parent / "presets"
-PART_NAMES = ("model", "prior", "guide")  # besides the task
+PART_NAMES = ("model", "prior", "guide")  # the parts of a run besides the task
 
 
 def make_parser(add_help: bool = True, list_names: bool = True) -> Parser:

@@ -68,7 +68,7 @@ def arrays(solver: Solver, samples: Rollout) -> dict[str, Any]:
 
 
 def plot_samples(solver: Solver, samples: Rollout) -> Any:
-    """Return a figure of the samples. If they have a history, show instead how the first ones form."""
+    """Return a figure of the samples. With a history it shows the first samples after each supervision step instead."""
     if samples.history is not None:
         return figures.formation_figure(solver.task, None, samples.history[:, :FORMATION_ROWS, 0])
     columns = min(8, max(1, round(len(samples.tokens) ** 0.5)))

@@ -224,7 +224,7 @@ def check_arguments(arguments: Any) -> None:
 
 
 def parse_temper(values: list[str] | None) -> TemperConfig | None:
-    """Read ``--temper SCALE TRANSITIONS``. Raises UserError."""
+    """Read ``--temper SCALE TRANSITIONS``. Raises UserError if the values are wrong."""
     if values is None:
         return None
     try:

@@ -72,7 +72,7 @@ def pick(kind: str, name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: a row and a column of a table, with a seed, at a preset. ``minutes`` None means the preset's minutes."""
+    """One run: a row and a column of a table, a preset and a seed. ``minutes`` is None for the preset's minutes."""
 
     preset: str
     column: str
@@ -106,7 +106,7 @@ class Cell:
 
 
 def cells_of(table: dict[str, Any], preset: str, minutes: float | None = None, seeds: int = 0) -> list[Cell]:
-    """List the cells of a table, sorted by seed. If ``seeds`` is not 0, every row has so many seeds."""
+    """List the cells of a table, sorted by seed. ``seeds`` replaces every row's own number of seeds, unless it is 0."""
     pick("presets", preset)
     rows = [row for row in table["rows"] if preset in pick("rows", row).get("presets", [preset])]
     columns = [c for c in table["columns"] if preset in pick("columns", c)["presets"]]
@@ -143,7 +143,7 @@ def run_cell(cell: Cell, runs: Path, device: torch.device, data_dir: str | None,
 
 
 def cell_metrics(cell: Cell, runs: Path, num_samples: int | None, data_dir: str | None) -> dict[str, Any]:
-    """Return the metrics of a finished cell with ``num_samples`` per input (None: as many as the run measured).
+    """Return the metrics of a finished cell from ``num_samples`` samples per input (None: as many as the run drew).
 
     If ``num_samples`` is smaller than the run's number, samples are drawn again from the run's checkpoint. This happens
     once: the metrics of these samples are kept in a file in the cell's directory.
@@ -309,8 +309,8 @@ def main(argv: list[str]) -> int:
                 f"no cell {unknown_names[0]!r} in this table; --list prints the missing cells, such as {cells[0].name}"
             )
         cells = [cells_by_name[name] for name in arguments.cell]
-    missing_cells = [cell for cell in cells if not is_done(cell, arguments.runs)]  # settings are checked before any run
-    device_type(arguments.device)  # an unknown kind is an error; the device itself may be on another machine
+    missing_cells = [cell for cell in cells if not is_done(cell, arguments.runs)]  # checks all settings
+    device_type(arguments.device)  # check only its kind: with --list the device may be on another machine
     if arguments.list and is_idle_process():
         return 0
     if arguments.list:

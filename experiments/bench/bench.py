@@ -117,7 +117,7 @@ def growth(repeats: int) -> dict[str, Any]:
 
 
 def power(seconds: dict[str, dict[str, Any]], first: str, last: str) -> float:
-    """Return the exponent a for which time grows as (size ** a) from the first size to the last."""
+    """Return the exponent a such that time grows as ``size ** a`` from the first size to the last."""
     ratio = seconds[last]["median"] / seconds[first]["median"]
     return float(torch.tensor(ratio).log() / torch.tensor(int(last) / int(first)).log())
 
@@ -135,7 +135,7 @@ def own_memory(name: str) -> dict[str, float]:
     """Return the same peak memory as :func:`memory`, measured in this process."""
     before, peak_mb = resident_memory_mb(), {}
     trainer = make_trainer(assemble(name))
-    for steps in STEPS:  # the peak of more steps is at least that of fewer
+    for steps in STEPS:  # the recorded peak never falls, so fewer steps must come first
         trainer.config = replace(trainer.config, supervision_steps=steps, on_policy_depth=0)
         trainer.train_batch(*trainer.batches(0))
         peak_mb[str(steps)] = peak_memory_mb() - before
@@ -293,7 +293,7 @@ def main(argv: list[str]) -> int:
         check_writable(arguments.out)
     result: dict[str, Any] = {}
     if arguments.only and arguments.out and arguments.out.exists():
-        result = read_json(arguments.out)  # the results of the other parts stay in the file
+        result = read_json(arguments.out)  # keep the results of the other parts
         if result.get("environment", environment()) != environment():
             raise UserError(f"{arguments.out} was measured on another machine or version: give another --out")
     for results in measure(repeats, arguments.quick, arguments.only or (QUICK if arguments.quick else PARTS)):

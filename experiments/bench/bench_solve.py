@@ -1,6 +1,6 @@
 """Measure time and memory of solving the 255 test graphs of coloring8 with N = 20, by ``solve.py`` and from Python.
 
-Each time is the median of several, in seconds. Nothing else should run on the machine.
+Each time is the median of several measurements, in seconds. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def median_seconds(run: Callable[[], Any], repeats: int) -> float:
 
 
 def peak_mb(limit: float) -> float:
-    """Return by how many MB the peak memory of a process rises for MANY trajectories of four graphs. Linux only."""
+    """Return the rise of a process's peak memory, in MB, when it runs MANY trajectories of four graphs. Linux only."""
     command = [sys.executable, "-c", PEAK, str(CHECKPOINT), str(MANY), str(limit)]
     return float(output(command))
 

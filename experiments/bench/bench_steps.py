@@ -1,8 +1,8 @@
 """The training steps that ``bench.py`` times: one SVI step, the same step in plain torch, and the products alone.
 
-The two steps compute the same numbers (losses, gradients and weights are compared before timing): forward under the
-guide, balanced KL, backward, global-norm clip, fused AdamW. Steps and products are timed in turn, so that a change in
-the machine's speed affects all three.
+Each of the two steps has a forward pass under the guide, a balanced KL, a backward pass, clipping by the global norm,
+and fused AdamW. They compute the same numbers: losses, gradients and weights are compared before timing. Steps and
+products are timed in turn, so that a change in the machine's speed affects all three.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def random_batch(spec: TaskSpec, batch: int, device: torch.device) -> tuple[Tens
 
 
 def on_random_tokens(config: RunConfig, length: int, batch: int) -> Step:
-    """Return a training step on random tokens at ``length`` positions; its time depends on shapes alone."""
+    """Return a training step on random tokens at ``length`` positions. Its time depends only on the shapes."""
     spec = TaskSpec(length, None, 3, length, 2)
     prior = PRIORS.get(config.names["prior"])(config.prior, config.model.width)
     model = MODELS.get(config.names["model"])(config.model, spec, prior)

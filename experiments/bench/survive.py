@@ -151,7 +151,7 @@ def survive(kills: int, parallel: int) -> dict[str, Any]:
 def markdown(results: dict[str, Any]) -> str:
     """Return a sentence about the trials."""
     between_updates = ""
-    if "inside_a_batch" in results:  # only an earlier version could save between two updates
+    if "inside_a_batch" in results:  # results of an earlier version, which could save between two updates
         between_updates = f" and {results['inside_a_batch']} between two updates of one batch"
     return (
         f"`python experiments/bench/survive.py --kills {results['kills']} --out experiments/bench/survive.json` killed "

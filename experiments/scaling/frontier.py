@@ -24,8 +24,8 @@ from pyro_gram.tasks.base import PuzzleSet
 DEPTHS = (1, 2, 4, 8, 16, 32, 64)
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 MIN_TRAJECTORIES = 5  # smallest N of a point
-BUDGETS = (5, 10, 20)  # each budget is the work of so many trajectories of full depth
-TOLERANCE = 0.005  # largest loss of accuracy that still counts as "as accurate" as trajectories of full depth
+BUDGETS = (5, 10, 20)  # a budget of b is the work of b trajectories of full depth
+TOLERANCE = 0.005  # a point counts as "as accurate" if it loses at most this much accuracy against full depth
 METHODS = ("whole", "shallower", "halting")
 
 Points = dict[str, dict[str, float]]

@@ -2,7 +2,7 @@
 
 It takes one checkpoint with heads, and inputs that training never saw. It measures
 
-- how accuracy depends on the number of samples, the depth, the number of solutions and the way of selection;
+- how accuracy depends on the number of samples, the depth, the number of solutions and the selection of an answer;
 - after how many steps trajectories halt on easy and on difficult inputs;
 - accuracy and coverage against core evaluations, for many shallow trajectories, few deep ones, and halting ones, with
   settings chosen on validation inputs;
@@ -56,7 +56,7 @@ from pyro_gram.tasks.base import PuzzleSet
 OTHER_SCHEMES = ("antithetic", "sobol", "distinct")
 SCHEME_COUNTS = (5, 20)  # trajectories per input in the comparison of draw schemes
 NUM_SELECTED = 20  # trajectories per input in the measurements of selection and halting
-SEED = 100_000  # on test inputs the k-th set of draws has k times this seed
+SEED = 100_000  # the k-th set of draws on test inputs has the seed k * SEED
 
 
 class CheckpointStudy:
@@ -209,7 +209,7 @@ def over_seeds(results: list[Any]) -> Any:
 
 
 def first_puzzles(solver: Solver, split: str, count: int | None) -> PuzzleSet:
-    """Return the first ``count`` inputs of a split (None: all), with only the first version of each puzzle."""
+    """Return the first ``count`` inputs of a split (None: all), each in the first version of its puzzle only."""
     puzzles = solver.task.split(split).first_versions
     return puzzles.subset(count) if count else puzzles
 

@@ -9,7 +9,7 @@ from experiments.tables.cells import point_and_sd, share_with_interval
 
 Results = dict[str, Any]
 COLUMNS = ("whole", "shallower", "shallower_as_right", "halting", "halting_as_right")
-TABLE_BUDGETS = (5, 20)  # each budget is the work of so many trajectories of full depth
+TABLE_BUDGETS = (5, 20)  # a budget of b is the work of b trajectories of full depth
 
 
 def selection_table(studies: list[Results], no_noise: Results) -> str:

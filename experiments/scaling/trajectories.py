@@ -89,7 +89,7 @@ def min_depth(number: int, full_depth: int) -> int:
     """Return the smallest depth to which trajectory ``number`` (counted from 0) must be recorded."""
     if number < FULL_TRAJECTORIES:
         return full_depth
-    n = next(n for n in SAMPLE_COUNTS if n > number)  # the smallest N whose samples include it
+    n = next(n for n in SAMPLE_COUNTS if n > number)  # the smallest N whose samples include this trajectory
     return FULL_TRAJECTORIES * full_depth // n
 
 
@@ -113,9 +113,9 @@ def record_trajectories(
         num_samples: N, one of ``SAMPLE_COUNTS``.
         depth: supervision steps.
         seed: seed of the draws. If no trajectory stops early, ``sampling.rollout.rollout`` makes the same draws.
-        halt: trajectories after the first ``FULL_TRAJECTORIES`` stop at this P(right), not before :func:`min_depth`.
-        folder: cache of this checkpoint (:func:`cache_folder`), a file for each chunk of inputs; None for no cache.
-        name: name of the set of inputs, a part of the names of the files.
+        halt: trajectories after the first ``FULL_TRAJECTORIES`` stop at this P(right), but not before `min_depth`.
+        folder: cache of this checkpoint (:func:`cache_folder`), with a file for each chunk of inputs. None: no cache.
+        name: name of the set of inputs. It is a part of the file names.
         progress: called with the number of trajectories that have been recorded.
     """
     chunks: list[dict[str, Tensor]] = []

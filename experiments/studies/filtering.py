@@ -1,10 +1,10 @@
 """Compare a particle filter with a single weighting: ``python experiments/studies/filtering.py --checkpoint PATH ...``.
 
 Sequential Monte Carlo (``sampling.smc``) resamples trajectories after supervision steps. It is compared with
-independent trajectories that are weighted once, at their end, by the weights that the filter targets. Both methods end
-with resampling to N samples of equal weight, as in ``solve.py``. Two settings are chosen on validation inputs, at a
-short depth where many trajectories are wrong: the settings of the most accurate filter, and the settings of the best
-weights at the end. Both settings are then measured on test inputs, at the short depth and at the full depth.
+independent trajectories that are weighted once, at their end, by a head's estimate to the filter's power. Both methods
+end with resampling to N samples of equal weight, as in ``solve.py``. Settings are chosen on validation inputs, at a
+short depth where many trajectories are wrong: one setting for the most accurate filter, and one for the best weighting
+at the end. Both are then measured on test inputs, at the short depth and at the full depth.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Filtering:
         return results | {"resampled": particles.is_resampled.double().mean().item(), "least_ess": least}
 
     def pair(self, depth: int, config: SMCConfig) -> dict[str, Any]:
-        """Measure the filter, and independent trajectories with the same weights at their end only."""
+        """Measure the filter, and independent trajectories that are weighted once, with the same settings."""
         return {
             "settings": vars(config),
             "filtered": self.filtered(depth, config),
@@ -121,7 +121,7 @@ def best_filter(pairs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def best_weights(pairs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the settings whose weights at the end have the highest :func:`accuracy_plus_coverage`."""
+    """Return the settings with which weighting at the end has the highest :func:`accuracy_plus_coverage`."""
     return max(pairs, key=lambda pair: accuracy_plus_coverage(pair["reweighted"]))["settings"]
 
 
@@ -172,9 +172,10 @@ def measure(path: Path, arguments: Any) -> dict[str, Any]:
 def test_rows(
     test: Filtering, depth: int, filter_config: SMCConfig, weight_config: SMCConfig
 ) -> dict[str, dict[str, float]]:
-    """Measure four methods at one depth: the filter, and three with independent trajectories.
+    """Measure four methods at one depth: the filter, and three ways to use independent trajectories.
 
-    These three use no weights; weights at the end, with the settings of the filter; and the best weights at the end.
+    These are ``independent`` (no weights), ``reweighted`` (weighted once, at their end, with the filter's settings) and
+    ``weighed`` (weighted once, at their end, with the settings that were best for this).
     """
     return {
         "independent": test.independent(depth),

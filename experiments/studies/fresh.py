@@ -86,12 +86,12 @@ def checkpoint_path(name: str) -> Path:
 
 
 def weights_digest(path: Path) -> str:
-    """Return the SHA-256 of a checkpoint's tensors; it does not depend on the header."""
+    """Return the SHA-256 of a checkpoint's tensors, without its header."""
     return tensor_digest(open_tensor_file(path, "model").tensors())
 
 
 def study_settings(path: Path, arguments: Any) -> dict[str, Any]:
-    """Return the checkpoint's digest and the study's settings. If the JSON has the same ones, nothing is measured."""
+    """Return the checkpoint's digest and the study's settings. Results in the JSON with equal ones are kept."""
     return {"sha256": weights_digest(path)} | {
         name: getattr(arguments, name) for name in ("inputs", "data_seed", "seeds")
     }

@@ -61,7 +61,7 @@ def config_of(study: dict[str, Any], variant: str, seed: int) -> RunConfig:
         raise ConfigError(f"unknown variant {variant!r}; known: {', '.join(study['variants'])}")
     config = read_preset(PRESETS, study["task"], study["preset"], seed=seed)
     config = with_settings(config, changes_of(study, variant))
-    # These come last: all variants train for the same time, have the same depth, and are measured without tempering.
+    # The settings below replace a variant's own: all variants have equal minutes and depth, and no tempering.
     return with_settings(
         config,
         {

@@ -39,8 +39,8 @@ def fresh_inputs(solver: Solver, count: int) -> tuple[Tensor, str]:
     """Return up to ``count`` inputs that no run was trained on, and a description of them.
 
     No input is symmetric to an input of any split. Queens are an exception: their inputs are test inputs, and under the
-    paper's split these are symmetric to training inputs. Test inputs that runs do not measure are preferred, if there
-    are ``count`` of them.
+    paper's split these are symmetric to training inputs. If there are
+    ``count`` test inputs that no run measures, these are taken.
     """
     if not isinstance(solver.task, NQueens):
         inputs = solver.task.fresh_inputs(count, DATA_SEED).inputs

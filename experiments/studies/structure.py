@@ -1,8 +1,9 @@
 """Measure how hard the code is to read: ``structure.py`` prints figures and writes them to ``structure.json``.
 
 The figures are: the files that execute in one training update; the files that are imported when training begins; the
-lengths of functions and files; imports that form a cycle or point to a higher layer; and identifiers that were replaced
-by clearer words (``OLD_WORDS``). ``tests/test_architecture.py`` compares the code with the JSON: no figure may grow.
+lengths of functions and files; imports that form a cycle or point to a higher layer; and names that should be
+replaced by clearer ones (``OLD_WORDS``). ``tests/test_architecture.py`` compares the code with the JSON: no figure may
+grow.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def imported_modules(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            folders = path.parts[: len(path.parts) - node.level] if node.level else ()  # of a relative import
+            folders = path.parts[: len(path.parts) - node.level] if node.level else ()  # where a relative import starts
             module = ".".join((*folders, *filter(None, [node.module])))
             names = [f"{module}.{alias.name}" for alias in node.names]
             yield from (name if file_of(name) else module for name in names)
@@ -190,7 +191,7 @@ def identifiers(path: Path) -> Iterator[str]:
 
 
 def old_words(*packages: str) -> dict[str, Counter[str]]:
-    """Count in each file the identifiers that are ``OLD_WORDS`` once leading underscores are removed."""
+    """Count the identifiers of each file that are in ``OLD_WORDS``. Leading underscores are ignored."""
     counts = {
         str(path): Counter(word for name in identifiers(path) if (word := name.lstrip("_")) in OLD_WORDS)
         for path in python_files(*packages)
@@ -199,7 +200,7 @@ def old_words(*packages: str) -> dict[str, Counter[str]]:
 
 
 def files_of_an_update() -> list[str]:
-    """List the files whose functions run in one update of the main job. Making the batch does not count."""
+    """List the files whose functions run in one update of the main job. Functions that make the batch do not count."""
     from experiments import run
     from pyro_gram.build import build
     from pyro_gram.config import with_settings

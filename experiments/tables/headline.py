@@ -41,7 +41,7 @@ MARKED_CHECKPOINTS = (
     "coloring10",
     "nqueens8",
     "nqueens10",
-)  # for these, figures of test inputs were known before the settings were final
+)  # figures of test inputs of these checkpoints were known before the settings were final
 
 
 def read_results(name: str) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def orbit_line() -> str:
 
 
 def paper_cell(name: str) -> str:
-    """Return the paper's figures of a problem: the accuracy (or the number of conflicting edges), then the coverage."""
+    """Return the paper's accuracy (or number of conflicting edges) of a problem, and its coverage."""
     numbers = paper.published(name)
     if not numbers:
         return ""
@@ -188,7 +188,7 @@ def seeds_table() -> str:
 
 
 def _prior(metrics: dict[str, Any]) -> str:
-    """Return the description of the tempering."""
+    """Return a description of the tempering of the prior."""
     return TemperConfig(metrics["temper_scale"], metrics["temper_transitions"]).describe() or "untempered"
 
 

@@ -1,4 +1,4 @@
-"""Start a small run from the command line, which takes a second, and read the files that it writes."""
+"""Start a small run from the command line (it takes a second), and read the files that it writes."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""experiments/studies/filtering.py: compare the filter with trajectories that are weighted only at their end."""
+"""Test ``filtering.py``, which compares a particle filter with trajectories that are weighted only at their end."""
 
 import json
 
@@ -49,14 +49,14 @@ def test_a_study_says_how_often_each_filter_resampled(heads_checkpoint, tmp_path
 
 
 def test_reweighted_once_is_the_filter_that_never_resamples(study):
-    """A filter with threshold 0 never resamples. It then gives the same result as weights at the end."""
+    """A filter with threshold 0 never resamples, so it gives the same result as trajectories weighted at their end."""
     test = filtering.Filtering(study, "test", SEED)
     test.seed = SEED - 5000  # the filter adds 5000, so it draws with the seed of the recorded trajectories
     particles = smc(
         study.solver.model, study.x, num_samples=20, depth=4, seed=SEED, config=SMCConfig(power=4, threshold=0)
     )
     assert not particles.is_resampled.any()
-    # The recorded trajectories have other draws, because 100 are recorded: replace them by the filter's trajectories.
+    # 100 trajectories are recorded, so their draws differ from the filter's: use the filter's trajectories instead.
     test.trajectories = filtering.Trajectories(
         *(
             part[None].repeat(4, *[1] * part.dim())

@@ -1,4 +1,4 @@
-"""Recorded trajectories, and the points of accuracy and coverage that are computed from them."""
+"""Test recorded trajectories, and the accuracy and coverage that are computed from them."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The study of the gap between guide and prior: its table of variants, and one tiny study from start to end."""
+"""Test ``gap.py``: the variants in its TOML file, and one tiny study from start to end."""
 
 import json
 import tomllib

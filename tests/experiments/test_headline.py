@@ -1,4 +1,4 @@
-"""The tables of the checkpoints: means over seeds, intervals of shares, and the rows to compare with."""
+"""Test the tables of the checkpoints: means over seeds, intervals of shares, and rows for comparison."""
 
 import re
 from statistics import mean, stdev

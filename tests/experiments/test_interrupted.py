@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed or locked, or that diverge or fill the disk, can be resumed."""
+"""Runs can be resumed after they were stopped or killed, diverged, or filled the disk. A lock protects a run."""
 
 import errno
 import json
@@ -110,7 +110,7 @@ def test_a_diverging_update_is_not_made(tmp_path, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert run(out, "--train.batches", 4, "--optim.lr", 1e30) == 2
-    assert not (out / "state.safetensors").exists()  # no good state was saved before
+    assert not (out / "state.safetensors").exists()  # the first update diverged, so no good state was saved
     state = load_file(out / "diverged.safetensors")
     assert all(v.isfinite().all() for v in state.values() if v.is_floating_point())
 
@@ -148,7 +148,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_last_state_can_be_resumed(
 
 @pytest.mark.slow
 def test_killed_runs_end_as_an_unbroken_one(tmp_path, monkeypatch):
-    lines = iter((3, 60))  # lines of the log at which a run is killed: before its on-policy part, and in it
+    lines = iter((3, 60))  # kill a run at these lines of its log: one is before the on-policy part, one in it
 
     def in_training(out, after):
         line_count, process = next(lines), subprocess.Popen(survive.command(out), env=survive.environ())

@@ -1,4 +1,4 @@
-"""The lookup in the training answers gives the metrics that brute force gives."""
+"""Test that the metrics of the lookup in the training answers equal those of brute force."""
 
 import pytest
 import torch

@@ -20,7 +20,7 @@ def train(out, task, *options):
 
 @pytest.fixture(scope="module")
 def boards(tmp_path_factory):
-    """A run on whole 4x4 Sudoku boards."""
+    """The directory of a run on whole 4x4 Sudoku boards."""
     return train(tmp_path_factory.mktemp("runs") / "boards", "sudoku_uncond")
 
 

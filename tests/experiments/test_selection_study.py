@@ -1,4 +1,4 @@
-"""experiments/studies/selection.py: compare the vote and the value head on fresh inputs."""
+"""Test ``selection.py``, which compares the vote with the value head on fresh inputs."""
 
 import json
 

@@ -177,7 +177,7 @@ def error_of(capsys, *options):
     [
         ("DQc", "5 vertices; this task has vertices = 4"),
         ("C~", "not 3-colourable"),
-        ("Cr\nC~", "not 3-colourable"),  # the first graph is not solved either
+        ("Cr\nC~", "not 3-colourable"),  # then the first graph is not solved either
         ("C", "malformed graph6"),
         ("Crr", "malformed graph6"),
         ("hello world", "malformed graph6"),

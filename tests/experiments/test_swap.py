@@ -1,4 +1,4 @@
-"""Swap a prior, guide or model by name. Then check a whole run, its inference data, and a puzzle that it solves."""
+"""Swap a prior, guide or model by name, run it from start to end, and solve a puzzle with the result."""
 
 import json
 

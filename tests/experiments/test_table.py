@@ -1,4 +1,4 @@
-"""The paper's tables: tests of their cells, and of a small table that is run, resumed, collected and drawn."""
+"""Test the cells of the paper's tables. Run, resume, collect and draw a small table."""
 
 import itertools
 import json
@@ -118,7 +118,7 @@ def model_of(row):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two cells of table 3b, each made by the command that --list prints for it."""
+    """The directory of two finished cells of table 3b. Each was made by the command that ``--list`` prints for it."""
     folder = tmp_path_factory.mktemp("tables")
     common = ["--table", "3b", "--preset", "tiny", "--minutes", MINUTES, "--runs", str(folder / "runs")]
     for row in ("gram", "direct32"):
@@ -171,7 +171,7 @@ def test_a_table_is_made_again_from_its_json_without_its_runs(runs, tmp_path):
     old_results = json.loads(first)
     for row in old_results["columns"]["nqueens8"]["rows"].values():
         row.pop("layers_a_sample")
-        row["config"]["train"].pop("compile")  # earlier versions did not write it
+        row["config"]["train"].pop("compile")  # earlier versions did not write this setting
     path.write_text(json.dumps(old_results))
     options = ["--table", "3b", "--preset", "tiny", "--runs", str(tmp_path / "none"), "--out", str(tmp_path)]
     assert call(table.main, [*options, "--redraw"]) == 0

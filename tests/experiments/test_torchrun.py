@@ -1,4 +1,4 @@
-"""Runs that several processes share, started by torchrun."""
+"""Test runs that torchrun starts in two processes."""
 
 import json
 import os
@@ -129,7 +129,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_before_training(tmp_path):
 
 
 def rank_of(pid):
-    """Return the rank of a process, or None if the process has no rank."""
+    """Return the rank of a process, from its environment in /proc; None if RANK is not set."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as f:
             environment = dict(pair.split(b"=", 1) for pair in f.read().split(b"\0") if b"=" in pair)

@@ -1,8 +1,8 @@
 """The changes that ``mutation.py`` makes to a module, one at a time.
 
 Most kinds of change come from cosmic-ray, such as one or two replacements for each operator of Python. Three kinds are
-added for code whose work is in its calls: leave out a call (``a.detach()`` becomes ``a``, ``pyro.markov(r)`` becomes
-``r``), a keyword argument, or a statement.
+added, because much of this code consists of calls: leave out a call (``a.detach()`` becomes ``a``, ``pyro.markov(r)``
+becomes ``r``), a keyword argument, or a statement.
 
 These parts of a module are not changed, because no test of behaviour can or should notice such a change:
 

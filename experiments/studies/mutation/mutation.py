@@ -6,11 +6,11 @@
     mutation.py --sample 40 --seed 1                                # a random sample of each file
 
 A mutant is a file with one change (``mutants.py``). It is tested in a process of its own, which is forked from a parent
-that has imported the project and its tests. It first runs tests that are known to reach the changed lines, as many as
-``--seconds`` allow; quick tests, and tests of the same module or folder, are preferred. A survivor is then tested with
-the other tests of the same files: if several tests share a fixture, its lines are recorded for the first of these tests
-only. A trial that takes ten times its usual time, and a process that dies, count as failures. Slow tests are left out,
-and so are tests of the command line, which start another process without the change.
+that has imported the project and its tests. The first tests are known to reach the changed lines. There are as many
+as ``--seconds`` allow; quick tests, and tests of the same module or folder, come first. A survivor is then tested with
+the other tests of the same files. They may reach the lines too: lines of a shared fixture are recorded only for the
+first test that uses it. A trial that takes ten times its usual time, and a process that dies, count as failures. Slow
+tests are left out, and so are tests of the command line, which start another process without the change.
 
 ``explained.txt`` may give the reason why a mutant survives, in a line ``KEY ## reason`` with KEY as printed. A reason
 that begins with "equivalent" says that no test on a CPU can notice the change. The score is the share of killed mutants
@@ -57,7 +57,7 @@ TESTS = (
     *("tests/tasks/test_uniform.py", "tests/test_exact_values.py"),
     *(f"tests/diagnostics/test_{name}.py" for name in ("metrics", "calibration", "evidence")),
 )
-BROAD = ("tests/inference/test_contract.py",)  # left out: many programs run the same lines, which takes long
+BROAD = ("tests/inference/test_contract.py",)  # left out: it runs the same lines with many programs, and takes long
 
 
 class TestChoice:
@@ -81,7 +81,7 @@ class TestChoice:
     def _tests_of_lines(self, mutant: Mutant) -> list[str]:
         changed_lines = set(
             range(mutant.lines[0] - 1, mutant.lines[1] + 1)
-        )  # the line before counts too, because Python reports no line for a "continue"
+        )  # add the line before, because Python may report no line for a "continue"
 
         def runs(entry: dict[str, Any]) -> bool:
             if mutant.file not in entry["lines"]:

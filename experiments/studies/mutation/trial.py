@@ -29,7 +29,7 @@ import pytest
 from experiments.studies.mutation.mutants import Mutant
 
 ROOT = Path(__file__).resolve().parents[3]
-WORK = ROOT / ".mutation"  # ignored by git: the lines that each test runs, and the result of every mutant
+WORK = ROOT / ".mutation"  # holds the lines that each test runs, and the result of every mutant; git ignores it
 PACKAGES = ("models", "guides", "pyro_gram/inference", "pyro_gram/sampling", "pyro_gram/training")
 METRICS = (
     *(f"pyro_gram/diagnostics/{name}.py" for name in ("bounds", "likelihood", "metrics", "calibration", "evidence")),
@@ -187,7 +187,7 @@ class Functions:
         try:
             for function, code in live_functions:
                 function.__code__ = code
-        except ValueError:  # another number of free variables
+        except ValueError:  # the new code has another number of free variables
             return False
         return True
 
@@ -207,7 +207,7 @@ def import_anew(mutant: Mutant) -> None:
 
 
 class SelectedTests:
-    """A pytest plugin that runs the tests of a list in its order, and writes the name of a failed one to a pipe."""
+    """A pytest plugin that runs listed tests in their order, and writes the name of a failed test to a pipe."""
 
     def __init__(self, tests: list[str], pipe: int) -> None:
         self.order = {test: i for i, test in enumerate(tests)}
