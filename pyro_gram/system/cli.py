@@ -29,8 +29,8 @@ class Parser(argparse.ArgumentParser):
 
     Attributes:
         help_command: the command that explains the options; error messages end with it.
-        unavailable_options: a function that returns the options of other programs or parts. It maps each option to
-            a phrase that names its owner, and the command that explains it. It is called for error messages only.
+        unavailable_options: a function that returns the options of other programs or parts. For each option it gives
+            a phrase that names the owner, and the command that explains the option. Only error messages call it.
     """
 
     def __init__(self, prog: str, **kwargs: Any) -> None:
@@ -88,12 +88,12 @@ def directory(text: str) -> Path:
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option ``--device``, whose value ``machine.pick_device`` takes."""
+    """Add the option ``--device``. Its value is an argument of ``machine.pick_device``."""
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or mps")
 
 
 def add_trust_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option ``--trust-code``, which becomes ``trust_code`` of ``pyro_gram.load``."""
+    """Add the option ``--trust-code``. Its value is the argument ``trust_code`` of ``pyro_gram.load``."""
     parser.add_argument(
         "--trust-code",
         action=_TrustCode,
@@ -157,18 +157,19 @@ def _remove_markup(text: str) -> str:
 
 
 def is_idle_process() -> bool:
-    """Is this a process of torchrun other than the first? Most programs let such a process end at once."""
+    """Did torchrun start this process, and is it not the first? In most programs such a process ends at once."""
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") not in ("", "0")
 
 
 def call(main: Callable[[list[str]], int], argv: list[str] | None = None, *, distributed: bool = False) -> int:
     """Run a program and return its exit code.
 
-    A :class:`UserError` becomes one line on stderr and exit code 2; a signal becomes one line and 128 + its number.
+    A :class:`UserError` becomes one line on stderr and exit code 2. A signal becomes one line and an exit code of 128
+    plus the signal's number.
 
     Args:
         main: the program; it takes the command line and returns an exit code.
-        argv: the command line; by default that of this process.
+        argv: the command line; by default the command line of this process.
         distributed: whether the processes that torchrun starts share the work. Otherwise the first one does all of
             it, and the others end at once.
     """
@@ -217,7 +218,7 @@ def set_signal_handler(number: int, handler: Any) -> Any:
 
 
 class TerminatedError(KeyboardInterrupt):
-    """Raised on SIGTERM, which then ends a program as SIGINT does."""
+    """Raised on SIGTERM, so that SIGTERM ends a program in the same way as SIGINT."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -1,8 +1,8 @@
-"""Several processes that train one run together. Each works on its share of every batch; all have the same weights.
+"""Several processes train one run together. Each works on its share of every batch; all have the same weights.
 
-``torchrun --nproc-per-node=N experiments/run.py ...`` starts them. They divide the batch that one process would train
-on, and average their gradients. Each process has its own generator, so N processes draw other samples than one process
-would, but they estimate the same gradient.
+``torchrun --nproc-per-node=N experiments/run.py ...`` starts the processes. They divide the batch that one process
+would train on, and average their gradients. Each process has its own generator, so N processes and a single process
+draw different samples, but they estimate the same gradient.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from pyro_gram.system.rendezvous import Launch, LostProcessError, has_joined, jo
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(hours=2)  # for one exchange: the others wait while the main process writes figures and report
+TIMEOUT = timedelta(
+    hours=2
+)  # the limit of one exchange: other processes wait while the main process writes figures and report
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class ProcessGroup:
         return tensor.chunk(self.size, dim)[self.rank] if self.size > 1 else tensor
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """Join the shards of all processes along dim 0, in every process."""
+        """Return the shards of all processes, joined along dim 0. Every process gets the same result."""
         if self.size == 1:
             return tensor
         shard = _on_wire(tensor, self.device)
@@ -96,7 +98,7 @@ class ProcessGroup:
         self.all_reduce_max(0.0)
 
     def broadcast(self, tensor: Tensor | None, owner: int, device: torch.device) -> Tensor:
-        """Return the tensor of the process ``owner`` in all processes. The others need not know its shape and type."""
+        """Return the tensor of the process ``owner``, in all processes. Other processes may pass None as ``tensor``."""
         header = torch.zeros(10, dtype=torch.long, device=self.device)  # type, number of dimensions, shape
         if tensor is not None:
             header[:2] = torch.tensor([DTYPES.index(tensor.dtype), tensor.ndim])
@@ -115,7 +117,7 @@ DTYPES = (torch.float32, torch.float64, torch.int64, torch.bool, torch.uint8, to
 
 
 def start(device: torch.device) -> tuple[ProcessGroup, torch.device]:
-    """Join the processes that torchrun has started; without torchrun there is only one.
+    """Join the processes that torchrun has started. Without torchrun there is only one process.
 
     Returns:
         the group, and this process's own device: ``cuda`` becomes ``cuda:LOCAL_RANK``.
@@ -146,8 +148,8 @@ def start(device: torch.device) -> tuple[ProcessGroup, torch.device]:
 def leave(code: int) -> int:
     """Return a program's exit code. If this is one of several processes, end it at once with this code instead.
 
-    A normal exit would hang if this process still waits for others. It would also tear down the threads of the
-    exchange, which sometimes aborts a process that has finished.
+    A normal exit would hang if this process still waits for others. It would also end the threads of the exchange, and
+    this sometimes aborts a process that has finished.
     """
     if dist.is_available() and (dist.is_initialized() or has_joined()):
         sys.stdout.flush()

@@ -17,7 +17,7 @@ def data_folder(data_dir: str | None) -> Path | None:
         the folder; None if neither names one.
 
     Raises:
-        ConfigError: the folder that is named is not a directory.
+        ConfigError: the named folder is not a directory.
     """
     source, folder = "--data-dir", data_dir
     if folder is None:
@@ -52,12 +52,12 @@ def find_file(data_dir: str | None, *names: str) -> Path | None:
 
 
 def download(url: str, known_hash: str, name: str) -> Path:
-    """Download a file to the cache, with a progress bar, unless it is there already.
+    """Download a file to the cache, with a progress bar. A file that is already in the cache is not downloaded again.
 
     Args:
         url: the address of the file.
-        known_hash: its SHA-256, or another digest with the digest's name (``md5:...``).
-        name: its path in the cache; may contain a subfolder.
+        known_hash: the SHA-256 of the file, or another digest after its name (``md5:...``).
+        name: the path of the file in the cache; may contain a subfolder.
 
     Returns:
         the path of the downloaded file.

@@ -1,4 +1,4 @@
-"""Files: write them atomically (to a temporary name, then rename), and read them as JSON, TOML or safetensors.
+"""Write files atomically (under a temporary name, which is then changed); read JSON, TOML and safetensors files.
 
 A stranger may have made a file. The sizes in the header of a tensor file are therefore compared with the file's size
 before memory is allocated.
@@ -29,7 +29,7 @@ from pyro_gram.version import __version__
 
 MAX_JSON_BYTES = 256 * 2**20  # also for TOML
 MAX_CSV_BYTES = 2**31  # three times the largest Sudoku data set
-MAX_HEADER_BYTES = 16 * 2**20  # of a tensor file's header; ours have about 50 KB
+MAX_HEADER_BYTES = 16 * 2**20  # the longest accepted header of a tensor file; our headers have about 50 KB
 FORMAT = "pyro_gram/1"
 TEMPORARY_MARK = ".unfinished-"  # in the name of a file that is being written
 FILE_TYPES = {  # first bytes of files that users give by mistake -> what a message says about them
@@ -104,7 +104,7 @@ def check_directory(path: Path, option: str) -> None:
     """Check that ``path``, the value of ``option``, can be a directory.
 
     Raises:
-        UserError: ``path`` is a file, or lies in a file.
+        UserError: ``path`` or one of its parents is a file.
     """
     if any(p.exists() and not p.is_dir() for p in (path, *path.parents)):
         raise UserError(f"{option} {path} is a file, or lies in one; give a directory")
@@ -156,7 +156,7 @@ def read_toml_tables(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the tables of a TOML file that holds tables of tables only.
 
     Raises:
-        UserError: the file is missing, not TOML, or holds anything else.
+        UserError: the file is missing, is not TOML, or holds a value that is not a table of tables.
     """
     tables = _parse_file(path, "TOML", tomllib.loads)
     for name, table in tables.items():
@@ -194,7 +194,7 @@ def parse_json(text: str) -> Any:
 
 
 def explain_file_type(path: Path) -> str | None:
-    """Return a phrase that names the type of an unreadable file, and says what to do; None if it is unknown."""
+    """Return a phrase that names the type of an unreadable file and says what to do; None if the type is unknown."""
     try:
         with path.open("rb") as f:
             head = f.read(512)
@@ -216,13 +216,13 @@ def explain_file_type(path: Path) -> str | None:
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A safetensors file with a JSON header, opened by :func:`open_tensor_file`; its tensors are read on demand.
+    """A safetensors file with a JSON header. :func:`open_tensor_file` opens it; :meth:`tensors` reads the tensors.
 
     Attributes:
         path: the path of the file.
         header: the JSON object that was saved with the tensors.
         shapes: the shape of each tensor.
-        float_names: the names of the tensors of floats.
+        float_names: the names of the floating-point tensors.
         half: whether some tensors are bfloat16.
     """
 
@@ -236,7 +236,7 @@ class TensorFile:
         """Read all tensors.
 
         Raises:
-            CheckpointError: they cannot be read, or differ from the tensors that were written.
+            CheckpointError: the tensors cannot be read, or differ from those that were written.
         """
         try:
             with safe_open(self.path, framework="pt") as f:
@@ -251,8 +251,8 @@ class TensorFile:
         """Compare the tensors under ``prefix`` with ``expected``.
 
         Returns:
-            the names that only one side has; if there are none, the names of tensors that differ in shape, or that
-            are floats on one side only. Float precision may differ.
+            the names that only one side has. If both sides have the same names: the names of tensors that differ in
+            shape, or that are floats on one side only. The precision of floats may differ.
         """
         names = {name.removeprefix(prefix): name for name in self.shapes if name.startswith(prefix)}
         return sorted(set(expected) ^ set(names)) or [
@@ -287,8 +287,8 @@ def open_tensor_file(path: Path, kind: str) -> TensorFile:
         kind: the ``kind`` that the header must have.
 
     Raises:
-        CheckpointError: the file is missing, not a safetensors file, not written by pyro_gram, damaged, or of another
-            kind.
+        CheckpointError: the file is missing, is not a safetensors file, was not written by pyro_gram, is damaged, or
+            has another kind.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file" if path.exists() else f"no checkpoint at {path}")
@@ -319,7 +319,7 @@ def open_tensor_file(path: Path, kind: str) -> TensorFile:
 
 
 def _check_header_length(path: Path) -> None:
-    """Check the length of a safetensors header, which the first 8 bytes give. Raises ValueError if it is wrong."""
+    """Check the length that the first 8 bytes give for a safetensors header. Raises ValueError if it is wrong."""
     size = path.stat().st_size
     with path.open("rb") as f:
         length = int.from_bytes(f.read(8), "little")

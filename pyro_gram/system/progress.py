@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar for each phase of a run, and an estimate of the time until the last phase ends."""
+"""Show progress on stderr: a bar for each phase of a run, and an estimate of the time until the last phase ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Phases:
 
     Args:
         sizes: the phases in order, with the work in each: ``{"train": "2,000 batches"}``.
-        silent: print nothing, as in every process but the main one.
+        silent: print nothing. All processes except the main process are silent.
 
     Attributes:
         seconds: the expected duration of each phase that has been measured or estimated.
@@ -37,9 +37,9 @@ class Phases:
 
         Args:
             name: the name of the phase.
-            total: the count at which it ends.
+            total: the count at which the phase ends.
             unit: the unit that is counted.
-            initial: the count at which it begins, in a resumed run.
+            initial: the count at which the phase begins; above 0 in a resumed run.
 
         Returns:
             the bar of the phase. If stderr is not a terminal, the bar is hidden, and a line is printed instead.

@@ -1,4 +1,4 @@
-"""Join the processes of a run. A thread waits for the others, so that a signal or a time limit can end the wait."""
+"""Join the processes of a run. A thread waits for the other processes, so a signal or a time limit can end the wait."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pyro_gram.errors import ConfigError, UserError, reason
 
 JOIN_TIMEOUT = timedelta(minutes=5)  # every process must join within this time
 NOTICE_SECONDS = 10.0  # after this wait a line says which process is missing
-MAX_NUMBER = 1_000_000  # the largest accepted number of processes or restarts, or port
-POLL_SECONDS = 0.2  # between two checks for other processes, or for a signal
+MAX_NUMBER = 1_000_000  # the largest number that is accepted from the environment
+POLL_SECONDS = 0.2  # the pause between two checks for other processes, or for a signal
 
 
 class LostProcessError(UserError):
@@ -30,7 +30,7 @@ def read_number(name: str, minimum: int, default: int | None = None) -> int:
     """Read a number that a launcher has set in the environment.
 
     Raises:
-        ConfigError: it is not a number from ``minimum`` to ``MAX_NUMBER``.
+        ConfigError: the variable is not a number from ``minimum`` to ``MAX_NUMBER``.
     """
     text = os.environ.get(name)
     if text is None and default is not None:
@@ -51,7 +51,7 @@ class Launch:
 
     Attributes:
         rank, size: the number of this process, and the number of processes.
-        address, port: those of the store (torch's ``TCPStore``), through which processes find each other.
+        address, port: the address and port of torch's ``TCPStore``. The processes find each other through this store.
         by_agent: does torchrun's agent hold the store? Otherwise the main process does.
     """
 
@@ -63,7 +63,7 @@ class Launch:
 
     @classmethod
     def read(cls, size: int) -> Launch:
-        """Read the environment variables. Raises ConfigError if one is missing, or has a wrong value."""
+        """Read the environment variables. Raises ConfigError if a variable is missing or has a wrong value."""
         missing_names = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
         if missing_names:
             raise ConfigError(
@@ -81,7 +81,7 @@ class Launch:
         except UnicodeError:
             raise ConfigError(f"MASTER_ADDR={address!r} is not the name of a machine: correct it") from None
         except OSError as e:
-            if rank == 0:  # rank 0 listens there; for the others the name may resolve later
+            if rank == 0:  # rank 0 listens at this address; other ranks try the name again later
                 raise ConfigError(f"MASTER_ADDR={address!r} cannot be found ({e.strerror or e}): correct it") from None
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         return cls(rank, size, address, port, agent)
@@ -94,7 +94,7 @@ class Launch:
 
 @dataclass
 class Rendezvous:
-    """Waits for the other processes in its own thread, because torch's calls do not return on a signal.
+    """Waits for the other processes of a run, in a thread of its own: torch's calls do not return on a signal.
 
     Attributes:
         launch: the settings of this process.
@@ -103,7 +103,7 @@ class Rendezvous:
         missing_ranks: the ranks that have not joined (only the main process knows them all); ``[0]`` before the store
             is reached.
         failure: the error that ended the wait.
-        is_late: has the time limit passed?
+        is_late: has :data:`JOIN_TIMEOUT` passed?
     """
 
     launch: Launch
@@ -125,7 +125,7 @@ class Rendezvous:
             dist.init_process_group(
                 backend, store=store, rank=launch.rank, world_size=launch.size, timeout=self.timeout
             )
-        except Exception as e:  # ``join`` raises an error that explains it
+        except Exception as e:  # ``join`` raises an error that explains this one
             self.failure = e
 
     def _open_store(self) -> dist.Store | None:
@@ -142,8 +142,8 @@ class Rendezvous:
             wait_for_workers=False,
             multi_tenant=host,
         )
-        # The store of an agent outlives a restart, with the addresses of processes that have ended: each restart needs
-        # its own prefix. A new agent counts its restarts from 0 again, but it also has a new store.
+        # An agent's store outlives a restart and keeps the addresses of processes that have ended. So each restart
+        # needs its own prefix. A new agent counts its restarts from 0 again, but it also has a new store.
         return dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
     def _wait_for_store(self) -> bool:
@@ -172,7 +172,7 @@ _threads: list[threading.Thread] = []
 
 
 def has_joined() -> bool:
-    """Has this process joined others, or waited for them? (If a signal ended the wait, the store is still open.)"""
+    """Has this process joined others, or at least waited for them? The store may be open in both cases."""
     return bool(_threads)
 
 
@@ -185,7 +185,7 @@ def join(launch: Launch, device: torch.device, timeout: timedelta) -> None:
         timeout: the time limit of each exchange after all have joined.
 
     Raises:
-        LostProcessError: another process has not joined within :data:`JOIN_TIMEOUT`, or has ended since.
+        LostProcessError: another process has not joined within :data:`JOIN_TIMEOUT`, or has ended while joining.
         ConfigError: the port is taken.
     """
     rendezvous = Rendezvous(launch, device, timeout)

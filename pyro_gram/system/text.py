@@ -1,7 +1,7 @@
 """Decode the texts that users provide. The result does not depend on the program that wrote a text.
 
-A byte-order mark is dropped (and selects UTF-16 or UTF-32), gzip is recognized by its first bytes and unpacked, and
-every line ends in ``\\n``. Anything else is refused by an InputError of one sentence, and sizes are limited.
+A byte-order mark selects UTF-16 or UTF-32 and is dropped. A gzip file is recognized by its first bytes and unpacked.
+In the result every line ends in ``\\n``. A file that is too large or not text is refused by an InputError.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from typing import BinaryIO, TextIO
 
 from pyro_gram.errors import InputError
 
-MAX_PUZZLE_BYTES = 2**25  # of a text of puzzles after unpacking: about 400,000 9x9 Sudokus
-MAX_TEXT_BYTES = 2**28  # of any other text after unpacking
+MAX_PUZZLE_BYTES = 2**25  # the largest text of puzzles, after unpacking: about 400,000 Sudokus of size 9x9
+MAX_TEXT_BYTES = 2**28  # the largest other text, after unpacking
 MAX_LINE_LENGTH = 2**20  # characters
-BYTE_ORDER_MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
+BYTE_ORDER_MARKS = (  # UTF-32 comes first, because its mark begins with the mark of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"  # the mark in decoded text
-GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"  # the first bytes of such files
+GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"  # the first bytes of gzip and zip files
 ZERO_BYTES_ERROR = "{} holds zero bytes: it is not text, or UTF-16 without a byte-order mark; save it as UTF-8"
 
 
 class LineError(InputError):
-    """An InputError at one line of a text.
+    """An InputError that names the line of the text in which it occurred.
 
     Args:
         line: the number of the line, from 1.
@@ -51,8 +51,8 @@ class PuzzleText:
 
     Attributes:
         text: the puzzle, in a form that a task's ``parse`` reads.
-        line: the number of its first line in the file, from 1.
-        name: its name in messages if a line number does not help (``board 3`` of a JSON list).
+        line: the number of the puzzle's first line in the file, from 1.
+        name: the puzzle's name in messages (such as ``board 3`` of a JSON list); if empty, messages give the line.
     """
 
     text: str
@@ -60,7 +60,7 @@ class PuzzleText:
     name: str = ""
 
     def locate_error(self, error: InputError) -> InputError:
-        """Return ``error``, which ``parse`` raised for this text, with its place in the file."""
+        """Add the puzzle's place in the file to an error that ``parse`` raised for this text."""
         if self.name:
             return InputError(f"{self.name}: {error}")
         if isinstance(error, LineError):
@@ -131,7 +131,7 @@ def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
     """Return the contents of a file, unpacked if it is gzipped.
 
     Raises:
-        InputError: it cannot be read, or holds more than ``limit`` bytes.
+        InputError: the file cannot be read, or holds more than ``limit`` bytes.
     """
     with convert_read_errors(str(path)), path.open("rb") as file:
         if path.stat().st_size > limit:
@@ -140,7 +140,7 @@ def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
 
 
 def is_gzip(path: Path) -> bool:
-    """Return whether the first bytes of a file are those of gzip. Raises InputError if it cannot be read."""
+    """Return whether the first bytes of a file are those of gzip. Raises InputError if the file cannot be read."""
     with convert_read_errors(str(path)), path.open("rb") as file:
         return file.read(len(GZIP)) == GZIP
 
@@ -157,7 +157,7 @@ def read_text(source: Path | BinaryIO, name: str = "", limit: int = MAX_TEXT_BYT
         limit: the maximal number of bytes after unpacking.
 
     Raises:
-        InputError: it cannot be read, is not text, is damaged or is too large.
+        InputError: the source cannot be read, is not text, is damaged or is too large.
     """
     name = name or str(source)
     with convert_read_errors(name):
@@ -173,7 +173,7 @@ def decode(data: bytes, name: str) -> str:
     """Decode the bytes of the file ``name`` to text, in lines that end in ``\\n``.
 
     Raises:
-        InputError: they are not text.
+        InputError: the bytes are not text.
     """
     encoding = _encoding(data[:4])
     try:
@@ -203,16 +203,17 @@ def make_printable(text: str, max_length: int = 2000) -> str:
 
 
 def normalize_text(text: str) -> str:
-    """Return ``text`` without byte-order marks, its lines ended by ``\\n``. (Concatenated files have inner marks.)"""
+    """Remove byte-order marks (concatenated files have several), and end each line of the text in ``\\n``."""
     return text.replace(BYTE_ORDER_MARK, "").replace("\r\n", "\n").replace("\r", "\n")
 
 
 @contextmanager
 def open_lines(path: Path, limit: int) -> Iterator[Iterator[str]]:
-    """Open a text that may be long, as an iterator over its lines. Line ends are not changed.
+    """Open a text that may be long, and provide an iterator over its lines. Line ends are not changed.
 
     Raises:
-        InputError: as for :func:`read_text`; or a line has more than ``MAX_LINE_LENGTH`` characters.
+        InputError: the file cannot be read, is not text, is damaged or is too large; or a line has more than
+            ``MAX_LINE_LENGTH`` characters.
     """
     name = str(path)
     with convert_read_errors(name), path.open("rb") as file:

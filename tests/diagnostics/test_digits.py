@@ -38,7 +38,7 @@ def noise(count, ink=0.15, pixels=784, seed=0):
 
 
 def strokes(count, seed=0):
-    """Return images that differ: each has a bar of random length at a random place."""
+    """Return images that differ from each other: each shows a bar of random length at a random place."""
     images = torch.zeros(count, 28, 28, dtype=torch.long)
     place = torch.randint(0, 14, (count, 3), generator=generator(seed)).tolist()
     for image, (row, column, length) in zip(images, place, strict=True):
@@ -124,7 +124,7 @@ def test_missing_and_damaged_weights_are_refused(tmp_path):
 
 
 def frechet_by_hand(a, b):
-    """Compute the formula with symmetric square roots. (torchmetrics takes the eigenvalues of a product.)"""
+    """Compute the Frechet distance from symmetric square roots. (torchmetrics uses the eigenvalues of a product.)"""
     mean = (a.mean(0) - b.mean(0)).square().sum()
     values, vectors = torch.linalg.eigh(a.T.cov())
     root = vectors @ values.clamp(min=0).sqrt().diag() @ vectors.T
@@ -215,7 +215,7 @@ def test_a_missing_torchmetrics_is_reported(monkeypatch):
 
 @pytest.mark.parametrize(("count", "num_train", "pixels"), [(40, 70, 784), (1, 1, 4), (60, 90, 9)])
 def test_nearest_neighbours_are_those_of_brute_force(count, num_train, pixels, monkeypatch):
-    monkeypatch.setattr(digits, "CHUNK", 16)  # several chunks on both sides
+    monkeypatch.setattr(digits, "CHUNK", 16)  # both sets then have several chunks
     fake, train = noise(count, 0.4, pixels), noise(num_train, 0.4, pixels, seed=1)
     index, distance = nearest_neighbours(fake, train.to(torch.uint8))
     distances = (fake[:, None] != train).sum(-1)

@@ -78,7 +78,7 @@ def test_without_a_trusted_estimate_the_greater_one_is_reported():
     ("guide", "prior", "choice"),
     [
         ((-3.0, 0.1, 0.1), (-5.0, 0.2, 50), GUIDE),  # the prior never hit y
-        ((-5.0, 0.1, 0.1), (-3.0, 0.2, 50), PRIOR),  # the guide misses the guidance that leads to y
+        ((-5.0, 0.1, 0.1), (-3.0, 0.2, 50), PRIOR),  # the guide's draws miss the guidance that leads to y
         ((-3.0, 0.1, 0.9), (-5.0, 0.2, 50), NEITHER),
         ((-5.0, 0.1, 0.1), (-3.0, 0.2, 2), NEITHER),
         ((-3.0, 0.1, 0.1), (-3.1, 0.2, 50), GUIDE),

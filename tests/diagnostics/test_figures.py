@@ -25,7 +25,7 @@ def row(number, **fields):
 
 
 def text_of(figure, draw=True):
-    """Return all text of a figure. It is drawn first, to find errors in drawing."""
+    """Return all text of a figure. The figure is drawn first, so that errors in drawing are found."""
     if draw:
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=20)

@@ -158,7 +158,7 @@ def saved_path(tmp_path):
 
 def test_a_loaded_file_is_closed_and_can_be_overwritten(saved_path):
     loaded_data = inference_data.load(str(saved_path))
-    with h5py.File(saved_path, "a") as file:  # fails while the file is open
+    with h5py.File(saved_path, "a") as file:  # this fails if the file is still open
         file.attrs["note"] = "x"
     inference_data.save(loaded_data, saved_path)
     reloaded_data = inference_data.load(saved_path)

@@ -73,7 +73,7 @@ def test_landscapes_of_few_trajectories_and_steps_are_finite(changes, has_mean, 
     model, task = case.solver.model, case.solver.task
     result = landscape(model, task, case.x[:1], solutions, depth=depth, num_samples=num_samples)
     if "model_name" in changes and num_samples == 1:
-        assert result is None  # in one call, a program that starts anew has only one state
+        assert result is None  # the program starts anew at each call, so all states of a trajectory are equal
         return
     assert (result.mean_points is not None) == has_mean == (result.mean_is_right is not None)
     assert result.points.isfinite().all()
@@ -89,7 +89,7 @@ def test_a_program_with_a_constant_state_has_no_landscape():
 def test_the_interpolated_loss_follows_the_states_and_is_nan_far_from_them():
     generator = torch.Generator().manual_seed(0)
     points = torch.rand(400, 2, generator=generator).double() * torch.tensor([1.0, 30.0])
-    points[:, 0] *= points[:, 0] < 0.5  # half of the points lie at the left edge; next, 200 lie at one place
+    points[:, 0] *= points[:, 0] < 0.5  # half of the points lie at the left edge; 200 more will lie at one place
     points = torch.cat((points, points[:1].expand(200, 2), torch.tensor([[1.0, 0.0]])))
     x, y, grid = interpolate_loss(points, torch.exp(points[:, 1] / 3 - 5))
     inside = (y > 0) & (y < 30)

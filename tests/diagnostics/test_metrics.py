@@ -39,7 +39,7 @@ def path_and_triangle(task):
 
 
 def tokens(task, *samples):
-    """Return tokens of samples such as ``"010 012"``: the colours of the vertices of each input."""
+    """Return the tokens of samples. The sample ``"010 012"`` gives the colours of the vertices of two inputs."""
     first = task.spec.output_classes - 3
     return torch.tensor([[[int(c) for c in word] for word in sample.split()] for sample in samples]) + first
 
@@ -148,7 +148,7 @@ def test_a_perfect_sampler_reaches_the_coverage_limit():
     coverage = torch.tensor(coverages)
     error = coverage.std() / repeats**0.5
     assert error < 0.02
-    assert 0.2 < m.coverage_limit < 0.98  # neither 0 nor 1
+    assert 0.2 < m.coverage_limit < 0.98  # the limit is neither 0 nor 1
     assert abs(coverage.mean() - m.coverage_limit) < 4 * error
 
 
@@ -182,7 +182,7 @@ def test_samples_of_p_x_are_measured_one_by_one():
     task = TASKS.get("sudoku_uncond")(TASKS.get("sudoku_uncond").Config(size=4))
     puzzles = task.split("test")
     samples = puzzles.solutions[[0, 1, 1, 2]].long()[:, None]
-    samples[3, 0, :2] = samples[3, 0, 0]  # one digit is twice in its row, another is missing
+    samples[3, 0, :2] = samples[3, 0, 0]  # one digit is twice in its row, and another digit is missing
     m = measure(task, puzzles, samples)
     assert (m.accuracy, m.sample_accuracy) == (0.75, 0.75)
     assert m.violations == int(task.violations(None, samples).sum()) > 0
@@ -253,7 +253,7 @@ def layers_of(depth=1, layers=2, **changes):
         ({"depth": 4, "model_name": "hrm", "model": {"transitions": 2, "low_steps": 2}}, 4 * 2 * 3 * 2),
         ({"model_name": "looped", "model": {"transitions": 8, "low_steps": 1}}, 8 * 2),
         ({"depth": 2, "prior_name": "flow"}, 2 * 2 * 3 * 2),  # priors have no layers
-        ({"depth": 3, "task_name": "sudoku_uncond"}, 3 * 2 * 3 * 2),  # without input
+        ({"depth": 3, "task_name": "sudoku_uncond"}, 3 * 2 * 3 * 2),  # a model without input
         ({"layers": 8, "model_name": "direct"}, 8),
         ({"layers": 3, "model_name": "autoregressive"}, VERTICES * 3),
         ({"layers": 3, "model_name": "mdlm", "model": {"sampling_steps": 16}}, 16 * 3),

@@ -18,7 +18,7 @@ CLASSES = 4
 
 
 class Steps(nn.Module):
-    """A program with one guidance eps ~ N(0, 1). The answer is the quarter of N(0, 1) in which eps lies."""
+    """A program with one guidance eps ~ N(0, 1). The answer is the number of the quarter of N(0, 1) that holds eps."""
 
     def forward(self, x, y=None, state=None, *, steps=1, truncated=None, beta=1.0):
         register_parameters("model", self)
@@ -34,7 +34,7 @@ class Steps(nn.Module):
 
 
 class Quarter(EffectGuide):
-    """A guide that draws eps from the quarter that y names. It is exact if ``shift`` is 0 and ``width`` is 1."""
+    """A guide that draws eps from the quarter with number y. It is exact if ``shift`` is 0 and ``width`` is 1."""
 
     def __init__(self, model, shift=0.0, width=1.0):
         super().__init__(model)
@@ -86,7 +86,7 @@ def test_a_shifted_guide_has_shifted_ranks():
     summary = result.summary()
     projections = [summary[f"projection {i} of h"] for i in (1, 2)]
     assert all(s["deviation"] > 2 * result.band for s in projections)
-    # A projection of one channel is h or -h. So the truth is mostly below, or mostly above, the guide's draws.
+    # A projection of one channel is h or -h. So the true value is mostly below, or mostly above, the guide's draws.
     assert all(abs(s["mean"] - 0.5) > 0.15 for s in projections)
 
 

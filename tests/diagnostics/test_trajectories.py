@@ -29,7 +29,7 @@ PLAIN = SimpleNamespace(canonical_form=lambda x, y: y)  # a task without symmetr
 
 
 class Coins(nn.Module):
-    """A program with guidance eps_t ~ N(0, 1) at ``L`` positions. h is the sum of ``mix[t] @ eps_t``; y is its signs.
+    """A program with guidance eps_t ~ N(0, 1) at ``L`` positions. h is the sum of ``mix[t] @ eps_t``; y is h > 0.
 
     Args:
         mix: ``[steps, L, L]``.
@@ -142,7 +142,7 @@ def path_graph():
 
 @pytest.fixture
 def tokens():
-    """Return answers ``[4 steps, 3 trajectories, 1 input, 4]``. The trajectories settle at steps 1, 2 and 4."""
+    """Return answers ``[4 steps, 3 trajectories, 1 input, 4 vertices]``. They settle at steps 1, 2 and 4."""
     ways = [[A, SAME_AS_A, A, A], [OTHER, WRONG, WRONG, WRONG], [SAME_AS_A, SAME_AS_A, OTHER, SAME_AS_A]]
     return torch.tensor(ways).transpose(0, 1)[:, :, None]
 
@@ -224,13 +224,13 @@ def test_a_deciding_transition_is_identified():
     result = influence_of(mix)
     assert result.num_kept.tolist() == [0, 1, 2, 3, 4, 5]
     assert (result.by_transition[3:] == 1).all()
-    assert ((result.by_transition[:3] - 0.5).abs() < 0.15).all()  # every trajectory and every fork has its own draws
+    assert ((result.by_transition[:3] - 0.5).abs() < 0.15).all()  # each trajectory and each rerun has its own draws
     assert ((result.by_position - 0.5).abs() < 0.15).all()
 
 
 def test_a_deciding_position_is_identified():
     mix = torch.zeros(4, 3, 3)
-    mix[:, :, 1] = 1  # all tokens are the sign of the draw at position 1
+    mix[:, :, 1] = 1  # every token is the sign of the draw at position 1
     result = influence_of(mix)
     assert result.positions.tolist() == [0, 1, 2]
     assert (result.by_position[[0, 2]] == 1).all()

@@ -45,7 +45,7 @@ def test_a_prior_that_is_right_on_training_inputs_only_shows_no_leak_but_does_no
     results = verdicts.from_metrics({"sample_accuracy": 0.3, "posterior_accuracy": 0.99}, {}, {}, 0.95)
     assert {v.name: v.level for v in results} == {"right answers": BAD, "leak": GOOD, "generalisation": BAD}
     assert verdicts.leak(0.99, 0.3, 0.35).level == BAD
-    assert verdicts.leak(0.99, 0.6, 0.35).level == LOOK  # the prior's better share counts
+    assert verdicts.leak(0.99, 0.6, 0.35).level == LOOK  # the better of the prior's two accuracies counts
     assert verdicts.generalisation(0.35, 0.3).level == GOOD
     assert "on training inputs only" in verdicts.leak(0.99, 0.3).meaning
 
@@ -67,7 +67,9 @@ def test_two_trusted_estimates_must_agree_and_nearly_all_pairs_need_a_trusted_on
     assert verdicts.agreement(summary()).level == GOOD
     assert verdicts.agreement(summary(agree=8)).level == LOOK
     assert verdicts.agreement(summary(agree=3)).level == BAD
-    assert verdicts.agreement(summary(both_trusted=4, agree=0)).level == UNKNOWN  # too few pairs
+    assert (
+        verdicts.agreement(summary(both_trusted=4, agree=0)).level == UNKNOWN
+    )  # only 4 pairs have two trusted estimates
     assert verdicts.estimate(summary()).level == GOOD
     assert verdicts.estimate(summary(believed={"prior Monte Carlo": 16, "neither": 4})).level == LOOK
     assert verdicts.estimate(summary(believed={"prior Monte Carlo": 4, "neither": 16})).level == BAD

@@ -1,4 +1,4 @@
-"""Programs whose evidence is known in closed form."""
+"""A small program and its guide. The evidence of the program is known in closed form."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyro_gram.inference.sites import data_plates, register_parameters
 
 
 class Probit(nn.Module):
-    """A program with one guidance eps ~ N(x, 1), and an answer of one token that is 1 with probability Phi(eps).
+    """A program with one guidance eps ~ N(x, 1). Its answer is one token: 1 with probability Phi(eps), else 0.
 
     So p(y = 1 | x) = Phi(x / sqrt(2)).
     """
@@ -30,7 +30,7 @@ class Probit(nn.Module):
 
 
 class Gaussian(EffectGuide):
-    """The guide q(eps | x, y) = N(x + a (2 y - 1), b^2), with a = ``shift`` and b = ``scale``. It is not exact."""
+    """The guide q(eps | x, y) = N(x + a (2 y - 1), b^2), with a = ``shift`` and b = ``scale``; not the exact posterior."""
 
     def __init__(self, model: nn.Module, shift: float = 0.6, scale: float = 0.9) -> None:
         super().__init__(model)

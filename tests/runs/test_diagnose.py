@@ -1,4 +1,4 @@
-"""Full diagnoses of small models of every kind."""
+"""The program ``diagnose`` makes full diagnoses of small models of every kind."""
 
 import json
 
@@ -233,7 +233,7 @@ def test_a_damaged_log_is_refused(tiny_diagnosis, tmp_path, capsys):
 
 TINY = ["--task", "coloring", "--preset", "tiny", "--heads.hidden", "0"]
 RECIPES = {
-    # Six vertices, because with five many answers are right by chance.
+    # There are six vertices: with only five, too many answers are right by chance.
     "leaking": ["--beta.start", "0.01", "--beta.target", "0", "--task.vertices", "6"],
     "collapsed": ["--beta.start", "50", "--beta.target", "0"],
     # As in the cpu presets, on-policy training repairs the prior in states that the guide does not visit.

@@ -82,7 +82,7 @@ def test_the_rest_of_training_is_estimated_from_the_pace_so_far():
 def test_the_rest_of_training_allows_for_the_slower_on_policy_part():
     c = {"on_policy_depth": 16, "on_policy_after": 0.5, "evaluate_every": 100, "pace": Pace(1.0, 3.0, 0.0)}
     assert seconds_left(trainer_at(0, 10, **c), 0, 0.0) == 25.0
-    assert seconds_left(trainer_at(5, 10, **c), 0, 10.0) == 40.0  # so far at half of the measured speed
+    assert seconds_left(trainer_at(5, 10, **c), 0, 10.0) == 40.0  # 5 batches took 10 s, twice the measured time
 
 
 # ---- what is measured --------------------------------------------------------------------------------------------
@@ -113,8 +113,8 @@ def test_the_time_of_the_evaluation_is_estimated_from_the_pace_of_a_validation(t
         ticks = iter((10.0, 16.0))
         monkeypatch.setattr("pyro_gram.runs.train.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
         validate(run)
-        validation_trajectories = 4 * 5 + 4  # 4 inputs with 5 samples and a bound each
-        # In this order: samples to full depth and halted samples; bounds; history; likelihood.
+        validation_trajectories = 4 * 5 + 4  # each of 4 inputs has 5 samples and one bound
+        # The terms are: samples at full depth and halted samples; bounds; history; likelihood.
         evaluation_trajectories = 2 * 4 * 5 + 4 + 4 * 6 + 4 * 100
         assert run.phases.seconds["evaluation"] == pytest.approx(
             6.0 / validation_trajectories * evaluation_trajectories

@@ -1,4 +1,4 @@
-"""In a checkout, ``pyro_gram.models`` and ``pyro_gram.guides`` are found whatever a user's own modules are called."""
+"""In a checkout, ``pyro_gram.models`` and ``pyro_gram.guides`` are found even if a user's modules have these names."""
 
 import os
 import subprocess
@@ -49,7 +49,7 @@ def test_models_and_guides_of_a_users_project_are_not_imported_in_place_of_ours(
 
 
 def test_a_users_module_imports_the_users_models_under_our_programs(tmp_path):
-    """An editable install puts the repository, with its ``models``, on the path too."""
+    """An editable install also puts the repository on the path, and the repository has a ``models`` too."""
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "__init__.py").touch()
     (tmp_path / "models" / "mine.py").write_text("from pyro_gram.models.priors.gaussian import GaussianPrior as Mine\n")
@@ -62,6 +62,6 @@ def test_a_users_module_imports_the_users_models_under_our_programs(tmp_path):
 
 @pytest.mark.parametrize("name", ["models", "guides"])
 def test_importing_a_part_by_its_bare_name_is_an_error(name):
-    """Such an import would make a second copy of each class, which would replace the registered class."""
+    """The import would make a second copy of each class, and the copy would replace the registered class."""
     process = run_python("-c", f"import {name}", folder=ROOT)
     assert f"import this package as pyro_gram.{name}" in process.stderr

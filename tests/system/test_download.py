@@ -1,4 +1,4 @@
-"""Files of data sets are downloaded, here from a server on this machine, or found in a data folder."""
+"""Files of data sets are found in a data folder or downloaded. The tests download from a server on this machine."""
 
 import functools
 import gc

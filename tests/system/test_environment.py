@@ -1,4 +1,4 @@
-"""Unusual machines and launchers: missing modules, closed streams, refused calls, leftover variables."""
+"""Programs work although modules are missing, streams are closed, calls are refused or variables are left over."""
 
 import math
 import os
@@ -63,7 +63,7 @@ def test_files_are_written_where_chmod_is_refused(tmp_path, monkeypatch):
 
 
 class Word(int):
-    """An integer that a Python integer cannot shift, like an unsigned integer of NumPy 1.26."""
+    """An integer whose right shift fails, like that of an unsigned integer of NumPy 1.26 by a Python integer."""
 
     def __rshift__(self, other):
         raise TypeError("ufunc 'right_shift' not supported for the input types")
@@ -160,7 +160,7 @@ def test_wrong_variables_of_a_launcher_are_named_in_one_line(changes, message, t
 
 
 def start_process(tmp_path, rank, port, join_seconds=300.0, notice_seconds=0.5):
-    """Start one of two processes, with waiting times that users cannot set."""
+    """Start one of the two processes of a run. Its waiting times are set in code, because no option sets them."""
     code = (
         "import sys; from datetime import timedelta; from pyro_gram.system import rendezvous as r;"
         "import experiments.run as e;"

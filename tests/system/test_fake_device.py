@@ -1,4 +1,4 @@
-"""A fake device shows that every tensor is on the device of its model."""
+"""Training and sampling on a fake device show that every tensor is on the device of its model."""
 
 import json
 
@@ -30,7 +30,7 @@ ON_POLICY = ["--train.on_policy_depth", 2, "--train.on_policy_updates", 1, "--tr
 
 
 def train_and_sample(device, **names):
-    """Train two batches, then sample. Returns the batch reports, the samples and the weights."""
+    """Train on two batches, then sample. Return (reconstruction, KL) of each batch, the samples and the weights."""
     solver = build_small(**names, train={"supervision_steps": 1})
     model, guide, config = solver.model.to(device), solver.guide.to(device), solver.config
     x, y = solver.task.split("train").sample_pairs(4, torch.Generator().manual_seed(0))
@@ -76,7 +76,7 @@ def test_the_fake_device_refuses_the_same_operations_as_a_real_one():
 
 @pytest.fixture(scope="module")
 def run_directory(tmp_path_factory):
-    """Return the directory of a run on the fake device, with on-policy updates, heads, bounds and metrics."""
+    """Make a run on the fake device, with on-policy updates and heads, and return its directory."""
     folder = tmp_path_factory.mktemp("fake_device") / "run"
     with fake_device(run) as device:
         assert cli(run.main, *SMALL, *SIZES, "--out", folder, *ON_POLICY, "--device", device) == 0

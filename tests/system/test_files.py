@@ -1,4 +1,4 @@
-"""JSON, TOML and metrics are read in every encoding; for another file, an error of one sentence says what it is."""
+"""JSON, TOML and metrics files are read in every encoding. If a file is of another kind, the error says which kind."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ PRESET = """# é\n[cpu.names]\nmodel = "gram"\n[cpu.task]\nvertices = 6\n[cpu.mo
 
 @pytest.fixture(params=ENCODINGS)
 def encode(request):
-    """Return a function that encodes a text in one of the encodings, with the line ends of Windows."""
+    """Return a function that encodes a text in one of the encodings, with Windows line endings."""
     return lambda text: text.replace("\n", "\r\n").encode(request.param)
 
 

@@ -1,4 +1,4 @@
-"""Files from strangers: their sizes are checked before memory is allocated, and no code in them runs."""
+"""Files from strangers are safe to read: sizes are checked before memory is allocated, and no code in a file runs."""
 
 import gzip
 import json
@@ -62,7 +62,7 @@ def test_a_wrong_file_given_as_json_images_or_csv_is_described(kind, tmp_path):
 
 
 def safetensors_with(length, shape=(4,), end=16, tensor_bytes=b"\0" * 16):
-    """Return the bytes of a safetensors file whose header states this length, shape and end."""
+    """Return a safetensors file as bytes. Its header states this header length, tensor shape and end of the tensor."""
     text = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + tensor_bytes
 
@@ -122,7 +122,7 @@ def test_a_state_that_does_not_fit_is_refused_before_its_tensors_are_read(state_
 
 @pytest.mark.parametrize("names", covering_program_names(), ids=lambda names: "-".join(names.values()))
 def test_the_shapes_of_every_program_are_known_without_building_it(names, tmp_path):
-    """A file that does not fit is refused before memory is allocated for the model."""
+    """So a file that does not fit its model is refused before memory is allocated for the model."""
     solver = build_small(**names)
     config = solver.config
     path = tmp_path / "model.safetensors"

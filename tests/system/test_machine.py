@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 def test_a_device_that_is_missing_or_unknown_is_refused(monkeypatch):
     assert pick_device("cpu").type == "cpu"
-    assert device_type("cuda:3") == "cuda"  # whether or not this machine has it
+    assert device_type("cuda:3") == "cuda"  # even if this machine has no such device
     with pytest.raises(ConfigError, match="no device 'gpu': give cpu, cuda or mps"):
         device_type("gpu")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

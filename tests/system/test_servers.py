@@ -1,4 +1,4 @@
-"""A solver gives the same answers in threads, in other Pyro programs, in an event loop and in forked processes."""
+"""A solver gives the same answers in threads, inside other Pyro programs, in event loops and in forked processes."""
 
 import asyncio
 import multiprocessing
@@ -48,7 +48,7 @@ def smc_answers(solver, seed):
 
 
 def answers_from_threads(solver, num_requests):
-    """Return the answers to the seeds 0, 1, ..., requested by threads that start together."""
+    """Return the answers for the seeds 0, 1, ... Threads that start together make the requests."""
     num_threads = min(4, num_requests)  # the pool starts at most one thread per request
     barrier = threading.Barrier(num_threads)
     with ThreadPoolExecutor(num_threads, initializer=barrier.wait) as pool:
@@ -257,7 +257,7 @@ def test_bytes_and_texts_may_begin_with_a_mark(solver, encoding):
     [
         (set(TEXTS), "a set of inputs has no order"),
         ({"a": "Cr"}, "a dict of inputs has no order"),
-        ({"a": "Cr"}.keys(), "the graph has 34 vertices"),  # a view has an order, and its only text is "a"
+        ({"a": "Cr"}.keys(), "the graph has 34 vertices"),  # keys have an order; "a" is read as a graph
         (np.array(5), r"an input is a text, not array\(5\)"),
         (torch.tensor(5), r"an input is a text, not tensor\(5\)"),
         (["Cr", np.full((4, 4), 1)], "input 2, read as tokens"),

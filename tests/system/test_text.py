@@ -1,4 +1,4 @@
-"""Texts in every encoding, gzipped or not, give the same result; other files are refused in one sentence."""
+"""A text is read the same in every encoding, gzipped or not. Other files are refused with an error of one sentence."""
 
 import gzip
 import io

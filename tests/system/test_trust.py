@@ -1,4 +1,4 @@
-"""A file that names a class does not run the code of that class unless the user trusts it."""
+"""A file can name a class of other code. That code runs only if the user trusts the file."""
 
 import sys
 
@@ -81,7 +81,7 @@ def test_every_program_refuses_untrusted_code(program, working_directory, model_
     assert expected in read_error(capsys)
     assert not (working_directory / "ran").exists()
     assert str(working_directory) not in sys.path
-    assert cli(program.main, *arguments, "--trust-code") == 2  # evil.Prior has no settings
+    assert cli(program.main, *arguments, "--trust-code") == 2  # the code ran; evil.Prior has no Config
     assert "has no attribute Config" in read_error(capsys)
     assert (working_directory / "ran").exists()
 
@@ -93,7 +93,7 @@ def test_a_trusted_checkpoint_with_a_users_prior_solves_puzzles(working_director
     save_model(path, case.solver)
     assert type(pyro_gram.load(path, trust_code=True).model.prior).__name__ == "Mine"
     with pytest.raises(CheckpointError, match="trust"):
-        pyro_gram.load(path)  # although the module has been imported already
+        pyro_gram.load(path)  # still an error, although the module is already imported
     sys.path.remove(str(working_directory))
     del sys.modules["mine"]
     (working_directory / "graphs").write_text("CF\n")
