@@ -25,7 +25,8 @@ class Bounds:
 
     Attributes:
         full: Eq. 13: log p(y | h_T) at the end of the trajectory minus the KL of every transition.
-        surrogate: Eq. 14: the mean of the bounds of single supervision steps, which the updates of training maximise.
+        surrogate: Eq. 14: the mean of the bounds of single supervision steps. In training each update raises one such
+            bound.
         kl: KL of every transition of the full trajectory, ``[transitions, B]``.
         reconstruction: -log p(y | h_T) at the end of the trajectory.
         other_terms: the cost of further sites (a user's own latents): full = -reconstruction - sum of kl - other_terms.
@@ -42,7 +43,7 @@ class Bounds:
 
 
 class _RecordMode(Messenger):
-    """Record the mode of the observed site y. A factor statement (in diffusion models) has no mode."""
+    """Record the mode of the observed site y. (Diffusion models have a factor statement there, which has no mode.)"""
 
     mode: Tensor | None = None
 
@@ -113,7 +114,7 @@ def bounds(
 def _bounds(
     model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps: int, surrogate_steps: int, share: float
 ) -> Bounds:
-    """Return the bounds of a chunk that holds the fraction ``share`` of all inputs and of the shared terms."""
+    """Return the bounds of a chunk of the inputs. The chunk is charged ``share``, its fraction, of the shared terms."""
     with _RecordMode() as recorder:
         full = terms(model, guide, x, y, steps=steps, truncated=False)
     check_batch_shape(full.reconstruction.shape, (len(y),))

@@ -14,20 +14,20 @@ from torch import Tensor
 from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit
 from pyro_gram.tasks.uniform import expected_total_variation, total_variation
 
-DRAWS = 999  # fewest draws of a test's null distribution, so that p-values can be as small as 1 / 1000
+DRAWS = 999  # the minimal number of draws of a test's null distribution: p-values can then be as small as 1 / 1000
 CHUNK = 2_000_000  # simulated samples in memory at once
 
 
 @dataclass(frozen=True)
 class Uniformity:
-    """The results of the test of each input, ``[B]``.
+    """The test results of B inputs: each tensor has one value for each input, ``[B]``.
 
     Attributes:
         num_solutions: m, the number of solutions.
         num_right: the number of right samples.
         total_variation: distance of the right samples' frequencies from the uniform distribution over the solutions; 1
-            without right samples.
-        expected_variation: the mean of this distance for as many i.i.d. uniform draws; 1 without right samples.
+            if there are no right samples.
+        expected_variation: the mean of this distance for as many i.i.d. uniform draws; 1 if there are no right samples.
         p_value: the p-value of a Monte Carlo chi-square test of uniformity. NaN for inputs that cannot be tested: those
             with one solution or fewer than two right samples.
         adjusted_p_value: p-values adjusted for the number of tests to control the false discovery rate (Benjamini and
@@ -66,8 +66,8 @@ class Uniformity:
         """Return counts of tested and rejected inputs, and means over the tested ones.
 
         ``excess`` is the mean excess variation. ``uneven`` is the excess divided by the greatest possible excess: 0
-        for a calibrated sampler, 1 if the right samples of each input are all the same solution. (With many solutions
-        and few samples, even the greatest possible excess is small.)
+        for a calibrated sampler, 1 if all right samples of an input are the same solution. (With many solutions and few
+        samples, even the greatest possible excess is small.)
         """
         is_tested, num_rejected = self.is_tested, int(self.is_rejected.sum())
         counts = {"tested": int(is_tested.sum()), "rejected": num_rejected, "level": self.false_discovery_rate}
@@ -88,14 +88,14 @@ def uniformity(
 ) -> Uniformity:
     """Test the right samples of each input for uniformity over its solutions.
 
-    The null distribution is simulated, because with few samples per solution the chi-square distribution is wrong.
+    The null distribution is simulated, because the chi-square distribution is wrong for few samples per solution.
 
     Args:
         ids: for each sample the index of its solution, -1 for a wrong sample, int64 ``[N, B]``
             (``metrics.solution_ids``).
         num_solutions: m, int64 ``[B]``.
         seed: the seed of the simulation.
-        num_draws: draws of the null distribution; None for as many as are needed to detect a single uneven input.
+        num_draws: draws of the null distribution. If None, there are enough draws to detect a single uneven input.
         false_discovery_rate: the accepted share of wrong rejections among all rejections.
     """
     num_right = (ids >= 0).sum(0)
@@ -104,7 +104,7 @@ def uniformity(
     # The least p-value is 1 / (num_draws + 1), and the adjustment multiplies it by the number of tests.
     num_draws = num_draws or max(DRAWS, math.ceil(num_tests / false_discovery_rate))
     generator = torch.Generator().manual_seed(seed)
-    null: dict[tuple[int, int], Tensor] = {}  # simulated statistics by (m, n)
+    null: dict[tuple[int, int], Tensor] = {}  # (m, n) -> simulated statistics
     for i, (m, n) in enumerate(zip(num_solutions.tolist(), num_right.tolist(), strict=True)):
         if m < 2 or n < 2:
             continue

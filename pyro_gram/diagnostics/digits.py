@@ -82,10 +82,10 @@ def as_images(pixels: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def load_classifier(path: Path = WEIGHTS) -> DigitClassifier:
-    """Load the classifier of the package for evaluation.
+    """Load the package's digit classifier in evaluation mode, with frozen weights.
 
     Raises:
-        CheckpointError: its file is missing or damaged.
+        CheckpointError: the classifier's file is missing or damaged.
     """
     classifier = DigitClassifier()
     try:
@@ -123,8 +123,8 @@ class _Identity(nn.Module):
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
     """Return the Frechet distance between Gaussians fitted to the features of two sets of binary images.
 
-    It is not the usual FID (see the module). It is larger for smaller sets, even of real images: compare equal numbers
-    of samples, and compare with :func:`frechet_floor`.
+    It is not the usual FID (see the module). It is larger for smaller sets, even for sets of real images. So compare
+    equal numbers of samples, and compare with :func:`frechet_floor`.
 
     Args:
         real: integers ``[M, side^2]``, at least 2 images.
@@ -182,7 +182,7 @@ def _inception_score(logits: Tensor) -> float:
         raise InputError("an Inception score needs at least 1 image")
     module = _torchmetrics()
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # the metric shuffles with torch's generator
-        warnings.simplefilter("ignore")  # warnings of buffered features and of a deviation over a single split
+        warnings.simplefilter("ignore")  # they concern buffered features and the single split
         metric = module.inception.InceptionScore(feature=_Identity(), splits=1)
         metric.update(logits)
         return metric.compute()[0].item()
@@ -215,7 +215,8 @@ def nearest_neighbours(fake: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
         train: integers 0 and 1, ``[M, P]``.
 
     Returns:
-        the index of the training image (the first of equally near ones), and its Hamming distance, int64 ``[N]`` each.
+        for each sample the index of the nearest training image (the first if several are equally near), and the Hamming
+            distance, int64 ``[N]`` each.
 
     Raises:
         InputError: no training images, or images of another size.
@@ -274,13 +275,13 @@ def assess(real: Reference, tokens: Tensor) -> dict[str, float]:
 
         - ``frechet_distance``: distance of the samples to the real images.
         - ``frechet_distance_floor``: :func:`frechet_floor` for as many real images.
-        - ``inception_score``, ``inception_score_real``: 1 to 10, of the samples and of real images.
+        - ``inception_score``, ``inception_score_real``: the scores of the samples and of real images, 1 to 10.
         - ``digits_recognized``, ``digits_recognized_real``: share of images that the classifier is at least 90 % sure
           of. Do not use it alone: the classifier is sure of noise too (of 88 % of images with independent pixels).
         - ``classes_found``: number of distinct digits among the samples that the classifier is at least 90 % sure of.
         - ``class_entropy``: entropy of the samples' most likely digits, nats; log 10 = 2.30 at most.
         - ``nearest_distance``, ``nearest_distance_real``: mean number of pixels that differ from the nearest training
-          image. Samples far nearer than real images are copies.
+          image. Samples that are much nearer than real images are copies.
         - ``exact_copies``, ``exact_copies_real``: share of images that equal a training image.
         - ``real_images``: the number of real images.
 

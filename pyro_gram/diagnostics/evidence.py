@@ -1,7 +1,8 @@
-"""Two estimates of log p(y | x) for held-out pairs, which must agree: importance weights and prior Monte Carlo.
+"""Estimate log p(y | x) of held-out pairs in two ways that must agree: importance weights and prior Monte Carlo.
 
-All values are at beta = 1 and in nats. The prior's estimate uses no guide; the guide's draws depend on y. Each estimate
-can succeed where the other fails. (``az.loo`` on the guide's draws would not estimate log p(y | x).)
+All values are in nats, at beta = 1. The importance weights come from draws of the guide, which depend on y. Prior Monte
+Carlo uses no guide. Each estimate can succeed where the other fails. (``az.loo`` on the guide's draws would not
+estimate log p(y | x).)
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ GUIDE, PRIOR, NEITHER = "importance weights", "prior Monte Carlo", "neither"
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate of log p(y | x) from S weights w whose expectation is p(y | x); ``[B]`` each.
+    """Estimates of log p(y | x) for B pairs, each from S weights w. The expectation of a weight is p(y | x).
 
     Attributes:
         log_p: log of the mean weight, nats. The mean is unbiased, so its log is below log p on average.
@@ -37,7 +38,7 @@ class Estimate:
             by the mean weight.
         ess: effective sample size, (sum w)^2 / sum w^2.
         khat: shape of the generalized Pareto distribution fitted to the largest weights.
-        num_samples: S, the number of weights.
+        num_samples: S, the number of weights. The other fields are tensors ``[B]``.
     """
 
     log_p: Tensor
@@ -89,9 +90,9 @@ class Evidence:
         """The estimate to believe for each pair: ``GUIDE``, ``PRIOR`` or ``NEITHER``.
 
         If the two estimates agree, the trusted one with the smaller error is chosen. If they differ, the greater one is
-        chosen, or neither if the greater one cannot be trusted. The greater one is
-        preferred because each estimate is the log of an unbiased mean: it exceeds log p by t nats with probability at
-        most exp(-t) (Markov), but it may be far too low.
+        chosen, or neither if the greater one cannot be trusted. The greater one is preferred because each estimate is
+        the log of an unbiased mean: it exceeds log p by t nats with probability at most exp(-t) (Markov), but it may be
+        far too low.
         """
         prior_is_trusted = self.prior.ess >= MIN_ESS
         if self.guide is None:
@@ -107,7 +108,7 @@ class Evidence:
 
     @property
     def log_p(self) -> Tensor:
-        """The chosen estimate of each pair, nats, ``[B]``. For ``NEITHER`` the greater one, as both may be low."""
+        """The chosen estimate of each pair, nats, ``[B]``. For ``NEITHER`` it is the greater one: both may be low."""
         if self.guide is None:
             return self.prior.log_p
         by_choice = {GUIDE: self.guide.log_p, PRIOR: self.prior.log_p}
@@ -138,7 +139,7 @@ class Evidence:
         return self.z_score.abs() <= MAX_Z_SCORE
 
     def summary(self) -> dict[str, Any]:
-        """Return means over the pairs, and the number of pairs that can be trusted, as JSON values."""
+        """Return means over the pairs, and the numbers of pairs with trusted estimates, as JSON values."""
         b, choices = len(self.prior.log_p), self.choices
         values: dict[str, Any] = {
             "pairs": b,
@@ -212,9 +213,9 @@ def evidence(
 def iwae(log_weight: Tensor, counts: tuple[int, ...]) -> Tensor:
     """Return the bound IWAE_k for each k of ``counts``.
 
-    It is the mean, over disjoint blocks of k weights, of the log of the mean weight of a block.
-
-    In expectation, ELBO = IWAE_1 <= IWAE_k <= log p(y | x), and IWAE_k increases in k (Burda et al., 2016).
+    The weights are split into disjoint blocks of k. The bound is the mean, over the blocks, of the log of a block's
+    mean weight. In expectation, ELBO = IWAE_1 <= IWAE_k <= log p(y | x), and IWAE_k increases in k (Burda et al.,
+    2016).
 
     Args:
         log_weight: ``[S, B]``.
@@ -231,6 +232,6 @@ def iwae(log_weight: Tensor, counts: tuple[int, ...]) -> Tensor:
 
 
 def block_counts(num_samples: int) -> tuple[int, ...]:
-    """Return 1, 4, 16, ... below S, and S itself."""
+    """Return the powers of 4 (1, 4, 16, ...) that are below S, and S itself."""
     counts = [4**i for i in range(16) if 4**i < num_samples]
     return (*counts, num_samples)

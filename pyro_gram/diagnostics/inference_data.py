@@ -35,9 +35,9 @@ with warnings.catch_warnings():
 
 ARVIZ_MAJOR = int(az.__version__.split(".")[0])
 HDF5 = b"\x89HDF\r\n\x1a\n"
-STATE_INSTANCES = 2  # so few inputs have their final states stored, because states are large
+STATE_INSTANCES = 2  # final states are stored for this many inputs only, because states are large
 PROJECTIONS = 2
-LEAST_DRAWS = 25  # PSIS fits the largest fifth of the weights and needs at least five there
+LEAST_DRAWS = 25  # PSIS fits the largest fifth of the weights, and this fifth must hold at least five weights
 GROUPS = (  # all groups that `collect` can make
     "posterior",
     "posterior_predictive",
@@ -181,7 +181,7 @@ def _prior_groups(task: Task, model: nn.Module, puzzles: PuzzleSet, *, depth: in
 
 
 def _expand(values: Tensor, shape: tuple[int, int], event_dims: list[str]) -> Tensor:
-    """Expand values that trajectories share, so that each trajectory and input has its own: ``[*shape, *event]``."""
+    """Expand values that trajectories or inputs share, so that each has its own: ``[*shape, *event]``."""
     return values.expand(*shape, *values.shape[values.dim() - len(event_dims) :]).cpu()
 
 
@@ -193,7 +193,7 @@ def project_states(h: Tensor, count: int = PROJECTIONS) -> Tensor:
 
 
 def _check_answers(task: Task, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, Any]:
-    """Return answers with their violations and, if all solutions are known, the index of each among them."""
+    """Return answers with their violations and, if all solutions are known, the index of each answer's solution."""
     answers: dict[str, Any] = {"y": tokens}
     if task.is_checkable:
         violations = task.violations(puzzles.inputs, tokens)
@@ -210,8 +210,8 @@ def from_groups(groups: Groups, dims: dict[str, list[str]] | None = None, units:
     """Make an InferenceData (ArviZ 0.23) or a DataTree (1.x) from groups of named arrays.
 
     Args:
-        groups: group name -> variable name -> array. Arrays of ``observed_data`` and ``constant_data`` start with the
-            instance, all others with ``[chain, draw]``.
+        groups: group name -> variable name -> array. The first dimension of arrays in ``observed_data`` and
+            ``constant_data`` is the instance. In all other groups the first two dimensions are chain and draw.
         dims: variable name -> the names of the dimensions after chain and draw.
         units: variable name -> the text of its attribute ``description``.
     """
@@ -241,10 +241,10 @@ def save(data: Any, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> Any:
-    """Read into memory a file that :func:`save` has written, and close it.
+    """Read a file that :func:`save` has written into memory, and close the file.
 
     Raises:
-        InputError: there is no such file, or it is damaged, or it is of another format.
+        InputError: the file does not exist, is damaged, or has another format.
     """
     path = Path(path)
     with convert_read_errors(str(path)), path.open("rb") as file:
@@ -282,10 +282,11 @@ def _load_netcdf(path: Path) -> Any:
 
 
 def depth_view(data: Any) -> Any:
-    """Return the prior's trajectories with chain = trajectory and draw = supervision step, in the group ``posterior``.
+    """Return the prior's trajectories as a group ``posterior`` whose chains are trajectories and draws are steps.
 
-    The view holds every variable with a dimension ``step``. A high R-hat means that the trajectories of an input end in
-    different answers, as intended. The trajectories come from the prior, which is not given y.
+    A step is a supervision step. The view holds every variable with a dimension ``step``. A high R-hat means that the
+    trajectories of an input end in different answers, as intended. The trajectories come from the prior, which is not
+    given y.
     """
     arrays: dict[str, Any] = {}
     dims: dict[str, list[str]] = {}
@@ -303,8 +304,8 @@ def depth_view(data: Any) -> Any:
 def khat(data: Any) -> Any:
     """Return k-hat of the guide's weights for each instance, in the form that ``az.plot_khat`` takes.
 
-    Its ``elpd`` is the sum over instances of held-out log p(y | x), estimated by Pareto-smoothed importance weights.
-    It is not a leave-one-out estimate, because the guide's draws have been given y.
+    The field ``elpd`` of the result is the sum over instances of held-out log p(y | x), estimated by Pareto-smoothed
+    importance weights. It is not a leave-one-out estimate, because the guide was given y.
 
     Raises:
         UserError: the model has no inference network, so there are no weights.

@@ -25,8 +25,8 @@ from pyro_gram.tasks.base import Task
 SOLUTION_CHUNK = 64  # solutions scored at once, in log-probabilities [N, SOLUTION_CHUNK, L_out]
 LEAST_LOSS = 1e-4  # nats: smaller losses are raised to this, because their logarithm is interpolated
 GRID = 100  # grid points along each component
-MARGIN, REACH = 0.08, 0.12  # of the picture; largest distance from a state; both relative to the states' range
-SMOOTHING = 0.02  # of the interpolation: states with the same projection may have different losses
+MARGIN, REACH = 0.08, 0.12  # margin of the picture, and largest distance from a state, relative to the states' range
+SMOOTHING = 0.02  # smooths the interpolation: states with the same projection may have different losses
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,16 @@ class Landscape:
         loss: the loss at each point, nats, float64 ``[S + 1, N]``: -log of the probability of all known solutions
             together or, if none is known, of the decoded answer.
         answer: the number of the answer in which each trajectory ends, 0 the most frequent, int64 ``[N]``.
-        is_right: is the answer right? bool ``[N]``; None if that is not known.
+        is_right: is the answer right? bool ``[N]``; None if the right answers are not known.
         mean_points, mean_loss: points and loss of the deterministic trajectory, ``[S + 1, 2]`` and ``[S + 1]``; None
             for a prior without a mean.
         mean_is_right: is the answer of the deterministic trajectory right? None if there is no such trajectory, or if
             the right answer is not known.
-        explained_variance: the share of the variance of h, in the last half of the steps, along each component.
+        explained_variance: the share of the variance of h that each component explains, in the last half of the steps.
         grid_x, grid_y: grid points along the components, float64 ``[G]``.
         grid: the loss at the grid points, nats, float64 ``[G, G]``; the rows run along y. It is interpolated between
-            visited states. These also differ in other directions, so the grid is not a slice through the loss. NaN
-            far from all states.
+            visited states. The states also differ in other directions, so the grid is not a slice through the loss.
+            Grid points far from all states are NaN.
         num_solutions: the number of solutions whose probability is in ``loss``; 0 if none is known.
     """
 
@@ -177,7 +177,7 @@ def loss_of(end: Decode, solutions: Tensor | None) -> Tensor:
 
 
 def _is_right(task: Task, x: Tensor | None, tokens: Tensor) -> Tensor | None:
-    """Return the mask of right answers, bool ``[N]``; None if it is not known."""
+    """Return the mask of right answers, bool ``[N]``; None if the right answers are not known."""
     x, tokens = on_cpu(x), tokens[:, None]
     if not task.is_checkable or not task.has_known_answer(x, tokens).all():
         return None
@@ -191,12 +191,12 @@ def interpolate_loss(points: Tensor, loss: Tensor) -> tuple[Tensor, Tensor, Tens
     interpolate between these means.
 
     Args:
-        points: ``[M, 2]``; many of them may coincide.
+        points: the projected states, ``[M, 2]``; many of them may coincide.
         loss: nats, ``[M]``.
 
     Returns:
-        grid points along x and along y, ``[GRID]`` each, and the loss, ``[GRID, GRID]``, whose rows
-            run along y: float64.
+        the grid points along x and along y, ``[GRID]`` each, and the loss, ``[GRID, GRID]``; float64. The rows of the
+            loss run along y.
     """
     low, size = points.amin(0), points.amax(0) - points.amin(0)
     size = size.clamp(min=1e-3 * size.max())  # a component may be constant

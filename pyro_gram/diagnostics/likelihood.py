@@ -1,4 +1,4 @@
-"""Prior Monte Carlo: estimate log p(y | x) from trajectories of the prior, by the likelihood of y at their ends."""
+"""Prior Monte Carlo: estimate log p(y | x) by the mean likelihood of y at the ends of trajectories of the prior."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pyro_gram.sampling.memory import MAX_TRAJECTORIES
 from pyro_gram.sampling.rollout import counted_observations, isolated_rng, run_steps
 from pyro_gram.sampling.tempering import check_no_temper
 
-DATA_CHUNK = 64  # data of p(x) that are scored at once: for long answers the log-probabilities take much memory
+DATA_CHUNK = 64  # this many data of p(x) are scored at once: log-probabilities of long answers take much memory
 
 
 def prior_log_likelihood(
@@ -99,7 +99,7 @@ def rollout_log_prob(
 
 
 class _Replay(Messenger):
-    """Record the values that a program samples, or replay recorded values. Also record the observations that count."""
+    """Record the values that a program samples, or replay recorded values. Record observations that have a density."""
 
     def __init__(self, values: dict[str, Any] | None = None) -> None:
         super().__init__()
@@ -118,9 +118,9 @@ class _Replay(Messenger):
 
 
 def _check_density_of_y(model: Callable[..., Any], x: Tensor | None, y: Tensor) -> None:
-    """Raise ConfigError if the density of a program changes when y is passed to it. Rollouts do not pass y.
+    """Raise ConfigError if the density of a program changes when y is passed to the program. Rollouts do not pass y.
 
-    One trajectory of each input is run and scored without y, and then replayed with y.
+    One trajectory of each input runs and is scored without y. It is then replayed with y.
     """
     with _Replay() as recorder:
         end = run_steps(model, x, None, 1, 1)

@@ -32,7 +32,7 @@ class Metrics:
         total_variation: distance between the frequencies of an input's right samples and the uniform distribution over
             its m solutions (1 if no sample is right), mean over inputs.
         total_variation_perfect: the expected total variation of N i.i.d. uniform draws; it is due to finite N alone.
-        num_inputs, num_samples: B, and N samples per input.
+        num_inputs, num_samples: B, the number of inputs, and N, the number of samples per input.
     """
 
     accuracy: float | None
@@ -57,7 +57,7 @@ def measure(task: Task, puzzles: PuzzleSet, tokens: Tensor, score: Tensor | None
     """Compute the metrics of samples.
 
     Without input, B is 1 and each sample of p(x) is measured by itself. If an input has several versions, only the
-    first counts.
+    first version is measured.
 
     Args:
         tokens: int64 ``[N, B, L_out]``, sampled for the inputs of ``puzzles``.
@@ -130,9 +130,9 @@ def coverage_limit(num_solutions: Tensor, num_samples: int) -> Tensor:
 def excess(full: Tensor, num_solutions: Tensor) -> Tensor:
     """Return how far the full bound (Eq. 13) is below the bound of a perfect model: -ELBO - log m, nats, ``[B]``.
 
-    Each value is an estimate from one uniformly drawn target and one draw of the guide. Their mean e over inputs is 0
-    for a perfect model. By Jensen's inequality an answer *sampled* at the end of a prior trajectory is right with
-    probability exp(-e) at least. Accuracy uses the most probable answer, for which there is no such bound.
+    Each value is an estimate from one uniformly drawn target and one draw of the guide. The mean e of the values over
+    inputs is 0 for a perfect model. By Jensen's inequality an answer *sampled* at the end of a prior trajectory is
+    right with probability exp(-e) at least. Accuracy uses the most probable answer, for which there is no such bound.
     """
     return -full.double() - num_solutions.double().log()
 
@@ -163,9 +163,9 @@ def selected_answers(canonical: Tensor, score: Tensor | None = None, value: Tens
 def wilson_interval(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
     """Return the Wilson score interval of a share of ``count`` independent inputs.
 
-    The interval stays within [0, 1] and has a positive width for shares of 0 and 1. If the share is
-    a number of inputs divided by ``count``, the interval equals that of scipy's ``binomtest``. Means of other values
-    between 0 and 1 (such as the share of right samples of an input) vary less, so the interval is wider than needed.
+    The interval stays within [0, 1] and has a positive width for shares of 0 and 1. If the share is a number of inputs
+    divided by ``count``, the interval equals that of scipy's ``binomtest``. If it is a mean of other values between 0
+    and 1 (such as the share of right samples of an input), it varies less, and the interval is wider than needed.
 
     Args:
         share: between 0 and 1.

@@ -28,7 +28,10 @@ def rows(table: str, problem: str) -> Rows:
 
 
 def published(problem: str, model: str = "gram") -> dict[str, float]:
-    """Return the numbers of a model on a problem, as metric -> number. The first table with a metric decides."""
+    """Return the numbers of a model on a problem, as metric -> number.
+
+    If several tables give a metric, the number of the first table is returned.
+    """
     numbers: dict[str, float] = {}
     for table in _tables().values():
         for metric, number in table.get(problem, {}).get(ROWS.get(model, model), {}).items():

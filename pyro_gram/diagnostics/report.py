@@ -83,7 +83,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table of results; ``paper`` is the paper's value, if it has one."""
+    """One row of the table of results. ``paper`` is the value in the paper; it is empty if the paper has none."""
 
     label: str
     value: str
@@ -100,7 +100,7 @@ class Report:
         verdicts: the answers to the questions at the top.
         rows: the results.
         sections: the figures, in order.
-        details: name -> JSON value. The end of the page shows each in a fold that the reader can open.
+        details: name -> JSON value. The end of the page lists the names; the reader can open each value.
     """
 
     title: str
@@ -156,7 +156,7 @@ def _css_class(path: Path) -> str:
 
 
 def result_rows(metrics: dict[str, Any], problem: str, model: str, all_inputs: bool) -> list[Row]:
-    """Return the metrics of results.json, each beside the number of the same model in the paper.
+    """Return one row for each metric of results.json, with the paper's number for the same model.
 
     Args:
         problem: ``Task.paper_name``.

@@ -57,7 +57,7 @@ class SBCRanks:
 
     @property
     def band(self) -> float:
-        """The number that the deviations of all summaries stay below in 95 % of simulations with uniform ranks."""
+        """A threshold: in 95 % of simulations with uniform ranks, the deviations of all summaries are below it."""
         generator = torch.Generator().manual_seed(0)
         summaries, data = self.ranks.shape
         uniform = torch.randint(self.num_draws + 1, (BAND_DRAWS * summaries, data), generator=generator)
@@ -65,14 +65,14 @@ class SBCRanks:
         return deviation.view(BAND_DRAWS, summaries).amax(1).quantile(0.95).item()
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Return, for each summary of a trajectory, three numbers.
+        """Return three numbers for each summary of a trajectory.
 
-        ``deviation`` is that attribute's value. ``mean`` is the mean relative rank; it is 0.5 unless the guide
-        is shifted. ``spread`` is the standard deviation of the ranks divided by that of uniform ranks; it is above 1 if
+        ``deviation`` is a value of :attr:`deviation`. ``mean`` is the mean relative rank; it is 0.5 unless the guide is
+        shifted. ``spread`` is the standard deviation of the ranks divided by that of uniform ranks; it is above 1 if
         the guide is too narrow.
         """
         relative_ranks = self.ranks.double() / self.num_draws
-        uniform_variance = (self.num_draws + 2) / (12 * self.num_draws)  # of uniform relative ranks
+        uniform_variance = (self.num_draws + 2) / (12 * self.num_draws)  # the variance of uniform relative ranks
         return {
             name: {
                 "deviation": deviation.item(),
@@ -110,13 +110,13 @@ def simulate_ranks(
     seed: int = 0,
     max_traced: int = MAX_TRACED,
 ) -> SBCRanks:
-    """Let the program generate ``rounds`` data for each input, and rank the true trajectories among the guide's.
+    """Let the program generate ``rounds`` data for each input. Rank the true trajectories among those of the guide.
 
     Args:
         x: inputs, ``[B, *event]``; None for p(x), where ``rounds`` data are generated.
         depth: supervision steps.
         num_draws: trajectories of the guide for each datum.
-        max_traced: at most so many trajectories are traced at once.
+        max_traced: the maximal number of trajectories that are traced at once.
 
     Raises:
         ConfigError: the model has no guidance to rank, or the guide follows the prior.
@@ -158,7 +158,7 @@ def _generate_data(
 
 
 def _summaries(guidance: Tensor, h: Tensor, log_likelihood: Tensor) -> dict[str, Tensor]:
-    """Summarise trajectories in numbers ``[S, B]``, from guidance ``[transitions, S, B]`` and h ``[S, B, L, D]``."""
+    """Summarise trajectories by numbers ``[S, B]``, from guidance ``[transitions, S, B]`` and h ``[S, B, L, D]``."""
     last = len(guidance) - 1
     values = {f"scale of eps_{t}": guidance[t] for t in sorted({0, last // 2, last})}
     values |= {f"projection {i + 1} of h": part for i, part in enumerate(project_states(h).unbind(-1))}

@@ -89,7 +89,7 @@ def record_steps(
     with isolated_rng(model, x):
         torch.manual_seed(seed)
         records = [record(run_steps(model, x, None, num_samples, 0))]
-        torch.manual_seed(seed)  # again, so that a program that draws z_0 draws the same z_0
+        torch.manual_seed(seed)  # again: if the program draws z_0, it must draw the same z_0
         with handler:
             records += [record(end) for end in rollout_steps(model, x, depth=depth, num_samples=num_samples)]
     return records
@@ -101,7 +101,7 @@ def answers_of(end: Decode) -> Tensor:
 
 
 def states_of(end: Decode) -> Tensor:
-    """Return h on the CPU, ``[N, B, L, D]``, expanded if trajectories still share it."""
+    """Return h on the CPU, ``[N, B, L, D]``. A state that trajectories share is repeated for each of them."""
     n, b = end.values[ANSWER].shape[:2]
     return end.state.h.expand(n, b, -1, -1).cpu()
 
@@ -120,8 +120,8 @@ class Attractors:
 
     Attributes:
         num_distinct: the number of distinct final answers, int64 ``[B]``.
-        num_distinct_right: the number of right ones among them, int64 ``[B]``; equal to ``num_distinct`` if answers
-            cannot be checked.
+        num_distinct_right: the number of distinct final answers that are right, int64 ``[B]``; equal to
+            ``num_distinct`` if answers cannot be checked.
         effective_number: exp of the entropy of the frequencies of final answers, ``[B]``: the number of equally
             frequent answers that would have this entropy.
         right_by_step: share of trajectories with a right answer after each step, ``[S, B]``; NaN for inputs whose right
@@ -163,7 +163,8 @@ def attractors(task: Task, x: Tensor | None, tokens: Tensor) -> Attractors:
     canonical = task.canonical_form(x, tokens)
     is_right = task.is_valid(x, tokens) if task.is_checkable else None
     steps, n = tokens.shape[:2]
-    steps_kept = (canonical == canonical[-1]).all(-1).flip(0).cumprod(0).sum(0)  # last steps that give the final answer
+    # The number of steps, counted from the last one, that give the final answer.
+    steps_kept = (canonical == canonical[-1]).all(-1).flip(0).cumprod(0).sum(0)
     settling_step = steps - steps_kept + 1
     ends = number_answers(canonical[-1])
     counts = [column.bincount() for column in ends.T]
@@ -205,9 +206,9 @@ class Separation:
     Attributes:
         differ_by_step: among the pairs with different final answers, the share whose answers differ after each step,
             ``[S]``.
-        distance_different: mean distance between the two states of these pairs (root mean square over positions and
-            channels), from z_0 on, ``[S + 1]``.
-        distance_same: the mean distance for the pairs with the same final answer, ``[S + 1]``.
+        distance_different: the mean over these pairs of the distance between the two states (root mean square over
+            positions and channels), from z_0 on, ``[S + 1]``.
+        distance_same: the same mean over the pairs with the same final answer, ``[S + 1]``.
         num_different, num_same: the number of pairs of each kind.
     """
 
@@ -278,7 +279,7 @@ class _RecordGuidance(Messenger):
 
 
 class _KeepTransitions(Messenger):
-    """Set the guidance of some transitions to recorded values; the others draw theirs."""
+    """Set the guidance of some transitions to recorded values. The other transitions draw their guidance."""
 
     def __init__(self, eps: dict[int, Tensor]) -> None:
         super().__init__()
@@ -319,14 +320,15 @@ def guidance_influence(
 ) -> GuidanceInfluence | None:
     """Measure which draws decide the answer: run trajectories again with part of their guidance drawn anew.
 
-    In each test every trajectory has one fork, from the same z_0. The recorded guidance is added to the fork's own u.
+    In each test every trajectory has one fork: it runs again from the same z_0. The recorded guidance is added to the
+    fork's own u.
     If the prior correlates positions, the new draw at one position is not conditioned on the recorded guidance of the
     others. Inputs with a single solution are not informative.
 
     Args:
         x: a few inputs, int64 ``[B, *event]``; None for p(x), where B is 1. All their guidance is in memory.
         num_samples: N, the number of trajectories per input.
-        points: how many values of ``num_kept`` are tried; they include 0 and all, and are denser for small numbers.
+        points: how many values of ``num_kept`` are tried, from 0 to all transitions; small values are denser.
         places: how many positions are tried, each in a run of the program; None for all, or for 32 if there are more
             than 100.
 
@@ -362,7 +364,7 @@ def guidance_influence(
 
 
 def early_counts(total: int, points: int) -> list[int]:
-    """Return at most ``points`` numbers from 0 to ``total``, denser for small ones: 0, 1, 2, 3, 4, 6, ..., total."""
+    """Return at most ``points`` numbers from 0 to ``total``; small numbers are denser: 0, 1, 2, 3, 4, 6, ..., total."""
     size = min(points, total + 1)
     counts = {0, total, *(round(total ** (i / (size - 2))) for i in range(1, size - 1))}
     counts |= set(

@@ -67,9 +67,7 @@ def test_two_trusted_estimates_must_agree_and_nearly_all_pairs_need_a_trusted_on
     assert verdicts.agreement(summary()).level == GOOD
     assert verdicts.agreement(summary(agree=8)).level == LOOK
     assert verdicts.agreement(summary(agree=3)).level == BAD
-    assert (
-        verdicts.agreement(summary(both_trusted=4, agree=0)).level == UNKNOWN
-    )  # only 4 pairs have two trusted estimates
+    assert verdicts.agreement(summary(both_trusted=4, agree=0)).level == UNKNOWN  # 4 comparable pairs are too few
     assert verdicts.estimate(summary()).level == GOOD
     assert verdicts.estimate(summary(believed={"prior Monte Carlo": 16, "neither": 4})).level == LOOK
     assert verdicts.estimate(summary(believed={"prior Monte Carlo": 4, "neither": 16})).level == BAD

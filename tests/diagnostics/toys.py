@@ -30,7 +30,7 @@ class Probit(nn.Module):
 
 
 class Gaussian(EffectGuide):
-    """The guide q(eps | x, y) = N(x + a (2 y - 1), b^2), with a = ``shift`` and b = ``scale``; not the exact posterior."""
+    """The inexact guide q(eps | x, y) = N(x + a (2 y - 1), b^2), with a = ``shift`` and b = ``scale``."""
 
     def __init__(self, model: nn.Module, shift: float = 0.6, scale: float = 0.9) -> None:
         super().__init__(model)

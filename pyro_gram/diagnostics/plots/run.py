@@ -17,7 +17,7 @@ from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit
 from pyro_gram.tasks.base import PuzzleSet, Task
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#777777"
-FEW_SOLUTIONS = 6  # the input with the nearest number of solutions is shown in detail
+FEW_SOLUTIONS = 6  # the input whose number of solutions is nearest to 6 is shown in detail
 
 
 # ---- helpers of all figures --------------------------------------------------------------------------------------
@@ -37,7 +37,7 @@ def style_axes(axes: Any, xlabel: str, ylabel: str) -> None:
 
 
 def set_count_ticks(axis: Any) -> None:
-    """Label a logarithmic axis with plain numbers (1, 2, 5, 10, ...). Make the axis logarithmic first."""
+    """Label an axis with plain numbers (1, 2, 5, 10, ...). The axis must already be logarithmic."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_locator(NullLocator())
@@ -65,7 +65,7 @@ def training_figure(rows: list[dict[str, Any]]) -> Figure:
     """Draw losses, bounds on validation inputs, and accuracy of the prior, during training.
 
     Args:
-        rows: the lines of ``metrics.jsonl``; the lines with bounds come from measurements on the validation split.
+        rows: the lines of ``metrics.jsonl``. Lines with bounds come from measurements on the validation split.
     """
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
@@ -104,7 +104,7 @@ def _draw_losses(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _draw_prior_accuracy(axes: Any, evaluations: list[dict[str, Any]]) -> None:
-    """Draw accuracy and coverage of the prior; for images, which have neither, the first of the task's own metrics."""
+    """Draw accuracy and coverage of the prior. Images have neither: draw the first of the task's own metrics."""
     axes.set_title("Prior trajectories while training")
 
     def plot(name: str, label: str, color: str) -> None:
@@ -186,7 +186,7 @@ def answers_figure(
 
 
 def formation_figure(task: Task, x: Tensor | None, history: Tensor, columns: int = 9) -> Figure:
-    """Draw how answers to one input form: one row for each trajectory, one column for each supervision step.
+    """Draw how the answers to one input develop: one row for each trajectory, one column for each supervision step.
 
     Args:
         x: one input, ``[*event]``; None for p(x).

@@ -17,7 +17,7 @@ METHODS = {
     "halting": (GREEN, "s", "halting (ACT)"),
 }
 LABELLED_THRESHOLDS = ("0.5", "0.9", "0.999")  # halting thresholds with a label in the figure
-NEAR = 0.22  # points are left out if their accuracy is further than this below the best
+NEAR = 0.22  # points whose accuracy is below the best accuracy by more than this are left out
 MAX_VALUES = 7  # more distinct x values than this are put into bins
 
 
@@ -25,7 +25,7 @@ def scaling_figure(study: dict[str, Any]) -> Figure:
     """Draw eight panels: number of trajectories, selection, number of solutions, halting, and coverage against compute.
 
     Args:
-        study: the JSON object, with strings as keys.
+        study: the object that the script has written as JSON. All its keys are strings.
     """
     figure = Figure(figsize=(19, 8.6), layout="constrained")
     (samples, selection, by_depth, solutions), (halting, thresholds, coverage, tradeoff) = figure.subplots(2, 4)
@@ -121,7 +121,7 @@ def _draw_selection_by_depth(axes: Any, study: dict[str, Any]) -> None:
 
 
 def bins(values: list[float], log: bool = False) -> list[np.ndarray]:
-    """Return the indices of ``values`` in each bin. A few distinct values have one bin each; more share ten bins."""
+    """Return the indices of ``values`` in each bin. Up to 7 distinct values have a bin each; more share ten bins."""
     array = np.asarray(values, dtype=float)
     unique = np.unique(array)
     if len(unique) <= MAX_VALUES:

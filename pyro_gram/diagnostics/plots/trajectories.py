@@ -1,4 +1,4 @@
-"""Figures of trajectories: their loss, their ends, and the draws that decide the answer; an animation of answers."""
+"""Figures of trajectories (their loss, their ends, the draws that decide the answer) and an animation of answers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ANSWER_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#D55E00")  # of th
 OUTLINE = [patheffects.Stroke(linewidth=5, foreground="white"), patheffects.Normal()]
 SHADES = LinearSegmentedColormap.from_list("shades", ("#F2F2F2", "#707070"))  # a background for coloured lines
 DETERMINISTIC = "deterministic trajectory (guidance at the prior's mean)"
-FRAMES, COLUMNS, COLOURS = 24, 6, 64  # the most that an animation has
+FRAMES, COLUMNS, COLOURS = 24, 6, 64  # the maximal numbers in an animation
 LAST_FRAME = 4  # the last frame is shown four times as long as the others
 
 
@@ -46,7 +46,7 @@ LAST_FRAME = 4  # the last frame is shown four times as long as the others
 
 
 def landscape_figure(landscape: Landscape) -> Figure:
-    """Draw trajectories of one input over the loss between their states, and their loss after each step."""
+    """Draw trajectories of one input on a map of the loss, and the loss of each trajectory after each step."""
     figure = Figure(figsize=(13, 6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.3, 1))
     _draw_surface(figure, left, landscape)
@@ -225,7 +225,7 @@ def _style_steps(axes: Any, ylabel: str) -> None:
 
 
 def influence_figure(influence: GuidanceInfluence) -> Figure:
-    """Draw the share of forks that end in their trajectory's answer, for each part of the guidance that is kept."""
+    """Draw how often trajectories end in the same answer again if only a part of their guidance is kept."""
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     chance = influence.by_transition[0].mean().item()
@@ -256,16 +256,16 @@ def _root(values: Any) -> Any:
     return np.sqrt(np.maximum(values, 0))  # an axis has a margin below 0
 
 
-# ---- answers as they form ----------------------------------------------------------------------------------------
+# ---- how answers develop -----------------------------------------------------------------------------------------
 
 
 def animate(task: Task, x: Tensor | None, history: Tensor, path: Path, *, milliseconds: int = 400) -> None:
-    """Write an animated GIF of answers to one input as they form, one supervision step in each frame.
+    """Write an animated GIF of how the answers to one input develop. Each frame shows one supervision step.
 
     Args:
         x: one input, ``[*event]``; None for p(x).
-        history: int64 ``[S, N, L_out]``, N trajectories side by side. At most 24 of the S steps are shown, evenly
-            spaced.
+        history: the answers of N trajectories after each of S steps, int64 ``[S, N, L_out]``. At most 24 evenly spaced
+            steps are shown.
         milliseconds: the duration of a frame; the last frame is shown longer.
 
     Raises:
