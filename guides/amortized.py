@@ -1,6 +1,6 @@
 r"""The amortized guide :math:`q_\phi(\epsilon_t \mid u_t, y)` (Section 2.2).
 
-The paper does not say how y enters; here its embedding is concatenated with u_t, position by position.
+The paper does not say how y enters the guide. Here the embedding of y is concatenated with u_t at each position.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class AmortizedGuideConfig:
             token of y only.
         heads: attention heads of those layers.
         guided_transitions: number of transitions after which the guide follows the prior; 0 for never. It must be at
-            least the number of transitions in training, since the guide is trained for no later ones.
+            least the number of transitions in training. At later transitions the guide is not trained.
         max_kl: the largest KL of a transition, nats per input; 0 for no limit. Only for a Gaussian prior.
     """
 
@@ -88,7 +88,7 @@ class AmortizedGuide(EffectGuide):
         return self.mix(self.answer(y))
 
     def features(self, u: Tensor, code: Tensor) -> Tensor:
-        """Return the input of the head, ``[..., L, inputs * D]``. The ablations change this."""
+        """Return the input of the head, ``[..., L, inputs * D]``. Ablations override this method."""
         return torch.cat((u, align_answer(code, u)), dim=-1)
 
     def posterior(self, u: Tensor, code: Tensor, prior: dist.TorchDistribution) -> dist.TorchDistribution:
@@ -106,7 +106,7 @@ class AmortizedGuide(EffectGuide):
 
 
 def align_answer(code: Tensor, u: Tensor) -> Tensor:
-    """Pad the embedded answer ``[..., L', D]`` by zeros in front, to the shape of u ``[..., L, D]``."""
+    """Pad the embedded answer ``[..., L', D]`` with zeros in front, to the shape of u ``[..., L, D]``."""
     code = pad(code, (0, 0, u.shape[-2] - code.shape[-2], 0))
     return code.expand(*u.shape[:-1], code.shape[-1])
 
@@ -114,9 +114,9 @@ def align_answer(code: Tensor, u: Tensor) -> Tensor:
 def limit_kl(loc: Tensor, scale: Tensor, prior: dist.Normal, max_kl: float) -> tuple[Tensor, Tensor]:
     r"""Move a Gaussian posterior towards the prior until its KL is at most ``max_kl`` (within 2 %).
 
-    The path is linear in the mean and in the log of the scale. If the scales are equal, the KL at a share
-    :math:`\lambda` of the path is :math:`\lambda^2` times the KL at its end. For other scales, bisection finds the
-    share.
+    The path from the prior to the posterior is linear in the mean and in the log of the scale. If both scales are
+    equal, the KL at a share :math:`\lambda` of the path is :math:`\lambda^2` times the posterior's. For other scales,
+    bisection finds the share.
 
     Args:
         loc, scale: mean and sigma of the posterior, ``[..., L, D]``.

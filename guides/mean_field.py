@@ -22,7 +22,7 @@ KEY_SEED = 0x5DEECE66D  # seed of the multipliers in the key of a datum
 
 @dataclass(frozen=True)
 class MeanFieldGuideConfig:
-    """Numbers of parameters: two for each pair, transition, position and channel. Each update processes all of them.
+    """Sizes. There are two parameters for each pair, transition, position and channel; each update processes all.
 
     Attributes:
         num_pairs: pairs (x, y) that have parameters of their own.
@@ -116,7 +116,7 @@ class MeanFieldGuide(EffectGuide):
 
 
 def _key(tokens: Tensor, offset: int) -> Tensor:
-    """Compute a 64-bit key of tokens, ``[..., n] -> [...]``, as a sum of products that wraps around."""
+    """Compute a 64-bit key of tokens, ``[..., n] -> [...]``: a sum of products modulo 2^64."""
     generator = torch.Generator().manual_seed(KEY_SEED)
     factors = torch.randint(-(2**63), 2**63 - 1, (offset + tokens.shape[-1],), generator=generator)[offset:]
     return ((tokens.long() + 1) * factors.to(tokens.device)).sum(-1)

@@ -27,7 +27,7 @@ from .amortized import AmortizedGuide, AmortizedGuideConfig
 
 @GUIDES.register("replay")
 class ReplayGuide(nn.Module):
-    """q(tau | x, y) as an ordinary Pyro guide. Arguments as for :class:`AmortizedGuide`, whose networks it uses."""
+    """q(tau | x, y) as an ordinary Pyro guide. It has the arguments and the networks of :class:`AmortizedGuide`."""
 
     Config = AmortizedGuideConfig
 
@@ -49,7 +49,7 @@ class ReplayGuide(nn.Module):
         truncated: bool | None = None,
         beta: float = 1.0,
     ) -> None:
-        """Sample the guidance of a trajectory. Arguments as for the model; y is required."""
+        """Sample the guidance of a trajectory. The arguments are those of the model; y is required."""
         if y is None:
             raise ValueError(missing_answer_message(self))
         model: Any = self.inference.model

@@ -25,7 +25,7 @@ Logits = Callable[[Tensor, Tensor], Tensor]
 
 
 class Autoregressive(dist.TorchDistribution):
-    """A distribution over sequences ``[L_out]``, each token categorical given those before it.
+    """A distribution over sequences ``[L_out]``. Each token is categorical, given the tokens before it.
 
     A density takes one pass of the network, a draw one pass for each token.
 
@@ -87,7 +87,7 @@ class AutoregressiveModel(OneStepModel):
         return e_x, pyro.sample(ANSWER, likelihood, obs=y, infer={DRAW_ANSWER: True})
 
     def logits(self, e_x: Tensor, tokens: Tensor) -> Tensor:
-        """Return logits of these tokens and the next one, ``[..., n + 1, classes]``."""
+        """Return the logits of ``tokens`` and of the token after them, ``[..., n + 1, classes]``."""
         start = self.spec.output_classes
         tokens = pad(tokens, (1, 0), value=start)
         s = self.answer(tokens) * self.config.width**0.5

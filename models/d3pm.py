@@ -1,7 +1,7 @@
 r"""Discrete diffusion (D3PM; Austin et al., 2021), uniform and absorbing, conditional on x.
 
-At each of T times a token keeps its value with probability :math:`\alpha_t`; otherwise it is redrawn from m, which is
-uniform over the classes, or always the mask:
+At each of T times a token keeps its value with probability :math:`\alpha_t`; otherwise it is redrawn from m.
+The distribution m is uniform over the classes (kind ``uniform``) or always gives the mask (``absorbing``):
 
 .. math:: q(y_t | y_0) = \bar\alpha_t\, \delta_{y_0} + (1 - \bar\alpha_t)\, m.
 
@@ -30,7 +30,7 @@ from .mdlm import Diffusion, stratified_times
 
 KINDS = ("uniform", "absorbing")
 TINY = 1e-12
-FLOOR = 1e-8  # the least probability of a value at time t - 1
+FLOOR = 1e-8  # added to the probability of each class at time t - 1
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,13 @@ class D3PM(Diffusion):
         return alpha_bar * probabilities + (1 - alpha_bar) * self.stationary
 
     def _reverse(self, clean_probs: Tensor, corrupted_tokens: Tensor, t: Tensor) -> Tensor:
-        """Return q(y_{t-1} | y_t, y_0), ``[..., L_out, classes (+ 1)]``; p if ``clean_probs`` is a prediction."""
+        """Return q(y_{t-1} | y_t, y_0), ``[..., L_out, classes (+ 1)]``.
+
+        The result is p(y_{t-1} | y_t) if ``clean_probs`` is a prediction.
+        """
         alpha = (self.alpha_bar[t] / self.alpha_bar[t - 1].clamp(min=TINY))[..., None, None]  # alpha_t
         is_same = one_hot(corrupted_tokens, len(self.stationary))
         transition = alpha * is_same + (1 - alpha) * self.stationary[corrupted_tokens][..., None]
-        # The floor avoids 0 / 0, which has no gradient, for clean answers that the network excludes.
+        # Without the floor, a prediction that excludes the clean answer could give 0 / 0, which has no gradient.
         joint = transition * (self._corrupt(clean_probs, self.alpha_bar[t - 1]) + self.floor)
         return joint / joint.sum(-1, keepdim=True)

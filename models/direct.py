@@ -54,7 +54,7 @@ class OneStepModel(nn.Module):
         default_parts={"prior": "none", "guide": "prior"},
         default_settings={"model": {"layers": 8}},
     )
-    learns_start = True  # without input: whether a learned embedding of each position stands in for the input
+    learns_start = True  # whether a model without input learns an embedding of each position in its place
     zeros: Tensor
 
     def __init__(self, config: Any, spec: TaskSpec, prior: nn.Module) -> None:
@@ -81,7 +81,7 @@ class OneStepModel(nn.Module):
         truncated: bool | None = None,
         beta: float = 1.0,
     ) -> Tensor:
-        """Return y, int64 ``[..., B, L_out]``. Arguments as for :class:`~pyro_gram.models.gram.GRAM`."""
+        """Return y, int64 ``[..., B, L_out]``. The arguments are those of :class:`~pyro_gram.models.gram.GRAM`."""
         register_parameters("model", self)
         e_x = embed_input(self.encoder, x, self.zeros, None if y is None else y.shape[:-1])
         e_x = e_x if self.start is None else e_x + self.start

@@ -85,7 +85,7 @@ class GRAM(nn.Module):
         truncated: bool | None = None,
         beta: float = 1.0,
     ) -> Tensor:
-        """Sample ``steps`` supervision steps from ``state``, then y. Eq. 14 takes one step, Eq. 13 all N_sup.
+        """Sample ``steps`` supervision steps from ``state``, then y: one step for Eq. 14, N_sup steps for Eq. 13.
 
         Args:
             x: input tokens, ``[..., B, *event]``; None for a model without input, p(x).
@@ -129,13 +129,13 @@ class GRAM(nn.Module):
         return LatentState(h, l)
 
     def answer(self, state: LatentState, e_x: Tensor, y: Tensor | None, infer: dict | None = None) -> Tensor:
-        """Sample or observe the site y, with the infer dict ``infer``; without y sample the sites of the heads too."""
+        """Observe the site y; if y is None, sample it and the sites of the heads. ``infer`` is the infer dict of y."""
         likelihood = self.likelihood(state.h)
         sites.sample_halt_and_value(self.heads if y is None else None, state.h, e_x, likelihood)
         return pyro.sample(sites.ANSWER, likelihood, obs=y, infer=infer)
 
     def encode(self, x: Tensor | None, batch: torch.Size | None = None) -> Tensor:
-        """Embed the input: e_x, ``[..., L, D]``; without input, zeros ``[*batch, L, D]``."""
+        """Return the embedded input e_x, ``[..., L, D]``. If x is None, return zeros ``[*batch, L, D]``."""
         return embed_input(self.encoder, x, self.h0, batch)
 
     def initial_state(self, e_x: Tensor) -> LatentState:

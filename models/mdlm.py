@@ -25,7 +25,7 @@ from pyro_gram.spec import TaskSpec
 
 from .direct import OneStepConfig, OneStepModel
 
-MIN_TIME = 1e-3  # the least time in training, as 1 / t grows without bound
+MIN_TIME = 1e-3  # the least time in training: the weight 1 / t grows without bound towards t = 0
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Diffusion(OneStepModel):
         return e_x, pyro.sample(ANSWER, point, infer={DRAW_ANSWER: True})
 
     def loss(self, e_x: Tensor, y: Tensor) -> Tensor:
-        """Estimate the bound on -log p(y | x) from one corruption, nats, ``[...]``."""
+        """Estimate the bound on -log p(y | x) from one corrupted copy of y, in nats, ``[...]``."""
         raise NotImplementedError
 
     def draw(self, e_x: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,7 +100,7 @@ class MDLM(Diffusion):
             time = torch.full(e_x.shape[:-2], step / steps, device=e_x.device)
             prediction = dist.Categorical(logits=self.denoiser(e_x, tokens, time))
             value = prediction.sample()
-            # A masked token is revealed with probability 1 / step, and so for certain at the last step.
+            # A masked token is revealed with probability 1 / step, thus with certainty at the last step (1).
             is_revealed = (tokens == self.mask) & (torch.rand(tokens.shape, device=e_x.device) < 1 / step)
             log_p = log_p + (prediction.log_prob(value) * is_revealed).sum(-1)
             tokens = torch.where(is_revealed, value, tokens)

@@ -16,7 +16,7 @@ from pyro_gram.registry import PRIORS
 
 @dataclass(frozen=True)
 class DiscretePriorConfig:
-    """Sizes of the codes, and their gradient.
+    """Sizes of the codes, and the kind of their gradient.
 
     Attributes:
         hidden: width of the SwiGLU.
@@ -45,7 +45,7 @@ class DiscretePriorConfig:
 
 @PRIORS.register("discrete")
 class DiscretePrior(nn.Module):
-    """Categorical codes at each position, embedded into u's space. Rollouts always draw one-hot codes."""
+    """Categorical codes at each position, embedded as vectors of u's width. Rollouts always draw one-hot codes."""
 
     Config = DiscretePriorConfig
 

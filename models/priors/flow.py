@@ -34,9 +34,9 @@ class FlowPriorConfig(GaussianPriorConfig):
 
 @PRIORS.register("flow")
 class FlowPrior(nn.Module):
-    """A Gaussian at each position, transformed by affine couplings of channels that depend on u.
+    """A Gaussian at each position, transformed by affine couplings between channels.
 
-    Before training the couplings are the identity.
+    The couplings depend on u. Before training they are the identity.
     """
 
     Config = FlowPriorConfig

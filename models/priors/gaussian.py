@@ -1,4 +1,4 @@
-"""Gaussian priors: the paper's, and its ablations (Table 3b)."""
+"""The paper's Gaussian prior, its ablations (Table 3b), a fixed Gaussian, and the prior without guidance."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class NoiseOnlyPrior(nn.Module):
 class MeanOnlyPrior(nn.Module):
     r"""The prior :math:`N(\mu_\theta(u), 0)`: guidance without noise, in prior and guide (Table 3b).
 
-    The KL of two points is 0 or infinite. Training replaces this KL by that of Gaussians of scale ``initial_scale``
-    around the points, a squared distance; bounds that contain it are not reported. As there is no noise, the guide can
+    The KL of two points is 0 or infinite. Training uses the KL of two Gaussians instead, with the points as means and
+    ``initial_scale`` as sigma: a squared distance. Bounds with this KL are not reported. Without noise, the guide can
     pass all of y to the core.
     """
 
@@ -98,7 +98,7 @@ class StandardPriorConfig:
 
 @PRIORS.register("standard")
 class StandardPrior(nn.Module):
-    """The prior N(0, scale^2 I) of a variational autoencoder, which does not depend on u."""
+    """The prior N(0, scale^2 I) of a variational autoencoder. It does not depend on u."""
 
     Config = StandardPriorConfig
 
@@ -118,7 +118,7 @@ class NoPriorConfig:
 
 @PRIORS.register("none")
 class NoPrior(nn.Module):
-    """No guidance, eps = 0: the model is deterministic (GRAM with this prior is TRM)."""
+    """The prior without guidance, eps = 0. It makes GRAM deterministic: TRM's recursion, with two networks."""
 
     Config = NoPriorConfig
     traits = PriorTraits(family=None)

@@ -22,7 +22,7 @@ from .gaussian import GaussianPriorConfig
 
 @dataclass(frozen=True)
 class StudentTPriorConfig(GaussianPriorConfig):
-    """The Gaussian prior's config, and the tails.
+    """The settings of the Gaussian prior, and how heavy the tails are.
 
     Attributes:
         degrees_of_freedom: degrees of freedom, above 2 for a finite variance.
@@ -37,7 +37,7 @@ class StudentTPriorConfig(GaussianPriorConfig):
 
 @PRIORS.register("student_t")
 class StudentTPrior(nn.Module):
-    """A Student-t at each position and channel: sometimes a trajectory jumps far. Guides are Gaussian."""
+    """A Student-t distribution at each position and channel: a trajectory sometimes jumps far. Guides are Gaussian."""
 
     Config = StudentTPriorConfig
 
@@ -52,7 +52,7 @@ class StudentTPrior(nn.Module):
 
 @dataclass(frozen=True)
 class MixturePriorConfig(GaussianPriorConfig):
-    """The Gaussian prior's config, and the number of modes.
+    """The settings of the Gaussian prior, and the number of modes.
 
     Attributes:
         components: Gaussians in the mixture.
@@ -69,7 +69,7 @@ class MixturePriorConfig(GaussianPriorConfig):
 class MixturePrior(nn.Module):
     """A mixture of diagonal Gaussians over ``[L, D]``: all positions are in the same component.
 
-    Guides are Gaussian, because a posterior lies within one component.
+    Guides are Gaussian: a posterior is expected to lie within one component.
     """
 
     Config = MixturePriorConfig
@@ -111,7 +111,7 @@ class LowRankNormal(dist.TorchDistribution):
 
     @cached_property
     def flat_normal(self) -> dist.LowRankMultivariateNormal:
-        """The distribution over ``[L * D]``, for draws and densities; the KL does not need it."""
+        """The same distribution over vectors ``[L * D]``. Draws and densities use it; the KL does not."""
         return dist.LowRankMultivariateNormal(
             self.loc.flatten(-2), self.factor.flatten(-3, -2), self.scale.flatten(-2).square(), validate_args=False
         )
@@ -135,7 +135,7 @@ class LowRankNormal(dist.TorchDistribution):
 
 @register_kl(torch.distributions.Independent, LowRankNormal)
 def _kl_diagonal_low_rank(q: Any, p: LowRankNormal) -> Tensor:
-    """Compute the KL in closed form by Woodbury's identity: no matrix is larger than the rank."""
+    """Compute the KL in closed form by Woodbury's identity: only a ``[rank, rank]`` matrix is factorized."""
     if not isinstance(q.base_dist, torch.distributions.Normal):
         raise NotImplementedError
     variance = p.scale.flatten(-2).square()
@@ -158,7 +158,7 @@ def _kl_diagonal_low_rank(q: Any, p: LowRankNormal) -> Tensor:
 
 @dataclass(frozen=True)
 class LowRankPriorConfig(GaussianPriorConfig):
-    """The Gaussian prior's config, and the rank of the covariance.
+    """The settings of the Gaussian prior, and the rank of the covariance.
 
     Attributes:
         rank: rank of the covariance between positions.

@@ -117,7 +117,7 @@ class Guide(Protocol):
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Sample the latent sites; y is required. Arguments as for the model."""
+        """Sample the latent sites. The arguments are those of the model; y is required."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The ELBOs: two of Pyro's, and the balanced analytic ELBO, which training uses by default. Each stores its terms.
+"""Two ELBOs of Pyro, and the balanced analytic ELBO (the default of training). Each stores its last pass's terms.
 
 Everything is in nats. A loss is a sum over the batch, scaled by the ``poutine.scale`` around the step (the trainer
 scales by 1 / batch); the stored terms are for each input, unscaled, at beta = 1.
@@ -86,7 +86,7 @@ class MeanFieldELBO(_TermsMixin, TraceMeanField_ELBO):
     estimated_kl: tuple[str, str] | None = None
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Return the loss as a float. ``loss_and_grads`` returns a tensor: training does not wait for the device."""
+        """Return the loss as a float. ``loss_and_grads`` returns a tensor, so that training need not wait for a GPU."""
         return float(super().loss(model, guide, *args, **kwargs))
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
@@ -154,14 +154,14 @@ class BalancedELBO(MeanFieldELBO):
 
     The value is that of :class:`MeanFieldELBO`. The gradient of each guidance KL is split: the prior's parameters
     receive the share ``balance`` of it, the posterior's ``1 - balance``. This is the gradient of
-    :math:`b\,KL(sg(q)\|p) + (1-b)\,KL(q\|sg(p))`, computed with one KL instead of two.
+    :math:`b\,KL(sg(q)\|p) + (1-b)\,KL(q\|sg(p))` (sg stops the gradient), computed with one KL instead of two.
     If a KL has no closed form, log q - log p at the guide's draw replaces it, balanced in the same way;
     ``estimated_kl`` then holds the class names of q and p. All other sites (a user's latents, auxiliary draws) have
     Pyro's gradient, and so does guidance that the guide draws from a Delta.
 
     Args:
         balance: b in [0, 1]; the paper uses 0.8.
-        **kwargs: as for ``pyro.infer.ELBO``.
+        **kwargs: the arguments of ``pyro.infer.ELBO``.
     """
 
     def __init__(self, balance: float = 0.8, **kwargs: Any) -> None:
@@ -177,7 +177,7 @@ class BalancedELBO(MeanFieldELBO):
 
 
 def _exclude(trace: Trace, names: list[str]) -> Trace:
-    """Return a trace of the sample sites without ``names`` and without deterministic sites. No site is copied."""
+    """Return a trace of all sample sites except those in ``names`` and deterministic ones. No site is copied."""
     sample_trace = Trace()
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and name not in names and not site["infer"].get("_deterministic"):

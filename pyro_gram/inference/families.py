@@ -94,8 +94,9 @@ class MeanFamily(NormalFamily):
 class Codes(dist.TorchDistribution):
     """Independent categorical codes, ``groups`` of them at each position, as concatenated one-hot vectors.
 
-    Draws are one-hot. If they need a gradient, they are straight-through (with the gradient of the probabilities), or
-    relaxed (Gumbel-softmax) if ``temperature`` is not 0. The KL is that of the categoricals in both cases.
+    Draws are one-hot; if they need a gradient, they have that of the probabilities (straight-through). With a
+    ``temperature`` other than 0, draws that need a gradient are relaxed instead (Gumbel-softmax). The KL is always that
+    of the categoricals.
 
     Args:
         logits: ``[..., L, groups, classes]``, normalised.
@@ -178,7 +179,7 @@ NORMAL = NormalFamily()
 
 @runtime_checkable
 class EmbeddingPrior(Protocol):
-    """A prior whose guidance does not lie in u's space."""
+    """A prior whose guidance does not lie in u's space: it is embedded before it is added to u."""
 
     def embed_guidance(self, eps: Tensor) -> Tensor:
         """Return the term that is added to u, ``[..., L, D]``."""

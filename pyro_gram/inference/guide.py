@@ -182,7 +182,7 @@ class EffectGuide(GuideMessenger, nn.Module):
         return model_trace, guide_trace
 
     def forget(self) -> None:
-        """Drop the last trace, which would keep the graph of that pass alive."""
+        """Drop the last trace, which would keep the autograd graph of its pass alive."""
         self.trace = Trace()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -227,7 +227,7 @@ def missing_answer_message(guide: nn.Module) -> str:
 
 
 def check_model(model: Any, guide: Any) -> None:
-    """Raise ConfigError if an effect guide was built with another model, so that it would ignore this one."""
+    """Raise ConfigError if an effect guide was built with another model: the guide would ignore ``model``."""
     inner_guide = poutine.unwrap(guide)
     if isinstance(inner_guide, EffectGuide) and model is not inner_guide.model:
         raise ConfigError(

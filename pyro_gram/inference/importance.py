@@ -181,7 +181,7 @@ def _read_draws(model_trace: Trace, guide_trace: Trace, shape: tuple[int, int]) 
 
 def _log_density(trace: Trace, model_trace: Trace, shape: torch.Size) -> Tensor:
     """Return the log density of the sites that count in a trace, ``[S, B]``, nats, on the CPU."""
-    total = torch.zeros(shape, dtype=torch.double)  # small differences of sums of thousands of nats matter
+    total = torch.zeros(shape, dtype=torch.double)  # sums of thousands of nats: small differences matter
     observed = model_trace.nodes[ANSWER]
     for name, site in counted_sites(trace):
         model_site = model_trace.nodes.get(name, site)  # a guide's plates may have other names than those around y

@@ -189,7 +189,7 @@ def _param_site(value: Tensor, full_name: str, **_: object) -> Tensor:
 
 
 def drop_param_names(parameters: Iterable[Tensor]) -> None:
-    """Remove the names of parameters from Pyro's store: the store would keep the parameters alive after an update."""
+    """Remove the names of parameters from Pyro's store, which would otherwise keep the parameters alive."""
     for parameter in parameters:
         pyro.get_param_store()._param_to_name.pop(parameter, None)
 

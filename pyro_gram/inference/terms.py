@@ -1,7 +1,7 @@
-"""The terms of the ELBO, read from the traces of one pass of model and guide.
+"""Compute the terms of the ELBO from the traces of one pass of model and guide.
 
-All sample sites count, including a user's own latents and observations, except deterministic sites, sites with
-``mask=False``, and sites with the key ``sites.LOSS_ONLY`` in their infer dict.
+All sample sites count, including a user's own latents and observations. The exceptions are deterministic sites,
+subsamples of plates, sites with ``mask=False``, and sites with the key ``sites.LOSS_ONLY`` in their infer dict.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def read_terms(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | 
     Raises:
         ConfigError: the guide does not sample a latent of the model, or a site y, h or l is missing.
     """
-    if kls is None:  # otherwise an ELBO has checked the traces
+    if kls is None:  # an ELBO that passes KLs has already checked the traces
         check_guide_sites(model_trace, guide_trace)
     check_sites(model_trace)
     observed = model_trace.nodes[ANSWER]
@@ -204,7 +204,7 @@ def _batch_shape(site: Any) -> torch.Size:
 
 
 def divergence(guide_site: Any, model_site: Any) -> Tensor:
-    """Return KL(q || p) of a site in closed form, else log q - log p at the draw; nats, of the site's batch shape."""
+    """Return KL(q || p) of a site, nats, in its batch shape; without a closed form, log q - log p at the draw."""
     q_term, p_term = divergence_parts(guide_site, model_site)
     kl = apply_weights(q_term, guide_site)
     return kl if p_term is None else kl - apply_weights(p_term, model_site)
@@ -216,9 +216,10 @@ def divergence_parts(
     kl: Callable[[Any, Any], Tensor] = kl_divergence,
     log_densities: Callable[[Any, Any, Tensor], tuple[Tensor, Tensor]] = log_densities,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return (KL(q || p), None), or (log q, log p) at the draw; nats, of the site's batch shape, unscaled and unmasked.
+    """Return (KL(q || p), None) if there is a closed form; else, and for a Delta q, (log q, log p) at the draw.
 
-    As in Pyro, a KL counts with the scale and mask of the guide's site, a log density with those of its own site.
+    The values are in nats, have the site's batch shape, and are neither scaled nor masked. As in Pyro, a KL counts with
+    the scale and mask of the guide's site, a log density with those of its own site.
 
     Args:
         kl: computes KL(q || p); raises NotImplementedError if there is no closed form.
@@ -238,7 +239,7 @@ def divergence_parts(
 def is_delta(distribution: Any) -> bool:
     """Return whether a distribution is a Delta, as in Pyro's autoguides.
 
-    An autoguide gives the Delta the log density of an auxiliary draw. Pyro's closed-form KL of a Delta omits it.
+    An autoguide gives the Delta the log density of an auxiliary draw. Pyro's closed-form KL omits this density.
     """
     while isinstance(distribution, torch.distributions.Independent):
         distribution = distribution.base_dist
@@ -246,11 +247,11 @@ def is_delta(distribution: Any) -> bool:
 
 
 def is_shared(site: Any, observed: Any) -> bool:
-    """Return whether all inputs share a site: it lies outside the plate of the inputs, the rightmost plate around y."""
+    """Return whether all inputs share a site, because it lies outside their plate (the rightmost plate around y)."""
     plate_name = plate_of_inputs(observed)
     if plate_name:
         return plate_name not in _plates(site)
-    # Without that plate, the shapes decide.
+    # If y has no such plate, the batch shapes decide.
     return observed["fn"].batch_shape[-1:].numel() > 1 and site["fn"].batch_shape[-1:].numel() == 1
 
 

@@ -1,1 +1,1 @@
-"""Networks in plain torch over ``[..., L, D]``: no file here uses Pyro, data or training."""
+"""Networks in plain torch for tensors ``[..., L, D]``. No file here uses Pyro, data sets or training code."""

@@ -1,7 +1,8 @@
 """The recursive core, and the layers of Appendix B.1 that it is made of.
 
-The layers are post-RMSNorm, rotary attention, SwiGLU, SwiGLU over positions, and heads of distributions. All take and
-return ``[..., L, D]`` with any leading shape, on any device. ``networks.fused`` has faster forms for CPUs.
+The layers are post-RMSNorm, rotary attention, SwiGLU, SwiGLU over positions, and heads of distributions. All take
+``[..., L, D]`` with any leading shape, on any device; all but the heads return the same shape. ``networks.fused`` has
+faster forms for CPUs.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class LatentState(NamedTuple):
     l: Tensor
 
     def detach(self) -> LatentState:
-        """Return the state without its graph, as one supervision step passes it to the next."""
+        """Return the state without its autograd graph. The next supervision step starts from it."""
         return LatentState(self.h.detach(), self.l.detach())
 
 
@@ -184,7 +185,7 @@ def rotate(pairs: Tensor, rotation: Tensor) -> Tensor:
     is_exact = pairs.dtype == rotation.dtype and pairs.dtype in (torch.float32, torch.float64)
     if is_exact and pairs.device.type in ("cpu", "cuda") and not is_compiling():
         return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
-    a, b = pairs.unbind(-1)  # half precision has no complex numbers; compilers fuse real ones
+    a, b = pairs.unbind(-1)  # half precision has no complex type, and compilers fuse real operations
     cos, sin = rotation.to(pairs.dtype).unbind(-1)
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
@@ -237,7 +238,7 @@ class GaussianHead(nn.Module):
     The last layer starts at zero, so that prior and guide start as N(0, initial_scale^2), and the KL starts at 0.
 
     Shapes: ``[..., L, width] -> (loc, scale)``, each ``[..., L, out]``, scale > 0; ``mean=False`` or
-    ``scale=False`` leaves one out.
+    ``scale=False`` leaves out one of the two.
     """
 
     def __init__(

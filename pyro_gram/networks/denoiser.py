@@ -1,4 +1,4 @@
-"""The network of the diffusion baselines, which predicts the clean answer from a corrupted one."""
+"""The network of the diffusion baselines. It predicts the clean answer from a corrupted one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The networks between tokens and states: x to e_x, y to its embedding (for guides), h to logits over answers.
+"""Networks between tokens and states: from x to e_x, from y to its embedding (for guides), from h to logits of y.
 
-Models and guides call the functions at the top, which choose the network that a task needs: one token per position,
-several tokens per position, a learned embedding of each puzzle, or images.
+Models and guides call the functions at the top. They choose the network for a task, which may have one token or several
+tokens per position, a learned embedding of each puzzle, or images.
 """
 
 from __future__ import annotations

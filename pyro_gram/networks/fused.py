@@ -1,6 +1,6 @@
-"""Fused CPU operations: the norm of a residual sum, and attention over few positions, in few passes over memory.
+"""CPU operations with few passes over memory: the norm of a residual sum, and attention over few positions.
 
-Compilers and CUDA fuse the plain operations in ``networks.core`` themselves.
+Compilers and torch's CUDA kernels fuse the plain operations of ``networks.core`` themselves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _use_plain: ContextVar[bool] = ContextVar("plain", default=False)
 
 @contextmanager
 def plain_forms() -> Iterator[None]:
-    """Use plain torch operations only, without torch's fused attention: second derivatives need them."""
+    """Use only plain torch operations, not even torch's fused attention. Second derivatives need plain operations."""
     token = _use_plain.set(True)
     try:
         with sdpa_kernel(SDPBackend.MATH):
@@ -45,7 +45,7 @@ def on_cpu(*tensors: Tensor) -> bool:
 
 
 def _first_derivative_only(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Raise RuntimeError for second derivatives, for which torch's ``once_differentiable`` returns wrong numbers."""
+    """Raise RuntimeError for second derivatives. (torch's ``once_differentiable`` would return wrong numbers.)"""
 
     @wraps(backward)
     def backward_or_error(ctx: Any, grad: Tensor) -> Any:

@@ -10,13 +10,13 @@ from pyro_gram.networks.core import RMSNorm, init_linear_, make_stack
 
 
 class HaltValueHead(nn.Module):
-    """Predict from a state whether its answer is right (halt), and whether the trajectory's last one will be (value).
+    """Predict whether the answer of a state is right (halt) and whether the trajectory's last answer will be (value).
 
     The paper's heads read only the first position of h, a puzzle token. Without puzzle tokens that position is a part
     of the puzzle, and whether an answer is right depends on all positions. These heads attend over all of
     ``[h, e_x, probabilities of the answer]``, then take the mean and the maximum over positions.
 
-    Shapes: h and e_x ``[..., L, D]``, probabilities ``[..., L_out, classes]`` to two logits ``[...]`` each.
+    Shapes: h and e_x ``[..., L, D]``, probabilities ``[..., L_out, classes]`` to two logits, each ``[...]``.
     """
 
     def __init__(self, length: int, width: int, classes: int, hidden: int, layers: int, heads: int) -> None:

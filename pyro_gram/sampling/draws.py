@@ -113,7 +113,7 @@ class CoupledDraws(Messenger):
         if self.is_done or transition_index(msg["name"]) is None:
             return
         self.is_done = True
-        if msg["done"] or msg["is_observed"]:  # a program that is conditioned on its guidance
+        if msg["done"] or msg["is_observed"]:  # the program is conditioned on this guidance
             return
         base = getattr(msg["fn"], "base_dist", None)
         if not isinstance(base, torch.distributions.Normal) or isinstance(base, MeanOnly):
@@ -126,13 +126,13 @@ class CoupledDraws(Messenger):
 
 
 def antithetic_noise(like: Tensor) -> Tensor:
-    """Draw standard normal noise like ``[N, ...]``; the second half is the negative of the first."""
+    """Draw standard normal noise of the shape of ``like``, ``[N, ...]``. The second half is minus the first."""
     half = torch.randn_like(like[: (len(like) + 1) // 2])
     return torch.cat((half, -half))[: len(like)]
 
 
 def sobol_noise(like: Tensor) -> Tensor:
-    """Draw standard normal noise like ``[N, B, L, D]``; for each input it is made of N points of a Sobol sequence."""
+    """Draw standard normal noise of the shape of ``like``, ``[N, B, L, D]``, from N Sobol points for each input."""
     n, b, length, channels = like.shape
     size = length * channels
     if size > torch.quasirandom.SobolEngine.MAXDIM:

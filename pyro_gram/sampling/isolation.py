@@ -1,8 +1,8 @@
 """Run a program without the caller's Pyro handlers, one thread at a time.
 
-Pyro keeps its handlers, plates and validation in global state, and torch its generator. Two threads that run programs
-at once therefore mix up their plates and draws, and a program that runs inside ``pyro.plate`` or ``poutine.trace``
-adds its sites to those of the caller.
+Handlers, plates and validation of Pyro are global state, and so is torch's generator. Two threads that run programs
+at once therefore mix up their plates and draws. A program that runs inside the caller's ``pyro.plate`` or
+``poutine.trace`` adds its sites to those of the caller.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pyro_gram.errors import UserError
 _LOCK = threading.RLock()
 _owner = os.getpid()  # the process in which torch has started its threads
 
-if hasattr(os, "register_at_fork"):  # fork while holding the lock: the child has no other thread to release it
+if hasattr(os, "register_at_fork"):  # hold the lock during a fork: a child has no other thread to release it
     os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 
 
@@ -30,8 +30,8 @@ if hasattr(os, "register_at_fork"):  # fork while holding the lock: the child ha
 def generator_lock() -> Iterator[None]:
     """Hold the lock of torch's generator, so that other threads wait before they draw.
 
-    In a forked process this sets torch to one thread. The threads that torch had started do not exist there, and torch
-    would wait for them forever.
+    In a forked process this sets torch to one thread. The threads that torch had started do not exist in that
+    process, and torch would wait for them forever.
     """
     global _owner
     with _LOCK:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pyro_gram.errors import UserError
 
-MAX_TRAJECTORIES = 2048  # at L = 8, D = 128 about 250 MB at the widest point of a transition
+MAX_TRAJECTORIES = 2048  # with L = 8 and D = 128 they take about 250 MB at the widest point of a transition
 # Memory of a rollout (measured by experiments/bench/bench_solve.py): a constant, and 32 float32 tensors [L, D] for each
 # trajectory, or up to twice that with the memory that the allocator keeps.
 TENSORS, CONSTANT_MB = 64, 8.0
 
 
 def chunk_size(length: int, max_trajectories: int = MAX_TRAJECTORIES) -> int:
-    """Return how many trajectories of ``length`` positions need the memory of ``max_trajectories`` of 8 positions."""
+    """Return how many trajectories of ``length`` positions fit where ``max_trajectories`` of 8 positions fit."""
     return max(1, min(max_trajectories, max_trajectories * 8 // length))
 
 

@@ -2,7 +2,7 @@
 
 :func:`rollout` runs the same Pyro program as ``pyro.infer.Predictive``. Under one seed both draw the same numbers, as
 long as no temper, halt or draw scheme is given; :func:`rollout` keeps no trace and runs in chunks of bounded memory.
-A rollout never sees the right answer y, so that the answers it decodes can be scored.
+A rollout never sees the right answer y. Its decoded answers can therefore be compared with y.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Rollout:
         tokens: the most probable answer at the end of each trajectory, int64 ``[N, B, L_out]``.
         score: log p(tokens | h_T), nats, ``[N, B]``; for diffusion models, the log probability of the path to tokens.
         steps: supervision steps of each trajectory, int64 ``[N, B]``.
-        work: supervision steps run for each input by all trajectories, dropped ones included, int64 ``[B]``.
+        work: supervision steps of all trajectories of each input, dropped trajectories included, int64 ``[B]``.
         value: the value head's probability that the answer is right, ``[N, B]``; None without heads.
         history: the answer after each supervision step, int64 ``[depth, N, B, L_out]``; None unless asked for.
     """
@@ -153,7 +153,7 @@ def rollout(
 
 
 def broadcast_chunk(chunk: Rollout | None, owner: int, processes: ProcessGroup, device: torch.device) -> Rollout:
-    """Send a chunk from the process ``owner`` to all others, in which ``chunk`` is None."""
+    """Send a chunk from the process ``owner`` to all others. In the others ``chunk`` is None."""
     if processes.size == 1:
         assert chunk is not None
         return chunk
@@ -200,7 +200,7 @@ def _check_config(config: RolloutConfig, x: Tensor | None) -> None:
 
 def _run_chunk(model: Callable[..., Any], x: Tensor | None, num_samples: int, config: RolloutConfig) -> Rollout:
     """Run ``num_samples`` trajectories of each input together."""
-    # The handler nearest to the program acts first, so that draws come from the tempered prior.
+    # Pyro applies the inner handler first: Temper changes the prior, then the draw scheme draws from it.
     with config.draws.handler(), Temper(config.temper):
         if config.halt is not None or config.draws.is_selective:
             return _run_until_halted(model, x, num_samples, config)
@@ -228,7 +228,7 @@ def _run_until_halted(model: Callable[..., Any], x: Tensor | None, num_samples: 
     b = kept_index.shape[1]
     rows = (kept_index * b + torch.arange(b, device=kept_index.device)).flatten()
     dropped_work = (num_proposals - num_samples) * step
-    # After one transition all trajectories of an input still share l, which then has no dimension for them.
+    # After one transition all trajectories of an input still share l, so that l has no dimension for trajectories.
     state = LatentState(*(part.expand(num_proposals, b, -1, -1).flatten(0, 1)[rows] for part in end.state))
     values = {name: value.flatten(0, 1)[rows] for name, value in _read_answers(end).items()}
     final_values = {name: torch.empty_like(value) for name, value in values.items()}
@@ -357,8 +357,8 @@ class Decode(Messenger):
         """Return log p(y | h_T) plus the log density of the other observations, under their masks; nats, ``[N, B]``.
 
         Args:
-            y: ``[B, L_out]``. In a program without input, the whole density of the other observations is added to that
-                of each datum.
+            y: ``[B, L_out]``. In a program without input, the whole density of the other observations is added to the
+                density of each datum.
         """
         shape = self.answer_site["fn"].batch_shape
         log_prob = log_prob_of({**self.answer_site, "value": y}) / weight_of_inputs(self.answer_site, self.answer_site)
@@ -391,7 +391,7 @@ def to_device_of(model: nn.Module, tensor: Any) -> Any:
 def isolated_rng(model: Callable[..., Any], x: Tensor | None) -> Iterator[None]:
     """Run a block without gradients and validation, and restore the caller's random state afterwards.
 
-    The random state is that of the CPU and of the device of x or, without input, of the model.
+    Two random states are restored: the CPU's, and that of the device of x (without input: of the model).
     """
     tensor = x if x is not None or not isinstance(model, nn.Module) else next(model.parameters(), None)
     devices = [tensor.device] if tensor is not None and tensor.is_cuda else []

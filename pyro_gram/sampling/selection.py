@@ -3,16 +3,16 @@
 - ``all``: every distinct answer, the most frequent first.
 - ``vote``: the most frequent answer.
 - ``value``: the vote, unless the value head trusts the trajectories of another answer clearly more. (The paper's LPRM
-  takes the single trajectory of the highest value.)
+  takes the single trajectory with the highest value.)
 - ``verified``: the most frequent answer that the task's own check accepts; none if it accepts none.
 
 Selection is deterministic: equal counts and scores are ordered by first appearance.
 
 The highest value alone is not reliable: among many answers the head fully trusts a few wrong ones. Therefore the
-weights of all samples of an answer are added. A weight is the odds of a value, cut off at ``VALUE_CAP``, above which
-the head cannot tell right from wrong; a ratio of weights below ``MARGIN`` is chance. Both constants were chosen by hand
-on validation inputs, after one test input of 8 queens had shown such differences to be chance
-(``experiments/studies/selection.py`` measures their effect).
+weights of all samples of an answer are added. A sample's weight is the odds of its value. Values above ``VALUE_CAP``
+count as ``VALUE_CAP``, because there the head cannot tell right from wrong. A ratio of weights below ``MARGIN`` is
+treated as chance. Both constants were chosen by hand on validation inputs, after one test input of 8 queens had shown
+such differences to be chance (``experiments/studies/selection.py`` measures their effect).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def tally(answers: Sequence[Hashable], scores: Sequence[float]) -> list[Candidat
 def select_by_value(answers: Sequence[Hashable], values: Sequence[float], scores: Sequence[float]) -> Candidate:
     """Return the heaviest answer if it weighs clearly more than the most frequent one; else the most frequent one.
 
-    A sample of value v weighs as much as the odds v / (1 - v), with v cut off at ``VALUE_CAP``. Clearly more means more
+    A sample of value v has the weight v / (1 - v), its odds, with v cut off at ``VALUE_CAP``. "Clearly more" means more
     than ``MARGIN`` times as much.
 
     Args:
@@ -69,7 +69,7 @@ def select_by_value(answers: Sequence[Hashable], values: Sequence[float], scores
         scores: one for each sample, nats.
 
     Returns:
-        the candidate as in ``tally(answers, scores)``.
+        one of the candidates of ``tally(answers, scores)``.
     """
     weights: dict[Hashable, float] = {}
     for answer, value in zip(answers, values, strict=True):

@@ -6,8 +6,8 @@ optimal potential if it were exact), or the halt head's probability that the pre
 proposal, so that a step multiplies a trajectory's weight by :math:`(\psi(z_n) / \psi(z_{n-1}))^\alpha`. If the
 effective sample size of an input falls below a share of N, its trajectories are resampled systematically.
 
-``pyro.infer.SMCFilter`` keeps one weight for each particle, summed over a whole batch, and would resample all inputs of
-a batch together.
+``pyro.infer.SMCFilter`` keeps one weight for each particle, summed over the inputs of a batch. It would resample all
+inputs of a batch together.
 """
 
 from __future__ import annotations

@@ -57,13 +57,13 @@ NO_TEMPER = TemperConfig()
 class Temper(Messenger):
     """Scale the standard deviation of the prior in the first transitions of a batch of trajectories.
 
-    The handler counts transitions over all calls of the program inside it, so that one instance serves one batch of
-    trajectories, which start at z_0::
+    The handler counts transitions over all calls of the program inside it. One instance therefore serves one batch of
+    trajectories that start at z_0::
 
         with Temper(TemperConfig(scale=2.0, transitions=2)):
             model(x, steps=16)
 
-    The program inside must run without a guide, which would answer a site before this handler sees it.
+    The program inside must run without a guide: a guide would give a site its value before this handler sees the site.
 
     Raises:
         ConfigError: a prior whose scale cannot be changed.
@@ -131,13 +131,13 @@ class FixedGuidance(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if transition_index(msg["name"]) is not None:
-            prior = msg["infer"].get("prior", msg["fn"])  # a guide inside has put its posterior in place of the prior
+            prior = msg["infer"].get("prior", msg["fn"])  # a guide puts its posterior in place of the prior
             msg["value"] = self.value(prior)
             msg["is_observed"] = True
 
 
 class NoGuidance(FixedGuidance):
-    """Condition a program on eps_t = 0 in every transition, which turns GRAM into TRM.
+    """Condition a program on eps_t = 0 in every transition. This makes GRAM deterministic, like TRM.
 
     An example::
 
@@ -146,7 +146,7 @@ class NoGuidance(FixedGuidance):
     """
 
     def value(self, prior: Any) -> torch.Tensor:
-        return torch.zeros_like(prior.sample())  # only its shape and device are used
+        return torch.zeros_like(prior.sample())  # only the draw's shape and device are used
 
 
 class AtMean(FixedGuidance):

@@ -29,9 +29,9 @@ def test_limit_kl_moves_only_posteriors_with_a_larger_kl(max_kl):
     loc, scale, prior = draw(0, 1.0)
     limited_kl = kl_of(*limit_kl(loc, scale, prior, max_kl), prior)
     assert (kl_of(loc, scale, prior) > max_kl).all()
-    assert ((limited_kl > 0.9 * max_kl) & (limited_kl < 1.02 * max_kl)).all()  # close where the scales differ ...
+    assert ((limited_kl > 0.9 * max_kl) & (limited_kl < 1.02 * max_kl)).all()  # about max_kl if scales differ
     same_scale = limit_kl(loc, prior.scale, prior, max_kl)
-    torch.testing.assert_close(kl_of(*same_scale, prior), torch.full((6,), max_kl))  # ... and exact where they do not
+    torch.testing.assert_close(kl_of(*same_scale, prior), torch.full((6,), max_kl))  # exact for equal scales
     small_kl = limit_kl(prior.loc + 1e-3, prior.scale, prior, max_kl)
     torch.testing.assert_close(small_kl, (prior.loc + 1e-3, prior.scale))
 
@@ -137,7 +137,7 @@ def test_limit_kl_leaves_a_posterior_at_the_limit_unchanged():
 
 
 def test_the_gradient_of_limit_kl_keeps_the_kl():
-    """The KL is at the limit however far loc is from the prior's mean: its gradient along this distance is 0."""
+    """For any distance of loc from the prior's mean, the KL equals the limit. Its gradient along the distance is 0."""
     loc, _, prior = draw(4, 1.0)
     factor = torch.tensor(1.0, requires_grad=True)
     new_parameters = limit_kl(prior.loc + factor * (loc - prior.loc), prior.scale, prior, 0.5)

@@ -58,7 +58,7 @@ def test_parameters_start_as_those_of_an_unknown_pair():
     assert (fresh_guide.loc == 0).all()
     assert (fresh_guide.log_scale == 0).all()
     assert int(fresh_guide.used) == 0
-    assert fresh_guide.keys.dtype == fresh_guide.used.dtype == torch.long  # a float has no room for 64 bits
+    assert fresh_guide.keys.dtype == fresh_guide.used.dtype == torch.long  # a float would round keys of 64 bits
     rows = fresh_guide.encode(case.x, case.y).tolist()
     assert sorted(rows) == [0, 1, 2, 3, 4]
     assert fresh_guide.eval().encode(case.x, case.y).tolist() == rows
@@ -109,7 +109,7 @@ def test_a_key_depends_on_each_token_its_position_and_the_offset():
     )  # the key of concatenated tokens is the sum of the keys of both parts
     assert (_key(doubled_tokens, 0) == keys + _key(tokens, 6)).all()
     assert _key(torch.zeros(2, 3, 6, dtype=torch.long), 0).shape == (2, 3)
-    assert (_key(torch.zeros(1, 6, dtype=torch.long), 0) != 0).all()  # a token 0 counts
+    assert (_key(torch.zeros(1, 6, dtype=torch.long), 0) != 0).all()  # a token 0 contributes to the key
 
 
 def test_a_prior_without_traits_is_assumed_to_have_gradients():

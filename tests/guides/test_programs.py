@@ -1,4 +1,4 @@
-"""Every prior, guide, model and task keeps the contract of the parts; each is tested with several partners."""
+"""Every prior, guide, model and task keeps the contract. Each is tested together with several of the others."""
 
 import copy
 import pickle
@@ -31,7 +31,7 @@ def built_case(request):
 
 @pytest.fixture
 def case(built_case):
-    """Return a copy, which a test may train."""
+    """Return a copy of ``built_case``. A test may train the copy."""
     case = built_case[1]
     return Case(copy.deepcopy(case.solver, {id(case.solver.task): case.solver.task}), case.x, case.y)
 
@@ -96,7 +96,7 @@ def test_predictive_adds_a_dimension_of_samples(case, number):
 
 def test_copies_and_pickles_keep_the_guide_on_its_model(case, number):
     if hasattr(case.solver.guide, "forget"):
-        case.solver.guide(case.x, case.y)  # leaves a trace, which is not copied
+        case.solver.guide(case.x, case.y)  # the guide now holds a trace, which copies do not get
     model, guide = copy.deepcopy(parts(case)) if number % 2 else pickle.loads(pickle.dumps(parts(case)))
     assert model is not case.solver.model
     assert (guide if hasattr(guide, "model") else guide.inference).model is model

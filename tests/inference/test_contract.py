@@ -1,4 +1,4 @@
-"""Models, priors and guides state traits or have the default ones. The examples in the contract's docstrings run."""
+"""Models, priors and guides state their traits, or have the defaults. The examples in the contract's docstrings run."""
 
 import doctest
 

@@ -1,4 +1,4 @@
-"""The ELBOs have the right values and gradients in cases that are small enough to know the answer."""
+"""The ELBOs have the right values and gradients in small cases with known answers."""
 
 import pyro
 import pyro.distributions as dist
@@ -201,7 +201,7 @@ def test_terms_are_unscaled_under_the_trainers_scale(case):
 def test_the_surrogate_charges_the_last_transition_only():
     case = build_case(model={"transitions": 3})
     results = bounds(case.solver.model, case.solver.guide, case.x, case.y, steps=2)
-    assert results.kl.shape == (6, 5)  # the full bound charges all transitions
+    assert results.kl.shape == (6, 5)  # the full bound has the KL of all six transitions
     assert terms(case.solver.model, case.solver.guide, case.x, case.y).kl.shape == (1, 5)
 
 
@@ -270,7 +270,7 @@ def test_the_balanced_elbo_names_the_distributions_of_an_estimated_kl(case):
 
 
 def test_a_guide_of_deltas_has_pyros_gradient_without_balance():
-    """This is maximum a posteriori estimation: between a point and a density there is no KL to balance."""
+    """A guide of Deltas gives maximum a posteriori estimation. It has no KL that could be balanced."""
     results = []
     for name in ("balanced", "mean_field"):
         pyro.set_rng_seed(0)

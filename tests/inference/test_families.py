@@ -1,4 +1,4 @@
-"""Variational families: codes, points and Gaussians, and how a model's prior names its family."""
+"""The variational families (codes, points and Gaussians) are correct, and a prior says which family it has."""
 
 import pyro.distributions as dist
 import pytest

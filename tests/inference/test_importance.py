@@ -1,4 +1,4 @@
-"""The weights of the guide's trajectories equal weights that are computed from the densities of the same draws."""
+"""The importance weights of the guide's draws equal weights computed by hand from the densities of these draws."""
 
 import math
 
@@ -40,7 +40,7 @@ def expected_draws(case, n, steps, seed):
 
 @pytest.fixture
 def far_case():
-    """A case whose guide is well away from its prior."""
+    """Return a case whose guide differs clearly from its prior."""
     case = build_case()
     perturb_(case.solver.guide, 0.3)
     return case
@@ -61,7 +61,7 @@ def test_guide_draws_are_computed_from_the_densities(far_case):
 
 
 def test_chunks_of_draws_are_concatenated_in_order(far_case):
-    """The chunks have two of the five inputs each, or two of the five draws of one input."""
+    """In the first part a chunk has at most two of five inputs; later, at most two of the five draws of one input."""
     model, guide = far_case.solver.model, far_case.solver.guide
     draws = guide_draws(model, guide, far_case.x, far_case.y, steps=1, num_samples=3, seed=8, max_traced=7)
     for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):

@@ -28,7 +28,7 @@ PLAIN = {"model": {"truncated": False}}
 
 @pytest.mark.parametrize("guide_class", [AutoNormal, AutoNormalMessenger, AutoDelta])
 def test_importance_weights_of_autoguides_are_pyros_for_any_chunk_size(guide_class):
-    """An autoguide's parameters belong to one batch, so that a chunk always has all inputs of the batch."""
+    """The parameters of an autoguide belong to one batch. Each chunk therefore has all inputs of the batch."""
     model, _, x, y = pair(GRAM, AmortizedGuide, **PLAIN)
     guide = guide_class(model)
     guide(x, y, truncated=False)
@@ -45,7 +45,7 @@ def test_importance_weights_of_autoguides_are_pyros_for_any_chunk_size(guide_cla
 
 
 class Masked(GRAM):
-    """A model that observes y under a fixed mask, which fits one batch only."""
+    """A model that observes y under a mask for exactly five inputs."""
 
     is_observed = torch.tensor([True, False, True, True, False])
 
@@ -93,7 +93,7 @@ def build_scaled(make_distribution, **changes):
 
 def normal_with_covariance(u):
     normal = dist.MultivariateNormal(u * 0.1, scale_tril=0.3 * torch.eye(16))
-    assert normal.covariance_matrix.shape[-1] == 16  # torch computes this at its first use and stores it
+    assert normal.covariance_matrix.shape[-1] == 16  # torch computes this matrix when it is first read, and stores it
     return normal.to_event(1)
 
 
@@ -180,7 +180,7 @@ def test_an_autoguides_density_ignores_handlers_around_the_models_site(handler):
         torch.manual_seed(1)
         losses.append(float(elbo.loss(model, guide, x, y)))
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
-    if isinstance(handler, MaskMessenger):  # terms leave scales out
+    if isinstance(handler, MaskMessenger):  # the terms do not contain scales
         assert elbo.terms.elbo.sum().item() == pytest.approx(-losses[0], rel=1e-5)
 
 
@@ -224,7 +224,7 @@ def test_a_random_subsample_of_observations_does_not_depend_on_y():
 
 
 class Hidden(dist.Normal):
-    """A user's own Gaussian, which has a parameter inside a module."""
+    """A user's own Gaussian. One of its attributes is a module with parameters."""
 
     def __init__(self, u, net):
         super().__init__(u, 1.0)

@@ -28,7 +28,7 @@ ELBOS = ["balanced", "mean_field", "trace"]
 
 
 class Biased(GRAM):
-    """GRAM with a latent that a user has added: a bias of the state, one for each input."""
+    """GRAM with a latent that a user has added: for each input, a number that is added to the state."""
 
     measurements: torch.Tensor | None = None
 
@@ -84,7 +84,7 @@ def pair(model_class=Biased, guide_class=BiasedGuide, **changes):
 
 
 def density(trace, names, shape):
-    """Return the summed log density of sites."""
+    """Return the sum of the log densities of the sites ``names``, each expanded to ``shape``."""
     return sum(trace.nodes[n]["fn"].log_prob(trace.nodes[n]["value"]).expand(shape).double() for n in names)
 
 
@@ -273,7 +273,7 @@ class OwnPlatesGuide(AmortizedGuide):
 
 @pytest.mark.parametrize(("name", "classes"), [("balanced", B), ("mean_field", 3), ("trace", B)])
 def test_own_plates_are_summed_even_if_they_are_as_long_as_the_batch(name, classes):
-    """The plate "classes" is not taken for the plate of the inputs. The two sampled "parts" count for all six."""
+    """The plate "classes" is not taken for the plate of the inputs. The two subsampled "parts" stand for all six."""
     model, guide, x, y = pair(OwnPlates, OwnPlatesGuide, model={"truncated": False})
     model.classes = classes
     torch.manual_seed(1)

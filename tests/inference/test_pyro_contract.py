@@ -30,7 +30,7 @@ from tests.conftest import build_case, small_config
 
 
 def log_weight(guide, x, y):
-    """Return log p(y, tau | x) - log q(tau | x, y) of a batch for the draws under the caller's seed."""
+    """Draw tau under the caller's seed. Return log p(y, tau | x) - log q(tau | x, y), summed over the batch."""
     guide(x, y)
     p, q = guide.get_traces()
     latents = [n for n in q.nodes if n.startswith("eps_")]
@@ -144,7 +144,7 @@ def test_renamed_guidance_is_refused(case, handler, is_around_model):
 
 
 class Elsewhere(Reparam):
-    """A user's own reparameterization. It replaces a site by the site "elsewhere", whose name gives no hint of that."""
+    """Replace a site by the site "elsewhere". A user's reparameterization may choose a name without the old name."""
 
     def apply(self, msg):
         value = pyro.sample("elsewhere", msg["fn"])
@@ -236,7 +236,7 @@ def test_the_balanced_bound_equals_pyros_for_every_autoguide(name):
 
 @pytest.mark.parametrize("name", ["normal", "low rank", "delta"])
 def test_the_balanced_bound_of_gram_under_an_autoguide_is_pyros(case, name):
-    """An autoguide gives guidance a Delta at an auxiliary draw."""
+    """In an autoguide, the distribution of guidance is a Delta at the value of an auxiliary site."""
     model = case.solver.model
 
     def full_model(x, y):

@@ -1,4 +1,4 @@
-"""The terms of a bound, read from traces that are small enough to add up by hand."""
+"""The terms of a bound are compared with sums by hand, on traces of few sites."""
 
 import pyro
 import pyro.distributions as dist
@@ -35,7 +35,7 @@ def model(halted=False):
             z = z + pyro.sample("eps_1", dist.Normal(z, 2.0))
         with poutine.mask(mask=False):
             pyro.sample("eps_2", dist.Normal(z, 2.0))
-        with poutine.scale(scale=7.0):  # terms leave scales out
+        with poutine.scale(scale=7.0):  # the terms do not contain scales
             c = pyro.sample("c", dist.Normal(z, 3.0))
         pyro.deterministic("u_0", z)
         pyro.deterministic("h", z.expand(B))
@@ -171,7 +171,7 @@ def test_a_divergence_is_the_closed_form_or_the_estimate_at_the_draw():
 
 
 def make_site(**dims):
-    """Return a site within plates: the name of each plate = its dimension."""
+    """Return a site within plates. Each keyword names a plate; its value is the dimension of that plate."""
     frames = [CondIndepStackFrame(name, dim, 1, 0) for name, dim in dims.items()]
     return {"cond_indep_stack": tuple(frames)}
 

@@ -79,7 +79,7 @@ def test_weights_are_log_p_minus_log_q_of_each_datum(case):
 
 
 def test_renyi_elbo_is_a_bound_per_datum_not_on_the_joint_batch(case):
-    """With a deterministic site outside the plate, Pyro would average products of weights over the whole batch."""
+    """If a deterministic site lay outside the plate, Pyro would average products of weights over the whole batch."""
     model, guide = case.solver.model, case.solver.guide
     bound = RenyiELBO(alpha=0.0, num_particles=6, vectorize_particles=True, max_plate_nesting=1)
     torch.manual_seed(9)

@@ -1,4 +1,4 @@
-"""The prefix language model, token by token."""
+"""The autoregressive baseline (a prefix language model) is tested token by token."""
 
 import pytest
 import torch

@@ -98,7 +98,7 @@ def test_a_diffusion_bound_is_below_the_log_probability_of_draws(name, settings)
         bound = -model.loss(model.encoder(x).expand(81, num_draws, -1, -1), y).mean(1)
     likely_answers = p.topk(5).indices
     assert (bound[likely_answers] < p[likely_answers].log() + 0.3).all()
-    assert bound.exp().sum() < 1.1  # a lower bound of probabilities, which sum to 1
+    assert bound.exp().sum() < 1.1  # it bounds the probabilities of all answers from below
     assert bound.exp().sum() > 0.3  # the bound is not vacuous
 
 
@@ -122,7 +122,7 @@ def test_d3pms_backward_step_is_bayes_rule_over_its_transition_matrices(kind):
 
 
 def test_mdlms_bound_is_tight_for_a_network_with_constant_logits():
-    """Each token then costs its own cross-entropy, whenever it is revealed."""
+    """With constant logits, a token costs the same cross-entropy at whatever time it is revealed."""
     case = build_tiny("mdlm")
     model = case.solver.model
     logits = torch.randn(3, 3)
@@ -264,7 +264,7 @@ def test_both_stochastic_trms_have_different_samples():
     starts = poutine.trace(random_case.solver.model).get_trace(plain_case.x).nodes
     assert starts["z0_h"]["value"].shape == (5, 4, 16)
     assert not torch.equal(starts["z0_h"]["value"][0], starts["z0_h"]["value"][1])
-    # A drawn answer follows the likelihood of the state that every trajectory ends in.
+    # Without noise, all trajectories end in the same state. Drawn answers follow the likelihood of that state.
     p = poutine.trace(plain_case.solver.model).get_trace(plain_case.x, None, steps=2).nodes["y"]["fn"].base_dist.probs
     share = torch.nn.functional.one_hot(samples["sampled"].tokens, 3).double().mean(0)
     torch.testing.assert_close(share, p.double(), atol=0.12, rtol=0)

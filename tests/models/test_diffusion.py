@@ -1,4 +1,4 @@
-"""The diffusion baselines step by step, with a network that records its calls."""
+"""The diffusion baselines are tested step by step, with a network that records its calls."""
 
 import itertools
 import math
@@ -148,7 +148,7 @@ KINDS = ["absorbing", "uniform"]
 
 
 def schedule(kind, T):
-    """Return, for t = 0 .. T, the share of tokens that keep their value until time t (the paper's closed form)."""
+    """Return, for t = 0 .. T, the share of tokens that keep their value until time t (formula of the D3PM paper)."""
     if kind == "absorbing":
         return [1 - t / T for t in range(T + 1)]
     return [math.cos(math.pi * t / (2 * T)) ** 2 for t in range(T)] + [0.0]

@@ -42,7 +42,7 @@ def test_several_supervision_steps_in_one_call_equal_several_calls(case):
 
 
 def test_transitions_are_markov(case):
-    """Pyro's enumeration needs the Markov scope of each site, which a plain ``range`` does not record."""
+    """Pyro's enumeration needs the Markov scope of each site. A loop over a plain ``range`` would not record it."""
     trace = poutine.trace(case.solver.model).get_trace(case.x, case.y, steps=2)
     assert [f for f in trace.nodes["eps_3"]["cond_indep_stack"] if not f.vectorized] == []  # markov adds no plate
     scopes = [{n for n, k in trace.nodes[f"eps_{t}"]["infer"]["_markov_scope"].items() if k} for t in range(4)]
@@ -145,13 +145,13 @@ def test_a_user_can_extend_the_model_in_plain_pyro(case):
     temperature = trace.nodes["temperature"]["value"]
     expected = log_normal.log_prob(temperature) + plain_trace.log_prob_sum() / temperature
     torch.testing.assert_close(trace.log_prob_sum(), expected)
-    last_log_p = model.prior(trace.nodes["u_1"]["value"]).log_prob(draws["eps_1"])  # only eps_1 is charged
+    last_log_p = model.prior(trace.nodes["u_1"]["value"]).log_prob(draws["eps_1"])  # the loss has no KL of eps_0
     answer_log_p = model.likelihood(trace.nodes["h"]["value"]).log_prob(case.y)
     torch.testing.assert_close(plain_trace.log_prob_sum(), (last_log_p + answer_log_p).sum())
 
 
 def test_the_model_follows_its_equations_from_any_state(case):
-    """The test computes Eq. 6-9 by hand, from a given state and with a given beta. With steps = 0 the state stays."""
+    """Eq. 6-9 are computed by hand, from a given state and with a given beta. With steps = 0 the state is unchanged."""
     model = case.solver.model
     state = LatentState(torch.randn(5, 4, 16), torch.randn(5, 4, 16))
     trace = poutine.trace(model).get_trace(case.x, case.y, state, truncated=False, beta=0.5)

@@ -1,4 +1,4 @@
-"""The priors p(eps | u): what distribution each one is, and its KL."""
+"""Each prior p(eps | u) has the right density, draws, KL and traits."""
 
 import math
 
@@ -71,7 +71,7 @@ def test_prior_none_is_gram_conditioned_on_no_guidance():
         conditioned_trace = poutine.trace(pyro.condition(guided_model, zero_guidance)).get_trace(
             case.x, case.y, steps=2
         )
-        # TRM's step by hand: n refinements of the latent, given answer and input, then a new answer.
+        # TRM by hand: in each transition, refine the latent three times, given the answer; then refine the answer.
         e_x = model.encoder(case.x)
         answer, latent = model.h0.expand_as(e_x), model.l0.expand_as(e_x)
         for _ in range(4):
@@ -151,7 +151,7 @@ def test_a_low_rank_prior_starts_with_small_correlations_for_any_rank(rank):
         prior.directions.down.weight.mul_(math.sqrt(rank) / 0.1)
     torch.testing.assert_close(small_factor * math.sqrt(rank) / 0.1, prior(u).factor)
     weight_scale = prior.directions.down.weight.std() * math.sqrt(64)
-    assert 0.5 < weight_scale < 2  # the scale of a fresh layer
+    assert 0.5 < weight_scale < 2  # the layer has the scale of a fresh one
 
 
 def test_the_kl_from_a_low_rank_gaussian_is_the_same_with_two_batch_dimensions():
@@ -215,7 +215,7 @@ def test_a_flow_starts_as_its_gaussian_and_has_a_density_after_training():
     base_normal = dist.Normal(*prior.head(u)).to_event(2)
     order = prior.order0.argsort()
     torch.testing.assert_close(prior(u).log_prob(eps), base_normal.log_prob(eps[..., order]), rtol=1e-4, atol=1e-4)
-    # After a change of weights, the log density at a draw is the base's minus the log Jacobian determinant.
+    # With changed weights, the log density at a draw is the base's log density minus the log Jacobian determinant.
     perturb_(prior, 0.3)
     one_u = u[0, :1]
     p = prior(one_u)

@@ -12,7 +12,7 @@ D = 16
 
 
 def fused_and_plain(monkeypatch, module, x):
-    """Return the value and the gradients (of x and the parameters): first of fused, then of plain operations."""
+    """Return (output, gradient of x, gradients of the parameters) twice: with fused, then with plain operations."""
     values = []
     for is_plain in (False, True):
         if is_plain:
@@ -33,7 +33,7 @@ def test_values_and_gradients_of_a_stack_are_those_of_plain_operations(monkeypat
 
 
 def test_attention_follows_its_definition():
-    """As in TRM, rotary positions rotate channel i of a head together with channel i + size / 2."""
+    """As in TRM, channel i of a head (of ``size`` channels) is rotated together with channel i + size / 2."""
     heads, L = 2, 7
     layer = RotaryAttention(L, D, heads).double()
     x = torch.randn(3, L, D, dtype=torch.double)

@@ -1,4 +1,4 @@
-"""Encoders turn images into patches, decoders turn patches into images, and each kind of task gets its networks."""
+"""Encoders turn images into patches, decoders turn patches into images, and a task gets the networks of its kind."""
 
 import copy
 
@@ -19,9 +19,9 @@ from pyro_gram.networks.embeddings import (
 from pyro_gram.networks.images import PatchDecoder, PatchEncoder, check_image
 from pyro_gram.spec import TaskSpec
 
-WIDTH, CHANNELS, REACH = 24, 8, 4  # two 5 x 5 convolutions see 4 pixels away
+WIDTH, CHANNELS, REACH = 24, 8, 4  # two 5 x 5 convolutions connect pixels up to 4 (REACH) apart
 BATCHES = [(), (3,), (2, 3)]
-SHAPES = [((8, 8), 2), ((8, 12), 4), ((6, 9), 3)]  # rows and columns of an image, side of a patch
+SHAPES = [((8, 8), 2), ((8, 12), 4), ((6, 9), 3)]  # (rows and columns of an image, side of a patch), in pixels
 
 
 def encoder(image=(8, 12), patch=4, classes=2):
@@ -37,7 +37,7 @@ def pixels_of(image, *batch, classes=2):
 
 
 def remove_group_norm(module):
-    """Return a copy without GroupNorm, which takes statistics of the whole image: only convolutions connect pixels."""
+    """Return a copy in which only convolutions connect pixels: GroupNorm (statistics of the whole image) is removed."""
     module = copy.deepcopy(module)
     for parent in list(module.modules()):
         for name, child in parent.named_children():
@@ -53,7 +53,7 @@ def patch_cells(image, patch):
 
 
 def make_identity(module, patch):
-    """Reduce the module to one channel, no convolutions, and a projection that is the identity."""
+    """Give the module one channel, remove its convolutions, and make its projection the identity."""
     module.project = nn.Linear(patch**2, patch**2, bias=False)
     nn.init.eye_(module.project.weight)
     if isinstance(module, PatchEncoder):

@@ -174,7 +174,7 @@ def test_only_antithetic_and_sobol_schemes_have_a_handler():
 
 
 def draw_guidance(prior, kind, steps=2):
-    """Sample the guidance of the first transitions under the handler."""
+    """Sample the guidance of the first transitions under the handler CoupledDraws."""
     with CoupledDraws(kind):
         return [pyro.sample(guidance_site(t), prior) for t in range(steps)]
 
@@ -210,7 +210,7 @@ def test_each_input_has_a_sobol_sequence_of_its_own_that_is_even_in_every_channe
     torch.manual_seed(1)
     noise = sobol_noise(torch.zeros(8, 3, 2, 4))
     uniform = torch.distributions.Normal(0.0, 1.0).cdf(noise)
-    # A channel has eight points, one in each eighth of the interval. A random shift moves points and eighths alike.
+    # Each channel has eight points, one in each eighth of [0, 1]. A random shift moves points and eighths equally far.
     gaps = uniform.sort(0).values.diff(dim=0)
     assert (gaps > 1e-4).all()
     assert (gaps < 0.25).all()

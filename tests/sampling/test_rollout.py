@@ -28,7 +28,7 @@ def test_rollout_agrees_site_for_site_with_predictive_under_the_same_seed(transi
     case = build_case(model={"transitions": transitions})
     model = case.solver.model
 
-    def seeded_model(x):  # Predictive runs the model several times, and the last run counts
+    def seeded_model(x):  # Predictive runs the model more than once: every run starts from seed 11
         pyro.set_rng_seed(11)
         return model(x, steps=4)
 
@@ -139,7 +139,7 @@ def test_data_without_input_are_scored_under_seeded_trajectories_in_chunks(case)
 
 @pytest.mark.parametrize("max_trajectories", [3, 12])
 def test_chunks_draw_under_successive_seeds_and_are_joined_in_their_order(case, max_trajectories):
-    """Chunks are numbered group by group of inputs, and within a group by trajectory."""
+    """The inputs form groups. The chunks of the first group come first, in the order of their trajectories."""
     model = case.solver.model
     samples = rollout(model, case.x, num_samples=4, depth=2, seed=7, max_trajectories=max_trajectories, history=True)
     inputs = case.x.split(max(1, max_trajectories // 4))
@@ -188,7 +188,7 @@ def test_memory_is_proportional_to_the_size_of_a_state():
     assert chunk_size(10**9) == 1
     assert chunk_size(8, 100) == 100
     assert chunk_size(16, 100) == 50
-    per_trajectory = 64 * 4 * 8 * 128 / 2**20  # MB: 64 tensors of [8, 128] float32
+    per_trajectory = 64 * 4 * 8 * 128 / 2**20  # in MB; a trajectory takes 64 float32 tensors of [8, 128]
     assert trajectories_in_memory(8 + 10.5 * per_trajectory, 8, 128) == 10
     assert trajectories_in_memory(8 + per_trajectory, 8, 128) == 1
     with pytest.raises(UserError, match=r"give at least 8\.2"):

@@ -138,7 +138,7 @@ def test_the_filter_favours_trajectories_that_the_head_trusts(potential):
 
 
 def test_the_filter_agrees_with_importance_weights_of_independent_trajectories():
-    """The final target is the prior times the last potential, however often the filter resampled."""
+    """The last target is the prior times the last potential. It does not depend on how often the filter resampled."""
     case = filtered_case(100.0)
     model = case.solver.model
     config = SMCConfig(threshold=0.95)
@@ -147,7 +147,7 @@ def test_the_filter_agrees_with_importance_weights_of_independent_trajectories()
     weight = samples.value / samples.value.sum(0)
     expected = (weight * samples.value).sum(0)
     assert particles.is_resampled.any()
-    assert (expected - samples.value.mean(0)).min() > 0.1  # the weights matter
+    assert (expected - samples.value.mean(0)).min() > 0.1  # the weights raise the mean value
     torch.testing.assert_close((particles.weight * particles.value).sum(0), expected, atol=0.05, rtol=0)
 
 
