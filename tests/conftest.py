@@ -49,7 +49,7 @@ SMALL_TASKS: dict[str, dict] = {
     "arc": {"canvas": 4, "augmentations": 2, "evaluate_augmentations": 2, "validation": 2},
     "mnist": {"side": 14, "patch": 7, "train": 20, "validation": 4, "test": 10},
 }
-SMALL_MODELS: dict[str, dict] = {"arc": {"prefix": 1}}  # a puzzle embedding needs a position of its own
+SMALL_MODELS: dict[str, dict] = {"arc": {"prefix": 1}}  # the puzzle embedding needs one prefix position
 SMALL_PARTS: dict[str, dict] = {
     "model": {"width": 16, "heads": 2, "hidden": 16, "layers": 1, "low_steps": 2, "transitions": 2},
     "prior": {"hidden": 16},
@@ -63,7 +63,7 @@ def small_config(**changes: Any) -> RunConfig:
     """Return the config of a run that takes seconds.
 
     ``prior_name="gaussian"`` chooses a part, and ``prior={...}`` sets fields of its config. By default a model gets the
-    prior and guide that it needs, and its own settings except for sizes.
+    prior, the guide and the training settings that it needs, but small sizes.
     """
     part_names = {part: changes.pop(f"{part}_name") for part in DEFAULT_NAMES if changes.get(f"{part}_name")}
     model = MODELS.get(part_names.get("model", DEFAULT_NAMES["model"]))
@@ -114,7 +114,7 @@ def digits_folder() -> str:
 
 @cache
 def small_task(name: str) -> Task:
-    """Build a task of :func:`small_config` only once, because this is slow. Tests must not change the task."""
+    """Return a task of :func:`small_config`. It is built only once and shared, so tests must not change it."""
     return build_task(small_config(task_name=name), digits_folder() if name == "mnist" else None)
 
 
@@ -150,7 +150,7 @@ def case() -> Case:
 
 
 class StateHeads(nn.Module):
-    """Halt and value heads whose logits are a function of the state's mean, which differs between trajectories."""
+    """Halt and value heads. Their logits depend only on the mean of the state, which differs between trajectories."""
 
     def __init__(self, strength: float = 0.0, shift: float = 0.0) -> None:
         super().__init__()

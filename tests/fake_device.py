@@ -3,8 +3,8 @@
 An operation cannot mix tensors of the device with CPU tensors, except single numbers and indices. Generators of the CPU
 cannot draw for the device, NumPy cannot read its memory, and it has no float64. So code that runs on the device without
 an error has left no tensor on the CPU. Results and random draws are the same as on the CPU. The device is called
-``meta``, because PyTorch accepts this name on any machine. Neither GPU kernels are tested, nor code that depends on
-``device.type == "cuda"``.
+``meta``, because PyTorch accepts this name on any machine. Two things are not tested: GPU kernels, and code that
+depends on ``device.type == "cuda"``.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _cpu_values(leaf: Any) -> Any:
 
 
 def _check_devices(func: Any, args: Any, generator: Any, tensors: list[Tensor], is_result_fake: bool) -> None:
-    """Raise RuntimeError, as a real device does, for a CPU generator or for CPU tensors among the device's own."""
+    """Raise RuntimeError, as a real device does, for a CPU generator, or if CPU and device tensors are mixed."""
     if generator is not None and is_result_fake:
         raise RuntimeError(f"{func}: a generator of the CPU cannot draw on another device")
     is_index = func in INDEXING and isinstance(args[0], FakeDeviceTensor)
@@ -112,7 +112,7 @@ def _check_devices(func: Any, args: Any, generator: Any, tensors: list[Tensor], 
 
 
 def _create_then_move(create: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return a replacement for ``torch.tensor``, because that function does not ask the dispatcher for its device."""
+    """Return a replacement for ``torch.tensor`` that moves the tensor in a second step, which the dispatcher sees."""
 
     def tensor(
         data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False, **kwargs: Any
@@ -130,7 +130,7 @@ def fake_device(*programs: Any) -> Iterator[str]:
     with ExitStack() as stack:
         for program in programs:
             stack.enter_context(patch.object(program, "pick_device", torch.device))
-        # This check of checkpoints needs the real meta device, but the fake device has its name. So it is left out.
+        # ``outline_misfits`` needs the real meta device, but "meta" now names the fake device. So it is left out.
         stack.enter_context(patch.object(checkpoint, "outline_misfits", lambda *_: []))
         stack.enter_context(patch.object(torch, "tensor", _create_then_move(torch.tensor)))
         stack.enter_context(_DispatchMode())

@@ -55,7 +55,7 @@ def test_a_cycle_and_an_upward_import_are_found():
 
 def test_words_of_the_old_dialect_do_not_come_back():
     words = {path: set(count) for path, count in old_words(*PACKAGES).items()}
-    assert words == {"tests/tasks/damaged.py": {"given"}}  # of hypothesis
+    assert words == {"tests/tasks/damaged.py": {"given"}}  # a decorator of hypothesis
 
 
 def test_identifiers_are_variables_arguments_attributes_and_keywords(tmp_path):

@@ -61,14 +61,14 @@ def state_bytes():
 
 @pytest.fixture
 def state_file(tmp_path):
-    """The training state after two batches of a run of three."""
+    """Return the file of a training state: two batches of three are done."""
     path = tmp_path / "state.safetensors"
     path.write_bytes(state_bytes())
     return path
 
 
 def rewrite(path, change=lambda header: None, tensors=lambda t: None, **metadata):
-    """Write a checkpoint again, after ``change`` has edited its header and ``tensors`` its dict of tensors.
+    """Write a checkpoint again, after ``change`` has edited its header and ``tensors`` has edited its tensors.
 
     ``metadata`` replaces whole entries of the file's metadata."""
     with safe_open(path, framework="pt") as f:

@@ -68,7 +68,7 @@ def test_the_wheel_holds_the_library_models_guides_and_types_and_nothing_else(wh
 
 
 def test_the_registry_finds_everything_in_an_installed_wheel(site_folder, tmp_path):
-    # With -P and another folder, the repository is not on the path, even after an editable install.
+    # With -P and another current folder, Python does not find the repository, even after an editable install.
     out = run(sys.executable, "-P", "-c", SCRIPT, ROOT, cwd=tmp_path, env={"PYTHONPATH": str(site_folder)})
     package = json.loads(out)
     assert package["files"]

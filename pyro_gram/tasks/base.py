@@ -298,7 +298,8 @@ class Task(ABC):
     def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
         """Return lines for a terminal: one input and, if given, an answer with a ``!`` after each mistake.
 
-        By default these are the two texts, with a ``!`` after a wrong answer. ``colour`` only adds escape codes.
+        By default the lines are the texts of input and answer, with one ``!`` after the whole answer if it is wrong.
+        ``colour`` only adds escape codes.
         """
         lines = [self.format_input(x)]
         if y is not None:

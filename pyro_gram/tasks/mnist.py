@@ -235,7 +235,8 @@ def binarize(images: Tensor, threshold: float, side: int = SIDE) -> Tensor:
 def candidate_paths(file: str) -> list[str]:
     """List the paths in a data folder at which one of MNIST's files may be, the most frequent first.
 
-    In old archives a dot precedes ``idx`` in the name. Kaggle's archive unpacks each file to a folder of its name.
+    In old archives a dot precedes ``idx`` in the name. Kaggle's archive unpacks each file into a folder that has the
+    name of the file.
     """
     names = (file, file.replace("-idx", ".idx"))
     paths = (*names, *(f"{folder}/{name}" for folder in names for name in names))

@@ -22,8 +22,8 @@ Painter = Callable[..., str]  # a function with the parameters of ``paint``
 def wants_colour(stream: TextIO) -> bool:
     """Return whether text for ``stream`` is to be coloured.
 
-    The environment decides first: no if NO_COLOR (no-color.org) is set and not empty, otherwise yes if FORCE_COLOR is.
-    If neither is set, only text for a terminal is coloured.
+    The environment decides first: text is not coloured if NO_COLOR (no-color.org) is set and not empty; otherwise it is
+    coloured if FORCE_COLOR is set and not empty. If neither is the case, only text for a terminal is coloured.
     """
     if os.environ.get("NO_COLOR"):
         return False

@@ -33,7 +33,8 @@ def expected_total_variation(num_solutions: Tensor, num_samples: int) -> Tensor:
     """Return the expected total variation of N independent uniform draws from m solutions: float64 ``[B]``.
 
     A perfect sampler has this value on average. The count of each solution is binomial, Bin(N, p) with p = 1 / m. De
-    Moivre's closed form of its mean absolute deviation is 2 k C(N, k) p^k (1 - p)^(N - k + 1), k = floor(N p) + 1.
+    Moivre's closed form of the mean absolute deviation of that count is 2 k C(N, k) p^k (1 - p)^(N - k + 1), with
+    k = floor(N p) + 1.
 
     Args:
         num_solutions: m, int64 ``[B]``.

@@ -48,7 +48,7 @@ class Carry:
         return cls(x, y, zeros, zeros.bool())
 
     def replace_finished(self, model: Any, x: Tensor | None, y: Tensor) -> Carry:
-        """Put the pair in the same row of ``x`` and ``y`` in place of each pair whose trajectory is finished."""
+        """Replace each pair whose trajectory is finished: the new pair is in the same row of ``x`` and ``y``."""
         assert self.state is not None
         with torch.no_grad(), data_plates(self.finished.shape):
             start = model.initial_state(self.state.h)
@@ -86,8 +86,8 @@ class Carry:
         """Build a carry from the tensors of :meth:`state_dict`.
 
         Raises:
-            KeyError: one is missing.
-            ValueError: they are not of the same number of trajectories.
+            KeyError: a tensor is missing.
+            ValueError: the tensors hold different numbers of trajectories.
         """
         if len({len(tensor) for tensor in tensors.values()}) > 1:
             raise ValueError(f"unfinished trajectories: {', '.join(f'{len(t)} in {k}' for k, t in tensors.items())}")

@@ -43,7 +43,7 @@ class TrainConfig:
             drawn with its probability under the model. 0 for none. Needs inputs, and all their solutions.
         on_policy_updates: number of updates along these trajectories in a batch. They are made at successive
             supervision steps, the first at a random depth.
-        on_policy_after: share of the run before on-policy training begins.
+        on_policy_after: on-policy training begins after this share of the run.
         precision: precision of the core's matrix products: ``fp32``, ``tf32`` (CUDA) or ``bf16``. With ``tf32`` and
             ``bf16``, CUDA computes its other products in TF32; everything else is in float32.
         compile: compile the core. This takes 20 to 70 seconds at the start; on the CPU it needs a C++ compiler.

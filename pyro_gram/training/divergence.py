@@ -8,7 +8,7 @@ from typing import Any
 
 from pyro_gram.errors import UserError
 
-MAX_RATIO = 1000.0  # an update is refused if its loss is more than so many times the usual loss
+MAX_RATIO = 1000.0  # the largest accepted ratio of a loss to the usual loss, which counts as at least 1 nat here
 SMOOTHING = 0.98  # decay per update of the running mean of losses
 
 

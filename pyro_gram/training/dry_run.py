@@ -14,7 +14,7 @@ from pyro_gram.training.trainer import Trainer
 
 
 def dry_run(trainer: Trainer) -> tuple[str, str] | None:
-    """Compute the loss of two pairs, without an update. Random states do not change.
+    """Compute the loss of two pairs, without an update. The caller's random state is restored.
 
     Returns:
         the names of the posterior's and the prior's distribution if their KL has no closed form, so that ``balanced``
@@ -45,7 +45,7 @@ def dry_run(trainer: Trainer) -> tuple[str, str] | None:
 
 
 def prepare_core(trainer: Trainer) -> None:
-    """Set the precision of the core and compile it, as the config says. Random states do not change.
+    """Set the precision of the core and compile it, as the config says. The caller's random state is restored.
 
     Raises:
         UserError: the compiler fails.

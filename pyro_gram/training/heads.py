@@ -2,7 +2,7 @@
 
 The outputs of the heads are sites of the model (``sites.sample_halt_and_value``). In training, the halt site is
 observed as 1 if the answer decoded from a state is right, and the value site as 1 if the last answer of the trajectory
-is right. The task's own check decides this, as several answers may be right. Training is SVI on a program without
+is right. The task's own check decides this, because several answers may be right. Training is SVI on a program without
 transitions, which decodes a given state and judges the answer. Nothing in this program is latent.
 """
 
@@ -36,7 +36,7 @@ from pyro_gram.training.optimizer import OptimConfig, TorchOptim
 BATCH = 512  # states in an update
 EPOCHS = 2  # passes over the states of a round: a pass takes less time than sampling the states
 MAX_DEPTH = 16  # the heads learn from at most so many supervision steps of a trajectory
-EARLY_STEPS = 4  # all states of the first steps are used, and fewer of later steps, where most answers are right
+EARLY_STEPS = 4  # of these first steps all states are used; of later steps fewer, as most of their answers are right
 
 Check = Callable[[Tensor, Tensor], Tensor]  # x [B, *event], tokens [B, L_out] -> bool [B], on the CPU
 
@@ -53,7 +53,11 @@ def check_heads(model: nn.Module, task: Task, config: HeadsConfig) -> None:
 
 
 def attach_heads(model: nn.Module, model_config: Any, task: Task, config: HeadsConfig, seed: int) -> None:
-    """Give a model untrained heads drawn under ``seed``. Random states do not change. Raises as :func:`check_heads`."""
+    """Give a model untrained heads, with weights drawn under ``seed``. The caller's random state is restored.
+
+    Raises:
+        ConfigError: as :func:`check_heads`.
+    """
     check_heads(model, task, config)
     sizes = model_sizes(model_config)
     length = task.spec.input_length + sizes.prefix
@@ -110,7 +114,10 @@ def train_heads(
 def estimate_head_seconds(
     model: nn.Module, model_config: Any, task: Task, config: HeadsConfig, **settings: Any
 ) -> float:
-    """Estimate the seconds that :func:`train_heads` takes, by one round on a copy. Random states do not change."""
+    """Estimate the seconds that :func:`train_heads` takes: time one round on a copy of the model.
+
+    The caller's random state is restored.
+    """
     trial = copy.deepcopy(model)
     device = next(trial.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -125,7 +132,7 @@ class JudgedStates:
 
     Attributes:
         x: inputs, int64 ``[M, *event]``.
-        state: ``[M, L, D]`` each.
+        state: the high and the low level, ``[M, L, D]`` each.
         is_right: bool ``[M]``: is the answer decoded from the state right?
         is_end_right: bool ``[M]``: is the last answer of the state's trajectory right?
     """
@@ -139,7 +146,7 @@ class JudgedStates:
 def sample_states(
     model: nn.Module, x: Tensor, check: Check, *, depth: int, seed: int, temper: TemperConfig = NO_TEMPER
 ) -> JudgedStates:
-    """Sample states of one trajectory of the prior on each input. Random states do not change.
+    """Sample states of one trajectory of the prior on each input. The caller's random state is restored.
 
     All states of early steps are returned, and a random share of the states of each later step. The share does not
     depend on the answers, so the heads learn calibrated probabilities for each step.

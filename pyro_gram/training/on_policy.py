@@ -2,12 +2,12 @@
 
 Training under the guide never shows the core the prior's own mistakes, such as an answer that mixes two solutions. So
 the core is also trained on states that the prior reaches. Before each supervision step a target is drawn from
-p(y | h) among all solutions of x, and the step is trained to make it more probable, without an inference network.
+p(y | h) among all solutions of x. The step is trained to make the target more probable, without an inference network.
 
 This is a heuristic in the manner of stochastic EM (the E-step draws a solution, the M-step is one update), not the
 gradient of the bound. Its targets follow the model's preferences, so it does not make solutions equally probable. The
 updates under the guide do that, and total variation shows how well. A trajectory with a right answer that is not in
-canonical form is trained towards that form.
+canonical form is trained towards a solution in canonical form.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One fused AdamW (and Muon for the hidden matrices, if the config says so) behind Pyro's optimizer interface.
 
-Pyro's own optimizers keep a torch optimizer for each tensor, and clip each tensor. ``TorchOptim`` keeps one or two
-optimizers for all tensors, clips the global norm and follows a learning-rate schedule.
+Pyro's own optimizers keep one torch optimizer for each tensor, and clip the gradient of each tensor separately.
+``TorchOptim`` keeps one or two optimizers for all tensors, clips the global norm of the gradient, and follows a
+learning-rate schedule.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ NON_HIDDEN = {"encoder", "answer", "decoder"}  # submodules that embed x, embed 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Settings of the optimizers. (The paper has AdamW with lr 1e-4, decay 1.0, clip 1.0 at D = 512: Appendix B.2.)
+    """Settings of the optimizers. (Appendix B.2 of the paper: AdamW, lr 1e-4, weight decay 1.0, clip 1.0, for D = 512.)
 
     Attributes:
         hidden_optimizer: the optimizer of the hidden matrices (:func:`hidden_matrices`): ``adamw``, as for everything
@@ -81,9 +82,9 @@ class OptimConfig:
 
 
 def hidden_matrices(modules: dict[str, nn.Module]) -> list[str]:
-    """Return the names in ``TorchOptim.parameters_by_name`` of the matrices that Muon trains.
+    """Return the names of the matrices that Muon trains, as in ``TorchOptim.parameters_by_name``.
 
-    They are the weights of all linear layers outside the submodules named in ``NON_HIDDEN``.
+    The matrices are the weights of all linear layers outside the submodules named in ``NON_HIDDEN``.
     """
     return [
         f"{part}.{path}.weight"
@@ -105,7 +106,7 @@ class TorchOptim(PyroOptim):
         processes: the processes whose gradients are averaged.
 
     Raises:
-        ConfigError: in a call with a parameter that belongs to none of the modules, and so would stay untrained.
+        ConfigError: in a call, if a parameter belongs to none of the modules and so would stay untrained.
     """
 
     def __init__(

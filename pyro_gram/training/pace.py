@@ -3,8 +3,8 @@
 A run with a number of batches and a limit in minutes must follow the same recipe on a slow machine and on a fast one:
 its learning rate falls to its last value, and its on-policy part is trained. Two rules would do:
 
-- *Let progress be the larger of two shares: batches done, minutes spent.* Nothing must be measured. But every learning
-  rate depends on the clock: no run can be repeated bit for bit, and a resumed run ends unlike an unbroken one.
+- *Let progress be the larger of two shares: batches done, minutes spent.* This needs no measurement. But every learning
+  rate then depends on the clock: a run cannot be repeated bit for bit, and a resumed run differs from an unbroken one.
 - *Measure first, then count only batches.* A few batches, with and without on-policy updates, are trained on a copy.
   The number of batches is lowered to what fits. From then on the run is, bit for bit, a run with this number as
   ``train.batches``. The clock does not end it: if the machine gets slower, the run takes longer than its minutes.
@@ -33,17 +33,18 @@ from pyro_gram.training.report import Pace
 from pyro_gram.training.trainer import Trainer
 
 REPEATS = 3  # batches of each kind that are timed, after one that warms up
-NO_LR = 1e-12  # the learning rate of the copy: its updates take as long as any others, and cannot diverge
+NO_LR = 1e-12  # the learning rate of the copy, so small that its updates hardly change it
 
 
 def fit_to_minutes(trainer: Trainer, monitor: Callable[[], object] | None = None) -> bool:
     """Lower a trainer's number of batches to what fits into the minutes, if its config has both.
 
-    The number is decided once, before the clock starts, and is the same in all processes. Random states do not change.
+    The number is decided once, before the clock starts, and is the same in all processes. The caller's random state is
+    restored.
 
     Args:
         trainer: the trainer of the run.
-        monitor: what the caller will call every ``evaluate_every`` batches; its time is counted too.
+        monitor: the function that the caller will call every ``evaluate_every`` batches; its time is counted too.
 
     Returns:
         True if this call has decided the number.
@@ -64,7 +65,7 @@ def min_batches(config: TrainConfig) -> int:
 
 
 def fit_batches(pace: Pace, config: TrainConfig, number: int = 0, elapsed: float = 0.0) -> int:
-    """Return the most batches, up to ``config.batches``, that end within ``config.minutes``.
+    """Return how many batches, up to ``config.batches``, can be trained within ``config.minutes``.
 
     Args:
         pace: the pace of this machine.
@@ -73,7 +74,7 @@ def fit_batches(pace: Pace, config: TrainConfig, number: int = 0, elapsed: float
         elapsed: seconds of training so far.
 
     Returns:
-        the number of batches, but never less than ``number`` or :func:`min_batches`.
+        the number of batches; at least ``number`` and at least :func:`min_batches`.
     """
     counts = range(max(number, min_batches(config)), config.batches + 1)
     seconds = config.minutes * 60 - elapsed
@@ -101,11 +102,11 @@ def seconds_left(trainer: Trainer, first: int, seconds_spent: float) -> float | 
 
 
 def measure_pace(trainer: Trainer, monitor: Callable[[], object] | None = None) -> Pace | None:
-    """Measure the speed of this machine by a few batches on a copy of model and guide.
+    """Measure the speed of this machine: train a copy of model and guide on a few batches.
 
     Args:
         trainer: the trainer of the run; it does not change.
-        monitor: what the caller will call every ``evaluate_every`` batches; here it is called twice.
+        monitor: the function that the caller will call every ``evaluate_every`` batches; it is called twice here.
 
     Returns:
         the pace; None if an update diverges. Training will then report the divergence.

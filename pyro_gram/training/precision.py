@@ -16,7 +16,8 @@ from torch import nn
 from pyro_gram.errors import ConfigError, UserError
 
 PRECISIONS = ("fp32", "tf32", "bf16")
-# The most compiled variants of a core: with and without gradient, from z_0 (its rows share memory) or another state.
+# The most variants of a core that torch may compile. The variants have a gradient or none, and start from z_0 (whose
+# rows share memory) or from another state.
 MAX_VARIANTS = 32
 BACKEND: str | Callable[..., Any] = "inductor"
 
@@ -45,7 +46,7 @@ def has_compiler() -> bool:
 
 
 def find_core(model: Any) -> nn.Module | None:
-    """Return the module that takes most of a program's time, ``core`` or ``f``; None if it has neither."""
+    """Return the module that takes most of a program's time, ``core`` or ``f``; None if the program has neither."""
     modules = [getattr(model, name, None) for name in ("core", "f")]
     return next((module for module in modules if isinstance(module, nn.Module)), None)
 
@@ -70,7 +71,7 @@ def configure_core(model: nn.Module, precision: str, compiled: bool, device: tor
 
 
 def _forward_in_bfloat16(core: nn.Module, device: str, *args: Any, **kwargs: Any) -> Any:
-    """Call a core's own forward under autocast. Since ``partial`` binds the core, a copied core calls itself."""
+    """Call the forward of the core's class under autocast. ``partial`` binds the core, so a copy calls itself."""
     with torch.autocast(device, torch.bfloat16):
         return type(core).forward(core, *args, **kwargs)
 
@@ -92,7 +93,7 @@ def explain_compiler_errors() -> Iterator[None]:
 
 @contextmanager
 def matmul_precision(precision: str, device: torch.device) -> Iterator[None]:
-    """On CUDA, let float32 products outside the core run on tensor cores (TF32), unless ``precision`` is fp32."""
+    """On CUDA, let float32 matrix products run on tensor cores (TF32), unless ``precision`` is fp32."""
     if device.type != "cuda" or precision == "fp32":
         yield
         return

@@ -10,7 +10,7 @@ from pyro_gram.training.config import TrainConfig
 
 @dataclass
 class BatchReport:
-    """Means of one batch over its supervision steps and inputs, in nats per input at beta = 1.
+    """Means over the supervision steps and inputs of one batch, in nats per input. The KL is not multiplied by beta.
 
     Attributes:
         number: number of the batch.
@@ -50,8 +50,8 @@ class Pace:
     monitor: float
 
     def run_seconds(self, config: TrainConfig, batches: int, number: int = 0) -> float:
-        """Return the seconds from batch ``number`` to the end of a run of ``batches``. More batches never take fewer
-        seconds."""
+        """Return the seconds that a run of ``batches`` batches takes from batch ``number`` to its end. More
+        batches never take fewer seconds."""
         first_on_policy = max(number, math.ceil(config.on_policy_after * batches))
         on_policy = max(0, batches - first_on_policy) if config.on_policy_depth else 0
         evaluations = math.ceil(batches / config.evaluate_every) - number // config.evaluate_every

@@ -1,4 +1,5 @@
-"""Deep supervision by SVI: one update for each supervision step, from the detached state of the step before (Eq. 14).
+"""Deep supervision by SVI: one update for each supervision step. A step starts in the state in which the previous step
+ended, without gradient through that state (Eq. 14).
 
 In the on-policy part of a run each batch is followed by updates along trajectories of the prior
 (``training.on_policy``).
@@ -32,7 +33,7 @@ from pyro_gram.training.optimizer import OptimConfig, TorchOptim
 from pyro_gram.training.precision import check_precision
 from pyro_gram.training.report import BatchReport, Pace
 
-# A function of the batch's number. For on-policy training it also has the method ``candidates`` of ``TargetStream``.
+# Maps the number of a batch to (x, y). On-policy training also needs the method ``candidates`` of ``TargetStream``.
 Batches = Callable[[int], tuple[Tensor | None, Tensor]]
 
 
@@ -40,7 +41,7 @@ class Trainer:
     """Trains a model and its guide.
 
     ``pyro.infer.SVI(model, guide, optimizer, elbo).step`` makes the same update, with a ``TorchOptim`` or an optimizer
-    of ``pyro.optim``. Here its parts are called one by one (:meth:`update`), so that a diverging loss changes nothing.
+    of ``pyro.optim``. :meth:`update` calls the parts of that step one by one, so that a diverging loss changes nothing.
 
     Args:
         model: the generative program.
@@ -80,7 +81,7 @@ class Trainer:
         self.optimizer = TorchOptim({"model": model, "guide": guide}, optim, processes)
         self.beta = BetaController(beta)
         self.divergence = DivergenceCheck()
-        # one module, so that a copy of the guide holds the copy of its model
+        # one module, so that in a copy the guide refers to the copied model
         self.modules = nn.ModuleDict({"model": model, "guide": guide})
         self.average = make_average(self.modules, config.ema)
         self.carry: Carry | None = None  # used if train.act is set
@@ -116,7 +117,7 @@ class Trainer:
         return report
 
     def supervise(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Make N_sup updates. Each starts in the state in which the one before ended.
+        """Make N_sup updates. Each starts in the state in which the previous update ended.
 
         Returns:
             mean reconstruction and KL of each update, nats per input, ``[N_sup, 2]``.
@@ -181,7 +182,7 @@ class Trainer:
         return self.elbo.terms.state, mean
 
     def _check_divergence(self, step: int, on_policy: bool) -> Tensor:
-        """Average and clip the gradient, check it and the loss, and return the mean reconstruction and KL, ``[2]``."""
+        """Average and clip the gradient, and check gradient and loss. Return mean reconstruction and KL, ``[2]``."""
         assert self.elbo.terms is not None
         gradient_norm = self.optimizer.clip_gradients()
         mean = self.elbo.terms.means
@@ -245,7 +246,7 @@ class Trainer:
         return self.progress_at(0)
 
     def progress_at(self, step: int) -> float:
-        """Return the share of the run's batches (or minutes, if only the clock ends it) that is over before a step."""
+        """Return which share of the run is over before a step, by batches or, if only the clock ends it, by time."""
         c = self.config
         if c.batches:
             return (self.number + step / c.supervision_steps) / (self.num_batches or c.batches)
@@ -261,7 +262,7 @@ class Trainer:
     # ---- saved state -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Return all that the next batch depends on: tensors and numbers by part and name. Every process calls it."""
+        """Return all that the next batch depends on: tensors and numbers by part and name. All processes call it."""
         return {
             "weights": self.modules.state_dict(),
             "average": self.average.state_dict(),

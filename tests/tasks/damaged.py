@@ -78,7 +78,7 @@ def command_lines(draw: st.DrawFn, *first: str) -> list[str]:
 
 
 class LateError(BaseException):
-    """The time is over. As a BaseException it passes through every reader."""
+    """Raised when the time is over. No reader catches it, because it is a BaseException."""
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ def sample_grids(size, count, seed=0):
 
 
 def blank_cells(size, count, clues, seed=0):
-    """Draw grids and blank all but ``clues`` cells: int64 [count, L]."""
+    """Draw grids and blank random cells until ``clues`` are left: int64 [count, L]."""
     rank = torch.rand(count, size * size, generator=torch.Generator().manual_seed(seed)).argsort(-1)
     return torch.where(rank < clues, sample_grids(size, count, seed), 0)
 

@@ -189,7 +189,7 @@ def test_answers_are_known_for_pairs_with_outputs_only(own_folder):
 
 
 def groups(task):
-    """Return, for each task, the rows of the versions of each of its test inputs."""
+    """Return a dict that maps the id of a task to a list: for each test input, the rows of its versions."""
     positions: dict[str, list[list[int]]] = {}
     puzzles = task.split("test")
     for start in range(0, len(puzzles), 3):

@@ -173,7 +173,7 @@ def test_tasks_larger_than_the_canvas_are_left_out_and_counted(own_folder, caplo
 
 
 def kaggle(folder, solutions, name="arc-agi_training"):
-    """Write Kaggle's two files: ``solutions``, and challenges with two tasks. Return the tasks."""
+    """Write two tasks as Kaggle does: a file of challenges, and a file with ``solutions``. Return the tasks."""
     tasks = {"00576224": one_pair(1), "007bbfb7": one_pair(2, tests=2)}
     (folder / f"{name}_challenges.json").write_text(json.dumps(tasks))
     (folder / f"{name}_solutions.json").write_text(json.dumps(solutions))
@@ -222,7 +222,7 @@ def test_the_challenges_that_were_trained_on_can_be_given_as_an_input(tmp_path):
     text = (tmp_path / "arc-agi_training_challenges.json").read_text()
     inputs = list(task.read_inputs(text))
     assert [task.title(x) for x in inputs] == ["00576224", "007bbfb7", "007bbfb7"]
-    assert task.has_known_answer(inputs[2], torch.zeros(36, dtype=torch.long))  # only the solutions have its output
+    assert task.has_known_answer(inputs[2], torch.zeros(36, dtype=torch.long))  # only the solutions hold this output
     with pytest.raises(InputError, match="^task new: this checkpoint has no embedding"):
         list(task.read_inputs(json.dumps({**tasks, "new": one_pair(3)})))
 

@@ -125,7 +125,7 @@ def test_pairs_share_a_key_exactly_if_a_symmetry_maps_one_to_the_other():
     changed_grid = b.copy()
     changed_grid[0, 0] = (changed_grid[0, 0] + 1) % 10
     assert grids.pair_key(a, changed_grid) != grids.pair_key(a, b)
-    assert grids.pair_key(grids.apply_transform(a, 1), b) != grids.pair_key(a, b)  # only one grid is transposed
+    assert grids.pair_key(grids.apply_transform(a, 1), b) != grids.pair_key(a, b)  # only a is transposed
     black, blue = np.zeros((2, 2), np.uint8), np.ones((2, 2), np.uint8)
     assert grids.pair_key(black, black) != grids.pair_key(blue, blue)  # black stays black
 
@@ -148,7 +148,7 @@ def test_the_first_version_is_plain_and_all_are_distinct_and_follow_name_and_see
 def test_versions_with_the_same_content_are_dropped():
     black = [np.zeros((2, 2), np.uint8)]
     assert len(grids.draw_augmentations("a", black, 50, 0)[0]) == 1
-    stripe = [np.array([[0, 1]], dtype=np.uint8)]  # four orientations, nine colours
+    stripe = [np.array([[0, 1]], dtype=np.uint8)]  # a stripe has four orientations and nine colours
     transforms, colors = grids.draw_augmentations("a", stripe, 500, 0)
     contents = {
         grids.grid_key(Augmentation(int(t), tuple(c.tolist())).apply(stripe[0]))

@@ -67,7 +67,7 @@ def test_a_missing_data_dir_is_an_error_for_every_task(name, tmp_path):
 
 
 class Bits(Task):
-    """The smallest task: it has only the required methods, and defaults for the rest."""
+    """The smallest task: it implements only the required methods."""
 
     def __init__(self):
         self.spec = TaskSpec(3, None, 2, 3, 2)

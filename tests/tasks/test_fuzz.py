@@ -42,7 +42,7 @@ from tests.conftest import small_config
 from tests.tasks.damaged import check_reader, command_lines, damaged_files, damaged_texts
 from tests.test_checkpoint import model_file, state_file, trainer_of  # noqa: F401
 
-pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  # given if a test fails
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  # shown if a test fails
 
 ARC = {
     "train": [{"input": [[1, 0]], "output": [[0, 1]]}, {"input": [[2, 0]], "output": [[0, 2]]}],
@@ -112,7 +112,7 @@ def check_clues(task: Task, text: str, inputs: list[torch.Tensor]) -> None:
 
 
 def check_queens(task: Task, text: str, inputs: list[torch.Tensor]) -> None:
-    """Assert that the boards have at most as many queens as the text has letters for queens and numbers."""
+    """Assert that the text has at least as many queens as the boards: letters such as Q, or numbers of columns."""
     queens = sum(int(task.board(x).sum()) for x in inputs)
     assert queens <= sum(c in "Qq1\u265b\u2655" for c in text) + len(re.findall(r"\d+", text))
 

@@ -197,7 +197,7 @@ BAD_INPUTS = [
     ("....../...x../....../....../....../......", "row 2 of the board holds 'x'"),
     ("Q...Q./....../....../....../....../......", "row 1, column 1 and row 1, column 5 attack"),
     ("Q...../....../....../...Q../....../......", "row 1, column 1 and row 4, column 4 attack"),
-    ("Q...../....../....../....../....../......", "cannot be completed"),  # no solution of 6 has a corner
+    ("Q...../....../....../....../....../......", "cannot be completed"),  # no solution of 6 has a queen in a corner
 ]
 
 

@@ -111,7 +111,7 @@ def test_solver_stops_at_its_limit():
 def test_solver_refutes_contradicting_clues_and_the_hard_impossible_board():
     assert solve([1, 1] + [0] * 14, 4) == []
     text = ".....5.8....6.1.43..........1.5........1.6...3.......553.....61........4........."
-    assert solve([int(c) if c != "." else 0 for c in text], 9) == []  # takes hours if a solver branches over cells only
+    assert solve([int(c) if c != "." else 0 for c in text], 9) == []  # branching over cells only would take hours
 
 
 def test_solver_solves_the_example_of_the_data_set():

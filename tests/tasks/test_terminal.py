@@ -173,7 +173,7 @@ def test_attacked_and_removed_queens_are_marked():
         *("Q....", "..q..", "....q", ".q...", "...q.")
     ]
     assert task.render(x, torch.tensor([0, 0, 3, 1, 4])).replace(" ", "").splitlines() == [
-        *("Q!....", "q!....", "...q.", ".q...", "....q!")  # the last queen is on the long diagonal of the first
+        *("Q!....", "q!....", "...q.", ".q...", "....q!")  # the first and the last queen share the long diagonal
     ]
     assert task.render(x, torch.tensor([1, 3, 0, 2, 4])).startswith("x!q ")
 
@@ -229,7 +229,7 @@ def test_clues_are_bold_and_other_digits_are_not():
     x, y = pair(task)
     styles = re.findall(r"(\x1b\[[\d;]*m)?([\d.])(?:\x1b\[0m)? ", task.render(x, y, colour=True))
     num_bold = sum(style == "\x1b[1m" and digit != "." for style, digit in styles)
-    assert num_bold == 2 * int((x > 1).sum())  # in the board of the clues, and in that of the answer
+    assert num_bold == 2 * int((x > 1).sum())  # twice: in the board of clues and in the answer
     assert len(styles) == 2 * len(x)
 
 

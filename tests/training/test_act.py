@@ -66,7 +66,7 @@ def test_an_exploring_trajectory_makes_a_uniform_number_of_steps(monkeypatch):
         carry = Carry(None, carry.y, torch.full((n,), step - 1), carry.finished)
         carry = carry.advance(terms([True] * n), max_steps=max_steps)
         shares.append(carry.finished.float().mean().item())
-    assert shares == pytest.approx([0, 1 / 4, 2 / 4, 3 / 4, 1], abs=0.04)  # the least steps are 2 to 5
+    assert shares == pytest.approx([0, 1 / 4, 2 / 4, 3 / 4, 1], abs=0.04)  # a minimum of 2 to 5 steps is drawn
     assert start(n).advance(terms([True] * n), max_steps=1).finished.all()
 
 

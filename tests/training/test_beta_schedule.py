@@ -1,4 +1,4 @@
-"""beta, the weight of the KL, agrees with values that are computed by hand for each batch."""
+"""Compare beta, the weight of the KL, with values that were computed by hand for each batch."""
 
 import pytest
 

@@ -97,7 +97,7 @@ def test_zero_steps_decode_the_given_state():
 
 
 def check_first(x, tokens):
-    """An answer is right if it begins with 0."""
+    """Check answers. In these tests an answer is right if it begins with 0."""
     return tokens[..., 0] == 0
 
 
@@ -205,7 +205,7 @@ def test_impossible_settings_are_refused(settings):
 
 
 def test_heads_are_measured_on_first_versions_of_inputs(tmp_path):
-    """On ARC, answers selected by the heads are measured on plain inputs, as the vote is."""
+    """On ARC, the answers that the heads select are measured on the plain version of each input only."""
     config = small_config(task_name="arc", heads={"hidden": 16, "attention_heads": 2, "rounds": 1, "trajectories": 8})
     run = open_run(config, tmp_path / "run", resume=False, data_dir=None, device=torch.device("cpu"))
     solver = run.averaged_solver

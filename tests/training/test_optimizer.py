@@ -118,5 +118,5 @@ def test_an_optimizer_that_loads_a_state_goes_on_as_the_one_that_saved_it(name):
         with pytest.raises(KeyError, match=r"net\.core\.bias"):
             other_optim.load_state_dict(damaged_state)
     new_optim = TorchOptim({"net": Net()}, config)
-    new_optim.load_state_dict({"num_updates": torch.tensor(7)})  # parameters that never had a gradient keep no state
+    new_optim.load_state_dict({"num_updates": torch.tensor(7)})  # parameters without gradient have no state
     assert (new_optim.num_updates, len(new_optim.state_dict())) == (7, 1)

@@ -101,7 +101,7 @@ def test_the_core_is_compiled_before_the_clock_starts(graphs, monkeypatch):
     @contextmanager
     def on_tensor_cores(*_):
         previous_precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high")  # a new setting makes compiled code compile again
+        torch.set_float32_matmul_precision("high")  # after a new setting torch compiles again
         yield
         torch.set_float32_matmul_precision(previous_precision)
 

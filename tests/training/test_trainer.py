@@ -322,7 +322,7 @@ def test_muon_trains_the_hidden_matrices_and_adamw_the_rest():
     SVI(model, guide, optim, Trace_ELBO()).step(case.x, case.y)
     name = "model.core.f_H.0.channels.gate_up.weight"
     change = optim.parameters_by_name[name].detach() - old_parameters[name]
-    # The update is nearly an orthogonal matrix of a x b: all singular values are about 0.2 lr sqrt(max(a, b)).
+    # The update of an a x b matrix is nearly orthogonal: its singular values are all about 0.2 lr sqrt(max(a, b)).
     singular_values = torch.linalg.svdvals(change) / (0.2 * 1e-2 * max(change.shape) ** 0.5)
     assert 0.5 < singular_values.median() < 1.3
     assert singular_values.max() < 1.4

@@ -43,11 +43,11 @@ class ArcConfig:
             (--data-dir or PYRO_GRAM_DATA).
         tasks: comma-separated ids of the tasks to use, or a number n for the first n training tasks and the first n
             scored tasks; empty for all.
-        max_side: tasks with a longer grid are left out; 0 for the side of the canvas.
+        max_side: the longest side of a grid; tasks with a longer grid are left out. 0 for the side of the canvas.
         canvas: number of rows, and of columns, of the canvas.
         augmentations: number of versions of each task besides the plain one (TRM: 1000). Each version is a puzzle.
         evaluate_augmentations: number of versions of each test input that evaluation uses, the plain one first.
-        attempts: a test input is solved if one of so many answers is right (officially 2).
+        attempts: number of answers to a test input (officially 2). The input is solved if one of them is right.
         validation: number of tests of training tasks to validate on; fewer if there are fewer.
         data_seed: seed of augmentations and validation pairs.
     """
@@ -89,7 +89,7 @@ class ArcConfig:
 
     @property
     def max_tasks(self) -> int | None:
-        """The number that ``tasks`` is; None if ``tasks`` lists ids, which have eight characters."""
+        """The number n in ``tasks``; None if ``tasks`` is empty or lists ids, which have eight characters."""
         text = self.tasks.strip()
         return int(text) if text.isdecimal() and len(text) < 8 and int(text) else None
 
@@ -153,7 +153,8 @@ def collect_tasks(config: ArcConfig, data_dir: str | None = None) -> Pool:
     """Return the tasks that ``config`` selects, and the split to which each of their pairs belongs.
 
     Raises:
-        ConfigError: sets overlap, a task is unknown or too large, or no task is left to train, validate or score.
+        ConfigError: a training set holds scored tasks, a task is unknown or too large, or no task is left to train,
+            validate or score.
         InputError: one of the user's files is not an ARC task.
     """
     refuse_overlap(config)
@@ -210,10 +211,10 @@ def _assign_splits(pool: Pool, num_training: int, config: ArcConfig) -> None:
 
 
 def _exclude_held_out(held_out: list[Pair], pairs: list[Pair]) -> list[Pair]:
-    """Remove the pairs that are symmetric to a held-out pair of another task, or equal to a held-out pair of their own.
+    """Remove each pair that is symmetric to a held-out pair of another task, or equal to a held-out pair of its task.
 
-    A demonstration that is symmetric to a test of its own task is part of the puzzle, and stays. In another version it
-    may have the grids of the test; but that version has another puzzle number, and so another input.
+    A demonstration that is symmetric to a test of its own task is part of the puzzle, and stays. In another version of
+    the task it may have the grids of the test. But that version has another puzzle number, and so another input.
     """
     rough_keys = {rough_key(a, b) for _, a, b in held_out}
     exact_keys = {(i, grid_key(a), grid_key(b)) for i, a, b in held_out}

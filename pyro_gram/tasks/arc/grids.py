@@ -67,7 +67,7 @@ INVERSE = np.array([t if not t & 1 else 1 | (t & 2) << 1 | (t & 4) >> 1 for t in
 
 
 def canonical_colors(grids: Sequence[Grid]) -> tuple[bytes, list[int]]:
-    """Number the nine colours besides black by first appearance; return the renamed grids as bytes, and the order."""
+    """Number all colours but black by first appearance. Return the new grids as bytes, and the colours in order."""
     cells = np.concatenate([g.ravel() for g in grids])
     cell_colors, first = np.unique(cells, return_index=True)
     order = [int(c) for c in cell_colors[np.argsort(first)] if c]
@@ -105,7 +105,8 @@ def draw_augmentations(name: str, grids: Sequence[Grid], count: int, seed: int) 
     """
     word = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
     rng = np.random.default_rng([seed, word])
-    # Versions are equal iff their transforms give the same grids up to colours, and these get the same colours.
+    # Two versions are equal iff their transforms give the same grids up to the names of colours, and the colours that
+    # correspond to each other get the same new colour.
     contents = [canonical_colors([apply_transform(g, t) for g in grids]) for t in range(TRANSFORMS)]
     first_equal_transform = np.array([[c for c, _ in contents].index(content) for content, _ in contents])
     orders = np.array([order for _, order in contents], dtype=np.int64)  # [8, colours in the grids]
@@ -198,7 +199,7 @@ def turn(cells: Tensor, size: Tensor, transform: Tensor, colors: Tensor) -> tupl
     side = torch.arange(cells.shape[-1])
     is_transposed, is_flipped_up, is_flipped_left = (((transform >> bit) & 1).bool() for bit in range(3))
     image_size = torch.where(is_transposed[..., None], size.flip(-1), size)
-    # Cell (i, j) of the result is cell (r, c) of the grid: (i, j), or (j, i) for a transposition, then flipped.
+    # Cell (i, j) of the result is cell (r[i], c[j]) of the grid or, with a transposition, cell (r[j], c[i]).
     r = torch.where(is_flipped_up[..., None], size[..., :1] - 1 - side, side)
     c = torch.where(is_flipped_left[..., None], size[..., 1:] - 1 - side, side)
     plain_index = r[..., :, None] * len(side) + c[..., None, :]

@@ -1,8 +1,8 @@
 """ARC-AGI-1 and -2 (Section 4 and Appendix B.2 of the paper): apply the rule of a task to a grid.
 
-As in HRM and TRM, the model never sees demonstrations as context. Each task, and each augmented version of a task, is a
-puzzle with its own number, whose embedding is learned. The demonstrations of *evaluation* tasks are training data, and
-the test inputs of these tasks are the test split. :mod:`pyro_gram.tasks.arc.data` keeps test outputs out of training.
+As in HRM and TRM, the model never sees demonstrations as context. Each task, plain or in an augmented version, is a
+puzzle with its own number, and the model learns an embedding for each number. The demonstrations of *evaluation* tasks
+are training data; their test inputs are the test split. :mod:`pyro_gram.tasks.arc.data` never trains on test outputs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Arc(Task):
     """Apply the rule of the task with a given number to an input grid.
 
     x is int64 ``[..., 1 + canvas * canvas]``: the number of the puzzle (a task in one version), and the canvas of the
-    input. y is the canvas with the answer's grid. Answers are compared as grids: tokens outside are ignored.
+    input. y is the canvas of the answer. Only its grid is compared; tokens outside the grid are ignored.
     """
 
     Config = ArcConfig
@@ -56,7 +56,7 @@ class Arc(Task):
         count, seed = config.augmentations, config.data_seed
         versions = [grids.draw_augmentations(p.id, p.visible_grids, count, seed) for p in self.puzzles]
         self._num_versions = torch.tensor([len(t) for t, _ in versions])
-        self._first_number = self._num_versions.cumsum(0) - self._num_versions  # of the plain versions
+        self._first_number = self._num_versions.cumsum(0) - self._num_versions  # of each task's plain version
         self._task_of_number = torch.arange(len(versions)).repeat_interleave(self._num_versions)
         transforms, colors = (np.concatenate(arrays) for arrays in zip(*versions, strict=True))
         self._transforms, self._colors = torch.from_numpy(transforms), torch.from_numpy(colors)
@@ -98,7 +98,7 @@ class Arc(Task):
         return self._splits[name]
 
     def _puzzle_set(self, pairs: list[Pair], versions: int) -> PuzzleSet:
-        """Return pairs, placed at the top left, each in up to ``versions`` versions of its task, plain first."""
+        """Return the pairs at the top left of the canvas, each in up to ``versions`` versions, the plain one first."""
         task = torch.tensor([i for i, _, _ in pairs])
         count = self._num_versions[task].clamp(max=versions)
         row = torch.arange(len(pairs)).repeat_interleave(count)
@@ -201,16 +201,16 @@ class Arc(Task):
         return torch.tensor([rows.get(key, -1) for key in self._input_keys(x)], dtype=torch.long)
 
     def has_known_answer(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Return False for a user's test without output, and for an input that no task of this run has."""
+        """Return bool ``[...]``: False for a user's test without output, and for an input of no task of this run."""
         assert x is not None
         is_known = self._answer_rows(x.reshape(-1, x.shape[-1])) >= 0
         return is_known.view(x.shape[:-1]).expand(torch.broadcast_shapes(x.shape[:-1], y.shape[:-1]))
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Count the cells that differ from the known answer; for another shape, count all cells of that answer and 1.
+        """Count the cells that differ from the known answer. If ``y`` has another shape, count all cells plus 1.
 
-        If no answer is known (:meth:`has_known_answer`), the count is 1 if ``y`` has no grid. Otherwise it is 0,
-        although ``y`` may be wrong.
+        If no answer is known (:meth:`has_known_answer`), the count is 1 if ``y`` has no grid, and 0 if it has one,
+        although that grid may be wrong.
         """
         assert x is not None
         cells, size, is_known = self._expected_answers(x.reshape(-1, x.shape[-1]))
@@ -245,9 +245,9 @@ class Arc(Task):
         """Return the official scores, by a vote over all samples of all versions of each test input.
 
         The symmetry of each version is undone before the vote. ``pass_at_1`` and ``pass_at_2``: the share of test
-        inputs with the right answer among the n = 1 or 2 most frequent (Kaggle's average). ``arc_score``: the same for
-        n = ``attempts``, averaged within a task, then over tasks (ARC Prize's score). An answer without a grid has no
-        vote. Ties go to the earlier version, then to the earlier sample.
+        inputs whose right answer is among the 1 or 2 most frequent (Kaggle's average). ``arc_score``: the same for the
+        ``attempts`` most frequent, averaged within each task, then over tasks (ARC Prize's score). An answer without a
+        grid has no vote. Ties go to the earlier version, then to the earlier sample.
         """
         x = puzzles.inputs
         assert x is not None
@@ -294,7 +294,7 @@ class Arc(Task):
         return inputs
 
     def parse(self, text: str) -> Tensor:
-        """Parse JSON: text of :meth:`format_input`, an ARC task with one test, or an input grid of only one task."""
+        """Parse JSON: a text of :meth:`format_input`, a task with one test, or an input grid that only one task has."""
         inputs = self.parse_inputs(text)
         if len(inputs) > 1:
             raise InputError(
@@ -365,14 +365,14 @@ class Arc(Task):
         return grids.to_grid(*grids.crop(self._to_canvas(y), self._unpack(x)[-1]))
 
     def _find_mistakes(self, x: Tensor | None, grid: Grid) -> np.ndarray:
-        """Return the cells that differ from the known answer: all for another shape, none if no answer is known."""
+        """Mark the cells that differ from the known answer: all if its shape differs, none if no answer is known."""
         assert x is not None
         cells, size, is_known = self._expected_answers(x[None])
         expected = _crop_grid(cells[0], size[0]) if is_known[0] else grid
         return grid != expected if grid.shape == expected.shape else np.ones_like(grid, dtype=bool)
 
     def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
-        """Draw the grid in ARC's colours; crosses mark cells that differ from the known answer."""
+        """Draw the grid of y, or of x if y is None. Crosses mark the cells that differ from the known answer."""
         grid = _crop_grid(*self._unpack(x)[1:3]) if y is None else self._answer_grid(x, y)
         if grid is None:
             axes.text(0.5, 0.5, "no grid", ha="center", va="center", transform=axes.transAxes)

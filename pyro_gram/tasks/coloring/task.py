@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLORS = 3
-MAX_VERTICES = 12  # every graph is compared with all canonical colourings, about 3^11 / 2
+MAX_VERTICES = 12  # every graph is compared with all canonical colourings: about 3^11 / 2 for 12 vertices
 FRESH_DRAWS = 1000  # the least number of graphs that fresh_inputs draws at once
 PALETTE = ("#0072B2", "#E69F00", "#009E73")  # Okabe-Ito: distinct to colour-blind readers too
 CONFLICT = "#C00000"
@@ -321,7 +321,7 @@ def draw_graphs(rng: np.random.Generator, n: int, p: float, count: int) -> np.nd
 
 
 def isomorphism_invariants(graphs: np.ndarray) -> list[bytes]:
-    """Return a key for each graph; isomorphic graphs have equal keys (and, rarely, so do others).
+    """Return a key for each graph. Isomorphic graphs have equal keys; graphs that are not isomorphic rarely do.
 
     A vertex is described by the numbers of walks, and of closed walks, of each length up to n that start at it. The
     key is the sorted list of these descriptions. The numbers are exact, because they stay below 12^12.

@@ -50,7 +50,7 @@ def parse_graph(text: str, check_order: CheckOrder) -> Edges:
         check_order: called with the number of vertices as soon as it is known.
 
     Raises:
-        InputError: the text is not one graph without loops. It is a LineError if one line of DIMACS is wrong.
+        InputError: the text is not one graph without loops; a LineError, if one line of DIMACS is wrong.
     """
     lines = normalize_text(text).split("\n")
     if is_dimacs(lines):

@@ -137,7 +137,7 @@ class NQueens(Task):
     # ---- right answers -----------------------------------------------------------------------------------------
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Count three faults: pairs of queens on one line; queens of x that are not in y; queens missing from n."""
+        """Count pairs of queens on one line, queens of x that y lacks, and queens missing from a total of n."""
         assert x is not None
         queens = self.answer_board(y)
         counts = queens.flatten(-2).float() @ self._lines.T  # [..., lines]
@@ -252,7 +252,7 @@ class NQueens(Task):
         return split_queens(text, self.n)
 
     def count_solutions(self, x: Tensor) -> int | None:
-        """Count all completions; None for boards that are too large to enumerate their solutions."""
+        """Count all completions; None if the board is so large that its solutions are not enumerated."""
         if self.n > MAX_ENUMERATED_SIZE:
             return None
         board = self.board(x)

@@ -15,7 +15,7 @@ QUEENS = "Qq1\N{BLACK CHESS QUEEN}\N{WHITE CHESS QUEEN}"
 BLANKS = "._-*0\N{MIDDLE DOT}"
 FORM = "Q for a queen and . for an empty square"
 KEYS = ("board", "queens", "columns", "puzzle")  # names under which a JSON object may hold a board
-FEN_WORDS = (4, 6)  # words of a line of FEN: board, player to move, castling, en passant, perhaps two counters
+FEN_WORDS = (4, 6)  # number of words in a line of FEN: board, player, castling, en passant; perhaps two counters
 COLUMN_BLANKS = {".", "_", "-", "?", "*", "None", "null", "x", "X"}
 MIN_SIZE = 4
 

@@ -52,7 +52,7 @@ class Geometry:
         return self.box_rows == self.box_cols
 
     def unit_name(self, unit: int) -> str:
-        """Return the name of a row of ``units``: ``row 1``, ``column 1`` or ``box 1 (of 2 rows and 3 columns)``."""
+        """Return the name of ``units[unit]``: ``row 1``, ``column 1`` or ``box 1 (of 2 rows and 3 columns)``."""
         kind, number = divmod(unit, self.size)
         shape = f" (of {self.box_rows} rows and {self.box_cols} columns)" if kind == 2 else ""
         return f"{('row', 'column', 'box')[kind]} {number + 1}{shape}"
@@ -84,7 +84,7 @@ def _num_missing(size: int) -> Tensor:
 def missing_digits(digits: Tensor, size: int) -> Tensor:
     """Count the digits that are missing from the rows, columns and boxes together: 0 for a correct grid.
 
-    A unit of a full board lacks as many digits as it repeats.
+    In a unit without blanks, as many digits are missing as there are cells that repeat an earlier digit of the unit.
 
     Args:
         digits: int64 ``[..., L]``, 0 to size - 1; any other number is not a digit.
@@ -144,7 +144,7 @@ def solve(
 
 
 def _assign(candidates: list[int], digit: int, cell: int, g: Geometry) -> None:
-    """Put a digit (from 0) into a cell: remove it from the cell's peers, and other digits from the cell."""
+    """Put a digit (from 0) into a cell: remove this digit from the cell's peers, and other digits from the cell."""
     remaining_cells = candidates[digit] & ~g.peer_masks[cell]
     for d in range(g.size):
         candidates[d] &= ~(1 << cell)
@@ -157,7 +157,7 @@ def _search(
     """Yield every solution below a node of the search. ``candidates`` is changed in place."""
     all_cells = (1 << g.cells) - 1
     while True:
-        at_least_1 = at_least_2 = at_least_3 = 0  # masks of the cells with so many candidates
+        at_least_1 = at_least_2 = at_least_3 = 0  # masks of the cells with at least so many candidates
         for c in candidates:
             at_least_3 |= at_least_2 & c
             at_least_2 |= at_least_1 & c
@@ -289,7 +289,7 @@ def transform(boards: Tensor, cells: Tensor, digits: Tensor, first: int) -> Tens
 
 
 def symmetry_invariants(boards: np.ndarray, size: int, rounds: int = 4, chunk: int = 20_000) -> np.ndarray:
-    """Return a key for each board; symmetric boards have equal keys (and, rarely, so do others).
+    """Return a key for each board. Symmetric boards have equal keys; boards that are not symmetric rarely do.
 
     Cells have colours, which are refined as in the Weisfeiler-Leman test: each round describes digits, rows, columns,
     boxes, bands and stacks by their cells, and then each cell by its digit, row, column and box. The hash of a

@@ -192,7 +192,7 @@ def locate_file(name: str, user_file: str, data_dir: str | None) -> Path:
 
     Args:
         name: ``train.csv`` or ``test.csv`` of the full set; the files of the set of 1,000 puzzles are accepted too.
-        user_file: the user's own file, in the data folder or a path; ``""`` for none.
+        user_file: the user's own file, a name in the data folder or a path; ``""`` for none.
         data_dir: as in :func:`pyro_gram.system.download.find_file`. If there is no data folder, the full set is
             downloaded.
 
@@ -299,7 +299,7 @@ def _detect_layout(path: Path, line: int, text: str) -> _Layout:
         fields = [(column, field.strip()) for column, field in enumerate(first)]
         boards = [(not set(field) & set(BLANKS), column) for column, field in fields if BOARD.fullmatch(field)]
         if len(boards) == 2:
-            (_, puzzle), (_, answer) = sorted(boards)  # the board with a blank is the puzzle; if none has, the first
+            (_, puzzle), (_, answer) = sorted(boards)  # the puzzle has a blank; without blanks it is the first board
             return _Layout(delimiter, puzzle, answer, None, len(first), False)
     raise InputError(
         f"{path}, line {line}: expected a header with the columns question and answer (or puzzle and solution), found "

@@ -70,9 +70,9 @@ class SudokuConfig:
         size: rows of a board: 4 (boxes of 2x2), 6 (boxes of 2 rows and 3 columns) or 9.
         source: ``generated``, ``extreme`` (the files of Sudoku-Extreme, 9x9 only), or ``auto``: extreme for size 9,
             generated for the others.
-        train, test: number of puzzles in the split. -1: the default (all puzzles of a smaller file), which is 7000 for
-            training and 500 for testing at size 4, 10000 and 500 at size 6, 1000 and 1000 at size 9. 0: all puzzles
-            of the file.
+        train, test: number of puzzles in the split. 0: all puzzles of the file. -1: the default, which is 7000 for
+            training and 500 for testing at size 4, 10000 and 500 at size 6, 1000 and 1000 at size 9; if the file has
+            fewer puzzles, all of them.
         validation: number of puzzles to validate on, taken from the training file if there is one. Puzzles of the
             training file that are symmetric to a test puzzle are not used.
         min_clues, max_clues: the fewest and most clues of generated puzzles. 0: the default, which is 4 to 10 for
@@ -160,7 +160,7 @@ class Sudoku(Task):
     # ---- right answers -----------------------------------------------------------------------------------------
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Count three faults: digits missing from a row, column or box; tokens that are not digits; changed clues."""
+        """Count the digits missing from rows, columns and boxes, tokens that are not digits, and changed clues."""
         assert x is not None
         num_missing = missing_digits(y - FIRST_DIGIT, self.size)
         return num_missing + (y < FIRST_DIGIT).sum(-1) + ((x >= FIRST_DIGIT) & (x != y)).sum(-1)
@@ -181,14 +181,14 @@ class Sudoku(Task):
         return PuzzleSet(inputs, solutions, torch.from_numpy(puzzles.offsets))
 
     def ratings(self, split: str) -> Tensor | None:
-        """Return the ratings of a split's puzzles from its file, ``[N]``; None if unknown. Sudoku-Extreme counts
-        the backtracks of a solver."""
+        """Return the rating of each puzzle of a split, ``[N]``; None if its file has no ratings. In Sudoku-Extreme a
+        rating is the number of backtracks of a solver."""
         check_split(split)
         ratings = self._puzzles[split].ratings
         return None if ratings is None else torch.from_numpy(ratings)
 
     def provenance(self) -> dict[str, str]:
-        """Return name and SHA-256 of the training and the test file once they are read; empty for generated puzzles."""
+        """Return name and SHA-256 of the training and the test file; empty before they are read, or without files."""
         return dict(self._sources)
 
     @cached_property

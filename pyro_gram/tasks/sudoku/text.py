@@ -22,7 +22,7 @@ FORM = f"digits, and one of {' '.join(BLANKS)} for a blank"
 
 
 def split_puzzles(text: str) -> list[PuzzleText]:
-    """Cut a file into puzzles: lines of one puzzle or one row each, CSV with a header, ``.sdk``, ``.sdm`` or JSON."""
+    """Cut a file into puzzles: text (a puzzle or row on each line), CSV with a header, ``.sdk``, ``.sdm`` or JSON."""
     lines = normalize_text(text).split("\n")
     first = next((i for i, line in enumerate(lines) if line and remove_answer(line)), 0)
     for delimiter in DELIMITERS:
@@ -41,7 +41,7 @@ def split_puzzles(text: str) -> list[PuzzleText]:
 
 
 def _begins_with_board(lines: list[str]) -> bool:
-    """Return whether the first line holds a whole board. If so, a single word above it is a header, not a title."""
+    """Return whether the first line with cells holds a whole board. If so, a single word above it is a CSV header."""
     line = next(filter(None, map(remove_answer, lines)), "")
     return len(line) in SIZE_OF
 
@@ -55,7 +55,7 @@ def _fields(line: str, delimiter: str) -> list[str]:
 
 
 def remove_answer(line: str) -> str:
-    """Remove a line's comment and, if the line is from a picture that solve.py prints, the answer on the right."""
+    """Remove a line's comment. From a line of a picture that solve.py prints, also remove the answer on the right."""
     line = clean_line(line)
     puzzle_part, *others = ANSWER_SEPARATOR.split(line)
     if len(others) != 1:
