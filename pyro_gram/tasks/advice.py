@@ -40,7 +40,7 @@ def suggest_checkpoint(task: Task, field: str, value: int) -> str:
 
 @cache
 def _checkpoint_sizes(folder: Path, name: str, field: str) -> list[tuple[Path, object]]:
-    """List the checkpoints of a folder with their sizes. The list is cached: every wrong input needs it."""
+    """List the checkpoints of a folder with their sizes. The list is cached, because every wrong input needs it."""
     return [(path, _checkpoint_size(path, name, field)) for path in folder.glob("*.json")]
 
 

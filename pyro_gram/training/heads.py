@@ -80,7 +80,7 @@ def train_heads(
     augment: bool = True,
     progress: Callable[[int, float], object] = lambda number, loss: None,
 ) -> None:
-    """Give a trained model new heads and train them, on training inputs under the task's symmetries.
+    """Give a trained model new heads and train them, on training inputs to which the task's symmetries are applied.
 
     Args:
         model: the trained model; only its heads change.

@@ -160,7 +160,7 @@ def test_float32_products_are_left_as_they_were(monkeypatch):
 
 
 def test_the_paper_preset_runs_without_data_on_the_meta_device():
-    """Check the shapes in one whole step of the paper preset, forward and backward."""
+    """Run one supervision step of the paper preset, forward and backward. This checks all shapes."""
     config = read_preset(PRESETS, "coloring", "paper")
     spec = TaskSpec(36, None, 5, 36, 4)
     width = config.model.width

@@ -275,7 +275,7 @@ def _replace_suffix(path: Path, suffix: str, new_suffix: str) -> Path | None:
 
 
 def _read_puzzles(path: Path) -> Iterator[ArcPuzzle]:
-    """Yield the tasks of a JSON file. One task has the name of the file; several have their ids. Raises InputError."""
+    """Yield the tasks of a JSON file. A single task is named after the file, others by their ids. Raises InputError."""
     data = _read_json_file(path)
     if is_puzzle(data):
         with _locate_errors(path):
