@@ -15,14 +15,14 @@ class Answer:
     """One distinct answer to one input.
 
     Attributes:
-        solution: its text.
+        solution: the text of the answer.
         count: the number of trajectories that ended in this answer. ``count / num_samples`` is its frequency, which
             estimates p(y | x) if :attr:`Answers.frequencies` says so.
-        valid: does the task's check accept it? None if no right answer is known (a user's own ARC test).
-        score: the highest decoder confidence log p(y | h_T) among those trajectories, nats.
-        value: the highest probability of being right that the value head gives one of those trajectories; None without
-            heads.
-        y: its tokens, int64 ``[L_out]``.
+        valid: does the task's check accept the answer? None if no right answer is known (a user's own ARC test).
+        score: the highest decoder confidence log p(y | h_T) among these trajectories, nats.
+        value: the highest probability of being right that the value head gives to one of these trajectories; None
+            without heads.
+        y: the tokens of the answer, int64 ``[L_out]``.
     """
 
     solution: str
@@ -38,17 +38,17 @@ class Answers:
     """The answers to one input, most frequent first.
 
     Attributes:
-        input: its text.
+        input: the text of the input.
         solutions: the selected answers.
         num_samples: N, the number of trajectories.
         depth: the maximal number of supervision steps of a trajectory.
         select: the selection, as for :meth:`Solver.solve`.
         distinct: the number of distinct answers of all trajectories.
-        distinct_valid: the number of right answers among the distinct ones; None if some cannot be checked.
-        total: the number of right answers that the input has, counted exactly; None if they cannot be counted.
+        distinct_valid: the number of distinct answers that are right; None if some answers cannot be checked.
+        total: the exact number of right answers that the input has; None if they cannot be counted.
         mean_steps: the mean number of supervision steps of a trajectory.
         caveats: the reasons why frequencies do not estimate p(y | x), if any (:meth:`Solver.frequency_caveats`).
-        x: its tokens, int64 ``[*event]``.
+        x: the tokens of the input, int64 ``[*event]``.
     """
 
     input: str

@@ -23,8 +23,8 @@ def read_preset(
 ) -> RunConfig:
     """Read the preset ``preset`` of a task from ``folder/TASK.toml``.
 
-    A task of the user's own, named by a dotted path, uses the presets of colouring. Its own settings keep the defaults
-    of its class.
+    A task of the user's own, named by a dotted path, uses the presets of colouring. But the settings of the part
+    ``task`` keep the defaults of the task's class.
 
     If the user replaces the model, prior or guide, the preset's settings for this part are kept where the new class has
     them, and dropped where it does not. The traits of a model (``inference.contract``) may name the prior
@@ -35,11 +35,11 @@ def read_preset(
         folder: the folder with one TOML file for each task.
         task: the name of the task, or its dotted path.
         preset: the name of a table of that file.
-        names: the model, prior and guide that replace those of the preset; None keeps the preset's.
+        names: the model, prior and guide that replace those of the preset. None keeps the preset's name.
         seed: the seed of the run.
 
     Raises:
-        ConfigError: the task or the preset is unknown, or a part does not have a setting.
+        ConfigError: the task or the preset is unknown, or the preset gives a part a setting that it does not have.
     """
     user_names = {part: name for part, name in (names or {}).items() if name is not None}
     table = _read_table(folder, task, preset)
@@ -89,7 +89,7 @@ def _check_named_by_user(preset: str, names: dict[str, str], trusted_names: set[
 
 
 def _with_defaults(names: dict[str, str], preset_names: dict[str, str], user_names: dict[str, str]) -> dict[str, str]:
-    """Return ``names`` with the parts that the model or the prior needs, where the user has named none.
+    """Return ``names`` with the parts that the model or the prior needs. A part that the user has named stays.
 
     A model other than the preset's may need a prior and a guide. A prior with nothing to infer needs the guide
     ``prior``.
@@ -112,7 +112,7 @@ def default_overrides(traits: ModelTraits) -> Settings:
 
 
 def _override(table: dict[str, Any], settings: Settings, names: dict[str, str]) -> None:
-    """Put settings into a preset's table. If they change the updates per batch, keep the preset's number of updates."""
+    """Put settings into a preset's table. If they change the updates per batch, the number of all updates stays."""
     train = {f.name: f.default for f in dataclasses.fields(TrainConfig)} | table.get("train", {})
     for part, fields in settings.items():
         cls = config_class(part, names[part]) if part in REGISTRIES else FIXED_PARTS[part]

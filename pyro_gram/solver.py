@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pyro_gram.answers import Answers
 
 DRAWS = (*UNBIASED, "smc")
-BATCH_TRAJECTORIES = 1280  # `stream` solves as many inputs at once as have this many trajectories in all
+BATCH_TRAJECTORIES = 1280  # `stream` solves inputs in batches of about this many trajectories
 
 
 class SampleSettings(TypedDict, total=False):
@@ -71,7 +71,7 @@ class Solver:
 
     @property
     def modules(self) -> nn.ModuleDict:
-        """Model and guide in one module. In a copy of this module they still share the weights that they share here."""
+        """Model and guide in one module. In a copy of it, model and guide still share their common weights."""
         return nn.ModuleDict({"model": self.model, "guide": self.guide})
 
     @property
@@ -242,9 +242,9 @@ class Solver:
         Args:
             x: one input or several: texts, networkx graphs, or integer tokens ``[B, *event]``.
             num_samples, depth, seed: as for :meth:`sample`.
-            select: ``all`` distinct answers; or a single one: ``vote``, the most frequent; ``value``, the
-                most frequent one unless the value head trusts another clearly more (``sampling.selection``);
-                ``verified``, the most frequent that the task's check accepts (none if no sample is right).
+            select: ``all`` distinct answers; or a single one: ``vote``, the most frequent answer; ``value``, the most
+                frequent answer unless the value head trusts another clearly more (``sampling.selection``);
+                ``verified``, the most frequent answer that the task's check accepts (none if no sample is right).
             **settings: ``temper``, ``halt``, ``draws``, ``memory``, ``progress``, as for :meth:`sample`.
 
         Raises:
@@ -326,5 +326,5 @@ class Solver:
 
 
 def _batch_seed(seed: int, batch: int) -> int:
-    """Return the seed of a batch of inputs. The first one keeps the caller's seed, so it draws as `sample` does."""
+    """Return the seed of a batch of inputs. The first batch keeps the caller's seed, so it draws as `sample` does."""
     return seed if batch == 0 else derive_seed(seed, batch)

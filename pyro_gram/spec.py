@@ -1,4 +1,4 @@
-"""The shapes of a task's inputs and answers. Networks, models and guides depend on a task only through these."""
+"""The shapes of a task's inputs and answers. Networks, models and guides depend on a task only by these shapes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TaskSpec:
         input_length: L, the positions of the sequence.
         input_features: F, the tokens at each position (x is ``[B, L, F]``), or None for one token (x is ``[B, L]``).
         input_vocabulary: input tokens lie in ``[0, input_vocabulary)``; 0 if the task has no input (p(x)).
-        output_length: L_out, tokens of an answer; they stand at the last positions of the sequence.
+        output_length: L_out, the tokens of an answer. They stand at the last positions of the sequence.
         output_classes: output tokens lie in ``[0, output_classes)``.
         puzzles: if positive, x is ``[B, 1 + L]`` and its first token is the number of the puzzle, in
             ``[0, puzzles)``; each puzzle has a learned embedding (ARC).

@@ -50,7 +50,7 @@ TRAIN_INPUTS, MIN_TRAIN_INPUTS, TRAIN_SAMPLES = 128, 16, 4  # most and fewest tr
 GUIDE_SAMPLES, PRIOR_SAMPLES = 160, 320  # draws per pair (x, y) for log p(y | x)
 DATA_PRIOR_SAMPLES = 4096  # draws of the prior for p(x): all data share them
 RANK_ROUNDS, RANK_DRAWS = 2, 31  # simulated data per input, and the guide's trajectories per datum
-CHAINS, DRAWS = 4, 12  # for each input of inference.nc
+CHAINS, DRAWS = 4, 12  # chains, and draws per chain, for each input of inference.nc
 END_SAMPLES, LANDSCAPE_SAMPLES = 24, 64  # trajectories per input: to compare their ends; to draw the landscape
 POSITIONS = 8  # positions, and numbers of kept transitions, whose influence on the answer is measured
 # Budgets in supervision steps of coloring8. One step of one trajectory takes about 0.25 ms on two cores.
@@ -66,7 +66,7 @@ BUDGETS = {
 
 
 def guide_of(solver: Solver) -> nn.Module | None:
-    """Return the guide; None if it has no inference network, or if the prior's draws have another density."""
+    """Return the guide; None if the model has no inference network, or the prior's density is not that of its draws."""
     return None if why_no_guide(solver.model, solver.guide) else solver.guide
 
 
@@ -114,12 +114,12 @@ def _training_accuracy(scope: Scope) -> float | None:
 
 
 def examine_training(scope: Scope, findings: Findings) -> None:
-    """Draw the curves in the log of the training."""
+    """Draw the curves of the training, from the lines of ``metrics.jsonl``."""
     draw_training(scope.rows, findings)
 
 
 def examine_terms(scope: Scope, findings: Findings) -> None:
-    """Write ``inference.nc``, and examine the terms of the bound of each transition."""
+    """Write ``inference.nc``. Draw the KL and the scale of the guidance of each transition."""
     solver = scope.solver
     count = scope.num_inputs(BUDGETS["inference.nc"], 2 * CHAINS * DRAWS, limit=32)
     settings = {"inputs": count, "chains": CHAINS, "draws": DRAWS, "depth": scope.depth, "seed": scope.seed}
@@ -170,7 +170,7 @@ def examine_evidence(scope: Scope, findings: Findings) -> None:
 
 
 def examine_ranks(scope: Scope, findings: Findings) -> None:
-    """Test by simulation whether the guide is the posterior: rank trajectories of the model among the guide's."""
+    """Test by simulation whether the guide is the posterior: rank true trajectories among those of the guide."""
     solver, guide = scope.solver, guide_of(scope.solver)
     if guide is None:
         findings.skip("ranks", why_no_guide(solver.model, solver.guide))
@@ -194,7 +194,7 @@ def examine_ranks(scope: Scope, findings: Findings) -> None:
 
 
 def examine_trajectories(scope: Scope, findings: Findings) -> None:
-    """Examine where trajectories end, when they diverge, and which draws decide the answer."""
+    """Examine where trajectories end, when they separate, and which draws decide the answer."""
     _examine_ends(scope, findings)
     _examine_deciding_draws(scope, findings)
     _examine_one_input(scope, findings)
@@ -251,7 +251,7 @@ def _examine_deciding_draws(scope: Scope, findings: Findings) -> None:
 
 
 def _examine_one_input(scope: Scope, findings: Findings) -> None:
-    """Draw the landscape of one input, and how its answers form."""
+    """Draw the landscape of one input, and how the answers to it develop."""
     task, model, temper = scope.solver.task, scope.solver.model, scope.solver.config.temper
     index = index_with_few_solutions(scope.test)
     x = None if scope.test.inputs is None else scope.on_device(scope.test.inputs[index : index + 1])

@@ -22,7 +22,11 @@ from pyro_gram.system.progress import Phases
 from pyro_gram.training.config import will_have_heads
 from pyro_gram.training.heads import train_heads
 
-SAVED_INPUTS, SAVED_CHAINS, SAVED_DRAWS = 32, 4, 25  # of inference.nc; beyond 16 positions it has fewer draws
+SAVED_INPUTS, SAVED_CHAINS, SAVED_DRAWS = (
+    32,
+    4,
+    25,
+)  # sizes of inference.nc; tasks with over 16 positions get fewer draws
 
 
 def evaluate(run: Run, half: bool = False) -> dict[str, Any]:

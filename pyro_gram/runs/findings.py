@@ -1,4 +1,4 @@
-"""The results of an examination of a solver: verdicts, numbers and figures, and the page that shows them."""
+"""Collect the results of an examination of a solver (verdicts, numbers, figures), and write the page with them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Findings:
         self.figures: dict[str, Path | str] = {}
 
     def add(self, *verdicts: Verdict, **numbers: Any) -> None:
-        """Add verdicts, and the numbers of a part."""
+        """Add verdicts, and the numbers of one part of the examination."""
         self.verdicts |= {verdict.name: verdict for verdict in verdicts}
         self.numbers |= numbers
 
@@ -61,7 +61,7 @@ class Findings:
         Args:
             solver: the solver that was examined.
             title, summary: the heading of the page, and what was measured on which inputs.
-            details: JSON values by name. The end of the page shows each in a fold that the reader can open.
+            details: name -> JSON value. The end of the page lists the names; the reader can open each value.
             all_inputs: were all test inputs measured? If not, the page leaves out the paper's sum of violations.
         """
         sections = [
@@ -87,7 +87,7 @@ def draw_training(rows: list[dict[str, Any]], findings: Findings) -> None:
 
 
 def draw_samples(solver: Solver, puzzles: PuzzleSet, samples: Rollout, findings: Findings) -> None:
-    """Draw the answers to a few inputs; or samples of p(x), and the training images nearest to them."""
+    """Draw the answers to a few inputs. Without input, draw samples of p(x) and the training images nearest to them."""
     task = solver.task
     if puzzles.inputs is not None:
         findings.draw("solved", plots.solved_figure(task, puzzles, samples.tokens))
@@ -99,7 +99,7 @@ def draw_samples(solver: Solver, puzzles: PuzzleSet, samples: Rollout, findings:
 
 
 def draw_formation(solver: Solver, puzzles: PuzzleSet, history: Tensor, findings: Findings) -> None:
-    """Draw how the answers to one input form. The input has about ``FEW_SOLUTIONS`` solutions.
+    """Draw how the answers to one input develop. The input has about ``FEW_SOLUTIONS`` solutions.
 
     Args:
         puzzles: the inputs that were sampled.

@@ -22,10 +22,10 @@ from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
 from pyro_gram.tasks.base import PuzzleSet
 from pyro_gram.tasks.batches import generator_for
 
-BOUND_INPUTS = 1024  # at most so many pairs (x, y) get bounds
-LIKELIHOOD_INPUTS, LIKELIHOOD_SAMPLES = 64, 100  # inputs and trajectories of each, for prior Monte Carlo
-HISTORY_INPUTS, HISTORY_SAMPLES = 24, 6  # inputs and samples of each, decoded after every supervision step
-VALIDATION_INPUTS, VALIDATION_SAMPLES = 64, 1024  # during training: inputs, and samples of p(x)
+BOUND_INPUTS = 1024  # bounds are computed for at most so many pairs (x, y)
+LIKELIHOOD_INPUTS, LIKELIHOOD_SAMPLES = 64, 100  # for prior Monte Carlo: inputs, and trajectories per input
+HISTORY_INPUTS, HISTORY_SAMPLES = 24, 6  # decoded after every supervision step: inputs, and samples per input
+VALIDATION_INPUTS, VALIDATION_SAMPLES = 64, 1024  # during training: at most so many inputs, and samples per input
 
 Progress = Callable[[int], None]
 
@@ -62,7 +62,7 @@ def count_trajectories(solver: Solver, with_heads: bool) -> int:
 
     Args:
         solver: a model with its task and config.
-        with_heads: will it have halt and value heads when it is measured?
+        with_heads: will the model have halt and value heads when it is measured?
     """
     puzzles, num_samples = test_puzzles(solver), solver.config.evaluate.num_samples
     first_versions, has_input = puzzles.first_versions, puzzles.inputs is not None
@@ -177,7 +177,7 @@ def bound_metrics(
 def posterior_accuracy(solver: Solver, x: Tensor | None, measured_bounds: Bounds) -> float | None:
     """Return the share of right answers under the guide, which sees y. A share far above the prior's shows a leak.
 
-    None without a guide, or if answers cannot be checked.
+    The result is None if there is no guide or if answers cannot be checked.
     """
     if measured_bounds.tokens is None or not solver.task.is_checkable or why_no_guide(solver.model, solver.guide):
         return None
@@ -190,9 +190,9 @@ def has_likelihood(solver: Solver) -> bool:
 
 
 def validation_history(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Summarize the validation accuracy of the prior in a training, to show whether it decays.
+    """Summarize the prior's accuracy on validation inputs during training, to show whether it decays.
 
-    ``recent_accuracy`` is the mean of the last three measurements, and ``peak_accuracy`` the highest mean of three
+    ``recent_accuracy`` is the mean of the last three measurements. ``peak_accuracy`` is the highest mean of three
     successive measurements before these. (The best single value would be too high, because it is noisy.) Both need at
     least six measurements.
 

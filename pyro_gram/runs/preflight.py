@@ -1,4 +1,4 @@
-"""Checks before a run begins, so that errors in its training or measurement appear before any long work."""
+"""Check a run before it begins, so that errors in its training or measurement appear before any long work."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_data(task: Task) -> None:
 
 
 def check_guide_capacity(solver: Solver) -> None:
-    """Raise ConfigError if a guide with parameters for each pair has too few, or if augmentation makes new pairs."""
+    """Raise ConfigError if a guide has parameters for each pair (x, y), and they do not cover all training pairs."""
     if guide_traits(solver.guide).is_amortized:
         return
     config, pairs = solver.config, len(solver.task.split("train").solutions)
@@ -51,7 +51,7 @@ def check_guide_capacity(solver: Solver) -> None:
 
 
 def check_rollout(solver: Solver) -> None:
-    """Run one trajectory. Raises ConfigError if the prior cannot be tempered as the config says."""
+    """Run one trajectory. Raises ConfigError if the prior cannot have the temper that the config sets."""
     x = solver.task.split("test").inputs
     x = to_device_of(solver.model, None if x is None else x[:1])
     rollout(solver.model, x, num_samples=1, depth=1, temper=solver.config.temper)

@@ -1,4 +1,4 @@
-"""A run in its directory: start or resume it, lock it, and save it."""
+"""Start or resume a run in a directory, lock the directory, and save the run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pyro_gram.training.config import will_have_heads
 from pyro_gram.training.dry_run import dry_run
 from pyro_gram.training.trainer import Trainer
 
-ROW_KEYS = {"batch", "seconds", "reconstruction", "kl", "beta"}  # in every line of metrics.jsonl
+ROW_KEYS = {"batch", "seconds", "reconstruction", "kl", "beta"}  # every line of metrics.jsonl has these keys
 LAUNCH_FILE = ".launch"  # holds the ``launch_id`` of the last training in the directory
 RESTART_PATIENCE = 30.0  # seconds to wait for the end of a process that torchrun has replaced
 
@@ -44,7 +44,7 @@ class Run:
         solver: the task, model and guide.
         trainer: the trainer.
         out: the directory. No other run may write to it before :meth:`close`.
-        lock: the lock of the directory; None if the file system has no locks, and in all processes but the main one.
+        lock: the lock of the directory. Only the main process has it; it is None if the file system has no locks.
         phases: the progress display.
     """
 
@@ -98,7 +98,7 @@ class Run:
 
     @property
     def divergence_report_path(self) -> Path:
-        """Path of the report on an update that would have ruined the run."""
+        """Path of the report on the update that diverged."""
         return self.out / "diverged.json"
 
     @property
@@ -112,7 +112,7 @@ class Run:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a ``metrics.jsonl``; none if there is no such file.
+    """Return the lines of a ``metrics.jsonl``, an empty list if the file does not exist.
 
     Raises:
         UserError: a line is not a JSON object.
@@ -193,7 +193,7 @@ def _restore(run: Run, resume: bool) -> None:
     """Load the saved state, if there is one, and prepare the files of the directory."""
     out, trainer, solver = run.out, run.trainer, run.solver
     if run.processes.is_main:
-        check_new(out, resume)  # a second time: another process may have begun a run here since
+        check_new(out, resume)  # again: another process may have begun a run here meanwhile
     has_state = bool(run.processes.from_main(resume and run.state_path.exists()))
     if has_state:
         load_state(run.state_path, solver.config, trainer, solver.task.provenance())
@@ -262,7 +262,7 @@ def check_same_settings(out: Path, config: RunConfig, option: str) -> None:
 
 
 def launch_id() -> str:
-    """Return the name of this call of torchrun, equal in all its processes and restarts; empty without torchrun."""
+    """Return the name of this call of torchrun, shared by its processes and restarts; empty without torchrun."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
     return f"{name} {os.getppid()}" if name == "none" else name  # torchrun calls every launch on one machine "none"
 
@@ -304,7 +304,7 @@ def truncate_metrics(path: Path, number: int) -> int:
     """Drop the lines of a ``metrics.jsonl`` from batch ``number`` on, because those batches are trained again.
 
     Returns:
-        the number of lines that were dropped because they cannot be read (the machine went down while writing).
+        the number of lines that were dropped because they cannot be read (if the machine went down while writing them).
     """
     if not path.exists():
         return 0

@@ -61,12 +61,12 @@ class Scope:
         return min(max(least, self.num_trajectories(budget) // per_input), limit, self.max_inputs)
 
     def with_several_solutions(self, count: int) -> PuzzleSet:
-        """Return the first ``count`` test inputs with several solutions, or just the first if there are none."""
+        """Return the first ``count`` test inputs with several solutions; if there are none, the first ``count``."""
         rows = (self.test.num_solutions > 1).nonzero().flatten()
         return self.test.select(rows[:count]) if len(rows) else self.test.subset(count)
 
     def sample_pairs(self, puzzles: PuzzleSet, count: int) -> tuple[Tensor | None, Tensor]:
-        """Return up to ``count`` pairs (x, y) on the model's device; y is uniform among the solutions of x."""
+        """Return up to ``count`` pairs (x, y) on the model's device. y is drawn uniformly from the solutions of x."""
         x, y = puzzles.sample_pairs(count, generator_for(self.seed, len(puzzles)))
         return self.on_device(x), self.on_device(y)
 

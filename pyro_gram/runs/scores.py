@@ -1,4 +1,4 @@
-"""The measurement of a solver on the test split, for ``results.json``. Nothing here writes a file."""
+"""Measure a solver on the test split, for ``results.json``. Nothing here writes a file."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def measure_test(
     """
 
     def shared_progress(count: int) -> None:
-        progress(count * processes.size)  # each process runs about the same number
+        progress(count * processes.size)  # each process runs about the same number of trajectories
 
     config, task, puzzles = solver.config, solver.task, test_puzzles(solver)
     samples = sample_prior(solver, puzzles.inputs, processes, progress=shared_progress)
@@ -87,7 +87,7 @@ def measure_test(
 
 
 def uniformity_summary(solver: Solver, puzzles: PuzzleSet, samples: Rollout) -> dict[str, Any]:
-    """Return how evenly solutions are sampled; empty unless all are known and some input has several."""
+    """Return how evenly solutions are sampled; empty unless all are known and some input has several solutions."""
     if not puzzles.has_all_solutions or int(puzzles.num_solutions.max()) < 2:
         return {}
     ids = solution_ids(solver.task, puzzles, samples.tokens)

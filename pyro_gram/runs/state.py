@@ -25,7 +25,7 @@ FREE_PARTS = ("temper", "heads", "evaluate")
 
 
 def save_state(path: Path, config: RunConfig, trainer: Trainer, data: dict[str, str] | None = None) -> None:
-    """Write the training state atomically. All processes must call this; only the main one writes.
+    """Write the training state atomically. All processes must call this; only the main process writes.
 
     Args:
         path: the file.

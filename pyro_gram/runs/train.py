@@ -37,7 +37,7 @@ def validate(run: Run) -> dict[str, float]:
 
 
 class InterruptedRunError(Exception):
-    """The user stopped the run; its state is saved."""
+    """Raised when the user has stopped the run. The run's state is saved."""
 
     def __init__(self, number: int, out: Path) -> None:
         super().__init__(f"stopped by signal {number}; to continue, run the same command with --resume --out {out}")
@@ -52,7 +52,7 @@ class CheckpointCallback:
         self.last_save = time.monotonic()
 
     def __call__(self, force: bool = False) -> None:
-        """Save if the interval is over or ``force`` is true. Raises InterruptedRunError on a signal, after saving."""
+        """Save if the interval is over or ``force`` is true. After a signal, save and raise InterruptedRunError."""
         is_due = time.monotonic() - self.last_save > self.run.solver.config.train.save_seconds
         signal = self._signal()
         if force or signal or self.run.processes.from_main(is_due):
@@ -76,14 +76,14 @@ def train(run: Run, on_evaluate: Validate | None = None) -> None:
 
     Args:
         run: a new or resumed run.
-        on_evaluate: called every ``train.evaluate_every`` batches and after the last; it returns numbers that are
-            logged with the batch. None calls :func:`validate`. With ``train.batches`` and ``train.minutes`` it is also
-            called before the first batch, to measure its time.
+        on_evaluate: a function that is called every ``train.evaluate_every`` batches and after the last batch. It
+            returns numbers that are logged with the batch. The default is :func:`validate`. If both ``train.batches``
+            and ``train.minutes`` are set, the function is also called before the first batch, to measure its time.
 
     Raises:
         InterruptedRunError: on SIGINT or SIGTERM, when the current batch has ended and the state is saved.
-        DivergedError: the loss is not finite, or has exploded. ``diverged.safetensors`` holds the
-            state before the update, and ``diverged.json`` describes the update.
+        DivergedError: the loss is not finite, or has exploded. ``diverged.json`` describes the update that diverged,
+            and ``diverged.safetensors`` holds the state before this update.
     """
     trainer, c = run.trainer, run.solver.config.train
     on_evaluate = partial(validate, run) if on_evaluate is None else on_evaluate
@@ -92,7 +92,7 @@ def train(run: Run, on_evaluate: Validate | None = None) -> None:
         run.print("compiling the core, which takes a minute or so")
     log_path = run.metrics_path if run.processes.is_main else Path(os.devnull)
     with StopOnSignal() as stop, warnings.catch_warnings(), log_path.open("a", buffering=1) as log:
-        warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro's warning; the run stops with its own error
+        warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro warns, but the run stops with an error
         checkpoint = CheckpointCallback(run, stop)
         _fit_length(run, on_evaluate, checkpoint)
         if "heads" in run.phases.sizes and run.processes.is_main and not trainer.is_finished:
@@ -121,7 +121,7 @@ def train(run: Run, on_evaluate: Validate | None = None) -> None:
                         has_warned = True
                 log.write(json.dumps(row) + "\n")
                 if run.processes.is_main:
-                    run.remove_divergence_files()  # from an earlier start of this run
+                    run.remove_divergence_files()  # those of an earlier start of this run
                 bar.update(1 if c.batches else min(round(report.seconds), round(60 * c.minutes)) - bar.n)
                 train_seconds = seconds_left(trainer, first_number, report.seconds - start)
                 remaining_text = run.phases.remaining_text("train", train_seconds)
@@ -131,7 +131,7 @@ def train(run: Run, on_evaluate: Validate | None = None) -> None:
 
 
 def _fit_length(run: Run, on_evaluate: Validate, checkpoint: CheckpointCallback) -> None:
-    """If a new run limits both batches and minutes, lower the batches to the number that fits into the minutes."""
+    """If a new run limits both batches and minutes, lower the number of batches until they fit into the minutes."""
     trainer, c = run.trainer, run.solver.config.train
     if trainer.num_batches is None and not trainer.is_finished:
         run.print(f"timing a few batches: how many of {c.batches:,} fit into {c.minutes:g} minutes?")
@@ -155,7 +155,7 @@ def _progress_bar(run: Run) -> tqdm:
 
 
 def _batches(run: Run) -> Iterator[BatchReport]:
-    """Train the batches of a run. If it diverges, save the state before the last update, and describe the update."""
+    """Train the batches of a run. If it diverges, save the state before the last update, and describe this update."""
     try:
         yield from train_batches(run.trainer)
     except DivergedError as e:
