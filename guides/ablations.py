@@ -1,4 +1,4 @@
-"""Ablations of how y enters the guide."""
+"""Guides for ablations: y enters in other ways than in the amortized guide, or not at all."""
 
 from __future__ import annotations
 

@@ -139,5 +139,5 @@ def limit_kl(loc: Tensor, scale: Tensor, prior: dist.Normal, max_kl: float) -> t
 
 
 def _kl(shift: Tensor, log_ratio: Tensor) -> Tensor:
-    """Return the KL of a Gaussian from the standard one, summed over positions and channels, ``[..., 1, 1]``."""
+    """Return the KL of a Gaussian from the standard Gaussian, summed over positions and channels, ``[..., 1, 1]``."""
     return (0.5 * (shift.square() + (2 * log_ratio).exp() - 1) - log_ratio).sum((-1, -2), keepdim=True)

@@ -45,7 +45,7 @@ class MeanFieldGuide(EffectGuide):
     """A diagonal Gaussian with free parameters for each pair (x, y), transition, position and channel.
 
     A pair has a 64-bit key, made of its tokens, and takes the next free row of parameters when training first meets it.
-    The posterior of other pairs is N(0, initial_scale^2), as before training. Arguments as for the amortized guide.
+    The posterior of other pairs is N(0, initial_scale^2), as before training. Arguments: as in the amortized guide.
 
     Raises:
         ConfigError: guides for this prior are not Gaussian; or there are more pairs than ``num_pairs``.

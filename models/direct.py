@@ -29,7 +29,7 @@ class OneStepConfig:
         hidden: width of each layer's SwiGLU.
         layers: number of layers.
         mixer: how positions are mixed: ``attention``, or ``swiglu`` (over positions; not for autoregressive models).
-        prefix: zero positions before the input (the paper's 16 puzzle tokens).
+        prefix: positions of zeros before the input (the paper's 16 puzzle tokens).
     """
 
     width: int = 512
@@ -54,7 +54,7 @@ class OneStepModel(nn.Module):
         default_parts={"prior": "none", "guide": "prior"},
         default_settings={"model": {"layers": 8}},
     )
-    learns_start = True  # whether a model without input learns an embedding of each position in its place
+    learns_start = True  # whether a model without input learns an embedding of each position instead
     zeros: Tensor
 
     def __init__(self, config: Any, spec: TaskSpec, prior: nn.Module) -> None:

@@ -36,7 +36,7 @@ class GRAMConfig(CoreConfig):
     Attributes:
         transitions: T, transitions in one supervision step.
         truncated: only the last transition of a supervision step has a gradient and a KL (Eq. 14); False: all of them.
-        prefix: zero positions before the input (the paper's 16 puzzle tokens).
+        prefix: positions of zeros before the input (the paper's 16 puzzle tokens).
     """
 
     transitions: int = 3
@@ -114,7 +114,7 @@ class GRAM(nn.Module):
         truncated: bool | None = None,
         beta: float = 1.0,
     ) -> LatentState:
-        """Sample ``steps * T`` transitions (Eq. 6-9), whose sites are numbered from ``first``."""
+        """Sample ``steps * T`` transitions (Eq. 6-9). The numbers of their sites start at ``first``."""
         T = self.config.transitions
         truncated = self.config.truncated if truncated is None else truncated
         h, l = state

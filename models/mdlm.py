@@ -4,7 +4,7 @@ At time t each token is masked with probability t. The bound is a weighted cross
 
 .. math:: -\log p(y | x) \le E_{t, y_t}\Big[\frac1t \sum_{i: y_{t,i} = [M]} -\log p_\theta(y_i | y_t, x)\Big],
 
-which ``pyro.factor`` adds to the loss. A draw starts with all tokens masked and reveals them step by step.
+and ``pyro.factor`` adds it to the loss. A draw starts with all tokens masked and reveals them step by step.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class MDLM(Diffusion):
             time = torch.full(e_x.shape[:-2], step / steps, device=e_x.device)
             prediction = dist.Categorical(logits=self.denoiser(e_x, tokens, time))
             value = prediction.sample()
-            # A masked token is revealed with probability 1 / step, thus with certainty at the last step (1).
+            # A masked token is revealed with probability 1 / step, thus with certainty at step 1, the last.
             is_revealed = (tokens == self.mask) & (torch.rand(tokens.shape, device=e_x.device) < 1 / step)
             log_p = log_p + (prediction.log_prob(value) * is_revealed).sum(-1)
             tokens = torch.where(is_revealed, value, tokens)

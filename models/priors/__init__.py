@@ -3,13 +3,13 @@ r"""Priors of the stochastic guidance, :math:`p_\theta(\epsilon_t \mid u_t)` (Eq
 A prior is a module from u ``[..., L, D]`` to a distribution with batch shape ``[...]`` and event shape ``[L, D]``.
 ``PRIORS.get("gaussian")`` imports the file that registers this name; the package itself imports no file.
 
-Each line has the name of a prior, a description, and how the KL of its guides is computed:
+Each line names priors, describes them, and says how the KL of their guides is computed:
 
-- ``gaussian``: the paper's diagonal Gaussian; closed form.
+- ``gaussian``: the paper's diagonal Gaussian; the KL has a closed form.
 - ``noise_only``, ``mean_only``: N(0, sigma) and N(mu, 0) of Table 3b; closed form (``mean_only``: for a fixed scale).
 - ``standard``: N(0, I), nothing learned; closed form.
 - ``none``: eps = 0, the model is deterministic; there is no KL.
-- ``student_t`` (heavy tails), ``mixture`` (several modes), ``flow`` (a conditional flow); estimated from a draw.
+- ``student_t`` (heavy tails), ``mixture`` (several modes), ``flow`` (conditional); the KL is estimated from a draw.
 - ``low_rank``: a Gaussian whose covariance spans positions; closed form.
 - ``discrete``: categorical codes, straight-through or relaxed; closed form.
 """

@@ -172,7 +172,7 @@ class GuideTraits:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """The fields of a model's config that other parts read; a config may leave out those with a default.
+    """The fields of a model's config that other parts read. A config may leave out the fields with a default.
 
     Attributes:
         width: D, channels of a position.

@@ -1,7 +1,8 @@
-"""Two ELBOs of Pyro, and the balanced analytic ELBO (the default of training). Each stores its last pass's terms.
+"""Two of Pyro's ELBOs, and the balanced analytic ELBO, which training uses by default.
 
-Everything is in nats. A loss is a sum over the batch, scaled by the ``poutine.scale`` around the step (the trainer
-scales by 1 / batch); the stored terms are for each input, unscaled, at beta = 1.
+Each object stores the terms of its last pass. Everything is in nats. A loss is a sum over the batch, scaled by the
+``poutine.scale`` around the step (the trainer scales by 1 / batch). The stored terms are for each input, unscaled, at
+beta = 1.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ class BalancedELBO(MeanFieldELBO):
     r"""The analytic bound with KL balancing (DreamerV2; Section 2.2 of the paper).
 
     The value is that of :class:`MeanFieldELBO`. The gradient of each guidance KL is split: the prior's parameters
-    receive the share ``balance`` of it, the posterior's ``1 - balance``. This is the gradient of
+    receive the share ``balance`` of it, the posterior's parameters the share ``1 - balance``. This is the gradient of
     :math:`b\,KL(sg(q)\|p) + (1-b)\,KL(q\|sg(p))` (sg stops the gradient), computed with one KL instead of two.
     If a KL has no closed form, log q - log p at the guide's draw replaces it, balanced in the same way;
     ``estimated_kl`` then holds the class names of q and p. All other sites (a user's latents, auxiliary draws) have

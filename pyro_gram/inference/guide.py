@@ -150,7 +150,7 @@ class EffectGuide(GuideMessenger, nn.Module):
                 super()._pyro_sample(msg)
 
     def get_posterior(self, name: str, prior: dist.TorchDistribution) -> dist.TorchDistribution:
-        """Return the posterior at a guidance site, and the prior at any other (a user's own latent).
+        """Return the posterior at a guidance site, and the prior at any other site (a user's own latent).
 
         Override this method to give a posterior to latents of your own, and call the inherited one for all other sites.
         """
@@ -167,7 +167,7 @@ class EffectGuide(GuideMessenger, nn.Module):
         return prior if 0 < self.guided_transitions <= t else self.posterior(u, code, prior)
 
     def get_traces(self) -> tuple[Trace, Trace]:
-        """Return the traces of model and guide. Guidance that a handler has observed gets the prior's density."""
+        """Return the traces of model and guide. Guidance that a handler has fixed gets the prior's density."""
         for name, site in self.trace.nodes.items():
             is_latent = site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
             if is_latent and "prior" not in site["infer"]:

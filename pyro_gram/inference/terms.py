@@ -306,7 +306,7 @@ def per_input(name: str, site: Any, term: Tensor, observed: Any, shape: torch.Si
         shape: shape of y's log density, ``[..., B]``.
 
     Raises:
-        ConfigError: the site has values for other inputs than y.
+        ConfigError: the site has values for another number of inputs than y.
     """
     plates, y_plates = _plates(site), _plates(observed)
     # Site and y share a dimension if both have the same plate there, or neither has a plate there.

@@ -1,8 +1,8 @@
 """The recursive core, and the layers of Appendix B.1 that it is made of.
 
-The layers are post-RMSNorm, rotary attention, SwiGLU, SwiGLU over positions, and heads of distributions. All take
-``[..., L, D]`` with any leading shape, on any device; all but the heads return the same shape. ``networks.fused`` has
-faster forms for CPUs.
+The layers are post-RMSNorm, rotary attention, SwiGLU, SwiGLU over positions, and heads that compute the parameters
+of distributions. All take ``[..., L, D]`` with any leading shape, on any device; all but the heads return the same
+shape. ``networks.fused`` has faster forms for CPUs.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class RotaryAttention(nn.Module):
     """Multi-head self-attention, with rotary positions on queries and keys.
 
     Args:
-        length: the largest L; tables of sines are computed once for it.
+        length: the largest L. The table of rotations is computed once for this length.
         width: D, a multiple of ``2 * heads``.
         heads: number of heads.
         base: the rotary base.
@@ -226,7 +226,7 @@ def make_stack(
 
 
 def make_embedding(count: int, width: int) -> nn.Embedding:
-    """Make an embedding with std 1/sqrt(D); scaled by sqrt(D) in use, it has unit variance (Appendix B.1)."""
+    """Make an embedding with std 1/sqrt(D). Its users multiply it by sqrt(D), to unit variance (Appendix B.1)."""
     embedding = nn.Embedding(count, width)
     nn.init.trunc_normal_(embedding.weight, std=1 / math.sqrt(width))
     return embedding

@@ -108,7 +108,7 @@ class FeatureEncoder(nn.Module):
 
 
 class PaddedEncoder(nn.Module):
-    """Put ``prefix`` zero positions before the output of ``encoder`` (the 16 puzzle tokens of Appendix B.2)."""
+    """Put ``prefix`` positions of zeros before the output of ``encoder`` (the 16 puzzle tokens of Appendix B.2)."""
 
     def __init__(self, encoder: nn.Module, prefix: int) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ def plain_forms() -> Iterator[None]:
 
 
 def on_cpu(*tensors: Tensor) -> bool:
-    """Return whether the fused operations can take these tensors: CPU, one precision, no compiler or transform."""
+    """Return whether all tensors are on the CPU in one full precision, and no compiler or transform is active."""
     dtypes = {t.dtype for t in tensors}
     return (
         not is_compiling()

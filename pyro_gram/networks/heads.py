@@ -16,7 +16,7 @@ class HaltValueHead(nn.Module):
     of the puzzle, and whether an answer is right depends on all positions. These heads attend over all of
     ``[h, e_x, probabilities of the answer]``, then take the mean and the maximum over positions.
 
-    Shapes: h and e_x ``[..., L, D]``, probabilities ``[..., L_out, classes]`` to two logits, each ``[...]``.
+    Shapes: h and e_x ``[..., L, D]``, probabilities ``[..., L_out, classes]``. The result is two logits ``[...]``.
     """
 
     def __init__(self, length: int, width: int, classes: int, hidden: int, layers: int, heads: int) -> None:

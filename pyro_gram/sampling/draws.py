@@ -27,10 +27,10 @@ class DrawScheme:
     """How the N trajectories of an input are drawn together.
 
     Attributes:
-        kind: ``independent``; ``antithetic``: in the first transition, where all trajectories have the same u, one half
-            of them takes the guidance of the other half, mirrored about the prior's mean; ``sobol``: the first guidance
-            is a scrambled Sobol sequence, shifted at random for each input; ``distinct``: more trajectories start, and
-            those whose answers differ go on, so that frequencies of answers do not estimate p(y | x).
+        kind: ``independent``; ``antithetic``: one half of the trajectories takes the first guidance of the other half,
+            mirrored about the prior's mean (all have the same u there); ``sobol``: the first guidance is a scrambled
+            Sobol sequence, shifted at random for each input; ``distinct``: more than N trajectories start, and those
+            with different answers go on, so that frequencies of answers do not estimate p(y | x).
         oversample: how many trajectories start for each one that goes on (``distinct`` only).
         steps: supervision steps before the selection (``distinct`` only).
     """
@@ -96,9 +96,9 @@ def count_repeats(tokens: Tensor) -> Tensor:
 
 
 class CoupledDraws(Messenger):
-    """Draw the guidance of the first transition antithetically or from a Sobol sequence, along dim -2 of the batch.
+    """Draw the guidance of the first transition antithetically or from a Sobol sequence.
 
-    Each trajectory alone follows the prior; together they are not independent.
+    The trajectories lie along dim -2 of the batch. Each alone follows the prior; together they are not independent.
 
     Raises:
         ConfigError: the prior is not Gaussian, or the state has too many numbers for Sobol.

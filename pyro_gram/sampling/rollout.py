@@ -76,7 +76,7 @@ class RolloutConfig:
         depth: the most supervision steps.
         history: keep the answer after each supervision step.
         temper: the scale of the prior in the first transitions.
-        halt: the probability of a right answer, by the halt head, at which a trajectory ends; None for never.
+        halt: a trajectory ends when the halt head gives its answer this probability of being right; None: never.
         draws: how the trajectories of an input are drawn together.
     """
 
@@ -124,9 +124,9 @@ def rollout(
         processes: the processes that share the chunks. Each returns all answers, the same for any number of processes.
 
     Raises:
-        UserError: ``num_samples`` or ``depth`` below 1, a halt outside [0, 1], or a history of trajectories that end at
-            different times.
-        ConfigError: a halt for a program without heads.
+        UserError: ``num_samples`` or ``depth`` is below 1, halt is outside [0, 1], or history is set and trajectories
+            may end at different times.
+        ConfigError: halt is set, and the program has no heads.
     """
     check_counts(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
     _check_halt(halt, model)

@@ -4,7 +4,7 @@
 - ``vote``: the most frequent answer.
 - ``value``: the vote, unless the value head trusts the trajectories of another answer clearly more. (The paper's LPRM
   takes the single trajectory with the highest value.)
-- ``verified``: the most frequent answer that the task's own check accepts; none if it accepts none.
+- ``verified``: the most frequent answer that the task's own check accepts; no answer if it accepts none.
 
 Selection is deterministic: equal counts and scores are ordered by first appearance.
 

@@ -1,10 +1,11 @@
 r"""Sequential Monte Carlo over supervision steps: resample trajectories by the output of a head.
 
-After supervision step n the target is :math:`p(\tau_{1:n} | x)\, \psi(z_n)^\alpha`. The twisting potential
-:math:`\psi` is the output of a head: the value head's probability that the trajectory will end in a right answer (the
-optimal potential if it were exact), or the halt head's probability that the present answer is right. The prior is the
-proposal, so that a step multiplies a trajectory's weight by :math:`(\psi(z_n) / \psi(z_{n-1}))^\alpha`. If the
-effective sample size of an input falls below a share of N, its trajectories are resampled systematically.
+After supervision step n the target is :math:`p(\tau_{1:n} | x)\, \psi(z_n)^\alpha`. The (twisting) potential
+:math:`\psi` is the output of a head. The value head gives the probability that the trajectory will end in a right
+answer; if exact, this is the optimal potential. The halt head gives the probability that the present answer is right.
+Trajectories are drawn from the prior. A step therefore multiplies the weight of a trajectory by
+:math:`(\psi(z_n) / \psi(z_{n-1}))^\alpha`. If the effective sample size of an input falls below a share of N, the
+trajectories of this input are resampled systematically.
 
 ``pyro.infer.SMCFilter`` keeps one weight for each particle, summed over the inputs of a batch. It would resample all
 inputs of a batch together.
@@ -95,8 +96,8 @@ def smc(
         max_trajectories: the most trajectories that run at once; those of one input always run together.
 
     Raises:
-        ConfigError: a program without heads.
-        UserError: ``num_samples`` or ``depth`` below 1, or more trajectories of an input than may run at once.
+        ConfigError: the program has no heads.
+        UserError: ``num_samples`` or ``depth`` is below 1, or an input has more trajectories than may run at once.
     """
     config = config or SMCConfig()
     check_counts(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
@@ -112,7 +113,7 @@ def smc(
 
 
 def check_fits(num_samples: int, max_trajectories: int) -> None:
-    """Raise UserError if the trajectories of one input are more than may run at once."""
+    """Raise UserError if one input has more trajectories than may run at once."""
     if num_samples > max_trajectories:
         raise UserError(
             f"smc filters all {num_samples} trajectories of an input together, and {max_trajectories} fit at once: "
@@ -179,18 +180,18 @@ def _filter(
 
 
 def effective_sample_size(log_weight: Tensor) -> Tensor:
-    """Return (sum w)^2 / sum w^2 of each input's weights, from 1 to N: ``[N, B]`` to ``[B]``."""
+    """Return (sum w)^2 / sum w^2 for the weights w of each input, a number from 1 to N: ``[N, B] -> [B]``."""
     return (2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)).exp()
 
 
 def systematic_resample(weight: Tensor) -> Tensor:
-    """Copy each trajectory N * weight times, rounded up or down, with one uniform draw for each input.
+    """Choose each trajectory N * weight times (rounded up or down) as an ancestor, with one draw for each input.
 
     Args:
         weight: normalised, ``[N, B]``.
 
     Returns:
-        the ancestor of each trajectory, int64 ``[N, B]``, in order.
+        the ancestor of each trajectory, int64 ``[N, B]``, in ascending order.
     """
     n, b = weight.shape
     points = (torch.rand(b, 1, device=weight.device) + torch.arange(n, device=weight.device)) / n

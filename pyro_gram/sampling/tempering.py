@@ -66,8 +66,8 @@ class Temper(Messenger):
     The program inside must run without a guide: a guide would give a site its value before this handler sees the site.
 
     Raises:
-        ConfigError: a prior whose scale cannot be changed.
-        TypeError: used as a decorator, which would count the transitions of all its calls together.
+        ConfigError: the scale of the prior cannot be changed.
+        TypeError: the handler is used as a decorator. It would count the transitions of all calls together.
     """
 
     def __init__(self, config: TemperConfig) -> None:
@@ -104,7 +104,7 @@ def widen(distribution: Any, scale: float) -> Any:
     """Return the distribution with its standard deviation times ``scale`` and the same mean.
 
     Raises:
-        ConfigError: a family whose scale cannot be changed.
+        ConfigError: the scale of this family cannot be changed.
     """
     if isinstance(distribution, torch.distributions.Independent):
         base = widen(distribution.base_dist, scale)
@@ -119,7 +119,7 @@ def widen(distribution: Any, scale: float) -> Any:
 
 
 class FixedGuidance(Messenger):
-    """Condition a program on all of its guidance, as ``poutine.condition`` does for sites known by name."""
+    """Condition a program on all of its guidance, like ``poutine.condition``, but without naming the sites."""
 
     def value(self, prior: Any) -> torch.Tensor:
         """Return the guidance of one transition, ``[..., L, D]``.
@@ -153,7 +153,7 @@ class AtMean(FixedGuidance):
     """Condition a program on the prior's mean in every transition.
 
     Raises:
-        NotImplementedError: a prior without a mean.
+        NotImplementedError: the prior has no mean.
     """
 
     def value(self, prior: Any) -> torch.Tensor:

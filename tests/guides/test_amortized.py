@@ -1,4 +1,4 @@
-"""The amortized guide: its posterior, and the limit on its KL."""
+"""The amortized guide computes its posterior from u and y, and keeps the limit on its KL."""
 
 import pyro
 import pyro.distributions as dist

@@ -1,4 +1,4 @@
-"""The free parameters of each pair: their shapes, the posteriors that they give, and the keys of pairs."""
+"""Each pair (x, y) has free parameters of the right shape, a posterior made of them, and a key."""
 
 import pytest
 import torch

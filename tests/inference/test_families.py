@@ -1,4 +1,4 @@
-"""The variational families (codes, points and Gaussians) are correct, and a prior says which family it has."""
+"""The variational families (codes, points and Gaussians) are correct, and a prior names the family for its guides."""
 
 import pyro.distributions as dist
 import pytest

@@ -1,4 +1,4 @@
-"""The sites that programs and inference agree on."""
+"""The helpers make the sites that programs and inference share, with the right names, plates and shapes."""
 
 import pyro
 import pyro.distributions as dist

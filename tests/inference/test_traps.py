@@ -1,4 +1,4 @@
-"""Silent errors of effect guides under Pyro's inference, and how this library prevents each."""
+"""Effect guides could be silently wrong under Pyro's inference: each test shows how the library prevents one error."""
 
 import pyro
 import pyro.distributions as dist

@@ -1,4 +1,4 @@
-"""The GRAM program: its sites, conditioning on them, and ordinary Pyro tools on it."""
+"""The GRAM program has the right sites, can be conditioned on them, and works with ordinary Pyro tools."""
 
 import pyro
 import pytest
@@ -42,7 +42,7 @@ def test_several_supervision_steps_in_one_call_equal_several_calls(case):
 
 
 def test_transitions_are_markov(case):
-    """Pyro's enumeration needs the Markov scope of each site. A loop over a plain ``range`` would not record it."""
+    """Pyro's enumeration needs the Markov scope of each site. A loop over a plain ``range`` would record no scope."""
     trace = poutine.trace(case.solver.model).get_trace(case.x, case.y, steps=2)
     assert [f for f in trace.nodes["eps_3"]["cond_indep_stack"] if not f.vectorized] == []  # markov adds no plate
     scopes = [{n for n, k in trace.nodes[f"eps_{t}"]["infer"]["_markov_scope"].items() if k} for t in range(4)]

@@ -151,7 +151,7 @@ def test_a_low_rank_prior_starts_with_small_correlations_for_any_rank(rank):
         prior.directions.down.weight.mul_(math.sqrt(rank) / 0.1)
     torch.testing.assert_close(small_factor * math.sqrt(rank) / 0.1, prior(u).factor)
     weight_scale = prior.directions.down.weight.std() * math.sqrt(64)
-    assert 0.5 < weight_scale < 2  # the layer has the scale of a fresh one
+    assert 0.5 < weight_scale < 2  # without the factor, the layer has its usual scale
 
 
 def test_the_kl_from_a_low_rank_gaussian_is_the_same_with_two_batch_dimensions():

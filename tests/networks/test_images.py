@@ -1,4 +1,4 @@
-"""Encoders turn images into patches, decoders turn patches into images, and a task gets the networks of its kind."""
+"""Encoders turn images into patches, decoders turn patches into images, and a task gets the networks it needs."""
 
 import copy
 
@@ -37,7 +37,7 @@ def pixels_of(image, *batch, classes=2):
 
 
 def remove_group_norm(module):
-    """Return a copy in which only convolutions connect pixels: GroupNorm (statistics of the whole image) is removed."""
+    """Return a copy without GroupNorm (which uses the whole image), so that only convolutions connect pixels."""
     module = copy.deepcopy(module)
     for parent in list(module.modules()):
         for name, child in parent.named_children():

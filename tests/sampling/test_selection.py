@@ -36,7 +36,7 @@ def test_an_answer_of_clearly_greater_weight_replaces_the_most_frequent_one():
 
 def test_small_differences_of_weight_are_left_to_the_vote():
     assert select_by_value(["a", "c"], [0.5] * 2, [-1.0, -0.5]) == Candidate(1, 1, -0.5)  # the better score decides
-    assert select_by_value(["a", "c"], [0.5] * 2, [-1.0] * 2) == Candidate(0, 1, -1.0)  # at equal scores the first
+    assert select_by_value(["a", "c"], [0.5] * 2, [-1.0] * 2) == Candidate(0, 1, -1.0)  # equal scores: the first wins
     assert select_by_value(["a", "c"], [0.59, 0.5], [-1.0, -0.5]).first == 1  # the difference is too small
 
 
