@@ -114,7 +114,7 @@ def bounds(
 def _bounds(
     model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps: int, surrogate_steps: int, share: float
 ) -> Bounds:
-    """Return the bounds of a chunk of the inputs. The chunk is charged ``share``, its fraction, of the shared terms."""
+    """Return the bounds of a chunk of the inputs. The chunk bears the fraction ``share`` of the shared terms."""
     with _RecordMode() as recorder:
         full = terms(model, guide, x, y, steps=steps, truncated=False)
     check_batch_shape(full.reconstruction.shape, (len(y),))

@@ -194,7 +194,7 @@ def evidence(
         y: answers, int64 ``[B, L_out]``.
         depth: supervision steps.
         guide_samples, prior_samples: trajectories for each pair.
-        max_traced, max_trajectories: the most trajectories of guide and prior that run at once, to limit the memory.
+        max_traced, max_trajectories: how many trajectories of guide and prior may run at once; they limit the memory.
     """
     prior_seed, guide_seed = derive_seed(seed, 0), derive_seed(seed, 1)
     log_p = rollout_log_prob(

@@ -181,7 +181,7 @@ def _prior_groups(task: Task, model: nn.Module, puzzles: PuzzleSet, *, depth: in
 
 
 def _expand(values: Tensor, shape: tuple[int, int], event_dims: list[str]) -> Tensor:
-    """Expand values that trajectories or inputs share, so that each has its own: ``[*shape, *event]``."""
+    """Expand shared values, so that each trajectory of each input has its own value: ``[*shape, *event]``."""
     return values.expand(*shape, *values.shape[values.dim() - len(event_dims) :]).cpu()
 
 
@@ -193,7 +193,7 @@ def project_states(h: Tensor, count: int = PROJECTIONS) -> Tensor:
 
 
 def _check_answers(task: Task, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, Any]:
-    """Return answers with their violations and, if all solutions are known, the index of each answer's solution."""
+    """Return answers with their violations and, if all solutions are known, the index of each answer among them."""
     answers: dict[str, Any] = {"y": tokens}
     if task.is_checkable:
         violations = task.violations(puzzles.inputs, tokens)
@@ -241,7 +241,7 @@ def save(data: Any, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> Any:
-    """Read a file that :func:`save` has written into memory, and close the file.
+    """Load all data of a file that :func:`save` has written. The file is closed afterwards.
 
     Raises:
         InputError: the file does not exist, is damaged, or has another format.

@@ -99,7 +99,7 @@ def rollout_log_prob(
 
 
 class _Replay(Messenger):
-    """Record the values that a program samples, or replay recorded values. Record observations that have a density."""
+    """Record the values that a program samples, or replay recorded values. Also record the sites that are observed."""
 
     def __init__(self, values: dict[str, Any] | None = None) -> None:
         super().__init__()

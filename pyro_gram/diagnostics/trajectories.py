@@ -247,7 +247,7 @@ def separation(task: Task, x: Tensor | None, trajectories: Trajectories) -> Sepa
 class GuidanceInfluence:
     """How often a fork of a trajectory ends in the trajectory's answer.
 
-    A fork runs the trajectory again. It keeps part of the guidance and draws the rest anew.
+    A fork is a second run of a trajectory. It keeps part of the guidance and draws the rest anew.
 
     Attributes:
         num_kept: how many of the first transitions keep their guidance, int64 ``[points]``, from 0 (the level of
@@ -321,9 +321,8 @@ def guidance_influence(
     """Measure which draws decide the answer: run trajectories again with part of their guidance drawn anew.
 
     In each test every trajectory has one fork: it runs again from the same z_0. The recorded guidance is added to the
-    fork's own u.
-    If the prior correlates positions, the new draw at one position is not conditioned on the recorded guidance of the
-    others. Inputs with a single solution are not informative.
+    fork's own u. If the prior correlates positions, the new draw at one position is not conditioned on the recorded
+    guidance of the other positions. Inputs with a single solution are not informative.
 
     Args:
         x: a few inputs, int64 ``[B, *event]``; None for p(x), where B is 1. All their guidance is in memory.

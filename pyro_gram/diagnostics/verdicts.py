@@ -271,7 +271,7 @@ def ranks(deviations: dict[str, float], band: float, data: int) -> Verdict:
 
     Args:
         deviations: summary of a trajectory -> largest deviation of the distribution of its ranks from uniform.
-        band: the largest deviation that uniform ranks of as many data have by chance.
+        band: a deviation that uniform ranks of as many data exceed in 5 % of simulations only.
         data: the number of data.
     """
     largest = max(deviations, key=lambda name: deviations[name])

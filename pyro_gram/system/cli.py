@@ -111,7 +111,7 @@ class _TrustCode(argparse.Action):
 
 
 def add_working_directory_to_path() -> None:
-    """Let Python import a user's package.module:Class from the working directory, if the user names one.
+    """Let Python import a user's own classes, named as package.module:Class, from the working directory.
 
     The working directory comes first, because an editable install puts our ``models`` and ``guides`` on the path too.
     """
@@ -170,8 +170,8 @@ def call(main: Callable[[list[str]], int], argv: list[str] | None = None, *, dis
     Args:
         main: the program; it takes the command line and returns an exit code.
         argv: the command line; by default the command line of this process.
-        distributed: whether the processes that torchrun starts share the work. Otherwise the first one does all of
-            it, and the others end at once.
+        distributed: do the processes that torchrun starts share the work? Otherwise the first process does all of the
+            work, and the other processes end at once.
     """
     if not distributed and is_idle_process():
         print(f"process {os.environ['RANK']} is not needed: process 0 does the work", file=sys.stderr)

@@ -56,7 +56,7 @@ def download(url: str, known_hash: str, name: str) -> Path:
 
     Args:
         url: the address of the file.
-        known_hash: the SHA-256 of the file, or another digest after its name (``md5:...``).
+        known_hash: the SHA-256 of the file; or the name of another digest, a colon and the digest (``md5:...``).
         name: the path of the file in the cache; may contain a subfolder.
 
     Returns:

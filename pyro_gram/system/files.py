@@ -319,7 +319,7 @@ def open_tensor_file(path: Path, kind: str) -> TensorFile:
 
 
 def _check_header_length(path: Path) -> None:
-    """Check the length that the first 8 bytes give for a safetensors header. Raises ValueError if it is wrong."""
+    """Check the header length in the first 8 bytes of a safetensors file. Raises ValueError if it is wrong."""
     size = path.stat().st_size
     with path.open("rb") as f:
         length = int.from_bytes(f.read(8), "little")

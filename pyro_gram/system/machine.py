@@ -85,7 +85,7 @@ def resident_memory_mb() -> float:
 
 
 def environment() -> dict[str, Any]:
-    """Return the versions, git commit, threads and processor. Results depend on these and on the config."""
+    """Return versions, git commit, number of threads and processor. Results depend on these and on the config."""
     commit, is_modified = revision()
     return {
         "pyro_gram": __version__,

@@ -12,7 +12,7 @@ TEXT_FORMAT = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{remaining} left{
 
 
 class Phases:
-    """The phases of a run. A terminal shows a bar for each phase; a log gets a line for each.
+    """The phases of a run. A terminal shows a bar for each phase; a log gets a line for each phase.
 
     Args:
         sizes: the phases in order, with the work in each: ``{"train": "2,000 batches"}``.

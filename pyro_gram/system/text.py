@@ -60,7 +60,7 @@ class PuzzleText:
     name: str = ""
 
     def locate_error(self, error: InputError) -> InputError:
-        """Add the puzzle's place in the file to an error that ``parse`` raised for this text."""
+        """Return ``error``, which ``parse`` raised for this text, with the puzzle's place in the file added."""
         if self.name:
             return InputError(f"{self.name}: {error}")
         if isinstance(error, LineError):
@@ -112,7 +112,7 @@ def convert_read_errors(name: str) -> Iterator[None]:
 def unpack_stream(stream: BinaryIO, name: str, limit: int = MAX_TEXT_BYTES) -> io.BufferedReader:
     """Return a reader of the bytes of ``stream``, unpacked if it is gzipped.
 
-    Call it and use the reader inside ``with convert_read_errors(name)``.
+    Call this function, and use the reader, inside ``with convert_read_errors(name)``.
 
     Raises:
         InputError: the stream is a zip archive, which may hold many files; or, while reading, it holds more than

@@ -23,7 +23,7 @@ def test_uniform_samples_are_not_rejected_and_their_p_values_are_uniform():
     assert result.is_tested.all()
     assert result.is_rejected.sum() <= 2
     assert ((result.p_value > 0) & (result.p_value <= 1)).all()
-    # The statistic is discrete: p-values are never too small, but may be too large if few counts are possible.
+    # The statistic is discrete. So p-values are never too small, but they may be too large if few counts are possible.
     for level in (0.05, 0.2, 0.5):
         assert (result.p_value <= level).double().mean() < level + 0.03
     assert abs(result.summary()["excess"]) < 0.01

@@ -42,7 +42,7 @@ def test_projected_distances_are_at_most_the_true_distances(case):
         torch.cdist(*[result.points.flatten(0, 1)] * 2),
     )
     assert (projected_distances <= distances + 1e-4).all()
-    assert torch.equal(result.points[0], result.points[0, :1].expand(5, 2))  # z_0
+    assert torch.equal(result.points[0], result.points[0, :1].expand(5, 2))  # all start at z_0
     torch.testing.assert_close(result.mean_points[0], result.points[0, 0])
     late_states = h[3:].flatten(0, 1)
     share = result.points[3:].flatten(0, 1).var(0) / late_states.var(0).sum()

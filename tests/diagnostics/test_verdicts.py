@@ -119,7 +119,7 @@ def test_metrics_give_the_verdicts_that_they_allow():
     names = [v.name for v in verdicts.from_metrics(metrics, {}, {})]
     assert names == ["right answers", "leak", "collapse", "bound"]
     history = {"recent_accuracy": 0.5, "peak_accuracy": 0.9}
-    assert verdicts.from_metrics({"sample_accuracy": None}, history, {})[0].level == BAD  # images cannot be checked
+    assert verdicts.from_metrics({"sample_accuracy": None}, history, {})[0].level == BAD  # images have no accuracy
     without_guide = {"sample_accuracy": 0.9, "posterior_accuracy": None, "kl": None, "excess": 1.0}
     assert [v.name for v in verdicts.from_metrics(without_guide, {}, {})] == ["right answers"]
 

@@ -63,7 +63,7 @@ def test_files_are_written_where_chmod_is_refused(tmp_path, monkeypatch):
 
 
 class Word(int):
-    """An integer whose right shift fails, like that of an unsigned integer of NumPy 1.26 by a Python integer."""
+    """An integer that cannot be shifted right by a Python integer, like an unsigned integer of NumPy 1.26."""
 
     def __rshift__(self, other):
         raise TypeError("ufunc 'right_shift' not supported for the input types")

@@ -62,7 +62,7 @@ def test_a_wrong_file_given_as_json_images_or_csv_is_described(kind, tmp_path):
 
 
 def safetensors_with(length, shape=(4,), end=16, tensor_bytes=b"\0" * 16):
-    """Return a safetensors file as bytes. Its header states this header length, tensor shape and end of the tensor."""
+    """Return a safetensors file as bytes, with this header length, and this shape and end of the tensor in it."""
     text = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + tensor_bytes
 

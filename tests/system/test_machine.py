@@ -1,4 +1,4 @@
-"""Devices, memory, and the git commit that is written into results."""
+"""Unknown devices are refused, and results name the git commit of the code."""
 
 import subprocess
 import time

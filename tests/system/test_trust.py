@@ -1,4 +1,4 @@
-"""A file can name a class of other code. That code runs only if the user trusts the file."""
+"""A file can name a class outside pyro_gram. The code of that class runs only if the user trusts the file."""
 
 import sys
 

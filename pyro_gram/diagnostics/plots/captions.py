@@ -63,7 +63,7 @@ CAPTIONS = {
     ),
     "formation": Caption(
         "Answers forming",
-        "Answers settle over the supervision steps; rows that end differently are different solutions.",
+        "Answers settle over the supervision steps. Rows can end in different answers.",
         ("settled",),
     ),
     "animation": Caption(
@@ -77,7 +77,9 @@ CAPTIONS = {
         "under guide and prior: where both are equal, the guide adds little.",
         ("collapse",),
     ),
-    "terms_prior": Caption("Scale of the guidance, by transition", "How strongly each transition is steered."),
+    "terms_prior": Caption(
+        "Scale of the guidance, by transition", "The scale shows how strongly the guidance steers each transition."
+    ),
     "evidence": Caption(
         "Two estimates of log p(y|x)",
         "Left: bounds that rise with the number of draws towards the dashed lines. Middle: the two estimates of each "
@@ -106,8 +108,8 @@ CAPTIONS = {
     ),
     "attractors": Caption(
         "Where trajectories end, and when they separate",
-        "The number of different answers in which the trajectories of an input end, how soon they settle, and the "
-        "step from which trajectories with different answers differ.",
+        "The number of different answers in which the trajectories of an input end, how soon they settle, and how "
+        "soon trajectories separate that end in different answers.",
         ("settled", "diversity"),
     ),
     "deciding": Caption(
