@@ -1,4 +1,4 @@
-"""Checks of settings and arguments, with one wording for each kind of wrong value."""
+"""Check settings and arguments. The error messages have one wording for each kind of wrong value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POSITIVE = (sys.float_info.min, math.inf)  # check_range refuses infinity in eve
 FRACTION = (0.0, 1.0)
 AT_LEAST_0 = (0, math.inf)
 AT_LEAST_1 = (1, math.inf)
-MAX_SAMPLES = 10_000_000  # per input; all samples of an input are in memory
+MAX_SAMPLES = 10_000_000  # the limit per input: all samples of an input are in memory at once
 MAX_SEED = 2**62  # each chunk of a rollout adds its number to the given seed
 
 
@@ -48,9 +48,9 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 def closest_names(word: str, names: Iterable[str]) -> list[str]:
     """Return up to three of ``names`` that resemble the unknown name ``word``.
 
-    Only the last parts of dotted names (``size`` in ``--task.size``) are compared. Names with the same last part are
-    returned; if there are none, names with a similar last part. A similar name must have the same first part
-    (``task``) if any name has it.
+    Only the last parts of dotted names (``size`` in ``--task.size``) are compared. If some names have the same last
+    part, they are returned; else names with a similar last part are. A similar name must have the same first part
+    (``task``) if any of ``names`` has this first part.
 
     >>> closest_names("--size", ["--task.size", "--seed"])
     ['--task.size']
@@ -102,7 +102,7 @@ def check_counts(*, seed: Any, **counts: Any) -> None:
 
 
 def to_int(name: str, value: Any) -> int:
-    """Convert a whole number of any type, NumPy's too, to an int. Raises UserError for other values."""
+    """Convert a whole number of any type (such as NumPy's) to an int. Raises UserError for other values."""
     if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
         raise UserError(f"{name} must be a whole number, not {value!r}")
     return int(value.__index__())

@@ -1,7 +1,7 @@
 """The settings of a run: one frozen dataclass for each part, and their conversion to and from JSON.
 
-``RunConfig`` names a task, model, prior and guide, and each of those classes has a ``Config`` dataclass of its own. An
-unknown field is an error everywhere: in a preset, in a JSON file, on the command line.
+``RunConfig`` names the classes of the task, model, prior and guide. Each of these classes has a ``Config`` dataclass of
+its own. An unknown field is an error everywhere: in a preset, in a JSON file, on the command line.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class RunConfig:
 
 
 def check_trusted(names: dict[str, Any], trust_code: bool | Collection[str]) -> None:
-    """Raise ConfigError if a file names a dotted path that the user does not trust. Importing it would run code."""
+    """Raise ConfigError if a file names a dotted path that the user does not trust: an import would run its code."""
     for part, name in names.items():
         if trust_code is True or not (isinstance(name, str) and ":" in name):
             continue
@@ -150,7 +150,7 @@ def make_run_config(
 
 
 def config_class(part: str, name: str) -> type:
-    """Return the config dataclass of a task, model, prior or guide. Raises ConfigError if it has none."""
+    """Return the config dataclass of a task, model, prior or guide. Raises ConfigError if the class has none."""
     config = getattr(REGISTRIES[part].get(name), "Config", None)
     if not (isinstance(config, type) and dataclasses.is_dataclass(config)):
         raise ConfigError(f"{part} {name!r} has no attribute Config, a dataclass of its settings")
@@ -222,7 +222,7 @@ def name_part_in_errors(part: str, make: Callable[[], T]) -> T:
 
 
 def with_settings(config: RunConfig, settings: dict[str, dict[str, Any]]) -> RunConfig:
-    """Return ``config`` with new values of some fields, which are checked like those of a preset.
+    """Return ``config`` with new values of some fields. The new values are checked like those of a preset.
 
     Args:
         config: the settings of a run.

@@ -48,7 +48,7 @@ def with_options(config: RunConfig, arguments: dict[str, Any]) -> RunConfig:
     """Return ``config`` with the values of the parsed arguments that are named ``part.field``.
 
     Raises:
-        ConfigError: a value that a field cannot have.
+        ConfigError: an argument has a value that its field cannot have.
     """
     changes: dict[str, dict[str, Any]] = {}
     for key, value in arguments.items():

@@ -26,10 +26,10 @@ def read_preset(
     A task of the user's own, named by a dotted path, uses the presets of colouring. But the settings of the part
     ``task`` keep the defaults of the task's class.
 
-    If the user replaces the model, prior or guide, the preset's settings for this part are kept where the new class has
-    them, and dropped where it does not. The traits of a model (``inference.contract``) may name the prior
-    and guide that it needs. The traits of a model or guide may override settings. A prior with nothing to infer gets
-    the guide ``prior``. The preset's temper is dropped if the prior is replaced.
+    If the user replaces the model, prior or guide, the preset's settings for this part are kept if the new class has
+    them, and dropped if it does not. The traits of a model (``inference.contract``) may name the prior and guide that
+    the model needs. The traits of a model or guide may override settings. A prior with nothing to infer gets the guide
+    ``prior``. The preset's temper is dropped if the prior is replaced.
 
     Args:
         folder: the folder with one TOML file for each task.

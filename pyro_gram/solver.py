@@ -34,7 +34,7 @@ BATCH_TRAJECTORIES = 1280  # `stream` solves inputs in batches of about this man
 
 
 class SampleSettings(TypedDict, total=False):
-    """The settings of :meth:`Solver.sample` that :meth:`Solver.solve` and :meth:`Solver.stream` pass on."""
+    """The settings that :meth:`Solver.solve` and :meth:`Solver.stream` pass on to :meth:`Solver.sample`."""
 
     temper: TemperConfig | None
     halt: float | None
@@ -108,9 +108,9 @@ class Solver:
             seed: the seed of the draws.
             history: keep the answer after every supervision step. No trajectory halts then, and ``halt`` must be None.
             temper: how the prior is scaled at the start of a trajectory; None for the temper of the config.
-            halt: a trajectory ends when the halt head gives its answer this probability of being right (ACT). None
-                takes the value of the config; 1 lets no trajectory end early. Without heads all trajectories run to
-                ``depth``.
+            halt: a trajectory ends when the halt head gives the trajectory's answer this probability of being right
+                (ACT). None takes the value of the config; 1 lets no trajectory end early. Without heads all
+                trajectories run to ``depth``.
             draws: how the trajectories of an input are drawn together: ``independent``, ``antithetic`` or ``sobol``
                 (``sampling.draws``); or ``smc``, weighted by the value head (``sampling.smc``).
             memory: MB for the trajectories that run at once; by default about 250 MB if D = 128.

@@ -223,8 +223,8 @@ def nearest_neighbours(fake: Tensor, train: Tensor) -> tuple[Tensor, Tensor]:
     """
     if len(train) == 0 or fake.shape[-1] != train.shape[-1]:
         raise InputError(f"cannot compare images {list(fake.shape)} with training images {list(train.shape)}")
-    # With pixels of -1 and 1, the product of two images is the number of equal pixels minus the number of different
-    # pixels. It is exact in float32.
+    # With pixels of -1 and 1, the dot product of two images is the number of equal pixels minus the number of different
+    # pixels. The dot product is exact in float32.
     signs = 2 * fake.float() - 1
     best_values = signs.new_full((len(fake),), -math.inf)
     index = torch.zeros(len(fake), dtype=torch.long, device=fake.device)
@@ -264,7 +264,7 @@ def reference(task: Task, split: str) -> Reference:
 
 
 def assess(real: Reference, tokens: Tensor) -> dict[str, float]:
-    """Return all metrics of a set of samples, with the same metrics of real images.
+    """Return all metrics of a set of samples and, for comparison, of real images.
 
     Args:
         real: the real images.
