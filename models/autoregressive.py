@@ -30,8 +30,8 @@ class Autoregressive(dist.TorchDistribution):
     A density takes one pass of the network, a draw one pass for each token.
 
     Args:
-        logits: function from (e_x ``[..., L, D]``, tokens int64 ``[..., n]``) to the logits of these tokens and the
-            next, ``[..., n + 1, classes]``, for n up to L_out - 1.
+        logits: function from (e_x ``[..., L, D]``, tokens int64 ``[..., n]``) to the logits of these tokens and of
+            the next token, ``[..., n + 1, classes]``, for n up to L_out - 1.
         e_x: ``[..., L, D]``.
         length: L_out.
     """

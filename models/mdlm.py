@@ -33,7 +33,7 @@ class MDLMConfig(OneStepConfig):
     """Sizes, and the length of a draw.
 
     Tokens that one step reveals are drawn independently. With as many steps as tokens, most tokens are
-    revealed together with others; with eight times as many steps, most are revealed alone, at eight times the cost.
+    revealed together with others. Eight times as many steps reveal most tokens alone, at eight times the cost.
 
     Attributes:
         sampling_steps: steps of a draw; 0 for the number of tokens.

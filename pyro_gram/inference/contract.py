@@ -1,7 +1,7 @@
 """The contract of parts: what a model, a prior and a guide must be, and what they may state about themselves.
 
-A part needs no base class. It follows one of the protocols below, and may have an attribute ``traits`` (of the class or
-of the object) if the defaults of :class:`ModelTraits`, :class:`PriorTraits` or :class:`GuideTraits` are wrong for it.
+A part needs no base class: it follows one of the protocols below. The defaults of :class:`ModelTraits`,
+:class:`PriorTraits` and :class:`GuideTraits` hold for a part unless it, or its class, has an attribute ``traits``.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Model(Protocol):
 class Prior(Protocol):
     """A prior of the guidance, p(eps_t | u_t): a callable from u_t to a distribution.
 
-    If guidance does not lie in u's space (discrete codes), the prior has a method ``embed_guidance(eps)`` too, which
+    If guidance does not lie in u's space (discrete codes), the prior also has a method ``embed_guidance(eps)``. It
     returns the term that is added to u, ``[..., L, D]``.
 
     >>> import torch

@@ -156,9 +156,9 @@ class BalancedELBO(MeanFieldELBO):
     The value is that of :class:`MeanFieldELBO`. The gradient of each guidance KL is split: the prior's parameters
     receive the share ``balance`` of it, the posterior's parameters the share ``1 - balance``. This is the gradient of
     :math:`b\,KL(sg(q)\|p) + (1-b)\,KL(q\|sg(p))` (sg stops the gradient), computed with one KL instead of two.
-    If a KL has no closed form, log q - log p at the guide's draw replaces it, balanced in the same way;
-    ``estimated_kl`` then holds the class names of q and p. All other sites (a user's latents, auxiliary draws) have
-    Pyro's gradient, and so does guidance that the guide draws from a Delta.
+    If a KL has no closed form, log q - log p at the guide's draw replaces it, with a gradient that is balanced in the
+    same way, and ``estimated_kl`` holds the class names of q and p. All other sites (a user's latents, auxiliary draws)
+    have Pyro's gradient, and so does guidance that the guide draws from a Delta.
 
     Args:
         balance: b in [0, 1]; the paper uses 0.8.

@@ -74,7 +74,7 @@ def batch_shape_of(plates: Iterable[Any]) -> torch.Size:
 def record_state(state: Any) -> None:
     """Record the final state at the deterministic sites h and l, from which the next supervision step starts.
 
-    Call it inside the plates of the data.
+    Call this function inside the plates of the data.
     """
     pyro.deterministic(STATE_H, state.h, event_dim=2)
     pyro.deterministic(STATE_L, state.l, event_dim=2)
@@ -85,8 +85,8 @@ def sample_halt_and_value(
 ) -> None:
     """Sample the sites of the heads (Sections 2.3 and A.1), which send no gradient into the state.
 
-    ``halt`` ~ Bernoulli predicts whether the answer decoded from h is right; ``value`` ~ Normal, with a mean in
-    [0, 1], predicts how right the last answer of the trajectory will be. Call it inside the plates of the data.
+    ``halt`` (Bernoulli) predicts whether the answer decoded from h is right. ``value`` (Normal with a mean in [0, 1])
+    predicts how right the last answer of the trajectory will be. Call this function inside the plates of the data.
 
     Args:
         heads: a ``networks.heads.HaltValueHead``; None for no sites.
@@ -134,7 +134,7 @@ def check_has_heads(model: Any, purpose: str) -> None:
 
 
 def add_training_loss(name: str, loss: Tensor) -> None:
-    """Add a term to the training loss. Reported bounds leave it out. Call it inside the plates of the data.
+    """Add a term to the training loss. Reported bounds leave the term out. Call this inside the plates of the data.
 
     Args:
         name: the name of the site.

@@ -29,8 +29,8 @@ class StepTerms:
 
     Attributes:
         reconstruction: -log p(y | h_T), nats per input, ``[..., B]``.
-        kl: KL(q || p) of each transition whose KL counts, nats per input, ``[T, ..., B]``, without beta; if there is
-            no closed form, the one-sample estimate log q - log p.
+        kl: KL(q || p) of each transition whose KL counts, nats per input, ``[T, ..., B]``, without beta. If there
+            is no closed form, it is the one-sample estimate log q - log p.
         state: the final latent state, for the next supervision step to start from.
         halted: bool ``[..., B]``: whether the model halts a trajectory after this pass; None without a site ``halted``.
         other_terms: the sum over all other sites, nats per input, ``[..., B]``: KLs of a user's latents, -log p of

@@ -134,8 +134,8 @@ class RotaryAttention(nn.Module):
         width: D, a multiple of ``2 * heads``.
         heads: number of heads.
         base: the rotary base.
-        prefix: None for attention in both directions; otherwise the first ``prefix`` positions attend to each other,
-            and each later position attends to these and to all positions before it (a prefix language model).
+        prefix: None for attention in both directions. A number makes a prefix language model: the first ``prefix``
+            positions attend to each other, and each later position attends to itself and all positions before it.
     """
 
     rotation: Tensor

@@ -93,8 +93,8 @@ class TokenEncoder(nn.Module):
 class FeatureEncoder(nn.Module):
     """Embed several tokens (features) per position by the sum of their embeddings. The sum has unit variance.
 
-    ``int64 [..., L, F] -> [..., L, D]``. This is a matrix product over one-hot features: at the sizes of a puzzle
-    (F * V <= 100) it is faster than F look-ups, and its gradient is dense.
+    ``int64 [..., L, F] -> [..., L, D]``. The layer is a matrix product over one-hot features. At the sizes of a
+    puzzle (F * V <= 100) this is faster than F look-ups, and the gradient is dense.
     """
 
     def __init__(self, features: int, vocabulary: int, width: int) -> None:
@@ -125,7 +125,7 @@ class PuzzleEncoder(nn.Module):
 
     ``int64 [..., 1 + L] -> [..., prefix + L, D]``; the first token is the number of the puzzle. The embedding is one
     vector, as in TRM, and stands at the first of ``prefix`` positions; the others are zero. (16 vectors for each
-    version of an ARC task would be tens of gigabytes.) Embeddings start at zero; the optimizer finds them by their name
+    version of an ARC task would be tens of gigabytes.) Embeddings start at zero. The optimizer finds them by their name
     and gives them a learning rate of their own.
     """
 

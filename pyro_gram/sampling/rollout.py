@@ -1,7 +1,7 @@
 """Sample trajectories of the prior and decode the answer at the end of each.
 
 :func:`rollout` runs the same Pyro program as ``pyro.infer.Predictive``. Under one seed both draw the same numbers, as
-long as no temper, halt or draw scheme is given; :func:`rollout` keeps no trace and runs in chunks of bounded memory.
+long as no temper, halt or draw scheme is given. :func:`rollout` keeps no trace and runs in chunks of bounded memory.
 A rollout never sees the right answer y. Its decoded answers can therefore be compared with y.
 """
 
