@@ -40,7 +40,7 @@ PRESETS = Path(__file__).parents[1] / "presets"
 TASKS = ("coloring", "nqueens", "sudoku", "sudoku_uncond", "mnist")
 WAYS = [(precision, compiled) for precision in PRECISIONS for compiled in (False, True)]
 PEAK_TFLOPS = 780  # measured rate of dense bfloat16 products on an H100 or H200 (data sheet: 989)
-UPDATES = 4  # a timed batch makes so many updates at most; every update takes the same time
+UPDATES = 4  # a timed batch makes at most this many updates; every update takes the same time
 REPEATS = 3
 
 

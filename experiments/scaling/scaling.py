@@ -113,7 +113,7 @@ class CheckpointStudy:
         return results
 
     def by_depth_and_count(self, trajectories: Trajectories) -> dict[int, dict[int, dict[str, float]]]:
-        """Measure N trajectories of each depth, for all N and depths whose work is within the limit."""
+        """Measure N trajectories of each depth, for all N and depths that :func:`is_within_work` allows."""
         return {
             depth: {
                 n: self.measure(trajectories.first(n, depth).halted(1))

@@ -178,7 +178,7 @@ def cache_folder(folder: Path | None, checkpoint: Path, solver: Solver) -> Path 
 def cached_tensors(
     folder: Path | None, name: str, settings: dict[str, Any], make: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Read tensors from the file in ``folder`` for this name and these settings. Make and store them if it is missing.
+    """Read tensors from a file in ``folder``. If there is none for this name and these settings, make and store them.
 
     ``tokens`` are stored as uint8. A file is written under another name, and renamed when it is complete.
     """

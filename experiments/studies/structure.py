@@ -211,7 +211,7 @@ def files_of_an_update() -> list[str]:
     solver = build(config)
     batches = TargetStream(solver.task, solver.task.split("train"), config.train.batch, config.seed)
     trainer = Trainer(solver.model, solver.guide, batches, config.train, config.optim, config.beta, config.seed)
-    trainer.train_batch(*batches(0))  # functions that run only once are not counted
+    trainer.train_batch(*batches(0))  # this first batch also runs functions that run only once
     batch = batches(1)
     paths: set[str] = set()
     sys.setprofile(lambda frame, *_: paths.add(frame.f_code.co_filename))

@@ -73,7 +73,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Change:
-    """One possible change: an ``occurrence`` for an operator of cosmic-ray, or a new ``text`` from this module."""
+    """One possible change. Changes by cosmic-ray have an ``occurrence``; changes by this module have a new ``text``."""
 
     operator: str
     span: Span
