@@ -85,7 +85,7 @@ class GRAM(nn.Module):
         truncated: bool | None = None,
         beta: float = 1.0,
     ) -> Tensor:
-        """Sample ``steps`` supervision steps from ``state``, then y: one step for Eq. 14, N_sup steps for Eq. 13.
+        """Sample ``steps`` supervision steps from ``state``, then y. Eq. 14 takes one step, Eq. 13 N_sup.
 
         Args:
             x: input tokens, ``[..., B, *event]``; None for a model without input, p(x).

@@ -266,7 +266,7 @@ def check_not_shared(sites: Iterable[tuple[str, Any]], observed: Any) -> None:
 
 
 def check_batch_shape(shape: torch.Size, expected: tuple[int, ...]) -> None:
-    """Raise ConfigError if a pass over a chunk of inputs has values for another number of inputs."""
+    """Raise ConfigError if a pass over a chunk of inputs returns values for more or fewer inputs than the chunk has."""
     if shape != expected:
         raise ConfigError(
             f"{expected[-1]} inputs were given, and y has {list(shape)} log densities: inputs are run in "

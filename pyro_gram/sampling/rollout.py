@@ -368,7 +368,7 @@ class Decode(Messenger):
 
 
 def counted_observations(msg: Any) -> list[tuple[str, Any]]:
-    """Return the name and message of an observed site whose density counts; else an empty list."""
+    """Return a list with the name and message of a site if it is observed and its density counts; else no item."""
     if msg["is_observed"] and msg["mask"] is False and transition_index(msg["name"]) is not None:
         msg = {**msg, "mask": None}  # conditioned guidance counts although a truncated program masks it
     return [(msg["name"], msg)] if msg["is_observed"] and is_counted(msg) else []

@@ -50,8 +50,10 @@ class Pace:
     monitor: float
 
     def run_seconds(self, config: TrainConfig, batches: int, number: int = 0) -> float:
-        """Return the seconds that a run of ``batches`` batches takes from batch ``number`` to its end. More
-        batches never take fewer seconds."""
+        """Return the seconds from batch ``number`` to the end of a run that has ``batches`` batches in all.
+
+        More batches never take fewer seconds.
+        """
         first_on_policy = max(number, math.ceil(config.on_policy_after * batches))
         on_policy = max(0, batches - first_on_policy) if config.on_policy_depth else 0
         evaluations = math.ceil(batches / config.evaluate_every) - number // config.evaluate_every

@@ -69,7 +69,7 @@ class Arc(Task):
         return self.puzzles[int(self._task_of_number[number])].id, version
 
     def provenance(self) -> dict[str, str]:
-        """Return digests of the tasks and versions that the puzzle numbers stand for, as the embeddings depend on them.
+        """Return digests of the tasks and versions that the puzzle numbers stand for: the embeddings fit only these.
 
         ``puzzles``: SHA-256 of the id and the demonstrations of every task, in order. ``versions``: SHA-256 of the
         transform and the colours of every number.
@@ -98,7 +98,7 @@ class Arc(Task):
         return self._splits[name]
 
     def _puzzle_set(self, pairs: list[Pair], versions: int) -> PuzzleSet:
-        """Return the pairs at the top left of the canvas, each in up to ``versions`` versions, the plain one first."""
+        """Place each pair at the top left of the canvas. Return up to ``versions`` versions of it, the plain one first."""
         task = torch.tensor([i for i, _, _ in pairs])
         count = self._num_versions[task].clamp(max=versions)
         row = torch.arange(len(pairs)).repeat_interleave(count)
