@@ -32,13 +32,13 @@ release = version = pyro_gram.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "parts/*.py", "**/.ipynb_checkpoints"]
-suppress_warnings = ["config.cache", "myst-nb.lexer"]  # the second appears only if notebooks are not run
+suppress_warnings = ["config.cache", "myst-nb.lexer"]  # myst-nb.lexer: only if notebooks are not run
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "attrs_inline"]
 myst_heading_anchors = 3
 nb_execution_mode = "auto"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 600  # a busy machine takes longer; all tutorials together need some 80 seconds of one core
+nb_execution_timeout = 600  # seconds, enough for a busy machine; all tutorials together take about 80
 nb_merge_streams = True
 nb_execution_show_tb = True
 
@@ -50,7 +50,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
-html_math_renderer = "mathml"  # no script, no network
+html_math_renderer = "mathml"  # needs neither scripts nor the network
 html_theme = "furo"
 html_title = "pyro_gram"
 html_static_path = ["_static"]
@@ -76,7 +76,7 @@ def public_modules(package: str) -> list[str]:
     """Return a package and its modules, without the subpackages that have a page of their own."""
     module = import_module(package)
     names = [package]
-    home = next(iter(module.__path__))  # in a checkout the path of pyro_gram has a second entry, for models and guides
+    home = next(iter(module.__path__))  # a checkout has a second entry, which holds models and guides
     for info in pkgutil.iter_modules([home], f"{package}."):
         if info.name.rpartition(".")[2].startswith("_") or info.name in PACKAGES:
             continue
@@ -100,7 +100,7 @@ def write_reference(*_: object) -> None:
 def to_mathml(latex: str, is_block: bool = False) -> str:
     """Convert a formula to MathML. If docutils does not know a command, warn and return the LaTeX source."""
     latex = re.sub(r"\\[bB]igg?[lrm]?(?![A-Za-z])", "", latex).replace(r"\dots", r"\ldots")
-    if is_block and r"\\" in latex and r"\begin" not in latex:  # the rows of a docstring's formula
+    if is_block and r"\\" in latex and r"\begin" not in latex:  # a docstring's formula with several rows
         latex = rf"\begin{{aligned}}{latex}\end{{aligned}}"
     try:
         return tex2mathml(latex, as_block=is_block)
