@@ -98,7 +98,7 @@ class Arc(Task):
         return self._splits[name]
 
     def _puzzle_set(self, pairs: list[Pair], versions: int) -> PuzzleSet:
-        """Place each pair at the top left of the canvas. Return up to ``versions`` versions of it, the plain one first."""
+        """Place each pair at the top left of the canvas, in up to ``versions`` versions, of which the plain one is first."""
         task = torch.tensor([i for i, _, _ in pairs])
         count = self._num_versions[task].clamp(max=versions)
         row = torch.arange(len(pairs)).repeat_interleave(count)
