@@ -82,8 +82,9 @@ def _check_one_step(config: RunConfig) -> None:
 
 
 def _check_guided_transitions(config: RunConfig) -> None:
-    # Training runs every supervision step as a program of its own, which counts its transitions from 0. If the limit
-    # were below the transitions of training, the guide would end at other transitions than in a full trajectory.
+    # In training, each supervision step is a separate program, whose transitions are numbered from 0. If
+    # `guided_transitions` were less than all transitions of training, the guide would act at other transitions in
+    # training than in a full trajectory.
     guided_transitions = asdict(config.guide).get("guided_transitions", 0)
     training_transitions = config.train.supervision_steps * model_sizes(config.model).transitions
     if 0 < guided_transitions < training_transitions:

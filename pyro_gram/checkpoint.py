@@ -21,7 +21,7 @@ from pyro_gram.system.files import TensorFile, open_tensor_file, write_tensor_fi
 from pyro_gram.tasks.base import Task
 from pyro_gram.training.config import will_have_heads
 
-MAX_BUFFER_BYTES = 2**28  # limit of a model's buffers (angles, masks); a checkpoint does not hold them
+MAX_BUFFER_BYTES = 2**28  # the limit for all buffers of a model (angles, masks); checkpoints do not store buffers
 CALLS_PER_TENSOR = 400  # calls of torch functions allowed per stored tensor while a model is built
 
 

@@ -17,11 +17,11 @@ FRACTION = (0.0, 1.0)
 AT_LEAST_0 = (0, math.inf)
 AT_LEAST_1 = (1, math.inf)
 MAX_SAMPLES = 10_000_000  # the limit per input: all samples of an input are in memory at once
-MAX_SEED = 2**62  # each chunk of a rollout adds its number to the given seed
+MAX_SEED = 2**62  # well below torch's limit, because each chunk of a rollout adds its number to the seed
 
 
 def check_range(config: Any, **ranges: tuple[float, float]) -> None:
-    """Check that each named field of ``config`` lies in its closed range; NaN and infinity lie in none.
+    """Check that each named field of ``config`` lies in its closed range. NaN and infinity are always refused.
 
     Raises:
         ConfigError: a field lies outside its range. The message names the field, the range and the value.
@@ -48,9 +48,9 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 def closest_names(word: str, names: Iterable[str]) -> list[str]:
     """Return up to three of ``names`` that resemble the unknown name ``word``.
 
-    Only the last parts of dotted names (``size`` in ``--task.size``) are compared. If some names have the same last
-    part, they are returned; else names with a similar last part are. A similar name must have the same first part
-    (``task``) if any of ``names`` has this first part.
+    Only the last parts of dotted names (``size`` in ``--task.size``) are compared. Names with the same last part as
+    ``word`` are returned. If there are none, names with a similar last part are returned; if some names have the first
+    part of ``word`` (``task``), only these are considered.
 
     >>> closest_names("--size", ["--task.size", "--seed"])
     ['--task.size']
@@ -70,7 +70,7 @@ def closest_names(word: str, names: Iterable[str]) -> list[str]:
 
 
 def did_you_mean(word: Any, names: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name; an empty text if no name is close.
+    """Return a suggestion, to be added to a message about an unknown name; an empty text if no name is close.
 
     >>> did_you_mean("gramm", ["gram", "trm"])
     '; did you mean gram?'

@@ -75,7 +75,7 @@ class RunConfig:
 
     @property
     def depth(self) -> int:
-        """Supervision steps of a measured trajectory: ``evaluate.depth``, or as many as in training if that is 0."""
+        """Supervision steps of a measured trajectory: ``evaluate.depth``, or ``train.supervision_steps`` if it is 0."""
         return self.parts["evaluate"].depth or self.parts["train"].supervision_steps
 
     @property

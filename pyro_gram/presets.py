@@ -112,7 +112,11 @@ def default_overrides(traits: ModelTraits) -> Settings:
 
 
 def _override(table: dict[str, Any], settings: Settings, names: dict[str, str]) -> None:
-    """Put settings into a preset's table. If they change the updates per batch, the number of all updates stays."""
+    """Put settings into a preset's table.
+
+    If the settings change the updates per batch, change the number of batches too, so that the updates of the whole run
+    stay as many.
+    """
     train = {f.name: f.default for f in dataclasses.fields(TrainConfig)} | table.get("train", {})
     for part, fields in settings.items():
         cls = config_class(part, names[part]) if part in REGISTRIES else FIXED_PARTS[part]

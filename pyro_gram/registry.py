@@ -64,8 +64,8 @@ class Registry:
     def get(self, name: str) -> Any:
         """Return the class registered as ``name``, or the class at a path ``package.module:Class``.
 
-        The module called ``name`` is imported first. The other modules of the home package are imported only if that
-        one does not register ``name``.
+        The module called ``name`` is imported first. If it does not register ``name``, all modules of the home
+        package are imported.
 
         Raises:
             ConfigError: there is no such name, module or class.

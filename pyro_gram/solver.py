@@ -1,7 +1,7 @@
 """A solver holds a task, a model and its guide. It samples answers to inputs, and counts the distinct ones.
 
 Frequencies estimate p(y | x) only if no setting changes how trajectories are drawn or when they end. The caveats
-of the answers name the settings that do (:meth:`Solver.frequency_caveats`).
+of the answers name such settings (:meth:`Solver.frequency_caveats`).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Solver:
 
     @property
     def modules(self) -> nn.ModuleDict:
-        """Model and guide in one module. In a copy of it, model and guide still share their common weights."""
+        """Model and guide in one module. If this module is copied, weights that model and guide share stay shared."""
         return nn.ModuleDict({"model": self.model, "guide": self.guide})
 
     @property
@@ -326,5 +326,5 @@ class Solver:
 
 
 def _batch_seed(seed: int, batch: int) -> int:
-    """Return the seed of a batch of inputs. The first batch keeps the caller's seed, so it draws as `sample` does."""
+    """Return the seed of a batch. The first batch keeps the caller's seed, and so has the same samples as `sample`."""
     return seed if batch == 0 else derive_seed(seed, batch)

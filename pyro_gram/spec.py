@@ -1,4 +1,4 @@
-"""The shapes of a task's inputs and answers. Networks, models and guides depend on a task only by these shapes."""
+"""The shapes of a task's inputs and answers. Networks, models and guides need to know only these shapes of a task."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TaskSpec:
         output_classes: output tokens lie in ``[0, output_classes)``.
         puzzles: if positive, x is ``[B, 1 + L]`` and its first token is the number of the puzzle, in
             ``[0, puzzles)``; each puzzle has a learned embedding (ARC).
-        image: rows and columns of an answer that is an image, whose L_out pixels are stored row by row; else None.
+        image: rows and columns, if an answer is an image; else None. The L_out pixels are stored row by row.
         patch: side in pixels of the square that one position of the sequence represents (images only).
     """
 

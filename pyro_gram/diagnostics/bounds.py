@@ -43,7 +43,7 @@ class Bounds:
 
 
 class _RecordMode(Messenger):
-    """Record the mode of the observed site y. (Diffusion models have a factor statement there, which has no mode.)"""
+    """Record the mode of the observed site y. (The factor statement of a diffusion model has no mode.)"""
 
     mode: Tensor | None = None
 
@@ -114,7 +114,10 @@ def bounds(
 def _bounds(
     model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps: int, surrogate_steps: int, share: float
 ) -> Bounds:
-    """Return the bounds of a chunk of the inputs. The chunk bears the fraction ``share`` of the shared terms."""
+    """Return the bounds of a chunk of the inputs.
+
+    The chunk holds the fraction ``share`` of all inputs, and bears this fraction of the terms that inputs share.
+    """
     with _RecordMode() as recorder:
         full = terms(model, guide, x, y, steps=steps, truncated=False)
     check_batch_shape(full.reconstruction.shape, (len(y),))

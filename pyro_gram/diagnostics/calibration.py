@@ -27,7 +27,7 @@ class Uniformity:
         num_right: the number of right samples.
         total_variation: distance of the right samples' frequencies from the uniform distribution over the solutions; 1
             if there are no right samples.
-        expected_variation: the mean of this distance for as many i.i.d. uniform draws; 1 if there are no right samples.
+        expected_variation: the mean total variation of ``num_right`` i.i.d. uniform draws; 1 if ``num_right`` is 0.
         p_value: the p-value of a Monte Carlo chi-square test of uniformity. NaN for inputs that cannot be tested: those
             with one solution or fewer than two right samples.
         adjusted_p_value: p-values adjusted for the number of tests to control the false discovery rate (Benjamini and
@@ -136,12 +136,12 @@ def uniformity(
 
 
 def _statistic(counts: Tensor) -> Tensor:
-    """Return the sum of squared counts, ``[..., m] -> [...]``; it increases with chi-square if m and n are fixed."""
+    """Return the sum of squared counts, ``[..., m] -> [...]``. For samples of one size it rises with chi-square."""
     return counts.square().sum(-1)
 
 
 def _simulate_statistic(m: int, n: int, num_draws: int, generator: torch.Generator) -> Tensor:
-    """Return the statistic of n i.i.d. uniform draws from m solutions, ``[num_draws]``."""
+    """Simulate the statistic of n i.i.d. uniform draws from m solutions ``num_draws`` times: ``[num_draws]``."""
     parts = []
     for part in torch.arange(num_draws).split(max(1, CHUNK // max(m, n))):
         samples = torch.randint(m, (len(part), n), generator=generator)

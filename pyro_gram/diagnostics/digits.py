@@ -182,7 +182,7 @@ def _inception_score(logits: Tensor) -> float:
         raise InputError("an Inception score needs at least 1 image")
     module = _torchmetrics()
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # the metric shuffles with torch's generator
-        warnings.simplefilter("ignore")  # they concern buffered features and the single split
+        warnings.simplefilter("ignore")  # torchmetrics warns of buffered features and of the single split
         metric = module.inception.InceptionScore(feature=_Identity(), splits=1)
         metric.update(logits)
         return metric.compute()[0].item()
@@ -196,7 +196,7 @@ def check_installed() -> None:
 def _torchmetrics() -> ModuleType:
     try:
         import torchmetrics.image.fid
-        import torchmetrics.image.inception  # torchmetrics.image does not import it without torch-fidelity
+        import torchmetrics.image.inception  # torchmetrics.image imports this module only with torch-fidelity
     except ImportError:
         raise ConfigError(
             "scoring generated digits needs the package torchmetrics: pip install -e '.[mnist]'"

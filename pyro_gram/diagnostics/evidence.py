@@ -21,7 +21,7 @@ from pyro_gram.sampling.memory import MAX_TRAJECTORIES
 from pyro_gram.tasks.batches import derive_seed
 
 MIN_ESS = 10.0  # with fewer effective draws of the prior, a few lucky draws make up the mean
-MAX_Z_SCORE = 3.0  # two estimates agree if they differ by at most so many standard errors
+MAX_Z_SCORE = 3.0  # two estimates agree if they differ by at most three standard errors
 
 ROUNDING = 0.01  # nats: the rounding error of a sum of thousands of float32 densities
 
@@ -194,7 +194,7 @@ def evidence(
         y: answers, int64 ``[B, L_out]``.
         depth: supervision steps.
         guide_samples, prior_samples: trajectories for each pair.
-        max_traced, max_trajectories: how many trajectories of guide and prior may run at once; they limit the memory.
+        max_traced, max_trajectories: the maximal numbers of trajectories of guide and prior in memory at once.
     """
     prior_seed, guide_seed = derive_seed(seed, 0), derive_seed(seed, 1)
     log_p = rollout_log_prob(

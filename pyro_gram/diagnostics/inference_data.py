@@ -150,7 +150,7 @@ def _guide_groups(
 
 
 class _RecordGuidanceScale(Messenger):
-    """Record the scale of the guidance of each transition, ``[...]``."""
+    """Record the scale of the guidance (the root mean square of eps) of each transition."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -282,7 +282,7 @@ def _load_netcdf(path: Path) -> Any:
 
 
 def depth_view(data: Any) -> Any:
-    """Return the prior's trajectories as a group ``posterior`` whose chains are trajectories and draws are steps.
+    """Return the prior's trajectories as a group ``posterior``: its chains are trajectories, its draws are steps.
 
     A step is a supervision step. The view holds every variable with a dimension ``step``. A high R-hat means that the
     trajectories of an input end in different answers, as intended. The trajectories come from the prior, which is not

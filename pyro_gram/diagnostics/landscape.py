@@ -25,7 +25,8 @@ from pyro_gram.tasks.base import Task
 SOLUTION_CHUNK = 64  # solutions scored at once, in log-probabilities [N, SOLUTION_CHUNK, L_out]
 LEAST_LOSS = 1e-4  # nats: smaller losses are raised to this, because their logarithm is interpolated
 GRID = 100  # grid points along each component
-MARGIN, REACH = 0.08, 0.12  # margin of the picture, and largest distance from a state, relative to the states' range
+# Relative to the range of the states: the margin of the picture; the distance from a state up to which loss is drawn.
+MARGIN, REACH = 0.08, 0.12
 SMOOTHING = 0.02  # smooths the interpolation: states with the same projection may have different losses
 
 
@@ -123,7 +124,7 @@ def landscape(
 
 @dataclass(frozen=True)
 class _Paths:
-    """Final ``tokens`` int64 ``[N, L_out]``; flattened ``h`` ``[S + 1, N, L D]`` and ``loss`` ``[S + 1, N]``."""
+    """Trajectories: final ``tokens`` int64 ``[N, L_out]``, flat ``h`` ``[S + 1, N, L D]``, ``loss`` ``[S + 1, N]``."""
 
     tokens: Tensor
     h: Tensor

@@ -42,7 +42,7 @@ def prior_log_likelihood(
         y: answers, ``[B, L_out]``, which are used only after each trajectory has ended.
         depth: supervision steps.
         num_samples: S, the number of trajectories per input.
-        max_trajectories: at most so many trajectories run at once.
+        max_trajectories: the maximal number of trajectories that run at once.
 
     Returns:
         nats, ``[B]``.

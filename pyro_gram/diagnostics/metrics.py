@@ -19,7 +19,7 @@ from pyro_gram.tasks.uniform import expected_total_variation, total_variation
 
 @dataclass(frozen=True)
 class Metrics:
-    """Metrics of samples: fractions in [0, 1]; ``*_se`` are standard errors over inputs; undefined metrics are None.
+    """Metrics of samples. Shares lie in [0, 1]. ``*_se`` are standard errors over inputs. Undefined metrics are None.
 
     Attributes:
         accuracy: share of inputs whose first sample is right; without input (p(x)), share of right samples.

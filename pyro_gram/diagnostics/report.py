@@ -159,7 +159,7 @@ def result_rows(metrics: dict[str, Any], problem: str, model: str, all_inputs: b
     """Return one row for each metric of results.json, with the paper's number for the same model.
 
     Args:
-        problem: ``Task.paper_name``.
+        problem: the task's name in the tables of the paper (``Task.paper_name``).
         model: the model's registry name.
         all_inputs: do the metrics cover all test inputs? If not, the paper's sum of violations is left out.
     """

@@ -24,7 +24,7 @@ from pyro_gram.tasks.base import Task
 
 Recorded = TypeVar("Recorded")
 
-MAX_POSITIONS, NUM_POSITIONS = 100, 32  # in sequences of more than 100 positions, 32 of them are resampled
+MAX_POSITIONS, NUM_POSITIONS = 100, 32  # of a sequence with more than 100 positions, only 32 are resampled
 
 
 # ---- recording ---------------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def on_cpu(x: Tensor | None) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Attractors:
-    """The answers that the trajectories of an input end in, and the steps at which they reach them.
+    """The answers in which the trajectories of an input end, and the steps at which trajectories reach their answers.
 
     Attributes:
         num_distinct: the number of distinct final answers, int64 ``[B]``.
@@ -206,9 +206,9 @@ class Separation:
     Attributes:
         differ_by_step: among the pairs with different final answers, the share whose answers differ after each step,
             ``[S]``.
-        distance_different: the mean over these pairs of the distance between the two states (root mean square over
-            positions and channels), from z_0 on, ``[S + 1]``.
-        distance_same: the same mean over the pairs with the same final answer, ``[S + 1]``.
+        distance_different: the mean distance between the two states of a pair (root mean square over positions and
+            channels), over the pairs with different final answers, from z_0 on, ``[S + 1]``.
+        distance_same: the mean distance over the pairs with the same final answer, ``[S + 1]``.
         num_different, num_same: the number of pairs of each kind.
     """
 

@@ -253,7 +253,7 @@ def likelihood(log_p: float, error: float | None, log_m: float, untrusted_share:
     Args:
         log_p: mean of the believed estimates of log p(y|x), nats.
         error: standard error of log p + log m over the pairs; None if the pairs share their draws.
-        log_m: mean of log m over the same inputs, which have m solutions.
+        log_m: mean of log m over the same inputs, where m is the number of solutions of an input.
         untrusted_share: share of pairs without a trusted estimate. If it is large, the verdict is ``not measured``.
     """
     return Verdict(
@@ -271,7 +271,7 @@ def ranks(deviations: dict[str, float], band: float, data: int) -> Verdict:
 
     Args:
         deviations: summary of a trajectory -> largest deviation of the distribution of its ranks from uniform.
-        band: a deviation that uniform ranks of as many data exceed in 5 % of simulations only.
+        band: a threshold: in 95 % of simulations with as many data, the deviations of uniform ranks are below it.
         data: the number of data.
     """
     largest = max(deviations, key=lambda name: deviations[name])
@@ -293,7 +293,7 @@ def diversity(share: float, inputs: int) -> Verdict:
     """Judge whether trajectories end in different answers.
 
     Args:
-        share: among the inputs with several solutions, the share for which all trajectories find at most one.
+        share: among the inputs with several solutions, the share of those for which at most one solution is found.
         inputs: the number of inputs with several solutions.
     """
     if not inputs:

@@ -1,4 +1,4 @@
-"""Examine a solver: :func:`diagnose` runs all parts. ``experiments/diagnose.py`` is the command line.
+"""Examine a solver: :func:`diagnose` runs all parts of the examination. The program is ``experiments/diagnose.py``.
 
 The evaluation at the end of a run (``runs.evaluate``) is a quick examination that uses the same functions.
 Samples are fresh trajectories of the prior on unseen inputs, with the temper that the run's evaluation uses.
@@ -66,7 +66,7 @@ BUDGETS = {
 
 
 def guide_of(solver: Solver) -> nn.Module | None:
-    """Return the guide; None if the model has no inference network, or the prior's density is not that of its draws."""
+    """Return the guide; None if the model has no inference network, or the prior's draws do not follow its density."""
     return None if why_no_guide(solver.model, solver.guide) else solver.guide
 
 
@@ -202,7 +202,7 @@ def examine_trajectories(scope: Scope, findings: Findings) -> None:
 
 def _examine_ends(scope: Scope, findings: Findings) -> None:
     solver, task, temper = scope.solver, scope.solver.task, scope.solver.config.temper
-    in_memory = max(1, scope.chunk_size() // END_SAMPLES)  # all states of these trajectories are stored
+    in_memory = max(1, scope.chunk_size() // END_SAMPLES)  # inputs: the states of all their trajectories are stored
     puzzles = scope.test.subset(scope.num_inputs(BUDGETS["ends"], END_SAMPLES, least=2, limit=min(24, in_memory)))
     x = scope.on_device(puzzles.inputs)
     traces = trace_trajectories(
@@ -230,7 +230,7 @@ def _examine_ends(scope: Scope, findings: Findings) -> None:
 
 def _examine_deciding_draws(scope: Scope, findings: Findings) -> None:
     solver, num_samples = scope.solver, END_SAMPLES // 2
-    in_memory = max(1, scope.chunk_size() // num_samples)  # all guidance of these trajectories is stored
+    in_memory = max(1, scope.chunk_size() // num_samples)  # inputs: the guidance of all their trajectories is stored
     per_input = num_samples * 2 * POSITIONS
     count = scope.num_inputs(BUDGETS["deciding"], per_input, least=1, limit=min(8, in_memory))
     decisions = guidance_influence(
@@ -293,7 +293,7 @@ def check_ready(solver: Solver) -> None:
 
 
 def diagnose(scope: Scope, findings: Findings, name: str, progress: Any) -> None:
-    """Run every part, then write ``report.html`` and ``diagnosis.json``.
+    """Run every part of the examination, then write ``report.html`` and ``diagnosis.json``.
 
     Args:
         scope: the solver, and how much of it is examined.

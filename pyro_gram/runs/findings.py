@@ -103,7 +103,7 @@ def draw_formation(solver: Solver, puzzles: PuzzleSet, history: Tensor, findings
 
     Args:
         puzzles: the inputs that were sampled.
-        history: the answers to these inputs after each supervision step, int64 ``[depth, N, b, L_out]``.
+        history: answers to the first b of these inputs after each supervision step, int64 ``[depth, N, b, L_out]``.
     """
     if puzzles.inputs is None:
         findings.draw("formation", plots.formation_figure(solver.task, None, history[:, :4, 0]))
@@ -128,7 +128,7 @@ def save_trajectories(
     depth: int,
     seed: int,
 ) -> Any:
-    """Write trajectories of the guide and the prior to ``inference.nc``, and return its groups."""
+    """Write trajectories of the guide and the prior to ``inference.nc``, and return them as ArviZ data."""
     data = collect(
         solver.task,
         solver.model,

@@ -22,10 +22,10 @@ from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
 from pyro_gram.tasks.base import PuzzleSet
 from pyro_gram.tasks.batches import generator_for
 
-BOUND_INPUTS = 1024  # bounds are computed for at most so many pairs (x, y)
+BOUND_INPUTS = 1024  # bounds are computed for at most 1024 pairs (x, y)
 LIKELIHOOD_INPUTS, LIKELIHOOD_SAMPLES = 64, 100  # for prior Monte Carlo: inputs, and trajectories per input
-HISTORY_INPUTS, HISTORY_SAMPLES = 24, 6  # decoded after every supervision step: inputs, and samples per input
-VALIDATION_INPUTS, VALIDATION_SAMPLES = 64, 1024  # during training: at most so many inputs, and samples per input
+HISTORY_INPUTS, HISTORY_SAMPLES = 24, 6  # inputs, and samples per input, that are decoded after every supervision step
+VALIDATION_INPUTS, VALIDATION_SAMPLES = 64, 1024  # the maximal numbers of inputs, and of samples per input
 
 Progress = Callable[[int], None]
 
@@ -185,7 +185,7 @@ def posterior_accuracy(solver: Solver, x: Tensor | None, measured_bounds: Bounds
 
 
 def has_likelihood(solver: Solver) -> bool:
-    """Can log p(y | x) be estimated? Not for images, which are never sampled exactly, nor for diffusion models."""
+    """Can log p(y | x) be estimated? Not for images, because no sample equals a given one; nor for diffusion models."""
     return solver.task.is_checkable and model_traits(solver.model).has_exact_likelihood
 
 

@@ -112,7 +112,7 @@ class Run:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a ``metrics.jsonl``, an empty list if the file does not exist.
+    """Return the lines of a ``metrics.jsonl``; an empty list if the file does not exist.
 
     Raises:
         UserError: a line is not a JSON object.
@@ -193,7 +193,7 @@ def _restore(run: Run, resume: bool) -> None:
     """Load the saved state, if there is one, and prepare the files of the directory."""
     out, trainer, solver = run.out, run.trainer, run.solver
     if run.processes.is_main:
-        check_new(out, resume)  # again: another process may have begun a run here meanwhile
+        check_new(out, resume)  # a second check: another process may have begun a run here meanwhile
     has_state = bool(run.processes.from_main(resume and run.state_path.exists()))
     if has_state:
         load_state(run.state_path, solver.config, trainer, solver.task.provenance())
@@ -304,7 +304,7 @@ def truncate_metrics(path: Path, number: int) -> int:
     """Drop the lines of a ``metrics.jsonl`` from batch ``number`` on, because those batches are trained again.
 
     Returns:
-        the number of lines that were dropped because they cannot be read (if the machine went down while writing them).
+        the number of lines that were dropped because they cannot be read. (A crash of the machine can damage a line.)
     """
     if not path.exists():
         return 0

@@ -36,7 +36,7 @@ class Scope:
 
     @cached_property
     def test(self) -> PuzzleSet:
-        """The first version of each input of the test split."""
+        """The test split, with the first version of each puzzle only (ARC lists puzzles in several versions)."""
         return self.solver.task.split("test").first_versions
 
     @property
@@ -50,7 +50,7 @@ class Scope:
         return chunk_size(length) if max_trajectories is None else chunk_size(length, max_trajectories)
 
     def num_trajectories(self, budget: int) -> int:
-        """Return how many trajectories a budget allows. Its unit is one step of the checkpoint ``coloring8``."""
+        """Return how many trajectories a budget allows. The unit of the budget is one step of ``coloring8``."""
         sizes = model_sizes(self.solver.config.model)
         size = max(1.0, self.solver.task.spec.input_length / 8) * sizes.width / 128
         layers = sizes.transitions * (1 + sizes.low_steps) / 3 * sizes.layers / 2

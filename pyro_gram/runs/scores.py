@@ -39,9 +39,9 @@ class Measurement:
     Attributes:
         puzzles: the test inputs, with their solutions.
         rollout: the trajectories of the prior that were scored.
-        history: the answers of a few trajectories after each supervision step, int64 ``[depth, N, b, L_out]``.
+        history: a few answers to the first b inputs after each supervision step, int64 ``[depth, N, b, L_out]``.
         metrics: the metrics of ``results.json``.
-        uniformity: how evenly solutions are sampled; empty unless every solution is known.
+        uniformity: the result of :func:`uniformity_summary`.
     """
 
     puzzles: PuzzleSet

@@ -1,4 +1,4 @@
-"""Save and load a training state: the tensors of ``Trainer.state_dict`` as safetensors, its numbers as JSON.
+"""Save and load a training state: ``Trainer.state_dict`` gives tensors (as safetensors) and numbers (as JSON).
 
 A tensor ``NAME`` of the part ``PART`` of the state is stored as ``PART/NAME``.
 """

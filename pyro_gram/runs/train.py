@@ -78,7 +78,7 @@ def train(run: Run, on_evaluate: Validate | None = None) -> None:
         run: a new or resumed run.
         on_evaluate: a function that is called every ``train.evaluate_every`` batches and after the last batch. It
             returns numbers that are logged with the batch. The default is :func:`validate`. If both ``train.batches``
-            and ``train.minutes`` are set, the function is also called before the first batch, to measure its time.
+            and ``train.minutes`` are set, it is also called before the first batch, to measure how long it takes.
 
     Raises:
         InterruptedRunError: on SIGINT or SIGTERM, when the current batch has ended and the state is saved.
@@ -121,7 +121,7 @@ def train(run: Run, on_evaluate: Validate | None = None) -> None:
                         has_warned = True
                 log.write(json.dumps(row) + "\n")
                 if run.processes.is_main:
-                    run.remove_divergence_files()  # those of an earlier start of this run
+                    run.remove_divergence_files()  # an earlier start of this run may have left them
                 bar.update(1 if c.batches else min(round(report.seconds), round(60 * c.minutes)) - bar.n)
                 train_seconds = seconds_left(trainer, first_number, report.seconds - start)
                 remaining_text = run.phases.remaining_text("train", train_seconds)
@@ -155,7 +155,7 @@ def _progress_bar(run: Run) -> tqdm:
 
 
 def _batches(run: Run) -> Iterator[BatchReport]:
-    """Train the batches of a run. If it diverges, save the state before the last update, and describe this update."""
+    """Train the batches of a run. If an update diverges, save the state before this update, and describe the update."""
     try:
         yield from train_batches(run.trainer)
     except DivergedError as e:

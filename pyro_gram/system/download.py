@@ -14,7 +14,7 @@ def data_folder(data_dir: str | None) -> Path | None:
     """Return the user's data folder: ``data_dir`` if given, else the environment variable ``PYRO_GRAM_DATA``.
 
     Returns:
-        the folder; None if neither names one.
+        the folder; None if neither is set.
 
     Raises:
         ConfigError: the named folder is not a directory.

@@ -1,4 +1,4 @@
-"""Write files atomically (under a temporary name, which is then changed); read JSON, TOML and safetensors files.
+"""Write files atomically (under a temporary name, then renamed), and read JSON, TOML and safetensors files.
 
 A stranger may have made a file. The sizes in the header of a tensor file are therefore compared with the file's size
 before memory is allocated.
@@ -27,7 +27,7 @@ from pyro_gram.errors import CheckpointError, UserError
 from pyro_gram.system.text import GZIP, ZIP, is_gzip, normalize_text, read_text
 from pyro_gram.version import __version__
 
-MAX_JSON_BYTES = 256 * 2**20  # also for TOML
+MAX_JSON_BYTES = 256 * 2**20  # the limit for TOML files too
 MAX_CSV_BYTES = 2**31  # three times the largest Sudoku data set
 MAX_HEADER_BYTES = 16 * 2**20  # the longest accepted header of a tensor file; our headers have about 50 KB
 FORMAT = "pyro_gram/1"
@@ -153,10 +153,10 @@ def read_json(path: Path) -> Any:
 
 
 def read_toml_tables(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return the tables of a TOML file that holds tables of tables only.
+    """Return the contents of a TOML file as table -> part -> field -> value.
 
     Raises:
-        UserError: the file is missing, is not TOML, or holds a value that is not a table of tables.
+        UserError: the file is missing, is not TOML, or has a value in place of a table or of a part.
     """
     tables = _parse_file(path, "TOML", tomllib.loads)
     for name, table in tables.items():

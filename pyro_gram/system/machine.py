@@ -74,7 +74,7 @@ def peak_memory_mb() -> float:
 
 
 def resident_memory_mb() -> float:
-    """Return the memory that this process uses now, MiB; the peak memory if the system does not report that."""
+    """Return the memory that this process uses now, MiB; its peak memory if the system reports only the peak."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE / 2**20
     except OSError:

@@ -100,8 +100,8 @@ class Rendezvous:
         launch: the settings of this process.
         device: the device of this process.
         timeout: the time limit of each exchange after all have joined.
-        missing_ranks: the ranks that have not joined (only the main process knows them all); ``[0]`` before the store
-            is reached.
+        missing_ranks: ``[0]`` before the store is reached. Then, in the main process, the ranks that have not joined;
+            in other processes an empty list.
         failure: the error that ended the wait.
         is_late: has :data:`JOIN_TIMEOUT` passed?
     """

@@ -1,7 +1,7 @@
 """Decode the texts that users provide. The result does not depend on the program that wrote a text.
 
 A byte-order mark selects UTF-16 or UTF-32 and is dropped. A gzip file is recognized by its first bytes and unpacked.
-In the result every line ends in ``\\n``. A file that is too large or not text is refused by an InputError.
+In the result every line ends in ``\\n``. For a file that is too large or not text, InputError is raised.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class PuzzleText:
     name: str = ""
 
     def locate_error(self, error: InputError) -> InputError:
-        """Return ``error``, which ``parse`` raised for this text, with the puzzle's place in the file added."""
+        """Return an error that says what ``error`` says, and where the puzzle stands in the file."""
         if self.name:
             return InputError(f"{self.name}: {error}")
         if isinstance(error, LineError):

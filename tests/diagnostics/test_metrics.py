@@ -163,7 +163,7 @@ def test_the_vote_goes_to_the_most_frequent_and_a_tie_to_the_first():
     puzzles = path_and_triangle(task)
     samples = tokens(task, "000 001", "010 012", "101 001", "111 012", "000 012")
     votes = selected_answers(task.canonical_form(puzzles.inputs, samples))
-    # the path: 010 twice (101 is the same), 000 thrice (111 is the same); the triangle: 012 thrice
+    # The path has 010 twice (101 is the same answer) and 000 thrice (111 is the same). The triangle has 012 thrice.
     assert votes.tolist() == [[0, 0, 0], [0, 1, 2]]
     assert measure(task, puzzles, samples).vote_accuracy == 0.5
     tie = selected_answers(tokens(task, "010 012", "000 001", "000 001", "010 012"))

@@ -18,7 +18,7 @@ CLASSES = 4
 
 
 class Steps(nn.Module):
-    """A program with one guidance eps ~ N(0, 1). The answer is the number of the quarter of N(0, 1) that holds eps."""
+    """A program with one guidance eps ~ N(0, 1). The answer y tells in which quarter of N(0, 1) eps lies, 0 to 3."""
 
     def forward(self, x, y=None, state=None, *, steps=1, truncated=None, beta=1.0):
         register_parameters("model", self)
@@ -34,7 +34,7 @@ class Steps(nn.Module):
 
 
 class Quarter(EffectGuide):
-    """A guide that draws eps from the quarter with number y. It is exact if ``shift`` is 0 and ``width`` is 1."""
+    """A guide that draws eps from quarter y of N(0, 1). It is exact if ``shift`` is 0 and ``width`` is 1."""
 
     def __init__(self, model, shift=0.0, width=1.0):
         super().__init__(model)

@@ -62,6 +62,6 @@ def test_a_users_module_imports_the_users_models_under_our_programs(tmp_path):
 
 @pytest.mark.parametrize("name", ["models", "guides"])
 def test_importing_a_part_by_its_bare_name_is_an_error(name):
-    """The import would make a second copy of each class, and the copy would replace the registered class."""
+    """A plain ``import models`` would define each class a second time, and replace the registered classes."""
     process = run_python("-c", f"import {name}", folder=ROOT)
     assert f"import this package as pyro_gram.{name}" in process.stderr

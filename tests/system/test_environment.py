@@ -1,4 +1,4 @@
-"""Programs work although modules are missing, streams are closed, calls are refused or variables are left over."""
+"""Programs work without some modules, with closed streams, refused system calls, or variables of a launcher."""
 
 import math
 import os

@@ -73,8 +73,8 @@ CAPTIONS = {
     ),
     "terms": Caption(
         "Information from the guide, by transition",
-        "The KL is the information that the guide adds at each transition. On the right, the scale of the guidance "
-        "under guide and prior: where both are equal, the guide adds little.",
+        "The KL is the information that the guide adds at each transition. The right panel compares the "
+        "scale of the guidance under guide and prior: where the two are equal, the guide adds little.",
         ("collapse",),
     ),
     "terms_prior": Caption(
@@ -108,8 +108,8 @@ CAPTIONS = {
     ),
     "attractors": Caption(
         "Where trajectories end, and when they separate",
-        "The number of different answers in which the trajectories of an input end, how soon they settle, and how "
-        "soon trajectories separate that end in different answers.",
+        "The number of different answers in which the trajectories of an input end, how soon their answers settle, and "
+        "how soon trajectories with different final answers separate.",
         ("settled", "diversity"),
     ),
     "deciding": Caption(

@@ -18,7 +18,7 @@ SHADES = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7")  # one for each transition
 
 
 def evidence_figure(evidence: Evidence) -> Figure:
-    """Draw log p(y | x): bounds that increase in k, both estimates of each pair, and the k-hat of the weights."""
+    """Draw log p(y | x): the bounds IWAE_k, which rise with k; two estimates of each pair; k-hat of the weights."""
     if evidence.guide is None:
         figure = Figure(figsize=(5.6, 4.2), layout="constrained")
         _draw_prior_ess(figure.subplots(), evidence)
@@ -52,7 +52,7 @@ def _draw_bounds(axes: Any, evidence: Evidence) -> None:
 
 
 def _draw_estimates(axes: Any, evidence: Evidence) -> None:
-    """Draw both estimates of each pair side by side, in order of log p; the chosen one is filled."""
+    """Draw both estimates of each pair side by side, in order of log p. The marker of the chosen estimate is filled."""
     assert evidence.guide is not None
     ranking, choices = evidence.ranking.tolist(), evidence.choices
     for estimate, name, color, shift in ((evidence.guide, GUIDE, BLUE, -0.15), (evidence.prior, PRIOR, ORANGE, 0.15)):

@@ -1,6 +1,6 @@
 """Figures of a run (training, answers, coverage and samples), and helpers that other figures use too.
 
-Each function returns a matplotlib Figure and uses neither a display nor global state.
+The functions named ``*_figure`` return a matplotlib Figure. They use neither a display nor global state.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _draw_losses(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _draw_prior_accuracy(axes: Any, evaluations: list[dict[str, Any]]) -> None:
-    """Draw accuracy and coverage of the prior. Images have neither: draw the first of the task's own metrics."""
+    """Draw accuracy and coverage of the prior; for images, which have neither, the first of the task's own metrics."""
     axes.set_title("Prior trajectories while training")
 
     def plot(name: str, label: str, color: str) -> None:
@@ -196,7 +196,7 @@ def formation_figure(task: Task, x: Tensor | None, history: Tensor, columns: int
     # Answers change most in the first steps: draw steps 1, 2, 3, 4, 6, ... and the last one.
     size = min(depth, columns)
     steps = {round(depth ** (i / max(1, size - 1))) - 1 for i in range(size)}
-    steps |= set(sorted(set(range(depth)) - steps)[: size - len(steps)])  # replaces duplicates that rounding made
+    steps |= set(sorted(set(range(depth)) - steps)[: size - len(steps)])  # if rounding gave a step twice
     figure = Figure(figsize=(max(5.5, 1.75 * len(steps) + 0.6), 2.1 * n + 0.4), layout="constrained")
     grid = figure.subplots(n, len(steps), squeeze=False)
     for row in range(n):

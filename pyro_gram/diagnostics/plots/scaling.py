@@ -22,10 +22,10 @@ MAX_VALUES = 7  # more distinct x values than this are put into bins
 
 
 def scaling_figure(study: dict[str, Any]) -> Figure:
-    """Draw eight panels: number of trajectories, selection, number of solutions, halting, and coverage against compute.
+    """Draw eight panels on the number and selection of trajectories, halting, solutions, and coverage against compute.
 
     Args:
-        study: the object that the script has written as JSON. All its keys are strings.
+        study: the JSON object that ``experiments/scaling/scaling.py`` writes. All keys of its objects are strings.
     """
     figure = Figure(figsize=(19, 8.6), layout="constrained")
     (samples, selection, by_depth, solutions), (halting, thresholds, coverage, tradeoff) = figure.subplots(2, 4)
@@ -121,7 +121,7 @@ def _draw_selection_by_depth(axes: Any, study: dict[str, Any]) -> None:
 
 
 def bins(values: list[float], log: bool = False) -> list[np.ndarray]:
-    """Return the indices of ``values`` in each bin. Up to 7 distinct values have a bin each; more share ten bins."""
+    """Return the indices of ``values`` in each bin. Up to 7 distinct values get a bin each; more share ten bins."""
     array = np.asarray(values, dtype=float)
     unique = np.unique(array)
     if len(unique) <= MAX_VALUES:
@@ -204,7 +204,7 @@ def method_of(point: dict[str, float], full_depth: int) -> str:
 
 
 def goal_of(study: dict[str, Any]) -> tuple[str, str]:
-    """Return the metric that is maximised, and its label."""
+    """Return the metric that should be high, and its label: coverage if all solutions are known, else ``verified``."""
     return ("coverage", "coverage") if study["coverage_limit"] is not None else ("verified", "any sample right")
 
 

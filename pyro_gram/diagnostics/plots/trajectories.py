@@ -34,11 +34,12 @@ from pyro_gram.system.files import write_atomically
 from pyro_gram.tasks.base import Task
 
 BLACK = "#000000"
-ANSWER_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#D55E00")  # of the most frequent answers; others are grey
+# The colours of the six most frequent answers; all other answers are grey.
+ANSWER_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#D55E00")
 OUTLINE = [patheffects.Stroke(linewidth=5, foreground="white"), patheffects.Normal()]
 SHADES = LinearSegmentedColormap.from_list("shades", ("#F2F2F2", "#707070"))  # a background for coloured lines
 DETERMINISTIC = "deterministic trajectory (guidance at the prior's mean)"
-FRAMES, COLUMNS, COLOURS = 24, 6, 64  # the maximal numbers in an animation
+FRAMES, COLUMNS, COLOURS = 24, 6, 64  # the maximal numbers of an animation: frames, answers in a row, colours
 LAST_FRAME = 4  # the last frame is shown four times as long as the others
 
 
@@ -142,7 +143,7 @@ def _loss_name(landscape: Landscape) -> str:
 
 
 def attractors_figure(attractors: Attractors, separation: Separation, num_solutions: Tensor | None = None) -> Figure:
-    """Draw how many answers the trajectories of an input end in, when they settle, and when pairs separate.
+    """Draw in how many answers the trajectories of an input end, when answers settle, and when trajectories separate.
 
     Args:
         num_solutions: the number of solutions of each input, int64 ``[B]``; None if not all are known.
@@ -253,7 +254,7 @@ def influence_figure(influence: GuidanceInfluence) -> Figure:
 
 
 def _root(values: Any) -> Any:
-    return np.sqrt(np.maximum(values, 0))  # an axis has a margin below 0
+    return np.sqrt(np.maximum(values, 0))  # the margin of an axis extends below 0, where a root does not exist
 
 
 # ---- how answers develop -----------------------------------------------------------------------------------------
@@ -291,7 +292,7 @@ def _draw_frame(task: Task, x: Tensor | None, answers: Tensor, step: int) -> np.
     rows = -(-len(answers) // columns)
     height = 2.35 * rows + 0.45
     figure = Figure(figsize=(max(3.0, 2.1 * columns), height), dpi=80)
-    figure.subplots_adjust(0.02, 0.02, 0.98, 1 - 0.75 / height, wspace=0.08, hspace=0.2)  # the same in every frame
+    figure.subplots_adjust(0.02, 0.02, 0.98, 1 - 0.75 / height, wspace=0.08, hspace=0.2)  # equal in all frames
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
