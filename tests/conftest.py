@@ -63,7 +63,7 @@ def small_config(**changes: Any) -> RunConfig:
     """Return the config of a run that takes seconds.
 
     ``prior_name="gaussian"`` chooses a part, and ``prior={...}`` sets fields of its config. By default a model gets the
-    prior, the guide and the training settings that it needs, but small sizes.
+    prior, the guide and the training settings that it needs. All sizes are small.
     """
     part_names = {part: changes.pop(f"{part}_name") for part in DEFAULT_NAMES if changes.get(f"{part}_name")}
     model = MODELS.get(part_names.get("model", DEFAULT_NAMES["model"]))
@@ -187,7 +187,7 @@ def program_names() -> list[dict[str, str]]:
 
 
 def covering_program_names() -> list[dict[str, str]]:
-    """Return some twenty combinations of parts, in which every registered prior, guide, model and task occurs."""
+    """Return about twenty combinations of parts. Every registered prior, guide, model and task occurs in one."""
     programs, names = [], {item for program in program_names() for item in program.items()}
     while names:
         programs.append(max(program_names(), key=lambda program: len(names & set(program.items()))))
@@ -196,7 +196,7 @@ def covering_program_names() -> list[dict[str, str]]:
 
 
 def incompatibility(prior: str, guide: str) -> str:
-    """Return why a guide cannot be used with a prior; an empty text if it can."""
+    """Return words of the error message if a guide cannot be used with a prior; an empty text if it can."""
     if prior == "none":
         return "" if guide == "prior" else "leaves nothing to infer"
     if prior == "mixture" and guide in ("prior", "mean_field"):

@@ -1,7 +1,7 @@
 """A fake device: its tensors keep their values on the CPU, and refuse operations that CUDA or MPS would refuse.
 
 An operation cannot mix tensors of the device with CPU tensors, except single numbers and indices. Generators of the CPU
-cannot draw for the device, NumPy cannot read its memory, and it has no float64. So code that runs on the device without
+cannot draw for the device, NumPy cannot read its memory, and the device has no float64. So code that runs on it without
 an error has left no tensor on the CPU. Results and random draws are the same as on the CPU. The device is called
 ``meta``, because PyTorch accepts this name on any machine. Two things are not tested: GPU kernels, and code that
 depends on ``device.type == "cuda"``.
@@ -112,7 +112,7 @@ def _check_devices(func: Any, args: Any, generator: Any, tensors: list[Tensor], 
 
 
 def _create_then_move(create: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return a replacement for ``torch.tensor`` that moves the tensor in a second step, which the dispatcher sees."""
+    """Return a replacement for ``torch.tensor`` that creates a CPU tensor, and then moves it to ``device``."""
 
     def tensor(
         data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False, **kwargs: Any
@@ -130,7 +130,7 @@ def fake_device(*programs: Any) -> Iterator[str]:
     with ExitStack() as stack:
         for program in programs:
             stack.enter_context(patch.object(program, "pick_device", torch.device))
-        # ``outline_misfits`` needs the real meta device, but "meta" now names the fake device. So it is left out.
+        # ``outline_misfits`` needs the real meta device, but "meta" now names the fake device. So a stub replaces it.
         stack.enter_context(patch.object(checkpoint, "outline_misfits", lambda *_: []))
         stack.enter_context(patch.object(torch, "tensor", _create_then_move(torch.tensor)))
         stack.enter_context(_DispatchMode())

@@ -61,7 +61,7 @@ def state_bytes():
 
 @pytest.fixture
 def state_file(tmp_path):
-    """Return the file of a training state: two batches of three are done."""
+    """Return the file of a training state that was saved after two of three batches."""
     path = tmp_path / "state.safetensors"
     path.write_bytes(state_bytes())
     return path
@@ -70,7 +70,7 @@ def state_file(tmp_path):
 def rewrite(path, change=lambda header: None, tensors=lambda t: None, **metadata):
     """Write a checkpoint again, after ``change`` has edited its header and ``tensors`` has edited its tensors.
 
-    ``metadata`` replaces whole entries of the file's metadata."""
+    Each argument in ``metadata`` replaces an entry of the file's metadata; None removes the entry."""
     with safe_open(path, framework="pt") as f:
         entries = f.metadata()
         contents = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 (not a dict)

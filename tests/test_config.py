@@ -1,4 +1,4 @@
-"""Configs: checked fields, JSON, options of the command line, and presets."""
+"""Configs check their fields, are written as JSON, become command-line options, and are read from presets."""
 
 import argparse
 import copy
@@ -259,7 +259,7 @@ def test_the_paper_preset_of_coloring_has_the_papers_size():
     solver = build(with_options(config, {f"task.{k}": v for k, v in task.items()}))
     assert (solver.task.spec.input_length, solver.task.spec.output_length) == (28 + 8, 8)
     parameters = [*solver.model.parameters(), *solver.guide.parameters()]
-    assert sum(p.numel() for p in parameters) == pytest.approx(10e6, rel=0.2)  # the paper: "about 10 M"
+    assert sum(p.numel() for p in parameters) == pytest.approx(10e6, rel=0.2)  # the paper says "about 10 M"
 
 
 def test_an_unknown_preset_or_task_lists_the_known_ones():

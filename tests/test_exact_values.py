@@ -196,7 +196,7 @@ def test_two_right_samples_are_enough_for_a_test():
     ids = torch.zeros(2, 1, dtype=torch.long)
     result = calibration.uniformity(ids, torch.tensor([100]), false_discovery_rate=0.0001)
     assert result.p_value[0].item() * 10_001 == pytest.approx(round(result.p_value[0].item() * 10_001), abs=1e-6)
-    assert (result.p_value[0].item() * 1000) % 1 > 1e-6  # from 10,000 simulations, not from 999
+    assert (result.p_value[0].item() * 1000) % 1 > 1e-6  # there were 10,000 simulations, and not 999
 
 
 def test_solutions_of_more_than_a_thousand_samples_are_identified():

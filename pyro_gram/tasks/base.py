@@ -45,7 +45,7 @@ class PuzzleSet:
         has_all_solutions: True if every solution of every input is listed. Only then can coverage be measured.
         is_first_version: bool ``[N]``, or None if every row of ``inputs`` is a separate puzzle. A task may list a
             puzzle in several versions, in consecutive rows (ARC: rotated, or in other colours). The entry of a row is
-            True if it holds the first version of its puzzle.
+            True if the row holds the first version of its puzzle.
     """
 
     inputs: Tensor | None
@@ -169,7 +169,7 @@ class Task(ABC):
     violation_name: ClassVar[str] = "violation"  # the singular noun for what ``violations`` counts
     is_checkable: ClassVar[bool] = True  # False if answers are neither right nor wrong (handwritten digits)
     classifier: ClassVar[str] = ""  # "digits": samples are scored by the digit classifier
-    equivalence: ClassVar[str] = ""  # what ``canonical_form`` ignores: "up to the names of the colours"
+    equivalence: ClassVar[str] = ""  # says what ``canonical_form`` ignores: "up to the names of the colours"
     difficulty_label: ClassVar[str] = ""  # an axis label for ``difficulty``
     paper_name: str = ""  # the key of this task in diagnostics/paper.toml; empty if the paper has no such task
 
@@ -181,7 +181,7 @@ class Task(ABC):
 
     @abstractmethod
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Count the constraints of ``x [..., *event]`` that ``y [..., L_out]`` breaks: int64 ``[...]``; 0 is right."""
+        """Count the constraints of ``x [..., *event]`` that ``y [..., L_out]`` breaks: int64 ``[...]``; 0 if right."""
 
     # ---- right and equal answers -----------------------------------------------------------------------------------
 
@@ -227,7 +227,7 @@ class Task(ABC):
         raise ConfigError(f"the task {self._name()} makes no fresh inputs: measure on its test split")
 
     def provenance(self) -> dict[str, str]:
-        """Return names and digests of the data files, which results and checkpoints record (by default no files)."""
+        """Return names and digests of the data files, to be recorded in results and checkpoints (by default none)."""
         return {}
 
     # ---- text ------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ class Candidates:
     Attributes:
         x: int64 ``[B, *event]``.
         solutions: int64 ``[K, B, L_out]``; K is the largest number of solutions in the batch.
-        mask: bool ``[K, B]``; False if the input has no k-th solution; ``solutions`` then repeats its first one.
+        mask: bool ``[K, B]``; False if the input has no k-th solution; its first solution is then repeated.
     """
 
     x: Tensor

@@ -30,7 +30,7 @@ Line = tuple[int, str]  # the number of a line in the file, from 1, and its text
 def clean_line(line: str) -> str:
     """Remove the comment of a line, and convert bars and full-width characters to ASCII."""
     ascii_line = line[: MAX_LINE_LENGTH + 1].translate(ASCII_OF)
-    return re.sub(r"(^|\s)#.*", "", ascii_line).strip(SPACES)  # tabs stay: an empty cell may follow the last
+    return re.sub(r"(^|\s)#.*", "", ascii_line).strip(SPACES)  # tabs stay: an empty cell may follow the last tab
 
 
 def is_rule(line: str) -> bool:
@@ -77,7 +77,7 @@ def split_boards(
         text: the file. Lines that begin with ``#`` are comments.
         row_length: returns the number of cells of a row, and 0 for any other line, such as a whole board.
         clean: removes comments from a line.
-        band_rows: maps the size of a board to the number of rows in a box, as empty lines may separate the boxes.
+        band_rows: maps the size of a board to the number of rows in a box. (Empty lines may separate the boxes.)
     """
     lines = list(_board_lines(normalize_text(text), clean))
     texts = [line for _, line in lines if line]
@@ -135,7 +135,7 @@ def lines_of_board(
 
 
 def _board_lines(text: str, clean: Callable[[str], str]) -> Iterator[Line]:
-    """Yield the numbered lines of a text without their comments; of an .sdk file, only the lines of boards.
+    """Yield the numbered lines of a text without their comments. From an .sdk file, yield only the lines of boards.
 
     A line that holds only a comment is left out. Successive empty lines are merged into one.
     """

@@ -1,4 +1,4 @@
-"""Convert the inputs that users give to a solver: one or several texts, bytes, graphs, arrays or tensors."""
+"""Convert a user's inputs to tokens. The inputs are one or several texts, bytes, graphs, arrays or tensors."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _check_tokens(task: Task, tokens: Tensor, first: int = 1) -> Tensor:
     if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < spec.input_vocabulary:
         return tokens
     if spec.puzzles:
-        return tokens  # in a task with puzzle numbers (ARC), every grid is an input of every puzzle
+        return tokens  # in a task with puzzle numbers (ARC), every grid may be an input of every puzzle
     for number, row in enumerate(tokens.cpu(), start=first):
         text = task.format_input(row)
         try:

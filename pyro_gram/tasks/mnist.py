@@ -142,7 +142,7 @@ class MNIST(Task):
         return labels[self._order(file, len(labels))][self._slice(name, len(labels))].long()
 
     def _pixels(self, name: str) -> Tensor:
-        """Return all pixels of the file of a split, shuffled."""
+        """Return the images of the file that the split comes from, in random order: uint8 ``[M, side^2]``."""
         check_split(name)
         return self._test_pixels if name == "test" else self._train_pixels
 

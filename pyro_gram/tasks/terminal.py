@@ -1,4 +1,4 @@
-"""Text for a terminal. Characters mark the mistakes, so the text can be understood without its colours."""
+"""Format text for a terminal. A character marks each mistake, so the text can be understood without colours."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def join_cells(cells: Sequence[str], columns: int, box_rows: int, box_columns: i
 
 
 def half_blocks(pixels: Sequence[Sequence[int]], paint: Painter) -> str:
-    """Return an image of 0 and 1 as text; each character shows two pixels, one above the other. 1 is painted white."""
+    """Return an image as text; each character shows two pixels, one above the other. Pixels are 0, or 1 for white."""
     characters = " \N{UPPER HALF BLOCK}\N{LOWER HALF BLOCK}\N{FULL BLOCK}"
     lower_rows = [*pixels[1::2], *([[0] * len(pixels[0])] if len(pixels) % 2 else [])]
     lines = []

@@ -20,7 +20,7 @@ from pyro_gram.inference.terms import StepTerms
 from pyro_gram.networks.core import LatentState
 from pyro_gram.system.distributed import ProcessGroup
 
-EXPLORATION = 0.1  # share of trajectories that may end only after a random number of steps, 2 or more
+EXPLORATION = 0.1  # share of trajectories that must make a random number of steps, at least 2, before they may halt
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Carry:
         return cls(x, y, zeros, zeros.bool())
 
     def replace_finished(self, model: Any, x: Tensor | None, y: Tensor) -> Carry:
-        """Replace each pair whose trajectory is finished: the new pair is in the same row of ``x`` and ``y``."""
+        """Replace each pair whose trajectory is finished by the pair in the same row of ``x`` and ``y``."""
         assert self.state is not None
         with torch.no_grad(), data_plates(self.finished.shape):
             start = model.initial_state(self.state.h)
@@ -59,7 +59,7 @@ class Carry:
         return Carry(x, y, self.steps.masked_fill(self.finished, 0), self.finished, state)
 
     def advance(self, terms: StepTerms, max_steps: int) -> Carry:
-        """Return the carry after a supervision step that gave ``terms``. This draws from torch's generator.
+        """Return the carry after a supervision step whose results are ``terms``. Draw from torch's generator.
 
         Raises:
             ConfigError: the model does not say which trajectories halt.
@@ -95,11 +95,11 @@ class Carry:
         return cls(tensors.get("x"), tensors["y"], tensors["steps"], tensors["finished"], state)
 
     def shard(self, processes: ProcessGroup, device: torch.device) -> Carry:
-        """Return this process's share of a carry of all processes."""
+        """Return this process's share of a carry that holds the trajectories of all processes."""
         return self._map(lambda tensor: processes.shard(tensor).to(device))
 
     def all_gather(self, processes: ProcessGroup) -> Carry:
-        """Return the carry of all processes, joined from the shares of each."""
+        """Join the shares of all processes into one carry."""
         return self._map(processes.all_gather)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Carry:

@@ -6,7 +6,7 @@ the mean is below the target, and falls while it is above. If beta rose earlier,
 before it has learnt to use y.
 
 If y mostly follows from x, a guide that reveals y from the start keeps the core from learning to reason. Therefore beta
-may be so large in the first part of a run that the guide stays at the prior. Such a guide is called silent.
+can be so large in the first part of a run that the guide stays equal to the prior. Such a guide is called silent.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class BetaConfig:
     Attributes:
         start: beta at the start, which is also the least beta.
         target: the reconstruction, nats per input, below which beta rises; 0 for a constant beta.
-        watch: the reconstruction that is compared with the target: the ``mean`` over supervision steps, or the ``last``
-            one.
+        watch: the reconstruction that is compared with the target: the ``mean`` over supervision steps, or that of
+            the ``last`` step.
         raise_factor: beta is multiplied by this after a batch if the mean is below the target.
         lower_factor: beta is multiplied by this after a batch if the mean is above the target.
         smoothing: decay per batch of the running mean of the reconstruction, which is compared with the target.
         max: the largest beta.
-        silent_fraction: beta is ``max`` in this first share of the run; after it, beta begins at ``start``.
+        silent_fraction: beta is ``max`` during this first share of the run, and then begins at ``start``.
     """
 
     start: float = 1.0
@@ -63,7 +63,7 @@ class BetaConfig:
 
 
 class BetaController:
-    """Computes beta by a BetaConfig: call :meth:`start_batch` before and :meth:`update` after each batch.
+    """Computes beta as a BetaConfig says: call :meth:`start_batch` before and :meth:`update` after each batch.
 
     Attributes:
         value: beta, the weight of the KL.

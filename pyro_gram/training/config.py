@@ -19,7 +19,7 @@ class TrainConfig:
 
     The state of training is saved at the end of a batch, never within one. A signal (SIGINT, SIGTERM) ends the run
     after the current batch; with the cpu presets, a batch takes 2 to 3 seconds on one core. A second SIGINT ends the
-    run at once. Then the batches since the last save are trained again when the run is resumed.
+    run at once. If the run is then resumed, it trains the batches since the last save again.
 
     Attributes:
         batches: number of batches in the run, each of ``supervision_steps`` updates (and ``on_policy_updates``
@@ -28,8 +28,8 @@ class TrainConfig:
             first measures its speed, and trains fewer batches if all would take longer than this; the clock does not
             end the run. If ``batches`` is 0, the clock ends the run, and the schedules follow the clock.
         batch: B, inputs in a batch.
-        supervision_steps: N_sup, the number of updates of a batch. Each starts in the state in which the one before
-            ended.
+        supervision_steps: N_sup, the number of updates of a batch. Each update starts in the state in which the update
+            before it ended.
         elbo: the bound: ``balanced`` (``balance`` splits the gradient of its KL), ``mean_field`` or ``trace``.
         balance: share of the KL's gradient that trains the prior (``balanced`` only).
         particles: number of draws from the guide in an update.
@@ -40,8 +40,8 @@ class TrainConfig:
         act: train as HRM and TRM do: a batch is one update, and a trajectory stays in the batch until the model halts
             it or it has made ``supervision_steps`` steps; then a new pair replaces it. Needs a model that halts.
         on_policy_depth: also train on trajectories of the prior, up to this supervision step. The target is a solution,
-            drawn with its probability under the model. 0 for none. Needs inputs, and all their solutions.
-        on_policy_updates: number of updates along these trajectories in a batch. They are made at successive
+            drawn with its probability under the model. 0 for no such training. The task must list all solutions.
+        on_policy_updates: number of updates along trajectories of the prior in a batch. They are made at successive
             supervision steps, the first at a random depth.
         on_policy_after: on-policy training begins after this share of the run.
         precision: precision of the core's matrix products: ``fp32``, ``tf32`` (CUDA) or ``bf16``. With ``tf32`` and
@@ -101,13 +101,14 @@ class HeadsConfig:
     """Halt and value heads, and their training.
 
     Attributes:
-        hidden: width of the heads; 0 for none.
-        layers: attention layers, which see the state ``h``, the embedded input ``e_x`` and the answer.
-        attention_heads: attention heads of those layers.
-        rounds: rounds of training, each on fresh trajectories and inputs.
+        hidden: width of the heads; 0 for no heads.
+        layers: number of attention layers. They see the state ``h``, the embedded input ``e_x`` and the answer.
+        attention_heads: number of attention heads in each of these layers.
+        rounds: number of rounds of training. Each round samples new trajectories.
         trajectories: number of trajectories in a round if inputs have 8 positions; fewer for longer inputs.
         lr: peak learning rate.
-        halt: a trajectory stops if P(right) reaches this, unless a rollout sets another value; 1 for never.
+        halt: a trajectory stops when the halt head's probability of a right answer reaches this value, unless a
+            rollout sets another value; 1 for never.
     """
 
     hidden: int = 0

@@ -8,7 +8,7 @@ from typing import Any
 
 from pyro_gram.errors import UserError
 
-MAX_RATIO = 1000.0  # the largest accepted ratio of a loss to the usual loss, which counts as at least 1 nat here
+MAX_RATIO = 1000.0  # the largest accepted ratio of a loss to the usual loss; a usual loss below 1 nat counts as 1
 SMOOTHING = 0.98  # decay per update of the running mean of losses
 
 
@@ -29,7 +29,7 @@ class UpdateRecord:
     """The numbers of an update that is about to be made.
 
     Attributes:
-        batch, step: the number of its batch, and the supervision step within it.
+        batch, step: the numbers of the batch, and of the supervision step within the batch.
         on_policy: is it an update along a trajectory of the prior?
         loss: reconstruction + beta * kl, nats per input.
         reconstruction, kl: the two parts of the loss, nats per input; kl is not multiplied by beta.
@@ -50,7 +50,7 @@ class UpdateRecord:
     usual_loss: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON types: the texts ``"nan"`` and ``"inf"`` replace floats that JSON does not have."""
+        """Return the record in JSON types: texts such as ``"nan"`` and ``"inf"`` replace floats that JSON lacks."""
         return {
             name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in asdict(self).items()

@@ -1,4 +1,4 @@
-"""Before the first batch of a run: check that the model can be trained, and compile its core."""
+"""Prepare a run before its first batch: check that the model can be trained, and compile its core."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from pyro_gram.training.trainer import Trainer
 
 
 def dry_run(trainer: Trainer) -> tuple[str, str] | None:
-    """Compute the loss of two pairs, without an update. The caller's random state is restored.
+    """Check that the model can be trained: compute the loss of two pairs (x, y), without an update.
+
+    The caller's random state is restored.
 
     Returns:
-        the names of the posterior's and the prior's distribution if their KL has no closed form, so that ``balanced``
-        estimates it from draws; otherwise None.
+        the names of the posterior's and the prior's distribution, if the ``balanced`` bound estimates their KL from
+        draws because it has no closed form; otherwise None.
 
     Raises:
         ConfigError: the model, prior, guide and bound do not fit together, or a parameter would stay untrained.

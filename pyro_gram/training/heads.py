@@ -36,7 +36,7 @@ from pyro_gram.training.optimizer import OptimConfig, TorchOptim
 BATCH = 512  # states in an update
 EPOCHS = 2  # passes over the states of a round: a pass takes less time than sampling the states
 MAX_DEPTH = 16  # the heads learn from at most so many supervision steps of a trajectory
-EARLY_STEPS = 4  # of these first steps all states are used; of later steps fewer, as most of their answers are right
+EARLY_STEPS = 4  # all states of these first steps are used; later steps give fewer, as most of their answers are right
 
 Check = Callable[[Tensor, Tensor], Tensor]  # x [B, *event], tokens [B, L_out] -> bool [B], on the CPU
 
@@ -90,7 +90,7 @@ def train_heads(
         depth: supervision steps of a trajectory.
         seed: seed of the weights, the draws, and the order of the states.
         temper: tempering of the trajectories; give the tempering with which the heads will be used.
-        augment: whether to apply the symmetries. On plain training inputs the model makes fewer errors than on others.
+        augment: whether to apply the symmetries. The model makes fewer errors on plain training inputs than on others.
         progress: called with the number of each round and its mean loss, nats per state.
 
     Raises:
@@ -155,7 +155,7 @@ def sample_states(
         model: the program whose prior is sampled.
         x: int64 ``[B, *event]``.
         check: says which answers are right.
-        depth: supervision steps; ``MAX_DEPTH`` at the most.
+        depth: number of supervision steps; a larger number than ``MAX_DEPTH`` counts as ``MAX_DEPTH``.
         seed: seed of the draws.
         temper: tempering of the trajectories.
     """

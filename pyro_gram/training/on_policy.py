@@ -6,8 +6,8 @@ p(y | h) among all solutions of x. The step is trained to make the target more p
 
 This is a heuristic in the manner of stochastic EM (the E-step draws a solution, the M-step is one update), not the
 gradient of the bound. Its targets follow the model's preferences, so it does not make solutions equally probable. The
-updates under the guide do that, and total variation shows how well. A trajectory with a right answer that is not in
-canonical form is trained towards a solution in canonical form.
+updates under the guide do, and the total variation from the uniform distribution measures how well. A trajectory with
+a right answer that is not in canonical form is trained towards a solution in canonical form.
 """
 
 from __future__ import annotations

@@ -31,15 +31,16 @@ class OptimConfig:
     """Settings of the optimizers. (Appendix B.2 of the paper: AdamW, lr 1e-4, weight decay 1.0, clip 1.0, for D = 512.)
 
     Attributes:
-        hidden_optimizer: the optimizer of the hidden matrices (:func:`hidden_matrices`): ``adamw``, as for everything
-            else, or ``muon``, whose updates have nearly equal singular values (``torch.optim.Muon``: momentum
-            0.95, Nesterov, five Newton-Schulz iterations in bfloat16) and are scaled to the size of AdamW's.
+        hidden_optimizer: the optimizer of the hidden matrices (:func:`hidden_matrices`): ``adamw``, as for all other
+            parameters; or ``muon`` (``torch.optim.Muon``: momentum 0.95, Nesterov, five Newton-Schulz iterations in
+            bfloat16). Muon's updates have nearly equal singular values, and are scaled to the size of AdamW's.
         lr: the learning rate after warm-up, of AdamW and Muon.
         weight_decay: decoupled decay, of AdamW and Muon.
         beta1, beta2: decay of AdamW's running means.
         clip: the gradient of the mean loss per input, in nats, is clipped to this global norm.
         warmup: number of updates over which the rate rises linearly from 0.
-        embedding_lr: the rate of puzzle embeddings (ARC; in TRM it is 100 times the rate of the rest); 0 for ``lr``.
+        embedding_lr: the rate of puzzle embeddings (ARC; in TRM it is 100 times the rate of the rest); 0: the same as
+            ``lr``.
         embedding_decay: weight decay of puzzle embeddings.
         min_lr_ratio: the rate falls along a half cosine to ``min_lr_ratio * lr`` at the last update of the run; 1 for
             a constant rate.
@@ -214,7 +215,7 @@ class TorchOptim(PyroOptim):
         """Load a saved state. Raises KeyError for a missing, stray or misshapen tensor."""
         num_updates = int(state["num_updates"])
         owners = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
-        # A parameter that has never had a gradient has no state; any other parameter has all slots of its optimizer.
+        # A parameter that has never had a gradient has no state; for any other parameter all tensors (slots) are saved.
         names = {key.rpartition("/")[0] for key in state if key != "num_updates"}
         slots_of = {name: self.optimizers[owners[id(self.parameters_by_name[name])]] for name in names}
         expected = {f"{name}/{slot}" for name, slots in slots_of.items() for slot in slots}

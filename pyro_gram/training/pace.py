@@ -1,13 +1,14 @@
 """The number of batches that fit into the minutes of a run, from a speed that is measured before the first batch.
 
 A run with a number of batches and a limit in minutes must follow the same recipe on a slow machine and on a fast one:
-its learning rate falls to its last value, and its on-policy part is trained. Two rules would do:
+by the end its learning rate has fallen to its last value, and its on-policy part has been trained. Two rules would do:
 
 - *Let progress be the larger of two shares: batches done, minutes spent.* This needs no measurement. But every learning
   rate then depends on the clock: a run cannot be repeated bit for bit, and a resumed run differs from an unbroken one.
-- *Measure first, then count only batches.* A few batches, with and without on-policy updates, are trained on a copy.
-  The number of batches is lowered to what fits. From then on the run is, bit for bit, a run with this number as
-  ``train.batches``. The clock does not end it: if the machine gets slower, the run takes longer than its minutes.
+- *Measure first, then count only batches.* A copy of the model is trained on a few batches, with and without
+  on-policy updates. The number of batches is lowered to what fits into the minutes. From then on the run is, bit for
+  bit, a run with this number as ``train.batches``. The clock does not end it: if the machine gets slower, the run
+  takes longer than its minutes.
 
 The second rule is implemented. A machine that is fast enough trains all batches.
 """
@@ -32,12 +33,12 @@ from pyro_gram.training.precision import matmul_precision
 from pyro_gram.training.report import Pace
 from pyro_gram.training.trainer import Trainer
 
-REPEATS = 3  # batches of each kind that are timed, after one that warms up
+REPEATS = 3  # number of timed batches of each kind; one more batch before them warms up
 NO_LR = 1e-12  # the learning rate of the copy, so small that its updates hardly change it
 
 
 def fit_to_minutes(trainer: Trainer, monitor: Callable[[], object] | None = None) -> bool:
-    """Lower a trainer's number of batches to what fits into the minutes, if its config has both.
+    """Lower a trainer's number of batches to what fits into the minutes, if its config sets both numbers.
 
     The number is decided once, before the clock starts, and is the same in all processes. The caller's random state is
     restored.
@@ -106,7 +107,7 @@ def measure_pace(trainer: Trainer, monitor: Callable[[], object] | None = None) 
 
     Args:
         trainer: the trainer of the run; it does not change.
-        monitor: the function that the caller will call every ``evaluate_every`` batches; it is called twice here.
+        monitor: the function that the caller will call every ``evaluate_every`` batches; here it is called twice.
 
     Returns:
         the pace; None if an update diverges. Training will then report the divergence.

@@ -16,8 +16,8 @@ from torch import nn
 from pyro_gram.errors import ConfigError, UserError
 
 PRECISIONS = ("fp32", "tf32", "bf16")
-# The most variants of a core that torch may compile. The variants have a gradient or none, and start from z_0 (whose
-# rows share memory) or from another state.
+# The most variants of a core that torch may compile. A variant is with or without a gradient, and starts from z_0
+# (whose rows share memory) or from another state.
 MAX_VARIANTS = 32
 BACKEND: str | Callable[..., Any] = "inductor"
 
@@ -54,8 +54,8 @@ def find_core(model: Any) -> nn.Module | None:
 def configure_core(model: nn.Module, precision: str, compiled: bool, device: torch.device) -> None:
     """Set the precision of a model's core, and compile it if ``compiled``, in place.
 
-    With bf16 the matrix products of the core are in bfloat16; its residuals and norms, and all tensors outside (heads,
-    distributions, the likelihood and the KL), stay in float32.
+    With bf16 the matrix products of the core are in bfloat16; its residuals and norms, and all tensors outside the
+    core (heads, distributions, the likelihood and the KL), stay in float32.
     """
     core: Any = find_core(model)
     if core is None:
@@ -71,7 +71,7 @@ def configure_core(model: nn.Module, precision: str, compiled: bool, device: tor
 
 
 def _forward_in_bfloat16(core: nn.Module, device: str, *args: Any, **kwargs: Any) -> Any:
-    """Call the forward of the core's class under autocast. ``partial`` binds the core, so a copy calls itself."""
+    """Run ``core`` in bfloat16. ``partial`` binds ``core``, so that a deep copy of the core runs its own weights."""
     with torch.autocast(device, torch.bfloat16):
         return type(core).forward(core, *args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Reports of training: the means of a batch, and the speed of the machine."""
+"""Reports of training: the mean losses of a batch, and the speed of the machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class BatchReport:
 
     Attributes:
         number: number of the batch.
-        reconstruction, kl: means over the updates under the guide.
+        reconstruction, kl: means over the updates along trajectories of the guide.
         beta: the weight of the KL in these updates.
         on_policy: the reconstruction of the on-policy updates; None if there were no such updates.
         seconds: seconds of training since the run began.
@@ -31,7 +31,7 @@ class BatchReport:
 
     @property
     def loss(self) -> float:
-        """-ELBO of Eq. 14, nats per input."""
+        """The negative ELBO of Eq. 14, in nats per input."""
         return self.reconstruction + self.kl
 
 

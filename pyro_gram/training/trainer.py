@@ -41,7 +41,8 @@ class Trainer:
     """Trains a model and its guide.
 
     ``pyro.infer.SVI(model, guide, optimizer, elbo).step`` makes the same update, with a ``TorchOptim`` or an optimizer
-    of ``pyro.optim``. :meth:`update` calls the parts of that step one by one, so that a diverging loss changes nothing.
+    of ``pyro.optim``. :meth:`update` calls the parts of that step one by one. So it can leave out an update whose loss
+    diverges.
 
     Args:
         model: the generative program.
@@ -97,7 +98,7 @@ class Trainer:
     # ---- one batch -------------------------------------------------------------------------------------------------
 
     def train_batch(self, x: Tensor | None, y: Tensor) -> BatchReport:
-        """Make the updates of one batch and, in the on-policy part of a run, those along the prior's trajectories.
+        """Make the updates of one batch; in the on-policy part of a run, also those along trajectories of the prior.
 
         Args:
             x: inputs of the batch of all processes, int64 ``[B, *event]``; None for p(x).
@@ -246,7 +247,10 @@ class Trainer:
         return self.progress_at(0)
 
     def progress_at(self, step: int) -> float:
-        """Return which share of the run is over before a step, by batches or, if only the clock ends it, by time."""
+        """Return the share of the run that is over before a step.
+
+        It is a share of the batches or, if only the clock ends the run, of the minutes.
+        """
         c = self.config
         if c.batches:
             return (self.number + step / c.supervision_steps) / (self.num_batches or c.batches)
@@ -262,7 +266,7 @@ class Trainer:
     # ---- saved state -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Return all that the next batch depends on: tensors and numbers by part and name. All processes call it."""
+        """Return tensors and numbers that the next batch depends on, by part and name. Every process must call this."""
         return {
             "weights": self.modules.state_dict(),
             "average": self.average.state_dict(),

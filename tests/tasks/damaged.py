@@ -1,4 +1,4 @@
-"""Damaged files and odd command lines, and a check that a reader accepts or refuses each of them properly."""
+"""Draw damaged files and odd command lines, and check that a reader accepts them or refuses them in one line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OPTIONS, VALUES = OPTION_WORDS.split(), [*VALUE_WORDS.split(), "", "9" * 30, "\0
 
 @st.composite
 def damaged_files(draw: st.DrawFn, originals: Callable[[], tuple[bytes, ...]]) -> bytes:
-    """Draw one of several intact files, and damage it in ways that occur in practice."""
+    """Draw one of the intact files that ``originals`` returns, and damage it in ways that occur in practice."""
     data = draw(st.sampled_from(originals()))
     for _ in range(draw(st.integers(0, 4))):
         a, b = sorted(draw(st.tuples(st.integers(0, len(data)), st.integers(0, len(data)))))
@@ -78,12 +78,12 @@ def command_lines(draw: st.DrawFn, *first: str) -> list[str]:
 
 
 class LateError(BaseException):
-    """Raised when the time is over. No reader catches it, because it is a BaseException."""
+    """Raised when a time limit is over. Readers do not catch it, because it is a BaseException."""
 
 
 @contextlib.contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """Raise LateError if the block takes longer."""
+    """Raise LateError if the ``with`` block takes longer than ``seconds``."""
 
     def raise_late(*_: object) -> None:
         raise LateError(f"not done in {seconds} s")

@@ -1,4 +1,4 @@
-"""Boards for the tests of Sudoku, and slow algorithms to compare with."""
+"""Boards for the tests of Sudoku, and slow algorithms with which the tests compare the package."""
 
 import itertools
 
@@ -13,7 +13,7 @@ ANSWER = "2476593186891374255314829678749216539153467823628751497985142364237685
 
 
 def blocks(size):
-    """Yield rows, columns and boxes as sets of (row, column), without the tables of the package."""
+    """Yield rows, columns and boxes as sets of (row, column), computed without the tables of the package."""
     h, w = BOXES[size]
     span = range(size)
     yield from ({(r, c) for c in span} for r in span)

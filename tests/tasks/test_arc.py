@@ -22,7 +22,7 @@ OWN_TASK = {
 
 
 def make(**changes) -> Arc:
-    """Return an ``Arc`` with seven small ARC tasks. It may be shared, so tests must not change it."""
+    """Return an ``Arc`` with seven small ARC tasks. Several tests may share it, so no test may change it."""
     config = ArcConfig(**{"tasks": SMALL_TASKS, "canvas": 6, "augmentations": 5, "validation": 2, **changes})
     return Arc(config) if config.files else make_without_files(config)
 
@@ -126,7 +126,7 @@ def test_wrong_cells_are_counted_inside_the_grid_only(task):
     y[0] = 2 + (y[0] - 2 + 1) % 10
     y[1] = 2 + (y[1] - 2 + 1) % 10
     assert task.violations(x, y) == 2
-    y[columns] = 5  # replace the end marker of row 1: only this row gets longer, not the grid
+    y[columns] = 5  # a colour in place of the end marker of row 1: this row gets longer, but the grid does not
     assert task.violations(x, y) == 2
 
 
@@ -189,7 +189,7 @@ def test_answers_are_known_for_pairs_with_outputs_only(own_folder):
 
 
 def groups(task):
-    """Return a dict that maps the id of a task to a list: for each test input, the rows of its versions."""
+    """Map the id of each task to a list with one entry for each test input: the rows of its versions."""
     positions: dict[str, list[list[int]]] = {}
     puzzles = task.split("test")
     for start in range(0, len(puzzles), 3):
@@ -234,7 +234,7 @@ def test_a_task_with_one_of_two_test_outputs_right_scores_one_half(task):
 def test_versions_vote_together_and_two_attempts_count(task):
     puzzles = task.split("test")
     wrong_tokens = wrong_answers(task, 3)
-    tokens = wrong_tokens[[0, 0, 1, 2]].clone()  # wrong answers A, A, B, C; the right one will replace B
+    tokens = wrong_tokens[[0, 0, 1, 2]].clone()  # wrong answers A, A, B, C; below, the right answer replaces B
     tokens[2:, :] = torch.where(torch.arange(2)[:, None, None] == 0, puzzles.solutions, tokens[2:])
     assert task.extra_metrics(puzzles, tokens) == {"pass_at_1": 0.0, "pass_at_2": 1.0, "arc_score": 1.0}
     one_attempt_task = make(evaluate_augmentations=3, attempts=1)

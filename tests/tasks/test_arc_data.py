@@ -114,7 +114,7 @@ def test_no_input_is_in_two_splits_and_every_pair_is_right(task):
     assert not rows["train"] & rows["test"]
     assert not rows["train"] & rows["validation"]
     assert len(rows["validation"]) == 2
-    assert len(rows["test"]) == 3 * 3  # three test outputs in three versions
+    assert len(rows["test"]) == 3 * 3  # three test inputs in three versions each
 
 
 def test_validation_pairs_are_tests_of_training_tasks(task):

@@ -173,7 +173,7 @@ def test_tasks_larger_than_the_canvas_are_left_out_and_counted(own_folder, caplo
 
 
 def kaggle(folder, solutions, name="arc-agi_training"):
-    """Write two tasks as Kaggle does: a file of challenges, and a file with ``solutions``. Return the tasks."""
+    """Write two files as Kaggle does: challenges, which are two tasks, and ``solutions``. Return the two tasks."""
     tasks = {"00576224": one_pair(1), "007bbfb7": one_pair(2, tests=2)}
     (folder / f"{name}_challenges.json").write_text(json.dumps(tasks))
     (folder / f"{name}_solutions.json").write_text(json.dumps(solutions))
@@ -222,7 +222,7 @@ def test_the_challenges_that_were_trained_on_can_be_given_as_an_input(tmp_path):
     text = (tmp_path / "arc-agi_training_challenges.json").read_text()
     inputs = list(task.read_inputs(text))
     assert [task.title(x) for x in inputs] == ["00576224", "007bbfb7", "007bbfb7"]
-    assert task.has_known_answer(inputs[2], torch.zeros(36, dtype=torch.long))  # only the solutions hold this output
+    assert task.has_known_answer(inputs[2], torch.zeros(36, dtype=torch.long))  # known from the solutions only
     with pytest.raises(InputError, match="^task new: this checkpoint has no embedding"):
         list(task.read_inputs(json.dumps({**tasks, "new": one_pair(3)})))
 
@@ -280,7 +280,7 @@ def test_an_error_names_the_wrong_task_of_several(own_folder):
 
 @pytest.fixture
 def empty_folder(tmp_path, monkeypatch):
-    """Change to an empty folder, with no data folder in the environment."""
+    """Make an empty folder the current folder, and unset PYRO_GRAM_DATA. Return the folder."""
     monkeypatch.delenv("PYRO_GRAM_DATA", raising=False)
     folder = tmp_path / "elsewhere"
     folder.mkdir()

@@ -148,7 +148,7 @@ def test_the_first_version_is_plain_and_all_are_distinct_and_follow_name_and_see
 def test_versions_with_the_same_content_are_dropped():
     black = [np.zeros((2, 2), np.uint8)]
     assert len(grids.draw_augmentations("a", black, 50, 0)[0]) == 1
-    stripe = [np.array([[0, 1]], dtype=np.uint8)]  # a stripe has four orientations and nine colours
+    stripe = [np.array([[0, 1]], dtype=np.uint8)]  # four orientations x nine colours = 36 versions
     transforms, colors = grids.draw_augmentations("a", stripe, 500, 0)
     contents = {
         grids.grid_key(Augmentation(int(t), tuple(c.tolist())).apply(stripe[0]))

@@ -10,7 +10,7 @@ from pyro_gram.tasks.sudoku.unconditional import SudokuBoards
 
 
 def versions():
-    """Return three versions of one puzzle, and two of another. Row i has solution 10 i; odd rows also have 10 i + 1."""
+    """Return three versions of one puzzle, and two of another. Solutions: 10 i in row i; in odd rows also 10 i + 1."""
     solutions = torch.tensor([0, 10, 11, 20, 30, 31, 40])[:, None]
     offsets = torch.tensor([0, 1, 3, 4, 6, 7])
     is_first_version = torch.tensor([True, False, False, True, False])

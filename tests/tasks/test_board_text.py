@@ -1,4 +1,4 @@
-"""Boards as text: each layout gives the same board, and a text that is not a board is refused with one sentence."""
+"""Boards are read from text: all layouts give the same board, and a text that is not a board is refused."""
 
 import json
 import time
@@ -26,7 +26,7 @@ def rows(board, side=4):
 
 
 def read(name, text):
-    """Read a text, and return its inputs as the task writes them."""
+    """Read the inputs in a text, and return them in the form in which the task writes inputs."""
     return [TASKS[name].format_input(x) for x in TASKS[name].read_inputs(text)]
 
 
@@ -91,7 +91,7 @@ SUDOKUS = {
 }
 
 
-FILE_LAYOUTS = (  # layouts with a header or an answer; these are for files, not for a single input
+FILE_LAYOUTS = (  # layouts with a header or an answer: a file may have them, and a single input may not
     *("CSV by semicolons", "a comment in a CSV", "a header of one word", "CSV", "CSV with more columns"),
     "our picture with an answer",
 )

@@ -24,7 +24,7 @@ def make(layout="vertex", **changes) -> Coloring:
 
 
 def brute_force(graph: nx.Graph) -> set[tuple[int, ...]]:
-    """Return the canonical colourings, selected from all 3^n colourings."""
+    """Try all 3^n colourings of a graph. Return those without a conflict, in canonical form."""
     colorings = set()
     for colors in itertools.product(range(3), repeat=len(graph)):
         if all(colors[u] != colors[v] for u, v in graph.edges):

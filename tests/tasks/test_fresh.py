@@ -1,4 +1,4 @@
-"""Fresh inputs depend on a seed, and are not symmetric to an input of a split."""
+"""Fresh inputs are drawn from a seed, and none of them is symmetric to an input of a split."""
 
 import networkx as nx
 import pytest
@@ -38,7 +38,7 @@ def test_fresh_inputs_are_right_and_follow_their_seed(make):
 
 
 def test_no_fresh_graph_is_isomorphic_to_a_graph_of_a_split_or_to_another_fresh_one():
-    task = coloring()  # given the task's own data_seed, fresh_inputs first draws the graphs of the splits
+    task = coloring()  # under its data_seed, fresh_inputs draws the graphs of the splits again, and must drop them
 
     def graphs(inputs):
         return [nx.from_numpy_array(a.numpy().astype(int)) for a in task.adjacency(inputs)]

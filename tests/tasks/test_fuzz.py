@@ -1,4 +1,4 @@
-"""Give damaged files to all readers: each file is read, or refused in one sentence, within seconds.
+"""Give damaged files to all readers. Each file must be read, or refused in one sentence, within seconds.
 
 The inputs that a reader accepts must agree with the text: a second, much simpler reader of each format checks them.
 ``PYRO_GRAM_FUZZ_SEED`` sets another seed.
@@ -103,7 +103,7 @@ def check_graphs(task: Task, text: str, inputs: list[torch.Tensor]) -> None:
 
 
 def check_clues(task: Task, text: str, inputs: list[torch.Tensor]) -> None:
-    """Assert that the text has the digits of every board, in the same order."""
+    """Assert that the clues of all boards occur in the text, in the same order."""
     digits = iter(c for c in text.translate({0xFF10 + d: str(d) for d in range(10)}) if c in "123456789")
     for x in inputs:
         assert all(any(c == d for d in digits) for c in task.format_input(x) if c != "."), (
@@ -112,7 +112,7 @@ def check_clues(task: Task, text: str, inputs: list[torch.Tensor]) -> None:
 
 
 def check_queens(task: Task, text: str, inputs: list[torch.Tensor]) -> None:
-    """Assert that the text has at least as many queens as the boards: letters such as Q, or numbers of columns."""
+    """Assert that the boards have at most as many queens as the text has letters such as Q and numbers together."""
     queens = sum(int(task.board(x).sum()) for x in inputs)
     assert queens <= sum(c in "Qq1\u265b\u2655" for c in text) + len(re.findall(r"\d+", text))
 

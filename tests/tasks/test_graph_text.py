@@ -1,4 +1,4 @@
-"""Graphs as text: DIMACS, graph6 and sparse6 in every form that programs write, and messages that locate faults."""
+"""Graphs are read from DIMACS, graph6 and sparse6 as other programs write them; error messages locate faults."""
 
 import networkx as nx
 import pytest
@@ -64,7 +64,7 @@ BAD_DIMACS = [
     (dimacs(first="p edge 7 9"), "^line 1: the graph has 7 vertices; this task has vertices = 8"),
     ("p edge 3000000 58333344\na 1 2 803\n", "^line 1: the graph has 3000000 vertices"),
     ("p edge 8 1\ne 1 2 e 3 4\n", "^line 2: cannot read 'e 1 2 e 3 4'"),
-    (dimacs() + "C~\n", "^line 11: expected c, p or e .*, found 'C~'"),  # this is graph6, not a comment
+    (dimacs() + "C~\n", "^line 11: expected c, p or e .*, found 'C~'"),  # C~ is not a comment, as it may be graph6
     ("c only a comment\n", "no 'p edge VERTICES EDGES' line"),
 ]
 
@@ -114,7 +114,7 @@ OTHER_FORMATS = [
     ("1 2\n2 3", "a list of numbers"),
     ("GCR`v_ 3", "more on the line than a graph, '3': keep its first column"),
     (":Gk?G?eM", r"vertex 6 \(counted from 0\) has a loop"),
-    (":~~~~~~~~", "the graph has 68719476735 vertices"),  # refused before memory of that size is allocated
+    (":~~~~~~~~", "the graph has 68719476735 vertices"),  # refused before memory for such a graph is allocated
     ("# nothing else", "comments only"),
 ]
 

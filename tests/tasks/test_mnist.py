@@ -44,7 +44,7 @@ def _no_network(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Return a folder with small files that a user might have: an image of the digit d has d bright pixels."""
+    """Return a folder with four small files in MNIST's format: an image of the digit d has d bright pixels."""
     rng = np.random.default_rng(0)
     for part, count in COUNTS.items():
         labels = rng.integers(0, 10, count).astype(np.uint8)

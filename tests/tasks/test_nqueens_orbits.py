@@ -1,4 +1,4 @@
-"""The split of N-Queens by orbit of solutions: no image of a test solution is ever an answer in training."""
+"""If N-Queens is split by the orbits of solutions, no image of a test solution is ever an answer in training."""
 
 import itertools
 
@@ -18,7 +18,7 @@ def make(size=8, **changes) -> NQueens:
 
 
 def rotate(columns: tuple[int, ...]) -> set[tuple[int, ...]]:
-    """Return the eight images of a solution, computed from coordinates."""
+    """Return the rotations and reflections of a solution, computed from the coordinates of its queens."""
     n = len(columns)
     squares = set(enumerate(columns))
     boards = set()

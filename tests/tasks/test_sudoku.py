@@ -207,7 +207,7 @@ def test_pictures_mark_conflicts_and_broken_clues(size):
     grid = sample_grids(size, 1)[0] + 1
     x = torch.where(torch.arange(size * size) % 3 == 0, grid, 1)
     mistakes = grid.clone()
-    mistakes[0] = mistakes[1]  # changes a clue, and repeats the digit of the next cell
+    mistakes[0] = mistakes[1]  # cell 0 is a clue, and now repeats the digit of cell 1
     mistakes[5] = 0
     axes = Figure().subplots(1, 3)
     task.plot(axes[0], x)

@@ -49,7 +49,7 @@ def test_the_representatives_of_6x6_grids_have_28_200_960_images():
 
 
 def test_random_6x6_grids_are_uniform():
-    """The 816 representatives are equally frequent, because their orbits have equal sizes."""
+    """Each of the 816 representatives stands for equally many grids, so all must be drawn equally often."""
     count = 816 * 20
     grids = sample_grids(6, count)
     box = grids[:, [0, 1, 2, 6, 7, 8]]
@@ -111,7 +111,7 @@ def test_solver_stops_at_its_limit():
 def test_solver_refutes_contradicting_clues_and_the_hard_impossible_board():
     assert solve([1, 1] + [0] * 14, 4) == []
     text = ".....5.8....6.1.43..........1.5........1.6...3.......553.....61........4........."
-    assert solve([int(c) if c != "." else 0 for c in text], 9) == []  # branching over cells only would take hours
+    assert solve([int(c) if c != "." else 0 for c in text], 9) == []  # hours, if the solver branched over cells only
 
 
 def test_solver_solves_the_example_of_the_data_set():

@@ -30,7 +30,7 @@ def write(path: Path, rows, header="source,question,answer,rating") -> Path:
 
 
 def random_rows(count, seed) -> list[str]:
-    """Return rows of a file: random boards with many clues."""
+    """Return rows of a CSV file of puzzles: random boards with 60 clues."""
     grids = sample_grids(9, count, seed)
     rank = torch.rand(count, 81, generator=torch.Generator().manual_seed(seed)).argsort(-1)
     rows = []

@@ -123,7 +123,7 @@ def test_violations_count_missing_digits(size):
     assert task.violations(None, board) == 0
     assert task.violations(None, torch.zeros_like(board)) == 3 * size * (size - 1)
     board[0] = board[1]
-    assert task.violations(None, board) == 3  # row 1, column 1 and box 1 lack the old digit
+    assert task.violations(None, board) == 3  # row 1, column 1 and box 1 lack the digit that was overwritten
     assert task.violations(None, board.expand(2, 3, -1)).shape == (2, 3)
 
 

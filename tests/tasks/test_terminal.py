@@ -55,7 +55,7 @@ def attempts(task, count=16):
 
 
 def answer_text(task, rendering: str) -> str:
-    """Return the answer that a rendering shows, as ``format_solution`` would write it."""
+    """Read the answer from a rendering, and return it in the form of ``format_solution``."""
     lines = rendering.replace("!", " ").splitlines()
     match type(task).__name__:
         case "Coloring":
@@ -229,7 +229,7 @@ def test_clues_are_bold_and_other_digits_are_not():
     x, y = pair(task)
     styles = re.findall(r"(\x1b\[[\d;]*m)?([\d.])(?:\x1b\[0m)? ", task.render(x, y, colour=True))
     num_bold = sum(style == "\x1b[1m" and digit != "." for style, digit in styles)
-    assert num_bold == 2 * int((x > 1).sum())  # twice: in the board of clues and in the answer
+    assert num_bold == 2 * int((x > 1).sum())  # each clue is bold twice: in the board of clues and in the answer
     assert len(styles) == 2 * len(x)
 
 
@@ -241,7 +241,7 @@ def test_arc_marks_the_cells_that_differ():
         if task.format_solution(x, y) == "?":
             assert "no grid!" in task.render(x, y)
         else:
-            assert marks in (mistakes, area)  # all cells if the answer has another shape
+            assert marks in (mistakes, area)  # all cells are marked if the answer has another shape
 
 
 def test_large_grids_are_rendered_below_each_other():

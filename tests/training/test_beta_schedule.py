@@ -1,4 +1,4 @@
-"""Compare beta, the weight of the KL, with values that were computed by hand for each batch."""
+"""Compare beta, the weight of the KL, after each batch with a value that the test computes itself."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Training along the prior's own trajectories."""
+"""Tests of on-policy training: updates along trajectories of the prior."""
 
 import pyro
 import pytest

@@ -12,7 +12,7 @@ CONFIG = OptimConfig(lr=0.03, weight_decay=0.2, beta1=0.8, beta2=0.9, clip=0.7, 
 
 
 class Net(nn.Module):
-    """Two linear layers, and an embedding with a rate of its own."""
+    """Three linear layers, and an embedding that has its own learning rate."""
 
     def __init__(self):
         super().__init__()
@@ -118,5 +118,5 @@ def test_an_optimizer_that_loads_a_state_goes_on_as_the_one_that_saved_it(name):
         with pytest.raises(KeyError, match=r"net\.core\.bias"):
             other_optim.load_state_dict(damaged_state)
     new_optim = TorchOptim({"net": Net()}, config)
-    new_optim.load_state_dict({"num_updates": torch.tensor(7)})  # parameters without gradient have no state
+    new_optim.load_state_dict({"num_updates": torch.tensor(7)})  # parameters that never had a gradient
     assert (new_optim.num_updates, len(new_optim.state_dict())) == (7, 1)

@@ -23,11 +23,11 @@ from tests.test_checkpoint import rewrite
 
 RECIPE = {"supervision_steps": 2, "on_policy_depth": 3, "on_policy_updates": 2, "on_policy_after": 0.6}
 UPDATE, ON_POLICY = 2.0, 6.0  # seconds of an update under the guide, and of an on-policy update
-FITTING_BATCHES = 7  # 7 x 4 s, plus 2 x 12 s of on-policy updates: 52 s. With 8 batches it would be 68 s
+FITTING_BATCHES = 7  # 7 x 4 s, plus 2 x 12 s of on-policy updates, are 52 s; 8 batches would take 68 s
 
 
 class Clock:
-    """A clock that only updates move: each update adds its seconds times ``factor``."""
+    """A clock that moves only when an update is made: each update adds its seconds times ``factor``."""
 
     def __init__(self, factor):
         self.now, self.factor = 0.0, factor
@@ -138,7 +138,7 @@ def test_evaluations_count_as_often_as_they_are_made(clock):
     trainer = trainer_of(config_of(evaluate_every=4))
     assert fit_to_minutes(trainer, monitor)
     assert len(calls) == 2
-    assert trainer.num_batches == 6  # 6 x 4 s + 2 x 12 s on-policy + 2 x 5 s of evaluation; 7 batches take 62 s
+    assert trainer.num_batches == 6  # 6 x 4 s, 2 x 12 s on-policy, 2 x 5 s of evaluation: 58 s; 7 batches take 62 s
     assert not fit_to_minutes(trainer, monitor)
 
 
@@ -253,7 +253,7 @@ def test_the_pace_is_measured_on_a_copy_that_is_not_trained(monkeypatch):
     trials, seconds = [], iter([2.0, 1.0])
     monkeypatch.setattr(pace, "_time_batches", lambda *arguments: trials.append(arguments) or next(seconds))
     speed = pace.measure_pace(trainer_of(config_of()))
-    assert (speed.batch, speed.on_policy) == (2.0, 0.0)  # 0, not -1, if batches with on-policy updates are faster
+    assert (speed.batch, speed.on_policy) == (2.0, 0.0)  # 0 instead of 1 - 2 = -1
     assert all(trial.optimizer.config.lr == pace.NO_LR for trial, _ in trials)
     assert trials[0][1].on_policy_depth == 0
 

@@ -82,7 +82,10 @@ def pair_key(source: Grid, target: Grid) -> bytes:
 
 
 def rough_key(source: Grid, target: Grid) -> Hashable:
-    """Return a cheap key, equal for pairs with equal :func:`pair_key`: the sides and the counts of colours."""
+    """Return a key that is cheap to compute: the sides and the counts of colours.
+
+    Pairs with equal :func:`pair_key` have equal rough keys.
+    """
     counts = [np.bincount(g.ravel(), minlength=COLORS) for g in (source, target)]
     color_counts = sorted(zip(*(c[1:].tolist() for c in counts), strict=True))
     return min(source.shape), source.size, min(target.shape), target.size, tuple(color_counts)

@@ -2,7 +2,7 @@
 
 As in HRM and TRM, the model never sees demonstrations as context. Each task, plain or in an augmented version, is a
 puzzle with its own number, and the model learns an embedding for each number. The demonstrations of *evaluation* tasks
-are training data; their test inputs are the test split. :mod:`pyro_gram.tasks.arc.data` never trains on test outputs.
+are training data. Their tests are the test split, and are never trained on (:mod:`pyro_gram.tasks.arc.data`).
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Arc(Task):
         return self._splits[name]
 
     def _puzzle_set(self, pairs: list[Pair], versions: int) -> PuzzleSet:
-        """Place each pair at the top left of the canvas, in up to ``versions`` versions, of which the plain one is first."""
+        """Place pairs at the top left of a canvas. Return up to ``versions`` versions of each, the plain one first."""
         task = torch.tensor([i for i, _, _ in pairs])
         count = self._num_versions[task].clamp(max=versions)
         row = torch.arange(len(pairs)).repeat_interleave(count)

@@ -39,7 +39,7 @@ MAX_VERTICES = 12  # every graph is compared with all canonical colourings: abou
 FRESH_DRAWS = 1000  # the least number of graphs that fresh_inputs draws at once
 PALETTE = ("#0072B2", "#E69F00", "#009E73")  # Okabe-Ito: distinct to colour-blind readers too
 CONFLICT = "#C00000"
-INKS = {16: "#000000", 231: "#FFFFFF"}  # the colours that the results of contrasting_ink stand for
+INKS = {16: "#000000", 231: "#FFFFFF"}  # the colour of each number that contrasting_ink may return
 
 
 @dataclass(frozen=True)

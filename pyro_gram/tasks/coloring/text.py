@@ -1,4 +1,4 @@
-"""Read graphs from text: graph6, sparse6 and DIMACS. Other formats are refused; messages name the common ones.
+"""Read graphs from text: graph6, sparse6 and DIMACS. Other formats are refused; the message names common ones.
 
 Damaged texts are refused too: a file with more or fewer edges than it announces, or a line that goes on after its
 graph.
@@ -23,7 +23,7 @@ HEADER = re.compile(r">>(graph6|sparse6|digraph6)<<")
 DIMACS_LINE = re.compile(r"\s*[peaPEA]\s")
 COMMENT_LINE = re.compile(r"\s*[cC]\s+\S")
 WEIGHT = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", re.I | re.A)  # a number that may follow an edge
-IGNORED_KEYS = ("n", "d", "v", "x")  # first words of DIMACS lines of nodes, dimensions, geometry and parameters
+IGNORED_KEYS = ("n", "d", "v", "x")  # first words of skipped DIMACS lines: nodes, dimensions, geometry, parameters
 OTHER_FORMATS = (
     (re.compile(r"(strict\s+)?(di)?graph\b.*", re.I | re.S), "Graphviz or GML"),
     (re.compile(r"<"), "XML (GraphML, GEXF)"),
@@ -50,7 +50,7 @@ def parse_graph(text: str, check_order: CheckOrder) -> Edges:
         check_order: called with the number of vertices as soon as it is known.
 
     Raises:
-        InputError: the text is not one graph without loops; a LineError, if one line of DIMACS is wrong.
+        InputError: the text is not exactly one graph, or the graph has a loop; a LineError for a wrong line of DIMACS.
     """
     lines = normalize_text(text).split("\n")
     if is_dimacs(lines):

@@ -71,7 +71,7 @@ def completions(solutions: Tensor, min_queens: int, max_queens: int) -> PuzzleSe
         solutions: columns, int64 ``[M, n]``.
 
     Returns:
-        inputs int64 ``[N, n]``, 0 or 1 + column for each row; solutions int64 ``[C, n]``.
+        inputs int64 ``[N, n]``, for each row 0 (no queen) or 1 + the column of its queen; solutions int64 ``[C, n]``.
     """
     n = solutions.shape[1]
     weights = torch.tensor([(n + 1) ** i for i in range(n)])  # (n + 1)^n fits an int64 up to n = 12

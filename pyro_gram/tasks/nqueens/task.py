@@ -2,7 +2,7 @@
 
 An input is a solution with all but a few queens removed; each distinct input is listed once, with all completions. By
 default the inputs are split 85:15 at random, as in the paper. Nearly every held-out input is then the rotation or
-reflection of a training input, and its completions are answers of training inputs. The augmentation by the eight
+reflection of a training input, and its completions are also answers of training inputs. The augmentation by the eight
 symmetries never produces a held-out input. With ``split_by = "orbit"`` whole orbits of solutions (a solution with
 all its images) are held out, and no completion of a test input was ever an answer in training.
 """
@@ -317,7 +317,7 @@ class NQueens(Task):
         return "\n".join(lines)
 
     def _conflict_squares(self, queens: Tensor) -> Tensor:
-        """Return the squares of all lines with two queens or more: bool ``[n, n]``, like ``queens``."""
+        """Mark the squares of all lines with two queens or more: bool ``[n, n]``, like ``queens``."""
         lines = self._lines.view(-1, self.n, self.n) > 0
         return lines[(lines & queens).flatten(1).sum(1) > 1].any(0)
 

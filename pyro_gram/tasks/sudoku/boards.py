@@ -102,7 +102,7 @@ def missing_digits(digits: Tensor, size: int) -> Tensor:
 
 
 def conflicts(digits: Sequence[int], size: int) -> list[tuple[int, int, list[int]]]:
-    """List every digit that a unit repeats, as (unit, digit, cells); ``digits`` has 0 for blanks."""
+    """List every digit that occurs more than once in a unit, as (unit, digit, cells); ``digits`` has 0 for blanks."""
     repeats = []
     for unit, cells in enumerate(geometry(size).units.tolist()):
         for digit in range(1, size + 1):
@@ -199,7 +199,7 @@ def _search(
 
 
 def _fewest_cells_of_a_digit(candidates: list[int], filled_cells: int, g: Geometry) -> list[tuple[int, int]] | None:
-    """Find the digit and the unit for which the digit fits into the fewest cells of the unit.
+    """Find a digit and a unit for which the number of cells of the unit that can take the digit is smallest.
 
     Returns:
         The pairs (digit, cell) of these cells; None if some digit fits into no cell of a unit.

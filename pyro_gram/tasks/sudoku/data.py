@@ -299,7 +299,7 @@ def _detect_layout(path: Path, line: int, text: str) -> _Layout:
         fields = [(column, field.strip()) for column, field in enumerate(first)]
         boards = [(not set(field) & set(BLANKS), column) for column, field in fields if BOARD.fullmatch(field)]
         if len(boards) == 2:
-            (_, puzzle), (_, answer) = sorted(boards)  # the puzzle has a blank; without blanks it is the first board
+            (_, puzzle), (_, answer) = sorted(boards)  # the board with a blank, or else the first, is the puzzle
             return _Layout(delimiter, puzzle, answer, None, len(first), False)
     raise InputError(
         f"{path}, line {line}: expected a header with the columns question and answer (or puzzle and solution), found "
@@ -371,7 +371,7 @@ def _check_rows(path: Path, size: int, rows: list[tuple[int, str, str]]) -> tupl
     def to_digits(texts: list[str]) -> np.ndarray:
         text = "".join(texts)
         if not text.isascii():
-            text = re.sub(r"[^\x00-\x7f]", "!", text)  # each character must be one byte; ! is not a blank
+            text = re.sub(r"[^\x00-\x7f]", "!", text)  # each character must be one byte; ! is refused below
         codes = np.frombuffer(text.encode(), np.uint8)
         return digit_of[codes].reshape(len(texts), size * size)
 

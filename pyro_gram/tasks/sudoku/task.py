@@ -332,7 +332,7 @@ def _split_size(split: str, num_requested: int, default: int, num_available: int
 
 
 def find_mistakes(size: int, clues: Sequence[int], answer: Sequence[int] | None) -> set[int]:
-    """Return the cells whose digit a unit repeats; in an answer, also the cells that lack a digit or change a clue.
+    """Return the cells whose digit is repeated in a row, column or box; in an answer, also blanks and changed clues.
 
     Arguments are those of :func:`draw_board`.
     """
