@@ -37,7 +37,7 @@ class AmortizedGuideConfig:
             token of y only.
         heads: attention heads of those layers.
         guided_transitions: number of transitions after which the guide follows the prior; 0 for never. It must be at
-            least the number of transitions in training. At later transitions the guide is not trained.
+            least the number of transitions in training. At later transitions the guide has not been trained.
         max_kl: the largest KL of a transition, nats per input; 0 for no limit. Only for a Gaussian prior.
     """
 
@@ -114,9 +114,9 @@ def align_answer(code: Tensor, u: Tensor) -> Tensor:
 def limit_kl(loc: Tensor, scale: Tensor, prior: dist.Normal, max_kl: float) -> tuple[Tensor, Tensor]:
     r"""Move a Gaussian posterior towards the prior until its KL is at most ``max_kl`` (within 2 %).
 
-    The path from the prior to the posterior is linear in the mean and in the log of the scale. If both scales are
-    equal, the KL at a share :math:`\lambda` of the path is :math:`\lambda^2` times the posterior's. For other scales,
-    bisection finds the share.
+    The path from the prior to the posterior is linear in the mean and in the log of the scale. Bisection finds the
+    share :math:`\lambda` of the path at which the KL meets the limit. If both scales are equal, the KL there is
+    :math:`\lambda^2` times the posterior's.
 
     Args:
         loc, scale: mean and sigma of the posterior, ``[..., L, D]``.
@@ -132,7 +132,8 @@ def limit_kl(loc: Tensor, scale: Tensor, prior: dist.Normal, max_kl: float) -> t
             exceeds = _kl(middle * shift, middle * log_ratio) > max_kl
             low, high = torch.where(exceeds, low, middle), torch.where(exceeds, middle, high)
     shift, log_ratio = high * shift, high * log_ratio
-    # The remaining excess is so small that the KL is nearly quadratic in the share. This step has a gradient.
+    # The KL now exceeds the limit only a little. It is nearly quadratic in the share, so that one more step suffices.
+    # Unlike the bisection, this step has a gradient.
     share = (max_kl / _kl(shift, log_ratio).clamp(min=max_kl)).sqrt()
     shift, log_ratio = share * shift, share * log_ratio
     return loc_p + shift * scale_p, scale_p * log_ratio.exp()

@@ -22,13 +22,13 @@ KEY_SEED = 0x5DEECE66D  # seed of the multipliers in the key of a datum
 
 @dataclass(frozen=True)
 class MeanFieldGuideConfig:
-    """Sizes. There are two parameters for each pair, transition, position and channel; each update processes all.
+    """Sizes. Each pair, transition, position and channel has two parameters. Each update processes all parameters.
 
     Attributes:
         num_pairs: pairs (x, y) that have parameters of their own.
-        transitions: number of transitions with parameters, at least T; later transitions follow the prior. 0: only the
-            transitions of a supervision step that have a KL (the last if truncated, else all T) have parameters, and
-            all steps of training share them.
+        transitions: number of transitions with parameters, at least T; later transitions follow the prior. With 0, only
+            the transitions with a KL have parameters (the last of a supervision step if truncated, else all T), and all
+            supervision steps share them.
         initial_scale: sigma of every channel before training.
     """
 

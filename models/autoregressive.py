@@ -68,7 +68,8 @@ class AutoregressiveModel(OneStepModel):
 
     Positions of the input attend to each other. A position of the answer attends to all positions before it.
 
-    The position that predicts y_i embeds y_{i-1} and the input at the place of y_i; places are counted from the end.
+    The position that predicts y_i gets the embeddings of y_{i-1} and of one input token: the token as far from the
+    end of the input as y_i is from the end of the answer.
     """
 
     learns_start = False

@@ -54,7 +54,7 @@ class OneStepModel(nn.Module):
         default_parts={"prior": "none", "guide": "prior"},
         default_settings={"model": {"layers": 8}},
     )
-    learns_start = True  # whether a model without input learns an embedding of each position instead
+    learns_start = True  # whether a model without input learns an embedding of each position in place of e_x
     zeros: Tensor
 
     def __init__(self, config: Any, spec: TaskSpec, prior: nn.Module) -> None:

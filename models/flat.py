@@ -52,7 +52,7 @@ class LoopedConfig(FlatConfig):
     """GRAM's config, with other defaults.
 
     Attributes:
-        transitions: the loops; the gradient goes through all of them.
+        transitions: number of loops; the gradient goes through all of them.
     """
 
     transitions: int = 8

@@ -114,7 +114,7 @@ class GRAM(nn.Module):
         truncated: bool | None = None,
         beta: float = 1.0,
     ) -> LatentState:
-        """Sample ``steps * T`` transitions (Eq. 6-9). The numbers of their sites start at ``first``."""
+        """Sample ``steps * T`` transitions (Eq. 6-9). Their sites are numbered from ``first`` on."""
         T = self.config.transitions
         truncated = self.config.truncated if truncated is None else truncated
         h, l = state

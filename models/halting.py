@@ -119,7 +119,7 @@ class HRMConfig(GRAMConfig):
     """GRAM's config, with other defaults.
 
     Attributes:
-        low_steps: low-level cycles in each high-level one (2 in the paper).
+        low_steps: low-level cycles in each high-level cycle (2 in the paper).
         transitions: high-level cycles (2 in the paper).
     """
 

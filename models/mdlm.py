@@ -100,7 +100,7 @@ class MDLM(Diffusion):
             time = torch.full(e_x.shape[:-2], step / steps, device=e_x.device)
             prediction = dist.Categorical(logits=self.denoiser(e_x, tokens, time))
             value = prediction.sample()
-            # A masked token is revealed with probability 1 / step, thus with certainty at step 1, the last.
+            # step counts down to 1. A masked token is revealed with probability 1 / step, and surely at the last step.
             is_revealed = (tokens == self.mask) & (torch.rand(tokens.shape, device=e_x.device) < 1 / step)
             log_p = log_p + (prediction.log_prob(value) * is_revealed).sum(-1)
             tokens = torch.where(is_revealed, value, tokens)

@@ -37,7 +37,7 @@ class StudentTPriorConfig(GaussianPriorConfig):
 
 @PRIORS.register("student_t")
 class StudentTPrior(nn.Module):
-    """A Student-t distribution at each position and channel: a trajectory sometimes jumps far. Guides are Gaussian."""
+    """A Student-t distribution at each position and channel: some draws are very large. Its guides are Gaussian."""
 
     Config = StudentTPriorConfig
 
@@ -69,7 +69,7 @@ class MixturePriorConfig(GaussianPriorConfig):
 class MixturePrior(nn.Module):
     """A mixture of diagonal Gaussians over ``[L, D]``: all positions are in the same component.
 
-    Guides are Gaussian: a posterior is expected to lie within one component.
+    Its guides are Gaussian, because a posterior is expected to lie within one component.
     """
 
     Config = MixturePriorConfig

@@ -27,7 +27,8 @@ class Model(Protocol):
 
     ``eps_t`` is the guidance of transition t and ``u_t`` the deterministic proposal before it; ``h`` and ``l`` are the
     state at the end; ``y`` is the answer. All sites lie in plates over the batch. The helpers of ``inference.sites``
-    make the sites; a model whose attribute ``heads`` is a module also calls ``sample_halt_and_value``.
+    make the sites. A model with halt and value heads has them as its attribute ``heads``, and also calls
+    ``sample_halt_and_value``.
 
     >>> import pyro, torch
     >>> from pyro_gram.inference import sites
@@ -70,7 +71,7 @@ class Model(Protocol):
             state: the state to start from; None for z_0.
             steps: supervision steps; 0 decodes ``state`` as it is.
             truncated: True: only the last transition of a supervision step has a gradient and a KL (Eq. 14); False:
-                all have (Eq. 13); None: as the model's config says.
+                all transitions have both (Eq. 13); None: the model's config decides.
             beta: weight of the KL.
         """
 
@@ -98,8 +99,8 @@ class Guide(Protocol):
     """A Pyro guide q(tau | x, y) of a model: it samples the model's latent sites under their names.
 
     Its arguments are the model's. Pyro's autoguides are guides, and so are programs of your own. A subclass of
-    :class:`~pyro_gram.inference.guide.EffectGuide` states only q(eps_t | u_t, y), and runs the model once instead of
-    twice:
+    :class:`~pyro_gram.inference.guide.EffectGuide` defines only q(eps_t | u_t, y), and computes each transition once
+    instead of twice:
 
     >>> import torch
     >>> from pyro_gram.inference.guide import EffectGuide
@@ -122,7 +123,7 @@ class Guide(Protocol):
 
 @dataclass(frozen=True)
 class ModelTraits:
-    """The traits of a model, which it may state about itself.
+    """The traits that a model may state about itself.
 
     Attributes:
         has_guidance: the program samples guidance sites; if not, only prior ``none`` and guide ``prior`` fit the model.
@@ -141,7 +142,7 @@ class ModelTraits:
 
 @dataclass(frozen=True)
 class PriorTraits:
-    """The traits of a prior, which it may state about itself.
+    """The traits that a prior may state about itself.
 
     Attributes:
         family: the variational family of guides for this prior; None for a deterministic prior, which leaves nothing to
@@ -157,7 +158,7 @@ class PriorTraits:
 
 @dataclass(frozen=True)
 class GuideTraits:
-    """The traits of a guide, which it may state about itself.
+    """The traits that a guide may state about itself.
 
     Attributes:
         follows_prior: q(eps_t | u_t, y) = p(eps_t | u_t): there is no inference network and every KL is 0.
@@ -172,7 +173,7 @@ class GuideTraits:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """The fields of a model's config that other parts read. A config may leave out the fields with a default.
+    """The fields of a model's config that other parts read. A config may leave out the fields that have a default here.
 
     Attributes:
         width: D, channels of a position.
@@ -192,7 +193,7 @@ class ModelSizes:
 
 
 def model_traits(model: Any) -> ModelTraits:
-    """Return the traits of a model or of its class, with or without Pyro's handlers around it."""
+    """Return the traits of a model or of its class. The model may be wrapped in Pyro's handlers."""
     return _traits(poutine.unwrap(model), ModelTraits)
 
 
@@ -202,7 +203,7 @@ def prior_traits(prior: Any) -> PriorTraits:
 
 
 def guide_traits(guide: Any) -> GuideTraits:
-    """Return the traits of a guide or of its class, with or without Pyro's handlers around it."""
+    """Return the traits of a guide or of its class. The guide may be wrapped in Pyro's handlers."""
     return _traits(poutine.unwrap(guide), GuideTraits)
 
 
@@ -217,7 +218,7 @@ def _traits(part: Any, kind: type[T]) -> T:
 
 
 def prior_of(model: Any) -> Any:
-    """Return the attribute ``prior`` of a model, with or without Pyro's handlers around it; None if it has none."""
+    """Return a model's attribute ``prior``; None if it has no prior. The model may be wrapped in Pyro's handlers."""
     return getattr(poutine.unwrap(model), "prior", None)
 
 

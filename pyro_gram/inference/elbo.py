@@ -1,8 +1,8 @@
 """Two of Pyro's ELBOs, and the balanced analytic ELBO, which training uses by default.
 
-Each object stores the terms of its last pass. Everything is in nats. A loss is a sum over the batch, scaled by the
-``poutine.scale`` around the step (the trainer scales by 1 / batch). The stored terms are for each input, unscaled, at
-beta = 1.
+Each object stores the terms of its last pass. Everything is in nats. A loss is a sum over the batch, times the
+``poutine.scale`` around the step (the trainer scales by 1 / batch size). The stored terms are given for each input,
+without this scale and with beta = 1.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class MeanFieldELBO(_TermsMixin, TraceMeanField_ELBO):
     (Pyro's autoguides need this). And draws without gradient raise an error even if Pyro's validation is off.
 
     Attributes:
-        estimated_kl: class names (posterior, prior) of a KL without closed form, which the last pass estimated from a
-            draw; None if the last pass estimated no KL.
+        estimated_kl: class names of the posterior and the prior, if the last pass had a KL without closed form and estimated
+            it from a draw; else None.
 
     Raises:
         NotImplementedError: the draws of a latent in the guide have no gradient (use ``trace``).
@@ -129,12 +129,12 @@ class MeanFieldELBO(_TermsMixin, TraceMeanField_ELBO):
             _check_gradient(name, site)
         if guide_trace.nodes:
             return super()._differentiable_loss_particle(model_trace, guide_trace)
-        # All sites are observed: the sum of their log densities can stay on the device.
+        # All sites are observed. The sum of their log densities stays on the device: nothing waits for a GPU.
         surrogate = -sum(site["log_prob_sum"] for site in model_trace.nodes.values())
         return torch.as_tensor(surrogate).detach(), surrogate
 
     def _divergence(self, name: str, site: Any, guide_site: Any) -> tuple[Tensor, Tensor | None]:
-        """Return ``divergence_parts`` of a site, with the gradients of this bound."""
+        """Call ``divergence_parts`` for a site, with this bound's own ``_kl`` and ``_log_densities``."""
         _check_gradient(name, guide_site)
         q_term, p_term = divergence_parts(guide_site, site, self._kl, self._log_densities)
         if p_term is not None and not is_delta(guide_site["fn"]):
@@ -156,9 +156,9 @@ class BalancedELBO(MeanFieldELBO):
     The value is that of :class:`MeanFieldELBO`. The gradient of each guidance KL is split: the prior's parameters
     receive the share ``balance`` of it, the posterior's parameters the share ``1 - balance``. This is the gradient of
     :math:`b\,KL(sg(q)\|p) + (1-b)\,KL(q\|sg(p))` (sg stops the gradient), computed with one KL instead of two.
-    If a KL has no closed form, log q - log p at the guide's draw replaces it, with a gradient that is balanced in the
-    same way, and ``estimated_kl`` holds the class names of q and p. All other sites (a user's latents, auxiliary draws)
-    have Pyro's gradient, and so does guidance that the guide draws from a Delta.
+    If a KL has no closed form, log q - log p at the guide's draw replaces it, and ``estimated_kl`` holds the class
+    names of q and p. The gradient of this estimate is balanced in the same way. All other sites (a user's latents,
+    auxiliary draws) have Pyro's gradient, and so does guidance that the guide draws from a Delta.
 
     Args:
         balance: b in [0, 1]; the paper uses 0.8.
@@ -178,7 +178,7 @@ class BalancedELBO(MeanFieldELBO):
 
 
 def _exclude(trace: Trace, names: list[str]) -> Trace:
-    """Return a trace of all sample sites except those in ``names`` and deterministic ones. No site is copied."""
+    """Return a trace of the sample sites that are neither named in ``names`` nor deterministic. No site is copied."""
     sample_trace = Trace()
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and name not in names and not site["infer"].get("_deterministic"):

@@ -1,7 +1,8 @@
 """Variational families: the kinds of distribution that guides use for the guidance eps_t.
 
-A family turns the features of a position into a distribution over its guidance. Each prior names the family for its
-guides (``PriorTraits.family``), so that the amortized guide works with every prior that is not deterministic.
+A family turns the features of each position into a distribution over the guidance there. Each prior names the family
+that its guides use (``PriorTraits.family``). The amortized guide therefore works with every prior that is not
+deterministic.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Family(Protocol):
         """Return the distribution with these parameters: batch shape ``[...]``, event shape ``[L, *]``."""
 
     def residual(self, prior: Any, *parameters: Tensor) -> dist.TorchDistribution:
-        """Return the distribution whose parameters are relative to the prior's.
+        """Return a distribution whose mean (or logits) is that of the prior plus the first of these parameters.
 
         Raises:
             ConfigError: the prior has no mean.
@@ -94,9 +95,9 @@ class MeanFamily(NormalFamily):
 class Codes(dist.TorchDistribution):
     """Independent categorical codes, ``groups`` of them at each position, as concatenated one-hot vectors.
 
-    Draws are one-hot; if they need a gradient, they have that of the probabilities (straight-through). With a
-    ``temperature`` other than 0, draws that need a gradient are relaxed instead (Gumbel-softmax). The KL is always that
-    of the categoricals.
+    Draws are one-hot vectors. A draw that needs a gradient takes the gradient of the probabilities (straight-through);
+    with a ``temperature`` other than 0, such a draw is relaxed instead (Gumbel-softmax). The KL is always that of the
+    categorical distributions.
 
     Args:
         logits: ``[..., L, groups, classes]``, normalised.
@@ -154,7 +155,7 @@ def _kl_codes(q: Codes, p: Codes) -> Tensor:
 
 @dataclass(frozen=True)
 class CodeFamily:
-    """:class:`Codes`, mixed with a uniform distribution of weight ``uniform_mix`` to keep KLs finite (DreamerV3)."""
+    """The family of :class:`Codes`. A uniform share ``uniform_mix`` of the probability keeps KLs finite (DreamerV3)."""
 
     groups: int
     classes: int
@@ -179,7 +180,7 @@ NORMAL = NormalFamily()
 
 @runtime_checkable
 class EmbeddingPrior(Protocol):
-    """A prior whose guidance does not lie in u's space: it is embedded before it is added to u."""
+    """A prior whose guidance does not lie in u's space. The guidance is embedded before it is added to u."""
 
     def embed_guidance(self, eps: Tensor) -> Tensor:
         """Return the term that is added to u, ``[..., L, D]``."""

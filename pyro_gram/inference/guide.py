@@ -1,8 +1,8 @@
 r"""The base class of effect guides, which get the traces of model and guide from one run of the model.
 
 Such a guide is a Pyro messenger: at each guidance site of the model it samples :math:`q(\epsilon_t \mid u_t, y)`
-(Section 2.2), and the model continues with that draw. With an ordinary guide, which the model replays, each transition
-is computed twice.
+(Section 2.2), and the model continues with that draw. An ordinary guide computes each transition itself, and the model
+computes it again when it replays the guide's draws.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class EffectGuide(GuideMessenger, nn.Module):
                 return dist.Normal(u * 0 + code, 0.1).to_event(2)
 
     The guide runs the model that it was built with: put handlers (``poutine.condition(model, ...)``,
-    ``NoGuidance()(model)``) around the model before the guide is built. If a loss is given another model, Pyro's
-    losses ignore that model, as for any ``GuideMessenger``; the losses of this library raise ConfigError.
+    ``NoGuidance()(model)``) around the model before the guide is built. A loss must get this same model. Pyro's losses
+    ignore any other model, as for any ``GuideMessenger``; the losses of this library raise ConfigError.
 
     Args:
         model: the generative program, with or without handlers; its signature must name ``x`` and ``y``.
@@ -104,7 +104,7 @@ class EffectGuide(GuideMessenger, nn.Module):
         """Run the model with this guide's draws; return the value of each site.
 
         Handlers around the guide that record traces (``poutine.trace``, as in ``Importance``, ``WeighedPredictive`` and
-        ``Predictive``) see its draws and no observed site, as for any guide.
+        ``Predictive``) see the guide's draws and no observed site, as for any guide.
 
         Raises:
             ValueError: y is missing, or a handler has renamed guidance sites. Without the error, draws at the renamed
@@ -127,7 +127,7 @@ class EffectGuide(GuideMessenger, nn.Module):
     def _hide_observed(self) -> None:
         """Remove observed sites from the traces of handlers around this guide: the guide's density excludes them.
 
-        Blocking these sites would also hide them from the scale, mask and plates around the guide.
+        ``poutine.block`` would also hide these sites from the scale, mask and plates around the guide.
         """
         observed = [(n, s) for n, s in self.trace.nodes.items() if s["type"] == "sample" and s["is_observed"]]
         for handler in _PYRO_STACK:
@@ -186,7 +186,7 @@ class EffectGuide(GuideMessenger, nn.Module):
         self.trace = Trace()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()  # without the trace
+        state = super().__getstate__()  # Pyro leaves out the trace
         return {**state, "_code": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -204,7 +204,7 @@ def _renamed_site_message(name: str) -> str:
 
 
 def _check_own_name(name: str) -> None:
-    """Raise ValueError if a handler has made this site out of another site: scope and reparam do so."""
+    """Raise ValueError if a handler (scope or reparam) has made this site out of another site."""
     handler = ""
     if any(isinstance(h, NameCountMessenger | ScopeMessenger) for h in _PYRO_STACK) and SCOPED_SITE.search(name):
         handler = "pyro.contrib.autoname"

@@ -67,7 +67,7 @@ MAX_TRACED = 256  # trajectories that are traced together; a trace holds all ten
 
 
 def check_pairs(x: Tensor | None, y: Tensor) -> None:
-    """Raise UserError if x and y are not pairs."""
+    """Raise UserError unless y holds one answer for each input of x."""
     if not isinstance(y, Tensor) or y.ndim < 2:
         kind = f"of shape {list(y.shape)}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
         raise UserError(f"y must be answers, a tensor [B, L_out], not {kind}")
@@ -76,7 +76,7 @@ def check_pairs(x: Tensor | None, y: Tensor) -> None:
 
 
 def inputs_per_chunk(guide: Any, y: Tensor, max_inputs: int) -> int:
-    """Return how many inputs are in a chunk: all for Pyro's autoguides, whose parameters belong to one batch."""
+    """Return the number of inputs in a chunk: all for Pyro's autoguides, whose parameters belong to one batch."""
     inner_guide = poutine.unwrap(guide)
     return len(y) if isinstance(inner_guide, AutoGuide | AutoMessenger) else max(1, max_inputs)
 
@@ -103,13 +103,13 @@ def guide_draws(
     Args:
         x: inputs, ``[B, *event]``; None for a model without input, p(x).
         y: answers, int64 ``[B, L_out]``.
-        max_traced: number of trajectories that are traced together. For Pyro's autoguides, which belong to one batch,
-            a chunk has all inputs and fewer samples.
+        max_traced: number of trajectories that are traced together. The parameters of Pyro's autoguides
+            belong to one whole batch: for them a chunk has all inputs and fewer samples.
 
     Raises:
         UserError: a count is below 1, or x and y are not pairs.
         ConfigError: inputs share a latent; the guide leaves out a latent; the guide was built with another model; or
-            model or guide hold tensors of one batch.
+            model or guide hold tensors that belong to one batch.
     """
     check_counts(seed=seed, num_samples=num_samples, steps=steps, max_traced=max_traced)
     check_pairs(x, y)
@@ -148,7 +148,7 @@ def _concatenate(parts: list[GuideDraws], dim: int) -> GuideDraws:
 def _traces(
     model: nn.Module, guide: nn.Module, x: Tensor | None, y: Tensor, steps: int, num_samples: int
 ) -> tuple[Trace, Trace]:
-    """Return the traces of model and guide: ``num_samples`` whole trajectories of each pair (x, y)."""
+    """Return the traces of model and guide: ``num_samples`` untruncated trajectories of each pair (x, y)."""
     with pyro.plate("trajectories", num_samples, dim=-2):
         traces = get_importance_trace("flat", math.inf, model, guide, (x, y), {"steps": steps, "truncated": False})
     check_sites(traces[0])

@@ -21,10 +21,10 @@ ANSWER = "y"
 DATA = "data"  # the plate of the inputs
 STATE_H, STATE_L = "h", "l"
 HALT, VALUE = "halt", "value"
-HALTED = "halted"  # deterministic, bool: which trajectories end here, in models that halt by themselves (HRM, TRM)
-DRAW_ANSWER = "draw_answer"  # key of the infer dict of y: a trajectory answers with a draw, not with the mode
-HEAD_SITE = "head_site"  # key of an infer dict: a rollout takes the mean of this site of the heads, not a draw
-LOSS_ONLY = "loss_only"  # key of an infer dict: the optimizer sees the site, and no bound counts it
+HALTED = "halted"  # deterministic, bool: whether a trajectory ends here; only HRM and TRM have this site
+DRAW_ANSWER = "draw_answer"  # key of y's infer dict: a rollout answers with a draw from p(y | h_T), not with its mode
+HEAD_SITE = "head_site"  # key of the infer dict of a head's site: a rollout takes the site's mean, not a draw
+LOSS_ONLY = "loss_only"  # key of an infer dict: the site is part of the training loss, but of no reported bound
 HEADS_ATTRIBUTE = "heads"  # the attribute of a program that holds its halt and value heads
 VALUE_SCALE = 0.5**0.5  # sigma at which the negative log density is the squared error, up to a constant
 
@@ -65,14 +65,14 @@ def batch_shape_of(plates: Iterable[Any]) -> torch.Size:
     """Return the batch shape of a site in these plates.
 
     Args:
-        plates: the frames of a ``cond_indep_stack``; frames that are not vectorized have no dimension.
+        plates: the frames of a ``cond_indep_stack``; frames of sequential plates have no dimension.
     """
     sizes = {frame.dim: frame.size for frame in plates if frame.vectorized}
     return torch.Size(sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0))
 
 
 def record_state(state: Any) -> None:
-    """Record the final state at the deterministic sites h and l, from which the next supervision step starts.
+    """Record the final state at the deterministic sites h and l. The next supervision step starts from this state.
 
     Call this function inside the plates of the data.
     """
@@ -83,13 +83,13 @@ def record_state(state: Any) -> None:
 def sample_halt_and_value(
     heads: nn.Module | None, state_h: Tensor, e_x: Tensor, likelihood: dist.TorchDistribution
 ) -> None:
-    """Sample the sites of the heads (Sections 2.3 and A.1), which send no gradient into the state.
+    """Sample the sites of the heads (Sections 2.3 and A.1). They send no gradient into the state.
 
     ``halt`` (Bernoulli) predicts whether the answer decoded from h is right. ``value`` (Normal with a mean in [0, 1])
     predicts how right the last answer of the trajectory will be. Call this function inside the plates of the data.
 
     Args:
-        heads: a ``networks.heads.HaltValueHead``; None for no sites.
+        heads: a ``networks.heads.HaltValueHead``; with None this function does nothing.
         state_h: h, ``[..., L, D]``.
         e_x: the embedded input, ``[..., L, D]``.
         likelihood: p(y | h), categorical, event shape ``[L_out]``.
@@ -168,7 +168,7 @@ def _check_not_compiled() -> None:
 
 
 def is_called_by(function: Any) -> bool:
-    """Return whether a function is on Python's call stack. Pyro keeps no other record of some handlers."""
+    """Return whether a function is on Python's call stack. Some of Pyro's handlers can be detected only so."""
     frame = inspect.currentframe()
     while frame is not None and frame.f_code is not function.__code__:
         frame = frame.f_back
@@ -177,10 +177,10 @@ def is_called_by(function: Any) -> bool:
 
 @effectful(type="param")
 def _param_site(value: Tensor, full_name: str, **_: object) -> Tensor:
-    alias = value.detach()  # shares storage; SVI.step asks a param site for the attribute that is set below
+    alias = value.detach()  # shares its storage with value; SVI.step reads the attribute that is set below
 
     def unconstrained() -> Tensor:
-        # The optimizers of pyro.optim look up options and state by the name that the store has for a parameter.
+        # Optimizers of pyro.optim find a parameter's options and state by its name in the store.
         pyro.get_param_store()._param_to_name[value] = full_name
         return value
 

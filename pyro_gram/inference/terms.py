@@ -57,7 +57,7 @@ class StepTerms:
 
 
 def counted_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
-    """Yield name and site of the sample sites that count in a trace."""
+    """Yield the name and the site of each sample site that counts in a trace."""
     for name, site in trace.nodes.items():
         if is_counted(site):
             yield name, site
@@ -109,7 +109,8 @@ def apply_weights(term: Tensor, site: Any) -> Tensor:
 
 
 def read_terms(model_trace: Trace, guide_trace: Trace, kls: dict[str, Tensor] | None = None) -> StepTerms:
-    """Read the terms from the traces of model and guide: those of Eq. 14 if the model was truncated, else of Eq. 13.
+    """Read the terms from the traces of model and guide. They belong to Eq. 14 if the model was truncated, else to
+    Eq. 13.
 
     Args:
         kls: KLs that the caller has already computed: name of the site -> KL with its mask applied, ``[..., B]``.
@@ -172,7 +173,7 @@ def missing_sites_message() -> str:
 
 
 def check_guide_sites(model_trace: Trace, guide_trace: Trace) -> None:
-    """Raise ConfigError if the guide's sites are not the model's latents, so that the two have no ELBO."""
+    """Raise ConfigError if the guide's sites do not match the model's latents: then the two have no ELBO."""
     nodes, guide_nodes = model_trace.nodes, guide_trace.nodes
     missing_names = [n for n, s in counted_sites(model_trace) if not s["is_observed"] and n not in guide_nodes]
     if missing_names:
@@ -251,7 +252,7 @@ def is_shared(site: Any, observed: Any) -> bool:
     plate_name = plate_of_inputs(observed)
     if plate_name:
         return plate_name not in _plates(site)
-    # If y has no such plate, the batch shapes decide.
+    # If y lies in no plate of the inputs, the batch shapes decide.
     return observed["fn"].batch_shape[-1:].numel() > 1 and site["fn"].batch_shape[-1:].numel() == 1
 
 
@@ -297,7 +298,7 @@ def per_input(name: str, site: Any, term: Tensor, observed: Any, shape: torch.Si
     """Distribute a site's term over the inputs, so that the sum stays the same: ``[*batch] -> shape``.
 
     Terms of plates within an input are summed; shared terms are split evenly between inputs. If the inputs are a
-    subsample, each counts once, without its weight.
+    subsample, each input counts once, without the weight of the subsample.
 
     Args:
         name: name of the site, for messages.
@@ -306,7 +307,7 @@ def per_input(name: str, site: Any, term: Tensor, observed: Any, shape: torch.Si
         shape: shape of y's log density, ``[..., B]``.
 
     Raises:
-        ConfigError: the site has values for another number of inputs than y.
+        ConfigError: the site has values for more or fewer inputs than y has.
     """
     plates, y_plates = _plates(site), _plates(observed)
     # Site and y share a dimension if both have the same plate there, or neither has a plate there.

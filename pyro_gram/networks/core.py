@@ -155,8 +155,8 @@ class RotaryAttention(nn.Module):
         angle = angle[:, None, None] * torch.tensor([1.0, 1.0, 0.0])[:, None, None]  # values are not rotated
         rotation = torch.stack((angle.cos(), angle.sin()), dim=-1).expand(-1, -1, heads, -1, -1).contiguous()
         self.register_buffer("rotation", rotation, persistent=False)  # [L, 3, heads, size / 2, 2]
-        # Channel i of a query or key rotates with channel i + size / 2. The weights are reordered so that such a pair
-        # lies side by side, as one complex number; this is cheaper than to reorder the activations.
+        # Channel i of a query or key rotates with channel i + size / 2. The weights are reordered so that the two
+        # lie side by side, as one complex number; this is cheaper than to reorder the activations.
         order = torch.arange(3 * width).view(3, heads, size)
         order[:2] = order[:2].unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
         self.register_buffer("order", order.flatten(), persistent=False)
@@ -226,7 +226,7 @@ def make_stack(
 
 
 def make_embedding(count: int, width: int) -> nn.Embedding:
-    """Make an embedding with std 1/sqrt(D). Its users multiply it by sqrt(D), to unit variance (Appendix B.1)."""
+    """Make an embedding with std 1/sqrt(D). Its callers scale the output by sqrt(D), to unit variance (App. B.1)."""
     embedding = nn.Embedding(count, width)
     nn.init.trunc_normal_(embedding.weight, std=1 / math.sqrt(width))
     return embedding

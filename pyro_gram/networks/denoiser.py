@@ -12,7 +12,7 @@ from pyro_gram.networks.core import init_linear_
 
 
 class Denoiser(nn.Module):
-    """Apply layers to ``e_x + embedding of the corrupted answer (+ embedding of the time)``.
+    """Apply layers to the sum of e_x, the embedded corrupted answer and, if ``uses_time``, the embedded time.
 
     Shapes: e_x ``[..., L, D]``, tokens int64 ``[..., L_out]``, time ``[...]`` in [0, 1]. The result is logits
     ``[..., L_out, classes]``.

@@ -54,7 +54,7 @@ def answer_encoder(spec: TaskSpec, width: int, extra_classes: int = 0) -> nn.Mod
     """Make the network that embeds an answer: y to ``[..., L', D]``, for the last L' positions of the sequence.
 
     Args:
-        extra_classes: tokens beyond the task's own that may stand in an answer (a mask).
+        extra_classes: number of tokens that an answer may hold besides the task's own (1 for a mask).
     """
     classes = spec.output_classes + extra_classes
     if spec.image is not None:
@@ -124,9 +124,9 @@ class PuzzleEncoder(nn.Module):
     """Put the learned embedding of a puzzle before the encoded tokens (ARC, Appendix B.2).
 
     ``int64 [..., 1 + L] -> [..., prefix + L, D]``; the first token is the number of the puzzle. The embedding is one
-    vector, as in TRM, and stands at the first of ``prefix`` positions; the others are zero. (16 vectors for each
-    version of an ARC task would be tens of gigabytes.) Embeddings start at zero. The optimizer finds them by their name
-    and gives them a learning rate of their own.
+    vector, as in TRM, and stands at the first of ``prefix`` positions; the other positions are zero. (16 vectors for
+    each version of an ARC task would be tens of gigabytes.) The embeddings start at zero. The optimizer finds the
+    parameter by its name ``puzzle_embedding`` and gives it a learning rate of its own.
     """
 
     def __init__(self, encoder: nn.Module, puzzles: int, prefix: int, width: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-MAX_POSITIONS = 128  # for longer sequences the scores take too much memory
+MAX_POSITIONS = 128  # for longer sequences the attention scores take too much memory
 _use_plain: ContextVar[bool] = ContextVar("plain", default=False)
 
 
@@ -32,7 +32,7 @@ def plain_forms() -> Iterator[None]:
 
 
 def on_cpu(*tensors: Tensor) -> bool:
-    """Return whether all tensors are on the CPU in one full precision, and no compiler or transform is active."""
+    """Return whether all tensors are on the CPU, all float32 or all float64, and no compiler or transform is active."""
     dtypes = {t.dtype for t in tensors}
     return (
         not is_compiling()
@@ -45,7 +45,10 @@ def on_cpu(*tensors: Tensor) -> bool:
 
 
 def _first_derivative_only(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Raise RuntimeError for second derivatives. (torch's ``once_differentiable`` would return wrong numbers.)"""
+    """Make a backward pass raise RuntimeError for second derivatives.
+
+    torch's ``once_differentiable`` would return wrong numbers instead.
+    """
 
     @wraps(backward)
     def backward_or_error(ctx: Any, grad: Tensor) -> Any:

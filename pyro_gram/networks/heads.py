@@ -10,10 +10,10 @@ from pyro_gram.networks.core import RMSNorm, init_linear_, make_stack
 
 
 class HaltValueHead(nn.Module):
-    """Predict whether the answer of a state is right (halt) and whether the trajectory's last answer will be (value).
+    """Predict whether a state's answer is right (halt), and whether the trajectory's last answer will be right (value).
 
-    The paper's heads read only the first position of h, a puzzle token. Without puzzle tokens that position is a part
-    of the puzzle, and whether an answer is right depends on all positions. These heads attend over all of
+    The paper's heads read only the first position of h, a puzzle token. Without puzzle tokens the first position is
+    only a part of the puzzle, but all positions decide whether an answer is right. The heads here attend over all of
     ``[h, e_x, probabilities of the answer]``, then take the mean and the maximum over positions.
 
     Shapes: h and e_x ``[..., L, D]``, probabilities ``[..., L_out, classes]``. The result is two logits ``[...]``.

@@ -27,10 +27,11 @@ class DrawScheme:
     """How the N trajectories of an input are drawn together.
 
     Attributes:
-        kind: with ``independent``, no trajectory depends on another. With ``antithetic``, one half takes the first
-            guidance of the other half, mirrored about the prior's mean (all have the same first u). With ``sobol``, the
-            first guidance is a scrambled Sobol sequence, shifted at random for each input. With ``distinct``, more than
-            N trajectories start, and those with different answers go on: frequencies do not estimate p(y | x).
+        kind: with ``independent``, no trajectory depends on another. With ``antithetic``, one half of the
+            trajectories takes the first guidance of the other half, mirrored about the prior's mean (u_0 is the same for
+            all). With ``sobol``, the first guidance comes from a scrambled Sobol sequence, shifted at random for each input. With
+            ``distinct``, more than N trajectories start, and N with answers as different as possible go on: the
+            frequencies of the answers do not estimate p(y | x).
         oversample: how many trajectories start for each one that goes on (``distinct`` only).
         steps: supervision steps before the selection (``distinct`` only).
     """

@@ -22,7 +22,7 @@ from pyro_gram.errors import UserError
 _LOCK = threading.RLock()
 _owner = os.getpid()  # the process in which torch has started its threads
 
-if hasattr(os, "register_at_fork"):  # hold the lock during a fork: a child has no other thread to release it
+if hasattr(os, "register_at_fork"):  # hold the lock during a fork: in the child, no other thread could release it
     os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 
 
@@ -43,7 +43,7 @@ def generator_lock() -> Iterator[None]:
 
 @contextmanager
 def isolated_program() -> Iterator[None]:
-    """Run Pyro programs without the caller's plates and traces, while no other thread is in such a block.
+    """Run Pyro programs without the caller's plates and traces. Only one thread at a time is inside such a block.
 
     The caller's handlers are restored afterwards. A thread that runs Pyro outside such a block does not wait.
 

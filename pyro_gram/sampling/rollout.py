@@ -1,8 +1,8 @@
 """Sample trajectories of the prior and decode the answer at the end of each.
 
 :func:`rollout` runs the same Pyro program as ``pyro.infer.Predictive``. Under one seed both draw the same numbers, as
-long as no temper, halt or draw scheme is given. :func:`rollout` keeps no trace and runs in chunks of bounded memory.
-A rollout never sees the right answer y. Its decoded answers can therefore be compared with y.
+long as ``temper``, ``halt`` and ``draws`` have their defaults. :func:`rollout` keeps no trace and runs in chunks
+of bounded memory. A rollout never sees the right answer y. Its decoded answers can therefore be compared with y.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class RolloutConfig:
         depth: the most supervision steps.
         history: keep the answer after each supervision step.
         temper: the scale of the prior in the first transitions.
-        halt: a trajectory ends when the halt head gives its answer this probability of being right; None: never.
+        halt: a trajectory ends when the halt head's probability of a right answer reaches this value; None: never.
         draws: how the trajectories of an input are drawn together.
     """
 
@@ -108,7 +108,7 @@ def rollout(
     """Sample ``num_samples`` trajectories of the prior for each input, from z_0, and decode their answers.
 
     Args:
-        model: a program ``model(x, y, state, steps=1)`` with sites ``y``, ``h`` and ``l`` (``models.gram.GRAM``).
+        model: a program ``model(x, y, state, steps=1)`` with sites ``y``, ``h`` and ``l``, such as GRAM.
         x: inputs, int64 ``[B, *event]``; None for a model without input, p(x), where B is 1.
         num_samples: N, trajectories for each input.
         depth: the most supervision steps.
@@ -116,12 +116,13 @@ def rollout(
             the seed, on all of x, the settings and ``max_trajectories``. The caller's random state is restored.
         history: keep the answer after each supervision step.
         temper: the scale of the prior in the first transitions.
-        halt: a trajectory ends after the first supervision step at which the halt head gives its answer this
-            probability of being right (A.1: 0.5). None and 1 run every trajectory to ``depth``.
+        halt: a trajectory ends after the first supervision step at which the halt head's probability of a right
+            answer reaches this value (A.1: 0.5). With None or 1 every trajectory runs to ``depth``.
         draws: how the trajectories of an input are drawn together (``sampling.draws``).
         max_trajectories: the most trajectories that run at once.
         progress: called after each chunk with its number of trajectories.
-        processes: the processes that share the chunks. Each returns all answers, the same for any number of processes.
+        processes: the processes that share the chunks. Each returns all answers. They are the same for any number of
+            processes.
 
     Raises:
         UserError: ``num_samples`` or ``depth`` is below 1, halt is outside [0, 1], or history is set and trajectories
@@ -275,7 +276,7 @@ def _find_halted(values: dict[str, Tensor], active_rows: Tensor, config: Rollout
 def rollout_steps(
     model: Callable[..., Any], x: Tensor | None, *, depth: int, num_samples: int | None = None
 ) -> Iterator[Decode]:
-    """Yield the decoded end of each of ``depth`` supervision steps from z_0, all trajectories together.
+    """Run ``depth`` supervision steps from z_0, all trajectories together; yield the decoded end of each step.
 
     Draws come from the caller's generator.
 
@@ -368,7 +369,7 @@ class Decode(Messenger):
 
 
 def counted_observations(msg: Any) -> list[tuple[str, Any]]:
-    """Return a list with the name and message of a site if it is observed and its density counts; else no item."""
+    """Return a list with a site's name and message if it is observed and its density counts; else an empty list."""
     if msg["is_observed"] and msg["mask"] is False and transition_index(msg["name"]) is not None:
         msg = {**msg, "mask": None}  # conditioned guidance counts although a truncated program masks it
     return [(msg["name"], msg)] if msg["is_observed"] and is_counted(msg) else []

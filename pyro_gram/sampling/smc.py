@@ -2,8 +2,8 @@ r"""Sequential Monte Carlo over supervision steps: resample trajectories by the 
 
 After supervision step n the target is :math:`p(\tau_{1:n} | x)\, \psi(z_n)^\alpha`. The (twisting) potential
 :math:`\psi` is the output of a head. The value head gives the probability that the trajectory will end in a right
-answer; if exact, this is the optimal potential. The halt head gives the probability that the present answer is right.
-Trajectories are drawn from the prior. A step therefore multiplies the weight of a trajectory by
+answer; if it is exact, its output is the optimal potential. The halt head gives the probability that the present answer
+is right. Trajectories are drawn from the prior. A step therefore multiplies the weight of a trajectory by
 :math:`(\psi(z_n) / \psi(z_{n-1}))^\alpha`. If the effective sample size of an input falls below a share of N, the
 trajectories of this input are resampled systematically.
 
@@ -61,7 +61,7 @@ class Particles:
         value: the value head's estimate at the end, ``[N, B]``.
         weight: importance weights, normalised for each input, ``[N, B]``.
         ess: effective sample size after each supervision step, before resampling, ``[depth, B]``.
-        is_resampled: whether each input was resampled after each step, bool ``[depth, B]``; never after the last one.
+        is_resampled: whether each input was resampled after each step, bool ``[depth, B]``; never after the last step.
     """
 
     tokens: Tensor
@@ -185,7 +185,7 @@ def effective_sample_size(log_weight: Tensor) -> Tensor:
 
 
 def systematic_resample(weight: Tensor) -> Tensor:
-    """Choose each trajectory N * weight times (rounded up or down) as an ancestor, with one draw for each input.
+    """Choose each trajectory N * weight times (rounded up or down) as an ancestor. Each input takes one random number.
 
     Args:
         weight: normalised, ``[N, B]``.

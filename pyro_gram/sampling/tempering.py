@@ -1,8 +1,9 @@
 """Tempering: sample trajectories from a prior that is wider, or narrower, in the first transitions.
 
-The first transitions decide in which of several solutions a trajectory ends. If the prior's scale is small there, the
-prior's mean decides. A wider scale makes the frequencies of an input's solutions more even, but more trajectories fail.
-Only rollouts are tempered: training, bounds, likelihoods and inference.nc (for ArviZ) use the prior as it was trained.
+The first transitions decide in which of several solutions a trajectory ends. If the prior's scale is small, its
+mean decides. A wider scale makes the frequencies of an input's solutions more even, but more trajectories fail.
+Only rollouts are tempered: training, bounds, likelihoods and the file inference.nc (for ArviZ) use the prior as it was
+trained.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Temper(Messenger):
 def check_no_temper() -> None:
     """Raise ConfigError inside a :class:`Temper`.
 
-    It is called by functions that run several batches of trajectories, or that need the prior as it was trained.
+    Functions that run several batches of trajectories, or that need the prior as it was trained, call it first.
     """
     if any(isinstance(handler, Temper) for handler in _PYRO_STACK):
         raise ConfigError(
@@ -131,7 +132,7 @@ class FixedGuidance(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if transition_index(msg["name"]) is not None:
-            prior = msg["infer"].get("prior", msg["fn"])  # a guide puts its posterior in place of the prior
+            prior = msg["infer"].get("prior", msg["fn"])  # within a guide, "fn" is the posterior
             msg["value"] = self.value(prior)
             msg["is_observed"] = True
 

@@ -137,7 +137,7 @@ def test_limit_kl_leaves_a_posterior_at_the_limit_unchanged():
 
 
 def test_the_gradient_of_limit_kl_keeps_the_kl():
-    """For any distance of loc from the prior's mean, the KL equals the limit. Its gradient along the distance is 0."""
+    """However far loc is from the prior's mean, the KL equals the limit. The KL's gradient along this distance is 0."""
     loc, _, prior = draw(4, 1.0)
     factor = torch.tensor(1.0, requires_grad=True)
     new_parameters = limit_kl(prior.loc + factor * (loc - prior.loc), prior.scale, prior, 0.5)

@@ -77,7 +77,7 @@ def test_plain_svi_with_pyros_adam_trains_model_and_guide(case):
 def test_the_one_pass_bound_equals_the_two_pass_bound(case):
     model, guide = parts(case)
     if not model_traits(model).has_exact_likelihood:
-        pytest.skip("each pass of a diffusion model draws another bound")
+        pytest.skip("a diffusion model estimates its bound anew in each pass")
 
     def two_pass_guide(x, y):
         with poutine.block(hide_fn=lambda site: site["type"] == "sample" and site["is_observed"]):

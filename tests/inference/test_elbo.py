@@ -107,7 +107,7 @@ def test_the_bound_equals_a_hand_written_loss(elbo, beta):
 
 
 def test_gradients_at_balance_b_and_1_minus_b_sum_to_the_plain_gradient_plus_one_reconstruction_gradient():
-    """The two shares of the KL's gradient sum to 1."""
+    """With balance b, the prior gets the share b of the KL's gradient, and the guide gets the share 1 - b."""
     case = double(build_case(model={"truncated": False, "transitions": 1}))
     model, guide = case.solver.model, case.solver.guide
 
@@ -234,7 +234,7 @@ def test_the_guide_forgets_its_trace_after_a_step(case):
 
 @pytest.mark.parametrize("balance", [0.8, 0.5, 0.0, 1.0])
 def test_an_estimated_kl_is_balanced_like_one_in_closed_form(balance):
-    """The KL of Gaussians has a closed form: the estimate has the same value and gradients on average over draws."""
+    """For Gaussians the KL has a closed form. Averaged over draws, the estimate has its value and its gradients."""
     (mq, sq, mp, sp), q, p = gaussians()
     expected = torch.autograd.grad(
         kl_divergence(scale_gradient(q, 1 - balance), scale_gradient(p, balance)), (mq, sq, mp, sp), retain_graph=True

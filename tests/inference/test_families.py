@@ -101,7 +101,7 @@ def test_the_density_of_a_code_is_the_product_of_its_categoricals():
     torch.testing.assert_close(p.mean, p.logits.softmax(-1).flatten(-2))
     assert p.support.event_dim == 2
     assert p.has_rsample
-    codes_2d = Codes(p.logits.expand(7, 5, L, 2, 4))  # batch dimensions
+    codes_2d = Codes(p.logits.expand(7, 5, L, 2, 4))  # two batch dimensions
     torch.testing.assert_close(codes_2d.mean, p.mean.expand(7, 5, L, 8))
     assert torch.equal(codes_2d.mode, p.mode.expand(7, 5, L, 8))
     assert codes_2d.log_prob(value).shape == kl_divergence(codes_2d, codes_2d).shape == (7, 5)

@@ -28,7 +28,7 @@ ELBOS = ["balanced", "mean_field", "trace"]
 
 
 class Biased(GRAM):
-    """GRAM with a latent that a user has added: for each input, a number that is added to the state."""
+    """GRAM with a latent of a user: one number ``c`` for each input, which is added to the state."""
 
     measurements: torch.Tensor | None = None
 
@@ -59,7 +59,7 @@ class Coin(Biased):
 
 
 class Shared(GRAM):
-    """A model with one latent for all inputs, outside their plate."""
+    """A model with one latent for all inputs, outside the plate of the inputs."""
 
     def forward(self, x, y=None, state=None, **settings):
         pyro.sample("all", dist.Normal(0.0, 1.0))
@@ -251,7 +251,7 @@ def test_a_latent_that_a_two_pass_guide_does_not_sample_is_named():
 
 
 class OwnPlates(GRAM):
-    """A model with two plates besides that of the inputs: classes, shared by all inputs, and parts of each input."""
+    """A model with two plates of its own: "classes", which all inputs share, and "parts" of each input."""
 
     classes = 5
 
@@ -273,7 +273,7 @@ class OwnPlatesGuide(AmortizedGuide):
 
 @pytest.mark.parametrize(("name", "classes"), [("balanced", B), ("mean_field", 3), ("trace", B)])
 def test_own_plates_are_summed_even_if_they_are_as_long_as_the_batch(name, classes):
-    """The plate "classes" is not taken for the plate of the inputs. The two subsampled "parts" stand for all six."""
+    """The plate "classes" is not mistaken for the plate of the inputs. Two subsampled "parts" stand for all six."""
     model, guide, x, y = pair(OwnPlates, OwnPlatesGuide, model={"truncated": False})
     model.classes = classes
     torch.manual_seed(1)

@@ -25,7 +25,7 @@ PLAIN = {"model": {"truncated": False}}
 
 
 def in_plate(name):
-    """Return a model with a latent that all inputs share. ``name`` is the name of their plate, or None for no plate."""
+    """Return a model with a latent that all inputs share. ``name`` names the plate of inputs; None: no plate."""
 
     class Program(nn.Module):
         def forward(self, x, y=None, state=None, **settings):
@@ -94,7 +94,7 @@ def test_an_observation_that_several_inputs_share_is_refused():
 
 
 class Counting(GRAM):
-    """A model that observes a function of y, if y is passed."""
+    """A model with a site ``total``. If y is passed, the site observes the sum of y."""
 
     def answer(self, state, e_x, y, infer=None):
         total = None if y is None else y.sum(-1).float()
@@ -212,7 +212,7 @@ def test_a_latent_that_is_named_like_a_head_is_sampled(name):
 
 
 class Subsampled(nn.Module):
-    """A model whose inputs are a subsample of fifty inputs."""
+    """A model that treats its inputs as a subsample of fifty inputs."""
 
     def forward(self, x, y=None, state=None, **settings):
         subsample = torch.arange(len(x))

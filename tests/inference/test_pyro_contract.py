@@ -144,7 +144,7 @@ def test_renamed_guidance_is_refused(case, handler, is_around_model):
 
 
 class Elsewhere(Reparam):
-    """Replace a site by the site "elsewhere". A user's reparameterization may choose a name without the old name."""
+    """Replace a site by the site "elsewhere": a user's reparameterization may drop the old name of a site."""
 
     def apply(self, msg):
         value = pyro.sample("elsewhere", msg["fn"])
@@ -236,7 +236,7 @@ def test_the_balanced_bound_equals_pyros_for_every_autoguide(name):
 
 @pytest.mark.parametrize("name", ["normal", "low rank", "delta"])
 def test_the_balanced_bound_of_gram_under_an_autoguide_is_pyros(case, name):
-    """In an autoguide, the distribution of guidance is a Delta at the value of an auxiliary site."""
+    """An autoguide samples guidance from a Delta at the value of an auxiliary site."""
     model = case.solver.model
 
     def full_model(x, y):

@@ -1,4 +1,4 @@
-"""The terms of a bound are compared with sums by hand, on traces of few sites."""
+"""The terms of a bound equal sums that are computed by hand, for traces with few sites."""
 
 import pyro
 import pyro.distributions as dist

@@ -16,7 +16,7 @@ from tests.conftest import build_case, small_config
 
 
 def test_handlers_must_be_around_the_model_before_the_guide_is_built(case):
-    """Pyro's ELBOs run the guide's own model and ignore the model that they are given."""
+    """For an effect guide, Pyro's ELBOs run the guide's own model and ignore the model that they get as an argument."""
     model, guide = case.solver.model, case.solver.guide
     masked_model = poutine.mask(model, mask=False)
     pyro.set_rng_seed(0)
@@ -79,7 +79,7 @@ def test_weights_are_log_p_minus_log_q_of_each_datum(case):
 
 
 def test_renyi_elbo_is_a_bound_per_datum_not_on_the_joint_batch(case):
-    """If a deterministic site lay outside the plate, Pyro would average products of weights over the whole batch."""
+    """With a deterministic site outside the plate, Pyro would average the products of all inputs' weights."""
     model, guide = case.solver.model, case.solver.guide
     bound = RenyiELBO(alpha=0.0, num_particles=6, vectorize_particles=True, max_plate_nesting=1)
     torch.manual_seed(9)

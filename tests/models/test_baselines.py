@@ -98,7 +98,7 @@ def test_a_diffusion_bound_is_below_the_log_probability_of_draws(name, settings)
         bound = -model.loss(model.encoder(x).expand(81, num_draws, -1, -1), y).mean(1)
     likely_answers = p.topk(5).indices
     assert (bound[likely_answers] < p[likely_answers].log() + 0.3).all()
-    assert bound.exp().sum() < 1.1  # it bounds the probabilities of all answers from below
+    assert bound.exp().sum() < 1.1  # exp(bound) is at most the probability of each answer
     assert bound.exp().sum() > 0.3  # the bound is not vacuous
 
 

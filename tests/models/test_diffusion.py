@@ -134,7 +134,7 @@ def test_a_diffusion_model_has_a_factor_in_training_and_a_draw_otherwise(name, s
 
 @pytest.mark.parametrize(("name", "uses_time"), [("mdlm", False), ("d3pm", True)])
 def test_only_the_network_of_d3pm_embeds_the_time(name, uses_time):
-    """The number of masked tokens tells MDLM's network the time."""
+    """MDLM's network needs no embedding of the time, because the number of masked tokens tells it the time."""
     case = build_case(model_name=name)
     model = case.solver.model.eval()
     e_x = model.encoder(case.x)

@@ -47,7 +47,7 @@ def remove_group_norm(module):
 
 
 def patch_cells(image, patch):
-    """Return the index of the patch in which each pixel lies, ``[rows * columns]``. It is computed without unfold."""
+    """Return the index of the patch in which each pixel lies, ``[rows * columns]``. No ``unfold`` is used."""
     rows, columns = image
     return torch.tensor([(r // patch) * (columns // patch) + c // patch for r in range(rows) for c in range(columns)])
 

@@ -210,7 +210,7 @@ def test_each_input_has_a_sobol_sequence_of_its_own_that_is_even_in_every_channe
     torch.manual_seed(1)
     noise = sobol_noise(torch.zeros(8, 3, 2, 4))
     uniform = torch.distributions.Normal(0.0, 1.0).cdf(noise)
-    # Each channel has eight points, one in each eighth of [0, 1]. A random shift moves points and eighths equally far.
+    # Before the shift, each channel has one point in each eighth of [0, 1]. The shift moves all points equally far.
     gaps = uniform.sort(0).values.diff(dim=0)
     assert (gaps > 1e-4).all()
     assert (gaps < 0.25).all()

@@ -1,4 +1,4 @@
-"""Trajectories that halt by themselves (ACT), and the memory limit of a rollout."""
+"""Trajectories halt when their halt head is sure enough (ACT), and a rollout keeps within its memory limit."""
 
 import sys
 

@@ -28,7 +28,7 @@ def test_an_answer_of_clearly_greater_weight_replaces_the_most_frequent_one():
     assert select_by_value(answers, [0.9, 0.1, 0.2, 0.3], scores) == Candidate(0, 1, -1.0)
     assert select_by_value(answers, [0.7, 0.5, 0.5, 0.3], scores) == Candidate(
         1, 2, -4.0
-    )  # "a" has the odds 2.33 and "b" the odds 1 + 1: not enough
+    )  # "a" has the odds 2.33 and "b" the odds 1 + 1: the ratio is below 1.5
     assert select_by_value(answers, [0.76, 0.5, 0.5, 0.3], scores) == Candidate(0, 1, -1.0)  # odds of "a": 3.17
     assert select_by_value(answers, [0.5] * 4, scores) == Candidate(1, 2, -4.0)
     assert select_by_value(answers, [0.0] * 4, scores) == Candidate(1, 2, -4.0)
@@ -41,7 +41,7 @@ def test_small_differences_of_weight_are_left_to_the_vote():
 
 
 def test_a_single_certain_sample_does_not_outweigh_several_nearly_certain_ones():
-    """By the highest value alone, a wrong answer (.9995) would win over a right one with four votes (.997 each)."""
+    """By the highest value alone, a wrong answer (value .9995) would beat a right one with four votes (.997 each)."""
     answers, values = ["wrong"] * 2 + ["right"] * 4, [0.9995, 0.99945, 0.9979, 0.9977, 0.9974, 0.9973]
     assert select_by_value(answers, values, [-0.01] * 6).first == 2
     assert select_by_value(["wrong", "right", "right"], [1.0, VALUE_CAP, VALUE_CAP], [0.0] * 3).first == 1
