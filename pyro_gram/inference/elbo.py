@@ -77,8 +77,8 @@ class MeanFieldELBO(_TermsMixin, TraceMeanField_ELBO):
     (Pyro's autoguides need this). And draws without gradient raise an error even if Pyro's validation is off.
 
     Attributes:
-        estimated_kl: class names of the posterior and the prior, if the last pass had a KL without closed form and estimated
-            it from a draw; else None.
+        estimated_kl: class names of the posterior and the prior, if their KL had no closed form and the last pass
+            estimated it from a draw; else None.
 
     Raises:
         NotImplementedError: the draws of a latent in the guide have no gradient (use ``trace``).

@@ -28,10 +28,10 @@ class DrawScheme:
 
     Attributes:
         kind: with ``independent``, no trajectory depends on another. With ``antithetic``, one half of the
-            trajectories takes the first guidance of the other half, mirrored about the prior's mean (u_0 is the same for
-            all). With ``sobol``, the first guidance comes from a scrambled Sobol sequence, shifted at random for each input. With
-            ``distinct``, more than N trajectories start, and N with answers as different as possible go on: the
-            frequencies of the answers do not estimate p(y | x).
+            trajectories takes the first guidance of the other half, mirrored about the prior's mean. (The first u is
+            the same for all.) With ``sobol``, the first guidance comes from a scrambled Sobol sequence, shifted at
+            random for each input. With ``distinct``, more than N trajectories start, and N with answers as different as
+            possible go on: the frequencies of the answers do not estimate p(y | x).
         oversample: how many trajectories start for each one that goes on (``distinct`` only).
         steps: supervision steps before the selection (``distinct`` only).
     """
