@@ -26,7 +26,7 @@ from pyro_gram.system.machine import pick_device
 from pyro_gram.tasks.base import SPLITS, make_task
 
 PRESETS = Path(__file__).parent / "presets"
-PART_NAMES = ("model", "prior", "guide")  # the parts of a run besides the task
+PART_NAMES = ("model", "prior", "guide")  # parts of a run that replace the preset's if the user names them
 
 
 def make_parser(add_help: bool = True, list_names: bool = True) -> Parser:
@@ -63,7 +63,7 @@ def make_parser(add_help: bool = True, list_names: bool = True) -> Parser:
 
 
 def parse(argv: list[str]) -> tuple[RunConfig, dict]:
-    """Return the run's config, and the arguments that are not part of it."""
+    """Parse the command line. Return the run's config, and the values of all options."""
     parser = make_parser(add_help=False, list_names=False)
     parser.add_argument("-h", "--help", action="store_true")
     needs_help = bool({"-h", "--help"} & set(argv))
@@ -113,7 +113,7 @@ def list_split(config: RunConfig, split: str, data_dir: str | None) -> int:
     return 0
 
 
-SUMMARY_METRICS = ("frechet_distance", "inception_score", "pass_at_1", "pass_at_2")  # if the task has them
+SUMMARY_METRICS = ("frechet_distance", "inception_score", "pass_at_1", "pass_at_2")  # shown if the task has them
 
 
 def summary(task: str, m: dict[str, Any]) -> str:

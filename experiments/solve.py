@@ -29,7 +29,7 @@ from pyro_gram.tasks.base import NO_PUZZLE, Task
 from pyro_gram.tasks.terminal import wants_colour
 
 SOLVER_OPTIONS = ("num_samples", "depth", "seed", "select", "halt", "draws", "memory")  # passed to Solver.stream
-FIGURE_ROWS, FIGURE_COLUMNS = 6, 4  # inputs, and answers of each, in --figure
+FIGURE_ROWS, FIGURE_COLUMNS = 6, 4  # largest numbers of inputs, and of answers for each input, in --figure
 MAX_TITLE = 20  # an input with more characters is titled by its number in a figure
 JSON_HELP = (
     "print one line of JSON for each input: its answers, each with its count, whether it is valid, its score (log "
@@ -125,7 +125,7 @@ class FailedInput:
     error: str
 
     def show(self) -> str:
-        """Return the line of the readable output."""
+        """Return the line that is printed without ``--json``."""
         return f"{make_printable(self.text, 80)}: not solved: {make_printable(self.error)}\n"
 
     def to_dict(self) -> dict[str, str]:
@@ -184,7 +184,7 @@ def format_solved(solver: Solver, answers: Answers, colour: bool = False) -> str
 
 
 def describe(answer: Answer, num_samples: int) -> str:
-    """Describe an answer: is it right, how many samples gave it, its score (nats), and the value head's estimate."""
+    """Describe an answer: whether it is right, its number of samples, its score (nats), the value head's estimate."""
     mark = "unknown" if answer.valid is None else "valid  " if answer.valid else "INVALID"
     value = "" if answer.value is None else f"   value {answer.value:.3f}"
     return f"{mark}  {answer.count:>4} of {num_samples}   score {answer.score:.3f}{value}"

@@ -72,7 +72,7 @@ def pick(kind: str, name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: a row and a column of a table, a preset and a seed. ``minutes`` is None for the preset's minutes."""
+    """One run: a row and a column of a table, a preset and a seed. ``minutes`` is None for the preset's own."""
 
     preset: str
     column: str
@@ -97,7 +97,7 @@ class Cell:
         for settings in (preset["settings"], row.get("settings", {}), row.get(self.preset, {})):
             config = with_settings(config, settings)
         is_one_update = config.train.act or config.train.supervision_steps == 1
-        if is_one_update:  # the number of updates between evaluations then is about that of the other rows
+        if is_one_update:  # then evaluations come after about as many updates as in the other rows
             config = with_settings(config, {"train": {"evaluate_every": EVALUATE_EVERY}})
         minutes = self.minutes or preset.get("minutes")
         if minutes:  # all cells train for the same time, and each schedule is fitted to it
@@ -187,7 +187,7 @@ def metrics_of_fewer(
 
 
 def cost_of(config: RunConfig, data_dir: str | None) -> int:
-    """Count the layers that one sample of a run with this config passes through, in a model with untrained weights."""
+    """Build a model with this config, and count the layers that one sample passes through. It needs no training."""
     solver = build(config, data_dir)
     x = solver.task.split("test").inputs
     return count_layers(solver.model, None if x is None else x[:1], config.depth)
@@ -232,7 +232,7 @@ def collect(name: str, cells: list[Cell], runs: Path, data_dir: str | None) -> d
 
 
 def renew(results: dict[str, Any], data_dir: str | None) -> dict[str, Any]:
-    """Update the parts of a table's JSON that need no runs: the cost of a sample, and the paper's numbers."""
+    """Renew the parts of a table's JSON that need no runs: the layers of a sample, and the paper's numbers."""
     for name, column in results["columns"].items():
         column["paper"] = paper.rows(results["table"], name)
         for row in column["rows"].values():
@@ -309,7 +309,7 @@ def main(argv: list[str]) -> int:
                 f"no cell {unknown_names[0]!r} in this table; --list prints the missing cells, such as {cells[0].name}"
             )
         cells = [cells_by_name[name] for name in arguments.cell]
-    missing_cells = [cell for cell in cells if not is_done(cell, arguments.runs)]  # checks all settings
+    missing_cells = [cell for cell in cells if not is_done(cell, arguments.runs)]  # is_done also checks the settings
     device_type(arguments.device)  # check only its kind: with --list the device may be on another machine
     if arguments.list and is_idle_process():
         return 0

@@ -49,7 +49,7 @@ from pyro_gram.training.precision import has_compiler
 
 SAMPLE_COUNTS, DEPTHS = (1, 20, 100), (4, 8, 16, 32, 64)
 DEPTH, NUM_SAMPLES = 16, 20  # the fixed depth while N varies, and the fixed N while the depth varies
-STEPS = (4, 64)  # the values of N_sup whose peak memory is compared
+STEPS = (4, 64)  # values of N_sup, between which peak memory is compared
 CHANNELS, LENGTHS = (64, 128, 256), (16, 32, 64, 128)  # D and L
 GROWTH_BATCH = 16
 SAMPLING_SIZES = ("cpu", "cells")
@@ -132,7 +132,7 @@ def memory(name: str) -> dict[str, float]:
 
 
 def own_memory(name: str) -> dict[str, float]:
-    """Return the same peak memory as :func:`memory`, measured in this process."""
+    """Measure in this process the peak memory (MiB) of training a batch, for each N_sup in ``STEPS``."""
     before, peak_mb = resident_memory_mb(), {}
     trainer = make_trainer(assemble(name))
     for steps in STEPS:  # the recorded peak never falls, so fewer steps must come first
@@ -299,7 +299,7 @@ def main(argv: list[str]) -> int:
     for results in measure(repeats, arguments.quick, arguments.only or (QUICK if arguments.quick else PARTS)):
         result |= results | {"environment": environment()}
         if arguments.out:
-            write_json(arguments.out, result)  # after each part, so that a failure later loses nothing
+            write_json(arguments.out, result)  # written after each part, so that a later failure loses nothing
     if arguments.out and result.keys() >= TABLE_KEYS:
         write_markdown(arguments.out, markdown(result))
     print(json.dumps(result, indent=2) if arguments.json else format_result(result))
@@ -315,7 +315,7 @@ def measure(repeats: int, quick: bool, parts: list[str]) -> Iterator[dict[str, A
             rows.append(compare(name, max(4, repeats // 2) if quick and name == "cells" else repeats))
         row_by_size = {row["size"]: row for row in rows}
         yield {
-            # The speed that we aim at is stated for this size: D = 128, 64 positions, batch 64.
+            # Our target for the speed is stated for the size ``cells``: D = 128, 64 positions, batch 64.
             "pyro_over_torch": row_by_size["cells"]["pyro_over_torch"],
             "roofline_fraction": row_by_size["cells"]["roofline_fraction"],
             "pyro_over_torch_of_the_main_job": row_by_size["cpu"]["pyro_over_torch"],

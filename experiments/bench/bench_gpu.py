@@ -165,8 +165,8 @@ LINKS = {"NVLink, 300 GB/s": 300.0, "PCIe 5.0, 40 GB/s": 40.0, "100 Gb Ethernet,
 def exchange_table(results: dict[str, Any], processes: int) -> str:
     """Return a Markdown table of the time of an update: on one process, and on several processes with different links.
 
-    A ring all-reduce of G bytes moves 2 (N - 1) / N * G over each link. The time of computing is divided by N. The
-    gradients are exchanged after the backward pass, so the time of the exchange is added.
+    A ring all-reduce of G bytes among N processes moves 2 (N - 1) / N * G bytes over each link. The time of computing
+    is divided by N. The exchange begins after the backward pass, so its time is added to the time of computing.
     """
     lines = [
         f"| paper preset | parameters | gradients | one GPU | {processes} GPUs, computed "
@@ -245,7 +245,7 @@ def main(argv: list[str]) -> int:
     for task in arguments.tasks:
         results["tasks"][task] = study(task, arguments.preset, device, ways, results["product_tflops"])
         write_json(arguments.out, results)
-        write_markdown(arguments.out, markdown(results))  # after each task, so that a failure later loses nothing
+        write_markdown(arguments.out, markdown(results))  # written after each task: a later failure loses nothing
     print(
         json.dumps({task: [row.get("updates_per_second") for row in f["ways"]] for task, f in results["tasks"].items()})
     )

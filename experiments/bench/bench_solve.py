@@ -27,7 +27,7 @@ from pyro_gram.system.machine import environment
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "checkpoints" / "coloring8.safetensors"
 NUM_SAMPLES = 20
-MANY, LIMITS = 1000, (25.0, 100.0)  # trajectories per input, and limits of their memory in MB
+MANY, LIMITS = 1000, (25.0, 100.0)  # trajectories per input, and two limits of the memory in MB
 
 PEAK = """
 import sys
@@ -59,7 +59,10 @@ def median_seconds(run: Callable[[], Any], repeats: int) -> float:
 
 
 def peak_mb(limit: float) -> float:
-    """Return the rise of a process's peak memory, in MB, when it runs MANY trajectories of four graphs. Linux only."""
+    """Return the rise of a process's peak memory, in MB, when it runs MANY trajectories of each of four graphs.
+
+    It works on Linux only.
+    """
     command = [sys.executable, "-c", PEAK, str(CHECKPOINT), str(MANY), str(limit)]
     return float(output(command))
 

@@ -48,7 +48,7 @@ SIZES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "cpu": ("coloring", {}),
     "edge": ("coloring", {"task": {"layout": "edge"}, "train": {"batch": 64}}),
     "paper-step": ("coloring", {"model": {"transitions": 3}, "train": {"batch": 64}}),
-    # The speed that we aim at is stated for this size: D = 128, 64 tokens, batch 64, K = 4, T = 3.
+    # Our target for the speed is stated for the size ``cells``: D = 128, 64 tokens, batch 64, K = 4, T = 3.
     "cells": ("nqueens", {"task": {"layout": "cell"}, "model": WIDE, "train": {"batch": 64}}),
 }
 
@@ -98,7 +98,7 @@ def pyro_step(trainer: Trainer, x: Tensor, y: Tensor) -> Step:
 
 
 def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> tuple[Step, torch.optim.AdamW]:
-    """Return the same step without Pyro (same modules, same loss), and its optimizer."""
+    """Return the step of :func:`pyro_step`, written without Pyro (same modules, same loss), and its optimizer."""
     model: Any = trainer.model
     guide: Any = trainer.guide
     config = trainer.optimizer.config
@@ -156,7 +156,7 @@ def check_same_updates(name: str, steps: int = 3, tolerance: float = 1e-3) -> li
     losses = []
     for trainer, step in ((pyro_trainer, pyro_step(pyro_trainer, x, y)), (torch_trainer, torch_update)):
         torch.manual_seed(0)
-        with torch.no_grad():  # GaussianHeads start at zero, which would hide the KL and the guide's input
+        with torch.no_grad():  # GaussianHeads start at 0: the KL would be 0 without a change
             for p in trainer.optimizer.parameters_by_name.values():
                 p.add_(0.05 * torch.randn_like(p))
         losses.append([step() for _ in range(steps)])
@@ -188,7 +188,7 @@ def time_in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> list[d
 
 
 def spread(values: list[float]) -> dict[str, Any]:
-    """Return median and quartiles."""
+    """Return the median and the quartiles of some values."""
     sorted_values = sorted(values)
     return {
         "median": statistics.median(sorted_values),
@@ -197,7 +197,7 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 
 class Products(TorchDispatchMode):
-    """Count the matrix products, by the shapes and strides of their operands."""
+    """Count the matrix products that run in this context, by the shapes and strides of their operands."""
 
     OPERANDS = {  # noqa: RUF012 (a constant)
         torch.ops.aten.mm.default: slice(0, 2),
@@ -233,7 +233,7 @@ class Products(TorchDispatchMode):
 
 
 def compare(name: str, repeats: int, warmup: int = 3) -> dict[str, Any]:
-    """Time the two steps and the products in turn. Return the times, and quartiles of the ratio over the rounds."""
+    """Time the Pyro step, the torch step and the products in turn. Return times, and the quartiles of their ratio."""
     losses = check_same_updates(name)
     pyro_trainer, torch_trainer = make_trainer(assemble(name)), make_trainer(assemble(name))
     x, y = pyro_trainer.batches(0)

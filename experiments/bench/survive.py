@@ -49,7 +49,7 @@ def command(out: Path, *options: str) -> list[str]:
 
 
 def run_to_end(out: Path, *options: str) -> float:
-    """Run to the end and return the seconds that it took. Raises UserError if it fails."""
+    """Train a run to its end and return the seconds that this took. Raises UserError if the run fails."""
     start = time.monotonic()
     process = subprocess.run(command(out, *options), capture_output=True, text=True, env=environ())
     if process.returncode:
@@ -75,7 +75,7 @@ def run_and_kill(out: Path, delay: float) -> bool:
 
 
 def final_contents(out: Path) -> dict[str, Any]:
-    """Return the contents of a run's files, without times and memory."""
+    """Return the contents of a finished run's files, without times and memory."""
     contents: dict[str, Any] = {}
     for name in ("model", "state"):
         with safe_open(out / f"{name}.safetensors", framework="np") as f:
@@ -111,7 +111,7 @@ def trial(folder: Path, number: int, length: float, expected: dict[str, Any]) ->
 
 
 def saved_batch(out: Path) -> int | None:
-    """Return the number of batches in a killed run's saved state; None if nothing was saved."""
+    """Return how many batches a killed run had trained when it last saved its state; None if it saved none."""
     path = out / "state.safetensors"
     if not path.exists():
         return None
@@ -149,7 +149,7 @@ def survive(kills: int, parallel: int) -> dict[str, Any]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Return a sentence about the trials."""
+    """Return two sentences that describe the kills and their results."""
     between_updates = ""
     if "inside_a_batch" in results:  # results of an earlier version, which could save between two updates
         between_updates = f" and {results['inside_a_batch']} between two updates of one batch"

@@ -25,7 +25,7 @@ DEPTHS = (1, 2, 4, 8, 16, 32, 64)
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 MIN_TRAJECTORIES = 5  # smallest N of a point
 BUDGETS = (5, 10, 20)  # a budget of b is the work of b trajectories of full depth
-TOLERANCE = 0.005  # a point counts as "as accurate" if it loses at most this much accuracy against full depth
+TOLERANCE = 0.005  # largest loss of accuracy, compared with full depth, of a point that counts as "as accurate"
 METHODS = ("whole", "shallower", "halting")
 
 Points = dict[str, dict[str, float]]
@@ -67,7 +67,7 @@ def depths_up_to(full_depth: int) -> list[int]:
 
 
 def thresholds_up_to(halt: float) -> list[float]:
-    """List the halting thresholds that are compared. The largest is ``halt``, at which recorded trajectories stop."""
+    """List the halting thresholds that are compared, up to ``halt``, the threshold of the recording."""
     return [p for p in THRESHOLDS if p < halt] + ([halt] if halt < 1 else [])
 
 
@@ -88,8 +88,8 @@ def measure_points(answers: GradedAnswers, full_depth: int, halt: float, head_co
     Returns:
         The numbers of each point, under its name. ``n``, ``depth`` and ``halt`` (1 for no halting) are its setting.
         ``work`` is its number of core evaluations per input; it includes the work of the heads if trajectories halt.
-        ``sample`` is the accuracy of one sample. If all solutions are known, ``coverage`` is the share of them that is
-        found. If not, ``verified`` is the share of inputs with a right sample.
+        ``sample`` is the accuracy of one sample. If all solutions are known, ``coverage`` is the share of them that
+        the n trajectories find. If not, ``verified`` is the share of inputs with a right sample.
     """
     points: Points = {}
     for depth in depths_up_to(full_depth):
@@ -122,8 +122,8 @@ def choose_points(points: Points, full_depth: int) -> dict[int, dict[str, str | 
     """Choose the point that finds the most solutions, for each method and budget. Accuracy breaks ties.
 
     The method ``whole`` uses trajectories of full depth, ``shallower`` trajectories of any depth, and ``halting``
-    trajectories of any depth and threshold. For ``*_as_right`` the choice is restricted to points whose accuracy is at
-    most ``TOLERANCE`` below the accuracy of trajectories of full depth.
+    trajectories of any depth and threshold. For the methods ``*_as_right`` the choice is restricted
+    to points whose accuracy is at most ``TOLERANCE`` below the accuracy of trajectories of full depth.
 
     Args:
         points: the points, measured on validation inputs.
@@ -166,10 +166,10 @@ def choose_points(points: Points, full_depth: int) -> dict[int, dict[str, str | 
 
 
 def head_cost_per_step(solver: Solver, x: Tensor) -> float:
-    """Return the floating-point operations of the heads at one supervision step, divided by those of the core.
+    """Return the operations of the heads at one supervision step, divided by those of the step without heads.
 
-    The second step is measured, because trajectories share much of the work of the first step, which starts from z_0.
-    The ratio depends neither on the machine nor on the number of trajectories.
+    Floating-point operations are counted. They are counted in the second step, because trajectories share much of the
+    work of the first step. The ratio is the same on all machines and for any number of trajectories.
     """
     model: Any = solver.model
     inputs = to_device_of(model, x[:2])

@@ -134,7 +134,7 @@ class CheckpointStudy:
     def by_draw_scheme(self, trajectories: Trajectories, seed: int) -> dict[str, dict[int, dict[str, float]]]:
         """Measure trajectories that halt under each draw scheme. All schemes do the work of N independent trajectories.
 
-        The result is indexed by scheme and N.
+        The result maps each scheme, and then each N, to the measurements.
         """
         results: dict[str, dict[int, dict[str, float]]] = {"independent": {}, **{kind: {} for kind in OTHER_SCHEMES}}
         for n in SCHEME_COUNTS:
@@ -183,7 +183,7 @@ def measure_seed(study: CheckpointStudy, seed: int, head_cost: float) -> dict[st
 
 
 def by_input(study: CheckpointStudy, samples: Rollout) -> dict[str, list[float]]:
-    """Return accuracy and coverage of each input."""
+    """Return, for each input, the accuracy of a sample and the coverage of several numbers of samples."""
     valid = study.solver.task.is_valid(study.x, samples.tokens).double()
     results = {"sample": valid.mean(0).tolist()}
     if study.puzzles.has_all_solutions:
@@ -209,7 +209,7 @@ def over_seeds(results: list[Any]) -> Any:
 
 
 def first_puzzles(solver: Solver, split: str, count: int | None) -> PuzzleSet:
-    """Return the first ``count`` inputs of a split (None: all), each in the first version of its puzzle only."""
+    """Return the first ``count`` puzzles of a split (None: all). A puzzle of several versions is taken once."""
     puzzles = solver.task.split(split).first_versions
     return puzzles.subset(count) if count else puzzles
 

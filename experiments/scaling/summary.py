@@ -13,7 +13,7 @@ TABLE_BUDGETS = (5, 20)  # a budget of b is the work of b trajectories of full d
 
 
 def selection_table(studies: list[Results], no_noise: Results) -> str:
-    """Return the table of selection and halting. It also shows one trajectory without noise on the full test split."""
+    """Return the table of selection and halting. One column measures trajectories without noise on all test inputs."""
     lines = [
         "| checkpoint | unseen inputs | steps | one sample | vote of 20 | by value, of 20 | task's check, of 20 "
         "| no noise, N = 1 (whole test split) | halting: one sample (P) | steps taken "
@@ -35,7 +35,7 @@ def selection_table(studies: list[Results], no_noise: Results) -> str:
 
 
 def compute_table(studies: list[Results]) -> str:
-    """Return the table of points at each budget: they were chosen on validation inputs and measured on test inputs."""
+    """Return the table of the points that were chosen on validation inputs, with their measurements on test inputs."""
     lines = [
         "| checkpoint, core evaluations per input | whole trajectories | fewer steps | fewer steps, as accurate "
         "| halting | halting, as accurate |",

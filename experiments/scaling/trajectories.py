@@ -34,7 +34,7 @@ Progress = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Answers of N trajectories of each of B inputs, after each of S supervision steps, on the CPU.
+    """Answers of N trajectories of each of B inputs, after each of S supervision steps. The tensors are on the CPU.
 
     A trajectory that has stopped repeats its last answer.
 
@@ -114,7 +114,8 @@ def record_trajectories(
         depth: supervision steps.
         seed: seed of the draws. If no trajectory stops early, ``sampling.rollout.rollout`` makes the same draws.
         halt: trajectories after the first ``FULL_TRAJECTORIES`` stop at this P(right), but not before `min_depth`.
-        folder: cache of this checkpoint (:func:`cache_folder`), with a file for each chunk of inputs. None: no cache.
+        folder: cache of this checkpoint (:func:`cache_folder`), with a file for each chunk of inputs. With None nothing
+            is stored.
         name: name of the set of inputs. It is a part of the file names.
         progress: called with the number of trajectories that have been recorded.
     """

@@ -1,10 +1,11 @@
 """Compare a particle filter with a single weighting: ``python experiments/studies/filtering.py --checkpoint PATH ...``.
 
 Sequential Monte Carlo (``sampling.smc``) resamples trajectories after supervision steps. It is compared with
-independent trajectories that are weighted once, at their end, by a head's estimate to the filter's power. Both methods
-end with resampling to N samples of equal weight, as in ``solve.py``. Settings are chosen on validation inputs, at a
-short depth where many trajectories are wrong: one setting for the most accurate filter, and one for the best weighting
-at the end. Both are then measured on test inputs, at the short depth and at the full depth.
+independent trajectories that are weighted once, at their end. A weight is a head's estimate, raised to the same power
+as in the filter. Both methods end with resampling to N samples of equal weight, as in ``solve.py``. Two settings are
+chosen on validation inputs, at a short depth where many trajectories are wrong: the setting of the most accurate
+filter, and the setting with which weighting at the end is best. Both are then measured on test inputs, at the short
+depth and at the full depth.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Filtering:
         return results
 
     def independent(self, depth: int) -> dict[str, float]:
-        """Measure trajectories without weights."""
+        """Measure independent trajectories, all of the same weight."""
         tokens = self.trajectories.tokens[depth - 1]
         return self.measure(tokens, torch.full(tokens.shape[:2], 1 / NUM_SAMPLES))
 
@@ -175,7 +176,7 @@ def test_rows(
     """Measure four methods at one depth: the filter, and three ways to use independent trajectories.
 
     These are ``independent`` (no weights), ``reweighted`` (weighted once, at their end, with the filter's settings) and
-    ``weighed`` (weighted once, at their end, with the settings that were best for this).
+    ``weighed`` (weighted once, at their end, with the settings that were best for weighting at the end).
     """
     return {
         "independent": test.independent(depth),
@@ -186,7 +187,7 @@ def test_rows(
 
 
 def markdown(study: dict[str, Any]) -> str:
-    """Return a Markdown table that compares the filter with independent trajectories, some weighted at their end."""
+    """Return a Markdown table that compares the filter with independent trajectories and with weights at the end."""
     lines = [
         "| checkpoint, steps (test inputs) | independent | filtered: potential, power, threshold | resampled after "
         "| the same weights at the end only | the best weights at the end only: potential, power |",

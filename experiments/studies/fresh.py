@@ -91,7 +91,7 @@ def weights_digest(path: Path) -> str:
 
 
 def study_settings(path: Path, arguments: Any) -> dict[str, Any]:
-    """Return the checkpoint's digest and the study's settings. Results in the JSON with equal ones are kept."""
+    """Return the checkpoint's digest and the study's settings. If the JSON has the same ones, its results are kept."""
     return {"sha256": weights_digest(path)} | {
         name: getattr(arguments, name) for name in ("inputs", "data_seed", "seeds")
     }

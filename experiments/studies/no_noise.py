@@ -1,7 +1,7 @@
 """Measure the committed checkpoints without noise: ``python experiments/studies/no_noise.py``.
 
-Every guidance is set to its prior's mean. An input then has one trajectory and one answer, which costs as much as one
-sample. By default the whole test split is measured.
+Every guidance is set to its prior's mean. An input then has one trajectory and one answer. This answer costs as much
+as one sample. By default the whole test split is measured.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ def fresh_inputs(solver: Solver, count: int) -> tuple[Tensor, str]:
     """Return up to ``count`` inputs that no run was trained on, and a description of them.
 
     No input is symmetric to an input of any split. Queens are an exception: their inputs are test inputs, and under the
-    paper's split these are symmetric to training inputs. If there are
-    ``count`` test inputs that no run measures, these are taken.
+    paper's split test inputs are symmetric to training inputs. If there are ``count`` test inputs of queens that no run
+    measures, those inputs are taken.
     """
     if not isinstance(solver.task, NQueens):
         inputs = solver.task.fresh_inputs(count, DATA_SEED).inputs
@@ -91,7 +91,7 @@ def measure(path: Path, arguments: Any) -> dict[str, Any]:
 def draw_samples(
     solver: Solver, x: Tensor, folder: Path | None, settings: dict[str, Any], progress: Any
 ) -> dict[str, Tensor]:
-    """Draw samples as ``solve.py`` does by default: ``tokens``, ``score``, ``value``, ``steps``."""
+    """Draw samples as ``solve.py`` does by default. Return their ``tokens``, ``score``, ``value`` and ``steps``."""
 
     def sample_tensors() -> dict[str, Tensor]:
         samples = solver.sample(x, progress=progress, **settings)

@@ -24,7 +24,7 @@ FRESH = ROOT / "experiments" / "studies" / "fresh.json"
 ACCURACIES = ("sample_accuracy", "vote_accuracy")
 SAMPLING_CHECKPOINTS = ("sudoku4-uncond", "mnist")
 SOLVING_CHECKPOINTS = ("coloring8", "coloring10", "nqueens8", "nqueens10", "sudoku4", "sudoku6")
-BY_ORBIT = {"nqueens8-orbit": "nqueens8", "nqueens10-orbit": "nqueens10"}  # values: names in lookup.json
+BY_ORBIT = {"nqueens8-orbit": "nqueens8", "nqueens10-orbit": "nqueens10"}  # the name of each problem in lookup.json
 HEADLINE = (
     "coloring8",
     "coloring10",

@@ -19,7 +19,7 @@ def plain_checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def heads_checkpoint(plain_checkpoint, tmp_path_factory):
-    """The same checkpoint with heads."""
+    """The checkpoint of ``plain_checkpoint``, with heads added."""
     out = tmp_path_factory.mktemp("heads") / "with_heads.safetensors"
     assert cli(experiments.heads.main, "--checkpoint", plain_checkpoint, "--out", out, *HEADS) == 0
     return out

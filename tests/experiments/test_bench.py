@@ -111,7 +111,7 @@ def test_too_few_repeats_is_an_error(capsys):
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_supervision_steps():
     peak_mb = bench.memory("edge")
-    assert peak_mb["64"] < 2 * peak_mb["4"]  # not 16 times as much; some growth is due to the allocator
+    assert peak_mb["64"] < 2 * peak_mb["4"]  # 16 times as many steps; the allocator causes some growth
 
 
 @pytest.mark.slow

@@ -99,9 +99,9 @@ def test_cached_trajectories_are_reused_for_the_same_checkpoint_only(
 
 
 def graded_case():
-    """Return graded answers for one input with two solutions. Every third trajectory is right after its second step.
+    """Return graded answers of 100 trajectories of two steps, for one input with two solutions.
 
-    All answers after the first step are wrong.
+    After the first step all answers are wrong. After the second step every third trajectory has a right answer.
     """
     ids = torch.full((2, 100, 1), -1)
     ids[1, ::3] = 0

@@ -1,4 +1,4 @@
-"""Runs can be resumed after they were stopped or killed, diverged, or filled the disk. A lock protects a run."""
+"""Test that runs can be resumed after a stop, a kill, a divergence or a full disk, and that a run locks its directory."""
 
 import errno
 import json

@@ -195,7 +195,7 @@ def test_value_keeps_the_vote_unless_the_value_head_trusts_another_answer_clearl
 
 
 def test_value_can_overrule_the_vote(heads_checkpoint, monkeypatch):
-    """In this test the value head gives a high value to only one trajectory of each input."""
+    """The value head of this test gives a high value to only one trajectory of each input."""
     solver = pyro_gram.load(heads_checkpoint)
     samples = solver.sample(GRAPHS, num_samples=20)
     values = torch.full_like(samples.value, 0.01)
@@ -291,7 +291,7 @@ def test_the_figure_is_drawn_beside_the_json(solve, tmp_path, capsys):
 
 
 def test_python_and_the_command_line_give_the_same_answers_over_batches(heads_checkpoint, solve):
-    """Each batch has its own draws, so one input gets different answers in two batches, even at the same place."""
+    """Each batch has its own draws, so equal inputs at the same place of two batches get different answers."""
     graphs = ["C?"] * 200
     solver = pyro_gram.load(heads_checkpoint)
     assert solve("--halt", 1, "--seed", 3, graphs=graphs) == [s.to_dict() for s in solver.solve(graphs, seed=3, halt=1)]

@@ -1,4 +1,4 @@
-"""Some baselines cannot have halt and value heads. Commands that need heads say so, and name the alternative."""
+"""Test that commands that need heads say so for baselines that cannot have them, and name the alternative."""
 
 import re
 

@@ -1,8 +1,8 @@
 """The changes that ``mutation.py`` makes to a module, one at a time.
 
-Most kinds of change come from cosmic-ray, such as one or two replacements for each operator of Python. Three kinds are
-added, because much of this code consists of calls: leave out a call (``a.detach()`` becomes ``a``, ``pyro.markov(r)``
-becomes ``r``), a keyword argument, or a statement.
+The library cosmic-ray makes most kinds of changes. For example, it replaces each operator by one or two others. Three
+kinds are added here, because much of this code consists of calls. They leave out a call (``a.detach()`` becomes ``a``,
+``pyro.markov(r)`` becomes ``r``), a keyword argument, or a statement.
 
 These parts of a module are not changed, because no test of behaviour can or should notice such a change:
 
@@ -39,7 +39,7 @@ OPERATORS = (
     *("AddNot", "ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "ReplaceAndWithOr", "ReplaceOrWithAnd"),
     *("ReplaceBreakWithContinue", "ReplaceContinueWithBreak", "NumberReplacer", "ZeroIterationForLoop"),
 )
-MODULES = ("torch", "pyro", "dist", "poutine", "nn", "F", "math", "np", "constraints")  # not objects with methods
+MODULES = ("torch", "pyro", "dist", "poutine", "nn", "F", "math", "np", "constraints")  # their functions: no methods
 SETTINGS = ("traits",)
 LIMITS = ("check_range", "check_choice")
 
@@ -110,7 +110,7 @@ class Module:
 
 
 class Outline:
-    """The spans of a module's functions and statements, and of the parts that are not changed."""
+    """The spans of a module's statements, the function around each, and the spans of the parts that are not changed."""
 
     def __init__(self, tree: ast.Module, source: str) -> None:
         self.source_lines = source.splitlines(keepends=True)

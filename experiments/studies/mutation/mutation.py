@@ -6,11 +6,11 @@
     mutation.py --sample 40 --seed 1                                # a random sample of each file
 
 A mutant is a file with one change (``mutants.py``). It is tested in a process of its own, which is forked from a parent
-that has imported the project and its tests. The first tests are known to reach the changed lines. There are as many
-as ``--seconds`` allow; quick tests, and tests of the same module or folder, come first. A survivor is then tested with
+that has imported the project and its tests. It first runs tests that are known to reach the changed lines, as many as
+``--seconds`` allow; quick tests, and tests of the same module or folder, come first. A survivor is then tested with
 the other tests of the same files. They may reach the lines too: lines of a shared fixture are recorded only for the
-first test that uses it. A trial that takes ten times its usual time, and a process that dies, count as failures. Slow
-tests are left out, and so are tests of the command line, which start another process without the change.
+first test that uses it. If the tests take ten times their usual time, or if the process dies, the mutant counts as
+killed. Slow tests are left out, and so are tests of the command line: they start another process without the change.
 
 ``explained.txt`` may give the reason why a mutant survives, in a line ``KEY ## reason`` with KEY as printed. A reason
 that begins with "equivalent" says that no test on a CPU can notice the change. The score is the share of killed mutants
@@ -139,7 +139,7 @@ def sample_changes(module: Module, sample: int, seed: int) -> list[Any]:
 
 
 def mutants_of(file: str, settings: Any) -> Iterator[Mutant]:
-    """Yield the mutants in the sample of a file's changes, each mutant once."""
+    """Draw a sample of a file's changes. Yield the mutant of each change, but equal mutants only once."""
     module, keys = Module(ROOT, file), set()
     for change in sample_changes(module, settings.sample, settings.seed):
         mutant = module.mutant(change)
