@@ -1,4 +1,4 @@
-"""Test that runs can be resumed after a stop, a kill, a divergence or a full disk, and that a run locks its directory."""
+"""Test that runs resume after a stop, a kill, a divergence or a full disk, and that a run locks its directory."""
 
 import errno
 import json
