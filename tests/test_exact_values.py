@@ -229,7 +229,7 @@ def test_the_total_variation_of_a_perfect_sampler_is_computed_in_double():
     assert expected_total_variation(torch.tensor([3, 7]), 20).dtype == torch.double
     result = expected_total_variation(torch.tensor([3_000_000]), 1_000_003).item()
     p, n = 1 / 3_000_000, 1_000_003
-    assert result == pytest.approx((1 - p) ** n, rel=1e-6)  # n < m: the expected share of solutions without a draw
+    assert result == pytest.approx((1 - p) ** n, rel=1e-6)  # n < m: the expected share of solutions that are not drawn
 
 
 def test_an_input_with_one_right_sample_is_not_tested():

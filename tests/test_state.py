@@ -1,4 +1,4 @@
-"""The file of a training state: a resumed run equals an unbroken one, and an error names a damaged file."""
+"""A run that is resumed from its state file equals an unbroken run, and an error names a damaged file."""
 
 import pytest
 import torch

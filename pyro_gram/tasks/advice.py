@@ -1,4 +1,4 @@
-"""Advice for a user whose puzzle has another size than the loaded checkpoint."""
+"""Advice for a user whose puzzle has another size than the puzzles of the loaded checkpoint."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class PuzzleSet:
     def from_counts(
         cls, inputs: Tensor | None, solutions: Tensor, num_solutions: Tensor, has_all_solutions: bool = True
     ) -> PuzzleSet:
-        """Return the set in which input i has the next ``num_solutions[i]`` rows of ``solutions``, in order."""
+        """Return a set of puzzles. In order, input i gets the next ``num_solutions[i]`` rows of ``solutions``."""
         offsets = torch.cat((torch.zeros(1, dtype=torch.long), num_solutions.cumsum(0)))
         return cls(inputs, solutions, offsets, has_all_solutions)
 
@@ -202,7 +202,7 @@ class Task(ABC):
         return None
 
     def extra_metrics(self, puzzles: PuzzleSet, tokens: Tensor) -> dict[str, float]:
-        """Return this task's own metrics of samples ``tokens`` (int64 ``[N, B, L_out]``) for ``puzzles``."""
+        """Return the task's own metrics of ``tokens`` (int64 ``[N, B, L_out]``): N samples for each of B inputs."""
         return {}
 
     # ---- data ------------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ class Task(ABC):
         return self.format_input(x)
 
     def puzzle_texts(self, text: str) -> list[PuzzleText]:
-        """Cut the text of a file into puzzles. By default each line is one; blank lines and ``#`` comments are skipped.
+        """Cut a file's text into puzzles. By default each line is a puzzle; blank lines and ``#`` comments are skipped.
 
         This never raises: :meth:`parse` reports what is wrong with a puzzle.
         """

@@ -224,7 +224,7 @@ def _load_json(text: str) -> Any:
 
 
 def rows_from_json(text: str, keys: tuple[str, ...]) -> list[str] | None:
-    """Return the rows of a board in JSON, each as a text. A row that is a list becomes its cells, joined by commas.
+    """Return the rows of a board in JSON, each as a text. If a row is a list, its cells are joined by commas.
 
     Args:
         text: one board.

@@ -38,7 +38,7 @@ def paint(text: str, foreground: int | None = None, background: int | None = Non
 
 
 def painter(colour: bool) -> Painter:
-    """Return :func:`paint`, or a function with the same parameters that leaves the text unpainted."""
+    """Return :func:`paint` if ``colour``, otherwise a function with the same parameters that does not paint."""
     return paint if colour else _leave_unpainted
 
 
@@ -128,7 +128,7 @@ def join_cells(cells: Sequence[str], columns: int, box_rows: int, box_columns: i
 
 
 def half_blocks(pixels: Sequence[Sequence[int]], paint: Painter) -> str:
-    """Return an image as text; each character shows two pixels, one above the other. Pixels are 0, or 1 for white."""
+    """Return an image of pixels 0 and 1 (white) as text. Each character shows two pixels, one above the other."""
     characters = " \N{UPPER HALF BLOCK}\N{LOWER HALF BLOCK}\N{FULL BLOCK}"
     lower_rows = [*pixels[1::2], *([[0] * len(pixels[0])] if len(pixels) % 2 else [])]
     lines = []

@@ -1,1 +1,1 @@
-"""Deep supervision: the trainer, its configs and schedules, and the halt and value heads."""
+"""Training by deep supervision: the trainer, its configs and schedules, and the halt and value heads."""

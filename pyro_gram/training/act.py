@@ -59,7 +59,7 @@ class Carry:
         return Carry(x, y, self.steps.masked_fill(self.finished, 0), self.finished, state)
 
     def advance(self, terms: StepTerms, max_steps: int) -> Carry:
-        """Return the carry after a supervision step whose results are ``terms``. Draw from torch's generator.
+        """Return the carry after a supervision step whose results are ``terms``. This uses torch's generator.
 
         Raises:
             ConfigError: the model does not say which trajectories halt.

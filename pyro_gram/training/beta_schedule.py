@@ -1,4 +1,4 @@
-"""beta, the weight of the KL: constant, or raised while the reconstruction is below a target (GECO).
+"""beta, the weight of the KL, is constant, or rises while the reconstruction is below a target (GECO).
 
 GECO minimizes the KL under the constraint that the reconstruction, -log p(y | h_T), stays below a target. beta keeps
 its start value until the running mean of the reconstruction first falls below the target. After that, beta rises while
@@ -24,13 +24,13 @@ class BetaConfig:
     """The schedule of beta.
 
     Attributes:
-        start: beta at the start, which is also the least beta.
+        start: the first value of beta (after the silent part of the run, if there is one), and also its least value.
         target: the reconstruction, nats per input, below which beta rises; 0 for a constant beta.
         watch: the reconstruction that is compared with the target: the ``mean`` over supervision steps, or that of
             the ``last`` step.
-        raise_factor: beta is multiplied by this after a batch if the mean is below the target.
-        lower_factor: beta is multiplied by this after a batch if the mean is above the target.
-        smoothing: decay per batch of the running mean of the reconstruction, which is compared with the target.
+        raise_factor: beta is multiplied by this after a batch if the running mean is below the target.
+        lower_factor: beta is multiplied by this after a batch if the running mean is not below the target.
+        smoothing: decay per batch of the running mean of the reconstruction; the target is compared with this mean.
         max: the largest beta.
         silent_fraction: beta is ``max`` during this first share of the run, and then begins at ``start``.
     """

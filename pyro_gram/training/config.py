@@ -22,11 +22,11 @@ class TrainConfig:
     run at once. If the run is then resumed, it trains the batches since the last save again.
 
     Attributes:
-        batches: number of batches in the run, each of ``supervision_steps`` updates (and ``on_policy_updates``
-            on-policy updates); 0 for as many batches as fit into the minutes.
+        batches: number of batches in the run; 0 for as many as fit into the minutes. A batch has ``supervision_steps``
+            updates, and late in the run also ``on_policy_updates`` on-policy updates.
         minutes: minutes of training; 0 for as many as the batches take. If ``batches`` is positive too, the run
-            first measures its speed, and trains fewer batches if all would take longer than this; the clock does not
-            end the run. If ``batches`` is 0, the clock ends the run, and the schedules follow the clock.
+            first measures its speed, and trains fewer batches if all would take longer than the minutes; the clock
+            does not end this run. If ``batches`` is 0, the clock ends the run, and the schedules follow the clock.
         batch: B, inputs in a batch.
         supervision_steps: N_sup, the number of updates of a batch. Each update starts in the state in which the update
             before it ended.
@@ -38,14 +38,14 @@ class TrainConfig:
         evaluate_every: number of batches between two evaluations on the validation split.
         save_seconds: seconds between two saves of the training state. A save waits for the end of a batch.
         act: train as HRM and TRM do: a batch is one update, and a trajectory stays in the batch until the model halts
-            it or it has made ``supervision_steps`` steps; then a new pair replaces it. Needs a model that halts.
+            it or it has made ``supervision_steps`` steps; then a new pair replaces it. The model must halt.
         on_policy_depth: also train on trajectories of the prior, up to this supervision step. The target is a solution,
             drawn with its probability under the model. 0 for no such training. The task must list all solutions.
         on_policy_updates: number of updates along trajectories of the prior in a batch. They are made at successive
             supervision steps, the first at a random depth.
         on_policy_after: on-policy training begins after this share of the run.
         precision: precision of the core's matrix products: ``fp32``, ``tf32`` (CUDA) or ``bf16``. With ``tf32`` and
-            ``bf16``, CUDA computes its other products in TF32; everything else is in float32.
+            ``bf16``, CUDA computes all other matrix products in TF32; everything else is in float32.
         compile: compile the core. This takes 20 to 70 seconds at the start; on the CPU it needs a C++ compiler.
     """
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pyro_gram.errors import UserError
 
-MAX_RATIO = 1000.0  # the largest accepted ratio of a loss to the usual loss; a usual loss below 1 nat counts as 1
+MAX_RATIO = 1000.0  # the largest accepted ratio of a loss to the usual loss; a usual loss below 1 nat counts as 1 nat
 SMOOTHING = 0.98  # decay per update of the running mean of losses
 
 
@@ -34,7 +34,7 @@ class UpdateRecord:
         loss: reconstruction + beta * kl, nats per input.
         reconstruction, kl: the two parts of the loss, nats per input; kl is not multiplied by beta.
         gradient_norm: the norm of the gradient before clipping.
-        learning_rate, beta: the values of this update.
+        learning_rate, beta: the learning rate and beta in this update.
         usual_loss: the running mean of absolute losses before this update, nats per input; None at the first update.
     """
 
@@ -68,7 +68,7 @@ class DivergenceCheck:
         self.usual_loss: float | None = None
 
     def check(self, record: UpdateRecord) -> None:
-        """Compare an update with earlier updates. Raises DivergedError if it must not be made."""
+        """Compare an update with earlier updates. Raises DivergedError if the update must not be made."""
         size = abs(record.loss)
         place = f"in batch {record.batch}, step {record.step}{' of the on-policy part' if record.on_policy else ''}"
         if not math.isfinite(size):

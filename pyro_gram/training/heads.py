@@ -35,7 +35,7 @@ from pyro_gram.training.optimizer import OptimConfig, TorchOptim
 
 BATCH = 512  # states in an update
 EPOCHS = 2  # passes over the states of a round: a pass takes less time than sampling the states
-MAX_DEPTH = 16  # the heads learn from at most so many supervision steps of a trajectory
+MAX_DEPTH = 16  # the heads learn from at most this many supervision steps of a trajectory
 EARLY_STEPS = 4  # all states of these first steps are used; later steps give fewer, as most of their answers are right
 
 Check = Callable[[Tensor, Tensor], Tensor]  # x [B, *event], tokens [B, L_out] -> bool [B], on the CPU

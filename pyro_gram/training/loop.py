@@ -14,10 +14,10 @@ from pyro_gram.training.trainer import Trainer
 
 
 def train_batches(trainer: Trainer) -> Iterator[BatchReport]:
-    """Train until all batches of a run are done or, if the config sets no number of batches, its minutes are over.
+    """Train until all batches of a run are done or, if the config sets no number of batches, the minutes are over.
 
-    Yields a report after each batch. What the caller does before the next batch (evaluation, saving) counts as time
-    of the run.
+    Yields a report after each batch. The time that the caller takes before the next batch (for evaluation or saving)
+    counts as time of the run.
 
     Raises:
         ConfigError: as raised by ``dry_run``.

@@ -4,10 +4,10 @@ Training under the guide never shows the core the prior's own mistakes, such as 
 the core is also trained on states that the prior reaches. Before each supervision step a target is drawn from
 p(y | h) among all solutions of x. The step is trained to make the target more probable, without an inference network.
 
-This is a heuristic in the manner of stochastic EM (the E-step draws a solution, the M-step is one update), not the
-gradient of the bound. Its targets follow the model's preferences, so it does not make solutions equally probable. The
-updates under the guide do, and the total variation from the uniform distribution measures how well. A trajectory with
-a right answer that is not in canonical form is trained towards a solution in canonical form.
+This is a heuristic in the manner of stochastic EM: the E-step draws a solution, and the M-step is one update. It does
+not follow the gradient of the bound. Its targets follow the model's preferences, so it does not make solutions equally
+probable. The updates under the guide do this, and the total variation from the uniform distribution measures how well.
+If a trajectory has a right answer that is not in canonical form, it is trained towards a solution in canonical form.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class OptimConfig:
         check_choice("hidden_optimizer", self.hidden_optimizer, HIDDEN_OPTIMIZERS)
 
     def rate(self, update: int, progress: float) -> float:
-        """Return the learning rate of an update (counted from 0) when the share ``progress`` of the run is over.
+        """Return the learning rate of update ``update`` (from 0), when the share ``progress`` of the run is over.
 
         The rate of puzzle embeddings is ``embedding_lr / lr`` times this rate.
         """
@@ -83,7 +83,7 @@ class OptimConfig:
 
 
 def hidden_matrices(modules: dict[str, nn.Module]) -> list[str]:
-    """Return the names of the matrices that Muon trains, as in ``TorchOptim.parameters_by_name``.
+    """Return the names of the matrices that Muon trains: keys of ``TorchOptim.parameters_by_name``.
 
     The matrices are the weights of all linear layers outside the submodules named in ``NON_HIDDEN``.
     """
@@ -99,7 +99,7 @@ class TorchOptim(PyroOptim):
     """A PyroOptim over a fixed, named set of parameters.
 
     ``SVI`` calls it like any other PyroOptim; ``Trainer`` calls :meth:`clip_gradients` and :meth:`step` itself. The
-    schedule follows ``progress``, the share of the run that is over, which the caller sets.
+    schedule follows ``progress``, the share of the run that is over. The caller sets this share.
 
     Args:
         modules: every module to train, by name: ``{"model": model, "guide": guide}``.
@@ -172,7 +172,7 @@ class TorchOptim(PyroOptim):
     def check_parameters(self, params: Iterable[Tensor]) -> None:
         """Raise ConfigError for a parameter that belongs to no module of this optimizer."""
         params = list(params)
-        drop_param_names(params)  # this class names parameters by their modules
+        drop_param_names(params)  # otherwise Pyro's store would keep the parameters alive
         unknown_shapes = [tuple(p.shape) for p in params if p not in self._parameters]
         if unknown_shapes:
             raise ConfigError(

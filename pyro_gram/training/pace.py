@@ -1,4 +1,4 @@
-"""The number of batches that fit into the minutes of a run, from a speed that is measured before the first batch.
+"""Compute how many batches fit into the minutes of a run, from a speed that is measured before the first batch.
 
 A run with a number of batches and a limit in minutes must follow the same recipe on a slow machine and on a fast one:
 by the end its learning rate has fallen to its last value, and its on-policy part has been trained. Two rules would do:
@@ -34,7 +34,7 @@ from pyro_gram.training.report import Pace
 from pyro_gram.training.trainer import Trainer
 
 REPEATS = 3  # number of timed batches of each kind; one more batch before them warms up
-NO_LR = 1e-12  # the learning rate of the copy, so small that its updates hardly change it
+NO_LR = 1e-12  # the copy's learning rate, so small that updates hardly change the copy
 
 
 def fit_to_minutes(trainer: Trainer, monitor: Callable[[], object] | None = None) -> bool:

@@ -1,4 +1,4 @@
-"""Faster training of the same model: the precision of matrix products, and compiled cores."""
+"""Make training faster: set the precision of the core's matrix products, and compile the core."""
 
 from __future__ import annotations
 

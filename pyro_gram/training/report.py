@@ -37,7 +37,7 @@ class BatchReport:
 
 @dataclass(frozen=True)
 class Pace:
-    """The speed of a machine, in seconds.
+    """The speed of a machine: the seconds that parts of a run take on it.
 
     Attributes:
         batch: seconds of one batch without its on-policy updates.

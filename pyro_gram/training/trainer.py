@@ -225,7 +225,7 @@ class Trainer:
         self._clock_start = self.elapsed, time.perf_counter()
 
     def sync_clock(self) -> float:
-        """Set ``elapsed`` to the seconds of training by the main process's clock, and return it."""
+        """Set ``elapsed`` to the seconds of training by the main process's clock, and return them."""
         elapsed, start = self._clock_start
         self.elapsed = self.processes.from_main(elapsed + time.perf_counter() - start)
         return self.elapsed

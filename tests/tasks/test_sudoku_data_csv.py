@@ -1,4 +1,4 @@
-"""CSV files of Sudoku in other encodings, with other headers, columns and ratings."""
+"""Read CSV files of Sudoku in several encodings, with different headers, columns and ratings."""
 
 import gzip
 

@@ -47,8 +47,8 @@ class ArcConfig:
         canvas: number of rows, and of columns, of the canvas.
         augmentations: number of versions of each task besides the plain one (TRM: 1000). Each version is a puzzle.
         evaluate_augmentations: number of versions of each test input that evaluation uses, the plain one first.
-        attempts: number of answers to a test input (officially 2). The input is solved if one of them is right.
-        validation: number of tests of training tasks to validate on; fewer if there are fewer.
+        attempts: number of answers that count for a test input (officially 2). The input is solved if one is right.
+        validation: number of tests of training tasks to validate on; all of these tests if there are fewer.
         data_seed: seed of augmentations and validation pairs.
     """
 

@@ -33,9 +33,9 @@ class ArcPuzzle:
 
     Attributes:
         id: the id that checkpoints use for the task.
-        train: the demonstrations, (input, output).
+        train: the demonstrations, as pairs (input, output).
         test: the test inputs, each with its output, or with None if the output is unknown.
-        name: the name of the file of a user's own task; empty for others.
+        name: for a user's own task the name of its file, or its id in a file of many tasks; empty for other tasks.
     """
 
     id: str
@@ -314,7 +314,7 @@ def _locate_errors(path: Path, task: str = "") -> Iterator[None]:
 
 
 def _add_outputs(puzzle: ArcPuzzle, outputs: Any) -> ArcPuzzle:
-    """Fill in the unknown outputs of a task's tests. Raises InputError."""
+    """Fill in the unknown outputs of a task's tests from the list ``outputs``. Raises InputError."""
     if not isinstance(outputs, list) or len(outputs) != len(puzzle.test):
         raise InputError(f"must be a list of {len(puzzle.test)} outputs, one for each test of the task")
     test = []

@@ -56,7 +56,7 @@ class Arc(Task):
         count, seed = config.augmentations, config.data_seed
         versions = [grids.draw_augmentations(p.id, p.visible_grids, count, seed) for p in self.puzzles]
         self._num_versions = torch.tensor([len(t) for t, _ in versions])
-        self._first_number = self._num_versions.cumsum(0) - self._num_versions  # of each task's plain version
+        self._first_number = self._num_versions.cumsum(0) - self._num_versions  # number of each task's plain version
         self._task_of_number = torch.arange(len(versions)).repeat_interleave(self._num_versions)
         transforms, colors = (np.concatenate(arrays) for arrays in zip(*versions, strict=True))
         self._transforms, self._colors = torch.from_numpy(transforms), torch.from_numpy(colors)
@@ -149,7 +149,7 @@ class Arc(Task):
         return tokens.unflatten(-1, (self.canvas, self.canvas))
 
     def _unpack(self, x: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the puzzle number, and cells, size and origin of the grid, of each input."""
+        """Return for each input the puzzle number, and the cells, the size and the origin of its grid."""
         assert x is not None
         canvas = self._to_canvas(x[..., 1:])
         origin = grids.origin_of(canvas)
@@ -201,7 +201,7 @@ class Arc(Task):
         return torch.tensor([rows.get(key, -1) for key in self._input_keys(x)], dtype=torch.long)
 
     def has_known_answer(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Return bool ``[...]``: False for a user's test without output, and for an input of no task of this run."""
+        """Return bool ``[...]``: False for a user's test without output, and for an input that no task here has."""
         assert x is not None
         is_known = self._answer_rows(x.reshape(-1, x.shape[-1])) >= 0
         return is_known.view(x.shape[:-1]).expand(torch.broadcast_shapes(x.shape[:-1], y.shape[:-1]))
@@ -283,7 +283,7 @@ class Arc(Task):
 
     @cached_property
     def _inputs_by_grid(self) -> dict[Hashable, dict[int, Tensor]]:
-        """A dict for each input grid of any split: it maps every task that has this grid to the input x."""
+        """For each input grid of any split, a dict that maps every task with this grid to its input x."""
         inputs: dict[Hashable, dict[int, Tensor]] = {}
         for name in ("test", "validation", "train"):
             x = self.split(name).inputs

@@ -1,4 +1,4 @@
-"""Read graphs from text: graph6, sparse6 and DIMACS. Other formats are refused; the message names common ones.
+"""Read graphs from text: graph6, sparse6 and DIMACS. Other formats are refused; the error names common ones.
 
 Damaged texts are refused too: a file with more or fewer edges than it announces, or a line that goes on after its
 graph.
@@ -116,7 +116,7 @@ def _check_nothing_follows(line: str, graph: nx.Graph, is_sparse6: bool, excerpt
 
 
 def _order(body: str, excerpt: str) -> int:
-    """Decode the number of vertices from the first 1, 4 or 8 characters."""
+    """Decode the number of vertices from the first 1, 4 or 8 characters of a graph in graph6 or sparse6."""
     values = [ord(c) - 63 for c in body]
     start, length = (0, 1) if values[0] < 63 else (1, 3) if values[1:2] != [63] else (2, 6)
     digits = values[start : start + length]

@@ -61,8 +61,8 @@ class NQueensConfig:
             its images (n from 7 to 12), and an input whose completions lie in several splits is left out.
         layout: ``row``: one token for each row, 0 (blank) or 1 + column; answers are columns. ``cell`` (the paper's):
             one token for each square, 1 (empty) or 2 (queen).
-        validation: number of validation inputs, taken from the training part (85 %); with ``orbit``, the most inputs
-            that are taken from the validation orbits.
+        validation: number of validation inputs, taken from the training part (85 %); with ``orbit``, at most
+            this many inputs are taken from the validation orbits.
         solutions: number of random solutions to draw when there are too many to enumerate (n > 12).
         data_seed: seed of the split; runs with equal seeds can be compared.
     """

@@ -15,7 +15,7 @@ QUEENS = "Qq1\N{BLACK CHESS QUEEN}\N{WHITE CHESS QUEEN}"
 BLANKS = "._-*0\N{MIDDLE DOT}"
 FORM = "Q for a queen and . for an empty square"
 KEYS = ("board", "queens", "columns", "puzzle")  # names under which a JSON object may hold a board
-FEN_WORDS = (4, 6)  # number of words in a line of FEN: board, player, castling, en passant; perhaps two counters
+FEN_WORDS = (4, 6)  # a line of FEN has 4 words (board, player, castling, en passant) or 6 (also two counters)
 COLUMN_BLANKS = {".", "_", "-", "?", "*", "None", "null", "x", "X"}
 MIN_SIZE = 4
 

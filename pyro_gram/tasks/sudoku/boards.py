@@ -199,7 +199,7 @@ def _search(
 
 
 def _fewest_cells_of_a_digit(candidates: list[int], filled_cells: int, g: Geometry) -> list[tuple[int, int]] | None:
-    """Find a digit and a unit for which the number of cells of the unit that can take the digit is smallest.
+    """Find the digit and the unit with the fewest cells, counting the cells of the unit that can take the digit.
 
     Returns:
         The pairs (digit, cell) of these cells; None if some digit fits into no cell of a unit.

@@ -21,9 +21,9 @@ from pyro_gram.system.files import MAX_CSV_BYTES, explain_file_type
 from pyro_gram.system.text import open_lines
 from pyro_gram.tasks.sudoku.boards import all_grids_4, missing_digits, random_grids, solve, symmetry_invariants
 
-BATCH = 1000  # random puzzles drawn at once
+BATCH = 1000  # number of random puzzles that are drawn at once
 MAX_BARREN_BATCHES = 8  # random_puzzles gives up after so many successive batches without a puzzle that it needs
-ROWS_AT_ONCE = 50_000  # rows of a file checked at once
+ROWS_AT_ONCE = 50_000  # number of rows of a file that are checked at once
 PUZZLES_AT_ONCE = 20_000  # puzzles that are compared with held-out puzzles at once, which takes about a second
 
 PUZZLE_COLUMNS = ("question", "questions", "puzzle", "puzzles", "quiz", "quizzes")  # the most frequent name first
