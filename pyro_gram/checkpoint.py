@@ -22,7 +22,7 @@ from pyro_gram.tasks.base import Task
 from pyro_gram.training.config import will_have_heads
 
 MAX_BUFFER_BYTES = 2**28  # the limit for all buffers of a model (angles, masks); checkpoints do not store buffers
-CALLS_PER_TENSOR = 400  # calls of torch functions allowed per stored tensor while a model is built
+CALLS_PER_TENSOR = 400  # limit on calls of torch functions while a model is built, for each stored tensor
 
 
 def save_model(path: Path, solver: Solver, *, half: bool = False) -> None:
@@ -69,7 +69,7 @@ def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool | Co
             attach_heads(solver.model, config.model, task, config.heads, config.seed)
     except ConfigError as e:
         hint = ""
-        if {"verdict", "width"} & file.header.get("config", {}).keys():  # parts whose names have changed
+        if {"verdict", "width"} & file.header.get("config", {}).keys():  # headers of earlier versions had these parts
             hint = "; it is of an earlier version: convert it with experiments/studies/rewrite_headers.py"
         raise CheckpointError(f"{path} cannot be rebuilt from its settings: {e}{hint}") from None
     if task.spec.puzzles:  # embeddings are stored by puzzle number, so the numbers must not have changed

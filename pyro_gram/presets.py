@@ -114,8 +114,8 @@ def default_overrides(traits: ModelTraits) -> Settings:
 def _override(table: dict[str, Any], settings: Settings, names: dict[str, str]) -> None:
     """Put settings into a preset's table.
 
-    If the settings change the updates per batch, change the number of batches too, so that the updates of the whole run
-    stay as many.
+    If the settings change the updates per batch, change the number of batches too. So the number of updates of the
+    whole run stays the same.
     """
     train = {f.name: f.default for f in dataclasses.fields(TrainConfig)} | table.get("train", {})
     for part, fields in settings.items():

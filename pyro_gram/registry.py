@@ -64,7 +64,7 @@ class Registry:
     def get(self, name: str) -> Any:
         """Return the class registered as ``name``, or the class at a path ``package.module:Class``.
 
-        The module called ``name`` is imported first. If it does not register ``name``, all modules of the home
+        The module called ``name`` is imported first. If ``name`` is still unknown, all modules of the home
         package are imported.
 
         Raises:

@@ -326,5 +326,5 @@ class Solver:
 
 
 def _batch_seed(seed: int, batch: int) -> int:
-    """Return the seed of a batch. The first batch keeps the caller's seed, and so has the same samples as `sample`."""
+    """Return the seed of a batch. The first batch keeps the caller's seed, so its samples are those of `sample`."""
     return seed if batch == 0 else derive_seed(seed, batch)

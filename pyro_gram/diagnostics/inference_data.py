@@ -217,7 +217,7 @@ def from_groups(groups: Groups, dims: dict[str, list[str]] | None = None, units:
     """
     arrays: dict[str, Any] = {g: {k: np.asarray(v) for k, v in variables.items()} for g, variables in groups.items()}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # such as "more chains than draws"
+        warnings.simplefilter("ignore", UserWarning)  # for example, ArviZ warns of "more chains than draws"
         data = az.from_dict(**arrays, dims=dims or {}) if ARVIZ_MAJOR == 0 else az.from_dict(arrays, dims=dims or {})
     for group, variables in arrays.items():
         for name in variables:
@@ -383,5 +383,5 @@ def _psis(row: np.ndarray) -> tuple[np.ndarray, float]:
         return smoothed_log_weight[0], float(k[0])
     from arviz_stats.base import array_stats
 
-    smoothed_log_weight, k = array_stats.psislw(-row)  # the function takes log-likelihoods and changes their sign
+    smoothed_log_weight, k = array_stats.psislw(-row)  # psislw() takes log-likelihoods and changes their sign
     return smoothed_log_weight, float(k)

@@ -22,10 +22,11 @@ from pyro_gram.sampling.rollout import Decode
 from pyro_gram.sampling.tempering import NO_TEMPER, AtMean, Temper, TemperConfig
 from pyro_gram.tasks.base import Task
 
-SOLUTION_CHUNK = 64  # solutions scored at once, in log-probabilities [N, SOLUTION_CHUNK, L_out]
-LEAST_LOSS = 1e-4  # nats: smaller losses are raised to this, because their logarithm is interpolated
+SOLUTION_CHUNK = 64  # solutions that are scored at once; their log-probabilities are [N, SOLUTION_CHUNK, L_out]
+LEAST_LOSS = 1e-4  # nats: smaller losses are raised to this value, because the logarithm of the loss is interpolated
 GRID = 100  # grid points along each component
-# Relative to the range of the states: the margin of the picture; the distance from a state up to which loss is drawn.
+# Relative to the range of the states, MARGIN is the margin of the picture. The loss is drawn only where a state is
+# nearer than REACH.
 MARGIN, REACH = 0.08, 0.12
 SMOOTHING = 0.02  # smooths the interpolation: states with the same projection may have different losses
 
@@ -174,7 +175,7 @@ def loss_of(end: Decode, solutions: Tensor | None) -> Tensor:
         parts = solutions.long().to(end.state.h.device).split(SOLUTION_CHUNK)
         sums = [end.likelihood.log_prob(part[:, None, None]).cpu().double().logsumexp(0) for part in parts]
         log_p = torch.stack(sums).logsumexp(0)
-    return -log_p.cpu().double().clamp(max=0)  # MPS has no float64
+    return -log_p.cpu().double().clamp(max=0)  # moved to the CPU first, because MPS has no float64
 
 
 def _is_right(task: Task, x: Tensor | None, tokens: Tensor) -> Tensor | None:

@@ -164,8 +164,8 @@ def wilson_interval(share: float, count: int, level: float = 0.95) -> tuple[floa
     """Return the Wilson score interval of a share of ``count`` independent inputs.
 
     The interval stays within [0, 1] and has a positive width for shares of 0 and 1. If the share is a number of inputs
-    divided by ``count``, the interval equals that of scipy's ``binomtest``. If it is a mean of other values between 0
-    and 1 (such as the share of right samples of an input), it varies less, and the interval is wider than needed.
+    divided by ``count``, the interval equals that of scipy's ``binomtest``. If the share is a mean of other
+    values between 0 and 1 (such as each input's share of right samples), the interval is wider than needed.
 
     Args:
         share: between 0 and 1.

@@ -192,7 +192,7 @@ def summarize_run(config: dict[str, Any], results: dict[str, Any]) -> str:
 
 
 def _describe_samples(m: dict[str, Any]) -> str:
-    if m["vote_accuracy"] is None:  # p(x)
+    if m["vote_accuracy"] is None:  # a model p(x) has no votes
         return f" without input, {m['num_samples']:,} samples"
     return f" on {m['num_inputs']:,} inputs that training never saw, {m['num_samples']} samples each"
 

@@ -26,7 +26,7 @@ from pyro_gram.inference.sites import ANSWER, STATE_H, transition_index
 from pyro_gram.sampling.rollout import isolated_rng
 from pyro_gram.tasks.batches import derive_seed
 
-BAND_DRAWS = 1000  # simulations for the simultaneous band
+BAND_DRAWS = 1000  # the number of simulations from which the band is computed
 
 
 @dataclass(frozen=True)

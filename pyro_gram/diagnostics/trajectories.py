@@ -89,19 +89,19 @@ def record_steps(
     with isolated_rng(model, x):
         torch.manual_seed(seed)
         records = [record(run_steps(model, x, None, num_samples, 0))]
-        torch.manual_seed(seed)  # again: if the program draws z_0, it must draw the same z_0
+        torch.manual_seed(seed)  # the same seed again: a program that draws z_0 must draw the same one
         with handler:
             records += [record(end) for end in rollout_steps(model, x, depth=depth, num_samples=num_samples)]
     return records
 
 
 def answers_of(end: Decode) -> Tensor:
-    """Return y on the CPU, int64 ``[N, B, L_out]``."""
+    """Return the answers after a supervision step, on the CPU, int64 ``[N, B, L_out]``."""
     return end.values[ANSWER].cpu()
 
 
 def states_of(end: Decode) -> Tensor:
-    """Return h on the CPU, ``[N, B, L, D]``. A state that trajectories share is repeated for each of them."""
+    """Return h after a supervision step, on the CPU, ``[N, B, L, D]``. A shared state is repeated for each trajectory."""
     n, b = end.values[ANSWER].shape[:2]
     return end.state.h.expand(n, b, -1, -1).cpu()
 
@@ -206,9 +206,9 @@ class Separation:
     Attributes:
         differ_by_step: among the pairs with different final answers, the share whose answers differ after each step,
             ``[S]``.
-        distance_different: the mean distance between the two states of a pair (root mean square over positions and
-            channels), over the pairs with different final answers, from z_0 on, ``[S + 1]``.
-        distance_same: the mean distance over the pairs with the same final answer, ``[S + 1]``.
+        distance_different: for the pairs with different final answers, the mean distance of their two states (root mean
+            square over positions and channels), from z_0 on, ``[S + 1]``.
+        distance_same: the mean distance for the pairs with the same final answer, ``[S + 1]``.
         num_different, num_same: the number of pairs of each kind.
     """
 
@@ -368,7 +368,7 @@ def early_counts(total: int, points: int) -> list[int]:
     counts = {0, total, *(round(total ** (i / (size - 2))) for i in range(1, size - 1))}
     counts |= set(
         sorted(set(range(total)) - counts)[: max(0, size - len(counts))]
-    )  # replaces duplicates that rounding made
+    )  # rounding may repeat a number: add others
     return sorted(counts)
 
 

@@ -80,7 +80,7 @@ RANKS = Scale(0.15, 0.3, "largest deviation of the distribution of ranks from un
 SETTLING = Scale(0.05, 0.2, "share of trajectories whose answer changes in the last quarter of the steps")
 DIVERSITY = Scale(0.1, 0.5, "share of inputs with several solutions for which the trajectories find at most one")
 DECAY = Scale(0.05, 0.15, "accuracy of the prior at its best three successive evaluations minus that at the last three")
-MIN_PAIRS = 5  # fewer pairs with two trusted estimates allow no verdict
+MIN_PAIRS = 5  # a verdict needs at least 5 pairs whose two estimates are both trusted
 LOW_RECONSTRUCTION = 0.5  # nats: below it the guide has nothing to add, and a small KL does not mean collapse
 
 
@@ -277,7 +277,7 @@ def ranks(deviations: dict[str, float], band: float, data: int) -> Verdict:
     largest = max(deviations, key=lambda name: deviations[name])
     level = RANKS.level(deviations[largest])
     if level != GOOD and deviations[largest] <= band:
-        level = UNKNOWN  # with so few data, uniform ranks deviate as much
+        level = UNKNOWN  # even uniform ranks of so few data can deviate this much
     return Verdict(
         "ranks under the guide",
         level,
@@ -359,7 +359,7 @@ def from_metrics(
         verdicts.append(leak(posterior, prior, accuracy_on_train))
     if prior is not None and accuracy_on_train is not None:
         verdicts.append(generalisation(accuracy_on_train, prior))
-    if metrics.get("kl") is not None:  # there is a guide
+    if metrics.get("kl") is not None:  # only a model with a guide has a KL
         verdicts.append(collapse(metrics["kl"], metrics["reconstruction"]))
         if metrics.get("excess") is not None:
             verdicts.append(bound(metrics["excess"]))

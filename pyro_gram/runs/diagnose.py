@@ -44,9 +44,9 @@ from pyro_gram.solver import Solver
 from pyro_gram.system.files import write_json
 from pyro_gram.system.machine import environment
 
-SAMPLES, MAX_DATA_SAMPLES, MIN_DATA_SAMPLES = 20, 2000, 256  # samples per input; most and fewest samples of p(x)
+SAMPLES, MAX_DATA_SAMPLES, MIN_DATA_SAMPLES = 20, 2000, 256  # samples per input; for p(x), most and fewest samples
 BOUND_PAIRS = 128
-TRAIN_INPUTS, MIN_TRAIN_INPUTS, TRAIN_SAMPLES = 128, 16, 4  # most and fewest training inputs; samples of each
+TRAIN_INPUTS, MIN_TRAIN_INPUTS, TRAIN_SAMPLES = 128, 16, 4  # most and fewest training inputs; samples of each input
 GUIDE_SAMPLES, PRIOR_SAMPLES = 160, 320  # draws per pair (x, y) for log p(y | x)
 DATA_PRIOR_SAMPLES = 4096  # draws of the prior for p(x): all data share them
 RANK_ROUNDS, RANK_DRAWS = 2, 31  # simulated data per input, and the guide's trajectories per datum
@@ -202,7 +202,7 @@ def examine_trajectories(scope: Scope, findings: Findings) -> None:
 
 def _examine_ends(scope: Scope, findings: Findings) -> None:
     solver, task, temper = scope.solver, scope.solver.task, scope.solver.config.temper
-    in_memory = max(1, scope.chunk_size() // END_SAMPLES)  # inputs: the states of all their trajectories are stored
+    in_memory = max(1, scope.chunk_size() // END_SAMPLES)  # inputs that fit: all their states are in memory at once
     puzzles = scope.test.subset(scope.num_inputs(BUDGETS["ends"], END_SAMPLES, least=2, limit=min(24, in_memory)))
     x = scope.on_device(puzzles.inputs)
     traces = trace_trajectories(
@@ -230,7 +230,7 @@ def _examine_ends(scope: Scope, findings: Findings) -> None:
 
 def _examine_deciding_draws(scope: Scope, findings: Findings) -> None:
     solver, num_samples = scope.solver, END_SAMPLES // 2
-    in_memory = max(1, scope.chunk_size() // num_samples)  # inputs: the guidance of all their trajectories is stored
+    in_memory = max(1, scope.chunk_size() // num_samples)  # inputs that fit: all their guidance is in memory at once
     per_input = num_samples * 2 * POSITIONS
     count = scope.num_inputs(BUDGETS["deciding"], per_input, least=1, limit=min(8, in_memory))
     decisions = guidance_influence(

@@ -116,9 +116,9 @@ def _results(
         "guide_parameters": sum(p.numel() for p in run.solver.guide.parameters()),
         "head_parameters": sum(p.numel() for p in head_parameters),
         "batches": run.trainer.number,
-        "length": {"batches": config.train.batches, "minutes": config.train.minutes},  # as the user set it
+        "length": {"batches": config.train.batches, "minutes": config.train.minutes},  # the length that the user set
         "seconds": {"train": train_seconds, "evaluate": evaluate_seconds, "total": train_seconds + evaluate_seconds},
-        "head_seconds": head_seconds,  # part of the training time
+        "head_seconds": head_seconds,  # the training time includes these seconds
         "processes": run.processes.size,
         "peak_memory_mb": peak_memory_mb(),
         "metrics": measurement.metrics,

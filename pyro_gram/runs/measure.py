@@ -25,7 +25,7 @@ from pyro_gram.tasks.batches import generator_for
 BOUND_INPUTS = 1024  # bounds are computed for at most 1024 pairs (x, y)
 LIKELIHOOD_INPUTS, LIKELIHOOD_SAMPLES = 64, 100  # for prior Monte Carlo: inputs, and trajectories per input
 HISTORY_INPUTS, HISTORY_SAMPLES = 24, 6  # inputs, and samples per input, that are decoded after every supervision step
-VALIDATION_INPUTS, VALIDATION_SAMPLES = 64, 1024  # the maximal numbers of inputs, and of samples per input
+VALIDATION_INPUTS, VALIDATION_SAMPLES = 64, 1024  # limits of a validation: inputs, and samples per input
 
 Progress = Callable[[int], None]
 
@@ -163,7 +163,7 @@ def bound_metrics(
     if not why_no_guide(solver.model, solver.guide):
         metrics["kl"] = measured_bounds.kl.sum(0).mean().item()
         metrics["reconstruction"] = measured_bounds.reconstruction.mean().item()
-        if measured_bounds.other_terms.any():  # the terms of a user's own sites
+        if measured_bounds.other_terms.any():  # only sites of a user's own add other terms
             metrics["others"] = measured_bounds.other_terms.mean().item()
     if puzzles.has_all_solutions:
         from pyro_gram.diagnostics.metrics import excess

@@ -61,7 +61,7 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Release the directory."""
+        """Release the lock of the directory."""
         if self.lock:
             self.lock.release()
 
@@ -147,7 +147,7 @@ def open_run(
             another run, or cannot be written; data or a package that the task needs is missing or damaged; the parts
             of the run do not fit together.
     """
-    revision()  # caches the revision now, because the code may change during the run
+    revision()  # reads and caches the git commit now, because the code may change during the run
     resume = resume or (processes.restarts > 0 and was_launched_here(out))
     if processes.is_main:
         check_new(out, resume)

@@ -50,7 +50,10 @@ class Scope:
         return chunk_size(length) if max_trajectories is None else chunk_size(length, max_trajectories)
 
     def num_trajectories(self, budget: int) -> int:
-        """Return how many trajectories a budget allows. The unit of the budget is one step of ``coloring8``."""
+        """Return how many trajectories a budget allows.
+
+        The unit of a budget is the work of one supervision step of one trajectory of the checkpoint ``coloring8``.
+        """
         sizes = model_sizes(self.solver.config.model)
         size = max(1.0, self.solver.task.spec.input_length / 8) * sizes.width / 128
         layers = sizes.transitions * (1 + sizes.low_steps) / 3 * sizes.layers / 2

@@ -39,7 +39,8 @@ class Measurement:
     Attributes:
         puzzles: the test inputs, with their solutions.
         rollout: the trajectories of the prior that were scored.
-        history: a few answers to the first b inputs after each supervision step, int64 ``[depth, N, b, L_out]``.
+        history: the answers of a few trajectories of the first b inputs, after each supervision step, int64
+            ``[depth, N, b, L_out]``.
         metrics: the metrics of ``results.json``.
         uniformity: the result of :func:`uniformity_summary`.
     """

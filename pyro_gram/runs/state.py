@@ -52,12 +52,12 @@ def load_state(path: Path, config: RunConfig, trainer: Trainer, data: dict[str, 
     """Load a saved training state into a freshly built trainer.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of an older layout, or from a run with other data or settings
-            (except those in ``FREE_TRAIN_FIELDS`` and ``FREE_PARTS``).
+        CheckpointError: the file is missing, damaged, of an older layout, or from a run with other data or settings.
+            (The settings in ``FREE_TRAIN_FIELDS`` and ``FREE_PARTS`` may differ.)
     """
     try:
         _load_state(path, config, trainer, data or {})
-    except UserError:  # its message is complete
+    except UserError:  # the message of a UserError is complete already
         raise
     except KeyError as e:
         raise CheckpointError(f"{path} is damaged: the entry {e} of the training state is missing or unknown") from None

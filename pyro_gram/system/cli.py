@@ -193,7 +193,7 @@ def call(main: Callable[[list[str]], int], argv: list[str] | None = None, *, dis
     except BrokenPipeError:  # the program that reads our output has ended (`... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as e:  # a full disk, a directory that was removed
+    except OSError as e:  # for example, a full disk or a removed directory
         print(f"error: {e.strerror or e}{f' ({e.filename})' if e.filename else ''}", file=sys.stderr)
         return 2
     finally:

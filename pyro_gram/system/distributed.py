@@ -146,7 +146,7 @@ def start(device: torch.device) -> tuple[ProcessGroup, torch.device]:
 
 
 def leave(code: int) -> int:
-    """Return a program's exit code. If this is one of several processes, end it at once with this code instead.
+    """Return a program's exit code. If this process is one of several, end it at once with this code instead.
 
     A normal exit would hang if this process still waits for others. It would also end the threads of the exchange, and
     this sometimes aborts a process that has finished.

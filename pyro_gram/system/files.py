@@ -27,11 +27,11 @@ from pyro_gram.errors import CheckpointError, UserError
 from pyro_gram.system.text import GZIP, ZIP, is_gzip, normalize_text, read_text
 from pyro_gram.version import __version__
 
-MAX_JSON_BYTES = 256 * 2**20  # the limit for TOML files too
-MAX_CSV_BYTES = 2**31  # three times the largest Sudoku data set
+MAX_JSON_BYTES = 256 * 2**20  # the largest JSON or TOML file that is read
+MAX_CSV_BYTES = 2**31  # the largest CSV file that is read; the largest Sudoku data set has a third of this
 MAX_HEADER_BYTES = 16 * 2**20  # the longest accepted header of a tensor file; our headers have about 50 KB
 FORMAT = "pyro_gram/1"
-TEMPORARY_MARK = ".unfinished-"  # in the name of a file that is being written
+TEMPORARY_MARK = ".unfinished-"  # the name of a file contains this mark while the file is being written
 FILE_TYPES = {  # first bytes of files that users give by mistake -> what a message says about them
     b"version https://git-lfs": "this is a Git LFS pointer: run git lfs pull",
     ZIP: "this is a zip archive, as torch.save writes them: only safetensors are read, never pickles",
@@ -57,7 +57,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         os.close(handle)
         temporary = Path(name)
         write(temporary)
-        with suppress(OSError, NotImplementedError):  # SMB and exFAT set permissions at mount time
+        with suppress(OSError, NotImplementedError):  # SMB and exFAT fix all permissions at mount time
             temporary.chmod(0o644)
         temporary.replace(path)
         _sync_directory(path.parent)
@@ -156,7 +156,7 @@ def read_toml_tables(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the contents of a TOML file as table -> part -> field -> value.
 
     Raises:
-        UserError: the file is missing, is not TOML, or has a value in place of a table or of a part.
+        UserError: the file is missing, is not TOML, or holds a value where a table must stand.
     """
     tables = _parse_file(path, "TOML", tomllib.loads)
     for name, table in tables.items():

@@ -110,7 +110,7 @@ def revision(folder: Path = CHECKOUT) -> tuple[str | None, bool | None]:
         the full hash, and whether the code differs. Both are None if ``folder`` is not a git checkout (but an
             installed wheel), or if git does not answer.
     """
-    if not (folder / ".git").exists():  # a directory, or a file in a worktree
+    if not (folder / ".git").exists():  # .git is a directory; in a worktree it is a file
         return None, None
     commit = _run_git(folder, "rev-parse", "HEAD")
     if commit is None:

@@ -63,7 +63,7 @@ class Launch:
 
     @classmethod
     def read(cls, size: int) -> Launch:
-        """Read the environment variables. Raises ConfigError if a variable is missing or has a wrong value."""
+        """Read the launcher's environment variables. Raises ConfigError if one is missing or has a wrong value."""
         missing_names = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
         if missing_names:
             raise ConfigError(
@@ -194,7 +194,7 @@ def join(launch: Launch, device: torch.device, timeout: timedelta) -> None:
     thread.start()
     start, has_printed = time.monotonic(), False
     while thread.is_alive():
-        thread.join(POLL_SECONDS)  # signals are handled in between
+        thread.join(POLL_SECONDS)  # Python handles signals between two calls
         seconds = time.monotonic() - start
         if seconds > NOTICE_SECONDS and not has_printed and (launch.rank == 0 or rendezvous.missing_ranks == [0]):
             has_printed = True

@@ -19,7 +19,7 @@ from typing import BinaryIO, TextIO
 from pyro_gram.errors import InputError
 
 MAX_PUZZLE_BYTES = 2**25  # the largest text of puzzles, after unpacking: about 400,000 Sudokus of size 9x9
-MAX_TEXT_BYTES = 2**28  # the largest other text, after unpacking
+MAX_TEXT_BYTES = 2**28  # the largest text of any other kind, after unpacking
 MAX_LINE_LENGTH = 2**20  # characters
 BYTE_ORDER_MARKS = (  # UTF-32 comes first, because its mark begins with the mark of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),

@@ -120,4 +120,4 @@ def test_the_figure_states_how_many_inputs_are_uneven():
     figure = uniformity_figure(uniformity(sample_ids(3, 60, 10, weights=[0.9, 0.05, 0.05]), torch.full((10,), 3)))
     titles = [axes.get_title() for axes in figure.axes]
     assert "10 of 10 inputs uneven" in titles[1]
-    uniformity_figure(uniformity(sample_ids(3, 1, 4), torch.full((4,), 3)))  # nothing tested
+    uniformity_figure(uniformity(sample_ids(3, 1, 4), torch.full((4,), 3)))  # no input can be tested

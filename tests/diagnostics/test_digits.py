@@ -215,7 +215,7 @@ def test_a_missing_torchmetrics_is_reported(monkeypatch):
 
 @pytest.mark.parametrize(("count", "num_train", "pixels"), [(40, 70, 784), (1, 1, 4), (60, 90, 9)])
 def test_nearest_neighbours_are_those_of_brute_force(count, num_train, pixels, monkeypatch):
-    monkeypatch.setattr(digits, "CHUNK", 16)  # both sets then have several chunks
+    monkeypatch.setattr(digits, "CHUNK", 16)  # small enough that both sets have several chunks
     fake, train = noise(count, 0.4, pixels), noise(num_train, 0.4, pixels, seed=1)
     index, distance = nearest_neighbours(fake, train.to(torch.uint8))
     distances = (fake[:, None] != train).sum(-1)

@@ -82,7 +82,7 @@ def test_the_solved_figure_checks_each_answer(task, samples):
     puzzles = task.split("test").subset(2)
     samples = samples[:, :2]
     samples[:, 0] = puzzles.solutions_of(0)[0]  # the same right answer five times
-    samples[:, 1] = 0  # breaks every edge
+    samples[:, 1] = 0  # equal colours everywhere break every edge
     figure = plots.solved_figure(task, puzzles, samples, inputs=9, answers=3)
     text = text_of(figure)
     m = int(puzzles.num_solutions[0])

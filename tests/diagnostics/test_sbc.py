@@ -86,7 +86,7 @@ def test_a_shifted_guide_has_shifted_ranks():
     summary = result.summary()
     projections = [summary[f"projection {i} of h"] for i in (1, 2)]
     assert all(s["deviation"] > 2 * result.band for s in projections)
-    # A projection of one channel is h or -h. So the true value is mostly below, or mostly above, the guide's draws.
+    # With one channel, a projection is h or -h. So most true values lie on the same side of the guide's draws.
     assert all(abs(s["mean"] - 0.5) > 0.15 for s in projections)
 
 

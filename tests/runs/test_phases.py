@@ -74,7 +74,7 @@ def trainer_at(number, batches, pace=None, **config):
 def test_the_rest_of_training_is_estimated_from_the_pace_so_far():
     assert seconds_left(trainer_at(0, 10), 0, 0.0) is None
     assert seconds_left(trainer_at(4, 10), 0, 8.0) == 12.0
-    assert seconds_left(trainer_at(4, 10), 2, 8.0) == 24.0  # resumed at batch 2
+    assert seconds_left(trainer_at(4, 10), 2, 8.0) == 24.0  # the run was resumed at batch 2
     assert seconds_left(trainer_at(10, 10), 0, 8.0) == 0.0
     assert seconds_left(trainer_at(5, 0, minutes=2.0), 0, 90.0) == 30.0
 
@@ -114,7 +114,7 @@ def test_the_time_of_the_evaluation_is_estimated_from_the_pace_of_a_validation(t
         monkeypatch.setattr("pyro_gram.runs.train.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
         validate(run)
         validation_trajectories = 4 * 5 + 4  # each of 4 inputs has 5 samples and one bound
-        # The terms are: samples at full depth and halted samples; bounds; history; likelihood.
+        # The numbers of trajectories: samples and halted samples; bounds; histories; likelihoods.
         evaluation_trajectories = 2 * 4 * 5 + 4 + 4 * 6 + 4 * 100
         assert run.phases.seconds["evaluation"] == pytest.approx(
             6.0 / validation_trajectories * evaluation_trajectories

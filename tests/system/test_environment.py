@@ -41,7 +41,7 @@ def error_of(capsys):
 
 @pytest.mark.slow
 def test_memory_is_unknown_on_a_system_without_the_module_resource(monkeypatch):
-    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    monkeypatch.setitem(sys.modules, "resource", None)  # Windows has no such module
     monkeypatch.setattr(pathlib.Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
     assert math.isnan(machine.peak_memory_mb())
     assert math.isnan(machine.resident_memory_mb())

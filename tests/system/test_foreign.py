@@ -62,7 +62,7 @@ def test_a_wrong_file_given_as_json_images_or_csv_is_described(kind, tmp_path):
 
 
 def safetensors_with(length, shape=(4,), end=16, tensor_bytes=b"\0" * 16):
-    """Return a file with one tensor as bytes. Its header claims this length, and this shape and end of the tensor."""
+    """Return a file with one tensor as bytes. Its header claims ``length``, and the tensor's ``shape`` and ``end``."""
     text = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + tensor_bytes
 
@@ -122,7 +122,7 @@ def test_a_state_that_does_not_fit_is_refused_before_its_tensors_are_read(state_
 
 @pytest.mark.parametrize("names", covering_program_names(), ids=lambda names: "-".join(names.values()))
 def test_the_shapes_of_every_program_are_known_without_building_it(names, tmp_path):
-    """A file that does not fit its model can then be refused before memory is allocated for the model."""
+    """A file with other shapes than its model is refused before memory is allocated for the model."""
     solver = build_small(**names)
     config = solver.config
     path = tmp_path / "model.safetensors"

@@ -14,7 +14,7 @@ from pyro_gram.diagnostics.plots.run import BLUE, GREEN, GREY, ORANGE, style_axe
 from pyro_gram.diagnostics.verdicts import LEAK
 
 RED = "#D55E00"
-SHADES = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7")  # one for each transition of a supervision step
+SHADES = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7")  # a colour for each transition of a supervision step
 
 
 def evidence_figure(evidence: Evidence) -> Figure:

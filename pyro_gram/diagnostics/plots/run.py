@@ -24,7 +24,7 @@ FEW_SOLUTIONS = 6  # the input whose number of solutions is nearest to 6 is show
 
 
 def pluralize(number: int, noun: str) -> str:
-    """Return "1 conflict", "2 conflicts"."""
+    """Return a number with its noun: "1 conflict", "2 conflicts"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
@@ -49,7 +49,7 @@ def jitter(counts: Tensor) -> Tensor:
 
 
 def check_label(task: Task, x: Tensor | None, y: Tensor) -> str:
-    """Return "valid", "2 conflicts", or "not known"; an empty text if the task cannot check answers."""
+    """Return an answer's label: "valid", "2 conflicts" or "not known"; empty if the task cannot check answers."""
     if not task.is_checkable:
         return ""
     if not bool(task.has_known_answer(x, y)):
@@ -196,7 +196,7 @@ def formation_figure(task: Task, x: Tensor | None, history: Tensor, columns: int
     # Answers change most in the first steps: draw steps 1, 2, 3, 4, 6, ... and the last one.
     size = min(depth, columns)
     steps = {round(depth ** (i / max(1, size - 1))) - 1 for i in range(size)}
-    steps |= set(sorted(set(range(depth)) - steps)[: size - len(steps)])  # if rounding gave a step twice
+    steps |= set(sorted(set(range(depth)) - steps)[: size - len(steps)])  # rounding may repeat a step: add others
     figure = Figure(figsize=(max(5.5, 1.75 * len(steps) + 0.6), 2.1 * n + 0.4), layout="constrained")
     grid = figure.subplots(n, len(steps), squeeze=False)
     for row in range(n):
