@@ -19,8 +19,8 @@ class Answer:
         count: the number of trajectories that ended in this answer. ``count / num_samples`` is its frequency, which
             estimates p(y | x) if :attr:`Answers.frequencies` says so.
         valid: does the task's check accept the answer? None if no right answer is known (a user's own ARC test).
-        score: the highest decoder confidence log p(y | h_T) among these trajectories, nats.
-        value: the highest probability of being right that the value head gives to one of these trajectories; None
+        score: the highest decoder confidence log p(y | h_T) of a trajectory with this answer, nats.
+        value: the highest probability of being right that the value head gives to a trajectory with this answer; None
             without heads.
         y: the tokens of the answer, int64 ``[L_out]``.
     """
@@ -65,7 +65,7 @@ class Answers:
 
     @property
     def frequencies(self) -> str:
-        """The statement that frequencies of answers estimate p(y | x) at this depth, or the reasons why they do not."""
+        """A text that says that frequencies of answers estimate p(y | x) at this depth, or why they do not."""
         return f"not p(y|x): {', '.join(self.caveats)}" if self.caveats else f"p(y|x) at depth {self.depth}"
 
     def to_dict(self) -> dict[str, Any]:

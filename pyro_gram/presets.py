@@ -26,8 +26,8 @@ def read_preset(
     A task of the user's own, named by a dotted path, uses the presets of colouring. But the settings of the part
     ``task`` keep the defaults of the task's class.
 
-    If the user replaces the model, prior or guide, the preset's settings for this part are kept if the new class has
-    them, and dropped if it does not. The traits of a model (``inference.contract``) may name the prior and guide that
+    If the user replaces the model, prior or guide, the preset's settings for this part are kept only if the new class
+    has settings of the same names. The traits of a model (``inference.contract``) may name the prior and guide that
     the model needs. The traits of a model or guide may override settings. A prior with nothing to infer gets the guide
     ``prior``. The preset's temper is dropped if the prior is replaced.
 
@@ -79,7 +79,7 @@ def _read_table(folder: Path, task: str, preset: str) -> dict[str, Any]:
 
 
 def _check_named_by_user(preset: str, names: dict[str, str], trusted_names: set[str]) -> None:
-    """Raise ConfigError if a preset names a class outside pyro_gram that the user has not named too."""
+    """Raise ConfigError if a preset names a class outside pyro_gram, unless the user has named it too."""
     for part, name in names.items():
         if ":" in str(name) and name not in trusted_names:
             raise ConfigError(

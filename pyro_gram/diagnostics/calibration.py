@@ -63,7 +63,7 @@ class Uniformity:
         return self.total_variation - self.expected_variation
 
     def summary(self) -> dict[str, Any]:
-        """Return counts of tested and rejected inputs, and means over the tested ones.
+        """Return counts of tested and rejected inputs, and means over the tested inputs.
 
         ``excess`` is the mean excess variation. ``uneven`` is the excess divided by the greatest possible excess: 0
         for a calibrated sampler, 1 if all right samples of an input are the same solution. (With many solutions and few

@@ -4,7 +4,7 @@ These are the usual scores of generated images, but with a small digit classifie
 which was trained on photographs. The classifier's weights are part of the package and come from
 ``experiments/studies/train_classifier.py``. **The Frechet distance and the Inception score below are therefore
 not the FID and IS of the literature, nor of Table 2 of the paper. Compare them only with each other, and with the
-values of real data that are given with them.**
+values of real images in the same results.**
 """
 
 from __future__ import annotations
@@ -274,10 +274,10 @@ def assess(real: Reference, tokens: Tensor) -> dict[str, float]:
         Each metric by its name:
 
         - ``frechet_distance``: distance of the samples to the real images.
-        - ``frechet_distance_floor``: :func:`frechet_floor` for as many real images.
+        - ``frechet_distance_floor``: :func:`frechet_floor` of as many real images as there are samples.
         - ``inception_score``, ``inception_score_real``: the scores of the samples and of real images, 1 to 10.
         - ``digits_recognized``, ``digits_recognized_real``: share of images that the classifier is at least 90 % sure
-          of. Do not use it alone: the classifier is sure of noise too (of 88 % of images with independent pixels).
+          of. Do not use this share alone: the classifier is also sure of 88 % of images with independent pixels.
         - ``classes_found``: number of distinct digits among the samples that the classifier is at least 90 % sure of.
         - ``class_entropy``: entropy of the samples' most likely digits, nats; log 10 = 2.30 at most.
         - ``nearest_distance``, ``nearest_distance_real``: mean number of pixels that differ from the nearest training

@@ -91,8 +91,8 @@ class Evidence:
 
         If the two estimates agree, the trusted one with the smaller error is chosen. If they differ, the greater one is
         chosen, or neither if the greater one cannot be trusted. The greater one is preferred because each estimate is
-        the log of an unbiased mean: it exceeds log p by t nats with probability at most exp(-t) (Markov), but it may be
-        far too low.
+        the log of an unbiased mean: such an estimate exceeds log p by t nats with probability at most exp(-t) (Markov),
+        but it may be far too low.
         """
         prior_is_trusted = self.prior.ess >= MIN_ESS
         if self.guide is None:
@@ -108,7 +108,7 @@ class Evidence:
 
     @property
     def log_p(self) -> Tensor:
-        """The chosen estimate of each pair, nats, ``[B]``. For ``NEITHER`` it is the greater one: both may be low."""
+        """The chosen estimate of each pair, nats, ``[B]``. For ``NEITHER`` the greater estimate is taken."""
         if self.guide is None:
             return self.prior.log_p
         by_choice = {GUIDE: self.guide.log_p, PRIOR: self.prior.log_p}
@@ -189,7 +189,7 @@ def evidence(
     """Estimate log p(y | x) of pairs by importance weights of the guide and by prior Monte Carlo.
 
     Args:
-        guide: the guide; None for a model without one.
+        guide: the guide; None for a model without a guide.
         x: inputs, ``[B, *event]``; None for p(x).
         y: answers, int64 ``[B, L_out]``.
         depth: supervision steps.

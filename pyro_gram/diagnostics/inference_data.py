@@ -353,7 +353,7 @@ def khat_threshold(num_samples: int) -> float:
 def pareto_smooth(log_weight: Tensor) -> tuple[Tensor, Tensor]:
     """Replace the largest weights by quantiles of a generalized Pareto fit (PSIS; Vehtari et al., 2024).
 
-    The scale of the weights is kept, so the mean of the smoothed weights estimates the mean of the raw ones. Weights
+    The scale of the weights is kept, so the mean of smoothed weights estimates the mean of raw weights. Weights
     that cannot be fitted are not changed; k-hat is then infinite for too few draws, and 0 for equal weights.
 
     Args:

@@ -84,8 +84,8 @@ def landscape(
 
     Args:
         x: one input, int64 ``[1, *event]``; None for p(x).
-        solutions: all solutions of the input, as a ``PuzzleSet`` has them, ``[m, L_out]``; None if they are not known.
-            The loss uses them; the trajectories do not see them.
+        solutions: all solutions of the input, ``[m, L_out]``, from ``PuzzleSet.solutions_of``; None if they are not
+            known. The loss uses the solutions; the trajectories do not see them.
         depth: supervision steps.
         num_samples: N, the number of trajectories.
 
@@ -193,7 +193,7 @@ def interpolate_loss(points: Tensor, loss: Tensor) -> tuple[Tensor, Tensor, Tens
     interpolate between these means.
 
     Args:
-        points: the projected states, ``[M, 2]``; many of them may coincide.
+        points: the projected states, ``[M, 2]``; many points may coincide.
         loss: nats, ``[M]``.
 
     Returns:

@@ -35,7 +35,7 @@ def prior_log_likelihood(
 ) -> Tensor:
     """Estimate log p(y | x) by the log of the mean of p(y | h_T) over trajectories of the prior.
 
-    The mean is an unbiased estimate of p, so its log is below log p on average. More samples bring it closer.
+    The mean is an unbiased estimate of p, so its log is below log p on average. More samples bring the estimate closer.
 
     Args:
         x: inputs, ``[B, *event]``; None for p(x).
@@ -120,7 +120,7 @@ class _Replay(Messenger):
 def _check_density_of_y(model: Callable[..., Any], x: Tensor | None, y: Tensor) -> None:
     """Raise ConfigError if the density of a program changes when y is passed to the program. Rollouts do not pass y.
 
-    One trajectory of each input runs and is scored without y. It is then replayed with y.
+    One trajectory of each input runs and is scored without y. Then the trajectory is replayed with y.
     """
     with _Replay() as recorder:
         end = run_steps(model, x, None, 1, 1)

@@ -31,7 +31,7 @@ class Metrics:
         coverage_limit: expected coverage of i.i.d. uniform draws of solutions: the mean of 1 - (1 - 1/m)^N.
         total_variation: distance between the frequencies of an input's right samples and the uniform distribution over
             its m solutions (1 if no sample is right), mean over inputs.
-        total_variation_perfect: the expected total variation of N i.i.d. uniform draws; it is due to finite N alone.
+        total_variation_perfect: expected total variation of N i.i.d. uniform draws; above 0 only because N is finite.
         num_inputs, num_samples: B, the number of inputs, and N, the number of samples per input.
     """
 
@@ -132,7 +132,7 @@ def excess(full: Tensor, num_solutions: Tensor) -> Tensor:
 
     Each value is an estimate from one uniformly drawn target and one draw of the guide. The mean e of the values over
     inputs is 0 for a perfect model. By Jensen's inequality an answer *sampled* at the end of a prior trajectory is
-    right with probability exp(-e) at least. Accuracy uses the most probable answer, for which there is no such bound.
+    right with probability exp(-e) at least. Accuracy counts the most probable answer; this bound does not hold for it.
     """
     return -full.double() - num_solutions.double().log()
 
@@ -185,7 +185,7 @@ def wilson_interval(share: float, count: int, level: float = 0.95) -> tuple[floa
 
 
 def count_layers(model: nn.Module, x: Tensor | None, depth: int) -> int:
-    """Count the layers that one sample passes through. This measures its cost independently of the machine.
+    """Count the layers that one sample passes through: a measure of its cost that does not depend on the machine.
 
     A layer is a ``networks.core.Block``: attention (or SwiGLU over positions), then SwiGLU over channels. Heads,
     embeddings and decoders are not counted. Every pass through a layer counts as one, although the passes of

@@ -1,7 +1,7 @@
 """Read the results of the paper (arXiv 2605.19376) from ``paper.toml``, for comparisons.
 
-The paper does not say whether its accuracies are those of single samples. Here they are always compared with accuracies
-of single samples.
+The paper does not say whether its accuracies are those of single samples. Here the paper's
+accuracies are always compared with accuracies of single samples.
 """
 
 from __future__ import annotations

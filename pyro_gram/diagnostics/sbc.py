@@ -3,8 +3,8 @@ r"""Simulation-based calibration of the guide (Talts et al., 2018), on data that
 The program samples a trajectory :math:`\tau^*` and an answer :math:`y^*`; so :math:`\tau^*` is a sample of the
 program's exact posterior given :math:`(x, y^*)`. If the guide equals that posterior, the rank of any summary of
 :math:`\tau^*` among the same summaries of the guide's trajectories is uniform. A variational guide never equals the
-posterior, so the size of the deviation matters, and a p-value does not show it. The ranks say nothing about real data
-or accuracy.
+posterior. So the size of the deviation matters, and p-values do not show this size. The ranks say nothing about real
+data or accuracy.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class SBCRanks:
 
     Attributes:
         names: the names of the summaries, which are numbers that describe a trajectory.
-        ranks: the rank of the true trajectory's summary among those of the guide's trajectories, 0 to ``num_draws``,
+        ranks: the rank of the true trajectory's summary among the summaries of the guide's draws, 0 to ``num_draws``,
             int64 ``[len(names), M]``.
         num_draws: the number of the guide's trajectories for each datum.
     """
@@ -68,8 +68,8 @@ class SBCRanks:
         """Return three numbers for each summary of a trajectory.
 
         ``deviation`` is a value of :attr:`deviation`. ``mean`` is the mean relative rank; it is 0.5 unless the guide is
-        shifted. ``spread`` is the standard deviation of the ranks divided by that of uniform ranks; it is above 1 if
-        the guide is too narrow.
+        shifted. ``spread`` is the standard deviation of the ranks divided by the standard deviation of uniform ranks;
+        it is above 1 if the guide is too narrow.
         """
         relative_ranks = self.ranks.double() / self.num_draws
         uniform_variance = (self.num_draws + 2) / (12 * self.num_draws)  # the variance of uniform relative ranks

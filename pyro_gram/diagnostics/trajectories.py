@@ -56,7 +56,7 @@ def trace_trajectories(
 ) -> Trajectories:
     """Sample trajectories and record their answers and states after each supervision step.
 
-    They are the trajectories of ``sampling.rollout`` under the same seed.
+    ``sampling.rollout`` samples the same trajectories under the same seed.
 
     Args:
         x: a few inputs, int64 ``[B, *event]``; None for p(x), where B is 1.
@@ -101,7 +101,7 @@ def answers_of(end: Decode) -> Tensor:
 
 
 def states_of(end: Decode) -> Tensor:
-    """Return h after a supervision step, on the CPU, ``[N, B, L, D]``. A shared state is repeated for each trajectory."""
+    """Return h after a supervision step, on the CPU, ``[N, B, L, D]``. A shared state is repeated for each one."""
     n, b = end.values[ANSWER].shape[:2]
     return end.state.h.expand(n, b, -1, -1).cpu()
 
@@ -320,7 +320,7 @@ def guidance_influence(
 ) -> GuidanceInfluence | None:
     """Measure which draws decide the answer: run trajectories again with part of their guidance drawn anew.
 
-    In each test every trajectory has one fork: it runs again from the same z_0. The recorded guidance is added to the
+    In each test every trajectory has one fork, which runs from the same z_0. The recorded guidance is added to the
     fork's own u. If the prior correlates positions, the new draw at one position is not conditioned on the recorded
     guidance of the other positions. Inputs with a single solution are not informative.
 

@@ -101,8 +101,8 @@ def leak(posterior: float, prior: float, prior_on_train: float | None = None) ->
     Args:
         posterior: share of pairs whose answer is right under the guide, which is given y.
         prior: share of right samples of the prior on the same unseen inputs.
-        prior_on_train: share of right samples of the prior on training inputs; None if not measured. If it is high, the
-            prior has learned the answers, and :func:`generalisation` judges whether it fails on other inputs.
+        prior_on_train: share of right samples of the prior on training inputs; None if not measured. If this share is
+            high, the prior has learned the answers; :func:`generalisation` judges whether it fails on unseen inputs.
     """
     gap = posterior - max(prior, prior_on_train or 0.0)
     level = LEAK.level(gap)
@@ -315,7 +315,7 @@ def diversity(share: float, inputs: int) -> Verdict:
 
 
 def image_quality(score: float, real: float) -> Verdict:
-    """Judge the Inception score of samples against that of real images, by the classifier of ``digits``."""
+    """Judge the Inception score of samples against that of real images, by the classifier in module ``digits``."""
     return Verdict(
         "likeness",
         QUALITY.level(score / real),
@@ -348,7 +348,7 @@ def from_metrics(
         metrics: the metrics of ``results.json``.
         validation_history: accuracies of the prior during training; empty if there were no evaluations.
         uniformity: the summary of ``calibration.Uniformity``; empty if not all solutions are known, or each input has
-            only one.
+            only one solution.
         accuracy_on_train: share of right samples of the prior on training inputs; None if not measured.
     """
     verdicts = []

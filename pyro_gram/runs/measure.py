@@ -193,8 +193,8 @@ def validation_history(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Summarize the prior's accuracy on validation inputs during training, to show whether it decays.
 
     ``recent_accuracy`` is the mean of the last three measurements. ``peak_accuracy`` is the highest mean of three
-    successive measurements before these. (The best single value would be too high, because it is noisy.) Both need at
-    least six measurements.
+    successive measurements before the last three. (The best single value would be too high, because single values are
+    noisy.) Both values need at least six measurements.
 
     Args:
         rows: the lines of ``metrics.jsonl``.

@@ -33,7 +33,7 @@ def check_data(task: Task) -> None:
 
 
 def check_guide_capacity(solver: Solver) -> None:
-    """Raise ConfigError if a guide has parameters for each pair (x, y), and they do not cover all training pairs."""
+    """Raise ConfigError if a guide has parameters for each pair (x, y), but not for all pairs of the training."""
     if guide_traits(solver.guide).is_amortized:
         return
     config, pairs = solver.config, len(solver.task.split("train").solutions)

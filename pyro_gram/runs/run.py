@@ -44,7 +44,7 @@ class Run:
         solver: the task, model and guide.
         trainer: the trainer.
         out: the directory. No other run may write to it before :meth:`close`.
-        lock: the lock of the directory. Only the main process has it; it is None if the file system has no locks.
+        lock: the lock of the directory. It is None if the file system has no locks, and in all but the main process.
         phases: the progress display.
     """
 

@@ -78,7 +78,7 @@ def train(run: Run, on_evaluate: Validate | None = None) -> None:
         run: a new or resumed run.
         on_evaluate: a function that is called every ``train.evaluate_every`` batches and after the last batch. It
             returns numbers that are logged with the batch. The default is :func:`validate`. If both ``train.batches``
-            and ``train.minutes`` are set, it is also called before the first batch, to measure how long it takes.
+            and ``train.minutes`` are set, a call before the first batch measures how long the function takes.
 
     Raises:
         InterruptedRunError: on SIGINT or SIGTERM, when the current batch has ended and the state is saved.

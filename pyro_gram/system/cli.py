@@ -157,7 +157,7 @@ def _remove_markup(text: str) -> str:
 
 
 def is_idle_process() -> bool:
-    """Did torchrun start this process, and is it not the first? In most programs such a process ends at once."""
+    """Did torchrun start this process with a rank above 0? In most programs such a process ends at once."""
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") not in ("", "0")
 
 
@@ -234,7 +234,7 @@ def interrupt_exit_code(interrupt: KeyboardInterrupt) -> int:
 class StopOnSignal:
     """A context in which SIGINT and SIGTERM only set :attr:`signal`, so that the work can stop at a safe point.
 
-    A second SIGINT raises KeyboardInterrupt at once. A second SIGTERM does not, because one stop may send two: a
+    A second SIGINT raises KeyboardInterrupt at once. A second SIGTERM has no effect, because one stop may send two: a
     scheduler signals every process, and torchrun passes its own signal on. Works only in the main thread.
 
     Attributes:

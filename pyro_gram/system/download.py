@@ -34,7 +34,7 @@ def find_file(data_dir: str | None, *names: str) -> Path | None:
     """Return the first file of the data folder that has one of ``names``, plain or with ``.gz`` added; else None.
 
     Args:
-        data_dir: the data folder; None for the one that ``PYRO_GRAM_DATA`` names, if any.
+        data_dir: the data folder; None for the folder that ``PYRO_GRAM_DATA`` names, if any.
         names: the names in order of preference; for ``"sudoku/train.csv"``, that path and then ``train.csv`` are tried.
 
     Raises:

@@ -236,7 +236,7 @@ class TensorFile:
         """Read all tensors.
 
         Raises:
-            CheckpointError: the tensors cannot be read, or differ from those that were written.
+            CheckpointError: the tensors cannot be read, or have changed since they were written.
         """
         try:
             with safe_open(self.path, framework="pt") as f:
@@ -251,8 +251,8 @@ class TensorFile:
         """Compare the tensors under ``prefix`` with ``expected``.
 
         Returns:
-            the names that only one side has. If both sides have the same names: the names of tensors that differ in
-            shape, or that are floats on one side only. The precision of floats may differ.
+            the names that only the file or only ``expected`` has. If there are none: the names of tensors that differ
+            in shape, or that are floats on one side only. The precision of floats may differ.
         """
         names = {name.removeprefix(prefix): name for name in self.shapes if name.startswith(prefix)}
         return sorted(set(expected) ^ set(names)) or [

@@ -85,7 +85,7 @@ def resident_memory_mb() -> float:
 
 
 def environment() -> dict[str, Any]:
-    """Return versions, git commit, number of threads and processor. Results depend on these and on the config."""
+    """Return versions, git commit, number of threads and processor. Results depend on them and on the config."""
     commit, is_modified = revision()
     return {
         "pyro_gram": __version__,
@@ -120,7 +120,7 @@ def revision(folder: Path = CHECKOUT) -> tuple[str | None, bool | None]:
 
 
 def _run_git(folder: Path, *arguments: str) -> str | None:
-    """Return the output of git; None if it fails, is missing, or takes longer than :data:`GIT_TIMEOUT`."""
+    """Return the output of git; None if git fails, is missing, or takes longer than :data:`GIT_TIMEOUT`."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {"GIT_OPTIONAL_LOCKS": "0"}
     try:
         process = subprocess.run(

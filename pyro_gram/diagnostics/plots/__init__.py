@@ -1,1 +1,1 @@
-"""Figures, one module for each subject. Each function returns a matplotlib Figure or writes one file."""
+"""Figures, one module for each subject. Functions named ``*_figure`` return a matplotlib Figure."""

@@ -47,7 +47,7 @@ def _describe_seeds(count: int) -> str:
 
 
 def _plot_mean(axes: Any, points: Sequence[tuple[float, dict[str, Any]]], name: str, **style: Any) -> None:
-    """Plot a curve of means, with its standard deviation over seeds as a band."""
+    """Plot means as a curve, and their standard deviation over seeds as a band."""
     x = np.array([value for value, _ in points])
     y = np.array([p[name] for _, p in points])
     sd = np.array([p.get(f"{name}_sd", 0.0) for _, p in points])
@@ -204,7 +204,7 @@ def method_of(point: dict[str, float], full_depth: int) -> str:
 
 
 def goal_of(study: dict[str, Any]) -> tuple[str, str]:
-    """Return the metric that should be high, and its label: coverage if all solutions are known, else ``verified``."""
+    """Return a metric and its label: coverage if all solutions are known, else ``verified``."""
     return ("coverage", "coverage") if study["coverage_limit"] is not None else ("verified", "any sample right")
 
 

@@ -261,7 +261,7 @@ def _root(values: Any) -> Any:
 
 
 def animate(task: Task, x: Tensor | None, history: Tensor, path: Path, *, milliseconds: int = 400) -> None:
-    """Write an animated GIF of how the answers to one input develop. Each frame shows one supervision step.
+    """Write an animated GIF that shows how the answers to one input develop. Each frame shows one supervision step.
 
     Args:
         x: one input, ``[*event]``; None for p(x).
