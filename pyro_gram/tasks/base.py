@@ -233,7 +233,7 @@ class Task(ABC):
     # ---- text ------------------------------------------------------------------------------------------------------
 
     def parse(self, text: str) -> Tensor:
-        """Parse one input to int64 ``[*event]``. By default the text lists its tokens, separated by spaces or commas.
+        """Parse one input to int64 ``[*event]``. By default the text lists the tokens, separated by spaces or commas.
 
         Raises:
             InputError: the text is not an input of this task; the message says why.

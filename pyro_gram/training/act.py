@@ -48,7 +48,7 @@ class Carry:
         return cls(x, y, zeros, zeros.bool())
 
     def replace_finished(self, model: Any, x: Tensor | None, y: Tensor) -> Carry:
-        """Replace each pair whose trajectory is finished by the pair in the same row of ``x`` and ``y``."""
+        """If a trajectory is finished, replace its pair with the pair in the same row of ``x`` and ``y``."""
         assert self.state is not None
         with torch.no_grad(), data_plates(self.finished.shape):
             start = model.initial_state(self.state.h)

@@ -84,7 +84,7 @@ def train_heads(
 
     Args:
         model: the trained model; only its heads change.
-        model_config: the model's config, with the sizes of its states (``inference.contract.ModelSizes``).
+        model_config: the model's config, with the sizes of the model's states (``inference.contract.ModelSizes``).
         task: the task, whose check says which answers are right.
         config: settings of the heads.
         depth: supervision steps of a trajectory.

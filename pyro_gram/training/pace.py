@@ -38,7 +38,7 @@ NO_LR = 1e-12  # the copy's learning rate, so small that updates hardly change t
 
 
 def fit_to_minutes(trainer: Trainer, monitor: Callable[[], object] | None = None) -> bool:
-    """Lower a trainer's number of batches to what fits into the minutes, if its config sets both numbers.
+    """Lower a trainer's number of batches to what fits into the minutes, if the config sets batches and minutes.
 
     The number is decided once, before the clock starts, and is the same in all processes. The caller's random state is
     restored.

@@ -16,7 +16,7 @@ from torch import nn
 from pyro_gram.errors import ConfigError, UserError
 
 PRECISIONS = ("fp32", "tf32", "bf16")
-# The most variants of a core that torch may compile. A variant is with or without a gradient, and starts from z_0
+# The most variants of a core that torch may compile. A variant computes a gradient or none, and starts from z_0
 # (whose rows share memory) or from another state.
 MAX_VARIANTS = 32
 BACKEND: str | Callable[..., Any] = "inductor"
@@ -78,7 +78,7 @@ def _forward_in_bfloat16(core: nn.Module, device: str, *args: Any, **kwargs: Any
 
 @contextmanager
 def explain_compiler_errors() -> Iterator[None]:
-    """Raise UserError if the compiler fails: there is none, the disk is full, or its cache is damaged."""
+    """Raise UserError if the compiler fails, because it is missing, its cache is damaged or the disk is full."""
     try:
         yield
     except Exception as e:

@@ -40,7 +40,7 @@ class Arc(Task):
     """Apply the rule of the task with a given number to an input grid.
 
     x is int64 ``[..., 1 + canvas * canvas]``: the number of the puzzle (a task in one version), and the canvas of the
-    input. y is the canvas of the answer. Only its grid is compared; tokens outside the grid are ignored.
+    input. y is the canvas of the answer. Only the grid on it is compared; tokens outside the grid are ignored.
     """
 
     Config = ArcConfig

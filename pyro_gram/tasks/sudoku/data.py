@@ -1,4 +1,4 @@
-"""Sudoku puzzles: random puzzles with all their solutions, or checked rows of Sudoku-Extreme's files."""
+"""Draw random Sudoku puzzles with all their solutions, or read and check the files of Sudoku-Extreme."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def split_puzzles(text: str) -> list[PuzzleText]:
 
 
 def _begins_with_board(lines: list[str]) -> bool:
-    """Return whether the first line with cells holds a whole board. If so, a single word above it is a CSV header."""
+    """Return whether the first line with cells holds a whole board. A single word above such a line is a CSV header."""
     line = next(filter(None, map(remove_answer, lines)), "")
     return len(line) in SIZE_OF
 
